@@ -1,0 +1,1 @@
+"""From raw scans to random crops; no torch.nn here."""

@@ -1,0 +1,45 @@
+"""Words for several processes. Every function also works, and costs nothing, in one process."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as td
+
+
+def active() -> bool:
+    return td.is_available() and td.is_initialized()
+
+
+def rank() -> int:
+    return td.get_rank() if active() else 0
+
+
+def world_size() -> int:
+    return td.get_world_size() if active() else 1
+
+
+def is_main() -> bool:
+    return rank() == 0
+
+
+def mean(tensor: torch.Tensor) -> torch.Tensor:
+    """The mean over all processes, without gradient; `tensor` itself in one process."""
+    if not active():
+        return tensor
+    tensor = tensor.detach().clone()
+    td.all_reduce(tensor)
+    return tensor / world_size()
+
+
+def gather(tensor: torch.Tensor) -> torch.Tensor:
+    """Concatenate [N ...] of every process in rank order to [W*N ...], without gradient."""
+    if not active():
+        return tensor
+    parts = [torch.empty_like(tensor) for _ in range(world_size())]
+    td.all_gather(parts, tensor.detach().contiguous())
+    return torch.cat(parts)
+
+
+def barrier() -> None:
+    if active():
+        td.barrier()

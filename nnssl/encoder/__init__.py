@@ -1,0 +1,1 @@
+"""The Swin encoder, 2D and 3D."""

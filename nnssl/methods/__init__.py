@@ -1,0 +1,1 @@
+"""One page a method, and the table that names them all."""

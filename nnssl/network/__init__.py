@@ -1,0 +1,1 @@
+"""The fine-tuning network: Swin encoder, CNN decoder."""

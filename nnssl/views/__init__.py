@@ -1,0 +1,1 @@
+"""What a method looks at: draws apart from their effect."""
