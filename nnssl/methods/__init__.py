@@ -1,1 +1,12 @@
 """One page a method, and the table that names them all."""
+
+from __future__ import annotations
+
+from nnssl.methods.method import Method, MethodConfig, Step
+from nnssl.methods.smit import SMIT
+
+METHODS: dict[str, type[Method]] = {
+    "smit": SMIT,
+}
+
+__all__ = ["METHODS", "Method", "MethodConfig", "Step"]

@@ -1,0 +1,209 @@
+"""The hand-over from pretraining to nnU-Net: tensors and a JSON-able header, loaded strictly or not at all.
+
+    {"format_version", "header", "network_weights": {"encoder.…": tensor}, "nnssl_adaptation_plan", "citations"}
+
+A file holds tensors and plain Python types only and is read with `weights_only=True`, so that nothing in it is
+executed. `checkpoint_latest.pth` adds "training_state", which only the training loop reads.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from nnssl import files
+from nnssl.encoder.swin import Swin, SwinConfig
+from nnssl.types import HUPolicy, Shape, Spacing
+
+FORMAT_VERSION = 1
+PREFIX = "encoder."
+STEM = "patch_embed.proj.weight"
+PRETRAINING_ONLY = {"mask_token": "pretraining only: nothing is hidden when fine-tuning"}
+NETWORK_CLASS = "nnssl.network.swin_unetr.SwinUNETR"
+
+
+class CheckpointError(ValueError):
+    """The file is not a checkpoint of ours, is damaged, or holds what must not become weights."""
+
+
+class TransferError(ValueError):
+    """The weights do not fit the encoder; nothing was loaded."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint as read; see the module's docstring for the file."""
+
+    path: Path
+    sha256: str
+    header: dict
+    weights: dict[str, Tensor]
+    adaptation_plan: dict
+    citations: list
+
+    @property
+    def method(self) -> str:
+        return self.header["method"]
+
+    @property
+    def encoder_config(self) -> SwinConfig:
+        return SwinConfig.from_dict(self.header["encoder"])
+
+    @property
+    def hu(self) -> HUPolicy:
+        return HUPolicy(**self.header["plan"]["hu"])
+
+    @property
+    def spacing(self) -> Spacing:
+        return tuple(self.header["plan"]["spacing"])
+
+    @property
+    def crop(self) -> Shape:
+        return tuple(self.header["crop"])
+
+
+def pack(encoder: Swin, header: dict, citations: list[str]) -> dict:
+    """The content of a checkpoint file. `header` needs the keys method, plan (with hu and spacing), crop.
+
+    Raises CheckpointError when a weight is not finite: such weights never reach a file.
+    """
+    weights = {PREFIX + name: tensor.detach().cpu().clone() for name, tensor in encoder.state_dict().items()}
+    broken = [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise CheckpointError(
+            f"{len(broken)} tensors hold NaN or infinite values, first {broken[0]}; nothing was written. "
+            "Continue from the last checkpoint with a lower learning rate (--set lr=...)"
+        )
+    header = json.loads(json.dumps({**header, "encoder": encoder.config.to_dict()}, allow_nan=False))
+    return {
+        "format_version": FORMAT_VERSION,
+        "header": header,
+        "network_weights": weights,
+        "nnssl_adaptation_plan": _adaptation_plan(header),
+        "citations": list(citations),
+    }
+
+
+def write(path: Path | str, content: dict) -> None:
+    """Whole or not at all: written under a temporary name, then moved."""
+    with files.atomic(path) as temporary:
+        torch.save(content, temporary)
+
+
+def read(path: Path | str) -> dict:
+    """The whole content of a file, training state included. Raises FileNotFoundError or CheckpointError."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}; pretrain one with: nnssl_pretrain -m smit -i FOLDER")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(
+            f"{path} cannot be read as a checkpoint: it is truncated, or holds more than tensors and plain values ({first})"
+        ) from error
+    _check(path, content)
+    return content
+
+
+def load(path: Path | str) -> Checkpoint:
+    """Read and check a checkpoint. Raises FileNotFoundError or CheckpointError."""
+    path = Path(path)
+    content = read(path)
+    return Checkpoint(
+        path=path,
+        sha256=files.sha256(path),
+        header=content["header"],
+        weights=content["network_weights"],
+        adaptation_plan=content["nnssl_adaptation_plan"],
+        citations=content["citations"],
+    )
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """What `transfer` did: `matched` of the encoder's `total` tensors were set; `explained` tells of the rest."""
+
+    matched: int
+    total: int
+    explained: dict[str, str]
+
+
+def transfer(checkpoint: Checkpoint, encoder: Swin) -> Transfer:
+    """Load every encoder tensor from `checkpoint`, in place, or raise TransferError and load nothing.
+
+    Tensors are matched by name and shape. A stem for one channel is inflated to `encoder`'s C input channels:
+    repeated, and divided by C, so that C equal channels give what one gave.
+    """
+    given = {name.removeprefix(PREFIX): tensor for name, tensor in checkpoint.weights.items()}
+    wanted = dict(encoder.named_parameters())
+    explained = {}
+    for name, reason in PRETRAINING_ONLY.items():
+        if name in given and name not in wanted:
+            del given[name]
+            explained[name] = reason
+    if STEM in given and STEM in wanted and given[STEM].shape[1] == 1 < wanted[STEM].shape[1]:
+        channels = wanted[STEM].shape[1]
+        given[STEM] = given[STEM].repeat_interleave(channels, dim=1) / channels
+        explained[STEM] = f"inflated from 1 to {channels} input channels"
+    _demand_match(checkpoint, given, wanted)
+    with torch.no_grad():
+        for name, parameter in wanted.items():
+            parameter.copy_(given[name])
+    return Transfer(matched=len(wanted), total=len(wanted), explained=explained)
+
+
+def _demand_match(checkpoint: Checkpoint, given: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    problems = [f"missing in the file: {name}" for name in sorted(wanted.keys() - given.keys())]
+    problems += [f"unexpected in the file: {name}" for name in sorted(given.keys() - wanted.keys())]
+    problems += [
+        f"other shape: {name} is {tuple(given[name].shape)} in the file, {tuple(wanted[name].shape)} in the network"
+        for name in sorted(given.keys() & wanted.keys())
+        if given[name].shape != wanted[name].shape
+    ]
+    if problems:
+        shown = "\n  ".join(problems[:20] + ([f"... and {len(problems) - 20} more"] if len(problems) > 20 else []))
+        raise TransferError(
+            f"{checkpoint.path} does not fit the network; nothing was loaded:\n  {shown}\n"
+            f"The checkpoint's encoder is {checkpoint.header['encoder']}"
+        )
+
+
+def _check(path: Path, content: object) -> None:
+    keys = {"format_version", "header", "network_weights", "nnssl_adaptation_plan", "citations"}
+    if not isinstance(content, dict) or not keys <= content.keys():
+        found = sorted(map(str, content))[:10] if isinstance(content, dict) else type(content).__name__
+        raise CheckpointError(f"{path} is not a checkpoint of nnssl_pretrain: it holds {found}, expected {sorted(keys)}")
+    if content["format_version"] != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path} has format version {content['format_version']}, this installation reads {FORMAT_VERSION}; "
+            "install the version that wrote it, or a newer one"
+        )
+    stray = [name for name in content["network_weights"] if not name.startswith(PREFIX)]
+    if stray:
+        raise CheckpointError(f"{path} holds weights that are not the encoder's: {stray[:5]}")
+
+
+def _adaptation_plan(header: dict) -> dict:
+    """What upstream's `nnUNetv2_preprocess_like_nnssl` reads (nnunetv2/experiment_planning/like_nnssl.py)."""
+    dims = header["encoder"]["spatial_dims"]
+    configuration = {"spacing": header["plan"]["spacing"], "patch_size": header["crop"]}
+    return {
+        "architecture_plans": {
+            "arch_class_name": NETWORK_CLASS,
+            "arch_kwargs": {"encoder": header["encoder"]},
+            "arch_kwargs_requiring_import": [],
+        },
+        "pretrain_plan": {"configurations": {f"{dims}d_pretraining": configuration}},
+        "pretrain_num_input_channels": header["encoder"]["in_channels"],
+        "recommended_downstream_patchsize": header["crop"],
+        "key_to_encoder": "encoder",
+        "key_to_stem": "encoder.patch_embed",
+        "keys_to_in_proj": ["encoder.patch_embed.proj"],
+        "key_to_lpe": None,
+    }

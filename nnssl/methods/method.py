@@ -1,0 +1,106 @@
+"""The contract of a self-supervised method. The engine knows these words and nothing else of a method."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, fields
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from nnssl.encoder.swin import Swin
+from nnssl.types import Shape
+
+
+class Step(NamedTuple):
+    """What one look at a batch gives.
+
+    losses   name -> scalar with gradient; the key "total" is what is minimised.
+    watched  name -> detached tensor for the collapse monitors: "embedding" [N d] and, for each teacher
+             head, "teacher_<head>" probabilities [N K].
+    """
+
+    losses: dict[str, Tensor]
+    watched: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """The recipe that every method has; a method's own fields follow in its subclass."""
+
+    lr: float = 6e-4  # at a total batch of `lr_batch` scans; scaled by sqrt(batch / lr_batch)
+    lr_batch: int = 8
+    lr_floor: float = 1e-6
+    warmup: float = 0.05  # share of the steps
+    weight_decay: float = 0.05
+    beta2: float = 0.999
+    clip_norm: float = 3.0
+    drop_path: float = 0.1  # of the student; the teacher has none
+
+    @classmethod
+    def parse(cls, settings: Sequence[str]) -> MethodConfig:
+        """From `["mask_ratio=0.6", ...]`. An unknown field or an unreadable value is a ValueError that lists the known."""
+        known = {field.name: field for field in fields(cls)}
+        values = {}
+        for setting in settings:
+            name, _, text = setting.partition("=")
+            if name not in known or not text:
+                defaults = ", ".join(f"{n}={f.default}" for n, f in known.items() if f.default is not MISSING)
+                raise ValueError(f"cannot set {setting!r}; write FIELD=VALUE with one of: {defaults}")
+            values[name] = _read(text, type(known[name].default), setting)
+        return cls(**values)
+
+
+def _read(text: str, kind: type, setting: str):
+    try:
+        return kind(text)
+    except ValueError as error:
+        raise ValueError(f"cannot set {setting!r}: {text!r} is not a {kind.__name__}") from error
+
+
+class Method(nn.Module, ABC):
+    """Subclasses: one page each in this folder, and one line in `nnssl.methods.METHODS`."""
+
+    title: ClassVar[str]
+    family: ClassVar[str]
+    citation: ClassVar[str]
+    Config: ClassVar[type[MethodConfig]]
+
+    config: MethodConfig
+
+    @staticmethod
+    def region(crop: Shape) -> Shape:
+        """The size that is read from a scan to make views of size `crop`; the crop itself by default."""
+        return crop
+
+    @property
+    @abstractmethod
+    def encoder(self) -> Swin:
+        """What is exported: the student, or the teacher where the method's authors fine-tune the teacher."""
+
+    @abstractmethod
+    def views(self, regions: Tensor, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
+        """What this method looks at, on the device of `regions` [B 1 *region].
+
+        All chance comes from `generators`, one a scan (on the CPU), so that a scan's views do not depend on
+        which process, batch or micro-batch it falls into.
+        """
+
+    @abstractmethod
+    def loss(self, views: dict[str, Tensor]) -> Step: ...
+
+    def forward(self, views: dict[str, Tensor]) -> Step:
+        """`loss`, under the name that PyTorch's DistributedDataParallel wraps."""
+        return self.loss(views)
+
+    def after_step(self, progress: float) -> None:
+        """After each optimiser step, `progress` in (0, 1]: move teachers, centres, schedules."""
+
+    def skipped_step(self) -> None:
+        """Instead of `after_step`, where the gradient was not finite: forget what the batch has left behind."""
+
+    def reconstruct(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Title -> [B 1 *crop] for the picture of what is learnt; empty where a method predicts no voxels."""
+        return {}

@@ -1,0 +1,207 @@
+"""SMIT: hide blocks of two views, predict the voxels, and what a teacher says of the patches and of the whole.
+
+Jiang et al. 2022, "Self-supervised 3D anatomy segmentation using self-distilled masked image transformer (SMIT)",
+MICCAI, arXiv 2205.10342. Heads and targets are those of DINO (Caron 2021) and iBOT (Zhou 2022).
+
+    region -> two views -+- hidden blocks -> student -+- T5 -> linear -> voxels          L1 on hidden   (MIP)
+                         |                            +- T4 -> patch head -> hidden tokens  CE, same view  (MPD)
+                         |                            +- mean of T4 -> global head          CE, cross view (ITD)
+                         +- nothing hidden -> teacher (EMA) -> the same two heads, centred and sharpened
+
+T4: the tokens of stage 4 before its merge (stride 16); T5: after the merge (stride 32).
+Differs from the paper's code, whose faults are not inherited: the teacher starts as the student, has no drop path,
+its momentum follows the schedule at every step, centres are shared between processes, and it carries no decoder;
+schedules are shares of the run instead of epochs; gradients are clipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from nnssl.encoder.swin import Swin
+from nnssl.methods.method import Method, MethodConfig, Step
+from nnssl.modules.decoders import VoxelDecoder
+from nnssl.modules.heads import PrototypeHead
+from nnssl.modules.losses import Centre, masked_l1, soft_cross_entropy
+from nnssl.modules.schedules import cosine, ramp
+from nnssl.modules.teacher import Teacher
+from nnssl.types import Shape
+from nnssl.views.masking import block_grid, draw_blocks, repeat_blocks
+from nnssl.views.spatial import cut, draw_offset
+
+
+@dataclass(frozen=True)
+class SMITConfig(MethodConfig):
+    w_mip: float = 1.0  # masked image prediction (Jiang 2022, section 3)
+    w_itd: float = 0.1  # global (image token) self-distillation
+    w_mpd: float = 0.1  # masked patch token self-distillation
+    mask_ratio: float = 0.7  # Jiang 2022
+    mask_block: int = 16  # voxels, one T4 token
+    prototypes: int = 8192  # Jiang 2022; iBOT's published runs
+    head_hidden: int = 2048
+    head_bottleneck: int = 256
+    student_temperature: float = 0.1
+    teacher_temperature_start: float = 0.04
+    teacher_temperature_end: float = 0.07
+    temperature_warmup: float = 0.06  # share of the run: 30 of 500 epochs; the patch head starts this much later
+    teacher_momentum: float = 0.996  # to 1 along a cosine
+    centre_momentum: float = 0.9
+    freeze_prototypes: float = 0.002  # share of the run: 1 of 500 epochs (Caron 2021, freeze_last_layer)
+    export: str = "teacher"  # or "student": whose encoder is kept
+
+    def __post_init__(self) -> None:
+        if self.mask_block % 16:
+            raise ValueError(f"mask_block must be a multiple of 16 voxels (one T4 token), got {self.mask_block}")
+        if not 0 < self.mask_ratio < 1:
+            raise ValueError(f"mask_ratio must lie between 0 and 1, got {self.mask_ratio}")
+        if self.export not in ("teacher", "student"):
+            raise ValueError(f"export must be teacher or student, got {self.export!r}")
+        if self.w_mip <= 0 and self.w_itd <= 0 and self.w_mpd <= 0:
+            raise ValueError("one of w_mip, w_itd, w_mpd must be above 0")
+
+
+class Answer(NamedTuple):
+    """What student or teacher says of a batch of 2B views."""
+
+    maps: list[Tensor]
+    embedding: Tensor  # [2B d]: mean of the T4 tokens
+    image: Tensor | None  # [2B K] logits
+    patch: Tensor | None  # [hidden tokens, K] logits
+
+
+class Backbone(nn.Module):
+    """What student and teacher have in common: the encoder and the heads in use."""
+
+    def __init__(self, encoder: Swin, config: SMITConfig) -> None:
+        super().__init__()
+        self.encoder = encoder
+        head = (encoder.channels[3], config.head_hidden, config.head_bottleneck, config.prototypes)
+        self.image_head = PrototypeHead(*head) if config.w_itd > 0 else None
+        self.patch_head = PrototypeHead(*head) if config.w_mpd > 0 else None
+
+    def forward(self, image: Tensor, masked: Tensor | None, hidden: Tensor) -> Answer:
+        """`masked`: what the encoder may not see; `hidden` [2B *T4 grid]: the tokens that are asked for."""
+        maps = self.encoder(image, masked)
+        tokens = maps[3].movedim(1, -1)
+        embedding = tokens.flatten(1, -2).mean(dim=1)
+        return Answer(
+            maps,
+            embedding,
+            self.image_head(embedding) if self.image_head is not None else None,
+            self.patch_head(tokens[hidden]) if self.patch_head is not None else None,
+        )
+
+
+class SMIT(Method):
+    title = "self-distilled masked image transformer"
+    family = "masked image modelling + self-distillation"
+    citation = "Jiang et al., Self-supervised 3D anatomy segmentation using SMIT, MICCAI 2022, arXiv 2205.10342"
+    Config = SMITConfig
+
+    def __init__(self, encoder: Swin, config: SMITConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.progress = 0.0
+        self.student = Backbone(encoder, config)
+        self.teacher = Teacher(self.student)
+        self.image_centre = Centre(config.prototypes, config.centre_momentum)
+        self.patch_centre = Centre(config.prototypes, config.centre_momentum)
+        self.decoder = None
+        if config.w_mip > 0:
+            self.decoder = VoxelDecoder(encoder.channels[4], encoder.strides[4], encoder.config.spatial_dims)
+        else:  # nothing reads T5, so the merge that makes it must not ask for a gradient
+            encoder.layers4[0].downsample.requires_grad_(False)
+        for head in (self.student.image_head, self.student.patch_head):
+            if head is not None:
+                head.prototypes.weight.register_hook(self._hold_prototypes)
+
+    @staticmethod
+    def region(crop: Shape) -> Shape:
+        """4/3 of the crop, so that any two views share at least (2/3)^3 = 30 % of it (128 for 96, as the paper)."""
+        return tuple(size + size // 3 for size in crop)
+
+    @property
+    def encoder(self) -> Swin:
+        return (self.teacher.model if self.config.export == "teacher" else self.student).encoder
+
+    def views(self, regions: Tensor, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
+        """{"image": [2 B 1 *crop], "masked": Bool [2 B *blocks]}; `regions` [B 1 *region]."""
+        crop = tuple(size - size // 4 for size in regions.shape[2:])
+        grid = block_grid(crop, self.config.mask_block)
+        images, masks = [], []
+        for region, generator in zip(regions, generators, strict=True):
+            images += [cut(region, draw_offset(region.shape[1:], crop, generator), crop) for _ in range(2)]
+            masks += [draw_blocks(grid, self.config.mask_ratio, generator) for _ in range(2)]
+        image = torch.stack([*images[::2], *images[1::2]])
+        masked = torch.stack([*masks[::2], *masks[1::2]]).to(image.device)
+        return {"image": image.unflatten(0, (2, -1)), "masked": masked.unflatten(0, (2, -1))}
+
+    def loss(self, views: dict[str, Tensor]) -> Step:
+        config = self.config
+        image, masked, hidden = self._flatten(views)
+        student = self.student(image, repeat_blocks(masked, config.mask_block // 2), hidden)
+        losses, watched = {}, {}
+        if config.w_mip > 0:
+            predicted = self.decoder(student.maps[4], image.shape[2:])
+            losses["mip"] = masked_l1(predicted, image, repeat_blocks(masked, config.mask_block).unsqueeze(1))
+        teacher = self.teacher(image, None, hidden)
+        if config.w_itd > 0:
+            target = self.image_centre.sharpen(teacher.image, self._teacher_temperature(delay=0))
+            crossed = target.roll(len(target) // 2, dims=0)  # view 1 is asked what the teacher says of view 2
+            losses["itd"] = soft_cross_entropy(student.image, crossed, config.student_temperature).mean()
+            watched["teacher_image"] = target
+        if config.w_mpd > 0:
+            target = self.patch_centre.sharpen(teacher.patch, self._teacher_temperature(delay=1))
+            # Each view hides the same number of tokens: the mean over all is the mean of the views' means.
+            losses["mpd"] = soft_cross_entropy(student.patch, target, config.student_temperature).mean()
+            watched["teacher_patch"] = target
+        watched["embedding"] = teacher.embedding
+        losses["total"] = sum(getattr(config, f"w_{name}") * value for name, value in losses.items())
+        return Step(losses, watched)
+
+    def after_step(self, progress: float) -> None:
+        self.progress = progress
+        self.teacher.update(self.student, cosine(self.config.teacher_momentum, 1.0, progress))
+        self.image_centre.update()
+        self.patch_centre.update()
+
+    def skipped_step(self) -> None:
+        self.image_centre.discard()
+        self.patch_centre.discard()
+
+    def reconstruct(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
+        if self.decoder is None:
+            return {}
+        image, masked, hidden = self._flatten(views)
+        student = self.student(image, repeat_blocks(masked, self.config.mask_block // 2), hidden)
+        predicted = self.decoder(student.maps[4], image.shape[2:]).float()
+        covered = repeat_blocks(masked, self.config.mask_block).unsqueeze(1)
+        return {
+            "original": image,
+            "masked": image.masked_fill(covered, float(image.min())),
+            "predicted": torch.where(covered, predicted, image),
+        }
+
+    def get_extra_state(self) -> float:
+        return self.progress
+
+    def set_extra_state(self, state: float) -> None:
+        self.progress = state
+
+    def _flatten(self, views: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """The 2B images, their hidden blocks, and the hidden T4 tokens."""
+        masked = views["masked"].flatten(0, 1)
+        return views["image"].flatten(0, 1), masked, repeat_blocks(masked, self.config.mask_block // 16)
+
+    def _teacher_temperature(self, delay: int) -> float:
+        c = self.config
+        start = delay * c.temperature_warmup
+        return ramp(c.teacher_temperature_start, c.teacher_temperature_end, self.progress, start, c.temperature_warmup)
+
+    def _hold_prototypes(self, gradient: Tensor) -> Tensor:
+        return gradient if self.progress >= self.config.freeze_prototypes else torch.zeros_like(gradient)
