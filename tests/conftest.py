@@ -1,0 +1,56 @@
+"""What every test finds ready: few threads, nnU-Net's folders set apart, phantoms, real scans."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# Before torch and nnU-Net are imported, here and in every process that a test starts.
+THREADS = str(min(2, os.cpu_count() or 1))
+for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(variable, THREADS)
+os.environ.setdefault("nnUNet_n_proc_DA", "1")
+os.environ.setdefault("nnUNet_def_n_proc", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import pytest  # noqa: E402
+
+NNUNET_FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _no_user_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or writes the user's own nnU-Net folders, trainers or checkpoint."""
+    for variable in (*NNUNET_FOLDERS, "nnUNet_extTrainer", "nnssl_checkpoint"):
+        monkeypatch.delenv(variable, raising=False)
+
+
+@pytest.fixture
+def nnunet_env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
+    """nnU-Net's three variables, set to empty folders of this test; the value maps name to folder."""
+    folders = {name: tmp_path / name for name in NNUNET_FOLDERS}
+    for name, folder in folders.items():
+        folder.mkdir()
+        monkeypatch.setenv(name, str(folder))
+    monkeypatch.setenv("nnUNet_extTrainer", str(REPOSITORY / "trainers"))
+    return folders
+
+
+@pytest.fixture(scope="session")
+def phantom_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three small unlabelled phantoms (NIfTI, int16 HU). Shared by all tests: read, never write."""
+    from nnssl.data import phantoms
+
+    folder = tmp_path_factory.mktemp("phantoms")
+    phantoms.write_folder(folder, seeds=range(3), shape=(24, 36, 40))
+    return folder
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    """The folder of real scans ($NNSSL_TEST_DATA or ../shared/data); skips where absent."""
+    folder = Path(os.environ.get("NNSSL_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real scans at {folder}: set NNSSL_TEST_DATA to the folder that holds ct_unlabelled")
+    return folder
