@@ -1,0 +1,182 @@
+"""The parts of a Swin: patch embedding, window attention, blocks, stages, merging.
+
+Module names follow `monai.networks.nets.swin_unetr` 1.6.1.
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from nnssl.encoder.config import PATCH, SwinConfig
+from nnssl.encoder.windows import Cut, StageWindows, stage_windows
+
+# The order in which merging joins neighbours, by dims.
+CORNERS = {
+    2: ((0, 0), (1, 0), (0, 1), (1, 1)),
+    3: ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (1, 0, 1), (0, 1, 1), (1, 1, 1)),
+}
+
+
+class _Reorder(torch.autograd.Function):
+    """x[:, index], whose gradient is a gather by the known inverse rather than a scatter."""
+
+    @staticmethod
+    def forward(ctx, x, index, inverse):
+        ctx.save_for_backward(inverse)
+        return x.index_select(1, index)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (inverse,) = ctx.saved_tensors
+        return gradient.index_select(1, inverse), None, None
+
+
+def _reorder(x: Tensor, way: tuple[Tensor, Tensor]) -> Tensor:
+    """[B N C] to [B N C] along a way of `StageWindows`."""
+    return _Reorder.apply(x, *way)
+
+
+def _fill(x: Tensor, cut: Cut, pads_are_zero: bool) -> Tensor:
+    """Tokens [B N C] to slots [B nW*n C]."""
+    if cut.slots is None:
+        return x
+    # A padding slot shows the first token, and no gradient leaves it: it is zeroed, or nobody attends to it.
+    x = _Reorder.apply(x, cut.slots, cut.filled)
+    return x * cut.real.to(x.dtype) if pads_are_zero else x
+
+
+def _empty(x: Tensor, cut: Cut) -> Tensor:
+    """Slots [B nW*n C] to tokens [B N C]."""
+    return x if cut.filled is None else x.index_select(1, cut.filled)
+
+
+class DropPath(nn.Module):
+    """Leaves a residual branch out for a random part of the batch (stochastic depth, arXiv 1603.09382)."""
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0:
+            return x
+        keep = torch.rand(x.shape[0], *[1] * (x.ndim - 1), device=x.device) >= self.rate
+        return x * (keep.to(x.dtype) / (1 - self.rate))
+
+
+class WindowAttention(nn.Module):
+    def __init__(self, dim: int, heads: int, window: int, spatial_dims: int, qkv_bias: bool):
+        super().__init__()
+        self.heads = heads
+        self.relative_position_bias_table = nn.Parameter(torch.empty((2 * window - 1) ** spatial_dims, heads))
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, cut: Cut, relative: Tensor) -> Tensor:
+        """Slots [B nW*n C] to slots [B nW*n C], each window by itself."""
+        b, _, c = x.shape
+        n = prod(cut.size)
+        q, k, v = self.qkv(x).view(-1, n, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
+        bias = self.relative_position_bias_table[relative].view(1, n, n, self.heads).permute(0, 3, 1, 2)
+        if cut.mask is not None:
+            bias = (bias + cut.mask[:, None]).repeat(b, 1, 1, 1)
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
+        return self.proj(x.transpose(1, 2).reshape(b, -1, c))
+
+
+class Mlp(nn.Module):
+    def __init__(self, dim: int, hidden: int):
+        super().__init__()
+        self.linear1 = nn.Linear(dim, hidden)
+        self.linear2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear2(F.gelu(self.linear1(x)))
+
+
+class Block(nn.Module):
+    def __init__(self, dim: int, heads: int, drop_path: float, config: SwinConfig):
+        super().__init__()
+        self.pads_are_zero = config.windows == "monai"
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = WindowAttention(dim, heads, config.window, config.spatial_dims, config.qkv_bias)
+        self.drop_path = DropPath(drop_path)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, int(dim * config.mlp_ratio))
+
+    def forward(self, x: Tensor, cut: Cut, relative: Tensor) -> Tensor:
+        """Tokens [B N C] in the window order of `cut`."""
+        attended = self.attn(_fill(self.norm1(x), cut, self.pads_are_zero), cut, relative)
+        x = x + self.drop_path(_empty(attended, cut))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class PatchMerging(nn.Module):
+    """Joins 2^d neighbours into one token of twice the width, in the order of MONAI >= 1.5 (its PR 8285)."""
+
+    def __init__(self, dim: int, spatial_dims: int):
+        super().__init__()
+        self.corners = CORNERS[spatial_dims]
+        self.norm = nn.LayerNorm(len(self.corners) * dim)
+        self.reduction = nn.Linear(len(self.corners) * dim, 2 * dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B *grid C] to [B *ceil(grid/2) 2C]; an odd axis is padded with zeros."""
+        if any(g % 2 for g in x.shape[1:-1]):
+            x = F.pad(x, (0, 0, *(n for g in x.shape[-2:0:-1] for n in (0, g % 2))))
+        parts = [x[(slice(None), *(slice(i, None, 2) for i in corner))] for corner in self.corners]
+        return self.reduction(self.norm(torch.cat(parts, -1)))
+
+
+class Stage(nn.Module):
+    def __init__(self, dim: int, heads: int, drop_path: list[float], config: SwinConfig):
+        super().__init__()
+        self.window, self.mode = config.window, config.windows
+        self.blocks = nn.ModuleList(Block(dim, heads, rate, config) for rate in drop_path)
+        self.downsample = PatchMerging(dim, config.spatial_dims)
+
+    def forward(self, x: Tensor, checkpointing: bool) -> Tensor:
+        """[B *grid C] to the same, before merging."""
+        windows = stage_windows(tuple(x.shape[1:-1]), self.window, self.mode, x.device)
+        tokens = _reorder(x.flatten(1, -2), windows.enter)
+        for number, block in enumerate(self.blocks):
+            cut = windows.shifted if number % 2 else windows.plain
+            if number > 0 and windows.shift is not None:
+                tokens = _reorder(tokens, windows.shift if number % 2 else windows.shift[::-1])
+            if checkpointing and self.training:
+                tokens = checkpoint(block, tokens, cut, windows.relative, use_reentrant=False)
+            else:
+                tokens = block(tokens, cut, windows.relative)
+        return _reorder(tokens, self._way_out(windows)).view(x.shape)
+
+    def _way_out(self, windows: StageWindows) -> tuple[Tensor, Tensor]:
+        return windows.leave if len(self.blocks) % 2 == 0 else windows.enter[::-1]
+
+
+class PatchEmbed(nn.Module):
+    def __init__(self, config: SwinConfig):
+        super().__init__()
+        convolution = nn.Conv3d if config.spatial_dims == 3 else nn.Conv2d
+        self.proj = convolution(config.in_channels, config.embed_dim, PATCH, stride=PATCH)
+        self.norm = nn.LayerNorm(config.embed_dim) if config.patch_norm else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B C *spatial] to tokens [B *ceil(spatial/2) E]; an odd axis is padded with zeros."""
+        if any(size % PATCH for size in x.shape[2:]):
+            x = F.pad(x, tuple(n for size in x.shape[:1:-1] for n in (0, -size % PATCH)))
+        return self.norm(self.proj(x).movedim(1, -1))
+
+
+def initialise(module: nn.Module) -> None:
+    """Truncated normal weights of sd 0.02 and zero biases, as in the Swin paper's code."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, WindowAttention):
+        nn.init.trunc_normal_(module.relative_position_bias_table, std=0.02)

@@ -1,0 +1,73 @@
+"""The architecture of a Swin encoder as data."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+
+PATCH = 2  # voxels an edge of a token
+
+
+@dataclass(frozen=True)
+class SwinConfig:
+    """The architecture of a `Swin`, and all that is needed to build it again.
+
+    taps:    "stage": maps 0-3 are the stages' outputs before merging, as in SMIT, map 4 the last merge's.
+             "merge": map 0 is the patch embedding, maps 1-4 follow the merges, as in MONAI.
+    windows: "exact": the bias of a pair of tokens is that of its true offset, and padding is not attended to.
+             "monai": MONAI 1.6.1's clipped windows and attended padding, for weights that were trained so.
+    """
+
+    spatial_dims: int = 3
+    in_channels: int = 1
+    embed_dim: int = 48
+    depths: tuple[int, ...] = (2, 2, 12, 2)
+    heads: tuple[int, ...] = (4, 4, 8, 16)
+    window: int = 4
+    mlp_ratio: float = 4.0
+    qkv_bias: bool = True
+    patch_norm: bool = True
+    drop_path: float = 0.0
+    taps: str = "stage"
+    windows: str = "exact"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "depths", tuple(self.depths))
+        object.__setattr__(self, "heads", tuple(self.heads))
+        _one_of("spatial_dims", self.spatial_dims, (2, 3))
+        _one_of("taps", self.taps, ("stage", "merge"))
+        _one_of("windows", self.windows, ("exact", "monai"))
+        if len(self.depths) != 4 or len(self.heads) != 4 or min(self.depths + self.heads) < 1:
+            raise ValueError(
+                f"a Swin has 4 stages: depths and heads need 4 positive numbers each, "
+                f"got depths={self.depths}, heads={self.heads}"
+            )
+        for stage, heads in enumerate(self.heads):
+            if (width := self.embed_dim * 2**stage) % heads:
+                raise ValueError(
+                    f"stage {stage + 1} has {width} channels, which {heads} heads do not divide; "
+                    f"choose heads[{stage}] among the divisors of {width}"
+                )
+        if self.window < 2 or self.in_channels < 1 or not 0 <= self.drop_path < 1:
+            raise ValueError(
+                f"a Swin needs window >= 2, in_channels >= 1 and 0 <= drop_path < 1, "
+                f"got window={self.window}, in_channels={self.in_channels}, drop_path={self.drop_path}"
+            )
+
+    def to_dict(self) -> dict:
+        """JSON-able."""
+        return {
+            key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict) -> SwinConfig:
+        """The inverse of `to_dict`; a missing key takes its default, an unknown one raises ValueError."""
+        known = [field.name for field in fields(cls)]
+        if unknown := sorted(set(values) - set(known)):
+            raise ValueError(f"unknown encoder option(s) {', '.join(unknown)}; known: {', '.join(known)}")
+        return cls(**values)
+
+
+def _one_of(name: str, got: object, allowed: tuple) -> None:
+    if got not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {got!r}")

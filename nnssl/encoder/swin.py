@@ -1,0 +1,89 @@
+"""Swin Transformer encoder in 3D and 2D, with mask tokens and stage maps.
+
+Liu et al. 2021 (arXiv 2103.14030); in 3D as Swin UNETR (Tang 2022, arXiv 2111.14791) and SMIT (Jiang 2022).
+Parameter names follow `monai.networks.nets.swin_unetr.SwinTransformer` 1.6.1, the oracle of the tests.
+
+    image [B C *spatial] -> 2^d patches -> stage 1 -> merge -> stage 2 -> merge -> ... -> stage 4 -> merge
+    taps "stage"                                 | 0              | 1                       | 3       | 4
+    taps "merge"                        | 0             | 1             | 2                           | 4
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nnssl.encoder.blocks import PatchEmbed, Stage, initialise
+from nnssl.encoder.config import PATCH, SwinConfig
+from nnssl.types import Shape
+
+__all__ = ["PATCH", "Swin", "SwinConfig"]
+
+
+class Swin(nn.Module):
+    """The encoder. Publishes `config`, `channels` and `strides` of its five maps.
+
+    maskable:      own a `mask_token` and accept `masked`. For pretraining only.
+    checkpointing: recompute each block in the backward pass: much less memory, about a third more time.
+    """
+
+    def __init__(self, config: SwinConfig, maskable: bool = False, checkpointing: bool = False):
+        super().__init__()
+        self.config = config
+        self.checkpointing = checkpointing
+        self.channels: tuple[int, ...] = tuple(config.embed_dim * 2**i for i in range(5))
+        self.strides: tuple[int, ...] = tuple(PATCH * 2**i for i in range(5))
+        self.patch_embed = PatchEmbed(config)
+        rates = torch.linspace(0, config.drop_path, sum(config.depths)).tolist()
+        for i, (depth, heads) in enumerate(zip(config.depths, config.heads, strict=True)):
+            stage = Stage(self.channels[i], heads, [rates.pop(0) for _ in range(depth)], config)
+            setattr(self, f"layers{i + 1}", nn.ModuleList([stage]))
+        self.mask_token = nn.Parameter(torch.zeros(config.embed_dim)) if maskable else None
+        self.apply(initialise)
+
+    @property
+    def stages(self) -> list[Stage]:
+        return [getattr(self, f"layers{i}")[0] for i in (1, 2, 3, 4)]
+
+    def token_grid(self, spatial: Shape) -> Shape:
+        """The grid on which `masked` lives: one token for 2^d voxels."""
+        return tuple(-(-size // PATCH) for size in spatial)
+
+    def forward(self, x: Tensor, masked: Tensor | None = None) -> list[Tensor]:
+        """Encode an image.
+
+        x:      [B C *spatial], any size.
+        masked: Bool [B *token_grid(spatial)], True = hidden: the token is replaced by the mask token.
+        Returns five maps [B channels[i] *ceil(spatial / strides[i])], each layer-normalised without affine.
+        Raises ValueError for a wrong number of axes or channels, or a mask of another shape.
+        """
+        self._check(x, masked)
+        tokens = self.patch_embed(x)
+        if masked is not None:
+            tokens = torch.where(masked[..., None], self.mask_token.to(tokens.dtype), tokens)
+        maps = [tokens] if self.config.taps == "merge" else []
+        for stage in self.stages:
+            tokens = stage(tokens, self.checkpointing)
+            if self.config.taps == "stage":
+                maps.append(tokens)
+            tokens = stage.downsample(tokens)
+            if self.config.taps == "merge":
+                maps.append(tokens)
+        if self.config.taps == "stage":
+            maps.append(tokens)
+        return [F.layer_norm(m, m.shape[-1:]).movedim(-1, 1) for m in maps]
+
+    def _check(self, x: Tensor, masked: Tensor | None) -> None:
+        axes = "Z Y X" if self.config.spatial_dims == 3 else "Y X"
+        if x.ndim != self.config.spatial_dims + 2 or x.shape[1] != self.config.in_channels:
+            raise ValueError(f"the encoder takes [B {self.config.in_channels} {axes}], got {tuple(x.shape)}")
+        if masked is None:
+            return
+        if self.mask_token is None:
+            raise ValueError("this encoder has no mask token; build it with Swin(config, maskable=True)")
+        wanted = (x.shape[0], *self.token_grid(tuple(x.shape[2:])))
+        if tuple(masked.shape) != wanted or masked.dtype != torch.bool:
+            raise ValueError(
+                f"masked must be bool on the token grid {wanted}, got {masked.dtype} {tuple(masked.shape)}"
+            )
