@@ -1,0 +1,123 @@
+"""Imports only go down, and pretraining needs no image library and no nnU-Net."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+FLOORS = (
+    {"types", "files", "dist"},
+    {"data", "views", "encoder", "modules"},
+    {"methods", "checkpoint", "network"},
+    {"train", "finetune", "plans"},
+    {"demo", "bench", "trainers"},
+    {"cli"},
+)
+LEVEL = {part: level for level, parts in enumerate(FLOORS, start=1) for part in parts}
+APART = FLOORS[1]  # the four parts of the second floor do not import each other
+
+
+def own_modules() -> dict[str, Path]:
+    """Dotted name to file, as they are called once installed."""
+    folders = {"nnssl": "nnssl", "nnssl.trainers": "trainers", "nnssl.plans": "plans"}
+    modules = {}
+    for package, folder in folders.items():
+        for path in sorted((REPOSITORY / folder).rglob("*.py")):
+            name = ".".join([package, *path.relative_to(REPOSITORY / folder).with_suffix("").parts])
+            modules[name.removesuffix(".__init__")] = path
+    return modules
+
+
+MODULES = own_modules()
+
+
+def part_of(name: str) -> str | None:
+    """`nnssl.data.plan` is of part `data`; None for other people's modules and for `nnssl` itself."""
+    words = name.split(".")
+    return words[1] if words[0] == "nnssl" and len(words) > 1 and words[1] != "__version__" else None
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Every module a file names, inside functions as well."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def violations(importer: str, imported: str) -> str | None:
+    own, other = part_of(importer), part_of(imported)
+    if own is None or other is None or own == other:
+        return None
+    if own in APART and other in APART:
+        return f"{importer} imports {imported}: {own} and {other} are apart"
+    if LEVEL[other] >= LEVEL[own]:
+        return f"{importer} (floor {LEVEL[own]}) imports {imported} (floor {LEVEL[other]})"
+    return None
+
+
+def test_every_part_has_a_floor():
+    assert {part_of(name) for name in MODULES} - {None} <= set(LEVEL)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_only_go_down(module):
+    found = [violations(module, name) for name in imports(MODULES[module])]
+    assert [text for text in found if text] == []
+
+
+def test_no_relative_imports():
+    """nnU-Net loads trainer files under their bare names, where a relative import cannot work."""
+    for module, path in MODULES.items():
+        nodes = ast.walk(ast.parse(path.read_text()))
+        assert not any(isinstance(node, ast.ImportFrom) and node.level for node in nodes), module
+
+
+def test_the_rule_would_notice():
+    assert "floor 2" in violations("nnssl.data.plan", "nnssl.train.loop")
+    assert "apart" in violations("nnssl.data.crops", "nnssl.encoder.swin")
+    assert violations("nnssl.methods.smit", "nnssl.modules.heads") is None
+    assert violations("nnssl.data.plan", "nnssl.data.scans") is None
+
+
+BLOCKED = """
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {blocked}:
+            raise ImportError(f"{{name}} is not for this path")
+
+sys.meta_path.insert(0, Blocked())
+import importlib
+for name in {modules}:
+    importlib.import_module(name)
+"""
+PRETRAINING = ["nnssl.cli", "nnssl.train.loop", "nnssl.methods", "nnssl.data.crops", "nnssl.checkpoint"]
+
+
+def import_without(blocked: set[str], modules: list[str]) -> subprocess.CompletedProcess:
+    script = BLOCKED.format(blocked=blocked, modules=modules)
+    return subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True)
+
+
+def test_pretraining_needs_neither_simpleitk_nor_nnunet():
+    done = import_without({"SimpleITK", "nnunetv2"}, PRETRAINING)
+    assert done.returncode == 0, done.stderr
+
+
+def test_importing_the_package_is_light():
+    done = import_without({"torch", "numpy", "SimpleITK", "nnunetv2", "blosc2"}, ["nnssl", "nnssl.types"])
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_block_works():
+    done = import_without({"numpy"}, ["numpy"])
+    assert "numpy is not for this path" in done.stderr
