@@ -1,37 +1,44 @@
-"""Packaging. `trainers/` and `plans/` are mapped into the one package, so that nothing else lands in site-packages."""
+"""Packaging. `trainers/` and `plans/` are mapped into the one package: site-packages gets no other name."""
 
+import ast
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
-PACKAGES = [
-    "nnssl",
-    *(f"nnssl.{part}" for part in
-      ("data", "views", "encoder", "modules", "methods", "train", "network", "bench", "trainers", "plans")),
-]
+MAPPED = {"nnssl.trainers": "trainers", "nnssl.plans": "plans"}
+START_UP = "nnssl_trainers.pth"
+
+
+def version() -> str:
+    """The `__version__` of the package, without importing it."""
+    for node in ast.parse((HERE / "nnssl" / "__init__.py").read_text()).body:
+        if isinstance(node, ast.Assign) and node.targets[0].id == "__version__":
+            return ast.literal_eval(node.value)
+    raise ValueError("nnssl/__init__.py has no __version__")
 
 
 class BuildWithStartUpFile(build_py):
-    """Adds the start-up file that lets nnU-Net find our trainers with no variable set (documentation/nnunet.md)."""
+    """Adds the file that lets nnU-Net find our trainers with no variable set (documentation/nnunet.md)."""
 
     def run(self) -> None:
         super().run()
-        self.copy_file(str(HERE / "trainers" / "nnssl_trainers.pth"), str(Path(self.build_lib) / "nnssl_trainers.pth"))
+        if not self.editable_mode:
+            self.copy_file(str(HERE / "trainers" / START_UP), str(Path(self.build_lib) / START_UP))
 
 
 setup(
     name="nnssl-swin",
-    version="0.1.0",
+    version=version(),
     description="Self-supervised pretraining of Swin encoders on raw CT, fine-tuned inside stock nnU-Net",
     long_description=(HERE / "README.md").read_text(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["documentation/LICENSE"],
     python_requires=">=3.10",
-    packages=PACKAGES,
-    package_dir={"nnssl.trainers": "trainers", "nnssl.plans": "plans"},
+    packages=[*find_packages(include=["nnssl", "nnssl.*"]), *MAPPED],
+    package_dir=MAPPED,
     cmdclass={"build_py": BuildWithStartUpFile},
     install_requires=[
         "nnunetv2>=2.8.0",  # the first release that looks for trainers outside its own folder
@@ -43,7 +50,8 @@ setup(
         "tqdm",
     ],
     extras_require={
-        "test": ["pytest", "monai>=1.6", "lightly"],  # oracles, never imported by the package
+        # The last three are oracles and tools of the tests, never imported by the package.
+        "test": ["pytest", "monai>=1.6", "lightly", "setuptools>=70.1"],
         "tensorboard": ["tensorboard"],
     },
     entry_points={

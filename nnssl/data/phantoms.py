@@ -120,9 +120,7 @@ def stripes(period: float, share: float, phase: float, tilt: float = 0.0) -> Ins
 
 
 def draw_anatomy(rng: np.random.Generator) -> Anatomy:
-    trunk = np.array(
-        [rng.uniform(95, 125), rng.uniform(140, 175)]
-    )  # half depth and half width of the body, mm
+    trunk = np.array([rng.uniform(95, 125), rng.uniform(140, 175)])  # half depth and half width of the body, mm
     contrast = rng.uniform(0, 1) if rng.uniform() < 0.6 else 0.0  # share of an enhanced scan's HU
     soft = rng.uniform(45, 60)  # muscle
     parts = (
@@ -150,14 +148,10 @@ def _chest(rng: np.random.Generator, trunk: np.ndarray, soft: float, contrast: f
     base = rng.uniform(15, 45)  # where the lungs end, mm above the middle
     depth, width = trunk
     ribs = both(between(base - 60, 1e3), stripes(rng.uniform(24, 30), 0.4, rng.uniform(0, 30), tilt=0.35))
-    wall = without(
-        column((0, 0), (depth - 20, width - 20), 2.3), column((0, 0), (depth - 28, width - 28), 2.3)
-    )
+    wall = without(column((0, 0), (depth - 20, width - 20), 2.3), column((0, 0), (depth - 28, width - 28), 2.3))
     for side in (-1, 1):
         centre = (base + 80, -2.0, side * width * 0.43)
-        yield Part(
-            ellipsoid(centre, (95, depth * 0.72, width * 0.38)), hu=rng.uniform(-860, -760), texture=45
-        )
+        yield Part(ellipsoid(centre, (95, depth * 0.72, width * 0.38)), hu=rng.uniform(-860, -760), texture=45)
     yield Part(
         ellipsoid((base + 55, -depth * 0.25, width * 0.08), (55, depth * 0.4, width * 0.3)),
         hu=42 + 110 * contrast,
@@ -212,9 +206,7 @@ def _spine(rng: np.random.Generator, trunk: np.ndarray, soft: float) -> Iterable
     yield Part(column((y, 0), (body[0] - 4, body[1] - 4)), hu=rng.uniform(130, 230), texture=40)
     yield Part(both(column((y, 0), body), disc), hu=soft + 25, texture=10)
     yield Part(column((behind, 0), canal), hu=rng.uniform(5, 15), texture=5, label=LABELS["canal"])
-    yield Part(
-        column((behind, 0), (6.0, 7.0)), hu=soft - rng.uniform(0, 12), texture=6, label=LABELS["canal"]
-    )
+    yield Part(column((behind, 0), (6.0, 7.0)), hu=soft - rng.uniform(0, 12), texture=6, label=LABELS["canal"])
 
 
 def render(anatomy: Anatomy, shape: Shape, spacing: Spacing, rng: np.random.Generator) -> Phantom:
