@@ -1,0 +1,133 @@
+"""Random crops of the preprocessed scans: partial reads, each a pure function of (seed, index)."""
+
+from __future__ import annotations
+
+import base64
+import os
+import zlib
+from pathlib import Path
+
+import blosc2
+import numpy as np
+import torch
+
+from nnssl.data.plan import Plan
+from nnssl.files import read_json
+from nnssl.types import Shape
+
+LEAST_BODY = 0.2  # share of body voxels below which a position is drawn again (METHODS: or the encoder learns air)
+DRAWS = 10
+# nnU-Net opens its store in the same way; mapping does not work on Windows (MIC-DKFZ/nnUNet issue 2723)
+OPEN = {"mode": "r", "dparams": {"nthreads": 1}, **({} if os.name == "nt" else {"mmap_mode": "r"})}
+
+
+class Crops(torch.utils.data.Dataset):
+    """`crops[index]` -> {"crop": float32 [1 *shape], "index": int, "rejected": int}, for any index >= 0.
+
+    `index` is the number of the sample in the whole run: index // len(crops) is the epoch, in which every case
+    comes once, in an order of its own. A shape of two axes gives axial slices [1 Y X]. `rejected` counts the
+    positions that held too little body. Files are opened where they are read, so workers may fork or spawn.
+    """
+
+    def __init__(self, folder: Path | str, plan: Plan, shape: Shape | None = None, seed: int = 0) -> None:
+        shape = tuple(shape or plan.crop)
+        if len(shape) not in (2, 3) or min(shape) < 1:
+            raise ValueError(
+                f"a crop has two or three axes of at least one voxel, got {shape}; the plan's is {plan.crop}"
+            )
+        self.folder = Path(folder)
+        self.fingerprint = plan.fingerprint
+        self.shape = shape
+        self.seed = seed
+        self.cases = self._stored(plan)
+        self.padding = float(plan.hu.normalise(np.float32(plan.hu.low)))
+        self._box = np.array((1,) * (3 - len(shape)) + shape)
+        self._order: tuple[int, np.ndarray] = (-1, np.empty(0))
+
+    def _stored(self, plan: Plan) -> tuple[str, ...]:
+        """Cases that can be read; those noted as failed are left out, but a case that is just absent is an error."""
+        names = {entry.name for entry in os.scandir(self.folder)} if self.folder.is_dir() else set()
+        stored = tuple(c.id for c in plan.cases if f"{c.id}.json" in names and f"{c.id}.b2nd" in names)
+        failed = sum(f"{c.id}.failed.json" in names for c in plan.cases if c.id not in set(stored))
+        if not stored or len(stored) + failed < len(plan.cases):
+            raise ValueError(
+                f"{len(stored)} of the {len(plan.cases)} cases of the plan are preprocessed in {self.folder}; "
+                f"run nnssl_pretrain with the same -i or -d again, it goes on where it stopped"
+            )
+        return stored
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def __getitem__(self, index: int) -> dict:
+        if index < 0:
+            raise IndexError(f"samples are numbered from 0, got {index}")
+        generator = np.random.default_rng((self.seed, index))
+        case = self._case(index)
+        properties = self._properties(case)
+        start, rejected = self._position(generator, properties)
+        crop = self._read(case, start, np.array(properties["shape"]))
+        return {"crop": torch.from_numpy(crop), "index": index, "rejected": rejected}
+
+    def _case(self, index: int) -> str:
+        epoch, place = divmod(index, len(self.cases))
+        if self._order[0] != epoch:
+            # A stream of its own: (seed, index) above has no third entry.
+            self._order = epoch, np.random.default_rng((self.seed, epoch, 1)).permutation(len(self.cases))
+        return self.cases[self._order[1][place]]
+
+    def _properties(self, case: str) -> dict:
+        properties = read_json(self.folder / f"{case}.json")
+        if properties["fingerprint"] != self.fingerprint:
+            raise ValueError(
+                f"{self.folder / case}.json was made with plan {properties['fingerprint']}, not with "
+                f"{self.fingerprint}; files of two plans are not mixed: delete {self.folder}, or choose another name"
+            )
+        return properties
+
+    def _position(self, generator: np.random.Generator, properties: dict) -> tuple[np.ndarray, int]:
+        """The first drawn start [3] with enough body, or else the best of DRAWS; and the number of those rejected.
+
+        Judged by the stored share of body in each block, so a rejected position costs no decompression.
+        """
+        size = np.array(properties["shape"])
+        body = _body(properties)
+        room = size - self._box
+        best, most = None, -1.0
+        for draw in range(DRAWS):
+            # A scan smaller than the crop is centred in it, as nnU-Net does.
+            start = np.where(room > 0, generator.integers(0, room.clip(0) + 1), room // 2)
+            share = _share(body, start, self._box, size, properties["body_block"])
+            if share >= LEAST_BODY:
+                return start, draw
+            if share > most:
+                best, most = start, share
+        return best, DRAWS
+
+    def _read(self, case: str, start: np.ndarray, size: np.ndarray) -> np.ndarray:
+        """float32 [1 *shape]; what lies outside of the scan is air."""
+        low, high = start.clip(0), np.minimum(start + self._box, size)
+        array = blosc2.open(str(self.folder / f"{case}.b2nd"), **OPEN)
+        voxels = array[(0, *(slice(int(a), int(b)) for a, b in zip(low, high, strict=True)))]
+        if voxels.shape != tuple(self._box):
+            padded = np.full(self._box, self.padding, np.float32)
+            padded[tuple(slice(a, b) for a, b in zip(low - start, high - start, strict=True))] = voxels
+            voxels = padded
+        return voxels.reshape(1, *self.shape)
+
+
+def _body(properties: dict) -> np.ndarray:
+    """Share of body voxels of each block, 0 to 255, as float32."""
+    blocks = [-(-s // properties["body_block"]) for s in properties["shape"]]
+    packed = zlib.decompress(base64.b64decode(properties["body"]))
+    return np.frombuffer(packed, np.uint8).reshape(blocks).astype(np.float32)
+
+
+def _share(body: np.ndarray, start: np.ndarray, box: np.ndarray, size: np.ndarray, block: int) -> float:
+    """Share of body voxels in the part of the box that lies in the scan, taking each block as uniform."""
+    low, high = start.clip(0), np.minimum(start + box, size)
+    for axis in range(3):  # contracting the first axis brings the next one to the front
+        edges = np.arange(body.shape[0]) * block
+        overlap = (np.minimum(edges + block, high[axis]) - np.maximum(edges, low[axis])).clip(0)
+        body = np.tensordot(overlap, body, 1)
+    return float(body) / 255 / float((high - low).prod())

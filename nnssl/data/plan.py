@@ -1,0 +1,162 @@
+"""The plan: spacing, HU policy, crop and cases of one pretraining collection, as `plan.json`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from nnssl.files import fingerprint, read_json, write_json
+from nnssl.types import HUPolicy, Shape, Spacing
+
+FORMAT_VERSION = 1
+SANE_SPACING = (0.5, 5.0)  # mm: finer is more noise than anatomy, coarser loses the organs
+CROPS = (96, 64, 48, 32)  # voxels an axis: SMIT's own size, then what smaller scans can hold
+CLIP = (0.005, 0.995)  # nnU-Net's percentiles for CT
+WIDEST = (-1000.0, 3000.0)  # HU
+
+
+@dataclass(frozen=True)
+class Case:
+    """One scan: where it came from and its shape and spacing (z, y, x) before resampling."""
+
+    id: str
+    source: str
+    series: str
+    shape: Shape
+    spacing: Spacing
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What preprocessing does to every scan, and which scans there are. Spacing in mm, crop in voxels, (z, y, x)."""
+
+    name: str
+    spacing: Spacing
+    hu: HUPolicy
+    crop: Shape
+    cases: tuple[Case, ...]
+    format_version: int = FORMAT_VERSION
+    fingerprint: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        check_spacing(self.spacing)
+        check_crop(self.crop)
+        object.__setattr__(self, "fingerprint", fingerprint(self._content()))
+
+    def _content(self) -> dict:
+        content = asdict(self)
+        del content["fingerprint"]
+        return content
+
+    def save(self, path: Path | str) -> None:
+        write_json(path, {**self._content(), "fingerprint": self.fingerprint})
+
+    @classmethod
+    def load(cls, path: Path | str) -> Plan:
+        """Raises ValueError for a file of another version, or one that was changed by hand."""
+        content = read_json(path)
+        version = content.get("format_version")
+        if version != FORMAT_VERSION:
+            raise ValueError(
+                f"{path} has plan format {version}, this program reads {FORMAT_VERSION}; "
+                f"delete its folder and run nnssl_pretrain again to plan anew"
+            )
+        plan = cls(
+            name=content["name"],
+            spacing=tuple(content["spacing"]),
+            hu=HUPolicy(**content["hu"]),
+            crop=tuple(content["crop"]),
+            cases=tuple(
+                Case(**{**case, "shape": tuple(case["shape"]), "spacing": tuple(case["spacing"])})
+                for case in content["cases"]
+            ),
+        )
+        if plan.fingerprint != content["fingerprint"]:
+            raise ValueError(
+                f"{path} was changed after it was written (fingerprint {content['fingerprint']}, content "
+                f"{plan.fingerprint}); delete its folder, or use --spacing and --crop with a new name"
+            )
+        return plan
+
+
+def make_plan(
+    name: str,
+    scans: Sequence,
+    histograms: Iterable[np.ndarray],
+    spacing: Spacing | None = None,
+    crop: Shape | None = None,
+) -> Plan:
+    """Plan from the kept lines of the survey (`path`, `series`, `shape`, `spacing`) and their body histograms.
+
+    One histogram is in memory at a time. `spacing` and `crop` override what would be derived.
+    """
+    if not scans:
+        raise ValueError("a plan needs at least one scan")
+    scans = sorted(scans, key=lambda scan: (scan.path, scan.series))
+    spacing = check_spacing(spacing or median_spacing([scan.spacing for scan in scans]))
+    shapes = [resampled_shape(scan.shape, scan.spacing, spacing) for scan in scans]
+    cases = tuple(
+        Case(case_id(scan.path, scan.series), scan.path, scan.series, tuple(scan.shape), tuple(scan.spacing))
+        for scan in scans
+    )
+    return Plan(name, spacing, hu_policy(histograms), check_crop(crop or default_crop(shapes)), cases)
+
+
+def check_spacing(spacing: Spacing) -> Spacing:
+    if len(spacing) != 3 or not all(0.05 <= s <= 15 for s in spacing):
+        raise ValueError(f"spacing must be three numbers from 0.05 to 15 mm (z y x), got {tuple(spacing)}")
+    return tuple(float(s) for s in spacing)
+
+
+def check_crop(crop: Shape) -> Shape:
+    if len(crop) != 3 or not all(c > 0 and c % 16 == 0 for c in crop):
+        raise ValueError(f"crop must be three positive multiples of 16 (z y x), got {tuple(crop)}; try 96 96 96")
+    return tuple(int(c) for c in crop)
+
+
+def median_spacing(spacings: Sequence[Spacing]) -> Spacing:
+    """The median of each axis in mm, within SANE_SPACING."""
+    return tuple(round(float(s), 4) for s in np.median(spacings, axis=0).clip(*SANE_SPACING))
+
+
+def resampled_shape(shape: Shape, spacing: Spacing, new_spacing: Spacing) -> Shape:
+    """nnU-Net's rule for the shape after resampling (compute_new_shape)."""
+    return tuple(round(s / n * k) for s, n, k in zip(spacing, new_spacing, shape, strict=True))
+
+
+def default_crop(shapes: Sequence[Shape]) -> Shape:
+    """For each axis the largest of CROPS that the median shape fills to nine tenths, or the smallest of them."""
+    return tuple(next((c for c in CROPS if 0.9 * c <= m), CROPS[-1]) for m in np.median(shapes, axis=0))
+
+
+def hu_policy(histograms: Iterable[np.ndarray]) -> HUPolicy:
+    """Clip range, mean and sd over body voxels, each scan weighing the same (nnU-Net samples cases alike too).
+
+    `histograms`: counts at each whole HU from BODY_HU upwards (survey.body_histogram).
+    """
+    pooled: np.ndarray | float = 0.0
+    for histogram in histograms:
+        pooled = pooled + histogram / histogram.sum()
+    pooled = pooled / pooled.sum()
+    hu = np.arange(len(pooled)) + WIDEST[1] - (len(pooled) - 1)
+    cumulative = pooled.cumsum()
+    low, high = (float(hu[np.searchsorted(cumulative, q)]) for q in CLIP)
+    low, high = max(low, WIDEST[0]), min(max(high, low + 1), WIDEST[1])
+    clipped = hu.clip(low, high)
+    mean = float((pooled * clipped).sum())
+    sd = float(np.sqrt((pooled * (clipped - mean) ** 2).sum()))
+    return HUPolicy(low, high, round(mean, 4), round(max(sd, 1.0), 4))
+
+
+def case_id(path: str, series: str = "") -> str:
+    """A safe file name: what is readable of the scan's name, and a hash of its whole path and series.
+
+    The same scan has the same id in every run; scans of the same name in different folders do not.
+    """
+    stem = re.sub(r"\.(nii\.gz|nii|nrrd|nhdr|mha|mhd)$", "", Path(path).name, flags=re.IGNORECASE)
+    readable = re.sub(r"[^A-Za-z0-9]+", "_", stem).strip("_")[:40]
+    return f"{readable or 'scan'}_{fingerprint([path, series])}"

@@ -1,0 +1,136 @@
+"""Preprocessing: normalise and resample each scan as nnU-Net will at fine-tuning, and store it for random crops.
+
+Beside each `<case>.b2nd` (float32 [1 Z Y X]) lies `<case>.json`, written last: where it is, the case is done.
+"""
+
+from __future__ import annotations
+
+import base64
+import zlib
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from nnssl.data.plan import Case, Plan, resampled_shape
+from nnssl.data.scans import Found, read_scan
+from nnssl.data.workers import Failed, each
+from nnssl.files import atomic, inside, read_json, write_json
+from nnssl.types import BODY_HU, Shape
+
+BLOCK = 16  # voxels: edge of the blocks whose share of body voxels is stored
+
+
+def preprocess(
+    plan: Plan, folder: Path | str, num_processes: int, part_id: int = 0, num_parts: int = 1
+) -> dict[str, str]:
+    """Store every case of this part that is not stored yet; returns {case id: reason} of those that failed.
+
+    A failed case is also noted in `<case>.failed.json` and tried again by the next run. Files that were made
+    with another plan are never mixed in: ValueError.
+    """
+    if not 0 <= part_id < num_parts:
+        raise ValueError(f"-part_id must be 0 to {num_parts - 1} with -num_parts {num_parts}, got {part_id}")
+    folder = Path(folder)
+    todo = [case for case in plan.cases[part_id::num_parts] if not is_done(case.id, plan.fingerprint, folder)]
+    failed = {}
+    work = partial(preprocess_case, plan=_without_cases(plan), fingerprint=plan.fingerprint, folder=folder)
+    for case, result in each(work, todo, num_processes, "preprocess"):
+        if isinstance(result, Failed):
+            failed[case.id] = result.reason
+            write_json(inside(folder, f"{case.id}.failed.json"), {"reason": result.reason})
+    return failed
+
+
+def _without_cases(plan: Plan) -> Plan:
+    """What a worker needs of the plan: ten thousand cases need not travel with each task."""
+    return Plan(plan.name, plan.spacing, plan.hu, plan.crop, ())
+
+
+def is_done(case_id: str, fingerprint: str, folder: Path) -> bool:
+    """True when the case is stored whole. Raises ValueError when it is stored by another plan."""
+    note, array = inside(folder, f"{case_id}.json"), inside(folder, f"{case_id}.b2nd")
+    try:
+        properties = read_json(note)
+        size = array.stat().st_size
+    except (FileNotFoundError, ValueError):
+        return False
+    if properties["fingerprint"] != fingerprint:
+        raise ValueError(
+            f"{note} was made with plan {properties['fingerprint']}, this plan is {fingerprint}; files of two "
+            f"plans are not mixed: delete {folder}, or choose another name"
+        )
+    return properties["bytes"] == size
+
+
+def preprocess_case(case: Case, plan: Plan, fingerprint: str, folder: Path) -> None:
+    """Read, normalise, resample, store. Needs one scan in memory, in float64 while nnU-Net resamples."""
+    hu, spacing = read_scan(Found(case.source, case.series))
+    if hu.shape != case.shape:
+        raise ValueError(f"has shape {hu.shape}, at planning it was {case.shape}: the scan has changed")
+    shape = resampled_shape(hu.shape, spacing, plan.spacing)
+    body = body_blocks(hu > BODY_HU, shape)
+    voxels = resample(plan.hu.normalise(hu)[None], shape, spacing, plan.spacing)
+    path = inside(folder, f"{case.id}.b2nd")
+    store(voxels, path, plan.crop)
+    properties = {
+        "fingerprint": fingerprint,
+        "bytes": path.stat().st_size,
+        "shape": list(shape),
+        "spacing": list(plan.spacing),
+        "source": case.source,
+        "series": case.series,
+        "original_shape": list(case.shape),
+        "original_spacing": list(case.spacing),
+        "body_block": BLOCK,
+        "body": base64.b64encode(zlib.compress(body.tobytes())).decode(),
+    }
+    write_json(inside(folder, f"{case.id}.json"), properties)
+    inside(folder, f"{case.id}.failed.json").unlink(missing_ok=True)
+
+
+def resample(voxels: np.ndarray, shape: Shape, spacing, new_spacing) -> np.ndarray:
+    """nnU-Net's own resampling of images [1 Z Y X] with the settings its planner writes for every dataset."""
+    from nnunetv2.preprocessing.resampling.default_resampling import resample_data_or_seg_to_shape
+
+    return resample_data_or_seg_to_shape(
+        voxels, shape, spacing, new_spacing, is_seg=False, order=3, order_z=0, force_separate_z=None
+    )
+
+
+def body_blocks(body: np.ndarray, shape: Shape) -> np.ndarray:
+    """Share of body voxels, 0 to 255, in each block of BLOCK voxels a side of the scan resampled to `shape`.
+
+    Taken from the unresampled mask [Z Y X]: clipped and resampled values no longer tell air from body.
+    """
+    share = body.astype(np.float32)
+    for axis, (old, new) in enumerate(zip(body.shape, shape, strict=True)):
+        edges = np.arange(0, new, BLOCK) * old // new
+        counts = np.diff([*edges, old]).clip(1)
+        share = np.add.reduceat(share, edges, axis=axis)
+        share /= counts.reshape([-1 if a == axis else 1 for a in range(3)])
+    return np.rint(share * 255).astype(np.uint8)
+
+
+def store(voxels: np.ndarray, path: Path, crop: Shape) -> None:
+    """nnU-Net's blosc2 store: its codec, its chunk and block sizes for patches of `crop`, its choice of filter."""
+    import blosc2
+    from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params
+
+    blocks, chunks = comp_blosc2_params(voxels.shape, crop, voxels.itemsize)
+    blosc2.set_nthreads(1)
+    compression = {
+        "codec": blosc2.Codec.LZ4HC,
+        "clevel": 5,
+        "filters": [blosc2.Filter.SHUFFLE],
+        "nthreads": 1,
+    }
+    with atomic(path) as temporary:
+        blosc2.asarray(
+            np.ascontiguousarray(voxels, np.float32),
+            urlpath=str(temporary),
+            mode="w",
+            chunks=chunks,
+            blocks=blocks,
+            cparams=compression,
+        )

@@ -1,0 +1,168 @@
+"""The survey: what was found, what is left out and why, and what the plan needs to know of each scan.
+
+Each scan's answer is kept in `<folder>/survey/`, by path, size and time of change, so that no scan is read twice.
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import zlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from nnssl.data.scans import LOOKED_FOR, Found, RefusedError, check_values, read_scan
+from nnssl.data.workers import Failed, each
+from nnssl.files import atomic, fingerprint, read_json, write_json
+from nnssl.types import BODY_HU, Shape, Spacing
+
+HISTOGRAM = (int(BODY_HU), 3000)  # HU of the first and the last bin of the body histogram
+PERCENTILES = (0.5, 5.0, 50.0, 95.0, 99.5)
+SURVEY_VERSION = 1  # goes up when a change in these rules makes old answers wrong
+
+
+@dataclass(frozen=True)
+class Surveyed:
+    """One line of the report. `histogram`: of the body voxels in HU, one bin a unit, compressed."""
+
+    path: str
+    series: str
+    kept: bool
+    reason: str = ""
+    shape: Shape = ()
+    spacing: Spacing = ()
+    percentiles: tuple[float, ...] = ()
+    histogram: str = ""
+
+    @property
+    def found(self) -> Found:
+        return Found(self.path, self.series)
+
+
+def survey(
+    scans: Sequence[Found], folder: Path | str, num_processes: int, part_id: int = 0, num_parts: int = 1
+) -> list[Surveyed]:
+    """Look at every scan once; returns one line a scan, in the order of `scans`, and writes the report.
+
+    With several parts each looks at its own share first, then at what the others have not done yet: no part
+    waits for another, and each ends with the whole survey.
+    """
+    folder = Path(folder)
+    share = scans[part_id::num_parts] + [scan for i, scan in enumerate(scans) if i % num_parts != part_id]
+    todo = [scan for scan in share if _known(scan, folder) is None]
+    failed = {}  # not kept: with more memory, or fewer workers, the next run may do better
+    for scan, result in each(partial(_look_and_keep, folder=folder), todo, num_processes, "survey"):
+        if isinstance(result, Failed):
+            failed[scan] = result.reason
+    lines = [_known(scan, folder) or _left_out(scan, failed.get(scan, "has gone")) for scan in scans]
+    write_report(lines, folder)
+    return lines
+
+
+def _left_out(scan: Found, reason: str) -> Surveyed:
+    return Surveyed(scan.path, scan.series, False, reason)
+
+
+def _look_and_keep(scan: Found, folder: Path) -> None:
+    if _known(scan, folder) is None:  # another part may have done it meanwhile
+        _keep(look(scan), folder)
+
+
+def look(scan: Found) -> Surveyed:
+    """Read one scan and say what it is, or why it is left out."""
+    shape, spacing, percentiles = (), (), ()
+    try:
+        hu, spacing = read_scan(scan)
+        shape = hu.shape
+        check_values(hu)
+    except RefusedError as refusal:
+        return Surveyed(scan.path, scan.series, False, str(refusal), shape, spacing)
+    percentiles = tuple(round(float(p), 2) for p in np.percentile(hu, PERCENTILES))
+    return Surveyed(scan.path, scan.series, True, "", shape, spacing, percentiles, _pack(body_histogram(hu)))
+
+
+def body_histogram(hu: np.ndarray) -> np.ndarray:
+    """Number of body voxels at each whole HU from BODY_HU to 3000; what is higher counts as 3000."""
+    low, high = HISTOGRAM
+    body = np.rint(hu[hu > BODY_HU]).clip(low, high).astype(np.int64)
+    return np.bincount(body - low, minlength=high - low + 1)
+
+
+def _pack(histogram: np.ndarray) -> str:
+    return base64.b64encode(zlib.compress(histogram.astype("<i8").tobytes())).decode()
+
+
+def unpack(histogram: str) -> np.ndarray:
+    """The body histogram of one line as integers."""
+    return np.frombuffer(zlib.decompress(base64.b64decode(histogram)), "<i8")
+
+
+def _signature(scan: Found) -> list | None:
+    """What changes when the scan changes; None when it has gone."""
+    try:
+        status = Path(scan.path).stat()
+    except OSError:
+        return None
+    return [SURVEY_VERSION, scan.path, scan.series, status.st_size, status.st_mtime_ns]
+
+
+def _place(scan: Found, folder: Path) -> Path:
+    return folder / "survey" / f"{fingerprint([scan.path, scan.series])}.json"
+
+
+def _keep(line: Surveyed, folder: Path) -> None:
+    write_json(_place(line.found, folder), {"signature": _signature(line.found), "line": asdict(line)})
+
+
+def _known(scan: Found, folder: Path) -> Surveyed | None:
+    try:
+        kept = read_json(_place(scan, folder))
+    except (FileNotFoundError, ValueError):
+        return None
+    if kept["signature"] != _signature(scan):
+        return None
+    line = kept["line"]
+    return Surveyed(**{k: tuple(v) if isinstance(v, list) else v for k, v in line.items()})
+
+
+def write_report(lines: Sequence[Surveyed], folder: Path | str) -> None:
+    """`report.json` and `report.csv`: path, kept or left out, why, shape, spacing, HU percentiles."""
+    names = [f"hu_{p:g}" for p in PERCENTILES]
+    rows = [
+        {
+            "path": line.path,
+            "series": line.series,
+            "kept": line.kept,
+            "reason": line.reason,
+            "shape": list(line.shape),
+            "spacing": [round(s, 4) for s in line.spacing],
+            **dict(zip(names, line.percentiles or [None] * len(names), strict=True)),
+        }
+        for line in lines
+    ]
+    kept = sum(line.kept for line in lines)
+    write_json(
+        Path(folder) / "report.json",
+        {"found": len(lines), "kept": kept, "left_out": len(lines) - kept, "scans": rows},
+    )
+    with atomic(Path(folder) / "report.csv") as path, path.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["path", "series", "kept", "reason", "shape", "spacing", *names])
+        for row in rows:
+            joined = {key: "x".join(map(str, row[key])) for key in ("shape", "spacing")}
+            table.writerow((row | joined).values())
+
+
+def nothing_usable(lines: Sequence[Surveyed], sources: Sequence) -> ValueError:
+    """The error for a collection without a usable scan: what was looked for, where, and what was found."""
+    where = ", ".join(str(s) for s in sources)
+    if not lines:
+        return ValueError(f"no scans in {where}: looked for {LOOKED_FOR} at any depth and found none")
+    reasons = "\n".join(f"  {line.path}: {line.reason}" for line in lines[:10])
+    return ValueError(
+        f"none of the {len(lines)} scans found in {where} can be used; looked for {LOOKED_FOR}. Left out:\n{reasons}"
+    )

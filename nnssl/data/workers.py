@@ -1,0 +1,130 @@
+"""Run a function over many items in several processes, whatever happens to one of them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from typing import Any
+
+from tqdm import tqdm
+
+KILLED = "the worker was killed, most likely for memory; fewer workers (-np) leave more memory for each"
+
+
+@dataclass(frozen=True)
+class Failed:
+    """What stands in the place of a result when an item raised an error or took its worker with it."""
+
+    reason: str
+
+
+def each(function: Callable, items: Sequence, num_processes: int, description: str) -> Iterator[tuple[Any, Any]]:
+    """Yield `(item, function(item))` as they get done, in any order, with a progress bar and the time left.
+
+    An item whose function raises, or whose worker is killed, yields `(item, Failed(reason))`; the others go
+    on. `num_processes` = 0 works in this process. Otherwise processes are spawned, so `function` and the items
+    must pickle; at most two items a worker are in flight, and the workers end when this process ends, however
+    it ends. RuntimeError when no worker can start.
+    """
+    bar = tqdm(total=len(items), desc=description, unit="scan", smoothing=0.05, dynamic_ncols=True)
+    with bar:
+        for pair in _serial(function, items) if num_processes <= 0 else _pooled(function, items, num_processes):
+            bar.update()
+            yield pair
+
+
+def _serial(function: Callable, items: Sequence) -> Iterator[tuple[Any, Any]]:
+    for item in items:
+        try:
+            result = function(item)
+        except Exception as error:
+            result = _failed(error)
+        yield item, result
+
+
+def _pooled(function: Callable, items: Sequence, num_processes: int) -> Iterator[tuple[Any, Any]]:
+    waiting = list(reversed(items))
+    while waiting:
+        suspects: list = []
+        yield from _until_broken(function, waiting, suspects, min(num_processes, len(waiting)))
+        for item in suspects:
+            yield from _alone(function, item)
+
+
+def _until_broken(function: Callable, waiting: list, suspects: list, num_processes: int) -> Iterator[tuple[Any, Any]]:
+    """Take items from the end of `waiting`. When a worker dies, those in flight are left in `suspects`."""
+    running: dict[Future, Any] = {}
+    pool = _pool(num_processes)
+    try:
+        while waiting or running:
+            while waiting and len(running) < 2 * num_processes:
+                running[pool.submit(function, waiting[-1])] = waiting[-1]
+                waiting.pop()
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                result = _result(future)  # raises when the pool is broken, and the item is still in `running`
+                yield running.pop(future), result
+    except BrokenProcessPool:
+        suspects.extend(running.values())
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _alone(function: Callable, item: Any) -> Iterator[tuple[Any, Any]]:
+    """A suspect gets a process of its own: if that one dies as well, the item is to blame."""
+    pool = _pool(1)
+    try:
+        yield item, _result(pool.submit(function, item))
+    except BrokenProcessPool:
+        yield item, Failed(KILLED)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _result(future: Future) -> Any:
+    try:
+        return future.result()
+    except BrokenProcessPool:
+        raise
+    except Exception as error:
+        return _failed(error)
+
+
+def _failed(error: Exception) -> Failed:
+    if isinstance(error, MemoryError):
+        return Failed(KILLED)
+    return Failed(" ".join(str(error).split()) or type(error).__name__)
+
+
+def _pool(num_processes: int) -> ProcessPoolExecutor:
+    spawn = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(num_processes, mp_context=spawn, initializer=_start_worker)
+    try:
+        pool.submit(_nothing).result()  # so that a start that fails is not blamed on an item
+    except BrokenProcessPool as error:
+        pool.shutdown(cancel_futures=True)
+        raise RuntimeError(
+            "worker processes cannot start; a script that calls this must do so under "
+            "`if __name__ == '__main__':`, or work in one process (num_processes=0)"
+        ) from error
+    return pool
+
+
+def _nothing() -> None:
+    pass
+
+
+def _start_worker() -> None:
+    """One thread a worker, deaf to Ctrl-C (the parent ends us), and gone when the parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+
+
+def _leave_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
