@@ -1,0 +1,129 @@
+"""What the demo does: its sizes, its stages, and the very commands that a user types.
+
+phantoms -> nnssl_pretrain -> nnU-Net's planning -> nnUNetv2_train from the checkpoint and from scratch
+         -> nnUNetv2_predict on unseen phantoms
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from nnssl.data import phantoms
+
+DATASET, NAME, PLANS, CONFIGURATION = "901", "Dataset901_Phantoms", "nnsslDemoPlans", "3d_fullres"
+TRAINERS = {"pretrained": "SwinSSLTrainer", "from scratch": "SwinScratchTrainer"}
+LABELLED_SEEDS, UNSEEN_SEEDS = 1000, 2000  # the first seed of each part: no phantom is in two
+PHANTOM_SPACING = ("5", "6", "6")  # mm, about the median of the phantoms
+
+Command = list[str]
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much of everything. The defaults take under 10 minutes on two CPU cores."""
+
+    unlabelled: int = 32
+    labelled: int = 6
+    unseen: int = 6
+    shape: tuple[int, int, int] | None = None  # voxels of every phantom; None: varied
+    crop: tuple[int, int, int] = (32, 48, 48)
+    batch_size: int = 4
+    steps: int = 300
+    epochs: int = 10
+    iterations: int = 20
+
+
+QUICK = Size(3, 5, 2, shape=(24, 32, 32), crop=(16, 32, 32), batch_size=2, steps=4, epochs=1, iterations=2)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step: commands, or a function of ours, and the folders (within the demo's) that it starts afresh."""
+
+    name: str
+    title: str
+    work: list[Command] | Callable[[], None]
+    makes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Demo:
+    """One demo in `folder` (absolute). `scans`: the user's own for pretraining, in the place of phantoms."""
+
+    folder: Path
+    device: str = "cpu"
+    scans: Path | None = None
+    size: Size = Size()
+
+    @property
+    def raw(self) -> Path:
+        return self.folder / "nnUNet_raw" / NAME
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """nnU-Net's three, turned to the demo's folder."""
+        return {name: str(self.folder / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
+
+    def predictions(self, start: str) -> Path:
+        return self.folder / "predictions" / start.replace(" ", "_")
+
+    def settings(self) -> dict:
+        """What makes a finished stage out of date when it changes; JSON-able."""
+        return {"device": self.device, "scans": self.scans and str(self.scans), "size": repr(asdict(self.size))}
+
+    def stages(self) -> list[Stage]:
+        """The chain, in order."""
+        before = [
+            Stage("phantoms", "making CT-like phantoms", self._make_phantoms, ("scans", "nnUNet_raw")),
+            Stage("pretrain", "pretraining with SMIT, without labels", [self._pretrain()],
+                  ("nnUNet_preprocessed/nnssl", "nnUNet_results/nnssl")),
+            Stage("plan", "planning by nnU-Net", self._plan(), (f"nnUNet_preprocessed/{NAME}",)),
+        ]  # fmt: skip
+        train = [
+            Stage(f"train {start}", f"training on {self.size.labelled} labelled phantoms, {start}",
+                  [self._train(trainer)], (f"nnUNet_results/{NAME}/{trainer}__{PLANS}__{CONFIGURATION}",))
+            for start, trainer in TRAINERS.items()
+        ]  # fmt: skip
+        predict = [
+            Stage(f"predict {start}", f"segmenting {self.size.unseen} unseen phantoms, {start}",
+                  [self._predict(start)], (str(self.predictions(start).relative_to(self.folder)),))
+            for start in TRAINERS
+        ]  # fmt: skip
+        return before + train + predict
+
+    def _make_phantoms(self) -> None:
+        size = self.size
+        if not self.scans:
+            phantoms.write_folder(self.folder / "scans", range(size.unlabelled), size.shape)
+        phantoms.write_nnunet_dataset(
+            self.raw,
+            training=range(LABELLED_SEEDS, LABELLED_SEEDS + size.labelled),
+            unseen=range(UNSEEN_SEEDS, UNSEEN_SEEDS + size.unseen),
+            shape=size.shape,
+        )
+
+    def _pretrain(self) -> Command:
+        size = self.size
+        command = ["nnssl_pretrain", "-m", "smit", "-a", "tiny", "-i", str(self.scans or self.folder / "scans")]
+        if self.scans:  # the user's spacing may be so fine that a small crop shows no anatomy
+            command += ["--spacing", *PHANTOM_SPACING]
+        command += ["--steps", str(size.steps), "--batch-size", str(size.batch_size)]
+        return [*command, "--crop", *map(str, size.crop), "-device", self.device, "-np", "2"]
+
+    def _plan(self) -> list[Command]:
+        recipe = ["--epochs", str(self.size.epochs), "--iterations", str(self.size.iterations)]
+        return [
+            ["nnUNetv2_plan_and_preprocess", "-d", DATASET, "-c", CONFIGURATION, "-np", "2"],
+            ["nnssl_plan", "-d", DATASET, "--name", PLANS, *recipe],
+        ]
+
+    def _train(self, trainer: str) -> Command:
+        command = ["nnUNetv2_train", DATASET, CONFIGURATION, "0", "-p", PLANS, "-tr", trainer]
+        return [*command, "-device", self.device]
+
+    def _predict(self, start: str) -> Command:
+        places = ["-i", str(self.raw / "imagesTs"), "-o", str(self.predictions(start))]
+        model = ["-c", CONFIGURATION, "-f", "0", "-p", PLANS, "-tr", TRAINERS[start], "-device", self.device]
+        return ["nnUNetv2_predict", "-d", DATASET, *places, *model, "-npp", "1", "-nps", "1"]

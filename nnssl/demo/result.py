@@ -1,0 +1,109 @@
+"""What came out of the demo: Dice of both models, the time of each stage, and one picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from nnssl.data.phantoms import LABELS
+from nnssl.demo.chain import TRAINERS, Demo
+from nnssl.files import atomic, write_json
+
+ORGANS = {name: value for name, value in LABELS.items() if value}
+WINDOW = (-160, 240)  # HU shown, the usual abdominal window
+COLOURS = {1: "tab:orange", 2: "tab:cyan", 3: "tab:pink"}
+
+
+def read(path: Path) -> np.ndarray:
+    import SimpleITK  # only who reads files needs it
+
+    return SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path)))
+
+
+def dice(prediction: np.ndarray, truth: np.ndarray) -> float:
+    """2 |A and B| / (|A| + |B|) of two Bool arrays; 1 when both are empty."""
+    total = prediction.sum() + truth.sum()
+    return float(2 * (prediction & truth).sum() / total) if total else 1.0
+
+
+def mean_dice(predictions: Path, truths: Path) -> dict[str, float]:
+    """Mean over the cases, per organ, and `mean` over the organs."""
+    cases = [(read(predictions / path.name), read(path)) for path in sorted(truths.glob("*.nii.gz"))]
+    per_organ = {
+        name: float(np.mean([dice(prediction == value, truth == value) for prediction, truth in cases]))
+        for name, value in ORGANS.items()
+    }
+    return {**per_organ, "mean": float(np.mean(list(per_organ.values())))}
+
+
+def summarise(demo: Demo, seconds: dict[str, float]) -> dict:
+    """Compute, draw and write the result into the demo's folder, and return it."""
+    truths = demo.raw / "labelsTs"
+    scores = {start: mean_dice(demo.predictions(start), truths) for start in TRAINERS}
+    result = {"dice": scores, "seconds": seconds, "settings": demo.settings()}
+    write_json(demo.folder / "result.json", result)
+    draw(demo, demo.folder / "demo.png")
+    return result
+
+
+def describe(demo: Demo, result: dict) -> str:
+    """The result as text: two tables and where the picture is."""
+    scores, seconds = result["dice"], result["seconds"]
+    rows = [
+        f"{'Dice, mean over ' + str(demo.size.unseen) + ' unseen phantoms':40}" + "".join(f"{s:>14}" for s in scores)
+    ]
+    for organ in (*ORGANS, "mean"):
+        rows.append(f"  {organ:38}" + "".join(f"{scores[start][organ]:14.3f}" for start in scores))
+    rows += ["", "Time"]
+    rows += [f"  {name:38}{value:12.0f} s" for name, value in (*seconds.items(), ("total", sum(seconds.values())))]
+    rows += [
+        "",
+        f"Picture: {demo.folder / 'demo.png'}",
+        "One seed, few cases, minutes of training: this shows that the chain works, not what pretraining is worth.",
+    ]
+    return "\n".join(rows)
+
+
+def draw(demo: Demo, path: Path) -> None:
+    """Two unseen cases, one row each: scan, truth, and both predictions, on the slice with the most organs."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    names = [path.name for path in sorted((demo.raw / "labelsTs").glob("*.nii.gz"))][:2]
+    figure, axes = plt.subplots(len(names), 2 + len(TRAINERS), figsize=(13, 3.2 * len(names)), squeeze=False)
+    for row, name in zip(axes, names, strict=True):
+        scan = read(demo.raw / "imagesTs" / name.replace(".nii.gz", "_0000.nii.gz"))
+        truth = read(demo.raw / "labelsTs" / name)
+        maps = {"scan": None, "truth": truth}
+        maps |= {f"predicted, {start}": read(demo.predictions(start) / name) for start in TRAINERS}
+        shown = most_organs(truth)
+        for axis, (title, labels) in zip(row, maps.items(), strict=True):
+            axis.imshow(scan[shown], cmap="gray", vmin=WINDOW[0], vmax=WINDOW[1])
+            if labels is not None:
+                axis.imshow(coloured(labels[shown]))
+            axis.set_title(title)
+            axis.axis("off")
+    figure.legend(handles=[plt.Line2D([], [], lw=6, color=COLOURS[v], label=n) for n, v in ORGANS.items()],
+                  loc="lower center", ncols=len(ORGANS))  # fmt: skip
+    with atomic(path) as temporary:
+        figure.savefig(temporary, dpi=110, bbox_inches="tight")
+    plt.close(figure)
+
+
+def most_organs(labels: np.ndarray) -> int:
+    """The slice of [Z Y X] labels with the most different organs, then the largest of the smallest organ."""
+    areas = np.stack([(labels == value).sum(axis=(1, 2)) for value in ORGANS.values()])
+    return int(np.lexsort((areas.min(axis=0), (areas > 0).sum(axis=0)))[-1])
+
+
+def coloured(labels: np.ndarray) -> np.ndarray:
+    """[Y X] labels to [Y X 4] colours, clear where there is no organ."""
+    from matplotlib.colors import to_rgba
+
+    image = np.zeros((*labels.shape, 4))
+    for value in ORGANS.values():
+        image[labels == value] = (*to_rgba(COLOURS[value])[:3], 0.55)
+    return image

@@ -1,0 +1,142 @@
+"""The demo end to end in its quick form, and what it does with folders, failures and restarts."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from nnssl.demo import result, run
+from nnssl.demo.chain import QUICK, TRAINERS, Demo, Stage
+
+
+@pytest.fixture
+def demo(tmp_path) -> Demo:
+    return Demo(tmp_path / "demo", size=QUICK)
+
+
+def python(code: str) -> list[str]:
+    return [sys.executable, "-c", code]
+
+
+@pytest.fixture
+def plain_commands(monkeypatch) -> None:
+    """Commands are run as they are, not looked up as console scripts."""
+    monkeypatch.setattr(run, "executable", lambda command: command)
+
+
+def with_stages(monkeypatch, *stages: Stage) -> None:
+    monkeypatch.setattr(Demo, "stages", lambda self: list(stages))
+
+
+def test_finished_stages_are_not_done_again(demo, monkeypatch, plain_commands):
+    done = []
+    with_stages(
+        monkeypatch,
+        Stage("first", "", lambda: done.append("first"), ()),
+        Stage("second", "", [python("import sys; sys.exit(3)")], ()),
+    )
+    with pytest.raises(run.DemoError):
+        run.run(demo)
+    with_stages(
+        monkeypatch,
+        Stage("first", "", lambda: done.append("first again"), ()),
+        Stage("second", "", lambda: done.append("second"), ()),
+    )
+    assert list(run.run(demo)) == ["first", "second"]
+    assert done == ["first", "second"]
+
+
+def test_other_settings_start_afresh(demo, monkeypatch):
+    done = []
+    with_stages(monkeypatch, Stage("only", "", lambda: done.append(1), ()))
+    run.run(demo)
+    (demo.folder / "scans" / "old.nii.gz").touch()
+    run.run(dataclasses.replace(demo, device="cuda"))
+    assert done == [1, 1]
+    assert not (demo.folder / "scans" / "old.nii.gz").exists()
+
+
+def test_a_stage_starts_on_clean_ground(demo, monkeypatch):
+    left = demo.folder / "predictions" / "pretrained" / "left_by_a_kill.nii.gz"
+    with_stages(monkeypatch, Stage("make", "", lambda: (left.parent.mkdir(), left.touch()), ()))
+    run.run(demo)
+    with_stages(monkeypatch, Stage("again", "", lambda: None, ("predictions/pretrained",)))
+    run.run(demo)
+    assert not left.exists()
+
+
+def test_a_folder_of_the_users_is_left_alone(demo):
+    demo.folder.mkdir()
+    (demo.folder / "thesis.tex").touch()
+    with pytest.raises(run.DemoError, match=r"not empty.*nnssl_demo -o"):
+        run.run(demo)
+    assert [path.name for path in demo.folder.iterdir()] == ["thesis.tex"]
+
+
+def test_a_failed_command_shows_its_last_lines(demo, monkeypatch, plain_commands):
+    code = "import sys; print('line\\n' * 100); sys.stderr.write('the cause'); sys.exit(7)"
+    with_stages(monkeypatch, Stage("fails", "", [python(code)], ()))
+    with pytest.raises(run.DemoError, match="status 7") as error:
+        run.run(demo)
+    assert "the cause" in str(error.value)
+    assert str(error.value).count("\nline") < run.LINES
+
+
+def test_tail_takes_the_newest_of_a_progress_bar(tmp_path):
+    log = tmp_path / "log"
+    log.write_text("start\n  1%\r 50%\r100%\n\n")
+    assert run.tail(log, 1) == "100%"
+    assert run.tail(log, 2) == " 50%\n100%"
+
+
+def test_the_users_nnunet_stays_out_of_it(demo, monkeypatch):
+    monkeypatch.setenv("nnUNet_results", "/somewhere/of/the/user")
+    monkeypatch.setenv("nnssl_checkpoint", "/somewhere/else.pth")
+    variables = run.environment(demo)
+    assert variables["nnUNet_results"] == str(demo.folder / "nnUNet_results")
+    assert "nnssl_checkpoint" not in variables
+
+
+def test_a_missing_command_says_what_to_install():
+    with pytest.raises(run.DemoError, match="pip install"):
+        run.executable(["nnUNetv2_no_such_command"])
+
+
+def test_own_scans_take_the_place_of_the_phantoms(demo, tmp_path):
+    mine = dataclasses.replace(demo, scans=tmp_path)
+    (command,) = next(stage.work for stage in mine.stages() if stage.name == "pretrain")
+    assert command[command.index("-i") + 1] == str(tmp_path)
+    assert "--spacing" in command
+
+
+def test_dice_closed_forms():
+    a, b = np.array([1, 1, 0, 0], bool), np.array([1, 0, 1, 0], bool)
+    assert result.dice(a, a) == 1.0
+    assert result.dice(a, b) == 0.5
+    assert result.dice(a, ~a) == 0.0
+    assert result.dice(a & ~a, a & ~a) == 1.0
+
+
+def test_most_organs_prefers_the_slice_with_all_of_them():
+    labels = np.zeros((3, 4, 4), np.uint8)
+    labels[0] = 1
+    labels[2, 0, :3] = 1, 2, 3
+    assert result.most_organs(labels) == 2
+
+
+def test_quick_demo_end_to_end(demo, capsys):
+    """Every public command once: pretrain, plan, both trainings, both predictions, Dice, picture."""
+    outcome = result.summarise(demo, run.run(demo))
+    text = capsys.readouterr().out + result.describe(demo, outcome)
+    for command in ("nnssl_pretrain -m smit", "nnssl_plan -d 901", "nnUNetv2_train 901", "nnUNetv2_predict -d 901"):
+        assert f"$ {command}" in text
+    scores = json.loads((demo.folder / "result.json").read_text())["dice"]
+    assert set(scores) == set(TRAINERS)
+    assert all(0 <= value <= 1 for score in scores.values() for value in score.values())
+    assert (demo.folder / "demo.png").stat().st_size > 10_000
+    assert list((demo.folder / "nnUNet_results" / "nnssl").rglob("checkpoint_final.pth"))
+    assert list(run.run(demo)) == list(outcome["seconds"])  # all finished: nothing is done twice
