@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 from nnssl.data.plan import Plan, make_plan
 from nnssl.data.preprocess import preprocess
 from nnssl.data.scans import find_scans
-from nnssl.data.survey import nothing_usable, survey, unpack
+from nnssl.data.survey import body_histograms, nothing_usable, survey
 from nnssl.types import Shape, Spacing
 
 STALE = 3600  # seconds after which a temporary file belongs to no living process
@@ -40,10 +41,18 @@ def prepare(
     else:
         plan = _existing(folder)
     failed = preprocess(plan, folder, num_processes, part_id, num_parts)
-    if len(failed) == len(plan.cases):
-        case, reason = next(iter(failed.items()))
-        raise ValueError(f"none of the {len(failed)} cases could be preprocessed; {case}: {reason}")
+    _say_failed(failed, plan)
     return plan
+
+
+def _say_failed(failed: dict[str, str], plan: Plan) -> None:
+    if not failed:
+        return
+    case, reason = next(iter(failed.items()))
+    message = f"{len(failed)} of {len(plan.cases)} cases could not be preprocessed; {case}: {reason}"
+    if len(failed) == len(plan.cases):
+        raise ValueError(message)
+    warnings.warn(f"{message}. They are left out; the next run tries them again", stacklevel=3)
 
 
 def _planned(name, folder, sources, nnunet_datasets, spacing, crop, how) -> Plan:
@@ -52,7 +61,7 @@ def _planned(name, folder, sources, nnunet_datasets, spacing, crop, how) -> Plan
     kept = [line for line in lines if line.kept]
     if not kept:
         raise nothing_usable(lines, [*sources, *nnunet_datasets])
-    plan = make_plan(name, kept, (unpack(line.histogram) for line in kept), spacing, crop)
+    plan = make_plan(name, kept, body_histograms(kept, folder), spacing, crop)
     path = folder / "plan.json"
     if path.exists():
         _check_same(Plan.load(path), plan, folder)

@@ -65,7 +65,7 @@ def is_done(case_id: str, fingerprint: str, folder: Path) -> bool:
 
 def preprocess_case(case: Case, plan: Plan, fingerprint: str, folder: Path) -> None:
     """Read, normalise, resample, store. Needs one scan in memory, in float64 while nnU-Net resamples."""
-    hu, spacing = read_scan(Found(case.source, case.series))
+    hu, spacing = read_scan(Found(case.source, case.series), folder)
     if hu.shape != case.shape:
         raise ValueError(f"has shape {hu.shape}, at planning it was {case.shape}: the scan has changed")
     shape = resampled_shape(hu.shape, spacing, plan.spacing)
@@ -113,7 +113,7 @@ def body_blocks(body: np.ndarray, shape: Shape) -> np.ndarray:
 
 
 def store(voxels: np.ndarray, path: Path, crop: Shape) -> None:
-    """nnU-Net's blosc2 store: its codec, its chunk and block sizes for patches of `crop`, its choice of filter."""
+    """nnU-Net's blosc2 store: its codec, and its chunk and block sizes for patches of `crop`."""
     import blosc2
     from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params
 

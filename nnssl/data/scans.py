@@ -1,4 +1,4 @@
-"""Raw scans: find them, read them, and refuse with a reason what is not a CT volume in HU."""
+"""Raw scans: find them at any depth, and read one as nnU-Net would."""
 
 from __future__ import annotations
 
@@ -9,39 +9,36 @@ from pathlib import Path
 
 import numpy as np
 
+from nnssl.data.dicom import looks_like_dicom, read_series
+from nnssl.data.refusals import RefusedError, check_grid, short
 from nnssl.files import read_json
-from nnssl.types import BODY_HU, Spacing
+from nnssl.types import Spacing
 
 VOLUME_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 LOOKED_FOR = f"{', '.join(VOLUME_ENDINGS)} and DICOM series"
 
-SPACING_BOUNDS = (0.05, 15.0)  # mm; below is microscopy, above are localizers and missing headers
-SMALLEST_AXIS = 8  # voxels
-AIR_HU = -200.0  # every CT holds something below: air around the body, lung, gas in the bowel
-TISSUE_HU = (-300.0, 400.0)  # where the median of the body lies; 241 real scans: -73 to 62
-LARGEST_HU = 65536.0  # metal and padding stay below
-
-
-class RefusedError(ValueError):
-    """A scan that is left out; the message is the reason in the report."""
+ALL_SERIES = "*"
 
 
 @dataclass(frozen=True, order=True)
 class Found:
-    """A scan that was found: a file, or one DICOM series (by its UID) of a folder."""
+    """A scan that was found: a file, or one DICOM series (by its UID) of a folder.
+
+    ALL_SERIES stands for those of a folder whose headers nobody has read yet.
+    """
 
     path: str
     series: str = ""
 
 
 def find_scans(folders: Sequence[Path | str], nnunet_dataset: Sequence[Path | str] | None = None) -> list[Found]:
-    """Volume files below `folders`, at any depth, and the CT channel of nnU-Net raw dataset folders; sorted.
+    """Volume files and folders with DICOM files below `folders`, and the CT channel of nnU-Net raw datasets; sorted.
 
-    Links are followed, each folder and file once; hidden files and folders are passed over. A folder that
-    cannot be listed is passed over too. A given folder that is absent is an error.
+    Links are followed, each folder and file once; hidden files and folders are passed over, and so are folders
+    that cannot be listed. A given folder that is absent is an error.
     """
     seen: set = set()
-    found = [Found(str(path)) for folder in folders for path in _walk(_existing(folder), seen) if _is_volume(path)]
+    found = [scan for folder in folders for scan in _below(_existing(folder), seen)]
     found += [Found(str(path)) for folder in nnunet_dataset or () for path in _channel_zero(_existing(folder))]
     return sorted(set(found))
 
@@ -53,30 +50,35 @@ def _existing(folder: Path | str) -> Path:
     return path
 
 
-def _is_volume(path: Path) -> bool:
-    return path.name.lower().endswith(VOLUME_ENDINGS)
-
-
-def _walk(top: Path, seen: set) -> Iterator[Path]:
-    """Files below `top` (or `top` itself), each once, also where links make a loop."""
+def _below(top: Path, seen: set) -> Iterator[Found]:
+    """Everything at any depth below `top`; `top` may be a file as well."""
     if top.is_file():
-        yield top
+        yield from _in_folder(top.parent, [top.name], seen)
         return
     for folder, subfolders, names in os.walk(top, followlinks=True):
         subfolders[:] = sorted(n for n in subfolders if not n.startswith(".") and n != "__MACOSX")
-        if not _first_time(folder, seen):
+        if _first_time(folder, seen):
+            yield from _in_folder(Path(folder), sorted(n for n in names if not n.startswith(".")), seen)
+        else:
             subfolders.clear()
-            continue
-        for name in sorted(names):
-            path = Path(folder, name)
-            if not name.startswith(".") and _first_time(path, seen):
-                yield path
+
+
+def _in_folder(folder: Path, names: Sequence[str], seen: set) -> Iterator[Found]:
+    """Volumes one by one; DICOM as soon as one file is: a folder of a million slices is opened once."""
+    others = []
+    for name in names:
+        if not name.lower().endswith(VOLUME_ENDINGS):
+            others.append(name)
+        elif _first_time(folder / name, seen):
+            yield Found(str(folder / name))
+    if any(looks_like_dicom(folder / name) for name in others):
+        yield Found(str(folder), ALL_SERIES)
 
 
 def _first_time(path: Path | str, seen: set) -> bool:
     """False for what was seen before under another name, and for broken links."""
     try:
-        status = os.stat(path)  # noqa: PTH116 - called for every file of the collection
+        status = os.stat(path)  # noqa: PTH116 - called for every scan of the collection
     except OSError:
         return False
     key = (status.st_dev, status.st_ino)
@@ -95,65 +97,29 @@ def _channel_zero(dataset: Path) -> Iterator[Path]:
             yield from (path for path in (dataset / part).iterdir() if path.name.endswith("_0000" + ending))
 
 
-def read_scan(found: Found) -> tuple[np.ndarray, Spacing]:
+def read_scan(found: Found, cache: Path | None = None) -> tuple[np.ndarray, Spacing]:
     """The voxels as float32 [Z Y X] and the spacing (z, y, x) in mm, as nnU-Net reads them.
 
-    Raises RefusedError for what cannot be read or is no volume. One scan is in memory.
+    Raises RefusedError for what cannot be read or is no volume. One scan is in memory. `cache`: folder where
+    the answers of earlier looks into DICOM folders are kept.
     """
+    hu, spacing = read_series(found.path, found.series, cache) if found.series else _read_volume(found.path)
+    check_grid(hu.shape[::-1], spacing[::-1], 1)
+    return hu, spacing
+
+
+def _read_volume(path: str) -> tuple[np.ndarray, Spacing]:
     import SimpleITK
 
     SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
     SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     reader = SimpleITK.ImageFileReader()
-    reader.SetFileName(found.path)
+    reader.SetFileName(path)
     try:
         reader.ReadImageInformation()
-        _check_header(reader)
+        check_grid(reader.GetSize(), reader.GetSpacing(), reader.GetNumberOfComponents())
         image = reader.Execute()
     except RuntimeError as error:
-        raise RefusedError(f"cannot be read: {_short(error)}") from error
+        raise RefusedError(f"cannot be read: {short(error)}") from error
     spacing = tuple(abs(float(s)) for s in image.GetSpacing()[::-1])
     return SimpleITK.GetArrayViewFromImage(image).astype(np.float32), spacing
-
-
-def _check_header(reader) -> None:
-    size = reader.GetSize()
-    if reader.GetNumberOfComponents() != 1:
-        raise RefusedError(f"has {reader.GetNumberOfComponents()} components a voxel, a CT has one")
-    if len(size) != 3:
-        raise RefusedError(f"is not three-dimensional: size {tuple(size)}")
-    if min(size) < SMALLEST_AXIS:
-        raise RefusedError(f"is too small: size {tuple(size)}, at least {SMALLEST_AXIS} voxels an axis are needed")
-    low, high = SPACING_BOUNDS
-    if not all(low <= abs(s) <= high for s in reader.GetSpacing()):
-        raise RefusedError(
-            f"has an absurd spacing: {tuple(reader.GetSpacing())} mm (x, y, z), allowed is {low} to {high} mm"
-        )
-
-
-def _short(error: Exception) -> str:
-    """The last line of an ITK error; the others are source lines and addresses."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[-1] if lines else type(error).__name__)[:300]
-
-
-def check_values(hu: np.ndarray) -> None:
-    """Raise RefusedError unless the voxels [Z Y X] look like a CT in HU (documentation/data.md has the reasons)."""
-    low, high = float(hu.min()), float(hu.max())
-    if not np.isfinite([low, high]).all():
-        raise RefusedError("holds NaN or infinite voxels")
-    if low == high:
-        raise RefusedError(f"is constant: every voxel is {low:g}")
-    if low >= AIR_HU:
-        raise RefusedError(f"is not in HU: no voxel below {AIR_HU:g} (values {low:g} to {high:g}), but CT holds air")
-    if max(-low, high) > LARGEST_HU:
-        raise RefusedError(f"is not in HU: values {low:g} to {high:g}")
-    body = hu[hu > BODY_HU]
-    if body.size < 0.001 * hu.size:
-        raise RefusedError(f"holds nothing but air: {body.size} of {hu.size} voxels above {BODY_HU:g} HU")
-    middle = float(np.median(body))
-    if not TISSUE_HU[0] <= middle <= TISSUE_HU[1]:
-        raise RefusedError(
-            f"is not in HU: the median of the voxels above {BODY_HU:g} is {middle:g}, "
-            f"tissue lies in {TISSUE_HU[0]:g} to {TISSUE_HU[1]:g}"
-        )

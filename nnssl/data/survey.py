@@ -8,14 +8,16 @@ from __future__ import annotations
 import base64
 import csv
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from nnssl.data.scans import LOOKED_FOR, Found, RefusedError, check_values, read_scan
+from nnssl.data.dicom import series_in
+from nnssl.data.refusals import RefusedError, check_values
+from nnssl.data.scans import ALL_SERIES, LOOKED_FOR, Found, read_scan
 from nnssl.data.workers import Failed, each
 from nnssl.files import atomic, fingerprint, read_json, write_json
 from nnssl.types import BODY_HU, Shape, Spacing
@@ -46,37 +48,65 @@ class Surveyed:
 def survey(
     scans: Sequence[Found], folder: Path | str, num_processes: int, part_id: int = 0, num_parts: int = 1
 ) -> list[Surveyed]:
-    """Look at every scan once; returns one line a scan, in the order of `scans`, and writes the report.
+    """Look at every scan once; returns one line a scan, sorted by path and series, and writes the report.
 
     With several parts each looks at its own share first, then at what the others have not done yet: no part
-    waits for another, and each ends with the whole survey.
+    waits for another, and each ends with the whole survey. The lines come without their histograms.
     """
     folder = Path(folder)
-    share = scans[part_id::num_parts] + [scan for i, scan in enumerate(scans) if i % num_parts != part_id]
-    todo = [scan for scan in share if _known(scan, folder) is None]
-    failed = {}  # not kept: with more memory, or fewer workers, the next run may do better
-    for scan, result in each(partial(_look_and_keep, folder=folder), todo, num_processes, "survey"):
+    share = partial(_own_first, part_id=part_id, num_parts=num_parts)
+    signatures, failed = _signatures(scans, folder, num_processes, share)
+    todo = share(
+        [(scan, signatures[scan]) for scan in sorted(signatures) if not _known(scan, signatures[scan], folder)]
+    )
+    # Failures are not kept: with more memory, or fewer workers, the next run may do better.
+    for (scan, _), result in each(partial(_look_and_keep, folder=folder), todo, num_processes, "survey"):
         if isinstance(result, Failed):
             failed[scan] = result.reason
-    lines = [_known(scan, folder) or _left_out(scan, failed.get(scan, "has gone")) for scan in scans]
+    lines = [_known(scan, signature, folder) for scan, signature in signatures.items() if scan not in failed]
+    lines += [Surveyed(scan.path, scan.series, False, reason) for scan, reason in failed.items()]
+    lines.sort(key=lambda line: line.found)
     write_report(lines, folder)
     return lines
 
 
-def _left_out(scan: Found, reason: str) -> Surveyed:
-    return Surveyed(scan.path, scan.series, False, reason)
+def _own_first(items: Sequence, part_id: int, num_parts: int) -> list:
+    return [*items[part_id::num_parts], *(item for i, item in enumerate(items) if i % num_parts != part_id)]
 
 
-def _look_and_keep(scan: Found, folder: Path) -> None:
-    if _known(scan, folder) is None:  # another part may have done it meanwhile
-        _keep(look(scan), folder)
+def _signatures(
+    scans: Sequence[Found], folder: Path, num_processes: int, share: Callable
+) -> tuple[dict[Found, list], dict[Found, str]]:
+    """What changes when a scan changes, for each; DICOM folders become their series. And what failed already."""
+    signatures, failed = {}, {}
+    for scan in scans:
+        if scan.series != ALL_SERIES:
+            status = Path(scan.path).stat()
+            signatures[scan] = [SURVEY_VERSION, status.st_size, status.st_mtime_ns]
+    dicom = share([scan for scan in scans if scan.series == ALL_SERIES])
+    for scan, uids in each(partial(_series_signatures, folder=folder), dicom, num_processes, "DICOM headers"):
+        if isinstance(uids, Failed):
+            failed[scan] = uids.reason
+        else:
+            signatures |= {Found(scan.path, uid): [SURVEY_VERSION, *signature] for uid, signature in uids.items()}
+    return signatures, failed
 
 
-def look(scan: Found) -> Surveyed:
+def _series_signatures(scan: Found, folder: Path) -> dict[str, list]:
+    return {uid: series.signature(scan.path) for uid, series in series_in(scan.path, cache=folder).items()}
+
+
+def _look_and_keep(item: tuple[Found, list], folder: Path) -> None:
+    scan, signature = item
+    if not _known(scan, signature, folder):  # another part may have done it meanwhile
+        write_json(_place(scan, folder), {"signature": signature, "line": asdict(look(scan, folder))})
+
+
+def look(scan: Found, cache: Path | None = None) -> Surveyed:
     """Read one scan and say what it is, or why it is left out."""
     shape, spacing, percentiles = (), (), ()
     try:
-        hu, spacing = read_scan(scan)
+        hu, spacing = read_scan(scan, cache)
         shape = hu.shape
         check_values(hu)
     except RefusedError as refusal:
@@ -96,36 +126,26 @@ def _pack(histogram: np.ndarray) -> str:
     return base64.b64encode(zlib.compress(histogram.astype("<i8").tobytes())).decode()
 
 
-def unpack(histogram: str) -> np.ndarray:
-    """The body histogram of one line as integers."""
-    return np.frombuffer(zlib.decompress(base64.b64decode(histogram)), "<i8")
-
-
-def _signature(scan: Found) -> list | None:
-    """What changes when the scan changes; None when it has gone."""
-    try:
-        status = Path(scan.path).stat()
-    except OSError:
-        return None
-    return [SURVEY_VERSION, scan.path, scan.series, status.st_size, status.st_mtime_ns]
+def body_histograms(lines: Sequence[Surveyed], folder: Path | str) -> Iterator[np.ndarray]:
+    """The body histogram of each kept line as integers, read one at a time."""
+    for line in lines:
+        packed = read_json(_place(line.found, Path(folder)))["line"]["histogram"]
+        yield np.frombuffer(zlib.decompress(base64.b64decode(packed)), "<i8")
 
 
 def _place(scan: Found, folder: Path) -> Path:
     return folder / "survey" / f"{fingerprint([scan.path, scan.series])}.json"
 
 
-def _keep(line: Surveyed, folder: Path) -> None:
-    write_json(_place(line.found, folder), {"signature": _signature(line.found), "line": asdict(line)})
-
-
-def _known(scan: Found, folder: Path) -> Surveyed | None:
+def _known(scan: Found, signature: list, folder: Path) -> Surveyed | None:
+    """The answer of an earlier look, unless the scan has changed since."""
     try:
         kept = read_json(_place(scan, folder))
     except (FileNotFoundError, ValueError):
         return None
-    if kept["signature"] != _signature(scan):
+    if kept["signature"] != signature:
         return None
-    line = kept["line"]
+    line = {**kept["line"], "histogram": ""}
     return Surveyed(**{k: tuple(v) if isinstance(v, list) else v for k, v in line.items()})
 
 

@@ -32,6 +32,8 @@ def each(function: Callable, items: Sequence, num_processes: int, description: s
     must pickle; at most two items a worker are in flight, and the workers end when this process ends, however
     it ends. RuntimeError when no worker can start.
     """
+    if not items:
+        return
     bar = tqdm(total=len(items), desc=description, unit="scan", smoothing=0.05, dynamic_ncols=True)
     with bar:
         for pair in _serial(function, items) if num_processes <= 0 else _pooled(function, items, num_processes):
