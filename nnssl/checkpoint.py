@@ -105,7 +105,8 @@ def read(path: Path | str) -> dict:
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
-            f"{path} cannot be read as a checkpoint: it is truncated, or holds more than tensors and plain values ({first})"
+            f"{path} cannot be read as a checkpoint: it is truncated, or holds more than tensors and plain "
+            f"values ({first})"
         ) from error
     _check(path, content)
     return content
@@ -178,7 +179,9 @@ def _check(path: Path, content: object) -> None:
     keys = {"format_version", "header", "network_weights", "nnssl_adaptation_plan", "citations"}
     if not isinstance(content, dict) or not keys <= content.keys():
         found = sorted(map(str, content))[:10] if isinstance(content, dict) else type(content).__name__
-        raise CheckpointError(f"{path} is not a checkpoint of nnssl_pretrain: it holds {found}, expected {sorted(keys)}")
+        raise CheckpointError(
+            f"{path} is not a checkpoint of nnssl_pretrain: it holds {found}, expected {sorted(keys)}"
+        )
     if content["format_version"] != FORMAT_VERSION:
         raise CheckpointError(
             f"{path} has format version {content['format_version']}, this installation reads {FORMAT_VERSION}; "

@@ -51,6 +51,11 @@ def append_json_line(path: Path | str, row: dict) -> None:
         file.write(json.dumps(row) + "\n")
 
 
+def write_json_lines(path: Path | str, rows: list[dict]) -> None:
+    with atomic(path) as temporary:
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
 def read_json_lines(path: Path | str) -> list[dict]:
     """All whole rows; a last line cut short by a kill is left out."""
     rows = []

@@ -39,7 +39,8 @@ class Swin(nn.Module):
         for i, (depth, heads) in enumerate(zip(config.depths, config.heads, strict=True)):
             stage = Stage(self.channels[i], heads, [rates.pop(0) for _ in range(depth)], config)
             setattr(self, f"layers{i + 1}", nn.ModuleList([stage]))
-        self.mask_token = nn.Parameter(torch.zeros(config.embed_dim)) if maskable else None
+        # Not zeros (SMIT): the layer norm of a zero token has a gradient 1/sqrt(eps) times too large at the first step.
+        self.mask_token = nn.Parameter(torch.randn(config.embed_dim) * 0.02) if maskable else None  # SimMIM's 0.02
         self.apply(initialise)
 
     @property

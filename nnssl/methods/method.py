@@ -41,7 +41,7 @@ class MethodConfig:
 
     @classmethod
     def parse(cls, settings: Sequence[str]) -> MethodConfig:
-        """From `["mask_ratio=0.6", ...]`. An unknown field or an unreadable value is a ValueError that lists the known."""
+        """From `["mask_ratio=0.6", ...]`; ValueError, listing what is known, for an unknown field or a bad value."""
         known = {field.name: field for field in fields(cls)}
         values = {}
         for setting in settings:

@@ -8,10 +8,12 @@ MICCAI, arXiv 2205.10342. Heads and targets are those of DINO (Caron 2021) and i
                          |                            +- mean of T4 -> global head          CE, cross view (ITD)
                          +- nothing hidden -> teacher (EMA) -> the same two heads, centred and sharpened
 
-T4: the tokens of stage 4 before its merge (stride 16); T5: after the merge (stride 32).
+T4: the tokens of stage 4 before its merge (stride 16); T5: after the merge (stride 32). Patch tokens are T4's where
+blocks have the paper's 16 voxels, and those of stage 3 for blocks of 8 (coarse scans).
 Differs from the paper's code, whose faults are not inherited: the teacher starts as the student, has no drop path,
 its momentum follows the schedule at every step, centres are shared between processes, and it carries no decoder;
-schedules are shares of the run instead of epochs; gradients are clipped.
+schedules are shares of the run instead of epochs; gradients are clipped; half of the regions are shown through a
+random HU window, because nnU-Net clips every CT dataset at percentiles of its own.
 """
 
 from __future__ import annotations
@@ -31,8 +33,12 @@ from nnssl.modules.losses import Centre, masked_l1, soft_cross_entropy
 from nnssl.modules.schedules import cosine, ramp
 from nnssl.modules.teacher import Teacher
 from nnssl.types import Shape
+from nnssl.views.intensity import apply_window, draw_window
 from nnssl.views.masking import block_grid, draw_blocks, repeat_blocks
 from nnssl.views.spatial import cut, draw_offset
+
+
+STAGE_OF_STRIDE = {8: 2, 16: 3, 32: 4}  # which of the encoder's maps has one token for a hidden block
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,7 @@ class SMITConfig(MethodConfig):
     w_itd: float = 0.1  # global (image token) self-distillation
     w_mpd: float = 0.1  # masked patch token self-distillation
     mask_ratio: float = 0.7  # Jiang 2022
-    mask_block: int = 16  # voxels, one T4 token
+    mask_block: int = 16  # voxels (Jiang 2022, at 2 mm); patch tokens are those of the stage with this stride
     prototypes: int = 8192  # Jiang 2022; iBOT's published runs
     head_hidden: int = 2048
     head_bottleneck: int = 256
@@ -52,11 +58,14 @@ class SMITConfig(MethodConfig):
     teacher_momentum: float = 0.996  # to 1 along a cosine
     centre_momentum: float = 0.9
     freeze_prototypes: float = 0.002  # share of the run: 1 of 500 epochs (Caron 2021, freeze_last_layer)
+    window_jitter: float = 0.5  # chance of a narrower HU window, the same for both views; not in the paper
     export: str = "teacher"  # or "student": whose encoder is kept
 
     def __post_init__(self) -> None:
-        if self.mask_block % 16:
-            raise ValueError(f"mask_block must be a multiple of 16 voxels (one T4 token), got {self.mask_block}")
+        if self.mask_block not in STAGE_OF_STRIDE:
+            raise ValueError(
+                f"mask_block must be the stride of a stage, {list(STAGE_OF_STRIDE)}, got {self.mask_block}"
+            )
         if not 0 < self.mask_ratio < 1:
             raise ValueError(f"mask_ratio must lie between 0 and 1, got {self.mask_ratio}")
         if self.export not in ("teacher", "student"):
@@ -80,20 +89,20 @@ class Backbone(nn.Module):
     def __init__(self, encoder: Swin, config: SMITConfig) -> None:
         super().__init__()
         self.encoder = encoder
-        head = (encoder.channels[3], config.head_hidden, config.head_bottleneck, config.prototypes)
-        self.image_head = PrototypeHead(*head) if config.w_itd > 0 else None
-        self.patch_head = PrototypeHead(*head) if config.w_mpd > 0 else None
+        self.stage = STAGE_OF_STRIDE[config.mask_block]
+        head = (config.head_hidden, config.head_bottleneck, config.prototypes)
+        self.image_head = PrototypeHead(encoder.channels[3], *head) if config.w_itd > 0 else None
+        self.patch_head = PrototypeHead(encoder.channels[self.stage], *head) if config.w_mpd > 0 else None
 
     def forward(self, image: Tensor, masked: Tensor | None, hidden: Tensor) -> Answer:
-        """`masked`: what the encoder may not see; `hidden` [2B *T4 grid]: the tokens that are asked for."""
+        """`masked`: what the encoder may not see; `hidden` [2B *blocks]: the patch tokens that are asked for."""
         maps = self.encoder(image, masked)
-        tokens = maps[3].movedim(1, -1)
-        embedding = tokens.flatten(1, -2).mean(dim=1)
+        embedding = maps[3].flatten(2).mean(dim=2)
         return Answer(
             maps,
             embedding,
             self.image_head(embedding) if self.image_head is not None else None,
-            self.patch_head(tokens[hidden]) if self.patch_head is not None else None,
+            self.patch_head(maps[self.stage].movedim(1, -1)[hidden]) if self.patch_head is not None else None,
         )
 
 
@@ -135,6 +144,7 @@ class SMIT(Method):
         grid = block_grid(crop, self.config.mask_block)
         images, masks = [], []
         for region, generator in zip(regions, generators, strict=True):
+            region = apply_window(region, draw_window(self.config.window_jitter, generator))
             images += [cut(region, draw_offset(region.shape[1:], crop, generator), crop) for _ in range(2)]
             masks += [draw_blocks(grid, self.config.mask_ratio, generator) for _ in range(2)]
         image = torch.stack([*images[::2], *images[1::2]])
@@ -143,12 +153,12 @@ class SMIT(Method):
 
     def loss(self, views: dict[str, Tensor]) -> Step:
         config = self.config
-        image, masked, hidden = self._flatten(views)
-        student = self.student(image, repeat_blocks(masked, config.mask_block // 2), hidden)
+        image, hidden = views["image"].flatten(0, 1), views["masked"].flatten(0, 1)
+        student = self._student(image, hidden)
         losses, watched = {}, {}
         if config.w_mip > 0:
             predicted = self.decoder(student.maps[4], image.shape[2:])
-            losses["mip"] = masked_l1(predicted, image, repeat_blocks(masked, config.mask_block).unsqueeze(1))
+            losses["mip"] = masked_l1(predicted, image, self._covered(hidden))
         teacher = self.teacher(image, None, hidden)
         if config.w_itd > 0:
             target = self.image_centre.sharpen(teacher.image, self._teacher_temperature(delay=0))
@@ -177,10 +187,9 @@ class SMIT(Method):
     def reconstruct(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
         if self.decoder is None:
             return {}
-        image, masked, hidden = self._flatten(views)
-        student = self.student(image, repeat_blocks(masked, self.config.mask_block // 2), hidden)
-        predicted = self.decoder(student.maps[4], image.shape[2:]).float()
-        covered = repeat_blocks(masked, self.config.mask_block).unsqueeze(1)
+        image, hidden = views["image"].flatten(0, 1), views["masked"].flatten(0, 1)
+        predicted = self.decoder(self._student(image, hidden).maps[4], image.shape[2:]).float()
+        covered = self._covered(hidden)
         return {
             "original": image,
             "masked": image.masked_fill(covered, float(image.min())),
@@ -193,10 +202,12 @@ class SMIT(Method):
     def set_extra_state(self, state: float) -> None:
         self.progress = state
 
-    def _flatten(self, views: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """The 2B images, their hidden blocks, and the hidden T4 tokens."""
-        masked = views["masked"].flatten(0, 1)
-        return views["image"].flatten(0, 1), masked, repeat_blocks(masked, self.config.mask_block // 16)
+    def _student(self, image: Tensor, hidden: Tensor) -> Answer:
+        return self.student(image, repeat_blocks(hidden, self.config.mask_block // 2), hidden)
+
+    def _covered(self, hidden: Tensor) -> Tensor:
+        """Hidden blocks [2B *blocks] as hidden voxels [2B 1 *crop]."""
+        return repeat_blocks(hidden, self.config.mask_block).unsqueeze(1)
 
     def _teacher_temperature(self, delay: int) -> float:
         c = self.config

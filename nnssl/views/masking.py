@@ -14,9 +14,10 @@ def block_grid(crop: Shape, block: int) -> Shape:
     """The number of blocks along each axis. Raises ValueError where `block` does not divide the crop."""
     for axis, size in enumerate(crop):
         if size % block:
+            nearest = " ".join(str(max(block, size // block * block)) for size in crop)
             raise ValueError(
                 f"mask block {block} does not divide crop {'x'.join(map(str, crop))} (axis {axis}); "
-                f"choose a crop of multiples of {block}, such as --crop {' '.join([str(max(block, size // block * block))] * len(crop))}"
+                f"choose a crop of multiples of {block}, such as --crop {nearest}"
             )
     return tuple(size // block for size in crop)
 

@@ -1,0 +1,14 @@
+"""`python -m nnssl COMMAND ...`: the same commands where no script is on the path."""
+
+import sys
+
+from nnssl import cli
+
+COMMANDS = {"pretrain": cli.pretrain, "inspect": cli.inspect, "plan": cli.plan, "demo": cli.demo}
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
+        sys.exit(f"usage: python -m nnssl {{{','.join(COMMANDS)}}} ...")
+    command = sys.argv.pop(1)
+    sys.argv[0] = f"nnssl_{command}"
+    sys.exit(COMMANDS[command]())

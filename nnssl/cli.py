@@ -1,0 +1,139 @@
+"""The commands: one thin function each. Every one can be called from Python through the functions below it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+EXIT_ERROR, EXIT_INTERRUPTED = 1, 75  # 75: sysexits.h's EX_TEMPFAIL, "try again"
+
+
+def pretrain() -> int:
+    """nnssl_pretrain: raw CT to a pretrained Swin encoder."""
+    arguments = sys.argv[1:]
+    parser = _pretrain_parser()
+    asked = parser.parse_args(arguments)
+    if asked.list:
+        from nnssl.methods import METHODS
+
+        for name, method in METHODS.items():
+            print(f"{name:10s} {method.title}; {method.family}\n{'':10s} {method.citation}")
+        return 0
+    if asked.method is None:
+        parser.error("say which method with -m; nnssl_pretrain --list shows them")
+    if not (asked.sources or asked.dataset_ids or asked.name):
+        parser.error("say where the scans are: -i FOLDER, or -d ID of an nnU-Net raw dataset")
+
+    from nnssl.train.pretrain import Options, processes
+    from nnssl.train.pretrain import pretrain as run
+
+    processes.launch(asked.num_gpus, arguments)
+    options = vars(asked)
+    for name in ("list", "num_gpus"):
+        options.pop(name)
+    for name in ("crop", "spacing"):
+        options[name] = tuple(options[name]) if options[name] else None
+    return _report_errors(lambda: run(Options(**options)))
+
+
+def inspect() -> int:
+    """nnssl_inspect: what is in a checkpoint, or the line that lets nnU-Net find our trainers."""
+    parser = argparse.ArgumentParser(prog="nnssl_inspect", description="What is in a checkpoint of nnssl_pretrain.")
+    parser.add_argument("checkpoint", nargs="?", type=Path, help="a checkpoint_final.pth or checkpoint_latest.pth")
+    parser.add_argument(
+        "--nnunet-env",
+        action="store_true",
+        help="print the line that lets nnU-Net find our trainers; needed after an editable install only",
+    )
+    asked = parser.parse_args()
+    if asked.nnunet_env:
+        from nnssl.hook import trainers_folder
+
+        print(f'export nnUNet_extTrainer="{trainers_folder()}"')
+        return 0
+    if asked.checkpoint is None:
+        parser.error("say which checkpoint, or --nnunet-env")
+
+    from nnssl import checkpoint
+
+    return _report_errors(lambda: print(checkpoint.describe(checkpoint.load(asked.checkpoint))))
+
+
+def plan() -> int:
+    """nnssl_plan: a plans file that carries a checkpoint and a recipe."""
+    raise NotImplementedError
+
+
+def demo() -> int:
+    """nnssl_demo: the whole chain on made CT phantoms."""
+    raise NotImplementedError
+
+
+def _report_errors(work: Callable[[], object]) -> int:
+    """The exit code of `work`: errors that a user can mend are one message, not a traceback."""
+    try:
+        work()
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"\nerror: {error}", file=sys.stderr)
+        return EXIT_ERROR
+    except Exception as error:
+        if type(error).__name__ != "Interrupted":
+            raise
+        print(f"\n{error}", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return 0
+
+
+def _pretrain_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="nnssl_pretrain",
+        description="Pretrain a Swin encoder on raw, unlabelled CT. Needs nnU-Net's three variables; writes "
+        "preprocessed scans to $nnUNet_preprocessed/nnssl/NAME and results to $nnUNet_results/nnssl/NAME.",
+        epilog="Stopped by SIGTERM or Ctrl-C it saves and exits with code 75; the same line with --c continues exactly.",
+    )
+    what = parser.add_argument_group("what to learn from")
+    what.add_argument("-m", dest="method", metavar="METHOD", help="the method; --list shows them")
+    what.add_argument("-i", dest="sources", metavar="FOLDER", nargs="+", type=Path, default=(),
+                      help="folders of scans, searched at any depth: NIfTI, NRRD, MHA, MHD, DICOM")  # fmt: skip
+    what.add_argument("-d", dest="dataset_ids", metavar="ID", nargs="+", default=(),
+                      help="nnU-Net raw datasets by id or name: the images of channel 0")  # fmt: skip
+    what.add_argument("--name", help="name of the collection; default: the folders' and datasets' names")
+    what.add_argument("--spacing", metavar=("Z", "Y", "X"), nargs=3, type=float, help="mm; default: the median")
+    what.add_argument("-np", dest="num_processes", metavar="N", type=int, default=8,
+                      help="processes that read and resample scans, one scan in memory each; default: %(default)s")  # fmt: skip
+    what.add_argument("-part_id", type=int, default=0, help="this machine's share of the preprocessing, from 0")
+    what.add_argument("-num_parts", type=int, default=1, help="how many machines share the preprocessing")
+    what.add_argument("--only-prepare", action="store_true", help="preprocess and stop before training")
+
+    how = parser.add_argument_group("how to train")
+    how.add_argument("-a", dest="preset", metavar="PRESET", default="smit",
+                     help="the encoder: tiny, smit, smit_miccai22, monai; default: %(default)s")  # fmt: skip
+    how.add_argument("--steps", type=int, help="optimiser steps; default: 100000")
+    how.add_argument("--epochs", type=int, help="instead of --steps: how often each scan is visited")
+    how.add_argument("--batch-size", type=int, help="scans a step, over all processes; default: what fits")
+    how.add_argument("--accumulate", type=int, default=1, metavar="N", help="parts in which a step's batch is computed")
+    how.add_argument("--crop", metavar="N", nargs="+", type=int, help="voxels z y x; default: the plan's")
+    how.add_argument("--set", dest="settings", metavar="FIELD=VALUE", nargs="+", default=(),
+                     help="any field of the method's config, such as lr=1e-4 or mask_ratio=0.6")  # fmt: skip
+    how.add_argument("--seed", type=int, default=0)
+    how.add_argument("--c", dest="resume", action="store_true", help="continue from checkpoint_latest.pth, exactly")
+    how.add_argument("-o", dest="output", metavar="FOLDER", type=Path, help="results folder, instead of the default")
+
+    where = parser.add_argument_group("on what")
+    where.add_argument("-device", choices=("cpu", "cuda", "mps"), help="default: cuda where there is one, else cpu")
+    where.add_argument("-num_gpus", type=int, default=1, metavar="N",
+                       help="processes on this machine; for several machines start this command with torchrun")  # fmt: skip
+    where.add_argument("--workers", type=int, metavar="N", help="processes that read crops; default: by the machine")
+    where.add_argument("--fp32", action="store_true", help="no bf16 on the GPU")
+    where.add_argument("--compile", action="store_true", help="torch.compile the encoders")
+    where.add_argument("--checkpointing", action="store_true", help="recompute activations: less memory, more time")
+
+    watch = parser.add_argument_group("what is written")
+    watch.add_argument("--log-every", type=int, default=10, metavar="STEPS", help="default: %(default)s")
+    watch.add_argument("--save-every", type=int, default=1000, metavar="STEPS",
+                       help="checkpoint_latest.pth and the pictures; default: %(default)s")  # fmt: skip
+    watch.add_argument("--tensorboard", action="store_true", help="also for TensorBoard (pip install tensorboard)")
+    parser.add_argument("--list", action="store_true", help="list the methods")
+    return parser

@@ -1,0 +1,53 @@
+"""How many scans fit: a batch size from what one scan's step keeps for its backward pass."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from nnssl.methods.method import Method
+from nnssl.train.batches import generator_for
+from nnssl.types import Shape
+
+SHARE = 0.6  # of the free memory; the rest is for gradients in flight, the optimiser and fragmentation
+MOST = {"cpu": 8, "cuda": 32, "mps": 8}  # scans a process; more costs time and gains little (SMIT: 6 a GPU)
+
+
+def fitting_batch_size(method: Method, crop: Shape, device: torch.device, bf16: bool) -> int:
+    """Scans a process can hold at once, from 1 to `MOST`: one scan is tried, its saved activations are counted."""
+    region = torch.zeros(1, 1, *method.region(crop), device=device)
+    needed = saved_bytes(method, method.views(region, [generator_for(0, 0)]), device, bf16)
+    method.skipped_step()
+    parameters = sum(p.numel() * p.element_size() for p in method.parameters() if p.requires_grad)
+    free = SHARE * free_bytes(device) - 3 * parameters  # a gradient and AdamW's two moments
+    return int(max(1, min(MOST[device.type], free // needed)))
+
+
+def saved_bytes(model: nn.Module, views: dict, device: torch.device, bf16: bool) -> int:
+    """Bytes that autograd keeps for the backward pass of `model(views)`, parameters apart."""
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+            result = model(views)
+        del result
+    return sum(kept.values())
+
+
+def free_bytes(device: torch.device) -> int:
+    """Free memory of the device; of the machine for a CPU (8 GiB where the system does not say)."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        with open("/proc/meminfo") as file:  # noqa: PTH123 - a file of the kernel's, not of ours
+            lines = dict(line.split(":", 1) for line in file)
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):
+        return 8 << 30

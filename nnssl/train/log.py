@@ -1,0 +1,92 @@
+"""What a run writes while it runs: log.jsonl, the two pictures, and TensorBoard where asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+
+from nnssl import dist, files
+from nnssl.train import batches, pictures
+
+if TYPE_CHECKING:
+    from nnssl.train.loop import Run
+
+LOG = "log.jsonl"
+
+
+class Log:
+    """The log of one run; rows beyond the step that a resume starts from are dropped."""
+
+    def __init__(self, run: Run, say: Callable[[str], None]) -> None:
+        self.run, self.say = run, say
+        self.path = run.folder / LOG
+        self.last: dict = {}
+        self.board = None
+        if not dist.is_main():
+            return
+        run.folder.mkdir(parents=True, exist_ok=True)
+        kept = (
+            [row for row in files.read_json_lines(self.path) if row["step"] <= run.step] if self.path.exists() else []
+        )
+        self.last = kept[-1] if kept else {}
+        files.write_json_lines(self.path, kept)
+        if run.config.tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board = SummaryWriter(str(run.folder / "tensorboard"), purge_step=run.step)
+
+    def row(
+        self,
+        losses: dict,
+        watched: dict,
+        *,
+        norm: float,
+        rate: float,
+        seconds: float,
+        waited: float,
+        rejected: int,
+    ) -> dict:
+        """One row of log.jsonl, averaged over processes."""
+        run, config = self.run, self.run.config
+        values = {**{name: float(value) for name, value in losses.items()}, **run.monitors.read(watched)}
+        values["data_wait"] = waited / seconds  # share of the step
+        values["rejected"] = rejected / (config.batch_size / dist.world_size())  # crops redrawn for lack of body
+        averaged = dist.mean(torch.tensor(list(values.values()), dtype=torch.float64, device=run.device)).tolist()
+        row = {
+            "step": run.step,
+            "epoch": round(run.step * config.batch_size / len(run.crops), 3),
+            **dict(zip(values, averaged, strict=True)),
+            "lr": rate,
+            "grad_norm": norm,
+            "samples_per_second": config.batch_size / seconds,
+        }
+        for advice in run.monitors.alarms(row):
+            row["alarm"] = advice
+            if dist.is_main():
+                self.say(f"\nWARNING: this run may have collapsed at step {run.step}: {advice}")
+        self.last = row
+        if dist.is_main():
+            files.append_json_line(self.path, row)
+        if self.board is not None:
+            for name, value in row.items():
+                if isinstance(value, float):
+                    self.board.add_scalar(name, value, run.step)
+        return row
+
+    def draw(self) -> None:
+        """progress.png and, for methods that predict voxels, reconstruction.png."""
+        if not dist.is_main():
+            return
+        run = self.run
+        pictures.progress(files.read_json_lines(self.path), run.folder / "progress.png", run.header["method"])
+        samples = [run.crops[index] for index in range(2)]
+        regions = torch.stack([sample["crop"] for sample in samples]).to(run.device)
+        generators = [batches.generator_for(run.config.seed, index) for index in range(2)]
+        run.method.eval()
+        with torch.no_grad():
+            volumes = run.method.reconstruct(run.method.views(regions, generators))
+        run.method.train()
+        if volumes:
+            pictures.reconstruction({k: v.float().cpu() for k, v in volumes.items()}, run.folder / "reconstruction.png")

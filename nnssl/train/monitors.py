@@ -1,0 +1,98 @@
+"""Is it learning, or has it collapsed? Numbers for the log, and words when something is wrong for long.
+
+embedding_std   mean over dimensions of std over crops of z/|z|, times sqrt(d): near 1 when healthy, 0 when every
+                crop looks the same (Chen 2021, SimSiam, section 4.1).
+rankme          exp of the entropy of the singular values of the last `WINDOW` embeddings (Garrido 2023).
+entropy_<head>  mean entropy of the teacher's targets, as a share of log K: 1 = uniform collapse.
+spread_<head>   entropy of the mean target, as a share of log K: 0 = one prototype for everything.
+used_<head>     how many prototypes are the first choice of some token or crop.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from nnssl import dist
+
+WINDOW = 512
+PATIENCE = 5  # readings in a row before a collapse is called one
+
+ADVICE = {
+    "embedding": "all crops look alike to the encoder (embedding_std < 0.2). Try a larger batch (--batch-size, or "
+    "--accumulate), a lower learning rate (--set lr=...), or a slower teacher (--set teacher_momentum=0.999)",
+    "uniform": "the teacher's targets carry no information (entropy near log K). Try a sharper teacher "
+    "(--set teacher_temperature_end=0.04) or fewer prototypes (--set prototypes=1024)",
+    "single": "the teacher names one prototype for everything. Try a faster centre (--set centre_momentum=0.8) "
+    "or a softer teacher (--set teacher_temperature_start=0.06)",
+}
+
+
+def embedding_std(embedding: Tensor) -> float:
+    """[N d] -> a scalar that is near 1 for embeddings spread over the sphere and 0 for equal ones."""
+    unit = torch.nn.functional.normalize(embedding.float(), dim=-1)
+    return float(unit.std(dim=0, correction=0).mean() * math.sqrt(unit.shape[1]))
+
+
+def rankme(embedding: Tensor) -> float:
+    """[N d] -> effective rank in [1, min(N, d)] (Garrido 2023, eq. 1)."""
+    values = torch.linalg.svdvals(embedding.float())
+    share = values / values.sum().clamp(min=1e-12) + 1e-7
+    return float(torch.exp(-(share * share.log()).sum()))
+
+
+def entropies(probabilities: Tensor) -> tuple[float, float, int]:
+    """[N K] -> mean entropy / log K, entropy of the mean / log K, prototypes in use."""
+
+    def entropy(p: Tensor) -> Tensor:
+        return -(p * p.clamp(min=1e-12).log()).sum(dim=-1)
+
+    p = probabilities.float()
+    scale = math.log(p.shape[-1])
+    used = p.argmax(dim=-1).unique().numel()
+    return float(entropy(p).mean()) / scale, float(entropy(p.mean(dim=0))) / scale, used
+
+
+class Monitors:
+    """Keeps the last embeddings and how long each warning has lasted; its state is part of a resume."""
+
+    def __init__(self) -> None:
+        self.embeddings = torch.empty(0)
+        self.lasting = dict.fromkeys(ADVICE, 0)
+
+    def note(self, watched: dict[str, Tensor]) -> None:
+        """Every step: remember the embeddings of all processes."""
+        if "embedding" in watched:
+            latest = dist.gather(watched["embedding"].float()).cpu()
+            kept = self.embeddings if self.embeddings.numel() else latest[:0]
+            self.embeddings = torch.cat([kept, latest])[-WINDOW:]
+
+    def read(self, watched: dict[str, Tensor]) -> dict[str, float]:
+        """At logged steps: the numbers of this step, averaged over processes by the caller."""
+        row = {}
+        if self.embeddings.numel():
+            row["embedding_std"] = embedding_std(self.embeddings)
+            row["rankme"] = rankme(self.embeddings)
+        for name, value in watched.items():
+            if name.startswith("teacher_"):
+                head = name.removeprefix("teacher_")
+                row[f"entropy_{head}"], row[f"spread_{head}"], row[f"used_{head}"] = entropies(value)
+        return row
+
+    def alarms(self, row: dict[str, float]) -> list[str]:
+        """Advice for what has been wrong for exactly PATIENCE readings: each is said once, when it is certain."""
+        wrong = {
+            "embedding": row.get("embedding_std", 1.0) < 0.2,
+            "uniform": any(v > 0.98 for k, v in row.items() if k.startswith("entropy_")),
+            "single": any(v < 0.02 for k, v in row.items() if k.startswith("spread_")),
+        }
+        self.lasting = {name: self.lasting[name] + 1 if wrong[name] else 0 for name in ADVICE}
+        return [ADVICE[name] for name, count in self.lasting.items() if count == PATIENCE]
+
+    def state_dict(self) -> dict:
+        return {"embeddings": self.embeddings, "lasting": self.lasting}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.embeddings, self.lasting = state["embeddings"], state["lasting"]

@@ -1,0 +1,81 @@
+"""progress.png and reconstruction.png: a run at one look. Matplotlib is imported only when a picture is made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+
+from nnssl import files
+
+# Panel title -> the rows' keys (or their beginnings) that it shows. What no panel names is a loss term.
+PANELS = {
+    "embedding std (healthy: near 1, alarm: 0.2)": ("embedding_std",),
+    "RankMe of the last 512 embeddings": ("rankme",),
+    "teacher: entropy / log K (alarm: 0.98), spread (alarm: 0.02)": ("entropy_", "spread_"),
+    "learning rate": ("lr",),
+    "gradient norm": ("grad_norm",),
+}
+UNSHOWN = ("step", "epoch", "alarm", "samples_per_second", "data_wait", "rejected", "used_")
+SMOOTHING = 0.9  # of the moving average drawn over the raw values
+SHOWN_CROPS = 2
+
+
+def progress(rows: list[dict], path: Path, title: str) -> None:
+    """One panel for the losses, one for each group of monitors; raw values pale, their moving average strong."""
+    if not rows:
+        return
+    known = tuple(key for keys in PANELS.values() for key in keys) + UNSHOWN
+    terms = [key for key in rows[-1] if not key.startswith(known)]
+    shown = {f"{title}: loss": terms}
+    for name, keys in PANELS.items():
+        shown[name] = [key for key in rows[-1] if key.startswith(keys)]
+    figure = _figure(13, 7)
+    for axes, (name, keys) in zip(figure.subplots(2, 3).flat, shown.items(), strict=True):
+        for key in keys:
+            steps, values = zip(*((row["step"], row[key]) for row in rows if key in row), strict=True)
+            (line,) = axes.plot(steps, values, alpha=0.25)
+            axes.plot(steps, _smooth(values), color=line.get_color(), label=key)
+        axes.set_title(name, fontsize=9)
+        axes.set_xlabel("step", fontsize=8)
+        axes.tick_params(labelsize=8)
+        if keys:
+            axes.legend(fontsize=8)
+    _save(figure, path)
+
+
+def reconstruction(volumes: dict[str, Tensor], path: Path) -> None:
+    """The middle axial slice of the first crops: one row a crop, one column a volume ([B 1 *crop])."""
+    crops = min(SHOWN_CROPS, len(next(iter(volumes.values()))))
+    figure = _figure(3 * len(volumes), 3 * crops)
+    grid = figure.subplots(crops, len(volumes), squeeze=False)
+    first = next(iter(volumes.values()))
+    for row in range(crops):
+        low, high = float(first[row].min()), float(first[row].max())
+        for axes, (name, volume) in zip(grid[row], volumes.items(), strict=True):
+            image = volume[row, 0]
+            image = image[image.shape[0] // 2] if image.ndim == 3 else image
+            axes.imshow(image.numpy(), cmap="gray", vmin=low, vmax=high)
+            axes.set_axis_off()
+            if row == 0:
+                axes.set_title(name)
+    _save(figure, path)
+
+
+def _smooth(values: tuple[float, ...]) -> list[float]:
+    smooth, out = values[0], []
+    for value in values:
+        smooth = SMOOTHING * smooth + (1 - SMOOTHING) * value
+        out.append(smooth)
+    return out
+
+
+def _figure(width: float, height: float):
+    from matplotlib.figure import Figure  # the object interface: no window, no global state
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _save(figure, path: Path) -> None:
+    with files.atomic(path) as temporary:
+        figure.savefig(temporary, dpi=100, format="png")

@@ -1,0 +1,223 @@
+"""From options to a finished run: prepare the scans, build the method, train, write the checkpoint."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+import nnssl
+from nnssl import checkpoint, dist
+from nnssl.data.crops import Crops
+from nnssl.data.plan import Plan
+from nnssl.data.prepare import prepare
+from nnssl.encoder.presets import preset
+from nnssl.encoder.swin import Swin
+from nnssl.memory import keep_freed_memory
+from nnssl.methods import METHODS, Method
+from nnssl.train import batches, processes
+from nnssl.train.capacity import fitting_batch_size
+from nnssl.train.loop import FINAL, LATEST, Run, RunConfig, train
+from nnssl.types import Shape, Spacing
+
+DEFAULT_STEPS = 100_000
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `nnssl_pretrain` was asked for; None means: derive it and say so."""
+
+    method: str
+    sources: Sequence[Path] = ()
+    dataset_ids: Sequence[str] = ()
+    name: str | None = None
+    preset: str = "smit"
+    steps: int | None = None
+    epochs: int | None = None
+    batch_size: int | None = None
+    accumulate: int = 1
+    crop: Shape | None = None
+    spacing: Spacing | None = None
+    device: str | None = None
+    num_processes: int = 8
+    part_id: int = 0
+    num_parts: int = 1
+    seed: int = 0
+    resume: bool = False
+    output: Path | None = None
+    settings: Sequence[str] = ()
+    workers: int | None = None
+    log_every: int = 10
+    save_every: int = 1000
+    fp32: bool = False
+    compile: bool = False
+    checkpointing: bool = False
+    tensorboard: bool = False
+    only_prepare: bool = False
+
+
+def pretrain(options: Options, say: Callable[[str], None] = print) -> Path | None:
+    """Run `options` to the end; the final checkpoint, or None with `only_prepare`.
+
+    Raises ValueError for options that cannot work, Interrupted and Diverged as `train` does.
+    """
+    device = processes.choose_device(options.device)
+    keep_freed_memory()
+    processes.join(device)
+    speak = say if dist.is_main() else _silent
+    try:
+        method_config = _method(options.method).Config.parse(options.settings)
+        name, folder = data_folder(options)
+        plan = processes.first_alone(lambda: _prepare(options, name, folder, speak))
+        if options.only_prepare:
+            return None
+        run = build(options, method_config, plan, folder, device, speak)
+        train(run, speak)
+        speak(f"finished: {run.folder / FINAL}\nlook at it with: nnssl_inspect {run.folder / FINAL}")
+        return run.folder / FINAL
+    finally:
+        processes.leave()
+
+
+def build(options: Options, method_config, plan: Plan, data: Path, device: torch.device, say: Callable) -> Run:
+    """The run that `options` describe, resumed where asked for."""
+    folder = options.output or results_root() / plan.name / f"{options.method}__{options.preset}"
+    _demand_free(folder, options.resume)
+    crop = options.crop or plan.crop
+    torch.manual_seed(batches.mixed_seed(options.seed, "weights"))
+    encoder_config = preset(options.preset, len(crop), drop_path=method_config.drop_path)
+    encoder = Swin(encoder_config, maskable=True, checkpointing=options.checkpointing)
+    method: Method = _method(options.method)(encoder, method_config).to(device)
+    bf16 = device.type == "cuda" and not options.fp32 and torch.cuda.is_bf16_supported()
+    before = _resumed_numbers(folder) if options.resume else {}
+    batch_size = options.batch_size or before.get("batch_size")
+    batch_size = batch_size or _derived_batch_size(options, method, crop, device, bf16, say)
+    crops = Crops(data, plan, method.region(crop), seed=options.seed)
+    config = RunConfig(
+        steps=_steps(options, before, len(crops), batch_size),
+        batch_size=batch_size,
+        accumulate=options.accumulate,
+        seed=options.seed,
+        log_every=options.log_every,
+        save_every=options.save_every,
+        workers=batches.default_workers(device) if options.workers is None else options.workers,
+        bf16=bf16,
+        compile=options.compile,
+        tensorboard=options.tensorboard,
+    )
+    header = {
+        "method": options.method,
+        "preset": options.preset,
+        "crop": list(crop),
+        "plan": {
+            "name": plan.name,
+            "fingerprint": plan.fingerprint,
+            "spacing": list(plan.spacing),
+            "hu": asdict(plan.hu),
+            "cases": len(crops),
+        },
+        "versions": {"nnssl": nnssl.__version__, "torch": torch.__version__},
+        "created": time.strftime("%Y-%m-%d"),
+    }
+    run = Run(method, crops, config, folder, header, device)
+    if options.resume and (folder / LATEST).exists():
+        run.resume()
+        say(f"continuing at step {run.step} of {config.steps}")
+    shown = sum(p.numel() for p in encoder.parameters()) / 1e6
+    say(
+        f"{options.method} on {len(crops)} scans: encoder {options.preset} ({shown:.1f} M parameters), crop "
+        f"{'x'.join(map(str, crop))} at {'x'.join(f'{s:g}' for s in plan.spacing)} mm, {config.steps} steps of "
+        f"{batch_size} scans, {device}{' in bf16' if bf16 else ''}, {dist.world_size()} process(es)\nresults: {folder}"
+    )
+    return run
+
+
+def data_folder(options: Options) -> tuple[str, Path]:
+    """The collection's name and where its preprocessed scans are: $nnUNet_preprocessed/nnssl/<name>."""
+    name = options.name or "_".join([*(Path(s).resolve().name for s in options.sources), *options.dataset_ids])
+    if not name or name != Path(name).name or name.startswith("."):
+        raise ValueError(f"{name!r} cannot name a collection; give it a name with --name, such as --name my_ct")
+    return name, _variable("nnUNet_preprocessed") / "nnssl" / name
+
+
+def results_root() -> Path:
+    return _variable("nnUNet_results") / "nnssl"
+
+
+def _prepare(options: Options, name: str, folder: Path, say: Callable) -> Plan:
+    datasets = [raw_dataset(identifier) for identifier in options.dataset_ids]
+    say(f"scans: {', '.join(map(str, [*options.sources, *datasets]))}\npreprocessed: {folder}")
+    return prepare(
+        name,
+        folder,
+        options.sources,
+        datasets,
+        spacing=options.spacing,
+        num_processes=options.num_processes,
+        part_id=options.part_id,
+        num_parts=options.num_parts,
+    )
+
+
+def raw_dataset(identifier: str) -> Path:
+    """$nnUNet_raw/DatasetNNN_Name for an id (501) or a name. Raises ValueError when it is not there."""
+    raw = _variable("nnUNet_raw")
+    wanted = f"Dataset{int(identifier):03d}_*" if identifier.isdigit() else identifier
+    found = sorted(path for path in raw.glob(wanted) if path.is_dir())
+    if len(found) != 1:
+        there = ", ".join(sorted(path.name for path in raw.glob("Dataset*"))) or "nothing"
+        raise ValueError(
+            f"-d {identifier}: expected one folder {wanted} in {raw}, found {len(found)}; there is: {there}"
+        )
+    return found[0]
+
+
+def _variable(name: str) -> Path:
+    if not os.environ.get(name):
+        raise ValueError(f"nnU-Net's variable {name} is not set; type: export {name}=/path/to/{name}")
+    return Path(os.environ[name])
+
+
+def _method(name: str) -> type[Method]:
+    if name not in METHODS:
+        raise ValueError(f"unknown method {name!r}; known: {', '.join(METHODS)}")
+    return METHODS[name]
+
+
+def _steps(options: Options, before: dict, cases: int, batch_size: int) -> int:
+    if options.steps is not None:
+        return options.steps
+    if options.epochs is not None:
+        return math.ceil(options.epochs * cases / batch_size)
+    return before.get("steps", DEFAULT_STEPS)
+
+
+def _resumed_numbers(folder: Path) -> dict:
+    """What an interrupted run had derived, so that `--c` needs no repetition of it."""
+    path = folder / LATEST
+    return checkpoint.read(path)["header"]["run"] if path.exists() else {}
+
+
+def _derived_batch_size(options, method, crop, device, bf16, say) -> int:
+    fits = fitting_batch_size(method, crop, device, bf16)
+    fits = int(-dist.mean(torch.tensor(-float(fits), device=device))) if dist.active() else fits
+    total = fits * dist.world_size() * options.accumulate
+    say(f"batch size: {total} ({fits} fit into the memory of one process; --batch-size N chooses another)")
+    return total
+
+
+def _demand_free(folder: Path, resume: bool) -> None:
+    there = [name for name in (LATEST, FINAL) if (folder / name).exists()]
+    if there and not resume:
+        raise ValueError(
+            f"{folder} already holds a run ({', '.join(there)}); add --c to continue it, or -o FOLDER to write elsewhere"
+        )
+
+
+def _silent(_: str) -> None:
+    """Ranks other than the first say nothing."""

@@ -1,0 +1,77 @@
+"""Several processes: PyTorch's own launcher and DDP, on GPUs through NCCL and on CPUs through gloo."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+
+import torch
+import torch.distributed as td
+
+from nnssl import dist
+
+LONG = timedelta(days=14)  # one process prepares ten thousand scans while the others wait
+
+
+def choose_device(asked: str | None) -> torch.device:
+    """The device of this process: `asked`, or a GPU where there is one. Raises ValueError when it is not there."""
+    name = asked or ("cuda" if torch.cuda.is_available() else "cpu")
+    available = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not available.get(name, False):
+        there = ", ".join(name for name, yes in available.items() if yes)
+        raise ValueError(f"-device {name} is not available on this machine; available: {there}")
+    if name == "cuda":
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    return torch.device(name)
+
+
+def launch(num_gpus: int, arguments: list[str]) -> None:
+    """Replace this process by torchrun with `num_gpus` processes of the same command; returns for one process."""
+    if num_gpus <= 1 or "LOCAL_RANK" in os.environ:
+        return
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_gpus)]
+    sys.stdout.flush()
+    os.execv(sys.executable, [*torchrun, "-m", "nnssl", "pretrain", *arguments])
+
+
+def join(device: torch.device) -> None:
+    """Join the other processes when a launcher started several; nothing otherwise."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.active():
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    td.init_process_group("nccl" if device.type == "cuda" else "gloo")
+
+
+def leave() -> None:
+    if dist.active():
+        td.destroy_process_group()
+
+
+def first_alone(work: Callable[[], object]):
+    """Rank 0 does `work` first, then the others do it and find it done. Returns what `work` returns.
+
+    An error of rank 0 ends the others as well, at once, instead of leaving them waiting.
+    """
+    if not dist.active():
+        return work()
+    patient = td.new_group(backend="gloo", timeout=LONG)
+    outcome: list = [None]
+    result = None
+    if dist.is_main():
+        try:
+            result = work()
+        except Exception as error:
+            outcome = [f"{type(error).__name__}: {error}"]
+            td.broadcast_object_list(outcome, src=0, group=patient)
+            raise
+    td.broadcast_object_list(outcome, src=0, group=patient)
+    if outcome[0] is not None:
+        raise RuntimeError(f"rank 0 failed: {outcome[0]}")
+    return result if dist.is_main() else work()

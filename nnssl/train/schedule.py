@@ -1,0 +1,31 @@
+"""Learning rate and parameter groups of a run."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from nnssl.methods.method import MethodConfig
+from nnssl.modules.schedules import cosine
+
+
+def learning_rate(config: MethodConfig, step: int, steps: int, batch_size: int) -> float:
+    """The rate of step `step` (0-based): linear warm-up, then half a cosine to `lr_floor`.
+
+    The peak grows with the square root of the batch size (Krizhevsky 2014), as 3DINO does.
+    """
+    peak = config.lr * (batch_size / config.lr_batch) ** 0.5
+    warmup = round(config.warmup * steps)
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return cosine(peak, config.lr_floor, (step - warmup) / max(1, steps - warmup))
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """Two groups: matrices and kernels decay; norms, biases, bias tables and the mask token do not."""
+    decayed, plain = [], []
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        exempt = parameter.ndim < 2 or name.endswith(("relative_position_bias_table", "mask_token"))
+        (plain if exempt else decayed).append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
