@@ -61,13 +61,13 @@ class Phantom:
 def phantom(seed: int, shape: Shape | None = None, spacing: Spacing | None = None) -> Phantom:
     """The phantom of this seed, the same on every machine with the same numpy.
 
-    The field of view is some 220 x 330 x 410 mm. Without `shape` [Z Y X] and `spacing` (mm) voxels are 4 to 7
+    The field of view is some 210 x 290 x 370 mm. Without `shape` [Z Y X] and `spacing` (mm) voxels are 4 to 7
     mm wide, so that everything stays small; with one of them the other follows from the field of view.
     Raises ValueError on an impossible shape or spacing.
     """
     rng = np.random.default_rng(seed)
     anatomy = draw_anatomy(rng)
-    extent = (rng.uniform(200, 250), rng.uniform(310, 350), rng.uniform(390, 430))  # the field of view, mm
+    extent = (rng.uniform(190, 230), rng.uniform(275, 310), rng.uniform(350, 385))  # the field of view, mm
     coarse = (rng.uniform(4.0, 7.0), *[rng.uniform(5.0, 6.5)] * 2)
     _check(shape, spacing)
     if spacing is None:

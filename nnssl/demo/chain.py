@@ -15,7 +15,7 @@ from nnssl.data import phantoms
 DATASET, NAME, PLANS, CONFIGURATION = "901", "Dataset901_Phantoms", "nnsslDemoPlans", "3d_fullres"
 TRAINERS = {"pretrained": "SwinSSLTrainer", "from scratch": "SwinScratchTrainer"}
 LABELLED_SEEDS, UNSEEN_SEEDS = 1000, 2000  # the first seed of each part: no phantom is in two
-PHANTOM_SPACING = ("5", "6", "6")  # mm, about the median of the phantoms
+SPACING = ("5", "6", "6")  # mm, about the phantoms' own: at a finer one, small crops show no anatomy
 
 Command = list[str]
 
@@ -107,9 +107,7 @@ class Demo:
     def _pretrain(self) -> Command:
         size = self.size
         command = ["nnssl_pretrain", "-m", "smit", "-a", "tiny", "-i", str(self.scans or self.folder / "scans")]
-        if self.scans:  # the user's spacing may be so fine that a small crop shows no anatomy
-            command += ["--spacing", *PHANTOM_SPACING]
-        command += ["--steps", str(size.steps), "--batch-size", str(size.batch_size)]
+        command += ["--spacing", *SPACING, "--steps", str(size.steps), "--batch-size", str(size.batch_size)]
         return [*command, "--crop", *map(str, size.crop), "-device", self.device, "-np", "2"]
 
     def _plan(self) -> list[Command]:

@@ -16,7 +16,7 @@ from nnssl.files import read_json, write_json
 
 MARKER = "nnssl_demo.json"  # its presence says that the folder is the demo's to write in
 OURS = ("scans", "nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "predictions", "logs")
-LINES = 25  # of the log, shown when a command fails
+LINES, WIDTH = 25, 300  # of the log, shown when a command fails
 
 
 class DemoError(RuntimeError):
@@ -88,13 +88,12 @@ def environment(demo: Demo) -> dict[str, str]:
 
 
 def executable(command: Command) -> Command:
-    """The console script of this very Python; without one (a source tree), the function that it would call."""
+    """The console script of this very Python; without one (a source tree), our module."""
     script = Path(sysconfig.get_path("scripts")) / command[0]
     if script.exists():
         return [str(script), *command[1:]]
     if command[0].startswith("nnssl_"):
-        function = command[0].removeprefix("nnssl_")
-        return [sys.executable, "-c", f"from nnssl.cli import {function}; {function}()", *command[1:]]
+        return [sys.executable, "-m", "nnssl", command[0].removeprefix("nnssl_"), *command[1:]]
     raise DemoError(f"{command[0]} is not installed beside {sys.executable}; type: pip install nnunetv2")
 
 
@@ -136,9 +135,9 @@ def follow(process: subprocess.Popen, log: Path) -> None:
 
 
 def tail(log: Path, lines: int) -> str:
-    """The last lines; a progress bar's carriage returns count as line ends."""
+    """The last lines, cut to WIDTH; a progress bar's carriage returns count as line ends."""
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - 20_000))
         text = file.read().decode(errors="replace")
     said = [line.rstrip() for line in text.replace("\r", "\n").split("\n") if line.strip()]
-    return "\n".join(said[-lines:])
+    return "\n".join(line[:WIDTH] for line in said[-lines:])
