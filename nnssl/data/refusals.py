@@ -55,6 +55,7 @@ def check_values(hu: np.ndarray) -> None:
 
 
 def short(error: Exception) -> str:
-    """The last line of an ITK error; the others are source lines and addresses."""
+    """The telling line of an ITK error: the last, but for what the operating system happened to say before."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[-1] if lines else type(error).__name__)[:300]
+    telling = [line for line in lines if not line.startswith("Reason:")]
+    return (telling or lines or [type(error).__name__])[-1][:300]

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from nnssl.data.dicom import looks_like_dicom, read_series
+from nnssl.data.nifti import check_nifti
 from nnssl.data.refusals import RefusedError, check_grid, short
 from nnssl.files import read_json
 from nnssl.types import Spacing
@@ -123,3 +124,9 @@ def _read_volume(path: str) -> tuple[np.ndarray, Spacing]:
         raise RefusedError(f"cannot be read: {short(error)}") from error
     spacing = tuple(abs(float(s)) for s in image.GetSpacing()[::-1])
     return SimpleITK.GetArrayViewFromImage(image).astype(np.float32), spacing
+
+
+def check_stored(found: Found) -> None:
+    """Raise RefusedError for a file that is broken though it can be read. Costs as much as reading it."""
+    if not found.series and found.path.lower().endswith((".nii", ".nii.gz")):
+        check_nifti(found.path)

@@ -17,7 +17,7 @@ import numpy as np
 
 from nnssl.data.dicom import series_in
 from nnssl.data.refusals import RefusedError, check_values
-from nnssl.data.scans import ALL_SERIES, LOOKED_FOR, Found, read_scan
+from nnssl.data.scans import ALL_SERIES, LOOKED_FOR, Found, check_stored, read_scan
 from nnssl.data.workers import Failed, each
 from nnssl.files import atomic, fingerprint, read_json, write_json
 from nnssl.types import BODY_HU, Shape, Spacing
@@ -108,6 +108,7 @@ def look(scan: Found, cache: Path | None = None) -> Surveyed:
     try:
         hu, spacing = read_scan(scan, cache)
         shape = hu.shape
+        check_stored(scan)
         check_values(hu)
     except RefusedError as refusal:
         return Surveyed(scan.path, scan.series, False, str(refusal), shape, spacing)

@@ -1,0 +1,79 @@
+"""Work in several processes goes on, whatever happens to one of them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from nnssl.data.workers import KILLED, Failed, each
+
+
+def work(item: int) -> int:
+    """Doubles; but 3 kills its process as the kernel does for want of memory, and 5 raises."""
+    if item == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if item == 5:
+        raise ValueError("five")
+    return 2 * item
+
+
+def test_a_killed_worker_costs_its_item_alone():
+    results = dict(each(work, list(range(7)), 2, "test"))
+    assert results.pop(3) == Failed(KILLED)
+    assert results.pop(5) == Failed("five")
+    assert results == {item: 2 * item for item in (0, 1, 2, 4, 6)}
+
+
+def test_one_process_gives_the_same():
+    assert dict(each(work, [1, 2, 5], 0, "test")) == {1: 2, 2: 4, 5: Failed("five")}
+    assert list(each(work, [], 2, "test")) == []
+
+
+def test_workers_that_cannot_start_are_an_error_and_not_blamed_on_the_items():
+    script = "from nnssl.data.workers import each; print(dict(each(len, ['a'], 1, 'test')))"
+    run = subprocess.run([sys.executable, "-"], input=script, capture_output=True, text=True, timeout=60)
+    assert run.returncode == 1
+    assert "RuntimeError: worker processes cannot start" in run.stderr
+
+
+def sleep(folder: str) -> None:
+    Path(folder, str(os.getpid())).touch()
+    time.sleep(60)
+
+
+PARENT = """
+import sys
+sys.path.insert(0, {tests!r})
+from test_workers import sleep
+from nnssl.data.workers import each
+if __name__ == "__main__":
+    list(each(sleep, [{folder!r}], 1, "test"))
+"""
+
+
+def test_workers_do_not_outlive_a_killed_parent(tmp_path):
+    script = tmp_path / "parent.py"
+    (tmp_path / "pids").mkdir()
+    script.write_text(PARENT.format(tests=str(Path(__file__).parent), folder=str(tmp_path / "pids")))
+    parent = subprocess.Popen([sys.executable, str(script)], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (pids := [int(path.name) for path in (tmp_path / "pids").iterdir()]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    parent.kill()
+    parent.wait()
+    while time.monotonic() < deadline and _alive(pids[0]):
+        time.sleep(0.05)
+    assert not _alive(pids[0])
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    # A zombie that init has not collected yet is dead too.
+    return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text() if Path("/proc").is_dir() else True
