@@ -1,0 +1,206 @@
+"""CNN decoders with skips, as data: `SwinUNETRDecoder`, faithful to MONAI's, and `LightDecoder`.
+
+Both take the image and the encoder's five maps (strides 2 to 32), work at any size, and give logits at the
+image's size; while training also at half, a quarter and an eighth of it (deep supervision). A map of an odd
+size is reached by upsampling to one voxel more and cutting that off, so nothing is ever padded or cropped.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nnssl.network.normalise import norm_act
+from nnssl.types import Shape
+
+OUTPUTS = 4  # logits at 1, 1/2, 1/4 and 1/8 of the image's size
+
+
+def conv(dims: int, inputs: int, outputs: int, kernel: int = 3, bias: bool = False) -> nn.Module:
+    """Same size out as in."""
+    kind = nn.Conv2d if dims == 2 else nn.Conv3d
+    return kind(inputs, outputs, kernel, padding=kernel // 2, bias=bias)
+
+
+def upsampling(dims: int, inputs: int, outputs: int) -> nn.Module:
+    """Twice the size out."""
+    kind = nn.ConvTranspose2d if dims == 2 else nn.ConvTranspose3d
+    return kind(inputs, outputs, 2, stride=2, bias=False)
+
+
+def cut(x: Tensor, size: Shape) -> Tensor:
+    """The first voxels of [B C *larger] that make [B C *size]."""
+    return x[(..., *(slice(0, n) for n in size))]
+
+
+class ResidualBlock(nn.Module):
+    """Two 3^d convolutions with instance norm around a shortcut (MONAI's UnetResBlock)."""
+
+    def __init__(self, dims: int, inputs: int, outputs: int):
+        super().__init__()
+        self.conv1 = conv(dims, inputs, outputs)
+        self.conv2 = conv(dims, outputs, outputs)
+        self.conv3 = conv(dims, inputs, outputs, kernel=1) if inputs != outputs else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.conv3 is None else norm_act(self.conv3(x), act=False)
+        return self.tail(self.conv1(x), shortcut)
+
+    def tail(self, first: Tensor, shortcut: Tensor) -> Tensor:
+        """All that follows the first convolution."""
+        x = norm_act(self.conv2(norm_act(first)), act=False)
+        return F.leaky_relu_(x + shortcut, 0.01)
+
+
+class UpBlock(nn.Module):
+    """Upsampling, concatenation with the skip, residual block (MONAI's UnetrUpBlock), without concatenating.
+
+    A convolution of [a, b] is the sum of those of a and b, and one after a transposed convolution is itself a
+    transposed convolution, of a larger kernel at the coarse size: the same function for less work on a CPU.
+    """
+
+    def __init__(self, dims: int, inputs: int, outputs: int):
+        super().__init__()
+        self.upsample = upsampling(dims, inputs, outputs)
+        self.block = ResidualBlock(dims, 2 * outputs, outputs)
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        join = self._composed if self._composing_pays(x, skip) else self._one_by_one
+        first, shortcut = join(x, skip)
+        return self.block.tail(first, norm_act(shortcut, act=False))
+
+    def _one_by_one(self, x: Tensor, skip: Tensor) -> tuple[Tensor, Tensor]:
+        joined = torch.cat([cut(self.upsample(x), skip.shape[2:]), skip], dim=1)
+        return self.block.conv1(joined), self.block.conv3(joined)
+
+    def _composed(self, x: Tensor, skip: Tensor) -> tuple[Tensor, Tensor]:
+        half = skip.shape[1]
+        plain = F.conv2d if skip.ndim == 4 else F.conv3d
+        transposed = F.conv_transpose2d if skip.ndim == 4 else F.conv_transpose3d
+        up, first, shortcut = self.upsample.weight, self.block.conv1.weight, self.block.conv3.weight
+        first_up = plain(up, first[:, :half], padding=2)  # 2^d then 3^d taps make 4^d
+        shortcut_up = plain(up, shortcut[:, :half])
+        return (
+            transposed(x, first_up, stride=2, padding=1).add_(plain(skip, first[:, half:], padding=1)),
+            transposed(x, shortcut_up, stride=2).add_(plain(skip, shortcut[:, half:])),
+        )
+
+    def _composing_pays(self, x: Tensor, skip: Tensor) -> bool:
+        """Whether composing saves more multiplications than making the composed kernel costs."""
+        exact = all(2 * n == m for n, m in zip(x.shape[2:], skip.shape[2:], strict=True))
+        if x.device.type != "cpu" or not exact:
+            return False
+        coarse, fine = x.shape[1], skip.shape[1]
+        dims = x.ndim - 2
+        voxels = skip.shape[0] * skip[0, 0].numel()
+        saved = voxels * fine * (3**dims * fine + coarse - 2**dims * coarse)
+        return saved > 2 * 12**dims * coarse * fine * fine
+
+
+class Heads(nn.Module):
+    """One 1^d convolution to logits per output size.
+
+    All heads always exist, so that the state_dict is the same with and without deep supervision. Without it
+    the lower ones take no gradient, since DDP refuses parameters that wait for one in vain.
+    """
+
+    def __init__(self, dims: int, widths: tuple[int, ...], classes: int, deep_supervision: bool):
+        super().__init__()
+        # nnU-Net's -pretrained_weights leaves out what has `.seg_layers.` in its name: the heads, and only they.
+        self.seg_layers = nn.ModuleList(conv(dims, width, classes, kernel=1, bias=True) for width in widths)
+        self.seg_layers[1:].requires_grad_(deep_supervision)
+
+    def forward(self, maps: list[Tensor], all_of_them: bool) -> Tensor | list[Tensor]:
+        """`maps`, finest first, to logits, finest first; or to the finest logits alone."""
+        if not all_of_them:
+            return self.seg_layers[0](maps[0])
+        return [head(x) for head, x in zip(self.seg_layers, maps, strict=True)]
+
+
+class SwinUNETRDecoder(nn.Module):
+    """Hatamizadeh et al. 2022 (arXiv 2201.01266), as in `monai.networks.nets.SwinUNETR` 1.6.1.
+
+    Widths e, e, 2e, 4e, 8e at strides 1 to 16; a residual block on each skip but that of stride 16.
+    """
+
+    def __init__(
+        self, dims: int, image_channels: int, channels: tuple[int, ...], classes: int, deep_supervision: bool
+    ):
+        super().__init__()
+        self.deep_supervision = deep_supervision
+        e, e2, e4, e8, e16 = channels
+        self.skips = nn.ModuleList(
+            ResidualBlock(dims, inputs, outputs)
+            for inputs, outputs in ((image_channels, e), (e, e), (e2, e2), (e4, e4))
+        )
+        self.bottom = ResidualBlock(dims, e16, e16)
+        self.ups = nn.ModuleList(
+            UpBlock(dims, inputs, outputs)
+            for inputs, outputs in ((e16, e8), (e8, e4), (e4, e2), (e2, e), (e, e))
+        )
+        self.heads = Heads(dims, (e, e, e2, e4), classes, deep_supervision)
+
+    def forward(self, image: Tensor, maps: list[Tensor]) -> Tensor | list[Tensor]:
+        """[B C *spatial] and the encoder's maps to logits [B classes *spatial], or a list of them."""
+        *fine, middle, bottom = maps
+        skips = [block(x) for block, x in zip(self.skips, (image, *fine), strict=True)]
+        x, decoded = self.bottom(bottom), []
+        for up, skip in zip(self.ups, (middle, *skips[::-1]), strict=True):
+            x = up(x, skip)
+            decoded.insert(0, x)
+        return self.heads(decoded[:OUTPUTS], self.deep_supervision)
+
+
+class Lift(nn.Module):
+    """Upsampling plus a projection of the skip, then one 3^d convolution; instance norm and LeakyReLU after each."""
+
+    def __init__(self, dims: int, inputs: int, skip: int, outputs: int, kernel: int = 1):
+        super().__init__()
+        self.upsample = upsampling(dims, inputs, outputs)
+        self.project = conv(dims, skip, outputs, kernel)
+        self.conv = conv(dims, outputs, outputs)
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        raised = cut(self.upsample(x), skip.shape[2:])
+        return norm_act(self.conv(norm_act(self.project(skip).add_(raised))))
+
+
+class LightDecoder(nn.Module):
+    """Sums in the place of concatenations, one 3^d convolution a level, and few channels at full resolution.
+
+    `widths` at strides 1 to 16: most of a decoder's time goes to the first.
+    """
+
+    WIDTHS = (16, 48, 96, 160, 256)
+
+    def __init__(
+        self,
+        dims: int,
+        image_channels: int,
+        channels: tuple[int, ...],
+        classes: int,
+        deep_supervision: bool,
+        widths: tuple[int, ...] = WIDTHS,
+    ):
+        super().__init__()
+        self.deep_supervision = deep_supervision
+        skips = (image_channels, *channels[:4])
+        below = (*widths[1:], channels[4])
+        self.lifts = nn.ModuleList(
+            Lift(dims, inputs, skip, outputs, kernel=3 if skip is skips[0] else 1)
+            for inputs, skip, outputs in zip(below, skips, widths, strict=True)
+        )
+        self.heads = Heads(dims, tuple(widths[:OUTPUTS]), classes, deep_supervision)
+
+    def forward(self, image: Tensor, maps: list[Tensor]) -> Tensor | list[Tensor]:
+        """[B C *spatial] and the encoder's maps to logits [B classes *spatial], or a list of them."""
+        *fine, x = maps
+        decoded = []
+        for lift, skip in zip(self.lifts[::-1], (image, *fine)[::-1], strict=True):
+            x = lift(x, skip)
+            decoded.insert(0, x)
+        return self.heads(decoded[:OUTPUTS], self.deep_supervision)
+
+
+DECODERS = {"swinunetr": SwinUNETRDecoder, "light": LightDecoder}

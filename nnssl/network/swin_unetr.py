@@ -1,0 +1,110 @@
+"""The segmentation network: a Swin encoder and a CNN decoder with skips, in 2D and 3D, for any patch size."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from nnssl.encoder.presets import preset
+from nnssl.encoder.swin import Swin, SwinConfig
+from nnssl.network.decoders import DECODERS, OUTPUTS
+from nnssl.types import Shape
+
+
+class SwinUNETR(nn.Module):
+    """`encoder.` and `decoder.` are the only names at the top of its state_dict.
+
+    input_channels:   channels of the image, in nnU-Net's normalisation.
+    num_classes:      channels of the logits.
+    deep_supervision: give a list of logits at 1, 1/2, 1/4 and 1/8 of the image's size. May be switched later by
+                      `network.decoder.deep_supervision`; the state_dict is the same.
+    encoder:          `SwinConfig.to_dict()`; its `in_channels` is replaced by `input_channels`. None: preset smit.
+    decoder:          {"name": "swinunetr" | "light", ...options of that decoder}, or the name alone.
+    intensity:        {"scale", "shift", "low", "high"}, a number a channel each, null = no bound: from nnU-Net's
+                      values to those of the pretraining (`planned.intensity_map`). Channels without a number, such
+                      as a cascade's previous segmentation, pass as they are.
+    checkpointing:    recompute the encoder's blocks in the backward pass: less memory, more time.
+
+    Raises ValueError for an unknown decoder or option.
+    """
+
+    # Where upstream nnU-Net's own loader of pretrained weights looks (its nnssl integration).
+    key_to_encoder = "encoder"
+    key_to_stem = "encoder.patch_embed"
+    keys_to_in_proj = ("encoder.patch_embed.proj",)
+    key_to_lpe = None
+
+    def __init__(
+        self,
+        input_channels: int,
+        num_classes: int,
+        deep_supervision: bool = False,
+        *,
+        encoder: dict | None = None,
+        decoder: str | dict = "swinunetr",
+        intensity: dict | None = None,
+        checkpointing: bool = False,
+    ):
+        super().__init__()
+        config = SwinConfig.from_dict(encoder) if encoder else preset("smit")
+        config = replace(config, in_channels=input_channels)
+        self.encoder = Swin(config, checkpointing=checkpointing)
+        self.encoder.intensity = Intensity(input_channels, **(intensity or {}))
+        self.decoder = _decoder(decoder, self.encoder, num_classes, deep_supervision)
+
+    def forward(self, image: Tensor) -> Tensor | list[Tensor]:
+        """[B C *spatial], any size, to logits [B classes *spatial]; with deep supervision the list of four."""
+        image = self.encoder.intensity(image)
+        return self.decoder(image, self.encoder(image))
+
+
+def output_sizes(size: Shape) -> list[Shape]:
+    """The sizes of the four outputs for an image of `size`."""
+    return [tuple(-(-n // 2**i) for n in size) for i in range(OUTPUTS)]
+
+
+class Intensity(nn.Module):
+    """x * scale + shift, then clipped to [low, high], a number a channel each; fixed, but in the state_dict.
+
+    A checkpoint without these buffers, such as that of an encoder alone, leaves them as they are.
+    """
+
+    DEFAULTS = {"scale": 1.0, "shift": 0.0, "low": float("-inf"), "high": float("inf")}
+
+    def __init__(self, channels: int, **values: list[float | None]):
+        super().__init__()
+        for name, default in self.DEFAULTS.items():
+            numbers = [default if v is None else v for v in values.pop(name, [])]
+            if len(numbers) > channels:
+                raise ValueError(f"intensity {name} takes one number a channel, {channels} in all, got {numbers}")
+            numbers += [default] * (channels - len(numbers))
+            self.register_buffer(name, torch.tensor(numbers, dtype=torch.float32))
+        if values:
+            raise ValueError(f"unknown intensity option(s) {sorted(values)}; known: {sorted(self.DEFAULTS)}")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B C *spatial] to the same shape."""
+        shape = (-1, *[1] * (x.ndim - 2))
+        scale, shift, low, high = (getattr(self, name).view(shape) for name in self.DEFAULTS)
+        return torch.clamp(x * scale + shift, low, high)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+        for name in self.DEFAULTS:
+            state_dict.setdefault(prefix + name, getattr(self, name))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _decoder(decoder: str | dict, encoder: Swin, classes: int, deep_supervision: bool) -> nn.Module:
+    options = {"name": decoder} if isinstance(decoder, str) else dict(decoder)
+    name = options.pop("name", "light")
+    if name not in DECODERS:
+        raise ValueError(f"unknown decoder {name!r}; known: {', '.join(DECODERS)}")
+    config = encoder.config
+    try:
+        return DECODERS[name](
+            config.spatial_dims, config.in_channels, encoder.channels, classes, deep_supervision, **options
+        )
+    except TypeError as error:
+        raise ValueError(f"decoder {name!r} does not take these options: {options} ({error})") from error
