@@ -1,0 +1,1 @@
+"""Plans of nnU-Net that carry a checkpoint."""
