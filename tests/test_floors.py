@@ -12,12 +12,13 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 FLOORS = (
-    {"types", "files", "dist", "memory", "conflict"},
+    {"types", "files", "dist", "memory", "conflict", "hook"},
     {"data", "views", "encoder", "modules"},
     {"methods", "checkpoint", "network"},
     {"train", "finetune", "plans"},
     {"demo", "bench", "trainers"},
     {"cli"},
+    {"__main__"},
 )
 LEVEL = {part: level for level, parts in enumerate(FLOORS, start=1) for part in parts}
 APART = FLOORS[1]  # the four parts of the second floor do not import each other
@@ -56,6 +57,8 @@ def violations(importer: str, imported: str) -> str | None:
     own, other = part_of(importer), part_of(imported)
     if own is None or other is None or own == other:
         return None
+    if not {own, other} <= set(LEVEL):
+        return f"{importer} imports {imported}: one of them has no floor"
     if own in APART and other in APART:
         return f"{importer} imports {imported}: {own} and {other} are apart"
     if LEVEL[other] >= LEVEL[own]:
