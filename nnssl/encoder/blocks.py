@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from nnssl.encoder.attention import window_attention
 from nnssl.encoder.config import PATCH, SwinConfig
 from nnssl.encoder.windows import Cut, StageWindows, stage_windows
 
@@ -79,14 +80,11 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: Tensor, cut: Cut, relative: Tensor) -> Tensor:
         """Slots [B nW*n C] to slots [B nW*n C], each window by itself."""
-        b, _, c = x.shape
-        n = prod(cut.size)
-        q, k, v = self.qkv(x).view(-1, n, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
-        bias = self.relative_position_bias_table[relative].view(1, n, n, self.heads).permute(0, 3, 1, 2)
-        if cut.mask is not None:
-            bias = (bias + cut.mask[:, None]).repeat(b, 1, 1, 1)
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
-        return self.proj(x.transpose(1, 2).reshape(b, -1, c))
+        windows = x.view(-1, prod(cut.size), x.shape[-1])
+        n = windows.shape[1]
+        bias = self.relative_position_bias_table[relative].view(n, n, self.heads).permute(2, 0, 1)
+        attended = window_attention(windows, self.qkv.weight, self.qkv.bias, self.heads, bias, cut.mask)
+        return self.proj(attended.flatten(0, 1)).view(x.shape)
 
 
 class Mlp(nn.Module):

@@ -55,9 +55,7 @@ class SwinConfig:
 
     def to_dict(self) -> dict:
         """JSON-able."""
-        return {
-            key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
-        }
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, values: dict) -> SwinConfig:
