@@ -6,10 +6,12 @@ phantoms -> nnssl_pretrain -> nnU-Net's planning -> nnUNetv2_train from the chec
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from nnssl import hook
 from nnssl.data import phantoms
 
 DATASET, NAME, PLANS, CONFIGURATION = "901", "Dataset901_Phantoms", "nnsslDemoPlans", "3d_fullres"
@@ -63,8 +65,11 @@ class Demo:
 
     @property
     def variables(self) -> dict[str, str]:
-        """nnU-Net's three, turned to the demo's folder."""
-        return {name: str(self.folder / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
+        """nnU-Net's three, turned to the demo's folder; and where our trainers are, unless that is known already."""
+        own = {name: str(self.folder / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
+        trainers = hook.trainers_folder()
+        known = trainers in os.environ.get(hook.VARIABLE, "").split(os.pathsep)
+        return own if known else {**own, hook.VARIABLE: trainers}
 
     def predictions(self, start: str) -> Path:
         return self.folder / "predictions" / start.replace(" ", "_")
