@@ -44,7 +44,7 @@ def write_series(
     names: str = "slice",
     **tags: str,
 ) -> Path:
-    """One DICOM file for each slice of `array` [Z Y X] (HU); the writer stores it with the intercept -1024 of CT scanners."""
+    """One DICOM file a slice of `array` [Z Y X] in HU; the writer stores them with the intercept -1024 of scanners."""
     folder.mkdir(parents=True, exist_ok=True)
     writer = SimpleITK.ImageFileWriter()
     writer.KeepOriginalImageUIDOn()
@@ -83,6 +83,9 @@ class Line:
         self.path, self.series, self.shape, self.spacing = path, series, shape, spacing
 
 
-def small_plan(paths: list[Path], arrays: list[np.ndarray], spacing=(3.0, 2.0, 1.5), **options) -> Plan:
-    lines = [Line(str(path), array.shape, spacing) for path, array in zip(paths, arrays, strict=True)]
+def small_plan(
+    paths: list[Path], arrays: list[np.ndarray], spacings: tuple[float, ...] = (3.0, 2.0, 1.5), **options
+) -> Plan:
+    """A plan for scans of one spacing; `options` go to make_plan."""
+    lines = [Line(str(path), array.shape, spacings) for path, array in zip(paths, arrays, strict=True)]
     return make_plan("made", lines, (body_histogram(array.astype(np.float32)) for array in arrays), **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -58,4 +59,4 @@ def short(error: Exception) -> str:
     """The telling line of an ITK error: the last, but for what the operating system happened to say before."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if not line.startswith("Reason:")]
-    return (telling or lines or [type(error).__name__])[-1][:300]
+    return re.sub(r"\(0x[0-9a-f]+\)", "", (telling or lines or [type(error).__name__])[-1])[:300]

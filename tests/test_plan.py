@@ -1,0 +1,139 @@
+"""The plan: HU policy, spacing, crop, case names, and its file."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from made_scans import Line, ct_array
+
+from nnssl.data.plan import Plan, case_id, default_crop, hu_policy, make_plan, median_spacing, resampled_shape
+from nnssl.data.survey import body_histogram
+from nnssl.types import BODY_HU
+
+
+def plan_of(shapes=((100, 300, 300),), spacings=((2.0, 1.0, 1.0),), **options) -> Plan:
+    lines = [Line(f"/raw/{i}.nrrd", *both) for i, both in enumerate(zip(shapes, spacings, strict=True))]
+    return make_plan("made", lines, [body_histogram(ct_array().astype(np.float32))] * len(lines), **options)
+
+
+def test_hu_policy_equals_pooling_the_body_voxels_of_equal_scans():
+    scans = [ct_array(seed=seed).astype(np.float32) for seed in range(3)]
+    size = min((scan > BODY_HU).sum() for scan in scans)  # equal weights: as many voxels of each
+    bodies = [np.sort(scan[scan > BODY_HU])[-size:] for scan in scans]
+    policy = hu_policy(body_histogram(body) for body in bodies)
+    pooled = np.concatenate(bodies)
+    low, high = np.percentile(pooled, (0.5, 99.5), method="inverted_cdf")
+    clipped = pooled.clip(low, high)
+    assert (policy.low, policy.high) == (low, high)
+    assert policy.mean == pytest.approx(clipped.mean(), abs=1e-3)
+    assert policy.sd == pytest.approx(clipped.std(), abs=1e-3)
+
+
+def test_every_scan_weighs_the_same_whatever_its_size():
+    small, large = np.full(10, 0.0), np.full(100_000, 100.0)
+    policy = hu_policy([body_histogram(small), body_histogram(large)])
+    assert policy.mean == pytest.approx(50.0)
+    assert policy.sd == pytest.approx(50.0)
+
+
+def test_hu_policy_stays_in_bounds():
+    metal = np.r_[np.full(50, 40.0), np.full(50, 20_000.0)]
+    policy = hu_policy([body_histogram(metal)])
+    assert (policy.low, policy.high) == (40.0, 3000.0)
+    flat = hu_policy([body_histogram(np.full(10, 7.0))])
+    assert flat.low < flat.high
+    assert flat.sd >= 1.0
+
+
+def test_histogram_counts_whole_hu_of_the_body():
+    counts = body_histogram(np.array([-2000, -500, -499.6, -499.4, 0.4, 0.6, 3000, 9999], np.float32))
+    assert counts.sum() == 6
+    assert (counts[0], counts[1], counts[500], counts[501], counts[-1]) == (1, 1, 1, 1, 2)
+
+
+def test_spacing_is_the_median_of_each_axis_within_sane_bounds():
+    assert median_spacing([(1, 0.7, 0.9), (3, 0.8, 0.9), (5, 2, 0.9)]) == (3.0, 0.8, 0.9)
+    assert median_spacing([(10, 0.1, 1)]) == (5.0, 0.5, 1.0)
+
+
+def test_resampled_shape_is_nnunets():
+    from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
+
+    generator = np.random.default_rng(0)
+    for _ in range(200):
+        shape = tuple(int(n) for n in generator.integers(8, 500, 3))
+        old, new = (tuple(generator.uniform(0.3, 6, 3)) for _ in range(2))
+        assert resampled_shape(shape, old, new) == tuple(compute_new_shape(shape, old, new))
+
+
+def test_default_crop_is_what_the_median_scan_fills():
+    assert default_crop([(300, 300, 300)]) == (96, 96, 96)
+    assert default_crop([(90, 60, 20), (95, 71, 30), (200, 80, 40)]) == (96, 64, 32)
+
+
+def test_overrides_win():
+    plan = plan_of(spacing=(2, 2, 2), crop=(32, 48, 64))
+    assert plan.spacing == (2.0, 2.0, 2.0)
+    assert plan.crop == (32, 48, 64)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"crop": (96, 96, 90)}, "multiples of 16"),
+        ({"crop": (96, 96)}, "three positive multiples"),
+        ({"crop": (0, 16, 16)}, "positive"),
+        ({"spacing": (1.0, 1.0)}, "three numbers"),
+        ({"spacing": (1.0, 1.0, -1.0)}, "0.05 to 15"),
+        ({"spacing": (1.0, 1.0, float("nan"))}, "0.05 to 15"),
+    ],
+)
+def test_impossible_overrides_are_refused_with_what_is_possible(options, words):
+    with pytest.raises(ValueError, match=words):
+        plan_of(**options)
+
+
+def test_plan_file_round_trip_and_fingerprint(tmp_path):
+    plan = plan_of()
+    plan.save(tmp_path / "plan.json")
+    assert Plan.load(tmp_path / "plan.json") == plan
+    assert Plan.load(tmp_path / "plan.json").fingerprint == plan.fingerprint == plan_of().fingerprint
+    others = (plan_of(spacing=(2, 2, 2)), plan_of(crop=(32, 32, 32)), plan_of(((99, 300, 300),)))
+    assert len({plan.fingerprint, *(other.fingerprint for other in others)}) == 4
+
+
+def test_an_edited_plan_or_one_of_another_version_is_refused(tmp_path):
+    path = tmp_path / "plan.json"
+    plan_of().save(path)
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "spacing": [1, 1, 1]}))
+    with pytest.raises(ValueError, match="changed after it was written"):
+        Plan.load(path)
+    path.write_text(json.dumps({**content, "format_version": 99}))
+    with pytest.raises(ValueError, match="plan format 99, this program reads 1"):
+        Plan.load(path)
+
+
+def test_cases_do_not_depend_on_the_order_in_which_scans_are_found():
+    lines = [Line(f"/raw/{name}.nii", (20, 20, 20), (1.0, 1.0, 1.0)) for name in "cab"]
+    histograms = [np.ones(3501)] * 3
+    assert make_plan("x", lines, histograms) == make_plan("x", lines[::-1], histograms)
+
+
+def test_case_ids_are_unlike_and_safe_file_names():
+    paths = [
+        "/a/ct.nii.gz",
+        "/b/ct.nii.gz",
+        "/a/../../etc/passwd",
+        "/a/Jürgen ß?.nrrd",
+        "/a/" + "x" * 300,
+        "/a/..",
+        "/",
+    ]
+    ids = [case_id(path) for path in paths] + [case_id("/dicom", "1.2.3"), case_id("/dicom", "1.2.4")]
+    assert len(set(ids)) == len(ids)
+    assert all(name.replace("_", "").isalnum() and name.isascii() and len(name) < 60 for name in ids)
+    assert case_id("/a/ct.nii.gz").startswith("ct_")
+    assert case_id("/a/ct.nii.gz") == ids[0]

@@ -1,0 +1,264 @@
+"""Preprocessing equals nnU-Net's own, can be killed at any moment, and never mixes two plans."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import blosc2
+import numpy as np
+import pytest
+from made_scans import ct_array, small_plan, straight, write_series, write_volume
+
+from nnssl.data import preprocess as preprocess_module
+from nnssl.data.crops import Crops
+from nnssl.data.plan import Plan
+from nnssl.data.prepare import STALE, prepare
+from nnssl.data.preprocess import BLOCK, body_blocks, preprocess, store
+from nnssl.files import read_json
+
+
+def nnunet_preprocessed(path: Path, plan: Plan) -> np.ndarray:
+    """What stock nnU-Net makes of the file, with our plan's spacing and HU policy as its own."""
+    from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    resampling = "resample_data_or_seg_to_shape"
+    order = {"order": 3, "order_z": 0, "force_separate_z": None}
+    plans = {
+        "dataset_name": "Dataset001_Made",
+        "plans_name": "made",
+        "image_reader_writer": "SimpleITKIO",
+        "transpose_forward": [0, 1, 2],
+        "transpose_backward": [0, 1, 2],
+        "foreground_intensity_properties_per_channel": {
+            "0": {
+                "mean": plan.hu.mean,
+                "std": plan.hu.sd,
+                "percentile_00_5": plan.hu.low,
+                "percentile_99_5": plan.hu.high,
+            }
+        },
+        "configurations": {
+            "3d_fullres": {
+                "data_identifier": "made",
+                "architecture": {},
+                "preprocessor_name": "DefaultPreprocessor",
+                "spacing": list(plan.spacing),
+                "patch_size": list(plan.crop),
+                "normalization_schemes": ["CTNormalization"],
+                "use_mask_for_norm": [False],
+                "resampling_fn_data": resampling,
+                "resampling_fn_seg": resampling,
+                "resampling_fn_data_kwargs": {"is_seg": False, **order},
+                "resampling_fn_seg_kwargs": {"is_seg": True, "order": 1, "order_z": 0, "force_separate_z": None},
+            }
+        },
+    }
+    manager = PlansManager(plans)
+    dataset = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "a": 1}, "file_ending": ".nii.gz"}
+    data, _, _ = DefaultPreprocessor(verbose=False).run_case(
+        [str(path)], None, manager, manager.get_configuration("3d_fullres"), dataset
+    )
+    return data
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ((3.0, 2.0, 1.5), (2.0, 2.0, 2.0)),
+        ((5.0, 1.0, 1.0), (2.5, 1.5, 1.5)),  # anisotropic: nnU-Net resamples slice by slice
+        ((1.5, 1.5, 1.5), (6.0, 1.2, 1.2)),
+        ((2.0, 2.0, 2.0), (2.0, 2.0, 2.0)),
+    ],
+)
+def test_stored_voxels_equal_nnunets_own_preprocessing(tmp_path, old, new):
+    array = ct_array((18, 40, 44))
+    path = write_volume(tmp_path / "raw" / "a.nii.gz", array, old)
+    plan = small_plan([path], [array], old, spacing=new, crop=(16, 32, 32))
+    assert preprocess(plan, tmp_path / "out", 0) == {}
+    stored = blosc2.open(str(tmp_path / "out" / f"{plan.cases[0].id}.b2nd"), mode="r")
+    assert stored.dtype == np.float32
+    np.testing.assert_array_equal(stored[:], nnunet_preprocessed(path, plan))
+
+
+def test_chunks_and_codec_are_nnunets(tmp_path):
+    from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params
+
+    voxels = np.random.default_rng(0).normal(size=(1, 70, 80, 90)).astype(np.float32)
+    store(voxels, tmp_path / "a.b2nd", (32, 48, 48))
+    stored = blosc2.open(str(tmp_path / "a.b2nd"), mode="r")
+    assert (stored.blocks, stored.chunks) == comp_blosc2_params(voxels.shape, (32, 48, 48), 4)
+    assert stored.schunk.cparams.codec == blosc2.Codec.LZ4HC
+    np.testing.assert_array_equal(stored[:], voxels)
+
+
+def test_a_dicom_series_is_preprocessed_like_the_same_volume(tmp_path):
+    array = ct_array((12, 24, 28))
+    write_series(tmp_path / "raw" / "series", array, straight(12, 3.0), pixel=2.0)
+    volume = write_volume(tmp_path / "raw" / "a.mha", array, (3.0, 2.0, 2.0))
+    plan = prepare("made", tmp_path / "out", [tmp_path / "raw"], spacing=(2, 2, 2), crop=(16, 16, 16), num_processes=0)
+    stored = {c.source: blosc2.open(str(tmp_path / "out" / f"{c.id}.b2nd"), mode="r")[:] for c in plan.cases}
+    np.testing.assert_array_equal(stored[str(volume)], stored[str(tmp_path / "raw" / "series")])
+
+
+def test_body_blocks_are_the_share_of_body_in_each_block():
+    body = ct_array((48, 40, 32)) > -500
+    shares = body_blocks(body, body.shape)
+    for index in np.ndindex(shares.shape):
+        block = body[tuple(slice(i * BLOCK, (i + 1) * BLOCK) for i in index)]
+        assert shares[index] == pytest.approx(255 * block.mean(), abs=0.51)
+
+
+def test_body_blocks_follow_the_resampling():
+    body = np.zeros((10, 20, 40), bool)
+    body[:5, :, 20:] = True
+    np.testing.assert_array_equal(
+        body_blocks(body, (64, 20, 32)).reshape(4, 2, 2)[:, 0], [[0, 255], [0, 255], [0, 0], [0, 0]]
+    )
+    assert body_blocks(np.ones((9, 9, 9), bool), (300, 16, 5)).min() == 255
+
+
+def raw_folder(folder: Path, count: int = 4, shape=(14, 20, 24)) -> Path:
+    for number in range(count):
+        write_volume(folder / f"patient {number}" / "ct.nii.gz", ct_array(shape, number))
+    return folder
+
+
+def times(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in folder.iterdir() if path.suffix in (".b2nd", ".json")}
+
+
+def test_the_second_run_repeats_nothing_and_a_damaged_case_is_made_again(tmp_path):
+    raw, out = raw_folder(tmp_path / "raw"), tmp_path / "out"
+    plan = prepare("made", out, [raw], num_processes=0)
+    before = times(out)
+    assert len([name for name in before if name.endswith(".b2nd")]) == 4
+    assert prepare("made", out, [raw], num_processes=0) == plan
+    after = times(out)
+    after.pop("report.json"), before.pop("report.json")
+    assert after == before
+    damaged = out / f"{plan.cases[2].id}.b2nd"
+    damaged.write_bytes(damaged.read_bytes()[:-100])
+    (out / f"{plan.cases[1].id}.json").unlink()
+    assert prepare("made", out, num_processes=0) == plan  # without a source: what the plan lists
+    changed = {Path(name).stem for name, time in times(out).items() if before.get(name, time) != time}
+    assert changed == {plan.cases[1].id, plan.cases[2].id}
+
+
+RUN = """
+import sys
+from nnssl.data.prepare import prepare
+if __name__ == "__main__":
+    prepare("made", sys.argv[1], [sys.argv[2]], spacing=(1.5, 1, 1), crop=(32, 32, 32), num_processes=1)
+"""
+
+
+def test_after_kill_9_the_next_run_completes_and_repeats_nothing(tmp_path):
+    raw, out = raw_folder(tmp_path / "raw", 12, (20, 40, 40)), tmp_path / "out"
+    (tmp_path / "run.py").write_text(RUN)
+    run = subprocess.Popen([sys.executable, tmp_path / "run.py", out, raw], stderr=subprocess.DEVNULL)
+    while run.poll() is None and len(list(out.glob("ct_*.json"))) < 3:
+        time.sleep(0.01)
+    run.kill()
+    assert run.wait() == -9, "the run ended before it could be killed"
+    time.sleep(0.5)  # its workers leave by themselves
+    done = {name: when for name, when in times(out).items() if (out / name).with_suffix(".json").exists()}
+    surveyed = times(out / "survey")
+    assert 6 <= len([name for name in done if name.startswith("ct_")]) < 24
+    prepare("made", out, [raw], spacing=(1.5, 1, 1), crop=(32, 32, 32), num_processes=0)
+    after = times(out)
+    assert {name: after[name] for name in done if name != "report.json"} == {
+        n: t for n, t in done.items() if n != "report.json"
+    }
+    assert len(list(out.glob("ct_*.b2nd"))) == len(list(out.glob("ct_*.json"))) == 12
+    assert times(out / "survey") == surveyed
+    assert len(Crops(out, Plan.load(out / "plan.json"))) == 12
+
+
+def test_temporaries_of_dead_runs_are_swept_but_not_those_of_living_ones(tmp_path):
+    raw, out = raw_folder(tmp_path / "raw", 1), tmp_path / "out"
+    out.mkdir()
+    for name, age in ((".tmp-old.b2nd", STALE + 9), (".tmp-new.b2nd", 0)):
+        (out / name).touch()
+        os.utime(out / name, (time.time() - age,) * 2)
+    prepare("made", out, [raw], num_processes=0)
+    assert [path.name for path in out.glob(".tmp-*")] == [".tmp-new.b2nd"]
+
+
+def test_another_plan_is_noticed_and_not_mixed(tmp_path):
+    raw, out = raw_folder(tmp_path / "raw", 2), tmp_path / "out"
+    plan = prepare("made", out, [raw], num_processes=0)
+    with pytest.raises(ValueError, match=r"spacing .* -> \(1\.0, 1\.0, 1\.0\).*delete .*out.*another name"):
+        prepare("made", out, [raw], spacing=(1, 1, 1), num_processes=0)
+    write_volume(raw / "new.nii.gz", ct_array())
+    with pytest.raises(ValueError, match="1 scans new, 0 gone, 2 the same"):
+        prepare("made", out, [raw], num_processes=0)
+    other = Plan(plan.name, (1.0, 1.0, 1.0), plan.hu, plan.crop, plan.cases)
+    with pytest.raises(ValueError, match="files of two plans are not mixed"):
+        preprocess(other, out, 0)
+    with pytest.raises(ValueError, match="files of two plans are not mixed"):
+        Crops(out, other)[0]
+    assert prepare("made", out, num_processes=0) == plan
+
+
+def test_parts_share_the_cases_and_together_do_all(tmp_path):
+    raw, out = raw_folder(tmp_path / "raw", 3), tmp_path / "out"
+    plan = prepare("made", out, [raw], num_processes=0, part_id=1, num_parts=2)
+    assert {path.stem for path in out.glob("*.b2nd")} == {plan.cases[1].id}
+    with pytest.raises(ValueError, match="1 of the 3 cases of the plan are preprocessed"):
+        Crops(out, plan)
+    assert prepare("made", out, [raw], num_processes=0, part_id=0, num_parts=2) == plan
+    assert len(Crops(out, plan)) == 3
+    with pytest.raises(ValueError, match="-part_id must be 0 to 1"):
+        prepare("made", out, [raw], num_processes=0, part_id=2, num_parts=2)
+
+
+def test_a_scan_that_fails_is_said_and_left_out_and_tried_again(tmp_path, monkeypatch):
+    raw, out = raw_folder(tmp_path / "raw", 3), tmp_path / "out"
+
+    def fail(found, cache):
+        if "patient 1" in found.path:
+            raise MemoryError
+        return read(found, cache)
+
+    read = preprocess_module.read_scan
+    monkeypatch.setattr(preprocess_module, "read_scan", fail)
+    with pytest.warns(UserWarning, match=r"1 of 3 cases could not be preprocessed.*memory.*tries them again"):
+        plan = prepare("made", out, [raw], num_processes=0)
+    assert Crops(out, plan).cases == (plan.cases[0].id, plan.cases[2].id)
+    monkeypatch.setattr(preprocess_module, "read_scan", read)
+    assert prepare("made", out, [raw], num_processes=0) == plan
+    assert len(Crops(out, plan)) == 3
+    assert not list(out.glob("*.failed.json"))
+
+
+def test_an_empty_or_unusable_folder_and_a_missing_plan_are_errors(tmp_path):
+    (tmp_path / "raw").mkdir()
+    with pytest.raises(ValueError, match=r"no scans in .*raw: looked for .*DICOM"):
+        prepare("made", tmp_path / "out", [tmp_path / "raw"], num_processes=0)
+    write_volume(tmp_path / "raw" / "mri.nii.gz", ct_array() + 1024)
+    with pytest.raises(ValueError, match=r"none of the 1 scans(.|\n)*mri.nii.gz: is not in HU"):
+        prepare("made", tmp_path / "out", [tmp_path / "raw"], num_processes=0)
+    assert read_json(tmp_path / "out" / "report.json")["left_out"] == 1
+    with pytest.raises(ValueError, match="say with -i FOLDER or -d ID"):
+        prepare("made", tmp_path / "out", num_processes=0)
+
+
+def test_what_a_worker_gets_and_what_stays_in_memory_does_not_grow_with_the_collection(tmp_path, monkeypatch):
+    """A worker's task holds one case; the parent gets nothing back; no voxel stays in a survey line."""
+    raw, out = raw_folder(tmp_path / "raw", 3), tmp_path / "out"
+    plan = prepare("made", out, [raw], num_processes=0)
+    sent = []
+    monkeypatch.setattr(
+        preprocess_module, "each", lambda work, items, *_: sent.extend((work, item, work(item)) for item in items) or []
+    )
+    preprocess(plan, tmp_path / "again", 0)
+    assert [item.id for _, item, _ in sent] == [case.id for case in plan.cases]
+    assert all(work.keywords["plan"].cases == () and result is None for work, _, result in sent)
+    lines = json.loads((out / "report.json").read_text())["scans"]
+    assert max(len(json.dumps(line)) for line in lines) < 1000
