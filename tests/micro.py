@@ -1,0 +1,83 @@
+"""What the tests of the engine share: a micro encoder, made crops, and a run on them."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from pathlib import Path
+
+import torch
+from torch.utils.data import Dataset
+
+from nnssl.encoder.swin import Swin, SwinConfig
+from nnssl.methods import METHODS, Method
+from nnssl.train import batches
+from nnssl.train.loop import Run, RunConfig
+
+ENCODER = SwinConfig(embed_dim=12, depths=(1, 1, 1, 1), heads=(1, 2, 2, 2))
+CROP = (16, 16, 16)
+# Small values for whichever of these fields a method's config has.
+SMALL = {"prototypes": 32, "head_hidden": 16, "head_bottleneck": 8, "drop_path": 0.0}
+CPU = torch.device("cpu")
+
+
+class MadeCrops(Dataset):
+    """Like nnssl.data.crops.Crops, without files: sample `index` is smooth noise drawn from `index` alone."""
+
+    def __init__(self, shape: tuple[int, ...], cases: int = 6) -> None:
+        self.shape, self.cases = tuple(shape), cases
+
+    def __len__(self) -> int:
+        return self.cases
+
+    def __getitem__(self, index: int) -> dict:
+        generator = torch.Generator().manual_seed(1000 + index)
+        coarse = torch.randn(1, 1, *(max(2, size // 4) for size in self.shape), generator=generator)
+        mode = "trilinear" if len(self.shape) == 3 else "bilinear"
+        crop = torch.nn.functional.interpolate(coarse, self.shape, mode=mode)[0]
+        return {"crop": crop, "index": index, "rejected": index % 3}
+
+
+def config(name: str = "smit", **settings):
+    """The method's config with small heads, and `settings` on top."""
+    known = {field.name for field in fields(METHODS[name].Config)}
+    small = {key: value for key, value in SMALL.items() if key in known}
+    return METHODS[name].Config(**{**small, **settings})
+
+
+def method(name: str = "smit", seed: int = 0, spatial_dims: int = 3, **settings) -> Method:
+    """A method on the micro encoder, with the weights of `seed`."""
+    torch.manual_seed(seed)
+    chosen = config(name, **settings)
+    encoder = Swin(replace(ENCODER, spatial_dims=spatial_dims, drop_path=chosen.drop_path), maskable=True)
+    return METHODS[name](encoder, chosen).train()
+
+
+def views(method: Method, batch: int = 2, crop: tuple[int, ...] = CROP, seed: int = 0) -> dict:
+    """What `method` looks at for the samples 0, 1, ... of the made crops."""
+    samples = [MadeCrops(method.region(crop))[index]["crop"] for index in range(batch)]
+    return method.views(torch.stack(samples), [batches.generator_for(seed, index) for index in range(batch)])
+
+
+def header(name: str = "smit", crop: tuple[int, ...] = CROP) -> dict:
+    """A checkpoint's header as nnssl_pretrain makes it."""
+    return {
+        "method": name,
+        "preset": "micro",
+        "crop": list(crop),
+        "plan": {
+            "name": "made",
+            "fingerprint": "0123456789ab",
+            "spacing": [3.0, 2.0, 2.0],
+            "hu": {"low": -1000.0, "high": 1000.0, "mean": 40.0, "sd": 250.0},
+            "cases": 6,
+        },
+        "versions": {"nnssl": "0", "torch": "0"},
+        "created": "2000-01-01",
+    }
+
+
+def run(folder: Path, name: str = "smit", settings: dict | None = None, **options) -> Run:
+    """A run on the made crops; `settings` are the method's, `options` are RunConfig's."""
+    chosen = {"steps": 6, "batch_size": 4, "log_every": 1, "save_every": 100, "workers": 0, **options}
+    made = method(name, **(settings or {}))
+    return Run(made, MadeCrops(made.region(CROP)), RunConfig(**chosen), folder, header(name), CPU)
