@@ -21,6 +21,7 @@ from nnssl.encoder.swin import Swin, SwinConfig
 from nnssl.types import HUPolicy, Shape, Spacing
 
 FORMAT_VERSION = 1
+KEYS = {"format_version", "header", "network_weights", "nnssl_adaptation_plan", "citations"}
 PREFIX = "encoder."
 STEM = "patch_embed.proj.weight"
 PRETRAINING_ONLY = {"mask_token": "pretraining only: nothing is hidden when fine-tuning"}
@@ -126,6 +127,39 @@ def load(path: Path | str) -> Checkpoint:
     )
 
 
+def describe(checkpoint: Checkpoint) -> str:
+    """What `nnssl_inspect` prints: everything a user of the weights must know."""
+    header, plan, hu = checkpoint.header, checkpoint.header["plan"], checkpoint.hu
+    parameters = sum(tensor.numel() for tensor in checkpoint.weights.values())
+    run = header["run"]
+    lines = {
+        "file": f"{checkpoint.path} ({checkpoint.path.stat().st_size / 2**20:.1f} MiB)",
+        "sha256": checkpoint.sha256,
+        "method": header["method"],
+        "encoder": f"{header['preset']}: {len(checkpoint.weights)} tensors, {parameters / 1e6:.2f} M parameters",
+        "": _pairs(header["encoder"]),
+        "data": f"{plan['name']}, {plan['cases']} scans, plan {plan['fingerprint']}",
+        "spacing": f"{_by(plan['spacing'])} mm (z y x)",
+        "crop": f"{_by(header['crop'])} voxels (z y x)",
+        "HU policy": f"clip to [{hu.low:g}, {hu.high:g}], minus {hu.mean:g}, divided by {hu.sd:g}",
+        "trained": f"step {header['step']} of {run['steps']}, {run['batch_size']} scans a step, seed {run['seed']}",
+        "settings": _pairs(header["method_config"]),
+        "metrics": _pairs(header["metrics"]),
+        "written by": _pairs(header["versions"]) + f", {header['created']}",
+        "cite": "; ".join(checkpoint.citations),
+    }
+    return "\n".join(f"{name:11s}{text}" for name, text in lines.items())
+
+
+def _by(numbers: list) -> str:
+    return " x ".join(f"{number:g}" for number in numbers)
+
+
+def _pairs(values: dict) -> str:
+    shown = (f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items())
+    return ", ".join(shown)
+
+
 @dataclass(frozen=True)
 class Transfer:
     """What `transfer` did: `matched` of the encoder's `total` tensors were set; `explained` tells of the rest."""
@@ -176,17 +210,18 @@ def _demand_match(checkpoint: Checkpoint, given: dict[str, Tensor], wanted: dict
 
 
 def _check(path: Path, content: object) -> None:
-    keys = {"format_version", "header", "network_weights", "nnssl_adaptation_plan", "citations"}
-    if not isinstance(content, dict) or not keys <= content.keys():
+    if not isinstance(content, dict) or not content.keys() >= KEYS:
         found = sorted(map(str, content))[:10] if isinstance(content, dict) else type(content).__name__
         raise CheckpointError(
-            f"{path} is not a checkpoint of nnssl_pretrain: it holds {found}, expected {sorted(keys)}"
+            f"{path} is not a checkpoint of nnssl_pretrain: it holds {found}, expected {sorted(KEYS)}"
         )
     if content["format_version"] != FORMAT_VERSION:
         raise CheckpointError(
             f"{path} has format version {content['format_version']}, this installation reads {FORMAT_VERSION}; "
             "install the version that wrote it, or a newer one"
         )
+    if not all(isinstance(tensor, Tensor) for tensor in content["network_weights"].values()):
+        raise CheckpointError(f"{path} holds network_weights that are not tensors")
     stray = [name for name in content["network_weights"] if not name.startswith(PREFIX)]
     if stray:
         raise CheckpointError(f"{path} holds weights that are not the encoder's: {stray[:5]}")

@@ -31,6 +31,15 @@ def mean(tensor: torch.Tensor) -> torch.Tensor:
     return tensor / world_size()
 
 
+def least(number: int, device: torch.device) -> int:
+    """The smallest of all processes' numbers."""
+    if not active():
+        return number
+    tensor = torch.tensor(number, device=device)
+    td.all_reduce(tensor, op=td.ReduceOp.MIN)
+    return int(tensor)
+
+
 def gather(tensor: torch.Tensor) -> torch.Tensor:
     """Concatenate [N ...] of every process in rank order to [W*N ...], without gradient."""
     if not active():

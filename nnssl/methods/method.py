@@ -54,6 +54,10 @@ class MethodConfig:
 
 
 def _read(text: str, kind: type, setting: str):
+    if kind is bool:
+        if text.lower() not in ("true", "false"):
+            raise ValueError(f"cannot set {setting!r}: {text!r} is neither true nor false")
+        return text.lower() == "true"
     try:
         return kind(text)
     except ValueError as error:

@@ -37,7 +37,6 @@ from nnssl.views.intensity import apply_window, draw_window
 from nnssl.views.masking import block_grid, draw_blocks, repeat_blocks
 from nnssl.views.spatial import cut, draw_offset
 
-
 STAGE_OF_STRIDE = {8: 2, 16: 3, 32: 4}  # which of the encoder's maps has one token for a hidden block
 
 
@@ -123,8 +122,7 @@ class SMIT(Method):
         self.decoder = None
         if config.w_mip > 0:
             self.decoder = VoxelDecoder(encoder.channels[4], encoder.strides[4], encoder.config.spatial_dims)
-        else:  # nothing reads T5, so the merge that makes it must not ask for a gradient
-            encoder.layers4[0].downsample.requires_grad_(False)
+        self._hold_unread(encoder)
         for head in (self.student.image_head, self.student.patch_head):
             if head is not None:
                 head.prototypes.weight.register_hook(self._hold_prototypes)
@@ -201,6 +199,15 @@ class SMIT(Method):
 
     def set_extra_state(self, state: float) -> None:
         self.progress = state
+
+    def _hold_unread(self, encoder: Swin) -> None:
+        """Without one of the terms nothing may read the last maps; DDP waits for every gradient that is asked for."""
+        c = self.config
+        read = [4 * (c.w_mip > 0), 3 * (c.w_itd > 0), self.student.stage * (c.w_mpd > 0)]
+        for number in range(max(read), 4):
+            encoder.stages[number].downsample.requires_grad_(False)
+            if number < 3:
+                encoder.stages[number + 1].blocks.requires_grad_(False)
 
     def _student(self, image: Tensor, hidden: Tensor) -> Answer:
         return self.student(image, repeat_blocks(hidden, self.config.mask_block // 2), hidden)

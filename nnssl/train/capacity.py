@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 from torch import nn
 
@@ -42,12 +44,12 @@ def saved_bytes(model: nn.Module, views: dict, device: torch.device, bf16: bool)
 
 
 def free_bytes(device: torch.device) -> int:
-    """Free memory of the device; of the machine for a CPU (8 GiB where the system does not say)."""
+    """Free memory of the device; for a CPU this process's share of the machine's (8 GiB if the system is silent)."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:
         with open("/proc/meminfo") as file:  # noqa: PTH123 - a file of the kernel's, not of ours
             lines = dict(line.split(":", 1) for line in file)
-        return int(lines["MemAvailable"].split()[0]) * 1024
+        return int(lines["MemAvailable"].split()[0]) * 1024 // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     except (OSError, KeyError):
         return 8 << 30

@@ -53,7 +53,8 @@ class Log:
         values = {**{name: float(value) for name, value in losses.items()}, **run.monitors.read(watched)}
         values["data_wait"] = waited / seconds  # share of the step
         values["rejected"] = rejected / (config.batch_size / dist.world_size())  # crops redrawn for lack of body
-        averaged = dist.mean(torch.tensor(list(values.values()), dtype=torch.float64, device=run.device)).tolist()
+        on = "cuda" if run.device.type == "cuda" else "cpu"  # where NCCL and gloo look; mps knows no float64
+        averaged = dist.mean(torch.tensor(list(values.values()), dtype=torch.float64, device=on)).tolist()
         row = {
             "step": run.step,
             "epoch": round(run.step * config.batch_size / len(run.crops), 3),
@@ -62,10 +63,10 @@ class Log:
             "grad_norm": norm,
             "samples_per_second": config.batch_size / seconds,
         }
-        for advice in run.monitors.alarms(row):
-            row["alarm"] = advice
+        if alarms := run.monitors.alarms(row):
+            row["alarm"] = "; ".join(alarms)
             if dist.is_main():
-                self.say(f"\nWARNING: this run may have collapsed at step {run.step}: {advice}")
+                self.say(f"\nWARNING: this run may have collapsed at step {run.step}: {row['alarm']}")
         self.last = row
         if dist.is_main():
             files.append_json_line(self.path, row)

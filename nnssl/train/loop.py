@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable
@@ -236,7 +237,7 @@ def _demand_same_run(saved: dict, now: dict, folder: Path) -> None:
         return {**run, **header["method_config"], "method": header["method"], "crop": header["crop"],
                 "preset": header["preset"], "plan": header["plan"]["fingerprint"]}  # fmt: skip
 
-    before, after = fixed(saved), fixed(now)
+    before, after = fixed(saved), fixed(json.loads(json.dumps(now)))  # a file knows lists, not tuples
     changed = [
         f"{name}: was {before.get(name)}, now {after[name]}" for name in after if before.get(name) != after[name]
     ]

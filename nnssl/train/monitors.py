@@ -63,9 +63,10 @@ class Monitors:
         self.lasting = dict.fromkeys(ADVICE, 0)
 
     def note(self, watched: dict[str, Tensor]) -> None:
-        """Every step: remember the embeddings of all processes."""
+        """Every step: remember the embeddings of all processes; those of a batch that overflowed are left out."""
         if "embedding" in watched:
             latest = dist.gather(watched["embedding"].float()).cpu()
+            latest = latest[latest.isfinite().all(dim=1)]
             kept = self.embeddings if self.embeddings.numel() else latest[:0]
             self.embeddings = torch.cat([kept, latest])[-WINDOW:]
 

@@ -128,6 +128,8 @@ def build(options: Options, method_config, plan: Plan, data: Path, device: torch
     if options.resume and (folder / LATEST).exists():
         run.resume()
         say(f"continuing at step {run.step} of {config.steps}")
+    elif options.resume:
+        say(f"nothing to continue in {folder}: starting anew")
     shown = sum(p.numel() for p in encoder.parameters()) / 1e6
     say(
         f"{options.method} on {len(crops)} scans: encoder {options.preset} ({shown:.1f} M parameters), crop "
@@ -204,8 +206,7 @@ def _resumed_numbers(folder: Path) -> dict:
 
 
 def _derived_batch_size(options, method, crop, device, bf16, say) -> int:
-    fits = fitting_batch_size(method, crop, device, bf16)
-    fits = int(-dist.mean(torch.tensor(-float(fits), device=device))) if dist.active() else fits
+    fits = dist.least(fitting_batch_size(method, crop, device, bf16), device)
     total = fits * dist.world_size() * options.accumulate
     say(f"batch size: {total} ({fits} fit into the memory of one process; --batch-size N chooses another)")
     return total
@@ -213,9 +214,14 @@ def _derived_batch_size(options, method, crop, device, bf16, say) -> int:
 
 def _demand_free(folder: Path, resume: bool) -> None:
     there = [name for name in (LATEST, FINAL) if (folder / name).exists()]
+    if resume and there == [FINAL]:
+        raise ValueError(
+            f"{folder} holds a finished run ({FINAL}) without {LATEST}, from which --c would continue; "
+            "a new run would overwrite it: write elsewhere with -o"
+        )
     if there and not resume:
         raise ValueError(
-            f"{folder} already holds a run ({', '.join(there)}); add --c to continue it, or -o FOLDER to write elsewhere"
+            f"{folder} already holds a run ({', '.join(there)}); add --c to continue it, or write elsewhere with -o"
         )
 
 
