@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from nnssl.encoder import cached
 from nnssl.encoder.attention import window_attention
 from nnssl.encoder.config import PATCH, SwinConfig
 from nnssl.encoder.windows import Cut, StageWindows, stage_windows
@@ -94,7 +95,11 @@ class Mlp(nn.Module):
         self.linear2 = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear2(F.gelu(self.linear1(x)))
+        """[B N C] to the same."""
+        if not cached.suits(x):
+            return self.linear2(F.gelu(self.linear1(x)))
+        first, second = self.linear1, self.linear2
+        return cached.mlp(x.flatten(0, 1), first.weight, first.bias, second.weight, second.bias).view(x.shape)
 
 
 class Block(nn.Module):
@@ -167,7 +172,16 @@ class PatchEmbed(nn.Module):
         """[B C *spatial] to tokens [B *ceil(spatial/2) E]; an odd axis is padded with zeros."""
         if any(size % PATCH for size in x.shape[2:]):
             x = F.pad(x, tuple(n for size in x.shape[:1:-1] for n in (0, -size % PATCH)))
-        return self.norm(self.proj(x).movedim(1, -1))
+        return self.norm(self._project(x))
+
+    def _project(self, x: Tensor) -> Tensor:
+        """The convolution, as one matrix product that leaves the channels last."""
+        grid = [size // PATCH for size in x.shape[2:]]
+        dims = len(grid)
+        split = x.view(*x.shape[:2], *(n for g in grid for n in (g, PATCH)))
+        cells, inner = range(2, 2 + 2 * dims, 2), range(3, 3 + 2 * dims, 2)
+        patches = split.permute(0, *cells, 1, *inner).reshape(len(x), *grid, -1)
+        return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
 
 
 def initialise(module: nn.Module) -> None:

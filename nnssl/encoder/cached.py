@@ -1,0 +1,160 @@
+"""Attention and perceptron for CPUs that pass a few windows or tokens at a time through all their steps.
+
+What lies between two matrix products then stays in the cache, where PyTorch's own sequence writes it to memory and
+reads it back, several times over. PyTorch's fused attention is no help here: on CPUs it gives no gradient to the
+bias. Products with few channels are laid out channels first, which the matrix library does almost twice as fast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CACHED = 1 << 18  # values a thread works on at a time: 1 MiB in fp32, about a core's second-level cache
+
+
+def suits(x: Tensor) -> bool:
+    """Whether these functions are the right ones for `x`: on a CPU, in one precision, not traced by a compiler."""
+    return x.device.type == "cpu" and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
+
+
+def attention(parts: Tensor, bias: Tensor, mask: Tensor | None) -> Tensor:
+    """softmax(q k^T / sqrt(d) + bias + mask) v in each window.
+
+    parts: [3 heads d W n], that is q, k and v, the windows of one sample after the other's.
+    bias:  [heads n n], the same for all windows.
+    mask:  [nW n n] or None, the same for all samples; W is a multiple of nW. Gets no gradient.
+    Returns [heads d W n].
+    """
+    if torch.is_grad_enabled():
+        return _Attention.apply(parts, bias, mask)
+    return _attend(parts, bias, mask, None)[0]
+
+
+def mlp(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor) -> Tensor:
+    """gelu(x @ weight1.T + bias1) @ weight2.T + bias2 for x [N C]."""
+    if torch.is_grad_enabled():
+        return _Mlp.apply(x, weight1, bias1, weight2, bias2)
+    return _perceive(x, weight1, bias1, weight2, bias2, None)
+
+
+def _step(values: int) -> int:
+    """How many items of so many values each to work on at a time."""
+    return max(1, CACHED * torch.get_num_threads() // values)
+
+
+class _Attention(torch.autograd.Function):
+    """parts [3 heads d W n], bias, mask to [heads d W n]."""
+
+    @staticmethod
+    def forward(ctx, parts, bias, mask):
+        _, heads, _, windows, n = parts.shape
+        probabilities = parts.new_empty(windows, heads, n, n)
+        out, by_window = _attend(parts, bias, mask, probabilities)
+        ctx.save_for_backward(by_window, probabilities)
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        return *_attend_back(gradient, *ctx.saved_tensors), None
+
+
+def _attend(parts: Tensor, bias: Tensor, mask: Tensor | None, probabilities: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The output [heads d W n], and q, k, v as [3 W heads d n]; `probabilities` [W heads n n] is filled if given."""
+    _, heads, d, windows, n = parts.shape
+    by_window = parts.permute(0, 3, 1, 2, 4).contiguous()
+    out = parts.new_empty(heads, d, windows, n)
+    step = _step(heads * n * n)
+    scratch = parts.new_empty(min(step, windows), heads, n, n)
+    for start, end, masked in _runs(windows, step, mask):
+        q, k, v = by_window[:, start:end].flatten(1, 2)
+        scores = scratch[: end - start]
+        if masked is None:
+            scores.copy_(bias)
+        else:
+            torch.add(bias, masked[:, None], out=scores)
+        scores.flatten(0, 1).baddbmm_(q.transpose(1, 2), k, alpha=d**-0.5)
+        p = torch.softmax(scores, -1, out=None if probabilities is None else probabilities[start:end])
+        o = torch.bmm(v, p.flatten(0, 1).transpose(1, 2))
+        out[:, :, start:end] = o.view(-1, heads, d, n).permute(1, 2, 0, 3)
+    return out, by_window
+
+
+def _attend_back(gradient: Tensor, by_window: Tensor, probabilities: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of parts [3 heads d W n] and bias [heads n n] from that of the output [heads d W n]."""
+    _, windows, heads, d, n = by_window.shape
+    to_parts = gradient.new_empty(3, heads, d, windows, n)
+    to_bias = gradient.new_zeros(1, heads * n * n)
+    step = _step(heads * n * n)
+    ones = gradient.new_ones(1, step)
+    for start, end, _ in _runs(windows, step, None):
+        q, k, v = by_window[:, start:end].flatten(1, 2)
+        p = probabilities[start:end].flatten(0, 1)
+        g = gradient[:, :, start:end].permute(2, 0, 1, 3).reshape(-1, d, n)
+        to_scores = torch.bmm(g.transpose(1, 2), v)
+        to_scores.sub_((to_scores * p).sum(-1, keepdim=True)).mul_(p)
+        to_bias.addmm_(ones[:, : end - start], to_scores.view(end - start, -1))
+        to_q = torch.bmm(k, to_scores.transpose(1, 2)).mul_(d**-0.5)
+        to_k = torch.bmm(q, to_scores).mul_(d**-0.5)
+        for i, part in enumerate((to_q, to_k, torch.bmm(g, p))):
+            to_parts[i, :, :, start:end] = part.view(-1, heads, d, n).permute(1, 2, 0, 3)
+    return to_parts, to_bias.view(heads, n, n)
+
+
+def _runs(windows: int, step: int, mask: Tensor | None) -> Iterator[tuple[int, int, Tensor | None]]:
+    """(start, end, mask of these windows) of runs of at most `step` windows."""
+    if mask is None:
+        for start in range(0, windows, step):
+            yield start, min(start + step, windows), None
+        return
+    if len(mask) < step:
+        mask = mask.repeat(min(step, windows) // len(mask), 1, 1)
+    for first in range(0, windows, len(mask)):
+        last = min(first + len(mask), windows)
+        for start in range(first, last, step):
+            end = min(start + step, last)
+            yield start, end, mask[start - first : end - first]
+
+
+class _Mlp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight1, bias1, weight2, bias2):
+        hidden = x.new_empty(len(x), len(weight1))
+        out = _perceive(x, weight1, bias1, weight2, bias2, hidden)
+        ctx.save_for_backward(x, hidden, weight1, weight2)
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        x, hidden, weight1, weight2 = ctx.saved_tensors
+        to_x = torch.empty_like(x)
+        to_weight1, to_weight2 = torch.zeros_like(weight1), torch.zeros_like(weight2)
+        to_bias1 = gradient.new_zeros(1, len(weight1))
+        ones = gradient.new_ones(1, len(x))
+        for rows in _rows(x, weight1):
+            h, g = hidden[rows], gradient[rows]
+            to_weight2.addmm_(g.t(), F.gelu(h))
+            to_h = torch.ops.aten.gelu_backward(g @ weight2, h)
+            to_weight1.addmm_(to_h.t(), x[rows])
+            to_bias1.addmm_(ones[:, rows], to_h)
+            torch.mm(to_h, weight1, out=to_x[rows])
+        return to_x, to_weight1, to_bias1[0], to_weight2, gradient.sum(0)
+
+
+def _perceive(x, weight1, bias1, weight2, bias2, hidden: Tensor | None) -> Tensor:
+    """`mlp`; `hidden` [N 4C] is filled with the values before the activation if given."""
+    out = torch.empty_like(x)
+    for rows in _rows(x, weight1):
+        h = torch.addmm(bias1, x[rows], weight1.t(), out=None if hidden is None else hidden[rows])
+        torch.addmm(bias2, F.gelu(h), weight2.t(), out=out[rows])
+    return out
+
+
+def _rows(x: Tensor, weight1: Tensor) -> Iterator[slice]:
+    step = _step(len(weight1))
+    return (slice(start, start + step) for start in range(0, len(x), step))
