@@ -1,7 +1,9 @@
 """Self-supervised pretraining of Swin encoders on raw CT, fine-tuned inside stock nnU-Net."""
 
-from nnssl import conflict
+from nnssl import conflict, hook
 
 __version__ = "0.1.0"
 
 conflict.refuse()
+if _repository := hook.source_checkout():
+    __path__.append(_repository)  # so that nnssl.trainers and nnssl.plans are found beside nnssl/, as in setup.py

@@ -63,7 +63,16 @@ def inspect() -> int:
 
 def plan() -> int:
     """nnssl_plan: a plans file that carries a checkpoint and a recipe."""
-    raise NotImplementedError
+    asked = _plan_parser().parse_args()
+
+    from nnssl.network.planned import Recipe
+    from nnssl.plans.derive import Request, derive, describe
+
+    options = vars(asked)
+    recipe = {name: options.pop(name) for name in Recipe.__dataclass_fields__ if name in options}
+    options["patch"] = tuple(options["patch"]) if options["patch"] else None
+    request = Request(**options, recipe=recipe)
+    return _report_errors(lambda: print(describe(derive(request), request)))
 
 
 def demo() -> int:
@@ -155,4 +164,32 @@ def _pretrain_parser() -> argparse.ArgumentParser:
                        help="checkpoint_latest.pth and the pictures; default: %(default)s")  # fmt: skip
     watch.add_argument("--tensorboard", action="store_true", help="also for TensorBoard (pip install tensorboard)")
     parser.add_argument("--list", action="store_true", help="list the methods")
+    return parser
+
+
+def _plan_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="nnssl_plan",
+        description="Plans for nnU-Net that name our network, the pretrained checkpoint with its hash, and the recipe. "
+        "They share the data that nnUNetv2_plan_and_preprocess has made. Train with: nnUNetv2_train ... -p NAME.",
+    )
+    add = parser.add_argument
+    add("-d", dest="dataset", metavar="ID", required=True, help="dataset ID or name, as nnU-Net's -d")
+    add("-c", dest="checkpoint", metavar="CHECKPOINT", type=Path,
+        help="checkpoint_final.pth of nnssl_pretrain; default: $nnssl_checkpoint or the only one")  # fmt: skip
+    add("-a", dest="preset", metavar="PRESET",
+        help="no checkpoint but an encoder of this size, for SwinScratchTrainer")  # fmt: skip
+    add("-p", dest="base", metavar="PLANS", default="nnUNetPlans", help="the plans to derive from")
+    add("--name", default="nnsslPlans", help="name of the new plans; default: %(default)s")
+    add("--decoder", default="swinunetr", help="swinunetr (default) or light")
+    add("--patch", nargs="+", type=int, metavar="N", help="patch size Z Y X, or Y X for 2d")
+    add("--batch-size", type=int, metavar="B")
+    add("--epochs", type=int, metavar="N")
+    add("--iterations", type=int, metavar="N", help="an epoch")
+    add("--val-iterations", type=int, metavar="N", help="an epoch; default: a fifth of --iterations")
+    add("--lr", type=float, help="AdamW's learning rate of the decoder")
+    add("--layer-decay", type=float, help="learning rate of an encoder block over that of the next one")
+    add("--warmup-epochs", type=float, metavar="N")
+    add("--weight-decay", type=float)
+    add("--schedule", help="poly or cosine")
     return parser

@@ -1,1 +1,1 @@
-"""Plans of nnU-Net that carry a checkpoint."""
+"""Plans for nnU-Net: which network, which checkpoint, which recipe."""

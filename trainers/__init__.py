@@ -1,1 +1,1 @@
-"""Thin nnU-Net trainer classes; nnU-Net imports each file by its bare name (documentation/nnunet.md)."""
+"""Thin nnU-Net trainers. nnU-Net imports each file of this folder under its bare name: no relative imports here."""

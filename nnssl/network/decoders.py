@@ -124,9 +124,7 @@ class SwinUNETRDecoder(nn.Module):
     Widths e, e, 2e, 4e, 8e at strides 1 to 16; a residual block on each skip but that of stride 16.
     """
 
-    def __init__(
-        self, dims: int, image_channels: int, channels: tuple[int, ...], classes: int, deep_supervision: bool
-    ):
+    def __init__(self, dims: int, image_channels: int, channels: tuple[int, ...], classes: int, deep_supervision: bool):
         super().__init__()
         self.deep_supervision = deep_supervision
         e, e2, e4, e8, e16 = channels
@@ -136,8 +134,7 @@ class SwinUNETRDecoder(nn.Module):
         )
         self.bottom = ResidualBlock(dims, e16, e16)
         self.ups = nn.ModuleList(
-            UpBlock(dims, inputs, outputs)
-            for inputs, outputs in ((e16, e8), (e8, e4), (e4, e2), (e2, e), (e, e))
+            UpBlock(dims, inputs, outputs) for inputs, outputs in ((e16, e8), (e8, e4), (e4, e2), (e2, e), (e, e))
         )
         self.heads = Heads(dims, (e, e, e2, e4), classes, deep_supervision)
 

@@ -65,33 +65,34 @@ def output_sizes(size: Shape) -> list[Shape]:
     return [tuple(-(-n // 2**i) for n in size) for i in range(OUTPUTS)]
 
 
+NEUTRAL = {"scale": 1.0, "shift": 0.0, "low": float("-inf"), "high": float("inf")}
+
+
 class Intensity(nn.Module):
     """x * scale + shift, then clipped to [low, high], a number a channel each; fixed, but in the state_dict.
 
     A checkpoint without these buffers, such as that of an encoder alone, leaves them as they are.
     """
 
-    DEFAULTS = {"scale": 1.0, "shift": 0.0, "low": float("-inf"), "high": float("inf")}
-
     def __init__(self, channels: int, **values: list[float | None]):
         super().__init__()
-        for name, default in self.DEFAULTS.items():
+        for name, default in NEUTRAL.items():
             numbers = [default if v is None else v for v in values.pop(name, [])]
             if len(numbers) > channels:
                 raise ValueError(f"intensity {name} takes one number a channel, {channels} in all, got {numbers}")
             numbers += [default] * (channels - len(numbers))
             self.register_buffer(name, torch.tensor(numbers, dtype=torch.float32))
         if values:
-            raise ValueError(f"unknown intensity option(s) {sorted(values)}; known: {sorted(self.DEFAULTS)}")
+            raise ValueError(f"unknown intensity option(s) {sorted(values)}; known: {sorted(NEUTRAL)}")
 
     def forward(self, x: Tensor) -> Tensor:
         """[B C *spatial] to the same shape."""
         shape = (-1, *[1] * (x.ndim - 2))
-        scale, shift, low, high = (getattr(self, name).view(shape) for name in self.DEFAULTS)
+        scale, shift, low, high = (getattr(self, name).view(shape) for name in NEUTRAL)
         return torch.clamp(x * scale + shift, low, high)
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
-        for name in self.DEFAULTS:
+        for name in NEUTRAL:
             state_dict.setdefault(prefix + name, getattr(self, name))
         super()._load_from_state_dict(state_dict, prefix, *args)
 

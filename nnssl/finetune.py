@@ -1,0 +1,231 @@
+"""What our nnU-Net trainers share: which network, which weights, which optimiser. The trainers only call it.
+
+__init__         settle    -> the plans say which network; nnU-Net saves them beside the model
+initialize       load      -> the encoder's weights, all of them or none
+                 optimise  -> AdamW by layer, the learning rate a closed form of the epoch
+load_checkpoint  adopt     -> a resumed or validated model is that of its own checkpoint, not of today's plans
+"""
+
+from __future__ import annotations
+
+from math import cos, pi
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from nnssl import checkpoint, files
+from nnssl.encoder.presets import preset
+from nnssl.network.origin import FINAL, Choice, NoCheckpointError, OriginError, check, choose, demand, pretrain_info
+from nnssl.network.planned import INFO, Recipe, architecture, is_ours
+from nnssl.network.swin_unetr import SwinUNETR, output_sizes
+from nnssl.types import Shape
+
+DECODER = "swinunetr"
+PRESET = "smit"  # of a random start without any checkpoint
+BETAS = (0.9, 0.98)  # as nnU-Net's own transformer trainers
+
+
+def settle(plans: dict, name: str, random_start: bool) -> None:
+    """Write into `plans` which network configuration `name` is to be built as, unless they say so already.
+
+    Without a checkpoint, and with `random_start` only, it is that of preset smit on nnU-Net's own intensities.
+    Raises NoCheckpointError, CheckpointError, OriginError.
+    """
+    resolved = resolve(plans, name)
+    if is_ours(resolved):
+        return
+    choice = choose(plans.get(INFO, {}))
+    if choice is None and random_start:
+        encoder, hu = preset(PRESET), None
+    else:
+        loaded = _open(demand(choice))
+        encoder, hu = loaded.encoder_config, loaded.hu
+        plans[INFO] = {**plans.get(INFO, {}), **pretrain_info(choice, loaded)}
+    plans["configurations"][name]["architecture"] = architecture(plans, resolved, encoder, DECODER, hu)
+
+
+def demand_settled(resolved: dict, why_not: Exception | None) -> None:
+    """Raise what kept `settle` from its work, now that the network is needed."""
+    if not is_ours(resolved):
+        raise why_not
+
+
+def adopt(plans: dict, resolved: dict, name: str, saved: dict) -> None:
+    """Take network and pretraining from `saved`, the plans in the model's own checkpoint, in place.
+
+    So neither a resumed training nor a validation needs the file of the pretraining, nor minds a newer one.
+    """
+    if INFO in saved:
+        plans[INFO] = saved[INFO]
+    entry = resolve(saved, name)["architecture"]
+    plans["configurations"][name]["architecture"] = resolved["architecture"] = entry
+
+
+def resolve(plans: dict, name: str) -> dict:
+    """A configuration of the plans, its inheritance resolved; a copy."""
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    return PlansManager(plans).get_configuration(name).configuration
+
+
+def build(resolved: dict, input_channels: int, classes: int, deep_supervision: bool) -> SwinUNETR:
+    """The network that a settled configuration names."""
+    return SwinUNETR(input_channels, classes, deep_supervision, **resolved["architecture"]["arch_kwargs"])
+
+
+def load(network: SwinUNETR, plans: dict) -> list[str]:
+    """Load the encoder that the settled `plans` name; lines for the log. The counts go into the plans.
+
+    Raises NoCheckpointError, CheckpointError, OriginError, TransferError; then nothing was loaded.
+    """
+    info = plans.get(INFO, {})
+    if not info.get("checkpoint_path"):
+        raise NoCheckpointError(
+            "these plans name our network but no checkpoint: train them with -tr SwinScratchTrainer, or make plans "
+            "from one: nnssl_plan -d DATASET -c PATH_TO_CHECKPOINT --name NAME"
+        )
+    loaded = _open(choose(info))
+    theirs, ours = loaded.encoder_config.spatial_dims, network.encoder.config.spatial_dims
+    if theirs != ours:
+        raise OriginError(
+            f"{loaded.path} was pretrained in {theirs}D, this configuration is {ours}D: train a {theirs}D one, "
+            f"pretrain in {ours}D (nnssl_pretrain --crop with {ours} numbers), or use -tr SwinScratchTrainer"
+        )
+    done = checkpoint.transfer(loaded, network.encoder)
+    info.update(matched=done.matched, total=done.total)
+    return [
+        f"Pretrained weights: {loaded.path} (method {loaded.method}, sha256 {loaded.sha256})",
+        f"  named by {info.get('named_by', 'the plans')}",
+        f"  {done.matched} of {done.total} encoder tensors matched",
+        *(f"  {name}: {reason}" for name, reason in done.explained.items()),
+    ]
+
+
+def random_start(plans: dict) -> list[str]:
+    """Lines for the log of a training that loads nothing."""
+    named = plans.get(INFO, {}).get("checkpoint_path")
+    source = f"as in {named}, whose weights are not loaded" if named else "as the plans say; no checkpoint is named"
+    return [f"Random start: encoder and intensities {source}"]
+
+
+def intensities(resolved: dict, info: dict) -> list[str]:
+    """Lines for the log: what becomes of the image's values, and where the pretraining saw another spacing."""
+    lines = [f"Intensities: {resolved['architecture']['arch_kwargs'].get('intensity') or 'as nnU-Net gives them'}"]
+    others = sorted(set(resolved["normalization_schemes"]) - {"CTNormalization"})
+    if info.get("hu") and others:
+        lines.append(f"  channels of {', '.join(others)} pass as they are, though the pretraining saw HU")
+    if info.get("spacing"):
+        lines.append(f"Spacing: {_round(resolved['spacing'])} mm here, {_round(info['spacing'])} mm in the pretraining")
+    return lines
+
+
+def refuse_mixed_folds(model: Path | str, fold: int | str, info: dict) -> None:
+    """Raises OriginError when other folds in this model's folder came from another checkpoint than this run's.
+
+    plans.json is shared by the folds, and an ensemble of different pretrainings should be somebody's decision.
+    """
+    model = Path(model)
+    others = [path for path in model.glob(f"fold_*/{FINAL}") if path.parent.name != f"fold_{fold}"]
+    if not others or not (model / "plans.json").is_file():
+        return
+    before = files.read_json(model / "plans.json").get(INFO, {}).get("sha256")
+    if before != info.get("sha256"):
+        raise OriginError(
+            f"{model} holds {len(others)} fold(s) trained from the checkpoint with sha256 {before}, this run has "
+            f"{info.get('sha256')}. Give each pretraining its plans: nnssl_plan -d DATASET -c CHECKPOINT --name NAME, "
+            "and train with -p NAME"
+        )
+
+
+def parameter_groups(network: SwinUNETR, recipe: Recipe) -> list[dict]:
+    """AdamW's groups, the decoder's first: each with `lr_scale`, its share of the learning rate, and weight_decay.
+
+    The share falls by `layer_decay` from the decoder to the last block, and so on down to the patch embedding
+    (Clark et al. 2020; Bao et al. 2022). Norms, biases and position biases do not decay.
+    """
+    depths = network.encoder.config.depths
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in reversed(list(network.named_parameters())):
+        if not parameter.requires_grad:
+            continue
+        scale = recipe.layer_decay ** (sum(depths) + 1 - layer_of(name, depths))
+        decays = parameter.ndim > 1 and not name.endswith("relative_position_bias_table")
+        groups.setdefault((scale, recipe.weight_decay if decays else 0.0), []).append(parameter)
+    return [
+        {"params": parameters, "lr": recipe.lr * scale, "lr_scale": scale, "weight_decay": decay}
+        for (scale, decay), parameters in groups.items()
+    ]
+
+
+def layer_of(name: str, depths: tuple[int, ...]) -> int:
+    """0 for the patch embedding, 1 to n for the n blocks, n + 1 for the decoder; a merge belongs to the block after."""
+    words = name.split(".")
+    if words[0] != "encoder":
+        return sum(depths) + 1
+    if not words[1].startswith("layers"):
+        return 0
+    stage = int(words[1].removeprefix("layers"))
+    before = sum(depths[: stage - 1])
+    if words[3] == "blocks":
+        return before + int(words[4]) + 1
+    return min(before + depths[stage - 1] + 1, sum(depths))
+
+
+class Schedule:
+    """Sets each group's learning rate from the epoch alone: nnU-Net saves no state of it."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, recipe: Recipe):
+        self.optimizer, self.recipe = optimizer, recipe
+
+    def step(self, epoch: int) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(epoch, self.recipe) * group["lr_scale"]
+
+
+def learning_rate(epoch: int, recipe: Recipe) -> float:
+    """Of the decoder: linear up to `recipe.lr` during the warm-up, then down to 0 at the last epoch's end."""
+    warmup = min(recipe.warmup, recipe.epochs)
+    if epoch + 1 <= warmup:
+        return recipe.lr * (epoch + 1) / warmup
+    progress = min(1.0, (epoch - int(warmup)) / max(1, recipe.epochs - int(warmup)))
+    return recipe.lr * ((1 - progress) ** 0.9 if recipe.schedule == "poly" else (1 + cos(pi * progress)) / 2)
+
+
+def optimise(network: SwinUNETR, recipe: Recipe, device: torch.device) -> tuple[torch.optim.Optimizer, Schedule]:
+    """AdamW and its schedule; the gradient is clipped to `recipe.clip` as a part of each step.
+
+    A hook clips, because nnU-Net's own `train_step` clips to a fixed 12, which the hook then undercuts.
+    """
+    groups = parameter_groups(network, recipe)
+    optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=BETAS, fused=device.type in ("cpu", "cuda"))
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    optimizer.register_step_pre_hook(lambda *_: torch.nn.utils.clip_grad_norm_(parameters, recipe.clip) and None)
+    return optimizer, Schedule(optimizer, recipe)
+
+
+def deep_supervision_scales(patch: Shape) -> list[list[float]]:
+    """The size of each output over that of the patch, by axis; exact where a size is odd."""
+    return [[m / n for m, n in zip(size, patch, strict=True)] for size in output_sizes(tuple(patch))]
+
+
+def deep_supervision_weights(outputs: int) -> tuple[float, ...]:
+    """1, 1/2, 1/4, ... over their sum. All count: an output without a loss would leave a head without a gradient."""
+    weights = [0.5**i for i in range(outputs)]
+    return tuple(weight / sum(weights) for weight in weights)
+
+
+def bare(network: nn.Module) -> SwinUNETR:
+    """The network itself, out of what DDP and torch.compile wrap it in."""
+    network = getattr(network, "module", network)
+    return getattr(network, "_orig_mod", network)
+
+
+def _open(choice: Choice) -> checkpoint.Checkpoint:
+    loaded = checkpoint.load(choice.path)
+    check(choice, loaded.sha256)
+    return loaded
+
+
+def _round(numbers: list[float]) -> list[float]:
+    return [round(number, 2) for number in numbers]

@@ -1,0 +1,115 @@
+"""Which pretraining a network starts from, when nobody says it twice.
+
+First hit wins: `pretrain_info.checkpoint_path` in the plans, the variable `nnssl_checkpoint`, the only
+`checkpoint_final.pth` under `$nnUNet_results/nnssl/`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+VARIABLE, RESULTS = "nnssl_checkpoint", "nnUNet_results"
+FINAL = "checkpoint_final.pth"
+REMEDY = """Name the one to start from, in one of these ways:
+  nnssl_plan -d DATASET -c PATH_TO_CHECKPOINT --name NAME     and train with -p NAME
+  export nnssl_checkpoint=PATH_TO_CHECKPOINT
+To train the same network from a random start: -tr SwinScratchTrainer"""
+
+
+class NoCheckpointError(ValueError):
+    """No checkpoint was found, or more than one."""
+
+
+class OriginError(ValueError):
+    """The weights asked for are not those of the plans, or not for this network."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    path: Path
+    named_by: str
+    sha256: str | None = None  # as recorded where it was named, if it was
+
+
+def choose(info: Mapping) -> Choice | None:
+    """The checkpoint to start from; None when there is none anywhere. `info` is the plans' `pretrain_info`.
+
+    Raises NoCheckpointError where a named file is missing, or several are found and none is named.
+    """
+    if path := info.get("checkpoint_path"):
+        return _named(path, "the plans", info.get("sha256"))
+    if path := os.environ.get(VARIABLE):
+        return _named(path, f"the variable {VARIABLE}")
+    found = finals()
+    if len(found) > 1:
+        raise NoCheckpointError(
+            f"{len(found)} pretrained checkpoints were found, and none is named:\n{_listed(found)}\n{REMEDY}"
+        )
+    return Choice(found[0], f"the only one under {_searched()}") if found else None
+
+
+def demand(choice: Choice | None) -> Choice:
+    """`choice`, or NoCheckpointError that says where was looked and what to type."""
+    if choice is None:
+        raise NoCheckpointError(
+            f"no pretrained checkpoint was found: the plans name none, {VARIABLE} is not set, and there is no {FINAL} "
+            f"under {_searched()}.\n{REMEDY}\nor pretrain one with: nnssl_pretrain -m smit -i FOLDER"
+        )
+    return choice
+
+
+def finals() -> list[Path]:
+    """All final checkpoints under $nnUNet_results/nnssl, sorted."""
+    return sorted(_searched().rglob(FINAL)) if RESULTS in os.environ else []
+
+
+def _searched() -> Path:
+    return Path(os.environ.get(RESULTS, f"${RESULTS}"), "nnssl")
+
+
+def _listed(paths: list[Path]) -> str:
+    return "\n".join(f"  {path}" for path in paths) or "  none"
+
+
+def _named(path: str, by: str, sha256: str | None = None) -> Choice:
+    if not Path(path).is_file():
+        raise NoCheckpointError(
+            f"{by} names the checkpoint {path}, which is not there. Found instead:\n{_listed(finals())}\n{REMEDY}"
+        )
+    return Choice(Path(path), by, sha256)
+
+
+def check(choice: Choice, sha256: str) -> None:
+    """Raises OriginError when the file's hash is not the one recorded where it was named."""
+    if choice.sha256 not in (None, sha256):
+        raise OriginError(
+            f"{choice.path} has changed since {choice.named_by} recorded it: its sha256 is {sha256}, recorded is "
+            f"{choice.sha256}. Put the old file back, or make new plans:\n"
+            f"  nnssl_plan -d DATASET -c {choice.path} --name NAME"
+        )
+
+
+def pretrain_info(choice: Choice, loaded: Any) -> dict:
+    """The entry `pretrain_info` of the plans, from the chosen file's `checkpoint.Checkpoint`.
+
+    It has upstream's keys (nnunetv2/experiment_planning/like_nnssl.py) and ours.
+    """
+    adaptation = loaded.adaptation_plan
+    return {
+        "checkpoint_path": str(choice.path.resolve()),
+        "checkpoint_name": choice.path.resolve().parent.name,
+        "sha256": loaded.sha256,
+        "named_by": choice.named_by,
+        "method": loaded.method,
+        "spacing": list(loaded.spacing),
+        "hu": asdict(loaded.hu),
+        **{key: adaptation[key] for key in ("key_to_encoder", "key_to_stem", "keys_to_in_proj", "key_to_lpe")},
+        "pt_num_in_channels": adaptation["pretrain_num_input_channels"],
+        "pt_used_patchsize": list(loaded.crop),
+        "pt_recommended_downstream_patchsize": list(adaptation["recommended_downstream_patchsize"]),
+        "citations": list(loaded.citations),
+    }

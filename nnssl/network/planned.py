@@ -1,0 +1,105 @@
+"""What a plans file says of the network and its training: `architecture`, `pretrain_info` and `nnssl_recipe`.
+
+A configuration's `architecture` is nnU-Net's own entry, with our class: {"network_class_name", "arch_kwargs",
+"_kw_requires_import"}. `pretrain_info` is upstream's entry for a pretrained checkpoint, with its hash.
+`nnssl_recipe` holds the numbers of the training; one that is left out takes its default.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields, replace
+
+from nnssl.encoder.swin import SwinConfig
+from nnssl.types import HUPolicy
+
+NETWORK_CLASS = "nnssl.network.swin_unetr.SwinUNETR"
+INFO, RECIPE = "pretrain_info", "nnssl_recipe"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is fine-tuned; the entry `nnssl_recipe` of the plans."""
+
+    epochs: int = 1000  # nnU-Net's own, as the next two
+    iterations: int = 250  # an epoch
+    val_iterations: int = 50
+    lr: float = 5e-4  # of the decoder, AdamW
+    layer_decay: float = 0.9  # an encoder block's learning rate over that of the block above it
+    warmup_epochs: float | None = None  # linear from 0; None: a twentieth of the epochs
+    schedule: str = "poly"  # poly: nnU-Net's (1 - t)^0.9; cosine
+    weight_decay: float = 0.05  # not on norms, biases and position biases (Liu et al. 2021)
+    clip: float = 1.0  # norm of the gradient, as nnU-Net's own transformer trainers
+
+    def __post_init__(self) -> None:
+        wrong = [name for name in ("epochs", "iterations", "val_iterations") if getattr(self, name) < 1]
+        wrong += [name for name in ("lr", "layer_decay", "clip") if not getattr(self, name) > 0]
+        if self.weight_decay < 0 or (self.warmup_epochs or 0) < 0:
+            wrong.append("weight_decay or warmup_epochs")
+        if wrong or self.layer_decay > 1 or self.schedule not in ("poly", "cosine"):
+            raise ValueError(
+                f"a fine-tuning recipe needs positive numbers, layer_decay at most 1 and schedule poly or cosine; "
+                f"got {asdict(self)}"
+            )
+
+    @classmethod
+    def of(cls, plans: dict) -> Recipe:
+        """From the plans; an unknown key raises ValueError that lists the known ones."""
+        values = plans.get(RECIPE, {})
+        known = [field.name for field in fields(cls)]
+        if unknown := sorted(set(values) - set(known)):
+            raise ValueError(f"unknown key(s) in the plans' {RECIPE}: {', '.join(unknown)}; known: {', '.join(known)}")
+        return cls(**values)
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+    @property
+    def warmup(self) -> float:
+        """Epochs."""
+        return self.epochs / 20 if self.warmup_epochs is None else self.warmup_epochs
+
+
+def architecture(plans: dict, resolved: dict, encoder: SwinConfig, decoder: str | dict, hu: HUPolicy | None) -> dict:
+    """The entry `architecture` of a configuration: the encoder in its dimensions, its intensities mapped.
+
+    resolved: the configuration, its inheritance resolved (`PlansManager.get_configuration(...).configuration`).
+    hu:       what the encoder was pretrained on; None: nnU-Net's own intensities.
+    """
+    encoder = replace(encoder, spatial_dims=len(resolved["patch_size"]))
+    properties = plans.get("foreground_intensity_properties_per_channel", {})
+    intensity = intensity_map(resolved["normalization_schemes"], properties, hu)
+    arguments = {"encoder": encoder.to_dict(), "decoder": decoder, "intensity": intensity}
+    return {"network_class_name": NETWORK_CLASS, "arch_kwargs": arguments, "_kw_requires_import": []}
+
+
+def is_ours(configuration: dict) -> bool:
+    """Whether a (resolved) configuration of the plans names our network."""
+    return configuration.get("architecture", {}).get("network_class_name") == NETWORK_CLASS
+
+
+def intensity_map(schemes: list[str], properties: dict, hu: HUPolicy | None) -> dict | None:
+    """`SwinUNETR`'s `intensity`: nnU-Net's normalised CT back to HU, and on to what the pretraining saw.
+
+    schemes:    a configuration's `normalization_schemes`, one a channel.
+    properties: the plans' `foreground_intensity_properties_per_channel`.
+    hu:         the pretraining's policy; None where there was none.
+    Channels of another scheme than CTNormalization pass as they are. None: nothing to do.
+    """
+    if hu is None or "CTNormalization" not in schemes:
+        return None
+    rows = [_from_ct(properties[str(c)], hu) if s == "CTNormalization" else _as_it_is() for c, s in enumerate(schemes)]
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def _from_ct(properties: dict, hu: HUPolicy) -> dict:
+    sd = max(properties["std"], 1e-8)  # as CTNormalization divides
+    return {
+        "scale": sd / hu.sd,
+        "shift": (properties["mean"] - hu.mean) / hu.sd,
+        "low": (hu.low - hu.mean) / hu.sd,
+        "high": (hu.high - hu.mean) / hu.sd,
+    }
+
+
+def _as_it_is() -> dict:
+    return {"scale": 1.0, "shift": 0.0, "low": None, "high": None}

@@ -1,0 +1,14 @@
+"""`nnUNetv2_train ... -tr SwinScratchTrainer`: the same network and recipe as SwinSSLTrainer, from a random start."""
+
+from __future__ import annotations
+
+from nnssl.trainers.nnssl_swin_ssl import SwinSSLTrainer
+
+from nnssl import finetune
+
+
+class SwinScratchTrainer(SwinSSLTrainer):
+    random_start = True
+
+    def start(self) -> list[str]:
+        return finetune.random_start(self.plans_manager.plans)

@@ -1,0 +1,85 @@
+"""`nnUNetv2_train ... -tr SwinSSLTrainer`: nnU-Net's training, started from a pretrained Swin encoder."""
+
+from __future__ import annotations
+
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import nn
+
+from nnssl import finetune
+from nnssl.memory import keep_freed_memory
+from nnssl.network.planned import INFO, Recipe
+
+
+class SwinSSLTrainer(nnUNetTrainer):
+    random_start = False
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008 nnU-Net's own signature
+    ):
+        self.unsettled = None
+        try:
+            finetune.settle(plans, configuration, self.random_start)
+        except ValueError as error:  # raised when the network is built, unless a saved model brings its own
+            self.unsettled = error
+        self.recipe = Recipe.of(plans)
+        self.starts_anew = True
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.initial_lr, self.weight_decay = self.recipe.lr, self.recipe.weight_decay
+        self.num_epochs, self.save_every = self.recipe.epochs, max(1, min(50, self.recipe.epochs // 10))
+        self.num_iterations_per_epoch = self.recipe.iterations
+        self.num_val_iterations_per_epoch = self.recipe.val_iterations
+        if self.device.type == "cpu":
+            keep_freed_memory()
+
+    @staticmethod
+    def build_network_architecture(
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> nn.Module:
+        resolved = configuration_manager.configuration
+        return finetune.build(resolved, num_input_channels, num_output_channels, enable_deep_supervision)
+
+    def initialize(self):
+        resolved, plans = self.configuration_manager.configuration, self.plans_manager.plans
+        finetune.demand_settled(resolved, self.unsettled)
+        super().initialize()
+        if self.starts_anew:
+            finetune.refuse_mixed_folds(self.output_folder_base, self.fold, plans.get(INFO, {}))
+            lines = self.start() + finetune.intensities(resolved, plans.get(INFO, {}))
+            self.print_to_log_file("\n".join(lines), add_timestamp=False)
+
+    def start(self) -> list[str]:
+        """Set the weights; lines for the log."""
+        return finetune.load(finetune.bare(self.network), self.plans_manager.plans)
+
+    def load_checkpoint(self, filename_or_checkpoint):
+        if not self.was_initialized:
+            saved = torch.load(filename_or_checkpoint, map_location="cpu", weights_only=False, mmap=True)
+            plans, resolved = self.plans_manager.plans, self.configuration_manager.configuration
+            finetune.adopt(plans, resolved, self.configuration_name, saved["init_args"]["plans"])
+            self.starts_anew = False
+        super().load_checkpoint(filename_or_checkpoint)
+
+    def configure_optimizers(self):
+        return finetune.optimise(finetune.bare(self.network), self.recipe, self.device)
+
+    def _get_deep_supervision_scales(self):
+        if not self.enable_deep_supervision:
+            return None
+        return finetune.deep_supervision_scales(self.configuration_manager.patch_size)
+
+    def _build_loss(self):
+        loss = super()._build_loss()
+        if self.enable_deep_supervision:
+            loss.weight_factors = finetune.deep_supervision_weights(len(self._get_deep_supervision_scales()))
+        return loss
