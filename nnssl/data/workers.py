@@ -16,6 +16,13 @@ from tqdm import tqdm
 
 KILLED = "the worker was killed, most likely for memory; fewer workers (-np) leave more memory for each"
 
+HEAVY = [
+    "SimpleITK",
+    "blosc2",
+    "nnunetv2.preprocessing.resampling.default_resampling",
+    "nnunetv2.training.dataloading.nnunet_dataset",
+]
+
 
 @dataclass(frozen=True)
 class Failed:
@@ -28,8 +35,8 @@ def each(function: Callable, items: Sequence, num_processes: int, description: s
     """Yield `(item, function(item))` as they get done, in any order, with a progress bar and the time left.
 
     An item whose function raises, or whose worker is killed, yields `(item, Failed(reason))`; the others go
-    on. `num_processes` = 0 works in this process. Otherwise processes are spawned, so `function` and the items
-    must pickle; at most two items a worker are in flight, and the workers end when this process ends, however
+    on. `num_processes` = 0 works in this process. Otherwise `function` and the items must pickle, as processes
+    start afresh; at most two items a worker are in flight, and the workers end when this process ends, however
     it ends. RuntimeError when no worker can start.
     """
     if not items:
@@ -104,8 +111,7 @@ def _failed(error: Exception) -> Failed:
 
 
 def _pool(num_processes: int) -> ProcessPoolExecutor:
-    spawn = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(num_processes, mp_context=spawn, initializer=_start_worker)
+    pool = ProcessPoolExecutor(num_processes, mp_context=_context(), initializer=_start_worker)
     try:
         pool.submit(_nothing).result()  # so that a start that fails is not blamed on an item
     except BrokenProcessPool as error:
@@ -115,6 +121,15 @@ def _pool(num_processes: int) -> ProcessPoolExecutor:
             "`if __name__ == '__main__':`, or work in one process (num_processes=0)"
         ) from error
     return pool
+
+
+def _context() -> multiprocessing.context.BaseContext:
+    """A fork server where there is one: it imports HEAVY once for all workers and both stages, which share its memory."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(HEAVY)
+    return context
 
 
 def _nothing() -> None:
