@@ -124,7 +124,7 @@ def _pool(num_processes: int) -> ProcessPoolExecutor:
 
 
 def _context() -> multiprocessing.context.BaseContext:
-    """A fork server where there is one: it imports HEAVY once for all workers and both stages, which share its memory."""
+    """A fork server where there is one: it imports HEAVY once, for all workers of both stages."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
