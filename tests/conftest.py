@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before torch and nnU-Net are imported, here and in every process that a test starts.
@@ -45,6 +46,17 @@ def phantom_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("phantoms")
     phantoms.write_folder(folder, seeds=range(3), shape=(24, 36, 40))
     return folder
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For tensors so small that a second thread only waits, and for the same bits on every machine."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

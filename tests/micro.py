@@ -13,7 +13,7 @@ from nnssl.methods import METHODS, Method
 from nnssl.train import batches
 from nnssl.train.loop import Run, RunConfig
 
-ENCODER = SwinConfig(embed_dim=12, depths=(1, 1, 1, 1), heads=(1, 2, 2, 2))
+ENCODER = SwinConfig(embed_dim=6, depths=(1, 1, 1, 1), heads=(1, 1, 2, 2))
 CROP = (16, 16, 16)
 # Small values for whichever of these fields a method's config has.
 SMALL = {"prototypes": 32, "head_hidden": 16, "head_bottleneck": 8, "drop_path": 0.0}
