@@ -17,10 +17,22 @@ from nnssl.types import Shape
 OUTPUTS = 4  # logits at 1, 1/2, 1/4 and 1/8 of the image's size
 
 
-def conv(dims: int, inputs: int, outputs: int, kernel: int = 3, bias: bool = False) -> nn.Module:
-    """Same size out as in."""
+def conv(dims: int, inputs: int, outputs: int) -> nn.Module:
+    """3^d, same size out as in."""
     kind = nn.Conv2d if dims == 2 else nn.Conv3d
-    return kind(inputs, outputs, kernel, padding=kernel // 2, bias=bias)
+    return kind(inputs, outputs, 3, padding=1, bias=False)
+
+
+class Pointwise(nn.Linear):
+    """A convolution of one voxel, as the matrix product over channels-last maps that it is."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return pointwise(x, self.weight, self.bias)
+
+
+def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """[B C *spatial] and [outputs C] to [B outputs *spatial]."""
+    return F.linear(x.movedim(1, -1), weight, bias).movedim(-1, 1)
 
 
 def upsampling(dims: int, inputs: int, outputs: int) -> nn.Module:
@@ -41,7 +53,7 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.conv1 = conv(dims, inputs, outputs)
         self.conv2 = conv(dims, outputs, outputs)
-        self.conv3 = conv(dims, inputs, outputs, kernel=1) if inputs != outputs else None
+        self.conv3 = Pointwise(inputs, outputs, bias=False) if inputs != outputs else None
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.conv3 is None else norm_act(self.conv3(x), act=False)
@@ -80,10 +92,10 @@ class UpBlock(nn.Module):
         transposed = F.conv_transpose2d if skip.ndim == 4 else F.conv_transpose3d
         up, first, shortcut = self.upsample.weight, self.block.conv1.weight, self.block.conv3.weight
         first_up = plain(up, first[:, :half], padding=2)  # 2^d then 3^d taps make 4^d
-        shortcut_up = plain(up, shortcut[:, :half])
+        shortcut_up = pointwise(up, shortcut[:, :half])
         return (
             transposed(x, first_up, stride=2, padding=1).add_(plain(skip, first[:, half:], padding=1)),
-            transposed(x, shortcut_up, stride=2).add_(plain(skip, shortcut[:, half:])),
+            transposed(x, shortcut_up, stride=2).add_(pointwise(skip, shortcut[:, half:])),
         )
 
     def _composing_pays(self, x: Tensor, skip: Tensor) -> bool:
@@ -99,16 +111,16 @@ class UpBlock(nn.Module):
 
 
 class Heads(nn.Module):
-    """One 1^d convolution to logits per output size.
+    """One pointwise convolution to logits per output size.
 
     All heads always exist, so that the state_dict is the same with and without deep supervision. Without it
     the lower ones take no gradient, since DDP refuses parameters that wait for one in vain.
     """
 
-    def __init__(self, dims: int, widths: tuple[int, ...], classes: int, deep_supervision: bool):
+    def __init__(self, widths: tuple[int, ...], classes: int, deep_supervision: bool):
         super().__init__()
         # nnU-Net's -pretrained_weights leaves out what has `.seg_layers.` in its name: the heads, and only they.
-        self.seg_layers = nn.ModuleList(conv(dims, width, classes, kernel=1, bias=True) for width in widths)
+        self.seg_layers = nn.ModuleList(Pointwise(width, classes) for width in widths)
         self.seg_layers[1:].requires_grad_(deep_supervision)
 
     def forward(self, maps: list[Tensor], all_of_them: bool) -> Tensor | list[Tensor]:
@@ -136,7 +148,7 @@ class SwinUNETRDecoder(nn.Module):
         self.ups = nn.ModuleList(
             UpBlock(dims, inputs, outputs) for inputs, outputs in ((e16, e8), (e8, e4), (e4, e2), (e2, e), (e, e))
         )
-        self.heads = Heads(dims, (e, e, e2, e4), classes, deep_supervision)
+        self.heads = Heads((e, e, e2, e4), classes, deep_supervision)
 
     def forward(self, image: Tensor, maps: list[Tensor]) -> Tensor | list[Tensor]:
         """[B C *spatial] and the encoder's maps to logits [B classes *spatial], or a list of them."""
@@ -152,10 +164,10 @@ class SwinUNETRDecoder(nn.Module):
 class Lift(nn.Module):
     """Upsampling plus a projection of the skip, then one 3^d convolution; instance norm and LeakyReLU after each."""
 
-    def __init__(self, dims: int, inputs: int, skip: int, outputs: int, kernel: int = 1):
+    def __init__(self, dims: int, inputs: int, skip: int, outputs: int, pointwise: bool):
         super().__init__()
         self.upsample = upsampling(dims, inputs, outputs)
-        self.project = conv(dims, skip, outputs, kernel)
+        self.project = Pointwise(skip, outputs, bias=False) if pointwise else conv(dims, skip, outputs)
         self.conv = conv(dims, outputs, outputs)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
@@ -185,10 +197,10 @@ class LightDecoder(nn.Module):
         skips = (image_channels, *channels[:4])
         below = (*widths[1:], channels[4])
         self.lifts = nn.ModuleList(
-            Lift(dims, inputs, skip, outputs, kernel=3 if skip is skips[0] else 1)
+            Lift(dims, inputs, skip, outputs, pointwise=skip is not skips[0])
             for inputs, skip, outputs in zip(below, skips, widths, strict=True)
         )
-        self.heads = Heads(dims, tuple(widths[:OUTPUTS]), classes, deep_supervision)
+        self.heads = Heads(tuple(widths[:OUTPUTS]), classes, deep_supervision)
 
     def forward(self, image: Tensor, maps: list[Tensor]) -> Tensor | list[Tensor]:
         """[B C *spatial] and the encoder's maps to logits [B classes *spatial], or a list of them."""

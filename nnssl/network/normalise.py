@@ -13,7 +13,7 @@ from torch import Tensor
 
 SLOPE = 0.01
 EPSILON = 1e-5
-ROWS = 4096  # voxels worked on at a time, so that they stay in the processor's cache
+PART = 2**19  # numbers worked on at a time, so that they stay in the processor's cache
 
 
 def norm_act(x: Tensor, act: bool = True) -> Tensor:
@@ -39,17 +39,22 @@ def _rows(x: Tensor) -> Tensor:
     return x.movedim(1, -1).flatten(1, -2)
 
 
+def _parts(x: Tensor) -> tuple[Tensor, ...]:
+    """Views of [B some-voxels C] that make up `x`."""
+    return _rows(x).split(max(1, PART // (x.shape[0] * x.shape[1])), dim=1)
+
+
 class _NormActInPlace(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, act: bool) -> Tensor:
         rows = _rows(x)
         mean = rows.mean(1, keepdim=True)
         square = torch.zeros_like(mean)
-        for part in rows.split(ROWS, dim=1):
+        for part in _parts(x):
             part.sub_(mean)
             square += (part * part).sum(1, keepdim=True)
         rstd = (square / rows.shape[1] + EPSILON).rsqrt_()
-        for part in rows.split(ROWS, dim=1):
+        for part in _parts(x):
             part.mul_(rstd)
             if act:
                 F.leaky_relu_(part, SLOPE)
@@ -62,7 +67,7 @@ class _NormActInPlace(torch.autograd.Function):
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
         y, rstd = ctx.saved_tensors
         out = torch.empty_like(y)
-        parts = list(zip(*(_rows(t).split(ROWS, dim=1) for t in (y, _channels_last(gradient), out)), strict=True))
+        parts = list(zip(*(_parts(t) for t in (y, _channels_last(gradient), out)), strict=True))
         total, along = torch.zeros_like(rstd), torch.zeros_like(rstd)
         for y_part, g_part, out_part in parts:
             if ctx.act:
