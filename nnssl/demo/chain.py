@@ -35,9 +35,10 @@ class Size:
     steps: int = 300
     epochs: int = 10
     iterations: int = 20
+    processes: int = 2  # of nnU-Net's beside the main one; each costs seconds to start
 
 
-QUICK = Size(3, 5, 2, shape=(24, 32, 32), crop=(16, 32, 32), batch_size=2, steps=4, epochs=1, iterations=2)
+QUICK = Size(3, 5, 2, (24, 32, 32), crop=(16, 32, 32), batch_size=2, steps=4, epochs=1, iterations=2, processes=1)
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,11 @@ class Demo:
         trainers = hook.trainers_folder()
         known = trainers in os.environ.get(hook.VARIABLE, "").split(os.pathsep)
         return own if known else {**own, hook.VARIABLE: trainers}
+
+    @property
+    def processes(self) -> dict[str, str]:
+        """nnU-Net's variables for its numbers of processes: data augmentation, and all else."""
+        return {name: str(self.size.processes) for name in ("nnUNet_n_proc_DA", "nnUNet_def_n_proc")}
 
     def predictions(self, start: str) -> Path:
         return self.folder / "predictions" / start.replace(" ", "_")
@@ -113,12 +119,13 @@ class Demo:
         size = self.size
         command = ["nnssl_pretrain", "-m", "smit", "-a", "tiny", "-i", str(self.scans or self.folder / "scans")]
         command += ["--spacing", *SPACING, "--steps", str(size.steps), "--batch-size", str(size.batch_size)]
-        return [*command, "--crop", *map(str, size.crop), "-device", self.device, "-np", "2"]
+        return [*command, "--crop", *map(str, size.crop), "-device", self.device, "-np", str(self.size.processes)]
 
     def _plan(self) -> list[Command]:
+        processes = str(self.size.processes)
         recipe = ["--epochs", str(self.size.epochs), "--iterations", str(self.size.iterations)]
         return [
-            ["nnUNetv2_plan_and_preprocess", "-d", DATASET, "-c", CONFIGURATION, "-np", "2"],
+            ["nnUNetv2_plan_and_preprocess", "-d", DATASET, "-c", CONFIGURATION, "-npfp", processes, "-np", processes],
             ["nnssl_plan", "-d", DATASET, "--name", PLANS, *recipe],
         ]
 
@@ -129,4 +136,4 @@ class Demo:
     def _predict(self, start: str) -> Command:
         places = ["-i", str(self.raw / "imagesTs"), "-o", str(self.predictions(start))]
         model = ["-c", CONFIGURATION, "-f", "0", "-p", PLANS, "-tr", TRAINERS[start], "-device", self.device]
-        return ["nnUNetv2_predict", "-d", DATASET, *places, *model, "-npp", "1", "-nps", "1"]
+        return ["nnUNetv2_predict", "-d", DATASET, *places, *model, "-npp", "0", "-nps", "0"]

@@ -83,8 +83,7 @@ def do(stage: Stage, demo: Demo) -> float:
 def environment(demo: Demo) -> dict[str, str]:
     """The caller's, with nnU-Net's variables turned to the demo's folder and no checkpoint of the user's."""
     kept = {name: value for name, value in os.environ.items() if name != "nnssl_checkpoint"}
-    cores = str(min(8, os.cpu_count() or 1))
-    return {**kept, "nnUNet_n_proc_DA": cores, "nnUNet_def_n_proc": cores, "MPLBACKEND": "Agg", **demo.variables}
+    return {**kept, "MPLBACKEND": "Agg", **demo.processes, **demo.variables}
 
 
 def executable(command: Command) -> Command:
