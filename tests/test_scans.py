@@ -236,6 +236,7 @@ def test_unreadable_dicom_is_one_line_and_does_not_hurt_the_rest(tmp_path):
     write_series(tmp_path, ct_array((10, 16, 18)), straight(10))
     (tmp_path / "a.dcm").write_bytes(b"junk")
     (tmp_path / "b").write_bytes(bytes(128) + b"DICM" + b"junk" * 9)
+    (tmp_path / "a.dcm").rename(tmp_path / os.fsdecode(b"a\xff.dcm"))
     lines = survey(find_scans([tmp_path]), tmp_path.parent / "out", 0)
     assert [line.kept for line in lines] == [True, False]
     assert "2 files cannot be read as DICOM images" in lines[1].reason
@@ -294,6 +295,18 @@ def test_the_survey_reads_no_scan_twice_but_a_changed_one_again(tmp_path, monkey
     os.utime(part, ns=(1, 1))
     survey(scans, out, 0)
     assert [found.series for found in read] == ["", "1.2.3.4"]
+
+
+def test_odd_names_and_files_that_vanish_do_not_end_the_run(tmp_path):
+    raw = tmp_path / "raw"
+    odd = write_volume(raw / "a.nii.gz", ct_array()).rename(raw / os.fsdecode(b"line\nbreak \xff.nii.gz"))
+    gone = write_volume(raw / "gone.nii.gz", ct_array())
+    scans = find_scans([raw])
+    gone.unlink()
+    lines = {line.path: line for line in survey(scans, tmp_path / "out", 0)}
+    assert "cannot be read: No such file" in lines[str(gone)].reason
+    assert "not valid UTF-8" in lines[str(odd)].reason
+    assert os.fsencode(odd).replace(b"\n", b"") in (tmp_path / "out" / "report.csv").read_bytes().replace(b"\n", b"")
 
 
 def test_two_parts_end_with_the_same_survey(tmp_path):

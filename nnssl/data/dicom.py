@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nnssl.data.refusals import SMALLEST_AXIS, RefusedError, short
+from nnssl.data.refusals import SMALLEST_AXIS, RefusedError, check_name, short
 from nnssl.files import fingerprint, read_json, write_json
 from nnssl.types import Spacing
 
@@ -124,10 +124,10 @@ def _headers(paths: Sequence[Path]) -> list[Slice]:
 
 
 def _header(reader, path: Path) -> Slice:
-    reader.SetFileName(str(path))
     try:
+        reader.SetFileName(check_name(path))
         reader.ReadImageInformation()
-    except RuntimeError as error:
+    except (RuntimeError, RefusedError) as error:
         return Slice(path.name, "unreadable files", short(error), instance=path.name)
     tags = {tag: reader.GetMetaData(tag).strip() for tag in reader.GetMetaDataKeys()}
     return Slice(

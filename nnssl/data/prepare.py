@@ -96,6 +96,6 @@ def _check_same(old: Plan, new: Plan, folder: Path) -> None:
 
 def _sweep(folder: Path) -> None:
     """Remove what a killed run left half written, but nothing that another machine may be writing now."""
-    for path in folder.glob(".tmp-*"):
+    for path in folder.rglob(".tmp-*"):
         if time.time() - path.stat().st_mtime > STALE:
             path.unlink(missing_ok=True)

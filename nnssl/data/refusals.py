@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -18,6 +19,15 @@ LARGEST_HU = 65536.0  # metal and padding stay below
 
 class RefusedError(ValueError):
     """A scan that is left out; the message is the reason in the report."""
+
+
+def check_name(path: Path | str) -> str:
+    """`path`, unless its bytes are not UTF-8: SimpleITK would abort the whole process."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise RefusedError("cannot be read: its name or folder is not valid UTF-8; rename it") from error
+    return str(path)
 
 
 def check_grid(size: Sequence[int], spacing: Sequence[float], components: int) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from nnssl.data.dicom import looks_like_dicom, read_series
 from nnssl.data.nifti import check_nifti
-from nnssl.data.refusals import RefusedError, check_grid, short
+from nnssl.data.refusals import RefusedError, check_grid, check_name, short
 from nnssl.files import read_json
 from nnssl.types import Spacing
 
@@ -115,7 +115,7 @@ def _read_volume(path: str) -> tuple[np.ndarray, Spacing]:
     SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
     SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     reader = SimpleITK.ImageFileReader()
-    reader.SetFileName(path)
+    reader.SetFileName(check_name(path))
     try:
         reader.ReadImageInformation()
         check_grid(reader.GetSize(), reader.GetSpacing(), reader.GetNumberOfComponents())

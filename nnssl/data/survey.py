@@ -24,6 +24,7 @@ from nnssl.types import BODY_HU, Shape, Spacing
 
 HISTOGRAM = (int(BODY_HU), 3000)  # HU of the first and the last bin of the body histogram
 PERCENTILES = (0.5, 5.0, 50.0, 95.0, 99.5)
+NAMES = {"encoding": "utf-8", "errors": "surrogateescape"}  # file names need not be valid UTF-8
 SURVEY_VERSION = 1  # goes up when a change in these rules makes old answers wrong
 
 
@@ -81,8 +82,11 @@ def _signatures(
     signatures, failed = {}, {}
     for scan in scans:
         if scan.series != ALL_SERIES:
-            status = Path(scan.path).stat()
-            signatures[scan] = [SURVEY_VERSION, status.st_size, status.st_mtime_ns]
+            try:
+                status = Path(scan.path).stat()
+                signatures[scan] = [SURVEY_VERSION, status.st_size, status.st_mtime_ns]
+            except OSError as error:
+                failed[scan] = f"cannot be read: {error.strerror}"
     dicom = share([scan for scan in scans if scan.series == ALL_SERIES])
     for scan, uids in each(partial(_series_signatures, folder=folder), dicom, num_processes, "DICOM headers"):
         if isinstance(uids, Failed):
@@ -170,7 +174,7 @@ def write_report(lines: Sequence[Surveyed], folder: Path | str) -> None:
         Path(folder) / "report.json",
         {"found": len(lines), "kept": kept, "left_out": len(lines) - kept, "scans": rows},
     )
-    with atomic(Path(folder) / "report.csv") as path, path.open("w", newline="", encoding="utf-8") as file:
+    with atomic(Path(folder) / "report.csv") as path, path.open("w", newline="", **NAMES) as file:
         table = csv.writer(file)
         table.writerow(["path", "series", "kept", "reason", "shape", "spacing", *names])
         for row in rows:
