@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+from nnssl import cli
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "documentation").rglob("*.md"))]
@@ -16,6 +19,22 @@ PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "documentation").rglob(
 def test_links_lead_somewhere(page):
     links = re.findall(r"\]\((?!https?://|#)([^)#]+)[^)]*\)", page.read_text())
     assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def options_of(command: str, monkeypatch, capsys) -> set[str]:
+    monkeypatch.setattr(sys, "argv", [f"nnssl_{command}", "--help"])
+    with pytest.raises(SystemExit):
+        getattr(cli, command)()
+    return set(re.findall(r"(?<![\w-])--?[a-zA-Z][\w-]*", capsys.readouterr().out))
+
+
+@pytest.mark.parametrize("command", ["pretrain", "inspect", "plan", "demo"])
+def test_every_option_that_a_page_names_exists(command, monkeypatch, capsys):
+    known = options_of(command, monkeypatch, capsys)
+    for page in PAGES:
+        for line in re.findall(rf"nnssl_{command}( [^`#&|\n]*)", page.read_text()):
+            named = set(re.findall(r"(?<= )--?[a-zA-Z][\w-]*", line))
+            assert named <= known, f"{page.name}: nnssl_{command}{line}"
 
 
 def test_the_example_method_keeps_the_contract():
