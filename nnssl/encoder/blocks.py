@@ -43,7 +43,7 @@ def _reorder(x: Tensor, way: tuple[Tensor, Tensor]) -> Tensor:
     return _Reorder.apply(x, *way)
 
 
-def _fill(x: Tensor, cut: Cut, pads_are_zero: bool) -> Tensor:
+def to_slots(x: Tensor, cut: Cut, pads_are_zero: bool) -> Tensor:
     """Tokens [B N C] to slots [B nW*n C]."""
     if cut.slots is None:
         return x
@@ -52,7 +52,7 @@ def _fill(x: Tensor, cut: Cut, pads_are_zero: bool) -> Tensor:
     return x * cut.real.to(x.dtype) if pads_are_zero else x
 
 
-def _empty(x: Tensor, cut: Cut) -> Tensor:
+def from_slots(x: Tensor, cut: Cut) -> Tensor:
     """Slots [B nW*n C] to tokens [B N C]."""
     return x if cut.filled is None else x.index_select(1, cut.filled)
 
@@ -114,8 +114,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, cut: Cut, relative: Tensor) -> Tensor:
         """Tokens [B N C] in the window order of `cut`."""
-        attended = self.attn(_fill(self.norm1(x), cut, self.pads_are_zero), cut, relative)
-        x = x + self.drop_path(_empty(attended, cut))
+        attended = self.attn(to_slots(self.norm1(x), cut, self.pads_are_zero), cut, relative)
+        x = x + self.drop_path(from_slots(attended, cut))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 

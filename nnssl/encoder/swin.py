@@ -35,7 +35,8 @@ class Swin(nn.Module):
         self.channels: tuple[int, ...] = tuple(config.embed_dim * 2**i for i in range(5))
         self.strides: tuple[int, ...] = tuple(PATCH * 2**i for i in range(5))
         self.patch_embed = PatchEmbed(config)
-        rates = torch.linspace(0, config.drop_path, sum(config.depths)).tolist()
+        blocks = sum(config.depths)
+        rates = [config.drop_path * i / max(1, blocks - 1) for i in range(blocks)]
         for i, (depth, heads) in enumerate(zip(config.depths, config.heads, strict=True)):
             stage = Stage(self.channels[i], heads, [rates.pop(0) for _ in range(depth)], config)
             setattr(self, f"layers{i + 1}", nn.ModuleList([stage]))
