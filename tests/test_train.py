@@ -1,0 +1,496 @@
+"""The training loop: exact resume, accumulation, bad gradients, what is written, schedules, capacity."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+from pathlib import Path
+
+import micro
+import pytest
+import torch
+from torch import nn
+
+from nnssl import checkpoint, dist
+from nnssl.methods.method import MethodConfig, Step
+from nnssl.train import batches, capacity, loop, pretrain
+from nnssl.train.log import LOG, Log
+from nnssl.train.loop import FINAL, LATEST, Diverged, Interrupted, Run, RunConfig, train
+from nnssl.train.schedule import learning_rate, parameter_groups
+from nnssl.train.signals import Signals
+
+pytestmark = pytest.mark.usefixtures("one_thread", "_no_pictures")
+TIMINGS = {"samples_per_second", "data_wait"}
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture
+def _no_pictures(request, monkeypatch):
+    """Drawing takes longer than ten steps; the tests of pictures ask for them by name."""
+    if "pictures" not in request.node.name:
+        monkeypatch.setattr(Log, "draw", lambda self: None)
+
+
+def silent(_: str) -> None:
+    pass
+
+
+def rows(folder: Path) -> list[dict]:
+    """The log without what the clock says."""
+    lines = (folder / LOG).read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in TIMINGS} for line in lines]
+
+
+def everything(run: Run) -> dict:
+    """All tensors and numbers of a run: weights, teacher, heads, decoder, centres, progress, AdamW's moments."""
+    optimizer = {
+        f"{group}.{number}.{name}": value
+        for group, states in (("state", run.optimizer.state_dict()["state"]),)
+        for number, state in states.items()
+        for name, value in state.items()
+    }
+    return {**run.method.state_dict(), **optimizer, "embeddings": run.monitors.embeddings, "step": run.step}
+
+
+def assert_same(first: dict, second: dict, **tolerance) -> None:
+    """Bit for bit, or within `tolerance`."""
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        if torch.is_tensor(value) and tolerance:
+            torch.testing.assert_close(value, second[name], msg=lambda m, n=name: f"{n}: {m}", **tolerance)
+        else:
+            same = torch.equal(value, second[name]) if torch.is_tensor(value) else value == second[name]
+            assert same, name
+
+
+def stop_after(run: Run, step: int, action) -> None:
+    """Let `action` happen right after the update of `step`."""
+    update = run.update
+
+    def updated():
+        result = update()
+        if run.step == step:
+            action()
+        return result
+
+    run.update = updated
+
+
+def sigterm() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+class Poisoned(micro.MadeCrops):
+    """Made crops of which some hold a value that is not finite."""
+
+    def __init__(self, shape, bad: set[int], value: float = math.nan) -> None:
+        super().__init__(shape)
+        self.bad, self.value = bad, value
+
+    def __getitem__(self, index: int) -> dict:
+        sample = super().__getitem__(index)
+        if index in self.bad:
+            sample["crop"].fill_(self.value)
+        return sample
+
+
+# -- resume ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options", [{"workers": 0}, {"workers": 1}, {"workers": 0, "accumulate": 2, "log_every": 2}], ids=str
+)
+def test_a_run_that_was_stopped_goes_on_as_if_nothing_had_happened(tmp_path, options):
+    settings = {"drop_path": 0.3}  # chance in the loss too
+    whole = micro.run(tmp_path / "whole", settings=settings, **options)
+    train(whole, silent)
+
+    first = micro.run(tmp_path / "parts", settings=settings, save_every=2, **options)
+    stop_after(first, 3, sigterm)
+    with pytest.raises(Interrupted, match=r"step 3 of 6.*--c continues"):
+        train(first, silent)
+    assert not (tmp_path / "parts" / FINAL).exists()
+
+    second = micro.run(tmp_path / "parts", settings=settings, save_every=2, **options)
+    with torch.no_grad():
+        for parameter in second.method.parameters():
+            parameter.zero_()  # all that matters comes from the file
+    second.resume()
+    assert second.step == 3
+    train(second, silent)
+
+    assert_same(everything(whole), everything(second))
+    assert rows(tmp_path / "whole") == rows(tmp_path / "parts")
+    final = [checkpoint.read(tmp_path / name / FINAL) for name in ("whole", "parts")]
+    assert_same(final[0]["network_weights"], final[1]["network_weights"])
+
+
+def test_a_run_that_was_killed_goes_on_from_its_last_save(tmp_path):
+    whole = micro.run(tmp_path / "whole")
+    train(whole, silent)
+
+    class Killed(BaseException):
+        pass
+
+    def kill():
+        raise Killed
+
+    first = micro.run(tmp_path / "parts", save_every=2)
+    stop_after(first, 4, kill)  # after the save of step 2; the row of step 3 is already in the log
+    with pytest.raises(Killed):
+        train(first, silent)
+    assert [row["step"] for row in rows(tmp_path / "parts")] == [1, 2, 3]
+    with (tmp_path / "parts" / LOG).open("a") as log:
+        log.write('{"step": 4, "tot')  # a row that was being written
+
+    second = micro.run(tmp_path / "parts", save_every=2)
+    second.resume()
+    assert second.step == 2
+    train(second, silent)
+    assert_same(everything(whole), everything(second))
+    assert rows(tmp_path / "whole") == rows(tmp_path / "parts")
+
+
+def test_a_finished_run_is_finished_again_without_a_step(tmp_path):
+    first = micro.run(tmp_path, steps=2)
+    train(first, silent)
+    again = micro.run(tmp_path, steps=2)
+    again.resume()
+    train(again, silent)
+    assert_same(everything(first), everything(again))
+    assert [row["step"] for row in rows(tmp_path)] == [1, 2]
+
+
+def test_other_settings_are_refused_on_resume(tmp_path):
+    train(micro.run(tmp_path, steps=2), silent)
+    for change, message in (
+        ({"settings": {"lr": 1e-5}}, "lr: was 0.0006, now 1e-05"),
+        ({"settings": {"mask_ratio": 0.5}}, "mask_ratio: was 0.7, now 0.5"),
+        ({"steps": 3}, "steps: was 2, now 3"),
+        ({"seed": 1}, "seed: was 0, now 1"),
+    ):
+        with pytest.raises(ValueError, match="cannot be continued") as error:
+            micro.run(tmp_path, **{"steps": 2, **change}).resume()
+        assert message in str(error.value)
+        assert "start anew in another folder with -o" in str(error.value)
+
+
+def test_how_a_run_is_watched_may_change_on_resume(tmp_path):
+    train(micro.run(tmp_path, steps=2), silent)
+    micro.run(tmp_path, steps=2, log_every=7, save_every=3, workers=1, tensorboard=True).resume()
+
+
+@pytest.mark.parametrize(
+    ("there", "resume", "message"),
+    [
+        ([LATEST], False, "already holds a run.*--c to continue.*-o"),
+        ([FINAL], False, "already holds a run"),
+        ([FINAL], True, "finished run.*without checkpoint_latest.pth"),
+        ([LATEST, FINAL], True, None),
+        ([LATEST], True, None),
+        ([], False, None),
+        ([], True, None),
+    ],
+)
+def test_a_run_is_never_overwritten(tmp_path, there, resume, message):
+    for name in there:
+        (tmp_path / name).touch()
+    if message is None:
+        pretrain._demand_free(tmp_path, resume)
+    else:
+        with pytest.raises(ValueError, match=message):
+            pretrain._demand_free(tmp_path, resume)
+
+
+# -- accumulation and the order of samples ---------------------------------------------------------------------------
+
+
+def test_accumulation_gives_what_one_large_batch_gives(tmp_path):
+    runs = [micro.run(tmp_path / str(parts), steps=3, accumulate=parts) for parts in (1, 2, 4)]
+    for run in runs:
+        train(run, silent)
+    for parts, run in zip((2, 4), runs[1:], strict=True):
+        for name, value in run.method.state_dict().items():
+            if torch.is_tensor(value):  # AdamW's first steps are signs: rounding near 0 counts fully
+                torch.testing.assert_close(value, runs[0].method.state_dict()[name], rtol=1e-4, atol=2e-5)
+        for one, several in zip(rows(tmp_path / "1"), rows(tmp_path / str(parts)), strict=True):
+            for term in ("total", "mip", "itd", "mpd", "grad_norm", "embedding_std"):
+                assert several[term] == pytest.approx(one[term], rel=1e-3), term
+            assert several["rejected"] == one["rejected"]
+
+
+@pytest.mark.parametrize(("world", "accumulate", "start"), [(1, 1, 0), (2, 1, 0), (2, 3, 2), (4, 1, 1)])
+def test_every_sample_of_a_step_goes_to_one_process(monkeypatch, world, accumulate, start):
+    seen = {step: [] for step in range(start, 4)}
+    for rank in range(world):
+        monkeypatch.setattr(dist, "world_size", lambda: world)
+        monkeypatch.setattr(dist, "rank", lambda rank=rank: rank)
+        micro_batches = batches.MicroBatches(start, steps=4, batch_size=12, accumulate=accumulate)
+        listed = list(micro_batches)
+        assert len(listed) == len(micro_batches) == (4 - start) * accumulate
+        for number, part in enumerate(listed):
+            seen[start + number // accumulate] += part
+    assert {step: sorted(samples) for step, samples in seen.items()} == {
+        step: list(range(12 * step, 12 * (step + 1))) for step in range(start, 4)
+    }
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(monkeypatch):
+    monkeypatch.setattr(dist, "world_size", lambda: 2)
+    with pytest.raises(ValueError, match=r"total batch of 9 .* 2 processes x 3 .* multiple of 6"):
+        batches.MicroBatches(0, 1, batch_size=9, accumulate=3)
+
+
+def test_readers_do_not_change_the_order():
+    made = micro.MadeCrops((8, 8, 8))
+    order = []
+    for workers in (0, 2):
+        sampler = batches.MicroBatches(1, 5, batch_size=2, accumulate=1)
+        order.append([b["index"].tolist() for b in batches.loader(made, sampler, workers, pin_memory=False)])
+    assert order[0] == order[1] == [[2, 3], [4, 5], [6, 7], [8, 9]]
+
+
+@pytest.mark.parametrize("field", ["steps", "batch_size", "accumulate", "log_every", "save_every"])
+def test_numbers_below_one_are_refused(field):
+    with pytest.raises(ValueError, match=f"{field} must be at least 1, got 0"):
+        RunConfig(**{"steps": 1, "batch_size": 1, field: 0})
+
+
+# -- gradients that are not finite -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_bad_gradient_moves_nothing_and_the_run_goes_on(tmp_path, value):
+    said = []
+    run = micro.run(tmp_path, steps=4, settings={"window_jitter": 0.0})  # a window would make infinity finite
+    run.crops = Poisoned(run.crops.shape, bad={5}, value=value)  # in step 2 of batches of 4
+    states = {}
+    for step in (1, 2):
+        stop_after(run, step, lambda s=step: states.update({s: {k: _copy(v) for k, v in everything(run).items()}}))
+    train(run, said.append)
+    kept = {k: v for k, v in states[1].items() if k not in ("step", "embeddings")}
+    assert_same(kept, {k: states[2][k] for k in kept})
+    (warning,) = said
+    assert "gradient of step 2 is not finite" in warning
+    assert "--set lr=1e-4" in warning
+    assert [row["step"] for row in rows(tmp_path)] == [1, 3, 4]
+    assert all(math.isfinite(v) for row in rows(tmp_path) for v in row.values())
+    for name in (LATEST, FINAL):
+        assert all(w.isfinite().all() for w in checkpoint.read(tmp_path / name)["network_weights"].values())
+
+
+def _copy(value):
+    return value.clone() if torch.is_tensor(value) else value
+
+
+def test_a_run_gives_up_when_no_gradient_is_finite(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "PATIENCE", 3)
+    said = []
+    run = micro.run(tmp_path, steps=20, save_every=2)
+    run.crops = Poisoned(run.crops.shape, bad=set(range(12, 999)))  # from step 4 on
+    with pytest.raises(Diverged, match="no finite gradient for 3 steps in a row, up to step 6") as error:
+        train(run, said.append)
+    assert "report.csv" in str(error.value)
+    assert len(said) == 2  # at the first and at the last
+    assert not (tmp_path / FINAL).exists()
+    last = checkpoint.read(tmp_path / LATEST)
+    assert last["training_state"]["step"] in (2, 4)
+    assert all(w.isfinite().all() for w in last["network_weights"].values())
+
+
+def test_weights_that_are_not_finite_are_never_written(tmp_path):
+    run = micro.run(tmp_path, steps=2)
+    train(run, silent)
+    before = (tmp_path / LATEST).read_bytes()
+    with torch.no_grad():
+        for parameter in run.method.decoder.parameters():  # not the encoder's: only the training state would hold it
+            parameter.fill_(math.nan)
+    with pytest.raises(Diverged, match=r"^decoder\..* is not finite; nothing was written"):
+        run.save({})
+    with torch.no_grad():
+        next(iter(run.method.encoder.parameters())).fill_(math.inf)
+    with pytest.raises(checkpoint.CheckpointError, match="nothing was written"):
+        run.finish({})
+    assert (tmp_path / LATEST).read_bytes() == before
+
+
+# -- what is said and written ----------------------------------------------------------------------------------------
+
+
+def test_rows_of_the_log(tmp_path):
+    train(micro.run(tmp_path, steps=5, log_every=2), silent)
+    lines = [json.loads(line) for line in (tmp_path / LOG).read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 4, 5]
+    wanted = {"step", "epoch", "total", "mip", "itd", "mpd", "lr", "grad_norm", "samples_per_second", "data_wait",
+              "rejected", "embedding_std", "rankme", "entropy_image", "spread_image", "used_image",
+              "entropy_patch", "spread_patch", "used_patch"}  # fmt: skip
+    assert all(set(line) == wanted for line in lines)
+    assert lines[0]["epoch"] == pytest.approx(2 * 4 / 6, abs=1e-3)
+    assert lines[0]["rejected"] == sum(index % 3 for index in range(4, 8)) / 4  # of the samples of step 2
+    assert 0 <= lines[0]["data_wait"] <= 1
+    last = checkpoint.load(tmp_path / FINAL).header
+    assert last["metrics"] == lines[-1]
+    assert last["step"] == 5
+
+
+def test_a_new_run_in_a_folder_without_a_checkpoint_starts_a_new_log(tmp_path):
+    (tmp_path / LOG).write_text('{"step": 1, "total": 9.0}\n{"step": 2, "total": 9.0}\n')
+    train(micro.run(tmp_path, steps=1), silent)
+    assert [row["step"] for row in rows(tmp_path)] == [1]
+    assert rows(tmp_path)[0]["total"] != 9.0
+
+
+def test_a_collapse_that_lasts_is_said_once_and_loudly(tmp_path):
+    said = []
+    run = micro.run(tmp_path)
+    log = Log(run, said.append)
+    watched = {"embedding": torch.ones(8, 4), "teacher_image": torch.full((8, 16), 1 / 16)}
+    written = []
+    for step in range(1, 9):
+        run.step = step
+        run.monitors.note(watched)
+        written.append(log.row({"total": 1.0}, watched, norm=1.0, rate=1e-4, seconds=1.0, waited=0.0, rejected=0))
+    (warning,) = said
+    assert "WARNING: this run may have collapsed at step 5" in warning
+    assert "all crops look alike" in warning
+    assert "no information" in warning
+    assert "--set" in warning
+    assert ["alarm" in row for row in written] == [False] * 4 + [True] + [False] * 3
+    assert written[4]["alarm"] == rows(tmp_path)[4]["alarm"]
+
+
+def test_pictures_are_drawn(tmp_path):
+    run = micro.run(tmp_path, steps=3)
+    train(run, silent)
+    for name in ("progress.png", "reconstruction.png"):
+        assert (tmp_path / name).read_bytes()[:8] == PNG
+    assert run.method.training
+    assert not run.method.teacher.training
+
+
+def test_pictures_of_a_method_without_voxels_are_its_progress_alone(tmp_path):
+    run = micro.run(tmp_path, steps=1, settings={"w_mip": 0.0})
+    train(run, silent)
+    assert {path.name for path in tmp_path.iterdir()} == {LOG, LATEST, FINAL, "progress.png"}
+
+
+def test_signals_are_heard_and_handed_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with Signals() as signals:
+        assert not signals.asked()
+        sigterm()
+        assert signals.asked()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+# -- learning rate and parameter groups ------------------------------------------------------------------------------
+
+
+def test_the_learning_rate_in_closed_form():
+    config = MethodConfig(lr=1e-3, lr_batch=8, lr_floor=1e-5, warmup=0.1)
+
+    def rate(step: int, batch_size: int = 8) -> float:
+        return learning_rate(config, step, 100, batch_size)
+
+    assert rate(0) == pytest.approx(1e-4)
+    assert rate(4) == pytest.approx(5e-4)
+    assert rate(9) == rate(10) == pytest.approx(1e-3)
+    assert rate(55) == pytest.approx((1e-3 + 1e-5) / 2)
+    assert rate(99) == pytest.approx(1e-5 + (1e-3 - 1e-5) * (1 + math.cos(math.pi * 89 / 90)) / 2)
+    assert rate(9, batch_size=32) == pytest.approx(2e-3)  # the square root of the batch
+    assert all(rate(step + 1) <= rate(step) for step in range(10, 99))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7])
+def test_the_learning_rate_of_very_short_runs(steps):
+    for warmup in (0.0, 0.05, 1.0):
+        rates = [learning_rate(MethodConfig(warmup=warmup), step, steps, 8) for step in range(steps)]
+        assert all(0 < rate <= MethodConfig().lr for rate in rates)
+
+
+def test_the_log_tells_the_rate_that_was_used(tmp_path):
+    run = micro.run(tmp_path, steps=3)
+    train(run, silent)
+    wanted = [learning_rate(run.method.config, step, 3, 4) for step in range(3)]
+    assert [row["lr"] for row in rows(tmp_path)] == pytest.approx(wanted)
+    assert run.optimizer.param_groups[0]["lr"] == wanted[-1]
+
+
+def test_what_decays():
+    method = micro.method()
+    decayed, plain = parameter_groups(method, 0.05)
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.05, 0.0)
+    names = {id(p): n for n, p in method.named_parameters()}
+    exempt = {names[id(p)] for p in plain["params"]}
+    assert "student.encoder.mask_token" in exempt
+    assert all(".norm" in n or n.endswith((".bias", "bias_table", "mask_token")) for n in exempt)
+    trained = {n for n, p in method.named_parameters() if p.requires_grad}
+    assert {names[id(p)] for p in decayed["params"]} == trained - exempt
+    assert not any(n.startswith("teacher") for n in trained)
+    assert all(method.get_parameter(n).ndim >= 2 for n in trained - exempt)
+
+
+# -- how much fits ---------------------------------------------------------------------------------------------------
+
+
+class Net(nn.Module):
+    """Keeps its input and the output of the ReLU for the backward pass, and nothing else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(10, 20, bias=False), nn.Linear(20, 3, bias=False)
+
+    def forward(self, views: dict) -> Step:
+        return Step({"total": self.second(self.first(views["x"]).relu()).sum()}, {})
+
+
+@pytest.mark.parametrize("batch", [1, 7])
+def test_saved_bytes_against_a_count_by_hand(batch):
+    x = torch.randn(batch, 10)
+    assert capacity.saved_bytes(Net(), {"x": x}, micro.CPU, bf16=False) == 4 * batch * (10 + 20)
+
+
+def test_saved_bytes_grow_with_the_batch():
+    method = micro.method()
+    one, two = (capacity.saved_bytes(method, micro.views(method, batch=n), micro.CPU, bf16=False) for n in (1, 2))
+    assert 1.6 * one < two < 2.1 * one  # not twice: some of it is not of a scan
+
+
+@pytest.mark.parametrize(("scans", "expected"), [(0, 1), (1, 1), (3.5, 3), (1000, capacity.MOST["cpu"])])
+def test_the_batch_size_that_fits(monkeypatch, scans, expected):
+    method = micro.method()
+    region = torch.zeros(1, 1, *method.region(micro.CROP))
+    views = method.views(region, [batches.generator_for(0, 0)])
+    needed = capacity.saved_bytes(method, views, micro.CPU, bf16=False)
+    fixed = 3 * sum(4 * p.numel() for p in method.parameters() if p.requires_grad)
+    monkeypatch.setattr(capacity, "free_bytes", lambda _: int((fixed + scans * needed) / capacity.SHARE) + 8)
+    before = {k: _copy(v) for k, v in method.state_dict().items()}
+    assert capacity.fitting_batch_size(method, micro.CROP, micro.CPU, bf16=False) == expected
+    method.image_centre.update()  # the trial has left nothing behind
+    assert_same(before, dict(method.state_dict()))
+
+
+def test_processes_of_one_machine_share_its_memory(monkeypatch):
+    alone = capacity.free_bytes(micro.CPU)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert capacity.free_bytes(micro.CPU) < 0.5 * alone
+
+
+def test_the_derived_batch_size_is_said(monkeypatch):
+    monkeypatch.setattr(pretrain, "fitting_batch_size", lambda *_: 5)
+    said = []
+    options = pretrain.Options(method="smit", accumulate=2)
+    assert pretrain._derived_batch_size(options, None, micro.CROP, micro.CPU, False, said.append) == 10
+    assert said == ["batch size: 10 (5 fit into the memory of one process; --batch-size N chooses another)"]
+
+
+def test_epochs_become_steps():
+    def steps(before: dict | None = None, **options) -> int:
+        return pretrain._steps(pretrain.Options(method="smit", **options), before or {}, cases=10, batch_size=4)
+
+    assert steps(epochs=3) == 8
+    assert steps(steps=7) == 7
+    assert steps() == pretrain.DEFAULT_STEPS
+    assert steps({"steps": 12}) == 12
