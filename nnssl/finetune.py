@@ -8,6 +8,7 @@ load_checkpoint  adopt     -> a resumed or validated model is that of its own ch
 
 from __future__ import annotations
 
+import os
 from math import cos, pi
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from torch import nn
 
 from nnssl import checkpoint, files
 from nnssl.encoder.presets import preset
+from nnssl.memory import keep_freed_memory
 from nnssl.network.origin import FINAL, Choice, NoCheckpointError, OriginError, check, choose, demand, pretrain_info
 from nnssl.network.planned import INFO, Recipe, architecture, is_ours
 from nnssl.network.swin_unetr import SwinUNETR, output_sizes
@@ -213,6 +215,13 @@ def deep_supervision_weights(outputs: int) -> tuple[float, ...]:
     """1, 1/2, 1/4, ... over their sum. All count: an output without a loss would leave a head without a gradient."""
     weights = [0.5**i for i in range(outputs)]
     return tuple(weight / sum(weights) for weight in weights)
+
+
+def prepare_cpu() -> None:
+    """Freed memory is kept, and OMP_NUM_THREADS counts: nnU-Net takes every processor it sees, allotted or not."""
+    keep_freed_memory()
+    if (threads := os.environ.get("OMP_NUM_THREADS", "")).isdigit():
+        torch.set_num_threads(int(threads))
 
 
 def bare(network: nn.Module) -> SwinUNETR:

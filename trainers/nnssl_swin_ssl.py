@@ -8,7 +8,6 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
 from nnssl import finetune
-from nnssl.memory import keep_freed_memory
 from nnssl.network.planned import INFO, Recipe
 
 
@@ -36,7 +35,7 @@ class SwinSSLTrainer(nnUNetTrainer):
         self.num_iterations_per_epoch = self.recipe.iterations
         self.num_val_iterations_per_epoch = self.recipe.val_iterations
         if self.device.type == "cpu":
-            keep_freed_memory()
+            finetune.prepare_cpu()
 
     @staticmethod
     def build_network_architecture(

@@ -1,0 +1,217 @@
+"""The network: any size, one state_dict, MONAI's numbers, nnU-Net's intensities, a gradient for every parameter."""
+
+from __future__ import annotations
+
+from pydoc import locate
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from micro import ENCODER
+
+from nnssl import checkpoint
+from nnssl.encoder.swin import Swin, SwinConfig
+from nnssl.network.decoders import DECODERS, UpBlock
+from nnssl.network.normalise import SLOPE, norm_act
+from nnssl.network.planned import NETWORK_CLASS, intensity_map
+from nnssl.network.swin_unetr import Intensity, SwinUNETR, output_sizes
+from nnssl.types import HUPolicy
+
+HU = HUPolicy(low=-900.0, high=1100.0, mean=-40.0, sd=310.0)
+# Small, thin, odd, and one whose deepest map is a single voxel.
+SIZES = [(32, 32, 32), (14, 40, 36), (3, 33, 47), (48, 37), (64, 64)]
+
+
+def encoder(dims: int = 3, **changes) -> dict:
+    return ENCODER.to_dict() | {"spatial_dims": dims} | changes
+
+
+def network(dims: int = 3, channels: int = 1, deep_supervision: bool = True, **arguments) -> SwinUNETR:
+    torch.manual_seed(0)
+    return SwinUNETR(channels, 3, deep_supervision, **{"encoder": encoder(dims), "decoder": "light"} | arguments)
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("size", SIZES)
+def test_output_has_the_size_of_the_input_and_every_parameter_a_gradient(decoder, size):
+    net = network(len(size), channels=2, decoder=decoder)
+    outputs = net(torch.randn(2, 2, *size))
+    assert [tuple(o.shape) for o in outputs] == [(2, 3, *wanted) for wanted in output_sizes(size)]
+    assert tuple(outputs[0].shape[2:]) == size
+    sum(o.square().mean() for o in outputs).backward()
+    assert [name for name, p in net.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_without_deep_supervision_no_parameter_waits_for_a_gradient(decoder):
+    net = network(2, deep_supervision=False, decoder=decoder)
+    net(torch.randn(2, 1, 32, 32)).square().mean().backward()
+    assert [name for name, p in net.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_one_state_dict_with_and_without_deep_supervision(decoder):
+    many, single = network(decoder=decoder), network(decoder=decoder, deep_supervision=False)
+    single.load_state_dict(many.state_dict())
+    many.eval(), single.eval()
+    image = torch.randn(1, 1, 16, 24, 20)
+    torch.testing.assert_close(single(image), many(image)[0])
+    many.decoder.deep_supervision = False  # as nnU-Net's trainer switches it
+    torch.testing.assert_close(single(image), many(image))
+    assert {name.split(".")[0] for name in many.state_dict()} == {"encoder", "decoder"}
+
+
+def monai_name(name: str) -> str | None:
+    """The name in our network of a tensor in MONAI's."""
+    if "relative_position_index" in name:
+        return None
+    if name.startswith("swinViT."):
+        return name.replace("swinViT.", "encoder.")
+    for old, new in (("out.conv.conv.", "heads.seg_layers.0."), (".layer.", "."), (".conv.weight", ".weight"),
+                     ("conv_block", "block"), ("transp_conv", "upsample"), ("encoder10.", "bottom."),
+                     *((f"encoder{i}.", f"skips.{i - 1}.") for i in (1, 2, 3, 4)),
+                     *((f"decoder{i}.", f"ups.{5 - i}.") for i in (1, 2, 3, 4, 5))):  # fmt: skip
+        name = name.replace(old, new)
+    return f"decoder.{name}"
+
+
+def as_ours(named: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """MONAI's tensors under our names; its convolutions of one voxel are our matrices."""
+    renamed = {monai_name(name): tensor for name, tensor in named.items() if monai_name(name)}
+    return {name: tensor.reshape(wanted[name].shape) for name, tensor in renamed.items()}
+
+
+@pytest.mark.parametrize("size", [(64, 32, 32), (64, 32)])
+def test_the_faithful_network_is_monais(size):
+    from monai.networks.nets import SwinUNETR as Theirs
+
+    config = SwinConfig(len(size), embed_dim=12, depths=(1, 1, 2, 1), heads=(1, 2, 2, 4), taps="merge", windows="monai")
+    torch.manual_seed(0)
+    theirs = Theirs(
+        1, 3, feature_size=12, depths=config.depths, num_heads=config.heads, window_size=4, patch_norm=True,
+        spatial_dims=len(size),
+    ).double()  # fmt: skip
+    ours = network(len(size), deep_supervision=False, encoder=config.to_dict(), decoder="swinunetr").double()
+    loaded = ours.load_state_dict(as_ours(theirs.state_dict(), ours.state_dict()), strict=False)
+    assert loaded.unexpected_keys == []
+    assert all("intensity" in key or "seg_layers" in key for key in loaded.missing_keys)
+    trained = sum(p.numel() for p in ours.parameters() if p.requires_grad)
+    assert trained == sum(p.numel() for p in theirs.parameters())
+
+    image = torch.randn(2, 1, *size, dtype=torch.float64)
+    mine, wanted = ours(image), theirs(image)
+    torch.testing.assert_close(mine, wanted, rtol=1e-9, atol=1e-9)
+    direction = torch.randn_like(wanted)
+    mine.backward(direction), wanted.backward(direction)
+    gradients = as_ours({n: p.grad for n, p in theirs.named_parameters()}, dict(ours.named_parameters()))
+    for name, parameter in ours.named_parameters():
+        if parameter.requires_grad:
+            torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-6, atol=1e-9, msg=name)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_composing_upsampling_and_convolution_is_the_same_function(dims):
+    torch.manual_seed(0)
+    block = UpBlock(dims, 6, 4).double()
+    x, skip = torch.randn(2, 6, *(3, 4, 2)[:dims]).double(), torch.randn(2, 4, *(6, 8, 4)[:dims]).double()
+    for one, other in zip(block._composed(x, skip), block._one_by_one(x, skip), strict=True):
+        torch.testing.assert_close(one, other)
+    assert not block._composing_pays(x, skip[:, :, :-1])  # an odd size: the upsampled map has to be cut first
+
+
+@pytest.mark.parametrize("act", [True, False])
+@pytest.mark.parametrize("size", [(5, 7), (3, 6, 5), (40, 64, 50)])  # the last one in several parts
+def test_norm_act_is_instance_norm_and_leaky_relu(act, size):
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, *size)
+    mine, plain = x.clone().requires_grad_(), x.clone().requires_grad_()
+    y = norm_act(mine * 3 + 7, act)
+    wanted = F.instance_norm(plain * 3 + 7)
+    wanted = F.leaky_relu(wanted, SLOPE) if act else wanted
+    torch.testing.assert_close(y, wanted, rtol=1e-4, atol=1e-5)
+    direction = torch.randn_like(x)
+    y.backward(direction), wanted.backward(direction)
+    torch.testing.assert_close(mine.grad, plain.grad, rtol=1e-3, atol=1e-5)
+
+
+def test_a_single_voxel_is_not_normalised():
+    x = torch.tensor([[[[[2.0]]], [[[-2.0]]]]])
+    torch.testing.assert_close(norm_act(x.clone()).flatten(), torch.tensor([2.0, -2.0 * SLOPE]))
+    torch.testing.assert_close(norm_act(x.clone(), act=False), x)
+
+
+def ct_normalised(hu: np.ndarray, properties: dict) -> torch.Tensor:
+    """Through nnU-Net's own class."""
+    from nnunetv2.preprocessing.normalization.default_normalization_schemes import CTNormalization
+
+    normalised = CTNormalization(use_mask_for_norm=False, intensityproperties=properties).run(hu.copy())
+    return torch.from_numpy(normalised)
+
+
+def test_the_encoder_sees_the_hu_scale_of_the_pretraining():
+    properties = {"mean": 87.3, "std": 143.9, "percentile_00_5": -950.0, "percentile_99_5": 1300.0}
+    hu = np.linspace(-1024, 3000, 4 * 16**3, dtype=np.float32).reshape(4, 1, 16, 16, 16)
+    other = np.random.default_rng(0).normal(size=hu.shape).astype(np.float32)
+    image = torch.cat([ct_normalised(hu, properties), torch.from_numpy(other)], dim=1)
+    entries = intensity_map(["CTNormalization", "ZScoreNormalization"], {"0": properties, "1": {}}, HU)
+    seen = Intensity(2, **entries)(image)
+    np.testing.assert_allclose(seen[:, 0], HU.normalise(hu[:, 0].clip(-950, 1300)), atol=3e-6)
+    np.testing.assert_array_equal(seen[:, 1], other[:, 0])
+
+
+def test_intensities_travel_in_the_state_dict():
+    entries = intensity_map(["CTNormalization"], {"0": {"mean": 10.0, "std": 20.0}}, HU)
+    trained, predicting = network(2, intensity=entries), network(2)
+    predicting.load_state_dict(trained.state_dict())
+    assert float(predicting.encoder.intensity.scale) == pytest.approx(20 / HU.sd)
+    assert float(predicting.encoder.intensity.high) == pytest.approx((HU.high - HU.mean) / HU.sd)
+
+
+def test_channels_without_numbers_pass_as_they_are():
+    """As the one-hot labels of a cascade's previous stage, which have no normalisation scheme."""
+    image = 100 * torch.randn(1, 3, 8, 8)
+    seen = Intensity(3, scale=[2.0], shift=[1.0], low=[-1.0], high=[1.0])(image)
+    torch.testing.assert_close(seen[:, 1:], image[:, 1:])
+    torch.testing.assert_close(seen[:, 0], (2 * image[:, 0] + 1).clamp(-1, 1))
+    with pytest.raises(ValueError, match="one number a channel, 1 in all"):
+        Intensity(1, scale=[1.0, 1.0])
+
+
+def test_no_intensity_map_where_there_is_nothing_to_map():
+    assert intensity_map(["ZScoreNormalization"], {"0": {}}, HU) is None
+    assert intensity_map(["CTNormalization"], {"0": {"mean": 0.0, "std": 1.0}}, None) is None
+
+
+def test_an_encoder_alone_loads_strictly_and_leaves_the_intensities():
+    net = network(2, intensity={"scale": [3.0]})
+    net.encoder.load_state_dict(Swin(SwinConfig.from_dict(encoder(2))).state_dict())
+    assert float(net.encoder.intensity.scale) == 3.0
+
+
+def test_what_upstreams_loader_of_pretrained_weights_looks_for():
+    header = {"method": "smit", "plan": {"hu": vars(HU), "spacing": [2.0, 2.0, 2.0]}, "crop": [32, 32, 32]}
+    plan = checkpoint.pack(Swin(ENCODER), header, [])["nnssl_adaptation_plan"]
+    entry = plan["architecture_plans"]
+    assert entry["arch_class_name"] == NETWORK_CLASS
+    net = locate(NETWORK_CLASS)(input_channels=1, num_classes=2, deep_supervision=False, **entry["arch_kwargs"])
+    assert isinstance(net, SwinUNETR)
+    assert net.encoder.config == ENCODER
+    for key in ("key_to_encoder", "key_to_stem", "key_to_lpe"):
+        assert getattr(net, key) == plan[key]
+    assert list(net.keys_to_in_proj) == plan["keys_to_in_proj"]
+    for key in (net.key_to_encoder, net.key_to_stem, *net.keys_to_in_proj):
+        net.get_submodule(key)
+
+
+def test_only_the_heads_are_left_out_by_nnunets_pretrained_weights():
+    names = {name for name in network().state_dict() if ".seg_layers." in name}
+    assert names == {f"decoder.heads.seg_layers.{i}.{kind}" for i in range(4) for kind in ("weight", "bias")}
+
+
+def test_unknown_decoders_and_options_are_refused():
+    with pytest.raises(ValueError, match=r"unknown decoder 'cnn'; known: swinunetr, light"):
+        network(decoder="cnn")
+    with pytest.raises(ValueError, match="does not take these options"):
+        network(decoder={"name": "light", "width": 3})
+    assert network(2, decoder={"name": "light", "widths": [4, 4, 8, 8, 8]})(torch.randn(1, 1, 32, 32))
