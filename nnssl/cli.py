@@ -7,6 +7,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from nnssl import conflict
+
+conflict.refuse()  # again: MIC-DKFZ's `__init__.py` may lie in the place of ours
+
 EXIT_ERROR, EXIT_INTERRUPTED = 1, 75  # 75: sysexits.h's EX_TEMPFAIL, "try again"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
 import subprocess
 import sys
@@ -78,6 +79,15 @@ def test_their_package_in_the_same_environment_is_refused(tmp_path):
     assert "ImportError" in done.stderr
     assert "cannot share an environment" in done.stderr
     assert "pip uninstall" in done.stderr
+
+
+def test_our_commands_notice_even_where_their_init_replaced_ours(monkeypatch):
+    from nnssl import conflict
+
+    monkeypatch.setattr(conflict, "THEIRS", "numpy")  # any distribution that is installed
+    monkeypatch.delitem(sys.modules, "nnssl.cli", raising=False)
+    with pytest.raises(ImportError, match="cannot share an environment"):
+        importlib.import_module("nnssl.cli")
 
 
 def test_our_own_name_is_no_conflict(tmp_path):
