@@ -16,6 +16,8 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 
 import pytest  # noqa: E402
 
+from nnssl import hook  # noqa: E402
+
 NNUNET_FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -34,7 +36,7 @@ def nnunet_env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Pat
     for name, folder in folders.items():
         folder.mkdir()
         monkeypatch.setenv(name, str(folder))
-    monkeypatch.setenv("nnUNet_extTrainer", str(REPOSITORY / "trainers"))
+    monkeypatch.setenv(hook.VARIABLE, hook.trainers_folder())
     return folders
 
 

@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 
+from nnssl import cli
 from nnssl.demo import result, run
 from nnssl.demo.chain import QUICK, TRAINERS, Demo, Stage
 
@@ -61,10 +62,10 @@ def test_other_settings_start_afresh(demo, monkeypatch):
 
 
 def test_a_stage_starts_on_clean_ground(demo, monkeypatch):
-    left = demo.folder / "predictions" / "pretrained" / "left_by_a_kill.nii.gz"
+    left = demo.folder / "predictions" / "from_scratch" / "left_by_a_kill.nii.gz"
     with_stages(monkeypatch, Stage("make", "", lambda: (left.parent.mkdir(), left.touch()), ()))
     run.run(demo)
-    with_stages(monkeypatch, Stage("again", "", lambda: None, ("predictions/pretrained",)))
+    with_stages(monkeypatch, Stage("again", "", lambda: None, ("predictions/from_scratch",)))
     run.run(demo)
     assert not left.exists()
 
@@ -128,7 +129,7 @@ def test_most_organs_prefers_the_slice_with_all_of_them():
     assert result.most_organs(labels) == 2
 
 
-def test_quick_demo_end_to_end(demo, capsys):
+def test_quick_demo_end_to_end(demo, capsys, monkeypatch):
     """Every public command once: pretrain, plan, both trainings, both predictions, Dice, picture."""
     outcome = result.summarise(demo, run.run(demo))
     text = capsys.readouterr().out + result.describe(demo, outcome)
@@ -138,5 +139,8 @@ def test_quick_demo_end_to_end(demo, capsys):
     assert set(scores) == set(TRAINERS)
     assert all(0 <= value <= 1 for score in scores.values() for value in score.values())
     assert (demo.folder / "demo.png").stat().st_size > 10_000
-    assert list((demo.folder / "nnUNet_results" / "nnssl").rglob("checkpoint_final.pth"))
+    (checkpoint,) = (demo.folder / "nnUNet_results" / "nnssl").rglob("checkpoint_final.pth")
+    monkeypatch.setattr(sys, "argv", ["nnssl_inspect", str(checkpoint)])
+    assert cli.inspect() == 0
+    assert "method     smit" in capsys.readouterr().out
     assert list(run.run(demo)) == list(outcome["seconds"])  # all finished: nothing is done twice

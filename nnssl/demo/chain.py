@@ -15,7 +15,7 @@ from nnssl import hook
 from nnssl.data import phantoms
 
 DATASET, NAME, PLANS, CONFIGURATION = "901", "Dataset901_Phantoms", "nnsslDemoPlans", "3d_fullres"
-TRAINERS = {"pretrained": "SwinSSLTrainer", "from scratch": "SwinScratchTrainer"}
+TRAINERS = {"from the checkpoint": "SwinSSLTrainer", "from scratch": "SwinScratchTrainer"}
 LABELLED_SEEDS, UNSEEN_SEEDS = 1000, 2000  # the first seed of each part: no phantom is in two
 SPACING = ("5", "6", "6")  # mm, about the phantoms' own: at a finer one, small crops show no anatomy
 
@@ -31,10 +31,10 @@ class Size:
     unseen: int = 6
     shape: tuple[int, int, int] | None = None  # voxels of every phantom; None: varied
     crop: tuple[int, int, int] = (32, 48, 48)
-    batch_size: int = 4
-    steps: int = 300
-    epochs: int = 10
-    iterations: int = 20
+    batch_size: int = 2
+    steps: int = 200
+    epochs: int = 5
+    iterations: int = 30
     processes: int = 2  # of nnU-Net's beside the main one; each costs seconds to start
 
 
@@ -93,12 +93,12 @@ class Demo:
             Stage("plan", "planning by nnU-Net", self._plan(), (f"nnUNet_preprocessed/{NAME}",)),
         ]  # fmt: skip
         train = [
-            Stage(f"train {start}", f"training on {self.size.labelled} labelled phantoms, {start}",
+            Stage(f"train {start}", f"training {start}: fold 0 of {self.size.labelled} labelled phantoms",
                   [self._train(trainer)], (f"nnUNet_results/{NAME}/{trainer}__{PLANS}__{CONFIGURATION}",))
             for start, trainer in TRAINERS.items()
         ]  # fmt: skip
         predict = [
-            Stage(f"predict {start}", f"segmenting {self.size.unseen} unseen phantoms, {start}",
+            Stage(f"predict {start}", f"segmenting {self.size.unseen} unseen phantoms, trained {start}",
                   [self._predict(start)], (str(self.predictions(start).relative_to(self.folder)),))
             for start in TRAINERS
         ]  # fmt: skip
@@ -123,7 +123,7 @@ class Demo:
 
     def _plan(self) -> list[Command]:
         processes = str(self.size.processes)
-        recipe = ["--epochs", str(self.size.epochs), "--iterations", str(self.size.iterations)]
+        recipe = ["--decoder", "light", "--epochs", str(self.size.epochs), "--iterations", str(self.size.iterations)]
         return [
             ["nnUNetv2_plan_and_preprocess", "-d", DATASET, "-c", CONFIGURATION, "-npfp", processes, "-np", processes],
             ["nnssl_plan", "-d", DATASET, "--name", PLANS, *recipe],

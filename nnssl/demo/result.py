@@ -51,12 +51,12 @@ def describe(demo: Demo, result: dict) -> str:
     """The result as text: two tables and where the picture is."""
     scores, seconds = result["dice"], result["seconds"]
     rows = [
-        f"{'Dice, mean over ' + str(demo.size.unseen) + ' unseen phantoms':40}" + "".join(f"{s:>14}" for s in scores)
+        f"{'Dice, mean over ' + str(demo.size.unseen) + ' unseen phantoms':40}" + "".join(f"{s:>21}" for s in scores)
     ]
     for organ in (*ORGANS, "mean"):
-        rows.append(f"  {organ:38}" + "".join(f"{scores[start][organ]:14.3f}" for start in scores))
+        rows.append(f"  {organ:38}" + "".join(f"{scores[start][organ]:21.3f}" for start in scores))
     rows += ["", "Time"]
-    rows += [f"  {name:38}{value:12.0f} s" for name, value in (*seconds.items(), ("total", sum(seconds.values())))]
+    rows += [f"  {name:38}{value:19.0f} s" for name, value in (*seconds.items(), ("total", sum(seconds.values())))]
     rows += [
         "",
         f"Picture: {demo.folder / 'demo.png'}",
