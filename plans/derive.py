@@ -91,7 +91,7 @@ def _check(request: Request) -> None:
 
 def _dataset_folder(dataset: str | int) -> Path:
     if not os.environ.get(PREPROCESSED):
-        raise ValueError("nnU-Net's folders are not set: export nnUNet_raw=... nnUNet_preprocessed=... nnUNet_results=..")
+        raise ValueError("folders not set: export nnUNet_raw=... nnUNet_preprocessed=... nnUNet_results=...")
     from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 
     dataset = int(dataset) if str(dataset).isdigit() else dataset

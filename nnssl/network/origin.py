@@ -78,7 +78,7 @@ def _listed(paths: list[Path]) -> str:
 def _named(path: str, by: str, sha256: str | None = None) -> Choice:
     if not Path(path).is_file():
         raise NoCheckpointError(
-            f"{by} names the checkpoint {path}, which is not there. Found instead:\n{_listed(finals())}\n{REMEDY}"
+            f"no file at {path}, the checkpoint named by {by}. Found instead:\n{_listed(finals())}\n{REMEDY}"
         )
     return Choice(Path(path), by, sha256)
 
