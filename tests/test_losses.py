@@ -13,6 +13,7 @@ from nnssl.encoder.swin import Swin, SwinConfig
 from nnssl.modules.decoders import VoxelDecoder, unfold_cubes
 from nnssl.modules.heads import PrototypeHead, Prototypes
 from nnssl.modules.losses import Centre, masked_l1, soft_cross_entropy
+from nnssl.modules.running import Standardise, discard_all, update_all
 from nnssl.modules.schedules import cosine, ramp
 from nnssl.modules.teacher import Teacher
 
@@ -41,7 +42,7 @@ def test_cross_view_terms_are_dinos(batch, prototypes, student_t, teacher_t):
         got = soft_cross_entropy(student.flatten(0, 1), targets.roll(batch, dims=0), student_t).mean()
         centre.update()
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(centre.centre, oracle.center.flatten(), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(centre.value, oracle.center.flatten(), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -63,7 +64,7 @@ def test_patch_term_is_ibots(grid, hidden, student_t, teacher_t):
         got = soft_cross_entropy(student, centre.sharpen(teacher, teacher_t), student_t).mean()
         centre.update()
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(centre.centre, oracle.center.value.flatten(), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(centre.value, oracle.center.value.flatten(), rtol=1e-5, atol=1e-6)
 
 
 def test_cross_entropy_closed_forms():
@@ -95,15 +96,15 @@ def test_centre_waits_for_update_and_takes_the_mean_of_what_was_noted():
     first = centre.sharpen(parts[0], 0.1)
     second = centre.sharpen(parts[0], 0.1)
     assert torch.equal(first, second)
-    assert torch.equal(centre.centre, torch.zeros(8))
+    assert torch.equal(centre.value, torch.zeros(8))
     centre.discard()
     for part in parts:
         centre.sharpen(part, 0.1)
     centre.update()
-    torch.testing.assert_close(centre.centre, 0.25 * torch.cat(parts).mean(dim=0))
-    before = centre.centre.clone()
+    torch.testing.assert_close(centre.value, 0.25 * torch.cat(parts).mean(dim=0))
+    before = centre.value.clone()
     centre.update()  # nothing was noted since
-    assert torch.equal(centre.centre, before)
+    assert torch.equal(centre.value, before)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -111,10 +112,10 @@ def test_centre_refuses_what_is_not_finite(bad):
     centre = Centre(4)
     centre.sharpen(torch.tensor([[bad, 0, 0, 0], [1, 1, 1, 1.0]]), 0.1)
     centre.update()
-    assert torch.equal(centre.centre, torch.zeros(4))
+    assert torch.equal(centre.value, torch.zeros(4))
     centre.sharpen(torch.ones(1, 4), 0.1)
     centre.update()
-    torch.testing.assert_close(centre.centre, torch.full((4,), 0.1))
+    torch.testing.assert_close(centre.value, torch.full((4,), 0.1))
 
 
 def test_centre_forgets_a_skipped_step():
@@ -122,7 +123,7 @@ def test_centre_forgets_a_skipped_step():
     centre.sharpen(torch.full((1, 4), 1e6), 0.1)
     centre.discard()
     centre.update()
-    assert torch.equal(centre.centre, torch.zeros(4))
+    assert torch.equal(centre.value, torch.zeros(4))
 
 
 # -- masked L1 -------------------------------------------------------------------------------------------------------
@@ -276,13 +277,37 @@ def test_teacher_is_an_exact_moving_average(student):
             torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-6)
 
 
-def test_teacher_copies_buffers():
-    student = nn.BatchNorm1d(3)
+def test_teacher_keeps_its_own_running_moments():
+    student = nn.Sequential(Standardise(3), nn.Linear(3, 2))
     teacher = Teacher(student)
     student(randn(8, 3) + 5)
-    teacher.update(student, 0.99)
-    assert torch.equal(teacher.model.running_mean, student.running_mean)
-    assert teacher.model.num_batches_tracked == 1
+    update_all(student)
+    teacher.update(student, 0.5)
+    assert float(student[0].moments.value[0]) > 3
+    assert torch.equal(teacher.model[0].moments.value, torch.tensor([0.0, 0, 0, 1, 1, 1]))
+
+
+def test_standardise_uses_the_moments_of_earlier_steps_only():
+    rows, layer = 3 * randn(64, 5) + 7, Standardise(5)
+    torch.testing.assert_close(layer(rows), rows)  # nothing is known yet
+    update_all(layer)
+    standardised = layer(rows)
+    torch.testing.assert_close(standardised.mean(dim=0), torch.zeros(5), atol=1e-4, rtol=0)
+    torch.testing.assert_close(standardised.std(dim=0, correction=0), torch.ones(5), atol=1e-4, rtol=0)
+
+
+def test_running_moments_of_parts_are_those_of_the_whole():
+    rows, whole, parts = randn(12, 4), Standardise(4), Standardise(4)
+    whole(rows)
+    for part in rows.chunk(3):
+        parts(part)
+    for layer in (whole, parts):
+        update_all(layer)
+    torch.testing.assert_close(parts.moments.value, whole.moments.value)
+    discard_all(parts)
+    before = parts.moments.value.clone()
+    update_all(parts)
+    assert torch.equal(parts.moments.value, before)
 
 
 def test_teacher_is_never_stochastic_and_gets_no_gradient(student):

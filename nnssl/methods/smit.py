@@ -13,7 +13,8 @@ blocks have the paper's 16 voxels, and those of stage 3 for blocks of 8 (coarse 
 Differs from the paper's code, whose faults are not inherited: the teacher starts as the student, has no drop path,
 its momentum follows the schedule at every step, centres are shared between processes, and it carries no decoder;
 schedules are shares of the run instead of epochs; gradients are clipped; half of the regions are shown through a
-random HU window, because nnU-Net clips every CT dataset at percentiles of its own.
+random HU window, because nnU-Net clips every CT dataset at percentiles of its own; tokens are standardised by
+running moments before the heads, without which small batches end in uniform targets.
 """
 
 from __future__ import annotations
@@ -27,9 +28,10 @@ from torch import Tensor, nn
 
 from nnssl.encoder.swin import Swin
 from nnssl.methods.method import Method, MethodConfig, Step
-from nnssl.modules.decoders import VoxelDecoder
+from nnssl.modules.decoders import MultiScaleDecoder
 from nnssl.modules.heads import PrototypeHead
 from nnssl.modules.losses import Centre, masked_l1, soft_cross_entropy
+from nnssl.modules.running import discard_all, update_all
 from nnssl.modules.schedules import cosine, ramp
 from nnssl.modules.teacher import Teacher
 from nnssl.types import Shape
@@ -47,6 +49,7 @@ class SMITConfig(MethodConfig):
     w_mpd: float = 0.1  # masked patch token self-distillation
     mask_ratio: float = 0.7  # Jiang 2022
     mask_block: int = 16  # voxels (Jiang 2022, at 2 mm); patch tokens are those of the stage with this stride
+    decode_from: int = 32  # tokens of this stride and above predict voxels: 32 is T5 alone (Jiang 2022)
     prototypes: int = 8192  # Jiang 2022; iBOT's published runs
     head_hidden: int = 2048
     head_bottleneck: int = 256
@@ -64,6 +67,10 @@ class SMITConfig(MethodConfig):
         if self.mask_block not in STAGE_OF_STRIDE:
             raise ValueError(
                 f"mask_block must be the stride of a stage, {list(STAGE_OF_STRIDE)}, got {self.mask_block}"
+            )
+        if self.decode_from not in STAGE_OF_STRIDE:
+            raise ValueError(
+                f"decode_from must be the stride of a stage, {list(STAGE_OF_STRIDE)}, got {self.decode_from}"
             )
         if not 0 < self.mask_ratio < 1:
             raise ValueError(f"mask_ratio must lie between 0 and 1, got {self.mask_ratio}")
@@ -121,7 +128,7 @@ class SMIT(Method):
         self.patch_centre = Centre(config.prototypes, config.centre_momentum)
         self.decoder = None
         if config.w_mip > 0:
-            self.decoder = VoxelDecoder(encoder.channels[4], encoder.strides[4], encoder.config.spatial_dims)
+            self.decoder = MultiScaleDecoder(encoder, config.decode_from)
         self._hold_unread(encoder)
         for head in (self.student.image_head, self.student.patch_head):
             if head is not None:
@@ -152,10 +159,10 @@ class SMIT(Method):
     def loss(self, views: dict[str, Tensor]) -> Step:
         config = self.config
         image, hidden = views["image"].flatten(0, 1), views["masked"].flatten(0, 1)
-        student = self._student(image, hidden)
+        student = self.student(image, self._masked(hidden), hidden)
         losses, watched = {}, {}
         if config.w_mip > 0:
-            predicted = self.decoder(student.maps[4], image.shape[2:])
+            predicted = self.decoder(student.maps, image.shape[2:])
             losses["mip"] = masked_l1(predicted, image, self._covered(hidden))
         teacher = self.teacher(image, None, hidden)
         if config.w_itd > 0:
@@ -175,18 +182,16 @@ class SMIT(Method):
     def after_step(self, progress: float) -> None:
         self.progress = progress
         self.teacher.update(self.student, cosine(self.config.teacher_momentum, 1.0, progress))
-        self.image_centre.update()
-        self.patch_centre.update()
+        update_all(self)
 
     def skipped_step(self) -> None:
-        self.image_centre.discard()
-        self.patch_centre.discard()
+        discard_all(self)
 
     def reconstruct(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
         if self.decoder is None:
             return {}
         image, hidden = views["image"].flatten(0, 1), views["masked"].flatten(0, 1)
-        predicted = self.decoder(self._student(image, hidden).maps[4], image.shape[2:]).float()
+        predicted = self.decoder(self.student.encoder(image, self._masked(hidden)), image.shape[2:]).float()
         covered = self._covered(hidden)
         return {
             "original": image,
@@ -209,8 +214,9 @@ class SMIT(Method):
             if number < 3:
                 encoder.stages[number + 1].blocks.requires_grad_(False)
 
-    def _student(self, image: Tensor, hidden: Tensor) -> Answer:
-        return self.student(image, repeat_blocks(hidden, self.config.mask_block // 2), hidden)
+    def _masked(self, hidden: Tensor) -> Tensor:
+        """Hidden blocks [2B *blocks] on the encoder's token grid."""
+        return repeat_blocks(hidden, self.config.mask_block // 2)
 
     def _covered(self, hidden: Tensor) -> Tensor:
         """Hidden blocks [2B *blocks] as hidden voxels [2B 1 *crop]."""

@@ -26,6 +26,26 @@ class VoxelDecoder(nn.Module):
         return unfold_cubes(voxels, self.stride, self.spatial_dims)[(..., *(slice(s) for s in size))].unsqueeze(1)
 
 
+class MultiScaleDecoder(nn.Module):
+    """The sum of one `VoxelDecoder` for each of the encoder's maps of stride `from_stride` and above.
+
+    With the last map alone this is SimMIM's decoder. More maps let the gradient reach the stages that become skips
+    without passing the narrow end (Wang 2023, LocalMIM, arXiv 2303.05251, reconstructs from several stages too).
+    """
+
+    def __init__(self, encoder: nn.Module, from_stride: int) -> None:
+        super().__init__()
+        self.first = encoder.strides.index(from_stride)
+        self.decoders = nn.ModuleList(
+            VoxelDecoder(channels, stride, encoder.config.spatial_dims)
+            for channels, stride in zip(encoder.channels[self.first :], encoder.strides[self.first :], strict=True)
+        )
+
+    def forward(self, maps: list[Tensor], size: Shape) -> Tensor:
+        """The encoder's five maps -> [B 1 *size]."""
+        return sum(decoder(tokens, size) for decoder, tokens in zip(self.decoders, maps[self.first :], strict=True))
+
+
 def unfold_cubes(cubes: Tensor, stride: int, dims: int) -> Tensor:
     """[B *grid stride^dims] -> [B *(stride * grid)]: each token's numbers become its cube, in (z, y, x) order."""
     batch, *grid = cubes.shape[:-1]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nnssl.modules.running import Standardise
+
 
 class Prototypes(nn.Linear):
     """Cosine similarity to K prototypes: a weight-normed linear layer whose norm is fixed at 1.
@@ -21,13 +23,15 @@ class Prototypes(nn.Linear):
 
 
 class PrototypeHead(nn.Module):
-    """MLP d-hidden-hidden-bottleneck with GELU, L2 norm, prototypes. [N d] -> logits [N K] in [-1, 1].
+    """Standardise, MLP d-hidden-hidden-bottleneck with GELU, L2 norm, prototypes. [N d] -> logits [N K] in [-1, 1].
 
-    Caron 2021 (DINO), section 3.1; Zhou 2022 (iBOT) uses the same head for patch tokens.
+    Caron 2021 (DINO), section 3.1; Zhou 2022 (iBOT) uses the same head for patch tokens. The first step is ours:
+    see `Standardise` for why.
     """
 
     def __init__(self, dim: int, hidden: int, bottleneck: int, prototypes: int) -> None:
         super().__init__()
+        self.standardise = Standardise(dim)
         self.mlp = nn.Sequential(
             nn.Linear(dim, hidden),
             nn.GELU(),
@@ -41,4 +45,4 @@ class PrototypeHead(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.prototypes(F.normalize(self.mlp(x), dim=-1, eps=1e-6))
+        return self.prototypes(F.normalize(self.mlp(self.standardise(x)), dim=-1, eps=1e-6))

@@ -25,10 +25,8 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def update(self, student: nn.Module, momentum: float) -> None:
-        """theta_t <- m theta_t + (1 - m) theta_s, matched by name; buffers are copied."""
+        """theta_t <- m theta_t + (1 - m) theta_s, matched by name. Buffers stay the teacher's own: what they hold
+        (running moments) is of what the teacher sees, which is not masked."""
         parameters = dict(student.named_parameters())
         for name, parameter in self.model.named_parameters():
             parameter.lerp_(parameters[name].detach(), 1 - momentum)
-        buffers = dict(student.named_buffers())
-        for name, buffer in self.model.named_buffers():
-            buffer.copy_(buffers[name])

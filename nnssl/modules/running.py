@@ -1,0 +1,82 @@
+"""Running statistics that several processes, and several parts of one batch, share exactly."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from nnssl import dist
+
+
+class RunningMean(nn.Module):
+    """A running mean of rows: `note` remembers a batch, `update` moves the mean once per optimiser step.
+
+    Between the two nothing changes, so every micro-batch of a step and every process sees the same mean.
+    Batches are taken to be of equal size. With `prompt`, the first updates are plain averages, so that the mean is
+    right at once instead of after 1 / (1 - momentum) steps.
+    """
+
+    def __init__(self, size: int, momentum: float, prompt: bool = False, start: Tensor | None = None) -> None:
+        super().__init__()
+        self.momentum, self.prompt = momentum, prompt
+        self.register_buffer("value", torch.zeros(size) if start is None else start)
+        self.register_buffer("updates", torch.zeros((), dtype=torch.long))
+        self._noted: list[Tensor] = []
+
+    @torch.no_grad()
+    def note(self, rows: Tensor) -> None:
+        """`rows` [N size]."""
+        self._noted.append(rows.detach().float().mean(dim=0))
+
+    @torch.no_grad()
+    def update(self) -> None:
+        if not self._noted:
+            return
+        mean = dist.mean(torch.stack(self._noted).mean(dim=0))
+        self._noted.clear()
+        if not torch.isfinite(mean).all():  # a batch that overflowed must not poison every later one
+            return
+        weight = 1 - self.momentum
+        if self.prompt:
+            weight = max(weight, 1 / (int(self.updates) + 1))
+        self.value.lerp_(mean, weight)
+        self.updates += 1
+
+    def discard(self) -> None:
+        """Forget what was noted since the last update: the step was skipped."""
+        self._noted.clear()
+
+
+def update_all(module: nn.Module) -> None:
+    """Move every running mean inside `module`; once per optimiser step."""
+    for part in module.modules():
+        if isinstance(part, RunningMean):
+            part.update()
+
+
+def discard_all(module: nn.Module) -> None:
+    """Forget what every running mean inside `module` has noted since the last step."""
+    for part in module.modules():
+        if isinstance(part, RunningMean):
+            part.discard()
+
+
+class Standardise(nn.Module):
+    """(x - mean) / sd by running moments of what went through in earlier steps: [N d] -> [N d].
+
+    Pooled tokens of different crops share most of their length, so cosine similarities to prototypes hardly
+    differ, and a small batch ends in uniform targets at once. Batch norm would cure that too (DINO's
+    `use_bn_in_head`), but not with the few scans that a 3D batch has.
+    """
+
+    def __init__(self, size: int, momentum: float = 0.9, eps: float = 1e-4) -> None:
+        super().__init__()
+        self.size, self.eps = size, eps
+        self.moments = RunningMean(
+            2 * size, momentum, prompt=True, start=torch.cat([torch.zeros(size), torch.ones(size)])
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.moments.note(torch.cat([x, x * x], dim=-1))
+        mean, square = self.moments.value.split(self.size)
+        return (x - mean) * (square - mean * mean + self.eps).clamp(min=self.eps).rsqrt()
