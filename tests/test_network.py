@@ -215,3 +215,17 @@ def test_unknown_decoders_and_options_are_refused():
     with pytest.raises(ValueError, match="does not take these options"):
         network(decoder={"name": "light", "width": 3})
     assert network(2, decoder={"name": "light", "widths": [4, 4, 8, 8, 8]})(torch.randn(1, 1, 32, 32))
+
+
+def test_axes_turn_the_image_back_to_file_order():
+    """nnU-Net's transpose_forward before the network, and `axes` in it, are together nothing."""
+    torch.manual_seed(0)
+    plain = SwinUNETR(1, 2, deep_supervision=True, encoder=encoder(), decoder="light").eval()
+    turned = SwinUNETR(1, 2, deep_supervision=True, encoder=encoder(), decoder="light", axes=[1, 2, 0]).eval()
+    turned.load_state_dict(plain.state_dict())
+    image = torch.randn(1, 1, 20, 24, 33)
+    arrives = image.permute(0, 1, 3, 4, 2)  # numpy's transpose([0, 2, 3, 1]), as nnU-Net's preprocessing does it
+    for expected, got in zip(plain(image), turned(arrives), strict=True):
+        torch.testing.assert_close(got, expected.permute(0, 1, 3, 4, 2))
+    with pytest.raises(ValueError, match="axes must be an order"):
+        SwinUNETR(1, 2, encoder=encoder(), axes=[0, 0, 1])

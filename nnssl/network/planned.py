@@ -69,6 +69,9 @@ def architecture(plans: dict, resolved: dict, encoder: SwinConfig, decoder: str 
     properties = plans.get("foreground_intensity_properties_per_channel", {})
     intensity = intensity_map(resolved["normalization_schemes"], properties, hu)
     arguments = {"encoder": encoder.to_dict(), "decoder": decoder, "intensity": intensity}
+    axes = list(plans.get("transpose_forward", [0, 1, 2]))
+    if encoder.spatial_dims == 3 and axes != [0, 1, 2]:
+        arguments["axes"] = axes
     return {"network_class_name": NETWORK_CLASS, "arch_kwargs": arguments, "_kw_requires_import": []}
 
 

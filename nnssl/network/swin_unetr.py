@@ -25,6 +25,9 @@ class SwinUNETR(nn.Module):
     intensity:        {"scale", "shift", "low", "high"}, a number a channel each, null = no bound: from nnU-Net's
                       values to those of the pretraining (`planned.intensity_map`). Channels without a number, such
                       as a cascade's previous segmentation, pass as they are.
+    axes:             nnU-Net's `transpose_forward`: which of the file's axes each axis of the image is. nnU-Net puts
+                      the axis of the widest spacing first; the network turns the image back to (z, y, x) as read,
+                      which is what the encoder was pretrained on, and its logits forth again. None: (z, y, x).
     checkpointing:    recompute the encoder's blocks in the backward pass: less memory, more time.
 
     Raises ValueError for an unknown decoder or option.
@@ -45,19 +48,27 @@ class SwinUNETR(nn.Module):
         encoder: dict | None = None,
         decoder: str | dict = "swinunetr",
         intensity: dict | None = None,
+        axes: list[int] | None = None,
         checkpointing: bool = False,
     ):
         super().__init__()
         config = SwinConfig.from_dict(encoder) if encoder else preset("smit")
         config = replace(config, in_channels=input_channels)
+        self.forth = [0, 1, *(2 + axis for axis in axes or range(config.spatial_dims))]
+        if sorted(self.forth) != list(range(config.spatial_dims + 2)):
+            raise ValueError(f"axes must be an order of {list(range(config.spatial_dims))}, got {axes}")
+        self.back = [self.forth.index(axis) for axis in range(len(self.forth))]
         self.encoder = Swin(config, checkpointing=checkpointing)
         self.encoder.intensity = Intensity(input_channels, **(intensity or {}))
         self.decoder = _decoder(decoder, self.encoder, num_classes, deep_supervision)
 
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
         """[B C *spatial], any size, to logits [B classes *spatial]; with deep supervision the list of four."""
-        image = self.encoder.intensity(image)
-        return self.decoder(image, self.encoder(image))
+        image = self.encoder.intensity(image.permute(self.back))
+        logits = self.decoder(image, self.encoder(image))
+        if isinstance(logits, list):
+            return [part.permute(self.forth) for part in logits]
+        return logits.permute(self.forth)
 
 
 def output_sizes(size: Shape) -> list[Shape]:
