@@ -1,0 +1,155 @@
+"""The collapse monitors in closed form."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from nnssl.train import monitors
+from nnssl.train.monitors import ADVICE, PATIENCE, Monitors, embedding_std, entropies, rankme
+
+
+def randn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+# -- embeddings ------------------------------------------------------------------------------------------------------
+
+
+def test_equal_embeddings_have_no_spread_and_rank_one():
+    equal = randn(1, 16).expand(40, 16) * torch.linspace(0.5, 2, 40)[:, None]  # length does not count
+    assert embedding_std(equal) == pytest.approx(0, abs=1e-4)
+    assert rankme(randn(1, 16).expand(40, 16)) == pytest.approx(1, abs=1e-3)
+
+
+def test_embeddings_all_over_the_sphere_have_a_std_of_one():
+    assert embedding_std(randn(4000, 32)) == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize("n", [1, 5, 16])
+def test_orthonormal_embeddings_have_full_rank(n):
+    assert rankme(torch.linalg.qr(randn(16, 16))[0][:n]) == pytest.approx(n, rel=1e-4)
+
+
+def test_rankme_by_hand():
+    values = torch.tensor([4.0, 2.0, 1.0, 1.0])
+    share = values / values.sum()
+    expected = math.exp(-float((share * share.log()).sum()))
+    turned = torch.linalg.qr(randn(4, 4))[0] @ values.diag() @ torch.linalg.qr(randn(4, 4, seed=1))[0]
+    assert rankme(turned) == pytest.approx(expected, rel=1e-4)
+    assert rankme(7 * turned) == pytest.approx(expected, rel=1e-4)
+
+
+def test_rankme_of_nothing_but_zeros():
+    assert math.isfinite(rankme(torch.zeros(4, 3)))
+
+
+# -- teacher targets -------------------------------------------------------------------------------------------------
+
+
+def test_uniform_targets():
+    each, spread, _ = entropies(torch.full((6, 50), 1 / 50))
+    assert (each, spread) == pytest.approx((1, 1), abs=1e-5)
+
+
+def test_one_prototype_for_everything():
+    one = torch.zeros(6, 50)
+    one[:, 3] = 1
+    each, spread, used = entropies(one)
+    assert (each, spread) == pytest.approx((0, 0), abs=1e-6)
+    assert used == 1
+
+
+def test_sure_but_different_targets_are_healthy():
+    each, spread, used = entropies(torch.eye(50))
+    assert (each, spread) == pytest.approx((0, 1), abs=1e-5)
+    assert used == 50
+
+
+def test_bf16_targets_are_read_in_fp32():
+    each, _, _ = entropies(torch.full((2, 8192), 1 / 8192, dtype=torch.bfloat16))
+    assert each == pytest.approx(1, abs=1e-3)
+
+
+# -- memory and alarms -----------------------------------------------------------------------------------------------
+
+
+def test_the_last_embeddings_are_kept(monkeypatch):
+    monkeypatch.setattr(monitors, "WINDOW", 5)
+    watch = Monitors()
+    assert watch.read({}) == {}
+    for step in range(4):
+        watch.note({"embedding": torch.full((2, 3), float(step), requires_grad=False)})
+    assert watch.embeddings[:, 0].tolist() == [1, 2, 2, 3, 3]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_batch_that_overflowed_is_left_out(bad):
+    """One such row would make every later singular value decomposition fail."""
+    watch = Monitors()
+    embedding = randn(4, 3)
+    embedding[1, 2] = bad
+    watch.note({"embedding": embedding})
+    assert torch.equal(watch.embeddings, embedding[[0, 2, 3]])
+    assert all(math.isfinite(value) for value in watch.read({}).values())
+    watch.note({"embedding": torch.full((2, 3), bad)})
+    assert len(watch.embeddings) == 3
+
+
+def test_names_of_the_numbers():
+    watch = Monitors()
+    watch.note({"embedding": randn(4, 3)})
+    row = watch.read({"embedding": randn(4, 3), "teacher_patch": torch.eye(3)})
+    assert set(row) == {"embedding_std", "rankme", "entropy_patch", "spread_patch", "used_patch"}
+
+
+@pytest.mark.parametrize(
+    ("row", "advice"),
+    [
+        ({"embedding_std": 0.19}, ["embedding"]),
+        ({"embedding_std": 0.21}, []),
+        ({"entropy_image": 0.5, "entropy_patch": 0.99}, ["uniform"]),
+        ({"spread_image": 0.01}, ["single"]),
+        ({"embedding_std": 0.1, "spread_image": 0.01}, ["embedding", "single"]),
+        ({}, []),
+    ],
+)
+def test_alarms_wait_and_are_said_once(row, advice):
+    watch = Monitors()
+    said = [watch.alarms(row) for _ in range(PATIENCE + 3)]
+    assert said[: PATIENCE - 1] == [[]] * (PATIENCE - 1)
+    assert said[PATIENCE - 1] == [ADVICE[name] for name in advice]
+    assert said[PATIENCE:] == [[]] * 3
+
+
+def test_a_reading_that_is_well_ends_the_count():
+    watch = Monitors()
+    for _ in range(3):
+        for _ in range(PATIENCE - 1):
+            assert watch.alarms({"embedding_std": 0.0}) == []
+        assert watch.alarms({"embedding_std": 1.0}) == []
+
+
+def test_state_survives_a_resume():
+    first, second = Monitors(), Monitors()
+    first.note({"embedding": randn(4, 3)})
+    first.alarms({"embedding_std": 0.0})
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(first.embeddings, second.embeddings)
+    said = [second.alarms({"embedding_std": 0.0}) for _ in range(PATIENCE - 1)]
+    assert said[-1] == [ADVICE["embedding"]]
+
+
+def test_the_advice_names_options_that_exist():
+    import re
+
+    from nnssl.cli import _pretrain_parser
+    from nnssl.methods.smit import SMITConfig
+
+    flags = {option for action in _pretrain_parser()._actions for option in action.option_strings}
+    for advice in ADVICE.values():
+        for field in re.findall(r"--set (\w+)=", advice):
+            assert field in SMITConfig.__dataclass_fields__
+        assert set(re.findall(r"(--[a-z-]+)", advice)) <= flags

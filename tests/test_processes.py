@@ -1,0 +1,239 @@
+"""Two processes through gloo: the same run as one process with the same total batch, and errors that end both."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import micro
+import pytest
+import torch
+import torch.distributed as td
+import torch.multiprocessing as mp
+
+from nnssl import dist
+from nnssl.train import batches, loop, processes
+from nnssl.train.log import Log
+from nnssl.train.loop import LATEST, Interrupted, Run, train
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+WORLD, STEPS = 2, 3
+POISONED = 6  # a sample of step 2 that only the second process gets
+
+
+class Poisoned(micro.MadeCrops):
+    def __getitem__(self, index: int) -> dict:
+        sample = super().__getitem__(index)
+        if index == POISONED:
+            sample["crop"].fill_(torch.nan)
+        return sample
+
+
+def watch_run(run: Run) -> dict:
+    """Train; the losses, averaged gradients and centres (buffers) of each step, and the weights at the end."""
+    seen = {"losses": [], "gradients": [], "buffers": [], "norms": []}
+    gradients, update = run.gradients, run.update
+
+    def note_gradients(parts):
+        losses, watched = gradients(parts)
+        seen["losses"].append({k: float(dist.mean(v)) for k, v in losses.items()})
+        seen["gradients"].append({n: p.grad.clone() for n, p in run.method.named_parameters() if p.grad is not None})
+        return losses, watched
+
+    def note_update():
+        norm, rate = update()
+        seen["norms"].append(norm)
+        seen["buffers"].append({n: b.clone() for n, b in run.method.named_buffers()})
+        return norm, rate
+
+    run.gradients, run.update = note_gradients, note_update
+    train(run, lambda _: None)
+    seen["weights"] = {n: v.clone() for n, v in run.method.state_dict().items() if torch.is_tensor(v)}
+    seen["embeddings"] = run.monitors.embeddings
+    return seen
+
+
+def plain_run(folder: Path, accumulate: int = 1) -> Run:
+    return micro.run(folder, steps=STEPS, accumulate=accumulate)
+
+
+def poisoned_run(folder: Path) -> Run:
+    run = micro.run(folder, steps=STEPS)
+    run.crops = Poisoned(run.crops.shape)
+    return run
+
+
+def signalled_run(folder: Path) -> str:
+    """The second process alone hears SIGTERM, after its first step."""
+    run = micro.run(folder, steps=STEPS)
+    update = run.update
+
+    def updated():
+        result = update()
+        if dist.rank() == 1 and run.step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return result
+
+    run.update = updated
+    try:
+        train(run, lambda _: None)
+    except Interrupted as stopped:
+        return str(stopped)
+    return "not stopped"
+
+
+def failed_preparation() -> str:
+    def fail():
+        raise ValueError("no scans")
+
+    try:
+        processes.first_alone(fail if dist.is_main() else lambda: "never called")
+    except (ValueError, RuntimeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return "no error"
+
+
+def as_rank(rank: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    Log.draw = lambda self: None
+    td.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=WORLD)
+    order = []
+    found = {
+        "alone": processes.first_alone(lambda: order.append(rank) or f"made by {rank}"),
+        "failed": failed_preparation(),
+        "least": dist.least(10 - rank, micro.CPU),
+        "gathered": dist.gather(torch.full((2, 3), float(rank))),
+        "mean": float(dist.mean(torch.tensor(float(rank)))),
+        "plain": watch_run(plain_run(folder / "plain")),
+        "accumulated": watch_run(plain_run(folder / "accumulated", accumulate=2)),
+        "poisoned": watch_run(poisoned_run(folder / "poisoned")),
+        "signalled": signalled_run(folder / "signalled"),
+    }
+    torch.save(found, folder / f"found{rank}.pth")
+    processes.leave()
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory) -> tuple[Path, list[dict]]:
+    """What each of two processes saw."""
+    folder = tmp_path_factory.mktemp("two")
+    mp.spawn(as_rank, args=(folder,), nprocs=WORLD)
+    return folder, [torch.load(folder / f"found{rank}.pth", weights_only=False) for rank in range(WORLD)]
+
+
+@pytest.fixture
+def quiet(monkeypatch):
+    monkeypatch.setattr(Log, "draw", lambda self: None)
+
+
+def assert_close(ours, theirs, what: str, **tolerance) -> None:
+    torch.testing.assert_close(ours, theirs, msg=lambda text: f"{what}: {text}", **tolerance)
+
+
+@pytest.mark.parametrize("kind", ["plain", "accumulated", "poisoned"])
+def test_two_processes_are_one_with_the_same_total_batch(found, kind, tmp_path, quiet):
+    _, (first, second) = found
+    one = watch_run(poisoned_run(tmp_path) if kind == "poisoned" else plain_run(tmp_path))
+    for step in range(STEPS):
+        if kind == "poisoned" and step == 1:
+            continue
+        for term, value in one["losses"][step].items():
+            # Later steps stand on AdamW's first ones, which are signs: rounding near 0 counts fully.
+            assert first[kind]["losses"][step][term] == pytest.approx(value, rel=3e-2 if step else 1e-5), (step, term)
+        assert any(name.startswith("image_centre") for name in one["buffers"][step])
+        for name, buffer in one["buffers"][step].items():
+            close = {"rtol": 3e-2, "atol": 3e-2} if step else {"rtol": 1e-4, "atol": 1e-6}
+            assert_close(first[kind]["buffers"][step][name], buffer, f"{name} of step {step}", **close)
+    for name, gradient in one["gradients"][0].items():
+        assert_close(first[kind]["gradients"][0][name], gradient, name, rtol=1e-3, atol=1e-5)
+    for name, weight in one["weights"].items():
+        apart = (first[kind]["weights"][name] - weight).float().norm()
+        assert apart <= 2e-3 * weight.float().norm() + 1e-4, (name, apart)
+    same_rows = zip(sorted(first[kind]["embeddings"].tolist()), sorted(one["embeddings"].tolist()), strict=True)
+    assert all(ours == pytest.approx(theirs, rel=1e-3, abs=1e-4) for ours, theirs in same_rows)
+    for name, weight in first[kind]["weights"].items():
+        assert torch.equal(weight, second[kind]["weights"][name]), f"the processes differ in {name}"
+
+
+def test_a_bad_scan_of_one_process_stops_the_step_of_both(found):
+    for seen in found[1]:
+        norms = [torch.tensor(norm).isfinite().item() for norm in seen["poisoned"]["norms"]]
+        assert norms == [True, False, True]
+        before, after = seen["poisoned"]["buffers"][:2]
+        assert all(torch.equal(buffer, after[name]) for name, buffer in before.items())
+        assert all(weight.isfinite().all() for weight in seen["poisoned"]["weights"].values())
+
+
+def test_a_signal_to_one_process_stops_both_after_the_same_step(found):
+    folder, both = found
+    assert [seen["signalled"] for seen in both] == ["stopped at step 1 of 3; the same line with --c continues"] * 2
+    assert (folder / "signalled" / LATEST).is_file()
+
+
+def test_only_the_first_process_writes(found):
+    folder, _ = found
+    assert len((folder / "plain" / "log.jsonl").read_text().splitlines()) == STEPS
+
+
+def test_the_first_process_works_first_and_its_error_ends_all(found):
+    _, (first, second) = found
+    assert (first["alone"], second["alone"]) == ("made by 0", "made by 1")
+    assert first["failed"] == "ValueError: no scans"
+    assert second["failed"] == "RuntimeError: rank 0 failed: ValueError: no scans"
+
+
+def test_words_for_several_processes(found):
+    for seen in found[1]:
+        assert seen["least"] == 9
+        assert seen["mean"] == 0.5
+        assert torch.equal(seen["gathered"], torch.tensor([0.0, 0.0, 1.0, 1.0])[:, None].expand(4, 3))
+
+
+def test_the_words_cost_nothing_in_one_process():
+    tensor = torch.ones(2)
+    assert dist.mean(tensor) is tensor
+    assert dist.gather(tensor) is tensor
+    assert dist.least(3, micro.CPU) == 3
+    assert (dist.rank(), dist.world_size(), dist.is_main()) == (0, 1, True)
+    dist.barrier()
+    processes.leave()
+
+
+def test_devices(monkeypatch):
+    assert processes.choose_device("cpu") == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert processes.choose_device(None) == torch.device("cpu")
+    with pytest.raises(ValueError, match="-device cuda is not available on this machine; available: cpu"):
+        processes.choose_device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert processes.choose_device(None) == torch.device("cuda", 1)
+
+
+def test_the_launcher_starts_the_same_command(monkeypatch):
+    started = []
+    monkeypatch.setattr(os, "execv", lambda program, line: started.append(line))
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    processes.launch(1, ["-m", "smit"])
+    assert started == []
+    processes.launch(3, ["-m", "smit", "-num_gpus", "3"])
+    (line,) = started
+    assert line[1:3] == ["-m", "torch.distributed.run"]
+    assert line[line.index("--nproc-per-node") + 1] == "3"
+    assert line[-6:] == ["nnssl", "pretrain", "-m", "smit", "-num_gpus", "3"]
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    processes.launch(3, [])  # one of those that were launched
+    assert len(started) == 1
+
+
+def test_readers_by_machine(monkeypatch):
+    assert batches.default_workers(torch.device("cpu")) == 1
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
+    assert batches.default_workers(torch.device("cuda")) == 8
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
+    assert batches.default_workers(torch.device("cuda")) == 1
+
+
+def test_patience_is_enough_for_a_bad_scan_or_two():
+    assert loop.PATIENCE >= 10
