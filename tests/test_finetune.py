@@ -10,29 +10,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from made_checkpoints import HU, pretrained
 from micro import ENCODER
 
 from nnssl import checkpoint, cli, files, finetune, hook
 from nnssl.encoder.presets import preset
-from nnssl.encoder.swin import Swin, SwinConfig
+from nnssl.encoder.swin import SwinConfig
 from nnssl.network import origin
 from nnssl.network.origin import NoCheckpointError, OriginError
 from nnssl.network.planned import INFO, RECIPE, Recipe, is_ours
 from nnssl.network.swin_unetr import SwinUNETR, output_sizes
 from nnssl.plans.derive import Request, derive
 
-HU = {"low": -900.0, "high": 1100.0, "mean": -40.0, "sd": 310.0}
 DATASET = "Dataset901_Made"
 REPOSITORY = Path(__file__).resolve().parents[1]
-
-
-def pretrained(folder: Path, config: SwinConfig = ENCODER, seed: int = 0) -> Path:
-    """A final checkpoint of a pretraining that has not learnt anything."""
-    torch.manual_seed(seed)
-    header = {"method": "smit", "plan": {"hu": HU, "spacing": [3.0, 2.0, 2.0]}, "crop": [32, 32, 32]}
-    path = folder / "checkpoint_final.pth"
-    checkpoint.write(path, checkpoint.pack(Swin(config, maskable=True), header, ["Jiang 2022"]))
-    return path
 
 
 def configuration(patch: list[int], schemes: tuple[str, ...] = ("CTNormalization",)) -> dict:
