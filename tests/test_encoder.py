@@ -325,7 +325,7 @@ def test_inputs_that_do_not_fit_are_refused() -> None:
         Swin(small(spatial_dims=2))(torch.zeros(1, 1, 16, 16, 16))
 
 
-# --- cached functions ----------------------------------------------------------------------------
+# --- attention in the cache ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("budget", [1, 64, 1 << 18])
@@ -358,26 +358,6 @@ def test_cached_attention_equals_the_formula(monkeypatch, budget: int, mask_wind
         torch.testing.assert_close(a, b)
     with torch.no_grad():
         torch.testing.assert_close(cached.attention(parts, bias, mask), expected)
-
-
-@pytest.mark.parametrize("budget", [1, 60, 1 << 18])
-def test_cached_perceptron_equals_the_formula(monkeypatch, budget: int) -> None:
-    monkeypatch.setattr(cached, "CACHED", budget)
-    shapes = ((7, 3), (12, 3), (12,), (3, 12), (3,))
-    inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
-
-    def formula(x, weight1, bias1, weight2, bias2):
-        return F.linear(F.gelu(F.linear(x, weight1, bias1)), weight2, bias2)
-
-    weight = torch.randn(7, 3, dtype=torch.float64)
-    got, expected = cached.mlp(*inputs), formula(*inputs)
-    torch.testing.assert_close(got, expected)
-    for a, b in zip(
-        torch.autograd.grad((got * weight).sum(), inputs),
-        torch.autograd.grad((expected * weight).sum(), inputs),
-        strict=True,
-    ):
-        torch.testing.assert_close(a, b)
 
 
 # --- configuration -------------------------------------------------------------------------------

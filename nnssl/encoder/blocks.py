@@ -12,16 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from nnssl.encoder import cached
 from nnssl.encoder.attention import window_attention
 from nnssl.encoder.config import PATCH, SwinConfig
-from nnssl.encoder.windows import Cut, StageWindows, stage_windows
-
-# The order in which merging joins neighbours, by dims.
-CORNERS = {
-    2: ((0, 0), (1, 0), (0, 1), (1, 1)),
-    3: ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (1, 0, 1), (0, 1, 1), (1, 1, 1)),
-}
+from nnssl.encoder.windows import Cut, StageWindows, merging_order, stage_windows
 
 
 class _Reorder(torch.autograd.Function):
@@ -95,11 +88,7 @@ class Mlp(nn.Module):
         self.linear2 = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B N C] to the same."""
-        if not cached.suits(x):
-            return self.linear2(F.gelu(self.linear1(x)))
-        first, second = self.linear1, self.linear2
-        return cached.mlp(x.flatten(0, 1), first.weight, first.bias, second.weight, second.bias).view(x.shape)
+        return self.linear2(F.gelu(self.linear1(x)))
 
 
 class Block(nn.Module):
@@ -124,16 +113,16 @@ class PatchMerging(nn.Module):
 
     def __init__(self, dim: int, spatial_dims: int):
         super().__init__()
-        self.corners = CORNERS[spatial_dims]
-        self.norm = nn.LayerNorm(len(self.corners) * dim)
-        self.reduction = nn.Linear(len(self.corners) * dim, 2 * dim, bias=False)
+        self.norm = nn.LayerNorm(2**spatial_dims * dim)
+        self.reduction = nn.Linear(2**spatial_dims * dim, 2 * dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B *grid C] to [B *ceil(grid/2) 2C]; an odd axis is padded with zeros."""
         if any(g % 2 for g in x.shape[1:-1]):
             x = F.pad(x, (0, 0, *(n for g in x.shape[-2:0:-1] for n in (0, g % 2))))
-        parts = [x[(slice(None), *(slice(i, None, 2) for i in corner))] for corner in self.corners]
-        return self.reduction(self.norm(torch.cat(parts, -1)))
+        grid = tuple(x.shape[1:-1])
+        neighbours = _reorder(x.flatten(1, -2), merging_order(grid, x.device))
+        return self.reduction(self.norm(neighbours.view(len(x), *(g // 2 for g in grid), -1)))
 
 
 class Stage(nn.Module):

@@ -1,4 +1,4 @@
-"""Attention and perceptron for CPUs that pass a few windows or tokens at a time through all their steps.
+"""Attention for CPUs that passes a few windows at a time through all its steps.
 
 What lies between two matrix products then stays in the cache, where PyTorch's own sequence writes it to memory and
 reads it back, several times over. PyTorch's fused attention is no help here: on CPUs it gives no gradient to the
@@ -10,14 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 CACHED = 1 << 18  # values a thread works on at a time: 1 MiB in fp32, about a core's second-level cache
 
 
 def suits(x: Tensor) -> bool:
-    """Whether these functions are the right ones for `x`: on a CPU, in one precision, not traced by a compiler."""
+    """Whether this attention is the right one for `x`: on a CPU, in one precision, not traced by a compiler."""
     return x.device.type == "cpu" and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
 
 
@@ -32,13 +31,6 @@ def attention(parts: Tensor, bias: Tensor, mask: Tensor | None) -> Tensor:
     if torch.is_grad_enabled():
         return _Attention.apply(parts, bias, mask)
     return _attend(parts, bias, mask, None)[0]
-
-
-def mlp(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor) -> Tensor:
-    """gelu(x @ weight1.T + bias1) @ weight2.T + bias2 for x [N C]."""
-    if torch.is_grad_enabled():
-        return _Mlp.apply(x, weight1, bias1, weight2, bias2)
-    return _perceive(x, weight1, bias1, weight2, bias2, None)
 
 
 def _step(values: int) -> int:
@@ -95,11 +87,11 @@ def _attend_back(gradient: Tensor, by_window: Tensor, probabilities: Tensor) -> 
         q, k, v = by_window[:, start:end].flatten(1, 2)
         p = probabilities[start:end].flatten(0, 1)
         g = gradient[:, :, start:end].permute(2, 0, 1, 3).reshape(-1, d, n)
-        to_scores = torch.bmm(g.transpose(1, 2), v)
-        to_scores.sub_((to_scores * p).sum(-1, keepdim=True)).mul_(p)
+        to_p = torch.bmm(g.transpose(1, 2), v)
+        to_scores = torch.ops.aten._softmax_backward_data(to_p, p, -1, p.dtype)
         to_bias.addmm_(ones[:, : end - start], to_scores.view(end - start, -1))
-        to_q = torch.bmm(k, to_scores.transpose(1, 2)).mul_(d**-0.5)
-        to_k = torch.bmm(q, to_scores).mul_(d**-0.5)
+        to_q = torch.baddbmm(q, k, to_scores.transpose(1, 2), beta=0, alpha=d**-0.5)
+        to_k = torch.baddbmm(k, q, to_scores, beta=0, alpha=d**-0.5)
         for i, part in enumerate((to_q, to_k, torch.bmm(g, p))):
             to_parts[i, :, :, start:end] = part.view(-1, heads, d, n).permute(1, 2, 0, 3)
     return to_parts, to_bias.view(heads, n, n)
@@ -118,43 +110,3 @@ def _runs(windows: int, step: int, mask: Tensor | None) -> Iterator[tuple[int, i
         for start in range(first, last, step):
             end = min(start + step, last)
             yield start, end, mask[start - first : end - first]
-
-
-class _Mlp(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, weight1, bias1, weight2, bias2):
-        hidden = x.new_empty(len(x), len(weight1))
-        out = _perceive(x, weight1, bias1, weight2, bias2, hidden)
-        ctx.save_for_backward(x, hidden, weight1, weight2)
-        return out
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, gradient):
-        x, hidden, weight1, weight2 = ctx.saved_tensors
-        to_x = torch.empty_like(x)
-        to_weight1, to_weight2 = torch.zeros_like(weight1), torch.zeros_like(weight2)
-        to_bias1 = gradient.new_zeros(1, len(weight1))
-        ones = gradient.new_ones(1, len(x))
-        for rows in _rows(x, weight1):
-            h, g = hidden[rows], gradient[rows]
-            to_weight2.addmm_(g.t(), F.gelu(h))
-            to_h = torch.ops.aten.gelu_backward(g @ weight2, h)
-            to_weight1.addmm_(to_h.t(), x[rows])
-            to_bias1.addmm_(ones[:, rows], to_h)
-            torch.mm(to_h, weight1, out=to_x[rows])
-        return to_x, to_weight1, to_bias1[0], to_weight2, gradient.sum(0)
-
-
-def _perceive(x, weight1, bias1, weight2, bias2, hidden: Tensor | None) -> Tensor:
-    """`mlp`; `hidden` [N 4C] is filled with the values before the activation if given."""
-    out = torch.empty_like(x)
-    for rows in _rows(x, weight1):
-        h = torch.addmm(bias1, x[rows], weight1.t(), out=None if hidden is None else hidden[rows])
-        torch.addmm(bias2, F.gelu(h), weight2.t(), out=out[rows])
-    return out
-
-
-def _rows(x: Tensor, weight1: Tensor) -> Iterator[slice]:
-    step = _step(len(weight1))
-    return (slice(start, start + step) for start in range(0, len(x), step))

@@ -150,6 +150,22 @@ def _stage_windows(grid: Shape, window: int, mode: str, device: torch.device) ->
         return _to(StageWindows(plain=plain, shifted=shifted, relative=index, **ways), device)
 
 
+@torch.compiler.assume_constant_result
+def merging_order(grid: Shape, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The way (index, inverse) from raster order of an even grid to one where 2^d neighbours follow each other."""
+    return _merging_order(grid, device)
+
+
+@lru_cache(maxsize=64)
+def _merging_order(grid: Shape, device: torch.device) -> tuple[Tensor, Tensor]:
+    with torch.inference_mode(False):
+        cells = _partition(torch.arange(prod(grid)).view(grid), (2,) * len(grid))
+        # Raster order within a cell is 000 001 010 011 100 ...; MONAI's is as below, the first axis first.
+        corners = (0, 4, 2, 1, 6, 5, 3, 7) if len(grid) == 3 else (0, 2, 1, 3)
+        index = cells[:, corners].flatten()
+        return _to((index, index.argsort()), device)
+
+
 def _to(x, device: torch.device):
     """`x` with every tensor in it on `device`."""
     if isinstance(x, Tensor):
