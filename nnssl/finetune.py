@@ -118,7 +118,9 @@ def intensities(resolved: dict, info: dict) -> list[str]:
     if info.get("hu") and others:
         lines.append(f"  channels of {', '.join(others)} pass as they are, though the pretraining saw HU")
     if info.get("spacing"):
-        lines.append(f"Spacing: {_round(resolved['spacing'])} mm here, {_round(info['spacing'])} mm in the pretraining")
+        axes = resolved["architecture"]["arch_kwargs"].get("axes") or range(len(resolved["spacing"]))
+        here = [spacing for _, spacing in sorted(zip(axes, resolved["spacing"], strict=True))]
+        lines.append(f"Spacing (as read): {_round(here)} mm here, {_round(info['spacing'])} mm in the pretraining")
     return lines
 
 

@@ -10,7 +10,7 @@ from nnssl import files
 
 # Panel title -> the rows' keys (or their beginnings) that it shows. What no panel names is a loss term.
 PANELS = {
-    "embedding std (healthy: near 1, alarm: 0.2)": ("embedding_std",),
+    "embedding std (1: spread out, alarm: 0.05)": ("embedding_std",),
     "RankMe of the last 512 embeddings": ("rankme",),
     "teacher: entropy / log K (alarm: 0.98), spread (alarm: 0.02)": ("entropy_", "spread_"),
     "learning rate": ("lr",),
