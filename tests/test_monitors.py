@@ -108,11 +108,11 @@ def test_names_of_the_numbers():
 @pytest.mark.parametrize(
     ("row", "advice"),
     [
-        ({"embedding_std": 0.19}, ["embedding"]),
-        ({"embedding_std": 0.21}, []),
+        ({"embedding_std": 0.04}, ["embedding"]),
+        ({"embedding_std": 0.06}, []),
         ({"entropy_image": 0.5, "entropy_patch": 0.99}, ["uniform"]),
         ({"spread_image": 0.01}, ["single"]),
-        ({"embedding_std": 0.1, "spread_image": 0.01}, ["embedding", "single"]),
+        ({"embedding_std": 0.01, "spread_image": 0.01}, ["embedding", "single"]),
         ({}, []),
     ],
 )
