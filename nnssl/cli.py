@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -37,7 +38,7 @@ def pretrain() -> int:
     options = vars(asked)
     for name in ("list", "num_gpus"):
         options.pop(name)
-    for name in ("crop", "spacing"):
+    for name in ("crop", "spacing", "clip"):
         options[name] = tuple(options[name]) if options[name] else None
     return _report_errors(lambda: run(Options(**options)))
 
@@ -133,8 +134,10 @@ def _pretrain_parser() -> argparse.ArgumentParser:
                       help="nnU-Net raw datasets by id or name: the images of channel 0")  # fmt: skip
     what.add_argument("--name", help="name of the collection; default: the folders' and datasets' names")
     what.add_argument("--spacing", metavar=("Z", "Y", "X"), nargs=3, type=float, help="mm; default: the median")
-    what.add_argument("-np", dest="num_processes", metavar="N", type=int, default=8,
-                      help="processes that read and resample scans, one scan in memory each; default: 8")  # fmt: skip
+    what.add_argument("--hu", dest="clip", metavar=("LOW", "HIGH"), nargs=2, type=float,
+                      help="HU range kept, as -1000 1000 for lungs; default: 0.5 to 99.5 %% of body")  # fmt: skip
+    what.add_argument("-np", dest="num_processes", metavar="N", type=int, default=min(8, os.cpu_count() or 1),
+                      help="processes, each with one scan in memory; default: %(default)s")  # fmt: skip
     what.add_argument("-part_id", type=int, default=0, help="this machine's share of the preprocessing, from 0")
     what.add_argument("-num_parts", type=int, default=1, help="how many machines share the preprocessing")
     what.add_argument("--only-prepare", action="store_true", help="preprocess and stop before training")

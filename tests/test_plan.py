@@ -137,3 +137,15 @@ def test_case_ids_are_unlike_and_safe_file_names():
     assert all(name.replace("_", "").isalnum() and name.isascii() and len(name) < 60 for name in ids)
     assert case_id("/a/ct.nii.gz").startswith("ct_")
     assert case_id("/a/ct.nii.gz") == ids[0]
+
+
+def test_hu_range_can_be_asked_for():
+    """For lungs: the ends are those asked for, mean and sd are still the body's."""
+    histogram = np.zeros(3501)
+    histogram[[500, 700]] = 3, 1  # 0 and 200 HU
+    policy = hu_policy([histogram], clip=(-1000, 100))
+    assert (policy.low, policy.high) == (-1000, 100)
+    assert policy.mean == pytest.approx((3 * 0 + 1 * 100) / 4)
+    assert policy.sd == pytest.approx(np.sqrt(3) / 4 * 100, rel=1e-4)
+    with pytest.raises(ValueError, match="must rise"):
+        hu_policy([histogram], clip=(100, -100))

@@ -89,10 +89,12 @@ def make_plan(
     histograms: Iterable[np.ndarray],
     spacing: Spacing | None = None,
     crop: Shape | None = None,
+    clip: tuple[float, float] | None = None,
 ) -> Plan:
     """Plan from the kept lines of the survey (`path`, `series`, `shape`, `spacing`) and their body histograms.
 
-    One histogram is in memory at a time. `spacing` and `crop` override what would be derived.
+    One histogram is in memory at a time. `spacing` (mm), `crop` (voxels) and `clip` (HU) override what would
+    be derived.
     """
     if not scans:
         raise ValueError("a plan needs at least one scan")
@@ -103,7 +105,7 @@ def make_plan(
         Case(case_id(scan.path, scan.series), scan.path, scan.series, tuple(scan.shape), tuple(scan.spacing))
         for scan in scans
     )
-    return Plan(name, spacing, hu_policy(histograms), check_crop(crop or default_crop(shapes)), cases)
+    return Plan(name, spacing, hu_policy(histograms, clip), check_crop(crop or default_crop(shapes)), cases)
 
 
 def check_spacing(spacing: Spacing) -> Spacing:
@@ -116,6 +118,13 @@ def check_crop(crop: Shape) -> Shape:
     if len(crop) != 3 or not all(c > 0 and c % 16 == 0 for c in crop):
         raise ValueError(f"crop must be three positive multiples of 16 (z y x), got {tuple(crop)}; try 96 96 96")
     return tuple(int(c) for c in crop)
+
+
+def check_clip(clip: tuple[float, float]) -> tuple[float, float]:
+    low, high = (float(end) for end in clip)
+    if not WIDEST[0] <= low < high <= WIDEST[1]:
+        raise ValueError(f"the HU range must rise and lie within {WIDEST[0]:g} to {WIDEST[1]:g}, got {low:g} {high:g}")
+    return low, high
 
 
 def median_spacing(spacings: Sequence[Spacing]) -> Spacing:
@@ -133,9 +142,10 @@ def default_crop(shapes: Sequence[Shape]) -> Shape:
     return tuple(next((c for c in CROPS if 0.9 * c <= m), CROPS[-1]) for m in np.median(shapes, axis=0))
 
 
-def hu_policy(histograms: Iterable[np.ndarray]) -> HUPolicy:
+def hu_policy(histograms: Iterable[np.ndarray], clip: tuple[float, float] | None = None) -> HUPolicy:
     """Clip range, mean and sd over body voxels, each scan weighing the same (nnU-Net samples cases alike too).
 
+    `clip` replaces the percentiles: body is above BODY_HU, so what is to be told apart in lungs must be asked for.
     `histograms`: counts at each whole HU from BODY_HU upwards (survey.body_histogram).
     """
     pooled: np.ndarray | float = 0.0
@@ -144,7 +154,7 @@ def hu_policy(histograms: Iterable[np.ndarray]) -> HUPolicy:
     pooled = pooled / pooled.sum()
     hu = np.arange(len(pooled)) + WIDEST[1] - (len(pooled) - 1)
     cumulative = pooled.cumsum()
-    low, high = (float(hu[np.searchsorted(cumulative, q)]) for q in CLIP)
+    low, high = check_clip(clip) if clip else (float(hu[np.searchsorted(cumulative, q)]) for q in CLIP)
     low, high = max(low, WIDEST[0]), min(max(high, low + 1), WIDEST[1])
     clipped = hu.clip(low, high)
     mean = float((pooled * clipped).sum())

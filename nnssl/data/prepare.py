@@ -26,6 +26,7 @@ def prepare(
     num_processes: int = 2,
     part_id: int = 0,
     num_parts: int = 1,
+    clip: tuple[float, float] | None = None,
 ) -> Plan:
     """Survey `sources` (folders) and `nnunet_datasets` (raw dataset folders), plan, and preprocess into `folder`.
 
@@ -37,7 +38,8 @@ def prepare(
     folder.mkdir(parents=True, exist_ok=True)
     _sweep(folder)
     if sources or nnunet_datasets:
-        plan = _planned(name, folder, sources, nnunet_datasets, spacing, crop, (num_processes, part_id, num_parts))
+        how = (num_processes, part_id, num_parts)
+        plan = _planned(name, folder, sources, nnunet_datasets, (spacing, crop, clip), how)
     else:
         plan = _existing(folder)
     failed = preprocess(plan, folder, num_processes, part_id, num_parts)
@@ -55,13 +57,13 @@ def _say_failed(failed: dict[str, str], plan: Plan) -> None:
     warnings.warn(f"{message}. They are left out; the next run tries them again", stacklevel=3)
 
 
-def _planned(name, folder, sources, nnunet_datasets, spacing, crop, how) -> Plan:
+def _planned(name, folder, sources, nnunet_datasets, overrides, how) -> Plan:
     scans = find_scans(sources, nnunet_datasets)
     lines = survey(scans, folder, *how)
     kept = [line for line in lines if line.kept]
     if not kept:
         raise nothing_usable(lines, [*sources, *nnunet_datasets])
-    plan = make_plan(name, kept, body_histograms(kept, folder), spacing, crop)
+    plan = make_plan(name, kept, body_histograms(kept, folder), *overrides)
     path = folder / "plan.json"
     if path.exists():
         _check_same(Plan.load(path), plan, folder)

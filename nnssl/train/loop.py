@@ -235,7 +235,8 @@ def _demand_same_run(saved: dict, now: dict, folder: Path) -> None:
     def fixed(header: dict) -> dict:
         run = {name: value for name, value in header["run"].items() if name not in RunConfig.FREE}
         return {**run, **header["method_config"], "method": header["method"], "crop": header["crop"],
-                "preset": header["preset"], "plan": header["plan"]["fingerprint"]}  # fmt: skip
+                "preset": header["preset"], "plan": header["plan"]["fingerprint"],
+            "cases": header["plan"]["cases"]}  # fmt: skip
 
     before, after = fixed(saved), fixed(json.loads(json.dumps(now)))  # a file knows lists, not tuples
     changed = [

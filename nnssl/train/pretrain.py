@@ -43,6 +43,7 @@ class Options:
     accumulate: int = 1
     crop: Shape | None = None
     spacing: Spacing | None = None
+    clip: tuple[float, float] | None = None
     device: str | None = None
     num_processes: int = 8
     part_id: int = 0
@@ -160,6 +161,7 @@ def _prepare(options: Options, name: str, folder: Path, say: Callable) -> Plan:
         options.sources,
         datasets,
         spacing=options.spacing,
+        clip=options.clip,
         num_processes=options.num_processes,
         part_id=options.part_id,
         num_parts=options.num_parts,
