@@ -1,0 +1,325 @@
+"""The commands: their flags, their messages, and a real run that is stopped, continued and shared by two processes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from nnssl import cli
+from nnssl.train.pretrain import Options
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+COMMANDS = ("pretrain", "inspect", "plan", "demo")
+
+# A flag that goes away or changes its name breaks somebody's script: do it knowingly, and say it in the changelog.
+FLAGS = {
+    "pretrain": frozenset(
+        {
+            "-m",
+            "-i",
+            "-d",
+            "--name",
+            "--spacing",
+            "-np",
+            "-part_id",
+            "-num_parts",
+            "--only-prepare",
+            "-a",
+            "--steps",
+            "--epochs",
+            "--batch-size",
+            "--accumulate",
+            "--crop",
+            "--set",
+            "--seed",
+            "--c",
+            "-o",
+            "-device",
+            "-num_gpus",
+            "--workers",
+            "--fp32",
+            "--compile",
+            "--checkpointing",
+            "--log-every",
+            "--save-every",
+            "--tensorboard",
+            "--list",
+        }
+    ),  # fmt: skip
+    "inspect": frozenset({"--nnunet-env"}),
+    "demo": frozenset({"-o", "-i", "-device", "--quick"}),
+}
+SMALL = ["--crop", "16", "16", "16", "--batch-size", "2", "--steps", "30", "--log-every", "1", "-np", "1", "-device",
+         "cpu", "--set", "prototypes=32", "head_hidden=16", "head_bottleneck=8"]  # fmt: skip
+
+
+class Caught(Exception):
+    def __init__(self, parser: argparse.ArgumentParser) -> None:
+        self.parser = parser
+
+
+def parser_of(command: str, monkeypatch) -> argparse.ArgumentParser:
+    def catch(self, *_):
+        raise Caught(self)
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", catch)
+    with pytest.raises(Caught) as caught:
+        getattr(cli, command)()
+    monkeypatch.undo()
+    return caught.value.parser
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Call a command as typed; its exit code, what it printed, and what it said on stderr."""
+
+    def called(command: str, *arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [f"nnssl_{command}", *map(str, arguments)])
+        monkeypatch.setattr("nnssl.train.pretrain.keep_freed_memory", lambda: False)
+        try:
+            code = getattr(cli, command)()
+        except SystemExit as exited:
+            code = exited.code
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return called
+
+
+# -- flags -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", FLAGS)
+def test_the_flags_of_a_command_are_pinned(command, monkeypatch):
+    actions = parser_of(command, monkeypatch)._actions
+    assert {flag for action in actions for flag in action.option_strings} - {"-h", "--help"} == FLAGS[command]
+
+
+@pytest.mark.parametrize("command", FLAGS)
+def test_every_flag_is_explained(command, monkeypatch):
+    parser = parser_of(command, monkeypatch)
+    assert parser.description
+    told = {"seed", "steps"}  # whose names say it
+    silent = [a.option_strings for a in parser._actions if not a.help and a.dest not in told]
+    assert silent == []
+
+
+def test_flags_and_options_are_the_same(monkeypatch):
+    actions = {
+        a.dest: a for a in parser_of("pretrain", monkeypatch)._actions if a.dest not in ("help", "list", "num_gpus")
+    }
+    options = {field.name: field for field in fields(Options)}
+    assert set(actions) == set(options)
+    for name, action in actions.items():
+        if name != "method":
+            assert action.default == options[name].default, name
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help(command, call):
+    code, out, _ = call(command, "--help")
+    assert code == 0
+    assert f"usage: nnssl_{command}" in out
+
+
+def test_methods_are_listed(call):
+    code, out, _ = call("pretrain", "--list")
+    assert code == 0
+    assert "smit" in out
+    assert "Jiang et al." in out
+
+
+def test_the_module_knows_the_commands():
+    done = subprocess.run([sys.executable, "-m", "nnssl", "fly"], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert all(command in done.stderr for command in COMMANDS)
+
+
+# -- messages --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "say which method with -m; nnssl_pretrain --list shows them"),
+        (["-m", "smit"], "say where the scans are: -i FOLDER, or -d ID"),
+        (["-m", "smit", "-i", "x", "-device", "tpu"], "invalid choice: 'tpu'"),
+        (["-m", "smit", "-i", "x", "--steps", "many"], "invalid int value: 'many'"),
+    ],
+)
+def test_wrong_usage_is_explained(call, arguments, message):
+    code, _, err = call("pretrain", *arguments)
+    assert code == 2
+    assert message in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-m", "dinosaur", "-i", "x"], "unknown method 'dinosaur'; known: smit"),
+        (["-m", "smit", "-i", "x", "--set", "tau=1"], "cannot set 'tau=1'; write FIELD=VALUE with one of: lr="),
+        (["-m", "smit", "-i", "x", "--set", "mask_block=7"], "mask_block must be the stride of a stage"),
+        (["-m", "smit", "-i", "/no/such/folder"], "/no/such/folder"),
+        (["-m", "smit", "-d", "999"], "-d 999: expected one folder Dataset999_* in"),
+        (["-m", "smit", "-d", "Dataset001_Not"], "found 0; there is: Dataset007_There"),
+        (["-m", "smit", "-i", "x", "--name", "../escape"], "'../escape' cannot name a collection"),
+    ],
+)
+def test_errors_are_one_message_and_exit_code_1(call, nnunet_env, arguments, message):
+    (nnunet_env["nnUNet_raw"] / "Dataset007_There").mkdir()
+    code, _, err = call("pretrain", *arguments, "-device", "cpu")
+    assert code == 1
+    assert err.startswith("\nerror: ")
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_an_empty_folder_says_what_was_looked_for(call, nnunet_env, tmp_path):
+    (tmp_path / "empty").mkdir()
+    code, _, err = call("pretrain", "-m", "smit", "-i", tmp_path / "empty", "-device", "cpu")
+    assert code == 1
+    assert str(tmp_path / "empty") in err
+    assert ".nii.gz" in err
+    assert "DICOM" in err
+
+
+@pytest.mark.parametrize("variable", ["nnUNet_preprocessed", "nnUNet_raw"])
+def test_a_missing_variable_is_named(call, nnunet_env, monkeypatch, variable):
+    monkeypatch.delenv(variable)
+    code, _, err = call("pretrain", "-m", "smit", "-d", "1", "-device", "cpu")
+    assert code == 1
+    assert f"nnU-Net's variable {variable} is not set; type: export {variable}=" in err
+
+
+def test_inspect_wants_a_checkpoint(call, tmp_path):
+    assert "say which checkpoint" in call("inspect")[2]
+    code, _, err = call("inspect", tmp_path / "none.pth")
+    assert code == 1
+    assert "no checkpoint at" in err
+    (tmp_path / "text.pth").write_text("hello")
+    code, _, err = call("inspect", tmp_path / "text.pth")
+    assert code == 1
+    assert "cannot be read as a checkpoint" in err
+
+
+def test_the_line_for_nnunet(call):
+    code, out, _ = call("inspect", "--nnunet-env")
+    assert code == 0
+    folder = out.strip().removeprefix('export nnUNet_extTrainer="').removesuffix('"')
+    assert (Path(folder) / "nnssl_swin_ssl.py").is_file()
+
+
+# -- a real run ------------------------------------------------------------------------------------------------------
+
+
+class Terminal:
+    """nnU-Net's folders, and commands typed in a shell that knows them."""
+
+    def __init__(self, folder: Path, scans: Path) -> None:
+        self.scans, self.results = scans, folder / "nnUNet_results" / "nnssl" / "made" / "smit__tiny"
+        names = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+        self.environment = {**os.environ, **{name: str(folder / name) for name in names},
+                            "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # fmt: skip
+        for name in names:
+            (folder / name).mkdir()
+
+    def pretrain(self, *more: object) -> subprocess.Popen:
+        line = [
+            sys.executable,
+            "-m",
+            "nnssl",
+            "pretrain",
+            "-m",
+            "smit",
+            "-i",
+            self.scans,
+            "--name",
+            "made",
+            "-a",
+            "tiny",
+        ]
+        return subprocess.Popen(
+            [*map(str, [*line, *SMALL, *more])],
+            env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def rows(self, folder: Path | None = None) -> list[dict]:
+        log = (folder or self.results) / "log.jsonl"
+        return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+
+@pytest.fixture(scope="module")
+def terminal(tmp_path_factory, phantom_folder) -> Terminal:
+    return Terminal(tmp_path_factory.mktemp("terminal"), phantom_folder)
+
+
+@pytest.fixture(scope="module")
+def stopped(terminal) -> tuple[int, str, str]:
+    """Exit code and words of a run that got SIGTERM after its first steps."""
+    process = terminal.pretrain()
+    deadline = time.monotonic() + 300
+    while len(terminal.rows()) < 2 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+def test_sigterm_saves_and_exits_with_75_and_c_finishes(terminal, stopped):
+    code, out, err = stopped
+    assert code == 75, err
+    assert "3 scans" in out
+    assert "the same line with --c continues" in err
+    assert (terminal.results / "checkpoint_latest.pth").is_file()
+    assert not (terminal.results / "checkpoint_final.pth").exists()
+    done = len(terminal.rows())
+    assert 2 <= done < 30
+
+    process = terminal.pretrain("--c")
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert f"continuing at step {done} of 30" in out
+    assert "look at it with: nnssl_inspect" in out
+    assert [row["step"] for row in terminal.rows()] == list(range(1, 31))
+    written = {path.name for path in terminal.results.iterdir()}
+    assert written == {
+        "checkpoint_final.pth",
+        "checkpoint_latest.pth",
+        "log.jsonl",
+        "progress.png",
+        "reconstruction.png",
+    }
+
+
+def test_inspect_shows_the_run(terminal, stopped, call):
+    code, out, _ = call("inspect", terminal.results / "checkpoint_latest.pth")
+    assert code == 0
+    for part in (
+        "method     smit",
+        "tiny",
+        "made, 3 scans",
+        "mm (z y x)",
+        "HU policy",
+        "prototypes 32",
+        "Jiang et al.",
+    ):
+        assert part in out
+
+
+def test_two_processes_from_one_line(terminal, stopped, tmp_path):
+    process = terminal.pretrain("-num_gpus", 2, "--steps", 3, "-o", tmp_path / "two")
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert "2 process(es)" in out
+    assert out.count("finished: ") == 1
+    assert [row["step"] for row in terminal.rows(tmp_path / "two")] == [1, 2, 3]
+    assert (tmp_path / "two" / "checkpoint_final.pth").is_file()
