@@ -18,6 +18,7 @@ from nnssl.methods.method import MethodConfig, Step
 from nnssl.train import batches, capacity, loop, pretrain
 from nnssl.train.log import LOG, Log
 from nnssl.train.loop import FINAL, LATEST, Diverged, Interrupted, Run, RunConfig, train
+from nnssl.train.monitors import PATIENCE
 from nnssl.train.schedule import learning_rate, parameter_groups
 from nnssl.train.signals import Signals
 
@@ -348,17 +349,17 @@ def test_a_collapse_that_lasts_is_said_once_and_loudly(tmp_path):
     log = Log(run, said.append)
     watched = {"embedding": torch.ones(8, 4), "teacher_image": torch.full((8, 16), 1 / 16)}
     written = []
-    for step in range(1, 9):
+    for step in range(1, PATIENCE + 4):
         run.step = step
         run.monitors.note(watched)
         written.append(log.row({"total": 1.0}, watched, norm=1.0, rate=1e-4, seconds=1.0, waited=0.0, rejected=0))
     (warning,) = said
-    assert "WARNING: this run may have collapsed at step 5" in warning
+    assert f"WARNING: this run may have collapsed at step {PATIENCE}" in warning
     assert "all crops look alike" in warning
     assert "no information" in warning
     assert "--set" in warning
-    assert ["alarm" in row for row in written] == [False] * 4 + [True] + [False] * 3
-    assert written[4]["alarm"] == rows(tmp_path)[4]["alarm"]
+    assert ["alarm" in row for row in written] == [False] * (PATIENCE - 1) + [True] + [False] * 3
+    assert written[PATIENCE - 1]["alarm"] == rows(tmp_path)[PATIENCE - 1]["alarm"]
 
 
 def test_pictures_are_drawn(tmp_path):
