@@ -95,7 +95,7 @@ def load(network: SwinUNETR, plans: dict) -> list[str]:
             f"pretrain in {ours}D (nnssl_pretrain --crop with {ours} numbers), or use -tr SwinScratchTrainer"
         )
     done = checkpoint.transfer(loaded, network.encoder)
-    info.update(matched=done.matched, total=done.total)
+    info.update(sha256=loaded.sha256, matched=done.matched, total=done.total)
     return [
         f"Pretrained weights: {loaded.path} (method {loaded.method}, sha256 {loaded.sha256})",
         f"  named by {info.get('named_by', 'the plans')}",

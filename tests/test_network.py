@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pydoc import locate
 
 import numpy as np
@@ -133,6 +134,22 @@ def test_norm_act_is_instance_norm_and_leaky_relu(act, size):
     direction = torch.randn_like(x)
     y.backward(direction), wanted.backward(direction)
     torch.testing.assert_close(mine.grad, plain.grad, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_in_single_precision_the_network_is_that_of_double_precision(decoder):
+    """Only the former works in place; a gradient lost on the way would show here."""
+    net = network(2, decoder=decoder)
+    image = torch.randn(2, 1, 48, 40)
+    gradients = []
+    for copy in (net, deepcopy(net).double()):
+        outputs = copy(image.to(next(copy.parameters()).dtype))
+        sum(weight * o[:, 0].sigmoid().mean() for weight, o in enumerate(outputs, start=1)).backward()
+        gradients.append({name: p.grad.double() for name, p in copy.named_parameters()})
+    single, double = gradients
+    # A voxel at LeakyReLU's kink may fall on the other side, which changes a gradient by parts in a thousand.
+    off = {name: float((single[name] - double[name]).norm() / double[name].norm()) for name in double}
+    assert max(off.values()) < 0.03, max(off, key=off.get)
 
 
 def test_a_single_voxel_is_not_normalised():

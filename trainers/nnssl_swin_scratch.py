@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from nnssl.trainers.nnssl_swin_ssl import SwinSSLTrainer
-
 from nnssl import finetune
+from nnssl.trainers.nnssl_swin_ssl import SwinSSLTrainer
 
 
 class SwinScratchTrainer(SwinSSLTrainer):

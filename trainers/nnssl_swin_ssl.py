@@ -63,7 +63,9 @@ class SwinSSLTrainer(nnUNetTrainer):
 
     def load_checkpoint(self, filename_or_checkpoint):
         if not self.was_initialized:
-            saved = torch.load(filename_or_checkpoint, map_location="cpu", weights_only=False, mmap=True)
+            saved = filename_or_checkpoint
+            if not isinstance(saved, dict):
+                saved = torch.load(saved, map_location="cpu", weights_only=False, mmap=True)
             plans, resolved = self.plans_manager.plans, self.configuration_manager.configuration
             finetune.adopt(plans, resolved, self.configuration_name, saved["init_args"]["plans"])
             self.starts_anew = False
