@@ -1,0 +1,169 @@
+"""End to end through nnU-Net's own commands: train, resume, validate, choose, predict, export; the SSL file gone."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+import torch
+from made_checkpoints import pretrained
+from micro import ENCODER
+
+from nnssl import files, hook
+from nnssl.network import origin
+from nnssl.network.planned import INFO
+from nnssl.plans.derive import Request, derive
+
+DATASET, ID = "Dataset902_Phantoms", "902"
+PATCH = (12, 32, 28)  # thin, and no multiple of 32
+
+
+def command(name: str, *arguments: object) -> None:
+    """One of nnU-Net's commands, in this process: their start takes longer than their work here."""
+    (entry,) = entry_points(group="console_scripts", name=name)
+    before, sys.argv = sys.argv, [name, *map(str, arguments)]
+    try:
+        entry.load()()
+    finally:
+        sys.argv = before
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Six phantoms, planned and preprocessed by nnU-Net, once for this file; the value maps variable to folder."""
+    from nnssl.data import phantoms
+
+    base = tmp_path_factory.mktemp("nnunet")
+    folders = {name: base / name for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
+    for folder in folders.values():
+        folder.mkdir()
+    phantoms.write_nnunet_dataset(
+        folders["nnUNet_raw"] / DATASET, training=range(6), unseen=range(6, 7), shape=(20, 40, 36)
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        set_variables(patch, folders)
+        command("nnUNetv2_plan_and_preprocess", "-d", ID, "-c", "2d", "3d_fullres", "-npfp", 1, "-np", 1, 1)
+    return folders
+
+
+def set_variables(patch: pytest.MonkeyPatch, folders: dict[str, Path]) -> None:
+    for name, folder in folders.items():
+        patch.setenv(name, str(folder))
+    patch.setenv(hook.VARIABLE, hook.trainers_folder())
+
+
+@pytest.fixture(autouse=True)
+def _variables(folders, monkeypatch):
+    set_variables(monkeypatch, folders)
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")  # augmentation in this process; nnU-Net's planning cannot have it so
+
+
+def plans_named(name: str, epochs: int = 1, **options) -> None:
+    recipe = {"epochs": epochs, "iterations": 2, "val_iterations": 1}
+    derive(Request(DATASET, name=name, decoder="light", patch=PATCH, batch_size=2, recipe=recipe, **options))
+
+
+def train(configuration: str, trainer: str, plans: str, *more: str) -> Path:
+    """Train fold 0; the fold's folder."""
+    command("nnUNetv2_train", ID, configuration, 0, "-tr", trainer, "-p", plans, "-device", "cpu", *more)
+    return Path(os.environ[origin.RESULTS], DATASET, f"{trainer}__{plans}__{configuration}", "fold_0")
+
+
+def log_of(fold: Path) -> str:
+    return "\n".join(path.read_text() for path in sorted(fold.glob("training_log_*.txt")))
+
+
+def test_from_checkpoint_to_segmentation_without_the_ssl_file(folders, tmp_path):
+    ssl = pretrained(tmp_path / "ssl")
+    plans_named("few", epochs=1, checkpoint=ssl)
+    fold = train("3d_fullres", "SwinSSLTrainer", "few")
+    info = files.read_json(fold.parent / "plans.json")[INFO]
+    assert f"{info['total']} of {info['total']} encoder tensors matched" in log_of(fold)
+    assert info["sha256"] in log_of(fold)
+    assert (fold / "validation" / "summary.json").is_file()
+
+    plans_named("few", epochs=2, checkpoint=ssl)
+    ssl.unlink()
+    resumed = train("3d_fullres", "SwinSSLTrainer", "few", "--c")
+    assert torch.load(resumed / "checkpoint_final.pth", weights_only=False)["current_epoch"] == 2
+    assert log_of(fold).count("encoder tensors matched") == 1
+
+    model = ["-tr", "SwinSSLTrainer", "-p", "few", "-c", "3d_fullres", "-f", "0"]
+    predicted = tmp_path / "predicted"
+    images = folders["nnUNet_raw"] / DATASET / "imagesTs"
+    script = Path(sys.executable).parent / "nnUNetv2_predict"  # a process of its own finds the trainer as well
+    call = [script, "-d", ID, "-i", images, "-o", predicted, *model, "-device", "cpu", "-npp", "1", "-nps", "1"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run([*map(str, call)], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert len(list(predicted.glob("*.nii.gz"))) == 1
+
+    command("nnUNetv2_find_best_configuration", ID, "-c", "3d_fullres", "-tr", "SwinSSLTrainer", "-p", "few", "-f", 0,
+            "--disable_ensembling", "-np", 1)  # fmt: skip
+    command("nnUNetv2_export_model_to_zip", "-d", ID, "-o", tmp_path / "model.zip", *model)
+    assert (tmp_path / "model.zip").stat().st_size > 1_000_000
+
+
+def test_the_twin_trains_in_2d_from_a_random_start(folders, tmp_path):
+    config = ENCODER.to_dict() | {"spatial_dims": 2}
+    ssl = pretrained(tmp_path / "ssl", type(ENCODER).from_dict(config))
+    plans_named("flat", checkpoint=ssl)
+    fold = train("2d", "SwinScratchTrainer", "flat")
+    assert "Random start" in log_of(fold)
+    assert "encoder tensors matched" not in log_of(fold)
+    weights = torch.load(fold / "checkpoint_final.pth", weights_only=False)["network_weights"]
+    assert weights["encoder.patch_embed.proj.weight"].ndim == 4
+
+
+def trainer_for(plans: str, name: str = "SwinSSLTrainer", resume: bool = False):
+    """As `nnUNetv2_train` makes it, not yet trained."""
+    from nnunetv2.run.run_training import get_trainer_from_args
+
+    return get_trainer_from_args(ID, "3d_fullres", 1, name, plans, resume, torch.device("cpu"))
+
+
+def test_plain_plans_take_the_only_checkpoint_and_a_validation_needs_it_no_more(folders, tmp_path):
+    """As `nnUNetv2_train 902 3d_fullres 1 -tr SwinSSLTrainer`, then `--val` or `--c` where the SSL file has gone."""
+    ssl = pretrained(folders["nnUNet_results"] / "nnssl" / "ct" / "smit__micro")
+    first = trainer_for("nnUNetPlans")
+    first.initialize()
+    assert "the only one under" in log_of(Path(first.output_folder))
+    first.save_checkpoint(str(tmp_path / "model.pth"))
+    ssl.unlink()
+    again = trainer_for("nnUNetPlans")
+    again.load_checkpoint(str(tmp_path / "model.pth"))
+    for name, tensor in again.network.state_dict().items():
+        torch.testing.assert_close(tensor, first.network.state_dict()[name])
+    assert again.plans_manager.plans[INFO] == first.plans_manager.plans[INFO]
+    assert again.num_epochs == 1000
+    with pytest.raises(origin.NoCheckpointError, match="no pretrained checkpoint was found"):
+        trainer_for("nnUNetPlans").initialize()
+
+
+def test_a_checkpoint_changed_after_planning_stops_the_training(tmp_path):
+    plans_named("changed", checkpoint=pretrained(tmp_path))
+    pretrained(tmp_path, seed=1)
+    with pytest.raises(origin.OriginError, match="has changed since"):
+        trainer_for("changed").initialize()
+
+
+@pytest.mark.parametrize("name", ["SwinSSLTrainer", "SwinScratchTrainer"])
+def test_one_step_gives_every_trained_parameter_a_gradient(tmp_path, name):
+    """DDP, in which nnU-Net wraps the network for -num_gpus, stops at a parameter that gets none."""
+    plans_named("step", checkpoint=pretrained(tmp_path))
+    trainer = trainer_for("step", name)
+    trainer.initialize()
+    trainer.set_deep_supervision_enabled(True)
+    scales = trainer._get_deep_supervision_scales()
+    sizes = [[round(n * s) for n, s in zip(PATCH, scale, strict=True)] for scale in scales]
+    image, targets = torch.randn(2, 1, *PATCH), [torch.randint(0, 4, (2, 1, *size)) for size in sizes]
+    trainer.lr_scheduler.step(0)
+    trainer.train_step({"data": image, "target": targets})
+    waiting = [name for name, p in trainer.network.named_parameters() if p.requires_grad and p.grad is None]
+    assert waiting == []
+    assert all(p.requires_grad for p in trainer.network.parameters())
+    assert len(trainer.optimizer.state) == len(list(trainer.network.parameters()))
