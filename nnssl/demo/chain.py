@@ -28,17 +28,21 @@ class Size:
 
     unlabelled: int = 32
     labelled: int = 6
-    unseen: int = 6
+    unseen: int = 4
     shape: tuple[int, int, int] | None = None  # voxels of every phantom; None: varied
     crop: tuple[int, int, int] = (32, 48, 48)
     batch_size: int = 2
     steps: int = 200
+    patch: tuple[int, int, int] = (40, 40, 40)
     epochs: int = 5
     iterations: int = 30
     processes: int = 2  # of nnU-Net's beside the main one; each costs seconds to start
 
 
-QUICK = Size(3, 5, 2, (24, 32, 32), crop=(16, 32, 32), batch_size=2, steps=4, epochs=1, iterations=2, processes=1)
+QUICK = Size(
+    unlabelled=3, labelled=5, unseen=2, shape=(24, 32, 32), crop=(16, 32, 32), steps=4,
+    patch=(24, 24, 24), epochs=1, iterations=2, processes=1,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -122,8 +126,9 @@ class Demo:
         return [*command, "--crop", *map(str, size.crop), "-device", self.device, "-np", str(self.size.processes)]
 
     def _plan(self) -> list[Command]:
-        processes = str(self.size.processes)
-        recipe = ["--decoder", "light", "--epochs", str(self.size.epochs), "--iterations", str(self.size.iterations)]
+        size, processes = self.size, str(self.size.processes)
+        recipe = ["--decoder", "light", "--patch", *map(str, size.patch)]  # what two cores can do in minutes
+        recipe += ["--epochs", str(size.epochs), "--iterations", str(size.iterations)]
         return [
             ["nnUNetv2_plan_and_preprocess", "-d", DATASET, "-c", CONFIGURATION, "-npfp", processes, "-np", processes],
             ["nnssl_plan", "-d", DATASET, "--name", PLANS, *recipe],
@@ -136,4 +141,4 @@ class Demo:
     def _predict(self, start: str) -> Command:
         places = ["-i", str(self.raw / "imagesTs"), "-o", str(self.predictions(start))]
         model = ["-c", CONFIGURATION, "-f", "0", "-p", PLANS, "-tr", TRAINERS[start], "-device", self.device]
-        return ["nnUNetv2_predict", "-d", DATASET, *places, *model, "-npp", "0", "-nps", "0"]
+        return ["nnUNetv2_predict", "-d", DATASET, *places, *model, "--disable_tta", "-npp", "0", "-nps", "0"]
