@@ -1,67 +1,22 @@
-"""What the trainers share: which checkpoint, which network, which learning rate; and the plans made by nnssl_plan."""
+"""What the trainers share: which checkpoint, which network, which learning rate."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 import torch
 from made_checkpoints import HU, pretrained
+from made_plans import nnunet_plans
 from micro import ENCODER
 
-from nnssl import checkpoint, cli, files, finetune, hook
+from nnssl import checkpoint, files, finetune
 from nnssl.encoder.presets import preset
 from nnssl.encoder.swin import SwinConfig
 from nnssl.network import origin
 from nnssl.network.origin import NoCheckpointError, OriginError
-from nnssl.network.planned import INFO, RECIPE, Recipe, is_ours
+from nnssl.network.planned import INFO, RECIPE, Recipe
 from nnssl.network.swin_unetr import SwinUNETR, output_sizes
-from nnssl.plans.derive import Request, derive
-
-DATASET = "Dataset901_Made"
-REPOSITORY = Path(__file__).resolve().parents[1]
-
-
-def configuration(patch: list[int], schemes: tuple[str, ...] = ("CTNormalization",)) -> dict:
-    dims = len(patch)
-    return {
-        "data_identifier": f"nnUNetPlans_{dims}d",
-        "patch_size": patch,
-        "batch_size": 2,
-        "spacing": [3.0, 1.0, 1.0][-dims:],
-        "normalization_schemes": list(schemes),
-        "architecture": {"network_class_name": "PlainConvUNet", "arch_kwargs": {}, "_kw_requires_import": []},
-    }
-
-
-def nnunet_plans(schemes: tuple[str, ...] = ("CTNormalization",)) -> dict:
-    """The part of nnU-Net's plans that matters here, with the two cascaded configurations."""
-    return {
-        "dataset_name": DATASET,
-        "plans_name": "nnUNetPlans",
-        "foreground_intensity_properties_per_channel": {str(c): {"mean": 90.0, "std": 140.0} for c in range(2)},
-        "configurations": {
-            "2d": configuration([48, 40], schemes),
-            "3d_lowres": configuration([24, 32, 32], schemes),
-            "3d_fullres": configuration([20, 48, 40], schemes),
-            "3d_cascade_fullres": {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"},
-        },
-    }
-
-
-@pytest.fixture
-def planned_dataset(nnunet_env) -> Path:
-    """The dataset's preprocessed folder, planned by nnU-Net."""
-    folder = nnunet_env["nnUNet_preprocessed"] / DATASET
-    files.write_json(folder / "nnUNetPlans.json", nnunet_plans())
-    return folder
-
-
-# ---- the recipe ----------------------------------------------------------------------------------------------
 
 
 def test_a_recipe_takes_nnunets_length_by_default_and_refuses_unknown_keys():
@@ -150,9 +105,6 @@ def test_nnunets_own_transform_makes_targets_of_the_outputs_sizes(patch):
     weights = finetune.deep_supervision_weights(4)
     assert sum(weights) == pytest.approx(1)
     assert [w / weights[0] for w in weights] == [1, 0.5, 0.25, 0.125]
-
-
-# ---- which checkpoint ----------------------------------------------------------------------------------------
 
 
 def test_first_the_plans_then_the_variable_then_the_only_one(nnunet_env, monkeypatch, tmp_path):
@@ -262,114 +214,3 @@ def test_folds_of_different_pretrainings_are_not_mixed(tmp_path):
     finetune.refuse_mixed_folds(tmp_path, 0, {"sha256": "b"})  # this very fold, trained again
     with pytest.raises(OriginError, match=r"1 fold\(s\) trained from the checkpoint with sha256 a"):
         finetune.refuse_mixed_folds(tmp_path, 1, {"sha256": "b"})
-
-
-# ---- nnssl_plan ----------------------------------------------------------------------------------------------
-
-
-def run_plan(monkeypatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["nnssl_plan", *map(str, arguments)])
-    return cli.plan()
-
-
-def test_the_command_writes_plans_that_share_the_data_and_carry_checkpoint_and_recipe(
-    planned_dataset, monkeypatch, tmp_path, capsys
-):
-    path = pretrained(tmp_path)
-    code = run_plan(
-        monkeypatch, "-d", DATASET, "-c", path, "--name", "few", "--epochs", 3, "--iterations", 20, "--lr", 1e-3,
-        "--layer-decay", 0.8, "--decoder", "light", "--patch", 32, 32, 32, "--batch-size", 5,
-    )  # fmt: skip
-    assert code == 0
-    assert "nnUNetv2_train Dataset901_Made 3d_fullres 0 -tr SwinSSLTrainer -p few" in capsys.readouterr().out
-    plans, base = files.read_json(planned_dataset / "few.json"), nnunet_plans()
-    assert plans["plans_name"] == "few"
-    assert Recipe.of(plans) == Recipe(epochs=3, iterations=20, val_iterations=4, lr=1e-3, layer_decay=0.8)
-    assert plans[INFO]["checkpoint_path"] == str(path)
-    assert plans[INFO]["sha256"] == files.sha256(path)
-    assert plans["configurations"].keys() == base["configurations"].keys()
-    for name in base["configurations"]:
-        mine, theirs = finetune.resolve(plans, name), finetune.resolve(base, name)
-        assert is_ours(mine)
-        assert mine["data_identifier"] == theirs["data_identifier"]
-        assert mine["batch_size"] == 5
-        assert mine["patch_size"] == ([48, 40] if name == "2d" else [32, 32, 32])
-        assert mine["architecture"]["arch_kwargs"]["encoder"]["spatial_dims"] == len(mine["patch_size"])
-        assert mine["architecture"]["arch_kwargs"]["decoder"] == "light"
-
-
-def test_plans_for_a_random_start_alone(planned_dataset):
-    plans = files.read_json(derive(Request(DATASET, preset="tiny", name="random")))
-    assert INFO not in plans
-    assert plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["encoder"] == preset("tiny").to_dict()
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"name": "nnUNetPlans"}, "would overwrite the plans"),
-        ({"name": "a__b"}, "nnU-Net joins trainer, plans"),
-        ({"name": "../a"}, "plans are named by letters"),
-        ({"decoder": "cnn"}, "unknown decoder 'cnn'; known: swinunetr, light"),
-        ({"preset": "huge"}, "unknown preset 'huge'"),
-        ({"preset": "tiny", "checkpoint": Path("x")}, "give -c or -a, not both"),
-        ({"checkpoint": Path("/gone.pth")}, "no file at /gone.pth"),
-        ({"recipe": {"epochs": 0}}, "a fine-tuning recipe needs"),
-        ({"base": "none", "preset": "tiny"}, "nnUNetv2_plan_and_preprocess"),
-    ],
-)
-def test_wrong_requests_say_what_is_wrong(planned_dataset, wrong, message):
-    with pytest.raises((ValueError, FileNotFoundError), match=message):
-        derive(Request(DATASET, **({"preset": "tiny"} if "checkpoint" not in wrong else {}) | wrong))
-    assert [path.name for path in planned_dataset.iterdir()] == ["nnUNetPlans.json"]
-
-
-def test_plans_of_others_are_not_overwritten_and_ours_are(planned_dataset):
-    files.write_json(planned_dataset / "theirs.json", nnunet_plans())
-    with pytest.raises(ValueError, match="was not made by nnssl_plan"):
-        derive(Request(DATASET, preset="tiny", name="theirs"))
-    for epochs in (1, 2):
-        path = derive(Request(DATASET, preset="tiny", name="mine", recipe={"epochs": epochs}))
-        assert files.read_json(path)[RECIPE]["epochs"] == epochs
-    with pytest.raises(ValueError, match="was made by nnssl_plan; derive new plans from nnU-Net's own"):
-        derive(Request(DATASET, preset="tiny", base="mine"))
-
-
-def test_the_command_answers_errors_without_a_traceback(nnunet_env, monkeypatch, capsys):
-    monkeypatch.delenv("nnUNet_preprocessed")
-    assert run_plan(monkeypatch, "-d", "901", "-a", "tiny") == 1
-    assert "export nnUNet_raw=" in capsys.readouterr().err
-
-
-# ---- how nnU-Net finds the trainers --------------------------------------------------------------------------
-
-
-def test_our_folder_is_added_once_behind_the_users(monkeypatch, tmp_path):
-    monkeypatch.setenv(hook.VARIABLE, str(tmp_path))
-    hook.add_trainers(), hook.add_trainers()
-    assert os.environ[hook.VARIABLE].split(os.pathsep) == [str(tmp_path), hook.trainers_folder()]
-    assert (Path(hook.trainers_folder()) / "nnssl_swin_ssl.py").is_file()
-
-
-def start_up(folder: Path, code: str) -> subprocess.CompletedProcess:
-    """Python with `folder` as a site-packages that holds the start-up file."""
-    (folder / "nnssl_trainers.pth").write_text((REPOSITORY / "trainers" / "nnssl_trainers.pth").read_text())
-    lines = f"import os, site, sys; sys.path.append({str(folder)!r}); site.addsitedir({str(folder)!r})\n{code}"
-    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", hook.VARIABLE)}
-    command = [sys.executable, "-I", "-S", "-W", "error", "-c", lines]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder)
-
-
-def test_the_start_up_file_adds_the_folder_of_a_wheel_and_imports_nothing_heavy(tmp_path):
-    (tmp_path / "nnssl" / "trainers").mkdir(parents=True)
-    for name in ("__init__.py", "hook.py", "conflict.py"):
-        (tmp_path / "nnssl" / name).write_text((REPOSITORY / "nnssl" / name).read_text())
-    twice = f"site.addsitedir({str(tmp_path)!r})"
-    code = f"{twice}; print(os.environ['nnUNet_extTrainer'], 'torch' in sys.modules, 'nnssl' in sys.modules)"
-    done = start_up(tmp_path, code)
-    assert (done.stdout.split(), done.stderr) == ([str(tmp_path / "nnssl" / "trainers"), "False", "False"], "")
-
-
-def test_the_start_up_file_is_silent_where_the_package_is_gone(tmp_path):
-    done = start_up(tmp_path, "print(os.environ.get('nnUNet_extTrainer'))")
-    assert (done.stdout.strip(), done.stderr) == ("None", "")

@@ -1,0 +1,97 @@
+"""nnssl_plan: plans that share nnU-Net's data and carry checkpoint and recipe."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from made_checkpoints import pretrained
+from made_plans import DATASET, nnunet_plans
+
+from nnssl import cli, files, finetune
+from nnssl.encoder.presets import preset
+from nnssl.network.planned import INFO, RECIPE, Recipe, is_ours
+from nnssl.plans.derive import Request, derive
+
+
+@pytest.fixture
+def planned_dataset(nnunet_env) -> Path:
+    """The dataset's preprocessed folder, planned by nnU-Net."""
+    folder = nnunet_env["nnUNet_preprocessed"] / DATASET
+    files.write_json(folder / "nnUNetPlans.json", nnunet_plans())
+    return folder
+
+
+def run_plan(monkeypatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["nnssl_plan", *map(str, arguments)])
+    return cli.plan()
+
+
+def test_the_command_writes_plans_that_share_the_data_and_carry_checkpoint_and_recipe(
+    planned_dataset, monkeypatch, tmp_path, capsys
+):
+    path = pretrained(tmp_path)
+    code = run_plan(
+        monkeypatch, "-d", DATASET, "-c", path, "--name", "few", "--epochs", 3, "--iterations", 20, "--lr", 1e-3,
+        "--layer-decay", 0.8, "--decoder", "light", "--patch", 32, 32, 32, "--batch-size", 5,
+    )  # fmt: skip
+    assert code == 0
+    assert "nnUNetv2_train Dataset901_Made 3d_fullres 0 -tr SwinSSLTrainer -p few" in capsys.readouterr().out
+    plans, base = files.read_json(planned_dataset / "few.json"), nnunet_plans()
+    assert plans["plans_name"] == "few"
+    assert Recipe.of(plans) == Recipe(epochs=3, iterations=20, val_iterations=4, lr=1e-3, layer_decay=0.8)
+    assert plans[INFO]["checkpoint_path"] == str(path)
+    assert plans[INFO]["sha256"] == files.sha256(path)
+    assert plans["configurations"].keys() == base["configurations"].keys()
+    for name in base["configurations"]:
+        mine, theirs = finetune.resolve(plans, name), finetune.resolve(base, name)
+        assert is_ours(mine)
+        assert mine["data_identifier"] == theirs["data_identifier"]
+        assert mine["batch_size"] == 5
+        assert mine["patch_size"] == ([48, 40] if name == "2d" else [32, 32, 32])
+        assert mine["architecture"]["arch_kwargs"]["encoder"]["spatial_dims"] == len(mine["patch_size"])
+        assert mine["architecture"]["arch_kwargs"]["decoder"] == "light"
+
+
+def test_plans_for_a_random_start_alone(planned_dataset):
+    plans = files.read_json(derive(Request(DATASET, preset="tiny", name="random")))
+    assert INFO not in plans
+    assert plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["encoder"] == preset("tiny").to_dict()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"name": "nnUNetPlans"}, "would overwrite the plans"),
+        ({"name": "a__b"}, "nnU-Net joins trainer, plans"),
+        ({"name": "../a"}, "plans are named by letters"),
+        ({"decoder": "cnn"}, "unknown decoder 'cnn'; known: swinunetr, light"),
+        ({"preset": "huge"}, "unknown preset 'huge'"),
+        ({"preset": "tiny", "checkpoint": Path("x")}, "give -c or -a, not both"),
+        ({"checkpoint": Path("/gone.pth")}, "no file at /gone.pth"),
+        ({"recipe": {"epochs": 0}}, "a fine-tuning recipe needs"),
+        ({"base": "none", "preset": "tiny"}, "nnUNetv2_plan_and_preprocess"),
+    ],
+)
+def test_wrong_requests_say_what_is_wrong(planned_dataset, wrong, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        derive(Request(DATASET, **({"preset": "tiny"} if "checkpoint" not in wrong else {}) | wrong))
+    assert [path.name for path in planned_dataset.iterdir()] == ["nnUNetPlans.json"]
+
+
+def test_plans_of_others_are_not_overwritten_and_ours_are(planned_dataset):
+    files.write_json(planned_dataset / "theirs.json", nnunet_plans())
+    with pytest.raises(ValueError, match="was not made by nnssl_plan"):
+        derive(Request(DATASET, preset="tiny", name="theirs"))
+    for epochs in (1, 2):
+        path = derive(Request(DATASET, preset="tiny", name="mine", recipe={"epochs": epochs}))
+        assert files.read_json(path)[RECIPE]["epochs"] == epochs
+    with pytest.raises(ValueError, match="was made by nnssl_plan; derive new plans from nnU-Net's own"):
+        derive(Request(DATASET, preset="tiny", base="mine"))
+
+
+def test_the_command_answers_errors_without_a_traceback(nnunet_env, monkeypatch, capsys):
+    monkeypatch.delenv("nnUNet_preprocessed")
+    assert run_plan(monkeypatch, "-d", "901", "-a", "tiny") == 1
+    assert "export nnUNet_raw=" in capsys.readouterr().err

@@ -1,0 +1,43 @@
+"""How nnU-Net finds the trainers: the variable, and the start-up file of the wheel."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from nnssl import hook
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def test_our_folder_is_added_once_behind_the_users(monkeypatch, tmp_path):
+    monkeypatch.setenv(hook.VARIABLE, str(tmp_path))
+    hook.add_trainers(), hook.add_trainers()
+    assert os.environ[hook.VARIABLE].split(os.pathsep) == [str(tmp_path), hook.trainers_folder()]
+    assert (Path(hook.trainers_folder()) / "nnssl_swin_ssl.py").is_file()
+
+
+def start_up(folder: Path, code: str) -> subprocess.CompletedProcess:
+    """Python with `folder` as a site-packages that holds the start-up file."""
+    (folder / "nnssl_trainers.pth").write_text((REPOSITORY / "trainers" / "nnssl_trainers.pth").read_text())
+    lines = f"import os, site, sys; sys.path.append({str(folder)!r}); site.addsitedir({str(folder)!r})\n{code}"
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", hook.VARIABLE)}
+    command = [sys.executable, "-I", "-S", "-W", "error", "-c", lines]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder)
+
+
+def test_the_start_up_file_adds_the_folder_of_a_wheel_and_imports_nothing_heavy(tmp_path):
+    (tmp_path / "nnssl" / "trainers").mkdir(parents=True)
+    for name in ("__init__.py", "hook.py", "conflict.py"):
+        (tmp_path / "nnssl" / name).write_text((REPOSITORY / "nnssl" / name).read_text())
+    twice = f"site.addsitedir({str(tmp_path)!r})"
+    code = f"{twice}; print(os.environ['nnUNet_extTrainer'], 'torch' in sys.modules, 'nnssl' in sys.modules)"
+    done = start_up(tmp_path, code)
+    assert (done.stdout.split(), done.stderr) == ([str(tmp_path / "nnssl" / "trainers"), "False", "False"], "")
+
+
+def test_the_start_up_file_is_silent_where_the_package_is_gone(tmp_path):
+    done = start_up(tmp_path, "print(os.environ.get('nnUNet_extTrainer'))")
+    assert (done.stdout.strip(), done.stderr) == ("None", "")
