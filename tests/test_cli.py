@@ -267,11 +267,11 @@ def terminal(tmp_path_factory, phantom_folder) -> Terminal:
 def stopped(terminal) -> tuple[int, str, str]:
     """Exit code and words of a run that got SIGTERM after its first steps."""
     process = terminal.pretrain()
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 600
     while len(terminal.rows()) < 2 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=600)
     return process.returncode, out, err
 
 
@@ -286,7 +286,7 @@ def test_sigterm_saves_and_exits_with_75_and_c_finishes(terminal, stopped):
     assert 2 <= done < 30
 
     process = terminal.pretrain("--c")
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
     assert f"continuing at step {done} of 30" in out
     assert "look at it with: nnssl_inspect" in out
@@ -318,7 +318,7 @@ def test_inspect_shows_the_run(terminal, stopped, call):
 
 def test_two_processes_from_one_line(terminal, stopped, tmp_path):
     process = terminal.pretrain("-num_gpus", 2, "--steps", 3, "-o", tmp_path / "two")
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
     assert "2 process(es)" in out
     assert out.count("finished: ") == 1
