@@ -15,7 +15,8 @@ import torch.multiprocessing as mp
 from nnssl import dist
 from nnssl.train import batches, loop, processes
 from nnssl.train.log import Log
-from nnssl.train.loop import LATEST, Interrupted, Run, train
+from nnssl.train.loop import Interrupted, train
+from nnssl.train.run import LATEST, Run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 WORLD, STEPS = 2, 3

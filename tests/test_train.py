@@ -12,13 +12,15 @@ import micro
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import default_collate
 
 from nnssl import checkpoint, dist
 from nnssl.methods.method import MethodConfig, Step
 from nnssl.train import batches, capacity, loop, pretrain
 from nnssl.train.log import LOG, Log
-from nnssl.train.loop import FINAL, LATEST, Diverged, Interrupted, Run, RunConfig, train
-from nnssl.train.monitors import PATIENCE
+from nnssl.train.loop import Interrupted, train
+from nnssl.train.monitors import PATIENCE, Monitors
+from nnssl.train.run import FINAL, LATEST, Diverged, Run, RunConfig
 from nnssl.train.schedule import learning_rate, parameter_groups
 from nnssl.train.signals import Signals
 
@@ -210,12 +212,19 @@ def test_a_run_is_never_overwritten(tmp_path, there, resume, message):
 
 def test_accumulation_gives_what_one_large_batch_gives(tmp_path):
     runs = [micro.run(tmp_path / str(parts), steps=3, accumulate=parts) for parts in (1, 2, 4)]
+    for parts, run in zip((1, 2, 4), runs, strict=True):
+        samples = batches.MicroBatches(0, 1, run.config.batch_size, parts)
+        run.gradients([default_collate([run.crops[index] for index in part]) for part in samples])
+    whole = dict(runs[0].method.named_parameters())
+    for run in runs[1:]:  # gradients, not weights: AdamW's first steps are signs, and count rounding near 0 fully
+        for name, parameter in run.method.named_parameters():
+            if parameter.requires_grad:
+                torch.testing.assert_close(parameter.grad, whole[name].grad, rtol=1e-3, atol=1e-6)
     for run in runs:
+        run.method.skipped_step()
+        run.monitors = Monitors()
         train(run, silent)
-    for parts, run in zip((2, 4), runs[1:], strict=True):
-        for name, value in run.method.state_dict().items():
-            if torch.is_tensor(value):  # AdamW's first steps are signs: rounding near 0 counts fully
-                torch.testing.assert_close(value, runs[0].method.state_dict()[name], rtol=1e-4, atol=2e-5)
+    for parts in (2, 4):
         for one, several in zip(rows(tmp_path / "1"), rows(tmp_path / str(parts)), strict=True):
             for term in ("total", "mip", "itd", "mpd", "grad_norm", "embedding_std"):
                 assert several[term] == pytest.approx(one[term], rel=1e-3), term

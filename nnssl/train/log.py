@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 
 from nnssl import dist, files
 from nnssl.train import batches, pictures
-
-if TYPE_CHECKING:
-    from nnssl.train.loop import Run
+from nnssl.train.run import Run
 
 LOG = "log.jsonl"
 

@@ -2,180 +2,23 @@
 
 from __future__ import annotations
 
-import json
-import math
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from nnssl import checkpoint, dist
-from nnssl.methods.method import Method, Step
+from nnssl import dist
 from nnssl.train import batches
 from nnssl.train.log import Log
-from nnssl.train.monitors import Monitors
-from nnssl.train.schedule import learning_rate, parameter_groups
+from nnssl.train.run import WHEN_DIVERGED, Diverged, Run
 from nnssl.train.signals import Signals
 
-FINAL, LATEST = "checkpoint_final.pth", "checkpoint_latest.pth"
 PATIENCE = 20  # steps in a row without a finite gradient before a run gives up
 
 
 class Interrupted(Exception):
     """SIGTERM or SIGINT came; checkpoint_latest.pth was written and `--c` continues from it."""
-
-
-class Diverged(RuntimeError):
-    """The gradient was not finite for many steps in a row; the last good checkpoint is kept."""
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """How long, how large, how precise. `batch_size` counts scans over all processes and accumulated parts."""
-
-    steps: int
-    batch_size: int
-    accumulate: int = 1
-    seed: int = 0
-    log_every: int = 10
-    save_every: int = 1000
-    workers: int = 1
-    bf16: bool = False  # autocast on a GPU; losses stay in fp32
-    compile: bool = False
-    tensorboard: bool = False
-
-    # How a run is watched and fed changes no weight, so a resumed run may differ in it.
-    FREE = ("log_every", "save_every", "workers", "tensorboard")
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulate", "log_every", "save_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-
-
-class Run:
-    """One pretraining run: what is trained, how far it is, and where it is written."""
-
-    def __init__(
-        self,
-        method: Method,
-        crops: Dataset,
-        config: RunConfig,
-        folder: Path,
-        header: dict,
-        device: torch.device,
-    ) -> None:
-        self.method = method.to(device).train()
-        self.crops, self.config, self.folder, self.device = crops, config, Path(folder), device
-        self.header = {**header, "run": asdict(config), "method_config": asdict(method.config)}
-        self.optimizer = torch.optim.AdamW(
-            parameter_groups(method, method.config.weight_decay),
-            betas=(0.9, method.config.beta2),
-            fused=device.type == "cuda",
-        )
-        self.monitors = Monitors()
-        self.step = 0
-        self.failures = 0
-        if config.compile:
-            for module in method.modules():
-                if hasattr(module, "patch_embed"):
-                    module.compile()
-        self.model = method
-        if dist.active():
-            self.model = DistributedDataParallel(method, broadcast_buffers=False)
-
-    # -- one step ------------------------------------------------------------------------------------------------
-
-    def gradients(self, micro_batches: list[dict]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Backward over all parts of one step; the mean losses (detached) and what the last part has to watch."""
-        self.optimizer.zero_grad(set_to_none=True)
-        torch.manual_seed(batches.mixed_seed(self.config.seed, "step", self.step, dist.rank()))
-        parts = len(micro_batches)
-        sums: dict[str, Tensor] = {}
-        for part, batch in enumerate(micro_batches):
-            last = part == parts - 1
-            with nullcontext() if last or not dist.active() else self.model.no_sync():
-                out = self._look(batch)
-                (out.losses["total"] / parts).backward()
-            self.monitors.note(out.watched)
-            for name, value in out.losses.items():
-                sums[name] = sums.get(name, 0) + value.detach() / parts
-        return sums, out.watched
-
-    def update(self) -> tuple[float, float]:
-        """Clip, step, move teachers; the gradient's norm and the learning rate. A bad gradient moves nothing."""
-        config = self.method.config
-        rate = learning_rate(config, self.step, self.config.steps, self.config.batch_size)
-        norm = float(torch.nn.utils.clip_grad_norm_(self.method.parameters(), config.clip_norm))
-        self.step += 1
-        if math.isfinite(norm):
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
-            self.optimizer.step()
-            self.method.after_step(self.step / self.config.steps)
-            self.failures = 0
-        else:
-            self.method.skipped_step()
-            self.failures += 1
-        return norm, rate
-
-    def _look(self, batch: dict) -> Step:
-        regions = batch["crop"].to(self.device, non_blocking=True)
-        generators = [batches.generator_for(self.config.seed, int(index)) for index in batch["index"]]
-        views = self.method.views(regions, generators)
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.bf16):
-            return self.model(views)
-
-    # -- to and from disk ----------------------------------------------------------------------------------------
-
-    def save(self, metrics: dict) -> None:
-        """checkpoint_latest.pth: the encoder as in the final checkpoint, and all that a resume needs."""
-        if not dist.is_main():
-            return
-        content = self._pack(metrics)
-        broken = [n for n, p in self.method.named_parameters() if not torch.isfinite(p).all()]
-        if broken:
-            raise Diverged(f"{broken[0]} is not finite; nothing was written. {_DIVERGED}")
-        content["training_state"] = {
-            "step": self.step,
-            "method": self.method.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "monitors": self.monitors.state_dict(),
-        }
-        checkpoint.write(self.folder / LATEST, content)
-
-    def finish(self, metrics: dict) -> Path:
-        """checkpoint_final.pth: what nnU-Net's trainers take."""
-        if dist.is_main():
-            checkpoint.write(self.folder / FINAL, self._pack(metrics))
-        return self.folder / FINAL
-
-    def resume(self) -> None:
-        """Continue from checkpoint_latest.pth. Raises ValueError when it is of another run than this one."""
-        content = checkpoint.read(self.folder / LATEST)
-        _demand_same_run(content["header"], self.header, self.folder)
-        state = content["training_state"]
-        self.method.load_state_dict(state["method"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.monitors.load_state_dict(state["monitors"])
-        self.step = state["step"]
-
-    def _pack(self, metrics: dict) -> dict:
-        header = {**self.header, "step": self.step, "metrics": metrics}
-        return checkpoint.pack(self.method.encoder, header, [self.method.citation])
-
-
-_DIVERGED = (
-    "Try a lower learning rate (--set lr=1e-4), stronger clipping (--set clip_norm=1.0), and look for scans with "
-    "extreme values in report.csv"
-)
 
 
 def train(run: Run, say: Callable[[str], None] = print) -> Path:
@@ -225,26 +68,7 @@ def _failed(run: Run, losses: dict, say: Callable[[str], None]) -> None:
         shown = {name: float(value) for name, value in losses.items()}
         say(
             f"\nWARNING: the gradient of step {run.step} is not finite, losses {shown}; the step was skipped. "
-            f"{_DIVERGED}"
+            f"{WHEN_DIVERGED}"
         )
     if run.failures >= PATIENCE:
-        raise Diverged(f"no finite gradient for {PATIENCE} steps in a row, up to step {run.step}. {_DIVERGED}")
-
-
-def _demand_same_run(saved: dict, now: dict, folder: Path) -> None:
-    def fixed(header: dict) -> dict:
-        run = {name: value for name, value in header["run"].items() if name not in RunConfig.FREE}
-        return {**run, **header["method_config"], "method": header["method"], "crop": header["crop"],
-                "preset": header["preset"], "plan": header["plan"]["fingerprint"],
-            "cases": header["plan"]["cases"]}  # fmt: skip
-
-    before, after = fixed(saved), fixed(json.loads(json.dumps(now)))  # a file knows lists, not tuples
-    changed = [
-        f"{name}: was {before.get(name)}, now {after[name]}" for name in after if before.get(name) != after[name]
-    ]
-    if changed:
-        raise ValueError(
-            f"the run in {folder} was started with other settings and cannot be continued with these:\n  "
-            + "\n  ".join(changed)
-            + "\nRepeat the first command line with --c, or start anew in another folder with -o"
-        )
+        raise Diverged(f"no finite gradient for {PATIENCE} steps in a row, up to step {run.step}. {WHEN_DIVERGED}")

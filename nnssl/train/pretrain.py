@@ -22,7 +22,8 @@ from nnssl.memory import keep_freed_memory
 from nnssl.methods import METHODS, Method
 from nnssl.train import batches, processes
 from nnssl.train.capacity import fitting_batch_size
-from nnssl.train.loop import FINAL, LATEST, Run, RunConfig, train
+from nnssl.train.loop import train
+from nnssl.train.run import FINAL, LATEST, Run, RunConfig
 from nnssl.types import Shape, Spacing
 
 DEFAULT_STEPS = 100_000
