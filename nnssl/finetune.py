@@ -204,7 +204,11 @@ def optimise(network: SwinUNETR, recipe: Recipe, device: torch.device) -> tuple[
     groups = parameter_groups(network, recipe)
     optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=BETAS, fused=device.type in ("cpu", "cuda"))
     parameters = [parameter for group in groups for parameter in group["params"]]
-    optimizer.register_step_pre_hook(lambda *_: torch.nn.utils.clip_grad_norm_(parameters, recipe.clip) and None)
+
+    def clip(*_) -> None:
+        torch.nn.utils.clip_grad_norm_(parameters, recipe.clip)
+
+    optimizer.register_step_pre_hook(clip)
     return optimizer, Schedule(optimizer, recipe)
 
 

@@ -70,9 +70,16 @@ def describe(path: Path, request: Request) -> str:
     for name, configuration in plans["configurations"].items():
         if "architecture" in configuration:
             lines.append(f"  {name}: patch {configuration['patch_size']}, batch {configuration['batch_size']}")
-    return "\n".join(
-        [*lines, f"Train with: nnUNetv2_train {request.dataset} 3d_fullres 0 -tr {trainer} -p {request.name}"]
-    )
+    lines.append(f"Train with: nnUNetv2_train {request.dataset} {_example(plans)} 0 -tr {trainer} -p {request.name}")
+    return "\n".join(lines)
+
+
+def _example(plans: dict) -> str:
+    """A configuration that the checkpoint fits: it is 2D or 3D, the plans are both."""
+    dims = {name: len(c["patch_size"]) for name, c in plans["configurations"].items() if "patch_size" in c}
+    wanted = len(plans.get(INFO, {}).get("pt_used_patchsize", (1, 1, 1)))
+    fitting = [name for name in ("3d_fullres", "2d", *dims) if dims.get(name) == wanted]
+    return (fitting or list(dims))[0]
 
 
 def _check(request: Request) -> None:
@@ -117,7 +124,7 @@ def _encoder(request: Request, plans: dict) -> tuple[SwinConfig, HUPolicy | None
     if request.preset:
         return preset(request.preset), None
     named = {"checkpoint_path": str(request.checkpoint)} if request.checkpoint else {}
-    choice = origin.demand(origin.choose(named))
+    choice = origin.demand(origin.choose(named, "nnssl_plan -c"))
     loaded = checkpoint.load(choice.path)
     plans[INFO] = origin.pretrain_info(choice, loaded)
     return loaded.encoder_config, loaded.hu

@@ -16,7 +16,7 @@ HU = {"low": -900.0, "high": 1100.0, "mean": -40.0, "sd": 310.0}
 def pretrained(folder: Path, config: SwinConfig = ENCODER, seed: int = 0) -> Path:
     """The path of a final checkpoint in `folder`."""
     torch.manual_seed(seed)
-    header = {"method": "smit", "plan": {"hu": HU, "spacing": [3.0, 2.0, 2.0]}, "crop": [32, 32, 32]}
+    header = {"method": "smit", "plan": {"hu": HU, "spacing": [3.0, 2.0, 2.0]}, "crop": [32] * config.spatial_dims}
     path = folder / "checkpoint_final.pth"
     checkpoint.write(path, checkpoint.pack(Swin(config, maskable=True), header, ["Jiang 2022"]))
     return path

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from made_checkpoints import pretrained
 from made_plans import DATASET, nnunet_plans
+from micro import ENCODER
 
 from nnssl import cli, files, finetune
 from nnssl.encoder.presets import preset
@@ -52,6 +54,12 @@ def test_the_command_writes_plans_that_share_the_data_and_carry_checkpoint_and_r
         assert mine["patch_size"] == ([48, 40] if name == "2d" else [32, 32, 32])
         assert mine["architecture"]["arch_kwargs"]["encoder"]["spatial_dims"] == len(mine["patch_size"])
         assert mine["architecture"]["arch_kwargs"]["decoder"] == "light"
+
+
+def test_a_2d_checkpoint_is_planned_for_the_2d_configuration(planned_dataset, monkeypatch, tmp_path, capsys):
+    path = pretrained(tmp_path, replace(ENCODER, spatial_dims=2))
+    assert run_plan(monkeypatch, "-d", DATASET, "-c", path) == 0
+    assert f"nnUNetv2_train {DATASET} 2d 0 -tr SwinSSLTrainer" in capsys.readouterr().out
 
 
 def test_plans_for_a_random_start_alone(planned_dataset):

@@ -35,13 +35,14 @@ class Choice:
     sha256: str | None = None  # as recorded where it was named, if it was
 
 
-def choose(info: Mapping) -> Choice | None:
-    """The checkpoint to start from; None when there is none anywhere. `info` is the plans' `pretrain_info`.
+def choose(info: Mapping, whose: str = "the plans") -> Choice | None:
+    """The checkpoint to start from; None when there is none anywhere.
 
+    info:  the plans' `pretrain_info`, or what stands in its place, with its name for messages.
     Raises NoCheckpointError where a named file is missing, or several are found and none is named.
     """
     if path := info.get("checkpoint_path"):
-        return _named(path, "the plans", info.get("sha256"))
+        return _named(path, whose, info.get("sha256"))
     if path := os.environ.get(VARIABLE):
         return _named(path, f"the variable {VARIABLE}")
     found = finals()
