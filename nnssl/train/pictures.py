@@ -17,7 +17,8 @@ PANELS = {
     "gradient norm": ("grad_norm",),
 }
 UNSHOWN = ("step", "epoch", "alarm", "samples_per_second", "data_wait", "rejected", "used_")
-SMOOTHING = 0.9  # of the moving average drawn over the raw values
+SMOOTHING = 0.8  # of the moving average drawn over the raw values
+EXACT = ("lr", "rankme", "embedding_std")  # no noise to smooth
 SHOWN_CROPS = 2
 
 
@@ -35,7 +36,7 @@ def progress(rows: list[dict], path: Path, title: str) -> None:
         for key in keys:
             steps, values = zip(*((row["step"], row[key]) for row in rows if key in row), strict=True)
             (line,) = axes.plot(steps, values, alpha=0.25)
-            axes.plot(steps, _smooth(values), color=line.get_color(), label=key)
+            axes.plot(steps, values if key in EXACT else _smooth(values), color=line.get_color(), label=key)
         axes.set_title(name, fontsize=9)
         axes.set_xlabel("step", fontsize=8)
         axes.tick_params(labelsize=8)
