@@ -337,14 +337,15 @@ def test_cached_attention_equals_the_formula(monkeypatch, budget: int, mask_wind
     bias = torch.randn(2, 4, 4, dtype=torch.float64, requires_grad=True)
     mask = None
     if mask_windows:
-        mask = torch.zeros(mask_windows, 4, 4, dtype=torch.float64)
-        mask[:, 0, 1:] = mask[:, 1:, 0] = -torch.inf
+        patterns = torch.zeros(2, 4, 4, dtype=torch.float64)
+        patterns[1, 0, 1:] = patterns[1, 1:, 0] = -torch.inf
+        mask = patterns, torch.arange(mask_windows) % 2
 
     def formula(parts: Tensor, bias: Tensor) -> Tensor:
         q, k, v = parts.permute(0, 3, 1, 4, 2)
         scores = q @ k.transpose(-1, -2) / 5**0.5 + bias
         if mask is not None:
-            scores = scores + mask.repeat(6 // len(mask), 1, 1)[:, None]
+            scores = scores + patterns[mask[1].repeat(6 // mask_windows)][:, None]
         return (scores.softmax(-1) @ v).permute(1, 3, 0, 2)
 
     weight = torch.randn(2, 5, 6, 4, dtype=torch.float64)

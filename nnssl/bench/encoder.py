@@ -8,7 +8,7 @@ On a GPU both run under bf16 autocast, ours compiled as it is trained. MONAI is 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
@@ -56,7 +56,8 @@ def training_step(model: nn.Module, x: torch.Tensor) -> Callable[[], None]:
     return step
 
 
-def compare(name: str, size: int, batch: int, device: torch.device, rounds: int) -> str:
+def compare(name: str, size: int, batch: int, device: torch.device, rounds: int) -> Iterator[str]:
+    """Lines to print, each as soon as it is measured."""
     config = preset(name, drop_path=0.0)
     torch.manual_seed(0)
     x = torch.randn(batch, config.in_channels, *(size,) * config.spatial_dims, device=device)
@@ -64,9 +65,13 @@ def compare(name: str, size: int, batch: int, device: torch.device, rounds: int)
     steps = {"MONAI": training_step(theirs, x), "ours": training_step(ours, x)}
     if device.type == "cuda":
         steps["ours, compiled"] = training_step(torch.compile(ours), x)
-    costs = side_by_side(steps, rounds, warmup=2, device=device)
+    yield f"\n{name}, {size}^{config.spatial_dims}, batch {batch}"
+    yield table(side_by_side(steps, rounds, device=device), "MONAI")
     memory = {label: peak_memory(step, device) for label, step in steps.items()}
-    return f"{name}, {size}^{config.spatial_dims}, batch {batch}\n{table(costs, 'MONAI', memory)}\n"
+    yield from (
+        f"peak memory of a step, {label}: {peak / 2**20:.0f} MiB, ratio {peak / memory['MONAI']:.2f}"
+        for label, peak in memory.items()
+    )
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -80,7 +85,8 @@ def main(argv: list[str] | None = None) -> None:
     kept = options.allocator == "keep" and keep_freed_memory()
     print(f"{options.device}, {options.threads} threads, torch {torch.__version__}, freed memory kept: {kept}")
     for size in options.sizes:
-        print(compare(options.preset, size, options.batch, torch.device(options.device), options.rounds))
+        for line in compare(options.preset, size, options.batch, torch.device(options.device), options.rounds):
+            print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -7,17 +7,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nnssl.encoder import cached
+from nnssl.encoder.windows import Mask
 
 
 def window_attention(
-    x: Tensor, weight: Tensor, offset: Tensor | None, heads: int, bias: Tensor, mask: Tensor | None
+    x: Tensor, weight: Tensor, offset: Tensor | None, heads: int, bias: Tensor, mask: Mask | None
 ) -> Tensor:
     """softmax(q k^T / sqrt(d) + bias + mask) v in each window, where q, k, v = x @ weight.T + offset.
 
     x:      [W n C], the windows of one sample after the other's.
     weight: [3C C] and offset [3C]: rows ordered as q, k, v, then heads, then channels of a head.
     bias:   [heads n n], the same for all windows.
-    mask:   [nW n n] or None, the same for all samples; W is a multiple of nW.
+    mask:   as in `Cut`, the same for all samples; W is a multiple of nW.
     Returns [W n C].
     """
     windows, n, channels = x.shape
@@ -30,10 +31,11 @@ def window_attention(
     return out.view(channels, -1).t().view(x.shape)
 
 
-def _by_pytorch(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, mask: Tensor | None) -> Tensor:
+def _by_pytorch(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, mask: Mask | None) -> Tensor:
     """q, k, v [W heads n d] to [W n C]."""
     bias = bias[None]
     if mask is not None:
-        bias = (bias + mask[:, None]).repeat(len(q) // len(mask), 1, 1, 1)
+        patterns, which = mask
+        bias = (bias + patterns[which][:, None]).repeat(len(q) // len(which), 1, 1, 1)
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
     return out.transpose(1, 2).flatten(2)

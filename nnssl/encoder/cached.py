@@ -7,10 +7,10 @@ bias. Products with few channels are laid out channels first, which the matrix l
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
+
+from nnssl.encoder.windows import Mask
 
 CACHED = 1 << 18  # values a thread works on at a time: 1 MiB in fp32, about a core's second-level cache
 
@@ -20,12 +20,12 @@ def suits(x: Tensor) -> bool:
     return x.device.type == "cpu" and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
 
 
-def attention(parts: Tensor, bias: Tensor, mask: Tensor | None) -> Tensor:
+def attention(parts: Tensor, bias: Tensor, mask: Mask | None) -> Tensor:
     """softmax(q k^T / sqrt(d) + bias + mask) v in each window.
 
     parts: [3 heads d W n], that is q, k and v, the windows of one sample after the other's.
     bias:  [heads n n], the same for all windows.
-    mask:  [nW n n] or None, the same for all samples; W is a multiple of nW. Gets no gradient.
+    mask:  as in `windows.Cut`, the same for all samples; W is a multiple of nW.
     Returns [heads d W n].
     """
     if torch.is_grad_enabled():
@@ -55,20 +55,22 @@ class _Attention(torch.autograd.Function):
         return *_attend_back(gradient, *ctx.saved_tensors), None
 
 
-def _attend(parts: Tensor, bias: Tensor, mask: Tensor | None, probabilities: Tensor | None) -> tuple[Tensor, Tensor]:
+def _attend(parts: Tensor, bias: Tensor, mask: Mask | None, probabilities: Tensor | None) -> tuple[Tensor, Tensor]:
     """The output [heads d W n], and q, k, v as [3 W heads d n]; `probabilities` [W heads n n] is filled if given."""
     _, heads, d, windows, n = parts.shape
     by_window = parts.permute(0, 3, 1, 2, 4).contiguous()
     out = parts.new_empty(heads, d, windows, n)
     step = _step(heads * n * n)
     scratch = parts.new_empty(min(step, windows), heads, n, n)
-    for start, end, masked in _runs(windows, step, mask):
+    patterns, which = (None, None) if mask is None else (mask[0], mask[1].repeat(windows // len(mask[1])))
+    for start in range(0, windows, step):
+        end = min(start + step, windows)
         q, k, v = by_window[:, start:end].flatten(1, 2)
         scores = scratch[: end - start]
-        if masked is None:
+        if patterns is None:
             scores.copy_(bias)
         else:
-            torch.add(bias, masked[:, None], out=scores)
+            torch.add(bias, patterns[which[start:end], None], out=scores)
         scores.flatten(0, 1).baddbmm_(q.transpose(1, 2), k, alpha=d**-0.5)
         p = torch.softmax(scores, -1, out=None if probabilities is None else probabilities[start:end])
         o = torch.bmm(v, p.flatten(0, 1).transpose(1, 2))
@@ -83,7 +85,8 @@ def _attend_back(gradient: Tensor, by_window: Tensor, probabilities: Tensor) -> 
     to_bias = gradient.new_zeros(1, heads * n * n)
     step = _step(heads * n * n)
     ones = gradient.new_ones(1, step)
-    for start, end, _ in _runs(windows, step, None):
+    for start in range(0, windows, step):
+        end = min(start + step, windows)
         q, k, v = by_window[:, start:end].flatten(1, 2)
         p = probabilities[start:end].flatten(0, 1)
         g = gradient[:, :, start:end].permute(2, 0, 1, 3).reshape(-1, d, n)
@@ -95,18 +98,3 @@ def _attend_back(gradient: Tensor, by_window: Tensor, probabilities: Tensor) -> 
         for i, part in enumerate((to_q, to_k, torch.bmm(g, p))):
             to_parts[i, :, :, start:end] = part.view(-1, heads, d, n).permute(1, 2, 0, 3)
     return to_parts, to_bias.view(heads, n, n)
-
-
-def _runs(windows: int, step: int, mask: Tensor | None) -> Iterator[tuple[int, int, Tensor | None]]:
-    """(start, end, mask of these windows) of runs of at most `step` windows."""
-    if mask is None:
-        for start in range(0, windows, step):
-            yield start, min(start + step, windows), None
-        return
-    if len(mask) < step:
-        mask = mask.repeat(min(step, windows) // len(mask), 1, 1)
-    for first in range(0, windows, len(mask)):
-        last = min(first + len(mask), windows)
-        for start in range(first, last, step):
-            end = min(start + step, last)
-            yield start, end, mask[start - first : end - first]

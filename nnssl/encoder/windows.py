@@ -16,6 +16,8 @@ from torch import Tensor
 
 from nnssl.types import Shape
 
+Mask = tuple[Tensor, Tensor]
+
 
 @dataclass(frozen=True)
 class Cut:
@@ -26,7 +28,8 @@ class Cut:
     slots:    [nW*n] place in `tokens` of the token in each slot (0 for padding); None without padding.
     filled:   [N] the slot of each of `tokens`; None without padding.
     real:     [nW*n 1] 1 for a token, 0 for padding; None without padding.
-    mask:     [nW n n] float to add to the scores: 0 where a pair may attend; None where every pair may.
+    mask:     None where every pair of a window may attend, else (patterns [P n n], which [nW]): a window adds
+              patterns[which] to its scores, 0 where a pair may attend. There are few patterns, whatever the grid.
     """
 
     size: Shape
@@ -34,7 +37,7 @@ class Cut:
     slots: Tensor | None
     filled: Tensor | None
     real: Tensor | None
-    mask: Tensor | None
+    mask: Mask | None
 
 
 @dataclass(frozen=True)
@@ -119,11 +122,13 @@ def _partition(x: Tensor, size: Shape) -> Tensor:
     return x.reshape(split).permute(order).reshape(-1, prod(size))
 
 
-def _mask(region: Tensor, hidden: float) -> Tensor | None:
-    apart = region[:, :, None] != region[:, None, :]
+def _mask(region: Tensor, hidden: float) -> Mask | None:
+    """region: [nW n]; tokens of different regions are `hidden` from each other."""
+    patterns, which = region.unique(dim=0, return_inverse=True)
+    apart = patterns[:, :, None] != patterns[:, None, :]
     if not apart.any():
         return None
-    return torch.zeros(apart.shape).masked_fill_(apart, hidden)
+    return torch.zeros(apart.shape).masked_fill_(apart, hidden), which
 
 
 @torch.compiler.assume_constant_result
