@@ -59,7 +59,7 @@ FLAGS = {
     "inspect": frozenset({"--nnunet-env"}),
     "demo": frozenset({"-o", "-i", "-device", "--quick"}),
 }
-SMALL = ["--crop", "16", "16", "16", "--batch-size", "2", "--steps", "30", "--log-every", "1", "-np", "1", "-device",
+SMALL = ["--crop", "16", "16", "16", "--batch-size", "2", "--steps", "16", "--log-every", "1", "-np", "1", "-device",
          "cpu", "--set", "prototypes=32", "head_hidden=16", "head_bottleneck=8"]  # fmt: skip
 
 
@@ -283,14 +283,14 @@ def test_sigterm_saves_and_exits_with_75_and_c_finishes(terminal, stopped):
     assert (terminal.results / "checkpoint_latest.pth").is_file()
     assert not (terminal.results / "checkpoint_final.pth").exists()
     done = len(terminal.rows())
-    assert 2 <= done < 30
+    assert 2 <= done < 16
 
     process = terminal.pretrain("--c")
     out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
-    assert f"continuing at step {done} of 30" in out
+    assert f"continuing at step {done} of 16" in out
     assert "look at it with: nnssl_inspect" in out
-    assert [row["step"] for row in terminal.rows()] == list(range(1, 31))
+    assert [row["step"] for row in terminal.rows()] == list(range(1, 17))
     written = {path.name for path in terminal.results.iterdir()}
     assert written == {
         "checkpoint_final.pth",
