@@ -34,7 +34,8 @@ def pretrain() -> int:
     from nnssl.train.pretrain import Options, processes
     from nnssl.train.pretrain import pretrain as run
 
-    processes.launch(asked.num_gpus, arguments)
+    if ended := processes.launch(asked.num_gpus, arguments):
+        return {"done": 0, "failed": EXIT_ERROR, "stopped": EXIT_INTERRUPTED}[ended]
     options = vars(asked)
     for name in ("list", "num_gpus"):
         options.pop(name)
@@ -114,7 +115,8 @@ def _report_errors(work: Callable[[], object]) -> int:
     except Exception as error:
         if type(error).__name__ != "Interrupted":
             raise
-        print(f"\n{error}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # all processes stop after the same step
+            print(f"\n{error}", file=sys.stderr)
         return EXIT_INTERRUPTED
     return 0
 

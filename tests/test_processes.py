@@ -11,6 +11,8 @@ import pytest
 import torch
 import torch.distributed as td
 import torch.multiprocessing as mp
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from nnssl import dist
 from nnssl.train import batches, loop, processes
@@ -212,19 +214,33 @@ def test_devices(monkeypatch):
     assert processes.choose_device(None) == torch.device("cuda", 1)
 
 
-def test_the_launcher_starts_the_same_command(monkeypatch):
+FAILURE = ChildFailedError("nnssl", {0: ProcessFailure(local_rank=0, pid=1, exitcode=1, error_file="")})
+
+
+@pytest.mark.parametrize(
+    ("error", "ended"),
+    [(None, "done"), (SignalException("stop", signal.SIGTERM), "stopped"), (FAILURE, "failed")],
+)
+def test_the_launcher_runs_the_same_command_and_tells_how_it_ended(monkeypatch, error, ended):
     started = []
-    monkeypatch.setattr(os, "execv", lambda program, line: started.append(line))
+
+    def run(arguments):
+        started.append(arguments)
+        if error:
+            raise error
+
+    monkeypatch.setattr("torch.distributed.run.run", run)
     monkeypatch.delenv("LOCAL_RANK", raising=False)
-    processes.launch(1, ["-m", "smit"])
+    assert processes.launch(1, ["-m", "smit"]) is None
     assert started == []
-    processes.launch(3, ["-m", "smit", "-num_gpus", "3"])
+    assert processes.launch(3, ["-m", "smit", "-num_gpus", "3"]) == ended
     (line,) = started
-    assert line[1:3] == ["-m", "torch.distributed.run"]
-    assert line[line.index("--nproc-per-node") + 1] == "3"
-    assert line[-6:] == ["nnssl", "pretrain", "-m", "smit", "-num_gpus", "3"]
+    assert line.nproc_per_node == "3"
+    assert line.standalone
+    assert (line.module, line.training_script) == (True, "nnssl")
+    assert line.training_script_args == ["pretrain", "-m", "smit", "-num_gpus", "3"]
     monkeypatch.setenv("LOCAL_RANK", "0")
-    processes.launch(3, [])  # one of those that were launched
+    assert processes.launch(3, []) is None  # one of those that were launched
     assert len(started) == 1
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
 from datetime import timedelta
 
@@ -31,13 +30,26 @@ def choose_device(asked: str | None) -> torch.device:
     return torch.device(name)
 
 
-def launch(num_gpus: int, arguments: list[str]) -> None:
-    """Replace this process by torchrun with `num_gpus` processes of the same command; returns for one process."""
+def launch(num_gpus: int, arguments: list[str]) -> str | None:
+    """Run the same command in `num_gpus` processes through torchrun, and wait for them.
+
+    None where there is nothing to launch: one process, or one of those that were launched. Else how they ended:
+    "done", "failed" (they have said why) or "stopped" (by a signal, which torchrun has passed on).
+    """
     if num_gpus <= 1 or "LOCAL_RANK" in os.environ:
-        return
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_gpus)]
-    sys.stdout.flush()
-    os.execv(sys.executable, [*torchrun, "-m", "nnssl", "pretrain", *arguments])
+        return None
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    options = ["--standalone", "--nproc-per-node", str(num_gpus)]
+    try:
+        run.run(run.parse_args([*options, "-m", "nnssl", "pretrain", *arguments]))
+    except SignalException:
+        return "stopped"
+    except ChildFailedError:
+        return "failed"
+    return "done"
 
 
 def join(device: torch.device) -> None:
