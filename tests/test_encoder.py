@@ -107,7 +107,10 @@ def test_exact_windows_equal_monai_where_it_neither_clips_nor_pads(dims: int, wi
 
 def test_the_smit_preset_equals_monai() -> None:
     encoder = seeded(preset("smit", taps="merge", windows="monai", drop_path=0.0))
-    assert_equal_models(encoder, monai_twin(encoder), image(encoder.config, (16, 16, 24), batch=1))
+    x = image(encoder.config, (16, 16, 24), batch=1)
+    with torch.no_grad():
+        for ours, theirs in zip(encoder(x), monai_twin(encoder)(x), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
 def test_stage_taps_are_what_monais_stages_give_before_merging() -> None:

@@ -64,17 +64,17 @@ class Swin(nn.Module):
         tokens = self.patch_embed(x)
         if masked is not None:
             tokens = torch.where(masked[..., None], self.mask_token.to(tokens.dtype), tokens)
-        maps = [tokens] if self.config.taps == "merge" else []
+        # Each map is normalised where it arises: its share of the backward pass then comes late, when most memory
+        # is free again.
+        maps = [_as_map(tokens)] if self.config.taps == "merge" else []
         for stage in self.stages:
             tokens = stage(tokens, self.checkpointing)
             if self.config.taps == "stage":
-                maps.append(tokens)
+                maps.append(_as_map(tokens))
             tokens = stage.downsample(tokens)
             if self.config.taps == "merge":
-                maps.append(tokens)
-        if self.config.taps == "stage":
-            maps.append(tokens)
-        return [F.layer_norm(m, m.shape[-1:]).movedim(-1, 1) for m in maps]
+                maps.append(_as_map(tokens))
+        return maps if self.config.taps == "merge" else [*maps, _as_map(tokens)]
 
     def _check(self, x: Tensor, masked: Tensor | None) -> None:
         axes = "Z Y X" if self.config.spatial_dims == 3 else "Y X"
@@ -89,3 +89,8 @@ class Swin(nn.Module):
             raise ValueError(
                 f"masked must be bool on the token grid {wanted}, got {masked.dtype} {tuple(masked.shape)}"
             )
+
+
+def _as_map(tokens: Tensor) -> Tensor:
+    """[B *grid C] to a normalised [B C *grid]."""
+    return F.layer_norm(tokens, tokens.shape[-1:]).movedim(-1, 1)
