@@ -10,6 +10,7 @@ from pathlib import Path
 THREADS = str(min(2, os.cpu_count() or 1))
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(variable, THREADS)
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting in a busy loop starves the other processes of a test
 os.environ.setdefault("nnUNet_n_proc_DA", "1")
 os.environ.setdefault("nnUNet_def_n_proc", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")

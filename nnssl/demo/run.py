@@ -83,7 +83,9 @@ def do(stage: Stage, demo: Demo) -> float:
 def environment(demo: Demo) -> dict[str, str]:
     """The caller's, with nnU-Net's variables turned to the demo's folder and no checkpoint of the user's."""
     kept = {name: value for name, value in os.environ.items() if name != "nnssl_checkpoint"}
-    return {**kept, "MPLBACKEND": "Agg", **demo.processes, **demo.variables}
+    # Threads that wait in a busy loop take the cores from nnU-Net's other processes, several times over on two cores.
+    patient = {"OMP_WAIT_POLICY": "PASSIVE"}
+    return {**patient, **kept, "MPLBACKEND": "Agg", **demo.processes, **demo.variables}
 
 
 def executable(command: Command) -> Command:
