@@ -101,8 +101,12 @@ def demo() -> int:
 
     size = chain.QUICK if asked.quick else chain.Size()
     scans = asked.scans.resolve() if asked.scans else None
-    made = chain.Demo(asked.output.resolve(), choose_device(asked.device).type, scans, size)
-    return _report_errors(lambda: print(result.describe(made, result.summarise(made, run.run(made)))))
+
+    def work() -> None:
+        made = chain.Demo(asked.output.resolve(), choose_device(asked.device).type, scans, size)
+        print(result.describe(made, result.summarise(made, run.run(made))))
+
+    return _report_errors(work)
 
 
 def _report_errors(work: Callable[[], object]) -> int:

@@ -123,7 +123,8 @@ class Demo:
         size = self.size
         command = ["nnssl_pretrain", "-m", "smit", "-a", "tiny", "-i", str(self.scans or self.folder / "scans")]
         command += ["--spacing", *SPACING, "--steps", str(size.steps), "--batch-size", str(size.batch_size)]
-        return [*command, "--crop", *map(str, size.crop), "-device", self.device, "-np", str(self.size.processes)]
+        command += ["--crop", *map(str, size.crop), "-device", self.device, "-np", str(self.size.processes)]
+        return [*command, "--c"]  # an interrupted demo goes on; where there is nothing yet, it starts
 
     def _plan(self) -> list[Command]:
         size, processes = self.size, str(self.size.processes)
