@@ -86,7 +86,7 @@ def demo() -> int:
     parser = argparse.ArgumentParser(
         prog="nnssl_demo",
         description="Pretraining, planning, training and prediction on CT phantoms that are made on the spot, through "
-        "the same commands that you would type. Needs no data and no GPU; under 10 minutes on two cores.",
+        "the same commands that you would type. Needs no data and no GPU; made for under 10 minutes on two cores.",
         epilog="The same line goes on after the last finished stage. Nothing is written outside of the folder.",
     )
     parser.add_argument("-o", dest="output", metavar="FOLDER", type=Path, default=Path("nnssl_demo"),

@@ -24,7 +24,7 @@ Command = list[str]
 
 @dataclass(frozen=True)
 class Size:
-    """How much of everything. The defaults take under 10 minutes on two CPU cores."""
+    """How much of everything. The defaults are meant for under 10 minutes on two idle CPU cores."""
 
     unlabelled: int = 32
     labelled: int = 6
@@ -35,7 +35,7 @@ class Size:
     steps: int = 200
     patch: tuple[int, int, int] = (40, 40, 40)
     epochs: int = 5
-    iterations: int = 30
+    iterations: int = 25
     processes: int = 2  # of nnU-Net's beside the main one; each costs seconds to start
 
 
