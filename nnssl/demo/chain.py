@@ -92,8 +92,7 @@ class Demo:
         """The chain, in order."""
         before = [
             Stage("phantoms", "making CT-like phantoms", self._make_phantoms, ("scans", "nnUNet_raw")),
-            Stage("pretrain", "pretraining with SMIT, without labels", [self._pretrain()],
-                  ("nnUNet_preprocessed/nnssl", "nnUNet_results/nnssl")),
+            Stage("pretrain", "pretraining with SMIT, without labels", [self._pretrain()], ()),  # resumes by itself
             Stage("plan", "planning by nnU-Net", self._plan(), (f"nnUNet_preprocessed/{NAME}",)),
         ]  # fmt: skip
         train = [
