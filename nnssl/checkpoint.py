@@ -17,7 +17,7 @@ from torch import Tensor
 
 from nnssl import files
 from nnssl.encoder.swin import Swin, SwinConfig
-from nnssl.types import HUPolicy, Shape, Spacing
+from nnssl.types import NETWORK_CLASS, HUPolicy, Shape, Spacing
 
 FORMAT_VERSION = 1
 KEYS = {"format_version", "header", "network_weights", "nnssl_adaptation_plan", "citations"}
@@ -25,7 +25,6 @@ HEADER = {"method", "plan", "crop", "encoder"}  # what using the weights needs; 
 PREFIX = "encoder."
 STEM = "patch_embed.proj.weight"
 PRETRAINING_ONLY = {"mask_token": "pretraining only: nothing is hidden when fine-tuning"}
-NETWORK_CLASS = "nnssl.network.swin_unetr.SwinUNETR"
 
 
 class CheckpointError(ValueError):

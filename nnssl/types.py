@@ -12,6 +12,7 @@ from dataclasses import dataclass
 Shape = tuple[int, ...]
 Spacing = tuple[float, ...]
 
+NETWORK_CLASS = "nnssl.network.swin_unetr.SwinUNETR"  # as checkpoints and plans name it; pydoc.locate finds it
 BODY_HU = -500.0  # voxels above this are body, not air (METHODS: HU > -500)
 
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from monai.networks.nets.swin_unetr import SwinTransformer
 from torch import Tensor
 
+from nnssl.bench.encoder import monai_swin
 from nnssl.encoder import blocks
 from nnssl.encoder.presets import PRESETS, preset
 from nnssl.encoder.swin import Swin, SwinConfig
@@ -32,20 +33,7 @@ def seeded(config: SwinConfig, **options: bool) -> Swin:
 
 def monai_twin(encoder: Swin) -> SwinTransformer:
     """MONAI's encoder with the weights of `encoder`."""
-    config = encoder.config
-    dims = config.spatial_dims
-    twin = SwinTransformer(
-        in_chans=config.in_channels,
-        embed_dim=config.embed_dim,
-        window_size=(config.window,) * dims,
-        patch_size=(2,) * dims,
-        depths=config.depths,
-        num_heads=config.heads,
-        mlp_ratio=config.mlp_ratio,
-        qkv_bias=config.qkv_bias,
-        patch_norm=config.patch_norm,
-        spatial_dims=dims,
-    )
+    twin = monai_swin(encoder.config)
     missing, unexpected = twin.load_state_dict(encoder.state_dict(), strict=False)
     assert not unexpected
     assert all(name.endswith("relative_position_index") for name in missing)

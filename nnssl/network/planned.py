@@ -10,9 +10,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields, replace
 
 from nnssl.encoder.swin import SwinConfig
-from nnssl.types import HUPolicy
+from nnssl.types import NETWORK_CLASS, HUPolicy
 
-NETWORK_CLASS = "nnssl.network.swin_unetr.SwinUNETR"
 INFO, RECIPE = "pretrain_info", "nnssl_recipe"
 
 
