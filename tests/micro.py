@@ -34,7 +34,7 @@ class MadeCrops(Dataset):
         coarse = torch.randn(1, 1, *(max(2, size // 4) for size in self.shape), generator=generator)
         mode = "trilinear" if len(self.shape) == 3 else "bilinear"
         crop = torch.nn.functional.interpolate(coarse, self.shape, mode=mode)[0]
-        return {"crop": crop, "index": index, "rejected": index % 3}
+        return {"crop": crop, "index": index, "scan": index % self.cases, "rejected": index % 3}
 
 
 def config(name: str = "smit", **settings):
@@ -54,8 +54,14 @@ def method(name: str = "smit", seed: int = 0, spatial_dims: int = 3, **settings)
 
 def views(method: Method, batch: int = 2, crop: tuple[int, ...] = CROP, seed: int = 0) -> dict:
     """What `method` looks at for the samples 0, 1, ... of the made crops."""
-    samples = [MadeCrops(method.region(crop))[index]["crop"] for index in range(batch)]
-    return method.views(torch.stack(samples), [batches.generator_for(seed, index) for index in range(batch)])
+    return seen(method, [MadeCrops(method.region(crop))[index] for index in range(batch)], seed)
+
+
+def seen(method: Method, samples: list[dict], seed: int = 0) -> dict:
+    """The views of `samples` as the engine gives them to the method."""
+    regions = torch.stack([sample["crop"] for sample in samples])
+    views = method.views(regions, [batches.generator_for(seed, sample["index"]) for sample in samples])
+    return {**views, "scan": torch.tensor([sample["scan"] for sample in samples])}
 
 
 def header(name: str = "smit", crop: tuple[int, ...] = CROP) -> dict:

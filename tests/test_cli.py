@@ -297,7 +297,7 @@ def test_sigterm_saves_and_exits_with_75_and_c_finishes(terminal, stopped):
         "checkpoint_latest.pth",
         "log.jsonl",
         "progress.png",
-        "reconstruction.png",
+        "views.png",
     }
 
 

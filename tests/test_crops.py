@@ -40,7 +40,7 @@ def test_a_sample_has_the_agreed_form(stored):
     folder, plan, _ = stored
     crops = Crops(folder, plan, (16, 32, 32), seed=3)
     sample = crops[7]
-    assert set(sample) == {"crop", "index", "rejected"}
+    assert set(sample) == {"crop", "index", "scan", "rejected"}
     assert sample["crop"].dtype == torch.float32
     assert sample["crop"].shape == (1, 16, 32, 32)
     assert (sample["index"], type(sample["rejected"])) == (7, int)

@@ -374,7 +374,7 @@ def test_a_collapse_that_lasts_is_said_once_and_loudly(tmp_path):
 def test_pictures_are_drawn(tmp_path):
     run = micro.run(tmp_path, steps=3)
     train(run, silent)
-    for name in ("progress.png", "reconstruction.png"):
+    for name in ("progress.png", "views.png"):
         assert (tmp_path / name).read_bytes()[:8] == PNG
     assert run.method.training
     assert not run.method.teacher.training

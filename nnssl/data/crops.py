@@ -22,11 +22,12 @@ OPEN = {"mode": "r", "dparams": {"nthreads": 1}, **({} if os.name == "nt" else {
 
 
 class Crops(torch.utils.data.Dataset):
-    """`crops[index]` -> {"crop": float32 [1 *shape], "index": int, "rejected": int}, for any index >= 0.
+    """`crops[index]` -> {"crop": float32 [1 *shape], "index", "scan", "rejected": int}, for any index >= 0.
 
     `index` is the number of the sample in the whole run: index // len(crops) is the epoch, in which every case
     comes once, in an order of its own. A shape of two axes gives axial slices [1 Y X]. `rejected` counts the
-    positions that held too little body. Files are opened where they are read, so workers may fork or spawn.
+    positions that held too little body; `scan` is the place in `cases` of the scan that was read. Files are opened
+    where they are read, so workers may fork or spawn.
     """
 
     def __init__(self, folder: Path | str, plan: Plan, shape: Shape | None = None, seed: int = 0) -> None:
@@ -63,18 +64,19 @@ class Crops(torch.utils.data.Dataset):
         if index < 0:
             raise IndexError(f"samples are numbered from 0, got {index}")
         generator = np.random.default_rng((self.seed, index))
-        case = self._case(index)
+        scan = self._scan(index)
+        case = self.cases[scan]
         properties = self._properties(case)
         start, rejected = self._position(generator, properties)
         crop = self._read(case, start, np.array(properties["shape"]))
-        return {"crop": torch.from_numpy(crop), "index": index, "rejected": rejected}
+        return {"crop": torch.from_numpy(crop), "index": index, "scan": scan, "rejected": rejected}
 
-    def _case(self, index: int) -> str:
+    def _scan(self, index: int) -> int:
         epoch, place = divmod(index, len(self.cases))
         if self._order[0] != epoch:
             # A stream of its own: (seed, index) above has no third entry.
             self._order = epoch, np.random.default_rng((self.seed, epoch, 1)).permutation(len(self.cases))
-        return self.cases[self._order[1][place]]
+        return int(self._order[1][place])
 
     def _properties(self, case: str) -> dict:
         properties = read_json(self.folder / f"{case}.json")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from nnssl.methods.method import Method, MethodConfig, Step
+from nnssl.methods.simmim import SimMIM
 from nnssl.methods.smit import SMIT
 
 METHODS: dict[str, type[Method]] = {
     "smit": SMIT,
+    "simmim": SimMIM,
 }
 
 __all__ = ["METHODS", "Method", "MethodConfig", "Step"]

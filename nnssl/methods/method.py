@@ -19,7 +19,8 @@ class Step(NamedTuple):
 
     losses   name -> scalar with gradient; the key "total" is what is minimised.
     watched  name -> detached tensor for the collapse monitors: "embedding" [N d] and, for each teacher
-             head, "teacher_<head>" probabilities [N K].
+             head, "teacher_<head>" probabilities [N K]; scalars go to the log as they are, of which "accuracy"
+             (share of right answers) is watched as well.
     """
 
     losses: dict[str, Tensor]
@@ -69,7 +70,9 @@ class Method(nn.Module, ABC):
 
     title: ClassVar[str]
     family: ClassVar[str]
+    signal: ClassVar[str]  # what it learns from, in a few words
     citation: ClassVar[str]
+    smallest_batch: ClassVar[int] = 2  # scans a step below which it does not learn sensibly
     Config: ClassVar[type[MethodConfig]]
 
     config: MethodConfig
@@ -93,7 +96,8 @@ class Method(nn.Module, ABC):
         """
 
     @abstractmethod
-    def loss(self, views: dict[str, Tensor]) -> Step: ...
+    def loss(self, views: dict[str, Tensor]) -> Step:
+        """The terms for what `views` gave, to which the engine has added "scan" [B]: which scan each region is of."""
 
     def forward(self, views: dict[str, Tensor]) -> Step:
         """`loss`, under the name that PyTorch's DistributedDataParallel wraps."""
@@ -105,6 +109,9 @@ class Method(nn.Module, ABC):
     def skipped_step(self) -> None:
         """Instead of `after_step`, where the gradient was not finite: forget what the batch has left behind."""
 
-    def reconstruct(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Title -> [B 1 *crop] for the picture of what is learnt; empty where a method predicts no voxels."""
-        return {}
+    @abstractmethod
+    def show(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Title -> [B 1 *size] for views.png: what is looked at and, where voxels are predicted, the prediction.
+
+        Sizes may differ between titles; NaN is drawn as hidden. Called in evaluation mode, without gradient.
+        """

@@ -19,6 +19,7 @@ running moments before the heads, without which small batches end in uniform tar
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -115,6 +116,7 @@ class Backbone(nn.Module):
 class SMIT(Method):
     title = "self-distilled masked image transformer"
     family = "masked image modelling + self-distillation"
+    signal = "hidden voxels; a teacher's answers for hidden patches and for another view"
     citation = "Jiang et al., Self-supervised 3D anatomy segmentation using SMIT, MICCAI 2022, arXiv 2205.10342"
     Config = SMITConfig
 
@@ -187,17 +189,14 @@ class SMIT(Method):
     def skipped_step(self) -> None:
         discard_all(self)
 
-    def reconstruct(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
-        if self.decoder is None:
-            return {}
+    def show(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
         image, hidden = views["image"].flatten(0, 1), views["masked"].flatten(0, 1)
-        predicted = self.decoder(self.student.encoder(image, self._masked(hidden)), image.shape[2:]).float()
         covered = self._covered(hidden)
-        return {
-            "original": image,
-            "masked": image.masked_fill(covered, float(image.min())),
-            "predicted": torch.where(covered, predicted, image),
-        }
+        shown = {"teacher sees": image, "student sees": image.masked_fill(covered, math.nan)}
+        if self.decoder is not None:
+            predicted = self.decoder(self.student.encoder(image, self._masked(hidden)), image.shape[2:]).float()
+            shown["predicted"] = torch.where(covered, predicted, image)
+        return shown
 
     def get_extra_state(self) -> float:
         return self.progress

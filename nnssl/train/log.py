@@ -74,7 +74,7 @@ class Log:
         return row
 
     def draw(self) -> None:
-        """progress.png and, for methods that predict voxels, reconstruction.png."""
+        """progress.png, and views.png: what the method looks at and predicts."""
         if not dist.is_main():
             return
         run = self.run
@@ -84,7 +84,6 @@ class Log:
         generators = [batches.generator_for(run.config.seed, index) for index in range(2)]
         run.method.eval()
         with torch.no_grad():
-            volumes = run.method.reconstruct(run.method.views(regions, generators))
+            volumes = run.method.show(run.method.views(regions, generators))
         run.method.train()
-        if volumes:
-            pictures.reconstruction({k: v.float().cpu() for k, v in volumes.items()}, run.folder / "reconstruction.png")
+        pictures.views({k: v.float().cpu() for k, v in volumes.items()}, run.folder / "views.png")

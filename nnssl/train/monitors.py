@@ -6,6 +6,7 @@ rankme          exp of the entropy of the singular values of the last `WINDOW` e
 entropy_<head>  mean entropy of the teacher's targets, as a share of log K: 1 = uniform collapse.
 spread_<head>   entropy of the mean target, as a share of log K: 0 = one prototype for everything.
 used_<head>     how many prototypes are the first choice of some token or crop.
+accuracy        share of right answers, where the method asks a question that has one.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ ADVICE = {
     "(--set teacher_temperature_end=0.04) or fewer prototypes (--set prototypes=1024)",
     "single": "the teacher names one prototype for everything. Try a faster centre (--set centre_momentum=0.8) "
     "or a softer teacher (--set teacher_temperature_start=0.06)",
+    "solved": "the question is answered nearly always (accuracy > 0.99), so more steps teach little: stop here and use "
+    "checkpoint_latest.pth, or make it harder",
 }
 
 
@@ -80,7 +83,9 @@ class Monitors:
             row["embedding_std"] = embedding_std(self.embeddings)
             row["rankme"] = rankme(self.embeddings)
         for name, value in watched.items():
-            if name.startswith("teacher_"):
+            if value.ndim == 0:
+                row[name] = float(value)
+            elif name.startswith("teacher_"):
                 head = name.removeprefix("teacher_")
                 row[f"entropy_{head}"], row[f"spread_{head}"], row[f"used_{head}"] = entropies(value)
         return row
@@ -91,6 +96,7 @@ class Monitors:
             "embedding": row.get("embedding_std", 1.0) < ALIKE,
             "uniform": any(v > 0.98 for k, v in row.items() if k.startswith("entropy_")),
             "single": any(v < 0.02 for k, v in row.items() if k.startswith("spread_")),
+            "solved": row.get("accuracy", 0.0) > 0.99,
         }
         self.lasting = {name: self.lasting[name] + 1 if wrong[name] else 0 for name in ADVICE}
         return [ADVICE[name] for name, count in self.lasting.items() if count == PATIENCE]

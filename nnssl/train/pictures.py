@@ -1,4 +1,4 @@
-"""progress.png and reconstruction.png: a run at one look. Matplotlib is imported only when a picture is made."""
+"""progress.png and views.png: a run at one look. Matplotlib is imported only when a picture is made."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from nnssl import files
 
 # Panel title -> the rows' keys (or their beginnings) that it shows. What no panel names is a loss term.
 PANELS = {
+    "accuracy (alarm: 0.99)": ("accuracy",),
     "embedding std (1: spread out, alarm: 0.05)": ("embedding_std",),
     "RankMe of the last 512 embeddings": ("rankme",),
     "teacher: entropy / log K (alarm: 0.98), spread (alarm: 0.02)": ("entropy_", "spread_"),
@@ -31,8 +32,8 @@ def progress(rows: list[dict], path: Path, title: str) -> None:
     shown = {f"{title}: loss": terms}
     for name, keys in PANELS.items():
         shown[name] = [key for key in rows[-1] if key.startswith(keys)]
-    figure = _figure(13, 7)
-    for axes, (name, keys) in zip(figure.subplots(2, 3).flat, shown.items(), strict=True):
+    figure = _figure(16, 7)
+    for axes, (name, keys) in zip(figure.subplots(2, 4).flat, shown.items(), strict=False):
         for key in keys:
             steps, values = zip(*((row["step"], row[key]) for row in rows if key in row), strict=True)
             (line,) = axes.plot(steps, values, alpha=0.25)
@@ -45,8 +46,8 @@ def progress(rows: list[dict], path: Path, title: str) -> None:
     _save(figure, path)
 
 
-def reconstruction(volumes: dict[str, Tensor], path: Path) -> None:
-    """The middle axial slice of the first crops: one row a crop, one column a volume ([B 1 *crop])."""
+def views(volumes: dict[str, Tensor], path: Path) -> None:
+    """The middle axial slice of the first crops: one row a crop, one column a volume ([B 1 *size]); NaN is blue."""
     crops = min(SHOWN_CROPS, len(next(iter(volumes.values()))))
     figure = _figure(3 * len(volumes), 3 * crops)
     grid = figure.subplots(crops, len(volumes), squeeze=False)
@@ -57,7 +58,8 @@ def reconstruction(volumes: dict[str, Tensor], path: Path) -> None:
             image = volume[row, 0]
             image = image[image.shape[0] // 2] if image.ndim == 3 else image
             axes.imshow(image.numpy(), cmap="gray", vmin=low, vmax=high)
-            axes.set_axis_off()
+            axes.set_facecolor("tab:blue")
+            axes.set(xticks=[], yticks=[])
             if row == 0:
                 axes.set_title(name)
     _save(figure, path)

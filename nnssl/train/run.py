@@ -124,6 +124,7 @@ class Run:
         regions = batch["crop"].to(self.device, non_blocking=True)
         generators = [batches.generator_for(self.config.seed, int(index)) for index in batch["index"]]
         views = self.method.views(regions, generators)
+        views["scan"] = batch["scan"].to(self.device)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.bf16):
             return self.model(views)
 
