@@ -49,6 +49,28 @@ def gather(tensor: torch.Tensor) -> torch.Tensor:
     return torch.cat(parts)
 
 
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, tensor: torch.Tensor) -> torch.Tensor:
+        ctx.own = slice(rank() * len(tensor), (rank() + 1) * len(tensor))
+        return gather(tensor)
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
+        gradient = gradient.contiguous().clone()
+        td.all_reduce(gradient)
+        return gradient[ctx.own]
+
+
+def gather_with_gradient(tensor: torch.Tensor) -> torch.Tensor:
+    """`gather`, through which every process's loss also reaches the rows that others have sent.
+
+    The gradient of a row is the sum over the processes' losses. Where each of them is the mean over its own rows,
+    DistributedDataParallel's average of the parameters' gradients is that of the mean over all rows.
+    """
+    return _Gather.apply(tensor) if active() else tensor
+
+
 def barrier() -> None:
     if active():
         td.barrier()

@@ -8,12 +8,36 @@ from torch import Tensor, nn
 from nnssl import dist
 
 
-class RunningMean(nn.Module):
-    """A running mean of rows: `note` remembers a batch, `update` moves the mean once per optimiser step.
+class Running(nn.Module):
+    """What remembers every batch of a step (`note`) and moves once the optimiser has (`update`).
 
-    Between the two nothing changes, so every micro-batch of a step and every process sees the same mean.
-    Batches are taken to be of equal size. With `prompt`, the first updates are plain averages, so that the mean is
-    right at once instead of after 1 / (1 - momentum) steps.
+    Between two updates nothing changes, so every micro-batch of a step and every process sees the same. All state is
+    in buffers, so that a resumed run goes on exactly.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._noted: list = []
+
+    @torch.no_grad()
+    def update(self) -> None:
+        noted, self._noted = self._noted, []
+        if noted:
+            self._move(noted)
+
+    def discard(self) -> None:
+        """Forget what was noted since the last update: the step was skipped."""
+        self._noted.clear()
+
+    def _move(self, noted: list) -> None:
+        raise NotImplementedError
+
+
+class RunningMean(Running):
+    """A running mean of rows. Batches are taken to be of equal size.
+
+    With `prompt`, the first updates are plain averages, so that the mean is right at once instead of after
+    1 / (1 - momentum) steps.
     """
 
     def __init__(self, size: int, momentum: float, prompt: bool = False, start: Tensor | None = None) -> None:
@@ -21,19 +45,14 @@ class RunningMean(nn.Module):
         self.momentum, self.prompt = momentum, prompt
         self.register_buffer("value", torch.zeros(size) if start is None else start)
         self.register_buffer("updates", torch.zeros((), dtype=torch.long))
-        self._noted: list[Tensor] = []
 
     @torch.no_grad()
     def note(self, rows: Tensor) -> None:
         """`rows` [N size]."""
         self._noted.append(rows.detach().float().mean(dim=0))
 
-    @torch.no_grad()
-    def update(self) -> None:
-        if not self._noted:
-            return
-        mean = dist.mean(torch.stack(self._noted).mean(dim=0))
-        self._noted.clear()
+    def _move(self, noted: list[Tensor]) -> None:
+        mean = dist.mean(torch.stack(noted).mean(dim=0))
         if not torch.isfinite(mean).all():  # a batch that overflowed must not poison every later one
             return
         weight = 1 - self.momentum
@@ -42,22 +61,18 @@ class RunningMean(nn.Module):
         self.value.lerp_(mean, weight)
         self.updates += 1
 
-    def discard(self) -> None:
-        """Forget what was noted since the last update: the step was skipped."""
-        self._noted.clear()
-
 
 def update_all(module: nn.Module) -> None:
-    """Move every running mean inside `module`; once per optimiser step."""
+    """Move every running state inside `module`; once per optimiser step."""
     for part in module.modules():
-        if isinstance(part, RunningMean):
+        if isinstance(part, Running):
             part.update()
 
 
 def discard_all(module: nn.Module) -> None:
-    """Forget what every running mean inside `module` has noted since the last step."""
+    """Forget what every running state inside `module` has noted since the last step."""
     for part in module.modules():
-        if isinstance(part, RunningMean):
+        if isinstance(part, Running):
             part.discard()
 
 
