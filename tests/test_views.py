@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import micro
@@ -11,9 +12,19 @@ import torch
 from nnssl.methods import METHODS
 from nnssl.methods.smit import SMIT
 from nnssl.train.batches import generator_for, mixed_seed
-from nnssl.views.intensity import HIGHS, LOWS, apply_window, draw_window
+from nnssl.views.intensity import (
+    HIGHS,
+    LOWS,
+    Intensity,
+    apply_intensity,
+    apply_window,
+    blur,
+    draw_intensity,
+    draw_window,
+)
 from nnssl.views.masking import block_grid, draw_blocks, repeat_blocks
-from nnssl.views.spatial import cut, draw_offset
+from nnssl.views.pairs import two_views
+from nnssl.views.spatial import cut, draw_box, draw_flips, draw_offset, flip, resample, rotate, rotations
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -82,6 +93,230 @@ def test_region_and_crop_know_each_other(size):
 
 def test_the_papers_region():
     assert SMIT.region((96, 96, 96)) == (128, 128, 128)
+
+
+# -- boxes -----------------------------------------------------------------------------------------------------------
+
+
+def randn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=generator(seed))
+
+
+@pytest.mark.parametrize("region", [(20, 30, 40), (24, 32)])
+def test_boxes_lie_inside_and_have_one_share_on_every_axis(region):
+    source, sizes = generator(), torch.tensor(region)
+    boxes = torch.stack([draw_box(region, (0.25, 0.75), source) for _ in range(300)])
+    assert boxes.shape == (300, len(region), 2)
+    start, side = boxes.unbind(dim=2)
+    share = side / sizes
+    assert float((share - share[:, :1]).abs().max()) < 1e-12
+    assert 0.25 <= float(share.min()) < 0.27
+    assert 0.73 < float(share.max()) <= 0.75
+    assert float(start.min()) >= 0
+    assert bool((start + side <= sizes).all())
+    assert torch.equal(draw_box(region, (1.0, 1.0), source)[:, 1], sizes.double())
+
+
+@pytest.mark.parametrize("sides", [(0.0, 0.5), (0.6, 0.5), (0.5, 1.1)])
+def test_boxes_that_do_not_fit_are_refused(sides):
+    with pytest.raises(ValueError, match="0 < low <= high <= 1"):
+        draw_box((8, 8), sides, generator())
+
+
+@pytest.mark.parametrize(("region", "size"), [((9, 12, 10), (5, 6, 7)), ((9, 12), (4, 12))])
+def test_a_box_of_whole_numbers_is_cut_out_unchanged(region, size):
+    images, offsets = randn(3, 2, *region), [draw_offset(region, size, generator(seed)) for seed in range(3)]
+    boxes = torch.tensor([[[o, s] for o, s in zip(offset, size, strict=True)] for offset in offsets])
+    expected = torch.stack([cut(image, offset, size) for image, offset in zip(images, offsets, strict=True)])
+    assert torch.equal(resample(images, boxes.float(), size), expected)
+
+
+@pytest.mark.parametrize(("region", "size"), [((9, 12, 10), (16, 14, 18)), ((9, 12), (16, 13))])
+def test_enlarging_is_torchs_linear_interpolation(region, size):
+    images = randn(2, 2, *region)
+    boxes = torch.tensor([[[1.0, s - 2.0] for s in region]] * 2)
+    inner = images[(..., *(slice(1, s - 1) for s in region))]
+    wanted = torch.nn.functional.interpolate(inner, size, mode="trilinear" if len(size) == 3 else "bilinear")
+    got = resample(images, boxes, size)
+    within = (..., *(slice(2, -2) for _ in size))  # at its border the box sees what lies beyond; `inner` does not
+    torch.testing.assert_close(got[within], wanted[within], rtol=1e-4, atol=1e-5)
+
+
+def test_shrinking_averages():
+    """Antialiased interpolation of torch, in 2D, is the oracle."""
+    images = randn(2, 3, 24, 36)
+    boxes = torch.tensor([[[0.0, 24.0], [0.0, 36.0]]] * 2)
+    wanted = torch.nn.functional.interpolate(images, (10, 9), mode="bilinear", antialias=True)
+    got = resample(images, boxes, (10, 9))
+    within = (..., slice(1, -1), slice(1, -1))  # torch cuts the kernel at the border, here its middle is clamped
+    torch.testing.assert_close(got[within], wanted[within], rtol=1e-4, atol=1e-5)
+    stripes = (torch.arange(32) % 2).float().expand(1, 1, 32, 32)
+    small = resample(stripes, torch.tensor([[[0.0, 32.0]] * 2]), (8, 8))[..., 1:-1]
+    torch.testing.assert_close(small, torch.full_like(small, 0.5))
+
+
+def test_resampling_gives_one_image_the_same_bits_alone():
+    images, size = randn(4, 1, 20, 24, 22), (9, 12, 10)
+    boxes = torch.stack([draw_box((20, 24, 22), (0.3, 1.0), generator(seed)) for seed in range(4)])
+    whole = resample(images, boxes, size)
+    for index in range(4):
+        assert torch.equal(whole[index], resample(images[index : index + 1], boxes[index : index + 1], size)[0])
+
+
+# -- flips and rotations ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_flips_are_torchs(dims):
+    images = randn(2**dims, 2, *(3, 4, 5)[:dims])
+    flips = torch.tensor(list(itertools.product([False, True], repeat=dims)))
+    for image, flags, got in zip(images, flips, flip(images, flips), strict=True):
+        assert torch.equal(got, image.flip([1 + axis for axis in range(dims) if flags[axis]]))
+    drawn = torch.stack([draw_flips(dims, source) for source in [generator()] for _ in range(1000)])
+    assert float((drawn.float().mean(dim=0) - 0.5).abs().max()) < 0.08
+
+
+def matrix(rotation) -> torch.Tensor:
+    """Where the rotation takes each axis, found from its effect on a cube of coordinates around the middle."""
+    dims = len(rotation[0])
+    axes = torch.meshgrid(*[torch.tensor([-1, 0, 1])] * dims, indexing="ij")
+    turned = rotate(torch.stack(axes), rotation)  # [dims 3 ...]: the old coordinates of what is now at each place
+    ends = [tuple(2 if a == axis else 1 for a in range(dims)) for axis in range(dims)]
+    return torch.stack([turned[(slice(None), *end)] for end in ends], dim=1)
+
+
+@pytest.mark.parametrize(("dims", "classes"), [(2, 4), (3, 4), (3, 10), (3, 24)])
+def test_rotations_are_proper_distinct_and_begin_with_none(dims, classes):
+    found = rotations(dims, classes)
+    matrices = [matrix(rotation) for rotation in found]
+    assert len(found) == classes == len({tuple(m.flatten().tolist()) for m in matrices})
+    assert torch.equal(matrices[0], torch.eye(dims, dtype=torch.long))
+    assert all(round(float(torch.linalg.det(m.double()))) == 1 for m in matrices)
+    if (dims, classes) != (3, 10):  # turns about single axes are no group
+        group = {tuple(m.flatten().tolist()) for m in matrices}
+        assert {tuple((a @ b).flatten().tolist()) for a in matrices for b in matrices} == group
+    cube = randn(1, *[4] * dims)
+    assert len({tuple(rotate(cube, rotation).flatten().tolist()) for rotation in found}) == classes
+
+
+def test_each_list_of_rotations_begins_the_longer_one():
+    assert rotations(3, 4) == rotations(3, 10)[:4] == rotations(3, 24)[:4]
+    assert rotations(3, 10) == rotations(3, 24)[:10]
+
+
+def test_turns_are_torchs_rot90():
+    cube = randn(2, 3, 3, 3)
+    expected = [cube, *(cube.rot90(k, plane) for plane in ((2, 3), (1, 3), (1, 2)) for k in (1, 2, 3))]
+    for rotation, wanted in zip(rotations(3, 10), expected, strict=True):
+        assert torch.equal(rotate(cube, rotation), wanted)
+    square = randn(1, 5, 5)
+    for turns, rotation in enumerate(rotations(2, 4)):
+        assert torch.equal(rotate(square, rotation), square.rot90(turns, (1, 2)))
+
+
+@pytest.mark.parametrize(("dims", "classes"), [(2, 24), (3, 6), (3, 0)])
+def test_other_numbers_of_rotations_are_refused(dims, classes):
+    with pytest.raises(ValueError, match=f"in {dims}D there are .* got {classes}"):
+        rotations(dims, classes)
+
+
+# -- intensities -----------------------------------------------------------------------------------------------------
+
+
+def test_an_intensity_that_changes_nothing_changes_no_bit():
+    images = randn(2, 1, 6, 7, 8)
+    assert torch.equal(apply_intensity(images, [Intensity()] * 2), images)
+    assert torch.equal(blur(images, torch.zeros(2, 3)), images)
+
+
+def test_intensities_by_hand():
+    images = randn(4, 1, 6, 7)
+    draws = [
+        Intensity(low=-0.5, high=0.8),
+        Intensity(contrast=1.2, brightness=-0.3),
+        Intensity(gamma=1.5),
+        Intensity(),
+    ]
+    got = apply_intensity(images, draws)
+    assert torch.equal(got[0], images[0].clamp(-0.5, 0.8))
+    torch.testing.assert_close(got[1], images[1] * 1.2 - 0.3)
+    low, high = images[2].min(), images[2].max()
+    torch.testing.assert_close(got[2], ((images[2] - low) / (high - low)) ** 1.5 * (high - low) + low)
+    assert torch.equal(got[3], images[3])
+
+
+def test_noise_has_its_sd_and_comes_from_its_seed():
+    images = torch.zeros(3, 1, 30, 30, 30)
+    noise = apply_intensity(images, [Intensity(noise=0.2, seed=seed) for seed in (1, 1, 2)])
+    assert float(noise[0].std()) == pytest.approx(0.2, rel=0.02)
+    assert torch.equal(noise[0], noise[1])
+    assert not torch.equal(noise[0], noise[2])
+    assert not images.any(), "the region itself must stay"
+
+
+def test_blur_is_a_gaussian_along_each_axis():
+    point = torch.zeros(2, 1, 21, 21)
+    point[:, :, 10, 10] = 1
+    got = blur(point, torch.tensor([[1.5, 0.0], [0.7, 1.2]]))
+    places = torch.arange(21) - 10.0
+    for image, sds in zip(got[:, 0], ((1.5, 1e-6), (0.7, 1.2)), strict=True):
+        kernels = [torch.exp(-0.5 * (places / sd) ** 2) for sd in sds]
+        wanted = torch.outer(kernels[0] / kernels[0].sum(), kernels[1] / kernels[1].sum())
+        torch.testing.assert_close(image, wanted)
+    flat = torch.full((1, 1, 9, 9, 9), 3.0)
+    torch.testing.assert_close(blur(flat, torch.tensor([[1.0, 2.0, 0.5]])), flat)
+
+
+def test_drawn_intensities_differ_and_use_up_the_same_chance():
+    draws = [draw_intensity(source) for source in [generator()] for _ in range(500)]
+    names = Intensity._fields[2:7]
+    quiet = {name: sum(getattr(d, name) == getattr(Intensity(), name) for d in draws) / 500 for name in names}
+    assert quiet == pytest.approx(
+        {"contrast": 0.5, "brightness": 0.5, "gamma": 0.7, "noise": 0.7, "blur": 0.7}, abs=0.08
+    )
+    assert len({draw.seed for draw in draws}) == 500
+    lengths = set()
+    for seed in range(20):
+        source = generator(seed)
+        draw_intensity(source)
+        other = generator(seed)
+        torch.rand(3, generator=other), torch.rand(5, generator=other), torch.rand(5, generator=other)
+        torch.randint(2**62, (), generator=other)
+        lengths.add(torch.equal(source.get_state(), other.get_state()))
+    assert lengths == {True}
+
+
+@pytest.mark.parametrize("shape", [(20, 24, 22), (32, 30)])
+def test_an_image_gets_the_same_intensity_alone_and_in_a_batch(shape):
+    images, draws = randn(6, 1, *shape), [draw_intensity(generator(seed)) for seed in range(6)]
+    assert any(draw.blur for draw in draws)
+    whole = apply_intensity(images, draws)
+    for index, draw in enumerate(draws):
+        assert torch.equal(whole[index], apply_intensity(images[index : index + 1], [draw])[0]), draw
+
+
+# -- pairs -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_two_views_do_not_depend_on_the_batch(dims):
+    regions, crop = randn(4, 1, *[21] * dims), (16,) * dims
+    whole = two_views(regions, [generator(seed) for seed in range(4)], crop)
+    assert whole.shape == (2, 4, 1, *crop)
+    assert torch.equal(whole, two_views(regions, [generator(seed) for seed in range(4)], crop))
+    alone = [two_views(regions[i : i + 1], [generator(i)], crop) for i in range(4)]
+    assert torch.equal(whole, torch.cat(alone, dim=1))
+    assert not torch.equal(whole[0], whole[1])
+
+
+def test_two_views_are_flipped_parts_where_intensities_are_left_out(monkeypatch):
+    monkeypatch.setattr("nnssl.views.pairs.draw_intensity", lambda generator: Intensity())
+    region = randn(1, 1, 8, 8)
+    views = two_views(region, [generator(3)], (6, 6))
+    parts = [region[0, 0, y : y + 6, x : x + 6] for y in range(3) for x in range(3)]
+    turned = [part.flip(axes) for part in parts for axes in ([], [0], [1], [0, 1])]
+    for view in views[:, 0, 0]:
+        assert sum(torch.equal(view, part) for part in turned) == 1
 
 
 # -- windows ---------------------------------------------------------------------------------------------------------

@@ -1,15 +1,28 @@
-"""What fine-tuning does to intensities and pretraining must have seen: narrower clipping of HU."""
+"""What intensities a view is shown with: HU windows, contrast, brightness, gamma, noise, blur.
+
+Units: images are in units of the plan's sd around its mean over body voxels; an sd is some 250 HU.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from nnssl.views.spatial import weigh_axes
+
 # In units of the plan's sd around its mean over body voxels; with 40 and 250 HU these are -460 to -60 HU for the
 # lower end and 240 to 1300 HU for the upper end.
 LOWS, HIGHS = (-2.0, -0.4), (0.8, 5.0)
+CONTRASTS = (0.75, 1.25)  # nnU-Net's
+BRIGHTNESSES = (-0.4, 0.4)  # added; a tenth of the range between fat and bone, either way
+GAMMAS = (0.7, 1.5)  # nnU-Net's
+NOISES = (0.0, 0.3)  # sd; some 0.05 of the whole range
+BLURS = (0.5, 1.5)  # sd in voxels
+CHANCES = (0.5, 0.5, 0.5, 0.3, 0.3, 0.3)  # of a window, contrast, brightness, gamma, noise, blur; ours
 
 
 def draw_window(chance: float, generator: torch.Generator) -> tuple[float, float]:
@@ -21,9 +34,89 @@ def draw_window(chance: float, generator: torch.Generator) -> tuple[float, float
     happens, low, high = torch.rand(3, generator=generator).tolist()
     if happens >= chance:
         return -math.inf, math.inf
-    return LOWS[0] + low * (LOWS[1] - LOWS[0]), HIGHS[0] + high * (HIGHS[1] - HIGHS[0])
+    return _within(LOWS, low), _within(HIGHS, high)
 
 
 def apply_window(region: Tensor, bounds: tuple[float, float]) -> Tensor:
     """`region` clipped to `bounds`; any shape."""
     return region.clamp(*bounds)
+
+
+class Intensity(NamedTuple):
+    """One draw; the defaults change nothing."""
+
+    low: float = -math.inf  # the window's ends, in sd
+    high: float = math.inf
+    contrast: float = 1.0  # factor around the body's mean
+    brightness: float = 0.0  # in sd
+    gamma: float = 1.0
+    noise: float = 0.0  # sd of the noise, in sd
+    blur: float = 0.0  # sd of the kernel, in voxels
+    seed: int = 0  # of the noise
+
+
+def draw_intensity(generator: torch.Generator) -> Intensity:
+    """Each effect with its chance and a uniformly random strength (see the head of this file).
+
+    Takes the same number of draws whatever happens.
+    """
+    low, high = draw_window(CHANCES[0], generator)
+    happens = torch.rand(5, generator=generator).tolist()
+    strengths = torch.rand(5, generator=generator).tolist()
+    seed = int(torch.randint(2**62, (), generator=generator))
+    ranges = zip((CONTRASTS, BRIGHTNESSES, GAMMAS, NOISES, BLURS), (1.0, 0.0, 1.0, 0.0, 0.0), strict=True)
+    drawn = [
+        _within(bounds, strength) if share < chance else nothing
+        for (bounds, nothing), share, chance, strength in zip(ranges, happens, CHANCES[1:], strengths, strict=True)
+    ]
+    return Intensity(low, high, *drawn, seed)
+
+
+def apply_intensity(images: Tensor, draws: Sequence[Intensity]) -> Tensor:
+    """[B 1 *s] -> the same, each image by its own draw.
+
+    First what a scanner does (blur, noise), then what a display does (window, contrast, brightness, gamma between the
+    image's own ends). The noise comes from a generator of the images' device: other devices give other noise.
+    """
+    if any(draw.blur for draw in draws):
+        images = blur(images, torch.tensor([[draw.blur] * (images.ndim - 2) for draw in draws]))
+    images = _add_noise(images, draws)
+
+    def column(values: list[float]) -> Tensor:
+        return torch.tensor(values, dtype=images.dtype, device=images.device).view(-1, *[1] * (images.ndim - 1))
+
+    low, high, contrast, brightness, gamma = (column(list(v)) for v in list(zip(*draws, strict=True))[:5])
+    images = torch.clamp(images, low, high) * contrast + brightness
+    return _curve(images, gamma) if any(draw.gamma != 1 for draw in draws) else images
+
+
+def blur(images: Tensor, sds: Tensor) -> Tensor:
+    """Gaussian blur of [B 1 *s], its sd in voxels given for each image and axis, [B dims]; 0 changes nothing."""
+    weights = []
+    for axis, size in enumerate(images.shape[2:]):
+        places = torch.arange(size, dtype=torch.float64)
+        apart = (places[:, None] - places) / sds[:, axis].double().cpu().clamp(min=1e-6)[:, None, None]
+        kernel = torch.exp(-0.5 * apart**2)
+        weights.append(kernel / kernel.sum(dim=-1, keepdim=True))
+    return weigh_axes(images, weights)
+
+
+def _add_noise(images: Tensor, draws: Sequence[Intensity]) -> Tensor:
+    noisy = images.clone()
+    for image, draw in zip(noisy, draws, strict=True):
+        if draw.noise:
+            source = torch.Generator(device=image.device).manual_seed(draw.seed)
+            image += draw.noise * torch.randn(image.shape, generator=source, device=image.device, dtype=image.dtype)
+    return noisy
+
+
+def _curve(images: Tensor, gamma: Tensor) -> Tensor:
+    """x -> x^gamma between each image's least and greatest value, which stay."""
+    axes = list(range(1, images.ndim))
+    low, high = images.amin(axes, keepdim=True), images.amax(axes, keepdim=True)
+    span = (high - low).clamp(min=1e-6)
+    return torch.where(gamma == 1, images, ((images - low) / span) ** gamma * span + low)
+
+
+def _within(bounds: tuple[float, float], share: float) -> float:
+    return bounds[0] + share * (bounds[1] - bounds[0])

@@ -1,11 +1,20 @@
-"""Sub-crops of a region: offsets drawn from a generator, cut without interpolation."""
+"""Where a view lies and how it is turned: offsets and boxes drawn from a generator, cut, resampled, flipped, rotated.
+
+Flips and rotations move voxels and change none; only `resample` interpolates. All of them give one image the same
+bits alone and in a batch.
+"""
 
 from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from nnssl.types import Shape
+
+Rotation = tuple[tuple[int, ...], tuple[int, ...]]  # axis i of the result is axis permutation[i]; then axes to flip
 
 
 def draw_offset(region: Shape, crop: Shape, generator: torch.Generator) -> Shape:
@@ -19,3 +28,118 @@ def draw_offset(region: Shape, crop: Shape, generator: torch.Generator) -> Shape
 def cut(volume: Tensor, offset: Shape, crop: Shape) -> Tensor:
     """The part of `volume` [C *region] at `offset`: [C *crop], a view."""
     return volume[(slice(None), *(slice(o, o + c) for o, c in zip(offset, crop, strict=True)))]
+
+
+# -- boxes of any size -----------------------------------------------------------------------------------------------
+
+
+def draw_box(region: Shape, sides: tuple[float, float], generator: torch.Generator) -> Tensor:
+    """A random box inside the region: [dims 2], start and side in voxels, neither of them whole numbers.
+
+    Every side is the same share of the region's, drawn uniformly from `sides`. Raises ValueError for shares outside
+    (0, 1].
+    """
+    low, high = sides
+    if not 0 < low <= high <= 1:
+        raise ValueError(f"the sides of a box are shares of the region's, 0 < low <= high <= 1, got {sides}")
+    share, *places = torch.rand(1 + len(region), generator=generator, dtype=torch.float64).tolist()
+    side = [size * (low + share * (high - low)) for size in region]
+    return torch.tensor(
+        [[place * (size - own), own] for place, size, own in zip(places, region, side, strict=True)],
+        dtype=torch.float64,
+    )
+
+
+def resample(regions: Tensor, boxes: Tensor, size: Shape) -> Tensor:
+    """What lies in the boxes, on a grid of `size`: [B C *region], [B dims 2] -> [B C *size].
+
+    (Tri)linear. Where a box has more voxels than the grid, the kernel widens to the grid's step, so that what is
+    finer than the grid is averaged and not aliased; a box of whole numbers with the grid's own size is cut out
+    unchanged. Beyond the border the outermost voxel goes on.
+    """
+    weights = [_linear_weights(boxes[:, axis].cpu(), regions.shape[2 + axis], size[axis]) for axis in range(len(size))]
+    return weigh_axes(regions, weights)
+
+
+def _linear_weights(spans: Tensor, inner: int, outer: int) -> Tensor:
+    """[B outer inner]: the share of each voxel of an axis in each place of the grid on it; `spans` [B 2]."""
+    start, side = spans.double().unsqueeze(-1).unbind(dim=1)
+    step = side / outer
+    places = start + (torch.arange(outer) + 0.5) * step - 0.5  # [B outer], where whole numbers are middles of voxels
+    places = places.clamp(0, inner - 1)
+    apart = (places.unsqueeze(-1) - torch.arange(inner)).abs()
+    weights = (1 - apart / step.clamp(min=1).unsqueeze(-1)).clamp(min=0)
+    return weights / weights.sum(dim=-1, keepdim=True)
+
+
+def weigh_axes(images: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    """Weighted sums along each axis in turn: [B C *s] with one [B outer inner] an axis -> [B C *outer].
+
+    A matrix product for each axis, of all images at once: the one it contracts is always the first, and the new one
+    comes last, so that after all of them the axes stand in their old order.
+    """
+    batch, channels = images.shape[:2]
+    outer = [weight.shape[1] for weight in weights]
+    x = images.flatten(0, 1)
+    for weight in weights:
+        weight = weight.to(x.device, x.dtype).repeat_interleave(channels, dim=0)
+        rest = x.shape[2:]
+        x = torch.bmm(x.flatten(2).transpose(1, 2), weight.transpose(1, 2)).unflatten(1, rest)
+    return x.reshape(batch, channels, *outer)
+
+
+# -- flips and rotations ---------------------------------------------------------------------------------------------
+
+
+def draw_flips(dims: int, generator: torch.Generator) -> Tensor:
+    """Bool [dims]: each axis is flipped with probability 1/2 (nnU-Net's mirroring)."""
+    return torch.rand(dims, generator=generator) < 0.5
+
+
+def flip(images: Tensor, flips: Tensor) -> Tensor:
+    """[B C *s] with the axes flipped that `flips` [B dims] names for each image."""
+    flips = flips.to(images.device)
+    for axis in range(flips.shape[1]):
+        chosen = flips[:, axis].view(-1, *[1] * (images.ndim - 1))
+        images = torch.where(chosen, images.flip(2 + axis), images)
+    return images
+
+
+def rotations(dims: int, classes: int) -> tuple[Rotation, ...]:
+    """The proper rotations of a cube or a square by quarter turns; the first one turns nothing.
+
+    In 3D `classes` is 24 (all), 10 (none, or 1 to 3 turns about one axis; Taleb 2020) or 4 (turns about z), each
+    list being the beginning of the longer one; in 2D it is 4. Raises ValueError for another number.
+    """
+    known = {2: (4,), 3: (4, 10, 24)}[dims]
+    if classes not in known:
+        raise ValueError(f"in {dims}D there are {' or '.join(map(str, known))} classes of rotation, got {classes}")
+    still: Rotation = (tuple(range(dims)), ())
+    planes = [(0, 1)] if dims == 2 else [(1, 2), (0, 2), (0, 1)]
+    turned = [_quarter_turns(dims, plane, turns) for plane in planes for turns in (1, 2, 3)]
+    first = [still, *turned]
+    every = itertools.product(itertools.permutations(range(dims)), *[(False, True)] * dims)
+    whole = [(axes, tuple(axis for axis in range(dims) if flags[axis])) for axes, *flags in every]
+    return tuple([*first, *(r for r in whole if _is_proper(r) and r not in first)][:classes])
+
+
+def _quarter_turns(dims: int, plane: tuple[int, int], turns: int) -> Rotation:
+    """The same as `torch.rot90(x, turns, plane)`."""
+    axes, (a, b) = list(range(dims)), plane
+    if turns == 2:
+        return tuple(axes), (a, b)
+    axes[a], axes[b] = b, a
+    return tuple(axes), (a if turns == 1 else b,)
+
+
+def _is_proper(rotation: Rotation) -> bool:
+    """No mirror image: the determinant, the product of the permutation's sign and the flips', is +1."""
+    axes, flipped = rotation
+    inversions = sum(axes[i] > axes[j] for i, j in itertools.combinations(range(len(axes)), 2))
+    return (inversions + len(flipped)) % 2 == 0
+
+
+def rotate(volume: Tensor, rotation: Rotation) -> Tensor:
+    """`volume` [C *cube] turned; no voxel changes. Works on any shape, of which it permutes the axes."""
+    axes, flipped = rotation
+    return volume.permute(0, *(1 + axis for axis in axes)).flip([1 + axis for axis in flipped])
