@@ -12,6 +12,7 @@ from nnssl.encoder.swin import Swin, SwinConfig
 from nnssl.methods import METHODS, Method
 from nnssl.train import batches
 from nnssl.train.run import Run, RunConfig
+from nnssl.train.schedule import parameter_groups
 
 ENCODER = SwinConfig(embed_dim=6, depths=(1, 1, 1, 1), heads=(1, 1, 2, 2))
 CROP = (16, 16, 16)
@@ -62,6 +63,29 @@ def seen(method: Method, samples: list[dict], seed: int = 0) -> dict:
     regions = torch.stack([sample["crop"] for sample in samples])
     views = method.views(regions, [batches.generator_for(seed, sample["index"]) for sample in samples])
     return {**views, "scan": torch.tensor([sample["scan"] for sample in samples])}
+
+
+def steps(
+    method: Method,
+    count: int,
+    lr: float = 1e-3,
+    batch: int = 2,
+    crop: tuple[int, ...] = CROP,
+    fixed: bool = False,
+) -> list[dict]:
+    """`count` plain optimiser steps, on one batch where `fixed`; the losses of each."""
+    optimizer = torch.optim.AdamW(parameter_groups(method, 0.05), lr=lr)
+    made, rows = MadeCrops(method.region(crop)), []
+    for step in range(count):
+        indices = [i + (0 if fixed else step * batch) for i in range(batch)]
+        out = method(seen(method, [made[index] for index in indices]))
+        optimizer.zero_grad()
+        out.losses["total"].backward()
+        torch.nn.utils.clip_grad_norm_(method.parameters(), method.config.clip_norm)
+        optimizer.step()
+        method.after_step((step + 1) / count)
+        rows.append({name: float(value.detach()) for name, value in out.losses.items()})
+    return rows
 
 
 def header(name: str = "smit", crop: tuple[int, ...] = CROP) -> dict:

@@ -13,8 +13,7 @@ import torch
 
 from nnssl import checkpoint
 from nnssl.encoder.swin import Swin
-from nnssl.methods import METHODS, Method, MethodConfig
-from nnssl.train.schedule import parameter_groups
+from nnssl.methods import METHODS, MethodConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -25,40 +24,11 @@ CROP = (32, 32, 32)  # the smallest whose last stage has more than one token, so
 # Encoder tensors that a method does not train, with the reason. None so far.
 UNTRAINED: dict[str, dict[str, str]] = {}
 
-# Each of SMIT's terms alone and every pair of them; and blocks for which other maps are read.
-ABLATIONS = [
-    {"w_mip": 0.0},
-    {"w_itd": 0.0},
-    {"w_mpd": 0.0},
-    {"w_itd": 0.0, "w_mpd": 0.0},
-    {"w_mip": 0.0, "w_mpd": 0.0},
-    {"w_mip": 0.0, "w_itd": 0.0},
-    {"w_mip": 0.0, "w_itd": 0.0, "mask_block": 8},
-    {"w_mip": 0.0, "w_itd": 0.0, "mask_block": 32, "mask_ratio": 0.5},
-    {"w_mip": 0.0, "mask_block": 8},
-]
-
-
-def steps(method: Method, count: int, lr: float = 1e-3, batch: int = 2, crop=CROP, fixed: bool = False) -> list[dict]:
-    """`count` plain optimiser steps, on one batch where `fixed`; the losses of each."""
-    optimizer = torch.optim.AdamW(parameter_groups(method, 0.05), lr=lr)
-    made, rows = micro.MadeCrops(method.region(crop)), []
-    for step in range(count):
-        indices = [i + (0 if fixed else step * batch) for i in range(batch)]
-        out = method(micro.seen(method, [made[index] for index in indices]))
-        optimizer.zero_grad()
-        out.losses["total"].backward()
-        torch.nn.utils.clip_grad_norm_(method.parameters(), method.config.clip_norm)
-        optimizer.step()
-        method.after_step((step + 1) / count)
-        rows.append({name: float(value.detach()) for name, value in out.losses.items()})
-    return rows
-
 
 def trace(name: str) -> list[dict]:
     """The losses of ten steps from fixed weights on made crops: what the golden numbers hold."""
     torch.manual_seed(0)
-    return steps(micro.method(name), 10, crop=micro.CROP)
+    return micro.steps(micro.method(name), 10)
 
 
 @pytest.fixture(params=METHODS)
@@ -111,7 +81,7 @@ def test_no_parameter_waits_for_a_gradient_in_vain(name):
 
 
 def test_the_loss_falls_on_one_batch(name):
-    rows = steps(micro.method(name), 16, fixed=True)
+    rows = micro.steps(micro.method(name), 16, crop=CROP, fixed=True)
     assert rows[-1]["total"] < 0.9 * rows[0]["total"], rows
 
 
@@ -120,7 +90,7 @@ def test_the_same_seed_gives_the_same_bits(name):
     for _ in range(2):
         torch.manual_seed(0)
         method = micro.method(name, drop_path=0.2)
-        rows = steps(method, 3, crop=micro.CROP)
+        rows = micro.steps(method, 3)
         results.append((rows, method.state_dict()))
     assert results[0][0] == results[1][0]
     for key, value in results[0][1].items():
@@ -148,7 +118,7 @@ def test_loss_draws_nothing(name):
 def test_a_state_dict_holds_the_whole_method(name):
     """A second method, of other weights, goes on like the first."""
     method = micro.method(name)
-    steps(method, 3, crop=micro.CROP)
+    micro.steps(method, 3)
     other = micro.method(name, seed=1)
     other.load_state_dict(method.state_dict())
     views = micro.views(method, seed=5)
@@ -166,7 +136,7 @@ def test_a_skipped_step_leaves_nothing_behind(name):
 
 def test_the_exported_encoder_fits_a_fine_tuning_network(name, tmp_path):
     method = micro.method(name)
-    steps(method, 2, crop=micro.CROP)
+    micro.steps(method, 2)
     header = {**micro.header(name), "metrics": {}, "run": {}, "step": 2}
     checkpoint.write(tmp_path / "c.pth", checkpoint.pack(method.encoder, header, [method.citation]))
     loaded = checkpoint.load(tmp_path / "c.pth")
@@ -209,7 +179,7 @@ def test_the_golden_trace(name):
 
 def test_the_registry_is_the_folder_and_the_documentation(name):
     pages = {path.stem for path in (REPOSITORY / "nnssl" / "methods").glob("*.py")} - {"__init__", "method"}
-    documented = {path.stem for path in (REPOSITORY / "documentation" / "methods").glob("*.md")}
+    documented = {path.stem for path in (REPOSITORY / "documentation" / "methods").glob("*.md")} - {"README"}
     assert set(METHODS) == pages == documented
     assert METHODS[name].__module__ == f"nnssl.methods.{name}"
 
@@ -241,130 +211,3 @@ def test_unknown_fields_list_the_known_ones(name):
 def test_bad_settings_are_refused(setting):
     with pytest.raises(ValueError, match=re.escape(f"cannot set {setting!r}")):
         MethodConfig.parse([setting])
-
-
-# -- SMIT ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("settings", ABLATIONS, ids=lambda s: "-".join(f"{k}{v:g}" for k, v in s.items()))
-def test_smits_ablations_train(settings):
-    method = micro.method(**settings)
-    before = {n: p.detach().clone() for n, p in method.named_parameters()}
-    rows = steps(method, 2, crop=(32, 32, 64))  # two blocks of 32: something is seen
-    waiting = {n for n, p in method.named_parameters() if p.requires_grad and p.grad is None}
-    assert waiting == set()
-    wanted = {term for term in ("mip", "itd", "mpd") if settings.get(f"w_{term}", 1) > 0}
-    assert set(rows[0]) == wanted | {"total"}
-    moved = {n for n, p in method.named_parameters() if p.requires_grad and not torch.equal(p, before[n])}
-    assert moved == {n for n, p in method.named_parameters() if p.requires_grad}
-
-
-def test_smits_total_is_the_weighted_sum():
-    method = micro.method(w_mip=0.5, w_itd=0.25, w_mpd=2.0)
-    losses = method(micro.views(method)).losses
-    expected = 0.5 * losses["mip"] + 0.25 * losses["itd"] + 2 * losses["mpd"]
-    torch.testing.assert_close(losses["total"], expected)
-
-
-def test_smits_global_loss_is_crossed_and_its_patch_loss_is_not():
-    """Two equal views: crossed or not is the same. One view replaced: only the crossed term of the other changes."""
-    method = micro.method()
-    views = micro.views(method, batch=1)
-    image, masked = views["image"], views["masked"]
-    student = method.student(image.flatten(0, 1), method._masked(masked.flatten(0, 1)), masked.flatten(0, 1))
-    teacher = method.teacher(image.flatten(0, 1), None, masked.flatten(0, 1))
-
-    def ce(logits, target):
-        return -(target / 0.04).softmax(-1).mul((logits / 0.1).log_softmax(-1)).sum(-1).mean()
-
-    losses = method(views).losses
-    crossed = (ce(student.image[:1], teacher.image[1:]) + ce(student.image[1:], teacher.image[:1])) / 2
-    torch.testing.assert_close(losses["itd"], crossed)
-    torch.testing.assert_close(losses["mpd"], ce(student.patch, teacher.patch))
-
-
-def test_smits_voxel_loss_counts_hidden_voxels_only():
-    method = micro.method(w_itd=0.0, w_mpd=0.0)
-    views = micro.views(method, crop=CROP)
-    hidden = views["masked"].repeat_interleave(16, 2).repeat_interleave(16, 3).repeat_interleave(16, 4)
-    with torch.no_grad():
-        shown = method.eval().show(views)
-    error = (shown["predicted"] - shown["teacher sees"]).abs()
-    covered = hidden.flatten(0, 1).unsqueeze(1)
-    assert float(error[~covered].abs().max()) == 0
-    torch.testing.assert_close(method(views).losses["mip"], error[covered].mean())
-    assert torch.equal(shown["student sees"][~covered], shown["teacher sees"][~covered])
-    assert shown["student sees"][covered].isnan().all()
-
-
-def test_what_is_hidden_does_not_reach_smits_student():
-    method = micro.method(w_itd=0.0, w_mpd=0.0).eval()
-    views = micro.views(method, crop=CROP)
-    covered = views["masked"]
-    for axis in (2, 3, 4):
-        covered = covered.repeat_interleave(16, axis)
-    other = views["image"].masked_fill(covered.unsqueeze(2), 100.0)
-    args = views["masked"].flatten(0, 1)
-    first = method.student(views["image"].flatten(0, 1), method._masked(args), args).maps
-    second = method.student(other.flatten(0, 1), method._masked(args), args).maps
-    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-
-
-def test_smits_teacher_starts_equal_gets_no_gradient_and_follows():
-    method = micro.method(teacher_momentum=0.5)
-    pairs = list(zip(method.student.parameters(), method.teacher.model.parameters(), strict=True))
-    assert all(torch.equal(s, t) for s, t in pairs)
-    old = [t.clone() for _, t in pairs]
-    steps(method, 1, crop=micro.CROP)  # progress 1 at its end: momentum 1, the teacher stays
-    assert all(torch.equal(t, o) for (_, t), o in zip(pairs, old, strict=True))
-    method.after_step(0.0)
-    for (student, teacher), before in zip(pairs, old, strict=True):
-        torch.testing.assert_close(teacher, (student.detach() + before) / 2)
-        assert teacher.grad is None
-
-
-def test_smit_holds_its_prototypes_at_the_start():
-    method = micro.method(freeze_prototypes=0.5)
-    views = micro.views(method, crop=(32, 32, 32))  # a crop of one hidden block would leave nothing to tell apart
-    weight = method.student.patch_head.prototypes.weight
-    for progress, held in ((0.0, True), (0.4, True), (0.5, False)):
-        method.zero_grad()
-        method(views).losses["total"].backward()
-        assert (float(weight.grad.abs().sum()) == 0) is held
-        method.after_step(progress + 0.4 if held and progress == 0 else 0.5)
-
-
-def test_smits_temperature_warms_up_and_the_patch_head_later():
-    method = micro.method(temperature_warmup=0.1)
-    for progress, image, patch in ((0, 0.04, 0.04), (0.05, 0.055, 0.04), (0.1, 0.07, 0.04), (0.15, 0.07, 0.055)):
-        method.progress = progress
-        assert method._teacher_temperature(delay=0) == pytest.approx(image)
-        assert method._teacher_temperature(delay=1) == pytest.approx(patch)
-
-
-@pytest.mark.parametrize("kept", ["teacher", "student"])
-def test_smits_export(kept):
-    method = micro.method(export=kept)
-    source = method.teacher.model if kept == "teacher" else method.student
-    assert method.encoder is source.encoder
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"mask_block": 12}, r"stride of a stage, \[8, 16, 32\], got 12"),
-        ({"mask_ratio": 1.0}, "between 0 and 1, got 1.0"),
-        ({"mask_ratio": float("nan")}, "between 0 and 1, got nan"),
-        ({"export": "both"}, "teacher or student, got 'both'"),
-        ({"w_mip": 0, "w_itd": 0, "w_mpd": 0}, "one of w_mip, w_itd, w_mpd"),
-    ],
-)
-def test_smit_refuses_impossible_settings(settings, message):
-    with pytest.raises(ValueError, match=message):
-        micro.config(**settings)
-
-
-def test_smit_refuses_a_crop_that_its_blocks_do_not_divide():
-    method = micro.method(mask_block=32)
-    with pytest.raises(ValueError, match="block 32 does not divide crop 48x48x48"):
-        micro.views(method, crop=(48, 48, 48))
