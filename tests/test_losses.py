@@ -13,7 +13,7 @@ from nnssl.encoder.swin import Swin, SwinConfig
 from nnssl.modules.decoders import VoxelDecoder, unfold_cubes
 from nnssl.modules.heads import PrototypeHead, Prototypes
 from nnssl.modules.losses import Centre, masked_l1, soft_cross_entropy
-from nnssl.modules.running import Standardise, discard_all, update_all
+from nnssl.modules.running import RunningMean, Standardise, discard_all, update_all
 from nnssl.modules.schedules import cosine, ramp
 from nnssl.modules.teacher import Teacher
 
@@ -309,6 +309,22 @@ def test_running_moments_of_parts_are_those_of_the_whole():
     before = parts.moments.value.clone()
     update_all(parts)
     assert torch.equal(parts.moments.value, before)
+
+
+@pytest.mark.parametrize("counts", [(4, 4), (1, 7), (0, 8), (5, 0, 3)])
+def test_every_row_of_a_step_weighs_the_same_in_a_running_mean(counts):
+    rows, whole, parts = randn(8, 4), RunningMean(4, 0.9), RunningMean(4, 0.9)
+    whole.note(rows)
+    for part in rows.split(counts):
+        parts.note(part)
+    whole.update()
+    parts.update()
+    torch.testing.assert_close(parts.value, whole.value)
+    parts.note(rows[:0])
+    before = parts.value.clone()
+    parts.update()  # a step without a row moves nothing
+    assert torch.equal(parts.value, before)
+    assert int(parts.updates) == 1
 
 
 def test_teacher_is_never_stochastic_and_gets_no_gradient(student):

@@ -34,7 +34,7 @@ class Running(nn.Module):
 
 
 class RunningMean(Running):
-    """A running mean of rows. Batches are taken to be of equal size.
+    """A running mean of rows. Each row of a step weighs the same, whichever process or part of the batch it is of.
 
     With `prompt`, the first updates are plain averages, so that the mean is right at once instead of after
     1 / (1 - momentum) steps.
@@ -48,12 +48,14 @@ class RunningMean(Running):
 
     @torch.no_grad()
     def note(self, rows: Tensor) -> None:
-        """`rows` [N size]."""
-        self._noted.append(rows.detach().float().mean(dim=0))
+        """`rows` [N size]; N may be 0 and may differ between processes."""
+        rows = rows.detach().float()
+        self._noted.append(torch.cat([rows.sum(dim=0), rows.new_full((1,), len(rows))]))
 
     def _move(self, noted: list[Tensor]) -> None:
-        mean = dist.mean(torch.stack(noted).mean(dim=0))
-        if not torch.isfinite(mean).all():  # a batch that overflowed must not poison every later one
+        total, count = dist.mean(torch.stack(noted).sum(dim=0)).split([len(self.value), 1])
+        mean = total / count
+        if not torch.isfinite(mean).all():  # no rows, or a batch that overflowed: it must not poison every later one
             return
         weight = 1 - self.momentum
         if self.prompt:
