@@ -116,8 +116,8 @@ def test_smits_temperature_warms_up_and_the_patch_head_later():
     method = micro.method(temperature_warmup=0.1)
     for progress, image, patch in ((0, 0.04, 0.04), (0.05, 0.055, 0.04), (0.1, 0.07, 0.04), (0.15, 0.07, 0.055)):
         method.progress = progress
-        assert method._teacher_temperature(delay=0) == pytest.approx(image)
-        assert method._teacher_temperature(delay=1) == pytest.approx(patch)
+        assert method.teacher_temperature() == pytest.approx(image)
+        assert method.teacher_temperature(delay=0.1) == pytest.approx(patch)
 
 
 @pytest.mark.parametrize("kept", ["teacher", "student"])

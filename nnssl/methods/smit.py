@@ -22,49 +22,33 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nnssl.encoder.swin import Swin
 from nnssl.methods.method import Method, MethodConfig, Step
 from nnssl.modules.decoders import MultiScaleDecoder
-from nnssl.modules.heads import PrototypeHead
-from nnssl.modules.losses import Centre, masked_l1, soft_cross_entropy
-from nnssl.modules.running import discard_all, update_all
-from nnssl.modules.schedules import cosine, ramp
-from nnssl.modules.teacher import Teacher
+from nnssl.modules.distillation import STAGE_OF_STRIDE, Backbone, DistillationConfig, SelfDistillation, hold_unread
+from nnssl.modules.losses import Centre, cross_view, masked_l1, soft_cross_entropy
 from nnssl.types import Shape
 from nnssl.views.intensity import apply_window, draw_window
 from nnssl.views.masking import block_grid, draw_blocks, repeat_blocks
 from nnssl.views.spatial import cut, draw_offset
 
-STAGE_OF_STRIDE = {8: 2, 16: 3, 32: 4}  # which of the encoder's maps has one token for a hidden block
-
 
 @dataclass(frozen=True)
-class SMITConfig(MethodConfig):
+class SMITConfig(DistillationConfig, MethodConfig):
     w_mip: float = 1.0  # masked image prediction (Jiang 2022, section 3)
     w_itd: float = 0.1  # global (image token) self-distillation
     w_mpd: float = 0.1  # masked patch token self-distillation
     mask_ratio: float = 0.7  # Jiang 2022
     mask_block: int = 16  # voxels (Jiang 2022, at 2 mm); patch tokens are those of the stage with this stride
     decode_from: int = 32  # tokens of this stride and above predict voxels: 32 is T5 alone (Jiang 2022)
-    prototypes: int = 8192  # Jiang 2022; iBOT's published runs
-    head_hidden: int = 2048
-    head_bottleneck: int = 256
-    student_temperature: float = 0.1
-    teacher_temperature_start: float = 0.04
-    teacher_temperature_end: float = 0.07
-    temperature_warmup: float = 0.06  # share of the run: 30 of 500 epochs; the patch head starts this much later
-    teacher_momentum: float = 0.996  # to 1 along a cosine
-    centre_momentum: float = 0.9
-    freeze_prototypes: float = 0.002  # share of the run: 1 of 500 epochs (Caron 2021, freeze_last_layer)
     window_jitter: float = 0.5  # chance of a narrower HU window, the same for both views; not in the paper
-    export: str = "teacher"  # or "student": whose encoder is kept
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.mask_block not in STAGE_OF_STRIDE:
             raise ValueError(
                 f"mask_block must be the stride of a stage, {list(STAGE_OF_STRIDE)}, got {self.mask_block}"
@@ -75,45 +59,11 @@ class SMITConfig(MethodConfig):
             )
         if not 0 < self.mask_ratio < 1:
             raise ValueError(f"mask_ratio must lie between 0 and 1, got {self.mask_ratio}")
-        if self.export not in ("teacher", "student"):
-            raise ValueError(f"export must be teacher or student, got {self.export!r}")
         if self.w_mip <= 0 and self.w_itd <= 0 and self.w_mpd <= 0:
             raise ValueError("one of w_mip, w_itd, w_mpd must be above 0")
 
 
-class Answer(NamedTuple):
-    """What student or teacher says of a batch of 2B views."""
-
-    maps: list[Tensor]
-    embedding: Tensor  # [2B d]: mean of the T4 tokens
-    image: Tensor | None  # [2B K] logits
-    patch: Tensor | None  # [hidden tokens, K] logits
-
-
-class Backbone(nn.Module):
-    """What student and teacher have in common: the encoder and the heads in use."""
-
-    def __init__(self, encoder: Swin, config: SMITConfig) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.stage = STAGE_OF_STRIDE[config.mask_block]
-        head = (config.head_hidden, config.head_bottleneck, config.prototypes)
-        self.image_head = PrototypeHead(encoder.channels[3], *head) if config.w_itd > 0 else None
-        self.patch_head = PrototypeHead(encoder.channels[self.stage], *head) if config.w_mpd > 0 else None
-
-    def forward(self, image: Tensor, masked: Tensor | None, hidden: Tensor) -> Answer:
-        """`masked`: what the encoder may not see; `hidden` [2B *blocks]: the patch tokens that are asked for."""
-        maps = self.encoder(image, masked)
-        embedding = maps[3].flatten(2).mean(dim=2)
-        return Answer(
-            maps,
-            embedding,
-            self.image_head(embedding) if self.image_head is not None else None,
-            self.patch_head(maps[self.stage].movedim(1, -1)[hidden]) if self.patch_head is not None else None,
-        )
-
-
-class SMIT(Method):
+class SMIT(SelfDistillation, Method):
     title = "self-distilled masked image transformer"
     family = "masked image modelling + self-distillation"
     signal = "hidden voxels; a teacher's answers for hidden patches and for another view"
@@ -121,29 +71,20 @@ class SMIT(Method):
     Config = SMITConfig
 
     def __init__(self, encoder: Swin, config: SMITConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.progress = 0.0
-        self.student = Backbone(encoder, config)
-        self.teacher = Teacher(self.student)
+        stage = STAGE_OF_STRIDE[config.mask_block]
+        patch = stage if config.w_mpd > 0 else None
+        super().__init__(Backbone(encoder, config, pooled=(3,), image=config.w_itd > 0, patch=patch), config)
         self.image_centre = Centre(config.prototypes, config.centre_momentum)
         self.patch_centre = Centre(config.prototypes, config.centre_momentum)
         self.decoder = None
         if config.w_mip > 0:
             self.decoder = MultiScaleDecoder(encoder, config.decode_from)
-        self._hold_unread(encoder)
-        for head in (self.student.image_head, self.student.patch_head):
-            if head is not None:
-                head.prototypes.weight.register_hook(self._hold_prototypes)
+        hold_unread(encoder, max(4 * (config.w_mip > 0), 3 * (config.w_itd > 0), stage * (config.w_mpd > 0)))
 
     @staticmethod
     def region(crop: Shape) -> Shape:
         """4/3 of the crop, so that any two views share at least (2/3)^3 = 30 % of it (128 for 96, as the paper)."""
         return tuple(size + size // 3 for size in crop)
-
-    @property
-    def encoder(self) -> Swin:
-        return (self.teacher.model if self.config.export == "teacher" else self.student).encoder
 
     def views(self, regions: Tensor, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
         """{"image": [2 B 1 *crop], "masked": Bool [2 B *blocks]}; `regions` [B 1 *region]."""
@@ -168,26 +109,20 @@ class SMIT(Method):
             losses["mip"] = masked_l1(predicted, image, self._covered(hidden))
         teacher = self.teacher(image, None, hidden)
         if config.w_itd > 0:
-            target = self.image_centre.sharpen(teacher.image, self._teacher_temperature(delay=0))
-            crossed = target.roll(len(target) // 2, dims=0)  # view 1 is asked what the teacher says of view 2
-            losses["itd"] = soft_cross_entropy(student.image, crossed, config.student_temperature).mean()
+            target = self.image_centre.sharpen(teacher.image, self.teacher_temperature())
+            pair = (2, -1)  # view 1 is asked what the teacher says of view 2
+            losses["itd"] = cross_view(
+                student.image.unflatten(0, pair), target.unflatten(0, pair), config.student_temperature
+            )
             watched["teacher_image"] = target
         if config.w_mpd > 0:
-            target = self.patch_centre.sharpen(teacher.patch, self._teacher_temperature(delay=1))
+            target = self.patch_centre.sharpen(teacher.patch, self.teacher_temperature(delay=config.temperature_warmup))
             # Each view hides the same number of tokens: the mean over all is the mean of the views' means.
             losses["mpd"] = soft_cross_entropy(student.patch, target, config.student_temperature).mean()
             watched["teacher_patch"] = target
         watched["embedding"] = teacher.embedding
         losses["total"] = sum(getattr(config, f"w_{name}") * value for name, value in losses.items())
         return Step(losses, watched)
-
-    def after_step(self, progress: float) -> None:
-        self.progress = progress
-        self.teacher.update(self.student, cosine(self.config.teacher_momentum, 1.0, progress))
-        update_all(self)
-
-    def skipped_step(self) -> None:
-        discard_all(self)
 
     def show(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
         image, hidden = views["image"].flatten(0, 1), views["masked"].flatten(0, 1)
@@ -198,21 +133,6 @@ class SMIT(Method):
             shown["predicted"] = torch.where(covered, predicted, image)
         return shown
 
-    def get_extra_state(self) -> float:
-        return self.progress
-
-    def set_extra_state(self, state: float) -> None:
-        self.progress = state
-
-    def _hold_unread(self, encoder: Swin) -> None:
-        """Without one of the terms nothing may read the last maps; DDP waits for every gradient that is asked for."""
-        c = self.config
-        read = [4 * (c.w_mip > 0), 3 * (c.w_itd > 0), self.student.stage * (c.w_mpd > 0)]
-        for number in range(max(read), 4):
-            encoder.stages[number].downsample.requires_grad_(False)
-            if number < 3:
-                encoder.stages[number + 1].blocks.requires_grad_(False)
-
     def _masked(self, hidden: Tensor) -> Tensor:
         """Hidden blocks [2B *blocks] on the encoder's token grid."""
         return repeat_blocks(hidden, self.config.mask_block // 2)
@@ -220,11 +140,3 @@ class SMIT(Method):
     def _covered(self, hidden: Tensor) -> Tensor:
         """Hidden blocks [2B *blocks] as hidden voxels [2B 1 *crop]."""
         return repeat_blocks(hidden, self.config.mask_block).unsqueeze(1)
-
-    def _teacher_temperature(self, delay: int) -> float:
-        c = self.config
-        start = delay * c.temperature_warmup
-        return ramp(c.teacher_temperature_start, c.teacher_temperature_end, self.progress, start, c.temperature_warmup)
-
-    def _hold_prototypes(self, gradient: Tensor) -> Tensor:
-        return gradient if self.progress >= self.config.freeze_prototypes else torch.zeros_like(gradient)

@@ -27,6 +27,31 @@ def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float) -> 
     return -(teacher * F.log_softmax(student.float() / temperature, dim=-1)).sum(dim=-1)
 
 
+def cross_view(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """The mean CE over all pairs of a teacher's and another view: logits [V B K], probabilities [T B K] -> scalar.
+
+    The teacher's views are the first T of the student's; no view is asked for its own target (Caron 2021, eq. 3).
+    Raises ValueError when that leaves no pair.
+    """
+    views, targets = len(student), len(teacher)
+    if views < max(2, targets):
+        raise ValueError(f"cross-view pairs need 2 views and as many as the teacher's {targets}, got {views}")
+    log_p = F.log_softmax(student.float() / temperature, dim=-1)
+    pairs = teacher.flatten(1) @ log_p.flatten(1).T / -teacher.shape[1]  # [T V]: the mean CE of each pair
+    return (pairs.sum() - pairs.diagonal().sum()) / (targets * (views - 1))
+
+
+def masked_mean(values: Tensor, masked: Tensor) -> Tensor:
+    """The mean over views of each view's mean over its hidden tokens: [hidden tokens], Bool [B *grid] -> scalar.
+
+    `values` are in the order of `tokens[masked]`. A view that hides nothing counts as 0, as in iBOT's code (Zhou
+    2022, eq. 2), so the result is finite, with a gradient, even when no view hides any.
+    """
+    masked = masked.flatten(1)
+    weight = masked.sum(dim=1, keepdim=True).clamp(min=1).reciprocal().expand(masked.shape)
+    return (values * weight[masked]).sum() / len(masked)
+
+
 class Centre(RunningMean):
     """The running mean of the teacher's logits, subtracted before its softmax (Caron 2021, eq. 4)."""
 

@@ -1,0 +1,146 @@
+"""What the self-distillation family shares: a student's answers, a teacher that follows it, and their schedules.
+
+Caron et al. 2021 (DINO, arXiv 2104.14294); Zhou et al. 2022 (iBOT, arXiv 2111.07832).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from nnssl.modules.heads import PrototypeHead, Prototypes
+from nnssl.modules.running import discard_all, update_all
+from nnssl.modules.schedules import cosine, ramp
+from nnssl.modules.teacher import Teacher
+
+STAGE_OF_STRIDE = {8: 2, 16: 3, 32: 4}  # which of the encoder's maps has one token for a hidden block
+
+
+@dataclass(frozen=True)
+class DistillationConfig:
+    """Heads, temperatures and teacher."""
+
+    prototypes: int = 8192  # Jiang 2022; iBOT's published runs
+    head_hidden: int = 2048  # Caron 2021
+    head_bottleneck: int = 256  # Caron 2021
+    student_temperature: float = 0.1  # Caron 2021
+    teacher_temperature_start: float = 0.04  # Caron 2021
+    teacher_temperature_end: float = 0.07  # Caron 2021
+    temperature_warmup: float = 0.06  # share of the run: 30 of 500 epochs (Jiang 2022)
+    teacher_momentum: float = 0.996  # to 1 along a cosine (Grill 2020; Caron 2021)
+    centre_momentum: float = 0.9  # Caron 2021
+    freeze_prototypes: float = 0.002  # share of the run: 1 of 500 epochs (Caron 2021, freeze_last_layer)
+    export: str = "teacher"  # or "student": whose encoder is kept
+
+    def __post_init__(self) -> None:
+        if self.export not in ("teacher", "student"):
+            raise ValueError(f"export must be teacher or student, got {self.export!r}")
+        for name in ("student_temperature", "teacher_temperature_start", "teacher_temperature_end"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        for name in ("teacher_momentum", "centre_momentum"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie within 0 and 1, got {getattr(self, name)}")
+
+
+class Answer(NamedTuple):
+    """What student or teacher says of N views."""
+
+    maps: list[Tensor]
+    embedding: Tensor  # [N d]
+    image: Tensor | None  # [N K] logits
+    patch: Tensor | None  # [hidden tokens, K] logits
+
+
+class Backbone(nn.Module):
+    """What student and teacher have in common: the encoder and the heads in use.
+
+    pooled: the maps whose means over tokens, side by side, are the embedding.
+    image:  whether there is a head for the embedding.
+    patch:  the map whose tokens a second head takes, if any.
+    shared: the two heads have one MLP and one set of prototypes; each standardises its tokens by itself, because
+            means over tokens vary less than tokens do.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        config: DistillationConfig,
+        pooled: tuple[int, ...],
+        image: bool = True,
+        patch: int | None = None,
+        shared: bool = False,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.pooled, self.patch = pooled, patch
+        head = (config.head_hidden, config.head_bottleneck, config.prototypes)
+        width = sum(encoder.channels[number] for number in pooled)
+        self.image_head = PrototypeHead(width, *head) if image else None
+        self.patch_head = PrototypeHead(encoder.channels[patch], *head) if patch is not None else None
+        if shared:
+            self.patch_head.mlp, self.patch_head.prototypes = self.image_head.mlp, self.image_head.prototypes
+
+    def forward(self, image: Tensor, masked: Tensor | None = None, hidden: Tensor | None = None) -> Answer:
+        """`masked`: what the encoder may not see; `hidden` [N *blocks]: the patch tokens that are asked for."""
+        maps = self.encoder(image, masked)
+        embedding = torch.cat([maps[number].flatten(2).mean(dim=2) for number in self.pooled], dim=1)
+        asked = self.patch_head is not None and hidden is not None
+        return Answer(
+            maps,
+            embedding,
+            self.image_head(embedding) if self.image_head is not None else None,
+            self.patch_head(maps[self.patch].movedim(1, -1)[hidden]) if asked else None,
+        )
+
+
+class SelfDistillation(nn.Module):
+    """A student and the teacher that follows it: everything of such a method but its views and its loss."""
+
+    def __init__(self, student: Backbone, config: DistillationConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.progress = 0.0
+        self.student = student
+        self.teacher = Teacher(student)
+        for part in student.modules():
+            if isinstance(part, Prototypes):
+                part.weight.register_hook(self._hold_prototypes)
+
+    @property
+    def encoder(self) -> nn.Module:
+        """What is exported."""
+        return (self.teacher.model if self.config.export == "teacher" else self.student).encoder
+
+    def teacher_temperature(self, delay: float = 0.0) -> float:
+        """The teacher's temperature now; its warm-up begins at `delay` (share of the run)."""
+        c = self.config
+        return ramp(c.teacher_temperature_start, c.teacher_temperature_end, self.progress, delay, c.temperature_warmup)
+
+    def after_step(self, progress: float) -> None:
+        self.progress = progress
+        self.teacher.update(self.student, cosine(self.config.teacher_momentum, 1.0, progress))
+        update_all(self)
+
+    def skipped_step(self) -> None:
+        discard_all(self)
+
+    def get_extra_state(self) -> float:
+        return self.progress
+
+    def set_extra_state(self, state: float) -> None:
+        self.progress = state
+
+    def _hold_prototypes(self, gradient: Tensor) -> Tensor:
+        return gradient if self.progress >= self.config.freeze_prototypes else torch.zeros_like(gradient)
+
+
+def hold_unread(encoder: nn.Module, last: int) -> None:
+    """Ask for no gradient where nothing reads the maps after number `last`: DDP waits for every one asked for."""
+    for number in range(last, 4):
+        encoder.stages[number].downsample.requires_grad_(False)
+        if number < 3:
+            encoder.stages[number + 1].blocks.requires_grad_(False)
