@@ -1,4 +1,4 @@
-"""Projection heads of the self-distillation family."""
+"""Heads: projections to prototypes (self-distillation), and to what is compared (contrast, BYOL)."""
 
 from __future__ import annotations
 
@@ -46,3 +46,57 @@ class PrototypeHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.prototypes(F.normalize(self.mlp(self.standardise(x)), dim=-1, eps=1e-6))
+
+
+def _layers(dim: int, hidden: int, out: int, count: int) -> nn.Sequential:
+    """`count` linear layers; between them layer norm and ReLU. The bias before a norm would change nothing much."""
+    layers: list[nn.Module] = []
+    for _ in range(count - 1):
+        layers += [nn.Linear(dim, hidden, bias=False), nn.LayerNorm(hidden), nn.ReLU()]
+        dim = hidden
+    return nn.Sequential(*layers, nn.Linear(dim, out))
+
+
+class Projector(nn.Module):
+    """Standardise, then an MLP: [N d] -> [N out]. What contrast and BYOL compare; thrown away afterwards.
+
+    Chen 2020 (SimCLR), section 4.2. The authors of SimCLR, MoCo v3 and BYOL put batch norm between the layers, which
+    a few 3D scans a batch do not allow (its statistics are noise, and within a batch of 2 it gives the answer away).
+    Its two services are rendered apart here: `Standardise` removes what all embeddings share, layer norm keeps the
+    layers in scale.
+    """
+
+    def __init__(self, dim: int, hidden: int, out: int, layers: int) -> None:
+        super().__init__()
+        self.standardise = Standardise(dim)
+        self.mlp = _layers(dim, hidden, out, layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mlp(self.standardise(x))
+
+
+class Predictor(nn.Module):
+    """An MLP of two layers after the student's projector: what will the teacher say? [N out] -> [N out].
+
+    Grill 2020 (BYOL), section 3.1; Chen 2021 (MoCo v3), section 3.
+    """
+
+    def __init__(self, out: int, hidden: int) -> None:
+        super().__init__()
+        self.mlp = _layers(out, hidden, out, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mlp(x)
+
+
+class Branch(nn.Module):
+    """Encoder, mean of its last tokens, projector: images [N 1 *size] -> pooled [N d], projected [N out]."""
+
+    def __init__(self, encoder: nn.Module, hidden: int, out: int, layers: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.projector = Projector(encoder.channels[-1], hidden, out, layers)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        pooled = self.encoder(image)[-1].flatten(2).mean(dim=2)
+        return pooled, self.projector(pooled)
