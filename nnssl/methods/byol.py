@@ -1,0 +1,92 @@
+"""BYOL: say what a slow copy of the network says of another view. No negatives.
+
+Grill et al. 2020, "Bootstrap your own latent: a new approach to self-supervised learning", NeurIPS, arXiv 2006.07733.
+On 2D slices of medical scans as in arXiv 2209.00314 (2022).
+
+    region -> two views -+- student: encoder -> mean of T5 -> projector -> predictor -> q1 q2
+                         +- teacher (EMA): encoder -> mean of T5 -> projector ------> z1 z2
+                                           2 - 2 cos(q1, z2)  +  2 - 2 cos(q2, z1)
+
+T5: the tokens after the last merge (stride 32).
+Differs from the paper: views are cuts without zoom, with flips and CT's intensities in place of colour; running
+moments and layer norm instead of batch norm in the heads; AdamW instead of LARS, gradients are clipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nnssl.encoder.swin import Swin
+from nnssl.methods.method import Method, MethodConfig, Step
+from nnssl.modules.contrast import negative_cosine
+from nnssl.modules.heads import Branch, Predictor
+from nnssl.modules.running import discard_all, update_all
+from nnssl.modules.schedules import cosine
+from nnssl.modules.teacher import Teacher
+from nnssl.types import Shape
+from nnssl.views.pairs import two_views
+
+
+@dataclass(frozen=True)
+class BYOLConfig(MethodConfig):
+    teacher_momentum: float = 0.99  # to 1 along a cosine (Grill 2020: 0.996 for batches of 4096, 0.99 for 300 epochs)
+    head_hidden: int = 4096  # Grill 2020, section 3.3
+    head_out: int = 256  # Grill 2020, section 3.3
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.teacher_momentum <= 1:
+            raise ValueError(f"teacher_momentum must lie between 0 and 1, got {self.teacher_momentum}")
+
+
+class BYOL(Method):
+    title = "bootstrap your own latent"
+    family = "self-distillation without negatives"
+    signal = "what a teacher says of another view"
+    citation = "Grill et al., Bootstrap your own latent: a new approach to self-supervised learning, NeurIPS 2020"
+    smallest_batch = 4
+    Config = BYOLConfig
+
+    def __init__(self, encoder: Swin, config: BYOLConfig) -> None:
+        super().__init__()
+        self.config = config
+        encoder.mask_token = None  # nothing is hidden
+        self.student = Branch(encoder, config.head_hidden, config.head_out, layers=2)
+        self.teacher = Teacher(self.student)
+        self.predictor = Predictor(config.head_out, config.head_hidden)
+
+    @staticmethod
+    def region(crop: Shape) -> Shape:
+        """4/3 of the crop, so that any two views share at least (2/3)^3 = 30 % of it."""
+        return tuple(size + size // 3 for size in crop)
+
+    @property
+    def encoder(self) -> Swin:
+        return self.student.encoder
+
+    def views(self, regions: Tensor, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
+        """{"image": [2 B 1 *crop]}; `regions` [B 1 *region]."""
+        crop = tuple(size - size // 4 for size in regions.shape[2:])
+        return {"image": two_views(regions, generators, crop)}
+
+    def loss(self, views: dict[str, Tensor]) -> Step:
+        image = views["image"].flatten(0, 1)
+        pooled, projected = self.student(image)
+        q1, q2 = self.predictor(projected).chunk(2)
+        z1, z2 = self.teacher(image)[1].chunk(2)
+        total = 4 + 2 * negative_cosine(q1, z2) + 2 * negative_cosine(q2, z1)
+        return Step({"total": total}, {"embedding": pooled.detach()})
+
+    def after_step(self, progress: float) -> None:
+        self.teacher.update(self.student, cosine(self.config.teacher_momentum, 1.0, progress))
+        update_all(self)
+
+    def skipped_step(self) -> None:
+        discard_all(self)
+
+    def show(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
+        first, second = views["image"]
+        return {"view 1": first, "view 2": second}

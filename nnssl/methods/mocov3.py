@@ -1,0 +1,113 @@
+"""MoCo v3: of many keys that a slow copy of the network gives, which is that of another view of my crop?
+
+Chen, Xie and He 2021, "An empirical study of training self-supervised vision transformers", ICCV, arXiv 2104.02057.
+
+    region -> two views -+- student: encoder -> mean of T5 -> projector -> predictor -> q1 q2
+                         +- teacher (EMA): encoder -> mean of T5 -> projector ------> k1 k2
+                                           q1 is closer to k2, and q2 to k1, than to all other keys (InfoNCE)
+
+T5: the tokens after the last merge (stride 32). Written from the paper; its code was not read.
+Differs from the paper: a batch of 8 scans has 7 other keys where the paper has 4095, so the keys of earlier steps
+are negatives too, as in MoCo v1 and v2 (He 2020, arXiv 1911.05722); other crops of the same scan may show the same
+anatomy and are no negatives; views are cuts without zoom, with flips and CT's intensities in place of colour; running
+moments and layer norm instead of batch norm in the heads, which are half as wide; gradients are clipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nnssl.encoder.swin import Swin
+from nnssl.methods.method import Method, MethodConfig, Step
+from nnssl.modules.contrast import Queue, info_nce
+from nnssl.modules.heads import Branch, Predictor
+from nnssl.modules.running import discard_all, update_all
+from nnssl.modules.schedules import cosine
+from nnssl.modules.teacher import Teacher
+from nnssl.types import Shape
+from nnssl.views.pairs import two_views
+
+
+@dataclass(frozen=True)
+class MoCoV3Config(MethodConfig):
+    temperature: float = 0.2  # Chen 2021, section 4
+    queue: int = 1024  # keys of earlier steps among the negatives, two a scan; 0: none, as the paper
+    teacher_momentum: float = 0.99  # to 1 along a cosine (Chen 2021, section 4)
+    freeze_patches: bool = True  # the patch projection stays random (Chen 2021, section 4.2)
+    head_hidden: int = 2048  # Chen 2021: 4096
+    head_out: int = 256  # Chen 2021
+    weight_decay: float = 0.1  # Chen 2021
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0:
+            raise ValueError(f"temperature must be above 0, got {self.temperature}")
+        if self.queue < 0:
+            raise ValueError(f"queue must be a number of keys, or 0 for none, got {self.queue}")
+        if not 0 <= self.teacher_momentum <= 1:
+            raise ValueError(f"teacher_momentum must lie between 0 and 1, got {self.teacher_momentum}")
+
+
+class MoCoV3(Method):
+    title = "momentum contrast, version 3"
+    family = "contrastive"
+    signal = "which of a teacher's keys is of another view of this crop"
+    citation = "Chen et al., An empirical study of training self-supervised vision transformers, ICCV 2021"
+    smallest_batch = 8
+    Config = MoCoV3Config
+
+    def __init__(self, encoder: Swin, config: MoCoV3Config) -> None:
+        super().__init__()
+        self.config = config
+        encoder.mask_token = None  # nothing is hidden
+        if config.freeze_patches:
+            encoder.patch_embed.proj.requires_grad_(False)
+        self.student = Branch(encoder, config.head_hidden, config.head_out, layers=3)
+        self.teacher = Teacher(self.student)
+        self.predictor = Predictor(config.head_out, config.head_hidden)
+        self.queue = Queue(config.queue, config.head_out) if config.queue else None
+
+    @staticmethod
+    def region(crop: Shape) -> Shape:
+        """4/3 of the crop, so that any two views share at least (2/3)^3 = 30 % of it."""
+        return tuple(size + size // 3 for size in crop)
+
+    @property
+    def encoder(self) -> Swin:
+        return self.student.encoder
+
+    def views(self, regions: Tensor, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
+        """{"image": [2 B 1 *crop]}; `regions` [B 1 *region]."""
+        crop = tuple(size - size // 4 for size in regions.shape[2:])
+        return {"image": two_views(regions, generators, crop)}
+
+    def loss(self, views: dict[str, Tensor]) -> Step:
+        image, scans = views["image"].flatten(0, 1), views["scan"]
+        pooled, projected = self.student(image)
+        q1, q2 = self.predictor(projected).chunk(2)
+        k1, k2 = self.teacher(image)[1].chunk(2)
+        first, accuracy1 = self._contrast(q1, k2, scans)
+        second, accuracy2 = self._contrast(q2, k1, scans)
+        if self.queue is not None:
+            self.queue.note(torch.stack([k1, k2], dim=1), scans)
+        watched = {"embedding": pooled.detach(), "accuracy": (accuracy1 + accuracy2) / 2}
+        return Step({"total": first + second}, watched)
+
+    def after_step(self, progress: float) -> None:
+        self.teacher.update(self.student, cosine(self.config.teacher_momentum, 1.0, progress))
+        update_all(self)
+
+    def skipped_step(self) -> None:
+        discard_all(self)
+
+    def show(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
+        first, second = views["image"]
+        return {"view 1": first, "view 2": second}
+
+    def _contrast(self, query: Tensor, key: Tensor, scans: Tensor) -> tuple[Tensor, Tensor]:
+        """Algorithm 1 of the paper; 2 temperature makes the gradient nearly independent of the temperature."""
+        loss, accuracy = info_nce(query, key, self.config.temperature, scans, self.queue)
+        return 2 * self.config.temperature * loss, accuracy

@@ -1,0 +1,93 @@
+"""SimCLR: of many crops, which is another view of the same one?
+
+Chen et al. 2020, "A simple framework for contrastive learning of visual representations", ICML, arXiv 2002.05709.
+
+    region -+- view 1 -> encoder -> mean of T5 -> projector -> z1 -+
+            |                                                      +- z1 is closer to z2 than to all others (NT-Xent)
+            +- view 2 -> encoder -> mean of T5 -> projector -> z2 -+
+                         others: the batch, of all processes, and the embeddings of earlier steps
+
+T5: the tokens after the last merge (stride 32).
+Differs from the paper: a batch of 8 scans has 14 negatives where the paper has thousands, so embeddings of earlier
+steps are further negatives (Wang 2020, cross-batch memory, arXiv 1912.06798); other crops of the same scan may show the
+same anatomy and are no negatives; views are cuts without zoom, with flips and CT's intensities in place of colour;
+running moments and layer norm instead of batch norm in the projector; AdamW instead of LARS, gradients are clipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nnssl.encoder.swin import Swin
+from nnssl.methods.method import Method, MethodConfig, Step
+from nnssl.modules.contrast import Queue, nt_xent
+from nnssl.modules.heads import Branch
+from nnssl.modules.running import discard_all, update_all
+from nnssl.types import Shape
+from nnssl.views.pairs import two_views
+
+
+@dataclass(frozen=True)
+class SimCLRConfig(MethodConfig):
+    temperature: float = 0.1  # Chen 2020, table 5
+    queue: int = 1024  # embeddings of earlier steps among the negatives, two a scan; 0: none, as the paper
+    head_hidden: int = 2048  # Chen 2020: as wide as ResNet-50's output
+    head_out: int = 128  # Chen 2020, section 4.2
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0:
+            raise ValueError(f"temperature must be above 0, got {self.temperature}")
+        if self.queue < 0:
+            raise ValueError(f"queue must be a number of embeddings, or 0 for none, got {self.queue}")
+
+
+class SimCLR(Method):
+    title = "simple contrastive learning"
+    family = "contrastive"
+    signal = "which crop is another view of this one"
+    citation = "Chen et al., A simple framework for contrastive learning of visual representations, ICML 2020"
+    smallest_batch = 8
+    Config = SimCLRConfig
+
+    def __init__(self, encoder: Swin, config: SimCLRConfig) -> None:
+        super().__init__()
+        self.config = config
+        encoder.mask_token = None  # nothing is hidden
+        self.student = Branch(encoder, config.head_hidden, config.head_out, layers=2)
+        self.queue = Queue(config.queue, config.head_out) if config.queue else None
+
+    @staticmethod
+    def region(crop: Shape) -> Shape:
+        """4/3 of the crop, so that any two views share at least (2/3)^3 = 30 % of it."""
+        return tuple(size + size // 3 for size in crop)
+
+    @property
+    def encoder(self) -> Swin:
+        return self.student.encoder
+
+    def views(self, regions: Tensor, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
+        """{"image": [2 B 1 *crop]}; `regions` [B 1 *region]."""
+        crop = tuple(size - size // 4 for size in regions.shape[2:])
+        return {"image": two_views(regions, generators, crop)}
+
+    def loss(self, views: dict[str, Tensor]) -> Step:
+        pooled, projected = self.student(views["image"].flatten(0, 1))
+        first, second = projected.chunk(2)
+        total, accuracy = nt_xent(first, second, self.config.temperature, views["scan"], self.queue)
+        if self.queue is not None:
+            self.queue.note(torch.stack([first, second], dim=1), views["scan"])
+        return Step({"total": total}, {"embedding": pooled.detach(), "accuracy": accuracy})
+
+    def after_step(self, progress: float) -> None:
+        update_all(self)
+
+    def skipped_step(self) -> None:
+        discard_all(self)
+
+    def show(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
+        first, second = views["image"]
+        return {"view 1": first, "view 2": second}
