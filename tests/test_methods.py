@@ -21,8 +21,13 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 GOLDEN = Path(__file__).with_name("golden")
 CROP = (32, 32, 32)  # the smallest whose last stage has more than one token, so that its bias table is trained
 
-# Encoder tensors that a method does not train, with the reason. None so far.
-UNTRAINED: dict[str, dict[str, str]] = {}
+# Encoder tensors that a method does not train, with the reason.
+PATCHES_ARE_T4 = "patches and views are answered from T4, before the last merge"
+UNTRAINED: dict[str, dict[str, str]] = {
+    "ibot": {
+        f"layers4.0.downsample.{name}": PATCHES_ARE_T4 for name in ("norm.weight", "norm.bias", "reduction.weight")
+    },
+}
 
 
 def trace(name: str) -> list[dict]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from nnssl.methods.dino import DINO
+from nnssl.methods.ibot import IBOT
 from nnssl.methods.method import Method, MethodConfig, Step
 from nnssl.methods.simmim import SimMIM
 from nnssl.methods.smit import SMIT
@@ -9,6 +11,8 @@ from nnssl.methods.smit import SMIT
 METHODS: dict[str, type[Method]] = {
     "smit": SMIT,
     "simmim": SimMIM,
+    "dino": DINO,
+    "ibot": IBOT,
 }
 
 __all__ = ["METHODS", "Method", "MethodConfig", "Step"]

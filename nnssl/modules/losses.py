@@ -37,8 +37,9 @@ def cross_view(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     if views < max(2, targets):
         raise ValueError(f"cross-view pairs need 2 views and as many as the teacher's {targets}, got {views}")
     log_p = F.log_softmax(student.float() / temperature, dim=-1)
-    pairs = teacher.flatten(1) @ log_p.flatten(1).T / -teacher.shape[1]  # [T V]: the mean CE of each pair
-    return (pairs.sum() - pairs.diagonal().sum()) / (targets * (views - 1))
+    every = teacher.sum(dim=0, keepdim=True)  # CE is linear in its target: one product a view, whatever the pairs
+    asked = torch.cat([every - teacher, every.expand(views - targets, -1, -1)])
+    return -(asked * log_p).sum() / (targets * (views - 1) * student.shape[1])
 
 
 def masked_mean(values: Tensor, masked: Tensor) -> Tensor:

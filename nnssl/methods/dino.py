@@ -1,0 +1,84 @@
+"""DINO: give large and small views of one region the same answer, which a teacher gives for the large ones.
+
+Caron et al. 2021, "Emerging properties in self-supervised vision transformers", ICCV, arXiv 2104.14294.
+
+    region -+- 2 global views -+-> teacher (EMA) -> mean of T5 -> head, centred, sharpened     p_t
+            |                  +-> student       -> mean of T5 -> head                     \\   p_s
+            +- n local views   --> student       -> mean of T5 -> head                     /
+                                            CE(p_t, p_s), every pair but a view with itself
+
+T5: the tokens after the last merge (stride 32); a Swin has no class token, its mean stands for it, as in the authors'
+experiments with Swin. `pooled_maps` above 1 puts the means of so many last maps side by side, after CoralBay
+(arXiv 2606.03888).
+Differs from the paper: 4 local views of half the side instead of 8 to 10; HU windows, noise, blur and curves in place
+of colour jitter; weight decay is constant; schedules are shares of the run; 8192 prototypes (65536 there, for 10^6
+images); tokens are standardised by running moments before the head, without which small batches end in uniform
+targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nnssl.encoder.swin import Swin
+from nnssl.methods.method import Method, MethodConfig, Step
+from nnssl.modules.distillation import Backbone, DistillationConfig, SelfDistillation
+from nnssl.modules.losses import Centre, cross_view
+from nnssl.types import Shape
+from nnssl.views.multicrop import MultiCropConfig, multicrop, region_of
+
+
+@dataclass(frozen=True)
+class DINOConfig(MultiCropConfig, DistillationConfig, MethodConfig):
+    pooled_maps: int = 1  # the last map alone (Caron 2021); 5: all five
+
+    def __post_init__(self) -> None:
+        MultiCropConfig.__post_init__(self)
+        DistillationConfig.__post_init__(self)
+        if not 1 <= self.pooled_maps <= 5:
+            raise ValueError(f"pooled_maps must lie within 1 and the encoder's 5 maps, got {self.pooled_maps}")
+
+
+class DINO(SelfDistillation, Method):
+    title = "self-distillation without labels"
+    family = "self-distillation"
+    signal = "a teacher's answers for other views of the same region"
+    citation = "Caron et al., Emerging properties in self-supervised vision transformers, ICCV 2021, arXiv 2104.14294"
+    smallest_batch = 4
+    Config = DINOConfig
+
+    def __init__(self, encoder: Swin, config: DINOConfig) -> None:
+        encoder.mask_token = None  # nothing is hidden
+        super().__init__(Backbone(encoder, config, pooled=tuple(range(5 - config.pooled_maps, 5))), config)
+        self.image_centre = Centre(config.prototypes, config.centre_momentum)
+
+    @staticmethod
+    def region(crop: Shape) -> Shape:
+        return region_of(crop)
+
+    def views(self, regions: Tensor, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
+        """{"global": [2 B 1 *crop], "local": [n B 1 *half]}; `regions` [B 1 *region]."""
+        return multicrop(regions, generators, self.config)
+
+    def loss(self, views: dict[str, Tensor]) -> Step:
+        count, batch = views["global"].shape[:2]
+        image = views["global"].flatten(0, 1)
+        teacher = self.teacher(image)
+        student = [self.student(image).image]
+        if "local" in views:
+            student.append(self.student(views["local"].flatten(0, 1)).image)
+        target = self.image_centre.sharpen(teacher.image, self.teacher_temperature())
+        total = cross_view(
+            torch.cat(student).unflatten(0, (-1, batch)),
+            target.unflatten(0, (count, batch)),
+            self.config.student_temperature,
+        )
+        return Step({"total": total}, {"embedding": teacher.embedding, "teacher_image": target})
+
+    def show(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
+        titles = {"global": "teacher and student see", "local": "student sees too"}
+        return {title: views[name].flatten(0, 1) for name, title in titles.items() if name in views}

@@ -1,0 +1,82 @@
+"""Two large views of each region and several small ones: what self-distillation compares (Caron 2020, SwAV)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nnssl.types import Shape
+from nnssl.views.intensity import apply_intensity, draw_intensity
+from nnssl.views.spatial import draw_box, draw_flips, flip, resample
+
+GLOBAL_VIEWS = 2
+
+
+@dataclass(frozen=True)
+class MultiCropConfig:
+    """Sides of the views as shares of the region, which is 4/3 of the crop."""
+
+    local_views: int = 4  # half as large on each axis; 3D papers take 4 to 8
+    global_side: float = 0.6  # smallest; the largest is 1. Caron 2021: areas 0.4 to 1, so sides of 0.63 to 1
+    local_side_low: float = 0.3  # Caron 2021: areas 0.05 to 0.4, so sides of 0.22 to 0.63; below 0.3 one sees
+    local_side_high: float = 0.6  # little more than interpolation
+
+    def __post_init__(self) -> None:
+        if self.local_views < 0:
+            raise ValueError(f"local_views must be 0 or more, got {self.local_views}")
+        if not 0 < self.global_side <= 1:
+            raise ValueError(f"global_side must lie above 0 and be at most 1, got {self.global_side}")
+        if not 0 < self.local_side_low <= self.local_side_high <= 1:
+            raise ValueError(
+                "0 < local_side_low <= local_side_high <= 1 must hold, "
+                f"got {self.local_side_low} and {self.local_side_high}"
+            )
+
+
+def region_of(crop: Shape) -> Shape:
+    """What is read for global views of size `crop`: 4/3 of it, so that such a view shows 0.8 to 1.33 of its size."""
+    return tuple(size + size // 3 for size in crop)
+
+
+def crop_of(region: Shape) -> Shape:
+    """The inverse of `region_of`."""
+    return tuple(size - size // 4 for size in region)
+
+
+def local_size(crop: Shape) -> Shape:
+    """Half of the crop, as a multiple of the encoder's patch."""
+    return tuple(max(2, 2 * round(size / 4)) for size in crop)
+
+
+def multicrop(regions: Tensor, generators: Sequence[torch.Generator], config: MultiCropConfig) -> dict[str, Tensor]:
+    """{"global": [2 B 1 *crop], "local": [n B 1 *half]} of regions [B 1 *region]; "local" only where n > 0."""
+    crop = crop_of(tuple(regions.shape[2:]))
+    views = {"global": random_views(regions, generators, GLOBAL_VIEWS, (config.global_side, 1.0), crop)}
+    if config.local_views:
+        sides = (config.local_side_low, config.local_side_high)
+        views["local"] = random_views(regions, generators, config.local_views, sides, local_size(crop))
+    return views
+
+
+def random_views(
+    regions: Tensor,
+    generators: Sequence[torch.Generator],
+    count: int,
+    sides: tuple[float, float],
+    size: Shape,
+) -> Tensor:
+    """`count` random boxes of each region, resampled to `size`, flipped, with intensities of their own.
+
+    [B 1 *region] -> [count B 1 *size]; `sides` are shares of the region's.
+    """
+    images, flips, intensities = [], [], []
+    for _ in range(count):
+        boxes = torch.stack([draw_box(tuple(regions.shape[2:]), sides, generator) for generator in generators])
+        images.append(resample(regions, boxes, size))
+        flips += [draw_flips(len(size), generator) for generator in generators]
+        intensities += [draw_intensity(generator) for generator in generators]
+    views = apply_intensity(flip(torch.cat(images), torch.stack(flips)), intensities)
+    return views.unflatten(0, (count, len(regions)))
