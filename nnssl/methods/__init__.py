@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from nnssl.methods.cpc import CPC
 from nnssl.methods.dino import DINO
 from nnssl.methods.ibot import IBOT
 from nnssl.methods.method import Method, MethodConfig, Step
+from nnssl.methods.rotation import Rotation
 from nnssl.methods.simmim import SimMIM
 from nnssl.methods.smit import SMIT
+from nnssl.methods.swinunetr import SwinUNETRPretext
 
 METHODS: dict[str, type[Method]] = {
     "smit": SMIT,
     "simmim": SimMIM,
     "dino": DINO,
     "ibot": IBOT,
+    "cpc": CPC,
+    "swinunetr": SwinUNETRPretext,
+    "rotation": Rotation,
 }
 
 __all__ = ["METHODS", "Method", "MethodConfig", "Step"]

@@ -143,3 +143,10 @@ def rotate(volume: Tensor, rotation: Rotation) -> Tensor:
     """`volume` [C *cube] turned; no voxel changes. Works on any shape, of which it permutes the axes."""
     axes, flipped = rotation
     return volume.permute(0, *(1 + axis for axis in axes)).flip([1 + axis for axis in flipped])
+
+
+def rotate_back(volume: Tensor, rotation: Rotation) -> Tensor:
+    """The inverse of `rotate`."""
+    axes, flipped = rotation
+    places = [axes.index(axis) for axis in range(len(axes))]
+    return volume.flip([1 + axis for axis in flipped]).permute(0, *(1 + place for place in places))

@@ -1,0 +1,162 @@
+"""CPC: from the sub-cubes passed so far, tell the next ones from all others.
+
+van den Oord et al. 2018, "Representation learning with contrastive predictive coding", arXiv 1807.03748; in 3D Taleb
+et al. 2020, "3D self-supervised methods for medical imaging", NeurIPS, arXiv 2006.03829.
+
+    region -> 3 x 3 x 3 cubes, apart -> each alone: encoder -> mean of T5 -> linear -> z
+              along a random axis, either way:  z_1 .. z_t -> GRU -> c_t -> W_k -> which cube of the batch is z_t+k?
+                                                                                  InfoNCE, k = 1, 2
+
+T5: the tokens after the last merge (stride 32). Cubes are encoded apart, never as tokens of one pass: shifted windows
+and merging would carry the target into the context.
+Differs from the papers: cubes lie apart (a third of the crop long, in cells of a quarter more, each at a random place
+in its cell), and each has intensities of its own, so that no grey or edge that goes on across a border gives the answer
+away; one direction of the six in turn by chance, where Taleb goes one way; the context is that of one line of cubes,
+not of whole layers; cosines and a temperature instead of a bilinear score; z is standardised by running moments;
+gradients are clipped.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from nnssl.encoder.swin import PATCH, Swin
+from nnssl.methods.method import Method, MethodConfig, Step
+from nnssl.modules.contrast import info_nce
+from nnssl.modules.running import Standardise, discard_all, update_all
+from nnssl.types import Shape
+from nnssl.views.intensity import apply_intensity, draw_intensity
+from nnssl.views.spatial import cut, draw_offset
+
+
+@dataclass(frozen=True)
+class CPCConfig(MethodConfig):
+    cubes: int = 3  # along each axis; those of a crop of 96 have 32 voxels
+    ahead: int = 2  # predict 1 to this many cubes ahead
+    temperature: float = 0.1  # ours; the papers' score has none
+    head_out: int = 256  # width of z (Taleb 2020: 256 units of the GRU in their code)
+    head_hidden: int = 256  # width of the context
+
+    def __post_init__(self) -> None:
+        if self.cubes < 2:
+            raise ValueError(
+                f"cubes must be at least 2 along each axis, one to look at and one to predict: {self.cubes}"
+            )
+        if not 1 <= self.ahead < self.cubes:
+            raise ValueError(f"ahead must be 1 to {self.cubes - 1} (one less than cubes), got {self.ahead}")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature must be above 0, got {self.temperature}")
+
+
+class CPC(Method):
+    title = "contrastive predictive coding"
+    family = "contrastive (predictive coding)"
+    signal = "which cube comes next along a line"
+    citation = "van den Oord et al., Representation learning with contrastive predictive coding, 2018, arXiv 1807.03748"
+    smallest_batch = 2
+    Config = CPCConfig
+
+    def __init__(self, encoder: Swin, config: CPCConfig) -> None:
+        super().__init__()
+        self.config = config
+        encoder.mask_token = None  # nothing is hidden
+        self.student = encoder
+        channels = encoder.channels[-1]
+        self.projector = nn.Sequential(Standardise(channels), nn.Linear(channels, config.head_out))
+        self.context = nn.GRU(config.head_out, config.head_hidden, batch_first=True)
+        self.predictors = nn.ModuleList(nn.Linear(config.head_hidden, config.head_out) for _ in range(config.ahead))
+
+    @staticmethod
+    def region(crop: Shape) -> Shape:
+        """5/4 of the crop: each cell is a quarter longer than its cube (40 voxels for 32), which moves in it."""
+        return tuple(size + size // 4 for size in crop)
+
+    @property
+    def encoder(self) -> Swin:
+        return self.student
+
+    def views(self, regions: Tensor, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
+        """{"cubes": [B steps lines 1 *cube]}, in the order of a walk along a random axis, either way.
+
+        `regions` [B 1 *region]. No two cubes have a voxel in common. Raises ValueError where a cube would be smaller
+        than an encoder's patch.
+        """
+        count, region = self.config.cubes, tuple(regions.shape[2:])
+        cell, cube = tuple(size // count for size in region), self._cube(region)
+        corners = [[c * n for c, n in zip(place, cell, strict=True)] for place in self._places(len(region))]
+        cubes, intensities, walks = [], [], []
+        for volume, generator in zip(regions, generators, strict=True):
+            walks.append(self._draw_walk(len(region), generator))
+            for corner in corners:
+                moved = [c + o for c, o in zip(corner, draw_offset(cell, cube, generator), strict=True)]
+                cubes.append(cut(volume, tuple(moved), cube))
+                intensities.append(draw_intensity(generator))
+        seen = apply_intensity(torch.stack(cubes), intensities).unflatten(0, (len(regions), -1))
+        return {"cubes": torch.stack([scan[walk] for scan, walk in zip(seen, walks, strict=True)])}
+
+    def loss(self, views: dict[str, Tensor]) -> Step:
+        cubes = views["cubes"]
+        pooled = self.student(cubes.flatten(0, 2))[-1].flatten(2).mean(dim=2).unflatten(0, cubes.shape[:3])
+        z = self.projector(pooled.flatten(0, 2)).unflatten(0, cubes.shape[:3])
+        contexts = self._contexts(z)
+        losses, right = {}, []
+        for ahead, predictor in enumerate(self.predictors, start=1):
+            predicted, target = predictor(contexts[:, :-ahead]), z[:, ahead:]
+            # Without scans: the other cubes of the same crop are negatives too, and the best ones.
+            loss, accuracy = info_nce(predicted.flatten(0, 2), target.flatten(0, 2), self.config.temperature)
+            losses[f"ahead_{ahead}"] = loss
+            right.append(accuracy.detach())
+        losses["total"] = torch.stack(list(losses.values())).mean()
+        middle = pooled[:, cubes.shape[1] // 2, cubes.shape[2] // 2].detach()
+        return Step(losses, {"embedding": middle, "accuracy": torch.stack(right).mean()})
+
+    def after_step(self, progress: float) -> None:
+        update_all(self)
+
+    def skipped_step(self) -> None:
+        discard_all(self)
+
+    def show(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The cubes as a wall, walked from left to right; and what is known when the last ones are to be found."""
+        cubes = views["cubes"]
+        known = cubes.clone()
+        known[:, -1] = math.nan
+        return {"cubes, left to right": self._wall(cubes), "known before the last": self._wall(known)}
+
+    def _contexts(self, z: Tensor) -> Tensor:
+        """[B steps lines d] -> [B steps lines h]: at each step of each line, of it and of those before it alone."""
+        lines = z.transpose(1, 2)
+        return self.context(lines.flatten(0, 1))[0].unflatten(0, lines.shape[:2]).transpose(1, 2)
+
+    def _cube(self, region: Shape) -> Shape:
+        """The size of a cube: a part of the crop that `region` was read for, in whole patches."""
+        crop = tuple(size - size // 5 for size in region)
+        cube = tuple(size // self.config.cubes // PATCH * PATCH for size in crop)
+        if min(cube) < PATCH:
+            raise ValueError(
+                f"a crop of {'x'.join(map(str, crop))} has no room for {self.config.cubes} cubes along each axis; "
+                f"take a larger --crop or fewer cubes"
+            )
+        return cube
+
+    def _places(self, dims: int) -> list[tuple[int, ...]]:
+        return list(itertools.product(range(self.config.cubes), repeat=dims))
+
+    def _draw_walk(self, dims: int, generator: torch.Generator) -> Tensor:
+        """[steps lines]: the numbers of the cubes, step by step along a random axis in a random direction."""
+        axis, backwards = int(torch.randint(dims, (), generator=generator)), torch.rand((), generator=generator) < 0.5
+        numbers = torch.arange(self.config.cubes**dims).view([self.config.cubes] * dims).movedim(axis, 0).flatten(1)
+        return numbers.flip(0) if backwards else numbers
+
+    def _wall(self, cubes: Tensor) -> Tensor:
+        """[B steps lines 1 *cube] -> [B 1 *wall]: the steps along the last axis, the lines along the others."""
+        dims, count = cubes.ndim - 4, self.config.cubes
+        grid = cubes[:, :, :, 0].movedim(1, 2).unflatten(1, [count] * (dims - 1))  # [B lines.. steps *cube]
+        order = [0, *(axis for d in range(dims) for axis in (1 + d, 1 + dims + d))]
+        return grid.permute(order).reshape(len(cubes), 1, *(count * side for side in cubes.shape[4:]))

@@ -1,0 +1,110 @@
+"""Rotation: by which quarter turns was this cube turned?
+
+Gidaris et al. 2018, "Unsupervised representation learning by predicting image rotations", ICLR, arXiv 1803.07728;
+in 3D Taleb et al. 2020, "3D self-supervised methods for medical imaging", NeurIPS, arXiv 2006.03829.
+
+    cube -> window, blur -> one of 24 rotations -> encoder -> mean of T5 -> layer norm -> linear -> which?  CE
+
+T5: the tokens after the last merge (stride 32).
+Differs from the papers: all 24 rotations of the cube (Taleb: 10; a square has 4), because fewer are soon told apart by
+table, spine and air; each axis is blurred by a random amount, and half of the cubes are shown through a random HU
+window, so that the grain of slices and the faint table do not answer for the anatomy. The table is not cut away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nnssl.encoder.swin import Swin
+from nnssl.methods.method import Method, MethodConfig, Step
+from nnssl.types import Shape
+from nnssl.views.intensity import apply_window, blur, draw_window
+from nnssl.views.spatial import rotate, rotate_back, rotations
+
+
+@dataclass(frozen=True)
+class RotationConfig(MethodConfig):
+    classes: int = 0  # 0: all, 24 for a cube and 4 for a square; else 4 (about z, Gidaris 2018) or 10 (Taleb 2020)
+    blur: float = 1.0  # greatest sd of the blur along an axis, in voxels; ours
+    window_jitter: float = 0.5  # chance of a narrower HU window; ours
+
+    def __post_init__(self) -> None:
+        if self.classes not in (0, 4, 10, 24):
+            raise ValueError(f"classes must be 0 (all), 4, 10 or 24, got {self.classes}")
+        if not 0 <= self.blur < 10:
+            raise ValueError(f"blur must be a number of voxels from 0 to 10, got {self.blur}")
+
+
+class Rotation(Method):
+    title = "rotation prediction"
+    family = "rotation"
+    signal = "by which quarter turns a cube was turned"
+    citation = "Gidaris et al., Unsupervised representation learning by predicting image rotations, ICLR 2018"
+    smallest_batch = 4
+    Config = RotationConfig
+
+    def __init__(self, encoder: Swin, config: RotationConfig) -> None:
+        super().__init__()
+        self.config = config
+        encoder.mask_token = None  # nothing is hidden
+        self.student = encoder
+        dims = encoder.config.spatial_dims
+        self.rotations = rotations(dims, config.classes or {2: 4, 3: 24}[dims])
+        self.head = nn.Sequential(
+            nn.LayerNorm(encoder.channels[-1]), nn.Linear(encoder.channels[-1], len(self.rotations))
+        )
+
+    @staticmethod
+    def region(crop: Shape) -> Shape:
+        """The crop itself. Raises ValueError for one whose sides differ: its shape would tell how it was turned."""
+        if len(set(crop)) > 1:
+            cube = " ".join([str(min(crop))] * len(crop))
+            raise ValueError(
+                f"rotation needs a crop of equal sides, got {'x'.join(map(str, crop))}: type --crop {cube}"
+            )
+        return crop
+
+    @property
+    def encoder(self) -> Swin:
+        return self.student
+
+    def views(self, regions: Tensor, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
+        """{"image": [B 1 *cube], "turn": [B], which rotation it was}; `regions` [B 1 *cube]."""
+        windows, turns, sds = [], [], []
+        for generator in generators:
+            windows.append(draw_window(self.config.window_jitter, generator))
+            turns.append(int(torch.randint(len(self.rotations), (), generator=generator)))
+            sds.append(torch.rand(regions.ndim - 2, generator=generator) * self.config.blur)
+        seen = torch.stack([apply_window(r, window) for r, window in zip(regions, windows, strict=True)])
+        seen = blur(seen, torch.stack(sds))
+        turned = [rotate(cube, self.rotations[turn]) for cube, turn in zip(seen, turns, strict=True)]
+        return {"image": torch.stack(turned), "turn": torch.tensor(turns, device=regions.device)}
+
+    def loss(self, views: dict[str, Tensor]) -> Step:
+        pooled, logits = self._answer(views["image"])
+        total = F.cross_entropy(logits.float(), views["turn"])
+        accuracy = (logits.detach().argmax(dim=1) == views["turn"]).float().mean()
+        return Step({"total": total}, {"embedding": pooled.detach(), "accuracy": accuracy})
+
+    def show(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Where the answer is right, the prediction, turned back by it, lies as the cube did before."""
+        answers = self._answer(views["image"])[1].argmax(dim=1)
+        return {
+            "turned": views["image"],
+            "as it lay": self._turn_back(views["image"], views["turn"]),
+            "predicted to lie": self._turn_back(views["image"], answers),
+        }
+
+    def _answer(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """The pooled tokens [B d], and the logits [B classes]."""
+        pooled = self.student(image)[-1].flatten(2).mean(dim=2)
+        return pooled, self.head(pooled)
+
+    def _turn_back(self, images: Tensor, turns: Tensor) -> Tensor:
+        pairs = zip(images, turns.tolist(), strict=True)
+        return torch.stack([rotate_back(image, self.rotations[turn]) for image, turn in pairs])

@@ -1,0 +1,202 @@
+"""Swin UNETR's pretext: of two damaged views of a crop, say how each was turned, that they belong together, and
+what they looked like before.
+
+Tang et al. 2022, "Self-supervised pre-training of Swin transformers for 3D medical image analysis", CVPR,
+arXiv 2111.14791.
+
+    crop -> two views, each turned by k x 90 degrees about z, then cut out: blocks of noise, blocks of another scan
+         -> encoder -> T5 -+- mean -> linear -> which k?                     CE over 4            (rotation)
+                           +- mean -> linear -> the other view of this crop  NT-Xent              (contrast)
+                           +- 5 x (conv, norm, double) -> voxels             L1 over all of them  (voxels)
+
+T5: the tokens after the last merge (stride 32).
+Differs from the authors' code: rotation and contrast read the mean of all tokens, not token 0 and token 1
+(`token0=true` for the latter); layer norm in place of the decoder's instance norm, which would remove the mean of its
+few tokens, that is, what they say; tokens are standardised by running moments before the contrast; other crops of the
+same scan are no negatives; blocks have edges of 1/8 to 1/4 of the view's (there 1/20 to 1/4), and those of another scan
+come from its undamaged view; half of the crops are shown through a random HU window, both views through the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nnssl.encoder.swin import Swin
+from nnssl.methods.method import Method, MethodConfig, Step
+from nnssl.modules.contrast import nt_xent
+from nnssl.modules.running import Standardise, discard_all, update_all
+from nnssl.types import Shape
+from nnssl.views.cutout import covered, draw_cutout
+from nnssl.views.intensity import apply_window, draw_window
+from nnssl.views.spatial import rotate, rotations
+
+
+@dataclass(frozen=True)
+class SwinUNETRConfig(MethodConfig):
+    w_rotation: float = 1.0  # Tang 2022: all three weigh the same
+    w_contrast: float = 1.0
+    w_voxels: float = 1.0
+    cut_share: float = 0.3  # of a view, at most, for the noise and again for the other scan (the authors' code)
+    cut_edge: float = 0.25  # longest edge of a block, as a share of the view's (the authors' code)
+    temperature: float = 0.5  # the authors' code
+    head_out: int = 512  # the authors' code
+    token0: bool = False  # read the rotation from token 0 and the contrast from token 1, as the authors' code
+    window_jitter: float = 0.5  # chance of a narrower HU window; not in the paper
+
+    def __post_init__(self) -> None:
+        weights = (self.w_rotation, self.w_contrast, self.w_voxels)
+        if min(weights) < 0 or not sum(weights) > 0:
+            raise ValueError(f"w_rotation, w_contrast and w_voxels must be 0 or more and one above 0, got {weights}")
+        for name in ("cut_share", "cut_edge"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature must be above 0, got {self.temperature}")
+
+
+class ConvDecoder(nn.Module):
+    """From T5 to voxels, doubling five times: [B d *grid] -> [B 1 *size]; what lies beyond `size` is cut off.
+
+    The authors' "vae" head: channels d -> d/2 -> d/4 -> d/8 -> d/16 -> d/16 -> 1. The last layer stands before the
+    last doubling, not after it: both are linear and act on other axes, so the result is the same for 1/16 of memory.
+    """
+
+    def __init__(self, channels: int, dims: int) -> None:
+        super().__init__()
+        convolution = {2: nn.Conv2d, 3: nn.Conv3d}[dims]
+        widths = [channels // 2**i for i in (0, 1, 2, 3, 4, 4)]
+        self.mode = {2: "bilinear", 3: "trilinear"}[dims]
+        self.layers = nn.ModuleList(
+            nn.Sequential(convolution(wide, narrow, 3, padding=1), nn.GroupNorm(1, narrow), nn.LeakyReLU())
+            for wide, narrow in pairwise(widths)
+        )
+        self.to_voxels = convolution(widths[-1], 1, 1)
+
+    def forward(self, tokens: Tensor, size: Shape) -> Tensor:
+        *layers, last = self.layers
+        for layer in layers:
+            tokens = self._double(layer(tokens))
+        return self._double(self.to_voxels(last(tokens)))[(..., *(slice(s) for s in size))]
+
+    def _double(self, x: Tensor) -> Tensor:
+        return F.interpolate(x, scale_factor=2, mode=self.mode)
+
+
+class SwinUNETRPretext(Method):
+    title = "Swin UNETR's pretext"
+    family = "rotation + contrastive + inpainting"
+    signal = "how a view was turned, which is its twin, and its voxels before blocks were cut out"
+    citation = "Tang et al., Self-supervised pre-training of Swin transformers for 3D medical image analysis, CVPR 2022"
+    smallest_batch = 4
+    Config = SwinUNETRConfig
+
+    def __init__(self, encoder: Swin, config: SwinUNETRConfig) -> None:
+        super().__init__()
+        self.config = config
+        encoder.mask_token = None  # what is cut out is cut out of the image
+        self.student = encoder
+        dims, channels = encoder.config.spatial_dims, encoder.channels[-1]
+        self.rotations = rotations(dims, 4)
+        self.rotation_head = nn.Linear(channels, 4)
+        self.contrast_head = nn.Sequential(Standardise(channels), nn.Linear(channels, config.head_out))
+        self.decoder = ConvDecoder(channels, dims)
+
+    @staticmethod
+    def region(crop: Shape) -> Shape:
+        """The crop itself. Raises ValueError where y and x differ: its shape would tell how it was turned."""
+        if crop[-1] != crop[-2]:
+            works = " ".join(map(str, (*crop[:-2], *[min(crop[-2:])] * 2)))
+            raise ValueError(
+                f"swinunetr needs a crop with equal y and x, got {'x'.join(map(str, crop))}: type --crop {works}"
+            )
+        return crop
+
+    @property
+    def encoder(self) -> Swin:
+        return self.student
+
+    def views(self, regions: Tensor, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
+        """{"image" [2 B 1 *crop]: turned; "noisy": the same with blocks of noise; "swapped" Bool [2 B 1 *crop]: what
+        another scan will cover (see `_seen`); "turn" [2 B]}; `regions` [B 1 *crop].
+        """
+        c, size = self.config, tuple(regions.shape[2:])
+        images, turns, cuts, noises = [], [], [], []
+        for region, generator in zip(regions, generators, strict=True):
+            region = apply_window(region, draw_window(c.window_jitter, generator))
+            for _ in range(2):
+                turns.append(int(torch.randint(4, (), generator=generator)))
+                images.append(rotate(region, self.rotations[turns[-1]]))
+                cuts.append(torch.stack([draw_cutout(c.cut_share, c.cut_edge, len(size), generator) for _ in "12"]))
+                source = torch.Generator(regions.device).manual_seed(int(torch.randint(2**62, (), generator=generator)))
+                noises.append(torch.randn(region.shape, generator=source, device=region.device))  # sd 1: the body's
+        image, noise = torch.stack(images), torch.stack(noises)
+        holes = covered(torch.stack(cuts, dim=1).flatten(0, 1).to(image.device), size)
+        noised, swapped = holes.unsqueeze(1).chunk(2)
+        made = {
+            "image": image,
+            "noisy": torch.where(noised, noise, image),
+            "swapped": swapped,
+            "turn": torch.tensor(turns, device=image.device),
+        }
+        return {name: _by_view(value) for name, value in made.items()}
+
+    def loss(self, views: dict[str, Tensor]) -> Step:
+        c, image, turn = self.config, views["image"].flatten(0, 1), views["turn"].flatten()
+        last = self.student(self._seen(views).flatten(0, 1))[-1]
+        tokens = last.flatten(2)
+        pooled = tokens.mean(dim=2)
+        logits = self.rotation_head(self._read(tokens, 0)).float()
+        first, second = self.contrast_head(self._read(tokens, 1)).chunk(2)
+        contrast, found = nt_xent(first, second, c.temperature, views["scan"])
+        losses = {
+            "rotation": F.cross_entropy(logits, turn),
+            "contrast": contrast,
+            "voxels": F.l1_loss(self.decoder(last, image.shape[2:]).float(), image),
+        }
+        losses["total"] = sum(getattr(c, f"w_{name}") * value for name, value in losses.items())
+        right = (logits.detach().argmax(dim=1) == turn).float().mean()
+        return Step(
+            losses, {"embedding": pooled.detach(), "accuracy_rotation": right, "accuracy_contrast": found.detach()}
+        )
+
+    def after_step(self, progress: float) -> None:
+        update_all(self)
+
+    def skipped_step(self) -> None:
+        discard_all(self)
+
+    def show(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
+        image, seen = views["image"].flatten(0, 1), self._seen(views).flatten(0, 1)
+        predicted = self.decoder(self.student(seen)[-1], image.shape[2:]).float()
+        return {"turned": image, "seen": seen, "predicted": predicted}
+
+    def _seen(self, views: dict[str, Tensor]) -> Tensor:
+        """What the encoder sees [2 B 1 *crop]: in some blocks the scan before it in the batch, where it is another.
+
+        Done here and not in `views`, whose result for a scan must not depend on the rest of its batch; which blocks
+        is drawn there. A batch of one scan has nothing to swap.
+        """
+        scan = views["scan"]
+        another = (scan != scan.roll(1)).view(-1, *[1] * (views["image"].ndim - 2))
+        return torch.where(views["swapped"] & another, views["image"].roll(1, dims=1), views["noisy"])
+
+    def _read(self, tokens: Tensor, number: int) -> Tensor:
+        """[2B d N] -> [2B d]: the mean of all tokens, or with `token0` the one of this number."""
+        if not self.config.token0:
+            return tokens.mean(dim=2)
+        if tokens.shape[2] < 2:
+            raise ValueError(
+                "token0 reads two tokens, the crop gives one: take a crop above 32 voxels, or token0=false"
+            )
+        return tokens[:, :, number]
+
+
+def _by_view(rows: Tensor) -> Tensor:
+    """Rows [B 2 ...] flattened, scan by scan, to [2 B ...]."""
+    return rows.unflatten(0, (-1, 2)).transpose(0, 1)
