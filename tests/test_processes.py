@@ -15,6 +15,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from nnssl import dist
+from nnssl.modules.running import RunningMean
 from nnssl.train import batches, loop, processes
 from nnssl.train.log import Log
 from nnssl.train.loop import Interrupted, train
@@ -22,6 +23,7 @@ from nnssl.train.run import LATEST, Run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 WORLD, STEPS = 2, 3
+ROWS = torch.arange(28.0).view(7, 4)
 POISONED = 6  # a sample of step 2 that only the second process gets
 
 
@@ -61,6 +63,11 @@ def plain_run(folder: Path, accumulate: int = 1) -> Run:
     return micro.run(folder, steps=STEPS, accumulate=accumulate)
 
 
+def shared_head_run(folder: Path) -> Run:
+    """iBOT: parameters under two names, and views of which some hide nothing."""
+    return micro.run(folder, "ibot", {"local_views": 1}, steps=STEPS)
+
+
 def poisoned_run(folder: Path) -> Run:
     run = micro.run(folder, steps=STEPS)
     run.crops = Poisoned(run.crops.shape)
@@ -86,6 +93,14 @@ def signalled_run(folder: Path) -> str:
     return "not stopped"
 
 
+def uneven_mean(parts: list[torch.Tensor]) -> torch.Tensor:
+    mean = RunningMean(4, momentum=0.0)
+    for rows in parts:
+        mean.note(rows)
+    mean.update()
+    return mean.value
+
+
 def failed_preparation() -> str:
     def fail():
         raise ValueError("no scans")
@@ -108,8 +123,10 @@ def as_rank(rank: int, folder: Path) -> None:
         "least": dist.least(10 - rank, micro.CPU),
         "gathered": dist.gather(torch.full((2, 3), float(rank))),
         "mean": float(dist.mean(torch.tensor(float(rank)))),
+        "uneven": uneven_mean([ROWS[:0], ROWS[:2]] if rank == 0 else [ROWS[2:3], ROWS[3:]]),
         "plain": watch_run(plain_run(folder / "plain")),
         "accumulated": watch_run(plain_run(folder / "accumulated", accumulate=2)),
+        "ibot": watch_run(shared_head_run(folder / "ibot")),
         "poisoned": watch_run(poisoned_run(folder / "poisoned")),
         "signalled": signalled_run(folder / "signalled"),
     }
@@ -134,10 +151,10 @@ def assert_close(ours, theirs, what: str, **tolerance) -> None:
     torch.testing.assert_close(ours, theirs, msg=lambda text: f"{what}: {text}", **tolerance)
 
 
-@pytest.mark.parametrize("kind", ["plain", "accumulated", "poisoned"])
+@pytest.mark.parametrize("kind", ["plain", "accumulated", "ibot", "poisoned"])
 def test_two_processes_are_one_with_the_same_total_batch(found, kind, tmp_path, quiet):
     _, (first, second) = found
-    one = watch_run(poisoned_run(tmp_path) if kind == "poisoned" else plain_run(tmp_path))
+    one = watch_run({"poisoned": poisoned_run, "ibot": shared_head_run}.get(kind, plain_run)(tmp_path))
     for step in range(STEPS):
         if kind == "poisoned" and step == 1:
             continue
@@ -157,6 +174,11 @@ def test_two_processes_are_one_with_the_same_total_batch(found, kind, tmp_path, 
     assert all(ours == pytest.approx(theirs, rel=1e-3, abs=1e-4) for ours, theirs in same_rows)
     for name, weight in first[kind]["weights"].items():
         assert torch.equal(weight, second[kind]["weights"][name]), f"the processes differ in {name}"
+
+
+def test_every_row_weighs_the_same_whichever_process_it_is_of(found):
+    for seen in found[1]:
+        torch.testing.assert_close(seen["uneven"], ROWS.mean(dim=0))
 
 
 def test_a_bad_scan_of_one_process_stops_the_step_of_both(found):
