@@ -27,6 +27,10 @@ UNTRAINED: dict[str, dict[str, str]] = {
     "ibot": {
         f"layers4.0.downsample.{name}": PATCHES_ARE_T4 for name in ("norm.weight", "norm.bias", "reduction.weight")
     },
+    "mocov3": {
+        f"patch_embed.proj.{name}": "stays random (Chen 2021, section 4.2), unless freeze_patches=false"
+        for name in ("weight", "bias")
+    },
     "cpc": {
         "layers4.0.blocks.0.attn.relative_position_bias_table": "a crop of 32 has cubes of 10, with one token in stage "
         "4; the default's cubes of 32 train it (tests/test_cpc.py)"

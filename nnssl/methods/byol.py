@@ -33,6 +33,7 @@ from nnssl.views.pairs import two_views
 
 @dataclass(frozen=True)
 class BYOLConfig(MethodConfig):
+    lr: float = 2e-4  # ours: see documentation/methods/byol.md
     teacher_momentum: float = 0.99  # to 1 along a cosine (Grill 2020: 0.996 for batches of 4096, 0.99 for 300 epochs)
     head_hidden: int = 4096  # Grill 2020, section 3.3
     head_out: int = 256  # Grill 2020, section 3.3

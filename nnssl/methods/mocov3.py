@@ -34,6 +34,7 @@ from nnssl.views.pairs import two_views
 
 @dataclass(frozen=True)
 class MoCoV3Config(MethodConfig):
+    lr: float = 2e-4  # ours: see documentation/methods/mocov3.md
     temperature: float = 0.2  # Chen 2021, section 4
     queue: int = 1024  # keys of earlier steps among the negatives, two a scan; 0: none, as the paper
     teacher_momentum: float = 0.99  # to 1 along a cosine (Chen 2021, section 4)

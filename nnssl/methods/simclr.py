@@ -33,6 +33,7 @@ from nnssl.views.pairs import two_views
 
 @dataclass(frozen=True)
 class SimCLRConfig(MethodConfig):
+    lr: float = 2e-4  # ours: see documentation/methods/simclr.md
     temperature: float = 0.1  # Chen 2020, table 5
     queue: int = 1024  # embeddings of earlier steps among the negatives, two a scan; 0: none, as the paper
     head_hidden: int = 2048  # Chen 2020: as wide as ResNet-50's output

@@ -49,7 +49,7 @@ class PrototypeHead(nn.Module):
 
 
 def _layers(dim: int, hidden: int, out: int, count: int) -> nn.Sequential:
-    """`count` linear layers; between them layer norm and ReLU. The bias before a norm would change nothing much."""
+    """`count` linear layers, and layer norm and ReLU between them."""
     layers: list[nn.Module] = []
     for _ in range(count - 1):
         layers += [nn.Linear(dim, hidden, bias=False), nn.LayerNorm(hidden), nn.ReLU()]
@@ -58,21 +58,23 @@ def _layers(dim: int, hidden: int, out: int, count: int) -> nn.Sequential:
 
 
 class Projector(nn.Module):
-    """Standardise, then an MLP: [N d] -> [N out]. What contrast and BYOL compare; thrown away afterwards.
+    """Standardise, MLP, standardise: [N d] -> [N out]. What contrast and BYOL compare; thrown away afterwards.
 
-    Chen 2020 (SimCLR), section 4.2. The authors of SimCLR, MoCo v3 and BYOL put batch norm between the layers, which
-    a few 3D scans a batch do not allow (its statistics are noise, and within a batch of 2 it gives the answer away).
-    Its two services are rendered apart here: `Standardise` removes what all embeddings share, layer norm keeps the
-    layers in scale.
+    Chen 2020 (SimCLR), section 4.2. The authors of SimCLR, MoCo v3 and BYOL use batch norm, which a few 3D scans a
+    batch do not allow: its statistics would be noise, and within two scans they give the answer away. Its services are
+    rendered apart. Layer norm keeps the layers in scale. `Standardise` removes what all embeddings share, before
+    the MLP and after it: a teacher's answers then have no direction in common, so that saying the same of every crop
+    is never right, and BYOL does not collapse at small batches, as it did without.
     """
 
     def __init__(self, dim: int, hidden: int, out: int, layers: int) -> None:
         super().__init__()
-        self.standardise = Standardise(dim)
+        self.before = Standardise(dim)
         self.mlp = _layers(dim, hidden, out, layers)
+        self.after = Standardise(out)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.mlp(self.standardise(x))
+        return self.after(self.mlp(self.before(x)))
 
 
 class Predictor(nn.Module):
