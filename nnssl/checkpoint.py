@@ -139,15 +139,24 @@ def describe(checkpoint: Checkpoint) -> str:
         "": _pairs(header["encoder"]),
         "data": f"{plan['name']}, {plan['cases']} scans, plan {plan['fingerprint']}",
         "spacing": f"{_by(plan['spacing'])} mm (z y x)",
-        "crop": f"{_by(header['crop'])} voxels (z y x)",
+        "crop": f"{_by(header['crop'])} voxels ({'z y x'[-2 * len(header['crop']) + 1 :]})",
         "HU policy": f"clip to [{hu.low:g}, {hu.high:g}], minus {hu.mean:g}, divided by {hu.sd:g}",
         "trained": f"step {header['step']} of {run['steps']}, {run['batch_size']} scans a step, seed {run['seed']}",
         "settings": _pairs(header["method_config"]),
-        "metrics": _pairs(header["metrics"]),
+        "metrics": _pairs({name: v for name, v in header["metrics"].items() if not name.startswith("probe_")}),
+        **({"probe": _probe(header["probe"])} if "probe" in header else {}),
         "written by": _pairs(header["versions"]) + f", {header['created']}",
         "cite": "; ".join(checkpoint.citations),
     }
     return "\n".join(f"{name:11s}{text}" for name, text in lines.items())
+
+
+def _probe(probe: dict) -> str:
+    labels = {name.removeprefix("probe_"): v for name, v in probe.items() if name.startswith("probe_")}
+    return (
+        f"on {len(probe['cases'])} cases of {probe['dataset']} at step {probe['step']}: {_pairs(labels)} (mean); "
+        f"best {probe['best']:.4g} at step {probe['best_step']}"
+    )
 
 
 def _by(numbers: list) -> str:
@@ -232,7 +241,7 @@ def _check(path: Path, content: object) -> None:
 def _adaptation_plan(header: dict) -> dict:
     """What upstream's `nnUNetv2_preprocess_like_nnssl` reads (nnunetv2/experiment_planning/like_nnssl.py)."""
     dims = header["encoder"]["spatial_dims"]
-    configuration = {"spacing": header["plan"]["spacing"], "patch_size": header["crop"]}
+    configuration = {"spacing": header["plan"]["spacing"][-dims:], "patch_size": header["crop"]}
     return {
         "architecture_plans": {
             "arch_class_name": NETWORK_CLASS,

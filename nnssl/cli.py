@@ -21,10 +21,9 @@ def pretrain() -> int:
     parser = _pretrain_parser()
     asked = parser.parse_args(arguments)
     if asked.list:
-        from nnssl.methods import METHODS
+        from nnssl.bench import listing
 
-        for name, method in METHODS.items():
-            print(f"{name:10s} {method.title}; {method.family}\n{'':10s} {method.citation}")
+        print(listing.table())
         return 0
     if asked.method is None:
         parser.error("say which method with -m; nnssl_pretrain --list shows them")
@@ -155,7 +154,8 @@ def _pretrain_parser() -> argparse.ArgumentParser:
     how.add_argument("--epochs", type=int, help="instead of --steps: how often each scan is visited")
     how.add_argument("--batch-size", type=int, help="scans a step, over all processes; default: what fits")
     how.add_argument("--accumulate", type=int, default=1, metavar="N", help="parts in which a step's batch is computed")
-    how.add_argument("--crop", metavar="N", nargs="+", type=int, help="voxels z y x; default: the plan's")
+    how.add_argument("--crop", metavar="N", nargs="+", type=int, help="voxels z y x, or y x; default: the plan's")
+    how.add_argument("--dims", type=int, choices=(2, 3), help="2: axial slices, for nnU-Net's 2d; default: 3")
     how.add_argument("--set", dest="settings", metavar="FIELD=VALUE", nargs="+", default=(),
                      help="any field of the method's config, such as lr=1e-4 or mask_ratio=0.6")  # fmt: skip
     how.add_argument("--seed", type=int, default=0)
@@ -175,6 +175,11 @@ def _pretrain_parser() -> argparse.ArgumentParser:
     watch.add_argument("--log-every", type=int, default=10, metavar="STEPS", help="default: %(default)s")
     watch.add_argument("--save-every", type=int, default=1000, metavar="STEPS",
                        help="checkpoint_latest.pth and the pictures; default: %(default)s")  # fmt: skip
+    watch.add_argument("--probe", metavar="DATASET",
+                       help="a labelled nnU-Net raw dataset, by id or name, to judge the encoder by")  # fmt: skip
+    watch.add_argument("--probe-cases", type=int, default=10, metavar="N",
+                       help="labelled cases, half of them to fit, half to test; default: %(default)s")  # fmt: skip
+    watch.add_argument("--probe-every", type=int, metavar="STEPS", help="default: ten times in the run")
     watch.add_argument("--tensorboard", action="store_true", help="also for TensorBoard (pip install tensorboard)")
     parser.add_argument("--list", action="store_true", help="list the methods")
     return parser
@@ -200,6 +205,8 @@ def _plan_parser() -> argparse.ArgumentParser:
     add("--epochs", type=int, metavar="N")
     add("--iterations", type=int, metavar="N", help="an epoch")
     add("--val-iterations", type=int, metavar="N", help="an epoch; default: a fifth of --iterations")
+    add("--foreground", type=float, metavar="SHARE",
+        help="of the patches drawn around a labelled voxel; default: nnU-Net's 0.33")  # fmt: skip
     add("--lr", type=float, help="AdamW's learning rate of the decoder")
     add("--layer-decay", type=float, help="learning rate of an encoder block over that of the next one")
     add("--warmup-epochs", type=float, metavar="N")

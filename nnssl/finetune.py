@@ -92,7 +92,7 @@ def load(network: SwinUNETR, plans: dict) -> list[str]:
     if theirs != ours:
         raise OriginError(
             f"{loaded.path} was pretrained in {theirs}D, this configuration is {ours}D: train a {theirs}D one, "
-            f"pretrain in {ours}D (nnssl_pretrain --crop with {ours} numbers), or use -tr SwinScratchTrainer"
+            f"pretrain in {ours}D (nnssl_pretrain --dims {ours}), or use -tr SwinScratchTrainer"
         )
     done = checkpoint.transfer(loaded, network.encoder)
     info.update(sha256=loaded.sha256, matched=done.matched, total=done.total)

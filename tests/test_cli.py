@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from nnssl import cli
+from nnssl.methods import METHODS
 from nnssl.train.pretrain import Options
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -52,6 +53,10 @@ FLAGS = {
             "--checkpointing",
             "--log-every",
             "--save-every",
+            "--dims",
+            "--probe",
+            "--probe-cases",
+            "--probe-every",
             "--tensorboard",
             "--list",
         }
@@ -135,8 +140,10 @@ def test_help(command, call):
 def test_methods_are_listed(call):
     code, out, _ = call("pretrain", "--list")
     assert code == 0
-    assert "smit" in out
-    assert "Jiang et al." in out
+    assert all(f"\n{name} " in out for name in METHODS)
+    assert "hidden voxels" in out
+    assert "Jiang et al., Self-supervised" in out
+    assert max(map(len, out.splitlines())) <= 140
 
 
 def test_the_module_knows_the_commands():
@@ -173,6 +180,14 @@ def test_wrong_usage_is_explained(call, arguments, message):
         (["-m", "smit", "-d", "999"], "-d 999: expected one folder Dataset999_* in"),
         (["-m", "smit", "-d", "Dataset001_Not"], "found 0; there is: Dataset007_There"),
         (["-m", "smit", "-i", "x", "--name", "../escape"], "'../escape' cannot name a collection"),
+        (["-m", "smit", "-i", "x", "--probe", "999"], "--probe 999: expected one folder Dataset999_* in"),
+        (["-m", "smit", "-i", "x", "--probe", "7"], "holds no dataset.json; a probe needs an nnU-Net raw dataset"),
+        (
+            ["-m", "smit", "-i", "x", "--dims", "2", "--crop", "32", "32", "32"],
+            "--crop 32 32 32 has 3 numbers, but --dims is 2; a crop is Z Y X in 3D, Y X in 2D",
+        ),
+        (["-m", "smit", "-i", "x", "--dims", "3", "--crop", "32", "32"], "has 2 numbers, but --dims is 3"),
+        (["-m", "smit", "-i", "x", "--crop", "32"], "has 1 numbers, but --dims is 3"),
     ],
 )
 def test_errors_are_one_message_and_exit_code_1(call, nnunet_env, arguments, message):

@@ -108,14 +108,20 @@ class Crops(torch.utils.data.Dataset):
 
     def _read(self, case: str, start: np.ndarray, size: np.ndarray) -> np.ndarray:
         """float32 [1 *shape]; what lies outside of the scan is air."""
-        low, high = start.clip(0), np.minimum(start + self._box, size)
-        array = blosc2.open(str(self.folder / f"{case}.b2nd"), **OPEN)
-        voxels = array[(0, *(slice(int(a), int(b)) for a, b in zip(low, high, strict=True)))]
-        if voxels.shape != tuple(self._box):
-            padded = np.full(self._box, self.padding, np.float32)
-            padded[tuple(slice(a, b) for a, b in zip(low - start, high - start, strict=True))] = voxels
-            voxels = padded
+        voxels = read_box(self.folder / f"{case}.b2nd", start, self._box, size, self.padding)
         return voxels.reshape(1, *self.shape)
+
+
+def read_box(path: Path, start: np.ndarray, box: np.ndarray, size: np.ndarray, padding: float) -> np.ndarray:
+    """The box [*box] at `start` of a stored volume [1 *size]; what lies outside of it is `padding`."""
+    low, high = start.clip(0), np.minimum(start + box, size)
+    array = blosc2.open(str(path), **OPEN)
+    voxels = array[(0, *(slice(int(a), int(b)) for a, b in zip(low, high, strict=True)))]
+    if voxels.shape != tuple(box):
+        padded = np.full(box, padding, voxels.dtype)
+        padded[tuple(slice(a, b) for a, b in zip(low - start, high - start, strict=True))] = voxels
+        voxels = padded
+    return voxels
 
 
 def _body(properties: dict) -> np.ndarray:

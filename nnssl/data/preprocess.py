@@ -90,12 +90,13 @@ def preprocess_case(case: Case, plan: Plan, fingerprint: str, folder: Path) -> N
     inside(folder, f"{case.id}.failed.json").unlink(missing_ok=True)
 
 
-def resample(voxels: np.ndarray, shape: Shape, spacing, new_spacing) -> np.ndarray:
-    """nnU-Net's own resampling of images [1 Z Y X] with the settings its planner writes for every dataset."""
+def resample(voxels: np.ndarray, shape: Shape, spacing, new_spacing, labels: bool = False) -> np.ndarray:
+    """nnU-Net's own resampling of images or labels [1 Z Y X], as its planner sets it for every dataset."""
     from nnunetv2.preprocessing.resampling.default_resampling import resample_data_or_seg_to_shape
 
+    order = 1 if labels else 3
     return resample_data_or_seg_to_shape(
-        voxels, shape, spacing, new_spacing, is_seg=False, order=3, order_z=0, force_separate_z=None
+        voxels, shape, spacing, new_spacing, is_seg=labels, order=order, order_z=0, force_separate_z=None
     )
 
 
@@ -113,7 +114,7 @@ def body_blocks(body: np.ndarray, shape: Shape) -> np.ndarray:
     return np.rint(share * 255).astype(np.uint8)
 
 
-def store(voxels: np.ndarray, path: Path, crop: Shape) -> None:
+def store(voxels: np.ndarray, path: Path, crop: Shape, dtype: type = np.float32) -> None:
     """nnU-Net's blosc2 store: its codec, and its chunk and block sizes for patches of `crop`."""
     import blosc2
     from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params
@@ -128,7 +129,7 @@ def store(voxels: np.ndarray, path: Path, crop: Shape) -> None:
     }
     with atomic(path) as temporary:
         blosc2.asarray(
-            np.ascontiguousarray(voxels, np.float32),
+            np.ascontiguousarray(voxels, dtype),
             urlpath=str(temporary),
             mode="w",
             chunks=chunks,

@@ -59,6 +59,7 @@ class Log:
             "lr": rate,
             "grad_norm": norm,
             "samples_per_second": config.batch_size / seconds,
+            **run.ask_probe(),
         }
         if alarms := run.monitors.alarms(row):
             row["alarm"] = "; ".join(alarms)
@@ -84,6 +85,7 @@ class Log:
         generators = [batches.generator_for(run.config.seed, index) for index in range(2)]
         run.method.eval()
         with torch.no_grad():
-            volumes = run.method.show(run.method.views(regions, generators))
+            seen = run.method.views(regions, generators)
+            volumes = run.method.show({**seen, "scan": torch.tensor([s["scan"] for s in samples], device=run.device)})
         run.method.train()
         pictures.views({k: v.float().cpu() for k, v in volumes.items()}, run.folder / "views.png")

@@ -47,9 +47,10 @@ def train(run: Run, say: Callable[[str], None] = print) -> Path:
             seconds = time.perf_counter() - began
             if run.failures:
                 _failed(run, losses, say)
-            elif run.step % config.log_every == 0 or run.step == config.steps:
+            elif run.step % config.log_every == 0 or run.step == config.steps or run.probes():
                 rejected = sum(int(part["rejected"].sum()) for part in parts)
                 row = log.row(losses, watched, norm=norm, rate=rate, seconds=seconds, waited=waited, rejected=rejected)
+                run.keep_best(row)
                 bar.set_postfix(loss=f"{row['total']:.4f}", refresh=False)
             bar.update()
             stop = signals.asked()

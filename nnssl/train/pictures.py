@@ -13,13 +13,15 @@ PANELS = {
     "accuracy (alarm: 0.99)": ("accuracy",),
     "embedding std (1: spread out, alarm: 0.05)": ("embedding_std",),
     "RankMe of the last 512 embeddings": ("rankme",),
+    "probe: Dice of held-out labels, linear": ("probe_",),
     "teacher: entropy / log K (alarm: 0.98), spread (alarm: 0.02)": ("entropy_", "spread_"),
     "learning rate": ("lr",),
     "gradient norm": ("grad_norm",),
 }
 UNSHOWN = ("step", "epoch", "alarm", "samples_per_second", "data_wait", "rejected", "used_")
 SMOOTHING = 0.8  # of the moving average drawn over the raw values
-EXACT = ("lr", "rankme", "embedding_std")  # no noise to smooth
+EXACT = ("lr", "rankme", "embedding_std", "probe_")  # no noise to smooth
+MOST_NAMED = 12  # lines of a panel that get a legend
 SHOWN_CROPS = 2
 
 
@@ -28,20 +30,21 @@ def progress(rows: list[dict], path: Path, title: str) -> None:
     if not rows:
         return
     known = tuple(key for keys in PANELS.values() for key in keys) + UNSHOWN
-    terms = [key for key in rows[-1] if not key.startswith(known)]
-    shown = {f"{title}: loss": terms}
+    there = list(dict.fromkeys(key for row in rows for key in row))
+    shown = {f"{title}: loss": [key for key in there if not key.startswith(known)]}
     for name, keys in PANELS.items():
-        shown[name] = [key for key in rows[-1] if key.startswith(keys)]
+        shown[name] = [key for key in there if key.startswith(keys)]
     figure = _figure(16, 7)
     for axes, (name, keys) in zip(figure.subplots(2, 4).flat, shown.items(), strict=False):
         for key in keys:
             steps, values = zip(*((row["step"], row[key]) for row in rows if key in row), strict=True)
             (line,) = axes.plot(steps, values, alpha=0.25)
-            axes.plot(steps, values if key in EXACT else _smooth(values), color=line.get_color(), label=key)
+            exact = key.startswith(EXACT)
+            axes.plot(steps, values if exact else _smooth(values), color=line.get_color(), label=key)
         axes.set_title(name, fontsize=9)
         axes.set_xlabel("step", fontsize=8)
         axes.tick_params(labelsize=8)
-        if keys:
+        if 0 < len(keys) <= MOST_NAMED:
             axes.legend(fontsize=8)
     _save(figure, path)
 
@@ -55,7 +58,7 @@ def views(volumes: dict[str, Tensor], path: Path) -> None:
     for row in range(crops):
         low, high = float(first[row].min()), float(first[row].max())
         for axes, (name, volume) in zip(grid[row], volumes.items(), strict=True):
-            image = volume[row, 0]
+            image = volume[min(row, len(volume) - 1), 0]
             image = image[image.shape[0] // 2] if image.ndim == 3 else image
             axes.imshow(image.numpy(), cmap="gray", vmin=low, vmax=high)
             axes.set_facecolor("tab:blue")

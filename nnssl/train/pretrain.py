@@ -14,6 +14,7 @@ import torch
 import nnssl
 from nnssl import checkpoint, dist
 from nnssl.data.crops import Crops
+from nnssl.data.labelled import find_labelled, prepare_labelled
 from nnssl.data.plan import Plan
 from nnssl.data.prepare import prepare
 from nnssl.encoder.presets import preset
@@ -23,10 +24,12 @@ from nnssl.methods import METHODS, Method
 from nnssl.train import batches, processes
 from nnssl.train.capacity import fitting_batch_size
 from nnssl.train.loop import train
+from nnssl.train.probe import Probe
 from nnssl.train.run import FINAL, LATEST, Run, RunConfig
 from nnssl.types import Shape, Spacing
 
 DEFAULT_STEPS = 100_000
+PROBES = 10  # a run, by default
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class Options:
     batch_size: int | None = None
     accumulate: int = 1
     crop: Shape | None = None
+    dims: int | None = None
     spacing: Spacing | None = None
     clip: tuple[float, float] | None = None
     device: str | None = None
@@ -60,6 +64,9 @@ class Options:
     compile: bool = False
     checkpointing: bool = False
     tensorboard: bool = False
+    probe: str | None = None
+    probe_cases: int = 10
+    probe_every: int | None = None
     only_prepare: bool = False
 
 
@@ -74,6 +81,7 @@ def pretrain(options: Options, say: Callable[[str], None] = print) -> Path | Non
     speak = say if dist.is_main() else _silent
     try:
         method_config = _method(options.method).Config.parse(options.settings)
+        dimensions(options)
         name, folder = data_folder(options)
         plan = processes.first_alone(lambda: _prepare(options, name, folder, speak))
         if options.only_prepare:
@@ -88,9 +96,10 @@ def pretrain(options: Options, say: Callable[[str], None] = print) -> Path | Non
 
 def build(options: Options, method_config, plan: Plan, data: Path, device: torch.device, say: Callable) -> Run:
     """The run that `options` describe, resumed where asked for."""
-    folder = options.output or results_root() / plan.name / f"{options.method}__{options.preset}"
+    dims = dimensions(options)
+    folder = options.output or results_root() / plan.name / run_name(options.method, options.preset, dims)
     _demand_free(folder, options.resume)
-    crop = options.crop or plan.crop
+    crop = options.crop or plan.crop[-dims:]
     torch.manual_seed(batches.mixed_seed(options.seed, "weights"))
     encoder_config = preset(options.preset, len(crop), drop_path=method_config.drop_path)
     encoder = Swin(encoder_config, maskable=True, checkpointing=options.checkpointing)
@@ -99,6 +108,7 @@ def build(options: Options, method_config, plan: Plan, data: Path, device: torch
     before = _resumed_numbers(folder) if options.resume else {}
     batch_size = options.batch_size or before.get("batch_size")
     batch_size = batch_size or _derived_batch_size(options, method, crop, device, bf16, say)
+    _warn_small(method, batch_size // options.accumulate, say)
     crops = Crops(data, plan, method.region(crop), seed=options.seed)
     config = RunConfig(
         steps=_steps(options, before, len(crops), batch_size),
@@ -126,7 +136,7 @@ def build(options: Options, method_config, plan: Plan, data: Path, device: torch
         "versions": {"nnssl": nnssl.__version__, "torch": torch.__version__},
         "created": time.strftime("%Y-%m-%d"),
     }
-    run = Run(method, crops, config, folder, header, device)
+    run = Run(method, crops, config, folder, header, device, _probe(options, data, crop, config.steps))
     if options.resume and (folder / LATEST).exists():
         run.resume()
         say(f"continuing at step {run.step} of {config.steps}")
@@ -153,10 +163,47 @@ def results_root() -> Path:
     return _variable("nnUNet_results") / "nnssl"
 
 
+def run_name(method: str, preset: str, dims: int) -> str:
+    """The folder of a run's results."""
+    return f"{method}__{preset}" + ("_2d" if dims == 2 else "")
+
+
+def dimensions(options: Options) -> int:
+    """2 or 3, as --dims or the length of --crop says. Raises ValueError when they differ."""
+    given = len(options.crop) if options.crop else options.dims or 3
+    if given not in (2, 3) or (options.dims or given) != given:
+        raise ValueError(
+            f"--crop {' '.join(map(str, options.crop))} has {given} numbers, but --dims is {options.dims or 3}; "
+            "a crop is Z Y X in 3D, Y X in 2D"
+        )
+    return given
+
+
+def _probe(options: Options, data: Path, crop: Shape, steps: int) -> Probe | None:
+    """Every process has one and so knows its steps; the first alone asks it."""
+    if options.probe is None:
+        return None
+    folder = data / f"probe_{raw_dataset(options.probe, '--probe').name}"
+    return Probe(folder, crop, options.probe_every or max(1, steps // PROBES))
+
+
+def _warn_small(method: Method, together: int, say: Callable) -> None:
+    if together < method.smallest_batch:
+        say(
+            f"WARNING: {method.title} compares the scans of a step and needs some {method.smallest_batch} of them at "
+            f"least; here they are {together}. Try --batch-size {method.smallest_batch} with a smaller --crop or "
+            "--checkpointing, fewer parts (--accumulate does not help: each part is compared alone), more GPUs, or a "
+            "method that does with less (nnssl_pretrain --list)"
+        )
+
+
 def _prepare(options: Options, name: str, folder: Path, say: Callable) -> Plan:
     datasets = [raw_dataset(identifier) for identifier in options.dataset_ids]
+    labelled = None
+    if options.probe is not None and options.part_id == 0:
+        labelled = find_labelled(raw_dataset(options.probe, "--probe"), options.probe_cases)
     say(f"scans: {', '.join(map(str, [*options.sources, *datasets]))}\npreprocessed: {folder}")
-    return prepare(
+    plan = prepare(
         name,
         folder,
         options.sources,
@@ -167,9 +214,13 @@ def _prepare(options: Options, name: str, folder: Path, say: Callable) -> Plan:
         part_id=options.part_id,
         num_parts=options.num_parts,
     )
+    if labelled is not None:
+        say(f"probe: {len(labelled.cases)} labelled cases of {labelled.dataset}")
+        prepare_labelled(labelled, folder / f"probe_{labelled.dataset}", plan, options.num_processes)
+    return plan
 
 
-def raw_dataset(identifier: str) -> Path:
+def raw_dataset(identifier: str, flag: str = "-d") -> Path:
     """$nnUNet_raw/DatasetNNN_Name for an id (501) or a name. Raises ValueError when it is not there."""
     raw = _variable("nnUNet_raw")
     wanted = f"Dataset{int(identifier):03d}_*" if identifier.isdigit() else identifier
@@ -177,7 +228,7 @@ def raw_dataset(identifier: str) -> Path:
     if len(found) != 1:
         there = ", ".join(sorted(path.name for path in raw.glob("Dataset*"))) or "nothing"
         raise ValueError(
-            f"-d {identifier}: expected one folder {wanted} in {raw}, found {len(found)}; there is: {there}"
+            f"{flag} {identifier}: expected one folder {wanted} in {raw}, found {len(found)}; there is: {there}"
         )
     return found[0]
 

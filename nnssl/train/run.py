@@ -17,9 +17,10 @@ from nnssl import checkpoint, dist
 from nnssl.methods.method import Method, Step
 from nnssl.train import batches
 from nnssl.train.monitors import Monitors
+from nnssl.train.probe import Probe
 from nnssl.train.schedule import learning_rate, parameter_groups
 
-FINAL, LATEST = "checkpoint_final.pth", "checkpoint_latest.pth"
+FINAL, LATEST, BEST = "checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth"
 WHEN_DIVERGED = (
     "Try a lower learning rate (--set lr=1e-4), stronger clipping (--set clip_norm=1.0), and look for scans with "
     "extreme values in report.csv"
@@ -65,6 +66,7 @@ class Run:
         folder: Path,
         header: dict,
         device: torch.device,
+        probe: Probe | None = None,
     ) -> None:
         self.method = method.to(device).train()
         self.crops, self.config, self.folder, self.device = crops, config, Path(folder), device
@@ -75,6 +77,8 @@ class Run:
             fused=device.type == "cuda",
         )
         self.monitors = Monitors()
+        self.probe = probe
+        self.probed: dict = {}  # what the probe last said, and what its best was
         self.step = 0
         self.failures = 0
         if config.compile:
@@ -128,6 +132,36 @@ class Run:
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.bf16):
             return self.model(views)
 
+    # -- the probe ------------------------------------------------------------------------------------------------
+
+    def probes(self) -> bool:
+        return self.probe is not None and self.probe.due(self.step, self.config.steps)
+
+    def ask_probe(self) -> dict[str, float]:
+        """At its steps, what the probe says of the encoder that would be exported now; the first process asks."""
+        if not self.probes():
+            return {}
+        found = {}
+        if dist.is_main():
+            self.method.eval()
+            found = self.probe.ask(self.method.encoder, self.device, self.config.bf16)
+            self.method.train()
+        dist.barrier()
+        return found
+
+    def keep_best(self, metrics: dict) -> None:
+        """checkpoint_best.pth, when the probe in `metrics` is better than at any earlier step on the same cases."""
+        if "probe_dice" not in metrics:
+            return
+        told = {name: value for name, value in metrics.items() if name.startswith("probe_")}
+        now = {"dataset": self.probe.dataset, "cases": self.probe.cases, "step": self.step, **told}
+        before = self.probed if self.probed.get("cases") == now["cases"] else {}
+        better = told["probe_dice"] > before.get("best", -1.0)
+        best = {"best": told["probe_dice"], "best_step": self.step} if better else {}
+        self.probed = {"best": before.get("best"), "best_step": before.get("best_step"), **now, **best}
+        if better:
+            checkpoint.write(self.folder / BEST, self._pack(metrics))
+
     # -- to and from disk ----------------------------------------------------------------------------------------
 
     def save(self, metrics: dict) -> None:
@@ -143,6 +177,7 @@ class Run:
             "method": self.method.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "monitors": self.monitors.state_dict(),
+            "probe": self.probed,
         }
         checkpoint.write(self.folder / LATEST, content)
 
@@ -160,10 +195,13 @@ class Run:
         self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.monitors.load_state_dict(state["monitors"])
+        self.probed = state.get("probe", {})
         self.step = state["step"]
 
     def _pack(self, metrics: dict) -> dict:
         header = {**self.header, "step": self.step, "metrics": metrics}
+        if self.probed:
+            header["probe"] = self.probed
         return checkpoint.pack(self.method.encoder, header, [self.method.citation])
 
 

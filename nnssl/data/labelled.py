@@ -1,0 +1,127 @@
+"""Labelled cases for the probe: images and labels of an nnU-Net raw dataset on the plan's grid.
+
+`probe.json` names them, written last; for each lie `<case>.b2nd` (float32 [1 Z Y X], as in pretraining),
+`<case>_labels.b2nd` (int16 [1 Z Y X], resampled as nnU-Net does) and `<case>.json`, where it is done.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from nnssl.data.plan import Plan, resampled_shape
+from nnssl.data.preprocess import resample, store
+from nnssl.data.scans import Found, read_scan
+from nnssl.data.workers import Failed, each
+from nnssl.files import fingerprint, inside, read_json, write_json
+
+NOTE = "probe.json"
+FEWEST = 2  # cases: one to fit, one to test
+IGNORE = "ignore"  # nnU-Net's own name for what counts neither way
+
+
+@dataclass(frozen=True)
+class LabelledCase:
+    id: str
+    image: Path
+    labels: Path
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A choice of a raw dataset's cases. `labels`: name -> value, without background and `ignore`."""
+
+    dataset: str
+    labels: dict[str, int]
+    ignore: int | None
+    cases: tuple[LabelledCase, ...]
+
+
+def find_labelled(dataset: Path, count: int) -> Labelled:
+    """`count` training cases of the raw dataset in folder `dataset`, evenly from its sorted names.
+
+    Raises ValueError when there are no labels, when classes overlap, or when fewer than two cases are complete.
+    """
+    if count < FEWEST:
+        raise ValueError(f"a probe needs at least {FEWEST} labelled cases, one to fit and one to test; got {count}")
+    if not (dataset / "dataset.json").is_file():
+        raise ValueError(f"{dataset} holds no dataset.json; a probe needs an nnU-Net raw dataset with labels")
+    content = read_json(dataset / "dataset.json")
+    labels, ending = content.get("labels", {}), content.get("file_ending", ".nii.gz")
+    if not labels or not all(isinstance(value, int) for value in labels.values()):
+        raise ValueError(
+            f"{dataset / 'dataset.json'}: a probe needs one number for each label, got {labels}; labels that are "
+            "regions of several numbers are not supported"
+        )
+    named = sorted(path.name.removesuffix(ending) for path in (dataset / "labelsTr").glob(f"*{ending}"))
+    pairs = [
+        LabelledCase(name, dataset / "imagesTr" / f"{name}_0000{ending}", dataset / "labelsTr" / f"{name}{ending}")
+        for name in named
+    ]
+    complete = [case for case in pairs if case.image.is_file()]
+    if len(complete) < FEWEST:
+        raise ValueError(
+            f"{dataset}: {len(named)} files *{ending} in labelsTr, {len(complete)} of them with an image "
+            f"imagesTr/CASE_0000{ending}; a probe needs at least {FEWEST} labelled cases"
+        )
+    chosen = np.unique(np.linspace(0, len(complete) - 1, min(count, len(complete))).round().astype(int))
+    kept = {name: value for name, value in labels.items() if value != 0 and name != IGNORE}
+    return Labelled(dataset.name, kept, labels.get(IGNORE), tuple(complete[i] for i in chosen))
+
+
+def prepare_labelled(labelled: Labelled, folder: Path | str, plan: Plan, num_processes: int) -> None:
+    """Store what is not stored yet. ValueError, naming the case, for one that cannot be used."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    bare = Plan(plan.name, plan.spacing, plan.hu, plan.crop, ())
+    todo = [case for case in labelled.cases if not _is_done(case, plan.fingerprint, folder)]
+    work = partial(store_case, plan=bare, plan_fingerprint=plan.fingerprint, folder=folder)
+    for case, result in each(work, todo, min(num_processes, len(todo)), "probe"):
+        if isinstance(result, Failed):
+            raise ValueError(f"{case.id} of {labelled.dataset} cannot be used by the probe: {result.reason}")
+    note = {
+        "dataset": labelled.dataset,
+        "labels": labelled.labels,
+        "ignore": labelled.ignore,
+        "padding": float(plan.hu.normalise(np.float32(plan.hu.low))),
+        "plan": plan.fingerprint,
+        "cases": [case.id for case in labelled.cases],
+    }
+    write_json(folder / NOTE, note)
+
+
+def store_case(case: LabelledCase, plan: Plan, plan_fingerprint: str, folder: Path) -> None:
+    """Read, normalise, resample and store one image and its labels."""
+    hu, spacing = read_scan(Found(str(case.image)))
+    labels, _ = read_scan(Found(str(case.labels)))
+    if labels.shape != hu.shape:
+        raise ValueError(f"the image has shape {hu.shape}, its labels {labels.shape}")
+    shape = resampled_shape(hu.shape, spacing, plan.spacing)
+    voxels = resample(plan.hu.normalise(hu)[None], shape, spacing, plan.spacing)
+    values = resample(np.rint(labels).astype(np.int16)[None], shape, spacing, plan.spacing, labels=True)
+    store(voxels, inside(folder, f"{case.id}.b2nd"), plan.crop)
+    store(values, inside(folder, f"{case.id}_labels.b2nd"), plan.crop, np.int16)
+    done = {"fingerprint": _fingerprint(case, plan_fingerprint), "shape": list(shape), "bytes": _bytes(case, folder)}
+    write_json(inside(folder, f"{case.id}.json"), done)
+
+
+def _is_done(case: LabelledCase, plan_fingerprint: str, folder: Path) -> bool:
+    """Whether the case is stored whole, by this plan and from these files; if not, it is stored again."""
+    try:
+        note = read_json(inside(folder, f"{case.id}.json"))
+        return note == {**note, "fingerprint": _fingerprint(case, plan_fingerprint), "bytes": _bytes(case, folder)}
+    except (FileNotFoundError, ValueError):
+        return False
+
+
+def _fingerprint(case: LabelledCase, plan_fingerprint: str) -> str:
+    """Changes with the plan and with either file."""
+    stats = [path.stat() for path in (case.image, case.labels)]
+    return fingerprint([plan_fingerprint, *([stat.st_size, stat.st_mtime_ns] for stat in stats)])
+
+
+def _bytes(case: LabelledCase, folder: Path) -> list[int]:
+    return [inside(folder, f"{case.id}{part}.b2nd").stat().st_size for part in ("", "_labels")]

@@ -1,0 +1,102 @@
+"""A linear classifier of voxels on the encoder's maps: its closed form, and its answer at points and everywhere.
+
+A map's token i of stride s stands for the voxels s i to s (i + 1); between the tokens' centres a map is interpolated
+linearly. What is linear in the channels may be applied before or after: `everywhere` classifies on the maps' own
+coarse grids and interpolates the answers, which equals classifying the interpolated features of `at_points`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nnssl.types import Shape
+
+FLAT = 1e-6  # features that vary less than this are constants
+ROWS = 4096  # taken to float64 at once
+
+
+def ridge(features: Tensor, targets: Tensor, weights: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
+    """Weighted ridge regression: features [n d], targets [n k], weights [n] -> coefficients [d k], offset [k].
+
+    Minimises mean_w |z a + c - y|^2 + penalty |a|^2 over a and c, with z the features at mean 0 and variance 1 under
+    the weights (Hoerl and Kennard 1970); the answer is in units of the features. In float64 on the CPU.
+    """
+    w = weights.double().cpu() / weights.double().sum().cpu()
+    y = targets.double().cpu()
+    parts = [slice(first, first + ROWS) for first in range(0, len(w), ROWS)]
+    mean = sum(w[part] @ features[part].double().cpu() for part in parts)
+    middle = w @ y
+    gram = torch.zeros(len(mean), len(mean), dtype=torch.float64)
+    moment = torch.zeros(len(mean), len(middle), dtype=torch.float64)
+    for part in parts:
+        centred = features[part].double().cpu() - mean
+        weighted = centred * w[part, None]
+        gram += weighted.T @ centred
+        moment += weighted.T @ (y[part] - middle)
+    sd = gram.diagonal().clamp(min=0).sqrt()
+    scale = torch.where(sd > FLAT, 1 / sd.clamp(min=FLAT), 0.0)
+    gram *= scale[:, None] * scale
+    gram.diagonal().add_(penalty)
+    coefficients = torch.cholesky_solve(moment * scale[:, None], torch.linalg.cholesky(gram)) * scale[:, None]
+    return coefficients, middle - mean @ coefficients
+
+
+def offsets(scores: Tensor, classes: Tensor, weights: Tensor) -> Tensor:
+    """What to add to the scores [n k] so that the Dice of each class but the first is best; points weigh `weights`.
+
+    For each class alone: a point is of it where its score beats all others by more than a threshold. Returns [k].
+    """
+    best = torch.zeros(scores.shape[1], dtype=scores.dtype)
+    for k in range(1, len(best)):
+        others = scores.clone()
+        others[:, k] = -torch.inf
+        lead, order = (scores[:, k] - others.amax(dim=1)).sort(descending=True)
+        weight, right = weights[order], classes[order] == k
+        hit = (weight * right).cumsum(0)
+        dice = 2 * hit / (weight.cumsum(0) + hit[-1])
+        at = int(dice.argmax())
+        best[k] = -(lead[at] + lead[min(at + 1, len(lead) - 1)]) / 2
+    return best
+
+
+def at_points(maps: Sequence[Tensor], strides: Sequence[int], points: Tensor) -> Tensor:
+    """The maps [1 C *grid] of one image at voxels `points` [n dims], concatenated: [n sum C]."""
+    return torch.cat(
+        [_interpolated(tokens[0], stride, points) for tokens, stride in zip(maps, strides, strict=True)], 1
+    )
+
+
+def _interpolated(tokens: Tensor, stride: int, points: Tensor) -> Tensor:
+    """[C *grid] at voxels [n dims] -> [n C], linear between the tokens' centres, constant beyond the outermost."""
+    grid = torch.tensor(tokens.shape[1:], device=tokens.device)
+    place = ((points.to(tokens.device) + 0.5) / stride - 0.5).clamp(min=0)
+    place = torch.minimum(place, (grid - 1).to(place.dtype))
+    low = place.floor().long()
+    share = (place - low).to(tokens.dtype)
+    flat, out = tokens.flatten(1), 0.0
+    for corner in itertools.product((0, 1), repeat=points.shape[1]):
+        side = torch.tensor(corner, device=tokens.device)
+        at = torch.minimum(low + side, grid - 1)
+        index = torch.zeros_like(at[:, 0])
+        for axis, size in enumerate(tokens.shape[1:]):
+            index = index * size + at[:, axis]
+        out = out + flat[:, index] * torch.where(side.bool(), share, 1 - share).prod(dim=1)
+    return out.T
+
+
+def everywhere(maps: Sequence[Tensor], strides: Sequence[int], fitted: tuple[Tensor, Tensor], size: Shape) -> Tensor:
+    """The classifier's scores at every voxel: maps [B C *grid], `fitted` as from `ridge` -> [B k *size]."""
+    coefficients, offset = (part.to(maps[0].device, torch.float32) for part in fitted)
+    mode = "trilinear" if len(size) == 3 else "bilinear"
+    parts = coefficients.split([tokens.shape[1] for tokens in maps])
+    scores = offset.view(1, -1, *[1] * len(size))
+    for tokens, stride, part in zip(maps, strides, parts, strict=True):
+        coarse = torch.tensordot(tokens.float(), part, dims=([1], [0])).movedim(-1, 1)
+        fine = F.interpolate(coarse, scale_factor=stride, mode=mode, align_corners=False)
+        scores = scores + fine[(..., *(slice(n) for n in size))]
+    return scores

@@ -1,0 +1,192 @@
+"""The probe: how well a linear classifier on the frozen encoder tells the labels of a few cases.
+
+Half of the cases fit the classifier, in closed form: on voxels in which every class weighs the same, and then, on
+other voxels, one threshold a class for the best Dice. The Dice that is told is that of the other half. Both see a few
+crops around the labels. Nothing here draws from a global source of chance and nothing is trained by it: a run with a
+probe learns the same, bit for bit, as one without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import blosc2
+import numpy as np
+import torch
+from torch import Tensor
+
+from nnssl.data.crops import OPEN, read_box
+from nnssl.data.labelled import NOTE
+from nnssl.encoder.swin import Swin
+from nnssl.files import read_json
+from nnssl.train import linear
+from nnssl.types import Shape
+
+MOST_CROPS = {3: 4, 2: 12}  # of a case, by dimensions
+PLACES = 24  # slices of which those of a 2D probe are chosen
+POINTS = 3000  # of background for each case, and as many of all labels together
+MOST_POINTS = 300  # of one label for each case
+PENALTY = 0.03  # of the ridge, for features of variance 1
+AT_ONCE = 96**3  # voxels that the encoder takes at once
+NOTHING = -1  # voxels that count neither way
+
+
+@dataclass(frozen=True)
+class Crop:
+    """Where one is in its case, and what is in it: `classes` counts its voxels of each class."""
+
+    case: str
+    start: Shape
+    classes: tuple[int, ...]
+
+
+class Probe:
+    """`folder`: as `nnssl.data.labelled` leaves it. `crop`: voxels (z, y, x), or (y, x) for axial slices."""
+
+    def __init__(self, folder: Path, crop: Shape, every: int) -> None:
+        self.folder, self.crop, self.every = Path(folder), tuple(crop), every
+        note = read_json(self.folder / NOTE)
+        self.dataset, self.padding, self.cases = note["dataset"], note["padding"], note["cases"]
+        self._box = np.array((1,) * (3 - len(crop)) + self.crop)
+        self._values = {0: 0, **{value: number for number, value in enumerate(note["labels"].values(), start=1)}}
+        self.names = ["background", *note["labels"]]
+        self._left_out = {NOTHING, note["ignore"]}
+        crops = [self._choose(case) for case in self.cases]
+        self.fitted_on, self.tested_on = (tuple(c for case in crops[half::2] for c in case) for half in (0, 1))
+        counts = [np.sum([crop.classes for crop in half], axis=0) for half in (self.fitted_on, self.tested_on)]
+        self.told = [k for k in range(len(self.names)) if all(np.ndim(count) and count[k] for count in counts)]
+        if not [k for k in self.told if k]:
+            raise ValueError(
+                f"the probe on {self.dataset} has no label that is both in the cases it fits, {self.cases[::2]}, and "
+                f"in those it tests, {self.cases[1::2]}; use more cases (--probe-cases)"
+            )
+        self._points = self._draw_points()
+
+    def due(self, step: int, steps: int) -> bool:
+        return step % self.every == 0 or step == steps
+
+    @torch.no_grad()
+    def ask(self, encoder: Swin, device: torch.device, bf16: bool = False) -> dict[str, float]:
+        """{"probe_<label>": Dice of the tested half, ..., "probe_dice": their mean}; `encoder` in evaluation mode."""
+        fitted = self._fit(encoder, device, bf16)
+        confusion = torch.zeros(len(self.told), len(self.told), dtype=torch.long)
+        for crops, maps in self._maps(encoder, self.tested_on, device, bf16):
+            told = linear.everywhere(maps, encoder.strides, fitted, self.crop).argmax(dim=1).cpu()
+            right = torch.from_numpy(np.stack([self._labels(crop) for crop in crops])).view(told.shape)
+            counted = right >= 0
+            pairs = right[counted] * len(self.told) + told[counted]
+            confusion += pairs.bincount(minlength=len(self.told) ** 2).view_as(confusion)
+        hit = confusion.diagonal().double()
+        dice = (2 * hit / (confusion.sum(0) + confusion.sum(1)).clamp(min=1)).tolist()
+        labels = {f"probe_{self.names[k]}": value for k, value in zip(self.told, dice, strict=True) if k}
+        return {**labels, "probe_dice": sum(labels.values()) / len(labels)}
+
+    def _fit(self, encoder: Swin, device: torch.device, bf16: bool) -> tuple[Tensor, Tensor]:
+        """Coefficients and offset; every other point is for the thresholds."""
+        features, classes = [], []
+        for crops, maps in self._maps(encoder, self.fitted_on, device, bf16):
+            for number, crop in enumerate(crops):
+                points, numbers = self._points[crop]
+                one = [tokens[number : number + 1] for tokens in maps]
+                features.append(linear.at_points(one, encoder.strides, points).cpu())
+                classes.append(numbers)
+        features, classes = torch.cat(features), torch.cat(classes)
+        alike = 1 / classes.bincount(minlength=len(self.told)).clamp(min=1).double()
+        half, rest = slice(0, None, 2), slice(1, None, 2)
+        targets = torch.nn.functional.one_hot(classes[half], len(self.told))
+        coefficients, offset = linear.ridge(features[half], targets, alike[classes[half]], PENALTY)
+        scores = features[rest].double() @ coefficients + offset
+        voxels = torch.tensor([sum(crop.classes[k] for crop in self.fitted_on) for k in self.told]) * alike
+        return coefficients, offset + linear.offsets(scores, classes[rest], voxels[classes[rest]])
+
+    def _maps(self, encoder: Swin, crops: Sequence[Crop], device: torch.device, bf16: bool) -> Iterator[tuple]:
+        """The crops, a few at a time, and the encoder's maps of them in fp32."""
+        many = max(1, AT_ONCE // int(np.prod(self.crop)))
+        for first in range(0, len(crops), many):
+            some = crops[first : first + many]
+            images = torch.from_numpy(np.stack([self._read(crop, "", self.padding) for crop in some]))
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+                maps = encoder(images.view(len(some), 1, *self.crop).to(device))
+            yield some, [tokens.float() for tokens in maps]
+
+    # -- what is looked at -----------------------------------------------------------------------------------------
+
+    def _read(self, crop: Crop, part: str, padding: float) -> np.ndarray:
+        path = self.folder / f"{crop.case}{part}.b2nd"
+        size = np.array(blosc2.open(str(path), **OPEN).shape[1:])
+        return read_box(path, np.array(crop.start), self._box, size, padding)
+
+    def _labels(self, crop: Crop) -> np.ndarray:
+        """int64 [*box]: places in `told`, or NOTHING."""
+        values = self._read(crop, "_labels", NOTHING)
+        out = np.full(values.shape, NOTHING, np.int64)
+        for place, number in enumerate(self.told):
+            out[self._classes(values) == number] = place
+        return out
+
+    def _classes(self, values: np.ndarray) -> np.ndarray:
+        """A file's values as places in `names`; those the dataset does not name are background."""
+        out = np.zeros(values.shape, np.int64)
+        for value, number in self._values.items():
+            out[values == value] = number
+        for value in self._left_out - {None}:
+            out[values == value] = NOTHING
+        return out
+
+    def _choose(self, case: str) -> list[Crop]:
+        """At most MOST_CROPS, one after the other, each that with the largest shares of labels not yet covered."""
+        stored = blosc2.open(str(self.folder / f"{case}_labels.b2nd"), **OPEN)
+        volume = self._classes(stored[0])
+        labelled = np.argwhere(volume > 0)
+        if not len(labelled):
+            return []
+        uncovered = volume.copy()
+        totals = np.bincount(volume[volume > 0], minlength=len(self.names)).clip(1)
+        chosen: list[Crop] = []
+        candidates = self._candidates(labelled.min(0), labelled.max(0) + 1, np.array(volume.shape))
+        while candidates and len(chosen) < MOST_CROPS[len(self.crop)]:
+            gains = [(self._count(uncovered, start)[1:] / totals[1:]).sum() for start in candidates]
+            if max(gains) <= 0:
+                break
+            start = candidates.pop(int(np.argmax(gains)))
+            chosen.append(Crop(case, start, tuple(self._count(volume, start).tolist())))
+            uncovered[self._slices(start)] = 0
+        return chosen
+
+    def _candidates(self, low: np.ndarray, high: np.ndarray, size: np.ndarray) -> list[Shape]:
+        """Crops side by side over the labels' bounding box; of slices at most PLACES, evenly."""
+        axes = []
+        for a, b, box, whole in zip(low, high, self._box, size, strict=True):
+            count = -(-(b - a) // box) if box > 1 else min(b - a, PLACES)
+            middle = (a + b - box) / 2
+            spread = max(0, b - a - box) / 2
+            starts = np.linspace(middle - spread, middle + spread, count).round().astype(int)
+            axes.append(starts.clip(0, whole - box) if whole >= box else np.full(1, (whole - box) // 2))
+        return [tuple(map(int, start)) for start in product(*map(np.unique, axes))]
+
+    def _slices(self, start: Shape) -> tuple[slice, ...]:
+        return tuple(slice(max(0, s), s + int(n)) for s, n in zip(start, self._box, strict=True))
+
+    def _count(self, volume: np.ndarray, start: Shape) -> np.ndarray:
+        inside = volume[self._slices(start)]
+        return np.bincount(inside[inside >= 0], minlength=len(self.names))
+
+    def _draw_points(self) -> dict[Crop, tuple[Tensor, Tensor]]:
+        """For each crop that is fitted: voxels [n dims] and their classes [n], evenly over the case's crops."""
+        label = min(MOST_POINTS, -(-POINTS // (len(self.told) - 1)))
+        points = {}
+        for crop in self.fitted_on:
+            labels = self._labels(crop)
+            generator = np.random.default_rng((self.cases.index(crop.case), *(abs(s) for s in crop.start)))
+            share = sum(1 for other in self.fitted_on if other.case == crop.case)
+            drawn = [
+                generator.permutation(np.argwhere(labels == place))[: -(-(label if place else POINTS) // share)]
+                for place in range(len(self.told))
+            ]
+            places = np.concatenate(drawn)[:, 3 - len(self.crop) :]
+            classes = np.repeat(np.arange(len(drawn)), [len(part) for part in drawn])
+            points[crop] = torch.from_numpy(places), torch.from_numpy(classes)
+        return points
