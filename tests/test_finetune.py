@@ -26,7 +26,9 @@ def test_a_recipe_takes_nnunets_length_by_default_and_refuses_unknown_keys():
         Recipe.of({RECIPE: {"epoch": 7}})
 
 
-@pytest.mark.parametrize("wrong", [{"epochs": 0}, {"lr": -1.0}, {"layer_decay": 1.5}, {"schedule": "step"}])
+@pytest.mark.parametrize(
+    "wrong", [{"epochs": 0}, {"lr": -1.0}, {"layer_decay": 1.5}, {"foreground": 1.1}, {"schedule": "step"}]
+)
 def test_impossible_recipes_are_refused(wrong):
     with pytest.raises(ValueError, match="a fine-tuning recipe needs"):
         Recipe(**wrong)

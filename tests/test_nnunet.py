@@ -63,7 +63,7 @@ def _variables(folders, monkeypatch):
 
 
 def plans_named(name: str, epochs: int = 1, **options) -> None:
-    recipe = {"epochs": epochs, "iterations": 2, "val_iterations": 1}
+    recipe = {"epochs": epochs, "iterations": 2, "val_iterations": 1, "foreground": 1.0}
     derive(Request(DATASET, name=name, decoder="light", patch=PATCH, batch_size=2, recipe=recipe, **options))
 
 
@@ -84,6 +84,7 @@ def test_from_checkpoint_to_segmentation_without_the_ssl_file(folders, tmp_path)
     info = files.read_json(fold.parent / "plans.json")[INFO]
     assert f"{info['total']} of {info['total']} encoder tensors matched" in log_of(fold)
     assert info["sha256"] in log_of(fold)
+    assert float(files.read_json(fold / "debug.json")["oversample_foreground_percent"]) == 1.0
     assert (fold / "validation" / "summary.json").is_file()
 
     plans_named("few", epochs=2, checkpoint=ssl)

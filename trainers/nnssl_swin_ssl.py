@@ -30,6 +30,7 @@ class SwinSSLTrainer(nnUNetTrainer):
         self.recipe = Recipe.of(plans)
         self.starts_anew = True
         super().__init__(plans, configuration, fold, dataset_json, device)
+        self.oversample_foreground_percent = self.recipe.foreground
         self.initial_lr, self.weight_decay = self.recipe.lr, self.recipe.weight_decay
         self.num_epochs, self.save_every = self.recipe.epochs, max(1, min(50, self.recipe.epochs // 10))
         self.num_iterations_per_epoch = self.recipe.iterations

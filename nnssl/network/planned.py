@@ -22,6 +22,7 @@ class Recipe:
     epochs: int = 1000  # nnU-Net's own, as the next two
     iterations: int = 250  # an epoch
     val_iterations: int = 50
+    foreground: float = 0.33  # share of the patches that are drawn around some labelled voxel
     lr: float = 5e-4  # of the decoder, AdamW
     layer_decay: float = 0.9  # an encoder block's learning rate over that of the block above it
     warmup_epochs: float | None = None  # linear from 0; None: a twentieth of the epochs
@@ -32,12 +33,14 @@ class Recipe:
     def __post_init__(self) -> None:
         wrong = [name for name in ("epochs", "iterations", "val_iterations") if getattr(self, name) < 1]
         wrong += [name for name in ("lr", "layer_decay", "clip") if not getattr(self, name) > 0]
+        if not 0 <= self.foreground <= 1:
+            wrong.append("foreground")
         if self.weight_decay < 0 or (self.warmup_epochs or 0) < 0:
             wrong.append("weight_decay or warmup_epochs")
         if wrong or self.layer_decay > 1 or self.schedule not in ("poly", "cosine"):
             raise ValueError(
-                f"a fine-tuning recipe needs positive numbers, layer_decay at most 1 and schedule poly or cosine; "
-                f"got {asdict(self)}"
+                "a fine-tuning recipe needs positive numbers, layer_decay and foreground at most 1, and schedule poly "
+                f"or cosine; got {asdict(self)}"
             )
 
     @classmethod
