@@ -109,8 +109,7 @@ def predictions():
     def of(cubes):
         pooled = method.student(cubes.flatten(0, 2))[-1].flatten(2).mean(dim=2)
         z = method.projector(pooled).unflatten(0, cubes.shape[:3])
-        contexts = method._contexts(z)
-        return z, [predictor(contexts) for predictor in method.predictors]
+        return z, method._predict(z)
 
     return method, of
 
@@ -159,7 +158,7 @@ def test_the_loss_is_infonce_of_a_loop(cubes, ahead):
             for step in range(cubes - k):
                 for line in range(z.shape[2]):
                     past = z[scan, : step + 1, line]
-                    queries.append(method.predictors[k - 1](method.context(past[None])[0][0, -1]))
+                    queries.append(past[-1] + method.predictors[k - 1](method.context(past[None])[0][0, -1]))
                     keys.append(z[scan, step + k, line])
         losses, right = [], []
         for row, query in enumerate(queries):

@@ -4,16 +4,16 @@ van den Oord et al. 2018, "Representation learning with contrastive predictive c
 et al. 2020, "3D self-supervised methods for medical imaging", NeurIPS, arXiv 2006.03829.
 
     region -> 3 x 3 x 3 cubes, apart -> each alone: encoder -> mean of T5 -> linear -> z
-              along a random axis, either way:  z_1 .. z_t -> GRU -> c_t -> W_k -> which cube of the batch is z_t+k?
+              along a random axis, either way:  z_1 .. z_t -> GRU -> c_t,  z_t + W_k c_t: which cube is z_t+k?
                                                                                   InfoNCE, k = 1, 2
 
 T5: the tokens after the last merge (stride 32). Cubes are encoded apart, never as tokens of one pass: shifted windows
 and merging would carry the target into the context.
-Differs from the papers: cubes lie apart (a third of the crop long, in cells of a quarter more, each at a random place
-in its cell), and each has intensities of its own, so that no grey or edge that goes on across a border gives the answer
-away; one direction of the six in turn by chance, where Taleb goes one way; the context is that of one line of cubes,
-not of whole layers; cosines and a temperature instead of a bilinear score; z is standardised by running moments;
-gradients are clipped.
+Differs from the papers: cubes have no voxel in common (a third of the crop long, each at a random place in a cell a
+quarter longer) and each has intensities of its own, so that nothing that goes on across a border gives the answer away;
+the axis and direction of the walk are drawn for each scan; the context is that of one line of cubes, not of all layers
+passed; the prediction starts from the present code (z_t + W_k c_t, there W_k c_t); cosines and a temperature instead of
+a bilinear score; codes are standardised by running moments.
 """
 
 from __future__ import annotations
@@ -104,10 +104,9 @@ class CPC(Method):
         cubes = views["cubes"]
         pooled = self.student(cubes.flatten(0, 2))[-1].flatten(2).mean(dim=2).unflatten(0, cubes.shape[:3])
         z = self.projector(pooled.flatten(0, 2)).unflatten(0, cubes.shape[:3])
-        contexts = self._contexts(z)
         losses, right = {}, []
-        for ahead, predictor in enumerate(self.predictors, start=1):
-            predicted, target = predictor(contexts[:, :-ahead]), z[:, ahead:]
+        for ahead, predicted in enumerate(self._predict(z), start=1):
+            predicted, target = predicted[:, :-ahead], z[:, ahead:]
             # Without scans: the other cubes of the same crop are negatives too, and the best ones.
             loss, accuracy = info_nce(predicted.flatten(0, 2), target.flatten(0, 2), self.config.temperature)
             losses[f"ahead_{ahead}"] = loss
@@ -129,10 +128,16 @@ class CPC(Method):
         known[:, -1] = math.nan
         return {"cubes, left to right": self._wall(cubes), "known before the last": self._wall(known)}
 
-    def _contexts(self, z: Tensor) -> Tensor:
-        """[B steps lines d] -> [B steps lines h]: at each step of each line, of it and of those before it alone."""
-        lines = z.transpose(1, 2)
-        return self.context(lines.flatten(0, 1))[0].unflatten(0, lines.shape[:2]).transpose(1, 2)
+    def _predict(self, z: Tensor) -> list[Tensor]:
+        """For 1, 2, ... ahead: z_t + W_k c_t, [B steps lines d], of each step of a line and those before it alone.
+
+        Neighbours are alike, so z_t itself is a guess that is right at times, and W_k c_t learns what changes. From
+        W_k c_t alone, which begins as noise, runs fell to equal codes at once and took long to leave that.
+        """
+        lines = z.transpose(1, 2).float()
+        with torch.autocast(z.device.type, enabled=False):  # not every recurrent kernel knows bf16, and it is small
+            contexts = self.context(lines.flatten(0, 1))[0].unflatten(0, lines.shape[:2]).transpose(1, 2)
+            return [z + predictor(contexts) for predictor in self.predictors]
 
     def _cube(self, region: Shape) -> Shape:
         """The size of a cube: a part of the crop that `region` was read for, in whole patches."""

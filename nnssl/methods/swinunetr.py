@@ -172,6 +172,7 @@ class SwinUNETRPretext(Method):
         discard_all(self)
 
     def show(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
+        views = {"scan": torch.arange(views["image"].shape[1]), **views}  # drawn crops are of scans that differ
         image, seen = views["image"].flatten(0, 1), self._seen(views).flatten(0, 1)
         predicted = self.decoder(self.student(seen)[-1], image.shape[2:]).float()
         return {"turned": image, "seen": seen, "predicted": predicted}
@@ -182,7 +183,7 @@ class SwinUNETRPretext(Method):
         Done here and not in `views`, whose result for a scan must not depend on the rest of its batch; which blocks
         is drawn there. A batch of one scan has nothing to swap.
         """
-        scan = views["scan"]
+        scan = views["scan"].to(views["image"].device)
         another = (scan != scan.roll(1)).view(-1, *[1] * (views["image"].ndim - 2))
         return torch.where(views["swapped"] & another, views["image"].roll(1, dims=1), views["noisy"])
 
