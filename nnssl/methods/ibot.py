@@ -38,6 +38,7 @@ BLOCKS = (16, 32)  # finer tokens (T3) have not seen enough to stand for a view
 
 @dataclass(frozen=True)
 class IBOTConfig(MultiCropConfig, DistillationConfig, MethodConfig):
+    lr: float = 2e-4  # at 8 scans; Caron 2021: 5e-4 at 256. at 6e-4 targets came near uniform in 50 steps
     local_views: int = 0  # 10 in the paper's Swin; each costs an eighth of a global view
     w_image: float = 1.0  # Zhou 2022: the two terms 1:1
     w_patch: float = 1.0

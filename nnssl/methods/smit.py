@@ -45,6 +45,9 @@ class SMITConfig(DistillationConfig, MethodConfig):
     mask_ratio: float = 0.7  # Jiang 2022
     mask_block: int = 16  # voxels (Jiang 2022, at 2 mm); patch tokens are those of the stage with this stride
     decode_from: int = 32  # tokens of this stride and above predict voxels: 32 is T5 alone (Jiang 2022)
+    teacher_temperature_end: float = 0.07  # Jiang 2022
+    temperature_warmup: float = 0.06  # share of the run: 30 of 500 epochs; the patch head starts this much later
+    freeze_prototypes: float = 0.002  # share of the run: 1 of 500 epochs
     window_jitter: float = 0.5  # chance of a narrower HU window, the same for both views; not in the paper
 
     def __post_init__(self) -> None:

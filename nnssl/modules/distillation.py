@@ -28,11 +28,11 @@ class DistillationConfig:
     head_bottleneck: int = 256  # Caron 2021
     student_temperature: float = 0.1  # Caron 2021
     teacher_temperature_start: float = 0.04  # Caron 2021
-    teacher_temperature_end: float = 0.07  # Caron 2021
-    temperature_warmup: float = 0.06  # share of the run: 30 of 500 epochs (Jiang 2022)
+    teacher_temperature_end: float = 0.04  # Caron 2021, the code's default; 0.07 there for long runs of large batches
+    temperature_warmup: float = 0.1  # share of the run: 30 of 300 epochs (Caron 2021; Zhou 2022)
     teacher_momentum: float = 0.996  # to 1 along a cosine (Grill 2020; Caron 2021)
     centre_momentum: float = 0.9  # Caron 2021
-    freeze_prototypes: float = 0.002  # share of the run: 1 of 500 epochs (Caron 2021, freeze_last_layer)
+    freeze_prototypes: float = 0.1  # share of the run; 1 of 100 epochs in Caron 2021, who advise more where it helps
     export: str = "teacher"  # or "student": whose encoder is kept
 
     def __post_init__(self) -> None:
