@@ -1,0 +1,112 @@
+"""`--dims 2`: axial slices through every method, and the encoder in a 2d configuration of nnU-Net; small batches."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import fields
+from pathlib import Path
+
+import micro
+import pytest
+import torch
+from made_plans import nnunet_plans
+
+from nnssl import checkpoint, finetune
+from nnssl.data.plan import Plan
+from nnssl.data.prepare import prepare
+from nnssl.methods import METHODS
+from nnssl.network import origin
+from nnssl.network.planned import INFO
+from nnssl.train import pretrain
+from nnssl.train.log import Log
+from nnssl.train.pretrain import Options
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def collection(tmp_path_factory, phantom_folder) -> Path:
+    """$nnUNet_preprocessed with one collection, `made`. Shared: nothing is written to it later."""
+    top = tmp_path_factory.mktemp("preprocessed")
+    prepare("made", top / "nnssl" / "made", [phantom_folder], num_processes=0)
+    return top
+
+
+@pytest.fixture
+def slices(collection, tmp_path, monkeypatch):
+    """A function that pretrains a method on slices for two steps; the final checkpoint and what was said."""
+    monkeypatch.setenv("nnUNet_preprocessed", str(collection))
+    monkeypatch.setenv("nnUNet_results", str(tmp_path))
+    monkeypatch.setattr(Log, "draw", lambda self: None)
+    monkeypatch.setattr(pretrain, "keep_freed_memory", lambda: False)
+
+    def run(method: str, **options) -> tuple[Path, str]:
+        said = []
+        known = {field.name for field in fields(METHODS[method].Config)}
+        small = [f"{key}={value}" for key, value in micro.SMALL.items() if key in known]
+        chosen = {"dims": 2, "batch_size": 2, "steps": 2, "workers": 0, "device": "cpu", "settings": small, **options}
+        return pretrain.pretrain(Options(method, name="made", preset="tiny", **chosen), said.append), "\n".join(said)
+
+    return run
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_learns_from_slices(name, slices, collection, tmp_path):
+    crop = Plan.load(collection / "nnssl" / "made" / "plan.json").crop[1:]
+    final, said = slices(name)
+    assert final == tmp_path / "nnssl" / "made" / f"{name}__tiny_2d" / "checkpoint_final.pth"
+    loaded = checkpoint.load(final)
+    assert loaded.encoder_config.spatial_dims == 2
+    assert loaded.crop == crop
+    assert "crop {}x{} at".format(*crop) in said
+    assert all(math.isfinite(value) for value in loaded.header["metrics"].values())
+    assert "{} x {} voxels (y x)".format(*crop) in checkpoint.describe(loaded)
+    (configuration,) = loaded.adaptation_plan["pretrain_plan"]["configurations"].values()
+    assert len(configuration["spacing"]) == len(configuration["patch_size"]) == 2
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_shows_slices(name):
+    method = micro.method(name, spatial_dims=2).eval()
+    with torch.no_grad():
+        volumes = method.show(micro.views(method, crop=(32, 32)))
+    assert all(volume.ndim == 4 and volume.shape[1] == 1 for volume in volumes.values())
+
+
+def test_slices_start_a_2d_network(slices, monkeypatch):
+    final, _ = slices("simmim")
+    monkeypatch.setenv(origin.VARIABLE, str(final))
+    plans = nnunet_plans()
+    finetune.settle(plans, "2d", random_start=False)
+    network = finetune.build(finetune.resolve(plans, "2d"), 1, 3, deep_supervision=False)
+    assert any("encoder tensors matched" in line for line in finetune.load(network, plans))
+    assert plans[INFO]["matched"] == plans[INFO]["total"] == len(list(network.encoder.parameters()))
+    for name, tensor in checkpoint.load(final).weights.items():
+        if "mask_token" not in name:
+            assert torch.equal(network.state_dict()[name], tensor), name
+    out = network(torch.randn(2, 1, 48, 40))
+    assert out.shape == (2, 3, 48, 40)
+    out.square().mean().backward()
+    assert network.encoder.patch_embed.proj.weight.grad.abs().sum() > 0
+
+
+def test_the_size_of_the_crop_says_the_dimensions_as_well(slices):
+    final, said = slices("simmim", dims=None, crop=(16, 48))
+    assert final.parent.name == "simmim__tiny_2d"
+    assert "crop 16x48 at" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "dims"), [({}, 3), ({"dims": 2}, 2), ({"crop": (32, 32)}, 2), ({"crop": (32, 32, 32), "dims": 3}, 3)]
+)
+def test_dimensions(options, dims):
+    assert pretrain.dimensions(Options("smit", **options)) == dims
+
+
+def test_a_batch_too_small_for_the_method_is_said(slices):
+    """The parts of a step are compared alone: their size counts, not that of the whole batch."""
+    smallest = METHODS["simclr"].smallest_batch
+    _, said = slices("simclr", batch_size=smallest, accumulate=2, steps=1)
+    assert f"needs some {smallest} of them at least; here they are {smallest // 2}. Try --batch-size {smallest}" in said
+    _, said = slices("simmim", batch_size=1, steps=1)
+    assert "WARNING" not in said
