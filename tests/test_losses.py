@@ -139,20 +139,21 @@ def test_masked_l1_against_a_loop(shape):
         )
         if m
     ]
-    assert float(masked_l1(predicted, target, masked)) == pytest.approx(sum(errors) / len(errors), rel=1e-5)
+    assert float(masked_l1([predicted], target, masked)) == pytest.approx(sum(errors) / len(errors), rel=1e-5)
 
 
 def test_masked_l1_closed_forms():
     target, masked = randn(1, 1, 4, 4, 4), randn(1, 1, 4, 4, 4, seed=1) > 0
-    assert float(masked_l1(target + 0.5, target, masked)) == pytest.approx(0.5)
-    assert float(masked_l1(target, target, masked)) == 0
+    assert float(masked_l1([target + 0.5], target, masked)) == pytest.approx(0.5)
+    assert float(masked_l1([target], target, masked)) == 0
+    assert float(masked_l1([target + 0.5, target - 1.5], target, masked)) == pytest.approx(1.0)
     wild = torch.where(masked, target, target + 1e3)  # what is visible does not count
-    assert float(masked_l1(wild, target, masked)) == 0
+    assert float(masked_l1([wild], target, masked)) == 0
 
 
 def test_masked_l1_of_nothing_hidden_is_zero_with_a_gradient():
     predicted = randn(1, 1, 4, 4).requires_grad_()
-    loss = masked_l1(predicted, torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 4, 4, dtype=torch.bool))
+    loss = masked_l1([predicted], torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 4, 4, dtype=torch.bool))
     loss.backward()
     assert float(loss.detach()) == 0
     assert torch.equal(predicted.grad, torch.zeros_like(predicted))

@@ -8,6 +8,8 @@ import micro
 import pytest
 import torch
 
+from nnssl.modules.losses import masked_l1
+
 CROP = (32, 32, 32)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -58,8 +60,19 @@ def test_what_is_hidden_does_not_reach_the_encoder(settings):
         maps, predicted = method._predict(views)
         others, again = method._predict({**views, "image": views["image"].masked_fill(hidden, 100.0)})
         seen, _ = method._predict({**views, "image": views["image"].masked_fill(~hidden, 100.0)})
-    assert all(torch.equal(a, b) for a, b in zip([*maps, predicted], [*others, again], strict=True))
+    assert all(torch.equal(a, b) for a, b in zip([*maps, *predicted], [*others, *again], strict=True))
     assert not torch.equal(maps[-1], seen[-1])
+
+
+def test_each_decoded_map_answers_for_itself():
+    """A finer map that knows the answer does not spare the last one its gradient."""
+    method = micro.method("simmim", mask_block=8, decode_from=8)
+    views = micro.views(method, crop=CROP)
+    _, predicted = method._predict(views)
+    assert len(predicted) == len(method.decoder.decoders) == 3
+    told = [*(views["image"] for _ in predicted[:-1]), predicted[-1]]
+    masked_l1(told, views["image"], covered(views["masked"], 8)).backward()
+    assert all(p.grad.abs().sum() > 0 for p in method.student.stages[3].blocks.parameters())
 
 
 def test_the_share_that_is_hidden():

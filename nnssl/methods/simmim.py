@@ -79,10 +79,10 @@ class SimMIM(Method):
         image, covered = views["image"], self._covered(views)
         _, predicted = self._predict(views)
         hidden = image.masked_fill(covered, math.nan)
-        return {"crop": image, "seen": hidden, "predicted": torch.where(covered, predicted.float(), image)}
+        return {"crop": image, "seen": hidden, "predicted": torch.where(covered, predicted[-1].float(), image)}
 
-    def _predict(self, views: dict[str, Tensor]) -> tuple[list[Tensor], Tensor]:
-        """The encoder's maps, and the voxels [B 1 *crop]."""
+    def _predict(self, views: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """The encoder's maps, and the voxels [B 1 *crop] from each that is decoded."""
         image = views["image"]
         maps = self.student(image, repeat_blocks(views["masked"], self.config.mask_block // 2))
         return maps, self.decoder(maps, image.shape[2:])

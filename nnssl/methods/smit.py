@@ -132,8 +132,8 @@ class SMIT(SelfDistillation, Method):
         covered = self._covered(hidden)
         shown = {"teacher sees": image, "student sees": image.masked_fill(covered, math.nan)}
         if self.decoder is not None:
-            predicted = self.decoder(self.student.encoder(image, self._masked(hidden)), image.shape[2:]).float()
-            shown["predicted"] = torch.where(covered, predicted, image)
+            predicted = self.decoder(self.student.encoder(image, self._masked(hidden)), image.shape[2:])
+            shown["predicted"] = torch.where(covered, predicted[-1].float(), image)
         return shown
 
     def _masked(self, hidden: Tensor) -> Tensor:

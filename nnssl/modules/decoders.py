@@ -27,10 +27,11 @@ class VoxelDecoder(nn.Module):
 
 
 class MultiScaleDecoder(nn.Module):
-    """The sum of one `VoxelDecoder` for each of the encoder's maps of stride `from_stride` and above.
+    """One `VoxelDecoder` for each of the encoder's maps of stride `from_stride` and above, each on its own.
 
     With the last map alone this is SimMIM's decoder. More maps let the gradient reach the stages that become skips
-    without passing the narrow end (Wang 2023, LocalMIM, arXiv 2303.05251, reconstructs from several stages too).
+    without passing the narrow end (Wang 2023, LocalMIM, arXiv 2303.05251). Their predictions are not summed: the
+    finer maps would explain everything, and the last one, which nobody needed then, became a constant.
     """
 
     def __init__(self, encoder: nn.Module, from_stride: int) -> None:
@@ -41,9 +42,9 @@ class MultiScaleDecoder(nn.Module):
             for channels, stride in zip(encoder.channels[self.first :], encoder.strides[self.first :], strict=True)
         )
 
-    def forward(self, maps: list[Tensor], size: Shape) -> Tensor:
-        """The encoder's five maps -> [B 1 *size]."""
-        return sum(decoder(tokens, size) for decoder, tokens in zip(self.decoders, maps[self.first :], strict=True))
+    def forward(self, maps: list[Tensor], size: Shape) -> list[Tensor]:
+        """The encoder's five maps -> a prediction [B 1 *size] from each that is decoded, the finest first."""
+        return [decoder(tokens, size) for decoder, tokens in zip(self.decoders, maps[self.first :], strict=True)]
 
 
 def unfold_cubes(cubes: Tensor, stride: int, dims: int) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,14 +11,14 @@ from torch import Tensor
 from nnssl.modules.running import RunningMean
 
 
-def masked_l1(predicted: Tensor, target: Tensor, masked: Tensor) -> Tensor:
-    """Mean absolute error over hidden voxels: all three [B 1 *spatial], `masked` True = hidden.
+def masked_l1(predictions: Sequence[Tensor], target: Tensor, masked: Tensor) -> Tensor:
+    """Mean absolute error over hidden voxels, and over the predictions: all [B 1 *spatial], `masked` True = hidden.
 
     sum(|x - x^| * M) / sum(M) (Xie 2022, eq. 2, one channel). Zero, with a gradient, where nothing is hidden.
     """
     weight = masked.to(torch.float32)
-    error = (predicted.float() - target.float()).abs()
-    return (error * weight).sum() / weight.sum().clamp(min=1.0)
+    errors = [((predicted.float() - target.float()).abs() * weight).sum() for predicted in predictions]
+    return sum(errors) / len(errors) / weight.sum().clamp(min=1.0)
 
 
 def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
