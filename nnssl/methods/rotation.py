@@ -3,12 +3,13 @@
 Gidaris et al. 2018, "Unsupervised representation learning by predicting image rotations", ICLR, arXiv 1803.07728;
 in 3D Taleb et al. 2020, "3D self-supervised methods for medical imaging", NeurIPS, arXiv 2006.03829.
 
-    cube -> window, blur -> one of 24 rotations -> encoder -> mean of T5 -> layer norm -> linear -> which?  CE
+    cube -> window, blur -> one of 24 rotations -> encoder -> mean of T5 -> linear -> which?  CE
 
 T5: the tokens after the last merge (stride 32).
 Differs from the papers: all 24 rotations of the cube (Taleb: 10; a square has 4), because fewer are soon told apart by
 table, spine and air; each axis is blurred by a random amount, and half of the cubes are shown through a random HU
-window, so that the grain of slices and the faint table do not answer for the anatomy. The table is not cut away.
+window, so that the grain of slices and the faint table do not answer for the anatomy; tokens are standardised by
+running moments before the linear layer. The table is not cut away.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 from nnssl.encoder.swin import Swin
 from nnssl.methods.method import Method, MethodConfig, Step
+from nnssl.modules.running import Standardise, discard_all, update_all
 from nnssl.types import Shape
 from nnssl.views.intensity import apply_window, blur, draw_window
 from nnssl.views.spatial import rotate, rotate_back, rotations
@@ -55,9 +57,8 @@ class Rotation(Method):
         self.student = encoder
         dims = encoder.config.spatial_dims
         self.rotations = rotations(dims, config.classes or {2: 4, 3: 24}[dims])
-        self.head = nn.Sequential(
-            nn.LayerNorm(encoder.channels[-1]), nn.Linear(encoder.channels[-1], len(self.rotations))
-        )
+        channels = encoder.channels[-1]
+        self.head = nn.Sequential(Standardise(channels), nn.Linear(channels, len(self.rotations)))
 
     @staticmethod
     def region(crop: Shape) -> Shape:
@@ -90,6 +91,12 @@ class Rotation(Method):
         total = F.cross_entropy(logits.float(), views["turn"])
         accuracy = (logits.detach().argmax(dim=1) == views["turn"]).float().mean()
         return Step({"total": total}, {"embedding": pooled.detach(), "accuracy": accuracy})
+
+    def after_step(self, progress: float) -> None:
+        update_all(self)
+
+    def skipped_step(self) -> None:
+        discard_all(self)
 
     def show(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
         """Where the answer is right, the prediction, turned back by it, lies as the cube did before."""
