@@ -121,7 +121,7 @@ def test_without_local_views_it_goes_on():
     views = micro.views(method)
     assert "local" not in views
     assert torch.isfinite(method(views).losses["total"])
-    assert list(method.show(views)) == ["teacher and student see"]
+    assert list(method.show(views)) == ["global view 1", "global view 2"]
 
 
 @pytest.mark.parametrize("maps", [1, 2, 5])

@@ -81,5 +81,5 @@ class DINO(SelfDistillation, Method):
         return Step({"total": total}, {"embedding": teacher.embedding, "teacher_image": target})
 
     def show(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
-        titles = {"global": "teacher and student see", "local": "student sees too"}
-        return {title: views[name].flatten(0, 1) for name, title in titles.items() if name in views}
+        kinds = [kind for kind in ("global", "local") if kind in views]
+        return {f"{kind} view {n}": view for kind in kinds for n, view in enumerate(views[kind], start=1)}
