@@ -18,7 +18,7 @@ def test_the_loss_is_the_distance_of_unit_vectors_both_ways(dims):
     method = micro.method("byol", spatial_dims=dims)
     views = micro.views(method, batch=3, crop=(32,) * dims)
     q = [F.normalize(method.predictor(method.student(view)[1]), dim=1) for view in views["image"]]
-    z = [F.normalize(method.teacher(view)[1], dim=1) for view in views["image"]]
+    z = [F.normalize(method.answers(method.teacher(view)[1]), dim=1) for view in views["image"]]
     wanted = ((q[0] - z[1]) ** 2).sum(dim=1).mean() + ((q[1] - z[0]) ** 2).sum(dim=1).mean()
     torch.testing.assert_close(method(views).losses["total"], wanted)
 

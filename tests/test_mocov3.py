@@ -23,7 +23,7 @@ def test_the_loss_is_algorithm_1_of_the_paper(temperature):
         return 2 * temperature * F.cross_entropy(cosines / temperature, torch.arange(3))
 
     q1, q2 = (method.predictor(method.student(view)[1]) for view in views["image"])
-    k1, k2 = (method.teacher(view)[1] for view in views["image"])
+    k1, k2 = (method.keys(method.teacher(view)[1]) for view in views["image"])
     torch.testing.assert_close(method(views).losses["total"], contrast(q1, k2) + contrast(q2, k1))
 
 
@@ -39,7 +39,7 @@ def test_the_two_views_may_change_places():
 def test_the_queue_holds_the_teachers_keys_of_both_views():
     method = micro.method("mocov3")
     views = micro.views(method)
-    keys = F.normalize(method.teacher(views["image"].flatten(0, 1))[1], dim=1)
+    keys = F.normalize(method.keys(method.teacher(views["image"].flatten(0, 1))[1]), dim=1)
     method(views)
     method.after_step(0.5)
     assert method.queue.scans.tolist() == [0, 0, 1, 1]

@@ -4,12 +4,13 @@ Grill et al. 2020, "Bootstrap your own latent: a new approach to self-supervised
 On 2D slices of medical scans as in arXiv 2209.00314 (2022).
 
     region -> two views -+- student: encoder -> mean of T5 -> projector -> predictor -> q1 q2
-                         +- teacher (EMA): encoder -> mean of T5 -> projector ------> z1 z2
+                         +- teacher (EMA): encoder -> mean of T5 -> projector -> standardised -> z1 z2
                                            2 - 2 cos(q1, z2)  +  2 - 2 cos(q2, z1)
 
 T5: the tokens after the last merge (stride 32).
-Differs from the paper: views are cuts without zoom, with flips and CT's intensities in place of colour; running
-moments and layer norm instead of batch norm in the heads; AdamW instead of LARS, gradients are clipped.
+Differs from the paper: views are cuts without zoom, with flips and CT's intensities in place of colour; layer norm
+instead of batch norm in the heads, and the teacher's answers are standardised by running moments, without which
+batches of a few scans collapsed; AdamW instead of LARS, gradients are clipped.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from nnssl.encoder.swin import Swin
 from nnssl.methods.method import Method, MethodConfig, Step
 from nnssl.modules.contrast import negative_cosine
 from nnssl.modules.heads import Branch, Predictor
-from nnssl.modules.running import discard_all, update_all
+from nnssl.modules.running import Standardise, discard_all, update_all
 from nnssl.modules.schedules import cosine
 from nnssl.modules.teacher import Teacher
 from nnssl.types import Shape
@@ -57,6 +58,7 @@ class BYOL(Method):
         encoder.mask_token = None  # nothing is hidden
         self.student = Branch(encoder, config.head_hidden, config.head_out, layers=2)
         self.teacher = Teacher(self.student)
+        self.answers = Standardise(config.head_out)
         self.predictor = Predictor(config.head_out, config.head_hidden)
 
     @staticmethod
@@ -77,7 +79,7 @@ class BYOL(Method):
         image = views["image"].flatten(0, 1)
         pooled, projected = self.student(image)
         q1, q2 = self.predictor(projected).chunk(2)
-        z1, z2 = self.teacher(image)[1].chunk(2)
+        z1, z2 = self.answers(self.teacher(image)[1]).chunk(2)
         total = 4 + 2 * negative_cosine(q1, z2) + 2 * negative_cosine(q2, z1)
         return Step({"total": total}, {"embedding": pooled.detach()})
 

@@ -3,14 +3,15 @@
 Chen, Xie and He 2021, "An empirical study of training self-supervised vision transformers", ICCV, arXiv 2104.02057.
 
     region -> two views -+- student: encoder -> mean of T5 -> projector -> predictor -> q1 q2
-                         +- teacher (EMA): encoder -> mean of T5 -> projector ------> k1 k2
+                         +- teacher (EMA): encoder -> mean of T5 -> projector -> standardised -> k1 k2
                                            q1 is closer to k2, and q2 to k1, than to all other keys (InfoNCE)
 
 T5: the tokens after the last merge (stride 32). Written from the paper; its code was not read.
 Differs from the paper: a batch of 8 scans has 7 other keys where the paper has 4095, so the keys of earlier steps
 are negatives too, as in MoCo v1 and v2 (He 2020, arXiv 1911.05722); other crops of the same scan may show the same
-anatomy and are no negatives; views are cuts without zoom, with flips and CT's intensities in place of colour; running
-moments and layer norm instead of batch norm in the heads, which are half as wide; gradients are clipped.
+anatomy and are no negatives; views are cuts without zoom, with flips and CT's intensities in place of colour; layer
+norm instead of batch norm in the heads, which are half as wide, and running moments in place of the last batch norm,
+for the keys alone; gradients are clipped.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from nnssl.encoder.swin import Swin
 from nnssl.methods.method import Method, MethodConfig, Step
 from nnssl.modules.contrast import Queue, info_nce
 from nnssl.modules.heads import Branch, Predictor
-from nnssl.modules.running import discard_all, update_all
+from nnssl.modules.running import Standardise, discard_all, update_all
 from nnssl.modules.schedules import cosine
 from nnssl.modules.teacher import Teacher
 from nnssl.types import Shape
@@ -34,7 +35,6 @@ from nnssl.views.pairs import two_views
 
 @dataclass(frozen=True)
 class MoCoV3Config(MethodConfig):
-    lr: float = 2e-4  # ours: see documentation/methods/mocov3.md
     temperature: float = 0.2  # Chen 2021, section 4
     queue: int = 1024  # keys of earlier steps among the negatives, two a scan; 0: none, as the paper
     teacher_momentum: float = 0.99  # to 1 along a cosine (Chen 2021, section 4)
@@ -68,6 +68,7 @@ class MoCoV3(Method):
             encoder.patch_embed.proj.requires_grad_(False)
         self.student = Branch(encoder, config.head_hidden, config.head_out, layers=3)
         self.teacher = Teacher(self.student)
+        self.keys = Standardise(config.head_out)
         self.predictor = Predictor(config.head_out, config.head_hidden)
         self.queue = Queue(config.queue, config.head_out) if config.queue else None
 
@@ -89,7 +90,7 @@ class MoCoV3(Method):
         image, scans = views["image"].flatten(0, 1), views["scan"]
         pooled, projected = self.student(image)
         q1, q2 = self.predictor(projected).chunk(2)
-        k1, k2 = self.teacher(image)[1].chunk(2)
+        k1, k2 = self.keys(self.teacher(image)[1]).chunk(2)
         first, accuracy1 = self._contrast(q1, k2, scans)
         second, accuracy2 = self._contrast(q2, k1, scans)
         if self.queue is not None:

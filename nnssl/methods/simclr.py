@@ -11,7 +11,7 @@ T5: the tokens after the last merge (stride 32).
 Differs from the paper: a batch of 8 scans has 14 negatives where the paper has thousands, so embeddings of earlier
 steps are further negatives (Wang 2020, cross-batch memory, arXiv 1912.06798); other crops of the same scan may show the
 same anatomy and are no negatives; views are cuts without zoom, with flips and CT's intensities in place of colour;
-running moments and layer norm instead of batch norm in the projector; AdamW instead of LARS, gradients are clipped.
+layer norm instead of batch norm in the projector; AdamW instead of LARS, gradients are clipped.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from nnssl.views.pairs import two_views
 class SimCLRConfig(MethodConfig):
     lr: float = 2e-4  # ours: see documentation/methods/simclr.md
     temperature: float = 0.1  # Chen 2020, table 5
-    queue: int = 1024  # embeddings of earlier steps among the negatives, two a scan; 0: none, as the paper
+    queue: int = 256  # embeddings of earlier steps among the negatives, two a scan; 0: none, as the paper
     head_hidden: int = 2048  # Chen 2020: as wide as ResNet-50's output
     head_out: int = 128  # Chen 2020, section 4.2
 
