@@ -29,6 +29,8 @@ COSTS: dict[str, float] = {
     "ibot": 2.66,
     "simclr": 1.88,
     "mocov3": 2.46,
+    "cpc": 1.37,
+    "swinunetr": 2.96,
     "rotation": 0.94,
     "byol": 2.46,
 }
