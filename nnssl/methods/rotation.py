@@ -59,6 +59,8 @@ class Rotation(Method):
         self.rotations = rotations(dims, config.classes or {2: 4, 3: 24}[dims])
         channels = encoder.channels[-1]
         self.head = nn.Sequential(Standardise(channels), nn.Linear(channels, len(self.rotations)))
+        nn.init.trunc_normal_(self.head[-1].weight, std=0.02)  # as Swin's own classifier: first answers near chance
+        nn.init.zeros_(self.head[-1].bias)
 
     @staticmethod
     def region(crop: Shape) -> Shape:
