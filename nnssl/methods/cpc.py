@@ -131,8 +131,7 @@ class CPC(Method):
     def _predict(self, z: Tensor) -> list[Tensor]:
         """For 1, 2, ... ahead: z_t + W_k c_t, [B steps lines d], of each step of a line and those before it alone.
 
-        Neighbours are alike, so z_t itself is a guess that is right at times, and W_k c_t learns what changes. From
-        W_k c_t alone, which begins as noise, runs fell to equal codes at once and took long to leave that.
+        Neighbours are alike, so z_t itself is a guess that is right at times, and W_k c_t learns what changes.
         """
         lines = z.transpose(1, 2).float()
         with torch.autocast(z.device.type, enabled=False):  # not every recurrent kernel knows bf16, and it is small
