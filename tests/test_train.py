@@ -380,10 +380,10 @@ def test_pictures_are_drawn(tmp_path):
     assert not run.method.teacher.training
 
 
-def test_pictures_of_a_method_without_voxels_are_its_progress_alone(tmp_path):
+def test_pictures_of_a_method_without_voxels_show_what_it_sees(tmp_path):
     run = micro.run(tmp_path, steps=1, settings={"w_mip": 0.0})
     train(run, silent)
-    assert {path.name for path in tmp_path.iterdir()} == {LOG, LATEST, FINAL, "progress.png"}
+    assert {path.name for path in tmp_path.iterdir()} == {LOG, LATEST, FINAL, "progress.png", "views.png"}
 
 
 def test_signals_are_heard_and_handed_back():
