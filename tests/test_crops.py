@@ -77,8 +77,8 @@ def test_workers_and_their_number_change_nothing(stored, start, workers):
 def test_every_epoch_has_each_case_once_in_an_order_of_its_own(stored):
     folder, plan, _ = stored
     crops = Crops(folder, plan, seed=0)
-    orders = [[crops._case(epoch * 5 + place) for place in range(5)] for epoch in range(6)]
-    assert all(sorted(order) == sorted(crops.cases) for order in orders)
+    orders = [[crops[epoch * 5 + place]["scan"] for place in range(5)] for epoch in range(6)]
+    assert all(sorted(order) == list(range(5)) for order in orders)
     assert len({tuple(order) for order in orders}) > 3
 
 
@@ -98,7 +98,7 @@ def test_a_crop_is_a_box_of_its_scan(stored, shape):
     for index in range(8):
         crop = crops[index]["crop"].numpy()
         assert crop.shape == (1, *shape)
-        assert find(crop.reshape((3 - len(shape)) * (1,) + shape), whole[crops._case(index)])
+        assert find(crop.reshape((3 - len(shape)) * (1,) + shape), whole[crops.cases[crops[index]["scan"]]])
 
 
 def test_a_scan_smaller_than_the_crop_lies_in_the_middle_of_air(stored):
@@ -107,7 +107,7 @@ def test_a_scan_smaller_than_the_crop_lies_in_the_middle_of_air(stored):
     air = np.float32(plan.hu.normalise(np.float32(plan.hu.low)))
     for index in range(5):
         crop = crops[index]["crop"][0].numpy()
-        scan = whole[crops._case(index)]
+        scan = whole[crops.cases[crops[index]["scan"]]]
         inner = tuple(slice(-((n - c) // 2), -((n - c) // 2) + n) for n, c in zip(scan.shape, crop.shape, strict=True))
         np.testing.assert_array_equal(crop[inner], scan)
         outside = np.ones(crop.shape, bool)
@@ -118,7 +118,7 @@ def test_a_scan_smaller_than_the_crop_lies_in_the_middle_of_air(stored):
 def test_partly_padded_crops_slide_along_the_other_axes(stored):
     folder, plan, whole = stored
     crops = Crops(folder, plan, (64, 24, 24), seed=0)
-    crop, scan = crops[0]["crop"][0].numpy(), whole[crops._case(0)]
+    crop, scan = crops[0]["crop"][0].numpy(), whole[crops.cases[crops[0]["scan"]]]
     lead = -((scan.shape[0] - 64) // 2)
     assert find(crop[lead : lead + scan.shape[0]], scan)
 
