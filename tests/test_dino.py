@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from nnssl.modules.losses import Centre, cross_view
-from nnssl.views.multicrop import MultiCropConfig, crop_of, local_size, multicrop, random_views, region_of
+from nnssl.views.multicrop import MultiCropConfig, local_size, multicrop, random_views
+from nnssl.views.spatial import inner, wider
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -183,7 +184,7 @@ def test_impossible_settings_are_refused(settings, message):
 
 @pytest.mark.parametrize("size", [16, 24, 32, 40, 48, 60, 62, 64, 96, 128])
 def test_crop_region_and_local_size(size):
-    assert crop_of(region_of((size,))) == (size,)
+    assert inner(wider((size,))) == (size,)
     (local,) = local_size((size,))
     assert local % 2 == 0
     assert abs(local - size / 2) <= 1
@@ -192,7 +193,7 @@ def test_crop_region_and_local_size(size):
 @pytest.mark.parametrize(("crop", "local"), [((32, 16, 16), (16, 8, 8)), ((40, 24), (20, 12))])
 def test_views_have_their_sizes_and_do_not_depend_on_the_batch(crop, local):
     config = MultiCropConfig(local_views=3)
-    regions = randn(3, 1, *region_of(crop))
+    regions = randn(3, 1, *wider(crop))
     together = multicrop(regions, generators(3), config)
     assert together["global"].shape == (2, 3, 1, *crop)
     assert together["local"].shape == (3, 3, 1, *local)

@@ -15,21 +15,17 @@ batches of a few scans collapsed; AdamW instead of LARS, gradients are clipped.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from nnssl.encoder.swin import Swin
-from nnssl.methods.method import Method, MethodConfig, Step
+from nnssl.methods.method import MethodConfig, PairMethod, Step
 from nnssl.modules.contrast import negative_cosine
 from nnssl.modules.heads import Branch, Predictor
-from nnssl.modules.running import Standardise, discard_all, update_all
+from nnssl.modules.running import Standardise
 from nnssl.modules.schedules import cosine
 from nnssl.modules.teacher import Teacher
-from nnssl.types import Shape
-from nnssl.views.pairs import two_views
 
 
 @dataclass(frozen=True)
@@ -44,7 +40,7 @@ class BYOLConfig(MethodConfig):
             raise ValueError(f"teacher_momentum must lie between 0 and 1, got {self.teacher_momentum}")
 
 
-class BYOL(Method):
+class BYOL(PairMethod):
     title = "bootstrap your own latent"
     family = "self-distillation without negatives"
     signal = "what a teacher says of another view"
@@ -61,19 +57,9 @@ class BYOL(Method):
         self.answers = Standardise(config.head_out)
         self.predictor = Predictor(config.head_out, config.head_hidden)
 
-    @staticmethod
-    def region(crop: Shape) -> Shape:
-        """4/3 of the crop, so that any two views share at least (2/3)^3 = 30 % of it."""
-        return tuple(size + size // 3 for size in crop)
-
     @property
     def encoder(self) -> Swin:
         return self.student.encoder
-
-    def views(self, regions: Tensor, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
-        """{"image": [2 B 1 *crop]}; `regions` [B 1 *region]."""
-        crop = tuple(size - size // 4 for size in regions.shape[2:])
-        return {"image": two_views(regions, generators, crop)}
 
     def loss(self, views: dict[str, Tensor]) -> Step:
         image = views["image"].flatten(0, 1)
@@ -84,12 +70,5 @@ class BYOL(Method):
         return Step({"total": total}, {"embedding": pooled.detach()})
 
     def after_step(self, progress: float) -> None:
+        super().after_step(progress)
         self.teacher.update(self.student, cosine(self.config.teacher_momentum, 1.0, progress))
-        update_all(self)
-
-    def skipped_step(self) -> None:
-        discard_all(self)
-
-    def show(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
-        first, second = views["image"]
-        return {"view 1": first, "view 2": second}

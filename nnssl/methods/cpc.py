@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from nnssl.encoder.swin import PATCH, Swin
 from nnssl.methods.method import Method, MethodConfig, Step
 from nnssl.modules.contrast import info_nce
-from nnssl.modules.running import Standardise, discard_all, update_all
+from nnssl.modules.running import Standardise
 from nnssl.types import Shape
 from nnssl.views.intensity import apply_intensity, draw_intensity
 from nnssl.views.spatial import cut, draw_offset
@@ -114,12 +114,6 @@ class CPC(Method):
         losses["total"] = torch.stack(list(losses.values())).mean()
         middle = pooled[:, cubes.shape[1] // 2, cubes.shape[2] // 2].detach()
         return Step(losses, {"embedding": middle, "accuracy": torch.stack(right).mean()})
-
-    def after_step(self, progress: float) -> None:
-        update_all(self)
-
-    def skipped_step(self) -> None:
-        discard_all(self)
 
     def show(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
         """The cubes as a wall, walked from left to right; and what is known when the last ones are to be found."""

@@ -29,7 +29,8 @@ from nnssl.methods.method import Method, MethodConfig, Step
 from nnssl.modules.distillation import Backbone, DistillationConfig, SelfDistillation
 from nnssl.modules.losses import Centre, cross_view
 from nnssl.types import Shape
-from nnssl.views.multicrop import MultiCropConfig, multicrop, region_of
+from nnssl.views.multicrop import MultiCropConfig, multicrop
+from nnssl.views.spatial import wider
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class DINO(SelfDistillation, Method):
 
     @staticmethod
     def region(crop: Shape) -> Shape:
-        return region_of(crop)
+        return wider(crop)
 
     def views(self, regions: Tensor, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
         """{"global": [2 B 1 *crop], "local": [n B 1 *half]}; `regions` [B 1 *region]."""

@@ -31,7 +31,8 @@ from nnssl.modules.distillation import STAGE_OF_STRIDE, Backbone, DistillationCo
 from nnssl.modules.losses import Centre, cross_view, masked_mean, soft_cross_entropy
 from nnssl.types import Shape
 from nnssl.views.masking import block_grid, draw_cuboids, repeat_blocks
-from nnssl.views.multicrop import GLOBAL_VIEWS, MultiCropConfig, crop_of, multicrop, region_of
+from nnssl.views.multicrop import GLOBAL_VIEWS, MultiCropConfig, multicrop
+from nnssl.views.spatial import inner, wider
 
 BLOCKS = (16, 32)  # finer tokens (T3) have not seen enough to stand for a view
 
@@ -85,11 +86,11 @@ class IBOT(SelfDistillation, Method):
 
     @staticmethod
     def region(crop: Shape) -> Shape:
-        return region_of(crop)
+        return wider(crop)
 
     def views(self, regions: Tensor, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
         """{"global": [2 B 1 *crop], "hidden": Bool [2 B *blocks], "local": [n B 1 *half]}; `regions` [B 1 *region]."""
-        grid = block_grid(crop_of(tuple(regions.shape[2:])), self.config.mask_block)
+        grid = block_grid(inner(tuple(regions.shape[2:])), self.config.mask_block)
         hidden = torch.stack([self._draw_hidden(grid, generator) for generator in generators], dim=1)
         return {**multicrop(regions, generators, self.config), "hidden": hidden.to(regions.device)}
 

@@ -11,7 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from nnssl.encoder.swin import Swin
+from nnssl.modules.running import discard_all, update_all
 from nnssl.types import Shape
+from nnssl.views.pairs import two_views
+from nnssl.views.spatial import inner, wider
 
 
 class Step(NamedTuple):
@@ -104,10 +107,12 @@ class Method(nn.Module, ABC):
         return self.loss(views)
 
     def after_step(self, progress: float) -> None:
-        """After each optimiser step, `progress` in (0, 1]: move teachers, centres, schedules."""
+        """After each optimiser step, `progress` in (0, 1]: move running statistics, and teachers and schedules."""
+        update_all(self)
 
     def skipped_step(self) -> None:
         """Instead of `after_step`, where the gradient was not finite: forget what the batch has left behind."""
+        discard_all(self)
 
     @abstractmethod
     def show(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -115,3 +120,19 @@ class Method(nn.Module, ABC):
 
         Sizes may differ between titles; NaN is drawn as hidden. Called in evaluation mode, without gradient.
         """
+
+
+class PairMethod(Method):
+    """A method whose views are two random cuts of one region, each with its own flips and intensities."""
+
+    @staticmethod
+    def region(crop: Shape) -> Shape:
+        return wider(crop)
+
+    def views(self, regions: Tensor, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
+        """{"image": [2 B 1 *crop]}; `regions` [B 1 *region]."""
+        return {"image": two_views(regions, generators, inner(tuple(regions.shape[2:])))}
+
+    def show(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
+        first, second = views["image"]
+        return {"view 1": first, "view 2": second}

@@ -16,21 +16,18 @@ for the keys alone; gradients are clipped.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from nnssl.encoder.swin import Swin
-from nnssl.methods.method import Method, MethodConfig, Step
+from nnssl.methods.method import MethodConfig, PairMethod, Step
 from nnssl.modules.contrast import Queue, info_nce
 from nnssl.modules.heads import Branch, Predictor
-from nnssl.modules.running import Standardise, discard_all, update_all
+from nnssl.modules.running import Standardise
 from nnssl.modules.schedules import cosine
 from nnssl.modules.teacher import Teacher
-from nnssl.types import Shape
-from nnssl.views.pairs import two_views
 
 
 @dataclass(frozen=True)
@@ -52,7 +49,7 @@ class MoCoV3Config(MethodConfig):
             raise ValueError(f"teacher_momentum must lie between 0 and 1, got {self.teacher_momentum}")
 
 
-class MoCoV3(Method):
+class MoCoV3(PairMethod):
     title = "momentum contrast, version 3"
     family = "contrastive"
     signal = "which of a teacher's keys is of another view of this crop"
@@ -72,19 +69,9 @@ class MoCoV3(Method):
         self.predictor = Predictor(config.head_out, config.head_hidden)
         self.queue = Queue(config.queue, config.head_out) if config.queue else None
 
-    @staticmethod
-    def region(crop: Shape) -> Shape:
-        """4/3 of the crop, so that any two views share at least (2/3)^3 = 30 % of it."""
-        return tuple(size + size // 3 for size in crop)
-
     @property
     def encoder(self) -> Swin:
         return self.student.encoder
-
-    def views(self, regions: Tensor, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
-        """{"image": [2 B 1 *crop]}; `regions` [B 1 *region]."""
-        crop = tuple(size - size // 4 for size in regions.shape[2:])
-        return {"image": two_views(regions, generators, crop)}
 
     def loss(self, views: dict[str, Tensor]) -> Step:
         image, scans = views["image"].flatten(0, 1), views["scan"]
@@ -99,15 +86,8 @@ class MoCoV3(Method):
         return Step({"total": first + second}, watched)
 
     def after_step(self, progress: float) -> None:
+        super().after_step(progress)
         self.teacher.update(self.student, cosine(self.config.teacher_momentum, 1.0, progress))
-        update_all(self)
-
-    def skipped_step(self) -> None:
-        discard_all(self)
-
-    def show(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
-        first, second = views["image"]
-        return {"view 1": first, "view 2": second}
 
     def _contrast(self, query: Tensor, key: Tensor, scans: Tensor) -> tuple[Tensor, Tensor]:
         """Algorithm 1 of the paper; 2 temperature makes the gradient nearly independent of the temperature."""

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from nnssl.encoder.swin import Swin
 from nnssl.methods.method import Method, MethodConfig, Step
-from nnssl.modules.running import Standardise, discard_all, update_all
+from nnssl.modules.running import Standardise
 from nnssl.types import Shape
 from nnssl.views.intensity import apply_window, blur, draw_window
 from nnssl.views.spatial import rotate, rotate_back, rotations
@@ -93,12 +93,6 @@ class Rotation(Method):
         total = F.cross_entropy(logits.float(), views["turn"])
         accuracy = (logits.detach().argmax(dim=1) == views["turn"]).float().mean()
         return Step({"total": total}, {"embedding": pooled.detach(), "accuracy": accuracy})
-
-    def after_step(self, progress: float) -> None:
-        update_all(self)
-
-    def skipped_step(self) -> None:
-        discard_all(self)
 
     def show(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
         """Where the answer is right, the prediction, turned back by it, lies as the cube did before."""

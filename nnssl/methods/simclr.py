@@ -16,19 +16,15 @@ place of colour; layer norm instead of batch norm in the projector; AdamW instea
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from nnssl.encoder.swin import Swin
-from nnssl.methods.method import Method, MethodConfig, Step
+from nnssl.methods.method import MethodConfig, PairMethod, Step
 from nnssl.modules.contrast import Queue, nt_xent
 from nnssl.modules.heads import Branch
-from nnssl.modules.running import discard_all, update_all
-from nnssl.types import Shape
-from nnssl.views.pairs import two_views
 
 
 @dataclass(frozen=True)
@@ -46,7 +42,7 @@ class SimCLRConfig(MethodConfig):
             raise ValueError(f"queue must be a number of embeddings, or 0 for none, got {self.queue}")
 
 
-class SimCLR(Method):
+class SimCLR(PairMethod):
     title = "simple contrastive learning"
     family = "contrastive"
     signal = "which crop is another view of this one"
@@ -61,19 +57,9 @@ class SimCLR(Method):
         self.student = Branch(encoder, config.head_hidden, config.head_out, layers=2)
         self.queue = Queue(config.queue, config.head_out) if config.queue else None
 
-    @staticmethod
-    def region(crop: Shape) -> Shape:
-        """4/3 of the crop, so that any two views share at least (2/3)^3 = 30 % of it."""
-        return tuple(size + size // 3 for size in crop)
-
     @property
     def encoder(self) -> Swin:
         return self.student.encoder
-
-    def views(self, regions: Tensor, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
-        """{"image": [2 B 1 *crop]}; `regions` [B 1 *region]."""
-        crop = tuple(size - size // 4 for size in regions.shape[2:])
-        return {"image": two_views(regions, generators, crop)}
 
     def loss(self, views: dict[str, Tensor]) -> Step:
         pooled, projected = self.student(views["image"].flatten(0, 1))
@@ -82,13 +68,3 @@ class SimCLR(Method):
         if self.queue is not None:
             self.queue.note(torch.stack([first, second], dim=1), views["scan"])
         return Step({"total": total}, {"embedding": pooled.detach(), "accuracy": accuracy})
-
-    def after_step(self, progress: float) -> None:
-        update_all(self)
-
-    def skipped_step(self) -> None:
-        discard_all(self)
-
-    def show(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
-        first, second = views["image"]
-        return {"view 1": first, "view 2": second}

@@ -34,7 +34,7 @@ from nnssl.modules.losses import Centre, cross_view, masked_l1, soft_cross_entro
 from nnssl.types import Shape
 from nnssl.views.intensity import apply_window, draw_window
 from nnssl.views.masking import block_grid, draw_blocks, repeat_blocks
-from nnssl.views.spatial import cut, draw_offset
+from nnssl.views.spatial import cut, draw_offset, inner, wider
 
 
 @dataclass(frozen=True)
@@ -86,12 +86,12 @@ class SMIT(SelfDistillation, Method):
 
     @staticmethod
     def region(crop: Shape) -> Shape:
-        """4/3 of the crop, so that any two views share at least (2/3)^3 = 30 % of it (128 for 96, as the paper)."""
-        return tuple(size + size // 3 for size in crop)
+        """128 for 96, as the paper."""
+        return wider(crop)
 
     def views(self, regions: Tensor, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
         """{"image": [2 B 1 *crop], "masked": Bool [2 B *blocks]}; `regions` [B 1 *region]."""
-        crop = tuple(size - size // 4 for size in regions.shape[2:])
+        crop = inner(tuple(regions.shape[2:]))
         grid = block_grid(crop, self.config.mask_block)
         images, masks = [], []
         for region, generator in zip(regions, generators, strict=True):

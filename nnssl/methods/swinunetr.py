@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from nnssl.encoder.swin import Swin
 from nnssl.methods.method import Method, MethodConfig, Step
 from nnssl.modules.contrast import nt_xent
-from nnssl.modules.running import Standardise, discard_all, update_all
+from nnssl.modules.running import Standardise
 from nnssl.types import Shape
 from nnssl.views.cutout import covered, draw_cutout
 from nnssl.views.intensity import apply_window, draw_window
@@ -164,12 +164,6 @@ class SwinUNETRPretext(Method):
         return Step(
             losses, {"embedding": pooled.detach(), "accuracy_rotation": right, "accuracy_contrast": found.detach()}
         )
-
-    def after_step(self, progress: float) -> None:
-        update_all(self)
-
-    def skipped_step(self) -> None:
-        discard_all(self)
 
     def show(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
         views = {"scan": torch.arange(views["image"].shape[1]), **views}  # drawn crops are of scans that differ

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nnssl.types import Shape
 from nnssl.views.intensity import apply_intensity, draw_intensity
-from nnssl.views.spatial import draw_box, draw_flips, flip, resample
+from nnssl.views.spatial import draw_box, draw_flips, flip, inner, resample
 
 GLOBAL_VIEWS = 2
 
@@ -36,16 +36,6 @@ class MultiCropConfig:
             )
 
 
-def region_of(crop: Shape) -> Shape:
-    """What is read for global views of size `crop`: 4/3 of it, so that such a view shows 0.8 to 1.33 of its size."""
-    return tuple(size + size // 3 for size in crop)
-
-
-def crop_of(region: Shape) -> Shape:
-    """The inverse of `region_of`."""
-    return tuple(size - size // 4 for size in region)
-
-
 def local_size(crop: Shape) -> Shape:
     """Half of the crop, as a multiple of the encoder's patch."""
     return tuple(max(2, 2 * round(size / 4)) for size in crop)
@@ -53,7 +43,7 @@ def local_size(crop: Shape) -> Shape:
 
 def multicrop(regions: Tensor, generators: Sequence[torch.Generator], config: MultiCropConfig) -> dict[str, Tensor]:
     """{"global": [2 B 1 *crop], "local": [n B 1 *half]} of regions [B 1 *region]; "local" only where n > 0."""
-    crop = crop_of(tuple(regions.shape[2:]))
+    crop = inner(tuple(regions.shape[2:]))
     views = {"global": random_views(regions, generators, GLOBAL_VIEWS, (config.global_side, 1.0), crop)}
     if config.local_views:
         sides = (config.local_side_low, config.local_side_high)

@@ -30,6 +30,16 @@ def cut(volume: Tensor, offset: Shape, crop: Shape) -> Tensor:
     return volume[(slice(None), *(slice(o, o + c) for o, c in zip(offset, crop, strict=True)))]
 
 
+def wider(crop: Shape) -> Shape:
+    """4/3 of the crop, so that any two cuts of it share at least (2/3)^3 = 30 % of the crop's volume."""
+    return tuple(size + size // 3 for size in crop)
+
+
+def inner(region: Shape) -> Shape:
+    """The inverse of `wider`."""
+    return tuple(size - size // 4 for size in region)
+
+
 # -- boxes of any size -----------------------------------------------------------------------------------------------
 
 
