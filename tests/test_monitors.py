@@ -85,6 +85,15 @@ def test_the_last_embeddings_are_kept(monkeypatch):
     assert watch.embeddings[:, 0].tolist() == [1, 2, 2, 3, 3]
 
 
+def test_a_network_that_moves_does_not_hide_that_all_crops_look_alike_to_it():
+    watch = Monitors()
+    for direction in randn(20, 6):  # equal embeddings in each step, others in the next
+        watch.note({"embedding": direction.expand(monitors.RECENT, 6)})
+    row = watch.read({})
+    assert row["embedding_std"] == pytest.approx(0, abs=1e-6)
+    assert row["rankme"] > 3
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_batch_that_overflowed_is_left_out(bad):
     """One such row would make every later singular value decomposition fail."""

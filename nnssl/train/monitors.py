@@ -1,7 +1,8 @@
 """Is it learning, or has it collapsed? Numbers for the log, and words when something is wrong for long.
 
-embedding_std   mean over dimensions of std over crops of z/|z|, times sqrt(d): near 1 when healthy, 0 when every
-                crop looks the same (Chen 2021, SimSiam, section 4.1).
+embedding_std   mean over dimensions of std over the last `RECENT` crops of z/|z|, times sqrt(d): near 1 when healthy, 0
+                when every crop looks the same (Chen 2021, SimSiam, section 4.1). No more than these: embeddings of a
+                network that moves differ for that reason too.
 rankme          exp of the entropy of the singular values of the last `WINDOW` embeddings (Garrido 2023).
 entropy_<head>  mean entropy of the teacher's targets, as a share of log K: 1 = uniform collapse.
 spread_<head>   entropy of the mean target, as a share of log K: 0 = one prototype for everything.
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from nnssl import dist
 
-WINDOW = 512
+WINDOW, RECENT = 512, 64  # embeddings
 PATIENCE = 30  # readings in a row before a collapse is called one: targets near uniform for 250 steps do recover
 
 # Runs that learn were seen at 0.13 and above, runs that predict one value for everything at 0.03 and below.
@@ -28,7 +29,8 @@ ADVICE = {
     "embedding": "all crops look alike to the encoder (embedding_std < 0.05). Try a larger batch (--batch-size, or "
     "--accumulate), a lower learning rate (--set lr=...), or a slower teacher (--set teacher_momentum=0.999)",
     "uniform": "the teacher's targets carry no information (entropy near log K). Try a sharper teacher "
-    "(--set teacher_temperature_end=0.04) or fewer prototypes (--set prototypes=1024)",
+    "(--set teacher_temperature_end=0.04), a lower learning rate (--set lr=...) or fewer prototypes "
+    "(--set prototypes=1024)",
     "single": "the teacher names one prototype for everything. Try a faster centre (--set centre_momentum=0.8) "
     "or a softer teacher (--set teacher_temperature_start=0.06)",
     "solved": "the question is answered nearly always (accuracy > 0.99), so more steps teach little: stop here and use "
@@ -80,7 +82,7 @@ class Monitors:
         """At logged steps: the numbers of this step, averaged over processes by the caller."""
         row = {}
         if self.embeddings.numel():
-            row["embedding_std"] = embedding_std(self.embeddings)
+            row["embedding_std"] = embedding_std(self.embeddings[-RECENT:])
             row["rankme"] = rankme(self.embeddings)
         for name, value in watched.items():
             if value.ndim == 0:
