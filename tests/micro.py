@@ -61,8 +61,8 @@ def views(method: Method, batch: int = 2, crop: tuple[int, ...] = CROP, seed: in
 def seen(method: Method, samples: list[dict], seed: int = 0) -> dict:
     """The views of `samples` as the engine gives them to the method."""
     regions = torch.stack([sample["crop"] for sample in samples])
-    views = method.views(regions, [batches.generator_for(seed, sample["index"]) for sample in samples])
-    return {**views, "scan": torch.tensor([sample["scan"] for sample in samples])}
+    generators = [batches.generator_for(seed, sample["index"]) for sample in samples]
+    return method.seen(regions, generators, torch.tensor([sample["scan"] for sample in samples]))
 
 
 def steps(

@@ -195,7 +195,7 @@ def test_head_gives_cosines():
 def test_cubes_unfold_as_a_loop_says_3d():
     stride, grid = 2, (2, 3, 1)
     cubes = randn(2, *grid, stride**3)
-    volume = unfold_cubes(cubes, stride, 3)
+    volume = unfold_cubes(cubes.unflatten(-1, [stride] * 3))
     assert volume.shape == (2, 4, 6, 2)
     for z, y, x in torch.cartesian_prod(torch.arange(4), torch.arange(6), torch.arange(2)).tolist():
         within = (z % stride) * stride**2 + (y % stride) * stride + x % stride
@@ -205,7 +205,7 @@ def test_cubes_unfold_as_a_loop_says_3d():
 
 def test_cubes_unfold_as_pixel_shuffle_2d():
     cubes = randn(2, 3, 5, 16)
-    assert torch.equal(unfold_cubes(cubes, 4, 2), F.pixel_shuffle(cubes.movedim(-1, 1), 4)[:, 0])
+    assert torch.equal(unfold_cubes(cubes.unflatten(-1, (4, 4))), F.pixel_shuffle(cubes.movedim(-1, 1), 4)[:, 0])
 
 
 @pytest.mark.parametrize(("size", "dims"), [((32, 32, 32), 3), ((16, 40, 32), 3), ((16, 48), 2)])
@@ -221,7 +221,7 @@ def test_decoder_cuts_off_what_lies_beyond_the_crop(size, dims):
 
 def test_decoder_needs_a_token():
     with pytest.raises(ValueError, match="larger crop"):
-        unfold_cubes(torch.zeros(1, 0, 1, 1, 8), 2, 3)
+        unfold_cubes(torch.zeros(1, 0, 1, 1, 2, 2, 2))
 
 
 # -- schedules -------------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from nnssl.data.phantoms import phantom
 from nnssl.encoder.swin import Swin, SwinConfig
 from nnssl.methods import METHODS, Method
 from nnssl.types import HUPolicy, Shape, Spacing
+from nnssl.views.spatial import cut
 
 SOFT_TISSUE = HUPolicy(low=-1000, high=400, mean=0, sd=200)
 SMALL = SwinConfig(embed_dim=12, depths=(1, 1, 1, 1), heads=(1, 1, 1, 1))
@@ -73,8 +74,8 @@ def draw(subject: Subject, path: Path, seed: int = SEED) -> None:
     method = subject.method.eval()
     region = read(method.region(subject.crop), subject)
     with torch.no_grad():
-        views = method.views(region[None], [torch.Generator().manual_seed(seed)])
-        shown = method.show({**views, "scan": torch.zeros(1, dtype=torch.long)})
+        generators = [torch.Generator().manual_seed(seed)]
+        shown = method.show(method.seen(region[None], generators, torch.zeros(1, dtype=torch.long)))
     shown = {title: v[:MOST_ROWS] for title, v in shown.items() if subject.trained or not title.startswith(PREDICTED)}
     rows = max(len(volumes) for volumes in shown.values())
     places = [find(region, [v[row, 0] for v in shown.values() if row < len(v)]) for row in range(rows)]
@@ -98,8 +99,12 @@ def read(size: Shape, subject: Subject) -> Tensor:
     box = (1,) * (3 - len(size)) + tuple(size)
     shape = tuple(s + 8 for s in box)
     hu = phantom(seed=3, shape=shape, spacing=subject.spacing).hu.astype(np.float32)
-    part = tuple(slice((s - n) // 2, (s - n) // 2 + n) for s, n in zip(shape, box, strict=True))
-    return subject.hu.normalise(torch.from_numpy(hu[part])).reshape(1, *size)
+    return subject.hu.normalise(middle(torch.from_numpy(hu)[None], box)).reshape(1, *size)
+
+
+def middle(volume: Tensor, size: Shape) -> Tensor:
+    """The middle of `volume` [C *larger], [C *size]."""
+    return cut(volume, tuple((s - n) // 2 for s, n in zip(volume.shape[1:], size, strict=True)), size)
 
 
 def find(region: Tensor, images: list[Tensor]) -> tuple[Shape, Shape] | None:

@@ -45,8 +45,7 @@ def operations(method: type[Method]) -> int:
     regions = torch.randn(SCANS, 1, *made.region(CROP))
     generators = [torch.Generator().manual_seed(scan) for scan in range(SCANS)]
     with FlopCounterMode(display=False) as counter:
-        views = {**made.views(regions, generators), "scan": torch.arange(SCANS)}
-        made(views).losses["total"].backward()
+        made(made.seen(regions, generators, torch.arange(SCANS))).losses["total"].backward()
     return counter.get_total_flops()
 
 

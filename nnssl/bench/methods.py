@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
+from nnssl.bench.figures import middle
 from nnssl.bench.timing import arguments, peak_memory, side_by_side, table
 from nnssl.data.phantoms import phantom
 from nnssl.encoder.presets import preset
@@ -34,12 +35,6 @@ def volumes(shape: Shape, count: int) -> list[Tensor]:
     full = shape if len(shape) == 3 else (16, *shape)
     scans = [torch.from_numpy(phantom(seed, full, SPACING).hu).float() for seed in range(count)]
     return [BODY.normalise(scan if len(shape) == 3 else scan[8])[None] for scan in scans]
-
-
-def middle(volume: Tensor, size: Shape) -> Tensor:
-    """The middle of `volume` [1 *larger], [1 *size]."""
-    places = (slice((n - s) // 2, (n - s) // 2 + s) for n, s in zip(volume.shape[1:], size, strict=True))
-    return volume[(slice(None), *places)]
 
 
 def step_of(name: str, encoder: str, scans: list[Tensor], crop: Shape, device: torch.device) -> Callable[[], None]:

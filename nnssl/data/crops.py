@@ -68,7 +68,7 @@ class Crops(torch.utils.data.Dataset):
         case = self.cases[scan]
         properties = self._properties(case)
         start, rejected = self._position(generator, properties)
-        crop = self._read(case, start, np.array(properties["shape"]))
+        crop = self._read(case, start)
         return {"crop": torch.from_numpy(crop), "index": index, "scan": scan, "rejected": rejected}
 
     def _scan(self, index: int) -> int:
@@ -106,16 +106,16 @@ class Crops(torch.utils.data.Dataset):
                 best, most = start, share
         return best, DRAWS
 
-    def _read(self, case: str, start: np.ndarray, size: np.ndarray) -> np.ndarray:
+    def _read(self, case: str, start: np.ndarray) -> np.ndarray:
         """float32 [1 *shape]; what lies outside of the scan is air."""
-        voxels = read_box(self.folder / f"{case}.b2nd", start, self._box, size, self.padding)
+        voxels = read_box(self.folder / f"{case}.b2nd", start, self._box, self.padding)
         return voxels.reshape(1, *self.shape)
 
 
-def read_box(path: Path, start: np.ndarray, box: np.ndarray, size: np.ndarray, padding: float) -> np.ndarray:
+def read_box(path: Path, start: np.ndarray, box: np.ndarray, padding: float) -> np.ndarray:
     """The box [*box] at `start` of a stored volume [1 *size]; what lies outside of it is `padding`."""
-    low, high = start.clip(0), np.minimum(start + box, size)
     array = blosc2.open(str(path), **OPEN)
+    low, high = start.clip(0), np.minimum(start + box, array.shape[1:])
     voxels = array[(0, *(slice(int(a), int(b)) for a, b in zip(low, high, strict=True)))]
     if voxels.shape != tuple(box):
         padded = np.full(box, padding, voxels.dtype)

@@ -18,7 +18,10 @@ from nnssl.encoder.blocks import PatchEmbed, Stage, initialise
 from nnssl.encoder.config import PATCH, SwinConfig
 from nnssl.types import Shape
 
-__all__ = ["PATCH", "Swin", "SwinConfig"]
+__all__ = ["PATCH", "STRIDES", "Swin", "SwinConfig"]
+
+
+STRIDES = tuple(PATCH * 2**i for i in range(5))  # of the five maps, in voxels
 
 
 class Swin(nn.Module):
@@ -33,7 +36,7 @@ class Swin(nn.Module):
         self.config = config
         self.checkpointing = checkpointing
         self.channels: tuple[int, ...] = tuple(config.embed_dim * 2**i for i in range(5))
-        self.strides: tuple[int, ...] = tuple(PATCH * 2**i for i in range(5))
+        self.strides: tuple[int, ...] = STRIDES
         self.patch_embed = PatchEmbed(config)
         blocks = sum(config.depths)
         rates = [config.drop_path * i / max(1, blocks - 1) for i in range(blocks)]

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from nnssl.encoder.swin import PATCH, Swin
 from nnssl.methods.method import Method, MethodConfig, Step
 from nnssl.modules.contrast import info_nce
+from nnssl.modules.decoders import unfold_cubes
 from nnssl.modules.running import Standardise
 from nnssl.types import Shape
 from nnssl.views.intensity import apply_intensity, draw_intensity
@@ -156,5 +157,4 @@ class CPC(Method):
         """[B steps lines 1 *cube] -> [B 1 *wall]: the steps along the last axis, the lines along the others."""
         dims, count = cubes.ndim - 4, self.config.cubes
         grid = cubes[:, :, :, 0].movedim(1, 2).unflatten(1, [count] * (dims - 1))  # [B lines.. steps *cube]
-        order = [0, *(axis for d in range(dims) for axis in (1 + d, 1 + dims + d))]
-        return grid.permute(order).reshape(len(cubes), 1, *(count * side for side in cubes.shape[4:]))
+        return unfold_cubes(grid).unsqueeze(1)

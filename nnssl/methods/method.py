@@ -98,9 +98,13 @@ class Method(nn.Module, ABC):
         which process, batch or micro-batch it falls into.
         """
 
+    def seen(self, regions: Tensor, generators: Sequence[torch.Generator], scans: Tensor) -> dict[str, Tensor]:
+        """What `loss` and `show` get: the views, and "scan" [B], which scan each region is of."""
+        return {**self.views(regions, generators), "scan": scans}
+
     @abstractmethod
     def loss(self, views: dict[str, Tensor]) -> Step:
-        """The terms for what `views` gave, to which the engine has added "scan" [B]: which scan each region is of."""
+        """The terms for what `seen` gave."""
 
     def forward(self, views: dict[str, Tensor]) -> Step:
         """`loss`, under the name that PyTorch's DistributedDataParallel wraps."""

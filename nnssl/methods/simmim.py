@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nnssl.encoder.swin import Swin
+from nnssl.encoder.swin import STRIDES, Swin
 from nnssl.methods.method import Method, MethodConfig, Step
 from nnssl.modules.decoders import MultiScaleDecoder
 from nnssl.modules.losses import masked_l1
@@ -36,9 +36,9 @@ class SimMIMConfig(MethodConfig):
     drop_path: float = 0.0  # Xie 2022, for Swin
 
     def __post_init__(self) -> None:
-        for name, known in (("mask_block", (2, 4, 8, 16, 32)), ("decode_from", (2, 4, 8, 16, 32))):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be a stride of the encoder, {list(known)}, got {getattr(self, name)}")
+        for name in ("mask_block", "decode_from"):
+            if getattr(self, name) not in STRIDES:
+                raise ValueError(f"{name} must be a stride of the encoder, {list(STRIDES)}, got {getattr(self, name)}")
         if not 0 < self.mask_ratio < 1:
             raise ValueError(f"mask_ratio must lie between 0 and 1, got {self.mask_ratio}")
 

@@ -166,7 +166,6 @@ class SwinUNETRPretext(Method):
         )
 
     def show(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
-        views = {"scan": torch.arange(views["image"].shape[1]), **views}  # drawn crops are of scans that differ
         image, seen = views["image"].flatten(0, 1), self._seen(views).flatten(0, 1)
         predicted = self.decoder(self.student(seen)[-1], image.shape[2:]).float()
         return {"turned": image, "seen": seen, "predicted": predicted}

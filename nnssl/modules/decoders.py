@@ -23,7 +23,8 @@ class VoxelDecoder(nn.Module):
 
     def forward(self, tokens: Tensor, size: Shape) -> Tensor:
         voxels = self.to_voxels(tokens.movedim(1, -1))
-        return unfold_cubes(voxels, self.stride, self.spatial_dims)[(..., *(slice(s) for s in size))].unsqueeze(1)
+        cubes = voxels.unflatten(-1, [self.stride] * self.spatial_dims)
+        return unfold_cubes(cubes)[(..., *(slice(s) for s in size))].unsqueeze(1)
 
 
 class MultiScaleDecoder(nn.Module):
@@ -47,12 +48,12 @@ class MultiScaleDecoder(nn.Module):
         return [decoder(tokens, size) for decoder, tokens in zip(self.decoders, maps[self.first :], strict=True)]
 
 
-def unfold_cubes(cubes: Tensor, stride: int, dims: int) -> Tensor:
-    """[B *grid stride^dims] -> [B *(stride * grid)]: each token's numbers become its cube, in (z, y, x) order."""
-    batch, *grid = cubes.shape[:-1]
-    cubes = cubes.view(batch, *grid, *[stride] * dims)
+def unfold_cubes(cubes: Tensor) -> Tensor:
+    """[B *grid *cube] -> [B *(grid * cube)]: a grid of cubes put together, each at its place."""
+    dims = cubes.ndim // 2
+    batch, grid, cube = len(cubes), cubes.shape[1 : 1 + dims], cubes.shape[1 + dims :]
     order = [0, *(axis for d in range(dims) for axis in (1 + d, 1 + dims + d))]
     cubes = cubes.permute(order)
     if math.prod(grid) == 0:
         raise ValueError(f"an empty token grid {tuple(grid)} cannot be decoded; use a larger crop")
-    return cubes.reshape(batch, *(g * stride for g in grid))
+    return cubes.reshape(batch, *(g * side for g, side in zip(grid, cube, strict=True)))

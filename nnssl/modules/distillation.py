@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from nnssl.modules.heads import PrototypeHead, Prototypes
-from nnssl.modules.running import discard_all, update_all
 from nnssl.modules.schedules import cosine, ramp
 from nnssl.modules.teacher import Teacher
 
@@ -98,7 +97,10 @@ class Backbone(nn.Module):
 
 
 class SelfDistillation(nn.Module):
-    """A student and the teacher that follows it: everything of such a method but its views and its loss."""
+    """A student and the teacher that follows it: everything of such a method but its views and its loss.
+
+    Stands before `Method` among a method's bases, whose `after_step` it carries on.
+    """
 
     def __init__(self, student: Backbone, config: DistillationConfig) -> None:
         super().__init__()
@@ -121,12 +123,9 @@ class SelfDistillation(nn.Module):
         return ramp(c.teacher_temperature_start, c.teacher_temperature_end, self.progress, delay, c.temperature_warmup)
 
     def after_step(self, progress: float) -> None:
+        super().after_step(progress)
         self.progress = progress
         self.teacher.update(self.student, cosine(self.config.teacher_momentum, 1.0, progress))
-        update_all(self)
-
-    def skipped_step(self) -> None:
-        discard_all(self)
 
     def get_extra_state(self) -> float:
         return self.progress

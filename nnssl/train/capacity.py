@@ -18,8 +18,7 @@ MOST = {"cpu": 8, "cuda": 32, "mps": 8}  # scans a process; more costs time and 
 def fitting_batch_size(method: Method, crop: Shape, device: torch.device, bf16: bool) -> int:
     """Scans a process can hold at once, from 1 to `MOST`: one scan is tried, its saved activations are counted."""
     region = torch.zeros(1, 1, *method.region(crop), device=device)
-    views = method.views(region, [generator_for(0, 0)])
-    views["scan"] = torch.zeros(1, dtype=torch.long, device=device)
+    views = method.seen(region, [generator_for(0, 0)], torch.zeros(1, dtype=torch.long, device=device))
     needed = saved_bytes(method, views, device, bf16)
     method.skipped_step()
     parameters = sum(p.numel() * p.element_size() for p in method.parameters() if p.requires_grad)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from torch.utils.data import default_collate
 
 from nnssl import dist, files
-from nnssl.train import batches, pictures
+from nnssl.train import pictures
 from nnssl.train.run import Run
 
 LOG = "log.jsonl"
@@ -80,12 +81,9 @@ class Log:
             return
         run = self.run
         pictures.progress(files.read_json_lines(self.path), run.folder / "progress.png", run.header["method"])
-        samples = [run.crops[index] for index in range(2)]
-        regions = torch.stack([sample["crop"] for sample in samples]).to(run.device)
-        generators = [batches.generator_for(run.config.seed, index) for index in range(2)]
+        samples = default_collate([run.crops[index] for index in range(2)])
         run.method.eval()
         with torch.no_grad():
-            seen = run.method.views(regions, generators)
-            volumes = run.method.show({**seen, "scan": torch.tensor([s["scan"] for s in samples], device=run.device)})
+            volumes = run.method.show(run.seen(samples))
         run.method.train()
         pictures.views({k: v.float().cpu() for k, v in volumes.items()}, run.folder / "views.png")

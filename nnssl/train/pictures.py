@@ -35,7 +35,7 @@ def progress(rows: list[dict], path: Path, title: str) -> None:
     for name, keys in PANELS.items():
         shown[name] = [key for key in there if key.startswith(keys)]
     figure = _figure(16, 7)
-    for axes, (name, keys) in zip(figure.subplots(2, 4).flat, shown.items(), strict=False):
+    for axes, (name, keys) in zip(figure.subplots(2, 4).flat, shown.items(), strict=True):
         for key in keys:
             steps, values = zip(*((row["step"], row[key]) for row in rows if key in row), strict=True)
             (line,) = axes.plot(steps, values, alpha=0.25)

@@ -115,9 +115,7 @@ class Probe:
     # -- what is looked at -----------------------------------------------------------------------------------------
 
     def _read(self, crop: Crop, part: str, padding: float) -> np.ndarray:
-        path = self.folder / f"{crop.case}{part}.b2nd"
-        size = np.array(blosc2.open(str(path), **OPEN).shape[1:])
-        return read_box(path, np.array(crop.start), self._box, size, padding)
+        return read_box(self.folder / f"{crop.case}{part}.b2nd", np.array(crop.start), self._box, padding)
 
     def _labels(self, crop: Crop) -> np.ndarray:
         """int64 [*box]: places in `told`, or NOTHING."""

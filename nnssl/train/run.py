@@ -124,11 +124,14 @@ class Run:
             self.failures += 1
         return norm, rate
 
-    def _look(self, batch: dict) -> Step:
+    def seen(self, batch: dict) -> dict[str, Tensor]:
+        """What the method looks at in `batch`, on the device: samples of `crops`, collated."""
         regions = batch["crop"].to(self.device, non_blocking=True)
         generators = [batches.generator_for(self.config.seed, int(index)) for index in batch["index"]]
-        views = self.method.views(regions, generators)
-        views["scan"] = batch["scan"].to(self.device)
+        return self.method.seen(regions, generators, batch["scan"].to(self.device))
+
+    def _look(self, batch: dict) -> Step:
+        views = self.seen(batch)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.bf16):
             return self.model(views)
 
