@@ -208,6 +208,7 @@ def _plan_parser() -> argparse.ArgumentParser:
     add("--foreground", type=float, metavar="SHARE",
         help="of the patches drawn around a labelled voxel; default: nnU-Net's 0.33")  # fmt: skip
     add("--lr", type=float, help="AdamW's learning rate of the decoder")
+    add("--head-lr", type=float, help="learning rate of the heads to logits over the decoder's; default: 30")
     add("--layer-decay", type=float, help="learning rate of an encoder block over that of the next one")
     add("--warmup-epochs", type=float, metavar="N")
     add("--weight-decay", type=float)

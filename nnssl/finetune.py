@@ -25,6 +25,7 @@ from nnssl.types import Shape
 
 DECODER = "swinunetr"
 PRESET = "smit"  # of a random start without any checkpoint
+HEADS = ".seg_layers."  # in the names of the layers that give the logits
 BETAS = (0.9, 0.98)  # as nnU-Net's own transformer trainers
 
 
@@ -146,15 +147,21 @@ def parameter_groups(network: SwinUNETR, recipe: Recipe) -> list[dict]:
     """AdamW's groups, the decoder's first: each with `lr_scale`, its share of the learning rate, and weight_decay.
 
     The share falls by `layer_decay` from the decoder to the last block, and so on down to the patch embedding
-    (Clark et al. 2020; Bao et al. 2022). Norms, biases and position biases do not decay.
+    (Clark et al. 2020; Bao et al. 2022). Norms, biases, position biases and the heads do not decay.
+
+    The heads' is `head_lr`: Adam moves a weight by the learning rate a step, whatever its gradient, and a head that
+    reads a dozen normalised channels is sure of a class only with weights of several units. At the decoder's rate
+    that takes thousands of steps, in which all is background.
     """
     depths = network.encoder.config.depths
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in reversed(list(network.named_parameters())):
+    last_first = reversed(list(network.named_parameters()))
+    for name, parameter in sorted(last_first, key=lambda named: HEADS in named[0]):  # nnU-Net logs the first one's
         if not parameter.requires_grad:
             continue
-        scale = recipe.layer_decay ** (sum(depths) + 1 - layer_of(name, depths))
-        decays = parameter.ndim > 1 and not name.endswith("relative_position_bias_table")
+        head = HEADS in name
+        scale = recipe.head_lr if head else recipe.layer_decay ** (sum(depths) + 1 - layer_of(name, depths))
+        decays = parameter.ndim > 1 and not head and not name.endswith("relative_position_bias_table")
         groups.setdefault((scale, recipe.weight_decay if decays else 0.0), []).append(parameter)
     return [
         {"params": parameters, "lr": recipe.lr * scale, "lr_scale": scale, "weight_decay": decay}

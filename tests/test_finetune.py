@@ -27,7 +27,8 @@ def test_a_recipe_takes_nnunets_length_by_default_and_refuses_unknown_keys():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"epochs": 0}, {"lr": -1.0}, {"layer_decay": 1.5}, {"foreground": 1.1}, {"schedule": "step"}]
+    "wrong",
+    [{"epochs": 0}, {"lr": -1.0}, {"layer_decay": 1.5}, {"head_lr": 0.0}, {"foreground": 1.1}, {"schedule": "step"}],
 )
 def test_impossible_recipes_are_refused(wrong):
     with pytest.raises(ValueError, match="a fine-tuning recipe needs"):
@@ -58,7 +59,7 @@ def small_network(deep_supervision: bool = True) -> SwinUNETR:
 
 
 def test_every_trained_parameter_is_in_one_group_with_its_layers_learning_rate():
-    network, recipe = small_network(), Recipe(lr=1e-3, layer_decay=0.5)
+    network, recipe = small_network(), Recipe(lr=1e-3, head_lr=10, layer_decay=0.5)
     groups = finetune.parameter_groups(network, recipe)
     rate = {id(p): (group["lr_scale"], group["weight_decay"]) for group in groups for p in group["params"]}
     assert len(rate) == sum(len(group["params"]) for group in groups) == len(list(network.parameters()))
@@ -72,7 +73,9 @@ def test_every_trained_parameter_is_in_one_group_with_its_layers_learning_rate()
     assert of["encoder.layers3.0.blocks.2.norm1.weight"] == (0.5**2, 0.0)
     assert of["encoder.layers4.0.blocks.0.attn.relative_position_bias_table"] == (0.5, 0.0)
     assert of["encoder.layers4.0.downsample.reduction.weight"][0] == 0.5
-    assert {scale for name, (scale, _) in of.items() if name.startswith("decoder.")} == {1.0}
+    heads = {rate for name, rate in of.items() if ".seg_layers." in name}
+    assert heads == {(10, 0.0)}
+    assert {scale for name, (scale, _) in of.items() if name.startswith("decoder.")} == {1.0, 10}
     assert all(decay == 0 for name, (_, decay) in of.items() if name.endswith("bias"))
 
 

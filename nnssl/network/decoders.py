@@ -178,10 +178,9 @@ class Lift(nn.Module):
 class LightDecoder(nn.Module):
     """Sums in the place of concatenations, one 3^d convolution a level, and few channels at full resolution.
 
-    `widths` at strides 1 to 16: most of a decoder's time goes to the first.
+    `widths` at strides 1 to 16: most of a decoder's time goes to the first. None: 16, then the encoder's channels,
+    256 at most.
     """
-
-    WIDTHS = (16, 48, 96, 160, 256)
 
     def __init__(
         self,
@@ -190,10 +189,11 @@ class LightDecoder(nn.Module):
         channels: tuple[int, ...],
         classes: int,
         deep_supervision: bool,
-        widths: tuple[int, ...] = WIDTHS,
+        widths: tuple[int, ...] | None = None,
     ):
         super().__init__()
         self.deep_supervision = deep_supervision
+        widths = widths or (16, *(min(width, 256) for width in channels[:4]))
         skips = (image_channels, *channels[:4])
         below = (*widths[1:], channels[4])
         self.lifts = nn.ModuleList(

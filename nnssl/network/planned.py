@@ -24,6 +24,7 @@ class Recipe:
     val_iterations: int = 50
     foreground: float = 0.33  # share of the patches that are drawn around some labelled voxel
     lr: float = 5e-4  # of the decoder, AdamW
+    head_lr: float = 30.0  # of the heads to logits, over that of the decoder (experiments.md: what it changes)
     layer_decay: float = 0.9  # an encoder block's learning rate over that of the block above it
     warmup_epochs: float | None = None  # linear from 0; None: a twentieth of the epochs
     schedule: str = "poly"  # poly: nnU-Net's (1 - t)^0.9; cosine
@@ -32,7 +33,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         wrong = [name for name in ("epochs", "iterations", "val_iterations") if getattr(self, name) < 1]
-        wrong += [name for name in ("lr", "layer_decay", "clip") if not getattr(self, name) > 0]
+        wrong += [name for name in ("lr", "head_lr", "layer_decay", "clip") if not getattr(self, name) > 0]
         if not 0 <= self.foreground <= 1:
             wrong.append("foreground")
         if self.weight_decay < 0 or (self.warmup_epochs or 0) < 0:
