@@ -51,6 +51,17 @@ def test_without_deep_supervision_no_parameter_waits_for_a_gradient(decoder):
     assert [name for name, p in net.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
+def test_the_light_decoder_sees_where_a_map_differs_and_no_common_part_or_scale():
+    net = network(2)
+    image, sizes = torch.randn(1, 1, 64, 64), (32, 16, 8, 4, 2)
+    maps = [torch.randn(1, c, n, n, dtype=torch.float64) for c, n in zip(net.encoder.channels, sizes, strict=True)]
+    moved = [each * 50 + torch.randn(1, each.shape[1], 1, 1, dtype=torch.float64) for each in maps]
+    decoder = net.decoder.double()
+    for one, other in zip(decoder(image.double(), maps), decoder(image.double(), moved), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-3)
+    assert moved[0].std() > 10  # what was passed is left as it was
+
+
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_one_state_dict_with_and_without_deep_supervision(decoder):
     many, single = network(decoder=decoder), network(decoder=decoder, deep_supervision=False)

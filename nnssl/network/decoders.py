@@ -179,7 +179,8 @@ class LightDecoder(nn.Module):
     """Sums in the place of concatenations, one 3^d convolution a level, and few channels at full resolution.
 
     `widths` at strides 1 to 16: most of a decoder's time goes to the first. None: 16, then the encoder's channels,
-    256 at most.
+    256 at most. Each map is standardised over space first: pretrained tokens share a large common part, beside which
+    the skips' projections would hardly see where a token differs.
     """
 
     def __init__(
@@ -204,7 +205,7 @@ class LightDecoder(nn.Module):
 
     def forward(self, image: Tensor, maps: list[Tensor]) -> Tensor | list[Tensor]:
         """[B C *spatial] and the encoder's maps to logits [B classes *spatial], or a list of them."""
-        *fine, x = maps
+        *fine, x = [norm_act(each.clone(), act=False) for each in maps]
         decoded = []
         for lift, skip in zip(self.lifts[::-1], (image, *fine)[::-1], strict=True):
             x = lift(x, skip)
