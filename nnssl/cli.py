@@ -207,6 +207,8 @@ def _plan_parser() -> argparse.ArgumentParser:
     add("--val-iterations", type=int, metavar="N", help="an epoch; default: a fifth of --iterations")
     add("--foreground", type=float, metavar="SHARE",
         help="of the patches drawn around a labelled voxel; default: nnU-Net's 0.33")  # fmt: skip
+    add("--no-mirror", dest="mirror", action="store_false", default=None,
+        help="no reflections in augmentation and prediction, for labels that tell left from right")  # fmt: skip
     add("--lr", type=float, help="AdamW's learning rate of the decoder")
     add("--head-lr", type=float, help="learning rate of the heads to logits over the decoder's; default: 30")
     add("--layer-decay", type=float, help="learning rate of an encoder block over that of the next one")

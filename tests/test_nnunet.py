@@ -62,8 +62,8 @@ def _variables(folders, monkeypatch):
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")  # augmentation in this process; nnU-Net's planning cannot have it so
 
 
-def plans_named(name: str, epochs: int = 1, **options) -> None:
-    recipe = {"epochs": epochs, "iterations": 2, "val_iterations": 1, "foreground": 1.0}
+def plans_named(name: str, epochs: int = 1, mirror: bool = True, **options) -> None:
+    recipe = {"epochs": epochs, "iterations": 2, "val_iterations": 1, "foreground": 1.0, "mirror": mirror}
     derive(Request(DATASET, name=name, decoder="light", patch=PATCH, batch_size=2, recipe=recipe, **options))
 
 
@@ -109,15 +109,16 @@ def test_from_checkpoint_to_segmentation_without_the_ssl_file(folders, tmp_path)
     assert (tmp_path / "model.zip").stat().st_size > 1_000_000
 
 
-def test_the_twin_trains_in_2d_from_a_random_start(folders, tmp_path):
+def test_the_twin_trains_in_2d_from_a_random_start_and_without_mirroring(folders, tmp_path):
     config = ENCODER.to_dict() | {"spatial_dims": 2}
     ssl = pretrained(tmp_path / "ssl", type(ENCODER).from_dict(config))
-    plans_named("flat", checkpoint=ssl)
+    plans_named("flat", checkpoint=ssl, mirror=False)
     fold = train("2d", "SwinScratchTrainer", "flat")
     assert "Random start" in log_of(fold)
     assert "encoder tensors matched" not in log_of(fold)
-    weights = torch.load(fold / "checkpoint_final.pth", weights_only=False)["network_weights"]
-    assert weights["encoder.patch_embed.proj.weight"].ndim == 4
+    saved = torch.load(fold / "checkpoint_final.pth", weights_only=False)
+    assert saved["network_weights"]["encoder.patch_embed.proj.weight"].ndim == 4
+    assert saved["inference_allowed_mirroring_axes"] is None
 
 
 def trainer_for(plans: str, name: str = "SwinSSLTrainer", resume: bool = False):

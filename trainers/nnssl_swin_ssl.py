@@ -75,6 +75,12 @@ class SwinSSLTrainer(nnUNetTrainer):
     def configure_optimizers(self):
         return finetune.optimise(finetune.bare(self.network), self.recipe, self.device)
 
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self):
+        *others, axes = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        if not self.recipe.mirror:  # nnU-Net saves the second name with the model, for prediction
+            axes = self.inference_allowed_mirroring_axes = None
+        return *others, axes
+
     def _get_deep_supervision_scales(self):
         if not self.enable_deep_supervision:
             return None

@@ -23,6 +23,7 @@ class Recipe:
     iterations: int = 250  # an epoch
     val_iterations: int = 50
     foreground: float = 0.33  # share of the patches that are drawn around some labelled voxel
+    mirror: bool = True  # augment by reflections and predict with them; not for labels that tell left from right
     lr: float = 5e-4  # of the decoder, AdamW
     head_lr: float = 30.0  # of the heads to logits, over that of the decoder (experiments.md: what it changes)
     layer_decay: float = 0.9  # an encoder block's learning rate over that of the block above it
