@@ -75,7 +75,7 @@ class SwinSSLTrainer(nnUNetTrainer):
     def configure_optimizers(self):
         return finetune.optimise(finetune.bare(self.network), self.recipe, self.device)
 
-    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self):
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self):  # noqa: N802 nnU-Net's name
         *others, axes = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         if not self.recipe.mirror:  # nnU-Net saves the second name with the model, for prediction
             axes = self.inference_allowed_mirroring_axes = None
