@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -19,7 +20,7 @@ from nnssl.modules.running import RunningMean
 from nnssl.train import batches, loop, processes
 from nnssl.train.log import Log
 from nnssl.train.loop import Interrupted, train
-from nnssl.train.run import LATEST, Run
+from nnssl.train.run import BEST, LATEST, Run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 WORLD, STEPS = 2, 3
@@ -93,6 +94,28 @@ def signalled_run(folder: Path) -> str:
     return "not stopped"
 
 
+class AskedBy:
+    """In the place of a probe: it notes which process asks, at each step."""
+
+    dataset, cases = "Dataset007_Made", ["a", "b"]
+
+    def __init__(self) -> None:
+        self.ranks: list[int] = []
+
+    def due(self, step: int, steps: int) -> bool:
+        return True
+
+    def ask(self, encoder: torch.nn.Module, device: torch.device, bf16: bool) -> dict[str, float]:
+        self.ranks.append(dist.rank())
+        return {"probe_dice": len(self.ranks) / 10}
+
+
+def probed_run(folder: Path) -> dict:
+    run = plain_run(folder)
+    run.probe = AskedBy()
+    return watch_run(run) | {"ranks": run.probe.ranks}
+
+
 def uneven_mean(parts: list[torch.Tensor]) -> torch.Tensor:
     mean = RunningMean(4, momentum=0.0)
     for rows in parts:
@@ -129,6 +152,7 @@ def as_rank(rank: int, folder: Path) -> None:
         "ibot": watch_run(shared_head_run(folder / "ibot")),
         "poisoned": watch_run(poisoned_run(folder / "poisoned")),
         "signalled": signalled_run(folder / "signalled"),
+        "probed": probed_run(folder / "probed"),
     }
     torch.save(found, folder / f"found{rank}.pth")
     processes.leave()
@@ -199,6 +223,18 @@ def test_a_signal_to_one_process_stops_both_after_the_same_step(found):
 def test_only_the_first_process_writes(found):
     folder, _ = found
     assert len((folder / "plain" / "log.jsonl").read_text().splitlines()) == STEPS
+
+
+def test_the_first_process_alone_asks_the_probe_and_the_run_stays_the_same(found):
+    folder, (first, second) = found
+    assert first["probed"]["ranks"] == [0] * STEPS
+    assert second["probed"]["ranks"] == []
+    for seen in (first, second):
+        for name, weight in seen["plain"]["weights"].items():
+            assert torch.equal(seen["probed"]["weights"][name], weight), name
+    rows = [json.loads(line) for line in (folder / "probed" / "log.jsonl").read_text().splitlines()]
+    assert [row["probe_dice"] for row in rows] == [0.1, 0.2, 0.3]
+    assert (folder / "probed" / BEST).is_file()
 
 
 def test_the_first_process_works_first_and_its_error_ends_all(found):
