@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from nnssl import files
+from nnssl.encoder.adapt import STEM, adapt
 from nnssl.encoder.swin import Swin, SwinConfig
 from nnssl.types import NETWORK_CLASS, HUPolicy, Shape, Spacing
 
@@ -23,7 +24,6 @@ FORMAT_VERSION = 1
 KEYS = {"format_version", "header", "network_weights", "nnssl_adaptation_plan", "citations"}
 HEADER = {"method", "plan", "crop", "encoder"}  # what using the weights needs; the rest informs
 PREFIX = "encoder."
-STEM = "patch_embed.proj.weight"
 PRETRAINING_ONLY = {"mask_token": "pretraining only: nothing is hidden when fine-tuning"}
 
 
@@ -181,11 +181,12 @@ def transfer(checkpoint: Checkpoint, encoder: Swin) -> Transfer:
     """Load every encoder tensor from `checkpoint`, in place, or raise TransferError and load nothing.
 
     Tensors are matched by name and shape. A stem for one channel is inflated to `encoder`'s C input channels:
-    repeated, and divided by C, so that C equal channels give what one gave.
+    repeated, and divided by C, so that C equal channels give what one gave. Where `encoder` leaves an axis as it is
+    that the checkpoint's halves, patch embedding and merges are adapted (`nnssl.encoder.adapt`).
     """
     given = {name.removeprefix(PREFIX): tensor for name, tensor in checkpoint.weights.items()}
     wanted = dict(encoder.named_parameters())
-    explained = {}
+    given, explained = adapt(given, checkpoint.encoder_config, encoder.config)
     for name, reason in PRETRAINING_ONLY.items():
         if name in given and name not in wanted:
             del given[name]
@@ -193,7 +194,8 @@ def transfer(checkpoint: Checkpoint, encoder: Swin) -> Transfer:
     if STEM in given and STEM in wanted and given[STEM].shape[1] == 1 < wanted[STEM].shape[1]:
         channels = wanted[STEM].shape[1]
         given[STEM] = given[STEM].repeat_interleave(channels, dim=1) / channels
-        explained[STEM] = f"inflated from 1 to {channels} input channels"
+        inflated = f"inflated from 1 to {channels} input channels"
+        explained[STEM] = f"{explained[STEM]}, {inflated}" if STEM in explained else inflated
     _demand_match(checkpoint, given, wanted)
     with torch.no_grad():
         for name, parameter in wanted.items():

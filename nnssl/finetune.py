@@ -19,9 +19,8 @@ from nnssl import checkpoint, files
 from nnssl.encoder.presets import preset
 from nnssl.memory import keep_freed_memory
 from nnssl.network.origin import FINAL, Choice, NoCheckpointError, OriginError, check, choose, demand, pretrain_info
-from nnssl.network.planned import INFO, Recipe, architecture, is_ours
+from nnssl.network.planned import INFO, Recipe, architecture, is_ours, steps_of
 from nnssl.network.swin_unetr import SwinUNETR, output_sizes
-from nnssl.types import Shape
 
 DECODER = "swinunetr"
 PRESET = "smit"  # of a random start without any checkpoint
@@ -219,9 +218,10 @@ def optimise(network: SwinUNETR, recipe: Recipe, device: torch.device) -> tuple[
     return optimizer, Schedule(optimizer, recipe)
 
 
-def deep_supervision_scales(patch: Shape) -> list[list[float]]:
-    """The size of each output over that of the patch, by axis; exact where a size is odd."""
-    return [[m / n for m, n in zip(size, patch, strict=True)] for size in output_sizes(tuple(patch))]
+def deep_supervision_scales(resolved: dict) -> list[list[float]]:
+    """The size of each output over that of the configuration's patch, by axis; exact where a size is odd."""
+    patch = resolved["patch_size"]
+    return [[m / n for m, n in zip(size, patch, strict=True)] for size in output_sizes(patch, steps_of(resolved))]
 
 
 def deep_supervision_weights(outputs: int) -> tuple[float, ...]:

@@ -11,7 +11,7 @@ def configuration(patch: list[int], schemes: tuple[str, ...] = ("CTNormalization
         "data_identifier": f"nnUNetPlans_{dims}d",
         "patch_size": patch,
         "batch_size": 2,
-        "spacing": [3.0, 1.0, 1.0][-dims:],
+        "spacing": [1.5, 1.0, 1.0][-dims:],
         "normalization_schemes": list(schemes),
         "architecture": {"network_class_name": "PlainConvUNet", "arch_kwargs": {}, "_kw_requires_import": []},
     }

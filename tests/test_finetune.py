@@ -110,7 +110,8 @@ def test_the_schedule_needs_no_state_and_each_step_clips():
 def test_nnunets_own_transform_makes_targets_of_the_outputs_sizes(patch):
     from batchgeneratorsv2.transforms.utils.deep_supervision_downsampling import DownsampleSegForDSTransform
 
-    targets = DownsampleSegForDSTransform(finetune.deep_supervision_scales(patch))._apply_to_segmentation(
+    resolved = {"patch_size": list(patch), "architecture": {"arch_kwargs": {"encoder": {}}}}
+    targets = DownsampleSegForDSTransform(finetune.deep_supervision_scales(resolved))._apply_to_segmentation(
         torch.zeros(1, *patch, dtype=torch.int16)
     )
     assert [tuple(target.shape[1:]) for target in targets] == output_sizes(patch)

@@ -125,7 +125,7 @@ def test_the_faithful_network_is_monais(size):
 @pytest.mark.parametrize("dims", [2, 3])
 def test_composing_upsampling_and_convolution_is_the_same_function(dims):
     torch.manual_seed(0)
-    block = UpBlock(dims, 6, 4).double()
+    block = UpBlock((2,) * dims, 6, 4).double()
     x, skip = torch.randn(2, 6, *(3, 4, 2)[:dims]).double(), torch.randn(2, 4, *(6, 8, 4)[:dims]).double()
     for one, other in zip(block._composed(x, skip), block._one_by_one(x, skip), strict=True):
         torch.testing.assert_close(one, other)

@@ -84,7 +84,7 @@ class SwinSSLTrainer(nnUNetTrainer):
     def _get_deep_supervision_scales(self):
         if not self.enable_deep_supervision:
             return None
-        return finetune.deep_supervision_scales(self.configuration_manager.patch_size)
+        return finetune.deep_supervision_scales(self.configuration_manager.configuration)
 
     def _build_loss(self):
         loss = super()._build_loss()

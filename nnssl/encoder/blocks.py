@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from nnssl.encoder.attention import window_attention
-from nnssl.encoder.config import PATCH, SwinConfig
+from nnssl.encoder.config import SwinConfig
 from nnssl.encoder.windows import Cut, StageWindows, merging_order, stage_windows
+from nnssl.types import Shape
 
 
 class _Reorder(torch.autograd.Function):
@@ -108,29 +109,41 @@ class Block(nn.Module):
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
-class PatchMerging(nn.Module):
-    """Joins 2^d neighbours into one token of twice the width, in the order of MONAI >= 1.5 (its PR 8285)."""
+def _padded(x: Tensor, step: Shape, behind: int) -> Tensor:
+    """`x` with zeros at the ends of its grid up to multiples of `step`; `behind` axes follow those of the grid."""
+    grid = x.shape[x.ndim - behind - len(step) : x.ndim - behind]
+    missing = [-g % s for g, s in zip(grid, step, strict=True)]
+    return F.pad(x, (0, 0) * behind + tuple(n for m in reversed(missing) for n in (0, m))) if any(missing) else x
 
-    def __init__(self, dim: int, spatial_dims: int):
+
+class PatchMerging(nn.Module):
+    """Joins the tokens of a cell into one of twice the width, in the order of MONAI >= 1.5 (its PR 8285).
+
+    A cell has 2^d tokens, or fewer where `step` leaves an axis as it is. Then the reduction has a bias, which a
+    pretrained merge's norm is folded into (`adapt`).
+    """
+
+    def __init__(self, dim: int, step: Shape):
         super().__init__()
-        self.norm = nn.LayerNorm(2**spatial_dims * dim)
-        self.reduction = nn.Linear(2**spatial_dims * dim, 2 * dim, bias=False)
+        self.step = step
+        self.norm = nn.LayerNorm(prod(step) * dim)
+        self.reduction = nn.Linear(prod(step) * dim, 2 * dim, bias=1 in step)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B *grid C] to [B *ceil(grid/2) 2C]; an odd axis is padded with zeros."""
-        if any(g % 2 for g in x.shape[1:-1]):
-            x = F.pad(x, (0, 0, *(n for g in x.shape[-2:0:-1] for n in (0, g % 2))))
+        """[B *grid C] to [B *ceil(grid/step) 2C]; what is missing to a multiple of the step is zeros."""
+        x = _padded(x, self.step, behind=1)
         grid = tuple(x.shape[1:-1])
-        neighbours = _reorder(x.flatten(1, -2), merging_order(grid, x.device))
-        return self.reduction(self.norm(neighbours.view(len(x), *(g // 2 for g in grid), -1)))
+        neighbours = _reorder(x.flatten(1, -2), merging_order(grid, self.step, x.device))
+        cells = (g // s for g, s in zip(grid, self.step, strict=True))
+        return self.reduction(self.norm(neighbours.view(len(x), *cells, -1)))
 
 
 class Stage(nn.Module):
-    def __init__(self, dim: int, heads: int, drop_path: list[float], config: SwinConfig):
+    def __init__(self, dim: int, heads: int, drop_path: list[float], step: Shape, config: SwinConfig):
         super().__init__()
         self.window, self.mode = config.window, config.windows
         self.blocks = nn.ModuleList(Block(dim, heads, rate, config) for rate in drop_path)
-        self.downsample = PatchMerging(dim, config.spatial_dims)
+        self.downsample = PatchMerging(dim, step)
 
     def forward(self, x: Tensor, checkpointing: bool) -> Tensor:
         """[B *grid C] to the same, before merging."""
@@ -153,21 +166,20 @@ class Stage(nn.Module):
 class PatchEmbed(nn.Module):
     def __init__(self, config: SwinConfig):
         super().__init__()
+        self.step = config.step(0)
         convolution = nn.Conv3d if config.spatial_dims == 3 else nn.Conv2d
-        self.proj = convolution(config.in_channels, config.embed_dim, PATCH, stride=PATCH)
+        self.proj = convolution(config.in_channels, config.embed_dim, self.step, stride=self.step)
         self.norm = nn.LayerNorm(config.embed_dim) if config.patch_norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B C *spatial] to tokens [B *ceil(spatial/2) E]; an odd axis is padded with zeros."""
-        if any(size % PATCH for size in x.shape[2:]):
-            x = F.pad(x, tuple(n for size in x.shape[:1:-1] for n in (0, -size % PATCH)))
-        return self.norm(self._project(x))
+        """[B C *spatial] to tokens [B *ceil(spatial/step) E]; what is missing to a multiple is zeros."""
+        return self.norm(self._project(_padded(x, self.step, behind=0)))
 
     def _project(self, x: Tensor) -> Tensor:
         """The convolution, as one matrix product that leaves the channels last."""
-        grid = [size // PATCH for size in x.shape[2:]]
+        grid = [size // step for size, step in zip(x.shape[2:], self.step, strict=True)]
         dims = len(grid)
-        split = x.view(*x.shape[:2], *(n for g in grid for n in (g, PATCH)))
+        split = x.view(*x.shape[:2], *(n for pair in zip(grid, self.step, strict=True) for n in pair))
         cells, inner = range(2, 2 + 2 * dims, 2), range(3, 3 + 2 * dims, 2)
         patches = split.permute(0, *cells, 1, *inner).reshape(len(x), *grid, -1)
         return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)

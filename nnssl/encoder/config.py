@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
 
+from nnssl.types import Shape
+
 PATCH = 2  # voxels an edge of a token
+STEPS = 5  # of the patch embedding and the four merges, each of which shortens the grid
 
 
 @dataclass(frozen=True)
@@ -15,6 +18,8 @@ class SwinConfig:
              "merge": map 0 is the patch embedding, maps 1-4 follow the merges, as in MONAI.
     windows: "exact": the bias of a pair of tokens is that of its true offset, and padding is not attended to.
              "monai": MONAI 1.6.1's clipped windows and attended padding, for weights that were trained so.
+    steps:   by how much the patch embedding and the four merges shorten each axis, 1 or 2, as five tuples of
+             `spatial_dims` numbers. (): 2 everywhere. 1 is for axes of wide spacing (documentation/encoder.md).
     """
 
     spatial_dims: int = 3
@@ -29,10 +34,12 @@ class SwinConfig:
     drop_path: float = 0.0
     taps: str = "stage"
     windows: str = "exact"
+    steps: tuple[Shape, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "depths", tuple(self.depths))
         object.__setattr__(self, "heads", tuple(self.heads))
+        object.__setattr__(self, "steps", self._checked_steps())
         _one_of("spatial_dims", self.spatial_dims, (2, 3))
         _one_of("taps", self.taps, ("stage", "merge"))
         _one_of("windows", self.windows, ("exact", "monai"))
@@ -53,9 +60,24 @@ class SwinConfig:
                 f"got window={self.window}, in_channels={self.in_channels}, drop_path={self.drop_path}"
             )
 
+    def _checked_steps(self) -> tuple[Shape, ...]:
+        """`steps` as tuples; () where they are 2 everywhere, so that equal architectures are equal."""
+        steps = tuple(tuple(step) for step in self.steps)
+        fitting = len(steps) in (0, STEPS) and all(len(step) == self.spatial_dims for step in steps)
+        if not fitting or {n for step in steps for n in step} - {1, PATCH}:
+            raise ValueError(
+                f"steps are {STEPS} tuples of {self.spatial_dims} numbers, each 1 or {PATCH}, or () for {PATCH} "
+                f"everywhere; got {self.steps}"
+            )
+        return steps if any(1 in step for step in steps) else ()
+
+    def step(self, number: int) -> Shape:
+        """By how much the patch embedding (0) or a merge (1 to 4) shortens each axis."""
+        return self.steps[number] if self.steps else (PATCH,) * self.spatial_dims
+
     def to_dict(self) -> dict:
         """JSON-able."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return {key: _as_list(value) for key, value in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, values: dict) -> SwinConfig:
@@ -64,6 +86,10 @@ class SwinConfig:
         if unknown := sorted(set(values) - set(known)):
             raise ValueError(f"unknown encoder option(s) {', '.join(unknown)}; known: {', '.join(known)}")
         return cls(**values)
+
+
+def _as_list(value: object) -> object:
+    return [_as_list(part) for part in value] if isinstance(value, tuple) else value
 
 
 def _one_of(name: str, got: object, allowed: tuple) -> None:

@@ -15,17 +15,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnssl.encoder.blocks import PatchEmbed, Stage, initialise
-from nnssl.encoder.config import PATCH, SwinConfig
+from nnssl.encoder.config import PATCH, STEPS, SwinConfig
 from nnssl.types import Shape
 
-__all__ = ["PATCH", "STRIDES", "Swin", "SwinConfig"]
+__all__ = ["PATCH", "STEPS", "STRIDES", "Swin", "SwinConfig"]
 
 
 STRIDES = tuple(PATCH * 2**i for i in range(5))  # of the five maps, in voxels
 
 
 class Swin(nn.Module):
-    """The encoder. Publishes `config`, `channels` and `strides` of its five maps.
+    """The encoder. Publishes `config`, and `channels` and `strides` of its five maps.
+
+    `strides` are in voxels, along an axis that every step halves; `config.steps` may leave others longer.
 
     maskable:      own a `mask_token` and accept `masked`. For pretraining only.
     checkpointing: recompute each block in the backward pass: much less memory, about a third more time.
@@ -41,7 +43,7 @@ class Swin(nn.Module):
         blocks = sum(config.depths)
         rates = [config.drop_path * i / max(1, blocks - 1) for i in range(blocks)]
         for i, (depth, heads) in enumerate(zip(config.depths, config.heads, strict=True)):
-            stage = Stage(self.channels[i], heads, [rates.pop(0) for _ in range(depth)], config)
+            stage = Stage(self.channels[i], heads, [rates.pop(0) for _ in range(depth)], config.step(i + 1), config)
             setattr(self, f"layers{i + 1}", nn.ModuleList([stage]))
         # Not zeros (SMIT): the layer norm of a zero token has a gradient 1/sqrt(eps) times too large at the first step.
         self.mask_token = nn.Parameter(torch.randn(config.embed_dim) * 0.02) if maskable else None  # SimMIM's 0.02
@@ -52,15 +54,16 @@ class Swin(nn.Module):
         return [getattr(self, f"layers{i}")[0] for i in (1, 2, 3, 4)]
 
     def token_grid(self, spatial: Shape) -> Shape:
-        """The grid on which `masked` lives: one token for 2^d voxels."""
-        return tuple(-(-size // PATCH) for size in spatial)
+        """The grid on which `masked` lives: one token for 2^d voxels, fewer where the patch embedding is thinner."""
+        return tuple(-(-size // step) for size, step in zip(spatial, self.config.step(0), strict=True))
 
     def forward(self, x: Tensor, masked: Tensor | None = None) -> list[Tensor]:
         """Encode an image.
 
         x:      [B C *spatial], any size.
         masked: Bool [B *token_grid(spatial)], True = hidden: the token is replaced by the mask token.
-        Returns five maps [B channels[i] *ceil(spatial / strides[i])], each layer-normalised without affine.
+        Returns five maps [B channels[i] *ceil(spatial / strides[i])], each layer-normalised without affine; along an
+        axis of other `config.steps` the divisor is their product so far.
         Raises ValueError for a wrong number of axes or channels, or a mask of another shape.
         """
         self._check(x, masked)

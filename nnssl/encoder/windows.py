@@ -155,19 +155,31 @@ def _stage_windows(grid: Shape, window: int, mode: str, device: torch.device) ->
         return _to(StageWindows(plain=plain, shifted=shifted, relative=index, **ways), device)
 
 
+def corners(step: Shape) -> list[Shape]:
+    """Where the tokens that a merge joins lie in their cell of `step`, in the order in which they are joined.
+
+    The order is MONAI's, the first axis first; a merge that leaves an axis as it is takes its part of the order.
+    """
+    order = (0, 4, 2, 1, 6, 5, 3, 7) if len(step) == 3 else (0, 2, 1, 3)  # bits: one an axis, the last one lowest
+    places = [tuple(corner >> axis & 1 for axis in reversed(range(len(step)))) for corner in order]
+    return [place for place in places if all(p < s for p, s in zip(place, step, strict=True))]
+
+
 @torch.compiler.assume_constant_result
-def merging_order(grid: Shape, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The way (index, inverse) from raster order of an even grid to one where 2^d neighbours follow each other."""
-    return _merging_order(grid, device)
+def merging_order(grid: Shape, step: Shape, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The way (index, inverse) from raster order of a grid to one where the tokens of a cell follow each other.
+
+    `step` divides `grid`; a cell has prod(step) tokens, in the order of `corners`.
+    """
+    return _merging_order(grid, step, device)
 
 
 @lru_cache(maxsize=64)
-def _merging_order(grid: Shape, device: torch.device) -> tuple[Tensor, Tensor]:
+def _merging_order(grid: Shape, step: Shape, device: torch.device) -> tuple[Tensor, Tensor]:
     with torch.inference_mode(False):
-        cells = _partition(torch.arange(prod(grid)).view(grid), (2,) * len(grid))
-        # Raster order within a cell is 000 001 010 011 100 ...; MONAI's is as below, the first axis first.
-        corners = (0, 4, 2, 1, 6, 5, 3, 7) if len(grid) == 3 else (0, 2, 1, 3)
-        index = cells[:, corners].flatten()
+        cells = _partition(torch.arange(prod(grid)).view(grid), step)
+        raster = torch.arange(prod(step)).view(step)
+        index = cells[:, [int(raster[place]) for place in corners(step)]].flatten()
         return _to((index, index.argsort()), device)
 
 

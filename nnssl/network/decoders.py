@@ -3,9 +3,12 @@
 Both take the image and the encoder's five maps (strides 2 to 32), work at any size, and give logits at the
 image's size; while training also at half, a quarter and an eighth of it (deep supervision). A map of an odd
 size is reached by upsampling to one voxel more and cutting that off, so nothing is ever padded or cropped.
+They climb by the encoder's `steps`: an axis that one of them left as it was is not upsampled there.
 """
 
 from __future__ import annotations
+
+from math import prod
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +17,7 @@ from torch import Tensor, nn
 from nnssl.network.normalise import norm_act
 from nnssl.types import Shape
 
-OUTPUTS = 4  # logits at 1, 1/2, 1/4 and 1/8 of the image's size
+OUTPUTS = 4  # logits at 1, 1/2, 1/4 and 1/8 of the image's size, where every step halves
 
 
 def conv(dims: int, inputs: int, outputs: int) -> nn.Module:
@@ -35,10 +38,10 @@ def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return F.linear(x.movedim(1, -1), weight, bias).movedim(-1, 1)
 
 
-def upsampling(dims: int, inputs: int, outputs: int) -> nn.Module:
-    """Twice the size out."""
-    kind = nn.ConvTranspose2d if dims == 2 else nn.ConvTranspose3d
-    return kind(inputs, outputs, 2, stride=2, bias=False)
+def upsampling(step: Shape, inputs: int, outputs: int) -> nn.Module:
+    """`step` times the size out, by axis."""
+    kind = nn.ConvTranspose2d if len(step) == 2 else nn.ConvTranspose3d
+    return kind(inputs, outputs, step, stride=step, bias=False)
 
 
 def cut(x: Tensor, size: Shape) -> Tensor:
@@ -72,10 +75,11 @@ class UpBlock(nn.Module):
     transposed convolution, of a larger kernel at the coarse size: the same function for less work on a CPU.
     """
 
-    def __init__(self, dims: int, inputs: int, outputs: int):
+    def __init__(self, step: Shape, inputs: int, outputs: int):
         super().__init__()
-        self.upsample = upsampling(dims, inputs, outputs)
-        self.block = ResidualBlock(dims, 2 * outputs, outputs)
+        self.step = step
+        self.upsample = upsampling(step, inputs, outputs)
+        self.block = ResidualBlock(len(step), 2 * outputs, outputs)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         join = self._composed if self._composing_pays(x, skip) else self._one_by_one
@@ -91,23 +95,24 @@ class UpBlock(nn.Module):
         plain = F.conv2d if skip.ndim == 4 else F.conv3d
         transposed = F.conv_transpose2d if skip.ndim == 4 else F.conv_transpose3d
         up, first, shortcut = self.upsample.weight, self.block.conv1.weight, self.block.conv3.weight
-        first_up = plain(up, first[:, :half], padding=2)  # 2^d then 3^d taps make 4^d
+        first_up = plain(up, first[:, :half], padding=2)  # 2^d then 3^d taps make 4^d; 1 then 3 make 3
         shortcut_up = pointwise(up, shortcut[:, :half])
         return (
-            transposed(x, first_up, stride=2, padding=1).add_(plain(skip, first[:, half:], padding=1)),
-            transposed(x, shortcut_up, stride=2).add_(pointwise(skip, shortcut[:, half:])),
+            transposed(x, first_up, stride=self.step, padding=1).add_(plain(skip, first[:, half:], padding=1)),
+            transposed(x, shortcut_up, stride=self.step).add_(pointwise(skip, shortcut[:, half:])),
         )
 
     def _composing_pays(self, x: Tensor, skip: Tensor) -> bool:
         """Whether composing saves more multiplications than making the composed kernel costs."""
-        exact = all(2 * n == m for n, m in zip(x.shape[2:], skip.shape[2:], strict=True))
+        exact = all(s * n == m for s, n, m in zip(self.step, x.shape[2:], skip.shape[2:], strict=True))
         if x.device.type != "cpu" or not exact:
             return False
         coarse, fine = x.shape[1], skip.shape[1]
-        dims = x.ndim - 2
         voxels = skip.shape[0] * skip[0, 0].numel()
-        saved = voxels * fine * (3**dims * fine + coarse - 2**dims * coarse)
-        return saved > 2 * 12**dims * coarse * fine * fine
+        taps = prod(2 if s == 2 else 3 for s in self.step)  # of the composed kernel, that a voxel is reached by
+        making = prod(12 if s == 2 else 9 for s in self.step)  # multiplications, by pair of taps
+        saved = voxels * fine * (3 ** len(self.step) * fine + coarse - taps * coarse)
+        return saved > 2 * making * coarse * fine * fine
 
 
 class Heads(nn.Module):
@@ -136,9 +141,17 @@ class SwinUNETRDecoder(nn.Module):
     Widths e, e, 2e, 4e, 8e at strides 1 to 16; a residual block on each skip but that of stride 16.
     """
 
-    def __init__(self, dims: int, image_channels: int, channels: tuple[int, ...], classes: int, deep_supervision: bool):
+    def __init__(
+        self,
+        steps: tuple[Shape, ...],
+        image_channels: int,
+        channels: tuple[int, ...],
+        classes: int,
+        deep_supervision: bool,
+    ):
         super().__init__()
         self.deep_supervision = deep_supervision
+        dims = len(steps[0])
         e, e2, e4, e8, e16 = channels
         self.skips = nn.ModuleList(
             ResidualBlock(dims, inputs, outputs)
@@ -146,7 +159,8 @@ class SwinUNETRDecoder(nn.Module):
         )
         self.bottom = ResidualBlock(dims, e16, e16)
         self.ups = nn.ModuleList(
-            UpBlock(dims, inputs, outputs) for inputs, outputs in ((e16, e8), (e8, e4), (e4, e2), (e2, e), (e, e))
+            UpBlock(step, inputs, outputs)
+            for step, inputs, outputs in zip(steps[::-1], (e16, e8, e4, e2, e), (e8, e4, e2, e, e), strict=True)
         )
         self.heads = Heads((e, e, e2, e4), classes, deep_supervision)
 
@@ -164,9 +178,10 @@ class SwinUNETRDecoder(nn.Module):
 class Lift(nn.Module):
     """Upsampling plus a projection of the skip, then one 3^d convolution; instance norm and LeakyReLU after each."""
 
-    def __init__(self, dims: int, inputs: int, skip: int, outputs: int, pointwise: bool):
+    def __init__(self, step: Shape, inputs: int, skip: int, outputs: int, pointwise: bool):
         super().__init__()
-        self.upsample = upsampling(dims, inputs, outputs)
+        dims = len(step)
+        self.upsample = upsampling(step, inputs, outputs)
         self.project = Pointwise(skip, outputs, bias=False) if pointwise else conv(dims, skip, outputs)
         self.conv = conv(dims, outputs, outputs)
 
@@ -185,7 +200,7 @@ class LightDecoder(nn.Module):
 
     def __init__(
         self,
-        dims: int,
+        steps: tuple[Shape, ...],
         image_channels: int,
         channels: tuple[int, ...],
         classes: int,
@@ -198,8 +213,8 @@ class LightDecoder(nn.Module):
         skips = (image_channels, *channels[:4])
         below = (*widths[1:], channels[4])
         self.lifts = nn.ModuleList(
-            Lift(dims, inputs, skip, outputs, pointwise=skip is not skips[0])
-            for inputs, skip, outputs in zip(below, skips, widths, strict=True)
+            Lift(step, inputs, skip, outputs, pointwise=skip is not skips[0])
+            for step, inputs, skip, outputs in zip(steps, below, skips, widths, strict=True)
         )
         self.heads = Heads(tuple(widths[:OUTPUTS]), classes, deep_supervision)
 

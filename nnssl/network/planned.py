@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields, replace
 
 from nnssl.encoder.swin import SwinConfig
-from nnssl.types import NETWORK_CLASS, HUPolicy
+from nnssl.network.strides import steps_for
+from nnssl.types import NETWORK_CLASS, HUPolicy, Shape
 
 INFO, RECIPE = "pretrain_info", "nnssl_recipe"
 
@@ -64,19 +65,45 @@ class Recipe:
 
 
 def architecture(plans: dict, resolved: dict, encoder: SwinConfig, decoder: str | dict, hu: HUPolicy | None) -> dict:
-    """The entry `architecture` of a configuration: the encoder in its dimensions, its intensities mapped.
+    """The entry `architecture` of a configuration: the encoder in its dimensions and strides, its intensities mapped.
 
+    plans:    with the entry `pretrain_info`, where there is a checkpoint.
     resolved: the configuration, its inheritance resolved (`PlansManager.get_configuration(...).configuration`).
     hu:       what the encoder was pretrained on; None: nnU-Net's own intensities.
     """
-    encoder = replace(encoder, spatial_dims=len(resolved["patch_size"]))
+    encoder = _by_spacing(plans, resolved, encoder)
     properties = plans.get("foreground_intensity_properties_per_channel", {})
     intensity = intensity_map(resolved["normalization_schemes"], properties, hu)
     arguments = {"encoder": encoder.to_dict(), "decoder": decoder, "intensity": intensity}
-    axes = list(plans.get("transpose_forward", [0, 1, 2]))
-    if encoder.spatial_dims == 3 and axes != [0, 1, 2]:
+    axes = _axes(plans, encoder.spatial_dims)
+    if axes != sorted(axes):
         arguments["axes"] = axes
     return {"network_class_name": NETWORK_CLASS, "arch_kwargs": arguments, "_kw_requires_import": []}
+
+
+def _axes(plans: dict, dims: int) -> list[int]:
+    """Which of the axes as read each axis of a configuration is; a 2d one keeps its two as they are."""
+    return list(plans.get("transpose_forward", range(3))) if dims == 3 else list(range(dims))
+
+
+def _by_spacing(plans: dict, resolved: dict, encoder: SwinConfig) -> SwinConfig:
+    """`encoder` in the configuration's dimensions; an axis of wide spacing is not halved at once (`steps_for`)."""
+    patch, spacing = resolved["patch_size"], resolved["spacing"]
+    dims = len(patch)
+    if encoder.steps and encoder.spatial_dims == dims:
+        return encoder  # it was pretrained so
+    pretrained = plans.get(INFO, {}).get("spacing")
+    axes = _axes(plans, dims)
+    read = [axes.index(axis) for axis in range(dims)]  # the encoder sees the axes as read
+    steps = steps_for([spacing[i] for i in read], [patch[i] for i in read], pretrained and pretrained[-dims:])
+    return replace(encoder, spatial_dims=dims, steps=steps)
+
+
+def steps_of(resolved: dict) -> tuple[Shape, ...]:
+    """The encoder's steps in a (resolved) configuration of ours, in that configuration's axes; () if 2 everywhere."""
+    arguments = resolved["architecture"]["arch_kwargs"]
+    steps = arguments["encoder"].get("steps", ())
+    return tuple(tuple(step[axis] for axis in arguments.get("axes") or range(len(step))) for step in steps)
 
 
 def is_ours(configuration: dict) -> bool:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nnssl.encoder.presets import preset
-from nnssl.encoder.swin import Swin, SwinConfig
+from nnssl.encoder.swin import PATCH, STEPS, Swin, SwinConfig
 from nnssl.network.decoders import DECODERS, OUTPUTS
 from nnssl.types import Shape
 
@@ -18,7 +18,8 @@ class SwinUNETR(nn.Module):
 
     input_channels:   channels of the image, in nnU-Net's normalisation.
     num_classes:      channels of the logits.
-    deep_supervision: give a list of logits at 1, 1/2, 1/4 and 1/8 of the image's size. May be switched later by
+    deep_supervision: give a list of logits, of the image's size and after each of the first three of the encoder's
+                      steps (1/2, 1/4 and 1/8 of it, where all halve). May be switched later by
                       `network.decoder.deep_supervision`; the state_dict is the same.
     encoder:          `SwinConfig.to_dict()`; its `in_channels` is replaced by `input_channels`. None: preset smit.
     decoder:          {"name": "swinunetr" | "light", ...options of that decoder}, or the name alone.
@@ -71,9 +72,13 @@ class SwinUNETR(nn.Module):
         return logits.permute(self.forth)
 
 
-def output_sizes(size: Shape) -> list[Shape]:
-    """The sizes of the four outputs for an image of `size`."""
-    return [tuple(-(-n // 2**i) for n in size) for i in range(OUTPUTS)]
+def output_sizes(size: Shape, steps: tuple[Shape, ...] = ()) -> list[Shape]:
+    """The sizes of the four outputs for an image of `size`; `steps` as in `SwinConfig`, in the axes of `size`."""
+    sizes = [tuple(size)]
+    for number in range(OUTPUTS - 1):
+        step = steps[number] if steps else (PATCH,) * len(size)
+        sizes.append(tuple(-(-n // s) for n, s in zip(sizes[-1], step, strict=True)))
+    return sizes
 
 
 NEUTRAL = {"scale": 1.0, "shift": 0.0, "low": float("-inf"), "high": float("inf")}
@@ -115,8 +120,7 @@ def _decoder(decoder: str | dict, encoder: Swin, classes: int, deep_supervision:
         raise ValueError(f"unknown decoder {name!r}; known: {', '.join(DECODERS)}")
     config = encoder.config
     try:
-        return DECODERS[name](
-            config.spatial_dims, config.in_channels, encoder.channels, classes, deep_supervision, **options
-        )
+        steps = tuple(config.step(number) for number in range(STEPS))
+        return DECODERS[name](steps, config.in_channels, encoder.channels, classes, deep_supervision, **options)
     except TypeError as error:
         raise ValueError(f"decoder {name!r} does not take these options: {options} ({error})") from error

@@ -1,0 +1,72 @@
+"""Weights of an encoder that halves every axis, for one that leaves some as they are (`SwinConfig.steps`).
+
+Exactly: where a volume is stretched along such an axis, each of its slices twice, the pretrained patch embedding
+makes of it what the adapted one makes of the volume itself; and so does each merge of the grid of tokens. Both see
+each slice twice, so the weights for the two are added up. A merge's layer norm has the same statistics with and
+without the repetition; its scale and offset, which may differ between the two, are folded into the reduction:
+
+    reduction(scale * x + offset) = (reduction * scale) x + reduction offset
+
+so that the adapted norm starts at scale 1 and offset 0 and the reduction gets a bias.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nnssl.encoder.config import STEPS, SwinConfig
+from nnssl.encoder.windows import corners
+from nnssl.types import Shape
+
+STEM = "patch_embed.proj.weight"
+
+
+def adapt(weights: dict[str, Tensor], theirs: SwinConfig, ours: SwinConfig) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """`weights` of an encoder of `theirs` for one of `ours`, by name, and what was done to which.
+
+    Only steps of 2 become 1; where it is the other way round, or tensors are missing, the weights stay as they are.
+    """
+    weights, explained = dict(weights), {}
+    if theirs.spatial_dims != ours.spatial_dims:
+        return weights, explained
+    for number in range(STEPS):
+        before, after = theirs.step(number), ours.step(number)
+        if before == after or any(b < a for b, a in zip(before, after, strict=True)):
+            continue
+        changed = _adapt_stem(weights, before, after) if number == 0 else _adapt_merge(weights, number, before, after)
+        explained |= dict.fromkeys(changed, f"adapted exactly from a step of {_by(before)} to one of {_by(after)}")
+    return weights, explained
+
+
+def _adapt_stem(weights: dict[str, Tensor], before: Shape, after: Shape) -> list[str]:
+    if STEM not in weights:
+        return []
+    kept = [2 + axis for axis, (b, a) in enumerate(zip(before, after, strict=True)) if a < b]
+    weights[STEM] = weights[STEM].sum(kept, keepdim=True)
+    return [STEM]
+
+
+def _adapt_merge(weights: dict[str, Tensor], number: int, before: Shape, after: Shape) -> list[str]:
+    prefix = f"layers{number}.0.downsample."
+    names = [prefix + name for name in ("norm.weight", "norm.bias", "reduction.weight")]
+    if any(name not in weights for name in names):
+        return []
+    old, new = corners(before), corners(after)
+    scale, offset, reduction = (weights[name].double() for name in names)
+    by_corner = (reduction * scale).unflatten(1, (len(old), -1))
+    joined = by_corner.new_zeros(len(reduction), len(new), by_corner.shape[-1])
+    for place, part in zip(old, by_corner.unbind(1), strict=True):
+        joined[:, new.index(tuple(p % a for p, a in zip(place, after, strict=True)))] += part
+    bias = reduction @ offset
+    if (own := weights.get(prefix + "reduction.bias")) is not None:
+        bias = bias + own.double()
+    kind, width = weights[names[2]].dtype, joined[0].numel()
+    adapted = torch.ones(width), torch.zeros(width), joined.flatten(1), bias
+    names.append(prefix + "reduction.bias")
+    weights.update((name, tensor.to(kind)) for name, tensor in zip(names, adapted, strict=True))
+    return names
+
+
+def _by(step: Shape) -> str:
+    return " x ".join(map(str, step))
