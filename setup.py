@@ -48,11 +48,14 @@ setup(
         "simpleitk",
         "matplotlib",
         "tqdm",
+        "pyyaml",
+        "scipy",
     ],
     extras_require={
         # The last three are oracles and tools of the tests, never imported by the package.
-        "test": ["pytest", "monai>=1.6", "lightly", "setuptools>=70.1"],
+        "test": ["pytest", "monai>=1.6", "lightly", "setuptools>=70.1", "submitit"],
         "tensorboard": ["tensorboard"],
+        "slurm": ["submitit"],
     },
     entry_points={
         "console_scripts": [

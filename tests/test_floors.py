@@ -16,7 +16,7 @@ FLOORS = (
     {"data", "views", "encoder", "modules"},
     {"methods", "checkpoint", "network"},
     {"train", "finetune", "plans"},
-    {"demo", "bench", "trainers"},
+    {"demo", "bench", "study", "trainers"},
     {"cli"},
     {"__main__"},
 )
