@@ -34,6 +34,8 @@ def adapt(weights: dict[str, Tensor], theirs: SwinConfig, ours: SwinConfig) -> t
         before, after = theirs.step(number), ours.step(number)
         if before == after or any(b < a for b, a in zip(before, after, strict=True)):
             continue
+        if number > 0 and theirs.merging == "legacy":
+            continue  # it joins as many tokens as before, and those of a stretched volume are the same
         changed = _adapt_stem(weights, before, after) if number == 0 else _adapt_merge(weights, number, before, after)
         explained |= dict.fromkeys(changed, f"adapted exactly from a step of {_by(before)} to one of {_by(after)}")
     return weights, explained

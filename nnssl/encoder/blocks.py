@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nnssl.encoder.attention import window_attention
 from nnssl.encoder.config import SwinConfig
-from nnssl.encoder.windows import Cut, StageWindows, merging_order, stage_windows
+from nnssl.encoder.windows import Cut, StageWindows, corners, merging_order, stage_windows
 from nnssl.types import Shape
 
 
@@ -32,9 +32,9 @@ class _Reorder(torch.autograd.Function):
         return gradient.index_select(1, inverse), None, None
 
 
-def _reorder(x: Tensor, way: tuple[Tensor, Tensor]) -> Tensor:
-    """[B N C] to [B N C] along a way of `StageWindows`."""
-    return _Reorder.apply(x, *way)
+def _reorder(x: Tensor, way: tuple[Tensor, Tensor | None]) -> Tensor:
+    """[B N C] to [B N C] along a way of `StageWindows`, or of `merging_order`, which may have no inverse."""
+    return x.index_select(1, way[0]) if way[1] is None else _Reorder.apply(x, *way)
 
 
 def to_slots(x: Tensor, cut: Cut, pads_are_zero: bool) -> Tensor:
@@ -48,7 +48,7 @@ def to_slots(x: Tensor, cut: Cut, pads_are_zero: bool) -> Tensor:
 
 def from_slots(x: Tensor, cut: Cut) -> Tensor:
     """Slots [B nW*n C] to tokens [B N C]."""
-    return x if cut.filled is None else x.index_select(1, cut.filled)
+    return x if cut.answers is None else x.index_select(1, cut.answers)
 
 
 class DropPath(nn.Module):
@@ -95,7 +95,7 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     def __init__(self, dim: int, heads: int, drop_path: float, config: SwinConfig):
         super().__init__()
-        self.pads_are_zero = config.windows == "monai"
+        self.pads_are_zero = config.windows != "exact"
         self.norm1 = nn.LayerNorm(dim)
         self.attn = WindowAttention(dim, heads, config.window, config.spatial_dims, config.qkv_bias)
         self.drop_path = DropPath(drop_path)
@@ -117,23 +117,24 @@ def _padded(x: Tensor, step: Shape, behind: int) -> Tensor:
 
 
 class PatchMerging(nn.Module):
-    """Joins the tokens of a cell into one of twice the width, in the order of MONAI >= 1.5 (its PR 8285).
+    """Joins the tokens of a cell into one of twice the width, in the order of `windows.corners`.
 
-    A cell has 2^d tokens, or fewer where `step` leaves an axis as it is. Then the reduction has a bias, which a
-    pretrained merge's norm is folded into (`adapt`).
+    A cell has 2^d tokens, or fewer where `step` leaves an axis as it is. Then the reduction of merging "all" has a
+    bias, which a pretrained merge's norm is folded into (`adapt`).
     """
 
-    def __init__(self, dim: int, step: Shape):
+    def __init__(self, dim: int, step: Shape, config: SwinConfig):
         super().__init__()
-        self.step = step
-        self.norm = nn.LayerNorm(prod(step) * dim)
-        self.reduction = nn.Linear(prod(step) * dim, 2 * dim, bias=1 in step)
+        self.step, self.merging, self.axes = step, config.merging, config.axes
+        joined = len(corners(step, self.merging, self.axes)) * dim
+        self.norm = nn.LayerNorm(joined)
+        self.reduction = nn.Linear(joined, 2 * dim, bias=1 in step and self.merging == "all")
 
     def forward(self, x: Tensor) -> Tensor:
         """[B *grid C] to [B *ceil(grid/step) 2C]; what is missing to a multiple of the step is zeros."""
         x = _padded(x, self.step, behind=1)
         grid = tuple(x.shape[1:-1])
-        neighbours = _reorder(x.flatten(1, -2), merging_order(grid, self.step, x.device))
+        neighbours = _reorder(x.flatten(1, -2), merging_order(grid, self.step, x.device, self.merging, self.axes))
         cells = (g // s for g, s in zip(grid, self.step, strict=True))
         return self.reduction(self.norm(neighbours.view(len(x), *cells, -1)))
 
@@ -141,13 +142,13 @@ class PatchMerging(nn.Module):
 class Stage(nn.Module):
     def __init__(self, dim: int, heads: int, drop_path: list[float], step: Shape, config: SwinConfig):
         super().__init__()
-        self.window, self.mode = config.window, config.windows
+        self.window, self.mode, self.axes = config.window, config.windows, config.axes
         self.blocks = nn.ModuleList(Block(dim, heads, rate, config) for rate in drop_path)
-        self.downsample = PatchMerging(dim, step)
+        self.downsample = PatchMerging(dim, step, config)
 
     def forward(self, x: Tensor, checkpointing: bool) -> Tensor:
         """[B *grid C] to the same, before merging."""
-        windows = stage_windows(tuple(x.shape[1:-1]), self.window, self.mode, x.device)
+        windows = stage_windows(tuple(x.shape[1:-1]), self.window, self.mode, x.device, self.axes)
         tokens = _reorder(x.flatten(1, -2), windows.enter)
         for number, block in enumerate(self.blocks):
             cut = windows.shifted if number % 2 else windows.plain
@@ -161,6 +162,32 @@ class Stage(nn.Module):
 
     def _way_out(self, windows: StageWindows) -> tuple[Tensor, Tensor]:
         return windows.leave if len(self.blocks) % 2 == 0 else windows.enter[::-1]
+
+
+class ResidualConvolution(nn.Module):
+    """Two 3^d convolutions with instance norm around a skip: what Swin UNETR v2 (He 2023) puts before each stage."""
+
+    def __init__(self, dim: int, spatial_dims: int):
+        super().__init__()
+        convolution = nn.Conv3d if spatial_dims == 3 else nn.Conv2d
+        self.layer = nn.ModuleDict(  # the names are MONAI's
+            {
+                name: nn.ModuleDict({"conv": convolution(dim, dim, 3, padding=1, bias=False)})
+                for name in ("conv1", "conv2")
+            }
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B *grid C] to the same."""
+        image = x.movedim(-1, 1)
+        inner = F.leaky_relu(_instance_norm(self.layer["conv1"]["conv"](image)), 0.01)
+        out = _instance_norm(self.layer["conv2"]["conv"](inner)) + image
+        return F.leaky_relu(out, 0.01).movedim(1, -1).contiguous()
+
+
+def _instance_norm(x: Tensor) -> Tensor:
+    """[B C *grid] to the same; a single token has no statistics and passes as it is."""
+    return F.instance_norm(x) if x[0, 0].numel() > 1 else x
 
 
 class PatchEmbed(nn.Module):

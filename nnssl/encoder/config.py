@@ -18,8 +18,16 @@ class SwinConfig:
              "merge": map 0 is the patch embedding, maps 1-4 follow the merges, as in MONAI.
     windows: "exact": the bias of a pair of tokens is that of its true offset, and padding is not attended to.
              "monai": MONAI 1.6.1's clipped windows and attended padding, for weights that were trained so.
+             "smit": SMIT's, which are never clipped, always shifted, and put together in another order than they
+             were cut; for its published weights.
+    merging: "all": a merge joins the 2^d tokens of a cell. "legacy": MONAI's before 1.5 (its PR 8285), which in 3D
+             joins six of the eight, two of them twice.
+    axes:    in which order the code that trained the weights counted the axes, "zyx" or "xyz". It only matters to
+             windows "monai" and "smit" and to merging "legacy", which are not symmetric in the axes.
     steps:   by how much the patch embedding and the four merges shorten each axis, 1 or 2, as five tuples of
              `spatial_dims` numbers. (): 2 everywhere. 1 is for axes of wide spacing (documentation/encoder.md).
+    convolutions: a residual convolution block before each stage, as in Swin UNETR v2.
+    out_norms:    maps 0-3 pass a layer norm with parameters, as SMIT's; for taps "stage".
     """
 
     spatial_dims: int = 3
@@ -35,6 +43,10 @@ class SwinConfig:
     taps: str = "stage"
     windows: str = "exact"
     steps: tuple[Shape, ...] = ()
+    merging: str = "all"
+    axes: str = "zyx"
+    convolutions: bool = False
+    out_norms: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "depths", tuple(self.depths))
@@ -42,7 +54,10 @@ class SwinConfig:
         object.__setattr__(self, "steps", self._checked_steps())
         _one_of("spatial_dims", self.spatial_dims, (2, 3))
         _one_of("taps", self.taps, ("stage", "merge"))
-        _one_of("windows", self.windows, ("exact", "monai"))
+        _one_of("windows", self.windows, ("exact", "monai", "smit"))
+        _one_of("merging", self.merging, ("all", "legacy"))
+        _one_of("axes", self.axes, ("zyx", "xyz"))
+        self._check_combinations()
         if len(self.depths) != 4 or len(self.heads) != 4 or min(self.depths + self.heads) < 1:
             raise ValueError(
                 f"a Swin has 4 stages: depths and heads need 4 positive numbers each, "
@@ -74,6 +89,12 @@ class SwinConfig:
     def step(self, number: int) -> Shape:
         """By how much the patch embedding (0) or a merge (1 to 4) shortens each axis."""
         return self.steps[number] if self.steps else (PATCH,) * self.spatial_dims
+
+    def _check_combinations(self) -> None:
+        if self.windows == "smit" and self.spatial_dims != 3:
+            raise ValueError('windows "smit" exist in 3D only, got spatial_dims=2; choose "exact" or "monai"')
+        if self.out_norms and self.taps != "stage":
+            raise ValueError(f'out_norms need taps "stage", got {self.taps!r}')
 
     def to_dict(self) -> dict:
         """JSON-able."""

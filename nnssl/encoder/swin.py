@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnssl.encoder.blocks import PatchEmbed, Stage, initialise
+from nnssl.encoder.blocks import PatchEmbed, ResidualConvolution, Stage, initialise
 from nnssl.encoder.config import PATCH, STEPS, SwinConfig
 from nnssl.types import Shape
 
@@ -45,6 +45,10 @@ class Swin(nn.Module):
         for i, (depth, heads) in enumerate(zip(config.depths, config.heads, strict=True)):
             stage = Stage(self.channels[i], heads, [rates.pop(0) for _ in range(depth)], config.step(i + 1), config)
             setattr(self, f"layers{i + 1}", nn.ModuleList([stage]))
+            if config.convolutions:
+                branch = ResidualConvolution(self.channels[i], config.spatial_dims)
+                setattr(self, f"layers{i + 1}c", nn.ModuleList([branch]))
+        self.out_norms = nn.ModuleList(map(nn.LayerNorm, self.channels[:4])) if config.out_norms else None
         # Not zeros (SMIT): the layer norm of a zero token has a gradient 1/sqrt(eps) times too large at the first step.
         self.mask_token = nn.Parameter(torch.randn(config.embed_dim) * 0.02) if maskable else None  # SimMIM's 0.02
         self.apply(initialise)
@@ -62,8 +66,8 @@ class Swin(nn.Module):
 
         x:      [B C *spatial], any size.
         masked: Bool [B *token_grid(spatial)], True = hidden: the token is replaced by the mask token.
-        Returns five maps [B channels[i] *ceil(spatial / strides[i])], each layer-normalised without affine; along an
-        axis of other `config.steps` the divisor is their product so far.
+        Returns five maps [B channels[i] *ceil(spatial / strides[i])], each layer-normalised, without affine but for
+        `config.out_norms`; along an axis of other `config.steps` the divisor is their product so far.
         Raises ValueError for a wrong number of axes or channels, or a mask of another shape.
         """
         self._check(x, masked)
@@ -73,10 +77,12 @@ class Swin(nn.Module):
         # Each map is normalised where it arises: its share of the backward pass then comes late, when most memory
         # is free again.
         maps = [_as_map(tokens)] if self.config.taps == "merge" else []
-        for stage in self.stages:
+        for number, stage in enumerate(self.stages):
+            if self.config.convolutions:
+                tokens = getattr(self, f"layers{number + 1}c")[0](tokens)
             tokens = stage(tokens, self.checkpointing)
             if self.config.taps == "stage":
-                maps.append(_as_map(tokens))
+                maps.append(_as_map(tokens, self.out_norms[number] if self.out_norms else None))
             tokens = stage.downsample(tokens)
             if self.config.taps == "merge":
                 maps.append(_as_map(tokens))
@@ -97,6 +103,7 @@ class Swin(nn.Module):
             )
 
 
-def _as_map(tokens: Tensor) -> Tensor:
+def _as_map(tokens: Tensor, norm: nn.LayerNorm | None = None) -> Tensor:
     """[B *grid C] to a normalised [B C *grid]."""
-    return F.layer_norm(tokens, tokens.shape[-1:]).movedim(-1, 1)
+    normalised = F.layer_norm(tokens, tokens.shape[-1:]) if norm is None else norm(tokens)
+    return normalised.movedim(-1, 1)

@@ -27,6 +27,7 @@ class Cut:
     tokens:   [N] raster index of the tokens, in window order without padding.
     slots:    [nW*n] place in `tokens` of the token in each slot (0 for padding); None without padding.
     filled:   [N] the slot of each of `tokens`; None without padding.
+    answers:  [N] the slot whose output each of `tokens` takes: `filled`, but for windows "smit".
     real:     [nW*n 1] 1 for a token, 0 for padding; None without padding.
     mask:     None where every pair of a window may attend, else (patterns [P n n], which [nW]): a window adds
               patterns[which] to its scores, 0 where a pair may attend. There are few patterns, whatever the grid.
@@ -36,6 +37,7 @@ class Cut:
     tokens: Tensor
     slots: Tensor | None
     filled: Tensor | None
+    answers: Tensor | None
     real: Tensor | None
     mask: Mask | None
 
@@ -55,34 +57,46 @@ class StageWindows:
     relative: Tensor  # [n*n] row of the relative position bias table for each pair of slots
 
 
-def window_and_shift(grid: Shape, window: int) -> tuple[Shape, Shape]:
-    """A window is clipped to the grid; an axis that fits into one window is not shifted."""
+def window_and_shift(grid: Shape, window: int, mode: str) -> tuple[Shape, Shape]:
+    """A window is clipped to the grid, and an axis that fits into one is not shifted; SMIT neither clips nor stays."""
+    if mode == "smit":
+        return (window,) * len(grid), (window // 2,) * len(grid)
     size = tuple(min(window, g) for g in grid)
     shift = tuple(window // 2 if g > window else 0 for g in grid)
     return size, shift
 
 
-def relative_index(size: Shape, window: int, clipped: str) -> Tensor:
+def relative_index(size: Shape, window: int, clipped: str, axes: str = "zyx") -> Tensor:
     """[n*n] row of the (2*window-1)^dims table for each pair (query, key) of a window of `size`.
 
     clipped="exact": the pair's true offset. clipped="monai": the top-left corner of the full window's index,
-    which for a clipped window is another offset's row (MONAI 1.6.1, `WindowAttention.forward`).
+    which for a clipped window is another offset's row (MONAI 1.6.1, `WindowAttention.forward`): the token of number
+    a, counted along `axes`, passes for the one of number a of a full window.
     """
-    frame = size if clipped == "exact" else (window,) * len(size)
-    axes = torch.meshgrid(*(torch.arange(s) for s in frame), indexing="ij")
-    places = torch.stack([axis.flatten() for axis in axes])
+    places = _places(size)
+    if clipped == "monai":
+        number = torch.arange(prod(size))
+        if axes == "xyz":
+            number = number.view(size[::-1]).permute(*reversed(range(len(size)))).flatten()
+        full = _places((window,) * len(size))[:, number]
+        places = full.flip(0) if axes == "xyz" else full
     offsets = places[:, :, None] - places[:, None, :] + window - 1
     index = torch.zeros_like(offsets[0])
     for offset in offsets:
         index = index * (2 * window - 1) + offset
-    n = prod(size)
-    return index[:n, :n].flatten()
+    return index.flatten()
 
 
-def cut(grid: Shape, size: Shape, shift: Shape, padding: str) -> Cut:
+def _places(size: Shape) -> Tensor:
+    """[dims n] the coordinates of the slots of a window, in raster order."""
+    axes = torch.meshgrid(*(torch.arange(s) for s in size), indexing="ij")
+    return torch.stack([axis.flatten() for axis in axes])
+
+
+def cut(grid: Shape, size: Shape, shift: Shape, mode: str, axes: str = "zyx") -> Cut:
     """Cut `grid` into windows of `size` after moving it by -`shift`.
 
-    padding="exact": padding slots are attended to by no token. padding="monai": they take part as zeros.
+    mode="exact": padding slots are attended to by no token. "monai", "smit": they take part as zeros.
     """
     padded = tuple(-(-g // s) * s for g, s in zip(grid, size, strict=True))
     raster = torch.zeros((1,) * len(grid), dtype=torch.long)
@@ -94,7 +108,7 @@ def cut(grid: Shape, size: Shape, shift: Shape, padding: str) -> Cut:
         raster = raster * g + moved % p
         region = region * 2 + (moved >= p)
         empty = empty | (moved % p >= g)
-    if padding == "exact":
+    if mode == "exact":
         region = region * 2 + empty
     raster, region, empty = (_partition(x.expand(padded), size) for x in (raster, region, empty))
 
@@ -109,9 +123,27 @@ def cut(grid: Shape, size: Shape, shift: Shape, padding: str) -> Cut:
         tokens=raster.flatten()[real],
         slots=slots,
         filled=filled,
+        answers=_misplaced(padded, size, axes)[real] if mode == "smit" else filled,
         real=None if slots is None else real[:, None].float(),
-        mask=_mask(region, -torch.inf if padding == "exact" else -100.0),
+        mask=_mask(region, -torch.inf if mode == "exact" else -100.0),
     )
+
+
+def _misplaced(padded: Shape, size: Shape, axes: str) -> Tensor:
+    """[nW*n] the slot whose output SMIT puts into each slot's place.
+
+    Its `window_reverse` views the windows as [nX nY nZ wx wy wz] and lays them out as [nX nZ wy nY wx wz], read as
+    [X Y Z]; its `window_partition` cuts [nX wx nY wy nZ wz]. The weights were trained through that.
+    """
+    if axes == "xyz":
+        padded, size = padded[::-1], size[::-1]
+    slots = torch.arange(prod(padded)).view([p // s for p, s in zip(padded, size, strict=True)] + list(size))
+    laid_out = slots.permute(0, 2, 4, 1, 3, 5).flatten()
+    answers = laid_out[_partition(torch.arange(prod(padded)).view(padded), size).flatten()]
+    if axes == "zyx":
+        return answers
+    theirs = slots.permute(2, 1, 0, 5, 4, 3).flatten()  # the number there of each of our slots
+    return theirs.argsort()[answers[theirs]]
 
 
 def _partition(x: Tensor, size: Shape) -> Tensor:
@@ -132,55 +164,72 @@ def _mask(region: Tensor, hidden: float) -> Mask | None:
 
 
 @torch.compiler.assume_constant_result
-def stage_windows(grid: Shape, window: int, mode: str, device: torch.device) -> StageWindows:
-    """`StageWindows` of a token grid; mode "exact" or "monai" as in `SwinConfig.windows`. Kept for reuse."""
-    return _stage_windows(grid, window, mode, device)
+def stage_windows(grid: Shape, window: int, mode: str, device: torch.device, axes: str = "zyx") -> StageWindows:
+    """`StageWindows` of a token grid; `mode` and `axes` as `SwinConfig.windows` and `.axes`. Kept for reuse."""
+    return _stage_windows(grid, window, mode, device, axes)
 
 
 @lru_cache(maxsize=64)
-def _stage_windows(grid: Shape, window: int, mode: str, device: torch.device) -> StageWindows:
+def _stage_windows(grid: Shape, window: int, mode: str, device: torch.device, axes: str) -> StageWindows:
     # Tensors born in inference mode could never serve a later training step.
     with torch.inference_mode(False):
-        size, shift = window_and_shift(grid, window)
-        plain = cut(grid, size, (0,) * len(grid), mode)
+        size, shift = window_and_shift(grid, window, mode)
+        plain = cut(grid, size, (0,) * len(grid), mode, axes)
         moves = any(shift)
-        shifted = cut(grid, size, shift, mode) if moves else plain
+        shifted = cut(grid, size, shift, mode, axes) if moves else plain
         to_shifted = plain.tokens.argsort()[shifted.tokens]
         ways = {
             "enter": (plain.tokens, plain.tokens.argsort()),
             "shift": (to_shifted, to_shifted.argsort()) if moves else None,
             "leave": (shifted.tokens.argsort(), shifted.tokens),
         }
-        index = relative_index(size, window, mode)
+        index = relative_index(size, window, mode, axes)
         return _to(StageWindows(plain=plain, shifted=shifted, relative=index, **ways), device)
 
 
-def corners(step: Shape) -> list[Shape]:
+CORNERS = {  # in MONAI's order, the first axis first
+    (2, "all"): ("00", "10", "01", "11"),
+    (3, "all"): ("000", "100", "010", "001", "110", "101", "011", "111"),
+    (2, "legacy"): ("00", "10", "01", "11"),
+    (3, "legacy"): ("000", "100", "010", "001", "101", "010", "001", "111"),
+}
+
+
+def corners(step: Shape, merging: str = "all", axes: str = "zyx") -> list[Shape]:
     """Where the tokens that a merge joins lie in their cell of `step`, in the order in which they are joined.
 
-    The order is MONAI's, the first axis first; a merge that leaves an axis as it is takes its part of the order.
+    merging: as in `SwinConfig`; "legacy" joins the same number of tokens whatever the step, some of them repeatedly,
+             and "all" takes its part of the order where an axis is left as it is.
+    axes:    of the order of "legacy"; for "all" the weights can be put in another order instead.
     """
-    order = (0, 4, 2, 1, 6, 5, 3, 7) if len(step) == 3 else (0, 2, 1, 3)  # bits: one an axis, the last one lowest
-    places = [tuple(corner >> axis & 1 for axis in reversed(range(len(step)))) for corner in order]
-    return [place for place in places if all(p < s for p, s in zip(place, step, strict=True))]
+    turn = axes == "xyz" and merging == "legacy"
+    places = [tuple(map(int, corner[::-1] if turn else corner)) for corner in CORNERS[len(step), merging]]
+    inside = [tuple(p % s for p, s in zip(place, step, strict=True)) for place in places]
+    return inside if merging == "legacy" else list(dict.fromkeys(inside))
 
 
 @torch.compiler.assume_constant_result
-def merging_order(grid: Shape, step: Shape, device: torch.device) -> tuple[Tensor, Tensor]:
+def merging_order(
+    grid: Shape, step: Shape, device: torch.device, merging: str = "all", axes: str = "zyx"
+) -> tuple[Tensor, Tensor | None]:
     """The way (index, inverse) from raster order of a grid to one where the tokens of a cell follow each other.
 
-    `step` divides `grid`; a cell has prod(step) tokens, in the order of `corners`.
+    `step` divides `grid`; a cell has its tokens in the order of `corners`. No inverse exists where some are repeated.
     """
-    return _merging_order(grid, step, device)
+    return _merging_order(grid, step, device, merging, axes)
 
 
 @lru_cache(maxsize=64)
-def _merging_order(grid: Shape, step: Shape, device: torch.device) -> tuple[Tensor, Tensor]:
+def _merging_order(
+    grid: Shape, step: Shape, device: torch.device, merging: str, axes: str
+) -> tuple[Tensor, Tensor | None]:
     with torch.inference_mode(False):
         cells = _partition(torch.arange(prod(grid)).view(grid), step)
         raster = torch.arange(prod(step)).view(step)
-        index = cells[:, [int(raster[place]) for place in corners(step)]].flatten()
-        return _to((index, index.argsort()), device)
+        places = corners(step, merging, axes)
+        index = cells[:, [int(raster[place]) for place in places]].flatten()
+        once = len(set(places)) == len(places) == prod(step)
+        return _to((index, index.argsort() if once else None), device)
 
 
 def _to(x, device: torch.device):
