@@ -62,6 +62,7 @@ setup(
             "nnssl_pretrain = nnssl.cli:pretrain",
             "nnssl_inspect = nnssl.cli:inspect",
             "nnssl_plan = nnssl.cli:plan",
+            "nnssl_convert = nnssl.cli:convert",
             "nnssl_demo = nnssl.cli:demo",
         ]
     },

@@ -4,7 +4,13 @@ import sys
 
 from nnssl import cli
 
-COMMANDS = {"pretrain": cli.pretrain, "inspect": cli.inspect, "plan": cli.plan, "demo": cli.demo}
+COMMANDS = {
+    "pretrain": cli.pretrain,
+    "inspect": cli.inspect,
+    "plan": cli.plan,
+    "convert": cli.convert,
+    "demo": cli.demo,
+}
 
 if __name__ == "__main__":
     if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:

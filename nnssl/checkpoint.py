@@ -55,12 +55,14 @@ class Checkpoint:
         return SwinConfig.from_dict(self.header["encoder"])
 
     @property
-    def hu(self) -> HUPolicy:
-        return HUPolicy(**self.header["plan"]["hu"])
+    def hu(self) -> HUPolicy | None:
+        """None for weights that were not made on HU: images pass as nnU-Net normalises them."""
+        return HUPolicy(**self.header["plan"]["hu"]) if self.header["plan"]["hu"] else None
 
     @property
-    def spacing(self) -> Spacing:
-        return tuple(self.header["plan"]["spacing"])
+    def spacing(self) -> Spacing | None:
+        """None where it is unknown."""
+        return tuple(self.header["plan"]["spacing"]) if self.header["plan"]["spacing"] else None
 
     @property
     def crop(self) -> Shape:
@@ -100,16 +102,24 @@ def read(path: Path | str) -> dict:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}; pretrain one with: nnssl_pretrain -m smit -i FOLDER")
+    content = read_plain(path)
+    _check(path, content)
+    return content
+
+
+def read_plain(path: Path) -> object:
+    """What a file of PyTorch holds, if that is tensors and plain values alone: nothing in it is executed.
+
+    Raises CheckpointError.
+    """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what the reader of pickles raises on noise has no common class
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
             f"{path} cannot be read as a checkpoint: it is truncated, or holds more than tensors and plain "
             f"values ({first})"
         ) from error
-    _check(path, content)
-    return content
 
 
 def load(path: Path | str) -> Checkpoint:
@@ -128,27 +138,50 @@ def load(path: Path | str) -> Checkpoint:
 
 def describe(checkpoint: Checkpoint) -> str:
     """What `nnssl_inspect` prints: everything a user of the weights must know."""
-    header, plan, hu = checkpoint.header, checkpoint.header["plan"], checkpoint.hu
+    header, plan = checkpoint.header, checkpoint.header["plan"]
     parameters = sum(tensor.numel() for tensor in checkpoint.weights.values())
-    run = header["run"]
     lines = {
         "file": f"{checkpoint.path} ({checkpoint.path.stat().st_size / 2**20:.1f} MiB)",
         "sha256": checkpoint.sha256,
         "method": header["method"],
         "encoder": f"{header['preset']}: {len(checkpoint.weights)} tensors, {parameters / 1e6:.2f} M parameters",
         "": _pairs(header["encoder"]),
-        "data": f"{plan['name']}, {plan['cases']} scans, plan {plan['fingerprint']}",
-        "spacing": f"{_by(plan['spacing'])} mm (z y x)",
+        "spacing": f"{_by(plan['spacing'])} mm (z y x)" if plan["spacing"] else "unknown",
         "crop": f"{_by(header['crop'])} voxels ({'z y x'[-2 * len(header['crop']) + 1 :]})",
-        "HU policy": f"clip to [{hu.low:g}, {hu.high:g}], minus {hu.mean:g}, divided by {hu.sd:g}",
-        "trained": f"step {header['step']} of {run['steps']}, {run['batch_size']} scans a step, seed {run['seed']}",
-        "settings": _pairs(header["method_config"]),
-        "metrics": _pairs({name: v for name, v in header["metrics"].items() if not name.startswith("probe_")}),
-        **({"probe": _probe(header["probe"])} if "probe" in header else {}),
+        "HU policy": describe_hu(checkpoint.hu),
+        **(_foreign(header["foreign"]) if "foreign" in header else _training(header)),
         "written by": _pairs(header["versions"]) + f", {header['created']}",
         "cite": "; ".join(checkpoint.citations),
     }
     return "\n".join(f"{name:11s}{text}" for name, text in lines.items())
+
+
+def describe_hu(hu: HUPolicy | None) -> str:
+    if hu is None:
+        return "none: images pass as nnU-Net normalises them"
+    return f"clip to [{hu.low:g}, {hu.high:g}], minus {hu.mean:g}, divided by {hu.sd:g}"
+
+
+def _training(header: dict) -> dict[str, str]:
+    plan, run = header["plan"], header["run"]
+    return {
+        "data": f"{plan['name']}, {plan['cases']} scans, plan {plan['fingerprint']}",
+        "trained": f"step {header['step']} of {run['steps']}, {run['batch_size']} scans a step, seed {run['seed']}",
+        "settings": _pairs(header["method_config"]),
+        "metrics": _pairs({name: v for name, v in header["metrics"].items() if not name.startswith("probe_")}),
+        **({"probe": _probe(header["probe"])} if "probe" in header else {}),
+    }
+
+
+def _foreign(origin: dict) -> dict[str, str]:
+    """Of weights that `nnssl_convert` took from another project's file."""
+    return {
+        "converted": f"{origin['file']}, sha256 {origin['sha256']}",
+        "source": f"{origin['title']}; {origin['licence']}",
+        "loaded": f"{origin['loaded']} of {origin['total']} tensors from the file",
+        "adapted": "; ".join(origin["adapted"]) or "nothing",
+        "left out": "; ".join(f"{count} {reason}" for reason, count in origin["left_out"].items()) or "nothing",
+    }
 
 
 def _probe(probe: dict) -> str:
@@ -203,7 +236,8 @@ def transfer(checkpoint: Checkpoint, encoder: Swin) -> Transfer:
     return Transfer(matched=len(wanted), total=len(wanted), explained=explained)
 
 
-def _demand_match(checkpoint: Checkpoint, given: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+def differences(given: dict[str, Tensor], wanted: dict[str, Tensor]) -> str:
+    """A line for every tensor that is missing, unexpected or of another shape; the first twenty; "" for none."""
     problems = [f"missing in the file: {name}" for name in sorted(wanted.keys() - given.keys())]
     problems += [f"unexpected in the file: {name}" for name in sorted(given.keys() - wanted.keys())]
     problems += [
@@ -211,8 +245,11 @@ def _demand_match(checkpoint: Checkpoint, given: dict[str, Tensor], wanted: dict
         for name in sorted(given.keys() & wanted.keys())
         if given[name].shape != wanted[name].shape
     ]
-    if problems:
-        shown = "\n  ".join(problems[:20] + ([f"... and {len(problems) - 20} more"] if len(problems) > 20 else []))
+    return "\n  ".join(problems[:20] + ([f"... and {len(problems) - 20} more"] if len(problems) > 20 else []))
+
+
+def _demand_match(checkpoint: Checkpoint, given: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    if shown := differences(given, wanted):
         raise TransferError(
             f"{checkpoint.path} does not fit the network; nothing was loaded:\n  {shown}\n"
             f"The checkpoint's encoder is {checkpoint.header['encoder']}"
@@ -243,7 +280,8 @@ def _check(path: Path, content: object) -> None:
 def _adaptation_plan(header: dict) -> dict:
     """What upstream's `nnUNetv2_preprocess_like_nnssl` reads (nnunetv2/experiment_planning/like_nnssl.py)."""
     dims = header["encoder"]["spatial_dims"]
-    configuration = {"spacing": header["plan"]["spacing"][-dims:], "patch_size": header["crop"]}
+    spacing = header["plan"]["spacing"] and header["plan"]["spacing"][-dims:]  # None where it is unknown
+    configuration = {"spacing": spacing, "patch_size": header["crop"]}
     return {
         "architecture_plans": {
             "arch_class_name": NETWORK_CLASS,

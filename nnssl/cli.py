@@ -80,6 +80,18 @@ def plan() -> int:
     return _report_errors(lambda: print(describe(derive(request), request)))
 
 
+def convert() -> int:
+    """nnssl_convert: weights of others as a checkpoint of ours."""
+    options = vars(_convert_parser().parse_args())
+    for name in ("hu", "spacing", "crop"):
+        options[name] = tuple(options[name]) if options[name] else None
+
+    from nnssl.foreign.convert import Request
+    from nnssl.foreign.convert import convert as run
+
+    return _report_errors(lambda: print(run(Request(**options))))
+
+
 def demo() -> int:
     """nnssl_demo: the whole chain on made CT phantoms."""
     parser = argparse.ArgumentParser(
@@ -182,6 +194,31 @@ def _pretrain_parser() -> argparse.ArgumentParser:
     watch.add_argument("--probe-every", type=int, metavar="STEPS", help="default: ten times in the run")
     watch.add_argument("--tensorboard", action="store_true", help="also for TensorBoard (pip install tensorboard)")
     parser.add_argument("--list", action="store_true", help="list the methods")
+    return parser
+
+
+def _convert_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="nnssl_convert",
+        description="A checkpoint of ours from weights of others: SMIT, MONAI's Swin UNETR, VoCo, SuPreM, 2D ImageNet "
+        "Swins of timm and torchvision. Every tensor is loaded, adapted or left out with a reason, or nothing is "
+        "written. Nothing in the file is executed.",
+    )
+    add = parser.add_argument
+    add("file", metavar="FILE", type=Path, help="a file of PyTorch or safetensors")
+    add("-o", dest="output", metavar="CHECKPOINT", type=Path, required=True, help="where to write; must not exist")
+    add("--source", metavar="NAME", help="whose weights, where the file does not show it: smit_miccai22, smit_10k, "
+        "monai_swinvit, monai_dae, voco, suprem, monai, imagenet")  # fmt: skip
+    add("--prefix", metavar="TEXT", help="what the names of the encoder's tensors begin with, where a file has several")
+    add("--hu", metavar="N", nargs="+", type=float,
+        help="LOW HIGH: the HU that became 0 and 1; or LOW HIGH MEAN SD; default: by the source")  # fmt: skip
+    add("--no-hu", action="store_true", help="let images pass as nnU-Net normalises them")
+    add("--spacing", metavar=("Z", "Y", "X"), nargs=3, type=float, help="mm of the pretraining; default: by the source")
+    add("--crop", metavar="N", nargs="+", type=int, help="voxels z y x, or y x, of it; default: by the source")
+    add("--axes", choices=("xyz", "zyx"), help="order of the axes it saw; default: by the source")
+    add("--merging", choices=("legacy", "all"), help="MONAI before 1.5, or since; default: by the source")
+    add("--dims", type=int, choices=(2, 3), help="3: make a 3D encoder of 2D weights; default: as in the file")
+    add("--rgb", action="store_true", help="keep red, green and blue, for data of three channels")
     return parser
 
 

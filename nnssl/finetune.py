@@ -169,14 +169,21 @@ def parameter_groups(network: SwinUNETR, recipe: Recipe) -> list[dict]:
 
 
 def layer_of(name: str, depths: tuple[int, ...]) -> int:
-    """0 for the patch embedding, 1 to n for the n blocks, n + 1 for the decoder; a merge belongs to the block after."""
+    """0 for the patch embedding, 1 to n for the n blocks, n + 1 for the decoder.
+
+    A merge and a stage's convolutions belong to the block after, the norm of a stage's map to the block before.
+    """
     words = name.split(".")
     if words[0] != "encoder":
         return sum(depths) + 1
+    if words[1] == "out_norms":
+        return sum(depths[: int(words[2]) + 1])
     if not words[1].startswith("layers"):
         return 0
-    stage = int(words[1].removeprefix("layers"))
+    stage = int(words[1].removeprefix("layers").removesuffix("c"))
     before = sum(depths[: stage - 1])
+    if words[1].endswith("c"):
+        return before + 1
     if words[3] == "blocks":
         return before + int(words[4]) + 1
     return min(before + depths[stage - 1] + 1, sum(depths))

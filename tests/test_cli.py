@@ -19,7 +19,7 @@ from nnssl.methods import METHODS
 from nnssl.train.pretrain import Options
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-COMMANDS = ("pretrain", "inspect", "plan", "demo")
+COMMANDS = ("pretrain", "inspect", "plan", "convert", "demo")
 
 # A flag that goes away or changes its name breaks somebody's script: do it knowingly, and say it in the changelog.
 FLAGS = {
@@ -62,6 +62,21 @@ FLAGS = {
         }
     ),
     "inspect": frozenset({"--nnunet-env"}),
+    "convert": frozenset(
+        {
+            "-o",
+            "--source",
+            "--prefix",
+            "--hu",
+            "--no-hu",
+            "--spacing",
+            "--crop",
+            "--axes",
+            "--merging",
+            "--dims",
+            "--rgb",
+        }
+    ),
     "demo": frozenset({"-o", "-i", "-device", "--quick"}),
 }
 SMALL = ["--crop", "16", "16", "16", "--batch-size", "2", "--steps", "16", "--log-every", "1", "-np", "1", "-device",

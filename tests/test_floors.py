@@ -15,7 +15,7 @@ FLOORS = (
     {"types", "files", "dist", "memory", "conflict", "hook"},
     {"data", "views", "encoder", "modules"},
     {"methods", "checkpoint", "network"},
-    {"train", "finetune", "plans"},
+    {"train", "finetune", "foreign", "plans"},
     {"demo", "bench", "study", "trainers"},
     {"cli"},
     {"__main__"},

@@ -1,0 +1,142 @@
+"""Weights of others in our names, made into those with which our encoder computes the same.
+
+One pure function a difference. Each takes and gives {name: tensor}, leaves what it does not concern as it is, and is
+an equality that a test states.
+"""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from torch import Tensor
+
+from nnssl.encoder.windows import corners
+from nnssl.foreign.layouts import STEM
+from nnssl.types import Shape
+
+Weights = dict[str, Tensor]
+
+TABLE, NORM, REDUCTION = "relative_position_bias_table", r".*downsample\.norm\..*", ".*downsample.reduction.weight"
+CHUNKS = {  # the corners of a cell that merging "all" joins, in their order, with the first axis first
+    "monai": corners((2, 2, 2)),
+    "smit": [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (0, 1, 1), (1, 0, 1), (1, 1, 1)],
+}
+
+
+def dims_of(weights: Weights) -> int:
+    return weights[STEM].ndim - 2
+
+
+def turned(weights: Weights) -> Weights:
+    """For arrays (z, y, x) what the weights were for (x, y, z): kernels and bias tables, not yet the merges."""
+    dims = dims_of(weights)
+
+    def turn(name: str, tensor: Tensor) -> Tensor:
+        if tensor.ndim == dims + 2:
+            return tensor.permute(0, 1, *reversed(range(2, 2 + dims))).contiguous()
+        if name.endswith(TABLE):
+            side = round(len(tensor) ** (1 / dims))
+            return tensor.view(*[side] * dims, -1).permute(*reversed(range(dims)), dims).flatten(0, dims - 1)
+        return tensor
+
+    return {name: turn(name, tensor) for name, tensor in weights.items()}
+
+
+def rejoined(weights: Weights, theirs: list[Shape], ours: list[Shape]) -> Weights:
+    """For merges that join the corners `ours` what the weights were for `theirs`, both in our axes."""
+    if theirs == ours:
+        return weights
+    order = [theirs.index(corner) for corner in ours]
+
+    def reorder(name: str, tensor: Tensor) -> Tensor:
+        if re.fullmatch(NORM, name) or re.fullmatch(REDUCTION, name):
+            return tensor.unflatten(-1, (len(order), -1))[..., order, :].flatten(-2)
+        return tensor
+
+    return {name: reorder(name, tensor) for name, tensor in weights.items()}
+
+
+def grey(weights: Weights) -> Weights:
+    """For one channel what the weights were for equal red, green and blue: three times the average kernel."""
+    return weights | {STEM: weights[STEM].sum(1, keepdim=True)}
+
+
+def halved_patch(weights: Weights) -> Weights:
+    """For 2D patches of 2 what the weights were for patches of 4 on the image with pixels doubled along both axes."""
+    kernel = weights[STEM]
+    return weights | {STEM: kernel.unflatten(-1, (2, 2)).unflatten(-3, (2, 2)).sum((-1, -3))}
+
+
+def inflated(weights: Weights) -> Weights:
+    """For 3D volumes that are constant along z what the weights were for their slices (Carreira, Zisserman 2017).
+
+    Kernels and merges are repeated along z and halved, norms of merges and bias tables repeated.
+    """
+    slices = corners((2, 2))
+    which = [slices.index(corner[1:]) for corner in corners((2, 2, 2))]
+
+    def inflate(name: str, tensor: Tensor) -> Tensor:
+        if name == STEM:
+            return torch.stack([tensor, tensor], 2) / 2
+        if name.endswith(TABLE):
+            return tensor.repeat(round(len(tensor) ** 0.5), 1)
+        if re.fullmatch(NORM, name) or re.fullmatch(REDUCTION, name):
+            repeated = tensor.unflatten(-1, (len(slices), -1))[..., which, :].flatten(-2)
+            return repeated if re.fullmatch(NORM, name) else repeated / 2
+        return tensor
+
+    return {name: inflate(name, tensor) for name, tensor in weights.items()}
+
+
+def without_idle_norms(weights: Weights) -> Weights:
+    """Without learnt norms at the taps that are the identity: they were not trained, and ours have no parameters."""
+    norms = {name: tensor for name, tensor in weights.items() if name.startswith("out_norms.")}
+    if all((tensor == name.endswith("weight")).all() for name, tensor in norms.items()):
+        return {name: tensor for name, tensor in weights.items() if name not in norms}
+    return weights
+
+
+def patch(weights: Weights) -> int:
+    """The edge of a patch. Raises ValueError for one that is not of 2 voxels an axis (in 2D also 4)."""
+    kernel = tuple(weights[STEM].shape[2:])
+    if kernel not in {(2, 2, 2), (2, 2), (4, 4)}:
+        raise ValueError(f"patches are {kernel}; ours are of 2 voxels an axis, and those of 4 x 4 can be adapted")
+    return kernel[0]
+
+
+def window_of(table: Tensor, dims: int) -> int:
+    """The edge of the window that a bias table [(2*window-1)^dims heads] is for. Raises ValueError when none fits."""
+    side = round(len(table) ** (1 / dims))
+    if side**dims != len(table) or side % 2 == 0:
+        raise ValueError(f"a bias table of {len(table)} rows is not that of a window of equal edges in {dims}D")
+    return (side + 1) // 2
+
+
+def facts(weights: Weights) -> dict:
+    """The fields of `SwinConfig` that tensors tell; those of the other blocks have to agree when they are loaded."""
+    dims = dims_of(weights)
+    counts = [
+        sum(re.fullmatch(rf"layers{stage}\.0\.blocks\.\d+\.norm1\.weight", name) is not None for name in weights)
+        for stage in range(1, 5)
+    ]
+    if 0 in counts:
+        raise ValueError(f"the four stages of a Swin have blocks; those found here have {counts}")
+    firsts = [f"layers{stage}.0.blocks.0." for stage in range(1, 5)]
+    needed = [first + part for first in firsts for part in (f"attn.{TABLE}", "mlp.linear1.weight")]
+    if missing := [name for name in needed if name not in weights]:
+        raise ValueError(f"a Swin has {missing[0]}, which is missing here")
+    hidden, width = weights["layers1.0.blocks.0.mlp.linear1.weight"].shape
+    return {
+        "spatial_dims": dims,
+        "in_channels": weights[STEM].shape[1],
+        "embed_dim": weights[STEM].shape[0],
+        "depths": tuple(counts),
+        "heads": tuple(weights[f"{first}attn.{TABLE}"].shape[1] for first in firsts),
+        "window": window_of(weights[f"{firsts[0]}attn.{TABLE}"], dims),
+        "mlp_ratio": hidden / width,
+        "qkv_bias": "layers1.0.blocks.0.attn.qkv.bias" in weights,
+        "patch_norm": "patch_embed.norm.weight" in weights,
+        "convolutions": any(name.startswith("layers1c.") for name in weights),
+        "out_norms": any(name.startswith("out_norms.") for name in weights),
+    }

@@ -1,0 +1,223 @@
+"""`nnssl_convert`: a checkpoint of ours from weights of others, all of them accounted for or nothing written.
+
+    open -> find the encoder -> name its tensors as ours -> undo each difference -> compare with our encoder -> write
+
+What our encoder has to compute in another way than it would by itself is in its `SwinConfig`; everything else is
+pushed into the weights (`adapt`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import nnssl
+from nnssl import checkpoint, files
+from nnssl.encoder.swin import Swin, SwinConfig
+from nnssl.encoder.windows import corners, relative_index
+from nnssl.foreign import adapt, layouts, sources
+from nnssl.foreign.layouts import STEM, Found
+from nnssl.foreign.opening import ForeignError, encoder_in, tensors_of
+from nnssl.foreign.sources import Source
+from nnssl.types import HUPolicy, Shape, Spacing
+
+MERGE = ("layers4.0.downsample.norm.weight", "layers4.0.downsample.norm.bias", "layers4.0.downsample.reduction.weight")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `nnssl_convert` was asked for; None where it is to be known from the file or its source."""
+
+    file: Path
+    output: Path
+    source: str | None = None
+    prefix: str | None = None
+    hu: tuple[float, ...] | None = None  # HU that became 0 and 1; or low, high, mean, sd
+    no_hu: bool = False
+    spacing: Spacing | None = None  # mm, (z, y, x)
+    crop: Shape | None = None
+    axes: str | None = None
+    merging: str | None = None
+    dims: int | None = None
+    rgb: bool = False
+
+
+@dataclass(frozen=True)
+class Converted:
+    """An encoder with the weights, and the account of what became of the file's tensors."""
+
+    encoder: Swin
+    source: Source
+    found: Found
+    loaded: int  # tensors of the encoder that come from the file
+    adapted: tuple[str, ...]
+    left_out: dict[str, int]  # reason: tensors
+
+
+def convert(request: Request) -> str:
+    """Write the checkpoint and give the report.
+
+    Raises FileNotFoundError, CheckpointError (damaged, or more than tensors), ForeignError; then nothing was written.
+    """
+    if request.output.exists():
+        raise ForeignError(f"{request.output} exists; choose another -o, or remove it")
+    done = encoder_from(tensors_of(request.file), request)
+    header = _header(request, done)
+    checkpoint.write(request.output, checkpoint.pack(done.encoder, header, [done.source.citation]))
+    return f"{checkpoint.describe(checkpoint.load(request.output))}\nUse it: nnssl_plan -d DATASET -c {request.output}"
+
+
+def encoder_from(tensors: dict[str, Tensor], request: Request) -> Converted:
+    """Raises ForeignError when a tensor of the encoder is missing, unexpected or of another shape."""
+    found = encoder_in(request.file, list(tensors), request.prefix)
+    source = _source(found, list(tensors), request)
+    weights, left_out = _ours_by_name(tensors, found)
+    try:
+        weights, config, adapted = _adapted(weights, source, request)
+        encoder = _built(config)
+    except ValueError as error:
+        raise ForeignError(f"the encoder in {request.file} cannot be used: {error}") from error
+    made = {name: tensor for name, tensor in encoder.state_dict().items() if name in MERGE and _anew(source, weights)}
+    if made:
+        adapted += ("the last merge, which the file has not, is new (truncated normal, seed 0)",)
+    if problems := checkpoint.differences(weights | made, encoder.state_dict()):
+        raise ForeignError(f"{request.file} is not the encoder it seems to be; nothing was written:\n  {problems}")
+    encoder.load_state_dict(weights | made)
+    return Converted(encoder, source, found, len(weights), adapted, left_out)
+
+
+def _source(found: Found, names: list[str], request: Request) -> Source:
+    """The source with what the request says otherwise."""
+    layout = found.layout.name
+    source = sources.named(request.source, layout) if request.source else sources.of(layout, names)
+    given = {name: value for name in ("axes", "merging") if (value := getattr(request, name))}
+    source = replace(source, **given)
+    if source.merging is None:
+        raise ForeignError(
+            "MONAI 1.5 changed which tokens a merge joins, and no file says which it was trained with: "
+            "--merging legacy (before 1.5) or --merging all (1.5 and later)"
+        )
+    return source
+
+
+def _ours_by_name(tensors: dict[str, Tensor], found: Found) -> tuple[adapt.Weights, dict[str, int]]:
+    """The encoder's tensors in our names, in single precision, and how many were left out for which reason."""
+    weights, left_out = {}, Counter()
+    dims = tensors[found.prefix + found.layout.stem].ndim - 2
+    for name, tensor in tensors.items():
+        ours = layouts.our_name(found.layout, name.removeprefix(found.prefix))
+        if not name.startswith(found.prefix):
+            left_out["outside of the encoder"] += 1
+        elif reason := layouts.reason_to_leave_out(ours):
+            left_out[reason] += 1
+            if ours.endswith(layouts.INDEX):
+                _demand_usual_index(name, tensor, tensors, dims)
+        else:
+            weights[ours] = tensor.float()
+    return weights, dict(left_out)
+
+
+def _demand_usual_index(name: str, index: Tensor, tensors: dict[str, Tensor], dims: int) -> None:
+    """Raises ForeignError when the rows of a bias table are not counted as in every Swin."""
+    table = tensors.get(name.replace(layouts.INDEX, adapt.TABLE))
+    window = 0 if table is None else adapt.window_of(table, dims)
+    usual = relative_index((window,) * dims, window, "exact")
+    if not torch.equal(index.flatten().long(), usual):
+        raise ForeignError(f"{name} is not that of a window of {window} in {dims}D: its bias table cannot be read")
+
+
+def _adapted(weights: adapt.Weights, source: Source, request: Request) -> tuple[adapt.Weights, SwinConfig, tuple]:
+    """The weights for our encoder, what it has to compute differently, and what was done, in words."""
+    dims, done = adapt.dims_of(weights), []
+    if request.dims not in (None, dims, 3):
+        raise ValueError("weights in 3D cannot become 2D")
+    if adapt.patch(weights) == 4:
+        weights = adapt.halved_patch(weights)
+        done.append("patches of 4 x 4 pixels -> 2 x 2, as though each pixel was doubled")
+    if dims == 2 and weights[STEM].shape[1] == 3 and not request.rgb:
+        weights = adapt.grey(weights)
+        done.append("red, green, blue -> one channel, as though all were equal")
+    if source.axes == "xyz":
+        weights = adapt.turned(weights)
+        done.append("axes (x, y, z) -> (z, y, x): kernels, bias tables, merges")
+    legacy = source.merging == "legacy" and dims == 3
+    if not legacy:
+        theirs = adapt.CHUNKS[source.chunks] if dims == 3 else corners((2, 2))
+        theirs = [corner[::-1] for corner in theirs] if source.axes == "xyz" else theirs
+        weights = adapt.rejoined(weights, theirs, corners((2,) * dims))
+    semantics = {"windows": source.windows, "merging": "legacy" if legacy else "all", "taps": source.taps}
+    if request.dims == 3 and dims == 2:
+        weights, semantics["windows"] = adapt.inflated(weights), "exact"
+        done.append("2D -> 3D, as though a volume was constant along z")
+    kept = adapt.without_idle_norms(weights)
+    if len(kept) < len(weights):
+        done.append("norms of the four maps: not trained, the same without")
+    if legacy or semantics["windows"] != "exact":
+        semantics["axes"] = source.axes
+    config = SwinConfig(**adapt.facts(kept), **semantics, drop_path=source.drop_path)
+    return kept, config, tuple(done)
+
+
+def _built(config: SwinConfig) -> Swin:
+    """Our encoder; what the file may lack is the same in every run."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Swin(config)
+
+
+def _anew(source: Source, weights: adapt.Weights) -> bool:
+    return source.name == "imagenet" and not any(name in weights for name in MERGE)
+
+
+def _hu(request: Request, source: Source) -> HUPolicy | None:
+    if request.hu and len(request.hu) == 4:
+        return HUPolicy(*request.hu)
+    if request.hu and len(request.hu) == 2:
+        return source.policy(request.hu)
+    if request.hu:
+        raise ForeignError(f"--hu takes LOW HIGH, which became 0 and 1, or LOW HIGH MEAN SD; got {request.hu}")
+    if request.no_hu or (source.range is None and source.plain):
+        return None
+    if source.range is None:
+        raise ForeignError(
+            f"it is not known which HU the weights of {source.name} ({source.title}) saw: say which became 0 and 1, "
+            "--hu LOW HIGH, or --no-hu to let images pass as nnU-Net normalises them"
+        )
+    return source.policy(source.range)
+
+
+def _header(request: Request, done: Converted) -> dict:
+    source, dims = done.source, done.encoder.config.spatial_dims
+    hu, spacing = _hu(request, source), request.spacing or source.spacing
+    account = {
+        "file": request.file.name,
+        "sha256": files.sha256(request.file),
+        "title": source.title,
+        "licence": source.licence,
+        "layout": done.found.layout.name,
+        "prefix": done.found.prefix,
+        "loaded": done.loaded,
+        "total": len(done.encoder.state_dict()),
+        "adapted": list(done.adapted),
+        "left_out": done.left_out,
+    }
+    return {
+        "method": source.name,
+        "preset": f"as in the file ({done.found.layout.name})",
+        "crop": list(request.crop or (source.crop * 3)[:dims]),
+        "plan": {
+            "name": source.title,
+            "fingerprint": None,
+            "spacing": list(spacing) if spacing else None,
+            "hu": asdict(hu) if hu else None,
+            "cases": None,
+        },
+        "foreign": account,
+        "versions": {"nnssl": nnssl.__version__, "torch": torch.__version__},
+        "created": time.strftime("%Y-%m-%d"),
+    }

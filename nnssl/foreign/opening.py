@@ -1,0 +1,68 @@
+"""Files of others: opened without executing anything in them, and searched for an encoder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+
+from nnssl.checkpoint import KEYS, CheckpointError, read_plain
+from nnssl.foreign.layouts import LAYOUTS, WRAPPERS, Found, find, guess
+
+
+class ForeignError(ValueError):
+    """The file holds no encoder that ours can compute, or says too little about it; nothing was written."""
+
+
+def tensors_of(path: Path) -> dict[str, Tensor]:
+    """All tensors of a file of PyTorch or safetensors by name, from wherever in it its weights are.
+
+    Raises FileNotFoundError, CheckpointError, ForeignError.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no file at {path}")
+    content = _safetensors(path) if path.suffix == ".safetensors" else read_plain(path)
+    if isinstance(content, dict) and content.keys() >= KEYS:
+        raise ForeignError(f"{path} is a checkpoint of this package already; use it: nnssl_plan -d DATASET -c {path}")
+    while isinstance(content, dict):
+        inner = next((content[key] for key in WRAPPERS if isinstance(content.get(key), dict)), None)
+        if inner is None:
+            break
+        content = inner
+    tensors = {}
+    if isinstance(content, dict):
+        tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+    if not tensors:
+        shown = list(content)[:10] if isinstance(content, dict) else type(content).__name__
+        raise ForeignError(
+            f"{path} holds no tensors by name, but {shown}; looked for them at the top and under {', '.join(WRAPPERS)}"
+        )
+    return tensors
+
+
+def _safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} cannot be read: it is truncated, or no file of safetensors ({error})") from error
+
+
+def encoder_in(path: Path, names: list[str], prefix: str | None) -> Found:
+    """The one encoder among `names`, or the one whose names begin with `prefix`. Raises ForeignError."""
+    found = find(names)
+    if prefix is not None:
+        found = [candidate for candidate in found if candidate.prefix == prefix] or found
+    if not found:
+        known = ", ".join(layout.name for layout in LAYOUTS)
+        tops = sorted({name.split(".")[0] for name in names})[:8]
+        raise ForeignError(
+            f"no Swin encoder of a known layout is in {path}: {guess(names)}. Its names begin with {tops}; known "
+            f"layouts: {known}"
+        )
+    if len(found) > 1 or (prefix is not None and found[0].prefix != prefix):
+        shown = ", ".join(repr(candidate.prefix) for candidate in found)
+        raise ForeignError(f"{path} holds {len(found)} encoder(s), with names that begin with {shown}: choose --prefix")
+    return found[0]

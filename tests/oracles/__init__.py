@@ -1,0 +1,1 @@
+"""Networks of others that our encoder is compared with, put together from MONAI's parts."""

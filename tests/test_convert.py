@@ -1,0 +1,318 @@
+"""`nnssl_convert`: the file that it writes is a checkpoint of ours, what cannot be used is refused with the reason."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import made_foreign as made
+import pytest
+import torch
+from made_plans import nnunet_plans
+from safetensors.torch import save_file
+
+from nnssl import checkpoint, cli, finetune
+from nnssl.encoder.swin import Swin, SwinConfig
+from nnssl.foreign import sources
+from nnssl.foreign.convert import Request, convert
+from nnssl.network import origin
+from nnssl.network.planned import Recipe, architecture
+from nnssl.network.swin_unetr import SwinUNETR
+
+SMALL = {"depths": (1, 1, 1, 1), "window_size": (2, 2, 2)}
+
+
+@pytest.fixture(scope="module")
+def swinvit() -> dict:
+    return made.model_swinvit(made.monai(**SMALL))
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch, capsys):
+    """Save a file, type `nnssl_convert` on it; exit code, what it printed, stderr, and the path of the checkpoint."""
+
+    def called(content: object, *arguments: str) -> tuple[int, str, str, Path]:
+        file, output = tmp_path / "foreign.pt", tmp_path / "checkpoint.pth"
+        if not isinstance(content, Path):
+            torch.save(content, file)
+            content = file
+        monkeypatch.setattr(sys, "argv", ["nnssl_convert", str(content), "-o", str(output), *arguments])
+        code = cli.convert()
+        said = capsys.readouterr()
+        return code, said.out, said.err, output
+
+    return called
+
+
+# --- what is written -----------------------------------------------------------------------------------------------
+
+
+def test_the_checkpoint_is_one_of_ours(call, swinvit, monkeypatch, capsys):
+    code, out, err, path = call(swinvit)
+    assert code == 0, err
+    loaded = checkpoint.load(path)
+    tensors = len(loaded.weights)
+    assert loaded.method == "monai_swinvit"
+    assert loaded.spacing == (2.0, 1.5, 1.5)
+    assert loaded.crop == (96, 96, 96)
+    assert loaded.header["foreign"]["left_out"] == {
+        "computed by our encoder, and equal": 4,
+        "norm before the head of pretraining": 1,
+        "head of pretraining": 3,
+    }
+    assert set(torch.load(path, weights_only=True)) == checkpoint.KEYS
+    for said in (
+        "MONAI model_swinvit.pt, 5050 CT; licence of the weights: unstated",
+        f"{tensors} of {tensors} tensors from the file",
+        "axes (x, y, z) -> (z, y, x)",
+        "3 head of pretraining",
+        "clip to [-1000, 1000], minus -1000, divided by 2000",
+        "Tang et al.",
+        f"nnssl_plan -d DATASET -c {path}",
+    ):
+        assert said in out
+    monkeypatch.setattr(sys, "argv", ["nnssl_inspect", str(path)])
+    assert cli.inspect() == 0
+    assert capsys.readouterr().out.strip() in out
+
+
+@pytest.mark.parametrize(
+    ("network", "saved", "asked"),
+    [
+        (lambda: made.monai(**SMALL, use_v2=True), made.voco, ()),
+        (lambda: made.smit(True, window=2), made.smit_10k, ("--hu", "-500", "500")),
+        (made.timm_swin, lambda network: network.state_dict(), ("--dims", "3")),
+    ],
+    ids=["voco", "smit", "imagenet"],
+)
+def test_it_fine_tunes_like_any_other(call, network, saved, asked):
+    """Planned, loaded whole, of two channels, and trained: every parameter has a gradient and a learning rate."""
+    code, _, err, path = call(saved(network()), *asked)
+    assert code == 0, err
+    loaded = checkpoint.load(path)
+    plans = nnunet_plans(("CTNormalization", "ZScoreNormalization"))
+    plans["pretrain_info"] = origin.pretrain_info(origin.Choice(path, "a test"), loaded)
+    entry = architecture(plans, finetune.resolve(plans, "3d_fullres"), loaded.encoder_config, "light", loaded.hu)
+    net = SwinUNETR(2, 3, **entry["arch_kwargs"], deep_supervision=True)
+    lines = finetune.load(net, plans)
+    total = len(list(net.encoder.parameters()))
+    assert f"  {total} of {total} encoder tensors matched" in lines
+    sum(part.square().mean() for part in net(torch.randn(1, 2, 20, 33, 32))).backward()
+    assert [name for name, p in net.named_parameters() if p.grad is None] == []
+    groups = finetune.parameter_groups(net, Recipe())
+    assert sum(len(group["params"]) for group in groups) == len(list(net.parameters()))
+
+
+def test_learning_rates_of_what_only_foreign_encoders_have():
+    depths = (2, 2, 12, 2)
+    names = {
+        "encoder.layers1c.0.layer.conv1.conv.weight": 1,
+        "encoder.layers3c.0.layer.conv2.conv.weight": 5,
+        "encoder.out_norms.0.weight": 2,
+        "encoder.out_norms.3.bias": 18,
+    }
+    assert {name: finetune.layer_of(name, depths) for name in names} == names
+
+
+def test_an_image_is_turned_into_what_the_weights_saw(call, swinvit):
+    """nnU-Net's normalised CT, through the network's own map, is MONAI's ScaleIntensityRange of the same HU."""
+    path = call(swinvit)[3]
+    plans = nnunet_plans()
+    loaded = checkpoint.load(path)
+    entry = architecture(plans, finetune.resolve(plans, "3d_fullres"), loaded.encoder_config, "light", loaded.hu)
+    net = SwinUNETR(1, 2, **entry["arch_kwargs"])
+    hu = torch.tensor([-2000.0, -1000.0, -500.0, 0.0, 40.0, 1000.0, 3000.0]).view(1, 1, 1, 1, -1)
+    seen = net.encoder.intensity((hu - 90) / 140)
+    torch.testing.assert_close(seen, ((hu + 1000) / 2000).clamp(0, 1), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("source", [s for s in sources.SOURCES if s.range], ids=lambda s: s.name)
+def test_known_ranges_become_zero_to_one(source):
+    hu = source.policy(source.range)
+    assert [hu.normalise(torch.tensor(end)).item() for end in source.range] == pytest.approx([0, 1])
+
+
+def test_what_the_request_says_is_written(call, swinvit):
+    asked = ["--hu", "-100", "300", "40", "80", "--spacing", "5", "1", "1", "--crop", "64", "64", "32"]
+    loaded = checkpoint.load(call(swinvit, *asked)[3])
+    assert (loaded.hu.low, loaded.hu.high, loaded.hu.mean, loaded.hu.sd) == (-100, 300, 40, 80)
+    assert (loaded.spacing, loaded.crop) == ((5, 1, 1), (64, 64, 32))
+
+
+def test_without_hu_images_pass_as_nnunet_normalises_them(call, swinvit):
+    _, out, _, path = call(swinvit, "--no-hu")
+    loaded = checkpoint.load(path)
+    assert loaded.hu is None
+    assert "images pass as nnU-Net normalises them" in out
+    plans = nnunet_plans()
+    resolved = finetune.resolve(plans, "3d_fullres")
+    assert architecture(plans, resolved, loaded.encoder_config, "light", loaded.hu)["arch_kwargs"]["intensity"] is None
+
+
+def test_files_of_safetensors_and_half_precision(tmp_path):
+    tensors = {name: tensor.half().contiguous() for name, tensor in made.timm_swin().state_dict().items()}
+    save_file(tensors, tmp_path / "model.safetensors")
+    convert(Request(tmp_path / "model.safetensors", tmp_path / "ours.pth", hu=(-160, 240)))
+    loaded = checkpoint.load(tmp_path / "ours.pth")
+    assert loaded.spacing is None
+    assert (loaded.hu.normalise(torch.tensor(240.0)) * 0.226 + 0.449).item() == pytest.approx(1)
+    name = "layers1.0.blocks.0.attn.qkv.weight"
+    assert torch.equal(loaded.weights[f"encoder.{name}"], tensors["layers.0.blocks.0.attn.qkv.weight"].float())
+
+
+def test_every_source_is_documented():
+    page = (Path(__file__).resolve().parents[1] / "documentation" / "foreign_weights.md").read_text()
+    assert [source.name for source in sources.SOURCES if f"`{source.name}`" not in page] == []
+
+
+def test_semantics_survive_in_the_header(call, swinvit):
+    config = checkpoint.load(call(swinvit)[3]).encoder_config
+    assert (config.windows, config.merging, config.axes, config.taps) == ("monai", "legacy", "xyz", "merge")
+    assert SwinConfig.from_dict(config.to_dict()) == config
+    assert set(Swin(config).state_dict()) == set(Swin(replace(config, merging="all")).state_dict())
+
+
+# --- what is refused -----------------------------------------------------------------------------------------------
+
+
+def without(content: dict, part: str) -> dict:
+    return {"state_dict": {name: t for name, t in content["state_dict"].items() if part not in name}}
+
+
+def changed(content: dict, name: str, tensor: torch.Tensor) -> dict:
+    return {"state_dict": content["state_dict"] | {name: tensor}}
+
+
+REFUSED = {
+    "a U-Net": (
+        lambda c: {"net": {"encoder.stages.0.conv": torch.zeros(2)}},
+        (),
+        "looks like a convolutional encoder",
+    ),
+    "Swin V2": (
+        lambda c: {"layers.0.blocks.0.attn.logit_scale": torch.zeros(3)},
+        (),
+        r"no Swin encoder of a known layout .* it looks like a Swin V2",
+    ),
+    "a ViT": (lambda c: {"pos_embed": torch.zeros(3), "blocks.0.w": torch.zeros(3)}, (), "a plain ViT"),
+    "no tensors": (lambda c: {"state_dict": {"epoch": 3}}, (), "holds no tensors by name"),
+    "a list": (lambda c: [1, 2], (), "holds no tensors by name, but list"),
+    "a missing tensor": (
+        lambda c: without(c, "layers2.0.blocks.0.attn.proj.bias"),
+        (),
+        "missing in the file: layers2.0.blocks.0.attn.proj.bias",
+    ),
+    "a missing stage": (lambda c: without(c, "layers3"), (), r"those found here have \[1, 1, 0, 1\]"),
+    "a tensor too many": (
+        lambda c: changed(c, "module.layers1.0.blocks.0.attn.gate", torch.zeros(2)),
+        (),
+        "unexpected in the file: layers1.0.blocks.0.attn.gate",
+    ),
+    "another shape": (
+        lambda c: changed(c, "module.layers4.0.blocks.0.norm1.weight", torch.zeros(5)),
+        (),
+        r"other shape: layers4.0.blocks.0.norm1.weight is \(5,\) in the file, \(96,\) in the network",
+    ),
+    "another index": (
+        lambda c: changed(c, "module.layers4.0.blocks.0.attn.relative_position_index", torch.zeros(8, 8)),
+        (),
+        "its bias table cannot be read",
+    ),
+    "odd windows": (
+        lambda c: changed(c, "module.layers1.0.blocks.0.attn.relative_position_bias_table", torch.zeros(30, 1)),
+        (),
+        r"bias table of 30 rows|its bias table cannot be read",
+    ),
+    "patches of 4": (
+        lambda c: changed(c, "module.patch_embed.proj.weight", torch.zeros(12, 1, 4, 4, 4)),
+        (),
+        r"patches are \(4, 4, 4\)",
+    ),
+    "NaN": (
+        lambda c: changed(c, "module.patch_embed.proj.bias", torch.full((12,), torch.nan)),
+        (),
+        "hold NaN or infinite values",
+    ),
+    "two encoders": (
+        lambda c: {"state_dict": made.prefixed("a.", c["state_dict"]) | made.prefixed("b.", c["state_dict"])},
+        (),
+        r"holds 2 encoder\(s\), with names that begin with 'a.module.', 'b.module.': choose --prefix",
+    ),
+    "another prefix": (lambda c: c, ("--prefix", "swin."), "names that begin with 'module.'"),
+    "unknown merging": (
+        lambda c: {name.replace("fc", "linear"): t for name, t in c["state_dict"].items()},
+        (),
+        "MONAI 1.5 changed which tokens a merge joins",
+    ),
+    "another source": (lambda c: c, ("--source", "imagenet"), "--source imagenet does not go with .* layout monai"),
+    "3D to 2D": (lambda c: c, ("--dims", "2"), "weights in 3D cannot become 2D"),
+    "three numbers": (lambda c: c, ("--hu", "1", "2", "3"), "--hu takes LOW HIGH"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_used_is_refused_with_the_reason(call, swinvit, case):
+    spoil, arguments, message = REFUSED[case]
+    code, out, err, path = call(spoil(swinvit), *arguments)
+    assert code == 1
+    assert out == ""
+    assert not path.exists()
+    assert re.search(message, err), err
+
+
+def test_one_of_two_encoders_is_chosen_by_its_prefix(call, swinvit):
+    weights = swinvit["state_dict"]
+    both = {"state_dict": made.prefixed("a.", weights) | made.prefixed("b.", weights)}
+    code, out, err, _ = call(both, "--prefix", "b.module.")
+    assert code == 0, err
+    assert f"{len(weights)} outside of the encoder" in out
+
+
+def test_hu_that_nobody_knows_has_to_be_said(call):
+    content = made.smit(True, window=2).published()
+    code, _, err, path = call(content)
+    assert code == 1
+    assert "it is not known which HU the weights of smit_10k" in err
+    assert not path.exists()
+    assert call(content, "--no-hu")[0] == 0
+
+
+class Malicious:
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.target),)
+
+
+def test_nothing_in_a_file_is_executed(call, swinvit, tmp_path):
+    code, _, err, path = call({**swinvit, "args": Malicious(tmp_path / "executed")})
+    assert code == 1
+    assert "holds more than tensors and plain values" in err
+    assert not (tmp_path / "executed").exists()
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("name", ["cut.pt", "cut.safetensors"])
+def test_truncated_files_are_refused(call, swinvit, tmp_path, name):
+    whole = tmp_path / "whole.pt"
+    torch.save(swinvit, whole)
+    (tmp_path / name).write_bytes(whole.read_bytes()[:5000])
+    code, _, err, path = call(tmp_path / name)
+    assert code == 1
+    assert "truncated" in err
+    assert not path.exists()
+
+
+def test_files_are_neither_overwritten_nor_converted_twice(call, swinvit, tmp_path):
+    path = call(swinvit)[3]
+    before = path.read_bytes()
+    code, _, err, _ = call(swinvit)
+    assert (code, path.read_bytes()) == (1, before)
+    assert "exists; choose another -o" in err
+    ours = path.rename(tmp_path / "ours.pth")
+    assert "is a checkpoint of this package already" in call(ours)[2]
+    assert "no file at" in call(tmp_path / "none.pt")[2]
