@@ -50,10 +50,11 @@ setup(
         "tqdm",
         "pyyaml",
         "scipy",
+        "safetensors",  # nnU-Net brings it along; nnssl_convert reads such files
     ],
     extras_require={
-        # The last three are oracles and tools of the tests, never imported by the package.
-        "test": ["pytest", "monai>=1.6", "lightly", "setuptools>=70.1", "submitit"],
+        # Oracles and tools of the tests, never imported by the package.
+        "test": ["pytest", "monai>=1.6", "lightly", "timm", "setuptools>=70.1", "submitit"],
         "tensorboard": ["tensorboard"],
         "slurm": ["submitit"],
     },
