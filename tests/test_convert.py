@@ -11,16 +11,17 @@ from pathlib import Path
 import made_foreign as made
 import pytest
 import torch
-from made_plans import nnunet_plans
+from made_plans import DATASET, nnunet_plans
 from safetensors.torch import save_file
 
-from nnssl import checkpoint, cli, finetune
+from nnssl import checkpoint, cli, files, finetune
 from nnssl.encoder.swin import Swin, SwinConfig
 from nnssl.foreign import sources
 from nnssl.foreign.convert import Request, convert
 from nnssl.network import origin
 from nnssl.network.planned import Recipe, architecture
 from nnssl.network.swin_unetr import SwinUNETR
+from nnssl.plans import derive
 
 SMALL = {"depths": (1, 1, 1, 1), "window_size": (2, 2, 2)}
 
@@ -104,6 +105,22 @@ def test_it_fine_tunes_like_any_other(call, network, saved, asked):
     assert [name for name, p in net.named_parameters() if p.grad is None] == []
     groups = finetune.parameter_groups(net, Recipe())
     assert sum(len(group["params"]) for group in groups) == len(list(net.parameters()))
+
+
+def test_all_configurations_of_a_dataset_can_be_planned_with_smit(call, nnunet_env):
+    """The 2d one too, which its windows do not exist for."""
+    path = call(made.smit(window=2).published())[3]
+    folder = nnunet_env["nnUNet_preprocessed"] / DATASET
+    files.write_json(folder / "nnUNetPlans.json", nnunet_plans())
+    plans = files.read_json(derive.derive(derive.Request(DATASET, name="smit", checkpoint=path, decoder="light")))
+    encoders = {
+        name: SwinConfig.from_dict(plans["configurations"][name]["architecture"]["arch_kwargs"]["encoder"])
+        for name in ("2d", "3d_fullres")
+    }
+    assert {name: (e.spatial_dims, e.windows) for name, e in encoders.items()} == {
+        "2d": (2, "exact"),
+        "3d_fullres": (3, "smit"),
+    }
 
 
 def test_learning_rates_of_what_only_foreign_encoders_have():

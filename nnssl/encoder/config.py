@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from nnssl.types import Shape
 
 PATCH = 2  # voxels an edge of a token
+OWN = {"windows": "exact", "merging": "all", "axes": "zyx"}  # what only published weights want otherwise
 STEPS = 5  # of the patch embedding and the four merges, each of which shortens the grid
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields, replace
 
-from nnssl.encoder.swin import SwinConfig
+from nnssl.encoder.config import OWN, SwinConfig
 from nnssl.network.strides import steps_for
 from nnssl.types import NETWORK_CLASS, HUPolicy, Shape
 
@@ -96,7 +96,8 @@ def _by_spacing(plans: dict, resolved: dict, encoder: SwinConfig) -> SwinConfig:
     axes = _axes(plans, dims)
     read = [axes.index(axis) for axis in range(dims)]  # the encoder sees the axes as read
     steps = steps_for([spacing[i] for i in read], [patch[i] for i in read], pretrained and pretrained[-dims:])
-    return replace(encoder, spatial_dims=dims, steps=steps)
+    # Weights of other dimensions cannot be loaded, so nothing is to be computed as they would want it.
+    return replace(encoder, spatial_dims=dims, steps=steps, **({} if encoder.spatial_dims == dims else OWN))
 
 
 def steps_of(resolved: dict) -> tuple[Shape, ...]:
