@@ -65,6 +65,7 @@ setup(
             "nnssl_plan = nnssl.cli:plan",
             "nnssl_convert = nnssl.cli:convert",
             "nnssl_demo = nnssl.cli:demo",
+            "nnssl_doctor = nnssl.cli:doctor",
         ]
     },
 )

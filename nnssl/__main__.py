@@ -4,13 +4,7 @@ import sys
 
 from nnssl import cli
 
-COMMANDS = {
-    "pretrain": cli.pretrain,
-    "inspect": cli.inspect,
-    "plan": cli.plan,
-    "convert": cli.convert,
-    "demo": cli.demo,
-}
+COMMANDS = {name: getattr(cli, name) for name in ("pretrain", "inspect", "plan", "convert", "demo", "doctor")}
 
 if __name__ == "__main__":
     if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:

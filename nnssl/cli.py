@@ -120,6 +120,21 @@ def demo() -> int:
     return _report_errors(work)
 
 
+def doctor() -> int:
+    """nnssl_doctor: what is wrong with this installation, and the line that mends it."""
+    argparse.ArgumentParser(
+        prog="nnssl_doctor",
+        description="What is installed, visible and writable, what nnU-Net will find, what is wrong, and the line that "
+        "mends it. Changes nothing. The exit status is 1 when something is wrong.",
+    ).parse_args()
+
+    from nnssl.doctor import describe, examine
+
+    report = examine()
+    print(describe(report))
+    return EXIT_ERROR if report.wrong else 0
+
+
 def _report_errors(work: Callable[[], object]) -> int:
     """The exit code of `work`: errors that a user can mend are one message, not a traceback."""
     try:
@@ -250,6 +265,8 @@ def _plan_parser() -> argparse.ArgumentParser:
     add("--head-lr", type=float, help="learning rate of the heads to logits over the decoder's; default: 30")
     add("--layer-decay", type=float, help="learning rate of an encoder block over that of the next one")
     add("--warmup-epochs", type=float, metavar="N")
+    add("--unfreeze-every", type=float, metavar="N",
+        help="for SwinGradualTrainer: epochs from one stage to the next; default: a twentieth of them")  # fmt: skip
     add("--weight-decay", type=float)
     add("--schedule", help="poly or cosine")
     return parser

@@ -9,7 +9,8 @@ load_checkpoint  adopt     -> a resumed or validated model is that of its own ch
 from __future__ import annotations
 
 import os
-from math import cos, pi
+from itertools import accumulate
+from math import ceil, cos, pi
 from pathlib import Path
 
 import torch
@@ -25,6 +26,7 @@ from nnssl.network.swin_unetr import SwinUNETR, output_sizes
 DECODER = "swinunetr"
 PRESET = "smit"  # of a random start without any checkpoint
 HEADS = ".seg_layers."  # in the names of the layers that give the logits
+PARTS = 5  # of the encoder: the patch embedding and four stages
 BETAS = (0.9, 0.98)  # as nnU-Net's own transformer trainers
 
 
@@ -76,9 +78,10 @@ def build(resolved: dict, input_channels: int, classes: int, deep_supervision: b
     return SwinUNETR(input_channels, classes, deep_supervision, **resolved["architecture"]["arch_kwargs"])
 
 
-def load(network: SwinUNETR, plans: dict) -> list[str]:
+def load(network: SwinUNETR, plans: dict, labels: int = 0) -> list[str]:
     """Load the encoder that the settled `plans` name; lines for the log. The counts go into the plans.
 
+    labels: how many of the network's last input channels are a cascade's labels (`cascaded_labels`).
     Raises NoCheckpointError, CheckpointError, OriginError, TransferError; then nothing was loaded.
     """
     info = plans.get(INFO, {})
@@ -94,7 +97,7 @@ def load(network: SwinUNETR, plans: dict) -> list[str]:
             f"{loaded.path} was pretrained in {theirs}D, this configuration is {ours}D: train a {theirs}D one, "
             f"pretrain in {ours}D (nnssl_pretrain --dims {ours}), or use -tr SwinScratchTrainer"
         )
-    done = checkpoint.transfer(loaded, network.encoder)
+    done = checkpoint.transfer(loaded, network.encoder, labels)
     info.update(sha256=loaded.sha256, matched=done.matched, total=done.total)
     return [
         f"Pretrained weights: {loaded.path} (method {loaded.method}, sha256 {loaded.sha256})",
@@ -102,6 +105,11 @@ def load(network: SwinUNETR, plans: dict) -> list[str]:
         f"  {done.matched} of {done.total} encoder tensors matched",
         *(f"  {name}: {reason}" for name, reason in done.explained.items()),
     ]
+
+
+def cascaded_labels(resolved: dict, input_channels: int) -> int:
+    """How many of the `input_channels` are the one-hot labels of a cascade's previous stage: those without a scheme."""
+    return input_channels - len(resolved["normalization_schemes"])
 
 
 def random_start(plans: dict) -> list[str]:
@@ -144,6 +152,7 @@ def refuse_mixed_folds(model: Path | str, fold: int | str, info: dict) -> None:
 
 def parameter_groups(network: SwinUNETR, recipe: Recipe) -> list[dict]:
     """AdamW's groups, the decoder's first: each with `lr_scale`, its share of the learning rate, and weight_decay.
+    `part` is 0 for the decoder, 1 to 4 for stages 4 to 1, 5 for the patch embedding: the order of `Unfreezing`.
 
     The share falls by `layer_decay` from the decoder to the last block, and so on down to the patch embedding
     (Clark et al. 2020; Bao et al. 2022). Norms, biases, position biases and the heads do not decay.
@@ -153,18 +162,19 @@ def parameter_groups(network: SwinUNETR, recipe: Recipe) -> list[dict]:
     that takes thousands of steps, in which all is background.
     """
     depths = network.encoder.config.depths
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, float, int], list[nn.Parameter]] = {}
     last_first = reversed(list(network.named_parameters()))
     for name, parameter in sorted(last_first, key=lambda named: HEADS in named[0]):  # nnU-Net logs the first one's
         if not parameter.requires_grad:
             continue
-        head = HEADS in name
-        scale = recipe.head_lr if head else recipe.layer_decay ** (sum(depths) + 1 - layer_of(name, depths))
+        head, layer = HEADS in name, layer_of(name, depths)
+        scale = recipe.head_lr if head else recipe.layer_decay ** (sum(depths) + 1 - layer)
         decays = parameter.ndim > 1 and not head and not name.endswith("relative_position_bias_table")
-        groups.setdefault((scale, recipe.weight_decay if decays else 0.0), []).append(parameter)
+        part = PARTS - sum(layer > below for below in accumulate((0, *depths)))
+        groups.setdefault((scale, recipe.weight_decay if decays else 0.0, part), []).append(parameter)
     return [
-        {"params": parameters, "lr": recipe.lr * scale, "lr_scale": scale, "weight_decay": decay}
-        for (scale, decay), parameters in groups.items()
+        {"params": parameters, "lr": recipe.lr * scale, "lr_scale": scale, "weight_decay": decay, "part": part}
+        for (scale, decay, part), parameters in groups.items()
     ]
 
 
@@ -200,6 +210,33 @@ class Schedule:
             group["lr"] = learning_rate(epoch, self.recipe) * group["lr_scale"]
 
 
+class Unfreezing(Schedule):
+    """The decoder first, then stage 4, 3, 2, 1 and the patch embedding, `recipe.unfreeze` epochs one after another.
+
+    What is frozen has the learning rate 0, to which AdamW's decay is proportional: it stays bit by bit. It is not
+    taken out of the graph, so that DDP and torch.compile have one graph throughout, and Adam knows the size of a
+    gradient when its turn comes. The price is that an epoch takes as long as that of a full fine-tuning.
+    """
+
+    def step(self, epoch: int) -> None:
+        super().step(epoch)
+        for group in self.optimizer.param_groups:
+            if epoch < group["part"] * self.recipe.unfreeze:
+                group["lr"] = 0.0
+
+
+def unfreezing(recipe: Recipe) -> str:
+    """Line for the log: when each part begins to learn."""
+    names = ("decoder", "stage 4", "stage 3", "stage 2", "stage 1", "patch embedding")
+    epochs = (f"{name} from epoch {ceil(part * recipe.unfreeze)}" for part, name in enumerate(names))
+    return f"Gradual unfreezing: {', '.join(epochs)} of {recipe.epochs}"
+
+
+def freeze(network: SwinUNETR) -> None:
+    """No gradient for the encoder. Before DDP wraps the network, which waits for those that it finds then."""
+    network.encoder.requires_grad_(False)
+
+
 def learning_rate(epoch: int, recipe: Recipe) -> float:
     """Of the decoder: linear up to `recipe.lr` during the warm-up, then down to 0 at the last epoch's end."""
     warmup = min(recipe.warmup, recipe.epochs)
@@ -212,14 +249,15 @@ def learning_rate(epoch: int, recipe: Recipe) -> float:
 def optimise(network: SwinUNETR, recipe: Recipe, device: torch.device) -> tuple[torch.optim.Optimizer, Schedule]:
     """AdamW and its schedule; the gradient is clipped to `recipe.clip` as a part of each step.
 
-    A hook clips, because nnU-Net's own `train_step` clips to a fixed 12, which the hook then undercuts.
+    A hook clips, because nnU-Net's own `train_step` clips to a fixed 12, which the hook then undercuts. What has the
+    learning rate 0 does not count.
     """
     groups = parameter_groups(network, recipe)
     optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=BETAS, fused=device.type in ("cpu", "cuda"))
-    parameters = [parameter for group in groups for parameter in group["params"]]
 
     def clip(*_) -> None:
-        torch.nn.utils.clip_grad_norm_(parameters, recipe.clip)
+        learning = [p for group in optimizer.param_groups if group["lr"] > 0 for p in group["params"]]
+        torch.nn.utils.clip_grad_norm_(learning, recipe.clip)
 
     optimizer.register_step_pre_hook(clip)
     return optimizer, Schedule(optimizer, recipe)

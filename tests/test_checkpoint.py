@@ -321,10 +321,32 @@ def test_a_long_list_is_cut(path):
         checkpoint.transfer(checkpoint.load(path), swin(embed_dim=8))
 
 
-def test_more_channels_are_not_squeezed_into_one(tmp_path):
+@pytest.mark.parametrize(("channels", "labels"), [(3, 0), (1, 0), (5, 2)])
+def test_a_first_layer_for_several_channels_fits_only_as_many(tmp_path, channels, labels):
     checkpoint.write(tmp_path / "c.pth", content(swin(in_channels=2)))
-    with pytest.raises(TransferError, match=r"patch_embed.proj.weight is \(6, 2, 2, 2, 2\)"):
-        checkpoint.transfer(checkpoint.load(tmp_path / "c.pth"), swin(in_channels=3))
+    network = swin(seed=1, in_channels=channels)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    message = rf"pretrained on 2 channels, this image has {channels - labels}; nothing was loaded(.|\n)*-tr SwinScratch"
+    with pytest.raises(TransferError, match=message):
+        checkpoint.transfer(checkpoint.load(tmp_path / "c.pth"), network, labels)
+    assert all(torch.equal(network.state_dict()[name], tensor) for name, tensor in before.items())
+
+
+@pytest.mark.parametrize(("given", "images"), [(1, 1), (1, 2), (2, 2)])
+def test_a_cascades_labels_change_nothing_at_first(tmp_path, given, images):
+    """The encoder sees what it saw without them; their weights learn from there."""
+    checkpoint.write(tmp_path / "c.pth", content(swin(in_channels=given)))
+    alone, cascaded = swin(seed=1, in_channels=images).eval(), swin(seed=2, in_channels=images + 3).eval()
+    loaded = checkpoint.load(tmp_path / "c.pth")
+    checkpoint.transfer(loaded, alone)
+    done = checkpoint.transfer(loaded, cascaded, labels=3)
+    assert "3 channels of labels start at zero" in done.explained["patch_embed.proj.weight"]
+    image, labels = torch.randn(1, images, 16, 16, 16), torch.randint(0, 2, (1, 3, 16, 16, 16)).float()
+    maps = cascaded(torch.cat([image, labels], dim=1))
+    for ours, theirs in zip(maps, alone(image), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    maps[0].square().mul(torch.randn_like(maps[0])).sum().backward()
+    assert float(cascaded.patch_embed.proj.weight.grad[:, images:].abs().sum()) > 0
 
 
 # -- what is shown ---------------------------------------------------------------------------------------------------

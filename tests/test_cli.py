@@ -19,7 +19,7 @@ from nnssl.methods import METHODS
 from nnssl.train.pretrain import Options
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-COMMANDS = ("pretrain", "inspect", "plan", "convert", "demo")
+COMMANDS = ("pretrain", "inspect", "plan", "convert", "demo", "doctor")
 
 # A flag that goes away or changes its name breaks somebody's script: do it knowingly, and say it in the changelog.
 FLAGS = {
@@ -78,6 +78,7 @@ FLAGS = {
         }
     ),
     "demo": frozenset({"-o", "-i", "-device", "--quick"}),
+    "doctor": frozenset(),
 }
 SMALL = ["--crop", "16", "16", "16", "--batch-size", "2", "--steps", "16", "--log-every", "1", "-np", "1", "-device",
          "cpu", "--set", "prototypes=32", "head_hidden=16", "head_bottleneck=8"]  # fmt: skip

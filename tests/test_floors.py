@@ -16,7 +16,7 @@ FLOORS = (
     {"data", "views", "encoder", "modules"},
     {"methods", "checkpoint", "network"},
     {"train", "finetune", "foreign", "plans"},
-    {"demo", "bench", "study", "trainers"},
+    {"demo", "bench", "study", "trainers", "doctor"},
     {"cli"},
     {"__main__"},
 )

@@ -60,7 +60,8 @@ class SwinSSLTrainer(nnUNetTrainer):
 
     def start(self) -> list[str]:
         """Set the weights; lines for the log."""
-        return finetune.load(finetune.bare(self.network), self.plans_manager.plans)
+        labels = finetune.cascaded_labels(self.configuration_manager.configuration, self.num_input_channels)
+        return finetune.load(finetune.bare(self.network), self.plans_manager.plans, labels)
 
     def load_checkpoint(self, filename_or_checkpoint):
         if not self.was_initialized:

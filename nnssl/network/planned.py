@@ -29,6 +29,8 @@ class Recipe:
     head_lr: float = 30.0  # of the heads to logits, over that of the decoder (experiments.md: what it changes)
     layer_decay: float = 0.9  # an encoder block's learning rate over that of the block above it
     warmup_epochs: float | None = None  # linear from 0; None: a twentieth of the epochs
+    unfreeze_every: float | None = None  # epochs from one part of the encoder to the next, where the trainer unfreezes
+    # gradually; None: a twentieth of the epochs, so that all of it learns after a quarter
     schedule: str = "poly"  # poly: nnU-Net's (1 - t)^0.9; cosine
     weight_decay: float = 0.05  # not on norms, biases and position biases (Liu et al. 2021)
     clip: float = 1.0  # norm of the gradient, as nnU-Net's own transformer trainers
@@ -38,8 +40,8 @@ class Recipe:
         wrong += [name for name in ("lr", "head_lr", "layer_decay", "clip") if not getattr(self, name) > 0]
         if not 0 <= self.foreground <= 1:
             wrong.append("foreground")
-        if self.weight_decay < 0 or (self.warmup_epochs or 0) < 0:
-            wrong.append("weight_decay or warmup_epochs")
+        if min(self.weight_decay, self.warmup_epochs or 0, self.unfreeze_every or 0) < 0:
+            wrong.append("weight_decay, warmup_epochs or unfreeze_every")
         if wrong or self.layer_decay > 1 or self.schedule not in ("poly", "cosine"):
             raise ValueError(
                 "a fine-tuning recipe needs positive numbers, layer_decay and foreground at most 1, and schedule poly "
@@ -62,6 +64,11 @@ class Recipe:
     def warmup(self) -> float:
         """Epochs."""
         return self.epochs / 20 if self.warmup_epochs is None else self.warmup_epochs
+
+    @property
+    def unfreeze(self) -> float:
+        """Epochs."""
+        return self.epochs / 20 if self.unfreeze_every is None else self.unfreeze_every
 
 
 def architecture(plans: dict, resolved: dict, encoder: SwinConfig, decoder: str | dict, hu: HUPolicy | None) -> dict:

@@ -1,0 +1,130 @@
+"""What nnU-Net will find: our trainers, and the checkpoint that each of them would start from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from functools import lru_cache
+from io import StringIO
+from pathlib import Path
+
+from nnssl import checkpoint, files, hook
+from nnssl.doctor.finding import Finding, first_line, note, ok, wrong
+from nnssl.doctor.folders import PREPROCESSED
+from nnssl.network import origin
+from nnssl.network.planned import INFO, Recipe, is_ours
+
+TRAINERS = ("SwinSSLTrainer", "SwinScratchTrainer", "SwinFrozenTrainer", "SwinGradualTrainer")
+FIND_OURS = f'export {hook.VARIABLE}="{hook.trainers_folder()}"'
+NOT_PLANS = ("dataset.json", "dataset_fingerprint.json", "splits_final.json")
+PROJECTS = ("setup.py", "pyproject.toml")
+
+
+def trainers() -> list[Finding]:
+    """By nnU-Net's own search, unless it would import what must not be imported."""
+    named = [Path(folder) for folder in os.environ.get(hook.VARIABLE, "").split(os.pathsep) if folder.strip()]
+    if misleading := [finding for folder in named for finding in _misleading(folder)]:
+        return misleading
+    found = {}
+    for name in TRAINERS:
+        try:
+            found[name] = _search(name)
+        except (Exception, SystemExit) as error:  # it imports all Python files of those folders
+            value = os.environ.get(hook.VARIABLE)
+            where = f"{hook.VARIABLE}={value}" if value else f"{hook.VARIABLE} is not set"
+            return [wrong(f"nnU-Net does not find -tr {name}; {where}\n{first_line(error)[:200]}", FIND_OURS)]
+    # Not by the class's module: nnU-Net takes those that it found out of sys.modules again.
+    places = sorted({str(Path(cls.__init__.__code__.co_filename).parent) for cls in found.values()})
+    return [ok(f"-tr {', '.join(found)} in {', '.join(places)}")]
+
+
+def _misleading(folder: Path) -> Iterator[Finding]:
+    if not folder.is_dir():
+        yield wrong(f"{hook.VARIABLE} names {folder}, which is no folder: nnU-Net passes over it silently", FIND_OURS)
+    for name in PROJECTS:
+        if (folder / name).is_file():
+            says = f"{hook.VARIABLE} names {folder}, which holds {name}: nnU-Net imports every Python file below it"
+            yield wrong(f"{says}.\nName the folder of the trainers, not the repository", FIND_OURS)
+            return
+
+
+def _search(name: str) -> type:
+    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+    with redirect_stdout(StringIO()):  # it tells of each module that it looks at
+        return recursive_find_trainer_class_by_name(name)
+
+
+def checkpoints() -> list[Finding]:
+    """Those that plans name, then the one for plans that name none."""
+    named = list(_named_by_plans())
+    default = _default()
+    if any(finding.state == "ok" for finding in named) and default.state == "wrong":
+        default = note(default.says, default.remedy)
+    return [*named, default]
+
+
+def _named_by_plans() -> Iterator[Finding]:
+    top = os.environ.get(PREPROCESSED)
+    for path in sorted(Path(top).glob("Dataset*/*.json")) if top else ():
+        if path.name in NOT_PLANS:
+            continue
+        try:
+            plans = files.read_json(path)
+        except (ValueError, OSError) as error:
+            yield wrong(f"{path} cannot be read: {first_line(error)}", f"rm {path}")
+            continue
+        if INFO in plans or any(map(is_ours, plans.get("configurations", {}).values())):
+            yield _judge(path, plans)
+
+
+def _judge(path: Path, plans: dict) -> Finding:
+    dataset, name = path.parent.name, path.stem
+    info = plans.get(INFO, {})
+    again = f"nnssl_plan -d {dataset} -c CHECKPOINT --name {'NAME' if '__' in name else name}"
+    try:
+        Recipe.of(plans)
+        if not info.get("checkpoint_path"):
+            return ok(f"{dataset} -p {name}: no checkpoint, for -tr SwinScratchTrainer")
+        choice = origin.choose(info, f"{dataset}/{name}.json")
+        loaded = _load(choice.path)
+        origin.check(choice, loaded.sha256)
+    except (ValueError, TypeError, OSError) as error:
+        return wrong(f"{dataset} -p {name}: {_without_remedy(error)}", again)
+    return ok(f"{dataset} -p {name}: {_about(loaded)}")
+
+
+def _default() -> Finding:
+    choose_one = f"export {origin.VARIABLE}=PATH_TO_CHECKPOINT"
+    try:
+        choice = origin.choose({})
+    except origin.NoCheckpointError as error:
+        return wrong(f"plans that name no checkpoint: {_without_remedy(error)}", choose_one)
+    if choice is None:
+        says = f"plans that name no checkpoint have none to start from: no {origin.FINAL} in $nnUNet_results/nnssl"
+        return wrong(f"{says}, and {origin.VARIABLE} is not set", "nnssl_pretrain -m smit -i FOLDER_OF_SCANS")
+    try:
+        return ok(f"plans that name no checkpoint: {_about(_load(choice.path))}, {choice.named_by}")
+    except (ValueError, OSError) as error:
+        return wrong(f"plans that name no checkpoint: {first_line(error)}", f"{choose_one}   # or copy the file again")
+
+
+def _load(path: Path) -> checkpoint.Checkpoint:
+    return _loaded(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=1)  # several plans usually name one file
+def _loaded(path: Path, written: int) -> checkpoint.Checkpoint:
+    return checkpoint.load(path)
+
+
+def _about(loaded: checkpoint.Checkpoint) -> str:
+    config = loaded.encoder_config
+    size = f"{config.spatial_dims}D, {config.in_channels} channel(s), embed_dim {config.embed_dim}"
+    return f"{loaded.path} ({loaded.method}, {size}, sha256 {loaded.sha256[:12]})"
+
+
+def _without_remedy(error: BaseException) -> str:
+    """A message without the ways to mend it that the trainers' log lists: here one line follows."""
+    return str(error).partition(origin.REMEDY)[0].partition("Put the old file back")[0].strip()

@@ -1,0 +1,45 @@
+"""nnU-Net's three folders: named, there, and writable where something is written."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from nnssl.doctor.finding import Finding, note, ok, wrong
+
+RAW, PREPROCESSED, RESULTS = "nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"
+LITTLE = 5  # GiB; a preprocessed dataset or the checkpoints of five folds are of that size
+
+
+def folders() -> list[Finding]:
+    return [_folder(RAW, written=False), _folder(PREPROCESSED), _folder(RESULTS)]
+
+
+def _folder(variable: str, written: bool = True) -> Finding:
+    if not os.environ.get(variable):
+        return wrong(f"{variable} is not set", f"export {variable}=/path/to/{variable}")
+    path = Path(os.environ[variable])
+    if not path.exists():
+        return wrong(f"{variable}: there is no folder {path}", f"mkdir -p {path}")
+    if not path.is_dir():
+        return wrong(f"{variable}: {path} is not a folder", f"export {variable}=/path/to/{variable}")
+    if not os.access(path, os.R_OK | os.X_OK):
+        return wrong(f"{variable}: {path} is not readable", f"chmod u+rx {path}")
+    if not written:
+        return ok(f"{variable}: {path}")
+    if (error := _cannot_write(path)) is not None:
+        return wrong(f"{variable}: {path} is not writable ({error.strerror})", f"chmod u+w {path}")
+    free = shutil.disk_usage(path).free / 2**30
+    says = f"{variable}: {path}, writable, {free:.0f} GiB free"
+    return note(f"{says}: little") if free < LITTLE else ok(says)
+
+
+def _cannot_write(path: Path) -> OSError | None:
+    """By trying: permissions alone say nothing of a read-only disk, or to root."""
+    try:
+        with tempfile.TemporaryFile(dir=path):
+            return None
+    except OSError as error:
+        return error

@@ -1,0 +1,56 @@
+"""What the machine gives: GPU, processors, threads, shared memory."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from nnssl.doctor.finding import Finding, note, ok, wrong
+
+SHARED = Path("/dev/shm")
+GIB = 2**30
+LEAST_SHARED = GIB // 2  # a container's 64 MiB end a training with "bus error" in its first epoch
+
+
+def machine() -> list[Finding]:
+    return [*_devices(), _processors(), *_shared_memory()]
+
+
+def _devices() -> list[Finding]:
+    import torch
+
+    if torch.cuda.is_available():
+        every = (torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count()))
+        return [ok(f"GPU {i}: {gpu.name}, {gpu.total_memory / GIB:.0f} GiB") for i, gpu in enumerate(every)]
+    if torch.backends.mps.is_available():
+        return [ok("no CUDA; Apple's GPU: -device mps")]
+    built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
+    return [note(f"no GPU is visible, and PyTorch is {built}: everything runs, slowly, with -device cpu")]
+
+
+def _processors() -> Finding:
+    """nnU-Net counts the machine's processors, not those that this process may use."""
+    import torch
+    from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
+
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    augmenting = get_allowed_n_proc_DA()
+    says = (
+        f"{usable} of {os.cpu_count()} processors usable, PyTorch takes {torch.get_num_threads()} threads, "
+        f"nnU-Net {augmenting} processes for augmentation"
+    )
+    if augmenting > usable:
+        return note(f"{says}: more than there are", f"export nnUNet_n_proc_DA={usable}")
+    return ok(says)
+
+
+def _shared_memory() -> list[Finding]:
+    """nnU-Net's and our own reading processes hand batches over through it."""
+    if not SHARED.is_dir():
+        return []
+    total = shutil.disk_usage(SHARED).total
+    says = f"{total / GIB:.1f} GiB of shared memory"
+    if total < LEAST_SHARED:
+        return [wrong(f"{says}: too little for the processes that read batches", "docker run --shm-size=8g ...")]
+    return [ok(says)]

@@ -1,0 +1,93 @@
+"""What is installed, whether it can be imported, and whether it is recent enough."""
+
+from __future__ import annotations
+
+import importlib
+import platform
+import re
+import sys
+from importlib.metadata import PackageNotFoundError, version
+
+from nnssl.conflict import OURS
+from nnssl.doctor.finding import Finding, first_line, ok, wrong
+
+OLDEST_PYTHON = (3, 10)
+OLDEST_NNUNET = (2, 8, 0)  # the first release that looks for trainers outside its own folder
+PLAIN = {"numpy": "numpy", "blosc2": "blosc2", "SimpleITK": "simpleitk", "matplotlib": "matplotlib", "tqdm": "tqdm"}
+
+
+def installed() -> list[Finding]:
+    return [_python(), _torch(), _torchvision(), _nnunet(), *(_plain(*names) for names in PLAIN.items()), _own()]
+
+
+def _python() -> Finding:
+    says = f"Python {platform.python_version()} in {sys.prefix}"
+    if sys.version_info < OLDEST_PYTHON:
+        return wrong(f"{says}: too old, 3.10 is needed", "python3.10 -m venv swin && source swin/bin/activate")
+    return ok(says)
+
+
+def _own() -> Finding:
+    found = _version(OURS)
+    return ok(f"{OURS} {found}" if found else f"{OURS}: not installed, but run from its sources")
+
+
+def _torch() -> Finding:
+    found, error = _version("torch"), _import("torch")
+    if error:
+        return wrong(_cannot("torch", found, error), "pip install torch torchvision")
+    return ok(f"torch {found}")
+
+
+def _torchvision() -> Finding:
+    """A CPU build of the one beside a CUDA build of the other is what pip reports nothing of."""
+    found, error = _version("torchvision"), _import("torchvision")
+    if not error:
+        return ok(f"torchvision {found}")
+    says = (
+        f"{_cannot('torchvision', found, error)}.\nnnU-Net then finds no trainer but its own default. torch is "
+        f"{_version('torch')}: both must come from one index, built for the same device"
+    )
+    return wrong(says, "pip uninstall -y torch torchvision && pip install torch torchvision")
+
+
+def _nnunet() -> Finding:
+    found, remedy = _version("nnunetv2"), f'pip install -U "nnunetv2>={_dotted(OLDEST_NNUNET)}"'
+    if found and _numbers(found) < OLDEST_NNUNET:
+        return wrong(f"nnunetv2 {found} is too old: {_dotted(OLDEST_NNUNET)} is the first that finds ours", remedy)
+    if error := _import("nnunetv2"):
+        return wrong(_cannot("nnunetv2", found, error), remedy)
+    return ok(f"nnunetv2 {found}")
+
+
+def _plain(module: str, name: str) -> Finding:
+    found, error = _version(name), _import(module)
+    return wrong(_cannot(name, found, error), f"pip install {name}") if error else ok(f"{name} {found}")
+
+
+def _cannot(name: str, found: str | None, error: str) -> str:
+    return f"{name} {found} cannot be imported: {error}" if found else f"{name} is missing: {error}"
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _import(module: str) -> str | None:
+    """Why it cannot be imported; None where it can."""
+    try:
+        importlib.import_module(module)
+    except Exception as error:  # a broken package may raise anything while it is imported
+        return first_line(error)
+    return None
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", text)[:3])
+
+
+def _dotted(numbers: tuple[int, ...]) -> str:
+    return ".".join(map(str, numbers))

@@ -1,0 +1,68 @@
+"""nnU-Net trainers of ours on a dataset of which only the plans exist: one that is preprocessed by name alone."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from made_plans import DATASET, nnunet_plans
+
+from nnssl import files
+from nnssl.network.planned import RECIPE
+from nnssl.plans.derive import PREPROCESSED
+
+PATCH = (16, 16, 16)
+DATASET_JSON = {
+    "channel_names": {"0": "CT"},
+    "labels": {"background": 0, "organ": 1, "tumour": 2},
+    "numTraining": 2,
+    "file_ending": ".nii.gz",
+}
+
+
+def trainer_class(name: str) -> type:
+    from nnssl.trainers import nnssl_swin_frozen, nnssl_swin_gradual, nnssl_swin_scratch, nnssl_swin_ssl
+
+    modules = (nnssl_swin_frozen, nnssl_swin_gradual, nnssl_swin_scratch, nnssl_swin_ssl)
+    return next(getattr(module, name) for module in modules if hasattr(module, name))
+
+
+def made_plans(recipe: dict | None = None, schemes: tuple[str, ...] = ("CTNormalization",)) -> dict:
+    """Plans of nnU-Net's own with small patches, for `made_trainer`."""
+    plans = nnunet_plans(schemes) | {"label_manager": "LabelManager", RECIPE: recipe or {}}
+    for name in ("3d_fullres", "2d"):
+        patch = plans["configurations"][name]["patch_size"]
+        plans["configurations"][name] |= {"patch_size": list(PATCH[: len(patch)]), "batch_dice": False}
+    return plans
+
+
+def made_trainer(name: str, plans: dict, configuration: str = "3d_fullres", dataset_json: dict | None = None):
+    """As `nnUNetv2_train` makes it, not yet initialised. $nnUNet_preprocessed and $nnUNet_results are set."""
+    dataset_json = dataset_json or DATASET_JSON
+    folder = Path(os.environ[PREPROCESSED], DATASET)
+    case = folder / plans["configurations"]["3d_fullres"]["data_identifier"] / "case.b2nd"
+    case.parent.mkdir(parents=True, exist_ok=True)
+    case.touch()
+    files.write_json(folder / "dataset.json", dataset_json)
+    plans["continue_training"] = False
+    return trainer_class(name)(plans, configuration, 0, dataset_json, torch.device("cpu"))
+
+
+def batch(trainer, seed: int = 0, size: int = 2) -> dict:
+    """What the trainer's loader would give: images, and labels of each output's size."""
+    generator = torch.Generator().manual_seed(seed)
+    scales = trainer._get_deep_supervision_scales() or [[1.0] * len(PATCH)]
+    sizes = [[round(n * s) for n, s in zip(PATCH, scale, strict=True)] for scale in scales]
+    targets = [torch.randint(0, 3, (size, 1, *n), generator=generator).float() for n in sizes]
+    image = torch.randn(size, trainer.num_input_channels, *PATCH, generator=generator)
+    return {"data": image, "target": targets if trainer.enable_deep_supervision else targets[0]}
+
+
+def train_epoch(trainer, epoch: int, steps: int = 2) -> None:
+    """`steps` steps of an epoch, the same whenever it is called."""
+    trainer.current_epoch = epoch
+    torch.manual_seed(epoch)
+    trainer.on_train_epoch_start()
+    for step in range(steps):
+        trainer.train_step(batch(trainer, seed=10 * epoch + step))

@@ -1,0 +1,226 @@
+"""nnssl_doctor: silent on what is right; each thing that is broken on purpose is named, with the line that mends it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from made_checkpoints import pretrained
+from made_plans import DATASET, nnunet_plans
+
+from nnssl import cli, files, finetune, hook
+from nnssl.doctor import finding, machine
+from nnssl.network import origin
+from nnssl.network.planned import INFO, RECIPE
+from nnssl.plans.derive import PREPROCESSED
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def sound(nnunet_env, monkeypatch, tmp_path) -> dict[str, Path]:
+    """Nothing is wrong: folders, trainers, the only checkpoint under the results, and plans that name another."""
+    monkeypatch.setattr(machine, "LEAST_SHARED", 0)  # containers differ, and it is not what is broken here
+    named = pretrained(tmp_path / "named")
+    plans = nnunet_plans() | {INFO: {"checkpoint_path": str(named)}}
+    finetune.settle(plans, "3d_fullres", random_start=False)
+    path = nnunet_env[PREPROCESSED] / DATASET / "smitA.json"
+    files.write_json(path, plans)
+    only = pretrained(nnunet_env[origin.RESULTS] / "nnssl" / "ct" / "smit__micro")
+    return {"named": named, "plans": path, "only": only, "tmp": tmp_path, **nnunet_env}
+
+
+def diagnosis(monkeypatch, capsys) -> tuple[int, str]:
+    """Exit status, and what the command printed."""
+    monkeypatch.setattr(sys, "argv", ["nnssl_doctor"])
+    code = cli.doctor()
+    return code, capsys.readouterr().out
+
+
+def test_nothing_is_wrong_and_it_says_what_a_training_would_start_from(sound, monkeypatch, capsys):
+    code, said = diagnosis(monkeypatch, capsys)
+    assert (code, "wrong " in said) == (0, False), said
+    assert said.strip().endswith("Nothing is wrong.")
+    assert f"torch {torch.__version__.split('+')[0]}" in said
+    assert "SwinSSLTrainer, SwinScratchTrainer, SwinFrozenTrainer, SwinGradualTrainer in" in said
+    for path in (sound["named"], sound["only"]):
+        assert f"{path} (smit, 3D, 1 channel(s), embed_dim 6, sha256 {files.sha256(path)[:12]})" in said
+    assert f"{DATASET} -p smitA" in said
+    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        assert f"{variable}: {sound[variable]}" in said
+
+
+def unset_folder(sound, patch):
+    patch.delenv("nnUNet_raw")
+
+
+def missing_folder(sound, patch):
+    patch.setenv(PREPROCESSED, str(sound["tmp"] / "nowhere"))
+
+
+def file_for_a_folder(sound, patch):
+    patch.setenv(PREPROCESSED, str(sound["plans"]))
+
+
+def unwritable_folder(sound, patch):
+    """Root may write anywhere but in /proc."""
+    folder = sound["tmp"] / "locked"
+    folder.mkdir(mode=0o555)
+    patch.setenv(PREPROCESSED, str(folder) if os.geteuid() else "/proc")
+
+
+def variable_names_the_repository(sound, patch):
+    patch.setenv(hook.VARIABLE, str(REPOSITORY))
+
+
+def variable_names_nothing(sound, patch):
+    patch.setenv(hook.VARIABLE, os.pathsep.join([str(sound["tmp"] / "gone"), hook.trainers_folder()]))
+
+
+def variable_is_unset(sound, patch):
+    patch.delenv(hook.VARIABLE)
+
+
+def trainers_of_the_user_are_broken(sound, patch):
+    (sound["tmp"] / "broken").mkdir()
+    (sound["tmp"] / "broken" / "users_trainer.py").write_text("import no_such_module_anywhere\n")
+    patch.setenv(hook.VARIABLE, os.pathsep.join([str(sound["tmp"] / "broken"), hook.trainers_folder()]))
+
+
+def old_nnunet(sound, patch):
+    """pip lists another version than the files are of."""
+    info = sound["tmp"] / "site" / "nnunetv2-2.5.1.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: nnunetv2\nVersion: 2.5.1\n")
+    patch.syspath_prepend(str(info.parent))
+
+
+def torchvision_of_another_torch(sound, patch):
+    package = sound["tmp"] / "site" / "torchvision"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')\n")
+    patch.delitem(sys.modules, "torchvision", raising=False)
+    patch.syspath_prepend(str(package.parent))
+
+
+def no_blosc2(sound, patch):
+    patch.setitem(sys.modules, "blosc2", None)
+
+
+def no_checkpoint(sound, patch):
+    sound["plans"].unlink()
+    sound["only"].unlink()
+
+
+def several_checkpoints(sound, patch):
+    sound["plans"].unlink()
+    pretrained(sound[origin.RESULTS] / "nnssl" / "ct" / "dino__micro")
+
+
+def variable_names_a_missing_checkpoint(sound, patch):
+    sound["plans"].unlink()
+    patch.setenv(origin.VARIABLE, "/gone.pth")
+
+
+def truncated_checkpoint(sound, patch):
+    content = sound["only"].read_bytes()
+    sound["only"].write_bytes(content[: len(content) // 2])
+    sound["plans"].unlink()
+
+
+def planned_checkpoint_is_gone(sound, patch):
+    sound["named"].unlink()
+
+
+def planned_checkpoint_has_changed(sound, patch):
+    pretrained(sound["named"].parent, seed=1)
+
+
+def planned_checkpoint_is_truncated(sound, patch):
+    sound["named"].write_bytes(sound["named"].read_bytes()[:1000])
+
+
+def recipe_of_another_version(sound, patch):
+    plans = files.read_json(sound["plans"])
+    files.write_json(sound["plans"], plans | {RECIPE: {"epoch": 3}})
+
+
+def plans_cut_short(sound, patch):
+    sound["plans"].write_text(sound["plans"].read_text()[:100])
+
+
+def little_shared_memory(sound, patch):
+    if not machine.SHARED.is_dir():
+        patch.setattr(machine, "SHARED", sound["tmp"])
+    patch.setattr(machine, "LEAST_SHARED", 2**60)
+
+
+NEW_PLANS = f"nnssl_plan -d {DATASET} -c CHECKPOINT --name smitA"
+BREAKAGES = {
+    unset_folder: ("nnUNet_raw is not set", "export nnUNet_raw="),
+    missing_folder: ("nnUNet_preprocessed: there is no folder", "mkdir -p "),
+    file_for_a_folder: ("smitA.json is not a folder", "export nnUNet_preprocessed="),
+    unwritable_folder: ("is not writable", "chmod u+w "),
+    variable_names_the_repository: ("which holds setup.py", "export nnUNet_extTrainer="),
+    variable_names_nothing: ("which is no folder: nnU-Net passes over it silently", "export nnUNet_extTrainer="),
+    variable_is_unset: ("does not find -tr SwinSSLTrainer; nnUNet_extTrainer is not set", "export nnUNet_extTrainer="),
+    trainers_of_the_user_are_broken: ("No module named 'no_such_module_anywhere'", "export nnUNet_extTrainer="),
+    old_nnunet: ("nnunetv2 2.5.1 is too old", 'pip install -U "nnunetv2>=2.8.0"'),
+    torchvision_of_another_torch: ("operator torchvision::nms does not exist", "pip install torch torchvision"),
+    no_blosc2: ("blosc2", "pip install blosc2"),
+    no_checkpoint: ("no checkpoint_final.pth in $nnUNet_results/nnssl", "nnssl_pretrain -m smit -i "),
+    several_checkpoints: ("2 pretrained checkpoints were found", "export nnssl_checkpoint="),
+    variable_names_a_missing_checkpoint: ("no file at /gone.pth", "export nnssl_checkpoint="),
+    truncated_checkpoint: ("it is truncated", "export nnssl_checkpoint="),
+    planned_checkpoint_is_gone: (
+        f"named by {DATASET}/smitA.json",
+        NEW_PLANS,
+    ),
+    planned_checkpoint_has_changed: ("has changed since", NEW_PLANS),
+    planned_checkpoint_is_truncated: ("-p smitA: ", NEW_PLANS),
+    recipe_of_another_version: ("unknown key(s)", NEW_PLANS),
+    plans_cut_short: ("smitA.json cannot be read", "rm "),
+    little_shared_memory: ("of shared memory: too little", "docker run --shm-size=8g"),
+}
+
+
+@pytest.mark.parametrize("breakage", BREAKAGES, ids=lambda breakage: breakage.__name__)
+def test_what_is_broken_is_named_alone_with_the_line_that_mends_it(sound, monkeypatch, capsys, breakage):
+    breakage(sound, monkeypatch)
+    code, said = diagnosis(monkeypatch, capsys)
+    message, remedy = BREAKAGES[breakage]
+    assert code == 1
+    assert said.strip().endswith("1 thing is wrong; the line after > mends it."), said
+    after = said.split("\n  wrong ")[1]
+    assert message in after
+    (typed,) = [line for line in after.split("\n  ok ")[0].splitlines() if line.startswith("        > ")][:1]
+    assert remedy in typed
+
+
+def test_mic_dkfzs_package_is_named_by_the_import_itself(tmp_path):
+    """Its files may lie in the place of ours: nothing of ours is run then."""
+    info = tmp_path / "nnssl-1.2.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: nnssl\nVersion: 1.2\n")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(tmp_path)])}
+    done = subprocess.run([sys.executable, "-m", "nnssl", "doctor"], capture_output=True, text=True, env=environment)
+    assert done.returncode == 1
+    assert "nnssl 1.2 (MIC-DKFZ's). They cannot share an environment" in done.stderr
+    assert "pip uninstall nnssl" in done.stderr
+
+
+def test_several_checkpoints_are_no_fault_where_the_plans_name_theirs(sound, monkeypatch, capsys):
+    pretrained(sound[origin.RESULTS] / "nnssl" / "ct" / "dino__micro")
+    code, said = diagnosis(monkeypatch, capsys)
+    assert code == 0
+    assert "note  plans that name no checkpoint: 2 pretrained checkpoints were found" in said
+
+
+def test_what_is_wrong_needs_a_remedy():
+    with pytest.raises(ValueError, match="needs the line that mends it"):
+        finding.wrong("broken", "")

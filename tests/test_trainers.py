@@ -1,0 +1,220 @@
+"""The trainers: what learns when, what a resumed run continues with, and that DDP waits for nothing in vain."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as td
+import torch.multiprocessing as mp
+from made_checkpoints import pretrained
+from made_trainers import batch, made_plans, made_trainer, train_epoch
+from micro import ENCODER
+
+from nnssl import checkpoint, finetune
+from nnssl.network import origin
+from nnssl.network.decoders import DECODERS
+from nnssl.network.planned import Recipe
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+TRAINERS = ("SwinSSLTrainer", "SwinScratchTrainer", "SwinFrozenTrainer", "SwinGradualTrainer")
+WORLD = 2
+SHAKY = replace(ENCODER, drop_path=0.5)
+
+
+@pytest.fixture
+def ready(nnunet_env, monkeypatch, tmp_path):
+    """A function that gives an initialised trainer, started from a checkpoint where it takes one."""
+    monkeypatch.setenv(origin.VARIABLE, str(pretrained(tmp_path / "ssl", SHAKY)))
+    monkeypatch.setattr(finetune, "DECODER", "light")
+
+    def make(name: str, **recipe):
+        trainer = made_trainer(name, made_plans(recipe))
+        trainer.initialize()
+        trainer.set_deep_supervision_enabled(trainer.enable_deep_supervision)
+        return trainer
+
+    return make
+
+
+def weights(trainer) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in trainer.network.named_parameters()}
+
+
+def changed(before: dict, after: dict) -> set[str]:
+    """`decoder`, and `encoder.layers1` and the like, in which some weight is no longer the same bit by bit."""
+    names = {name for name in before if not torch.equal(before[name], after[name])}
+    return {name.split(".")[0] if name.startswith("decoder") else ".".join(name.split(".")[:2]) for name in names}
+
+
+def test_the_frozen_encoder_stays_and_has_neither_gradient_nor_state(ready):
+    trainer = ready("SwinFrozenTrainer", epochs=2)
+    before = weights(trainer)
+    train_epoch(trainer, 0)
+    assert changed(before, weights(trainer)) == {"decoder"}
+    assert all(p.grad is None and not p.requires_grad for p in trainer.network.encoder.parameters())
+    assert len(trainer.optimizer.state) == len(list(trainer.network.decoder.parameters()))
+    assert not any(module.training for module in trainer.network.encoder.modules())
+    assert all(module.training for module in trainer.network.decoder.modules())
+    assert "only the decoder learns" in Path(trainer.log_file).read_text()
+    loaded = checkpoint.load(trainer.plans_manager.plans["pretrain_info"]["checkpoint_path"])
+    for name, tensor in trainer.network.encoder.named_parameters():
+        assert torch.equal(tensor, loaded.weights[f"encoder.{name}"]), name
+
+
+def test_the_frozen_encoder_is_not_shaken_after_a_validation(ready):
+    trainer = ready("SwinFrozenTrainer", epochs=2)
+    for epoch in (0, 1):
+        train_epoch(trainer, epoch, steps=1)
+        image = batch(trainer)["data"]
+        for one, other in zip(trainer.network.encoder(image), trainer.network.encoder(image), strict=True):
+            assert torch.equal(one, other)
+        trainer.on_validation_epoch_start()
+        assert not trainer.network.decoder.training
+
+
+ORDER = ["encoder.layers4", "encoder.layers3", "encoder.layers2", "encoder.layers1", "encoder.patch_embed"]
+
+
+def test_the_encoder_is_unfrozen_from_the_top_down(ready):
+    trainer = ready("SwinGradualTrainer", epochs=10, unfreeze_every=1)
+    before, found = weights(trainer), []
+    for epoch in range(6):
+        train_epoch(trainer, epoch, steps=1)
+        found.append(changed(before, weights(trainer)))
+    # A merge belongs to the stage after it: that of stage 3 begins with stage 4.
+    wanted = [{"decoder"}, *({"decoder", *ORDER[: n + 1]} for n in (1, 2, 3)), {"decoder", *ORDER[:4]}]
+    assert found == [*wanted, {"decoder", *ORDER}]
+    assert "decoder from epoch 0, stage 4 from epoch 1" in Path(trainer.log_file).read_text()
+
+
+def test_what_is_frozen_does_not_count_when_the_gradient_is_clipped(ready):
+    trainer = ready("SwinGradualTrainer", epochs=10, unfreeze_every=2, clip=1e-3)
+    train_epoch(trainer, 2, steps=1)
+    learning = [p for g in trainer.optimizer.param_groups if g["lr"] for p in g["params"]]
+    assert 0 < len(learning) < len(list(trainer.network.parameters()))
+    norm = torch.stack([p.grad.norm() for p in learning]).norm()
+    assert float(norm) == pytest.approx(1e-3, rel=1e-2)
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_a_resumed_training_is_the_uninterrupted_one_bit_by_bit(ready, name, tmp_path):
+    recipe = {"epochs": 8, "unfreeze_every": 1}
+    whole, first = ready(name, **recipe), ready(name, **recipe)
+    first.network.load_state_dict(whole.network.state_dict())  # decoders start at random
+    for epoch in range(4):
+        train_epoch(whole, epoch)
+    for epoch in range(2):
+        train_epoch(first, epoch)
+    first.save_checkpoint(str(tmp_path / "stopped.pth"))
+    second = ready(name, **recipe)
+    second.load_checkpoint(str(tmp_path / "stopped.pth"))
+    for epoch in range(second.current_epoch, 4):
+        train_epoch(second, epoch)
+    assert second.current_epoch == 3
+    for tensor_name, tensor in whole.network.state_dict().items():
+        assert torch.equal(tensor, second.network.state_dict()[tensor_name]), tensor_name
+    assert [g["lr"] for g in whole.optimizer.param_groups] == [g["lr"] for g in second.optimizer.param_groups]
+
+
+def test_the_recipe_says_when():
+    assert Recipe(epochs=50).unfreeze == 2.5
+    assert Recipe(epochs=50, unfreeze_every=4).unfreeze == 4
+    assert "stage 4 from epoch 3, stage 3 from epoch 5" in finetune.unfreezing(Recipe(epochs=50))
+    with pytest.raises(ValueError, match="a fine-tuning recipe needs"):
+        Recipe(unfreeze_every=-1.0)
+
+
+@pytest.mark.parametrize("layer_decay", [1.0, 0.8])
+def test_every_part_has_groups_of_its_own(layer_decay):
+    from nnssl.network.swin_unetr import SwinUNETR
+
+    network = SwinUNETR(1, 2, True, encoder=replace(ENCODER, depths=(1, 2, 3, 1)).to_dict(), decoder="light")
+    groups = finetune.parameter_groups(network, Recipe(layer_decay=layer_decay))
+    part = {id(p): group["part"] for group in groups for p in group["params"]}
+    of = {name: part[id(parameter)] for name, parameter in network.named_parameters()}
+    assert {p for name, p in of.items() if name.startswith("decoder")} == {0}
+    for stage in (1, 2, 3, 4):
+        assert {p for name, p in of.items() if f"layers{stage}.0.blocks" in name} == {5 - stage}
+        merge = {p for name, p in of.items() if f"layers{stage}.0.downsample" in name}
+        assert merge == {max(1, 4 - stage)}
+    assert {p for name, p in of.items() if "patch_embed" in name} == {5}
+
+
+# -- two processes ---------------------------------------------------------------------------------------------------
+
+
+def as_rank(rank: int, folder: Path) -> None:
+    """nnU-Net's own `initialize` and `train_step` in two processes; its DDP, told that there is no GPU."""
+    torch.set_num_threads(1)
+    td.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=WORLD)
+    host = import_module("nnunetv2.training.nnUNetTrainer.nnUNetTrainer")
+    wrap, found = host.DDP, {}
+    host.DDP = lambda network, device_ids: wrap(network)
+    for name in TRAINERS:
+        for decoder in DECODERS:
+            for deep in (True, False):
+                finetune.DECODER = decoder
+                found[name, decoder, deep] = two_steps(name, deep, rank)
+    finetune.DECODER = "light"
+    found["control"] = two_steps("SwinSSLTrainer", True, rank, control=True)
+    torch.save(found, folder / f"found{rank}.pth")
+    td.destroy_process_group()
+
+
+def two_steps(name: str, deep_supervision: bool, rank: int, control: bool = False) -> dict | str:
+    """What learnt, and its weights after two steps; or the error of DDP."""
+    trainer = made_trainer(name, made_plans({"epochs": 10, "unfreeze_every": 1}))
+    trainer.device, trainer.grad_scaler = torch.device("cpu"), None  # nnU-Net's DDP knows GPUs only
+    trainer.enable_deep_supervision = deep_supervision
+    trainer.initialize()
+    trainer.set_deep_supervision_enabled(deep_supervision)
+    trainer.on_train_epoch_start()
+    if control:  # heads that nobody asks
+        trainer.enable_deep_supervision, trainer.loss = False, trainer.loss.loss
+        trainer.set_deep_supervision_enabled(False)
+    try:
+        for step in range(2):
+            trainer.train_step(batch(trainer, seed=2 * step + rank, size=trainer.batch_size))
+    except RuntimeError as error:
+        return str(error)
+    parameters = dict(trainer.network.module.named_parameters())
+    return {
+        "wanted": {n for n, p in parameters.items() if p.requires_grad},
+        "got": {n for n, p in parameters.items() if p.grad is not None},
+        "finite": all(bool(torch.isfinite(p).all()) for p in parameters.values()),
+        "weights": torch.cat([p.detach().flatten() for p in parameters.values()]),
+    }
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory) -> list[dict]:
+    """What each of two processes saw."""
+    folder = tmp_path_factory.mktemp("two")
+    with pytest.MonkeyPatch.context() as patch:
+        for variable in ("nnUNet_preprocessed", "nnUNet_results"):
+            patch.setenv(variable, str(folder))
+        patch.setenv(origin.VARIABLE, str(pretrained(folder / "ssl", SHAKY)))
+        mp.spawn(as_rank, args=(folder,), nprocs=WORLD)
+    return [torch.load(folder / f"found{rank}.pth", weights_only=False) for rank in range(WORLD)]
+
+
+@pytest.mark.parametrize("deep", [True, False])
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("name", TRAINERS)
+def test_in_two_processes_no_parameter_waits_for_a_gradient(found, name, decoder, deep):
+    one, other = (part[name, decoder, deep] for part in found)
+    assert not isinstance(one, str), one
+    assert one["got"] == one["wanted"] == other["wanted"]
+    assert torch.equal(one["weights"], other["weights"])
+    assert one["finite"]
+    heads = {n for n in one["wanted"] if ".seg_layers." in n}
+    assert len(heads) == (8 if deep else 2)
+    assert any(n.startswith("encoder.") for n in one["wanted"]) == (name != "SwinFrozenTrainer")
+
+
+def test_a_parameter_without_gradient_would_be_noticed(found):
+    assert all("parameters that were not used in producing loss" in part["control"] for part in found)
