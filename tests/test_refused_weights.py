@@ -1,0 +1,188 @@
+"""Weights that a training must not start from: each has its message, and nothing of them is in the network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from made_checkpoints import pretrained
+from made_trainers import DATASET_JSON, made_plans, made_trainer
+from micro import ENCODER
+
+from nnssl import checkpoint, finetune
+from nnssl.checkpoint import CheckpointError, TransferError
+from nnssl.network import origin
+from nnssl.network.origin import NoCheckpointError, OriginError
+from nnssl.network.planned import INFO
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture
+def place(nnunet_env, monkeypatch, tmp_path) -> Path:
+    """Where the checkpoint of a test lies: the only one, found without being named."""
+    monkeypatch.setattr(finetune, "DECODER", "light")
+    return nnunet_env[origin.RESULTS] / "nnssl" / "ct" / "smit__micro"
+
+
+def planned(**changes: object) -> dict:
+    """Plans that carry the checkpoint found now, and `changes` to what they say of it."""
+    plans = made_plans()
+    finetune.settle(plans, "3d_fullres", random_start=False)
+    plans[INFO] |= changes
+    return plans
+
+
+def nothing_there(place: Path) -> dict:
+    return made_plans()
+
+
+def several(place: Path) -> dict:
+    pretrained(place), pretrained(place.with_name("dino__micro"))
+    return made_plans()
+
+
+def truncated(place: Path) -> dict:
+    path = pretrained(place)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    return made_plans()
+
+
+def truncated_after_planning(place: Path) -> dict:
+    path = pretrained(place)
+    plans = planned()
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    return plans
+
+
+class Malicious:
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.mark,)
+
+
+def malicious(place: Path) -> dict:
+    path = pretrained(place)
+    plans = planned(sha256=None)
+    content = checkpoint.read(path)
+    torch.save(content | {"citations": [Malicious(place / "executed")]}, path)
+    return plans
+
+
+def of_another_architecture(place: Path) -> dict:
+    """Its last tensors fit and its first do not, or the other way round: either way, none is taken."""
+    path = pretrained(place)
+    plans = planned(sha256=None)
+    pretrained(path.parent, replace(ENCODER, depths=(1, 1, 2, 1)))
+    return plans
+
+
+def wider(place: Path) -> dict:
+    path = pretrained(place)
+    plans = planned(sha256=None)
+    pretrained(path.parent, replace(ENCODER, embed_dim=12))
+    return plans
+
+
+def in_2d(place: Path) -> dict:
+    pretrained(place, replace(ENCODER, spatial_dims=2))
+    return made_plans()
+
+
+def of_two_channels(place: Path) -> dict:
+    pretrained(place, replace(ENCODER, in_channels=2))
+    return made_plans()
+
+
+def another_than_planned(place: Path) -> dict:
+    path = pretrained(place)
+    plans = planned()
+    pretrained(path.parent, seed=1)
+    return plans
+
+
+def someone_elses(place: Path) -> dict:
+    place.mkdir(parents=True)
+    torch.save({"state_dict": {"conv.weight": torch.zeros(3)}}, place / origin.FINAL)
+    return made_plans()
+
+
+REFUSED: dict[Callable, tuple[type, str]] = {
+    nothing_there: (
+        NoCheckpointError,
+        r"no pretrained checkpoint was found(.|\n)*nnssl_plan -d(.|\n)*SwinScratchTrainer",
+    ),
+    several: (
+        NoCheckpointError,
+        r"2 pretrained checkpoints were found(.|\n)*dino__micro(.|\n)*export nnssl_checkpoint=",
+    ),
+    truncated: (CheckpointError, r"smit__micro/checkpoint_final.pth cannot be read as a checkpoint: it is truncated"),
+    truncated_after_planning: (CheckpointError, r"cannot be read as a checkpoint: it is truncated"),
+    malicious: (CheckpointError, r"cannot be read as a checkpoint: .* or holds more than tensors and plain values"),
+    of_another_architecture: (
+        TransferError,
+        r"does not fit the network; nothing was loaded:\n  unexpected in the file",
+    ),
+    wider: (TransferError, r"does not fit the network; nothing was loaded:\n  other shape: (.|\n)*\.\.\. and \d+ more"),
+    in_2d: (OriginError, r"was pretrained in 2D, this configuration is 3D(.|\n)*SwinScratchTrainer"),
+    of_two_channels: (TransferError, r"pretrained on 2 channels, this image has 1; nothing was loaded"),
+    another_than_planned: (OriginError, r"has changed since (.|\n)*nnssl_plan -d DATASET -c "),
+    someone_elses: (CheckpointError, r"is not a checkpoint of nnssl_pretrain: it holds \['state_dict'\]"),
+}
+
+
+@pytest.mark.parametrize("weights", REFUSED, ids=lambda weights: weights.__name__)
+def test_a_training_does_not_start_from(place, weights):
+    """The network, where there is one by then, is that of a random start, bit by bit; the plans claim nothing."""
+    trainer = made_trainer("SwinSSLTrainer", weights(place))
+    torch.manual_seed(0)
+    kind, message = REFUSED[weights]
+    with pytest.raises(kind, match=message):
+        trainer.initialize()
+    assert not (place / "executed").exists()
+    if trainer.network is not None:
+        torch.manual_seed(0)
+        resolved = trainer.configuration_manager.configuration
+        fresh = finetune.build(resolved, trainer.num_input_channels, 3, deep_supervision=True)
+        for name, tensor in trainer.network.state_dict().items():
+            assert torch.equal(tensor, fresh.state_dict()[name]), name
+    assert "matched" not in trainer.plans_manager.plans.get(INFO, {})
+    assert "encoder tensors matched" not in Path(trainer.log_file).read_text()
+
+
+def test_the_malicious_file_would_do_its_work_elsewhere(place):
+    """Or the test above would show nothing."""
+    malicious(place)
+    torch.load(place / origin.FINAL, weights_only=False)
+    assert (place / "executed").exists()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_one_channel_is_inflated_to_any_number(place, channels):
+    pretrained(place)
+    names = {str(c): "CT" for c in range(channels)}
+    plans = made_plans(schemes=("CTNormalization",) * channels)
+    properties = plans["foreground_intensity_properties_per_channel"]
+    properties |= {str(c): properties["0"] for c in range(channels)}
+    trainer = made_trainer("SwinSSLTrainer", plans, dataset_json=DATASET_JSON | {"channel_names": names})
+    trainer.initialize()
+    info = trainer.plans_manager.plans[INFO]
+    assert info["matched"] == info["total"] == len(list(trainer.network.encoder.parameters()))
+    assert trainer.network.encoder.patch_embed.proj.weight.shape[1] == channels
+
+
+def test_the_labels_of_a_cascade_start_at_zero(place):
+    pretrained(place)
+    trainer = made_trainer("SwinSSLTrainer", made_plans(), "3d_cascade_fullres")
+    trainer.initialize()
+    stem = trainer.network.encoder.patch_embed.proj.weight
+    given = checkpoint.load(place / origin.FINAL).weights["encoder.patch_embed.proj.weight"]
+    assert torch.equal(stem[:, :1], given)
+    assert stem.shape[1] == 3
+    assert not stem[:, 1:].any()
+    assert "2 channels of labels start at zero" in Path(trainer.log_file).read_text()
