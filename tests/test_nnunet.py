@@ -1,13 +1,15 @@
-"""End to end through nnU-Net's own commands: train, resume, validate, choose, predict, export; the SSL file gone."""
+"""End to end through nnU-Net's own commands: train, resume, validate, choose, export, predict without the SSL file."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from made_checkpoints import pretrained
@@ -15,7 +17,7 @@ from micro import ENCODER
 
 from nnssl import files, hook
 from nnssl.network import origin
-from nnssl.network.planned import INFO
+from nnssl.network.planned import INFO, RECIPE
 from nnssl.plans.derive import Request, derive
 
 DATASET, ID = "Dataset902_Phantoms", "902"
@@ -94,19 +96,121 @@ def test_from_checkpoint_to_segmentation_without_the_ssl_file(folders, tmp_path)
     assert log_of(fold).count("encoder tensors matched") == 1
 
     model = ["-tr", "SwinSSLTrainer", "-p", "few", "-c", "3d_fullres", "-f", "0"]
-    predicted = tmp_path / "predicted"
-    images = folders["nnUNet_raw"] / DATASET / "imagesTs"
-    script = Path(sys.executable).parent / "nnUNetv2_predict"  # a process of its own finds the trainer as well
-    call = [script, "-d", ID, "-i", images, "-o", predicted, *model, "-device", "cpu", "-npp", "1", "-nps", "1"]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
-    done = subprocess.run([*map(str, call)], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    assert len(list(predicted.glob("*.nii.gz"))) == 1
-
     command("nnUNetv2_find_best_configuration", ID, "-c", "3d_fullres", "-tr", "SwinSSLTrainer", "-p", "few", "-f", 0,
             "--disable_ensembling", "-np", 1)  # fmt: skip
     command("nnUNetv2_export_model_to_zip", "-d", ID, "-o", tmp_path / "model.zip", *model)
     assert (tmp_path / "model.zip").stat().st_size > 1_000_000
+    images = shutil.copytree(folders["nnUNet_raw"] / DATASET / "imagesTs", tmp_path / "images")
+    assert len(predicted_elsewhere(tmp_path / "model.zip", images, tmp_path / "elsewhere", model)) == 1
+
+
+# Other people's machine: results of their own, no data, and our package, whose start-up file alone names the trainers.
+THEIR_PREDICT = """
+import site, sys
+site.addsitedir(sys.argv.pop(1))
+from nnunetv2.inference.predict_from_raw_data import predict_entry_point
+predict_entry_point()
+"""
+
+
+def predicted_elsewhere(model: Path, images: Path, elsewhere: Path, arguments: list[str]) -> list[Path]:
+    """The segmentations of `images` by the exported `model`, installed and used under $nnUNet_results = elsewhere."""
+    results, site, out = elsewhere / "results", elsewhere / "site", elsewhere / "out"
+    results.mkdir(parents=True), site.mkdir()
+    shutil.copy(Path(hook.trainers_folder()) / "nnssl_trainers.pth", site)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(origin.RESULTS, str(results))
+        command("nnUNetv2_install_pretrained_model_from_zip", model)
+    left_out = ("nnUNet_raw", "nnUNet_preprocessed", hook.VARIABLE, origin.VARIABLE)
+    environment = {name: value for name, value in os.environ.items() if name not in left_out}
+    environment |= {origin.RESULTS: str(results), "PYTHONPATH": str(Path(__file__).parents[1])}
+    call = [sys.executable, "-c", THEIR_PREDICT, site, "-d", ID, "-i", images, "-o", out, *arguments]
+    call += ["-device", "cpu", "-npp", "1", "-nps", "1"]
+    done = subprocess.run([*map(str, call)], capture_output=True, text=True, env=environment, cwd=elsewhere)
+    assert done.returncode == 0, done.stderr
+    return sorted(out.glob("*.nii.gz"))
+
+
+def plans_like_nnssl(folders: dict[str, Path], ssl: Path) -> str:
+    """The plans that upstream's `nnUNetv2_preprocess_like_nnssl -n made -am like_pretrained` makes; their name.
+
+    The form is that of nnunetv2/experiment_planning/like_nnssl.py at commit 202f6ba. Only the recipe is ours: nobody
+    trains a thousand epochs here.
+    """
+    folder = folders["nnUNet_preprocessed"] / DATASET
+    plans = files.read_json(folder / "nnUNetPlans.json")
+    adaptation = torch.load(ssl, weights_only=True)["nnssl_adaptation_plan"]
+    (pretraining,) = adaptation["pretrain_plan"]["configurations"].values()
+    spacing = "Spacing__{:.2f}_{:.2f}_{:.2f}".format(*pretraining["spacing"])
+    name = f"ptPlans__made____{spacing}___Norm__Z"
+    architecture = adaptation["architecture_plans"]
+    configuration = plans["configurations"]["3d_fullres"] | {
+        "spacing": pretraining["spacing"],
+        "batch_size": 2,
+        "normalization_schemes": ["ZScoreNormalization"],
+        "data_identifier": f"{spacing}___Norm__Z",
+        "preprocessor_name": "DefaultPreprocessor",
+        "patch_size": adaptation["recommended_downstream_patchsize"],
+        "architecture": {
+            "arch_kwargs": architecture["arch_kwargs"],
+            "network_class_name": architecture["arch_class_name"],
+            "_kw_requires_import": architecture["arch_kwargs_requiring_import"],
+        },
+    }
+    info = {
+        "checkpoint_path": str(ssl),
+        "checkpoint_name": "made",
+        **{key: adaptation[key] for key in ("key_to_encoder", "key_to_stem", "keys_to_in_proj", "key_to_lpe")},
+        "pt_num_in_channels": adaptation["pretrain_num_input_channels"],
+        "pt_used_patchsize": pretraining["patch_size"],
+        "pt_recommended_downstream_patchsize": adaptation["recommended_downstream_patchsize"],
+        "citations": [],
+    }
+    recipe = {"epochs": 1, "iterations": 2, "val_iterations": 1}
+    plans |= {"configurations": {"3d_fullres": configuration}, "pretrain_info": info, RECIPE: recipe}
+    files.write_json(folder / f"{name}.json", plans | {"plans_name": name})
+    return name
+
+
+def preprocess_here(plans: str, folders: dict[str, Path]) -> None:
+    """nnU-Net's own preprocessor, case by case in this process."""
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+    from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+
+    top, raw = folders["nnUNet_preprocessed"] / DATASET, folders["nnUNet_raw"] / DATASET
+    manager = PlansManager(str(top / f"{plans}.json"))
+    configuration = manager.get_configuration("3d_fullres")
+    out = top / configuration.data_identifier
+    out.mkdir()
+    description = files.read_json(raw / "dataset.json")
+    for case, paths in get_filenames_of_train_images_and_targets(str(raw), description).items():
+        preprocessor = configuration.preprocessor_class(verbose=False)
+        preprocessor.run_case_save(
+            str(out / case), paths["images"], paths["label"], manager, configuration, description
+        )
+
+
+def test_plans_of_upstreams_preprocess_like_nnssl_train_and_predict(folders, tmp_path):
+    ssl = pretrained(tmp_path / "ssl")
+    plans = plans_like_nnssl(folders, ssl)
+    preprocess_here(plans, folders)
+    fold = train("3d_fullres", "SwinSSLTrainer", plans)
+    info = files.read_json(fold.parent / "plans.json")[INFO]
+    assert (info["matched"], info["sha256"]) == (info["total"], files.sha256(ssl))
+    assert f"{info['total']} of {info['total']} encoder tensors matched" in log_of(fold)
+    assert (fold / "validation" / "summary.json").is_file()
+
+    ssl.unlink()
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+    predictor = nnUNetPredictor(use_mirroring=False, device=torch.device("cpu"), allow_tqdm=False)
+    predictor.initialize_from_trained_model_folder(str(fold.parent), (0,))
+    reader = predictor.plans_manager.image_reader_writer_class()
+    (image,) = (folders["nnUNet_raw"] / DATASET / "imagesTs").glob("*.nii.gz")
+    pixels, properties = reader.read_images([str(image)])
+    segmented = predictor.predict_single_npy_array(pixels, properties)
+    assert segmented.shape == pixels.shape[1:]
+    assert set(np.unique(segmented)) <= {0, 1, 2, 3}
 
 
 def test_the_twin_trains_in_2d_from_a_random_start_and_without_mirroring(folders, tmp_path):
