@@ -37,14 +37,21 @@ def test_the_command_writes_plans_that_share_the_data_and_carry_checkpoint_and_r
     code = run_plan(
         monkeypatch, "-d", DATASET, "-c", path, "--name", "few", "--epochs", 3, "--iterations", 20, "--lr", 1e-3,
         "--layer-decay", 0.8, "--head-lr", 10, "--foreground", 1, "--decoder", "light",
-        "--patch", 32, 32, 32, "--batch-size", 5,
+        "--patch", 32, 32, 32, "--batch-size", 5, "--unfreeze-every", 1.5,
     )  # fmt: skip
     assert code == 0
     assert "nnUNetv2_train Dataset901_Made 3d_fullres 0 -tr SwinSSLTrainer -p few" in capsys.readouterr().out
     plans, base = files.read_json(planned_dataset / "few.json"), nnunet_plans()
     assert plans["plans_name"] == "few"
     assert Recipe.of(plans) == Recipe(
-        epochs=3, iterations=20, val_iterations=4, foreground=1, lr=1e-3, head_lr=10, layer_decay=0.8
+        epochs=3,
+        iterations=20,
+        val_iterations=4,
+        foreground=1,
+        lr=1e-3,
+        head_lr=10,
+        layer_decay=0.8,
+        unfreeze_every=1.5,
     )
     assert plans[INFO]["checkpoint_path"] == str(path)
     assert plans[INFO]["sha256"] == files.sha256(path)

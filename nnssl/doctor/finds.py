@@ -18,7 +18,7 @@ from nnssl.network.planned import INFO, Recipe, is_ours
 TRAINERS = ("SwinSSLTrainer", "SwinScratchTrainer", "SwinFrozenTrainer", "SwinGradualTrainer")
 FIND_OURS = f'export {hook.VARIABLE}="{hook.trainers_folder()}"'
 NOT_PLANS = ("dataset.json", "dataset_fingerprint.json", "splits_final.json")
-PROJECTS = ("setup.py", "pyproject.toml")
+SETUP = "setup.py"
 
 
 def trainers() -> list[Finding]:
@@ -42,11 +42,9 @@ def trainers() -> list[Finding]:
 def _misleading(folder: Path) -> Iterator[Finding]:
     if not folder.is_dir():
         yield wrong(f"{hook.VARIABLE} names {folder}, which is no folder: nnU-Net passes over it silently", FIND_OURS)
-    for name in PROJECTS:
-        if (folder / name).is_file():
-            says = f"{hook.VARIABLE} names {folder}, which holds {name}: nnU-Net imports every Python file below it"
-            yield wrong(f"{says}.\nName the folder of the trainers, not the repository", FIND_OURS)
-            return
+    if (folder / SETUP).is_file():
+        says = f"{hook.VARIABLE} names {folder}, which holds {SETUP}: nnU-Net imports every Python file below it"
+        yield wrong(f"{says}.\nName the folder of the trainers, not the repository", FIND_OURS)
 
 
 def _search(name: str) -> type:
