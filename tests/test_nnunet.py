@@ -132,7 +132,7 @@ def predicted_elsewhere(model: Path, images: Path, elsewhere: Path, arguments: l
 
 
 def plans_like_nnssl(folders: dict[str, Path], ssl: Path) -> str:
-    """The plans that upstream's `nnUNetv2_preprocess_like_nnssl -n made -am like_pretrained` makes; their name.
+    """The plans that upstream's `nnUNetv2_preprocess_like_nnssl -n made -am default_nnunet` makes; their name.
 
     The form is that of nnunetv2/experiment_planning/like_nnssl.py at commit 202f6ba. Only the recipe is ours: nobody
     trains a thousand epochs here.
@@ -141,11 +141,10 @@ def plans_like_nnssl(folders: dict[str, Path], ssl: Path) -> str:
     plans = files.read_json(folder / "nnUNetPlans.json")
     adaptation = torch.load(ssl, weights_only=True)["nnssl_adaptation_plan"]
     (pretraining,) = adaptation["pretrain_plan"]["configurations"].values()
-    spacing = "Spacing__{:.2f}_{:.2f}_{:.2f}".format(*pretraining["spacing"])
+    spacing = "Spacing__{:.2f}_{:.2f}_{:.2f}".format(*plans["configurations"]["3d_fullres"]["spacing"])
     name = f"ptPlans__made____{spacing}___Norm__Z"
     architecture = adaptation["architecture_plans"]
     configuration = plans["configurations"]["3d_fullres"] | {
-        "spacing": pretraining["spacing"],
         "batch_size": 2,
         "normalization_schemes": ["ZScoreNormalization"],
         "data_identifier": f"{spacing}___Norm__Z",
