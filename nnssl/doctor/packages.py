@@ -13,7 +13,16 @@ from nnssl.doctor.finding import Finding, first_line, ok, wrong
 
 OLDEST_PYTHON = (3, 10)
 OLDEST_NNUNET = (2, 8, 0)  # the first release that looks for trainers outside its own folder
-PLAIN = {"numpy": "numpy", "blosc2": "blosc2", "SimpleITK": "simpleitk", "matplotlib": "matplotlib", "tqdm": "tqdm"}
+PLAIN = {  # the rest of what setup.py asks for: what is imported, and what pip calls it
+    "numpy": "numpy",
+    "scipy": "scipy",
+    "blosc2": "blosc2",
+    "SimpleITK": "simpleitk",
+    "matplotlib": "matplotlib",
+    "tqdm": "tqdm",
+    "yaml": "pyyaml",
+    "safetensors": "safetensors",
+}
 
 
 def installed() -> list[Finding]:
