@@ -1,0 +1,129 @@
+"""How fast, and with how many labels: convergence against scratch, and data efficiency."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+SHARES = (0.90, 0.95, 0.99)  # of scratch's final validation Dice
+MOMENTUM = 0.9  # of nnU-Net's own "mean validation Dice (moving average)" in progress.png
+NEVER = float("inf")
+
+
+def smooth(values: list[float]) -> np.ndarray:
+    """nnU-Net's exponential moving average of an epoch's validation Dice; it begins at the first value."""
+    smoothed = np.array(values, dtype=float)
+    for place in range(1, len(smoothed)):
+        smoothed[place] = MOMENTUM * smoothed[place - 1] + (1 - MOMENTUM) * smoothed[place]
+    return smoothed
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A run's training: smoothed validation Dice, and the hours gone by, at the end of each epoch."""
+
+    dice: np.ndarray
+    hours: np.ndarray
+
+    @classmethod
+    def of(cls, epochs: list[dict]) -> Curve:
+        """From the rows of a run; a Dice of null, where no label was met, counts as the one before, or 0."""
+        dice: list[float] = []
+        for row in epochs:
+            value = row.get("dice")
+            dice.append((dice[-1] if dice else 0.0) if value is None else float(value))
+        return cls(smooth(dice), np.cumsum([row.get("seconds") or 0.0 for row in epochs]) / 3600)
+
+    @property
+    def final(self) -> float:
+        return float(self.dice[-1])
+
+    def reaches(self, target: float) -> tuple[float, float]:
+        """The epochs and hours after which the Dice is first at `target`; (NEVER, NEVER) where it is not."""
+        there = np.flatnonzero(self.dice >= target)
+        return (float(there[0] + 1), float(self.hours[there[0]])) if len(there) else (NEVER, NEVER)
+
+
+@dataclass(frozen=True)
+class Convergence:
+    """Medians over a group's seeds; NEVER where at least half of the seeds do not get there.
+
+    epochs, hours:             to `share` of scratch's final Dice, `target`.
+    epoch_ratio, hour_ratio:   to scratch's own; below 1 is faster. NaN where scratch itself has none.
+    reached, seeds:            how many of the seeds got there.
+    """
+
+    share: float
+    target: float
+    epochs: float
+    hours: float
+    epoch_ratio: float
+    hour_ratio: float
+    reached: int
+    seeds: int
+
+
+def convergence(arm: list[Curve], scratch: list[Curve]) -> list[Convergence]:
+    """One a share of SHARES; the target is that of the mean of scratch's final Dice over its seeds."""
+    final = float(np.mean([curve.final for curve in scratch]))
+    rows = []
+    for share in SHARES:
+        target = share * final
+        ours, theirs = ([curve.reaches(target) for curve in curves] for curves in (arm, scratch))
+        (epochs, hours), (their_epochs, their_hours) = _medians(ours), _medians(theirs)
+        reached = sum(epoch < NEVER for epoch, _ in ours)
+        ratios = _ratio(epochs, their_epochs), _ratio(hours, their_hours)
+        rows.append(Convergence(share, target, epochs, hours, *ratios, reached, len(arm)))
+    return rows
+
+
+def _medians(reached: list[tuple[float, float]]) -> tuple[float, float]:
+    """The upper one of two in the middle, so that a median with one NEVER in it is NEVER, and none is made up."""
+    return tuple(sorted(column)[len(column) // 2] for column in zip(*reached, strict=True))
+
+
+def _ratio(ours: float, theirs: float) -> float:
+    return ours / theirs if 0 < theirs < NEVER else float("nan")
+
+
+@dataclass(frozen=True)
+class Saving:
+    """To be as good as scratch with `cases` labelled cases (Dice `dice`), an arm needs `needed`.
+
+    bound: "" where `needed` was interpolated; "at most" where the arm's fewest cases are already better; "more than"
+    where its most cases are not enough.
+    """
+
+    cases: float
+    dice: float
+    needed: float
+    bound: str
+
+    @property
+    def saved(self) -> float:
+        return self.cases - self.needed
+
+    @property
+    def share(self) -> float:
+        return self.saved / self.cases
+
+
+def savings(scratch: list[tuple[float, float]], arm: list[tuple[float, float]]) -> list[Saving]:
+    """Labels saved at equal Dice, at each of scratch's budgets.
+
+    scratch, arm: (number of cases, Dice). Between an arm's budgets the Dice is linear in the logarithm of the number;
+    the first crossing counts.
+    """
+    return [Saving(cases, dice, *_needed(sorted(arm), dice)) for cases, dice in sorted(scratch)]
+
+
+def _needed(points: list[tuple[float, float]], dice: float) -> tuple[float, str]:
+    if points[0][1] >= dice:
+        return points[0][0], "" if points[0][1] == dice else "at most"
+    for (few, low), (many, high) in pairwise(points):
+        if high >= dice:
+            way = (dice - low) / (high - low)
+            return float(few * (many / few) ** way), ""
+    return points[-1][0], "more than"

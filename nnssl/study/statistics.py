@@ -1,0 +1,157 @@
+"""What a reviewer asks of a comparison: intervals, paired tests and their correction, ranks and what they differ by.
+
+Values come as [S C], seeds by cases. Cases of one subject are not independent and travel together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+LEVEL = 0.95  # of the intervals, and 1 - the error of the tests
+DRAWS = 2000
+
+
+@dataclass(frozen=True)
+class Interval:
+    """`mean` with the bounds of its interval; NaN where there is nothing to tell from."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Test:
+    """A paired comparison. `better`, `worse`: subjects. `smallest`: the least p that so many subjects can give."""
+
+    n: int
+    better: int
+    worse: int
+    p: float
+    smallest: float
+
+
+def by_subject(values: np.ndarray, subjects: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """[S C] to the sums and the numbers of values, both [S U], of the U subjects."""
+    names = sorted(set(subjects))
+    member = np.zeros((len(subjects), len(names)))
+    member[np.arange(len(subjects)), [names.index(subject) for subject in subjects]] = 1
+    there = ~np.isnan(values)
+    return np.where(there, values, 0) @ member, there.astype(float) @ member
+
+
+def replicates(values: np.ndarray, subjects: list[str], draws: int = DRAWS, seed: int = 0) -> np.ndarray:
+    """[draws] means, each with the seeds and the subjects drawn anew with replacement.
+
+    Seeds and subjects are drawn independently of each other, as rows and columns (the pigeonhole bootstrap, Owen 2007,
+    arXiv 0712.1111): a hard case is hard for every seed. With one seed only the subjects are drawn. The same `seed`
+    and shape draw alike, so that differences of replicates are paired.
+    """
+    sums, counts = by_subject(values, subjects)
+    rows, columns = sums.shape
+    if not rows or not columns or not counts.any():
+        return np.full(draws, np.nan)
+    generator = np.random.default_rng(seed)
+    of_rows = generator.multinomial(rows, [1 / rows] * rows, size=draws) if rows > 1 else np.ones((draws, 1))
+    of_columns = generator.multinomial(columns, [1 / columns] * columns, size=draws)
+    # A seed's mean first, then the mean over the drawn seeds, as `Scores.mean`.
+    weights = of_columns @ counts.T
+    means = np.divide(of_columns @ sums.T, weights, out=np.zeros_like(weights), where=weights > 0)
+    of_rows = of_rows * (weights > 0)
+    total = of_rows.sum(axis=1)
+    return np.divide((of_rows * means).sum(axis=1), total, out=np.full(draws, np.nan), where=total > 0)
+
+
+def interval(values: np.ndarray, subjects: list[str], draws: int = DRAWS, seed: int = 0) -> Interval:
+    """The mean of [S C] and its percentile interval of `LEVEL`."""
+    there = ~np.isnan(values)
+    if not there.any():
+        return Interval(np.nan, np.nan, np.nan)
+    mean = float(np.nanmean(values[there.any(axis=1)], axis=1).mean())
+    drawn = replicates(values, subjects, draws, seed)
+    low, high = np.nanquantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(mean, float(low), float(high))
+
+
+def paired_test(differences: np.ndarray, subjects: list[str], smaller_is_better: bool = False) -> Test:
+    """Wilcoxon's signed-rank test, two-sided, on [S C] paired differences.
+
+    A subject is one observation: the mean over its cases and the seeds. More seeds or frames of the same people are
+    not more people. Differences of zero are left out, as Wilcoxon did; with none left p is 1.
+    """
+    sums, counts = by_subject(differences, subjects)
+    total = counts.sum(axis=0)
+    means = (sums.sum(axis=0)[total > 0] / total[total > 0]).round(12)  # rounding noise is no difference
+    other = means[means != 0]
+    up, down = int((other > 0).sum()), int((other < 0).sum())
+    p = float(stats.wilcoxon(other).pvalue) if len(other) else 1.0
+    better, worse = (down, up) if smaller_is_better else (up, down)
+    return Test(len(means), better, worse, p, min(1.0, 2.0 ** (1 - len(means))))
+
+
+def holm(p_values: list[float]) -> list[float]:
+    """Holm's adjusted p-values (Holm 1979), which hold the family-wise error whatever the dependence.
+
+    NaN, a comparison that could not be made, stays NaN and does not count.
+    """
+    adjusted, largest = [float("nan")] * len(p_values), 0.0
+    order = sorted((p, place) for place, p in enumerate(p_values) if p == p)
+    for rank, (p, place) in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - rank) * p))
+        adjusted[place] = largest
+    return adjusted
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """means: of k arms over `blocks`, 1 is the best. `difference`: ranks farther apart differ; NaN where undefined.
+
+    groups: the arms, as indices from the best, that the test cannot tell apart; only maximal groups of two or more.
+    """
+
+    means: list[float]
+    blocks: int
+    p: float
+    difference: float
+    groups: list[list[int]]
+
+
+def ranks(scores: np.ndarray) -> Ranks:
+    """[N k] scores, larger is better, of k arms in N blocks: Friedman's test and Nemenyi's critical difference.
+
+    Demsar 2006, JMLR 7: CD = q sqrt(k (k + 1) / (6 N)), q the studentised range's quantile over sqrt(2). Ties share the
+    mean of their ranks. Rows with NaN are left out; without a second row there is no test.
+    """
+    scores = scores[~np.isnan(scores).any(axis=1)]
+    blocks, arms = scores.shape
+    if not blocks or arms < 2:
+        return Ranks([float("nan")] * arms, blocks, float("nan"), float("nan"), [])
+    means = stats.rankdata(-scores.round(12), axis=1).mean(axis=0)
+    if blocks < 2:
+        return Ranks(means.tolist(), blocks, float("nan"), float("nan"), [])
+    q = stats.studentized_range.ppf(LEVEL, arms, np.inf) / np.sqrt(2)
+    difference = float(q * np.sqrt(arms * (arms + 1) / (6 * blocks)))
+    return Ranks(means.tolist(), blocks, _friedman(scores, means), difference, _alike(means, difference))
+
+
+def _friedman(scores: np.ndarray, means: np.ndarray) -> float:
+    blocks, arms = scores.shape
+    ranked = stats.rankdata(-scores.round(12), axis=1)
+    spread = ((ranked - (arms + 1) / 2) ** 2).sum()
+    if spread == 0:
+        return 1.0  # all tied
+    statistic = (arms - 1) * blocks**2 * ((means - (arms + 1) / 2) ** 2).sum() / spread
+    return float(stats.chi2.sf(statistic, arms - 1))
+
+
+def _alike(means: np.ndarray, difference: float) -> list[list[int]]:
+    order = np.argsort(means, kind="stable")
+    found: list[list[int]] = []
+    for start in range(len(order)):
+        group = [int(arm) for arm in order[start:] if means[arm] - means[order[start]] <= difference]
+        if len(group) > 1 and not (found and set(group) <= set(found[-1])):
+            found.append(group)
+    return found

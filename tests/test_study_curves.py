@@ -1,0 +1,79 @@
+"""Convergence and data efficiency on curves whose answers are known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from nnssl.study import curves
+from nnssl.study.curves import NEVER, Curve
+
+
+def line(values: list[float], seconds: float = 36.0) -> Curve:
+    """A curve as it is, not smoothed."""
+    return Curve(np.array(values), np.arange(1, len(values) + 1) * seconds / 3600)
+
+
+def test_smoothing_is_nnunets(tmp_path):
+    from nnunetv2.training.logging.nnunet_logger import MetaLogger
+
+    logger, values = MetaLogger(tmp_path, resume=False), [0.1, 0.5, 0.3, 0.8, 0.75]
+    for epoch, value in enumerate(values):
+        logger.log("mean_fg_dice", value, epoch)
+    assert curves.smooth(values) == pytest.approx(logger.get_value("ema_fg_dice", None))
+
+
+def test_a_curve_counts_hours_and_bridges_epochs_without_a_dice():
+    rows = [{"epoch": e, "dice": d, "seconds": 1800} for e, d in enumerate([None, 0.4, None, 0.4])]
+    made = Curve.of(rows)
+    assert made.hours.tolist() == [0.5, 1.0, 1.5, 2.0]
+    assert made.dice == pytest.approx(curves.smooth([0.0, 0.4, 0.4, 0.4]))
+
+
+def test_twice_as_fast_is_half_the_epochs():
+    """Dice 1 - exp(-epoch / t) reaches a share of its end after t log(1 / (1 - share)) epochs."""
+    epochs = np.arange(1, 1001)
+    slow, fast = (line(list(1 - np.exp(-epochs / t))) for t in (100, 50))
+    for share, row in zip(curves.SHARES, curves.convergence([fast], [slow]), strict=True):
+        assert row.epochs == np.ceil(-50 * np.log(1 - share * slow.final))
+        assert row.hours == pytest.approx(row.epochs / 100)
+        assert row.epoch_ratio == row.hour_ratio == pytest.approx(0.5, abs=0.01)
+        assert (row.reached, row.seeds) == (1, 1)
+
+
+def test_hours_count_the_arms_own_epochs():
+    scratch, arm = line([0.5, 0.9, 1.0]), line([0.5, 0.9, 1.0], seconds=72)
+    row = curves.convergence([arm], [scratch])[0]
+    assert (row.epoch_ratio, row.hour_ratio) == (1.0, pytest.approx(2.0))
+
+
+def test_what_is_not_reached_is_never_and_is_counted():
+    scratch, weak, strong = line([0.5, 1.0]), line([0.5, 0.6]), line([1.0, 1.0])
+    row = curves.convergence([weak, strong], [scratch])[0]
+    assert (row.epochs, row.hours, row.reached, row.seeds) == (NEVER, NEVER, 1, 2)
+    assert row.epoch_ratio == NEVER
+    assert curves.convergence([weak, strong, strong], [scratch])[0].epochs == 1.0
+
+
+def test_labels_saved_are_read_off_the_curve():
+    scratch = [(2, 0.4), (8, 0.6), (32, 0.8)]
+    arm = [(2, 0.6), (8, 0.8), (32, 0.9)]
+    few, middle, many = curves.savings(scratch, arm)
+    assert (few.needed, few.bound) == (2, "at most")
+    assert (middle.needed, middle.bound, middle.saved) == (2, "", 6)
+    assert (many.needed, many.share, many.bound) == (pytest.approx(8), pytest.approx(0.75), "")
+
+
+def test_between_budgets_the_dice_is_linear_in_the_logarithm():
+    (row,) = curves.savings([(16, 0.7)], [(1, 0.5), (16, 0.9)])
+    assert row.needed == pytest.approx(4)
+
+
+def test_a_worse_arm_needs_more_than_there_is():
+    (row,) = curves.savings([(32, 0.8)], [(2, 0.3), (32, 0.7)])
+    assert (row.needed, row.bound) == (32, "more than")
+
+
+def test_scratch_saves_nothing_against_itself():
+    points = [(2, 0.4), (8, 0.6), (32, 0.8)]
+    assert [row.saved for row in curves.savings(points, points)] == pytest.approx([0, 0, 0])
