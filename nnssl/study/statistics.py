@@ -6,6 +6,7 @@ Values come as [S C], seeds by cases. Cases of one subject are not independent a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from scipy import stats
@@ -54,15 +55,21 @@ def replicates(values: np.ndarray, subjects: list[str], draws: int = DRAWS, seed
     rows, columns = sums.shape
     if not rows or not columns or not counts.any():
         return np.full(draws, np.nan)
-    generator = np.random.default_rng(seed)
-    of_rows = generator.multinomial(rows, [1 / rows] * rows, size=draws) if rows > 1 else np.ones((draws, 1))
-    of_columns = generator.multinomial(columns, [1 / columns] * columns, size=draws)
+    of_rows, of_columns = _drawn(rows, columns, draws, seed)
     # A seed's mean first, then the mean over the drawn seeds, as `Scores.mean`.
     weights = of_columns @ counts.T
     means = np.divide(of_columns @ sums.T, weights, out=np.zeros_like(weights), where=weights > 0)
     of_rows = of_rows * (weights > 0)
     total = of_rows.sum(axis=1)
     return np.divide((of_rows * means).sum(axis=1), total, out=np.full(draws, np.nan), where=total > 0)
+
+
+@lru_cache(maxsize=32)
+def _drawn(rows: int, columns: int, draws: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """How often each row and each column is drawn, [draws rows] and [draws columns]. Not to be written to."""
+    generator = np.random.default_rng(seed)
+    of_rows = generator.multinomial(rows, [1 / rows] * rows, size=draws) if rows > 1 else np.ones((draws, 1))
+    return of_rows, generator.multinomial(columns, [1 / columns] * columns, size=draws).astype(float)
 
 
 def interval(values: np.ndarray, subjects: list[str], draws: int = DRAWS, seed: int = 0) -> Interval:

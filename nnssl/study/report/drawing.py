@@ -1,0 +1,60 @@
+"""How the report's figures look: sizes for a laptop's width, one colour an arm everywhere, the same file every time."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+from nnssl.study.results import BASELINE
+
+WIDTH = 10.5  # inches: 1008 pixels on a page, so that 9 points are read as 9 points
+ACROSS = 3  # panels
+GREY = "#6b6b6b"
+# Okabe and Ito's, which colour-blind readers can tell apart, then further ones.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c564b", "#17becf", "#7f3fbf", "#4d4d00")
+MARKERS = "osD^vP*Xph"
+
+
+def style(arms: Sequence[str]) -> dict[str, dict]:
+    """Colour and marker of each arm; scratch is grey."""
+    others = [arm for arm in arms if arm != BASELINE]
+    look = {
+        arm: {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)]}
+        for place, arm in enumerate(others)
+    }
+    return {BASELINE: {"color": GREY, "marker": "s"}, **look}
+
+
+def figure(width: float, height: float):
+    from matplotlib.figure import Figure  # the object interface: no window, no global state
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def panels(count: int, height: float = 2.9, across: int = ACROSS):
+    """A figure and the axes of `count` panels, `across` in a row."""
+    across = min(across, count)
+    rows = -(-count // across)
+    made = figure(WIDTH * (0.6 if across == 1 else 1), height * rows + 0.5)
+    grid = made.subplots(rows, across, squeeze=False)
+    for axes in grid.flat[count:]:
+        axes.set_visible(False)
+    for axes in grid.flat[:count]:
+        axes.tick_params(labelsize=9)
+        axes.spines[["top", "right"]].set_visible(False)
+    return made, list(grid.flat[:count])
+
+
+def legend(made, handles: dict) -> None:
+    """One for the whole figure, below it."""
+    made.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(6, len(handles)), fontsize=9)
+
+
+def svg(made) -> str:
+    """The figure as SVG, the same text for the same figure."""
+    from matplotlib import rc_context
+
+    out = io.StringIO()
+    with rc_context({"svg.hashsalt": "nnssl", "svg.fonttype": "none", "font.size": 9}):
+        made.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+    return out.getvalue()

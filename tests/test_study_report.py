@@ -1,0 +1,262 @@
+"""The report: its numbers by hand, its files from rows in any order, its page in a real browser."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+import re
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import made_results
+import numpy as np
+import pytest
+from made_results import case_row, run_row
+
+from nnssl import files
+from nnssl.study.report import build, efficiency, reuse, scores
+from nnssl.study.report.tables import Table
+from nnssl.study.results import Group, Results, ResultsError
+from nnssl.study.statistics import Interval
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+SMALL = {"arms": ("scratch", "smit"), "budgets": (2, "all"), "seeds": 2, "cases": 6, "epochs": 5}
+
+
+def written(folder: Path, rows: list[dict]) -> Path:
+    files.write_json_lines(folder / "results.jsonl", rows)
+    return build.write(folder / "results.jsonl", folder / "report")
+
+
+def read_csv(path: Path) -> list[dict]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def by_hand() -> list[dict]:
+    """Two arms, one budget, two seeds, two cases, two labels; one label is in neither prediction nor truth."""
+    made = []
+    for arm, seed, dice in (
+        ("scratch", 0, {"a": (0.4, 0.6), "b": (0.8, None)}),
+        ("scratch", 1, {"a": (0.2, 0.4), "b": (0.6, None)}),
+        ("smit", 0, {"a": (0.6, 0.8), "b": (0.9, None)}),
+        ("smit", 1, {"a": (0.6, 0.6), "b": (0.9, None)}),
+    ):
+        run = f"t__{arm}__2__{seed}"
+        made.append(run_row(run, "t", arm, 2, seed, cases=2))
+        for case, values in dice.items():
+            made += [case_row(run, case, f"label {n}", value) for n, value in enumerate(values)]
+    return made
+
+
+def test_scores_by_hand():
+    results = Results(by_hand())
+    scratch = results.scores(Group("t", "scratch", 2), "dice")
+    assert scratch.values.tolist() == [[0.5, 0.8], [pytest.approx(0.3), 0.6]]
+    assert scratch.mean == pytest.approx((0.65 + 0.45) / 2)
+    second = results.scores(Group("t", "scratch", 2), "dice", "label 1")
+    assert second.mean == pytest.approx(0.5)
+    (compared,) = scores.compare(results)
+    assert compared.difference.mean == pytest.approx(np.mean([[0.2, 0.1], [0.3, 0.3]]))
+    assert (compared.test.n, compared.test.better, compared.test.p) == (2, 2, 0.5)
+    assert scores.measures(results) == ["dice"]
+
+
+def test_only_seeds_and_cases_that_both_have_are_compared():
+    rows = [row for row in by_hand() if row.get("run") != "t__smit__2__1"]
+    (compared,) = scores.compare(Results(rows))
+    assert compared.difference.mean == pytest.approx(0.15)
+
+
+def test_subjects_are_one_observation():
+    rows = [{**row, "subject": "one"} if row["kind"] == "case" else row for row in by_hand()]
+    (compared,) = scores.compare(Results(rows))
+    assert (compared.test.n, compared.test.better) == (1, 1)
+
+
+def test_correction_is_over_all_comparisons_of_a_measure():
+    compared = scores.compare(Results(made_results.rows(reuse_too=False)))
+    for measure in ("dice", "hd95"):
+        family = [c for c in compared if c.measure == measure]
+        assert len(family) == 2 * 4 * 4
+        smallest = min(family, key=lambda c: c.test.p)
+        assert smallest.adjusted == pytest.approx(min(1, 32 * smallest.test.p))
+    smit = next(c for c in compared if c.group == Group("organs", "smit", 2) and c.measure == "hd95")
+    assert smit.difference.mean < 0
+    assert smit.test.better == 12
+
+
+def test_ranks_are_over_tasks_and_of_complete_arms():
+    rows = made_results.rows(reuse_too=False)
+    ranking = scores.rank(Results(rows))
+    assert ranking.arms == list(made_results.ARMS)
+    assert dict(zip(ranking.arms, ranking.overall.means, strict=True)) == {
+        "smit": 1, "simmim": 2, "dino": 3, "scratch": 4, "rotation": 5,
+    }  # fmt: skip
+    assert ranking.overall.blocks == 2
+    assert ranking.overall.groups == [[1, 2, 3, 0, 4]]  # two tasks can tell nothing
+    without = [row for row in rows if row.get("run", "") != "hippocampus__dino__2__0"]
+    without = [r for r in without if not r.get("run", "").startswith("hippocampus__dino__2__")]
+    ranking = scores.rank(Results(without))
+    assert "dino" not in ranking.arms
+    assert "Left out" in scores.ranks(ranking).note
+
+
+def test_the_drop_to_another_modality():
+    results = Results(made_results.rows(reuse_too=False))
+    rows = {(row[0], row[2]): row for row in efficiency.modality(results).rows}
+    smit, scratch = rows[("smit", "2")], rows[("scratch", "2")]
+    assert smit[1] == "CT to MR"
+    gains = [results.scores(Group(t, "smit", 2), "dice").mean - results.scores(Group(t, "scratch", 2), "dice").mean
+             for t in ("organs", "hippocampus")]  # fmt: skip
+    assert [smit[6].mean, smit[7].mean] == pytest.approx(gains)
+    assert smit[8].mean == pytest.approx(gains[0] - gains[1])
+    assert smit[8].low > 0  # the made gain is halved in MR
+    assert smit[5] == pytest.approx(smit[3] - smit[4])
+    assert scratch[6:] == [None] * 3
+
+
+def test_without_modalities_there_is_no_such_section(tmp_path):
+    rows = made_results.rows(**SMALL, tasks={"organs": "CT"})
+    page = written(tmp_path, rows).read_text()
+    assert "Modalities" not in page
+    assert not (tmp_path / "report" / "tables" / "modality.csv").exists()
+
+
+def test_heat_maps_are_means_over_the_seeds():
+    row = {"kind": "cka", "task": "t", "first": "a pretrained", "second": "a 2", "rows": ["patch embedding"],
+           "columns": ["patch embedding", "stage 1 block 1"], "volumes": 5}  # fmt: skip
+    runs = [run_row("t__a__2__0", "t", "a", 2, 0)]
+    two = [{**row, "seed": 0, "values": [[0.2, None]]}, {**row, "seed": 1, "values": [[0.4, 0.5]]}]
+    (pair,) = reuse.pairs(Results([*runs, *two]))
+    assert pair.values[0, 0] == pytest.approx(0.3)
+    assert np.isnan(pair.values[0, 1])
+    assert pair.same() == {"patch embedding": pytest.approx(0.3)}
+    assert (pair.seeds, pair.volumes) == (2, 10)
+
+
+def test_any_order_and_any_repetition_of_rows_gives_the_same_files(tmp_path):
+    """A study that was killed and started again writes rows once more, and in another order."""
+    rows = made_results.rows(**SMALL)
+    again = [*rows, *rows[:200]]
+    random.Random(0).shuffle(again)
+    failed = {**next(row for row in rows if row["kind"] == "run"), "state": "failed", "reason": "killed"}
+    for folder, content in ((tmp_path / "a", rows), (tmp_path / "b", [failed, *again])):
+        folder.mkdir()
+        written(folder, content)
+    made = [sorted(p.relative_to(tmp_path / n) for p in (tmp_path / n / "report").rglob("*.*")) for n in ("a", "b")]
+    assert made[0] == made[1]
+    assert len([path for path in made[0] if path.suffix == ".svg"]) >= 8
+    differing = [
+        path for path in made[0] if (tmp_path / "a" / path).read_bytes() != (tmp_path / "b" / path).read_bytes()
+    ]
+    assert differing == []
+
+
+def test_a_row_cut_short_by_a_kill_is_left_out(tmp_path):
+    written(tmp_path, made_results.rows(**SMALL))
+    before = (tmp_path / "report" / "report.html").read_text()
+    with (tmp_path / "results.jsonl").open("a") as file:
+        file.write('{"kind": "case", "run": "organs__scr')
+    build.write(tmp_path / "results.jsonl", tmp_path / "report")
+    assert (tmp_path / "report" / "report.html").read_text() == before
+
+
+def test_what_is_missing_is_said_first(tmp_path):
+    rows = made_results.rows(**SMALL, tasks={"organs": "CT"})
+    for row in rows:
+        if row["kind"] == "run" and row["run"] == "organs__smit__2__1":
+            row.update(state="failed", reason="CUDA out of memory <twice>")
+        if row["kind"] == "run" and row["run"].startswith("organs__scratch__all"):
+            row.update(state="missing", reason=None)
+    page = written(tmp_path, rows).read_text()
+    first = page[: page.index("<section")]
+    assert "organs__smit__2__1: failed (CUDA out of memory &lt;twice&gt;)" in first
+    assert "organs, budget all: no finished run of scratch" in first
+    assert "only one finished seed" in first
+    assert "5 of 8 runs are finished" in first
+
+
+def test_a_study_without_a_finished_run_still_has_a_page(tmp_path):
+    rows = [{**run_row("t__scratch__2__0", "t", "scratch", 2, 0), "state": "missing"}]
+    assert "0 of 1 runs are finished" in written(tmp_path, rows).read_text()
+
+
+def test_files_of_something_else_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nnssl_study run"):
+        build.write(tmp_path / "results.jsonl", tmp_path)
+    with pytest.raises(ResultsError, match=r"row 1 .* kind 'loss'; known: study, run"):
+        Results([{"kind": "loss"}])
+    with pytest.raises(ResultsError, match="a case, lacks run, label"):
+        Results([{"kind": "case", "case": "a"}])
+
+
+def test_tables_as_csv(tmp_path):
+    table = Table("t", "T", "", ["arm", "Dice", "p"], [["a", Interval(0.5, 0.4, 0.6), 0.01], ["b", None, float("nan")]])
+    rows = read_csv(table.write(tmp_path))
+    assert rows[0] == {"arm": "a", "Dice": "0.5", "Dice low": "0.4", "Dice high": "0.6", "p": "0.01"}
+    assert rows[1] == {"arm": "b", "Dice": "", "Dice low": "", "Dice high": "", "p": ""}
+
+
+def test_five_hundred_runs_in_time(tmp_path):
+    """The issue's 30 s are meant for an idle core; of a shared one only the time on it counts."""
+    rows = made_results.rows(budgets=(2, 3, 5, 7, 10, 15, 20, 30, 40, "all"), seeds=5, cases=10, epochs=50)
+    assert sum(row["kind"] == "run" for row in rows) == 500
+    files.write_json_lines(tmp_path / "results.jsonl", rows)
+    before = time.process_time()
+    build.write(tmp_path / "results.jsonl", tmp_path / "report")
+    assert time.process_time() - before < 30
+
+
+def test_the_page_asks_for_nothing_from_elsewhere(tmp_path):
+    page = written(tmp_path, made_results.rows(**SMALL)).read_text()
+    assert set(re.findall(r"""(?:src|href)="(data:image/svg|#)?""", page)) == {"data:image/svg", "#"}
+    assert not re.search(r"url\(|@import|https?:", re.sub(r"base64,[^\"]+", "", page))
+    assert "default-src 'none'" in page
+
+
+ASK = """
+<script>
+function column(table, n) { return Array.from(table.tBodies[0].rows).map(r => r.cells[n].textContent); }
+window.addEventListener("load", function () {
+  var answer = {}, table = document.getElementById("table-scores");
+  var dice = Array.from(table.tHead.rows[0].cells).findIndex(c => c.textContent === "Dice");
+  var button = table.tHead.rows[0].cells[dice].querySelector("button");
+  answer.before = column(table, dice);
+  button.click(); answer.up = column(table, dice);
+  answer.sort = table.tHead.rows[0].cells[dice].getAttribute("aria-sort");
+  button.click(); answer.down = column(table, dice);
+  table.tHead.rows[0].cells[1].querySelector("button").click(); answer.budgets = column(table, 1);
+  answer.width = [document.documentElement.scrollWidth, window.innerWidth];
+  answer.images = Array.from(document.images).map(i => [i.naturalWidth, i.getBoundingClientRect().width]);
+  answer.requests = performance.getEntriesByType("resource").map(r => r.name).filter(n => !n.startsWith("data:"));
+  document.body.innerHTML = "<pre>ANSWER" + JSON.stringify(answer) + "ANSWER</pre>";
+});
+</script>
+"""
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome on this machine")
+def test_in_a_browser_tables_sort_and_figures_are_readable_at_a_laptops_width(tmp_path):
+    page = written(tmp_path, made_results.rows(**SMALL))
+    asking = tmp_path / "asking.html"
+    asking.write_text(page.read_text().replace("</body>", f"{ASK}</body>"))
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1366,768", "--dump-dom"]
+    command += [f"--user-data-dir={tmp_path}/u", "--host-resolver-rules=MAP * ~NOTFOUND", "--virtual-time-budget=5000"]
+    done = subprocess.run([*command, asking.as_uri()], capture_output=True, text=True, timeout=120, check=True)
+    answer = json.loads(done.stdout.split("ANSWER")[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
+    assert len(answer["before"]) == 8
+    assert answer["up"] == sorted(answer["before"], key=lambda text: float(text.split()[0]))
+    assert answer["up"] != answer["before"]
+    assert answer["down"] == answer["up"][::-1]
+    assert answer["sort"] == "ascending"
+    assert answer["budgets"] == ["2"] * 4 + ["all"] * 4
+    width, window = answer["width"]
+    assert width <= window <= 1366
+    assert answer["requests"] == []
+    assert len(answer["images"]) >= 8
+    for natural, shown in answer["images"]:
+        assert 0.85 * natural <= shown <= natural  # text of 9 points stays one of 8 or more
