@@ -54,7 +54,7 @@ setup(
     ],
     extras_require={
         # Oracles and tools of the tests, never imported by the package.
-        "test": ["pytest", "monai>=1.6", "lightly", "timm", "setuptools>=70.1", "submitit"],
+        "test": ["pytest", "monai>=1.6", "lightly", "timm", "scikit-learn", "setuptools>=70.1", "submitit"],
         "tensorboard": ["tensorboard"],
         "slurm": ["submitit"],
     },
