@@ -20,7 +20,7 @@ def parser() -> argparse.ArgumentParser:
         + "\n".join(f"  {step:8}{text}" for step, text in STEPS.items()),
     )  # fmt: skip
     made.add_argument("step", choices=STEPS, metavar="STEP", help=f"one of {', '.join(STEPS)}")
-    made.add_argument("description", metavar="STUDY.YAML", type=Path)
+    made.add_argument("description", metavar="STUDY.YAML", type=Path, help="the description")
     run = made.add_argument_group("run")
     run.add_argument("--dry-run", action="store_true", help="only say what would be done and what it costs")
     run.add_argument("--executor", choices=("local", "slurm"), default="local", help="default: %(default)s")
