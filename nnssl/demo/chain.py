@@ -12,13 +12,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from nnssl import hook
-from nnssl.commands import Command
 from nnssl.data import phantoms
 
 DATASET, NAME, PLANS, CONFIGURATION = "901", "Dataset901_Phantoms", "nnsslDemoPlans", "3d_fullres"
 TRAINERS = {"from the checkpoint": "SwinSSLTrainer", "from scratch": "SwinScratchTrainer"}
 LABELLED_SEEDS, UNSEEN_SEEDS = 1000, 2000  # the first seed of each part: no phantom is in two
 SPACING = ("5", "6", "6")  # mm, about the phantoms' own: at a finer one, small crops show no anatomy
+
+Command = list[str]
 
 
 @dataclass(frozen=True)
