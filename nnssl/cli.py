@@ -76,6 +76,7 @@ def plan() -> int:
     options = vars(asked)
     recipe = {name: options.pop(name) for name in Recipe.__dataclass_fields__ if name in options}
     options["patch"] = tuple(options["patch"]) if options["patch"] else None
+    options["spacing"] = _spacing(options["spacing"])
     request = Request(**options, recipe=recipe)
     return _report_errors(lambda: print(describe(derive(request), request)))
 
@@ -133,14 +134,6 @@ def doctor() -> int:
     report = examine()
     print(describe(report))
     return EXIT_ERROR if report.wrong else 0
-
-
-def study() -> int:
-    """nnssl_study: a comparison of pretrained starts, from one description to its results."""
-    from nnssl.study import command
-
-    asked = command.parser().parse_args()
-    return _report_errors(lambda: command.do(asked))
 
 
 def _report_errors(work: Callable[[], object]) -> int:
@@ -245,11 +238,20 @@ def _convert_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _spacing(words: list[str]) -> str | tuple[float, ...]:
+    """`--spacing dataset`, `--spacing pretraining` or `--spacing Z Y X`."""
+    try:
+        return tuple(float(word) for word in words)
+    except ValueError:
+        return " ".join(words)
+
+
 def _plan_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="nnssl_plan",
         description="Plans for nnU-Net that name our network, the pretrained checkpoint with its hash, and the recipe. "
-        "They share the data that nnUNetv2_plan_and_preprocess has made. Train with: nnUNetv2_train ... -p NAME.",
+        "Patch and batch size are planned for this network's memory. They share the data of nnU-Net's own plans where "
+        "both would preprocess the same. Train with: nnUNetv2_train ... -p NAME.",
     )
     add = parser.add_argument
     add("-d", dest="dataset", metavar="ID", required=True, help="dataset ID or name, as nnU-Net's -d")
@@ -257,8 +259,12 @@ def _plan_parser() -> argparse.ArgumentParser:
         help="checkpoint_final.pth of nnssl_pretrain; default: $nnssl_checkpoint or the only one")  # fmt: skip
     add("-a", dest="preset", metavar="PRESET",
         help="no checkpoint but an encoder of this size, for SwinScratchTrainer")  # fmt: skip
-    add("-p", dest="base", metavar="PLANS", default="nnUNetPlans", help="the plans to derive from")
-    add("--name", default="nnsslPlans", help="name of the new plans; default: %(default)s")
+    add("-gpu_memory_target", metavar="GB", type=float, help="GPU memory that a training may take; default: 8")
+    add("--spacing", nargs="+", metavar="MM", default=["dataset"],
+        help="dataset (nnU-Net's choice, default), pretraining (the checkpoint's), or Z Y X in mm")  # fmt: skip
+    add("-p", dest="base", metavar="PLANS",
+        help="take spacing, patch and batch size from these plans, such as nnUNetPlans")  # fmt: skip
+    add("--name", default="nnUNetSwinPlans", help="name of the new plans; default: %(default)s")
     add("--decoder", default="swinunetr", help="swinunetr (default) or light")
     add("--patch", nargs="+", type=int, metavar="N", help="patch size Z Y X, or Y X for 2d")
     add("--batch-size", type=int, metavar="B")

@@ -1,26 +1,26 @@
-"""`nnssl_plan`: a plans file that names our network, the checkpoint and the recipe, and shares the preprocessed data.
+"""`nnssl_plan`: a plans file that names our network, the checkpoint and the recipe.
 
-It is derived from plans that nnU-Net has made (`nnUNetv2_plan_and_preprocess`): spacing, normalisation, patch and
-batch size stay, and so does each configuration's `data_identifier`, so that nothing is preprocessed again.
+Patch and batch are planned anew for this network (`nnssl.plans.planner`), or taken from plans that nnU-Net has made
+(`-p`). Preprocessed data are shared with nnU-Net's own plans wherever both would preprocess the same.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nnssl import checkpoint, files
+from nnssl import files
 from nnssl.encoder.presets import preset
-from nnssl.encoder.swin import SwinConfig
-from nnssl.network import origin
 from nnssl.network.decoders import DECODERS
-from nnssl.network.planned import INFO, RECIPE, Recipe, architecture, is_ours
-from nnssl.types import HUPolicy, Shape
+from nnssl.network.planned import BASE, INFO, NAME, PLANNED, RECIPE, Recipe, architecture, is_ours
+from nnssl.types import Shape, Spacing
 
-NAME, BASE = "nnsslPlans", "nnUNetPlans"
-PREPROCESSED = "nnUNet_preprocessed"
+RAW, PREPROCESSED = "nnUNet_raw", "nnUNet_preprocessed"
+DATASET, PRETRAINING = "dataset", "pretraining"  # whose spacing
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,9 @@ class Request:
 
     dataset: str | int  # 501 or Dataset501_Name
     name: str = NAME  # of the new plans: nnUNetv2_train ... -p NAME
-    base: str = BASE  # plans made by nnU-Net
+    base: str | None = None  # plans made by nnU-Net, to take patch, batch size and spacing from; None: plan them
+    gpu_memory_target: float | None = None  # GB; None: nnU-Net's 8
+    spacing: str | Spacing = DATASET  # or PRETRAINING, or mm (z y x as read)
     checkpoint: Path | None = None  # None: the variable nnssl_checkpoint, or the only one there is
     preset: str | None = None  # in the place of a checkpoint, for SwinScratchTrainer
     decoder: str = "swinunetr"
@@ -43,20 +45,45 @@ def derive(request: Request) -> Path:
 
     Raises ValueError (NoCheckpointError, CheckpointError) and FileNotFoundError, each saying what to type.
     """
+    from nnssl.plans.planner import Start
+
     _check(request)
+    recipe = Recipe(**_numbers(request.recipe))
     folder = _dataset_folder(request.dataset)
-    plans = _base_plans(folder, request)
-    encoder, hu = _encoder(request, plans)
+    path = files.inside(folder, f"{request.name}.json")
+    base = _base_plans(folder, request) if request.base else None
+    start = Start(preset(request.preset)) if request.preset else Start.of(request.checkpoint)
+    _refuse_to_overwrite(path)
+    plans = base or _planned(request, folder, start)
     plans["plans_name"] = request.name
-    plans[RECIPE] = Recipe(**_numbers(request.recipe)).to_dict()
+    plans[RECIPE] = recipe.to_dict()
+    if start.info:
+        plans[INFO] = start.info
     for configuration in plans["configurations"].values():
         if "architecture" in configuration:  # else inherited, as the cascade's
             _resize(configuration, request)
-            configuration["architecture"] = architecture(plans, configuration, encoder, request.decoder, hu)
-    path = files.inside(folder, f"{request.name}.json")
-    _refuse_to_overwrite(path)
+            configuration["architecture"] = architecture(plans, configuration, start.encoder, request.decoder, start.hu)
+    plans[PLANNED] = {
+        "from": request.base or "the dataset's fingerprint",
+        "gpu_memory_target_gb": None if request.base else _target(request),
+        "spacing": None if request.base else request.spacing,
+        "checkpoint_fits": fitting(plans) if start.info else [],
+    }
     files.write_json(path, plans)
     return path
+
+
+def fitting(plans: dict) -> list[str]:
+    """The configurations that the checkpoint fits: it is 2D or 3D, the plans are both."""
+    configurations = plans["configurations"]
+    wanted = len(plans[INFO]["pt_used_patchsize"])
+
+    def dims(configuration: dict) -> int:
+        while "patch_size" not in configuration:
+            configuration = configurations[configuration["inherits_from"]]
+        return len(configuration["patch_size"])
+
+    return [name for name, configuration in configurations.items() if dims(configuration) == wanted]
 
 
 def describe(path: Path, request: Request) -> str:
@@ -64,22 +91,36 @@ def describe(path: Path, request: Request) -> str:
     plans = files.read_json(path)
     info = plans.get(INFO)
     start = f"checkpoint {info['checkpoint_path']} (sha256 {info['sha256'][:12]})" if info else "no checkpoint"
-    trainer = "SwinSSLTrainer" if info else "SwinScratchTrainer"
+    fits = plans[PLANNED]["checkpoint_fits"] if info else list(plans["configurations"])
+    trainer = "SwinSSLTrainer" if info and fits else "SwinScratchTrainer"
     recipe = ", ".join(f"{key} {value}" for key, value in plans[RECIPE].items() if value is not None)
     lines = [f"{path}\n  {start}\n  decoder {request.decoder}; {recipe}"]
+    missing = []
     for name, configuration in plans["configurations"].items():
-        if "architecture" in configuration:
-            lines.append(f"  {name}: patch {configuration['patch_size']}, batch {configuration['batch_size']}")
-    lines.append(f"Train with: nnUNetv2_train {request.dataset} {_example(plans)} 0 -tr {trainer} -p {request.name}")
+        if "architecture" not in configuration:
+            continue
+        data = path.parent / configuration["data_identifier"]
+        missing += [] if data.is_dir() else [name]
+        lines.append(
+            f"  {name}: patch {_by(configuration['patch_size'])}, batch {configuration['batch_size']}, spacing "
+            f"{_by(configuration['spacing'])}, data {data.name}{_strides(configuration)}"
+            + ("" if name in fits else " (the checkpoint does not fit: SwinScratchTrainer only)")
+        )
+    if missing:
+        which = f"-plans_name {request.name} -c {' '.join(missing)}"
+        lines.append(f"Preprocess: nnUNetv2_preprocess -d {request.dataset} {which}")
+    first = next(name for name in ("3d_fullres", *fits, *plans["configurations"]) if name in fits or not fits)
+    lines.append(f"Train with: nnUNetv2_train {request.dataset} {first} 0 -tr {trainer} -p {request.name}")
     return "\n".join(lines)
 
 
-def _example(plans: dict) -> str:
-    """A configuration that the checkpoint fits: it is 2D or 3D, the plans are both."""
-    dims = {name: len(c["patch_size"]) for name, c in plans["configurations"].items() if "patch_size" in c}
-    wanted = len(plans.get(INFO, {}).get("pt_used_patchsize", (1, 1, 1)))
-    fitting = [name for name in ("3d_fullres", "2d", *dims) if dims.get(name) == wanted]
-    return (fitting or list(dims))[0]
+def _strides(configuration: dict) -> str:
+    steps = configuration["architecture"]["arch_kwargs"]["encoder"]["steps"]
+    return f", steps {' '.join('x'.join(map(str, step)) for step in steps)} (as read)" if steps else ""
+
+
+def _by(numbers: list) -> str:
+    return " x ".join(f"{number:g}" for number in numbers)
 
 
 def _check(request: Request) -> None:
@@ -92,8 +133,31 @@ def _check(request: Request) -> None:
             f"plans are named by letters, digits, - and single _, got {request.name!r}: nnU-Net joins trainer, plans "
             "and configuration by __ into a folder's name"
         )
-    if request.name == request.base:
-        raise ValueError(f"--name {request.name} would overwrite the plans it is derived from; choose another")
+    if request.name in (request.base, BASE):
+        raise ValueError(f"--name {request.name} would overwrite the plans that nnU-Net has made; choose another")
+    if request.base and (request.gpu_memory_target or request.spacing != DATASET):
+        raise ValueError(
+            f"-p {request.base} takes patch, batch size and spacing from these plans; leave out -p to plan them by "
+            "-gpu_memory_target and --spacing"
+        )
+    if not _target(request) > 0:
+        raise ValueError(f"-gpu_memory_target is in GB and positive, got {request.gpu_memory_target:g}")
+    _check_spacing(request)
+
+
+def _check_spacing(request: Request) -> None:
+    spacing = request.spacing
+    if isinstance(spacing, str):
+        if spacing not in (DATASET, PRETRAINING):
+            raise ValueError(f"--spacing is {DATASET}, {PRETRAINING}, or three numbers Z Y X in mm; got {spacing!r}")
+        if spacing == PRETRAINING and request.preset:
+            raise ValueError(f"--spacing {PRETRAINING} is that of a checkpoint; -a names a preset that has none")
+    elif len(spacing) != 3 or not all(mm > 0 for mm in spacing):
+        raise ValueError(f"--spacing takes three positive numbers Z Y X in mm, got {spacing}")
+
+
+def _target(request: Request) -> float:
+    return 8.0 if request.gpu_memory_target is None else request.gpu_memory_target
 
 
 def _dataset_folder(dataset: str | int) -> Path:
@@ -119,15 +183,34 @@ def _base_plans(folder: Path, request: Request) -> dict:
     return plans
 
 
-def _encoder(request: Request, plans: dict) -> tuple[SwinConfig, HUPolicy | None]:
-    """Encoder and intensities of the checkpoint, which is written into `plans`; or of the preset asked for."""
-    if request.preset:
-        return preset(request.preset), None
-    named = {"checkpoint_path": str(request.checkpoint)} if request.checkpoint else {}
-    choice = origin.demand(origin.choose(named, "nnssl_plan -c"))
-    loaded = checkpoint.load(choice.path)
-    plans[INFO] = origin.pretrain_info(choice, loaded)
-    return loaded.encoder_config, loaded.hu
+def _planned(request: Request, folder: Path, start) -> dict:
+    """Plans by our planner, which are not written yet; the dataset's fingerprint is taken first where it is missing."""
+    raw = Path(os.environ.get(RAW, f"${RAW}"), folder.name)
+    if not (raw / "dataset.json").is_file():
+        raise FileNotFoundError(
+            f"no raw dataset at {raw}, which planning needs. Set {RAW}, or take patch and batch size from plans that "
+            f"nnU-Net has made: nnssl_plan -d {request.dataset} -p {BASE}"
+        )
+    from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
+
+    from nnssl.plans.planner import SwinPlanner
+
+    DatasetFingerprintExtractor(folder.name).run(overwrite_existing=False)
+    pretraining = (start.info or {}).get("spacing")
+    if request.spacing == PRETRAINING and not pretraining:
+        raise ValueError("the checkpoint does not say what spacing it was pretrained at: give --spacing Z Y X in mm")
+    named = {DATASET: None, PRETRAINING: pretraining}
+    chosen = named[request.spacing] if isinstance(request.spacing, str) else request.spacing
+    with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net prints each plan as a dictionary
+        return SwinPlanner(
+            folder.name,
+            _target(request),
+            plans_name=request.name,
+            overwrite_target_spacing=chosen and [float(mm) for mm in chosen],
+            start=start,
+            decoder=request.decoder,
+            patch=request.patch,
+        ).plan_experiment()
 
 
 def _numbers(asked: dict) -> dict:

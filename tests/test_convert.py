@@ -112,7 +112,8 @@ def test_all_configurations_of_a_dataset_can_be_planned_with_smit(call, nnunet_e
     path = call(made.smit(window=2).published())[3]
     folder = nnunet_env["nnUNet_preprocessed"] / DATASET
     files.write_json(folder / "nnUNetPlans.json", nnunet_plans())
-    plans = files.read_json(derive.derive(derive.Request(DATASET, name="smit", checkpoint=path, decoder="light")))
+    request = derive.Request(DATASET, base="nnUNetPlans", name="smit", checkpoint=path, decoder="light")
+    plans = files.read_json(derive.derive(request))
     encoders = {
         name: SwinConfig.from_dict(plans["configurations"][name]["architecture"]["arch_kwargs"]["encoder"])
         for name in ("2d", "3d_fullres")

@@ -1,4 +1,4 @@
-"""nnssl_plan: plans that share nnU-Net's data and carry checkpoint and recipe."""
+"""nnssl_plan -p: plans that take patch and batch from nnU-Net's, share its data, and carry checkpoint and recipe."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from micro import ENCODER
 
 from nnssl import cli, files, finetune
 from nnssl.encoder.presets import preset
-from nnssl.network.planned import INFO, RECIPE, Recipe, is_ours
+from nnssl.network.planned import BASE, INFO, PLANNED, RECIPE, Recipe, is_ours
 from nnssl.plans.derive import Request, derive
 
 
@@ -26,7 +26,7 @@ def planned_dataset(nnunet_env) -> Path:
 
 
 def run_plan(monkeypatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["nnssl_plan", *map(str, arguments)])
+    monkeypatch.setattr(sys, "argv", ["nnssl_plan", "-p", BASE, *map(str, arguments)])
     return cli.plan()
 
 
@@ -69,11 +69,14 @@ def test_the_command_writes_plans_that_share_the_data_and_carry_checkpoint_and_r
 def test_a_2d_checkpoint_is_planned_for_the_2d_configuration(planned_dataset, monkeypatch, tmp_path, capsys):
     path = pretrained(tmp_path, replace(ENCODER, spatial_dims=2))
     assert run_plan(monkeypatch, "-d", DATASET, "-c", path) == 0
-    assert f"nnUNetv2_train {DATASET} 2d 0 -tr SwinSSLTrainer" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"nnUNetv2_train {DATASET} 2d 0 -tr SwinSSLTrainer -p nnUNetSwinPlans" in said
+    assert said.count("the checkpoint does not fit: SwinScratchTrainer only") == 2
+    assert files.read_json(planned_dataset / "nnUNetSwinPlans.json")[PLANNED]["checkpoint_fits"] == ["2d"]
 
 
 def test_plans_for_a_random_start_alone(planned_dataset):
-    plans = files.read_json(derive(Request(DATASET, preset="tiny", name="random")))
+    plans = files.read_json(derive(Request(DATASET, base=BASE, preset="tiny", name="random")))
     assert INFO not in plans
     assert plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["encoder"] == preset("tiny").to_dict()
 
@@ -94,16 +97,16 @@ def test_plans_for_a_random_start_alone(planned_dataset):
 )
 def test_wrong_requests_say_what_is_wrong(planned_dataset, wrong, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        derive(Request(DATASET, **({"preset": "tiny"} if "checkpoint" not in wrong else {}) | wrong))
+        derive(Request(DATASET, **{"base": BASE} | ({"preset": "tiny"} if "checkpoint" not in wrong else {}) | wrong))
     assert [path.name for path in planned_dataset.iterdir()] == ["nnUNetPlans.json"]
 
 
 def test_plans_of_others_are_not_overwritten_and_ours_are(planned_dataset):
     files.write_json(planned_dataset / "theirs.json", nnunet_plans())
     with pytest.raises(ValueError, match="was not made by nnssl_plan"):
-        derive(Request(DATASET, preset="tiny", name="theirs"))
+        derive(Request(DATASET, base=BASE, preset="tiny", name="theirs"))
     for epochs in (1, 2):
-        path = derive(Request(DATASET, preset="tiny", name="mine", recipe={"epochs": epochs}))
+        path = derive(Request(DATASET, base=BASE, preset="tiny", name="mine", recipe={"epochs": epochs}))
         assert files.read_json(path)[RECIPE]["epochs"] == epochs
     with pytest.raises(ValueError, match="was made by nnssl_plan; derive new plans from nnU-Net's own"):
         derive(Request(DATASET, preset="tiny", base="mine"))

@@ -17,7 +17,7 @@ from micro import ENCODER
 
 from nnssl import files, hook
 from nnssl.network import origin
-from nnssl.network.planned import INFO, RECIPE
+from nnssl.network.planned import BASE, INFO, RECIPE
 from nnssl.plans.derive import Request, derive
 
 DATASET, ID = "Dataset902_Phantoms", "902"
@@ -66,7 +66,7 @@ def _variables(folders, monkeypatch):
 
 def plans_named(name: str, epochs: int = 1, mirror: bool = True, **options) -> None:
     recipe = {"epochs": epochs, "iterations": 2, "val_iterations": 1, "foreground": 1.0, "mirror": mirror}
-    derive(Request(DATASET, name=name, decoder="light", patch=PATCH, batch_size=2, recipe=recipe, **options))
+    derive(Request(DATASET, base=BASE, name=name, decoder="light", patch=PATCH, batch_size=2, recipe=recipe, **options))
 
 
 def train(configuration: str, trainer: str, plans: str, *more: str) -> Path:

@@ -2,18 +2,21 @@
 
 A configuration's `architecture` is nnU-Net's own entry, with our class: {"network_class_name", "arch_kwargs",
 "_kw_requires_import"}. `pretrain_info` is upstream's entry for a pretrained checkpoint, with its hash.
-`nnssl_recipe` holds the numbers of the training; one that is left out takes its default.
+`nnssl_recipe` holds the numbers of the training; one that is left out takes its default. `nnssl_plan` tells how the
+plans were made, and nothing depends on it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 
 from nnssl.encoder.config import OWN, SwinConfig
 from nnssl.network.strides import steps_for
 from nnssl.types import NETWORK_CLASS, HUPolicy, Shape
 
-INFO, RECIPE = "pretrain_info", "nnssl_recipe"
+INFO, RECIPE, PLANNED = "pretrain_info", "nnssl_recipe", "nnssl_plan"
+NAME, BASE = "nnUNetSwinPlans", "nnUNetPlans"  # of our plans, and of nnU-Net's own
 
 
 @dataclass(frozen=True)
@@ -78,29 +81,29 @@ def architecture(plans: dict, resolved: dict, encoder: SwinConfig, decoder: str 
     resolved: the configuration, its inheritance resolved (`PlansManager.get_configuration(...).configuration`).
     hu:       what the encoder was pretrained on; None: nnU-Net's own intensities.
     """
-    encoder = _by_spacing(plans, resolved, encoder)
+    encoder = encoder_for(plans, resolved, encoder)
     properties = plans.get("foreground_intensity_properties_per_channel", {})
     intensity = intensity_map(resolved["normalization_schemes"], properties, hu)
     arguments = {"encoder": encoder.to_dict(), "decoder": decoder, "intensity": intensity}
-    axes = _axes(plans, encoder.spatial_dims)
+    axes = axes_of(plans, encoder.spatial_dims)
     if axes != sorted(axes):
         arguments["axes"] = axes
     return {"network_class_name": NETWORK_CLASS, "arch_kwargs": arguments, "_kw_requires_import": []}
 
 
-def _axes(plans: dict, dims: int) -> list[int]:
+def axes_of(plans: dict, dims: int) -> list[int]:
     """Which of the axes as read each axis of a configuration is; a 2d one keeps its two as they are."""
     return list(plans.get("transpose_forward", range(3))) if dims == 3 else list(range(dims))
 
 
-def _by_spacing(plans: dict, resolved: dict, encoder: SwinConfig) -> SwinConfig:
+def encoder_for(plans: dict, resolved: dict, encoder: SwinConfig) -> SwinConfig:
     """`encoder` in the configuration's dimensions; an axis of wide spacing is not halved at once (`steps_for`)."""
     patch, spacing = resolved["patch_size"], resolved["spacing"]
     dims = len(patch)
     if encoder.steps and encoder.spatial_dims == dims:
         return encoder  # it was pretrained so
     pretrained = plans.get(INFO, {}).get("spacing")
-    axes = _axes(plans, dims)
+    axes = axes_of(plans, dims)
     read = [axes.index(axis) for axis in range(dims)]  # the encoder sees the axes as read
     steps = steps_for([spacing[i] for i in read], [patch[i] for i in read], pretrained and pretrained[-dims:])
     # Weights of other dimensions cannot be loaded, so nothing is to be computed as they would want it.
@@ -111,7 +114,12 @@ def steps_of(resolved: dict) -> tuple[Shape, ...]:
     """The encoder's steps in a (resolved) configuration of ours, in that configuration's axes; () if 2 everywhere."""
     arguments = resolved["architecture"]["arch_kwargs"]
     steps = arguments["encoder"].get("steps", ())
-    return tuple(tuple(step[axis] for axis in arguments.get("axes") or range(len(step))) for step in steps)
+    return turned(steps, arguments.get("axes") or range(len(resolved["patch_size"])))
+
+
+def turned(steps: tuple[Shape, ...], axes: Iterable[int]) -> tuple[Shape, ...]:
+    """`steps` in the order of `axes`."""
+    return tuple(tuple(step[axis] for axis in axes) for step in steps)
 
 
 def is_ours(configuration: dict) -> bool:

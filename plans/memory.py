@@ -1,0 +1,104 @@
+"""How much memory a training step takes: a sum over the maps of the network, fitted to measurements.
+
+What a step holds at its peak, at the turn from the forward to the backward pass, is a few copies of each map that the
+backward pass needs. How large the maps are follows from the architecture; how many copies of each kind, in which
+precision, was fitted (`python -m nnssl.bench.memory --fit`). The table of measurements is in documentation/planner.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+from math import prod
+
+import torch
+
+from nnssl.encoder.swin import STEPS, SwinConfig
+from nnssl.encoder.windows import window_and_shift
+from nnssl.network.decoders import OUTPUTS
+from nnssl.network.swin_unetr import SwinUNETR
+from nnssl.types import Shape
+
+TOLERANCE = 0.15  # of the estimate, over the measured grid
+
+# Bytes a number of each of `terms`, by decoder.
+COEFFICIENTS: dict[str, dict[str, float]] = {
+    "swinunetr": {
+        "parameters": 14.03,
+        "tokens": 30.12,
+        "slots": 17.21,
+        "scores": 3.93,
+        "maps": 0.0,
+        "convolutions": 18.41,
+        "image": 21.46,
+        "finest": 37.08,
+        "coarser": 30.95,
+        "logits": 15.06,
+    },
+    "light": {
+        "parameters": 13.41,
+        "tokens": 36.33,
+        "slots": 11.41,
+        "scores": 4.33,
+        "maps": 17.31,
+        "convolutions": 19.63,
+        "image": 20.48,
+        "finest": 11.97,
+        "coarser": 0.0,
+        "logits": 17.06,
+    },
+}
+
+
+def peak_bytes(config: SwinConfig, decoder: str, patch: Shape, batch: int, classes: int) -> float:
+    """Bytes at the peak of a training step under fp16 autocast, with AdamW and deep supervision.
+
+    config:  of the encoder, with the image's channels and, by axis, its steps in the order of `patch`.
+    classes: channels of the logits.
+    """
+    weights = COEFFICIENTS[decoder]
+    return sum(weights[name] * number for name, number in terms(config, decoder, patch, batch, classes).items())
+
+
+def terms(config: SwinConfig, decoder: str, patch: Shape, batch: int, classes: int) -> dict[str, float]:
+    """What the memory is proportional to: numbers in the maps of each kind, and parameters."""
+    levels = [tuple(patch)]
+    for number in range(STEPS):
+        levels.append(tuple(-(-n // s) for n, s in zip(levels[-1], config.step(number), strict=True)))
+    voxels = [prod(level) for level in levels]
+    tokens, slots, scores, maps = 0.0, 0.0, 0.0, 0.0
+    for stage, (depth, heads) in enumerate(zip(config.depths, config.heads, strict=True)):
+        width, grid = config.embed_dim * 2**stage, levels[stage + 1]
+        window, _ = window_and_shift(grid, config.window, config.windows)
+        filled = prod(-(-n // w) * w for n, w in zip(grid, window, strict=True))
+        tokens += depth * voxels[stage + 1] * width
+        slots += depth * filled * width
+        scores += depth * filled * prod(window) * heads
+        maps += voxels[stage + 1] * width
+    widths = decoder_widths(config, decoder)
+    a_sample = {
+        "tokens": tokens,
+        "slots": slots,
+        "scores": scores,
+        "maps": maps,
+        "convolutions": maps * config.convolutions,
+        "image": voxels[0] * config.in_channels,
+        "finest": voxels[0] * widths[0],
+        "coarser": sum(v * w for v, w in zip(voxels[1:], widths[1:], strict=False)),
+        "logits": classes * sum(voxels[:OUTPUTS]),
+    }
+    return {"parameters": parameters(config, decoder)} | {name: batch * value for name, value in a_sample.items()}
+
+
+def decoder_widths(config: SwinConfig, decoder: str) -> tuple[int, ...]:
+    """Channels of the decoder's maps, finest first."""
+    first = {"swinunetr": config.embed_dim, "light": 16}[decoder]
+    return (first, *(config.embed_dim * 2**i for i in range(4)))
+
+
+@lru_cache(maxsize=256)
+def parameters(config: SwinConfig, decoder: str) -> int:
+    """Of the network, built without memory; steps by axis and numbers of channels hardly matter."""
+    with torch.device("meta"):
+        network = SwinUNETR(1, 2, True, encoder=replace(config, steps=()).to_dict(), decoder=decoder)
+    return sum(p.numel() for p in network.parameters())

@@ -1,0 +1,54 @@
+"""How large patch and batch may be: nnU-Net's way of finding them, with this network's memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import prod
+
+from nnssl.types import Shape, Spacing
+
+SAMPLES = 2  # nnU-Net's smallest batch
+SMALLEST = 16  # voxels; no axis of a patch is cut below
+START = {2: 2048**2, 3: 256**3}  # voxels that nnU-Net starts from, at its 8 GB
+START_GB = 8
+
+Peak = Callable[[Shape, int], float]  # bytes of a training step with this patch and this many of them
+
+
+def plan_patch(spacing: Spacing, image: Shape, peak: Peak, grain: Callable[[Shape], Shape], gigabytes: float) -> Shape:
+    """The largest patch of which two fit, of the image's proportions.
+
+    spacing, image: mm and voxels of the median image, by axis.
+    grain:          the numbers that the sides of such a patch are multiples of.
+    gigabytes:      the target, in 10^9 bytes.
+    As in nnU-Net: a cube in mm, cut to the median image, then shortened along the axis that covers most of the image.
+    Raises ValueError when even the smallest patch does not fit.
+    """
+    volume = START[len(spacing)] * max(1, gigabytes / START_GB)
+    side = (volume * prod(spacing)) ** (1 / len(spacing))  # mm
+    wanted = [min(side / s, n) for s, n in zip(spacing, image, strict=True)]
+    patch = tuple(max(1, round(n)) for n in wanted)
+    patch = _up(patch, grain(patch))
+    while (needed := peak(patch, SAMPLES)) > gigabytes * 1e9:
+        steps = grain(patch)
+        cuttable = [axis for axis, step in enumerate(steps) if patch[axis] - step >= SMALLEST]
+        if not cuttable:
+            raise ValueError(
+                f"{gigabytes:.1f} GB are too little: {SAMPLES} patches of {patch} need {needed / 1e9:.1f} GB. "
+                "Raise -gpu_memory_target, or take a smaller network: --decoder light, or an encoder of fewer channels"
+            )
+        axis = max(cuttable, key=lambda axis: patch[axis] / image[axis])
+        shorter = tuple(n - steps[axis] * (i == axis) for i, n in enumerate(patch))
+        patch = _up(shorter, grain(shorter))
+    return patch
+
+
+def plan_batch(patch: Shape, peak: Peak, gigabytes: float, most: float) -> int:
+    """How many patches fit, from two on; `most` where the dataset is so small that more would cover much of it."""
+    one = peak(patch, SAMPLES) - peak(patch, SAMPLES - 1)
+    room = gigabytes * 1e9 - peak(patch, SAMPLES)
+    return max(SAMPLES, min(SAMPLES + int(room // one), round(most)))
+
+
+def _up(patch: Shape, grain: Shape) -> Shape:
+    return tuple(-(-n // g) * g for n, g in zip(patch, grain, strict=True))
