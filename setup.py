@@ -64,6 +64,7 @@ setup(
             "nnssl_inspect = nnssl.cli:inspect",
             "nnssl_plan = nnssl.cli:plan",
             "nnssl_convert = nnssl.cli:convert",
+            "nnssl_study = nnssl.cli:study",
             "nnssl_demo = nnssl.cli:demo",
             "nnssl_doctor = nnssl.cli:doctor",
         ]

@@ -136,6 +136,14 @@ def doctor() -> int:
     return EXIT_ERROR if report.wrong else 0
 
 
+def study() -> int:
+    """nnssl_study: a comparison of pretrained starts, from one description to its results."""
+    from nnssl.study import command
+
+    asked = command.parser().parse_args()
+    return _report_errors(lambda: command.do(asked))
+
+
 def _report_errors(work: Callable[[], object]) -> int:
     """The exit code of `work`: errors that a user can mend are one message, not a traceback."""
     try:

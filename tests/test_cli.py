@@ -19,7 +19,7 @@ from nnssl.methods import METHODS
 from nnssl.train.pretrain import Options
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-COMMANDS = ("pretrain", "inspect", "plan", "convert", "demo", "doctor")
+COMMANDS = ("pretrain", "inspect", "plan", "convert", "study", "demo", "doctor")
 
 # A flag that goes away or changes its name breaks somebody's script: do it knowingly, and say it in the changelog.
 FLAGS = {
@@ -79,6 +79,7 @@ FLAGS = {
     ),
     "demo": frozenset({"-o", "-i", "-device", "--quick"}),
     "doctor": frozenset(),
+    "study": frozenset({"--dry-run", "--executor", "--parallel"}),
 }
 SMALL = ["--crop", "16", "16", "16", "--batch-size", "2", "--steps", "16", "--log-every", "1", "-np", "1", "-device",
          "cpu", "--set", "prototypes=32", "head_hidden=16", "head_bottleneck=8"]  # fmt: skip

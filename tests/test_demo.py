@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from nnssl import cli
+from nnssl.commands import CommandError
 from nnssl.demo import result, run
 from nnssl.demo.chain import QUICK, TRAINERS, Demo, Stage
 
@@ -103,7 +104,7 @@ def test_the_users_nnunet_stays_out_of_it(demo, monkeypatch):
 
 
 def test_a_missing_command_says_what_to_install():
-    with pytest.raises(run.DemoError, match="pip install"):
+    with pytest.raises(CommandError, match="pip install"):
         run.executable(["nnUNetv2_no_such_command"])
 
 

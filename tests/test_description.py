@@ -37,7 +37,7 @@ def test_what_init_writes_can_be_read_with_all_that_it_comments_out(tmp_path):
     shown = path.read_text()
     for line in shown.splitlines():
         bare = line.lstrip().removeprefix("# ")
-        if line.startswith("  # ") and bare[:1] in "-" or line.startswith("  #   ") and ":" in bare.split("#")[0]:
+        if (line.startswith("  # ") and bare[:1] in "-") or (line.startswith("  #   ") and ":" in bare.split("#")[0]):
             shown = shown.replace(line, line.replace("# ", "", 1))
     path.write_text(shown)
     study = load(path)

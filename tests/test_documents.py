@@ -28,7 +28,7 @@ def options_of(command: str, monkeypatch, capsys) -> set[str]:
     return set(re.findall(r"(?<![\w-])--?[a-zA-Z][\w-]*", capsys.readouterr().out))
 
 
-@pytest.mark.parametrize("command", ["pretrain", "inspect", "plan", "convert", "demo", "doctor"])
+@pytest.mark.parametrize("command", ["pretrain", "inspect", "plan", "convert", "study", "demo", "doctor"])
 def test_every_option_that_a_page_names_exists(command, monkeypatch, capsys):
     known = options_of(command, monkeypatch, capsys)
     for page in PAGES:

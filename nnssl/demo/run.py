@@ -7,19 +7,19 @@ import shlex
 import shutil
 import subprocess
 import sys
-import sysconfig
 import time
 from pathlib import Path
 
-from nnssl.demo.chain import Command, Demo, Stage
+from nnssl.commands import Command, CommandError, executable, tail
+from nnssl.demo.chain import Demo, Stage
 from nnssl.files import read_json, write_json
 
 MARKER = "nnssl_demo.json"  # its presence says that the folder is the demo's to write in
 OURS = ("scans", "nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "predictions", "logs")
-LINES, WIDTH = 25, 300  # of the log, shown when a command fails
+LINES = 25  # of the log, shown when a command fails
 
 
-class DemoError(RuntimeError):
+class DemoError(CommandError):
     """The message is for the user: what failed, and what to do next."""
 
 
@@ -88,16 +88,6 @@ def environment(demo: Demo) -> dict[str, str]:
     return {**patient, **kept, "MPLBACKEND": "Agg", **demo.processes, **demo.variables}
 
 
-def executable(command: Command) -> Command:
-    """The console script of this very Python; without one (a source tree), our module."""
-    script = Path(sysconfig.get_path("scripts")) / command[0]
-    if script.exists():
-        return [str(script), *command[1:]]
-    if command[0].startswith("nnssl_"):
-        return [sys.executable, "-m", "nnssl", command[0].removeprefix("nnssl_"), *command[1:]]
-    raise DemoError(f"{command[0]} is not installed beside {sys.executable}; type: pip install nnunetv2")
-
-
 def execute(command: Command, log: Path, variables: dict[str, str]) -> None:
     """Run with all output in `log`; raises DemoError when the command fails."""
     with log.open("a") as file:
@@ -133,12 +123,3 @@ def follow(process: subprocess.Popen, log: Path) -> None:
                 print(f"\r{said[:width]:{width}}", end="", flush=True)
     if live:
         print(f"\r{'':{shutil.get_terminal_size().columns - 1}}\r", end="", flush=True)
-
-
-def tail(log: Path, lines: int) -> str:
-    """The last lines, cut to WIDTH; a progress bar's carriage returns count as line ends."""
-    with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - 20_000))
-        text = file.read().decode(errors="replace")
-    said = [line.rstrip() for line in text.replace("\r", "\n").split("\n") if line.strip()]
-    return "\n".join(line[:WIDTH] for line in said[-lines:])

@@ -86,6 +86,7 @@ class Study:
     by_fold: bool  # `seeds` are folds: each with validation cases of its own
     device: str = "cuda"
     recipe: Mapping[str, Any] = field(default_factory=dict)
+    slurm: Mapping[str, Any] = field(default_factory=dict)  # submitit's parameters of a job
     source: Mapping[str, Any] = field(default_factory=dict)  # the file's content, as it is
 
     @property
@@ -117,7 +118,7 @@ def load(path: Path | str) -> Study:
 
 
 def _study(content: Any, path: Path) -> Study:
-    known = ("name", "folder", "arms", "tasks", "budgets", "seeds", "folds", "device", "recipe")
+    known = ("name", "folder", "arms", "tasks", "budgets", "seeds", "folds", "device", "recipe", "slurm")
     content = _mapping(content, "the description")
     _demand_known(content, known, "the description")
     for needed in ("arms", "tasks"):
@@ -141,6 +142,7 @@ def _study(content: Any, path: Path) -> Study:
         by_fold="folds" in content,
         device=_one_of(content.get("device", "cuda"), ("cuda", "cpu", "mps"), "device"),
         recipe=_recipe(content.get("recipe", {}), "the study"),
+        slurm=_mapping(content.get("slurm", {}), "slurm"),
         source=content,
     )
     _check(study)

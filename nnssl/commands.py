@@ -1,0 +1,33 @@
+"""The commands of this project and of nnU-Net, as other processes of this very Python."""
+
+from __future__ import annotations
+
+import sys
+import sysconfig
+from pathlib import Path
+
+Command = list[str]
+WIDTH = 300  # characters of a log's line
+
+
+class CommandError(RuntimeError):
+    """A command failed or is not there; the message is for the user: what failed, and what to do next."""
+
+
+def executable(command: Command) -> Command:
+    """The console script of this very Python; without one (a source tree), our module."""
+    script = Path(sysconfig.get_path("scripts")) / command[0]
+    if script.exists():
+        return [str(script), *command[1:]]
+    if command[0].startswith("nnssl_"):
+        return [sys.executable, "-m", "nnssl", command[0].removeprefix("nnssl_"), *command[1:]]
+    raise CommandError(f"{command[0]} is not installed beside {sys.executable}; type: pip install nnunetv2")
+
+
+def tail(log: Path, lines: int) -> str:
+    """The last lines, cut to WIDTH; a progress bar's carriage returns count as line ends."""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - 20_000))
+        text = file.read().decode(errors="replace")
+    said = [line.rstrip() for line in text.replace("\r", "\n").split("\n") if line.strip()]
+    return "\n".join(line[:WIDTH] for line in said[-lines:])

@@ -1,0 +1,54 @@
+"""The words of `nnssl_study`, and which function does what they ask; `nnssl.cli` calls it."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+STEPS = {
+    "init": "write a commented description",
+    "run": "do what is missing, in order; the cost is printed first. Stopped, the same line goes on",
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog="nnssl_study",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Compares pretrained starts with a random one, on tasks, with budgets of labels, as one\n"
+        "description says. Every run is a training by nnU-Net; needs its three variables.\n\nsteps:\n"
+        + "\n".join(f"  {step:8}{text}" for step, text in STEPS.items()),
+    )  # fmt: skip
+    made.add_argument("step", choices=STEPS, metavar="STEP", help=f"one of {', '.join(STEPS)}")
+    made.add_argument("description", metavar="STUDY.YAML", type=Path, help="the description")
+    run = made.add_argument_group("run")
+    run.add_argument("--dry-run", action="store_true", help="only say what would be done and what it costs")
+    run.add_argument("--executor", choices=("local", "slurm"), default="local", help="default: %(default)s")
+    run.add_argument(
+        "--parallel", metavar="N", type=int, help="local runs beside each other; default: one for each GPU"
+    )
+    return made
+
+
+def do(asked: argparse.Namespace) -> None:
+    {"init": _init, "run": _run}[asked.step](asked)
+
+
+def _init(asked: argparse.Namespace) -> None:
+    from nnssl.study import template
+
+    template.write(asked.description)
+    print(f"Wrote {asked.description}. Edit it, then: nnssl_study run {asked.description} --dry-run")
+
+
+def _run(asked: argparse.Namespace) -> None:
+    from nnssl.study import run
+    from nnssl.study.description import load
+
+    described = load(asked.description)
+    print(run.describe(described, asked.parallel or 1), flush=True)
+    if not asked.dry_run:
+        executor = run.executor_of(asked.executor, described, asked.parallel)
+        states = run.run(described, executor, lambda text: print(text, flush=True))
+        print(run.summary(described, states))
+        print(f"Next: nnssl_study report {asked.description}")

@@ -1,0 +1,154 @@
+"""One job, `python -m nnssl.study.job FOLDER`: what folder/job.json says, to its end, in a process of its own.
+
+Two kinds. A run: nnUNetv2_train (it continues where it was killed), then the rows of results. A start: commands that
+make a pretrained checkpoint. A second process on the same job waits for the first and then finds it done.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shlex
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import isfinite
+from pathlib import Path
+
+from nnssl import files, hook
+from nnssl.commands import Command, CommandError, executable, tail
+from nnssl.study import measures, runs
+
+LINES = 15  # of the log, in the reason of a failure
+CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
+
+
+def do(folder: Path | str) -> dict:
+    """Do the job; its outcome, {"state": "done" | "failed", "reason"}, is written as well. Only exceptions that no
+    command caused leave it."""
+    folder = Path(folder)
+    with _alone(folder) as lock:
+        if runs.state(folder)[0] == "done":
+            return files.read_json(folder / runs.OUTCOME)
+        job = files.read_json(folder / runs.JOB)
+        outcome = {"state": "done", "reason": None}
+        try:
+            (train if "commands" not in job else make)(job, folder, lock)
+        except (OSError, ValueError, RuntimeError) as error:
+            outcome = {"state": "failed", "reason": str(error)}
+        files.write_json(folder / runs.OUTCOME, outcome)
+        return outcome
+
+
+def make(job: dict, folder: Path, lock: int) -> None:
+    """A start: its commands, one after the other; each starts anew or continues by itself."""
+    if job["afresh"]:  # left by a kill, and its command would not overwrite it
+        Path(job["makes"]).unlink(missing_ok=True)
+    for command in job["commands"]:
+        execute(command, folder / runs.LOG, lock)
+    if not Path(job["makes"]).is_file():
+        raise CommandError(f"all commands ended well, but there is no {job['makes']}")
+
+
+def train(job: dict, folder: Path, lock: int) -> None:
+    """A run: train and validate by nnU-Net, then write the rows."""
+    place = {key: job[key] for key in ("dataset", "configuration", "fold", "trainer", "plans")}
+    fold = runs.fold_folder(**place)
+    if not validated(fold):
+        command = runs.training(**place, device=job["device"])
+        execute([*command, *(["--c"] if can_continue(fold) else [])], folder / runs.LOG, lock)
+    if not validated(fold):
+        raise CommandError(f"nnU-Net ended well, but there is no whole validation/summary.json in {fold}")
+    files.write_json_lines(folder / runs.ROWS, rows(job, fold))
+
+
+def validated(fold: Path) -> bool:
+    """nnU-Net writes the summary last."""
+    try:
+        return bool(files.read_json(fold / "validation" / "summary.json"))
+    except (OSError, ValueError):  # none, or cut short by a kill
+        return False
+
+
+def can_continue(fold: Path) -> bool:
+    """Whether there is a checkpoint for --c; those that a kill cut short are removed, or nnU-Net would stumble."""
+    for name in CHECKPOINTS:
+        if (fold / name).is_file() and not zipfile.is_zipfile(fold / name):
+            (fold / name).unlink()
+    return any((fold / name).is_file() for name in CHECKPOINTS)
+
+
+def rows(job: dict, fold: Path) -> list[dict]:
+    """The row of the run, then those of its epochs and of its cases."""
+    import torch
+
+    saved = torch.load(fold / CHECKPOINTS[0], map_location="cpu", weights_only=False, mmap=True)  # nnU-Net's own
+    epochs = list(_epochs(job["run"], saved["logging"]))
+    head = {key: job[key] for key in ("run", "task", "arm", "budget", "cases", "seed", "configuration", "trainer",
+                                      "plans")}  # fmt: skip
+    hours = sum(row["seconds"] for row in epochs) / 3600
+    run = {"kind": "run", **head, "state": "done", "hours": hours, "epochs": len(epochs), "reason": None}
+    cases = [{"kind": "case", "run": job["run"], **row} for row in measures.cases(fold, job["tolerance"])]
+    return [run, *epochs, *cases]
+
+
+def _epochs(run: str, log: dict) -> Iterator[dict]:
+    columns = (log["mean_fg_dice"], log["train_losses"], log["val_losses"], log["epoch_start_timestamps"],
+               log["epoch_end_timestamps"])  # fmt: skip
+    for epoch, (dice, train_loss, val_loss, start, end) in enumerate(zip(*columns, strict=False)):
+        losses = {"dice": dice, "train_loss": train_loss, "val_loss": val_loss}
+        values = {name: float(value) if isfinite(value) else None for name, value in losses.items()}
+        yield {"kind": "epoch", "run": run, "epoch": epoch, **values, "seconds": float(end - start)}
+
+
+def execute(command: Command, log: Path, lock: int | None = None) -> None:
+    """Run with all output in `log`; the child shares the lock, which it holds on to should this process be killed.
+
+    Raises CommandError, with the end of the log.
+    """
+    with log.open("a") as file:
+        print(f"$ {shlex.join(command)}", file=file, flush=True)
+        process = subprocess.Popen(
+            executable(command), stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=environment(),
+            pass_fds=[] if lock is None else [lock],
+        )  # fmt: skip
+        try:
+            process.wait()
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+    if process.returncode:
+        raise CommandError(
+            f"{shlex.join(command)} ended with status {process.returncode}; the end of {log}:\n{tail(log, LINES)}"
+        )
+
+
+def environment() -> dict[str, str]:
+    """The caller's, without a checkpoint that no plans name, and with our trainers where nnU-Net looks."""
+    kept = {name: value for name, value in os.environ.items() if name != "nnssl_checkpoint"}
+    folders = [name for name in kept.get(hook.VARIABLE, "").split(os.pathsep) if name]
+    if hook.trainers_folder() not in folders:
+        folders.append(hook.trainers_folder())
+    return {"OMP_WAIT_POLICY": "PASSIVE", "MPLBACKEND": "Agg", **kept, hook.VARIABLE: os.pathsep.join(folders)}
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[int]:
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield lock.fileno()
+
+
+def main() -> int:
+    import signal
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the command is ended too
+    outcome = do(sys.argv[1])
+    return 0 if outcome["state"] == "done" else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

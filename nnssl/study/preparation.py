@@ -1,0 +1,217 @@
+"""What must be there before a study's runs: nnU-Net's data, pretrained checkpoints, plans, splits. All by the commands
+that a user would type, each only where its result is missing or out of date."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from nnssl import files
+from nnssl.commands import Command
+from nnssl.network.planned import RECIPE, Recipe
+from nnssl.study import runs, splits
+from nnssl.study.description import Arm, Study, Task, settings
+from nnssl.study.runs import StudyError
+
+BASE = "nnUNetPlans"
+FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+PRESET = "smit"  # of a random start like no pretrained arm
+FINAL = "checkpoint_final.pth"
+ONE_DASH = {"np", "num_gpus", "device", "part_id", "num_parts"}  # flags of ours that nnU-Net spells so
+
+
+def check(study: Study) -> None:
+    """Raises StudyError where a variable or a file that the description names is not there."""
+    if unset := [name for name in FOLDERS if not os.environ.get(name)]:
+        raise StudyError(f"folders not set: export {' '.join(f'{name}=...' for name in unset)}")
+    named = {
+        f"arm {arm.name}": path for arm in study.arms for path in (arm.checkpoint, arm.weights, *arm.scans) if path
+    }
+    if missing := [f"  {whose}: {path}" for whose, path in named.items() if not path.exists()]:
+        raise StudyError("the description names files that do not exist:\n" + "\n".join(missing))
+
+
+def full_name(dataset: str) -> str:
+    """Dataset501_Name of "501". Raises StudyError."""
+    from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+
+    try:
+        return maybe_convert_to_dataset_name(int(dataset) if dataset.isdigit() else dataset)
+    except (RuntimeError, ValueError) as error:
+        raise StudyError(f"nnU-Net knows no dataset {dataset} in $nnUNet_raw: {error}") from error
+
+
+def preprocessed(dataset: str) -> Path:
+    return Path(os.environ["nnUNet_preprocessed"], full_name(dataset))  # noqa: SIM112 nnU-Net's name
+
+
+# nnU-Net's data
+
+
+def datasets(study: Study) -> list[tuple[str, str]]:
+    """(dataset, configuration) of all tasks, and of arms pretrained with labels; each once."""
+    wanted = [(task.dataset, task.configuration) for task in study.tasks]
+    wanted += [(arm.dataset, arm.configuration) for arm in study.arms if arm.start == "supervised"]
+    return list(dict.fromkeys(wanted))
+
+
+def data_commands(dataset: str, configuration: str) -> list[Command]:
+    """What is left to plan and preprocess; none where every training case is there."""
+    folder, processes = preprocessed(dataset), os.environ.get("nnUNet_def_n_proc", "4")  # noqa: SIM112 nnU-Net's name
+    cases = files.read_json(Path(os.environ["nnUNet_raw"], full_name(dataset), "dataset.json"))["numTraining"]  # noqa: SIM112
+    if not (folder / f"{BASE}.json").is_file():
+        return [
+            ["nnUNetv2_plan_and_preprocess", "-d", dataset, "-c", configuration, "-npfp", processes, "-np", processes]
+        ]
+    plans = files.read_json(folder / f"{BASE}.json")
+    if configuration not in plans["configurations"]:
+        known = ", ".join(plans["configurations"])
+        raise StudyError(f"dataset {dataset} has no configuration {configuration}; its {BASE} has {known}")
+    if len(list((folder / identifier(plans, configuration)).glob("*.pkl"))) < cases:
+        return [["nnUNetv2_preprocess", "-d", dataset, "-plans_name", BASE, "-c", configuration, "-np", processes]]
+    return []
+
+
+def identifier(plans: Mapping, configuration: str) -> str:
+    """The name of the folder with a configuration's data."""
+    entry = plans["configurations"][configuration]
+    return entry.get("data_identifier") or identifier(plans, entry["inherits_from"])
+
+
+# Pretrained checkpoints
+
+
+def checkpoint_of(study: Study, arm: Arm) -> Path:
+    return arm.checkpoint or start_folder(study, arm) / "weights" / FINAL
+
+
+def start_folder(study: Study, arm: Arm) -> Path:
+    return study.folder / "starts" / arm.name
+
+
+def starts(study: Study) -> dict[str, dict]:
+    """Arm -> job.json of `nnssl.study.job`, for the arms whose checkpoint the study makes itself."""
+    return {arm.name: _start(study, arm) for arm in study.arms if arm.start in _MAKE}
+
+
+def _start(study: Study, arm: Arm) -> dict:
+    made = checkpoint_of(study, arm)
+    commands = _MAKE[arm.start](study, arm, made)
+    said = {key: value for key, value in settings(arm).items() if key not in ("tasks", "modality", "recipe")}
+    return {
+        "commands": commands,
+        "makes": str(made),
+        "afresh": arm.start == "imagenet",
+        "plans": arm.name,
+        "fingerprint": files.fingerprint(said),
+    }
+
+
+def _pretrain(study: Study, arm: Arm, made: Path) -> list[Command]:
+    command = ["nnssl_pretrain", "-m", arm.method]
+    command += ["-i", *map(str, arm.scans)] if arm.scans else []
+    command += ["-d", *arm.datasets] if arm.datasets else []
+    command += ["-a", arm.encoder] if arm.encoder else []
+    command += ["-device", study.device, "-o", str(made.parent), *flags(arm.options), "--c"]
+    return [command]
+
+
+def _convert(_: Study, arm: Arm, made: Path) -> list[Command]:
+    return [["nnssl_convert", str(arm.weights), "-o", str(made), *flags(arm.options)]]
+
+
+def _supervise(study: Study, arm: Arm, made: Path) -> list[Command]:
+    plans, trainer = f"{study.name}-{arm.name}", "SwinScratchTrainer"
+    place = {"configuration": arm.configuration, "fold": "all", "trainer": trainer, "plans": plans}
+    train = runs.training(dataset=arm.dataset, **place, device=study.device)
+    fold = runs.fold_folder(dataset=full_name(arm.dataset), **place)
+    return [
+        [*_plan(arm.dataset, plans), "-a", arm.encoder or PRESET, *recipe_flags({**study.recipe, **arm.recipe})],
+        [*train, "--c"],  # nnU-Net starts anew where there is nothing to continue
+        [sys.executable, "-m", "nnssl.study.supervised", str(fold), str(made)],
+    ]
+
+
+_MAKE: dict[str, Callable[[Study, Arm, Path], list[Command]]] = {
+    "pretrain": _pretrain,
+    "imagenet": _convert,
+    "supervised": _supervise,
+}
+
+
+# Plans
+
+
+def plan_command(study: Study, task: Task, arm: Arm) -> Command | None:
+    """`nnssl_plan ...`; None for nnU-Net's default network, whose plans are nnU-Net's own with our recipe's length."""
+    if arm.start == "default":
+        return None
+    source = like(study, task, arm)
+    start = ["-c", str(checkpoint_of(study, source))] if source else ["-a", arm.encoder or PRESET]
+    name = runs.plans_of(study, task, arm)
+    return [*_plan(task.dataset, name), *start, *recipe_flags(study.recipe_of(task, arm))]
+
+
+def like(study: Study, task: Task, arm: Arm) -> Arm | None:
+    """The arm whose checkpoint the plans name. For a random start, which gets encoder and intensities from it but no
+    weights: the one it is said to be like, else the first pretrained one of the task. None: a preset."""
+    if arm.start != "scratch":
+        return arm
+    if arm.encoder and not arm.like:
+        return None
+    with_weights = [other for other in study.arms_of(task) if other.start not in ("scratch", "default")]
+    named = [other for other in study.arms if other.name == arm.like]
+    return (named or with_weights or [None])[0]
+
+
+def write_default_plans(study: Study, task: Task, arm: Arm) -> Path:
+    """The plans of an arm `default`. Patch and batch stay nnU-Net's, whose network is made for them."""
+    folder = preprocessed(task.dataset)
+    plans = deepcopy(files.read_json(folder / f"{BASE}.json"))
+    recipe = study.recipe_of(task, arm)
+    heeded = {
+        key: recipe[key] for key in ("epochs", "iterations", "val_iterations", "foreground", "mirror") if key in recipe
+    }
+    if "iterations" in heeded:
+        heeded.setdefault("val_iterations", max(1, heeded["iterations"] // 5))  # as nnssl_plan
+    plans["plans_name"] = runs.plans_of(study, task, arm)
+    plans[RECIPE] = Recipe(**heeded).to_dict()
+    path = files.inside(folder, f"{plans['plans_name']}.json")
+    files.write_json(path, plans)
+    return path
+
+
+def _plan(dataset: str, name: str) -> Command:
+    return ["nnssl_plan", "-d", dataset, "-p", BASE, "--name", name]
+
+
+def recipe_flags(recipe: Mapping[str, Any]) -> list[str]:
+    said = {key: value for key, value in recipe.items() if key not in ("trainer", "mirror")}
+    return [*flags(said), *(["--no-mirror"] if recipe.get("mirror") is False else [])]
+
+
+def flags(options: Mapping[str, Any]) -> list[str]:
+    """{"batch_size": 2, "crop": [8, 8], "fp32": True} as --batch-size 2 --crop 8 8 --fp32; False says nothing."""
+    words = []
+    for key, value in options.items():
+        if value is None or value is False:
+            continue
+        words.append(f"-{key}" if key in ONE_DASH else f"--{key.replace('_', '-')}")
+        if value is not True:
+            words += map(str, value) if isinstance(value, (list, tuple)) else [str(value)]
+    return words
+
+
+# Splits
+
+
+def split(study: Study, task: Task) -> dict:
+    """The splits of a task by budget and seed, in splits_final.json from now on. Raises SplitError."""
+    folder = preprocessed(task.dataset)
+    plans = files.read_json(folder / f"{BASE}.json")
+    labels = splits.labels_of(folder / identifier(plans, task.configuration))
+    return splits.append(folder / splits.FILE, study, task, labels)

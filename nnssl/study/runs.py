@@ -1,0 +1,145 @@
+"""Which runs a study has, where each lives, and by which of nnU-Net's commands it is made.
+
+A run's folder in the study, runs/<run>/, holds job.json (all that `nnssl.study.job` needs), log.txt, outcome.json and,
+once it is done, rows.jsonl. The training itself lies where nnU-Net puts it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from nnssl import files
+from nnssl.commands import Command
+from nnssl.study.description import Arm, Budget, Study, Task, settings
+from nnssl.study.splits import Split
+
+RESULTS = "nnUNet_results"
+JOB, LOG, OUTCOME, ROWS = "job.json", "log.txt", "outcome.json", "rows.jsonl"
+TRAINER = "SwinSSLTrainer"  # of arms with pretrained weights, unless the recipe names another
+FIXED_TRAINERS = {"scratch": "SwinScratchTrainer", "default": "DefaultNetworkTrainer"}
+EPOCHS = 1000  # nnU-Net's own, where the recipe says nothing
+
+
+class StudyError(RuntimeError):
+    """What keeps a study from going on; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: an arm on a task with a budget of cases and a seed (or fold)."""
+
+    study: Study
+    task: Task
+    arm: Arm
+    budget: Budget
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.task.name}__{self.arm.name}__{self.budget}__{self.seed}"
+
+    @property
+    def folder(self) -> Path:
+        return self.study.folder / "runs" / self.name
+
+    @property
+    def trainer(self) -> str:
+        return trainer_of(self.study, self.task, self.arm)
+
+    @property
+    def plans(self) -> str:
+        return plans_of(self.study, self.task, self.arm)
+
+    @property
+    def epochs(self) -> int:
+        return int(self.study.recipe_of(self.task, self.arm).get("epochs", EPOCHS))
+
+
+def of(study: Study) -> list[Run]:
+    """All runs, in the order in which they are done: every arm of a small budget before the next one."""
+    return [
+        Run(study, task, arm, budget, seed)
+        for seed in study.seeds
+        for budget in study.budgets
+        for task in study.tasks
+        for arm in study.arms_of(task)
+    ]
+
+
+def trainer_of(study: Study, task: Task, arm: Arm) -> str:
+    return FIXED_TRAINERS.get(arm.start) or study.recipe_of(task, arm).get("trainer", TRAINER)
+
+
+def plans_of(study: Study, task: Task, arm: Arm) -> str:
+    """The name of the plans: of their own for each arm and task, since a model's folder is named after them."""
+    return f"{study.name}-{task.name}-{arm.name}"
+
+
+def training(dataset: str, configuration: str, fold: int | str, trainer: str, plans: str, device: str) -> Command:
+    return ["nnUNetv2_train", dataset, configuration, str(fold), "-tr", trainer, "-p", plans, "-device", device]
+
+
+def fold_folder(dataset: str, configuration: str, fold: int | str, trainer: str, plans: str) -> Path:
+    """Where nnU-Net puts a training; `dataset` is the full name."""
+    return Path(os.environ[RESULTS], dataset, f"{trainer}__{plans}__{configuration}", f"fold_{fold}")
+
+
+def job(run: Run, dataset: str, split: Split, plans: Mapping) -> dict:
+    """What goes into job.json. `dataset`: the full name; `plans`: content of the plans file.
+
+    `fingerprint` changes with whatever would make it another training: arm, recipe, checkpoint, cases.
+    """
+    made_of = {
+        "task": {key: value for key, value in settings(run.task).items() if key in ("dataset", "configuration")},
+        "recipe": run.study.recipe_of(run.task, run.arm),
+        "trainer": run.trainer,
+        "checkpoint": plans.get("pretrain_info", {}).get("sha256"),
+        "train": split.train,
+        "val": split.val,
+    }
+    return {
+        "run": run.name,
+        "task": run.task.name,
+        "arm": run.arm.name,
+        "budget": run.budget,
+        "cases": len(split.train),
+        "seed": run.seed,
+        "dataset": dataset,
+        "configuration": run.task.configuration,
+        "fold": split.fold,
+        "trainer": run.trainer,
+        "plans": run.plans,
+        "device": run.study.device,
+        "tolerance": run.task.tolerance,
+        "fingerprint": files.fingerprint(made_of),
+    }
+
+
+def write_job(folder: Path, job: Mapping) -> None:
+    """Raises StudyError where the folder holds a run of other settings."""
+    path = folder / JOB
+    if path.is_file():
+        before = files.read_json(path)
+        if before["fingerprint"] != job["fingerprint"]:
+            raise StudyError(
+                f"{folder.name} was begun with other settings (arm, recipe, checkpoint or cases), and what it trained "
+                f"lies in nnU-Net's results under {before['plans']}. Give the study or the arm another name, or remove "
+                f"{folder} and that training"
+            )
+        if before == job:
+            return
+        for name in (OUTCOME, ROWS):  # another tolerance, or another place: measured again, not trained
+            (folder / name).unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    files.write_json(path, dict(job))
+
+
+def state(folder: Path) -> tuple[str, str | None]:
+    """("done" | "failed" | "missing", the reason of a failure) of a run's or a start's folder."""
+    if not (folder / OUTCOME).is_file():
+        return "missing", None
+    outcome = files.read_json(folder / OUTCOME)
+    return outcome["state"], outcome["reason"]

@@ -1,0 +1,95 @@
+"""Doing a study's jobs by SLURM, through submitit.
+
+All are handed in at once. Who waits for them may be stopped: the jobs go on, and another call finds those that still
+wait or run and does not hand them in again. What became of a job is read from its outcome.json, and whether it is still
+in the queue from squeue: clusters without accounting have no sacct.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nnssl import files
+from nnssl.study import job, runs
+from nnssl.study.executor import Executor, Say, forget_failure, settled
+from nnssl.study.runs import StudyError
+
+SECONDS = 5.0  # between two looks at the queue
+NUMBER = "slurm.json"  # beside job.json
+GONE = ("", "COMPLETED", "COMPLETING", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
+
+
+def slurm(folder: Path, parameters: Mapping[str, Any]) -> Executor:
+    """An executor.
+
+    folder:     for submitit's scripts and logs, where all nodes see it.
+    parameters: of submitit's AutoExecutor, such as slurm_partition, timeout_min, gpus_per_node, mem_gb.
+    Raises StudyError where submitit or SLURM is missing.
+    """
+    try:
+        import submitit
+    except ImportError as error:
+        raise StudyError('--executor slurm needs submitit: pip install "nnssl-swin[slurm]"') from error
+    try:
+        maker = submitit.AutoExecutor(folder=str(folder / "%j"), cluster="slurm")
+    except RuntimeError as error:
+        raise StudyError(f"SLURM is not usable here ({error}); --executor local does without") from error
+    maker.update_parameters(**parameters)
+
+    def execute(folders: Sequence[Path], say: Say) -> None:
+        waiting = [_Job(maker, one, say) for one in folders]
+        while waiting := [one for one in waiting if not one.finished(folder)]:
+            time.sleep(SECONDS)
+
+    return execute
+
+
+@dataclass
+class _Job:
+    """One folder's job in the queue."""
+
+    maker: Any  # submitit's executor
+    folder: Path
+    say: Say
+    number: str = field(init=False)
+    attempt: int = field(init=False, default=1)
+
+    def __post_init__(self) -> None:
+        note = self.folder / NUMBER
+        if note.is_file() and in_queue(earlier := files.read_json(note)["job"]):
+            self.number = earlier
+            self.say(f"  {self.folder.name}: job {earlier}, handed in earlier")
+        else:
+            self.hand_in()
+
+    def hand_in(self) -> None:
+        forget_failure(self.folder)
+        self.number = self.maker.submit(job.do, self.folder).job_id
+        files.write_json(self.folder / NUMBER, {"job": self.number})
+        self.say(f"  {self.folder.name}: job {self.number}")
+
+    def finished(self, logs: Path) -> bool:
+        """Whether nothing is left to wait for; a job that failed is handed in once more."""
+        if runs.state(self.folder)[0] == "missing" and in_queue(self.number):
+            return False
+        gone = f"job {self.number} left the queue without a result; its output is in {logs / self.number}"
+        if settled(self.folder, self.attempt, gone, self.say):
+            return True
+        self.attempt += 1
+        self.hand_in()
+        return False
+
+
+def in_queue(number: str) -> bool:
+    """Whether SLURM knows the job as waiting or running. Raises StudyError where squeue gives no answer."""
+    asked = subprocess.run(["squeue", "-h", "-j", number, "-o", "%T"], capture_output=True, text=True)
+    if asked.returncode and "Invalid job id" not in asked.stderr:
+        raise StudyError(
+            f"squeue does not answer: {asked.stderr.strip()}; the jobs go on, the same line waits for them"
+        )
+    return asked.stdout.strip() not in GONE

@@ -1,0 +1,75 @@
+"""`python -m nnssl.study.supervised FOLD CHECKPOINT`: the encoder of a supervised nnU-Net training as a checkpoint.
+
+What such an encoder saw is what nnU-Net's normalisation gave it; for CT that is an HU policy of its own.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+from nnssl import __version__, checkpoint, files
+from nnssl.encoder.swin import Swin, SwinConfig
+from nnssl.types import HUPolicy
+
+
+def export(fold: Path, path: Path) -> None:
+    """Write the encoder of `fold`, a finished training by SwinScratchTrainer. Raises FileNotFoundError, ValueError."""
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    saved = torch.load(fold / "checkpoint_final.pth", map_location="cpu", weights_only=False)  # nnU-Net's own
+    plans, name = saved["init_args"]["plans"], saved["init_args"]["configuration"]
+    resolved = PlansManager(plans).get_configuration(name).configuration
+    arguments = resolved["architecture"]["arch_kwargs"]
+    channels = saved["network_weights"]["encoder.patch_embed.proj.weight"].shape[1]
+    if channels != 1:
+        raise ValueError(f"{fold} was trained on {channels} channels; only an encoder of one can be passed on")
+    encoder = Swin(SwinConfig.from_dict(arguments["encoder"]))
+    own = {key.removeprefix("encoder."): value for key, value in saved["network_weights"].items()
+           if key.startswith("encoder.")}  # fmt: skip
+    encoder.load_state_dict(own)
+    checkpoint.write(path, checkpoint.pack(encoder, _header(plans, resolved, name, len(saved["logging"]["lrs"])), []))
+
+
+def _header(plans: dict, resolved: dict, name: str, epochs: int) -> dict:
+    hu = policy(resolved["normalization_schemes"][0], plans["foreground_intensity_properties_per_channel"]["0"])
+    axes = resolved["architecture"]["arch_kwargs"].get("axes") or range(len(resolved["spacing"]))
+    data = {
+        "name": plans["dataset_name"],
+        "cases": "all",
+        "fingerprint": files.fingerprint(plans),
+        "spacing": _as_read(resolved["spacing"], axes),
+        "hu": hu and vars(hu),
+    }
+    return {
+        "method": "supervised",
+        "preset": name,
+        "crop": _as_read(resolved["patch_size"], axes),
+        "plan": data,
+        "step": epochs,
+        "run": {"steps": epochs, "batch_size": resolved["batch_size"], "seed": None},
+        "method_config": plans.get("nnssl_recipe", {}),
+        "metrics": {},
+        "versions": {"nnssl": __version__},
+        "created": "by nnUNetv2_train",
+    }
+
+
+def _as_read(values: Iterable, axes: Iterable[int]) -> list:
+    """`values` by axis of the plans, in the order in which files are read."""
+    return [value for _, value in sorted(zip(axes, values, strict=True))]
+
+
+def policy(scheme: str, properties: dict) -> HUPolicy | None:
+    """What CTNormalization did with HU; None for other schemes: all images then pass as nnU-Net normalises them."""
+    if scheme != "CTNormalization":
+        return None
+    low, high = properties["percentile_00_5"], properties["percentile_99_5"]
+    return HUPolicy(low=low, high=high, mean=properties["mean"], sd=max(properties["std"], 1e-8))
+
+
+if __name__ == "__main__":
+    export(Path(sys.argv[1]), Path(sys.argv[2]))

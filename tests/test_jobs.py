@@ -1,0 +1,205 @@
+"""Jobs and executors with small programs in the place of trainings: retries, restarts, kills, results."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+from made_study import finished, program, study
+
+from nnssl import files
+from nnssl.study import collect, executor, job, run, runs, slurm
+from nnssl.study.runs import StudyError
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _source_tree(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+
+
+def noting(folder: Path, then: str = "") -> str:
+    """A program that notes each of its starts, makes its result, and goes on with `then`."""
+    return f"open(r'{folder}/starts', 'a').write('x'); open(r'{folder}/made', 'w'); {then}"
+
+
+def starts(folder: Path) -> int:
+    return len((folder / "starts").read_text())
+
+
+def test_a_failure_is_tried_once_more_and_the_others_go_on(tmp_path):
+    good, bad, shaky = (tmp_path / name for name in ("good", "bad", "shaky"))
+    program(good, noting(good))
+    program(bad, noting(bad, "raise SystemExit('the cause')"))
+    program(shaky, noting(shaky, f"import sys; sys.exit(len(open(r'{shaky}/starts').read()) < 2)"))
+    said: list[str] = []
+    execute = executor.local([{"PLACE": "0"}, {"PLACE": "1"}])
+    execute([bad, good, shaky], said.append)
+    assert [runs.state(folder)[0] for folder in (good, bad, shaky)] == ["done", "failed", "done"]
+    assert [starts(folder) for folder in (good, bad, shaky)] == [1, 2, 2]
+    assert "ended with status 1" in runs.state(bad)[1]
+    assert "the cause" in runs.state(bad)[1]
+    assert sum("tried once more" in line for line in said) == 2
+    execute([good, bad], said.append)
+    assert (starts(good), starts(bad)) == (1, 4)  # a new call tries what failed again, and nothing that is done
+
+
+def test_places_are_the_jobs_environment(tmp_path):
+    folder = program(tmp_path / "one", f"import os; open(r'{tmp_path}/one/made', 'w').write(os.environ['GPU'])")
+    executor.local([{"GPU": "3"}])([folder], print)
+    assert (folder / "made").read_text() == "3"
+    assert run.places("cpu", None) == [{}]
+    assert run.places("cpu", 2) == [{}, {}]
+
+
+def test_a_job_that_dies_silently_has_a_reason(tmp_path):
+    folder = tmp_path / "killed"
+    program(folder, noting(folder, "import os; os.kill(os.getppid(), 9)"))
+    executor.local([{}])([folder], print)
+    assert runs.state(folder) == ("failed", "the process ended with status -9")
+    assert starts(folder) == 2
+
+
+def test_a_command_outlives_its_killed_job_and_nobody_works_beside_it(tmp_path):
+    """kill -9 leaves a training running: who comes next waits for it."""
+    folder = tmp_path / "one"
+    note = f"import time; f = open(r'{folder}/starts', 'ab', 0); f.write(b'<'); time.sleep(1.5); f.write(b'>')"
+    code = f"{note}; open(r'{folder}/made', 'w')"
+    program(folder, code)
+    first = subprocess.Popen([sys.executable, "-m", "nnssl.study.job", str(folder)])
+    while not (folder / "starts").exists() or not (folder / "starts").read_text():
+        time.sleep(0.05)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    assert job.do(folder)["state"] == "done"
+    assert (folder / "starts").read_text() == "<><>"
+
+
+def test_a_start_that_makes_nothing_has_failed(tmp_path):
+    folder = program(tmp_path / "one", "pass")
+    assert job.do(folder)["state"] == "failed"
+    assert "there is no" in runs.state(folder)[1]
+
+
+def test_checkpoints_cut_short_are_not_continued_from(tmp_path):
+    whole, cut = tmp_path / "checkpoint_best.pth", tmp_path / "checkpoint_latest.pth"
+    cut.write_bytes(b"PK\x03\x04 and then the kill")
+    assert not job.can_continue(tmp_path)
+    assert not cut.exists()
+    with zipfile.ZipFile(whole, "w") as archive:
+        archive.writestr("data", "x")
+    assert job.can_continue(tmp_path)
+
+
+def test_a_summary_cut_short_does_not_count(tmp_path):
+    summary = tmp_path / "validation" / "summary.json"
+    assert not job.validated(tmp_path)
+    files.write_json(summary, {"mean": {"1": 0.5}})
+    assert job.validated(tmp_path)
+    summary.write_text(summary.read_text()[:9])
+    assert not job.validated(tmp_path)
+
+
+def test_results_are_appended_once_and_say_what_is_missing(tmp_path):
+    made = study(tmp_path, seeds=[0, 1])
+    first, second, *_ = runs.of(made)
+    finished(first)
+    second.folder.mkdir(parents=True)
+    files.write_json(second.folder / runs.OUTCOME, {"state": "failed", "reason": "no memory"})
+    states = collect.collect(made)
+    assert list(states.values()) == ["done", "failed", "missing", "missing"]
+    once = made.results.read_bytes()
+    rows = files.read_json_lines(made.results)
+    assert [row["kind"] for row in rows] == ["study", "run", "case", "run", "run", "run"]
+    assert rows[0]["description"]["tasks"][0]["dataset"] == "902"
+    assert (rows[3]["state"], rows[3]["reason"]) == ("failed", "no memory")
+    collect.collect(made)
+    assert made.results.read_bytes() == once
+
+    with made.results.open("a") as file:  # a report's row, and one that a kill cut short
+        file.write(json.dumps({"kind": "cka", "task": "organs"}) + '\n{"kind": "ru')
+    finished(second)
+    collect.collect(made)
+    later = made.results.read_text().splitlines()
+    assert later[: len(rows) + 1] == [*once.decode().splitlines(), json.dumps({"kind": "cka", "task": "organs"})]
+    assert [json.loads(line)["kind"] for line in later[len(rows) + 1 :]] == ["run", "case"]
+
+
+def test_a_run_of_other_settings_is_not_taken_for_this_one(tmp_path):
+    one = {"fingerprint": "a", "plans": "small-organs-smit", "tolerance": 1.0}
+    runs.write_job(tmp_path / "run", one)
+    files.write_json(tmp_path / "run" / runs.OUTCOME, {"state": "done", "reason": None})
+    runs.write_job(tmp_path / "run", one)
+    assert runs.state(tmp_path / "run")[0] == "done"
+    runs.write_job(tmp_path / "run", one | {"tolerance": 2.0})  # is measured again
+    assert runs.state(tmp_path / "run")[0] == "missing"
+    with pytest.raises(StudyError, match=r"other settings.*small-organs-smit.*another name"):
+        runs.write_job(tmp_path / "run", one | {"fingerprint": "b"})
+
+
+def test_the_cost_is_told_from_runs_alike(tmp_path):
+    made = study(tmp_path, seeds=[0, 1, 2], recipe={"epochs": 20})
+    every = runs.of(made)
+    assert run.cost(every, every, 1).startswith("Cost: 120 epochs in all. How long one takes is not known")
+    finished(every[0], hours=0.5)  # of scratch: 10 epochs, so that 20 take an hour
+    finished(every[1], hours=1.0)  # of smit: 20 take two
+    text = run.cost(every, every[2:], 2)
+    assert "80 epochs to do, about 6.0 hours of training, 3.0 with 2 beside each other" in text
+    assert "2 run(s) done, which took 1.5 hours" in text
+
+
+class Queue:
+    """What submitit and squeue would say: each job handed in is over the next time that somebody looks."""
+
+    def __init__(self, fail: int = 0):
+        self.fail, self.handed_in = fail, []
+
+    def submit(self, work, folder: Path):
+        self.handed_in.append(folder)
+        if len(self.handed_in) > self.fail:
+            work(folder)
+        return type("Job", (), {"job_id": str(len(self.handed_in))})
+
+
+def test_slurm_hands_in_what_left_the_queue_without_a_result_once_more(tmp_path, monkeypatch):
+    pytest.importorskip("submitit", reason="an extra")
+    monkeypatch.setattr(slurm, "in_queue", lambda number: False)
+    monkeypatch.setattr(slurm, "SECONDS", 0.01)
+    for fail, state in ((1, "done"), (2, "failed")):
+        folder = tmp_path / str(fail)
+        program(folder, noting(folder))
+        queue, said = Queue(fail), []
+        monkeypatch.setattr("submitit.AutoExecutor", lambda *_, queue=queue, **__: queue)
+        queue.update_parameters = lambda **_: None
+        slurm.slurm(tmp_path / "slurm", {})([folder], said.append)
+        assert runs.state(folder)[0] == state
+        assert len(queue.handed_in) == 2
+        assert "left the queue without a result" in said[1]
+
+
+def test_slurm_does_not_hand_in_what_still_waits(tmp_path, monkeypatch):
+    folder = tmp_path / "one"
+    program(folder, noting(folder))
+    files.write_json(folder / slurm.NUMBER, {"job": "17"})
+    looks = iter([True, True, False])  # it goes on in the queue, then ends, with its result
+
+    def in_queue(number: str) -> bool:
+        assert number == "17"
+        if not (still := next(looks)):
+            job.do(folder)
+        return still
+
+    monkeypatch.setattr(slurm, "in_queue", in_queue)
+    queue, said = Queue(), []
+    waiting = slurm._Job(queue, folder, said.append)
+    assert not waiting.finished(tmp_path)
+    assert waiting.finished(tmp_path)
+    assert queue.handed_in == []
+    assert starts(folder) == 1

@@ -1,0 +1,115 @@
+"""Few-shot splits: nested, seeded, every label, subjects together, existing folds untouched."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from test_description import SMALL, written
+
+from nnssl.study import splits
+from nnssl.study.description import load
+from nnssl.study.splits import SplitError
+
+CASES = [f"patient{p:02d}_{frame}" for p in range(15) for frame in ("ed", "es")]
+SUBJECT = r"(patient\d+)_"
+RARE = ("patient01", "patient04", "patient07", "patient11")
+LABELS = {case: frozenset({1, 2, 3} if case.startswith(RARE) else {1, 2}) for case in CASES}
+
+
+def study(tmp_path, subject=SUBJECT, **changes):
+    task = SMALL["tasks"][0] | ({"subject": subject} if subject else {})
+    return load(written(tmp_path, **({"budgets": [2, 6, 12, "all"], "seeds": [0, 1, 2], "tasks": [task]} | changes)))
+
+
+def append(tmp_path, made):
+    return splits.append(tmp_path / "splits_final.json", made, made.tasks[0], LABELS)
+
+
+def test_nested_stratified_and_the_same_validation(tmp_path):
+    made = study(tmp_path)
+    found = append(tmp_path, made)
+    for seed in made.seeds:
+        chain = [set(found[budget, seed].train) for budget in made.budgets]
+        assert all(smaller < larger for smaller, larger in pairwise(chain))
+        assert [len(cases) for cases in chain[:3]] == [2, 6, 12]
+        assert all({1, 2, 3} <= frozenset().union(*(LABELS[case] for case in cases)) for cases in chain)
+    assert len({split.val for split in found.values()}) == 1
+    assert len({found[6, seed].train for seed in made.seeds}) == 3  # seeds draw other cases
+
+
+def test_subjects_stay_together(tmp_path):
+    for split in append(tmp_path, study(tmp_path, budgets=[3, 7])).values():
+        names = {case.split("_")[0] for case in split.train}
+        assert len(split.train) == 2 * len(names)  # budgets of odd numbers are not quite used up
+        assert not names & {case.split("_")[0] for case in split.val}
+
+
+def test_existing_folds_are_never_changed_and_a_second_time_adds_nothing(tmp_path):
+    path = tmp_path / "splits_final.json"
+    theirs = [{"train": CASES[:20], "val": CASES[20:]}, {"val": CASES[:9], "train": CASES[9:]}]
+    path.write_text(json.dumps(theirs))
+    made = study(tmp_path)
+    found = append(tmp_path, made)
+    once = path.read_bytes()
+    assert json.loads(once)[:2] == theirs
+    assert [split.fold for split in found.values()] == list(range(2, 14))
+    assert append(tmp_path, made) == found
+    assert path.read_bytes() == once
+    more = append(tmp_path, study(tmp_path, budgets=[2, 4, 6, 12, "all"]))
+    assert {key: more[key] for key in found} == found
+    assert json.loads(path.read_text())[:14] == json.loads(once)
+
+
+def test_training_cases_of_validated_subjects_are_left_out(tmp_path):
+    (tmp_path / "splits_final.json").write_text(json.dumps([{"train": CASES[1:], "val": CASES[:1]}]))
+    split = append(tmp_path, study(tmp_path))["all", 0]
+    assert split.train == tuple(CASES[2:])
+
+
+def test_without_a_file_the_first_five_are_nnunets_own(tmp_path):
+    from nnunetv2.utilities.crossval_split import generate_crossval_split
+
+    append(tmp_path, study(tmp_path, subject=None))
+    assert json.loads((tmp_path / "splits_final.json").read_text())[:5] == generate_crossval_split(CASES)
+
+
+def test_folds_in_the_place_of_seeds_validate_on_other_cases(tmp_path):
+    found = append(tmp_path, study(tmp_path, seeds=None, folds=[0, 3]))
+    folds = json.loads((tmp_path / "splits_final.json").read_text())
+    assert found["all", 3].val == tuple(folds[3]["val"])
+    assert found["all", 0].val == tuple(folds[0]["val"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"budgets": [1]}, "1 case.*smallest budget that does is 2"),
+        ({"budgets": [99]}, "99 cases are asked for, there are 24"),
+        ({"subject": "nobody"}, "finds nothing in the case's name 'patient00_ed'"),
+        ({"tasks": [SMALL["tasks"][0] | {"fold": 5}]}, "no fold 5.*0 to 4"),
+    ],
+)
+def test_impossible_splits_say_what_is_possible(tmp_path, changes, message):
+    with pytest.raises(SplitError, match=message):
+        append(tmp_path, study(tmp_path, **changes))
+    assert not (tmp_path / "splits_final.json").exists()
+
+
+def test_few_cases_that_only_together_hold_every_label(tmp_path):
+    labels = {f"case{i}": frozenset({i % 4}) for i in range(20)}
+    order = splits.nested_order(sorted(labels), labels, None, "seed")
+    assert len(splits.take(order, 4, labels, "task")) == 4
+    with pytest.raises(SplitError, match=r"3 case.*is 4"):
+        splits.take(order, 3, labels, "task")
+
+
+def test_labels_come_from_nnunets_notes(tmp_path):
+    for name, voxels in {"a": np.zeros((3, 4)), "b": np.zeros((0, 4))}.items():
+        (tmp_path / f"{name}.pkl").write_bytes(pickle.dumps({"class_locations": {1: voxels, (1, 2): [0]}}))
+    assert splits.labels_of(tmp_path) == {"a": {1, (1, 2)}, "b": {(1, 2)}}
+    with pytest.raises(FileNotFoundError, match="preprocess first"):
+        splits.labels_of(tmp_path / "none")

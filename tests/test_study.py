@@ -1,0 +1,201 @@
+"""A study from its description to results.jsonl: which commands it types, and all of it through nnU-Net, made tiny."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from made_checkpoints import pretrained
+from made_study import ARMS, TASKS, study
+from micro import ENCODER
+
+from nnssl import checkpoint, cli, files
+from nnssl.commands import CommandError
+from nnssl.encoder.swin import Swin
+from nnssl.study import job, preparation, run, runs, splits, supervised
+from nnssl.study.runs import StudyError
+
+DATASET = "Dataset902_Phantoms"
+
+
+@pytest.fixture
+def dataset(nnunet_env) -> dict[str, Path]:
+    """nnU-Net's folders with a dataset that nobody has planned."""
+    files.write_json(nnunet_env["nnUNet_raw"] / DATASET / "dataset.json", {"numTraining": 6})
+    return nnunet_env
+
+
+def test_every_start_has_its_commands(tmp_path, dataset):
+    arms = [
+        *ARMS,
+        {"name": "byol", "start": "pretrain", "method": "byol", "datasets": [902], "encoder": "tiny",
+         "options": {"dims": 2, "epochs": 5, "crop": [32, 32], "fp32": True, "np": 3, "compile": False}},
+        {"name": "imagenet", "start": "imagenet", "weights": "swin.pth", "options": {"rgb": True}},
+        {"name": "labels", "start": "supervised", "dataset": 902, "configuration": "2d"},
+        {"name": "nnunet", "start": "default"},
+    ]  # fmt: skip
+    made = study(tmp_path, arms=arms, recipe={"epochs": 3, "mirror": False, "trainer": "SwinFrozenTrainer"})
+    starts = preparation.starts(made)
+    folder = made.folder / "starts"
+    assert list(starts) == ["byol", "imagenet", "labels"]
+    (command,) = starts["byol"]["commands"]
+    assert command[:9] == ["nnssl_pretrain", "-m", "byol", "-d", "902", "-a", "tiny", "-device", "cpu"]
+    assert command[9:11] == ["-o", str(folder / "byol/weights")]
+    assert command[11:] == ["--dims", "2", "--epochs", "5", "--crop", "32", "32", "--fp32", "-np", "3", "--c"]
+    weights, converted = str(tmp_path / "swin.pth"), str(folder / "imagenet/weights/checkpoint_final.pth")
+    assert starts["imagenet"]["commands"] == [["nnssl_convert", weights, "-o", converted, "--rgb"]]
+    plan, train, export = starts["labels"]["commands"]
+    assert plan[:3] + plan[-5:] == ["nnssl_plan", "-d", "902", "-a", "smit", "--epochs", "3", "--no-mirror"]
+    assert train[:5] == ["nnUNetv2_train", "902", "2d", "all", "-tr"]
+    assert export[1:3] == ["-m", "nnssl.study.supervised"]
+    (task,) = made.tasks
+    plans = {arm.name: preparation.plan_command(made, task, arm) for arm in made.arms}
+    assert plans["nnunet"] is None
+    assert plans["smit"][5:9] == ["--name", "small-organs-smit", "-c", str(tmp_path / "smit.pth")]
+    assert plans["scratch"][7:9] == plans["smit"][7:9]  # same encoder and intensities
+    trainers = {one.arm.name: one.trainer for one in runs.of(made)}
+    assert (trainers["scratch"], trainers["smit"]) == ("SwinScratchTrainer", "SwinFrozenTrainer")
+    assert trainers["nnunet"] == "DefaultNetworkTrainer"
+
+
+def test_a_random_start_is_like_the_arm_it_names_or_a_preset(tmp_path, dataset):
+    (task,) = study(tmp_path).tasks
+    other = {"name": "other", "start": "checkpoint", "checkpoint": "other.pth"}
+    for scratch, expected in (
+        ({"like": "other"}, ["-c", str(tmp_path / "other.pth")]),
+        ({"encoder": "tiny"}, ["-a", "tiny"]),
+    ):
+        made = study(tmp_path, arms=[ARMS[0] | scratch, ARMS[1], other])
+        assert preparation.plan_command(made, task, made.arms[0])[7:9] == expected
+
+
+def test_only_what_is_missing_is_preprocessed(tmp_path, dataset):
+    (command,) = preparation.data_commands("902", "3d_fullres")
+    assert command[:5] == ["nnUNetv2_plan_and_preprocess", "-d", "902", "-c", "3d_fullres"]
+    folder = dataset["nnUNet_preprocessed"] / DATASET
+    configurations = {"3d_fullres": {"data_identifier": "data"}, "cascade": {"inherits_from": "3d_fullres"}}
+    files.write_json(folder / "nnUNetPlans.json", {"configurations": configurations})
+    (command,) = preparation.data_commands("902", "cascade")
+    assert command[0] == "nnUNetv2_preprocess"
+    (folder / "data").mkdir()
+    for number in range(6):
+        (folder / "data" / f"{number}.pkl").touch()
+    assert preparation.data_commands("902", "3d_fullres") == []
+    with pytest.raises(StudyError, match="no configuration 2d; its nnUNetPlans has 3d_fullres, cascade"):
+        preparation.data_commands("902", "2d")
+
+
+def test_what_is_not_there_is_said_before_anything_is_done(tmp_path, dataset, monkeypatch):
+    with pytest.raises(StudyError, match=r"do not exist:\n  arm smit: .*smit.pth"):
+        preparation.check(study(tmp_path))
+    with pytest.raises(StudyError, match="nnU-Net knows no dataset 77"):
+        preparation.full_name("77")
+    monkeypatch.delenv("nnUNet_results")
+    with pytest.raises(StudyError, match="export nnUNet_results="):
+        preparation.check(study(tmp_path))
+
+
+def test_a_supervised_encoder_becomes_a_checkpoint(tmp_path):
+    encoder = Swin(ENCODER)
+    properties = {"percentile_00_5": -900.0, "percentile_99_5": 1200.0, "mean": 50.0, "std": 200.0}
+    configuration = {
+        "patch_size": [12, 32, 28], "spacing": [3.0, 2.0, 1.0], "batch_size": 2,
+        "normalization_schemes": ["CTNormalization"],
+        "architecture": {"arch_kwargs": {"encoder": ENCODER.to_dict(), "axes": [2, 0, 1]}},
+    }  # fmt: skip
+    plans = {"dataset_name": DATASET, "configurations": {"3d_fullres": configuration},
+             "foreground_intensity_properties_per_channel": {"0": properties}}  # fmt: skip
+    weights = {f"encoder.{name}": tensor for name, tensor in encoder.state_dict().items()}
+    content = {"init_args": {"plans": plans, "configuration": "3d_fullres"}, "logging": {"lrs": [1.0]},
+               "network_weights": weights | {"decoder.x": torch.zeros(1)}}  # fmt: skip
+    torch.save(content, tmp_path / "checkpoint_final.pth")
+    supervised.export(tmp_path, tmp_path / "out.pth")
+    loaded = checkpoint.load(tmp_path / "out.pth")
+    assert (loaded.method, loaded.spacing, loaded.crop) == ("supervised", (2.0, 1.0, 3.0), (32, 28, 12))
+    assert (loaded.hu.low, loaded.hu.mean, loaded.hu.sd) == (-900.0, 50.0, 200.0)
+    assert checkpoint.transfer(loaded, Swin(ENCODER)).matched == len(list(encoder.parameters()))
+    assert supervised.policy("ZScoreNormalization", {}) is None
+
+
+def in_this_process(command: list[str], log: Path, lock: int | None = None) -> None:
+    """In the place of `job.execute`: the start of nnU-Net's commands takes longer than their work here."""
+    with log.open("a") as file:
+        print(command, file=file)
+    if command[0].startswith("nnssl_"):
+        load = getattr(cli, command[0].removeprefix("nnssl_"))
+    else:
+        (entry,) = entry_points(group="console_scripts", name=command[0])
+        load = entry.load()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", command)
+        if command[0] == "nnUNetv2_train":
+            patch.setenv("nnUNet_n_proc_DA", "0")  # augmentation in this process; planning cannot have it so
+        if load():
+            raise CommandError(f"{command[0]} failed")
+
+
+def test_end_to_end_killed_in_the_middle(nnunet_env, tmp_path, monkeypatch, capsys):
+    """init's twin by hand, run --dry-run, run, killed after the first training, run, run again."""
+    from nnssl.data import phantoms
+
+    raw = nnunet_env["nnUNet_raw"] / DATASET
+    phantoms.write_nnunet_dataset(raw, training=range(6), unseen=range(6, 7), shape=(20, 40, 36))
+    recipe = {"epochs": 1, "iterations": 2, "val_iterations": 1, "decoder": "light", "patch": [12, 32, 28],
+              "batch_size": 2, "foreground": 1.0, "mirror": False}  # fmt: skip
+    pretrained(tmp_path).rename(tmp_path / "smit.pth")
+    content = {"name": "small", "arms": ARMS, "tasks": TASKS, "budgets": [2], "device": "cpu", "recipe": recipe}
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(content))
+
+    def command(*arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["nnssl_study", *arguments])
+        assert cli.study() == 0
+        return capsys.readouterr().out
+
+    told = command("run", str(path), "--dry-run")
+    assert "$ nnUNetv2_plan_and_preprocess -d 902 -c 3d_fullres" in told
+    assert "Runs: 2, done 0, to do 2" in told
+    assert not (tmp_path / "study").exists()
+
+    def one_after_the_other(folders, say):
+        for folder in folders:
+            job.do(folder)
+
+    def killed_after_the_first_training(command, log, lock=None):
+        in_this_process(command, log, lock)
+        if command[0] == "nnUNetv2_train":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "executor_of", lambda *_: one_after_the_other)
+    monkeypatch.setattr(job, "execute", killed_after_the_first_training)
+    with pytest.raises(KeyboardInterrupt):
+        command("run", str(path))
+    results = tmp_path / "study" / "results.jsonl"
+    assert [row["state"] for row in files.read_json_lines(results) if row["kind"] == "run"] == ["missing", "missing"]
+
+    trained = []
+    monkeypatch.setattr(
+        job, "execute", lambda command, log, lock=None: (trained.append(command), in_this_process(command, log, lock))
+    )
+    assert "Runs: 2 done, 0 failed, 0 missing" in command("run", str(path))
+    assert [words[0] for words in trained if words[0] != "nnssl_plan"] == ["nnUNetv2_train"]  # of the second run only
+    rows = files.read_json_lines(results)
+    latest = {row["run"]: row for row in rows if row["kind"] == "run"}
+    assert {(row["state"], row["epochs"], row["cases"]) for row in latest.values()} == {("done", 1, 2)}
+    for name in ("organs__scratch__2__0", "organs__smit__2__0"):
+        cases = [row for row in rows if row["kind"] == "case" and row["run"] == name]
+        assert {row["label"] for row in cases} == {"liver", "kidney", "canal"}
+        assert all(0 <= row["dice"] <= 1 and 0 <= row["surface_dice"] <= 1 and row["hd95"] >= 0 for row in cases)
+        (epoch,) = [row for row in rows if row["kind"] == "epoch" and row["run"] == name]
+        assert epoch["seconds"] > 0
+        assert epoch["train_loss"] is not None
+    entries = files.read_json(nnunet_env["nnUNet_preprocessed"] / DATASET / splits.FILE)
+    assert [len(entry["train"]) for entry in entries[5:]] == [2]
+    once = results.read_bytes()
+    assert "Cost: nothing is left to do" in command("run", str(path))
+    assert results.read_bytes() == once
+    assert [words[0] for words in trained].count("nnUNetv2_train") == 1

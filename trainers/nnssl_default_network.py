@@ -1,0 +1,37 @@
+"""`nnUNetv2_train ... -tr DefaultNetworkTrainer`: nnU-Net's own network and optimiser, as long as our trainers train.
+
+For comparisons: of the recipe in the plans it heeds epochs, iterations, the share of foreground and mirroring.
+"""
+
+from __future__ import annotations
+
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from nnssl import finetune
+from nnssl.network.planned import Recipe
+
+
+class DefaultNetworkTrainer(nnUNetTrainer):
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008 nnU-Net's own signature
+    ):
+        self.recipe = Recipe.of(plans)
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.oversample_foreground_percent = self.recipe.foreground
+        self.num_epochs, self.save_every = self.recipe.epochs, max(1, min(50, self.recipe.epochs // 10))
+        self.num_iterations_per_epoch = self.recipe.iterations
+        self.num_val_iterations_per_epoch = self.recipe.val_iterations
+        if self.device.type == "cpu":
+            finetune.prepare_cpu()
+
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self):  # noqa: N802 nnU-Net's name
+        *others, axes = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        if not self.recipe.mirror:  # nnU-Net saves the second name with the model, for prediction
+            axes = self.inference_allowed_mirroring_axes = None
+        return *others, axes
