@@ -129,6 +129,7 @@ class Demo:
         size, processes = self.size, str(self.size.processes)
         recipe = ["--decoder", "light", "--patch", *map(str, size.patch)]  # what two cores can do in minutes
         recipe += ["--epochs", str(size.epochs), "--iterations", str(size.iterations)]
+        recipe += ["--lr", "2e-3", "--foreground", "1", "--no-mirror"]  # short: every patch shows an organ, upright
         return [
             ["nnUNetv2_plan_and_preprocess", "-d", DATASET, "-c", CONFIGURATION, "-npfp", processes, "-np", processes],
             ["nnssl_plan", "-d", DATASET, "--name", PLANS, *recipe],
