@@ -186,6 +186,8 @@ def _pretrain_parser() -> argparse.ArgumentParser:
     how = parser.add_argument_group("how to train")
     how.add_argument("-a", dest="preset", metavar="PRESET", default="smit",
                      help="the encoder: tiny, smit, smit_miccai22, monai; default: %(default)s")  # fmt: skip
+    how.add_argument("--from", dest="start", metavar="CHECKPOINT", type=Path,
+                     help="start from this encoder, of its size, instead of a random one")  # fmt: skip
     how.add_argument("--steps", type=int, help="optimiser steps; default: 100000")
     how.add_argument("--epochs", type=int, help="instead of --steps: how often each scan is visited")
     how.add_argument("--batch-size", type=int, help="scans a step, over all processes; default: what fits")

@@ -36,6 +36,7 @@ FLAGS = {
             "-num_parts",
             "--only-prepare",
             "-a",
+            "--from",
             "--steps",
             "--epochs",
             "--batch-size",

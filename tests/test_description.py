@@ -70,6 +70,15 @@ def test_defaults_paths_and_the_order_of_recipes(tmp_path):
         ({"arms": [SMALL["arms"][0], {"name": "a", "start": "default", "weights": "x"}]}, "unknown weights"),
         ({"arms": [SMALL["arms"][0], SMALL["arms"][1] | {"tasks": ["heart"]}]}, "not there: heart"),
         ({"arms": [SMALL["arms"][0] | {"like": "scratch"}]}, "has no pretrained encoder"),
+        (
+            {
+                "arms": [
+                    SMALL["arms"][0],
+                    {"name": "a", "start": "pretrain", "method": "smit", "datasets": [1], "after": "a"},
+                ]
+            },
+            r"after a, which has no encoder before it; with one: \[\]",
+        ),
         ({"arms": [SMALL["arms"][0]] * 2}, "named twice as arm: scratch"),
         ({"arms": [SMALL["arms"][0] | {"name": "a__b"}]}, "single - and _, got 'a__b'"),
         ({"tasks": [{"name": "organs"}]}, "which nnU-Net dataset"),

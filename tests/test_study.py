@@ -37,17 +37,20 @@ def test_every_start_has_its_commands(tmp_path, dataset):
         {"name": "imagenet", "start": "imagenet", "weights": "swin.pth", "options": {"rgb": True}},
         {"name": "labels", "start": "supervised", "dataset": 902, "configuration": "2d"},
         {"name": "nnunet", "start": "default"},
+        {"name": "after", "start": "pretrain", "method": "byol", "scans": ["scans"], "after": "imagenet"},
     ]  # fmt: skip
     made = study(tmp_path, arms=arms, recipe={"epochs": 3, "mirror": False, "trainer": "SwinFrozenTrainer"})
     starts = preparation.starts(made)
     folder = made.folder / "starts"
-    assert list(starts) == ["byol", "imagenet", "labels"]
+    assert list(starts) == ["byol", "imagenet", "labels", "after"]
     (command,) = starts["byol"]["commands"]
     assert command[:9] == ["nnssl_pretrain", "-m", "byol", "-d", "902", "-a", "tiny", "-device", "cpu"]
     assert command[9:11] == ["-o", str(folder / "byol/weights")]
     assert command[11:] == ["--dims", "2", "--epochs", "5", "--crop", "32", "32", "--fp32", "-np", "3", "--c"]
     weights, converted = str(tmp_path / "swin.pth"), str(folder / "imagenet/weights/checkpoint_final.pth")
     assert starts["imagenet"]["commands"] == [["nnssl_convert", weights, "-o", converted, "--rgb"]]
+    (command,) = starts["after"]["commands"]
+    assert command[3:7] == ["-i", str(tmp_path / "scans"), "--from", converted]
     plan, train, export = starts["labels"]["commands"]
     assert plan[:3] + plan[-5:] == ["nnssl_plan", "-d", "902", "-a", "smit", "--epochs", "3", "--no-mirror"]
     assert train[:5] == ["nnUNetv2_train", "902", "2d", "all", "-tr"]

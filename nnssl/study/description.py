@@ -22,7 +22,7 @@ STARTS = ("scratch", "checkpoint", "pretrain", "default", "imagenet", "supervise
 NEEDS = {  # what an arm must say beside its name and start, and what else it may say
     "scratch": ((), ("like", "encoder")),
     "checkpoint": (("checkpoint",), ()),
-    "pretrain": (("method",), ("scans", "datasets", "encoder", "options")),
+    "pretrain": (("method",), ("scans", "datasets", "encoder", "after", "options")),
     "default": ((), ()),
     "imagenet": (("weights",), ("options",)),
     "supervised": (("dataset", "configuration"), ("encoder",)),
@@ -53,6 +53,7 @@ class Arm:
     weights: Path | None = None  # a local file, for nnssl_convert
     dataset: str | None = None  # labelled, for the supervised pretraining
     configuration: str | None = None  # of that dataset
+    after: str | None = None  # the arm whose encoder the pretraining starts from
     like: str | None = None  # the arm whose encoder and intensities the random start has
     tasks: tuple[str, ...] = ()  # none named: all
     modality: str | None = None  # of the pretraining, for the report
@@ -168,10 +169,15 @@ def _check(study: Study) -> None:
     for arm in study.arms:
         if unknown := sorted(set(arm.tasks) - tasks):
             raise DescriptionError(f"arm {arm.name} names tasks that are not there: {', '.join(unknown)}")
-        if arm.like and (arm.like not in arms or arms[arm.like].start in ("scratch", "default")):
-            with_weights = [other.name for other in study.arms if other.start not in ("scratch", "default")]
+        pretrained = [other.name for other in study.arms if other.start not in ("scratch", "default")]
+        if arm.like and arm.like not in pretrained:
             raise DescriptionError(
-                f"arm {arm.name} is to be like {arm.like}, which has no pretrained encoder; with one: {with_weights}"
+                f"arm {arm.name} is to be like {arm.like}, which has no pretrained encoder; with one: {pretrained}"
+            )
+        first = [name for name in pretrained if arms[name].after is None]
+        if arm.after and arm.after not in first:
+            raise DescriptionError(
+                f"arm {arm.name} is pretrained after {arm.after}, which has no encoder before it; with one: {first}"
             )
 
 

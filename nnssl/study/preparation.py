@@ -116,6 +116,8 @@ def _pretrain(study: Study, arm: Arm, made: Path) -> list[Command]:
     command += ["-i", *map(str, arm.scans)] if arm.scans else []
     command += ["-d", *arm.datasets] if arm.datasets else []
     command += ["-a", arm.encoder] if arm.encoder else []
+    before = [checkpoint_of(study, other) for other in study.arms if other.name == arm.after]
+    command += ["--from", str(before[0])] if before else []
     command += ["-device", study.device, "-o", str(made.parent), *flags(arm.options), "--c"]
     return [command]
 

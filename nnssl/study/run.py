@@ -56,15 +56,17 @@ def prepare(study: Study, executor: Executor, say: Say) -> list[Run]:
 
 
 def _make_starts(study: Study, executor: Executor, say: Say) -> None:
-    todo = []
-    for name, made in preparation.starts(study).items():
-        folder = study.folder / "starts" / name
-        runs.write_job(folder, made)
-        if runs.state(folder)[0] != "done":
-            todo.append(folder)
-    if todo:
-        say(f"{len(todo)} pretrained checkpoint(s)")
-        executor(todo, say)
+    """Those that begin from another arm's encoder come after it."""
+    made = preparation.starts(study)
+    for later in (False, True):
+        folders = []
+        for arm in study.arms:
+            if arm.name in made and bool(arm.after) == later:
+                runs.write_job(preparation.start_folder(study, arm), made[arm.name])
+                folders.append(preparation.start_folder(study, arm))
+        if todo := [folder for folder in folders if runs.state(folder)[0] != "done"]:
+            say(f"{len(todo)} pretrained checkpoint(s)")
+            executor(todo, say)
 
 
 def _plans(study: Study, task: Task, arm: Arm, say: Say) -> Mapping | str:

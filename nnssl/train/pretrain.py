@@ -17,11 +17,9 @@ from nnssl.data.crops import Crops
 from nnssl.data.labelled import find_labelled, prepare_labelled
 from nnssl.data.plan import Plan
 from nnssl.data.prepare import prepare
-from nnssl.encoder.presets import preset
-from nnssl.encoder.swin import Swin
 from nnssl.memory import keep_freed_memory
 from nnssl.methods import METHODS, Method
-from nnssl.train import batches, processes
+from nnssl.train import batches, processes, start
 from nnssl.train.capacity import fitting_batch_size
 from nnssl.train.loop import train
 from nnssl.train.probe import Probe
@@ -41,6 +39,7 @@ class Options:
     dataset_ids: Sequence[str] = ()
     name: str | None = None
     preset: str = "smit"
+    start: Path | None = None
     steps: int | None = None
     epochs: int | None = None
     batch_size: int | None = None
@@ -101,8 +100,9 @@ def build(options: Options, method_config, plan: Plan, data: Path, device: torch
     _demand_free(folder, options.resume)
     crop = options.crop or plan.crop[-dims:]
     torch.manual_seed(batches.mixed_seed(options.seed, "weights"))
-    encoder_config = preset(options.preset, len(crop), drop_path=method_config.drop_path)
-    encoder = Swin(encoder_config, maskable=True, checkpointing=options.checkpointing)
+    encoder, started = start.encoder(
+        options.preset, options.start, len(crop), method_config.drop_path, options.checkpointing
+    )
     method: Method = _method(options.method)(encoder, method_config).to(device)
     bf16 = device.type == "cuda" and not options.fp32 and torch.cuda.is_bf16_supported()
     before = _resumed_numbers(folder) if options.resume else {}
@@ -135,6 +135,7 @@ def build(options: Options, method_config, plan: Plan, data: Path, device: torch
         },
         "versions": {"nnssl": nnssl.__version__, "torch": torch.__version__},
         "created": time.strftime("%Y-%m-%d"),
+        **started,
     }
     run = Run(method, crops, config, folder, header, device, _probe(options, data, crop, config.steps))
     if options.resume and (folder / LATEST).exists():

@@ -213,7 +213,7 @@ def _demand_same_run(saved: dict, now: dict, folder: Path) -> None:
         run = {name: value for name, value in header["run"].items() if name not in RunConfig.FREE}
         return {**run, **header["method_config"], "method": header["method"], "crop": header["crop"],
                 "preset": header["preset"], "plan": header["plan"]["fingerprint"],
-            "cases": header["plan"]["cases"]}  # fmt: skip
+                "cases": header["plan"]["cases"], "start": header.get("start", {}).get("sha256")}  # fmt: skip
 
     before, after = fixed(saved), fixed(json.loads(json.dumps(now)))  # a file knows lists, not tuples
     changed = [

@@ -1,0 +1,44 @@
+"""A pretraining that starts from an earlier checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from made_checkpoints import pretrained
+from micro import ENCODER
+
+from nnssl import checkpoint
+from nnssl.encoder.swin import Swin
+from nnssl.train import start
+
+
+def test_the_encoder_is_that_of_the_checkpoint(tmp_path):
+    path = pretrained(tmp_path, seed=3)
+    made, header = start.encoder("smit", path, 3, 0.2, checkpointing=False)
+    assert made.config == replace(ENCODER, drop_path=0.2)
+    saved = checkpoint.load(path)
+    for name, tensor in made.state_dict().items():
+        if name != "mask_token":
+            torch.testing.assert_close(tensor, saved.weights[f"encoder.{name}"])
+    assert header["start"]["sha256"] == saved.sha256
+
+
+def test_weights_without_a_mask_token_do(tmp_path):
+    content = torch.load(pretrained(tmp_path), weights_only=True)
+    del content["network_weights"]["encoder.mask_token"]
+    checkpoint.write(tmp_path / "foreign.pth", content)
+    made, _ = start.encoder("smit", tmp_path / "foreign.pth", 3, 0.0, checkpointing=False)
+    assert "mask_token" in dict(made.named_parameters())
+
+
+def test_other_dimensions_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"for 3D images of 1 channel.*this pretraining is 2D.*--dims 3"):
+        start.encoder("smit", pretrained(tmp_path), 2, 0.0, checkpointing=False)
+
+
+def test_without_one_it_is_the_preset():
+    made, header = start.encoder("tiny", None, 2, 0.1, checkpointing=False)
+    assert isinstance(made, Swin)
+    assert (made.config.spatial_dims, made.config.drop_path, header) == (2, 0.1, {})
