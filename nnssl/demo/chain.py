@@ -132,7 +132,7 @@ class Demo:
         recipe += ["--lr", "2e-3", "--foreground", "1", "--no-mirror"]  # short: every patch shows an organ, upright
         return [
             ["nnUNetv2_plan_and_preprocess", "-d", DATASET, "-c", CONFIGURATION, "-npfp", processes, "-np", processes],
-            ["nnssl_plan", "-d", DATASET, "--name", PLANS, *recipe],
+            ["nnssl_plan", "-d", DATASET, "-p", "nnUNetPlans", "--name", PLANS, *recipe],
         ]
 
     def _train(self, trainer: str) -> Command:
