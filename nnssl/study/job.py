@@ -122,7 +122,8 @@ def execute(command: Command, log: Path, lock: int | None = None) -> None:
                 process.wait()
     if process.returncode:
         raise CommandError(
-            f"{shlex.join(command)} ended with status {process.returncode}; the end of {log}:\n{tail(log, LINES)}"
+            f"{Path(command[0]).name} ended with status {process.returncode}\n$ {shlex.join(command)}\n"
+            f"The end of {log}:\n{tail(log, LINES)}"
         )
 
 
