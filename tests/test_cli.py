@@ -80,7 +80,7 @@ FLAGS = {
     ),
     "demo": frozenset({"-o", "-i", "-device", "--quick"}),
     "doctor": frozenset(),
-    "study": frozenset({"--dry-run", "--executor", "--parallel"}),
+    "study": frozenset({"--dry-run", "--executor", "--parallel", "--volumes"}),
 }
 SMALL = ["--crop", "16", "16", "16", "--batch-size", "2", "--steps", "16", "--log-every", "1", "-np", "1", "-device",
          "cpu", "--set", "prototypes=32", "head_hidden=16", "head_bottleneck=8"]  # fmt: skip

@@ -202,3 +202,21 @@ def test_end_to_end_killed_in_the_middle(nnunet_env, tmp_path, monkeypatch, caps
     assert "Cost: nothing is left to do" in command("run", str(path))
     assert results.read_bytes() == once
     assert [words[0] for words in trained].count("nnUNetv2_train") == 1
+
+    assert "new rows" in command("features", str(path), "--volumes", "2")
+    page = Path(command("report", str(path)).split("Wrote ")[1].strip())
+    assert "2 of 2 runs are finished" in page.read_text()
+    kinds = {row["kind"] for row in files.read_json_lines(results)}
+    assert kinds == {"study", "run", "case", "epoch", "cka", "attention"}
+    tables = {table.stem for table in (page.parent / "tables").iterdir()}
+    assert tables == {
+        "scores",
+        "labels",
+        "comparisons",
+        "ranks",
+        "convergence",
+        "cka",
+        "cka_layers",
+        "attention",
+        "runs",
+    }

@@ -8,6 +8,7 @@ import random
 import re
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 from made_results import case_row, run_row
 
-from nnssl import files
+from nnssl import cli, files
 from nnssl.study.report import build, efficiency, reuse, scores
 from nnssl.study.report.tables import Table
 from nnssl.study.results import Group, Results, ResultsError
@@ -192,6 +193,25 @@ def test_files_of_something_else_are_refused(tmp_path):
         Results([{"kind": "loss"}])
     with pytest.raises(ResultsError, match="a case, lacks run, label"):
         Results([{"kind": "case", "case": "a"}])
+
+
+def test_the_command_takes_a_file_a_folder_or_a_description(tmp_path, monkeypatch, capsys):
+    (tmp_path / "made").mkdir()
+    files.write_json_lines(tmp_path / "made" / "results.jsonl", by_hand())
+    yaml = tmp_path / "study.yaml"
+    yaml.write_text("folder: made\narms: [{name: scratch, start: scratch}]\ntasks: [{name: t, dataset: 901}]\n")
+    pages = []
+    for given in (tmp_path / "made" / "results.jsonl", tmp_path / "made", yaml):
+        monkeypatch.setattr(sys, "argv", ["nnssl_study", "report", str(given)])
+        assert cli.study() == 0
+        page = tmp_path / "made" / "report" / "report.html"
+        assert f"Wrote {page}" in capsys.readouterr().out
+        pages.append(page.read_text())
+        page.unlink()
+    assert pages[0] == pages[1] == pages[2]
+    monkeypatch.setattr(sys, "argv", ["nnssl_study", "report", str(tmp_path)])
+    assert cli.study() == 1
+    assert "no results at" in capsys.readouterr().err
 
 
 def test_tables_as_csv(tmp_path):

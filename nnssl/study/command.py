@@ -8,6 +8,8 @@ from pathlib import Path
 STEPS = {
     "init": "write a commented description",
     "run": "do what is missing, in order; the cost is printed first. Stopped, the same line goes on",
+    "features": "CKA and attention distance of the finished runs' encoders, for the report",
+    "report": "tables, plots and one page on what is there; also of a results.jsonl alone",
 }
 
 
@@ -17,21 +19,25 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Compares pretrained starts with a random one, on tasks, with budgets of labels, as one\n"
         "description says. Every run is a training by nnU-Net; needs its three variables.\n\nsteps:\n"
-        + "\n".join(f"  {step:8}{text}" for step, text in STEPS.items()),
+        + "\n".join(f"  {step:10}{text}" for step, text in STEPS.items()),
     )  # fmt: skip
     made.add_argument("step", choices=STEPS, metavar="STEP", help=f"one of {', '.join(STEPS)}")
-    made.add_argument("description", metavar="STUDY.YAML", type=Path, help="the description")
+    made.add_argument(
+        "description", metavar="STUDY.YAML", type=Path, help="the description; for report, a results.jsonl does too"
+    )
     run = made.add_argument_group("run")
     run.add_argument("--dry-run", action="store_true", help="only say what would be done and what it costs")
     run.add_argument("--executor", choices=("local", "slurm"), default="local", help="default: %(default)s")
     run.add_argument(
         "--parallel", metavar="N", type=int, help="local runs beside each other; default: one for each GPU"
     )
+    features = made.add_argument_group("features")
+    features.add_argument("--volumes", metavar="N", type=int, default=50, help="crops each; default: %(default)s")
     return made
 
 
 def do(asked: argparse.Namespace) -> None:
-    {"init": _init, "run": _run}[asked.step](asked)
+    {"init": _init, "run": _run, "features": _features, "report": _report}[asked.step](asked)
 
 
 def _init(asked: argparse.Namespace) -> None:
@@ -52,3 +58,28 @@ def _run(asked: argparse.Namespace) -> None:
         states = run.run(described, executor, lambda text: print(text, flush=True))
         print(run.summary(described, states))
         print(f"Next: nnssl_study report {asked.description}")
+
+
+def _features(asked: argparse.Namespace) -> None:
+    from nnssl.study import reuse
+    from nnssl.study.collect import collect
+    from nnssl.study.description import load
+
+    described = load(asked.description)
+    collect(described)
+    new = reuse.measure(described.folder, asked.volumes, lambda text: print(text, flush=True))
+    print(f"{new} new rows in {described.results}. Next: nnssl_study report {asked.description}")
+
+
+def _report(asked: argparse.Namespace) -> None:
+    from nnssl.study.collect import collect
+    from nnssl.study.description import load
+    from nnssl.study.report import build
+
+    rows = asked.description / "results.jsonl" if asked.description.is_dir() else asked.description
+    if rows.suffix in (".yaml", ".yml"):
+        described = load(rows)
+        rows = described.results
+        if (described.folder / "runs").is_dir():  # elsewhere there are rows alone, which count as they are
+            collect(described)
+    print(f"Wrote {build.write(rows, rows.parent / 'report')}")

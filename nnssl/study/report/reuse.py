@@ -33,7 +33,7 @@ class Pair:
 
 
 def pairs(results: Results) -> list[Pair]:
-    """By task, in the order of the arms and budgets that the names begin and end with."""
+    """By task and arm, in the description's order."""
     found: dict[tuple, list[dict]] = {}
     for row in results.cka:
         key = (row["task"], row["first"], row["second"], tuple(row["rows"]), tuple(row["columns"]))
@@ -43,7 +43,13 @@ def pairs(results: Results) -> list[Pair]:
         values = np.array([row["values"] for row in seeds], dtype=float).mean(axis=0)
         volumes = sum(row.get("volumes", 0) for row in seeds)
         made.append(Pair(task, first, second, list(rows), list(columns), values, len(seeds), volumes))
-    return sorted(made, key=lambda pair: (_place(results.tasks, pair.task), pair.first, pair.second))
+    return sorted(made, key=lambda pair: (_place(results.tasks, pair.task), *_order(results, pair)))
+
+
+def _order(results: Results, pair: Pair) -> tuple:
+    """By the arm of the first encoder, as `<arm> <budget>` names it; a pretrained one goes first."""
+    arm, _, budget = pair.first.rpartition(" ")
+    return _place(results.arms, arm), budget != "pretrained", pair.first, pair.second
 
 
 def similarity(made: list[Pair]) -> Table:

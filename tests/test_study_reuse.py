@@ -1,0 +1,98 @@
+"""Feature reuse of finished runs: which networks are compared, once each, from nnU-Net's own folders."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from made_checkpoints import pretrained as write_pretrained
+from made_plans import DATASET, nnunet_plans
+
+from nnssl import files
+from nnssl.encoder.swin import SwinConfig
+from nnssl.network.planned import architecture
+from nnssl.network.swin_unetr import SwinUNETR
+from nnssl.study import reuse, runs
+from nnssl.study.results import Results
+from nnssl.types import HUPolicy
+
+CONFIG = SwinConfig(embed_dim=12, depths=(1, 1, 1, 1), heads=(1, 1, 2, 2), window=2)
+TRAINERS = {"scratch": "SwinScratchTrainer", "smit": "SwinSSLTrainer", "nnunet": "DefaultNetworkTrainer"}
+
+
+@pytest.fixture
+def study(nnunet_env, tmp_path) -> Path:
+    """A study's folder after its runs: two arms of ours with two budgets and nnU-Net's own network."""
+    from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+
+    data = nnunet_env["nnUNet_preprocessed"] / DATASET
+    plans = nnunet_plans()
+    resolved = plans["configurations"]["3d_fullres"]
+    resolved["patch_size"] = [32, 32, 32]
+    stored = data / resolved["data_identifier"]
+    stored.mkdir(parents=True)
+    for case in "ab":
+        image = np.random.default_rng(ord(case)).normal(size=(1, 36, 40, 34)).astype(np.float32)
+        nnUNetDatasetBlosc2.save_case(image, (image > 1).astype(np.int8), {}, str(stored / case))
+    files.write_json(data / "splits_final.json", [{"train": ["c"], "val": ["a", "b"]}] * 3)
+    folder = tmp_path / "study"
+    for arm, trainer in TRAINERS.items():
+        own = json.loads(json.dumps(plans))
+        if arm != "nnunet":
+            entry = architecture(plans, resolved, CONFIG, "light", HUPolicy(-900.0, 1100.0, -40.0, 310.0))
+            own["configurations"]["3d_fullres"]["architecture"] = entry
+            own["pretrain_info"] = {"checkpoint_path": str(write_pretrained(tmp_path, CONFIG))}
+        files.write_json(data / f"p-{arm}.json", own)
+        for fold, budget in ((1, 2), (2, "all")):
+            finished(folder, arm, trainer, budget, fold, own)
+    (folder / "results.jsonl").write_text("")
+    return folder
+
+
+def finished(folder: Path, arm: str, trainer: str, budget: int | str, fold: int, plans: dict) -> None:
+    job = {"run": f"t__{arm}__{budget}__0", "task": "t", "arm": arm, "budget": budget, "seed": 0, "dataset": DATASET,
+           "configuration": "3d_fullres", "fold": fold, "trainer": trainer, "plans": f"p-{arm}"}  # fmt: skip
+    where = folder / "runs" / job["run"]
+    where.mkdir(parents=True)
+    files.write_json(where / runs.JOB, job)
+    files.write_json(where / runs.OUTCOME, {"state": "done", "reason": None})
+    model = runs.fold_folder(DATASET, "3d_fullres", fold, trainer, f"p-{arm}")
+    model.mkdir(parents=True)
+    weights: dict = {"decoder": torch.zeros(1)}
+    if arm != "nnunet":
+        torch.manual_seed(fold)
+        kwargs = plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
+        weights = SwinUNETR(1, 4, True, **kwargs).state_dict()
+    arguments = {"plans": plans, "configuration": "3d_fullres"}
+    torch.save({"network_weights": weights, "init_args": arguments}, model / "checkpoint_final.pth")
+
+
+def test_pretrained_few_and_many_are_compared_once(study):
+    said: list[str] = []
+    new = reuse.measure(study, volumes=2, say=said.append)
+    results = Results.read(study / "results.jsonl")
+    assert {(row["first"], row["second"]) for row in results.cka} == {
+        ("scratch 2", "scratch all"),
+        ("smit pretrained", "smit 2"), ("smit pretrained", "smit all"), ("smit 2", "smit all"),
+    }  # fmt: skip
+    assert {row["volumes"] for row in results.cka} == {2}
+    assert {(row["arm"], row["budget"]) for row in results.attention} == {
+        ("scratch", 2), ("scratch", "all"), ("smit", "pretrained"), ("smit", 2), ("smit", "all"),
+    }  # fmt: skip
+    assert new == len(results.cka) + len(results.attention)
+    assert len(said) == 2
+    before = (study / "results.jsonl").read_text()
+    assert reuse.measure(study, volumes=2) == 0
+    assert (study / "results.jsonl").read_text() == before
+
+
+def test_a_killed_measurement_goes_on(study):
+    reuse.measure(study, volumes=1)
+    lines = (study / "results.jsonl").read_text().splitlines(keepends=True)
+    (study / "results.jsonl").write_text("".join(lines[: len(lines) // 2]))
+    assert reuse.measure(study, volumes=1) > 0
+    again = (study / "results.jsonl").read_text().splitlines(keepends=True)
+    assert sorted(again) == sorted(lines)
