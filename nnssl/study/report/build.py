@@ -46,7 +46,8 @@ def write(rows: Path | str, folder: Path | str) -> Path:
                 f"convergence_{task}": (f"Validation Dice by epoch, {task}", plots.training(results, task))
                 for task in results.tasks
             },
-            "Lines: means over the seeds; bands: their range. Dotted: shares of scratch's final Dice.",
+            "Lines: means over the seeds; bands: their range. Dotted: shares of scratch's final Dice. Of more than "
+            "three budgets the fewest, a middle one and the most labels are drawn; the table has all.",
         ),
         report.section("Labels", [efficiency.labels_saved(results), efficiency.gap(results)], {}),
         report.section("Modalities", [efficiency.modality(results)], {}),
@@ -100,9 +101,10 @@ def _reuse(report: _Report, results: Results) -> list[Section]:
         for number, figure in enumerate(reuse.heat_maps(pairs, task), start=1)
     }
     heads = {
-        f"attention_{task}": (f"Attention distance by head, {task}", reuse.attention_plots(reaches, results, task))
+        f"attention_{task}_{number}": (f"Attention distance by head, {task}", figure)
         for task in results.tasks
-    }  # fmt: skip
+        for number, figure in enumerate(reuse.attention_plots(reaches, results, task), start=1)
+    }
     return [
         report.section("Feature reuse", [reuse.similarity(pairs)], maps, "Axes: stages, a cell a block."),
         report.section(

@@ -167,16 +167,17 @@ def distances(made: list[Reach]) -> Table:
     return Table("attention", "Attention distance (mm)", note, columns, rows, dict.fromkeys(columns[4:], ".2f"))
 
 
-def attention_plots(made: list[Reach], results: Results, task: str):
-    """A panel an arm and budget: a point a head along the layers."""
-    here = [reach for reach in made if reach.group.task == task][:MAPS_A_FIGURE]
-    if not here:
-        return None
+def attention_plots(made: list[Reach], results: Results, task: str) -> list:
+    """Figures of up to nine panels, one an arm and budget: a point a head along the layers."""
+    here = [reach for reach in made if reach.group.task == task]
+    top = max((float(np.nanmax(reach.mm)) for reach in here), default=0.0)
+    parts = (here[i : i + MAPS_A_FIGURE] for i in range(0, len(here), MAPS_A_FIGURE))
+    return [_attention_plot(part, results, top) for part in parts]
+
+
+def _attention_plot(here: list[Reach], results: Results, top: float):
     drawn, grid = drawing.panels(len(here))
-    look, top = (
-        drawing.style(results.arms),
-        max(float(np.nanmax([reach.mm.max(initial=0, where=~np.isnan(reach.mm))])) for reach in here),
-    )
+    look = drawing.style(results.arms)
     for axes, reach in zip(grid, here, strict=True):
         along = np.arange(len(reach.layers))
         for head in reach.mm.T:
