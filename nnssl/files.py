@@ -35,31 +35,31 @@ def atomic(path: Path | str) -> Iterator[Path]:
 
 def write_json(path: Path | str, value: object) -> None:
     with atomic(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+        temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path | str) -> dict:
     """Raises ValueError, naming the file, when it is not JSON."""
     try:
-        return json.loads(Path(path).read_text())
+        return json.loads(Path(path).read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
 
 
 def append_json_line(path: Path | str, row: dict) -> None:
-    with Path(path).open("a") as file:
+    with Path(path).open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
 
 
 def write_json_lines(path: Path | str, rows: list[dict]) -> None:
     with atomic(path) as temporary:
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def read_json_lines(path: Path | str) -> list[dict]:
     """All whole rows; a last line cut short by a kill is left out."""
     rows = []
-    for line in Path(path).read_text().splitlines():
+    for line in Path(path).read_text(encoding="utf-8").splitlines():
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:

@@ -17,7 +17,7 @@ PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "documentation").rglob(
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(REPOSITORY).as_posix())
 def test_links_lead_somewhere(page):
-    links = re.findall(r"\]\((?!https?://|#)([^)#]+)[^)]*\)", page.read_text())
+    links = re.findall(r"\]\((?!https?://|#)([^)#]+)[^)]*\)", page.read_text(encoding="utf-8"))
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
@@ -32,7 +32,7 @@ def options_of(command: str, monkeypatch, capsys) -> set[str]:
 def test_every_option_that_a_page_names_exists(command, monkeypatch, capsys):
     known = options_of(command, monkeypatch, capsys)
     for page in PAGES:
-        for line in re.findall(rf"nnssl_{command}( [^`#&|\n]*)", page.read_text()):
+        for line in re.findall(rf"nnssl_{command}( [^`#&|\n]*)", page.read_text(encoding="utf-8")):
             named = set(re.findall(r"(?<= )--?[a-zA-Z][\w-]*", line))
             assert named <= known, f"{page.name}: nnssl_{command}{line}"
 
@@ -41,7 +41,7 @@ def test_the_example_method_keeps_the_contract():
     from nnssl.encoder.presets import preset
     from nnssl.encoder.swin import Swin
 
-    text = (REPOSITORY / "documentation" / "add_a_method.md").read_text()
+    text = (REPOSITORY / "documentation" / "add_a_method.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     page = {"__name__": "example"}
     exec(compile(code, "add_a_method.md", "exec", dont_inherit=True), page)

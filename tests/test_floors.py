@@ -46,7 +46,7 @@ def part_of(name: str) -> str | None:
 
 def imports(path: Path) -> Iterator[str]:
     """Every module a file names, inside functions as well."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -79,7 +79,7 @@ def test_imports_only_go_down(module):
 def test_no_relative_imports():
     """nnU-Net loads trainer files under their bare names, where a relative import cannot work."""
     for module, path in MODULES.items():
-        nodes = ast.walk(ast.parse(path.read_text()))
+        nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         assert not any(isinstance(node, ast.ImportFrom) and node.level for node in nodes), module
 
 

@@ -117,7 +117,7 @@ def predicted_elsewhere(model: Path, images: Path, elsewhere: Path, arguments: l
     """The segmentations of `images` by the exported `model`, installed and used under $nnUNet_results = elsewhere."""
     results, site, out = elsewhere / "results", elsewhere / "site", elsewhere / "out"
     results.mkdir(parents=True), site.mkdir()
-    shutil.copy(Path(hook.trainers_folder()) / "nnssl_trainers.pth", site)
+    shutil.copy(Path(__file__).parents[1] / "trainers" / "nnssl_trainers.pth", site)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(origin.RESULTS, str(results))
         command("nnUNetv2_install_pretrained_model_from_zip", model)

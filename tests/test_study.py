@@ -205,7 +205,7 @@ def test_end_to_end_killed_in_the_middle(nnunet_env, tmp_path, monkeypatch, caps
 
     assert "new rows" in command("features", str(path), "--volumes", "2")
     page = Path(command("report", str(path)).split("Wrote ")[1].strip())
-    assert "2 of 2 runs are finished" in page.read_text()
+    assert "2 of 2 runs are finished" in page.read_text(encoding="utf-8")
     kinds = {row["kind"] for row in files.read_json_lines(results)}
     assert kinds == {"study", "run", "case", "epoch", "cka", "attention"}
     tables = {table.stem for table in (page.parent / "tables").iterdir()}

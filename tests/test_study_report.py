@@ -122,7 +122,7 @@ def test_the_drop_to_another_modality():
 
 def test_without_modalities_there_is_no_such_section(tmp_path):
     rows = made_results.rows(**SMALL, tasks={"organs": "CT"})
-    page = written(tmp_path, rows).read_text()
+    page = written(tmp_path, rows).read_text(encoding="utf-8")
     assert "Modalities" not in page
     assert not (tmp_path / "report" / "tables" / "modality.csv").exists()
 
@@ -159,11 +159,11 @@ def test_any_order_and_any_repetition_of_rows_gives_the_same_files(tmp_path):
 
 def test_a_row_cut_short_by_a_kill_is_left_out(tmp_path):
     written(tmp_path, made_results.rows(**SMALL))
-    before = (tmp_path / "report" / "report.html").read_text()
+    before = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
     with (tmp_path / "results.jsonl").open("a") as file:
         file.write('{"kind": "case", "run": "organs__scr')
     build.write(tmp_path / "results.jsonl", tmp_path / "report")
-    assert (tmp_path / "report" / "report.html").read_text() == before
+    assert (tmp_path / "report" / "report.html").read_text(encoding="utf-8") == before
 
 
 def test_what_is_missing_is_said_first(tmp_path):
@@ -173,7 +173,7 @@ def test_what_is_missing_is_said_first(tmp_path):
             row.update(state="failed", reason="CUDA out of memory <twice>")
         if row["kind"] == "run" and row["run"].startswith("organs__scratch__all"):
             row.update(state="missing", reason=None)
-    page = written(tmp_path, rows).read_text()
+    page = written(tmp_path, rows).read_text(encoding="utf-8")
     first = page[: page.index("<section")]
     assert "organs__smit__2__1: failed (CUDA out of memory &lt;twice&gt;)" in first
     assert "organs, budget all: no finished run of scratch" in first
@@ -183,7 +183,7 @@ def test_what_is_missing_is_said_first(tmp_path):
 
 def test_a_study_without_a_finished_run_still_has_a_page(tmp_path):
     rows = [{**run_row("t__scratch__2__0", "t", "scratch", 2, 0), "state": "missing"}]
-    assert "0 of 1 runs are finished" in written(tmp_path, rows).read_text()
+    assert "0 of 1 runs are finished" in written(tmp_path, rows).read_text(encoding="utf-8")
 
 
 def test_files_of_something_else_are_refused(tmp_path):
@@ -206,7 +206,7 @@ def test_the_command_takes_a_file_a_folder_or_a_description(tmp_path, monkeypatc
         assert cli.study() == 0
         page = tmp_path / "made" / "report" / "report.html"
         assert f"Wrote {page}" in capsys.readouterr().out
-        pages.append(page.read_text())
+        pages.append(page.read_text(encoding="utf-8"))
         page.unlink()
     assert pages[0] == pages[1] == pages[2]
     monkeypatch.setattr(sys, "argv", ["nnssl_study", "report", str(tmp_path)])
@@ -232,7 +232,7 @@ def test_five_hundred_runs_in_time(tmp_path):
 
 
 def test_the_page_asks_for_nothing_from_elsewhere(tmp_path):
-    page = written(tmp_path, made_results.rows(**SMALL)).read_text()
+    page = written(tmp_path, made_results.rows(**SMALL)).read_text(encoding="utf-8")
     assert set(re.findall(r"""(?:src|href)="(data:image/svg|#)?""", page)) == {"data:image/svg", "#"}
     assert not re.search(r"url\(|@import|https?:", re.sub(r"base64,[^\"]+", "", page))
     assert "default-src 'none'" in page
@@ -263,7 +263,7 @@ window.addEventListener("load", function () {
 def test_in_a_browser_tables_sort_and_figures_are_readable_at_a_laptops_width(tmp_path):
     page = written(tmp_path, made_results.rows(**SMALL))
     asking = tmp_path / "asking.html"
-    asking.write_text(page.read_text().replace("</body>", f"{ASK}</body>"))
+    asking.write_text(page.read_text(encoding="utf-8").replace("</body>", f"{ASK}</body>"), encoding="utf-8")
     command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1366,768", "--dump-dom"]
     command += [f"--user-data-dir={tmp_path}/u", "--host-resolver-rules=MAP * ~NOTFOUND", "--virtual-time-budget=5000"]
     done = subprocess.run([*command, asking.as_uri()], capture_output=True, text=True, timeout=120, check=True)

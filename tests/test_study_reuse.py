@@ -84,15 +84,15 @@ def test_pretrained_few_and_many_are_compared_once(study):
     }  # fmt: skip
     assert new == len(results.cka) + len(results.attention)
     assert len(said) == 2
-    before = (study / "results.jsonl").read_text()
+    before = (study / "results.jsonl").read_text(encoding="utf-8")
     assert reuse.measure(study, volumes=2) == 0
-    assert (study / "results.jsonl").read_text() == before
+    assert (study / "results.jsonl").read_text(encoding="utf-8") == before
 
 
 def test_a_killed_measurement_goes_on(study):
     reuse.measure(study, volumes=1)
-    lines = (study / "results.jsonl").read_text().splitlines(keepends=True)
+    lines = (study / "results.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     (study / "results.jsonl").write_text("".join(lines[: len(lines) // 2]))
     assert reuse.measure(study, volumes=1) > 0
-    again = (study / "results.jsonl").read_text().splitlines(keepends=True)
+    again = (study / "results.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     assert sorted(again) == sorted(lines)

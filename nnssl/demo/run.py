@@ -90,7 +90,7 @@ def environment(demo: Demo) -> dict[str, str]:
 
 def execute(command: Command, log: Path, variables: dict[str, str]) -> None:
     """Run with all output in `log`; raises DemoError when the command fails."""
-    with log.open("a") as file:
+    with log.open("a", encoding="utf-8") as file:
         print(f"$ {shlex.join(command)}", file=file, flush=True)
         process = subprocess.Popen(
             executable(command), stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=variables

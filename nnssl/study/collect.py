@@ -34,7 +34,7 @@ def collect(study: Study) -> dict[str, str]:
         states[run.name] = rows[0]["state"]
         if known.get(_key(rows[0])) != rows[0]:
             new += rows
-    with study.results.open("a") as file:
+    with study.results.open("a", encoding="utf-8") as file:
         file.write("".join(json.dumps(row) + "\n" for row in new))
     return states
 

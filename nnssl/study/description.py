@@ -109,7 +109,7 @@ def load(path: Path | str) -> Study:
     if not path.is_file():
         raise FileNotFoundError(f"no description at {path}; write one with: nnssl_study init {path}")
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise DescriptionError(f"{path} is not YAML: {error}") from error
     try:

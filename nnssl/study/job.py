@@ -108,7 +108,7 @@ def execute(command: Command, log: Path, lock: int | None = None) -> None:
 
     Raises CommandError, with the end of the log.
     """
-    with log.open("a") as file:
+    with log.open("a", encoding="utf-8") as file:
         print(f"$ {shlex.join(command)}", file=file, flush=True)
         process = subprocess.Popen(
             executable(command), stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=environment(),

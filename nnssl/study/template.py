@@ -70,4 +70,4 @@ def write(path: Path) -> None:
     if path.exists():
         raise FileExistsError(f"{path} exists; choose another name, or remove it")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(TEMPLATE)
+    path.write_text(TEMPLATE, encoding="utf-8")

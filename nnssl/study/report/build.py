@@ -61,7 +61,9 @@ def write(rows: Path | str, folder: Path | str) -> Path:
     }
     path = folder / "report.html"
     with files.atomic(path) as temporary:
-        temporary.write_text(page(f"Study {name}", _lead(results, compared), _missing(results), sections, facts))
+        temporary.write_text(
+            page(f"Study {name}", _lead(results, compared), _missing(results), sections, facts), encoding="utf-8"
+        )
     return path
 
 
@@ -79,7 +81,7 @@ class _Report:
         drawn = [(name, shows, drawing.svg(made)) for name, (shows, made) in figures.items() if made is not None]
         for name, _, svg in drawn:
             with files.atomic(files.inside(self.plots, f"{name}.svg")) as temporary:
-                temporary.write_text(svg)
+                temporary.write_text(svg, encoding="utf-8")
         return Section(title, tables, [(shows, svg) for _, shows, svg in drawn], lead if tables or drawn else "")
 
 

@@ -35,7 +35,7 @@ class Table:
             writer.writerow(value for cell, w in zip(row, wide, strict=True) for value in _values(cell, w))
         path = folder / f"{self.name}.csv"
         with files.atomic(path) as temporary:
-            temporary.write_text(out.getvalue())
+            temporary.write_text(out.getvalue(), encoding="utf-8")
         return path
 
     def text(self, column: str, cell: Cell) -> str:
