@@ -1,0 +1,42 @@
+"""nnU-Net's commands and ours, in this process: their start takes longer than their work on made data."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+from importlib.metadata import entry_points
+from multiprocessing.pool import ThreadPool
+
+import pytest
+
+from nnssl import cli
+
+
+def command(name: str, *arguments: object) -> None:
+    """One of nnU-Net's commands, by its own entry point."""
+    (entry,) = entry_points(group="console_scripts", name=name)
+    _call(entry.load(), name, arguments)
+
+
+def nnssl_plan(*arguments: object) -> None:
+    """Ours, which must succeed."""
+    assert _call(cli.plan, "nnssl_plan", arguments) == 0
+
+
+def _call(function, name: str, arguments: tuple[object, ...]):
+    before, sys.argv = sys.argv, [name, *map(str, arguments)]
+    try:
+        return function()
+    finally:
+        sys.argv = before
+
+
+class _Threads:
+    """What nnU-Net uses of a multiprocessing context."""
+
+    Pool = staticmethod(ThreadPool)
+
+
+def pools_of_threads(patch: pytest.MonkeyPatch) -> None:
+    """nnU-Net's pools of one process, each of which imports PyTorch anew, become pools of one thread."""
+    patch.setattr(multiprocessing, "get_context", lambda method=None: _Threads)
