@@ -38,5 +38,13 @@ class _Threads:
 
 
 def pools_of_threads(patch: pytest.MonkeyPatch) -> None:
-    """nnU-Net's pools of one process, each of which imports PyTorch anew, become pools of one thread."""
+    """nnU-Net's pools of processes, which import PyTorch anew or copy all of this one, become pools of threads."""
     patch.setattr(multiprocessing, "get_context", lambda method=None: _Threads)
+    patch.setattr(multiprocessing, "Pool", ThreadPool)
+
+
+def no_plots(patch: pytest.MonkeyPatch) -> None:
+    """nnU-Net draws its curves after each epoch, which here takes longer than the epoch."""
+    from nnunetv2.training.logging.nnunet_logger import LocalLogger
+
+    patch.setattr(LocalLogger, "plot_progress_png", lambda self, folder: None)

@@ -50,12 +50,13 @@ def made_trainer(name: str, plans: dict, configuration: str = "3d_fullres", data
 
 
 def batch(trainer, seed: int = 0, size: int = 2) -> dict:
-    """What the trainer's loader would give: images, and labels of each output's size."""
+    """What the trainer's loader would give: images of its patch size, and labels of each output's size."""
+    patch = trainer.configuration_manager.patch_size
     generator = torch.Generator().manual_seed(seed)
-    scales = trainer._get_deep_supervision_scales() or [[1.0] * len(PATCH)]
-    sizes = [[round(n * s) for n, s in zip(PATCH, scale, strict=True)] for scale in scales]
+    scales = trainer._get_deep_supervision_scales() or [[1.0] * len(patch)]
+    sizes = [[round(n * s) for n, s in zip(patch, scale, strict=True)] for scale in scales]
     targets = [torch.randint(0, 3, (size, 1, *n), generator=generator).float() for n in sizes]
-    image = torch.randn(size, trainer.num_input_channels, *PATCH, generator=generator)
+    image = torch.randn(size, trainer.num_input_channels, *patch, generator=generator)
     return {"data": image, "target": targets if trainer.enable_deep_supervision else targets[0]}
 
 

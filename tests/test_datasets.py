@@ -5,14 +5,13 @@ A row of `TABLE` is a kind of dataset. Pools of processes are threads here; test
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from commands import command, nnssl_plan, pools_of_threads
+from commands import command, nnssl_plan, no_plots, pools_of_threads
 from made_checkpoints import pretrained
 from made_raw import IGNORE, TRAINING, UNSEEN, Raw, geometry, voxels, write_raw
 from micro import ENCODER
@@ -73,6 +72,7 @@ TABLE = {
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch, one_thread):
     pools_of_threads(monkeypatch)
+    no_plots(monkeypatch)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
@@ -82,17 +82,13 @@ def ssl(tmp_path) -> dict[int, Path]:
     return {dims: pretrained(tmp_path / f"ssl{dims}", replace(ENCODER, spatial_dims=dims)) for dims in (2, 3)}
 
 
-def plan(row: Row, checkpoint: Path, epochs: int) -> dict:
+def plan(env: dict[str, Path], row: Row, checkpoint: Path, epochs: int) -> dict:
     """By our planner, for a training that is over in a moment; the plans."""
     nnssl_plan(
         "-d", ID, "-c", checkpoint, "--decoder", row.decoder, "--patch", *row.patch, "--batch-size", 2,
         "--epochs", epochs, "--iterations", 2, "--val-iterations", 1, "--no-mirror",
     )  # fmt: skip
-    return files.read_json(preprocessed() / f"{NAME}.json")
-
-
-def preprocessed() -> Path:
-    return Path(os.environ["nnUNet_preprocessed"], DATASET)
+    return files.read_json(env["nnUNet_preprocessed"] / DATASET / f"{NAME}.json")
 
 
 def train(env: dict[str, Path], row: Row, fold: int | str = 0, *more: str) -> Path:
@@ -137,10 +133,10 @@ def test_kind_of_dataset(nnunet_env, ssl, kind):
     write_raw(nnunet_env["nnUNet_raw"] / DATASET, row.raw)
     command("nnUNetv2_plan_and_preprocess", "-d", ID, "-c", row.configuration, "-npfp", 1, "-np", 1,
             "--verify_dataset_integrity")  # fmt: skip
-    configuration = plan(row, ssl[row.dims], epochs=1)["configurations"][row.configuration]
+    configuration = plan(nnunet_env, row, ssl[row.dims], epochs=1)["configurations"][row.configuration]
     assert configuration["data_identifier"] == f"nnUNetPlans_{row.configuration}"  # nothing to preprocess again
     check_training(train(nnunet_env, row), row, epochs=1)
-    plan(row, ssl[row.dims], epochs=2)
+    plan(nnunet_env, row, ssl[row.dims], epochs=2)
     check_training(train(nnunet_env, row, 0, "--c"), row, epochs=2)
     check_segmentation(predict(nnunet_env, row), nnunet_env, row.raw)
 
@@ -151,7 +147,7 @@ def test_the_cascade(nnunet_env, ssl):
     lowres, cascade = (replace(row, configuration=name) for name in ("3d_lowres", "3d_cascade_fullres"))
     write_raw(nnunet_env["nnUNet_raw"] / DATASET, row.raw)
     command("nnUNetv2_plan_and_preprocess", "-d", ID, "-c", "3d_fullres", "-npfp", 1, "-np", 1)
-    assert plan(row, ssl[3], epochs=1)["configurations"].keys() >= {"3d_lowres", "3d_cascade_fullres"}
+    assert plan(nnunet_env, row, ssl[3], epochs=1)["configurations"].keys() >= {"3d_lowres", "3d_cascade_fullres"}
     command("nnUNetv2_preprocess", "-d", ID, "-plans_name", NAME, "-c", "3d_lowres", "-np", 1)
     first = train(nnunet_env, lowres, "all")
     check_training(first, lowres, epochs=1)
@@ -159,7 +155,7 @@ def test_the_cascade(nnunet_env, ssl):
     assert len(handed_on) == TRAINING
     second = train(nnunet_env, cascade)
     check_training(second, cascade, epochs=1)
-    plan(row, ssl[3], epochs=2)
+    plan(nnunet_env, row, ssl[3], epochs=2)
     check_training(train(nnunet_env, cascade, 0, "--c"), cascade, epochs=2)
     between = predict(nnunet_env, lowres, "all")
     check_segmentation(between, nnunet_env, row.raw)

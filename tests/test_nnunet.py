@@ -6,12 +6,12 @@ import os
 import shutil
 import subprocess
 import sys
-from importlib.metadata import entry_points
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from commands import command
 from made_checkpoints import pretrained
 from micro import ENCODER
 
@@ -22,16 +22,6 @@ from nnssl.plans.derive import Request, derive
 
 DATASET, ID = "Dataset902_Phantoms", "902"
 PATCH = (12, 32, 28)  # thin, and no multiple of 32
-
-
-def command(name: str, *arguments: object) -> None:
-    """One of nnU-Net's commands, in this process: their start takes longer than their work here."""
-    (entry,) = entry_points(group="console_scripts", name=name)
-    before, sys.argv = sys.argv, [name, *map(str, arguments)]
-    try:
-        entry.load()()
-    finally:
-        sys.argv = before
 
 
 @pytest.fixture(scope="module")
