@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from made_plans import DATASET, nnunet_plans
 
-from nnssl import files
+from nnssl import files, finetune
 from nnssl.network.planned import RECIPE
 from nnssl.plans.derive import PREPROCESSED
 
@@ -41,7 +41,7 @@ def made_trainer(name: str, plans: dict, configuration: str = "3d_fullres", data
     """As `nnUNetv2_train` makes it, not yet initialised. $nnUNet_preprocessed and $nnUNet_results are set."""
     dataset_json = dataset_json or DATASET_JSON
     folder = Path(os.environ[PREPROCESSED], DATASET)
-    case = folder / plans["configurations"]["3d_fullres"]["data_identifier"] / "case.b2nd"
+    case = folder / finetune.resolve(plans, configuration)["data_identifier"] / "case.b2nd"
     case.parent.mkdir(parents=True, exist_ok=True)
     case.touch()
     files.write_json(folder / "dataset.json", dataset_json)
