@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
+import subprocess
 import sys
 import sysconfig
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 Command = list[str]
+Wait = Callable[[subprocess.Popen], object]
 WIDTH = 300  # characters of a log's line
 
 
@@ -22,6 +26,32 @@ def executable(command: Command) -> Command:
     if command[0].startswith("nnssl_"):
         return [sys.executable, "-m", "nnssl", command[0].removeprefix("nnssl_"), *command[1:]]
     raise CommandError(f"{command[0]} is not installed beside {sys.executable}; type: pip install nnunetv2")
+
+
+def run_logged(
+    command: Command,
+    log: Path,
+    environment: Mapping[str, str],
+    wait: Wait = subprocess.Popen.wait,
+    lock: int | None = None,
+) -> int:
+    """The status with which the command ended, all its output added to `log`. It is ended when `wait` is interrupted.
+
+    lock: a file descriptor that the child shares, and so holds on to should this process be killed.
+    """
+    with log.open("a", encoding="utf-8") as file:
+        print(f"$ {shlex.join(command)}", file=file, flush=True)
+        process = subprocess.Popen(
+            executable(command), stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=environment,
+            pass_fds=[] if lock is None else [lock],
+        )  # fmt: skip
+        try:
+            wait(process)
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+    return process.returncode
 
 
 def tail(log: Path, lines: int) -> str:

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from nnssl import cli
+from nnssl import cli, commands
 from nnssl.commands import CommandError
 from nnssl.demo import result, run
 from nnssl.demo.chain import QUICK, TRAINERS, Demo, Stage
@@ -27,7 +27,7 @@ def python(code: str) -> list[str]:
 @pytest.fixture
 def plain_commands(monkeypatch) -> None:
     """Commands are run as they are, not looked up as console scripts."""
-    monkeypatch.setattr(run, "executable", lambda command: command)
+    monkeypatch.setattr(commands, "executable", lambda command: command)
 
 
 def with_stages(monkeypatch, *stages: Stage) -> None:
@@ -91,8 +91,8 @@ def test_a_failed_command_shows_its_last_lines(demo, monkeypatch, plain_commands
 def test_tail_takes_the_newest_of_a_progress_bar(tmp_path):
     log = tmp_path / "log"
     log.write_text("start\n  1%\r 50%\r100%\n\n")
-    assert run.tail(log, 1) == "100%"
-    assert run.tail(log, 2) == " 50%\n100%"
+    assert commands.tail(log, 1) == "100%"
+    assert commands.tail(log, 2) == " 50%\n100%"
 
 
 def test_the_users_nnunet_stays_out_of_it(demo, monkeypatch):
@@ -105,7 +105,7 @@ def test_the_users_nnunet_stays_out_of_it(demo, monkeypatch):
 
 def test_a_missing_command_says_what_to_install():
     with pytest.raises(CommandError, match="pip install"):
-        run.executable(["nnUNetv2_no_such_command"])
+        commands.executable(["nnUNetv2_no_such_command"])
 
 
 def test_own_scans_take_the_place_of_the_phantoms(demo, tmp_path):

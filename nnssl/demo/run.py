@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from nnssl.commands import Command, CommandError, executable, tail
+from nnssl.commands import Command, CommandError, run_logged, tail
 from nnssl.demo.chain import Demo, Stage
 from nnssl.files import read_json, write_json
 
@@ -90,20 +90,9 @@ def environment(demo: Demo) -> dict[str, str]:
 
 def execute(command: Command, log: Path, variables: dict[str, str]) -> None:
     """Run with all output in `log`; raises DemoError when the command fails."""
-    with log.open("a", encoding="utf-8") as file:
-        print(f"$ {shlex.join(command)}", file=file, flush=True)
-        process = subprocess.Popen(
-            executable(command), stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=variables
-        )
-        try:
-            follow(process, log)
-        finally:
-            if process.poll() is None:
-                process.terminate()
-                process.wait()
-    if process.returncode:
+    if status := run_logged(command, log, variables, wait=lambda process: follow(process, log)):
         raise DemoError(
-            f"this command ended with status {process.returncode}:\n\n    {shlex.join(command)}\n\n"
+            f"this command ended with status {status}:\n\n    {shlex.join(command)}\n\n"
             f"The last lines of {log}:\n\n{tail(log, LINES)}\n\n"
             "Once the cause is gone, the same nnssl_demo command goes on from here."
         )

@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import os
 import shlex
-import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from math import isfinite
 from pathlib import Path
 
 from nnssl import files, hook
-from nnssl.commands import Command, CommandError, executable, tail
+from nnssl.commands import Command, CommandError, run_logged, tail
 from nnssl.study import measures, runs
 
 LINES = 15  # of the log, in the reason of a failure
@@ -108,21 +107,9 @@ def execute(command: Command, log: Path, lock: int | None = None) -> None:
 
     Raises CommandError, with the end of the log.
     """
-    with log.open("a", encoding="utf-8") as file:
-        print(f"$ {shlex.join(command)}", file=file, flush=True)
-        process = subprocess.Popen(
-            executable(command), stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=environment(),
-            pass_fds=[] if lock is None else [lock],
-        )  # fmt: skip
-        try:
-            process.wait()
-        finally:
-            if process.poll() is None:
-                process.terminate()
-                process.wait()
-    if process.returncode:
+    if status := run_logged(command, log, environment(), lock=lock):
         raise CommandError(
-            f"{Path(command[0]).name} ended with status {process.returncode}\n$ {shlex.join(command)}\n"
+            f"{Path(command[0]).name} ended with status {status}\n$ {shlex.join(command)}\n"
             f"The end of {log}:\n{tail(log, LINES)}"
         )
 
