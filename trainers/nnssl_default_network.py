@@ -1,6 +1,7 @@
 """`nnUNetv2_train ... -tr DefaultNetworkTrainer`: nnU-Net's own network and optimiser, as long as our trainers train.
 
-For comparisons: of the recipe in the plans it heeds epochs, iterations, the share of foreground and mirroring.
+For comparisons, and the ground of our trainers: of the recipe in the plans it heeds epochs, iterations, the share of
+foreground and mirroring.
 """
 
 from __future__ import annotations

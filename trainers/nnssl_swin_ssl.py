@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import torch
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
 from nnssl import finetune
-from nnssl.network.planned import INFO, Recipe
+from nnssl.network.planned import INFO
+from nnssl.trainers.nnssl_default_network import DefaultNetworkTrainer
 
 
-class SwinSSLTrainer(nnUNetTrainer):
+class SwinSSLTrainer(DefaultNetworkTrainer):
     random_start = False
 
     def __init__(
@@ -27,16 +27,9 @@ class SwinSSLTrainer(nnUNetTrainer):
             finetune.settle(plans, configuration, self.random_start)
         except ValueError as error:  # raised when the network is built, unless a saved model brings its own
             self.unsettled = error
-        self.recipe = Recipe.of(plans)
         self.starts_anew = True
         super().__init__(plans, configuration, fold, dataset_json, device)
-        self.oversample_foreground_percent = self.recipe.foreground
         self.initial_lr, self.weight_decay = self.recipe.lr, self.recipe.weight_decay
-        self.num_epochs, self.save_every = self.recipe.epochs, max(1, min(50, self.recipe.epochs // 10))
-        self.num_iterations_per_epoch = self.recipe.iterations
-        self.num_val_iterations_per_epoch = self.recipe.val_iterations
-        if self.device.type == "cpu":
-            finetune.prepare_cpu()
 
     @staticmethod
     def build_network_architecture(
@@ -75,12 +68,6 @@ class SwinSSLTrainer(nnUNetTrainer):
 
     def configure_optimizers(self):
         return finetune.optimise(finetune.bare(self.network), self.recipe, self.device)
-
-    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self):  # noqa: N802 nnU-Net's name
-        *others, axes = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
-        if not self.recipe.mirror:  # nnU-Net saves the second name with the model, for prediction
-            axes = self.inference_allowed_mirroring_axes = None
-        return *others, axes
 
     def _get_deep_supervision_scales(self):
         if not self.enable_deep_supervision:
