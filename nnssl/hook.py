@@ -23,8 +23,12 @@ def trainers_folder() -> str:
     return os.path.join(parent, "trainers")  # noqa: PTH118
 
 
+def with_ours(value: str) -> str:
+    """`value` of nnUNet_extTrainer with our folder after what the user has put there; once."""
+    folders = [folder for folder in value.split(os.pathsep) if folder.strip()]
+    return value if trainers_folder() in folders else os.pathsep.join([*folders, trainers_folder()])
+
+
 def add_trainers() -> None:
-    """Append our folder to nnUNet_extTrainer, after what the user has put there; once."""
-    folders = [folder for folder in os.environ.get(VARIABLE, "").split(os.pathsep) if folder.strip()]
-    if trainers_folder() not in folders:
-        os.environ[VARIABLE] = os.pathsep.join([*folders, trainers_folder()])
+    """Let nnU-Net find our trainers in this process and those that it starts."""
+    os.environ[VARIABLE] = with_ours(os.environ.get(VARIABLE, ""))

@@ -17,9 +17,8 @@ from nnssl import files
 from nnssl.encoder.presets import preset
 from nnssl.network.decoders import DECODERS
 from nnssl.network.planned import BASE, INFO, NAME, PLANNED, RECIPE, Recipe, architecture, is_ours
-from nnssl.types import Shape, Spacing
+from nnssl.types import PREPROCESSED, RAW, Shape, Spacing
 
-RAW, PREPROCESSED = "nnUNet_raw", "nnUNet_preprocessed"
 DATASET, PRETRAINING = "dataset", "pretraining"  # whose spacing
 
 

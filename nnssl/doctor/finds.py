@@ -11,9 +11,9 @@ from pathlib import Path
 
 from nnssl import checkpoint, files, hook
 from nnssl.doctor.finding import Finding, first_line, note, ok, wrong
-from nnssl.doctor.folders import PREPROCESSED
 from nnssl.network import origin
 from nnssl.network.planned import INFO, Recipe, is_ours
+from nnssl.types import PREPROCESSED
 
 TRAINERS = ("SwinSSLTrainer", "SwinScratchTrainer", "SwinFrozenTrainer", "SwinGradualTrainer")
 FIND_OURS = f'export {hook.VARIABLE}="{hook.trainers_folder()}"'

@@ -8,8 +8,8 @@ import tempfile
 from pathlib import Path
 
 from nnssl.doctor.finding import Finding, note, ok, wrong
+from nnssl.types import PREPROCESSED, RAW, RESULTS
 
-RAW, PREPROCESSED, RESULTS = "nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"
 LITTLE = 5  # GiB; a preprocessed dataset or the checkpoints of five folds are of that size
 
 

@@ -117,10 +117,8 @@ def execute(command: Command, log: Path, lock: int | None = None) -> None:
 def environment() -> dict[str, str]:
     """The caller's, without a checkpoint that no plans name, and with our trainers where nnU-Net looks."""
     kept = {name: value for name, value in os.environ.items() if name != "nnssl_checkpoint"}
-    folders = [name for name in kept.get(hook.VARIABLE, "").split(os.pathsep) if name]
-    if hook.trainers_folder() not in folders:
-        folders.append(hook.trainers_folder())
-    return {"OMP_WAIT_POLICY": "PASSIVE", "MPLBACKEND": "Agg", **kept, hook.VARIABLE: os.pathsep.join(folders)}
+    trainers = hook.with_ours(kept.get(hook.VARIABLE, ""))
+    return {"OMP_WAIT_POLICY": "PASSIVE", "MPLBACKEND": "Agg", **kept, hook.VARIABLE: trainers}
 
 
 @contextmanager

@@ -12,15 +12,15 @@ from typing import Any
 
 from nnssl import files
 from nnssl.commands import Command
-from nnssl.network.planned import RECIPE, Recipe
+from nnssl.network.origin import FINAL
+from nnssl.network.planned import BASE, RECIPE, Recipe
 from nnssl.study import runs, splits
 from nnssl.study.description import Arm, Study, Task, settings
 from nnssl.study.runs import StudyError
+from nnssl.types import PREPROCESSED, RAW, RESULTS
 
-BASE = "nnUNetPlans"
-FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+FOLDERS = (RAW, PREPROCESSED, RESULTS)
 PRESET = "smit"  # of a random start like no pretrained arm
-FINAL = "checkpoint_final.pth"
 ONE_DASH = {"np", "num_gpus", "device", "part_id", "num_parts"}  # flags of ours that nnU-Net spells so
 
 
@@ -46,7 +46,7 @@ def full_name(dataset: str) -> str:
 
 
 def preprocessed(dataset: str) -> Path:
-    return Path(os.environ["nnUNet_preprocessed"], full_name(dataset))  # noqa: SIM112 nnU-Net's name
+    return Path(os.environ[PREPROCESSED], full_name(dataset))
 
 
 # nnU-Net's data
@@ -62,7 +62,7 @@ def datasets(study: Study) -> list[tuple[str, str]]:
 def data_commands(dataset: str, configuration: str) -> list[Command]:
     """What is left to plan and preprocess; none where every training case is there."""
     folder, processes = preprocessed(dataset), os.environ.get("nnUNet_def_n_proc", "4")  # noqa: SIM112 nnU-Net's name
-    cases = files.read_json(Path(os.environ["nnUNet_raw"], full_name(dataset), "dataset.json"))["numTraining"]  # noqa: SIM112
+    cases = files.read_json(Path(os.environ[RAW], full_name(dataset), "dataset.json"))["numTraining"]
     if not (folder / f"{BASE}.json").is_file():
         return [
             ["nnUNetv2_plan_and_preprocess", "-d", dataset, "-c", configuration, "-npfp", processes, "-np", processes]

@@ -18,6 +18,7 @@ from nnssl.network.planned import INFO, is_ours
 from nnssl.network.swin_unetr import SwinUNETR
 from nnssl.study import features, runs
 from nnssl.study.results import KEYS, by_size
+from nnssl.types import PREPROCESSED
 
 VOLUMES = 50
 PRETRAINED = "pretrained"  # in the place of a budget
@@ -65,7 +66,7 @@ class _Comparison:
     def __init__(self, jobs: list[dict], volumes: int):
         self.jobs, self.volumes = jobs, volumes
         job = jobs[0]
-        self.data = Path(os.environ["nnUNet_preprocessed"], job["dataset"])  # noqa: SIM112 nnU-Net's name
+        self.data = Path(os.environ[PREPROCESSED], job["dataset"])
         self.plans = files.read_json(self.data / f"{job['plans']}.json")
         self.configuration = resolve(self.plans, job["configuration"])
         self.ours = is_ours(self.configuration)

@@ -15,8 +15,8 @@ from nnssl import files
 from nnssl.commands import Command
 from nnssl.study.description import Arm, Budget, Study, Task, settings
 from nnssl.study.splits import Split
+from nnssl.types import RESULTS
 
-RESULTS = "nnUNet_results"
 JOB, LOG, OUTCOME, ROWS = "job.json", "log.txt", "outcome.json", "rows.jsonl"
 TRAINER = "SwinSSLTrainer"  # of arms with pretrained weights, unless the recipe names another
 FIXED_TRAINERS = {"scratch": "SwinScratchTrainer", "default": "DefaultNetworkTrainer"}

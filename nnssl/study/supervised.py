@@ -13,6 +13,7 @@ import torch
 
 from nnssl import __version__, checkpoint, files
 from nnssl.encoder.swin import Swin, SwinConfig
+from nnssl.network.origin import FINAL
 from nnssl.types import HUPolicy
 
 
@@ -20,7 +21,7 @@ def export(fold: Path, path: Path) -> None:
     """Write the encoder of `fold`, a finished training by SwinScratchTrainer. Raises FileNotFoundError, ValueError."""
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    saved = torch.load(fold / "checkpoint_final.pth", map_location="cpu", weights_only=False)  # nnU-Net's own
+    saved = torch.load(fold / FINAL, map_location="cpu", weights_only=False)  # nnU-Net's own
     plans, name = saved["init_args"]["plans"], saved["init_args"]["configuration"]
     resolved = PlansManager(plans).get_configuration(name).configuration
     arguments = resolved["architecture"]["arch_kwargs"]
