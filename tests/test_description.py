@@ -69,6 +69,8 @@ def test_defaults_paths_and_the_order_of_recipes(tmp_path):
         ({"arms": [SMALL["arms"][0], {"name": "a", "start": "pretrain", "method": "smit"}]}, "on what to pretrain"),
         ({"arms": [SMALL["arms"][0], {"name": "a", "start": "default", "weights": "x"}]}, "unknown weights"),
         ({"arms": [SMALL["arms"][0], SMALL["arms"][1] | {"tasks": ["heart"]}]}, "not there: heart"),
+        ({"arms": [SMALL["arms"][0], SMALL["arms"][1] | {"budgets": [3]}]}, "does not have: 3; it has 2, all"),
+        ({"arms": [SMALL["arms"][0] | {"budgets": ["all"]}]}, "on every task and budget"),
         ({"arms": [SMALL["arms"][0] | {"like": "scratch"}]}, "has no pretrained encoder"),
         (
             {
@@ -84,6 +86,7 @@ def test_defaults_paths_and_the_order_of_recipes(tmp_path):
         ({"tasks": [{"name": "organs"}]}, "which nnU-Net dataset"),
         ({"tasks": [{"name": "organs", "dataset": 1, "subject": "("}]}, "no regular expression"),
         ({"tasks": [{"name": "organs", "dataset": 1, "tolerance": 0}]}, "in mm and positive"),
+        ({"tasks": [{"name": "organs", "dataset": 1, "plans": "../plans"}]}, "name of a plans file"),
         ({"budgets": [0]}, "0 cases trains nothing"),
         ({"budgets": ["some"]}, "a number of cases, or all"),
         ({"budgets": [2, 2]}, "named twice as budget: 2"),

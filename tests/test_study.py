@@ -92,6 +92,25 @@ def test_only_what_is_missing_is_preprocessed(tmp_path, dataset):
         preparation.data_commands("902", "2d")
 
 
+def test_a_task_may_stand_on_other_plans_of_nnunets(tmp_path, dataset):
+    (task,) = (made := study(tmp_path, tasks=[TASKS[0] | {"dataset": 902, "plans": "coarse"}])).tasks
+    assert preparation.datasets(made)[0] == ("902", task.configuration, "coarse")
+    with pytest.raises(StudyError, match="nnUNetv2_plan_experiment -d 902 -overwrite_plans_name coarse"):
+        preparation.data_commands("902", "3d_fullres", "coarse")
+    configurations = {"3d_fullres": {"data_identifier": "coarse_data"}}
+    files.write_json(
+        dataset["nnUNet_preprocessed"] / DATASET / "coarse.json", {"configurations": configurations}
+    )
+    (command,) = preparation.data_commands("902", "3d_fullres", "coarse")
+    assert command[:5] == ["nnUNetv2_preprocess", "-d", "902", "-plans_name", "coarse"]
+    assert preparation.plan_command(made, task, made.arms[1])[3:5] == ["-p", "coarse"]
+
+
+def test_an_arm_may_have_only_some_of_the_budgets(tmp_path, dataset):
+    made = study(tmp_path, budgets=[1, 2], seeds=[0], arms=[ARMS[0], ARMS[1] | {"budgets": [2]}])
+    assert [(one.arm.name, one.budget) for one in runs.of(made)] == [("scratch", 1), ("scratch", 2), ("smit", 2)]
+
+
 def test_what_is_not_there_is_said_before_anything_is_done(tmp_path, dataset, monkeypatch):
     with pytest.raises(StudyError, match=r"do not exist:\n  arm smit: .*smit.pth"):
         preparation.check(study(tmp_path))

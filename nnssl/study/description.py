@@ -14,6 +14,8 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from nnssl.network.planned import BASE
+
 Budget = int | str  # a number of cases, or ALL
 
 ALL = "all"
@@ -28,6 +30,7 @@ NEEDS = {  # what an arm must say beside its name and start, and what else it ma
     "supervised": (("dataset", "configuration"), ("encoder",)),
 }
 NAME = re.compile(r"[A-Za-z0-9]+([-_][A-Za-z0-9]+)*")  # no "__": nnU-Net and the runs' names join by it
+PLANS = re.compile(r"[\w.-]+")  # a file's name, not a path
 RECIPE = (  # of `nnssl_plan`, as its flags are called, and the trainer
     "trainer", "decoder", "patch", "batch_size", "epochs", "iterations", "val_iterations", "foreground", "mirror", "lr",
     "head_lr", "layer_decay", "warmup_epochs", "weight_decay", "schedule",
@@ -56,6 +59,7 @@ class Arm:
     after: str | None = None  # the arm whose encoder the pretraining starts from
     like: str | None = None  # the arm whose encoder and intensities the random start has
     tasks: tuple[str, ...] = ()  # none named: all
+    budgets: tuple[Budget, ...] = ()  # none named: all
     modality: str | None = None  # of the pretraining, for the report
     recipe: Mapping[str, Any] = field(default_factory=dict)  # over the task's and the study's
 
@@ -67,6 +71,7 @@ class Task:
     name: str
     dataset: str  # ID or name
     configuration: str = "3d_fullres"
+    plans: str = BASE  # nnU-Net's, from which spacing and data come
     fold: int = 0  # whose validation cases are every run's
     modality: str | None = None  # CT, MR, ...: for the report
     subject: str | None = None  # a regular expression: what it finds in a case's name is the subject
@@ -96,6 +101,9 @@ class Study:
 
     def arms_of(self, task: Task) -> list[Arm]:
         return [arm for arm in self.arms if not arm.tasks or task.name in arm.tasks]
+
+    def budgets_of(self, arm: Arm) -> tuple[Budget, ...]:
+        return tuple(budget for budget in self.budgets if not arm.budgets or budget in arm.budgets)
 
     def recipe_of(self, task: Task, arm: Arm) -> dict[str, Any]:
         return {**self.recipe, **task.recipe, **arm.recipe}
@@ -160,15 +168,20 @@ def _check(study: Study) -> None:
         if doubled := sorted({str(value) for value in values if values.count(value) > 1}):
             raise DescriptionError(f"named twice as {what}: {', '.join(doubled)}")
     baseline = [arm for arm in study.arms if arm.name == BASELINE]
-    if not baseline or baseline[0].start != "scratch" or baseline[0].tasks:
+    if not baseline or baseline[0].start != "scratch" or baseline[0].tasks or baseline[0].budgets:
         raise DescriptionError(
-            f"one arm is the baseline of all comparisons, on every task: {{name: {BASELINE}, start: scratch}}; the "
+            f"one arm is the baseline of all comparisons, on every task and budget: {{name: {BASELINE}, start: scratch}}; the "
             f"arms are {', '.join(f'{arm.name} ({arm.start})' for arm in study.arms)}"
         )
     arms, tasks = {arm.name: arm for arm in study.arms}, {task.name for task in study.tasks}
     for arm in study.arms:
         if unknown := sorted(set(arm.tasks) - tasks):
             raise DescriptionError(f"arm {arm.name} names tasks that are not there: {', '.join(unknown)}")
+        if unknown := [str(budget) for budget in arm.budgets if budget not in study.budgets]:
+            raise DescriptionError(
+                f"arm {arm.name} names budgets that the study does not have: {', '.join(unknown)}; it has "
+                f"{', '.join(map(str, study.budgets))}"
+            )
         pretrained = [other.name for other in study.arms if other.start not in ("scratch", "default")]
         if arm.like and arm.like not in pretrained:
             raise DescriptionError(
@@ -186,7 +199,7 @@ def _arm(entry: Any, beside: Path) -> Arm:
     name = _name(entry.get("name"), "an arm's name")
     start = _one_of(entry.get("start"), STARTS, f"arm {name}: start")
     needed, may = NEEDS[start]
-    _demand_known(entry, ("name", "start", *needed, *may, "tasks", "modality", "recipe"), f"arm {name} ({start})")
+    _demand_known(entry, ("name", "start", *needed, *may, "tasks", "budgets", "modality", "recipe"), f"arm {name} ({start})")
     if absent := [key for key in needed if not entry.get(key)]:
         raise DescriptionError(f"arm {name} ({start}) must say {' and '.join(absent)}")
     if start == "pretrain" and not (entry.get("scans") or entry.get("datasets")):
@@ -198,6 +211,7 @@ def _arm(entry: Any, beside: Path) -> Arm:
         "datasets": lambda value: tuple(map(str, _list(value, "datasets"))),
         "dataset": str,
         "tasks": lambda value: tuple(_list(value, "tasks")),
+        "budgets": lambda value: tuple(_budget(one) for one in _list(value, f"arm {name}: budgets")),
         "options": lambda value: dict(_mapping(value, f"arm {name}: options")),
         "recipe": lambda value: _recipe(value, f"arm {name}"),
     }
@@ -211,6 +225,8 @@ def _task(entry: Any) -> Task:
     if "dataset" not in entry:
         raise DescriptionError(f"task {name} must say which nnU-Net dataset it is: dataset: 501")
     entry["dataset"] = str(entry["dataset"])
+    if not isinstance(plans := entry.get("plans", BASE), str) or not PLANS.fullmatch(plans):
+        raise DescriptionError(f"task {name}: plans is the name of a plans file of the dataset, as {BASE}; got {plans!r}")
     if "subject" in entry:
         try:
             re.compile(entry["subject"])

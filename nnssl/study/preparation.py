@@ -52,27 +52,34 @@ def preprocessed(dataset: str) -> Path:
 # nnU-Net's data
 
 
-def datasets(study: Study) -> list[tuple[str, str]]:
-    """(dataset, configuration) of all tasks, and of arms pretrained with labels; each once."""
-    wanted = [(task.dataset, task.configuration) for task in study.tasks]
-    wanted += [(arm.dataset, arm.configuration) for arm in study.arms if arm.start == "supervised"]
+def datasets(study: Study) -> list[tuple[str, str, str]]:
+    """(dataset, configuration, nnU-Net's plans) of all tasks, and of arms pretrained with labels; each once."""
+    wanted = [(task.dataset, task.configuration, task.plans) for task in study.tasks]
+    wanted += [(arm.dataset, arm.configuration, BASE) for arm in study.arms if arm.start == "supervised"]
     return list(dict.fromkeys(wanted))
 
 
-def data_commands(dataset: str, configuration: str) -> list[Command]:
-    """What is left to plan and preprocess; none where every training case is there."""
+def data_commands(dataset: str, configuration: str, plans_name: str = BASE) -> list[Command]:
+    """What is left to plan and preprocess; none where every training case is there. Raises StudyError where plans other
+    than nnU-Net's default are asked for and not there."""
     folder, processes = preprocessed(dataset), os.environ.get("nnUNet_def_n_proc", "4")  # noqa: SIM112 nnU-Net's name
     cases = files.read_json(Path(os.environ[RAW], full_name(dataset), "dataset.json"))["numTraining"]
-    if not (folder / f"{BASE}.json").is_file():
+    if not (folder / f"{plans_name}.json").is_file():
+        if plans_name != BASE:
+            raise StudyError(
+                f"dataset {dataset} has no plans {plans_name}; let nnU-Net make them, for example with another spacing "
+                f"(mm):\n  nnUNetv2_plan_experiment -d {dataset} -overwrite_plans_name {plans_name} "
+                "-overwrite_target_spacing Z Y X"
+            )
         return [
             ["nnUNetv2_plan_and_preprocess", "-d", dataset, "-c", configuration, "-npfp", processes, "-np", processes]
         ]
-    plans = files.read_json(folder / f"{BASE}.json")
+    plans = files.read_json(folder / f"{plans_name}.json")
     if configuration not in plans["configurations"]:
         known = ", ".join(plans["configurations"])
-        raise StudyError(f"dataset {dataset} has no configuration {configuration}; its {BASE} has {known}")
+        raise StudyError(f"dataset {dataset} has no configuration {configuration}; its {plans_name} has {known}")
     if len(list((folder / identifier(plans, configuration)).glob("*.pkl"))) < cases:
-        return [["nnUNetv2_preprocess", "-d", dataset, "-plans_name", BASE, "-c", configuration, "-np", processes]]
+        return [["nnUNetv2_preprocess", "-d", dataset, "-plans_name", plans_name, "-c", configuration, "-np", processes]]
     return []
 
 
@@ -101,7 +108,7 @@ def starts(study: Study) -> dict[str, dict]:
 def _start(study: Study, arm: Arm) -> dict:
     made = checkpoint_of(study, arm)
     commands = _MAKE[arm.start](study, arm, made)
-    said = {key: value for key, value in settings(arm).items() if key not in ("tasks", "modality", "recipe")}
+    said = {key: value for key, value in settings(arm).items() if key not in ("tasks", "budgets", "modality", "recipe")}
     return {
         "commands": commands,
         "makes": str(made),
@@ -155,7 +162,7 @@ def plan_command(study: Study, task: Task, arm: Arm) -> Command | None:
     source = like(study, task, arm)
     start = ["-c", str(checkpoint_of(study, source))] if source else ["-a", arm.encoder or PRESET]
     name = runs.plans_of(study, task, arm)
-    return [*_plan(task.dataset, name), *start, *recipe_flags(study.recipe_of(task, arm))]
+    return [*_plan(task.dataset, name, task.plans), *start, *recipe_flags(study.recipe_of(task, arm))]
 
 
 def like(study: Study, task: Task, arm: Arm) -> Arm | None:
@@ -173,7 +180,7 @@ def like(study: Study, task: Task, arm: Arm) -> Arm | None:
 def write_default_plans(study: Study, task: Task, arm: Arm) -> Path:
     """The plans of an arm `default`. Patch and batch stay nnU-Net's, whose network is made for them."""
     folder = preprocessed(task.dataset)
-    plans = deepcopy(files.read_json(folder / f"{BASE}.json"))
+    plans = deepcopy(files.read_json(folder / f"{task.plans}.json"))
     recipe = study.recipe_of(task, arm)
     heeded = {
         key: recipe[key] for key in ("epochs", "iterations", "val_iterations", "foreground", "mirror") if key in recipe
@@ -187,8 +194,8 @@ def write_default_plans(study: Study, task: Task, arm: Arm) -> Path:
     return path
 
 
-def _plan(dataset: str, name: str) -> Command:
-    return ["nnssl_plan", "-d", dataset, "-p", BASE, "--name", name]
+def _plan(dataset: str, name: str, base: str = BASE) -> Command:
+    return ["nnssl_plan", "-d", dataset, "-p", base, "--name", name]
 
 
 def recipe_flags(recipe: Mapping[str, Any]) -> list[str]:
@@ -214,6 +221,6 @@ def flags(options: Mapping[str, Any]) -> list[str]:
 def split(study: Study, task: Task) -> dict:
     """The splits of a task by budget and seed, in splits_final.json from now on. Raises SplitError."""
     folder = preprocessed(task.dataset)
-    plans = files.read_json(folder / f"{BASE}.json")
+    plans = files.read_json(folder / f"{task.plans}.json")
     labels = splits.labels_of(folder / identifier(plans, task.configuration))
     return splits.append(folder / splits.FILE, study, task, labels)

@@ -37,8 +37,9 @@ def run(study: Study, executor: Executor, say: Say) -> dict[str, str]:
 def prepare(study: Study, executor: Executor, say: Say) -> list[Run]:
     """Data, starts, plans, splits, and each run's job.json; the runs that have all they need, in their order."""
     ready = set()
-    for dataset, configuration in preparation.datasets(study):
-        _do(preparation.data_commands(dataset, configuration), study, f"data-{dataset}-{configuration}", say)
+    for dataset, configuration, plans in preparation.datasets(study):
+        commands = preparation.data_commands(dataset, configuration, plans)
+        _do(commands, study, f"data-{dataset}-{configuration}", say)
     _make_starts(study, executor, say)
     for task in study.tasks:
         dataset = preparation.full_name(task.dataset)
@@ -82,7 +83,7 @@ def _plans(study: Study, task: Task, arm: Arm, say: Say) -> Mapping | str:
         return files.read_json(preparation.write_default_plans(study, task, arm))
     checkpoint = preparation.checkpoint_of(study, source) if source else None
     note = study.folder / "plans" / f"{name}.json"
-    made_of = [command, checkpoint and files.sha256(checkpoint), files.sha256(folder / f"{preparation.BASE}.json")]
+    made_of = [command, checkpoint and files.sha256(checkpoint), files.sha256(folder / f"{task.plans}.json")]
     mark = {"fingerprint": files.fingerprint(made_of)}
     if not ((folder / f"{name}.json").is_file() and note.is_file() and files.read_json(note) == mark):
         _do([command], study, f"plans-{name}", say)
@@ -142,7 +143,7 @@ def describe(study: Study, parallel: int) -> str:
     preparation.check(study)
     lines = [f"Study {study.name}: {len(study.tasks)} task(s) x {len(study.arms)} arm(s) x {len(study.budgets)} "
              f"budget(s) x {len(study.seeds)} {'fold' if study.by_fold else 'seed'}(s), in {study.folder}"]  # fmt: skip
-    commands = [c for pair in preparation.datasets(study) for c in preparation.data_commands(*pair)]
+    commands = [c for data in preparation.datasets(study) for c in preparation.data_commands(*data)]
     for name, made in preparation.starts(study).items():
         if runs.state(study.folder / "starts" / name)[0] != "done":
             commands += made["commands"]

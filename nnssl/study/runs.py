@@ -66,6 +66,7 @@ def of(study: Study) -> list[Run]:
         for budget in study.budgets
         for task in study.tasks
         for arm in study.arms_of(task)
+        if budget in study.budgets_of(arm)
     ]
 
 
@@ -93,7 +94,7 @@ def job(run: Run, dataset: str, split: Split, plans: Mapping) -> dict:
     `fingerprint` changes with whatever would make it another training: arm, recipe, checkpoint, cases.
     """
     made_of = {
-        "task": {key: value for key, value in settings(run.task).items() if key in ("dataset", "configuration")},
+        "task": {key: value for key, value in settings(run.task).items() if key in ("dataset", "configuration", "plans")},
         "recipe": run.study.recipe_of(run.task, run.arm),
         "trainer": run.trainer,
         "checkpoint": plans.get("pretrain_info", {}).get("sha256"),
