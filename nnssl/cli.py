@@ -177,6 +177,9 @@ def _pretrain_parser() -> argparse.ArgumentParser:
     what.add_argument("--spacing", metavar=("Z", "Y", "X"), nargs=3, type=float, help="mm; default: the median")
     what.add_argument("--hu", dest="clip", metavar=("LOW", "HIGH"), nargs=2, type=float,
                       help="HU range kept, as -1000 1000 for lungs; default: 0.5 to 99.5 %% of body")  # fmt: skip
+    what.add_argument("--no-hu", action="store_true",
+                      help="not CT: each scan is normalised by its own mean and sd, as nnU-Net does; default for -d: "
+                      "what its dataset.json says")  # fmt: skip
     what.add_argument("-np", dest="num_processes", metavar="N", type=int, default=min(8, os.cpu_count() or 1),
                       help="processes, each with one scan in memory; default: %(default)s")  # fmt: skip
     what.add_argument("-part_id", type=int, default=0, help="this machine's share of the preprocessing, from 0")

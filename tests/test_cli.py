@@ -31,6 +31,7 @@ FLAGS = {
             "--name",
             "--spacing",
             "--hu",
+            "--no-hu",
             "-np",
             "-part_id",
             "-num_parts",

@@ -86,7 +86,7 @@ def test_defaults_paths_and_the_order_of_recipes(tmp_path):
         ({"tasks": [{"name": "organs"}]}, "which nnU-Net dataset"),
         ({"tasks": [{"name": "organs", "dataset": 1, "subject": "("}]}, "no regular expression"),
         ({"tasks": [{"name": "organs", "dataset": 1, "tolerance": 0}]}, "in mm and positive"),
-        ({"tasks": [{"name": "organs", "dataset": 1, "plans": "../plans"}]}, "name of a plans file"),
+        ({"tasks": [{"name": "organs", "dataset": 1, "plans": "../plans"}]}, "name of plans of the dataset"),
         ({"budgets": [0]}, "0 cases trains nothing"),
         ({"budgets": ["some"]}, "a number of cases, or all"),
         ({"budgets": [2, 2]}, "named twice as budget: 2"),

@@ -20,10 +20,11 @@ from nnssl.data.plan import Plan
 from nnssl.data.prepare import STALE, prepare
 from nnssl.data.preprocess import BLOCK, body_blocks, preprocess, store
 from nnssl.files import read_json
+from nnssl.types import HUPolicy
 
 
 def nnunet_preprocessed(path: Path, plan: Plan) -> np.ndarray:
-    """What stock nnU-Net makes of the file, with our plan's spacing and HU policy as its own."""
+    """What stock nnU-Net makes of the file, with our plan's spacing and intensities as its own."""
     from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -35,14 +36,7 @@ def nnunet_preprocessed(path: Path, plan: Plan) -> np.ndarray:
         "image_reader_writer": "SimpleITKIO",
         "transpose_forward": [0, 1, 2],
         "transpose_backward": [0, 1, 2],
-        "foreground_intensity_properties_per_channel": {
-            "0": {
-                "mean": plan.hu.mean,
-                "std": plan.hu.sd,
-                "percentile_00_5": plan.hu.low,
-                "percentile_99_5": plan.hu.high,
-            }
-        },
+        "foreground_intensity_properties_per_channel": {"0": _properties(plan.hu)},
         "configurations": {
             "3d_fullres": {
                 "data_identifier": "made",
@@ -50,7 +44,7 @@ def nnunet_preprocessed(path: Path, plan: Plan) -> np.ndarray:
                 "preprocessor_name": "DefaultPreprocessor",
                 "spacing": list(plan.spacing),
                 "patch_size": list(plan.crop),
-                "normalization_schemes": ["CTNormalization"],
+                "normalization_schemes": ["CTNormalization" if plan.hu else "ZScoreNormalization"],
                 "use_mask_for_norm": [False],
                 "resampling_fn_data": resampling,
                 "resampling_fn_seg": resampling,
@@ -65,6 +59,10 @@ def nnunet_preprocessed(path: Path, plan: Plan) -> np.ndarray:
         [str(path)], None, manager, manager.get_configuration("3d_fullres"), dataset
     )
     return data
+
+
+def _properties(hu: HUPolicy | None) -> dict:
+    return {"mean": hu.mean, "std": hu.sd, "percentile_00_5": hu.low, "percentile_99_5": hu.high} if hu else {}
 
 
 @pytest.mark.parametrize(
@@ -84,6 +82,21 @@ def test_stored_voxels_equal_nnunets_own_preprocessing(tmp_path, old, new):
     stored = blosc2.open(str(tmp_path / "out" / f"{plan.cases[0].id}.b2nd"), mode="r")
     assert stored.dtype == np.float32
     np.testing.assert_array_equal(stored[:], nnunet_preprocessed(path, plan))
+
+
+def test_without_hu_each_scan_is_normalised_as_nnunet_does(tmp_path):
+    array = np.random.default_rng(0).gamma(2.0, 150.0, (14, 40, 44)).astype(np.float32)
+    array[:2], array[:, :, -6:] = 0, 0  # nnU-Net crops this away before it takes mean and sd
+    path = write_volume(tmp_path / "raw" / "a.nii.gz", array, (2.0, 2.0, 2.0))
+    plan = prepare("made", tmp_path / "out", [path.parent], crop=(16, 32, 32), num_processes=0, in_hu=False)
+    assert plan == Plan.load(tmp_path / "out" / "plan.json")
+    assert plan.hu is None
+    stored = blosc2.open(str(tmp_path / "out" / f"{plan.cases[0].id}.b2nd"), mode="r")[:]
+    np.testing.assert_allclose(stored[:, 2:, :, :-6], nnunet_preprocessed(path, plan), atol=1e-5)
+    crops = Crops(tmp_path / "out", plan, (32, 48, 48))
+    assert crops.padding == 0
+    with pytest.raises(ValueError, match=r"is not in HU.*--no-hu"):  # looked at anew: another question
+        prepare("made", tmp_path / "out", [path.parent], num_processes=0)
 
 
 def test_chunks_and_codec_are_nnunets(tmp_path):

@@ -98,9 +98,7 @@ def test_a_task_may_stand_on_other_plans_of_nnunets(tmp_path, dataset):
     with pytest.raises(StudyError, match="nnUNetv2_plan_experiment -d 902 -overwrite_plans_name coarse"):
         preparation.data_commands("902", "3d_fullres", "coarse")
     configurations = {"3d_fullres": {"data_identifier": "coarse_data"}}
-    files.write_json(
-        dataset["nnUNet_preprocessed"] / DATASET / "coarse.json", {"configurations": configurations}
-    )
+    files.write_json(dataset["nnUNet_preprocessed"] / DATASET / "coarse.json", {"configurations": configurations})
     (command,) = preparation.data_commands("902", "3d_fullres", "coarse")
     assert command[:5] == ["nnUNetv2_preprocess", "-d", "902", "-plans_name", "coarse"]
     assert preparation.plan_command(made, task, made.arms[1])[3:5] == ["-p", "coarse"]

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import micro
+import numpy as np
 import pytest
 import torch
 from made_plans import nnunet_plans
+from made_scans import write_volume
 
-from nnssl import checkpoint, finetune
+from nnssl import checkpoint, files, finetune
 from nnssl.data.plan import Plan
 from nnssl.data.prepare import prepare
 from nnssl.methods import METHODS
 from nnssl.network import origin
-from nnssl.network.planned import INFO
+from nnssl.network.planned import INFO, intensity_map
 from nnssl.train import pretrain
 from nnssl.train.log import Log
 from nnssl.train.pretrain import Options
@@ -110,3 +112,36 @@ def test_a_batch_too_small_for_the_method_is_said(slices):
     assert f"needs some {smallest} of them at least; here they are {smallest // 2}. Try --batch-size {smallest}" in said
     _, said = slices("simmim", batch_size=1, steps=1)
     assert "WARNING" not in said
+
+
+@pytest.fixture
+def heart(nnunet_env) -> Path:
+    """A raw dataset of MRI."""
+    folder = nnunet_env["nnUNet_raw"] / "Dataset903_Heart"
+    values = np.random.default_rng(0)
+    for number in range(2):
+        array = values.gamma(2.0, 150.0, (9, 48, 48)).astype(np.float32)
+        write_volume(folder / "imagesTr" / f"patient{number}_0000.nii.gz", array, (4.0, 1.5, 1.5))
+    files.write_json(folder / "dataset.json", {"channel_names": {"0": "MRI"}, "file_ending": ".nii.gz"})
+    return folder
+
+
+def test_slices_of_mri_are_learnt_from_and_fine_tuned_as_nnunet_normalises_them(heart, monkeypatch):
+    monkeypatch.setattr(Log, "draw", lambda self: None)
+    monkeypatch.setattr(pretrain, "keep_freed_memory", lambda: False)
+    options = Options(
+        "byol", dataset_ids=("903",), preset="tiny", dims=2, crop=(32, 32), batch_size=2, steps=2, workers=0,
+        device="cpu", settings=("head_hidden=16",),
+    )  # fmt: skip
+    loaded = checkpoint.load(pretrain.pretrain(options, lambda _: None))
+    assert loaded.hu is None
+    assert "as nnU-Net normalises" in checkpoint.describe(loaded)
+    assert intensity_map(["ZScoreNormalization"], {}, loaded.hu) is None
+
+
+def test_ct_and_mri_are_not_mixed_by_accident(heart, phantom_folder):
+    mixed = Options("byol", sources=(phantom_folder,), dataset_ids=("903",), dims=2, device="cpu")
+    with pytest.raises(ValueError, match="channel 0 of Dataset903_Heart is not CT"):
+        pretrain.pretrain(mixed, lambda _: None)
+    with pytest.raises(ValueError, match="--hu gives a range of Hounsfield units"):
+        pretrain.pretrain(replace(mixed, sources=(), clip=(-100.0, 300.0)), lambda _: None)

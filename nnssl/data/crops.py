@@ -41,7 +41,7 @@ class Crops(torch.utils.data.Dataset):
         self.shape = shape
         self.seed = seed
         self.cases = self._stored(plan)
-        self.padding = float(plan.hu.normalise(np.float32(plan.hu.low)))
+        self.padding = plan.padding
         self._box = np.array((1,) * (3 - len(shape)) + shape)
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0))
 

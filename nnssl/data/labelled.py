@@ -86,7 +86,7 @@ def prepare_labelled(labelled: Labelled, folder: Path | str, plan: Plan, num_pro
         "dataset": labelled.dataset,
         "labels": labelled.labels,
         "ignore": labelled.ignore,
-        "padding": float(plan.hu.normalise(np.float32(plan.hu.low))),
+        "padding": plan.padding,
         "plan": plan.fingerprint,
         "cases": [case.id for case in labelled.cases],
     }
@@ -95,12 +95,12 @@ def prepare_labelled(labelled: Labelled, folder: Path | str, plan: Plan, num_pro
 
 def store_case(case: LabelledCase, plan: Plan, plan_fingerprint: str, folder: Path) -> None:
     """Read, normalise, resample and store one image and its labels."""
-    hu, spacing = read_scan(Found(str(case.image)))
+    voxels, spacing = read_scan(Found(str(case.image)))
     labels, _ = read_scan(Found(str(case.labels)))
-    if labels.shape != hu.shape:
-        raise ValueError(f"the image has shape {hu.shape}, its labels {labels.shape}")
-    shape = resampled_shape(hu.shape, spacing, plan.spacing)
-    voxels = resample(plan.hu.normalise(hu)[None], shape, spacing, plan.spacing)
+    if labels.shape != voxels.shape:
+        raise ValueError(f"the image has shape {voxels.shape}, its labels {labels.shape}")
+    shape = resampled_shape(voxels.shape, spacing, plan.spacing)
+    voxels = resample(plan.normalise(voxels)[None], shape, spacing, plan.spacing)
     values = resample(np.rint(labels).astype(np.int16)[None], shape, spacing, plan.spacing, labels=True)
     store(voxels, inside(folder, f"{case.id}.b2nd"), plan.crop)
     store(values, inside(folder, f"{case.id}_labels.b2nd"), plan.crop, np.int16)

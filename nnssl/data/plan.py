@@ -1,4 +1,4 @@
-"""The plan: spacing, HU policy, crop and cases of one pretraining collection, as `plan.json`."""
+"""The plan: spacing, intensities, crop and cases of one pretraining collection, as `plan.json`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from nnssl.files import fingerprint, read_json, write_json
-from nnssl.types import HUPolicy, Shape, Spacing
+from nnssl.types import BODY_HU, HUPolicy, Shape, Spacing
 
 FORMAT_VERSION = 1
 SANE_SPACING = (0.5, 5.0)  # mm: finer is more noise than anatomy, coarser loses the organs
@@ -32,11 +32,14 @@ class Case:
 
 @dataclass(frozen=True)
 class Plan:
-    """What preprocessing does to every scan, and which scans there are. Spacing in mm, crop in voxels, (z, y, x)."""
+    """What preprocessing does to every scan, and which scans there are. Spacing in mm, crop in voxels, (z, y, x).
+
+    Without a HU policy (MRI) each scan is normalised by its own mean and sd, as nnU-Net's ZScoreNormalization does.
+    """
 
     name: str
     spacing: Spacing
-    hu: HUPolicy
+    hu: HUPolicy | None
     crop: Shape
     cases: tuple[Case, ...]
     format_version: int = FORMAT_VERSION
@@ -46,6 +49,22 @@ class Plan:
         check_spacing(self.spacing)
         check_crop(self.crop)
         object.__setattr__(self, "fingerprint", fingerprint(self._content()))
+
+    def normalise(self, voxels: np.ndarray) -> np.ndarray:
+        """Network input of a whole scan [Z Y X], float32."""
+        if self.hu is not None:
+            return self.hu.normalise(voxels)
+        within = voxels[_nonzero_box(voxels)]
+        return (voxels - within.mean()) / max(within.std(), 1e-8)
+
+    def body(self, voxels: np.ndarray) -> np.ndarray:
+        """What of a scan [Z Y X] is worth looking at, Bool: without HU, what is brighter than its mean."""
+        return voxels > (BODY_HU if self.hu is not None else voxels[_nonzero_box(voxels)].mean())
+
+    @property
+    def padding(self) -> float:
+        """What stands for voxels outside of a scan: air, and without HU the scan's mean, as nnU-Net pads."""
+        return float(self.hu.normalise(np.float32(self.hu.low))) if self.hu is not None else 0.0
 
     def _content(self) -> dict:
         content = asdict(self)
@@ -68,7 +87,7 @@ class Plan:
         plan = cls(
             name=content["name"],
             spacing=tuple(content["spacing"]),
-            hu=HUPolicy(**content["hu"]),
+            hu=HUPolicy(**content["hu"]) if content["hu"] else None,
             crop=tuple(content["crop"]),
             cases=tuple(
                 Case(**{**case, "shape": tuple(case["shape"]), "spacing": tuple(case["spacing"])})
@@ -86,15 +105,15 @@ class Plan:
 def make_plan(
     name: str,
     scans: Sequence,
-    histograms: Iterable[np.ndarray],
+    histograms: Iterable[np.ndarray] | None,
     spacing: Spacing | None = None,
     crop: Shape | None = None,
     clip: tuple[float, float] | None = None,
 ) -> Plan:
     """Plan from the kept lines of the survey (`path`, `series`, `shape`, `spacing`) and their body histograms.
 
-    One histogram is in memory at a time. `spacing` (mm), `crop` (voxels) and `clip` (HU) override what would
-    be derived.
+    One histogram is in memory at a time; without any there is no HU policy. `spacing` (mm), `crop` (voxels) and
+    `clip` (HU) override what would be derived.
     """
     if not scans:
         raise ValueError("a plan needs at least one scan")
@@ -105,7 +124,17 @@ def make_plan(
         Case(case_id(scan.path, scan.series), scan.path, scan.series, tuple(scan.shape), tuple(scan.spacing))
         for scan in scans
     )
-    return Plan(name, spacing, hu_policy(histograms, clip), check_crop(crop or default_crop(shapes)), cases)
+    hu = None if histograms is None else hu_policy(histograms, clip)
+    return Plan(name, spacing, hu, check_crop(crop or default_crop(shapes)), cases)
+
+
+def _nonzero_box(voxels: np.ndarray) -> tuple[slice, ...]:
+    """The bounding box that nnU-Net crops a scan [Z Y X] to before it normalises."""
+    within = []
+    for axis in range(voxels.ndim):
+        filled = np.flatnonzero(voxels.any(axis=tuple(a for a in range(voxels.ndim) if a != axis)))
+        within.append(slice(filled[0], filled[-1] + 1))
+    return tuple(within)
 
 
 def check_spacing(spacing: Spacing) -> Spacing:

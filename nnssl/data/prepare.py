@@ -27,19 +27,21 @@ def prepare(
     part_id: int = 0,
     num_parts: int = 1,
     clip: tuple[float, float] | None = None,
+    in_hu: bool = True,
 ) -> Plan:
     """Survey `sources` (folders) and `nnunet_datasets` (raw dataset folders), plan, and preprocess into `folder`.
 
     Whatever an earlier run finished is not repeated. A `plan.json` that is there already is kept when it fits
     the scans and the options, and otherwise a ValueError says what differs. Without any source the plan that
-    is there is completed. Raises ValueError when there is no usable scan.
+    is there is completed. Without `in_hu` the scans are not CT: nothing is asked of their values, and each is
+    normalised by its own mean and sd. Raises ValueError when there is no usable scan.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     _sweep(folder)
     if sources or nnunet_datasets:
         how = (num_processes, part_id, num_parts)
-        plan = _planned(name, folder, sources, nnunet_datasets, (spacing, crop, clip), how)
+        plan = _planned(name, folder, sources, nnunet_datasets, (spacing, crop, clip), how, in_hu)
     else:
         plan = _existing(folder)
     failed = preprocess(plan, folder, num_processes, part_id, num_parts)
@@ -57,13 +59,13 @@ def _say_failed(failed: dict[str, str], plan: Plan) -> None:
     warnings.warn(f"{message}. They are left out; the next run tries them again", stacklevel=3)
 
 
-def _planned(name, folder, sources, nnunet_datasets, overrides, how) -> Plan:
+def _planned(name, folder, sources, nnunet_datasets, overrides, how, in_hu) -> Plan:
     scans = find_scans(sources, nnunet_datasets)
-    lines = survey(scans, folder, *how)
+    lines = survey(scans, folder, *how, in_hu=in_hu)
     kept = [line for line in lines if line.kept]
     if not kept:
         raise nothing_usable(lines, [*sources, *nnunet_datasets])
-    plan = make_plan(name, kept, body_histograms(kept, folder), *overrides)
+    plan = make_plan(name, kept, body_histograms(kept, folder) if in_hu else None, *overrides)
     path = folder / "plan.json"
     if path.exists():
         _check_same(Plan.load(path), plan, folder)

@@ -16,7 +16,7 @@ from nnssl.data.plan import Case, Plan, resampled_shape
 from nnssl.data.scans import Found, read_scan
 from nnssl.data.workers import Failed, each
 from nnssl.files import atomic, inside, read_json, write_json
-from nnssl.types import BODY_HU, Shape
+from nnssl.types import Shape
 
 BLOCK = 16  # voxels: edge of the blocks whose share of body voxels is stored
 
@@ -65,13 +65,13 @@ def is_done(case_id: str, fingerprint: str, folder: Path) -> bool:
 
 def preprocess_case(case: Case, plan: Plan, fingerprint: str, folder: Path) -> None:
     """Read, normalise, resample, store. nnU-Net resamples in float64: some 40 bytes a voxel at the peak."""
-    hu, spacing = read_scan(Found(case.source, case.series), folder)
-    if hu.shape != case.shape:
-        raise ValueError(f"has shape {hu.shape}, at planning it was {case.shape}: the scan has changed")
-    shape = resampled_shape(hu.shape, spacing, plan.spacing)
-    body = body_blocks(hu > BODY_HU, shape)
-    hu = plan.hu.normalise(hu)[None]
-    voxels = resample(hu, shape, spacing, plan.spacing)
+    voxels, spacing = read_scan(Found(case.source, case.series), folder)
+    if voxels.shape != case.shape:
+        raise ValueError(f"has shape {voxels.shape}, at planning it was {case.shape}: the scan has changed")
+    shape = resampled_shape(voxels.shape, spacing, plan.spacing)
+    body = body_blocks(plan.body(voxels), shape)
+    voxels = plan.normalise(voxels)[None]
+    voxels = resample(voxels, shape, spacing, plan.spacing)
     path = inside(folder, f"{case.id}.b2nd")
     store(voxels, path, plan.crop)
     properties = {

@@ -1,4 +1,4 @@
-"""What is not a CT volume in HU, and why: the rules by which scans are left out."""
+"""What is no volume, or no CT in HU, and why: the rules by which scans are left out."""
 
 from __future__ import annotations
 
@@ -43,15 +43,24 @@ def check_grid(size: Sequence[int], spacing: Sequence[float], components: int) -
         raise RefusedError(f"has an absurd spacing: {tuple(spacing)} mm (x, y, z), allowed is {low} to {high} mm")
 
 
-def check_values(hu: np.ndarray) -> None:
-    """Raise RefusedError unless the voxels [Z Y X] look like a CT in HU (documentation/data.md gives the reasons)."""
-    low, high = float(hu.min()), float(hu.max())
+def check_values(voxels: np.ndarray) -> None:
+    """Raise RefusedError unless the voxels [Z Y X] are finite and differ."""
+    low, high = float(voxels.min()), float(voxels.max())
     if not np.isfinite([low, high]).all():
         raise RefusedError("holds NaN or infinite voxels")
     if low == high:
         raise RefusedError(f"is constant: every voxel is {low:g}")
+
+
+def check_hu(hu: np.ndarray) -> None:
+    """Raise RefusedError unless the voxels [Z Y X] look like a CT in HU (documentation/data.md gives the reasons)."""
+    check_values(hu)
+    low, high = float(hu.min()), float(hu.max())
     if low >= AIR_HU:
-        raise RefusedError(f"is not in HU: no voxel below {AIR_HU:g} (values {low:g} to {high:g}), but CT holds air")
+        raise RefusedError(
+            f"is not in HU: no voxel below {AIR_HU:g} (values {low:g} to {high:g}), but CT holds air; "
+            "for images that are not CT: --no-hu"
+        )
     if max(-low, high) > LARGEST_HU:
         raise RefusedError(f"is not in HU: values {low:g} to {high:g}")
     body = hu[hu > BODY_HU]

@@ -33,7 +33,7 @@ class Found:
 
 
 def find_scans(folders: Sequence[Path | str], nnunet_dataset: Sequence[Path | str] | None = None) -> list[Found]:
-    """Volume files and folders with DICOM files below `folders`, and the CT channel of nnU-Net raw datasets; sorted.
+    """Volume files and folders with DICOM files below `folders`, and channel 0 of nnU-Net raw datasets; sorted.
 
     Links are followed, each folder and file once; hidden files and folders are passed over, and so are folders
     that cannot be listed. A given folder that is absent is an error.
@@ -98,15 +98,22 @@ def _channel_zero(dataset: Path) -> Iterator[Path]:
             yield from (path for path in (dataset / part).iterdir() if path.name.endswith("_0000" + ending))
 
 
+def channel_is_ct(dataset: Path) -> bool:
+    """Whether nnU-Net would treat channel 0 of a raw dataset as CT: by its name in dataset.json."""
+    content = read_json(dataset / "dataset.json")
+    names = content.get("channel_names") or content.get("modality") or {}
+    return str(names.get("0", "CT")).lower() == "ct"
+
+
 def read_scan(found: Found, cache: Path | None = None) -> tuple[np.ndarray, Spacing]:
     """The voxels as float32 [Z Y X] and the spacing (z, y, x) in mm, as nnU-Net reads them.
 
     Raises RefusedError for what cannot be read or is no volume. One scan is in memory. `cache`: folder where
     the answers of earlier looks into DICOM folders are kept.
     """
-    hu, spacing = read_series(found.path, found.series, cache) if found.series else _read_volume(found.path)
-    check_grid(hu.shape[::-1], spacing[::-1], 1)
-    return hu, spacing
+    voxels, spacing = read_series(found.path, found.series, cache) if found.series else _read_volume(found.path)
+    check_grid(voxels.shape[::-1], spacing[::-1], 1)
+    return voxels, spacing
 
 
 def _read_volume(path: str) -> tuple[np.ndarray, Spacing]:

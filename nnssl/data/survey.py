@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from nnssl.data.dicom import series_in
-from nnssl.data.refusals import RefusedError, check_values
+from nnssl.data.refusals import RefusedError, check_hu, check_values
 from nnssl.data.scans import ALL_SERIES, LOOKED_FOR, Found, check_stored, read_scan
 from nnssl.data.workers import Failed, each
 from nnssl.files import atomic, fingerprint, read_json, write_json
@@ -47,27 +47,35 @@ class Surveyed:
 
 
 def survey(
-    scans: Sequence[Found], folder: Path | str, num_processes: int, part_id: int = 0, num_parts: int = 1
+    scans: Sequence[Found],
+    folder: Path | str,
+    num_processes: int,
+    part_id: int = 0,
+    num_parts: int = 1,
+    in_hu: bool = True,
 ) -> list[Surveyed]:
     """Look at every scan once; returns one line a scan, sorted by path and series, and writes the report.
+
+    in_hu: the scans are CT, and what is not in HU is left out.
 
     With several parts each looks at its own share first, then at what the others have not done yet: no part
     waits for another, and each ends with the whole survey. The lines come without their histograms.
     """
     folder = Path(folder)
     share = partial(_own_first, part_id=part_id, num_parts=num_parts)
-    signatures, failed = _signatures(scans, folder, num_processes, share)
+    rules = [SURVEY_VERSION, *([] if in_hu else ["any"])]
+    signatures, failed = _signatures(scans, folder, num_processes, share, rules)
     todo = share(
         [(scan, signatures[scan]) for scan in sorted(signatures) if not _known(scan, signatures[scan], folder)]
     )
     # Failures are not kept: with more memory, or fewer workers, the next run may do better.
-    for (scan, _), result in each(partial(_look_and_keep, folder=folder), todo, num_processes, "survey"):
+    for (scan, _), result in each(partial(_look_and_keep, folder=folder, in_hu=in_hu), todo, num_processes, "survey"):
         if isinstance(result, Failed):
             failed[scan] = result.reason
     lines = [_known(scan, signature, folder) for scan, signature in signatures.items() if scan not in failed]
     lines += [Surveyed(scan.path, scan.series, False, reason) for scan, reason in failed.items()]
     lines.sort(key=lambda line: line.found)
-    write_report(lines, folder)
+    write_report(lines, folder, in_hu)
     return lines
 
 
@@ -76,7 +84,7 @@ def _own_first(items: Sequence, part_id: int, num_parts: int) -> list:
 
 
 def _signatures(
-    scans: Sequence[Found], folder: Path, num_processes: int, share: Callable
+    scans: Sequence[Found], folder: Path, num_processes: int, share: Callable, rules: list
 ) -> tuple[dict[Found, list], dict[Found, str]]:
     """What changes when a scan changes, for each; DICOM folders become their series. And what failed already."""
     signatures, failed = {}, {}
@@ -84,7 +92,7 @@ def _signatures(
         if scan.series != ALL_SERIES:
             try:
                 status = Path(scan.path).stat()
-                signatures[scan] = [SURVEY_VERSION, status.st_size, status.st_mtime_ns]
+                signatures[scan] = [*rules, status.st_size, status.st_mtime_ns]
             except OSError as error:
                 failed[scan] = f"cannot be read: {error.strerror}"
     dicom = share([scan for scan in scans if scan.series == ALL_SERIES])
@@ -92,7 +100,7 @@ def _signatures(
         if isinstance(uids, Failed):
             failed[scan] = uids.reason
         else:
-            signatures |= {Found(scan.path, uid): [SURVEY_VERSION, *signature] for uid, signature in uids.items()}
+            signatures |= {Found(scan.path, uid): [*rules, *signature] for uid, signature in uids.items()}
     return signatures, failed
 
 
@@ -100,24 +108,25 @@ def _series_signatures(scan: Found, folder: Path) -> dict[str, list]:
     return {uid: series.signature(scan.path) for uid, series in series_in(scan.path, cache=folder).items()}
 
 
-def _look_and_keep(item: tuple[Found, list], folder: Path) -> None:
+def _look_and_keep(item: tuple[Found, list], folder: Path, in_hu: bool) -> None:
     scan, signature = item
     if not _known(scan, signature, folder):  # another part may have done it meanwhile
-        write_json(_place(scan, folder), {"signature": signature, "line": asdict(look(scan, folder))})
+        write_json(_place(scan, folder), {"signature": signature, "line": asdict(look(scan, folder, in_hu))})
 
 
-def look(scan: Found, cache: Path | None = None) -> Surveyed:
+def look(scan: Found, cache: Path | None = None, in_hu: bool = True) -> Surveyed:
     """Read one scan and say what it is, or why it is left out."""
     shape, spacing, percentiles = (), (), ()
     try:
-        hu, spacing = read_scan(scan, cache)
-        shape = hu.shape
+        voxels, spacing = read_scan(scan, cache)
+        shape = voxels.shape
         check_stored(scan)
-        check_values(hu)
+        (check_hu if in_hu else check_values)(voxels)
     except RefusedError as refusal:
         return Surveyed(scan.path, scan.series, False, str(refusal), shape, spacing)
-    percentiles = tuple(round(float(p), 2) for p in np.percentile(hu, PERCENTILES))
-    return Surveyed(scan.path, scan.series, True, "", shape, spacing, percentiles, _pack(body_histogram(hu)))
+    percentiles = tuple(round(float(p), 2) for p in np.percentile(voxels, PERCENTILES))
+    histogram = _pack(body_histogram(voxels)) if in_hu else ""
+    return Surveyed(scan.path, scan.series, True, "", shape, spacing, percentiles, histogram)
 
 
 def body_histogram(hu: np.ndarray) -> np.ndarray:
@@ -154,9 +163,9 @@ def _known(scan: Found, signature: list, folder: Path) -> Surveyed | None:
     return Surveyed(**{k: tuple(v) if isinstance(v, list) else v for k, v in line.items()})
 
 
-def write_report(lines: Sequence[Surveyed], folder: Path | str) -> None:
-    """`report.json` and `report.csv`: path, kept or left out, why, shape, spacing, HU percentiles."""
-    names = [f"hu_{p:g}" for p in PERCENTILES]
+def write_report(lines: Sequence[Surveyed], folder: Path | str, in_hu: bool = True) -> None:
+    """`report.json` and `report.csv`: path, kept or left out, why, shape, spacing, percentiles (of HU for CT)."""
+    names = [f"{'hu' if in_hu else 'value'}_{p:g}" for p in PERCENTILES]
     rows = [
         {
             "path": line.path,

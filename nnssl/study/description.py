@@ -170,8 +170,8 @@ def _check(study: Study) -> None:
     baseline = [arm for arm in study.arms if arm.name == BASELINE]
     if not baseline or baseline[0].start != "scratch" or baseline[0].tasks or baseline[0].budgets:
         raise DescriptionError(
-            f"one arm is the baseline of all comparisons, on every task and budget: {{name: {BASELINE}, start: scratch}}; the "
-            f"arms are {', '.join(f'{arm.name} ({arm.start})' for arm in study.arms)}"
+            f"one arm is the baseline of all comparisons, on every task and budget: {{name: {BASELINE}, start: scratch}}; "
+            f"the arms are {', '.join(f'{arm.name} ({arm.start})' for arm in study.arms)}"
         )
     arms, tasks = {arm.name: arm for arm in study.arms}, {task.name for task in study.tasks}
     for arm in study.arms:
@@ -199,7 +199,8 @@ def _arm(entry: Any, beside: Path) -> Arm:
     name = _name(entry.get("name"), "an arm's name")
     start = _one_of(entry.get("start"), STARTS, f"arm {name}: start")
     needed, may = NEEDS[start]
-    _demand_known(entry, ("name", "start", *needed, *may, "tasks", "budgets", "modality", "recipe"), f"arm {name} ({start})")
+    known = ("name", "start", *needed, *may, "tasks", "budgets", "modality", "recipe")
+    _demand_known(entry, known, f"arm {name} ({start})")
     if absent := [key for key in needed if not entry.get(key)]:
         raise DescriptionError(f"arm {name} ({start}) must say {' and '.join(absent)}")
     if start == "pretrain" and not (entry.get("scans") or entry.get("datasets")):
@@ -226,7 +227,7 @@ def _task(entry: Any) -> Task:
         raise DescriptionError(f"task {name} must say which nnU-Net dataset it is: dataset: 501")
     entry["dataset"] = str(entry["dataset"])
     if not isinstance(plans := entry.get("plans", BASE), str) or not PLANS.fullmatch(plans):
-        raise DescriptionError(f"task {name}: plans is the name of a plans file of the dataset, as {BASE}; got {plans!r}")
+        raise DescriptionError(f"task {name}: plans is the name of plans of the dataset, such as {BASE}; got {plans!r}")
     if "subject" in entry:
         try:
             re.compile(entry["subject"])

@@ -79,7 +79,8 @@ def data_commands(dataset: str, configuration: str, plans_name: str = BASE) -> l
         known = ", ".join(plans["configurations"])
         raise StudyError(f"dataset {dataset} has no configuration {configuration}; its {plans_name} has {known}")
     if len(list((folder / identifier(plans, configuration)).glob("*.pkl"))) < cases:
-        return [["nnUNetv2_preprocess", "-d", dataset, "-plans_name", plans_name, "-c", configuration, "-np", processes]]
+        named = ["-d", dataset, "-plans_name", plans_name, "-c", configuration]
+        return [["nnUNetv2_preprocess", *named, "-np", processes]]
     return []
 
 

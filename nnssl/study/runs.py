@@ -20,6 +20,7 @@ from nnssl.types import RESULTS
 JOB, LOG, OUTCOME, ROWS = "job.json", "log.txt", "outcome.json", "rows.jsonl"
 TRAINER = "SwinSSLTrainer"  # of arms with pretrained weights, unless the recipe names another
 FIXED_TRAINERS = {"scratch": "SwinScratchTrainer", "default": "DefaultNetworkTrainer"}
+DATA = ("dataset", "configuration", "plans")  # what of a task decides on the training's data
 EPOCHS = 1000  # nnU-Net's own, where the recipe says nothing
 
 
@@ -94,7 +95,7 @@ def job(run: Run, dataset: str, split: Split, plans: Mapping) -> dict:
     `fingerprint` changes with whatever would make it another training: arm, recipe, checkpoint, cases.
     """
     made_of = {
-        "task": {key: value for key, value in settings(run.task).items() if key in ("dataset", "configuration", "plans")},
+        "task": {key: value for key, value in settings(run.task).items() if key in DATA},
         "recipe": run.study.recipe_of(run.task, run.arm),
         "trainer": run.trainer,
         "checkpoint": plans.get("pretrain_info", {}).get("sha256"),

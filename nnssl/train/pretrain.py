@@ -17,6 +17,7 @@ from nnssl.data.crops import Crops
 from nnssl.data.labelled import find_labelled, prepare_labelled
 from nnssl.data.plan import Plan
 from nnssl.data.prepare import prepare
+from nnssl.data.scans import channel_is_ct
 from nnssl.memory import keep_freed_memory
 from nnssl.methods import METHODS, Method
 from nnssl.train import batches, processes, start
@@ -48,6 +49,7 @@ class Options:
     dims: int | None = None
     spacing: Spacing | None = None
     clip: tuple[float, float] | None = None
+    no_hu: bool = False
     device: str | None = None
     num_processes: int = 8
     part_id: int = 0
@@ -130,7 +132,7 @@ def build(options: Options, method_config, plan: Plan, data: Path, device: torch
             "name": plan.name,
             "fingerprint": plan.fingerprint,
             "spacing": list(plan.spacing),
-            "hu": asdict(plan.hu),
+            "hu": plan.hu and asdict(plan.hu),
             "cases": len(crops),
         },
         "versions": {"nnssl": nnssl.__version__, "torch": torch.__version__},
@@ -211,6 +213,7 @@ def _prepare(options: Options, name: str, folder: Path, say: Callable) -> Plan:
         datasets,
         spacing=options.spacing,
         clip=options.clip,
+        in_hu=_in_hu(options, datasets),
         num_processes=options.num_processes,
         part_id=options.part_id,
         num_parts=options.num_parts,
@@ -219,6 +222,23 @@ def _prepare(options: Options, name: str, folder: Path, say: Callable) -> Plan:
         say(f"probe: {len(labelled.cases)} labelled cases of {labelled.dataset}")
         prepare_labelled(labelled, folder / f"probe_{labelled.dataset}", plan, options.num_processes)
     return plan
+
+
+def _in_hu(options: Options, datasets: Sequence[Path]) -> bool:
+    """Whether the scans are CT: not with --no-hu, nor where all scans are of datasets whose channel 0 is not CT.
+
+    Raises ValueError for a mixture of both, and for a HU range of what has no HU.
+    """
+    other = [folder.name for folder in datasets if not channel_is_ct(folder)]
+    in_hu = not (options.no_hu or other)
+    if not options.no_hu and other and (options.sources or len(other) < len(datasets)):
+        raise ValueError(
+            f"channel 0 of {', '.join(other)} is not CT (dataset.json), the other scans are: pretrain on one kind, or "
+            "say --no-hu to normalise every scan by its own mean and sd"
+        )
+    if options.clip and not in_hu:
+        raise ValueError("--hu gives a range of Hounsfield units, and these scans are not CT: leave one of the two out")
+    return in_hu
 
 
 def raw_dataset(identifier: str, flag: str = "-d") -> Path:
