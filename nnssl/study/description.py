@@ -170,8 +170,8 @@ def _check(study: Study) -> None:
     baseline = [arm for arm in study.arms if arm.name == BASELINE]
     if not baseline or baseline[0].start != "scratch" or baseline[0].tasks or baseline[0].budgets:
         raise DescriptionError(
-            f"one arm is the baseline of all comparisons, on every task and budget: {{name: {BASELINE}, start: scratch}}; "
-            f"the arms are {', '.join(f'{arm.name} ({arm.start})' for arm in study.arms)}"
+            f"one arm is the baseline of all comparisons, on every task and budget: {{name: {BASELINE}, "
+            f"start: scratch}}; the arms are {', '.join(f'{arm.name} ({arm.start})' for arm in study.arms)}"
         )
     arms, tasks = {arm.name: arm for arm in study.arms}, {task.name for task in study.tasks}
     for arm in study.arms:
