@@ -23,8 +23,7 @@ def pretrain() -> int:
     if asked.list:
         from nnssl.bench import listing
 
-        print(listing.table())
-        return 0
+        return _report_errors(lambda: print(listing.table()))
     if asked.method is None:
         parser.error("say which method with -m; nnssl_pretrain --list shows them")
     if not (asked.sources or asked.dataset_ids or asked.name):
@@ -148,6 +147,9 @@ def _report_errors(work: Callable[[], object]) -> int:
     """The exit code of `work`: errors that a user can mend are one message, not a traceback."""
     try:
         work()
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has seen enough; what Python flushes at its end must go somewhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError, RuntimeError) as error:
         print(f"\nerror: {error}", file=sys.stderr)
         return EXIT_ERROR

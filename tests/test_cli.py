@@ -165,6 +165,14 @@ def test_methods_are_listed(call):
     assert max(map(len, out.splitlines())) <= 140
 
 
+def test_a_reader_that_stops_early_is_no_error():
+    command = [sys.executable, "-m", "nnssl", "pretrain", "--list"]
+    with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()  # as `| head` does
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
+
+
 def test_the_module_knows_the_commands():
     done = subprocess.run([sys.executable, "-m", "nnssl", "fly"], cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 1
