@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import signal
 import subprocess
 import sys
 import sysconfig
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 Command = list[str]
@@ -37,20 +40,24 @@ def run_logged(
 ) -> int:
     """The status with which the command ended, all its output added to `log`. It is ended when `wait` is interrupted.
 
+    However it ended, its helpers end too: nnU-Net's augmentation would wait for ever, and hold on to the lock.
+
     lock: a file descriptor that the child shares, and so holds on to should this process be killed.
     """
     with log.open("a", encoding="utf-8") as file:
         print(f"$ {shlex.join(command)}", file=file, flush=True)
         process = subprocess.Popen(
             executable(command), stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=environment,
-            pass_fds=[] if lock is None else [lock],
+            pass_fds=[] if lock is None else [lock], start_new_session=True,
         )  # fmt: skip
         try:
             wait(process)
         finally:
-            if process.poll() is None:
+            if process.poll() is None:  # it may want to save something, with its helpers still there
                 process.terminate()
                 process.wait()
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
     return process.returncode
 
 

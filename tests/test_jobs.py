@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from made_study import finished, program, study
 
 from nnssl import files
+from nnssl.commands import run_logged
 from nnssl.study import collect, executor, job, run, runs, slurm
 from nnssl.study.runs import StudyError
 
@@ -80,6 +83,40 @@ def test_a_command_outlives_its_killed_job_and_nobody_works_beside_it(tmp_path):
     first.wait()
     assert job.do(folder)["state"] == "done"
     assert (folder / "starts").read_text() == "<><>"
+
+
+@pytest.mark.parametrize("ending", ["sys.exit(1)", "time.sleep(600)"])
+def test_what_a_command_started_ends_with_it(tmp_path, ending):
+    """nnU-Net's augmentation does not notice when the training is ended, and would hold the job's lock for ever."""
+    helper = "import time; time.sleep(600)"
+    note = tmp_path / "helper"
+    code = (
+        f"import subprocess, sys, time; child = subprocess.Popen([sys.executable, '-c', {helper!r}]); "
+        f"open({str(note)!r}, 'w').write(f'{{child.pid}} '); {ending}"
+    )
+
+    def wait(process: subprocess.Popen) -> None:
+        while not (note.is_file() and note.read_text().endswith(" ")):
+            time.sleep(0.01)
+        if "sleep" in ending:
+            raise KeyboardInterrupt
+        process.wait()
+
+    with suppress(KeyboardInterrupt):
+        run_logged([sys.executable, "-c", code], tmp_path / "log", dict(os.environ), wait)
+    helper = int(note.read_text())
+    deadline = time.monotonic() + 30
+    while running(helper) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not running(helper)
+
+
+def running(pid: int) -> bool:
+    """A zombie, whose parent has not looked, does not run."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def test_a_start_that_makes_nothing_has_failed(tmp_path):
