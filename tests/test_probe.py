@@ -375,6 +375,7 @@ def test_the_picture_has_the_probes_panel(tmp_path, monkeypatch):
     pictures.progress(told, tmp_path / "progress.png", "smit")
     panel = next(axes for axes in drawn[0].axes if axes.get_title().startswith("probe"))
     assert [text.get_text() for text in panel.get_legend().get_texts()] == ["probe_bone", "probe_dice"]
+    assert all(axes.lines for axes in drawn[0].axes)  # what the method does not have is no empty panel
 
 
 @pytest.mark.parametrize("dims", [2, 3])

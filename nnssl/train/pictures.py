@@ -34,8 +34,11 @@ def progress(rows: list[dict], path: Path, title: str) -> None:
     shown = {f"{title}: loss": [key for key in there if not key.startswith(known)]}
     for name, keys in PANELS.items():
         shown[name] = [key for key in there if key.startswith(keys)]
-    figure = _figure(16, 7)
-    for axes, (name, keys) in zip(figure.subplots(2, 4).flat, shown.items(), strict=True):
+    shown = {name: keys for name, keys in shown.items() if keys}  # a method without a teacher has no entropies
+    columns = -(-len(shown) // 2)
+    figure = _figure(4 * columns, 7)
+    for place, (name, keys) in enumerate(shown.items(), start=1):
+        axes = figure.add_subplot(2, columns, place)
         for key in keys:
             steps, values = zip(*((row["step"], row[key]) for row in rows if key in row), strict=True)
             (line,) = axes.plot(steps, values, alpha=0.25)
@@ -44,7 +47,7 @@ def progress(rows: list[dict], path: Path, title: str) -> None:
         axes.set_title(name, fontsize=9)
         axes.set_xlabel("step", fontsize=8)
         axes.tick_params(labelsize=8)
-        if 0 < len(keys) <= MOST_NAMED:
+        if len(keys) <= MOST_NAMED:
             axes.legend(fontsize=8)
     _save(figure, path)
 
