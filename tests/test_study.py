@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -154,7 +155,14 @@ def in_this_process(command: list[str], log: Path, lock: int | None = None) -> N
         patch.setattr(sys, "argv", command)
         if command[0] == "nnUNetv2_train":
             patch.setenv("nnUNet_n_proc_DA", "0")  # augmentation in this process; planning cannot have it so
-        if load():
+        # As in a process of its own: nnU-Net ends its pools by SIGTERM, which the study's handler, inherited by a fork,
+        # would turn into an exit that may wait for a lock of a thread that the fork does not have.
+        before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        try:
+            failed = load()
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        if failed:
             raise CommandError(f"{command[0]} failed")
 
 
