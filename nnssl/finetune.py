@@ -19,9 +19,10 @@ from torch import nn
 from nnssl import checkpoint, files
 from nnssl.encoder.presets import preset
 from nnssl.memory import keep_freed_memory
-from nnssl.network.origin import FINAL, Choice, NoCheckpointError, OriginError, check, choose, demand, pretrain_info
+from nnssl.network.origin import Choice, NoCheckpointError, OriginError, check, choose, demand, pretrain_info
 from nnssl.network.planned import INFO, Recipe, architecture, is_ours, steps_of
 from nnssl.network.swin_unetr import SwinUNETR, output_sizes
+from nnssl.types import FINAL
 
 DECODER = "swinunetr"
 PRESET = "smit"  # of a random start without any checkpoint

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 RAW, PREPROCESSED, RESULTS = "nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"  # nnU-Net's variables
+FINAL = "checkpoint_final.pth"  # of a pretraining, and of nnU-Net's trainings
 
 Shape = tuple[int, ...]
 Spacing = tuple[float, ...]

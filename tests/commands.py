@@ -12,23 +12,23 @@ import pytest
 from nnssl import cli
 
 
-def command(name: str, *arguments: object) -> None:
-    """One of nnU-Net's commands, by its own entry point."""
-    (entry,) = entry_points(group="console_scripts", name=name)
-    _call(entry.load(), name, arguments)
-
-
-def nnssl_plan(*arguments: object) -> None:
-    """Ours, which must succeed."""
-    assert _call(cli.plan, "nnssl_plan", arguments) == 0
-
-
-def _call(function, name: str, arguments: tuple[object, ...]):
+def command(name: str, *arguments: object):
+    """One of nnU-Net's commands, by its own entry point, or of ours; what it returns."""
+    if name.startswith("nnssl_"):
+        function = getattr(cli, name.removeprefix("nnssl_"))
+    else:
+        (entry,) = entry_points(group="console_scripts", name=name)
+        function = entry.load()
     before, sys.argv = sys.argv, [name, *map(str, arguments)]
     try:
         return function()
     finally:
         sys.argv = before
+
+
+def nnssl_plan(*arguments: object) -> None:
+    """Ours, which must succeed."""
+    assert command("nnssl_plan", *arguments) == 0
 
 
 class _Threads:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import signal
-import sys
-from importlib.metadata import entry_points
 from pathlib import Path
 
+import commands
 import pytest
 import torch
 import yaml
@@ -14,7 +12,7 @@ from made_checkpoints import pretrained
 from made_study import ARMS, TASKS, study
 from micro import ENCODER
 
-from nnssl import checkpoint, cli, files
+from nnssl import checkpoint, files
 from nnssl.commands import CommandError
 from nnssl.encoder.swin import Swin
 from nnssl.study import job, preparation, run, runs, splits, supervised
@@ -142,28 +140,15 @@ def test_a_supervised_encoder_becomes_a_checkpoint(tmp_path):
     assert supervised.policy("ZScoreNormalization", {}) is None
 
 
-def in_this_process(command: list[str], log: Path, lock: int | None = None) -> None:
+def in_this_process(words: list[str], log: Path, lock: int | None = None) -> None:
     """In the place of `job.execute`: the start of nnU-Net's commands takes longer than their work here."""
     with log.open("a") as file:
-        print(command, file=file)
-    if command[0].startswith("nnssl_"):
-        load = getattr(cli, command[0].removeprefix("nnssl_"))
-    else:
-        (entry,) = entry_points(group="console_scripts", name=command[0])
-        load = entry.load()
+        print(words, file=file)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", command)
-        if command[0] == "nnUNetv2_train":
+        if words[0] == "nnUNetv2_train":
             patch.setenv("nnUNet_n_proc_DA", "0")  # augmentation in this process; planning cannot have it so
-        # As in a process of its own: nnU-Net ends its pools by SIGTERM, which the study's handler, inherited by a fork,
-        # would turn into an exit that may wait for a lock of a thread that the fork does not have.
-        before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        try:
-            failed = load()
-        finally:
-            signal.signal(signal.SIGTERM, before)
-        if failed:
-            raise CommandError(f"{command[0]} failed")
+        if commands.command(*words):
+            raise CommandError(f"{words[0]} failed")
 
 
 def test_end_to_end_killed_in_the_middle(nnunet_env, tmp_path, monkeypatch, capsys):
@@ -179,9 +164,11 @@ def test_end_to_end_killed_in_the_middle(nnunet_env, tmp_path, monkeypatch, caps
     path = tmp_path / "study.yaml"
     path.write_text(yaml.safe_dump(content))
 
+    # The study's handler of SIGTERM, which a forked worker of nnU-Net's would inherit, keeps it from ending.
+    commands.pools_of_threads(monkeypatch)
+
     def command(*arguments: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["nnssl_study", *arguments])
-        assert cli.study() == 0
+        assert commands.command("nnssl_study", *arguments) == 0
         return capsys.readouterr().out
 
     told = command("run", str(path), "--dry-run")

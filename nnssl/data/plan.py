@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from nnssl.files import fingerprint, read_json, write_json
-from nnssl.types import BODY_HU, HUPolicy, Shape, Spacing
+from nnssl.types import HUPolicy, Shape, Spacing
 
 FORMAT_VERSION = 1
 SANE_SPACING = (0.5, 5.0)  # mm: finer is more noise than anatomy, coarser loses the organs
@@ -54,12 +54,10 @@ class Plan:
         """Network input of a whole scan [Z Y X], float32."""
         if self.hu is not None:
             return self.hu.normalise(voxels)
-        within = voxels[_nonzero_box(voxels)]
-        return (voxels - within.mean()) / max(within.std(), 1e-8)
+        from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 
-    def body(self, voxels: np.ndarray) -> np.ndarray:
-        """What of a scan [Z Y X] is worth looking at, Bool: without HU, what is brighter than its mean."""
-        return voxels > (BODY_HU if self.hu is not None else voxels[_nonzero_box(voxels)].mean())
+        within, *_ = crop_to_nonzero(voxels[None])
+        return (voxels - within.mean()) / max(within.std(), 1e-8)
 
     @property
     def padding(self) -> float:
@@ -126,15 +124,6 @@ def make_plan(
     )
     hu = None if histograms is None else hu_policy(histograms, clip)
     return Plan(name, spacing, hu, check_crop(crop or default_crop(shapes)), cases)
-
-
-def _nonzero_box(voxels: np.ndarray) -> tuple[slice, ...]:
-    """The bounding box that nnU-Net crops a scan [Z Y X] to before it normalises."""
-    within = []
-    for axis in range(voxels.ndim):
-        filled = np.flatnonzero(voxels.any(axis=tuple(a for a in range(voxels.ndim) if a != axis)))
-        within.append(slice(filled[0], filled[-1] + 1))
-    return tuple(within)
 
 
 def check_spacing(spacing: Spacing) -> Spacing:

@@ -16,7 +16,7 @@ from nnssl.data.plan import Case, Plan, resampled_shape
 from nnssl.data.scans import Found, read_scan
 from nnssl.data.workers import Failed, each
 from nnssl.files import atomic, inside, read_json, write_json
-from nnssl.types import Shape
+from nnssl.types import BODY_HU, Shape
 
 BLOCK = 16  # voxels: edge of the blocks whose share of body voxels is stored
 
@@ -69,8 +69,10 @@ def preprocess_case(case: Case, plan: Plan, fingerprint: str, folder: Path) -> N
     if voxels.shape != case.shape:
         raise ValueError(f"has shape {voxels.shape}, at planning it was {case.shape}: the scan has changed")
     shape = resampled_shape(voxels.shape, spacing, plan.spacing)
-    body = body_blocks(plan.body(voxels), shape)
-    voxels = plan.normalise(voxels)[None]
+    normalised = plan.normalise(voxels)
+    # Without HU: what is brighter than the scan's mean.
+    body = body_blocks(voxels > BODY_HU if plan.hu is not None else normalised > 0, shape)
+    voxels = normalised[None]  # the scan itself is not kept while nnU-Net resamples
     voxels = resample(voxels, shape, spacing, plan.spacing)
     path = inside(folder, f"{case.id}.b2nd")
     store(voxels, path, plan.crop)

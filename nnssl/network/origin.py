@@ -12,10 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from nnssl.types import RESULTS
+from nnssl.types import FINAL, RESULTS
 
 VARIABLE = "nnssl_checkpoint"
-FINAL = "checkpoint_final.pth"
 REMEDY = """Name the one to start from, in one of these ways:
   nnssl_plan -d DATASET -c PATH_TO_CHECKPOINT --name NAME     and train with -p NAME
   export nnssl_checkpoint=PATH_TO_CHECKPOINT

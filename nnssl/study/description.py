@@ -240,10 +240,6 @@ def _task(entry: Any) -> Task:
     return Task(**entry)
 
 
-def _repeats(content: Mapping) -> Any:
-    return content["folds"] if "folds" in content else content.get("seeds", [0])
-
-
 def _recipe(entry: Any, whose: str) -> dict:
     entry = _mapping(entry or {}, f"{whose}: recipe")
     _demand_known(entry, RECIPE, f"{whose}: recipe")

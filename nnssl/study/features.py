@@ -22,7 +22,7 @@ from nnssl.network.planned import is_ours
 from nnssl.network.swin_unetr import SwinUNETR
 from nnssl.study.attention import AttentionDistance
 from nnssl.study.cka import LEAST, MinibatchCKA
-from nnssl.types import Shape, Spacing
+from nnssl.types import FINAL, Shape, Spacing
 
 PLACES = 128  # examples of a minibatch, where the last stage has so many tokens
 
@@ -32,7 +32,7 @@ def finetuned(fold: Path | str) -> SwinUNETR:
 
     Raises FileNotFoundError, or ValueError where the fold's network is not ours (nnU-Net's own has no such layers).
     """
-    path = Path(fold) / finetune.FINAL
+    path = Path(fold) / FINAL
     if not path.is_file():
         raise FileNotFoundError(f"no finished training in {fold}: {path.name} is missing")
     saved = torch.load(path, map_location="cpu", weights_only=False)  # nnU-Net's own file, read as nnU-Net does

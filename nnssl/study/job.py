@@ -19,9 +19,10 @@ from pathlib import Path
 from nnssl import files, hook
 from nnssl.commands import Command, CommandError, run_logged, tail
 from nnssl.study import measures, runs
+from nnssl.types import FINAL
 
 LINES = 15  # of the log, in the reason of a failure
-CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
+CHECKPOINTS = (FINAL, "checkpoint_latest.pth", "checkpoint_best.pth")
 
 
 def do(folder: Path | str) -> dict:
@@ -83,7 +84,7 @@ def rows(job: dict, fold: Path) -> list[dict]:
     """The row of the run, then those of its epochs and of its cases."""
     import torch
 
-    saved = torch.load(fold / CHECKPOINTS[0], map_location="cpu", weights_only=False, mmap=True)  # nnU-Net's own
+    saved = torch.load(fold / FINAL, map_location="cpu", weights_only=False, mmap=True)  # nnU-Net's own
     epochs = list(_epochs(job["run"], saved["logging"]))
     head = {key: job[key] for key in ("run", "task", "arm", "budget", "cases", "seed", "configuration", "trainer",
                                       "plans")}  # fmt: skip

@@ -12,12 +12,11 @@ from typing import Any
 
 from nnssl import files
 from nnssl.commands import Command
-from nnssl.network.origin import FINAL
 from nnssl.network.planned import BASE, RECIPE, Recipe
 from nnssl.study import runs, splits
 from nnssl.study.description import Arm, Study, Task, settings
 from nnssl.study.runs import StudyError
-from nnssl.types import PREPROCESSED, RAW, RESULTS
+from nnssl.types import FINAL, PREPROCESSED, RAW, RESULTS
 
 FOLDERS = (RAW, PREPROCESSED, RESULTS)
 PRESET = "smit"  # of a random start like no pretrained arm

@@ -13,8 +13,7 @@ import torch
 
 from nnssl import __version__, checkpoint, files
 from nnssl.encoder.swin import Swin, SwinConfig
-from nnssl.network.origin import FINAL
-from nnssl.types import HUPolicy
+from nnssl.types import FINAL, HUPolicy
 
 
 def export(fold: Path, path: Path) -> None:

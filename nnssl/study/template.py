@@ -19,7 +19,7 @@ arms:
   - {name: scratch, start: scratch}          # random; encoder and intensities as the first pretrained arm's
   - {name: smit, start: checkpoint, checkpoint: path/to/smit/checkpoint_final.pth}
   # Pretrain here: a method of nnssl_pretrain on folders of scans or on the images of nnU-Net datasets. Any of its
-  # flags may stand under options. Restrict an arm to some tasks with tasks: [organs].
+  # flags may stand under options. Restrict an arm with tasks: [organs] or budgets: [2, 5].
   # - name: byol
   #   start: pretrain
   #   method: byol
@@ -39,6 +39,7 @@ tasks:
     fold: 0
     modality: CT                             # for the report: the drop from CT to MRI
     tolerance: 2.0                           # mm, of the surface Dice
+    # plans: coarse                          # others of nnU-Net's than nnUNetPlans, for another spacing
   # - name: heart
   #   dataset: 503
   #   configuration: 2d

@@ -19,8 +19,9 @@ from nnssl.train import batches
 from nnssl.train.monitors import Monitors
 from nnssl.train.probe import Probe
 from nnssl.train.schedule import learning_rate, parameter_groups
+from nnssl.types import FINAL
 
-FINAL, LATEST, BEST = "checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth"
+LATEST, BEST = "checkpoint_latest.pth", "checkpoint_best.pth"
 WHEN_DIVERGED = (
     "Try a lower learning rate (--set lr=1e-4), stronger clipping (--set clip_norm=1.0), and look for scans with "
     "extreme values in report.csv"
