@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import torch
 from made_study import finished, program, study
 
 from nnssl import files
@@ -60,6 +61,46 @@ def test_places_are_the_jobs_environment(tmp_path):
     assert (folder / "made").read_text() == "3"
     assert run.places("cpu", None) == [{}]
     assert run.places("cpu", 2) == [{}, {}]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "visible", "parallel", "expected"),
+    [
+        (2, None, None, ["0", "1"]),
+        (2, "3,7", None, ["3", "7"]),
+        (2, "3,7", 3, ["3", "7", "3"]),
+        (2, "GPU-5f,GPU-77", 1, ["GPU-5f"]),
+    ],
+)
+def test_each_gpu_has_a_run_of_its_own(monkeypatch, gpus, visible, parallel, expected):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert run.places("cuda", parallel) == [{"CUDA_VISIBLE_DEVICES": name} for name in expected]
+
+
+def test_without_a_gpu_the_description_must_say_cpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(StudyError, match="write device: cpu"):
+        run.places("cuda", None)
+
+
+def test_two_places_share_the_runs_and_none_is_used_twice_at_once(tmp_path):
+    """Each program says when it held which place; on one place the times must not overlap."""
+    code = """
+import os, time
+begin = time.monotonic()
+time.sleep(0.3)
+open(r'{0}/made', 'w').write(f"{{os.environ['GPU']}} {{begin}} {{time.monotonic()}}")
+"""
+    folders = [program(tmp_path / str(n), code.format(tmp_path / str(n))) for n in range(5)]
+    executor.local([{"GPU": "0"}, {"GPU": "1"}])(folders, lambda text: None)
+    held = [(folder / "made").read_text().split() for folder in folders]
+    assert {place for place, *_ in held} == {"0", "1"}
+    for place in "01":
+        times = sorted((float(begin), float(end)) for where, begin, end in held if where == place)
+        assert all(before[1] <= after[0] for before, after in zip(times, times[1:], strict=False))
 
 
 def test_a_job_that_dies_silently_has_a_reason(tmp_path):
@@ -179,6 +220,20 @@ def test_a_run_of_other_settings_is_not_taken_for_this_one(tmp_path):
     assert runs.state(tmp_path / "run")[0] == "missing"
     with pytest.raises(StudyError, match=r"other settings.*small-organs-smit.*another name"):
         runs.write_job(tmp_path / "run", one | {"fingerprint": "b"})
+
+
+def test_what_another_study_trained_is_not_counted(tmp_path, monkeypatch):
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
+    one = {"dataset": "Dataset902_Phantoms", "configuration": "3d_fullres", "fold": 5, "trainer": "SwinSSLTrainer",
+           "plans": "small-organs-smit", "fingerprint": "a"}  # fmt: skip
+    runs.refuse_others(tmp_path / "run", one)
+    runs.write_job(tmp_path / "run", one)
+    fold = tmp_path / "results" / "Dataset902_Phantoms" / "SwinSSLTrainer__small-organs-smit__3d_fullres" / "fold_5"
+    fold.mkdir(parents=True)
+    (fold / "checkpoint_latest.pth").touch()
+    runs.refuse_others(tmp_path / "run", one)  # begun here
+    with pytest.raises(StudyError, match=r"fold_5 holds a training that this study did not begin.*another name"):
+        runs.refuse_others(tmp_path / "another" / "run", one)
 
 
 def test_the_cost_is_told_from_runs_alike(tmp_path):

@@ -54,10 +54,9 @@ def make(job: dict, folder: Path, lock: int) -> None:
 
 def train(job: dict, folder: Path, lock: int) -> None:
     """A run: train and validate by nnU-Net, then write the rows."""
-    place = {key: job[key] for key in ("dataset", "configuration", "fold", "trainer", "plans")}
-    fold = runs.fold_folder(**place)
+    fold = runs.fold_folder(**runs.place(job))
     if not validated(fold):
-        command = runs.training(**place, device=job["device"])
+        command = runs.training(**runs.place(job), device=job["device"])
         execute([*command, *(["--c"] if can_continue(fold) else [])], folder / runs.LOG, lock)
     if not validated(fold):
         raise CommandError(f"nnU-Net ended well, but there is no whole validation/summary.json in {fold}")

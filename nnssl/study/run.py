@@ -51,6 +51,7 @@ def prepare(study: Study, executor: Executor, say: Say) -> list[Run]:
                     _cannot(one, plans)
                 else:
                     made = runs.job(one, dataset, splits[one.budget, one.seed], plans)
+                    runs.refuse_others(one.folder, made)
                     runs.write_job(one.folder, made)
                     ready.add(one.name)
     return [one for one in runs.of(study) if one.name in ready]

@@ -120,6 +120,21 @@ def job(run: Run, dataset: str, split: Split, plans: Mapping) -> dict:
     }
 
 
+def place(job: Mapping) -> dict:
+    """Where nnU-Net puts the training of a run's job: the arguments of `fold_folder`."""
+    return {key: job[key] for key in ("dataset", "configuration", "fold", "trainer", "plans")}
+
+
+def refuse_others(folder: Path, job: Mapping) -> None:
+    """Raises StudyError where a new run would take for its own what another study of the same name has trained."""
+    fold = fold_folder(**place(job))
+    if not (folder / JOB).is_file() and any(fold.glob("checkpoint_*.pth")):
+        raise StudyError(
+            f"{fold} holds a training that this study did not begin, so that {folder.name} would continue it or count "
+            "it as its own. Give this study another name (name: in the description), or remove that training"
+        )
+
+
 def write_job(folder: Path, job: Mapping) -> None:
     """Raises StudyError where the folder holds a run of other settings."""
     path = folder / JOB
