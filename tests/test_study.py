@@ -15,6 +15,7 @@ from micro import ENCODER
 from nnssl import checkpoint, files
 from nnssl.commands import CommandError
 from nnssl.encoder.swin import Swin
+from nnssl.network.swin_unetr import SwinUNETR
 from nnssl.study import job, preparation, run, runs, splits, supervised
 from nnssl.study.runs import StudyError
 
@@ -119,7 +120,7 @@ def test_what_is_not_there_is_said_before_anything_is_done(tmp_path, dataset, mo
 
 
 def test_a_supervised_encoder_becomes_a_checkpoint(tmp_path):
-    encoder = Swin(ENCODER)
+    network = SwinUNETR(1, 2, encoder=ENCODER.to_dict(), decoder="light", axes=[2, 0, 1])
     properties = {"percentile_00_5": -900.0, "percentile_99_5": 1200.0, "mean": 50.0, "std": 200.0}
     configuration = {
         "patch_size": [12, 32, 28], "spacing": [3.0, 2.0, 1.0], "batch_size": 2,
@@ -128,16 +129,29 @@ def test_a_supervised_encoder_becomes_a_checkpoint(tmp_path):
     }  # fmt: skip
     plans = {"dataset_name": DATASET, "configurations": {"3d_fullres": configuration},
              "foreground_intensity_properties_per_channel": {"0": properties}}  # fmt: skip
-    weights = {f"encoder.{name}": tensor for name, tensor in encoder.state_dict().items()}
     content = {"init_args": {"plans": plans, "configuration": "3d_fullres"}, "logging": {"lrs": [1.0]},
-               "network_weights": weights | {"decoder.x": torch.zeros(1)}}  # fmt: skip
+               "network_weights": network.state_dict()}  # fmt: skip
     torch.save(content, tmp_path / "checkpoint_final.pth")
     supervised.export(tmp_path, tmp_path / "out.pth")
     loaded = checkpoint.load(tmp_path / "out.pth")
     assert (loaded.method, loaded.spacing, loaded.crop) == ("supervised", (2.0, 1.0, 3.0), (32, 28, 12))
     assert (loaded.hu.low, loaded.hu.mean, loaded.hu.sd) == (-900.0, 50.0, 200.0)
-    assert checkpoint.transfer(loaded, Swin(ENCODER)).matched == len(list(encoder.parameters()))
+    passed_on = Swin(ENCODER)
+    assert checkpoint.transfer(loaded, passed_on).matched == len(list(passed_on.parameters()))
+    image = torch.randn(1, 1, 32, 28, 12)
+    assert all(map(torch.equal, passed_on(image), network.encoder(image)))
     assert supervised.policy("ZScoreNormalization", {}) is None
+
+
+def test_a_supervised_encoder_of_mapped_intensities_is_refused(tmp_path):
+    arguments = {"encoder": ENCODER.to_dict(), "intensity": {"scale": [2.0]}}
+    configuration = {"patch_size": [32, 32, 32], "architecture": {"arch_kwargs": arguments}}
+    plans = {"dataset_name": DATASET, "configurations": {"3d_fullres": configuration}}
+    content = {"init_args": {"plans": plans, "configuration": "3d_fullres"},
+               "network_weights": SwinUNETR(1, 2, encoder=ENCODER.to_dict()).state_dict()}  # fmt: skip
+    torch.save(content, tmp_path / "checkpoint_final.pth")
+    with pytest.raises(ValueError, match="make its plans without a checkpoint"):
+        supervised.export(tmp_path, tmp_path / "out.pth")
 
 
 def in_this_process(words: list[str], log: Path, lock: int | None = None) -> None:

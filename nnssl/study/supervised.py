@@ -28,8 +28,10 @@ def export(fold: Path, path: Path) -> None:
     if channels != 1:
         raise ValueError(f"{fold} was trained on {channels} channels; only an encoder of one can be passed on")
     encoder = Swin(SwinConfig.from_dict(arguments["encoder"]))
+    if arguments.get("intensity"):
+        raise ValueError(f"{fold} saw intensities mapped to another pretraining's; make its plans without a checkpoint")
     own = {key.removeprefix("encoder."): value for key, value in saved["network_weights"].items()
-           if key.startswith("encoder.")}  # fmt: skip
+           if key.startswith("encoder.") and not key.startswith("encoder.intensity.")}  # fmt: skip
     encoder.load_state_dict(own)
     checkpoint.write(path, checkpoint.pack(encoder, _header(plans, resolved, name, len(saved["logging"]["lrs"])), []))
 
