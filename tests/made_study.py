@@ -29,25 +29,26 @@ def program(folder: Path, code: str, makes: str = "made") -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     files.write_json(
         folder / runs.JOB,
-        {"commands": [[sys.executable, "-c", code]], "makes": str(folder / makes), "afresh": False, "fingerprint": "a"},
+        {"commands": [[sys.executable, "-c", code]], "makes": str(folder / makes), "afresh": False, "trains": None,
+         "plans": None, "fingerprint": "a"},
     )
     return folder
 
 
-def finished(run: runs.Run, dice: float = 0.8, hours: float = 0.5) -> None:
+def finished(run: runs.Run, dice: float = 0.8, hours: float = 0.5, case: str = "a") -> None:
     """Give `run` an outcome and rows."""
     head = {"kind": "run", "run": run.name, "task": run.task.name, "arm": run.arm.name, "budget": run.budget,
             "cases": 2, "seed": run.seed, "configuration": "3d_fullres", "trainer": run.trainer, "plans": run.plans,
             "state": "done", "hours": hours, "epochs": 10, "reason": None}  # fmt: skip
-    case = {
+    row = {
         "kind": "case",
         "run": run.name,
-        "case": "a",
+        "case": case,
         "label": "liver",
         "dice": dice,
         "surface_dice": dice,
         "hd95": 1.0,
     }
     run.folder.mkdir(parents=True, exist_ok=True)
-    files.write_json_lines(run.folder / runs.ROWS, [head, case])
+    files.write_json_lines(run.folder / runs.ROWS, [head, row])
     files.write_json(run.folder / runs.OUTCOME, {"state": "done", "reason": None})

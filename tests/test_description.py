@@ -85,7 +85,15 @@ def test_defaults_paths_and_the_order_of_recipes(tmp_path):
         ({"arms": [SMALL["arms"][0] | {"name": "a__b"}]}, "single - and _, got 'a__b'"),
         ({"tasks": [{"name": "organs"}]}, "which nnU-Net dataset"),
         ({"tasks": [{"name": "organs", "dataset": 1, "subject": "("}]}, "no regular expression"),
-        ({"tasks": [{"name": "organs", "dataset": 1, "tolerance": 0}]}, "in mm and positive"),
+        ({"tasks": [{"name": "organs", "dataset": 1, "tolerance": 0}]}, r"tolerance \(mm\) is a positive number, got 0"),
+        ({"tasks": [{"name": "organs", "dataset": 1, "tolerance": "wide"}]}, "positive number, got 'wide'"),
+        (
+            {
+                "tasks": [{"name": "organs", "dataset": 1}, {"name": "organs-coarse", "dataset": 1}],
+                "arms": [*SMALL["arms"], {"name": "coarse-smit", "start": "checkpoint", "checkpoint": "smit.pth"}],
+            },
+            "the same plans twice: organs-coarse-smit; rename",
+        ),
         ({"tasks": [{"name": "organs", "dataset": 1, "plans": "../plans"}]}, "name of plans of the dataset"),
         ({"budgets": [0]}, "0 cases trains nothing"),
         ({"budgets": ["some"]}, "a number of cases, or all"),

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from made_study import finished, program, study
+from made_study import ARMS, TASKS, finished, program, study
 
 from nnssl import files
 from nnssl.commands import run_logged
@@ -185,7 +185,7 @@ def test_a_summary_cut_short_does_not_count(tmp_path):
     assert not job.validated(tmp_path)
 
 
-def test_results_are_appended_once_and_say_what_is_missing(tmp_path):
+def test_results_are_the_runs_rows_and_say_what_is_missing(tmp_path):
     made = study(tmp_path, seeds=[0, 1])
     first, second, *_ = runs.of(made)
     finished(first)
@@ -201,25 +201,87 @@ def test_results_are_appended_once_and_say_what_is_missing(tmp_path):
     collect.collect(made)
     assert made.results.read_bytes() == once
 
-    with made.results.open("a") as file:  # a report's row, and one that a kill cut short
+    with made.results.open("a") as file:  # a row of `nnssl_study features`, and one that a kill cut short
         file.write(json.dumps({"kind": "cka", "task": "organs"}) + '\n{"kind": "ru')
     finished(second)
     collect.collect(made)
-    later = made.results.read_text().splitlines()
-    assert later[: len(rows) + 1] == [*once.decode().splitlines(), json.dumps({"kind": "cka", "task": "organs"})]
-    assert [json.loads(line)["kind"] for line in later[len(rows) + 1 :]] == ["run", "case"]
+    kinds = [row["kind"] for row in files.read_json_lines(made.results)]
+    assert kinds == ["study", "run", "case", "run", "case", "run", "run", "cka"]
+
+
+def test_what_a_full_disk_cut_off_the_results_comes_back(tmp_path):
+    made = study(tmp_path)
+    finished(runs.of(made)[0])
+    collect.collect(made)
+    whole = made.results.read_text()
+    made.results.write_text(whole[: whole.index('"case": ')])  # the run's row is there, its case's is not
+    collect.collect(made)
+    assert made.results.read_text() == whole
+
+
+def test_a_run_measured_or_trained_again_leaves_nothing_of_before(tmp_path):
+    made = study(tmp_path)
+    first = runs.of(made)[0]
+    finished(first, dice=0.8)
+    epoch = {"kind": "epoch", "run": first.name, "epoch": 7, "dice": 0.5}
+    files.write_json_lines(first.folder / runs.ROWS, [*files.read_json_lines(first.folder / runs.ROWS), epoch])
+    collect.collect(made)
+    finished(first, dice=0.3)
+    collect.collect(made)
+    rows = [row for row in files.read_json_lines(made.results) if row["run" if "run" in row else "name"] == first.name]
+    assert [row.get("dice") for row in rows] == [None, 0.3]
+
+
+def test_the_results_follow_the_description(tmp_path):
+    made = study(tmp_path)
+    for one in runs.of(made):
+        finished(one)
+    collect.collect(made)
+    collect.collect(study(tmp_path, arms=ARMS[:1]))
+    assert {row["arm"] for row in files.read_json_lines(made.results) if row["kind"] == "run"} == {"scratch"}
+    collect.collect(study(tmp_path))
+    assert {row["arm"] for row in files.read_json_lines(made.results) if row["kind"] == "run"} == {"scratch", "smit"}
+
+
+def test_a_tasks_cases_have_their_subject(tmp_path):
+    made = study(tmp_path, tasks=[TASKS[0] | {"subject": "(patient[0-9]+)_"}])
+    first = runs.of(made)[0]
+    finished(first, case="patient004_frame01")
+    collect.collect(made)
+    (case,) = [row for row in files.read_json_lines(made.results) if row["kind"] == "case"]
+    assert case["subject"] == "patient004"
 
 
 def test_a_run_of_other_settings_is_not_taken_for_this_one(tmp_path):
-    one = {"fingerprint": "a", "plans": "small-organs-smit", "tolerance": 1.0}
+    one = {"fingerprint": "a", "plans": "small-organs-smit", "tolerance": 1.0}  # of what `runs.job` gives
     runs.write_job(tmp_path / "run", one)
     files.write_json(tmp_path / "run" / runs.OUTCOME, {"state": "done", "reason": None})
     runs.write_job(tmp_path / "run", one)
     assert runs.state(tmp_path / "run")[0] == "done"
     runs.write_job(tmp_path / "run", one | {"tolerance": 2.0})  # is measured again
     assert runs.state(tmp_path / "run")[0] == "missing"
-    with pytest.raises(StudyError, match=r"other settings.*small-organs-smit.*another name"):
+    with pytest.raises(StudyError, match=r"other settings.*another name.*training under small-organs-smit"):
         runs.write_job(tmp_path / "run", one | {"fingerprint": "b"})
+
+
+def test_a_finished_start_is_not_made_again_for_another_device(tmp_path):
+    start = program(tmp_path / "start", "")
+    files.write_json(start / runs.OUTCOME, {"state": "done", "reason": None})
+    made = files.read_json(start / runs.JOB)
+    runs.write_job(start, made | {"commands": [["nnssl_pretrain", "-device", "cuda"]]})
+    assert runs.state(start)[0] == "done"
+    with pytest.raises(StudyError, match="other settings"):
+        runs.write_job(start, made | {"fingerprint": "b"})
+
+
+def test_a_start_drops_a_training_checkpoint_that_was_cut_short(tmp_path):
+    fold, start = tmp_path / "fold_all", tmp_path / "start"
+    fold.mkdir()
+    (fold / "checkpoint_latest.pth").write_bytes(b"PK cut short")
+    program(start, noting(start))
+    files.write_json(start / runs.JOB, files.read_json(start / runs.JOB) | {"trains": str(fold)})
+    assert job.do(start)["state"] == "done"
+    assert not (fold / "checkpoint_latest.pth").exists()
 
 
 def test_what_another_study_trained_is_not_counted(tmp_path, monkeypatch):

@@ -40,6 +40,14 @@ def test_equal_to_monai(seed, dims, tolerance):
     assert ours.hd95 == pytest.approx(float(hd95), abs=1e-4)
 
 
+def test_a_2d_image_is_no_volume_of_one_slice():
+    """nnU-Net reads one as [1, Y, X], some with a spacing of 999 mm for the axis that is none."""
+    masks = blobs(0, (20, 24)), blobs(1, (20, 24)), np.zeros((20, 24), bool)
+    for pair in ((masks[0], masks[1]), (masks[0], masks[2])):
+        read = [mask[None] for mask in pair]
+        assert measures.surfaces(*read, (999.0, 1.5, 1.0), 2.0) == measures.surfaces(*pair, (1.5, 1.0), 2.0)
+
+
 def test_closed_forms():
     plate = np.zeros((10, 8, 8), bool)
     plate[2] = True

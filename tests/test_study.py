@@ -25,7 +25,8 @@ DATASET = "Dataset902_Phantoms"
 @pytest.fixture
 def dataset(nnunet_env) -> dict[str, Path]:
     """nnU-Net's folders with a dataset that nobody has planned."""
-    files.write_json(nnunet_env["nnUNet_raw"] / DATASET / "dataset.json", {"numTraining": 6})
+    about = {"numTraining": 6, "file_ending": ".nii.gz", "channel_names": {"0": "CT"}}
+    files.write_json(nnunet_env["nnUNet_raw"] / DATASET / "dataset.json", about)
     return nnunet_env
 
 
@@ -53,7 +54,11 @@ def test_every_start_has_its_commands(tmp_path, dataset):
     assert command[3:7] == ["-i", str(tmp_path / "scans"), "--from", converted]
     plan, train, export = starts["labels"]["commands"]
     assert plan[:3] + plan[-5:] == ["nnssl_plan", "-d", "902", "-a", "smit", "--epochs", "3", "--no-mirror"]
-    assert train[:5] == ["nnUNetv2_train", "902", "2d", "all", "-tr"]
+    assert train[:5] == ["nnUNetv2_train", DATASET, "2d", "all", "-tr"]
+    assert Path(starts["labels"]["trains"]).name == "fold_all"
+    longer = preparation.starts(study(tmp_path, arms=arms, recipe={"epochs": 9}))
+    changed = [name for name in starts if starts[name]["fingerprint"] != longer[name]["fingerprint"]]
+    assert changed == ["labels"]  # the only one that a recipe trains
     assert export[1:3] == ["-m", "nnssl.study.supervised"]
     (task,) = made.tasks
     plans = {arm.name: preparation.plan_command(made, task, arm) for arm in made.arms}
@@ -87,6 +92,11 @@ def test_only_what_is_missing_is_preprocessed(tmp_path, dataset):
     (folder / "data").mkdir()
     for number in range(6):
         (folder / "data" / f"{number}.pkl").touch()
+    (command,) = preparation.data_commands("902", "3d_fullres")  # nnU-Net copies the labels last
+    assert command[0] == "nnUNetv2_preprocess"
+    (folder / "gt_segmentations").mkdir()
+    for number in range(6):
+        (folder / "gt_segmentations" / f"{number}.nii.gz").touch()
     assert preparation.data_commands("902", "3d_fullres") == []
     with pytest.raises(StudyError, match="no configuration 2d; its nnUNetPlans has 3d_fullres, cascade"):
         preparation.data_commands("902", "2d")
@@ -104,6 +114,22 @@ def test_a_task_may_stand_on_other_plans_of_nnunets(tmp_path, dataset):
     assert preparation.plan_command(made, task, made.arms[1])[3:5] == ["-p", "coarse"]
 
 
+def test_a_dataset_may_be_named(tmp_path, dataset):
+    (command,) = preparation.data_commands(DATASET, "3d_fullres")
+    assert command[1:3] == ["-d", "902"]  # nnU-Net's command takes nothing else
+    made = study(tmp_path, tasks=[TASKS[0] | {"dataset": DATASET}])
+    assert preparation.plan_command(made, made.tasks[0], made.arms[1])[:3] == ["nnssl_plan", "-d", "902"]
+
+
+def test_a_random_starts_encoder_makes_it_another_training(tmp_path):
+    split = splits.Split(5, ["a"], ["b"])
+    prints = set()
+    for encoder in ("tiny", "smit"):
+        made = study(tmp_path, arms=[ARMS[0] | {"encoder": encoder}])
+        prints.add(runs.job(runs.of(made)[0], DATASET, split, plans={})["fingerprint"])
+    assert len(prints) == 2
+
+
 def test_an_arm_may_have_only_some_of_the_budgets(tmp_path, dataset):
     made = study(tmp_path, budgets=[1, 2], seeds=[0], arms=[ARMS[0], ARMS[1] | {"budgets": [2]}])
     assert [(one.arm.name, one.budget) for one in runs.of(made)] == [("scratch", 1), ("scratch", 2), ("smit", 2)]
@@ -112,11 +138,22 @@ def test_an_arm_may_have_only_some_of_the_budgets(tmp_path, dataset):
 def test_what_is_not_there_is_said_before_anything_is_done(tmp_path, dataset, monkeypatch):
     with pytest.raises(StudyError, match=r"do not exist:\n  arm smit: .*smit.pth"):
         preparation.check(study(tmp_path))
+    several = {"name": "byol", "start": "pretrain", "method": "byol", "scans": ["gone", "."]}
+    with pytest.raises(StudyError, match=r"do not exist:\n  arm byol: .*gone"):
+        preparation.check(study(tmp_path, arms=[ARMS[0], several]))
     with pytest.raises(StudyError, match="nnU-Net knows no dataset 77"):
         preparation.full_name("77")
     monkeypatch.delenv("nnUNet_results")
     with pytest.raises(StudyError, match="export nnUNet_results="):
         preparation.check(study(tmp_path))
+
+
+def test_an_encoder_of_several_channels_is_refused_before_it_is_trained(tmp_path, dataset):
+    path = dataset["nnUNet_raw"] / DATASET / "dataset.json"
+    files.write_json(path, files.read_json(path) | {"channel_names": {"0": "T1", "1": "T2"}})
+    labels = {"name": "labels", "start": "supervised", "dataset": 902, "configuration": "2d"}
+    with pytest.raises(StudyError, match="arm labels: dataset 902 has 2 channels"):
+        preparation.check(study(tmp_path, arms=[ARMS[0], labels]))
 
 
 def test_a_supervised_encoder_becomes_a_checkpoint(tmp_path):

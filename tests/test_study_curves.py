@@ -69,6 +69,11 @@ def test_between_budgets_the_dice_is_linear_in_the_logarithm():
     assert row.needed == pytest.approx(4)
 
 
+def test_where_more_labels_do_not_help_scratch_none_are_saved():
+    found = curves.savings([(2, 0.5), (5, 0.6), (10, 0.55), (24, 0.7)], [(2, 0.6), (24, 0.8)])
+    assert [(one.cases, one.bound) for one in found] == [(2, "at most"), (5, ""), (24, "")]
+
+
 def test_a_worse_arm_needs_more_than_there_is():
     (row,) = curves.savings([(32, 0.8)], [(2, 0.3), (32, 0.7)])
     assert (row.needed, row.bound) == (32, "more than")

@@ -186,6 +186,20 @@ def test_a_study_without_a_finished_run_still_has_a_page(tmp_path):
     assert "0 of 1 runs are finished" in written(tmp_path, rows).read_text(encoding="utf-8")
 
 
+def test_without_a_run_there_is_nothing_to_report(tmp_path):
+    with pytest.raises(ResultsError, match="no run yet.*nnssl_study run"):
+        written(tmp_path, [{"kind": "study", "name": "made", "description": {}}])
+
+
+def test_to_be_as_good_as_a_scratch_that_learnt_nothing_takes_no_time_and_is_not_told():
+    rows = made_results.rows(**SMALL | {"tasks": {"organs": "CT"}})
+    told = {row[1] for row in efficiency.speed(Results(rows)).rows}
+    for row in rows:
+        if row["kind"] == "epoch" and "__scratch__2__" in row["run"]:
+            row["dice"] = 0.0
+    assert (told, {row[1] for row in efficiency.speed(Results(rows)).rows}) == ({"2", "all"}, {"all"})
+
+
 def test_files_of_something_else_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="nnssl_study run"):
         build.write(tmp_path / "results.jsonl", tmp_path)

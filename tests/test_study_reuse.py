@@ -10,12 +10,15 @@ import pytest
 import torch
 from made_checkpoints import pretrained as write_pretrained
 from made_plans import DATASET, nnunet_plans
+from made_study import ARMS
+from made_study import study as described
 
 from nnssl import files
 from nnssl.encoder.swin import SwinConfig
 from nnssl.network.planned import architecture
 from nnssl.network.swin_unetr import SwinUNETR
 from nnssl.study import reuse, runs
+from nnssl.study.description import Study
 from nnssl.study.results import Results
 from nnssl.types import HUPolicy
 
@@ -24,8 +27,8 @@ TRAINERS = {"scratch": "SwinScratchTrainer", "smit": "SwinSSLTrainer", "nnunet":
 
 
 @pytest.fixture
-def study(nnunet_env, tmp_path) -> Path:
-    """A study's folder after its runs: two arms of ours with two budgets and nnU-Net's own network."""
+def study(nnunet_env, tmp_path) -> Study:
+    """After its runs: two arms of ours with two budgets and nnU-Net's own network."""
     from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
     data = nnunet_env["nnUNet_preprocessed"] / DATASET
@@ -38,7 +41,8 @@ def study(nnunet_env, tmp_path) -> Path:
         image = np.random.default_rng(ord(case)).normal(size=(1, 36, 40, 34)).astype(np.float32)
         nnUNetDatasetBlosc2.save_case(image, (image > 1).astype(np.int8), {}, str(stored / case))
     files.write_json(data / "splits_final.json", [{"train": ["c"], "val": ["a", "b"]}] * 3)
-    folder = tmp_path / "study"
+    arms = [*ARMS, {"name": "nnunet", "start": "default"}]
+    made = described(tmp_path, arms=arms, tasks=[{"name": "t", "dataset": DATASET}], budgets=[2, "all"])
     for arm, trainer in TRAINERS.items():
         own = json.loads(json.dumps(plans))
         if arm != "nnunet":
@@ -47,9 +51,9 @@ def study(nnunet_env, tmp_path) -> Path:
             own["pretrain_info"] = {"checkpoint_path": str(write_pretrained(tmp_path, CONFIG))}
         files.write_json(data / f"p-{arm}.json", own)
         for fold, budget in ((1, 2), (2, "all")):
-            finished(folder, arm, trainer, budget, fold, own)
-    (folder / "results.jsonl").write_text("")
-    return folder
+            finished(made.folder, arm, trainer, budget, fold, own)
+    made.results.write_text("")
+    return made
 
 
 def finished(folder: Path, arm: str, trainer: str, budget: int | str, fold: int, plans: dict) -> None:
@@ -73,7 +77,7 @@ def finished(folder: Path, arm: str, trainer: str, budget: int | str, fold: int,
 def test_pretrained_few_and_many_are_compared_once(study):
     said: list[str] = []
     new = reuse.measure(study, volumes=2, say=said.append)
-    results = Results.read(study / "results.jsonl")
+    results = Results.read(study.results)
     assert {(row["first"], row["second"]) for row in results.cka} == {
         ("scratch 2", "scratch all"),
         ("smit pretrained", "smit 2"), ("smit pretrained", "smit all"), ("smit 2", "smit all"),
@@ -84,15 +88,15 @@ def test_pretrained_few_and_many_are_compared_once(study):
     }  # fmt: skip
     assert new == len(results.cka) + len(results.attention)
     assert len(said) == 2
-    before = (study / "results.jsonl").read_text(encoding="utf-8")
+    before = study.results.read_text(encoding="utf-8")
     assert reuse.measure(study, volumes=2) == 0
-    assert (study / "results.jsonl").read_text(encoding="utf-8") == before
+    assert study.results.read_text(encoding="utf-8") == before
 
 
 def test_a_killed_measurement_goes_on(study):
     reuse.measure(study, volumes=1)
-    lines = (study / "results.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
-    (study / "results.jsonl").write_text("".join(lines[: len(lines) // 2]))
+    lines = study.results.read_text(encoding="utf-8").splitlines(keepends=True)
+    study.results.write_text("".join(lines[: len(lines) // 2]))
     assert reuse.measure(study, volumes=1) > 0
-    again = (study / "results.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    again = study.results.read_text(encoding="utf-8").splitlines(keepends=True)
     assert sorted(again) == sorted(lines)

@@ -1,49 +1,46 @@
-"""From the runs to results.jsonl, which is all that a report needs.
-
-Rows are only ever appended: of two that tell of the same (a run, a case and label of a run, an epoch of a run, the
-study), the later one counts. Rows of other kinds are left alone.
-"""
+"""From the runs to results.jsonl, which is all that a report needs: the rows of the study and of the runs that its
+description asks for, as they are now, then those of other kinds (`nnssl_study features`), which are left alone."""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 from nnssl import __version__, files
-from nnssl.study import runs
+from nnssl.study import runs, splits
 from nnssl.study.description import Study
 from nnssl.study.runs import Run
 
+OURS = ("study", "run", "epoch", "case")
+
 
 def collect(study: Study) -> dict[str, str]:
-    """Append what is new to `study.results`; the state of every run by its name."""
-    study.folder.mkdir(parents=True, exist_ok=True)
-    _mend(study.results)
-    known = {_key(row): row for row in files.read_json_lines(study.results)} if study.results.exists() else {}
+    """Write `study.results`, whole or not at all; the state of every run by its name."""
+    before = files.read_json_lines(study.results) if study.results.exists() else []
+    rows = [_study_row(study, [row for row in before if row["kind"] == "study"])]
     states = {}
-    new: list[dict] = []
-    for row in [_study_row(study)]:
-        if known.get(_key(row), {}).get("description") != row["description"]:
-            new.append(row)
     for run in runs.of(study):
-        rows = rows_of(run)
-        states[run.name] = rows[0]["state"]
-        if known.get(_key(rows[0])) != rows[0]:
-            new += rows
-    with study.results.open("a", encoding="utf-8") as file:
-        file.write("".join(json.dumps(row) + "\n" for row in new))
+        of_run = rows_of(run)
+        states[run.name] = of_run[0]["state"]
+        rows += of_run
+    rows += [row for row in before if row["kind"] not in OURS]
+    files.write_json_lines(study.results, rows)
     return states
 
 
 def rows_of(run: Run) -> list[dict]:
-    """A finished run's rows as its job wrote them; else one that says that it failed, and why, or is missing."""
+    """A finished run's rows as its job wrote them, cases with their subject where the task has subjects; else one that
+    says that it failed, and why, or is missing."""
     state, reason = runs.state(run.folder)
     if state == "done" and (run.folder / runs.ROWS).is_file():
-        return files.read_json_lines(run.folder / runs.ROWS)
+        rows = files.read_json_lines(run.folder / runs.ROWS)
+        for row in rows if run.task.subject else []:
+            if row["kind"] == "case":
+                row["subject"] = splits.subject_of(row["case"], run.task.subject)
+        return rows
     job = files.read_json(run.folder / runs.JOB) if (run.folder / runs.JOB).is_file() else {}
     return [
         {
@@ -55,21 +52,15 @@ def rows_of(run: Run) -> list[dict]:
     ]  # fmt: skip
 
 
-def _key(row: Mapping) -> tuple:
-    return row["kind"], row.get("run"), row.get("case"), row.get("label"), row.get("epoch")
-
-
-def _mend(path: Path) -> None:
-    """Cut off a last line that a kill left unfinished."""
-    if path.exists() and not path.read_bytes().endswith(b"\n"):
-        files.write_json_lines(path, files.read_json_lines(path))
-
-
-def _study_row(study: Study) -> dict:
+def _study_row(study: Study, before: list[dict]) -> dict:
+    """That of `before` while the description is the same: versions and machine are those it was begun with."""
+    description = json.loads(json.dumps(study.source, default=str))
+    if before and before[-1]["description"] == description:
+        return before[-1]
     return {
         "kind": "study",
         "name": study.name,
-        "description": json.loads(json.dumps(study.source, default=str)),
+        "description": description,
         "versions": {"nnssl": __version__, **_versions(("nnunetv2", "torch")), "python": platform.python_version()},
         "machine": {"system": platform.platform(), "processors": os.cpu_count(), "accelerator": _accelerator()},
     }

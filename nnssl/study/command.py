@@ -52,7 +52,7 @@ def _run(asked: argparse.Namespace) -> None:
     from nnssl.study.description import load
 
     described = load(asked.description)
-    print(run.describe(described, asked.parallel or 1), flush=True)
+    print(run.describe(described, run.beside(described, asked.parallel)), flush=True)
     if not asked.dry_run:
         executor = run.executor_of(asked.executor, described, asked.parallel)
         states = run.run(described, executor, lambda text: print(text, flush=True))
@@ -61,18 +61,17 @@ def _run(asked: argparse.Namespace) -> None:
 
 
 def _features(asked: argparse.Namespace) -> None:
-    from nnssl.study import reuse
-    from nnssl.study.collect import collect
+    from nnssl.study import preparation, reuse
     from nnssl.study.description import load
 
     described = load(asked.description)
-    collect(described)
-    new = reuse.measure(described.folder, asked.volumes, lambda text: print(text, flush=True))
+    preparation.check(described)
+    _collect(described)
+    new = reuse.measure(described, asked.volumes, lambda text: print(text, flush=True))
     print(f"{new} new rows in {described.results}. Next: nnssl_study report {asked.description}")
 
 
 def _report(asked: argparse.Namespace) -> None:
-    from nnssl.study.collect import collect
     from nnssl.study.description import load
     from nnssl.study.report import build
 
@@ -80,6 +79,12 @@ def _report(asked: argparse.Namespace) -> None:
     if rows.suffix in (".yaml", ".yml"):
         described = load(rows)
         rows = described.results
-        if (described.folder / "runs").is_dir():  # elsewhere there are rows alone, which count as they are
-            collect(described)
+        _collect(described)
     print(f"Wrote {build.write(rows, rows.parent / 'report')}")
+
+
+def _collect(described) -> None:
+    from nnssl.study.collect import collect
+
+    if (described.folder / "runs").is_dir():  # elsewhere there are rows alone, which count as they are
+        collect(described)

@@ -114,9 +114,11 @@ def savings(scratch: list[tuple[float, float]], arm: list[tuple[float, float]]) 
     """Labels saved at equal Dice, at each of scratch's budgets.
 
     scratch, arm: (number of cases, Dice). Between an arm's budgets the Dice is linear in the logarithm of the number;
-    the first crossing counts.
+    the first crossing counts. A budget of scratch's that is no better than a smaller one of its own is left out.
     """
-    return [Saving(cases, dice, *_needed(sorted(arm), dice)) for cases, dice in sorted(scratch)]
+    scratch = sorted(scratch)
+    rising = [(n, dice) for place, (n, dice) in enumerate(scratch) if all(dice > less for _, less in scratch[:place])]
+    return [Saving(cases, dice, *_needed(sorted(arm), dice)) for cases, dice in rising]
 
 
 def _needed(points: list[tuple[float, float]], dice: float) -> tuple[float, str]:

@@ -9,6 +9,7 @@ An arm is a start of the training; the arm `scratch` is what all others are comp
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
@@ -33,7 +34,7 @@ NAME = re.compile(r"[A-Za-z0-9]+([-_][A-Za-z0-9]+)*")  # no "__": nnU-Net and th
 PLANS = re.compile(r"[\w.-]+")  # a file's name, not a path
 RECIPE = (  # of `nnssl_plan`, as its flags are called, and the trainer
     "trainer", "decoder", "patch", "batch_size", "epochs", "iterations", "val_iterations", "foreground", "mirror", "lr",
-    "head_lr", "layer_decay", "warmup_epochs", "weight_decay", "schedule",
+    "head_lr", "layer_decay", "warmup_epochs", "unfreeze_every", "weight_decay", "schedule",
 )  # fmt: skip
 
 
@@ -167,6 +168,11 @@ def _check(study: Study) -> None:
     }.items():
         if doubled := sorted({str(value) for value in values if values.count(value) > 1}):
             raise DescriptionError(f"named twice as {what}: {', '.join(doubled)}")
+    plans = Counter(f"{task.name}-{arm.name}" for task in study.tasks for arm in study.arms)
+    if same := [name for name, times in plans.items() if times > 1]:
+        raise DescriptionError(
+            f"a task's name and an arm's joined by - make the same plans twice: {', '.join(same)}; rename one of them"
+        )
     baseline = [arm for arm in study.arms if arm.name == BASELINE]
     if not baseline or baseline[0].start != "scratch" or baseline[0].tasks or baseline[0].budgets:
         raise DescriptionError(
@@ -233,8 +239,8 @@ def _task(entry: Any) -> Task:
             re.compile(entry["subject"])
         except re.error as error:
             raise DescriptionError(f"task {name}: subject is no regular expression: {error}") from None
-    if not float(entry.get("tolerance", 1)) > 0:
-        raise DescriptionError(f"task {name}: tolerance is in mm and positive, got {entry['tolerance']}")
+    if "tolerance" in entry:
+        entry["tolerance"] = _positive(entry["tolerance"], f"task {name}: tolerance (mm)")
     entry["fold"] = _count(entry.get("fold", 0), f"task {name}: fold")
     entry["recipe"] = _recipe(entry.get("recipe", {}), f"task {name}")
     return Task(**entry)
@@ -279,6 +285,16 @@ def _count(entry: Any, what: str) -> int:
     if isinstance(entry, bool) or not isinstance(entry, int) or entry < 0:
         raise DescriptionError(f"{what} is a whole number from 0, got {entry!r}")
     return entry
+
+
+def _positive(entry: Any, what: str) -> float:
+    try:  # YAML reads 1e0 as a word
+        number = float(entry)
+    except (TypeError, ValueError):
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise DescriptionError(f"{what} is a positive number, got {entry!r}")
+    return number
 
 
 def _budget(entry: Any) -> Budget:

@@ -46,6 +46,8 @@ def make(job: dict, folder: Path, lock: int) -> None:
     """A start: its commands, one after the other; each starts anew or continues by itself."""
     if job["afresh"]:  # left by a kill, and its command would not overwrite it
         Path(job["makes"]).unlink(missing_ok=True)
+    if job.get("trains"):
+        can_continue(Path(job["trains"]))
     for command in job["commands"]:
         execute(command, folder / runs.LOG, lock)
     if not Path(job["makes"]).is_file():

@@ -27,11 +27,15 @@ def check(study: Study) -> None:
     """Raises StudyError where a variable or a file that the description names is not there."""
     if unset := [name for name in FOLDERS if not os.environ.get(name)]:
         raise StudyError(f"folders not set: export {' '.join(f'{name}=...' for name in unset)}")
-    named = {
-        f"arm {arm.name}": path for arm in study.arms for path in (arm.checkpoint, arm.weights, *arm.scans) if path
-    }
-    if missing := [f"  {whose}: {path}" for whose, path in named.items() if not path.exists()]:
+    named = [(arm.name, path) for arm in study.arms for path in (arm.checkpoint, arm.weights, *arm.scans) if path]
+    if missing := [f"  arm {whose}: {path}" for whose, path in named if not path.exists()]:
         raise StudyError("the description names files that do not exist:\n" + "\n".join(missing))
+    for arm in [arm for arm in study.arms if arm.start == "supervised"]:
+        if len(channels := raw(arm.dataset)["channel_names"]) > 1:
+            raise StudyError(
+                f"arm {arm.name}: dataset {arm.dataset} has {len(channels)} channels, and only an encoder of one can be "
+                "passed on"
+            )
 
 
 def full_name(dataset: str) -> str:
@@ -42,6 +46,16 @@ def full_name(dataset: str) -> str:
         return maybe_convert_to_dataset_name(int(dataset) if dataset.isdigit() else dataset)
     except (RuntimeError, ValueError) as error:
         raise StudyError(f"nnU-Net knows no dataset {dataset} in $nnUNet_raw: {error}") from error
+
+
+def number(dataset: str) -> str:
+    """501 of "501" or "Dataset501_Name": some of nnU-Net's commands take nothing else."""
+    return str(int(full_name(dataset).removeprefix("Dataset")[:3]))
+
+
+def raw(dataset: str) -> dict:
+    """The dataset.json that its makers wrote."""
+    return files.read_json(Path(os.environ[RAW], full_name(dataset), "dataset.json"))
 
 
 def preprocessed(dataset: str) -> Path:
@@ -62,24 +76,24 @@ def data_commands(dataset: str, configuration: str, plans_name: str = BASE) -> l
     """What is left to plan and preprocess; none where every training case is there. Raises StudyError where plans other
     than nnU-Net's default are asked for and not there."""
     folder, processes = preprocessed(dataset), os.environ.get("nnUNet_def_n_proc", "4")  # noqa: SIM112 nnU-Net's name
-    cases = files.read_json(Path(os.environ[RAW], full_name(dataset), "dataset.json"))["numTraining"]
+    about, named = raw(dataset), ["-d", number(dataset)]
     if not (folder / f"{plans_name}.json").is_file():
         if plans_name != BASE:
             raise StudyError(
                 f"dataset {dataset} has no plans {plans_name}; let nnU-Net make them, for example with another spacing "
-                f"(mm):\n  nnUNetv2_plan_experiment -d {dataset} -overwrite_plans_name {plans_name} "
+                f"(mm):\n  nnUNetv2_plan_experiment -d {number(dataset)} -overwrite_plans_name {plans_name} "
                 "-overwrite_target_spacing Z Y X"
             )
         return [
-            ["nnUNetv2_plan_and_preprocess", "-d", dataset, "-c", configuration, "-npfp", processes, "-np", processes]
+            ["nnUNetv2_plan_and_preprocess", *named, "-c", configuration, "-npfp", processes, "-np", processes]
         ]
     plans = files.read_json(folder / f"{plans_name}.json")
     if configuration not in plans["configurations"]:
         known = ", ".join(plans["configurations"])
         raise StudyError(f"dataset {dataset} has no configuration {configuration}; its {plans_name} has {known}")
-    if len(list((folder / identifier(plans, configuration)).glob("*.pkl"))) < cases:
-        named = ["-d", dataset, "-plans_name", plans_name, "-c", configuration]
-        return [["nnUNetv2_preprocess", *named, "-np", processes]]
+    data = [folder / identifier(plans, configuration), "*.pkl"], [folder / "gt_segmentations", f"*{about['file_ending']}"]
+    if min(len(list(place.glob(pattern))) for place, pattern in data) < about["numTraining"]:
+        return [["nnUNetv2_preprocess", *named, "-plans_name", plans_name, "-c", configuration, "-np", processes]]
     return []
 
 
@@ -109,11 +123,15 @@ def _start(study: Study, arm: Arm) -> dict:
     made = checkpoint_of(study, arm)
     commands = _MAKE[arm.start](study, arm, made)
     said = {key: value for key, value in settings(arm).items() if key not in ("tasks", "budgets", "modality", "recipe")}
+    with_labels = arm.start == "supervised"
+    if with_labels:
+        said["recipe"] = {**study.recipe, **arm.recipe}
     return {
         "commands": commands,
         "makes": str(made),
         "afresh": arm.start == "imagenet",
-        "plans": arm.name,
+        "trains": str(runs.fold_folder(**_training_with_labels(study, arm))) if with_labels else None,
+        "plans": f"{study.name}-{arm.name}" if with_labels else None,
         "fingerprint": files.fingerprint(said),
     }
 
@@ -134,15 +152,24 @@ def _convert(_: Study, arm: Arm, made: Path) -> list[Command]:
 
 
 def _supervise(study: Study, arm: Arm, made: Path) -> list[Command]:
-    plans, trainer = f"{study.name}-{arm.name}", "SwinScratchTrainer"
-    place = {"configuration": arm.configuration, "fold": "all", "trainer": trainer, "plans": plans}
-    train = runs.training(dataset=arm.dataset, **place, device=study.device)
-    fold = runs.fold_folder(dataset=full_name(arm.dataset), **place)
+    place = _training_with_labels(study, arm)
+    recipe = recipe_flags({**study.recipe, **arm.recipe})
     return [
-        [*_plan(arm.dataset, plans), "-a", arm.encoder or PRESET, *recipe_flags({**study.recipe, **arm.recipe})],
-        [*train, "--c"],  # nnU-Net starts anew where there is nothing to continue
-        [sys.executable, "-m", "nnssl.study.supervised", str(fold), str(made)],
+        [*_plan(arm.dataset, place["plans"]), "-a", arm.encoder or PRESET, *recipe],
+        [*runs.training(**place, device=study.device), "--c"],  # nnU-Net starts anew where there is nothing to continue
+        [sys.executable, "-m", "nnssl.study.supervised", str(runs.fold_folder(**place)), str(made)],
     ]
+
+
+def _training_with_labels(study: Study, arm: Arm) -> dict:
+    """Where nnU-Net puts the training of a supervised start, as `runs.place` for a run."""
+    return {
+        "dataset": full_name(arm.dataset),
+        "configuration": arm.configuration,
+        "fold": "all",
+        "trainer": "SwinScratchTrainer",
+        "plans": f"{study.name}-{arm.name}",
+    }
 
 
 _MAKE: dict[str, Callable[[Study, Arm, Path], list[Command]]] = {
@@ -195,7 +222,7 @@ def write_default_plans(study: Study, task: Task, arm: Arm) -> Path:
 
 
 def _plan(dataset: str, name: str, base: str = BASE) -> Command:
-    return ["nnssl_plan", "-d", dataset, "-p", base, "--name", name]
+    return ["nnssl_plan", "-d", number(dataset), "-p", base, "--name", name]
 
 
 def recipe_flags(recipe: Mapping[str, Any]) -> list[str]:

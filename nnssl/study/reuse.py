@@ -17,6 +17,7 @@ from nnssl.finetune import resolve
 from nnssl.network.planned import INFO, is_ours
 from nnssl.network.swin_unetr import SwinUNETR
 from nnssl.study import features, runs
+from nnssl.study.description import Study
 from nnssl.study.results import KEYS, by_size
 from nnssl.types import PREPROCESSED
 
@@ -24,16 +25,16 @@ VOLUMES = 50
 PRETRAINED = "pretrained"  # in the place of a budget
 
 
-def measure(folder: Path, volumes: int = VOLUMES, say: Callable[[str], object] = lambda text: None) -> int:
-    """Append to `folder/results.jsonl` what it lacks; returns the number of new rows.
+def measure(study: Study, volumes: int = VOLUMES, say: Callable[[str], object] = lambda text: None) -> int:
+    """Append to `study.results` what it lacks; returns the number of new rows.
 
     volumes: crops of validation cases that each pair sees. Runs of other networks than ours are left out. The file
     must end with a whole line, as `collect` leaves it.
     """
-    path = folder / "results.jsonl"
+    path = study.results
     known = {_key(row) for row in files.read_json_lines(path) if row["kind"] in ("cka", "attention")}
     before = len(known)
-    for jobs in _ends(folder):
+    for jobs in _ends(study):
         one = _Comparison(jobs, volumes)
         if not one.ours or all(key in known for key in one.wanted()):
             continue
@@ -45,12 +46,12 @@ def measure(folder: Path, volumes: int = VOLUMES, say: Callable[[str], object] =
     return len(known) - before
 
 
-def _ends(folder: Path) -> list[list[dict]]:
+def _ends(study: Study) -> list[list[dict]]:
     """By task, arm and seed: the jobs of the smallest and of the largest budget that is done, or the one there is."""
     groups: dict[tuple, list[dict]] = {}
-    for path in sorted((folder / "runs").glob(f"*/{runs.JOB}")):
-        if runs.state(path.parent)[0] == "done":
-            job = files.read_json(path)
+    for run in runs.of(study):
+        if runs.state(run.folder)[0] == "done":
+            job = files.read_json(run.folder / runs.JOB)
             groups.setdefault((job["task"], job["arm"], job["seed"]), []).append(job)
     ordered = [sorted(jobs, key=lambda job: by_size(job["budget"])) for jobs in groups.values()]
     return [[jobs[0], *jobs[1:][-1:]] for jobs in ordered]

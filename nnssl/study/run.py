@@ -127,6 +127,13 @@ def _visible(gpus: int) -> list[str]:
     return named.split(",") if named else [str(n) for n in range(gpus)]
 
 
+def beside(study: Study, parallel: int | None) -> int:
+    """How many runs `places` would have beside each other; also where there is no GPU, such as to say the cost."""
+    import torch
+
+    return parallel or max(1, torch.cuda.device_count() if study.device == "cuda" else 1)
+
+
 def executor_of(kind: str, study: Study, parallel: int | None) -> Executor:
     """Of `--executor`."""
     if kind == "slurm":

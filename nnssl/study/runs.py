@@ -98,7 +98,7 @@ def job(run: Run, dataset: str, split: Split, plans: Mapping) -> dict:
         "task": {key: value for key, value in settings(run.task).items() if key in DATA},
         "recipe": run.study.recipe_of(run.task, run.arm),
         "trainer": run.trainer,
-        "checkpoint": plans.get("pretrain_info", {}).get("sha256"),
+        "checkpoint": plans.get("pretrain_info", {}).get("sha256") or run.arm.encoder,
         "train": split.train,
         "val": split.val,
     }
@@ -136,20 +136,22 @@ def refuse_others(folder: Path, job: Mapping) -> None:
 
 
 def write_job(folder: Path, job: Mapping) -> None:
-    """Raises StudyError where the folder holds a run of other settings."""
+    """Raises StudyError where the folder holds a run, or a start, of other settings."""
     path = folder / JOB
     if path.is_file():
         before = files.read_json(path)
         if before["fingerprint"] != job["fingerprint"]:
+            trained = f" and nnU-Net's training under {before['plans']}" if before["plans"] else ""
             raise StudyError(
-                f"{folder.name} was begun with other settings (arm, recipe, checkpoint or cases), and what it trained "
-                f"lies in nnU-Net's results under {before['plans']}. Give the study or the arm another name, or remove "
-                f"{folder} and that training"
+                f"{folder.name} was begun with other settings (arm, recipe, checkpoint or cases; a random start is like "
+                "the first pretrained arm unless it says like:). Give the study or the arm another name, or remove "
+                f"{folder}{trained}"
             )
         if before == job:
             return
-        for name in (OUTCOME, ROWS):  # another tolerance, or another place: measured again, not trained
-            (folder / name).unlink(missing_ok=True)
+        if "commands" not in job:  # another tolerance, or another place: measured again, not trained
+            (folder / OUTCOME).unlink(missing_ok=True)
+            (folder / ROWS).unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     files.write_json(path, dict(job))
 

@@ -11,7 +11,7 @@ from nnssl.study.report import drawing, efficiency, plots, reuse, scores
 from nnssl.study.report.page import Section, page
 from nnssl.study.report.scores import Comparison
 from nnssl.study.report.tables import Table
-from nnssl.study.results import BASELINE, Results
+from nnssl.study.results import BASELINE, Results, ResultsError
 
 NAMED = 20  # runs that are named one by one where they did not finish
 
@@ -23,6 +23,8 @@ def write(rows: Path | str, folder: Path | str) -> Path:
     Raises FileNotFoundError, or ResultsError for a file of something else.
     """
     results, folder = Results.read(rows), Path(folder)
+    if not results.runs:
+        raise ResultsError(f"{rows} tells of no run yet; a study writes them: nnssl_study run study.yaml")
     report = _Report(folder)
     name = results.study.get("name") or Path(rows).resolve().parent.name
     compared = scores.compare(results)

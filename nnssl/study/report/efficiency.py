@@ -24,9 +24,11 @@ def speed(results: Results) -> Table:
     for task in results.tasks:
         for budget in results.budgets:
             scratch = curves_of(results, Group(task, BASELINE, budget))
+            if not any(curve.final > 0 for curve in scratch):  # to reach 90 % of nothing takes no time
+                continue
             for arm in results.arms:
                 curves = curves_of(results, Group(task, arm, budget))
-                if not curves or not scratch:
+                if not curves:
                     continue
                 rows += [
                     [task, str(budget), arm, f"{row.share:.0%}", row.target, row.epochs, row.hours, row.epoch_ratio,
@@ -39,7 +41,7 @@ def speed(results: Results) -> Table:
         "Epochs and hours of fine-tuning until the validation Dice reaches a share of scratch's final one (its mean "
         "over the seeds); the median over the seeds. A ratio below 1 is faster than scratch. The Dice is nnU-Net's own "
         "while it trains, of random patches, smoothed as in its progress.png: good for comparing runs of one task, not "
-        "with the scores above. Hours of pretraining are not counted."
+        "with the scores above. Hours of pretraining are not counted. Left out where scratch learnt nothing."
     )
     formats = {"epochs": "g", "hours": ".3g", "epochs / scratch's": ".2f", "hours / scratch's": ".2f"}
     return Table("convergence", "Convergence", note, columns, rows, formats)
@@ -68,7 +70,8 @@ def labels_saved(results: Results) -> Table:
         "How many labelled cases an arm needs to be as good as scratch is with more (or fewer), read off its curve of "
         "Dice against the logarithm of the number of cases. At most: the arm's fewest cases are already better, so "
         "what is saved is a lower bound. More than: its most cases are not enough, so nothing is known to be saved. "
-        "The curves have few points and noise: small savings are none."
+        "The curves have few points and noise: small savings are none. Where scratch is no better with more cases than "
+        "with fewer, labels cannot be saved, and the row is left out."
     )
     return Table("labels_saved", "Labels saved at equal Dice", note, columns, rows,
                  {"scratch's cases": "g", "saved": ".1f", "share saved": ".0%"})  # fmt: skip
