@@ -165,8 +165,9 @@ def _report_errors(work: Callable[[], object]) -> int:
 def _pretrain_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="nnssl_pretrain",
-        description="Pretrain a Swin encoder on raw, unlabelled CT (with --no-hu: MRI). Needs nnU-Net's three variables; "
-        "writes preprocessed scans to $nnUNet_preprocessed/nnssl/NAME and results to $nnUNet_results/nnssl/NAME.",
+        description="Pretrain a Swin encoder on raw, unlabelled CT (with --no-hu: MRI). Needs nnU-Net's three "
+        "variables; writes preprocessed scans to $nnUNet_preprocessed/nnssl/NAME and results to "
+        "$nnUNet_results/nnssl/NAME.",
         epilog="Stopped by SIGTERM or Ctrl-C it saves and exits with 75; the same line with --c continues exactly.",
     )
     what = parser.add_argument_group("what to learn from")

@@ -29,8 +29,14 @@ def program(folder: Path, code: str, makes: str = "made") -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     files.write_json(
         folder / runs.JOB,
-        {"commands": [[sys.executable, "-c", code]], "makes": str(folder / makes), "afresh": False, "trains": None,
-         "plans": None, "fingerprint": "a"},
+        {
+            "commands": [[sys.executable, "-c", code]],
+            "makes": str(folder / makes),
+            "afresh": False,
+            "trains": None,
+            "plans": None,
+            "fingerprint": "a",
+        },
     )
     return folder
 

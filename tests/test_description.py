@@ -85,7 +85,10 @@ def test_defaults_paths_and_the_order_of_recipes(tmp_path):
         ({"arms": [SMALL["arms"][0] | {"name": "a__b"}]}, "single - and _, got 'a__b'"),
         ({"tasks": [{"name": "organs"}]}, "which nnU-Net dataset"),
         ({"tasks": [{"name": "organs", "dataset": 1, "subject": "("}]}, "no regular expression"),
-        ({"tasks": [{"name": "organs", "dataset": 1, "tolerance": 0}]}, r"tolerance \(mm\) is a positive number, got 0"),
+        (
+            {"tasks": [{"name": "organs", "dataset": 1, "tolerance": 0}]},
+            r"tolerance \(mm\) is a positive number, got 0",
+        ),
         ({"tasks": [{"name": "organs", "dataset": 1, "tolerance": "wide"}]}, "positive number, got 'wide'"),
         (
             {

@@ -10,6 +10,7 @@ import sys
 import time
 import zipfile
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -100,7 +101,7 @@ open(r'{0}/made', 'w').write(f"{{os.environ['GPU']}} {{begin}} {{time.monotonic(
     assert {place for place, *_ in held} == {"0", "1"}
     for place in "01":
         times = sorted((float(begin), float(end)) for where, begin, end in held if where == place)
-        assert all(before[1] <= after[0] for before, after in zip(times, times[1:], strict=False))
+        assert all(before[1] <= after[0] for before, after in pairwise(times))
 
 
 def test_a_job_that_dies_silently_has_a_reason(tmp_path):

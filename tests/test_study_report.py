@@ -187,7 +187,7 @@ def test_a_study_without_a_finished_run_still_has_a_page(tmp_path):
 
 
 def test_without_a_run_there_is_nothing_to_report(tmp_path):
-    with pytest.raises(ResultsError, match="no run yet.*nnssl_study run"):
+    with pytest.raises(ResultsError, match=r"no run yet.*nnssl_study run"):
         written(tmp_path, [{"kind": "study", "name": "made", "description": {}}])
 
 

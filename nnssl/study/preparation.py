@@ -33,8 +33,8 @@ def check(study: Study) -> None:
     for arm in [arm for arm in study.arms if arm.start == "supervised"]:
         if len(channels := raw(arm.dataset)["channel_names"]) > 1:
             raise StudyError(
-                f"arm {arm.name}: dataset {arm.dataset} has {len(channels)} channels, and only an encoder of one can be "
-                "passed on"
+                f"arm {arm.name}: dataset {arm.dataset} has {len(channels)} channels, and only an encoder of one can "
+                "be passed on"
             )
 
 
@@ -84,15 +84,14 @@ def data_commands(dataset: str, configuration: str, plans_name: str = BASE) -> l
                 f"(mm):\n  nnUNetv2_plan_experiment -d {number(dataset)} -overwrite_plans_name {plans_name} "
                 "-overwrite_target_spacing Z Y X"
             )
-        return [
-            ["nnUNetv2_plan_and_preprocess", *named, "-c", configuration, "-npfp", processes, "-np", processes]
-        ]
+        return [["nnUNetv2_plan_and_preprocess", *named, "-c", configuration, "-npfp", processes, "-np", processes]]
     plans = files.read_json(folder / f"{plans_name}.json")
     if configuration not in plans["configurations"]:
         known = ", ".join(plans["configurations"])
         raise StudyError(f"dataset {dataset} has no configuration {configuration}; its {plans_name} has {known}")
-    data = [folder / identifier(plans, configuration), "*.pkl"], [folder / "gt_segmentations", f"*{about['file_ending']}"]
-    if min(len(list(place.glob(pattern))) for place, pattern in data) < about["numTraining"]:
+    cases = (folder / identifier(plans, configuration)).glob("*.pkl")
+    labels = (folder / "gt_segmentations").glob(f"*{about['file_ending']}")  # copied last
+    if min(len(list(cases)), len(list(labels))) < about["numTraining"]:
         return [["nnUNetv2_preprocess", *named, "-plans_name", plans_name, "-c", configuration, "-np", processes]]
     return []
 

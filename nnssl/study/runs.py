@@ -143,9 +143,9 @@ def write_job(folder: Path, job: Mapping) -> None:
         if before["fingerprint"] != job["fingerprint"]:
             trained = f" and nnU-Net's training under {before['plans']}" if before["plans"] else ""
             raise StudyError(
-                f"{folder.name} was begun with other settings (arm, recipe, checkpoint or cases; a random start is like "
-                "the first pretrained arm unless it says like:). Give the study or the arm another name, or remove "
-                f"{folder}{trained}"
+                f"{folder.name} was begun with other settings (arm, recipe, checkpoint or cases; a random start is "
+                "like the first pretrained arm unless it says like:). Give the study or the arm another name, or "
+                f"remove {folder}{trained}"
             )
         if before == job:
             return
