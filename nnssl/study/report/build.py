@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 
 from nnssl import files
@@ -136,10 +137,15 @@ def _lead(results: Results, compared: list[Comparison]) -> list[str]:
     down = sum(c.differs and c.difference.mean < 0 for c in dice)
     return [
         f"{states['done']} of {states.total()} runs are finished:",
-        f"{len(results.arms)} arms, {len(results.tasks)} tasks, {len(results.budgets)} budgets, {len(seeds)} seeds.",
+        f"{_counted(results.arms, 'arm')}, {_counted(results.tasks, 'task')}, {_counted(results.budgets, 'budget')}, "
+        f"{_counted(seeds, 'seed')}.",
         f"Of {len(dice)} comparisons of Dice with {BASELINE}, {up} are better and {down} worse after correction,",
         f"{len(dice) - up - down} cannot be told.",
     ]
+
+
+def _counted(things: Collection, name: str) -> str:
+    return f"{len(things)} {name}{'s' if len(things) != 1 else ''}"
 
 
 def _missing(results: Results) -> list[str]:
