@@ -139,7 +139,7 @@ def _lead(results: Results, compared: list[Comparison]) -> list[str]:
         f"{states['done']} of {states.total()} runs are finished:",
         f"{_counted(results.arms, 'arm')}, {_counted(results.tasks, 'task')}, {_counted(results.budgets, 'budget')}, "
         f"{_counted(seeds, 'seed')}.",
-        f"Of {len(dice)} comparisons of Dice with {BASELINE}, {up} are better and {down} worse after correction,",
+        f"Of {len(dice)} comparisons of Dice with {BASELINE}, {up} came out better and {down} worse after correction,",
         f"{len(dice) - up - down} cannot be told.",
     ]
 
