@@ -229,7 +229,7 @@ def test_a_run_measured_or_trained_again_leaves_nothing_of_before(tmp_path):
     collect.collect(made)
     finished(first, dice=0.3)
     collect.collect(made)
-    rows = [row for row in files.read_json_lines(made.results) if row["run" if "run" in row else "name"] == first.name]
+    rows = [row for row in files.read_json_lines(made.results) if row.get("run") == first.name]
     assert [row.get("dice") for row in rows] == [None, 0.3]
 
 

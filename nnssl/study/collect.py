@@ -20,7 +20,7 @@ OURS = ("study", "run", "epoch", "case")
 def collect(study: Study) -> dict[str, str]:
     """Write `study.results`, whole or not at all; the state of every run by its name."""
     before = files.read_json_lines(study.results) if study.results.exists() else []
-    rows = [_study_row(study, [row for row in before if row["kind"] == "study"])]
+    rows = [_study_row(study, next((row for row in before if row["kind"] == "study"), None))]
     states = {}
     for run in runs.of(study):
         of_run = rows_of(run)
@@ -52,11 +52,11 @@ def rows_of(run: Run) -> list[dict]:
     ]  # fmt: skip
 
 
-def _study_row(study: Study, before: list[dict]) -> dict:
+def _study_row(study: Study, before: dict | None) -> dict:
     """That of `before` while the description is the same: versions and machine are those it was begun with."""
     description = json.loads(json.dumps(study.source, default=str))
-    if before and before[-1]["description"] == description:
-        return before[-1]
+    if before and before["description"] == description:
+        return before
     return {
         "kind": "study",
         "name": study.name,

@@ -52,7 +52,7 @@ def _run(asked: argparse.Namespace) -> None:
     from nnssl.study.description import load
 
     described = load(asked.description)
-    print(run.describe(described, run.beside(described, asked.parallel)), flush=True)
+    print(run.describe(described, run.beside(described.device, asked.parallel)), flush=True)
     if not asked.dry_run:
         executor = run.executor_of(asked.executor, described, asked.parallel)
         states = run.run(described, executor, lambda text: print(text, flush=True))
@@ -62,29 +62,28 @@ def _run(asked: argparse.Namespace) -> None:
 
 def _features(asked: argparse.Namespace) -> None:
     from nnssl.study import preparation, reuse
-    from nnssl.study.description import load
 
-    described = load(asked.description)
+    described = _collected(asked.description)
     preparation.check(described)
-    _collect(described)
     new = reuse.measure(described, asked.volumes, lambda text: print(text, flush=True))
     print(f"{new} new rows in {described.results}. Next: nnssl_study report {asked.description}")
 
 
 def _report(asked: argparse.Namespace) -> None:
-    from nnssl.study.description import load
     from nnssl.study.report import build
 
     rows = asked.description / "results.jsonl" if asked.description.is_dir() else asked.description
     if rows.suffix in (".yaml", ".yml"):
-        described = load(rows)
-        rows = described.results
-        _collect(described)
+        rows = _collected(rows).results
     print(f"Wrote {build.write(rows, rows.parent / 'report')}")
 
 
-def _collect(described) -> None:
+def _collected(path: Path):
+    """The `Study` that is described at `path`, its results up to date."""
     from nnssl.study.collect import collect
+    from nnssl.study.description import load
 
+    described = load(path)
     if (described.folder / "runs").is_dir():  # elsewhere there are rows alone, which count as they are
         collect(described)
+    return described

@@ -46,8 +46,8 @@ def make(job: dict, folder: Path, lock: int) -> None:
     """A start: its commands, one after the other; each starts anew or continues by itself."""
     if job["afresh"]:  # left by a kill, and its command would not overwrite it
         Path(job["makes"]).unlink(missing_ok=True)
-    if job.get("trains"):
-        can_continue(Path(job["trains"]))
+    if job["trains"]:
+        drop_cut_short(Path(job["trains"]))
     for command in job["commands"]:
         execute(command, folder / runs.LOG, lock)
     if not Path(job["makes"]).is_file():
@@ -73,11 +73,16 @@ def validated(fold: Path) -> bool:
         return False
 
 
-def can_continue(fold: Path) -> bool:
-    """Whether there is a checkpoint for --c; those that a kill cut short are removed, or nnU-Net would stumble."""
+def drop_cut_short(fold: Path) -> None:
+    """Remove the checkpoints that a kill or a full disk cut short, or nnU-Net would stumble over them."""
     for name in CHECKPOINTS:
         if (fold / name).is_file() and not zipfile.is_zipfile(fold / name):
             (fold / name).unlink()
+
+
+def can_continue(fold: Path) -> bool:
+    """Whether there is a whole checkpoint for --c; others are removed."""
+    drop_cut_short(fold)
     return any((fold / name).is_file() for name in CHECKPOINTS)
 
 

@@ -38,8 +38,9 @@ def surfaces(prediction: np.ndarray, truth: np.ndarray, spacing: Spacing, tolera
     """
     if not (prediction.any() or truth.any()):
         return Surfaces(None, None)
-    spacing = [mm for mm, size in zip(spacing, truth.shape, strict=True) if size > 1]  # a 2D image is read as a slice,
-    prediction, truth = prediction.squeeze(), truth.squeeze()  # whose every voxel would touch the image's edge
+    # A 2D image is read as one slice, whose every voxel would touch the image's edge.
+    spacing = [mm for mm, size in zip(spacing, truth.shape, strict=True) if size > 1]
+    prediction, truth = prediction.squeeze(), truth.squeeze()
     if not (prediction.any() and truth.any()):
         return Surfaces(0.0, float(np.linalg.norm(np.multiply(truth.shape, spacing))))
     box = _box(prediction | truth)

@@ -50,7 +50,9 @@ def full_name(dataset: str) -> str:
 
 def number(dataset: str) -> str:
     """501 of "501" or "Dataset501_Name": some of nnU-Net's commands take nothing else."""
-    return str(int(full_name(dataset).removeprefix("Dataset")[:3]))
+    from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_to_id
+
+    return str(convert_dataset_name_to_id(full_name(dataset)))
 
 
 def raw(dataset: str) -> dict:
@@ -122,15 +124,15 @@ def _start(study: Study, arm: Arm) -> dict:
     made = checkpoint_of(study, arm)
     commands = _MAKE[arm.start](study, arm, made)
     said = {key: value for key, value in settings(arm).items() if key not in ("tasks", "budgets", "modality", "recipe")}
-    with_labels = arm.start == "supervised"
-    if with_labels:
-        said["recipe"] = {**study.recipe, **arm.recipe}
+    trains = _training_with_labels(study, arm) if arm.start == "supervised" else None
+    if trains:
+        said["recipe"] = _recipe_with_labels(study, arm)
     return {
         "commands": commands,
         "makes": str(made),
         "afresh": arm.start == "imagenet",
-        "trains": str(runs.fold_folder(**_training_with_labels(study, arm))) if with_labels else None,
-        "plans": f"{study.name}-{arm.name}" if with_labels else None,
+        "trains": str(runs.fold_folder(**trains)) if trains else None,
+        "plans": trains["plans"] if trains else None,
         "fingerprint": files.fingerprint(said),
     }
 
@@ -152,9 +154,9 @@ def _convert(_: Study, arm: Arm, made: Path) -> list[Command]:
 
 def _supervise(study: Study, arm: Arm, made: Path) -> list[Command]:
     place = _training_with_labels(study, arm)
-    recipe = recipe_flags({**study.recipe, **arm.recipe})
+    recipe = _recipe_with_labels(study, arm)
     return [
-        [*_plan(arm.dataset, place["plans"]), "-a", arm.encoder or PRESET, *recipe],
+        [*_plan(arm.dataset, place["plans"]), "-a", arm.encoder or PRESET, *recipe_flags(recipe)],
         [*runs.training(**place, device=study.device), "--c"],  # nnU-Net starts anew where there is nothing to continue
         [sys.executable, "-m", "nnssl.study.supervised", str(runs.fold_folder(**place)), str(made)],
     ]
@@ -169,6 +171,11 @@ def _training_with_labels(study: Study, arm: Arm) -> dict:
         "trainer": "SwinScratchTrainer",
         "plans": f"{study.name}-{arm.name}",
     }
+
+
+def _recipe_with_labels(study: Study, arm: Arm) -> dict:
+    """Of a supervised start, which belongs to no task."""
+    return {**study.recipe, **arm.recipe}
 
 
 _MAKE: dict[str, Callable[[Study, Arm, Path], list[Command]]] = {

@@ -103,12 +103,7 @@ class _Comparison:
         return [f"{self.jobs[0]['arm']} {budget}" for budget in self._budgets()]
 
     def _networks(self) -> list[SwinUNETR]:
-        found = [
-            features.finetuned(
-                runs.fold_folder(job["dataset"], job["configuration"], job["fold"], job["trainer"], job["plans"])
-            )
-            for job in self.jobs
-        ]
+        found = [features.finetuned(runs.fold_folder(**runs.place(job))) for job in self.jobs]
         return ([features.pretrained(self.checkpoint, like=found[0])] if self.checkpoint else []) + found
 
     def _crops(self):

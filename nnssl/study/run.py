@@ -110,7 +110,7 @@ def _do(commands: Sequence[Command], study: Study, name: str, say: Say) -> None:
 def places(device: str, parallel: int | None) -> list[dict[str, str]]:
     """Where runs go beside each other: by default each GPU has one, and a CPU one in all."""
     if device != "cuda":
-        return [{}] * (parallel or 1)
+        return [{}] * beside(device, parallel)
     import torch
 
     gpus = torch.cuda.device_count()
@@ -119,7 +119,7 @@ def places(device: str, parallel: int | None) -> list[dict[str, str]]:
             "the description says device: cuda, and there is no GPU; write device: cpu, or --executor slurm"
         )
     visible = _visible(gpus)
-    return [{"CUDA_VISIBLE_DEVICES": visible[n % gpus]} for n in range(parallel or gpus)]
+    return [{"CUDA_VISIBLE_DEVICES": visible[n % gpus]} for n in range(beside(device, parallel))]
 
 
 def _visible(gpus: int) -> list[str]:
@@ -127,11 +127,13 @@ def _visible(gpus: int) -> list[str]:
     return named.split(",") if named else [str(n) for n in range(gpus)]
 
 
-def beside(study: Study, parallel: int | None) -> int:
-    """How many runs `places` would have beside each other; also where there is no GPU, such as to say the cost."""
+def beside(device: str, parallel: int | None) -> int:
+    """How many runs are done beside each other; also where there is no GPU, such as to say the cost."""
+    if parallel or device != "cuda":
+        return parallel or 1
     import torch
 
-    return parallel or max(1, torch.cuda.device_count() if study.device == "cuda" else 1)
+    return max(1, torch.cuda.device_count())
 
 
 def executor_of(kind: str, study: Study, parallel: int | None) -> Executor:
