@@ -159,7 +159,7 @@ def describe(checkpoint: Checkpoint) -> str:
 def describe_hu(hu: HUPolicy | None) -> str:
     if hu is None:
         return "none: images pass as nnU-Net normalises them"
-    return f"clip to [{hu.low:g}, {hu.high:g}], minus {hu.mean:g}, divided by {hu.sd:g}"
+    return hu.describe()
 
 
 def _training(header: dict) -> dict[str, str]:

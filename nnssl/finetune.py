@@ -20,7 +20,7 @@ from nnssl import checkpoint, files
 from nnssl.encoder.presets import preset
 from nnssl.memory import keep_freed_memory
 from nnssl.network.origin import Choice, NoCheckpointError, OriginError, check, choose, demand, pretrain_info
-from nnssl.network.planned import INFO, Recipe, architecture, is_ours, steps_of
+from nnssl.network.planned import INFO, Recipe, architecture, describe_map, is_ours, steps_of
 from nnssl.network.swin_unetr import SwinUNETR, output_sizes
 from nnssl.types import FINAL
 
@@ -122,7 +122,7 @@ def random_start(plans: dict) -> list[str]:
 
 def intensities(resolved: dict, info: dict) -> list[str]:
     """Lines for the log: what becomes of the image's values, and where the pretraining saw another spacing."""
-    lines = [f"Intensities: {resolved['architecture']['arch_kwargs'].get('intensity') or 'as nnU-Net gives them'}"]
+    lines = describe_map(resolved["architecture"]["arch_kwargs"].get("intensity"), info)
     others = sorted(set(resolved["normalization_schemes"]) - {"CTNormalization"})
     if info.get("hu") and others:
         lines.append(f"  channels of {', '.join(others)} pass as they are, though the pretraining saw HU")

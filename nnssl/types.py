@@ -8,6 +8,7 @@ Masks.    `masked` is Bool on the encoder's token grid (stride 2), True = hidden
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 RAW, PREPROCESSED, RESULTS = "nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"  # nnU-Net's variables
 FINAL = "checkpoint_final.pth"  # of a pretraining, and of nnU-Net's trainings
@@ -21,26 +22,85 @@ BODY_HU = -500.0  # voxels above this are body, not air (METHODS: HU > -500)
 
 @dataclass(frozen=True)
 class HUPolicy:
-    """How Hounsfield units become network input: clip to [low, high], then (hu - mean) / sd.
+    """How Hounsfield units become network input: a rising piecewise linear map, constant outside of [low, high].
 
-    `mean` and `sd` are taken over body voxels after clipping. All four are in HU.
+    HU are clipped to [low, high], moved by the interior knots, then (level - mean) / sd. The ends keep their values,
+    so without knots this is the plain linear map: clip, minus mean, divided by sd.
+
+    interior:   (HU, level) of each knot between the ends, both rising within (low, high).
+    mean, sd:   over body voxels, of the clipped and moved values.
+    Raises ValueError where the map does not rise.
     """
 
     low: float
     high: float
     mean: float
     sd: float
+    interior: tuple[tuple[float, float], ...] = ()
 
     def __post_init__(self) -> None:
         if not (self.low < self.high and self.sd > 0):
             raise ValueError(
                 f"HU policy needs low < high and sd > 0, got low={self.low}, high={self.high}, sd={self.sd}"
             )
+        interior = tuple((float(hu), float(level)) for hu, level in self.interior)
+        object.__setattr__(self, "interior", interior)
+        for axis in zip(*interior, strict=True):
+            ends = (self.low, *axis, self.high)
+            if not all(before < after for before, after in pairwise(ends)):
+                raise ValueError(f"HU policy needs knots that rise from low to high in HU and in level, got {self}")
+
+    @property
+    def knots(self) -> tuple[tuple[float, float], ...]:
+        """(HU, network input) of each corner of the map, its two ends included."""
+        levels = ((self.low, self.low), *self.interior, (self.high, self.high))
+        return tuple((hu, (level - self.mean) / self.sd) for hu, level in levels)
+
+    @property
+    def bends(self) -> tuple[tuple[float, float, float], ...]:
+        """(start, end, slope - 1) of each piece of `bend`, in standardised units; () for a linear map."""
+        if not self.interior:
+            return ()
+        corners = self._corners
+        return tuple((x0, x1, (y1 - y0) / (x1 - x0) - 1) for (x0, y0), (x1, y1) in pairwise(corners))
+
+    @property
+    def _corners(self) -> list[tuple[float, float]]:
+        """`knots` with their HU in standardised units."""
+        return [((hu - self.mean) / self.sd, value) for hu, value in self.knots]
+
+    def standardise(self, hu):
+        """HU to (clipped HU - mean) / sd, out of place: the linear part, which nnU-Net's CTNormalization can undo."""
+        return (hu.clip(self.low, self.high) - self.mean) / self.sd
+
+    def bend(self, standardised):
+        """`standardise`'s result, resampled or not, to network input, out of place; a linear map leaves it as it is."""
+        if not self.interior:
+            return standardised
+        clipped = standardised.clip(self.bends[0][0], self.bends[-1][1])
+        return clipped + sum(gain * (clipped.clip(x0, x1) - x0) for x0, x1, gain in self.bends)
 
     def normalise(self, hu):
         """HU (numpy array or tensor) to network input, out of place."""
-        return (hu.clip(self.low, self.high) - self.mean) / self.sd
+        return self.bend(self.standardise(hu))
 
     def restore(self, normalised):
         """Network input back to (clipped) HU."""
-        return normalised * self.sd + self.mean
+        values = normalised
+        if self.interior:
+            slopes = [(x1 - x0) / (y1 - y0) for (x0, y0), (x1, y1) in pairwise(self._corners)]
+            pieces = zip(slopes, pairwise(y for _, y in self._corners), strict=True)
+            values = normalised + sum((slope - 1) * (normalised.clip(y0, y1) - y0) for slope, (y0, y1) in pieces)
+        return values * self.sd + self.mean
+
+    def describe(self) -> str:
+        """For people: what is done to HU."""
+        clip = f"clip to [{self.low:g}, {self.high:g}]"
+        if not self.interior:
+            return f"{clip}, minus {self.mean:g}, divided by {self.sd:g}"
+        return f"{clip}, piecewise linear: " + ", ".join(f"{hu:g} -> {value:.2f}" for hu, value in self.knots)
+
+    def to_dict(self) -> dict:
+        """For JSON, and for `HUPolicy(**...)`; that of a linear map is as it was before there were knots."""
+        linear = {"low": self.low, "high": self.high, "mean": self.mean, "sd": self.sd}
+        return linear | ({"interior": [list(knot) for knot in self.interior]} if self.interior else {})

@@ -6,11 +6,12 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from made_scans import Line, ct_array
 
 from nnssl.data.plan import Plan, case_id, default_crop, hu_policy, make_plan, median_spacing, resampled_shape
 from nnssl.data.survey import body_histogram
-from nnssl.types import BODY_HU
+from nnssl.types import BODY_HU, HUPolicy
 
 
 def plan_of(shapes=((100, 300, 300),), spacings=((2.0, 1.0, 1.0),), **options) -> Plan:
@@ -18,33 +19,47 @@ def plan_of(shapes=((100, 300, 300),), spacings=((2.0, 1.0, 1.0),), **options) -
     return make_plan("made", lines, [body_histogram(ct_array().astype(np.float32))] * len(lines), **options)
 
 
-def test_hu_policy_equals_pooling_the_body_voxels_of_equal_scans():
+def test_hu_policy_has_mean_0_and_std_1_over_the_pooled_body_voxels_of_equal_scans():
     scans = [ct_array(seed=seed).astype(np.float32) for seed in range(3)]
     size = min((scan > BODY_HU).sum() for scan in scans)  # equal weights: as many voxels of each
     bodies = [np.sort(scan[scan > BODY_HU])[-size:] for scan in scans]
     policy = hu_policy(body_histogram(body) for body in bodies)
-    pooled = np.concatenate(bodies)
-    low, high = np.percentile(pooled, (0.5, 99.5), method="inverted_cdf")
-    clipped = pooled.clip(low, high)
-    assert (policy.low, policy.high) == (low, high)
-    assert policy.mean == pytest.approx(clipped.mean(), abs=1e-3)
-    assert policy.sd == pytest.approx(clipped.std(), abs=1e-3)
+    seen = policy.normalise(np.rint(np.concatenate(bodies)).astype(np.float64))
+    assert seen.mean() == pytest.approx(0.0, abs=1e-3)
+    assert seen.std() == pytest.approx(1.0, abs=1e-3)
+    assert (policy.low, policy.high) == (-1000.0, 3000.0)
+
+
+@pytest.mark.parametrize(
+    "bodies",
+    [{-100: 30, 40: 55, 300: 14, 1500: 1}, {-100: 40, 50: 60}, {-480: 30, -80: 20, 45: 45, 900: 5}, {7: 1}],
+    ids=["head", "abdomen", "chest", "one value"],
+)
+def test_soft_tissue_gets_most_of_the_output_and_every_tissue_a_part(bodies):
+    histogram = np.zeros(3501)
+    for hu, voxels in bodies.items():
+        histogram[hu + 500] = voxels
+    policy = hu_policy([histogram])
+    assert policy == hu_policy([histogram * 3])
+    assert len(policy.knots) == 8
+    ends = np.array([-1000, -500, -150, 250, 1000, 3000], np.float64)
+    parts = np.diff(policy.normalise(ends)) / np.ptp(policy.normalise(ends))
+    assert parts.min() > 0.1
+    assert parts[2] > 0.3  # a tenth of the HU
+    assert parts[2] == max(parts)
 
 
 def test_every_scan_weighs_the_same_whatever_its_size():
-    small, large = np.full(10, 0.0), np.full(100_000, 100.0)
-    policy = hu_policy([body_histogram(small), body_histogram(large)])
-    assert policy.mean == pytest.approx(50.0)
-    assert policy.sd == pytest.approx(50.0)
+    small, large = np.full(10, 0.0), np.full(100_000, 200.0)
+    seen = hu_policy([body_histogram(small), body_histogram(large)]).normalise(np.array([0.0, 200.0]))
+    np.testing.assert_allclose(seen, [-1, 1], atol=1e-5)
 
 
 def test_hu_policy_stays_in_bounds():
     metal = np.r_[np.full(50, 40.0), np.full(50, 20_000.0)]
     policy = hu_policy([body_histogram(metal)])
-    assert (policy.low, policy.high) == (40.0, 3000.0)
-    flat = hu_policy([body_histogram(np.full(10, 7.0))])
-    assert flat.low < flat.high
-    assert flat.sd >= 1.0
+    assert (policy.low, policy.high) == (-1000.0, 3000.0)
+    assert hu_policy([body_histogram(np.full(10, 7.0))]).sd >= 1.0
 
 
 def test_histogram_counts_whole_hu_of_the_body():
@@ -104,6 +119,26 @@ def test_plan_file_round_trip_and_fingerprint(tmp_path):
     assert len({plan.fingerprint, *(other.fingerprint for other in others)}) == 4
 
 
+def test_plans_from_before_there_were_knots_load_with_the_same_fingerprint_and_numbers(tmp_path):
+    case = {"id": "a_1", "source": "/raw/a.nii", "series": "", "shape": [9, 8, 7], "spacing": [2.0, 1.0, 1.0]}
+    old = {
+        "name": "made",
+        "spacing": [2.0, 1.0, 1.0],
+        "hu": {"low": -447.0, "high": 1394.0, "mean": 40.25, "sd": 254.5},
+        "crop": [32, 32, 32],
+        "cases": [case],
+        "format_version": 1,
+        "fingerprint": "64777397a83d",
+    }
+    (tmp_path / "plan.json").write_text(json.dumps(old))
+    plan = Plan.load(tmp_path / "plan.json")
+    hu = np.linspace(-1200, 3300, 999, dtype=np.float32)
+    np.testing.assert_array_equal(plan.hu.normalise(hu), (hu.clip(-447, 1394) - 40.25) / 254.5)
+    assert plan.padding == -1.9145382642745972
+    plan.save(tmp_path / "again.json")
+    assert json.loads((tmp_path / "again.json").read_text()) == old
+
+
 def test_an_edited_plan_or_one_of_another_version_is_refused(tmp_path):
     path = tmp_path / "plan.json"
     plan_of().save(path)
@@ -139,6 +174,25 @@ def test_case_ids_are_unlike_and_safe_file_names():
     assert case_id("/a/ct.nii.gz") == ids[0]
 
 
+@pytest.mark.parametrize("clip", [None, (-175, 250)])
+def test_normalise_is_the_lines_between_the_knots_and_restore_undoes_it(clip):
+    policy = hu_policy([body_histogram(ct_array().astype(np.float32))], clip)
+    hu = np.linspace(policy.low - 100, policy.high + 100, 9999, dtype=np.float32)
+    expected = np.interp(hu.astype(np.float64), *np.transpose(policy.knots))
+    for values in (hu, torch.from_numpy(hu)):
+        seen = policy.normalise(values)
+        assert seen.dtype == values.dtype
+        np.testing.assert_allclose(np.asarray(seen), expected, atol=1e-5)
+        np.testing.assert_allclose(np.asarray(policy.restore(seen)), hu.clip(policy.low, policy.high), atol=0.02)
+    assert HUPolicy(**json.loads(json.dumps(policy.to_dict()))) == policy
+
+
+@pytest.mark.parametrize("interior", [[(0, 0), (-5, 5)], [(0, 5), (1, 5)], [(-100, 0)], [(0, 100)]])
+def test_a_map_that_does_not_rise_is_refused(interior):
+    with pytest.raises(ValueError, match="knots that rise from low to high"):
+        HUPolicy(-100, 100, 0, 1, interior)
+
+
 def test_hu_range_can_be_asked_for():
     """For lungs: the ends are those asked for, mean and sd are still the body's."""
     histogram = np.zeros(3501)
@@ -147,5 +201,6 @@ def test_hu_range_can_be_asked_for():
     assert (policy.low, policy.high) == (-1000, 100)
     assert policy.mean == pytest.approx((3 * 0 + 1 * 100) / 4)
     assert policy.sd == pytest.approx(np.sqrt(3) / 4 * 100, rel=1e-4)
+    assert policy.interior == ()
     with pytest.raises(ValueError, match="must rise"):
         hu_policy([histogram], clip=(100, -100))

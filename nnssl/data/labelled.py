@@ -100,7 +100,7 @@ def store_case(case: LabelledCase, plan: Plan, plan_fingerprint: str, folder: Pa
     if labels.shape != voxels.shape:
         raise ValueError(f"the image has shape {voxels.shape}, its labels {labels.shape}")
     shape = resampled_shape(voxels.shape, spacing, plan.spacing)
-    voxels = resample(plan.normalise(voxels)[None], shape, spacing, plan.spacing)
+    voxels = plan.bend(resample(plan.standardise(voxels)[None], shape, spacing, plan.spacing))
     values = resample(np.rint(labels).astype(np.int16)[None], shape, spacing, plan.spacing, labels=True)
     store(voxels, inside(folder, f"{case.id}.b2nd"), plan.crop)
     store(values, inside(folder, f"{case.id}_labels.b2nd"), plan.crop, np.int16)

@@ -15,8 +15,11 @@ from nnssl.types import HUPolicy, Shape, Spacing
 FORMAT_VERSION = 1
 SANE_SPACING = (0.5, 5.0)  # mm: finer is more noise than anatomy, coarser loses the organs
 CROPS = (96, 64, 48, 32)  # voxels an axis: SMIT's own size, then what smaller scans can hold
-CLIP = (0.005, 0.995)  # nnU-Net's percentiles for CT
 WIDEST = (-1000.0, 3000.0)  # HU
+# HU of the map's interior knots. Between them: air and lung; lung's edge and skin; fat; organs; organs with contrast
+# agent; bone; dense bone and metal.
+KNOTS = (-500.0, -150.0, 0.0, 100.0, 250.0, 1000.0)
+EVEN = 0.75  # fraction of the output range shared evenly by the pieces; the rest goes where the body's voxels are
 
 
 @dataclass(frozen=True)
@@ -50,14 +53,21 @@ class Plan:
         check_crop(self.crop)
         object.__setattr__(self, "fingerprint", fingerprint(self._content()))
 
-    def normalise(self, voxels: np.ndarray) -> np.ndarray:
-        """Network input of a whole scan [Z Y X], float32."""
+    def standardise(self, voxels: np.ndarray) -> np.ndarray:
+        """A whole scan [Z Y X] as nnU-Net's own normalisation gives it to its resampling, float32."""
         if self.hu is not None:
-            return self.hu.normalise(voxels)
+            return self.hu.standardise(voxels)
         from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 
         within, *_ = crop_to_nonzero(voxels[None])
         return (voxels - within.mean()) / max(within.std(), 1e-8)
+
+    def bend(self, resampled: np.ndarray) -> np.ndarray:
+        """What `standardise` gave, resampled since, to network input.
+
+        After the resampling, because at fine-tuning nnU-Net resamples and then our network maps.
+        """
+        return resampled if self.hu is None else self.hu.bend(resampled)
 
     @property
     def padding(self) -> float:
@@ -65,7 +75,7 @@ class Plan:
         return float(self.hu.normalise(np.float32(self.hu.low))) if self.hu is not None else 0.0
 
     def _content(self) -> dict:
-        content = asdict(self)
+        content = asdict(self) | {"hu": self.hu and self.hu.to_dict()}
         del content["fingerprint"]
         return content
 
@@ -161,9 +171,14 @@ def default_crop(shapes: Sequence[Shape]) -> Shape:
 
 
 def hu_policy(histograms: Iterable[np.ndarray], clip: tuple[float, float] | None = None) -> HUPolicy:
-    """Clip range, mean and sd over body voxels, each scan weighing the same (nnU-Net samples cases alike too).
+    """Network input of mean 0 and std 1 over body voxels, each scan weighing the same (nnU-Net samples so too).
 
-    `clip` replaces the percentiles: body is above BODY_HU, so what is to be told apart in lungs must be asked for.
+    The map rises piecewise between fixed HU (KNOTS). A piece's part of the output is a mixture of an even part and
+    of its fraction of the body's voxels: a tempered histogram equalisation. So soft tissue, a tenth of the range in
+    HU, gets half of the output, while air, lung, bone and metal keep parts of their own. Even parts alone would not
+    know the collection; the histogram alone would leave nothing to lung, which is below BODY_HU.
+
+    `clip` (HU) asks for the plain linear map of that range instead.
     `histograms`: counts at each whole HU from BODY_HU upwards (survey.body_histogram).
     """
     pooled: np.ndarray | float = 0.0
@@ -171,13 +186,19 @@ def hu_policy(histograms: Iterable[np.ndarray], clip: tuple[float, float] | None
         pooled = pooled + histogram / histogram.sum()
     pooled = pooled / pooled.sum()
     hu = np.arange(len(pooled)) + WIDEST[1] - (len(pooled) - 1)
-    cumulative = pooled.cumsum()
-    low, high = check_clip(clip) if clip else (float(hu[np.searchsorted(cumulative, q)]) for q in CLIP)
-    low, high = max(low, WIDEST[0]), min(max(high, low + 1), WIDEST[1])
-    clipped = hu.clip(low, high)
-    mean = float((pooled * clipped).sum())
-    sd = float(np.sqrt((pooled * (clipped - mean) ** 2).sum()))
-    return HUPolicy(low, high, round(mean, 4), round(max(sd, 1.0), 4))
+    low, high = check_clip(clip) if clip else WIDEST
+    interior = () if clip else tuple(zip(KNOTS, _levels(hu, pooled), strict=True))
+    values = np.interp(hu, *np.transpose([(low, low), *interior, (high, high)]))
+    mean = float((pooled * values).sum())
+    sd = float(np.sqrt((pooled * (values - mean) ** 2).sum()))
+    return HUPolicy(low, high, round(mean, 4), round(max(sd, 1.0), 4), interior)
+
+
+def _levels(hu: np.ndarray, pooled: np.ndarray) -> list[float]:
+    """Where KNOTS come to lie within WIDEST; `pooled`: fraction of the body's voxels at each of `hu`."""
+    body = np.histogram(hu, bins=(WIDEST[0], *KNOTS, WIDEST[1]), weights=pooled)[0]
+    parts = EVEN / len(body) + (1 - EVEN) * body
+    return [round(float(WIDEST[0] + (WIDEST[1] - WIDEST[0]) * part), 4) for part in parts.cumsum()[:-1]]
 
 
 def case_id(path: str, series: str = "") -> str:

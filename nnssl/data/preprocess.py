@@ -69,11 +69,11 @@ def preprocess_case(case: Case, plan: Plan, fingerprint: str, folder: Path) -> N
     if voxels.shape != case.shape:
         raise ValueError(f"has shape {voxels.shape}, at planning it was {case.shape}: the scan has changed")
     shape = resampled_shape(voxels.shape, spacing, plan.spacing)
-    normalised = plan.normalise(voxels)
+    standardised = plan.standardise(voxels)
     # Without HU: what is brighter than the scan's mean.
-    body = body_blocks(voxels > BODY_HU if plan.hu is not None else normalised > 0, shape)
-    voxels = normalised[None]  # the scan itself is not kept while nnU-Net resamples
-    voxels = resample(voxels, shape, spacing, plan.spacing)
+    body = body_blocks(voxels > BODY_HU if plan.hu is not None else standardised > 0, shape)
+    voxels = standardised[None]  # the scan itself is not kept while nnU-Net resamples
+    voxels = plan.bend(resample(voxels, shape, spacing, plan.spacing))
     path = inside(folder, f"{case.id}.b2nd")
     store(voxels, path, plan.crop)
     properties = {

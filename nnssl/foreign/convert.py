@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -214,7 +214,7 @@ def _header(request: Request, done: Converted) -> dict:
             "name": source.title,
             "fingerprint": None,
             "spacing": list(spacing) if spacing else None,
-            "hu": asdict(hu) if hu else None,
+            "hu": hu.to_dict() if hu else None,
             "cases": None,
         },
         "foreign": account,

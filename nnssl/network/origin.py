@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +108,7 @@ def pretrain_info(choice: Choice, loaded: Any) -> dict:
         "named_by": choice.named_by,
         "method": loaded.method,
         "spacing": loaded.spacing and list(loaded.spacing),
-        "hu": loaded.hu and asdict(loaded.hu),
+        "hu": loaded.hu and loaded.hu.to_dict(),
         **{key: adaptation[key] for key in ("key_to_encoder", "key_to_stem", "keys_to_in_proj", "key_to_lpe")},
         "pt_num_in_channels": adaptation["pretrain_num_input_channels"],
         "pt_used_patchsize": list(loaded.crop),

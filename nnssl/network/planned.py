@@ -84,7 +84,7 @@ def architecture(plans: dict, resolved: dict, encoder: SwinConfig, decoder: str 
     encoder = encoder_for(plans, resolved, encoder)
     properties = plans.get("foreground_intensity_properties_per_channel", {})
     intensity = intensity_map(resolved["normalization_schemes"], properties, hu)
-    arguments = {"encoder": encoder.to_dict(), "decoder": decoder, "intensity": intensity}
+    arguments = {"encoder": encoder.to_dict(), "decoder": decoder, "intensity": intensity, "image_skip": "raw"}
     axes = axes_of(plans, encoder.spatial_dims)
     if axes != sorted(axes):
         arguments["axes"] = axes
@@ -138,7 +138,20 @@ def intensity_map(schemes: list[str], properties: dict, hu: HUPolicy | None) -> 
     if hu is None or "CTNormalization" not in schemes:
         return None
     rows = [_from_ct(properties[str(c)], hu) if s == "CTNormalization" else _as_it_is() for c, s in enumerate(schemes)]
-    return {name: [row[name] for row in rows] for name in rows[0]}
+    mapped = {name: [row[name] for row in rows] for name in rows[0]}
+    if not hu.interior:
+        return mapped
+    return mapped | {"bends": [[*map(list, hu.bends)] if s == "CTNormalization" else None for s in schemes]}
+
+
+def describe_map(intensity: dict | None, info: dict) -> list[str]:
+    """Lines for the log; `info`: the plans' `pretrain_info`, of the checkpoint that the map leads to."""
+    if not intensity:
+        return ["Intensities: as nnU-Net gives them"]
+    lines = [f"Intensities: { ({name: numbers for name, numbers in intensity.items() if name != 'bends'}) }"]
+    if intensity.get("bends") and info.get("hu"):
+        lines.append(f"  and on as in the pretraining: {HUPolicy(**info['hu']).describe()}")
+    return lines
 
 
 def _from_ct(properties: dict, hu: HUPolicy) -> dict:

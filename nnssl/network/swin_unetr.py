@@ -23,15 +23,17 @@ class SwinUNETR(nn.Module):
                       `network.decoder.deep_supervision`; the state_dict is the same.
     encoder:          `SwinConfig.to_dict()`; its `in_channels` is replaced by `input_channels`. None: preset smit.
     decoder:          {"name": "swinunetr" | "light", ...options of that decoder}, or the name alone.
-    intensity:        {"scale", "shift", "low", "high"}, a number a channel each, null = no bound: from nnU-Net's
-                      values to those of the pretraining (`planned.intensity_map`). Channels without a number, such
-                      as a cascade's previous segmentation, pass as they are.
+    intensity:        {"scale", "shift", "low", "high", "bends"}, an entry a channel each (`Intensity`): from
+                      nnU-Net's values to those of the pretraining (`planned.intensity_map`), for the encoder.
+                      Channels without an entry, such as a cascade's previous segmentation, pass as they are.
+    image_skip:       what the decoder's skip of the image sees: "raw", nnU-Net's own values, which lose nothing to
+                      the pretraining's clipping; or "mapped", the encoder's, as in plans from before this key.
     axes:             nnU-Net's `transpose_forward`: which of the file's axes each axis of the image is. nnU-Net puts
                       the axis of the widest spacing first; the network turns the image back to (z, y, x) as read,
                       which is what the encoder was pretrained on, and its logits forth again. None: (z, y, x).
     checkpointing:    recompute the encoder's blocks in the backward pass: less memory, more time.
 
-    Raises ValueError for an unknown decoder or option.
+    Raises ValueError for an unknown decoder, option or image_skip.
     """
 
     # Where upstream nnU-Net's own loader of pretrained weights looks (its nnssl integration).
@@ -49,6 +51,7 @@ class SwinUNETR(nn.Module):
         encoder: dict | None = None,
         decoder: str | dict = "swinunetr",
         intensity: dict | None = None,
+        image_skip: str = "mapped",
         axes: list[int] | None = None,
         checkpointing: bool = False,
     ):
@@ -61,12 +64,16 @@ class SwinUNETR(nn.Module):
         self.back = [self.forth.index(axis) for axis in range(len(self.forth))]
         self.encoder = Swin(config, checkpointing=checkpointing)
         self.encoder.intensity = Intensity(input_channels, **(intensity or {}))
+        if image_skip not in SKIPS:
+            raise ValueError(f"image_skip must be one of {', '.join(SKIPS)}, got {image_skip!r}")
+        self.raw_skip = image_skip == "raw"
         self.decoder = _decoder(decoder, self.encoder, num_classes, deep_supervision)
 
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
         """[B C *spatial], any size, to logits [B classes *spatial]; with deep supervision the list of four."""
-        image = self.encoder.intensity(image.permute(self.back))
-        logits = self.decoder(image, self.encoder(image))
+        image = image.permute(self.back)
+        mapped = self.encoder.intensity(image)
+        logits = self.decoder(image if self.raw_skip else mapped, self.encoder(mapped))
         if isinstance(logits, list):
             return [part.permute(self.forth) for part in logits]
         return logits.permute(self.forth)
@@ -81,36 +88,64 @@ def output_sizes(size: Shape, steps: tuple[Shape, ...] = ()) -> list[Shape]:
     return sizes
 
 
+SKIPS = ("mapped", "raw")
 NEUTRAL = {"scale": 1.0, "shift": 0.0, "low": float("-inf"), "high": float("inf")}
+BENDS, STRAIGHT = ("start", "end", "gain"), (0.0, 0.0, 0.0)  # the buffers of Intensity's pieces, and one without effect
 
 
 class Intensity(nn.Module):
-    """x * scale + shift, then clipped to [low, high], a number a channel each; fixed, but in the state_dict.
+    """x * scale + shift, clipped to [low, high], then bent; by channel, fixed, but in the state_dict.
+
+    scale, shift, low, high: a number a channel each; null: no bound.
+    bends: (start, end, slope - 1) of each linear piece, a list a channel (`HUPolicy.bends`); null: the channel stays
+           as it is, bit by bit. Buffers [C pieces], only where some channel bends.
 
     A checkpoint without these buffers, such as that of an encoder alone, leaves them as they are.
     """
 
-    def __init__(self, channels: int, **values: list[float | None]):
+    def __init__(self, channels: int, *, bends: list | None = None, **values: list[float | None]):
         super().__init__()
+        if unknown := sorted(values.keys() - NEUTRAL.keys()):
+            raise ValueError(f"unknown intensity option(s) {unknown}; known: {sorted((*NEUTRAL, 'bends'))}")
         for name, default in NEUTRAL.items():
-            numbers = [default if v is None else v for v in values.pop(name, [])]
-            if len(numbers) > channels:
-                raise ValueError(f"intensity {name} takes one number a channel, {channels} in all, got {numbers}")
-            numbers += [default] * (channels - len(numbers))
+            numbers = _by_channel(name, values.get(name), channels, default)
             self.register_buffer(name, torch.tensor(numbers, dtype=torch.float32))
-        if values:
-            raise ValueError(f"unknown intensity option(s) {sorted(values)}; known: {sorted(NEUTRAL)}")
+        pieces = _by_channel("bends", bends, channels, [])
+        most = max(map(len, pieces))
+        table = torch.tensor([[*own, *[STRAIGHT] * (most - len(own))] for own in pieces], dtype=torch.float32)
+        self._set_bends(table.unbind(-1) if most else [None] * len(BENDS))
 
     def forward(self, x: Tensor) -> Tensor:
         """[B C *spatial] to the same shape."""
         shape = (-1, *[1] * (x.ndim - 2))
         scale, shift, low, high = (getattr(self, name).view(shape) for name in NEUTRAL)
-        return torch.clamp(x * scale + shift, low, high)
+        x = torch.clamp(x * scale + shift, low, high)
+        if self.start is None:
+            return x
+        bent = x
+        for start, end, gain in zip(*(getattr(self, name).unbind(1) for name in BENDS), strict=True):
+            start, end, gain = start.view(shape), end.view(shape), gain.view(shape)
+            bent = bent + gain * (torch.clamp(x, start, end) - start)
+        return bent
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
-        for name in NEUTRAL:
-            state_dict.setdefault(prefix + name, getattr(self, name))
+        if prefix + "scale" in state_dict:  # of a whole network: this one bends as that one does, or not at all
+            self._set_bends([state_dict.get(prefix + name) for name in BENDS])
+        for name, own in self.named_buffers(recurse=False):
+            state_dict.setdefault(prefix + name, own)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _set_bends(self, columns: list[Tensor | None]) -> None:
+        for name, column in zip(BENDS, columns, strict=True):
+            self.register_buffer(name, None if column is None else column.detach().clone().to(self.scale.device))
+
+
+def _by_channel(name: str, entries: list | None, channels: int, default) -> list:
+    """`entries`, null and what is missing replaced by `default`."""
+    entries = [default if entry is None else entry for entry in entries or []]
+    if len(entries) > channels:
+        raise ValueError(f"intensity {name} takes one entry a channel, {channels} in all, got {entries}")
+    return entries + [default] * (channels - len(entries))
 
 
 def _decoder(decoder: str | dict, encoder: Swin, classes: int, deep_supervision: bool) -> nn.Module:

@@ -44,7 +44,7 @@ def _header(plans: dict, resolved: dict, name: str, epochs: int) -> dict:
         "cases": "all",
         "fingerprint": files.fingerprint(plans),
         "spacing": _as_read(resolved["spacing"], axes),
-        "hu": hu and vars(hu),
+        "hu": hu and hu.to_dict(),
     }
     return {
         "method": "supervised",

@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -132,7 +132,7 @@ def build(options: Options, method_config, plan: Plan, data: Path, device: torch
             "name": plan.name,
             "fingerprint": plan.fingerprint,
             "spacing": list(plan.spacing),
-            "hu": plan.hu and asdict(plan.hu),
+            "hu": plan.hu and plan.hu.to_dict(),
             "cases": len(crops),
         },
         "versions": {"nnssl": nnssl.__version__, "torch": torch.__version__},
