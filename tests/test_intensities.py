@@ -77,6 +77,16 @@ def test_the_encoder_sees_the_pretrainings_hu_whatever_the_dataset(seen, dataset
     assert got.max() <= np.float32((POLICY.high - POLICY.mean) / POLICY.sd)
 
 
+@pytest.mark.parametrize("dataset", CT)
+def test_the_encoder_sees_a_piecewise_policy_whatever_the_dataset(seen, dataset, monkeypatch, tmp_path):
+    bent = HUPolicy(-1000, 3000, 823.59, 674.9, ((-500, -571.4), (-150, -88.6), (100, 1572.5), (1000, 2556.1)))
+    monkeypatch.setenv(origin.VARIABLE, str(pretrained(tmp_path, hu=bent.to_dict())))
+    properties = CT[dataset]
+    got = seen(ct_plans(properties), nnunets("CTNormalization", RAW, properties)).numpy()
+    low, high = properties["percentile_00_5"], properties["percentile_99_5"]
+    np.testing.assert_allclose(got, bent.normalise(RAW.clip(low, high)), rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("scheme", ["ZScoreNormalization", "RescaleTo01Normalization", "NoNormalization"])
 def test_other_images_pass_bit_by_bit(seen, scheme):
     properties = CT["wider than the pretraining"]

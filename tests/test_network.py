@@ -196,6 +196,21 @@ def test_intensities_travel_in_the_state_dict():
     assert float(predicting.encoder.intensity.high) == pytest.approx((HU.high - HU.mean) / HU.sd)
 
 
+def test_the_decoders_image_skip_sees_nnunets_values_where_the_plans_say_so():
+    entries = intensity_map(["CTNormalization"], {"0": {"mean": 10.0, "std": 20.0}}, HU)
+    image = 100 * torch.randn(1, 1, 32, 32)
+    for options, skip in (({"image_skip": "raw"}, lambda _: image), ({}, lambda net: net.encoder.intensity(image))):
+        net = network(2, intensity=entries, **options)
+        caught = []
+        net.decoder.register_forward_pre_hook(lambda _, inputs, caught=caught: caught.append(inputs[0]))
+        net.encoder.patch_embed.register_forward_pre_hook(lambda _, inputs, caught=caught: caught.append(inputs[0]))
+        net(image)
+        assert torch.equal(caught[0], net.encoder.intensity(image))
+        assert torch.equal(caught[1], skip(net))
+    with pytest.raises(ValueError, match="image_skip must be one of mapped, raw, got 'none'"):
+        network(2, image_skip="none")
+
+
 def test_channels_without_numbers_pass_as_they_are():
     """As the one-hot labels of a cascade's previous stage, which have no normalisation scheme."""
     image = 100 * torch.randn(1, 3, 8, 8)
