@@ -23,6 +23,7 @@ from nnssl.data.phantoms import phantom
 from nnssl.encoder.swin import Swin, SwinConfig
 from nnssl.methods import METHODS, Method
 from nnssl.types import HUPolicy, Shape, Spacing
+from nnssl.views.intensity import Ranges
 from nnssl.views.spatial import cut
 
 SOFT_TISSUE = HUPolicy(low=-1000, high=400, mean=0, sd=200)
@@ -66,7 +67,9 @@ def trained(name: str, path: Path) -> Subject:
     method = METHODS[name](encoder, METHODS[name].Config(**header["method_config"]))
     method.load_state_dict(content["training_state"]["method"])
     plan = header["plan"]
-    return Subject(method, tuple(header["crop"]), tuple(plan["spacing"]), HUPolicy(**plan["hu"]), trained=True)
+    hu = HUPolicy(**plan["hu"])
+    method.ranges = Ranges.of(hu)
+    return Subject(method, tuple(header["crop"]), tuple(plan["spacing"]), hu, trained=True)
 
 
 def draw(subject: Subject, path: Path, seed: int = SEED) -> None:

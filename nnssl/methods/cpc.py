@@ -97,7 +97,7 @@ class CPC(Method):
             for corner in corners:
                 moved = [c + o for c, o in zip(corner, draw_offset(cell, cube, generator), strict=True)]
                 cubes.append(cut(volume, tuple(moved), cube))
-                intensities.append(draw_intensity(generator))
+                intensities.append(draw_intensity(generator, self.ranges))
         seen = apply_intensity(torch.stack(cubes), intensities).unflatten(0, (len(regions), -1))
         return {"cubes": torch.stack([scan[walk] for scan, walk in zip(seen, walks, strict=True)])}
 

@@ -64,7 +64,7 @@ class DINO(SelfDistillation, Method):
 
     def views(self, regions: Tensor, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
         """{"global": [2 B 1 *crop], "local": [n B 1 *half]}; `regions` [B 1 *region]."""
-        return multicrop(regions, generators, self.config)
+        return multicrop(regions, generators, self.config, self.ranges)
 
     def loss(self, views: dict[str, Tensor]) -> Step:
         count, batch = views["global"].shape[:2]

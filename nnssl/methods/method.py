@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from nnssl.encoder.swin import Swin
 from nnssl.modules.running import discard_all, update_all
 from nnssl.types import Shape
+from nnssl.views.intensity import STANDARD, Ranges
 from nnssl.views.pairs import two_views
 from nnssl.views.spatial import inner, wider
 
@@ -79,6 +80,7 @@ class Method(nn.Module, ABC):
     Config: ClassVar[type[MethodConfig]]
 
     config: MethodConfig
+    ranges: Ranges = STANDARD  # of intensities in its views; the engine sets those of the plan's HU policy
 
     @staticmethod
     def region(crop: Shape) -> Shape:
@@ -135,7 +137,7 @@ class PairMethod(Method):
 
     def views(self, regions: Tensor, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
         """{"image": [2 B 1 *crop]}; `regions` [B 1 *region]."""
-        return {"image": two_views(regions, generators, inner(tuple(regions.shape[2:])))}
+        return {"image": two_views(regions, generators, inner(tuple(regions.shape[2:])), self.ranges)}
 
     def show(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
         first, second = views["image"]

@@ -80,7 +80,7 @@ class Rotation(Method):
         """{"image": [B 1 *cube], "turn": [B], which rotation it was}; `regions` [B 1 *cube]."""
         windows, turns, sds = [], [], []
         for generator in generators:
-            windows.append(draw_window(self.config.window_jitter, generator))
+            windows.append(draw_window(self.config.window_jitter, generator, self.ranges))
             turns.append(int(torch.randint(len(self.rotations), (), generator=generator)))
             sds.append(torch.rand(regions.ndim - 2, generator=generator) * self.config.blur)
         seen = torch.stack([apply_window(r, window) for r, window in zip(regions, windows, strict=True)])

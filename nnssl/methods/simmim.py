@@ -66,7 +66,7 @@ class SimMIM(Method):
         grid = block_grid(tuple(regions.shape[2:]), self.config.mask_block)
         images, masks = [], []
         for region, generator in zip(regions, generators, strict=True):
-            images.append(apply_window(region, draw_window(self.config.window_jitter, generator)))
+            images.append(apply_window(region, draw_window(self.config.window_jitter, generator, self.ranges)))
             masks.append(draw_blocks(grid, self.config.mask_ratio, generator))
         return {"image": torch.stack(images), "masked": torch.stack(masks).to(regions.device)}
 

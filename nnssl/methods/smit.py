@@ -95,7 +95,7 @@ class SMIT(SelfDistillation, Method):
         grid = block_grid(crop, self.config.mask_block)
         images, masks = [], []
         for region, generator in zip(regions, generators, strict=True):
-            region = apply_window(region, draw_window(self.config.window_jitter, generator))
+            region = apply_window(region, draw_window(self.config.window_jitter, generator, self.ranges))
             images += [cut(region, draw_offset(region.shape[1:], crop, generator), crop) for _ in range(2)]
             masks += [draw_blocks(grid, self.config.mask_ratio, generator) for _ in range(2)]
         image = torch.stack([*images[::2], *images[1::2]])

@@ -128,7 +128,7 @@ class SwinUNETRPretext(Method):
         c, size = self.config, tuple(regions.shape[2:])
         images, turns, cuts, noises = [], [], [], []
         for region, generator in zip(regions, generators, strict=True):
-            region = apply_window(region, draw_window(c.window_jitter, generator))
+            region = apply_window(region, draw_window(c.window_jitter, generator, self.ranges))
             for _ in range(2):
                 turns.append(int(torch.randint(4, (), generator=generator)))
                 images.append(rotate(region, self.rotations[turns[-1]]))

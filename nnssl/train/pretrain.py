@@ -26,6 +26,7 @@ from nnssl.train.loop import train
 from nnssl.train.probe import Probe
 from nnssl.train.run import FINAL, LATEST, Run, RunConfig
 from nnssl.types import Shape, Spacing
+from nnssl.views.intensity import Ranges
 
 DEFAULT_STEPS = 100_000
 PROBES = 10  # a run, by default
@@ -106,6 +107,7 @@ def build(options: Options, method_config, plan: Plan, data: Path, device: torch
         options.preset, options.start, len(crop), method_config.drop_path, options.checkpointing
     )
     method: Method = _method(options.method)(encoder, method_config).to(device)
+    method.ranges = Ranges.of(plan.hu)
     bf16 = device.type == "cuda" and not options.fp32 and torch.cuda.is_bf16_supported()
     before = _resumed_numbers(folder) if options.resume else {}
     batch_size = options.batch_size or before.get("batch_size")

@@ -1,31 +1,65 @@
 """What intensities a view is shown with: HU windows, contrast, brightness, gamma, noise, blur.
 
-Units: images are in units of the plan's sd around its mean over body voxels; an sd is some 250 HU.
+Units: network input. What is meant in HU is converted by the plan's HU policy (`Ranges.of`); without one (MRI) the
+unit is the scan's std around its mean, for which the std of a body in CT stands, some 250 HU.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from nnssl.types import HUPolicy
 from nnssl.views.spatial import weigh_axes
 
-# In units of the plan's sd around its mean over body voxels; with 40 and 250 HU these are -460 to -60 HU for the
-# lower end and 240 to 1300 HU for the upper end.
-LOWS, HIGHS = (-2.0, -0.4), (0.8, 5.0)
+# In HU:
+LOWS, HIGHS = (-460.0, -60.0), (240.0, 1290.0)  # of a window's lower and upper end
+BRIGHTNESS = 100.0  # added at most, either way; a tenth of the range between fat and bone
+NOISE = 75.0  # largest std; some 0.05 of the whole range
+BODY = HUPolicy(low=-1000.0, high=3000.0, mean=40.0, sd=250.0)  # for images without a policy
+# In no unit:
 CONTRASTS = (0.75, 1.25)  # nnU-Net's
-BRIGHTNESSES = (-0.4, 0.4)  # added; a tenth of the range between fat and bone, either way
 GAMMAS = (0.7, 1.5)  # nnU-Net's
-NOISES = (0.0, 0.3)  # sd; some 0.05 of the whole range
 BLURS = (0.5, 1.5)  # sd in voxels
 CHANCES = (0.5, 0.5, 0.5, 0.3, 0.3, 0.3)  # of a window, contrast, brightness, gamma, noise, blur; ours
 
 
-def draw_window(chance: float, generator: torch.Generator) -> tuple[float, float]:
+@dataclass(frozen=True)
+class Ranges:
+    """From where to where strengths are drawn, in network input."""
+
+    lows: tuple[float, float]
+    highs: tuple[float, float]
+    brightnesses: tuple[float, float]
+    noises: tuple[float, float]
+
+    @classmethod
+    def of(cls, hu: HUPolicy | None) -> Ranges:
+        """As the HU above are in network input by `hu`; as those of BODY without a policy.
+
+        Also as those of BODY where the policy ends within the windows' inner ends, as one of lung alone may: all of
+        a scan could then lie beyond a window. Brightness and noise have one size everywhere in the image: a HU counts
+        as much as it does on average from LOWS to HIGHS.
+        """
+        if hu is None or hu.low >= LOWS[1] or hu.high <= HIGHS[0]:
+            hu = BODY
+        ends = np.array([*LOWS, *HIGHS])
+        lowest, low, high, highest = hu.normalise(ends).tolist()
+        seen = ends.clip(hu.low, hu.high)
+        unit = (highest - lowest) / float(seen[-1] - seen[0])
+        return cls((lowest, low), (high, highest), (-BRIGHTNESS * unit, BRIGHTNESS * unit), (0.0, NOISE * unit))
+
+
+STANDARD = Ranges.of(None)
+
+
+def draw_window(chance: float, generator: torch.Generator, ranges: Ranges = STANDARD) -> tuple[float, float]:
     """With probability `chance` a random window (lower, upper), else (-inf, inf).
 
     nnU-Net clips each CT dataset at percentiles of its own foreground, so fat, lung and air may all arrive as one
@@ -34,7 +68,7 @@ def draw_window(chance: float, generator: torch.Generator) -> tuple[float, float
     happens, low, high = torch.rand(3, generator=generator).tolist()
     if happens >= chance:
         return -math.inf, math.inf
-    return _within(LOWS, low), _within(HIGHS, high)
+    return _within(ranges.lows, low), _within(ranges.highs, high)
 
 
 def apply_window(region: Tensor, bounds: tuple[float, float]) -> Tensor:
@@ -45,29 +79,30 @@ def apply_window(region: Tensor, bounds: tuple[float, float]) -> Tensor:
 class Intensity(NamedTuple):
     """One draw; the defaults change nothing."""
 
-    low: float = -math.inf  # the window's ends, in sd
+    low: float = -math.inf  # the window's ends, in network input, as brightness and noise
     high: float = math.inf
     contrast: float = 1.0  # factor around the body's mean
-    brightness: float = 0.0  # in sd
+    brightness: float = 0.0
     gamma: float = 1.0
-    noise: float = 0.0  # sd of the noise, in sd
+    noise: float = 0.0  # std
     blur: float = 0.0  # sd of the kernel, in voxels
     seed: int = 0  # of the noise
 
 
-def draw_intensity(generator: torch.Generator) -> Intensity:
+def draw_intensity(generator: torch.Generator, ranges: Ranges = STANDARD) -> Intensity:
     """Each effect with its chance and a uniformly random strength (see the head of this file).
 
     Takes the same number of draws whatever happens.
     """
-    low, high = draw_window(CHANCES[0], generator)
+    low, high = draw_window(CHANCES[0], generator, ranges)
     happens = torch.rand(5, generator=generator).tolist()
     strengths = torch.rand(5, generator=generator).tolist()
     seed = int(torch.randint(2**62, (), generator=generator))
-    ranges = zip((CONTRASTS, BRIGHTNESSES, GAMMAS, NOISES, BLURS), (1.0, 0.0, 1.0, 0.0, 0.0), strict=True)
+    all_bounds = (CONTRASTS, ranges.brightnesses, GAMMAS, ranges.noises, BLURS)
+    effects = zip(all_bounds, (1.0, 0.0, 1.0, 0.0, 0.0), strict=True)
     drawn = [
         _within(bounds, strength) if share < chance else nothing
-        for (bounds, nothing), share, chance, strength in zip(ranges, happens, CHANCES[1:], strengths, strict=True)
+        for (bounds, nothing), share, chance, strength in zip(effects, happens, CHANCES[1:], strengths, strict=True)
     ]
     return Intensity(low, high, *drawn, seed)
 

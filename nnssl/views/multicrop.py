@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nnssl.types import Shape
-from nnssl.views.intensity import apply_intensity, draw_intensity
+from nnssl.views.intensity import STANDARD, Ranges, apply_intensity, draw_intensity
 from nnssl.views.spatial import draw_box, draw_flips, flip, inner, resample
 
 GLOBAL_VIEWS = 2
@@ -41,13 +41,18 @@ def local_size(crop: Shape) -> Shape:
     return tuple(max(2, 2 * round(size / 4)) for size in crop)
 
 
-def multicrop(regions: Tensor, generators: Sequence[torch.Generator], config: MultiCropConfig) -> dict[str, Tensor]:
+def multicrop(
+    regions: Tensor,
+    generators: Sequence[torch.Generator],
+    config: MultiCropConfig,
+    ranges: Ranges = STANDARD,
+) -> dict[str, Tensor]:
     """{"global": [2 B 1 *crop], "local": [n B 1 *half]} of regions [B 1 *region]; "local" only where n > 0."""
     crop = inner(tuple(regions.shape[2:]))
-    views = {"global": random_views(regions, generators, GLOBAL_VIEWS, (config.global_side, 1.0), crop)}
+    views = {"global": random_views(regions, generators, GLOBAL_VIEWS, (config.global_side, 1.0), crop, ranges)}
     if config.local_views:
         sides = (config.local_side_low, config.local_side_high)
-        views["local"] = random_views(regions, generators, config.local_views, sides, local_size(crop))
+        views["local"] = random_views(regions, generators, config.local_views, sides, local_size(crop), ranges)
     return views
 
 
@@ -57,6 +62,7 @@ def random_views(
     count: int,
     sides: tuple[float, float],
     size: Shape,
+    ranges: Ranges = STANDARD,
 ) -> Tensor:
     """`count` random boxes of each region, resampled to `size`, flipped, with intensities of their own.
 
@@ -67,6 +73,6 @@ def random_views(
         boxes = torch.stack([draw_box(tuple(regions.shape[2:]), sides, generator) for generator in generators])
         images.append(resample(regions, boxes, size))
         flips += [draw_flips(len(size), generator) for generator in generators]
-        intensities += [draw_intensity(generator) for generator in generators]
+        intensities += [draw_intensity(generator, ranges) for generator in generators]
     views = apply_intensity(flip(torch.cat(images), torch.stack(flips)), intensities)
     return views.unflatten(0, (count, len(regions)))

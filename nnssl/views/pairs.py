@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from nnssl.types import Shape
-from nnssl.views.intensity import apply_intensity, draw_intensity
+from nnssl.views.intensity import STANDARD, Ranges, apply_intensity, draw_intensity
 from nnssl.views.spatial import cut, draw_flips, draw_offset, flip
 
 
-def two_views(regions: Tensor, generators: Sequence[torch.Generator], crop: Shape) -> Tensor:
+def two_views(regions: Tensor, generators: Sequence[torch.Generator], crop: Shape, ranges: Ranges = STANDARD) -> Tensor:
     """Two random cuts of each region, each with its own flips and intensities: [B 1 *region] -> [2 B 1 *crop].
 
     With regions of 4/3 of the crop on every axis any two views share at least (2/3)^3 = 30 % of their volume. The
@@ -23,6 +23,6 @@ def two_views(regions: Tensor, generators: Sequence[torch.Generator], crop: Shap
         for region, generator in zip(regions, generators, strict=True):
             images.append(cut(region, draw_offset(tuple(region.shape[1:]), crop, generator), crop))
             flips.append(draw_flips(len(crop), generator))
-            intensities.append(draw_intensity(generator))
+            intensities.append(draw_intensity(generator, ranges))
     views = apply_intensity(flip(torch.stack(images), torch.stack(flips)), intensities)
     return views.unflatten(0, (2, len(regions)))
