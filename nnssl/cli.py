@@ -179,7 +179,7 @@ def _pretrain_parser() -> argparse.ArgumentParser:
     what.add_argument("--name", help="name of the collection; default: the folders' and datasets' names")
     what.add_argument("--spacing", metavar=("Z", "Y", "X"), nargs=3, type=float, help="mm; default: the median")
     what.add_argument("--hu", dest="clip", metavar=("LOW", "HIGH"), nargs=2, type=float,
-                      help="HU range kept, as -1000 1000 for lungs; default: 0.5 to 99.5 %% of body")  # fmt: skip
+                      help="linear map of this HU range; default: -1000 to 3000, steep in soft tissue")  # fmt: skip
     what.add_argument("--no-hu", action="store_true",
                       help="not CT: each scan is normalised by its own mean and sd, as nnU-Net does; default for -d: "
                       "what its dataset.json says")  # fmt: skip
