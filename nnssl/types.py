@@ -22,13 +22,13 @@ BODY_HU = -500.0  # voxels above this are body, not air (METHODS: HU > -500)
 
 @dataclass(frozen=True)
 class HUPolicy:
-    """How Hounsfield units become network input: a rising piecewise linear map, constant outside of [low, high].
+    """How Hounsfield units become network input: a rising piecewise linear map, clipped at its ends.
 
-    HU are clipped to [low, high], moved by the interior knots, then (level - mean) / sd. The ends keep their values,
-    so without knots this is the plain linear map: clip, minus mean, divided by sd.
+    HU are clipped to [low, high], moved by the interior knots, then (level - mean) / sd. The ends
+    keep their values, so without knots this is the plain linear map: clip, minus mean, divided by sd.
 
-    interior:   (HU, level) of each knot between the ends, both rising within (low, high).
-    mean, sd:   over body voxels, of the clipped and moved values.
+    interior:  (HU, level) of each knot between the ends, both rising within (low, high).
+    mean, sd:  over body voxels, of the clipped and moved values.
     Raises ValueError where the map does not rise.
     """
 
@@ -58,7 +58,7 @@ class HUPolicy:
 
     @property
     def bends(self) -> tuple[tuple[float, float, float], ...]:
-        """(start, end, slope - 1) of each piece of `bend`, in standardised units; () for a linear map."""
+        """(start, end, slope - 1) of each piece of `bend`, standardised; () for a linear map."""
         if not self.interior:
             return ()
         corners = self._corners
@@ -70,11 +70,11 @@ class HUPolicy:
         return [((hu - self.mean) / self.sd, value) for hu, value in self.knots]
 
     def standardise(self, hu):
-        """HU to (clipped HU - mean) / sd, out of place: the linear part, which nnU-Net's CTNormalization can undo."""
+        """HU to (clipped HU - mean) / sd, out of place: as nnU-Net's CTNormalization with these numbers."""
         return (hu.clip(self.low, self.high) - self.mean) / self.sd
 
     def bend(self, standardised):
-        """`standardise`'s result, resampled or not, to network input, out of place; a linear map leaves it as it is."""
+        """What `standardise` gave, resampled or not, to network input; as it is for a linear map."""
         if not self.interior:
             return standardised
         clipped = standardised.clip(self.bends[0][0], self.bends[-1][1])
@@ -101,6 +101,6 @@ class HUPolicy:
         return f"{clip}, piecewise linear: " + ", ".join(f"{hu:g} -> {value:.2f}" for hu, value in self.knots)
 
     def to_dict(self) -> dict:
-        """For JSON, and for `HUPolicy(**...)`; that of a linear map is as it was before there were knots."""
+        """For JSON, and for `HUPolicy(**...)`; of a linear map as it was before there were knots."""
         linear = {"low": self.low, "high": self.high, "mean": self.mean, "sd": self.sd}
         return linear | ({"interior": [list(knot) for knot in self.interior]} if self.interior else {})

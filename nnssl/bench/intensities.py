@@ -1,9 +1,9 @@
-"""What HU policies make of the tissues of real scans: how much of the network's input each of them gets.
+"""What HU policies make of the tissues of real scans: how much of the network's input each gets.
 
     python -m nnssl.bench.intensities SCAN.nii.gz ...
 
-Tissues are told apart by HU alone, so that edges of one count as another. Each scan weighs the same. All numbers but
-the last column are in units of the network's input, of which a body has a std of 1.
+Tissues are told apart by HU alone, so that edges of one count as another. Each scan weighs the same.
+All numbers but the last column are in units of the network's input, of which a body has a std of 1.
 """
 
 from __future__ import annotations
@@ -42,7 +42,10 @@ def policies(bodies: list[np.ndarray]) -> dict[str, HUPolicy]:
 
 
 def row(policy: HUPolicy, weights: np.ndarray) -> list[float]:
-    """Std of each tissue (NaN where there is none), STEP in each of STEPS, and the fraction of body and lung voxels that are clipped."""
+    """Std of each tissue (NaN where there is none), STEP in each of STEPS, the fraction clipped.
+
+    The fraction is of body and lung voxels.
+    """
     hu = np.arange(RANGE[0], RANGE[1] + 1.0)
     values = policy.normalise(hu)
     spreads = []

@@ -16,10 +16,10 @@ FORMAT_VERSION = 1
 SANE_SPACING = (0.5, 5.0)  # mm: finer is more noise than anatomy, coarser loses the organs
 CROPS = (96, 64, 48, 32)  # voxels an axis: SMIT's own size, then what smaller scans can hold
 WIDEST = (-1000.0, 3000.0)  # HU
-# HU of the map's interior knots. Between them: air and lung; lung's edge and skin; fat; organs; organs with contrast
-# agent; bone; dense bone and metal.
+# HU of the map's interior knots. Between them: air and lung; lung's edge and skin; fat; organs;
+# organs with contrast agent; bone; dense bone and metal.
 KNOTS = (-500.0, -150.0, 0.0, 100.0, 250.0, 1000.0)
-EVEN = 0.75  # fraction of the output range shared evenly by the pieces; the rest goes where the body's voxels are
+EVEN = 0.75  # fraction of the output that the pieces share evenly; the rest follows the body's voxels
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Plan:
         object.__setattr__(self, "fingerprint", fingerprint(self._content()))
 
     def standardise(self, voxels: np.ndarray) -> np.ndarray:
-        """A whole scan [Z Y X] as nnU-Net's own normalisation gives it to its resampling, float32."""
+        """A whole scan [Z Y X] as nnU-Net normalises one before it resamples, float32."""
         if self.hu is not None:
             return self.hu.standardise(voxels)
         from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
@@ -171,12 +171,13 @@ def default_crop(shapes: Sequence[Shape]) -> Shape:
 
 
 def hu_policy(histograms: Iterable[np.ndarray], clip: tuple[float, float] | None = None) -> HUPolicy:
-    """Network input of mean 0 and std 1 over body voxels, each scan weighing the same (nnU-Net samples so too).
+    """Network input of mean 0 and std 1 over body voxels, each scan weighing the same.
 
-    The map rises piecewise between fixed HU (KNOTS). A piece's part of the output is a mixture of an even part and
-    of its fraction of the body's voxels: a tempered histogram equalisation. So soft tissue, a tenth of the range in
-    HU, gets half of the output, while air, lung, bone and metal keep parts of their own. Even parts alone would not
-    know the collection; the histogram alone would leave nothing to lung, which is below BODY_HU.
+    The map rises piecewise between fixed HU (KNOTS). A piece's part of the output is a mixture of
+    an even part and of its fraction of the body's voxels: a tempered histogram equalisation. So
+    soft tissue, a tenth of the range in HU, gets half of the output, while air, lung, bone and
+    metal keep parts of their own. Even parts alone would not know the collection; the histogram
+    alone would leave nothing to lung, which is below BODY_HU.
 
     `clip` (HU) asks for the plain linear map of that range instead.
     `histograms`: counts at each whole HU from BODY_HU upwards (survey.body_histogram).
@@ -195,7 +196,7 @@ def hu_policy(histograms: Iterable[np.ndarray], clip: tuple[float, float] | None
 
 
 def _levels(hu: np.ndarray, pooled: np.ndarray) -> list[float]:
-    """Where KNOTS come to lie within WIDEST; `pooled`: fraction of the body's voxels at each of `hu`."""
+    """Where KNOTS come to lie within WIDEST; `pooled`: fraction of body voxels at each of `hu`."""
     body = np.histogram(hu, bins=(WIDEST[0], *KNOTS, WIDEST[1]), weights=pooled)[0]
     parts = EVEN / len(body) + (1 - EVEN) * body
     return [round(float(WIDEST[0] + (WIDEST[1] - WIDEST[0]) * part), 4) for part in parts.cumsum()[:-1]]

@@ -80,7 +80,7 @@ class Method(nn.Module, ABC):
     Config: ClassVar[type[MethodConfig]]
 
     config: MethodConfig
-    ranges: Ranges = STANDARD  # of intensities in its views; the engine sets those of the plan's HU policy
+    ranges: Ranges = STANDARD  # of its views' intensities; the engine sets those of the plan
 
     @staticmethod
     def region(crop: Shape) -> Shape:

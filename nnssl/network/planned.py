@@ -145,10 +145,11 @@ def intensity_map(schemes: list[str], properties: dict, hu: HUPolicy | None) -> 
 
 
 def describe_map(intensity: dict | None, info: dict) -> list[str]:
-    """Lines for the log; `info`: the plans' `pretrain_info`, of the checkpoint that the map leads to."""
+    """Lines for the log; `info`: the plans' `pretrain_info`, of the checkpoint mapped to."""
     if not intensity:
         return ["Intensities: as nnU-Net gives them"]
-    lines = [f"Intensities: { ({name: numbers for name, numbers in intensity.items() if name != 'bends'}) }"]
+    numbers = {name: values for name, values in intensity.items() if name != "bends"}
+    lines = [f"Intensities: {numbers}"]
     if intensity.get("bends") and info.get("hu"):
         lines.append(f"  and on as in the pretraining: {HUPolicy(**info['hu']).describe()}")
     return lines

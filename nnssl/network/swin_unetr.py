@@ -23,11 +23,13 @@ class SwinUNETR(nn.Module):
                       `network.decoder.deep_supervision`; the state_dict is the same.
     encoder:          `SwinConfig.to_dict()`; its `in_channels` is replaced by `input_channels`. None: preset smit.
     decoder:          {"name": "swinunetr" | "light", ...options of that decoder}, or the name alone.
-    intensity:        {"scale", "shift", "low", "high", "bends"}, an entry a channel each (`Intensity`): from
-                      nnU-Net's values to those of the pretraining (`planned.intensity_map`), for the encoder.
-                      Channels without an entry, such as a cascade's previous segmentation, pass as they are.
-    image_skip:       what the decoder's skip of the image sees: "raw", nnU-Net's own values, which lose nothing to
-                      the pretraining's clipping; or "mapped", the encoder's, as in plans from before this key.
+    intensity:        {"scale", "shift", "low", "high", "bends"}, an entry a channel each
+                      (`Intensity`): from nnU-Net's values to those of the pretraining
+                      (`planned.intensity_map`), for the encoder. Channels without an entry, such as
+                      a cascade's previous segmentation, pass as they are.
+    image_skip:       what the decoder's skip of the image sees: "raw", nnU-Net's own values, which
+                      lose nothing to the pretraining's clipping; or "mapped", the encoder's, as in
+                      plans from before this key.
     axes:             nnU-Net's `transpose_forward`: which of the file's axes each axis of the image is. nnU-Net puts
                       the axis of the widest spacing first; the network turns the image back to (z, y, x) as read,
                       which is what the encoder was pretrained on, and its logits forth again. None: (z, y, x).
@@ -90,15 +92,17 @@ def output_sizes(size: Shape, steps: tuple[Shape, ...] = ()) -> list[Shape]:
 
 SKIPS = ("mapped", "raw")
 NEUTRAL = {"scale": 1.0, "shift": 0.0, "low": float("-inf"), "high": float("inf")}
-BENDS, STRAIGHT = ("start", "end", "gain"), (0.0, 0.0, 0.0)  # the buffers of Intensity's pieces, and one without effect
+BENDS = ("start", "end", "gain")  # the buffers of Intensity's pieces
+STRAIGHT = (0.0, 0.0, 0.0)  # a piece without effect
 
 
 class Intensity(nn.Module):
-    """x * scale + shift, clipped to [low, high], then bent; by channel, fixed, but in the state_dict.
+    """x * scale + shift, clipped to [low, high], then bent; by channel, fixed, in the state_dict.
 
     scale, shift, low, high: a number a channel each; null: no bound.
-    bends: (start, end, slope - 1) of each linear piece, a list a channel (`HUPolicy.bends`); null: the channel stays
-           as it is, bit by bit. Buffers [C pieces], only where some channel bends.
+    bends: (start, end, slope - 1) of each linear piece, a list a channel (`HUPolicy.bends`);
+           null: the channel stays as it is, bit by bit. Buffers [C pieces], only where some channel
+           bends. y = x + sum of (slope - 1) * (clamp(x, start, end) - start).
 
     A checkpoint without these buffers, such as that of an encoder alone, leaves them as they are.
     """
@@ -129,7 +133,7 @@ class Intensity(nn.Module):
         return bent
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
-        if prefix + "scale" in state_dict:  # of a whole network: this one bends as that one does, or not at all
+        if prefix + "scale" in state_dict:  # of a whole network: bend as that one does, or not at all
             self._set_bends([state_dict.get(prefix + name) for name in BENDS])
         for name, own in self.named_buffers(recurse=False):
             state_dict.setdefault(prefix + name, own)

@@ -1,7 +1,7 @@
 """What intensities a view is shown with: HU windows, contrast, brightness, gamma, noise, blur.
 
-Units: network input. What is meant in HU is converted by the plan's HU policy (`Ranges.of`); without one (MRI) the
-unit is the scan's std around its mean, for which the std of a body in CT stands, some 250 HU.
+Units: network input. What is meant in HU is converted by the plan's HU policy (`Ranges.of`). Without
+one (MRI) the unit is the scan's std around its mean; the std of a body in CT, 250 HU, stands for it.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ class Ranges:
     def of(cls, hu: HUPolicy | None) -> Ranges:
         """As the HU above are in network input by `hu`; as those of BODY without a policy.
 
-        Also as those of BODY where the policy ends within the windows' inner ends, as one of lung alone may: all of
-        a scan could then lie beyond a window. Brightness and noise have one size everywhere in the image: a HU counts
-        as much as it does on average from LOWS to HIGHS.
+        Also as those of BODY where the policy ends within the windows' inner ends, as one of lung
+        alone may: all of a scan could then lie beyond a window. Brightness and noise have one size
+        everywhere in the image: a HU counts as much as it does on average from LOWS to HIGHS.
         """
         if hu is None or hu.low >= LOWS[1] or hu.high <= HIGHS[0]:
             hu = BODY
