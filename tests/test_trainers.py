@@ -143,6 +143,29 @@ def test_what_is_validated_and_saved_is_the_average_and_what_goes_on_are_the_raw
     assert not changed(weights(trainer), weights(resumed))
 
 
+def test_a_training_begins_with_the_moments_of_its_own_patches_and_goes_on_with_them(ready, monkeypatch, tmp_path):
+    parent = import_module("nnunetv2.training.nnUNetTrainer.nnUNetTrainer").nnUNetTrainer
+
+    def loader(trainer) -> None:
+        trainer.dataloader_train = iter([batch(trainer, seed) for seed in range(20)])
+
+    monkeypatch.setattr(parent, "on_train_start", loader)
+    first = ready("SwinSSLTrainer", epochs=2)
+    assert float(first.network.decoder.norms[0].mean.abs().sum()) == 0
+    first.on_train_start()
+    assert len(list(first.dataloader_train)) == 20 - finetune.PATCHES // first.batch_size
+    _, maps = first.network.eval().encode(torch.cat([batch(first, seed)["data"] for seed in range(16)]))
+    for norm, each in zip(first.network.decoder.norms, maps, strict=True):
+        torch.testing.assert_close(norm(each).mean((0, 2, 3, 4)), torch.zeros(each.shape[1]), atol=1e-4, rtol=0)
+    first.save_checkpoint(str(tmp_path / "saved.pth"))
+    resumed = made_trainer("SwinSSLTrainer", made_plans({"epochs": 2}))
+    resumed.load_checkpoint(str(tmp_path / "saved.pth"))
+    resumed.on_train_start()
+    assert len(list(resumed.dataloader_train)) == 20
+    for name, tensor in first.network.decoder.norms.state_dict().items():
+        assert torch.equal(tensor, resumed.network.decoder.norms.state_dict()[name])
+
+
 def test_the_average_is_soon_that_of_the_last_weights():
     network = torch.nn.Linear(1, 1, bias=False)
     optimizer = torch.optim.SGD(network.parameters(), lr=1.0)

@@ -50,6 +50,7 @@ class SwinSSLTrainer(DefaultNetworkTrainer):
         super().initialize()
         if self.starts_anew:
             finetune.refuse_mixed_folds(self.output_folder_base, self.fold, plans.get(INFO, {}))
+            finetune.start_heads(finetune.bare(self.network), self.label_manager.has_regions)
             lines = self.start() + finetune.intensities(resolved, plans.get(INFO, {}))
             lines.append(finetune.describe(self.recipe, not self.random_start))
             self.print_to_log_file("\n".join(lines), add_timestamp=False)
@@ -74,6 +75,13 @@ class SwinSSLTrainer(DefaultNetworkTrainer):
         optimizer, schedule = finetune.optimise(network, self.recipe, self.device, pretrained, self.schedule)
         self.average = finetune.Average(network, optimizer, self.recipe.average)
         return optimizer, schedule
+
+    def on_train_start(self):
+        super().on_train_start()
+        network = finetune.bare(self.network)
+        if self.starts_anew and finetune.needs_moments(network):
+            batches = range(-(-finetune.PATCHES // self.batch_size))
+            finetune.measure(network, (next(self.dataloader_train)["data"].to(self.device) for _ in batches))
 
     def on_train_epoch_start(self):
         self.average.restore()

@@ -21,10 +21,12 @@ from nnssl.finetune.plans import (
     settle,
 )
 from nnssl.finetune.schedule import Schedule, Unfreezing, learning_rate, unfreezing
+from nnssl.finetune.statistics import PATCHES, measure, needs_moments, start_heads
 from nnssl.finetune.weights import bare, freeze, intensities, load, random_start
 
 __all__ = [
     "HEADS",
+    "PATCHES",
     "Average",
     "Schedule",
     "Unfreezing",
@@ -41,6 +43,8 @@ __all__ = [
     "layer_of",
     "learning_rate",
     "load",
+    "measure",
+    "needs_moments",
     "optimise",
     "parameter_groups",
     "prepare_cpu",
@@ -48,5 +52,6 @@ __all__ = [
     "refuse_mixed_folds",
     "resolve",
     "settle",
+    "start_heads",
     "unfreezing",
 ]

@@ -63,10 +63,15 @@ class SwinUNETR(nn.Module):
         self.encoder.intensity = Intensity(input_channels, **(intensity or {}))
         self.decoder = _decoder(decoder, self.encoder, num_classes, deep_supervision)
 
+    def encode(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """[B C *spatial] to what the decoder gets: the image as the encoder sees it, and the encoder's five maps."""
+        image = self.encoder.intensity(image.permute(self.back))
+        return image, self.encoder(image)
+
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
         """[B C *spatial], any size, to logits [B classes *spatial]; with deep supervision the list of four."""
-        image = self.encoder.intensity(image.permute(self.back))
-        logits = self.decoder(image, self.encoder(image))
+        image, maps = self.encode(image)
+        logits = self.decoder(image, maps)
         if isinstance(logits, list):
             return [part.permute(self.forth) for part in logits]
         return logits.permute(self.forth)
