@@ -281,7 +281,7 @@ def _plan_parser() -> argparse.ArgumentParser:
     add("-p", dest="base", metavar="PLANS",
         help="take spacing, patch and batch size from these plans, such as nnUNetPlans")  # fmt: skip
     add("--name", default="nnUNetSwinPlans", help="name of the new plans; default: %(default)s")
-    add("--decoder", default="swinunetr", help="swinunetr (default) or light")
+    add("--decoder", default="swinunetr", help="swinunetr (default), light or nnunet")
     add("--patch", nargs="+", type=int, metavar="N", help="patch size Z Y X, or Y X for 2d")
     add("--batch-size", type=int, metavar="B")
     add("--epochs", type=int, metavar="N")
