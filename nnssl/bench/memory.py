@@ -194,7 +194,7 @@ CHANNELS = {
 
 
 def grid() -> list[Case]:
-    """What the documentation's table shows: all presets, both decoders, patches of 32 to 1024 voxels a side."""
+    """What the documentation's table shows: all presets, all decoders, patches of 32 to 1024 voxels a side."""
     cases = []
     for name, patches in PATCHES.items():
         for patch, batch in patches:
@@ -211,7 +211,7 @@ def fit(cases: list[Case], bytes_: list[int]) -> dict[str, dict[str, float]]:
     from scipy.optimize import nnls
 
     found = {}
-    for decoder in DECODERS:
+    for decoder in dict.fromkeys(case.decoder for case in cases):
         chosen = [(terms_of(case), size) for case, size in zip(cases, bytes_, strict=True) if case.decoder == decoder]
         rows = np.array([[value / size for value in terms.values()] for terms, size in chosen])
         scale = rows.max(0)
