@@ -281,7 +281,7 @@ def _plan_parser() -> argparse.ArgumentParser:
     add("-p", dest="base", metavar="PLANS",
         help="take spacing, patch and batch size from these plans, such as nnUNetPlans")  # fmt: skip
     add("--name", default="nnUNetSwinPlans", help="name of the new plans; default: %(default)s")
-    add("--decoder", default="swinunetr", help="swinunetr (default) or light")
+    add("--decoder", default="swinunetr", help="swinunetr (default), light or nnunet")
     add("--patch", nargs="+", type=int, metavar="N", help="patch size Z Y X, or Y X for 2d")
     add("--batch-size", type=int, metavar="B")
     add("--epochs", type=int, metavar="N")
@@ -293,8 +293,13 @@ def _plan_parser() -> argparse.ArgumentParser:
         help="no reflections in augmentation and prediction, for labels that tell left from right")  # fmt: skip
     add("--lr", type=float, help="AdamW's learning rate of the decoder")
     add("--head-lr", type=float, help="learning rate of the heads to logits over the decoder's; default: 30")
+    add("--encoder-lr", type=float,
+        help="of the encoder's last block, over the decoder's; default: 0.3, from a random start 1")  # fmt: skip
     add("--layer-decay", type=float, help="learning rate of an encoder block over that of the next one")
-    add("--warmup-epochs", type=float, metavar="N")
+    add("--warmup-iterations", type=int, metavar="N", help="default: a twentieth of all, 50 to 2500")
+    add("--warmup-epochs", type=float, metavar="N", help="the same in epochs")
+    add("--drop-path", type=float, help="of the encoder; default: 0.1, below 5000 iterations 0")
+    add("--ema", type=float, help="of the weights, kept in a step; 0: none; default: 0.99 to 0.999 by iterations")
     add("--unfreeze-every", type=float, metavar="N",
         help="for SwinGradualTrainer: epochs from one stage to the next; default: a twentieth of them")  # fmt: skip
     add("--weight-decay", type=float)

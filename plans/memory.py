@@ -16,6 +16,7 @@ import torch
 from nnssl.encoder.swin import STEPS, SwinConfig
 from nnssl.encoder.windows import window_and_shift
 from nnssl.network.decoders import OUTPUTS
+from nnssl.network.planned import OPTIONS
 from nnssl.network.swin_unetr import SwinUNETR
 from nnssl.types import Shape
 
@@ -24,7 +25,7 @@ TOLERANCE = 0.15  # of the estimate, over the measured grid
 # Bytes a number of each of `terms`, by decoder.
 COEFFICIENTS: dict[str, dict[str, float]] = {
     "swinunetr": {
-        "parameters": 14.03,
+        "parameters": 18.03,
         "tokens": 30.12,
         "slots": 17.21,
         "scores": 3.93,
@@ -36,16 +37,28 @@ COEFFICIENTS: dict[str, dict[str, float]] = {
         "logits": 15.06,
     },
     "light": {
-        "parameters": 13.41,
-        "tokens": 36.33,
-        "slots": 11.41,
-        "scores": 4.33,
-        "maps": 17.31,
-        "convolutions": 19.63,
-        "image": 20.48,
-        "finest": 11.97,
+        "parameters": 17.43,
+        "tokens": 36.6,
+        "slots": 11.58,
+        "scores": 4.45,
+        "maps": 14.02,
+        "convolutions": 19.91,
+        "image": 25.87,
+        "finest": 10.4,
         "coarser": 0.0,
-        "logits": 17.06,
+        "logits": 16.95,
+    },
+    "nnunet": {
+        "parameters": 18.02,
+        "tokens": 31.43,
+        "slots": 16.83,
+        "scores": 3.88,
+        "maps": 18.05,
+        "convolutions": 19.79,
+        "image": 28.41,
+        "finest": 24.8,
+        "coarser": 0.0,
+        "logits": 15.1,
     },
 }
 
@@ -92,7 +105,7 @@ def terms(config: SwinConfig, decoder: str, patch: Shape, batch: int, classes: i
 
 def decoder_widths(config: SwinConfig, decoder: str) -> tuple[int, ...]:
     """Channels of the decoder's maps, finest first."""
-    first = {"swinunetr": config.embed_dim, "light": 16}[decoder]
+    first = {"swinunetr": config.embed_dim, "light": 16, "nnunet": 32}[decoder]
     return (first, *(config.embed_dim * 2**i for i in range(4)))
 
 
@@ -100,5 +113,6 @@ def decoder_widths(config: SwinConfig, decoder: str) -> tuple[int, ...]:
 def parameters(config: SwinConfig, decoder: str) -> int:
     """Of the network, built without memory; steps by axis and numbers of channels hardly matter."""
     with torch.device("meta"):
-        network = SwinUNETR(1, 2, True, encoder=replace(config, steps=()).to_dict(), decoder=decoder)
+        encoder = replace(config, steps=()).to_dict()
+        network = SwinUNETR(1, 2, True, encoder=encoder, decoder=OPTIONS.get(decoder, decoder))
     return sum(p.numel() for p in network.parameters())

@@ -13,7 +13,7 @@ from micro import ENCODER
 
 from nnssl import cli, files, finetune
 from nnssl.encoder.presets import preset
-from nnssl.network.planned import BASE, INFO, PLANNED, RECIPE, Recipe, is_ours
+from nnssl.network.planned import BASE, INFO, OPTIONS, PLANNED, RECIPE, Recipe, is_ours
 from nnssl.plans.derive import Request, derive
 
 
@@ -63,7 +63,7 @@ def test_the_command_writes_plans_that_share_the_data_and_carry_checkpoint_and_r
         assert mine["batch_size"] == 5
         assert mine["patch_size"] == ([48, 40] if name == "2d" else [32, 32, 32])
         assert mine["architecture"]["arch_kwargs"]["encoder"]["spatial_dims"] == len(mine["patch_size"])
-        assert mine["architecture"]["arch_kwargs"]["decoder"] == "light"
+        assert mine["architecture"]["arch_kwargs"]["decoder"] == OPTIONS["light"]
 
 
 def test_a_2d_checkpoint_is_planned_for_the_2d_configuration(planned_dataset, monkeypatch, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -28,7 +29,17 @@ def test_a_recipe_takes_nnunets_length_by_default_and_refuses_unknown_keys():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"epochs": 0}, {"lr": -1.0}, {"layer_decay": 1.5}, {"head_lr": 0.0}, {"foreground": 1.1}, {"schedule": "step"}],
+    [
+        {"epochs": 0},
+        {"lr": -1.0},
+        {"layer_decay": 1.5},
+        {"head_lr": 0.0},
+        {"foreground": 1.1},
+        {"schedule": "step"},
+        {"encoder_lr": -0.1},
+        {"drop_path": 1.0},
+        {"ema": 1.0},
+    ],
 )
 def test_impossible_recipes_are_refused(wrong):
     with pytest.raises(ValueError, match="a fine-tuning recipe needs"):
@@ -37,8 +48,8 @@ def test_impossible_recipes_are_refused(wrong):
 
 @pytest.mark.parametrize("schedule", ["poly", "cosine"])
 def test_the_learning_rate_rises_linearly_then_falls_to_nothing(schedule):
-    recipe = Recipe(epochs=100, lr=0.4, warmup_epochs=10, schedule=schedule)
-    rates = [finetune.learning_rate(epoch, recipe) for epoch in range(100)]
+    recipe = Recipe(epochs=20, iterations=5, lr=0.4, warmup_iterations=10, schedule=schedule)
+    rates = [finetune.learning_rate(iteration, recipe) for iteration in range(100)]
     assert rates[:10] == pytest.approx([0.04 * (i + 1) for i in range(10)])
     assert rates[10] == pytest.approx(0.4)
     assert all(a > b for a, b in pairwise(rates[10:]))
@@ -46,10 +57,56 @@ def test_the_learning_rate_rises_linearly_then_falls_to_nothing(schedule):
     assert rates[55] == pytest.approx(0.4 * 0.5**0.9 if schedule == "poly" else 0.2)
 
 
-@pytest.mark.parametrize("epochs", [1, 2, 3])
-def test_short_trainings_learn_in_every_epoch(epochs):
-    recipe = Recipe(epochs=epochs, lr=1.0)
-    assert min(finetune.learning_rate(epoch, recipe) for epoch in range(epochs)) > 0.2
+@pytest.mark.parametrize(
+    ("epochs", "iterations", "warmup"),
+    [(1, 1, 1), (1, 100, 25), (10, 25, 50), (12, 100, 60), (8, 250, 100), (1000, 250, 2500)],
+)
+def test_the_warm_up_is_counted_in_iterations_in_short_trainings_too(epochs, iterations, warmup):
+    recipe = Recipe(epochs=epochs, iterations=iterations, lr=1.0)
+    assert recipe.warmup == warmup
+    assert finetune.learning_rate(0, recipe) == 1 / warmup
+    assert finetune.learning_rate(warmup - 1, recipe) == 1
+
+
+def test_older_plans_count_the_warm_up_in_epochs():
+    assert Recipe.of({RECIPE: {"warmup_epochs": 1.5, "iterations": 40}}).warmup == 60
+    with pytest.raises(ValueError, match="warmup_iterations and warmup_epochs, of which one is enough"):
+        Recipe(warmup_epochs=1, warmup_iterations=50)
+
+
+def test_the_encoder_learns_slowly_where_it_was_pretrained_and_as_said_where_it_is_said():
+    network = small_network()
+    last = network.encoder.get_parameter("layers4.0.blocks.0.attn.qkv.weight")
+
+    def scale(recipe: Recipe, pretrained: bool) -> float:
+        groups = finetune.parameter_groups(network, recipe, pretrained)
+        return next(group["lr_scale"] for group in groups if any(p is last for p in group["params"]))
+
+    assert [scale(Recipe(), pretrained) for pretrained in (True, False)] == [0.3, 1.0]
+    assert [scale(Recipe(encoder_lr=0.5), pretrained) for pretrained in (True, False)] == [0.5, 0.5]
+
+
+def test_drop_path_and_average_follow_from_the_length_of_the_training():
+    short, long = Recipe(epochs=10, iterations=100), Recipe()
+    assert (short.stochastic_depth, long.stochastic_depth) == (0.0, 0.1)
+    assert (short.average, long.average) == pytest.approx((0.99, 0.999))
+    assert Recipe(drop_path=0.2, ema=0.0).stochastic_depth == 0.2
+    assert Recipe(ema=0.0).average == 0
+
+
+def test_the_checkpoints_drop_path_is_not_that_of_the_training(nnunet_env, monkeypatch, tmp_path):
+    """Two pretrainings that differ by it only, and a random start: one network."""
+    made = []
+    for rate in (0.0, 0.1, None):
+        config = replace(ENCODER, drop_path=rate or 0.0)
+        monkeypatch.setenv(origin.VARIABLE, str(pretrained(tmp_path / str(rate), config)))
+        plans = nnunet_plans()
+        finetune.settle(plans, "3d_fullres", random_start=rate is None)
+        resolved = finetune.resolve(plans, "3d_fullres")
+        network = finetune.build(resolved, 1, 3, True, Recipe.of(plans).stochastic_depth)
+        made.append((resolved["architecture"], network.encoder.config))
+    assert made[0] == made[1] == made[2]
+    assert made[0][1].drop_path == 0.1
 
 
 def small_network(deep_supervision: bool = True) -> SwinUNETR:
@@ -59,20 +116,20 @@ def small_network(deep_supervision: bool = True) -> SwinUNETR:
 
 
 def test_every_trained_parameter_is_in_one_group_with_its_layers_learning_rate():
-    network, recipe = small_network(), Recipe(lr=1e-3, head_lr=10, layer_decay=0.5)
+    network, recipe = small_network(), Recipe(lr=1e-3, head_lr=10, encoder_lr=0.4, layer_decay=0.5)
     groups = finetune.parameter_groups(network, recipe)
     rate = {id(p): (group["lr_scale"], group["weight_decay"]) for group in groups for p in group["params"]}
     assert len(rate) == sum(len(group["params"]) for group in groups) == len(list(network.parameters()))
     assert groups[0]["lr_scale"] == 1  # the one whose learning rate nnU-Net logs
     named = dict(network.named_parameters())
     of = {name: rate[id(parameter)] for name, parameter in named.items()}
-    assert of["encoder.patch_embed.proj.weight"] == (0.5**8, 0.05)
-    assert of["encoder.layers1.0.blocks.0.attn.qkv.weight"] == (0.5**7, 0.05)
-    assert of["encoder.layers1.0.downsample.reduction.weight"][0] == 0.5**6
-    assert of["encoder.layers2.0.blocks.0.attn.qkv.weight"][0] == 0.5**6
-    assert of["encoder.layers3.0.blocks.2.norm1.weight"] == (0.5**2, 0.0)
-    assert of["encoder.layers4.0.blocks.0.attn.relative_position_bias_table"] == (0.5, 0.0)
-    assert of["encoder.layers4.0.downsample.reduction.weight"][0] == 0.5
+    assert of["encoder.patch_embed.proj.weight"] == (0.4 * 0.5**7, 0.05)
+    assert of["encoder.layers1.0.blocks.0.attn.qkv.weight"] == (0.4 * 0.5**6, 0.05)
+    assert of["encoder.layers1.0.downsample.reduction.weight"][0] == 0.4 * 0.5**5
+    assert of["encoder.layers2.0.blocks.0.attn.qkv.weight"][0] == 0.4 * 0.5**5
+    assert of["encoder.layers3.0.blocks.2.norm1.weight"] == (0.4 * 0.5, 0.0)
+    assert of["encoder.layers4.0.blocks.0.attn.relative_position_bias_table"] == (0.4, 0.0)
+    assert of["encoder.layers4.0.downsample.reduction.weight"][0] == 0.4
     heads = {rate for name, rate in of.items() if ".seg_layers." in name}
     assert heads == {(10, 0.0)}
     assert {scale for name, (scale, _) in of.items() if name.startswith("decoder.")} == {1.0, 10}
@@ -93,7 +150,7 @@ def test_the_schedule_needs_no_state_and_each_step_clips():
     network, recipe = small_network(), Recipe(epochs=10, lr=1e-3, clip=0.5)
     optimizer, schedule = finetune.optimise(network, recipe, torch.device("cpu"))
     schedule.step(7)
-    assert optimizer.param_groups[0]["lr"] == finetune.learning_rate(7, recipe)
+    assert optimizer.param_groups[0]["lr"] == finetune.learning_rate(7 * 250, recipe)
     assert all(
         g["lr"] == pytest.approx(g["lr_scale"] * optimizer.param_groups[0]["lr"]) for g in optimizer.param_groups
     )
@@ -104,6 +161,10 @@ def test_the_schedule_needs_no_state_and_each_step_clips():
     for parameter in network.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
+    assert optimizer.param_groups[0]["lr"] == finetune.learning_rate(7 * 250 + 1, recipe)
+    schedule.step(8)
+    optimizer.step()
+    assert optimizer.param_groups[0]["lr"] == finetune.learning_rate(8 * 250, recipe)
 
 
 @pytest.mark.parametrize("patch", [(20, 48, 40), (7, 33, 50), (64, 64)])
@@ -193,7 +254,7 @@ def test_a_random_start_is_of_the_same_network_and_by_itself_of_the_default_pres
     alone = nnunet_plans()
     finetune.settle(alone, "2d", random_start=True)
     arguments = alone["configurations"]["2d"]["architecture"]["arch_kwargs"]
-    assert arguments["encoder"] == preset("smit", 2).to_dict()
+    assert arguments["encoder"] == preset("smit", 2, drop_path=0.0).to_dict()
     assert arguments["intensity"] is None
     with pytest.raises(NoCheckpointError, match="name our network but no checkpoint"):
         finetune.load(small_network(), alone)

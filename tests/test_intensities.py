@@ -35,7 +35,7 @@ EXACT = {"rtol": 0, "atol": 8 * np.finfo(np.float32).eps * 4000 / HU["sd"]}
 def seen(nnunet_env, monkeypatch, tmp_path):
     """A function: plans and nnU-Net's image to what reaches the encoder's first layer."""
     monkeypatch.setenv(origin.VARIABLE, str(pretrained(tmp_path)))
-    monkeypatch.setattr(finetune, "DECODER", "light")
+    monkeypatch.setattr(finetune.plans, "DECODER", "light")
 
     def run(plans: dict, image: torch.Tensor, configuration: str = "3d_fullres") -> torch.Tensor:
         finetune.settle(plans, configuration, random_start=False)

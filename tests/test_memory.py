@@ -62,6 +62,7 @@ def half_and_single(device: str) -> dict[str, torch.dtype]:
         "transposed convolution": F.conv_transpose3d(half, weight, stride=2),
         "layer norm": F.layer_norm(half, (8,), norm, norm),
         "instance norm": F.instance_norm(half),
+        "group norm": F.group_norm(half, 2),
         "attention": F.scaled_dot_product_attention(x[0], half[0], half[0], attn_mask=half[0, :, :, :, :8]),
         "gelu": F.gelu(half),
         "leaky relu": F.leaky_relu(half),

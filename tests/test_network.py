@@ -13,6 +13,7 @@ from micro import ENCODER
 
 from nnssl import checkpoint
 from nnssl.encoder.swin import Swin, SwinConfig
+from nnssl.finetune import statistics
 from nnssl.network.decoders import DECODERS, UpBlock
 from nnssl.network.normalise import SLOPE, norm_act
 from nnssl.network.planned import NETWORK_CLASS, intensity_map
@@ -33,7 +34,11 @@ def network(dims: int = 3, channels: int = 1, deep_supervision: bool = True, **a
     return SwinUNETR(channels, 3, deep_supervision, **{"encoder": encoder(dims), "decoder": "light"} | arguments)
 
 
-@pytest.mark.parametrize("decoder", DECODERS)
+DATASET_LIGHT = {"name": "light", "norm": "dataset"}  # as new plans have it
+KINDS = [*DECODERS, DATASET_LIGHT]
+
+
+@pytest.mark.parametrize("decoder", KINDS, ids=str)
 @pytest.mark.parametrize("size", SIZES)
 def test_output_has_the_size_of_the_input_and_every_parameter_a_gradient(decoder, size):
     net = network(len(size), channels=2, decoder=decoder)
@@ -44,7 +49,7 @@ def test_output_has_the_size_of_the_input_and_every_parameter_a_gradient(decoder
     assert [name for name, p in net.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
-@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("decoder", KINDS, ids=str)
 def test_without_deep_supervision_no_parameter_waits_for_a_gradient(decoder):
     net = network(2, deep_supervision=False, decoder=decoder)
     net(torch.randn(2, 1, 32, 32)).square().mean().backward()
@@ -62,7 +67,54 @@ def test_the_light_decoder_sees_where_a_map_differs_and_no_common_part_or_scale(
     assert moved[0].std() > 10  # what was passed is left as it was
 
 
-@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("decoder", [DATASET_LIGHT, "nnunet"], ids=str)
+def test_maps_are_standardised_by_the_dataset_and_what_a_patch_has_of_its_own_stays(decoder):
+    net = network(2, decoder=decoder)
+    patches = [torch.randn(2, 1, 64, 64) + shift for shift in (-3.0, 0.0, 5.0)]
+    statistics.measure(net, patches)
+    seen = [net.eval().encode(patch)[1] for patch in patches]
+    for norm, *maps in zip(net.decoder.norms, *seen, strict=True):
+        done = norm(torch.cat(maps)).movedim(1, -1).flatten(0, -2)
+        torch.testing.assert_close(done.mean(0), torch.zeros(done.shape[1]), atol=1e-4, rtol=0)
+        torch.testing.assert_close(done.std(0, correction=0), torch.ones(done.shape[1]), atol=1e-3, rtol=0)
+    assert {name for name in net.state_dict() if name.endswith((".mean", ".std"))} == {
+        f"decoder.norms.{level}.{kind}" for level in range(5) for kind in ("mean", "std")
+    }
+    image, maps = net.encode(patches[0])
+    moved = [each + 1 for each in maps]
+    assert not torch.allclose(net.decoder(image, maps)[0], net.decoder(image, moved)[0], atol=1e-3)
+
+
+@pytest.mark.parametrize("decoder", KINDS, ids=str)
+@pytest.mark.parametrize("regions", [False, True])
+def test_at_first_all_is_background_as_far_as_the_bias_says(decoder, regions):
+    net = network(2, decoder=decoder)
+    statistics.start_heads(net, regions)
+    for head in net.decoder.heads.seg_layers:
+        expected = head.bias.sigmoid() if regions else head.bias.softmax(0)
+        wanted = [0.01] * 3 if regions else [0.99, 0.005, 0.005]
+        torch.testing.assert_close(expected, torch.tensor(wanted), atol=1e-6, rtol=1e-5)
+
+
+# Of the networks that older plans name: the sum of each output's logits, and of their squares.
+OLD = {
+    "swinunetr": [[21391.0566, 30542.1289], [2183.1465, 3040.3701], [-510.5, 723.5402], [-5.056, 58.4301]],
+    "light": [[14284.5254, 11353.4131], [-271.5786, 1660.7327], [-136.005, 143.7811], [-13.9644, 31.6682]],
+}
+
+
+@pytest.mark.parametrize(("decoder", "tensors"), [("swinunetr", 111), ("light", 95)])
+def test_networks_of_older_plans_are_what_they_were(decoder, tensors):
+    net = network(decoder=decoder).eval()
+    assert len(net.state_dict()) == tensors
+    with torch.no_grad():
+        outputs = net(torch.linspace(-2, 2, 14 * 40 * 36).sin().reshape(1, 1, 14, 40, 36))
+    found = [[float(o.sum()), float(o.square().sum())] for o in outputs]
+    for one, other in zip(found, OLD[decoder], strict=True):
+        assert one == pytest.approx(other, rel=1e-3)
+
+
+@pytest.mark.parametrize("decoder", KINDS, ids=str)
 def test_one_state_dict_with_and_without_deep_supervision(decoder):
     many, single = network(decoder=decoder), network(decoder=decoder, deep_supervision=False)
     single.load_state_dict(many.state_dict())
@@ -147,7 +199,7 @@ def test_norm_act_is_instance_norm_and_leaky_relu(act, size):
     torch.testing.assert_close(mine.grad, plain.grad, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("decoder", KINDS, ids=str)
 def test_in_single_precision_the_network_is_that_of_double_precision(decoder):
     """Only the former works in place; a gradient lost on the way would show here."""
     net = network(2, decoder=decoder)
@@ -247,16 +299,21 @@ def test_what_upstreams_loader_of_pretrained_weights_looks_for():
         net.get_submodule(key)
 
 
-def test_only_the_heads_are_left_out_by_nnunets_pretrained_weights():
-    names = {name for name in network().state_dict() if ".seg_layers." in name}
+@pytest.mark.parametrize("decoder", KINDS, ids=str)
+def test_only_the_heads_are_left_out_by_nnunets_pretrained_weights(decoder):
+    names = {name for name in network(decoder=decoder).state_dict() if ".seg_layers." in name}
     assert names == {f"decoder.heads.seg_layers.{i}.{kind}" for i in range(4) for kind in ("weight", "bias")}
 
 
 def test_unknown_decoders_and_options_are_refused():
-    with pytest.raises(ValueError, match=r"unknown decoder 'cnn'; known: swinunetr, light"):
+    with pytest.raises(ValueError, match=r"unknown decoder 'cnn'; known: swinunetr, light, nnunet"):
         network(decoder="cnn")
     with pytest.raises(ValueError, match="does not take these options"):
         network(decoder={"name": "light", "width": 3})
+    with pytest.raises(ValueError, match="norm of the light decoder is dataset or space, got 'patch'"):
+        network(decoder={"name": "light", "norm": "patch"})
+    with pytest.raises(ValueError, match="takes 6 widths"):
+        network(decoder={"name": "nnunet", "widths": [4, 4]})
     assert network(2, decoder={"name": "light", "widths": [4, 4, 8, 8, 8]})(torch.randn(1, 1, 32, 32))
 
 

@@ -22,17 +22,16 @@ from nnssl.network.planned import Recipe
 pytestmark = pytest.mark.usefixtures("one_thread")
 TRAINERS = ("SwinSSLTrainer", "SwinScratchTrainer", "SwinFrozenTrainer", "SwinGradualTrainer")
 WORLD = 2
-SHAKY = replace(ENCODER, drop_path=0.5)
 
 
 @pytest.fixture
 def ready(nnunet_env, monkeypatch, tmp_path):
     """A function that gives an initialised trainer, started from a checkpoint where it takes one."""
-    monkeypatch.setenv(origin.VARIABLE, str(pretrained(tmp_path / "ssl", SHAKY)))
-    monkeypatch.setattr(finetune, "DECODER", "light")
+    monkeypatch.setenv(origin.VARIABLE, str(pretrained(tmp_path / "ssl")))
+    monkeypatch.setattr(finetune.plans, "DECODER", "light")
 
     def make(name: str, **recipe):
-        trainer = made_trainer(name, made_plans(recipe))
+        trainer = made_trainer(name, made_plans({"drop_path": 0.5, "iterations": 2, **recipe}))
         trainer.initialize()
         trainer.set_deep_supervision_enabled(trainer.enable_deep_supervision)
         return trainer
@@ -121,6 +120,72 @@ def test_a_resumed_training_is_the_uninterrupted_one_bit_by_bit(ready, name, tmp
     assert [g["lr"] for g in whole.optimizer.param_groups] == [g["lr"] for g in second.optimizer.param_groups]
 
 
+@pytest.mark.parametrize("ema", [0.9, 0.0])
+def test_what_is_validated_and_saved_is_the_average_and_what_goes_on_are_the_raw_weights(ready, ema, tmp_path):
+    trainer = ready("SwinSSLTrainer", epochs=8, ema=ema, lr=1e-2)
+    train_epoch(trainer, 0, steps=4)
+    raw = weights(trainer)
+    trainer.on_validation_epoch_start()
+    validated = weights(trainer)
+    assert bool(changed(raw, validated)) == bool(ema)
+    trainer.save_checkpoint(str(tmp_path / "saved.pth"))
+    assert not changed(validated, torch.load(tmp_path / "saved.pth", weights_only=False)["network_weights"])
+    resumed, ended = (ready("SwinSSLTrainer", epochs=8, ema=ema, lr=1e-2) for _ in range(2))
+    for other in (resumed, ended):
+        other.load_checkpoint(str(tmp_path / "saved.pth"))
+    assert not changed(raw, weights(resumed))
+    ended.average.use()  # as in `nnUNetv2_train --val`
+    assert not changed(validated, weights(ended))
+    train_epoch(trainer, 1)
+    train_epoch(resumed, 1)
+    assert not changed(weights(trainer), weights(resumed))
+    trainer.average.use(), resumed.average.use()
+    assert not changed(weights(trainer), weights(resumed))
+
+
+def test_a_training_begins_with_the_moments_of_its_own_patches_and_goes_on_with_them(ready, monkeypatch, tmp_path):
+    parent = import_module("nnunetv2.training.nnUNetTrainer.nnUNetTrainer").nnUNetTrainer
+
+    def loader(trainer) -> None:
+        trainer.dataloader_train = iter([batch(trainer, seed) for seed in range(20)])
+
+    monkeypatch.setattr(parent, "on_train_start", loader)
+    first = ready("SwinSSLTrainer", epochs=2)
+    assert float(first.network.decoder.norms[0].mean.abs().sum()) == 0
+    first.on_train_start()
+    assert len(list(first.dataloader_train)) == 20 - finetune.PATCHES // first.batch_size
+    _, maps = first.network.eval().encode(torch.cat([batch(first, seed)["data"] for seed in range(16)]))
+    for norm, each in zip(first.network.decoder.norms, maps, strict=True):
+        torch.testing.assert_close(norm(each).mean((0, 2, 3, 4)), torch.zeros(each.shape[1]), atol=1e-4, rtol=0)
+    first.save_checkpoint(str(tmp_path / "saved.pth"))
+    resumed = made_trainer("SwinSSLTrainer", made_plans({"epochs": 2}))
+    resumed.load_checkpoint(str(tmp_path / "saved.pth"))
+    resumed.on_train_start()
+    assert len(list(resumed.dataloader_train)) == 20
+    for name, tensor in first.network.decoder.norms.state_dict().items():
+        assert torch.equal(tensor, resumed.network.decoder.norms.state_dict()[name])
+
+
+def test_the_average_is_soon_that_of_the_last_weights():
+    network = torch.nn.Linear(1, 1, bias=False)
+    optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
+    average = finetune.Average(network, optimizer, 0.99)
+    average.use()  # nothing yet
+    wanted = None
+    for t in range(200):
+        network.weight.grad = torch.full((1, 1), -1.0)  # so that the weight grows by one a step
+        optimizer.step()
+        kept = min(0.99, (1 + t) / (10 + t))
+        now = network.weight.item()
+        wanted = now if t == 0 else kept * wanted + (1 - kept) * now
+    last = network.weight.item()
+    average.use()
+    assert network.weight.item() == pytest.approx(wanted, rel=1e-5)
+    assert last - 30 < wanted < last
+    average.restore()
+    assert network.weight.item() == last
+
+
 def test_the_recipe_says_when():
     assert Recipe(epochs=50).unfreeze == 2.5
     assert Recipe(epochs=50, unfreeze_every=4).unfreeze == 4
@@ -158,9 +223,9 @@ def as_rank(rank: int, folder: Path) -> None:
     for name in TRAINERS:
         for decoder in DECODERS:
             for deep in (True, False):
-                finetune.DECODER = decoder
+                finetune.plans.DECODER = decoder
                 found[name, decoder, deep] = two_steps(name, deep, rank)
-    finetune.DECODER = "light"
+    finetune.plans.DECODER = "light"
     found["control"] = two_steps("SwinSSLTrainer", True, rank, control=True)
     torch.save(found, folder / f"found{rank}.pth")
     td.destroy_process_group()
@@ -168,7 +233,7 @@ def as_rank(rank: int, folder: Path) -> None:
 
 def two_steps(name: str, deep_supervision: bool, rank: int, control: bool = False) -> dict | str:
     """What learnt, and its weights after two steps; or the error of DDP."""
-    trainer = made_trainer(name, made_plans({"epochs": 10, "unfreeze_every": 1}))
+    trainer = made_trainer(name, made_plans({"epochs": 10, "unfreeze_every": 1, "drop_path": 0.5}))
     trainer.device, trainer.grad_scaler = torch.device("cpu"), None  # nnU-Net's DDP knows GPUs only
     trainer.enable_deep_supervision = deep_supervision
     trainer.initialize()
@@ -198,7 +263,7 @@ def found(tmp_path_factory) -> list[dict]:
     with pytest.MonkeyPatch.context() as patch:
         for variable in ("nnUNet_preprocessed", "nnUNet_results"):
             patch.setenv(variable, str(folder))
-        patch.setenv(origin.VARIABLE, str(pretrained(folder / "ssl", SHAKY)))
+        patch.setenv(origin.VARIABLE, str(pretrained(folder / "ssl")))
         mp.spawn(as_rank, args=(folder,), nprocs=WORLD)
     return [torch.load(folder / f"found{rank}.pth", weights_only=False) for rank in range(WORLD)]
 

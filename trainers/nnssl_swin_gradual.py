@@ -7,9 +7,7 @@ from nnssl.trainers.nnssl_swin_ssl import SwinSSLTrainer
 
 
 class SwinGradualTrainer(SwinSSLTrainer):
-    def configure_optimizers(self):
-        optimizer, _ = super().configure_optimizers()
-        return optimizer, finetune.Unfreezing(optimizer, self.recipe)
+    schedule = finetune.Unfreezing
 
     def start(self) -> list[str]:
         return [*super().start(), finetune.unfreezing(self.recipe)]

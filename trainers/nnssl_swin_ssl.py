@@ -7,12 +7,13 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
 from nnssl import finetune
-from nnssl.network.planned import INFO
+from nnssl.network.planned import INFO, Recipe
 from nnssl.trainers.nnssl_default_network import DefaultNetworkTrainer
 
 
 class SwinSSLTrainer(DefaultNetworkTrainer):
     random_start = False
+    schedule = finetune.Schedule
 
     def __init__(
         self,
@@ -40,7 +41,8 @@ class SwinSSLTrainer(DefaultNetworkTrainer):
         enable_deep_supervision: bool = True,
     ) -> nn.Module:
         resolved = configuration_manager.configuration
-        return finetune.build(resolved, num_input_channels, num_output_channels, enable_deep_supervision)
+        drop_path = Recipe.of(plans_manager.plans).stochastic_depth
+        return finetune.build(resolved, num_input_channels, num_output_channels, enable_deep_supervision, drop_path)
 
     def initialize(self):
         resolved, plans = self.configuration_manager.configuration, self.plans_manager.plans
@@ -48,7 +50,9 @@ class SwinSSLTrainer(DefaultNetworkTrainer):
         super().initialize()
         if self.starts_anew:
             finetune.refuse_mixed_folds(self.output_folder_base, self.fold, plans.get(INFO, {}))
+            finetune.start_heads(finetune.bare(self.network), self.label_manager.has_regions)
             lines = self.start() + finetune.intensities(resolved, plans.get(INFO, {}))
+            lines.append(finetune.describe(self.recipe, not self.random_start))
             self.print_to_log_file("\n".join(lines), add_timestamp=False)
 
     def start(self) -> list[str]:
@@ -67,7 +71,36 @@ class SwinSSLTrainer(DefaultNetworkTrainer):
         super().load_checkpoint(filename_or_checkpoint)
 
     def configure_optimizers(self):
-        return finetune.optimise(finetune.bare(self.network), self.recipe, self.device)
+        network, pretrained = finetune.bare(self.network), not self.random_start
+        optimizer, schedule = finetune.optimise(network, self.recipe, self.device, pretrained, self.schedule)
+        self.average = finetune.Average(network, optimizer, self.recipe.average)
+        return optimizer, schedule
+
+    def on_train_start(self):
+        super().on_train_start()
+        network = finetune.bare(self.network)
+        if self.starts_anew and finetune.needs_moments(network):
+            batches = range(-(-finetune.PATCHES // self.batch_size))
+            finetune.measure(network, (next(self.dataloader_train)["data"].to(self.device) for _ in batches))
+
+    def on_train_epoch_start(self):
+        self.average.restore()
+        super().on_train_epoch_start()
+
+    def on_validation_epoch_start(self):
+        self.average.use()  # until the next epoch: nnU-Net also saves what it has validated
+        super().on_validation_epoch_start()
+
+    def save_checkpoint(self, filename):
+        validated = self.average.in_use
+        self.average.use()
+        super().save_checkpoint(filename)
+        if not validated:
+            self.average.restore()
+
+    def perform_actual_validation(self, save_probabilities=False):
+        self.average.use()
+        super().perform_actual_validation(save_probabilities)
 
     def _get_deep_supervision_scales(self):
         if not self.enable_deep_supervision:

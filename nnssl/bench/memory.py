@@ -31,6 +31,7 @@ from nnssl.encoder.presets import preset
 from nnssl.encoder.swin import SwinConfig
 from nnssl.finetune import deep_supervision_weights
 from nnssl.network.decoders import DECODERS
+from nnssl.network.planned import OPTIONS
 from nnssl.network.swin_unetr import SwinUNETR, output_sizes
 from nnssl.plans import memory
 from nnssl.types import Shape
@@ -92,7 +93,9 @@ class Autocast(TorchFunctionMode):
 
     LOWER = frozenset({F.linear, F.conv2d, F.conv3d, F.conv_transpose2d, F.conv_transpose3d, torch.matmul,
                        F.scaled_dot_product_attention})  # fmt: skip
-    SINGLE = frozenset({F.layer_norm, F.softmax, torch.softmax, F.log_softmax, F.cross_entropy, Tensor.sum, torch.sum})
+    SINGLE = frozenset(
+        {F.layer_norm, F.group_norm, F.softmax, torch.softmax, F.log_softmax, F.cross_entropy, Tensor.sum, torch.sum}
+    )
 
     def __init__(self):
         super().__init__()
@@ -116,12 +119,11 @@ class Autocast(TorchFunctionMode):
 
 
 def build(case: Case, device: str) -> tuple[nn.Module, list[Tensor]]:
-    """The network, and AdamW's two moments of each of its parameters."""
+    """The network, and of each of its parameters AdamW's two moments and the average."""
+    encoder, decoder = case.config.to_dict(), OPTIONS.get(case.decoder, case.decoder)
     with torch.device(device):
-        network = SwinUNETR(
-            case.config.in_channels, case.classes, True, encoder=case.config.to_dict(), decoder=case.decoder
-        )
-    return network, [torch.zeros_like(p) for p in network.parameters() for _ in range(2)]
+        network = SwinUNETR(case.config.in_channels, case.classes, True, encoder=encoder, decoder=decoder)
+    return network, [torch.zeros_like(p) for p in network.parameters() for _ in range(3)]
 
 
 def loss_function(outputs: int) -> nn.Module:
@@ -192,7 +194,7 @@ CHANNELS = {
 
 
 def grid() -> list[Case]:
-    """What the documentation's table shows: all presets, both decoders, patches of 32 to 1024 voxels a side."""
+    """What the documentation's table shows: all presets, all decoders, patches of 32 to 1024 voxels a side."""
     cases = []
     for name, patches in PATCHES.items():
         for patch, batch in patches:
@@ -209,7 +211,7 @@ def fit(cases: list[Case], bytes_: list[int]) -> dict[str, dict[str, float]]:
     from scipy.optimize import nnls
 
     found = {}
-    for decoder in DECODERS:
+    for decoder in dict.fromkeys(case.decoder for case in cases):
         chosen = [(terms_of(case), size) for case, size in zip(cases, bytes_, strict=True) if case.decoder == decoder]
         rows = np.array([[value / size for value in terms.values()] for terms, size in chosen])
         scale = rows.max(0)

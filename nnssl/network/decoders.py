@@ -1,6 +1,6 @@
-"""CNN decoders with skips, as data: `SwinUNETRDecoder`, faithful to MONAI's, and `LightDecoder`.
+"""CNN decoders with skips, as data: `SwinUNETRDecoder`, faithful to MONAI's, `LightDecoder`, and `NNUNetDecoder`.
 
-Both take the image and the encoder's five maps (strides 2 to 32), work at any size, and give logits at the
+All take the image and the encoder's five maps (strides 2 to 32), work at any size, and give logits at the
 image's size; while training also at half, a quarter and an eighth of it (deep supervision). A map of an odd
 size is reached by upsampling to one voxel more and cutting that off, so nothing is ever padded or cropped.
 They climb by the encoder's `steps`: an axis that one of them left as it was is not upsampled there.
@@ -14,39 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nnssl.network.layers import DatasetNorm, Heads, Pointwise, conv, cut, groups_of, pointwise, upsampling
+from nnssl.network.nnunet_decoder import NNUNetDecoder
 from nnssl.network.normalise import norm_act
 from nnssl.types import Shape
 
 OUTPUTS = 4  # logits at 1, 1/2, 1/4 and 1/8 of the image's size, where every step halves
-
-
-def conv(dims: int, inputs: int, outputs: int) -> nn.Module:
-    """3^d, same size out as in."""
-    kind = nn.Conv2d if dims == 2 else nn.Conv3d
-    return kind(inputs, outputs, 3, padding=1, bias=False)
-
-
-class Pointwise(nn.Linear):
-    """A convolution of one voxel, as the matrix product over channels-last maps that it is."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return pointwise(x, self.weight, self.bias)
-
-
-def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """[B C *spatial] and [outputs C] to [B outputs *spatial]."""
-    return F.linear(x.movedim(1, -1), weight, bias).movedim(-1, 1)
-
-
-def upsampling(step: Shape, inputs: int, outputs: int) -> nn.Module:
-    """`step` times the size out, by axis."""
-    kind = nn.ConvTranspose2d if len(step) == 2 else nn.ConvTranspose3d
-    return kind(inputs, outputs, step, stride=step, bias=False)
-
-
-def cut(x: Tensor, size: Shape) -> Tensor:
-    """The first voxels of [B C *larger] that make [B C *size]."""
-    return x[(..., *(slice(0, n) for n in size))]
 
 
 class ResidualBlock(nn.Module):
@@ -115,26 +88,6 @@ class UpBlock(nn.Module):
         return saved > 2 * making * coarse * fine * fine
 
 
-class Heads(nn.Module):
-    """One pointwise convolution to logits per output size.
-
-    All heads always exist, so that the state_dict is the same with and without deep supervision. Without it
-    the lower ones take no gradient, since DDP refuses parameters that wait for one in vain.
-    """
-
-    def __init__(self, widths: tuple[int, ...], classes: int, deep_supervision: bool):
-        super().__init__()
-        # nnU-Net's -pretrained_weights leaves out what has `.seg_layers.` in its name: the heads, and only they.
-        self.seg_layers = nn.ModuleList(Pointwise(width, classes) for width in widths)
-        self.seg_layers[1:].requires_grad_(deep_supervision)
-
-    def forward(self, maps: list[Tensor], all_of_them: bool) -> Tensor | list[Tensor]:
-        """`maps`, finest first, to logits, finest first; or to the finest logits alone."""
-        if not all_of_them:
-            return self.seg_layers[0](maps[0])
-        return [head(x) for head, x in zip(self.seg_layers, maps, strict=True)]
-
-
 class SwinUNETRDecoder(nn.Module):
     """Hatamizadeh et al. 2022 (arXiv 2201.01266), as in `monai.networks.nets.SwinUNETR` 1.6.1.
 
@@ -176,26 +129,38 @@ class SwinUNETRDecoder(nn.Module):
 
 
 class Lift(nn.Module):
-    """Upsampling plus a projection of the skip, then one 3^d convolution; instance norm and LeakyReLU after each."""
+    """Upsampling plus a projection of the skip, then one 3^d convolution; a norm and LeakyReLU after each.
 
-    def __init__(self, step: Shape, inputs: int, skip: int, outputs: int, pointwise: bool):
+    grouped: group norm in the place of instance norm, for grids of a few voxels, of which a channel has no statistics.
+    """
+
+    def __init__(self, step: Shape, inputs: int, skip: int, outputs: int, pointwise: bool, grouped: bool):
         super().__init__()
         dims = len(step)
+        norms = [nn.GroupNorm(groups_of(outputs), outputs) for _ in range(2)] if grouped else []
+        self.norms = nn.ModuleList(norms)
         self.upsample = upsampling(step, inputs, outputs)
         self.project = Pointwise(skip, outputs, bias=False) if pointwise else conv(dims, skip, outputs)
         self.conv = conv(dims, outputs, outputs)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        raised = cut(self.upsample(x), skip.shape[2:])
-        return norm_act(self.conv(norm_act(self.project(skip).add_(raised))))
+        x = self.project(skip).add_(cut(self.upsample(x), skip.shape[2:]))
+        if not self.norms:
+            return norm_act(self.conv(norm_act(x)))
+        first, second = self.norms
+        x = self.conv(F.leaky_relu_(first(x), 0.01))
+        return F.leaky_relu_(second(x), 0.01)
 
 
 class LightDecoder(nn.Module):
     """Sums in the place of concatenations, one 3^d convolution a level, and few channels at full resolution.
 
-    `widths` at strides 1 to 16: most of a decoder's time goes to the first. None: 16, then the encoder's channels,
-    256 at most. Each map is standardised over space first: pretrained tokens share a large common part, beside which
-    the skips' projections would hardly see where a token differs.
+    widths: at strides 1 to 16: most of a decoder's time goes to the first. None: 16, then the encoder's channels,
+            256 at most.
+    norm:   how each map is standardised first. Pretrained tokens share a large common part, beside which the skips'
+            projections would hardly see where a token differs. "dataset": by the moments of the training set, and the
+            lifts to strides 8 and 16 have group norms. "space": by those of the patch itself, with instance norms
+            throughout, as models before 0.2 have it; over a few tokens that is mostly noise.
     """
 
     def __init__(
@@ -206,21 +171,29 @@ class LightDecoder(nn.Module):
         classes: int,
         deep_supervision: bool,
         widths: tuple[int, ...] | None = None,
+        norm: str = "space",
     ):
         super().__init__()
+        if norm not in ("dataset", "space"):
+            raise ValueError(f"norm of the light decoder is dataset or space, got {norm!r}")
         self.deep_supervision = deep_supervision
+        grouped = [norm == "dataset" and level > 2 for level in range(len(steps))]
+        self.norms = nn.ModuleList(DatasetNorm(width) for width in channels if norm == "dataset")
         widths = widths or (16, *(min(width, 256) for width in channels[:4]))
         skips = (image_channels, *channels[:4])
         below = (*widths[1:], channels[4])
         self.lifts = nn.ModuleList(
-            Lift(step, inputs, skip, outputs, pointwise=skip is not skips[0])
-            for step, inputs, skip, outputs in zip(steps, below, skips, widths, strict=True)
+            Lift(step, inputs, skip, outputs, pointwise=level > 0, grouped=grouped[level])
+            for level, (step, inputs, skip, outputs) in enumerate(zip(steps, below, skips, widths, strict=True))
         )
         self.heads = Heads(tuple(widths[:OUTPUTS]), classes, deep_supervision)
 
     def forward(self, image: Tensor, maps: list[Tensor]) -> Tensor | list[Tensor]:
         """[B C *spatial] and the encoder's maps to logits [B classes *spatial], or a list of them."""
-        *fine, x = [norm_act(each.clone(), act=False) for each in maps]
+        if self.norms:
+            *fine, x = [norm(each) for norm, each in zip(self.norms, maps, strict=True)]
+        else:
+            *fine, x = [norm_act(each.clone(), act=False) for each in maps]
         decoded = []
         for lift, skip in zip(self.lifts[::-1], (image, *fine)[::-1], strict=True):
             x = lift(x, skip)
@@ -228,4 +201,4 @@ class LightDecoder(nn.Module):
         return self.heads(decoded[:OUTPUTS], self.deep_supervision)
 
 
-DECODERS = {"swinunetr": SwinUNETRDecoder, "light": LightDecoder}
+DECODERS = {"swinunetr": SwinUNETRDecoder, "light": LightDecoder, "nnunet": NNUNetDecoder}

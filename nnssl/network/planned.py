@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
+from math import ceil
 
 from nnssl.encoder.config import OWN, SwinConfig
 from nnssl.network.strides import steps_for
@@ -17,6 +18,9 @@ from nnssl.types import NETWORK_CLASS, HUPolicy, Shape
 
 INFO, RECIPE, PLANNED = "pretrain_info", "nnssl_recipe", "nnssl_plan"
 NAME, BASE = "nnUNetSwinPlans", "nnUNetPlans"  # of our plans, and of nnU-Net's own
+OPTIONS = {"light": {"name": "light", "norm": "dataset"}}  # of decoders in new plans; older ones name the decoder alone
+LONG = 5000  # iterations, from which on a training is regularised by stochastic depth
+PRETRAINED_LR = 0.3  # with it the published rates, about 1e-4, are met at a decoder's 5e-4; nnU-Net's own: 0.1 to 0.33
 
 
 @dataclass(frozen=True)
@@ -30,25 +34,34 @@ class Recipe:
     mirror: bool = True  # augment by reflections and predict with them; not for labels that tell left from right
     lr: float = 5e-4  # of the decoder, AdamW
     head_lr: float = 30.0  # of the heads to logits, over that of the decoder (experiments.md: what it changes)
+    encoder_lr: float | None = None  # of the encoder's last block, over that of the decoder; None: PRETRAINED_LR with
+    # pretrained weights, 1 from a random start
     layer_decay: float = 0.9  # an encoder block's learning rate over that of the block above it
-    warmup_epochs: float | None = None  # linear from 0; None: a twentieth of the epochs
+    warmup_iterations: int | None = None  # linear from 0; None: see `warmup`
+    warmup_epochs: float | None = None  # the same in epochs, as older plans have it
     unfreeze_every: float | None = None  # epochs from one part of the encoder to the next, where the trainer unfreezes
     # gradually; None: a twentieth of the epochs, so that all of it learns after a quarter
     schedule: str = "poly"  # poly: nnU-Net's (1 - t)^0.9; cosine
     weight_decay: float = 0.05  # not on norms, biases and position biases (Liu et al. 2021)
     clip: float = 1.0  # norm of the gradient, as nnU-Net's own transformer trainers
+    drop_path: float | None = None  # of the encoder's last block, rising from 0; None: see `stochastic_depth`
+    ema: float | None = None  # what the average of the weights keeps in a step; 0: no average; None: see `average`
 
     def __post_init__(self) -> None:
         wrong = [name for name in ("epochs", "iterations", "val_iterations") if getattr(self, name) < 1]
         wrong += [name for name in ("lr", "head_lr", "layer_decay", "clip") if not getattr(self, name) > 0]
-        if not 0 <= self.foreground <= 1:
-            wrong.append("foreground")
-        if min(self.weight_decay, self.warmup_epochs or 0, self.unfreeze_every or 0) < 0:
-            wrong.append("weight_decay, warmup_epochs or unfreeze_every")
-        if wrong or self.layer_decay > 1 or self.schedule not in ("poly", "cosine"):
+        optional = ("warmup_iterations", "warmup_epochs", "unfreeze_every", "encoder_lr", "drop_path", "ema")
+        wrong += [name for name in ("weight_decay", *optional) if (getattr(self, name) or 0) < 0]
+        wrong += [name for name in ("foreground", "layer_decay") if not 0 <= getattr(self, name) <= 1]
+        wrong += [name for name in ("drop_path", "ema") if (getattr(self, name) or 0) >= 1]
+        if self.schedule not in ("poly", "cosine"):
+            wrong.append("schedule")
+        if None not in (self.warmup_iterations, self.warmup_epochs):
+            wrong.append("warmup_iterations and warmup_epochs, of which one is enough")
+        if wrong:
             raise ValueError(
-                "a fine-tuning recipe needs positive numbers, layer_decay and foreground at most 1, and schedule poly "
-                f"or cosine; got {asdict(self)}"
+                "a fine-tuning recipe needs positive numbers, layer_decay and foreground at most 1, drop_path and ema "
+                f"below 1, and schedule poly or cosine; wrong: {', '.join(wrong)}; got {asdict(self)}"
             )
 
     @classmethod
@@ -64,9 +77,41 @@ class Recipe:
         return asdict(self)
 
     @property
-    def warmup(self) -> float:
-        """Epochs."""
-        return self.epochs / 20 if self.warmup_epochs is None else self.warmup_epochs
+    def total(self) -> int:
+        """Iterations of the training."""
+        return self.epochs * self.iterations
+
+    @property
+    def warmup(self) -> int:
+        """Iterations: by default a twentieth of all, at least 50 and at most 2500, but never more than a quarter.
+
+        Adam's first steps move every weight by the learning rate, whatever the gradient, and so would disturb what
+        was learnt before. What that takes is counted in steps, not in epochs of any length.
+        """
+        if self.warmup_iterations is not None:
+            return self.warmup_iterations
+        if self.warmup_epochs is not None:
+            return round(self.warmup_epochs * self.iterations)
+        return ceil(min(2500, max(50, self.total / 20), self.total / 4))
+
+    @property
+    def stochastic_depth(self) -> float:
+        """Of the encoder, in this training: a matter of its length, and not of what the pretraining had."""
+        if self.drop_path is not None:
+            return self.drop_path
+        return 0.1 if self.total >= LONG else 0.0
+
+    @property
+    def average(self) -> float:
+        """What the average of the weights keeps in a step: by default it is over the last twentieth of the training,
+        at least 100 iterations and at most 1000."""
+        return 1 - 1 / min(1000, max(100, self.total / 20)) if self.ema is None else self.ema
+
+    def encoder_scale(self, pretrained: bool) -> float:
+        """The learning rate of the encoder's last block over that of the decoder."""
+        if self.encoder_lr is not None:
+            return self.encoder_lr
+        return PRETRAINED_LR if pretrained else 1.0
 
     @property
     def unfreeze(self) -> float:
@@ -81,9 +126,10 @@ def architecture(plans: dict, resolved: dict, encoder: SwinConfig, decoder: str 
     resolved: the configuration, its inheritance resolved (`PlansManager.get_configuration(...).configuration`).
     hu:       what the encoder was pretrained on; None: nnU-Net's own intensities.
     """
-    encoder = encoder_for(plans, resolved, encoder)
+    encoder = replace(encoder_for(plans, resolved, encoder), drop_path=0.0)  # that is a matter of the recipe
     properties = plans.get("foreground_intensity_properties_per_channel", {})
     intensity = intensity_map(resolved["normalization_schemes"], properties, hu)
+    decoder = OPTIONS.get(decoder, decoder) if isinstance(decoder, str) else decoder
     arguments = {"encoder": encoder.to_dict(), "decoder": decoder, "intensity": intensity, "image_skip": "raw"}
     axes = axes_of(plans, encoder.spatial_dims)
     if axes != sorted(axes):

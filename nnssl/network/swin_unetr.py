@@ -71,11 +71,16 @@ class SwinUNETR(nn.Module):
         self.raw_skip = image_skip == "raw"
         self.decoder = _decoder(decoder, self.encoder, num_classes, deep_supervision)
 
-    def forward(self, image: Tensor) -> Tensor | list[Tensor]:
-        """[B C *spatial], any size, to logits [B classes *spatial]; with deep supervision the list of four."""
+    def encode(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """[B C *spatial] to what the decoder gets: its own view of the image, and the encoder's five maps."""
         image = image.permute(self.back)
         mapped = self.encoder.intensity(image)
-        logits = self.decoder(image if self.raw_skip else mapped, self.encoder(mapped))
+        return image if self.raw_skip else mapped, self.encoder(mapped)
+
+    def forward(self, image: Tensor) -> Tensor | list[Tensor]:
+        """[B C *spatial], any size, to logits [B classes *spatial]; with deep supervision the list of four."""
+        image, maps = self.encode(image)
+        logits = self.decoder(image, maps)
         if isinstance(logits, list):
             return [part.permute(self.forth) for part in logits]
         return logits.permute(self.forth)

@@ -34,7 +34,8 @@ NAME = re.compile(r"[A-Za-z0-9]+([-_][A-Za-z0-9]+)*")  # no "__": nnU-Net and th
 PLANS = re.compile(r"[\w.-]+")  # a file's name, not a path
 RECIPE = (  # of `nnssl_plan`, as its flags are called, and the trainer
     "trainer", "decoder", "patch", "batch_size", "epochs", "iterations", "val_iterations", "foreground", "mirror", "lr",
-    "head_lr", "layer_decay", "warmup_epochs", "unfreeze_every", "weight_decay", "schedule",
+    "head_lr", "encoder_lr", "layer_decay", "warmup_iterations", "warmup_epochs", "unfreeze_every", "weight_decay",
+    "schedule", "drop_path", "ema",
 )  # fmt: skip
 
 

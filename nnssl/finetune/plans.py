@@ -1,0 +1,112 @@
+"""A plans file and the network it names: settled before a training, adopted from a model's own checkpoint after it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nnssl import checkpoint, files
+from nnssl.encoder.presets import preset
+from nnssl.network.origin import Choice, OriginError, check, choose, demand, pretrain_info
+from nnssl.network.planned import INFO, architecture, is_ours, steps_of
+from nnssl.network.swin_unetr import SwinUNETR, output_sizes
+from nnssl.types import FINAL
+
+DECODER = "swinunetr"
+PRESET = "smit"  # of a random start without any checkpoint
+
+
+def settle(plans: dict, name: str, random_start: bool) -> None:
+    """Write into `plans` which network configuration `name` is to be built as, unless they say so already.
+
+    Without a checkpoint, and with `random_start` only, it is that of preset smit on nnU-Net's own intensities.
+    Raises NoCheckpointError, CheckpointError, OriginError.
+    """
+    resolved = resolve(plans, name)
+    if is_ours(resolved):
+        return
+    choice = choose(plans.get(INFO, {}))
+    if choice is None and random_start:
+        encoder, hu = preset(PRESET), None
+    else:
+        loaded = opened(demand(choice))
+        encoder, hu = loaded.encoder_config, loaded.hu
+        plans[INFO] = {**plans.get(INFO, {}), **pretrain_info(choice, loaded)}
+    plans["configurations"][name]["architecture"] = architecture(plans, resolved, encoder, DECODER, hu)
+
+
+def demand_settled(resolved: dict, why_not: Exception | None) -> None:
+    """Raise what kept `settle` from its work, now that the network is needed."""
+    if not is_ours(resolved):
+        raise why_not
+
+
+def adopt(plans: dict, resolved: dict, name: str, saved: dict) -> None:
+    """Take network and pretraining from `saved`, the plans in the model's own checkpoint, in place.
+
+    So neither a resumed training nor a validation needs the file of the pretraining, nor minds a newer one.
+    """
+    if INFO in saved:
+        plans[INFO] = saved[INFO]
+    entry = resolve(saved, name)["architecture"]
+    plans["configurations"][name]["architecture"] = resolved["architecture"] = entry
+
+
+def resolve(plans: dict, name: str) -> dict:
+    """A configuration of the plans, its inheritance resolved; a copy."""
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    return PlansManager(plans).get_configuration(name).configuration
+
+
+def build(
+    resolved: dict,
+    input_channels: int,
+    classes: int,
+    deep_supervision: bool,
+    drop_path: float = 0.0,
+) -> SwinUNETR:
+    """The network that a settled configuration names; `drop_path` is the training's, whatever the pretraining had."""
+    arguments = dict(resolved["architecture"]["arch_kwargs"])
+    arguments["encoder"] = {**arguments["encoder"], "drop_path": drop_path}
+    return SwinUNETR(input_channels, classes, deep_supervision, **arguments)
+
+
+def cascaded_labels(resolved: dict, input_channels: int) -> int:
+    """How many of the `input_channels` are the one-hot labels of a cascade's previous stage: those without a scheme."""
+    return input_channels - len(resolved["normalization_schemes"])
+
+
+def refuse_mixed_folds(model: Path | str, fold: int | str, info: dict) -> None:
+    """Raises OriginError when other folds in this model's folder came from another checkpoint than this run's.
+
+    plans.json is shared by the folds, and an ensemble of different pretrainings should be somebody's decision.
+    """
+    model = Path(model)
+    others = [path for path in model.glob(f"fold_*/{FINAL}") if path.parent.name != f"fold_{fold}"]
+    if not others or not (model / "plans.json").is_file():
+        return
+    before = files.read_json(model / "plans.json").get(INFO, {}).get("sha256")
+    if before != info.get("sha256"):
+        raise OriginError(
+            f"{model} holds {len(others)} fold(s) trained from the checkpoint with sha256 {before}, this run has "
+            f"{info.get('sha256')}. Give each pretraining its plans: nnssl_plan -d DATASET -c CHECKPOINT --name NAME, "
+            "and train with -p NAME"
+        )
+
+
+def deep_supervision_scales(resolved: dict) -> list[list[float]]:
+    """The size of each output over that of the configuration's patch, by axis; exact where a size is odd."""
+    patch = resolved["patch_size"]
+    return [[m / n for m, n in zip(size, patch, strict=True)] for size in output_sizes(patch, steps_of(resolved))]
+
+
+def deep_supervision_weights(outputs: int) -> tuple[float, ...]:
+    """1, 1/2, 1/4, ... over their sum. All count: an output without a loss would leave a head without a gradient."""
+    weights = [0.5**i for i in range(outputs)]
+    return tuple(weight / sum(weights) for weight in weights)
+
+
+def opened(choice: Choice) -> checkpoint.Checkpoint:
+    loaded = checkpoint.load(choice.path)
+    check(choice, loaded.sha256)
+    return loaded

@@ -1,0 +1,54 @@
+"""What a decoder has to know of the training set before its first step: moments of maps, frequencies of classes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import log
+
+import torch
+from torch import Tensor
+
+from nnssl.network.layers import DatasetNorm
+from nnssl.network.swin_unetr import SwinUNETR
+
+PATCHES = 32  # whose maps are measured
+FOREGROUND = 0.01  # of the voxels, all classes together: what the heads believe at first
+
+
+def needs_moments(network: SwinUNETR) -> bool:
+    return any(isinstance(module, DatasetNorm) for module in network.decoder.modules())
+
+
+@torch.no_grad()
+def measure(network: SwinUNETR, images: Iterable[Tensor]) -> None:
+    """Set the moments of the decoder's `DatasetNorm`s from patches [B C *spatial], as the encoder sees them now.
+
+    The pass is in single precision and without stochastic depth. The network's mode is as before.
+    """
+    training, (count, sums) = network.training, (0, None)
+    network.eval()
+    for image in images:
+        rows = [each.double().movedim(1, -1).flatten(0, -2) for each in network.encode(image)[1]]
+        found = [torch.stack([r.mean(0), r.square().mean(0)]) * len(image) for r in rows]
+        sums = found if sums is None else [a + b for a, b in zip(sums, found, strict=True)]
+        count += len(image)
+    network.train(training)
+    for norm, both in zip(network.decoder.norms, sums, strict=True):
+        mean, square = both / count
+        norm.mean.copy_(mean)
+        norm.std.copy_((square - mean.square()).clamp_min(0).sqrt().clamp_min(1e-3))
+
+
+@torch.no_grad()
+def start_heads(network: SwinUNETR, regions: bool) -> None:
+    """The biases that make every voxel background at first, but for FOREGROUND: else the first steps go to that.
+
+    regions: the logits are of overlapping regions (sigmoid), and there is none of the background.
+    """
+    for head in network.decoder.heads.seg_layers:
+        classes = len(head.bias)
+        if regions:
+            head.bias.fill_(log(FOREGROUND / (1 - FOREGROUND)))
+        else:
+            head.bias.fill_(log(FOREGROUND / max(1, classes - 1)))
+            head.bias[0] = log(1 - FOREGROUND)

@@ -1,0 +1,75 @@
+"""The weights that a training starts with, and what its log says of them."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from nnssl import checkpoint
+from nnssl.finetune.plans import opened
+from nnssl.network.origin import NoCheckpointError, OriginError, choose
+from nnssl.network.planned import INFO, describe_map
+from nnssl.network.swin_unetr import SwinUNETR
+
+
+def load(network: SwinUNETR, plans: dict, labels: int = 0) -> list[str]:
+    """Load the encoder that the settled `plans` name; lines for the log. The counts go into the plans.
+
+    labels: how many of the network's last input channels are a cascade's labels (`cascaded_labels`).
+    Raises NoCheckpointError, CheckpointError, OriginError, TransferError; then nothing was loaded.
+    """
+    info = plans.get(INFO, {})
+    if not info.get("checkpoint_path"):
+        raise NoCheckpointError(
+            "these plans name our network but no checkpoint: train them with -tr SwinScratchTrainer, or make plans "
+            "from one: nnssl_plan -d DATASET -c PATH_TO_CHECKPOINT --name NAME"
+        )
+    loaded = opened(choose(info))
+    theirs, ours = loaded.encoder_config.spatial_dims, network.encoder.config.spatial_dims
+    if theirs != ours:
+        raise OriginError(
+            f"{loaded.path} was pretrained in {theirs}D, this configuration is {ours}D: train a {theirs}D one, "
+            f"pretrain in {ours}D (nnssl_pretrain --dims {ours}), or use -tr SwinScratchTrainer"
+        )
+    done = checkpoint.transfer(loaded, network.encoder, labels)
+    info.update(sha256=loaded.sha256, matched=done.matched, total=done.total)
+    return [
+        f"Pretrained weights: {loaded.path} (method {loaded.method}, sha256 {loaded.sha256})",
+        f"  named by {info.get('named_by', 'the plans')}",
+        f"  {done.matched} of {done.total} encoder tensors matched",
+        *(f"  {name}: {reason}" for name, reason in done.explained.items()),
+    ]
+
+
+def random_start(plans: dict) -> list[str]:
+    """Lines for the log of a training that loads nothing."""
+    named = plans.get(INFO, {}).get("checkpoint_path")
+    source = f"as in {named}, whose weights are not loaded" if named else "as the plans say; no checkpoint is named"
+    return [f"Random start: encoder and intensities {source}"]
+
+
+def intensities(resolved: dict, info: dict) -> list[str]:
+    """Lines for the log: what becomes of the image's values, and where the pretraining saw another spacing."""
+    lines = describe_map(resolved["architecture"]["arch_kwargs"].get("intensity"), info)
+    others = sorted(set(resolved["normalization_schemes"]) - {"CTNormalization"})
+    if info.get("hu") and others:
+        lines.append(f"  channels of {', '.join(others)} pass as they are, though the pretraining saw HU")
+    if info.get("spacing"):
+        axes = resolved["architecture"]["arch_kwargs"].get("axes") or range(len(resolved["spacing"]))
+        here = [spacing for _, spacing in sorted(zip(axes, resolved["spacing"], strict=True))]
+        lines.append(f"Spacing (as read): {_round(here)} mm here, {_round(info['spacing'])} mm in the pretraining")
+    return lines
+
+
+def freeze(network: SwinUNETR) -> None:
+    """No gradient for the encoder. Before DDP wraps the network, which waits for those that it finds then."""
+    network.encoder.requires_grad_(False)
+
+
+def bare(network: nn.Module) -> SwinUNETR:
+    """The network itself, out of what DDP and torch.compile wrap it in."""
+    network = getattr(network, "module", network)
+    return getattr(network, "_orig_mod", network)
+
+
+def _round(numbers: list[float]) -> list[float]:
+    return [round(number, 2) for number in numbers]

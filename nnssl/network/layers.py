@@ -1,0 +1,80 @@
+"""What the decoders are made of."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nnssl.types import Shape
+
+
+def conv(dims: int, inputs: int, outputs: int) -> nn.Module:
+    """3^d, same size out as in."""
+    kind = nn.Conv2d if dims == 2 else nn.Conv3d
+    return kind(inputs, outputs, 3, padding=1, bias=False)
+
+
+class Pointwise(nn.Linear):
+    """A convolution of one voxel, as the matrix product over channels-last maps that it is."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return pointwise(x, self.weight, self.bias)
+
+
+def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """[B C *spatial] and [outputs C] to [B outputs *spatial]."""
+    return F.linear(x.movedim(1, -1), weight, bias).movedim(-1, 1)
+
+
+def upsampling(step: Shape, inputs: int, outputs: int) -> nn.Module:
+    """`step` times the size out, by axis."""
+    kind = nn.ConvTranspose2d if len(step) == 2 else nn.ConvTranspose3d
+    return kind(inputs, outputs, step, stride=step, bias=False)
+
+
+def cut(x: Tensor, size: Shape) -> Tensor:
+    """The first voxels of [B C *larger] that make [B C *size]."""
+    return x[(..., *(slice(0, n) for n in size))]
+
+
+def groups_of(channels: int) -> int:
+    """Groups of 16 channels, or the nearest larger ones that divide them."""
+    return next(n for n in range(max(1, channels // 16), 0, -1) if channels % n == 0)
+
+
+class DatasetNorm(nn.Module):
+    """(x - mean) / std by channel, of the dataset and not of the patch; buffers, set before the training.
+
+    So what tells one patch from another stays, such as where in the body it lies, and what is common to all goes.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("std", torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B C *spatial] to the same shape."""
+        shape = (-1, *[1] * (x.ndim - 2))
+        return (x - self.mean.view(shape)) / self.std.view(shape)
+
+
+class Heads(nn.Module):
+    """One pointwise convolution to logits per output size.
+
+    All heads always exist, so that the state_dict is the same with and without deep supervision. Without it
+    the lower ones take no gradient, since DDP refuses parameters that wait for one in vain.
+    """
+
+    def __init__(self, widths: tuple[int, ...], classes: int, deep_supervision: bool):
+        super().__init__()
+        # nnU-Net's -pretrained_weights leaves out what has `.seg_layers.` in its name: the heads, and only they.
+        self.seg_layers = nn.ModuleList(Pointwise(width, classes) for width in widths)
+        self.seg_layers[1:].requires_grad_(deep_supervision)
+
+    def forward(self, maps: list[Tensor], all_of_them: bool) -> Tensor | list[Tensor]:
+        """`maps`, finest first, to logits, finest first; or to the finest logits alone."""
+        if not all_of_them:
+            return self.seg_layers[0](maps[0])
+        return [head(x) for head, x in zip(self.seg_layers, maps, strict=True)]
