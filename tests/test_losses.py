@@ -131,15 +131,18 @@ def test_centre_forgets_a_skipped_step():
 
 @pytest.mark.parametrize("shape", [(2, 1, 3, 4, 5), (3, 1, 4, 4)])
 def test_masked_l1_against_a_loop(shape):
+    """Views that hide different numbers of voxels weigh the same: batches may be cut anywhere."""
     predicted, target, masked = randn(*shape), randn(*shape, seed=1), randn(*shape, seed=2) > 0.3
-    errors = [
-        abs(p - t)
-        for p, t, m in zip(
-            predicted.flatten().tolist(), target.flatten().tolist(), masked.flatten().tolist(), strict=True
-        )
-        if m
-    ]
-    assert float(masked_l1([predicted], target, masked)) == pytest.approx(sum(errors) / len(errors), rel=1e-5)
+    masked[0, :, 1:] = False
+    means = []
+    for view in range(len(masked)):
+        rows = (tensor[view].flatten().tolist() for tensor in (predicted, target, masked))
+        errors = [abs(p - t) for p, t, m in zip(*rows, strict=True) if m]
+        means.append(sum(errors) / len(errors))
+    got = float(masked_l1([predicted], target, masked))
+    assert got == pytest.approx(sum(means) / len(means), rel=1e-5)
+    alone = [masked_l1([p[None]], t[None], m[None]) for p, t, m in zip(predicted, target, masked, strict=True)]
+    assert got == pytest.approx(float(sum(alone)) / len(alone), rel=1e-5)
 
 
 def test_masked_l1_closed_forms():
@@ -149,6 +152,12 @@ def test_masked_l1_closed_forms():
     assert float(masked_l1([target + 0.5, target - 1.5], target, masked)) == pytest.approx(1.0)
     wild = torch.where(masked, target, target + 1e3)  # what is visible does not count
     assert float(masked_l1([wild], target, masked)) == 0
+
+
+def test_small_errors_count_by_their_square():
+    target, masked = torch.zeros(1, 1, 4, 4), torch.ones(1, 1, 4, 4, dtype=torch.bool)
+    for error, expected in ((0.5, 0.5 - 0.1), (0.2, 0.1), (0.02, 0.02**2 / 0.4)):
+        assert float(masked_l1([target + error], target, masked, beta=0.2)) == pytest.approx(expected)
 
 
 def test_masked_l1_of_nothing_hidden_is_zero_with_a_gradient():

@@ -82,7 +82,9 @@ class CPC(Method):
     def encoder(self) -> Swin:
         return self.student
 
-    def views(self, regions: Tensor, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
+    def views(
+        self, regions: Tensor, generators: Sequence[torch.Generator], within: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """{"cubes": [B steps lines 1 *cube]}, in the order of a walk along a random axis, either way.
 
         `regions` [B 1 *region]. No two cubes have a voxel in common. Raises ValueError where a cube would be smaller

@@ -62,9 +62,11 @@ class DINO(SelfDistillation, Method):
     def region(crop: Shape) -> Shape:
         return wider(crop)
 
-    def views(self, regions: Tensor, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
+    def views(
+        self, regions: Tensor, generators: Sequence[torch.Generator], within: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """{"global": [2 B 1 *crop], "local": [n B 1 *half]}; `regions` [B 1 *region]."""
-        return multicrop(regions, generators, self.config)
+        return multicrop(regions, generators, self.config, within)
 
     def loss(self, views: dict[str, Tensor]) -> Step:
         count, batch = views["global"].shape[:2]

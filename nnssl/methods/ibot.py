@@ -88,11 +88,13 @@ class IBOT(SelfDistillation, Method):
     def region(crop: Shape) -> Shape:
         return wider(crop)
 
-    def views(self, regions: Tensor, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
+    def views(
+        self, regions: Tensor, generators: Sequence[torch.Generator], within: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """{"global": [2 B 1 *crop], "hidden": Bool [2 B *blocks], "local": [n B 1 *half]}; `regions` [B 1 *region]."""
         grid = block_grid(inner(tuple(regions.shape[2:])), self.config.mask_block)
         hidden = torch.stack([self._draw_hidden(grid, generator) for generator in generators], dim=1)
-        return {**multicrop(regions, generators, self.config), "hidden": hidden.to(regions.device)}
+        return {**multicrop(regions, generators, self.config, within), "hidden": hidden.to(regions.device)}
 
     def loss(self, views: dict[str, Tensor]) -> Step:
         config, temperature = self.config, self.teacher_temperature()

@@ -14,7 +14,7 @@ from nnssl.encoder.swin import Swin
 from nnssl.modules.running import discard_all, update_all
 from nnssl.types import Shape
 from nnssl.views.pairs import two_views
-from nnssl.views.spatial import inner, wider
+from nnssl.views.spatial import inner, inside, wider
 
 
 class Step(NamedTuple):
@@ -91,16 +91,42 @@ class Method(nn.Module, ABC):
         """What is exported: the student, or the teacher where the method's authors fine-tune the teacher."""
 
     @abstractmethod
-    def views(self, regions: Tensor, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
+    def views(
+        self, regions: Tensor, generators: Sequence[torch.Generator], within: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """What this method looks at, on the device of `regions` [B 1 *region].
+
+        `within` [B dims 2]: where the scan lies in each region (`nnssl.views.spatial.inside`); None:
+        everywhere. A method whose views are parts of the region gives "offset" [views B dims] as well:
+        each view's first voxel in the region.
 
         All chance comes from `generators`, one a scan (on the CPU), so that a scan's views do not depend on
         which process, batch or micro-batch it falls into.
         """
 
-    def seen(self, regions: Tensor, generators: Sequence[torch.Generator], scans: Tensor) -> dict[str, Tensor]:
-        """What `loss` and `show` get: the views, and "scan" [B], which scan each region is of."""
-        return {**self.views(regions, generators), "scan": scans}
+    def seen(
+        self,
+        regions: Tensor,
+        generators: Sequence[torch.Generator],
+        scans: Tensor,
+        starts: Tensor | None = None,
+        sizes: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """What `loss` and `show` get: the views, which scan each region is of, and where it lies in it.
+
+        scans, starts, sizes: "scan" [B], "start" and "size" [B dims] of the samples of
+        `nnssl.data.crops.Crops`; without the last two every region is a whole scan.
+        Adds "scan" [B], "start" and "size" [B dims]; "offset" [views B dims], where `views` gives it, is
+        from here on each view's first voxel in the scan.
+        """
+        region = regions.shape[2:]
+        starts = torch.zeros(len(regions), len(region), dtype=torch.long) if starts is None else starts.cpu()
+        sizes = torch.tensor(region).expand_as(starts) if sizes is None else sizes.cpu()
+        views = self.views(regions, generators, inside(tuple(region), starts, sizes))
+        starts, sizes = starts.to(regions.device), sizes.to(regions.device)
+        if "offset" in views:
+            views["offset"] = views["offset"] + starts
+        return {**views, "scan": scans, "start": starts, "size": sizes}
 
     @abstractmethod
     def loss(self, views: dict[str, Tensor]) -> Step:
@@ -133,9 +159,11 @@ class PairMethod(Method):
     def region(crop: Shape) -> Shape:
         return wider(crop)
 
-    def views(self, regions: Tensor, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
+    def views(
+        self, regions: Tensor, generators: Sequence[torch.Generator], within: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """{"image": [2 B 1 *crop]}; `regions` [B 1 *region]."""
-        return {"image": two_views(regions, generators, inner(tuple(regions.shape[2:])))}
+        return {"image": two_views(regions, generators, inner(tuple(regions.shape[2:])), within)}
 
     def show(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
         first, second = views["image"]

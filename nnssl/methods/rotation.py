@@ -76,7 +76,9 @@ class Rotation(Method):
     def encoder(self) -> Swin:
         return self.student
 
-    def views(self, regions: Tensor, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
+    def views(
+        self, regions: Tensor, generators: Sequence[torch.Generator], within: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """{"image": [B 1 *cube], "turn": [B], which rotation it was}; `regions` [B 1 *cube]."""
         windows, turns, sds = [], [], []
         for generator in generators:

@@ -121,7 +121,9 @@ class SwinUNETRPretext(Method):
     def encoder(self) -> Swin:
         return self.student
 
-    def views(self, regions: Tensor, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
+    def views(
+        self, regions: Tensor, generators: Sequence[torch.Generator], within: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """{"image" [2 B 1 *crop]: turned; "noisy": the same with blocks of noise; "swapped" Bool [2 B 1 *crop]: what
         another scan will cover (see `_seen`); "turn" [2 B]}; `regions` [B 1 *crop].
         """

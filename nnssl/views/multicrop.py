@@ -41,13 +41,21 @@ def local_size(crop: Shape) -> Shape:
     return tuple(max(2, 2 * round(size / 4)) for size in crop)
 
 
-def multicrop(regions: Tensor, generators: Sequence[torch.Generator], config: MultiCropConfig) -> dict[str, Tensor]:
-    """{"global": [2 B 1 *crop], "local": [n B 1 *half]} of regions [B 1 *region]; "local" only where n > 0."""
+def multicrop(
+    regions: Tensor,
+    generators: Sequence[torch.Generator],
+    config: MultiCropConfig,
+    within: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """{"global": [2 B 1 *crop], "local": [n B 1 *half]} of regions [B 1 *region]; "local" only where n > 0.
+
+    `within` [B dims 2]: where the scan lies in each region, as `nnssl.views.spatial.inside` says.
+    """
     crop = inner(tuple(regions.shape[2:]))
-    views = {"global": random_views(regions, generators, GLOBAL_VIEWS, (config.global_side, 1.0), crop)}
+    views = {"global": random_views(regions, generators, GLOBAL_VIEWS, (config.global_side, 1.0), crop, within)}
     if config.local_views:
         sides = (config.local_side_low, config.local_side_high)
-        views["local"] = random_views(regions, generators, config.local_views, sides, local_size(crop))
+        views["local"] = random_views(regions, generators, config.local_views, sides, local_size(crop), within)
     return views
 
 
@@ -57,15 +65,18 @@ def random_views(
     count: int,
     sides: tuple[float, float],
     size: Shape,
+    within: Tensor | None = None,
 ) -> Tensor:
     """`count` random boxes of each region, resampled to `size`, flipped, with intensities of their own.
 
-    [B 1 *region] -> [count B 1 *size]; `sides` are shares of the region's.
+    [B 1 *region] -> [count B 1 *size]; `sides` are shares of the region's; `within` as in `multicrop`.
     """
+    region = tuple(regions.shape[2:])
+    bounds = [None] * len(regions) if within is None else within
     images, flips, intensities = [], [], []
     for _ in range(count):
-        boxes = torch.stack([draw_box(tuple(regions.shape[2:]), sides, generator) for generator in generators])
-        images.append(resample(regions, boxes, size))
+        boxes = [draw_box(region, sides, *pair) for pair in zip(generators, bounds, strict=True)]
+        images.append(resample(regions, torch.stack(boxes), size))
         flips += [draw_flips(len(size), generator) for generator in generators]
         intensities += [draw_intensity(generator) for generator in generators]
     views = apply_intensity(flip(torch.cat(images), torch.stack(flips)), intensities)
