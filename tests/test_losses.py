@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import micro
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from nnssl.encoder.swin import Swin, SwinConfig
 from nnssl.modules.decoders import VoxelDecoder, unfold_cubes
 from nnssl.modules.heads import PrototypeHead, Prototypes
 from nnssl.modules.losses import Centre, masked_l1, soft_cross_entropy
-from nnssl.modules.running import RunningMean, Standardise, discard_all, update_all
+from nnssl.modules.running import Running, RunningMean, Standardise, discard_all, update_all
 from nnssl.modules.schedules import cosine, ramp
 from nnssl.modules.teacher import Teacher
 
@@ -169,6 +170,20 @@ def test_masked_l1_of_nothing_hidden_is_zero_with_a_gradient():
 
 
 # -- heads -----------------------------------------------------------------------------------------------------------
+
+
+def test_logits_of_prototypes_are_in_fp32_under_autocast():
+    """bf16 rounds at 0.004 near 1; divided by a temperature of 0.04 that is 0.1."""
+    layer, x = Prototypes(8, 16), torch.nn.functional.normalize(randn(5, 8), dim=-1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = layer(x)
+    assert logits.dtype == torch.float32
+    assert torch.equal(logits, layer(x))
+
+
+@pytest.mark.parametrize("name", ["cpc", "rotation", "swinunetr"])
+def test_no_trained_branch_of_a_contrast_is_behind_lagging_moments(name):
+    assert not [module for module in micro.method(name).modules() if isinstance(module, Running)]
 
 
 @pytest.mark.parametrize(("bottleneck", "count"), [(3, 5), (8, 32), (16, 7)])

@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -48,6 +49,8 @@ class IBOTConfig(MultiCropConfig, DistillationConfig, MethodConfig):
     mask_spread: float = 0.2  # drawn uniformly within so much of it (Zhou 2022, pred_ratio_var)
     mask_block: int = 16  # voxels: which tokens are patches
     shared_head: bool = True  # Zhou 2022, table 8: better than two heads
+
+    PUBLISHED: ClassVar[dict] = {"lr": 5e-4, "lr_batch": 256, "local_views": 10, "teacher_temperature_end": 0.07}
 
     def __post_init__(self) -> None:
         MultiCropConfig.__post_init__(self)

@@ -36,16 +36,43 @@ class MethodConfig:
 
     lr: float = 6e-4  # at a total batch of `lr_batch` scans; scaled by sqrt(batch / lr_batch)
     lr_batch: int = 8
+    lr_most: float = 6e-4  # larger batches do not raise the peak beyond it (Jiang 2022's; more was not tested)
     lr_floor: float = 1e-6
     warmup: float = 0.05  # share of the steps
     weight_decay: float = 0.05
     beta2: float = 0.999
-    clip_norm: float = 3.0
+    clip_norm: float = 1.0
     drop_path: float = 0.1  # of the student; the teacher has none
+    published: bool = False  # the papers' settings in place of ours, and nothing derived from the data
+
+    # What the papers have in place of our defaults; those of the bases hold as well.
+    PUBLISHED: ClassVar[dict] = {"lr_most": 1.0, "clip_norm": 3.0}
 
     @classmethod
-    def parse(cls, settings: Sequence[str]) -> MethodConfig:
-        """From `["mask_ratio=0.6", ...]`; ValueError, listing what is known, for an unknown field or a bad value."""
+    def of_the_papers(cls) -> dict:
+        """The fields whose published value is not our default."""
+        return {k: v for base in reversed(cls.__mro__) for k, v in vars(base).get("PUBLISHED", {}).items()}
+
+    @classmethod
+    def stored(cls, values: dict) -> MethodConfig:
+        """From a checkpoint's "method_config"; what an earlier version did not know is as it was then."""
+        known = {field.name for field in fields(cls)}
+        before = {name: value for name, value in cls.of_the_papers().items() if name not in values}
+        return cls(**before, **{name: value for name, value in values.items() if name in known})
+
+    @classmethod
+    def parse(cls, settings: Sequence[str], derived: dict | None = None) -> MethodConfig:
+        """From `["mask_ratio=0.6", ...]`; ValueError, listing what is known, for an unknown field or a bad value.
+
+        `derived` stands in for our defaults, and with "published=true" the papers' values do.
+        """
+        values = cls.read(settings)
+        base = cls.of_the_papers() if values.get("published") else derived or {}
+        return cls(**{**base, **values})
+
+    @classmethod
+    def read(cls, settings: Sequence[str]) -> dict:
+        """The fields that `settings` name; ValueError as `parse`."""
         known = {field.name: field for field in fields(cls)}
         values = {}
         for setting in settings:
@@ -54,7 +81,7 @@ class MethodConfig:
                 defaults = ", ".join(f"{n}={f.default}" for n, f in known.items() if f.default is not MISSING)
                 raise ValueError(f"cannot set {setting!r}; write FIELD=VALUE with one of: {defaults}")
             values[name] = _read(text, type(known[name].default), setting)
-        return cls(**values)
+        return values
 
 
 def _read(text: str, kind: type, setting: str):
