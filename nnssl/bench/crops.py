@@ -50,6 +50,8 @@ def shares(name: str, crops: Crops, crop: Shape, chosen: list[int], count: int, 
         cut = images[(slice(None), *(slice(size) for size in inner))][:, None]
         flat = 1 - float(varied_blocks(cut, (WINDOW,) * len(inner)).float().mean())
         body, seen = (float((part > air).float().mean()) for part in (batch["crop"], images))
+        if "offset" not in views:  # their intensities are not the scan's
+            seen = float("nan")
         rows += [torch.tensor([body, seen, flat, _overlap(views, crop)])] * len(samples)
     return torch.stack(rows).mean(dim=0).tolist()
 
