@@ -35,7 +35,16 @@ class MadeCrops(Dataset):
         coarse = torch.randn(1, 1, *(max(2, size // 4) for size in self.shape), generator=generator)
         mode = "trilinear" if len(self.shape) == 3 else "bilinear"
         crop = torch.nn.functional.interpolate(coarse, self.shape, mode=mode)[0]
-        return {"crop": crop, "index": index, "scan": index % self.cases, "rejected": index % 3}
+        start = torch.tensor([2 + axis for axis in range(len(self.shape))])
+        size = start + torch.tensor(self.shape) + 1
+        return {
+            "crop": crop,
+            "index": index,
+            "scan": index % self.cases,
+            "rejected": index % 3,
+            "start": start,
+            "size": size,
+        }
 
 
 def config(name: str = "smit", **settings):
@@ -62,7 +71,8 @@ def seen(method: Method, samples: list[dict], seed: int = 0) -> dict:
     """The views of `samples` as the engine gives them to the method."""
     regions = torch.stack([sample["crop"] for sample in samples])
     generators = [batches.generator_for(seed, sample["index"]) for sample in samples]
-    return method.seen(regions, generators, torch.tensor([sample["scan"] for sample in samples]))
+    starts, sizes = (torch.stack([sample[name] for sample in samples]) for name in ("start", "size"))
+    return method.seen(regions, generators, torch.tensor([sample["scan"] for sample in samples]), starts, sizes)
 
 
 def steps(

@@ -202,7 +202,7 @@ def test_wrong_usage_is_explained(call, arguments, message):
     [
         (["-m", "dinosaur", "-i", "x"], "unknown method 'dinosaur'; known: smit"),
         (["-m", "smit", "-i", "x", "--set", "tau=1"], "cannot set 'tau=1'; write FIELD=VALUE with one of: lr="),
-        (["-m", "smit", "-i", "x", "--set", "mask_block=7"], "mask_block must be the stride of a stage"),
+        (["-m", "smit", "-i", "x", "--set", "mask_block=7"], "mask_block must be a stride of the encoder"),
         (["-m", "smit", "-i", "/no/such/folder"], "/no/such/folder"),
         (["-m", "smit", "-d", "999"], "-d 999: expected one folder Dataset999_* in"),
         (["-m", "smit", "-d", "Dataset001_Not"], "found 0; there is: Dataset007_There"),

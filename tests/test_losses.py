@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import micro
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from nnssl.encoder.swin import Swin, SwinConfig
 from nnssl.modules.decoders import VoxelDecoder, unfold_cubes
 from nnssl.modules.heads import PrototypeHead, Prototypes
 from nnssl.modules.losses import Centre, masked_l1, soft_cross_entropy
-from nnssl.modules.running import RunningMean, Standardise, discard_all, update_all
+from nnssl.modules.running import Running, RunningMean, Standardise, discard_all, update_all
 from nnssl.modules.schedules import cosine, ramp
 from nnssl.modules.teacher import Teacher
 
@@ -131,15 +132,18 @@ def test_centre_forgets_a_skipped_step():
 
 @pytest.mark.parametrize("shape", [(2, 1, 3, 4, 5), (3, 1, 4, 4)])
 def test_masked_l1_against_a_loop(shape):
+    """Views that hide different numbers of voxels weigh the same: batches may be cut anywhere."""
     predicted, target, masked = randn(*shape), randn(*shape, seed=1), randn(*shape, seed=2) > 0.3
-    errors = [
-        abs(p - t)
-        for p, t, m in zip(
-            predicted.flatten().tolist(), target.flatten().tolist(), masked.flatten().tolist(), strict=True
-        )
-        if m
-    ]
-    assert float(masked_l1([predicted], target, masked)) == pytest.approx(sum(errors) / len(errors), rel=1e-5)
+    masked[0, :, 1:] = False
+    means = []
+    for view in range(len(masked)):
+        rows = (tensor[view].flatten().tolist() for tensor in (predicted, target, masked))
+        errors = [abs(p - t) for p, t, m in zip(*rows, strict=True) if m]
+        means.append(sum(errors) / len(errors))
+    got = float(masked_l1([predicted], target, masked))
+    assert got == pytest.approx(sum(means) / len(means), rel=1e-5)
+    alone = [masked_l1([p[None]], t[None], m[None]) for p, t, m in zip(predicted, target, masked, strict=True)]
+    assert got == pytest.approx(float(sum(alone)) / len(alone), rel=1e-5)
 
 
 def test_masked_l1_closed_forms():
@@ -151,6 +155,12 @@ def test_masked_l1_closed_forms():
     assert float(masked_l1([wild], target, masked)) == 0
 
 
+def test_small_errors_count_by_their_square():
+    target, masked = torch.zeros(1, 1, 4, 4), torch.ones(1, 1, 4, 4, dtype=torch.bool)
+    for error, expected in ((0.5, 0.5 - 0.1), (0.2, 0.1), (0.02, 0.02**2 / 0.4)):
+        assert float(masked_l1([target + error], target, masked, beta=0.2)) == pytest.approx(expected)
+
+
 def test_masked_l1_of_nothing_hidden_is_zero_with_a_gradient():
     predicted = randn(1, 1, 4, 4).requires_grad_()
     loss = masked_l1([predicted], torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 4, 4, dtype=torch.bool))
@@ -160,6 +170,20 @@ def test_masked_l1_of_nothing_hidden_is_zero_with_a_gradient():
 
 
 # -- heads -----------------------------------------------------------------------------------------------------------
+
+
+def test_logits_of_prototypes_are_in_fp32_under_autocast():
+    """bf16 rounds at 0.004 near 1; divided by a temperature of 0.04 that is 0.1."""
+    layer, x = Prototypes(8, 16), torch.nn.functional.normalize(randn(5, 8), dim=-1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = layer(x)
+    assert logits.dtype == torch.float32
+    assert torch.equal(logits, layer(x))
+
+
+@pytest.mark.parametrize("name", ["cpc", "rotation", "swinunetr"])
+def test_no_trained_branch_of_a_contrast_is_behind_lagging_moments(name):
+    assert not [module for module in micro.method(name).modules() if isinstance(module, Running)]
 
 
 @pytest.mark.parametrize(("bottleneck", "count"), [(3, 5), (8, 32), (16, 7)])

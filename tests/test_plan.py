@@ -83,9 +83,10 @@ def test_resampled_shape_is_nnunets():
         assert resampled_shape(shape, old, new) == tuple(compute_new_shape(shape, old, new))
 
 
-def test_default_crop_is_what_the_median_scan_fills():
+def test_default_crop_leaves_room_in_the_median_scan():
     assert default_crop([(300, 300, 300)]) == (96, 96, 96)
-    assert default_crop([(90, 60, 20), (95, 71, 30), (200, 80, 40)]) == (96, 64, 32)
+    assert default_crop([(90, 60, 20), (95, 71, 30), (200, 80, 40)]) == (64, 48, 32)
+    assert default_crop([(94, 71, 121)]) == (64, 48, 64)
 
 
 def test_overrides_win():

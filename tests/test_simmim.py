@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
+import math
+from dataclasses import asdict
 
 import micro
 import pytest
@@ -24,7 +27,7 @@ def covered(masked: torch.Tensor, block: int) -> torch.Tensor:
 @pytest.mark.parametrize("dims", [2, 3])
 def test_the_loss_is_the_mean_error_over_hidden_voxels(dims):
     """Xie 2022, eq. 2, as a loop over blocks."""
-    method = micro.method("simmim", spatial_dims=dims).eval()
+    method = micro.method("simmim", spatial_dims=dims, decode_from=32, smooth_l1=0.0, mask_air=True).eval()
     views = micro.views(method, crop=CROP[:dims])
     with torch.no_grad():
         predicted = method.show(views)["predicted"]
@@ -55,7 +58,7 @@ def test_visible_voxels_are_shown_as_they_are():
 def test_what_is_hidden_does_not_reach_the_encoder(settings):
     method = micro.method("simmim", **settings).eval()
     views = micro.views(method, crop=CROP)
-    hidden = covered(views["masked"], method.config.mask_block)
+    hidden = covered(views["masked"], method.config.mask_block[0])
     with torch.no_grad():
         maps, predicted = method._predict(views)
         others, again = method._predict({**views, "image": views["image"].masked_fill(hidden, 100.0)})
@@ -83,7 +86,9 @@ def test_the_share_that_is_hidden():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"mask_block": 12}, r"mask_block must be a stride of the encoder, \[2, 4, 8, 16, 32\], got 12"),
+        ({"mask_block": 12}, r"mask_block must be a stride of the encoder, \[2, 4, 8, 16, 32\], .* got 12"),
+        ({"mask_block": "16x9x8"}, "got 16x9x8"),
+        ({"smooth_l1": -1.0}, "smooth_l1 must be 0"),
         ({"decode_from": 64}, r"decode_from must be a stride of the encoder, .*, got 64"),
         ({"mask_ratio": 0.0}, "mask_ratio must lie between 0 and 1, got 0.0"),
         ({"mask_ratio": float("nan")}, "mask_ratio must lie between 0 and 1, got nan"),
@@ -92,6 +97,57 @@ def test_the_share_that_is_hidden():
 def test_impossible_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         micro.config("simmim", **settings)
+
+
+@pytest.mark.parametrize("name", ["simmim", "smit"])
+@pytest.mark.parametrize("settings", [{}, {"decode_from": 4}, {"mask_block": "16x8x8"}], ids=str)
+def test_air_is_neither_hidden_nor_scored(name, settings):
+    """A region of which one half is one constant: all hidden blocks are of the other half."""
+    method = micro.method(name, mask_ratio=0.5, **settings)
+    size = method.region((32, 32, 32))
+    regions = torch.full((2, 1, *size), -1.8)
+    regions[:, :, : size[0] // 2] = torch.randn(2, 1, size[0] // 2, *size[1:], generator=torch.Generator())
+    generators = [torch.Generator().manual_seed(seed) for seed in range(2)]
+    views = method.seen(regions, generators, torch.arange(2))
+    image, masked = (views[key].flatten(0, -4).unsqueeze(1) for key in ("image", "masked"))
+    block = method.config.mask_block.along(3)
+    hidden = masked
+    for axis, side in enumerate(block):
+        hidden = hidden.repeat_interleave(side, axis + 2)
+    cells = image
+    for axis, side in enumerate(block):
+        cells = cells.unfold(axis + 2, side, side)
+    cells = cells[:, 0].flatten(4)[:, None]
+    shows = (cells.amax(-1) - cells.amin(-1)) > 0
+    assert 0 < int(shows.sum()) < shows.numel()
+    assert not bool((masked & ~shows).any())
+    counts = [math.ceil(0.5 * int(n)) for n in shows.flatten(1).sum(1)]
+    assert masked.flatten(1).sum(1).tolist() == counts
+    losses = method(views).losses
+    assert torch.isfinite(losses["total"])
+    assert len(method.decoder.decoders) == (4 if "decode_from" in settings else 3)
+
+
+@pytest.mark.parametrize("name", ["simmim", "smit"])
+def test_a_view_of_air_alone_gives_a_loss_of_zero_and_a_gradient(name):
+    method = micro.method(name, **({"w_itd": 0.0} if name == "smit" else {}))
+    regions = torch.full((1, 1, *method.region(CROP)), -1.8)
+    losses = method(method.seen(regions, [torch.Generator()], torch.zeros(1))).losses
+    losses["total"].backward()
+    assert float(losses["total"].detach()) == 0
+    assert all(p.grad is None or torch.isfinite(p.grad).all() for p in method.parameters())
+
+
+def test_blocks_are_written_as_they_are_read():
+    config = micro.config("simmim", mask_block="16x8x8")
+    assert config.mask_block == (16, 8, 8)
+    assert str(config.mask_block) == "16x8x8"
+    assert type(config).parse(["mask_block=16x8x8"]).mask_block == (16, 8, 8)
+    stored = json.loads(json.dumps(asdict(config)))
+    assert type(config)(**stored) == config
+    assert type(config)(**{**stored, "mask_block": 8}).mask_block.along(2) == (8, 8)  # of an earlier version
+    with pytest.raises(ValueError, match="mask_block=16x8x8 has 3 sides for 2 axes"):
+        config.mask_block.along(2)
 
 
 def test_a_crop_that_its_blocks_do_not_divide_is_refused():

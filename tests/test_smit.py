@@ -62,7 +62,7 @@ def test_smits_global_loss_is_crossed_and_its_patch_loss_is_not():
 
 
 def test_smits_voxel_loss_counts_hidden_voxels_only():
-    method = micro.method(w_itd=0.0, w_mpd=0.0)
+    method = micro.method(w_itd=0.0, w_mpd=0.0, decode_from=32, smooth_l1=0.0)
     views = micro.views(method, crop=CROP)
     hidden = views["masked"].repeat_interleave(16, 2).repeat_interleave(16, 3).repeat_interleave(16, 4)
     with torch.no_grad():
@@ -120,6 +120,33 @@ def test_smits_temperature_warms_up_and_the_patch_head_later():
         assert method.teacher_temperature(delay=0.1) == pytest.approx(patch)
 
 
+@pytest.mark.parametrize(
+    ("block", "stride", "most"), [("16", 16, 256), ("16x8x8", 8, 256), ("8", 8, 10), ("4", 4, 0), ("8x16x4", 4, 30)]
+)
+def test_smits_patch_heads_see_hidden_tokens_and_not_too_many(block, stride, most):
+    method = micro.method(mask_block=block, patch_tokens=most)
+    views = micro.views(method, crop=CROP)
+    hidden, asked = views["masked"].flatten(0, 1), views["asked"].flatten(0, 1)
+    assert asked.shape[1:] == tuple(32 // stride for _ in range(3))
+    covered = method._covered(hidden)[:, 0, ::stride, ::stride, ::stride]
+    assert not bool((asked & ~covered).any())
+    counts = covered.flatten(1).sum(1).clamp(max=most or None) if most else covered.flatten(1).sum(1)
+    assert torch.equal(asked.flatten(1).sum(1), counts)
+    method(views).losses["mpd"].backward()
+
+
+def test_smits_patch_loss_is_a_mean_over_views_that_hide_different_numbers():
+    """So that a batch may be cut into parts anywhere."""
+    method = micro.method(w_mip=0.0, w_itd=0.0, mask_block=8)
+    views = micro.views(method, batch=2, crop=(16, 16, 32))
+    views["asked"][:, 0] &= torch.rand(views["asked"][:, 0].shape) < 0.5
+    whole = method(views).losses["mpd"]
+    method.skipped_step()
+    parts = [method({k: v[:, i : i + 1] for k, v in views.items() if k in ("image", "masked", "asked")})
+             .losses["mpd"] for i in range(2)]  # fmt: skip
+    torch.testing.assert_close(whole, sum(parts) / 2)
+
+
 @pytest.mark.parametrize("kept", ["teacher", "student"])
 def test_smits_export(kept):
     method = micro.method(export=kept)
@@ -130,7 +157,9 @@ def test_smits_export(kept):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"mask_block": 12}, r"stride of a stage, \[8, 16, 32\], got 12"),
+        ({"mask_block": 12}, r"stride of the encoder, \[2, 4, 8, 16, 32\], .* got 12"),
+        ({"mask_block": "16x2x2"}, r"stride of a stage, \[4, 8, 16, 32\], got 16x2x2"),
+        ({"patch_tokens": -1}, "patch_tokens must be a number of tokens"),
         ({"mask_ratio": 1.0}, "between 0 and 1, got 1.0"),
         ({"mask_ratio": float("nan")}, "between 0 and 1, got nan"),
         ({"export": "both"}, "teacher or student, got 'both'"),

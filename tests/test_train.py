@@ -227,7 +227,8 @@ def test_accumulation_gives_what_one_large_batch_gives(tmp_path):
     for parts in (2, 4):
         for one, several in zip(rows(tmp_path / "1"), rows(tmp_path / str(parts)), strict=True):
             for term in ("total", "mip", "itd", "mpd", "grad_norm", "embedding_std"):
-                assert several[term] == pytest.approx(one[term], rel=1e-3), term
+                rel = 1e-2 if term == "grad_norm" else 1e-3  # rounding, after steps of Adam's
+                assert several[term] == pytest.approx(one[term], rel=rel), term
             assert several["rejected"] == one["rejected"]
 
 
@@ -409,7 +410,11 @@ def test_the_learning_rate_in_closed_form():
     assert rate(9) == rate(10) == pytest.approx(1e-3)
     assert rate(55) == pytest.approx((1e-3 + 1e-5) / 2)
     assert rate(99) == pytest.approx(1e-5 + (1e-3 - 1e-5) * (1 + math.cos(math.pi * 89 / 90)) / 2)
-    assert rate(9, batch_size=32) == pytest.approx(2e-3)  # the square root of the batch
+    assert rate(9, batch_size=2) == pytest.approx(5e-4)  # the square root of the batch
+    assert rate(9, batch_size=32) == pytest.approx(1e-3)  # nothing above 6e-4, nor above what was asked for
+    small = MethodConfig(lr=2e-4, lr_batch=8, warmup=0.0)
+    peaks = [learning_rate(small, 0, 100, batch) for batch in (8, 32, 72, 800)]
+    assert peaks == pytest.approx([2e-4, 4e-4, 6e-4, 6e-4])
     assert all(rate(step + 1) <= rate(step) for step in range(10, 99))
 
 
@@ -471,9 +476,7 @@ def test_saved_bytes_grow_with_the_batch():
 @pytest.mark.parametrize(("scans", "expected"), [(0, 1), (1, 1), (3.5, 3), (1000, capacity.MOST["cpu"])])
 def test_the_batch_size_that_fits(monkeypatch, scans, expected):
     method = micro.method()
-    region = torch.zeros(1, 1, *method.region(micro.CROP))
-    views = method.views(region, [batches.generator_for(0, 0)])
-    needed = capacity.saved_bytes(method, views, micro.CPU, bf16=False)
+    needed = capacity.saved_bytes(method, capacity.trial(method, micro.CROP, micro.CPU), micro.CPU, bf16=False)
     fixed = 3 * sum(4 * p.numel() for p in method.parameters() if p.requires_grad)
     monkeypatch.setattr(capacity, "free_bytes", lambda _: int((fixed + scans * needed) / capacity.SHARE) + 8)
     before = {k: _copy(v) for k, v in method.state_dict().items()}
@@ -486,14 +489,6 @@ def test_processes_of_one_machine_share_its_memory(monkeypatch):
     alone = capacity.free_bytes(micro.CPU)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert capacity.free_bytes(micro.CPU) < 0.5 * alone
-
-
-def test_the_derived_batch_size_is_said(monkeypatch):
-    monkeypatch.setattr(pretrain, "fitting_batch_size", lambda *_: 5)
-    said = []
-    options = pretrain.Options(method="smit", accumulate=2)
-    assert pretrain._derived_batch_size(options, None, micro.CROP, micro.CPU, False, said.append) == 10
-    assert said == ["batch size: 10 (5 fit into the memory of one process; --batch-size N chooses another)"]
 
 
 def test_epochs_become_steps():

@@ -20,9 +20,20 @@ from nnssl.views.intensity import (
     draw_intensity,
     draw_window,
 )
-from nnssl.views.masking import block_grid, draw_blocks, repeat_blocks
+from nnssl.views.masking import block_grid, draw_masks, hide_blocks, keep_at_most, repeat_blocks, varied_blocks
+from nnssl.views.multicrop import random_views
 from nnssl.views.pairs import two_views
-from nnssl.views.spatial import cut, draw_box, draw_flips, draw_offset, flip, resample, rotate, rotations
+from nnssl.views.spatial import (
+    cut,
+    draw_box,
+    draw_flips,
+    draw_offset,
+    flip,
+    inside,
+    resample,
+    rotate,
+    rotations,
+)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -32,34 +43,67 @@ def generator(seed: int = 0) -> torch.Generator:
 # -- masks -----------------------------------------------------------------------------------------------------------
 
 
+def drawn(count: int, grid: tuple[int, ...]) -> torch.Tensor:
+    return torch.stack([torch.rand(grid, generator=generator(seed)) for seed in range(count)])
+
+
 @pytest.mark.parametrize("ratio", [0.01, 0.3, 0.6, 0.7, 0.75, 0.999])
 @pytest.mark.parametrize("grid", [(6, 6, 6), (2, 3, 1), (1, 1, 1), (4, 4), (1, 7)])
 def test_masks_hide_an_exact_number_of_blocks(grid, ratio):
-    for seed in range(5):
-        masked = draw_blocks(grid, ratio, generator(seed))
-        assert masked.shape == grid
-        assert masked.dtype == torch.bool
-        assert int(masked.sum()) == math.ceil(ratio * math.prod(grid))
+    masked = hide_blocks(drawn(5, grid), ratio)
+    assert masked.shape == (5, *grid)
+    assert masked.dtype == torch.bool
+    assert masked.flatten(1).sum(dim=1).tolist() == [math.ceil(ratio * math.prod(grid))] * 5
 
 
 def test_every_block_is_hidden_equally_often():
-    drawn = torch.stack([draw_blocks((3, 4), 0.5, source) for source in [generator()] for _ in range(2000)])
-    share = drawn.float().mean(dim=0)
+    share = hide_blocks(drawn(2000, (3, 4)), 0.5).float().mean(dim=0)
     assert float((share - 0.5).abs().max()) < 5 * math.sqrt(0.25 / 2000)
 
 
-def test_blocks_are_repeated_on_every_axis():
-    masked = torch.stack([draw_blocks((2, 3, 1), 0.5, generator(seed)) for seed in (0, 1)])
-    fine = repeat_blocks(masked, 4)
-    assert fine.shape == (2, 8, 12, 4)
-    assert torch.equal(fine[:, ::4, ::4, ::4], masked)
+def test_the_share_is_of_the_blocks_that_may_be_hidden():
+    within = torch.zeros(3, 4, 4, dtype=torch.bool)
+    within[0, :2], within[1, 0, 0] = True, True
+    masked = hide_blocks(drawn(3, (4, 4)), 0.6, within)
+    assert masked.flatten(1).sum(dim=1).tolist() == [5, 1, 0]  # of 8, 1 and 0
+    assert not bool((masked & ~within).any())
+
+
+def test_at_most_so_many_cells_are_kept():
+    masked = hide_blocks(drawn(3, (5, 5)), 0.5, drawn(3, (5, 5)) > torch.tensor([0.0, 0.8, 2.0]).view(3, 1, 1))
+    kept = keep_at_most(masked, 4, drawn(3, (5, 5)))
+    assert kept.flatten(1).sum(dim=1).tolist() == [min(4, n) for n in masked.flatten(1).sum(dim=1).tolist()]
+    assert not bool((kept & ~masked).any())
+
+
+def test_blocks_of_one_constant_are_known_in_any_unit():
+    """Air that a plan has clipped, padding, and what a window cut off; a body's own noise is enough."""
+    image = torch.full((2, 1, 16, 16, 24), -1.8)
+    image[0, 0, :, :, 8:16] = 0.1 * randn(16, 16, 8)
+    image[1, 0, 15, 0, 0] = 0.0  # one voxel of body
+    varied = varied_blocks(image, (16, 8, 8))
+    assert varied.shape == (2, 1, 2, 3)
+    assert varied[0, 0].tolist() == [[False, True, False]] * 2
+    assert varied[1, 0].tolist() == [[True, False, False], [False] * 3]
+    assert torch.equal(varied, varied_blocks(1000 * image, (16, 8, 8)))
+    masked = draw_masks(image, (16, 8, 8), 0.9, False, [generator(0), generator(1)])
+    assert torch.equal(masked, varied)
+    assert int(draw_masks(image, (16, 8, 8), 0.9, True, [generator(0), generator(1)]).sum()) == 12
+
+
+@pytest.mark.parametrize("factor", [4, (4, 2, 1)])
+def test_blocks_are_repeated_on_every_axis(factor):
+    masked = hide_blocks(drawn(2, (2, 3, 1)), 0.5)
+    fine = repeat_blocks(masked, factor)
+    scale = [float(f) for f in ((factor,) * 3 if isinstance(factor, int) else factor)]
     expected = masked.float()[:, None]
-    expected = torch.nn.functional.interpolate(expected, scale_factor=4, mode="nearest")[:, 0].bool()
+    expected = torch.nn.functional.interpolate(expected, scale_factor=scale, mode="nearest")[:, 0].bool()
     assert torch.equal(fine, expected)
 
 
 def test_a_block_that_does_not_divide_the_crop_is_refused_with_a_crop_that_works():
     assert block_grid((96, 64), 16) == (6, 4)
+    assert block_grid((96, 64), (16, 8)) == (6, 8)
     with pytest.raises(ValueError, match=r"block 16 does not divide crop 96x90x8 \(axis 1\).*--crop 96 80 16$"):
         block_grid((96, 90, 8), 16)
 
@@ -71,6 +115,33 @@ def test_offsets_stay_inside_and_reach_both_ends():
     region, crop, source = (7, 5, 4), (4, 5, 2), generator()
     drawn = {draw_offset(region, crop, source) for _ in range(300)}
     assert drawn == {(z, 0, x) for z in range(4) for x in range(3)}
+
+
+@pytest.mark.parametrize(
+    ("start", "size", "places"),
+    [(5, 40, {0, 1, 2, 3, 4}), (-3, 14, {3, 4}), (0, 12, {0}), (-3, 12, {3}), (-4, 9, {2})],
+)
+def test_offsets_lie_in_the_scan_where_it_is_large_enough(start, size, places):
+    """A region of 16, crops of 12, along one axis; a scan smaller than the crop lies in its middle."""
+    (within,) = inside((16,), torch.tensor([[start]]), torch.tensor([[size]]))
+    source = generator()
+    assert {draw_offset((16,), (12,), source, within)[0] for _ in range(100)} == places
+
+
+@pytest.mark.parametrize(("start", "size"), [(5, 40), (-3, 10), (-6, 4)])
+def test_boxes_lie_in_the_scan_where_it_is_large_enough(start, size):
+    (within,) = inside((16, 16), torch.tensor([[start, 0]]), torch.tensor([[size, 16]]))
+    source = generator()
+    for _ in range(50):
+        (first, side), (other, _) = draw_box((16, 16), (0.3, 1.0), source, within).tolist()
+        low, high = max(0, -start), min(16, size - start)
+        if side <= high - low:
+            assert low <= first <= first + side <= high
+        else:
+            assert first <= low + 1e-9
+            assert first + side >= high - 1e-9
+        assert -1e-9 <= first <= 16 - side + 1e-9
+        assert other >= 0
 
 
 def test_cut_is_a_view_of_the_part():
@@ -343,7 +414,7 @@ def test_a_window_uses_up_the_same_chance_whether_it_happens_or_not():
     for chance in (0.0, 1.0):
         source = generator()
         draw_window(chance, source)
-        after.append(draw_blocks((3, 3, 3), 0.5, source))
+        after.append(torch.rand(5, generator=source))
     assert torch.equal(*after)
 
 
@@ -380,6 +451,75 @@ def test_smits_views_are_parts_of_the_region():
         found = (places[0] == image).flatten(3).all(dim=3)
         assert int(found.sum()) == 1
     assert not torch.equal(views["masked"][0], views["masked"][1])
+
+
+AIR = -1.8
+
+
+def placed(region: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Two regions [2 1 *region] of scans whose voxels are all different; starts and sizes [2 dims].
+
+    The first scan is cut in the middle, the second is 20 voxels long along the first axis and padded.
+    """
+    dims = len(region)
+    sizes = torch.tensor([[40] * dims, [20, *[40] * (dims - 1)]])
+    starts = torch.tensor([[3 + axis for axis in range(dims)], [-((region[0] - 20) // 2), *[4] * (dims - 1)]])
+    made = torch.full((2, 1, *region), AIR)
+    for image, start, size in zip(made, starts.tolist(), sizes.tolist(), strict=True):
+        low = [max(0, -s) for s in start]
+        high = [min(r, n - s) for r, n, s in zip(region, size, start, strict=True)]
+        inner = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+        image[(0, *inner)] = scan_of(size)[tuple(slice(s + a, s + b) for s, a, b in zip(start, low, high, strict=True))]
+    return made, starts, sizes
+
+
+def scan_of(size: list[int]) -> torch.Tensor:
+    return torch.arange(math.prod(size), dtype=torch.float32).view(size)
+
+
+@pytest.mark.parametrize("name", ["smit", "simmim"])
+@pytest.mark.parametrize("dims", [2, 3])
+def test_a_method_knows_where_in_the_scan_each_view_lies(name, dims):
+    method = micro.method(name, spatial_dims=dims, window_jitter=0.0)
+    regions, starts, sizes = placed(method.region((16,) * dims))
+    for seed in range(6):
+        sources = [generator_for(seed, index) for index in range(2)]
+        views = method.seen(regions, sources, torch.tensor([7, 9]), starts, sizes)
+        assert views["scan"].tolist() == [7, 9]
+        assert torch.equal(views["start"], starts)
+        assert torch.equal(views["size"], sizes)
+        image = views["image"] if name == "smit" else views["image"][None]
+        assert views["offset"].shape == (len(image), 2, dims)
+        for view, offsets in zip(image, views["offset"], strict=True):
+            for voxels, offset, size in zip(view[:, 0], offsets.tolist(), sizes.tolist(), strict=True):
+                assert all(0 <= o <= n - 16 for o, n in zip(offset, size, strict=True))
+                expected = scan_of(size)[tuple(slice(o, o + 16) for o in offset)]
+                assert torch.equal(voxels, expected)
+
+
+@pytest.mark.parametrize("name", ["smit", "simclr", "byol", "mocov3"])
+def test_two_views_lie_in_a_scan_smaller_than_their_region(name, monkeypatch):
+    """A scan of 18 voxels in a region of 21: no voxel of a view of 16 is padding."""
+    monkeypatch.setattr("nnssl.views.pairs.draw_intensity", lambda _: Intensity())
+    method = micro.method(name)
+    region = torch.full((1, 1, 21, 21, 21), AIR)
+    region[:, :, 1:19] = 5.0
+    for seed in range(10):
+        views = method.seen(
+            region, [generator_for(seed, 0)], torch.zeros(1), torch.tensor([[-1, 0, 0]]), torch.tensor([[18, 21, 21]])
+        )
+        assert float(views["image"].min()) > 0
+
+
+def test_random_views_lie_in_a_scan_smaller_than_their_region(monkeypatch):
+    """A scan of 20 voxels in a region of 42, boxes of at most 19."""
+    monkeypatch.setattr("nnssl.views.multicrop.draw_intensity", lambda _: Intensity())
+    region = torch.full((1, 1, 42, 42, 42), AIR)
+    region[:, :, 11:31] = 5.0
+    within = inside((42, 42, 42), torch.tensor([[-11, 0, 0]]), torch.tensor([[20, 42, 42]]))
+    views = random_views(region, [generator(3)], 20, (0.3, 0.45), (8, 8, 8), within=within)
+    assert float(views.min()) > 2
+    assert float(random_views(region, [generator(3)], 20, (0.3, 0.45), (8, 8, 8)).min()) < 0
 
 
 def test_both_views_of_a_scan_are_seen_through_the_same_window():

@@ -64,7 +64,7 @@ def trained(name: str, path: Path) -> Subject:
             f"{header['method']}, with {sorted(content)}"
         )
     encoder = Swin(SwinConfig.from_dict(header["encoder"]), maskable=True)
-    method = METHODS[name](encoder, METHODS[name].Config(**header["method_config"]))
+    method = METHODS[name](encoder, METHODS[name].Config.stored(header["method_config"]))
     method.load_state_dict(content["training_state"]["method"])
     plan = header["plan"]
     hu = HUPolicy(**plan["hu"])

@@ -44,7 +44,10 @@ def step_of(name: str, encoder: str, scans: list[Tensor], crop: Shape, device: t
     network = Swin(preset(encoder, len(crop), drop_path=config.drop_path), maskable=True)
     method = METHODS[name](network, config)
     parts = [middle(scan, method.region(crop)) for scan in scans]
-    batch = default_collate([{"crop": part, "index": i, "scan": i, "rejected": 0} for i, part in enumerate(parts)])
+    whole = {"start": torch.zeros(len(crop), dtype=torch.long), "size": torch.tensor(parts[0].shape[1:])}
+    batch = default_collate(
+        [{"crop": part, "index": i, "scan": i, "rejected": 0, **whole} for i, part in enumerate(parts)]
+    )
     bf16 = device.type == "cuda"
     run = Run(method, parts, RunConfig(10_000, len(scans), bf16=bf16), Path(), {"method": name}, device)
 

@@ -15,19 +15,21 @@ from nnssl.data.plan import Plan
 from nnssl.files import read_json
 from nnssl.types import Shape
 
-LEAST_BODY = 0.2  # share of body voxels below which a position is drawn again (METHODS: or the encoder learns air)
+LEAST_BODY = 0.35  # share of body in the whole box, padding counted, below which it is drawn again
 DRAWS = 10
 # nnU-Net opens its store in the same way; mapping does not work on Windows (MIC-DKFZ/nnUNet issue 2723)
 OPEN = {"mode": "r", "dparams": {"nthreads": 1}, **({} if os.name == "nt" else {"mmap_mode": "r"})}
 
 
 class Crops(torch.utils.data.Dataset):
-    """`crops[index]` -> {"crop": float32 [1 *shape], "index", "scan", "rejected": int}, for any index >= 0.
+    """`crops[index]` -> {"crop": float32 [1 *shape], "index", "scan", "rejected": int, "start", "size": int64 [dims]}.
 
-    `index` is the number of the sample in the whole run: index // len(crops) is the epoch, in which every case
-    comes once, in an order of its own. A shape of two axes gives axial slices [1 Y X]. `rejected` counts the
-    positions that held too little body; `scan` is the place in `cases` of the scan that was read. Files are opened
-    where they are read, so workers may fork or spawn.
+    `index` is the number of the sample in the whole run: index // len(crops) is the epoch, in which
+    every case comes once, in an order of its own. A shape of two axes gives axial slices [1 Y X].
+    `rejected` counts the positions that held too little body; `scan` is the place in `cases` of the
+    scan that was read, `start` the crop's first voxel in it (negative where the crop is larger than
+    the scan), and `size` the scan's own size. Files are opened where they are read, so workers may
+    fork or spawn. Raises IndexError below 0.
     """
 
     def __init__(self, folder: Path | str, plan: Plan, shape: Shape | None = None, seed: int = 0) -> None:
@@ -69,7 +71,15 @@ class Crops(torch.utils.data.Dataset):
         properties = self._properties(case)
         start, rejected = self._position(generator, properties)
         crop = self._read(case, start)
-        return {"crop": torch.from_numpy(crop), "index": index, "scan": scan, "rejected": rejected}
+        dims = len(self.shape)
+        return {
+            "crop": torch.from_numpy(crop),
+            "index": index,
+            "scan": scan,
+            "rejected": rejected,
+            "start": torch.tensor(start[-dims:].tolist()),
+            "size": torch.tensor(properties["shape"][-dims:]),
+        }
 
     def _scan(self, index: int) -> int:
         epoch, place = divmod(index, len(self.cases))
@@ -88,18 +98,26 @@ class Crops(torch.utils.data.Dataset):
         return properties
 
     def _position(self, generator: np.random.Generator, properties: dict) -> tuple[np.ndarray, int]:
-        """The first drawn start [3] with enough body, or else the best of DRAWS; and the number of those rejected.
+        """The first drawn start [3] with enough body, or else the best of DRAWS; and the number rejected.
 
-        Judged by the stored share of body in each block, so a rejected position costs no decompression.
+        A body voxel is drawn, and the box around it uniformly from all that lie in the scan, so that
+        every part of the body is seen and none more often for lying at the scan's end. Judged by the
+        stored share of body in each block, so a rejected position costs no decompression.
         """
-        size = np.array(properties["shape"])
+        size, block = np.array(properties["shape"]), properties["body_block"]
         body = _body(properties)
-        room = size - self._box
+        room = (size - self._box).clip(0)
+        voxels = _body_voxels(body, size, block).ravel().cumsum()
         best, most = None, -1.0
         for draw in range(DRAWS):
+            chosen = np.searchsorted(voxels, generator.random() * voxels[-1], side="right")
+            corner = np.array(np.unravel_index(min(chosen, len(voxels) - 1), body.shape)) * block
+            voxel = generator.integers(corner, np.minimum(corner + block, size))
+            first, last = (voxel - self._box + 1).clip(0), np.minimum(voxel, room)
             # A scan smaller than the crop is centred in it, as nnU-Net does.
-            start = np.where(room > 0, generator.integers(0, room.clip(0) + 1), room // 2)
-            share = _share(body, start, self._box, size, properties["body_block"])
+            placed = generator.integers(first, last + 1)
+            start = np.where(size > self._box, placed, (size - self._box) // 2)
+            share = _share(body, start, self._box, size, block)
             if share >= LEAST_BODY:
                 return start, draw
             if share > most:
@@ -131,11 +149,19 @@ def _body(properties: dict) -> np.ndarray:
     return np.frombuffer(packed, np.uint8).reshape(blocks).astype(np.float32)
 
 
+def _body_voxels(body: np.ndarray, size: np.ndarray, block: int) -> np.ndarray:
+    """255 times the body voxels of each block; where a scan has none, every block counts as full."""
+    edges = [np.arange(blocks) * block for blocks in body.shape]
+    z, y, x = (np.minimum(e + block, length) - e for e, length in zip(edges, size, strict=True))
+    full = np.einsum("z,y,x->zyx", *(sides.astype(np.float64) for sides in (z, y, x)))
+    return full * body if body.any() else full
+
+
 def _share(body: np.ndarray, start: np.ndarray, box: np.ndarray, size: np.ndarray, block: int) -> float:
-    """Share of body voxels in the part of the box that lies in the scan, taking each block as uniform."""
+    """Share of body voxels of the whole box, taking each block as uniform; what is outside is none."""
     low, high = start.clip(0), np.minimum(start + box, size)
     for axis in range(3):  # contracting the first axis brings the next one to the front
         edges = np.arange(body.shape[0]) * block
         overlap = (np.minimum(edges + block, high[axis]) - np.maximum(edges, low[axis])).clip(0)
         body = np.tensordot(overlap, body, 1)
-    return float(body) / 255 / float((high - low).prod())
+    return float(body) / 255 / float(box.prod())

@@ -15,6 +15,7 @@ from nnssl.types import HUPolicy, Shape, Spacing
 FORMAT_VERSION = 1
 SANE_SPACING = (0.5, 5.0)  # mm: finer is more noise than anatomy, coarser loses the organs
 CROPS = (96, 64, 48, 32)  # voxels an axis: SMIT's own size, then what smaller scans can hold
+MOST = 0.7  # of the median scan along an axis, for a crop
 WIDEST = (-1000.0, 3000.0)  # HU
 # HU of the map's interior knots. Between them: air and lung; lung's edge and skin; fat; organs;
 # organs with contrast agent; bone; dense bone and metal.
@@ -166,8 +167,11 @@ def resampled_shape(shape: Shape, spacing: Spacing, new_spacing: Spacing) -> Sha
 
 
 def default_crop(shapes: Sequence[Shape]) -> Shape:
-    """For each axis the largest of CROPS that the median shape fills to nine tenths, or the smallest of them."""
-    return tuple(next((c for c in CROPS if 0.9 * c <= m), CROPS[-1]) for m in np.median(shapes, axis=0))
+    """For each axis the largest of CROPS within MOST of the median shape, or the smallest of them.
+
+    A crop as large as the scan shows the same in every view, and much air.
+    """
+    return tuple(next((c for c in CROPS if c <= MOST * m), CROPS[-1]) for m in np.median(shapes, axis=0))
 
 
 def hu_policy(histograms: Iterable[np.ndarray], clip: tuple[float, float] | None = None) -> HUPolicy:

@@ -16,6 +16,7 @@ batches of a few scans collapsed; AdamW instead of LARS, gradients are clipped.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -34,6 +35,8 @@ class BYOLConfig(MethodConfig):
     teacher_momentum: float = 0.99  # to 1 along a cosine (Grill 2020: 0.996 for batches of 4096, 0.99 for 300 epochs)
     head_hidden: int = 4096  # Grill 2020, section 3.3
     head_out: int = 256  # Grill 2020, section 3.3
+
+    PUBLISHED: ClassVar[dict] = {"teacher_momentum": 0.996}
 
     def __post_init__(self) -> None:
         if not 0 <= self.teacher_momentum <= 1:

@@ -13,7 +13,7 @@ Differs from the papers: cubes have no voxel in common (a third of the crop long
 quarter longer) and each has intensities of its own, so that nothing that goes on across a border gives the answer away;
 the axis and direction of the walk are drawn for each scan; the context is that of one line of cubes, not of all layers
 passed; the prediction starts from the present code (z_t + W_k c_t, there W_k c_t); cosines and a temperature instead of
-a bilinear score; codes are standardised by running moments.
+a bilinear score; tokens are layer-normalised before the codes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from nnssl.encoder.swin import PATCH, Swin
 from nnssl.methods.method import Method, MethodConfig, Step
 from nnssl.modules.contrast import info_nce
 from nnssl.modules.decoders import unfold_cubes
-from nnssl.modules.running import Standardise
 from nnssl.types import Shape
 from nnssl.views.intensity import apply_intensity, draw_intensity
 from nnssl.views.spatial import cut, draw_offset
@@ -38,7 +37,8 @@ from nnssl.views.spatial import cut, draw_offset
 
 @dataclass(frozen=True)
 class CPCConfig(MethodConfig):
-    cubes: int = 3  # along each axis; those of a crop of 96 have 32 voxels
+    lr: float = 2e-4  # ours: at 6e-4 a run of 600 steps collapsed
+    cubes: int = 3  # along each axis; nnssl_pretrain takes as many as leave 24 voxels a cube, at most 3
     ahead: int = 2  # predict 1 to this many cubes ahead
     temperature: float = 0.1  # ours; the papers' score has none
     head_out: int = 256  # width of z (Taleb 2020: 256 units of the GRU in their code)
@@ -69,7 +69,7 @@ class CPC(Method):
         encoder.mask_token = None  # nothing is hidden
         self.student = encoder
         channels = encoder.channels[-1]
-        self.projector = nn.Sequential(Standardise(channels), nn.Linear(channels, config.head_out))
+        self.projector = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, config.head_out))
         self.context = nn.GRU(config.head_out, config.head_hidden, batch_first=True)
         self.predictors = nn.ModuleList(nn.Linear(config.head_hidden, config.head_out) for _ in range(config.ahead))
 
@@ -82,7 +82,9 @@ class CPC(Method):
     def encoder(self) -> Swin:
         return self.student
 
-    def views(self, regions: Tensor, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
+    def views(
+        self, regions: Tensor, generators: Sequence[torch.Generator], within: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """{"cubes": [B steps lines 1 *cube]}, in the order of a walk along a random axis, either way.
 
         `regions` [B 1 *region]. No two cubes have a voxel in common. Raises ValueError where a cube would be smaller

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -37,6 +38,11 @@ from nnssl.views.spatial import wider
 class DINOConfig(MultiCropConfig, DistillationConfig, MethodConfig):
     lr: float = 2e-4  # at 8 scans; Caron 2021: 5e-4 at 256. at 6e-4 targets came near uniform in 50 steps
     pooled_maps: int = 1  # the last map alone (Caron 2021); 5: all five
+
+    PUBLISHED: ClassVar[dict] = {
+        "lr": 5e-4, "lr_batch": 256, "prototypes": 65536, "freeze_prototypes": 0.01, "local_views": 8,
+        "global_side": 0.63, "local_side_low": 0.22, "local_side_high": 0.63,
+    }  # fmt: skip
 
     def __post_init__(self) -> None:
         MultiCropConfig.__post_init__(self)
@@ -62,9 +68,11 @@ class DINO(SelfDistillation, Method):
     def region(crop: Shape) -> Shape:
         return wider(crop)
 
-    def views(self, regions: Tensor, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
+    def views(
+        self, regions: Tensor, generators: Sequence[torch.Generator], within: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """{"global": [2 B 1 *crop], "local": [n B 1 *half]}; `regions` [B 1 *region]."""
-        return multicrop(regions, generators, self.config, self.ranges)
+        return multicrop(regions, generators, self.config, self.ranges, within)
 
     def loss(self, views: dict[str, Tensor]) -> Step:
         count, batch = views["global"].shape[:2]

@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -48,6 +49,8 @@ class IBOTConfig(MultiCropConfig, DistillationConfig, MethodConfig):
     mask_spread: float = 0.2  # drawn uniformly within so much of it (Zhou 2022, pred_ratio_var)
     mask_block: int = 16  # voxels: which tokens are patches
     shared_head: bool = True  # Zhou 2022, table 8: better than two heads
+
+    PUBLISHED: ClassVar[dict] = {"lr": 5e-4, "lr_batch": 256, "local_views": 10, "teacher_temperature_end": 0.07}
 
     def __post_init__(self) -> None:
         MultiCropConfig.__post_init__(self)
@@ -88,11 +91,14 @@ class IBOT(SelfDistillation, Method):
     def region(crop: Shape) -> Shape:
         return wider(crop)
 
-    def views(self, regions: Tensor, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
+    def views(
+        self, regions: Tensor, generators: Sequence[torch.Generator], within: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """{"global": [2 B 1 *crop], "hidden": Bool [2 B *blocks], "local": [n B 1 *half]}; `regions` [B 1 *region]."""
         grid = block_grid(inner(tuple(regions.shape[2:])), self.config.mask_block)
         hidden = torch.stack([self._draw_hidden(grid, generator) for generator in generators], dim=1)
-        return {**multicrop(regions, generators, self.config, self.ranges), "hidden": hidden.to(regions.device)}
+        views = multicrop(regions, generators, self.config, self.ranges, within)
+        return {**views, "hidden": hidden.to(regions.device)}
 
     def loss(self, views: dict[str, Tensor]) -> Step:
         config, temperature = self.config, self.teacher_temperature()

@@ -15,7 +15,7 @@ from nnssl.modules.running import discard_all, update_all
 from nnssl.types import Shape
 from nnssl.views.intensity import STANDARD, Ranges
 from nnssl.views.pairs import two_views
-from nnssl.views.spatial import inner, wider
+from nnssl.views.spatial import inner, inside, wider
 
 
 class Step(NamedTuple):
@@ -37,16 +37,43 @@ class MethodConfig:
 
     lr: float = 6e-4  # at a total batch of `lr_batch` scans; scaled by sqrt(batch / lr_batch)
     lr_batch: int = 8
+    lr_most: float = 6e-4  # larger batches do not raise the peak beyond it (Jiang 2022's; more was not tested)
     lr_floor: float = 1e-6
     warmup: float = 0.05  # share of the steps
     weight_decay: float = 0.05
     beta2: float = 0.999
-    clip_norm: float = 3.0
+    clip_norm: float = 1.0
     drop_path: float = 0.1  # of the student; the teacher has none
+    published: bool = False  # the papers' settings in place of ours, and nothing derived from the data
+
+    # What the papers have in place of our defaults; those of the bases hold as well.
+    PUBLISHED: ClassVar[dict] = {"lr_most": 1.0, "clip_norm": 3.0}
 
     @classmethod
-    def parse(cls, settings: Sequence[str]) -> MethodConfig:
-        """From `["mask_ratio=0.6", ...]`; ValueError, listing what is known, for an unknown field or a bad value."""
+    def of_the_papers(cls) -> dict:
+        """The fields whose published value is not our default."""
+        return {k: v for base in reversed(cls.__mro__) for k, v in vars(base).get("PUBLISHED", {}).items()}
+
+    @classmethod
+    def stored(cls, values: dict) -> MethodConfig:
+        """From a checkpoint's "method_config"; what an earlier version did not know is as it was then."""
+        known = {field.name for field in fields(cls)}
+        before = {name: value for name, value in cls.of_the_papers().items() if name not in values}
+        return cls(**before, **{name: value for name, value in values.items() if name in known})
+
+    @classmethod
+    def parse(cls, settings: Sequence[str], derived: dict | None = None) -> MethodConfig:
+        """From `["mask_ratio=0.6", ...]`; ValueError, listing what is known, for an unknown field or a bad value.
+
+        `derived` stands in for our defaults, and with "published=true" the papers' values do.
+        """
+        values = cls.read(settings)
+        base = cls.of_the_papers() if values.get("published") else derived or {}
+        return cls(**{**base, **values})
+
+    @classmethod
+    def read(cls, settings: Sequence[str]) -> dict:
+        """The fields that `settings` name; ValueError as `parse`."""
         known = {field.name: field for field in fields(cls)}
         values = {}
         for setting in settings:
@@ -55,7 +82,7 @@ class MethodConfig:
                 defaults = ", ".join(f"{n}={f.default}" for n, f in known.items() if f.default is not MISSING)
                 raise ValueError(f"cannot set {setting!r}; write FIELD=VALUE with one of: {defaults}")
             values[name] = _read(text, type(known[name].default), setting)
-        return cls(**values)
+        return values
 
 
 def _read(text: str, kind: type, setting: str):
@@ -93,16 +120,42 @@ class Method(nn.Module, ABC):
         """What is exported: the student, or the teacher where the method's authors fine-tune the teacher."""
 
     @abstractmethod
-    def views(self, regions: Tensor, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
+    def views(
+        self, regions: Tensor, generators: Sequence[torch.Generator], within: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """What this method looks at, on the device of `regions` [B 1 *region].
+
+        `within` [B dims 2]: where the scan lies in each region (`nnssl.views.spatial.inside`); None:
+        everywhere. A method whose views are parts of the region gives "offset" [views B dims] as well:
+        each view's first voxel in the region.
 
         All chance comes from `generators`, one a scan (on the CPU), so that a scan's views do not depend on
         which process, batch or micro-batch it falls into.
         """
 
-    def seen(self, regions: Tensor, generators: Sequence[torch.Generator], scans: Tensor) -> dict[str, Tensor]:
-        """What `loss` and `show` get: the views, and "scan" [B], which scan each region is of."""
-        return {**self.views(regions, generators), "scan": scans}
+    def seen(
+        self,
+        regions: Tensor,
+        generators: Sequence[torch.Generator],
+        scans: Tensor,
+        starts: Tensor | None = None,
+        sizes: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """What `loss` and `show` get: the views, which scan each region is of, and where it lies in it.
+
+        scans, starts, sizes: "scan" [B], "start" and "size" [B dims] of the samples of
+        `nnssl.data.crops.Crops`; without the last two every region is a whole scan.
+        Adds "scan" [B], "start" and "size" [B dims]; "offset" [views B dims], where `views` gives it, is
+        from here on each view's first voxel in the scan.
+        """
+        region = regions.shape[2:]
+        starts = torch.zeros(len(regions), len(region), dtype=torch.long) if starts is None else starts.cpu()
+        sizes = torch.tensor(region).expand_as(starts) if sizes is None else sizes.cpu()
+        views = self.views(regions, generators, inside(tuple(region), starts, sizes))
+        starts, sizes = starts.to(regions.device), sizes.to(regions.device)
+        if "offset" in views:
+            views["offset"] = views["offset"] + starts
+        return {**views, "scan": scans, "start": starts, "size": sizes}
 
     @abstractmethod
     def loss(self, views: dict[str, Tensor]) -> Step:
@@ -135,9 +188,12 @@ class PairMethod(Method):
     def region(crop: Shape) -> Shape:
         return wider(crop)
 
-    def views(self, regions: Tensor, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
+    def views(
+        self, regions: Tensor, generators: Sequence[torch.Generator], within: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """{"image": [2 B 1 *crop]}; `regions` [B 1 *region]."""
-        return {"image": two_views(regions, generators, inner(tuple(regions.shape[2:])), self.ranges)}
+        crop = inner(tuple(regions.shape[2:]))
+        return {"image": two_views(regions, generators, crop, self.ranges, within)}
 
     def show(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
         first, second = views["image"]

@@ -17,6 +17,7 @@ for the keys alone; gradients are clipped.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -39,6 +40,8 @@ class MoCoV3Config(MethodConfig):
     head_hidden: int = 2048  # Chen 2021: 4096
     head_out: int = 256  # Chen 2021
     weight_decay: float = 0.1  # Chen 2021
+
+    PUBLISHED: ClassVar[dict] = {"lr": 1.5e-4, "lr_batch": 256, "queue": 0, "head_hidden": 4096}
 
     def __post_init__(self) -> None:
         if self.temperature <= 0:

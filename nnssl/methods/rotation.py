@@ -8,14 +8,15 @@ in 3D Taleb et al. 2020, "3D self-supervised methods for medical imaging", NeurI
 T5: the tokens after the last merge (stride 32).
 Differs from the papers: all 24 rotations of the cube (Taleb: 10; a square has 4), because fewer are soon told apart by
 table, spine and air; each axis is blurred by a random amount, and half of the cubes are shown through a random HU
-window, so that the grain of slices and the faint table do not answer for the anatomy; tokens are standardised by
-running moments before the linear layer. The table is not cut away.
+window, so that the grain of slices and the faint table do not answer for the anatomy; tokens are layer-normalised
+before the linear layer. The table is not cut away.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +24,6 @@ from torch import Tensor, nn
 
 from nnssl.encoder.swin import Swin
 from nnssl.methods.method import Method, MethodConfig, Step
-from nnssl.modules.running import Standardise
 from nnssl.types import Shape
 from nnssl.views.intensity import apply_window, blur, draw_window
 from nnssl.views.spatial import rotate, rotate_back, rotations
@@ -34,6 +34,8 @@ class RotationConfig(MethodConfig):
     classes: int = 0  # 0: all, 24 for a cube and 4 for a square; else 4 (about z, Gidaris 2018) or 10 (Taleb 2020)
     blur: float = 1.0  # greatest sd of the blur along an axis, in voxels; ours
     window_jitter: float = 0.5  # chance of a narrower HU window; ours
+
+    PUBLISHED: ClassVar[dict] = {"blur": 0.0, "window_jitter": 0.0}
 
     def __post_init__(self) -> None:
         if self.classes not in (0, 4, 10, 24):
@@ -58,7 +60,7 @@ class Rotation(Method):
         dims = encoder.config.spatial_dims
         self.rotations = rotations(dims, config.classes or {2: 4, 3: 24}[dims])
         channels = encoder.channels[-1]
-        self.head = nn.Sequential(Standardise(channels), nn.Linear(channels, len(self.rotations)))
+        self.head = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, len(self.rotations)))
         nn.init.trunc_normal_(self.head[-1].weight, std=0.02)  # as Swin's own classifier: first answers near chance
         nn.init.zeros_(self.head[-1].bias)
 
@@ -76,7 +78,9 @@ class Rotation(Method):
     def encoder(self) -> Swin:
         return self.student
 
-    def views(self, regions: Tensor, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
+    def views(
+        self, regions: Tensor, generators: Sequence[torch.Generator], within: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """{"image": [B 1 *cube], "turn": [B], which rotation it was}; `regions` [B 1 *cube]."""
         windows, turns, sds = [], [], []
         for generator in generators:

@@ -17,6 +17,7 @@ place of colour; layer norm instead of batch norm in the projector; AdamW instea
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -34,6 +35,8 @@ class SimCLRConfig(MethodConfig):
     queue: int = 0  # embeddings of earlier steps among the negatives, two a scan (Wang 2020); 0: none, as the paper
     head_hidden: int = 2048  # Chen 2020: as wide as ResNet-50's output
     head_out: int = 128  # Chen 2020, section 4.2
+
+    PUBLISHED: ClassVar[dict] = {"temperature": 0.1}
 
     def __post_init__(self) -> None:
         if self.temperature <= 0:

@@ -12,7 +12,7 @@ arXiv 2111.14791.
 T5: the tokens after the last merge (stride 32).
 Differs from the authors' code: rotation and contrast read the mean of all tokens, not token 0 and token 1
 (`token0=true` for the latter); layer norm in place of the decoder's instance norm, which would remove the mean of its
-few tokens, that is, what they say; tokens are standardised by running moments before the contrast; other crops of the
+few tokens, that is, what they say; tokens are layer-normalised before the contrast; other crops of the
 same scan are no negatives; blocks have edges of 1/8 to 1/4 of the view's (there 1/20 to 1/4), and those of another scan
 come from its undamaged view; half of the crops are shown through a random HU window, both views through the same.
 """
@@ -22,6 +22,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +31,6 @@ from torch import Tensor, nn
 from nnssl.encoder.swin import Swin
 from nnssl.methods.method import Method, MethodConfig, Step
 from nnssl.modules.contrast import nt_xent
-from nnssl.modules.running import Standardise
 from nnssl.types import Shape
 from nnssl.views.cutout import covered, draw_cutout
 from nnssl.views.intensity import apply_window, draw_window
@@ -48,6 +48,8 @@ class SwinUNETRConfig(MethodConfig):
     head_out: int = 512  # the authors' code
     token0: bool = False  # read the rotation from token 0 and the contrast from token 1, as the authors' code
     window_jitter: float = 0.5  # chance of a narrower HU window; not in the paper
+
+    PUBLISHED: ClassVar[dict] = {"lr": 4e-4, "token0": True, "window_jitter": 0.0}
 
     def __post_init__(self) -> None:
         weights = (self.w_rotation, self.w_contrast, self.w_voxels)
@@ -104,7 +106,7 @@ class SwinUNETRPretext(Method):
         dims, channels = encoder.config.spatial_dims, encoder.channels[-1]
         self.rotations = rotations(dims, 4)
         self.rotation_head = nn.Linear(channels, 4)
-        self.contrast_head = nn.Sequential(Standardise(channels), nn.Linear(channels, config.head_out))
+        self.contrast_head = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, config.head_out))
         self.decoder = ConvDecoder(channels, dims)
 
     @staticmethod
@@ -121,7 +123,9 @@ class SwinUNETRPretext(Method):
     def encoder(self) -> Swin:
         return self.student
 
-    def views(self, regions: Tensor, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
+    def views(
+        self, regions: Tensor, generators: Sequence[torch.Generator], within: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """{"image" [2 B 1 *crop]: turned; "noisy": the same with blocks of noise; "swapped" Bool [2 B 1 *crop]: what
         another scan will cover (see `_seen`); "turn" [2 B]}; `regions` [B 1 *crop].
         """

@@ -15,7 +15,7 @@ from nnssl.modules.heads import PrototypeHead, Prototypes
 from nnssl.modules.schedules import cosine, ramp
 from nnssl.modules.teacher import Teacher
 
-STAGE_OF_STRIDE = {8: 2, 16: 3, 32: 4}  # which of the encoder's maps has one token for a hidden block
+STAGE_OF_STRIDE = {4: 1, 8: 2, 16: 3, 32: 4}  # which of the encoder's maps has tokens of this stride
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,18 @@ from torch import Tensor
 from nnssl.modules.running import RunningMean
 
 
-def masked_l1(predictions: Sequence[Tensor], target: Tensor, masked: Tensor) -> Tensor:
-    """Mean absolute error over hidden voxels, and over the predictions: all [B 1 *spatial], `masked` True = hidden.
+def masked_l1(predictions: Sequence[Tensor], target: Tensor, masked: Tensor, beta: float = 0.0) -> Tensor:
+    """Mean over views of each view's mean error over its hidden voxels, and over the predictions.
 
-    sum(|x - x^| * M) / sum(M) (Xie 2022, eq. 2, one channel). Zero, with a gradient, where nothing is hidden.
+    All [B 1 *spatial], `masked` True = hidden. sum(|x - x^| * M) / sum(M) (Xie 2022, eq. 2, one channel);
+    errors below `beta` count by their square (smooth L1), so that voxels which are nearly right do not
+    pull like those of a wrong organ. A view that hides nothing counts as 0, with a gradient.
     """
     weight = masked.to(torch.float32)
-    errors = [((predicted.float() - target.float()).abs() * weight).sum() for predicted in predictions]
-    return sum(errors) / len(errors) / weight.sum().clamp(min=1.0)
+    weight = weight / weight.flatten(1).sum(dim=1).clamp(min=1).view(-1, *[1] * (masked.ndim - 1))
+    target = target.float()
+    errors = [F.smooth_l1_loss(p.float(), target, reduction="none", beta=beta) * weight for p in predictions]
+    return sum(error.sum() for error in errors) / len(errors) / len(masked)
 
 
 def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 import torch
 from torch import nn
@@ -15,11 +16,29 @@ SHARE = 0.6  # of the free memory; the rest is for gradients in flight, the opti
 MOST = {"cpu": 8, "cuda": 32, "mps": 8}  # scans a process; more costs time and gains little (SMIT: 6 a GPU)
 
 
+STEP_SECONDS = 1.5  # of a step on a CPU: progress is seen, and a scan's gradient is used soon
+
+
+def trial(method: Method, crop: Shape, device: torch.device) -> dict:
+    """The views of one made scan. Of noise: in a constant one masked methods would hide nothing."""
+    noise = torch.randn(1, 1, *method.region(crop), generator=generator_for(0, 1)).to(device)
+    return method.seen(noise, [generator_for(0, 0)], torch.zeros(1, dtype=torch.long, device=device))
+
+
+def timely_batch_size(method: Method, crop: Shape, device: torch.device) -> int:
+    """Scans of a CPU's step of some `STEP_SECONDS`, at least as many as the method needs."""
+    views = trial(method, crop, device)
+    began = time.perf_counter()
+    method(views).losses["total"].backward()
+    seconds = time.perf_counter() - began
+    method.zero_grad(set_to_none=True)
+    method.skipped_step()
+    return min(max(round(STEP_SECONDS / seconds), method.smallest_batch), MOST[device.type])
+
+
 def fitting_batch_size(method: Method, crop: Shape, device: torch.device, bf16: bool) -> int:
     """Scans a process can hold at once, from 1 to `MOST`: one scan is tried, its saved activations are counted."""
-    region = torch.zeros(1, 1, *method.region(crop), device=device)
-    views = method.seen(region, [generator_for(0, 0)], torch.zeros(1, dtype=torch.long, device=device))
-    needed = saved_bytes(method, views, device, bf16)
+    needed = saved_bytes(method, trial(method, crop, device), device, bf16)
     method.skipped_step()
     parameters = sum(p.numel() * p.element_size() for p in method.parameters() if p.requires_grad)
     free = SHARE * free_bytes(device) - 3 * parameters  # a gradient and AdamW's two moments

@@ -8,10 +8,23 @@ import torch
 from torch.utils.data import default_collate
 
 from nnssl import dist, files
+from nnssl.modules.running import discard_all
 from nnssl.train import pictures
 from nnssl.train.run import Run
 
 LOG = "log.jsonl"
+PACED = 5  # steps after which the length of the run is told
+HOUR = 3600.0  # seconds
+
+
+def duration(seconds: float) -> str:
+    """ "40 s", "12 min", "3 h 20 min" or "2 d 7 h"."""
+    minutes, hours = round(seconds / 60), round(seconds / HOUR)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if minutes < 90:
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
 
 
 class Log:
@@ -21,6 +34,7 @@ class Log:
         self.run, self.say = run, say
         self.path = run.folder / LOG
         self.last: dict = {}
+        self.seconds: list[float] = []  # of the first steps
         self.board = None
         if not dist.is_main():
             return
@@ -75,6 +89,17 @@ class Log:
                     self.board.add_scalar(name, value, run.step)
         return row
 
+    def pace(self, seconds: float) -> None:
+        """After the first steps: how long the run will take, and what would make it shorter."""
+        self.seconds.append(seconds)
+        left = self.run.config.steps - self.run.step
+        if len(self.seconds) != PACED or not left or not dist.is_main():
+            return
+        step = sorted(self.seconds[1:])[(PACED - 1) // 2]  # the first one warms up
+        total = step * left
+        shorter = "; shorter: fewer --steps, a smaller --crop or preset (-a tiny), a smaller --batch-size"
+        self.say(f"\n{step:.2g} s a step: {duration(total)} to go{shorter if total > HOUR else ''}")
+
     def draw(self) -> None:
         """progress.png, and views.png: what the method looks at and predicts."""
         if not dist.is_main():
@@ -85,5 +110,6 @@ class Log:
         run.method.eval()
         with torch.no_grad():
             volumes = run.method.show(run.seen(samples))
+        discard_all(run.method)  # rank zero alone draws, and a resumed run does not: no running moment may move
         run.method.train()
         pictures.views({k: v.float().cpu() for k, v in volumes.items()}, run.folder / "views.png")

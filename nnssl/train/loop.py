@@ -45,6 +45,7 @@ def train(run: Run, say: Callable[[str], None] = print) -> Path:
             losses, watched = run.gradients(parts)
             norm, rate = run.update()
             seconds = time.perf_counter() - began
+            log.pace(seconds)
             if run.failures:
                 _failed(run, losses, say)
             elif run.step % config.log_every == 0 or run.step == config.steps or run.probes():

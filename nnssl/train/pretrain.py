@@ -20,8 +20,7 @@ from nnssl.data.prepare import prepare
 from nnssl.data.scans import channel_is_ct
 from nnssl.memory import keep_freed_memory
 from nnssl.methods import METHODS, Method
-from nnssl.train import batches, processes, start
-from nnssl.train.capacity import fitting_batch_size
+from nnssl.train import batches, configure, processes, start
 from nnssl.train.loop import train
 from nnssl.train.probe import Probe
 from nnssl.train.run import FINAL, LATEST, Run, RunConfig
@@ -82,13 +81,13 @@ def pretrain(options: Options, say: Callable[[str], None] = print) -> Path | Non
     processes.join(device)
     speak = say if dist.is_main() else _silent
     try:
-        method_config = _method(options.method).Config.parse(options.settings)
+        _method(options.method).Config.parse(options.settings)  # a mistake is told before any scan is read
         dimensions(options)
         name, folder = data_folder(options)
         plan = processes.first_alone(lambda: _prepare(options, name, folder, speak))
         if options.only_prepare:
             return None
-        run = build(options, method_config, plan, folder, device, speak)
+        run = build(options, plan, folder, device, speak)
         train(run, speak)
         speak(f"finished: {run.folder / FINAL}\nlook at it with: nnssl_inspect {run.folder / FINAL}")
         return run.folder / FINAL
@@ -96,24 +95,38 @@ def pretrain(options: Options, say: Callable[[str], None] = print) -> Path | Non
         processes.leave()
 
 
-def build(options: Options, method_config, plan: Plan, data: Path, device: torch.device, say: Callable) -> Run:
+def build(options: Options, plan: Plan, data: Path, device: torch.device, say: Callable) -> Run:
     """The run that `options` describe, resumed where asked for."""
-    dims = dimensions(options)
+    dims, kind = dimensions(options), _method(options.method)
     folder = options.output or results_root() / plan.name / run_name(options.method, options.preset, dims)
     _demand_free(folder, options.resume)
-    crop = options.crop or plan.crop[-dims:]
-    torch.manual_seed(batches.mixed_seed(options.seed, "weights"))
-    encoder, started = start.encoder(
-        options.preset, options.start, len(crop), method_config.drop_path, options.checkpointing
-    )
-    method: Method = _method(options.method)(encoder, method_config).to(device)
-    method.ranges = Ranges.of(plan.hu)
     bf16 = device.type == "cuda" and not options.fp32 and torch.cuda.is_bf16_supported()
-    before = _resumed_numbers(folder) if options.resume else {}
+    resumed = _resumed_header(folder) if options.resume else {}
+    before = resumed.get("run", {})
+    crop = options.crop or tuple(resumed.get("crop", ())) or configure.fitting_crop(kind, plan.crop[-dims:])
+    crops = Crops(data, plan, kind.region(crop), seed=options.seed)
+
+    def made(batch: int) -> tuple[Method, dict, list]:
+        """The method with what is derived for this batch, its encoder's start, and what was derived."""
+        steps = _steps(options, before, len(crops), batch)
+        sizes = configure.Sizes(crop, plan.spacing[-dims:], len(crops), steps, batch)
+        chosen_config, chosen = configure.configure(kind, options.settings, sizes, resumed.get("method_config"))
+        torch.manual_seed(batches.mixed_seed(options.seed, "weights"))
+        encoder, started = start.encoder(
+            options.preset, options.start, dims, chosen_config.drop_path, options.checkpointing
+        )
+        built = kind(encoder, chosen_config).to(device)
+        built.ranges = Ranges.of(plan.hu)
+        return built, started, chosen
+
     batch_size = options.batch_size or before.get("batch_size")
-    batch_size = batch_size or _derived_batch_size(options, method, crop, device, bf16, say)
-    _warn_small(method, batch_size // options.accumulate, say)
-    crops = Crops(data, plan, method.region(crop), seed=options.seed)
+    method, started, chosen = made(batch_size or configure.TRIAL_BATCH)
+    if batch_size is None:
+        fits, reason = configure.batch_size(method, crop, device, bf16)
+        batch_size = fits * dist.world_size() * options.accumulate
+        say(f"batch size: {batch_size} ({reason}; --batch-size N chooses another)")
+        method, started, chosen = made(batch_size)
+    configure.warn_small(method, batch_size // options.accumulate, say)
     config = RunConfig(
         steps=_steps(options, before, len(crops), batch_size),
         batch_size=batch_size,
@@ -147,7 +160,8 @@ def build(options: Options, method_config, plan: Plan, data: Path, device: torch
         say(f"continuing at step {run.step} of {config.steps}")
     elif options.resume:
         say(f"nothing to continue in {folder}: starting anew")
-    shown = sum(p.numel() for p in encoder.parameters()) / 1e6
+    shown = sum(p.numel() for p in method.encoder.parameters()) / 1e6
+    configure.tell(chosen, say)
     say(
         f"{options.method} on {len(crops)} scans: encoder {options.preset} ({shown:.1f} M parameters), crop "
         f"{'x'.join(map(str, crop))} at {'x'.join(f'{s:g}' for s in plan.spacing)} mm, {config.steps} steps of "
@@ -190,16 +204,6 @@ def _probe(options: Options, data: Path, crop: Shape, steps: int) -> Probe | Non
         return None
     folder = data / f"probe_{raw_dataset(options.probe, '--probe').name}"
     return Probe(folder, crop, options.probe_every or max(1, steps // PROBES))
-
-
-def _warn_small(method: Method, together: int, say: Callable) -> None:
-    if together < method.smallest_batch:
-        say(
-            f"WARNING: {method.title} compares the scans of a step and needs some {method.smallest_batch} of them at "
-            f"least; here they are {together}. Try --batch-size {method.smallest_batch} with a smaller --crop or "
-            "--checkpointing, fewer parts (--accumulate does not help: each part is compared alone), more GPUs, or a "
-            "method that does with less (nnssl_pretrain --list)"
-        )
 
 
 def _prepare(options: Options, name: str, folder: Path, say: Callable) -> Plan:
@@ -276,17 +280,10 @@ def _steps(options: Options, before: dict, cases: int, batch_size: int) -> int:
     return before.get("steps", DEFAULT_STEPS)
 
 
-def _resumed_numbers(folder: Path) -> dict:
+def _resumed_header(folder: Path) -> dict:
     """What an interrupted run had derived, so that `--c` needs no repetition of it."""
     path = folder / LATEST
-    return checkpoint.read(path)["header"]["run"] if path.exists() else {}
-
-
-def _derived_batch_size(options, method, crop, device, bf16, say) -> int:
-    fits = dist.least(fitting_batch_size(method, crop, device, bf16), device)
-    total = fits * dist.world_size() * options.accumulate
-    say(f"batch size: {total} ({fits} fit into the memory of one process; --batch-size N chooses another)")
-    return total
+    return checkpoint.read(path)["header"] if path.exists() else {}
 
 
 def _demand_free(folder: Path, resume: bool) -> None:

@@ -129,7 +129,8 @@ class Run:
         """What the method looks at in `batch`, on the device: samples of `crops`, collated."""
         regions = batch["crop"].to(self.device, non_blocking=True)
         generators = [batches.generator_for(self.config.seed, int(index)) for index in batch["index"]]
-        return self.method.seen(regions, generators, batch["scan"].to(self.device))
+        scans = batch["scan"].to(self.device)
+        return self.method.seen(regions, generators, scans, batch["start"], batch["size"])
 
     def _look(self, batch: dict) -> Step:
         views = self.seen(batch)

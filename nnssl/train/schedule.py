@@ -11,9 +11,12 @@ from nnssl.modules.schedules import cosine
 def learning_rate(config: MethodConfig, step: int, steps: int, batch_size: int) -> float:
     """The rate of step `step` (0-based): linear warm-up, then half a cosine to `lr_floor`.
 
-    The peak grows with the square root of the batch size (Krizhevsky 2014), as 3DINO does.
+    The peak grows with the square root of the batch size (Krizhevsky 2014), as 3DINO does, up to
+    `lr_most`, which no larger batch exceeds unless `lr` itself does.
     """
     peak = config.lr * (batch_size / config.lr_batch) ** 0.5
+    if batch_size > config.lr_batch:
+        peak = min(peak, max(config.lr, config.lr_most))
     warmup = round(config.warmup * steps)
     if step < warmup:
         return peak * (step + 1) / warmup

@@ -1,41 +1,87 @@
-"""Block masks: drawn on a grid of cubes, repeated to any finer grid. True = hidden."""
+"""Block masks: drawn on a grid of blocks, repeated to any finer grid. True = hidden."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from nnssl.types import Shape
 
+FLAT = 0.1  # in units of the input, some 25 HU: blocks that vary less are one constant
 LONGEST = 3.0  # longest over shortest side of a box of hidden cells, at most; BEiT's boxes reach 3.3
 
 
-def block_grid(crop: Shape, block: int) -> Shape:
-    """The number of blocks along each axis. Raises ValueError where `block` does not divide the crop."""
-    for axis, size in enumerate(crop):
-        if size % block:
-            nearest = " ".join(str(max(block, size // block * block)) for size in crop)
+def block_grid(crop: Shape, block: int | Shape) -> Shape:
+    """The number of blocks along each axis; `block` in voxels, one number or one an axis.
+
+    Raises ValueError where they do not divide the crop.
+    """
+    sides = (block,) * len(crop) if isinstance(block, int) else block
+    for axis, (size, side) in enumerate(zip(crop, sides, strict=True)):
+        if size % side:
+            nearest = " ".join(str(max(b, s // b * b)) for s, b in zip(crop, sides, strict=True))
             raise ValueError(
-                f"mask block {block} does not divide crop {'x'.join(map(str, crop))} (axis {axis}); "
-                f"choose a crop of multiples of {block}, such as --crop {nearest}"
+                f"mask block {side} does not divide crop {'x'.join(map(str, crop))} (axis {axis}); "
+                f"choose a crop of multiples of {side}, such as --crop {nearest}"
             )
-    return tuple(size // block for size in crop)
+    return tuple(size // side for size, side in zip(crop, sides, strict=True))
 
 
-def draw_blocks(grid: Shape, ratio: float, generator: torch.Generator) -> Tensor:
-    """Bool [*grid] on the CPU with exactly ceil(ratio * n) of its n blocks hidden (Xie 2022, SimMIM)."""
-    count = math.prod(grid)
-    masked = torch.zeros(count, dtype=torch.bool)
-    masked[torch.randperm(count, generator=generator)[: math.ceil(ratio * count)]] = True
-    return masked.view(grid)
+def hide_blocks(draws: Tensor, ratio: float, within: Tensor | None = None) -> Tensor:
+    """Bool [B *grid] with exactly ceil(ratio * n) of the n blocks of each image hidden (Xie 2022, SimMIM).
+
+    draws:  random numbers in [0, 1), [B *grid], on any device: the lowest are hidden.
+    within: Bool [B *grid], the blocks that may be hidden; n counts these. None: all of them.
+    """
+    within = torch.ones_like(draws, dtype=torch.bool) if within is None else within
+    counts = within.flatten(1).sum(dim=1).tolist()
+    return _lowest(draws, [math.ceil(ratio * n) for n in counts], within)
 
 
-def repeat_blocks(masked: Tensor, factor: int) -> Tensor:
+def keep_at_most(masked: Tensor, most: int, draws: Tensor) -> Tensor:
+    """Bool [B *grid]: of each image's True cells `most` chosen at random, or all where they are fewer."""
+    return _lowest(draws, [min(most, n) for n in masked.flatten(1).sum(dim=1).tolist()], masked)
+
+
+def _lowest(draws: Tensor, counts: list[int], within: Tensor) -> Tensor:
+    """Bool [B *grid]: the `counts` [B] cells of `within` with the lowest draws."""
+    ranks = draws.masked_fill(~within, 2.0).flatten(1).argsort(dim=1, stable=True).argsort(dim=1)
+    return (ranks < torch.tensor(counts, device=draws.device)[:, None]).view_as(within)
+
+
+def varied_blocks(images: Tensor, block: Shape) -> Tensor:
+    """Bool [B *grid]: the blocks of [B 1 *size] that are not one constant, and so show some anatomy.
+
+    Air and padding are one value once clipped, whatever the scan's units, and so is what a window cuts
+    off: there is nothing to predict in them. A threshold in HU would not do for MRI, nor for what a
+    window has moved.
+    """
+    grid = block_grid(tuple(images.shape[2:]), block)
+    cells = images[:, 0]
+    for axis, (count, side) in enumerate(zip(grid, block, strict=True)):
+        cells = cells.unflatten(1 + 2 * axis, (count, side))
+    inner_axes = [2 + 2 * axis for axis in range(len(grid))]
+    return cells.amax(inner_axes) - cells.amin(inner_axes) > FLAT
+
+
+def draw_masks(images: Tensor, block: Shape, ratio: float, air: bool, generators: Sequence[torch.Generator]) -> Tensor:
+    """Bool [B *grid]: the blocks of [B 1 *size] that are hidden, drawn from a generator for each image.
+
+    air: whether blocks of one constant count too; see `varied_blocks`.
+    """
+    grid = block_grid(tuple(images.shape[2:]), block)
+    draws = torch.stack([torch.rand(grid, generator=generator) for generator in generators])
+    return hide_blocks(draws.to(images.device), ratio, None if air else varied_blocks(images, block))
+
+
+def repeat_blocks(masked: Tensor, factor: int | Shape) -> Tensor:
     """[B *grid] to [B *(factor * grid)], nearest neighbour: every finer cell takes its block's value."""
-    for axis in range(1, masked.ndim):
-        masked = masked.repeat_interleave(factor, dim=axis)
+    factors = (factor,) * (masked.ndim - 1) if isinstance(factor, int) else factor
+    for axis, times in enumerate(factors, start=1):
+        masked = masked.repeat_interleave(times, dim=axis)
     return masked
 
 

@@ -46,13 +46,17 @@ def multicrop(
     generators: Sequence[torch.Generator],
     config: MultiCropConfig,
     ranges: Ranges = STANDARD,
+    within: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """{"global": [2 B 1 *crop], "local": [n B 1 *half]} of regions [B 1 *region]; "local" only where n > 0."""
+    """{"global": [2 B 1 *crop], "local": [n B 1 *half]} of regions [B 1 *region]; "local" only where n > 0.
+
+    `within` [B dims 2]: where the scan lies in each region, as `nnssl.views.spatial.inside` says.
+    """
     crop = inner(tuple(regions.shape[2:]))
-    views = {"global": random_views(regions, generators, GLOBAL_VIEWS, (config.global_side, 1.0), crop, ranges)}
+    views = {"global": random_views(regions, generators, GLOBAL_VIEWS, (config.global_side, 1.0), crop, ranges, within)}
     if config.local_views:
         sides = (config.local_side_low, config.local_side_high)
-        views["local"] = random_views(regions, generators, config.local_views, sides, local_size(crop), ranges)
+        views["local"] = random_views(regions, generators, config.local_views, sides, local_size(crop), ranges, within)
     return views
 
 
@@ -63,15 +67,18 @@ def random_views(
     sides: tuple[float, float],
     size: Shape,
     ranges: Ranges = STANDARD,
+    within: Tensor | None = None,
 ) -> Tensor:
     """`count` random boxes of each region, resampled to `size`, flipped, with intensities of their own.
 
-    [B 1 *region] -> [count B 1 *size]; `sides` are shares of the region's.
+    [B 1 *region] -> [count B 1 *size]; `sides` are shares of the region's; `within` as in `multicrop`.
     """
+    region = tuple(regions.shape[2:])
+    bounds = [None] * len(regions) if within is None else within
     images, flips, intensities = [], [], []
     for _ in range(count):
-        boxes = torch.stack([draw_box(tuple(regions.shape[2:]), sides, generator) for generator in generators])
-        images.append(resample(regions, boxes, size))
+        boxes = [draw_box(region, sides, *pair) for pair in zip(generators, bounds, strict=True)]
+        images.append(resample(regions, torch.stack(boxes), size))
         flips += [draw_flips(len(size), generator) for generator in generators]
         intensities += [draw_intensity(generator, ranges) for generator in generators]
     views = apply_intensity(flip(torch.cat(images), torch.stack(flips)), intensities)

@@ -17,12 +17,29 @@ from nnssl.types import Shape
 Rotation = tuple[tuple[int, ...], tuple[int, ...]]  # axis i of the result is axis permutation[i]; then axes to flip
 
 
-def draw_offset(region: Shape, crop: Shape, generator: torch.Generator) -> Shape:
-    """A uniformly random corner at which `crop` still lies inside `region`."""
-    return tuple(
-        int(torch.randint(outer - inner + 1, (), generator=generator))
-        for outer, inner in zip(region, crop, strict=True)
-    )
+def inside(region: Shape, starts: Tensor, sizes: Tensor) -> Tensor:
+    """Where the scan lies in its region: [B dims 2], the first voxel and one past the last.
+
+    `starts`, `sizes` [B dims]: the region's first voxel in the scan, and the scan's size, in voxels.
+    """
+    low = (-starts).clamp(min=0)
+    high = torch.minimum(torch.as_tensor(region, device=starts.device), sizes - starts)
+    return torch.stack([low, high], dim=-1)
+
+
+def draw_offset(region: Shape, crop: Shape, generator: torch.Generator, within: Tensor | None = None) -> Shape:
+    """A uniformly random corner at which `crop` still lies inside `region`, and inside the scan.
+
+    `within` [dims 2], whole numbers: see `inside`; None: the whole region. Along an axis on which the
+    scan is smaller than the crop, the crop is centred on it.
+    """
+    bounds = [(0, outer) for outer in region] if within is None else within.tolist()
+    corner = []
+    for outer, size, (low, high) in zip(region, crop, bounds, strict=True):
+        room = high - low - size
+        drawn = int(torch.randint(max(room, 0) + 1, (), generator=generator))
+        corner.append(low + drawn if room >= 0 else min(max(low + room // 2, 0), outer - size))
+    return tuple(corner)
 
 
 def cut(volume: Tensor, offset: Shape, crop: Shape) -> Tensor:
@@ -43,21 +60,26 @@ def inner(region: Shape) -> Shape:
 # -- boxes of any size -----------------------------------------------------------------------------------------------
 
 
-def draw_box(region: Shape, sides: tuple[float, float], generator: torch.Generator) -> Tensor:
+def draw_box(
+    region: Shape, sides: tuple[float, float], generator: torch.Generator, within: Tensor | None = None
+) -> Tensor:
     """A random box inside the region: [dims 2], start and side in voxels, neither of them whole numbers.
 
-    Every side is the same share of the region's, drawn uniformly from `sides`. Raises ValueError for shares outside
-    (0, 1].
+    Every side is the same share of the region's, drawn uniformly from `sides`. `within` as in
+    `draw_offset`. Raises ValueError for shares outside (0, 1].
     """
     low, high = sides
     if not 0 < low <= high <= 1:
         raise ValueError(f"the sides of a box are shares of the region's, 0 < low <= high <= 1, got {sides}")
     share, *places = torch.rand(1 + len(region), generator=generator, dtype=torch.float64).tolist()
-    side = [size * (low + share * (high - low)) for size in region]
-    return torch.tensor(
-        [[place * (size - own), own] for place, size, own in zip(places, region, side, strict=True)],
-        dtype=torch.float64,
-    )
+    bounds = [(0, size) for size in region] if within is None else within.tolist()
+    rows = []
+    for place, size, (first, end) in zip(places, region, bounds, strict=True):
+        side = size * (low + share * (high - low))
+        room = end - first - side
+        start = first + place * room if room >= 0 else min(max(first + room / 2, 0.0), size - side)
+        rows.append([start, side])
+    return torch.tensor(rows, dtype=torch.float64)
 
 
 def resample(regions: Tensor, boxes: Tensor, size: Shape) -> Tensor:

@@ -1,0 +1,179 @@
+"""What a pretraining chooses by itself, from the plan, the number of scans, the steps and the batch, and why.
+
+As nnU-Net does for segmentation: every choice is one line with its reason, `--set field=value` wins over
+it, and `--set published=true` keeps the papers' settings.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from nnssl import dist
+from nnssl.methods import Method, MethodConfig
+from nnssl.modules.distillation import DistillationConfig
+from nnssl.modules.masked import Block, MaskedConfig
+from nnssl.train.capacity import fitting_batch_size, timely_batch_size
+from nnssl.types import Shape, Spacing
+
+BLOCK_MM = 32.0  # of a hidden block: SMIT's 16 voxels at 2 mm
+BLOCK_SIDES = (8, 16, 32)  # voxels; tokens of smaller blocks have seen too little
+BLOCKS = 4  # along an axis of the crop, at least
+LEAST_CUBE, MOST_CUBES = 24, 3  # voxels of a cube of CPC; with 16 its last stage has one token
+SHORT, LONG = 5_000, 20_000  # steps
+TRIAL_BATCH = 8  # scans, for what is tried before a batch size is known
+CENTRE_VIEWS = 320  # that the teacher's centre remembers at least
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One field of a method's config, and why it has this value."""
+
+    name: str
+    value: Any
+    reason: str
+
+    def __str__(self) -> str:
+        return f"  {self.name}={self.value}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What choices follow: crop in voxels and spacing in mm, (z, y, x) or (y, x); scans of the collection."""
+
+    crop: Shape
+    spacing: Spacing
+    scans: int
+    steps: int
+    batch_size: int  # scans a step
+
+
+def configure(
+    method: type[Method], settings: Sequence[str], sizes: Sizes, stored: dict | None = None
+) -> tuple[MethodConfig, list[Choice]]:
+    """The method's config, and what of it was chosen here: neither set by `settings` nor published.
+
+    stored: the "method_config" of a run that goes on; its values stay. Raises ValueError for settings
+    that cannot be.
+    """
+    asked = method.Config.read(settings)
+    if stored:
+        return replace(method.Config.stored(stored), **asked), []
+    if asked.get("published"):
+        return method.Config.parse(settings), []
+    every = [
+        *_of_masks(method, sizes),
+        *_of_teachers(method, sizes),
+        *_of_cubes(method, sizes, asked),
+        *_of_length(sizes),
+    ]
+    chosen = [choice for choice in every if choice.name not in asked]
+    config = method.Config.parse(settings, {choice.name: choice.value for choice in chosen})
+    return config, chosen
+
+
+def tell(chosen: list[Choice], say: Callable[[str], None]) -> None:
+    """One line a choice."""
+    if chosen:
+        title = "chosen here (--set FIELD=VALUE wins over it, --set published=true keeps the papers' settings):"
+        say("\n".join([title, *map(str, chosen)]))
+
+
+def batch_size(method: Method, crop: Shape, device: torch.device, bf16: bool) -> tuple[int, str]:
+    """Scans for one process, the same for all of them, and why: what fits, and on a CPU what is done in time."""
+    fits = dist.least(fitting_batch_size(method, crop, device, bf16), device)
+    reason = f"{fits} fit into the memory of one process"
+    if device.type == "cpu" and fits > method.smallest_batch:
+        timely = dist.least(timely_batch_size(method, crop, device), device)
+        if timely < fits:
+            return timely, f"on this CPU a step of {timely} takes a second or two, or the method needs as many"
+    return fits, reason
+
+
+def warn_small(method: Method, together: int, say: Callable[[str], None]) -> None:
+    """Say it where fewer scans are compared in a step than the method needs."""
+    if together < method.smallest_batch:
+        say(
+            f"WARNING: {method.title} compares the scans of a step and needs some {method.smallest_batch} of them at "
+            f"least; here they are {together}. Try --batch-size {method.smallest_batch} with a smaller --crop or "
+            "--checkpointing, fewer parts (--accumulate does not help: each part is compared alone), more GPUs, or a "
+            "method that does with less (nnssl_pretrain --list)"
+        )
+
+
+def fitting_crop(method: type[Method], crop: Shape) -> Shape:
+    """The nearest smaller crop whose shape the method takes: a rotation needs equal sides.
+
+    Raises ValueError, as `method.region` does, where no such crop works.
+    """
+    square = (*crop[:-2], *[min(crop[-2:])] * 2)
+    for tried in (crop, square):
+        try:
+            method.region(tried)
+        except ValueError:
+            continue
+        return tried
+    method.region(cube := (min(crop),) * len(crop))
+    return cube
+
+
+def hidden_block(crop: Shape, spacing: Spacing) -> Block:
+    """Some 32 mm along each axis as a power of two of voxels, and at least four blocks where the crop allows."""
+    sides = []
+    for size, mm in zip(crop, spacing, strict=True):
+        wanted = 2 ** round(math.log2(BLOCK_MM / mm))
+        fits = [side for side in BLOCK_SIDES if size % side == 0 and size // side >= BLOCKS] or [BLOCK_SIDES[0]]
+        sides.append(min(fits, key=lambda side: abs(math.log2(side / wanted))))
+    return Block(sides)
+
+
+def _of_masks(method: type[Method], sizes: Sizes) -> list[Choice]:
+    if not issubclass(method.Config, MaskedConfig):
+        return []
+    block = hidden_block(sizes.crop, sizes.spacing)
+    size = " x ".join(f"{side * mm:.0f}" for side, mm in zip(block, sizes.spacing, strict=True))
+    return [Choice("mask_block", block, f"{size} mm at this spacing, near the {BLOCK_MM:.0f} mm of SMIT's authors")]
+
+
+def _of_teachers(method: type[Method], sizes: Sizes) -> list[Choice]:
+    if not issubclass(method.Config, DistillationConfig):
+        return []
+    scans, steps = sizes.scans, sizes.steps
+    prototypes = 1024 if scans < 1000 else 4096 if scans < 10_000 else 8192
+    momentum = round(min(max(1 - 10 / steps, 0.99), 0.999), 4)
+    centre = round(min(max(1 - 2 * sizes.batch_size / CENTRE_VIEWS, 0.9), 0.98), 3)
+    made = [
+        Choice("prototypes", prototypes, f"{scans} scans; the 8192 of the papers are for ten thousand"),
+        Choice("teacher_momentum", momentum, f"{steps} steps: the teacher follows within a tenth of the run"),
+        Choice("centre_momentum", centre, f"{sizes.batch_size} scans a step: a mean over some {CENTRE_VIEWS} views"),
+    ]
+    if steps <= LONG:
+        reason = f"{steps} steps: a softer teacher pays off in runs above {LONG}"
+        made.append(Choice("teacher_temperature_end", 0.04, reason))
+    return made
+
+
+def _of_cubes(method: type[Method], sizes: Sizes, asked: dict) -> list[Choice]:
+    if not hasattr(method.Config, "cubes"):  # CPC's
+        return []
+    shortest = min(sizes.crop)
+    cubes = min(max(shortest // LEAST_CUBE, 2, asked.get("ahead", 1) + 1), MOST_CUBES)
+    cubes = asked.get("cubes", cubes)
+    side = shortest // cubes
+    reason = f"cubes of {side} voxels" + ("" if side >= LEAST_CUBE else f"; take a --crop of {2 * LEAST_CUBE} or more")
+    return [
+        Choice("cubes", cubes, reason),
+        Choice("ahead", min(2, cubes - 1), f"lines have {cubes} cubes"),
+    ]
+
+
+def _of_length(sizes: Sizes) -> list[Choice]:
+    """AdamW's second moment should not outlast a good part of the run."""
+    steps = sizes.steps
+    if steps >= LONG:
+        return []
+    return [Choice("beta2", 0.95 if steps < SHORT else 0.98, f"{steps} steps; 0.999 remembers a thousand of them")]

@@ -1,0 +1,168 @@
+"""What a run chooses by itself, what wins over it, and what it says of it."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import asdict, fields
+
+import micro
+import pytest
+import torch
+
+from nnssl import files
+from nnssl.methods import METHODS
+from nnssl.train import capacity, configure
+from nnssl.train.configure import Sizes
+from nnssl.train.log import Log, duration
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+HEADS = Sizes(crop=(64, 48, 64), spacing=(2.5, 3.9, 3.9), scans=203, steps=2000, batch_size=4)
+LARGE = Sizes(crop=(96, 96, 96), spacing=(2.0, 2.0, 2.0), scans=10_412, steps=100_000, batch_size=32)
+
+
+def chosen(name: str, sizes: Sizes, *settings: str) -> dict:
+    return {choice.name: choice.value for choice in configure.configure(METHODS[name], settings, sizes)[1]}
+
+
+def test_a_small_run_of_smit():
+    assert chosen("smit", HEADS) == {
+        "mask_block": (16, 8, 8),
+        "prototypes": 1024,
+        "teacher_momentum": 0.995,
+        "centre_momentum": 0.975,
+        "teacher_temperature_end": 0.04,
+        "beta2": 0.95,
+    }
+
+
+def test_a_large_run_of_smit():
+    config, _ = configure.configure(METHODS["smit"], [], LARGE)
+    assert (config.mask_block, config.prototypes, config.teacher_momentum) == ((16, 16, 16), 8192, 0.999)
+    assert (config.centre_momentum, config.teacher_temperature_end, config.beta2) == (0.9, 0.07, 0.999)
+
+
+@pytest.mark.parametrize(
+    ("crop", "spacing", "block"),
+    [
+        ((96, 96, 96), (1.0, 1.0, 1.0), (16, 16, 16)),  # 32 would leave three an axis
+        ((128, 128), (1.0, 1.0), (32, 32)),
+        ((48, 48, 48), (2.0, 2.0, 2.0), (8, 8, 8)),
+        ((32, 64, 64), (5.0, 5.0, 5.0), (8, 8, 8)),
+        ((16, 96, 96), (10.0, 1.5, 1.5), (8, 16, 16)),
+    ],
+)
+def test_blocks_have_some_32_mm(crop, spacing, block):
+    assert configure.hidden_block(crop, spacing) == block
+
+
+@pytest.mark.parametrize(("side", "cubes", "ahead"), [(96, 3, 2), (64, 2, 1), (48, 2, 1), (32, 2, 1)])
+def test_cubes_of_cpc_have_24_voxels_where_the_crop_allows(side, cubes, ahead):
+    sizes = Sizes((side,) * 3, (2.0,) * 3, 100, 1000, 8)
+    found = chosen("cpc", sizes)
+    assert (found["cubes"], found["ahead"]) == (cubes, ahead)
+    reasons = [str(c) for c in configure.configure(METHODS["cpc"], [], sizes)[1]]
+    assert any("take a --crop of 48" in reason for reason in reasons) is (side < 48)
+    assert METHODS["cpc"].Config().lr == 2e-4
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_is_set_wins_and_each_choice_has_its_reason(name):
+    for choice in configure.configure(METHODS[name], [], HEADS)[1]:
+        assert choice.reason
+        assert "\n" not in str(choice)
+        setting = f"{choice.name}={getattr(METHODS[name].Config(), choice.name)}"
+        config, rest = configure.configure(METHODS[name], [setting], HEADS)
+        assert getattr(config, choice.name) == getattr(METHODS[name].Config(), choice.name)
+        assert choice.name not in {c.name for c in rest}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_published_settings_are_the_papers_whatever_the_run(name):
+    method = METHODS[name]
+    config, choices = configure.configure(method, ["published=true"], HEADS)
+    assert choices == []
+    assert config == configure.configure(method, ["published=true"], LARGE)[0]
+    papers = method.Config.of_the_papers()
+    assert set(papers) <= {field.name for field in fields(config)}
+    assert config == method.Config(**{**papers, "published": True})
+    json.dumps(asdict(config), allow_nan=False)
+    assert configure.configure(method, ["published=true", "lr=1e-3"], HEADS)[0].lr == 1e-3
+
+
+def test_published_smit_is_the_authors():
+    config = METHODS["smit"].Config.parse(["published=true"])
+    assert (config.mask_block, config.mask_ratio, config.mask_air) == ((16,), 0.7, True)
+    assert (config.decode_from, config.smooth_l1, config.window_jitter, config.patch_tokens) == (32, 0.0, 0.0, 0)
+    assert (config.teacher_temperature_end, config.teacher_momentum, config.prototypes) == (0.07, 0.996, 8192)
+    assert (config.w_mip, config.w_itd, config.w_mpd, config.lr) == (1.0, 0.1, 0.1, 6e-4)
+
+
+def test_a_run_that_goes_on_keeps_what_it_had():
+    config, _ = configure.configure(METHODS["smit"], ["lr=3e-4"], HEADS)
+    stored = json.loads(json.dumps(asdict(config)))
+    assert configure.configure(METHODS["smit"], [], LARGE, stored) == (config, [])
+    assert configure.configure(METHODS["smit"], ["lr=1e-4"], LARGE, stored)[0].lr == 1e-4
+
+
+def test_a_checkpoint_of_before_keeps_the_loss_that_it_was_made_with():
+    stored = {"lr": 6e-4, "mask_block": 16, "decode_from": 32, "clip_norm": 3.0, "window_jitter": 0.5}
+    config = METHODS["simmim"].Config.stored(stored)
+    assert (config.mask_block, config.mask_air, config.smooth_l1, config.window_jitter) == ((16,), True, 0.0, 0.5)
+    assert config.published is False
+
+
+@pytest.mark.parametrize(
+    ("name", "crop", "fits"),
+    [
+        ("smit", (64, 48, 64), (64, 48, 64)),
+        ("rotation", (64, 48, 64), (48, 48, 48)),
+        ("swinunetr", (32, 48, 64), (32, 48, 48)),
+        ("rotation", (64, 48), (48, 48)),
+    ],
+)
+def test_a_crop_takes_the_shape_that_a_method_needs(name, crop, fits):
+    assert configure.fitting_crop(METHODS[name], crop) == fits
+
+
+@pytest.mark.parametrize(("fits", "timely", "expected"), [(5, 9, 5), (8, 3, 3), (1, 1, 1)])
+def test_a_cpus_batch_is_what_fits_and_is_done_in_time(monkeypatch, fits, timely, expected):
+    monkeypatch.setattr(configure, "fitting_batch_size", lambda *_: fits)
+    monkeypatch.setattr(configure, "timely_batch_size", lambda *_: timely)
+    got, reason = configure.batch_size(micro.method(), micro.CROP, micro.CPU, False)
+    assert got == expected
+    assert ("takes a second or two" in reason) is (expected < fits)
+
+
+def test_a_trial_for_time_leaves_nothing_behind_and_keeps_to_the_methods_least():
+    method = micro.method("simclr")
+    before = {k: copy.deepcopy(v) for k, v in method.state_dict().items()}
+    assert method.smallest_batch <= capacity.timely_batch_size(method, micro.CROP, micro.CPU) <= capacity.MOST["cpu"]
+    assert all(p.grad is None for p in method.parameters())
+    method.after_step(0.0)
+    after = method.state_dict()
+    assert all(torch.equal(after[k], v) for k, v in before.items() if torch.is_tensor(v))
+
+
+def test_a_picture_moves_no_running_moment(tmp_path, monkeypatch):
+    """Rank zero alone draws, and a resumed run draws at other steps."""
+    run = micro.run(tmp_path, "byol")
+    noted = run.method.answers.moments
+    monkeypatch.setattr(run.method, "show", lambda views: run.method(views) and {"view": views["image"][0]})
+    log = Log(run, print)
+    files.write_json_lines(log.path, [{"step": 1, "total": 1.0, "lr": 1.0, "grad_norm": 1.0}])
+    before = noted.value.clone()
+    log.draw()
+    run.method.after_step(0.5)
+    assert torch.equal(noted.value, before)
+
+
+def test_the_first_steps_tell_how_long_a_run_will_take(tmp_path):
+    said = []
+    log = Log(micro.run(tmp_path, steps=10_000), said.append)
+    for seconds in (60.0, 2.0, 2.0, 1.0, 3.0, 2.0, 2.0):
+        log.pace(seconds)
+    assert len(said) == 1
+    assert said[0].startswith("\n2 s a step: 5 h 33 min to go; shorter: fewer --steps")
+    assert [duration(s) for s in (40, 600, 12_000, 200_000)] == ["40 s", "10 min", "3 h 20 min", "2 d 8 h"]
