@@ -500,7 +500,7 @@ def test_a_method_knows_where_in_the_scan_each_view_lies(name, dims):
 @pytest.mark.parametrize("name", ["smit", "simclr", "byol", "mocov3"])
 def test_two_views_lie_in_a_scan_smaller_than_their_region(name, monkeypatch):
     """A scan of 18 voxels in a region of 21: no voxel of a view of 16 is padding."""
-    monkeypatch.setattr("nnssl.views.pairs.draw_intensity", lambda _: Intensity())
+    monkeypatch.setattr("nnssl.views.pairs.draw_intensity", lambda *_: Intensity())
     method = micro.method(name)
     region = torch.full((1, 1, 21, 21, 21), AIR)
     region[:, :, 1:19] = 5.0
@@ -513,7 +513,7 @@ def test_two_views_lie_in_a_scan_smaller_than_their_region(name, monkeypatch):
 
 def test_random_views_lie_in_a_scan_smaller_than_their_region(monkeypatch):
     """A scan of 20 voxels in a region of 42, boxes of at most 19."""
-    monkeypatch.setattr("nnssl.views.multicrop.draw_intensity", lambda _: Intensity())
+    monkeypatch.setattr("nnssl.views.multicrop.draw_intensity", lambda *_: Intensity())
     region = torch.full((1, 1, 42, 42, 42), AIR)
     region[:, :, 11:31] = 5.0
     within = inside((42, 42, 42), torch.tensor([[-11, 0, 0]]), torch.tensor([[20, 42, 42]]))
