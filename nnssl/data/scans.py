@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from nnssl.data.dicom import looks_like_dicom, read_series
-from nnssl.data.nifti import check_nifti
-from nnssl.data.refusals import RefusedError, check_grid, check_name, short
+from nnssl.data.dicom import DICOM_ENDINGS, check_files, demand_modality, looks_like_dicom, read_series
+from nnssl.data.orientation import Scan
+from nnssl.data.refusals import RefusedError, check_grid
+from nnssl.data.volumes import VOLUME_ENDINGS, check_not_labels, check_voxels, read_volume
 from nnssl.files import read_json
 from nnssl.types import Spacing
 
-VOLUME_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 LOOKED_FOR = f"{', '.join(VOLUME_ENDINGS)} and DICOM series"
 
 ALL_SERIES = "*"
+LOST, CLOSED = "links that lead nowhere", "folder that cannot be read"
+
+LABEL_FOLDERS = {"segmentations", "segmentation", "labels", "labelstr", "labelsts", "masks"}
+LABEL_WORDS = {"seg", "segmentation", "segmentations", "label", "labels", "mask", "masks"}
 
 
 @dataclass(frozen=True, order=True)
 class Found:
     """A scan that was found: a file, or one DICOM series (by its UID) of a folder.
 
-    ALL_SERIES stands for those of a folder whose headers nobody has read yet.
+    ALL_SERIES stands for those of a folder whose headers nobody has read yet; LOST and CLOSED for what is in a
+    folder but cannot be read.
     """
 
     path: str
@@ -35,8 +41,9 @@ class Found:
 def find_scans(folders: Sequence[Path | str], nnunet_dataset: Sequence[Path | str] | None = None) -> list[Found]:
     """Volume files and folders with DICOM files below `folders`, and channel 0 of nnU-Net raw datasets; sorted.
 
-    Links are followed, each folder and file once; hidden files and folders are passed over, and so are folders
-    that cannot be listed. A given folder that is absent is an error.
+    Links are followed, each folder and file once; hidden files and folders are passed over, and so is what is no file:
+    pipes, sockets, devices. Links that lead nowhere and folders that cannot be listed are found as such, for the
+    report. A given folder that is absent is an error.
     """
     seen: set = set()
     found = [scan for folder in folders for scan in _below(_existing(folder), seen)]
@@ -56,12 +63,14 @@ def _below(top: Path, seen: set) -> Iterator[Found]:
     if top.is_file():
         yield from _in_folder(top.parent, [top.name], seen)
         return
-    for folder, subfolders, names in os.walk(top, followlinks=True):
+    closed: list[str] = []
+    for folder, subfolders, names in os.walk(top, followlinks=True, onerror=lambda e: closed.append(e.filename)):
         subfolders[:] = sorted(n for n in subfolders if not n.startswith(".") and n != "__MACOSX")
         if _first_time(folder, seen):
             yield from _in_folder(Path(folder), sorted(n for n in names if not n.startswith(".")), seen)
         else:
             subfolders.clear()
+    yield from (Found(folder, CLOSED) for folder in closed)
 
 
 def _in_folder(folder: Path, names: Sequence[str], seen: set) -> Iterator[Found]:
@@ -72,18 +81,34 @@ def _in_folder(folder: Path, names: Sequence[str], seen: set) -> Iterator[Found]
             others.append(name)
         elif _first_time(folder / name, seen):
             yield Found(str(folder / name))
+    if any(_leads_nowhere(folder / name) for name in names):
+        yield Found(str(folder), LOST)
     if any(looks_like_dicom(folder / name) for name in others):
         yield Found(str(folder), ALL_SERIES)
 
 
+def _leads_nowhere(path: Path) -> bool:
+    """A broken link that is a scan by its name, or has no ending, as slices of DICOM often have none."""
+    named = path.name.lower().endswith((*VOLUME_ENDINGS, *DICOM_ENDINGS)) or not path.suffix
+    return named and path.is_symlink() and not path.exists()
+
+
+def unreadable(found: Found) -> str:
+    """Why there is nothing to read for a LOST or CLOSED line of the report."""
+    if found.series == CLOSED:
+        return "is a folder that cannot be listed: permission denied, or the disk does not answer"
+    lost = sum(map(_leads_nowhere, Path(found.path).iterdir()))
+    return f"{lost} links lead nowhere (with DataLad or git-annex, get the files first: git annex get .)"
+
+
 def _first_time(path: Path | str, seen: set) -> bool:
-    """False for what was seen before under another name, and for broken links."""
+    """False for what was seen before under another name, for broken links, and for what is no file or folder."""
     try:
         status = os.stat(path)  # noqa: PTH116 - called for every scan of the collection
     except OSError:
         return False
     key = (status.st_dev, status.st_ino)
-    new = key not in seen
+    new = key not in seen and (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode))
     seen.add(key)
     return new
 
@@ -105,35 +130,40 @@ def channel_is_ct(dataset: Path) -> bool:
     return str(names.get("0", "CT")).lower() == "ct"
 
 
-def read_scan(found: Found, cache: Path | None = None) -> tuple[np.ndarray, Spacing]:
-    """The voxels as float32 [Z Y X] and the spacing (z, y, x) in mm, as nnU-Net reads them.
+def read(found: Found, cache: Path | None = None) -> Scan:
+    """One scan, in memory. Raises RefusedError for what cannot be read or is no volume.
 
-    Raises RefusedError for what cannot be read or is no volume. One scan is in memory. `cache`: folder where
-    the answers of earlier looks into DICOM folders are kept.
+    `cache`: folder where the answers of earlier looks into DICOM folders are kept.
     """
-    voxels, spacing = read_series(found.path, found.series, cache) if found.series else _read_volume(found.path)
-    check_grid(voxels.shape[::-1], spacing[::-1], 1)
-    return voxels, spacing
+    scan = read_series(found.path, found.series, cache) if found.series else read_volume(found.path)
+    check_grid(scan.voxels.shape[::-1], scan.spacing[::-1], 1)
+    return scan
 
 
-def _read_volume(path: str) -> tuple[np.ndarray, Spacing]:
-    import SimpleITK
-
-    SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
-    SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
-    reader = SimpleITK.ImageFileReader()
-    reader.SetFileName(check_name(path))
-    try:
-        reader.ReadImageInformation()
-        check_grid(reader.GetSize(), reader.GetSpacing(), reader.GetNumberOfComponents())
-        image = reader.Execute()
-    except RuntimeError as error:
-        raise RefusedError(f"cannot be read: {short(error)}") from error
-    spacing = tuple(abs(float(s)) for s in image.GetSpacing()[::-1])
-    return SimpleITK.GetArrayViewFromImage(image).astype(np.float32), spacing
+def read_scan(found: Found, cache: Path | None = None) -> tuple[np.ndarray, Spacing]:
+    """The voxels as float32 [Z Y X] and the spacing (z, y, x) in mm: `read` without what only the report needs."""
+    scan = read(found, cache)
+    return scan.voxels, scan.spacing
 
 
-def check_stored(found: Found) -> None:
-    """Raise RefusedError for a file that is broken though it can be read. Costs as much as reading it."""
-    if not found.series and found.path.lower().endswith((".nii", ".nii.gz")):
-        check_nifti(found.path)
+def check_stored(found: Found, in_hu: bool, cache: Path | None = None) -> None:
+    """Read the files of a scan to their end, before any reader does. Costs as much as reading it.
+
+    RefusedError when they are broken, when they cannot be CT (with in_hu) or are labels by their names;
+    PassingError when the disk does not answer.
+    """
+    if found.series:
+        demand_modality(found.path, found.series, in_hu, cache)
+        check_files(found.path, found.series, cache)
+        return
+    check_not_named_labels(Path(found.path))
+    if in_hu:
+        check_not_labels(found.path)
+    check_voxels(found.path)
+
+
+def check_not_named_labels(path: Path) -> None:
+    """RefusedError for what public data sets lay beside their scans: `segmentations/liver.nii.gz`, `1_seg.nii`."""
+    words = path.name.lower().split(".")[0].replace("-", "_").split("_")
+    if path.parent.name.lower() in LABEL_FOLDERS or words[-1] in LABEL_WORDS:
+        raise RefusedError("is named as labels are (by its folder, or the last word of its name), so it is not read")
