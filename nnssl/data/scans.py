@@ -12,9 +12,9 @@ import numpy as np
 
 from nnssl.data.dicom import DICOM_ENDINGS, check_files, demand_modality, looks_like_dicom, read_series
 from nnssl.data.orientation import Scan
+from nnssl.data.raw_datasets import READER, open_raw, read_content, read_image, series_of
 from nnssl.data.refusals import RefusedError, check_grid
 from nnssl.data.volumes import VOLUME_ENDINGS, check_not_labels, check_voxels, read_volume
-from nnssl.files import read_json
 from nnssl.types import Spacing
 
 LOOKED_FOR = f"{', '.join(VOLUME_ENDINGS)} and DICOM series"
@@ -29,6 +29,8 @@ LABEL_WORDS = {"seg", "segmentation", "segmentations", "label", "labels", "mask"
 @dataclass(frozen=True, order=True)
 class Found:
     """A scan that was found: a file, or one DICOM series (by its UID) of a folder.
+
+    For a file of an nnU-Net raw dataset `series` names nnU-Net's reader, where that reads it otherwise than we do.
 
     ALL_SERIES stands for those of a folder whose headers nobody has read yet; LOST and CLOSED for what is in a
     folder but cannot be read.
@@ -47,7 +49,7 @@ def find_scans(folders: Sequence[Path | str], nnunet_dataset: Sequence[Path | st
     """
     seen: set = set()
     found = [scan for folder in folders for scan in _below(_existing(folder), seen)]
-    found += [Found(str(path)) for folder in nnunet_dataset or () for path in _channel_zero(_existing(folder))]
+    found += [scan for folder in nnunet_dataset or () for scan in _channel_zero(_existing(folder))]
     return sorted(set(found))
 
 
@@ -113,19 +115,16 @@ def _first_time(path: Path | str, seen: set) -> bool:
     return new
 
 
-def _channel_zero(dataset: Path) -> Iterator[Path]:
-    """Channel 0000 of the training and test images of an nnU-Net raw dataset."""
-    if not (dataset / "dataset.json").is_file():
-        raise FileNotFoundError(f"{dataset} holds no dataset.json, so it is not an nnU-Net raw dataset")
-    ending = read_json(dataset / "dataset.json").get("file_ending", ".nii.gz")
-    for part in ("imagesTr", "imagesTs"):
-        if (dataset / part).is_dir():
-            yield from (path for path in (dataset / part).iterdir() if path.name.endswith("_0000" + ending))
+def _channel_zero(dataset: Path) -> Iterator[Found]:
+    """The first channel of the training and test images of an nnU-Net raw dataset."""
+    raw = open_raw(dataset)
+    for case in (*raw.training, *raw.test):
+        yield Found(str(case.image), series_of(case.image, raw.reader))
 
 
 def channel_is_ct(dataset: Path) -> bool:
     """Whether nnU-Net would treat channel 0 of a raw dataset as CT: by its name in dataset.json."""
-    content = read_json(dataset / "dataset.json")
+    content = read_content(dataset)
     names = content.get("channel_names") or content.get("modality") or {}
     return str(names.get("0", "CT")).lower() == "ct"
 
@@ -135,7 +134,10 @@ def read(found: Found, cache: Path | None = None) -> Scan:
 
     `cache`: folder where the answers of earlier looks into DICOM folders are kept.
     """
-    scan = read_series(found.path, found.series, cache) if found.series else read_volume(found.path)
+    if found.series.startswith(READER):
+        scan = read_image(found.path, found.series.removeprefix(READER))
+    else:
+        scan = read_series(found.path, found.series, cache) if found.series else read_volume(found.path)
     check_grid(scan.voxels.shape[::-1], scan.spacing[::-1], 1)
     return scan
 
@@ -152,11 +154,12 @@ def check_stored(found: Found, in_hu: bool, cache: Path | None = None) -> None:
     RefusedError when they are broken, when they cannot be CT (with in_hu) or are labels by their names;
     PassingError when the disk does not answer.
     """
-    if found.series:
+    if found.series and not found.series.startswith(READER):
         demand_modality(found.path, found.series, in_hu, cache)
         check_files(found.path, found.series, cache)
         return
-    check_not_named_labels(Path(found.path))
+    if not found.series:
+        check_not_named_labels(Path(found.path))
     if in_hu:
         check_not_labels(found.path)
     check_voxels(found.path)
