@@ -137,8 +137,8 @@ def _checked(block: bytes, dtype: np.dtype) -> int:
     return len(block)
 
 
-def read_sheared(path: Path | str) -> tuple[np.ndarray, Spacing, np.ndarray]:
-    """Voxels float32 [Z Y X], spacing (z, y, x) and affine as nnU-Net's NibabelIO reads them: the shear is left out."""
+def read_by_nibabel(path: Path | str) -> tuple[np.ndarray, Spacing, np.ndarray]:
+    """Voxels float32 [Z Y X], spacing (z, y, x) and affine as nnU-Net's NibabelIO reads them: a shear is left out."""
     import nibabel
 
     image = nibabel.load(path)

@@ -23,6 +23,7 @@ DENSE_HU = 600.0
 MOST_DENSE = 0.1  # of the body above DENSE_HU, unless bone leads up to it: in 211 real scans 0.002 to 0.11
 MOST_BY_BONE = 4.0  # times the voxels between tissue and DENSE_HU; in 211 real scans 0.08 to 1.6
 LARGEST_HU = 65536.0  # metal and padding stay below
+NOT_CT = "For images that are not CT: --no-hu"
 
 
 class RefusedError(ValueError):
@@ -97,19 +98,19 @@ def check_hu(hu: np.ndarray) -> None:
         raise RefusedError(
             f"is not in HU: {rim} of {scanned} voxels between {RIM_HU[0]:g} and {RIM_HU[1]:g}, where every CT has "
             f"lung, or the rim between air and skin (values {low:g} to {high:g}). Values stored without their "
-            "intercept look so: convert the scan anew. For images that are not CT: --no-hu"
+            f"intercept look so: convert the scan anew. {NOT_CT}"
         )
     middle = float(np.median(body))
     if not TISSUE_HU[0] <= middle <= TISSUE_HU[1]:
         raise RefusedError(
             f"is not in HU: the median of the voxels above {BODY_HU:g} is {middle:g}, "
-            f"tissue lies in {TISSUE_HU[0]:g} to {TISSUE_HU[1]:g}"
+            f"tissue lies in {TISSUE_HU[0]:g} to {TISSUE_HU[1]:g}. {NOT_CT}"
         )
     tissue = np.count_nonzero((body >= TISSUE_HU[0]) & (body <= TISSUE_HU[1])) / body.size
     if tissue < LEAST_TISSUE:
         raise RefusedError(
             f"is not in HU: {tissue:.0%} of the voxels above {BODY_HU:g} lie in {TISSUE_HU[0]:g} to "
-            f"{TISSUE_HU[1]:g}, in CT at least {LEAST_TISSUE:.0%} do"
+            f"{TISSUE_HU[1]:g}, in CT at least {LEAST_TISSUE:.0%} do. {NOT_CT}"
         )
     dense = np.count_nonzero(body > DENSE_HU)
     bone = np.count_nonzero((body > TISSUE_HU[1]) & (body <= DENSE_HU))

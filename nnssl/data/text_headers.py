@@ -120,11 +120,12 @@ def _meta_fields(file: BinaryIO) -> dict[str, str]:
     for line in _lines(file):
         if not line.strip():
             continue
-        key, separator, value = line.partition("=")
-        if not separator or key.strip() in fields:
+        # Strict, since MetaIO would find another key or value in what is not of this form.
+        found = re.fullmatch(r"\s*(\w+)\s*=\s*(\S[^\r]*?)\s*", line)
+        if not found or found[1] in fields:
             raise _bad(f"line {len(fields) + 1} of its header is not KEY = VALUE, or a key is there twice")
-        fields[key.strip()] = value.strip()
-        if key.strip() == "ElementDataFile":
+        fields[found[1]] = found[2]
+        if found[1] == "ElementDataFile":
             return fields
     raise _bad("its header names no ElementDataFile")
 
@@ -161,9 +162,9 @@ def _nrrd_fields(lines: Iterator[str]) -> tuple[dict[str, str], Iterator[str]]:
     for line in lines:
         if not line:
             break
-        if line.startswith("#") or ":=" in line:
-            continue
         key, separator, value = line.partition(":")
+        if line.startswith("#") or value.startswith("="):
+            continue
         key = key.lower().replace(" ", "")
         if not separator or key in fields:
             raise _bad("a line of its header is not FIELD: VALUE, or a field is there twice")
@@ -207,7 +208,7 @@ def _sizes(text: str) -> list[int]:
 def _files(header: Path, said: str, following: Iterator[str]) -> tuple[Path, ...]:
     """The data files that a header names: one, a list, or numbered ones."""
     words = said.split()
-    if words[:1] == ["LIST"]:
+    if said.startswith("LIST"):  # which MetaIO and NRRD take for a list whatever follows
         names = [line.strip() for line in following if line.strip()]
     elif "%" in said:
         if len(words) not in (4, 5) or not NUMBERED.fullmatch(words[0]):

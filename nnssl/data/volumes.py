@@ -6,13 +6,15 @@ from pathlib import Path
 
 import numpy as np
 
-from nnssl.data.nifti import NIFTI_ENDINGS, check_nifti, read_nifti_header, read_sheared
+from nnssl.data.nifti import NIFTI_ENDINGS, check_nifti, read_by_nibabel, read_nifti_header
 from nnssl.data.orientation import Scan, is_permuted, unify
-from nnssl.data.refusals import RefusedError, check_grid, check_name, itk_error, short
+from nnssl.data.refusals import RefusedError, check_grid, check_name, itk_error
 from nnssl.data.text_headers import META_ENDINGS, NRRD_ENDINGS, check_text_volume, read_text_header
 
 VOLUME_ENDINGS = (*NIFTI_ENDINGS, *NRRD_ENDINGS, *META_ENDINGS)
 SHEARED = "sheared: read as a straight grid, as nnU-Net does"
+# What ITK says of NIfTI that only nibabel reads, and our note.
+BY_NIBABEL = {"orthonormal": SHEARED, "Unable to determine ImageIO": "NIfTI-2: read by nibabel, as nnU-Net can"}
 
 
 def ending(path: Path | str) -> str:
@@ -65,8 +67,8 @@ def read_volume(path: Path | str) -> Scan:
         check_grid(image.GetSize(), image.GetSpacing(), image.GetNumberOfComponents())
         image = image.Execute()
     except RuntimeError as error:
-        if "orthonormal" in str(error) and ending(path) in NIFTI_ENDINGS:
-            return _sheared(path)
+        if ending(path) in NIFTI_ENDINGS and (known := _only_nibabel(error)):
+            return _by_nibabel(path, known)
         raise itk_error(error) from error
     import SimpleITK
 
@@ -87,12 +89,16 @@ def _information(path: Path | str):
     return reader
 
 
-def _sheared(path: Path | str) -> Scan:
-    voxels, spacing, affine = read_sheared(path)
+def _only_nibabel(error: Exception) -> str:
+    return next((note for words, note in BY_NIBABEL.items() if words in str(error)), "")
+
+
+def _by_nibabel(path: Path | str, note: str) -> Scan:
+    voxels, spacing, affine = read_by_nibabel(path)
     if voxels.ndim != 3:
         raise RefusedError(f"is not three-dimensional: size {voxels.shape[::-1]}")
     axes = np.diag([-1.0, -1.0, 1.0]) @ affine[:3, :3]
-    return unify(Scan(voxels, spacing, note=SHEARED), axes / np.linalg.norm(axes, axis=0).clip(1e-9))
+    return unify(Scan(voxels, spacing, note=note), axes / np.linalg.norm(axes, axis=0).clip(1e-9))
 
 
 def is_plain(path: Path | str) -> bool:
@@ -102,5 +108,5 @@ def is_plain(path: Path | str) -> bool:
         image = _information(path)
         check_grid(image.GetSize(), image.GetSpacing(), image.GetNumberOfComponents())
     except (RuntimeError, RefusedError) as error:
-        return "orthonormal" in short(error)
+        return bool(_only_nibabel(error))
     return not is_permuted(np.reshape(image.GetDirection(), (3, 3)))
