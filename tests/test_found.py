@@ -90,7 +90,7 @@ def test_a_dicom_folder_with_a_slice_that_cannot_be_opened_is_not_judged(tmp_pat
 
 def test_labels_are_not_decompressed(tmp_path, monkeypatch):
     masks = {"a/mask.nii.gz": np.int16, "segmentations/liver.nii.gz": np.int16, "b_seg.nrrd": np.int16}
-    masks |= {"c.nii.gz": np.uint8, "d.mha": np.uint8, "e.nrrd": np.uint8}
+    masks |= {"c.nii.gz": np.uint8, "d.mha": np.int8, "e.nrrd": np.uint8}
     for name, kind in masks.items():
         write_volume(tmp_path / name, (ct_array() > 0).astype(kind))
     write_volume(tmp_path / "scan.nii.gz", ct_array())

@@ -70,6 +70,8 @@ def _below(top: Path, seen: set) -> Iterator[Found]:
         subfolders[:] = sorted(n for n in subfolders if not n.startswith(".") and n != "__MACOSX")
         if _first_time(folder, seen):
             yield from _in_folder(Path(folder), sorted(n for n in names if not n.startswith(".")), seen)
+            if _lost(folder):
+                yield Found(folder, LOST)
         else:
             subfolders.clear()
     yield from (Found(folder, CLOSED) for folder in closed)
@@ -83,24 +85,26 @@ def _in_folder(folder: Path, names: Sequence[str], seen: set) -> Iterator[Found]
             others.append(name)
         elif _first_time(folder / name, seen):
             yield Found(str(folder / name))
-    if any(_leads_nowhere(folder / name) for name in names):
-        yield Found(str(folder), LOST)
     if any(looks_like_dicom(folder / name) for name in others):
         yield Found(str(folder), ALL_SERIES)
 
 
-def _leads_nowhere(path: Path) -> bool:
-    """A broken link that is a scan by its name, or has no ending, as slices of DICOM often have none."""
-    named = path.name.lower().endswith((*VOLUME_ENDINGS, *DICOM_ENDINGS)) or not path.suffix
-    return named and path.is_symlink() and not path.exists()
+def _lost(folder: str) -> list[str]:
+    """Broken links that are scans by their names, or have no ending, as slices of DICOM often have none."""
+    endings = (*VOLUME_ENDINGS, *DICOM_ENDINGS)
+    with os.scandir(folder) as entries:  # says what a link is without asking the disk for each file
+        links = [entry for entry in entries if entry.is_symlink() and not entry.name.startswith(".")]
+    named = [link for link in links if link.name.lower().endswith(endings) or not Path(link.name).suffix]
+    return [link.name for link in named if not Path(link.path).exists()]
 
 
 def unreadable(found: Found) -> str:
     """Why there is nothing to read for a LOST or CLOSED line of the report."""
     if found.series == CLOSED:
         return "is a folder that cannot be listed: permission denied, or the disk does not answer"
-    lost = sum(map(_leads_nowhere, Path(found.path).iterdir()))
-    return f"{lost} links lead nowhere (with DataLad or git-annex, get the files first: git annex get .)"
+    return (
+        f"{len(_lost(found.path))} links lead nowhere (with DataLad or git-annex, get the files first: git annex get .)"
+    )
 
 
 def _first_time(path: Path | str, seen: set) -> bool:

@@ -8,7 +8,7 @@ import numpy as np
 
 from nnssl.data.nifti import NIFTI_ENDINGS, check_nifti, read_by_nibabel, read_nifti_header
 from nnssl.data.orientation import Scan, is_permuted, unify
-from nnssl.data.refusals import RefusedError, check_grid, check_name, itk_error
+from nnssl.data.refusals import NOT_CT, RefusedError, check_grid, check_name, itk_error
 from nnssl.data.text_headers import META_ENDINGS, NRRD_ENDINGS, check_text_volume, read_text_header
 
 VOLUME_ENDINGS = (*NIFTI_ENDINGS, *NRRD_ENDINGS, *META_ENDINGS)
@@ -33,7 +33,7 @@ def check_header(path: Path | str) -> str:
 
 
 def check_not_labels(path: Path | str) -> None:
-    """RefusedError for what cannot be HU by its header alone: voxels without a sign, and no intercept below zero.
+    """RefusedError for what cannot be HU by its header alone: one byte or no sign, and no intercept below zero.
 
     So that of a folder of masks none is decompressed.
     """
@@ -42,11 +42,12 @@ def check_not_labels(path: Path | str) -> None:
         header = read_nifti_header(path)
         unsigned = not header.scaled and (header.dtype.kind == "u" or header.dtype == np.int8)
     else:
-        unsigned = bool(kind) and read_text_header(path).unsigned
+        stored = read_text_header(path) if kind else None
+        unsigned = stored is not None and (stored.unsigned or stored.size == 1)
     if unsigned:
         raise RefusedError(
-            "is not in HU: stored as integers that cannot be below -200, and without an intercept, as labels are; for "
-            "images that are not CT: --no-hu"
+            "is not in HU: stored as integers that cannot hold the values of air and lung, and without an intercept, "
+            f"as labels are. {NOT_CT}"
         )
 
 
