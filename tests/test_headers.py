@@ -179,6 +179,33 @@ def test_dicom_without_voxels_or_spacing_is_refused(tmp_path):
     assert "says no spacing" in found["negative"]
 
 
+@pytest.mark.parametrize("codec", ["JPEG2000", "JPEG", "RLE", ""])
+def test_compressed_slices_and_slices_without_preamble_are_read(tmp_path, codec):
+    write_series(tmp_path / "plain", ct_array(), straight(16))
+    writer = SimpleITK.ImageFileWriter()
+    writer.KeepOriginalImageUIDOn()
+    (tmp_path / "other").mkdir()
+    for path in (tmp_path / "plain").iterdir():
+        copy = tmp_path / "other" / path.name
+        if not codec:
+            copy.write_bytes(path.read_bytes()[132:])
+            continue
+        plane = SimpleITK.ReadImage(str(path))
+        image = SimpleITK.Cast(plane, SimpleITK.sitkInt16)
+        for key in plane.GetMetaDataKeys():
+            if "|" in key:
+                image.SetMetaData(key, plane.GetMetaData(key))
+        writer.UseCompressionOn()
+        writer.SetCompressor(codec)
+        writer.SetFileName(str(copy))
+        writer.Execute(image)
+    (series,) = series_in(tmp_path / "other").values()
+    assert len(series.files) == 16
+    np.testing.assert_array_equal(read(Found(str(tmp_path / "other"), series.uid)).voxels, ct_array())
+    copy.write_bytes(copy.read_bytes()[:-40])
+    assert "cut short" in series_in(tmp_path / "other")["unreadable files"].reason
+
+
 def test_a_multi_frame_ct_is_one_scan(tmp_path):
     array, positions = ct_array((12, 16, 18)), straight(12)
     turned = np.random.default_rng(0).permutation(12)

@@ -80,10 +80,11 @@ class _Reader:
     def image(self) -> Image:
         image = Image()
         self.file.seek(128)
-        if self.file.read(4) == b"DICM":
+        if self.file.read(4) != b"DICM":
+            self.file.seek(0)
+        if self.file.peek(2)[:2] == b"\x02\0":
             self._elements(image, self.size, meta=True)
         else:
-            self.file.seek(0)
             image.values[0x00020010] = self._guessed()
         syntax = image.text(0x00020010)
         if syntax == DEFLATED:
@@ -94,10 +95,9 @@ class _Reader:
         return image
 
     def _guessed(self) -> bytes:
-        """The transfer syntax of a file without preamble, by its first element."""
-        start = self.file.read(8)
-        self.file.seek(0)
-        if len(start) < 8 or start[:2] not in (b"\x08\0", b"\x02\0"):
+        """The transfer syntax of a file that does not name it, by its first element."""
+        start = self.file.peek(8)[:8]
+        if len(start) < 8 or start[:2] != b"\x08\0":
             raise RefusedError("it is no DICOM file")
         return b"1.2.840.10008.1.2.1" if start[4:6].isalpha() else IMPLICIT.encode()
 
