@@ -104,6 +104,15 @@ def test_files_that_dataset_json_lists_are_found_wherever_they_are(tmp_path, mon
     assert [case.id for case in find_labelled(tmp_path / "raw", 2).cases] == ["x", "y"]
 
 
+@pytest.mark.parametrize(
+    "listed", [{"a": {"images": []}}, {"a": {"label": "x"}}, {"a": {"images": [], "label": "x"}}, []]
+)
+def test_a_list_that_nnunet_would_not_take_is_an_error_with_its_form(tmp_path, listed):
+    (tmp_path / "dataset.json").write_text(json.dumps({"channel_names": {"0": "CT"}, "dataset": listed}))
+    with pytest.raises(ValueError, match='must give each case a list of "images"'):
+        find_scans([], [tmp_path])
+
+
 def test_one_file_may_hold_several_channels(tmp_path):
     raw, channels = tmp_path / "raw", [ct_array(seed=seed) for seed in range(2)]
     image = SimpleITK.JoinSeries([SimpleITK.GetImageFromArray(channel) for channel in channels])

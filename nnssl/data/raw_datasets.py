@@ -46,7 +46,7 @@ class RawDataset:
 
 
 def open_raw(dataset: Path) -> RawDataset:
-    """The raw dataset in a folder. FileNotFoundError without dataset.json, ValueError without a reader."""
+    """The raw dataset in a folder. FileNotFoundError without dataset.json, ValueError without a reader for it."""
     content = read_content(dataset)
     ending, listed = content["file_ending"], "dataset" in content
     training = tuple(_listed(dataset, content) if listed else _in_folders(dataset, ending))
@@ -66,8 +66,14 @@ def read_content(dataset: Path) -> dict:
 def _listed(dataset: Path, content: dict) -> list[RawCase]:
     from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
-    found = get_filenames_of_train_images_and_targets(str(dataset), copy.deepcopy(content))
-    return [RawCase(case, Path(found[case]["images"][0]), Path(found[case]["label"])) for case in sorted(found)]
+    try:
+        found = get_filenames_of_train_images_and_targets(str(dataset), copy.deepcopy(content))
+        return [RawCase(case, Path(found[case]["images"][0]), Path(found[case]["label"])) for case in sorted(found)]
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f'{dataset / "dataset.json"}: "dataset" must give each case a list of "images", not empty, and a '
+            f'"label", as nnU-Net wants them; got {str(content["dataset"])[:200]}'
+        ) from error
 
 
 def _in_folders(dataset: Path, ending: str) -> list[RawCase]:

@@ -107,7 +107,10 @@ def is_plain(path: Path | str) -> bool:
     try:
         check_header(check_name(path))
         image = _information(path)
+    except (RuntimeError, RefusedError):
+        return True  # to be refused, tried again, or read by nibabel, whoever is asked
+    try:
         check_grid(image.GetSize(), image.GetSpacing(), image.GetNumberOfComponents())
-    except (RuntimeError, RefusedError) as error:
-        return bool(_only_nibabel(error))
+    except RefusedError:
+        return False
     return not is_permuted(np.reshape(image.GetDirection(), (3, 3)))
