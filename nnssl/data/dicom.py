@@ -118,11 +118,15 @@ def judge(slices: Iterable[Slice]) -> list[Series]:
 
 def _stack(one: Slice) -> tuple:
     """Slices with the same answer can be one volume."""
-    rounded = (tuple(round(v, 3) for v in one.orientation), tuple(round(v, 4) for v in one.pixel))
-    echo = one.echo if one.modality == "MR" else ""
     return (
-        *(*rounded, one.size, one.components, one.modality, echo),
-        *(bool(_words(one) & LOCALIZER_WORDS), bool(one.position)),
+        tuple(round(v, 3) for v in one.orientation),
+        tuple(round(v, 4) for v in one.pixel),
+        one.size,
+        one.components,
+        one.modality,
+        one.echo if one.modality == "MR" else "",
+        bool(_words(one) & LOCALIZER_WORDS),
+        bool(one.position),
     )
 
 
@@ -206,10 +210,8 @@ def read_series(folder: Path | str, uid: str, cache: Path | None = None) -> Scan
     orientation = np.array(series.orientation)
     if series.positions:
         fill = AIR if series.modality == "CT" else float(voxels.min())
-        voxels, _ = straighten(
-            *(voxels, np.array(series.positions), orientation),
-            *(series.spacing[:0:-1], series.spacing[0], fill),
-        )
+        positions, pixel = np.array(series.positions), series.spacing[:0:-1]
+        voxels, _ = straighten(voxels, positions, orientation, pixel, series.spacing[0], fill)
     direction = np.column_stack([orientation[:3], orientation[3:], normal_of(orientation)])
     return unify(Scan(voxels, series.spacing, note=series.note), direction)
 
