@@ -15,8 +15,8 @@ from nnssl.data import scans as scans_module
 from nnssl.data import volumes as volumes_module
 from nnssl.data.dicom import series_in
 from nnssl.data.refusals import PassingError
-from nnssl.data.scans import CLOSED, LOST, find_scans
-from nnssl.data.survey import look, survey
+from nnssl.data.scans import CLOSED, LABELS, LOST, Found, find_scans
+from nnssl.data.survey import survey
 from nnssl.files import read_json
 
 
@@ -52,7 +52,7 @@ def test_lost_links_and_closed_folders_are_lines_of_the_report(tmp_path, monkeyp
         ("ct.nii.gz", ""),
         ("closed", CLOSED),
     ]
-    assert lines[0].reason.startswith("2 links lead nowhere")
+    assert lines[0].reason.startswith("links that lead nowhere: 2")
     assert "permission" in lines[2].reason
     assert read_json(tmp_path / "out" / "report.json")["left_out"] == 2
 
@@ -89,18 +89,16 @@ def test_a_dicom_folder_with_a_slice_that_cannot_be_opened_is_not_judged(tmp_pat
 
 
 def test_labels_are_not_decompressed(tmp_path, monkeypatch):
-    masks = {"a/mask.nii.gz": np.int16, "segmentations/liver.nii.gz": np.int16, "b_seg.nrrd": np.int16}
-    masks |= {"c.nii.gz": np.uint8, "d.mha": np.int8, "e.nrrd": np.uint8}
-    for name, kind in masks.items():
-        write_volume(tmp_path / name, (ct_array() > 0).astype(kind))
-    write_volume(tmp_path / "scan.nii.gz", ct_array())
-    monkeypatch.setattr(scans_module, "check_voxels", lambda path: pytest.fail("decompressed"))
-    reasons = {
-        Path(found.path).name: look(found).reason for found in find_scans([tmp_path]) if "scan" not in found.path
-    }
-    assert [name for name, why in reasons.items() if "named as labels" in why] == [
-        "mask.nii.gz",
-        "b_seg.nrrd",
-        "liver.nii.gz",
-    ]
-    assert sum("as labels are" in why and "integers" in why for why in reasons.values()) == 3
+    named = ("a/mask.nii.gz", "segmentations/liver.nii.gz", "segmentations/spleen.nii.gz", "b_seg.nrrd")
+    typed = {"c.nii.gz": np.uint8, "d.mha": np.int8, "e.nrrd": np.uint8}
+    for name in (*named, *typed):
+        write_volume(tmp_path / "raw" / name, (ct_array() > 0).astype(typed.get(name, np.int16)))
+    with monkeypatch.context() as patch:
+        patch.setattr(scans_module, "check_voxels", lambda path: pytest.fail("decompressed"))
+        lines = survey(find_scans([tmp_path / "raw"]), tmp_path / "out", 0)
+    labels = {Path(line.path).name: int(line.reason.split(": ")[1]) for line in lines if line.series == LABELS}
+    assert labels == {"raw": 1, "a": 1, "segmentations": 2}
+    assert sum("stored as integers that cannot hold" in line.reason for line in lines) == 3
+    assert len(lines) == 6
+    given = tmp_path / "raw" / "a" / "mask.nii.gz"
+    assert find_scans([given]) == [Found(str(given))]

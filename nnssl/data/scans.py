@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,14 +14,15 @@ import numpy as np
 from nnssl.data.dicom import DICOM_ENDINGS, check_files, demand_modality, looks_like_dicom, read_series
 from nnssl.data.orientation import Scan
 from nnssl.data.raw_datasets import READER, open_raw, read_content, read_image, series_of
-from nnssl.data.refusals import RefusedError, check_grid
+from nnssl.data.refusals import check_grid
 from nnssl.data.volumes import VOLUME_ENDINGS, check_not_labels, check_voxels, read_volume
 from nnssl.types import Spacing
 
 LOOKED_FOR = f"{', '.join(VOLUME_ENDINGS)} and DICOM series"
 
 ALL_SERIES = "*"
-LOST, CLOSED = "links that lead nowhere", "folder that cannot be read"
+LOST, CLOSED, LABELS = "links that lead nowhere", "folder that cannot be read", "files named as labels"
+NOT_READ = (LOST, CLOSED, LABELS)
 
 LABEL_FOLDERS = {"segmentations", "segmentation", "labels", "labelstr", "labelsts", "masks"}
 LABEL_WORDS = {"seg", "segmentation", "segmentations", "label", "labels", "mask", "masks"}
@@ -32,8 +34,8 @@ class Found:
 
     For a file of an nnU-Net raw dataset `series` names nnU-Net's reader, where that reads it otherwise than we do.
 
-    ALL_SERIES stands for those of a folder whose headers nobody has read yet; LOST and CLOSED for what is in a
-    folder but cannot be read.
+    ALL_SERIES stands for those of a folder whose headers nobody has read yet; NOT_READ for what is in a folder but is
+    no scan, or cannot be read.
     """
 
     path: str
@@ -44,8 +46,9 @@ def find_scans(folders: Sequence[Path | str], nnunet_dataset: Sequence[Path | st
     """Volume files and folders with DICOM files below `folders`, and channel 0 of nnU-Net raw datasets; sorted.
 
     Links are followed, each folder and file once; hidden files and folders are passed over, and so is what is no file:
-    pipes, sockets, devices. Links that lead nowhere and folders that cannot be listed are found as such, for the
-    report. A given folder that is absent is an error.
+    pipes, sockets, devices. Links that lead nowhere, folders that cannot be listed and files named as labels are
+    found as such, a line for each folder. A file that is given itself is read whatever its name. A given folder that
+    is absent is an error.
     """
     seen: set = set()
     found = [scan for folder in folders for scan in _below(_existing(folder), seen)]
@@ -69,7 +72,11 @@ def _below(top: Path, seen: set) -> Iterator[Found]:
     for folder, subfolders, names in os.walk(top, followlinks=True, onerror=lambda e: closed.append(e.filename)):
         subfolders[:] = sorted(n for n in subfolders if not n.startswith(".") and n != "__MACOSX")
         if _first_time(folder, seen):
-            yield from _in_folder(Path(folder), sorted(n for n in names if not n.startswith(".")), seen)
+            labels = set(_labels(folder))
+            others = sorted(n for n in names if not n.startswith(".") and n not in labels)
+            yield from _in_folder(Path(folder), others, seen)
+            if labels:
+                yield Found(folder, LABELS)
             if _lost(folder):
                 yield Found(folder, LOST)
         else:
@@ -98,13 +105,26 @@ def _lost(folder: str) -> list[str]:
     return [link.name for link in named if not Path(link.path).exists()]
 
 
-def unreadable(found: Found) -> str:
-    """Why there is nothing to read for a LOST or CLOSED line of the report."""
+def _labels(folder: str) -> list[str]:
+    """What public data sets lay beside their scans: `segmentations/liver.nii.gz`, `case_1_seg.nii`."""
+    all_of_it = Path(folder).name.lower() in LABEL_FOLDERS
+    return [
+        name
+        for name in os.listdir(folder)  # noqa: PTH208 - called for every folder of the collection
+        if name.lower().endswith(VOLUME_ENDINGS)
+        and not name.startswith(".")
+        and (all_of_it or re.split("[_-]", name.lower().split(".")[0])[-1] in LABEL_WORDS)
+    ]
+
+
+def not_read(found: Found) -> str:
+    """Why nothing is read for a line of the report that is one of NOT_READ."""
+    if found.series == LABELS:
+        return f"files named as labels (by folder, or the last word of the name), not read: {len(_labels(found.path))}"
     if found.series == CLOSED:
         return "is a folder that cannot be listed: permission denied, or the disk does not answer"
-    return (
-        f"{len(_lost(found.path))} links lead nowhere (with DataLad or git-annex, get the files first: git annex get .)"
-    )
+    lost = len(_lost(found.path))
+    return f"links that lead nowhere: {lost} (with DataLad or git-annex, get the files first: git annex get .)"
 
 
 def _first_time(path: Path | str, seen: set) -> bool:
@@ -155,22 +175,12 @@ def read_scan(found: Found, cache: Path | None = None) -> tuple[np.ndarray, Spac
 def check_stored(found: Found, in_hu: bool, cache: Path | None = None) -> None:
     """Read the files of a scan to their end, before any reader does. Costs as much as reading it.
 
-    RefusedError when they are broken, when they cannot be CT (with in_hu) or are labels by their names;
-    PassingError when the disk does not answer.
+    RefusedError when they are broken, or cannot be CT (with in_hu); PassingError when the disk does not answer.
     """
     if found.series and not found.series.startswith(READER):
         demand_modality(found.path, found.series, in_hu, cache)
         check_files(found.path, found.series, cache)
         return
-    if not found.series:
-        check_not_named_labels(Path(found.path))
     if in_hu:
         check_not_labels(found.path)
     check_voxels(found.path)
-
-
-def check_not_named_labels(path: Path) -> None:
-    """RefusedError for what public data sets lay beside their scans: `segmentations/liver.nii.gz`, `1_seg.nii`."""
-    words = path.name.lower().split(".")[0].replace("-", "_").split("_")
-    if path.parent.name.lower() in LABEL_FOLDERS or words[-1] in LABEL_WORDS:
-        raise RefusedError("is named as labels are (by its folder, or the last word of its name), so it is not read")

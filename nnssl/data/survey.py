@@ -18,7 +18,7 @@ import numpy as np
 
 from nnssl.data.dicom import series_in
 from nnssl.data.refusals import RefusedError, check_hu, check_values
-from nnssl.data.scans import ALL_SERIES, CLOSED, LOOKED_FOR, LOST, Found, check_stored, read, unreadable
+from nnssl.data.scans import ALL_SERIES, LOOKED_FOR, NOT_READ, Found, check_stored, not_read, read
 from nnssl.data.workers import Failed, each
 from nnssl.files import atomic, fingerprint, read_json, write_json
 from nnssl.types import BODY_HU, Shape, Spacing
@@ -95,8 +95,8 @@ def _signatures(
     """What changes when a scan changes, for each; DICOM folders become their series. And what failed already."""
     signatures, failed = {}, {}
     for scan in scans:
-        if scan.series in (LOST, CLOSED):
-            failed[scan] = unreadable(scan)
+        if scan.series in NOT_READ:
+            failed[scan] = not_read(scan)
         elif scan.series != ALL_SERIES:
             try:
                 status = Path(scan.path).stat()
