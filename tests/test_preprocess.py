@@ -12,6 +12,7 @@ from pathlib import Path
 import blosc2
 import numpy as np
 import pytest
+import SimpleITK
 from made_scans import ct_array, small_plan, straight, write_series, write_volume
 
 from nnssl.data import preprocess as preprocess_module
@@ -118,6 +119,20 @@ def test_a_dicom_series_is_preprocessed_like_the_same_volume(tmp_path):
     plan = prepare("made", tmp_path / "out", [tmp_path / "raw"], spacing=(2, 2, 2), crop=(16, 16, 16), num_processes=0)
     stored = {c.source: blosc2.open(str(tmp_path / "out" / f"{c.id}.b2nd"), mode="r")[:] for c in plan.cases}
     np.testing.assert_array_equal(stored[str(volume)], stored[str(tmp_path / "raw" / "series")])
+
+
+def test_what_reading_repairs_is_planned_and_stored_alike(tmp_path):
+    """A tilted gantry, a missing slice and permuted axes: preprocessing sees the grid that the survey told the plan."""
+    raw, array = tmp_path / "raw", ct_array((16, 24, 28))
+    leaning = (1.0, 0.0, 0.0, 0.0, float(np.cos(0.3)), float(-np.sin(0.3)))
+    write_series(raw / "tilted", array, straight(16, 3.0), leaning, pixel=2.0)
+    write_series(raw / "missing", np.delete(array, 5, 0), [p for i, p in enumerate(straight(16, 3.0)) if i != 5])
+    image = SimpleITK.PermuteAxes(SimpleITK.GetImageFromArray(array), [1, 2, 0])
+    SimpleITK.WriteImage(image, str(raw / "sagittal.nii.gz"))
+    plan = prepare("made", tmp_path / "out", [raw], spacing=(3, 2, 2), crop=(16, 16, 16), num_processes=0)
+    assert [case.shape for case in plan.cases] == [(16, 24, 28), array.shape, (16, 31, 28)]
+    for case in plan.cases:
+        assert read_json(tmp_path / "out" / f"{case.id}.json")["original_shape"] == list(case.shape)
 
 
 def test_body_blocks_are_the_share_of_body_in_each_block():

@@ -1,8 +1,4 @@
-"""DICOM: tell the series of a folder apart by their headers, judge their geometry, and read them in order.
-
-Tilt and uneven spacing are measured on ImagePositionPatient and ImageOrientationPatient. What other tags say
-(GantryDetectorTilt, SliceThickness, InstanceNumber) is often wrong after anonymisation and is not looked at.
-"""
+"""DICOM: tell the series of a folder apart by their headers, judge them, and read them in order."""
 
 from __future__ import annotations
 
@@ -14,60 +10,48 @@ from pathlib import Path
 
 import numpy as np
 
-from nnssl.data.refusals import SMALLEST_AXIS, RefusedError, check_name, short
+from nnssl.data.dicom_slices import Slice, read_slices
+from nnssl.data.orientation import Scan, unify
+from nnssl.data.refusals import PassingError, RefusedError, itk_error, passing_errors
+from nnssl.data.stacks import arrange, normal_of, straighten
 from nnssl.files import fingerprint, read_json, write_json
 from nnssl.types import Spacing
 
 DICOM_ENDINGS = (".dcm", ".dicom", ".ima")
-TILT = 1.0  # degrees between the stack's direction and the slices' normal: 5 mm over a stack of 300 mm
-OBLIQUE = 10.0  # degrees from the table's axis; a scanner moves the table, so other stacks are reformats
-UNEVEN = 0.1  # of the slice spacing, and in mm at least: positions are often rounded to 0.1 mm
-VERSION = 1  # goes up when a change in these rules makes kept answers wrong
+VERSION = 2  # goes up when a change in these rules makes kept answers wrong
+READ = ("CT", "MR")  # modalities
+AIR = -1024.0  # HU of what a tilted gantry did not scan
 
 LOCALIZER_WORDS = {"LOCALIZER", "LOCALISER", "SCOUT", "TOPOGRAM"}
 REFORMAT_WORDS = {"REFORMATTED", "MPR", "CPR", "MIP", "MINIP", "PROJECTION", "VRT", "VOLREN"}
 
-MODALITY, IMAGE_TYPE, SERIES, INSTANCE = "0008|0060", "0008|0008", "0020|000e", "0008|0018"
-POSITION, ORIENTATION = "0020|0032", "0020|0037"
-
-
-@dataclass(frozen=True)
-class Slice:
-    """What the header of one file says. `position` in mm; `orientation`: direction of the rows, then columns.
-
-    `error`: why there is no more than the name.
-    """
-
-    name: str
-    series: str
-    error: str = ""
-    instance: str = ""
-    modality: str = ""
-    image_type: str = ""
-    size: tuple[int, ...] = ()
-    components: int = 0
-    pixel: tuple[float, ...] = ()
-    position: tuple[float, ...] = ()
-    orientation: tuple[float, ...] = ()
-
 
 @dataclass(frozen=True)
 class Series:
-    """Slices that make one stack: file names in order along the stack, spacing (z, y, x), or why it is left out."""
+    """Slices that make one stack: file names in order along the stack, spacing (z, y, x), or why it is left out.
+
+    `frames`: of the files, where one has several. `positions` where the slices make no straight and even grid;
+    `note` says so then.
+    """
 
     uid: str
     files: tuple[str, ...]
     spacing: Spacing = ()
     reason: str = ""
+    modality: str = ""
+    frames: tuple[int, ...] = ()
+    orientation: tuple[float, ...] = ()
+    positions: tuple[tuple[float, ...], ...] = ()
+    note: str = ""
 
     def signature(self, folder: Path | str) -> list:
         """What changes when one of its files changes."""
-        return [*_signature([Path(folder, name) for name in self.files]), self.reason]
+        return [*_signature([Path(folder, name) for name in dict.fromkeys(self.files)]), self.reason]
 
 
 def looks_like_dicom(path: Path) -> bool:
-    """By its ending, or by the letters that stand at byte 128 of a DICOM file."""
-    if path.name.upper() == "DICOMDIR":
+    """By its ending, or by the letters that stand at byte 128 of a DICOM file. Nothing but a file is opened."""
+    if path.name.upper() == "DICOMDIR" or not path.is_file():
         return False
     if path.suffix.lower() in DICOM_ENDINGS:
         return True
@@ -79,16 +63,20 @@ def looks_like_dicom(path: Path) -> bool:
 
 
 def series_in(folder: Path | str, cache: Path | None = None) -> dict[str, Series]:
-    """The series of one folder by UID. With `cache` the answer is kept there until a file of the folder changes."""
+    """The series of one folder by UID. With `cache` the answer is kept there until a file of the folder changes.
+
+    Raises PassingError when a file cannot be opened: without it the others might look whole.
+    """
     folder = Path(folder)
-    paths = sorted(p for p in folder.iterdir() if not p.name.startswith(".") and p.is_file() and looks_like_dicom(p))
+    with passing_errors():
+        paths = sorted(p for p in folder.iterdir() if not p.name.startswith(".") and looks_like_dicom(p))
+        signature = _signature(paths)
     if cache is None:
-        return _by_uid(judge(_headers(paths)))
+        return _by_uid(judge(read_slices(paths)))
     place = cache / "survey" / f"{fingerprint(['dicom', str(folder)])}.json"
-    signature = _signature(paths)
     kept = _kept(place, signature)
     if kept is None:
-        kept = judge(_headers(paths))
+        kept = judge(read_slices(paths))
         write_json(place, {"signature": signature, "series": [asdict(series) for series in kept]})
     return _by_uid(kept)
 
@@ -109,48 +97,11 @@ def _kept(place: Path, signature: list) -> list[Series] | None:
         return None
     if content["signature"] != signature:
         return None
-    return [
-        Series(**{**one, "files": tuple(one["files"]), "spacing": tuple(one["spacing"])}) for one in content["series"]
-    ]
+    return [Series(**{key: _tuples(value) for key, value in one.items()}) for one in content["series"]]
 
 
-def _headers(paths: Sequence[Path]) -> list[Slice]:
-    import SimpleITK
-
-    SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
-    reader = SimpleITK.ImageFileReader()
-    reader.SetImageIO("GDCMImageIO")
-    return [_header(reader, path) for path in paths]
-
-
-def _header(reader, path: Path) -> Slice:
-    try:
-        reader.SetFileName(check_name(path))
-        reader.ReadImageInformation()
-    except (RuntimeError, RefusedError) as error:
-        return Slice(path.name, "unreadable files", short(error), instance=path.name)
-    tags = {tag: reader.GetMetaData(tag).strip() for tag in reader.GetMetaDataKeys()}
-    return Slice(
-        name=path.name,
-        series=tags.get(SERIES) or "no series UID",
-        instance=tags.get(INSTANCE, path.name),
-        modality=tags.get(MODALITY, ""),
-        image_type=tags.get(IMAGE_TYPE, "").upper(),
-        size=tuple(reader.GetSize()),
-        components=reader.GetNumberOfComponents(),
-        pixel=tuple(reader.GetSpacing()[:2]),
-        position=_numbers(tags.get(POSITION, ""), 3),
-        orientation=_numbers(tags.get(ORIENTATION, ""), 6),
-    )
-
-
-def _numbers(text: str, count: int) -> tuple[float, ...]:
-    """The numbers of a DICOM list, or nothing when they are not `count` finite numbers."""
-    try:
-        numbers = tuple(float(part) for part in text.split("\\"))
-    except ValueError:
-        return ()
-    return numbers if len(numbers) == count and np.isfinite(numbers).all() else ()
+def _tuples(value: object) -> object:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def judge(slices: Iterable[Slice]) -> list[Series]:
@@ -167,8 +118,16 @@ def judge(slices: Iterable[Slice]) -> list[Series]:
 
 def _stack(one: Slice) -> tuple:
     """Slices with the same answer can be one volume."""
-    rounded = (tuple(round(v, 3) for v in one.orientation), tuple(round(v, 4) for v in one.pixel))
-    return (*rounded, one.size, one.components, one.modality, bool(_words(one) & LOCALIZER_WORDS), bool(one.position))
+    return (
+        tuple(round(v, 3) for v in one.orientation),
+        tuple(round(v, 4) for v in one.pixel),
+        one.size,
+        one.components,
+        one.modality,
+        one.echo if one.modality == "MR" else "",
+        bool(_words(one) & LOCALIZER_WORDS),
+        bool(one.position),
+    )
 
 
 def _words(one: Slice) -> set[str]:
@@ -177,97 +136,100 @@ def _words(one: Slice) -> set[str]:
 
 def _judge_stack(uid: str, stack: list[Slice]) -> Series:
     stack = list({one.instance: one for one in stack}.values())  # the same slice copied under another name
-    names = tuple(one.name for one in stack)
+    first, names = stack[0], tuple(one.name for one in stack)
     try:
-        _check_kind(stack[0], len(stack))
-        order, spacing = arrange(np.array([one.position for one in stack]), np.array(stack[0].orientation), len(stack))
+        _check_kind(stack)
+        positions, orientation = np.array([one.position for one in stack]), np.array(first.orientation)
+        found = arrange(positions, orientation, table=first.modality == "CT")
     except RefusedError as refusal:
-        return Series(uid, names, reason=str(refusal))
-    return Series(uid, tuple(names[i] for i in order), (spacing, *stack[0].pixel[::-1]))
+        return Series(uid, tuple(dict.fromkeys(names)), reason=str(refusal), modality=first.modality)
+    return Series(
+        uid,
+        tuple(names[i] for i in found.order),
+        (found.spacing, *first.pixel[::-1]),
+        modality=first.modality,
+        frames=tuple(stack[i].frame for i in found.order) if first.size[2] > 1 else (),
+        orientation=first.orientation,
+        positions=tuple(stack[i].position for i in found.order) if found.note else (),
+        note=found.note,
+    )
 
 
-def _check_kind(one: Slice, count: int) -> None:
-    """Refuse what is not a stack of CT slices, by the header of one slice."""
+def _check_kind(stack: list[Slice]) -> None:
+    """Refuse what is not a stack of slices of a scan."""
+    one = stack[0]
     if one.error:
-        raise RefusedError(f"{count} files cannot be read as DICOM images; the first: {one.error}")
-    if one.modality != "CT":
-        raise RefusedError(f"is {one.modality or 'of no modality'}, not CT")
+        raise RefusedError(f"{len(stack)} files cannot be read as DICOM images; the first: {one.error}")
+    if one.modality not in READ:
+        raise RefusedError(f"is {one.modality or 'of no modality'}, not {' or '.join(READ)}")
     if words := _words(one) & LOCALIZER_WORDS:
         raise RefusedError(f"is a localizer: image type {'/'.join(words)}")
     if words := _words(one) & REFORMAT_WORDS:
         raise RefusedError(f"is a reformat, not the primary stack: image type {'/'.join(sorted(words))}")
-    if len(one.size) > 2 and one.size[2] > 1:
-        raise RefusedError(f"is a multi-frame file of {one.size[2]} frames; convert it to NIfTI, e.g. with dcm2niix")
     if one.components != 1:
         raise RefusedError(f"has {one.components} components a voxel, a CT has one")
     if not (one.position and one.orientation):
         raise RefusedError("has no ImagePositionPatient or ImageOrientationPatient, so its slices cannot be placed")
+    if not one.pixel or min(one.pixel) <= 0:
+        raise RefusedError(f"says no spacing: PixelSpacing {one.pixel or 'is absent or no two numbers'}")
+    axes = np.reshape(one.orientation, (2, 3))
+    if np.abs(axes @ axes.T - np.eye(2)).max() > 1e-2:
+        raise RefusedError("has an ImageOrientationPatient whose directions are not at right angles")
+    if one.size[2] > 1 and len({each.rescaling for each in stack}) > 1:
+        raise RefusedError("is a multi-frame file that rescales each frame differently; convert it to NIfTI")
 
 
-def arrange(positions: np.ndarray, orientation: np.ndarray, count: int) -> tuple[np.ndarray, float]:
-    """Order of the slices along their normal, and their spacing in mm.
-
-    `positions` [N 3] and `orientation` [6] in the patient's frame, as DICOM gives them. Raises RefusedError for
-    reformats, tilted gantries, and too few or unevenly spaced slices.
-    """
-    normal = np.cross(orientation[:3], orientation[3:])
-    normal /= max(np.linalg.norm(normal), 1e-9)
-    along = positions @ normal
-    order = np.argsort(along, kind="stable")
-    off_axis = _degrees(abs(normal[2]))
-    path = positions[order[-1]] - positions[order[0]]
-    tilt = _degrees(abs(path @ normal) / np.linalg.norm(path)) if np.linalg.norm(path) > 0 else 0.0
-    if off_axis > 45 or (off_axis > OBLIQUE and tilt <= TILT):
-        raise RefusedError(
-            f"is a reformat, not the primary stack: its slices are turned by {off_axis:.0f} degrees from axial"
-        )
-    if count < SMALLEST_AXIS:
-        raise RefusedError(f"has too few slices: {count}, at least {SMALLEST_AXIS} are needed")
-    gaps = np.diff(along[order])
-    spacing = float(gaps.mean())
-    _check_gaps(gaps)
-    if tilt > TILT:
-        raise RefusedError(f"has a tilted gantry: its slices are shifted by {tilt:.1f} degrees against their normal")
-    _check_line(positions[order], path)
-    return order, spacing
+def demand_modality(folder: Path | str, uid: str, in_hu: bool, cache: Path | None = None) -> None:
+    """RefusedError for a series that is not CT where CT is asked for."""
+    series = series_in(folder, cache).get(uid)
+    if series and not series.reason and in_hu and series.modality != "CT":
+        raise RefusedError(f"is {series.modality}, not CT; for images that are not CT: --no-hu")
 
 
-def _check_gaps(gaps: np.ndarray) -> None:
-    mean = float(gaps.mean())
-    if gaps.min() < 0.01:
-        raise RefusedError(f"has several slices at the same position ({int((gaps < 0.01).sum())} of them)")
-    if np.abs(gaps - mean).max() > max(UNEVEN, UNEVEN * mean):
-        raise RefusedError(f"is unevenly spaced: {gaps.min():.3g} to {gaps.max():.3g} mm between slices")
+def check_files(folder: Path | str, uid: str, cache: Path | None = None) -> None:
+    """Read every file of a series to its end, so that what fails later is not the disk."""
+    series = series_in(folder, cache).get(uid)
+    with passing_errors():
+        for name in dict.fromkeys(series.files if series and not series.reason else ()):
+            with Path(folder, name).open("rb") as file:
+                while file.read(1 << 20):
+                    pass
 
 
-def _check_line(positions: np.ndarray, path: np.ndarray) -> None:
-    """Slices beside the line from the first to the last: the field of view moved."""
-    expected = positions[0] + np.linspace(0, 1, len(positions))[:, None] * path
-    direction = path / np.linalg.norm(path)
-    off = positions - expected
-    aside = np.linalg.norm(off - (off @ direction)[:, None] * direction, axis=1).max()
-    if aside > 1.0:
-        raise RefusedError(f"is unevenly placed: slices lie up to {aside:.1f} mm beside the stack's axis")
-
-
-def _degrees(cosine: float) -> float:
-    return float(np.degrees(np.arccos(np.clip(cosine, -1, 1))))
-
-
-def read_series(folder: Path | str, uid: str, cache: Path | None = None) -> tuple[np.ndarray, Spacing]:
-    """HU of one series as float32 [Z Y X], and spacing (z, y, x) in mm. Raises RefusedError."""
-    import SimpleITK
-
+def read_series(folder: Path | str, uid: str, cache: Path | None = None) -> Scan:
+    """One series on a straight grid, its axes in the patient's order. Raises RefusedError or PassingError."""
     series = series_in(folder, cache).get(uid)
     if series is None:
         raise RefusedError(f"the series is no longer in {folder}")
     if series.reason:
         raise RefusedError(series.reason)
-    reader = SimpleITK.ImageSeriesReader()
-    reader.SetImageIO("GDCMImageIO")
-    reader.SetFileNames([str(Path(folder, name)) for name in series.files])
     try:
-        image = reader.Execute()
+        voxels = _voxels(Path(folder), series)
     except RuntimeError as error:
-        raise RefusedError(f"cannot be read: {short(error)}") from error
-    return SimpleITK.GetArrayViewFromImage(image).astype(np.float32), series.spacing
+        raise error if isinstance(error, PassingError) else itk_error(error) from error
+    orientation = np.array(series.orientation)
+    if series.positions:
+        fill = AIR if series.modality == "CT" else float(voxels.min())
+        positions, pixel = np.array(series.positions), series.spacing[:0:-1]
+        voxels, _ = straighten(voxels, positions, orientation, pixel, series.spacing[0], fill)
+    direction = np.column_stack([orientation[:3], orientation[3:], normal_of(orientation)])
+    return unify(Scan(voxels, series.spacing, note=series.note), direction)
+
+
+def _voxels(folder: Path, series: Series) -> np.ndarray:
+    """float32 [Z Y X] in the order of the stack, rescaled as its files say."""
+    import SimpleITK
+
+    SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
+    reader = SimpleITK.ImageFileReader() if series.frames else SimpleITK.ImageSeriesReader()
+    reader.SetImageIO("GDCMImageIO")
+    if not series.frames:
+        reader.SetFileNames([str(folder / name) for name in series.files])
+        image = reader.Execute()  # the view below is of its memory
+        return SimpleITK.GetArrayViewFromImage(image).astype(np.float32)
+    frames = {}
+    for name in dict.fromkeys(series.files):
+        reader.SetFileName(str(folder / name))
+        frames[name] = SimpleITK.GetArrayFromImage(reader.Execute())
+    pairs = zip(series.files, series.frames, strict=True)
+    return np.stack([frames[name][number] for name, number in pairs]).astype(np.float32)

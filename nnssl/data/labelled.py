@@ -14,7 +14,7 @@ import numpy as np
 
 from nnssl.data.plan import Plan, resampled_shape
 from nnssl.data.preprocess import resample, store
-from nnssl.data.scans import Found, read_scan
+from nnssl.data.raw_datasets import RawDataset, open_raw, read_image
 from nnssl.data.workers import Failed, each
 from nnssl.files import fingerprint, inside, read_json, write_json
 
@@ -28,6 +28,7 @@ class LabelledCase:
     id: str
     image: Path
     labels: Path
+    reader: str = "SimpleITKIO"  # of nnU-Net's
 
 
 @dataclass(frozen=True)
@@ -49,27 +50,33 @@ def find_labelled(dataset: Path, count: int) -> Labelled:
         raise ValueError(f"a probe needs at least {FEWEST} labelled cases, one to fit and one to test; got {count}")
     if not (dataset / "dataset.json").is_file():
         raise ValueError(f"{dataset} holds no dataset.json; a probe needs an nnU-Net raw dataset with labels")
-    content = read_json(dataset / "dataset.json")
-    labels, ending = content.get("labels", {}), content.get("file_ending", ".nii.gz")
+    raw = open_raw(dataset)
+    labels = raw.content.get("labels", {})
     if not labels or not all(isinstance(value, int) for value in labels.values()):
         raise ValueError(
             f"{dataset / 'dataset.json'}: a probe needs one number for each label, got {labels}; labels that are "
             "regions of several numbers are not supported"
         )
-    named = sorted(path.name.removesuffix(ending) for path in (dataset / "labelsTr").glob(f"*{ending}"))
-    pairs = [
-        LabelledCase(name, dataset / "imagesTr" / f"{name}_0000{ending}", dataset / "labelsTr" / f"{name}{ending}")
-        for name in named
+    complete = [
+        LabelledCase(case.id, case.image, case.labels, raw.reader)
+        for case in raw.training
+        if case.image.is_file() and case.labels.is_file()
     ]
-    complete = [case for case in pairs if case.image.is_file()]
     if len(complete) < FEWEST:
         raise ValueError(
-            f"{dataset}: {len(named)} files *{ending} in labelsTr, {len(complete)} of them with an image "
-            f"imagesTr/CASE_0000{ending}; a probe needs at least {FEWEST} labelled cases"
+            f"{dataset}: {_there(dataset, raw)}, {len(complete)} of them with an image; a probe needs at least "
+            f"{FEWEST} labelled cases"
         )
     chosen = np.unique(np.linspace(0, len(complete) - 1, min(count, len(complete))).round().astype(int))
     kept = {name: value for name, value in labels.items() if value != 0 and name != IGNORE}
     return Labelled(dataset.name, kept, labels.get(IGNORE), tuple(complete[i] for i in chosen))
+
+
+def _there(dataset: Path, raw: RawDataset) -> str:
+    if raw.listed:
+        return f"{len(raw.training)} cases listed in dataset.json"
+    ending = raw.content["file_ending"]
+    return f"{len(list((dataset / 'labelsTr').glob(f'*{ending}')))} files *{ending} in labelsTr"
 
 
 def prepare_labelled(labelled: Labelled, folder: Path | str, plan: Plan, num_processes: int) -> None:
@@ -95,8 +102,9 @@ def prepare_labelled(labelled: Labelled, folder: Path | str, plan: Plan, num_pro
 
 def store_case(case: LabelledCase, plan: Plan, plan_fingerprint: str, folder: Path) -> None:
     """Read, normalise, resample and store one image and its labels."""
-    voxels, spacing = read_scan(Found(str(case.image)))
-    labels, _ = read_scan(Found(str(case.labels)))
+    scan = read_image(case.image, case.reader)
+    voxels, spacing = scan.voxels, scan.spacing
+    labels = read_image(case.labels, case.reader, labels=True).voxels
     if labels.shape != voxels.shape:
         raise ValueError(f"the image has shape {voxels.shape}, its labels {labels.shape}")
     shape = resampled_shape(voxels.shape, spacing, plan.spacing)
@@ -118,9 +126,9 @@ def _is_done(case: LabelledCase, plan_fingerprint: str, folder: Path) -> bool:
 
 
 def _fingerprint(case: LabelledCase, plan_fingerprint: str) -> str:
-    """Changes with the plan and with either file."""
+    """Changes with the plan, the reader, and either file."""
     stats = [path.stat() for path in (case.image, case.labels)]
-    return fingerprint([plan_fingerprint, *([stat.st_size, stat.st_mtime_ns] for stat in stats)])
+    return fingerprint([plan_fingerprint, case.reader, *([stat.st_size, stat.st_mtime_ns] for stat in stats)])
 
 
 def _bytes(case: LabelledCase, folder: Path) -> list[int]:

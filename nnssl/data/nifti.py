@@ -1,7 +1,7 @@
-"""NIfTI files that ITK reads without complaint though they are broken.
+"""NIfTI, checked before ITK reads it.
 
-Found by trying: where a NIfTI is truncated, ITK fills the rest with 0; where a voxel is NaN or infinite, ITK
-reads 0. In HU that is water, so neither would be noticed later.
+ITK fills the rest of a file that is cut short with 0, and reads 0 where a voxel is NaN or infinite. In HU that is
+water, so neither would be noticed later. It takes 1 mm where there is no spacing, and allocates what a header says.
 """
 
 from __future__ import annotations
@@ -10,34 +10,121 @@ import gzip
 import math
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from nnssl.data.refusals import RefusedError, short
+from nnssl.data.refusals import RefusedError, passing_errors, short
+from nnssl.types import Spacing
 
+NIFTI_ENDINGS = (".nii", ".nii.gz")
 BLOCK = 1 << 20  # bytes; divisible by the size of every voxel type
+DEFLATE = 1032  # the most that one byte can become, by the format
+SAME_SPACING = 0.01  # relative: what rounding in pixdim or sform can explain
+
+
+@dataclass(frozen=True)
+class Header:
+    """`dtype` as the voxels are stored, `offset` in bytes; `scaled`: a slope or intercept changes their values."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    offset: int
+    scaled: bool
+
+    @property
+    def bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def read_nifti_header(path: Path | str) -> Header:
+    """What the header promises, compared with the file's size. RefusedError for lies and for absent spacing."""
+    path = Path(path)
+    with passing_errors():
+        try:
+            zipped = _is_zipped(path)
+            with gzip.open(path) if zipped else path.open("rb") as file:
+                block = file.read(540)
+            size = path.stat().st_size
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise _bad(short(error)) from error
+    header = _parsed(block)
+    _check_spacing(header)
+    shape, dtype, offset = _layout(header)
+    found = Header(shape, dtype, offset, header["scl_slope"] not in (0, 1) or header["scl_inter"] != 0)
+    if offset + found.bytes > size * (DEFLATE if zipped else 1):
+        raise _bad(f"it is cut short, {size} bytes cannot hold the {offset + found.bytes} that its header promises")
+    return found
+
+
+def _bad(words: str) -> RefusedError:
+    return RefusedError(f"cannot be read: {words}")
+
+
+def _is_zipped(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(2) == b"\x1f\x8b"
+
+
+def _parsed(block: bytes):
+    import nibabel
+
+    kinds = {348: (nibabel.Nifti1Header, 348, b"n+1"), 540: (nibabel.Nifti2Header, 540, b"n+2")}
+    for order in ("little", "big"):
+        if (kind := kinds.get(int.from_bytes(block[:4], order))) and len(block) >= kind[1]:
+            header = kind[0](block[: kind[1]], endianness="<" if order == "little" else ">", check=False)
+            if header["magic"].item()[:3] == kind[2]:
+                return header
+    raise _bad("it has no NIfTI header with the voxels in the same file")
+
+
+def _layout(header) -> tuple[tuple[int, ...], np.dtype, int]:
+    import nibabel
+
+    count = int(header["dim"][0])
+    shape = tuple(int(n) for n in header["dim"][1 : count + 1])
+    if not 1 <= count <= 7 or min(shape) < 1:
+        raise _bad(f"its header gives the size {shape}")
+    try:
+        dtype = nibabel.nifti1.data_type_codes.dtype[int(header["datatype"])].newbyteorder(header.endianness)
+    except KeyError as error:
+        raise _bad(f"its header gives the unknown voxel type {int(header['datatype'])}") from error
+    offset = float(header["vox_offset"])
+    if not (dtype.itemsize and math.isfinite(offset) and offset >= int(header["sizeof_hdr"])):
+        raise _bad(f"its header says that the voxels begin at byte {offset:g}")
+    return shape, dtype, int(offset)
+
+
+def _check_spacing(header) -> None:
+    spacing = np.abs(header["pixdim"][1:4].astype(float))
+    if not (np.isfinite(spacing).all() and spacing.all()):
+        raise RefusedError(f"says no spacing: pixdim {spacing.tolist()}")
+    if header["sform_code"] > 0:
+        axes = np.stack([header[f"srow_{axis}"][:3].astype(float) for axis in "xyz"])
+        other = np.linalg.norm(axes, axis=0)
+        if not np.allclose(spacing, other, rtol=SAME_SPACING):
+            raise RefusedError(
+                f"says two spacings: {spacing.round(4).tolist()} (pixdim) and {other.round(4).tolist()} (sform) mm"
+            )
 
 
 def check_nifti(path: Path | str) -> None:
     """Read the file once, a block at a time. RefusedError when it is cut short, damaged, NaN or infinite."""
-    import nibabel
-
-    try:
-        voxels = nibabel.load(path).dataobj
-        count = sum(_checked(block, voxels.dtype) for block in _blocks(Path(path), voxels.offset))
-    except (EOFError, zlib.error, OSError, nibabel.filebasedimages.ImageFileError) as error:
-        raise RefusedError(f"cannot be read: {short(error)}") from error
-    wanted = math.prod(voxels.shape) * voxels.dtype.itemsize
-    if count < wanted:
-        raise RefusedError(f"cannot be read: it is cut short, {count} of {wanted} bytes of voxels are there")
+    header = read_nifti_header(path)
+    with passing_errors():
+        try:
+            count = sum(_checked(block, header.dtype) for block in _blocks(Path(path), header.offset))
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise _bad(short(error)) from error
+    if count < header.bytes:
+        raise _bad(f"it is cut short, {count} of {header.bytes} bytes of voxels are there")
 
 
 def _blocks(path: Path, offset: int) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        zipped = file.read(2) == b"\x1f\x8b"
-    with gzip.open(path) if zipped else path.open("rb") as file:
-        file.read(offset)
+    with gzip.open(path) if _is_zipped(path) else path.open("rb") as file:
+        while offset and (skipped := file.read(min(offset, BLOCK))):
+            offset -= len(skipped)
         while block := file.read(BLOCK):
             yield block
 
@@ -48,3 +135,14 @@ def _checked(block: bytes, dtype: np.dtype) -> int:
     if dtype.kind == "f" and not np.isfinite(np.frombuffer(block[:whole], dtype)).all():
         raise RefusedError("holds NaN or infinite voxels")
     return len(block)
+
+
+def read_by_nibabel(path: Path | str) -> tuple[np.ndarray, Spacing, np.ndarray]:
+    """Voxels float32 [Z Y X], spacing (z, y, x) and affine as nnU-Net's NibabelIO reads them: a shear is left out."""
+    import nibabel
+
+    image = nibabel.load(path)
+    voxels = np.asarray(image.dataobj, np.float32)
+    if voxels.ndim > 3 and set(voxels.shape[3:]) == {1}:
+        voxels = voxels.reshape(voxels.shape[:3])
+    return voxels.transpose(), tuple(float(zoom) for zoom in image.header.get_zooms()[2::-1]), image.affine

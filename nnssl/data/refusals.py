@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +14,42 @@ from nnssl.types import BODY_HU
 
 SPACING_BOUNDS = (0.05, 15.0)  # mm; below is microscopy, above are localizers and missing headers
 SMALLEST_AXIS = 8  # voxels
-AIR_HU = -200.0  # every CT holds something below: air around the body, lung, gas in the bowel
-TISSUE_HU = (-300.0, 400.0)  # where the median of the body lies; in 241 real scans -73 to 62
+PADDING_HU = -1500.0  # what is below was filled in: no tissue and no air
+RIM_HU = (-900.0, -300.0)  # lung, and the voxels between air and skin
+SMALLEST_RIM = 1e-4  # of the voxels that are not padding; in 241 real scans 0.006 to 0.33
+TISSUE_HU = (-150.0, 200.0)  # where the median of the body lies; in 241 real scans -73 to 62
+LEAST_TISSUE = 0.5  # of the body within TISSUE_HU; in 241 real scans 0.71 to 0.93
+DENSE_HU = 600.0
+MOST_DENSE = 0.1  # of the body above DENSE_HU, unless bone leads up to it: in 211 real scans 0.002 to 0.11
+MOST_BY_BONE = 4.0  # times the voxels between tissue and DENSE_HU; in 211 real scans 0.08 to 1.6
 LARGEST_HU = 65536.0  # metal and padding stay below
+NOT_CT = "For images that are not CT: --no-hu"
 
 
 class RefusedError(ValueError):
     """A scan that is left out; the message is the reason in the report."""
+
+
+class PassingError(RuntimeError):
+    """Nothing is known of the scan: the disk or the memory failed, which may be over when it is tried again."""
+
+
+@contextmanager
+def passing_errors() -> Iterator[None]:
+    """What the operating system says becomes PassingError; what is wrong inside of a file stays as it is."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or isinstance(error, gzip.BadGzipFile):
+            raise
+        raise PassingError(f"cannot be read now: {error.strerror} ({error.filename}); it is tried again") from error
+
+
+def itk_error(error: RuntimeError) -> Exception:
+    """What an error of ITK means for a file that was read to its end before, and so is there and readable."""
+    if re.search("allocat|bad_alloc|memory", str(error)):
+        return MemoryError(short(error))
+    return RefusedError(f"cannot be read: {short(error)}")
 
 
 def check_name(path: Path | str) -> str:
@@ -56,21 +87,37 @@ def check_hu(hu: np.ndarray) -> None:
     """Raise RefusedError unless the voxels [Z Y X] look like a CT in HU (documentation/data.md gives the reasons)."""
     check_values(hu)
     low, high = float(hu.min()), float(hu.max())
-    if low >= AIR_HU:
-        raise RefusedError(
-            f"is not in HU: no voxel below {AIR_HU:g} (values {low:g} to {high:g}), but CT holds air; "
-            "for images that are not CT: --no-hu"
-        )
     if max(-low, high) > LARGEST_HU:
         raise RefusedError(f"is not in HU: values {low:g} to {high:g}")
+    scanned = hu.size - np.count_nonzero(hu < PADDING_HU)
+    rim = np.count_nonzero((hu >= RIM_HU[0]) & (hu <= RIM_HU[1]))
     body = hu[hu > BODY_HU]
     if body.size < 0.001 * hu.size:
         raise RefusedError(f"holds nothing but air: {body.size} of {hu.size} voxels above {BODY_HU:g} HU")
+    if rim < SMALLEST_RIM * scanned:
+        raise RefusedError(
+            f"is not in HU: {rim} of {scanned} voxels between {RIM_HU[0]:g} and {RIM_HU[1]:g}, where every CT has "
+            f"lung, or the rim between air and skin (values {low:g} to {high:g}). Values stored without their "
+            f"intercept look so: convert the scan anew. {NOT_CT}"
+        )
     middle = float(np.median(body))
     if not TISSUE_HU[0] <= middle <= TISSUE_HU[1]:
         raise RefusedError(
             f"is not in HU: the median of the voxels above {BODY_HU:g} is {middle:g}, "
-            f"tissue lies in {TISSUE_HU[0]:g} to {TISSUE_HU[1]:g}"
+            f"tissue lies in {TISSUE_HU[0]:g} to {TISSUE_HU[1]:g}. {NOT_CT}"
+        )
+    tissue = np.count_nonzero((body >= TISSUE_HU[0]) & (body <= TISSUE_HU[1])) / body.size
+    if tissue < LEAST_TISSUE:
+        raise RefusedError(
+            f"is not in HU: {tissue:.0%} of the voxels above {BODY_HU:g} lie in {TISSUE_HU[0]:g} to "
+            f"{TISSUE_HU[1]:g}, in CT at least {LEAST_TISSUE:.0%} do. {NOT_CT}"
+        )
+    dense = np.count_nonzero(body > DENSE_HU)
+    bone = np.count_nonzero((body > TISSUE_HU[1]) & (body <= DENSE_HU))
+    if dense > MOST_DENSE * body.size and dense > MOST_BY_BONE * bone:
+        raise RefusedError(
+            f"is not in HU: {dense} voxels above {DENSE_HU:g} and {bone} in {TISSUE_HU[1]:g} to {DENSE_HU:g}; bone is "
+            "not so dense without a rim, tissue stored without its intercept is"
         )
 
 

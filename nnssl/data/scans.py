@@ -3,29 +3,39 @@
 from __future__ import annotations
 
 import os
+import re
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from nnssl.data.dicom import looks_like_dicom, read_series
-from nnssl.data.nifti import check_nifti
-from nnssl.data.refusals import RefusedError, check_grid, check_name, short
-from nnssl.files import read_json
+from nnssl.data.dicom import DICOM_ENDINGS, check_files, demand_modality, looks_like_dicom, read_series
+from nnssl.data.orientation import Scan
+from nnssl.data.raw_datasets import READER, open_raw, read_content, read_image, series_of
+from nnssl.data.refusals import check_grid
+from nnssl.data.volumes import VOLUME_ENDINGS, check_not_labels, check_voxels, read_volume
 from nnssl.types import Spacing
 
-VOLUME_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 LOOKED_FOR = f"{', '.join(VOLUME_ENDINGS)} and DICOM series"
 
 ALL_SERIES = "*"
+LOST, CLOSED, LABELS = "links that lead nowhere", "folder that cannot be read", "files named as labels"
+NOT_READ = (LOST, CLOSED, LABELS)
+
+LABEL_FOLDERS = {"segmentations", "segmentation", "labels", "labelstr", "labelsts", "masks"}
+LABEL_WORDS = {"seg", "segmentation", "segmentations", "label", "labels", "mask", "masks"}
 
 
 @dataclass(frozen=True, order=True)
 class Found:
     """A scan that was found: a file, or one DICOM series (by its UID) of a folder.
 
-    ALL_SERIES stands for those of a folder whose headers nobody has read yet.
+    For a file of an nnU-Net raw dataset `series` names nnU-Net's reader, where that reads it otherwise than we do.
+
+    ALL_SERIES stands for those of a folder whose headers nobody has read yet; NOT_READ for what is in a folder but is
+    no scan, or cannot be read.
     """
 
     path: str
@@ -35,12 +45,14 @@ class Found:
 def find_scans(folders: Sequence[Path | str], nnunet_dataset: Sequence[Path | str] | None = None) -> list[Found]:
     """Volume files and folders with DICOM files below `folders`, and channel 0 of nnU-Net raw datasets; sorted.
 
-    Links are followed, each folder and file once; hidden files and folders are passed over, and so are folders
-    that cannot be listed. A given folder that is absent is an error.
+    Links are followed, each folder and file once; hidden files and folders are passed over, and so is what is no file:
+    pipes, sockets, devices. Links that lead nowhere, folders that cannot be listed and files named as labels are
+    found as such, a line for each folder. A file that is given itself is read whatever its name. A given folder that
+    is absent is an error.
     """
     seen: set = set()
     found = [scan for folder in folders for scan in _below(_existing(folder), seen)]
-    found += [Found(str(path)) for folder in nnunet_dataset or () for path in _channel_zero(_existing(folder))]
+    found += [scan for folder in nnunet_dataset or () for scan in _channel_zero(_existing(folder))]
     return sorted(set(found))
 
 
@@ -56,12 +68,20 @@ def _below(top: Path, seen: set) -> Iterator[Found]:
     if top.is_file():
         yield from _in_folder(top.parent, [top.name], seen)
         return
-    for folder, subfolders, names in os.walk(top, followlinks=True):
+    closed: list[str] = []
+    for folder, subfolders, names in os.walk(top, followlinks=True, onerror=lambda e: closed.append(e.filename)):
         subfolders[:] = sorted(n for n in subfolders if not n.startswith(".") and n != "__MACOSX")
         if _first_time(folder, seen):
-            yield from _in_folder(Path(folder), sorted(n for n in names if not n.startswith(".")), seen)
+            labels = set(_labels(folder))
+            others = sorted(n for n in names if not n.startswith(".") and n not in labels)
+            yield from _in_folder(Path(folder), others, seen)
+            if labels:
+                yield Found(folder, LABELS)
+            if _lost(folder):
+                yield Found(folder, LOST)
         else:
             subfolders.clear()
+    yield from (Found(folder, CLOSED) for folder in closed)
 
 
 def _in_folder(folder: Path, names: Sequence[str], seen: set) -> Iterator[Found]:
@@ -76,64 +96,91 @@ def _in_folder(folder: Path, names: Sequence[str], seen: set) -> Iterator[Found]
         yield Found(str(folder), ALL_SERIES)
 
 
+def _lost(folder: str) -> list[str]:
+    """Broken links that are scans by their names, or have no ending, as slices of DICOM often have none."""
+    endings = (*VOLUME_ENDINGS, *DICOM_ENDINGS)
+    with os.scandir(folder) as entries:  # says what a link is without asking the disk for each file
+        links = [entry for entry in entries if entry.is_symlink() and not entry.name.startswith(".")]
+    named = [link for link in links if link.name.lower().endswith(endings) or not Path(link.name).suffix]
+    return [link.name for link in named if not Path(link.path).exists()]
+
+
+def _labels(folder: str) -> list[str]:
+    """What public data sets lay beside their scans: `segmentations/liver.nii.gz`, `case_1_seg.nii`."""
+    all_of_it = Path(folder).name.lower() in LABEL_FOLDERS
+    return [
+        name
+        for name in os.listdir(folder)  # noqa: PTH208 - called for every folder of the collection
+        if name.lower().endswith(VOLUME_ENDINGS)
+        and not name.startswith(".")
+        and (all_of_it or re.split("[_-]", name.lower().split(".")[0])[-1] in LABEL_WORDS)
+    ]
+
+
+def not_read(found: Found) -> str:
+    """Why nothing is read for a line of the report that is one of NOT_READ."""
+    if found.series == LABELS:
+        return f"files named as labels (by folder, or the last word of the name), not read: {len(_labels(found.path))}"
+    if found.series == CLOSED:
+        return "is a folder that cannot be listed: permission denied, or the disk does not answer"
+    lost = len(_lost(found.path))
+    return f"links that lead nowhere: {lost} (with DataLad or git-annex, get the files first: git annex get .)"
+
+
 def _first_time(path: Path | str, seen: set) -> bool:
-    """False for what was seen before under another name, and for broken links."""
+    """False for what was seen before under another name, for broken links, and for what is no file or folder."""
     try:
         status = os.stat(path)  # noqa: PTH116 - called for every scan of the collection
     except OSError:
         return False
     key = (status.st_dev, status.st_ino)
-    new = key not in seen
+    new = key not in seen and (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode))
     seen.add(key)
     return new
 
 
-def _channel_zero(dataset: Path) -> Iterator[Path]:
-    """Channel 0000 of the training and test images of an nnU-Net raw dataset."""
-    if not (dataset / "dataset.json").is_file():
-        raise FileNotFoundError(f"{dataset} holds no dataset.json, so it is not an nnU-Net raw dataset")
-    ending = read_json(dataset / "dataset.json").get("file_ending", ".nii.gz")
-    for part in ("imagesTr", "imagesTs"):
-        if (dataset / part).is_dir():
-            yield from (path for path in (dataset / part).iterdir() if path.name.endswith("_0000" + ending))
+def _channel_zero(dataset: Path) -> Iterator[Found]:
+    """The first channel of the training and test images of an nnU-Net raw dataset."""
+    raw = open_raw(dataset)
+    for case in (*raw.training, *raw.test):
+        yield Found(str(case.image), series_of(case.image, raw.reader))
 
 
 def channel_is_ct(dataset: Path) -> bool:
     """Whether nnU-Net would treat channel 0 of a raw dataset as CT: by its name in dataset.json."""
-    content = read_json(dataset / "dataset.json")
+    content = read_content(dataset)
     names = content.get("channel_names") or content.get("modality") or {}
     return str(names.get("0", "CT")).lower() == "ct"
 
 
-def read_scan(found: Found, cache: Path | None = None) -> tuple[np.ndarray, Spacing]:
-    """The voxels as float32 [Z Y X] and the spacing (z, y, x) in mm, as nnU-Net reads them.
+def read(found: Found, cache: Path | None = None) -> Scan:
+    """One scan, in memory. Raises RefusedError for what cannot be read or is no volume.
 
-    Raises RefusedError for what cannot be read or is no volume. One scan is in memory. `cache`: folder where
-    the answers of earlier looks into DICOM folders are kept.
+    `cache`: folder where the answers of earlier looks into DICOM folders are kept.
     """
-    voxels, spacing = read_series(found.path, found.series, cache) if found.series else _read_volume(found.path)
-    check_grid(voxels.shape[::-1], spacing[::-1], 1)
-    return voxels, spacing
+    if found.series.startswith(READER):
+        scan = read_image(found.path, found.series.removeprefix(READER))
+    else:
+        scan = read_series(found.path, found.series, cache) if found.series else read_volume(found.path)
+    check_grid(scan.voxels.shape[::-1], scan.spacing[::-1], 1)
+    return scan
 
 
-def _read_volume(path: str) -> tuple[np.ndarray, Spacing]:
-    import SimpleITK
-
-    SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
-    SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
-    reader = SimpleITK.ImageFileReader()
-    reader.SetFileName(check_name(path))
-    try:
-        reader.ReadImageInformation()
-        check_grid(reader.GetSize(), reader.GetSpacing(), reader.GetNumberOfComponents())
-        image = reader.Execute()
-    except RuntimeError as error:
-        raise RefusedError(f"cannot be read: {short(error)}") from error
-    spacing = tuple(abs(float(s)) for s in image.GetSpacing()[::-1])
-    return SimpleITK.GetArrayViewFromImage(image).astype(np.float32), spacing
+def read_scan(found: Found, cache: Path | None = None) -> tuple[np.ndarray, Spacing]:
+    """The voxels as float32 [Z Y X] and the spacing (z, y, x) in mm: `read` without what only the report needs."""
+    scan = read(found, cache)
+    return scan.voxels, scan.spacing
 
 
-def check_stored(found: Found) -> None:
-    """Raise RefusedError for a file that is broken though it can be read. Costs as much as reading it."""
-    if not found.series and found.path.lower().endswith((".nii", ".nii.gz")):
-        check_nifti(found.path)
+def check_stored(found: Found, in_hu: bool, cache: Path | None = None) -> None:
+    """Read the files of a scan to their end, before any reader does. Costs as much as reading it.
+
+    RefusedError when they are broken, or cannot be CT (with in_hu); PassingError when the disk does not answer.
+    """
+    if found.series and not found.series.startswith(READER):
+        demand_modality(found.path, found.series, in_hu, cache)
+        check_files(found.path, found.series, cache)
+        return
+    if in_hu:
+        check_not_labels(found.path)
+    check_voxels(found.path)

@@ -8,8 +8,9 @@ from __future__ import annotations
 import base64
 import csv
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import numpy as np
 
 from nnssl.data.dicom import series_in
 from nnssl.data.refusals import RefusedError, check_hu, check_values
-from nnssl.data.scans import ALL_SERIES, LOOKED_FOR, Found, check_stored, read_scan
+from nnssl.data.scans import ALL_SERIES, LOOKED_FOR, NOT_READ, Found, check_stored, not_read, read
 from nnssl.data.workers import Failed, each
 from nnssl.files import atomic, fingerprint, read_json, write_json
 from nnssl.types import BODY_HU, Shape, Spacing
@@ -25,12 +26,15 @@ from nnssl.types import BODY_HU, Shape, Spacing
 HISTOGRAM = (int(BODY_HU), 3000)  # HU of the first and the last bin of the body histogram
 PERCENTILES = (0.5, 5.0, 50.0, 95.0, 99.5)
 NAMES = {"encoding": "utf-8", "errors": "surrogateescape"}  # file names need not be valid UTF-8
-SURVEY_VERSION = 1  # goes up when a change in these rules makes old answers wrong
+SURVEY_VERSION = 2  # goes up when a change in these rules makes old answers wrong
 
 
 @dataclass(frozen=True)
 class Surveyed:
-    """One line of the report. `histogram`: of the body voxels in HU, one bin a unit, compressed."""
+    """One line of the report. `histogram`: of the body voxels in HU, one bin a unit, compressed.
+
+    `orientation`: where x, y and z run, as stored. `note`: what reading changed, of a scan that is kept.
+    """
 
     path: str
     series: str
@@ -40,6 +44,8 @@ class Surveyed:
     spacing: Spacing = ()
     percentiles: tuple[float, ...] = ()
     histogram: str = ""
+    orientation: str = ""
+    note: str = ""
 
     @property
     def found(self) -> Found:
@@ -89,7 +95,9 @@ def _signatures(
     """What changes when a scan changes, for each; DICOM folders become their series. And what failed already."""
     signatures, failed = {}, {}
     for scan in scans:
-        if scan.series != ALL_SERIES:
+        if scan.series in NOT_READ:
+            failed[scan] = not_read(scan)
+        elif scan.series != ALL_SERIES:
             try:
                 status = Path(scan.path).stat()
                 signatures[scan] = [*rules, status.st_size, status.st_mtime_ns]
@@ -114,19 +122,22 @@ def _look_and_keep(item: tuple[Found, list], folder: Path, in_hu: bool) -> None:
         write_json(_place(scan, folder), {"signature": signature, "line": asdict(look(scan, folder, in_hu))})
 
 
-def look(scan: Found, cache: Path | None = None, in_hu: bool = True) -> Surveyed:
-    """Read one scan and say what it is, or why it is left out."""
-    shape, spacing, percentiles = (), (), ()
+def look(found: Found, cache: Path | None = None, in_hu: bool = True) -> Surveyed:
+    """Read one scan and say what it is, or why it is left out.
+
+    Raises PassingError and MemoryError when that cannot be known now.
+    """
+    seen = Surveyed(found.path, found.series, False)
     try:
-        voxels, spacing = read_scan(scan, cache)
-        shape = voxels.shape
-        check_stored(scan)
-        (check_hu if in_hu else check_values)(voxels)
+        check_stored(found, in_hu, cache)
+        scan = read(found, cache)
+        seen = replace(seen, shape=scan.voxels.shape, spacing=scan.spacing, orientation=scan.orientation)
+        (check_hu if in_hu else check_values)(scan.voxels)
     except RefusedError as refusal:
-        return Surveyed(scan.path, scan.series, False, str(refusal), shape, spacing)
-    percentiles = tuple(round(float(p), 2) for p in np.percentile(voxels, PERCENTILES))
-    histogram = _pack(body_histogram(voxels)) if in_hu else ""
-    return Surveyed(scan.path, scan.series, True, "", shape, spacing, percentiles, histogram)
+        return replace(seen, reason=str(refusal))
+    percentiles = tuple(round(float(p), 2) for p in np.percentile(scan.voxels, PERCENTILES))
+    histogram = _pack(body_histogram(scan.voxels)) if in_hu else ""
+    return replace(seen, kept=True, percentiles=percentiles, histogram=histogram, note=scan.note)
 
 
 def body_histogram(hu: np.ndarray) -> np.ndarray:
@@ -164,7 +175,7 @@ def _known(scan: Found, signature: list, folder: Path) -> Surveyed | None:
 
 
 def write_report(lines: Sequence[Surveyed], folder: Path | str, in_hu: bool = True) -> None:
-    """`report.json` and `report.csv`: path, kept or left out, why, shape, spacing, percentiles (of HU for CT)."""
+    """`report.json` and `report.csv`: path, kept or left out, why, shape, spacing, percentiles (HU for CT) and more."""
     names = [f"{'hu' if in_hu else 'value'}_{p:g}" for p in PERCENTILES]
     rows = [
         {
@@ -175,17 +186,25 @@ def write_report(lines: Sequence[Surveyed], folder: Path | str, in_hu: bool = Tr
             "shape": list(line.shape),
             "spacing": [round(s, 4) for s in line.spacing],
             **dict(zip(names, line.percentiles or [None] * len(names), strict=True)),
+            "orientation": line.orientation,
+            "note": line.note,
         }
         for line in lines
     ]
     kept = sum(line.kept for line in lines)
     write_json(
         Path(folder) / "report.json",
-        {"found": len(lines), "kept": kept, "left_out": len(lines) - kept, "scans": rows},
+        {
+            "found": len(lines),
+            "kept": kept,
+            "left_out": len(lines) - kept,
+            "orientations": dict(Counter(line.orientation for line in lines if line.kept)),
+            "scans": rows,
+        },
     )
     with atomic(Path(folder) / "report.csv") as path, path.open("w", newline="", **NAMES) as file:
         table = csv.writer(file)
-        table.writerow(["path", "series", "kept", "reason", "shape", "spacing", *names])
+        table.writerow(["path", "series", "kept", "reason", "shape", "spacing", *names, "orientation", "note"])
         for row in rows:
             joined = {key: "x".join(map(str, row[key])) for key in ("shape", "spacing")}
             table.writerow((row | joined).values())

@@ -1,0 +1,92 @@
+"""What the headers of DICOM files say of each slice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from nnssl.data.dicom_file import EACH, SHARED, Elements, Image, read_image
+from nnssl.data.refusals import RefusedError, check_name, passing_errors
+
+UNREADABLE = "unreadable files"
+MODALITY, IMAGE_TYPE, SERIES, INSTANCE, ECHO = 0x00080060, 0x00080008, 0x0020000E, 0x00080018, 0x00180081
+POSITION, ORIENTATION, PIXEL, SLOPE, INTERCEPT = 0x00200032, 0x00200037, 0x00280030, 0x00281053, 0x00281052
+PLANE, PLANE_ORIENTATION, MEASURES, RESCALING = 0x00209113, 0x00209116, 0x00289110, 0x00289145
+
+
+@dataclass(frozen=True)
+class Slice:
+    """What the header of one file says of one frame. `position` in mm; `orientation`: of the rows, then columns.
+
+    `pixel`: mm (x, y). `error`: why there is no more than the name.
+    """
+
+    name: str
+    series: str
+    error: str = ""
+    frame: int = 0
+    instance: str = ""
+    modality: str = ""
+    echo: str = ""
+    image_type: str = ""
+    size: tuple[int, ...] = ()
+    components: int = 0
+    pixel: tuple[float, ...] = ()
+    position: tuple[float, ...] = ()
+    orientation: tuple[float, ...] = ()
+    rescaling: tuple[str, ...] = ()
+
+
+def read_slices(paths: Sequence[Path]) -> Iterator[Slice]:
+    """One a frame; a file that cannot be read is a slice with an error. PassingError when the disk does not answer."""
+    for path in paths:
+        try:
+            with passing_errors():
+                image = read_image(check_name(path))
+            yield from _frames(path.name, image)
+        except RefusedError as error:
+            yield Slice(path.name, UNREADABLE, str(error).removeprefix("cannot be read: "), instance=path.name)
+
+
+def _frames(name: str, image: Image) -> Iterator[Slice]:
+    """A slice for each frame; what a file of many does not say of each frame it says for all."""
+    columns, rows, count = image.size
+    each = image.sequences.get(EACH, [])
+    shared = image.first(SHARED)
+    if len(each) not in (0, count):
+        raise RefusedError(f"it has {count} frames and describes {len(each)}")
+    for number in range(count):
+        own = each[number] if each else Elements()
+
+        def said(sequence: int, tag: int, own: Elements = own) -> str:
+            nested = (own.first(sequence), shared.first(sequence), image)
+            return next((elements.text(tag) for elements in nested if tag in elements.values), "")
+
+        pixel = _numbers(said(MEASURES, PIXEL), 2)
+        yield Slice(
+            name=name,
+            series=image.text(SERIES) or "no series UID",
+            frame=number,
+            instance=f"{image.text(INSTANCE) or name}/{number}",
+            modality=image.text(MODALITY),
+            echo=image.text(ECHO),
+            image_type=image.text(IMAGE_TYPE).upper(),
+            size=(columns, rows, count),
+            components=image.components,
+            pixel=pixel[::-1],
+            position=_numbers(said(PLANE, POSITION), 3),
+            orientation=_numbers(said(PLANE_ORIENTATION, ORIENTATION), 6),
+            rescaling=(said(RESCALING, SLOPE), said(RESCALING, INTERCEPT)),
+        )
+
+
+def _numbers(text: str, count: int) -> tuple[float, ...]:
+    """The numbers of a DICOM list, or nothing when they are not `count` finite numbers."""
+    try:
+        numbers = tuple(float(part) for part in text.split("\\"))
+    except ValueError:
+        return ()
+    return numbers if len(numbers) == count and np.isfinite(numbers).all() else ()

@@ -1,0 +1,61 @@
+"""Where the axes of a scan run in the patient, and one order of axes for all scans.
+
+An orientation is named by the directions in which x, y and z run: LPS is a supine patient as CT slices are stored
+(to the left, to the back, to the head). The patient's frame is that of DICOM and ITK: x to the left, y to the back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from nnssl.types import Spacing
+
+UNIFIED = "LPS"
+
+
+@dataclass(frozen=True)
+class Scan:
+    """Voxels float32 [Z Y X], spacing (z, y, x) in mm, orientation as stored, and what was changed in reading."""
+
+    voxels: np.ndarray
+    spacing: Spacing
+    orientation: str = ""
+    note: str = ""
+
+
+def turns(direction: np.ndarray) -> np.ndarray:
+    """nibabel's orientation [3 2] of axes whose unit vectors are the columns of `direction` [3 3]."""
+    from nibabel.orientations import io_orientation
+
+    affine = np.eye(4)
+    affine[:3, :3] = np.diag([-1.0, -1.0, 1.0]) @ direction  # nibabel's frame runs to the right and to the front
+    return io_orientation(affine)
+
+
+def is_permuted(direction: np.ndarray) -> bool:
+    """Whether z of the array is not the patient's axis from feet to head, as in volumes stored sagittally."""
+    return turns(direction)[:, 0].tolist() != [0, 1, 2]
+
+
+def unify(scan: Scan, direction: np.ndarray) -> Scan:
+    """`scan` with its orientation named; where axes are permuted, in the order LPS.
+
+    Permuted axes would mix the spacing of slices with that in their plane. Axes that only run the other way stay as
+    they are, since nnU-Net leaves them too.
+    """
+    from nibabel.orientations import aff2axcodes, apply_orientation, axcodes2ornt, ornt_transform
+
+    affine = np.eye(4)
+    affine[:3, :3] = np.diag([-1.0, -1.0, 1.0]) @ direction
+    name = "".join(code or "?" for code in aff2axcodes(affine))
+    if "?" in name or not is_permuted(direction):
+        return replace(scan, orientation=name)
+    change = ornt_transform(turns(direction), axcodes2ornt(UNIFIED))
+    turned = apply_orientation(scan.voxels.transpose(), change)
+    spacing = [0.0, 0.0, 0.0]
+    for own, (axis, _) in zip(scan.spacing[::-1], change, strict=True):
+        spacing[int(axis)] = own
+    note = "; ".join(filter(None, [scan.note, f"axes reordered from {name} to {UNIFIED}"]))
+    return Scan(np.ascontiguousarray(turned.transpose()), tuple(spacing[::-1]), name, note)

@@ -1,0 +1,148 @@
+"""nnU-Net raw datasets, by nnU-Net's own rules: which files are a case, and which reader reads them.
+
+So that pretraining and the probe see the axes, the spacing and the values that fine-tuning will see. Of several
+channels the first counts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from nnssl.data.orientation import Scan
+from nnssl.data.refusals import PassingError, RefusedError, check_name, passing_errors, short
+from nnssl.data.volumes import check_header, is_plain
+from nnssl.files import read_json
+
+READER = "nnU-Net "  # before a reader's name, where the name of a DICOM series stands otherwise
+SAME_AS_OURS = "SimpleITKIO"
+
+
+@dataclass(frozen=True)
+class RawCase:
+    """`image` holds the first channel. `labels`: None for test images."""
+
+    id: str
+    image: Path
+    labels: Path | None = None
+
+
+@dataclass(frozen=True)
+class RawDataset:
+    """`reader`: the name of nnU-Net's class. `training` and `test` cases, sorted; `content` of dataset.json."""
+
+    content: dict
+    reader: str
+    training: tuple[RawCase, ...]
+    test: tuple[RawCase, ...]
+    listed: bool  # in dataset.json, rather than in imagesTr and labelsTr
+
+
+def open_raw(dataset: Path) -> RawDataset:
+    """The raw dataset in a folder. FileNotFoundError without dataset.json, ValueError without a reader for it."""
+    content = read_content(dataset)
+    ending, listed = content["file_ending"], "dataset" in content
+    training = tuple(_listed(dataset, content) if listed else _in_folders(dataset, ending))
+    test = tuple(RawCase(case, images[0]) for case, images in _cases(dataset / "imagesTs", ending).items())
+    return RawDataset(
+        content, _reader(dataset, content, [case.image for case in training + test]), training, test, listed
+    )
+
+
+def read_content(dataset: Path) -> dict:
+    """dataset.json. Raises FileNotFoundError when there is none."""
+    if not (dataset / "dataset.json").is_file():
+        raise FileNotFoundError(f"{dataset} holds no dataset.json, so it is not an nnU-Net raw dataset")
+    return {"file_ending": ".nii.gz", **read_json(dataset / "dataset.json")}
+
+
+def _listed(dataset: Path, content: dict) -> list[RawCase]:
+    from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+
+    try:
+        found = get_filenames_of_train_images_and_targets(str(dataset), copy.deepcopy(content))
+        return [RawCase(case, Path(found[case]["images"][0]), Path(found[case]["label"])) for case in sorted(found)]
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f'{dataset / "dataset.json"}: "dataset" must give each case a list of "images", not empty, and a '
+            f'"label", as nnU-Net wants them; got {str(content["dataset"])[:200]}'
+        ) from error
+
+
+def _in_folders(dataset: Path, ending: str) -> list[RawCase]:
+    cases = _cases(dataset / "imagesTr", ending)
+    return [RawCase(case, images[0], dataset / "labelsTr" / f"{case}{ending}") for case, images in cases.items()]
+
+
+def _cases(folder: Path, ending: str) -> dict[str, list[Path]]:
+    """What nnU-Net's create_lists_from_splitted_dataset_folder finds, from the same two functions of it.
+
+    Not by that one itself: it forks a pool of processes, which inherit our signal handlers.
+    """
+    from nnunetv2.utilities.utils import create_paths_fn, get_identifiers_from_splitted_dataset_folder
+
+    if not folder.is_dir():
+        return {}
+    names = defaultdict(list)
+    for name in sorted(path.name for path in folder.iterdir() if path.is_file() and path.name.endswith(ending)):
+        names[name[: -(len(ending) + len("_0000"))]].append(name)
+    identifiers = map(str, get_identifiers_from_splitted_dataset_folder(str(folder), ending))
+    found = {case: create_paths_fn(str(folder), names[case], ending, case) for case in identifiers}
+    return {case: [Path(path) for path in paths] for case, paths in found.items() if paths}
+
+
+def _reader(dataset: Path, content: dict, images: list[Path]) -> str:
+    """The reader that nnU-Net's planning chooses, from the first image that can be given to one."""
+    from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+
+    example = next((str(image) for image in images if _harmless(image)), None)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+            return determine_reader_writer_from_dataset_json(content, example, verbose=False).__name__
+    except RuntimeError as error:
+        raise ValueError(f"{dataset}: none of nnU-Net's readers reads {example or content['file_ending']}") from error
+
+
+def _harmless(image: Path) -> bool:
+    try:
+        check_header(check_name(image))
+    except (RefusedError, PassingError):
+        return False
+    return image.is_file()
+
+
+def series_of(image: Path, reader: str) -> str:
+    """What to say of an image beside its path: nothing where our own reading gives the same.
+
+    A scan that is found in a dataset and in a folder is one scan then.
+    """
+    return "" if reader == SAME_AS_OURS and is_plain(image) else READER + reader
+
+
+def read_image(path: Path | str, reader: str, labels: bool = False) -> Scan:
+    """The first channel of an image, or its labels, by a reader of nnU-Net's. RefusedError when it does not read it."""
+    check_header(check_name(path))
+    read = _reader_class(reader)()
+    try:
+        with passing_errors(), contextlib.redirect_stdout(io.StringIO()):
+            voxels, properties = read.read_seg(str(path)) if labels else read.read_images((str(path),))
+    except (PassingError, MemoryError):
+        raise
+    except Exception as error:  # each reader has its own
+        raise RefusedError(f"cannot be read by nnU-Net's {reader}: {short(error)}") from error
+    spacing = tuple(float(size) for size in properties["spacing"])
+    return Scan(np.ascontiguousarray(voxels[0], np.float32), spacing, note=f"read by nnU-Net's {reader}")
+
+
+@lru_cache
+def _reader_class(name: str) -> type:
+    from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer_by_name
+
+    return recursive_find_reader_writer_by_name(name)

@@ -1,0 +1,161 @@
+"""The geometry of a stack of slices: their order, whether they make a straight and even grid, and one if they do not.
+
+Everything is measured on ImagePositionPatient and ImageOrientationPatient. What other tags say (GantryDetectorTilt,
+SliceThickness, InstanceNumber) is often wrong after anonymisation and is not looked at.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from nnssl.data.refusals import SMALLEST_AXIS, RefusedError
+
+TILT = 1.0  # degrees between the stack's direction and the slices' normal: 5 mm over a stack of 300 mm
+MOST_TILT = 35.0  # degrees: gantries tilt by 30
+OBLIQUE = 10.0  # degrees from the table's axis; a scanner moves the table, so other stacks are reformats
+UNEVEN = 0.1  # of the slice spacing, and in mm at least: positions are often rounded to 0.1 mm
+WIDEST_GAP = 10.0  # mm between slices that may be interpolated
+MOST_UNEVEN = 4.0  # times the smallest gap
+SAME_PLACE = 0.01  # mm
+STILL = 0.05  # pixels: smaller shifts are rounding
+
+
+@dataclass(frozen=True)
+class Arranged:
+    """`order` of the slices, their `spacing` in mm, and what `straighten` must mend, if anything."""
+
+    order: np.ndarray
+    spacing: float
+    note: str = ""
+
+
+def normal_of(orientation: np.ndarray) -> np.ndarray:
+    normal = np.cross(orientation[:3], orientation[3:])
+    return normal / max(np.linalg.norm(normal), 1e-9)
+
+
+def arrange(positions: np.ndarray, orientation: np.ndarray, table: bool = True) -> Arranged:
+    """Order of the slices along their normal, and their spacing.
+
+    `positions` [N 3] in mm and `orientation` [6] in the patient's frame, as DICOM gives them. `table`: the slices are
+    of a CT, which moves the table, so that others than axial ones were computed. Raises RefusedError for such
+    reformats, for too few slices, and for gaps or shifts that are no grid.
+    """
+    normal = normal_of(orientation)
+    along = positions @ normal
+    order = np.argsort(along, kind="stable")
+    path = positions[order[-1]] - positions[order[0]]
+    length = np.linalg.norm(path)
+    tilt = _degrees(abs(path @ normal) / length) if length > 0 else 0.0
+    if table:
+        _check_axial(_degrees(abs(normal[2])), tilt, path[2] / length if length > 0 else 1.0)
+    if len(positions) < SMALLEST_AXIS:
+        raise RefusedError(f"has too few slices: {len(positions)}, at least {SMALLEST_AXIS} are needed")
+    gaps = np.diff(along[order])
+    even = _check_gaps(gaps)
+    if tilt > MOST_TILT:
+        raise RefusedError(f"is skewed: its slices are shifted by {tilt:.0f} degrees against their normal")
+    _check_line(positions[order], path)
+    spacing = float(gaps.mean() if even else np.median(gaps))
+    notes = [f"tilted gantry ({tilt:.1f} degrees): slices shifted onto a straight grid"] if tilt > TILT else []
+    if not even:
+        notes.append(f"unevenly spaced ({gaps.min():.3g} to {gaps.max():.3g} mm): resampled to {spacing:.3g} mm")
+    return Arranged(order, spacing, "; ".join(notes))
+
+
+def _check_axial(off_axis: float, tilt: float, along_table: float) -> None:
+    if off_axis > 45 or (off_axis > OBLIQUE and (tilt <= TILT or _degrees(abs(along_table)) > OBLIQUE)):
+        raise RefusedError(
+            f"is a reformat, not the primary stack: its slices are turned by {off_axis:.0f} degrees from axial"
+        )
+
+
+def _check_gaps(gaps: np.ndarray) -> bool:
+    """Whether they are even. RefusedError when a grid cannot be made of them."""
+    if gaps.min() < SAME_PLACE:
+        raise RefusedError(f"has several slices at the same position ({int((gaps < SAME_PLACE).sum())} of them)")
+    if _even(gaps):
+        return True
+    if gaps.max() > min(WIDEST_GAP, MOST_UNEVEN * gaps.min()):
+        raise RefusedError(
+            f"is unevenly spaced: {gaps.min():.3g} to {gaps.max():.3g} mm between slices; gaps up to {WIDEST_GAP:g} mm "
+            f"and {MOST_UNEVEN:g} times the smallest are filled"
+        )
+    if len(gaps) >= 2 * SMALLEST_AXIS and _even(gaps[::2]) and _even(gaps[1::2]):
+        raise RefusedError(
+            f"is two stacks in one: its slices are {gaps[0]:.3g} and {gaps[1]:.3g} mm apart in turn; separate them"
+        )
+    return False
+
+
+def _even(gaps: np.ndarray) -> bool:
+    mean = float(gaps.mean())
+    return bool(np.abs(gaps - mean).max() <= max(UNEVEN, UNEVEN * mean))
+
+
+def _check_line(positions: np.ndarray, path: np.ndarray) -> None:
+    """Slices beside the line from the first to the last: the field of view moved."""
+    direction = path / np.linalg.norm(path)
+    off = positions - positions[0]
+    aside = np.linalg.norm(off - (off @ direction)[:, None] * direction, axis=1).max()
+    if aside > 1.0:
+        raise RefusedError(f"is unevenly placed: slices lie up to {aside:.1f} mm beside the stack's axis")
+
+
+def _degrees(cosine: float) -> float:
+    return float(np.degrees(np.arccos(np.clip(cosine, -1, 1))))
+
+
+def straighten(
+    voxels: np.ndarray,
+    positions: np.ndarray,
+    orientation: np.ndarray,
+    pixel: tuple[float, float],
+    spacing: float,
+    fill: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The slices on a grid at right angles whose slices stay parallel to the given ones; and where its corner lies.
+
+    voxels: float32 [N Y X] in order; positions: [N 3] in mm, of each slice's first pixel; pixel: (x, y) and
+    spacing in mm. Shifted within the planes and then between them, linearly; `fill` is what was not scanned.
+    """
+    off = positions - positions[0]
+    corner = positions[0].astype(float).copy()
+    for axis, direction, size in ((2, orientation[:3], pixel[0]), (1, orientation[3:], pixel[1])):
+        shifts = off @ direction / size
+        if np.abs(shifts).max() > STILL:
+            voxels = _shifted(voxels, shifts, axis, fill)
+            corner += np.floor(shifts.min()) * size * direction
+    along = off @ normal_of(orientation)
+    if not _even(np.diff(along)):
+        voxels = _between(voxels, along, np.arange(0, along[-1] + 1e-3 * spacing, spacing))
+    return voxels, corner
+
+
+def _shifted(voxels: np.ndarray, shifts: np.ndarray, axis: int, fill: float) -> np.ndarray:
+    """Each slice moved by its own number of pixels along `axis` (1: y, 2: x); the axis grows so that all fit."""
+    low = int(np.floor(shifts.min()))
+    whole = np.floor(shifts).astype(int) - low
+    shape = list(voxels.shape)
+    shape[axis] += int(np.ceil(shifts.max())) - low
+    out = np.full(shape, fill, np.float32)
+    for number, plane in enumerate(voxels):
+        rows = plane if axis == 1 else plane.T
+        target = out[number] if axis == 1 else out[number].T
+        part = np.float32(shifts[number] - np.floor(shifts[number]))
+        edge = np.full((int(part > 0), rows.shape[1]), fill, np.float32)
+        moved = (1 - part) * np.concatenate([rows, edge]) + part * np.concatenate([edge, rows])
+        target[whole[number] : whole[number] + len(moved)] = moved
+    return out
+
+
+def _between(voxels: np.ndarray, along: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Slices at the heights `wanted`, from those at `along`."""
+    out = np.empty((len(wanted), *voxels.shape[1:]), np.float32)
+    for number, height in enumerate(wanted):
+        upper = int(np.clip(np.searchsorted(along, height), 1, len(along) - 1))
+        part = np.float32(np.clip((height - along[upper - 1]) / (along[upper] - along[upper - 1]), 0, 1))
+        out[number] = (1 - part) * voxels[upper - 1] + part * voxels[upper]
+    return out

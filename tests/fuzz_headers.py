@@ -1,0 +1,135 @@
+"""Headers of all formats with random damage: every one is read, twice alike, or refused, within a limit of memory.
+
+    python tests/fuzz_headers.py --cases 20000 --seed 1
+
+One process; where it dies, the last number it printed is the case. The same seed makes the same files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from made_dicom import write_frames
+from made_scans import AXIAL, ct_array, straight, write_series, write_volume
+
+from nnssl.data.dicom import series_in
+from nnssl.data.refusals import PassingError, RefusedError
+from nnssl.data.scans import Found, read
+from nnssl.data.survey import look
+
+SHAPE = (9, 11, 13)
+HEADER = {
+    ".nii": 352,
+    ".nii.gz": 200,
+    ".nrrd": 400,
+    ".nhdr": 400,
+    ".mha": 400,
+    ".mhd": 400,
+    "dicom": 900,
+    "frames": 1200,
+}
+MEMORY = 400 << 20  # bytes above what the imports take
+SLOWEST = 20.0  # seconds for one case, on a busy machine
+NUMBERS = [b"-1", b"0", b"2147483647", b"4294967296", b"1e308", b"nan", b"%s", b"99999999999999999999", b"1.5", b""]
+
+
+def write(folder: Path, kind: str) -> Path:
+    """A whole scan; returns the file whose header is to be damaged."""
+    array = ct_array(SHAPE)
+    if kind == "dicom":
+        write_series(folder, array, straight(len(array)))
+        return folder / "slice_004.dcm"
+    if kind == "frames":
+        return write_frames(folder / "a.dcm", array, straight(len(array)), AXIAL)
+    return write_volume(folder / f"a{kind}", array)
+
+
+def damage(content: bytes, length: int, rng: np.random.Generator) -> bytes:
+    """Bits, bytes, numbers or the length changed, within the first `length` bytes."""
+    out = bytearray(content)
+    for _ in range(rng.integers(1, 4)):
+        place = int(rng.integers(0, min(length, len(out))))
+        way = rng.integers(0, 5)
+        if way == 0:
+            out[place] ^= 1 << int(rng.integers(0, 8))
+        elif way == 1:
+            out[place : place + 4] = rng.bytes(4)
+        elif way == 2:
+            out[place : place + 2] = NUMBERS[rng.integers(0, len(NUMBERS))]
+        elif way == 3:
+            out[place : place + 4] = [b"\xff\xff\xff\xff", b"\0\0\0\0", b"\0\0\0\x80", b"\xff\x7f"][rng.integers(0, 4)]
+        else:
+            del out[place : place + int(rng.integers(1, 9))]
+        out = out or bytearray(b"\0")
+    return bytes(out if rng.random() < 0.9 else out[: int(rng.integers(0, len(out)))])
+
+
+def attempt(found: Found) -> str:
+    line = look(found)
+    if not line.kept:
+        return "refused"
+    first, second = read(found), read(found)
+    if not np.array_equal(first.voxels, second.voxels):
+        raise AssertionError("two reads differ: voxels of memory that was never written")
+    return "kept"
+
+
+def case(number: int, seed: int, top: Path, whole: dict[str, Path]) -> str:
+    rng = np.random.default_rng((seed, number))
+    kind = list(HEADER)[number % len(HEADER)]
+    folder = top / "case"
+    shutil.copytree(whole[kind].parent, folder)
+    path = folder / whole[kind].name
+    path.write_bytes(damage(path.read_bytes(), HEADER[kind], rng))
+    try:
+        if kind not in ("dicom", "frames"):
+            return attempt(Found(str(path)))
+        return ", ".join(sorted({attempt(Found(str(folder), uid)) for uid in series_in(folder)})) or "nothing"
+    except (RefusedError, PassingError) as error:
+        return type(error).__name__
+    finally:
+        shutil.rmtree(folder)
+
+
+def limit_memory() -> None:
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY,) * 2)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cases", type=int, default=400)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--first", type=int, default=0, help="number of the first case, to look at one again")
+    options = parser.parse_args()
+    counts: dict[str, int] = {}
+    with tempfile.TemporaryDirectory() as name:
+        top = Path(name)
+        whole = {kind: write(top / f"{number}", kind) for number, kind in enumerate(HEADER)}
+        for path in whole.values():  # so that everything is loaded
+            outcomes = [attempt(Found(str(path.parent), uid)) for uid in series_in(path.parent)] or [
+                attempt(Found(str(path)))
+            ]
+            if outcomes != ["kept"]:
+                raise AssertionError(f"the undamaged {path} is {outcomes}")
+        if sys.platform == "linux":
+            limit_memory()
+        for number in range(options.first, options.first + options.cases):
+            print(number, end="\r", file=sys.stderr, flush=True)
+            start = time.process_time()
+            outcome = case(number, options.seed, top, whole)
+            if time.process_time() - start > SLOWEST:
+                raise AssertionError(f"case {number} took {time.process_time() - start:.0f} s")
+            counts[outcome] = counts.get(outcome, 0) + 1
+    print(counts)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""What lies in the folders beside readable scans: pipes, lost links, labels; and errors that may pass."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_scans import ct_array, straight, write_series, write_volume
+
+from nnssl.data import nifti as nifti_module
+from nnssl.data import scans as scans_module
+from nnssl.data import volumes as volumes_module
+from nnssl.data.dicom import series_in
+from nnssl.data.refusals import PassingError
+from nnssl.data.scans import CLOSED, LABELS, LOST, Found, find_scans
+from nnssl.data.survey import survey
+from nnssl.files import read_json
+
+
+def test_pipes_and_devices_are_passed_over(tmp_path):
+    os.mkfifo(tmp_path / "z.nii.gz")
+    os.mkfifo(tmp_path / "z.dcm")
+    os.mkfifo(tmp_path / "any")
+    (tmp_path / "zero.nii").symlink_to("/dev/zero")
+    signal.alarm(20)  # instead of hanging for ever
+    try:
+        assert find_scans([tmp_path]) == []
+    finally:
+        signal.alarm(0)
+
+
+def test_lost_links_and_closed_folders_are_lines_of_the_report(tmp_path, monkeypatch):
+    raw = tmp_path / "raw"
+    write_volume(raw / "a" / "ct.nii.gz", ct_array())
+    (raw / "a" / "b.nii.gz").symlink_to(tmp_path / "absent")
+    (raw / "a" / "slice1").symlink_to(tmp_path / "absent")
+    (raw / "closed").mkdir()
+    walk = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return walk(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    lines = survey(find_scans([raw]), tmp_path / "out", 0)
+    assert [(Path(line.path).name, line.series) for line in lines] == [
+        ("a", LOST),
+        ("ct.nii.gz", ""),
+        ("closed", CLOSED),
+    ]
+    assert lines[0].reason.startswith("links that lead nowhere: 2")
+    assert "permission" in lines[2].reason
+    assert read_json(tmp_path / "out" / "report.json")["left_out"] == 2
+
+
+@pytest.mark.parametrize("failure", ["disk", "memory"])
+def test_what_may_pass_is_tried_again_by_the_next_run(tmp_path, monkeypatch, failure):
+    path = write_volume(tmp_path / "raw" / "a.nii.gz", ct_array())
+
+    def fail(*_):
+        if failure == "disk":
+            raise OSError(5, "Input/output error", str(path))
+        raise RuntimeError("Failed to allocate memory for image.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*((nifti_module.gzip, "open") if failure == "disk" else (volumes_module, "_information")), fail)
+        (line,) = survey(find_scans([path.parent]), tmp_path / "out", 0)
+        assert ("cannot be read now: Input/output error" if failure == "disk" else "memory") in line.reason
+    (line,) = survey(find_scans([path.parent]), tmp_path / "out", 0)
+    assert line.kept
+
+
+def test_a_dicom_folder_with_a_slice_that_cannot_be_opened_is_not_judged(tmp_path, monkeypatch):
+    write_series(tmp_path, ct_array(), straight(16))
+    opened = Path.open
+
+    def fail(self, *args, **kwargs):
+        if self.name == "slice_004.dcm":
+            raise PermissionError(13, "Permission denied", str(self))
+        return opened(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", fail)
+    with pytest.raises(PassingError, match="Permission denied"):
+        series_in(tmp_path, cache=tmp_path / "out")
+
+
+def test_labels_are_not_decompressed(tmp_path, monkeypatch):
+    named = ("a/mask.nii.gz", "segmentations/liver.nii.gz", "segmentations/spleen.nii.gz", "b_seg.nrrd")
+    typed = {"c.nii.gz": np.uint8, "d.mha": np.int8, "e.nrrd": np.uint8}
+    for name in (*named, *typed):
+        write_volume(tmp_path / "raw" / name, (ct_array() > 0).astype(typed.get(name, np.int16)))
+    with monkeypatch.context() as patch:
+        patch.setattr(scans_module, "check_voxels", lambda path: pytest.fail("decompressed"))
+        lines = survey(find_scans([tmp_path / "raw"]), tmp_path / "out", 0)
+    labels = {Path(line.path).name: int(line.reason.split(": ")[1]) for line in lines if line.series == LABELS}
+    assert labels == {"raw": 1, "a": 1, "segmentations": 2}
+    assert sum("stored as integers that cannot hold" in line.reason for line in lines) == 3
+    assert len(lines) == 6
+    given = tmp_path / "raw" / "a" / "mask.nii.gz"
+    assert find_scans([given]) == [Found(str(given))]
