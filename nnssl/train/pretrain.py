@@ -106,7 +106,7 @@ def build(options: Options, method_config, plan: Plan, data: Path, device: torch
         options.preset, options.start, len(crop), method_config.drop_path, options.checkpointing
     )
     method: Method = _method(options.method)(encoder, method_config).to(device)
-    bf16 = device.type == "cuda" and not options.fp32 and torch.cuda.is_bf16_supported()
+    bf16 = device.type == "cuda" and not options.fp32 and torch.cuda.is_bf16_supported(including_emulation=False)
     before = _resumed_numbers(folder) if options.resume else {}
     batch_size = options.batch_size or before.get("batch_size")
     batch_size = batch_size or _derived_batch_size(options, method, crop, device, bf16, say)
