@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from nnssl import files
+from nnssl.network.planned import INFO
 from nnssl.types import RAW
 
 FOLDS = 5  # nnU-Net's own
@@ -45,13 +46,14 @@ def _too_few_cases(folder: Path, plans: Mapping) -> list[Caution]:
     if not (count := _cases_without_folds(folder)):
         return []
     configurations = list(plans["configurations"])
+    trainer = "SwinSSLTrainer" if INFO in plans else "SwinScratchTrainer"
     first = "3d_fullres" if "3d_fullres" in configurations else configurations[0]
     return [
         Caution(
             f"{count} labelled case(s): nnU-Net's {FOLDS} folds need {FOLDS} of them, and folds 0 to {FOLDS - 1} fail. "
             f"Train on all cases, or put folds of your own into {folder / SPLITS}, a list of "
             '{"train": [CASES], "val": [CASES]}',
-            f"nnUNetv2_train {folder.name} {first} all -tr SwinSSLTrainer -p {plans.get('plans_name', 'NAME')}",
+            f"nnUNetv2_train {folder.name} {first} all -tr {trainer} -p {plans.get('plans_name', 'NAME')}",
         )
     ]
 

@@ -30,7 +30,7 @@ def test_nothing_is_said_of_what_is_right(folder):
 @pytest.mark.parametrize("count", [1, 3, 4])
 def test_too_few_cases_for_five_folds(folder, count):
     files.write_json(folder / "dataset.json", {"numTraining": count})
-    ((says, remedy),) = cautions(folder, plans(HU) | {"plans_name": "few"})
+    ((says, remedy),) = cautions(folder, plans(HU) | {"plans_name": "few", "pretrain_info": {}})
     assert f"{count} labelled case(s)" in says
     assert str(folder / "splits_final.json") in says
     assert remedy == f"nnUNetv2_train {DATASET} 3d_fullres all -tr SwinSSLTrainer -p few"

@@ -32,7 +32,7 @@ def sound(nnunet_env, monkeypatch, tmp_path) -> dict[str, Path]:
     finetune.settle(plans, "3d_fullres", random_start=False)
     path = nnunet_env[PREPROCESSED] / DATASET / "smitA.json"
     files.write_json(path, plans)
-    only = pretrained(nnunet_env[origin.RESULTS] / "nnssl" / "ct" / "smit__micro")
+    only = pretrained(nnunet_env[origin.RESULTS] / "nnssl" / "ct" / "smit__micro", seed=2)
     return {"named": named, "plans": path, "only": only, "tmp": tmp_path, **nnunet_env}
 
 
