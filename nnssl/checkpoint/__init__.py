@@ -1,9 +1,10 @@
-"""The hand-over from pretraining to nnU-Net: tensors and a JSON-able header, loaded strictly or not at all.
+"""The hand-over from pretraining to nnU-Net: tensors and a JSON-able header, loaded strictly.
 
-    {"format_version", "header", "network_weights": {"encoder.…": tensor}, "nnssl_adaptation_plan", "citations"}
+    {"format_version": 1, "header": {...}, "network_weights": {"encoder.…": tensor},
+     "nnssl_adaptation_plan": {...}, "citations": [...]}
 
-A file holds tensors and plain Python types only and is read with `weights_only=True`, so that nothing in it is
-executed. `checkpoint_latest.pth` adds "training_state", which only the training loop reads.
+A file holds tensors and plain Python types only and is read with `weights_only=True`, so that nothing
+in it is executed. `checkpoint_latest.pth` adds "training_state", which only the training loop reads.
 
 plain      files of PyTorch, read without executing anything
 header     what a header may say, and that the tensors are those of the encoder that it names

@@ -51,9 +51,10 @@ class Checkpoint:
 
 
 def pack(encoder: Swin, header: dict, citations: list[str]) -> dict:
-    """The content of a checkpoint file. `header` needs the keys method, plan (with hu and spacing), crop.
+    """The content of a checkpoint file.
 
-    Raises CheckpointError when a weight is not finite, or the header is none: such never reach a file.
+    header: needs the keys method, plan (with hu and spacing) and crop.
+    Raises CheckpointError for weights that are not finite and a header that `load` would refuse.
     """
     weights = {PREFIX + name: tensor.detach().cpu().clone() for name, tensor in encoder.state_dict().items()}
     broken = [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]
@@ -76,9 +77,12 @@ def pack(encoder: Swin, header: dict, citations: list[str]) -> dict:
 
 
 def write(path: Path | str, content: dict) -> None:
-    """Whole or not at all: written under a temporary name, then moved. The same content gives the same bytes."""
+    """Whole or not at all: written under a temporary name, then moved.
+
+    The same content gives the same bytes: given a path, PyTorch would put its random name into the file.
+    """
     with files.atomic(path) as temporary, temporary.open("wb") as file:
-        torch.save(content, file)  # given a path, PyTorch puts the temporary's random name into the file
+        torch.save(content, file)
 
 
 def read(path: Path | str) -> dict:

@@ -106,7 +106,7 @@ def _check_encoder(encoder: object) -> None:
 
 
 def _check_fit(config: SwinConfig, weights: Mapping[str, Tensor]) -> None:
-    """Raises ValueError where `weights` are not those of an encoder of `config`, without allocating one.
+    """Raises ValueError where `weights` are not an encoder's of `config`; allocates none.
 
     Width, window and depth come first: an encoder on "meta" takes no memory for its tensors, but
     its blocks are Python objects.

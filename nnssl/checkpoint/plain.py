@@ -1,4 +1,4 @@
-"""Files of PyTorch that hold tensors and plain values: read whole or refused, and nothing in them is executed."""
+"""Files of PyTorch that hold tensors and plain values: nothing in them is executed."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class CheckpointError(ValueError):
 
 
 def read_plain(path: Path) -> object:
-    """What a file of PyTorch holds, if that is tensors and plain values alone; numpy's numbers become Python's.
+    """What a file of PyTorch holds, if that is tensors and plain values alone.
 
-    Raises CheckpointError.
+    Numbers of numpy become Python's. Raises CheckpointError.
     """
     _check_archive(path)
     try:
@@ -48,7 +48,7 @@ def why_no_weights(tensor: object) -> str | None:
         return (
             f"is a {tensor.device.type} tensor of {tensor.dtype}, {tensor.layout}; weights are dense floating numbers"
         )
-    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():  # repeated by a stride of 0
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():  # a stride of 0
         return f"claims {tensor.numel()} numbers, of which the file holds fewer"
     return None if torch.isfinite(tensor.float()).all() else "holds NaN or infinite values"
 

@@ -1,10 +1,11 @@
-"""`nnUNetv2_train ... -pretrained_weights FILE`: a network of ours started from another labelled training.
+"""`nnUNetv2_train ... -pretrained_weights FILE`: our network started from another labelled training.
 
-nnU-Net's `load_pretrained_weights` copies every tensor but the heads, the intensity map included, which belongs to a
-dataset and is not learnt; what does not fit fails an assertion without a cure. It tells neither trainer nor network
-that it is at work, and nnU-Net is not patched. So a network that starts anew is watched by two hooks of PyTorch:
+nnU-Net's `load_pretrained_weights` copies every tensor but the heads, also the intensity map, which
+belongs to a dataset and is not learnt; what does not fit fails an assertion without a cure. It tells
+neither trainer nor network that it is at work, and nnU-Net is not patched. So two hooks of PyTorch
+watch a network that starts anew:
 
-    state_dict       the loader's first look at the network: the file that it holds is compared, and refused with reason
+    state_dict       the loader's first look at the network: the file in its hands is compared
     load_state_dict  the dataset's own intensity map stays, whatever the file says
 """
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from nnssl.network.planned import INFO
 
-LOADER = "load_pretrained_weights"  # nnunetv2/run/load_pretrained_weights.py; its variables are fname and saved_model
+LOADER = "load_pretrained_weights"  # of nnunetv2.run; its variables are `fname` and `saved_model`
 HEADS = ".seg_layers."  # what it leaves as it is
 INTENSITY = "encoder.intensity."
 STEM = "encoder.patch_embed.proj.weight"
@@ -74,8 +75,9 @@ class Watch:
 
 
 def demand_fit(file: str, saved: Mapping, own: Mapping[str, Tensor]) -> None:
-    """Raises PretrainedWeightsError where a tensor of `own` is missing in `saved`, a file's content, or of another
-    shape, or where `saved` has others; heads and intensity map do not count.
+    """Raises PretrainedWeightsError where the tensors of `saved`, a file's content, are not those of `own`.
+
+    By name and shape; heads and intensity map do not count.
     """
     given = saved["network_weights"]
     if PRETRAINING in saved:
@@ -113,7 +115,7 @@ def _counts(name: str) -> bool:
 
 
 def _held_by_the_loader() -> tuple[str, Mapping] | None:
-    """(path, content) of the file that nnU-Net's loader is about to compare; None where it is not at work."""
+    """(path, content) of the file that nnU-Net's loader has read; None where it is not at work."""
     frame = sys._getframe()
     while frame is not None:
         if frame.f_code.co_name == LOADER:

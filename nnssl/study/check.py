@@ -1,5 +1,6 @@
-"""What a description would type, read by the commands themselves before anything runs: a wrong word found by
-`nnssl_plan` after a night of pretraining has cost the night.
+"""What a description would type, read by the commands themselves before anything runs.
+
+A wrong word that `nnssl_plan` finds after a night of pretraining has cost the night.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A description's file and its single values: read within limits, each of its type, or refused with what is allowed."""
+"""A description's file and its single values: each of its type, within limits, or refused."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def read(path: Path) -> Any:
 
 
 def _size(node: Any, known: dict[int, int]) -> int:
-    """How many values a node of YAML is, aliases written out; RecursionError for one that holds itself."""
+    """How many values a node of YAML is, aliases written out; RecursionError for an endless one."""
     if id(node) not in known:
         inner = getattr(node, "value", None)
         parts = inner if isinstance(inner, list) else []
