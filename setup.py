@@ -42,7 +42,7 @@ setup(
     cmdclass={"build_py": BuildWithStartUpFile},
     install_requires=[
         "nnunetv2>=2.8.0",  # the first release that looks for trainers outside its own folder
-        "torch",
+        "torch>=2.6",  # the first whose weights_only=True executes nothing; with AdamW(fused=True) on the CPU
         "numpy",
         "blosc2",
         "simpleitk",

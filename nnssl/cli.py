@@ -140,7 +140,8 @@ def study() -> int:
     from nnssl.study import command
 
     asked = command.parser().parse_args()
-    return _report_errors(lambda: command.do(asked))
+    parsers = {"nnssl_pretrain": _pretrain_parser, "nnssl_convert": _convert_parser, "nnssl_plan": _plan_parser}
+    return _report_errors(lambda: command.do(asked, parsers))
 
 
 def _report_errors(work: Callable[[], object]) -> int:

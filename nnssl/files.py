@@ -57,13 +57,25 @@ def write_json_lines(path: Path | str, rows: list[dict]) -> None:
 
 
 def read_json_lines(path: Path | str) -> list[dict]:
-    """All whole rows; a last line cut short by a kill is left out."""
+    """All rows; a last line cut short by a kill is left out, and so are blank lines.
+
+    Raises ValueError, naming file and line, where an earlier line is damaged: what follows it would be lost.
+    """
+    lines = Path(path).read_text(encoding="utf-8", errors="replace").split("\n")
+    numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
     rows = []
-    for line in Path(path).read_text(encoding="utf-8").splitlines():
+    for number, line in numbered:
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            row = json.loads(line)
+        except (json.JSONDecodeError, RecursionError):
+            row = None
+        if isinstance(row, dict):
+            rows.append(row)
+        elif number != numbered[-1][0]:
+            raise ValueError(
+                f"{path}, line {number} is damaged: {line[:60]!r} is not one row of JSON. Put an older copy of the "
+                "file back, or take that line out"
+            )
     return rows
 
 

@@ -1,10 +1,14 @@
-"""Where nnU-Net finds our trainers. Imported at each start of Python by nnssl_trainers.pth: standard library only."""
+"""Where nnU-Net finds our trainers. Run at each start of Python by nnssl_trainers.pth, and by `import nnssl`, which
+does for notebooks and for `pip install --target`, where Python reads no start-up file: standard library only.
+"""
 
 from __future__ import annotations
 
 import os
 
 VARIABLE = "nnUNet_extTrainer"
+START_UP = "nnssl_trainers.pth"
+BEFORE = os.environ.get(VARIABLE)  # what this process was started with, the start-up file's work included
 
 
 def source_checkout() -> str | None:
@@ -13,7 +17,7 @@ def source_checkout() -> str | None:
     There `trainers/` and `plans/` lie beside `nnssl/`, not inside it.
     """
     repository = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120 start-up time
-    is_ours = os.path.isfile(os.path.join(repository, "trainers", "nnssl_trainers.pth"))  # noqa: PTH113, PTH118
+    is_ours = os.path.isfile(os.path.join(repository, "trainers", START_UP))  # noqa: PTH113, PTH118
     return repository if is_ours else None
 
 

@@ -17,6 +17,7 @@ from nnssl import files
 from nnssl.encoder.presets import preset
 from nnssl.network.decoders import DECODERS
 from nnssl.network.planned import BASE, INFO, NAME, PLANNED, RECIPE, Recipe, architecture, is_ours
+from nnssl.plans.cautions import cautions, fold_to_train
 from nnssl.types import PREPROCESSED, RAW, Shape, Spacing
 
 DATASET, PRETRAINING = "dataset", "pretraining"  # whose spacing
@@ -109,7 +110,9 @@ def describe(path: Path, request: Request) -> str:
         which = f"-plans_name {request.name} -c {' '.join(missing)}"
         lines.append(f"Preprocess: nnUNetv2_preprocess -d {request.dataset} {which}")
     first = next(name for name in ("3d_fullres", *fits, *plans["configurations"]) if name in fits or not fits)
-    lines.append(f"Train with: nnUNetv2_train {request.dataset} {first} 0 -tr {trainer} -p {request.name}")
+    lines += [f"WARNING: {caution.says}:\n  {caution.remedy}" for caution in cautions(path.parent, plans)]
+    fold = fold_to_train(path.parent)
+    lines.append(f"Train with: nnUNetv2_train {request.dataset} {first} {fold} -tr {trainer} -p {request.name}")
     return "\n".join(lines)
 
 

@@ -158,8 +158,8 @@ def test_a_header_that_is_not_json_is_refused():
 def test_an_interrupted_write_leaves_the_old_file(path, monkeypatch):
     before = path.read_bytes()
 
-    def interrupted(value, target):
-        Path(target).write_bytes(b"half")
+    def interrupted(value, file):
+        file.write(b"half")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(torch, "save", interrupted)

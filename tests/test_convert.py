@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import made_foreign as made
+import numpy as np
 import pytest
 import torch
 from made_plans import DATASET, nnunet_plans
@@ -204,6 +205,12 @@ def changed(content: dict, name: str, tensor: torch.Tensor) -> dict:
     return {"state_dict": content["state_dict"] | {name: tensor}}
 
 
+def holding_itself() -> dict:
+    content = {"epoch": 3}
+    content["state_dict"] = content
+    return content
+
+
 REFUSED = {
     "a U-Net": (
         lambda c: {"net": {"encoder.stages.0.conv": torch.zeros(2)}},
@@ -252,7 +259,18 @@ REFUSED = {
     "NaN": (
         lambda c: changed(c, "module.patch_embed.proj.bias", torch.full((12,), torch.nan)),
         (),
-        "hold NaN or infinite values",
+        "module.patch_embed.proj.bias holds NaN or infinite values; nothing was written",
+    ),
+    "whole numbers": (
+        lambda c: changed(c, "module.patch_embed.proj.bias", torch.zeros(12, dtype=torch.int8)),
+        (),
+        "module.patch_embed.proj.bias is a .*torch.int8",
+    ),
+    "itself": (lambda c: holding_itself(), (), "holds no tensors by name"),
+    "names that a terminal obeys": (
+        lambda c: changed(c, "\x1b[2Kmodule.patch_embed.proj.bias", torch.zeros(1)),
+        (),
+        r"names are no names: \['\\x1b\[2Kmodule",
     ),
     "two encoders": (
         lambda c: {"state_dict": made.prefixed("a.", c["state_dict"]) | made.prefixed("b.", c["state_dict"])},
@@ -279,6 +297,21 @@ def test_what_cannot_be_used_is_refused_with_the_reason(call, swinvit, case):
     assert out == ""
     assert not path.exists()
     assert re.search(message, err), err
+
+
+@pytest.mark.parametrize(
+    "prefix", ["", "module.", "swinViT.", "module.swinViT.", "_orig_mod.module.", "a._orig_mod.b."]
+)
+def test_the_same_weights_under_any_prefix(call, swinvit, prefix):
+    """With what training scripts keep beside them: numbers of numpy above all."""
+    plain = {name.removeprefix("module."): tensor for name, tensor in swinvit["state_dict"].items()}
+    content = {"epoch": 3, "best_acc": np.float64(0.8), "state_dict": made.prefixed(prefix, plain)}
+    code, out, err, path = call(content)
+    assert code == 0, err
+    weights = checkpoint.load(path).weights
+    assert f"{len(weights)} of {len(weights)} tensors from the file" in out
+    bias = weights["encoder.patch_embed.proj.bias"]
+    assert torch.equal(bias, plain["patch_embed.proj.bias"].float())
 
 
 def test_one_of_two_encoders_is_chosen_by_its_prefix(call, swinvit):

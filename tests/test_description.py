@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
+import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import yaml
 
-from nnssl.study import description, template
+from nnssl import cli
+from nnssl.network.planned import Recipe
+from nnssl.study import check, description, template
 from nnssl.study.description import DescriptionError, load
 
 SMALL = {
@@ -20,6 +25,8 @@ SMALL = {
     "budgets": [2, "all"],
     "recipe": {"epochs": 9, "lr": 1e-3},
 }
+
+ARM = {"name": "a", "start": "pretrain", "method": "smit", "datasets": [501]}
 
 
 def written(folder: Path, **changes) -> Path:
@@ -105,6 +112,17 @@ def test_defaults_paths_and_the_order_of_recipes(tmp_path):
         ({"seeds": 3}, "must be a list"),
         ({"recipe": {"epoch": 3}}, "unknown epoch; known: trainer, decoder"),
         ({"device": "tpu"}, "one of cuda, cpu, mps"),
+        ({"arms": [SMALL["arms"][0], ARM | {"method": ["a", "b"]}]}, "arm a: method is a word, got"),
+        ({"arms": [SMALL["arms"][0], ARM | {"datasets": ["../../etc"]}]}, "datasets is the ID or name of an nnU-Net"),
+        ({"arms": [SMALL["arms"][0], ARM | {"scans": [3]}]}, "arm a: scans is a word, got 3"),
+        ({"arms": [SMALL["arms"][0], SMALL["arms"][1] | {"tasks": [["organs"]]}]}, "arm smit: tasks is a word"),
+        ({"arms": [SMALL["arms"][0], ARM | {"name": "a" * 300}]}, "has 300 letters, 64 at most"),
+        ({"tasks": [{"name": "organs", "dataset": "../../etc"}]}, "501 or Dataset501_Name; got '../../etc'"),
+        ({"tasks": [{"name": "organs", "dataset": 1, "subject": [1]}]}, "subject is a word"),
+        ({"tasks": [{"name": "organs", "dataset": 1, "configuration": "../3d"}]}, "name of configuration"),
+        ({"recipe": {"trainer": "a/b"}}, "trainer is a class"),
+        ({"seeds": [2**40]}, "a whole number from 0 to 4294967295"),
+        ({"seeds": list(range(30_000))}, "are 120000 runs; a study has 100000 at most"),
     ],
 )
 def test_errors_say_what_is_wrong_and_what_is_allowed(tmp_path, changes, message):
@@ -119,3 +137,68 @@ def test_a_missing_file_and_a_broken_one(tmp_path):
     (tmp_path / "broken.yaml").write_text("a: [")
     with pytest.raises(DescriptionError, match="not YAML"):
         load(tmp_path / "broken.yaml")
+
+
+LAUGHS = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
+    f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (LAUGHS, "values, its aliases written out"),
+        ("a: &a [*a]", "an alias within itself"),
+        ("[" * 5000, "an alias within itself, or thousands of nested lists"),
+        ("# " + "x" * 2_000_000, "bytes; a description has"),
+        ("a: !!python/object/apply:os.getcwd []", "not YAML"),
+    ],
+)
+def test_a_file_that_exhausts_the_memory_or_runs_something_is_not_read(tmp_path, text, message):
+    (tmp_path / "study.yaml").write_text(text)
+    with pytest.raises(DescriptionError, match=message):
+        load(tmp_path / "study.yaml")
+
+
+@pytest.mark.parametrize(
+    ("arm", "recipe", "message"),
+    [
+        ({"method": "smitt"}, {}, "arm a: method: unknown 'smitt'; known: smit"),
+        ({"encoder": "huge"}, {}, "arm a: unknown preset 'huge'"),
+        ({"options": {"dimz": 2}}, {}, "arm a: unrecognized arguments: --dimz 2"),
+        ({"options": {"dims": "two"}}, {}, r"arm a: argument --dims: invalid int value: 'two'"),
+        ({"options": {"set": ["lr=fast"]}}, {}, "arm a: cannot set 'lr=fast': 'fast' is not a float"),
+        ({"options": {"set": ["teacher=1"]}}, {}, "arm a: cannot set 'teacher=1'"),
+        ({"options": {"only_prepare": True}}, {}, "arm a: options: --only-prepare is for the study itself"),
+        ({"options": {"help": True}}, {}, "--help is for the study itself to say"),
+        ({}, {"schedule": "cosin"}, "on task organs: .* schedule poly or cosine"),
+        ({}, {"epochs": -3}, "needs positive numbers"),
+        ({}, {"lr": "fast"}, "argument --lr: invalid float value: 'fast'"),
+        ({}, {"decoder": "heavy"}, "unknown decoder 'heavy'; known: "),
+        ({}, {"epochs": 2.5}, "argument --epochs: invalid int value"),
+    ],
+)
+def test_what_a_command_would_refuse_is_refused_before_anything_runs(
+    tmp_path, capsys, monkeypatch, arm, recipe, message
+):
+    arms = [SMALL["arms"][0], ARM | arm]
+    path = written(tmp_path, arms=arms, recipe=recipe or None, tasks=[{"name": "organs", "dataset": 501}])
+    monkeypatch.setattr(sys, "argv", ["nnssl_study", "run", str(path), "--dry-run"])
+    assert cli.study() == 1
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_what_the_commands_take_passes(tmp_path):
+    """Numbers that YAML reads as words, flags of each kind, settings of the method."""
+    options = {"dims": 2, "epochs": 5, "crop": [32, 32], "fp32": True, "np": 3, "compile": False, "hu": [-1000, 1000],
+               "set": ["lr=1e-4", "mask_ratio=0.6"]}  # fmt: skip
+    recipe = {"lr": "1e-3", "epochs": 3, "patch": [16, 16, 16], "mirror": False, "trainer": "SwinFrozenTrainer"}
+    arms = [SMALL["arms"][0], ARM | {"options": options, "recipe": {"decoder": "light"}}]
+    parsers = {"nnssl_pretrain": cli._pretrain_parser, "nnssl_plan": cli._plan_parser}
+    check.check(load(written(tmp_path, arms=arms, recipe=recipe)), parsers)
+
+
+def test_every_word_of_a_recipe_is_a_flag_of_nnssl_plan_and_every_number_of_the_trainers_can_be_said():
+    flags = vars(cli._plan_parser().parse_args(["-d", "1"]))
+    assert set(description.RECIPE) <= {*flags, "trainer"}
+    assert {field.name for field in fields(Recipe)} - {"clip"} <= set(description.RECIPE)

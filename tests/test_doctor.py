@@ -26,12 +26,13 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 def sound(nnunet_env, monkeypatch, tmp_path) -> dict[str, Path]:
     """Nothing is wrong: folders, trainers, the only checkpoint under the results, and plans that name another."""
     monkeypatch.setattr(machine, "LEAST_SHARED", 0)  # containers differ, and it is not what is broken here
+    monkeypatch.setattr(hook, "BEFORE", hook.trainers_folder())  # as a shell with the variable has it
     named = pretrained(tmp_path / "named")
     plans = nnunet_plans() | {INFO: {"checkpoint_path": str(named)}}
     finetune.settle(plans, "3d_fullres", random_start=False)
     path = nnunet_env[PREPROCESSED] / DATASET / "smitA.json"
     files.write_json(path, plans)
-    only = pretrained(nnunet_env[origin.RESULTS] / "nnssl" / "ct" / "smit__micro")
+    only = pretrained(nnunet_env[origin.RESULTS] / "nnssl" / "ct" / "smit__micro", seed=2)
     return {"named": named, "plans": path, "only": only, "tmp": tmp_path, **nnunet_env}
 
 
@@ -48,6 +49,7 @@ def test_nothing_is_wrong_and_it_says_what_a_training_would_start_from(sound, mo
     assert said.strip().endswith("Nothing is wrong.")
     assert f"torch {torch.__version__.split('+')[0]}" in said
     assert "SwinSSLTrainer, SwinScratchTrainer, SwinFrozenTrainer, SwinGradualTrainer in" in said
+    assert ", by the " in said
     for path in (sound["named"], sound["only"]):
         assert f"{path} (smit, 3D, 1 channel(s), embed_dim 6, sha256 {files.sha256(path)[:12]})" in said
     assert f"{DATASET} -p smitA" in said
@@ -86,6 +88,27 @@ def variable_is_unset(sound, patch):
     patch.delenv(hook.VARIABLE)
 
 
+def only_this_package_names_the_trainers(sound, patch):
+    """An editable install, or one into a folder of PYTHONPATH: importing nnssl is what set the variable."""
+    patch.setattr(hook, "BEFORE", None)
+
+
+def installed(sound, patch, name, found):
+    """pip lists another version than the files are of."""
+    info = sound["tmp"] / "site" / f"{name}-{found}.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {found}\n")
+    patch.syspath_prepend(str(info.parent))
+
+
+def old_torch(sound, patch):
+    installed(sound, patch, "torch", "2.2.2")
+
+
+def slow_torch(sound, patch):
+    installed(sound, patch, "torch", "2.9.1+cu128")
+
+
 def trainers_of_the_user_are_broken(sound, patch):
     (sound["tmp"] / "broken").mkdir()
     (sound["tmp"] / "broken" / "users_trainer.py").write_text("import no_such_module_anywhere\n")
@@ -93,11 +116,7 @@ def trainers_of_the_user_are_broken(sound, patch):
 
 
 def old_nnunet(sound, patch):
-    """pip lists another version than the files are of."""
-    info = sound["tmp"] / "site" / "nnunetv2-2.5.1.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: nnunetv2\nVersion: 2.5.1\n")
-    patch.syspath_prepend(str(info.parent))
+    installed(sound, patch, "nnunetv2", "2.5.1")
 
 
 def torchvision_of_another_torch(sound, patch):
@@ -169,6 +188,9 @@ BREAKAGES = {
     variable_names_the_repository: ("which holds setup.py", "export nnUNet_extTrainer="),
     variable_names_nothing: ("which is no folder: nnU-Net passes over it silently", "export nnUNet_extTrainer="),
     variable_is_unset: ("does not find -tr SwinSSLTrainer; nnUNet_extTrainer is not set", "export nnUNet_extTrainer="),
+    only_this_package_names_the_trainers: ("but only here, where nnssl is imported", "export nnUNet_extTrainer="),
+    old_torch: ("torch 2.2.2 is too old", 'pip install -U "torch>=2.6.0"'),
+    slow_torch: ("its 3D convolutions are several times as slow", 'pip install -U "torch!=2.9.*"'),
     trainers_of_the_user_are_broken: ("No module named 'no_such_module_anywhere'", "export nnUNet_extTrainer="),
     old_nnunet: ("nnunetv2 2.5.1 is too old", 'pip install -U "nnunetv2>=2.8.0"'),
     torchvision_of_another_torch: ("operator torchvision::nms does not exist", "pip install torch torchvision"),
@@ -212,6 +234,14 @@ def test_mic_dkfzs_package_is_named_by_the_import_itself(tmp_path):
     assert done.returncode == 1
     assert "nnssl 1.2 (MIC-DKFZ's). They cannot share an environment" in done.stderr
     assert "pip uninstall nnssl" in done.stderr
+
+
+def test_what_a_few_shot_user_meets_first_is_a_note_with_the_line_to_type(sound, monkeypatch, capsys):
+    files.write_json(sound["plans"].parent / "dataset.json", {"numTraining": 3})
+    code, said = diagnosis(monkeypatch, capsys)
+    assert code == 0
+    assert f"note  {DATASET} -p smitA: 3 labelled case(s): nnU-Net's 5 folds need 5 of them" in said
+    assert f"> nnUNetv2_train {DATASET} 3d_fullres all -tr SwinSSLTrainer -p " in said
 
 
 def test_several_checkpoints_are_no_fault_where_the_plans_name_theirs(sound, monkeypatch, capsys):

@@ -192,6 +192,21 @@ def test_first_the_plans_then_the_variable_then_the_only_one(nnunet_env, monkeyp
     assert origin.choose({"checkpoint_path": str(plans)}).path == plans
 
 
+@pytest.mark.parametrize("where", ["results", "variable"])
+def test_a_checkpoint_that_moved_is_found_by_its_hash(nnunet_env, monkeypatch, tmp_path, where):
+    """As plans of another machine name it."""
+    folder = nnunet_env[origin.RESULTS] / "nnssl" / "other" if where == "results" else tmp_path / "elsewhere"
+    moved = pretrained(folder, seed=1)
+    pretrained(nnunet_env[origin.RESULTS] / "nnssl" / "ct" / "smit__micro", seed=2)
+    if where == "variable":
+        monkeypatch.setenv(origin.VARIABLE, str(moved))
+    choice = origin.choose({"checkpoint_path": "/gone/checkpoint_final.pth", "sha256": files.sha256(moved)})
+    assert choice.path == moved
+    assert "by its sha256: it is no longer at /gone/checkpoint_final.pth" in choice.named_by
+    with pytest.raises(origin.NoCheckpointError, match="no file at /gone"):
+        origin.choose({"checkpoint_path": "/gone/checkpoint_final.pth", "sha256": "0" * 64})
+
+
 def test_none_or_several_are_an_error_that_lists_them_and_says_what_to_type(nnunet_env):
     with pytest.raises(
         NoCheckpointError, match=r"no pretrained checkpoint was found(.|\n)*nnssl_plan -d(.|\n)*SwinScratchTrainer"

@@ -41,3 +41,25 @@ def test_the_start_up_file_adds_the_folder_of_a_wheel_and_imports_nothing_heavy(
 def test_the_start_up_file_is_silent_where_the_package_is_gone(tmp_path):
     done = start_up(tmp_path, "print(os.environ.get('nnUNet_extTrainer'))")
     assert (done.stdout.strip(), done.stderr) == ("None", "")
+
+
+NOTEBOOK = """
+import nnssl
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+print(recursive_find_trainer_class_by_name("SwinScratchTrainer").__name__)
+"""
+
+
+def test_importing_the_package_is_enough_in_a_running_kernel(tmp_path):
+    """No start-up file is read from PYTHONPATH, where `pip install --target` puts packages."""
+    environment = {k: v for k, v in os.environ.items() if k != hook.VARIABLE} | {"PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-c", NOTEBOOK]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.stdout.splitlines()[-1:] == ["SwinScratchTrainer"], done.stderr
+
+
+def test_importing_keeps_what_the_user_has_named(tmp_path):
+    environment = os.environ | {hook.VARIABLE: str(tmp_path), "PYTHONPATH": str(REPOSITORY)}
+    code = f"import nnssl, os; print(os.environ['{hook.VARIABLE}'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.stdout.strip() == os.pathsep.join([str(tmp_path), hook.trainers_folder()])

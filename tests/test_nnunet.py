@@ -214,6 +214,25 @@ def test_the_twin_trains_in_2d_from_a_random_start_and_without_mirroring(folders
     assert saved["inference_allowed_mirroring_axes"] is None
 
 
+def test_pretrained_weights_of_another_training_leave_the_intensity_map_alone(folders, tmp_path):
+    ssl = pretrained(tmp_path / "ssl")
+    for name in ("soft", "bone"):
+        plans_named(name, checkpoint=ssl)
+    path = folders["nnUNet_preprocessed"] / DATASET / "bone.json"
+    plans = files.read_json(path)
+    own = plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["intensity"]
+    own["shift"] = [own["shift"][0] - 2.0]  # as though its foreground was other tissue
+    files.write_json(path, plans)
+    other = trainer_for("soft")
+    other.initialize()
+    other.save_checkpoint(str(given := tmp_path / "soft.pth"))
+    fold = train("3d_fullres", "SwinSSLTrainer", "bone", "-pretrained_weights", str(given))
+    saved = torch.load(fold / "checkpoint_final.pth", weights_only=False)["network_weights"]
+    assert saved["encoder.intensity.shift"].tolist() == pytest.approx(own["shift"])
+    assert f"Pretrained weights of another training: {given}" in log_of(fold)
+    assert (fold / "validation" / "summary.json").is_file()
+
+
 def trainer_for(plans: str, name: str = "SwinSSLTrainer", resume: bool = False):
     """As `nnUNetv2_train` makes it, not yet trained."""
     from nnunetv2.run.run_training import get_trainer_from_args

@@ -139,7 +139,7 @@ def test_the_commands_plan_preprocess_and_say_what_to_type(nnunet_env, monkeypat
     assert cli.plan() == 0
     said = capsys.readouterr().out
     assert f"nnUNetv2_preprocess -d {ID} -plans_name nnUNetSwinPlans -c 2d 3d_fullres" in said
-    assert f"nnUNetv2_train {ID} 3d_fullres 0 -tr SwinScratchTrainer -p nnUNetSwinPlans" in said
+    assert f"nnUNetv2_train {ID} 3d_fullres all -tr SwinScratchTrainer -p nnUNetSwinPlans" in said  # 3 cases
     command("nnUNetv2_preprocess", "-d", ID, "-plans_name", "nnUNetSwinPlans", "-c", "3d_fullres", "-np", 1)
     data = nnunet_env["nnUNet_preprocessed"] / NAME / "nnUNetSwinPlans_3d_fullres"
     assert len(list(data.glob("*.pkl"))) == 3

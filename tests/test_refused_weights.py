@@ -123,7 +123,10 @@ REFUSED: dict[Callable, tuple[type, str]] = {
     ),
     truncated: (CheckpointError, r"smit__micro/checkpoint_final.pth cannot be read as a checkpoint: it is truncated"),
     truncated_after_planning: (CheckpointError, r"cannot be read as a checkpoint: it is truncated"),
-    malicious: (CheckpointError, r"cannot be read as a checkpoint: .* or holds more than tensors and plain values"),
+    malicious: (
+        CheckpointError,
+        r"cannot be read as a checkpoint: it holds more than tensors and plain values, namely \S+",
+    ),
     of_another_architecture: (
         TransferError,
         r"does not fit the network; nothing was loaded:\n  unexpected in the file",

@@ -8,6 +8,7 @@ from torch import nn
 
 from nnssl import finetune
 from nnssl.network.planned import INFO, Recipe
+from nnssl.network.pretrained_weights import Watch
 from nnssl.trainers.nnssl_default_network import DefaultNetworkTrainer
 
 
@@ -28,7 +29,7 @@ class SwinSSLTrainer(DefaultNetworkTrainer):
             finetune.settle(plans, configuration, self.random_start)
         except ValueError as error:  # raised when the network is built, unless a saved model brings its own
             self.unsettled = error
-        self.starts_anew = True
+        self.starts_anew, self.watch = True, None
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.initial_lr, self.weight_decay = self.recipe.lr, self.recipe.weight_decay
 
@@ -54,6 +55,7 @@ class SwinSSLTrainer(DefaultNetworkTrainer):
             lines = self.start() + finetune.intensities(resolved, plans.get(INFO, {}))
             lines.append(finetune.describe(self.recipe, not self.random_start))
             self.print_to_log_file("\n".join(lines), add_timestamp=False)
+            self.watch = Watch(finetune.bare(self.network), plans.get(INFO, {}), self.print_to_log_file)
 
     def start(self) -> list[str]:
         """Set the weights; lines for the log."""
@@ -68,6 +70,8 @@ class SwinSSLTrainer(DefaultNetworkTrainer):
             plans, resolved = self.plans_manager.plans, self.configuration_manager.configuration
             finetune.adopt(plans, resolved, self.configuration_name, saved["init_args"]["plans"])
             self.starts_anew = False
+        if self.watch is not None:
+            self.watch.end()
         super().load_checkpoint(filename_or_checkpoint)
 
     def configure_optimizers(self):

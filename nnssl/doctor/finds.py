@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from functools import lru_cache
@@ -13,6 +14,7 @@ from nnssl import checkpoint, files, hook
 from nnssl.doctor.finding import Finding, first_line, note, ok, wrong
 from nnssl.network import origin
 from nnssl.network.planned import INFO, Recipe, is_ours
+from nnssl.plans.cautions import cautions
 from nnssl.types import PREPROCESSED
 
 TRAINERS = ("SwinSSLTrainer", "SwinScratchTrainer", "SwinFrozenTrainer", "SwinGradualTrainer")
@@ -36,7 +38,18 @@ def trainers() -> list[Finding]:
             return [wrong(f"nnU-Net does not find -tr {name}; {where}\n{first_line(error)[:200]}", FIND_OURS)]
     # Not by the class's module: nnU-Net takes those that it found out of sys.modules again.
     places = sorted({str(Path(cls.__init__.__code__.co_filename).parent) for cls in found.values()})
-    return [ok(f"-tr {', '.join(found)} in {', '.join(places)}")]
+    says = f"-tr {', '.join(found)} in {', '.join(places)}"
+    if hook.trainers_folder() not in (hook.BEFORE or "").split(os.pathsep):
+        says = f"{says},\nbut only here, where nnssl is imported: no start-up file of this installation names them"
+        return [wrong(f"{says}, nor does {hook.VARIABLE}, so that nnU-Net's commands do not", FIND_OURS)]
+    return [ok(f"{says}, by {_way()}")]
+
+
+def _way() -> str:
+    """How a command of nnU-Net comes to know of them."""
+    places = [Path(folder, hook.START_UP) for folder in sys.path if folder.endswith("-packages")]
+    files_there = [str(path) for path in places if path.is_file()]
+    return f"the start-up file {files_there[0]}" if files_there else f"the variable {hook.VARIABLE}"
 
 
 def _misleading(folder: Path) -> Iterator[Finding]:
@@ -75,6 +88,8 @@ def _named_by_plans() -> Iterator[Finding]:
             continue
         if INFO in plans or any(map(is_ours, plans.get("configurations", {}).values())):
             yield _judge(path, plans)
+            for says, remedy in cautions(path.parent, plans):
+                yield note(f"{path.parent.name} -p {path.stem}: {says}", remedy)
 
 
 def _judge(path: Path, plans: dict) -> Finding:

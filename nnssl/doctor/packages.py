@@ -13,6 +13,8 @@ from nnssl.doctor.finding import Finding, first_line, ok, wrong
 
 OLDEST_PYTHON = (3, 10)
 OLDEST_NNUNET = (2, 8, 0)  # the first release that looks for trainers outside its own folder
+OLDEST_TORCH = (2, 6, 0)  # the first whose weights_only=True executes nothing, whatever a checkpoint holds
+SLOW_TORCH = (2, 9)  # its 3D convolutions take several times as long; nnU-Net excludes it
 PLAIN = {  # the rest of what setup.py asks for: what is imported, and what pip calls it
     "numpy": "numpy",
     "scipy": "scipy",
@@ -45,6 +47,13 @@ def _torch() -> Finding:
     found, error = _version("torch"), _import("torch")
     if error:
         return wrong(_cannot("torch", found, error), "pip install torch torchvision")
+    numbers = _numbers(found or "")
+    if numbers and numbers < OLDEST_TORCH:
+        says = f"torch {found} is too old: {_dotted(OLDEST_TORCH)} is the first that reads checkpoints safely"
+        return wrong(says, f'pip install -U "torch>={_dotted(OLDEST_TORCH)}" torchvision')
+    if numbers[:2] == SLOW_TORCH:
+        says = f"torch {found}: its 3D convolutions are several times as slow as those before and after"
+        return wrong(says, 'pip install -U "torch!=2.9.*" torchvision')
     return ok(f"torch {found}")
 
 

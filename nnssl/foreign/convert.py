@@ -117,6 +117,8 @@ def _ours_by_name(tensors: dict[str, Tensor], found: Found) -> tuple[adapt.Weigh
             left_out[reason] += 1
             if ours.endswith(layouts.INDEX):
                 _demand_usual_index(name, tensor, tensors, dims)
+        elif why := checkpoint.why_no_weights(tensor):
+            raise ForeignError(f"{name} {why}; nothing was written")
         else:
             weights[ours] = tensor.float()
     return weights, dict(left_out)

@@ -9,6 +9,8 @@ from torch import Tensor
 from nnssl.checkpoint import KEYS, CheckpointError, read_plain
 from nnssl.foreign.layouts import LAYOUTS, WRAPPERS, Found, find, guess
 
+DEEPEST = 5  # wrappers within each other
+
 
 class ForeignError(ValueError):
     """The file holds no encoder that ours can compute, or says too little about it; nothing was written."""
@@ -24,19 +26,22 @@ def tensors_of(path: Path) -> dict[str, Tensor]:
     content = _safetensors(path) if path.suffix == ".safetensors" else read_plain(path)
     if isinstance(content, dict) and content.keys() >= KEYS:
         raise ForeignError(f"{path} is a checkpoint of this package already; use it: nnssl_plan -d DATASET -c {path}")
-    while isinstance(content, dict):
-        inner = next((content[key] for key in WRAPPERS if isinstance(content.get(key), dict)), None)
-        if inner is None:
+    for _ in range(DEEPEST):  # a dictionary may hold itself
+        if not isinstance(content, dict):
             break
-        content = inner
+        inner = (content[key] for key in WRAPPERS if isinstance(content.get(key), dict))
+        content = next(inner, content)
     tensors = {}
     if isinstance(content, dict):
         tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
     if not tensors:
         shown = list(content)[:10] if isinstance(content, dict) else type(content).__name__
         raise ForeignError(
-            f"{path} holds no tensors by name, but {shown}; looked for them at the top and under {', '.join(WRAPPERS)}"
+            f"{path} holds no tensors by name, but {shown!s:.300}; looked for them at the top and under "
+            f"{', '.join(WRAPPERS)}"
         )
+    if odd := [name for name in tensors if not (isinstance(name, str) and name.isprintable())]:
+        raise ForeignError(f"{path} holds tensors whose names are no names: {odd[:3]!s:.300}")
     return tensors
 
 

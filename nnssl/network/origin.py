@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nnssl import files
 from nnssl.types import FINAL, RESULTS
 
 VARIABLE = "nnssl_checkpoint"
@@ -39,7 +40,8 @@ class Choice:
 def choose(info: Mapping, whose: str = "the plans") -> Choice | None:
     """The checkpoint to start from; None when there is none anywhere.
 
-    info:  the plans' `pretrain_info`, or what stands in its place, with its name for messages.
+    info:  the plans' `pretrain_info`, or what stands in its place, with its name for messages. A file that is no longer
+           where it says is looked for by its hash.
     Raises NoCheckpointError where a named file is missing, or several are found and none is named.
     """
     if path := info.get("checkpoint_path"):
@@ -79,10 +81,20 @@ def _listed(paths: list[Path]) -> str:
 
 def _named(path: str, by: str, sha256: str | None = None) -> Choice:
     if not Path(path).is_file():
+        if sha256 and (moved := _moved(Path(path).name, sha256)):
+            return Choice(moved, f"{by}, by its sha256: it is no longer at {path}", sha256)
         raise NoCheckpointError(
             f"no file at {path}, the checkpoint named by {by}. Found instead:\n{_listed(finals())}\n{REMEDY}"
         )
     return Choice(Path(path), by, sha256)
+
+
+def _moved(name: str, sha256: str) -> Path | None:
+    """A file with this hash that the variable names, or that lies under the results with this or the usual name."""
+    under = sorted(_searched().rglob(name)) if RESULTS in os.environ else []
+    candidates = [Path(os.environ.get(VARIABLE, "")), *under, *finals()]
+    there = (path for path in dict.fromkeys(candidates) if path.is_file())
+    return next((path for path in there if files.sha256(path) == sha256), None)
 
 
 def check(choice: Choice, sha256: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 STEPS = {
@@ -36,8 +37,12 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def do(asked: argparse.Namespace) -> None:
-    {"init": _init, "run": _run, "features": _features, "report": _report}[asked.step](asked)
+def do(asked: argparse.Namespace, parsers: Mapping[str, Callable[[], argparse.ArgumentParser]]) -> None:
+    """parsers: those of our commands by name, to check what a description would type."""
+    if asked.step == "run":
+        _run(asked, parsers)
+    else:
+        {"init": _init, "features": _features, "report": _report}[asked.step](asked)
 
 
 def _init(asked: argparse.Namespace) -> None:
@@ -47,11 +52,12 @@ def _init(asked: argparse.Namespace) -> None:
     print(f"Wrote {asked.description}. Edit it, then: nnssl_study run {asked.description} --dry-run")
 
 
-def _run(asked: argparse.Namespace) -> None:
-    from nnssl.study import run
+def _run(asked: argparse.Namespace, parsers: Mapping) -> None:
+    from nnssl.study import check, run
     from nnssl.study.description import load
 
     described = load(asked.description)
+    check.check(described, parsers)
     print(run.describe(described, run.beside(described.device, asked.parallel)), flush=True)
     if not asked.dry_run:
         executor = run.executor_of(asked.executor, described, asked.parallel)

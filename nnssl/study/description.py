@@ -8,7 +8,6 @@ An arm is a start of the training; the arm `scratch` is what all others are comp
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
@@ -16,11 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from nnssl.network.planned import BASE
+from nnssl.study import values
+from nnssl.study.values import DescriptionError
 
 Budget = int | str  # a number of cases, or ALL
 
 ALL = "all"
 BASELINE = "scratch"
+MOST_RUNS = 100_000
 STARTS = ("scratch", "checkpoint", "pretrain", "default", "imagenet", "supervised")
 NEEDS = {  # what an arm must say beside its name and start, and what else it may say
     "scratch": ((), ("like", "encoder")),
@@ -30,17 +32,11 @@ NEEDS = {  # what an arm must say beside its name and start, and what else it ma
     "imagenet": (("weights",), ("options",)),
     "supervised": (("dataset", "configuration"), ("encoder",)),
 }
-NAME = re.compile(r"[A-Za-z0-9]+([-_][A-Za-z0-9]+)*")  # no "__": nnU-Net and the runs' names join by it
-PLANS = re.compile(r"[\w.-]+")  # a file's name, not a path
 RECIPE = (  # of `nnssl_plan`, as its flags are called, and the trainer
     "trainer", "decoder", "patch", "batch_size", "epochs", "iterations", "val_iterations", "foreground", "mirror", "lr",
     "head_lr", "encoder_lr", "layer_decay", "warmup_iterations", "warmup_epochs", "unfreeze_every", "weight_decay",
     "schedule", "drop_path", "ema",
 )  # fmt: skip
-
-
-class DescriptionError(ValueError):
-    """The description is wrong; the message says where, what was got and what is allowed."""
 
 
 @dataclass(frozen=True)
@@ -113,15 +109,10 @@ class Study:
 
 def load(path: Path | str) -> Study:
     """Read and check. Raises FileNotFoundError or DescriptionError."""
-    import yaml
-
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no description at {path}; write one with: nnssl_study init {path}")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise DescriptionError(f"{path} is not YAML: {error}") from error
+    content = values.read(path)
     try:
         return _study(content, path.resolve())
     except DescriptionError as error:
@@ -130,30 +121,31 @@ def load(path: Path | str) -> Study:
 
 def _study(content: Any, path: Path) -> Study:
     known = ("name", "folder", "arms", "tasks", "budgets", "seeds", "folds", "device", "recipe", "slurm")
-    content = _mapping(content, "the description")
-    _demand_known(content, known, "the description")
+    content = values.mapping(content, "the description")
+    values.demand_known(content, known, "the description")
     for needed in ("arms", "tasks"):
         if not content.get(needed):
             raise DescriptionError(f"the description names no {needed}; see what nnssl_study init writes")
     if "seeds" in content and "folds" in content:
         raise DescriptionError("give seeds or folds, not both: a fold is repeated by its other cases")
-    name = _name(content.get("name", path.stem), "the study's name")
-    folder = _path(content.get("folder", path.with_suffix("").name), path.parent)
+    name = values.name(content.get("name", path.stem), "the study's name")
+    folder = _path(content.get("folder", path.with_suffix("").name), path.parent, "folder")
     if folder == path:
         raise DescriptionError(f"folder {folder} is the description itself; name another one")
     study = Study(
         name=name,
         folder=folder,
-        arms=tuple(_arm(entry, path.parent) for entry in _list(content["arms"], "arms")),
-        tasks=tuple(_task(entry) for entry in _list(content["tasks"], "tasks")),
-        budgets=tuple(_budget(entry) for entry in _list(content.get("budgets", [ALL]), "budgets")),
+        arms=tuple(_arm(entry, path.parent) for entry in values.a_list(content["arms"], "arms")),
+        tasks=tuple(_task(entry) for entry in values.a_list(content["tasks"], "tasks")),
+        budgets=tuple(_budget(entry) for entry in values.a_list(content.get("budgets", [ALL]), "budgets")),
         seeds=tuple(
-            _count(n, "a seed or fold") for n in _list(content.get("folds", content.get("seeds", [0])), "seeds")
+            values.count(n, "a seed or fold")
+            for n in values.a_list(content.get("folds", content.get("seeds", [0])), "seeds")
         ),
         by_fold="folds" in content,
-        device=_one_of(content.get("device", "cuda"), ("cuda", "cpu", "mps"), "device"),
+        device=values.one_of(content.get("device", "cuda"), ("cuda", "cpu", "mps"), "device"),
         recipe=_recipe(content.get("recipe", {}), "the study"),
-        slurm=_mapping(content.get("slurm", {}), "slurm"),
+        slurm=values.mapping(content.get("slurm", {}), "slurm"),
         source=content,
     )
     _check(study)
@@ -161,14 +153,19 @@ def _study(content: Any, path: Path) -> Study:
 
 
 def _check(study: Study) -> None:
-    for what, values in {
+    for what, named in {
         "arm": [arm.name for arm in study.arms],
         "task": [task.name for task in study.tasks],
         "budget": list(study.budgets),
         "seed": list(study.seeds),
     }.items():
-        if doubled := sorted({str(value) for value in values if values.count(value) > 1}):
-            raise DescriptionError(f"named twice as {what}: {', '.join(doubled)}")
+        values.demand_once(what, named)
+    count = len(study.arms) * len(study.tasks) * len(study.budgets) * len(study.seeds)
+    if count > MOST_RUNS:
+        raise DescriptionError(
+            f"{len(study.arms)} arms x {len(study.tasks)} tasks x {len(study.budgets)} budgets x {len(study.seeds)} "
+            f"seeds are {count} runs; a study has {MOST_RUNS} at most"
+        )
     plans = Counter(f"{task.name}-{arm.name}" for task in study.tasks for arm in study.arms)
     if same := [name for name, times in plans.items() if times > 1]:
         raise DescriptionError(
@@ -202,113 +199,81 @@ def _check(study: Study) -> None:
 
 
 def _arm(entry: Any, beside: Path) -> Arm:
-    entry = dict(_mapping(entry, "an arm"))
-    name = _name(entry.get("name"), "an arm's name")
-    start = _one_of(entry.get("start"), STARTS, f"arm {name}: start")
+    entry = dict(values.mapping(entry, "an arm"))
+    name = values.name(entry.get("name"), "an arm's name")
+    start = values.one_of(entry.get("start"), STARTS, f"arm {name}: start")
     needed, may = NEEDS[start]
     known = ("name", "start", *needed, *may, "tasks", "budgets", "modality", "recipe")
-    _demand_known(entry, known, f"arm {name} ({start})")
+    values.demand_known(entry, known, f"arm {name} ({start})")
     if absent := [key for key in needed if not entry.get(key)]:
         raise DescriptionError(f"arm {name} ({start}) must say {' and '.join(absent)}")
     if start == "pretrain" and not (entry.get("scans") or entry.get("datasets")):
         raise DescriptionError(f"arm {name} must say on what to pretrain: scans (folders) or datasets (nnU-Net's)")
+    what = f"arm {name}: "
     convert: dict[str, Callable] = {
-        "checkpoint": lambda value: _path(value, beside),
-        "weights": lambda value: _path(value, beside),
-        "scans": lambda value: tuple(_path(one, beside) for one in _list(value, "scans")),
-        "datasets": lambda value: tuple(map(str, _list(value, "datasets"))),
-        "dataset": str,
-        "tasks": lambda value: tuple(_list(value, "tasks")),
-        "budgets": lambda value: tuple(_budget(one) for one in _list(value, f"arm {name}: budgets")),
-        "options": lambda value: dict(_mapping(value, f"arm {name}: options")),
+        "checkpoint": lambda value: _path(value, beside, f"{what}checkpoint"),
+        "weights": lambda value: _path(value, beside, f"{what}weights"),
+        "scans": lambda value: tuple(
+            _path(one, beside, f"{what}scans") for one in values.a_list(value, f"{what}scans")
+        ),
+        "datasets": lambda value: tuple(
+            values.dataset(one, f"{what}datasets") for one in values.a_list(value, f"{what}datasets")
+        ),
+        "dataset": lambda value: values.dataset(value, f"{what}dataset"),
+        "tasks": lambda value: tuple(values.text(one, f"{what}tasks") for one in values.a_list(value, f"{what}tasks")),
+        "budgets": lambda value: tuple(_budget(one) for one in values.a_list(value, f"{what}budgets")),
+        "options": lambda value: dict(values.mapping(value, f"{what}options")),
         "recipe": lambda value: _recipe(value, f"arm {name}"),
+        "configuration": lambda value: values.file_name(value, f"{what}configuration is nnU-Net's, such as 3d_fullres"),
     }
-    return Arm(**{key: convert.get(key, lambda value: value)(value) for key, value in entry.items()})
+    return Arm(
+        **{key: convert.get(key, lambda value, key=key: values.text(value, what + key))(value)
+           for key, value in entry.items() if value is not None}
+    )  # fmt: skip
 
 
 def _task(entry: Any) -> Task:
-    entry = dict(_mapping(entry, "a task"))
-    name = _name(entry.get("name"), "a task's name")
-    _demand_known(entry, [f.name for f in fields(Task)], f"task {name}")
+    entry = dict(values.mapping(entry, "a task"))
+    name = values.name(entry.get("name"), "a task's name")
+    values.demand_known(entry, [f.name for f in fields(Task)], f"task {name}")
     if "dataset" not in entry:
         raise DescriptionError(f"task {name} must say which nnU-Net dataset it is: dataset: 501")
-    entry["dataset"] = str(entry["dataset"])
-    if not isinstance(plans := entry.get("plans", BASE), str) or not PLANS.fullmatch(plans):
-        raise DescriptionError(f"task {name}: plans is the name of plans of the dataset, such as {BASE}; got {plans!r}")
-    if "subject" in entry:
-        try:
-            re.compile(entry["subject"])
-        except re.error as error:
-            raise DescriptionError(f"task {name}: subject is no regular expression: {error}") from None
+    what = f"task {name}: "
+    entry["dataset"] = values.dataset(entry["dataset"], f"{what}dataset")
+    for key, example in (("plans", BASE), ("configuration", "3d_fullres")):
+        if key in entry:
+            rule = f"{what}{key} is the name of {key} of the dataset, such as {example}"
+            entry[key] = values.file_name(entry[key], rule)
+    if entry.get("subject") is not None:
+        values.expression(entry["subject"], f"{what}subject")
+    if entry.get("modality") is not None:
+        values.text(entry["modality"], f"{what}modality")
     if "tolerance" in entry:
-        entry["tolerance"] = _positive(entry["tolerance"], f"task {name}: tolerance (mm)")
-    entry["fold"] = _count(entry.get("fold", 0), f"task {name}: fold")
+        entry["tolerance"] = values.positive(entry["tolerance"], f"{what}tolerance (mm)")
+    entry["fold"] = values.count(entry.get("fold", 0), f"{what}fold")
     entry["recipe"] = _recipe(entry.get("recipe", {}), f"task {name}")
     return Task(**entry)
 
 
 def _recipe(entry: Any, whose: str) -> dict:
-    entry = _mapping(entry or {}, f"{whose}: recipe")
-    _demand_known(entry, RECIPE, f"{whose}: recipe")
+    entry = values.mapping(entry or {}, f"{whose}: recipe")
+    values.demand_known(entry, RECIPE, f"{whose}: recipe")
+    if "trainer" in entry:
+        values.file_name(entry["trainer"], f"{whose}: recipe: trainer is a class, such as SwinSSLTrainer")
     return dict(entry)
 
 
-def _mapping(entry: Any, what: str) -> Mapping:
-    if not isinstance(entry, Mapping):
-        raise DescriptionError(f"{what} must be a mapping of names to values, got {entry!r}")
-    return entry
-
-
-def _list(entry: Any, what: str) -> list:
-    if not isinstance(entry, list) or not entry:
-        raise DescriptionError(f"{what} must be a list with at least one entry, got {entry!r}")
-    return entry
-
-
-def _demand_known(entry: Mapping, known: Any, what: str) -> None:
-    if unknown := sorted(set(map(str, entry)) - set(known)):
-        raise DescriptionError(f"{what}: unknown {', '.join(unknown)}; known: {', '.join(known)}")
-
-
-def _name(entry: Any, what: str) -> str:
-    if not isinstance(entry, str) or not NAME.fullmatch(entry):
-        raise DescriptionError(f"{what} is made of letters, digits and single - and _, got {entry!r}")
-    return entry
-
-
-def _one_of(entry: Any, allowed: tuple[str, ...], what: str) -> str:
-    if entry not in allowed:
-        raise DescriptionError(f"{what} must be one of {', '.join(allowed)}; got {entry!r}")
-    return entry
-
-
-def _count(entry: Any, what: str) -> int:
-    if isinstance(entry, bool) or not isinstance(entry, int) or entry < 0:
-        raise DescriptionError(f"{what} is a whole number from 0, got {entry!r}")
-    return entry
-
-
-def _positive(entry: Any, what: str) -> float:
-    try:  # YAML reads 1e0 as a word
-        number = float(entry)
-    except (TypeError, ValueError):
-        number = 0.0
-    if not 0 < number < float("inf"):
-        raise DescriptionError(f"{what} is a positive number, got {entry!r}")
-    return number
-
-
 def _budget(entry: Any) -> Budget:
-    return ALL if entry == ALL else _count(entry, f"a budget (a number of cases, or {ALL})") or _no_cases()
+    return ALL if entry == ALL else values.count(entry, f"a budget (a number of cases, or {ALL})") or _no_cases()
 
 
 def _no_cases() -> int:
     raise DescriptionError("a budget of 0 cases trains nothing")
 
 
-def _path(entry: Any, beside: Path) -> Path:
+def _path(entry: Any, beside: Path, what: str) -> Path:
     """Relative paths are relative to the description."""
-    return (beside / Path(str(entry)).expanduser()).resolve()
+    return (beside / Path(values.text(entry, what)).expanduser()).resolve()
 
 
 def settings(part: Arm | Task) -> dict:

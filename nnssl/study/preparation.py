@@ -122,7 +122,7 @@ def starts(study: Study) -> dict[str, dict]:
 
 def _start(study: Study, arm: Arm) -> dict:
     made = checkpoint_of(study, arm)
-    commands = _MAKE[arm.start](study, arm, made)
+    commands = commands_of(study, arm, made)
     said = {key: value for key, value in settings(arm).items() if key not in ("tasks", "budgets", "modality", "recipe")}
     trains = _training_with_labels(study, arm) if arm.start == "supervised" else None
     if trains:
@@ -135,6 +135,11 @@ def _start(study: Study, arm: Arm) -> dict:
         "plans": trains["plans"] if trains else None,
         "fingerprint": files.fingerprint(said),
     }
+
+
+def commands_of(study: Study, arm: Arm, made: Path) -> list[Command]:
+    """What makes the checkpoint `made` of an arm in `starts`."""
+    return _MAKE[arm.start](study, arm, made)
 
 
 def _pretrain(study: Study, arm: Arm, made: Path) -> list[Command]:

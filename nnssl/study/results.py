@@ -25,6 +25,7 @@ KEYS = {
     "cka": ("task", "first", "second", "seed"),
     "attention": ("task", "arm", "budget", "seed", "layer", "head"),
 }
+NEEDED = {"run": ("task", "arm", "budget", "seed", "state"), "case": (), "epoch": ()}  # beside the keys
 Budget = int | str  # a number of labelled cases, or "all"
 
 
@@ -167,8 +168,11 @@ def _kind(row: dict, number: int) -> str:
 
 def _key(row: dict, number: int) -> tuple:
     keys = KEYS[row["kind"]]
-    if missing := [name for name in keys if name not in row]:
+    words = (*keys, *NEEDED.get(row["kind"], ()))
+    if missing := [name for name in words if name not in row]:
         raise ResultsError(f"row {number} of the results, a {row['kind']}, lacks {', '.join(missing)}")
+    if odd := [name for name in words if isinstance(row[name], (list, dict))]:
+        raise ResultsError(f"row {number} of the results, a {row['kind']}, has a list or mapping as {', '.join(odd)}")
     return tuple(row[name] for name in keys)
 
 

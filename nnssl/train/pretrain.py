@@ -100,7 +100,7 @@ def build(options: Options, plan: Plan, data: Path, device: torch.device, say: C
     dims, kind = dimensions(options), _method(options.method)
     folder = options.output or results_root() / plan.name / run_name(options.method, options.preset, dims)
     _demand_free(folder, options.resume)
-    bf16 = device.type == "cuda" and not options.fp32 and torch.cuda.is_bf16_supported()
+    bf16 = device.type == "cuda" and not options.fp32 and torch.cuda.is_bf16_supported(including_emulation=False)
     resumed = _resumed_header(folder) if options.resume else {}
     before = resumed.get("run", {})
     crop = options.crop or tuple(resumed.get("crop", ())) or configure.fitting_crop(kind, plan.crop[-dims:])

@@ -1,0 +1,131 @@
+"""Checkpoints on disk: packed, written, read."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from nnssl import files
+from nnssl.checkpoint.header import FORMAT_VERSION, PREFIX, problem
+from nnssl.checkpoint.plain import CheckpointError, read_plain
+from nnssl.encoder.swin import Swin, SwinConfig
+from nnssl.types import NETWORK_CLASS, HUPolicy, Shape, Spacing
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint as read; see the module's docstring for the file."""
+
+    path: Path
+    sha256: str
+    header: dict
+    weights: dict[str, Tensor]
+    adaptation_plan: dict
+    citations: list
+
+    @property
+    def method(self) -> str:
+        return self.header["method"]
+
+    @property
+    def encoder_config(self) -> SwinConfig:
+        return SwinConfig.from_dict(self.header["encoder"])
+
+    @property
+    def hu(self) -> HUPolicy | None:
+        """None for weights that were not made on HU: images pass as nnU-Net normalises them."""
+        return HUPolicy(**self.header["plan"]["hu"]) if self.header["plan"]["hu"] else None
+
+    @property
+    def spacing(self) -> Spacing | None:
+        """None where it is unknown."""
+        return tuple(self.header["plan"]["spacing"]) if self.header["plan"]["spacing"] else None
+
+    @property
+    def crop(self) -> Shape:
+        return tuple(self.header["crop"])
+
+
+def pack(encoder: Swin, header: dict, citations: list[str]) -> dict:
+    """The content of a checkpoint file.
+
+    header: needs the keys method, plan (with hu and spacing) and crop.
+    Raises CheckpointError for weights that are not finite and a header that `load` would refuse.
+    """
+    weights = {PREFIX + name: tensor.detach().cpu().clone() for name, tensor in encoder.state_dict().items()}
+    broken = [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise CheckpointError(
+            f"{len(broken)} tensors hold NaN or infinite values, first {broken[0]}; nothing was written. "
+            "Continue from the last checkpoint with a lower learning rate (--set lr=...)"
+        )
+    header = json.loads(json.dumps({**header, "encoder": encoder.config.to_dict()}, allow_nan=False))
+    content = {
+        "format_version": FORMAT_VERSION,
+        "header": header,
+        "network_weights": weights,
+        "nnssl_adaptation_plan": _adaptation_plan(header),
+        "citations": list(citations),
+    }
+    if why := problem(content):
+        raise CheckpointError(f"nothing was written: the content {why}")
+    return content
+
+
+def write(path: Path | str, content: dict) -> None:
+    """Whole or not at all: written under a temporary name, then moved.
+
+    The same content gives the same bytes: given a path, PyTorch would put its random name into the file.
+    """
+    with files.atomic(path) as temporary, temporary.open("wb") as file:
+        torch.save(content, file)
+
+
+def read(path: Path | str) -> dict:
+    """The whole content of a file, training state included. Raises FileNotFoundError or CheckpointError."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}; pretrain one with: nnssl_pretrain -m smit -i FOLDER")
+    content = read_plain(path)
+    if why := problem(content):
+        raise CheckpointError(f"{path} {why}")
+    return content
+
+
+def load(path: Path | str) -> Checkpoint:
+    """Read and check a checkpoint. Raises FileNotFoundError or CheckpointError."""
+    path = Path(path)
+    content = read(path)
+    return Checkpoint(
+        path=path,
+        sha256=files.sha256(path),
+        header=content["header"],
+        weights=content["network_weights"],
+        adaptation_plan=_adaptation_plan(content["header"]),
+        citations=content["citations"],
+    )
+
+
+def _adaptation_plan(header: dict) -> dict:
+    """What upstream's `nnUNetv2_preprocess_like_nnssl` reads (nnunetv2/experiment_planning/like_nnssl.py)."""
+    dims = header["encoder"]["spatial_dims"]
+    spacing = header["plan"]["spacing"] and header["plan"]["spacing"][-dims:]  # None where it is unknown
+    configuration = {"spacing": spacing, "patch_size": header["crop"]}
+    return {
+        "architecture_plans": {
+            "arch_class_name": NETWORK_CLASS,
+            "arch_kwargs": {"encoder": header["encoder"]},
+            "arch_kwargs_requiring_import": [],
+        },
+        "pretrain_plan": {"configurations": {f"{dims}d_pretraining": configuration}},
+        "pretrain_num_input_channels": header["encoder"]["in_channels"],
+        "recommended_downstream_patchsize": header["crop"],
+        "key_to_encoder": "encoder",
+        "key_to_stem": "encoder.patch_embed",
+        "keys_to_in_proj": ["encoder.patch_embed.proj"],
+        "key_to_lpe": None,
+    }

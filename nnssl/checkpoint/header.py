@@ -1,0 +1,159 @@
+"""What a checkpoint must hold before it is used: types, sizes, tensors that fit the header."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from functools import lru_cache
+from math import isfinite
+
+import torch
+from torch import Tensor
+
+from nnssl.checkpoint.plain import printable, why_no_weights
+from nnssl.encoder.swin import Swin, SwinConfig
+from nnssl.types import HUPolicy
+
+FORMAT_VERSION = 1
+KEYS = {"format_version", "header", "network_weights", "nnssl_adaptation_plan", "citations"}
+HEADER = {"method", "plan", "crop", "encoder"}  # what using the weights needs; the rest informs
+INFORMS = {  # where it is there
+    "preset": str,
+    "created": str,
+    "step": int,
+    "versions": dict,
+    "run": dict,
+    "method_config": dict,
+    "metrics": dict,
+    "probe": dict,
+    "foreign": dict,
+    "start": dict,
+}
+PREFIX = "encoder."
+STEM = f"{PREFIX}patch_embed.proj.weight"
+TABLE = f"{PREFIX}layers1.0.blocks.0.attn.relative_position_bias_table"
+HIDDEN = f"{PREFIX}layers1.0.blocks.0.mlp.linear1.weight"
+MASK = f"{PREFIX}mask_token"  # pretraining only
+LARGEST_CROP, WIDEST_SPACING = 10_000, 1000.0  # voxels, mm: beyond any scan
+MOST_KNOTS = 64  # of a HU map
+
+
+def problem(content: object) -> str | None:
+    """Why `content` is not that of a checkpoint; None where it is."""
+    if not isinstance(content, dict) or not content.keys() >= KEYS:
+        found = sorted(map(str, content))[:10] if isinstance(content, dict) else type(content).__name__
+        expected = f"expected {sorted(KEYS)}"
+        return f"is not a checkpoint of nnssl_pretrain: it holds {found}, {expected}"
+    if content["format_version"] != FORMAT_VERSION:
+        return (
+            f"has format version {content['format_version']!r}, this installation reads "
+            f"{FORMAT_VERSION}; install the version that wrote it, or a newer one"
+        )
+    header, weights = content["header"], content["network_weights"]
+    if not isinstance(header, dict) or not header.keys() >= HEADER:
+        return f"has a header without some of {sorted(HEADER)}"
+    if not isinstance(weights, dict) or not all(isinstance(w, Tensor) for w in weights.values()):
+        return "holds network_weights that are not tensors by name"
+    if stray := [str(name) for name in weights if not str(name).startswith(PREFIX)]:
+        return f"holds weights that are not the encoder's: {stray[:5]}"
+    try:
+        _check_header(header, content["citations"])
+        _check_fit(SwinConfig.from_dict(header["encoder"]), weights)
+    except (ValueError, TypeError) as error:
+        return f"has a header that cannot be right: {printable(error)}"
+    bad = ((name, why) for name, tensor in weights.items() if (why := why_no_weights(tensor)))
+    return next((f"holds {name}, which {why}; it was not written so" for name, why in bad), None)
+
+
+def _check_header(header: Mapping, citations: object) -> None:
+    """Raises ValueError or TypeError."""
+    _demand(_is_text(header["method"]), "method is a word", header["method"])
+    text = isinstance(citations, list) and all(isinstance(one, str) for one in citations)
+    _demand(text, "citations are a list of text", citations)
+    for name, kind in INFORMS.items():
+        value = header.get(name, kind())
+        _demand(isinstance(value, kind), f"{name} is a {kind.__name__}", value)
+    _check_encoder(header["encoder"])
+    dims = header["encoder"].get("spatial_dims", SwinConfig.spatial_dims)
+    crop, plan = header["crop"], header["plan"]
+    whole = isinstance(crop, list) and len(crop) == dims and all(map(_is_whole, crop))
+    _demand(whole and all(0 < n <= LARGEST_CROP for n in crop), f"crop is {dims} numbers of voxels", crop)
+    _demand(isinstance(plan, dict) and plan.keys() >= {"hu", "spacing"}, "plan says hu and spacing", plan)
+    spacing, hu = plan["spacing"], plan["hu"]
+    if spacing is not None:
+        mm = isinstance(spacing, list) and dims <= len(spacing) <= 3 and all(map(_is_number, spacing))
+        _demand(mm and all(0 < n <= WIDEST_SPACING for n in spacing), "spacing is numbers of mm", spacing)
+    if hu is not None:
+        _check_hu(hu)
+
+
+def _check_hu(hu: object) -> None:
+    """A linear map has four numbers; one with knots a list of pairs as well."""
+    known = {field.name for field in fields(HUPolicy)}
+    linear = known - {"interior"}
+    _demand(isinstance(hu, dict) and linear <= hu.keys() <= known, f"hu says {sorted(linear)}", hu)
+    knots = hu.get("interior", [])
+    pairs = isinstance(knots, list) and all(isinstance(knot, list) and len(knot) == 2 for knot in knots)
+    _demand(pairs and len(knots) <= MOST_KNOTS, f"hu.interior is at most {MOST_KNOTS} pairs", knots)
+    numbers = [hu[name] for name in linear] + [number for knot in knots for number in knot]
+    _demand(all(map(_is_number, numbers)), "hu is of numbers", hu)
+    HUPolicy(**hu)
+
+
+def _check_encoder(encoder: object) -> None:
+    """Of the types that `SwinConfig` has; the rest it checks by itself."""
+    _demand(isinstance(encoder, dict) and all(isinstance(name, str) for name in encoder), "encoder is fields", encoder)
+    for field in fields(SwinConfig):
+        value, default = encoder.get(field.name, field.default), field.default
+        if isinstance(default, tuple):
+            rows = value if isinstance(value, (list, tuple)) else [None]
+            flat = [n for row in rows for n in (row if isinstance(row, (list, tuple)) else [row])]
+            fits = all(map(_is_whole, flat))
+        elif isinstance(default, float):
+            fits = _is_number(value)
+        else:
+            fits = type(value) is type(default)
+        _demand(fits, f"encoder.{field.name} is like {default!r}", value)
+
+
+def _check_fit(config: SwinConfig, weights: Mapping[str, Tensor]) -> None:
+    """Raises ValueError where `weights` are not an encoder's of `config`; allocates none.
+
+    Width, window and depth come first: an encoder on "meta" takes no memory for its tensors, but
+    its blocks are Python objects.
+    """
+    stem = (config.embed_dim, config.in_channels, *config.step(0))
+    table = ((2 * config.window - 1) ** config.spatial_dims, config.heads[0])
+    hidden = (int(config.embed_dim * config.mlp_ratio), config.embed_dim)
+    for name, shape in ((STEM, stem), (TABLE, table), (HIDDEN, hidden)):
+        got = tuple(weights[name].shape) if name in weights else "none"
+        _demand(got == shape, f"the encoder has {name} {shape}", got)
+    _demand(sum(config.depths) <= len(weights), "a block has tensors", config.depths)
+    wanted = _shapes(config)
+    given = {name: tuple(tensor.shape) for name, tensor in weights.items() if name != MASK}
+    other = sorted({*wanted.items()} ^ {*given.items()})
+    rule = f"the tensors are those of the encoder {config.to_dict()}"
+    _demand(not other, rule, [name for name, _ in other[:3]])
+
+
+@lru_cache(maxsize=4)
+def _shapes(config: SwinConfig) -> dict[str, tuple[int, ...]]:
+    with torch.device("meta"):
+        return {PREFIX + name: tuple(p.shape) for name, p in Swin(config).named_parameters()}
+
+
+def _demand(holds: bool, rule: str, got: object) -> None:
+    if not holds:
+        raise ValueError(f"{rule}; got {str(got)[:200]}")
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and 0 < len(value) < 100 and value.isprintable()

@@ -1,0 +1,119 @@
+"""Files of PyTorch that hold tensors and plain values: nothing in them is executed."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+MAGIC = b"PK\x03\x04"  # by which PyTorch's reader knows its archives
+GLOBAL = re.compile(r"GLOBAL ([\w.]+)")  # how it names a class or function that it refuses
+
+
+class CheckpointError(ValueError):
+    """The file is not a checkpoint of ours, is damaged, or holds what must not become weights."""
+
+
+def read_plain(path: Path) -> object:
+    """What a file of PyTorch holds, if that is tensors and plain values alone.
+
+    Numbers of numpy become Python's. Raises CheckpointError.
+    """
+    _check_archive(path)
+    try:
+        with torch.serialization.safe_globals([*_NUMPY]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # what the reader of pickles raises on noise has no common class
+        if refused := GLOBAL.search(str(error)):
+            raise CheckpointError(
+                f"{path} cannot be read as a checkpoint: it holds more than tensors and plain values, "
+                f"namely {refused[1]}, which would have to be executed. Ask who made it for a file of "
+                "tensors alone: torch.save(model.state_dict(), FILE)"
+            ) from error
+        raise CheckpointError(
+            f"{path} cannot be read as a checkpoint: it is truncated, damaged, or holds more than "
+            f"tensors and plain values ({type(error).__name__}). Copy it again from where it was made"
+        ) from error
+
+
+def why_no_weights(tensor: object) -> str | None:
+    """Why something is no tensor of weights; None for a dense, floating, finite one."""
+    if not isinstance(tensor, Tensor):
+        return f"is a {type(tensor).__name__}, not a tensor"
+    if tensor.layout is not torch.strided or tensor.device.type != "cpu" or not tensor.is_floating_point():
+        return (
+            f"is a {tensor.device.type} tensor of {tensor.dtype}, {tensor.layout}; weights are dense floating numbers"
+        )
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():  # a stride of 0
+        return f"claims {tensor.numel()} numbers, of which the file holds fewer"
+    return None if torch.isfinite(tensor.float()).all() else "holds NaN or infinite values"
+
+
+def printable(text: object) -> str:
+    """On one line, with what a terminal would obey instead of showing it written out."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
+def _check_archive(path: Path) -> None:
+    """Raises CheckpointError for a damaged archive, or one that PyTorch did not write.
+
+    PyTorch's reader compares no checksum, so that a flipped bit would be a wrong weight. PyTorch
+    compresses nothing, so nothing has to be unpacked here: what is compressed may be a bomb.
+    """
+    with path.open("rb") as file:
+        if file.read(len(MAGIC)) != MAGIC:
+            return  # PyTorch before 1.6, or no file of it: its reader will tell
+    try:
+        with zipfile.ZipFile(path) as archive:
+            records = archive.infolist()
+            stored = all(record.compress_type == zipfile.ZIP_STORED for record in records)
+            whole = sum(record.file_size for record in records) <= path.stat().st_size
+            once = len({record.filename for record in records}) == len(records)
+            damaged = archive.testzip() if stored and whole and once else None
+    except Exception as error:  # as above
+        raise CheckpointError(
+            f"{path} cannot be read as a checkpoint: it is truncated or damaged ({printable(error)}). "
+            "Copy it again from where it was made"
+        ) from error
+    if not (stored and whole and once):
+        raise CheckpointError(
+            f"{path} cannot be read as a checkpoint: PyTorch did not write it, for its records are "
+            "compressed, overlap or share a name. Save it again with torch.save"
+        )
+    if damaged is not None:
+        raise CheckpointError(
+            f"{path} cannot be read as a checkpoint: it is damaged, the checksum of "
+            f"{printable(damaged)} is another. Copy it again from where it was made"
+        )
+
+
+class _DType:
+    """Stands in for numpy.dtype in a file."""
+
+    def __init__(self, code: str, *_: object) -> None:
+        if not isinstance(code, str) or not re.fullmatch(r"[biuf][1248]", code):
+            raise ValueError("not the type of a number")
+        self.code, self.order = code, "="
+
+    def __setstate__(self, state: tuple) -> None:
+        if state[1] not in ("<", ">", "=", "|"):
+            raise ValueError("not an order of bytes")
+        self.order = state[1]
+
+
+def _number(dtype: _DType, content: bytes) -> float | int | bool:
+    """Stands in for numpy's maker of scalars: others keep losses and scores beside their weights."""
+    if not isinstance(dtype, _DType) or not isinstance(content, bytes):
+        raise ValueError("not a number of numpy")
+    return np.frombuffer(content, np.dtype(dtype.code).newbyteorder(dtype.order))[0].item()
+
+
+_NUMPY = (
+    (_DType, "numpy.dtype"),
+    (_number, "numpy.core.multiarray.scalar"),
+    (_number, "numpy._core.multiarray.scalar"),  # numpy 2
+)

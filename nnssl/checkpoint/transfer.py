@@ -1,0 +1,94 @@
+"""A checkpoint's weights into an encoder: every tensor or none, each difference explained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nnssl.checkpoint.file import Checkpoint
+from nnssl.checkpoint.header import PREFIX
+from nnssl.encoder.adapt import STEM, adapt
+from nnssl.encoder.swin import Swin
+
+PRETRAINING_ONLY = {"mask_token": "pretraining only: nothing is hidden when fine-tuning"}
+
+
+class TransferError(ValueError):
+    """The weights do not fit the encoder; nothing was loaded."""
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """What `transfer` did: `matched` of the encoder's `total` tensors were set; `explained` tells of the rest."""
+
+    matched: int
+    total: int
+    explained: dict[str, str]
+
+
+def transfer(checkpoint: Checkpoint, encoder: Swin, labels: int = 0) -> Transfer:
+    """Load every encoder tensor from `checkpoint`, in place, or raise TransferError and load nothing.
+
+    Tensors are matched by name and shape. A stem for one channel is inflated to any number C of image channels:
+    repeated, and divided by C, so that C equal channels give what one gave. One for several channels fits only as
+    many. The last `labels` of `encoder`'s input channels are a cascade's: the pretraining knew nothing of them, and
+    their weights start at zero, so that at first the encoder sees what it saw there. Where `encoder` leaves an axis
+    as it is that the checkpoint's halves, patch embedding and merges are adapted (`nnssl.encoder.adapt`).
+    """
+    given = {name.removeprefix(PREFIX): tensor for name, tensor in checkpoint.weights.items()}
+    wanted = dict(encoder.named_parameters())
+    given, explained = adapt(given, checkpoint.encoder_config, encoder.config)
+    for name, reason in PRETRAINING_ONLY.items():
+        if name in given and name not in wanted:
+            del given[name]
+            explained[name] = reason
+    if STEM in given and STEM in wanted and given[STEM].shape[1] != wanted[STEM].shape[1]:
+        given[STEM], done = _inflate(checkpoint, given[STEM], wanted[STEM].shape[1] - labels, labels)
+        explained[STEM] = ", ".join(filter(None, [explained.get(STEM), *done]))
+    _demand_match(checkpoint, given, wanted)
+    with torch.no_grad():
+        for name, parameter in wanted.items():
+            parameter.copy_(given[name])
+    return Transfer(matched=len(wanted), total=len(wanted), explained=explained)
+
+
+def _inflate(checkpoint: Checkpoint, stem: Tensor, images: int, labels: int) -> tuple[Tensor, list[str]]:
+    """`stem` for `images` channels and `labels`, and what was done to it."""
+    given = stem.shape[1]
+    if given not in (1, images):
+        raise TransferError(
+            f"{checkpoint.path} was pretrained on {given} channels, this image has {images}; nothing was loaded. A "
+            "first layer for one channel is inflated to any number of them, one for several fits only as many. "
+            "Pretrain on one channel, as nnssl_pretrain does, convert without --rgb, or train from a random start: "
+            "-tr SwinScratchTrainer"
+        )
+    done = []
+    if given != images:
+        stem = stem.repeat_interleave(images, dim=1) / images
+        done.append(f"inflated from 1 to {images} input channels")
+    if labels:
+        stem = torch.cat([stem, torch.zeros_like(stem[:, :1]).repeat_interleave(labels, dim=1)], dim=1)
+        done.append(f"{labels} channels of labels start at zero")
+    return stem, done
+
+
+def differences(given: dict[str, Tensor], wanted: dict[str, Tensor]) -> str:
+    """A line for every tensor that is missing, unexpected or of another shape; the first twenty; "" for none."""
+    problems = [f"missing in the file: {name}" for name in sorted(wanted.keys() - given.keys())]
+    problems += [f"unexpected in the file: {name}" for name in sorted(given.keys() - wanted.keys())]
+    problems += [
+        f"other shape: {name} is {tuple(given[name].shape)} in the file, {tuple(wanted[name].shape)} in the network"
+        for name in sorted(given.keys() & wanted.keys())
+        if given[name].shape != wanted[name].shape
+    ]
+    return "\n  ".join(problems[:20] + ([f"... and {len(problems) - 20} more"] if len(problems) > 20 else []))
+
+
+def _demand_match(checkpoint: Checkpoint, given: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    if shown := differences(given, wanted):
+        raise TransferError(
+            f"{checkpoint.path} does not fit the network; nothing was loaded:\n  {shown}\n"
+            f"The checkpoint's encoder is {checkpoint.header['encoder']}"
+        )

@@ -1,0 +1,141 @@
+"""`nnUNetv2_train ... -pretrained_weights FILE`: our network started from another labelled training.
+
+nnU-Net's `load_pretrained_weights` copies every tensor but the heads, also the intensity map, which
+belongs to a dataset and is not learnt; what does not fit fails an assertion without a cure. It tells
+neither trainer nor network that it is at work, and nnU-Net is not patched. So two hooks of PyTorch
+watch a network that starts anew:
+
+    state_dict       the loader's first look at the network: the file in its hands is compared
+    load_state_dict  the dataset's own intensity map stays, whatever the file says
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+
+from torch import Tensor, nn
+
+from nnssl.network.planned import INFO
+
+LOADER = "load_pretrained_weights"  # of nnunetv2.run; its variables are `fname` and `saved_model`
+HEADS = ".seg_layers."  # what it leaves as it is
+INTENSITY = "encoder.intensity."
+STEM = "encoder.patch_embed.proj.weight"
+PRETRAINING = "nnssl_adaptation_plan"  # a key of a pretraining's checkpoint, and of no other file
+
+
+class PretrainedWeightsError(ValueError):
+    """The file of `-pretrained_weights` is not for this network; nothing of it was loaded."""
+
+
+class Watch:
+    """From now until `end`, weights loaded into `network` are those of another training.
+
+    info: the plans' `pretrain_info`, to compare with that of the file.
+    say:  gets each line for the log.
+    """
+
+    def __init__(self, network: nn.Module, info: Mapping, say: Callable[[str], None]):
+        self.info, self.say, self.about = dict(info), say, ""
+        self.own = network.state_dict()  # shares the network's memory
+        self.hooks = [
+            network.register_state_dict_pre_hook(self._before_comparing),
+            network.register_load_state_dict_pre_hook(self._before_loading),
+        ]
+
+    def end(self) -> None:
+        """What is loaded from now on is a model of its own, its intensity map included."""
+        for hook in self.hooks:
+            hook.remove()
+
+    def _before_comparing(self, *_) -> None:
+        if (held := _held_by_the_loader()) is None:
+            return
+        file, saved = held
+        demand_fit(file, saved, self.own)
+        weights = saved["network_weights"]
+        weights |= {name: tensor for name, tensor in self.own.items() if name.startswith(INTENSITY)}
+        self.about = f" {file}"
+        theirs = _plans(saved).get(INFO, {}).get("hu")
+        if theirs != self.info.get("hu"):
+            self.say(
+                f"WARNING: the network in {file} saw other intensities (HU policy {theirs}) than these plans give it "
+                f"({self.info.get('hu')}). For the same, plan from the same checkpoint: {_replan(saved, file)}"
+            )
+
+    def _before_loading(self, _: nn.Module, state_dict: dict, *__) -> None:
+        state_dict |= {name: tensor for name, tensor in self.own.items() if name.startswith(INTENSITY)}
+        learnt = [name for name in self.own if not name.startswith(INTENSITY)]
+        heads = sum(HEADS in name for name in learnt)
+        self.say(
+            f"Pretrained weights of another training:{self.about} ({len(learnt) - heads} of {len(learnt)} tensors; the "
+            f"{heads} of the heads start anew, and the intensity map stays that of this dataset)"
+        )
+
+
+def demand_fit(file: str, saved: Mapping, own: Mapping[str, Tensor]) -> None:
+    """Raises PretrainedWeightsError where the tensors of `saved`, a file's content, are not those of `own`.
+
+    By name and shape; heads and intensity map do not count.
+    """
+    given = saved["network_weights"]
+    if PRETRAINING in saved:
+        raise PretrainedWeightsError(
+            f"{file} is the checkpoint of a pretraining, not of a labelled training: leave out -pretrained_weights and "
+            f"make plans that name it, nnssl_plan -d DATASET -c {file} --name NAME, to train with -p NAME"
+        )
+    if not any(name.startswith("encoder.patch_embed.") for name in given):
+        trainer, plans = saved.get("trainer_name", "its trainer"), _plans(saved).get("plans_name", "PLANS")
+        raise PretrainedWeightsError(
+            f"{file} holds another network than ours; start from it with its own trainer and plans: "
+            f"nnUNetv2_train DATASET CONFIGURATION FOLD -tr {trainer} -p {plans} -pretrained_weights {file}"
+        )
+    ours = {name: tuple(tensor.shape) for name, tensor in own.items() if _counts(name)}
+    theirs = {name: tuple(tensor.shape) for name, tensor in given.items() if _counts(name)}
+    other = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
+    if not other:
+        return
+    channels = [shapes.get(STEM, (0, 0))[1] for shapes in (theirs, ours)]
+    if channels[0] != channels[1]:
+        raise PretrainedWeightsError(
+            f"{file} was trained on images of {channels[0]} channel(s), these have {channels[1]}: start from a "
+            f"pretraining's checkpoint, whose first layer is inflated to any number: {_replan(saved, file)}"
+        )
+    first = other[0]
+    raise PretrainedWeightsError(
+        f"{file} is of another encoder or decoder: {len(other)} tensors differ, such as {first} ("
+        f"{theirs.get(first, 'missing')} in the file, {ours.get(first, 'missing')} here). Plan this dataset with the "
+        f"same ones: {_replan(saved, file)}"
+    )
+
+
+def _counts(name: str) -> bool:
+    return HEADS not in name and not name.startswith(INTENSITY)
+
+
+def _held_by_the_loader() -> tuple[str, Mapping] | None:
+    """(path, content) of the file that nnU-Net's loader has read; None where it is not at work."""
+    frame = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_name == LOADER:
+            saved = frame.f_locals.get("saved_model")
+            return (str(frame.f_locals.get("fname")), saved) if isinstance(saved, dict) else None
+        frame = frame.f_back
+    return None
+
+
+def _plans(saved: Mapping) -> dict:
+    """Those that the training in the file was made with."""
+    return saved.get("init_args", {}).get("plans", {})
+
+
+def _replan(saved: Mapping, file: str) -> str:
+    """The line that makes plans with encoder and decoder of the file's network."""
+    plans = _plans(saved)
+    checkpoint = plans.get(INFO, {}).get("checkpoint_path")
+    start = f"-c {checkpoint}" if checkpoint else f"-a PRESET_OF_{file.rsplit('/', 1)[-1]}"
+    entries = [entry.get("architecture", {}) for entry in plans.get("configurations", {}).values()]
+    decoders = {str(entry["arch_kwargs"]["decoder"]) for entry in entries if "decoder" in entry.get("arch_kwargs", {})}
+    decoder = f" --decoder {decoders.pop()}" if len(decoders) == 1 else ""
+    return f"nnssl_plan -d DATASET {start}{decoder} --name NAME"

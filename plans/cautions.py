@@ -1,0 +1,89 @@
+"""What of a labelled dataset fails a training, or teaches it wrong values: for `nnssl_plan` and the doctor."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from nnssl import files
+from nnssl.network.planned import INFO
+from nnssl.types import RAW
+
+FOLDS = 5  # nnU-Net's own
+SPLITS = "splits_final.json"
+LEAST_RANGE = 10.0  # HU: the foreground of any CT spans more, that of images scaled to 0..1 does not
+GREY = 255.0  # the last grey value of 8 bits
+
+
+class Caution(NamedTuple):
+    says: str
+    remedy: str  # the line to type
+
+
+def cautions(folder: Path, plans: Mapping) -> list[Caution]:
+    """Of a dataset's preprocessed `folder`, for a training by `plans`."""
+    return [*_too_few_cases(folder, plans), *_values_that_are_no_hu(folder, plans)]
+
+
+def fold_to_train(folder: Path) -> str:
+    """The fold to name in `nnUNetv2_train`: the first, or all where nnU-Net could make no folds."""
+    return "all" if _cases_without_folds(folder) else "0"
+
+
+def _cases_without_folds(folder: Path) -> int:
+    """How many labelled cases there are, where these are too few for nnU-Net's folds; else 0."""
+    places = (folder / "dataset.json", Path(os.environ.get(RAW, ""), folder.name, "dataset.json"))
+    there = [path for path in places if path.is_file()]
+    if not there or (folder / SPLITS).is_file():
+        return 0
+    count = files.read_json(there[0]).get("numTraining", FOLDS)
+    return count if count < FOLDS else 0
+
+
+def _too_few_cases(folder: Path, plans: Mapping) -> list[Caution]:
+    if not (count := _cases_without_folds(folder)):
+        return []
+    configurations = list(plans["configurations"])
+    trainer = "SwinSSLTrainer" if INFO in plans else "SwinScratchTrainer"
+    first = "3d_fullres" if "3d_fullres" in configurations else configurations[0]
+    return [
+        Caution(
+            f"{count} labelled case(s): nnU-Net's {FOLDS} folds need {FOLDS} of them, and folds 0 to {FOLDS - 1} fail. "
+            f"Train on all cases, or put folds of your own into {folder / SPLITS}, a list of "
+            '{"train": [CASES], "val": [CASES]}',
+            f"nnUNetv2_train {folder.name} {first} all -tr {trainer} -p {plans.get('plans_name', 'NAME')}",
+        )
+    ]
+
+
+def _values_that_are_no_hu(folder: Path, plans: Mapping) -> list[Caution]:
+    schemes = {
+        str(channel)
+        for configuration in plans["configurations"].values()
+        for channel, scheme in enumerate(configuration.get("normalization_schemes", ()))
+        if scheme == "CTNormalization"
+    }
+    found = []
+    for channel, values in sorted(plans.get("foreground_intensity_properties_per_channel", {}).items()):
+        if channel in schemes and (what := _no_hu(values)):
+            found.append(
+                Caution(
+                    f"channel {channel} calls itself CT, but its labelled voxels are from {values['min']:g} to "
+                    f"{values['max']:g}: {what}, no Hounsfield units, and the map to the pretraining's HU is of no "
+                    'use. Put the HU back into the images, or call the channel otherwise ("channel_names" in '
+                    "dataset.json), and plan again",
+                    f"nnUNetv2_plan_and_preprocess -d {folder.name} --clean",
+                )
+            )
+    return found
+
+
+def _no_hu(values: Mapping) -> str | None:
+    low, high = values.get("min"), values.get("max")
+    if low is None or high is None:
+        return None
+    if values.get("percentile_99_5", high) - values.get("percentile_00_5", low) < LEAST_RANGE:
+        return "scaled"
+    return "grey values of 8 bits" if low >= 0 and high <= GREY else None

@@ -1,0 +1,69 @@
+"""What `nnssl_plan` and the doctor say of a dataset before its first training fails."""
+
+from __future__ import annotations
+
+import pytest
+from made_plans import DATASET, nnunet_plans
+
+from nnssl import files
+from nnssl.plans.cautions import cautions, fold_to_train
+
+HU = {"mean": 90.0, "std": 140.0, "min": -900.0, "max": 1500.0, "percentile_00_5": -80.0, "percentile_99_5": 300.0}
+
+
+def plans(channel: dict, scheme: str = "CTNormalization") -> dict:
+    return nnunet_plans((scheme,)) | {"foreground_intensity_properties_per_channel": {"0": channel}}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / DATASET).mkdir()
+    files.write_json(tmp_path / DATASET / "dataset.json", {"numTraining": 5})
+    return tmp_path / DATASET
+
+
+def test_nothing_is_said_of_what_is_right(folder):
+    assert cautions(folder, plans(HU)) == []
+    assert fold_to_train(folder) == "0"
+
+
+@pytest.mark.parametrize("count", [1, 3, 4])
+def test_too_few_cases_for_five_folds(folder, count):
+    files.write_json(folder / "dataset.json", {"numTraining": count})
+    ((says, remedy),) = cautions(folder, plans(HU) | {"plans_name": "few", "pretrain_info": {}})
+    assert f"{count} labelled case(s)" in says
+    assert str(folder / "splits_final.json") in says
+    assert remedy == f"nnUNetv2_train {DATASET} 3d_fullres all -tr SwinSSLTrainer -p few"
+    assert fold_to_train(folder) == "all"
+
+
+def test_own_folds_are_enough(folder):
+    files.write_json(folder / "dataset.json", {"numTraining": 3})
+    files.write_json(folder / "splits_final.json", [])
+    assert cautions(folder, plans(HU)) == []
+
+
+def test_before_preprocessing_the_raw_dataset_says_how_many(folder, nnunet_env):
+    (folder / "dataset.json").unlink()
+    assert cautions(folder, plans(HU)) == []
+    raw = nnunet_env["nnUNet_raw"] / DATASET
+    raw.mkdir()
+    files.write_json(raw / "dataset.json", {"numTraining": 3})
+    assert len(cautions(folder, plans(HU))) == 1
+
+
+SCALED = {"mean": 0.4, "std": 0.1, "min": 0.0, "max": 1.0, "percentile_00_5": 0.1, "percentile_99_5": 0.9}
+SCORES = {"mean": 0.0, "std": 1.0, "min": -2.0, "max": 4.0, "percentile_00_5": -1.9, "percentile_99_5": 3.0}
+GREY = {"mean": 120.0, "std": 30.0, "min": 0.0, "max": 255.0, "percentile_00_5": 40.0, "percentile_99_5": 240.0}
+
+
+@pytest.mark.parametrize("values", [SCALED, SCORES, GREY])
+def test_a_ct_without_hounsfield_units(folder, values):
+    ((says, remedy),) = cautions(folder, plans(values))
+    assert f"channel 0 calls itself CT, but its labelled voxels are from {values['min']:g}" in says
+    assert remedy.startswith(f"nnUNetv2_plan_and_preprocess -d {DATASET}")
+    assert cautions(folder, plans(values, "ZScoreNormalization")) == []
+
+
+def test_plans_without_the_extremes_pass(folder):
+    assert cautions(folder, plans({"mean": 90.0, "std": 140.0})) == []
