@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def ready(nnunet_env, monkeypatch, tmp_path):
     """A function that gives an initialised trainer on a dataset whose foreground has this mean."""
     monkeypatch.setenv(origin.VARIABLE, str(pretrained(tmp_path / "ssl")))
-    monkeypatch.setattr(finetune, "DECODER", "light")
+    monkeypatch.setattr(finetune.plans, "DECODER", "light")
 
     def make(mean: float, name: str = "SwinSSLTrainer", channels: int = 1, dataset_json: dict | None = None):
         plans = made_plans(schemes=("CTNormalization",) * channels)

@@ -136,6 +136,7 @@ def _replan(saved: Mapping, file: str) -> str:
     checkpoint = plans.get(INFO, {}).get("checkpoint_path")
     start = f"-c {checkpoint}" if checkpoint else f"-a PRESET_OF_{file.rsplit('/', 1)[-1]}"
     entries = [entry.get("architecture", {}) for entry in plans.get("configurations", {}).values()]
-    decoders = {str(entry["arch_kwargs"]["decoder"]) for entry in entries if "decoder" in entry.get("arch_kwargs", {})}
+    named = [entry["arch_kwargs"]["decoder"] for entry in entries if "decoder" in entry.get("arch_kwargs", {})]
+    decoders = {options["name"] if isinstance(options, dict) else options for options in named}
     decoder = f" --decoder {decoders.pop()}" if len(decoders) == 1 else ""
     return f"nnssl_plan -d DATASET {start}{decoder} --name NAME"
