@@ -282,7 +282,7 @@ def _plan_parser() -> argparse.ArgumentParser:
     add("-p", dest="base", metavar="PLANS",
         help="take spacing, patch and batch size from these plans, such as nnUNetPlans")  # fmt: skip
     add("--name", default="nnUNetSwinPlans", help="name of the new plans; default: %(default)s")
-    add("--decoder", default="swinunetr", help="swinunetr (default), light or nnunet")
+    add("--decoder", help="swinunetr, light or nnunet; default: the one that was pretrained, or swinunetr")
     add("--patch", nargs="+", type=int, metavar="N", help="patch size Z Y X, or Y X for 2d")
     add("--batch-size", type=int, metavar="B")
     add("--epochs", type=int, metavar="N")

@@ -10,12 +10,12 @@ import contextlib
 import io
 import os
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from nnssl import files
 from nnssl.encoder.presets import preset
-from nnssl.network.decoders import DECODERS
+from nnssl.network.decoders import full_options
 from nnssl.network.planned import BASE, INFO, NAME, PLANNED, RECIPE, Recipe, architecture, is_ours
 from nnssl.plans.cautions import cautions, fold_to_train
 from nnssl.types import PREPROCESSED, RAW, Shape, Spacing
@@ -34,7 +34,7 @@ class Request:
     spacing: str | Spacing = DATASET  # or PRETRAINING, or mm (z y x as read)
     checkpoint: Path | None = None  # None: the variable nnssl_checkpoint, or the only one there is
     preset: str | None = None  # in the place of a checkpoint, for SwinScratchTrainer
-    decoder: str = "swinunetr"
+    decoder: str | None = None  # None: that of the checkpoint where it has one, or swinunetr
     patch: Shape | None = None  # voxels; for the configurations of as many axes
     batch_size: int | None = None
     recipe: dict = field(default_factory=dict)  # fields of `Recipe`; None counts as left out
@@ -53,6 +53,7 @@ def derive(request: Request) -> Path:
     path = files.inside(folder, f"{request.name}.json")
     base = _base_plans(folder, request) if request.base else None
     start = Start(preset(request.preset)) if request.preset else Start.of(request.checkpoint)
+    request = replace(request, decoder=request.decoder or start.decoder)
     _refuse_to_overwrite(path)
     plans = base or _planned(request, folder, start)
     plans["plans_name"] = request.name
@@ -94,7 +95,7 @@ def describe(path: Path, request: Request) -> str:
     fits = plans[PLANNED]["checkpoint_fits"] if info else list(plans["configurations"])
     trainer = "SwinSSLTrainer" if info and fits else "SwinScratchTrainer"
     recipe = ", ".join(f"{key} {value}" for key, value in plans[RECIPE].items() if value is not None)
-    lines = [f"{path}\n  {start}\n  decoder {request.decoder}; {recipe}"]
+    lines = [f"{path}\n  {start}\n  decoder {_decoder_of(plans)}; {recipe}"]
     missing = []
     for name, configuration in plans["configurations"].items():
         if "architecture" not in configuration:
@@ -116,6 +117,13 @@ def describe(path: Path, request: Request) -> str:
     return "\n".join(lines)
 
 
+def _decoder_of(plans: dict) -> str:
+    """The decoder of the configurations, and whether its weights are pretrained."""
+    options = next(c["architecture"]["arch_kwargs"]["decoder"] for c in plans["configurations"].values() if is_ours(c))
+    pretrained = plans.get(INFO, {}).get("decoder") == options
+    return options["name"] + (" (pretrained)" if pretrained else "")
+
+
 def _strides(configuration: dict) -> str:
     steps = configuration["architecture"]["arch_kwargs"]["encoder"]["steps"]
     return f", steps {' '.join('x'.join(map(str, step)) for step in steps)} (as read)" if steps else ""
@@ -126,8 +134,8 @@ def _by(numbers: list) -> str:
 
 
 def _check(request: Request) -> None:
-    if request.decoder not in DECODERS:
-        raise ValueError(f"unknown decoder {request.decoder!r}; known: {', '.join(DECODERS)}")
+    if request.decoder:
+        full_options(request.decoder)
     if request.preset and request.checkpoint:
         raise ValueError("a checkpoint says which encoder it holds: give -c or -a, not both")
     if "__" in request.name or not request.name.replace("_", "").replace("-", "").isalnum():

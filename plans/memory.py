@@ -15,8 +15,7 @@ import torch
 
 from nnssl.encoder.swin import STEPS, SwinConfig
 from nnssl.encoder.windows import window_and_shift
-from nnssl.network.decoders import OUTPUTS
-from nnssl.network.planned import OPTIONS
+from nnssl.network.decoders import OUTPUTS, full_options
 from nnssl.network.swin_unetr import SwinUNETR
 from nnssl.types import Shape
 
@@ -114,5 +113,5 @@ def parameters(config: SwinConfig, decoder: str) -> int:
     """Of the network, built without memory; steps by axis and numbers of channels hardly matter."""
     with torch.device("meta"):
         encoder = replace(config, steps=()).to_dict()
-        network = SwinUNETR(1, 2, True, encoder=encoder, decoder=OPTIONS.get(decoder, decoder))
+        network = SwinUNETR(1, 2, True, encoder=encoder, decoder=full_options(decoder))
     return sum(p.numel() for p in network.parameters())

@@ -20,7 +20,7 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnssl import checkpoint, files
 from nnssl.encoder.swin import SwinConfig
 from nnssl.network import origin
-from nnssl.network.planned import BASE, INFO, NAME, RECIPE, Recipe, architecture, axes_of, encoder_for, turned
+from nnssl.network.planned import BASE, DECODER, INFO, NAME, RECIPE, Recipe, architecture, axes_of, encoder_for, turned
 from nnssl.plans import memory
 from nnssl.plans.patch import plan_batch, plan_patch
 from nnssl.types import HUPolicy, Shape
@@ -38,6 +38,11 @@ class Start:
     encoder: SwinConfig
     hu: HUPolicy | None = None
     info: dict | None = None
+
+    @property
+    def decoder(self) -> str:
+        """The decoder that was pretrained with the encoder, or the default one."""
+        return ((self.info or {}).get("decoder") or {"name": DECODER})["name"]
 
     @classmethod
     def of(cls, named: Path | None = None) -> Start:
@@ -63,7 +68,7 @@ class SwinPlanner(ExperimentPlanner):
         overwrite_target_spacing: list[float] | tuple[float, ...] | None = None,
         suppress_transpose: bool = False,
         start: Start | None = None,
-        decoder: str = "swinunetr",
+        decoder: str | None = None,
         patch: Shape | None = None,
     ):
         super().__init__(
@@ -74,7 +79,8 @@ class SwinPlanner(ExperimentPlanner):
             overwrite_target_spacing,
             suppress_transpose,
         )
-        self.start, self.decoder, self.patch = start or Start.of(), decoder, patch
+        self.start, self.patch = start or Start.of(), patch
+        self.decoder = decoder or self.start.decoder
 
     @staticmethod
     def static_estimate_VRAM_usage(*args, **kwargs) -> float:  # noqa: N802 nnU-Net's name

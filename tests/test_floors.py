@@ -14,7 +14,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 FLOORS = (
     {"types", "files", "dist", "memory", "conflict", "hook", "commands"},
     {"data", "views", "encoder", "modules"},
-    {"methods", "checkpoint", "network"},
+    {"network"},
+    {"methods", "checkpoint"},
     {"train", "finetune", "foreign", "plans"},
     {"demo", "bench", "study", "trainers", "doctor"},
     {"cli"},

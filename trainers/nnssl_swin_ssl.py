@@ -83,7 +83,8 @@ class SwinSSLTrainer(DefaultNetworkTrainer):
     def on_train_start(self):
         super().on_train_start()
         network = finetune.bare(self.network)
-        if self.starts_anew and finetune.needs_moments(network):
+        info = self.plans_manager.plans.get(INFO, {})
+        if self.starts_anew and finetune.needs_moments(network, info):
             batches = range(-(-finetune.PATCHES // self.batch_size))
             finetune.measure(network, (next(self.dataloader_train)["data"].to(self.device) for _ in batches))
 

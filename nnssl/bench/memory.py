@@ -30,8 +30,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from nnssl.encoder.presets import preset
 from nnssl.encoder.swin import SwinConfig
 from nnssl.finetune import deep_supervision_weights
-from nnssl.network.decoders import DECODERS
-from nnssl.network.planned import OPTIONS
+from nnssl.network.decoders import DECODERS, full_options
 from nnssl.network.swin_unetr import SwinUNETR, output_sizes
 from nnssl.plans import memory
 from nnssl.types import Shape
@@ -120,7 +119,7 @@ class Autocast(TorchFunctionMode):
 
 def build(case: Case, device: str) -> tuple[nn.Module, list[Tensor]]:
     """The network, and of each of its parameters AdamW's two moments and the average."""
-    encoder, decoder = case.config.to_dict(), OPTIONS.get(case.decoder, case.decoder)
+    encoder, decoder = case.config.to_dict(), full_options(case.decoder)
     with torch.device(device):
         network = SwinUNETR(case.config.in_channels, case.classes, True, encoder=encoder, decoder=decoder)
     return network, [torch.zeros_like(p) for p in network.parameters() for _ in range(3)]

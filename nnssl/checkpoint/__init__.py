@@ -17,7 +17,7 @@ from nnssl.checkpoint.describe import describe, describe_hu
 from nnssl.checkpoint.file import Checkpoint, load, pack, read, write
 from nnssl.checkpoint.header import FORMAT_VERSION, KEYS, PREFIX
 from nnssl.checkpoint.plain import CheckpointError, read_plain, why_no_weights
-from nnssl.checkpoint.transfer import Transfer, TransferError, differences, transfer
+from nnssl.checkpoint.transfer import Transfer, TransferError, differences, transfer, transfer_decoder
 
 __all__ = [
     "FORMAT_VERSION",
@@ -35,6 +35,7 @@ __all__ = [
     "read",
     "read_plain",
     "transfer",
+    "transfer_decoder",
     "why_no_weights",
     "write",
 ]

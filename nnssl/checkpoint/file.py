@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nnssl import files
-from nnssl.checkpoint.header import FORMAT_VERSION, PREFIX, problem
+from nnssl.checkpoint.header import DECODER, FORMAT_VERSION, PREFIX, problem, without_heads
 from nnssl.checkpoint.plain import CheckpointError, read_plain
 from nnssl.encoder.swin import Swin, SwinConfig
 from nnssl.types import NETWORK_CLASS, HUPolicy, Shape, Spacing
@@ -46,17 +46,30 @@ class Checkpoint:
         return tuple(self.header["plan"]["spacing"]) if self.header["plan"]["spacing"] else None
 
     @property
+    def decoder(self) -> dict | None:
+        """Name and options of the fine-tuning decoder that was pretrained as well, if any."""
+        return self.header.get("decoder")
+
+    def part(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors whose names begin with `prefix`, without it."""
+        return {name.removeprefix(prefix): w for name, w in self.weights.items() if name.startswith(prefix)}
+
+    @property
     def crop(self) -> Shape:
         return tuple(self.header["crop"])
 
 
-def pack(encoder: Swin, header: dict, citations: list[str]) -> dict:
+def pack(encoder: Swin, header: dict, citations: list[str], decoder: nn.Module | None = None) -> dict:
     """The content of a checkpoint file.
 
-    header: needs the keys method, plan (with hu and spacing) and crop.
+    header:  needs the keys method, plan (with hu and spacing) and crop; decoder where there is one.
+    decoder: of the fine-tuning network, where it was pretrained too; its heads are left out.
     Raises CheckpointError for weights that are not finite and a header that `load` would refuse.
     """
-    weights = {PREFIX + name: tensor.detach().cpu().clone() for name, tensor in encoder.state_dict().items()}
+    state = {PREFIX + name: tensor for name, tensor in encoder.state_dict().items()}
+    if decoder is not None:
+        state |= {DECODER + name: tensor for name, tensor in without_heads(decoder.state_dict()).items()}
+    weights = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
     broken = [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]
     if broken:
         raise CheckpointError(

@@ -28,8 +28,10 @@ INFORMS = {  # where it is there
     "probe": dict,
     "foreign": dict,
     "start": dict,
+    "decoder": dict,
 }
-PREFIX = "encoder."
+PREFIX, DECODER = "encoder.", "decoder."
+HEADS = "heads.seg_layers."  # of a decoder; they belong to one task
 STEM = f"{PREFIX}patch_embed.proj.weight"
 TABLE = f"{PREFIX}layers1.0.blocks.0.attn.relative_position_bias_table"
 HIDDEN = f"{PREFIX}layers1.0.blocks.0.mlp.linear1.weight"
@@ -54,7 +56,8 @@ def problem(content: object) -> str | None:
         return f"has a header without some of {sorted(HEADER)}"
     if not isinstance(weights, dict) or not all(isinstance(w, Tensor) for w in weights.values()):
         return "holds network_weights that are not tensors by name"
-    if stray := [str(name) for name in weights if not str(name).startswith(PREFIX)]:
+    allowed = (PREFIX, DECODER) if "decoder" in header else (PREFIX,)
+    if stray := [str(name) for name in weights if not str(name).startswith(allowed)]:
         return f"holds weights that are not the encoder's: {stray[:5]}"
     try:
         _check_header(header, content["citations"])
@@ -74,6 +77,8 @@ def _check_header(header: Mapping, citations: object) -> None:
         value = header.get(name, kind())
         _demand(isinstance(value, kind), f"{name} is a {kind.__name__}", value)
     _check_encoder(header["encoder"])
+    if "decoder" in header:  # its tensors are compared with the network's when they are loaded
+        _demand(_is_text(header["decoder"].get("name")), "decoder has a name", header["decoder"])
     dims = header["encoder"].get("spatial_dims", SwinConfig.spatial_dims)
     crop, plan = header["crop"], header["plan"]
     whole = isinstance(crop, list) and len(crop) == dims and all(map(_is_whole, crop))
@@ -130,7 +135,7 @@ def _check_fit(config: SwinConfig, weights: Mapping[str, Tensor]) -> None:
         _demand(got == shape, f"the encoder has {name} {shape}", got)
     _demand(sum(config.depths) <= len(weights), "a block has tensors", config.depths)
     wanted = _shapes(config)
-    given = {name: tuple(tensor.shape) for name, tensor in weights.items() if name != MASK}
+    given = {name: tuple(w.shape) for name, w in weights.items() if name != MASK and not name.startswith(DECODER)}
     other = sorted({*wanted.items()} ^ {*given.items()})
     rule = f"the tensors are those of the encoder {config.to_dict()}"
     _demand(not other, rule, [name for name, _ in other[:3]])
@@ -140,6 +145,11 @@ def _check_fit(config: SwinConfig, weights: Mapping[str, Tensor]) -> None:
 def _shapes(config: SwinConfig) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
         return {PREFIX + name: tuple(p.shape) for name, p in Swin(config).named_parameters()}
+
+
+def without_heads(decoder: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A decoder's tensors by name, those of its heads left out."""
+    return {name: tensor for name, tensor in decoder.items() if not name.startswith(HEADS)}
 
 
 def _demand(holds: bool, rule: str, got: object) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nnssl.checkpoint.file import Checkpoint
-from nnssl.checkpoint.header import PREFIX
+from nnssl.checkpoint.header import DECODER, PREFIX, without_heads
 from nnssl.encoder.adapt import STEM, adapt
 from nnssl.encoder.swin import Swin
 
@@ -37,7 +37,7 @@ def transfer(checkpoint: Checkpoint, encoder: Swin, labels: int = 0) -> Transfer
     their weights start at zero, so that at first the encoder sees what it saw there. Where `encoder` leaves an axis
     as it is that the checkpoint's halves, patch embedding and merges are adapted (`nnssl.encoder.adapt`).
     """
-    given = {name.removeprefix(PREFIX): tensor for name, tensor in checkpoint.weights.items()}
+    given = checkpoint.part(PREFIX)
     wanted = dict(encoder.named_parameters())
     given, explained = adapt(given, checkpoint.encoder_config, encoder.config)
     for name, reason in PRETRAINING_ONLY.items():
@@ -51,6 +51,25 @@ def transfer(checkpoint: Checkpoint, encoder: Swin, labels: int = 0) -> Transfer
     with torch.no_grad():
         for name, parameter in wanted.items():
             parameter.copy_(given[name])
+    return Transfer(matched=len(wanted), total=len(wanted), explained=explained)
+
+
+def transfer_decoder(checkpoint: Checkpoint, decoder: nn.Module, images: int, labels: int = 0) -> Transfer:
+    """Load every tensor of the decoder but its heads' from `checkpoint`, in place, or raise TransferError.
+
+    images, labels: channels of the image and of a cascade's labels, for the layers that read the image;
+                    they are inflated as the encoder's first one.
+    """
+    given, wanted, explained = checkpoint.part(DECODER), without_heads(decoder.state_dict()), {}
+    for name in given.keys() & wanted.keys():
+        here, there = given[name].shape, wanted[name].shape
+        if len(here) > 1 and here[1] == 1 and there == (here[0], images + labels, *here[2:]) and there != here:
+            given[name], done = _inflate(checkpoint, given[name], images, labels)
+            explained[name] = ", ".join(done)
+    _demand_match(checkpoint, given, wanted)
+    with torch.no_grad():
+        for name, tensor in wanted.items():
+            tensor.copy_(given[name])  # shares the decoder's memory
     return Transfer(matched=len(wanted), total=len(wanted), explained=explained)
 
 

@@ -7,11 +7,10 @@ from pathlib import Path
 from nnssl import checkpoint, files
 from nnssl.encoder.presets import preset
 from nnssl.network.origin import Choice, OriginError, check, choose, demand, pretrain_info
-from nnssl.network.planned import INFO, architecture, is_ours, steps_of
+from nnssl.network.planned import DECODER, INFO, architecture, is_ours, steps_of
 from nnssl.network.swin_unetr import SwinUNETR, output_sizes
 from nnssl.types import FINAL
 
-DECODER = "swinunetr"
 PRESET = "smit"  # of a random start without any checkpoint
 
 
@@ -26,12 +25,12 @@ def settle(plans: dict, name: str, random_start: bool) -> None:
         return
     choice = choose(plans.get(INFO, {}))
     if choice is None and random_start:
-        encoder, hu = preset(PRESET), None
+        encoder, hu, decoder = preset(PRESET), None, DECODER
     else:
         loaded = opened(demand(choice))
-        encoder, hu = loaded.encoder_config, loaded.hu
+        encoder, hu, decoder = loaded.encoder_config, loaded.hu, loaded.decoder or DECODER
         plans[INFO] = {**plans.get(INFO, {}), **pretrain_info(choice, loaded)}
-    plans["configurations"][name]["architecture"] = architecture(plans, resolved, encoder, DECODER, hu)
+    plans["configurations"][name]["architecture"] = architecture(plans, resolved, encoder, decoder, hu)
 
 
 def demand_settled(resolved: dict, why_not: Exception | None) -> None:

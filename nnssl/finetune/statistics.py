@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from math import log
 
 import torch
@@ -15,7 +15,10 @@ PATCHES = 32  # whose maps are measured
 FOREGROUND = 0.01  # of the voxels, all classes together: what the heads believe at first
 
 
-def needs_moments(network: SwinUNETR) -> bool:
+def needs_moments(network: SwinUNETR, info: Mapping) -> bool:
+    """Not where the decoder was pretrained with moments of its own; `info`: the plans' `pretrain_info`."""
+    if "decoder_matched" in info:
+        return False
     return any(isinstance(module, DatasetNorm) for module in network.decoder.modules())
 
 

@@ -32,11 +32,34 @@ def load(network: SwinUNETR, plans: dict, labels: int = 0) -> list[str]:
         )
     done = checkpoint.transfer(loaded, network.encoder, labels)
     info.update(sha256=loaded.sha256, matched=done.matched, total=done.total)
+    of_decoder = _load_decoder(loaded, network, info, labels)
     return [
         f"Pretrained weights: {loaded.path} (method {loaded.method}, sha256 {loaded.sha256})",
         f"  named by {info.get('named_by', 'the plans')}",
         f"  {done.matched} of {done.total} encoder tensors matched",
         *(f"  {name}: {reason}" for name, reason in done.explained.items()),
+        *of_decoder,
+    ]
+
+
+def _load_decoder(loaded: checkpoint.Checkpoint, network: SwinUNETR, info: dict, labels: int) -> list[str]:
+    """Load all of the decoder but its heads where it was pretrained as well; lines for the log.
+
+    Raises TransferError, where it is the decoder of these plans and does not fit.
+    """
+    if loaded.decoder is None:
+        return []
+    name, here, there = loaded.decoder["name"], network.encoder.config, loaded.encoder_config
+    if network.decoder_options != loaded.decoder:
+        ours = network.decoder_options["name"]
+        return [f"  the decoder starts at random: it is {ours} here, the checkpoint has one named {name}"]
+    if here.steps != there.steps:
+        return [f"  the decoder starts at random: its steps are {here.steps}, pretrained were {there.steps}"]
+    done = checkpoint.transfer_decoder(loaded, network.decoder, here.in_channels - labels, labels)
+    info["decoder_matched"] = done.matched
+    return [
+        f"  {done.matched} of {done.total} tensors of the decoder {name} matched; its heads start anew",
+        *(f"  decoder.{tensor}: {reason}" for tensor, reason in done.explained.items()),
     ]
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from nnssl.encoder.swin import Swin
 from nnssl.modules.running import discard_all, update_all
+from nnssl.network.reconstruction import Reconstruction
 from nnssl.types import Shape
 from nnssl.views.intensity import STANDARD, Ranges
 from nnssl.views.pairs import two_views
@@ -118,6 +119,11 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def encoder(self) -> Swin:
         """What is exported: the student, or the teacher where the method's authors fine-tune the teacher."""
+
+    @property
+    def reconstruction(self) -> Reconstruction | None:
+        """The fine-tuning network's decoder, where the method trains it: exported beside the encoder."""
+        return None
 
     @abstractmethod
     def views(

@@ -22,13 +22,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from nnssl.encoder.swin import PATCH, Swin
+from nnssl.encoder.swin import Swin
+from nnssl.methods.masked import on_tokens, on_voxels, voxel_decoder
 from nnssl.methods.method import Method, MethodConfig, Step
-from nnssl.modules.decoders import MultiScaleDecoder
 from nnssl.modules.losses import masked_l1
 from nnssl.modules.masked import Block, MaskedConfig
+from nnssl.network.reconstruction import Reconstruction
 from nnssl.views.intensity import apply_window, draw_window
-from nnssl.views.masking import draw_masks, repeat_blocks
+from nnssl.views.masking import draw_masks
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,15 @@ class SimMIM(Method):
         super().__init__()
         self.config = config
         self.student = encoder
-        self.decoder = MultiScaleDecoder(encoder, config.decode_from)
+        self.decoder = voxel_decoder(encoder, config)
 
     @property
     def encoder(self) -> Swin:
         return self.student
+
+    @property
+    def reconstruction(self) -> Reconstruction | None:
+        return self.decoder if isinstance(self.decoder, Reconstruction) else None
 
     def views(
         self, regions: Tensor, generators: Sequence[torch.Generator], within: Tensor | None = None
@@ -72,22 +77,18 @@ class SimMIM(Method):
 
     def loss(self, views: dict[str, Tensor]) -> Step:
         maps, predicted = self._predict(views)
-        total = masked_l1(predicted, views["image"], self._covered(views), self.config.smooth_l1)
+        covered = on_voxels(views["masked"], self.config)
+        total = masked_l1(predicted, views["image"], covered, self.config.smooth_l1)
         return Step({"total": total}, {"embedding": maps[-1].detach().flatten(2).mean(dim=2)})
 
     def show(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
-        image, covered = views["image"], self._covered(views)
+        image, covered = views["image"], on_voxels(views["masked"], self.config)
         _, predicted = self._predict(views)
         hidden = image.masked_fill(covered, math.nan)
         return {"crop": image, "seen": hidden, "predicted": torch.where(covered, predicted[-1].float(), image)}
 
     def _predict(self, views: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """The encoder's maps, and the voxels [B 1 *crop] from each that is decoded."""
-        image = views["image"]
-        tokens = [side // PATCH for side in self.config.mask_block.along(image.ndim - 2)]
-        maps = self.student(image, repeat_blocks(views["masked"], tokens))
-        return maps, self.decoder(maps, image.shape[2:])
-
-    def _covered(self, views: dict[str, Tensor]) -> Tensor:
-        """Hidden blocks as hidden voxels [B 1 *crop]."""
-        return repeat_blocks(views["masked"], self.config.mask_block.along(views["image"].ndim - 2)).unsqueeze(1)
+        image, masked = views["image"], views["masked"]
+        maps = self.student(image, on_tokens(masked, self.config))
+        return maps, self.decoder(maps, image, on_voxels(masked, self.config))

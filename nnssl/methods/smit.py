@@ -30,12 +30,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from nnssl.encoder.swin import PATCH, Swin
+from nnssl.encoder.swin import Swin
+from nnssl.methods.masked import on_tokens, on_voxels, voxel_decoder
 from nnssl.methods.method import Method, MethodConfig, Step
-from nnssl.modules.decoders import MultiScaleDecoder
 from nnssl.modules.distillation import STAGE_OF_STRIDE, Backbone, DistillationConfig, SelfDistillation, hold_unread
 from nnssl.modules.losses import Centre, cross_view, masked_l1, masked_mean, soft_cross_entropy
 from nnssl.modules.masked import MaskedConfig
+from nnssl.network.reconstruction import Reconstruction
 from nnssl.types import Shape
 from nnssl.views.intensity import apply_window, draw_window
 from nnssl.views.masking import draw_masks, keep_at_most, repeat_blocks
@@ -89,8 +90,17 @@ class SMIT(SelfDistillation, Method):
         self.patch_centre = Centre(config.prototypes, config.centre_momentum)
         self.decoder = None
         if config.w_mip > 0:
-            self.decoder = MultiScaleDecoder(encoder, config.decode_from)
+            self.decoder = voxel_decoder(encoder, config)
         hold_unread(encoder, max(4 * (config.w_mip > 0), 3 * (config.w_itd > 0), stage * (config.w_mpd > 0)))
+
+    @property
+    def encoder(self) -> Swin:
+        """The student where a decoder is trained with it: the two belong together."""
+        return super().encoder if self.reconstruction is None else self.student.encoder
+
+    @property
+    def reconstruction(self) -> Reconstruction | None:
+        return self.decoder if isinstance(self.decoder, Reconstruction) else None
 
     @staticmethod
     def region(crop: Shape) -> Shape:
@@ -126,11 +136,12 @@ class SMIT(SelfDistillation, Method):
     def loss(self, views: dict[str, Tensor]) -> Step:
         config = self.config
         image, hidden, asked = (views[name].flatten(0, 1) for name in ("image", "masked", "asked"))
-        student = self.student(image, self._masked(hidden), asked)
+        student = self.student(image, on_tokens(hidden, config), asked)
         losses, watched = {}, {}
         if config.w_mip > 0:
-            predicted = self.decoder(student.maps, image.shape[2:])
-            losses["mip"] = masked_l1(predicted, image, self._covered(hidden), config.smooth_l1)
+            covered = on_voxels(hidden, config)
+            predicted = self.decoder(student.maps, image, covered)
+            losses["mip"] = masked_l1(predicted, image, covered, config.smooth_l1)
         teacher = self.teacher(image, None, asked)
         if config.w_itd > 0:
             target = self.image_centre.sharpen(teacher.image, self.teacher_temperature())
@@ -149,17 +160,10 @@ class SMIT(SelfDistillation, Method):
 
     def show(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
         image, hidden = views["image"].flatten(0, 1), views["masked"].flatten(0, 1)
-        covered = self._covered(hidden)
+        covered = on_voxels(hidden, self.config)
         shown = {"teacher sees": image, "student sees": image.masked_fill(covered, math.nan)}
         if self.decoder is not None:
-            predicted = self.decoder(self.student.encoder(image, self._masked(hidden)), image.shape[2:])
+            maps = self.student.encoder(image, on_tokens(hidden, self.config))
+            predicted = self.decoder(maps, image, covered)
             shown["predicted"] = torch.where(covered, predicted[-1].float(), image)
         return shown
-
-    def _masked(self, hidden: Tensor) -> Tensor:
-        """Hidden blocks [2B *blocks] on the encoder's token grid."""
-        return repeat_blocks(hidden, [side // PATCH for side in self.config.mask_block.along(hidden.ndim - 1)])
-
-    def _covered(self, hidden: Tensor) -> Tensor:
-        """Hidden blocks [2B *blocks] as hidden voxels [2B 1 *crop]."""
-        return repeat_blocks(hidden, self.config.mask_block.along(hidden.ndim - 1)).unsqueeze(1)

@@ -43,8 +43,12 @@ class MultiScaleDecoder(nn.Module):
             for channels, stride in zip(encoder.channels[self.first :], encoder.strides[self.first :], strict=True)
         )
 
-    def forward(self, maps: list[Tensor], size: Shape) -> list[Tensor]:
-        """The encoder's five maps -> a prediction [B 1 *size] from each that is decoded, the finest first."""
+    def forward(self, maps: list[Tensor], image: Tensor, hidden: Tensor) -> list[Tensor]:
+        """The encoder's five maps -> a prediction [B 1 *size] from each that is decoded, the finest first.
+
+        Of the image [B 1 *size] only the size is used, and nothing of `hidden`.
+        """
+        size = tuple(image.shape[2:])
         return [decoder(tokens, size) for decoder, tokens in zip(self.decoders, maps[self.first :], strict=True)]
 
 

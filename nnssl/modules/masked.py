@@ -39,7 +39,9 @@ class MaskedConfig:
     mask_ratio: float = 0.6  # of the blocks that may be hidden
     mask_block: Block = SIXTEEN  # voxels (Jiang 2022, at 2 mm); nnssl_pretrain takes some 32 mm along each axis
     mask_air: bool = False  # hide blocks of one constant as well, as the papers do; ours: air says nothing
-    decode_from: int = 8  # maps of this stride and above predict voxels, each by itself; the papers: 32, T5 alone
+    decoder: str = "linear"  # what predicts voxels: one linear layer per map, as the papers; or a decoder
+    # of the fine-tuning network (light, swinunetr, nnunet), which is then pretrained as well
+    decode_from: int = 8  # with linear, maps of this stride and above predict, each alone; the papers: 32
     smooth_l1: float = 0.15  # errors below count by their square, in units of the input; 0: L1, as the papers
     window_jitter: float = 0.5  # chance of a narrower HU window; not in the papers
 

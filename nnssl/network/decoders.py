@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nnssl.encoder.swin import STEPS, Swin
 from nnssl.network.layers import DatasetNorm, Heads, Pointwise, conv, cut, groups_of, pointwise, upsampling
 from nnssl.network.nnunet_decoder import NNUNetDecoder
 from nnssl.network.normalise import norm_act
@@ -202,3 +203,32 @@ class LightDecoder(nn.Module):
 
 
 DECODERS = {"swinunetr": SwinUNETRDecoder, "light": LightDecoder, "nnunet": NNUNetDecoder}
+# What a new plan or pretraining means by a decoder's name; older plans name the decoder alone.
+OPTIONS = {"light": {"name": "light", "norm": "dataset"}}
+
+
+def full_options(decoder: str | dict) -> dict:
+    """{"name": ..., ...its options} of what a new plan or pretraining names.
+
+    Raises ValueError for an unknown decoder.
+    """
+    options = OPTIONS.get(decoder, {"name": decoder}) if isinstance(decoder, str) else dict(decoder)
+    if options.get("name") not in DECODERS:
+        raise ValueError(f"unknown decoder {options.get('name')!r}; known: {', '.join(DECODERS)}")
+    return options
+
+
+def make_decoder(decoder: str | dict, encoder: Swin, classes: int, deep_supervision: bool) -> nn.Module:
+    """The decoder on top of `encoder`; a name alone means its defaults, as in older plans.
+
+    Raises ValueError for an unknown decoder or option.
+    """
+    options = {"name": decoder} if isinstance(decoder, str) else dict(decoder)
+    name = full_options({"name": "light", **options})["name"]
+    options.pop("name", None)
+    config = encoder.config
+    try:
+        steps = tuple(config.step(number) for number in range(STEPS))
+        return DECODERS[name](steps, config.in_channels, encoder.channels, classes, deep_supervision, **options)
+    except TypeError as error:
+        raise ValueError(f"decoder {name!r} does not take these options: {options} ({error})") from error

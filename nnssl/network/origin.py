@@ -121,6 +121,7 @@ def pretrain_info(choice: Choice, loaded: Any) -> dict:
         "method": loaded.method,
         "spacing": loaded.spacing and list(loaded.spacing),
         "hu": loaded.hu and loaded.hu.to_dict(),
+        "decoder": loaded.decoder,
         **{key: adaptation[key] for key in ("key_to_encoder", "key_to_stem", "keys_to_in_proj", "key_to_lpe")},
         "pt_num_in_channels": adaptation["pretrain_num_input_channels"],
         "pt_used_patchsize": list(loaded.crop),

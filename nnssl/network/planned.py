@@ -13,12 +13,13 @@ from dataclasses import asdict, dataclass, fields, replace
 from math import ceil
 
 from nnssl.encoder.config import OWN, SwinConfig
+from nnssl.network.decoders import full_options
 from nnssl.network.strides import steps_for
 from nnssl.types import NETWORK_CLASS, HUPolicy, Shape
 
 INFO, RECIPE, PLANNED = "pretrain_info", "nnssl_recipe", "nnssl_plan"
+DECODER = "swinunetr"  # where none is named and none was pretrained
 NAME, BASE = "nnUNetSwinPlans", "nnUNetPlans"  # of our plans, and of nnU-Net's own
-OPTIONS = {"light": {"name": "light", "norm": "dataset"}}  # of decoders in new plans; older ones name the decoder alone
 LONG = 5000  # iterations, from which on a training is regularised by stochastic depth
 PRETRAINED_LR = 0.3  # with it the published rates, about 1e-4, are met at a decoder's 5e-4; nnU-Net's own: 0.1 to 0.33
 
@@ -129,8 +130,14 @@ def architecture(plans: dict, resolved: dict, encoder: SwinConfig, decoder: str 
     encoder = replace(encoder_for(plans, resolved, encoder), drop_path=0.0)  # that is a matter of the recipe
     properties = plans.get("foreground_intensity_properties_per_channel", {})
     intensity = intensity_map(resolved["normalization_schemes"], properties, hu)
-    decoder = OPTIONS.get(decoder, decoder) if isinstance(decoder, str) else decoder
-    arguments = {"encoder": encoder.to_dict(), "decoder": decoder, "intensity": intensity, "image_skip": "raw"}
+    decoder = full_options(decoder)
+    pretrained = plans.get(INFO, {}).get("decoder") == decoder  # then its skip sees what it saw there
+    arguments = {
+        "encoder": encoder.to_dict(),
+        "decoder": decoder,
+        "intensity": intensity,
+        "image_skip": "mapped" if pretrained else "raw",
+    }
     axes = axes_of(plans, encoder.spatial_dims)
     if axes != sorted(axes):
         arguments["axes"] = axes

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from nnssl.encoder.presets import preset
-from nnssl.encoder.swin import PATCH, STEPS, Swin, SwinConfig
-from nnssl.network.decoders import DECODERS, OUTPUTS
+from nnssl.encoder.swin import PATCH, Swin, SwinConfig
+from nnssl.network.decoders import OUTPUTS, make_decoder
 from nnssl.types import Shape
 
 
@@ -69,7 +69,8 @@ class SwinUNETR(nn.Module):
         if image_skip not in SKIPS:
             raise ValueError(f"image_skip must be one of {', '.join(SKIPS)}, got {image_skip!r}")
         self.raw_skip = image_skip == "raw"
-        self.decoder = _decoder(decoder, self.encoder, num_classes, deep_supervision)
+        self.decoder_options = {"name": decoder} if isinstance(decoder, str) else dict(decoder)
+        self.decoder = make_decoder(decoder, self.encoder, num_classes, deep_supervision)
 
     def encode(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
         """[B C *spatial] to what the decoder gets: its own view of the image, and the encoder's five maps."""
@@ -155,16 +156,3 @@ def _by_channel(name: str, entries: list | None, channels: int, default) -> list
     if len(entries) > channels:
         raise ValueError(f"intensity {name} takes one entry a channel, {channels} in all, got {entries}")
     return entries + [default] * (channels - len(entries))
-
-
-def _decoder(decoder: str | dict, encoder: Swin, classes: int, deep_supervision: bool) -> nn.Module:
-    options = {"name": decoder} if isinstance(decoder, str) else dict(decoder)
-    name = options.pop("name", "light")
-    if name not in DECODERS:
-        raise ValueError(f"unknown decoder {name!r}; known: {', '.join(DECODERS)}")
-    config = encoder.config
-    try:
-        steps = tuple(config.step(number) for number in range(STEPS))
-        return DECODERS[name](steps, config.in_channels, encoder.channels, classes, deep_supervision, **options)
-    except TypeError as error:
-        raise ValueError(f"decoder {name!r} does not take these options: {options} ({error})") from error

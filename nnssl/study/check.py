@@ -58,7 +58,7 @@ def _check_start(study: Study, arm: Arm, parsers: Parsers) -> None:
 def _check_recipe(recipe: Mapping, parsers: Parsers) -> None:
     command = ["nnssl_plan", "-d", "1", *preparation.recipe_flags(recipe)]
     asked = vars(_parsed(command, parsers))
-    if (decoder := asked["decoder"]) not in DECODERS:
+    if (decoder := asked["decoder"]) and decoder not in DECODERS:
         raise ValueError(f"unknown decoder {decoder!r}; known: {', '.join(DECODERS)}")
     given = {name: asked[name] for name in Recipe.__dataclass_fields__ if name in asked}
     Recipe(**{name: value for name, value in given.items() if value is not None})

@@ -207,7 +207,11 @@ class Run:
         header = {**self.header, "step": self.step, "metrics": metrics}
         if self.probed:
             header["probe"] = self.probed
-        return checkpoint.pack(self.method.encoder, header, [self.method.citation])
+        voxels = self.method.reconstruction
+        if voxels is not None:
+            header["decoder"] = voxels.options
+        decoder = None if voxels is None else voxels.decoder
+        return checkpoint.pack(self.method.encoder, header, [self.method.citation], decoder)
 
 
 def _demand_same_run(saved: dict, now: dict, folder: Path) -> None:
