@@ -14,6 +14,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from nnssl import signals
+
 KILLED = "the worker was killed, most likely for memory; fewer workers (-np) leave more memory for each"
 
 HEAVY = [
@@ -138,7 +140,7 @@ def _nothing() -> None:
 
 def _start_worker() -> None:
     """One thread a worker, deaf to Ctrl-C (the parent ends us), and gone when the parent is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signals.unmoved([signal.SIGINT])
     threading.Thread(target=_leave_with_parent, daemon=True).start()
 
 

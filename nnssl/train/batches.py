@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-import signal
 from collections.abc import Iterator
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from nnssl import dist
+from nnssl import dist, signals
 
 
 def mixed_seed(*parts: object) -> int:
@@ -75,6 +74,5 @@ def default_workers(device: torch.device) -> int:
 
 def _quiet_worker(_: int) -> None:
     # A cluster signals every process of a job; the loop decides when reading stops, not the reader.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signals.unmoved()
     torch.set_num_threads(1)

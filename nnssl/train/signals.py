@@ -1,28 +1,25 @@
-"""Being stopped: a cluster's notice and Ctrl-C, heard between steps."""
+"""Being stopped: a cluster's notice, Ctrl-C or a lost terminal, heard between steps."""
 
 from __future__ import annotations
 
-import signal
+from contextlib import ExitStack
 
 import torch
 
-from nnssl import dist
+from nnssl import dist, signals
 
 
 class Signals:
-    """SIGTERM (a cluster's notice) and SIGINT (Ctrl-C) become a question that the loop asks after each step."""
+    """What asks a program to stop (signals.STOPS) becomes a question that the loop asks after each step."""
 
     def __enter__(self) -> Signals:
         self.received = False
-        try:
-            self.before = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
-        except ValueError:  # not in the main thread, where Python allows no handlers
-            self.before = {}
+        self.stack = ExitStack()
+        self.stack.enter_context(signals.handled(self._note))
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
+        self.stack.close()
 
     def asked(self) -> bool:
         """True on every process once any process was signalled."""
