@@ -12,7 +12,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 FLOORS = (
-    {"types", "files", "dist", "memory", "conflict", "hook", "commands", "signals"},
+    {"types", "files", "dist", "memory", "conflict", "hook", "commands", "signals", "limits"},
     {"data", "views", "encoder", "modules"},
     {"methods", "checkpoint", "network"},
     {"train", "finetune", "foreign", "plans"},

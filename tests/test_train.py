@@ -16,7 +16,7 @@ from torch.utils.data import default_collate
 
 from nnssl import checkpoint, dist
 from nnssl.methods.method import MethodConfig, Step
-from nnssl.train import batches, capacity, loop, pretrain
+from nnssl.train import batches, before, capacity, loop, pretrain
 from nnssl.train.log import LOG, Log
 from nnssl.train.loop import Interrupted, train
 from nnssl.train.monitors import PATIENCE, Monitors
@@ -201,10 +201,10 @@ def test_a_run_is_never_overwritten(tmp_path, there, resume, message):
     for name in there:
         (tmp_path / name).touch()
     if message is None:
-        pretrain._demand_free(tmp_path, resume)
+        before.demand_free(tmp_path, resume)
     else:
         with pytest.raises(ValueError, match=message):
-            pretrain._demand_free(tmp_path, resume)
+            before.demand_free(tmp_path, resume)
 
 
 # -- accumulation and the order of samples ---------------------------------------------------------------------------

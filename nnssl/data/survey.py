@@ -9,6 +9,7 @@ import base64
 import csv
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from nnssl.data.dicom import series_in
 from nnssl.data.refusals import RefusedError, check_hu, check_values
 from nnssl.data.scans import ALL_SERIES, LOOKED_FOR, Found, check_stored, read_scan
 from nnssl.data.workers import Failed, each
-from nnssl.files import atomic, fingerprint, read_json, write_json
+from nnssl.files import NoRoomError, atomic, fingerprint, read_json, write_json
 from nnssl.types import BODY_HU, Shape, Spacing
 
 HISTOGRAM = (int(BODY_HU), 3000)  # HU of the first and the last bin of the body histogram
@@ -69,9 +70,13 @@ def survey(
         [(scan, signatures[scan]) for scan in sorted(signatures) if not _known(scan, signatures[scan], folder)]
     )
     # Failures are not kept: with more memory, or fewer workers, the next run may do better.
-    for (scan, _), result in each(partial(_look_and_keep, folder=folder, in_hu=in_hu), todo, num_processes, "survey"):
-        if isinstance(result, Failed):
-            failed[scan] = result.reason
+    work = partial(_look_and_keep, folder=folder, in_hu=in_hu)
+    with closing(each(work, todo, num_processes, "survey")) as results:
+        for (scan, _), result in results:
+            if isinstance(result, Failed):
+                if result.no_room:
+                    raise NoRoomError(result.reason)
+                failed[scan] = result.reason
     lines = [_known(scan, signature, folder) for scan, signature in signatures.items() if scan not in failed]
     lines += [Surveyed(scan.path, scan.series, False, reason) for scan, reason in failed.items()]
     lines.sort(key=lambda line: line.found)
@@ -96,11 +101,13 @@ def _signatures(
             except OSError as error:
                 failed[scan] = f"cannot be read: {error.strerror}"
     dicom = share([scan for scan in scans if scan.series == ALL_SERIES])
-    for scan, uids in each(partial(_series_signatures, folder=folder), dicom, num_processes, "DICOM headers"):
-        if isinstance(uids, Failed):
-            failed[scan] = uids.reason
-        else:
-            signatures |= {Found(scan.path, uid): [*rules, *signature] for uid, signature in uids.items()}
+    work = partial(_series_signatures, folder=folder)
+    with closing(each(work, dicom, num_processes, "DICOM headers")) as results:
+        for scan, uids in results:
+            if isinstance(uids, Failed):
+                failed[scan] = uids.reason
+            else:
+                signatures |= {Found(scan.path, uid): [*rules, *signature] for uid, signature in uids.items()}
     return signatures, failed
 
 
@@ -149,6 +156,17 @@ def body_histograms(lines: Sequence[Surveyed], folder: Path | str) -> Iterator[n
 
 def _place(scan: Found, folder: Path) -> Path:
     return folder / "survey" / f"{fingerprint([scan.path, scan.series])}.json"
+
+
+def adopt(before: Found, now: Found, folder: Path | str) -> None:
+    """Let the answer for a scan be that for the same scan at its new path, if nothing else changed."""
+    folder = Path(folder)
+    try:
+        kept = read_json(_place(before, folder))
+    except (FileNotFoundError, ValueError):
+        return
+    if not _place(now, folder).exists():
+        write_json(_place(now, folder), {**kept, "line": {**kept["line"], "path": now.path, "series": now.series}})
 
 
 def _known(scan: Found, signature: list, folder: Path) -> Surveyed | None:

@@ -2,24 +2,46 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 import torch
 
 from nnssl import dist, signals
+
+GRACE = 10  # seconds; torchrun kills after 30
+ALARM = (signal.SIGALRM,) if hasattr(signal, "SIGALRM") else ()
 
 
 class Signals:
     """What asks a program to stop (signals.STOPS) becomes a question that the loop asks after each step."""
 
     def __enter__(self) -> Signals:
-        self.received = False
+        self.received = self.waits = False
         self.stack = ExitStack()
         self.stack.enter_context(signals.handled(self._note))
         return self
 
     def __exit__(self, *_: object) -> None:
         self.stack.close()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Within, a signal raises Interrupted: what is waited for may never come.
+
+        With several processes only after GRACE seconds, as the others may be in a step already.
+        """
+        with signals.handled(self._give_up, ALARM) if dist.active() else ExitStack():
+            self.waits = True
+            try:
+                if self.received:
+                    self._stop_waiting()
+                yield
+            finally:
+                self.waits = False
+                if dist.active() and ALARM:
+                    signal.alarm(0)
 
     def asked(self) -> bool:
         """True on every process once any process was signalled."""
@@ -30,3 +52,15 @@ class Signals:
 
     def _note(self, *_: object) -> None:
         self.received = True
+        if self.waits:
+            self._stop_waiting()
+
+    def _stop_waiting(self) -> None:
+        if not dist.active():
+            raise signals.Interrupted
+        if ALARM:
+            signal.alarm(GRACE)
+
+    def _give_up(self, *_: object) -> None:
+        if self.waits:
+            raise signals.Interrupted
