@@ -118,14 +118,15 @@ def test_what_has_moved_is_matched_below_its_folder(tmp_path):
 
 
 def test_a_full_disk_ends_the_preparation(tmp_path, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device")
+    def full(**named):
+        if named["suffix"].endswith(".b2nd"):
+            raise OSError(28, "No space left on device")
+        return make(**named)
 
-    raw = raw_folder(tmp_path / "raw")
-    monkeypatch.setattr(preprocess_module, "store", lambda voxels, path, crop: files.write_json(path, full()))
+    make = files.tempfile.mkstemp
     monkeypatch.setattr(files.tempfile, "mkstemp", full)
-    with pytest.raises(files.NoRoomError, match=r"cannot be written: the disk is full.*Free some space for .*out"):
-        prepared(tmp_path, raw)
+    with pytest.raises(files.NoRoomError, match=r"b2nd cannot be written: the disk is full.*Free some space for .*out"):
+        prepared(tmp_path, raw_folder(tmp_path / "raw"))
 
 
 # -- runs ------------------------------------------------------------------------------------------------------------
@@ -193,7 +194,10 @@ def test_a_checkpoint_that_knows_only_their_number_goes_on_with_those_stored_fir
     data = nnunet_env["nnUNet_preprocessed"] / "nnssl" / "made"
     shutil.rmtree(tmp_path / "raw" / "patient 2")
     (data / f"{began[-1]}.b2nd").unlink()
-    with pytest.warns(UserWarning), pytest.raises(ValueError, match=r"1 of the 3 scans that the run is on.*--from"):
+    with (
+        pytest.warns(UserWarning, match="could not be preprocessed"),
+        pytest.raises(ValueError, match=r"1 of the 3 scans that the run is on.*--from"),
+    ):
         trains(resume=True, steps=3)
 
 

@@ -95,6 +95,7 @@ def test_without_hu_each_scan_is_normalised_as_nnunet_does(tmp_path):
     np.testing.assert_allclose(stored[:, 2:, :, :-6], nnunet_preprocessed(path, plan), atol=1e-5)
     crops = Crops(tmp_path / "out", plan, (32, 48, 48))
     assert crops.padding == 0
+    (tmp_path / "out" / "plan.json").unlink()
     with pytest.raises(ValueError, match=r"is not in HU.*--no-hu"):  # looked at anew: another question
         prepare("made", tmp_path / "out", [path.parent], num_processes=0)
 

@@ -10,6 +10,7 @@ import atexit
 import hashlib
 import multiprocessing.queues
 import os
+import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from nnssl import dist, files, limits, signals
 
+CHILD = (signal.SIGCHLD,) if hasattr(signal, "SIGCHLD") else ()
 PATIENCE = 2.0  # seconds that a reader may take to end by itself
 WHEN_GONE = (
     "A process that reads crops is gone. Killed: memory is short, fewer --workers or a smaller --batch-size need less. "
@@ -113,22 +115,26 @@ def _is_readers(error: Exception) -> bool:
 
 def _end(stream: Iterator, readers: list) -> None:
     """End the readers now: PyTorch does so when nothing refers to `stream` any more, which may be never."""
-    with suppress(RuntimeError):  # that a reader was killed
-        deadline = threading.Timer(PATIENCE, _kill, [[*readers]])  # one may hang in a read
+    with signals.handled(_deaf, CHILD):
+        deadline = threading.Timer(PATIENCE, _kill, [readers])  # one may hang in a read
         deadline.daemon = True
         deadline.start()
-        stream._shutdown_workers()
+        with suppress(RuntimeError):  # that a reader was killed
+            stream._shutdown_workers()
         deadline.cancel()
-    _kill(readers)
+        _kill(readers)
 
 
 def _kill(readers: list) -> None:
-    """End what is left of `readers`, which is empty then."""
-    while readers:
-        with suppress(RuntimeError):  # PyTorch raises in the main thread, wherever it is, when one was killed
-            readers[-1].kill()
-            readers[-1].join(PATIENCE)
-            readers.pop()
+    with signals.handled(_deaf, CHILD):
+        for reader in readers:
+            if reader.is_alive():
+                reader.kill()
+                reader.join(PATIENCE)
+
+
+def _deaf(*_: object) -> None:
+    """PyTorch's handler of SIGCHLD raises in the main thread, wherever it is, when a reader was killed."""
 
 
 def default_workers(device: torch.device) -> int:
