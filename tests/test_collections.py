@@ -100,6 +100,19 @@ def test_a_folder_that_moved_is_the_same(tmp_path, monkeypatch):
     assert {name for name, time in stored(tmp_path).items() if time != before[name]} == {plan.cases[1].id}
 
 
+def test_another_folder_of_the_same_names_is_not_taken_for_a_moved_one(tmp_path):
+    raw = raw_folder(tmp_path / "raw")
+    plan, _ = prepared(tmp_path, raw)
+    twin = shutil.copytree(raw, tmp_path / "staged")  # with its times, as rsync -a does
+    assert prepared(tmp_path, twin) == (plan, "3 scans of the plan have moved, and are the same")
+    for path in twin.rglob("ct.nii.gz"):
+        os.utime(path, (0, 0))
+    with pytest.raises(ValueError, match="is of other scans"):
+        prepared(tmp_path, twin)
+    shutil.rmtree(raw)
+    assert prepared(tmp_path, twin)[0] == plan
+
+
 def test_what_has_moved_is_matched_below_its_folder(tmp_path):
     def plan_of(*sources: str) -> Plan:
         plan, _ = prepared(tmp_path, raw_folder(tmp_path / "raw", range(1)))

@@ -20,7 +20,11 @@ Usage = namedtuple("Usage", "total used free")
         (OSError(errno.ENOSPC, "No space left on device"), 1 << 40, "the disk is full or the quota used up"),
         (OSError(errno.EDQUOT, "Disk quota exceeded"), 1 << 40, "the disk is full or the quota used up"),
         (OSError(errno.EROFS, "Read-only file system"), 1 << 40, "the disk is read-only"),
-        (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 1 vs 2"), 4096, "0.0 MB are left"),
+        (
+            RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 1 vs 2"),
+            4096,
+            "the disk is full or the quota used up, 0.0 MB are left",
+        ),
     ],
 )
 def test_a_full_disk_is_told_with_the_file_and_the_folder(tmp_path, monkeypatch, error, free, told):

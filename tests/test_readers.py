@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.util
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -136,11 +138,13 @@ def test_sockets_find_room_when_the_temporary_folder_is_long(tmp_path, monkeypat
     long.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(long))
     monkeypatch.setattr(multiprocessing.process.current_process(), "_config", {"authkey": b"", "semprefix": "/mp"})
+    monkeypatch.setattr(multiprocessing.util, "Finalize", lambda *_, **__: None)  # the folders are removed here
     with pytest.raises(OSError, match="too long"):
         Listener(family="AF_UNIX")
     del multiprocessing.process.current_process()._config["tempdir"]
     files.room_for_sockets()
     Listener(family="AF_UNIX").close()
+    shutil.rmtree(multiprocessing.util.get_temp_dir())
     assert tempfile.gettempdir() == str(long)  # all else stays where the user wants it
 
 

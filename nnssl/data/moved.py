@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from nnssl.data.plan import Plan
+from nnssl.data.plan import Case, Plan
 from nnssl.data.scans import Found
 
 
+def moved_cases(plan: Plan, scans: Sequence[Found], roots: Sequence[Path | str]) -> Iterator[tuple[Case, Found]]:
+    """The cases whose source seems to lie elsewhere, and where."""
+    moved = moved_sources(plan, scans, roots)
+    for case in plan.cases:
+        if case.source in moved:
+            yield case, Found(moved[case.source], case.series)
+
+
 def moved_sources(plan: Plan, scans: Sequence[Found], roots: Sequence[Path | str]) -> dict[str, str]:
-    """{source in the plan: where it is now} of the sources that are no longer where the plan says.
+    """{source in the plan: where it may be now} of the sources that are not among `scans`.
 
     roots: the folders that were searched; each stands for that folder of old below which most of
     its scans had the same relative path. A source that is found where it was is not moved.

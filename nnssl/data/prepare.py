@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from nnssl.data.moved import moved_sources
+from nnssl.data.moved import moved_cases
 from nnssl.data.plan import Plan, case_of, make_plan
 from nnssl.data.preprocess import preprocess
 from nnssl.data.scans import Found, find_scans
@@ -76,10 +76,9 @@ def _planned(name, folder, sources, datasets, overrides, how, in_hu, update, say
     if path.exists():
         old = Plan.load(path)
         _check_options(old, overrides, in_hu, folder)
-        moved = moved_sources(old, scans, [*sources, *datasets])
-        for case in old.cases:
-            if case.source in moved:
-                adopt(Found(case.source, case.series), Found(moved[case.source], case.series), folder)
+        for case, now in moved_cases(old, scans, [*sources, *datasets]):
+            if adopt(Found(case.source, case.series), now, folder):
+                moved[case.source] = now.path
     lines = survey(scans, folder, *how, in_hu=in_hu)
     kept = [line for line in lines if line.kept]
     if not kept:

@@ -158,15 +158,26 @@ def _place(scan: Found, folder: Path) -> Path:
     return folder / "survey" / f"{fingerprint([scan.path, scan.series])}.json"
 
 
-def adopt(before: Found, now: Found, folder: Path | str) -> None:
-    """Let the answer for a scan be that for the same scan at its new path, if nothing else changed."""
+def adopt(before: Found, now: Found, folder: Path | str) -> bool:
+    """Whether `now` is the scan that was `before`; its answer then serves for the new path, if nothing changed.
+
+    A DICOM series has its UID. A file has its size, and where the old one is still there, so that
+    this may be another collection of the same names, its time of change as well.
+    """
     folder = Path(folder)
     try:
         kept = read_json(_place(before, folder))
     except (FileNotFoundError, ValueError):
-        return
+        return not Path(before.path).exists()
+    if not now.series:
+        status = Path(now.path).stat()
+        is_same = [status.st_size, status.st_mtime_ns]
+        known = 2 if Path(before.path).exists() else 1
+        if kept["signature"][-2:][:known] != is_same[:known]:
+            return False
     if not _place(now, folder).exists():
         write_json(_place(now, folder), {**kept, "line": {**kept["line"], "path": now.path, "series": now.series}})
+    return True
 
 
 def _known(scan: Found, signature: list, folder: Path) -> Surveyed | None:

@@ -16,6 +16,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
+from multiprocessing.connection import wait
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -23,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from nnssl import dist, files, limits, signals
 
 CHILD = (signal.SIGCHLD,) if hasattr(signal, "SIGCHLD") else ()
+TO_SEE = 0.5  # seconds after which the end of a reader that caused an error is seen
 PATIENCE = 2.0  # seconds that a reader may take to end by itself
 WHEN_GONE = (
     "A process that reads crops is gone. Killed: memory is short, fewer --workers or a smaller --batch-size need less. "
@@ -92,12 +94,12 @@ def reading(crops: Dataset, batches: MicroBatches, workers: int, pin_memory: boo
         files.room_for_sockets()
     stream = iter(loader(crops, batches, workers, pin_memory))
     readers = list(getattr(stream, "_workers", ()))
-    at_exit = partial(_kill, readers)
+    at_exit = partial(_end_all, readers)
     atexit.register(at_exit)  # comes before multiprocessing's, which waits for its children
     try:
         yield stream
     except (RuntimeError, OSError, EOFError) as error:
-        if _is_readers(error) or not all(reader.is_alive() for reader in readers):
+        if _is_readers(error) or wait([reader.sentinel for reader in readers], TO_SEE):
             raise ReaderError(f"{str(error) or type(error).__name__}\n{WHEN_GONE}") from error
         raise
     finally:
@@ -131,6 +133,12 @@ def _kill(readers: list) -> None:
             if reader.is_alive():
                 reader.kill()
                 reader.join(PATIENCE)
+
+
+def _end_all(readers: list) -> None:
+    """At Python's end, when no thread can be started any more; nothing is left to do for `_end`."""
+    _kill(readers)
+    readers.clear()
 
 
 def _deaf(*_: object) -> None:
