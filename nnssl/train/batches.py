@@ -99,7 +99,9 @@ def reading(crops: Dataset, batches: MicroBatches, workers: int, pin_memory: boo
     try:
         yield stream
     except (RuntimeError, OSError, EOFError) as error:
-        if _is_readers(error) or wait([reader.sentinel for reader in readers], TO_SEE):
+        with signals.handled(_deaf, CHILD):
+            ended = readers and wait([reader.sentinel for reader in readers], TO_SEE)
+        if ended or _is_readers(error):
             raise ReaderError(f"{str(error) or type(error).__name__}\n{WHEN_GONE}") from error
         raise
     finally:
