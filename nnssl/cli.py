@@ -8,7 +8,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from nnssl import conflict
+from nnssl import conflict, limits
+from nnssl.signals import Interrupted
 
 conflict.refuse()  # again: MIC-DKFZ's `__init__.py` may lie in the place of ours
 
@@ -154,9 +155,7 @@ def _report_errors(work: Callable[[], object]) -> int:
     except (ValueError, OSError, RuntimeError) as error:
         print(f"\nerror: {error}", file=sys.stderr)
         return EXIT_ERROR
-    except Exception as error:
-        if type(error).__name__ != "Interrupted":
-            raise
+    except Interrupted as error:
         if os.environ.get("RANK", "0") == "0":  # all processes stop after the same step
             print(f"\n{error}", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -169,7 +168,8 @@ def _pretrain_parser() -> argparse.ArgumentParser:
         description="Pretrain a Swin encoder on raw, unlabelled CT (with --no-hu: MRI). Needs nnU-Net's three "
         "variables; writes preprocessed scans to $nnUNet_preprocessed/nnssl/NAME and results to "
         "$nnUNet_results/nnssl/NAME.",
-        epilog="Stopped by SIGTERM or Ctrl-C it saves and exits with 75; the same line with --c continues exactly.",
+        epilog="Stopped by SIGTERM, SIGHUP, SIGUSR1, SIGUSR2 or Ctrl-C it saves and exits with 75; the same line with "
+        "--c continues exactly.",
     )
     what = parser.add_argument_group("what to learn from")
     what.add_argument("-m", dest="method", metavar="METHOD", help="the method; --list shows them")
@@ -184,8 +184,9 @@ def _pretrain_parser() -> argparse.ArgumentParser:
     what.add_argument("--no-hu", action="store_true",
                       help="not CT: each scan is normalised by its own mean and sd, as nnU-Net does; default for -d: "
                       "what its dataset.json says")  # fmt: skip
-    what.add_argument("-np", dest="num_processes", metavar="N", type=int, default=min(8, os.cpu_count() or 1),
+    what.add_argument("-np", dest="num_processes", metavar="N", type=int, default=min(8, limits.cores()),
                       help="processes, each with one scan in memory; default: %(default)s")  # fmt: skip
+    what.add_argument("--update", action="store_true", help="take new scans of -i or -d into the collection there is")
     what.add_argument("-part_id", type=int, default=0, help="this machine's share of the preprocessing, from 0")
     what.add_argument("-num_parts", type=int, default=1, help="how many machines share the preprocessing")
     what.add_argument("--only-prepare", action="store_true", help="preprocess and stop before training")

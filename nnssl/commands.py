@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import sysconfig
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +16,8 @@ from pathlib import Path
 Command = list[str]
 Wait = Callable[[subprocess.Popen], object]
 WIDTH = 300  # characters of a log's line
+TO_SAVE = 300.0  # seconds that a command which is told to end may take, such as to save
+TO_END = 5.0  # seconds that its helpers may take
 
 
 class CommandError(RuntimeError):
@@ -55,10 +58,25 @@ def run_logged(
         finally:
             if process.poll() is None:  # it may want to save something, with its helpers still there
                 process.terminate()
-                process.wait()
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGTERM)
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(TO_SAVE)
+            _end_group(process)
     return process.returncode
+
+
+def _end_group(process: subprocess.Popen) -> None:
+    """End what is left of a command and its helpers, also what is deaf to SIGTERM."""
+    for number, patience in ((signal.SIGTERM, TO_END), (signal.SIGKILL, 0.0)):
+        deadline = time.monotonic() + patience
+        try:
+            os.killpg(process.pid, number)
+            while time.monotonic() < deadline:
+                process.poll()
+                os.killpg(process.pid, 0)
+                time.sleep(0.02)
+        except (ProcessLookupError, PermissionError):  # none is left, or (macOS) only dead ones
+            break
+    process.wait()
 
 
 def tail(log: Path, lines: int) -> str:

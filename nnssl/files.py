@@ -2,35 +2,152 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import multiprocessing.util
 import os
+import shutil
+import socket
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows: no lock
+    fcntl = None
+
+TEMPORARY = ".tmp-"
+LOCK = ".lock"
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+LITTLE = 1 << 20  # bytes: with less room on a disk, a writer's failure is for want of it
+# sun_path holds 108 bytes, of which multiprocessing puts this many behind the temporary folder.
+SOCKET_PATH, SOCKET_NAME = 107, len("/pymp-12345678/listener-12345678")
+
+
+class NoRoomError(OSError):
+    """The disk or the quota is full, or the disk is read-only: nothing more can be written there."""
+
+
+class LockedError(RuntimeError):
+    """Another process works on this folder."""
 
 
 @contextmanager
 def atomic(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success move it there, on error remove it.
 
-    The temporary keeps the suffixes of `path`, since writers such as blosc2 and matplotlib look at them.
+    The temporary keeps the suffixes of `path`, since writers such as blosc2 and matplotlib look at
+    them. What is moved is on the disk: after a power cut the old file is there, or the new one.
+    Raises NoRoomError, which names the file and the folder, where the disk is full or read-only.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=".tmp-", suffix=path.name, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    path, temporary = Path(path), None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=TEMPORARY, suffix=path.name, dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
         yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
         # mkstemp makes files that only their owner can read; results are shared like any other file.
         mask = os.umask(0)
         os.umask(mask)
         temporary.chmod(0o666 & ~mask)
         temporary.replace(path)
+    except (OSError, RuntimeError) as error:  # PyTorch and blosc2 raise RuntimeError
+        if told := _no_room(error, path):
+            raise told from error
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _no_room(error: Exception, path: Path) -> NoRoomError | None:
+    """What is said where `path` could not be written for want of room; None where that is not why."""
+    number = getattr(error, "errno", None)
+    try:
+        free = shutil.disk_usage(path.parent).free
+    except OSError:
+        free = None
+    if isinstance(error, NoRoomError) or (number not in NO_ROOM and (free is None or free > LITTLE)):
+        return None
+    if number == errno.EROFS:
+        cause = "the disk is read-only"
+    else:
+        left = "" if free is None else f", {free / 1e6:.1f} MB are left"
+        cause = f"the disk is full or the quota used up{left}"
+    return NoRoomError(
+        f"{path} cannot be written: {cause}. Free some space for {path.parent}, or choose another disk "
+        "(nnUNet_preprocessed, nnUNet_results, -o); what was written before is whole"
+    )
+
+
+def sweep(folder: Path | str, older: float = 0.0) -> None:
+    """Remove the temporary files of killed writes at any depth that are `older` seconds old.
+
+    Another process may move or remove them at the same time.
+    """
+    for where, _, names in os.walk(folder):
+        for name in names:
+            if name.startswith(TEMPORARY):
+                path = Path(where, name)
+                with suppress(OSError):
+                    if time.time() - path.stat().st_mtime > older:
+                        path.unlink()
+
+
+@contextmanager
+def locked(folder: Path | str, hint: str) -> Iterator[None]:
+    """Keep other processes, also of other machines, from `folder` while the block lasts.
+
+    The lock ends with this process, however it ends; forked children do not hold it. Raises
+    LockedError, which names the host and the process that hold it, and ends with `hint`.
+    """
+    path = Path(folder) / LOCK
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+", encoding="utf-8") as file:
+        if fcntl is not None:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                file.seek(0)
+                holder = file.read().strip() or "another process"
+                raise LockedError(f"{folder} is being written by {holder}: {hint}") from None
+            except OSError:  # a network disk without locks
+                pass
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
+
+
+def room_for_sockets() -> None:
+    """Let multiprocessing put its sockets into a short folder where TMPDIR is too long for them.
+
+    A socket's path has 107 bytes at most; folders of batch systems can be longer. Call before
+    processes are started. Raises OSError where there is no short folder.
+    """
+    if len(os.fsencode(tempfile.gettempdir())) + SOCKET_NAME <= SOCKET_PATH or os.name == "nt":
+        return
+    before = tempfile.tempdir
+    for short in (os.environ.get("XDG_RUNTIME_DIR", ""), "/tmp", "/var/tmp", "/dev/shm"):
+        fits = short and len(os.fsencode(short)) + SOCKET_NAME <= SOCKET_PATH
+        if fits and os.access(short, os.W_OK | os.X_OK):
+            tempfile.tempdir = short
+            try:
+                multiprocessing.util.get_temp_dir()  # made once; processes inherit it
+            finally:
+                tempfile.tempdir = before
+            return
+    raise OSError(
+        f"the path of the temporary folder {before} is too long for sockets, and no shorter one can be "
+        "written to; type: export TMPDIR=/a/short/folder"
+    )
 
 
 def write_json(path: Path | str, value: object) -> None:

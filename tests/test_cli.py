@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from nnssl import cli
+from nnssl import cli, files
 from nnssl.methods import METHODS
 from nnssl.train.pretrain import Options
 
@@ -60,6 +60,7 @@ FLAGS = {
             "--probe-cases",
             "--probe-every",
             "--tensorboard",
+            "--update",
             "--list",
         }
     ),
@@ -333,7 +334,7 @@ def test_sigterm_saves_and_exits_with_75_and_c_finishes(terminal, stopped):
     assert f"continuing at step {done} of 16" in out
     assert "look at it with: nnssl_inspect" in out
     assert [row["step"] for row in terminal.rows()] == list(range(1, 17))
-    written = {path.name for path in terminal.results.iterdir()}
+    written = {path.name for path in terminal.results.iterdir()} - {files.LOCK}
     assert written == {
         "checkpoint_final.pth",
         "checkpoint_latest.pth",
@@ -366,3 +367,10 @@ def test_two_processes_from_one_line(terminal, stopped, tmp_path):
     assert out.count("finished: ") == 1
     assert [row["step"] for row in terminal.rows(tmp_path / "two")] == [1, 2, 3]
     assert (tmp_path / "two" / "checkpoint_final.pth").is_file()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
+def test_a_signal_in_the_preparation_ends_with_75_and_no_traceback(call, nnunet_env, tmp_path, monkeypatch, number):
+    monkeypatch.setattr("nnssl.train.pretrain.prepare", lambda *_, **__: signal.raise_signal(number))
+    code, _, err = call("pretrain", "-m", "smit", "-i", tmp_path, "-device", "cpu")
+    assert (code, err) == (75, "\nstopped before the training; the same line goes on where it was\n")

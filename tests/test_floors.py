@@ -12,7 +12,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 FLOORS = (
-    {"types", "files", "dist", "memory", "conflict", "hook", "commands"},
+    {"types", "files", "dist", "memory", "conflict", "hook", "commands", "signals", "limits"},
     {"data", "views", "encoder", "modules"},
     {"network"},
     {"methods", "checkpoint"},

@@ -97,6 +97,7 @@ def test_without_hu_each_scan_is_normalised_as_nnunet_does(tmp_path):
     np.testing.assert_allclose(stored[:, 2:, :, :-6], nnunet_preprocessed(path, plan), atol=1e-5)
     crops = Crops(tmp_path / "out", plan, (32, 48, 48))
     assert crops.padding == 0
+    (tmp_path / "out" / "plan.json").unlink()
     with pytest.raises(ValueError, match=r"is not in HU.*--no-hu"):  # looked at anew: another question
         prepare("made", tmp_path / "out", [path.parent], num_processes=0)
 
@@ -222,11 +223,8 @@ def test_temporaries_of_dead_runs_are_swept_but_not_those_of_living_ones(tmp_pat
 def test_another_plan_is_noticed_and_not_mixed(tmp_path):
     raw, out = raw_folder(tmp_path / "raw", 2), tmp_path / "out"
     plan = prepare("made", out, [raw], num_processes=0)
-    with pytest.raises(ValueError, match=r"spacing .* -> \(1\.0, 1\.0, 1\.0\).*delete .*out.*another name"):
+    with pytest.raises(ValueError, match=r"spacing .*asked for \(1, 1, 1\).*another name.*delete .*out"):
         prepare("made", out, [raw], spacing=(1, 1, 1), num_processes=0)
-    write_volume(raw / "new.nii.gz", ct_array())
-    with pytest.raises(ValueError, match="1 scans new, 0 gone, 2 the same"):
-        prepare("made", out, [raw], num_processes=0)
     other = Plan(plan.name, (1.0, 1.0, 1.0), plan.hu, plan.crop, plan.cases)
     with pytest.raises(ValueError, match="files of two plans are not mixed"):
         preprocess(other, out, 0)
@@ -284,10 +282,15 @@ def test_what_a_worker_gets_and_what_stays_in_memory_does_not_grow_with_the_coll
     plan = prepare("made", out, [raw], num_processes=0)
     sent = []
     monkeypatch.setattr(
-        preprocess_module, "each", lambda work, items, *_: sent.extend((work, item, work(item)) for item in items) or []
+        preprocess_module, "each", lambda work, items, *_: _noted(sent, [(work, item, work(item)) for item in items])
     )
     preprocess(plan, tmp_path / "again", 0)
     assert [item.id for _, item, _ in sent] == [case.id for case in plan.cases]
     assert all(work.keywords["plan"].cases == () and result is None for work, _, result in sent)
     lines = json.loads((out / "report.json").read_text())["scans"]
     assert max(len(json.dumps(line)) for line in lines) < 1000
+
+
+def _noted(sent: list, calls: list):
+    sent.extend(calls)
+    yield from ()

@@ -312,3 +312,22 @@ def test_readers_by_machine(monkeypatch):
 
 def test_patience_is_enough_for_a_bad_scan_or_two():
     assert loop.PATIENCE >= 10
+
+
+def test_srun_without_torchrun_is_refused(monkeypatch):
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(ValueError, match=r"srun started this command 4 times.*-num_gpus N.*torchrun"):
+        processes.join(torch.device("cpu"))
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    processes.join(torch.device("cpu"))
+
+
+def test_the_launcher_hears_what_torchrun_does_not(monkeypatch):
+    heard = []
+    monkeypatch.setattr(processes.os, "kill", lambda pid, number: heard.append((pid == os.getpid(), number)))
+    monkeypatch.setattr("torch.distributed.run.run", lambda _: signal.raise_signal(signal.SIGUSR1))
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert processes.launch(2, []) == "done"
+    assert heard == [(True, signal.SIGTERM)]

@@ -19,7 +19,7 @@ from nnssl.data.prepare import prepare
 from nnssl.methods import METHODS
 from nnssl.network import origin
 from nnssl.network.planned import INFO, intensity_map
-from nnssl.train import pretrain
+from nnssl.train import places, pretrain
 from nnssl.train.log import Log
 from nnssl.train.pretrain import Options
 
@@ -102,7 +102,7 @@ def test_the_size_of_the_crop_says_the_dimensions_as_well(slices):
     ("options", "dims"), [({}, 3), ({"dims": 2}, 2), ({"crop": (32, 32)}, 2), ({"crop": (32, 32, 32), "dims": 3}, 3)]
 )
 def test_dimensions(options, dims):
-    assert pretrain.dimensions(Options("smit", **options)) == dims
+    assert places.dimensions(Options("smit", **options)) == dims
 
 
 def test_a_batch_too_small_for_the_method_is_said(slices):

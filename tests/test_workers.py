@@ -6,8 +6,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from contextlib import closing
 from pathlib import Path
+
+import pytest
 
 from nnssl.data.workers import KILLED, Failed, each
 
@@ -77,3 +81,28 @@ def _alive(pid: int) -> bool:
         return False
     # A zombie that init has not collected yet is dead too.
     return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text() if Path("/proc").is_dir() else True
+
+
+def test_workers_end_when_their_results_are_not_wanted_any_more(tmp_path):
+    """As when a signal raises where they are waited for, and something holds on to the frame."""
+
+    class Stop(BaseException):
+        pass
+
+    def stop(*_):
+        raise Stop
+
+    def when_it_works() -> None:
+        while not list(tmp_path.iterdir()):
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGALRM)
+
+    before = signal.signal(signal.SIGALRM, stop)
+    threading.Thread(target=when_it_works, daemon=True).start()
+    try:
+        with closing(each(sleep, [str(tmp_path)], 1, "test")) as results, pytest.raises(Stop):
+            next(results)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    (worker,) = tmp_path.iterdir()
+    assert not _alive(int(worker.name))

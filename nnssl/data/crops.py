@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import os
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import blosc2
@@ -30,9 +31,18 @@ class Crops(torch.utils.data.Dataset):
     scan that was read, `start` the crop's first voxel in it (negative where the crop is larger than
     the scan), and `size` the scan's own size. Files are opened where they are read, so workers may
     fork or spawn. Raises IndexError below 0.
+
+    cases: ids of the scans, in their order; default: those of the plan that could be preprocessed.
     """
 
-    def __init__(self, folder: Path | str, plan: Plan, shape: Shape | None = None, seed: int = 0) -> None:
+    def __init__(
+        self,
+        folder: Path | str,
+        plan: Plan,
+        shape: Shape | None = None,
+        seed: int = 0,
+        cases: Sequence[str] | None = None,
+    ) -> None:
         shape = tuple(shape or plan.crop)
         if len(shape) not in (2, 3) or min(shape) < 1:
             raise ValueError(
@@ -42,7 +52,7 @@ class Crops(torch.utils.data.Dataset):
         self.fingerprint = plan.fingerprint
         self.shape = shape
         self.seed = seed
-        self.cases = self._stored(plan)
+        self.cases = self._stored(plan) if cases is None else self._asked_for(cases)
         self.padding = plan.padding
         self._box = np.array((1,) * (3 - len(shape)) + shape)
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0))
@@ -58,6 +68,16 @@ class Crops(torch.utils.data.Dataset):
                 f"run nnssl_pretrain with the same -i or -d again, it goes on where it stopped"
             )
         return stored
+
+    def _asked_for(self, cases: Sequence[str]) -> tuple[str, ...]:
+        gone = [c for c in cases if not all((self.folder / f"{c}{end}").is_file() for end in (".json", ".b2nd"))]
+        if gone:
+            raise ValueError(
+                f"{len(gone)} of the {len(cases)} scans that the run is on are not in {self.folder} any more, such as "
+                f"{gone[0]}: put the raw scans back, and -i or -d preprocesses them again; or begin a run on what is "
+                "there from this one's encoder: --from checkpoint_latest.pth -o FOLDER, without --c"
+            )
+        return tuple(cases)
 
     def __len__(self) -> int:
         return len(self.cases)

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -86,9 +87,10 @@ def prepare_labelled(labelled: Labelled, folder: Path | str, plan: Plan, num_pro
     bare = Plan(plan.name, plan.spacing, plan.hu, plan.crop, ())
     todo = [case for case in labelled.cases if not _is_done(case, plan.fingerprint, folder)]
     work = partial(store_case, plan=bare, plan_fingerprint=plan.fingerprint, folder=folder)
-    for case, result in each(work, todo, min(num_processes, len(todo)), "probe"):
-        if isinstance(result, Failed):
-            raise ValueError(f"{case.id} of {labelled.dataset} cannot be used by the probe: {result.reason}")
+    with closing(each(work, todo, min(num_processes, len(todo)), "probe")) as results:
+        for case, result in results:
+            if isinstance(result, Failed):
+                raise ValueError(f"{case.id} of {labelled.dataset} cannot be used by the probe: {result.reason}")
     note = {
         "dataset": labelled.dataset,
         "labels": labelled.labels,

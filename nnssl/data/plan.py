@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +38,7 @@ class Case:
 class Plan:
     """What preprocessing does to every scan, and which scans there are. Spacing in mm, crop in voxels, (z, y, x).
 
+    Cases that are added later change nothing of it, its fingerprint neither: what was stored by it stays right.
     Without a HU policy (MRI) each scan is normalised by its own mean and sd, as nnU-Net's ZScoreNormalization does.
     """
 
@@ -47,6 +48,7 @@ class Plan:
     crop: Shape
     cases: tuple[Case, ...]
     format_version: int = FORMAT_VERSION
+    added: int = 0  # of the cases, at their end, that came after the plan was made
     fingerprint: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
@@ -76,12 +78,19 @@ class Plan:
         return float(self.hu.normalise(np.float32(self.hu.low))) if self.hu is not None else 0.0
 
     def _content(self) -> dict:
-        content = asdict(self) | {"hu": self.hu and self.hu.to_dict()}
-        del content["fingerprint"]
+        """Without the cases that were added."""
+        content = {field.name: getattr(self, field.name) for field in fields(self)}
+        content["cases"] = [asdict(case) for case in self.cases[: len(self.cases) - self.added]]
+        content["hu"] = self.hu and self.hu.to_dict()
+        del content["fingerprint"], content["added"]
         return content
 
+    def with_added(self, cases: Sequence[Case]) -> Plan:
+        return replace(self, cases=(*self.cases, *cases), added=self.added + len(cases))
+
     def save(self, path: Path | str) -> None:
-        write_json(path, {**self._content(), "fingerprint": self.fingerprint})
+        added = [asdict(case) for case in self.cases[len(self.cases) - self.added :]]
+        write_json(path, {**self._content(), **({"added": added} if added else {}), "fingerprint": self.fingerprint})
 
     @classmethod
     def load(cls, path: Path | str) -> Plan:
@@ -100,8 +109,9 @@ class Plan:
             crop=tuple(content["crop"]),
             cases=tuple(
                 Case(**{**case, "shape": tuple(case["shape"]), "spacing": tuple(case["spacing"])})
-                for case in content["cases"]
+                for case in [*content["cases"], *content.get("added", [])]
             ),
+            added=len(content.get("added", [])),
         )
         if plan.fingerprint != content["fingerprint"]:
             raise ValueError(
@@ -129,12 +139,14 @@ def make_plan(
     scans = sorted(scans, key=lambda scan: (scan.path, scan.series))
     spacing = check_spacing(spacing or median_spacing([scan.spacing for scan in scans]))
     shapes = [resampled_shape(scan.shape, scan.spacing, spacing) for scan in scans]
-    cases = tuple(
-        Case(case_id(scan.path, scan.series), scan.path, scan.series, tuple(scan.shape), tuple(scan.spacing))
-        for scan in scans
-    )
+    cases = tuple(map(case_of, scans))
     hu = None if histograms is None else hu_policy(histograms, clip)
     return Plan(name, spacing, hu, check_crop(crop or default_crop(shapes)), cases)
+
+
+def case_of(scan) -> Case:
+    """Of a line of the survey."""
+    return Case(case_id(scan.path, scan.series), scan.path, scan.series, tuple(scan.shape), tuple(scan.spacing))
 
 
 def check_spacing(spacing: Spacing) -> Spacing:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from nnssl.data.plan import Plan, make_plan
+from nnssl.data.moved import moved_cases
+from nnssl.data.plan import Plan, case_of, make_plan
 from nnssl.data.preprocess import preprocess
-from nnssl.data.scans import find_scans
-from nnssl.data.survey import body_histograms, nothing_usable, survey
+from nnssl.data.scans import Found, find_scans
+from nnssl.data.survey import Surveyed, adopt, body_histograms, nothing_usable, survey
+from nnssl.files import sweep
 from nnssl.types import Shape, Spacing
 
 STALE = 3600  # seconds after which a temporary file belongs to no living process
@@ -28,23 +29,32 @@ def prepare(
     num_parts: int = 1,
     clip: tuple[float, float] | None = None,
     in_hu: bool = True,
+    update: bool = False,
+    say: Callable[[str], None] = print,
 ) -> Plan:
     """Survey `sources` (folders) and `nnunet_datasets` (raw dataset folders), plan, and preprocess into `folder`.
 
-    Whatever an earlier run finished is not repeated. A `plan.json` that is there already is kept when it fits
-    the scans and the options, and otherwise a ValueError says what differs. Without any source the plan that
-    is there is completed. Without `in_hu` the scans are not CT: nothing is asked of their values, and each is
-    normalised by its own mean and sd. Raises ValueError when there is no usable scan.
+    Whatever an earlier run finished is not repeated. A `plan.json` that is there already is kept:
+    scans that came, went or changed since are told through `say`, and with `update` those that came
+    are taken in, preprocessed as the plan says. Scans are known by their path, or by their path
+    below `sources` where these lie elsewhere now. A ValueError says what is asked for otherwise than
+    planned, or that no scan is of the plan. Without any source the plan that is there is completed.
+    Without `in_hu` the scans are not CT: nothing is asked of their values, and each is normalised by
+    its own mean and sd. Raises ValueError when there is no usable scan.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    _sweep(folder)
+    sweep(folder, older=STALE)
+    moved: dict[str, str] = {}
     if sources or nnunet_datasets:
         how = (num_processes, part_id, num_parts)
-        plan = _planned(name, folder, sources, nnunet_datasets, (spacing, crop, clip), how, in_hu)
+        overrides = (spacing, crop, clip)
+        plan, moved = _planned(name, folder, sources, nnunet_datasets, overrides, how, in_hu, update, say)
+    elif update:
+        raise ValueError("--update takes new scans into the plan: say with -i FOLDER or -d ID where they are")
     else:
         plan = _existing(folder)
-    failed = preprocess(plan, folder, num_processes, part_id, num_parts)
+    failed = preprocess(plan, folder, num_processes, part_id, num_parts, moved)
     _say_failed(failed, plan)
     return plan
 
@@ -59,19 +69,80 @@ def _say_failed(failed: dict[str, str], plan: Plan) -> None:
     warnings.warn(f"{message}. They are left out; the next run tries them again", stacklevel=3)
 
 
-def _planned(name, folder, sources, nnunet_datasets, overrides, how, in_hu) -> Plan:
-    scans = find_scans(sources, nnunet_datasets)
+def _planned(name, folder, sources, datasets, overrides, how, in_hu, update, say) -> tuple[Plan, dict[str, str]]:
+    """The plan, and where those of its scans are now that have moved."""
+    scans, path = find_scans(sources, datasets), folder / "plan.json"
+    old, moved = None, {}
+    if path.exists():
+        old = Plan.load(path)
+        _check_options(old, overrides, in_hu, folder)
+        for case, now in moved_cases(old, scans, [*sources, *datasets]):
+            if adopt(Found(case.source, case.series), now, folder):
+                moved[case.source] = now.path
     lines = survey(scans, folder, *how, in_hu=in_hu)
     kept = [line for line in lines if line.kept]
     if not kept:
-        raise nothing_usable(lines, [*sources, *nnunet_datasets])
-    plan = make_plan(name, kept, body_histograms(kept, folder) if in_hu else None, *overrides)
-    path = folder / "plan.json"
-    if path.exists():
-        _check_same(Plan.load(path), plan, folder)
+        raise nothing_usable(lines, [*sources, *datasets])
+    if old is None:
+        plan = make_plan(name, kept, body_histograms(kept, folder) if in_hu else None, *overrides)
     else:
+        plan = _kept_plan(old, kept, moved, folder, update, say)
+    if plan != old:
         plan.save(path)
-    return plan
+    return plan, moved
+
+
+def _kept_plan(old: Plan, kept: Sequence[Surveyed], moved: dict[str, str], folder: Path, update: bool, say) -> Plan:
+    """The plan that is there, with the new scans where `update` asks for them; says what differs.
+
+    Raises ValueError when no scan of the plan is among those that are there now.
+    """
+    before = {(moved.get(case.source, case.source), case.series): case for case in old.cases}
+    now = {(line.path, line.series): line for line in kept}
+    new = [now[key] for key in sorted(now.keys() - before.keys())]
+    there = now.keys() & before.keys()
+    changed = sum((now[key].shape, now[key].spacing) != (before[key].shape, before[key].spacing) for key in there)
+    gone = len(before) - len(there)
+    if not there and not update:
+        raise ValueError(
+            f"{folder / 'plan.json'} is of other scans: none of its {len(before)} is among the {len(now)} that were "
+            "found. Choose another name with --name, type --update to take these in as well, or leave out -i and -d "
+            "to go on with the old plan"
+        )
+    if moved:
+        say(f"{sum(case.source in moved for case in old.cases)} scans of the plan have moved, and are the same")
+    differences = [f"{number} {word}" for number, word in (
+        (len(new), "new"), (gone, "gone (what is preprocessed of them stays in use)"),
+        (changed, "changed (what is preprocessed of them stays in use)"),
+    ) if number]  # fmt: skip
+    if differences:
+        say(
+            f"{folder / 'plan.json'} is kept, with its {len(before)} scans, spacing, HU range and crop. Scans "
+            f"there now: {', '.join(differences)}" + ("" if update or not new else "; --update takes the new ones in")
+        )
+    if update:
+        say(f"--update: {len(new)} scans are taken into the plan, {len(before) + len(new)} are in it now")
+    return old.with_added([case_of(line) for line in new]) if update and new else old
+
+
+def _check_options(old: Plan, overrides: tuple, in_hu: bool, folder: Path) -> None:
+    """Raise ValueError where what is asked for by name is not what the plan has."""
+    spacing, crop, clip = overrides
+    has = {"spacing": old.spacing, "crop": old.crop, "HU range": old.hu and (old.hu.low, old.hu.high)}
+    asked = {"spacing": spacing, "crop": crop, "HU range": clip}
+    differences = [
+        f"{word} {has[word]}, asked for {tuple(value)}"
+        for word, value in asked.items()
+        if value is not None and has[word] != tuple(map(float, value))
+    ]
+    if in_hu != (old.hu is not None):
+        differences.append("scans in HU" if old.hu else "scans that are not in HU (--no-hu)")
+    if differences:
+        raise ValueError(
+            f"{folder / 'plan.json'} has {'; '.join(differences)}. Files of two plans are not mixed: leave the option "
+            f"out to go on with the plan, choose another name with --name to keep both, or delete {folder} to "
+            "start again"
+        )
 
 
 def _existing(folder: Path) -> Plan:
@@ -79,27 +150,3 @@ def _existing(folder: Path) -> Plan:
     if not path.exists():
         raise ValueError(f"{path} does not exist; say with -i FOLDER or -d ID where the raw scans are")
     return Plan.load(path)
-
-
-def _check_same(old: Plan, new: Plan, folder: Path) -> None:
-    if old.fingerprint == new.fingerprint:
-        return
-    before, now = ({case.id for case in plan.cases} for plan in (old, new))
-    differences = [
-        f"{word} {getattr(old, word)} -> {getattr(new, word)}"
-        for word in ("name", "spacing", "crop", "hu")
-        if getattr(old, word) != getattr(new, word)
-    ]
-    differences.append(f"{len(now - before)} scans new, {len(before - now)} gone, {len(now & before)} the same")
-    raise ValueError(
-        f"{folder / 'plan.json'} is of other scans or options: {'; '.join(differences)}. Files of two plans are "
-        f"not mixed: delete {folder} to start again, choose another name to keep both, or leave out -i and -d to "
-        f"go on with the old plan"
-    )
-
-
-def _sweep(folder: Path) -> None:
-    """Remove what a killed run left half written, but nothing that another machine may be writing now."""
-    for path in folder.rglob(".tmp-*"):
-        if time.time() - path.stat().st_mtime > STALE:
-            path.unlink(missing_ok=True)

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import base64
 import zlib
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,16 +18,23 @@ import numpy as np
 from nnssl.data.plan import Case, Plan, resampled_shape
 from nnssl.data.scans import Found, read_scan
 from nnssl.data.workers import Failed, each
-from nnssl.files import atomic, inside, read_json, write_json
+from nnssl.files import NoRoomError, atomic, inside, read_json, write_json
 from nnssl.types import BODY_HU, Shape
 
 BLOCK = 16  # voxels: edge of the blocks whose share of body voxels is stored
 
 
 def preprocess(
-    plan: Plan, folder: Path | str, num_processes: int, part_id: int = 0, num_parts: int = 1
+    plan: Plan,
+    folder: Path | str,
+    num_processes: int,
+    part_id: int = 0,
+    num_parts: int = 1,
+    moved: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """Store every case of this part that is not stored yet; returns {case id: reason} of those that failed.
+
+    moved: where a source of the plan is now, of those that lie elsewhere.
 
     A failed case is also noted in `<case>.failed.json` and tried again by the next run. Files that were made
     with another plan are never mixed in: ValueError.
@@ -32,13 +42,21 @@ def preprocess(
     if not 0 <= part_id < num_parts:
         raise ValueError(f"-part_id must be 0 to {num_parts - 1} with -num_parts {num_parts}, got {part_id}")
     folder = Path(folder)
-    todo = [case for case in plan.cases[part_id::num_parts] if not is_done(case.id, plan.fingerprint, folder)]
+    share = plan.cases[part_id::num_parts]
+    todo = [
+        replace(case, source=(moved or {}).get(case.source, case.source))
+        for case in share
+        if not is_done(case.id, plan.fingerprint, folder)
+    ]
     failed = {}
     work = partial(preprocess_case, plan=_without_cases(plan), fingerprint=plan.fingerprint, folder=folder)
-    for case, result in each(work, todo, num_processes, "preprocess"):
-        if isinstance(result, Failed):
-            failed[case.id] = result.reason
-            write_json(inside(folder, f"{case.id}.failed.json"), {"reason": result.reason})
+    with closing(each(work, todo, num_processes, "preprocess")) as results:
+        for case, result in results:
+            if isinstance(result, Failed):
+                if result.no_room:
+                    raise NoRoomError(result.reason)
+                failed[case.id] = result.reason
+                write_json(inside(folder, f"{case.id}.failed.json"), {"reason": result.reason})
     return failed
 
 

@@ -10,6 +10,7 @@ import csv
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from nnssl.data.dicom import series_in
 from nnssl.data.refusals import RefusedError, check_hu, check_values
 from nnssl.data.scans import ALL_SERIES, LOOKED_FOR, NOT_READ, Found, check_stored, not_read, read
 from nnssl.data.workers import Failed, each
-from nnssl.files import atomic, fingerprint, read_json, write_json
+from nnssl.files import NoRoomError, atomic, fingerprint, read_json, write_json
 from nnssl.types import BODY_HU, Shape, Spacing
 
 HISTOGRAM = (int(BODY_HU), 3000)  # HU of the first and the last bin of the body histogram
@@ -75,9 +76,13 @@ def survey(
         [(scan, signatures[scan]) for scan in sorted(signatures) if not _known(scan, signatures[scan], folder)]
     )
     # Failures are not kept: with more memory, or fewer workers, the next run may do better.
-    for (scan, _), result in each(partial(_look_and_keep, folder=folder, in_hu=in_hu), todo, num_processes, "survey"):
-        if isinstance(result, Failed):
-            failed[scan] = result.reason
+    work = partial(_look_and_keep, folder=folder, in_hu=in_hu)
+    with closing(each(work, todo, num_processes, "survey")) as results:
+        for (scan, _), result in results:
+            if isinstance(result, Failed):
+                if result.no_room:
+                    raise NoRoomError(result.reason)
+                failed[scan] = result.reason
     lines = [_known(scan, signature, folder) for scan, signature in signatures.items() if scan not in failed]
     lines += [Surveyed(scan.path, scan.series, False, reason) for scan, reason in failed.items()]
     lines.sort(key=lambda line: line.found)
@@ -104,11 +109,13 @@ def _signatures(
             except OSError as error:
                 failed[scan] = f"cannot be read: {error.strerror}"
     dicom = share([scan for scan in scans if scan.series == ALL_SERIES])
-    for scan, uids in each(partial(_series_signatures, folder=folder), dicom, num_processes, "DICOM headers"):
-        if isinstance(uids, Failed):
-            failed[scan] = uids.reason
-        else:
-            signatures |= {Found(scan.path, uid): [*rules, *signature] for uid, signature in uids.items()}
+    work = partial(_series_signatures, folder=folder)
+    with closing(each(work, dicom, num_processes, "DICOM headers")) as results:
+        for scan, uids in results:
+            if isinstance(uids, Failed):
+                failed[scan] = uids.reason
+            else:
+                signatures |= {Found(scan.path, uid): [*rules, *signature] for uid, signature in uids.items()}
     return signatures, failed
 
 
@@ -160,6 +167,28 @@ def body_histograms(lines: Sequence[Surveyed], folder: Path | str) -> Iterator[n
 
 def _place(scan: Found, folder: Path) -> Path:
     return folder / "survey" / f"{fingerprint([scan.path, scan.series])}.json"
+
+
+def adopt(before: Found, now: Found, folder: Path | str) -> bool:
+    """Whether `now` is the scan that was `before`; its answer then serves for the new path, if nothing changed.
+
+    A DICOM series has its UID. A file has its size, and where the old one is still there, so that
+    this may be another collection of the same names, its time of change as well.
+    """
+    folder = Path(folder)
+    try:
+        kept = read_json(_place(before, folder))
+    except (FileNotFoundError, ValueError):
+        return not Path(before.path).exists()
+    if not now.series:
+        status = Path(now.path).stat()
+        is_same = [status.st_size, status.st_mtime_ns]
+        known = 2 if Path(before.path).exists() else 1
+        if kept["signature"][-2:][:known] != is_same[:known]:
+            return False
+    if not _place(now, folder).exists():
+        write_json(_place(now, folder), {**kept, "line": {**kept["line"], "path": now.path, "series": now.series}})
+    return True
 
 
 def _known(scan: Found, signature: list, folder: Path) -> Surveyed | None:

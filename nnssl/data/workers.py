@@ -14,6 +14,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from nnssl import files, signals
+
 KILLED = "the worker was killed, most likely for memory; fewer workers (-np) leave more memory for each"
 
 HEAVY = [
@@ -26,9 +28,13 @@ HEAVY = [
 
 @dataclass(frozen=True)
 class Failed:
-    """What stands in the place of a result when an item raised an error or took its worker with it."""
+    """What stands in the place of a result when an item raised an error or took its worker with it.
+
+    no_room: nothing can be written any more, so that the other items will fail too.
+    """
 
     reason: str
+    no_room: bool = False
 
 
 def each(function: Callable, items: Sequence, num_processes: int, description: str) -> Iterator[tuple[Any, Any]]:
@@ -36,8 +42,9 @@ def each(function: Callable, items: Sequence, num_processes: int, description: s
 
     An item whose function raises, or whose worker is killed, yields `(item, Failed(reason))`; the others go
     on. `num_processes` = 0 works in this process. Otherwise `function` and the items must pickle, as processes
-    start afresh; at most two items a worker are in flight, and the workers end when this process ends, however
-    it ends. RuntimeError when no worker can start.
+    start afresh; at most two items a worker are in flight. The workers are killed when the generator
+    is closed or an error passes through it (close it where others may hold on to it), and end when
+    this process ends, however it ends. RuntimeError when no worker can start.
     """
     if not items:
         return
@@ -80,6 +87,9 @@ def _until_broken(function: Callable, waiting: list, suspects: list, num_process
                 yield running.pop(future), result
     except BrokenProcessPool:
         suspects.extend(running.values())
+    except BaseException:  # we are asked to stop: what is in hand is not worth waiting for
+        _kill(pool)
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -91,6 +101,9 @@ def _alone(function: Callable, item: Any) -> Iterator[tuple[Any, Any]]:
         yield item, _result(pool.submit(function, item))
     except BrokenProcessPool:
         yield item, Failed(KILLED)
+    except BaseException:
+        _kill(pool)
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -107,10 +120,16 @@ def _result(future: Future) -> Any:
 def _failed(error: Exception) -> Failed:
     if isinstance(error, MemoryError):
         return Failed(KILLED)
-    return Failed(" ".join(str(error).split()) or type(error).__name__)
+    return Failed(" ".join(str(error).split()) or type(error).__name__, isinstance(error, files.NoRoomError))
+
+
+def _kill(pool: ProcessPoolExecutor) -> None:
+    for process in list((pool._processes or {}).values()):
+        process.kill()
 
 
 def _pool(num_processes: int) -> ProcessPoolExecutor:
+    files.room_for_sockets()
     pool = ProcessPoolExecutor(num_processes, mp_context=_context(), initializer=_start_worker)
     try:
         pool.submit(_nothing).result()  # so that a start that fails is not blamed on an item
@@ -120,6 +139,10 @@ def _pool(num_processes: int) -> ProcessPoolExecutor:
             "worker processes cannot start; a script that calls this must do so under "
             "`if __name__ == '__main__':`, or work in one process (num_processes=0)"
         ) from error
+    except BaseException:
+        _kill(pool)
+        pool.shutdown(cancel_futures=True)
+        raise
     return pool
 
 
@@ -138,7 +161,7 @@ def _nothing() -> None:
 
 def _start_worker() -> None:
     """One thread a worker, deaf to Ctrl-C (the parent ends us), and gone when the parent is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signals.unmoved([signal.SIGINT])
     threading.Thread(target=_leave_with_parent, daemon=True).start()
 
 

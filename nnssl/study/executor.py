@@ -37,13 +37,13 @@ def local(places: Sequence[Mapping[str, str]]) -> Executor:
             place = free.get()
             try:
                 for attempt in range(1, ATTEMPTS + 1):
-                    if stopping:
-                        return
                     forget_failure(folder)
                     process = subprocess.Popen(
                         [sys.executable, "-m", "nnssl.study.job", str(folder)], env={**os.environ, **place}
                     )
                     processes.add(process)
+                    if stopping:  # before this one could be seen
+                        process.terminate()
                     status = process.wait()
                     processes.discard(process)
                     if stopping or settled(folder, attempt, f"the process ended with status {status}", say):

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from math import isfinite
 from pathlib import Path
 
-from nnssl import files, hook
+from nnssl import files, hook, signals
 from nnssl.commands import Command, CommandError, run_logged, tail
 from nnssl.study import measures, runs
 from nnssl.types import FINAL
@@ -138,8 +138,8 @@ def _alone(folder: Path) -> Iterator[int]:
 def main() -> int:
     import signal
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the command is ended too
-    outcome = do(sys.argv[1])
+    with signals.handled(lambda *_: sys.exit(143), [signal.SIGTERM]):  # so that the command is ended too
+        outcome = do(sys.argv[1])
     return 0 if outcome["state"] == "done" else 1
 
 

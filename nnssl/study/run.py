@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from nnssl import files
+from nnssl import files, signals
 from nnssl.commands import Command
 from nnssl.study import collect, job, preparation, runs
 from nnssl.study.description import Arm, Study, Task
@@ -22,14 +22,13 @@ def run(study: Study, executor: Executor, say: Say) -> dict[str, str]:
 
     Raises StudyError, SplitError, CommandError for what concerns all runs; a single run's failure is its state.
     """
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # a cluster's notice; as Ctrl-C
     try:
-        preparation.check(study)
-        outstanding = [one for one in prepare(study, executor, say) if runs.state(one.folder)[0] != "done"]
-        say(f"{len(outstanding)} of {len(runs.of(study))} runs")
-        executor([one.folder for one in outstanding], say)
+        with signals.handled(lambda *_: sys.exit(143), [signal.SIGTERM]):  # a cluster's notice; as Ctrl-C
+            preparation.check(study)
+            outstanding = [one for one in prepare(study, executor, say) if runs.state(one.folder)[0] != "done"]
+            say(f"{len(outstanding)} of {len(runs.of(study))} runs")
+            executor([one.folder for one in outstanding], say)
     finally:
-        signal.signal(signal.SIGTERM, before)
         states = collect.collect(study)
     return states
 

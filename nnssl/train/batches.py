@@ -6,15 +6,35 @@ or without accumulation, before or after a resume. That is what makes resuming e
 
 from __future__ import annotations
 
+import atexit
 import hashlib
+import multiprocessing.queues
 import os
 import signal
+import sys
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from multiprocessing.connection import wait
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from nnssl import dist
+from nnssl import dist, files, limits, signals
+
+CHILD = (signal.SIGCHLD,) if hasattr(signal, "SIGCHLD") else ()
+TO_SEE = 0.5  # seconds after which the end of a reader that caused an error is seen
+PATIENCE = 2.0  # seconds that a reader may take to end by itself
+WHEN_GONE = (
+    "A process that reads crops is gone. Killed: memory is short, fewer --workers or a smaller --batch-size need less. "
+    "Bus error or shared memory: /dev/shm is too small, in a container docker run --shm-size=8g. --workers 0 does "
+    "without such processes. The same line with --c continues from the last save"
+)
+
+
+class ReaderError(RuntimeError):
+    """A process that reads crops was killed, or cannot hand over what it has read."""
 
 
 def mixed_seed(*parts: object) -> int:
@@ -64,17 +84,83 @@ def loader(crops: Dataset, batches: MicroBatches, workers: int, pin_memory: bool
     )
 
 
+@contextmanager
+def reading(crops: Dataset, batches: MicroBatches, workers: int, pin_memory: bool) -> Iterator[Iterator[dict]]:
+    """The batches of `loader`; its readers have ended when the block is left, whatever keeps what alive.
+
+    Raises ReaderError within seconds when a reader is killed or cannot hand over what it has read.
+    """
+    if workers:
+        files.room_for_sockets()
+    stream = iter(loader(crops, batches, workers, pin_memory))
+    readers = list(getattr(stream, "_workers", ()))
+    at_exit = partial(_end_all, readers)
+    atexit.register(at_exit)  # comes before multiprocessing's, which waits for its children
+    try:
+        yield stream
+    except (RuntimeError, OSError, EOFError) as error:
+        with signals.handled(_deaf, CHILD):
+            ended = readers and wait([reader.sentinel for reader in readers], TO_SEE)
+        if ended or _is_readers(error):
+            raise ReaderError(f"{str(error) or type(error).__name__}\n{WHEN_GONE}") from error
+        raise
+    finally:
+        if readers:
+            _end(stream, readers)
+        atexit.unregister(at_exit)
+
+
+def _is_readers(error: Exception) -> bool:
+    """Whether an error is about the reading processes rather than about what they read."""
+    said = str(error)
+    from_torch = said.startswith(("DataLoader worker", "Pin memory thread"))
+    return isinstance(error, EOFError) or from_torch or "shared memory" in said
+
+
+def _end(stream: Iterator, readers: list) -> None:
+    """End the readers now: PyTorch does so when nothing refers to `stream` any more, which may be never."""
+    with signals.handled(_deaf, CHILD):
+        deadline = threading.Timer(PATIENCE, _kill, [readers])  # one may hang in a read
+        deadline.daemon = True
+        deadline.start()
+        with suppress(RuntimeError):  # that a reader was killed
+            stream._shutdown_workers()
+        deadline.cancel()
+        _kill(readers)
+
+
+def _kill(readers: list) -> None:
+    with signals.handled(_deaf, CHILD):
+        for reader in readers:
+            if reader.is_alive():
+                reader.kill()
+                reader.join(PATIENCE)
+
+
+def _end_all(readers: list) -> None:
+    """At Python's end, when no thread can be started any more; nothing is left to do for `_end`."""
+    _kill(readers)
+    readers.clear()
+
+
+def _deaf(*_: object) -> None:
+    """PyTorch's handler of SIGCHLD raises in the main thread, wherever it is, when a reader was killed."""
+
+
 def default_workers(device: torch.device) -> int:
     """One reader beside a CPU run; on a GPU as many as the cores this process may count on, at most eight."""
-    if device.type == "cpu":
-        return 1
-    return (
-        max(1, min(8, len(os.sched_getaffinity(0)) // dist.world_size() - 1)) if hasattr(os, "sched_getaffinity") else 4
-    )
+    return 1 if device.type == "cpu" else max(1, min(8, limits.cores() // dist.world_size() - 1))
 
 
 def _quiet_worker(_: int) -> None:
     # A cluster signals every process of a job; the loop decides when reading stops, not the reader.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signals.unmoved()
+    # By itself the thread that hands over says an error and drops the batch, for which the loop
+    # would wait for ever.
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_give_up)
     torch.set_num_threads(1)
+
+
+def _give_up(error: Exception, _: object) -> None:
+    print(f"\nerror: a reader cannot hand over what it has read: {error!r}", file=sys.stderr, flush=True)
+    os._exit(1)

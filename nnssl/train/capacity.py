@@ -8,6 +8,7 @@ import time
 import torch
 from torch import nn
 
+from nnssl import limits
 from nnssl.methods.method import Method
 from nnssl.train.batches import generator_for
 from nnssl.types import Shape
@@ -64,12 +65,18 @@ def saved_bytes(model: nn.Module, views: dict, device: torch.device, bf16: bool)
 
 
 def free_bytes(device: torch.device) -> int:
-    """Free memory of the device; for a CPU this process's share of the machine's (8 GiB if the system is silent)."""
+    """Free memory of the device; for a CPU this process's share of the machine's or of what its cgroup may have.
+
+    8 GiB if the system is silent.
+    """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:
         with open("/proc/meminfo") as file:  # noqa: PTH123 - a file of the kernel's, not of ours
             lines = dict(line.split(":", 1) for line in file)
-        return int(lines["MemAvailable"].split()[0]) * 1024 // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        free = int(lines["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError):
-        return 8 << 30
+        free = 8 << 30
+    allowed = limits.free_memory()
+    free = free if allowed is None else min(free, allowed)
+    return free // int(os.environ.get("LOCAL_WORLD_SIZE", 1))

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 import nnssl
-from nnssl import checkpoint, dist
+from nnssl import dist, files, signals
 from nnssl.data.crops import Crops
 from nnssl.data.labelled import find_labelled, prepare_labelled
 from nnssl.data.plan import Plan
@@ -20,8 +20,9 @@ from nnssl.data.prepare import prepare
 from nnssl.data.scans import channel_is_ct
 from nnssl.memory import keep_freed_memory
 from nnssl.methods import METHODS, Method
-from nnssl.train import batches, configure, processes, start
+from nnssl.train import batches, before, configure, processes, start
 from nnssl.train.loop import train
+from nnssl.train.places import data_folder, dimensions, raw_dataset, results_folder
 from nnssl.train.probe import Probe
 from nnssl.train.run import FINAL, LATEST, Run, RunConfig
 from nnssl.types import Shape, Spacing
@@ -69,13 +70,20 @@ class Options:
     probe_cases: int = 10
     probe_every: int | None = None
     only_prepare: bool = False
+    update: bool = False
 
 
 def pretrain(options: Options, say: Callable[[str], None] = print) -> Path | None:
     """Run `options` to the end; the final checkpoint, or None with `only_prepare`.
 
-    Raises ValueError for options that cannot work, Interrupted and Diverged as `train` does.
+    Raises ValueError for options that cannot work, files.LockedError when another process trains in
+    the same folder, Interrupted and Diverged as `train` does; Interrupted while it prepares as well.
     """
+    with signals.handled(_stop), ExitStack() as held:
+        return _pretrain(options, say, held)
+
+
+def _pretrain(options: Options, say: Callable[[str], None], held: ExitStack) -> Path | None:
     device = processes.choose_device(options.device)
     keep_freed_memory()
     processes.join(device)
@@ -87,6 +95,7 @@ def pretrain(options: Options, say: Callable[[str], None] = print) -> Path | Non
         plan = processes.first_alone(lambda: _prepare(options, name, folder, speak))
         if options.only_prepare:
             return None
+        processes.first_alone(lambda: _take(results_folder(options, plan), held))
         run = build(options, plan, folder, device, speak)
         train(run, speak)
         speak(f"finished: {run.folder / FINAL}\nlook at it with: nnssl_inspect {run.folder / FINAL}")
@@ -97,20 +106,18 @@ def pretrain(options: Options, say: Callable[[str], None] = print) -> Path | Non
 
 def build(options: Options, plan: Plan, data: Path, device: torch.device, say: Callable) -> Run:
     """The run that `options` describe, resumed where asked for."""
-    dims, kind = dimensions(options), _method(options.method)
-    folder = options.output or results_root() / plan.name / run_name(options.method, options.preset, dims)
-    _demand_free(folder, options.resume)
+    dims, kind, folder = dimensions(options), _method(options.method), results_folder(options, plan)
+    before.demand_free(folder, options.resume)
     bf16 = device.type == "cuda" and not options.fp32 and torch.cuda.is_bf16_supported(including_emulation=False)
-    resumed = _resumed_header(folder) if options.resume else {}
-    before = resumed.get("run", {})
-    crop = options.crop or tuple(resumed.get("crop", ())) or configure.fitting_crop(kind, plan.crop[-dims:])
-    crops = Crops(data, plan, kind.region(crop), seed=options.seed)
+    earlier = before.read(folder, data, plan, say) if options.resume else before.Before()
+    crop = options.crop or earlier.crop or configure.fitting_crop(kind, plan.crop[-dims:])
+    crops = Crops(data, plan, kind.region(crop), seed=options.seed, cases=earlier.cases)
 
     def made(batch: int) -> tuple[Method, dict, list]:
         """The method with what is derived for this batch, its encoder's start, and what was derived."""
-        steps = _steps(options, before, len(crops), batch)
+        steps = _steps(options, earlier.run, len(crops), batch)
         sizes = configure.Sizes(crop, plan.spacing[-dims:], len(crops), steps, batch)
-        chosen_config, chosen = configure.configure(kind, options.settings, sizes, resumed.get("method_config"))
+        chosen_config, chosen = configure.configure(kind, options.settings, sizes, earlier.method_config)
         torch.manual_seed(batches.mixed_seed(options.seed, "weights"))
         encoder, started = start.encoder(
             options.preset, options.start, dims, chosen_config.drop_path, options.checkpointing
@@ -119,7 +126,7 @@ def build(options: Options, plan: Plan, data: Path, device: torch.device, say: C
         built.ranges = Ranges.of(plan.hu)
         return built, started, chosen
 
-    batch_size = options.batch_size or before.get("batch_size")
+    batch_size = options.batch_size or earlier.run.get("batch_size")
     method, started, chosen = made(batch_size or configure.TRIAL_BATCH)
     if batch_size is None:
         fits, reason = configure.batch_size(method, crop, device, bf16)
@@ -128,7 +135,7 @@ def build(options: Options, plan: Plan, data: Path, device: torch.device, say: C
         method, started, chosen = made(batch_size)
     configure.warn_small(method, batch_size // options.accumulate, say)
     config = RunConfig(
-        steps=_steps(options, before, len(crops), batch_size),
+        steps=_steps(options, earlier.run, len(crops), batch_size),
         batch_size=batch_size,
         accumulate=options.accumulate,
         seed=options.seed,
@@ -154,10 +161,11 @@ def build(options: Options, plan: Plan, data: Path, device: torch.device, say: C
         "created": time.strftime("%Y-%m-%d"),
         **started,
     }
-    run = Run(method, crops, config, folder, header, device, _probe(options, data, crop, config.steps))
+    probe = _probe(options, data, crop, config.steps)
+    run = Run(method, crops, config, folder, header, device, probe, crops.cases)
     if options.resume and (folder / LATEST).exists():
-        run.resume()
-        say(f"continuing at step {run.step} of {config.steps}")
+        told = run.resume()
+        say("\n".join([f"continuing at step {run.step} of {config.steps}", *told]))
     elif options.resume:
         say(f"nothing to continue in {folder}: starting anew")
     shown = sum(p.numel() for p in method.encoder.parameters()) / 1e6
@@ -170,32 +178,16 @@ def build(options: Options, plan: Plan, data: Path, device: torch.device, say: C
     return run
 
 
-def data_folder(options: Options) -> tuple[str, Path]:
-    """The collection's name and where its preprocessed scans are: $nnUNet_preprocessed/nnssl/<name>."""
-    name = options.name or "_".join([*(Path(s).resolve().name for s in options.sources), *options.dataset_ids])
-    if not name or name != Path(name).name or name.startswith("."):
-        raise ValueError(f"{name!r} cannot name a collection; give it a name with --name, such as --name my_ct")
-    return name, _variable("nnUNet_preprocessed") / "nnssl" / name
+def _take(folder: Path, held: ExitStack) -> None:
+    """Lock the results for this run, and remove what a killed one left half written."""
+    if dist.is_main():
+        hint = "wait for it or end it; another run needs another folder, with -o"
+        held.enter_context(files.locked(folder, hint))
+        files.sweep(folder)
 
 
-def results_root() -> Path:
-    return _variable("nnUNet_results") / "nnssl"
-
-
-def run_name(method: str, preset: str, dims: int) -> str:
-    """The folder of a run's results."""
-    return f"{method}__{preset}" + ("_2d" if dims == 2 else "")
-
-
-def dimensions(options: Options) -> int:
-    """2 or 3, as --dims or the length of --crop says. Raises ValueError when they differ."""
-    given = len(options.crop) if options.crop else options.dims or 3
-    if given not in (2, 3) or (options.dims or given) != given:
-        raise ValueError(
-            f"--crop {' '.join(map(str, options.crop))} has {given} numbers, but --dims is {options.dims or 3}; "
-            "a crop is Z Y X in 3D, Y X in 2D"
-        )
-    return given
+def _stop(*_: object) -> None:
+    raise signals.Interrupted("stopped before the training; the same line goes on where it was")
 
 
 def _probe(options: Options, data: Path, crop: Shape, steps: int) -> Probe | None:
@@ -223,6 +215,8 @@ def _prepare(options: Options, name: str, folder: Path, say: Callable) -> Plan:
         num_processes=options.num_processes,
         part_id=options.part_id,
         num_parts=options.num_parts,
+        update=options.update,
+        say=say,
     )
     if labelled is not None:
         say(f"probe: {len(labelled.cases)} labelled cases of {labelled.dataset}")
@@ -247,25 +241,6 @@ def _in_hu(options: Options, datasets: Sequence[Path]) -> bool:
     return in_hu
 
 
-def raw_dataset(identifier: str, flag: str = "-d") -> Path:
-    """$nnUNet_raw/DatasetNNN_Name for an id (501) or a name. Raises ValueError when it is not there."""
-    raw = _variable("nnUNet_raw")
-    wanted = f"Dataset{int(identifier):03d}_*" if identifier.isdigit() else identifier
-    found = sorted(path for path in raw.glob(wanted) if path.is_dir())
-    if len(found) != 1:
-        there = ", ".join(sorted(path.name for path in raw.glob("Dataset*"))) or "nothing"
-        raise ValueError(
-            f"{flag} {identifier}: expected one folder {wanted} in {raw}, found {len(found)}; there is: {there}"
-        )
-    return found[0]
-
-
-def _variable(name: str) -> Path:
-    if not os.environ.get(name):
-        raise ValueError(f"nnU-Net's variable {name} is not set; type: export {name}=/path/to/{name}")
-    return Path(os.environ[name])
-
-
 def _method(name: str) -> type[Method]:
     if name not in METHODS:
         raise ValueError(f"unknown method {name!r}; known: {', '.join(METHODS)}")
@@ -278,25 +253,6 @@ def _steps(options: Options, before: dict, cases: int, batch_size: int) -> int:
     if options.epochs is not None:
         return math.ceil(options.epochs * cases / batch_size)
     return before.get("steps", DEFAULT_STEPS)
-
-
-def _resumed_header(folder: Path) -> dict:
-    """What an interrupted run had derived, so that `--c` needs no repetition of it."""
-    path = folder / LATEST
-    return checkpoint.read(path)["header"] if path.exists() else {}
-
-
-def _demand_free(folder: Path, resume: bool) -> None:
-    there = [name for name in (LATEST, FINAL) if (folder / name).exists()]
-    if resume and there == [FINAL]:
-        raise ValueError(
-            f"{folder} holds a finished run ({FINAL}) without {LATEST}, from which --c would continue; "
-            "a new run would overwrite it: write elsewhere with -o"
-        )
-    if there and not resume:
-        raise ValueError(
-            f"{folder} already holds a run ({', '.join(there)}); add --c to continue it, or write elsewhere with -o"
-        )
 
 
 def _silent(_: str) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from datetime import timedelta
 
 import torch
 import torch.distributed as td
 
-from nnssl import dist
+from nnssl import dist, signals
 
+AS_SIGTERM = tuple(getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name))
 LONG = timedelta(days=14)  # one process prepares ten thousand scans while the others wait
 
 
@@ -44,7 +46,8 @@ def launch(num_gpus: int, arguments: list[str]) -> str | None:
 
     options = ["--standalone", "--nproc-per-node", str(num_gpus)]
     try:
-        run.run(run.parse_args([*options, "-m", "nnssl", "pretrain", *arguments]))
+        with signals.handled(_as_sigterm, AS_SIGTERM):
+            run.run(run.parse_args([*options, "-m", "nnssl", "pretrain", *arguments]))
     except SignalException:
         return "stopped"
     except ChildFailedError:
@@ -52,8 +55,23 @@ def launch(num_gpus: int, arguments: list[str]) -> str | None:
     return "done"
 
 
+def _as_sigterm(*_: object) -> None:
+    """torchrun does not know all signals that ask to stop; unheard they would end it alone."""
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def join(device: torch.device) -> None:
-    """Join the other processes when a launcher started several; nothing otherwise."""
+    """Join the other processes when a launcher started several; nothing otherwise.
+
+    Raises ValueError where srun started several that do not know of each other.
+    """
+    together = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+    if together not in ("", "1") and "RANK" not in os.environ:
+        raise ValueError(
+            f"srun started this command {together} times, and each would train the whole run by itself. Start it once "
+            "(srun --ntasks=1) with -num_gpus N, or on several machines one torchrun each: srun "
+            "--ntasks-per-node=1 torchrun --nnodes=M --nproc-per-node=N ... -m nnssl pretrain ..."
+        )
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.active():
         return
     if device.type == "cuda":
@@ -74,16 +92,16 @@ def first_alone(work: Callable[[], object]):
     if not dist.active():
         return work()
     patient = td.new_group(backend="gloo", timeout=LONG)
-    outcome: list = [None]
+    outcome: list = [None, False]
     result = None
     if dist.is_main():
         try:
             result = work()
-        except Exception as error:
-            outcome = [f"{type(error).__name__}: {error}"]
+        except BaseException as error:
+            outcome = [f"{type(error).__name__}: {error}", isinstance(error, signals.Interrupted)]
             td.broadcast_object_list(outcome, src=0, group=patient)
             raise
     td.broadcast_object_list(outcome, src=0, group=patient)
     if outcome[0] is not None:
-        raise RuntimeError(f"rank 0 failed: {outcome[0]}")
+        raise signals.Interrupted if outcome[1] else RuntimeError(f"rank 0 failed: {outcome[0]}")
     return result if dist.is_main() else work()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -49,6 +50,8 @@ class RunConfig:
 
     # How a run is watched and fed changes no weight, so a resumed run may differ in it.
     FREE = ("log_every", "save_every", "workers", "tensorboard")
+    # These do, but a run that could not go on for them would be lost: it goes on and says so.
+    TOLD = ("steps", "bf16", "compile")
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate", "log_every", "save_every"):
@@ -68,6 +71,7 @@ class Run:
         header: dict,
         device: torch.device,
         probe: Probe | None = None,
+        cases: Sequence[str] = (),
     ) -> None:
         self.method = method.to(device).train()
         self.crops, self.config, self.folder, self.device = crops, config, Path(folder), device
@@ -79,6 +83,7 @@ class Run:
         )
         self.monitors = Monitors()
         self.probe = probe
+        self.cases = cases  # ids of the scans, which a resumed run continues on
         self.probed: dict = {}  # what the probe last said, and what its best was
         self.step = 0
         self.failures = 0
@@ -183,6 +188,8 @@ class Run:
             "optimizer": self.optimizer.state_dict(),
             "monitors": self.monitors.state_dict(),
             "probe": self.probed,
+            # Not in the header, which goes into the file that is passed on: ids hold names of files.
+            "cases": list(self.cases),
         }
         checkpoint.write(self.folder / LATEST, content)
 
@@ -192,16 +199,33 @@ class Run:
             checkpoint.write(self.folder / FINAL, self._pack(metrics))
         return self.folder / FINAL
 
-    def resume(self) -> None:
-        """Continue from checkpoint_latest.pth. Raises ValueError when it is of another run than this one."""
+    def resume(self) -> list[str]:
+        """Continue from checkpoint_latest.pth; what is different from now on, in words.
+
+        Raises ValueError when it is of another run than this one, or already beyond its last step.
+        """
         content = checkpoint.read(self.folder / LATEST)
         _demand_same_run(content["header"], self.header, self.folder)
         state = content["training_state"]
+        before = content["header"]["run"]
+        if state["step"] > self.config.steps:
+            raise ValueError(
+                f"the run in {self.folder} has done {state['step']} steps of {before['steps']}, more than --steps "
+                f"{self.config.steps}: give a larger number, or leave it out"
+            )
         self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.monitors.load_state_dict(state["monitors"])
         self.probed = state.get("probe", {})
         self.step = state["step"]
+        told = [f"{name}: was {before[name]}, now {getattr(self.config, name)}" for name in RunConfig.TOLD
+                if before.get(name, getattr(self.config, name)) != getattr(self.config, name)]  # fmt: skip
+        if before["steps"] != self.config.steps:
+            told.append(
+                f"the learning rate and all that follows the run's course go from step {self.step} on as in a run of "
+                f"{self.config.steps} steps"
+            )
+        return told
 
     def _pack(self, metrics: dict) -> dict:
         header = {**self.header, "step": self.step, "metrics": metrics}
@@ -216,7 +240,8 @@ class Run:
 
 def _demand_same_run(saved: dict, now: dict, folder: Path) -> None:
     def fixed(header: dict) -> dict:
-        run = {name: value for name, value in header["run"].items() if name not in RunConfig.FREE}
+        free = (*RunConfig.FREE, *RunConfig.TOLD)
+        run = {name: value for name, value in header["run"].items() if name not in free}
         return {**run, **header["method_config"], "method": header["method"], "crop": header["crop"],
                 "preset": header["preset"], "plan": header["plan"]["fingerprint"],
                 "cases": header["plan"]["cases"], "start": header.get("start", {}).get("sha256")}  # fmt: skip
@@ -229,5 +254,5 @@ def _demand_same_run(saved: dict, now: dict, folder: Path) -> None:
         raise ValueError(
             f"the run in {folder} was started with other settings and cannot be continued with these:\n  "
             + "\n  ".join(changed)
-            + "\nRepeat the first command line with --c, or start anew in another folder with -o"
+            + "\nType these as they were, or start anew in another folder with -o"
         )

@@ -1,28 +1,47 @@
-"""Being stopped: a cluster's notice and Ctrl-C, heard between steps."""
+"""Being stopped: a cluster's notice, Ctrl-C or a lost terminal, heard between steps."""
 
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 import torch
 
-from nnssl import dist
+from nnssl import dist, signals
+
+GRACE = 10  # seconds; torchrun kills after 30
+ALARM = (signal.SIGALRM,) if hasattr(signal, "SIGALRM") else ()
 
 
 class Signals:
-    """SIGTERM (a cluster's notice) and SIGINT (Ctrl-C) become a question that the loop asks after each step."""
+    """What asks a program to stop (signals.STOPS) becomes a question that the loop asks after each step."""
 
     def __enter__(self) -> Signals:
-        self.received = False
-        try:
-            self.before = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
-        except ValueError:  # not in the main thread, where Python allows no handlers
-            self.before = {}
+        self.received = self.waits = False
+        self.stack = ExitStack()
+        self.stack.enter_context(signals.handled(self._note))
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
+        self.stack.close()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Within, a signal raises Interrupted: what is waited for may never come.
+
+        With several processes only after GRACE seconds, as the others may be in a step already.
+        """
+        with signals.handled(self._give_up, ALARM) if dist.active() else ExitStack():
+            self.waits = True
+            try:
+                if self.received:
+                    self._stop_waiting()
+                yield
+            finally:
+                self.waits = False
+                if dist.active() and ALARM:
+                    signal.alarm(0)
 
     def asked(self) -> bool:
         """True on every process once any process was signalled."""
@@ -33,3 +52,15 @@ class Signals:
 
     def _note(self, *_: object) -> None:
         self.received = True
+        if self.waits:
+            self._stop_waiting()
+
+    def _stop_waiting(self) -> None:
+        if not dist.active():
+            raise signals.Interrupted
+        if ALARM:
+            signal.alarm(GRACE)
+
+    def _give_up(self, *_: object) -> None:
+        if self.waits:
+            raise signals.Interrupted

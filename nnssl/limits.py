@@ -1,0 +1,70 @@
+"""What this process may use of its machine: a batch system or a container gives less than is there."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+CGROUPS = Path("/sys/fs/cgroup")
+OWN = Path("/proc/self/cgroup")
+UNLIMITED = 1 << 60  # bytes; version 1 says "no limit" by a number near 2^63
+
+
+def cores() -> int:
+    """Cores that this process may count on: by affinity, SLURM's --cpus-per-task and the cgroup's quota."""
+    found = [len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1]
+    if (asked := os.environ.get("SLURM_CPUS_PER_TASK", "")).isdigit():
+        found.append(int(asked))
+    for folder in _folders("cpu"):
+        quota, period = _words(folder / "cpu.max") or (
+            *_words(folder / "cpu.cfs_quota_us"), *_words(folder / "cpu.cfs_period_us")
+        ) or ("max", "1")  # fmt: skip
+        if quota.isdigit() and int(period):
+            found.append(-(-int(quota) // int(period)))
+    return max(1, min(found))
+
+
+def free_memory() -> int | None:
+    """Bytes that this process's cgroups leave it; None where they set no limit."""
+    free = []
+    for folder in _folders("memory"):
+        limit = _number(folder / "memory.max") or _number(folder / "memory.limit_in_bytes")
+        used = _number(folder / "memory.current") or _number(folder / "memory.usage_in_bytes") or 0
+        if limit and limit < UNLIMITED:
+            free.append(max(0, limit - used + _reclaimable(folder)))
+    return min(free, default=None)
+
+
+def _reclaimable(folder: Path) -> int:
+    """Bytes of the page cache, which count as used and are given back when they are needed."""
+    words = _words(folder / "memory.stat")
+    stat = dict(zip(words[::2], words[1::2], strict=False))
+    return int(stat.get("inactive_file", stat.get("total_inactive_file", 0)))
+
+
+def _folders(controller: str) -> list[Path]:
+    """The cgroup of this process and those above it, of version 2 or of `controller` in version 1."""
+    try:
+        lines = [line.split(":", 2) for line in OWN.read_text(encoding="utf-8").splitlines()]
+    except OSError:
+        return []
+    found = []
+    for number, controllers, path in lines:
+        if number == "0" or controller in controllers.split(","):
+            top = CGROUPS if number == "0" else CGROUPS / controller
+            own = top / path.lstrip("/")
+            # In a container the path is that of the host, and the top is the container's own.
+            found += [own, *(above for above in own.parents if above.is_relative_to(top)), top]
+    return list(dict.fromkeys(found))
+
+
+def _words(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").split()
+    except (OSError, ValueError):
+        return []
+
+
+def _number(path: Path) -> int | None:
+    words = _words(path)
+    return int(words[0]) if words and words[0].isdigit() else None

@@ -1,0 +1,88 @@
+"""Signals: who hears them. A handler is of the process that set it; what it forks ends as usual.
+
+A forked child would inherit the handlers of its parent, and what is ignored even outlives an exec.
+A pool whose workers are deaf to SIGTERM in this way never ends: `Pool.terminate` sends it and waits.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+
+# A cluster's notice, Ctrl-C, a lost terminal, SLURM's --signal=USR1 and submitit's USR2. Windows
+# has the first two.
+STOPS = tuple(
+    getattr(signal, name)
+    for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2")
+    if hasattr(signal, name)
+)  # fmt: skip
+# `nohup` and a shell's `&` say by ignoring these that the command shall outlive them.
+ASKED_TO_IGNORE = tuple(getattr(signal, name) for name in ("SIGINT", "SIGHUP") if hasattr(signal, name))
+
+Handler = Callable[[int, "FrameType | None"], object]
+
+_ours: set[int] = set()  # what this process handles; a forked child begins with none of it
+_thread = threading.local()
+
+
+class Interrupted(BaseException):
+    """The run was asked to stop; `--c` continues. Like KeyboardInterrupt no `except Exception`."""
+
+
+@contextmanager
+def handled(handler: Handler, numbers: Sequence[int] = STOPS) -> Iterator[None]:
+    """Let `handler` of this process hear `numbers`, and put back what was there.
+
+    Nothing is heard in a thread other than the main one, where Python allows no handlers, nor what
+    the caller of this program ignores (`nohup`).
+    """
+    before, outer = {}, set(_ours)
+    if threading.current_thread() is threading.main_thread():
+        for number in numbers:
+            if number not in ASKED_TO_IGNORE or signal.getsignal(number) is not signal.SIG_IGN:
+                before[number] = _set(number, handler)
+    try:
+        yield
+    finally:
+        for number, was in before.items():
+            signal.signal(number, signal.SIG_DFL if was is None else was)
+        _ours.intersection_update(outer)
+
+
+def unmoved(numbers: Sequence[int] = STOPS) -> None:
+    """From now on this process takes no notice of `numbers`: another one decides when it ends.
+
+    By a handler: what is ignored (SIG_IGN) would be so in every program that it starts.
+    """
+    for number in numbers:
+        _set(number, lambda *_: None)
+
+
+def _set(number: int, handler: Handler) -> Handler | int | None:
+    _ours.add(number)
+    return signal.signal(number, handler)
+
+
+def _before_fork() -> None:
+    """Python forgets a signal that comes before a new child can hear it; blocked it waits."""
+    _thread.mask = signal.pthread_sigmask(signal.SIG_BLOCK, _ours) if _ours else None
+
+
+def _in_parent() -> None:
+    if _thread.mask is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, _thread.mask)
+
+
+def _in_child() -> None:
+    for number in _ours:
+        signal.signal(number, signal.SIG_DFL)
+    _ours.clear()
+    _in_parent()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_in_parent, after_in_child=_in_child)

@@ -1,0 +1,61 @@
+"""The run that a results folder holds already: what `--c` takes from it, and that nothing else overwrites it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nnssl import checkpoint
+from nnssl.data.plan import Plan
+from nnssl.train.run import FINAL, LATEST
+from nnssl.types import Shape
+
+
+@dataclass(frozen=True)
+class Before:
+    """What it had derived, so that `--c` needs no repetition of it: numbers, crop in voxels, the method's settings.
+
+    cases: its scans' ids.
+    """
+
+    run: dict = field(default_factory=dict)
+    cases: list[str] | None = None
+    crop: Shape = ()
+    method_config: dict | None = None
+
+
+def read(folder: Path, data: Path, plan: Plan, say: Callable[[str], None]) -> Before:
+    """Of checkpoint_latest.pth in `folder`, nothing where there is none. `data` holds the preprocessed scans."""
+    if not (folder / LATEST).exists():
+        return Before()
+    content = checkpoint.read(folder / LATEST)
+    header, stored = content["header"], _stored(plan, data)
+    cases = content["training_state"].get("cases") or _began_with(header["plan"]["cases"], stored, data)
+    if cases and set(cases) != set(stored):
+        say(f"the run goes on with the {len(cases)} scans that it is on; the collection has {len(stored)} now")
+    return Before(header["run"], cases or None, tuple(header["crop"]), header["method_config"])
+
+
+def _stored(plan: Plan, data: Path) -> list[str]:
+    return [case.id for case in plan.cases if (data / f"{case.id}.json").is_file()]
+
+
+def _began_with(number: int, stored: list[str], data: Path) -> list[str]:
+    """Checkpoints of earlier versions know how many scans there were: those that were stored first."""
+    first = sorted(stored, key=lambda case: ((data / f"{case}.json").stat().st_mtime_ns, case))[:number]
+    return [case for case in stored if case in set(first)]
+
+
+def demand_free(folder: Path, resume: bool) -> None:
+    """Raise ValueError where a run in `folder` would be overwritten, or cannot be continued."""
+    there = [name for name in (LATEST, FINAL) if (folder / name).exists()]
+    if resume and there == [FINAL]:
+        raise ValueError(
+            f"{folder} holds a finished run ({FINAL}) without {LATEST}, from which --c would continue; "
+            "a new run would overwrite it: write elsewhere with -o"
+        )
+    if there and not resume:
+        raise ValueError(
+            f"{folder} already holds a run ({', '.join(there)}); add --c to continue it, or write elsewhere with -o"
+        )

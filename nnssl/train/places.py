@@ -1,0 +1,77 @@
+"""Where a pretraining reads and writes: nnU-Net's folders, the collection's name, the run's name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nnssl import files
+from nnssl.data.plan import Plan
+
+if TYPE_CHECKING:
+    from nnssl.train.pretrain import Options
+
+LONGEST_NAME = 80  # letters of a collection's name that is made of several
+
+
+def data_folder(options: Options) -> tuple[str, Path]:
+    """The collection's name and where its preprocessed scans are: $nnUNet_preprocessed/nnssl/<name>."""
+    root = _variable("nnUNet_preprocessed") / "nnssl"
+    name = options.name or _name_of([*(Path(s).resolve().name for s in options.sources), *options.dataset_ids], root)
+    if not name or name != Path(name).name or name.startswith("."):
+        raise ValueError(f"{name!r} cannot name a collection; give it a name with --name, such as --name my_ct")
+    return name, root / name
+
+
+def _name_of(parts: Sequence[str], root: Path) -> str:
+    """The parts' names joined; of many the first, their number and a hash, the same in any order."""
+    joined = "_".join(parts)
+    if len(parts) < 2 or len(joined) <= LONGEST_NAME or (len(os.fsencode(joined)) < 256 and (root / joined).is_dir()):
+        return joined
+    return f"{min(parts)[:LONGEST_NAME]}_and_{len(parts) - 1}_more_{files.fingerprint(sorted(parts))}"
+
+
+def results_folder(options: Options, plan: Plan) -> Path:
+    named = run_name(options.method, options.preset, dimensions(options))
+    return options.output or results_root() / plan.name / named
+
+
+def results_root() -> Path:
+    return _variable("nnUNet_results") / "nnssl"
+
+
+def run_name(method: str, preset: str, dims: int) -> str:
+    """The folder of a run's results."""
+    return f"{method}__{preset}" + ("_2d" if dims == 2 else "")
+
+
+def dimensions(options: Options) -> int:
+    """2 or 3, as --dims or the length of --crop says. Raises ValueError when they differ."""
+    given = len(options.crop) if options.crop else options.dims or 3
+    if given not in (2, 3) or (options.dims or given) != given:
+        raise ValueError(
+            f"--crop {' '.join(map(str, options.crop))} has {given} numbers, but --dims is {options.dims or 3}; "
+            "a crop is Z Y X in 3D, Y X in 2D"
+        )
+    return given
+
+
+def raw_dataset(identifier: str, flag: str = "-d") -> Path:
+    """$nnUNet_raw/DatasetNNN_Name for an id (501) or a name. Raises ValueError when it is not there."""
+    raw = _variable("nnUNet_raw")
+    wanted = f"Dataset{int(identifier):03d}_*" if identifier.isdigit() else identifier
+    found = sorted(path for path in raw.glob(wanted) if path.is_dir())
+    if len(found) != 1:
+        there = ", ".join(sorted(path.name for path in raw.glob("Dataset*"))) or "nothing"
+        raise ValueError(
+            f"{flag} {identifier}: expected one folder {wanted} in {raw}, found {len(found)}; there is: {there}"
+        )
+    return found[0]
+
+
+def _variable(name: str) -> Path:
+    if not os.environ.get(name):
+        raise ValueError(f"nnU-Net's variable {name} is not set; type: export {name}=/path/to/{name}")
+    return Path(os.environ[name])

@@ -1,0 +1,258 @@
+"""A collection lives: scans come, go, fail, are repaired and move, and its runs go on."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from made_scans import ct_array, write_volume
+
+from nnssl import checkpoint, files
+from nnssl.data import preprocess as preprocess_module
+from nnssl.data.moved import moved_sources
+from nnssl.data.plan import Plan
+from nnssl.data.prepare import prepare
+from nnssl.data.scans import Found
+from nnssl.train import places, pretrain
+from nnssl.train.log import Log
+from nnssl.train.pretrain import Options
+from nnssl.train.run import LATEST
+
+SHAPE = (14, 20, 24)
+
+
+def raw_folder(folder: Path, numbers=range(3)) -> Path:
+    for number in numbers:
+        write_volume(folder / f"patient {number}" / "ct.nii.gz", ct_array(SHAPE, number))
+    return folder
+
+
+def prepared(tmp_path: Path, raw: Path, **options) -> tuple[Plan, str]:
+    said = []
+    plan = prepare("made", tmp_path / "out", [raw], num_processes=0, say=said.append, **options)
+    return plan, "\n".join(said)
+
+
+def stored(tmp_path: Path) -> dict[str, int]:
+    return {path.stem: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.b2nd")}
+
+
+def test_the_plan_is_kept_when_scans_come_and_go_and_update_takes_them_in(tmp_path):
+    raw = raw_folder(tmp_path / "raw")
+    plan, said = prepared(tmp_path, raw)
+    assert said == ""
+    before = stored(tmp_path)
+    shutil.rmtree(raw / "patient 0")
+    write_volume(raw / "new" / "ct.nii.gz", ct_array((30, 40, 44)), (5.0, 1.0, 1.0))
+    again, said = prepared(tmp_path, raw)
+    assert again == plan
+    assert "is kept, with its 3 scans" in said
+    assert "1 new, 1 gone" in said
+    assert "--update takes the new ones in" in said
+    assert stored(tmp_path) == before
+
+    more, said = prepared(tmp_path, raw, update=True)
+    assert "1 scans are taken into the plan, 4 are in it now" in said
+    assert (more.spacing, more.hu, more.crop, more.fingerprint) == (plan.spacing, plan.hu, plan.crop, plan.fingerprint)
+    assert more.cases[:3] == plan.cases
+    assert more == Plan.load(tmp_path / "out" / "plan.json")
+    after = stored(tmp_path)
+    assert {name: after[name] for name in before} == before
+    assert set(after) == {case.id for case in more.cases}
+    twice, _ = prepared(tmp_path, raw, update=True)
+    assert twice == more
+
+
+def test_other_scans_and_other_options_are_refused(tmp_path):
+    prepared(tmp_path, raw_folder(tmp_path / "raw"))
+    other = raw_folder(tmp_path / "other", range(7, 9))
+    with pytest.raises(ValueError, match=r"none of its 3 is among the 2 .*--name.*--update"):
+        prepared(tmp_path, other)
+    with pytest.raises(ValueError, match=r"spacing .*asked for \(1, 1, 1\).*leave the option out"):
+        prepared(tmp_path, tmp_path / "raw", spacing=(1, 1, 1))
+    with pytest.raises(ValueError, match=r"HU range .*asked for \(-1000, 1000\)"):
+        prepared(tmp_path, tmp_path / "raw", clip=(-1000, 1000))
+    with pytest.raises(ValueError, match=r"scans in HU.*Files of two plans"):
+        prepared(tmp_path, tmp_path / "raw", in_hu=False)
+    with pytest.raises(ValueError, match="say with -i"):
+        prepare("made", tmp_path / "out", update=True, num_processes=0)
+    more, _ = prepared(tmp_path, other, update=True)
+    assert len(more.cases) == 5
+
+
+def test_a_folder_that_moved_is_the_same(tmp_path, monkeypatch):
+    """Also those of it that were not preprocessed yet; nothing is read twice."""
+    raw = raw_folder(tmp_path / "old mount" / "raw")
+    plan, _ = prepared(tmp_path, raw)
+    before = stored(tmp_path)
+    (tmp_path / "out" / f"{plan.cases[1].id}.json").unlink()
+    shutil.move(tmp_path / "old mount", tmp_path / "new")
+    surveyed = len(list((tmp_path / "out" / "survey").iterdir()))
+    read = []
+    monkeypatch.setattr("nnssl.data.survey.read_scan", lambda *found: read.append(found))
+    again, said = prepared(tmp_path, tmp_path / "new" / "raw")
+    assert again == plan == Plan.load(tmp_path / "out" / "plan.json")
+    assert said == "3 scans of the plan have moved, and are the same"
+    assert read == []
+    assert len(list((tmp_path / "out" / "survey").iterdir())) == 2 * surveyed
+    assert {name for name, time in stored(tmp_path).items() if time != before[name]} == {plan.cases[1].id}
+
+
+def test_another_folder_of_the_same_names_is_not_taken_for_a_moved_one(tmp_path):
+    raw = raw_folder(tmp_path / "raw")
+    plan, _ = prepared(tmp_path, raw)
+    twin = shutil.copytree(raw, tmp_path / "staged")  # with its times, as rsync -a does
+    assert prepared(tmp_path, twin) == (plan, "3 scans of the plan have moved, and are the same")
+    for path in twin.rglob("ct.nii.gz"):
+        os.utime(path, (0, 0))
+    with pytest.raises(ValueError, match="is of other scans"):
+        prepared(tmp_path, twin)
+    shutil.rmtree(raw)
+    assert prepared(tmp_path, twin)[0] == plan
+
+
+def test_what_has_moved_is_matched_below_its_folder(tmp_path):
+    def plan_of(*sources: str) -> Plan:
+        plan, _ = prepared(tmp_path, raw_folder(tmp_path / "raw", range(1)))
+        (case,) = plan.cases
+        return Plan(
+            "p", plan.spacing, plan.hu, plan.crop, tuple(type(case)(s, s, "", SHAPE, (1, 1, 1)) for s in sources)
+        )
+
+    plan = plan_of("/a/x/1/ct.nii", "/a/x/2/ct.nii", "/a/y/1/ct.nii", "/kept/ct.nii")
+    now = [Found(path) for path in ("/b/x/1/ct.nii", "/b/x/2/ct.nii", "/b/new/ct.nii", "/kept/ct.nii")]
+    same = {"/a/x/1/ct.nii": "/b/x/1/ct.nii", "/a/x/2/ct.nii": "/b/x/2/ct.nii"}
+    assert moved_sources(plan, now, ["/b", "/kept"]) == same
+    assert moved_sources(plan, now, ["/b/x"]) == same  # two below x, one below y
+    assert moved_sources(plan, [Found(case.source) for case in plan.cases], ["/a", "/kept"]) == {}
+    assert moved_sources(plan, [Found("/c/ct.nii")], ["/c/ct.nii"]) != {}
+
+
+def test_a_full_disk_ends_the_preparation(tmp_path, monkeypatch):
+    def full(**named):
+        if named["suffix"].endswith(".b2nd"):
+            raise OSError(28, "No space left on device")
+        return make(**named)
+
+    make = files.tempfile.mkstemp
+    monkeypatch.setattr(files.tempfile, "mkstemp", full)
+    with pytest.raises(files.NoRoomError, match=r"b2nd cannot be written: the disk is full.*Free some space for .*out"):
+        prepared(tmp_path, raw_folder(tmp_path / "raw"))
+
+
+# -- runs ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def trains(nnunet_env, tmp_path, monkeypatch):
+    """A function that pretrains on raw/ for some steps, as typed; what it said."""
+    monkeypatch.setattr(Log, "draw", lambda self: None)
+    monkeypatch.setattr(pretrain, "keep_freed_memory", lambda: False)
+    raw_folder(tmp_path / "raw")
+
+    def run(**options) -> str:
+        said = []
+        chosen = {
+            "sources": (tmp_path / "raw",), "name": "made", "preset": "tiny", "crop": (32, 32), "batch_size": 2,
+            "steps": 2, "workers": 0, "device": "cpu", "num_processes": 0, "save_every": 1, "log_every": 1, **options,
+        }  # fmt: skip
+        pretrain.pretrain(Options("simmim", **chosen), said.append)
+        return "\n".join(said)
+
+    return run
+
+
+def run_folder(nnunet_env) -> Path:
+    return nnunet_env["nnUNet_results"] / "nnssl" / "made" / "simmim__tiny_2d"
+
+
+def test_a_run_goes_on_with_its_scans_and_may_become_longer(trains, nnunet_env, tmp_path, monkeypatch):
+    """One scan fails at first and succeeds later; one is new; --steps is raised."""
+    read = preprocess_module.read_scan
+
+    def fail(found, cache):
+        if "patient 1" in found.path:
+            raise OSError(5, "Input/output error")
+        return read(found, cache)
+
+    monkeypatch.setattr(preprocess_module, "read_scan", fail)
+    with pytest.warns(UserWarning, match="1 of 3 cases could not be preprocessed"):
+        trains()
+    monkeypatch.setattr(preprocess_module, "read_scan", read)
+    write_volume(tmp_path / "raw" / "new.nii.gz", ct_array(SHAPE, 9))
+    said = trains(resume=True, steps=3, update=True)
+    assert "the run goes on with the 2 scans that it is on; the collection has 4 now" in said
+    assert "steps: was 2, now 3" in said
+    assert "from step 2 on as in a run of 3 steps" in said
+    content = checkpoint.read(run_folder(nnunet_env) / LATEST)
+    assert content["training_state"]["step"] == content["header"]["run"]["steps"] == 3
+    assert len(content["training_state"]["cases"]) == content["header"]["plan"]["cases"] == 2
+    with pytest.raises(ValueError, match=r"has done 3 steps of 3, more than --steps 1: give a larger number"):
+        trains(resume=True, steps=1)
+    with pytest.raises(ValueError, match=r"seed: was 0, now 1\nType these as they were"):
+        trains(resume=True, steps=3, seed=1)
+
+
+def test_a_checkpoint_that_knows_only_their_number_goes_on_with_those_stored_first(trains, nnunet_env, tmp_path):
+    trains()
+    path = run_folder(nnunet_env) / LATEST
+    content = checkpoint.read(path)
+    began = content["training_state"].pop("cases")
+    checkpoint.write(path, content)
+    write_volume(tmp_path / "raw" / "patient 0" / "a.nii.gz", ct_array(SHAPE, 9))  # sorts before the others
+    assert "3 scans that it is on; the collection has 4" in trains(resume=True, steps=3, update=True)
+    assert checkpoint.read(path)["training_state"]["cases"] == began
+    data = nnunet_env["nnUNet_preprocessed"] / "nnssl" / "made"
+    shutil.rmtree(tmp_path / "raw" / "patient 2")
+    (data / f"{began[-1]}.b2nd").unlink()
+    with (
+        pytest.warns(UserWarning, match="could not be preprocessed"),
+        pytest.raises(ValueError, match=r"1 of the 3 scans that the run is on.*--from"),
+    ):
+        trains(resume=True, steps=3)
+
+
+def test_one_run_a_folder(trains, nnunet_env):
+    """Whoever comes second is told who is there; what a killed run left is removed."""
+    folder = run_folder(nnunet_env)
+    folder.mkdir(parents=True)
+    (folder / ".tmp-abccheckpoint_latest.pth").touch()
+    ready, done = os.pipe(), os.pipe()
+    child = os.fork()
+    if child == 0:
+        with files.locked(folder, ""):
+            os.write(ready[1], b"x")
+            os.read(done[0], 1)
+        os._exit(0)
+    os.read(ready[0], 1)
+    with pytest.raises(files.LockedError, match=rf"is being written by process {child} on .*: wait for it.*-o"):
+        trains()
+    os.write(done[1], b"x")
+    os.waitpid(child, 0)
+    assert "finished: " in trains()
+    assert not list(folder.glob(".tmp-*"))
+
+
+def test_names_of_many_sources_are_short_and_stable(nnunet_env):
+    def name(*names: str, **options) -> str:
+        return places.data_folder(Options("smit", sources=[Path("/x") / n for n in names], **options))[0]
+
+    assert name("a", "b", dataset_ids=("501",)) == "a_b_501"
+    many = [f"patient_{number:03d}" for number in range(26)]
+    short = name(*many)
+    assert short.startswith("patient_000_and_25_more_")
+    assert len(short) < 100
+    assert name(*reversed(many)) == short
+    few = many[:10]
+    (nnunet_env["nnUNet_preprocessed"] / "nnssl" / "_".join(few)).mkdir(parents=True)
+    assert name(*few) == "_".join(few)  # of before
+
+
+def test_fingerprints_are_those_of_earlier_plans(tmp_path):
+    plan, _ = prepared(tmp_path, raw_folder(tmp_path / "raw"))
+    content = files.read_json(tmp_path / "out" / "plan.json")
+    told = content.pop("fingerprint")
+    assert set(content) == {"name", "spacing", "hu", "crop", "cases", "format_version"}
+    assert files.fingerprint(content) == told == plan.fingerprint

@@ -1,0 +1,79 @@
+"""Files that are whole or absent, disks that are full, and what killed writes leave."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+
+from nnssl import files
+
+Usage = namedtuple("Usage", "total used free")
+
+
+@pytest.mark.parametrize(
+    ("error", "free", "told"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), 1 << 40, "the disk is full or the quota used up"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), 1 << 40, "the disk is full or the quota used up"),
+        (OSError(errno.EROFS, "Read-only file system"), 1 << 40, "the disk is read-only"),
+        (
+            RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 1 vs 2"),
+            4096,
+            "the disk is full or the quota used up, 0.0 MB are left",
+        ),
+    ],
+)
+def test_a_full_disk_is_told_with_the_file_and_the_folder(tmp_path, monkeypatch, error, free, told):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(1 << 41, 0, free))
+
+    def write() -> None:
+        with files.atomic(tmp_path / "a.pth"):
+            raise error
+
+    with pytest.raises(files.NoRoomError) as raised:
+        write()
+    assert f"{tmp_path / 'a.pth'} cannot be written: {told}" in str(raised.value)
+    assert f"for {tmp_path}, or choose another disk" in str(raised.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_errors_stay_what_they_are(tmp_path):
+    for error in (RuntimeError("no"), ValueError("no"), OSError(errno.EIO, "no")):
+        with pytest.raises(type(error), match="no"), files.atomic(tmp_path / "a"):
+            raise error
+
+
+def test_what_is_moved_is_on_the_disk(tmp_path, monkeypatch):
+    done = []
+    monkeypatch.setattr(files.os, "fsync", lambda _: done.append("fsync"))
+    replace = Path.replace
+    monkeypatch.setattr(Path, "replace", lambda *paths: done.append("replace") or replace(*paths))
+    files.write_json(tmp_path / "a.json", {})
+    assert done == ["fsync", "replace"]
+
+
+def test_temporaries_are_swept_though_others_move_them_meanwhile(tmp_path, monkeypatch):
+    (tmp_path / "sub").mkdir()
+    for name in (".tmp-a", ".tmp-gone", "sub/.tmp-b", "kept"):
+        (tmp_path / name).touch()
+    stat = Path.stat
+
+    def vanishing(path, **how):
+        if path.name == ".tmp-gone":
+            raise FileNotFoundError(path)
+        return stat(path, **how)
+
+    monkeypatch.setattr(Path, "stat", vanishing)
+    files.sweep(tmp_path, older=-1)
+    monkeypatch.undo()
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [".tmp-gone", "kept", "sub"]
+
+
+def test_a_lock_can_be_taken_again(tmp_path):
+    for _ in range(2):
+        with files.locked(tmp_path / "run", "hint"):
+            assert (tmp_path / "run" / files.LOCK).read_text().startswith("process ")

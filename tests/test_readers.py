@@ -1,0 +1,155 @@
+"""Nothing waits for ever: readers that die, hang or cannot hand over, and whatever keeps them alive."""
+
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.util
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from multiprocessing.connection import Listener
+from pathlib import Path
+
+import micro
+import pytest
+import torch
+
+from nnssl import checkpoint, files
+from nnssl.train import batches
+from nnssl.train.log import Log
+from nnssl.train.loop import Interrupted, train
+from nnssl.train.run import LATEST
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+LONG = 600.0
+
+
+class Unspeakable(str):
+    """Passes as text until it is handed over to another process."""
+
+    def __reduce__(self):
+        raise OSError(28, "No space left on device")
+
+
+class Troubled(torch.utils.data.Dataset):
+    """From sample `first` on each goes wrong."""
+
+    def __init__(self, trouble: str, first: int = 4) -> None:
+        self.trouble, self.first, self.made = trouble, first, micro.MadeCrops((24, 24, 24))
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, index: int) -> dict:
+        sample = self.made[index]
+        if index >= self.first:
+            if self.trouble == "hangs":
+                time.sleep(LONG)
+            if self.trouble == "is killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            sample["said"] = Unspeakable("x")
+        return sample
+
+
+def read(trouble: str) -> list:
+    micro_batches = batches.MicroBatches(0, 8, batch_size=2, accumulate=1)
+    with batches.reading(Troubled(trouble), micro_batches, workers=1, pin_memory=False) as stream:
+        return list(stream)
+
+
+def readers() -> list:
+    return [child for child in multiprocessing.active_children() if child.is_alive()]
+
+
+@pytest.mark.parametrize("trouble", ["is killed", "cannot hand over"])
+def test_a_reader_that_is_gone_ends_the_run_and_says_what_to_do(trouble):
+    with pytest.raises(batches.ReaderError, match=r"--workers(.|\n)*--shm-size(.|\n)*--c continues"):
+        read(trouble)
+    assert readers() == []
+
+
+def test_readers_end_with_the_block_whatever_keeps_the_stream(monkeypatch):
+    monkeypatch.setattr(batches, "PATIENCE", 0.1)
+    micro_batches = batches.MicroBatches(0, 8, batch_size=2, accumulate=1)
+    with batches.reading(Troubled("hangs"), micro_batches, workers=1, pin_memory=False) as stream:
+        assert next(stream)["index"].tolist() == [0, 1]
+        assert len(readers()) == 1
+    assert readers() == []
+
+
+KEPT = """
+import sys
+sys.path.insert(0, {tests!r})
+import test_readers as t
+micro_batches = t.batches.MicroBatches(0, 8, batch_size=2, accumulate=1)
+kept = t.batches.reading(t.Troubled("hangs"), micro_batches, workers=1, pin_memory=False)
+stream = kept.__enter__()
+print(len(t.readers()))
+"""
+
+
+def test_python_ends_though_a_stream_was_never_left():
+    script = KEPT.format(tests=str(Path(__file__).parent))
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_run_that_waits_for_data_is_saved_and_ends(tmp_path, monkeypatch, number):
+    monkeypatch.setattr(batches, "PATIENCE", 0.1)
+    monkeypatch.setattr(Log, "draw", lambda self: None)
+    run = micro.run(tmp_path, workers=1)
+    run.crops = Troubled("hangs")
+    run.crops.made = micro.MadeCrops(run.method.region(micro.CROP))
+    update = run.update
+
+    def updated():
+        threading.Timer(0.2, os.kill, (os.getpid(), number)).start()  # when the next batch is waited for
+        return update()
+
+    run.update = updated
+    with pytest.raises(Interrupted, match="stopped at step 1 of 6; the same line with --c continues"):
+        train(run, lambda _: None)
+    assert checkpoint.read(tmp_path / LATEST)["training_state"]["step"] == 1
+    assert readers() == []
+
+
+def test_pictures_that_cannot_be_written_cost_one_warning(tmp_path, monkeypatch):
+    def full(self):
+        self.run.method.eval()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Log, "draw", full)
+    said = []
+    run = micro.run(tmp_path, steps=3, save_every=1)
+    train(run, said.append)
+    assert run.step == 3
+    assert run.method.training
+    assert sum("pictures could not be written" in text for text in said) == 1
+
+
+def test_sockets_find_room_when_the_temporary_folder_is_long(tmp_path, monkeypatch):
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    monkeypatch.setattr(multiprocessing.process.current_process(), "_config", {"authkey": b"", "semprefix": "/mp"})
+    monkeypatch.setattr(multiprocessing.util, "Finalize", lambda *_, **__: None)  # the folders are removed here
+    with pytest.raises(OSError, match="too long"):
+        Listener(family="AF_UNIX")
+    del multiprocessing.process.current_process()._config["tempdir"]
+    files.room_for_sockets()
+    Listener(family="AF_UNIX").close()
+    shutil.rmtree(multiprocessing.util.get_temp_dir())
+    assert tempfile.gettempdir() == str(long)  # all else stays where the user wants it
+
+
+def test_a_long_folder_without_a_short_one_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / ("x" * 100)))
+    monkeypatch.setattr(files.os, "access", lambda *_: False)
+    with pytest.raises(OSError, match="export TMPDIR="):
+        files.room_for_sockets()
