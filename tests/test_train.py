@@ -303,7 +303,7 @@ def test_a_run_gives_up_when_no_gradient_is_finite(tmp_path, monkeypatch):
     with pytest.raises(Diverged, match="no finite gradient for 3 steps in a row, up to step 6") as error:
         train(run, said.append)
     assert "report.csv" in str(error.value)
-            assert sum("WARNING" in line for line in said) == 2  # at the first and at the last
+    assert sum("WARNING" in line for line in said) == 2  # at the first and at the last
     assert not (tmp_path / FINAL).exists()
     last = checkpoint.read(tmp_path / LATEST)
     assert last["training_state"]["step"] in (2, 4)
