@@ -55,7 +55,7 @@ def test_a_batch_is_learnt_by_heart_within_100_iterations(decoder):
     from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 
     network, (images, labels) = network_for(decoder), organs()
-    if finetune.needs_moments(network):
+    if finetune.needs_moments(network, {}):
         finetune.measure(network, [images])
     recipe = Recipe(epochs=1, iterations=ITERATIONS, lr=2e-3)
     optimizer, schedule = finetune.optimise(network, recipe, torch.device("cpu"), pretrained=False)
