@@ -38,38 +38,68 @@ def train(run: Run, say: Callable[[str], None] = print) -> Path:
         smoothing=0.05,
     )
     with Signals() as signals, bar:
+        clock = _Clock()
         while run.step < config.steps:
-            began = time.perf_counter()
-            parts = [next(stream) for _ in range(config.accumulate)]
-            waited = time.perf_counter() - began
+            parts = clock.waits(lambda: [next(stream) for _ in range(config.accumulate)])
             losses, watched = run.gradients(parts)
             norm, rate = run.update()
-            seconds = time.perf_counter() - began
-            if run.failures:
-                _failed(run, losses, say)
-            elif run.step % config.log_every == 0 or run.step == config.steps or run.probes():
+            clock.steps += 1
+            logged = run.step % config.log_every == 0 or run.step == config.steps or run.probes()
+            # Between two looks the host does not wait for the device.
+            failing = (logged or run.step % PATIENCE == 0) and _look(run, losses, clock.steps, say)
+            if logged and not failing:
+                timed = clock.read()
                 rejected = sum(int(part["rejected"].sum()) for part in parts)
-                row = log.row(losses, watched, norm=norm, rate=rate, seconds=seconds, waited=waited, rejected=rejected)
+                row = log.row(losses, watched, norm=float(norm), rate=rate, rejected=rejected, **timed)
                 run.keep_best(row)
                 bar.set_postfix(loss=f"{row['total']:.4f}", refresh=False)
             bar.update()
             stop = signals.asked()
-            if stop or run.step % config.save_every == 0 or run.step == config.steps:
+            saved = stop or run.step % config.save_every == 0 or run.step == config.steps
+            if saved:
                 run.save(log.last)
                 log.draw()
             if stop:
                 raise Interrupted(f"stopped at step {run.step} of {config.steps}; the same line with --c continues")
+            if logged or saved:
+                clock = _Clock()
     final = run.finish(log.last)
     dist.barrier()
     return final
 
 
-def _failed(run: Run, losses: dict, say: Callable[[str], None]) -> None:
-    if dist.is_main() and run.failures in (1, PATIENCE):
+class _Clock:
+    """Seconds a step, and of it waited for data: means over the steps since it was made."""
+
+    def __init__(self) -> None:
+        self.began, self.waited, self.steps = time.perf_counter(), 0.0, 0
+
+    def waits(self, call: Callable[[], list]) -> list:
+        """What `call` returns; its time counts as waiting."""
+        began = time.perf_counter()
+        result = call()
+        self.waited += time.perf_counter() - began
+        return result
+
+    def read(self) -> dict[str, float]:
+        """Right only after the device was waited for."""
+        return {"seconds": (time.perf_counter() - self.began) / self.steps, "waited": self.waited / self.steps}
+
+
+def _look(run: Run, losses: dict, steps: int, say: Callable[[str], None]) -> bool:
+    """Whether the last step was skipped; says so once, and what was skipped of the `steps` since the last look."""
+    in_a_row, since = run.skipped()
+    if dist.is_main() and (0 < in_a_row <= steps or in_a_row >= PATIENCE):
         shown = {name: float(value) for name, value in losses.items()}
         say(
             f"\nWARNING: the gradient of step {run.step} is not finite, losses {shown}; the step was skipped. "
             f"{WHEN_DIVERGED}"
         )
-    if run.failures >= PATIENCE:
+    elif dist.is_main() and since and not in_a_row:
+        say(
+            f"\nWARNING: {since} of the steps up to step {run.step} had a gradient that is not finite and were "
+            f"skipped. {WHEN_DIVERGED}"
+        )
+    if in_a_row >= PATIENCE:
         raise Diverged(f"no finite gradient for {PATIENCE} steps in a row, up to step {run.step}. {WHEN_DIVERGED}")
+    return in_a_row > 0
