@@ -52,9 +52,10 @@ def train(run: Run, say: Callable[[str], None] = print) -> Path:
                 rejected = sum(int(part["rejected"].sum()) for part in parts)
                 row = log.row(losses, watched, norm=float(norm), rate=rate, rejected=rejected, **timed)
                 run.keep_best(row)
-                bar.set_postfix(loss=f"{row['total']:.4f}", refresh=False)
+                speed = {"scans/s": f"{row['samples_per_second']:.1f}", "wait": f"{row['data_wait']:.0%}"}
+                bar.set_postfix(loss=f"{row['total']:.4f}", **speed, refresh=False)
             bar.update()
-            stop = signals.asked()
+            stop = signals.asked(run.step)
             saved = stop or run.step % config.save_every == 0 or run.step == config.steps
             if saved:
                 run.save(log.last)

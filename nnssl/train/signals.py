@@ -8,6 +8,8 @@ import torch
 
 from nnssl import dist
 
+EVERY = 10
+
 
 class Signals:
     """SIGTERM (a cluster's notice) and SIGINT (Ctrl-C) become a question that the loop asks after each step."""
@@ -24,11 +26,13 @@ class Signals:
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
-    def asked(self) -> bool:
-        """True on every process once any process was signalled."""
+    def asked(self, step: int = 0) -> bool:
+        """True on every process once any was signalled. On GPUs they agree every `EVERY` steps: it is a wait."""
         if not dist.active():
             return self.received
         device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+        if device == "cuda" and step % EVERY:
+            return False
         return float(dist.mean(torch.tensor(float(self.received), device=device))) > 0
 
     def _note(self, *_: object) -> None:

@@ -10,8 +10,9 @@ from torch import Tensor
 from nnssl.encoder.attention import kernel
 from nnssl.encoder.windows import Mask
 
-# Programs a multiprocessor. Each backward one writes a partial gradient of the bias, so there are fewer of these.
-FORWARD, BACKWARD = 16, 4
+# Programs a multiprocessor: multiples of the 4 or 5, and 2, whose registers fit at a time, so that all end together.
+# Each backward one writes a partial gradient of the bias, so there are fewer of these.
+FORWARD, BACKWARD = 20, 4
 
 
 def attention(qkv: Tensor, bias: Tensor, mask: Mask | None) -> Tensor:
