@@ -10,11 +10,13 @@ import torch
 import torch.distributed as td
 import torch.multiprocessing as mp
 import torch.nn.functional as F
+from torch import nn
 
 from nnssl import dist
 from nnssl.modules.contrast import EMPTY, Queue, info_nce, negative_cosine, nt_xent
 from nnssl.modules.heads import Predictor, Projector
-from nnssl.modules.running import discard_all, update_all
+from nnssl.modules.running import RunningMean, decide, discard_all, update_all
+from nnssl.modules.teacher import Teacher
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore")]
 
@@ -303,3 +305,21 @@ def test_two_processes_contrast_as_one_with_the_joint_batch(found, kind):
 def test_gathering_costs_nothing_in_one_process():
     tensor = torch.ones(2, requires_grad=True)
     assert dist.gather_with_gradient(tensor) is tensor
+
+
+def test_a_step_that_does_not_count_moves_no_running_state():
+    """Whether it counts is a tensor: nobody may have to look at it."""
+    parts = nn.ModuleList([Queue(4, 3), RunningMean(3, 0.9, prompt=True), Teacher(nn.Linear(3, 3))])
+    student = nn.Linear(3, 3)
+    states = []
+    for counts in (None, torch.tensor(False), torch.tensor(True)):
+        parts[0].note(torch.randn(1, 2, 3), torch.tensor([1]))
+        parts[1].note(torch.randn(5, 3))
+        decide(parts, counts)
+        update_all(parts)
+        parts[2].update(student, 0.9)
+        states.append({name: value.clone() for name, value in parts.state_dict().items()})
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert not any(torch.equal(states[1][name], states[2][name]) for name in states[0] if "scans" not in name)
+    own = states[1]["2.model.weight"]
+    torch.testing.assert_close(states[2]["2.model.weight"], own.lerp(student.weight, 0.1))

@@ -15,7 +15,7 @@ from nnssl import checkpoint
 from nnssl.encoder.swin import Swin, SwinConfig
 from nnssl.finetune import statistics
 from nnssl.network.decoders import DECODERS, UpBlock
-from nnssl.network.normalise import SLOPE, norm_act
+from nnssl.network.normalise import SLOPE, norm_act, normalised
 from nnssl.network.planned import NETWORK_CLASS, intensity_map
 from nnssl.network.swin_unetr import Intensity, SwinUNETR, output_sizes
 from nnssl.types import HUPolicy
@@ -182,6 +182,26 @@ def test_composing_upsampling_and_convolution_is_the_same_function(dims):
     for one, other in zip(block._composed(x, skip), block._one_by_one(x, skip), strict=True):
         torch.testing.assert_close(one, other)
     assert not block._composing_pays(x, skip[:, :, :-1])  # an odd size: the upsampled map has to be cut first
+
+
+@pytest.mark.parametrize("size", [(4, 6, 5), (7, 3)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_what_a_compiler_fuses_is_instance_norm_with_channels_last(size, dtype):
+    torch.manual_seed(0)
+    last = torch.channels_last if len(size) == 2 else torch.channels_last_3d
+    x = (torch.randn(2, 3, *size, dtype=dtype) * 3 + 7).contiguous(memory_format=last).requires_grad_()
+    y = normalised(x)
+    assert y.dtype == dtype
+    assert y.is_contiguous(memory_format=last)
+    exact = x.detach().double().requires_grad_()
+    wanted = F.instance_norm(exact)
+    torch.testing.assert_close(y, wanted.to(dtype))
+    weight = torch.randn_like(y)
+    (got,) = torch.autograd.grad(y, x, weight)
+    assert got.is_contiguous(memory_format=last)
+    torch.testing.assert_close(
+        got, torch.autograd.grad(wanted, exact, weight.double())[0].to(dtype), rtol=2e-2, atol=1e-2
+    )
 
 
 @pytest.mark.parametrize("act", [True, False])

@@ -184,8 +184,7 @@ def test_the_weights_are_those_that_the_encoder_uses():
         made(made_crops(1)[0])
         x, cut, relative = seen["inputs"]
         windows = x.view(-1, prod(cut.size), x.shape[-1])
-        patterns, which = cut.mask
-        by_head = attention.weights(block.attn, windows, relative, patterns[which])
+        by_head = attention.weights(block.attn, windows, relative, cut.mask.patterns[cut.mask.which])
         values = block.attn.qkv(windows).chunk(3, -1)[2].unflatten(-1, (by_head.shape[1], -1)).transpose(1, 2)
         joined = block.attn.proj((by_head @ values).transpose(1, 2).flatten(2))
     assert torch.allclose(joined.view(seen["output"].shape), seen["output"], atol=1e-4)

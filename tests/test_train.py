@@ -210,7 +210,7 @@ def test_a_run_is_never_overwritten(tmp_path, there, resume, message):
 
 
 def test_accumulation_gives_what_one_large_batch_gives(tmp_path):
-    runs = [micro.run(tmp_path / str(parts), steps=3, accumulate=parts) for parts in (1, 2, 4)]
+    runs = [micro.run(tmp_path / str(parts), steps=2, accumulate=parts) for parts in (1, 2, 4)]
     for parts, run in zip((1, 2, 4), runs, strict=True):
         samples = batches.MicroBatches(0, 1, run.config.batch_size, parts)
         run.gradients([default_collate([run.crops[index] for index in part]) for part in samples])
@@ -280,7 +280,8 @@ def test_a_bad_gradient_moves_nothing_and_the_run_goes_on(tmp_path, value):
     for step in (1, 2):
         stop_after(run, step, lambda s=step: states.update({s: {k: _copy(v) for k, v in everything(run).items()}}))
     train(run, said.append)
-    kept = {k: v for k, v in states[1].items() if k not in ("step", "embeddings")}
+    clocks = ("step", "embeddings", "_extra_state")  # the schedules go on
+    kept = {k: v for k, v in states[1].items() if k not in clocks}
     assert_same(kept, {k: states[2][k] for k in kept})
     (warning,) = said
     assert "gradient of step 2 is not finite" in warning
@@ -289,6 +290,27 @@ def test_a_bad_gradient_moves_nothing_and_the_run_goes_on(tmp_path, value):
     assert all(math.isfinite(v) for row in rows(tmp_path) for v in row.values())
     for name in (LATEST, FINAL):
         assert all(w.isfinite().all() for w in checkpoint.read(tmp_path / name)["network_weights"].values())
+
+
+def test_skipped_steps_between_two_rows_of_the_log_are_told_at_the_next(tmp_path):
+    said = []
+    run = micro.run(tmp_path, steps=6, log_every=3, settings={"window_jitter": 0.0})
+    run.crops = Poisoned(run.crops.shape, bad={5, 22})  # in steps 2 and 6 of batches of 4
+    train(run, said.append)
+    first, last = said
+    assert "1 of the steps up to step 3 had a gradient that is not finite and were skipped" in first
+    assert "gradient of step 6 is not finite" in last
+    assert [row["step"] for row in rows(tmp_path)] == [3]
+
+
+def test_seconds_are_means_over_the_steps_since_the_last_row(monkeypatch):
+    now = iter([0.0, 1.0, 2.0, 3.0, 5.0, 8.0])  # begun, two waits, read
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: next(now))
+    clock = loop._Clock()
+    for _ in range(2):
+        assert clock.waits(lambda: ["part"]) == ["part"]
+        clock.steps += 1
+    assert clock.read() == {"seconds": 4.0, "waited": 1.5}
 
 
 def _copy(value):
@@ -384,6 +406,19 @@ def test_pictures_of_a_method_without_voxels_show_what_it_sees(tmp_path):
     run = micro.run(tmp_path, steps=1, settings={"w_mip": 0.0})
     train(run, silent)
     assert {path.name for path in tmp_path.iterdir()} == {LOG, LATEST, FINAL, "progress.png", "views.png"}
+
+
+def test_processes_on_gpus_agree_about_signals_every_few_steps_only(monkeypatch):
+    asked = []
+    monkeypatch.setattr("nnssl.dist.active", lambda: True)
+    monkeypatch.setattr("nnssl.dist.mean", lambda tensor: asked.append(tensor) or tensor)
+    monkeypatch.setattr(torch, "tensor", lambda value, device: value)
+    for backend, times in (("nccl", 2), ("gloo", 20)):
+        monkeypatch.setattr("torch.distributed.get_backend", lambda backend=backend: backend)
+        with Signals() as signals:
+            assert not any(signals.asked(step) for step in range(1, 21))
+        assert len(asked) == times
+        asked.clear()
 
 
 def test_signals_are_heard_and_handed_back():

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from nnssl.encoder import blocks, cached
-from nnssl.encoder.windows import stage_windows
+from nnssl.encoder import blocks
+from nnssl.encoder.attention import cached
+from nnssl.encoder.windows import Mask, stage_windows
 
 CPU = torch.device("cpu")
 
@@ -90,15 +91,14 @@ def test_cached_attention_equals_the_formula(monkeypatch, budget: int, mask_wind
     bias = torch.randn(2, 4, 4, dtype=torch.float64, requires_grad=True)
     mask = None
     if mask_windows:
-        patterns = torch.zeros(2, 4, 4, dtype=torch.float64)
-        patterns[1, 0, 1:] = patterns[1, 1:, 0] = -torch.inf
-        mask = patterns, torch.arange(mask_windows) % 2
+        regions = torch.tensor([[0, 0, 0, 0], [0, 1, 1, 1]])
+        mask = Mask.of(regions, torch.arange(mask_windows) % 2, -torch.inf)
 
     def formula(parts: Tensor, bias: Tensor) -> Tensor:
         q, k, v = parts.permute(0, 3, 1, 4, 2)
         scores = q @ k.transpose(-1, -2) / 5**0.5 + bias
         if mask is not None:
-            scores = scores + patterns[mask[1].repeat(6 // mask_windows)][:, None]
+            scores = scores + mask.patterns[mask.which.repeat(6 // mask_windows)][:, None]
         return (scores.softmax(-1) @ v).permute(1, 3, 0, 2)
 
     weight = torch.randn(2, 5, 6, 4, dtype=torch.float64)

@@ -64,6 +64,29 @@ def nnunet_network(config: SwinConfig) -> nn.Module:
     )
 
 
+def nnunet_residual(config: SwinConfig) -> nn.Module:
+    """ResEnc L as nnU-Net plans it for an isotropic CT patch."""
+    from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
+
+    return ResidualEncoderUNet(
+        config.in_channels,
+        len(STAGES),
+        STAGES,
+        nn.Conv3d,
+        3,
+        (1, *[2] * (len(STAGES) - 1)),
+        (1, 3, 4, 6, 6, 6),
+        CLASSES,
+        (1,) * (len(STAGES) - 1),
+        conv_bias=True,
+        norm_op=nn.InstanceNorm3d,
+        norm_op_kwargs={"eps": 1e-5, "affine": True},
+        nonlin=nn.LeakyReLU,
+        nonlin_kwargs={"inplace": True},
+        deep_supervision=True,
+    )
+
+
 def our_network(config: SwinConfig, decoder: str, deep_supervision: bool) -> nn.Module:
     return SwinUNETR(config.in_channels, CLASSES, deep_supervision, encoder=config.to_dict(), decoder=decoder)
 
@@ -75,15 +98,18 @@ PAIRS = {
 }
 
 
-def step(network: nn.Module, image: torch.Tensor, ours: bool) -> Callable[[], None]:
-    """One training step on made labels; ours with the trainers' optimiser, the rival with PyTorch's AdamW."""
+def step(network: nn.Module, image: torch.Tensor, ours: bool, compiled: bool = True) -> Callable[[], None]:
+    """One training step on made labels; ours with the trainers' optimiser, the rival with PyTorch's AdamW.
+
+    On a GPU in bf16, and `compiled` where wished.
+    """
     cuda = image.device.type == "cuda"
     labels = torch.randint(0, CLASSES, (image.shape[0], 1, *image.shape[2:]), device=image.device).float()
     if ours:
         optimizer, _ = optimise(network, Recipe(), image.device)
     else:
         optimizer = torch.optim.AdamW(network.parameters(), 1e-4)
-    run = torch.compile(network) if cuda else network
+    run = torch.compile(network) if cuda and compiled else network
 
     def one() -> None:
         optimizer.zero_grad(set_to_none=True)

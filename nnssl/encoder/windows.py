@@ -16,7 +16,41 @@ from torch import Tensor
 
 from nnssl.types import Shape
 
-Mask = tuple[Tensor, Tensor]
+
+@dataclass(frozen=True)
+class Mask:
+    """Who may not attend to whom: window w adds patterns[which[w]] to its scores. There are few patterns.
+
+    patterns: [P n n] 0 where a pair of slots may attend, else `hidden`.
+    which:    [nW] the pattern of each window.
+    regions:  [P n] int32, the same in other words: a pair may attend where its slots are of one region.
+    hidden:   minus infinity, or -100 as in MONAI.
+    counts:   how many of the windows have each pattern.
+    order:    [nW] the windows sorted by pattern; rank: its inverse.
+    """
+
+    patterns: Tensor
+    which: Tensor
+    regions: Tensor
+    hidden: float
+    counts: tuple[int, ...]
+    order: Tensor
+    rank: Tensor
+
+    @classmethod
+    def of(cls, regions: Tensor, which: Tensor, hidden: float) -> Mask:
+        """From regions [P n] and which [nW]."""
+        apart = regions[:, :, None] != regions[:, None, :]
+        order = which.argsort(stable=True)
+        return cls(
+            patterns=torch.zeros(apart.shape).masked_fill_(apart, hidden),
+            which=which,
+            regions=regions.to(torch.int32),
+            hidden=hidden,
+            counts=tuple(which.bincount(minlength=len(regions)).tolist()),
+            order=order,
+            rank=order.argsort(),
+        )
 
 
 @dataclass(frozen=True)
@@ -29,8 +63,7 @@ class Cut:
     filled:   [N] the slot of each of `tokens`; None without padding.
     answers:  [N] the slot whose output each of `tokens` takes: `filled`, but for windows "smit".
     real:     [nW*n 1] 1 for a token, 0 for padding; None without padding.
-    mask:     None where every pair of a window may attend, else (patterns [P n n], which [nW]): a window adds
-              patterns[which] to its scores, 0 where a pair may attend. There are few patterns, whatever the grid.
+    mask:     None where every pair of a window may attend.
     """
 
     size: Shape
@@ -156,11 +189,8 @@ def _partition(x: Tensor, size: Shape) -> Tensor:
 
 def _mask(region: Tensor, hidden: float) -> Mask | None:
     """region: [nW n]; tokens of different regions are `hidden` from each other."""
-    patterns, which = region.unique(dim=0, return_inverse=True)
-    apart = patterns[:, :, None] != patterns[:, None, :]
-    if not apart.any():
-        return None
-    return torch.zeros(apart.shape).masked_fill_(apart, hidden), which
+    regions, which = region.unique(dim=0, return_inverse=True)
+    return None if (regions == regions[:, :1]).all() else Mask.of(regions, which, hidden)
 
 
 @torch.compiler.assume_constant_result
@@ -238,6 +268,6 @@ def _to(x, device: torch.device):
         return x.to(device)
     if isinstance(x, tuple):
         return tuple(_to(y, device) for y in x)
-    if isinstance(x, Cut | StageWindows):
+    if isinstance(x, Cut | Mask | StageWindows):
         return type(x)(**{name: _to(value, device) for name, value in vars(x).items()})
     return x

@@ -38,12 +38,14 @@ class Queue(Running):
 
     def _move(self, noted: list[tuple[Tensor, Tensor]]) -> None:
         keys, scans = (_in_order(torch.stack(parts)) for parts in zip(*noted, strict=True))
-        if not torch.isfinite(keys).all():  # a batch that overflowed must not stay for the whole length of the queue
-            return
+        good = keys.isfinite().all()  # a batch that overflowed must not stay for the whole length of the queue
+        if self.counts is not None:
+            good = good & self.counts
         keys, scans = keys[-len(self.keys) :], scans[-len(self.keys) :]
         places = (self.position + torch.arange(len(keys), device=keys.device)) % len(self.keys)
-        self.keys[places], self.scans[places] = keys, scans
-        self.position.add_(len(keys)).remainder_(len(self.keys))
+        self.keys[places] = torch.where(good, keys, self.keys[places])
+        self.scans[places] = torch.where(good, scans, self.scans[places])
+        self.position.add_(good * len(keys)).remainder_(len(self.keys))
 
 
 def nt_xent(

@@ -8,7 +8,24 @@ from torch import Tensor, nn
 from nnssl import dist
 
 
-class Running(nn.Module):
+class Stepped(nn.Module):
+    """State that moves once a step, unless the step does not count.
+
+    counts: a bool scalar on the device, set by `decide` for the length of `Method.after_step`. Whether a gradient was
+            finite is known there first, and asking would make the host wait for it; None: the step counts.
+    """
+
+    counts: Tensor | None = None
+
+
+def decide(module: nn.Module, counts: Tensor | None) -> None:
+    """Tell all `Stepped` inside `module` whether the step that ends now counts."""
+    for part in module.modules():
+        if isinstance(part, Stepped):
+            part.counts = counts
+
+
+class Running(Stepped):
     """What remembers every batch of a step (`note`) and moves once the optimiser has (`update`).
 
     Between two updates nothing changes, so every micro-batch of a step and every process sees the same. All state is
@@ -53,22 +70,38 @@ class RunningMean(Running):
         self._noted.append(torch.cat([rows.sum(dim=0), rows.new_full((1,), len(rows))]))
 
     def _move(self, noted: list[Tensor]) -> None:
-        total, count = dist.mean(torch.stack(noted).sum(dim=0)).split([len(self.value), 1])
-        mean = total / count
-        if not torch.isfinite(mean).all():  # no rows, or a batch that overflowed: it must not poison every later one
-            return
-        weight = 1 - self.momentum
+        self.take(dist.mean(_total(noted)))
+
+    def take(self, total: Tensor) -> None:
+        """Move to the mean of a step's rows: their sum, and behind it their number."""
+        mean = total[:-1] / total[-1]
+        good = mean.isfinite().all()  # else there were no rows, or they overflowed and would poison every later mean
+        if self.counts is not None:
+            good = good & self.counts
+        weight: float | Tensor = 1 - self.momentum
         if self.prompt:
-            weight = max(weight, 1 / (int(self.updates) + 1))
-        self.value.lerp_(mean, weight)
-        self.updates += 1
+            weight = (self.updates + 1).to(mean.dtype).reciprocal().clamp(min=weight)
+        self.value.lerp_(torch.where(good, mean, self.value), weight)
+        self.updates += good
 
 
+def _total(noted: list[Tensor]) -> Tensor:
+    return torch.stack(noted).sum(dim=0)
+
+
+@torch.no_grad()
 def update_all(module: nn.Module) -> None:
-    """Move every running state inside `module`; once per optimiser step."""
-    for part in module.modules():
-        if isinstance(part, Running):
-            part.update()
+    """Move every running state inside `module`; once per optimiser step. All means share one message to the others."""
+    parts = [part for part in module.modules() if isinstance(part, Running)]
+    means = [part for part in parts if isinstance(part, RunningMean) and part._noted]
+    if means:
+        totals = [_total(part._noted) for part in means]
+        shared = dist.mean(torch.cat(totals)).split([len(total) for total in totals])
+        for part, total in zip(means, shared, strict=True):
+            part.discard()
+            part.take(total)
+    for part in parts:
+        part.update()
 
 
 def discard_all(module: nn.Module) -> None:

@@ -7,8 +7,10 @@ import copy
 import torch
 from torch import nn
 
+from nnssl.modules.running import Stepped
 
-class Teacher(nn.Module):
+
+class Teacher(Stepped):
     """Starts as a copy of the student; moves towards it by `update`; always in evaluation mode (no drop path)."""
 
     def __init__(self, student: nn.Module) -> None:
@@ -28,5 +30,11 @@ class Teacher(nn.Module):
         """theta_t <- m theta_t + (1 - m) theta_s, matched by name. Buffers stay the teacher's own: what they hold
         (running moments) is of what the teacher sees, which is not masked."""
         parameters = dict(student.named_parameters())
-        for name, parameter in self.model.named_parameters():
-            parameter.lerp_(parameters[name].detach(), 1 - momentum)
+        names, own = zip(*self.model.named_parameters(), strict=True)
+        theirs = [parameters[name].detach() for name in names]
+        if self.counts is None:
+            torch._foreach_lerp_(own, theirs, 1 - momentum)
+            return
+        way = torch._foreach_sub(theirs, own)
+        torch._foreach_mul_(way, self.counts * (1 - momentum))
+        torch._foreach_add_(own, way)

@@ -2,7 +2,9 @@
 
 On a CPU the step's memory traffic and its freshly mapped buffers cost as much as a convolution. There it is done
 in place on the convolution's output and inverted in the backward pass (Rota Bulò et al., In-Place Activated
-BatchNorm, arXiv 1712.02616). Elsewhere PyTorch's own functions do it, which compilers fuse.
+BatchNorm, arXiv 1712.02616). On a GPU PyTorch's own functions do it; where a compiler fuses them, as nnU-Net has it by
+default, they are written so that channels stay last. (PyTorch's instance norm puts them first, so that every
+convolution would turn its input around again.)
 """
 
 from __future__ import annotations
@@ -26,8 +28,15 @@ def norm_act(x: Tensor, act: bool = True) -> Tensor:
         return F.leaky_relu(x, SLOPE) if act else x
     if x.device.type == "cpu" and x.dtype == torch.float32:
         return _NormActInPlace.apply(_channels_last(x), act)
-    x = F.instance_norm(x, eps=EPSILON)
+    x = normalised(x) if torch.compiler.is_compiling() else F.instance_norm(x, eps=EPSILON)
     return F.leaky_relu(x, SLOPE) if act else x
+
+
+def normalised(x: Tensor) -> Tensor:
+    """Instance norm of [B C *spatial] in steps that keep its memory format; statistics in fp32, slow if not fused."""
+    wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+    variance, mean = torch.var_mean(wide, tuple(range(2, x.ndim)), correction=0, keepdim=True)
+    return ((wide - mean) * (variance + EPSILON).rsqrt()).to(x.dtype)
 
 
 def _channels_last(x: Tensor) -> Tensor:

@@ -108,5 +108,4 @@ def _mask_of(part: Tensor, cut: Cut) -> Tensor | None:
     """[len(part) n n] of the windows `part`, which count on from sample to sample."""
     if cut.mask is None:
         return None
-    patterns, which = cut.mask
-    return patterns[which[part % len(which)]]
+    return cut.mask.patterns[cut.mask.which[part % len(cut.mask.which)]]

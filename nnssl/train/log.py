@@ -13,7 +13,6 @@ from nnssl.train import pictures
 from nnssl.train.run import Run
 
 LOG = "log.jsonl"
-PACED = 5  # steps after which the length of the run is told
 HOUR = 3600.0  # seconds
 
 
@@ -34,7 +33,7 @@ class Log:
         self.run, self.say = run, say
         self.path = run.folder / LOG
         self.last: dict = {}
-        self.seconds: list[float] = []  # of the first steps
+        self.paced = False
         self.board = None
         if not dist.is_main():
             return
@@ -89,14 +88,12 @@ class Log:
                     self.board.add_scalar(name, value, run.step)
         return row
 
-    def pace(self, seconds: float) -> None:
-        """After the first steps: how long the run will take, and what would make it shorter."""
-        self.seconds.append(seconds)
+    def pace(self, step: float) -> None:
+        """At the first row: how long the run will take at `step` seconds a step, and what is shorter."""
         left = self.run.config.steps - self.run.step
-        if len(self.seconds) != PACED or not left or not dist.is_main():
+        if self.paced or not left or not dist.is_main():
             return
-        step = sorted(self.seconds[1:])[(PACED - 1) // 2]  # the first one warms up
-        total = step * left
+        self.paced, total = True, step * left
         shorter = "; shorter: fewer --steps, a smaller --crop or preset (-a tiny), a smaller --batch-size"
         self.say(f"\n{step:.2g} s a step: {duration(total)} to go{shorter if total > HOUR else ''}")
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tqdm import tqdm
@@ -38,33 +39,38 @@ def train(run: Run, say: Callable[[str], None] = print) -> Path:
         smoothing=0.05,
     )
     with Signals() as signals, reading as stream, bar:
+        clock = _Clock()
         while run.step < config.steps:
-            began = time.perf_counter()
             try:
-                with signals.waiting():
+                with signals.waiting(), clock.waiting():
                     parts = [next(stream) for _ in range(config.accumulate)]
             except Interrupted:  # no picture: it would wait for the same data
                 run.save(log.last)
                 raise _stopped(run) from None
-            waited = time.perf_counter() - began
             losses, watched = run.gradients(parts)
             norm, rate = run.update()
-            seconds = time.perf_counter() - began
-            log.pace(seconds)
-            if run.failures:
-                _failed(run, losses, say)
-            elif run.step % config.log_every == 0 or run.step == config.steps or run.probes():
+            clock.steps += 1
+            logged = run.step % config.log_every == 0 or run.step == config.steps or run.probes()
+            # Between two looks the host does not wait for the device.
+            failing = (logged or run.step % PATIENCE == 0) and _look(run, losses, clock.steps, say)
+            if logged and not failing:
+                timed = clock.read()
                 rejected = sum(int(part["rejected"].sum()) for part in parts)
-                row = log.row(losses, watched, norm=norm, rate=rate, seconds=seconds, waited=waited, rejected=rejected)
+                row = log.row(losses, watched, norm=float(norm), rate=rate, rejected=rejected, **timed)
                 run.keep_best(row)
-                bar.set_postfix(loss=f"{row['total']:.4f}", refresh=False)
+                log.pace(timed["seconds"])
+                speed = {"scans/s": f"{row['samples_per_second']:.1f}", "wait": f"{row['data_wait']:.0%}"}
+                bar.set_postfix(loss=f"{row['total']:.4f}", **speed, refresh=False)
             bar.update()
-            stop = signals.asked()
-            if stop or run.step % config.save_every == 0 or run.step == config.steps:
+            stop = signals.asked(run.step)
+            saved = stop or run.step % config.save_every == 0 or run.step == config.steps
+            if saved:
                 run.save(log.last)
                 picture.draw()
             if stop:
                 raise _stopped(run)
+            if logged or saved:
+                clock = _Clock()
     final = run.finish(log.last)
     dist.barrier()
     return final
@@ -91,12 +97,38 @@ class _Picture:
             self.warned = True
 
 
-def _failed(run: Run, losses: dict, say: Callable[[str], None]) -> None:
-    if dist.is_main() and run.failures in (1, PATIENCE):
+class _Clock:
+    """Seconds a step, and of it waited for data: means over the steps since it was made."""
+
+    def __init__(self) -> None:
+        self.began, self.waited, self.steps = time.perf_counter(), 0.0, 0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """The time of what is done in it counts as waiting."""
+        began = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - began
+
+    def read(self) -> dict[str, float]:
+        """Right only after the device was waited for."""
+        return {"seconds": (time.perf_counter() - self.began) / self.steps, "waited": self.waited / self.steps}
+
+
+def _look(run: Run, losses: dict, steps: int, say: Callable[[str], None]) -> bool:
+    """Whether the last step was skipped; says so once, and what was skipped of the `steps` since the last look."""
+    in_a_row, since = run.skipped()
+    if dist.is_main() and (0 < in_a_row <= steps or in_a_row >= PATIENCE):
         shown = {name: float(value) for name, value in losses.items()}
         say(
             f"\nWARNING: the gradient of step {run.step} is not finite, losses {shown}; the step was skipped. "
             f"{WHEN_DIVERGED}"
         )
-    if run.failures >= PATIENCE:
+    elif dist.is_main() and since and not in_a_row:
+        say(
+            f"\nWARNING: {since} of the steps up to step {run.step} had a gradient that is not finite and were "
+            f"skipped. {WHEN_DIVERGED}"
+        )
+    if in_a_row >= PATIENCE:
         raise Diverged(f"no finite gradient for {PATIENCE} steps in a row, up to step {run.step}. {WHEN_DIVERGED}")
+    return in_a_row > 0

@@ -67,23 +67,34 @@ class Monitors:
     """Keeps the last embeddings and how long each warning has lasted; its state is part of a resume."""
 
     def __init__(self) -> None:
-        self.embeddings = torch.empty(0)
+        self._kept = torch.empty(0)
+        self._noted: list[Tensor] = []  # of the steps since, still on the device
         self.lasting = dict.fromkeys(ADVICE, 0)
 
     def note(self, watched: dict[str, Tensor]) -> None:
-        """Every step: remember the embeddings of all processes; those of a batch that overflowed are left out."""
+        """Every step: remember the embeddings of all processes, without waiting for them."""
         if "embedding" in watched:
-            latest = dist.gather(watched["embedding"].float()).cpu()
+            self._noted.append(dist.gather(watched["embedding"].detach().float()))
+            while sum(map(len, self._noted[1:])) >= WINDOW:
+                self._noted.pop(0)
+
+    @property
+    def embeddings(self) -> Tensor:
+        """[up to WINDOW d] the last ones, on the CPU; those of a batch that overflowed are left out."""
+        if self._noted:
+            latest = torch.cat(self._noted).cpu()
+            self._noted.clear()
             latest = latest[latest.isfinite().all(dim=1)]
-            kept = self.embeddings if self.embeddings.numel() else latest[:0]
-            self.embeddings = torch.cat([kept, latest])[-WINDOW:]
+            kept = self._kept if self._kept.numel() else latest[:0]
+            self._kept = torch.cat([kept, latest])[-WINDOW:]
+        return self._kept
 
     def read(self, watched: dict[str, Tensor]) -> dict[str, float]:
         """At logged steps: the numbers of this step, averaged over processes by the caller."""
-        row = {}
-        if self.embeddings.numel():
-            row["embedding_std"] = embedding_std(self.embeddings[-RECENT:])
-            row["rankme"] = rankme(self.embeddings)
+        row, embeddings = {}, self.embeddings
+        if embeddings.numel():
+            row["embedding_std"] = embedding_std(embeddings[-RECENT:])
+            row["rankme"] = rankme(embeddings)
         for name, value in watched.items():
             if value.ndim == 0:
                 row[name] = float(value)
@@ -107,4 +118,5 @@ class Monitors:
         return {"embeddings": self.embeddings, "lasting": self.lasting}
 
     def load_state_dict(self, state: dict) -> None:
-        self.embeddings, self.lasting = state["embeddings"], state["lasting"]
+        self._kept, self.lasting = state["embeddings"], state["lasting"]
+        self._noted.clear()

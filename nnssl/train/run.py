@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,12 +16,16 @@ from torch.utils.data import Dataset
 
 from nnssl import checkpoint, dist
 from nnssl.methods.method import Method, Step
+from nnssl.modules.running import decide
 from nnssl.train import batches
 from nnssl.train.monitors import Monitors
-from nnssl.train.probe import Probe
 from nnssl.train.schedule import learning_rate, parameter_groups
 from nnssl.types import FINAL
 
+if TYPE_CHECKING:  # it reads files, for which a benchmark has no library
+    from nnssl.train.probe import Probe
+
+FUSED = ("cpu", "cuda")  # devices on which PyTorch's AdamW can be told there that a step does not count
 LATEST, BEST = "checkpoint_latest.pth", "checkpoint_best.pth"
 WHEN_DIVERGED = (
     "Try a lower learning rate (--set lr=1e-4), stronger clipping (--set clip_norm=1.0), and look for scans with "
@@ -79,14 +83,15 @@ class Run:
         self.optimizer = torch.optim.AdamW(
             parameter_groups(method, method.config.weight_decay),
             betas=(0.9, method.config.beta2),
-            fused=device.type == "cuda",
+            fused=device.type in FUSED,
         )
         self.monitors = Monitors()
         self.probe = probe
         self.cases = cases  # ids of the scans, which a resumed run continues on
         self.probed: dict = {}  # what the probe last said, and what its best was
         self.step = 0
-        self.failures = 0
+        # How many of the last steps in a row, and how many since the last look, had a gradient that is not finite.
+        self._skipped = torch.zeros(2, dtype=torch.long, device=device)
         if config.compile:
             for module in method.modules():
                 if hasattr(module, "patch_embed"):
@@ -113,28 +118,41 @@ class Run:
                 sums[name] = sums.get(name, 0) + value.detach() / parts
         return sums, out.watched
 
-    def update(self) -> tuple[float, float]:
-        """Clip, step, move teachers; the gradient's norm and the learning rate. A bad gradient moves nothing."""
+    def update(self) -> tuple[Tensor, float]:
+        """Clip, step, move teachers; the gradient's norm, on the device, and the learning rate.
+
+        A gradient that is not finite moves nothing but the schedules. Whether it is, only the device knows: the
+        optimiser and all `Stepped` state are told there, so that the host need not wait for it.
+        """
         config = self.method.config
         rate = learning_rate(config, self.step, self.config.steps, self.config.batch_size)
-        norm = float(torch.nn.utils.clip_grad_norm_(self.method.parameters(), config.clip_norm))
+        norm = torch.nn.utils.clip_grad_norm_(self.method.parameters(), config.clip_norm)
+        finite = norm.isfinite()
         self.step += 1
-        if math.isfinite(norm):
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        if self.device.type in FUSED:
+            self.optimizer.found_inf = (~finite).float()  # the word of PyTorch's own scaler: then no weight moves
             self.optimizer.step()
-            self.method.after_step(self.step / self.config.steps)
-            self.failures = 0
-        else:
-            self.method.skipped_step()
-            self.failures += 1
+        elif finite:
+            self.optimizer.step()
+        decide(self.method, finite)
+        self.method.after_step(self.step / self.config.steps)
+        decide(self.method, None)
+        self._skipped = torch.stack([(self._skipped[0] + 1) * ~finite, self._skipped[1] + ~finite])
         return norm, rate
+
+    def skipped(self) -> tuple[int, int]:
+        """How many of the last steps in a row were skipped, and how many since this was last asked; waits."""
+        in_a_row, since = self._skipped.tolist()
+        self._skipped[1] = 0
+        return in_a_row, since
 
     def seen(self, batch: dict) -> dict[str, Tensor]:
         """What the method looks at in `batch`, on the device: samples of `crops`, collated."""
         regions = batch["crop"].to(self.device, non_blocking=True)
-        generators = [batches.generator_for(self.config.seed, int(index)) for index in batch["index"]]
-        scans = batch["scan"].to(self.device)
+        generators = [batches.generator_for(self.config.seed, index) for index in batch["index"].tolist()]
+        scans = batch["scan"].to(self.device, non_blocking=True)
         return self.method.seen(regions, generators, scans, batch["start"], batch["size"])
 
     def _look(self, batch: dict) -> Step:
@@ -215,6 +233,8 @@ class Run:
             )
         self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
+        for group in self.optimizer.param_groups:  # as this device needs it, whatever wrote the file
+            group["fused"] = self.device.type in FUSED
         self.monitors.load_state_dict(state["monitors"])
         self.probed = state.get("probe", {})
         self.step = state["step"]

@@ -13,6 +13,8 @@ from nnssl import dist, signals
 GRACE = 10  # seconds; torchrun kills after 30
 ALARM = (signal.SIGALRM,) if hasattr(signal, "SIGALRM") else ()
 
+EVERY = 10
+
 
 class Signals:
     """What asks a program to stop (signals.STOPS) becomes a question that the loop asks after each step."""
@@ -43,11 +45,13 @@ class Signals:
                 if dist.active() and ALARM:
                     signal.alarm(0)
 
-    def asked(self) -> bool:
-        """True on every process once any process was signalled."""
+    def asked(self, step: int = 0) -> bool:
+        """True on every process once any was signalled. On GPUs they agree every `EVERY` steps: it is a wait."""
         if not dist.active():
             return self.received
         device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+        if device == "cuda" and step % EVERY:
+            return False
         return float(dist.mean(torch.tensor(float(self.received), device=device))) > 0
 
     def _note(self, *_: object) -> None:

@@ -62,15 +62,15 @@ def _attend(parts: Tensor, bias: Tensor, mask: Mask | None, probabilities: Tenso
     out = parts.new_empty(heads, d, windows, n)
     step = _step(heads * n * n)
     scratch = parts.new_empty(min(step, windows), heads, n, n)
-    patterns, which = (None, None) if mask is None else (mask[0], mask[1].repeat(windows // len(mask[1])))
+    which = None if mask is None else mask.which.repeat(windows // len(mask.which))
     for start in range(0, windows, step):
         end = min(start + step, windows)
         q, k, v = by_window[:, start:end].flatten(1, 2)
         scores = scratch[: end - start]
-        if patterns is None:
+        if mask is None:
             scores.copy_(bias)
         else:
-            torch.add(bias, patterns[which[start:end], None], out=scores)
+            torch.add(bias, mask.patterns[which[start:end], None], out=scores)
         scores.flatten(0, 1).baddbmm_(q.transpose(1, 2), k, alpha=d**-0.5)
         p = torch.softmax(scores, -1, out=None if probabilities is None else probabilities[start:end])
         o = torch.bmm(v, p.flatten(0, 1).transpose(1, 2))

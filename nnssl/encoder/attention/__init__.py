@@ -1,0 +1,42 @@
+"""Attention inside windows, with a bias to every pair of slots.
+
+cached     CPUs: a few windows at a time through all steps.
+kernel     NVIDIA GPUs: one Triton kernel forward and one backward; `launch` starts them, `choice` says when.
+fused      everything else: PyTorch's fused attention, without a copy of the mask for every window.
+plain      the formula, word for word: what the kernel is compared with.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nnssl.encoder.attention import cached, choice, fused
+from nnssl.encoder.windows import Mask
+
+
+def window_attention(
+    x: Tensor, weight: Tensor, offset: Tensor | None, heads: int, bias: Tensor, mask: Mask | None
+) -> Tensor:
+    """softmax(q k^T / sqrt(d) + bias + mask) v in each window, where q, k, v = x @ weight.T + offset.
+
+    x:      [W n C], the windows of one sample after the other's.
+    weight: [3C C] and offset [3C]: rows ordered as q, k, v, then heads, then channels of a head.
+    bias:   [heads n n], the same for all windows.
+    mask:   as in `Cut`, the same for all samples; W is a multiple of nW.
+    Returns [W n C].
+    """
+    windows, n, channels = x.shape
+    d = channels // heads
+    if cached.suits(x):
+        rows = x.reshape(-1, channels).t()
+        parts = weight @ rows if offset is None else torch.addmm(offset[:, None], weight, rows)
+        out = cached.attention(parts.view(3, heads, d, windows, n), bias, mask)
+        return out.view(channels, -1).t().view(x.shape)
+    qkv = F.linear(x, weight, offset).view(windows, n, 3, heads, d)
+    if choice.kernel_serves(qkv.device, qkv.dtype, n, heads, d):
+        from nnssl.encoder.attention import launch  # Triton comes with PyTorch for CUDA only
+
+        return launch.attention(qkv, bias, mask)
+    return fused.attention(qkv, bias, mask)

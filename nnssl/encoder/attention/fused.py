@@ -1,0 +1,53 @@
+"""PyTorch's fused attention (`scaled_dot_product_attention`) for windows.
+
+It takes one mask for all windows of a call, or a copy of it for each. So the windows are sorted by the pattern of
+their mask and each pattern is a call, or several: its backward pass keeps a gradient of the bias for every window of
+a call, and fails beyond 65,535 of them.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nnssl.encoder.windows import Mask
+
+MOST_WINDOWS = 1 << 15
+MOST_SCORES = 1 << 26  # of a call: 256 MiB of gradients in fp32
+
+
+def attention(qkv: Tensor, bias: Tensor, mask: Mask | None) -> Tensor:
+    """softmax(q k^T / sqrt(d) + bias + mask) v; qkv [W n 3 heads d], bias [heads n n] to [W n heads*d]."""
+    windows, n, _, heads, _ = qkv.shape
+    most = max(1, min(MOST_WINDOWS, MOST_SCORES // (heads * n * n)))
+    if mask is None:
+        return torch.cat([_call(part, bias) for part in qkv.split(most)])
+    samples = torch.arange(windows // len(mask.which), device=qkv.device)
+    sorted_by_pattern = (mask.order[:, None] + samples * len(mask.which)).flatten()
+    back = (mask.rank * len(samples) + samples[:, None]).flatten()
+    qkv = _Permute.apply(qkv, sorted_by_pattern, back)
+    outputs, groups = [], qkv.split([count * len(samples) for count in mask.counts])
+    for group, pattern in zip(groups, mask.patterns, strict=True):
+        outputs += [_call(part, bias + pattern) for part in group.split(most)]
+    return _Permute.apply(torch.cat(outputs), back, sorted_by_pattern)
+
+
+def _call(qkv: Tensor, bias: Tensor) -> Tensor:
+    """[W n 3 heads d] with the same bias [heads n n] for all to [W n heads*d]."""
+    q, k, v = qkv.permute(2, 0, 3, 1, 4)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None].to(q.dtype)).transpose(1, 2).flatten(2)
+
+
+class _Permute(torch.autograd.Function):
+    """x[order]; its gradient is a gather by the inverse, where PyTorch's own would add up in any order."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(inverse)
+        return x.index_select(0, order)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (inverse,) = ctx.saved_tensors
+        return gradient.index_select(0, inverse), None, None

@@ -1,0 +1,129 @@
+"""Starts the Triton kernels: how many programs, in which shape, and what autograd and compilers need to know."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor
+
+from nnssl.encoder.attention import kernel
+from nnssl.encoder.windows import Mask
+
+# Programs a multiprocessor: multiples of the 4 or 5, and 2, whose registers fit at a time, so that all end together.
+# Each backward one writes a partial gradient of the bias, so there are fewer of these.
+FORWARD, BACKWARD = 20, 4
+
+
+def attention(qkv: Tensor, bias: Tensor, mask: Mask | None) -> Tensor:
+    """softmax(q k^T / sqrt(d) + bias + mask) v; qkv [W n 3 heads d], bias [heads n n] to [W n heads*d].
+
+    qkv in fp32, bf16 or fp16; the bias and its gradient in fp32.
+    """
+    rest = (None, None, 0.0) if mask is None else (mask.which, mask.regions, mask.hidden)
+    return (_operator if torch.compiler.is_compiling() else _Attention.apply)(qkv, bias, *rest)
+
+
+def padded(size: int) -> int:
+    """The next power of two, at least 16."""
+    return max(16, 1 << (size - 1).bit_length())
+
+
+def settings(dtype: torch.dtype, n: int, d: int) -> dict[str, int]:
+    """Warps and loads in flight with which the kernels keep (nearly) everything in registers."""
+    if dtype == torch.float32 or (padded(n) == 64 and padded(d) > 32):
+        return {"num_warps": 8, "num_stages": 1}
+    return {"num_warps": 2 if padded(n) == 16 else 4, "num_stages": 2}
+
+
+def shape(qkv: Tensor, masked: bool) -> dict[str, int | bool]:
+    """The constants of a kernel."""
+    _, n, _, heads, d = qkv.shape
+    return {"N": n, "H": heads, "D": d, "BN": padded(n), "BD": padded(d), "MASKED": masked}
+
+
+def _grid(qkv: Tensor, per_multiprocessor: int) -> tuple[int, int]:
+    windows, _, _, heads, _ = qkv.shape
+    count = 1
+    if qkv.device.type == "cuda":
+        count = torch.cuda.get_device_properties(qkv.device).multi_processor_count
+    return heads, max(1, min(windows, count * per_multiprocessor // heads))
+
+
+def _run(function, grid: tuple[int, int], qkv: Tensor, bias: Tensor, which, regions, hidden: float, *more) -> None:
+    masked = regions is not None
+    with torch.cuda.device(qkv.device) if qkv.device.type == "cuda" else nullcontext():
+        function[grid](
+            qkv,
+            bias,
+            which if masked else qkv,
+            regions if masked else qkv,
+            *more,
+            len(qkv),
+            len(which) if masked else 1,
+            qkv.shape[-1] ** -0.5,
+            hidden,
+            **shape(qkv, masked),
+            **settings(qkv.dtype, qkv.shape[1], qkv.shape[-1]),
+        )
+
+
+def _attend(qkv: Tensor, bias: Tensor, which: Tensor | None, regions: Tensor | None, hidden: float) -> Tensor:
+    qkv = qkv.contiguous()
+    windows, n, _, heads, d = qkv.shape
+    out = qkv.new_empty(windows, n, heads * d)
+    _run(kernel.forward, _grid(qkv, FORWARD), qkv, bias.float().contiguous(), which, regions, hidden, out)
+    return out
+
+
+def _attend_back(
+    gradient: Tensor, qkv: Tensor, bias: Tensor, which: Tensor | None, regions: Tensor | None, hidden: float
+) -> tuple[Tensor, Tensor]:
+    qkv, gradient = qkv.contiguous(), gradient.to(qkv.dtype).contiguous()
+    grid = _grid(qkv, BACKWARD)
+    to_qkv = torch.empty_like(qkv)
+    parts = bias.new_empty(grid[1], *bias.shape, dtype=torch.float32)
+    _run(kernel.backward, grid, qkv, bias.float().contiguous(), which, regions, hidden, gradient, to_qkv, parts)
+    return to_qkv, parts.sum(0).to(bias.dtype)
+
+
+class _Attention(torch.autograd.Function):
+    """As `_attend`."""
+
+    @staticmethod
+    def forward(ctx, *inputs):
+        _keep(ctx, inputs, None)
+        return _attend(*inputs)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        return *_attend_back(gradient, *ctx.saved_tensors, ctx.hidden), None, None, None
+
+
+def _keep(ctx, inputs: tuple, output: Tensor | None) -> None:
+    *tensors, ctx.hidden = inputs
+    ctx.save_for_backward(*tensors)
+
+
+# The same as operators, which torch.compile takes as they are; an eager call of one costs 30 us more on the CPU.
+_operator = torch.library.custom_op("nnssl::window_attention", _attend, mutates_args=())
+_operator_back = torch.library.custom_op("nnssl::window_attention_backward", _attend_back, mutates_args=())
+
+
+@_operator.register_fake
+def _(qkv, bias, which, regions, hidden):
+    windows, n, _, heads, d = qkv.shape
+    return qkv.new_empty(windows, n, heads * d)
+
+
+@_operator_back.register_fake
+def _(gradient, qkv, bias, which, regions, hidden):
+    return qkv.new_empty(qkv.shape), bias.new_empty(bias.shape)
+
+
+def _gradient(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    return *_operator_back(gradient, *ctx.saved_tensors, ctx.hidden), None, None, None
+
+
+_operator.register_autograd(_gradient, setup_context=_keep)

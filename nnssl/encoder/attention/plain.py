@@ -1,0 +1,18 @@
+"""The formula of window attention, word for word: slow, in the precision of its inputs, differentiable by PyTorch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nnssl.encoder.windows import Mask
+
+
+def attention(qkv: Tensor, bias: Tensor, mask: Mask | None) -> Tensor:
+    """softmax(q k^T / sqrt(d) + bias + mask) v; qkv [W n 3 heads d], bias [heads n n] to [W n heads*d]."""
+    q, k, v = qkv.unbind(2)
+    scores = torch.einsum("wihd,wjhd->whij", q, k) * qkv.shape[-1] ** -0.5 + bias
+    if mask is not None:
+        patterns = mask.patterns.to(scores.dtype)[mask.which]
+        scores = scores + patterns.repeat(len(qkv) // len(mask.which), 1, 1)[:, None]
+    return torch.einsum("whij,wjhd->wihd", scores.softmax(-1), v).flatten(2)
