@@ -17,7 +17,15 @@ from nnssl.train.schedule import parameter_groups
 ENCODER = SwinConfig(embed_dim=6, depths=(1, 1, 1, 1), heads=(1, 1, 2, 2))
 CROP = (16, 16, 16)
 # Small values for whichever of these fields a method's config has.
-SMALL = {"prototypes": 32, "head_hidden": 16, "head_bottleneck": 8, "head_out": 8, "queue": 4, "drop_path": 0.0}
+SMALL = {
+    "prototypes": 32,
+    "head_hidden": 16,
+    "head_bottleneck": 8,
+    "head_out": 8,
+    "queue": 4,
+    "drop_path": 0.0,
+    "classes": 4,
+}
 CPU = torch.device("cpu")
 
 
@@ -38,6 +46,7 @@ class MadeCrops(Dataset):
         start = torch.tensor([2 + axis for axis in range(len(self.shape))])
         size = start + torch.tensor(self.shape) + 1
         return {
+            "parcels": (crop[0] > 0).long() + (crop[0] > 0.7).long(),
             "crop": crop,
             "index": index,
             "scan": index % self.cases,
@@ -72,7 +81,9 @@ def seen(method: Method, samples: list[dict], seed: int = 0) -> dict:
     regions = torch.stack([sample["crop"] for sample in samples])
     generators = [batches.generator_for(seed, sample["index"]) for sample in samples]
     starts, sizes = (torch.stack([sample[name] for sample in samples]) for name in ("start", "size"))
-    return method.seen(regions, generators, torch.tensor([sample["scan"] for sample in samples]), starts, sizes)
+    scans = torch.tensor([sample["scan"] for sample in samples])
+    parcels = torch.stack([sample["parcels"] for sample in samples])
+    return method.seen(regions, generators, scans, starts, sizes, parcels)
 
 
 def steps(

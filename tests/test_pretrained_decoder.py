@@ -55,7 +55,7 @@ def test_the_encoder_that_goes_with_the_decoder_is_the_students():
     assert made.encoder is made.student.encoder
     made = method("smit")
     assert made.encoder is made.teacher.model.encoder
-    assert made.reconstruction is None
+    assert made.network_decoder is None
 
 
 def test_an_unknown_decoder_is_refused():

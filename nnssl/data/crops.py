@@ -16,6 +16,7 @@ from nnssl.data.plan import Plan
 from nnssl.files import read_json
 from nnssl.types import Shape
 
+PARCELS = ".parcels.b2nd"  # of a case, beside its voxels
 LEAST_BODY = 0.35  # share of body in the whole box, padding counted, below which it is drawn again
 DRAWS = 10
 # nnU-Net opens its store in the same way; mapping does not work on Windows (MIC-DKFZ/nnUNet issue 2723)
@@ -32,6 +33,7 @@ class Crops(torch.utils.data.Dataset):
     the scan), and `size` the scan's own size. Files are opened where they are read, so workers may
     fork or spawn. Raises IndexError below 0.
 
+    parcels: read "parcels" int64 [*shape] as well (`nnssl.data.parcels`), 0 outside of the scan.
     cases: ids of the scans, in their order; default: those of the plan that could be preprocessed.
     """
 
@@ -42,6 +44,7 @@ class Crops(torch.utils.data.Dataset):
         shape: Shape | None = None,
         seed: int = 0,
         cases: Sequence[str] | None = None,
+        parcels: bool = False,
     ) -> None:
         shape = tuple(shape or plan.crop)
         if len(shape) not in (2, 3) or min(shape) < 1:
@@ -53,7 +56,7 @@ class Crops(torch.utils.data.Dataset):
         self.shape = shape
         self.seed = seed
         self.cases = self._stored(plan) if cases is None else self._asked_for(cases)
-        self.padding = plan.padding
+        self.padding, self.parcels = plan.padding, parcels
         self._box = np.array((1,) * (3 - len(shape)) + shape)
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0))
 
@@ -93,6 +96,7 @@ class Crops(torch.utils.data.Dataset):
         crop = self._read(case, start)
         dims = len(self.shape)
         return {
+            **self._parcels(case, start),
             "crop": torch.from_numpy(crop),
             "index": index,
             "scan": scan,
@@ -100,6 +104,12 @@ class Crops(torch.utils.data.Dataset):
             "start": torch.tensor(start[-dims:].tolist()),
             "size": torch.tensor(properties["shape"][-dims:]),
         }
+
+    def _parcels(self, case: str, start: np.ndarray) -> dict:
+        if not self.parcels:
+            return {}
+        labels = read_box(self.folder / f"{case}{PARCELS}", start, self._box, 0)
+        return {"parcels": torch.from_numpy(labels.reshape(self.shape).astype(np.int64))}
 
     def _scan(self, index: int) -> int:
         epoch, place = divmod(index, len(self.cases))

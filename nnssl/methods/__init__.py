@@ -8,6 +8,7 @@ from nnssl.methods.dino import DINO
 from nnssl.methods.ibot import IBOT
 from nnssl.methods.method import Method, MethodConfig, Step
 from nnssl.methods.mocov3 import MoCoV3
+from nnssl.methods.parcels import Parcels
 from nnssl.methods.rotation import Rotation
 from nnssl.methods.simclr import SimCLR
 from nnssl.methods.simmim import SimMIM
@@ -25,6 +26,7 @@ METHODS: dict[str, type[Method]] = {
     "swinunetr": SwinUNETRPretext,
     "rotation": Rotation,
     "byol": BYOL,
+    "parcels": Parcels,
 }
 
 __all__ = ["METHODS", "Method", "MethodConfig", "Step"]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from nnssl.encoder.swin import Swin
 from nnssl.modules.running import discard_all, update_all
-from nnssl.network.reconstruction import Reconstruction
+from nnssl.network.reconstruction import PretrainedDecoder
 from nnssl.types import Shape
 from nnssl.views.intensity import STANDARD, Ranges
 from nnssl.views.pairs import two_views
@@ -104,6 +104,7 @@ class Method(nn.Module, ABC):
     family: ClassVar[str]
     signal: ClassVar[str]  # what it learns from, in a few words
     citation: ClassVar[str]
+    needs_parcels: ClassVar[bool] = False  # `nnssl.data.parcels`; then `seen` puts "parcels" into the views
     smallest_batch: ClassVar[int] = 2  # scans a step below which it does not learn sensibly
     Config: ClassVar[type[MethodConfig]]
 
@@ -121,7 +122,7 @@ class Method(nn.Module, ABC):
         """What is exported: the student, or the teacher where the method's authors fine-tune the teacher."""
 
     @property
-    def reconstruction(self) -> Reconstruction | None:
+    def network_decoder(self) -> PretrainedDecoder | None:
         """The fine-tuning network's decoder, where the method trains it: exported beside the encoder."""
         return None
 
@@ -146,11 +147,13 @@ class Method(nn.Module, ABC):
         scans: Tensor,
         starts: Tensor | None = None,
         sizes: Tensor | None = None,
+        parcels: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """What `loss` and `show` get: the views, which scan each region is of, and where it lies in it.
 
         scans, starts, sizes: "scan" [B], "start" and "size" [B dims] of the samples of
         `nnssl.data.crops.Crops`; without the last two every region is a whole scan.
+        parcels: int [B *region], for a method that needs them; zeros where there are none.
         Adds "scan" [B], "start" and "size" [B dims]; "offset" [views B dims], where `views` gives it, is
         from here on each view's first voxel in the scan.
         """
@@ -161,6 +164,9 @@ class Method(nn.Module, ABC):
         starts, sizes = starts.to(regions.device), sizes.to(regions.device)
         if "offset" in views:
             views["offset"] = views["offset"] + starts
+        if self.needs_parcels:
+            nothing = torch.zeros(len(regions), *region, dtype=torch.long)
+            views["parcels"] = (nothing if parcels is None else parcels.long()).to(regions.device)
         return {**views, "scan": scans, "start": starts, "size": sizes}
 
     @abstractmethod

@@ -23,11 +23,10 @@ import torch
 from torch import Tensor
 
 from nnssl.encoder.swin import Swin
-from nnssl.methods.masked import on_tokens, on_voxels, voxel_decoder
 from nnssl.methods.method import Method, MethodConfig, Step
 from nnssl.modules.losses import masked_l1
 from nnssl.modules.masked import Block, MaskedConfig
-from nnssl.network.reconstruction import Reconstruction
+from nnssl.network.reconstruction import Reconstruction, on_tokens, on_voxels, voxel_decoder
 from nnssl.views.intensity import apply_window, draw_window
 from nnssl.views.masking import draw_masks
 
@@ -59,7 +58,7 @@ class SimMIM(Method):
         return self.student
 
     @property
-    def reconstruction(self) -> Reconstruction | None:
+    def network_decoder(self) -> Reconstruction | None:
         return self.decoder if isinstance(self.decoder, Reconstruction) else None
 
     def views(

@@ -31,12 +31,11 @@ import torch
 from torch import Tensor
 
 from nnssl.encoder.swin import Swin
-from nnssl.methods.masked import on_tokens, on_voxels, voxel_decoder
 from nnssl.methods.method import Method, MethodConfig, Step
 from nnssl.modules.distillation import STAGE_OF_STRIDE, Backbone, DistillationConfig, SelfDistillation, hold_unread
 from nnssl.modules.losses import Centre, cross_view, masked_l1, masked_mean, soft_cross_entropy
 from nnssl.modules.masked import MaskedConfig
-from nnssl.network.reconstruction import Reconstruction
+from nnssl.network.reconstruction import Reconstruction, on_tokens, on_voxels, voxel_decoder
 from nnssl.types import Shape
 from nnssl.views.intensity import apply_window, draw_window
 from nnssl.views.masking import draw_masks, keep_at_most, repeat_blocks
@@ -80,6 +79,7 @@ class SMIT(SelfDistillation, Method):
     family = "masked image modelling + self-distillation"
     signal = "hidden voxels; a teacher's answers for hidden patches and for another view"
     citation = "Jiang et al., Self-supervised 3D anatomy segmentation using SMIT, MICCAI 2022, arXiv 2205.10342"
+    smallest_batch = 4  # with 2 the targets became one prototype within 200 steps
     Config = SMITConfig
 
     def __init__(self, encoder: Swin, config: SMITConfig) -> None:
@@ -96,10 +96,10 @@ class SMIT(SelfDistillation, Method):
     @property
     def encoder(self) -> Swin:
         """The student where a decoder is trained with it: the two belong together."""
-        return super().encoder if self.reconstruction is None else self.student.encoder
+        return super().encoder if self.network_decoder is None else self.student.encoder
 
     @property
-    def reconstruction(self) -> Reconstruction | None:
+    def network_decoder(self) -> Reconstruction | None:
         return self.decoder if isinstance(self.decoder, Reconstruction) else None
 
     @staticmethod

@@ -1,28 +1,63 @@
-"""Voxels predicted by the decoder of the fine-tuning network, which is so pretrained with its encoder."""
+"""What predicts hidden voxels, and the fine-tuning network's decoder, trained together with the encoder."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-from nnssl.encoder.swin import Swin
+from nnssl.encoder.swin import PATCH, Swin
+from nnssl.modules.decoders import MultiScaleDecoder
+from nnssl.modules.masked import MaskedConfig
 from nnssl.network.decoders import full_options, make_decoder
+from nnssl.views.masking import repeat_blocks
+
+LINEAR = "linear"
 
 
-class Reconstruction(nn.Module):
-    """A segmentation decoder with one "class": the intensity. Its skip of the image is masked as well.
-
-    Without the mask the skip would give the answer away. A hidden voxel is 0 there, the mean over the
-    body, as a hidden token is the mask token. Only the finest output is used. All but the heads is
-    carried over to the fine-tuning (`nnssl.finetune.weights`).
+class PretrainedDecoder(nn.Module):
+    """`decoder`, whose tensors but the heads' are carried over (`nnssl.finetune.weights`); `options` name it.
 
     Raises ValueError for an unknown decoder.
     """
 
-    def __init__(self, decoder: str, encoder: Swin) -> None:
+    def __init__(self, decoder: str, encoder: Swin, outputs: int, deep_supervision: bool) -> None:
         super().__init__()
         self.options = full_options(decoder)
-        self.decoder = make_decoder(self.options, encoder, classes=1, deep_supervision=False)
+        self.decoder = make_decoder(self.options, encoder, outputs, deep_supervision)
+
+    def forward(self, maps: list[Tensor], image: Tensor) -> Tensor | list[Tensor]:
+        """The encoder's five maps and the image [B C *size] -> [B outputs *size], or a list of them."""
+        return self.decoder(image, maps)
+
+
+class Reconstruction(PretrainedDecoder):
+    """One output: the intensity. The skip of the image is masked as well, or it would give the answer away.
+
+    A hidden voxel is 0 there, the mean over the body. Only the finest output is used.
+    """
+
+    def __init__(self, decoder: str, encoder: Swin) -> None:
+        super().__init__(decoder, encoder, outputs=1, deep_supervision=False)
 
     def forward(self, maps: list[Tensor], image: Tensor, hidden: Tensor) -> list[Tensor]:
-        """The encoder's five maps, the image [B 1 *size] and Bool [B 1 *size] -> one prediction [B 1 *size]."""
-        return [self.decoder(image.masked_fill(hidden, 0.0), maps)]
+        """As above, and Bool [B 1 *size] -> one prediction [B 1 *size]."""
+        return [super().forward(maps, image.masked_fill(hidden, 0.0))]
+
+
+def voxel_decoder(encoder: Swin, config: MaskedConfig) -> nn.Module:
+    """Maps [five], image [B 1 *size], hidden Bool [B 1 *size] -> predictions [B 1 *size], a list.
+
+    Raises ValueError for an unknown decoder.
+    """
+    if config.decoder == LINEAR:
+        return MultiScaleDecoder(encoder, config.decode_from)
+    return Reconstruction(config.decoder, encoder)
+
+
+def on_tokens(masked: Tensor, config: MaskedConfig) -> Tensor:
+    """Hidden blocks Bool [B *blocks] on the encoder's token grid."""
+    return repeat_blocks(masked, [side // PATCH for side in config.mask_block.along(masked.ndim - 1)])
+
+
+def on_voxels(masked: Tensor, config: MaskedConfig) -> Tensor:
+    """Hidden blocks Bool [B *blocks] as hidden voxels [B 1 *crop]."""
+    return repeat_blocks(masked, config.mask_block.along(masked.ndim - 1)).unsqueeze(1)

@@ -26,7 +26,6 @@ BLOCKS = 4  # along an axis of the crop, at least
 LEAST_CUBE, MOST_CUBES = 24, 3  # voxels of a cube of CPC; with 16 its last stage has one token
 SHORT, LONG = 5_000, 20_000  # steps
 TRIAL_BATCH = 8  # scans, for what is tried before a batch size is known
-CENTRE_VIEWS = 320  # that the teacher's centre remembers at least
 
 
 @dataclass(frozen=True)
@@ -145,11 +144,9 @@ def _of_teachers(method: type[Method], sizes: Sizes) -> list[Choice]:
     scans, steps = sizes.scans, sizes.steps
     prototypes = 1024 if scans < 1000 else 4096 if scans < 10_000 else 8192
     momentum = round(min(max(1 - 10 / steps, 0.99), 0.999), 4)
-    centre = round(min(max(1 - 2 * sizes.batch_size / CENTRE_VIEWS, 0.9), 0.98), 3)
     made = [
         Choice("prototypes", prototypes, f"{scans} scans; the 8192 of the papers are for ten thousand"),
         Choice("teacher_momentum", momentum, f"{steps} steps: the teacher follows within a tenth of the run"),
-        Choice("centre_momentum", centre, f"{sizes.batch_size} scans a step: a mean over some {CENTRE_VIEWS} views"),
     ]
     if steps <= LONG:
         reason = f"{steps} steps: a softer teacher pays off in runs above {LONG}"

@@ -13,6 +13,7 @@ import torch
 
 import nnssl
 from nnssl import dist, files, signals
+from nnssl.data import parcels
 from nnssl.data.crops import Crops
 from nnssl.data.labelled import find_labelled, prepare_labelled
 from nnssl.data.plan import Plan
@@ -96,6 +97,7 @@ def _pretrain(options: Options, say: Callable[[str], None], held: ExitStack) -> 
         if options.only_prepare:
             return None
         processes.first_alone(lambda: _take(results_folder(options, plan), held))
+        processes.first_alone(lambda: _make_parcels(options, plan, folder, speak))
         run = build(options, plan, folder, device, speak)
         train(run, speak)
         speak(f"finished: {run.folder / FINAL}\nlook at it with: nnssl_inspect {run.folder / FINAL}")
@@ -111,7 +113,8 @@ def build(options: Options, plan: Plan, data: Path, device: torch.device, say: C
     bf16 = device.type == "cuda" and not options.fp32 and torch.cuda.is_bf16_supported(including_emulation=False)
     earlier = before.read(folder, data, plan, say) if options.resume else before.Before()
     crop = options.crop or earlier.crop or configure.fitting_crop(kind, plan.crop[-dims:])
-    crops = Crops(data, plan, kind.region(crop), seed=options.seed, cases=earlier.cases)
+    cases = earlier.cases or (parcels.cases(data) if kind.needs_parcels else None)
+    crops = Crops(data, plan, kind.region(crop), options.seed, cases, parcels=kind.needs_parcels)
 
     def made(batch: int) -> tuple[Method, dict, list]:
         """The method with what is derived for this batch, its encoder's start, and what was derived."""
@@ -222,6 +225,13 @@ def _prepare(options: Options, name: str, folder: Path, say: Callable) -> Plan:
         say(f"probe: {len(labelled.cases)} labelled cases of {labelled.dataset}")
         prepare_labelled(labelled, folder / f"probe_{labelled.dataset}", plan, options.num_processes)
     return plan
+
+
+def _make_parcels(options: Options, plan: Plan, folder: Path, say: Callable) -> None:
+    kind = _method(options.method)
+    if kind.needs_parcels:
+        classes = kind.Config.parse(options.settings).classes
+        parcels.make(folder, plan, classes, options.num_processes, say)
 
 
 def _in_hu(options: Options, datasets: Sequence[Path]) -> bool:

@@ -153,7 +153,7 @@ class Run:
         regions = batch["crop"].to(self.device, non_blocking=True)
         generators = [batches.generator_for(self.config.seed, index) for index in batch["index"].tolist()]
         scans = batch["scan"].to(self.device, non_blocking=True)
-        return self.method.seen(regions, generators, scans, batch["start"], batch["size"])
+        return self.method.seen(regions, generators, scans, batch["start"], batch["size"], batch.get("parcels"))
 
     def _look(self, batch: dict) -> Step:
         views = self.seen(batch)
@@ -251,10 +251,9 @@ class Run:
         header = {**self.header, "step": self.step, "metrics": metrics}
         if self.probed:
             header["probe"] = self.probed
-        voxels = self.method.reconstruction
-        if voxels is not None:
-            header["decoder"] = voxels.options
-        decoder = None if voxels is None else voxels.decoder
+        decoder = self.method.network_decoder
+        if decoder is not None:
+            header["decoder"], decoder = decoder.options, decoder.decoder
         return checkpoint.pack(self.method.encoder, header, [self.method.citation], decoder)
 
 

@@ -1,0 +1,118 @@
+"""Where each scan of a collection lies beside the others: affine maps to one template, found without labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from nnssl.types import HUPolicy, Shape, Spacing
+
+SOFT = (-500.0, 400.0)  # HU; what is beyond tells little of where one is
+STARTS = (0.0, -60.0, 60.0)  # mm along z: how much of neck or legs is in a scan differs
+COARSE = 8.0  # mm, of the grid that is registered
+STRETCH = (0.65, 1.35)  # of an axis; beyond it the registration has failed
+NOTHING = 1e-3  # std of an image that shows nothing to register
+
+
+class RegistrationError(ValueError):
+    """A scan that could not be brought to the template; it is left out."""
+
+
+@dataclass(frozen=True)
+class Affine:
+    """mm in a scan to mm in the template: matrix [3 3] @ place [3] + offset [3], all (x, y, z)."""
+
+    matrix: tuple[tuple[float, ...], ...]
+    offset: tuple[float, ...]
+
+    def places(self, shape: Shape, spacing: Spacing) -> np.ndarray:
+        """Where each voxel of a scan [Z Y X] lies in the template, in mm: float32 [Z Y X 3], (x, y, z)."""
+        axes = [np.arange(size) * mm for size, mm in zip(shape, spacing, strict=True)]
+        z, y, x = np.meshgrid(*axes, indexing="ij")
+        places = np.stack([x, y, z], axis=-1) @ np.array(self.matrix).T + np.array(self.offset)
+        return places.astype(np.float32)
+
+
+def template_of(shapes: Sequence[Shape]) -> int:
+    """The scan that is nearest to the 80th percentile of all sizes: it shows most of what the others show."""
+    sizes = np.array(shapes, dtype=float)
+    apart = np.abs(sizes - np.percentile(sizes, 80, axis=0)).sum(axis=1)
+    return int(apart.argmin())
+
+
+def hounsfield(voxels: np.ndarray, hu: HUPolicy | None) -> np.ndarray:
+    """Preprocessed voxels back to HU; without HU to a scale of alike width, 100 for one std."""
+    return hu.restore(voxels) if hu is not None else voxels * 100.0
+
+
+def register(template: np.ndarray, voxels: np.ndarray, spacing: Spacing) -> Affine:
+    """The affine map from `voxels` to `template`, both HU [Z Y X] at `spacing` mm.
+
+    Mattes mutual information on a coarse grid, from each of STARTS; the best of them counts.
+    Raises RegistrationError where none succeeds or the result cannot be anatomy.
+    """
+    fixed, moving = _coarse(template, spacing), _coarse(voxels, spacing)
+    found = [one for start in STARTS if (one := _register(fixed, moving, start)) is not None]
+    if not found:
+        raise RegistrationError("shows nothing that could be registered")
+    _, transform = min(found, key=lambda one: one[0])
+    inverse = transform.GetInverse()
+    matrix = np.array(inverse.GetMatrix()).reshape(3, 3)
+    centre, shift = np.array(inverse.GetCenter()), np.array(inverse.GetTranslation())
+    stretch = np.linalg.svd(matrix, compute_uv=False)
+    if not (STRETCH[0] <= stretch.min() and stretch.max() <= STRETCH[1]):
+        raise RegistrationError(f"would have to be stretched by {stretch.min():.2f} to {stretch.max():.2f}")
+    offset = shift + centre - matrix @ centre
+    return Affine(tuple(map(tuple, matrix.tolist())), tuple(offset.tolist()))
+
+
+def _coarse(voxels: np.ndarray, spacing: Spacing):
+    """A small smoothed image; its origin is the first voxel."""
+    import SimpleITK
+
+    image = SimpleITK.GetImageFromArray(np.clip(voxels, *SOFT).astype(np.float32))
+    image.SetSpacing([float(mm) for mm in reversed(spacing)])
+    factors = [max(1, round(COARSE / mm)) for mm in reversed(spacing)]
+    return SimpleITK.Shrink(SimpleITK.DiscreteGaussian(image, [9.0] * 3), factors)
+
+
+def _register(fixed, moving, start: float):
+    """(metric, transform from fixed to moving), or None where it fails."""
+    import SimpleITK
+
+    SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(1)  # the same result on every machine
+    kind = SimpleITK.CenteredTransformInitializerFilter.GEOMETRY
+    first = SimpleITK.AffineTransform(
+        SimpleITK.CenteredTransformInitializer(fixed, moving, SimpleITK.AffineTransform(3), kind)
+    )
+    x, y, z = first.GetTranslation()
+    first.SetTranslation((x, y, z + start))
+    method = SimpleITK.ImageRegistrationMethod()
+    method.SetMetricAsMattesMutualInformation(32)
+    method.SetMetricSamplingStrategy(method.RANDOM)
+    method.SetMetricSamplingPercentage(0.3, seed=1)
+    method.SetOptimizerAsRegularStepGradientDescent(2.0, 0.05, 25)
+    method.SetOptimizerScalesFromPhysicalShift()
+    method.SetInterpolator(SimpleITK.sitkLinear)
+    method.SetInitialTransform(first, inPlace=True)
+    try:
+        method.Execute(fixed, moving)
+    except RuntimeError:  # images that do not overlap, or hold one value
+        return None
+    return method.GetMetricValue(), first
+
+
+def check_spread(voxels: np.ndarray) -> None:
+    """Raises RegistrationError for a scan of one value."""
+    if not float(np.std(voxels)) > NOTHING:
+        raise RegistrationError("holds one value")
+
+
+def load(path: Path) -> np.ndarray:
+    """A stored volume as [Z Y X]."""
+    import blosc2
+
+    return blosc2.open(str(path), mode="r", dparams={"nthreads": 1})[:][0]

@@ -1,0 +1,176 @@
+"""Parcels: every body voxel of a collection gets a class by its tissue and its place, without any label.
+
+Tissue is what the voxel and its neighbourhood measure (HU at several widths); place is where it lies in
+a template to which each scan is registered (`nnssl.data.atlas`). Both together are clustered by k-means
+over all scans. The classes are stored beside the preprocessed scans, <case>.parcels.b2nd, uint8, 0 for
+what is no body; parcels.json says how they were made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from nnssl.data import atlas
+from nnssl.data.crops import PARCELS
+from nnssl.data.plan import Plan
+from nnssl.data.preprocess import store
+from nnssl.data.workers import Failed, each
+from nnssl.files import inside, read_json, write_json
+from nnssl.types import BODY_HU, HUPolicy, Spacing
+
+FORMAT = 1
+NOTE = "parcels.json"
+MOST_CLASSES = 250  # uint8, with 0 for what is no body
+SAMPLES = 600  # body voxels of each scan that the clusters are made of
+PLACE_MM = 40.0  # of a place that weighs as much as one unit of tissue
+FEWEST = 2  # scans
+WAY_OUT = "choose another method (nnssl_pretrain --list), or a collection of one region of the body"
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What a worker needs to know."""
+
+    folder: Path
+    hu: HUPolicy | None
+    spacing: Spacing
+
+    def volume(self, case: str) -> np.ndarray:
+        """HU [Z Y X] of a preprocessed scan."""
+        return atlas.hounsfield(atlas.load(inside(self.folder, f"{case}.b2nd")), self.hu)
+
+    def body(self, voxels: np.ndarray) -> np.ndarray:
+        return voxels > (BODY_HU if self.hu is not None else 0.0)
+
+
+def make(folder: Path, plan: Plan, classes: int, num_processes: int, say: Callable[[str], None]) -> list[str]:
+    """Make the parcels of all preprocessed scans, unless they are there; the ids of the scans that have some.
+
+    Scans that cannot be registered have none; they are counted, and named in parcels.json.
+    Raises ValueError for a number of classes that cannot be, and where fewer than two scans are left.
+    """
+    if not 2 <= classes <= MOST_CLASSES:
+        raise ValueError(f"classes must be from 2 to {MOST_CLASSES}, got {classes}: --set classes=64")
+    stored = [case.id for case in plan.cases if inside(folder, f"{case.id}.b2nd").is_file()]
+    made_for = {"format": FORMAT, "plan": plan.fingerprint, "classes": classes, "stored": stored}
+    if (ready := _ready(folder, made_for)) is not None:
+        return ready
+    work = _Work(folder, plan.hu, plan.spacing)
+    shapes = [tuple(read_json(inside(folder, f"{case}.json"))["shape"]) for case in stored]
+    template = stored[atlas.template_of(shapes)]
+    found = _results(partial(_place, work=work, template=template), stored, num_processes, "register")
+    affines, rows, failed = {}, [], {}
+    for case in stored:  # in the plan's order, whichever was done first
+        if isinstance(found[case], Failed):
+            failed[case] = found[case].reason
+        else:
+            affines[case], sampled = found[case]
+            rows.append(sampled)
+    _demand_enough(affines, failed)
+    centres = cluster(np.concatenate(rows), classes)
+    done = _results(partial(_label, work=work, centres=centres), list(affines.items()), num_processes, "parcels")
+    failed |= {case: result.reason for (case, _), result in done.items() if isinstance(result, Failed)}
+    kept = [case for case in affines if case not in failed]
+    note = {"template": template, "cases": kept, "left_out": failed, "centres": centres.round(5).tolist()}
+    affine = {case: asdict(affines[case]) for case in kept}
+    write_json(inside(folder, NOTE), {**made_for, **note, "affine": affine})
+    if failed:
+        say(f"parcels: {len(failed)} of {len(stored)} scans are left out, see {folder / NOTE}")
+    return kept
+
+
+def cases(folder: Path) -> list[str]:
+    """The ids of the scans that have parcels. Raises OSError where none were made."""
+    return read_json(inside(folder, NOTE))["cases"]
+
+
+def features(voxels: np.ndarray, spacing: Spacing) -> np.ndarray:
+    """Tissue at each voxel of a scan in HU [Z Y X]: float32 [Z Y X 5].
+
+    Soft tissue (-175 to 250 HU, in units of 110) and bone (150 to 700, in units of 200) at the voxel,
+    both over their neighbourhood, and how much soft tissue varies there.
+    """
+    from scipy.ndimage import gaussian_filter
+
+    def wide(image: np.ndarray, mm: float) -> np.ndarray:
+        return gaussian_filter(image, [mm / step for step in spacing])
+
+    soft = np.clip(voxels, -175, 250).astype(np.float32) / 110
+    bone = np.clip(voxels, 150, 700).astype(np.float32) / 200
+    mean = wide(soft, 6.0)
+    varies = np.sqrt(np.maximum(wide(soft**2, 6.0) - mean**2, 0))
+    local = [wide(soft, 2.5), 0.8 * wide(bone, 2.5), 0.8 * wide(soft, 8.0), 0.8 * wide(bone, 10.0), 0.8 * varies]
+    return np.stack(local, axis=-1)
+
+
+def cluster(rows: np.ndarray, classes: int) -> np.ndarray:
+    """The centres [classes F] of k-means over `rows` [N F]; the same for the same rows."""
+    from sklearn.cluster import MiniBatchKMeans
+
+    means = MiniBatchKMeans(classes, random_state=0, n_init=2, batch_size=8192).fit(rows)
+    return means.cluster_centers_.astype(np.float32)
+
+
+def nearest(rows: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    """The nearest of `centres` [K F] to each of `rows` [N F]: int [N]."""
+    squares = (centres**2).sum(axis=1)
+    parts = (rows[first : first + 65536] for first in range(0, len(rows), 65536))
+    return np.concatenate([(squares - 2 * part @ centres.T).argmin(axis=1) for part in parts])
+
+
+def _place(case: str, work: _Work, template: str) -> tuple[atlas.Affine, np.ndarray]:
+    """The scan's map to the template, and tissue and place of some of its voxels: [SAMPLES F]."""
+    voxels = work.volume(case)
+    atlas.check_spread(voxels)
+    affine = atlas.register(work.volume(template), voxels, work.spacing)
+    body = np.argwhere(work.body(voxels))
+    if not len(body):
+        raise atlas.RegistrationError("shows no body")
+    seed = np.frombuffer(case.encode(), np.uint8).tolist()
+    chosen = tuple(body[np.random.default_rng(seed).integers(len(body), size=SAMPLES)].T)
+    return affine, _rows(voxels, affine, work.spacing)[chosen]
+
+
+def _label(item: tuple[str, atlas.Affine], work: _Work, centres: np.ndarray) -> None:
+    """Store the parcels of one scan."""
+    case, affine = item
+    voxels = work.volume(case)
+    body = work.body(voxels)
+    labels = np.zeros(voxels.shape, np.uint8)
+    labels[body] = 1 + nearest(_rows(voxels, affine, work.spacing)[body], centres)
+    store(labels[None], inside(work.folder, case + PARCELS), labels.shape, np.uint8)
+
+
+def _rows(voxels: np.ndarray, affine: atlas.Affine, spacing: Spacing) -> np.ndarray:
+    """Tissue and place of each voxel: [Z Y X 8]."""
+    places = affine.places(voxels.shape, spacing) / PLACE_MM
+    return np.concatenate([features(voxels, spacing), places], axis=-1)
+
+
+def _results(function: Callable, items: list, num_processes: int, title: str) -> dict:
+    with closing(each(function, items, num_processes, title)) as done:
+        return dict(done)
+
+
+def _ready(folder: Path, made_for: dict) -> list[str] | None:
+    """The scans that have parcels, where these were made for the same scans, plan and number of classes."""
+    try:
+        note = read_json(inside(folder, NOTE))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(note, dict) or any(note.get(name) != value for name, value in made_for.items()):
+        return None
+    there = all(inside(folder, case + PARCELS).is_file() for case in note["cases"])
+    return note["cases"] if there else None
+
+
+def _demand_enough(affines: dict, failed: dict) -> None:
+    if len(affines) < FEWEST:
+        reason = next(iter(failed.values()), "there is one scan only")
+        raise ValueError(f"{len(affines)} scans could be registered to one another ({reason}): {WAY_OUT}")
