@@ -31,7 +31,6 @@ def test_a_small_run_of_smit():
         "mask_block": (16, 8, 8),
         "prototypes": 1024,
         "teacher_momentum": 0.995,
-        "centre_momentum": 0.975,
         "teacher_temperature_end": 0.04,
         "beta2": 0.95,
     }

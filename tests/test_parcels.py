@@ -1,0 +1,149 @@
+"""Parcels: scans registered to one another, clusters of tissue and place, and the method that segments them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import micro
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from nnssl.data import atlas, parcels, phantoms
+from nnssl.data.crops import PARCELS, Crops
+from nnssl.data.prepare import prepare
+from nnssl.files import read_json
+from nnssl.methods.parcels import at_size
+
+SPACING = (5.0, 6.0, 6.0)
+
+
+@pytest.fixture(scope="module")
+def collection(tmp_path_factory) -> tuple[Path, object, list[str]]:
+    """A folder of preprocessed phantoms with eight parcels, their plan, and the scans that have parcels."""
+    raw, folder = tmp_path_factory.mktemp("raw"), tmp_path_factory.mktemp("prepared")
+    phantoms.write_folder(raw, seeds=range(3), shape=(24, 36, 40))
+    plan = prepare("made", folder, [raw], spacing=SPACING, num_processes=0)
+    return folder, plan, parcels.make(folder, plan, classes=8, num_processes=0, say=print)
+
+
+def test_an_affine_map_is_found_again():
+    """Against the truth: the phantom moved by known mm and stretched by known factors."""
+    from scipy.ndimage import affine_transform
+
+    voxels = phantoms.phantom(0, (48, 60, 64), SPACING).hu.astype(np.float32)
+    scale, shift = np.array([1.0, 0.92, 1.08]), np.array([2.0, -1.5, 1.0])  # voxels of the template, (z, y, x)
+    moved = affine_transform(voxels, scale, shift, order=1, mode="constant", cval=-1000.0)
+    found = atlas.register(voxels, moved, SPACING)
+    body = np.argwhere(moved > -500)[::500]
+    truth = (body * scale + shift) * SPACING
+    places = found.places(moved.shape, SPACING)[tuple(body.T)][:, ::-1]
+    assert np.linalg.norm(places - truth, axis=1).mean() < 8.0
+
+
+def test_a_scan_that_shows_nothing_is_refused():
+    with pytest.raises(atlas.RegistrationError):
+        atlas.check_spread(np.zeros((8, 8, 8), np.float32))
+
+
+def test_the_template_is_large_and_typical():
+    shapes = [(10, 10, 10), (20, 20, 20), (21, 21, 21), (22, 22, 22), (90, 90, 90)]
+    assert atlas.template_of(shapes) == 3
+
+
+def test_nearest_is_the_nearest():
+    rng = np.random.default_rng(0)
+    rows, centres = rng.normal(size=(100, 5)).astype(np.float32), rng.normal(size=(7, 5)).astype(np.float32)
+    naive = [int(np.argmin([np.linalg.norm(row - centre) for centre in centres])) for row in rows]
+    assert parcels.nearest(rows, centres).tolist() == naive
+
+
+def test_body_has_parcels_and_air_has_none(collection):
+    folder, plan, cases = collection
+    assert cases
+    for case in cases:
+        labels = atlas.load(folder / f"{case}{PARCELS}")
+        hu = plan.hu.restore(atlas.load(folder / f"{case}.b2nd"))
+        assert labels.dtype == np.uint8
+        assert ((labels > 0) == (hu > -500)).mean() > 0.999
+        assert labels.max() <= 8
+    assert len(np.unique(labels)) >= 6
+
+
+def test_the_same_place_has_the_same_parcel_in_all_scans(collection):
+    """Bone and soft tissue fall into different parcels, the same ones in each phantom."""
+    folder, plan, cases = collection
+    rows = []
+    for case in cases:
+        labels = atlas.load(folder / f"{case}{PARCELS}")
+        hu = plan.hu.restore(atlas.load(folder / f"{case}.b2nd"))
+        rows.append([np.bincount(labels[hu > 300], minlength=9), np.bincount(labels[abs(hu - 50) < 30], minlength=9)])
+    table = np.array(rows, dtype=float)
+    table /= table.sum(axis=-1, keepdims=True)
+    bone, soft = table[:, 0], table[:, 1]
+    assert np.abs(bone - bone.mean(0)).sum(-1).max() < np.abs(bone.mean(0) - soft.mean(0)).sum()
+
+
+def test_they_are_made_once_and_anew_for_another_number(collection):
+    folder, plan, cases = collection
+    before = (folder / f"{cases[0]}{PARCELS}").stat().st_mtime_ns
+    assert parcels.make(folder, plan, 8, 0, print) == cases
+    assert (folder / f"{cases[0]}{PARCELS}").stat().st_mtime_ns == before
+    (folder / f"{cases[0]}{PARCELS}").unlink()
+    assert parcels.make(folder, plan, 8, 0, print) == cases
+    assert (folder / f"{cases[0]}{PARCELS}").is_file()
+    assert read_json(folder / parcels.NOTE)["classes"] == 8
+
+
+@pytest.mark.parametrize("classes", [1, 251])
+def test_impossible_numbers_of_classes_are_refused(collection, classes):
+    folder, plan, _ = collection
+    with pytest.raises(ValueError, match="classes must be from 2 to 250, got"):
+        parcels.make(folder, plan, classes, 0, print)
+
+
+@pytest.mark.parametrize("shape", [(16, 16, 16), (16, 32)])
+def test_crops_read_the_parcels_of_their_voxels(collection, shape):
+    folder, plan, cases = collection
+    crops = Crops(folder, plan, shape, cases=cases, parcels=True)
+    sample = crops[0]
+    labels = atlas.load(folder / f"{cases[sample['scan']]}{PARCELS}")
+    assert sample["parcels"].shape == shape
+    assert sample["parcels"].dtype == torch.int64
+    air = sample["crop"][0] <= plan.padding + 1e-4
+    assert not sample["parcels"][air].any()
+    if len(shape) == 3:
+        start = sample["start"].tolist()
+        low = [max(0, s) for s in start]
+        inner = tuple(slice(a - s, None) for a, s in zip(low, start, strict=True))
+        part = labels[tuple(slice(a, s + n) for a, s, n in zip(low, start, shape, strict=True))]
+        read = sample["parcels"][inner][tuple(slice(n) for n in part.shape)]
+        assert np.array_equal(read.numpy(), part)
+
+
+def test_the_loss_is_a_weighted_cross_entropy():
+    method = micro.method("parcels", classes=3).eval()
+    views = micro.views(method)
+    out = method(views)
+    outputs = method.decoder(method.student(views["image"]), views["image"])
+    strides = [views["image"].shape[-1] // logits.shape[-1] for logits in outputs]
+    assert strides == [1, 2, 4, 8]
+    naive = [
+        functional.cross_entropy(logits, views["parcels"][:, ::s, ::s, ::s])
+        for logits, s in zip(outputs, strides, strict=True)
+    ]
+    expected = sum(0.5**level * term for level, term in enumerate(naive)) / 1.875
+    torch.testing.assert_close(out.losses["total"], expected)
+
+
+def test_labels_of_an_odd_size_are_every_second_one():
+    labels = torch.arange(35).view(1, 5, 7)
+    assert torch.equal(at_size(labels, torch.Size([3, 4])), labels[:, ::2, ::2])
+
+
+def test_the_checkpoint_holds_the_decoder(tmp_path):
+    made = micro.run(tmp_path, "parcels", steps=1)
+    content = made._pack({})
+    assert content["header"]["decoder"]["name"] == "light"
+    assert any(name.startswith("decoder.lifts.") for name in content["network_weights"])
