@@ -33,6 +33,7 @@ COSTS: dict[str, float] = {
     "swinunetr": 2.80,
     "rotation": 0.89,
     "byol": 2.33,
+    "parcels": 3.22,
 }
 
 COLUMNS = {"method": 9, "family": 22, "learns from": 33, "batch": 5, "cost": 5, "paper": 40}
