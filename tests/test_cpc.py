@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture
 def _plain(monkeypatch):
     """Cubes as they are in the region."""
-    monkeypatch.setattr("nnssl.methods.cpc.draw_intensity", lambda generator: Intensity())
+    monkeypatch.setattr("nnssl.methods.cpc.draw_intensity", lambda *_: Intensity())
 
 
 def numbered(region: tuple[int, ...]) -> torch.Tensor:

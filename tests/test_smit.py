@@ -6,6 +6,8 @@ import micro
 import pytest
 import torch
 
+from nnssl.network.reconstruction import on_tokens, on_voxels
+
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 CROP = (32, 32, 32)
@@ -49,7 +51,7 @@ def test_smits_global_loss_is_crossed_and_its_patch_loss_is_not():
     method = micro.method()
     views = micro.views(method, batch=1)
     image, masked = views["image"], views["masked"]
-    student = method.student(image.flatten(0, 1), method._masked(masked.flatten(0, 1)), masked.flatten(0, 1))
+    student = method.student(image.flatten(0, 1), on_tokens(masked.flatten(0, 1), method.config), masked.flatten(0, 1))
     teacher = method.teacher(image.flatten(0, 1), None, masked.flatten(0, 1))
 
     def ce(logits, target):
@@ -83,8 +85,8 @@ def test_what_is_hidden_does_not_reach_smits_student():
         covered = covered.repeat_interleave(16, axis)
     other = views["image"].masked_fill(covered.unsqueeze(2), 100.0)
     args = views["masked"].flatten(0, 1)
-    first = method.student(views["image"].flatten(0, 1), method._masked(args), args).maps
-    second = method.student(other.flatten(0, 1), method._masked(args), args).maps
+    first = method.student(views["image"].flatten(0, 1), on_tokens(args, method.config), args).maps
+    second = method.student(other.flatten(0, 1), on_tokens(args, method.config), args).maps
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
@@ -128,7 +130,7 @@ def test_smits_patch_heads_see_hidden_tokens_and_not_too_many(block, stride, mos
     views = micro.views(method, crop=CROP)
     hidden, asked = views["masked"].flatten(0, 1), views["asked"].flatten(0, 1)
     assert asked.shape[1:] == tuple(32 // stride for _ in range(3))
-    covered = method._covered(hidden)[:, 0, ::stride, ::stride, ::stride]
+    covered = on_voxels(hidden, method.config)[:, 0, ::stride, ::stride, ::stride]
     assert not bool((asked & ~covered).any())
     counts = covered.flatten(1).sum(1).clamp(max=most or None) if most else covered.flatten(1).sum(1)
     assert torch.equal(asked.flatten(1).sum(1), counts)

@@ -51,8 +51,8 @@ class SwinSSLTrainer(DefaultNetworkTrainer):
         super().initialize()
         if self.starts_anew:
             finetune.refuse_mixed_folds(self.output_folder_base, self.fold, plans.get(INFO, {}))
-            finetune.start_heads(finetune.bare(self.network), self.label_manager.has_regions)
             lines = self.start() + finetune.intensities(resolved, plans.get(INFO, {}))
+            finetune.start_heads(finetune.bare(self.network), self.label_manager.has_regions)
             lines.append(finetune.describe(self.recipe, not self.random_start))
             self.print_to_log_file("\n".join(lines), add_timestamp=False)
             self.watch = Watch(finetune.bare(self.network), plans.get(INFO, {}), self.print_to_log_file)

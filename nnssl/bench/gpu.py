@@ -128,13 +128,23 @@ def _pretraining_step(name: str, sizes: Sizes, scans: int, device: torch.device)
     config = METHODS[name].Config.parse([s for s in sizes.settings if s.partition("=")[0] in fields])
     encoder = Swin(replace(sizes.encoder, drop_path=config.drop_path), maskable=True)
     method = METHODS[name](encoder, config)
+    region = method.region(sizes.crop)
     samples = [
-        {"crop": torch.randn(1, *method.region(sizes.crop)), "index": i, "scan": i, "rejected": 0} for i in range(scans)
+        {
+            "crop": torch.randn(1, *region),
+            "index": i,
+            "scan": i,
+            "rejected": 0,
+            "start": torch.zeros(len(region), dtype=torch.long),
+            "size": torch.tensor(region),
+            "parcels": torch.randint(2, region),
+        }
+        for i in range(scans)
     ]
     batch = default_collate(samples)
     if device.type == "cuda":
         batch = {key: value.pin_memory() for key, value in batch.items()}
-    bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     run = Run(method, samples, RunConfig(10_000, scans, bf16=bf16), Path(), {"method": name}, device)
 
     def step() -> None:
