@@ -116,7 +116,9 @@ def predicted_elsewhere(model: Path, images: Path, elsewhere: Path, arguments: l
     environment |= {origin.RESULTS: str(results), "PYTHONPATH": str(Path(__file__).parents[1])}
     call = [sys.executable, "-c", THEIR_PREDICT, site, "-d", ID, "-i", images, "-o", out, *arguments]
     call += ["-device", "cpu", "-npp", "1", "-nps", "1"]
-    done = subprocess.run([*map(str, call)], capture_output=True, text=True, env=environment, cwd=elsewhere)
+    done = subprocess.run(
+        [*map(str, call)], capture_output=True, encoding="utf-8", errors="replace", env=environment, cwd=elsewhere
+    )
     assert done.returncode == 0, done.stderr
     return sorted(out.glob("*.nii.gz"))
 

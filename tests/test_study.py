@@ -272,12 +272,11 @@ def test_end_to_end_killed_in_the_middle(nnunet_env, tmp_path, monkeypatch, caps
     kinds = {row["kind"] for row in files.read_json_lines(results)}
     assert kinds == {"study", "run", "case", "epoch", "cka", "attention"}
     tables = {table.stem for table in (page.parent / "tables").iterdir()}
-    assert tables == {
+    assert tables - {"convergence"} == {  # that is to a scratch that learnt something in its one epoch
         "scores",
         "labels",
         "comparisons",
         "ranks",
-        "convergence",
         "cka",
         "cka_layers",
         "attention",

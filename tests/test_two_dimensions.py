@@ -19,7 +19,7 @@ from nnssl.data.prepare import prepare
 from nnssl.methods import METHODS
 from nnssl.network import origin
 from nnssl.network.planned import INFO, intensity_map
-from nnssl.train import places, pretrain
+from nnssl.train import configure, places, pretrain
 from nnssl.train.log import Log
 from nnssl.train.pretrain import Options
 
@@ -54,7 +54,8 @@ def slices(collection, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_learns_from_slices(name, slices, collection, tmp_path):
-    crop = Plan.load(collection / "nnssl" / "made" / "plan.json").crop[1:]
+    plan = Plan.load(collection / "nnssl" / "made" / "plan.json")
+    crop = configure.fitting_crop(METHODS[name], plan.crop[1:])
     final, said = slices(name)
     assert final == tmp_path / "nnssl" / "made" / f"{name}__tiny_2d" / "checkpoint_final.pth"
     loaded = checkpoint.load(final)
