@@ -88,7 +88,13 @@ class Parcels(Method):
     def show(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
         image, parcels = views["image"], views["parcels"]
         predicted = self.decoder(self.student(image), image)[0].argmax(dim=1)
-        return {"crop": image, "parcels": parcels[:, None].float(), "predicted": predicted[:, None].float()}
+        return {"crop": image, "parcels": self._shaded(parcels, image), "predicted": self._shaded(predicted, image)}
+
+    def _shaded(self, labels: Tensor, image: Tensor) -> Tensor:
+        """Labels [B *s] as greys of the image's range [B 1 *s]; numbers that follow each other look different."""
+        count = 1 + self.config.classes
+        shade = labels[:, None] * (count // 2 - 1) % count / count
+        return image.min() + shade * (image.max() - image.min())
 
 
 def at_size(labels: Tensor, size: torch.Size) -> Tensor:
