@@ -31,8 +31,8 @@ class Size:
     unseen: int = 4
     shape: tuple[int, int, int] | None = None  # voxels of every phantom; None: varied
     crop: tuple[int, int, int] = (32, 48, 48)
-    batch_size: int = 2
-    steps: int = 200
+    batch_size: int = 4  # what SMIT needs
+    steps: int = 150
     patch: tuple[int, int, int] = (40, 40, 40)
     epochs: int = 5
     iterations: int = 25
