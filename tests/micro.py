@@ -17,15 +17,7 @@ from nnssl.train.schedule import parameter_groups
 ENCODER = SwinConfig(embed_dim=6, depths=(1, 1, 1, 1), heads=(1, 1, 2, 2))
 CROP = (16, 16, 16)
 # Small values for whichever of these fields a method's config has.
-SMALL = {
-    "prototypes": 32,
-    "head_hidden": 16,
-    "head_bottleneck": 8,
-    "head_out": 8,
-    "queue": 4,
-    "drop_path": 0.0,
-    "classes": 4,
-}
+SMALL = {"prototypes": 32, "head_hidden": 16, "head_bottleneck": 8, "head_out": 8, "queue": 4, "drop_path": 0.0}
 CPU = torch.device("cpu")
 
 
