@@ -50,11 +50,12 @@ setup(
         "tqdm",
         "pyyaml",
         "scipy",
+        "scikit-learn",  # nnU-Net brings it along; the k-means of parcels
         "safetensors",  # nnU-Net brings it along; nnssl_convert reads such files
     ],
     extras_require={
         # Oracles and tools of the tests, never imported by the package.
-        "test": ["pytest", "monai>=1.6", "lightly", "timm", "scikit-learn", "setuptools>=70.1", "submitit"],
+        "test": ["pytest", "monai>=1.6", "lightly", "timm", "setuptools>=70.1", "submitit"],
         "tensorboard": ["tensorboard"],
         "slurm": ["submitit"],
     },

@@ -85,9 +85,10 @@ def make(folder: Path, plan: Plan, classes: int, num_processes: int, say: Callab
     return kept
 
 
-def cases(folder: Path) -> list[str]:
-    """The ids of the scans that have parcels. Raises OSError where none were made."""
-    return read_json(inside(folder, NOTE))["cases"]
+def cases(folder: Path, plan: Plan) -> list[str]:
+    """The ids of the plan's scans that have parcels. Raises OSError where none were made."""
+    made = set(read_json(inside(folder, NOTE))["cases"])
+    return [case.id for case in plan.cases if case.id in made]
 
 
 def features(voxels: np.ndarray, spacing: Spacing) -> np.ndarray:

@@ -113,7 +113,7 @@ def build(options: Options, plan: Plan, data: Path, device: torch.device, say: C
     bf16 = device.type == "cuda" and not options.fp32 and torch.cuda.is_bf16_supported(including_emulation=False)
     earlier = before.read(folder, data, plan, say) if options.resume else before.Before()
     crop = options.crop or earlier.crop or configure.fitting_crop(kind, plan.crop[-dims:])
-    cases = earlier.cases or (parcels.cases(data) if kind.needs_parcels else None)
+    cases = earlier.cases or (parcels.cases(data, plan) if kind.needs_parcels else None)
     crops = Crops(data, plan, kind.region(crop), options.seed, cases, parcels=kind.needs_parcels)
 
     def made(batch: int) -> tuple[Method, dict, list]:
