@@ -1,4 +1,6 @@
-"""Packaging. `trainers/` and `plans/` are mapped into the one package: site-packages gets no other name."""
+"""Packaging. `trainers/` and `plans/` are mapped into the one package: site-packages gets no other
+name.
+"""
 
 import ast
 from pathlib import Path
@@ -20,7 +22,9 @@ def version() -> str:
 
 
 class BuildWithStartUpFile(build_py):
-    """Adds the file that lets nnU-Net find our trainers with no variable set (documentation/nnunet.md)."""
+    """Adds the file that lets nnU-Net find our trainers with no variable set
+    (documentation/nnunet.md).
+    """
 
     def run(self) -> None:
         super().run()
@@ -42,7 +46,8 @@ setup(
     cmdclass={"build_py": BuildWithStartUpFile},
     install_requires=[
         "nnunetv2>=2.8.0",  # the first release that looks for trainers outside its own folder
-        "torch>=2.6",  # the first whose weights_only=True executes nothing; with AdamW(fused=True) on the CPU
+        # the first whose weights_only=True executes nothing; with AdamW(fused=True) on the CPU
+        "torch>=2.6",
         "numpy",
         "blosc2",
         "simpleitk",

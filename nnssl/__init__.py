@@ -7,4 +7,5 @@ __version__ = "0.1.0"
 conflict.refuse()
 hook.add_trainers()
 if _repository := hook.source_checkout():
-    __path__.append(_repository)  # so that nnssl.trainers and nnssl.plans are found beside nnssl/, as in setup.py
+    # so that nnssl.trainers and nnssl.plans are found beside nnssl/, as in setup.py
+    __path__.append(_repository)

@@ -4,7 +4,10 @@ import sys
 
 from nnssl import cli
 
-COMMANDS = {name: getattr(cli, name) for name in ("pretrain", "inspect", "plan", "convert", "study", "demo", "doctor")}
+COMMANDS = {
+    name: getattr(cli, name)
+    for name in ("pretrain", "inspect", "plan", "convert", "study", "demo", "doctor")
+}
 
 if __name__ == "__main__":
     if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:

@@ -1,4 +1,6 @@
-"""The commands: one thin function each. Every one can be called from Python through the functions below it."""
+"""The commands: one thin function each. Every one can be called from Python through the functions
+below it.
+"""
 
 from __future__ import annotations
 
@@ -45,8 +47,12 @@ def pretrain() -> int:
 
 def inspect() -> int:
     """nnssl_inspect: what is in a checkpoint, or the line that lets nnU-Net find our trainers."""
-    parser = argparse.ArgumentParser(prog="nnssl_inspect", description="What is in a checkpoint of nnssl_pretrain.")
-    parser.add_argument("checkpoint", nargs="?", type=Path, help="a checkpoint_final.pth or checkpoint_latest.pth")
+    parser = argparse.ArgumentParser(
+        prog="nnssl_inspect", description="What is in a checkpoint of nnssl_pretrain."
+    )
+    parser.add_argument(
+        "checkpoint", nargs="?", type=Path, help="a checkpoint_final.pth or checkpoint_latest.pth"
+    )
     parser.add_argument(
         "--nnunet-env",
         action="store_true",
@@ -103,9 +109,21 @@ def demo() -> int:
     )
     parser.add_argument("-o", dest="output", metavar="FOLDER", type=Path, default=Path("nnssl_demo"),
                         help="a new folder, or one of an earlier demo; default: %(default)s")  # fmt: skip
-    parser.add_argument("-i", dest="scans", metavar="FOLDER", type=Path, help="your own CT scans for the pretraining")
-    parser.add_argument("-device", choices=("cpu", "cuda", "mps"), help="default: cuda where there is one, else cpu")
-    parser.add_argument("--quick", action="store_true", help="a minute or two: every command runs, nothing is learnt")
+    parser.add_argument(
+        "-i",
+        dest="scans",
+        metavar="FOLDER",
+        type=Path,
+        help="your own CT scans for the pretraining",
+    )
+    parser.add_argument(
+        "-device", choices=("cpu", "cuda", "mps"), help="default: cuda where there is one, else cpu"
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="a minute or two: every command runs, nothing is learnt",
+    )
     asked = parser.parse_args()
 
     from nnssl.demo import chain, result, run
@@ -141,7 +159,11 @@ def study() -> int:
     from nnssl.study import command
 
     asked = command.parser().parse_args()
-    parsers = {"nnssl_pretrain": _pretrain_parser, "nnssl_convert": _convert_parser, "nnssl_plan": _plan_parser}
+    parsers = {
+        "nnssl_pretrain": _pretrain_parser,
+        "nnssl_convert": _convert_parser,
+        "nnssl_plan": _plan_parser,
+    }
     return _report_errors(lambda: command.do(asked, parsers))
 
 
@@ -150,7 +172,8 @@ def _report_errors(work: Callable[[], object]) -> int:
     try:
         work()
         sys.stdout.flush()
-    except BrokenPipeError:  # `| head` has seen enough; what Python flushes at its end must go somewhere
+    # `| head` has seen enough; what Python flushes at its end must go somewhere
+    except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError, RuntimeError) as error:
         print(f"\nerror: {error}", file=sys.stderr)
@@ -177,8 +200,12 @@ def _pretrain_parser() -> argparse.ArgumentParser:
                       help="folders of scans, searched at any depth: NIfTI, NRRD, MHA, MHD, DICOM")  # fmt: skip
     what.add_argument("-d", dest="dataset_ids", metavar="ID", nargs="+", default=(),
                       help="nnU-Net raw datasets by id or name: the images of channel 0")  # fmt: skip
-    what.add_argument("--name", help="name of the collection; default: the folders' and datasets' names")
-    what.add_argument("--spacing", metavar=("Z", "Y", "X"), nargs=3, type=float, help="mm; default: the median")
+    what.add_argument(
+        "--name", help="name of the collection; default: the folders' and datasets' names"
+    )
+    what.add_argument(
+        "--spacing", metavar=("Z", "Y", "X"), nargs=3, type=float, help="mm; default: the median"
+    )
     what.add_argument("--hu", dest="clip", metavar=("LOW", "HIGH"), nargs=2, type=float,
                       help="linear map of this HU range; default: -1000 to 3000, steep in soft tissue")  # fmt: skip
     what.add_argument("--no-hu", action="store_true",
@@ -186,10 +213,20 @@ def _pretrain_parser() -> argparse.ArgumentParser:
                       "what its dataset.json says")  # fmt: skip
     what.add_argument("-np", dest="num_processes", metavar="N", type=int, default=min(8, limits.cores()),
                       help="processes, each with one scan in memory; default: %(default)s")  # fmt: skip
-    what.add_argument("--update", action="store_true", help="take new scans of -i or -d into the collection there is")
-    what.add_argument("-part_id", type=int, default=0, help="this machine's share of the preprocessing, from 0")
-    what.add_argument("-num_parts", type=int, default=1, help="how many machines share the preprocessing")
-    what.add_argument("--only-prepare", action="store_true", help="preprocess and stop before training")
+    what.add_argument(
+        "--update",
+        action="store_true",
+        help="take new scans of -i or -d into the collection there is",
+    )
+    what.add_argument(
+        "-part_id", type=int, default=0, help="this machine's share of the preprocessing, from 0"
+    )
+    what.add_argument(
+        "-num_parts", type=int, default=1, help="how many machines share the preprocessing"
+    )
+    what.add_argument(
+        "--only-prepare", action="store_true", help="preprocess and stop before training"
+    )
 
     how = parser.add_argument_group("how to train")
     how.add_argument("-a", dest="preset", metavar="PRESET", default="smit",
@@ -197,36 +234,76 @@ def _pretrain_parser() -> argparse.ArgumentParser:
     how.add_argument("--from", dest="start", metavar="CHECKPOINT", type=Path,
                      help="start from this encoder, of its size, instead of a random one")  # fmt: skip
     how.add_argument("--steps", type=int, help="optimiser steps; default: 100000")
-    how.add_argument("--epochs", type=int, help="instead of --steps: how often each scan is visited")
-    how.add_argument("--batch-size", type=int, help="scans a step, over all processes; default: what fits")
-    how.add_argument("--accumulate", type=int, default=1, metavar="N", help="parts in which a step's batch is computed")
-    how.add_argument("--crop", metavar="N", nargs="+", type=int, help="voxels z y x, or y x; default: the plan's")
-    how.add_argument("--dims", type=int, choices=(2, 3), help="2: axial slices, for nnU-Net's 2d; default: 3")
+    how.add_argument(
+        "--epochs", type=int, help="instead of --steps: how often each scan is visited"
+    )
+    how.add_argument(
+        "--batch-size", type=int, help="scans a step, over all processes; default: what fits"
+    )
+    how.add_argument(
+        "--accumulate",
+        type=int,
+        default=1,
+        metavar="N",
+        help="parts in which a step's batch is computed",
+    )
+    how.add_argument(
+        "--crop", metavar="N", nargs="+", type=int, help="voxels z y x, or y x; default: the plan's"
+    )
+    how.add_argument(
+        "--dims", type=int, choices=(2, 3), help="2: axial slices, for nnU-Net's 2d; default: 3"
+    )
     how.add_argument("--set", dest="settings", metavar="FIELD=VALUE", nargs="+", default=(),
                      help="any field of the method's config, such as lr=1e-4 or mask_ratio=0.6")  # fmt: skip
     how.add_argument("--seed", type=int, default=0)
-    how.add_argument("--c", dest="resume", action="store_true", help="continue from checkpoint_latest.pth, exactly")
-    how.add_argument("-o", dest="output", metavar="FOLDER", type=Path, help="results folder, instead of the default")
+    how.add_argument(
+        "--c",
+        dest="resume",
+        action="store_true",
+        help="continue from checkpoint_latest.pth, exactly",
+    )
+    how.add_argument(
+        "-o",
+        dest="output",
+        metavar="FOLDER",
+        type=Path,
+        help="results folder, instead of the default",
+    )
 
     where = parser.add_argument_group("on what")
-    where.add_argument("-device", choices=("cpu", "cuda", "mps"), help="default: cuda where there is one, else cpu")
+    where.add_argument(
+        "-device", choices=("cpu", "cuda", "mps"), help="default: cuda where there is one, else cpu"
+    )
     where.add_argument("-num_gpus", type=int, default=1, metavar="N",
                        help="processes on this machine; on several machines: torchrun")  # fmt: skip
-    where.add_argument("--workers", type=int, metavar="N", help="processes that read crops; default: by the machine")
+    where.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes that read crops; default: by the machine",
+    )
     where.add_argument("--fp32", action="store_true", help="no bf16 on the GPU")
     where.add_argument("--compile", action="store_true", help="torch.compile the encoders")
-    where.add_argument("--checkpointing", action="store_true", help="recompute activations: less memory, more time")
+    where.add_argument(
+        "--checkpointing", action="store_true", help="recompute activations: less memory, more time"
+    )
 
     watch = parser.add_argument_group("what is written")
-    watch.add_argument("--log-every", type=int, default=10, metavar="STEPS", help="default: %(default)s")
+    watch.add_argument(
+        "--log-every", type=int, default=10, metavar="STEPS", help="default: %(default)s"
+    )
     watch.add_argument("--save-every", type=int, default=1000, metavar="STEPS",
                        help="checkpoint_latest.pth and the pictures; default: %(default)s")  # fmt: skip
     watch.add_argument("--probe", metavar="DATASET",
                        help="a labelled nnU-Net raw dataset, by id or name, to judge the encoder by")  # fmt: skip
     watch.add_argument("--probe-cases", type=int, default=10, metavar="N",
                        help="labelled cases, half of them to fit, half to test; default: %(default)s")  # fmt: skip
-    watch.add_argument("--probe-every", type=int, metavar="STEPS", help="default: ten times in the run")
-    watch.add_argument("--tensorboard", action="store_true", help="also for TensorBoard (pip install tensorboard)")
+    watch.add_argument(
+        "--probe-every", type=int, metavar="STEPS", help="default: ten times in the run"
+    )
+    watch.add_argument(
+        "--tensorboard", action="store_true", help="also for TensorBoard (pip install tensorboard)"
+    )
     parser.add_argument("--list", action="store_true", help="list the methods")
     return parser
 
@@ -240,18 +317,50 @@ def _convert_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("file", metavar="FILE", type=Path, help="a file of PyTorch or safetensors")
-    add("-o", dest="output", metavar="CHECKPOINT", type=Path, required=True, help="where to write; must not exist")
+    add(
+        "-o",
+        dest="output",
+        metavar="CHECKPOINT",
+        type=Path,
+        required=True,
+        help="where to write; must not exist",
+    )
     add("--source", metavar="NAME", help="whose weights, where the file does not show it: smit_miccai22, smit_10k, "
         "monai_swinvit, monai_dae, voco, suprem, monai, imagenet")  # fmt: skip
-    add("--prefix", metavar="TEXT", help="what the names of the encoder's tensors begin with, where a file has several")
+    add(
+        "--prefix",
+        metavar="TEXT",
+        help="what the names of the encoder's tensors begin with, where a file has several",
+    )
     add("--hu", metavar="N", nargs="+", type=float,
         help="LOW HIGH: the HU that became 0 and 1; or LOW HIGH MEAN SD; default: by the source")  # fmt: skip
     add("--no-hu", action="store_true", help="let images pass as nnU-Net normalises them")
-    add("--spacing", metavar=("Z", "Y", "X"), nargs=3, type=float, help="mm of the pretraining; default: by the source")
-    add("--crop", metavar="N", nargs="+", type=int, help="voxels z y x, or y x, of it; default: by the source")
+    add(
+        "--spacing",
+        metavar=("Z", "Y", "X"),
+        nargs=3,
+        type=float,
+        help="mm of the pretraining; default: by the source",
+    )
+    add(
+        "--crop",
+        metavar="N",
+        nargs="+",
+        type=int,
+        help="voxels z y x, or y x, of it; default: by the source",
+    )
     add("--axes", choices=("xyz", "zyx"), help="order of the axes it saw; default: by the source")
-    add("--merging", choices=("legacy", "all"), help="MONAI before 1.5, or since; default: by the source")
-    add("--dims", type=int, choices=(2, 3), help="3: make a 3D encoder of 2D weights; default: as in the file")
+    add(
+        "--merging",
+        choices=("legacy", "all"),
+        help="MONAI before 1.5, or since; default: by the source",
+    )
+    add(
+        "--dims",
+        type=int,
+        choices=(2, 3),
+        help="3: make a 3D encoder of 2D weights; default: as in the file",
+    )
     add("--rgb", action="store_true", help="keep red, green and blue, for data of three channels")
     return parser
 
@@ -272,36 +381,66 @@ def _plan_parser() -> argparse.ArgumentParser:
         "both would preprocess the same. Train with: nnUNetv2_train ... -p NAME.",
     )
     add = parser.add_argument
-    add("-d", dest="dataset", metavar="ID", required=True, help="dataset ID or name, as nnU-Net's -d")
+    add(
+        "-d",
+        dest="dataset",
+        metavar="ID",
+        required=True,
+        help="dataset ID or name, as nnU-Net's -d",
+    )
     add("-c", dest="checkpoint", metavar="CHECKPOINT", type=Path,
         help="checkpoint_final.pth of nnssl_pretrain; default: $nnssl_checkpoint or the only one")  # fmt: skip
     add("-a", dest="preset", metavar="PRESET",
         help="no checkpoint but an encoder of this size, for SwinScratchTrainer")  # fmt: skip
-    add("-gpu_memory_target", metavar="GB", type=float, help="GPU memory that a training may take; default: 8")
+    add(
+        "-gpu_memory_target",
+        metavar="GB",
+        type=float,
+        help="GPU memory that a training may take; default: 8",
+    )
     add("--spacing", nargs="+", metavar="MM", default=["dataset"],
         help="dataset (nnU-Net's choice, default), pretraining (the checkpoint's), or Z Y X in mm")  # fmt: skip
     add("-p", dest="base", metavar="PLANS",
         help="take spacing, patch and batch size from these plans, such as nnUNetPlans")  # fmt: skip
     add("--name", default="nnUNetSwinPlans", help="name of the new plans; default: %(default)s")
-    add("--decoder", help="swinunetr, light or nnunet; default: the one that was pretrained, or swinunetr")
+    add(
+        "--decoder",
+        help="swinunetr, light or nnunet; default: the one that was pretrained, or swinunetr",
+    )
     add("--patch", nargs="+", type=int, metavar="N", help="patch size Z Y X, or Y X for 2d")
     add("--batch-size", type=int, metavar="B")
     add("--epochs", type=int, metavar="N")
     add("--iterations", type=int, metavar="N", help="an epoch")
-    add("--val-iterations", type=int, metavar="N", help="an epoch; default: a fifth of --iterations")
+    add(
+        "--val-iterations", type=int, metavar="N", help="an epoch; default: a fifth of --iterations"
+    )
     add("--foreground", type=float, metavar="SHARE",
         help="of the patches drawn around a labelled voxel; default: nnU-Net's 0.33")  # fmt: skip
     add("--no-mirror", dest="mirror", action="store_false", default=None,
         help="no reflections in augmentation and prediction, for labels that tell left from right")  # fmt: skip
     add("--lr", type=float, help="AdamW's learning rate of the decoder")
-    add("--head-lr", type=float, help="learning rate of the heads to logits over the decoder's; default: 30")
+    add(
+        "--head-lr",
+        type=float,
+        help="learning rate of the heads to logits over the decoder's; default: 30",
+    )
     add("--encoder-lr", type=float,
         help="of the encoder's last block, over the decoder's; default: 0.3, from a random start 1")  # fmt: skip
-    add("--layer-decay", type=float, help="learning rate of an encoder block over that of the next one")
-    add("--warmup-iterations", type=int, metavar="N", help="default: a twentieth of all, 50 to 2500")
+    add(
+        "--layer-decay",
+        type=float,
+        help="learning rate of an encoder block over that of the next one",
+    )
+    add(
+        "--warmup-iterations", type=int, metavar="N", help="default: a twentieth of all, 50 to 2500"
+    )
     add("--warmup-epochs", type=float, metavar="N", help="the same in epochs")
     add("--drop-path", type=float, help="of the encoder; default: 0.1, below 5000 iterations 0")
-    add("--ema", type=float, help="of the weights, kept in a step; 0: none; default: 0.99 to 0.999 by iterations")
+    add(
+        "--ema",
+        type=float,
+        help="of the weights, kept in a step; 0: none; default: 0.99 to 0.999 by iterations",
+    )
     add("--unfreeze-every", type=float, metavar="N",
         help="for SwinGradualTrainer: epochs from one stage to the next; default: a twentieth of them")  # fmt: skip
     add("--weight-decay", type=float)

@@ -21,7 +21,9 @@ TO_END = 5.0  # seconds that its helpers may take
 
 
 class CommandError(RuntimeError):
-    """A command failed or is not there; the message is for the user: what failed, and what to do next."""
+    """A command failed or is not there; the message is for the user: what failed, and what to do
+    next.
+    """
 
 
 def executable(command: Command) -> Command:
@@ -31,7 +33,9 @@ def executable(command: Command) -> Command:
         return [str(script), *command[1:]]
     if command[0].startswith("nnssl_"):
         return [sys.executable, "-m", "nnssl", command[0].removeprefix("nnssl_"), *command[1:]]
-    raise CommandError(f"{command[0]} is not installed beside {sys.executable}; type: pip install nnunetv2")
+    raise CommandError(
+        f"{command[0]} is not installed beside {sys.executable}; type: pip install nnunetv2"
+    )
 
 
 def run_logged(
@@ -41,9 +45,11 @@ def run_logged(
     wait: Wait = subprocess.Popen.wait,
     lock: int | None = None,
 ) -> int:
-    """The status with which the command ended, all its output added to `log`. It is ended when `wait` is interrupted.
+    """The status with which the command ended, all its output added to `log`. It is ended when
+    `wait` is interrupted.
 
-    However it ended, its helpers end too: nnU-Net's augmentation would wait for ever, and hold on to the lock.
+    However it ended, its helpers end too: nnU-Net's augmentation would wait for ever, and hold on
+    to the lock.
 
     lock: a file descriptor that the child shares, and so holds on to should this process be killed.
     """
@@ -56,7 +62,8 @@ def run_logged(
         try:
             wait(process)
         finally:
-            if process.poll() is None:  # it may want to save something, with its helpers still there
+            # it may want to save something, with its helpers still there
+            if process.poll() is None:
                 process.terminate()
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(TO_SAVE)

@@ -65,8 +65,9 @@ class _Gather(torch.autograd.Function):
 def gather_with_gradient(tensor: torch.Tensor) -> torch.Tensor:
     """`gather`, through which every process's loss also reaches the rows that others have sent.
 
-    The gradient of a row is the sum over the processes' losses. Where each of them is the mean over its own rows,
-    DistributedDataParallel's average of the parameters' gradients is that of the mean over all rows.
+    The gradient of a row is the sum over the processes' losses. Where each of them is the mean over
+    its own rows, DistributedDataParallel's average of the parameters' gradients is that of the mean
+    over all rows.
     """
     return _Gather.apply(tensor) if active() else tensor
 

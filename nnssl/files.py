@@ -53,7 +53,8 @@ def atomic(path: Path | str) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        # mkstemp makes files that only their owner can read; results are shared like any other file.
+        # mkstemp makes files that only their owner can read; results are shared like any other
+        # file.
         mask = os.umask(0)
         os.umask(mask)
         temporary.chmod(0o666 & ~mask)
@@ -74,7 +75,9 @@ def _no_room(error: Exception, path: Path) -> NoRoomError | None:
         free = shutil.disk_usage(path.parent).free
     except OSError:
         free = None
-    if isinstance(error, NoRoomError) or (number not in NO_ROOM and (free is None or free > LITTLE)):
+    if isinstance(error, NoRoomError) or (
+        number not in NO_ROOM and (free is None or free > LITTLE)
+    ):
         return None
     if number == errno.EROFS:
         cause = "the disk is read-only"
@@ -176,7 +179,8 @@ def write_json_lines(path: Path | str, rows: list[dict]) -> None:
 def read_json_lines(path: Path | str) -> list[dict]:
     """All rows; a last line cut short by a kill is left out, and so are blank lines.
 
-    Raises ValueError, naming file and line, where an earlier line is damaged: what follows it would be lost.
+    Raises ValueError, naming file and line, where an earlier line is damaged: what follows it would
+    be lost.
     """
     lines = Path(path).read_text(encoding="utf-8", errors="replace").split("\n")
     numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]

@@ -1,5 +1,6 @@
-"""Where nnU-Net finds our trainers. Run at each start of Python by nnssl_trainers.pth, and by `import nnssl`, which
-does for notebooks and for `pip install --target`, where Python reads no start-up file: standard library only.
+"""Where nnU-Net finds our trainers. Run at each start of Python by nnssl_trainers.pth, and by
+`import nnssl`, which does for notebooks and for `pip install --target`, where Python reads no
+start-up file: standard library only.
 """
 
 from __future__ import annotations
@@ -8,7 +9,8 @@ import os
 
 VARIABLE = "nnUNet_extTrainer"
 START_UP = "nnssl_trainers.pth"
-BEFORE = os.environ.get(VARIABLE)  # what this process was started with, the start-up file's work included
+# what this process was started with, the start-up file's work included
+BEFORE = os.environ.get(VARIABLE)
 
 
 def source_checkout() -> str | None:
@@ -22,7 +24,9 @@ def source_checkout() -> str | None:
 
 
 def trainers_folder() -> str:
-    """The folder to name in nnUNet_extTrainer; the same from a wheel, an editable install and a source checkout."""
+    """The folder to name in nnUNet_extTrainer; the same from a wheel, an editable install and a
+    source checkout.
+    """
     parent = source_checkout() or os.path.dirname(os.path.abspath(__file__))  # noqa: PTH100, PTH120
     return os.path.join(parent, "trainers")  # noqa: PTH118
 

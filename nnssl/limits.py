@@ -11,8 +11,12 @@ UNLIMITED = 1 << 60  # bytes; version 1 says "no limit" by a number near 2^63
 
 
 def cores() -> int:
-    """Cores that this process may count on: by affinity, SLURM's --cpus-per-task and the cgroup's quota."""
-    found = [len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1]
+    """Cores that this process may count on: by affinity, SLURM's --cpus-per-task and the cgroup's
+    quota.
+    """
+    found = [
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    ]
     if (asked := os.environ.get("SLURM_CPUS_PER_TASK", "")).isdigit():
         found.append(int(asked))
     for folder in _folders("cpu"):

@@ -1,8 +1,8 @@
 """Memory that a training step frees is kept for the next step instead of going back to the system.
 
-glibc hands each freed block above its mmap threshold (at most 32 MiB) back to the kernel at once. A training step
-on a CPU frees and asks for the same large activations again and again, so each step pays for mapping, zeroing and
-faulting in the same gigabytes.
+glibc hands each freed block above its mmap threshold (at most 32 MiB) back to the kernel at once. A
+training step on a CPU frees and asks for the same large activations again and again, so each step
+pays for mapping, zeroing and faulting in the same gigabytes.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ NEVER = 2**31 - 1
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc to serve large blocks from its heap and to keep the heap's top; call once, before training.
+    """Tell glibc to serve large blocks from its heap and to keep the heap's top; call once, before
+    training.
 
-    True where it took effect; False, and harmless, on systems without glibc. The process's resident size then stays
-    at its peak. GPU memory is not concerned.
+    True where it took effect; False, and harmless, on systems without glibc. The process's resident
+    size then stays at its peak. GPU memory is not concerned.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -1,7 +1,8 @@
 """Signals: who hears them. A handler is of the process that set it; what it forks ends as usual.
 
 A forked child would inherit the handlers of its parent, and what is ignored even outlives an exec.
-A pool whose workers are deaf to SIGTERM in this way never ends: `Pool.terminate` sends it and waits.
+A pool whose workers are deaf to SIGTERM in this way never ends: `Pool.terminate` sends it and
+waits.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ STOPS = tuple(
     if hasattr(signal, name)
 )  # fmt: skip
 # `nohup` and a shell's `&` say by ignoring these that the command shall outlive them.
-ASKED_TO_IGNORE = tuple(getattr(signal, name) for name in ("SIGINT", "SIGHUP") if hasattr(signal, name))
+ASKED_TO_IGNORE = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGHUP") if hasattr(signal, name)
+)
 
 Handler = Callable[[int, "FrameType | None"], object]
 

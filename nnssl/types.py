@@ -10,22 +10,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
-RAW, PREPROCESSED, RESULTS = "nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"  # nnU-Net's variables
+# nnU-Net's variables
+RAW, PREPROCESSED, RESULTS = "nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"
 FINAL = "checkpoint_final.pth"  # of a pretraining, and of nnU-Net's trainings
 
 Shape = tuple[int, ...]
 Spacing = tuple[float, ...]
 
-NETWORK_CLASS = "nnssl.network.swin_unetr.SwinUNETR"  # as checkpoints and plans name it; pydoc.locate finds it
+# as checkpoints and plans name it; pydoc.locate finds it
+NETWORK_CLASS = "nnssl.network.swin_unetr.SwinUNETR"
 BODY_HU = -500.0  # voxels above this are body, not air (METHODS: HU > -500)
 
 
 @dataclass(frozen=True)
 class HUPolicy:
-    """How Hounsfield units become network input: a rising piecewise linear map, clipped at its ends.
+    """How Hounsfield units become network input: a rising piecewise linear map, clipped at its
+    ends.
 
     HU are clipped to [low, high], moved by the interior knots, then (level - mean) / sd. The ends
-    keep their values, so without knots this is the plain linear map: clip, minus mean, divided by sd.
+    keep their values, so without knots this is the plain linear map: clip, minus mean, divided by
+    sd.
 
     interior:  (HU, level) of each knot between the ends, both rising within (low, high).
     mean, sd:  over body voxels, of the clipped and moved values.
@@ -48,7 +52,9 @@ class HUPolicy:
         for axis in zip(*interior, strict=True):
             ends = (self.low, *axis, self.high)
             if not all(before < after for before, after in pairwise(ends)):
-                raise ValueError(f"HU policy needs knots that rise from low to high in HU and in level, got {self}")
+                raise ValueError(
+                    f"HU policy needs knots that rise from low to high in HU and in level, got {self}"
+                )
 
     @property
     def knots(self) -> tuple[tuple[float, float], ...]:
@@ -62,7 +68,9 @@ class HUPolicy:
         if not self.interior:
             return ()
         corners = self._corners
-        return tuple((x0, x1, (y1 - y0) / (x1 - x0) - 1) for (x0, y0), (x1, y1) in pairwise(corners))
+        return tuple(
+            (x0, x1, (y1 - y0) / (x1 - x0) - 1) for (x0, y0), (x1, y1) in pairwise(corners)
+        )
 
     @property
     def _corners(self) -> list[tuple[float, float]]:
@@ -70,7 +78,9 @@ class HUPolicy:
         return [((hu - self.mean) / self.sd, value) for hu, value in self.knots]
 
     def standardise(self, hu):
-        """HU to (clipped HU - mean) / sd, out of place: as nnU-Net's CTNormalization with these numbers."""
+        """HU to (clipped HU - mean) / sd, out of place: as nnU-Net's CTNormalization with these
+        numbers.
+        """
         return (hu.clip(self.low, self.high) - self.mean) / self.sd
 
     def bend(self, standardised):
@@ -90,7 +100,9 @@ class HUPolicy:
         if self.interior:
             slopes = [(x1 - x0) / (y1 - y0) for (x0, y0), (x1, y1) in pairwise(self._corners)]
             pieces = zip(slopes, pairwise(y for _, y in self._corners), strict=True)
-            values = normalised + sum((slope - 1) * (normalised.clip(y0, y1) - y0) for slope, (y0, y1) in pieces)
+            values = normalised + sum(
+                (slope - 1) * (normalised.clip(y0, y1) - y0) for slope, (y0, y1) in pieces
+            )
         return values * self.sd + self.mean
 
     def describe(self) -> str:
@@ -98,9 +110,13 @@ class HUPolicy:
         clip = f"clip to [{self.low:g}, {self.high:g}]"
         if not self.interior:
             return f"{clip}, minus {self.mean:g}, divided by {self.sd:g}"
-        return f"{clip}, piecewise linear: " + ", ".join(f"{hu:g} -> {value:.2f}" for hu, value in self.knots)
+        return f"{clip}, piecewise linear: " + ", ".join(
+            f"{hu:g} -> {value:.2f}" for hu, value in self.knots
+        )
 
     def to_dict(self) -> dict:
         """For JSON, and for `HUPolicy(**...)`; of a linear map as it was before there were knots."""
         linear = {"low": self.low, "high": self.high, "mean": self.mean, "sd": self.sd}
-        return linear | ({"interior": [list(knot) for knot in self.interior]} if self.interior else {})
+        return linear | (
+            {"interior": [list(knot) for knot in self.interior]} if self.interior else {}
+        )

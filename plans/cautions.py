@@ -1,4 +1,6 @@
-"""What of a labelled dataset fails a training, or teaches it wrong values: for `nnssl_plan` and the doctor."""
+"""What of a labelled dataset fails a training, or teaches it wrong values: for `nnssl_plan` and the
+doctor.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ from nnssl.types import RAW
 
 FOLDS = 5  # nnU-Net's own
 SPLITS = "splits_final.json"
-LEAST_RANGE = 10.0  # HU: the foreground of any CT spans more, that of images scaled to 0..1 does not
+# HU: the foreground of any CT spans more, that of images scaled to 0..1 does not
+LEAST_RANGE = 10.0
 GREY = 255.0  # the last grey value of 8 bits
 
 
@@ -66,7 +69,9 @@ def _values_that_are_no_hu(folder: Path, plans: Mapping) -> list[Caution]:
         if scheme == "CTNormalization"
     }
     found = []
-    for channel, values in sorted(plans.get("foreground_intensity_properties_per_channel", {}).items()):
+    for channel, values in sorted(
+        plans.get("foreground_intensity_properties_per_channel", {}).items()
+    ):
         if channel in schemes and (what := _no_hu(values)):
             found.append(
                 Caution(

@@ -1,7 +1,8 @@
 """`nnssl_plan`: a plans file that names our network, the checkpoint and the recipe.
 
-Patch and batch are planned anew for this network (`nnssl.plans.planner`), or taken from plans that nnU-Net has made
-(`-p`). Preprocessed data are shared with nnU-Net's own plans wherever both would preprocess the same.
+Patch and batch are planned anew for this network (`nnssl.plans.planner`), or taken from plans that
+nnU-Net has made (`-p`). Preprocessed data are shared with nnU-Net's own plans wherever both would
+preprocess the same.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ class Request:
 
     dataset: str | int  # 501 or Dataset501_Name
     name: str = NAME  # of the new plans: nnUNetv2_train ... -p NAME
-    base: str | None = None  # plans made by nnU-Net, to take patch, batch size and spacing from; None: plan them
+    # plans made by nnU-Net, to take patch, batch size and spacing from; None: plan them
+    base: str | None = None
     gpu_memory_target: float | None = None  # GB; None: nnU-Net's 8
     spacing: str | Spacing = DATASET  # or PRETRAINING, or mm (z y x as read)
     checkpoint: Path | None = None  # None: the variable nnssl_checkpoint, or the only one there is
@@ -43,7 +45,8 @@ class Request:
 def derive(request: Request) -> Path:
     """Write the plans file and give its path.
 
-    Raises ValueError (NoCheckpointError, CheckpointError) and FileNotFoundError, each saying what to type.
+    Raises ValueError (NoCheckpointError, CheckpointError) and FileNotFoundError, each saying what
+    to type.
     """
     from nnssl.plans.planner import Start
 
@@ -63,7 +66,9 @@ def derive(request: Request) -> Path:
     for configuration in plans["configurations"].values():
         if "architecture" in configuration:  # else inherited, as the cascade's
             _resize(configuration, request)
-            configuration["architecture"] = architecture(plans, configuration, start.encoder, request.decoder, start.hu)
+            configuration["architecture"] = architecture(
+                plans, configuration, start.encoder, request.decoder, start.hu
+            )
     plans[PLANNED] = {
         "from": request.base or "the dataset's fingerprint",
         "gpu_memory_target_gb": None if request.base else _target(request),
@@ -91,10 +96,16 @@ def describe(path: Path, request: Request) -> str:
     """What was written, and the lines to type next."""
     plans = files.read_json(path)
     info = plans.get(INFO)
-    start = f"checkpoint {info['checkpoint_path']} (sha256 {info['sha256'][:12]})" if info else "no checkpoint"
+    start = (
+        f"checkpoint {info['checkpoint_path']} (sha256 {info['sha256'][:12]})"
+        if info
+        else "no checkpoint"
+    )
     fits = plans[PLANNED]["checkpoint_fits"] if info else list(plans["configurations"])
     trainer = "SwinSSLTrainer" if info and fits else "SwinScratchTrainer"
-    recipe = ", ".join(f"{key} {value}" for key, value in plans[RECIPE].items() if value is not None)
+    recipe = ", ".join(
+        f"{key} {value}" for key, value in plans[RECIPE].items() if value is not None
+    )
     lines = [f"{path}\n  {start}\n  decoder {_decoder_of(plans)}; {recipe}"]
     missing = []
     for name, configuration in plans["configurations"].items():
@@ -110,23 +121,35 @@ def describe(path: Path, request: Request) -> str:
     if missing:
         which = f"-plans_name {request.name} -c {' '.join(missing)}"
         lines.append(f"Preprocess: nnUNetv2_preprocess -d {request.dataset} {which}")
-    first = next(name for name in ("3d_fullres", *fits, *plans["configurations"]) if name in fits or not fits)
-    lines += [f"WARNING: {caution.says}:\n  {caution.remedy}" for caution in cautions(path.parent, plans)]
+    first = next(
+        name for name in ("3d_fullres", *fits, *plans["configurations"]) if name in fits or not fits
+    )
+    lines += [
+        f"WARNING: {caution.says}:\n  {caution.remedy}" for caution in cautions(path.parent, plans)
+    ]
     fold = fold_to_train(path.parent)
-    lines.append(f"Train with: nnUNetv2_train {request.dataset} {first} {fold} -tr {trainer} -p {request.name}")
+    lines.append(
+        f"Train with: nnUNetv2_train {request.dataset} {first} {fold} -tr {trainer} -p {request.name}"
+    )
     return "\n".join(lines)
 
 
 def _decoder_of(plans: dict) -> str:
     """The decoder of the configurations, and whether its weights are pretrained."""
-    options = next(c["architecture"]["arch_kwargs"]["decoder"] for c in plans["configurations"].values() if is_ours(c))
+    options = next(
+        c["architecture"]["arch_kwargs"]["decoder"]
+        for c in plans["configurations"].values()
+        if is_ours(c)
+    )
     pretrained = plans.get(INFO, {}).get("decoder") == options
     return options["name"] + (" (pretrained)" if pretrained else "")
 
 
 def _strides(configuration: dict) -> str:
     steps = configuration["architecture"]["arch_kwargs"]["encoder"]["steps"]
-    return f", steps {' '.join('x'.join(map(str, step)) for step in steps)} (as read)" if steps else ""
+    return (
+        f", steps {' '.join('x'.join(map(str, step)) for step in steps)} (as read)" if steps else ""
+    )
 
 
 def _by(numbers: list) -> str:
@@ -144,14 +167,18 @@ def _check(request: Request) -> None:
             "and configuration by __ into a folder's name"
         )
     if request.name in (request.base, BASE):
-        raise ValueError(f"--name {request.name} would overwrite the plans that nnU-Net has made; choose another")
+        raise ValueError(
+            f"--name {request.name} would overwrite the plans that nnU-Net has made; choose another"
+        )
     if request.base and (request.gpu_memory_target or request.spacing != DATASET):
         raise ValueError(
             f"-p {request.base} takes patch, batch size and spacing from these plans; leave out -p to plan them by "
             "-gpu_memory_target and --spacing"
         )
     if not _target(request) > 0:
-        raise ValueError(f"-gpu_memory_target is in GB and positive, got {request.gpu_memory_target:g}")
+        raise ValueError(
+            f"-gpu_memory_target is in GB and positive, got {request.gpu_memory_target:g}"
+        )
     _check_spacing(request)
 
 
@@ -159,9 +186,13 @@ def _check_spacing(request: Request) -> None:
     spacing = request.spacing
     if isinstance(spacing, str):
         if spacing not in (DATASET, PRETRAINING):
-            raise ValueError(f"--spacing is {DATASET}, {PRETRAINING}, or three numbers Z Y X in mm; got {spacing!r}")
+            raise ValueError(
+                f"--spacing is {DATASET}, {PRETRAINING}, or three numbers Z Y X in mm; got {spacing!r}"
+            )
         if spacing == PRETRAINING and request.preset:
-            raise ValueError(f"--spacing {PRETRAINING} is that of a checkpoint; -a names a preset that has none")
+            raise ValueError(
+                f"--spacing {PRETRAINING} is that of a checkpoint; -a names a preset that has none"
+            )
     elif len(spacing) != 3 or not all(mm > 0 for mm in spacing):
         raise ValueError(f"--spacing takes three positive numbers Z Y X in mm, got {spacing}")
 
@@ -172,7 +203,9 @@ def _target(request: Request) -> float:
 
 def _dataset_folder(dataset: str | int) -> Path:
     if not os.environ.get(PREPROCESSED):
-        raise ValueError("folders not set: export nnUNet_raw=... nnUNet_preprocessed=... nnUNet_results=...")
+        raise ValueError(
+            "folders not set: export nnUNet_raw=... nnUNet_preprocessed=... nnUNet_results=..."
+        )
     from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 
     dataset = int(dataset) if str(dataset).isdigit() else dataset
@@ -189,26 +222,34 @@ def _base_plans(folder: Path, request: Request) -> dict:
         )
     plans = deepcopy(files.read_json(path))
     if any(is_ours(configuration) for configuration in plans["configurations"].values()):
-        raise ValueError(f"{path} was made by nnssl_plan; derive new plans from nnU-Net's own: -p {BASE}")
+        raise ValueError(
+            f"{path} was made by nnssl_plan; derive new plans from nnU-Net's own: -p {BASE}"
+        )
     return plans
 
 
 def _planned(request: Request, folder: Path, start) -> dict:
-    """Plans by our planner, which are not written yet; the dataset's fingerprint is taken first where it is missing."""
+    """Plans by our planner, which are not written yet; the dataset's fingerprint is taken first
+    where it is missing.
+    """
     raw = Path(os.environ.get(RAW, f"${RAW}"), folder.name)
     if not (raw / "dataset.json").is_file():
         raise FileNotFoundError(
             f"no raw dataset at {raw}, which planning needs. Set {RAW}, or take patch and batch size from plans that "
             f"nnU-Net has made: nnssl_plan -d {request.dataset} -p {BASE}"
         )
-    from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
+    from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import (
+        DatasetFingerprintExtractor,
+    )
 
     from nnssl.plans.planner import SwinPlanner
 
     DatasetFingerprintExtractor(folder.name).run(overwrite_existing=False)
     pretraining = (start.info or {}).get("spacing")
     if request.spacing == PRETRAINING and not pretraining:
-        raise ValueError("the checkpoint does not say what spacing it was pretrained at: give --spacing Z Y X in mm")
+        raise ValueError(
+            "the checkpoint does not say what spacing it was pretrained at: give --spacing Z Y X in mm"
+        )
     named = {DATASET: None, PRETRAINING: pretraining}
     chosen = named[request.spacing] if isinstance(request.spacing, str) else request.spacing
     with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net prints each plan as a dictionary
@@ -239,5 +280,7 @@ def _resize(configuration: dict, request: Request) -> None:
 
 
 def _refuse_to_overwrite(path: Path) -> None:
-    if path.is_file() and not any(is_ours(c) for c in files.read_json(path)["configurations"].values()):
+    if path.is_file() and not any(
+        is_ours(c) for c in files.read_json(path)["configurations"].values()
+    ):
         raise ValueError(f"{path} exists and was not made by nnssl_plan; choose another --name")

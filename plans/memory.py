@@ -1,8 +1,10 @@
-"""How much memory a training step takes: a sum over the maps of the network, fitted to measurements.
+"""How much memory a training step takes: a sum over the maps of the network, fitted to
+measurements.
 
-What a step holds at its peak, at the turn from the forward to the backward pass, is a few copies of each map that the
-backward pass needs. How large the maps are follows from the architecture; how many copies of each kind, in which
-precision, was fitted (`python -m nnssl.bench.memory --fit`). The table of measurements is in documentation/planner.md.
+What a step holds at its peak, at the turn from the forward to the backward pass, is a few copies of
+each map that the backward pass needs. How large the maps are follows from the architecture; how
+many copies of each kind, in which precision, was fitted (`python -m nnssl.bench.memory --fit`). The
+table of measurements is in documentation/planner.md.
 """
 
 from __future__ import annotations
@@ -65,18 +67,26 @@ COEFFICIENTS: dict[str, dict[str, float]] = {
 def peak_bytes(config: SwinConfig, decoder: str, patch: Shape, batch: int, classes: int) -> float:
     """Bytes at the peak of a training step under fp16 autocast, with AdamW and deep supervision.
 
-    config:  of the encoder, with the image's channels and, by axis, its steps in the order of `patch`.
+    config:  of the encoder, with the image's channels and, by axis, its steps in the order of
+    `patch`.
     classes: channels of the logits.
     """
     weights = COEFFICIENTS[decoder]
-    return sum(weights[name] * number for name, number in terms(config, decoder, patch, batch, classes).items())
+    return sum(
+        weights[name] * number
+        for name, number in terms(config, decoder, patch, batch, classes).items()
+    )
 
 
-def terms(config: SwinConfig, decoder: str, patch: Shape, batch: int, classes: int) -> dict[str, float]:
+def terms(
+    config: SwinConfig, decoder: str, patch: Shape, batch: int, classes: int
+) -> dict[str, float]:
     """What the memory is proportional to: numbers in the maps of each kind, and parameters."""
     levels = [tuple(patch)]
     for number in range(STEPS):
-        levels.append(tuple(-(-n // s) for n, s in zip(levels[-1], config.step(number), strict=True)))
+        levels.append(
+            tuple(-(-n // s) for n, s in zip(levels[-1], config.step(number), strict=True))
+        )
     voxels = [prod(level) for level in levels]
     tokens, slots, scores, maps = 0.0, 0.0, 0.0, 0.0
     for stage, (depth, heads) in enumerate(zip(config.depths, config.heads, strict=True)):
@@ -99,7 +109,9 @@ def terms(config: SwinConfig, decoder: str, patch: Shape, batch: int, classes: i
         "coarser": sum(v * w for v, w in zip(voxels[1:], widths[1:], strict=False)),
         "logits": classes * sum(voxels[:OUTPUTS]),
     }
-    return {"parameters": parameters(config, decoder)} | {name: batch * value for name, value in a_sample.items()}
+    return {"parameters": parameters(config, decoder)} | {
+        name: batch * value for name, value in a_sample.items()
+    }
 
 
 def decoder_widths(config: SwinConfig, decoder: str) -> tuple[int, ...]:

@@ -12,17 +12,20 @@ SMALLEST = 16  # voxels; no axis of a patch is cut below
 START = {2: 2048**2, 3: 256**3}  # voxels that nnU-Net starts from, at its 8 GB
 START_GB = 8
 
-Peak = Callable[[Shape, int], float]  # bytes of a training step with this patch and this many of them
+# bytes of a training step with this patch and this many of them
+Peak = Callable[[Shape, int], float]
 
 
-def plan_patch(spacing: Spacing, image: Shape, peak: Peak, grain: Callable[[Shape], Shape], gigabytes: float) -> Shape:
+def plan_patch(
+    spacing: Spacing, image: Shape, peak: Peak, grain: Callable[[Shape], Shape], gigabytes: float
+) -> Shape:
     """The largest patch of which two fit, of the image's proportions.
 
     spacing, image: mm and voxels of the median image, by axis.
     grain:          the numbers that the sides of such a patch are multiples of.
     gigabytes:      the target, in 10^9 bytes.
-    As in nnU-Net: a cube in mm, cut to the median image, then shortened along the axis that covers most of the image.
-    Raises ValueError when even the smallest patch does not fit.
+    As in nnU-Net: a cube in mm, cut to the median image, then shortened along the axis that covers
+    most of the image. Raises ValueError when even the smallest patch does not fit.
     """
     volume = START[len(spacing)] * max(1, gigabytes / START_GB)
     side = (volume * prod(spacing)) ** (1 / len(spacing))  # mm
@@ -44,7 +47,9 @@ def plan_patch(spacing: Spacing, image: Shape, peak: Peak, grain: Callable[[Shap
 
 
 def plan_batch(patch: Shape, peak: Peak, gigabytes: float, most: float) -> int:
-    """How many patches fit, from two on; `most` where the dataset is so small that more would cover much of it."""
+    """How many patches fit, from two on; `most` where the dataset is so small that more would cover
+    much of it.
+    """
     one = peak(patch, SAMPLES) - peak(patch, SAMPLES - 1)
     room = gigabytes * 1e9 - peak(patch, SAMPLES)
     return max(SAMPLES, min(SAMPLES + int(room // one), round(most)))

@@ -1,7 +1,8 @@
-"""nnU-Net's experiment planner for our network: patch and batch by its memory, strides by the spacing.
+"""nnU-Net's experiment planner for our network: patch and batch by its memory, strides by the
+spacing.
 
-All else is nnU-Net's: target spacing, normalisation, resampling, when there is a 3d_lowres and a cascade. `-pl` of
-nnU-Net's commands finds its own planners only; `nnssl_plan` runs this one.
+All else is nnU-Net's: target spacing, normalisation, resampling, when there is a 3d_lowres and a
+cascade. `-pl` of nnU-Net's commands finds its own planners only; `nnssl_plan` runs this one.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from math import prod
 from pathlib import Path
 
 import numpy as np
-from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import (
+    ExperimentPlanner,
+)
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
@@ -20,7 +23,18 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnssl import checkpoint, files
 from nnssl.encoder.swin import SwinConfig
 from nnssl.network import origin
-from nnssl.network.planned import BASE, DECODER, INFO, NAME, RECIPE, Recipe, architecture, axes_of, encoder_for, turned
+from nnssl.network.planned import (
+    BASE,
+    DECODER,
+    INFO,
+    NAME,
+    RECIPE,
+    Recipe,
+    architecture,
+    axes_of,
+    encoder_for,
+    turned,
+)
 from nnssl.plans import memory
 from nnssl.plans.patch import plan_batch, plan_patch
 from nnssl.types import HUPolicy, Shape
@@ -28,12 +42,16 @@ from nnssl.types import HUPolicy, Shape
 # What preprocessed data depend on; the rest of a configuration is about the network.
 OF_THE_DATA = ("preprocessor_name", "spacing", "normalization_schemes", "use_mask_for_norm", "resampling_fn_data",
                "resampling_fn_seg", "resampling_fn_data_kwargs", "resampling_fn_seg_kwargs")  # fmt: skip
-FINE = 3  # steps whose maps are to have no odd sizes; they hold most of the memory, and the first stage's windows fit
+# steps whose maps are to have no odd sizes; they hold most of the memory, and the first stage's
+# windows fit
+FINE = 3
 
 
 @dataclass(frozen=True)
 class Start:
-    """The network that is planned for: its encoder, the HU it was pretrained on, and the plans' `pretrain_info`."""
+    """The network that is planned for: its encoder, the HU it was pretrained on, and the plans'
+    `pretrain_info`.
+    """
 
     encoder: SwinConfig
     hu: HUPolicy | None = None
@@ -46,7 +64,9 @@ class Start:
 
     @classmethod
     def of(cls, named: Path | None = None) -> Start:
-        """From a checkpoint: `named`, or found as the trainers find it. Raises NoCheckpointError, CheckpointError."""
+        """From a checkpoint: `named`, or found as the trainers find it. Raises NoCheckpointError,
+        CheckpointError.
+        """
         given = {"checkpoint_path": str(named)} if named else {}
         choice = origin.demand(origin.choose(given, "nnssl_plan -c"))
         loaded = checkpoint.load(choice.path)
@@ -84,10 +104,14 @@ class SwinPlanner(ExperimentPlanner):
 
     @staticmethod
     def static_estimate_VRAM_usage(*args, **kwargs) -> float:  # noqa: N802 nnU-Net's name
-        """Of the U-Net that nnU-Net would plan: nothing, so that it does not look for a patch of its own."""
+        """Of the U-Net that nnU-Net would plan: nothing, so that it does not look for a patch of
+        its own.
+        """
         return 1
 
-    def get_plans_for_configuration(self, spacing, median_shape, data_identifier, approximate_n_voxels_dataset, _cache):
+    def get_plans_for_configuration(
+        self, spacing, median_shape, data_identifier, approximate_n_voxels_dataset, _cache
+    ):
         plan = super().get_plans_for_configuration(
             spacing, median_shape, data_identifier, approximate_n_voxels_dataset, _cache
         )
@@ -96,15 +120,22 @@ class SwinPlanner(ExperimentPlanner):
         fixed = self.patch if self.patch and len(self.patch) == len(spacing) else None
         patch = fixed or plan_patch(tuple(spacing), image, peak, grain, self._gb)
         most = approximate_n_voxels_dataset * self.max_dataset_covered / prod(patch)
-        plan["patch_size"], plan["batch_size"] = list(patch), plan_batch(patch, peak, self._gb, most)
-        plan["architecture"] = architecture(self._top, plan, self.start.encoder, self.decoder, self.start.hu)
+        plan["patch_size"], plan["batch_size"] = (
+            list(patch),
+            plan_batch(patch, peak, self._gb, most),
+        )
+        plan["architecture"] = architecture(
+            self._top, plan, self.start.encoder, self.decoder, self.start.hu
+        )
         plan["data_identifier"] = self._data_identifier(plan, data_identifier)
         return plan
 
     def save_plans(self, plans: dict) -> None:
         plans |= self._about_all()
         recursive_fix_for_json_export(plans)
-        files.write_json(Path(nnUNet_preprocessed, self.dataset_name, f"{self.plans_identifier}.json"), plans)
+        files.write_json(
+            Path(nnUNet_preprocessed, self.dataset_name, f"{self.plans_identifier}.json"), plans
+        )
 
     @property
     def _gb(self) -> float:
@@ -120,7 +151,10 @@ class SwinPlanner(ExperimentPlanner):
         """What the plans say of all configurations, as far as a network depends on it."""
         properties = self.dataset_fingerprint["foreground_intensity_properties_per_channel"]
         axes = [int(axis) for axis in self.determine_transpose()[0]]
-        about = {"transpose_forward": axes, "foreground_intensity_properties_per_channel": properties}
+        about = {
+            "transpose_forward": axes,
+            "foreground_intensity_properties_per_channel": properties,
+        }
         return about | self._about_all()
 
     def _peak(self, plan: dict):
@@ -129,14 +163,18 @@ class SwinPlanner(ExperimentPlanner):
 
         def peak(patch: Shape, batch: int) -> float:
             config = self._encoder(plan, patch)
-            return memory.peak_bytes(replace(config, in_channels=channels), self.decoder, patch, batch, classes)
+            return memory.peak_bytes(
+                replace(config, in_channels=channels), self.decoder, patch, batch, classes
+            )
 
         return peak
 
     def _grain(self, plan: dict):
         def grain(patch: Shape) -> Shape:
             config = self._encoder(plan, patch)
-            return tuple(prod(config.step(i)[axis] for i in range(FINE)) for axis in range(len(patch)))
+            return tuple(
+                prod(config.step(i)[axis] for i in range(FINE)) for axis in range(len(patch))
+            )
 
         return grain
 
@@ -151,7 +189,9 @@ class SwinPlanner(ExperimentPlanner):
 
     @cached_property
     def _classes(self) -> int:
-        manager = LabelManager(self.dataset_json["labels"], self.dataset_json.get("regions_class_order"))
+        manager = LabelManager(
+            self.dataset_json["labels"], self.dataset_json.get("regions_class_order")
+        )
         return manager.num_segmentation_heads
 
     def _data_identifier(self, plan: dict, own: str) -> str:
@@ -162,7 +202,11 @@ class SwinPlanner(ExperimentPlanner):
         theirs, name = files.read_json(path), own.removeprefix(f"{self.plans_identifier}_")
         other = theirs["configurations"].get(name, {})
         same = list(theirs.get("transpose_forward", [])) == self._top["transpose_forward"]
-        return other["data_identifier"] if same and all(_equal(plan[k], other.get(k)) for k in OF_THE_DATA) else own
+        return (
+            other["data_identifier"]
+            if same and all(_equal(plan[k], other.get(k)) for k in OF_THE_DATA)
+            else own
+        )
 
 
 def _equal(a: object, b: object) -> bool:

@@ -1,4 +1,6 @@
-"""nnU-Net's commands and ours, in this process: their start takes longer than their work on made data."""
+"""nnU-Net's commands and ours, in this process: their start takes longer than their work on made
+data.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ class _Threads:
 
 
 def pools_of_threads(patch: pytest.MonkeyPatch) -> None:
-    """nnU-Net's pools of processes, which import PyTorch anew or copy all of this one, become pools of threads."""
+    """nnU-Net's pools of processes, which import PyTorch anew or copy all of this one, become pools
+    of threads.
+    """
     patch.setattr(multiprocessing, "get_context", lambda method=None: _Threads)
     patch.setattr(multiprocessing, "Pool", ThreadPool)
 

@@ -11,7 +11,8 @@ from pathlib import Path
 THREADS = str(min(2, os.cpu_count() or 1))
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(variable, THREADS)
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting in a busy loop starves the other processes of a test
+# waiting in a busy loop starves the other processes of a test
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("nnUNet_n_proc_DA", "1")
 os.environ.setdefault("nnUNet_def_n_proc", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -27,7 +28,10 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 @pytest.fixture(autouse=True, scope="session")
 def _signals_are_heard() -> None:
     """A shell lets what it starts in the background ignore SIGINT, and nohup SIGHUP."""
-    for number, handler in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
+    for number, handler in (
+        (signal.SIGHUP, signal.SIG_DFL),
+        (signal.SIGINT, signal.default_int_handler),
+    ):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, handler)
 
@@ -76,5 +80,7 @@ def shared_data() -> Path:
     """The folder of real scans ($NNSSL_TEST_DATA or ../shared/data); skips where absent."""
     folder = Path(os.environ.get("NNSSL_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
     if not folder.is_dir():
-        pytest.skip(f"no real scans at {folder}: set NNSSL_TEST_DATA to the folder that holds ct_unlabelled")
+        pytest.skip(
+            f"no real scans at {folder}: set NNSSL_TEST_DATA to the folder that holds ct_unlabelled"
+        )
     return folder

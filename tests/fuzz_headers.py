@@ -1,8 +1,10 @@
-"""Headers of all formats with random damage: every one is read, twice alike, or refused, within a limit of memory.
+"""Headers of all formats with random damage: every one is read, twice alike, or refused, within a
+limit of memory.
 
     python tests/fuzz_headers.py --cases 20000 --seed 1
 
-One process; where it dies, the last number it printed is the case. The same seed makes the same files.
+One process; where it dies, the last number it printed is the case. The same seed makes the same
+files.
 """
 
 from __future__ import annotations
@@ -37,7 +39,18 @@ HEADER = {
 }
 MEMORY = 400 << 20  # bytes above what the imports take
 SLOWEST = 20.0  # seconds for one case, on a busy machine
-NUMBERS = [b"-1", b"0", b"2147483647", b"4294967296", b"1e308", b"nan", b"%s", b"99999999999999999999", b"1.5", b""]
+NUMBERS = [
+    b"-1",
+    b"0",
+    b"2147483647",
+    b"4294967296",
+    b"1e308",
+    b"nan",
+    b"%s",
+    b"99999999999999999999",
+    b"1.5",
+    b"",
+]
 
 
 def write(folder: Path, kind: str) -> Path:
@@ -64,7 +77,9 @@ def damage(content: bytes, length: int, rng: np.random.Generator) -> bytes:
         elif way == 2:
             out[place : place + 2] = NUMBERS[rng.integers(0, len(NUMBERS))]
         elif way == 3:
-            out[place : place + 4] = [b"\xff\xff\xff\xff", b"\0\0\0\0", b"\0\0\0\x80", b"\xff\x7f"][rng.integers(0, 4)]
+            out[place : place + 4] = [b"\xff\xff\xff\xff", b"\0\0\0\0", b"\0\0\0\x80", b"\xff\x7f"][
+                rng.integers(0, 4)
+            ]
         else:
             del out[place : place + int(rng.integers(1, 9))]
         out = out or bytearray(b"\0")
@@ -91,7 +106,10 @@ def case(number: int, seed: int, top: Path, whole: dict[str, Path]) -> str:
     try:
         if kind not in ("dicom", "frames"):
             return attempt(Found(str(path)))
-        return ", ".join(sorted({attempt(Found(str(folder), uid)) for uid in series_in(folder)})) or "nothing"
+        return (
+            ", ".join(sorted({attempt(Found(str(folder), uid)) for uid in series_in(folder)}))
+            or "nothing"
+        )
     except (RefusedError, PassingError) as error:
         return type(error).__name__
     finally:
@@ -107,16 +125,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--first", type=int, default=0, help="number of the first case, to look at one again")
+    parser.add_argument(
+        "--first", type=int, default=0, help="number of the first case, to look at one again"
+    )
     options = parser.parse_args()
     counts: dict[str, int] = {}
     with tempfile.TemporaryDirectory() as name:
         top = Path(name)
         whole = {kind: write(top / f"{number}", kind) for number, kind in enumerate(HEADER)}
         for path in whole.values():  # so that everything is loaded
-            outcomes = [attempt(Found(str(path.parent), uid)) for uid in series_in(path.parent)] or [
-                attempt(Found(str(path)))
-            ]
+            outcomes = [
+                attempt(Found(str(path.parent), uid)) for uid in series_in(path.parent)
+            ] or [attempt(Found(str(path)))]
             if outcomes != ["kept"]:
                 raise AssertionError(f"the undamaged {path} is {outcomes}")
         if sys.platform == "linux":

@@ -1,6 +1,7 @@
 """Runs the Triton kernels on a CPU, in Triton's interpreter, and prints what came out as JSON.
 
-Run by test_kernel.py in a process of its own: Triton asks whether to interpret when it is first imported.
+Run by test_kernel.py in a process of its own: Triton asks whether to interpret when it is first
+imported.
 """
 
 from __future__ import annotations
@@ -31,11 +32,16 @@ def _wide(x):
     return interpreter.TensorHandle((x.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
 
 
-interpreter.InterpreterBuilder.create_dot = lambda self, a, b, *rest: dot(self, _wide(a), _wide(b), *rest)
+interpreter.InterpreterBuilder.create_dot = lambda self, a, b, *rest: dot(
+    self, _wide(a), _wide(b), *rest
+)
 
 
 def errors() -> dict:
-    cases = [(torch.float32, shape) for shape in SHAPES] + [(torch.bfloat16, SHAPES[0]), (torch.float16, SHAPES[1])]
+    cases = [(torch.float32, shape) for shape in SHAPES] + [
+        (torch.bfloat16, SHAPES[0]),
+        (torch.float16, SHAPES[1]),
+    ]
     return {f"{dtype} {shape}": choice.compare(CPU, dtype, *shape) for dtype, shape in cases}
 
 
@@ -46,7 +52,10 @@ def twice() -> list[bool]:
     bias = torch.randn(2, 8, 8, requires_grad=True)
     gradient = torch.randn(7, 8, 8)
     launch._grid = lambda qkv, _: (qkv.shape[3], 3)
-    runs = [torch.autograd.grad(launch.attention(qkv, bias, None), (qkv, bias), gradient) for _ in range(2)]
+    runs = [
+        torch.autograd.grad(launch.attention(qkv, bias, None), (qkv, bias), gradient)
+        for _ in range(2)
+    ]
     wanted = torch.autograd.grad(plain.attention(qkv, bias, None), (qkv, bias), gradient)
     same = [torch.equal(a, b) for a, b in zip(*runs, strict=True)]
     return [*same, *(torch.allclose(a, b, atol=1e-5) for a, b in zip(runs[0], wanted, strict=True))]
@@ -56,17 +65,23 @@ def looks(encoder: torch.nn.Module, image: torch.Tensor) -> torch.Tensor:
     encoder.zero_grad()
     maps = encoder(image)
     sum((m * torch.linspace(-1, 1, m.numel()).view_as(m)).sum() for m in maps).backward()
-    return torch.cat([t.detach().flatten() for t in [*maps, *(p.grad for p in encoder.parameters())]])
+    return torch.cat(
+        [t.detach().flatten() for t in [*maps, *(p.grad for p in encoder.parameters())]]
+    )
 
 
 def made(mode: str) -> Swin:
     """A small encoder whose first stage has shifted windows."""
     torch.manual_seed(0)
-    return Swin(SwinConfig(embed_dim=4, depths=(2, 1, 1, 1), heads=(1, 2, 1, 1), windows=mode, window=2))
+    return Swin(
+        SwinConfig(embed_dim=4, depths=(2, 1, 1, 1), heads=(1, 2, 1, 1), windows=mode, window=2)
+    )
 
 
 def encoders() -> dict:
-    """Of padded, clipped and shifted windows: the largest difference of maps and gradients to the CPU's attention."""
+    """Of padded, clipped and shifted windows: the largest difference of maps and gradients to the
+    CPU's attention.
+    """
     found = {}
     for mode in ("exact", "smit"):
         encoder, image = made(mode), torch.randn(2, 1, 6, 6, 4)
@@ -80,7 +95,9 @@ def compiled() -> float:
     """Traced into one graph while every shape is tried: the largest difference to the eager kernel."""
     encoder, image = made("exact"), torch.randn(1, 1, 6, 6, 4)
     with Everywhere():
-        choice.kernel_serves = torch.compiler.assume_constant_result(lambda *shape: choice._tried(*shape))
+        choice.kernel_serves = torch.compiler.assume_constant_result(
+            lambda *shape: choice._tried(*shape)
+        )
         traced = looks(torch.compile(encoder, backend="aot_eager", fullgraph=True), image)
         assert choice._tried.cache_info().currsize > 1
         wanted = looks(encoder, image)

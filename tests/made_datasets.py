@@ -23,7 +23,9 @@ def made_dataset(
     labels: dict | None = None,
     **more,
 ) -> Path:
-    """The preprocessed folder with a fingerprint of `cases` images of `shape` voxels and `spacing` mm (z y x)."""
+    """The preprocessed folder with a fingerprint of `cases` images of `shape` voxels and `spacing`
+    mm (z y x).
+    """
     raw, preprocessed = folders["nnUNet_raw"] / NAME, folders["nnUNet_preprocessed"] / NAME
     for folder in (raw / "imagesTr", raw / "labelsTr", preprocessed):
         folder.mkdir(parents=True, exist_ok=True)
@@ -31,7 +33,9 @@ def made_dataset(
     for case in range(cases):
         SimpleITK.WriteImage(small, str(raw / "labelsTr" / f"case_{case:03d}.nii.gz"))
         for channel in range(len(channels)):
-            SimpleITK.WriteImage(small, str(raw / "imagesTr" / f"case_{case:03d}_{channel:04d}.nii.gz"))
+            SimpleITK.WriteImage(
+                small, str(raw / "imagesTr" / f"case_{case:03d}_{channel:04d}.nii.gz")
+            )
     dataset = {
         "channel_names": {str(number): name for number, name in enumerate(channels)},
         "labels": labels or {"background": 0, "organ": 1, "tumour": 2},
@@ -43,7 +47,9 @@ def made_dataset(
     fingerprint = {
         "spacings": [list(spacing)] * cases,
         "shapes_after_crop": [list(shape)] * cases,
-        "foreground_intensity_properties_per_channel": {str(c): PROPERTIES for c in range(len(channels))},
+        "foreground_intensity_properties_per_channel": {
+            str(c): PROPERTIES for c in range(len(channels))
+        },
         "median_relative_size_after_cropping": 1.0,
     }
     files.write_json(preprocessed / "dataset_fingerprint.json", fingerprint)

@@ -1,4 +1,6 @@
-"""One DICOM file of many frames, written element by element: SimpleITK writes none that says where each frame lies."""
+"""One DICOM file of many frames, written element by element: SimpleITK writes none that says where
+each frame lies.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ def short(tag: int, value: int) -> bytes:
 
 
 def sequence(tag: int, *items: bytes) -> bytes:
-    return element(tag, "SQ", b"".join(struct.pack("<HHI", 0xFFFE, 0xE000, len(item)) + item for item in items))
+    return element(
+        tag, "SQ", b"".join(struct.pack("<HHI", 0xFFFE, 0xE000, len(item)) + item for item in items)
+    )
 
 
 def numbers(values: tuple[float, ...]) -> str:
@@ -37,10 +41,14 @@ def write_frames(
     path: Path, hu: np.ndarray, positions: list[tuple[float, ...]], orientation: tuple[float, ...]
 ) -> Path:
     """Enhanced CT of the frames `hu` [N Y X], 1.5 mm a pixel, stored with the intercept -1024."""
-    plane = [sequence(0x00209113, element(0x00200032, "DS", numbers(position))) for position in positions]
+    plane = [
+        sequence(0x00209113, element(0x00200032, "DS", numbers(position))) for position in positions
+    ]
     shared = (
         sequence(0x00209116, element(0x00200037, "DS", numbers(orientation)))
-        + sequence(0x00289110, element(0x00180050, "DS", "2") + element(0x00280030, "DS", "1.5\\1.5"))
+        + sequence(
+            0x00289110, element(0x00180050, "DS", "2") + element(0x00280030, "DS", "1.5\\1.5")
+        )
         + sequence(0x00289145, element(0x00281052, "DS", "-1024") + element(0x00281053, "DS", "1"))
     )
     meta = element(0x00020002, "UI", ENHANCED_CT) + element(0x00020003, "UI", "1.2.3.9")
@@ -53,9 +61,18 @@ def write_frames(
             element(0x00080060, "CS", "CT"),
         ),
         *(element(0x0020000D, "UI", "1.2.3"), element(0x0020000E, "UI", "1.2.3.4")),
-        *(short(0x00280002, 1), element(0x00280004, "CS", "MONOCHROME2"), element(0x00280008, "IS", str(len(hu)))),
+        *(
+            short(0x00280002, 1),
+            element(0x00280004, "CS", "MONOCHROME2"),
+            element(0x00280008, "IS", str(len(hu))),
+        ),
         *(short(0x00280010, hu.shape[1]), short(0x00280011, hu.shape[2])),
-        *(short(0x00280100, 16), short(0x00280101, 16), short(0x00280102, 15), short(0x00280103, 0)),
+        *(
+            short(0x00280100, 16),
+            short(0x00280101, 16),
+            short(0x00280102, 15),
+            short(0x00280103, 0),
+        ),
         sequence(0x52009229, shared),
         sequence(0x52009230, *plane),
         element(0x7FE00010, "OW", (hu.astype(np.int32) + 1024).astype("<u2").tobytes()),

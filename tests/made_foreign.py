@@ -28,16 +28,29 @@ def random(network: nn.Module, seed: int = 0) -> nn.Module:
 
 def smit(qkv_bias: bool = False, **changes: object) -> Smit:
     return random(
-        Smit(**({"embed_dim": 12, "depths": DEPTHS, "heads": HEADS, "window": 4} | changes), qkv_bias=qkv_bias)
+        Smit(
+            **({"embed_dim": 12, "depths": DEPTHS, "heads": HEADS, "window": 4} | changes),
+            qkv_bias=qkv_bias,
+        )
     )
 
 
 def monai(dims: int = 3, legacy: bool = True, **changes: object) -> swin_unetr.SwinTransformer:
-    options = {"in_chans": 1, "embed_dim": 12, "depths": DEPTHS, "num_heads": HEADS, "window_size": (7,) * dims}
+    options = {
+        "in_chans": 1,
+        "embed_dim": 12,
+        "depths": DEPTHS,
+        "num_heads": HEADS,
+        "window_size": (7,) * dims,
+    }
     merging = LegacyMerging if legacy else "merging"
     return random(
         swin_unetr.SwinTransformer(
-            **(options | changes), patch_size=(2,) * dims, spatial_dims=dims, qkv_bias=True, downsample=merging
+            **(options | changes),
+            patch_size=(2,) * dims,
+            spatial_dims=dims,
+            qkv_bias=True,
+            downsample=merging,
         )
     )
 
@@ -52,9 +65,15 @@ def heads(names: Iterable[str]) -> dict[str, Tensor]:
 
 def model_swinvit(network: nn.Module) -> dict:
     """MONAI's model_swinvit.pt."""
-    tensors = {name.replace("linear", "fc"): tensor for name, tensor in network.state_dict().items()}
+    tensors = {
+        name.replace("linear", "fc"): tensor for name, tensor in network.state_dict().items()
+    }
     beside = heads(["norm", "rotation_head", "contrastive_head", "conv.0"])
-    return {"epoch": 100, "state_dict": prefixed("module.", tensors | beside), "optimizer": {"state": {}}}
+    return {
+        "epoch": 100,
+        "state_dict": prefixed("module.", tensors | beside),
+        "optimizer": {"state": {}},
+    }
 
 
 def ssl_pretrained(network: nn.Module) -> dict:
@@ -64,7 +83,11 @@ def ssl_pretrained(network: nn.Module) -> dict:
         nested = name[: len("layers1.0.")] + "0." + name[len("layers1.0.") :]
         tensors[nested if name.startswith("layers") else name] = tensor
     tensors |= {"mask_token": torch.zeros(1, 12, 1, 1, 1)} | heads(["norm"])
-    return {"model": prefixed("encoder.", tensors) | heads(["decoder.0"]), "optimizer": {}, "epoch": 3}
+    return {
+        "model": prefixed("encoder.", tensors) | heads(["decoder.0"]),
+        "optimizer": {},
+        "epoch": 3,
+    }
 
 
 def voco(network: nn.Module) -> dict:
@@ -75,31 +98,51 @@ def voco(network: nn.Module) -> dict:
 
 def suprem(network: nn.Module) -> dict:
     """supervised_suprem_swinunetr_2100.pth."""
-    beside = {"module.organ_embedding": torch.zeros(3), **heads(["module.backbone.decoder1.conv", "module.GAP.0"])}
-    return {"net": prefixed("module.backbone.swinViT.", network.state_dict()) | beside, "epoch": 2100}
+    beside = {
+        "module.organ_embedding": torch.zeros(3),
+        **heads(["module.backbone.decoder1.conv", "module.GAP.0"]),
+    }
+    return {
+        "net": prefixed("module.backbone.swinViT.", network.state_dict()) | beside,
+        "epoch": 2100,
+    }
 
 
 def retrained(network: nn.Module) -> dict:
     """A SwinUNETR as people save it."""
-    return {"state_dict": prefixed("swinViT.", network.state_dict()) | heads(["encoder1.layer", "out.conv.conv"])}
+    return {
+        "state_dict": prefixed("swinViT.", network.state_dict())
+        | heads(["encoder1.layer", "out.conv.conv"])
+    }
 
 
 def smit_10k(network: Smit) -> dict:
     tensors = prefixed("transformer.", network.published() | {"mask_token": torch.zeros(1, 1, 12)})
-    return {"student": prefixed("module.backbone.", tensors) | heads(["module.head.mlp.0"]), "epoch": 400}
+    return {
+        "student": prefixed("module.backbone.", tensors) | heads(["module.head.mlp.0"]),
+        "epoch": 400,
+    }
 
 
 def timm_swin() -> nn.Module:
     return random(
         timm.models.swin_transformer.SwinTransformer(
-            img_size=128, patch_size=4, embed_dim=12, depths=DEPTHS, num_heads=HEADS, window_size=4, num_classes=5
+            img_size=128,
+            patch_size=4,
+            embed_dim=12,
+            depths=DEPTHS,
+            num_heads=HEADS,
+            window_size=4,
+            num_classes=5,
         )
     )
 
 
 def torchvision_swin() -> nn.Module:
     return random(
-        TorchvisionSwin([4, 4], 12, list(DEPTHS), list(HEADS), [4, 4], num_classes=5, stochastic_depth_prob=0)
+        TorchvisionSwin(
+            [4, 4], 12, list(DEPTHS), list(HEADS), [4, 4], num_classes=5, stochastic_depth_prob=0
+        )
     )
 
 

@@ -13,7 +13,11 @@ def configuration(patch: list[int], schemes: tuple[str, ...] = ("CTNormalization
         "batch_size": 2,
         "spacing": [1.5, 1.0, 1.0][-dims:],
         "normalization_schemes": list(schemes),
-        "architecture": {"network_class_name": "PlainConvUNet", "arch_kwargs": {}, "_kw_requires_import": []},
+        "architecture": {
+            "network_class_name": "PlainConvUNet",
+            "arch_kwargs": {},
+            "_kw_requires_import": [],
+        },
     }
 
 
@@ -22,7 +26,9 @@ def nnunet_plans(schemes: tuple[str, ...] = ("CTNormalization",)) -> dict:
     return {
         "dataset_name": DATASET,
         "plans_name": "nnUNetPlans",
-        "foreground_intensity_properties_per_channel": {str(c): {"mean": 90.0, "std": 140.0} for c in range(2)},
+        "foreground_intensity_properties_per_channel": {
+            str(c): {"mean": 90.0, "std": 140.0} for c in range(2)
+        },
         "configurations": {
             "2d": configuration([48, 40], schemes),
             "3d_lowres": configuration([24, 32, 32], schemes),

@@ -1,4 +1,6 @@
-"""Raw nnU-Net datasets of a few tiny cases, of any kind: written as nnU-Net wants them, read back for comparison."""
+"""Raw nnU-Net datasets of a few tiny cases, of any kind: written as nnU-Net wants them, read back
+for comparison.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ from nnssl import files
 
 TRAINING, UNSEEN = 5, "unseen"
 IGNORE = "ignore"
-PATIENT = (-1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 1.0, 0.0)  # the image's axes are not the patient's, one runs against
+# the image's axes are not the patient's, one runs against
+PATIENT = (-1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 1.0, 0.0)
 ORIGIN = (11.5, -7.25, 30.0)
 
 
@@ -46,7 +49,9 @@ class Raw:
     @property
     def evaluated(self) -> set[str]:
         """What nnU-Net's summary of a validation lists: labels, or regions as tuples."""
-        wanted = [value for name, value in self.labels.items() if name not in ("background", IGNORE)]
+        wanted = [
+            value for name, value in self.labels.items() if name not in ("background", IGNORE)
+        ]
         return {str(tuple(value) if isinstance(value, list) else value) for value in wanted}
 
 
@@ -82,10 +87,17 @@ def labelled(raw: Raw, shape: tuple[int, ...], seed: int) -> np.ndarray:
 
 def _write_image(folder: Path, case: str, segmented: np.ndarray, seed: int, raw: Raw) -> None:
     generator = np.random.default_rng(seed)
-    noisy = [segmented * 20.0 * (c + 1) + generator.normal(60, 10, segmented.shape) for c in range(len(raw.channels))]
+    noisy = [
+        segmented * 20.0 * (c + 1) + generator.normal(60, 10, segmented.shape)
+        for c in range(len(raw.channels))
+    ]
     if raw.natural:  # all colours in one file
         colours = np.stack(noisy, -1).clip(0, 255).astype(np.uint8)
-        _write(folder / f"{case}_0000{raw.ending}", colours if len(noisy) == 3 else colours[..., 0], raw)
+        _write(
+            folder / f"{case}_0000{raw.ending}",
+            colours if len(noisy) == 3 else colours[..., 0],
+            raw,
+        )
         return
     for number, (name, values) in enumerate(zip(raw.channels, noisy, strict=True)):
         values = values - 100 if name == "CT" else values.clip(0)
@@ -112,4 +124,8 @@ def geometry(path: Path) -> tuple[tuple[int, ...], list[float]]:
 
 
 def voxels(path: Path) -> np.ndarray:
-    return io.imread(path) if path.suffix == ".png" else SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path)))
+    return (
+        io.imread(path)
+        if path.suffix == ".png"
+        else SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path)))
+    )

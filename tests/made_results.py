@@ -6,7 +6,13 @@ import numpy as np
 
 ARMS = ("scratch", "smit", "simmim", "dino", "rotation")
 GAIN = {"scratch": 0.0, "smit": 0.08, "simmim": 0.05, "dino": 0.02, "rotation": -0.03}
-LAYERS = ["patch embedding", "stage 1 block 1", "stage 1 block 2", "stage 2 block 1", "stage 2 block 2"]
+LAYERS = [
+    "patch embedding",
+    "stage 1 block 1",
+    "stage 1 block 2",
+    "stage 2 block 1",
+    "stage 2 block 2",
+]
 
 
 def rows(
@@ -20,21 +26,37 @@ def rows(
     seed: int = 0,
     reuse_too: bool = True,
 ) -> list[dict]:
-    """A study in which arm `a` is better than scratch by about GAIN[a], less so with more labels. tasks: modality."""
+    """A study in which arm `a` is better than scratch by about GAIN[a], less so with more labels.
+    tasks: modality.
+    """
     tasks = {"organs": "CT", "hippocampus": "MR"} if tasks is None else tasks
     generator = np.random.default_rng(seed)
     description = {
         "name": "made",
-        "arms": [{"name": arm, "start": "scratch" if arm == "scratch" else "checkpoint"} for arm in arms],
+        "arms": [
+            {"name": arm, "start": "scratch" if arm == "scratch" else "checkpoint"} for arm in arms
+        ],
         "tasks": [{"name": task, "modality": modality} for task, modality in tasks.items()],
     }
-    made = [{"kind": "study", "name": "made", "description": description, "versions": {"nnssl": "0"}, "machine": {}}]
+    made = [
+        {
+            "kind": "study",
+            "name": "made",
+            "description": description,
+            "versions": {"nnssl": "0"},
+            "machine": {},
+        }
+    ]
     for task, modality in tasks.items():
         hard = generator.normal(0, 0.05, size=(cases, labels))
         for arm in arms:
             for budget in budgets:
                 trained = 24 if budget == "all" else budget
-                gain = GAIN.get(arm, 0.0) * (1 - np.log(trained) / 6) * (1 if modality == "CT" else 0.5)
+                gain = (
+                    GAIN.get(arm, 0.0)
+                    * (1 - np.log(trained) / 6)
+                    * (1 if modality == "CT" else 0.5)
+                )
                 level = 0.5 + 0.09 * np.log(trained) + gain
                 for number in range(seeds):
                     run = f"{task}__{arm}__{budget}__{number}"
@@ -45,10 +67,20 @@ def rows(
     return made + (reuse(tuple(tasks), arms, budgets, seeds, generator) if reuse_too else [])
 
 
-def run_row(run: str, task: str, arm: str, budget: int | str, seed: int, cases: int = 5, epochs: int = 20) -> dict:
+def run_row(
+    run: str, task: str, arm: str, budget: int | str, seed: int, cases: int = 5, epochs: int = 20
+) -> dict:
     known = {"configuration": "3d_fullres", "trainer": "SwinSSLTrainer", "plans": f"nnssl_{arm}"}
     place = {"run": run, "task": task, "arm": arm, "budget": budget, "cases": cases, "seed": seed}
-    return {"kind": "run", **place, **known, "state": "done", "hours": 0.5, "epochs": epochs, "reason": None}
+    return {
+        "kind": "run",
+        **place,
+        **known,
+        "state": "done",
+        "hours": 0.5,
+        "epochs": epochs,
+        "reason": None,
+    }
 
 
 def case_row(run: str, case: str, label: str, dice: float | None, **others) -> dict:
@@ -58,16 +90,33 @@ def case_row(run: str, case: str, label: str, dice: float | None, **others) -> d
 def _cases(run: str, dice: np.ndarray) -> list[dict]:
     return [
         case_row(
-            run, f"case_{c:02d}", f"organ {m}", float(value), surface_dice=float(value) ** 0.5, hd95=20 * (1 - value)
+            run,
+            f"case_{c:02d}",
+            f"organ {m}",
+            float(value),
+            surface_dice=float(value) ** 0.5,
+            hd95=20 * (1 - value),
         )
         for (c, m), value in np.ndenumerate(dice)
     ]
 
 
-def _epochs(run: str, level: float, epochs: int, slowness: float, generator: np.random.Generator) -> list[dict]:
-    dice = level * (1 - np.exp(-np.arange(1, epochs + 1) / slowness)) + generator.normal(0, 0.005, size=epochs)
+def _epochs(
+    run: str, level: float, epochs: int, slowness: float, generator: np.random.Generator
+) -> list[dict]:
+    dice = level * (1 - np.exp(-np.arange(1, epochs + 1) / slowness)) + generator.normal(
+        0, 0.005, size=epochs
+    )
     return [
-        {"kind": "epoch", "run": run, "epoch": e, "dice": float(d), "train_loss": -d, "val_loss": -d, "seconds": 36.0}
+        {
+            "kind": "epoch",
+            "run": run,
+            "epoch": e,
+            "dice": float(d),
+            "train_loss": -d,
+            "val_loss": -d,
+            "seconds": 36.0,
+        }
         for e, d in enumerate(dice)
     ]
 
@@ -79,11 +128,37 @@ def reuse(tasks, arms, budgets, seeds: int, generator: np.random.Generator) -> l
             for number in range(seeds):
                 for second in (f"{arm} {budgets[0]}", f"{arm} {budgets[-1]}"):
                     values = np.clip(1 - 0.1 * abs(np.subtract.outer(range(5), range(5))), 0, 1)
-                    row = {"kind": "cka", "task": task, "first": f"{arm} pretrained", "second": second, "seed": number}
-                    made.append({**row, "rows": LAYERS, "columns": LAYERS, "values": values.tolist(), "volumes": 50})
-                of = {"kind": "attention", "task": task, "arm": arm, "budget": budgets[0], "seed": number}
+                    row = {
+                        "kind": "cka",
+                        "task": task,
+                        "first": f"{arm} pretrained",
+                        "second": second,
+                        "seed": number,
+                    }
+                    made.append(
+                        {
+                            **row,
+                            "rows": LAYERS,
+                            "columns": LAYERS,
+                            "values": values.tolist(),
+                            "volumes": 50,
+                        }
+                    )
+                of = {
+                    "kind": "attention",
+                    "task": task,
+                    "arm": arm,
+                    "budget": budgets[0],
+                    "seed": number,
+                }
                 made += [
-                    {**of, "layer": layer, "head": head, "mm": float(generator.uniform(5, 9)), "uniform_mm": 9.5}
+                    {
+                        **of,
+                        "layer": layer,
+                        "head": head,
+                        "mm": float(generator.uniform(5, 9)),
+                        "uniform_mm": 9.5,
+                    }
                     for layer in LAYERS[1:]
                     for head in (1, 2)
                 ]

@@ -1,4 +1,6 @@
-"""Small made CT for the tests of nnssl/data: arrays, files of every format, DICOM series with any geometry."""
+"""Small made CT for the tests of nnssl/data: arrays, files of every format, DICOM series with any
+geometry.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
 
 def ct_array(shape: tuple[int, int, int] = (16, 24, 28), seed: int = 0) -> np.ndarray:
-    """int16 HU [Z Y X]: noisy air around a body with a soft rim and a bone, different for each seed."""
+    """int16 HU [Z Y X]: noisy air around a body with a soft rim and a bone, different for each
+    seed.
+    """
     generator = np.random.default_rng(seed)
     z, y, x = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")
     radius = np.sqrt(0.3 * z**2 + (y / 0.8) ** 2 + (x / 0.9) ** 2)
@@ -23,7 +27,9 @@ def ct_array(shape: tuple[int, int, int] = (16, 24, 28), seed: int = 0) -> np.nd
     return np.clip(hu + generator.normal(0, 15, shape), -1024, 3071).astype(np.int16)
 
 
-def write_volume(path: Path, array: np.ndarray, spacing: tuple[float, ...] = (3.0, 2.0, 1.5)) -> Path:
+def write_volume(
+    path: Path, array: np.ndarray, spacing: tuple[float, ...] = (3.0, 2.0, 1.5)
+) -> Path:
     """`spacing` in (z, y, x)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = SimpleITK.GetImageFromArray(array)
@@ -44,7 +50,9 @@ def write_series(
     names: str = "slice",
     **tags: str,
 ) -> Path:
-    """One DICOM file a slice of `array` [Z Y X] in HU; the writer stores them with the intercept -1024 of scanners."""
+    """One DICOM file a slice of `array` [Z Y X] in HU; the writer stores them with the intercept
+    -1024 of scanners.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     writer = SimpleITK.ImageFileWriter()
     writer.KeepOriginalImageUIDOn()
@@ -79,13 +87,22 @@ def straight(count: int, step: float = 2.0) -> list[tuple[float, float, float]]:
 class Line:
     """What make_plan needs to know of a scan."""
 
-    def __init__(self, path: str, shape: tuple[int, ...], spacing: tuple[float, ...], series: str = "") -> None:
+    def __init__(
+        self, path: str, shape: tuple[int, ...], spacing: tuple[float, ...], series: str = ""
+    ) -> None:
         self.path, self.series, self.shape, self.spacing = path, series, shape, spacing
 
 
 def small_plan(
-    paths: list[Path], arrays: list[np.ndarray], spacings: tuple[float, ...] = (3.0, 2.0, 1.5), **options
+    paths: list[Path],
+    arrays: list[np.ndarray],
+    spacings: tuple[float, ...] = (3.0, 2.0, 1.5),
+    **options,
 ) -> Plan:
     """A plan for scans of one spacing; `options` go to make_plan."""
-    lines = [Line(str(path), array.shape, spacings) for path, array in zip(paths, arrays, strict=True)]
-    return make_plan("made", lines, (body_histogram(array.astype(np.float32)) for array in arrays), **options)
+    lines = [
+        Line(str(path), array.shape, spacings) for path, array in zip(paths, arrays, strict=True)
+    ]
+    return make_plan(
+        "made", lines, (body_histogram(array.astype(np.float32)) for array in arrays), **options
+    )

@@ -1,4 +1,6 @@
-"""Studies without nnU-Net: jobs whose commands are small programs, and finished runs that nobody trained."""
+"""Studies without nnU-Net: jobs whose commands are small programs, and finished runs that nobody
+trained.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +20,22 @@ TASKS = [{"name": "organs", "dataset": "902"}]
 
 
 def study(folder: Path, **changes) -> description.Study:
-    content = {"name": "small", "arms": ARMS, "tasks": TASKS, "budgets": [2], "device": "cpu"} | changes
+    content = {
+        "name": "small",
+        "arms": ARMS,
+        "tasks": TASKS,
+        "budgets": [2],
+        "device": "cpu",
+    } | changes
     path = folder / "study.yaml"
     path.write_text(yaml.safe_dump(content, sort_keys=False))
     return description.load(path)
 
 
 def program(folder: Path, code: str, makes: str = "made") -> Path:
-    """A job's folder: `code` of Python is its only command; the job is done when `makes` is there afterwards."""
+    """A job's folder: `code` of Python is its only command; the job is done when `makes` is there
+    afterwards.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     files.write_json(
         folder / runs.JOB,

@@ -1,4 +1,6 @@
-"""nnU-Net trainers of ours on a dataset of which only the plans exist: one that is preprocessed by name alone."""
+"""nnU-Net trainers of ours on a dataset of which only the plans exist: one that is preprocessed by
+name alone.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,12 @@ DATASET_JSON = {
 
 
 def trainer_class(name: str) -> type:
-    from nnssl.trainers import nnssl_swin_frozen, nnssl_swin_gradual, nnssl_swin_scratch, nnssl_swin_ssl
+    from nnssl.trainers import (
+        nnssl_swin_frozen,
+        nnssl_swin_gradual,
+        nnssl_swin_scratch,
+        nnssl_swin_ssl,
+    )
 
     modules = (nnssl_swin_frozen, nnssl_swin_gradual, nnssl_swin_scratch, nnssl_swin_ssl)
     return next(getattr(module, name) for module in modules if hasattr(module, name))
@@ -33,12 +40,19 @@ def made_plans(recipe: dict | None = None, schemes: tuple[str, ...] = ("CTNormal
     plans = nnunet_plans(schemes) | {"label_manager": "LabelManager", RECIPE: recipe or {}}
     for name in ("3d_fullres", "2d"):
         patch = plans["configurations"][name]["patch_size"]
-        plans["configurations"][name] |= {"patch_size": list(PATCH[: len(patch)]), "batch_dice": False}
+        plans["configurations"][name] |= {
+            "patch_size": list(PATCH[: len(patch)]),
+            "batch_dice": False,
+        }
     return plans
 
 
-def made_trainer(name: str, plans: dict, configuration: str = "3d_fullres", dataset_json: dict | None = None):
-    """As `nnUNetv2_train` makes it, not yet initialised. $nnUNet_preprocessed and $nnUNet_results are set."""
+def made_trainer(
+    name: str, plans: dict, configuration: str = "3d_fullres", dataset_json: dict | None = None
+):
+    """As `nnUNetv2_train` makes it, not yet initialised. $nnUNet_preprocessed and $nnUNet_results
+    are set.
+    """
     dataset_json = dataset_json or DATASET_JSON
     folder = Path(os.environ[PREPROCESSED], DATASET)
     case = folder / finetune.resolve(plans, configuration)["data_identifier"] / "case.b2nd"
@@ -50,7 +64,9 @@ def made_trainer(name: str, plans: dict, configuration: str = "3d_fullres", data
 
 
 def batch(trainer, seed: int = 0, size: int = 2) -> dict:
-    """What the trainer's loader would give: images of its patch size, and labels of each output's size."""
+    """What the trainer's loader would give: images of its patch size, and labels of each output's
+    size.
+    """
     patch = trainer.configuration_manager.patch_size
     generator = torch.Generator().manual_seed(seed)
     scales = trainer._get_deep_supervision_scales() or [[1.0] * len(patch)]

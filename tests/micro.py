@@ -17,12 +17,21 @@ from nnssl.train.schedule import parameter_groups
 ENCODER = SwinConfig(embed_dim=6, depths=(1, 1, 1, 1), heads=(1, 1, 2, 2))
 CROP = (16, 16, 16)
 # Small values for whichever of these fields a method's config has.
-SMALL = {"prototypes": 32, "head_hidden": 16, "head_bottleneck": 8, "head_out": 8, "queue": 4, "drop_path": 0.0}
+SMALL = {
+    "prototypes": 32,
+    "head_hidden": 16,
+    "head_bottleneck": 8,
+    "head_out": 8,
+    "queue": 4,
+    "drop_path": 0.0,
+}
 CPU = torch.device("cpu")
 
 
 class MadeCrops(Dataset):
-    """Like nnssl.data.crops.Crops, without files: sample `index` is smooth noise drawn from `index` alone."""
+    """Like nnssl.data.crops.Crops, without files: sample `index` is smooth noise drawn from `index`
+    alone.
+    """
 
     def __init__(self, shape: tuple[int, ...], cases: int = 6) -> None:
         self.shape, self.cases = tuple(shape), cases
@@ -59,7 +68,9 @@ def method(name: str = "smit", seed: int = 0, spatial_dims: int = 3, **settings)
     """A method on the micro encoder, with the weights of `seed`."""
     torch.manual_seed(seed)
     chosen = config(name, **settings)
-    encoder = Swin(replace(ENCODER, spatial_dims=spatial_dims, drop_path=chosen.drop_path), maskable=True)
+    encoder = Swin(
+        replace(ENCODER, spatial_dims=spatial_dims, drop_path=chosen.drop_path), maskable=True
+    )
     return METHODS[name](encoder, chosen).train()
 
 
@@ -72,7 +83,9 @@ def seen(method: Method, samples: list[dict], seed: int = 0) -> dict:
     """The views of `samples` as the engine gives them to the method."""
     regions = torch.stack([sample["crop"] for sample in samples])
     generators = [batches.generator_for(seed, sample["index"]) for sample in samples]
-    starts, sizes = (torch.stack([sample[name] for sample in samples]) for name in ("start", "size"))
+    starts, sizes = (
+        torch.stack([sample[name] for sample in samples]) for name in ("start", "size")
+    )
     scans = torch.tensor([sample["scan"] for sample in samples])
     parcels = torch.stack([sample["parcels"] for sample in samples])
     return method.seen(regions, generators, scans, starts, sizes, parcels)
@@ -121,6 +134,13 @@ def header(name: str = "smit", crop: tuple[int, ...] = CROP) -> dict:
 
 def run(folder: Path, name: str = "smit", settings: dict | None = None, **options) -> Run:
     """A run on the made crops; `settings` are the method's, `options` are RunConfig's."""
-    chosen = {"steps": 6, "batch_size": 4, "log_every": 1, "save_every": 100, "workers": 0, **options}
+    chosen = {
+        "steps": 6,
+        "batch_size": 4,
+        "log_every": 1,
+        "save_every": 100,
+        "workers": 0,
+        **options,
+    }
     made = method(name, **(settings or {}))
     return Run(made, MadeCrops(made.region(CROP)), RunConfig(**chosen), folder, header(name), CPU)

@@ -1,4 +1,6 @@
-"""Window attention off the CPU's own path: the Triton kernel, proven without a GPU, and PyTorch's fused attention."""
+"""Window attention off the CPU's own path: the Triton kernel, proven without a GPU, and PyTorch's
+fused attention.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ needs_triton = pytest.mark.skipif(not TRITON, reason="triton is not importable o
 HERE = Path(__file__).parent
 
 
-# -- the kernel in Triton's interpreter --------------------------------------------------------------------------
+# -- the kernel in Triton's interpreter
+# --------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +37,10 @@ def interpreted() -> dict:
     """What `kernel_interpreted.py` found."""
     environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, HERE / "kernel_interpreted.py"], env=environment, capture_output=True, text=True
+        [sys.executable, HERE / "kernel_interpreted.py"],
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
@@ -42,7 +48,9 @@ def interpreted() -> dict:
 
 @needs_triton
 def test_the_kernel_equals_the_formula_in_double_precision(interpreted: dict) -> None:
-    """Any number of slots and channels, with and without a mask: output, gradient, and gradient of the bias."""
+    """Any number of slots and channels, with and without a mask: output, gradient, and gradient of
+    the bias.
+    """
     limits = {"torch.float32": 1e-6, "torch.bfloat16": 1e-2, "torch.float16": 1e-3}
     for case, errors in interpreted["errors"].items():
         assert all(error < limits[case.split()[0]] for error in errors.values()), case
@@ -70,14 +78,19 @@ def test_a_kernel_that_differs_or_cannot_run_is_found_out(interpreted: dict) -> 
     said = interpreted["wrong"]
     assert said["right"] == ""
     assert said["fails"] == "it cannot run (RuntimeError: out of resource: shared memory)"
-    assert said["differs"].startswith("its bias gradient is wrong by 1.0e-01 for torch.float32, n=8, heads=1, d=4")
+    assert said["differs"].startswith(
+        "its bias gradient is wrong by 1.0e-01 for torch.float32, n=8, heads=1, d=4"
+    )
 
 
-# -- compiled for GPUs that are not here -------------------------------------------------------------------------
+# -- compiled for GPUs that are not here
+# -------------------------------------------------------------------------
 
 
 def resources(function, arch: int, dtype: torch.dtype, n: int, d: int) -> dict[str, int]:
-    """Registers, bytes of stack (what did not fit into registers) a thread, and shared bytes a program."""
+    """Registers, bytes of stack (what did not fit into registers) a thread, and shared bytes a
+    program.
+    """
     import triton
     from triton.backends.compiler import GPUTarget
 
@@ -85,18 +98,30 @@ def resources(function, arch: int, dtype: torch.dtype, n: int, d: int) -> dict[s
 
     kind = {torch.bfloat16: "*bf16", torch.float32: "*fp32"}[dtype]
     signature = {"QKV": kind, "BIAS": "*fp32", "WHICH": "*i64", "REGIONS": "*i32"}
-    signature |= {"OUT": kind} if function is kernel.forward else {"DOUT": kind, "DQKV": kind, "PARTS": "*fp32"}
+    signature |= (
+        {"OUT": kind}
+        if function is kernel.forward
+        else {"DOUT": kind, "DQKV": kind, "PARTS": "*fp32"}
+    )
     signature |= {"windows": "i32", "per_sample": "i32", "scale": "fp32", "hidden": "fp32"}
     constants = launch.shape(torch.empty(1, n, 3, 4, d, device="meta"), masked=True)
-    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(signature) if signature[name][0] == "*"}
+    aligned = {
+        (i,): [["tt.divisibility", 16]]
+        for i, name in enumerate(signature)
+        if signature[name][0] == "*"
+    }
     source = triton.compiler.ASTSource(
         function, {**signature, **dict.fromkeys(constants, "constexpr")}, constants, aligned
     )
-    built = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=launch.settings(dtype, n, d))
+    built = triton.compile(
+        source, target=GPUTarget("cuda", arch, 32), options=launch.settings(dtype, n, d)
+    )
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     binary = Path(os.environ["TRITON_CACHE_DIR"]) / f"{function.__name__}.cubin"
     binary.write_bytes(built.asm["cubin"])
-    told = subprocess.run([tool, "-res-usage", binary], capture_output=True, text=True, check=True).stdout
+    told = subprocess.run(
+        [tool, "-res-usage", binary], capture_output=True, text=True, check=True
+    ).stdout
     return {
         "registers": int(re.search(r"REG:(\d+)", told)[1]),
         "stack": int(re.search(r"STACK:(\d+)", told)[1]),
@@ -115,14 +140,18 @@ def resources(function, arch: int, dtype: torch.dtype, n: int, d: int) -> dict[s
         (torch.float32, 64, 12, 0),
     ],
 )
-def test_the_kernels_compile_and_stay_in_registers(monkeypatch, tmp_path, arch, dtype, n, d, stack) -> None:
+def test_the_kernels_compile_and_stay_in_registers(
+    monkeypatch, tmp_path, arch, dtype, n, d, stack
+) -> None:
     from nnssl.encoder.attention import kernel
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    for function in (kernel.forward, kernel.backward) if d == 12 else (kernel.backward,):  # the larger one
+    # the larger one
+    for function in (kernel.forward, kernel.backward) if d == 12 else (kernel.backward,):
         used = resources(function, arch, dtype, n, d)
         assert used["stack"] <= stack, (function, used)
-        assert used["shared"] <= 99 * 1024, (function, used)  # what the smallest of these GPUs (L4, RTX) have
+        # what the smallest of these GPUs (L4, RTX) have
+        assert used["shared"] <= 99 * 1024, (function, used)
         assert used["registers"] <= 255
 
 
@@ -134,7 +163,8 @@ def test_what_the_presets_need_is_what_the_kernel_has() -> None:
         assert max(widths) <= choice.MOST_CHANNELS
 
 
-# -- which path is taken -----------------------------------------------------------------------------------------
+# -- which path is taken
+# -----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -182,12 +212,15 @@ def test_the_comparison_leaves_the_runs_chance_alone(monkeypatch) -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-# -- PyTorch's fused attention -----------------------------------------------------------------------------------
+# -- PyTorch's fused attention
+# -----------------------------------------------------------------------------------
 
 
 def masked(n: int, windows: int) -> Mask:
     chance = torch.Generator().manual_seed(n)
-    regions = torch.stack([torch.zeros(n, dtype=torch.long), *torch.randint(3, (2, n), generator=chance)])
+    regions = torch.stack(
+        [torch.zeros(n, dtype=torch.long), *torch.randint(3, (2, n), generator=chance)]
+    )
     return Mask.of(regions, torch.randint(3, (windows,), generator=chance), -torch.inf)
 
 
@@ -203,7 +236,9 @@ def test_fused_attention_equals_the_formula(monkeypatch, most: int, with_mask: b
     got, wanted = (function(qkv, bias, mask) for function in (fused.attention, plain.attention))
     torch.testing.assert_close(got, wanted)
     weight = torch.randn_like(got)
-    for a, b in zip(*(torch.autograd.grad(out, (qkv, bias), weight) for out in (got, wanted)), strict=True):
+    for a, b in zip(
+        *(torch.autograd.grad(out, (qkv, bias), weight) for out in (got, wanted)), strict=True
+    ):
         torch.testing.assert_close(a, b)
 
 
@@ -230,5 +265,7 @@ def test_off_the_cpu_the_choice_decides(monkeypatch) -> None:
     asked = []
     monkeypatch.setattr(attention.cached, "suits", lambda x: False)
     monkeypatch.setattr(choice, "kernel_serves", lambda *shape: asked.append(shape))
-    attention.window_attention(torch.randn(2, 8, 12), torch.randn(36, 12), None, 3, torch.randn(3, 8, 8), None)
+    attention.window_attention(
+        torch.randn(2, 8, 12), torch.randn(36, 12), None, 3, torch.randn(3, 8, 8), None
+    )
     assert asked == [(torch.device("cpu"), torch.float32, 8, 3, 4)]

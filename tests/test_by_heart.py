@@ -1,4 +1,6 @@
-"""What a fine-tuning is for, at its smallest: one batch is learnt by heart, with every decoder, from a random start."""
+"""What a fine-tuning is for, at its smallest: one batch is learnt by heart, with every decoder,
+from a random start.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +15,20 @@ from nnssl.network.planned import Recipe, architecture
 from nnssl.network.swin_unetr import SwinUNETR
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-SIZE, CLASSES, ITERATIONS = (32, 32), 4, 100  # slices: the same code as volumes, in a tenth of the time
+# slices: the same code as volumes, in a tenth of the time
+SIZE, CLASSES, ITERATIONS = (32, 32), 4, 100
 
 
 def organs() -> tuple[torch.Tensor, torch.Tensor]:
-    """Images [2 1 Y X] with three discs each, hardly brighter than what is around them, and labels [2 Y X]."""
+    """Images [2 1 Y X] with three discs each, hardly brighter than what is around them, and labels
+    [2 Y X].
+    """
     generator = torch.Generator().manual_seed(0)
     places = torch.stack(torch.meshgrid(*(torch.arange(n) for n in SIZE), indexing="ij"), dim=-1)
-    images, labels = torch.randn(2, 1, *SIZE, generator=generator) / 2, torch.zeros(2, *SIZE, dtype=torch.long)
+    images, labels = (
+        torch.randn(2, 1, *SIZE, generator=generator) / 2,
+        torch.zeros(2, *SIZE, dtype=torch.long),
+    )
     for image, label in zip(images, labels, strict=True):
         for number, x in enumerate((6, 16, 26), start=1):
             centre = torch.tensor([int(torch.randint(6, 26, (1,), generator=generator)), x])
@@ -62,13 +70,16 @@ def test_a_batch_is_learnt_by_heart_within_100_iterations(decoder):
     average = finetune.Average(network, optimizer, recipe.average)
     options = {"batch_dice": True, "smooth": 1e-5, "do_bg": False, "ddp": False}
     loss = DeepSupervisionWrapper(
-        DC_and_CE_loss(options, {}, dice_class=MemoryEfficientSoftDiceLoss), finetune.deep_supervision_weights(4)
+        DC_and_CE_loss(options, {}, dice_class=MemoryEfficientSoftDiceLoss),
+        finetune.deep_supervision_weights(4),
     )
     schedule.step(0)
     for _ in range(ITERATIONS):
         optimizer.zero_grad()
         outputs = network(images)
-        targets = [torch.nn.functional.interpolate(labels[:, None].float(), o.shape[2:]) for o in outputs]
+        targets = [
+            torch.nn.functional.interpolate(labels[:, None].float(), o.shape[2:]) for o in outputs
+        ]
         loss(outputs, targets).backward()
         optimizer.step()
     with torch.no_grad():

@@ -14,7 +14,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.mark.parametrize("dims", [2, 3])
 def test_the_loss_is_the_distance_of_unit_vectors_both_ways(dims):
-    """Grill 2020, eq. 2: the squared distance of the normalised prediction and the normalised target."""
+    """Grill 2020, eq. 2: the squared distance of the normalised prediction and the normalised
+    target.
+    """
     method = micro.method("byol", spatial_dims=dims)
     views = micro.views(method, batch=3, crop=(32,) * dims)
     q = [F.normalize(method.predictor(method.student(view)[1]), dim=1) for view in views["image"]]

@@ -8,7 +8,14 @@ from made_plans import DATASET, nnunet_plans
 from nnssl import files
 from nnssl.plans.cautions import cautions, fold_to_train
 
-HU = {"mean": 90.0, "std": 140.0, "min": -900.0, "max": 1500.0, "percentile_00_5": -80.0, "percentile_99_5": 300.0}
+HU = {
+    "mean": 90.0,
+    "std": 140.0,
+    "min": -900.0,
+    "max": 1500.0,
+    "percentile_00_5": -80.0,
+    "percentile_99_5": 300.0,
+}
 
 
 def plans(channel: dict, scheme: str = "CTNormalization") -> dict:
@@ -52,9 +59,30 @@ def test_before_preprocessing_the_raw_dataset_says_how_many(folder, nnunet_env):
     assert len(cautions(folder, plans(HU))) == 1
 
 
-SCALED = {"mean": 0.4, "std": 0.1, "min": 0.0, "max": 1.0, "percentile_00_5": 0.1, "percentile_99_5": 0.9}
-SCORES = {"mean": 0.0, "std": 1.0, "min": -2.0, "max": 4.0, "percentile_00_5": -1.9, "percentile_99_5": 3.0}
-GREY = {"mean": 120.0, "std": 30.0, "min": 0.0, "max": 255.0, "percentile_00_5": 40.0, "percentile_99_5": 240.0}
+SCALED = {
+    "mean": 0.4,
+    "std": 0.1,
+    "min": 0.0,
+    "max": 1.0,
+    "percentile_00_5": 0.1,
+    "percentile_99_5": 0.9,
+}
+SCORES = {
+    "mean": 0.0,
+    "std": 1.0,
+    "min": -2.0,
+    "max": 4.0,
+    "percentile_00_5": -1.9,
+    "percentile_99_5": 3.0,
+}
+GREY = {
+    "mean": 120.0,
+    "std": 30.0,
+    "min": 0.0,
+    "max": 255.0,
+    "percentile_00_5": 40.0,
+    "percentile_99_5": 240.0,
+}
 
 
 @pytest.mark.parametrize("values", [SCALED, SCORES, GREY])

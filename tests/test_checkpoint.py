@@ -26,7 +26,13 @@ def swin(maskable: bool = False, seed: int = 0, **changes) -> Swin:
 
 
 def content(encoder: Swin | None = None, **changes) -> dict:
-    header = {**micro.header(), "run": RUN, "method_config": {"lr": 6e-4}, "metrics": {"total": 1.5}, "step": 10}
+    header = {
+        **micro.header(),
+        "run": RUN,
+        "method_config": {"lr": 6e-4},
+        "metrics": {"total": 1.5},
+        "step": 10,
+    }
     return checkpoint.pack(encoder or swin(maskable=True), {**header, **changes}, ["Author 2022"])
 
 
@@ -36,7 +42,8 @@ def path(tmp_path) -> Path:
     return tmp_path / "checkpoint_final.pth"
 
 
-# -- to disk and back ------------------------------------------------------------------------------------------------
+# -- to disk and back
+# ------------------------------------------------------------------------------------------------
 
 
 def test_round_trip(path):
@@ -100,16 +107,32 @@ def test_names_are_pinned(path):
         "encoder.layers4.0.downsample.reduction.weight": (96, 384),
     }
     read = torch.load(path, weights_only=True)
-    assert set(read) == {"format_version", "header", "network_weights", "nnssl_adaptation_plan", "citations"}
+    assert set(read) == {
+        "format_version",
+        "header",
+        "network_weights",
+        "nnssl_adaptation_plan",
+        "citations",
+    }
     assert {name: tuple(read["network_weights"][name].shape) for name in anchors} == anchors
-    assert {"method", "preset", "crop", "plan", "encoder", "run", "method_config", "metrics", "step"} <= set(
-        read["header"]
-    )
+    assert {
+        "method",
+        "preset",
+        "crop",
+        "plan",
+        "encoder",
+        "run",
+        "method_config",
+        "metrics",
+        "step",
+    } <= set(read["header"])
     assert {"name", "fingerprint", "spacing", "hu", "cases"} == set(read["header"]["plan"])
 
 
 def test_what_upstreams_like_nnssl_reads(path):
-    """The look-ups of nnunetv2/experiment_planning/like_nnssl.py (upstream's main branch), one by one."""
+    """The look-ups of nnunetv2/experiment_planning/like_nnssl.py (upstream's main branch), one by
+    one.
+    """
     read = torch.load(path, weights_only=True, map_location="cpu")
     plan = read["nnssl_adaptation_plan"]
     configuration = next(iter(plan["pretrain_plan"]["configurations"].values()))
@@ -131,12 +154,15 @@ def test_what_upstreams_like_nnssl_reads(path):
 def test_the_network_named_in_the_plan_can_be_built(path):
     from pydoc import locate
 
-    architecture = torch.load(path, weights_only=True)["nnssl_adaptation_plan"]["architecture_plans"]
+    architecture = torch.load(path, weights_only=True)["nnssl_adaptation_plan"][
+        "architecture_plans"
+    ]
     network = locate(architecture["arch_class_name"])(1, 2, **architecture["arch_kwargs"])
     assert checkpoint.transfer(checkpoint.load(path), network.encoder).matched > 0
 
 
-# -- what never reaches a file ---------------------------------------------------------------------------------------
+# -- what never reaches a file
+# ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -144,7 +170,9 @@ def test_weights_that_are_not_finite_are_refused(bad):
     encoder = swin()
     with torch.no_grad():
         encoder.layers2[0].blocks[0].mlp.linear1.bias[3] = bad
-    with pytest.raises(CheckpointError, match=r"1 tensors hold NaN.*layers2.0.blocks.0.mlp.linear1.bias.*nothing"):
+    with pytest.raises(
+        CheckpointError, match=r"1 tensors hold NaN.*layers2.0.blocks.0.mlp.linear1.bias.*nothing"
+    ):
         content(encoder)
 
 
@@ -169,7 +197,8 @@ def test_an_interrupted_write_leaves_the_old_file(path, monkeypatch):
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
-# -- what is not loaded ----------------------------------------------------------------------------------------------
+# -- what is not loaded
+# ----------------------------------------------------------------------------------------------
 
 
 def test_a_missing_file_says_what_to_do(tmp_path):
@@ -181,7 +210,10 @@ def test_a_missing_file_says_what_to_do(tmp_path):
 def test_a_truncated_file_is_refused(path, share):
     data = path.read_bytes()
     path.write_bytes(data[: int(share * len(data))])
-    with pytest.raises(CheckpointError, match=r"checkpoint_final.pth cannot be read as a checkpoint: it is truncated"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"checkpoint_final.pth cannot be read as a checkpoint: it is truncated",
+    ):
         checkpoint.load(path)
 
 
@@ -221,7 +253,10 @@ def test_nothing_in_a_file_is_executed(tmp_path, form):
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        ({"state_dict": {}}, r"is not a checkpoint of nnssl_pretrain: it holds \['state_dict'\], expected"),
+        (
+            {"state_dict": {}},
+            r"is not a checkpoint of nnssl_pretrain: it holds \['state_dict'\], expected",
+        ),
         ([1, 2], "it holds list, expected"),
         (torch.zeros(3), "it holds Tensor, expected"),
     ],
@@ -249,7 +284,10 @@ def test_another_version_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ({"encoder.a": torch.zeros(1), "decoder.b": torch.zeros(1)}, r"not the encoder's: \['decoder.b'\]"),
+        (
+            {"encoder.a": torch.zeros(1), "decoder.b": torch.zeros(1)},
+            r"not the encoder's: \['decoder.b'\]",
+        ),
         ({"encoder.a": 3}, "network_weights that are not tensors"),
         ([1], "network_weights that are not tensors by name"),
     ],
@@ -260,7 +298,8 @@ def test_weights_of_another_kind_are_refused(tmp_path, weights, message):
         checkpoint.load(tmp_path / "odd.pth")
 
 
-# -- into a network --------------------------------------------------------------------------------------------------
+# -- into a network
+# --------------------------------------------------------------------------------------------------
 
 
 def test_transfer_sets_every_tensor_and_explains_the_rest(path):
@@ -281,7 +320,9 @@ def test_equal_channels_give_what_one_gave(path, channels):
     checkpoint.transfer(loaded, one)
     done = checkpoint.transfer(loaded, several)
     assert done.matched == done.total
-    assert done.explained["patch_embed.proj.weight"] == f"inflated from 1 to {channels} input channels"
+    assert (
+        done.explained["patch_embed.proj.weight"] == f"inflated from 1 to {channels} input channels"
+    )
     image = micro.MadeCrops((16, 16, 16))[0]["crop"][None]
     for ours, theirs in zip(several(image.repeat(1, channels, 1, 1, 1)), one(image), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
@@ -300,15 +341,24 @@ def test_equal_channels_give_what_one_gave(path, channels):
         ),
         (
             {"window": 3},
-            ["other shape: layers1.0.blocks.0.attn.relative_position_bias_table is (343, 1) in the file, (125, 1) in"],
+            [
+                "other shape: layers1.0.blocks.0.attn.relative_position_bias_table is (343, 1) in the file, (125, 1) in"
+            ],
         ),
-        ({"spatial_dims": 2}, ["other shape: patch_embed.proj.weight is (6, 1, 2, 2, 2) in the file, (6, 1, 2, 2) in"]),
+        (
+            {"spatial_dims": 2},
+            [
+                "other shape: patch_embed.proj.weight is (6, 1, 2, 2, 2) in the file, (6, 1, 2, 2) in"
+            ],
+        ),
     ],
 )
 def test_a_mismatch_is_listed_and_nothing_is_loaded(path, network, lines):
     encoder = swin(seed=1, **network)
     before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
-    with pytest.raises(TransferError, match="does not fit the network; nothing was loaded") as error:
+    with pytest.raises(
+        TransferError, match="does not fit the network; nothing was loaded"
+    ) as error:
         checkpoint.transfer(checkpoint.load(path), encoder)
     assert all(line in str(error.value) for line in lines), str(error.value)
     assert "'depths': [1, 1, 1, 1]" in str(error.value)  # what the checkpoint's encoder is
@@ -336,12 +386,18 @@ def test_a_first_layer_for_several_channels_fits_only_as_many(tmp_path, channels
 def test_a_cascades_labels_change_nothing_at_first(tmp_path, given, images):
     """The encoder sees what it saw without them; their weights learn from there."""
     checkpoint.write(tmp_path / "c.pth", content(swin(in_channels=given)))
-    alone, cascaded = swin(seed=1, in_channels=images).eval(), swin(seed=2, in_channels=images + 3).eval()
+    alone, cascaded = (
+        swin(seed=1, in_channels=images).eval(),
+        swin(seed=2, in_channels=images + 3).eval(),
+    )
     loaded = checkpoint.load(tmp_path / "c.pth")
     checkpoint.transfer(loaded, alone)
     done = checkpoint.transfer(loaded, cascaded, labels=3)
     assert "3 channels of labels start at zero" in done.explained["patch_embed.proj.weight"]
-    image, labels = torch.randn(1, images, 16, 16, 16), torch.randint(0, 2, (1, 3, 16, 16, 16)).float()
+    image, labels = (
+        torch.randn(1, images, 16, 16, 16),
+        torch.randint(0, 2, (1, 3, 16, 16, 16)).float(),
+    )
     maps = cascaded(torch.cat([image, labels], dim=1))
     for ours, theirs in zip(maps, alone(image), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
@@ -349,11 +405,27 @@ def test_a_cascades_labels_change_nothing_at_first(tmp_path, given, images):
     assert float(cascaded.patch_embed.proj.weight.grad[:, images:].abs().sum()) > 0
 
 
-# -- what is shown ---------------------------------------------------------------------------------------------------
+# -- what is shown
+# ---------------------------------------------------------------------------------------------------
 
 
 def test_the_description_tells_what_a_user_must_know(path):
     text = checkpoint.describe(checkpoint.load(path))
-    wanted = [str(path), files.sha256(path), "smit", "embed_dim 6", "made, 6 scans", "0123456789ab", "3 x 2 x 2 mm"]
-    wanted += ["16 x 16 x 16 voxels", "[-1000, 1000]", "step 10 of 10", "4 scans a step", "total 1.5", "Author 2022"]
+    wanted = [
+        str(path),
+        files.sha256(path),
+        "smit",
+        "embed_dim 6",
+        "made, 6 scans",
+        "0123456789ab",
+        "3 x 2 x 2 mm",
+    ]
+    wanted += [
+        "16 x 16 x 16 voxels",
+        "[-1000, 1000]",
+        "step 10 of 10",
+        "4 scans a step",
+        "total 1.5",
+        "Author 2022",
+    ]
     assert [part for part in wanted if part not in text] == []

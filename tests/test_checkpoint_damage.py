@@ -1,4 +1,6 @@
-"""Damaged, absurd and hostile checkpoints: each is refused by a CheckpointError, none is used in part."""
+"""Damaged, absurd and hostile checkpoints: each is refused by a CheckpointError, none is used in
+part.
+"""
 
 from __future__ import annotations
 
@@ -185,12 +187,18 @@ def test_whatever_stands_in_a_header_it_is_shown_or_refused(whole, place):
             continue
         loaded = replace(original, header=content["header"], citations=content["citations"])
         assert "\x1b" not in checkpoint.describe(loaded)
-        sizes = (loaded.encoder_config.embed_dim, loaded.encoder_config.depths, loaded.encoder_config.mlp_ratio)
+        sizes = (
+            loaded.encoder_config.embed_dim,
+            loaded.encoder_config.depths,
+            loaded.encoder_config.mlp_ratio,
+        )
         assert sizes == (ENCODER.embed_dim, ENCODER.depths, ENCODER.mlp_ratio)
         assert len(loaded.crop) == 3
 
 
-@pytest.mark.parametrize("lost", ["preset", "versions", "created", "run", "step", "metrics", "method_config"])
+@pytest.mark.parametrize(
+    "lost", ["preset", "versions", "created", "run", "step", "metrics", "method_config"]
+)
 def test_what_only_informs_may_be_missing(whole, lost, tmp_path):
     content = content_of(whole)
     content["header"].pop(lost, None)
@@ -213,7 +221,12 @@ def test_a_terminal_shows_what_it_would_obey(whole, tmp_path, capsys, monkeypatc
 
 
 def test_numbers_of_numpy_are_read_as_pythons(tmp_path):
-    numbers = {"f8": np.float64(0.8), "f4": np.float32(0.5), "i8": np.int64(-3), "b": np.bool_(True)}
+    numbers = {
+        "f8": np.float64(0.8),
+        "f4": np.float32(0.5),
+        "i8": np.int64(-3),
+        "b": np.bool_(True),
+    }
     path = tmp_path / "monai.pt"
     torch.save({"best_acc": numbers, "epoch": 3}, path)
     read = checkpoint.read_plain(path)["best_acc"]

@@ -1,4 +1,6 @@
-"""The commands: their flags, their messages, and a real run that is stopped, continued and shared by two processes."""
+"""The commands: their flags, their messages, and a real run that is stopped, continued and shared
+by two processes.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ from nnssl.train.pretrain import Options
 REPOSITORY = Path(__file__).resolve().parents[1]
 COMMANDS = ("pretrain", "inspect", "plan", "convert", "study", "demo", "doctor")
 
-# A flag that goes away or changes its name breaks somebody's script: do it knowingly, and say it in the changelog.
+# A flag that goes away or changes its name breaks somebody's script: do it knowingly, and say it in
+# the changelog.
 FLAGS = {
     "pretrain": frozenset(
         {
@@ -121,13 +124,17 @@ def call(monkeypatch, capsys):
     return called
 
 
-# -- flags -----------------------------------------------------------------------------------------------------------
+# -- flags
+# -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("command", FLAGS)
 def test_the_flags_of_a_command_are_pinned(command, monkeypatch):
     actions = parser_of(command, monkeypatch)._actions
-    assert {flag for action in actions for flag in action.option_strings} - {"-h", "--help"} == FLAGS[command]
+    assert {flag for action in actions for flag in action.option_strings} - {
+        "-h",
+        "--help",
+    } == FLAGS[command]
 
 
 @pytest.mark.parametrize("command", FLAGS)
@@ -141,7 +148,9 @@ def test_every_flag_is_explained(command, monkeypatch):
 
 def test_flags_and_options_are_the_same(monkeypatch):
     actions = {
-        a.dest: a for a in parser_of("pretrain", monkeypatch)._actions if a.dest not in ("help", "list", "num_gpus")
+        a.dest: a
+        for a in parser_of("pretrain", monkeypatch)._actions
+        if a.dest not in ("help", "list", "num_gpus")
     }
     options = {field.name: field for field in fields(Options)}
     assert set(actions) == set(options)
@@ -168,19 +177,24 @@ def test_methods_are_listed(call):
 
 def test_a_reader_that_stops_early_is_no_error():
     command = [sys.executable, "-m", "nnssl", "pretrain", "--list"]
-    with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
         process.stdout.close()  # as `| head` does
         assert process.stderr.read() == b""
     assert process.returncode == 0
 
 
 def test_the_module_knows_the_commands():
-    done = subprocess.run([sys.executable, "-m", "nnssl", "fly"], cwd=REPOSITORY, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "nnssl", "fly"], cwd=REPOSITORY, capture_output=True, text=True
+    )
     assert done.returncode == 1
     assert all(command in done.stderr for command in COMMANDS)
 
 
-# -- messages --------------------------------------------------------------------------------------------------------
+# -- messages
+# --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -202,19 +216,34 @@ def test_wrong_usage_is_explained(call, arguments, message):
     ("arguments", "message"),
     [
         (["-m", "dinosaur", "-i", "x"], "unknown method 'dinosaur'; known: smit"),
-        (["-m", "smit", "-i", "x", "--set", "tau=1"], "cannot set 'tau=1'; write FIELD=VALUE with one of: lr="),
-        (["-m", "smit", "-i", "x", "--set", "mask_block=7"], "mask_block must be a stride of the encoder"),
+        (
+            ["-m", "smit", "-i", "x", "--set", "tau=1"],
+            "cannot set 'tau=1'; write FIELD=VALUE with one of: lr=",
+        ),
+        (
+            ["-m", "smit", "-i", "x", "--set", "mask_block=7"],
+            "mask_block must be a stride of the encoder",
+        ),
         (["-m", "smit", "-i", "/no/such/folder"], "/no/such/folder"),
         (["-m", "smit", "-d", "999"], "-d 999: expected one folder Dataset999_* in"),
         (["-m", "smit", "-d", "Dataset001_Not"], "found 0; there is: Dataset007_There"),
         (["-m", "smit", "-i", "x", "--name", "../escape"], "'../escape' cannot name a collection"),
-        (["-m", "smit", "-i", "x", "--probe", "999"], "--probe 999: expected one folder Dataset999_* in"),
-        (["-m", "smit", "-i", "x", "--probe", "7"], "holds no dataset.json; a probe needs an nnU-Net raw dataset"),
+        (
+            ["-m", "smit", "-i", "x", "--probe", "999"],
+            "--probe 999: expected one folder Dataset999_* in",
+        ),
+        (
+            ["-m", "smit", "-i", "x", "--probe", "7"],
+            "holds no dataset.json; a probe needs an nnU-Net raw dataset",
+        ),
         (
             ["-m", "smit", "-i", "x", "--dims", "2", "--crop", "32", "32", "32"],
             "--crop 32 32 32 has 3 numbers, but --dims is 2; a crop is Z Y X in 3D, Y X in 2D",
         ),
-        (["-m", "smit", "-i", "x", "--dims", "3", "--crop", "32", "32"], "has 2 numbers, but --dims is 3"),
+        (
+            ["-m", "smit", "-i", "x", "--dims", "3", "--crop", "32", "32"],
+            "has 2 numbers, but --dims is 3",
+        ),
         (["-m", "smit", "-i", "x", "--crop", "32"], "has 1 numbers, but --dims is 3"),
     ],
 )
@@ -262,14 +291,18 @@ def test_the_line_for_nnunet(call):
     assert (Path(folder) / "nnssl_swin_ssl.py").is_file()
 
 
-# -- a real run ------------------------------------------------------------------------------------------------------
+# -- a real run
+# ------------------------------------------------------------------------------------------------------
 
 
 class Terminal:
     """nnU-Net's folders, and commands typed in a shell that knows them."""
 
     def __init__(self, folder: Path, scans: Path) -> None:
-        self.scans, self.results = scans, folder / "nnUNet_results" / "nnssl" / "made" / "smit__tiny"
+        self.scans, self.results = (
+            scans,
+            folder / "nnUNet_results" / "nnssl" / "made" / "smit__tiny",
+        )
         names = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
         self.environment = {**os.environ, **{name: str(folder / name) for name in names},
                             "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # fmt: skip
@@ -370,7 +403,14 @@ def test_two_processes_from_one_line(terminal, stopped, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
-def test_a_signal_in_the_preparation_ends_with_75_and_no_traceback(call, nnunet_env, tmp_path, monkeypatch, number):
-    monkeypatch.setattr("nnssl.train.pretrain.prepare", lambda *_, **__: signal.raise_signal(number))
+def test_a_signal_in_the_preparation_ends_with_75_and_no_traceback(
+    call, nnunet_env, tmp_path, monkeypatch, number
+):
+    monkeypatch.setattr(
+        "nnssl.train.pretrain.prepare", lambda *_, **__: signal.raise_signal(number)
+    )
     code, _, err = call("pretrain", "-m", "smit", "-i", tmp_path, "-device", "cpu")
-    assert (code, err) == (75, "\nstopped before the training; the same line goes on where it was\n")
+    assert (code, err) == (
+        75,
+        "\nstopped before the training; the same line goes on where it was\n",
+    )

@@ -55,7 +55,12 @@ def test_the_plan_is_kept_when_scans_come_and_go_and_update_takes_them_in(tmp_pa
 
     more, said = prepared(tmp_path, raw, update=True)
     assert "1 scans are taken into the plan, 4 are in it now" in said
-    assert (more.spacing, more.hu, more.crop, more.fingerprint) == (plan.spacing, plan.hu, plan.crop, plan.fingerprint)
+    assert (more.spacing, more.hu, more.crop, more.fingerprint) == (
+        plan.spacing,
+        plan.hu,
+        plan.crop,
+        plan.fingerprint,
+    )
     assert more.cases[:3] == plan.cases
     assert more == Plan.load(tmp_path / "out" / "plan.json")
     after = stored(tmp_path)
@@ -97,7 +102,9 @@ def test_a_folder_that_moved_is_the_same(tmp_path, monkeypatch):
     assert said == "3 scans of the plan have moved, and are the same"
     assert read == []
     assert len(list((tmp_path / "out" / "survey").iterdir())) == 2 * surveyed
-    assert {name for name, time in stored(tmp_path).items() if time != before[name]} == {plan.cases[1].id}
+    assert {name for name, time in stored(tmp_path).items() if time != before[name]} == {
+        plan.cases[1].id
+    }
 
 
 def test_another_folder_of_the_same_names_is_not_taken_for_a_moved_one(tmp_path):
@@ -118,11 +125,17 @@ def test_what_has_moved_is_matched_below_its_folder(tmp_path):
         plan, _ = prepared(tmp_path, raw_folder(tmp_path / "raw", range(1)))
         (case,) = plan.cases
         return Plan(
-            "p", plan.spacing, plan.hu, plan.crop, tuple(type(case)(s, s, "", SHAPE, (1, 1, 1)) for s in sources)
+            "p",
+            plan.spacing,
+            plan.hu,
+            plan.crop,
+            tuple(type(case)(s, s, "", SHAPE, (1, 1, 1)) for s in sources),
         )
 
     plan = plan_of("/a/x/1/ct.nii", "/a/x/2/ct.nii", "/a/y/1/ct.nii", "/kept/ct.nii")
-    now = [Found(path) for path in ("/b/x/1/ct.nii", "/b/x/2/ct.nii", "/b/new/ct.nii", "/kept/ct.nii")]
+    now = [
+        Found(path) for path in ("/b/x/1/ct.nii", "/b/x/2/ct.nii", "/b/new/ct.nii", "/kept/ct.nii")
+    ]
     same = {"/a/x/1/ct.nii": "/b/x/1/ct.nii", "/a/x/2/ct.nii": "/b/x/2/ct.nii"}
     assert moved_sources(plan, now, ["/b", "/kept"]) == same
     assert moved_sources(plan, now, ["/b/x"]) == same  # two below x, one below y
@@ -138,11 +151,15 @@ def test_a_full_disk_ends_the_preparation(tmp_path, monkeypatch):
 
     make = files.tempfile.mkstemp
     monkeypatch.setattr(files.tempfile, "mkstemp", full)
-    with pytest.raises(files.NoRoomError, match=r"b2nd cannot be written: the disk is full.*Free some space for .*out"):
+    with pytest.raises(
+        files.NoRoomError,
+        match=r"b2nd cannot be written: the disk is full.*Free some space for .*out",
+    ):
         prepared(tmp_path, raw_folder(tmp_path / "raw"))
 
 
-# -- runs ------------------------------------------------------------------------------------------------------------
+# -- runs
+# ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -168,7 +185,9 @@ def run_folder(nnunet_env) -> Path:
     return nnunet_env["nnUNet_results"] / "nnssl" / "made" / "simmim__tiny_2d"
 
 
-def test_a_run_goes_on_with_its_scans_and_may_become_longer(trains, nnunet_env, tmp_path, monkeypatch):
+def test_a_run_goes_on_with_its_scans_and_may_become_longer(
+    trains, nnunet_env, tmp_path, monkeypatch
+):
     """One scan fails at first and succeeds later; one is new; --steps is raised."""
     read = preprocess_module.read_scan
 
@@ -189,20 +208,27 @@ def test_a_run_goes_on_with_its_scans_and_may_become_longer(trains, nnunet_env, 
     content = checkpoint.read(run_folder(nnunet_env) / LATEST)
     assert content["training_state"]["step"] == content["header"]["run"]["steps"] == 3
     assert len(content["training_state"]["cases"]) == content["header"]["plan"]["cases"] == 2
-    with pytest.raises(ValueError, match=r"has done 3 steps of 3, more than --steps 1: give a larger number"):
+    with pytest.raises(
+        ValueError, match=r"has done 3 steps of 3, more than --steps 1: give a larger number"
+    ):
         trains(resume=True, steps=1)
     with pytest.raises(ValueError, match=r"seed: was 0, now 1\nType these as they were"):
         trains(resume=True, steps=3, seed=1)
 
 
-def test_a_checkpoint_that_knows_only_their_number_goes_on_with_those_stored_first(trains, nnunet_env, tmp_path):
+def test_a_checkpoint_that_knows_only_their_number_goes_on_with_those_stored_first(
+    trains, nnunet_env, tmp_path
+):
     trains()
     path = run_folder(nnunet_env) / LATEST
     content = checkpoint.read(path)
     began = content["training_state"].pop("cases")
     checkpoint.write(path, content)
-    write_volume(tmp_path / "raw" / "patient 0" / "a.nii.gz", ct_array(SHAPE, 9))  # sorts before the others
-    assert "3 scans that it is on; the collection has 4" in trains(resume=True, steps=3, update=True)
+    # sorts before the others
+    write_volume(tmp_path / "raw" / "patient 0" / "a.nii.gz", ct_array(SHAPE, 9))
+    assert "3 scans that it is on; the collection has 4" in trains(
+        resume=True, steps=3, update=True
+    )
     assert checkpoint.read(path)["training_state"]["cases"] == began
     data = nnunet_env["nnUNet_preprocessed"] / "nnssl" / "made"
     shutil.rmtree(tmp_path / "raw" / "patient 2")
@@ -227,7 +253,9 @@ def test_one_run_a_folder(trains, nnunet_env):
             os.read(done[0], 1)
         os._exit(0)
     os.read(ready[0], 1)
-    with pytest.raises(files.LockedError, match=rf"is being written by process {child} on .*: wait for it.*-o"):
+    with pytest.raises(
+        files.LockedError, match=rf"is being written by process {child} on .*: wait for it.*-o"
+    ):
         trains()
     os.write(done[1], b"x")
     os.waitpid(child, 0)
@@ -237,7 +265,9 @@ def test_one_run_a_folder(trains, nnunet_env):
 
 def test_names_of_many_sources_are_short_and_stable(nnunet_env):
     def name(*names: str, **options) -> str:
-        return places.data_folder(Options("smit", sources=[Path("/x") / n for n in names], **options))[0]
+        return places.data_folder(
+            Options("smit", sources=[Path("/x") / n for n in names], **options)
+        )[0]
 
     assert name("a", "b", dataset_ids=("501",)) == "a_b_501"
     many = [f"patient_{number:03d}" for number in range(26)]

@@ -19,11 +19,16 @@ from nnssl.train.log import Log, duration
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 HEADS = Sizes(crop=(64, 48, 64), spacing=(2.5, 3.9, 3.9), scans=203, steps=2000, batch_size=4)
-LARGE = Sizes(crop=(96, 96, 96), spacing=(2.0, 2.0, 2.0), scans=10_412, steps=100_000, batch_size=32)
+LARGE = Sizes(
+    crop=(96, 96, 96), spacing=(2.0, 2.0, 2.0), scans=10_412, steps=100_000, batch_size=32
+)
 
 
 def chosen(name: str, sizes: Sizes, *settings: str) -> dict:
-    return {choice.name: choice.value for choice in configure.configure(METHODS[name], settings, sizes)[1]}
+    return {
+        choice.name: choice.value
+        for choice in configure.configure(METHODS[name], settings, sizes)[1]
+    }
 
 
 def test_a_small_run_of_smit():
@@ -38,8 +43,16 @@ def test_a_small_run_of_smit():
 
 def test_a_large_run_of_smit():
     config, _ = configure.configure(METHODS["smit"], [], LARGE)
-    assert (config.mask_block, config.prototypes, config.teacher_momentum) == ((16, 16, 16), 8192, 0.999)
-    assert (config.centre_momentum, config.teacher_temperature_end, config.beta2) == (0.9, 0.07, 0.999)
+    assert (config.mask_block, config.prototypes, config.teacher_momentum) == (
+        (16, 16, 16),
+        8192,
+        0.999,
+    )
+    assert (config.centre_momentum, config.teacher_temperature_end, config.beta2) == (
+        0.9,
+        0.07,
+        0.999,
+    )
 
 
 @pytest.mark.parametrize(
@@ -56,7 +69,9 @@ def test_blocks_have_some_32_mm(crop, spacing, block):
     assert configure.hidden_block(crop, spacing) == block
 
 
-@pytest.mark.parametrize(("side", "cubes", "ahead"), [(96, 3, 2), (64, 2, 1), (48, 2, 1), (32, 2, 1)])
+@pytest.mark.parametrize(
+    ("side", "cubes", "ahead"), [(96, 3, 2), (64, 2, 1), (48, 2, 1), (32, 2, 1)]
+)
 def test_cubes_of_cpc_have_24_voxels_where_the_crop_allows(side, cubes, ahead):
     sizes = Sizes((side,) * 3, (2.0,) * 3, 100, 1000, 8)
     found = chosen("cpc", sizes)
@@ -93,8 +108,17 @@ def test_published_settings_are_the_papers_whatever_the_run(name):
 def test_published_smit_is_the_authors():
     config = METHODS["smit"].Config.parse(["published=true"])
     assert (config.mask_block, config.mask_ratio, config.mask_air) == ((16,), 0.7, True)
-    assert (config.decode_from, config.smooth_l1, config.window_jitter, config.patch_tokens) == (32, 0.0, 0.0, 0)
-    assert (config.teacher_temperature_end, config.teacher_momentum, config.prototypes) == (0.07, 0.996, 8192)
+    assert (config.decode_from, config.smooth_l1, config.window_jitter, config.patch_tokens) == (
+        32,
+        0.0,
+        0.0,
+        0,
+    )
+    assert (config.teacher_temperature_end, config.teacher_momentum, config.prototypes) == (
+        0.07,
+        0.996,
+        8192,
+    )
     assert (config.w_mip, config.w_itd, config.w_mpd, config.lr) == (1.0, 0.1, 0.1, 6e-4)
 
 
@@ -106,9 +130,20 @@ def test_a_run_that_goes_on_keeps_what_it_had():
 
 
 def test_a_checkpoint_of_before_keeps_the_loss_that_it_was_made_with():
-    stored = {"lr": 6e-4, "mask_block": 16, "decode_from": 32, "clip_norm": 3.0, "window_jitter": 0.5}
+    stored = {
+        "lr": 6e-4,
+        "mask_block": 16,
+        "decode_from": 32,
+        "clip_norm": 3.0,
+        "window_jitter": 0.5,
+    }
     config = METHODS["simmim"].Config.stored(stored)
-    assert (config.mask_block, config.mask_air, config.smooth_l1, config.window_jitter) == ((16,), True, 0.0, 0.5)
+    assert (config.mask_block, config.mask_air, config.smooth_l1, config.window_jitter) == (
+        (16,),
+        True,
+        0.0,
+        0.5,
+    )
     assert config.published is False
 
 
@@ -137,7 +172,11 @@ def test_a_cpus_batch_is_what_fits_and_is_done_in_time(monkeypatch, fits, timely
 def test_a_trial_for_time_leaves_nothing_behind_and_keeps_to_the_methods_least():
     method = micro.method("simclr")
     before = {k: copy.deepcopy(v) for k, v in method.state_dict().items()}
-    assert method.smallest_batch <= capacity.timely_batch_size(method, micro.CROP, micro.CPU) <= capacity.MOST["cpu"]
+    assert (
+        method.smallest_batch
+        <= capacity.timely_batch_size(method, micro.CROP, micro.CPU)
+        <= capacity.MOST["cpu"]
+    )
     assert all(p.grad is None for p in method.parameters())
     method.after_step(0.0)
     after = method.state_dict()
@@ -148,7 +187,9 @@ def test_a_picture_moves_no_running_moment(tmp_path, monkeypatch):
     """Rank zero alone draws, and a resumed run draws at other steps."""
     run = micro.run(tmp_path, "byol")
     noted = run.method.answers.moments
-    monkeypatch.setattr(run.method, "show", lambda views: run.method(views) and {"view": views["image"][0]})
+    monkeypatch.setattr(
+        run.method, "show", lambda views: run.method(views) and {"view": views["image"][0]}
+    )
     log = Log(run, print)
     files.write_json_lines(log.path, [{"step": 1, "total": 1.0, "lr": 1.0, "grad_norm": 1.0}])
     before = noted.value.clone()
@@ -164,4 +205,9 @@ def test_the_first_steps_tell_how_long_a_run_will_take(tmp_path):
         log.pace(seconds)
     assert len(said) == 1
     assert said[0].startswith("\n2 s a step: 5 h 33 min to go; shorter: fewer --steps")
-    assert [duration(s) for s in (40, 600, 12_000, 200_000)] == ["40 s", "10 min", "3 h 20 min", "2 d 8 h"]
+    assert [duration(s) for s in (40, 600, 12_000, 200_000)] == [
+        "40 s",
+        "10 min",
+        "3 h 20 min",
+        "2 d 8 h",
+    ]

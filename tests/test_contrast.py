@@ -1,4 +1,6 @@
-"""Contrastive losses and their queue against lightly, MONAI, naive loops and closed forms, in one and two processes."""
+"""Contrastive losses and their queue against lightly, MONAI, naive loops and closed forms, in one
+and two processes.
+"""
 
 from __future__ import annotations
 
@@ -50,13 +52,18 @@ def naive(queries, keys, positive, scans_q, scans_k, temperature) -> tuple[float
     for i, query in enumerate(queries):
         cosines = [float(F.cosine_similarity(query, key, dim=0)) / temperature for key in keys]
         own = cosines[positive[i]]
-        others = [c for j, c in enumerate(cosines) if scans_k[j] not in (scans_q[i], EMPTY) and j != positive[i]]
+        others = [
+            c
+            for j, c in enumerate(cosines)
+            if scans_k[j] not in (scans_q[i], EMPTY) and j != positive[i]
+        ]
         losses.append(-math.log(math.exp(own) / (math.exp(own) + sum(math.exp(c) for c in others))))
         right.append(bool(others) and own > max(others))
     return sum(losses) / len(losses), sum(right) / len(right)
 
 
-# -- NT-Xent ---------------------------------------------------------------------------------------------------------
+# -- NT-Xent
+# ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
@@ -70,7 +77,9 @@ def test_nt_xent_is_lightlys_and_monais(batch, dim, temperature):
     for oracle in (NTXentLoss(temperature), ContrastiveLoss(temperature)):
         wanted = oracle(first, second)
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
-        ours, theirs = (torch.autograd.grad(loss, (first, second), retain_graph=True) for loss in (got, wanted))
+        ours, theirs = (
+            torch.autograd.grad(loss, (first, second), retain_graph=True) for loss in (got, wanted)
+        )
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
@@ -120,13 +129,15 @@ def test_crops_of_the_same_scan_are_left_out(scans, kept, temperature):
 
 def test_what_is_left_out_gets_no_gradient():
     first, second = (x.requires_grad_() for x in pair(3, 5))
-    loss, accuracy = nt_xent(first, second, 0.1, torch.zeros(3, dtype=torch.long))  # nothing to choose from
+    # nothing to choose from
+    loss, accuracy = nt_xent(first, second, 0.1, torch.zeros(3, dtype=torch.long))
     loss.backward()
     assert float(loss) == float(accuracy) == 0
     assert float(first.grad.abs().sum() + second.grad.abs().sum()) == 0
 
 
-# -- InfoNCE ---------------------------------------------------------------------------------------------------------
+# -- InfoNCE
+# ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
@@ -136,7 +147,9 @@ def test_info_nce_is_cross_entropy_over_all_keys(batch, dim, temperature):
     cosines = F.normalize(query, dim=1) @ F.normalize(key, dim=1).T
     loss, accuracy = info_nce(query, key, temperature)
     torch.testing.assert_close(loss, F.cross_entropy(cosines / temperature, torch.arange(batch)))
-    torch.testing.assert_close(accuracy, (cosines.argmax(dim=1) == torch.arange(batch)).float().mean())
+    torch.testing.assert_close(
+        accuracy, (cosines.argmax(dim=1) == torch.arange(batch)).float().mean()
+    )
 
 
 @pytest.mark.parametrize("temperature", [0.1, 0.5])
@@ -149,7 +162,9 @@ def test_one_query_against_a_queue_is_lightlys_memory_bank(temperature):
     queue.update()
     for step in range(12):  # beyond one turn of the ring
         query, key = pair(1, 6, seed=10 * step)
-        got, _ = info_nce(query.requires_grad_(), key, temperature, torch.tensor([100 + step]), queue)
+        got, _ = info_nce(
+            query.requires_grad_(), key, temperature, torch.tensor([100 + step]), queue
+        )
         torch.testing.assert_close(got, oracle(query, key), rtol=1e-4, atol=1e-5)
         queue.note(key[:, None], torch.tensor([100 + step]))
         queue.update()
@@ -161,7 +176,9 @@ def test_negative_cosine_is_lightlys():
 
     for batch, dim in SIZES:
         first, second = pair(batch, dim)
-        torch.testing.assert_close(negative_cosine(first, second), NegativeCosineSimilarity()(first, second))
+        torch.testing.assert_close(
+            negative_cosine(first, second), NegativeCosineSimilarity()(first, second)
+        )
     assert float(negative_cosine(first, 2 * first)) == pytest.approx(-1)
 
 
@@ -178,7 +195,8 @@ def test_everything_is_computed_in_fp32():
             assert torch.equal(loss(), plain)
 
 
-# -- the queue -------------------------------------------------------------------------------------------------------
+# -- the queue
+# -------------------------------------------------------------------------------------------------------
 
 
 def test_a_queue_is_a_ring_that_moves_once_a_step():
@@ -220,7 +238,9 @@ def test_a_bad_batch_does_not_stay_in_the_queue():
 def test_an_empty_queue_changes_nothing_and_a_loaded_one_goes_on():
     first, second = pair(4, 6)
     scans = torch.arange(4)
-    torch.testing.assert_close(nt_xent(first, second, 0.1, scans, Queue(8, 6)), nt_xent(first, second, 0.1, scans))
+    torch.testing.assert_close(
+        nt_xent(first, second, 0.1, scans, Queue(8, 6)), nt_xent(first, second, 0.1, scans)
+    )
     queue, other = filled(4, 6, [5, 6, 7]), Queue(4, 6)
     other.load_state_dict(queue.state_dict())
     for part in (queue, other):
@@ -230,7 +250,8 @@ def test_an_empty_queue_changes_nothing_and_a_loaded_one_goes_on():
     assert torch.equal(queue.keys, other.keys)
 
 
-# -- heads -----------------------------------------------------------------------------------------------------------
+# -- heads
+# -----------------------------------------------------------------------------------------------------------
 
 
 def test_heads_have_the_papers_layers():
@@ -247,7 +268,8 @@ def test_no_row_of_a_projector_depends_on_the_others():
     torch.testing.assert_close(projector(rows)[:1], projector(rows[:1]))
 
 
-# -- two processes ---------------------------------------------------------------------------------------------------
+# -- two processes
+# ---------------------------------------------------------------------------------------------------
 
 
 def inputs() -> dict[str, torch.Tensor]:
@@ -262,7 +284,9 @@ def loss_of(kind: str, first, second, scans, queue) -> tuple[torch.Tensor, torch
 
 
 def shared_step(kind: str, first, second, scans) -> dict[str, torch.Tensor]:
-    """The loss of a linear map of the rows; its gradient averaged over processes, as DistributedDataParallel does."""
+    """The loss of a linear map of the rows; its gradient averaged over processes, as
+    DistributedDataParallel does.
+    """
     queue, weight = filled(12, DIM, [3, 0, 6]), randn(DIM, DIM, seed=3).requires_grad_()
     loss, accuracy = loss_of(kind, first @ weight, second @ weight, scans, queue)
     loss.backward()
@@ -270,7 +294,11 @@ def shared_step(kind: str, first, second, scans) -> dict[str, torch.Tensor]:
         rows = slice(part * len(first) // 2, (part + 1) * len(first) // 2)
         queue.note(torch.stack([first[rows], second[rows]], dim=1), scans[rows])
     queue.update()
-    found = {"loss": dist.mean(loss.detach()), "accuracy": dist.mean(accuracy), "gradient": dist.mean(weight.grad)}
+    found = {
+        "loss": dist.mean(loss.detach()),
+        "accuracy": dist.mean(accuracy),
+        "gradient": dist.mean(weight.grad),
+    }
     return {**found, "keys": queue.keys, "scans": queue.scans}
 
 
@@ -280,7 +308,8 @@ KINDS = ["nt_xent", "info_nce", "no scans"]
 def as_rank(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     td.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=WORLD)
-    # Part p of a step is samples [4p, 4p + 4), of which each process has two: as nnssl.train.batches deals them.
+    # Part p of a step is samples [4p, 4p + 4), of which each process has two: as
+    # nnssl.train.batches deals them.
     own = torch.tensor([0, 1, 4, 5]) + 2 * rank
     dealt = {name: tensor[own] for name, tensor in inputs().items()}
     torch.save({kind: shared_step(kind, **dealt) for kind in KINDS}, folder / f"{rank}.pth")
@@ -299,7 +328,9 @@ def test_two_processes_contrast_as_one_with_the_joint_batch(found, kind):
     one = shared_step(kind, **inputs())
     for rank in range(WORLD):
         for name, value in one.items():
-            torch.testing.assert_close(found[rank][kind][name], value, rtol=1e-5, atol=1e-6, msg=f"{name} of {rank}")
+            torch.testing.assert_close(
+                found[rank][kind][name], value, rtol=1e-5, atol=1e-6, msg=f"{name} of {rank}"
+            )
 
 
 def test_gathering_costs_nothing_in_one_process():
@@ -320,6 +351,8 @@ def test_a_step_that_does_not_count_moves_no_running_state():
         parts[2].update(student, 0.9)
         states.append({name: value.clone() for name, value in parts.state_dict().items()})
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
-    assert not any(torch.equal(states[1][name], states[2][name]) for name in states[0] if "scans" not in name)
+    assert not any(
+        torch.equal(states[1][name], states[2][name]) for name in states[0] if "scans" not in name
+    )
     own = states[1]["2.model.weight"]
     torch.testing.assert_close(states[2]["2.model.weight"], own.lerp(student.weight, 0.1))

@@ -1,4 +1,6 @@
-"""`nnssl_convert`: the file that it writes is a checkpoint of ours, what cannot be used is refused with the reason."""
+"""`nnssl_convert`: the file that it writes is a checkpoint of ours, what cannot be used is refused
+with the reason.
+"""
 
 from __future__ import annotations
 
@@ -34,14 +36,18 @@ def swinvit() -> dict:
 
 @pytest.fixture
 def call(tmp_path, monkeypatch, capsys):
-    """Save a file, type `nnssl_convert` on it; exit code, what it printed, stderr, and the path of the checkpoint."""
+    """Save a file, type `nnssl_convert` on it; exit code, what it printed, stderr, and the path of
+    the checkpoint.
+    """
 
     def called(content: object, *arguments: str) -> tuple[int, str, str, Path]:
         file, output = tmp_path / "foreign.pt", tmp_path / "checkpoint.pth"
         if not isinstance(content, Path):
             torch.save(content, file)
             content = file
-        monkeypatch.setattr(sys, "argv", ["nnssl_convert", str(content), "-o", str(output), *arguments])
+        monkeypatch.setattr(
+            sys, "argv", ["nnssl_convert", str(content), "-o", str(output), *arguments]
+        )
         code = cli.convert()
         said = capsys.readouterr()
         return code, said.out, said.err, output
@@ -49,7 +55,8 @@ def call(tmp_path, monkeypatch, capsys):
     return called
 
 
-# --- what is written -----------------------------------------------------------------------------------------------
+# --- what is written
+# -----------------------------------------------------------------------------------------------
 
 
 def test_the_checkpoint_is_one_of_ours(call, swinvit, monkeypatch, capsys):
@@ -91,13 +98,17 @@ def test_the_checkpoint_is_one_of_ours(call, swinvit, monkeypatch, capsys):
     ids=["voco", "smit", "imagenet"],
 )
 def test_it_fine_tunes_like_any_other(call, network, saved, asked):
-    """Planned, loaded whole, of two channels, and trained: every parameter has a gradient and a learning rate."""
+    """Planned, loaded whole, of two channels, and trained: every parameter has a gradient and a
+    learning rate.
+    """
     code, _, err, path = call(saved(network()), *asked)
     assert code == 0, err
     loaded = checkpoint.load(path)
     plans = nnunet_plans(("CTNormalization", "ZScoreNormalization"))
     plans["pretrain_info"] = origin.pretrain_info(origin.Choice(path, "a test"), loaded)
-    entry = architecture(plans, finetune.resolve(plans, "3d_fullres"), loaded.encoder_config, "light", loaded.hu)
+    entry = architecture(
+        plans, finetune.resolve(plans, "3d_fullres"), loaded.encoder_config, "light", loaded.hu
+    )
     net = SwinUNETR(2, 3, **entry["arch_kwargs"], deep_supervision=True)
     lines = finetune.load(net, plans)
     total = len(list(net.encoder.parameters()))
@@ -113,10 +124,14 @@ def test_all_configurations_of_a_dataset_can_be_planned_with_smit(call, nnunet_e
     path = call(made.smit(window=2).published())[3]
     folder = nnunet_env["nnUNet_preprocessed"] / DATASET
     files.write_json(folder / "nnUNetPlans.json", nnunet_plans())
-    request = derive.Request(DATASET, base="nnUNetPlans", name="smit", checkpoint=path, decoder="light")
+    request = derive.Request(
+        DATASET, base="nnUNetPlans", name="smit", checkpoint=path, decoder="light"
+    )
     plans = files.read_json(derive.derive(request))
     encoders = {
-        name: SwinConfig.from_dict(plans["configurations"][name]["architecture"]["arch_kwargs"]["encoder"])
+        name: SwinConfig.from_dict(
+            plans["configurations"][name]["architecture"]["arch_kwargs"]["encoder"]
+        )
         for name in ("2d", "3d_fullres")
     }
     assert {name: (e.spatial_dims, e.windows) for name, e in encoders.items()} == {
@@ -137,11 +152,15 @@ def test_learning_rates_of_what_only_foreign_encoders_have():
 
 
 def test_an_image_is_turned_into_what_the_weights_saw(call, swinvit):
-    """nnU-Net's normalised CT, through the network's own map, is MONAI's ScaleIntensityRange of the same HU."""
+    """nnU-Net's normalised CT, through the network's own map, is MONAI's ScaleIntensityRange of the
+    same HU.
+    """
     path = call(swinvit)[3]
     plans = nnunet_plans()
     loaded = checkpoint.load(path)
-    entry = architecture(plans, finetune.resolve(plans, "3d_fullres"), loaded.encoder_config, "light", loaded.hu)
+    entry = architecture(
+        plans, finetune.resolve(plans, "3d_fullres"), loaded.encoder_config, "light", loaded.hu
+    )
     net = SwinUNETR(1, 2, **entry["arch_kwargs"])
     hu = torch.tensor([-2000.0, -1000.0, -500.0, 0.0, 40.0, 1000.0, 3000.0]).view(1, 1, 1, 1, -1)
     seen = net.encoder.intensity((hu - 90) / 140)
@@ -155,7 +174,21 @@ def test_known_ranges_become_zero_to_one(source):
 
 
 def test_what_the_request_says_is_written(call, swinvit):
-    asked = ["--hu", "-100", "300", "40", "80", "--spacing", "5", "1", "1", "--crop", "64", "64", "32"]
+    asked = [
+        "--hu",
+        "-100",
+        "300",
+        "40",
+        "80",
+        "--spacing",
+        "5",
+        "1",
+        "1",
+        "--crop",
+        "64",
+        "64",
+        "32",
+    ]
     loaded = checkpoint.load(call(swinvit, *asked)[3])
     assert (loaded.hu.low, loaded.hu.high, loaded.hu.mean, loaded.hu.sd) == (-100, 300, 40, 80)
     assert (loaded.spacing, loaded.crop) == ((5, 1, 1), (64, 64, 32))
@@ -168,37 +201,56 @@ def test_without_hu_images_pass_as_nnunet_normalises_them(call, swinvit):
     assert "images pass as nnU-Net normalises them" in out
     plans = nnunet_plans()
     resolved = finetune.resolve(plans, "3d_fullres")
-    assert architecture(plans, resolved, loaded.encoder_config, "light", loaded.hu)["arch_kwargs"]["intensity"] is None
+    assert (
+        architecture(plans, resolved, loaded.encoder_config, "light", loaded.hu)["arch_kwargs"][
+            "intensity"
+        ]
+        is None
+    )
 
 
 def test_files_of_safetensors_and_half_precision(tmp_path):
-    tensors = {name: tensor.half().contiguous() for name, tensor in made.timm_swin().state_dict().items()}
+    tensors = {
+        name: tensor.half().contiguous() for name, tensor in made.timm_swin().state_dict().items()
+    }
     save_file(tensors, tmp_path / "model.safetensors")
     convert(Request(tmp_path / "model.safetensors", tmp_path / "ours.pth", hu=(-160, 240)))
     loaded = checkpoint.load(tmp_path / "ours.pth")
     assert loaded.spacing is None
     assert (loaded.hu.normalise(torch.tensor(240.0)) * 0.226 + 0.449).item() == pytest.approx(1)
     name = "layers1.0.blocks.0.attn.qkv.weight"
-    assert torch.equal(loaded.weights[f"encoder.{name}"], tensors["layers.0.blocks.0.attn.qkv.weight"].float())
+    assert torch.equal(
+        loaded.weights[f"encoder.{name}"], tensors["layers.0.blocks.0.attn.qkv.weight"].float()
+    )
 
 
 def test_every_source_is_documented():
-    page = (Path(__file__).resolve().parents[1] / "documentation" / "foreign_weights.md").read_text()
+    page = (
+        Path(__file__).resolve().parents[1] / "documentation" / "foreign_weights.md"
+    ).read_text()
     assert [source.name for source in sources.SOURCES if f"`{source.name}`" not in page] == []
 
 
 def test_semantics_survive_in_the_header(call, swinvit):
     config = checkpoint.load(call(swinvit)[3]).encoder_config
-    assert (config.windows, config.merging, config.axes, config.taps) == ("monai", "legacy", "xyz", "merge")
+    assert (config.windows, config.merging, config.axes, config.taps) == (
+        "monai",
+        "legacy",
+        "xyz",
+        "merge",
+    )
     assert SwinConfig.from_dict(config.to_dict()) == config
     assert set(Swin(config).state_dict()) == set(Swin(replace(config, merging="all")).state_dict())
 
 
-# --- what is refused -----------------------------------------------------------------------------------------------
+# --- what is refused
+# -----------------------------------------------------------------------------------------------
 
 
 def without(content: dict, part: str) -> dict:
-    return {"state_dict": {name: t for name, t in content["state_dict"].items() if part not in name}}
+    return {
+        "state_dict": {name: t for name, t in content["state_dict"].items() if part not in name}
+    }
 
 
 def changed(content: dict, name: str, tensor: torch.Tensor) -> dict:
@@ -222,7 +274,11 @@ REFUSED = {
         (),
         r"no Swin encoder of a known layout .* it looks like a Swin V2",
     ),
-    "a ViT": (lambda c: {"pos_embed": torch.zeros(3), "blocks.0.w": torch.zeros(3)}, (), "a plain ViT"),
+    "a ViT": (
+        lambda c: {"pos_embed": torch.zeros(3), "blocks.0.w": torch.zeros(3)},
+        (),
+        "a plain ViT",
+    ),
     "no tensors": (lambda c: {"state_dict": {"epoch": 3}}, (), "holds no tensors by name"),
     "a list": (lambda c: [1, 2], (), "holds no tensors by name, but list"),
     "a missing tensor": (
@@ -230,7 +286,11 @@ REFUSED = {
         (),
         "missing in the file: layers2.0.blocks.0.attn.proj.bias",
     ),
-    "a missing stage": (lambda c: without(c, "layers3"), (), r"those found here have \[1, 1, 0, 1\]"),
+    "a missing stage": (
+        lambda c: without(c, "layers3"),
+        (),
+        r"those found here have \[1, 1, 0, 1\]",
+    ),
     "a tensor too many": (
         lambda c: changed(c, "module.layers1.0.blocks.0.attn.gate", torch.zeros(2)),
         (),
@@ -242,12 +302,16 @@ REFUSED = {
         r"other shape: layers4.0.blocks.0.norm1.weight is \(5,\) in the file, \(96,\) in the network",
     ),
     "another index": (
-        lambda c: changed(c, "module.layers4.0.blocks.0.attn.relative_position_index", torch.zeros(8, 8)),
+        lambda c: changed(
+            c, "module.layers4.0.blocks.0.attn.relative_position_index", torch.zeros(8, 8)
+        ),
         (),
         "its bias table cannot be read",
     ),
     "odd windows": (
-        lambda c: changed(c, "module.layers1.0.blocks.0.attn.relative_position_bias_table", torch.zeros(30, 1)),
+        lambda c: changed(
+            c, "module.layers1.0.blocks.0.attn.relative_position_bias_table", torch.zeros(30, 1)
+        ),
         (),
         r"bias table of 30 rows|its bias table cannot be read",
     ),
@@ -273,7 +337,10 @@ REFUSED = {
         r"names are no names: \['\\x1b\[2Kmodule",
     ),
     "two encoders": (
-        lambda c: {"state_dict": made.prefixed("a.", c["state_dict"]) | made.prefixed("b.", c["state_dict"])},
+        lambda c: {
+            "state_dict": made.prefixed("a.", c["state_dict"])
+            | made.prefixed("b.", c["state_dict"])
+        },
         (),
         r"holds 2 encoder\(s\), with names that begin with 'a.module.', 'b.module.': choose --prefix",
     ),
@@ -283,7 +350,11 @@ REFUSED = {
         (),
         "MONAI 1.5 changed which tokens a merge joins",
     ),
-    "another source": (lambda c: c, ("--source", "imagenet"), "--source imagenet does not go with .* layout monai"),
+    "another source": (
+        lambda c: c,
+        ("--source", "imagenet"),
+        "--source imagenet does not go with .* layout monai",
+    ),
     "3D to 2D": (lambda c: c, ("--dims", "2"), "weights in 3D cannot become 2D"),
     "three numbers": (lambda c: c, ("--hu", "1", "2", "3"), "--hu takes LOW HIGH"),
 }

@@ -1,4 +1,6 @@
-"""CPC: cubes apart from each other, no way from the target into the context, InfoNCE against a loop."""
+"""CPC: cubes apart from each other, no way from the target into the context, InfoNCE against a
+loop.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +25,14 @@ def _plain(monkeypatch):
 
 
 def numbered(region: tuple[int, ...]) -> torch.Tensor:
-    """A region in which every voxel is its own number, so that a cube tells where it was cut: [1 1 *region]."""
+    """A region in which every voxel is its own number, so that a cube tells where it was cut: [1 1
+    *region].
+    """
     return torch.arange(math.prod(region)).float().view(1, 1, *region)
 
 
-# -- cubes -----------------------------------------------------------------------------------------------------------
+# -- cubes
+# -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", range(8, 257))
@@ -37,7 +42,9 @@ def test_region_and_crop_know_each_other(size):
     assert region - region // 5 == size
 
 
-@pytest.mark.parametrize(("crop", "cube"), [((96, 96, 96), 32), ((48, 48, 48), 16), ((64, 64), 20), ((16, 16, 16), 4)])
+@pytest.mark.parametrize(
+    ("crop", "cube"), [((96, 96, 96), 32), ((48, 48, 48), 16), ((64, 64), 20), ((16, 16, 16), 4)]
+)
 def test_cubes_have_a_third_of_the_crop(crop, cube):
     method = micro.method("cpc", spatial_dims=len(crop))
     cubes = method.views(torch.zeros(1, 1, *CPC.region(crop)), [generator_for(0, 0)])["cubes"]
@@ -80,9 +87,15 @@ def test_walks_go_along_every_axis_both_ways(dims):
         first = cubes.flatten(3)[:, :, 0, 0].long()  # the corner voxels [steps lines]
         cells = torch.stack(torch.unravel_index(first, region)) // 10  # [dims steps lines]
         moved = cells[:, 1:] - cells[:, :-1]
-        assert bool((moved == moved[:, :1, :1]).all()), "every line goes the same way, one cell a step"
+        assert bool((moved == moved[:, :1, :1]).all()), (
+            "every line goes the same way, one cell a step"
+        )
         ways.add(tuple(moved[:, 0, 0].tolist()))
-    units = [tuple(sign if axis == a else 0 for a in range(dims)) for axis in range(dims) for sign in (1, -1)]
+    units = [
+        tuple(sign if axis == a else 0 for a in range(dims))
+        for axis in range(dims)
+        for sign in (1, -1)
+    ]
     assert ways == set(units)
 
 
@@ -98,12 +111,15 @@ def test_a_crop_without_room_is_refused():
         micro.views(micro.method("cpc"), crop=(4, 4, 4))
 
 
-# -- no way from the target into the context -------------------------------------------------------------------------
+# -- no way from the target into the context
+# -------------------------------------------------------------------------
 
 
 @pytest.fixture
 def predictions():
-    """A method in evaluation mode, and what it predicts and what it is to find, as functions of its cubes."""
+    """A method in evaluation mode, and what it predicts and what it is to find, as functions of its
+    cubes.
+    """
     method = micro.method("cpc", cubes=4, ahead=3).eval()
 
     def of(cubes):
@@ -119,7 +135,9 @@ def test_no_gradient_leads_from_a_prediction_to_its_target(predictions):
     cubes = micro.views(method)["cubes"].requires_grad_()
     for step in range(4):
         for predicted in of(cubes)[1]:
-            (gradient,) = torch.autograd.grad(predicted[:, step].square().sum(), cubes, retain_graph=True)
+            (gradient,) = torch.autograd.grad(
+                predicted[:, step].square().sum(), cubes, retain_graph=True
+            )
             reached = gradient.flatten(3).abs().amax(dim=3) > 0  # [B steps lines]
             assert reached[:, : step + 1].all(), "of the past all is heard"
             assert not reached[:, step + 1 :].any(), "of the future nothing"
@@ -139,7 +157,8 @@ def test_a_changed_cube_changes_its_own_line_from_its_own_step_on(predictions):
         assert differs.nonzero().tolist() == [[1, 2, 5], [1, 3, 5]]
 
 
-# -- the loss --------------------------------------------------------------------------------------------------------
+# -- the loss
+# --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("cubes", "ahead"), [(2, 1), (3, 2), (3, 1)])
@@ -158,7 +177,9 @@ def test_the_loss_is_infonce_of_a_loop(cubes, ahead):
             for step in range(cubes - k):
                 for line in range(z.shape[2]):
                     past = z[scan, : step + 1, line]
-                    queries.append(past[-1] + method.predictors[k - 1](method.context(past[None])[0][0, -1]))
+                    queries.append(
+                        past[-1] + method.predictors[k - 1](method.context(past[None])[0][0, -1])
+                    )
                     keys.append(z[scan, step + k, line])
         losses, right = [], []
         for row, query in enumerate(queries):
@@ -182,27 +203,40 @@ def test_it_begins_at_chance():
     assert float(out.watched["accuracy"]) == 0
 
 
-# -- the encoder -----------------------------------------------------------------------------------------------------
+# -- the encoder
+# -----------------------------------------------------------------------------------------------------
 
 
 def test_cubes_of_32_train_every_encoder_tensor():
     """As the default crop of 96 has them; tests/test_methods.py names what smaller cubes leave out."""
     method = micro.method("cpc", cubes=2, ahead=1)
     cubes = torch.stack([micro.MadeCrops((32, 32, 32))[index]["crop"] for index in range(8)])
-    out = method({"cubes": cubes.view(1, 2, 4, 1, 32, 32, 32), "scan": torch.zeros(1, dtype=torch.long)})
+    out = method(
+        {"cubes": cubes.view(1, 2, 4, 1, 32, 32, 32), "scan": torch.zeros(1, dtype=torch.long)}
+    )
     out.losses["total"].backward()
-    silent = {n for n, p in method.student.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0}
+    silent = {
+        n
+        for n, p in method.student.named_parameters()
+        if p.grad is None or not p.grad.abs().sum() > 0
+    }
     assert silent == set()
 
 
-# -- the picture and the settings ------------------------------------------------------------------------------------
+# -- the picture and the settings
+# ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dims", [2, 3])
 def test_the_wall_is_walked_from_left_to_right(dims):
     method = micro.method("cpc", spatial_dims=dims)
     lines = 3 ** (dims - 1)
-    cubes = torch.arange(3 * lines).float().view(1, 3, lines, 1, *[1] * dims).expand(1, 3, lines, 1, *[4] * dims)
+    cubes = (
+        torch.arange(3 * lines)
+        .float()
+        .view(1, 3, lines, 1, *[1] * dims)
+        .expand(1, 3, lines, 1, *[4] * dims)
+    )
     shown = method.show({"cubes": cubes})
     wall, known = shown.values()
     assert wall.shape == (1, 1, *[12] * dims)

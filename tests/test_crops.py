@@ -28,12 +28,17 @@ def stored(tmp_path_factory) -> tuple:
     paths = [write_volume(folder / "raw" / f"{i}.mha", array) for i, array in enumerate(arrays)]
     plan = small_plan(paths, arrays, spacing=(3.0, 2.0, 1.5), crop=(16, 32, 32))
     assert preprocess(plan, folder, 0) == {}
-    whole = {case.id: blosc2.open(str(folder / f"{case.id}.b2nd"), mode="r")[0] for case in plan.cases}
+    whole = {
+        case.id: blosc2.open(str(folder / f"{case.id}.b2nd"), mode="r")[0] for case in plan.cases
+    }
     return folder, plan, whole
 
 
 def same(a: dict, b: dict) -> bool:
-    return torch.equal(a["crop"], b["crop"]) and (a["index"], a["rejected"]) == (b["index"], b["rejected"])
+    return torch.equal(a["crop"], b["crop"]) and (a["index"], a["rejected"]) == (
+        b["index"],
+        b["rejected"],
+    )
 
 
 def test_a_sample_has_the_agreed_form(stored):
@@ -62,7 +67,9 @@ def test_a_sample_knows_where_in_its_scan_it_lies(stored, shape):
             assert 0 <= offset <= own - n if own > n else offset == (own - n) // 2
         if len(shape) == 3:
             low = [max(0, s) for s in start.tolist()]
-            part = scan[tuple(slice(a, s + n) for a, s, n in zip(low, start.tolist(), shape, strict=True))]
+            part = scan[
+                tuple(slice(a, s + n) for a, s, n in zip(low, start.tolist(), shape, strict=True))
+            ]
             lead = [a - s for a, s in zip(low, start.tolist(), strict=True)]
             inner = tuple(slice(a, a + n) for a, n in zip(lead, part.shape, strict=True))
             np.testing.assert_array_equal(sample["crop"][0].numpy()[inner], part)
@@ -74,7 +81,9 @@ def test_a_sample_depends_on_seed_and_index_alone(stored):
     indices = [11, 3, 3, 0, 10_000_000, 12]
     first = [crops[index] for index in indices]
     again = Crops(folder, plan, (16, 24, 24), seed=1)
-    assert all(same(one, again[index]) for one, index in zip(first[::-1], indices[::-1], strict=True))
+    assert all(
+        same(one, again[index]) for one, index in zip(first[::-1], indices[::-1], strict=True)
+    )
     torch.rand(1), np.random.rand(1)
     assert same(pickle.loads(pickle.dumps(crops))[3], first[1])
     assert not torch.equal(Crops(folder, plan, (16, 24, 24), seed=2)[3]["crop"], first[1]["crop"])
@@ -86,10 +95,16 @@ def test_workers_and_their_number_change_nothing(stored, start, workers):
     folder, plan, _ = stored
     crops = Crops(folder, plan, (16, 24, 24), seed=5)
     crops[0]  # as after a first use in the parent
-    options = {"sampler": range(4, 14), "batch_size": 3, "num_workers": workers, "multiprocessing_context": start}
+    options = {
+        "sampler": range(4, 14),
+        "batch_size": 3,
+        "num_workers": workers,
+        "multiprocessing_context": start,
+    }
     batches = list(torch.utils.data.DataLoader(crops, **options))
     assert torch.equal(
-        torch.cat([batch["crop"] for batch in batches]), torch.stack([crops[i]["crop"] for i in range(4, 14)])
+        torch.cat([batch["crop"] for batch in batches]),
+        torch.stack([crops[i]["crop"] for i in range(4, 14)]),
     )
     assert torch.cat([batch["index"] for batch in batches]).tolist() == list(range(4, 14))
 
@@ -118,7 +133,9 @@ def test_a_crop_is_a_box_of_its_scan(stored, shape):
     for index in range(8):
         crop = crops[index]["crop"].numpy()
         assert crop.shape == (1, *shape)
-        assert find(crop.reshape((3 - len(shape)) * (1,) + shape), whole[crops.cases[crops[index]["scan"]]])
+        assert find(
+            crop.reshape((3 - len(shape)) * (1,) + shape), whole[crops.cases[crops[index]["scan"]]]
+        )
 
 
 def test_a_scan_smaller_than_the_crop_lies_in_the_middle_of_air(stored):
@@ -128,7 +145,10 @@ def test_a_scan_smaller_than_the_crop_lies_in_the_middle_of_air(stored):
     for index in range(5):
         crop = crops[index]["crop"][0].numpy()
         scan = whole[crops.cases[crops[index]["scan"]]]
-        inner = tuple(slice(-((n - c) // 2), -((n - c) // 2) + n) for n, c in zip(scan.shape, crop.shape, strict=True))
+        inner = tuple(
+            slice(-((n - c) // 2), -((n - c) // 2) + n)
+            for n, c in zip(scan.shape, crop.shape, strict=True)
+        )
         np.testing.assert_array_equal(crop[inner], scan)
         outside = np.ones(crop.shape, bool)
         outside[inner] = False
@@ -198,7 +218,9 @@ def test_a_rejected_position_reads_nothing(corner, monkeypatch):
     folder, plan = corner
     opened = []
     real = blosc2.open
-    monkeypatch.setattr("nnssl.data.crops.blosc2.open", lambda *a, **k: opened.append(a) or real(*a, **k))
+    monkeypatch.setattr(
+        "nnssl.data.crops.blosc2.open", lambda *a, **k: opened.append(a) or real(*a, **k)
+    )
     crops = Crops(folder, plan, (32, 32, 32), seed=0)
     assert sum(crops[index]["rejected"] for index in range(20)) > 0
     assert len(opened) == 20

@@ -1,6 +1,8 @@
-"""Every kind of dataset in every configuration, through nnU-Net's commands: plan, train, resume, validate, predict.
+"""Every kind of dataset in every configuration, through nnU-Net's commands: plan, train, resume,
+validate, predict.
 
-A row of `TABLE` is a kind of dataset. Pools of processes are threads here; test_nnunet.py has the processes.
+A row of `TABLE` is a kind of dataset. Pools of processes are threads here; test_nnunet.py has the
+processes.
 """
 
 from __future__ import annotations
@@ -79,7 +81,10 @@ def _quick(monkeypatch, one_thread):
 @pytest.fixture
 def ssl(tmp_path) -> dict[int, Path]:
     """A pretrained checkpoint by its number of dimensions."""
-    return {dims: pretrained(tmp_path / f"ssl{dims}", replace(ENCODER, spatial_dims=dims)) for dims in (2, 3)}
+    return {
+        dims: pretrained(tmp_path / f"ssl{dims}", replace(ENCODER, spatial_dims=dims))
+        for dims in (2, 3)
+    }
 
 
 def plan(env: dict[str, Path], row: Row, checkpoint: Path, epochs: int) -> dict:
@@ -94,9 +99,27 @@ def plan(env: dict[str, Path], row: Row, checkpoint: Path, epochs: int) -> dict:
 def train(env: dict[str, Path], row: Row, fold: int | str = 0, *more: str) -> Path:
     """The fold's folder."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("nnUNet_n_proc_DA", "0")  # augmentation in this process; nnU-Net's planning cannot have it so
-        command("nnUNetv2_train", ID, row.configuration, fold, "-tr", row.trainer, "-p", NAME, "-device", "cpu", *more)
-    return env["nnUNet_results"] / DATASET / f"{row.trainer}__{NAME}__{row.configuration}" / f"fold_{fold}"
+        # augmentation in this process; nnU-Net's planning cannot have it so
+        patch.setenv("nnUNet_n_proc_DA", "0")
+        command(
+            "nnUNetv2_train",
+            ID,
+            row.configuration,
+            fold,
+            "-tr",
+            row.trainer,
+            "-p",
+            NAME,
+            "-device",
+            "cpu",
+            *more,
+        )
+    return (
+        env["nnUNet_results"]
+        / DATASET
+        / f"{row.trainer}__{NAME}__{row.configuration}"
+        / f"fold_{fold}"
+    )
 
 
 def predict(env: dict[str, Path], row: Row, fold: int | str = 0, *more: object) -> Path:
@@ -121,7 +144,9 @@ def check_training(fold: Path, row: Row, epochs: int) -> None:
 
 def check_segmentation(path: Path, env: dict[str, Path], raw: Raw) -> None:
     size, where = geometry(path)
-    wanted_size, wanted_where = geometry(env["nnUNet_raw"] / DATASET / "imagesTs" / f"{UNSEEN}_0000{raw.ending}")
+    wanted_size, wanted_where = geometry(
+        env["nnUNet_raw"] / DATASET / "imagesTs" / f"{UNSEEN}_0000{raw.ending}"
+    )
     assert size == wanted_size
     assert where == pytest.approx(wanted_where, abs=1e-4)
     assert set(np.unique(voxels(path))) <= raw.predictable
@@ -133,8 +158,11 @@ def test_kind_of_dataset(nnunet_env, ssl, kind):
     write_raw(nnunet_env["nnUNet_raw"] / DATASET, row.raw)
     command("nnUNetv2_plan_and_preprocess", "-d", ID, "-c", row.configuration, "-npfp", 1, "-np", 1,
             "--verify_dataset_integrity")  # fmt: skip
-    configuration = plan(nnunet_env, row, ssl[row.dims], epochs=1)["configurations"][row.configuration]
-    assert configuration["data_identifier"] == f"nnUNetPlans_{row.configuration}"  # nothing to preprocess again
+    configuration = plan(nnunet_env, row, ssl[row.dims], epochs=1)["configurations"][
+        row.configuration
+    ]
+    # nothing to preprocess again
+    assert configuration["data_identifier"] == f"nnUNetPlans_{row.configuration}"
     check_training(train(nnunet_env, row), row, epochs=1)
     plan(nnunet_env, row, ssl[row.dims], epochs=2)
     check_training(train(nnunet_env, row, 0, "--c"), row, epochs=2)
@@ -142,16 +170,25 @@ def test_kind_of_dataset(nnunet_env, ssl, kind):
 
 
 def test_the_cascade(nnunet_env, ssl):
-    """Planned by itself where images are large beside the patch; its first stage predicts for its second."""
+    """Planned by itself where images are large beside the patch; its first stage predicts for its
+    second.
+    """
     row = Row(Raw(shape=(40, 44, 40)))
-    lowres, cascade = (replace(row, configuration=name) for name in ("3d_lowres", "3d_cascade_fullres"))
+    lowres, cascade = (
+        replace(row, configuration=name) for name in ("3d_lowres", "3d_cascade_fullres")
+    )
     write_raw(nnunet_env["nnUNet_raw"] / DATASET, row.raw)
     command("nnUNetv2_plan_and_preprocess", "-d", ID, "-c", "3d_fullres", "-npfp", 1, "-np", 1)
-    assert plan(nnunet_env, row, ssl[3], epochs=1)["configurations"].keys() >= {"3d_lowres", "3d_cascade_fullres"}
+    assert plan(nnunet_env, row, ssl[3], epochs=1)["configurations"].keys() >= {
+        "3d_lowres",
+        "3d_cascade_fullres",
+    }
     command("nnUNetv2_preprocess", "-d", ID, "-plans_name", NAME, "-c", "3d_lowres", "-np", 1)
     first = train(nnunet_env, lowres, "all")
     check_training(first, lowres, epochs=1)
-    handed_on = list((first.parent / "predicted_next_stage" / "3d_cascade_fullres").glob("case_*.b2nd"))
+    handed_on = list(
+        (first.parent / "predicted_next_stage" / "3d_cascade_fullres").glob("case_*.b2nd")
+    )
     assert len(handed_on) == TRAINING
     second = train(nnunet_env, cascade)
     check_training(second, cascade, epochs=1)

@@ -134,7 +134,12 @@ def test_quick_demo_end_to_end(demo, capsys, monkeypatch):
     """Every public command once: pretrain, plan, both trainings, both predictions, Dice, picture."""
     outcome = result.summarise(demo, run.run(demo))
     text = capsys.readouterr().out + result.describe(demo, outcome)
-    for command in ("nnssl_pretrain -m smit", "nnssl_plan -d 901", "nnUNetv2_train 901", "nnUNetv2_predict -d 901"):
+    for command in (
+        "nnssl_pretrain -m smit",
+        "nnssl_plan -d 901",
+        "nnUNetv2_train 901",
+        "nnUNetv2_predict -d 901",
+    ):
         assert f"$ {command}" in text
     scores = json.loads((demo.folder / "result.json").read_text())["dice"]
     assert set(scores) == set(TRAINERS)

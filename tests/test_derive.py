@@ -41,7 +41,10 @@ def test_the_command_writes_plans_that_share_the_data_and_carry_checkpoint_and_r
         "--patch", 32, 32, 32, "--batch-size", 5, "--unfreeze-every", 1.5,
     )  # fmt: skip
     assert code == 0
-    assert "nnUNetv2_train Dataset901_Made 3d_fullres 0 -tr SwinSSLTrainer -p few" in capsys.readouterr().out
+    assert (
+        "nnUNetv2_train Dataset901_Made 3d_fullres 0 -tr SwinSSLTrainer -p few"
+        in capsys.readouterr().out
+    )
     plans, base = files.read_json(planned_dataset / "few.json"), nnunet_plans()
     assert plans["plans_name"] == "few"
     assert Recipe.of(plans) == Recipe(
@@ -63,23 +66,32 @@ def test_the_command_writes_plans_that_share_the_data_and_carry_checkpoint_and_r
         assert mine["data_identifier"] == theirs["data_identifier"]
         assert mine["batch_size"] == 5
         assert mine["patch_size"] == ([48, 40] if name == "2d" else [32, 32, 32])
-        assert mine["architecture"]["arch_kwargs"]["encoder"]["spatial_dims"] == len(mine["patch_size"])
+        assert mine["architecture"]["arch_kwargs"]["encoder"]["spatial_dims"] == len(
+            mine["patch_size"]
+        )
         assert mine["architecture"]["arch_kwargs"]["decoder"] == OPTIONS["light"]
 
 
-def test_a_2d_checkpoint_is_planned_for_the_2d_configuration(planned_dataset, monkeypatch, tmp_path, capsys):
+def test_a_2d_checkpoint_is_planned_for_the_2d_configuration(
+    planned_dataset, monkeypatch, tmp_path, capsys
+):
     path = pretrained(tmp_path, replace(ENCODER, spatial_dims=2))
     assert run_plan(monkeypatch, "-d", DATASET, "-c", path) == 0
     said = capsys.readouterr().out
     assert f"nnUNetv2_train {DATASET} 2d 0 -tr SwinSSLTrainer -p nnUNetSwinPlans" in said
     assert said.count("the checkpoint does not fit: SwinScratchTrainer only") == 2
-    assert files.read_json(planned_dataset / "nnUNetSwinPlans.json")[PLANNED]["checkpoint_fits"] == ["2d"]
+    assert files.read_json(planned_dataset / "nnUNetSwinPlans.json")[PLANNED][
+        "checkpoint_fits"
+    ] == ["2d"]
 
 
 def test_plans_for_a_random_start_alone(planned_dataset):
     plans = files.read_json(derive(Request(DATASET, base=BASE, preset="tiny", name="random")))
     assert INFO not in plans
-    assert plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["encoder"] == preset("tiny").to_dict()
+    assert (
+        plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["encoder"]
+        == preset("tiny").to_dict()
+    )
 
 
 @pytest.mark.parametrize(
@@ -98,7 +110,14 @@ def test_plans_for_a_random_start_alone(planned_dataset):
 )
 def test_wrong_requests_say_what_is_wrong(planned_dataset, wrong, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        derive(Request(DATASET, **{"base": BASE} | ({"preset": "tiny"} if "checkpoint" not in wrong else {}) | wrong))
+        derive(
+            Request(
+                DATASET,
+                **{"base": BASE}
+                | ({"preset": "tiny"} if "checkpoint" not in wrong else {})
+                | wrong,
+            )
+        )
     assert [path.name for path in planned_dataset.iterdir()] == ["nnUNetPlans.json"]
 
 
@@ -107,9 +126,13 @@ def test_plans_of_others_are_not_overwritten_and_ours_are(planned_dataset):
     with pytest.raises(ValueError, match="was not made by nnssl_plan"):
         derive(Request(DATASET, base=BASE, preset="tiny", name="theirs"))
     for epochs in (1, 2):
-        path = derive(Request(DATASET, base=BASE, preset="tiny", name="mine", recipe={"epochs": epochs}))
+        path = derive(
+            Request(DATASET, base=BASE, preset="tiny", name="mine", recipe={"epochs": epochs})
+        )
         assert files.read_json(path)[RECIPE]["epochs"] == epochs
-    with pytest.raises(ValueError, match="was made by nnssl_plan; derive new plans from nnU-Net's own"):
+    with pytest.raises(
+        ValueError, match="was made by nnssl_plan; derive new plans from nnU-Net's own"
+    ):
         derive(Request(DATASET, preset="tiny", base="mine"))
 
 

@@ -44,7 +44,9 @@ def test_what_init_writes_can_be_read_with_all_that_it_comments_out(tmp_path):
     shown = path.read_text()
     for line in shown.splitlines():
         bare = line.lstrip().removeprefix("# ")
-        if (line.startswith("  # ") and bare[:1] in "-") or (line.startswith("  #   ") and ":" in bare.split("#")[0]):
+        if (line.startswith("  # ") and bare[:1] in "-") or (
+            line.startswith("  #   ") and ":" in bare.split("#")[0]
+        ):
             shown = shown.replace(line, line.replace("# ", "", 1))
     path.write_text(shown)
     study = load(path)
@@ -58,9 +60,17 @@ def test_defaults_paths_and_the_order_of_recipes(tmp_path):
     study = load(written(tmp_path))
     scratch, smit = study.arms
     (task,) = study.tasks
-    assert (study.folder, study.results) == (tmp_path / "study", tmp_path / "study" / "results.jsonl")
+    assert (study.folder, study.results) == (
+        tmp_path / "study",
+        tmp_path / "study" / "results.jsonl",
+    )
     assert smit.checkpoint == tmp_path / "smit.pth"
-    assert (task.dataset, task.configuration, study.seeds, study.by_fold) == ("501", "3d_fullres", (0,), False)
+    assert (task.dataset, task.configuration, study.seeds, study.by_fold) == (
+        "501",
+        "3d_fullres",
+        (0,),
+        False,
+    )
     assert study.recipe_of(task, scratch) == {"epochs": 5, "lr": 1e-3}
     assert study.recipe_of(task, smit) == {"epochs": 5, "lr": 1e-4}
 
@@ -73,17 +83,32 @@ def test_defaults_paths_and_the_order_of_recipes(tmp_path):
         ({"arms": [SMALL["arms"][1]]}, r"baseline of all comparisons.*smit \(checkpoint\)"),
         ({"arms": [{"name": "scratch", "start": "random"}]}, "one of scratch, checkpoint"),
         ({"arms": [SMALL["arms"][0], {"name": "a", "start": "checkpoint"}]}, "must say checkpoint"),
-        ({"arms": [SMALL["arms"][0], {"name": "a", "start": "pretrain", "method": "smit"}]}, "on what to pretrain"),
-        ({"arms": [SMALL["arms"][0], {"name": "a", "start": "default", "weights": "x"}]}, "unknown weights"),
+        (
+            {"arms": [SMALL["arms"][0], {"name": "a", "start": "pretrain", "method": "smit"}]},
+            "on what to pretrain",
+        ),
+        (
+            {"arms": [SMALL["arms"][0], {"name": "a", "start": "default", "weights": "x"}]},
+            "unknown weights",
+        ),
         ({"arms": [SMALL["arms"][0], SMALL["arms"][1] | {"tasks": ["heart"]}]}, "not there: heart"),
-        ({"arms": [SMALL["arms"][0], SMALL["arms"][1] | {"budgets": [3]}]}, "does not have: 3; it has 2, all"),
+        (
+            {"arms": [SMALL["arms"][0], SMALL["arms"][1] | {"budgets": [3]}]},
+            "does not have: 3; it has 2, all",
+        ),
         ({"arms": [SMALL["arms"][0] | {"budgets": ["all"]}]}, "on every task and budget"),
         ({"arms": [SMALL["arms"][0] | {"like": "scratch"}]}, "has no pretrained encoder"),
         (
             {
                 "arms": [
                     SMALL["arms"][0],
-                    {"name": "a", "start": "pretrain", "method": "smit", "datasets": [1], "after": "a"},
+                    {
+                        "name": "a",
+                        "start": "pretrain",
+                        "method": "smit",
+                        "datasets": [1],
+                        "after": "a",
+                    },
                 ]
             },
             r"after a, which has no encoder before it; with one: \[\]",
@@ -96,15 +121,27 @@ def test_defaults_paths_and_the_order_of_recipes(tmp_path):
             {"tasks": [{"name": "organs", "dataset": 1, "tolerance": 0}]},
             r"tolerance \(mm\) is a positive number, got 0",
         ),
-        ({"tasks": [{"name": "organs", "dataset": 1, "tolerance": "wide"}]}, "positive number, got 'wide'"),
+        (
+            {"tasks": [{"name": "organs", "dataset": 1, "tolerance": "wide"}]},
+            "positive number, got 'wide'",
+        ),
         (
             {
-                "tasks": [{"name": "organs", "dataset": 1}, {"name": "organs-coarse", "dataset": 1}],
-                "arms": [*SMALL["arms"], {"name": "coarse-smit", "start": "checkpoint", "checkpoint": "smit.pth"}],
+                "tasks": [
+                    {"name": "organs", "dataset": 1},
+                    {"name": "organs-coarse", "dataset": 1},
+                ],
+                "arms": [
+                    *SMALL["arms"],
+                    {"name": "coarse-smit", "start": "checkpoint", "checkpoint": "smit.pth"},
+                ],
             },
             "the same plans twice: organs-coarse-smit; rename",
         ),
-        ({"tasks": [{"name": "organs", "dataset": 1, "plans": "../plans"}]}, "name of plans of the dataset"),
+        (
+            {"tasks": [{"name": "organs", "dataset": 1, "plans": "../plans"}]},
+            "name of plans of the dataset",
+        ),
         ({"budgets": [0]}, "0 cases trains nothing"),
         ({"budgets": ["some"]}, "a number of cases, or all"),
         ({"budgets": [2, 2]}, "named twice as budget: 2"),
@@ -112,14 +149,29 @@ def test_defaults_paths_and_the_order_of_recipes(tmp_path):
         ({"seeds": 3}, "must be a list"),
         ({"recipe": {"epoch": 3}}, "unknown epoch; known: trainer, decoder"),
         ({"device": "tpu"}, "one of cuda, cpu, mps"),
-        ({"arms": [SMALL["arms"][0], ARM | {"method": ["a", "b"]}]}, "arm a: method is a word, got"),
-        ({"arms": [SMALL["arms"][0], ARM | {"datasets": ["../../etc"]}]}, "datasets is the ID or name of an nnU-Net"),
+        (
+            {"arms": [SMALL["arms"][0], ARM | {"method": ["a", "b"]}]},
+            "arm a: method is a word, got",
+        ),
+        (
+            {"arms": [SMALL["arms"][0], ARM | {"datasets": ["../../etc"]}]},
+            "datasets is the ID or name of an nnU-Net",
+        ),
         ({"arms": [SMALL["arms"][0], ARM | {"scans": [3]}]}, "arm a: scans is a word, got 3"),
-        ({"arms": [SMALL["arms"][0], SMALL["arms"][1] | {"tasks": [["organs"]]}]}, "arm smit: tasks is a word"),
+        (
+            {"arms": [SMALL["arms"][0], SMALL["arms"][1] | {"tasks": [["organs"]]}]},
+            "arm smit: tasks is a word",
+        ),
         ({"arms": [SMALL["arms"][0], ARM | {"name": "a" * 300}]}, "has 300 letters, 64 at most"),
-        ({"tasks": [{"name": "organs", "dataset": "../../etc"}]}, "501 or Dataset501_Name; got '../../etc'"),
+        (
+            {"tasks": [{"name": "organs", "dataset": "../../etc"}]},
+            "501 or Dataset501_Name; got '../../etc'",
+        ),
         ({"tasks": [{"name": "organs", "dataset": 1, "subject": [1]}]}, "subject is a word"),
-        ({"tasks": [{"name": "organs", "dataset": 1, "configuration": "../3d"}]}, "name of configuration"),
+        (
+            {"tasks": [{"name": "organs", "dataset": 1, "configuration": "../3d"}]},
+            "name of configuration",
+        ),
         ({"recipe": {"trainer": "a/b"}}, "trainer is a class"),
         ({"seeds": [2**40]}, "a whole number from 0 to 4294967295"),
         ({"seeds": list(range(30_000))}, "are 120000 runs; a study has 100000 at most"),
@@ -167,9 +219,17 @@ def test_a_file_that_exhausts_the_memory_or_runs_something_is_not_read(tmp_path,
         ({"encoder": "huge"}, {}, "arm a: unknown preset 'huge'"),
         ({"options": {"dimz": 2}}, {}, "arm a: unrecognized arguments: --dimz 2"),
         ({"options": {"dims": "two"}}, {}, r"arm a: argument --dims: invalid int value: 'two'"),
-        ({"options": {"set": ["lr=fast"]}}, {}, "arm a: cannot set 'lr=fast': 'fast' is not a float"),
+        (
+            {"options": {"set": ["lr=fast"]}},
+            {},
+            "arm a: cannot set 'lr=fast': 'fast' is not a float",
+        ),
         ({"options": {"set": ["teacher=1"]}}, {}, "arm a: cannot set 'teacher=1'"),
-        ({"options": {"only_prepare": True}}, {}, "arm a: options: --only-prepare is for the study itself"),
+        (
+            {"options": {"only_prepare": True}},
+            {},
+            "arm a: options: --only-prepare is for the study itself",
+        ),
         ({"options": {"help": True}}, {}, "--help is for the study itself to say"),
         ({}, {"schedule": "cosin"}, "on task organs: .* schedule poly or cosine"),
         ({}, {"epochs": -3}, "needs positive numbers"),
@@ -182,7 +242,9 @@ def test_what_a_command_would_refuse_is_refused_before_anything_runs(
     tmp_path, capsys, monkeypatch, arm, recipe, message
 ):
     arms = [SMALL["arms"][0], ARM | arm]
-    path = written(tmp_path, arms=arms, recipe=recipe or None, tasks=[{"name": "organs", "dataset": 501}])
+    path = written(
+        tmp_path, arms=arms, recipe=recipe or None, tasks=[{"name": "organs", "dataset": 501}]
+    )
     monkeypatch.setattr(sys, "argv", ["nnssl_study", "run", str(path), "--dry-run"])
     assert cli.study() == 1
     assert re.search(message, capsys.readouterr().err)
@@ -192,7 +254,13 @@ def test_what_the_commands_take_passes(tmp_path):
     """Numbers that YAML reads as words, flags of each kind, settings of the method."""
     options = {"dims": 2, "epochs": 5, "crop": [32, 32], "fp32": True, "np": 3, "compile": False, "hu": [-1000, 1000],
                "set": ["lr=1e-4", "mask_ratio=0.6"]}  # fmt: skip
-    recipe = {"lr": "1e-3", "epochs": 3, "patch": [16, 16, 16], "mirror": False, "trainer": "SwinFrozenTrainer"}
+    recipe = {
+        "lr": "1e-3",
+        "epochs": 3,
+        "patch": [16, 16, 16],
+        "mirror": False,
+        "trainer": "SwinFrozenTrainer",
+    }
     arms = [SMALL["arms"][0], ARM | {"options": options, "recipe": {"decoder": "light"}}]
     parsers = {"nnssl_pretrain": cli._pretrain_parser, "nnssl_plan": cli._plan_parser}
     check.check(load(written(tmp_path, arms=arms, recipe=recipe)), parsers)

@@ -1,4 +1,6 @@
-"""DINO alone: its loss against lightly and a naive loop, its views, its schedules; and multi-crop views."""
+"""DINO alone: its loss against lightly and a naive loop, its views, its schedules; and multi-crop
+views.
+"""
 
 from __future__ import annotations
 
@@ -25,11 +27,14 @@ def generators(count: int, seed: int = 0) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(100 * seed + number) for number in range(count)]
 
 
-# -- the loss: lightly (MIT) is the oracle ---------------------------------------------------------------------------
+# -- the loss: lightly (MIT) is the oracle
+# ---------------------------------------------------------------------------
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("student_t", "start_t", "end_t"), [(0.1, 0.04, 0.07), (0.1, 0.04, 0.04), (0.5, 0.2, 0.1)])
+@pytest.mark.parametrize(
+    ("student_t", "start_t", "end_t"), [(0.1, 0.04, 0.07), (0.1, 0.04, 0.04), (0.5, 0.2, 0.1)]
+)
 @pytest.mark.parametrize(("batch", "prototypes", "local"), [(1, 4, 0), (3, 16, 1), (2, 257, 4)])
 def test_the_loss_is_lightlys_over_epochs(batch, prototypes, local, student_t, start_t, end_t):
     from lightly.loss import DINOLoss
@@ -45,12 +50,19 @@ def test_the_loss_is_lightlys_over_epochs(batch, prototypes, local, student_t, s
     )
     centre = Centre(prototypes, momentum=0.9)
     for epoch in range(epochs):
-        teacher, student = randn(2, batch, prototypes, seed=epoch), randn(2 + local, batch, prototypes, seed=99 + epoch)
+        teacher, student = (
+            randn(2, batch, prototypes, seed=epoch),
+            randn(2 + local, batch, prototypes, seed=99 + epoch),
+        )
         expected = oracle(list(teacher), list(student), epoch=epoch)
         method.progress = epoch / epochs
-        target = centre.sharpen(teacher.flatten(0, 1), method.teacher_temperature()).view_as(teacher)
+        target = centre.sharpen(teacher.flatten(0, 1), method.teacher_temperature()).view_as(
+            teacher
+        )
         centre.update()
-        torch.testing.assert_close(cross_view(student, target, student_t), expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(
+            cross_view(student, target, student_t), expected, rtol=1e-5, atol=1e-6
+        )
         torch.testing.assert_close(centre.value, oracle.center.flatten(), rtol=1e-5, atol=1e-6)
 
 
@@ -62,9 +74,14 @@ def test_the_loss_is_a_loop_over_pairs(targets, views):
         if t != v:
             p = [math.exp(value / 0.1) for value in student[v, b].tolist()]
             terms.append(
-                -sum(wanted * math.log(given / sum(p)) for wanted, given in zip(target[t, b].tolist(), p, strict=True))
+                -sum(
+                    wanted * math.log(given / sum(p))
+                    for wanted, given in zip(target[t, b].tolist(), p, strict=True)
+                )
             )
-    assert float(cross_view(student, target, 0.1)) == pytest.approx(sum(terms) / len(terms), rel=1e-5)
+    assert float(cross_view(student, target, 0.1)) == pytest.approx(
+        sum(terms) / len(terms), rel=1e-5
+    )
 
 
 def test_uniform_targets_cost_log_k_whatever_the_number_of_views():
@@ -75,7 +92,9 @@ def test_uniform_targets_cost_log_k_whatever_the_number_of_views():
 
 @pytest.mark.parametrize(("targets", "views"), [(1, 1), (3, 2)])
 def test_a_loss_without_pairs_is_refused(targets, views):
-    with pytest.raises(ValueError, match=f"cross-view pairs need 2 views .* {targets}, got {views}"):
+    with pytest.raises(
+        ValueError, match=f"cross-view pairs need 2 views .* {targets}, got {views}"
+    ):
         cross_view(torch.zeros(views, 1, 4), torch.zeros(targets, 1, 4), 0.1)
 
 
@@ -87,7 +106,8 @@ def test_the_loss_is_computed_in_fp32_under_autocast():
     assert torch.equal(loss, cross_view(student, target, 0.1))
 
 
-# -- the method ------------------------------------------------------------------------------------------------------
+# -- the method
+# ------------------------------------------------------------------------------------------------------
 
 
 def test_each_view_is_asked_what_the_teacher_says_of_the_others():
@@ -95,15 +115,21 @@ def test_each_view_is_asked_what_the_teacher_says_of_the_others():
     views = micro.views(method)
     with torch.no_grad():
         teacher = [method.teacher(view).image for view in views["global"]]
-        student = [method.student(view).image for name in ("global", "local") for view in views[name]]
+        student = [
+            method.student(view).image for name in ("global", "local") for view in views[name]
+        ]
     method.skipped_step()
     pairs = []
     for (t, target), (v, logits) in product(enumerate(teacher), enumerate(student)):
         if t != v:
-            pairs.append(-((target / 0.04).softmax(-1) * (logits / 0.1).log_softmax(-1)).sum(-1).mean())
+            pairs.append(
+                -((target / 0.04).softmax(-1) * (logits / 0.1).log_softmax(-1)).sum(-1).mean()
+            )
     assert len(pairs) == 2 * 5 - 2
     step = method(views)
-    torch.testing.assert_close(step.losses["total"], torch.stack(pairs).mean(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        step.losses["total"], torch.stack(pairs).mean(), rtol=1e-4, atol=1e-5
+    )
     assert step.watched["embedding"].shape == (4, method.encoder.channels[-1])
 
 
@@ -111,7 +137,9 @@ def test_the_teacher_sees_global_views_alone_and_the_student_is_called_twice():
     method = micro.method("dino")
     seen = {"teacher": [], "student": []}
     for name, model in (("teacher", method.teacher.model), ("student", method.student)):
-        model.encoder.register_forward_pre_hook(lambda _, args, name=name: seen[name].append(tuple(args[0].shape)))
+        model.encoder.register_forward_pre_hook(
+            lambda _, args, name=name: seen[name].append(tuple(args[0].shape))
+        )
     method(micro.views(method))
     assert seen["teacher"] == [(4, 1, 16, 16, 16)]
     assert seen["student"] == [(4, 1, 16, 16, 16), (8, 1, 8, 8, 8)]
@@ -179,7 +207,8 @@ def test_impossible_settings_are_refused(settings, message):
         micro.config("dino", **settings)
 
 
-# -- multi-crop views ------------------------------------------------------------------------------------------------
+# -- multi-crop views
+# ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [16, 24, 32, 40, 48, 60, 62, 64, 96, 128])

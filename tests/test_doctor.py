@@ -24,9 +24,13 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 @pytest.fixture
 def sound(nnunet_env, monkeypatch, tmp_path) -> dict[str, Path]:
-    """Nothing is wrong: folders, trainers, the only checkpoint under the results, and plans that name another."""
-    monkeypatch.setattr(machine, "LEAST_SHARED", 0)  # containers differ, and it is not what is broken here
-    monkeypatch.setattr(hook, "BEFORE", hook.trainers_folder())  # as a shell with the variable has it
+    """Nothing is wrong: folders, trainers, the only checkpoint under the results, and plans that
+    name another.
+    """
+    # containers differ, and it is not what is broken here
+    monkeypatch.setattr(machine, "LEAST_SHARED", 0)
+    # as a shell with the variable has it
+    monkeypatch.setattr(hook, "BEFORE", hook.trainers_folder())
     named = pretrained(tmp_path / "named")
     plans = nnunet_plans() | {INFO: {"checkpoint_path": str(named)}}
     finetune.settle(plans, "3d_fullres", random_start=False)
@@ -51,7 +55,10 @@ def test_nothing_is_wrong_and_it_says_what_a_training_would_start_from(sound, mo
     assert "SwinSSLTrainer, SwinScratchTrainer, SwinFrozenTrainer, SwinGradualTrainer in" in said
     assert ", by the " in said
     for path in (sound["named"], sound["only"]):
-        assert f"{path} (smit, 3D, 1 channel(s), embed_dim 6, sha256 {files.sha256(path)[:12]})" in said
+        assert (
+            f"{path} (smit, 3D, 1 channel(s), embed_dim 6, sha256 {files.sha256(path)[:12]})"
+            in said
+        )
     assert f"{DATASET} -p smitA" in said
     for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         assert f"{variable}: {sound[variable]}" in said
@@ -81,7 +88,9 @@ def variable_names_the_repository(sound, patch):
 
 
 def variable_names_nothing(sound, patch):
-    patch.setenv(hook.VARIABLE, os.pathsep.join([str(sound["tmp"] / "gone"), hook.trainers_folder()]))
+    patch.setenv(
+        hook.VARIABLE, os.pathsep.join([str(sound["tmp"] / "gone"), hook.trainers_folder()])
+    )
 
 
 def variable_is_unset(sound, patch):
@@ -89,7 +98,9 @@ def variable_is_unset(sound, patch):
 
 
 def only_this_package_names_the_trainers(sound, patch):
-    """An editable install, or one into a folder of PYTHONPATH: importing nnssl is what set the variable."""
+    """An editable install, or one into a folder of PYTHONPATH: importing nnssl is what set the
+    variable.
+    """
     patch.setattr(hook, "BEFORE", None)
 
 
@@ -112,7 +123,9 @@ def slow_torch(sound, patch):
 def trainers_of_the_user_are_broken(sound, patch):
     (sound["tmp"] / "broken").mkdir()
     (sound["tmp"] / "broken" / "users_trainer.py").write_text("import no_such_module_anywhere\n")
-    patch.setenv(hook.VARIABLE, os.pathsep.join([str(sound["tmp"] / "broken"), hook.trainers_folder()]))
+    patch.setenv(
+        hook.VARIABLE, os.pathsep.join([str(sound["tmp"] / "broken"), hook.trainers_folder()])
+    )
 
 
 def old_nnunet(sound, patch):
@@ -122,7 +135,9 @@ def old_nnunet(sound, patch):
 def torchvision_of_another_torch(sound, patch):
     package = sound["tmp"] / "site" / "torchvision"
     package.mkdir(parents=True)
-    (package / "__init__.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')\n")
+    (package / "__init__.py").write_text(
+        "raise RuntimeError('operator torchvision::nms does not exist')\n"
+    )
     patch.delitem(sys.modules, "torchvision", raising=False)
     patch.syspath_prepend(str(package.parent))
 
@@ -186,16 +201,34 @@ BREAKAGES = {
     file_for_a_folder: ("smitA.json is not a folder", "export nnUNet_preprocessed="),
     unwritable_folder: ("is not writable", "chmod u+w "),
     variable_names_the_repository: ("which holds setup.py", "export nnUNet_extTrainer="),
-    variable_names_nothing: ("which is no folder: nnU-Net passes over it silently", "export nnUNet_extTrainer="),
-    variable_is_unset: ("does not find -tr SwinSSLTrainer; nnUNet_extTrainer is not set", "export nnUNet_extTrainer="),
-    only_this_package_names_the_trainers: ("but only here, where nnssl is imported", "export nnUNet_extTrainer="),
+    variable_names_nothing: (
+        "which is no folder: nnU-Net passes over it silently",
+        "export nnUNet_extTrainer=",
+    ),
+    variable_is_unset: (
+        "does not find -tr SwinSSLTrainer; nnUNet_extTrainer is not set",
+        "export nnUNet_extTrainer=",
+    ),
+    only_this_package_names_the_trainers: (
+        "but only here, where nnssl is imported",
+        "export nnUNet_extTrainer=",
+    ),
     old_torch: ("torch 2.2.2 is too old", 'pip install -U "torch>=2.6.0"'),
     slow_torch: ("its 3D convolutions are several times as slow", 'pip install -U "torch!=2.9.*"'),
-    trainers_of_the_user_are_broken: ("No module named 'no_such_module_anywhere'", "export nnUNet_extTrainer="),
+    trainers_of_the_user_are_broken: (
+        "No module named 'no_such_module_anywhere'",
+        "export nnUNet_extTrainer=",
+    ),
     old_nnunet: ("nnunetv2 2.5.1 is too old", 'pip install -U "nnunetv2>=2.8.0"'),
-    torchvision_of_another_torch: ("operator torchvision::nms does not exist", "pip install torch torchvision"),
+    torchvision_of_another_torch: (
+        "operator torchvision::nms does not exist",
+        "pip install torch torchvision",
+    ),
     no_blosc2: ("blosc2", "pip install blosc2"),
-    no_checkpoint: ("no checkpoint_final.pth in $nnUNet_results/nnssl", "nnssl_pretrain -m smit -i "),
+    no_checkpoint: (
+        "no checkpoint_final.pth in $nnUNet_results/nnssl",
+        "nnssl_pretrain -m smit -i ",
+    ),
     several_checkpoints: ("2 pretrained checkpoints were found", "export nnssl_checkpoint="),
     variable_names_a_missing_checkpoint: ("no file at /gone.pth", "export nnssl_checkpoint="),
     truncated_checkpoint: ("it is truncated", "export nnssl_checkpoint="),
@@ -212,7 +245,9 @@ BREAKAGES = {
 
 
 @pytest.mark.parametrize("breakage", BREAKAGES, ids=lambda breakage: breakage.__name__)
-def test_what_is_broken_is_named_alone_with_the_line_that_mends_it(sound, monkeypatch, capsys, breakage):
+def test_what_is_broken_is_named_alone_with_the_line_that_mends_it(
+    sound, monkeypatch, capsys, breakage
+):
     breakage(sound, monkeypatch)
     code, said = diagnosis(monkeypatch, capsys)
     message, remedy = BREAKAGES[breakage]
@@ -220,7 +255,9 @@ def test_what_is_broken_is_named_alone_with_the_line_that_mends_it(sound, monkey
     assert said.strip().endswith("1 thing is wrong; the line after > mends it."), said
     after = said.split("\n  wrong ")[1]
     assert message in after
-    (typed,) = [line for line in after.split("\n  ok ")[0].splitlines() if line.startswith("        > ")][:1]
+    (typed,) = [
+        line for line in after.split("\n  ok ")[0].splitlines() if line.startswith("        > ")
+    ][:1]
     assert remedy in typed
 
 
@@ -230,13 +267,17 @@ def test_mic_dkfzs_package_is_named_by_the_import_itself(tmp_path):
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: nnssl\nVersion: 1.2\n")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(tmp_path)])}
-    done = subprocess.run([sys.executable, "-m", "nnssl", "doctor"], capture_output=True, text=True, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-m", "nnssl", "doctor"], capture_output=True, text=True, env=environment
+    )
     assert done.returncode == 1
     assert "nnssl 1.2 (MIC-DKFZ's). They cannot share an environment" in done.stderr
     assert "pip uninstall nnssl" in done.stderr
 
 
-def test_what_a_few_shot_user_meets_first_is_a_note_with_the_line_to_type(sound, monkeypatch, capsys):
+def test_what_a_few_shot_user_meets_first_is_a_note_with_the_line_to_type(
+    sound, monkeypatch, capsys
+):
     files.write_json(sound["plans"].parent / "dataset.json", {"numTraining": 3})
     code, said = diagnosis(monkeypatch, capsys)
     assert code == 0

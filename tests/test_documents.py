@@ -28,7 +28,9 @@ def options_of(command: str, monkeypatch, capsys) -> set[str]:
     return set(re.findall(r"(?<![\w-])--?[a-zA-Z][\w-]*", capsys.readouterr().out))
 
 
-@pytest.mark.parametrize("command", ["pretrain", "inspect", "plan", "convert", "study", "demo", "doctor"])
+@pytest.mark.parametrize(
+    "command", ["pretrain", "inspect", "plan", "convert", "study", "demo", "doctor"]
+)
 def test_every_option_that_a_page_names_exists(command, monkeypatch, capsys):
     known = options_of(command, monkeypatch, capsys)
     for page in PAGES:
@@ -49,5 +51,7 @@ def test_the_example_method_keeps_the_contract():
     generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
     step = method(method.views(torch.randn(2, 1, 32, 32, 32), generators))
     step.losses["total"].backward()
-    silent = [name for name, p in method.named_parameters() if p.grad is None or not p.grad.abs().sum()]
+    silent = [
+        name for name, p in method.named_parameters() if p.grad is None or not p.grad.abs().sum()
+    ]
     assert silent == []

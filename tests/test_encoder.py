@@ -18,7 +18,9 @@ from nnssl.encoder.swin import Swin, SwinConfig
 
 def small(**changes: object) -> SwinConfig:
     """12 channels, one plain and one shifted block a stage."""
-    return SwinConfig(**({"embed_dim": 12, "depths": (2, 2, 2, 2), "heads": (1, 2, 3, 4)} | changes))
+    return SwinConfig(
+        **({"embed_dim": 12, "depths": (2, 2, 2, 2), "heads": (1, 2, 3, 4)} | changes)
+    )
 
 
 def seeded(config: SwinConfig, **options: bool) -> Swin:
@@ -41,7 +43,9 @@ def monai_twin(encoder: Swin) -> SwinTransformer:
 
 
 def image(config: SwinConfig, shape: tuple[int, ...], batch: int = 2) -> Tensor:
-    return torch.randn(batch, config.in_channels, *shape, generator=torch.Generator().manual_seed(1))
+    return torch.randn(
+        batch, config.in_channels, *shape, generator=torch.Generator().manual_seed(1)
+    )
 
 
 def gradients(model: torch.nn.Module, x: Tensor) -> dict[str, Tensor]:
@@ -59,7 +63,9 @@ def assert_equal_models(ours: torch.nn.Module, theirs: torch.nn.Module, x: Tenso
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
     expected = gradients(theirs.double(), x.double())
     for name, gradient in gradients(ours.double(), x.double()).items():
-        difference = (gradient - expected[name]).abs().max() / expected[name].abs().max().clamp(min=1e-9)
+        difference = (gradient - expected[name]).abs().max() / expected[name].abs().max().clamp(
+            min=1e-9
+        )
         assert difference < 1e-9, name
 
 
@@ -84,9 +90,13 @@ def test_equals_monai(changes: dict, shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize(("dims", "window", "size"), [(3, 2, 32), (2, 4, 64)])
-def test_exact_windows_equal_monai_where_it_neither_clips_nor_pads(dims: int, window: int, size: int) -> None:
+def test_exact_windows_equal_monai_where_it_neither_clips_nor_pads(
+    dims: int, window: int, size: int
+) -> None:
     encoder = seeded(small(spatial_dims=dims, window=window, taps="merge"))
-    assert_equal_models(encoder, monai_twin(encoder), image(encoder.config, (size,) * dims, batch=1))
+    assert_equal_models(
+        encoder, monai_twin(encoder), image(encoder.config, (size,) * dims, batch=1)
+    )
 
 
 def test_the_smit_preset_equals_monai() -> None:
@@ -117,9 +127,14 @@ def test_stage_taps_are_what_monais_stages_give_before_merging() -> None:
 def test_hidden_voxels_do_not_reach_any_map(dims: int, shape: tuple[int, ...]) -> None:
     encoder = seeded(small(spatial_dims=dims), maskable=True)
     x = image(encoder.config, shape).requires_grad_()
-    masked = torch.rand(2, *encoder.token_grid(shape), generator=torch.Generator().manual_seed(3)) < 0.6
+    masked = (
+        torch.rand(2, *encoder.token_grid(shape), generator=torch.Generator().manual_seed(3)) < 0.6
+    )
     sum(m.square().sum() + m.sum() for m in encoder(x, masked)).backward()
-    hidden = F.interpolate(masked[:, None].float(), scale_factor=2)[(..., *(slice(s) for s in shape))] > 0
+    hidden = (
+        F.interpolate(masked[:, None].float(), scale_factor=2)[(..., *(slice(s) for s in shape))]
+        > 0
+    )
     assert x.grad[hidden].abs().max() == 0
     assert (x.grad[~hidden].abs() > 0).float().mean() > 0.99
     assert encoder.mask_token.grad.abs().max() > 0
@@ -150,8 +165,12 @@ def test_masks_that_do_not_fit_are_refused() -> None:
 
 
 @pytest.mark.parametrize("taps", ["stage", "merge"])
-@pytest.mark.parametrize("shape", [(16, 16, 16), (17, 33, 20), (2, 2, 2), (1, 40, 16), (64, 48), (37, 1)])
-def test_any_size_gives_maps_of_the_published_channels_and_strides(shape: tuple[int, ...], taps: str) -> None:
+@pytest.mark.parametrize(
+    "shape", [(16, 16, 16), (17, 33, 20), (2, 2, 2), (1, 40, 16), (64, 48), (37, 1)]
+)
+def test_any_size_gives_maps_of_the_published_channels_and_strides(
+    shape: tuple[int, ...], taps: str
+) -> None:
     encoder = seeded(small(spatial_dims=len(shape), taps=taps))
     with torch.no_grad():
         maps = encoder(image(encoder.config, shape))
@@ -168,7 +187,11 @@ def test_every_parameter_gets_a_gradient_from_the_five_maps(dims: int) -> None:
     masked = torch.rand(2, *(16,) * dims) < 0.5
     maps = encoder(image(encoder.config, (32,) * dims), masked)
     sum((m * torch.randn_like(m)).sum() for m in maps).backward()
-    silent = [name for name, p in encoder.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
+    silent = [
+        name
+        for name, p in encoder.named_parameters()
+        if p.grad is None or not p.grad.abs().max() > 0
+    ]
     assert silent == []
 
 
@@ -212,7 +235,9 @@ def test_drop_path_keeps_the_mean_and_drops_whole_samples() -> None:
 
 
 def test_compiles_into_one_graph_with_equal_results() -> None:
-    """fullgraph=True raises on any break; the compiled path (PyTorch's own attention) equals the cached one."""
+    """fullgraph=True raises on any break; the compiled path (PyTorch's own attention) equals the
+    cached one.
+    """
     torch._dynamo.reset()
     encoder = seeded(small(depths=(2, 1, 1, 1)))
     x = image(encoder.config, (20, 9, 16), batch=1)
@@ -261,7 +286,9 @@ def test_configurations_survive_json(name: str, dims: int) -> None:
 
 
 def test_what_a_configuration_refuses() -> None:
-    with pytest.raises(ValueError, match=r"unknown encoder option.*feature_size; known: spatial_dims"):
+    with pytest.raises(
+        ValueError, match=r"unknown encoder option.*feature_size; known: spatial_dims"
+    ):
         SwinConfig.from_dict({"feature_size": 48})
     with pytest.raises(ValueError, match=r"unknown preset 'swin'; known: tiny, smit"):
         preset("swin")
@@ -280,7 +307,9 @@ def test_what_a_configuration_refuses() -> None:
 def test_presets_have_the_published_sizes() -> None:
     """ENCODER figures: 12.36 M, 8.76 M and 8.06 M parameters."""
     with torch.device("meta"):
-        millions = {name: sum(p.numel() for p in Swin(preset(name)).parameters()) / 1e6 for name in PRESETS}
+        millions = {
+            name: sum(p.numel() for p in Swin(preset(name)).parameters()) / 1e6 for name in PRESETS
+        }
     assert {name: round(m, 2) for name, m in millions.items()} == {
         "tiny": 2.22,
         "smit": 12.36,

@@ -1,4 +1,6 @@
-"""The figures of the method pages: through the method's own views, found in their region, small files."""
+"""The figures of the method pages: through the method's own views, found in their region, small
+files.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def subject(name: str, trained: bool = False) -> figures.Subject:
-    return figures.Subject(micro.method(name), (32, 32, 32), (6.0, 6.0, 6.0), figures.SOFT_TISSUE, trained)
+    return figures.Subject(
+        micro.method(name), (32, 32, 32), (6.0, 6.0, 6.0), figures.SOFT_TISSUE, trained
+    )
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -48,7 +52,9 @@ def test_predictions_are_shown_of_trained_weights_only(tmp_path, monkeypatch):
     titles = []
     monkeypatch.setattr(figures, "save", lambda *_: None)
     monkeypatch.setattr(
-        figures, "picture", lambda panels, *_: titles.append([panel[0] for row in panels for panel in row])
+        figures,
+        "picture",
+        lambda panels, *_: titles.append([panel[0] for row in panels for panel in row]),
     )
     for trained in (False, True):
         figures.draw(subject("simmim", trained), tmp_path / "figure.png")
@@ -61,7 +67,12 @@ def test_a_checkpoint_gives_its_weights_crop_and_policy(tmp_path):
     run.save({})
     run.finish({})
     made = figures.trained("simmim", tmp_path / LATEST)
-    assert (made.crop, made.spacing, made.hu.sd, made.trained) == (micro.CROP, (3.0, 2.0, 2.0), 250.0, True)
+    assert (made.crop, made.spacing, made.hu.sd, made.trained) == (
+        micro.CROP,
+        (3.0, 2.0, 2.0),
+        250.0,
+        True,
+    )
     assert made.method.config == run.method.config
     for name, weight in run.method.state_dict().items():
         assert torch.equal(made.method.state_dict()[name], weight), name

@@ -17,8 +17,16 @@ Usage = namedtuple("Usage", "total used free")
 @pytest.mark.parametrize(
     ("error", "free", "told"),
     [
-        (OSError(errno.ENOSPC, "No space left on device"), 1 << 40, "the disk is full or the quota used up"),
-        (OSError(errno.EDQUOT, "Disk quota exceeded"), 1 << 40, "the disk is full or the quota used up"),
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            1 << 40,
+            "the disk is full or the quota used up",
+        ),
+        (
+            OSError(errno.EDQUOT, "Disk quota exceeded"),
+            1 << 40,
+            "the disk is full or the quota used up",
+        ),
         (OSError(errno.EROFS, "Read-only file system"), 1 << 40, "the disk is read-only"),
         (
             RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 1 vs 2"),

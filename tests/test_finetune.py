@@ -21,7 +21,11 @@ from nnssl.network.swin_unetr import SwinUNETR, output_sizes
 
 
 def test_a_recipe_takes_nnunets_length_by_default_and_refuses_unknown_keys():
-    assert (Recipe.of({}).epochs, Recipe.of({}).iterations, Recipe.of({}).val_iterations) == (1000, 250, 50)
+    assert (Recipe.of({}).epochs, Recipe.of({}).iterations, Recipe.of({}).val_iterations) == (
+        1000,
+        250,
+        50,
+    )
     assert Recipe.of({RECIPE: {"epochs": 7}}).epochs == 7
     with pytest.raises(ValueError, match=r"unknown key.*: epoch; known: epochs, iterations"):
         Recipe.of({RECIPE: {"epoch": 7}})
@@ -70,7 +74,9 @@ def test_the_warm_up_is_counted_in_iterations_in_short_trainings_too(epochs, ite
 
 def test_older_plans_count_the_warm_up_in_epochs():
     assert Recipe.of({RECIPE: {"warmup_epochs": 1.5, "iterations": 40}}).warmup == 60
-    with pytest.raises(ValueError, match="warmup_iterations and warmup_epochs, of which one is enough"):
+    with pytest.raises(
+        ValueError, match="warmup_iterations and warmup_epochs, of which one is enough"
+    ):
         Recipe(warmup_epochs=1, warmup_iterations=50)
 
 
@@ -80,7 +86,9 @@ def test_the_encoder_learns_slowly_where_it_was_pretrained_and_as_said_where_it_
 
     def scale(recipe: Recipe, pretrained: bool) -> float:
         groups = finetune.parameter_groups(network, recipe, pretrained)
-        return next(group["lr_scale"] for group in groups if any(p is last for p in group["params"]))
+        return next(
+            group["lr_scale"] for group in groups if any(p is last for p in group["params"])
+        )
 
     assert [scale(Recipe(), pretrained) for pretrained in (True, False)] == [0.3, 1.0]
     assert [scale(Recipe(encoder_lr=0.5), pretrained) for pretrained in (True, False)] == [0.5, 0.5]
@@ -118,8 +126,16 @@ def small_network(deep_supervision: bool = True) -> SwinUNETR:
 def test_every_trained_parameter_is_in_one_group_with_its_layers_learning_rate():
     network, recipe = small_network(), Recipe(lr=1e-3, head_lr=10, encoder_lr=0.4, layer_decay=0.5)
     groups = finetune.parameter_groups(network, recipe)
-    rate = {id(p): (group["lr_scale"], group["weight_decay"]) for group in groups for p in group["params"]}
-    assert len(rate) == sum(len(group["params"]) for group in groups) == len(list(network.parameters()))
+    rate = {
+        id(p): (group["lr_scale"], group["weight_decay"])
+        for group in groups
+        for p in group["params"]
+    }
+    assert (
+        len(rate)
+        == sum(len(group["params"]) for group in groups)
+        == len(list(network.parameters()))
+    )
     assert groups[0]["lr_scale"] == 1  # the one whose learning rate nnU-Net logs
     named = dict(network.named_parameters())
     of = {name: rate[id(parameter)] for name, parameter in named.items()}
@@ -152,7 +168,8 @@ def test_the_schedule_needs_no_state_and_each_step_clips():
     schedule.step(7)
     assert optimizer.param_groups[0]["lr"] == finetune.learning_rate(7 * 250, recipe)
     assert all(
-        g["lr"] == pytest.approx(g["lr_scale"] * optimizer.param_groups[0]["lr"]) for g in optimizer.param_groups
+        g["lr"] == pytest.approx(g["lr_scale"] * optimizer.param_groups[0]["lr"])
+        for g in optimizer.param_groups
     )
     for parameter in network.parameters():
         parameter.grad = torch.ones_like(parameter)
@@ -169,12 +186,14 @@ def test_the_schedule_needs_no_state_and_each_step_clips():
 
 @pytest.mark.parametrize("patch", [(20, 48, 40), (7, 33, 50), (64, 64)])
 def test_nnunets_own_transform_makes_targets_of_the_outputs_sizes(patch):
-    from batchgeneratorsv2.transforms.utils.deep_supervision_downsampling import DownsampleSegForDSTransform
+    from batchgeneratorsv2.transforms.utils.deep_supervision_downsampling import (
+        DownsampleSegForDSTransform,
+    )
 
     resolved = {"patch_size": list(patch), "architecture": {"arch_kwargs": {"encoder": {}}}}
-    targets = DownsampleSegForDSTransform(finetune.deep_supervision_scales(resolved))._apply_to_segmentation(
-        torch.zeros(1, *patch, dtype=torch.int16)
-    )
+    targets = DownsampleSegForDSTransform(
+        finetune.deep_supervision_scales(resolved)
+    )._apply_to_segmentation(torch.zeros(1, *patch, dtype=torch.int16))
     assert [tuple(target.shape[1:]) for target in targets] == output_sizes(patch)
     weights = finetune.deep_supervision_weights(4)
     assert sum(weights) == pytest.approx(1)
@@ -195,12 +214,18 @@ def test_first_the_plans_then_the_variable_then_the_only_one(nnunet_env, monkeyp
 @pytest.mark.parametrize("where", ["results", "variable"])
 def test_a_checkpoint_that_moved_is_found_by_its_hash(nnunet_env, monkeypatch, tmp_path, where):
     """As plans of another machine name it."""
-    folder = nnunet_env[origin.RESULTS] / "nnssl" / "other" if where == "results" else tmp_path / "elsewhere"
+    folder = (
+        nnunet_env[origin.RESULTS] / "nnssl" / "other"
+        if where == "results"
+        else tmp_path / "elsewhere"
+    )
     moved = pretrained(folder, seed=1)
     pretrained(nnunet_env[origin.RESULTS] / "nnssl" / "ct" / "smit__micro", seed=2)
     if where == "variable":
         monkeypatch.setenv(origin.VARIABLE, str(moved))
-    choice = origin.choose({"checkpoint_path": "/gone/checkpoint_final.pth", "sha256": files.sha256(moved)})
+    choice = origin.choose(
+        {"checkpoint_path": "/gone/checkpoint_final.pth", "sha256": files.sha256(moved)}
+    )
     assert choice.path == moved
     assert "by its sha256: it is no longer at /gone/checkpoint_final.pth" in choice.named_by
     with pytest.raises(origin.NoCheckpointError, match="no file at /gone"):
@@ -209,7 +234,8 @@ def test_a_checkpoint_that_moved_is_found_by_its_hash(nnunet_env, monkeypatch, t
 
 def test_none_or_several_are_an_error_that_lists_them_and_says_what_to_type(nnunet_env):
     with pytest.raises(
-        NoCheckpointError, match=r"no pretrained checkpoint was found(.|\n)*nnssl_plan -d(.|\n)*SwinScratchTrainer"
+        NoCheckpointError,
+        match=r"no pretrained checkpoint was found(.|\n)*nnssl_plan -d(.|\n)*SwinScratchTrainer",
     ):
         origin.demand(origin.choose({}))
     both = [pretrained(nnunet_env["nnUNet_results"] / "nnssl" / name) for name in ("one", "two")]
@@ -218,7 +244,8 @@ def test_none_or_several_are_an_error_that_lists_them_and_says_what_to_type(nnun
     assert all(str(path) in str(error.value) for path in both)
     assert "export nnssl_checkpoint=" in str(error.value)
     with pytest.raises(
-        NoCheckpointError, match=r"no file at /gone.pth, the checkpoint named by the plans. Found instead"
+        NoCheckpointError,
+        match=r"no file at /gone.pth, the checkpoint named by the plans. Found instead",
     ):
         origin.choose({"checkpoint_path": "/gone.pth"})
 
@@ -265,7 +292,9 @@ def test_a_3d_checkpoint_does_not_start_a_2d_network(nnunet_env, monkeypatch, tm
         finetune.load(network, plans)
 
 
-def test_a_random_start_is_of_the_same_network_and_by_itself_of_the_default_preset(nnunet_env, monkeypatch, tmp_path):
+def test_a_random_start_is_of_the_same_network_and_by_itself_of_the_default_preset(
+    nnunet_env, monkeypatch, tmp_path
+):
     alone = nnunet_plans()
     finetune.settle(alone, "2d", random_start=True)
     arguments = alone["configurations"]["2d"]["architecture"]["arch_kwargs"]

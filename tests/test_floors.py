@@ -42,7 +42,9 @@ MODULES = own_modules()
 def part_of(name: str) -> str | None:
     """`nnssl.data.plan` is of part `data`; None for other people's modules and for `nnssl` itself."""
     words = name.split(".")
-    return words[1] if words[0] == "nnssl" and len(words) > 1 and words[1] != "__version__" else None
+    return (
+        words[1] if words[0] == "nnssl" and len(words) > 1 and words[1] != "__version__" else None
+    )
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -104,12 +106,20 @@ import importlib
 for name in {modules}:
     importlib.import_module(name)
 """
-PRETRAINING = ["nnssl.cli", "nnssl.train.loop", "nnssl.methods", "nnssl.data.crops", "nnssl.checkpoint"]
+PRETRAINING = [
+    "nnssl.cli",
+    "nnssl.train.loop",
+    "nnssl.methods",
+    "nnssl.data.crops",
+    "nnssl.checkpoint",
+]
 
 
 def import_without(blocked: set[str], modules: list[str]) -> subprocess.CompletedProcess:
     script = BLOCKED.format(blocked=blocked, modules=modules)
-    return subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True
+    )
 
 
 def test_pretraining_needs_neither_simpleitk_nor_nnunet():
@@ -118,7 +128,9 @@ def test_pretraining_needs_neither_simpleitk_nor_nnunet():
 
 
 def test_importing_the_package_is_light():
-    done = import_without({"torch", "numpy", "SimpleITK", "nnunetv2", "blosc2"}, ["nnssl", "nnssl.types"])
+    done = import_without(
+        {"torch", "numpy", "SimpleITK", "nnunetv2", "blosc2"}, ["nnssl", "nnssl.types"]
+    )
     assert done.returncode == 0, done.stderr
 
 

@@ -22,13 +22,16 @@ def turned(x: Tensor) -> Tensor:
 
 @pytest.fixture
 def encoder_of(tmp_path):
-    """Save a file's content and convert what is read; in double precision, so that rounding is no excuse."""
+    """Save a file's content and convert what is read; in double precision, so that rounding is no
+    excuse.
+    """
 
     def converted(content: dict, **asked: object) -> Converted:
         path = tmp_path / "foreign.pt"
         torch.save(content, path)
         done = encoder_from(tensors_of(path), Request(path, tmp_path / "ours.pth", **asked))
-        # Conversion is in single precision, as files are: the weights made in double are rounded to it first.
+        # Conversion is in single precision, as files are: the weights made in double are rounded to
+        # it first.
         done.encoder.double().eval()
         return done
 
@@ -36,7 +39,9 @@ def encoder_of(tmp_path):
 
 
 def image(*shape: int, channels: int = 1) -> Tensor:
-    return torch.randn(1, channels, *shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return torch.randn(
+        1, channels, *shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+    )
 
 
 def single(network: nn.Module) -> nn.Module:
@@ -49,19 +54,25 @@ def assert_same_maps(ours: Swin, theirs: list[Tensor], x: Tensor) -> None:
         torch.testing.assert_close(mine, other, rtol=1e-8, atol=1e-8)
 
 
-# --- SMIT ----------------------------------------------------------------------------------------------------------
+# --- SMIT
+# ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", [(32, 32, 32), (32, 64, 32)])
 @pytest.mark.parametrize("qkv_bias", [False, True])
 def test_smit_is_computed_exactly(encoder_of, qkv_bias, shape):
-    """Its reverse and shift of windows, also of one that fills the grid, its merging, its norms, (x, y, z) arrays."""
+    """Its reverse and shift of windows, also of one that fills the grid, its merging, its norms,
+    (x, y, z) arrays.
+    """
     theirs = single(made.smit(qkv_bias))
     done = encoder_of(made.smit_10k(theirs) if qkv_bias else theirs.published())
     assert done.source.name == ("smit_10k" if qkv_bias else "smit_miccai22")
     x = image(*shape)
     last, stages = theirs(turned(x))
-    expected = [turned(m) for m in (*stages, F.layer_norm(last.movedim(1, -1), last.shape[1:2]).movedim(-1, 1))]
+    expected = [
+        turned(m)
+        for m in (*stages, F.layer_norm(last.movedim(1, -1), last.shape[1:2]).movedim(-1, 1))
+    ]
     assert_same_maps(done.encoder, expected, x)
 
 
@@ -104,7 +115,8 @@ def test_combinations_that_no_weights_have_are_refused():
         SwinConfig(out_norms=True, taps="merge")
 
 
-# --- MONAI ---------------------------------------------------------------------------------------------------------
+# --- MONAI
+# ---------------------------------------------------------------------------------------------------------
 
 FILES = {
     "monai_swinvit": made.model_swinvit,
@@ -117,7 +129,9 @@ FILES = {
 
 @pytest.mark.parametrize("source", FILES)
 def test_files_of_the_monai_family_are_computed_exactly(encoder_of, source):
-    """Merging before 1.5, clipped windows (16 and less tokens in windows of 7), padding, (x, y, z) arrays, v2."""
+    """Merging before 1.5, clipped windows (16 and less tokens in windows of 7), padding, (x, y, z)
+    arrays, v2.
+    """
     theirs = single(made.monai(use_v2=source == "voco"))
     asked = {"merging": "legacy"} if source == "monai" else {}
     done = encoder_of(FILES[source](theirs), **asked)
@@ -155,7 +169,8 @@ def test_what_is_peculiar_to_old_monai_matters():
     assert (theirs(turned(x))[4] - turned(theirs(x)[4])).abs().mean() > 0.1
 
 
-# --- 2D, ImageNet --------------------------------------------------------------------------------------------------
+# --- 2D, ImageNet
+# --------------------------------------------------------------------------------------------------
 
 
 def timm_maps(network: nn.Module, x: Tensor) -> list[Tensor]:
@@ -194,7 +209,8 @@ def test_imagenet_swins_are_computed_exactly_on_doubled_pixels(encoder_of, layou
     enlarged = F.interpolate(x, scale_factor=2, mode="nearest").expand(-1, 3, -1, -1)
     for mine, other in zip(done.encoder(x)[:4], maps(theirs, enlarged), strict=True):
         expected = F.layer_norm(other, other.shape[-1:]).movedim(-1, 1)
-        torch.testing.assert_close(mine, expected, rtol=1e-6, atol=1e-6)  # sums of weights are rounded to single
+        # sums of weights are rounded to single
+        torch.testing.assert_close(mine, expected, rtol=1e-6, atol=1e-6)
     assert done.loaded == len(done.encoder.state_dict()) - 3
     assert any("last merge" in words for words in done.adapted)
 
@@ -215,7 +231,9 @@ def test_inflated_weights_see_in_each_slice_what_they_saw_in_2d(encoder_of, dept
     volume = x[:, :, None].expand(-1, -1, depth, -1, -1)
     for number, (slices, maps) in enumerate(zip(flat(x), deep(volume), strict=True)):
         if number < 4:  # the last merge is new in both
-            torch.testing.assert_close(maps, slices[:, :, None].expand_as(maps), rtol=1e-8, atol=1e-8)
+            torch.testing.assert_close(
+                maps, slices[:, :, None].expand_as(maps), rtol=1e-8, atol=1e-8
+            )
 
 
 def test_an_inflated_last_merge_gives_what_it_gave_in_2d(encoder_of):

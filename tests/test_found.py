@@ -1,4 +1,6 @@
-"""What lies in the folders beside readable scans: pipes, lost links, labels; and errors that may pass."""
+"""What lies in the folders beside readable scans: pipes, lost links, labels; and errors that may
+pass.
+"""
 
 from __future__ import annotations
 
@@ -67,9 +69,18 @@ def test_what_may_pass_is_tried_again_by_the_next_run(tmp_path, monkeypatch, fai
         raise RuntimeError("Failed to allocate memory for image.")
 
     with monkeypatch.context() as patch:
-        patch.setattr(*((nifti_module.gzip, "open") if failure == "disk" else (volumes_module, "_information")), fail)
+        patch.setattr(
+            *(
+                (nifti_module.gzip, "open")
+                if failure == "disk"
+                else (volumes_module, "_information")
+            ),
+            fail,
+        )
         (line,) = survey(find_scans([path.parent]), tmp_path / "out", 0)
-        assert ("cannot be read now: Input/output error" if failure == "disk" else "memory") in line.reason
+        assert (
+            "cannot be read now: Input/output error" if failure == "disk" else "memory"
+        ) in line.reason
     (line,) = survey(find_scans([path.parent]), tmp_path / "out", 0)
     assert line.kept
 
@@ -89,14 +100,23 @@ def test_a_dicom_folder_with_a_slice_that_cannot_be_opened_is_not_judged(tmp_pat
 
 
 def test_labels_are_not_decompressed(tmp_path, monkeypatch):
-    named = ("a/mask.nii.gz", "segmentations/liver.nii.gz", "segmentations/spleen.nii.gz", "b_seg.nrrd")
+    named = (
+        "a/mask.nii.gz",
+        "segmentations/liver.nii.gz",
+        "segmentations/spleen.nii.gz",
+        "b_seg.nrrd",
+    )
     typed = {"c.nii.gz": np.uint8, "d.mha": np.int8, "e.nrrd": np.uint8}
     for name in (*named, *typed):
         write_volume(tmp_path / "raw" / name, (ct_array() > 0).astype(typed.get(name, np.int16)))
     with monkeypatch.context() as patch:
         patch.setattr(scans_module, "check_voxels", lambda path: pytest.fail("decompressed"))
         lines = survey(find_scans([tmp_path / "raw"]), tmp_path / "out", 0)
-    labels = {Path(line.path).name: int(line.reason.split(": ")[1]) for line in lines if line.series == LABELS}
+    labels = {
+        Path(line.path).name: int(line.reason.split(": ")[1])
+        for line in lines
+        if line.series == LABELS
+    }
     assert labels == {"raw": 1, "a": 1, "segmentations": 2}
     assert sum("stored as integers that cannot hold" in line.reason for line in lines) == 3
     assert len(lines) == 6

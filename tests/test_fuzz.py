@@ -1,4 +1,6 @@
-"""Damaged headers of all formats, a few hundred with a fixed seed (tests/fuzz_headers.py makes any number)."""
+"""Damaged headers of all formats, a few hundred with a fixed seed (tests/fuzz_headers.py makes any
+number).
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ SCRIPT = Path(__file__).with_name("fuzz_headers.py")
 
 
 def test_damaged_headers_are_read_or_refused_and_nothing_else():
-    done = subprocess.run([sys.executable, str(SCRIPT), "--cases", "400"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), "--cases", "400"], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     counts = ast.literal_eval(done.stdout.splitlines()[-1])
     assert sum(counts.values()) == 400

@@ -1,4 +1,6 @@
-"""The command that measures a GPU, dry-run on the CPU: every kind of part runs, and one failure loses no other."""
+"""The command that measures a GPU, dry-run on the CPU: every kind of part runs, and one failure
+loses no other.
+"""
 
 from __future__ import annotations
 

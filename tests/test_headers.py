@@ -1,4 +1,6 @@
-"""What headers promise: memory, other files, spacing, orientation. Nothing is believed that the file does not hold."""
+"""What headers promise: memory, other files, spacing, orientation. Nothing is believed that the
+file does not hold.
+"""
 
 from __future__ import annotations
 
@@ -26,9 +28,13 @@ def reason(path: Path, series: str = "", in_hu: bool = True) -> str:
     return look(Found(str(path), series), in_hu=in_hu).reason
 
 
-def nifti(path: Path, change: dict | None = None, array: np.ndarray | None = None, affine=None) -> Path:
+def nifti(
+    path: Path, change: dict | None = None, array: np.ndarray | None = None, affine=None
+) -> Path:
     """A NIfTI whose header says `change`, whatever is true."""
-    image = nibabel.Nifti1Image(ct_array() if array is None else array, np.eye(4) if affine is None else affine)
+    image = nibabel.Nifti1Image(
+        ct_array() if array is None else array, np.eye(4) if affine is None else affine
+    )
     nibabel.save(image, path)
     header = bytearray(path.read_bytes()[:348])
     fields = nibabel.Nifti1Header(bytes(header), check=False)
@@ -59,7 +65,9 @@ NIFTI_LIES = {
 
 
 @pytest.mark.parametrize("name", NIFTI_LIES)
-def test_a_nifti_header_that_lies_is_refused_before_memory_is_asked_for(tmp_path, name, monkeypatch):
+def test_a_nifti_header_that_lies_is_refused_before_memory_is_asked_for(
+    tmp_path, name, monkeypatch
+):
     change, words = NIFTI_LIES[name]
     monkeypatch.setattr(volumes_module, "_information", lambda path: pytest.fail("ITK was asked"))
     path = nifti(tmp_path / "a.nii", change)
@@ -74,14 +82,34 @@ NRRD = "NRRD0004\ntype: int16\ndimension: 3\nsizes: 28 24 16\nendian: little\nen
 DIRECTIONS = "space: left-posterior-superior\nspace directions: (1,0,0) (0,2,0) (0,0,3)\n"
 ELSEWHERE = "not in the header's own folder"
 TEXT_LIES = {
-    "dimensions": (".mha", META.replace("NDims = 3", "NDims = 1000000000") + LOCAL, "not three-dimensional"),
-    "negative dimensions": (".mha", META.replace("NDims = 3", "NDims = -3") + LOCAL, "not three-dimensional"),
-    "a format string": (".mhd", META + "ElementDataFile = %s%s%n.raw 0 23 1\n", "allowed are a name, LIST"),
+    "dimensions": (
+        ".mha",
+        META.replace("NDims = 3", "NDims = 1000000000") + LOCAL,
+        "not three-dimensional",
+    ),
+    "negative dimensions": (
+        ".mha",
+        META.replace("NDims = 3", "NDims = -3") + LOCAL,
+        "not three-dimensional",
+    ),
+    "a format string": (
+        ".mhd",
+        META + "ElementDataFile = %s%s%n.raw 0 23 1\n",
+        "allowed are a name, LIST",
+    ),
     "an absolute path": (".mhd", META + "ElementDataFile = {outside}\n", ELSEWHERE),
     "a path upwards": (".mhd", META + "ElementDataFile = ../outside.raw\n", ELSEWHERE),
     "a list upwards": (".mhd", META + "ElementDataFile = LIST\n../outside.raw\n", ELSEWHERE),
-    "a list by its first letters": (".mhd", META + "ElementDataFile = LISTED.raw\n../outside.raw\n", ELSEWHERE),
-    "another key": (".mhd", META + "ElementDataFile: ../outside.raw = 1\n" + LOCAL, "not KEY = VALUE"),
+    "a list by its first letters": (
+        ".mhd",
+        META + "ElementDataFile = LISTED.raw\n../outside.raw\n",
+        ELSEWHERE,
+    ),
+    "another key": (
+        ".mhd",
+        META + "ElementDataFile: ../outside.raw = 1\n" + LOCAL,
+        "not KEY = VALUE",
+    ),
     "a pattern upwards": (".mha", META + "ElementDataFile = ../%03d.raw 1 16 1\n", ELSEWHERE),
     "a pipe": (".mhd", META + "ElementDataFile = pipe.raw\n", "is not there"),
     "a size": (".mha", META.replace("28 24 16", "2800 2400 1600") + LOCAL, "cut short"),
@@ -98,8 +126,16 @@ TEXT_LIES = {
     "an NRRD list": (".nhdr", NRRD + DIRECTIONS + "data file: LIST\n../outside.raw\n", ELSEWHERE),
     "no spacing in NRRD": (".nrrd", NRRD + "\n", "no spacing"),
     "NaN as spacing": (".nrrd", NRRD + "spacings: nan nan nan\n\n", "no spacing"),
-    "an NRRD field like a pair": (".nrrd", NRRD + DIRECTIONS + "datafile: ../outside.raw:=1\n\n", ELSEWHERE),
-    "an NRRD size": (".nrrd", NRRD.replace("28 24 16", "2800 2400 1600") + DIRECTIONS + "\n", "cut short"),
+    "an NRRD field like a pair": (
+        ".nrrd",
+        NRRD + DIRECTIONS + "datafile: ../outside.raw:=1\n\n",
+        ELSEWHERE,
+    ),
+    "an NRRD size": (
+        ".nrrd",
+        NRRD.replace("28 24 16", "2800 2400 1600") + DIRECTIONS + "\n",
+        "cut short",
+    ),
 }
 
 
@@ -131,7 +167,9 @@ def test_honest_headers_of_several_files_are_read(tmp_path):
 
 @pytest.mark.parametrize("ending", [".nrrd", ".nhdr", ".mha", ".mhd"])
 def test_what_itk_compresses_is_read(tmp_path, ending):
-    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(ct_array()), str(tmp_path / f"a{ending}"), useCompression=True)
+    SimpleITK.WriteImage(
+        SimpleITK.GetImageFromArray(ct_array()), str(tmp_path / f"a{ending}"), useCompression=True
+    )
     assert reason(tmp_path / f"a{ending}") == ""
 
 
@@ -149,8 +187,15 @@ def test_nifti_2_and_the_other_byte_order_are_read(tmp_path):
 
 def test_compressed_voxels_are_counted(tmp_path):
     packed = zlib.compress(ct_array().tobytes())
-    for name, data in {"whole": packed, "short": packed[: len(packed) // 2], "damaged": packed[:-2] + b"ab"}.items():
-        head = META + f"CompressedData = True\nCompressedDataSize = {len(data)}\nElementDataFile = LOCAL\n"
+    for name, data in {
+        "whole": packed,
+        "short": packed[: len(packed) // 2],
+        "damaged": packed[:-2] + b"ab",
+    }.items():
+        head = (
+            META
+            + f"CompressedData = True\nCompressedDataSize = {len(data)}\nElementDataFile = LOCAL\n"
+        )
         (tmp_path / f"{name}.mha").write_bytes(head.encode() + data)
     assert reason(tmp_path / "whole.mha") == ""
     assert "damaged or cut short" in reason(tmp_path / "short.mha")
@@ -166,14 +211,19 @@ def spoil(path: Path, tag: bytes, value: bytes) -> None:
 
 
 def test_dicom_without_voxels_or_spacing_is_refused(tmp_path):
-    folders = {name: write_series(tmp_path / name, ct_array(), straight(16)) for name in ("rows", "cut", "negative")}
+    folders = {
+        name: write_series(tmp_path / name, ct_array(), straight(16))
+        for name in ("rows", "cut", "negative")
+    }
     for path in folders["rows"].iterdir():
         spoil(path, b"\x28\0\x10\0\x02\0", struct.pack("<H", 2400))
     for path in folders["cut"].iterdir():
         path.write_bytes(path.read_bytes()[:-100])
     for path in folders["negative"].iterdir():
         spoil(path, b"\x28\0\x30\0", b"-1")
-    found = {name: next(iter(series_in(folder).values())).reason for name, folder in folders.items()}
+    found = {
+        name: next(iter(series_in(folder).values())).reason for name, folder in folders.items()
+    }
     assert "cut short" in found["rows"]
     assert "cut short" in found["cut"]
     assert "says no spacing" in found["negative"]
@@ -201,7 +251,9 @@ def test_compressed_slices_and_slices_without_preamble_are_read(tmp_path, codec)
         writer.Execute(image)
     (series,) = series_in(tmp_path / "other").values()
     assert len(series.files) == 16
-    np.testing.assert_array_equal(read(Found(str(tmp_path / "other"), series.uid)).voxels, ct_array())
+    np.testing.assert_array_equal(
+        read(Found(str(tmp_path / "other"), series.uid)).voxels, ct_array()
+    )
     copy.write_bytes(copy.read_bytes()[:-40])
     assert "cut short" in series_in(tmp_path / "other")["unreadable files"].reason
 
@@ -240,7 +292,9 @@ def test_a_sheared_nifti_is_read_as_nnunet_reads_it(tmp_path):
 
 
 def test_the_order_of_axes_is_counted_and_permuted_axes_are_unified(tmp_path):
-    """One scan of thick axial slices, stored as it was and as if it were sagittal: the same voxels and spacing."""
+    """One scan of thick axial slices, stored as it was and as if it were sagittal: the same voxels
+    and spacing.
+    """
     array, raw = ct_array(), tmp_path / "raw"
     write_volume(raw / "axial.nii.gz", array, (5.0, 1.0, 1.5))
     image = SimpleITK.ReadImage(str(raw / "axial.nii.gz"))

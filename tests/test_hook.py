@@ -21,7 +21,9 @@ def test_our_folder_is_added_once_behind_the_users(monkeypatch, tmp_path):
 
 def start_up(folder: Path, code: str) -> subprocess.CompletedProcess:
     """Python with `folder` as a site-packages that holds the start-up file."""
-    (folder / "nnssl_trainers.pth").write_text((REPOSITORY / "trainers" / "nnssl_trainers.pth").read_text())
+    (folder / "nnssl_trainers.pth").write_text(
+        (REPOSITORY / "trainers" / "nnssl_trainers.pth").read_text()
+    )
     lines = f"import os, site, sys; sys.path.append({str(folder)!r}); site.addsitedir({str(folder)!r})\n{code}"
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", hook.VARIABLE)}
     command = [sys.executable, "-I", "-S", "-W", "error", "-c", lines]
@@ -35,7 +37,10 @@ def test_the_start_up_file_adds_the_folder_of_a_wheel_and_imports_nothing_heavy(
     twice = f"site.addsitedir({str(tmp_path)!r})"
     code = f"{twice}; print(os.environ['nnUNet_extTrainer'], 'torch' in sys.modules, 'nnssl' in sys.modules)"
     done = start_up(tmp_path, code)
-    assert (done.stdout.split(), done.stderr) == ([str(tmp_path / "nnssl" / "trainers"), "False", "False"], "")
+    assert (done.stdout.split(), done.stderr) == (
+        [str(tmp_path / "nnssl" / "trainers"), "False", "False"],
+        "",
+    )
 
 
 def test_the_start_up_file_is_silent_where_the_package_is_gone(tmp_path):
@@ -52,7 +57,9 @@ print(recursive_find_trainer_class_by_name("SwinScratchTrainer").__name__)
 
 def test_importing_the_package_is_enough_in_a_running_kernel(tmp_path):
     """No start-up file is read from PYTHONPATH, where `pip install --target` puts packages."""
-    environment = {k: v for k, v in os.environ.items() if k != hook.VARIABLE} | {"PYTHONPATH": str(REPOSITORY)}
+    environment = {k: v for k, v in os.environ.items() if k != hook.VARIABLE} | {
+        "PYTHONPATH": str(REPOSITORY)
+    }
     command = [sys.executable, "-c", NOTEBOOK]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert done.stdout.splitlines()[-1:] == ["SwinScratchTrainer"], done.stderr
@@ -61,6 +68,8 @@ def test_importing_the_package_is_enough_in_a_running_kernel(tmp_path):
 def test_importing_keeps_what_the_user_has_named(tmp_path):
     environment = os.environ | {hook.VARIABLE: str(tmp_path), "PYTHONPATH": str(REPOSITORY)}
     code = f"import nnssl, os; print(os.environ['{hook.VARIABLE}'])\nprint(nnssl.hook.trainers_folder())"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=tmp_path
+    )
     named, ours = done.stdout.splitlines()  # the installed package's, or the repository's
     assert named == os.pathsep.join([str(tmp_path), ours])

@@ -31,27 +31,37 @@ def made_mask(grid: tuple[int, ...], counts: tuple[int, ...]) -> Tensor:
     return torch.stack([o < count for o, count in zip(order, counts, strict=True)]).view(-1, *grid)
 
 
-# -- the patch term --------------------------------------------------------------------------------------------------
+# -- the patch term
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("student_t", "teacher_t"), [(0.1, 0.04), (0.1, 0.07), (0.5, 0.2)])
 @pytest.mark.parametrize("counts", [(5, 5), (1, 9, 4), (0, 7), (12, 0, 0, 3)])
 @pytest.mark.parametrize("grid", [(3, 3, 3), (2, 3, 4), (4, 5)])
-def test_the_patch_term_is_lightlys_where_views_hide_different_numbers(grid, counts, student_t, teacher_t):
+def test_the_patch_term_is_lightlys_where_views_hide_different_numbers(
+    grid, counts, student_t, teacher_t
+):
     from lightly.loss import IBOTPatchLoss
 
     prototypes = 12
-    oracle = IBOTPatchLoss(prototypes, teacher_temp=teacher_t, student_temp=student_t, center_momentum=0.9)
+    oracle = IBOTPatchLoss(
+        prototypes, teacher_temp=teacher_t, student_temp=student_t, center_momentum=0.9
+    )
     centre, hidden = Centre(prototypes, momentum=0.9), made_mask(grid, counts)
     for step in range(3):
         student, teacher = (randn(sum(counts), prototypes, seed=seed + step) for seed in (0, 50))
-        flat = hidden.view(len(counts), 1, -1)  # [B Z Y X] would be summed over two of its axes only
+        # [B Z Y X] would be summed over two of its axes only
+        flat = hidden.view(len(counts), 1, -1)
         expected = oracle(teacher, student, flat)
-        got = masked_mean(soft_cross_entropy(student, centre.sharpen(teacher, teacher_t), student_t), hidden)
+        got = masked_mean(
+            soft_cross_entropy(student, centre.sharpen(teacher, teacher_t), student_t), hidden
+        )
         centre.update()
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(centre.value, oracle.center.value.flatten(), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(
+            centre.value, oracle.center.value.flatten(), rtol=1e-5, atol=1e-6
+        )
 
 
 def test_the_patch_term_is_a_loop_over_views():
@@ -71,14 +81,19 @@ def test_a_batch_that_hides_nothing_gives_a_finite_zero_with_a_gradient():
     losses = method(views).losses
     assert float(losses["patch"].detach()) == 0
     losses["total"].backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in method.parameters() if p.requires_grad)
+    assert all(
+        p.grad is not None and p.grad.isfinite().all()
+        for p in method.parameters()
+        if p.requires_grad
+    )
     assert not any(p.grad.any() for p in method.student.patch_head.parameters())
     method.after_step(0.5)
     assert float(method.patch_centre.value.abs().sum()) == 0
     assert all(buffer.isfinite().all() for buffer in method.buffers())
 
 
-# -- the method ------------------------------------------------------------------------------------------------------
+# -- the method
+# ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -116,11 +131,16 @@ def test_what_is_hidden_does_not_reach_the_student():
     covered = shown["student sees"].isnan()
     assert covered.any()
     assert torch.equal(shown["student sees"][~covered], shown["teacher sees"][~covered])
-    other = {**views, "global": views["global"].masked_fill(covered.view_as(views["global"]), 100.0)}
+    other = {
+        **views,
+        "global": views["global"].masked_fill(covered.view_as(views["global"]), 100.0),
+    }
     answers = []
     for seen in (views, other):
         student = []
-        handle = method.student.register_forward_hook(lambda *args, to=student: to.append(args[-1].embedding))
+        handle = method.student.register_forward_hook(
+            lambda *args, to=student: to.append(args[-1].embedding)
+        )
         method(seen)
         handle.remove()
         answers.append(student[0])
@@ -173,7 +193,8 @@ def test_impossible_settings_are_refused(settings, message):
         micro.config("ibot", **settings)
 
 
-# -- masks -----------------------------------------------------------------------------------------------------------
+# -- masks
+# -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ratio", [0.01, 0.1, 0.3, 0.5, 0.9, 1.0])
@@ -196,7 +217,9 @@ def test_boxes_are_more_coherent_than_single_cells():
 
 
 def test_every_cell_is_reached():
-    drawn = torch.stack([draw_cuboids((3, 4), 0.3, source) for source in [generator()] for _ in range(500)])
+    drawn = torch.stack(
+        [draw_cuboids((3, 4), 0.3, source) for source in [generator()] for _ in range(500)]
+    )
     assert float(drawn.float().mean(dim=0).min()) > 0.1
 
 

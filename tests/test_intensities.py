@@ -1,8 +1,10 @@
-"""Raw HU through nnU-Net's own normalisation and our network: the encoder sees what it saw in the pretraining.
+"""Raw HU through nnU-Net's own normalisation and our network: the encoder sees what it saw in the
+pretraining.
 
-Every voxel that nnU-Net leaves as it was is seen as the pretraining's normalisation of its HU, to float precision.
-nnU-Net clips CT to percentiles of the dataset's foreground before our network gets it: what it clipped, the encoder
-sees at that bound. Where they lie outside of the pretraining's own clip range, this makes no difference at all.
+Every voxel that nnU-Net leaves as it was is seen as the pretraining's normalisation of its HU, to
+float precision. nnU-Net clips CT to percentiles of the dataset's foreground before our network gets
+it: what it clipped, the encoder sees at that bound. Where they lie outside of the pretraining's own
+clip range, this makes no difference at all.
 """
 
 from __future__ import annotations
@@ -18,14 +20,30 @@ from nnssl.network import origin
 from nnssl.types import HUPolicy
 
 POLICY = HUPolicy(**HU)  # clips to [-900, 1100]
-RAW = np.linspace(-1500, 4000, 16**3, dtype=np.float32).reshape(1, 1, 16, 16, 16)  # beyond all clip ranges
+# beyond all clip ranges
+RAW = np.linspace(-1500, 4000, 16**3, dtype=np.float32).reshape(1, 1, 16, 16, 16)
 CT = {
-    "wider than the pretraining": {"percentile_00_5": -1024.0, "percentile_99_5": 3071.0, "mean": -200.0, "std": 512.5},
+    "wider than the pretraining": {
+        "percentile_00_5": -1024.0,
+        "percentile_99_5": 3071.0,
+        "mean": -200.0,
+        "std": 512.5,
+    },
     "the same": {"percentile_00_5": -900.0, "percentile_99_5": 1100.0, "mean": -40.0, "std": 310.0},
-    "soft tissue alone": {"percentile_00_5": -58.0, "percentile_99_5": 302.0, "mean": 101.3, "std": 76.9},
+    "soft tissue alone": {
+        "percentile_00_5": -58.0,
+        "percentile_99_5": 302.0,
+        "mean": 101.3,
+        "std": 76.9,
+    },
     "lungs": {"percentile_00_5": -1000.0, "percentile_99_5": 71.0, "mean": -631.7, "std": 301.2},
     "bone": {"percentile_00_5": 150.0, "percentile_99_5": 2100.0, "mean": 700.0, "std": 400.0},
-    "of hardly any spread": {"percentile_00_5": 39.0, "percentile_99_5": 41.0, "mean": 40.0, "std": 0.25},
+    "of hardly any spread": {
+        "percentile_00_5": 39.0,
+        "percentile_99_5": 41.0,
+        "mean": 40.0,
+        "std": 0.25,
+    },
 }
 # Twice rounded numbers of up to 4000 HU, over the sd: some units in the last place.
 EXACT = {"rtol": 0, "atol": 8 * np.finfo(np.float32).eps * 4000 / HU["sd"]}
@@ -39,9 +57,13 @@ def seen(nnunet_env, monkeypatch, tmp_path):
 
     def run(plans: dict, image: torch.Tensor, configuration: str = "3d_fullres") -> torch.Tensor:
         finetune.settle(plans, configuration, random_start=False)
-        network = finetune.build(finetune.resolve(plans, configuration), image.shape[1], 2, deep_supervision=False)
+        network = finetune.build(
+            finetune.resolve(plans, configuration), image.shape[1], 2, deep_supervision=False
+        )
         caught = []
-        network.encoder.patch_embed.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
+        network.encoder.patch_embed.register_forward_pre_hook(
+            lambda _, inputs: caught.append(inputs[0])
+        )
         with torch.no_grad():
             network(image)
         return caught[0]
@@ -54,7 +76,9 @@ def nnunets(name: str, values: np.ndarray, properties: dict) -> torch.Tensor:
     from nnunetv2.preprocessing.normalization import default_normalization_schemes as schemes
 
     scheme = getattr(schemes, name)(use_mask_for_norm=False, intensityproperties=properties)
-    return torch.from_numpy(np.stack([scheme.run(channel.copy()) for channel in values[:, 0]])[:, None])
+    return torch.from_numpy(
+        np.stack([scheme.run(channel.copy()) for channel in values[:, 0]])[:, None]
+    )
 
 
 def ct_plans(properties: dict, schemes: tuple[str, ...] = ("CTNormalization",)) -> dict:
@@ -78,8 +102,12 @@ def test_the_encoder_sees_the_pretrainings_hu_whatever_the_dataset(seen, dataset
 
 
 @pytest.mark.parametrize("dataset", CT)
-def test_the_encoder_sees_a_piecewise_policy_whatever_the_dataset(seen, dataset, monkeypatch, tmp_path):
-    bent = HUPolicy(-1000, 3000, 823.59, 674.9, ((-500, -571.4), (-150, -88.6), (100, 1572.5), (1000, 2556.1)))
+def test_the_encoder_sees_a_piecewise_policy_whatever_the_dataset(
+    seen, dataset, monkeypatch, tmp_path
+):
+    bent = HUPolicy(
+        -1000, 3000, 823.59, 674.9, ((-500, -571.4), (-150, -88.6), (100, 1572.5), (1000, 2556.1))
+    )
     monkeypatch.setenv(origin.VARIABLE, str(pretrained(tmp_path, hu=bent.to_dict())))
     properties = CT[dataset]
     got = seen(ct_plans(properties), nnunets("CTNormalization", RAW, properties)).numpy()
@@ -87,7 +115,9 @@ def test_the_encoder_sees_a_piecewise_policy_whatever_the_dataset(seen, dataset,
     np.testing.assert_allclose(got, bent.normalise(RAW.clip(low, high)), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("scheme", ["ZScoreNormalization", "RescaleTo01Normalization", "NoNormalization"])
+@pytest.mark.parametrize(
+    "scheme", ["ZScoreNormalization", "RescaleTo01Normalization", "NoNormalization"]
+)
 def test_other_images_pass_bit_by_bit(seen, scheme):
     properties = CT["wider than the pretraining"]
     image = nnunets(scheme, 3 * RAW + 7, properties)

@@ -1,4 +1,6 @@
-"""The network's map from nnU-Net's values to a piecewise linear HU policy: numbers, state_dict, export."""
+"""The network's map from nnU-Net's values to a piecewise linear HU policy: numbers, state_dict,
+export.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ from nnssl.network.swin_unetr import Intensity, SwinUNETR
 from nnssl.types import HUPolicy
 
 HU = HUPolicy(low=-900.0, high=1100.0, mean=-40.0, sd=310.0)
-BENT = HUPolicy(-1000, 3000, 823.59, 674.9, ((-500, -571.4), (-150, -88.6), (100, 1572.5), (1000, 2556.1)))
+BENT = HUPolicy(
+    -1000, 3000, 823.59, 674.9, ((-500, -571.4), (-150, -88.6), (100, 1572.5), (1000, 2556.1))
+)
 
 
 @pytest.mark.parametrize("std", [0.25, 143.9, 512.0])
@@ -38,7 +42,8 @@ def test_bends_travel_in_the_state_dict_and_old_ones_stay_straight():
     ct = {"0": {"mean": 10.0, "std": 20.0}}
     bent = intensity_map(["CTNormalization"], ct, BENT)
     straight = intensity_map(["CTNormalization"], ct, HU)
-    assert set(straight) == {"scale", "shift", "low", "high"}  # as in plans from before there were knots
+    # as in plans from before there were knots
+    assert set(straight) == {"scale", "shift", "low", "high"}
     image = 30 * torch.randn(1, 1, 8, 8, 8)
     for source, target in ((bent, None), (bent, straight), (straight, bent)):
         trained, other = Intensity(1, **source), Intensity(1, **(target or {}))
@@ -50,12 +55,15 @@ def test_bends_travel_in_the_state_dict_and_old_ones_stay_straight():
     scale, shift, low, high = old.state_dict().values()
     assert torch.equal(old(image), torch.clamp(image * scale + shift, low, high))
     network = SwinUNETR(1, 2, encoder=ENCODER.to_dict(), decoder="light", intensity=bent)
-    network.encoder.load_state_dict(Swin(ENCODER).state_dict())  # of an encoder alone: nothing to say
+    # of an encoder alone: nothing to say
+    network.encoder.load_state_dict(Swin(ENCODER).state_dict())
     assert network.encoder.intensity.gain.any()
 
 
 def test_the_map_can_be_exported():
-    intensity = Intensity(2, **intensity_map(["CTNormalization"], {"0": {"mean": 10.0, "std": 20.0}}, BENT))
+    intensity = Intensity(
+        2, **intensity_map(["CTNormalization"], {"0": {"mean": 10.0, "std": 20.0}}, BENT)
+    )
     image = 30 * torch.randn(1, 2, 8, 8, 8)
     exported = torch.export.export(intensity, (image,)).module()
     assert torch.equal(exported(image), intensity(image))

@@ -1,4 +1,6 @@
-"""Jobs and executors with small programs in the place of trainings: retries, restarts, kills, results."""
+"""Jobs and executors with small programs in the place of trainings: retries, restarts, kills,
+results.
+"""
 
 from __future__ import annotations
 
@@ -53,11 +55,14 @@ def test_a_failure_is_tried_once_more_and_the_others_go_on(tmp_path):
     assert "the cause" in runs.state(bad)[1]
     assert sum("tried once more" in line for line in said) == 2
     execute([good, bad], said.append)
-    assert (starts(good), starts(bad)) == (1, 4)  # a new call tries what failed again, and nothing that is done
+    # a new call tries what failed again, and nothing that is done
+    assert (starts(good), starts(bad)) == (1, 4)
 
 
 def test_places_are_the_jobs_environment(tmp_path):
-    folder = program(tmp_path / "one", f"import os; open(r'{tmp_path}/one/made', 'w').write(os.environ['GPU'])")
+    folder = program(
+        tmp_path / "one", f"import os; open(r'{tmp_path}/one/made', 'w').write(os.environ['GPU'])"
+    )
     executor.local([{"GPU": "3"}])([folder], print)
     assert (folder / "made").read_text() == "3"
     assert run.places("cpu", None) == [{}]
@@ -129,7 +134,9 @@ def test_a_command_outlives_its_killed_job_and_nobody_works_beside_it(tmp_path):
 
 @pytest.mark.parametrize("ending", ["sys.exit(1)", "time.sleep(600)"])
 def test_what_a_command_started_ends_with_it(tmp_path, ending):
-    """nnU-Net's augmentation does not notice when the training is ended, and would hold the job's lock for ever."""
+    """nnU-Net's augmentation does not notice when the training is ended, and would hold the job's
+    lock for ever.
+    """
     helper = "import time; time.sleep(600)"
     note = tmp_path / "helper"
     code = (
@@ -202,7 +209,8 @@ def test_results_are_the_runs_rows_and_say_what_is_missing(tmp_path):
     collect.collect(made)
     assert made.results.read_bytes() == once
 
-    with made.results.open("a") as file:  # a row of `nnssl_study features`, and one that a kill cut short
+    # a row of `nnssl_study features`, and one that a kill cut short
+    with made.results.open("a") as file:
         file.write(json.dumps({"kind": "cka", "task": "organs"}) + '\n{"kind": "ru')
     finished(second)
     collect.collect(made)
@@ -215,7 +223,8 @@ def test_what_a_full_disk_cut_off_the_results_comes_back(tmp_path):
     finished(runs.of(made)[0])
     collect.collect(made)
     whole = made.results.read_text()
-    made.results.write_text(whole[: whole.index('"case": ')])  # the run's row is there, its case's is not
+    # the run's row is there, its case's is not
+    made.results.write_text(whole[: whole.index('"case": ')])
     collect.collect(made)
     assert made.results.read_text() == whole
 
@@ -225,7 +234,9 @@ def test_a_run_measured_or_trained_again_leaves_nothing_of_before(tmp_path):
     first = runs.of(made)[0]
     finished(first, dice=0.8)
     epoch = {"kind": "epoch", "run": first.name, "epoch": 7, "dice": 0.5}
-    files.write_json_lines(first.folder / runs.ROWS, [*files.read_json_lines(first.folder / runs.ROWS), epoch])
+    files.write_json_lines(
+        first.folder / runs.ROWS, [*files.read_json_lines(first.folder / runs.ROWS), epoch]
+    )
     collect.collect(made)
     finished(first, dice=0.3)
     collect.collect(made)
@@ -239,9 +250,14 @@ def test_the_results_follow_the_description(tmp_path):
         finished(one)
     collect.collect(made)
     collect.collect(study(tmp_path, arms=ARMS[:1]))
-    assert {row["arm"] for row in files.read_json_lines(made.results) if row["kind"] == "run"} == {"scratch"}
+    assert {row["arm"] for row in files.read_json_lines(made.results) if row["kind"] == "run"} == {
+        "scratch"
+    }
     collect.collect(study(tmp_path))
-    assert {row["arm"] for row in files.read_json_lines(made.results) if row["kind"] == "run"} == {"scratch", "smit"}
+    assert {row["arm"] for row in files.read_json_lines(made.results) if row["kind"] == "run"} == {
+        "scratch",
+        "smit",
+    }
 
 
 def test_a_tasks_cases_have_their_subject(tmp_path):
@@ -254,14 +270,17 @@ def test_a_tasks_cases_have_their_subject(tmp_path):
 
 
 def test_a_run_of_other_settings_is_not_taken_for_this_one(tmp_path):
-    one = {"fingerprint": "a", "plans": "small-organs-smit", "tolerance": 1.0}  # of what `runs.job` gives
+    # of what `runs.job` gives
+    one = {"fingerprint": "a", "plans": "small-organs-smit", "tolerance": 1.0}
     runs.write_job(tmp_path / "run", one)
     files.write_json(tmp_path / "run" / runs.OUTCOME, {"state": "done", "reason": None})
     runs.write_job(tmp_path / "run", one)
     assert runs.state(tmp_path / "run")[0] == "done"
     runs.write_job(tmp_path / "run", one | {"tolerance": 2.0})  # is measured again
     assert runs.state(tmp_path / "run")[0] == "missing"
-    with pytest.raises(StudyError, match=r"other settings.*another name.*training under small-organs-smit"):
+    with pytest.raises(
+        StudyError, match=r"other settings.*another name.*training under small-organs-smit"
+    ):
         runs.write_job(tmp_path / "run", one | {"fingerprint": "b"})
 
 
@@ -291,18 +310,28 @@ def test_what_another_study_trained_is_not_counted(tmp_path, monkeypatch):
            "plans": "small-organs-smit", "fingerprint": "a"}  # fmt: skip
     runs.refuse_others(tmp_path / "run", one)
     runs.write_job(tmp_path / "run", one)
-    fold = tmp_path / "results" / "Dataset902_Phantoms" / "SwinSSLTrainer__small-organs-smit__3d_fullres" / "fold_5"
+    fold = (
+        tmp_path
+        / "results"
+        / "Dataset902_Phantoms"
+        / "SwinSSLTrainer__small-organs-smit__3d_fullres"
+        / "fold_5"
+    )
     fold.mkdir(parents=True)
     (fold / "checkpoint_latest.pth").touch()
     runs.refuse_others(tmp_path / "run", one)  # begun here
-    with pytest.raises(StudyError, match=r"fold_5 holds a training that this study did not begin.*another name"):
+    with pytest.raises(
+        StudyError, match=r"fold_5 holds a training that this study did not begin.*another name"
+    ):
         runs.refuse_others(tmp_path / "another" / "run", one)
 
 
 def test_the_cost_is_told_from_runs_alike(tmp_path):
     made = study(tmp_path, seeds=[0, 1, 2], recipe={"epochs": 20})
     every = runs.of(made)
-    assert run.cost(every, every, 1).startswith("Cost: 120 epochs in all. How long one takes is not known")
+    assert run.cost(every, every, 1).startswith(
+        "Cost: 120 epochs in all. How long one takes is not known"
+    )
     finished(every[0], hours=0.5)  # of scratch: 10 epochs, so that 20 take an hour
     finished(every[1], hours=1.0)  # of smit: 20 take two
     text = run.cost(every, every[2:], 2)
@@ -311,7 +340,9 @@ def test_the_cost_is_told_from_runs_alike(tmp_path):
 
 
 class Queue:
-    """What submitit and squeue would say: each job handed in is over the next time that somebody looks."""
+    """What submitit and squeue would say: each job handed in is over the next time that somebody
+    looks.
+    """
 
     def __init__(self, fail: int = 0):
         self.fail, self.handed_in = fail, []

@@ -14,7 +14,8 @@ LINES = [json.dumps(row) for row in ROWS]
 
 
 @pytest.mark.parametrize(
-    ("last", "count"), [("", 6), ('{"kind": "ep', 6), ("\0" * 512, 6), ("\n\n", 6), (LINES[0][:9] + "\n", 6)]
+    ("last", "count"),
+    [("", 6), ('{"kind": "ep', 6), ("\0" * 512, 6), ("\n\n", 6), (LINES[0][:9] + "\n", 6)],
 )
 def test_a_last_line_cut_short_is_left_out(tmp_path, last, count):
     path = tmp_path / "results.jsonl"
@@ -22,7 +23,9 @@ def test_a_last_line_cut_short_is_left_out(tmp_path, last, count):
     assert files.read_json_lines(path) == ROWS[:count]
 
 
-@pytest.mark.parametrize("damaged", [LINES[2][:9], "\0" * 512, LINES[2] + LINES[3], "3", "[" * 3000, "\udcff{"])
+@pytest.mark.parametrize(
+    "damaged", [LINES[2][:9], "\0" * 512, LINES[2] + LINES[3], "3", "[" * 3000, "\udcff{"]
+)
 def test_a_damaged_line_before_the_last_is_named(tmp_path, damaged):
     path = tmp_path / "results.jsonl"
     text = "\n".join([*LINES[:2], damaged, *LINES[3:]]) + "\n"
@@ -42,7 +45,10 @@ def test_blank_lines_are_no_damage(tmp_path):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"kind": "run", "run": "a"}, "row 1 of the results, a run, lacks task, arm, budget, seed, state"),
+        (
+            {"kind": "run", "run": "a"},
+            "row 1 of the results, a run, lacks task, arm, budget, seed, state",
+        ),
         ({"kind": "case", "run": ["a"], "case": "b", "label": "c"}, "has a list or mapping as run"),
     ],
 )

@@ -14,7 +14,9 @@ from nnssl.train import capacity
 
 @pytest.fixture
 def kernel(tmp_path, monkeypatch):
-    """A function that writes the kernel's files: this process's cgroup, and the content of each file."""
+    """A function that writes the kernel's files: this process's cgroup, and the content of each
+    file.
+    """
     monkeypatch.setattr(limits, "CGROUPS", tmp_path / "cgroup")
     monkeypatch.setattr(limits, "OWN", tmp_path / "own")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
@@ -23,7 +25,12 @@ def kernel(tmp_path, monkeypatch):
     def write(own: str, **content: str) -> None:
         (tmp_path / "own").write_text(own)
         for name, text in content.items():
-            path = tmp_path / "cgroup" / Path(*name.split("__")[:-1]) / name.split("__")[-1].replace("_", ".", 1)
+            path = (
+                tmp_path
+                / "cgroup"
+                / Path(*name.split("__")[:-1])
+                / name.split("__")[-1].replace("_", ".", 1)
+            )
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
 

@@ -21,7 +21,9 @@ def unit() -> int:
 
 @pytest.mark.parametrize("name", listing.COSTS)
 def test_the_costs_are_counted(name, unit):
-    assert listing.operations(METHODS[name]) / unit == pytest.approx(listing.COSTS[name], rel=0.01, abs=0.006)
+    assert listing.operations(METHODS[name]) / unit == pytest.approx(
+        listing.COSTS[name], rel=0.01, abs=0.006
+    )
 
 
 def test_long_cells_go_on_in_the_next_line():

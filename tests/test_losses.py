@@ -1,4 +1,6 @@
-"""Losses, heads, decoders, schedules and the teacher against lightly, torch, naive loops and closed forms."""
+"""Losses, heads, decoders, schedules and the teacher against lightly, torch, naive loops and closed
+forms.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,8 @@ def randn(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-# -- cross entropy and centres: lightly (MIT) is the oracle ----------------------------------------------------------
+# -- cross entropy and centres: lightly (MIT) is the oracle
+# ----------------------------------------------------------
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -34,13 +37,20 @@ def randn(*shape: int, seed: int = 0) -> torch.Tensor:
 def test_cross_view_terms_are_dinos(batch, prototypes, student_t, teacher_t):
     from lightly.loss import DINOLoss
 
-    oracle = DINOLoss(prototypes, teacher_temp=teacher_t, student_temp=student_t, center_momentum=0.9)
+    oracle = DINOLoss(
+        prototypes, teacher_temp=teacher_t, student_temp=student_t, center_momentum=0.9
+    )
     centre = Centre(prototypes, momentum=0.9)
     for step in range(3):  # the centre moves between steps
-        student, teacher = randn(2, batch, prototypes, seed=step), randn(2, batch, prototypes, seed=100 + step)
+        student, teacher = (
+            randn(2, batch, prototypes, seed=step),
+            randn(2, batch, prototypes, seed=100 + step),
+        )
         expected = oracle(list(teacher), list(student))
         targets = centre.sharpen(teacher.flatten(0, 1), teacher_t)
-        got = soft_cross_entropy(student.flatten(0, 1), targets.roll(batch, dims=0), student_t).mean()
+        got = soft_cross_entropy(
+            student.flatten(0, 1), targets.roll(batch, dims=0), student_t
+        ).mean()
         centre.update()
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(centre.value, oracle.center.flatten(), rtol=1e-5, atol=1e-6)
@@ -53,19 +63,26 @@ def test_patch_term_is_ibots(grid, hidden, student_t, teacher_t):
     from lightly.loss import IBOTPatchLoss
 
     batch, prototypes = 3, 12
-    oracle = IBOTPatchLoss(prototypes, teacher_temp=teacher_t, student_temp=student_t, center_momentum=0.9)
-    masked = torch.stack([randn(math.prod(grid), seed=i).argsort() < hidden for i in range(batch)]).view(batch, *grid)
+    oracle = IBOTPatchLoss(
+        prototypes, teacher_temp=teacher_t, student_temp=student_t, center_momentum=0.9
+    )
+    masked = torch.stack(
+        [randn(math.prod(grid), seed=i).argsort() < hidden for i in range(batch)]
+    ).view(batch, *grid)
     centre = Centre(prototypes, momentum=0.9)
     for step in range(2):
         student, teacher = (
             randn(batch * hidden, prototypes, seed=step),
             randn(batch * hidden, prototypes, seed=9 + step),
         )
-        expected = oracle(teacher, student, masked.view(batch, 1, -1))  # [B Z Y X] would be summed over two axes only
+        # [B Z Y X] would be summed over two axes only
+        expected = oracle(teacher, student, masked.view(batch, 1, -1))
         got = soft_cross_entropy(student, centre.sharpen(teacher, teacher_t), student_t).mean()
         centre.update()
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(centre.value, oracle.center.value.flatten(), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(
+            centre.value, oracle.center.value.flatten(), rtol=1e-5, atol=1e-6
+        )
 
 
 def test_cross_entropy_closed_forms():
@@ -127,7 +144,8 @@ def test_centre_forgets_a_skipped_step():
     assert torch.equal(centre.value, torch.zeros(4))
 
 
-# -- masked L1 -------------------------------------------------------------------------------------------------------
+# -- masked L1
+# -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 3, 4, 5), (3, 1, 4, 4)])
@@ -142,7 +160,10 @@ def test_masked_l1_against_a_loop(shape):
         means.append(sum(errors) / len(errors))
     got = float(masked_l1([predicted], target, masked))
     assert got == pytest.approx(sum(means) / len(means), rel=1e-5)
-    alone = [masked_l1([p[None]], t[None], m[None]) for p, t, m in zip(predicted, target, masked, strict=True)]
+    alone = [
+        masked_l1([p[None]], t[None], m[None])
+        for p, t, m in zip(predicted, target, masked, strict=True)
+    ]
     assert got == pytest.approx(float(sum(alone)) / len(alone), rel=1e-5)
 
 
@@ -158,18 +179,23 @@ def test_masked_l1_closed_forms():
 def test_small_errors_count_by_their_square():
     target, masked = torch.zeros(1, 1, 4, 4), torch.ones(1, 1, 4, 4, dtype=torch.bool)
     for error, expected in ((0.5, 0.5 - 0.1), (0.2, 0.1), (0.02, 0.02**2 / 0.4)):
-        assert float(masked_l1([target + error], target, masked, beta=0.2)) == pytest.approx(expected)
+        assert float(masked_l1([target + error], target, masked, beta=0.2)) == pytest.approx(
+            expected
+        )
 
 
 def test_masked_l1_of_nothing_hidden_is_zero_with_a_gradient():
     predicted = randn(1, 1, 4, 4).requires_grad_()
-    loss = masked_l1([predicted], torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 4, 4, dtype=torch.bool))
+    loss = masked_l1(
+        [predicted], torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 4, 4, dtype=torch.bool)
+    )
     loss.backward()
     assert float(loss.detach()) == 0
     assert torch.equal(predicted.grad, torch.zeros_like(predicted))
 
 
-# -- heads -----------------------------------------------------------------------------------------------------------
+# -- heads
+# -----------------------------------------------------------------------------------------------------------
 
 
 def test_logits_of_prototypes_are_in_fp32_under_autocast():
@@ -213,7 +239,8 @@ def test_head_gives_cosines():
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
 
 
-# -- the voxel decoder -----------------------------------------------------------------------------------------------
+# -- the voxel decoder
+# -----------------------------------------------------------------------------------------------
 
 
 def test_cubes_unfold_as_a_loop_says_3d():
@@ -229,7 +256,9 @@ def test_cubes_unfold_as_a_loop_says_3d():
 
 def test_cubes_unfold_as_pixel_shuffle_2d():
     cubes = randn(2, 3, 5, 16)
-    assert torch.equal(unfold_cubes(cubes.unflatten(-1, (4, 4))), F.pixel_shuffle(cubes.movedim(-1, 1), 4)[:, 0])
+    assert torch.equal(
+        unfold_cubes(cubes.unflatten(-1, (4, 4))), F.pixel_shuffle(cubes.movedim(-1, 1), 4)[:, 0]
+    )
 
 
 @pytest.mark.parametrize(("size", "dims"), [((32, 32, 32), 3), ((16, 40, 32), 3), ((16, 48), 2)])
@@ -248,7 +277,8 @@ def test_decoder_needs_a_token():
         unfold_cubes(torch.zeros(1, 0, 1, 1, 2, 2, 2))
 
 
-# -- schedules -------------------------------------------------------------------------------------------------------
+# -- schedules
+# -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -257,7 +287,9 @@ def test_cosine_is_lightlys(start, end):
     from lightly.utils.scheduler import cosine_schedule
 
     for step in range(11):
-        assert cosine(start, end, step / 10) == pytest.approx(cosine_schedule(step, 11, start, end), rel=1e-12)
+        assert cosine(start, end, step / 10) == pytest.approx(
+            cosine_schedule(step, 11, start, end), rel=1e-12
+        )
     assert cosine(start, end, 0.5) == pytest.approx((start + end) / 2)
     assert (cosine(start, end, -1), cosine(start, end, 2)) == (start, end)
 
@@ -268,13 +300,16 @@ def test_ramp():
     assert (ramp(0.04, 0.07, 0.1, 0.2, 0), ramp(0.04, 0.07, 0.2, 0.2, 0)) == (0.04, 0.07)
 
 
-# -- the teacher -----------------------------------------------------------------------------------------------------
+# -- the teacher
+# -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def student() -> nn.Module:
     torch.manual_seed(0)
-    config = SwinConfig(embed_dim=8, depths=(2, 1, 1, 1), heads=(1, 1, 1, 1), drop_path=0.9, spatial_dims=2)
+    config = SwinConfig(
+        embed_dim=8, depths=(2, 1, 1, 1), heads=(1, 1, 1, 1), drop_path=0.9, spatial_dims=2
+    )
     return nn.Sequential(Swin(config, maskable=True)).train()
 
 
@@ -297,7 +332,8 @@ def test_teacher_is_an_exact_moving_average(student):
                 p.add_(randn(*p.shape, seed=step))
         teacher.update(student, momentum)
         expected = [
-            momentum * t + (1 - momentum) * s.detach() for t, s in zip(expected, student.parameters(), strict=True)
+            momentum * t + (1 - momentum) * s.detach()
+            for t, s in zip(expected, student.parameters(), strict=True)
         ]
         for got, wanted in zip(teacher.model.parameters(), expected, strict=True):
             torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-6)
@@ -315,11 +351,14 @@ def test_teacher_keeps_its_own_running_moments():
 
 def test_standardise_uses_the_moments_of_earlier_steps_only():
     rows, layer = 3 * randn(64, 5) + 7, Standardise(5)
-    torch.testing.assert_close(layer(rows), rows, rtol=layer.eps, atol=0)  # nothing is known yet: mean 0, sd 1
+    # nothing is known yet: mean 0, sd 1
+    torch.testing.assert_close(layer(rows), rows, rtol=layer.eps, atol=0)
     update_all(layer)
     standardised = layer(rows)
     torch.testing.assert_close(standardised.mean(dim=0), torch.zeros(5), atol=1e-4, rtol=0)
-    torch.testing.assert_close(standardised.std(dim=0, correction=0), torch.ones(5), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        standardised.std(dim=0, correction=0), torch.ones(5), atol=1e-4, rtol=0
+    )
 
 
 def test_running_moments_of_parts_are_those_of_the_whole():

@@ -45,7 +45,9 @@ def test_a_2d_image_is_no_volume_of_one_slice():
     masks = blobs(0, (20, 24)), blobs(1, (20, 24)), np.zeros((20, 24), bool)
     for pair in ((masks[0], masks[1]), (masks[0], masks[2])):
         read = [mask[None] for mask in pair]
-        assert measures.surfaces(*read, (999.0, 1.5, 1.0), 2.0) == measures.surfaces(*pair, (1.5, 1.0), 2.0)
+        assert measures.surfaces(*read, (999.0, 1.5, 1.0), 2.0) == measures.surfaces(
+            *pair, (1.5, 1.0), 2.0
+        )
 
 
 def test_closed_forms():
@@ -53,7 +55,8 @@ def test_closed_forms():
     plate[2] = True
     moved = np.roll(plate, 3, axis=0)
     assert measures.surfaces(plate, plate, SPACING, 0.1) == measures.Surfaces(1.0, 0.0)
-    assert measures.surfaces(plate, moved, SPACING, 8.9) == measures.Surfaces(0.0, 9.0)  # 3 slices of 3 mm
+    # 3 slices of 3 mm
+    assert measures.surfaces(plate, moved, SPACING, 8.9) == measures.Surfaces(0.0, 9.0)
     assert measures.surfaces(plate, moved, SPACING, 9.0) == measures.Surfaces(1.0, 9.0)
     nothing = np.zeros_like(plate)
     assert measures.surfaces(nothing, nothing, SPACING, 1.0) == measures.Surfaces(None, None)
@@ -69,7 +72,9 @@ def validated(fold, labels: dict, metrics: dict, prediction: np.ndarray, truth: 
         "reference_file": str(write_volume(fold / "truth" / "a.nii.gz", truth, SPACING)),
         "metrics": {key: {"Dice": dice} for key, dice in metrics.items()},
     }
-    (fold / "validation" / "summary.json").write_text(files.json.dumps({"metric_per_case": [entry]}))
+    (fold / "validation" / "summary.json").write_text(
+        files.json.dumps({"metric_per_case": [entry]})
+    )
     dataset = {"labels": labels, "file_ending": ".nii.gz", "channel_names": {"0": "CT"}}
     if any(isinstance(value, list) for value in labels.values()):
         dataset["regions_class_order"] = [1, 2]

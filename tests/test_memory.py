@@ -1,4 +1,6 @@
-"""Memory of a training step: the accounting against PyTorch's allocator, autocast against CUDA's, the estimate."""
+"""Memory of a training step: the accounting against PyTorch's allocator, autocast against CUDA's,
+the estimate.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,10 @@ def test_what_is_freed_is_no_longer_counted():
 
 def half_and_single(device: str) -> dict[str, torch.dtype]:
     """Types that functions of our networks give to inputs of both precisions."""
-    x, half = torch.zeros(2, 4, 8, 8, 8, device=device), torch.zeros(2, 4, 8, 8, 8, device=device).half()
+    x, half = (
+        torch.zeros(2, 4, 8, 8, 8, device=device),
+        torch.zeros(2, 4, 8, 8, 8, device=device).half(),
+    )
     weight = torch.zeros(4, 4, 3, 3, 3, device=device, requires_grad=True)
     square = torch.zeros(8, 8, device=device, requires_grad=True)
     norm = torch.ones(8, device=device, requires_grad=True)
@@ -63,14 +68,18 @@ def half_and_single(device: str) -> dict[str, torch.dtype]:
         "layer norm": F.layer_norm(half, (8,), norm, norm),
         "instance norm": F.instance_norm(half),
         "group norm": F.group_norm(half, 2),
-        "attention": F.scaled_dot_product_attention(x[0], half[0], half[0], attn_mask=half[0, :, :, :, :8]),
+        "attention": F.scaled_dot_product_attention(
+            x[0], half[0], half[0], attn_mask=half[0, :, :, :, :8]
+        ),
         "gelu": F.gelu(half),
         "leaky relu": F.leaky_relu(half),
         "softmax": torch.softmax(half, 1),
         "a sum of both": x + half,
         "both in one": torch.cat([x, half]),
         "total": half.sum(1),
-        "cross entropy": F.cross_entropy(half, torch.zeros(2, 8, 8, 8, dtype=torch.long, device=device)),
+        "cross entropy": F.cross_entropy(
+            half, torch.zeros(2, 8, 8, 8, dtype=torch.long, device=device)
+        ),
     }
     return {name: result.dtype for name, result in results.items()}
 

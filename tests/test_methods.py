@@ -1,4 +1,6 @@
-"""The contract of a method, over all of them: a new line in METHODS is tested the day it is written."""
+"""The contract of a method, over all of them: a new line in METHODS is tested the day it is
+written.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +21,15 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 GOLDEN = Path(__file__).with_name("golden")
-CROP = (32, 32, 32)  # the smallest whose last stage has more than one token, so that its bias table is trained
+# the smallest whose last stage has more than one token, so that its bias table is trained
+CROP = (32, 32, 32)
 
 # Encoder tensors that a method does not train, with the reason.
 PATCHES_ARE_T4 = "patches and views are answered from T4, before the last merge"
 UNTRAINED: dict[str, dict[str, str]] = {
     "ibot": {
-        f"layers4.0.downsample.{name}": PATCHES_ARE_T4 for name in ("norm.weight", "norm.bias", "reduction.weight")
+        f"layers4.0.downsample.{name}": PATCHES_ARE_T4
+        for name in ("norm.weight", "norm.bias", "reduction.weight")
     },
     "mocov3": {
         f"patch_embed.proj.{name}": "stays random (Chen 2021, section 4.2), unless freeze_patches=false"
@@ -49,7 +53,8 @@ def name(request) -> str:
     return request.param
 
 
-# -- the contract ----------------------------------------------------------------------------------------------------
+# -- the contract
+# ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dims", [2, 3])
@@ -78,9 +83,15 @@ def test_the_gradient_reaches_every_encoder_tensor(name):
     method = micro.method(name)
     method(micro.views(method, crop=CROP)).losses["total"].backward()
     exported = {id(p) for p in method.encoder.parameters()}
-    trained = [m for m in method.modules() if isinstance(m, Swin) and any(p.requires_grad for p in m.parameters())]
+    trained = [
+        m
+        for m in method.modules()
+        if isinstance(m, Swin) and any(p.requires_grad for p in m.parameters())
+    ]
     assert len(trained) == 1
-    silent = {n for n, p in trained[0].named_parameters() if p.grad is None or not p.grad.abs().sum() > 0}
+    silent = {
+        n for n, p in trained[0].named_parameters() if p.grad is None or not p.grad.abs().sum() > 0
+    }
     assert silent == set(UNTRAINED.get(name, {}))
     assert exported, "the encoder that is exported has no parameters"
 
@@ -90,7 +101,9 @@ def test_no_parameter_waits_for_a_gradient_in_vain(name):
     method = micro.method(name)
     method(micro.views(method)).losses["total"].backward()
     assert [n for n, p in method.named_parameters() if p.requires_grad and p.grad is None] == []
-    assert [n for n, p in method.named_parameters() if not p.requires_grad and p.grad is not None] == []
+    assert [
+        n for n, p in method.named_parameters() if not p.requires_grad and p.grad is not None
+    ] == []
 
 
 def test_the_loss_falls_on_one_batch(name):
@@ -184,15 +197,24 @@ def test_the_golden_trace(name):
     assert [set(row) for row in got] == [set(row) for row in wanted]
     for step, (ours, theirs) in enumerate(zip(got, wanted, strict=True)):
         for term, value in theirs.items():
-            assert ours[term] == pytest.approx(value, rel=2e-3 if step else 1e-4, abs=1e-4), (step, term)
+            assert ours[term] == pytest.approx(value, rel=2e-3 if step else 1e-4, abs=1e-4), (
+                step,
+                term,
+            )
 
 
-# -- configs and the registry ----------------------------------------------------------------------------------------
+# -- configs and the registry
+# ----------------------------------------------------------------------------------------
 
 
 def test_the_registry_is_the_folder_and_the_documentation(name):
-    pages = {path.stem for path in (REPOSITORY / "nnssl" / "methods").glob("*.py")} - {"__init__", "method"}
-    documented = {path.stem for path in (REPOSITORY / "documentation" / "methods").glob("*.md")} - {"README"}
+    pages = {path.stem for path in (REPOSITORY / "nnssl" / "methods").glob("*.py")} - {
+        "__init__",
+        "method",
+    }
+    documented = {path.stem for path in (REPOSITORY / "documentation" / "methods").glob("*.md")} - {
+        "README"
+    }
     assert set(METHODS) == pages == documented
     assert METHODS[name].__module__ == f"nnssl.methods.{name}"
 

@@ -1,4 +1,6 @@
-"""MoCo v3: queries against the keys of the other view, a teacher without gradient, patches that stay as they were."""
+"""MoCo v3: queries against the keys of the other view, a teacher without gradient, patches that
+stay as they were.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,8 @@ def test_the_two_views_may_change_places():
     micro.steps(method, 2, crop=micro.CROP)
     views = micro.views(method)
     torch.testing.assert_close(
-        method({**views, "image": views["image"].flip(0)}).losses["total"], method(views).losses["total"]
+        method({**views, "image": views["image"].flip(0)}).losses["total"],
+        method(views).losses["total"],
     )
 
 

@@ -15,11 +15,13 @@ def randn(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-# -- embeddings ------------------------------------------------------------------------------------------------------
+# -- embeddings
+# ------------------------------------------------------------------------------------------------------
 
 
 def test_equal_embeddings_have_no_spread_and_rank_one():
-    equal = randn(1, 16).expand(40, 16) * torch.linspace(0.5, 2, 40)[:, None]  # length does not count
+    # length does not count
+    equal = randn(1, 16).expand(40, 16) * torch.linspace(0.5, 2, 40)[:, None]
     assert embedding_std(equal) == pytest.approx(0, abs=1e-4)
     assert rankme(randn(1, 16).expand(40, 16)) == pytest.approx(1, abs=1e-3)
 
@@ -37,7 +39,9 @@ def test_rankme_by_hand():
     values = torch.tensor([4.0, 2.0, 1.0, 1.0])
     share = values / values.sum()
     expected = math.exp(-float((share * share.log()).sum()))
-    turned = torch.linalg.qr(randn(4, 4))[0] @ values.diag() @ torch.linalg.qr(randn(4, 4, seed=1))[0]
+    turned = (
+        torch.linalg.qr(randn(4, 4))[0] @ values.diag() @ torch.linalg.qr(randn(4, 4, seed=1))[0]
+    )
     assert rankme(turned) == pytest.approx(expected, rel=1e-4)
     assert rankme(7 * turned) == pytest.approx(expected, rel=1e-4)
 
@@ -46,7 +50,8 @@ def test_rankme_of_nothing_but_zeros():
     assert math.isfinite(rankme(torch.zeros(4, 3)))
 
 
-# -- teacher targets -------------------------------------------------------------------------------------------------
+# -- teacher targets
+# -------------------------------------------------------------------------------------------------
 
 
 def test_uniform_targets():
@@ -73,7 +78,8 @@ def test_bf16_targets_are_read_in_fp32():
     assert each == pytest.approx(1, abs=1e-3)
 
 
-# -- memory and alarms -----------------------------------------------------------------------------------------------
+# -- memory and alarms
+# -----------------------------------------------------------------------------------------------
 
 
 def test_the_last_embeddings_are_kept(monkeypatch):

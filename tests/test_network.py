@@ -1,4 +1,6 @@
-"""The network: any size, one state_dict, MONAI's numbers, nnU-Net's intensities, a gradient for every parameter."""
+"""The network: any size, one state_dict, MONAI's numbers, nnU-Net's intensities, a gradient for
+every parameter.
+"""
 
 from __future__ import annotations
 
@@ -29,9 +31,13 @@ def encoder(dims: int = 3, **changes) -> dict:
     return ENCODER.to_dict() | {"spatial_dims": dims} | changes
 
 
-def network(dims: int = 3, channels: int = 1, deep_supervision: bool = True, **arguments) -> SwinUNETR:
+def network(
+    dims: int = 3, channels: int = 1, deep_supervision: bool = True, **arguments
+) -> SwinUNETR:
     torch.manual_seed(0)
-    return SwinUNETR(channels, 3, deep_supervision, **{"encoder": encoder(dims), "decoder": "light"} | arguments)
+    return SwinUNETR(
+        channels, 3, deep_supervision, **{"encoder": encoder(dims), "decoder": "light"} | arguments
+    )
 
 
 DATASET_LIGHT = {"name": "light", "norm": "dataset"}  # as new plans have it
@@ -59,10 +65,15 @@ def test_without_deep_supervision_no_parameter_waits_for_a_gradient(decoder):
 def test_the_light_decoder_sees_where_a_map_differs_and_no_common_part_or_scale():
     net = network(2)
     image, sizes = torch.randn(1, 1, 64, 64), (32, 16, 8, 4, 2)
-    maps = [torch.randn(1, c, n, n, dtype=torch.float64) for c, n in zip(net.encoder.channels, sizes, strict=True)]
+    maps = [
+        torch.randn(1, c, n, n, dtype=torch.float64)
+        for c, n in zip(net.encoder.channels, sizes, strict=True)
+    ]
     moved = [each * 50 + torch.randn(1, each.shape[1], 1, 1, dtype=torch.float64) for each in maps]
     decoder = net.decoder.double()
-    for one, other in zip(decoder(image.double(), maps), decoder(image.double(), moved), strict=True):
+    for one, other in zip(
+        decoder(image.double(), maps), decoder(image.double(), moved), strict=True
+    ):
         torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-3)
     assert moved[0].std() > 10  # what was passed is left as it was
 
@@ -76,7 +87,9 @@ def test_maps_are_standardised_by_the_dataset_and_what_a_patch_has_of_its_own_st
     for norm, *maps in zip(net.decoder.norms, *seen, strict=True):
         done = norm(torch.cat(maps)).movedim(1, -1).flatten(0, -2)
         torch.testing.assert_close(done.mean(0), torch.zeros(done.shape[1]), atol=1e-4, rtol=0)
-        torch.testing.assert_close(done.std(0, correction=0), torch.ones(done.shape[1]), atol=1e-3, rtol=0)
+        torch.testing.assert_close(
+            done.std(0, correction=0), torch.ones(done.shape[1]), atol=1e-3, rtol=0
+        )
     assert {name for name in net.state_dict() if name.endswith((".mean", ".std"))} == {
         f"decoder.norms.{level}.{kind}" for level in range(5) for kind in ("mean", "std")
     }
@@ -98,8 +111,18 @@ def test_at_first_all_is_background_as_far_as_the_bias_says(decoder, regions):
 
 # Of the networks that older plans name: the sum of each output's logits, and of their squares.
 OLD = {
-    "swinunetr": [[21391.0566, 30542.1289], [2183.1465, 3040.3701], [-510.5, 723.5402], [-5.056, 58.4301]],
-    "light": [[14284.5254, 11353.4131], [-271.5786, 1660.7327], [-136.005, 143.7811], [-13.9644, 31.6682]],
+    "swinunetr": [
+        [21391.0566, 30542.1289],
+        [2183.1465, 3040.3701],
+        [-510.5, 723.5402],
+        [-5.056, 58.4301],
+    ],
+    "light": [
+        [14284.5254, 11353.4131],
+        [-271.5786, 1660.7327],
+        [-136.005, 143.7811],
+        [-13.9644, 31.6682],
+    ],
 }
 
 
@@ -140,7 +163,9 @@ def monai_name(name: str) -> str | None:
     return f"decoder.{name}"
 
 
-def as_ours(named: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def as_ours(
+    named: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
     """MONAI's tensors under our names; its convolutions of one voxel are our matrices."""
     renamed = {monai_name(name): tensor for name, tensor in named.items() if monai_name(name)}
     return {name: tensor.reshape(wanted[name].shape) for name, tensor in renamed.items()}
@@ -150,13 +175,22 @@ def as_ours(named: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> 
 def test_the_faithful_network_is_monais(size):
     from monai.networks.nets import SwinUNETR as Theirs
 
-    config = SwinConfig(len(size), embed_dim=12, depths=(1, 1, 2, 1), heads=(1, 2, 2, 4), taps="merge", windows="monai")
+    config = SwinConfig(
+        len(size),
+        embed_dim=12,
+        depths=(1, 1, 2, 1),
+        heads=(1, 2, 2, 4),
+        taps="merge",
+        windows="monai",
+    )
     torch.manual_seed(0)
     theirs = Theirs(
         1, 3, feature_size=12, depths=config.depths, num_heads=config.heads, window_size=4, patch_norm=True,
         spatial_dims=len(size),
     ).double()  # fmt: skip
-    ours = network(len(size), deep_supervision=False, encoder=config.to_dict(), decoder="swinunetr").double()
+    ours = network(
+        len(size), deep_supervision=False, encoder=config.to_dict(), decoder="swinunetr"
+    ).double()
     loaded = ours.load_state_dict(as_ours(theirs.state_dict(), ours.state_dict()), strict=False)
     assert loaded.unexpected_keys == []
     assert all("intensity" in key or "seg_layers" in key for key in loaded.missing_keys)
@@ -168,20 +202,28 @@ def test_the_faithful_network_is_monais(size):
     torch.testing.assert_close(mine, wanted, rtol=1e-9, atol=1e-9)
     direction = torch.randn_like(wanted)
     mine.backward(direction), wanted.backward(direction)
-    gradients = as_ours({n: p.grad for n, p in theirs.named_parameters()}, dict(ours.named_parameters()))
+    gradients = as_ours(
+        {n: p.grad for n, p in theirs.named_parameters()}, dict(ours.named_parameters())
+    )
     for name, parameter in ours.named_parameters():
         if parameter.requires_grad:
-            torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-6, atol=1e-9, msg=name)
+            torch.testing.assert_close(
+                parameter.grad, gradients[name], rtol=1e-6, atol=1e-9, msg=name
+            )
 
 
 @pytest.mark.parametrize("dims", [2, 3])
 def test_composing_upsampling_and_convolution_is_the_same_function(dims):
     torch.manual_seed(0)
     block = UpBlock((2,) * dims, 6, 4).double()
-    x, skip = torch.randn(2, 6, *(3, 4, 2)[:dims]).double(), torch.randn(2, 4, *(6, 8, 4)[:dims]).double()
+    x, skip = (
+        torch.randn(2, 6, *(3, 4, 2)[:dims]).double(),
+        torch.randn(2, 4, *(6, 8, 4)[:dims]).double(),
+    )
     for one, other in zip(block._composed(x, skip), block._one_by_one(x, skip), strict=True):
         torch.testing.assert_close(one, other)
-    assert not block._composing_pays(x, skip[:, :, :-1])  # an odd size: the upsampled map has to be cut first
+    # an odd size: the upsampled map has to be cut first
+    assert not block._composing_pays(x, skip[:, :, :-1])
 
 
 @pytest.mark.parametrize("size", [(4, 6, 5), (7, 3)])
@@ -189,7 +231,11 @@ def test_composing_upsampling_and_convolution_is_the_same_function(dims):
 def test_what_a_compiler_fuses_is_instance_norm_with_channels_last(size, dtype):
     torch.manual_seed(0)
     last = torch.channels_last if len(size) == 2 else torch.channels_last_3d
-    x = (torch.randn(2, 3, *size, dtype=dtype) * 3 + 7).contiguous(memory_format=last).requires_grad_()
+    x = (
+        (torch.randn(2, 3, *size, dtype=dtype) * 3 + 7)
+        .contiguous(memory_format=last)
+        .requires_grad_()
+    )
     y = normalised(x)
     assert y.dtype == dtype
     assert y.is_contiguous(memory_format=last)
@@ -227,11 +273,16 @@ def test_in_single_precision_the_network_is_that_of_double_precision(decoder):
     gradients = []
     for copy in (net, deepcopy(net).double()):
         outputs = copy(image.to(next(copy.parameters()).dtype))
-        sum(weight * o[:, 0].sigmoid().mean() for weight, o in enumerate(outputs, start=1)).backward()
+        sum(
+            weight * o[:, 0].sigmoid().mean() for weight, o in enumerate(outputs, start=1)
+        ).backward()
         gradients.append({name: p.grad.double() for name, p in copy.named_parameters()})
     single, double = gradients
-    # A voxel at LeakyReLU's kink may fall on the other side, which changes a gradient by parts in a thousand.
-    off = {name: float((single[name] - double[name]).norm() / double[name].norm()) for name in double}
+    # A voxel at LeakyReLU's kink may fall on the other side, which changes a gradient by parts in a
+    # thousand.
+    off = {
+        name: float((single[name] - double[name]).norm() / double[name].norm()) for name in double
+    }
     assert max(off.values()) < 0.03, max(off, key=off.get)
 
 
@@ -245,7 +296,9 @@ def ct_normalised(hu: np.ndarray, properties: dict) -> torch.Tensor:
     """Through nnU-Net's own class."""
     from nnunetv2.preprocessing.normalization.default_normalization_schemes import CTNormalization
 
-    normalised = CTNormalization(use_mask_for_norm=False, intensityproperties=properties).run(hu.copy())
+    normalised = CTNormalization(use_mask_for_norm=False, intensityproperties=properties).run(
+        hu.copy()
+    )
     return torch.from_numpy(normalised)
 
 
@@ -254,7 +307,9 @@ def test_the_encoder_sees_the_hu_scale_of_the_pretraining():
     hu = np.linspace(-1024, 3000, 4 * 16**3, dtype=np.float32).reshape(4, 1, 16, 16, 16)
     other = np.random.default_rng(0).normal(size=hu.shape).astype(np.float32)
     image = torch.cat([ct_normalised(hu, properties), torch.from_numpy(other)], dim=1)
-    entries = intensity_map(["CTNormalization", "ZScoreNormalization"], {"0": properties, "1": {}}, HU)
+    entries = intensity_map(
+        ["CTNormalization", "ZScoreNormalization"], {"0": properties, "1": {}}, HU
+    )
     seen = Intensity(2, **entries)(image)
     np.testing.assert_allclose(seen[:, 0], HU.normalise(hu[:, 0].clip(-950, 1300)), atol=3e-6)
     np.testing.assert_array_equal(seen[:, 1], other[:, 0])
@@ -271,11 +326,18 @@ def test_intensities_travel_in_the_state_dict():
 def test_the_decoders_image_skip_sees_nnunets_values_where_the_plans_say_so():
     entries = intensity_map(["CTNormalization"], {"0": {"mean": 10.0, "std": 20.0}}, HU)
     image = 100 * torch.randn(1, 1, 32, 32)
-    for options, skip in (({"image_skip": "raw"}, lambda _: image), ({}, lambda net: net.encoder.intensity(image))):
+    for options, skip in (
+        ({"image_skip": "raw"}, lambda _: image),
+        ({}, lambda net: net.encoder.intensity(image)),
+    ):
         net = network(2, intensity=entries, **options)
         caught = []
-        net.decoder.register_forward_pre_hook(lambda _, inputs, caught=caught: caught.append(inputs[0]))
-        net.encoder.patch_embed.register_forward_pre_hook(lambda _, inputs, caught=caught: caught.append(inputs[0]))
+        net.decoder.register_forward_pre_hook(
+            lambda _, inputs, caught=caught: caught.append(inputs[0])
+        )
+        net.encoder.patch_embed.register_forward_pre_hook(
+            lambda _, inputs, caught=caught: caught.append(inputs[0])
+        )
         net(image)
         assert torch.equal(caught[0], net.encoder.intensity(image))
         assert torch.equal(caught[1], skip(net))
@@ -305,11 +367,17 @@ def test_an_encoder_alone_loads_strictly_and_leaves_the_intensities():
 
 
 def test_what_upstreams_loader_of_pretrained_weights_looks_for():
-    header = {"method": "smit", "plan": {"hu": vars(HU), "spacing": [2.0, 2.0, 2.0]}, "crop": [32, 32, 32]}
+    header = {
+        "method": "smit",
+        "plan": {"hu": vars(HU), "spacing": [2.0, 2.0, 2.0]},
+        "crop": [32, 32, 32],
+    }
     plan = checkpoint.pack(Swin(ENCODER), header, [])["nnssl_adaptation_plan"]
     entry = plan["architecture_plans"]
     assert entry["arch_class_name"] == NETWORK_CLASS
-    net = locate(NETWORK_CLASS)(input_channels=1, num_classes=2, deep_supervision=False, **entry["arch_kwargs"])
+    net = locate(NETWORK_CLASS)(
+        input_channels=1, num_classes=2, deep_supervision=False, **entry["arch_kwargs"]
+    )
     assert isinstance(net, SwinUNETR)
     assert net.encoder.config == ENCODER
     for key in ("key_to_encoder", "key_to_stem", "key_to_lpe"):
@@ -322,7 +390,9 @@ def test_what_upstreams_loader_of_pretrained_weights_looks_for():
 @pytest.mark.parametrize("decoder", KINDS, ids=str)
 def test_only_the_heads_are_left_out_by_nnunets_pretrained_weights(decoder):
     names = {name for name in network(decoder=decoder).state_dict() if ".seg_layers." in name}
-    assert names == {f"decoder.heads.seg_layers.{i}.{kind}" for i in range(4) for kind in ("weight", "bias")}
+    assert names == {
+        f"decoder.heads.seg_layers.{i}.{kind}" for i in range(4) for kind in ("weight", "bias")
+    }
 
 
 def test_unknown_decoders_and_options_are_refused():
@@ -330,21 +400,28 @@ def test_unknown_decoders_and_options_are_refused():
         network(decoder="cnn")
     with pytest.raises(ValueError, match="does not take these options"):
         network(decoder={"name": "light", "width": 3})
-    with pytest.raises(ValueError, match="norm of the light decoder is dataset or space, got 'patch'"):
+    with pytest.raises(
+        ValueError, match="norm of the light decoder is dataset or space, got 'patch'"
+    ):
         network(decoder={"name": "light", "norm": "patch"})
     with pytest.raises(ValueError, match="takes 6 widths"):
         network(decoder={"name": "nnunet", "widths": [4, 4]})
-    assert network(2, decoder={"name": "light", "widths": [4, 4, 8, 8, 8]})(torch.randn(1, 1, 32, 32))
+    assert network(2, decoder={"name": "light", "widths": [4, 4, 8, 8, 8]})(
+        torch.randn(1, 1, 32, 32)
+    )
 
 
 def test_axes_turn_the_image_back_to_file_order():
     """nnU-Net's transpose_forward before the network, and `axes` in it, are together nothing."""
     torch.manual_seed(0)
     plain = SwinUNETR(1, 2, deep_supervision=True, encoder=encoder(), decoder="light").eval()
-    turned = SwinUNETR(1, 2, deep_supervision=True, encoder=encoder(), decoder="light", axes=[1, 2, 0]).eval()
+    turned = SwinUNETR(
+        1, 2, deep_supervision=True, encoder=encoder(), decoder="light", axes=[1, 2, 0]
+    ).eval()
     turned.load_state_dict(plain.state_dict())
     image = torch.randn(1, 1, 20, 24, 33)
-    arrives = image.permute(0, 1, 3, 4, 2)  # numpy's transpose([0, 2, 3, 1]), as nnU-Net's preprocessing does it
+    # numpy's transpose([0, 2, 3, 1]), as nnU-Net's preprocessing does it
+    arrives = image.permute(0, 1, 3, 4, 2)
     for expected, got in zip(plain(image), turned(arrives), strict=True):
         torch.testing.assert_close(got, expected.permute(0, 1, 3, 4, 2))
     with pytest.raises(ValueError, match="axes must be an order"):

@@ -1,4 +1,6 @@
-"""End to end through nnU-Net's own commands: train, resume, validate, choose, export, predict without the SSL file."""
+"""End to end through nnU-Net's own commands: train, resume, validate, choose, export, predict
+without the SSL file.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +28,15 @@ PATCH = (12, 32, 28)  # thin, and no multiple of 32
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Six phantoms, planned and preprocessed by nnU-Net, once for this file; the value maps variable to folder."""
+    """Six phantoms, planned and preprocessed by nnU-Net, once for this file; the value maps
+    variable to folder.
+    """
     from nnssl.data import phantoms
 
     base = tmp_path_factory.mktemp("nnunet")
-    folders = {name: base / name for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
+    folders = {
+        name: base / name for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+    }
     for folder in folders.values():
         folder.mkdir()
     phantoms.write_nnunet_dataset(
@@ -38,7 +44,19 @@ def folders(tmp_path_factory):
     )
     with pytest.MonkeyPatch.context() as patch:
         set_variables(patch, folders)
-        command("nnUNetv2_plan_and_preprocess", "-d", ID, "-c", "2d", "3d_fullres", "-npfp", 1, "-np", 1, 1)
+        command(
+            "nnUNetv2_plan_and_preprocess",
+            "-d",
+            ID,
+            "-c",
+            "2d",
+            "3d_fullres",
+            "-npfp",
+            1,
+            "-np",
+            1,
+            1,
+        )
     return folders
 
 
@@ -51,18 +69,40 @@ def set_variables(patch: pytest.MonkeyPatch, folders: dict[str, Path]) -> None:
 @pytest.fixture(autouse=True)
 def _variables(folders, monkeypatch):
     set_variables(monkeypatch, folders)
-    monkeypatch.setenv("nnUNet_n_proc_DA", "0")  # augmentation in this process; nnU-Net's planning cannot have it so
+    # augmentation in this process; nnU-Net's planning cannot have it so
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
 
 
 def plans_named(name: str, epochs: int = 1, mirror: bool = True, **options) -> None:
-    recipe = {"epochs": epochs, "iterations": 2, "val_iterations": 1, "foreground": 1.0, "mirror": mirror}
-    derive(Request(DATASET, base=BASE, name=name, decoder="light", patch=PATCH, batch_size=2, recipe=recipe, **options))
+    recipe = {
+        "epochs": epochs,
+        "iterations": 2,
+        "val_iterations": 1,
+        "foreground": 1.0,
+        "mirror": mirror,
+    }
+    derive(
+        Request(
+            DATASET,
+            base=BASE,
+            name=name,
+            decoder="light",
+            patch=PATCH,
+            batch_size=2,
+            recipe=recipe,
+            **options,
+        )
+    )
 
 
 def train(configuration: str, trainer: str, plans: str, *more: str) -> Path:
     """Train fold 0; the fold's folder."""
-    command("nnUNetv2_train", ID, configuration, 0, "-tr", trainer, "-p", plans, "-device", "cpu", *more)
-    return Path(os.environ[origin.RESULTS], DATASET, f"{trainer}__{plans}__{configuration}", "fold_0")
+    command(
+        "nnUNetv2_train", ID, configuration, 0, "-tr", trainer, "-p", plans, "-device", "cpu", *more
+    )
+    return Path(
+        os.environ[origin.RESULTS], DATASET, f"{trainer}__{plans}__{configuration}", "fold_0"
+    )
 
 
 def log_of(fold: Path) -> str:
@@ -91,10 +131,13 @@ def test_from_checkpoint_to_segmentation_without_the_ssl_file(folders, tmp_path)
     command("nnUNetv2_export_model_to_zip", "-d", ID, "-o", tmp_path / "model.zip", *model)
     assert (tmp_path / "model.zip").stat().st_size > 1_000_000
     images = shutil.copytree(folders["nnUNet_raw"] / DATASET / "imagesTs", tmp_path / "images")
-    assert len(predicted_elsewhere(tmp_path / "model.zip", images, tmp_path / "elsewhere", model)) == 1
+    assert (
+        len(predicted_elsewhere(tmp_path / "model.zip", images, tmp_path / "elsewhere", model)) == 1
+    )
 
 
-# Other people's machine: results of their own, no data, and our package, whose start-up file alone names the trainers.
+# Other people's machine: results of their own, no data, and our package, whose start-up file alone
+# names the trainers.
 THEIR_PREDICT = """
 import site, sys
 site.addsitedir(sys.argv.pop(1))
@@ -103,8 +146,12 @@ predict_entry_point()
 """
 
 
-def predicted_elsewhere(model: Path, images: Path, elsewhere: Path, arguments: list[str]) -> list[Path]:
-    """The segmentations of `images` by the exported `model`, installed and used under $nnUNet_results = elsewhere."""
+def predicted_elsewhere(
+    model: Path, images: Path, elsewhere: Path, arguments: list[str]
+) -> list[Path]:
+    """The segmentations of `images` by the exported `model`, installed and used under
+    $nnUNet_results = elsewhere.
+    """
     results, site, out = elsewhere / "results", elsewhere / "site", elsewhere / "out"
     results.mkdir(parents=True), site.mkdir()
     shutil.copy(Path(__file__).parents[1] / "trainers" / "nnssl_trainers.pth", site)
@@ -114,26 +161,46 @@ def predicted_elsewhere(model: Path, images: Path, elsewhere: Path, arguments: l
     left_out = ("nnUNet_raw", "nnUNet_preprocessed", hook.VARIABLE, origin.VARIABLE)
     environment = {name: value for name, value in os.environ.items() if name not in left_out}
     environment |= {origin.RESULTS: str(results), "PYTHONPATH": str(Path(__file__).parents[1])}
-    call = [sys.executable, "-c", THEIR_PREDICT, site, "-d", ID, "-i", images, "-o", out, *arguments]
+    call = [
+        sys.executable,
+        "-c",
+        THEIR_PREDICT,
+        site,
+        "-d",
+        ID,
+        "-i",
+        images,
+        "-o",
+        out,
+        *arguments,
+    ]
     call += ["-device", "cpu", "-npp", "1", "-nps", "1"]
     done = subprocess.run(
-        [*map(str, call)], capture_output=True, encoding="utf-8", errors="replace", env=environment, cwd=elsewhere
+        [*map(str, call)],
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        env=environment,
+        cwd=elsewhere,
     )
     assert done.returncode == 0, done.stderr
     return sorted(out.glob("*.nii.gz"))
 
 
 def plans_like_nnssl(folders: dict[str, Path], ssl: Path) -> str:
-    """The plans that upstream's `nnUNetv2_preprocess_like_nnssl -n made -am default_nnunet` makes; their name.
+    """The plans that upstream's `nnUNetv2_preprocess_like_nnssl -n made -am default_nnunet` makes;
+    their name.
 
-    The form is that of nnunetv2/experiment_planning/like_nnssl.py at commit 202f6ba. Only the recipe is ours: nobody
-    trains a thousand epochs here.
+    The form is that of nnunetv2/experiment_planning/like_nnssl.py at commit 202f6ba. Only the
+    recipe is ours: nobody trains a thousand epochs here.
     """
     folder = folders["nnUNet_preprocessed"] / DATASET
     plans = files.read_json(folder / "nnUNetPlans.json")
     adaptation = torch.load(ssl, weights_only=True)["nnssl_adaptation_plan"]
     (pretraining,) = adaptation["pretrain_plan"]["configurations"].values()
-    spacing = "Spacing__{:.2f}_{:.2f}_{:.2f}".format(*plans["configurations"]["3d_fullres"]["spacing"])
+    spacing = "Spacing__{:.2f}_{:.2f}_{:.2f}".format(
+        *plans["configurations"]["3d_fullres"]["spacing"]
+    )
     name = f"ptPlans__made____{spacing}___Norm__Z"
     architecture = adaptation["architecture_plans"]
     configuration = plans["configurations"]["3d_fullres"] | {
@@ -151,14 +218,21 @@ def plans_like_nnssl(folders: dict[str, Path], ssl: Path) -> str:
     info = {
         "checkpoint_path": str(ssl),
         "checkpoint_name": "made",
-        **{key: adaptation[key] for key in ("key_to_encoder", "key_to_stem", "keys_to_in_proj", "key_to_lpe")},
+        **{
+            key: adaptation[key]
+            for key in ("key_to_encoder", "key_to_stem", "keys_to_in_proj", "key_to_lpe")
+        },
         "pt_num_in_channels": adaptation["pretrain_num_input_channels"],
         "pt_used_patchsize": pretraining["patch_size"],
         "pt_recommended_downstream_patchsize": adaptation["recommended_downstream_patchsize"],
         "citations": [],
     }
     recipe = {"epochs": 1, "iterations": 2, "val_iterations": 1}
-    plans |= {"configurations": {"3d_fullres": configuration}, "pretrain_info": info, RECIPE: recipe}
+    plans |= {
+        "configurations": {"3d_fullres": configuration},
+        "pretrain_info": info,
+        RECIPE: recipe,
+    }
     files.write_json(folder / f"{name}.json", plans | {"plans_name": name})
     return name
 
@@ -243,7 +317,9 @@ def trainer_for(plans: str, name: str = "SwinSSLTrainer", resume: bool = False):
 
 
 def test_plain_plans_take_the_only_checkpoint_and_a_validation_needs_it_no_more(folders, tmp_path):
-    """As `nnUNetv2_train 902 3d_fullres 1 -tr SwinSSLTrainer`, then `--val` or `--c` where the SSL file has gone."""
+    """As `nnUNetv2_train 902 3d_fullres 1 -tr SwinSSLTrainer`, then `--val` or `--c` where the SSL
+    file has gone.
+    """
     ssl = pretrained(folders["nnUNet_results"] / "nnssl" / "ct" / "smit__micro")
     first = trainer_for("nnUNetPlans")
     first.initialize()
@@ -276,10 +352,15 @@ def test_one_step_gives_every_trained_parameter_a_gradient(tmp_path, name):
     trainer.set_deep_supervision_enabled(True)
     scales = trainer._get_deep_supervision_scales()
     sizes = [[round(n * s) for n, s in zip(PATCH, scale, strict=True)] for scale in scales]
-    image, targets = torch.randn(2, 1, *PATCH), [torch.randint(0, 4, (2, 1, *size)) for size in sizes]
+    image, targets = (
+        torch.randn(2, 1, *PATCH),
+        [torch.randint(0, 4, (2, 1, *size)) for size in sizes],
+    )
     trainer.lr_scheduler.step(0)
     trainer.train_step({"data": image, "target": targets})
-    waiting = [name for name, p in trainer.network.named_parameters() if p.requires_grad and p.grad is None]
+    waiting = [
+        name for name, p in trainer.network.named_parameters() if p.requires_grad and p.grad is None
+    ]
     assert waiting == []
     assert all(p.requires_grad for p in trainer.network.parameters())
     assert len(trainer.optimizer.state) == len(list(trainer.network.parameters()))

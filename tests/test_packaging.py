@@ -1,4 +1,6 @@
-"""What `pip install .` puts where, and what happens beside MIC-DKFZ's package of the same import name."""
+"""What `pip install .` puts where, and what happens beside MIC-DKFZ's package of the same import
+name.
+"""
 
 from __future__ import annotations
 
@@ -36,11 +38,16 @@ def metadata(wheel: zipfile.ZipFile, name: str) -> str:
 
 def test_only_one_name_and_the_start_up_file_reach_site_packages(wheel):
     top = {name.split("/")[0] for name in wheel.namelist()}
-    assert {name for name in top if not name.endswith(".dist-info")} == {"nnssl", "nnssl_trainers.pth"}
+    assert {name for name in top if not name.endswith(".dist-info")} == {
+        "nnssl",
+        "nnssl_trainers.pth",
+    }
 
 
 def test_every_module_is_in_the_wheel(wheel):
-    ours = {path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "nnssl").rglob("*.py")}
+    ours = {
+        path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "nnssl").rglob("*.py")
+    }
     for folder in ("trainers", "plans"):
         ours |= {f"nnssl/{folder}/{path.name}" for path in (REPOSITORY / folder).glob("*.py")}
     assert {name for name in wheel.namelist() if name.endswith(".py")} == ours
@@ -54,7 +61,11 @@ def test_commands_version_and_licence(wheel):
     assert about["Name"] == "nnssl-swin"
     assert about["Version"] == nnssl.__version__
     assert "Apache-2.0" in (about["License-Expression"], about["License"])
-    assert any("Apache License" in wheel.read(n).decode() for n in wheel.namelist() if n.endswith("LICENSE"))
+    assert any(
+        "Apache License" in wheel.read(n).decode()
+        for n in wheel.namelist()
+        if n.endswith("LICENSE")
+    )
 
 
 def test_every_command_is_a_function():

@@ -1,4 +1,6 @@
-"""Parcels: scans registered to one another, clusters of tissue and place, and the method that segments them."""
+"""Parcels: scans registered to one another, clusters of tissue and place, and the method that
+segments them.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ SPACING = (5.0, 6.0, 6.0)
 
 @pytest.fixture(scope="module")
 def collection(tmp_path_factory) -> tuple[Path, object, list[str]]:
-    """A folder of preprocessed phantoms with eight parcels, their plan, and the scans that have parcels."""
+    """A folder of preprocessed phantoms with eight parcels, their plan, and the scans that have
+    parcels.
+    """
     raw, folder = tmp_path_factory.mktemp("raw"), tmp_path_factory.mktemp("prepared")
     phantoms.write_folder(raw, seeds=range(3), shape=(24, 36, 40))
     plan = prepare("made", folder, [raw], spacing=SPACING, num_processes=0)
@@ -33,7 +37,8 @@ def test_an_affine_map_is_found_again():
     from scipy.ndimage import affine_transform
 
     voxels = phantoms.phantom(0, (48, 60, 64), SPACING).hu.astype(np.float32)
-    scale, shift = np.array([1.0, 0.92, 1.08]), np.array([2.0, -1.5, 1.0])  # voxels of the template, (z, y, x)
+    # voxels of the template, (z, y, x)
+    scale, shift = np.array([1.0, 0.92, 1.08]), np.array([2.0, -1.5, 1.0])
     moved = affine_transform(voxels, scale, shift, order=1, mode="constant", cval=-1000.0)
     found = atlas.register(voxels, moved, SPACING)
     body = np.argwhere(moved > -500)[::500]
@@ -54,7 +59,10 @@ def test_the_template_is_large_and_typical():
 
 def test_nearest_is_the_nearest():
     rng = np.random.default_rng(0)
-    rows, centres = rng.normal(size=(100, 5)).astype(np.float32), rng.normal(size=(7, 5)).astype(np.float32)
+    rows, centres = (
+        rng.normal(size=(100, 5)).astype(np.float32),
+        rng.normal(size=(7, 5)).astype(np.float32),
+    )
     naive = [int(np.argmin([np.linalg.norm(row - centre) for centre in centres])) for row in rows]
     assert parcels.nearest(rows, centres).tolist() == naive
 
@@ -78,7 +86,12 @@ def test_the_same_place_has_the_same_parcel_in_all_scans(collection):
     for case in cases:
         labels = atlas.load(folder / f"{case}{PARCELS}")
         hu = plan.hu.restore(atlas.load(folder / f"{case}.b2nd"))
-        rows.append([np.bincount(labels[hu > 300], minlength=9), np.bincount(labels[abs(hu - 50) < 30], minlength=9)])
+        rows.append(
+            [
+                np.bincount(labels[hu > 300], minlength=9),
+                np.bincount(labels[abs(hu - 50) < 30], minlength=9),
+            ]
+        )
     table = np.array(rows, dtype=float)
     table /= table.sum(axis=-1, keepdims=True)
     bone, soft = table[:, 0], table[:, 1]

@@ -1,4 +1,6 @@
-"""Patches from 16 to 320 voxels a side, thin and odd ones too: a step of training, and a sliding window."""
+"""Patches from 16 to 320 voxels a side, thin and odd ones too: a step of training, and a sliding
+window.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ def test_every_size_of_patch_trains_and_predicts(nnunet_env, monkeypatch, tmp_pa
     assert made["data"].shape[2:] == patch
     assert torch.isfinite(torch.as_tensor(trainer.train_step(made)["loss"]))
     trainer.set_deep_supervision_enabled(False)
-    image = (9, *(n + 3 for n in patch)) if dims == 2 else (patch[0] - 5, *(n + 3 for n in patch[1:]))
+    image = (
+        (9, *(n + 3 for n in patch)) if dims == 2 else (patch[0] - 5, *(n + 3 for n in patch[1:]))
+    )
     assert window_by_window(trainer, image).shape == (3, *image)
 
 
@@ -42,7 +46,9 @@ def window_by_window(trainer, image: tuple[int, ...]) -> torch.Tensor:
     """The logits of an image [Z Y X] of noise, as nnU-Net's validation computes them."""
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
-    predictor = nnUNetPredictor(tile_step_size=1.0, use_mirroring=False, device=torch.device("cpu"), allow_tqdm=False)
+    predictor = nnUNetPredictor(
+        tile_step_size=1.0, use_mirroring=False, device=torch.device("cpu"), allow_tqdm=False
+    )
     predictor.manual_initialization(
         trainer.network.eval(), trainer.plans_manager, trainer.configuration_manager, None, trainer.dataset_json,
         type(trainer).__name__, None,

@@ -50,7 +50,9 @@ def test_a_threshold_cannot_find_the_organs(some):
     for made in some:
         for name in ("liver", "kidney", "canal"):
             truth = made.labels == LABELS[name]
-            windows = (np.percentile(made.hu[truth], (low, 100 - low)) for low in (0, 5, 10, 20, 30))
+            windows = (
+                np.percentile(made.hu[truth], (low, 100 - low)) for low in (0, 5, 10, 20, 30)
+            )
             best = max(_dice((made.hu >= low) & (made.hu <= high), truth) for low, high in windows)
             assert best < 0.75, name
 
@@ -75,13 +77,19 @@ def test_labels_follow_the_spacing():
     coarse = phantom(5, shape=(40, 60, 70), spacing=(6.0, 6.0, 6.0))
     fine = phantom(5, shape=(80, 120, 140), spacing=(3.0, 3.0, 3.0))
     for name in ("liver", "kidney"):
-        volumes = [(made.labels == LABELS[name]).sum() * np.prod(made.spacing) for made in (coarse, fine)]
+        volumes = [
+            (made.labels == LABELS[name]).sum() * np.prod(made.spacing) for made in (coarse, fine)
+        ]
         assert volumes[0] == pytest.approx(volumes[1], rel=0.05)
 
 
 @pytest.mark.parametrize(
     ("shape", "spacing", "words"),
-    [((10, 10), None, "three axes"), ((1, 9, 9), None, "at least 2"), (None, (1.0, 0.0, 1.0), "above 0")],
+    [
+        ((10, 10), None, "three axes"),
+        ((1, 9, 9), None, "at least 2"),
+        (None, (1.0, 0.0, 1.0), "above 0"),
+    ],
 )
 def test_impossible_sizes_are_refused(shape, spacing, words):
     with pytest.raises(ValueError, match=words):

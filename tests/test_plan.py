@@ -9,14 +9,26 @@ import pytest
 import torch
 from made_scans import Line, ct_array
 
-from nnssl.data.plan import Plan, case_id, default_crop, hu_policy, make_plan, median_spacing, resampled_shape
+from nnssl.data.plan import (
+    Plan,
+    case_id,
+    default_crop,
+    hu_policy,
+    make_plan,
+    median_spacing,
+    resampled_shape,
+)
 from nnssl.data.survey import body_histogram
 from nnssl.types import BODY_HU, HUPolicy
 
 
 def plan_of(shapes=((100, 300, 300),), spacings=((2.0, 1.0, 1.0),), **options) -> Plan:
-    lines = [Line(f"/raw/{i}.nrrd", *both) for i, both in enumerate(zip(shapes, spacings, strict=True))]
-    return make_plan("made", lines, [body_histogram(ct_array().astype(np.float32))] * len(lines), **options)
+    lines = [
+        Line(f"/raw/{i}.nrrd", *both) for i, both in enumerate(zip(shapes, spacings, strict=True))
+    ]
+    return make_plan(
+        "made", lines, [body_histogram(ct_array().astype(np.float32))] * len(lines), **options
+    )
 
 
 def test_hu_policy_has_mean_0_and_std_1_over_the_pooled_body_voxels_of_equal_scans():
@@ -32,7 +44,12 @@ def test_hu_policy_has_mean_0_and_std_1_over_the_pooled_body_voxels_of_equal_sca
 
 @pytest.mark.parametrize(
     "bodies",
-    [{-100: 30, 40: 55, 300: 14, 1500: 1}, {-100: 40, 50: 60}, {-480: 30, -80: 20, 45: 45, 900: 5}, {7: 1}],
+    [
+        {-100: 30, 40: 55, 300: 14, 1500: 1},
+        {-100: 40, 50: 60},
+        {-480: 30, -80: 20, 45: 45, 900: 5},
+        {7: 1},
+    ],
     ids=["head", "abdomen", "chest", "one value"],
 )
 def test_soft_tissue_gets_most_of_the_output_and_every_tissue_a_part(bodies):
@@ -51,7 +68,9 @@ def test_soft_tissue_gets_most_of_the_output_and_every_tissue_a_part(bodies):
 
 def test_every_scan_weighs_the_same_whatever_its_size():
     small, large = np.full(10, 0.0), np.full(100_000, 200.0)
-    seen = hu_policy([body_histogram(small), body_histogram(large)]).normalise(np.array([0.0, 200.0]))
+    seen = hu_policy([body_histogram(small), body_histogram(large)]).normalise(
+        np.array([0.0, 200.0])
+    )
     np.testing.assert_allclose(seen, [-1, 1], atol=1e-5)
 
 
@@ -63,7 +82,9 @@ def test_hu_policy_stays_in_bounds():
 
 
 def test_histogram_counts_whole_hu_of_the_body():
-    counts = body_histogram(np.array([-2000, -500, -499.6, -499.4, 0.4, 0.6, 3000, 9999], np.float32))
+    counts = body_histogram(
+        np.array([-2000, -500, -499.6, -499.4, 0.4, 0.6, 3000, 9999], np.float32)
+    )
     assert counts.sum() == 6
     assert (counts[0], counts[1], counts[500], counts[501], counts[-1]) == (1, 1, 1, 1, 2)
 
@@ -115,13 +136,21 @@ def test_plan_file_round_trip_and_fingerprint(tmp_path):
     plan = plan_of()
     plan.save(tmp_path / "plan.json")
     assert Plan.load(tmp_path / "plan.json") == plan
-    assert Plan.load(tmp_path / "plan.json").fingerprint == plan.fingerprint == plan_of().fingerprint
+    assert (
+        Plan.load(tmp_path / "plan.json").fingerprint == plan.fingerprint == plan_of().fingerprint
+    )
     others = (plan_of(spacing=(2, 2, 2)), plan_of(crop=(32, 32, 32)), plan_of(((99, 300, 300),)))
     assert len({plan.fingerprint, *(other.fingerprint for other in others)}) == 4
 
 
 def test_plans_from_before_there_were_knots_load_with_the_same_fingerprint_and_numbers(tmp_path):
-    case = {"id": "a_1", "source": "/raw/a.nii", "series": "", "shape": [9, 8, 7], "spacing": [2.0, 1.0, 1.0]}
+    case = {
+        "id": "a_1",
+        "source": "/raw/a.nii",
+        "series": "",
+        "shape": [9, 8, 7],
+        "spacing": [2.0, 1.0, 1.0],
+    }
     old = {
         "name": "made",
         "spacing": [2.0, 1.0, 1.0],
@@ -168,9 +197,14 @@ def test_case_ids_are_unlike_and_safe_file_names():
         "/a/..",
         "/",
     ]
-    ids = [case_id(path) for path in paths] + [case_id("/dicom", "1.2.3"), case_id("/dicom", "1.2.4")]
+    ids = [case_id(path) for path in paths] + [
+        case_id("/dicom", "1.2.3"),
+        case_id("/dicom", "1.2.4"),
+    ]
     assert len(set(ids)) == len(ids)
-    assert all(name.replace("_", "").isalnum() and name.isascii() and len(name) < 60 for name in ids)
+    assert all(
+        name.replace("_", "").isalnum() and name.isascii() and len(name) < 60 for name in ids
+    )
     assert case_id("/a/ct.nii.gz").startswith("ct_")
     assert case_id("/a/ct.nii.gz") == ids[0]
 
@@ -184,7 +218,9 @@ def test_normalise_is_the_lines_between_the_knots_and_restore_undoes_it(clip):
         seen = policy.normalise(values)
         assert seen.dtype == values.dtype
         np.testing.assert_allclose(np.asarray(seen), expected, atol=1e-5)
-        np.testing.assert_allclose(np.asarray(policy.restore(seen)), hu.clip(policy.low, policy.high), atol=0.02)
+        np.testing.assert_allclose(
+            np.asarray(policy.restore(seen)), hu.clip(policy.low, policy.high), atol=0.02
+        )
     assert HUPolicy(**json.loads(json.dumps(policy.to_dict()))) == policy
 
 

@@ -1,4 +1,6 @@
-"""The planner: patch, batch and strides for our network, nnU-Net's spacing and normalisation, shared data."""
+"""The planner: patch, batch and strides for our network, nnU-Net's spacing and normalisation,
+shared data.
+"""
 
 from __future__ import annotations
 
@@ -50,9 +52,14 @@ def test_plans_fit_the_memory_and_the_images(nnunet_env, kind):
         assert is_ours(configuration)
         assert batch >= 2
         median = [shape[axis] for axis in plans["transpose_forward"]][-len(patch) :]
-        assert all(min(16, m) <= n < m + 8 for n, m in zip(patch, median, strict=True)) or name == "3d_lowres"
+        assert (
+            all(min(16, m) <= n < m + 8 for n, m in zip(patch, median, strict=True))
+            or name == "3d_lowres"
+        )
         channels = len(more.get("channels", ("CT",)))
-        config = replace(preset("smit", len(patch)), steps=steps_of(configuration), in_channels=channels)
+        config = replace(
+            preset("smit", len(patch)), steps=steps_of(configuration), in_channels=channels
+        )
         needed = memory.peak_bytes(config, "swinunetr", patch, batch, classes)
         assert needed * (1 + memory.TOLERANCE) <= 8e9
         covers = all(n >= m for n, m in zip(patch, median, strict=True))
@@ -71,7 +78,9 @@ def test_a_thin_axis_comes_first_in_the_plans_and_is_not_halved_at_once(nnunet_e
 
 def test_more_memory_and_a_lighter_decoder_give_larger_patches(nnunet_env):
     def volume(**options) -> int:
-        return prod(plan(nnunet_env, "large CT", **options)["configurations"]["3d_fullres"]["patch_size"])
+        return prod(
+            plan(nnunet_env, "large CT", **options)["configurations"]["3d_fullres"]["patch_size"]
+        )
 
     assert volume() < volume(decoder="light") < volume(decoder="light", gpu_memory_target=24.0)
 
@@ -81,7 +90,9 @@ def test_too_little_memory_says_what_helps(nnunet_env):
         plan(nnunet_env, "large CT", gpu_memory_target=0.5)
 
 
-def test_data_are_shared_with_nnunets_plans_only_where_both_would_preprocess_the_same(nnunet_env, tmp_path):
+def test_data_are_shared_with_nnunets_plans_only_where_both_would_preprocess_the_same(
+    nnunet_env, tmp_path
+):
     from nnunetv2.experiment_planning.plan_and_preprocess_api import plan_experiment_dataset
 
     shape, spacing, _ = KINDS["head and neck CT"]
@@ -94,16 +105,27 @@ def test_data_are_shared_with_nnunets_plans_only_where_both_would_preprocess_the
         "2d": "nnUNetPlans_2d", "3d_fullres": "nnUNetPlans_3d_fullres"
     }  # fmt: skip
     path = pretrained(tmp_path)
-    other = plan(nnunet_env, "head and neck CT", name="other", spacing="pretraining", preset=None, checkpoint=path)
+    other = plan(
+        nnunet_env,
+        "head and neck CT",
+        name="other",
+        spacing="pretraining",
+        preset=None,
+        checkpoint=path,
+    )
     assert other["configurations"]["3d_fullres"]["spacing"] == [3.0, 2.0, 2.0]
     assert other["configurations"]["3d_fullres"]["data_identifier"] == "other_3d_fullres"
     assert other[PLANNED]["spacing"] == "pretraining"
     assert other[PLANNED]["checkpoint_fits"] == ["3d_fullres"]
     assert other[INFO]["hu"]["sd"] == 310.0
-    assert other["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["intensity"]["scale"] == [150 / 310]
+    assert other["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["intensity"][
+        "scale"
+    ] == [150 / 310]
 
 
-def test_the_planner_is_nnunets_own_and_works_through_its_interface(nnunet_env, monkeypatch, tmp_path):
+def test_the_planner_is_nnunets_own_and_works_through_its_interface(
+    nnunet_env, monkeypatch, tmp_path
+):
     from nnunetv2.experiment_planning.plan_and_preprocess_api import plan_experiment_dataset
     from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
@@ -134,13 +156,37 @@ def test_the_commands_plan_preprocess_and_say_what_to_type(nnunet_env, monkeypat
 
     raw = nnunet_env["nnUNet_raw"] / NAME
     phantoms.write_nnunet_dataset(raw, training=range(3), unseen=range(0), shape=(12, 24, 20))
-    asked = ["-d", str(ID), "-a", "tiny", "-gpu_memory_target", "1", "--spacing", "6", "4", "4", "--decoder", "light"]
+    asked = [
+        "-d",
+        str(ID),
+        "-a",
+        "tiny",
+        "-gpu_memory_target",
+        "1",
+        "--spacing",
+        "6",
+        "4",
+        "4",
+        "--decoder",
+        "light",
+    ]
     monkeypatch.setattr(sys, "argv", ["nnssl_plan", *asked])
     assert cli.plan() == 0
     said = capsys.readouterr().out
     assert f"nnUNetv2_preprocess -d {ID} -plans_name nnUNetSwinPlans -c 2d 3d_fullres" in said
-    assert f"nnUNetv2_train {ID} 3d_fullres all -tr SwinScratchTrainer -p nnUNetSwinPlans" in said  # 3 cases
-    command("nnUNetv2_preprocess", "-d", ID, "-plans_name", "nnUNetSwinPlans", "-c", "3d_fullres", "-np", 1)
+    # 3 cases
+    assert f"nnUNetv2_train {ID} 3d_fullres all -tr SwinScratchTrainer -p nnUNetSwinPlans" in said
+    command(
+        "nnUNetv2_preprocess",
+        "-d",
+        ID,
+        "-plans_name",
+        "nnUNetSwinPlans",
+        "-c",
+        "3d_fullres",
+        "-np",
+        1,
+    )
     data = nnunet_env["nnUNet_preprocessed"] / NAME / "nnUNetSwinPlans_3d_fullres"
     assert len(list(data.glob("*.pkl"))) == 3
     monkeypatch.setattr(sys, "argv", ["nnssl_plan", *asked])

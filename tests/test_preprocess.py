@@ -50,12 +50,21 @@ def nnunet_preprocessed(path: Path, plan: Plan) -> np.ndarray:
                 "resampling_fn_data": resampling,
                 "resampling_fn_seg": resampling,
                 "resampling_fn_data_kwargs": {"is_seg": False, **order},
-                "resampling_fn_seg_kwargs": {"is_seg": True, "order": 1, "order_z": 0, "force_separate_z": None},
+                "resampling_fn_seg_kwargs": {
+                    "is_seg": True,
+                    "order": 1,
+                    "order_z": 0,
+                    "force_separate_z": None,
+                },
             }
         },
     }
     manager = PlansManager(plans)
-    dataset = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "a": 1}, "file_ending": ".nii.gz"}
+    dataset = {
+        "channel_names": {"0": "CT"},
+        "labels": {"background": 0, "a": 1},
+        "file_ending": ".nii.gz",
+    }
     data, _, _ = DefaultPreprocessor(verbose=False).run_case(
         [str(path)], None, manager, manager.get_configuration("3d_fullres"), dataset
     )
@@ -63,7 +72,11 @@ def nnunet_preprocessed(path: Path, plan: Plan) -> np.ndarray:
 
 
 def _properties(hu: HUPolicy | None) -> dict:
-    return {"mean": hu.mean, "std": hu.sd, "percentile_00_5": hu.low, "percentile_99_5": hu.high} if hu else {}
+    return (
+        {"mean": hu.mean, "std": hu.sd, "percentile_00_5": hu.low, "percentile_99_5": hu.high}
+        if hu
+        else {}
+    )
 
 
 @pytest.mark.parametrize(
@@ -90,7 +103,9 @@ def test_without_hu_each_scan_is_normalised_as_nnunet_does(tmp_path):
     array = np.random.default_rng(0).gamma(2.0, 150.0, (14, 40, 44)).astype(np.float32)
     array[:2], array[:, :, -6:] = 0, 0  # nnU-Net crops this away before it takes mean and sd
     path = write_volume(tmp_path / "raw" / "a.nii.gz", array, (2.0, 2.0, 2.0))
-    plan = prepare("made", tmp_path / "out", [path.parent], crop=(16, 32, 32), num_processes=0, in_hu=False)
+    plan = prepare(
+        "made", tmp_path / "out", [path.parent], crop=(16, 32, 32), num_processes=0, in_hu=False
+    )
     assert plan == Plan.load(tmp_path / "out" / "plan.json")
     assert plan.hu is None
     stored = blosc2.open(str(tmp_path / "out" / f"{plan.cases[0].id}.b2nd"), mode="r")[:]
@@ -98,7 +113,8 @@ def test_without_hu_each_scan_is_normalised_as_nnunet_does(tmp_path):
     crops = Crops(tmp_path / "out", plan, (32, 48, 48))
     assert crops.padding == 0
     (tmp_path / "out" / "plan.json").unlink()
-    with pytest.raises(ValueError, match=r"is not in HU.*--no-hu"):  # looked at anew: another question
+    # looked at anew: another question
+    with pytest.raises(ValueError, match=r"is not in HU.*--no-hu"):
         prepare("made", tmp_path / "out", [path.parent], num_processes=0)
 
 
@@ -117,20 +133,38 @@ def test_a_dicom_series_is_preprocessed_like_the_same_volume(tmp_path):
     array = ct_array((12, 24, 28))
     write_series(tmp_path / "raw" / "series", array, straight(12, 3.0), pixel=2.0)
     volume = write_volume(tmp_path / "raw" / "a.mha", array, (3.0, 2.0, 2.0))
-    plan = prepare("made", tmp_path / "out", [tmp_path / "raw"], spacing=(2, 2, 2), crop=(16, 16, 16), num_processes=0)
-    stored = {c.source: blosc2.open(str(tmp_path / "out" / f"{c.id}.b2nd"), mode="r")[:] for c in plan.cases}
+    plan = prepare(
+        "made",
+        tmp_path / "out",
+        [tmp_path / "raw"],
+        spacing=(2, 2, 2),
+        crop=(16, 16, 16),
+        num_processes=0,
+    )
+    stored = {
+        c.source: blosc2.open(str(tmp_path / "out" / f"{c.id}.b2nd"), mode="r")[:]
+        for c in plan.cases
+    }
     np.testing.assert_array_equal(stored[str(volume)], stored[str(tmp_path / "raw" / "series")])
 
 
 def test_what_reading_repairs_is_planned_and_stored_alike(tmp_path):
-    """A tilted gantry, a missing slice and permuted axes: preprocessing sees the grid that the survey told the plan."""
+    """A tilted gantry, a missing slice and permuted axes: preprocessing sees the grid that the
+    survey told the plan.
+    """
     raw, array = tmp_path / "raw", ct_array((16, 24, 28))
     leaning = (1.0, 0.0, 0.0, 0.0, float(np.cos(0.3)), float(-np.sin(0.3)))
     write_series(raw / "tilted", array, straight(16, 3.0), leaning, pixel=2.0)
-    write_series(raw / "missing", np.delete(array, 5, 0), [p for i, p in enumerate(straight(16, 3.0)) if i != 5])
+    write_series(
+        raw / "missing",
+        np.delete(array, 5, 0),
+        [p for i, p in enumerate(straight(16, 3.0)) if i != 5],
+    )
     image = SimpleITK.PermuteAxes(SimpleITK.GetImageFromArray(array), [1, 2, 0])
     SimpleITK.WriteImage(image, str(raw / "sagittal.nii.gz"))
-    plan = prepare("made", tmp_path / "out", [raw], spacing=(3, 2, 2), crop=(16, 16, 16), num_processes=0)
+    plan = prepare(
+        "made", tmp_path / "out", [raw], spacing=(3, 2, 2), crop=(16, 16, 16), num_processes=0
+    )
     assert [case.shape for case in plan.cases] == [(16, 24, 28), array.shape, (16, 31, 28)]
     for case in plan.cases:
         assert read_json(tmp_path / "out" / f"{case.id}.json")["original_shape"] == list(case.shape)
@@ -160,7 +194,11 @@ def raw_folder(folder: Path, count: int = 4, shape=(14, 20, 24)) -> Path:
 
 
 def times(folder: Path) -> dict[str, int]:
-    return {path.name: path.stat().st_mtime_ns for path in folder.iterdir() if path.suffix in (".b2nd", ".json")}
+    return {
+        path.name: path.stat().st_mtime_ns
+        for path in folder.iterdir()
+        if path.suffix in (".b2nd", ".json")
+    }
 
 
 def test_the_second_run_repeats_nothing_and_a_damaged_case_is_made_again(tmp_path):
@@ -176,7 +214,9 @@ def test_the_second_run_repeats_nothing_and_a_damaged_case_is_made_again(tmp_pat
     damaged.write_bytes(damaged.read_bytes()[:-100])
     (out / f"{plan.cases[1].id}.json").unlink()
     assert prepare("made", out, num_processes=0) == plan  # without a source: what the plan lists
-    changed = {Path(name).stem for name, time in times(out).items() if before.get(name, time) != time}
+    changed = {
+        Path(name).stem for name, time in times(out).items() if before.get(name, time) != time
+    }
     assert changed == {plan.cases[1].id, plan.cases[2].id}
 
 
@@ -191,13 +231,19 @@ if __name__ == "__main__":
 def test_after_kill_9_the_next_run_completes_and_repeats_nothing(tmp_path):
     raw, out = raw_folder(tmp_path / "raw", 12, (20, 40, 40)), tmp_path / "out"
     (tmp_path / "run.py").write_text(RUN)
-    run = subprocess.Popen([sys.executable, tmp_path / "run.py", out, raw], stderr=subprocess.DEVNULL)
+    run = subprocess.Popen(
+        [sys.executable, tmp_path / "run.py", out, raw], stderr=subprocess.DEVNULL
+    )
     while run.poll() is None and len(list(out.glob("ct_*.json"))) < 3:
         time.sleep(0.01)
     run.kill()
     assert run.wait() == -9, "the run ended before it could be killed"
     time.sleep(0.5)  # its workers leave by themselves
-    done = {name: when for name, when in times(out).items() if (out / name).with_suffix(".json").exists()}
+    done = {
+        name: when
+        for name, when in times(out).items()
+        if (out / name).with_suffix(".json").exists()
+    }
     surveyed = times(out / "survey")
     assert 6 <= len([name for name in done if name.startswith("ct_")]) < 24
     prepare("made", out, [raw], spacing=(1.5, 1, 1), crop=(32, 32, 32), num_processes=0)
@@ -223,7 +269,9 @@ def test_temporaries_of_dead_runs_are_swept_but_not_those_of_living_ones(tmp_pat
 def test_another_plan_is_noticed_and_not_mixed(tmp_path):
     raw, out = raw_folder(tmp_path / "raw", 2), tmp_path / "out"
     plan = prepare("made", out, [raw], num_processes=0)
-    with pytest.raises(ValueError, match=r"spacing .*asked for \(1, 1, 1\).*another name.*delete .*out"):
+    with pytest.raises(
+        ValueError, match=r"spacing .*asked for \(1, 1, 1\).*another name.*delete .*out"
+    ):
         prepare("made", out, [raw], spacing=(1, 1, 1), num_processes=0)
     other = Plan(plan.name, (1.0, 1.0, 1.0), plan.hu, plan.crop, plan.cases)
     with pytest.raises(ValueError, match="files of two plans are not mixed"):
@@ -255,7 +303,9 @@ def test_a_scan_that_fails_is_said_and_left_out_and_tried_again(tmp_path, monkey
 
     read = preprocess_module.read_scan
     monkeypatch.setattr(preprocess_module, "read_scan", fail)
-    with pytest.warns(UserWarning, match=r"1 of 3 cases could not be preprocessed.*memory.*tries them again"):
+    with pytest.warns(
+        UserWarning, match=r"1 of 3 cases could not be preprocessed.*memory.*tries them again"
+    ):
         plan = prepare("made", out, [raw], num_processes=0)
     assert Crops(out, plan).cases == (plan.cases[0].id, plan.cases[2].id)
     monkeypatch.setattr(preprocess_module, "read_scan", read)
@@ -276,13 +326,19 @@ def test_an_empty_or_unusable_folder_and_a_missing_plan_are_errors(tmp_path):
         prepare("made", tmp_path / "out", num_processes=0)
 
 
-def test_what_a_worker_gets_and_what_stays_in_memory_does_not_grow_with_the_collection(tmp_path, monkeypatch):
-    """A worker's task holds one case; the parent gets nothing back; no voxel stays in a survey line."""
+def test_what_a_worker_gets_and_what_stays_in_memory_does_not_grow_with_the_collection(
+    tmp_path, monkeypatch
+):
+    """A worker's task holds one case; the parent gets nothing back; no voxel stays in a survey
+    line.
+    """
     raw, out = raw_folder(tmp_path / "raw", 3), tmp_path / "out"
     plan = prepare("made", out, [raw], num_processes=0)
     sent = []
     monkeypatch.setattr(
-        preprocess_module, "each", lambda work, items, *_: _noted(sent, [(work, item, work(item)) for item in items])
+        preprocess_module,
+        "each",
+        lambda work, items, *_: _noted(sent, [(work, item, work(item)) for item in items]),
     )
     preprocess(plan, tmp_path / "again", 0)
     assert [item.id for _, item, _ in sent] == [case.id for case in plan.cases]

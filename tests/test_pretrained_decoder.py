@@ -1,4 +1,6 @@
-"""Voxels predicted by the fine-tuning network's decoder, and that decoder carried over to the fine-tuning."""
+"""Voxels predicted by the fine-tuning network's decoder, and that decoder carried over to the
+fine-tuning.
+"""
 
 from __future__ import annotations
 
@@ -32,9 +34,13 @@ def final(tmp_path: Path) -> Path:
 def test_the_prediction_of_hidden_voxels_does_not_see_them(name, decoder):
     made = method(name, decoder=decoder, mask_block=8).eval()
     looked = views(made)
-    covered = looked["masked"].repeat_interleave(8, -1).repeat_interleave(8, -2).repeat_interleave(8, -3)
+    covered = (
+        looked["masked"].repeat_interleave(8, -1).repeat_interleave(8, -2).repeat_interleave(8, -3)
+    )
     covered = covered.unsqueeze(-4)
-    other = looked | {"image": torch.where(covered, torch.randn_like(looked["image"]), looked["image"])}
+    other = looked | {
+        "image": torch.where(covered, torch.randn_like(looked["image"]), looked["image"])
+    }
     with torch.no_grad():
         first, second = made.show(looked)["predicted"], made.show(other)["predicted"]
     hidden = covered.flatten(0, covered.ndim - 5)
@@ -59,7 +65,9 @@ def test_the_encoder_that_goes_with_the_decoder_is_the_students():
 
 
 def test_an_unknown_decoder_is_refused():
-    with pytest.raises(ValueError, match="unknown decoder 'heavy'; known: swinunetr, light, nnunet"):
+    with pytest.raises(
+        ValueError, match="unknown decoder 'heavy'; known: swinunetr, light, nnunet"
+    ):
         method("simmim", decoder="heavy")
 
 
@@ -79,9 +87,15 @@ def test_all_of_the_decoder_but_its_heads_is_carried_over(final, tmp_path, nnune
     trainer.initialize()
     state = finetune.bare(trainer.network).state_dict()
     carried = [name for name in state if name in loaded.weights]
-    learnt = [name for name in state if not name.startswith("encoder.intensity.") and ".seg_layers." not in name]
+    learnt = [
+        name
+        for name in state
+        if not name.startswith("encoder.intensity.") and ".seg_layers." not in name
+    ]
     assert sorted(carried) == sorted(learnt)
-    steps_differ = trainer.configuration_manager.configuration["architecture"]["arch_kwargs"]["encoder"]["steps"]
+    steps_differ = trainer.configuration_manager.configuration["architecture"]["arch_kwargs"][
+        "encoder"
+    ]["steps"]
     assert not steps_differ
     for name in carried:
         torch.testing.assert_close(state[name], loaded.weights[name], rtol=0, atol=0)
@@ -90,10 +104,15 @@ def test_all_of_the_decoder_but_its_heads_is_carried_over(final, tmp_path, nnune
     info = trainer.plans_manager.plans[INFO]
     assert not finetune.needs_moments(finetune.bare(trainer.network), info)
     log = "".join(path.read_text() for path in Path(trainer.output_folder).glob("training_log*"))
-    assert f"{info['decoder_matched']} of {info['decoder_matched']} tensors of the decoder light matched" in log
+    assert (
+        f"{info['decoder_matched']} of {info['decoder_matched']} tensors of the decoder light matched"
+        in log
+    )
 
 
-def test_its_twin_from_a_random_start_is_the_same_network_with_none_of_the_weights(final, nnunet_env, monkeypatch):
+def test_its_twin_from_a_random_start_is_the_same_network_with_none_of_the_weights(
+    final, nnunet_env, monkeypatch
+):
     monkeypatch.setenv(origin.VARIABLE, str(final))
     trainer = made_trainer("SwinScratchTrainer", plans())
     trainer.initialize()
@@ -111,7 +130,10 @@ def load(network: SwinUNETR, path: Path) -> str:
 
 def network(path: Path, channels: int = 1, **changes) -> SwinUNETR:
     loaded = checkpoint.load(path)
-    options = {"encoder": loaded.header["encoder"] | {"drop_path": 0.0}, "decoder": loaded.decoder} | changes
+    options = {
+        "encoder": loaded.header["encoder"] | {"drop_path": 0.0},
+        "decoder": loaded.decoder,
+    } | changes
     return SwinUNETR(channels, 3, False, **options)
 
 
@@ -121,14 +143,20 @@ def test_equal_channels_give_what_one_gave(final):
     load(one, final)
     two.decoder.heads.load_state_dict(one.decoder.heads.state_dict())
     image = torch.randn(1, 1, *CROP)
-    torch.testing.assert_close(two.eval()(image.expand(-1, 2, -1, -1, -1)), one.eval()(image), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        two.eval()(image.expand(-1, 2, -1, -1, -1)), one.eval()(image), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_another_decoder_or_other_steps_start_at_random_and_the_log_says_so(final):
-    assert "the decoder starts at random: it is nnunet here" in load(network(final, decoder={"name": "nnunet"}), final)
+    assert "the decoder starts at random: it is nnunet here" in load(
+        network(final, decoder={"name": "nnunet"}), final
+    )
     steps = [[1, 2, 2], *[[2, 2, 2]] * 4]
     encoder = checkpoint.load(final).header["encoder"] | {"steps": steps}
-    assert "the decoder starts at random: its steps are" in load(network(final, encoder=encoder), final)
+    assert "the decoder starts at random: its steps are" in load(
+        network(final, encoder=encoder), final
+    )
 
 
 def test_a_checkpoint_without_a_decoder_says_nothing_of_it(tmp_path):

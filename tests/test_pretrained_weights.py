@@ -1,4 +1,6 @@
-"""nnU-Net's `-pretrained_weights` with our trainers: what is taken, what stays the dataset's, what is refused."""
+"""nnU-Net's `-pretrained_weights` with our trainers: what is taken, what stays the dataset's, what
+is refused.
+"""
 
 from __future__ import annotations
 
@@ -24,11 +26,18 @@ def ready(nnunet_env, monkeypatch, tmp_path):
     monkeypatch.setenv(origin.VARIABLE, str(pretrained(tmp_path / "ssl")))
     monkeypatch.setattr(finetune.plans, "DECODER", "light")
 
-    def make(mean: float, name: str = "SwinSSLTrainer", channels: int = 1, dataset_json: dict | None = None):
+    def make(
+        mean: float,
+        name: str = "SwinSSLTrainer",
+        channels: int = 1,
+        dataset_json: dict | None = None,
+    ):
         plans = made_plans(schemes=("CTNormalization",) * channels)
         for properties in plans["foreground_intensity_properties_per_channel"].values():
             properties["mean"] = mean
-        json = (dataset_json or DATASET_JSON) | {"channel_names": {str(c): "CT" for c in range(channels)}}
+        json = (dataset_json or DATASET_JSON) | {
+            "channel_names": {str(c): "CT" for c in range(channels)}
+        }
         trainer = made_trainer(name, plans, dataset_json=json)
         trainer.initialize()
         return trainer
@@ -54,7 +63,10 @@ def log_of(trainer) -> str:
 
 
 def test_weights_are_taken_and_the_intensity_map_stays_the_datasets(ready, tmp_path):
-    soft, bone = ready(40.0), ready(700.0, dataset_json=DATASET_JSON | {"labels": {"background": 0, "bone": 1}})
+    soft, bone = (
+        ready(40.0),
+        ready(700.0, dataset_json=DATASET_JSON | {"labels": {"background": 0, "bone": 1}}),
+    )
     path, before = trained(soft, tmp_path / "soft.pth"), state(bone)
     load_pretrained_weights(bone.network, str(path))
     theirs, after = state(soft), state(bone)
@@ -64,18 +76,25 @@ def test_weights_are_taken_and_the_intensity_map_stays_the_datasets(ready, tmp_p
         assert torch.equal(tensor, before[name] if stays else theirs[name]), name
     heads = sum(HEADS in name for name in after)
     learnt = sum(not name.startswith(INTENSITY) for name in after)
-    assert f"{path} ({learnt - heads} of {learnt} tensors; the {heads} of the heads start anew" in log_of(bone)
+    assert (
+        f"{path} ({learnt - heads} of {learnt} tensors; the {heads} of the heads start anew"
+        in log_of(bone)
+    )
     assert "WARNING" not in log_of(bone)
 
 
-def test_a_resumed_model_has_its_own_intensity_map_also_in_a_trainer_that_began_anew(ready, tmp_path):
+def test_a_resumed_model_has_its_own_intensity_map_also_in_a_trainer_that_began_anew(
+    ready, tmp_path
+):
     """As `--c` and `--val_best` do it."""
     soft = ready(40.0)
     path = trained(soft, tmp_path / "soft.pth")
     fresh, begun = made_trainer("SwinSSLTrainer", made_plans()), ready(700.0)
     for trainer in (fresh, begun):
         trainer.load_checkpoint(str(path))
-        assert all(torch.equal(tensor, state(soft)[name]) for name, tensor in state(trainer).items())
+        assert all(
+            torch.equal(tensor, state(soft)[name]) for name, tensor in state(trainer).items()
+        )
         assert "another training" not in log_of(trainer)
 
 
@@ -97,7 +116,14 @@ def of_the_pretraining(ready, path: Path) -> Path:
 def of_nnunets_own_network(ready, path: Path) -> Path:
     plans = {"plans_name": "nnUNetPlans"}
     weights = {"encoder.stages.0.0.convs.0.conv.weight": torch.zeros(1)}
-    torch.save({"network_weights": weights, "trainer_name": "nnUNetTrainer", "init_args": {"plans": plans}}, path)
+    torch.save(
+        {
+            "network_weights": weights,
+            "trainer_name": "nnUNetTrainer",
+            "init_args": {"plans": plans},
+        },
+        path,
+    )
     return path
 
 

@@ -1,4 +1,6 @@
-"""The probe: labelled cases on the plan's grid, the linear classifier, its place in a run, what it refuses."""
+"""The probe: labelled cases on the plan's grid, the linear classifier, its place in a run, what it
+refuses.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +63,9 @@ def stored(tmp_path_factory) -> tuple[Path, Path, Plan]:
 
 
 class Telling(nn.Module):
-    """Stands in for an encoder: of stride 2, 4, ...; its first map is the image itself and a ramp along x."""
+    """Stands in for an encoder: of stride 2, 4, ...; its first map is the image itself and a ramp
+    along x.
+    """
 
     strides = (2, 4)
 
@@ -79,20 +83,25 @@ class Telling(nn.Module):
         return [pool(features, 2), pool(features, 4)]
 
 
-# -- the classifier --------------------------------------------------------------------------------------------------
+# -- the classifier
+# --------------------------------------------------------------------------------------------------
 
 
 def test_ridge_is_least_squares_with_a_penalty():
     generator = np.random.default_rng(0)
     x, y = generator.normal(2, 3, (5000, 7)), generator.normal(size=(5000, 3))
     weights, penalty = generator.uniform(0.1, 2, 5000), 0.3
-    coefficients, offset = linear.ridge(*(torch.from_numpy(part) for part in (x, y, weights)), penalty)
+    coefficients, offset = linear.ridge(
+        *(torch.from_numpy(part) for part in (x, y, weights)), penalty
+    )
     share = weights / weights.sum()
     mean = share @ x
     sd = np.sqrt(share @ (x - mean) ** 2)
     root = np.sqrt(share)[:, None]
     rows = np.concatenate([root * (x - mean) / sd, np.sqrt(penalty) * np.eye(7)])
-    wanted = np.linalg.lstsq(rows, np.concatenate([root * (y - share @ y), np.zeros((7, 3))]), rcond=None)[0]
+    wanted = np.linalg.lstsq(
+        rows, np.concatenate([root * (y - share @ y), np.zeros((7, 3))]), rcond=None
+    )[0]
     np.testing.assert_allclose(coefficients.numpy() * sd[:, None], wanted, rtol=1e-8)
     np.testing.assert_allclose(mean @ coefficients.numpy() + offset.numpy(), share @ y, atol=1e-12)
 
@@ -129,10 +138,13 @@ def test_offsets_are_the_best_thresholds():
 
     best = linear.offsets(scores, classes, weights)
     assert best[0] == 0
-    assert dice(float(best[1])) == pytest.approx(max(dice(o) for o in np.linspace(-3, 8, 2000)), abs=2e-3)
+    assert dice(float(best[1])) == pytest.approx(
+        max(dice(o) for o in np.linspace(-3, 8, 2000)), abs=2e-3
+    )
 
 
-# -- the cases -------------------------------------------------------------------------------------------------------
+# -- the cases
+# -------------------------------------------------------------------------------------------------------
 
 
 def test_images_and_labels_lie_on_the_same_grid(stored):
@@ -151,16 +163,22 @@ def labelled_volume(folder: Path, part: str) -> np.ndarray:
     return blosc2.open(str(folder / f"case_0{part}.b2nd"))[0]
 
 
-def test_preparing_again_repeats_nothing_and_a_changed_file_is_read_again(stored, tmp_path, monkeypatch):
+def test_preparing_again_repeats_nothing_and_a_changed_file_is_read_again(
+    stored, tmp_path, monkeypatch
+):
     _, _, plan = stored
     raw = write_dataset(tmp_path / "Dataset008_Again", count=2)
     done = []
     store = labelled.store_case
-    monkeypatch.setattr(labelled, "store_case", lambda case, **how: done.append(case.id) or store(case, **how))
+    monkeypatch.setattr(
+        labelled, "store_case", lambda case, **how: done.append(case.id) or store(case, **how)
+    )
     for touched in ((), (), ("case_1",)):
         for name in touched:
             hu = made_scans.ct_array(SHAPE, 9)
-            made_scans.write_volume(raw / "labelsTr" / f"{name}.nii.gz", np.roll(made_labels(hu), 3, axis=1))
+            made_scans.write_volume(
+                raw / "labelsTr" / f"{name}.nii.gz", np.roll(made_labels(hu), 3, axis=1)
+            )
         labelled.prepare_labelled(labelled.find_labelled(raw, 4), tmp_path / "stored", plan, 0)
     assert done == ["case_0", "case_1", "case_1"]
     (tmp_path / "stored" / "case_0.b2nd").write_bytes(b"cut short")
@@ -200,14 +218,18 @@ def test_datasets_without_labels_are_refused(tmp_path, spoil, message):
 
 
 def test_one_case_is_not_enough(stored):
-    with pytest.raises(ValueError, match="at least 2 labelled cases, one to fit and one to test; got 1"):
+    with pytest.raises(
+        ValueError, match="at least 2 labelled cases, one to fit and one to test; got 1"
+    ):
         labelled.find_labelled(stored[0], 1)
 
 
 def test_labels_of_another_shape_are_refused_by_name(stored, tmp_path):
     raw = write_dataset(tmp_path / "Dataset010_Other", count=2)
     made_scans.write_volume(raw / "labelsTr" / "case_1.nii.gz", np.ones((20, 30, 40), np.uint8))
-    with pytest.raises(ValueError, match=r"case_1 of Dataset010_Other .*\(20, 36, 40\), its labels \(20, 30, 40\)"):
+    with pytest.raises(
+        ValueError, match=r"case_1 of Dataset010_Other .*\(20, 36, 40\), its labels \(20, 30, 40\)"
+    ):
         labelled.prepare_labelled(labelled.find_labelled(raw, 2), tmp_path / "stored", stored[2], 0)
 
 
@@ -216,12 +238,14 @@ def test_labels_that_are_on_one_side_only_are_refused(stored, tmp_path):
     made_scans.write_volume(raw / "labelsTr" / "case_1.nii.gz", np.zeros(SHAPE, np.uint8))
     labelled.prepare_labelled(labelled.find_labelled(raw, 2), tmp_path / "stored", stored[2], 0)
     with pytest.raises(
-        ValueError, match=r"no label that is both in the cases it fits, \['case_0'\], and .* more cases"
+        ValueError,
+        match=r"no label that is both in the cases it fits, \['case_0'\], and .* more cases",
     ):
         Probe(tmp_path / "stored", (16, 16, 16), 1)
 
 
-# -- what it says ----------------------------------------------------------------------------------------------------
+# -- what it says
+# ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("crop", [(16, 32, 32), (32, 32)])
@@ -259,7 +283,8 @@ def test_voxels_to_ignore_count_neither_way(stored, tmp_path):
     assert set(probe.ask(Telling(), micro.CPU)) == {"probe_bone", "probe_dice"}
 
 
-# -- in a run --------------------------------------------------------------------------------------------------------
+# -- in a run
+# --------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -280,7 +305,10 @@ def rows(folder: Path) -> list[dict]:
 
 
 def same(first: dict, second: dict) -> bool:
-    return all(torch.equal(v, second[k]) if torch.is_tensor(v) else v == second[k] for k, v in first.items())
+    return all(
+        torch.equal(v, second[k]) if torch.is_tensor(v) else v == second[k]
+        for k, v in first.items()
+    )
 
 
 def test_a_probe_changes_nothing_of_a_run(tmp_path, stored, quiet):
@@ -374,8 +402,12 @@ def test_the_picture_has_the_probes_panel(tmp_path, monkeypatch):
     ]
     pictures.progress(told, tmp_path / "progress.png", "smit")
     panel = next(axes for axes in drawn[0].axes if axes.get_title().startswith("probe"))
-    assert [text.get_text() for text in panel.get_legend().get_texts()] == ["probe_bone", "probe_dice"]
-    assert all(axes.lines for axes in drawn[0].axes)  # what the method does not have is no empty panel
+    assert [text.get_text() for text in panel.get_legend().get_texts()] == [
+        "probe_bone",
+        "probe_dice",
+    ]
+    # what the method does not have is no empty panel
+    assert all(axes.lines for axes in drawn[0].axes)
 
 
 @pytest.mark.parametrize("dims", [2, 3])

@@ -1,4 +1,6 @@
-"""Two processes through gloo: the same run as one process with the same total batch, and errors that end both."""
+"""Two processes through gloo: the same run as one process with the same total batch, and errors
+that end both.
+"""
 
 from __future__ import annotations
 
@@ -38,14 +40,18 @@ class Poisoned(micro.MadeCrops):
 
 
 def watch_run(run: Run) -> dict:
-    """Train; the losses, averaged gradients and centres (buffers) of each step, and the weights at the end."""
+    """Train; the losses, averaged gradients and centres (buffers) of each step, and the weights at
+    the end.
+    """
     seen = {"losses": [], "gradients": [], "buffers": [], "norms": []}
     gradients, update = run.gradients, run.update
 
     def note_gradients(parts):
         losses, watched = gradients(parts)
         seen["losses"].append({k: float(dist.mean(v)) for k, v in losses.items()})
-        seen["gradients"].append({n: p.grad.clone() for n, p in run.method.named_parameters() if p.grad is not None})
+        seen["gradients"].append(
+            {n: p.grad.clone() for n, p in run.method.named_parameters() if p.grad is not None}
+        )
         return losses, watched
 
     def note_update():
@@ -56,7 +62,9 @@ def watch_run(run: Run) -> dict:
 
     run.gradients, run.update = note_gradients, note_update
     train(run, lambda _: None)
-    seen["weights"] = {n: v.clone() for n, v in run.method.state_dict().items() if torch.is_tensor(v)}
+    seen["weights"] = {
+        n: v.clone() for n, v in run.method.state_dict().items() if torch.is_tensor(v)
+    }
     seen["embeddings"] = run.monitors.embeddings
     return seen
 
@@ -164,7 +172,9 @@ def found(tmp_path_factory) -> tuple[Path, list[dict]]:
     """What each of two processes saw."""
     folder = tmp_path_factory.mktemp("two")
     mp.spawn(as_rank, args=(folder,), nprocs=WORLD)
-    return folder, [torch.load(folder / f"found{rank}.pth", weights_only=False) for rank in range(WORLD)]
+    return folder, [
+        torch.load(folder / f"found{rank}.pth", weights_only=False) for rank in range(WORLD)
+    ]
 
 
 @pytest.fixture
@@ -179,23 +189,32 @@ def assert_close(ours, theirs, what: str, **tolerance) -> None:
 @pytest.mark.parametrize("kind", ["plain", "accumulated", "ibot", "poisoned"])
 def test_two_processes_are_one_with_the_same_total_batch(found, kind, tmp_path, quiet):
     _, (first, second) = found
-    one = watch_run({"poisoned": poisoned_run, "ibot": shared_head_run}.get(kind, plain_run)(tmp_path))
+    one = watch_run(
+        {"poisoned": poisoned_run, "ibot": shared_head_run}.get(kind, plain_run)(tmp_path)
+    )
     for step in range(STEPS):
         if kind == "poisoned" and step == 1:
             continue
         for term, value in one["losses"][step].items():
-            # Later steps stand on AdamW's first ones, which are signs: rounding near 0 counts fully.
-            assert first[kind]["losses"][step][term] == pytest.approx(value, rel=3e-2 if step else 1e-5), (step, term)
+            # Later steps stand on AdamW's first ones, which are signs: rounding near 0 counts
+            # fully.
+            assert first[kind]["losses"][step][term] == pytest.approx(
+                value, rel=3e-2 if step else 1e-5
+            ), (step, term)
         assert any(name.startswith("image_centre") for name in one["buffers"][step])
         for name, buffer in one["buffers"][step].items():
             close = {"rtol": 3e-2, "atol": 3e-2} if step else {"rtol": 1e-4, "atol": 1e-6}
-            assert_close(first[kind]["buffers"][step][name], buffer, f"{name} of step {step}", **close)
+            assert_close(
+                first[kind]["buffers"][step][name], buffer, f"{name} of step {step}", **close
+            )
     for name, gradient in one["gradients"][0].items():
         assert_close(first[kind]["gradients"][0][name], gradient, name, rtol=1e-3, atol=1e-5)
     for name, weight in one["weights"].items():
         apart = (first[kind]["weights"][name] - weight).float().norm()
         assert apart <= 2e-3 * weight.float().norm() + 1e-4, (name, apart)
-    same_rows = zip(sorted(first[kind]["embeddings"].tolist()), sorted(one["embeddings"].tolist()), strict=True)
+    same_rows = zip(
+        sorted(first[kind]["embeddings"].tolist()), sorted(one["embeddings"].tolist()), strict=True
+    )
     assert all(ours == pytest.approx(theirs, rel=1e-3, abs=1e-4) for ours, theirs in same_rows)
     for name, weight in first[kind]["weights"].items():
         assert torch.equal(weight, second[kind]["weights"][name]), f"the processes differ in {name}"
@@ -217,7 +236,9 @@ def test_a_bad_scan_of_one_process_stops_the_step_of_both(found):
 
 def test_a_signal_to_one_process_stops_both_after_the_same_step(found):
     folder, both = found
-    assert [seen["signalled"] for seen in both] == ["stopped at step 1 of 3; the same line with --c continues"] * 2
+    assert [seen["signalled"] for seen in both] == [
+        "stopped at step 1 of 3; the same line with --c continues"
+    ] * 2
     assert (folder / "signalled" / LATEST).is_file()
 
 
@@ -249,7 +270,9 @@ def test_words_for_several_processes(found):
     for seen in found[1]:
         assert seen["least"] == 9
         assert seen["mean"] == 0.5
-        assert torch.equal(seen["gathered"], torch.tensor([0.0, 0.0, 1.0, 1.0])[:, None].expand(4, 3))
+        assert torch.equal(
+            seen["gathered"], torch.tensor([0.0, 0.0, 1.0, 1.0])[:, None].expand(4, 3)
+        )
 
 
 def test_the_words_cost_nothing_in_one_process():
@@ -266,14 +289,18 @@ def test_devices(monkeypatch):
     assert processes.choose_device("cpu") == torch.device("cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert processes.choose_device(None) == torch.device("cpu")
-    with pytest.raises(ValueError, match="-device cuda is not available on this machine; available: cpu"):
+    with pytest.raises(
+        ValueError, match="-device cuda is not available on this machine; available: cpu"
+    ):
         processes.choose_device("cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert processes.choose_device(None) == torch.device("cuda", 1)
 
 
-FAILURE = ChildFailedError("nnssl", {0: ProcessFailure(local_rank=0, pid=1, exitcode=1, error_file="")})
+FAILURE = ChildFailedError(
+    "nnssl", {0: ProcessFailure(local_rank=0, pid=1, exitcode=1, error_file="")}
+)
 
 
 @pytest.mark.parametrize(
@@ -318,7 +345,9 @@ def test_patience_is_enough_for_a_bad_scan_or_two():
 def test_srun_without_torchrun_is_refused(monkeypatch):
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
     monkeypatch.delenv("RANK", raising=False)
-    with pytest.raises(ValueError, match=r"srun started this command 4 times.*-num_gpus N.*torchrun"):
+    with pytest.raises(
+        ValueError, match=r"srun started this command 4 times.*-num_gpus N.*torchrun"
+    ):
         processes.join(torch.device("cpu"))
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "1")
@@ -327,7 +356,9 @@ def test_srun_without_torchrun_is_refused(monkeypatch):
 
 def test_the_launcher_hears_what_torchrun_does_not(monkeypatch):
     heard = []
-    monkeypatch.setattr(processes.os, "kill", lambda pid, number: heard.append((pid == os.getpid(), number)))
+    monkeypatch.setattr(
+        processes.os, "kill", lambda pid, number: heard.append((pid == os.getpid(), number))
+    )
     monkeypatch.setattr("torch.distributed.run.run", lambda _: signal.raise_signal(signal.SIGUSR1))
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     assert processes.launch(2, []) == "done"

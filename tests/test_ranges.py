@@ -1,4 +1,6 @@
-"""What is meant in HU, such as windows and brightness, is converted by the plan's policy, in every method."""
+"""What is meant in HU, such as windows and brightness, is converted by the plan's policy, in every
+method.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""nnU-Net raw datasets: the same files, axes, spacing and values as fine-tuning, for each of nnU-Net's readers."""
+"""nnU-Net raw datasets: the same files, axes, spacing and values as fine-tuning, for each of
+nnU-Net's readers.
+"""
 
 from __future__ import annotations
 
@@ -34,10 +36,15 @@ def write_image(path: Path, array: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".tif":
         tifffile.imwrite(path, array)
-        case = path.name[: -len("_0000.tif")] if path.parent.name == "imagesTr" else path.name[: -len(".tif")]
+        case = (
+            path.name[: -len("_0000.tif")]
+            if path.parent.name == "imagesTr"
+            else path.name[: -len(".tif")]
+        )
         (path.parent / f"{case}.json").write_text(json.dumps({"spacing": [3.0, 2.0, 1.5]}))
         return
-    affine = np.array([[0.0, 0, 3, 5], [1.5, 0.1, 0, -7], [-0.1, 2, 0, 30], [0, 0, 0, 1]])  # sagittal and oblique
+    # sagittal and oblique
+    affine = np.array([[0.0, 0, 3, 5], [1.5, 0.1, 0, -7], [-0.1, 2, 0, 30], [0, 0, 0, 1]])
     affine[1:3, :2] = [[1.5, 0.0], [0.0, 2.0]]
     nibabel.save(nibabel.Nifti1Image(array.transpose(), affine), path)
 
@@ -49,7 +56,13 @@ def write_dataset(folder: Path, ending: str = ".nii.gz", channels: int = 1, **mo
             write_image(folder / "imagesTr" / f"case_{seed}_{channel:04d}{ending}", hu + channel)
         write_image(folder / "labelsTr" / f"case_{seed}{ending}", (hu > 300).astype(np.uint8))
     names = {str(channel): "CT" for channel in range(channels)}
-    content = {"channel_names": names, "labels": LABELS, "file_ending": ending, "numTraining": 3, **more}
+    content = {
+        "channel_names": names,
+        "labels": LABELS,
+        "file_ending": ending,
+        "numTraining": 3,
+        **more,
+    }
     (folder / "dataset.json").write_text(json.dumps(content))
     return folder
 
@@ -59,7 +72,9 @@ def test_each_reader_gives_what_fine_tuning_will_read(tmp_path, name):
     raw = write_dataset(tmp_path / "raw", READERS[name], overwrite_image_reader_writer=name)
     found = find_scans([], [raw])
     reader = recursive_find_reader_writer_by_name(name)()
-    for one, case in zip(found, get_filenames_of_train_images_and_targets(str(raw)).values(), strict=True):
+    for one, case in zip(
+        found, get_filenames_of_train_images_and_targets(str(raw)).values(), strict=True
+    ):
         theirs, properties = reader.read_images(case["images"])
         scan = read(one)
         assert one.path == case["images"][0]
@@ -68,7 +83,9 @@ def test_each_reader_gives_what_fine_tuning_will_read(tmp_path, name):
         assert look(one).kept
     (first, *_) = find_labelled(raw, 3).cases
     values = reader.read_seg(str(first.labels))[0]
-    np.testing.assert_array_equal(read_image(first.labels, first.reader, labels=True).voxels, values[0])
+    np.testing.assert_array_equal(
+        read_image(first.labels, first.reader, labels=True).voxels, values[0]
+    )
     plan = small_plan([raw], [ct_array()], spacing=(3.0, 3.0, 3.0), crop=(16, 16, 16))
     prepare_labelled(find_labelled(raw, 3), tmp_path / "probe", plan, 0)
     assert (tmp_path / "probe" / "case_2_labels.b2nd").is_file()
@@ -96,7 +113,12 @@ def test_files_that_dataset_json_lists_are_found_wherever_they_are(tmp_path, mon
         "x": {"images": ["$ELSEWHERE/x.nii.gz"], "label": "answers/x.nii.gz"},
         "y": {"images": ["deep/y.nii.gz"], "label": "answers/y.nii.gz"},
     }
-    content = {"channel_names": {"0": "CT"}, "labels": LABELS, "file_ending": ".nii.gz", "dataset": listed}
+    content = {
+        "channel_names": {"0": "CT"},
+        "labels": LABELS,
+        "file_ending": ".nii.gz",
+        "dataset": listed,
+    }
     (tmp_path / "raw" / "dataset.json").write_text(json.dumps(content))
     found = find_scans([], [tmp_path / "raw"])
     assert [Path(scan.path).name for scan in found] == ["x.nii.gz", "y.nii.gz"]
@@ -105,10 +127,13 @@ def test_files_that_dataset_json_lists_are_found_wherever_they_are(tmp_path, mon
 
 
 @pytest.mark.parametrize(
-    "listed", [{"a": {"images": []}}, {"a": {"label": "x"}}, {"a": {"images": [], "label": "x"}}, []]
+    "listed",
+    [{"a": {"images": []}}, {"a": {"label": "x"}}, {"a": {"images": [], "label": "x"}}, []],
 )
 def test_a_list_that_nnunet_would_not_take_is_an_error_with_its_form(tmp_path, listed):
-    (tmp_path / "dataset.json").write_text(json.dumps({"channel_names": {"0": "CT"}, "dataset": listed}))
+    (tmp_path / "dataset.json").write_text(
+        json.dumps({"channel_names": {"0": "CT"}, "dataset": listed})
+    )
     with pytest.raises(ValueError, match='must give each case a list of "images"'):
         find_scans([], [tmp_path])
 
@@ -118,7 +143,9 @@ def test_one_file_may_hold_several_channels(tmp_path):
     image = SimpleITK.JoinSeries([SimpleITK.GetImageFromArray(channel) for channel in channels])
     (raw / "imagesTr").mkdir(parents=True)
     SimpleITK.WriteImage(image, str(raw / "imagesTr" / "a_0000.nii.gz"))
-    (raw / "dataset.json").write_text(json.dumps({"channel_names": {"0": "CT"}, "file_ending": ".nii.gz"}))
+    (raw / "dataset.json").write_text(
+        json.dumps({"channel_names": {"0": "CT"}, "file_ending": ".nii.gz"})
+    )
     (found,) = find_scans([], [raw])
     assert found.series == READER + "SimpleITKIO"
     np.testing.assert_array_equal(read(found).voxels, channels[0])
@@ -127,7 +154,9 @@ def test_one_file_may_hold_several_channels(tmp_path):
 
 def test_a_plain_scan_of_a_dataset_is_the_same_scan_in_a_folder(tmp_path):
     path = write_volume(tmp_path / "imagesTr" / "a_0000.nii.gz", ct_array())
-    (tmp_path / "dataset.json").write_text(json.dumps({"channel_names": {"0": "CT"}, "file_ending": ".nii.gz"}))
+    (tmp_path / "dataset.json").write_text(
+        json.dumps({"channel_names": {"0": "CT"}, "file_ending": ".nii.gz"})
+    )
     assert find_scans([tmp_path / "imagesTr"], [tmp_path]) == [Found(str(path))]
 
 
@@ -137,7 +166,9 @@ def test_flat_images_are_refused_by_their_size(tmp_path):
     from skimage import io
 
     io.imsave(raw / "imagesTr" / "a_0000.png", ct_array()[8].astype(np.uint8), check_contrast=False)
-    (raw / "dataset.json").write_text(json.dumps({"channel_names": {"0": "rgb"}, "file_ending": ".png"}))
+    (raw / "dataset.json").write_text(
+        json.dumps({"channel_names": {"0": "rgb"}, "file_ending": ".png"})
+    )
     (found,) = find_scans([], [raw])
     assert "too small" in look(found, in_hu=False).reason
 

@@ -1,4 +1,6 @@
-"""Nothing waits for ever: readers that die, hang or cannot hand over, and whatever keeps them alive."""
+"""Nothing waits for ever: readers that die, hang or cannot hand over, and whatever keeps them
+alive.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +70,9 @@ def readers() -> list:
 
 @pytest.mark.parametrize("trouble", ["is killed", "cannot hand over"])
 def test_a_reader_that_is_gone_ends_the_run_and_says_what_to_do(trouble):
-    with pytest.raises(batches.ReaderError, match=r"--workers(.|\n)*--shm-size(.|\n)*--c continues"):
+    with pytest.raises(
+        batches.ReaderError, match=r"--workers(.|\n)*--shm-size(.|\n)*--c continues"
+    ):
         read(trouble)
     assert readers() == []
 
@@ -95,7 +99,9 @@ print(len(t.readers()))
 
 def test_python_ends_though_a_stream_was_never_left():
     script = KEPT.format(tests=str(Path(__file__).parent))
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120
+    )
     assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
 
 
@@ -109,11 +115,14 @@ def test_a_run_that_waits_for_data_is_saved_and_ends(tmp_path, monkeypatch, numb
     update = run.update
 
     def updated():
-        threading.Timer(0.2, os.kill, (os.getpid(), number)).start()  # when the next batch is waited for
+        # when the next batch is waited for
+        threading.Timer(0.2, os.kill, (os.getpid(), number)).start()
         return update()
 
     run.update = updated
-    with pytest.raises(Interrupted, match="stopped at step 1 of 6; the same line with --c continues"):
+    with pytest.raises(
+        Interrupted, match="stopped at step 1 of 6; the same line with --c continues"
+    ):
         train(run, lambda _: None)
     assert checkpoint.read(tmp_path / LATEST)["training_state"]["step"] == 1
     assert readers() == []
@@ -137,8 +146,11 @@ def test_sockets_find_room_when_the_temporary_folder_is_long(tmp_path, monkeypat
     long = tmp_path / ("x" * 100)
     long.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(long))
-    monkeypatch.setattr(multiprocessing.process.current_process(), "_config", {"authkey": b"", "semprefix": "/mp"})
-    monkeypatch.setattr(multiprocessing.util, "Finalize", lambda *_, **__: None)  # the folders are removed here
+    monkeypatch.setattr(
+        multiprocessing.process.current_process(), "_config", {"authkey": b"", "semprefix": "/mp"}
+    )
+    # the folders are removed here
+    monkeypatch.setattr(multiprocessing.util, "Finalize", lambda *_, **__: None)
     with pytest.raises(OSError, match="too long"):
         Listener(family="AF_UNIX")
     del multiprocessing.process.current_process()._config["tempdir"]

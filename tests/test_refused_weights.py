@@ -1,4 +1,6 @@
-"""Weights that a training must not start from: each has its message, and nothing of them is in the network."""
+"""Weights that a training must not start from: each has its message, and nothing of them is in the
+network.
+"""
 
 from __future__ import annotations
 
@@ -121,7 +123,10 @@ REFUSED: dict[Callable, tuple[type, str]] = {
         NoCheckpointError,
         r"2 pretrained checkpoints were found(.|\n)*dino__micro(.|\n)*export nnssl_checkpoint=",
     ),
-    truncated: (CheckpointError, r"smit__micro/checkpoint_final.pth cannot be read as a checkpoint: it is truncated"),
+    truncated: (
+        CheckpointError,
+        r"smit__micro/checkpoint_final.pth cannot be read as a checkpoint: it is truncated",
+    ),
     truncated_after_planning: (CheckpointError, r"cannot be read as a checkpoint: it is truncated"),
     malicious: (
         CheckpointError,
@@ -131,17 +136,31 @@ REFUSED: dict[Callable, tuple[type, str]] = {
         TransferError,
         r"does not fit the network; nothing was loaded:\n  unexpected in the file",
     ),
-    wider: (TransferError, r"does not fit the network; nothing was loaded:\n  other shape: (.|\n)*\.\.\. and \d+ more"),
-    in_2d: (OriginError, r"was pretrained in 2D, this configuration is 3D(.|\n)*SwinScratchTrainer"),
-    of_two_channels: (TransferError, r"pretrained on 2 channels, this image has 1; nothing was loaded"),
+    wider: (
+        TransferError,
+        r"does not fit the network; nothing was loaded:\n  other shape: (.|\n)*\.\.\. and \d+ more",
+    ),
+    in_2d: (
+        OriginError,
+        r"was pretrained in 2D, this configuration is 3D(.|\n)*SwinScratchTrainer",
+    ),
+    of_two_channels: (
+        TransferError,
+        r"pretrained on 2 channels, this image has 1; nothing was loaded",
+    ),
     another_than_planned: (OriginError, r"has changed since (.|\n)*nnssl_plan -d DATASET -c "),
-    someone_elses: (CheckpointError, r"is not a checkpoint of nnssl_pretrain: it holds \['state_dict'\]"),
+    someone_elses: (
+        CheckpointError,
+        r"is not a checkpoint of nnssl_pretrain: it holds \['state_dict'\]",
+    ),
 }
 
 
 @pytest.mark.parametrize("weights", REFUSED, ids=lambda weights: weights.__name__)
 def test_a_training_does_not_start_from(place, weights):
-    """The network, where there is one by then, is that of a random start, bit by bit; the plans claim nothing."""
+    """The network, where there is one by then, is that of a random start, bit by bit; the plans
+    claim nothing.
+    """
     trainer = made_trainer("SwinSSLTrainer", weights(place))
     torch.manual_seed(0)
     kind, message = REFUSED[weights]
@@ -172,7 +191,9 @@ def test_one_channel_is_inflated_to_any_number(place, channels):
     plans = made_plans(schemes=("CTNormalization",) * channels)
     properties = plans["foreground_intensity_properties_per_channel"]
     properties |= {str(c): properties["0"] for c in range(channels)}
-    trainer = made_trainer("SwinSSLTrainer", plans, dataset_json=DATASET_JSON | {"channel_names": names})
+    trainer = made_trainer(
+        "SwinSSLTrainer", plans, dataset_json=DATASET_JSON | {"channel_names": names}
+    )
     trainer.initialize()
     info = trainer.plans_manager.plans[INFO]
     assert info["matched"] == info["total"] == len(list(trainer.network.encoder.parameters()))

@@ -24,7 +24,9 @@ def test_turning_back_undoes_a_rotation(dims, classes):
         assert torch.equal(rotate_back(rotate(volume, rotation), rotation), volume)
 
 
-@pytest.mark.parametrize(("dims", "classes", "expected"), [(3, 0, 24), (2, 0, 4), (3, 10, 10), (3, 4, 4), (2, 4, 4)])
+@pytest.mark.parametrize(
+    ("dims", "classes", "expected"), [(3, 0, 24), (2, 0, 4), (3, 10, 10), (3, 4, 4), (2, 4, 4)]
+)
 def test_classes_default_to_all_rotations(dims, classes, expected):
     method = micro.method("rotation", spatial_dims=dims, classes=classes)
     assert len(method.rotations) == method.head[-1].out_features == expected
@@ -66,9 +68,13 @@ def test_loss_and_accuracy_by_hand():
     views = micro.views(method, batch=3)
     out = method(views)
     logits = method._answer(views["image"])[1]
-    by_hand = [-F.log_softmax(row, dim=0)[turn] for row, turn in zip(logits, views["turn"], strict=True)]
+    by_hand = [
+        -F.log_softmax(row, dim=0)[turn] for row, turn in zip(logits, views["turn"], strict=True)
+    ]
     torch.testing.assert_close(out.losses["total"], sum(by_hand) / 3)
-    right = [int(row.argmax()) == int(turn) for row, turn in zip(logits, views["turn"], strict=True)]
+    right = [
+        int(row.argmax()) == int(turn) for row, turn in zip(logits, views["turn"], strict=True)
+    ]
     assert float(out.watched["accuracy"]) == pytest.approx(sum(right) / 3)
 
 
@@ -77,7 +83,9 @@ def test_it_begins_at_chance():
     with torch.no_grad():
         method.head[-1].weight.zero_()
         method.head[-1].bias.zero_()
-    assert float(method(micro.views(method)).losses["total"].detach()) == pytest.approx(math.log(24))
+    assert float(method(micro.views(method)).losses["total"].detach()) == pytest.approx(
+        math.log(24)
+    )
 
 
 def test_the_picture_turns_cubes_back():

@@ -51,7 +51,9 @@ def test_finds_at_any_depth_once_and_passes_over_hidden_files(tmp_path):
 
 
 def test_an_absent_folder_is_an_error_that_names_it(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"absent; give a folder that holds .*\.nrrd.*DICOM"):
+    with pytest.raises(
+        FileNotFoundError, match=r"absent; give a folder that holds .*\.nrrd.*DICOM"
+    ):
         find_scans([tmp_path / "absent"])
 
 
@@ -61,7 +63,10 @@ def test_nnunet_dataset_gives_the_ct_channel_of_both_image_folders(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no dataset\.json"):
         find_scans([], [tmp_path])
     (tmp_path / "dataset.json").write_text(json.dumps({"file_ending": ".nrrd"}))
-    assert [Path(scan.path).name for scan in find_scans([], [tmp_path])] == ["a_0000.nrrd", "b_0000.nrrd"]
+    assert [Path(scan.path).name for scan in find_scans([], [tmp_path])] == [
+        "a_0000.nrrd",
+        "b_0000.nrrd",
+    ]
 
 
 def with_nan(hu: np.ndarray, value: float) -> np.ndarray:
@@ -86,20 +91,31 @@ NOT_A_CT = {
     "infinite": (lambda hu: with_nan(hu, np.inf), "NaN or infinite"),
     "minus infinite": (lambda hu: with_nan(hu, -np.inf), "NaN or infinite"),
     "constant": (lambda hu: np.full_like(hu, -1000), "constant: every voxel is -1000"),
-    "eight bit": (lambda hu: ((hu + 1024) / 4095 * 255).astype(np.uint8), "not in HU: stored as integers"),
+    "eight bit": (
+        lambda hu: ((hu + 1024) / 4095 * 255).astype(np.uint8),
+        "not in HU: stored as integers",
+    ),
     "MRI 0 to 1000": (lambda hu: ((hu + 1024) / 4).astype(np.int16), "not in HU: 0 of"),
     "without intercept": (lambda hu: hu + 1024, "not in HU: 0 of"),
     "without intercept, padded": (lambda hu: padded(hu + 1024, -2000), "not in HU: 0 of"),
     "without intercept, padded, resampled": (
-        lambda hu: smooth(padded(np.pad(hu, ((0, 0), (14, 14), (16, 16)), constant_values=-1000) + 1024, -2000)),
+        lambda hu: smooth(
+            padded(np.pad(hu, ((0, 0), (14, 14), (16, 16)), constant_values=-1000) + 1024, -2000)
+        ),
         "bone is not so dense",
     ),
     "intercept twice": (lambda hu: hu - 1024, "not in HU"),
     "narrow window": (lambda hu: hu.clip(-210, 300), "not in HU: 0 of"),
-    "noise": (lambda hu: np.random.default_rng(0).integers(-900, 500, hu.shape, np.int16), "not in HU: 35% of"),
+    "noise": (
+        lambda hu: np.random.default_rng(0).integers(-900, 500, hu.shape, np.int16),
+        "not in HU: 35% of",
+    ),
     "unit range": (lambda hu: hu.astype(np.float32) / 1000, "not in HU: 0 of"),
     "z-scored": (lambda hu: ((hu - hu.mean()) / hu.std()).astype(np.float32), "not in HU"),
-    "MRI padded with -1024": (lambda hu: np.where(hu < -700, -1024, 800 + hu // 4).astype(np.int16), "not in HU: 0 of"),
+    "MRI padded with -1024": (
+        lambda hu: np.where(hu < -700, -1024, 800 + hu // 4).astype(np.int16),
+        "not in HU: 0 of",
+    ),
     "ten times": (lambda hu: hu.astype(np.int32) * 100, "not in HU: values"),
     "only air": (lambda hu: np.minimum(hu, -900), "nothing but air"),
     "two-dimensional": (lambda hu: hu[8], "not three-dimensional"),
@@ -129,7 +145,9 @@ def test_absurd_spacing_is_refused(tmp_path, spacing):
 
 
 def test_several_components_and_four_dimensions_are_refused(tmp_path):
-    vector = SimpleITK.GetImageFromArray(np.repeat(ct_array()[..., None], 3, axis=-1), isVector=True)
+    vector = SimpleITK.GetImageFromArray(
+        np.repeat(ct_array()[..., None], 3, axis=-1), isVector=True
+    )
     SimpleITK.WriteImage(vector, str(tmp_path / "rgb.nrrd"))
     series = SimpleITK.JoinSeries([SimpleITK.GetImageFromArray(ct_array(seed=s)) for s in range(2)])
     SimpleITK.WriteImage(series, str(tmp_path / "time.nii.gz"))
@@ -179,7 +197,13 @@ def test_a_series_that_runs_from_head_to_feet_is_the_same_scan(tmp_path):
 
 def test_two_series_of_one_folder_are_two_scans(tmp_path):
     for number in (1, 2):
-        write_series(tmp_path, ct_array((10, 16, 18), number), straight(10), uid=f"1.2.{number}", names=f"s{number}")
+        write_series(
+            tmp_path,
+            ct_array((10, 16, 18), number),
+            straight(10),
+            uid=f"1.2.{number}",
+            names=f"s{number}",
+        )
     assert sorted(series_in(tmp_path)) == ["1.2.1", "1.2.2"]
     for number in (1, 2):
         hu, _ = read_scan(Found(str(tmp_path), f"1.2.{number}"))
@@ -188,7 +212,9 @@ def test_two_series_of_one_folder_are_two_scans(tmp_path):
 
 def test_positions_rounded_to_a_tenth_and_a_wrong_tilt_tag_are_no_reason(tmp_path):
     positions = [(0.0, 0.0, round(0.625 * i, 1)) for i in range(20)]
-    write_series(tmp_path, ct_array((20, 16, 18)), positions, **{"0018_1120": "17.5", "0018_0050": "5"})
+    write_series(
+        tmp_path, ct_array((20, 16, 18)), positions, **{"0018_1120": "17.5", "0018_0050": "5"}
+    )
     hu, spacing = read_scan(Found(str(tmp_path), only_series(tmp_path)))
     assert hu.shape == (20, 16, 18)
     assert spacing[0] == pytest.approx(0.625, abs=0.005)
@@ -203,7 +229,12 @@ def test_a_localizer_inside_the_series_does_not_cost_the_series(tmp_path):
     array = ct_array((10, 16, 18))
     write_series(tmp_path, array, straight(10))
     write_series(
-        tmp_path, array[:1], [(0, 0, 0)], (1, 0, 0, 0, 0, -1), image_type="ORIGINAL\\PRIMARY\\LOCALIZER", names="a"
+        tmp_path,
+        array[:1],
+        [(0, 0, 0)],
+        (1, 0, 0, 0, 0, -1),
+        image_type="ORIGINAL\\PRIMARY\\LOCALIZER",
+        names="a",
     )
     series = series_in(tmp_path)
     assert series["1.2.3.4"].reason == ""
@@ -240,7 +271,9 @@ def test_the_report_lists_everything_that_was_found(tmp_path):
     assert rows["ct.nii.gz"]["spacing"] == [3.0, 2.0, 1.5]
     expected = np.percentile(ct_array(seed=2).astype(np.float32), (0.5, 5, 50, 95, 99.5))
     np.testing.assert_allclose(
-        [rows["ct.nii.gz"][f"hu_{p}"] for p in ("0.5", "5", "50", "95", "99.5")], expected, atol=0.01
+        [rows["ct.nii.gz"][f"hu_{p}"] for p in ("0.5", "5", "50", "95", "99.5")],
+        expected,
+        atol=0.01,
     )
     with (tmp_path / "out" / "report.csv").open(encoding="utf-8") as file:
         table = list(csv.DictReader(file))
@@ -253,7 +286,9 @@ def test_the_survey_reads_no_scan_twice_but_a_changed_one_again(tmp_path, monkey
     out = tmp_path / "out"
     first = survey(scans, out, 0)
     looked = []
-    monkeypatch.setattr(survey_module, "read", lambda found, cache: looked.append(found) or read(found, cache))
+    monkeypatch.setattr(
+        survey_module, "read", lambda found, cache: looked.append(found) or read(found, cache)
+    )
     assert survey(scans, out, 0) == first
     assert looked == []
     changed = write_volume(tmp_path / "raw" / "case 1" / "ct.nii.gz", ct_array((20, 24, 28)))
@@ -268,14 +303,18 @@ def test_the_survey_reads_no_scan_twice_but_a_changed_one_again(tmp_path, monkey
 
 def test_odd_names_and_files_that_vanish_do_not_end_the_run(tmp_path):
     raw = tmp_path / "raw"
-    odd = write_volume(raw / "a.nii.gz", ct_array()).rename(raw / os.fsdecode(b"line\nbreak \xff.nii.gz"))
+    odd = write_volume(raw / "a.nii.gz", ct_array()).rename(
+        raw / os.fsdecode(b"line\nbreak \xff.nii.gz")
+    )
     gone = write_volume(raw / "gone.nii.gz", ct_array())
     scans = find_scans([raw])
     gone.unlink()
     lines = {line.path: line for line in survey(scans, tmp_path / "out", 0)}
     assert "cannot be read: No such file" in lines[str(gone)].reason
     assert "not valid UTF-8" in lines[str(odd)].reason
-    assert os.fsencode(odd).replace(b"\n", b"") in (tmp_path / "out" / "report.csv").read_bytes().replace(b"\n", b"")
+    assert os.fsencode(odd).replace(b"\n", b"") in (
+        tmp_path / "out" / "report.csv"
+    ).read_bytes().replace(b"\n", b"")
 
 
 def test_two_parts_end_with_the_same_survey(tmp_path):

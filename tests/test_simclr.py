@@ -64,7 +64,10 @@ def test_the_parts_of_a_step_see_the_same_queue():
 
 @pytest.mark.parametrize(
     ("settings", "words"),
-    [({"temperature": 0.0}, "temperature must be above 0"), ({"queue": -1}, "queue must be a number of embeddings")],
+    [
+        ({"temperature": 0.0}, "temperature must be above 0"),
+        ({"queue": -1}, "queue must be a number of embeddings"),
+    ],
 )
 def test_impossible_settings_are_refused(settings, words):
     with pytest.raises(ValueError, match=words):

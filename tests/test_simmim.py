@@ -27,7 +27,9 @@ def covered(masked: torch.Tensor, block: int) -> torch.Tensor:
 @pytest.mark.parametrize("dims", [2, 3])
 def test_the_loss_is_the_mean_error_over_hidden_voxels(dims):
     """Xie 2022, eq. 2, as a loop over blocks."""
-    method = micro.method("simmim", spatial_dims=dims, decode_from=32, smooth_l1=0.0, mask_air=True).eval()
+    method = micro.method(
+        "simmim", spatial_dims=dims, decode_from=32, smooth_l1=0.0, mask_air=True
+    ).eval()
     views = micro.views(method, crop=CROP[:dims])
     with torch.no_grad():
         predicted = method.show(views)["predicted"]
@@ -61,9 +63,13 @@ def test_what_is_hidden_does_not_reach_the_encoder(settings):
     hidden = covered(views["masked"], method.config.mask_block[0])
     with torch.no_grad():
         maps, predicted = method._predict(views)
-        others, again = method._predict({**views, "image": views["image"].masked_fill(hidden, 100.0)})
+        others, again = method._predict(
+            {**views, "image": views["image"].masked_fill(hidden, 100.0)}
+        )
         seen, _ = method._predict({**views, "image": views["image"].masked_fill(~hidden, 100.0)})
-    assert all(torch.equal(a, b) for a, b in zip([*maps, *predicted], [*others, *again], strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip([*maps, *predicted], [*others, *again], strict=True)
+    )
     assert not torch.equal(maps[-1], seen[-1])
 
 
@@ -86,7 +92,10 @@ def test_the_share_that_is_hidden():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"mask_block": 12}, r"mask_block must be a stride of the encoder, \[2, 4, 8, 16, 32\], .* got 12"),
+        (
+            {"mask_block": 12},
+            r"mask_block must be a stride of the encoder, \[2, 4, 8, 16, 32\], .* got 12",
+        ),
         ({"mask_block": "16x9x8"}, "got 16x9x8"),
         ({"smooth_l1": -1.0}, "smooth_l1 must be 0"),
         ({"decode_from": 64}, r"decode_from must be a stride of the encoder, .*, got 64"),
@@ -106,7 +115,9 @@ def test_air_is_neither_hidden_nor_scored(name, settings):
     method = micro.method(name, mask_ratio=0.5, **settings)
     size = method.region((32, 32, 32))
     regions = torch.full((2, 1, *size), -1.8)
-    regions[:, :, : size[0] // 2] = torch.randn(2, 1, size[0] // 2, *size[1:], generator=torch.Generator())
+    regions[:, :, : size[0] // 2] = torch.randn(
+        2, 1, size[0] // 2, *size[1:], generator=torch.Generator()
+    )
     generators = [torch.Generator().manual_seed(seed) for seed in range(2)]
     views = method.seen(regions, generators, torch.arange(2))
     image, masked = (views[key].flatten(0, -4).unsqueeze(1) for key in ("image", "masked"))
@@ -145,7 +156,8 @@ def test_blocks_are_written_as_they_are_read():
     assert type(config).parse(["mask_block=16x8x8"]).mask_block == (16, 8, 8)
     stored = json.loads(json.dumps(asdict(config)))
     assert type(config)(**stored) == config
-    assert type(config)(**{**stored, "mask_block": 8}).mask_block.along(2) == (8, 8)  # of an earlier version
+    # of an earlier version
+    assert type(config)(**{**stored, "mask_block": 8}).mask_block.along(2) == (8, 8)
     with pytest.raises(ValueError, match="mask_block=16x8x8 has 3 sides for 2 axes"):
         config.mask_block.along(2)
 

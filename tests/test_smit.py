@@ -26,7 +26,9 @@ ABLATIONS = [
 ]
 
 
-@pytest.mark.parametrize("settings", ABLATIONS, ids=lambda s: "-".join(f"{k}{v:g}" for k, v in s.items()))
+@pytest.mark.parametrize(
+    "settings", ABLATIONS, ids=lambda s: "-".join(f"{k}{v:g}" for k, v in s.items())
+)
 def test_smits_ablations_train(settings):
     method = micro.method(**settings)
     before = {n: p.detach().clone() for n, p in method.named_parameters()}
@@ -35,7 +37,9 @@ def test_smits_ablations_train(settings):
     assert waiting == set()
     wanted = {term for term in ("mip", "itd", "mpd") if settings.get(f"w_{term}", 1) > 0}
     assert set(rows[0]) == wanted | {"total"}
-    moved = {n for n, p in method.named_parameters() if p.requires_grad and not torch.equal(p, before[n])}
+    moved = {
+        n for n, p in method.named_parameters() if p.requires_grad and not torch.equal(p, before[n])
+    }
     assert moved == {n for n, p in method.named_parameters() if p.requires_grad}
 
 
@@ -47,18 +51,24 @@ def test_smits_total_is_the_weighted_sum():
 
 
 def test_smits_global_loss_is_crossed_and_its_patch_loss_is_not():
-    """Two equal views: crossed or not is the same. One view replaced: only the crossed term of the other changes."""
+    """Two equal views: crossed or not is the same. One view replaced: only the crossed term of the
+    other changes.
+    """
     method = micro.method()
     views = micro.views(method, batch=1)
     image, masked = views["image"], views["masked"]
-    student = method.student(image.flatten(0, 1), on_tokens(masked.flatten(0, 1), method.config), masked.flatten(0, 1))
+    student = method.student(
+        image.flatten(0, 1), on_tokens(masked.flatten(0, 1), method.config), masked.flatten(0, 1)
+    )
     teacher = method.teacher(image.flatten(0, 1), None, masked.flatten(0, 1))
 
     def ce(logits, target):
         return -(target / 0.04).softmax(-1).mul((logits / 0.1).log_softmax(-1)).sum(-1).mean()
 
     losses = method(views).losses
-    crossed = (ce(student.image[:1], teacher.image[1:]) + ce(student.image[1:], teacher.image[:1])) / 2
+    crossed = (
+        ce(student.image[:1], teacher.image[1:]) + ce(student.image[1:], teacher.image[:1])
+    ) / 2
     torch.testing.assert_close(losses["itd"], crossed)
     torch.testing.assert_close(losses["mpd"], ce(student.patch, teacher.patch))
 
@@ -66,7 +76,9 @@ def test_smits_global_loss_is_crossed_and_its_patch_loss_is_not():
 def test_smits_voxel_loss_counts_hidden_voxels_only():
     method = micro.method(w_itd=0.0, w_mpd=0.0, decode_from=32, smooth_l1=0.0)
     views = micro.views(method, crop=CROP)
-    hidden = views["masked"].repeat_interleave(16, 2).repeat_interleave(16, 3).repeat_interleave(16, 4)
+    hidden = (
+        views["masked"].repeat_interleave(16, 2).repeat_interleave(16, 3).repeat_interleave(16, 4)
+    )
     with torch.no_grad():
         shown = method.eval().show(views)
     error = (shown["predicted"] - shown["teacher sees"]).abs()
@@ -105,7 +117,8 @@ def test_smits_teacher_starts_equal_gets_no_gradient_and_follows():
 
 def test_smit_holds_its_prototypes_at_the_start():
     method = micro.method(freeze_prototypes=0.5)
-    views = micro.views(method, crop=(32, 32, 32))  # a crop of one hidden block would leave nothing to tell apart
+    # a crop of one hidden block would leave nothing to tell apart
+    views = micro.views(method, crop=(32, 32, 32))
     weight = method.student.patch_head.prototypes.weight
     for progress, held in ((0.0, True), (0.4, True), (0.5, False)):
         method.zero_grad()
@@ -116,14 +129,20 @@ def test_smit_holds_its_prototypes_at_the_start():
 
 def test_smits_temperature_warms_up_and_the_patch_head_later():
     method = micro.method(temperature_warmup=0.1)
-    for progress, image, patch in ((0, 0.04, 0.04), (0.05, 0.055, 0.04), (0.1, 0.07, 0.04), (0.15, 0.07, 0.055)):
+    for progress, image, patch in (
+        (0, 0.04, 0.04),
+        (0.05, 0.055, 0.04),
+        (0.1, 0.07, 0.04),
+        (0.15, 0.07, 0.055),
+    ):
         method.progress = progress
         assert method.teacher_temperature() == pytest.approx(image)
         assert method.teacher_temperature(delay=0.1) == pytest.approx(patch)
 
 
 @pytest.mark.parametrize(
-    ("block", "stride", "most"), [("16", 16, 256), ("16x8x8", 8, 256), ("8", 8, 10), ("4", 4, 0), ("8x16x4", 4, 30)]
+    ("block", "stride", "most"),
+    [("16", 16, 256), ("16x8x8", 8, 256), ("8", 8, 10), ("4", 4, 0), ("8x16x4", 4, 30)],
 )
 def test_smits_patch_heads_see_hidden_tokens_and_not_too_many(block, stride, most):
     method = micro.method(mask_block=block, patch_tokens=most)
@@ -132,7 +151,9 @@ def test_smits_patch_heads_see_hidden_tokens_and_not_too_many(block, stride, mos
     assert asked.shape[1:] == tuple(32 // stride for _ in range(3))
     covered = on_voxels(hidden, method.config)[:, 0, ::stride, ::stride, ::stride]
     assert not bool((asked & ~covered).any())
-    counts = covered.flatten(1).sum(1).clamp(max=most or None) if most else covered.flatten(1).sum(1)
+    counts = (
+        covered.flatten(1).sum(1).clamp(max=most or None) if most else covered.flatten(1).sum(1)
+    )
     assert torch.equal(asked.flatten(1).sum(1), counts)
     method(views).losses["mpd"].backward()
 

@@ -22,7 +22,12 @@ LABELS = {case: frozenset({1, 2, 3} if case.startswith(RARE) else {1, 2}) for ca
 
 def study(tmp_path, subject=SUBJECT, **changes):
     task = SMALL["tasks"][0] | ({"subject": subject} if subject else {})
-    return load(written(tmp_path, **({"budgets": [2, 6, 12, "all"], "seeds": [0, 1, 2], "tasks": [task]} | changes)))
+    return load(
+        written(
+            tmp_path,
+            **({"budgets": [2, 6, 12, "all"], "seeds": [0, 1, 2], "tasks": [task]} | changes),
+        )
+    )
 
 
 def append(tmp_path, made):
@@ -36,7 +41,9 @@ def test_nested_stratified_and_the_same_validation(tmp_path):
         chain = [set(found[budget, seed].train) for budget in made.budgets]
         assert all(smaller < larger for smaller, larger in pairwise(chain))
         assert [len(cases) for cases in chain[:3]] == [2, 6, 12]
-        assert all({1, 2, 3} <= frozenset().union(*(LABELS[case] for case in cases)) for cases in chain)
+        assert all(
+            {1, 2, 3} <= frozenset().union(*(LABELS[case] for case in cases)) for cases in chain
+        )
     assert len({split.val for split in found.values()}) == 1
     assert len({found[6, seed].train for seed in made.seeds}) == 3  # seeds draw other cases
 
@@ -65,7 +72,9 @@ def test_existing_folds_are_never_changed_and_a_second_time_adds_nothing(tmp_pat
 
 
 def test_training_cases_of_validated_subjects_are_left_out(tmp_path):
-    (tmp_path / "splits_final.json").write_text(json.dumps([{"train": CASES[1:], "val": CASES[:1]}]))
+    (tmp_path / "splits_final.json").write_text(
+        json.dumps([{"train": CASES[1:], "val": CASES[:1]}])
+    )
     split = append(tmp_path, study(tmp_path))["all", 0]
     assert split.train == tuple(CASES[2:])
 
@@ -74,7 +83,9 @@ def test_without_a_file_the_first_five_are_nnunets_own(tmp_path):
     from nnunetv2.utilities.crossval_split import generate_crossval_split
 
     append(tmp_path, study(tmp_path, subject=None))
-    assert json.loads((tmp_path / "splits_final.json").read_text())[:5] == generate_crossval_split(CASES)
+    assert json.loads((tmp_path / "splits_final.json").read_text())[:5] == generate_crossval_split(
+        CASES
+    )
 
 
 def test_folds_in_the_place_of_seeds_validate_on_other_cases(tmp_path):
@@ -109,7 +120,9 @@ def test_few_cases_that_only_together_hold_every_label(tmp_path):
 
 def test_labels_come_from_nnunets_notes(tmp_path):
     for name, voxels in {"a": np.zeros((3, 4)), "b": np.zeros((0, 4))}.items():
-        (tmp_path / f"{name}.pkl").write_bytes(pickle.dumps({"class_locations": {1: voxels, (1, 2): [0]}}))
+        (tmp_path / f"{name}.pkl").write_bytes(
+            pickle.dumps({"class_locations": {1: voxels, (1, 2): [0]}})
+        )
     assert splits.labels_of(tmp_path) == {"a": {1, (1, 2)}, "b": {(1, 2)}}
     with pytest.raises(FileNotFoundError, match="preprocess first"):
         splits.labels_of(tmp_path / "none")

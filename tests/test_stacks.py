@@ -1,4 +1,6 @@
-"""Stacks of DICOM slices: their order, what is no stack, and how others are brought on a straight grid."""
+"""Stacks of DICOM slices: their order, what is no stack, and how others are brought on a straight
+grid.
+"""
 
 from __future__ import annotations
 
@@ -26,18 +28,33 @@ def oblique(count: int, degrees: float) -> list[tuple[float, ...]]:
 
 COUNT = 12
 GEOMETRIES = {
-    "unevenly spaced": ({"positions": [*straight(9), *straight(15, 2.6)[12:]]}, "unevenly spaced: 2 to"),
+    "unevenly spaced": (
+        {"positions": [*straight(9), *straight(15, 2.6)[12:]]},
+        "unevenly spaced: 2 to",
+    ),
     "a slice twice": ({"positions": [*straight(11), straight(11)[4]]}, "at the same position"),
     "localizer": ({"image_type": "ORIGINAL\\PRIMARY\\LOCALIZER"}, "localizer"),
-    "said to be a reformat": ({"image_type": "DERIVED\\SECONDARY\\REFORMATTED\\AVERAGE"}, "reformat"),
+    "said to be a reformat": (
+        {"image_type": "DERIVED\\SECONDARY\\REFORMATTED\\AVERAGE"},
+        "reformat",
+    ),
     "coronal": (
-        {"orientation": (1, 0, 0, 0, 0, -1), "positions": [(0.0, 2.0 * i, 0.0) for i in range(COUNT)]},
+        {
+            "orientation": (1, 0, 0, 0, 0, -1),
+            "positions": [(0.0, 2.0 * i, 0.0) for i in range(COUNT)],
+        },
         "reformat, not the primary stack: its slices are turned by 90 degrees",
     ),
-    "oblique reformat": ({"orientation": tilted(25), "positions": oblique(COUNT, 25)}, "turned by 25 degrees"),
+    "oblique reformat": (
+        {"orientation": tilted(25), "positions": oblique(COUNT, 25)},
+        "turned by 25 degrees",
+    ),
     "skewed": ({"positions": [(-10.0, 2.0 * i, 2.0 * i) for i in range(COUNT)]}, "skewed"),
     "PET": ({"modality": "PT"}, "is PT, not CT or MR"),
-    "moved aside": ({"positions": [(x + 9.0 * (i == 6), y, z) for i, (x, y, z) in enumerate(straight(12))]}, "beside"),
+    "moved aside": (
+        {"positions": [(x + 9.0 * (i == 6), y, z) for i, (x, y, z) in enumerate(straight(12))]},
+        "beside",
+    ),
 }
 
 
@@ -45,7 +62,12 @@ GEOMETRIES = {
 def test_dicom_that_is_no_straight_primary_stack_is_left_out(tmp_path, name):
     options, words = GEOMETRIES[name]
     # The tag claims that nothing is tilted: the positions are believed.
-    write_series(tmp_path, ct_array((COUNT, 16, 18)), **{"positions": straight(COUNT), **options}, **{"0018_1120": "0"})
+    write_series(
+        tmp_path,
+        ct_array((COUNT, 16, 18)),
+        **{"positions": straight(COUNT), **options},
+        **{"0018_1120": "0"},
+    )
     (uid,) = series_in(tmp_path)
     assert words in series_in(tmp_path)[uid].reason
     assert words in look(Found(str(tmp_path), uid)).reason
@@ -73,7 +95,9 @@ def truth(points: np.ndarray) -> np.ndarray:
     return hu
 
 
-def grid(corner: np.ndarray, orientation: np.ndarray, counts: tuple[int, int], pixel: tuple[float, float]):
+def grid(
+    corner: np.ndarray, orientation: np.ndarray, counts: tuple[int, int], pixel: tuple[float, float]
+):
     """Points [Y X 3] of a slice."""
     y, x = np.meshgrid(*map(np.arange, counts), indexing="ij")
     across, down = orientation[:3] * pixel[0], orientation[3:] * pixel[1]
@@ -90,21 +114,32 @@ HEIGHTS = {
 @pytest.mark.parametrize("degrees", [0.0, 15.0, -22.0])
 @pytest.mark.parametrize("heights", HEIGHTS)
 def test_a_phantom_comes_out_of_tilted_and_uneven_slices_where_it_was(heights, degrees):
-    """The gantry is tilted by `degrees` about x, the table moves along z: HU and mm against the formula."""
+    """The gantry is tilted by `degrees` about x, the table moves along z: HU and mm against the
+    formula.
+    """
     if heights == "even" and degrees == 0:
         return
     orientation = np.array(tilted(degrees))
     positions = np.array([(-32.0, -45.0, z) for z in HEIGHTS[heights]])
-    slices = np.stack([truth(grid(p, orientation, (110, 80), PIXEL)) for p in positions]).astype(np.float32)
+    slices = np.stack([truth(grid(p, orientation, (110, 80), PIXEL)) for p in positions]).astype(
+        np.float32
+    )
     found = arrange(positions, orientation)
     assert ("tilted gantry" in found.note) == (degrees != 0)
     assert ("unevenly spaced" in found.note) == (heights != "even")
-    voxels, corner = straighten(slices, positions[found.order], orientation, PIXEL, found.spacing, fill=-1024.0)
+    voxels, corner = straighten(
+        slices, positions[found.order], orientation, PIXEL, found.spacing, fill=-1024.0
+    )
     normal = np.cross(orientation[:3], orientation[3:])
     points = np.stack(
-        [grid(corner + k * found.spacing * normal, orientation, voxels.shape[1:], PIXEL) for k in range(len(voxels))]
+        [
+            grid(corner + k * found.spacing * normal, orientation, voxels.shape[1:], PIXEL)
+            for k in range(len(voxels))
+        ]
     )
-    ones = straighten(np.ones_like(slices), positions, orientation, PIXEL, found.spacing, fill=0.0)[0]
+    ones = straighten(np.ones_like(slices), positions, orientation, PIXEL, found.spacing, fill=0.0)[
+        0
+    ]
     scanned = ones > 0.999  # not the corners that no slice reached
     assert scanned.mean() > 0.6
     error = np.abs(voxels - truth(points))[scanned]
@@ -122,8 +157,18 @@ def test_a_phantom_comes_out_of_tilted_and_uneven_slices_where_it_was(heights, d
 def test_a_tilted_series_is_read_as_hu_with_a_note(tmp_path):
     orientation = np.array(tilted(13.5))
     positions = [(-18.0, -20.0, 2.5 * i) for i in range(16)]
-    hu = np.stack([truth(grid(np.array(p), orientation, (44, 40), (1.0, 1.0))) for p in positions]) - 700
-    write_series(tmp_path, hu.round().astype(np.int16), positions, tuple(orientation), pixel=1.0, **{"0018_1120": "0"})
+    hu = (
+        np.stack([truth(grid(np.array(p), orientation, (44, 40), (1.0, 1.0))) for p in positions])
+        - 700
+    )
+    write_series(
+        tmp_path,
+        hu.round().astype(np.int16),
+        positions,
+        tuple(orientation),
+        pixel=1.0,
+        **{"0018_1120": "0"},
+    )
     scan = read(Found(str(tmp_path), "1.2.3.4"))
     assert scan.note.startswith("tilted gantry (13.5 degrees)")
     assert scan.spacing == pytest.approx((2.5 * np.cos(np.radians(13.5)), 1.0, 1.0), rel=1e-4)
@@ -143,8 +188,13 @@ def test_mri_is_read_without_hu_and_its_slices_become_axial(tmp_path):
     found = Found(str(tmp_path), "1.2.3.4")
     assert look(found).reason == "is MR, not CT; for images that are not CT: --no-hu"
     line = look(found, in_hu=False)
-    assert (line.kept, line.orientation, line.note) == (True, "PIR", "axes reordered from PIR to LPS")
+    assert (line.kept, line.orientation, line.note) == (
+        True,
+        "PIR",
+        "axes reordered from PIR to LPS",
+    )
     voxels, spacing = read_scan(found)
     assert spacing == pytest.approx((1.25, 1.25, 3.0))
-    # The slices run from left to right, their rows down from the head: z is turned, x becomes the slices.
+    # The slices run from left to right, their rows down from the head: z is turned, x becomes the
+    # slices.
     np.testing.assert_array_equal(voxels, array.transpose(1, 2, 0)[::-1])

@@ -34,7 +34,9 @@ def test_weights_without_a_mask_token_do(tmp_path):
 
 
 def test_other_dimensions_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"for 3D images of 1 channel.*this pretraining is 2D.*--dims 3"):
+    with pytest.raises(
+        ValueError, match=r"for 3D images of 1 channel.*this pretraining is 2D.*--dims 3"
+    ):
         start.encoder("smit", pretrained(tmp_path), 2, 0.0, checkpointing=False)
 
 

@@ -1,4 +1,6 @@
-"""Axes that are not halved: what adapted weights compute, any size through the network, when plans ask for it."""
+"""Axes that are not halved: what adapted weights compute, any size through the network, when plans
+ask for it.
+"""
 
 from __future__ import annotations
 
@@ -36,14 +38,18 @@ def seeded(config: SwinConfig) -> Swin:
 
 
 def stretched(x: torch.Tensor, step: tuple[int, ...], first: int) -> torch.Tensor:
-    """Every slice twice, along the axes that `step` leaves as they are; `first` is the first of them in `x`."""
+    """Every slice twice, along the axes that `step` leaves as they are; `first` is the first of
+    them in `x`.
+    """
     for axis, length in enumerate(step, start=first):
         x = x.repeat_interleave(3 - length, dim=axis)
     return x
 
 
 @pytest.mark.parametrize("steps", [THIN, FLAT])
-@pytest.mark.parametrize(("windows", "merging"), [("exact", "all"), ("monai", "all"), ("monai", "legacy")])
+@pytest.mark.parametrize(
+    ("windows", "merging"), [("exact", "all"), ("monai", "all"), ("monai", "legacy")]
+)
 def test_adapted_weights_see_a_volume_as_pretrained_ones_see_it_stretched(steps, windows, merging):
     """Documented in encoder.md: exactly so for the patch embedding and for each merge by itself."""
     dims = len(steps[0])
@@ -54,13 +60,20 @@ def test_adapted_weights_see_a_volume_as_pretrained_ones_see_it_stretched(steps,
     image = torch.randn(2, 1, *(7, 9, 6)[:dims]).double()
     embedded = full.patch_embed(stretched(image, steps[0], 2))
     torch.testing.assert_close(thin.patch_embed(image), embedded)
-    for number, (own, pretrained_one) in enumerate(zip(thin.stages, full.stages, strict=True), start=1):
+    for number, (own, pretrained_one) in enumerate(
+        zip(thin.stages, full.stages, strict=True), start=1
+    ):
         tokens = torch.randn(2, *(4, 3, 5)[:dims], thin.channels[number - 1]).double()
         wanted = pretrained_one.downsample(stretched(tokens, steps[number], 1))
         torch.testing.assert_close(own.downsample(tokens), wanted)
     stems = {"patch_embed.proj.weight"}
-    merges = {f"layers{i}.0.downsample.reduction.weight" for i, step in enumerate(steps) if i and 1 in step}
-    changed = stems | (merges if merging == "all" else set())  # old merges join the same tokens, some more often
+    merges = {
+        f"layers{i}.0.downsample.reduction.weight"
+        for i, step in enumerate(steps)
+        if i and 1 in step
+    }
+    # old merges join the same tokens, some more often
+    changed = stems | (merges if merging == "all" else set())
     assert {name for name in explained if "norm" not in name and "bias" not in name} == changed
     weights = full.state_dict()
     same, nothing = adapt(weights, config, config)
@@ -74,17 +87,24 @@ def test_a_transfer_adapts_inflates_and_says_so(tmp_path):
     done = checkpoint.transfer(loaded, encoder)
     assert done.matched == done.total == len(list(encoder.parameters()))
     stem = done.explained["patch_embed.proj.weight"]
-    assert stem == "adapted exactly from a step of 2 x 2 x 2 to one of 1 x 2 x 2, inflated from 1 to 2 input channels"
+    assert (
+        stem
+        == "adapted exactly from a step of 2 x 2 x 2 to one of 1 x 2 x 2, inflated from 1 to 2 input channels"
+    )
     assert "1 x 2 x 1" in done.explained["layers3.0.downsample.reduction.bias"]
     given = loaded.weights["encoder.patch_embed.proj.weight"]
-    torch.testing.assert_close(encoder.patch_embed.proj.weight[:, :1], given.sum(2, keepdim=True) / 2)
+    torch.testing.assert_close(
+        encoder.patch_embed.proj.weight[:, :1], given.sum(2, keepdim=True) / 2
+    )
 
 
 def test_what_was_not_halved_cannot_be_halved_later(tmp_path):
     thin = checkpoint.load(pretrained(tmp_path, replace(ENCODER, steps=THIN)))
     with pytest.raises(checkpoint.TransferError, match=r"other shape: patch_embed.proj.weight"):
         checkpoint.transfer(thin, Swin(ENCODER))
-    assert checkpoint.transfer(thin, Swin(replace(ENCODER, steps=THIN))).explained.keys() == {"mask_token"}
+    assert checkpoint.transfer(thin, Swin(replace(ENCODER, steps=THIN))).explained.keys() == {
+        "mask_token"
+    }
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
@@ -96,7 +116,9 @@ def test_any_size_and_every_parameter_a_gradient(decoder, size):
     net = SwinUNETR(2, 3, True, encoder=config, decoder=decoder)
     outputs = net(torch.randn(2, 2, *size))
     assert [tuple(o.shape[2:]) for o in outputs] == output_sizes(size, steps)
-    assert len(size) == 2 or [s[0] for s in output_sizes(size, steps)] == [size[0]] * 3 + [-(-size[0] // 2)]
+    assert len(size) == 2 or [s[0] for s in output_sizes(size, steps)] == [size[0]] * 3 + [
+        -(-size[0] // 2)
+    ]
     sum(o.square().mean() for o in outputs).backward()
     assert [name for name, p in net.named_parameters() if p.requires_grad and p.grad is None] == []
 
@@ -116,7 +138,10 @@ def test_steps_of_two_everywhere_are_the_default():
     assert SwinConfig(steps=((2, 2, 2),) * 5) == SwinConfig()
     thin = replace(ENCODER, steps=THIN)
     assert SwinConfig.from_dict(json.loads(json.dumps(thin.to_dict()))) == thin
-    assert Swin(replace(ENCODER, steps=((2, 2, 2),) * 5)).state_dict().keys() == Swin(ENCODER).state_dict().keys()
+    assert (
+        Swin(replace(ENCODER, steps=((2, 2, 2),) * 5)).state_dict().keys()
+        == Swin(ENCODER).state_dict().keys()
+    )
 
 
 @pytest.mark.parametrize("steps", [((2, 2, 2),), ((2, 2),) * 5, ((3, 2, 2),) * 5, ((0, 2, 2),) * 5])
@@ -158,7 +183,10 @@ def test_the_encoder_has_its_steps_in_the_axes_as_read_and_the_plans_in_theirs()
     assert [scale[0] for scale in scales] == [1, 1, 0.5, 0.25]
     network = finetune.build(resolved, 1, 3, True)
     outputs = network(torch.randn(1, 1, *resolved["patch_size"]))
-    sizes = [[round(n * s) for n, s in zip(resolved["patch_size"], scale, strict=True)] for scale in scales]
+    sizes = [
+        [round(n * s) for n, s in zip(resolved["patch_size"], scale, strict=True)]
+        for scale in scales
+    ]
     assert [list(o.shape[2:]) for o in outputs] == sizes
 
 

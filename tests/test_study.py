@@ -1,4 +1,6 @@
-"""A study from its description to results.jsonl: which commands it types, and all of it through nnU-Net, made tiny."""
+"""A study from its description to results.jsonl: which commands it types, and all of it through
+nnU-Net, made tiny.
+"""
 
 from __future__ import annotations
 
@@ -40,24 +42,62 @@ def test_every_start_has_its_commands(tmp_path, dataset):
         {"name": "nnunet", "start": "default"},
         {"name": "after", "start": "pretrain", "method": "byol", "scans": ["scans"], "after": "imagenet"},
     ]  # fmt: skip
-    made = study(tmp_path, arms=arms, recipe={"epochs": 3, "mirror": False, "trainer": "SwinFrozenTrainer"})
+    made = study(
+        tmp_path, arms=arms, recipe={"epochs": 3, "mirror": False, "trainer": "SwinFrozenTrainer"}
+    )
     starts = preparation.starts(made)
     folder = made.folder / "starts"
     assert list(starts) == ["byol", "imagenet", "labels", "after"]
     (command,) = starts["byol"]["commands"]
-    assert command[:9] == ["nnssl_pretrain", "-m", "byol", "-d", "902", "-a", "tiny", "-device", "cpu"]
+    assert command[:9] == [
+        "nnssl_pretrain",
+        "-m",
+        "byol",
+        "-d",
+        "902",
+        "-a",
+        "tiny",
+        "-device",
+        "cpu",
+    ]
     assert command[9:11] == ["-o", str(folder / "byol/weights")]
-    assert command[11:] == ["--dims", "2", "--epochs", "5", "--crop", "32", "32", "--fp32", "-np", "3", "--c"]
-    weights, converted = str(tmp_path / "swin.pth"), str(folder / "imagenet/weights/checkpoint_final.pth")
+    assert command[11:] == [
+        "--dims",
+        "2",
+        "--epochs",
+        "5",
+        "--crop",
+        "32",
+        "32",
+        "--fp32",
+        "-np",
+        "3",
+        "--c",
+    ]
+    weights, converted = (
+        str(tmp_path / "swin.pth"),
+        str(folder / "imagenet/weights/checkpoint_final.pth"),
+    )
     assert starts["imagenet"]["commands"] == [["nnssl_convert", weights, "-o", converted, "--rgb"]]
     (command,) = starts["after"]["commands"]
     assert command[3:7] == ["-i", str(tmp_path / "scans"), "--from", converted]
     plan, train, export = starts["labels"]["commands"]
-    assert plan[:3] + plan[-5:] == ["nnssl_plan", "-d", "902", "-a", "smit", "--epochs", "3", "--no-mirror"]
+    assert plan[:3] + plan[-5:] == [
+        "nnssl_plan",
+        "-d",
+        "902",
+        "-a",
+        "smit",
+        "--epochs",
+        "3",
+        "--no-mirror",
+    ]
     assert train[:5] == ["nnUNetv2_train", DATASET, "2d", "all", "-tr"]
     assert Path(starts["labels"]["trains"]).name == "fold_all"
     longer = preparation.starts(study(tmp_path, arms=arms, recipe={"epochs": 9}))
-    changed = [name for name in starts if starts[name]["fingerprint"] != longer[name]["fingerprint"]]
+    changed = [
+        name for name in starts if starts[name]["fingerprint"] != longer[name]["fingerprint"]
+    ]
     assert changed == ["labels"]  # the only one that a recipe trains
     assert export[1:3] == ["-m", "nnssl.study.supervised"]
     (task,) = made.tasks
@@ -85,7 +125,10 @@ def test_only_what_is_missing_is_preprocessed(tmp_path, dataset):
     (command,) = preparation.data_commands("902", "3d_fullres")
     assert command[:5] == ["nnUNetv2_plan_and_preprocess", "-d", "902", "-c", "3d_fullres"]
     folder = dataset["nnUNet_preprocessed"] / DATASET
-    configurations = {"3d_fullres": {"data_identifier": "data"}, "cascade": {"inherits_from": "3d_fullres"}}
+    configurations = {
+        "3d_fullres": {"data_identifier": "data"},
+        "cascade": {"inherits_from": "3d_fullres"},
+    }
     files.write_json(folder / "nnUNetPlans.json", {"configurations": configurations})
     (command,) = preparation.data_commands("902", "cascade")
     assert command[0] == "nnUNetv2_preprocess"
@@ -98,17 +141,25 @@ def test_only_what_is_missing_is_preprocessed(tmp_path, dataset):
     for number in range(6):
         (folder / "gt_segmentations" / f"{number}.nii.gz").touch()
     assert preparation.data_commands("902", "3d_fullres") == []
-    with pytest.raises(StudyError, match="no configuration 2d; its nnUNetPlans has 3d_fullres, cascade"):
+    with pytest.raises(
+        StudyError, match="no configuration 2d; its nnUNetPlans has 3d_fullres, cascade"
+    ):
         preparation.data_commands("902", "2d")
 
 
 def test_a_task_may_stand_on_other_plans_of_nnunets(tmp_path, dataset):
-    (task,) = (made := study(tmp_path, tasks=[TASKS[0] | {"dataset": 902, "plans": "coarse"}])).tasks
+    (task,) = (
+        made := study(tmp_path, tasks=[TASKS[0] | {"dataset": 902, "plans": "coarse"}])
+    ).tasks
     assert preparation.datasets(made)[0] == ("902", task.configuration, "coarse")
-    with pytest.raises(StudyError, match="nnUNetv2_plan_experiment -d 902 -overwrite_plans_name coarse"):
+    with pytest.raises(
+        StudyError, match="nnUNetv2_plan_experiment -d 902 -overwrite_plans_name coarse"
+    ):
         preparation.data_commands("902", "3d_fullres", "coarse")
     configurations = {"3d_fullres": {"data_identifier": "coarse_data"}}
-    files.write_json(dataset["nnUNet_preprocessed"] / DATASET / "coarse.json", {"configurations": configurations})
+    files.write_json(
+        dataset["nnUNet_preprocessed"] / DATASET / "coarse.json", {"configurations": configurations}
+    )
     (command,) = preparation.data_commands("902", "3d_fullres", "coarse")
     assert command[:5] == ["nnUNetv2_preprocess", "-d", "902", "-plans_name", "coarse"]
     assert preparation.plan_command(made, task, made.arms[1])[3:5] == ["-p", "coarse"]
@@ -118,7 +169,11 @@ def test_a_dataset_may_be_named(tmp_path, dataset):
     (command,) = preparation.data_commands(DATASET, "3d_fullres")
     assert command[1:3] == ["-d", "902"]  # nnU-Net's command takes nothing else
     made = study(tmp_path, tasks=[TASKS[0] | {"dataset": DATASET}])
-    assert preparation.plan_command(made, made.tasks[0], made.arms[1])[:3] == ["nnssl_plan", "-d", "902"]
+    assert preparation.plan_command(made, made.tasks[0], made.arms[1])[:3] == [
+        "nnssl_plan",
+        "-d",
+        "902",
+    ]
 
 
 def test_a_random_starts_encoder_makes_it_another_training(tmp_path):
@@ -132,7 +187,11 @@ def test_a_random_starts_encoder_makes_it_another_training(tmp_path):
 
 def test_an_arm_may_have_only_some_of_the_budgets(tmp_path, dataset):
     made = study(tmp_path, budgets=[1, 2], seeds=[0], arms=[ARMS[0], ARMS[1] | {"budgets": [2]}])
-    assert [(one.arm.name, one.budget) for one in runs.of(made)] == [("scratch", 1), ("scratch", 2), ("smit", 2)]
+    assert [(one.arm.name, one.budget) for one in runs.of(made)] == [
+        ("scratch", 1),
+        ("scratch", 2),
+        ("smit", 2),
+    ]
 
 
 def test_what_is_not_there_is_said_before_anything_is_done(tmp_path, dataset, monkeypatch):
@@ -171,7 +230,11 @@ def test_a_supervised_encoder_becomes_a_checkpoint(tmp_path):
     torch.save(content, tmp_path / "checkpoint_final.pth")
     supervised.export(tmp_path, tmp_path / "out.pth")
     loaded = checkpoint.load(tmp_path / "out.pth")
-    assert (loaded.method, loaded.spacing, loaded.crop) == ("supervised", (2.0, 1.0, 3.0), (32, 28, 12))
+    assert (loaded.method, loaded.spacing, loaded.crop) == (
+        "supervised",
+        (2.0, 1.0, 3.0),
+        (32, 28, 12),
+    )
     assert (loaded.hu.low, loaded.hu.mean, loaded.hu.sd) == (-900.0, 50.0, 200.0)
     passed_on = Swin(ENCODER)
     assert checkpoint.transfer(loaded, passed_on).matched == len(list(passed_on.parameters()))
@@ -192,12 +255,15 @@ def test_a_supervised_encoder_of_mapped_intensities_is_refused(tmp_path):
 
 
 def in_this_process(words: list[str], log: Path, lock: int | None = None) -> None:
-    """In the place of `job.execute`: the start of nnU-Net's commands takes longer than their work here."""
+    """In the place of `job.execute`: the start of nnU-Net's commands takes longer than their work
+    here.
+    """
     with log.open("a") as file:
         print(words, file=file)
     with pytest.MonkeyPatch.context() as patch:
         if words[0] == "nnUNetv2_train":
-            patch.setenv("nnUNet_n_proc_DA", "0")  # augmentation in this process; planning cannot have it so
+            # augmentation in this process; planning cannot have it so
+            patch.setenv("nnUNet_n_proc_DA", "0")
         if commands.command(*words):
             raise CommandError(f"{words[0]} failed")
 
@@ -211,11 +277,19 @@ def test_end_to_end_killed_in_the_middle(nnunet_env, tmp_path, monkeypatch, caps
     recipe = {"epochs": 1, "iterations": 2, "val_iterations": 1, "decoder": "light", "patch": [12, 32, 28],
               "batch_size": 2, "foreground": 1.0, "mirror": False}  # fmt: skip
     pretrained(tmp_path).rename(tmp_path / "smit.pth")
-    content = {"name": "small", "arms": ARMS, "tasks": TASKS, "budgets": [2], "device": "cpu", "recipe": recipe}
+    content = {
+        "name": "small",
+        "arms": ARMS,
+        "tasks": TASKS,
+        "budgets": [2],
+        "device": "cpu",
+        "recipe": recipe,
+    }
     path = tmp_path / "study.yaml"
     path.write_text(yaml.safe_dump(content))
 
-    # The study's handler of SIGTERM, which a forked worker of nnU-Net's would inherit, keeps it from ending.
+    # The study's handler of SIGTERM, which a forked worker of nnU-Net's would inherit, keeps it
+    # from ending.
     commands.pools_of_threads(monkeypatch)
 
     def command(*arguments: str) -> str:
@@ -241,21 +315,35 @@ def test_end_to_end_killed_in_the_middle(nnunet_env, tmp_path, monkeypatch, caps
     with pytest.raises(KeyboardInterrupt):
         command("run", str(path))
     results = tmp_path / "study" / "results.jsonl"
-    assert [row["state"] for row in files.read_json_lines(results) if row["kind"] == "run"] == ["missing", "missing"]
+    assert [row["state"] for row in files.read_json_lines(results) if row["kind"] == "run"] == [
+        "missing",
+        "missing",
+    ]
 
     trained = []
     monkeypatch.setattr(
-        job, "execute", lambda command, log, lock=None: (trained.append(command), in_this_process(command, log, lock))
+        job,
+        "execute",
+        lambda command, log, lock=None: (
+            trained.append(command),
+            in_this_process(command, log, lock),
+        ),
     )
     assert "Runs: 2 done, 0 failed, 0 missing" in command("run", str(path))
-    assert [words[0] for words in trained if words[0] != "nnssl_plan"] == ["nnUNetv2_train"]  # of the second run only
+    # of the second run only
+    assert [words[0] for words in trained if words[0] != "nnssl_plan"] == ["nnUNetv2_train"]
     rows = files.read_json_lines(results)
     latest = {row["run"]: row for row in rows if row["kind"] == "run"}
-    assert {(row["state"], row["epochs"], row["cases"]) for row in latest.values()} == {("done", 1, 2)}
+    assert {(row["state"], row["epochs"], row["cases"]) for row in latest.values()} == {
+        ("done", 1, 2)
+    }
     for name in ("organs__scratch__2__0", "organs__smit__2__0"):
         cases = [row for row in rows if row["kind"] == "case" and row["run"] == name]
         assert {row["label"] for row in cases} == {"liver", "kidney", "canal"}
-        assert all(0 <= row["dice"] <= 1 and 0 <= row["surface_dice"] <= 1 and row["hd95"] >= 0 for row in cases)
+        assert all(
+            0 <= row["dice"] <= 1 and 0 <= row["surface_dice"] <= 1 and row["hd95"] >= 0
+            for row in cases
+        )
         (epoch,) = [row for row in rows if row["kind"] == "epoch" and row["run"] == name]
         assert epoch["seconds"] > 0
         assert epoch["train_loss"] is not None
@@ -272,7 +360,8 @@ def test_end_to_end_killed_in_the_middle(nnunet_env, tmp_path, monkeypatch, caps
     kinds = {row["kind"] for row in files.read_json_lines(results)}
     assert kinds == {"study", "run", "case", "epoch", "cka", "attention"}
     tables = {table.stem for table in (page.parent / "tables").iterdir()}
-    assert tables - {"convergence"} == {  # that is to a scratch that learnt something in its one epoch
+    # that is to a scratch that learnt something in its one epoch
+    assert tables - {"convergence"} == {
         "scores",
         "labels",
         "comparisons",

@@ -1,4 +1,6 @@
-"""CKA against the estimator's definition, the textbook formula, and what must hold of any such measure."""
+"""CKA against the estimator's definition, the textbook formula, and what must hold of any such
+measure.
+"""
 
 from __future__ import annotations
 
@@ -19,15 +21,21 @@ def features(n: int, width: int, seed: int) -> torch.Tensor:
 
 def cka(first: torch.Tensor, second: torch.Tensor, size: int | None = None) -> float:
     measured = MinibatchCKA()
-    for one, two in zip(first.split(size or len(first)), second.split(size or len(second)), strict=True):
+    for one, two in zip(
+        first.split(size or len(first)), second.split(size or len(second)), strict=True
+    ):
         measured.add([one], [two])
     return float(measured.value())
 
 
 def test_hsic_is_the_mean_over_all_quadruples():
-    """Song et al. 2012, theorem 3: K_ij (L_ij + L_qr - 2 L_iq) over all (i, j, q, r) without repetition."""
+    """Song et al. 2012, theorem 3: K_ij (L_ij + L_qr - 2 L_iq) over all (i, j, q, r) without
+    repetition.
+    """
     k, m = (grams([features(6, 3, seed)])[0].numpy() for seed in (0, 1))
-    terms = [k[i, j] * (m[i, j] + m[q, r] - 2 * m[i, q]) for i, j, q, r in permutations(range(6), 4)]
+    terms = [
+        k[i, j] * (m[i, j] + m[q, r] - 2 * m[i, q]) for i, j, q, r in permutations(range(6), 4)
+    ]
     found = float(hsic(torch.tensor(k)[None], torch.tensor(m)[None]))
     assert found == pytest.approx(np.mean(terms))
 
@@ -64,7 +72,10 @@ def test_rotation_scale_and_offset_change_nothing():
 
 
 def test_all_pairs_of_layers_at_once_are_the_single_ones():
-    first, second = [features(32, w, w) for w in (3, 4, 5)], [features(32, w, w + 1) for w in (6, 2)]
+    first, second = (
+        [features(32, w, w) for w in (3, 4, 5)],
+        [features(32, w, w + 1) for w in (6, 2)],
+    )
     measured = MinibatchCKA()
     measured.add(first, second)
     single = [[cka(x, y) for y in second] for x in first]

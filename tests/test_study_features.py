@@ -36,12 +36,15 @@ def network(seed: int = 0, axes: list[int] | None = None, **config) -> SwinUNETR
 
 
 def made_crops(count: int = 3, size: tuple[int, ...] = (32, 32, 32)) -> list[torch.Tensor]:
-    return [torch.randn(1, 1, *size, generator=torch.Generator().manual_seed(seed)) for seed in range(count)]
+    return [
+        torch.randn(1, 1, *size, generator=torch.Generator().manual_seed(seed))
+        for seed in range(count)
+    ]
 
 
 def test_the_tokens_that_are_read_are_those_of_the_places():
-    """A voxel can change only what is near: a changed corner shows in the corner's token of every layer, or not at all
-    in the far corner's of the first ones."""
+    """A voxel can change only what is near: a changed corner shows in the corner's token of every
+    layer, or not at all in the far corner's of the first ones."""
     made, crop = network(), made_crops(1)[0]
     places = torch.tensor([[0, 0, 0], [31, 31, 31]])
     layers = Layers(made)
@@ -83,12 +86,16 @@ def test_places_lie_in_different_tokens_and_inside():
 
 def test_an_encoder_is_like_itself_and_less_like_another():
     one, other = network(0), network(1)
-    row = features.cka_row("t", "a pretrained", one, "a 2", copy.deepcopy(one), made_crops(4, (48, 48, 32)), seed=0)
+    row = features.cka_row(
+        "t", "a pretrained", one, "a 2", copy.deepcopy(one), made_crops(4, (48, 48, 32)), seed=0
+    )
     diagonal = np.diag(np.array(row["values"]))
     assert diagonal == pytest.approx(1, abs=1e-4)
     assert row["rows"] == row["columns"] == Layers(one).names
     assert row["volumes"] == 4
-    less = features.cka_row("t", "a pretrained", one, "b 2", other, made_crops(4, (48, 48, 32)), seed=0)
+    less = features.cka_row(
+        "t", "a pretrained", one, "b 2", other, made_crops(4, (48, 48, 32)), seed=0
+    )
     assert np.diag(np.array(less["values"])).mean() < 0.9
     json.dumps(less, allow_nan=False)
 
@@ -120,11 +127,16 @@ def silence(made: SwinUNETR) -> None:
     """Attention that is the same for all tokens."""
     for stage in made.encoder.stages:
         for block in stage.blocks:
-            for parameter in (*block.attn.qkv.parameters(), block.attn.relative_position_bias_table):
+            for parameter in (
+                *block.attn.qkv.parameters(),
+                block.attn.relative_position_bias_table,
+            ):
                 torch.nn.init.zeros_(parameter)
 
 
-def measured(made: SwinUNETR, size: tuple[int, ...], spacing=(3.0, 1.0, 1.0)) -> dict[tuple[str, int], dict]:
+def measured(
+    made: SwinUNETR, size: tuple[int, ...], spacing=(3.0, 1.0, 1.0)
+) -> dict[tuple[str, int], dict]:
     rows = features.attention_rows("t", "a", 2, 0, made, spacing, made_crops(1, size))
     return {(row["layer"], row["head"]): row for row in rows}
 
@@ -138,7 +150,9 @@ def test_even_attention_has_the_windows_mean_distance():
     for stage, heads in enumerate(CONFIG.heads[:3]):
         for head in range(1, heads + 1):
             row = rows[(f"stage {stage + 1} block 1", head)]
-            assert [row["mm"], row["uniform_mm"]] == pytest.approx([unit * 2 ** (stage + 1)] * 2, abs=1e-3)
+            assert [row["mm"], row["uniform_mm"]] == pytest.approx(
+                [unit * 2 ** (stage + 1)] * 2, abs=1e-3
+            )
 
 
 @pytest.mark.parametrize("size", [(32, 32, 32), (28, 24, 20)])
@@ -148,13 +162,18 @@ def test_shifted_windows_and_padding_as_counted_one_by_one(size):
     silence(made)
     rows = measured(made, size)
     grid = [n // 2 for n in size]
-    by_axis = []  # of every token, the tokens along the axis in its window: pairs after the first one
+    # of every token, the tokens along the axis in its window: pairs after the first one
+    by_axis = []
     for n in grid:
         window = [(i + 1) // 2 for i in range(n)] if n > 2 else [0] * n
         by_axis.append([[j for j in range(n) if window[j] == window[i]] for i in range(n)])
     far = []
     for place in np.ndindex(*grid):
-        others = np.array(np.meshgrid(*(by_axis[a][place[a]] for a in range(3)), indexing="ij")).reshape(3, -1).T
+        others = (
+            np.array(np.meshgrid(*(by_axis[a][place[a]] for a in range(3)), indexing="ij"))
+            .reshape(3, -1)
+            .T
+        )
         far.append(np.linalg.norm((others - place) * np.array([6.0, 2.0, 2.0]), axis=1).mean())
     assert rows[("stage 1 block 2", 1)]["mm"] == pytest.approx(np.mean(far), abs=1e-3)
 
@@ -168,24 +187,36 @@ def test_attention_to_oneself_has_no_distance_and_to_the_other_end_has_it_all():
     assert measured(made, (32, 32, 32))[("stage 1 block 1", 1)]["mm"] == pytest.approx(0, abs=1e-3)
     silence(made)
     with torch.no_grad():
-        table[[0, -1]] = 50.0  # offsets (-1, -1, -1) and (1, 1, 1): two of a window's eight tokens find their other end
+        # offsets (-1, -1, -1) and (1, 1, 1): two of a window's eight tokens find their other end
+        table[[0, -1]] = 50.0
     diagonal, others = np.linalg.norm([6, 2, 2]), 6 / 8
     steps = np.array(list(np.ndindex(2, 2, 2)))
     even = np.linalg.norm((steps[:, None] - steps[None]) * [6.0, 2.0, 2.0], axis=-1).mean(axis=1)
     expected = diagonal / 4 + others * even.mean()
-    assert measured(made, (32, 32, 32))[("stage 1 block 1", 1)]["mm"] == pytest.approx(expected, abs=1e-2)
+    assert measured(made, (32, 32, 32))[("stage 1 block 1", 1)]["mm"] == pytest.approx(
+        expected, abs=1e-2
+    )
 
 
 def test_the_weights_are_those_that_the_encoder_uses():
     made = network().encoder
     block, seen = made.stages[0].blocks[1], {}
-    block.attn.register_forward_hook(lambda module, inputs, output: seen.update(inputs=inputs, output=output))
+    block.attn.register_forward_hook(
+        lambda module, inputs, output: seen.update(inputs=inputs, output=output)
+    )
     with torch.no_grad():
         made(made_crops(1)[0])
         x, cut, relative = seen["inputs"]
         windows = x.view(-1, prod(cut.size), x.shape[-1])
-        by_head = attention.weights(block.attn, windows, relative, cut.mask.patterns[cut.mask.which])
-        values = block.attn.qkv(windows).chunk(3, -1)[2].unflatten(-1, (by_head.shape[1], -1)).transpose(1, 2)
+        by_head = attention.weights(
+            block.attn, windows, relative, cut.mask.patterns[cut.mask.which]
+        )
+        values = (
+            block.attn.qkv(windows)
+            .chunk(3, -1)[2]
+            .unflatten(-1, (by_head.shape[1], -1))
+            .transpose(1, 2)
+        )
         joined = block.attn.proj((by_head @ values).transpose(1, 2).flatten(2))
     assert torch.allclose(joined.view(seen["output"].shape), seen["output"], atol=1e-4)
 
@@ -203,7 +234,9 @@ def test_two_dimensions():
     made = network(spatial_dims=2)
     rows = features.attention_rows("t", "a", "all", 0, made, (1.5, 1.5), made_crops(2, (64, 64)))
     assert {row["layer"] for row in rows} == set(Layers(made).names[1:])
-    row = features.cka_row("t", "a", made, "b", network(1, spatial_dims=2), made_crops(2, (64, 64)), seed=0)
+    row = features.cka_row(
+        "t", "a", made, "b", network(1, spatial_dims=2), made_crops(2, (64, 64)), seed=0
+    )
     assert np.isfinite(np.array(row["values"])).all()
 
 
@@ -220,7 +253,10 @@ def fold_of_nnunet(folder, made: SwinUNETR, entry: dict):
     plans["configurations"]["3d_fullres"]["architecture"] = entry
     arguments = {"plans": plans, "configuration": "3d_fullres", "fold": 0, "dataset_json": {}}
     folder.mkdir()
-    torch.save({"network_weights": made.state_dict(), "init_args": arguments}, folder / "checkpoint_final.pth")
+    torch.save(
+        {"network_weights": made.state_dict(), "init_args": arguments},
+        folder / "checkpoint_final.pth",
+    )
     return folder
 
 
@@ -242,8 +278,12 @@ def test_a_fold_of_nnunet_and_the_checkpoint_it_started_from(tmp_path):
     path = write_pretrained(tmp_path, CONFIG, seed=5)
     before = features.pretrained(path, like=read)
     torch.manual_seed(5)
-    assert torch.equal(before.encoder.patch_embed.proj.weight, Swin(CONFIG, maskable=True).patch_embed.proj.weight)
-    assert not torch.equal(read.encoder.patch_embed.proj.weight, before.encoder.patch_embed.proj.weight)
+    assert torch.equal(
+        before.encoder.patch_embed.proj.weight, Swin(CONFIG, maskable=True).patch_embed.proj.weight
+    )
+    assert not torch.equal(
+        read.encoder.patch_embed.proj.weight, before.encoder.patch_embed.proj.weight
+    )
 
 
 def test_another_network_and_an_unfinished_fold_are_refused(tmp_path):

@@ -1,4 +1,6 @@
-"""Feature reuse of finished runs: which networks are compared, once each, from nnU-Net's own folders."""
+"""Feature reuse of finished runs: which networks are compared, once each, from nnU-Net's own
+folders.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,11 @@ from nnssl.study.results import Results
 from nnssl.types import HUPolicy
 
 CONFIG = SwinConfig(embed_dim=12, depths=(1, 1, 1, 1), heads=(1, 1, 2, 2), window=2)
-TRAINERS = {"scratch": "SwinScratchTrainer", "smit": "SwinSSLTrainer", "nnunet": "DefaultNetworkTrainer"}
+TRAINERS = {
+    "scratch": "SwinScratchTrainer",
+    "smit": "SwinSSLTrainer",
+    "nnunet": "DefaultNetworkTrainer",
+}
 
 
 @pytest.fixture
@@ -42,11 +48,15 @@ def study(nnunet_env, tmp_path) -> Study:
         nnUNetDatasetBlosc2.save_case(image, (image > 1).astype(np.int8), {}, str(stored / case))
     files.write_json(data / "splits_final.json", [{"train": ["c"], "val": ["a", "b"]}] * 3)
     arms = [*ARMS, {"name": "nnunet", "start": "default"}]
-    made = described(tmp_path, arms=arms, tasks=[{"name": "t", "dataset": DATASET}], budgets=[2, "all"])
+    made = described(
+        tmp_path, arms=arms, tasks=[{"name": "t", "dataset": DATASET}], budgets=[2, "all"]
+    )
     for arm, trainer in TRAINERS.items():
         own = json.loads(json.dumps(plans))
         if arm != "nnunet":
-            entry = architecture(plans, resolved, CONFIG, "light", HUPolicy(-900.0, 1100.0, -40.0, 310.0))
+            entry = architecture(
+                plans, resolved, CONFIG, "light", HUPolicy(-900.0, 1100.0, -40.0, 310.0)
+            )
             own["configurations"]["3d_fullres"]["architecture"] = entry
             own["pretrain_info"] = {"checkpoint_path": str(write_pretrained(tmp_path, CONFIG))}
         files.write_json(data / f"p-{arm}.json", own)
@@ -56,7 +66,9 @@ def study(nnunet_env, tmp_path) -> Study:
     return made
 
 
-def finished(folder: Path, arm: str, trainer: str, budget: int | str, fold: int, plans: dict) -> None:
+def finished(
+    folder: Path, arm: str, trainer: str, budget: int | str, fold: int, plans: dict
+) -> None:
     job = {"run": f"t__{arm}__{budget}__0", "task": "t", "arm": arm, "budget": budget, "seed": 0, "dataset": DATASET,
            "configuration": "3d_fullres", "fold": fold, "trainer": trainer, "plans": f"p-{arm}"}  # fmt: skip
     where = folder / "runs" / job["run"]

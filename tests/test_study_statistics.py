@@ -20,7 +20,9 @@ def drawn(seeds: int, cases: int, seed: int = 0) -> np.ndarray:
 def test_an_interval_of_one_seed_is_scipys_percentile_bootstrap():
     values = drawn(1, 25)
     ours = statistics.interval(values, NAMES[:25], draws=20000)
-    theirs = stats.bootstrap((values[0],), np.mean, n_resamples=20000, method="percentile", rng=1).confidence_interval
+    theirs = stats.bootstrap(
+        (values[0],), np.mean, n_resamples=20000, method="percentile", rng=1
+    ).confidence_interval
     assert ours.mean == pytest.approx(values.mean())
     assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.002)
 
@@ -30,7 +32,8 @@ def test_the_spread_of_replicates_is_that_of_resampled_rows_and_columns():
     values = drawn(3, 12) + np.array([[0.2], [0.0], [-0.2]])
     generator = np.random.default_rng(3)
     looped = [
-        values[np.ix_(generator.integers(3, size=3), generator.integers(12, size=12))].mean() for _ in range(20000)
+        values[np.ix_(generator.integers(3, size=3), generator.integers(12, size=12))].mean()
+        for _ in range(20000)
     ]
     ours = statistics.replicates(values, NAMES[:12], draws=20000)
     assert ours.mean() == pytest.approx(np.mean(looped), abs=0.005)
@@ -117,7 +120,9 @@ def test_holm_is_the_closed_test_of_bonferronis(seed):
 
 
 def test_holm_leaves_out_what_could_not_be_tested():
-    assert statistics.holm([0.01, float("nan"), 0.04]) == pytest.approx([0.02, float("nan"), 0.04], nan_ok=True)
+    assert statistics.holm([0.01, float("nan"), 0.04]) == pytest.approx(
+        [0.02, float("nan"), 0.04], nan_ok=True
+    )
 
 
 def test_friedman_is_scipys():
@@ -132,7 +137,9 @@ def test_friedman_is_scipys():
 @pytest.mark.parametrize(("arms", "q"), [(2, 1.960), (3, 2.343), (5, 2.728), (10, 3.164)])
 def test_the_critical_difference_is_that_of_demsars_table(arms, q):
     scores = np.random.default_rng(0).normal(size=(14, arms))
-    assert statistics.ranks(scores).difference == pytest.approx(q * np.sqrt(arms * (arms + 1) / (6 * 14)), abs=1e-3)
+    assert statistics.ranks(scores).difference == pytest.approx(
+        q * np.sqrt(arms * (arms + 1) / (6 * 14)), abs=1e-3
+    )
 
 
 def test_groups_are_the_maximal_ones_within_the_difference():

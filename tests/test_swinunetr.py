@@ -28,7 +28,8 @@ def method():
     return micro.method("swinunetr", window_jitter=0.0)
 
 
-# -- cut-out ---------------------------------------------------------------------------------------------------------
+# -- cut-out
+# ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dims", [2, 3])
@@ -71,7 +72,8 @@ def test_no_box_covers_nothing():
     assert covered(torch.tensor([[[[0.0, 1.0], [0.0, 1.0]]]]), (4, 5)).all()
 
 
-# -- views -----------------------------------------------------------------------------------------------------------
+# -- views
+# -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dims", [2, 3])
@@ -109,7 +111,9 @@ def test_swapped_blocks_come_from_the_scan_before_and_never_from_the_same_scan(m
     seen = method._seen(views)
     for scan, (before, from_another) in enumerate([(3, True), (0, True), (1, False), (2, True)]):
         source = image[:, before] if from_another else views["noisy"][:, scan]
-        assert torch.equal(seen[:, scan], torch.where(swapped[:, scan], source, views["noisy"][:, scan]))
+        assert torch.equal(
+            seen[:, scan], torch.where(swapped[:, scan], source, views["noisy"][:, scan])
+        )
 
 
 def test_a_batch_of_one_scan_swaps_nothing(method):
@@ -124,16 +128,23 @@ def test_a_crop_whose_slices_are_not_square_is_refused_with_one_that_works():
         SwinUNETRPretext.region((96, 64, 96))
 
 
-# -- the decoder -----------------------------------------------------------------------------------------------------
+# -- the decoder
+# -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("dims", "grid", "size"), [(3, (2, 1, 2), (64, 32, 50)), (2, (2, 2), (48, 64))])
+@pytest.mark.parametrize(
+    ("dims", "grid", "size"), [(3, (2, 1, 2), (64, 32, 50)), (2, (2, 2), (48, 64))]
+)
 def test_projecting_before_the_last_doubling_is_projecting_after_it(dims, grid, size):
     """The authors' order, on the same weights."""
     torch.manual_seed(0)
     decoder, tokens = ConvDecoder(32, dims), torch.randn(2, 32, *grid)
     theirs = nn.Sequential(
-        *(m for layer in decoder.layers for m in (layer, nn.Upsample(scale_factor=2, mode=decoder.mode)))
+        *(
+            m
+            for layer in decoder.layers
+            for m in (layer, nn.Upsample(scale_factor=2, mode=decoder.mode))
+        )
     )
     expected = decoder.to_voxels(theirs(tokens))[(..., *(slice(s) for s in size))]
     assert expected.shape == (2, 1, *size)
@@ -148,7 +159,8 @@ def test_the_decoder_hears_a_single_token():
     assert not torch.allclose(first, second)
 
 
-# -- the loss --------------------------------------------------------------------------------------------------------
+# -- the loss
+# --------------------------------------------------------------------------------------------------------
 
 
 def test_the_terms_by_hand(method):
@@ -170,7 +182,9 @@ def test_the_terms_by_hand(method):
 
 @pytest.mark.parametrize("batch", [2, 4])
 def test_the_contrast_is_monais(method, batch):
-    """MONAI's ContrastiveLoss (Apache-2.0), as Swin UNETR's pretext uses it: scans are all different."""
+    """MONAI's ContrastiveLoss (Apache-2.0), as Swin UNETR's pretext uses it: scans are all
+    different.
+    """
     from monai.losses import ContrastiveLoss
 
     views = micro.views(method, batch=batch)
@@ -184,8 +198,12 @@ def test_token0_reads_tokens_0_and_1():
     method = micro.method("swinunetr", token0=True)
     views = micro.views(method, crop=(64, 16, 16))
     heard = {}
-    method.rotation_head.register_forward_pre_hook(lambda module, args: heard.update(rotation=args[0]))
-    method.contrast_head.register_forward_pre_hook(lambda module, args: heard.update(contrast=args[0]))
+    method.rotation_head.register_forward_pre_hook(
+        lambda module, args: heard.update(rotation=args[0])
+    )
+    method.contrast_head.register_forward_pre_hook(
+        lambda module, args: heard.update(contrast=args[0])
+    )
     method(views)
     tokens = method.student(method._seen(views).flatten(0, 1))[-1].flatten(2)
     assert torch.equal(heard["rotation"], tokens[:, :, 0])

@@ -1,4 +1,6 @@
-"""The training loop: exact resume, accumulation, bad gradients, what is written, schedules, capacity."""
+"""The training loop: exact resume, accumulation, bad gradients, what is written, schedules,
+capacity.
+"""
 
 from __future__ import annotations
 
@@ -47,14 +49,21 @@ def rows(folder: Path) -> list[dict]:
 
 
 def everything(run: Run) -> dict:
-    """All tensors and numbers of a run: weights, teacher, heads, decoder, centres, progress, AdamW's moments."""
+    """All tensors and numbers of a run: weights, teacher, heads, decoder, centres, progress,
+    AdamW's moments.
+    """
     optimizer = {
         f"{group}.{number}.{name}": value
         for group, states in (("state", run.optimizer.state_dict()["state"]),)
         for number, state in states.items()
         for name, value in state.items()
     }
-    return {**run.method.state_dict(), **optimizer, "embeddings": run.monitors.embeddings, "step": run.step}
+    return {
+        **run.method.state_dict(),
+        **optimizer,
+        "embeddings": run.monitors.embeddings,
+        "step": run.step,
+    }
 
 
 def assert_same(first: dict, second: dict, **tolerance) -> None:
@@ -62,9 +71,15 @@ def assert_same(first: dict, second: dict, **tolerance) -> None:
     assert first.keys() == second.keys()
     for name, value in first.items():
         if torch.is_tensor(value) and tolerance:
-            torch.testing.assert_close(value, second[name], msg=lambda m, n=name: f"{n}: {m}", **tolerance)
+            torch.testing.assert_close(
+                value, second[name], msg=lambda m, n=name: f"{n}: {m}", **tolerance
+            )
         else:
-            same = torch.equal(value, second[name]) if torch.is_tensor(value) else value == second[name]
+            same = (
+                torch.equal(value, second[name])
+                if torch.is_tensor(value)
+                else value == second[name]
+            )
             assert same, name
 
 
@@ -99,11 +114,14 @@ class Poisoned(micro.MadeCrops):
         return sample
 
 
-# -- resume ----------------------------------------------------------------------------------------------------------
+# -- resume
+# ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "options", [{"workers": 0}, {"workers": 1}, {"workers": 0, "accumulate": 2, "log_every": 2}], ids=str
+    "options",
+    [{"workers": 0}, {"workers": 1}, {"workers": 0, "accumulate": 2, "log_every": 2}],
+    ids=str,
 )
 def test_a_run_that_was_stopped_goes_on_as_if_nothing_had_happened(tmp_path, options):
     settings = {"drop_path": 0.3}  # chance in the loss too
@@ -206,7 +224,8 @@ def test_a_run_is_never_overwritten(tmp_path, there, resume, message):
             before.demand_free(tmp_path, resume)
 
 
-# -- accumulation and the order of samples ---------------------------------------------------------------------------
+# -- accumulation and the order of samples
+# ---------------------------------------------------------------------------
 
 
 def test_accumulation_gives_what_one_large_batch_gives(tmp_path):
@@ -215,7 +234,8 @@ def test_accumulation_gives_what_one_large_batch_gives(tmp_path):
         samples = batches.MicroBatches(0, 1, run.config.batch_size, parts)
         run.gradients([default_collate([run.crops[index] for index in part]) for part in samples])
     whole = dict(runs[0].method.named_parameters())
-    for run in runs[1:]:  # gradients, not weights: AdamW's first steps are signs, and count rounding near 0 fully
+    # gradients, not weights: AdamW's first steps are signs, and count rounding near 0 fully
+    for run in runs[1:]:
         for name, parameter in run.method.named_parameters():
             if parameter.requires_grad:
                 torch.testing.assert_close(parameter.grad, whole[name].grad, rtol=1e-3, atol=1e-6)
@@ -231,7 +251,9 @@ def test_accumulation_gives_what_one_large_batch_gives(tmp_path):
             assert several["rejected"] == one["rejected"]
 
 
-@pytest.mark.parametrize(("world", "accumulate", "start"), [(1, 1, 0), (2, 1, 0), (2, 3, 2), (4, 1, 1)])
+@pytest.mark.parametrize(
+    ("world", "accumulate", "start"), [(1, 1, 0), (2, 1, 0), (2, 3, 2), (4, 1, 1)]
+)
 def test_every_sample_of_a_step_goes_to_one_process(monkeypatch, world, accumulate, start):
     seen = {step: [] for step in range(start, 4)}
     for rank in range(world):
@@ -258,7 +280,9 @@ def test_readers_do_not_change_the_order():
     order = []
     for workers in (0, 2):
         sampler = batches.MicroBatches(1, 5, batch_size=2, accumulate=1)
-        order.append([b["index"].tolist() for b in batches.loader(made, sampler, workers, pin_memory=False)])
+        order.append(
+            [b["index"].tolist() for b in batches.loader(made, sampler, workers, pin_memory=False)]
+        )
     assert order[0] == order[1] == [[2, 3], [4, 5], [6, 7], [8, 9]]
 
 
@@ -268,7 +292,8 @@ def test_numbers_below_one_are_refused(field):
         RunConfig(**{"steps": 1, "batch_size": 1, field: 0})
 
 
-# -- gradients that are not finite -----------------------------------------------------------------------------------
+# -- gradients that are not finite
+# -----------------------------------------------------------------------------------
 
 
 def warnings(said: list[str]) -> list[str]:
@@ -278,11 +303,16 @@ def warnings(said: list[str]) -> list[str]:
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_bad_gradient_moves_nothing_and_the_run_goes_on(tmp_path, value):
     said = []
-    run = micro.run(tmp_path, steps=4, settings={"window_jitter": 0.0})  # a window would make infinity finite
+    # a window would make infinity finite
+    run = micro.run(tmp_path, steps=4, settings={"window_jitter": 0.0})
     run.crops = Poisoned(run.crops.shape, bad={5}, value=value)  # in step 2 of batches of 4
     states = {}
     for step in (1, 2):
-        stop_after(run, step, lambda s=step: states.update({s: {k: _copy(v) for k, v in everything(run).items()}}))
+        stop_after(
+            run,
+            step,
+            lambda s=step: states.update({s: {k: _copy(v) for k, v in everything(run).items()}}),
+        )
     train(run, said.append)
     clocks = ("step", "embeddings", "_extra_state")  # the schedules go on
     kept = {k: v for k, v in states[1].items() if k not in clocks}
@@ -293,7 +323,9 @@ def test_a_bad_gradient_moves_nothing_and_the_run_goes_on(tmp_path, value):
     assert [row["step"] for row in rows(tmp_path)] == [1, 3, 4]
     assert all(math.isfinite(v) for row in rows(tmp_path) for v in row.values())
     for name in (LATEST, FINAL):
-        assert all(w.isfinite().all() for w in checkpoint.read(tmp_path / name)["network_weights"].values())
+        assert all(
+            w.isfinite().all() for w in checkpoint.read(tmp_path / name)["network_weights"].values()
+        )
 
 
 def test_skipped_steps_between_two_rows_of_the_log_are_told_at_the_next(tmp_path):
@@ -327,7 +359,9 @@ def test_a_run_gives_up_when_no_gradient_is_finite(tmp_path, monkeypatch):
     said = []
     run = micro.run(tmp_path, steps=20, save_every=2)
     run.crops = Poisoned(run.crops.shape, bad=set(range(12, 999)))  # from step 4 on
-    with pytest.raises(Diverged, match="no finite gradient for 3 steps in a row, up to step 6") as error:
+    with pytest.raises(
+        Diverged, match="no finite gradient for 3 steps in a row, up to step 6"
+    ) as error:
         train(run, said.append)
     assert "report.csv" in str(error.value)
     assert len(warnings(said)) == 2  # at the first and at the last
@@ -342,7 +376,8 @@ def test_weights_that_are_not_finite_are_never_written(tmp_path):
     train(run, silent)
     before = (tmp_path / LATEST).read_bytes()
     with torch.no_grad():
-        for parameter in run.method.decoder.parameters():  # not the encoder's: only the training state would hold it
+        # not the encoder's: only the training state would hold it
+        for parameter in run.method.decoder.parameters():
             parameter.fill_(math.nan)
     with pytest.raises(Diverged, match=r"^decoder\..* is not finite; nothing was written"):
         run.save({})
@@ -353,7 +388,8 @@ def test_weights_that_are_not_finite_are_never_written(tmp_path):
     assert (tmp_path / LATEST).read_bytes() == before
 
 
-# -- what is said and written ----------------------------------------------------------------------------------------
+# -- what is said and written
+# ----------------------------------------------------------------------------------------
 
 
 def test_rows_of_the_log(tmp_path):
@@ -365,7 +401,8 @@ def test_rows_of_the_log(tmp_path):
               "entropy_patch", "spread_patch", "used_patch"}  # fmt: skip
     assert all(set(line) == wanted for line in lines)
     assert lines[0]["epoch"] == pytest.approx(2 * 4 / 6, abs=1e-3)
-    assert lines[0]["rejected"] == sum(index % 3 for index in range(4, 8)) / 4  # of the samples of step 2
+    # of the samples of step 2
+    assert lines[0]["rejected"] == sum(index % 3 for index in range(4, 8)) / 4
     assert 0 <= lines[0]["data_wait"] <= 1
     last = checkpoint.load(tmp_path / FINAL).header
     assert last["metrics"] == lines[-1]
@@ -388,7 +425,11 @@ def test_a_collapse_that_lasts_is_said_once_and_loudly(tmp_path):
     for step in range(1, PATIENCE + 4):
         run.step = step
         run.monitors.note(watched)
-        written.append(log.row({"total": 1.0}, watched, norm=1.0, rate=1e-4, seconds=1.0, waited=0.0, rejected=0))
+        written.append(
+            log.row(
+                {"total": 1.0}, watched, norm=1.0, rate=1e-4, seconds=1.0, waited=0.0, rejected=0
+            )
+        )
     (warning,) = warnings(said)
     assert f"WARNING: this run may have collapsed at step {PATIENCE}" in warning
     assert "all crops look alike" in warning
@@ -410,7 +451,13 @@ def test_pictures_are_drawn(tmp_path):
 def test_pictures_of_a_method_without_voxels_show_what_it_sees(tmp_path):
     run = micro.run(tmp_path, steps=1, settings={"w_mip": 0.0})
     train(run, silent)
-    assert {path.name for path in tmp_path.iterdir()} == {LOG, LATEST, FINAL, "progress.png", "views.png"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        LOG,
+        LATEST,
+        FINAL,
+        "progress.png",
+        "views.png",
+    }
 
 
 def test_processes_on_gpus_agree_about_signals_every_few_steps_only(monkeypatch):
@@ -435,7 +482,8 @@ def test_signals_are_heard_and_handed_back():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-# -- learning rate and parameter groups ------------------------------------------------------------------------------
+# -- learning rate and parameter groups
+# ------------------------------------------------------------------------------
 
 
 def test_the_learning_rate_in_closed_form():
@@ -450,7 +498,8 @@ def test_the_learning_rate_in_closed_form():
     assert rate(55) == pytest.approx((1e-3 + 1e-5) / 2)
     assert rate(99) == pytest.approx(1e-5 + (1e-3 - 1e-5) * (1 + math.cos(math.pi * 89 / 90)) / 2)
     assert rate(9, batch_size=2) == pytest.approx(5e-4)  # the square root of the batch
-    assert rate(9, batch_size=32) == pytest.approx(1e-3)  # nothing above 6e-4, nor above what was asked for
+    # nothing above 6e-4, nor above what was asked for
+    assert rate(9, batch_size=32) == pytest.approx(1e-3)
     small = MethodConfig(lr=2e-4, lr_batch=8, warmup=0.0)
     peaks = [learning_rate(small, 0, 100, batch) for batch in (8, 32, 72, 800)]
     assert peaks == pytest.approx([2e-4, 4e-4, 6e-4, 6e-4])
@@ -460,7 +509,9 @@ def test_the_learning_rate_in_closed_form():
 @pytest.mark.parametrize("steps", [1, 2, 7])
 def test_the_learning_rate_of_very_short_runs(steps):
     for warmup in (0.0, 0.05, 1.0):
-        rates = [learning_rate(MethodConfig(warmup=warmup), step, steps, 8) for step in range(steps)]
+        rates = [
+            learning_rate(MethodConfig(warmup=warmup), step, steps, 8) for step in range(steps)
+        ]
         assert all(0 < rate <= MethodConfig().lr for rate in rates)
 
 
@@ -486,7 +537,8 @@ def test_what_decays():
     assert all(method.get_parameter(n).ndim >= 2 for n in trained - exempt)
 
 
-# -- how much fits ---------------------------------------------------------------------------------------------------
+# -- how much fits
+# ---------------------------------------------------------------------------------------------------
 
 
 class Net(nn.Module):
@@ -508,16 +560,25 @@ def test_saved_bytes_against_a_count_by_hand(batch):
 
 def test_saved_bytes_grow_with_the_batch():
     method = micro.method()
-    one, two = (capacity.saved_bytes(method, micro.views(method, batch=n), micro.CPU, bf16=False) for n in (1, 2))
+    one, two = (
+        capacity.saved_bytes(method, micro.views(method, batch=n), micro.CPU, bf16=False)
+        for n in (1, 2)
+    )
     assert 1.6 * one < two < 2.1 * one  # not twice: some of it is not of a scan
 
 
-@pytest.mark.parametrize(("scans", "expected"), [(0, 1), (1, 1), (3.5, 3), (1000, capacity.MOST["cpu"])])
+@pytest.mark.parametrize(
+    ("scans", "expected"), [(0, 1), (1, 1), (3.5, 3), (1000, capacity.MOST["cpu"])]
+)
 def test_the_batch_size_that_fits(monkeypatch, scans, expected):
     method = micro.method()
-    needed = capacity.saved_bytes(method, capacity.trial(method, micro.CROP, micro.CPU), micro.CPU, bf16=False)
+    needed = capacity.saved_bytes(
+        method, capacity.trial(method, micro.CROP, micro.CPU), micro.CPU, bf16=False
+    )
     fixed = 3 * sum(4 * p.numel() for p in method.parameters() if p.requires_grad)
-    monkeypatch.setattr(capacity, "free_bytes", lambda _: int((fixed + scans * needed) / capacity.SHARE) + 8)
+    monkeypatch.setattr(
+        capacity, "free_bytes", lambda _: int((fixed + scans * needed) / capacity.SHARE) + 8
+    )
     before = {k: _copy(v) for k, v in method.state_dict().items()}
     assert capacity.fitting_batch_size(method, micro.CROP, micro.CPU, bf16=False) == expected
     method.after_step(0.0)  # the trial has left nothing behind that would move a centre
@@ -532,7 +593,9 @@ def test_processes_of_one_machine_share_its_memory(monkeypatch):
 
 def test_epochs_become_steps():
     def steps(before: dict | None = None, **options) -> int:
-        return pretrain._steps(pretrain.Options(method="smit", **options), before or {}, cases=10, batch_size=4)
+        return pretrain._steps(
+            pretrain.Options(method="smit", **options), before or {}, cases=10, batch_size=4
+        )
 
     assert steps(epochs=3) == 8
     assert steps(steps=7) == 7

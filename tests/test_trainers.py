@@ -1,4 +1,6 @@
-"""The trainers: what learns when, what a resumed run continues with, and that DDP waits for nothing in vain."""
+"""The trainers: what learns when, what a resumed run continues with, and that DDP waits for nothing
+in vain.
+"""
 
 from __future__ import annotations
 
@@ -44,9 +46,14 @@ def weights(trainer) -> dict[str, torch.Tensor]:
 
 
 def changed(before: dict, after: dict) -> set[str]:
-    """`decoder`, and `encoder.layers1` and the like, in which some weight is no longer the same bit by bit."""
+    """`decoder`, and `encoder.layers1` and the like, in which some weight is no longer the same bit
+    by bit.
+    """
     names = {name for name in before if not torch.equal(before[name], after[name])}
-    return {name.split(".")[0] if name.startswith("decoder") else ".".join(name.split(".")[:2]) for name in names}
+    return {
+        name.split(".")[0] if name.startswith("decoder") else ".".join(name.split(".")[:2])
+        for name in names
+    }
 
 
 def test_the_frozen_encoder_stays_and_has_neither_gradient_nor_state(ready):
@@ -61,7 +68,8 @@ def test_the_frozen_encoder_stays_and_has_neither_gradient_nor_state(ready):
     assert "only the decoder learns" in Path(trainer.log_file).read_text()
     loaded = checkpoint.load(trainer.plans_manager.plans["pretrain_info"]["checkpoint_path"])
     for name, tensor in trainer.network.encoder.named_parameters():
-        if not name.startswith("layers4.0.downsample"):  # adapted: so small a patch is not halved five times
+        # adapted: so small a patch is not halved five times
+        if not name.startswith("layers4.0.downsample"):
             assert torch.equal(tensor, loaded.weights[f"encoder.{name}"]), name
 
 
@@ -70,13 +78,21 @@ def test_the_frozen_encoder_is_not_shaken_after_a_validation(ready):
     for epoch in (0, 1):
         train_epoch(trainer, epoch, steps=1)
         image = batch(trainer)["data"]
-        for one, other in zip(trainer.network.encoder(image), trainer.network.encoder(image), strict=True):
+        for one, other in zip(
+            trainer.network.encoder(image), trainer.network.encoder(image), strict=True
+        ):
             assert torch.equal(one, other)
         trainer.on_validation_epoch_start()
         assert not trainer.network.decoder.training
 
 
-ORDER = ["encoder.layers4", "encoder.layers3", "encoder.layers2", "encoder.layers1", "encoder.patch_embed"]
+ORDER = [
+    "encoder.layers4",
+    "encoder.layers3",
+    "encoder.layers2",
+    "encoder.layers1",
+    "encoder.patch_embed",
+]
 
 
 def test_the_encoder_is_unfrozen_from_the_top_down(ready):
@@ -86,7 +102,11 @@ def test_the_encoder_is_unfrozen_from_the_top_down(ready):
         train_epoch(trainer, epoch, steps=1)
         found.append(changed(before, weights(trainer)))
     # A merge belongs to the stage after it: that of stage 3 begins with stage 4.
-    wanted = [{"decoder"}, *({"decoder", *ORDER[: n + 1]} for n in (1, 2, 3)), {"decoder", *ORDER[:4]}]
+    wanted = [
+        {"decoder"},
+        *({"decoder", *ORDER[: n + 1]} for n in (1, 2, 3)),
+        {"decoder", *ORDER[:4]},
+    ]
     assert found == [*wanted, {"decoder", *ORDER}]
     assert "decoder from epoch 0, stage 4 from epoch 1" in Path(trainer.log_file).read_text()
 
@@ -117,11 +137,15 @@ def test_a_resumed_training_is_the_uninterrupted_one_bit_by_bit(ready, name, tmp
     assert second.current_epoch == 3
     for tensor_name, tensor in whole.network.state_dict().items():
         assert torch.equal(tensor, second.network.state_dict()[tensor_name]), tensor_name
-    assert [g["lr"] for g in whole.optimizer.param_groups] == [g["lr"] for g in second.optimizer.param_groups]
+    assert [g["lr"] for g in whole.optimizer.param_groups] == [
+        g["lr"] for g in second.optimizer.param_groups
+    ]
 
 
 @pytest.mark.parametrize("ema", [0.9, 0.0])
-def test_what_is_validated_and_saved_is_the_average_and_what_goes_on_are_the_raw_weights(ready, ema, tmp_path):
+def test_what_is_validated_and_saved_is_the_average_and_what_goes_on_are_the_raw_weights(
+    ready, ema, tmp_path
+):
     trainer = ready("SwinSSLTrainer", epochs=8, ema=ema, lr=1e-2)
     train_epoch(trainer, 0, steps=4)
     raw = weights(trainer)
@@ -129,7 +153,9 @@ def test_what_is_validated_and_saved_is_the_average_and_what_goes_on_are_the_raw
     validated = weights(trainer)
     assert bool(changed(raw, validated)) == bool(ema)
     trainer.save_checkpoint(str(tmp_path / "saved.pth"))
-    assert not changed(validated, torch.load(tmp_path / "saved.pth", weights_only=False)["network_weights"])
+    assert not changed(
+        validated, torch.load(tmp_path / "saved.pth", weights_only=False)["network_weights"]
+    )
     resumed, ended = (ready("SwinSSLTrainer", epochs=8, ema=ema, lr=1e-2) for _ in range(2))
     for other in (resumed, ended):
         other.load_checkpoint(str(tmp_path / "saved.pth"))
@@ -143,7 +169,9 @@ def test_what_is_validated_and_saved_is_the_average_and_what_goes_on_are_the_raw
     assert not changed(weights(trainer), weights(resumed))
 
 
-def test_a_training_begins_with_the_moments_of_its_own_patches_and_goes_on_with_them(ready, monkeypatch, tmp_path):
+def test_a_training_begins_with_the_moments_of_its_own_patches_and_goes_on_with_them(
+    ready, monkeypatch, tmp_path
+):
     parent = import_module("nnunetv2.training.nnUNetTrainer.nnUNetTrainer").nnUNetTrainer
 
     def loader(trainer) -> None:
@@ -154,9 +182,13 @@ def test_a_training_begins_with_the_moments_of_its_own_patches_and_goes_on_with_
     assert float(first.network.decoder.norms[0].mean.abs().sum()) == 0
     first.on_train_start()
     assert len(list(first.dataloader_train)) == 20 - finetune.PATCHES // first.batch_size
-    _, maps = first.network.eval().encode(torch.cat([batch(first, seed)["data"] for seed in range(16)]))
+    _, maps = first.network.eval().encode(
+        torch.cat([batch(first, seed)["data"] for seed in range(16)])
+    )
     for norm, each in zip(first.network.decoder.norms, maps, strict=True):
-        torch.testing.assert_close(norm(each).mean((0, 2, 3, 4)), torch.zeros(each.shape[1]), atol=1e-4, rtol=0)
+        torch.testing.assert_close(
+            norm(each).mean((0, 2, 3, 4)), torch.zeros(each.shape[1]), atol=1e-4, rtol=0
+        )
     first.save_checkpoint(str(tmp_path / "saved.pth"))
     resumed = made_trainer("SwinSSLTrainer", made_plans({"epochs": 2}))
     resumed.load_checkpoint(str(tmp_path / "saved.pth"))
@@ -198,7 +230,9 @@ def test_the_recipe_says_when():
 def test_every_part_has_groups_of_its_own(layer_decay):
     from nnssl.network.swin_unetr import SwinUNETR
 
-    network = SwinUNETR(1, 2, True, encoder=replace(ENCODER, depths=(1, 2, 3, 1)).to_dict(), decoder="light")
+    network = SwinUNETR(
+        1, 2, True, encoder=replace(ENCODER, depths=(1, 2, 3, 1)).to_dict(), decoder="light"
+    )
     groups = finetune.parameter_groups(network, Recipe(layer_decay=layer_decay))
     part = {id(p): group["part"] for group in groups for p in group["params"]}
     of = {name: part[id(parameter)] for name, parameter in network.named_parameters()}
@@ -210,11 +244,14 @@ def test_every_part_has_groups_of_its_own(layer_decay):
     assert {p for name, p in of.items() if "patch_embed" in name} == {5}
 
 
-# -- two processes ---------------------------------------------------------------------------------------------------
+# -- two processes
+# ---------------------------------------------------------------------------------------------------
 
 
 def as_rank(rank: int, folder: Path) -> None:
-    """nnU-Net's own `initialize` and `train_step` in two processes; its DDP, told that there is no GPU."""
+    """nnU-Net's own `initialize` and `train_step` in two processes; its DDP, told that there is no
+    GPU.
+    """
     torch.set_num_threads(1)
     td.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=WORLD)
     host = import_module("nnunetv2.training.nnUNetTrainer.nnUNetTrainer")
@@ -283,4 +320,6 @@ def test_in_two_processes_no_parameter_waits_for_a_gradient(found, name, decoder
 
 
 def test_a_parameter_without_gradient_would_be_noticed(found):
-    assert all("parameters that were not used in producing loss" in part["control"] for part in found)
+    assert all(
+        "parameters that were not used in producing loss" in part["control"] for part in found
+    )

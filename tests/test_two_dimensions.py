@@ -1,4 +1,6 @@
-"""`--dims 2`: axial slices through every method, and the encoder in a 2d configuration of nnU-Net; small batches."""
+"""`--dims 2`: axial slices through every method, and the encoder in a 2d configuration of nnU-Net;
+small batches.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ def collection(tmp_path_factory, phantom_folder) -> Path:
 
 @pytest.fixture
 def slices(collection, tmp_path, monkeypatch):
-    """A function that pretrains a method on slices for two steps; the final checkpoint and what was said."""
+    """A function that pretrains a method on slices for two steps; the final checkpoint and what was
+    said.
+    """
     monkeypatch.setenv("nnUNet_preprocessed", str(collection))
     monkeypatch.setenv("nnUNet_results", str(tmp_path))
     monkeypatch.setattr(Log, "draw", lambda self: None)
@@ -46,8 +50,18 @@ def slices(collection, tmp_path, monkeypatch):
         said = []
         known = {field.name for field in fields(METHODS[method].Config)}
         small = [f"{key}={value}" for key, value in micro.SMALL.items() if key in known]
-        chosen = {"dims": 2, "batch_size": 2, "steps": 2, "workers": 0, "device": "cpu", "settings": small, **options}
-        return pretrain.pretrain(Options(method, name="made", preset="tiny", **chosen), said.append), "\n".join(said)
+        chosen = {
+            "dims": 2,
+            "batch_size": 2,
+            "steps": 2,
+            "workers": 0,
+            "device": "cpu",
+            "settings": small,
+            **options,
+        }
+        return pretrain.pretrain(
+            Options(method, name="made", preset="tiny", **chosen), said.append
+        ), "\n".join(said)
 
     return run
 
@@ -100,7 +114,8 @@ def test_the_size_of_the_crop_says_the_dimensions_as_well(slices):
 
 
 @pytest.mark.parametrize(
-    ("options", "dims"), [({}, 3), ({"dims": 2}, 2), ({"crop": (32, 32)}, 2), ({"crop": (32, 32, 32), "dims": 3}, 3)]
+    ("options", "dims"),
+    [({}, 3), ({"dims": 2}, 2), ({"crop": (32, 32)}, 2), ({"crop": (32, 32, 32), "dims": 3}, 3)],
 )
 def test_dimensions(options, dims):
     assert places.dimensions(Options("smit", **options)) == dims
@@ -110,7 +125,10 @@ def test_a_batch_too_small_for_the_method_is_said(slices):
     """The parts of a step are compared alone: their size counts, not that of the whole batch."""
     smallest = METHODS["simclr"].smallest_batch
     _, said = slices("simclr", batch_size=smallest, accumulate=2, steps=1)
-    assert f"needs some {smallest} of them at least; here they are {smallest // 2}. Try --batch-size {smallest}" in said
+    assert (
+        f"needs some {smallest} of them at least; here they are {smallest // 2}. Try --batch-size {smallest}"
+        in said
+    )
     _, said = slices("simmim", batch_size=1, steps=1)
     assert "WARNING" not in said
 
@@ -123,7 +141,9 @@ def heart(nnunet_env) -> Path:
     for number in range(2):
         array = values.gamma(2.0, 150.0, (9, 48, 48)).astype(np.float32)
         write_volume(folder / "imagesTr" / f"patient{number}_0000.nii.gz", array, (4.0, 1.5, 1.5))
-    files.write_json(folder / "dataset.json", {"channel_names": {"0": "MRI"}, "file_ending": ".nii.gz"})
+    files.write_json(
+        folder / "dataset.json", {"channel_names": {"0": "MRI"}, "file_ending": ".nii.gz"}
+    )
     return folder
 
 

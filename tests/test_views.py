@@ -20,7 +20,14 @@ from nnssl.views.intensity import (
     draw_intensity,
     draw_window,
 )
-from nnssl.views.masking import block_grid, draw_masks, hide_blocks, keep_at_most, repeat_blocks, varied_blocks
+from nnssl.views.masking import (
+    block_grid,
+    draw_masks,
+    hide_blocks,
+    keep_at_most,
+    repeat_blocks,
+    varied_blocks,
+)
 from nnssl.views.multicrop import random_views
 from nnssl.views.pairs import two_views
 from nnssl.views.spatial import (
@@ -40,7 +47,8 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-# -- masks -----------------------------------------------------------------------------------------------------------
+# -- masks
+# -----------------------------------------------------------------------------------------------------------
 
 
 def drawn(count: int, grid: tuple[int, ...]) -> torch.Tensor:
@@ -70,14 +78,20 @@ def test_the_share_is_of_the_blocks_that_may_be_hidden():
 
 
 def test_at_most_so_many_cells_are_kept():
-    masked = hide_blocks(drawn(3, (5, 5)), 0.5, drawn(3, (5, 5)) > torch.tensor([0.0, 0.8, 2.0]).view(3, 1, 1))
+    masked = hide_blocks(
+        drawn(3, (5, 5)), 0.5, drawn(3, (5, 5)) > torch.tensor([0.0, 0.8, 2.0]).view(3, 1, 1)
+    )
     kept = keep_at_most(masked, 4, drawn(3, (5, 5)))
-    assert kept.flatten(1).sum(dim=1).tolist() == [min(4, n) for n in masked.flatten(1).sum(dim=1).tolist()]
+    assert kept.flatten(1).sum(dim=1).tolist() == [
+        min(4, n) for n in masked.flatten(1).sum(dim=1).tolist()
+    ]
     assert not bool((kept & ~masked).any())
 
 
 def test_blocks_of_one_constant_are_known_in_any_unit():
-    """Air that a plan has clipped, padding, and what a window cut off; a body's own noise is enough."""
+    """Air that a plan has clipped, padding, and what a window cut off; a body's own noise is
+    enough.
+    """
     image = torch.full((2, 1, 16, 16, 24), -1.8)
     image[0, 0, :, :, 8:16] = 0.1 * randn(16, 16, 8)
     image[1, 0, 15, 0, 0] = 0.0  # one voxel of body
@@ -97,18 +111,23 @@ def test_blocks_are_repeated_on_every_axis(factor):
     fine = repeat_blocks(masked, factor)
     scale = [float(f) for f in ((factor,) * 3 if isinstance(factor, int) else factor)]
     expected = masked.float()[:, None]
-    expected = torch.nn.functional.interpolate(expected, scale_factor=scale, mode="nearest")[:, 0].bool()
+    expected = torch.nn.functional.interpolate(expected, scale_factor=scale, mode="nearest")[
+        :, 0
+    ].bool()
     assert torch.equal(fine, expected)
 
 
 def test_a_block_that_does_not_divide_the_crop_is_refused_with_a_crop_that_works():
     assert block_grid((96, 64), 16) == (6, 4)
     assert block_grid((96, 64), (16, 8)) == (6, 8)
-    with pytest.raises(ValueError, match=r"block 16 does not divide crop 96x90x8 \(axis 1\).*--crop 96 80 16$"):
+    with pytest.raises(
+        ValueError, match=r"block 16 does not divide crop 96x90x8 \(axis 1\).*--crop 96 80 16$"
+    ):
         block_grid((96, 90, 8), 16)
 
 
-# -- crops in regions ------------------------------------------------------------------------------------------------
+# -- crops in regions
+# ------------------------------------------------------------------------------------------------
 
 
 def test_offsets_stay_inside_and_reach_both_ends():
@@ -164,7 +183,8 @@ def test_the_papers_region():
     assert SMIT.region((96, 96, 96)) == (128, 128, 128)
 
 
-# -- boxes -----------------------------------------------------------------------------------------------------------
+# -- boxes
+# -----------------------------------------------------------------------------------------------------------
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -194,9 +214,16 @@ def test_boxes_that_do_not_fit_are_refused(sides):
 
 @pytest.mark.parametrize(("region", "size"), [((9, 12, 10), (5, 6, 7)), ((9, 12), (4, 12))])
 def test_a_box_of_whole_numbers_is_cut_out_unchanged(region, size):
-    images, offsets = randn(3, 2, *region), [draw_offset(region, size, generator(seed)) for seed in range(3)]
-    boxes = torch.tensor([[[o, s] for o, s in zip(offset, size, strict=True)] for offset in offsets])
-    expected = torch.stack([cut(image, offset, size) for image, offset in zip(images, offsets, strict=True)])
+    images, offsets = (
+        randn(3, 2, *region),
+        [draw_offset(region, size, generator(seed)) for seed in range(3)],
+    )
+    boxes = torch.tensor(
+        [[[o, s] for o, s in zip(offset, size, strict=True)] for offset in offsets]
+    )
+    expected = torch.stack(
+        [cut(image, offset, size) for image, offset in zip(images, offsets, strict=True)]
+    )
     assert torch.equal(resample(images, boxes.float(), size), expected)
 
 
@@ -205,9 +232,12 @@ def test_enlarging_is_torchs_linear_interpolation(region, size):
     images = randn(2, 2, *region)
     boxes = torch.tensor([[[1.0, s - 2.0] for s in region]] * 2)
     inner = images[(..., *(slice(1, s - 1) for s in region))]
-    wanted = torch.nn.functional.interpolate(inner, size, mode="trilinear" if len(size) == 3 else "bilinear")
+    wanted = torch.nn.functional.interpolate(
+        inner, size, mode="trilinear" if len(size) == 3 else "bilinear"
+    )
     got = resample(images, boxes, size)
-    within = (..., *(slice(2, -2) for _ in size))  # at its border the box sees what lies beyond; `inner` does not
+    # at its border the box sees what lies beyond; `inner` does not
+    within = (..., *(slice(2, -2) for _ in size))
     torch.testing.assert_close(got[within], wanted[within], rtol=1e-4, atol=1e-5)
 
 
@@ -217,7 +247,8 @@ def test_shrinking_averages():
     boxes = torch.tensor([[[0.0, 24.0], [0.0, 36.0]]] * 2)
     wanted = torch.nn.functional.interpolate(images, (10, 9), mode="bilinear", antialias=True)
     got = resample(images, boxes, (10, 9))
-    within = (..., slice(1, -1), slice(1, -1))  # torch cuts the kernel at the border, here its middle is clamped
+    # torch cuts the kernel at the border, here its middle is clamped
+    within = (..., slice(1, -1), slice(1, -1))
     torch.testing.assert_close(got[within], wanted[within], rtol=1e-4, atol=1e-5)
     stripes = (torch.arange(32) % 2).float().expand(1, 1, 32, 32)
     small = resample(stripes, torch.tensor([[[0.0, 32.0]] * 2]), (8, 8))[..., 1:-1]
@@ -229,10 +260,13 @@ def test_resampling_gives_one_image_the_same_bits_alone():
     boxes = torch.stack([draw_box((20, 24, 22), (0.3, 1.0), generator(seed)) for seed in range(4)])
     whole = resample(images, boxes, size)
     for index in range(4):
-        assert torch.equal(whole[index], resample(images[index : index + 1], boxes[index : index + 1], size)[0])
+        assert torch.equal(
+            whole[index], resample(images[index : index + 1], boxes[index : index + 1], size)[0]
+        )
 
 
-# -- flips and rotations ---------------------------------------------------------------------------------------------
+# -- flips and rotations
+# ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dims", [2, 3])
@@ -246,10 +280,13 @@ def test_flips_are_torchs(dims):
 
 
 def matrix(rotation) -> torch.Tensor:
-    """Where the rotation takes each axis, found from its effect on a cube of coordinates around the middle."""
+    """Where the rotation takes each axis, found from its effect on a cube of coordinates around the
+    middle.
+    """
     dims = len(rotation[0])
     axes = torch.meshgrid(*[torch.tensor([-1, 0, 1])] * dims, indexing="ij")
-    turned = rotate(torch.stack(axes), rotation)  # [dims 3 ...]: the old coordinates of what is now at each place
+    # [dims 3 ...]: the old coordinates of what is now at each place
+    turned = rotate(torch.stack(axes), rotation)
     ends = [tuple(2 if a == axis else 1 for a in range(dims)) for axis in range(dims)]
     return torch.stack([turned[(slice(None), *end)] for end in ends], dim=1)
 
@@ -275,7 +312,10 @@ def test_each_list_of_rotations_begins_the_longer_one():
 
 def test_turns_are_torchs_rot90():
     cube = randn(2, 3, 3, 3)
-    expected = [cube, *(cube.rot90(k, plane) for plane in ((2, 3), (1, 3), (1, 2)) for k in (1, 2, 3))]
+    expected = [
+        cube,
+        *(cube.rot90(k, plane) for plane in ((2, 3), (1, 3), (1, 2)) for k in (1, 2, 3)),
+    ]
     for rotation, wanted in zip(rotations(3, 10), expected, strict=True):
         assert torch.equal(rotate(cube, rotation), wanted)
     square = randn(1, 5, 5)
@@ -289,7 +329,8 @@ def test_other_numbers_of_rotations_are_refused(dims, classes):
         rotations(dims, classes)
 
 
-# -- intensities -----------------------------------------------------------------------------------------------------
+# -- intensities
+# -----------------------------------------------------------------------------------------------------
 
 
 def test_an_intensity_that_changes_nothing_changes_no_bit():
@@ -310,7 +351,9 @@ def test_intensities_by_hand():
     assert torch.equal(got[0], images[0].clamp(-0.5, 0.8))
     torch.testing.assert_close(got[1], images[1] * 1.2 - 0.3)
     low, high = images[2].min(), images[2].max()
-    torch.testing.assert_close(got[2], ((images[2] - low) / (high - low)) ** 1.5 * (high - low) + low)
+    torch.testing.assert_close(
+        got[2], ((images[2] - low) / (high - low)) ** 1.5 * (high - low) + low
+    )
     assert torch.equal(got[3], images[3])
 
 
@@ -339,7 +382,10 @@ def test_blur_is_a_gaussian_along_each_axis():
 def test_drawn_intensities_differ_and_use_up_the_same_chance():
     draws = [draw_intensity(source) for source in [generator()] for _ in range(500)]
     names = Intensity._fields[2:7]
-    quiet = {name: sum(getattr(d, name) == getattr(Intensity(), name) for d in draws) / 500 for name in names}
+    quiet = {
+        name: sum(getattr(d, name) == getattr(Intensity(), name) for d in draws) / 500
+        for name in names
+    }
     assert quiet == pytest.approx(
         {"contrast": 0.5, "brightness": 0.5, "gamma": 0.7, "noise": 0.7, "blur": 0.7}, abs=0.08
     )
@@ -349,7 +395,11 @@ def test_drawn_intensities_differ_and_use_up_the_same_chance():
         source = generator(seed)
         draw_intensity(source)
         other = generator(seed)
-        torch.rand(3, generator=other), torch.rand(5, generator=other), torch.rand(5, generator=other)
+        (
+            torch.rand(3, generator=other),
+            torch.rand(5, generator=other),
+            torch.rand(5, generator=other),
+        )
         torch.randint(2**62, (), generator=other)
         lengths.add(torch.equal(source.get_state(), other.get_state()))
     assert lengths == {True}
@@ -361,10 +411,13 @@ def test_an_image_gets_the_same_intensity_alone_and_in_a_batch(shape):
     assert any(draw.blur for draw in draws)
     whole = apply_intensity(images, draws)
     for index, draw in enumerate(draws):
-        assert torch.equal(whole[index], apply_intensity(images[index : index + 1], [draw])[0]), draw
+        assert torch.equal(whole[index], apply_intensity(images[index : index + 1], [draw])[0]), (
+            draw
+        )
 
 
-# -- pairs -----------------------------------------------------------------------------------------------------------
+# -- pairs
+# -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dims", [2, 3])
@@ -388,7 +441,8 @@ def test_two_views_are_flipped_parts_where_intensities_are_left_out(monkeypatch)
         assert sum(torch.equal(view, part) for part in turned) == 1
 
 
-# -- windows ---------------------------------------------------------------------------------------------------------
+# -- windows
+# ---------------------------------------------------------------------------------------------------------
 
 
 def test_window_clips_and_leaves_the_rest():
@@ -418,7 +472,8 @@ def test_a_window_uses_up_the_same_chance_whether_it_happens_or_not():
     assert torch.equal(*after)
 
 
-# -- views of a method -----------------------------------------------------------------------------------------------
+# -- views of a method
+# -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -433,7 +488,9 @@ def test_the_views_of_a_scan_do_not_depend_on_its_batch(name, dims):
 
     whole, halves = views([0, 1, 2, 3]), [views([0, 1]), views([2, 3])]
     for key, value in whole.items():
-        axis = next(i for i, size in enumerate(value.shape) if size == 4 and halves[0][key].shape[i] == 2)
+        axis = next(
+            i for i, size in enumerate(value.shape) if size == 4 and halves[0][key].shape[i] == 2
+        )
         assert torch.equal(value, torch.cat([half[key] for half in halves], dim=axis)), key
 
 
@@ -459,17 +516,22 @@ AIR = -1.8
 def placed(region: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Two regions [2 1 *region] of scans whose voxels are all different; starts and sizes [2 dims].
 
-    The first scan is cut in the middle, the second is 20 voxels long along the first axis and padded.
+    The first scan is cut in the middle, the second is 20 voxels long along the first axis and
+    padded.
     """
     dims = len(region)
     sizes = torch.tensor([[40] * dims, [20, *[40] * (dims - 1)]])
-    starts = torch.tensor([[3 + axis for axis in range(dims)], [-((region[0] - 20) // 2), *[4] * (dims - 1)]])
+    starts = torch.tensor(
+        [[3 + axis for axis in range(dims)], [-((region[0] - 20) // 2), *[4] * (dims - 1)]]
+    )
     made = torch.full((2, 1, *region), AIR)
     for image, start, size in zip(made, starts.tolist(), sizes.tolist(), strict=True):
         low = [max(0, -s) for s in start]
         high = [min(r, n - s) for r, n, s in zip(region, size, start, strict=True)]
         inner = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
-        image[(0, *inner)] = scan_of(size)[tuple(slice(s + a, s + b) for s, a, b in zip(start, low, high, strict=True))]
+        image[(0, *inner)] = scan_of(size)[
+            tuple(slice(s + a, s + b) for s, a, b in zip(start, low, high, strict=True))
+        ]
     return made, starts, sizes
 
 
@@ -491,7 +553,9 @@ def test_a_method_knows_where_in_the_scan_each_view_lies(name, dims):
         image = views["image"] if name == "smit" else views["image"][None]
         assert views["offset"].shape == (len(image), 2, dims)
         for view, offsets in zip(image, views["offset"], strict=True):
-            for voxels, offset, size in zip(view[:, 0], offsets.tolist(), sizes.tolist(), strict=True):
+            for voxels, offset, size in zip(
+                view[:, 0], offsets.tolist(), sizes.tolist(), strict=True
+            ):
                 assert all(0 <= o <= n - 16 for o, n in zip(offset, size, strict=True))
                 expected = scan_of(size)[tuple(slice(o, o + 16) for o in offset)]
                 assert torch.equal(voxels, expected)
@@ -506,7 +570,11 @@ def test_two_views_lie_in_a_scan_smaller_than_their_region(name, monkeypatch):
     region[:, :, 1:19] = 5.0
     for seed in range(10):
         views = method.seen(
-            region, [generator_for(seed, 0)], torch.zeros(1), torch.tensor([[-1, 0, 0]]), torch.tensor([[18, 21, 21]])
+            region,
+            [generator_for(seed, 0)],
+            torch.zeros(1),
+            torch.tensor([[-1, 0, 0]]),
+            torch.tensor([[18, 21, 21]]),
         )
         assert float(views["image"].min()) > 0
 
@@ -531,7 +599,8 @@ def test_both_views_of_a_scan_are_seen_through_the_same_window():
         assert (float(view.min()), float(view.max())) == pytest.approx((low, high))
 
 
-# -- seeds -----------------------------------------------------------------------------------------------------------
+# -- seeds
+# -----------------------------------------------------------------------------------------------------------
 
 
 def test_seeds_differ_wherever_a_part_differs():

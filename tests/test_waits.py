@@ -1,4 +1,6 @@
-"""A training step does not wait for the device: no operation whose result the host must see to go on."""
+"""A training step does not wait for the device: no operation whose result the host must see to go
+on.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,15 @@ from nnssl.methods import METHODS
 from nnssl.train.run import Run
 
 PACKAGE = Path(__file__).resolve().parents[1] / "nnssl"
-WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "equal", "is_nonzero"}
+WAITING = {
+    "_local_scalar_dense",
+    "nonzero",
+    "masked_select",
+    "_unique2",
+    "unique_dim",
+    "equal",
+    "is_nonzero",
+}
 
 
 class Waits(TorchDispatchMode):
@@ -28,7 +38,9 @@ class Waits(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name = function.overloadpacket.__name__
-        indices = args[1] if name in ("index", "index_put", "index_put_", "_index_put_impl_") else ()
+        indices = (
+            args[1] if name in ("index", "index_put", "index_put_", "_index_put_impl_") else ()
+        )
         by_mask = any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in indices)
         if name in WAITING or by_mask:
             self.found[self._caller()] += 1
@@ -57,7 +69,8 @@ def step(run: Run) -> Counter[str]:
     return waits.found
 
 
-# Views draw their chance on the CPU, where nothing waits. Of the rest these still wait for what a mask selects.
+# Views draw their chance on the CPU, where nothing waits. Of the rest these still wait for what a
+# mask selects.
 VIEWS = ("views/",)
 KNOWN = {"modules/distillation.py", "modules/losses.py", "autograd"}
 
@@ -65,7 +78,9 @@ KNOWN = {"modules/distillation.py", "modules/losses.py", "autograd"}
 @pytest.mark.parametrize("name", METHODS)
 def test_a_step_waits_for_nothing(tmp_path, name: str) -> None:
     found = step(micro.run(tmp_path, name))
-    ours = {file: count for file, count in found.items() if not file.startswith((*VIEWS, "methods/"))}
+    ours = {
+        file: count for file, count in found.items() if not file.startswith((*VIEWS, "methods/"))
+    }
     assert set(ours) <= KNOWN, found
 
 

@@ -18,8 +18,12 @@ CPU = torch.device("cpu")
 # --- exact windows, by a loop over pairs ---------------------------------------------------------
 
 
-def attention_by_pairs(attention: blocks.WindowAttention, x: Tensor, window: int, shifted: bool) -> Tensor:
-    """[*grid C] to the same: who shares a window with whom is decided pair by pair from true positions."""
+def attention_by_pairs(
+    attention: blocks.WindowAttention, x: Tensor, window: int, shifted: bool
+) -> Tensor:
+    """[*grid C] to the same: who shares a window with whom is decided pair by pair from true
+    positions.
+    """
     grid = x.shape[:-1]
     shift = [window // 2 if shifted and g > window else 0 for g in grid]
     heads, d = attention.heads, x.shape[-1] // attention.heads
@@ -45,10 +49,22 @@ def attention_by_pairs(attention: blocks.WindowAttention, x: Tensor, window: int
 @pytest.mark.parametrize("shifted", [False, True])
 @pytest.mark.parametrize(
     ("grid", "window"),
-    [((8, 4), 4), ((3, 9), 4), ((6, 5), 4), ((10, 7), 7), ((3, 5, 4), 4), ((2, 6, 3), 3), ((1, 1, 1), 4)],
+    [
+        ((8, 4), 4),
+        ((3, 9), 4),
+        ((6, 5), 4),
+        ((10, 7), 7),
+        ((3, 5, 4), 4),
+        ((2, 6, 3), 3),
+        ((1, 1, 1), 4),
+    ],
 )
-def test_exact_windows_equal_a_loop_over_pairs(grid: tuple[int, ...], window: int, shifted: bool) -> None:
-    """True offsets decide the bias, also in clipped windows; padding and the wrapped-around side take no part."""
+def test_exact_windows_equal_a_loop_over_pairs(
+    grid: tuple[int, ...], window: int, shifted: bool
+) -> None:
+    """True offsets decide the bias, also in clipped windows; padding and the wrapped-around side
+    take no part.
+    """
     torch.manual_seed(0)
     attention = blocks.WindowAttention(24, 2, window, len(grid), qkv_bias=True)
     torch.nn.init.normal_(attention.relative_position_bias_table)
@@ -59,7 +75,9 @@ def test_exact_windows_equal_a_loop_over_pairs(grid: tuple[int, ...], window: in
     got = blocks.from_slots(attention(tokens, cut, windows.relative), cut)
     for sample in range(2):
         expected = attention_by_pairs(attention, x[sample], window, shifted)
-        torch.testing.assert_close(got[sample], expected.flatten(0, -2)[cut.tokens], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            got[sample], expected.flatten(0, -2)[cut.tokens], rtol=1e-5, atol=1e-5
+        )
 
 
 def test_monai_windows_are_another_function_where_monai_clips() -> None:
@@ -79,7 +97,8 @@ def test_ways_between_window_orders_are_permutations(grid: tuple[int, ...], wind
         assert torch.equal(index[inverse], raster)
 
 
-# --- attention in the cache ----------------------------------------------------------------------------
+# --- attention in the cache
+# ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("budget", [1, 64, 1 << 18])

@@ -39,7 +39,9 @@ def test_one_process_gives_the_same():
 
 def test_workers_that_cannot_start_are_an_error_and_not_blamed_on_the_items():
     script = "from nnssl.data.workers import each; print(dict(each(len, ['a'], 1, 'test')))"
-    run = subprocess.run([sys.executable, "-"], input=script, capture_output=True, text=True, timeout=60)
+    run = subprocess.run(
+        [sys.executable, "-"], input=script, capture_output=True, text=True, timeout=60
+    )
     assert run.returncode == 1
     assert "RuntimeError: worker processes cannot start" in run.stderr
 
@@ -62,10 +64,15 @@ if __name__ == "__main__":
 def test_workers_do_not_outlive_a_killed_parent(tmp_path):
     script = tmp_path / "parent.py"
     (tmp_path / "pids").mkdir()
-    script.write_text(PARENT.format(tests=str(Path(__file__).parent), folder=str(tmp_path / "pids")))
+    script.write_text(
+        PARENT.format(tests=str(Path(__file__).parent), folder=str(tmp_path / "pids"))
+    )
     parent = subprocess.Popen([sys.executable, str(script)], stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
-    while not (pids := [int(path.name) for path in (tmp_path / "pids").iterdir()]) and time.monotonic() < deadline:
+    while (
+        not (pids := [int(path.name) for path in (tmp_path / "pids").iterdir()])
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.05)
     parent.kill()
     parent.wait()
@@ -80,7 +87,11 @@ def _alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     # A zombie that init has not collected yet is dead too.
-    return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text() if Path("/proc").is_dir() else True
+    return (
+        "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+        if Path("/proc").is_dir()
+        else True
+    )
 
 
 def test_workers_end_when_their_results_are_not_wanted_any_more(tmp_path):

@@ -1,1 +1,3 @@
-"""Thin nnU-Net trainers. nnU-Net imports each file of this folder under its bare name: no relative imports here."""
+"""Thin nnU-Net trainers. nnU-Net imports each file of this folder under its bare name: no relative
+imports here.
+"""

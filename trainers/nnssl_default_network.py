@@ -1,7 +1,8 @@
-"""`nnUNetv2_train ... -tr DefaultNetworkTrainer`: nnU-Net's own network and optimiser, as long as our trainers train.
+"""`nnUNetv2_train ... -tr DefaultNetworkTrainer`: nnU-Net's own network and optimiser, as long as
+our trainers train.
 
-For comparisons, and the ground of our trainers: of the recipe in the plans it heeds epochs, iterations, the share of
-foreground and mirroring.
+For comparisons, and the ground of our trainers: of the recipe in the plans it heeds epochs,
+iterations, the share of foreground and mirroring.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ class DefaultNetworkTrainer(nnUNetTrainer):
         self.recipe = Recipe.of(plans)
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.oversample_foreground_percent = self.recipe.foreground
-        self.num_epochs, self.save_every = self.recipe.epochs, max(1, min(50, self.recipe.epochs // 10))
+        self.num_epochs, self.save_every = (
+            self.recipe.epochs,
+            max(1, min(50, self.recipe.epochs // 10)),
+        )
         self.num_iterations_per_epoch = self.recipe.iterations
         self.num_val_iterations_per_epoch = self.recipe.val_iterations
         if self.device.type == "cpu":

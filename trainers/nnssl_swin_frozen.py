@@ -1,4 +1,6 @@
-"""`nnUNetv2_train ... -tr SwinFrozenTrainer`: only the decoder learns; the pretrained encoder stays as it is."""
+"""`nnUNetv2_train ... -tr SwinFrozenTrainer`: only the decoder learns; the pretrained encoder stays
+as it is.
+"""
 
 from __future__ import annotations
 

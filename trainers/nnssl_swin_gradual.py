@@ -1,4 +1,6 @@
-"""`nnUNetv2_train ... -tr SwinGradualTrainer`: first the decoder learns, then the encoder from its top down."""
+"""`nnUNetv2_train ... -tr SwinGradualTrainer`: first the decoder learns, then the encoder from its
+top down.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""`nnUNetv2_train ... -tr SwinScratchTrainer`: the same network and recipe as SwinSSLTrainer, from a random start."""
+"""`nnUNetv2_train ... -tr SwinScratchTrainer`: the same network and recipe as SwinSSLTrainer, from
+a random start.
+"""
 
 from __future__ import annotations
 

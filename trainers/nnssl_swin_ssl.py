@@ -1,4 +1,6 @@
-"""`nnUNetv2_train ... -tr SwinSSLTrainer`: nnU-Net's training, started from a pretrained Swin encoder."""
+"""`nnUNetv2_train ... -tr SwinSSLTrainer`: nnU-Net's training, started from a pretrained Swin
+encoder.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,8 @@ class SwinSSLTrainer(DefaultNetworkTrainer):
         self.unsettled = None
         try:
             finetune.settle(plans, configuration, self.random_start)
-        except ValueError as error:  # raised when the network is built, unless a saved model brings its own
+        # raised when the network is built, unless a saved model brings its own
+        except ValueError as error:
             self.unsettled = error
         self.starts_anew, self.watch = True, None
         super().__init__(plans, configuration, fold, dataset_json, device)
@@ -43,7 +46,9 @@ class SwinSSLTrainer(DefaultNetworkTrainer):
     ) -> nn.Module:
         resolved = configuration_manager.configuration
         drop_path = Recipe.of(plans_manager.plans).stochastic_depth
-        return finetune.build(resolved, num_input_channels, num_output_channels, enable_deep_supervision, drop_path)
+        return finetune.build(
+            resolved, num_input_channels, num_output_channels, enable_deep_supervision, drop_path
+        )
 
     def initialize(self):
         resolved, plans = self.configuration_manager.configuration, self.plans_manager.plans
@@ -55,11 +60,15 @@ class SwinSSLTrainer(DefaultNetworkTrainer):
             finetune.start_heads(finetune.bare(self.network), self.label_manager.has_regions)
             lines.append(finetune.describe(self.recipe, not self.random_start))
             self.print_to_log_file("\n".join(lines), add_timestamp=False)
-            self.watch = Watch(finetune.bare(self.network), plans.get(INFO, {}), self.print_to_log_file)
+            self.watch = Watch(
+                finetune.bare(self.network), plans.get(INFO, {}), self.print_to_log_file
+            )
 
     def start(self) -> list[str]:
         """Set the weights; lines for the log."""
-        labels = finetune.cascaded_labels(self.configuration_manager.configuration, self.num_input_channels)
+        labels = finetune.cascaded_labels(
+            self.configuration_manager.configuration, self.num_input_channels
+        )
         return finetune.load(finetune.bare(self.network), self.plans_manager.plans, labels)
 
     def load_checkpoint(self, filename_or_checkpoint):
@@ -76,7 +85,9 @@ class SwinSSLTrainer(DefaultNetworkTrainer):
 
     def configure_optimizers(self):
         network, pretrained = finetune.bare(self.network), not self.random_start
-        optimizer, schedule = finetune.optimise(network, self.recipe, self.device, pretrained, self.schedule)
+        optimizer, schedule = finetune.optimise(
+            network, self.recipe, self.device, pretrained, self.schedule
+        )
         self.average = finetune.Average(network, optimizer, self.recipe.average)
         return optimizer, schedule
 
@@ -86,7 +97,9 @@ class SwinSSLTrainer(DefaultNetworkTrainer):
         info = self.plans_manager.plans.get(INFO, {})
         if self.starts_anew and finetune.needs_moments(network, info):
             batches = range(-(-finetune.PATCHES // self.batch_size))
-            finetune.measure(network, (next(self.dataloader_train)["data"].to(self.device) for _ in batches))
+            finetune.measure(
+                network, (next(self.dataloader_train)["data"].to(self.device) for _ in batches)
+            )
 
     def on_train_epoch_start(self):
         self.average.restore()
@@ -115,5 +128,7 @@ class SwinSSLTrainer(DefaultNetworkTrainer):
     def _build_loss(self):
         loss = super()._build_loss()
         if self.enable_deep_supervision:
-            loss.weight_factors = finetune.deep_supervision_weights(len(self._get_deep_supervision_scales()))
+            loss.weight_factors = finetune.deep_supervision_weights(
+                len(self._get_deep_supervision_scales())
+            )
         return loss

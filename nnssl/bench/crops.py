@@ -2,8 +2,9 @@
 
     python -m nnssl.bench.crops FOLDER [--crops 200] [--crop 64 48 64] [--regions head=okbp chest=lidc ...]
 
-FOLDER is what nnssl_pretrain has preprocessed ($nnUNet_preprocessed/nnssl/NAME). A group is of the scans
-whose case id begins with one of the words after its name. Body: voxels above air, the plan's low clip.
+FOLDER is what nnssl_pretrain has preprocessed ($nnUNet_preprocessed/nnssl/NAME). A group is of the
+scans whose case id begins with one of the words after its name. Body: voxels above air, the plan's
+low clip.
 """
 
 from __future__ import annotations
@@ -26,13 +27,26 @@ from nnssl.views.masking import varied_blocks
 SMALL = SwinConfig(embed_dim=6, depths=(1, 1, 1, 1), heads=(1, 1, 1, 1))
 WINDOW = 8  # voxels: a window of stage 1
 AT_ONCE = 10
-HEADER = ("scans", "crops", "body of a crop", "body of a view", "constant windows of a view", "overlap of two views")
+HEADER = (
+    "scans",
+    "crops",
+    "body of a crop",
+    "body of a view",
+    "constant windows of a view",
+    "overlap of two views",
+)
 
 
-def shares(name: str, crops: Crops, crop: Shape, chosen: list[int], count: int, air: float) -> list[float]:
-    """Means over the first `count` samples that are of the scans `chosen`; overlap is NaN without "offset"."""
+def shares(
+    name: str, crops: Crops, crop: Shape, chosen: list[int], count: int, air: float
+) -> list[float]:
+    """Means over the first `count` samples that are of the scans `chosen`; overlap is NaN without
+    "offset".
+    """
     torch.manual_seed(0)
-    known = METHODS[name].Config.parse(["window_jitter=0"] if hasattr(METHODS[name].Config(), "window_jitter") else [])
+    known = METHODS[name].Config.parse(
+        ["window_jitter=0"] if hasattr(METHODS[name].Config(), "window_jitter") else []
+    )
     method = METHODS[name](Swin(SMALL, maskable=True), known)
     rows, index = [], 0
     while len(rows) < count:
@@ -65,12 +79,14 @@ def _overlap(views: dict[str, Tensor], crop: Shape) -> float:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--crops", type=int, default=200, help="for each method and group")
     parser.add_argument("--crop", type=int, nargs="+", help="default: the plan's")
     parser.add_argument("--regions", nargs="+", default=["all="], metavar="NAME=WORD,WORD")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=["smit", "simmim", "dino", "simclr"])
+    parser.add_argument(
+        "--methods", nargs="+", choices=METHODS, default=["smit", "simmim", "dino", "simclr"]
+    )
     asked = parser.parse_args(argv)
     plan = Plan.load(asked.folder / "plan.json")
     crop = tuple(asked.crop or plan.crop)
@@ -79,7 +95,9 @@ def main(argv: list[str] | None = None) -> None:
         crops = Crops(asked.folder, plan, METHODS[name].region(crop))
         for group in asked.regions:
             title, _, words = group.partition("=")
-            chosen = [n for n, case in enumerate(crops.cases) if case.startswith(tuple(words.split(",")))]
+            chosen = [
+                n for n, case in enumerate(crops.cases) if case.startswith(tuple(words.split(",")))
+            ]
             row = shares(name, crops, crop, chosen, asked.crops, plan.padding + 0.05)
             cells = " | ".join("" if value != value else f"{value:.2f}" for value in row)
             print(f"| `{name}` | {title} | {len(chosen)} | {asked.crops} | {cells} |", flush=True)

@@ -2,7 +2,8 @@
 
     python -m nnssl.bench.encoder [--preset smit] [--sizes 64 96] [-device cuda] [--allocator default]
 
-On a GPU both run under bf16 autocast, ours compiled as it is trained. MONAI is the baseline as its users have it.
+On a GPU both run under bf16 autocast, ours compiled as it is trained. MONAI is the baseline as its
+users have it.
 """
 
 from __future__ import annotations
@@ -40,9 +41,11 @@ def monai_swin(config: SwinConfig) -> nn.Module:
 
 
 def training_step(model: nn.Module, x: torch.Tensor) -> Callable[[], None]:
-    """Forward, a fixed random projection of all five maps as the loss, backward into fresh gradients.
+    """Forward, a fixed random projection of all five maps as the loss, backward into fresh
+    gradients.
 
-    (The mean square would not do: it is constant behind a layer norm, and gradients of zero are an easier sum.)
+    (The mean square would not do: it is constant behind a layer norm, and gradients of zero are an
+    easier sum.)
     """
     with torch.no_grad():
         targets = [torch.randn_like(m, dtype=torch.float32) for m in model(x)]
@@ -77,15 +80,26 @@ def compare(name: str, size: int, batch: int, device: torch.device, rounds: int)
 def main(argv: list[str] | None = None) -> None:
     parser: argparse.ArgumentParser = arguments(__doc__)
     parser.add_argument("--preset", default="smit")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[64, 96], help="edge of the crop in voxels")
+    parser.add_argument(
+        "--sizes", type=int, nargs="+", default=[64, 96], help="edge of the crop in voxels"
+    )
     parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--allocator", choices=("keep", "default"), default="keep", help="nnssl.memory, or glibc's own")
+    parser.add_argument(
+        "--allocator",
+        choices=("keep", "default"),
+        default="keep",
+        help="nnssl.memory, or glibc's own",
+    )
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     kept = options.allocator == "keep" and keep_freed_memory()
-    print(f"{options.device}, {options.threads} threads, torch {torch.__version__}, freed memory kept: {kept}")
+    print(
+        f"{options.device}, {options.threads} threads, torch {torch.__version__}, freed memory kept: {kept}"
+    )
     for size in options.sizes:
-        for line in compare(options.preset, size, options.batch, torch.device(options.device), options.rounds):
+        for line in compare(
+            options.preset, size, options.batch, torch.device(options.device), options.rounds
+        ):
             print(line, flush=True)
 
 

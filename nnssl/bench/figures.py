@@ -1,9 +1,11 @@
-"""The figures of the method pages: what a method looks at in a phantom, drawn through the method's own views.
+"""The figures of the method pages: what a method looks at in a phantom, drawn through the method's
+own views.
 
 python -m nnssl.bench.figures smit documentation/methods/smit.png [--checkpoint checkpoint_latest.pth]
 
-One row a view, one column for each title of `Method.show`; what is hidden is blue. Where a view is an exact part of
-the region that was read, the region is shown as well, with the view's frame. Without a checkpoint the weights are
+One row a view, one column for each title of `Method.show`; what is hidden is blue. Where a view is
+an exact part of the region that was read, the region is shown as well, with the view's frame.
+Without a checkpoint the weights are
 random: views do not depend on them, and predictions are left out.
 """
 
@@ -55,7 +57,9 @@ def untrained(name: str) -> Subject:
 
 
 def trained(name: str, path: Path) -> Subject:
-    """The method as `path`, a checkpoint_latest.pth, holds it. ValueError when it is another method's, or final."""
+    """The method as `path`, a checkpoint_latest.pth, holds it. ValueError when it is another
+    method's, or final.
+    """
     content = checkpoint.read(path)
     header = content["header"]
     if header["method"] != name or "training_state" not in content:
@@ -79,16 +83,28 @@ def draw(subject: Subject, path: Path, seed: int = SEED) -> None:
     with torch.no_grad():
         generators = [torch.Generator().manual_seed(seed)]
         shown = method.show(method.seen(region[None], generators, torch.zeros(1, dtype=torch.long)))
-    shown = {title: v[:MOST_ROWS] for title, v in shown.items() if subject.trained or not title.startswith(PREDICTED)}
+    shown = {
+        title: v[:MOST_ROWS]
+        for title, v in shown.items()
+        if subject.trained or not title.startswith(PREDICTED)
+    }
     rows = max(len(volumes) for volumes in shown.values())
-    places = [find(region, [v[row, 0] for v in shown.values() if row < len(v)]) for row in range(rows)]
+    places = [
+        find(region, [v[row, 0] for v in shown.values() if row < len(v)]) for row in range(rows)
+    ]
     panels = [
-        [(title, slice_of(v[row, 0], region, places[row])) for title, v in shown.items() if row < len(v)]
+        [
+            (title, slice_of(v[row, 0], region, places[row]))
+            for title, v in shown.items()
+            if row < len(v)
+        ]
         for row in range(rows)
     ]
     framed = [place for place in places if place is not None]
     if framed and method.region(subject.crop) != subject.crop:
-        panels[0].insert(0, ("region", region[0, region.shape[1] // 2] if region.ndim == 4 else region[0]))
+        panels[0].insert(
+            0, ("region", region[0, region.shape[1] // 2] if region.ndim == 4 else region[0])
+        )
         for row in panels[1:]:
             row.insert(0, None)
     else:
@@ -107,16 +123,26 @@ def read(size: Shape, subject: Subject) -> Tensor:
 
 def middle(volume: Tensor, size: Shape) -> Tensor:
     """The middle of `volume` [C *larger], [C *size]."""
-    return cut(volume, tuple((s - n) // 2 for s, n in zip(volume.shape[1:], size, strict=True)), size)
+    return cut(
+        volume, tuple((s - n) // 2 for s, n in zip(volume.shape[1:], size, strict=True)), size
+    )
 
 
 def find(region: Tensor, images: list[Tensor]) -> tuple[Shape, Shape] | None:
-    """Corner and size of the first of `images` [*size] that is an exact part of `region` [1 *region]."""
+    """Corner and size of the first of `images` [*size] that is an exact part of `region` [1
+    *region].
+    """
     for image in images:
-        if image.isnan().any() or any(n > s for n, s in zip(image.shape, region.shape[1:], strict=True)):
+        if image.isnan().any() or any(
+            n > s for n, s in zip(image.shape, region.shape[1:], strict=True)
+        ):
             continue
         row = image[(0,) * (image.ndim - 1)]
-        rows = region[0][tuple(slice(s - n + 1) for n, s in zip(image.shape[:-1], region.shape[1:], strict=False))]
+        rows = region[0][
+            tuple(
+                slice(s - n + 1) for n, s in zip(image.shape[:-1], region.shape[1:], strict=False)
+            )
+        ]
         for corner in (rows.unfold(-1, len(row), 1) == row).all(dim=-1).nonzero().tolist():
             part = region[(0, *(slice(c, c + n) for c, n in zip(corner, image.shape, strict=True)))]
             if torch.equal(part, image):
@@ -125,7 +151,9 @@ def find(region: Tensor, images: list[Tensor]) -> tuple[Shape, Shape] | None:
 
 
 def slice_of(volume: Tensor, region: Tensor, place: tuple[Shape, Shape] | None) -> Tensor:
-    """The axial slice that is the region's middle one, where the place is known; otherwise the volume's own middle."""
+    """The axial slice that is the region's middle one, where the place is known; otherwise the
+    volume's own middle.
+    """
     if volume.ndim == 2:
         return volume
     depth = volume.shape[0] // 2
@@ -161,7 +189,9 @@ def picture(panels: list[list], places: list, greys: tuple[float, float]):
     for place, colour in zip(places, COLOURS, strict=False):
         if place is not None:
             (y, x), (height, width) = place[0][-2:], place[1][-2:]
-            grid[0, 0].add_patch(Rectangle((x, y), width, height, fill=False, edgecolor=colour, linewidth=2))
+            grid[0, 0].add_patch(
+                Rectangle((x, y), width, height, fill=False, edgecolor=colour, linewidth=2)
+            )
     return figure
 
 
@@ -172,7 +202,9 @@ def save(figure, path: Path) -> None:
     for dpi in (100, 84, 72, 60, 48):
         drawn, packed = io.BytesIO(), io.BytesIO()
         figure.savefig(drawn, dpi=dpi, format="png")
-        Image.open(drawn).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(packed, "png", optimize=True)
+        Image.open(drawn).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(
+            packed, "png", optimize=True
+        )
         if packed.tell() <= MOST_BYTES:
             break
     with files.atomic(path) as temporary:
@@ -183,6 +215,11 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m nnssl.bench.figures", description=__doc__)
     parser.add_argument("method", choices=METHODS)
     parser.add_argument("path", type=Path)
-    parser.add_argument("--checkpoint", type=Path, help="a checkpoint_latest.pth: its weights, crop and HU policy")
+    parser.add_argument(
+        "--checkpoint", type=Path, help="a checkpoint_latest.pth: its weights, crop and HU policy"
+    )
     asked = parser.parse_args()
-    draw(trained(asked.method, asked.checkpoint) if asked.checkpoint else untrained(asked.method), asked.path)
+    draw(
+        trained(asked.method, asked.checkpoint) if asked.checkpoint else untrained(asked.method),
+        asked.path,
+    )

@@ -1,10 +1,12 @@
-"""A whole fine-tuning step: the faithful network against MONAI's, the light one against nnU-Net's default.
+"""A whole fine-tuning step: the faithful network against MONAI's, the light one against nnU-Net's
+default.
 
     python -m nnssl.bench.finetuning [--pairs faithful light] [--sizes 64 96] [-device cuda] [--allocator default]
 
-A step is forward, loss, backward and AdamW, with deep supervision where both networks of a pair have it. The
-rivals are as their users have them: MONAI's SwinUNETR with the same encoder, and the PlainConvUNet that nnU-Net
-plans for an isotropic CT patch (6 stages of 32 to 320 channels). On a GPU both run under bf16 autocast, compiled.
+A step is forward, loss, backward and AdamW, with deep supervision where both networks of a pair
+have it. The rivals are as their users have them: MONAI's SwinUNETR with the same encoder, and the
+PlainConvUNet that nnU-Net plans for an isotropic CT patch (6 stages of 32 to 320 channels). On a
+GPU both run under bf16 autocast, compiled.
 """
 
 from __future__ import annotations
@@ -88,23 +90,31 @@ def nnunet_residual(config: SwinConfig) -> nn.Module:
 
 
 def our_network(config: SwinConfig, decoder: str, deep_supervision: bool) -> nn.Module:
-    return SwinUNETR(config.in_channels, CLASSES, deep_supervision, encoder=config.to_dict(), decoder=decoder)
+    return SwinUNETR(
+        config.in_channels, CLASSES, deep_supervision, encoder=config.to_dict(), decoder=decoder
+    )
 
 
-# name -> (ours: decoder and deep supervision, the rival's name, how to build it, ratio to stay under)
+# name -> (ours: decoder and deep supervision, the rival's name, how to build it, ratio to stay
+# under)
 PAIRS = {
     "faithful": ("swinunetr", False, "MONAI SwinUNETR", monai_network, 0.8),
     "light": ("light", True, "nnU-Net PlainConvUNet", nnunet_network, 0.7),
 }
 
 
-def step(network: nn.Module, image: torch.Tensor, ours: bool, compiled: bool = True) -> Callable[[], None]:
-    """One training step on made labels; ours with the trainers' optimiser, the rival with PyTorch's AdamW.
+def step(
+    network: nn.Module, image: torch.Tensor, ours: bool, compiled: bool = True
+) -> Callable[[], None]:
+    """One training step on made labels; ours with the trainers' optimiser, the rival with PyTorch's
+    AdamW.
 
     On a GPU in bf16, and `compiled` where wished.
     """
     cuda = image.device.type == "cuda"
-    labels = torch.randint(0, CLASSES, (image.shape[0], 1, *image.shape[2:]), device=image.device).float()
+    labels = torch.randint(
+        0, CLASSES, (image.shape[0], 1, *image.shape[2:]), device=image.device
+    ).float()
     if ours:
         optimizer, _ = optimise(network, Recipe(), image.device)
     else:
@@ -128,7 +138,9 @@ def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(logits.float(), F.interpolate(labels, logits.shape[2:])[:, 0].long())
 
 
-def compare(pair: str, name: str, size: int, batch: int, device: torch.device, rounds: int) -> tuple[Rounds, str]:
+def compare(
+    pair: str, name: str, size: int, batch: int, device: torch.device, rounds: int
+) -> tuple[Rounds, str]:
     decoder, deep_supervision, rival, build, target = PAIRS[pair]
     config = preset(name, drop_path=0.0)
     torch.manual_seed(0)
@@ -148,13 +160,22 @@ def main(argv: list[str] | None = None) -> None:
     parser = arguments(__doc__)
     parser.add_argument("--pairs", nargs="+", choices=tuple(PAIRS), default=list(PAIRS))
     parser.add_argument("--preset", default="smit")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[64, 96], help="edge of the patch in voxels")
+    parser.add_argument(
+        "--sizes", type=int, nargs="+", default=[64, 96], help="edge of the patch in voxels"
+    )
     parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--allocator", choices=("keep", "default"), default="keep", help="nnssl.memory, or glibc's own")
+    parser.add_argument(
+        "--allocator",
+        choices=("keep", "default"),
+        default="keep",
+        help="nnssl.memory, or glibc's own",
+    )
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     kept = options.allocator == "keep" and keep_freed_memory()
-    print(f"{options.device}, {options.threads} threads, torch {torch.__version__}, freed memory kept: {kept}")
+    print(
+        f"{options.device}, {options.threads} threads, torch {torch.__version__}, freed memory kept: {kept}"
+    )
     for pair in options.pairs:
         for size in options.sizes:
             device = torch.device(options.device)

@@ -1,10 +1,12 @@
-"""One command that measures a GPU: is it right, how fast is it, does it wait, and how much of the GPU does it use?
+"""One command that measures a GPU: is it right, how fast is it, does it wait, and how much of the
+GPU does it use?
 
     python -m nnssl.bench.gpu [--minutes 10] [--preset smit] [--crop 96 96 96] [--batch-size 8]
     python -m nnssl.bench.gpu --device cpu --quick         a dry run of every part in seconds
 
-Needs PyTorch, NumPy and this package; rivals are measured where they are installed. Writes gpu.md and gpu.json after
-every part into $OUT, or the current folder, so that what stops it loses one part at most.
+Needs PyTorch, NumPy and this package; rivals are measured where they are installed. Writes gpu.md
+and gpu.json after every part into $OUT, or the current folder, so that what stops it loses one part
+at most.
 """
 
 from __future__ import annotations
@@ -48,7 +50,9 @@ COLUMNS = {  # of the table: field, heading, format
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is measured: an encoder, pretraining crops and fine-tuning patches in voxels, and scans a step."""
+    """What is measured: an encoder, pretraining crops and fine-tuning patches in voxels, and scans
+    a step.
+    """
 
     preset: str
     encoder: SwinConfig
@@ -70,11 +74,14 @@ TINY = Sizes(
 )
 
 
-# -- is it right -----------------------------------------------------------------------------------------------------
+# -- is it right
+# -----------------------------------------------------------------------------------------------------
 
 
 def correctness(sizes: Sizes, device: torch.device) -> dict:
-    """Errors of maps and gradients beside the CPU's in fp32, as shares of their length; and the attention's way."""
+    """Errors of maps and gradients beside the CPU's in fp32, as shares of their length; and the
+    attention's way.
+    """
     torch.manual_seed(0)
     encoder = Swin(replace(sizes.encoder, drop_path=0.0), maskable=True)
     image, masked = torch.randn(2, 1, 32, 32, 48), torch.rand(2, 16, 16, 24) < 0.5
@@ -83,9 +90,15 @@ def correctness(sizes: Sizes, device: torch.device) -> dict:
         encoder.to(where).zero_grad()
         with torch.autocast(where.type, torch.bfloat16, enabled=bf16):
             maps = encoder(image.to(where), masked.to(where))
-        sum((m.float() * torch.linspace(-1, 1, m.numel(), device=where).view_as(m)).mean() for m in maps).backward()
+        sum(
+            (m.float() * torch.linspace(-1, 1, m.numel(), device=where).view_as(m)).mean()
+            for m in maps
+        ).backward()
         gradients = [p.grad for p in encoder.parameters() if p.grad is not None]
-        return tuple(torch.cat([t.detach().float().cpu().flatten() for t in part]) for part in (maps, gradients))
+        return tuple(
+            torch.cat([t.detach().float().cpu().flatten() for t in part])
+            for part in (maps, gradients)
+        )
 
     found: dict = {}
     exact = look(torch.device("cpu"), False)
@@ -97,12 +110,16 @@ def correctness(sizes: Sizes, device: torch.device) -> dict:
 
 
 def kernel(encoder: Swin, device: torch.device) -> dict:
-    """For the shapes of attention in full windows: the Triton kernel's largest error, or why it does not serve."""
+    """For the shapes of attention in full windows: the Triton kernel's largest error, or why it
+    does not serve.
+    """
     found: dict = {}
     config = encoder.config
     if config.window**3 > choice.MOST_SLOTS:
         return found
-    for heads, d in sorted({(h, c // h) for h, c in zip(config.heads, encoder.channels, strict=False)}):
+    for heads, d in sorted(
+        {(h, c // h) for h, c in zip(config.heads, encoder.channels, strict=False)}
+    ):
         for dtype in (torch.bfloat16, torch.float32):
             key = f"attention_{str(dtype)[6:]}_{heads}x{d}"
             try:
@@ -113,19 +130,32 @@ def kernel(encoder: Swin, device: torch.device) -> dict:
     return found
 
 
-# -- how fast --------------------------------------------------------------------------------------------------------
+# -- how fast
+# --------------------------------------------------------------------------------------------------------
 
 
 def pretraining(name: str, sizes: Sizes, device: torch.device, seconds: float) -> dict:
-    """A step of method `name` through the engine's own `Run`, on made scans; fewer scans where memory ends."""
+    """A step of method `name` through the engine's own `Run`, on made scans; fewer scans where
+    memory ends.
+    """
     flops = throughput.operations(_pretraining_step(name, sizes, 2, device)) / 2
-    return _fitting(lambda scans: _pretraining_step(name, sizes, scans, device), sizes.batch, device, seconds, flops)
+    return _fitting(
+        lambda scans: _pretraining_step(name, sizes, scans, device),
+        sizes.batch,
+        device,
+        seconds,
+        flops,
+    )
 
 
-def _pretraining_step(name: str, sizes: Sizes, scans: int, device: torch.device) -> Callable[[], None]:
+def _pretraining_step(
+    name: str, sizes: Sizes, scans: int, device: torch.device
+) -> Callable[[], None]:
     torch.manual_seed(0)
     fields = METHODS[name].Config.__dataclass_fields__
-    config = METHODS[name].Config.parse([s for s in sizes.settings if s.partition("=")[0] in fields])
+    config = METHODS[name].Config.parse(
+        [s for s in sizes.settings if s.partition("=")[0] in fields]
+    )
     encoder = Swin(replace(sizes.encoder, drop_path=config.drop_path), maskable=True)
     method = METHODS[name](encoder, config)
     region = method.region(sizes.crop)
@@ -145,7 +175,9 @@ def _pretraining_step(name: str, sizes: Sizes, scans: int, device: torch.device)
     if device.type == "cuda":
         batch = {key: value.pin_memory() for key, value in batch.items()}
     bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    run = Run(method, samples, RunConfig(10_000, scans, bf16=bf16), Path(), {"method": name}, device)
+    run = Run(
+        method, samples, RunConfig(10_000, scans, bf16=bf16), Path(), {"method": name}, device
+    )
 
     def step() -> None:
         run.gradients([batch])
@@ -155,7 +187,11 @@ def _pretraining_step(name: str, sizes: Sizes, scans: int, device: torch.device)
 
 
 def tuning(
-    build: Callable[[], torch.nn.Module], ours: bool, sizes: Sizes, device: torch.device, seconds: float
+    build: Callable[[], torch.nn.Module],
+    ours: bool,
+    sizes: Sizes,
+    device: torch.device,
+    seconds: float,
 ) -> dict:
     """A fine-tuning step, not compiled, in bf16 on a GPU."""
 
@@ -169,7 +205,11 @@ def tuning(
 
 
 def _fitting(
-    make: Callable[[int], Callable[[], None]], most: int, device: torch.device, seconds: float, flops: float
+    make: Callable[[int], Callable[[], None]],
+    most: int,
+    device: torch.device,
+    seconds: float,
+    flops: float,
 ) -> dict:
     """`throughput.measure` of the largest of most, most / 2, ... scans that the memory holds."""
     scans = most
@@ -183,11 +223,14 @@ def _fitting(
         torch.cuda.empty_cache()
 
 
-# -- all of it -------------------------------------------------------------------------------------------------------
+# -- all of it
+# -------------------------------------------------------------------------------------------------------
 
 
 def parts(sizes: Sizes, device: torch.device) -> Iterator[tuple[str, Callable[[float], dict]]]:
-    """Name and call of every part, what matters most first; a call takes the seconds that it may last."""
+    """Name and call of every part, what matters most first; a call takes the seconds that it may
+    last.
+    """
     yield "correctness", lambda seconds: correctness(sizes, device)
     first = ("smit", "simmim")
     for name in (*first, *(name for name in METHODS if name not in first)):
@@ -212,7 +255,10 @@ def guarded(call: Callable[[float], dict], seconds: float) -> dict:
     except ModuleNotFoundError as error:
         found = {"left_out": f"{error.name} is not installed"}
     except Exception as error:  # one part's failure must not lose the rest
-        found = {"failed": f"{type(error).__name__}: {error}"[:500], "trace": traceback.format_exc()[-2000:]}
+        found = {
+            "failed": f"{type(error).__name__}: {error}"[:500],
+            "trace": traceback.format_exc()[-2000:],
+        }
     return {**found, "took_s": time.perf_counter() - began}
 
 
@@ -221,7 +267,9 @@ def machine(sizes: Sizes, device: torch.device) -> dict:
     name = torch.cuda.get_device_name(device) if cuda else "CPU"
     return {
         "device": name,
-        "memory_gib": torch.cuda.get_device_properties(device).total_memory / 2**30 if cuda else None,
+        "memory_gib": torch.cuda.get_device_properties(device).total_memory / 2**30
+        if cuda
+        else None,
         "peak_tflops": throughput.peak_of(name),
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
@@ -243,32 +291,53 @@ def table(result: dict) -> str:
     for name, found in result["parts"].items():
         if "ms" in found:
             row = {"part": name, **found}
-            cells = [form.format(row[f]) if row.get(f) is not None else "" for f, (_, form) in COLUMNS.items()]
+            cells = [
+                form.format(row[f]) if row.get(f) is not None else ""
+                for f, (_, form) in COLUMNS.items()
+            ]
             lines.append("| " + " | ".join(cells) + " |")
         else:
             told = {
-                k: f"{v:.1e}" if isinstance(v, float) else v for k, v in found.items() if k not in ("trace", "took_s")
+                k: f"{v:.1e}" if isinstance(v, float) else v
+                for k, v in found.items()
+                if k not in ("trace", "took_s")
             }
             notes.append(f"{name}: " + ", ".join(f"{k} {v}" for k, v in told.items()))
     return "\n".join([*lines, "", *notes]) + "\n"
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--minutes", type=float, default=10.0, help="no part begins later than this")
+    parser.add_argument(
+        "--minutes", type=float, default=10.0, help="no part begins later than this"
+    )
     parser.add_argument("--quick", action="store_true", help="tiny sizes: does every part run?")
     parser.add_argument("--preset", choices=PRESETS, default="smit")
-    parser.add_argument("--crop", type=int, nargs=3, default=(96, 96, 96), help="voxels; of patches as well")
-    parser.add_argument("--batch-size", type=int, default=8, help="scans a step; halved where the memory ends")
-    parser.add_argument("--only", default="", metavar="TEXT", help="the parts whose names contain TEXT, as: smit")
+    parser.add_argument(
+        "--crop", type=int, nargs=3, default=(96, 96, 96), help="voxels; of patches as well"
+    )
+    parser.add_argument(
+        "--batch-size", type=int, default=8, help="scans a step; halved where the memory ends"
+    )
+    parser.add_argument(
+        "--only", default="", metavar="TEXT", help="the parts whose names contain TEXT, as: smit"
+    )
     asked = parser.parse_args(argv)
     if asked.device == "cuda" and not torch.cuda.is_available():
         parser.error("PyTorch sees no NVIDIA GPU; a dry run without one is: --device cpu --quick")
     sizes = (
         TINY
         if asked.quick
-        else Sizes(asked.preset, preset(asked.preset), tuple(asked.crop), tuple(asked.crop), asked.batch_size)
+        else Sizes(
+            asked.preset,
+            preset(asked.preset),
+            tuple(asked.crop),
+            tuple(asked.crop),
+            asked.batch_size,
+        )
     )
     device = torch.device(asked.device, 0) if asked.device == "cuda" else torch.device("cpu")
     folder = Path(os.environ.get("OUT") or ".")
@@ -279,9 +348,14 @@ def main(argv: list[str] | None = None) -> None:
     for number, (name, call) in enumerate(todo):
         left = end - time.perf_counter()
         share = 0.0 if asked.quick else left / (len(todo) - number)
-        found = guarded(call, share) if left > 0 else {"left_out": "no time left; --minutes gives more"}
+        found = (
+            guarded(call, share) if left > 0 else {"left_out": "no time left; --minutes gives more"}
+        )
         result["parts"][name] = found
-        print(f"{name}: {found.get('failed') or found.get('left_out') or f'''{found['took_s']:.0f} s'''}", flush=True)
+        print(
+            f"{name}: {found.get('failed') or found.get('left_out') or f'''{found['took_s']:.0f} s'''}",
+            flush=True,
+        )
         (folder / "gpu.json").write_text(json.dumps(result, indent=1))
         (folder / "gpu.md").write_text(table(result))
         if device.type == "cuda":

@@ -1,9 +1,11 @@
-"""What `nnssl_pretrain --list` shows: one row a method, with what a step of it costs beside one of SimMIM.
+"""What `nnssl_pretrain --list` shows: one row a method, with what a step of it costs beside one of
+SimMIM.
 
 python -m nnssl.bench.listing      counts the costs anew and prints COSTS
 
-Counted, not timed: floating-point operations of matrix products and convolutions, of views, losses, teachers and the
-backward pass, as PyTorch's flop counter sees them. Time depends on the machine as well.
+Counted, not timed: floating-point operations of matrix products and convolutions, of views, losses,
+teachers and the backward pass, as PyTorch's flop counter sees them. Time depends on the machine as
+well.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from nnssl.methods import METHODS, Method
 PRESET, CROP, SCANS = "tiny", (64, 64, 64), 2
 UNIT = "simmim"
 
-# Operations of a step over those of a step of SimMIM, same preset, crop and batch. A test counts them again.
+# Operations of a step over those of a step of SimMIM, same preset, crop and batch. A test counts
+# them again.
 COSTS: dict[str, float] = {
     "smit": 3.15,
     "simmim": 1.00,
@@ -52,12 +55,27 @@ def operations(method: type[Method]) -> int:
 
 def table(methods: Mapping[str, type[Method]] = METHODS) -> str:
     """The methods as text; a long cell goes on in the next line."""
-    lines = [_row({name: name for name in COLUMNS}), _row({name: "-" * width for name, width in COLUMNS.items()})]
+    lines = [
+        _row({name: name for name in COLUMNS}),
+        _row({name: "-" * width for name, width in COLUMNS.items()}),
+    ]
     for name, method in methods.items():
         cost = f"{COSTS[name]:.1f}" if name in COSTS else "?"
-        cells = (name, method.family, method.signal, str(method.smallest_batch), cost, method.citation)
+        cells = (
+            name,
+            method.family,
+            method.signal,
+            str(method.smallest_batch),
+            cost,
+            method.citation,
+        )
         lines.append(_row(dict(zip(COLUMNS, cells, strict=True))))
-    return "\n".join([*lines, f"\nbatch: scans a step that it needs at least\ncost:  of a step, in steps of {UNIT}"])
+    return "\n".join(
+        [
+            *lines,
+            f"\nbatch: scans a step that it needs at least\ncost:  of a step, in steps of {UNIT}",
+        ]
+    )
 
 
 def _row(cells: dict[str, str]) -> str:

@@ -1,15 +1,18 @@
-"""Peak memory of a fine-tuning step, measured, beside the estimate that plans go by (`nnssl.plans.memory`).
+"""Peak memory of a fine-tuning step, measured, beside the estimate that plans go by
+(`nnssl.plans.memory`).
 
     python -m nnssl.bench.memory [-device cuda] [--fit]
 
-A step is what nnU-Net's trainer does: forward under fp16 autocast, its Dice and cross-entropy with deep supervision,
-backward, with AdamW's moments in place.
+A step is what nnU-Net's trainer does: forward under fp16 autocast, its Dice and cross-entropy with
+deep supervision, backward, with AdamW's moments in place.
 
-Without a GPU the step runs on PyTorch's meta device: every operation of the GPU's path is dispatched, with the shapes
-and types that it has there, but without values. Each new storage is counted until it is freed, in blocks of 512 bytes,
-as CUDA's caching allocator hands them out. So this is what the allocator would hold at its peak for PyTorch's tensors.
-Not in it: workspaces of cuDNN, the CUDA context, fragmentation. Attention counts as PyTorch's plain formula; fused
-kernels and torch.compile hold less. With -device cuda the same step runs and is read off max_memory_allocated.
+Without a GPU the step runs on PyTorch's meta device: every operation of the GPU's path is
+dispatched, with the shapes and types that it has there, but without values. Each new storage is
+counted until it is freed, in blocks of 512 bytes, as CUDA's caching allocator hands them out. So
+this is what the allocator would hold at its peak for PyTorch's tensors. Not in it: workspaces of
+cuDNN, the CUDA context, fragmentation. Attention counts as PyTorch's plain formula; fused kernels
+and torch.compile hold less. With -device cuda the same step runs and is read off
+max_memory_allocated.
 """
 
 from __future__ import annotations
@@ -53,14 +56,14 @@ class Case:
         config = self.config
         patch = "x".join(map(str, self.patch))
         thin, v2 = ", thin" if config.steps else "", ", v2" if config.convolutions else ""
-        encoder = (
-            f"embed {config.embed_dim}, depths {'-'.join(map(str, config.depths))}, window {config.window}{thin}{v2}"
-        )
+        encoder = f"embed {config.embed_dim}, depths {'-'.join(map(str, config.depths))}, window {config.window}{thin}{v2}"
         return f"{encoder} | {self.decoder} | {patch} | {self.batch} | {config.in_channels} to {self.classes}"
 
 
 class Accounting(TorchDispatchMode):
-    """Counts the bytes of all storages of a device that arise under it: `alive` now, `peak` at the highest."""
+    """Counts the bytes of all storages of a device that arise under it: `alive` now, `peak` at the
+    highest.
+    """
 
     def __init__(self, device: str):
         super().__init__()
@@ -88,12 +91,23 @@ class Accounting(TorchDispatchMode):
 
 
 class Autocast(TorchFunctionMode):
-    """What CUDA's autocast does to the functions of our networks and of nnU-Net's loss; the meta device has none."""
+    """What CUDA's autocast does to the functions of our networks and of nnU-Net's loss; the meta
+    device has none.
+    """
 
     LOWER = frozenset({F.linear, F.conv2d, F.conv3d, F.conv_transpose2d, F.conv_transpose3d, torch.matmul,
                        F.scaled_dot_product_attention})  # fmt: skip
     SINGLE = frozenset(
-        {F.layer_norm, F.group_norm, F.softmax, torch.softmax, F.log_softmax, F.cross_entropy, Tensor.sum, torch.sum}
+        {
+            F.layer_norm,
+            F.group_norm,
+            F.softmax,
+            torch.softmax,
+            F.log_softmax,
+            F.cross_entropy,
+            Tensor.sum,
+            torch.sum,
+        }
     )
 
     def __init__(self):
@@ -121,7 +135,9 @@ def build(case: Case, device: str) -> tuple[nn.Module, list[Tensor]]:
     """The network, and of each of its parameters AdamW's two moments and the average."""
     encoder, decoder = case.config.to_dict(), full_options(case.decoder)
     with torch.device(device):
-        network = SwinUNETR(case.config.in_channels, case.classes, True, encoder=encoder, decoder=decoder)
+        network = SwinUNETR(
+            case.config.in_channels, case.classes, True, encoder=encoder, decoder=decoder
+        )
     return network, [torch.zeros_like(p) for p in network.parameters() for _ in range(3)]
 
 
@@ -132,7 +148,9 @@ def loss_function(outputs: int) -> nn.Module:
     from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 
     dice = {"batch_dice": False, "smooth": 1e-5, "do_bg": False, "ddp": False}
-    one = DC_and_CE_loss(dice, {}, weight_ce=1, weight_dice=1, dice_class=MemoryEfficientSoftDiceLoss)
+    one = DC_and_CE_loss(
+        dice, {}, weight_ce=1, weight_dice=1, dice_class=MemoryEfficientSoftDiceLoss
+    )
     return DeepSupervisionWrapper(one, deep_supervision_weights(outputs))
 
 
@@ -140,7 +158,9 @@ def step(network: nn.Module, case: Case, device: str, autocast) -> None:
     """Forward, loss and backward of a made batch."""
     image = torch.zeros(case.batch, case.config.in_channels, *case.patch, device=device)
     sizes = output_sizes(case.patch, case.config.steps)
-    targets = [torch.zeros(case.batch, 1, *size, dtype=torch.int16, device=device) for size in sizes]
+    targets = [
+        torch.zeros(case.batch, 1, *size, dtype=torch.int16, device=device) for size in sizes
+    ]
     loss = loss_function(len(sizes))
     with autocast:
         total = loss(network(image), targets)
@@ -193,13 +213,17 @@ CHANNELS = {
 
 
 def grid() -> list[Case]:
-    """What the documentation's table shows: all presets, all decoders, patches of 32 to 1024 voxels a side."""
+    """What the documentation's table shows: all presets, all decoders, patches of 32 to 1024 voxels
+    a side.
+    """
     cases = []
     for name, patches in PATCHES.items():
         for patch, batch in patches:
             channels, classes = CHANNELS[name]
             base, *v2 = name.split()
-            changes = {"steps": THIN if patch[0] < 32 else (), "in_channels": channels} | (V2 if v2 else {})
+            changes = {"steps": THIN if patch[0] < 32 else (), "in_channels": channels} | (
+                V2 if v2 else {}
+            )
             config = preset(base, len(patch), **changes)
             cases += [Case(config, decoder, patch, batch, classes) for decoder in DECODERS]
     return cases
@@ -211,11 +235,17 @@ def fit(cases: list[Case], bytes_: list[int]) -> dict[str, dict[str, float]]:
 
     found = {}
     for decoder in dict.fromkeys(case.decoder for case in cases):
-        chosen = [(terms_of(case), size) for case, size in zip(cases, bytes_, strict=True) if case.decoder == decoder]
+        chosen = [
+            (terms_of(case), size)
+            for case, size in zip(cases, bytes_, strict=True)
+            if case.decoder == decoder
+        ]
         rows = np.array([[value / size for value in terms.values()] for terms, size in chosen])
         scale = rows.max(0)
         solution = nnls(rows / scale, np.ones(len(rows)))[0] / scale
-        found[decoder] = dict(zip(chosen[0][0], (round(float(c), 2) for c in solution), strict=True))
+        found[decoder] = dict(
+            zip(chosen[0][0], (round(float(c), 2) for c in solution), strict=True)
+        )
     return found
 
 
@@ -234,14 +264,20 @@ def table(cases: list[Case], bytes_: list[int]) -> str:
     errors = []
     for case, size in zip(cases, bytes_, strict=True):
         errors.append(estimated(case) / size - 1)
-        rows.append(f"| {case} | {size / 1e9:.2f} | {estimated(case) / 1e9:.2f} | {100 * errors[-1]:+.0f} % |")
+        rows.append(
+            f"| {case} | {size / 1e9:.2f} | {estimated(case) / 1e9:.2f} | {100 * errors[-1]:+.0f} % |"
+        )
     return "\n".join([*rows, f"\nlargest error {100 * max(map(abs, errors)):.1f} %"])
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("-device", choices=("meta", "cuda"), default="meta")
-    parser.add_argument("--fit", action="store_true", help="print the coefficients for nnssl.plans.memory instead")
+    parser.add_argument(
+        "--fit", action="store_true", help="print the coefficients for nnssl.plans.memory instead"
+    )
     options = parser.parse_args(argv)
     cases = grid()
     bytes_ = [measured(case, options.device) for case in cases]

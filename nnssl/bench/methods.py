@@ -1,4 +1,5 @@
-"""A step of every method on the same scans, side by side: time, memory, and cost relative to SimMIM.
+"""A step of every method on the same scans, side by side: time, memory, and cost relative to
+SimMIM.
 
     python -m nnssl.bench.methods [--preset tiny] [--crop 64 64 64] [--batch-size 2] [--methods smit dino]
 
@@ -37,19 +38,29 @@ def volumes(shape: Shape, count: int) -> list[Tensor]:
     return [BODY.normalise(scan if len(shape) == 3 else scan[8])[None] for scan in scans]
 
 
-def step_of(name: str, encoder: str, scans: list[Tensor], crop: Shape, device: torch.device) -> Callable[[], None]:
+def step_of(
+    name: str, encoder: str, scans: list[Tensor], crop: Shape, device: torch.device
+) -> Callable[[], None]:
     """One training step of method `name` on the middles of `scans`, through the engine's own `Run`."""
     torch.manual_seed(0)
     config = METHODS[name].Config()
     network = Swin(preset(encoder, len(crop), drop_path=config.drop_path), maskable=True)
     method = METHODS[name](network, config)
     parts = [middle(scan, method.region(crop)) for scan in scans]
-    whole = {"start": torch.zeros(len(crop), dtype=torch.long), "size": torch.tensor(parts[0].shape[1:])}
+    whole = {
+        "start": torch.zeros(len(crop), dtype=torch.long),
+        "size": torch.tensor(parts[0].shape[1:]),
+    }
     batch = default_collate(
-        [{"crop": part, "index": i, "scan": i, "rejected": 0, **whole} for i, part in enumerate(parts)]
+        [
+            {"crop": part, "index": i, "scan": i, "rejected": 0, **whole}
+            for i, part in enumerate(parts)
+        ]
     )
     bf16 = device.type == "cuda"
-    run = Run(method, parts, RunConfig(10_000, len(scans), bf16=bf16), Path(), {"method": name}, device)
+    run = Run(
+        method, parts, RunConfig(10_000, len(scans), bf16=bf16), Path(), {"method": name}, device
+    )
 
     def step() -> None:
         run.gradients([batch])
@@ -63,13 +74,17 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--preset", default="tiny")
     parser.add_argument("--crop", type=int, nargs="+", default=[64, 64, 64])
     parser.add_argument("--batch-size", type=int, default=2, help="scans a step")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help=f"besides {BASE}")
+    parser.add_argument(
+        "--methods", nargs="+", choices=METHODS, default=list(METHODS), help=f"besides {BASE}"
+    )
     asked = parser.parse_args(argv)
     torch.set_num_threads(asked.threads)
     kept = keep_freed_memory()
     device, crop = torch.device(asked.device), tuple(asked.crop)
     names = [BASE, *(name for name in asked.methods if name != BASE)]
-    widest = tuple(max(METHODS[name].region(crop)[axis] for name in names) for axis in range(len(crop)))
+    widest = tuple(
+        max(METHODS[name].region(crop)[axis] for name in names) for axis in range(len(crop))
+    )
     scans = volumes(widest, asked.batch_size)
     steps = {name: step_of(name, asked.preset, scans, crop, device) for name in names}
     print(

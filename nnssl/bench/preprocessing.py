@@ -1,8 +1,8 @@
 """Preprocessing with two workers against one: the same phantoms, in turn, in one run.
 
-Wall time needs as many free cores as workers. Where other work runs beside, the CPU time of the busiest worker tells
-what the wall time would be: the ratio of both is printed.
-Run with `python -m nnssl.bench.preprocessing`.
+Wall time needs as many free cores as workers. Where other work runs beside, the CPU time of the
+busiest worker tells what the wall time would be: the ratio of both is printed. Run with `python -m
+nnssl.bench.preprocessing`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ def seconds(plan: Plan, num_processes: int) -> tuple[float, float]:
     busy: Counter[int] = Counter()
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        for case, result in each(partial(timed, plan=plan, folder=Path(folder)), plan.cases, num_processes, "bench"):
+        for case, result in each(
+            partial(timed, plan=plan, folder=Path(folder)), plan.cases, num_processes, "bench"
+        ):
             if isinstance(result, Failed):
                 raise RuntimeError(f"{case.source}: {result.reason}")
             busy[result[0]] += result[1]
@@ -45,24 +47,45 @@ def seconds(plan: Plan, num_processes: int) -> tuple[float, float]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--scans", type=int, default=24)
-    parser.add_argument("--shape", type=int, nargs=3, default=(64, 96, 112), metavar=("Z", "Y", "X"))
-    parser.add_argument("--spacing", type=float, nargs=3, default=(2.5, 2.5, 2.5), metavar=("Z", "Y", "X"), help="mm")
+    parser.add_argument(
+        "--shape", type=int, nargs=3, default=(64, 96, 112), metavar=("Z", "Y", "X")
+    )
+    parser.add_argument(
+        "--spacing",
+        type=float,
+        nargs=3,
+        default=(2.5, 2.5, 2.5),
+        metavar=("Z", "Y", "X"),
+        help="mm",
+    )
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=3, help="one and many workers in turn; medians are reported")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="one and many workers in turn; medians are reported"
+    )
     options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         raw = Path(folder, "raw")
         write_folder(raw, range(options.scans), tuple(options.shape))
-        how = {"spacing": tuple(options.spacing), "crop": (64, 64, 64), "num_processes": options.workers}
+        how = {
+            "spacing": tuple(options.spacing),
+            "crop": (64, 64, 64),
+            "num_processes": options.workers,
+        }
         plan = prepare("bench", Path(folder, "out"), [raw], **how)
         rounds = [(seconds(plan, 1), seconds(plan, options.workers)) for _ in range(options.rounds)]
-    print(f"{options.scans} phantoms of {tuple(options.shape)} voxels to {tuple(options.spacing)} mm")
+    print(
+        f"{options.scans} phantoms of {tuple(options.shape)} voxels to {tuple(options.spacing)} mm"
+    )
     for place, word in enumerate(("wall time", "CPU time of the busiest worker")):
-        one, many = (median(costs[place] for costs in column) for column in zip(*rounds, strict=True))
+        one, many = (
+            median(costs[place] for costs in column) for column in zip(*rounds, strict=True)
+        )
         ratio = median(few[place] / more[place] for few, more in rounds)
-        print(f"{word}: 1 worker {one:.1f} s, {options.workers} workers {many:.1f} s, {ratio:.2f} times as fast")
+        print(
+            f"{word}: 1 worker {one:.1f} s, {options.workers} workers {many:.1f} s, {ratio:.2f} times as fast"
+        )
     print(f"goal: {GOAL} times with 2 workers")
 
 

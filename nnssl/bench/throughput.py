@@ -1,4 +1,6 @@
-"""What a training step costs on a device: time, throughput, memory, waiting, and its share of the device's peak."""
+"""What a training step costs on a device: time, throughput, memory, waiting, and its share of the
+device's peak.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from nnssl.bench.timing import peak_memory
 from nnssl.encoder.attention import choice
 
-# Dense tensor-core TFLOP/s in bf16 (fp16 for V100 and T4, which have no bf16), from NVIDIA's data sheets, by a part of
-# the device's name; the longest that fits counts.
+# Dense tensor-core TFLOP/s in bf16 (fp16 for V100 and T4, which have no bf16), from NVIDIA's data
+# sheets, by a part of the device's name; the longest that fits counts.
 PEAKS = {
     "V100": 125.0, "T4": 65.0, "A100": 312.0, "A10": 125.0, "A10G": 70.0, "A30": 165.0, "A40": 149.7, "L4": 121.0,
     "L40": 181.0, "L40S": 362.0, "H100": 989.0, "H100 PCIe": 756.0, "H100 NVL": 835.0, "H200": 989.0, "GH200": 989.0,
@@ -34,8 +36,16 @@ def _runs_through(part: list[str], words: list[str]) -> bool:
     return any(words[i : i + len(part)] == part for i in range(len(words)))
 
 
-def measure(step: Callable[[], object], scans: int, device: torch.device, seconds: float, flops: float | None) -> dict:
-    """Costs of `step`, which sees so many `scans` and makes so many `flops`, within about so many seconds."""
+def measure(
+    step: Callable[[], object],
+    scans: int,
+    device: torch.device,
+    seconds: float,
+    flops: float | None,
+) -> dict:
+    """Costs of `step`, which sees so many `scans` and makes so many `flops`, within about so many
+    seconds.
+    """
     began = time.perf_counter()
     step()
     _wait(device)
@@ -74,7 +84,9 @@ def _wait(device: torch.device) -> None:
 
 
 def _or_none(ask: Callable, step: Callable[[], object], device: torch.device):
-    """What `ask` finds on a GPU; None elsewhere, and where its tool does not work: the times stand without it."""
+    """What `ask` finds on a GPU; None elsewhere, and where its tool does not work: the times stand
+    without it.
+    """
     try:
         return ask(step, device) if device.type == "cuda" else None
     except Exception as error:
@@ -105,17 +117,24 @@ def idle(step: Callable[[], object], device: torch.device) -> float:
         _wait(device)
         whole = time.perf_counter() - began
     events = profile.profiler.kineto_results.events()
-    kernels = [e for e in events if e.device_type() == torch.autograd.DeviceType.CUDA and not _is_note(e)]
+    kernels = [
+        e for e in events if e.device_type() == torch.autograd.DeviceType.CUDA and not _is_note(e)
+    ]
     return max(0.0, 1 - sum(e.duration_ns() for e in kernels) / 1e9 / whole)
 
 
 def _is_note(event) -> bool:
     """A name for a stretch of time, such as "Optimizer.step", rather than a kernel or a copy."""
-    return event.name().startswith(("Optimizer.", "ProfilerStep")) or getattr(event, "is_user_annotation", bool)()
+    return (
+        event.name().startswith(("Optimizer.", "ProfilerStep"))
+        or getattr(event, "is_user_annotation", bool)()
+    )
 
 
 def operations(step: Callable[[], object]) -> float:
-    """Floating-point operations of matrix products and convolutions in `step`, views and backward pass included."""
+    """Floating-point operations of matrix products and convolutions in `step`, views and backward
+    pass included.
+    """
     with without_kernel(), FlopCounterMode(display=False) as counter:
         step()
     return float(counter.get_total_flops())

@@ -1,7 +1,8 @@
-"""Costs measured side by side: A B A B ... in one process, medians of the rounds, ratios round by round.
+"""Costs measured side by side: A B A B ... in one process, medians of the rounds, ratios round by
+round.
 
-Wall time suffers from neighbours on a shared machine; CPU time (user + system, all threads) much less. Page faults
-tell how much memory the system had to hand out again.
+Wall time suffers from neighbours on a shared machine; CPU time (user + system, all threads) much
+less. Page faults tell how much memory the system had to hand out again.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ def side_by_side(
     warmup: int = 1,
     device: torch.device | str = "cpu",
 ) -> Rounds:
-    """Run every call `warmup` times, then all of them in turn for `rounds` rounds; the cost of each call."""
+    """Run every call `warmup` times, then all of them in turn for `rounds` rounds; the cost of each
+    call.
+    """
     device = torch.device(device)
     for call in calls.values():
         for _ in range(warmup):
@@ -63,7 +66,9 @@ def side_by_side(
 
 
 def ratio(costs: Rounds, name: str, base: str, what: str = "wall") -> float:
-    """The median over rounds of `name`'s cost over `base`'s in the same round; `what` is a field of `Cost`."""
+    """The median over rounds of `name`'s cost over `base`'s in the same round; `what` is a field of
+    `Cost`.
+    """
     pairs = zip(costs[name], costs[base], strict=True)
     return median(getattr(a, what) / max(getattr(b, what), 1e-9) for a, b in pairs)
 
@@ -71,7 +76,8 @@ def ratio(costs: Rounds, name: str, base: str, what: str = "wall") -> float:
 def peak_memory(call: Callable[[], object], device: torch.device | str = "cpu") -> int:
     """Bytes by which tensors alive during `call` exceed those alive before it, at the highest.
 
-    Counted at PyTorch's allocator, so that neither the C library's habits nor earlier calls have a part in it.
+    Counted at PyTorch's allocator, so that neither the C library's habits nor earlier calls have a
+    part in it.
     """
     device = torch.device(device)
     if device.type == "cuda":
@@ -81,7 +87,9 @@ def peak_memory(call: Callable[[], object], device: torch.device | str = "cpu") 
         call()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
         call()
     alive = peak = 0
     for event in profile.profiler.kineto_results.events():
@@ -96,13 +104,19 @@ def table(costs: Rounds, base: str, memory: Mapping[str, int] | None = None) -> 
     head = ["", "wall s", "CPU s", "system s", "page faults", "wall ratio", "CPU ratio"]
     rows = []
     for name, own in costs.items():
-        middle = [median(getattr(cost, field) for cost in own) for field in ("wall", "cpu", "system", "faults")]
+        middle = [
+            median(getattr(cost, field) for cost in own)
+            for field in ("wall", "cpu", "system", "faults")
+        ]
         rows.append(
             [name, *(f"{value:.3f}" for value in middle[:3]), f"{middle[3]:.0f}"]
             + [f"{ratio(costs, name, base, what):.2f}" for what in ("wall", "cpu")]
         )
         if memory is not None:
-            rows[-1] += [f"{memory[name] / 2**20:.0f}", f"{memory[name] / max(memory[base], 1):.2f}"]
+            rows[-1] += [
+                f"{memory[name] / 2**20:.0f}",
+                f"{memory[name] / max(memory[base], 1):.2f}",
+            ]
     if memory is not None:
         head += ["peak MiB", "peak ratio"]
     lines = [head, ["---"] * len(head), *rows]
@@ -114,5 +128,7 @@ def arguments(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("-device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds A B A B ...; medians are reported")
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="rounds A B A B ...; medians are reported"
+    )
     return parser

@@ -3,8 +3,9 @@
     {"format_version": 1, "header": {...}, "network_weights": {"encoder.…": tensor},
      "nnssl_adaptation_plan": {...}, "citations": [...]}
 
-A file holds tensors and plain Python types only and is read with `weights_only=True`, so that nothing
-in it is executed. `checkpoint_latest.pth` adds "training_state", which only the training loop reads.
+A file holds tensors and plain Python types only and is read with `weights_only=True`, so that
+nothing in it is executed. `checkpoint_latest.pth` adds "training_state", which only the training
+loop reads.
 
 plain      files of PyTorch, read without executing anything
 header     what a header may say, and that the tensors are those of the encoder that it names
@@ -17,7 +18,13 @@ from nnssl.checkpoint.describe import describe, describe_hu
 from nnssl.checkpoint.file import Checkpoint, load, pack, read, write
 from nnssl.checkpoint.header import FORMAT_VERSION, KEYS, PREFIX
 from nnssl.checkpoint.plain import CheckpointError, read_plain, why_no_weights
-from nnssl.checkpoint.transfer import Transfer, TransferError, differences, transfer, transfer_decoder
+from nnssl.checkpoint.transfer import (
+    Transfer,
+    TransferError,
+    differences,
+    transfer,
+    transfer_decoder,
+)
 
 __all__ = [
     "FORMAT_VERSION",

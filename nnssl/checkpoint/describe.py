@@ -46,21 +46,26 @@ def _training(header: Mapping) -> dict[str, str]:
         "data": f"{name}, {cases} scans, plan {fingerprint}",
         "trained": f"step {header.get('step', UNKNOWN)} of {steps}, {batch} scans a step, seed {seed}",
         "settings": _pairs(header.get("method_config", {})) or UNKNOWN,
-        "metrics": _pairs({name: v for name, v in metrics.items() if not str(name).startswith("probe_")}),
+        "metrics": _pairs(
+            {name: v for name, v in metrics.items() if not str(name).startswith("probe_")}
+        ),
         **({"probe": _probe(header["probe"])} if "probe" in header else {}),
     }
 
 
 def _foreign(origin: Mapping) -> dict[str, str]:
     """Of weights that `nnssl_convert` took from another project's file."""
-    file, sha256, title, licence, loaded, total = _of(origin, "file", "sha256", "title", "licence", "loaded", "total")
+    file, sha256, title, licence, loaded, total = _of(
+        origin, "file", "sha256", "title", "licence", "loaded", "total"
+    )
     left_out = origin.get("left_out", {})
     adapted = origin.get("adapted", [])
     return {
         "converted": f"{file}, sha256 {sha256}",
         "source": f"{title}; {licence}",
         "loaded": f"{loaded} of {total} tensors from the file",
-        "adapted": "; ".join(map(str, adapted if isinstance(adapted, list) else [adapted])) or "nothing",
+        "adapted": "; ".join(map(str, adapted if isinstance(adapted, list) else [adapted]))
+        or "nothing",
         "left out": _reasons(left_out) or "nothing",
     }
 
@@ -72,8 +77,14 @@ def _reasons(left_out: object) -> str:
 
 
 def _probe(probe: Mapping) -> str:
-    labels = {str(name).removeprefix("probe_"): v for name, v in probe.items() if str(name).startswith("probe_")}
-    cases, dataset, step, best, best_step = _of(probe, "cases", "dataset", "step", "best", "best_step")
+    labels = {
+        str(name).removeprefix("probe_"): v
+        for name, v in probe.items()
+        if str(name).startswith("probe_")
+    }
+    cases, dataset, step, best, best_step = _of(
+        probe, "cases", "dataset", "step", "best", "best_step"
+    )
     count = len(cases) if isinstance(cases, list) else cases
     shown = f"on {count} cases of {dataset} at step {step}: {_pairs(labels)} (mean)"
     return f"{shown}; best {_short(best)} at step {best_step}"

@@ -52,14 +52,20 @@ class Checkpoint:
 
     def part(self, prefix: str) -> dict[str, Tensor]:
         """The tensors whose names begin with `prefix`, without it."""
-        return {name.removeprefix(prefix): w for name, w in self.weights.items() if name.startswith(prefix)}
+        return {
+            name.removeprefix(prefix): w
+            for name, w in self.weights.items()
+            if name.startswith(prefix)
+        }
 
     @property
     def crop(self) -> Shape:
         return tuple(self.header["crop"])
 
 
-def pack(encoder: Swin, header: dict, citations: list[str], decoder: nn.Module | None = None) -> dict:
+def pack(
+    encoder: Swin, header: dict, citations: list[str], decoder: nn.Module | None = None
+) -> dict:
     """The content of a checkpoint file.
 
     header:  needs the keys method, plan (with hu and spacing) and crop; decoder where there is one.
@@ -68,7 +74,9 @@ def pack(encoder: Swin, header: dict, citations: list[str], decoder: nn.Module |
     """
     state = {PREFIX + name: tensor for name, tensor in encoder.state_dict().items()}
     if decoder is not None:
-        state |= {DECODER + name: tensor for name, tensor in without_heads(decoder.state_dict()).items()}
+        state |= {
+            DECODER + name: tensor for name, tensor in without_heads(decoder.state_dict()).items()
+        }
     weights = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
     broken = [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]
     if broken:
@@ -76,7 +84,9 @@ def pack(encoder: Swin, header: dict, citations: list[str], decoder: nn.Module |
             f"{len(broken)} tensors hold NaN or infinite values, first {broken[0]}; nothing was written. "
             "Continue from the last checkpoint with a lower learning rate (--set lr=...)"
         )
-    header = json.loads(json.dumps({**header, "encoder": encoder.config.to_dict()}, allow_nan=False))
+    header = json.loads(
+        json.dumps({**header, "encoder": encoder.config.to_dict()}, allow_nan=False)
+    )
     content = {
         "format_version": FORMAT_VERSION,
         "header": header,
@@ -92,17 +102,22 @@ def pack(encoder: Swin, header: dict, citations: list[str], decoder: nn.Module |
 def write(path: Path | str, content: dict) -> None:
     """Whole or not at all: written under a temporary name, then moved.
 
-    The same content gives the same bytes: given a path, PyTorch would put its random name into the file.
+    The same content gives the same bytes: given a path, PyTorch would put its random name into the
+    file.
     """
     with files.atomic(path) as temporary, temporary.open("wb") as file:
         torch.save(content, file)
 
 
 def read(path: Path | str) -> dict:
-    """The whole content of a file, training state included. Raises FileNotFoundError or CheckpointError."""
+    """The whole content of a file, training state included. Raises FileNotFoundError or
+    CheckpointError.
+    """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}; pretrain one with: nnssl_pretrain -m smit -i FOLDER")
+        raise FileNotFoundError(
+            f"no checkpoint at {path}; pretrain one with: nnssl_pretrain -m smit -i FOLDER"
+        )
     content = read_plain(path)
     if why := problem(content):
         raise CheckpointError(f"{path} {why}")
@@ -124,9 +139,12 @@ def load(path: Path | str) -> Checkpoint:
 
 
 def _adaptation_plan(header: dict) -> dict:
-    """What upstream's `nnUNetv2_preprocess_like_nnssl` reads (nnunetv2/experiment_planning/like_nnssl.py)."""
+    """What upstream's `nnUNetv2_preprocess_like_nnssl` reads
+    (nnunetv2/experiment_planning/like_nnssl.py).
+    """
     dims = header["encoder"]["spatial_dims"]
-    spacing = header["plan"]["spacing"] and header["plan"]["spacing"][-dims:]  # None where it is unknown
+    # None where it is unknown
+    spacing = header["plan"]["spacing"] and header["plan"]["spacing"][-dims:]
     configuration = {"spacing": spacing, "patch_size": header["crop"]}
     return {
         "architecture_plans": {

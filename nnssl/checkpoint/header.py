@@ -43,7 +43,9 @@ MOST_KNOTS = 64  # of a HU map
 def problem(content: object) -> str | None:
     """Why `content` is not that of a checkpoint; None where it is."""
     if not isinstance(content, dict) or not content.keys() >= KEYS:
-        found = sorted(map(str, content))[:10] if isinstance(content, dict) else type(content).__name__
+        found = (
+            sorted(map(str, content))[:10] if isinstance(content, dict) else type(content).__name__
+        )
         expected = f"expected {sorted(KEYS)}"
         return f"is not a checkpoint of nnssl_pretrain: it holds {found}, {expected}"
     if content["format_version"] != FORMAT_VERSION:
@@ -82,12 +84,28 @@ def _check_header(header: Mapping, citations: object) -> None:
     dims = header["encoder"].get("spatial_dims", SwinConfig.spatial_dims)
     crop, plan = header["crop"], header["plan"]
     whole = isinstance(crop, list) and len(crop) == dims and all(map(_is_whole, crop))
-    _demand(whole and all(0 < n <= LARGEST_CROP for n in crop), f"crop is {dims} numbers of voxels", crop)
-    _demand(isinstance(plan, dict) and plan.keys() >= {"hu", "spacing"}, "plan says hu and spacing", plan)
+    _demand(
+        whole and all(0 < n <= LARGEST_CROP for n in crop),
+        f"crop is {dims} numbers of voxels",
+        crop,
+    )
+    _demand(
+        isinstance(plan, dict) and plan.keys() >= {"hu", "spacing"},
+        "plan says hu and spacing",
+        plan,
+    )
     spacing, hu = plan["spacing"], plan["hu"]
     if spacing is not None:
-        mm = isinstance(spacing, list) and dims <= len(spacing) <= 3 and all(map(_is_number, spacing))
-        _demand(mm and all(0 < n <= WIDEST_SPACING for n in spacing), "spacing is numbers of mm", spacing)
+        mm = (
+            isinstance(spacing, list)
+            and dims <= len(spacing) <= 3
+            and all(map(_is_number, spacing))
+        )
+        _demand(
+            mm and all(0 < n <= WIDEST_SPACING for n in spacing),
+            "spacing is numbers of mm",
+            spacing,
+        )
     if hu is not None:
         _check_hu(hu)
 
@@ -98,7 +116,9 @@ def _check_hu(hu: object) -> None:
     linear = known - {"interior"}
     _demand(isinstance(hu, dict) and linear <= hu.keys() <= known, f"hu says {sorted(linear)}", hu)
     knots = hu.get("interior", [])
-    pairs = isinstance(knots, list) and all(isinstance(knot, list) and len(knot) == 2 for knot in knots)
+    pairs = isinstance(knots, list) and all(
+        isinstance(knot, list) and len(knot) == 2 for knot in knots
+    )
     _demand(pairs and len(knots) <= MOST_KNOTS, f"hu.interior is at most {MOST_KNOTS} pairs", knots)
     numbers = [hu[name] for name in linear] + [number for knot in knots for number in knot]
     _demand(all(map(_is_number, numbers)), "hu is of numbers", hu)
@@ -107,7 +127,11 @@ def _check_hu(hu: object) -> None:
 
 def _check_encoder(encoder: object) -> None:
     """Of the types that `SwinConfig` has; the rest it checks by itself."""
-    _demand(isinstance(encoder, dict) and all(isinstance(name, str) for name in encoder), "encoder is fields", encoder)
+    _demand(
+        isinstance(encoder, dict) and all(isinstance(name, str) for name in encoder),
+        "encoder is fields",
+        encoder,
+    )
     for field in fields(SwinConfig):
         value, default = encoder.get(field.name, field.default), field.default
         if isinstance(default, tuple):
@@ -135,7 +159,11 @@ def _check_fit(config: SwinConfig, weights: Mapping[str, Tensor]) -> None:
         _demand(got == shape, f"the encoder has {name} {shape}", got)
     _demand(sum(config.depths) <= len(weights), "a block has tensors", config.depths)
     wanted = _shapes(config)
-    given = {name: tuple(w.shape) for name, w in weights.items() if name != MASK and not name.startswith(DECODER)}
+    given = {
+        name: tuple(w.shape)
+        for name, w in weights.items()
+        if name != MASK and not name.startswith(DECODER)
+    }
     other = sorted({*wanted.items()} ^ {*given.items()})
     rule = f"the tensors are those of the encoder {config.to_dict()}"
     _demand(not other, rule, [name for name, _ in other[:3]])

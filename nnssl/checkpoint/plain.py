@@ -44,10 +44,12 @@ def why_no_weights(tensor: object) -> str | None:
     """Why something is no tensor of weights; None for a dense, floating, finite one."""
     if not isinstance(tensor, Tensor):
         return f"is a {type(tensor).__name__}, not a tensor"
-    if tensor.layout is not torch.strided or tensor.device.type != "cpu" or not tensor.is_floating_point():
-        return (
-            f"is a {tensor.device.type} tensor of {tensor.dtype}, {tensor.layout}; weights are dense floating numbers"
-        )
+    if (
+        tensor.layout is not torch.strided
+        or tensor.device.type != "cpu"
+        or not tensor.is_floating_point()
+    ):
+        return f"is a {tensor.device.type} tensor of {tensor.dtype}, {tensor.layout}; weights are dense floating numbers"
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():  # a stride of 0
         return f"claims {tensor.numel()} numbers, of which the file holds fewer"
     return None if torch.isfinite(tensor.float()).all() else "holds NaN or infinite values"

@@ -21,7 +21,9 @@ class TransferError(ValueError):
 
 @dataclass(frozen=True)
 class Transfer:
-    """What `transfer` did: `matched` of the encoder's `total` tensors were set; `explained` tells of the rest."""
+    """What `transfer` did: `matched` of the encoder's `total` tensors were set; `explained` tells
+    of the rest.
+    """
 
     matched: int
     total: int
@@ -29,13 +31,15 @@ class Transfer:
 
 
 def transfer(checkpoint: Checkpoint, encoder: Swin, labels: int = 0) -> Transfer:
-    """Load every encoder tensor from `checkpoint`, in place, or raise TransferError and load nothing.
+    """Load every encoder tensor from `checkpoint`, in place, or raise TransferError and load
+    nothing.
 
-    Tensors are matched by name and shape. A stem for one channel is inflated to any number C of image channels:
-    repeated, and divided by C, so that C equal channels give what one gave. One for several channels fits only as
-    many. The last `labels` of `encoder`'s input channels are a cascade's: the pretraining knew nothing of them, and
-    their weights start at zero, so that at first the encoder sees what it saw there. Where `encoder` leaves an axis
-    as it is that the checkpoint's halves, patch embedding and merges are adapted (`nnssl.encoder.adapt`).
+    Tensors are matched by name and shape. A stem for one channel is inflated to any number C of
+    image channels: repeated, and divided by C, so that C equal channels give what one gave. One for
+    several channels fits only as many. The last `labels` of `encoder`'s input channels are a
+    cascade's: the pretraining knew nothing of them, and their weights start at zero, so that at
+    first the encoder sees what it saw there. Where `encoder` leaves an axis as it is that the
+    checkpoint's halves, patch embedding and merges are adapted (`nnssl.encoder.adapt`).
     """
     given = checkpoint.part(PREFIX)
     wanted = dict(encoder.named_parameters())
@@ -45,7 +49,9 @@ def transfer(checkpoint: Checkpoint, encoder: Swin, labels: int = 0) -> Transfer
             del given[name]
             explained[name] = reason
     if STEM in given and STEM in wanted and given[STEM].shape[1] != wanted[STEM].shape[1]:
-        given[STEM], done = _inflate(checkpoint, given[STEM], wanted[STEM].shape[1] - labels, labels)
+        given[STEM], done = _inflate(
+            checkpoint, given[STEM], wanted[STEM].shape[1] - labels, labels
+        )
         explained[STEM] = ", ".join(filter(None, [explained.get(STEM), *done]))
     _demand_match(checkpoint, given, wanted)
     with torch.no_grad():
@@ -54,16 +60,25 @@ def transfer(checkpoint: Checkpoint, encoder: Swin, labels: int = 0) -> Transfer
     return Transfer(matched=len(wanted), total=len(wanted), explained=explained)
 
 
-def transfer_decoder(checkpoint: Checkpoint, decoder: nn.Module, images: int, labels: int = 0) -> Transfer:
-    """Load every tensor of the decoder but its heads' from `checkpoint`, in place, or raise TransferError.
+def transfer_decoder(
+    checkpoint: Checkpoint, decoder: nn.Module, images: int, labels: int = 0
+) -> Transfer:
+    """Load every tensor of the decoder but its heads' from `checkpoint`, in place, or raise
+    TransferError.
 
-    images, labels: channels of the image and of a cascade's labels, for the layers that read the image;
+    images, labels: channels of the image and of a cascade's labels, for the layers that read the
+    image;
                     they are inflated as the encoder's first one.
     """
     given, wanted, explained = checkpoint.part(DECODER), without_heads(decoder.state_dict()), {}
     for name in given.keys() & wanted.keys():
         here, there = given[name].shape, wanted[name].shape
-        if len(here) > 1 and here[1] == 1 and there == (here[0], images + labels, *here[2:]) and there != here:
+        if (
+            len(here) > 1
+            and here[1] == 1
+            and there == (here[0], images + labels, *here[2:])
+            and there != here
+        ):
             given[name], done = _inflate(checkpoint, given[name], images, labels)
             explained[name] = ", ".join(done)
     _demand_match(checkpoint, given, wanted)
@@ -73,7 +88,9 @@ def transfer_decoder(checkpoint: Checkpoint, decoder: nn.Module, images: int, la
     return Transfer(matched=len(wanted), total=len(wanted), explained=explained)
 
 
-def _inflate(checkpoint: Checkpoint, stem: Tensor, images: int, labels: int) -> tuple[Tensor, list[str]]:
+def _inflate(
+    checkpoint: Checkpoint, stem: Tensor, images: int, labels: int
+) -> tuple[Tensor, list[str]]:
     """`stem` for `images` channels and `labels`, and what was done to it."""
     given = stem.shape[1]
     if given not in (1, images):
@@ -88,13 +105,17 @@ def _inflate(checkpoint: Checkpoint, stem: Tensor, images: int, labels: int) -> 
         stem = stem.repeat_interleave(images, dim=1) / images
         done.append(f"inflated from 1 to {images} input channels")
     if labels:
-        stem = torch.cat([stem, torch.zeros_like(stem[:, :1]).repeat_interleave(labels, dim=1)], dim=1)
+        stem = torch.cat(
+            [stem, torch.zeros_like(stem[:, :1]).repeat_interleave(labels, dim=1)], dim=1
+        )
         done.append(f"{labels} channels of labels start at zero")
     return stem, done
 
 
 def differences(given: dict[str, Tensor], wanted: dict[str, Tensor]) -> str:
-    """A line for every tensor that is missing, unexpected or of another shape; the first twenty; "" for none."""
+    """A line for every tensor that is missing, unexpected or of another shape; the first twenty; ""
+    for none.
+    """
     problems = [f"missing in the file: {name}" for name in sorted(wanted.keys() - given.keys())]
     problems += [f"unexpected in the file: {name}" for name in sorted(given.keys() - wanted.keys())]
     problems += [
@@ -102,10 +123,14 @@ def differences(given: dict[str, Tensor], wanted: dict[str, Tensor]) -> str:
         for name in sorted(given.keys() & wanted.keys())
         if given[name].shape != wanted[name].shape
     ]
-    return "\n  ".join(problems[:20] + ([f"... and {len(problems) - 20} more"] if len(problems) > 20 else []))
+    return "\n  ".join(
+        problems[:20] + ([f"... and {len(problems) - 20} more"] if len(problems) > 20 else [])
+    )
 
 
-def _demand_match(checkpoint: Checkpoint, given: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+def _demand_match(
+    checkpoint: Checkpoint, given: dict[str, Tensor], wanted: dict[str, Tensor]
+) -> None:
     if shown := differences(given, wanted):
         raise TransferError(
             f"{checkpoint.path} does not fit the network; nothing was loaded:\n  {shown}\n"

@@ -1,4 +1,6 @@
-"""Where each scan of a collection lies beside the others: affine maps to one template, found without labels."""
+"""Where each scan of a collection lies beside the others: affine maps to one template, found
+without labels.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ class Affine:
     offset: tuple[float, ...]
 
     def places(self, shape: Shape, spacing: Spacing) -> np.ndarray:
-        """Where each voxel of a scan [Z Y X] lies in the template, in mm: float32 [Z Y X 3], (x, y, z)."""
+        """Where each voxel of a scan [Z Y X] lies in the template, in mm: float32 [Z Y X 3], (x, y,
+        z).
+        """
         axes = [np.arange(size) * mm for size, mm in zip(shape, spacing, strict=True)]
         z, y, x = np.meshgrid(*axes, indexing="ij")
         places = np.stack([x, y, z], axis=-1) @ np.array(self.matrix).T + np.array(self.offset)
@@ -37,7 +41,9 @@ class Affine:
 
 
 def template_of(shapes: Sequence[Shape]) -> int:
-    """The scan that is nearest to the 80th percentile of all sizes: it shows most of what the others show."""
+    """The scan that is nearest to the 80th percentile of all sizes: it shows most of what the
+    others show.
+    """
     sizes = np.array(shapes, dtype=float)
     apart = np.abs(sizes - np.percentile(sizes, 80, axis=0)).sum(axis=1)
     return int(apart.argmin())
@@ -64,7 +70,9 @@ def register(template: np.ndarray, voxels: np.ndarray, spacing: Spacing) -> Affi
     centre, shift = np.array(inverse.GetCenter()), np.array(inverse.GetTranslation())
     stretch = np.linalg.svd(matrix, compute_uv=False)
     if not (STRETCH[0] <= stretch.min() and stretch.max() <= STRETCH[1]):
-        raise RegistrationError(f"would have to be stretched by {stretch.min():.2f} to {stretch.max():.2f}")
+        raise RegistrationError(
+            f"would have to be stretched by {stretch.min():.2f} to {stretch.max():.2f}"
+        )
     offset = shift + centre - matrix @ centre
     return Affine(tuple(map(tuple, matrix.tolist())), tuple(offset.tolist()))
 

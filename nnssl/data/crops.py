@@ -19,12 +19,14 @@ from nnssl.types import Shape
 PARCELS = ".parcels.b2nd"  # of a case, beside its voxels
 LEAST_BODY = 0.35  # share of body in the whole box, padding counted, below which it is drawn again
 DRAWS = 10
-# nnU-Net opens its store in the same way; mapping does not work on Windows (MIC-DKFZ/nnUNet issue 2723)
+# nnU-Net opens its store in the same way; mapping does not work on Windows (MIC-DKFZ/nnUNet issue
+# 2723)
 OPEN = {"mode": "r", "dparams": {"nthreads": 1}, **({} if os.name == "nt" else {"mmap_mode": "r"})}
 
 
 class Crops(torch.utils.data.Dataset):
-    """`crops[index]` -> {"crop": float32 [1 *shape], "index", "scan", "rejected": int, "start", "size": int64 [dims]}.
+    """`crops[index]` -> {"crop": float32 [1 *shape], "index", "scan", "rejected": int, "start",
+    "size": int64 [dims]}.
 
     `index` is the number of the sample in the whole run: index // len(crops) is the epoch, in which
     every case comes once, in an order of its own. A shape of two axes gives axial slices [1 Y X].
@@ -61,9 +63,13 @@ class Crops(torch.utils.data.Dataset):
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0))
 
     def _stored(self, plan: Plan) -> tuple[str, ...]:
-        """Cases that can be read; those noted as failed are left out, but a case that is just absent is an error."""
+        """Cases that can be read; those noted as failed are left out, but a case that is just
+        absent is an error.
+        """
         names = {entry.name for entry in os.scandir(self.folder)} if self.folder.is_dir() else set()
-        stored = tuple(c.id for c in plan.cases if f"{c.id}.json" in names and f"{c.id}.b2nd" in names)
+        stored = tuple(
+            c.id for c in plan.cases if f"{c.id}.json" in names and f"{c.id}.b2nd" in names
+        )
         failed = sum(f"{c.id}.failed.json" in names for c in plan.cases if c.id not in set(stored))
         if not stored or len(stored) + failed < len(plan.cases):
             raise ValueError(
@@ -73,7 +79,11 @@ class Crops(torch.utils.data.Dataset):
         return stored
 
     def _asked_for(self, cases: Sequence[str]) -> tuple[str, ...]:
-        gone = [c for c in cases if not all((self.folder / f"{c}{end}").is_file() for end in (".json", ".b2nd"))]
+        gone = [
+            c
+            for c in cases
+            if not all((self.folder / f"{c}{end}").is_file() for end in (".json", ".b2nd"))
+        ]
         if gone:
             raise ValueError(
                 f"{len(gone)} of the {len(cases)} scans that the run is on are not in {self.folder} any more, such as "
@@ -115,7 +125,10 @@ class Crops(torch.utils.data.Dataset):
         epoch, place = divmod(index, len(self.cases))
         if self._order[0] != epoch:
             # A stream of its own: (seed, index) above has no third entry.
-            self._order = epoch, np.random.default_rng((self.seed, epoch, 1)).permutation(len(self.cases))
+            self._order = (
+                epoch,
+                np.random.default_rng((self.seed, epoch, 1)).permutation(len(self.cases)),
+            )
         return int(self._order[1][place])
 
     def _properties(self, case: str) -> dict:
@@ -128,11 +141,12 @@ class Crops(torch.utils.data.Dataset):
         return properties
 
     def _position(self, generator: np.random.Generator, properties: dict) -> tuple[np.ndarray, int]:
-        """The first drawn start [3] with enough body, or else the best of DRAWS; and the number rejected.
+        """The first drawn start [3] with enough body, or else the best of DRAWS; and the number
+        rejected.
 
-        A body voxel is drawn, and the box around it uniformly from all that lie in the scan, so that
-        every part of the body is seen and none more often for lying at the scan's end. Judged by the
-        stored share of body in each block, so a rejected position costs no decompression.
+        A body voxel is drawn, and the box around it uniformly from all that lie in the scan, so
+        that every part of the body is seen and none more often for lying at the scan's end. Judged
+        by the stored share of body in each block, so a rejected position costs no decompression.
         """
         size, block = np.array(properties["shape"]), properties["body_block"]
         body = _body(properties)
@@ -187,7 +201,9 @@ def _body_voxels(body: np.ndarray, size: np.ndarray, block: int) -> np.ndarray:
     return full * body if body.any() else full
 
 
-def _share(body: np.ndarray, start: np.ndarray, box: np.ndarray, size: np.ndarray, block: int) -> float:
+def _share(
+    body: np.ndarray, start: np.ndarray, box: np.ndarray, size: np.ndarray, block: int
+) -> float:
     """Share of body voxels of the whole box, taking each block as uniform; what is outside is none."""
     low, high = start.clip(0), np.minimum(start + box, size)
     for axis in range(3):  # contracting the first axis brings the next one to the front

@@ -28,10 +28,11 @@ REFORMAT_WORDS = {"REFORMATTED", "MPR", "CPR", "MIP", "MINIP", "PROJECTION", "VR
 
 @dataclass(frozen=True)
 class Series:
-    """Slices that make one stack: file names in order along the stack, spacing (z, y, x), or why it is left out.
+    """Slices that make one stack: file names in order along the stack, spacing (z, y, x), or why it
+    is left out.
 
-    `frames`: of the files, where one has several. `positions` where the slices make no straight and even grid;
-    `note` says so then.
+    `frames`: of the files, where one has several. `positions` where the slices make no straight and
+    even grid; `note` says so then.
     """
 
     uid: str
@@ -46,11 +47,16 @@ class Series:
 
     def signature(self, folder: Path | str) -> list:
         """What changes when one of its files changes."""
-        return [*_signature([Path(folder, name) for name in dict.fromkeys(self.files)]), self.reason]
+        return [
+            *_signature([Path(folder, name) for name in dict.fromkeys(self.files)]),
+            self.reason,
+        ]
 
 
 def looks_like_dicom(path: Path) -> bool:
-    """By its ending, or by the letters that stand at byte 128 of a DICOM file. Nothing but a file is opened."""
+    """By its ending, or by the letters that stand at byte 128 of a DICOM file. Nothing but a file
+    is opened.
+    """
     if path.name.upper() == "DICOMDIR" or not path.is_file():
         return False
     if path.suffix.lower() in DICOM_ENDINGS:
@@ -63,13 +69,16 @@ def looks_like_dicom(path: Path) -> bool:
 
 
 def series_in(folder: Path | str, cache: Path | None = None) -> dict[str, Series]:
-    """The series of one folder by UID. With `cache` the answer is kept there until a file of the folder changes.
+    """The series of one folder by UID. With `cache` the answer is kept there until a file of the
+    folder changes.
 
     Raises PassingError when a file cannot be opened: without it the others might look whole.
     """
     folder = Path(folder)
     with passing_errors():
-        paths = sorted(p for p in folder.iterdir() if not p.name.startswith(".") and looks_like_dicom(p))
+        paths = sorted(
+            p for p in folder.iterdir() if not p.name.startswith(".") and looks_like_dicom(p)
+        )
         signature = _signature(paths)
     if cache is None:
         return _by_uid(judge(read_slices(paths)))
@@ -97,7 +106,9 @@ def _kept(place: Path, signature: list) -> list[Series] | None:
         return None
     if content["signature"] != signature:
         return None
-    return [Series(**{key: _tuples(value) for key, value in one.items()}) for one in content["series"]]
+    return [
+        Series(**{key: _tuples(value) for key, value in one.items()}) for one in content["series"]
+    ]
 
 
 def _tuples(value: object) -> object:
@@ -105,7 +116,9 @@ def _tuples(value: object) -> object:
 
 
 def judge(slices: Iterable[Slice]) -> list[Series]:
-    """Group slices to stacks and order each. A UID that holds several stacks (size, orientation) names them #2, #3."""
+    """Group slices to stacks and order each. A UID that holds several stacks (size, orientation)
+    names them #2, #3.
+    """
     groups: dict[str, dict[tuple, list[Slice]]] = defaultdict(lambda: defaultdict(list))
     for one in slices:
         groups[one.series][_stack(one)].append(one)
@@ -135,14 +148,20 @@ def _words(one: Slice) -> set[str]:
 
 
 def _judge_stack(uid: str, stack: list[Slice]) -> Series:
-    stack = list({one.instance: one for one in stack}.values())  # the same slice copied under another name
+    # the same slice copied under another name
+    stack = list({one.instance: one for one in stack}.values())
     first, names = stack[0], tuple(one.name for one in stack)
     try:
         _check_kind(stack)
-        positions, orientation = np.array([one.position for one in stack]), np.array(first.orientation)
+        positions, orientation = (
+            np.array([one.position for one in stack]),
+            np.array(first.orientation),
+        )
         found = arrange(positions, orientation, table=first.modality == "CT")
     except RefusedError as refusal:
-        return Series(uid, tuple(dict.fromkeys(names)), reason=str(refusal), modality=first.modality)
+        return Series(
+            uid, tuple(dict.fromkeys(names)), reason=str(refusal), modality=first.modality
+        )
     return Series(
         uid,
         tuple(names[i] for i in found.order),
@@ -159,24 +178,36 @@ def _check_kind(stack: list[Slice]) -> None:
     """Refuse what is not a stack of slices of a scan."""
     one = stack[0]
     if one.error:
-        raise RefusedError(f"{len(stack)} files cannot be read as DICOM images; the first: {one.error}")
+        raise RefusedError(
+            f"{len(stack)} files cannot be read as DICOM images; the first: {one.error}"
+        )
     if one.modality not in READ:
         raise RefusedError(f"is {one.modality or 'of no modality'}, not {' or '.join(READ)}")
     if words := _words(one) & LOCALIZER_WORDS:
         raise RefusedError(f"is a localizer: image type {'/'.join(words)}")
     if words := _words(one) & REFORMAT_WORDS:
-        raise RefusedError(f"is a reformat, not the primary stack: image type {'/'.join(sorted(words))}")
+        raise RefusedError(
+            f"is a reformat, not the primary stack: image type {'/'.join(sorted(words))}"
+        )
     if one.components != 1:
         raise RefusedError(f"has {one.components} components a voxel, a CT has one")
     if not (one.position and one.orientation):
-        raise RefusedError("has no ImagePositionPatient or ImageOrientationPatient, so its slices cannot be placed")
+        raise RefusedError(
+            "has no ImagePositionPatient or ImageOrientationPatient, so its slices cannot be placed"
+        )
     if not one.pixel or min(one.pixel) <= 0:
-        raise RefusedError(f"says no spacing: PixelSpacing {one.pixel or 'is absent or no two numbers'}")
+        raise RefusedError(
+            f"says no spacing: PixelSpacing {one.pixel or 'is absent or no two numbers'}"
+        )
     axes = np.reshape(one.orientation, (2, 3))
     if np.abs(axes @ axes.T - np.eye(2)).max() > 1e-2:
-        raise RefusedError("has an ImageOrientationPatient whose directions are not at right angles")
+        raise RefusedError(
+            "has an ImageOrientationPatient whose directions are not at right angles"
+        )
     if one.size[2] > 1 and len({each.rescaling for each in stack}) > 1:
-        raise RefusedError("is a multi-frame file that rescales each frame differently; convert it to NIfTI")
+        raise RefusedError(
+            "is a multi-frame file that rescales each frame differently; convert it to NIfTI"
+        )
 
 
 def demand_modality(folder: Path | str, uid: str, in_hu: bool, cache: Path | None = None) -> None:
@@ -197,7 +228,9 @@ def check_files(folder: Path | str, uid: str, cache: Path | None = None) -> None
 
 
 def read_series(folder: Path | str, uid: str, cache: Path | None = None) -> Scan:
-    """One series on a straight grid, its axes in the patient's order. Raises RefusedError or PassingError."""
+    """One series on a straight grid, its axes in the patient's order. Raises RefusedError or
+    PassingError.
+    """
     series = series_in(folder, cache).get(uid)
     if series is None:
         raise RefusedError(f"the series is no longer in {folder}")

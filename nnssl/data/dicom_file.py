@@ -1,7 +1,7 @@
 """One DICOM file: its elements without the voxels, and whether all voxels are there.
 
-Read here rather than by GDCM for two reasons: GDCM leaves voxels that are not in the file as the memory was, and
-SimpleITK does not pass on what a file of many frames says of each frame.
+Read here rather than by GDCM for two reasons: GDCM leaves voxels that are not in the file as the
+memory was, and SimpleITK does not pass on what a file of many frames says of each frame.
 """
 
 from __future__ import annotations
@@ -23,9 +23,14 @@ MOST_ELEMENTS = 1_000_000
 DEEPEST = 8
 COMPRESSED = 5_000  # to 1: JPEG 2000 makes an empty slice that small
 NATIVE = {"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"}
-IMPLICIT, BIG_ENDIAN, DEFLATED = "1.2.840.10008.1.2", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99"
+IMPLICIT, BIG_ENDIAN, DEFLATED = (
+    "1.2.840.10008.1.2",
+    "1.2.840.10008.1.2.2",
+    "1.2.840.10008.1.2.1.99",
+)
 SHARED, EACH = 0x52009229, 0x52009230
-# Sequences of a multi-frame file that say where a frame lies: position, orientation, pixel measures, rescaling.
+# Sequences of a multi-frame file that say where a frame lies: position, orientation, pixel
+# measures, rescaling.
 OPENED = {SHARED, EACH, 0x00209113, 0x00209116, 0x00289110, 0x00289145}
 
 
@@ -60,7 +65,9 @@ class Image(Elements):
 
 
 def read_image(path: Path | str) -> Image:
-    """Raises RefusedError for what is no DICOM image or is cut short, and OSError when the disk does not answer."""
+    """Raises RefusedError for what is no DICOM image or is cut short, and OSError when the disk
+    does not answer.
+    """
     with Path(path).open("rb") as file:
         size = file.seek(0, 2)
         try:
@@ -75,7 +82,8 @@ class _Reader:
     def __init__(self, file: BufferedReader, size: int) -> None:
         self.file, self.size, self.count = file, size, 0
         self.explicit, self.order = True, "<"
-        self.pixels: tuple[int, int] | None = None  # bytes of voxels and fragments; 0 fragments: not compressed
+        # bytes of voxels and fragments; 0 fragments: not compressed
+        self.pixels: tuple[int, int] | None = None
 
     def image(self) -> Image:
         image = Image()
@@ -102,7 +110,9 @@ class _Reader:
         return b"1.2.840.10008.1.2.1" if start[4:6].isalpha() else IMPLICIT.encode()
 
     def _elements(self, into: Elements, end: int, depth: int = 0, meta: bool = False) -> None:
-        """Read up to `end`, or to the mark of an item's end. `meta`: only group 2, which is always explicit."""
+        """Read up to `end`, or to the mark of an item's end. `meta`: only group 2, which is always
+        explicit.
+        """
         while self.file.tell() + 8 <= end and self.pixels is None:
             if meta and self.file.peek(2)[:2] != b"\x02\0":
                 return
@@ -129,7 +139,11 @@ class _Reader:
         kind, short = struct.unpack(self.order + "2sH", self.file.read(4))
         if not (kind.isalpha() and kind.isupper()):
             raise RefusedError("it is damaged: an element has no type")
-        return tag, kind, struct.unpack(self.order + "I", self.file.read(4))[0] if kind in LONG else short
+        return (
+            tag,
+            kind,
+            struct.unpack(self.order + "I", self.file.read(4))[0] if kind in LONG else short,
+        )
 
     def _value(self, into: Elements, tag: int, length: int, end: int) -> None:
         if self.file.tell() + length > end:
@@ -160,7 +174,9 @@ class _Reader:
             if tag != ITEM:
                 raise RefusedError("it is damaged: a sequence holds something else than items")
             item = Elements()
-            self._elements(item, end if length == UNDEFINED else self._within(length, end), depth + 1)
+            self._elements(
+                item, end if length == UNDEFINED else self._within(length, end), depth + 1
+            )
             yield item
 
     def _within(self, length: int, end: int) -> int:
@@ -184,16 +200,25 @@ class _Reader:
 
     def _check(self, image: Image, syntax: str) -> None:
         order = "big" if self.order == ">" else "little"
-        columns, rows, bits = (image.number(tag, 0, order) for tag in (0x00280011, 0x00280010, 0x00280100))
-        frames, image.components = int(image.text(0x00280008) or 1), image.number(0x00280002, 1, order)
+        columns, rows, bits = (
+            image.number(tag, 0, order) for tag in (0x00280011, 0x00280010, 0x00280100)
+        )
+        frames, image.components = (
+            int(image.text(0x00280008) or 1),
+            image.number(0x00280002, 1, order),
+        )
         if self.pixels is None or min(columns, rows, bits, frames, image.components) < 1:
-            raise RefusedError(f"it holds no image (modality {image.text(0x00080060)[:16] or 'not given'})")
+            raise RefusedError(
+                f"it holds no image (modality {image.text(0x00080060)[:16] or 'not given'})"
+            )
         image.size = (columns, rows, frames)
         wanted = (columns * rows * frames * image.components * bits + 7) // 8
         length, fragments = self.pixels
         if (syntax in NATIVE) == bool(fragments):
             raise RefusedError("it is damaged: its transfer syntax and its voxels disagree")
         if fragments and (fragments < frames or wanted > COMPRESSED * length):
-            raise RefusedError(f"it is cut short: {length} compressed bytes in {fragments} pieces for {frames} frames")
+            raise RefusedError(
+                f"it is cut short: {length} compressed bytes in {fragments} pieces for {frames} frames"
+            )
         if not fragments and length < wanted:
             raise RefusedError(f"it is cut short, {length} of {wanted} bytes of voxels are there")

@@ -12,14 +12,27 @@ from nnssl.data.dicom_file import EACH, SHARED, Elements, Image, read_image
 from nnssl.data.refusals import RefusedError, check_name, passing_errors
 
 UNREADABLE = "unreadable files"
-MODALITY, IMAGE_TYPE, SERIES, INSTANCE, ECHO = 0x00080060, 0x00080008, 0x0020000E, 0x00080018, 0x00180081
-POSITION, ORIENTATION, PIXEL, SLOPE, INTERCEPT = 0x00200032, 0x00200037, 0x00280030, 0x00281053, 0x00281052
+MODALITY, IMAGE_TYPE, SERIES, INSTANCE, ECHO = (
+    0x00080060,
+    0x00080008,
+    0x0020000E,
+    0x00080018,
+    0x00180081,
+)
+POSITION, ORIENTATION, PIXEL, SLOPE, INTERCEPT = (
+    0x00200032,
+    0x00200037,
+    0x00280030,
+    0x00281053,
+    0x00281052,
+)
 PLANE, PLANE_ORIENTATION, MEASURES, RESCALING = 0x00209113, 0x00209116, 0x00289110, 0x00289145
 
 
 @dataclass(frozen=True)
 class Slice:
-    """What the header of one file says of one frame. `position` in mm; `orientation`: of the rows, then columns.
+    """What the header of one file says of one frame. `position` in mm; `orientation`: of the rows,
+    then columns.
 
     `pixel`: mm (x, y). `error`: why there is no more than the name.
     """
@@ -41,14 +54,21 @@ class Slice:
 
 
 def read_slices(paths: Sequence[Path]) -> Iterator[Slice]:
-    """One a frame; a file that cannot be read is a slice with an error. PassingError when the disk does not answer."""
+    """One a frame; a file that cannot be read is a slice with an error. PassingError when the disk
+    does not answer.
+    """
     for path in paths:
         try:
             with passing_errors():
                 image = read_image(check_name(path))
             yield from _frames(path.name, image)
         except RefusedError as error:
-            yield Slice(path.name, UNREADABLE, str(error).removeprefix("cannot be read: "), instance=path.name)
+            yield Slice(
+                path.name,
+                UNREADABLE,
+                str(error).removeprefix("cannot be read: "),
+                instance=path.name,
+            )
 
 
 def _frames(name: str, image: Image) -> Iterator[Slice]:

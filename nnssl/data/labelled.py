@@ -1,7 +1,8 @@
 """Labelled cases for the probe: images and labels of an nnU-Net raw dataset on the plan's grid.
 
-`probe.json` names them, written last; for each lie `<case>.b2nd` (float32 [1 Z Y X], as in pretraining),
-`<case>_labels.b2nd` (int16 [1 Z Y X], resampled as nnU-Net does) and `<case>.json`, where it is done.
+`probe.json` names them, written last; for each lie `<case>.b2nd` (float32 [1 Z Y X], as in
+pretraining), `<case>_labels.b2nd` (int16 [1 Z Y X], resampled as nnU-Net does) and `<case>.json`,
+where it is done.
 """
 
 from __future__ import annotations
@@ -45,12 +46,17 @@ class Labelled:
 def find_labelled(dataset: Path, count: int) -> Labelled:
     """`count` training cases of the raw dataset in folder `dataset`, evenly from its sorted names.
 
-    Raises ValueError when there are no labels, when classes overlap, or when fewer than two cases are complete.
+    Raises ValueError when there are no labels, when classes overlap, or when fewer than two cases
+    are complete.
     """
     if count < FEWEST:
-        raise ValueError(f"a probe needs at least {FEWEST} labelled cases, one to fit and one to test; got {count}")
+        raise ValueError(
+            f"a probe needs at least {FEWEST} labelled cases, one to fit and one to test; got {count}"
+        )
     if not (dataset / "dataset.json").is_file():
-        raise ValueError(f"{dataset} holds no dataset.json; a probe needs an nnU-Net raw dataset with labels")
+        raise ValueError(
+            f"{dataset} holds no dataset.json; a probe needs an nnU-Net raw dataset with labels"
+        )
     raw = open_raw(dataset)
     labels = raw.content.get("labels", {})
     if not labels or not all(isinstance(value, int) for value in labels.values()):
@@ -68,7 +74,9 @@ def find_labelled(dataset: Path, count: int) -> Labelled:
             f"{dataset}: {_there(dataset, raw)}, {len(complete)} of them with an image; a probe needs at least "
             f"{FEWEST} labelled cases"
         )
-    chosen = np.unique(np.linspace(0, len(complete) - 1, min(count, len(complete))).round().astype(int))
+    chosen = np.unique(
+        np.linspace(0, len(complete) - 1, min(count, len(complete))).round().astype(int)
+    )
     kept = {name: value for name, value in labels.items() if value != 0 and name != IGNORE}
     return Labelled(dataset.name, kept, labels.get(IGNORE), tuple(complete[i] for i in chosen))
 
@@ -80,7 +88,9 @@ def _there(dataset: Path, raw: RawDataset) -> str:
     return f"{len(list((dataset / 'labelsTr').glob(f'*{ending}')))} files *{ending} in labelsTr"
 
 
-def prepare_labelled(labelled: Labelled, folder: Path | str, plan: Plan, num_processes: int) -> None:
+def prepare_labelled(
+    labelled: Labelled, folder: Path | str, plan: Plan, num_processes: int
+) -> None:
     """Store what is not stored yet. ValueError, naming the case, for one that cannot be used."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -90,7 +100,9 @@ def prepare_labelled(labelled: Labelled, folder: Path | str, plan: Plan, num_pro
     with closing(each(work, todo, min(num_processes, len(todo)), "probe")) as results:
         for case, result in results:
             if isinstance(result, Failed):
-                raise ValueError(f"{case.id} of {labelled.dataset} cannot be used by the probe: {result.reason}")
+                raise ValueError(
+                    f"{case.id} of {labelled.dataset} cannot be used by the probe: {result.reason}"
+                )
     note = {
         "dataset": labelled.dataset,
         "labels": labelled.labels,
@@ -111,18 +123,30 @@ def store_case(case: LabelledCase, plan: Plan, plan_fingerprint: str, folder: Pa
         raise ValueError(f"the image has shape {voxels.shape}, its labels {labels.shape}")
     shape = resampled_shape(voxels.shape, spacing, plan.spacing)
     voxels = plan.bend(resample(plan.standardise(voxels)[None], shape, spacing, plan.spacing))
-    values = resample(np.rint(labels).astype(np.int16)[None], shape, spacing, plan.spacing, labels=True)
+    values = resample(
+        np.rint(labels).astype(np.int16)[None], shape, spacing, plan.spacing, labels=True
+    )
     store(voxels, inside(folder, f"{case.id}.b2nd"), plan.crop)
     store(values, inside(folder, f"{case.id}_labels.b2nd"), plan.crop, np.int16)
-    done = {"fingerprint": _fingerprint(case, plan_fingerprint), "shape": list(shape), "bytes": _bytes(case, folder)}
+    done = {
+        "fingerprint": _fingerprint(case, plan_fingerprint),
+        "shape": list(shape),
+        "bytes": _bytes(case, folder),
+    }
     write_json(inside(folder, f"{case.id}.json"), done)
 
 
 def _is_done(case: LabelledCase, plan_fingerprint: str, folder: Path) -> bool:
-    """Whether the case is stored whole, by this plan and from these files; if not, it is stored again."""
+    """Whether the case is stored whole, by this plan and from these files; if not, it is stored
+    again.
+    """
     try:
         note = read_json(inside(folder, f"{case.id}.json"))
-        return note == {**note, "fingerprint": _fingerprint(case, plan_fingerprint), "bytes": _bytes(case, folder)}
+        return note == {
+            **note,
+            "fingerprint": _fingerprint(case, plan_fingerprint),
+            "bytes": _bytes(case, folder),
+        }
     except (FileNotFoundError, ValueError):
         return False
 
@@ -130,7 +154,9 @@ def _is_done(case: LabelledCase, plan_fingerprint: str, folder: Path) -> bool:
 def _fingerprint(case: LabelledCase, plan_fingerprint: str) -> str:
     """Changes with the plan, the reader, and either file."""
     stats = [path.stat() for path in (case.image, case.labels)]
-    return fingerprint([plan_fingerprint, case.reader, *([stat.st_size, stat.st_mtime_ns] for stat in stats)])
+    return fingerprint(
+        [plan_fingerprint, case.reader, *([stat.st_size, stat.st_mtime_ns] for stat in stats)]
+    )
 
 
 def _bytes(case: LabelledCase, folder: Path) -> list[int]:

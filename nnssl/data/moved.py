@@ -1,4 +1,6 @@
-"""Scans of a plan that lie under another path now: the same below the folder that was given with -i."""
+"""Scans of a plan that lie under another path now: the same below the folder that was given with
+-i.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ from nnssl.data.plan import Case, Plan
 from nnssl.data.scans import Found
 
 
-def moved_cases(plan: Plan, scans: Sequence[Found], roots: Sequence[Path | str]) -> Iterator[tuple[Case, Found]]:
+def moved_cases(
+    plan: Plan, scans: Sequence[Found], roots: Sequence[Path | str]
+) -> Iterator[tuple[Case, Found]]:
     """The cases whose source seems to lie elsewhere, and where."""
     moved = moved_sources(plan, scans, roots)
     for case in plan.cases:
@@ -18,7 +22,9 @@ def moved_cases(plan: Plan, scans: Sequence[Found], roots: Sequence[Path | str])
             yield case, Found(moved[case.source], case.series)
 
 
-def moved_sources(plan: Plan, scans: Sequence[Found], roots: Sequence[Path | str]) -> dict[str, str]:
+def moved_sources(
+    plan: Plan, scans: Sequence[Found], roots: Sequence[Path | str]
+) -> dict[str, str]:
     """{source in the plan: where it may be now} of the sources that are not among `scans`.
 
     roots: the folders that were searched; each stands for that folder of old below which most of

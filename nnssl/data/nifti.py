@@ -1,7 +1,8 @@
 """NIfTI, checked before ITK reads it.
 
-ITK fills the rest of a file that is cut short with 0, and reads 0 where a voxel is NaN or infinite. In HU that is
-water, so neither would be noticed later. It takes 1 mm where there is no spacing, and allocates what a header says.
+ITK fills the rest of a file that is cut short with 0, and reads 0 where a voxel is NaN or infinite.
+In HU that is water, so neither would be noticed later. It takes 1 mm where there is no spacing, and
+allocates what a header says.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ SAME_SPACING = 0.01  # relative: what rounding in pixdim or sform can explain
 
 @dataclass(frozen=True)
 class Header:
-    """`dtype` as the voxels are stored, `offset` in bytes; `scaled`: a slope or intercept changes their values."""
+    """`dtype` as the voxels are stored, `offset` in bytes; `scaled`: a slope or intercept changes
+    their values.
+    """
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -39,7 +42,9 @@ class Header:
 
 
 def read_nifti_header(path: Path | str) -> Header:
-    """What the header promises, compared with the file's size. RefusedError for lies and for absent spacing."""
+    """What the header promises, compared with the file's size. RefusedError for lies and for absent
+    spacing.
+    """
     path = Path(path)
     with passing_errors():
         try:
@@ -52,9 +57,13 @@ def read_nifti_header(path: Path | str) -> Header:
     header = _parsed(block)
     _check_spacing(header)
     shape, dtype, offset = _layout(header)
-    found = Header(shape, dtype, offset, header["scl_slope"] not in (0, 1) or header["scl_inter"] != 0)
+    found = Header(
+        shape, dtype, offset, header["scl_slope"] not in (0, 1) or header["scl_inter"] != 0
+    )
     if offset + found.bytes > size * (DEFLATE if zipped else 1):
-        raise _bad(f"it is cut short, {size} bytes cannot hold the {offset + found.bytes} that its header promises")
+        raise _bad(
+            f"it is cut short, {size} bytes cannot hold the {offset + found.bytes} that its header promises"
+        )
     return found
 
 
@@ -73,7 +82,9 @@ def _parsed(block: bytes):
     kinds = {348: (nibabel.Nifti1Header, 348, b"n+1"), 540: (nibabel.Nifti2Header, 540, b"n+2")}
     for order in ("little", "big"):
         if (kind := kinds.get(int.from_bytes(block[:4], order))) and len(block) >= kind[1]:
-            header = kind[0](block[: kind[1]], endianness="<" if order == "little" else ">", check=False)
+            header = kind[0](
+                block[: kind[1]], endianness="<" if order == "little" else ">", check=False
+            )
             if header["magic"].item()[:3] == kind[2]:
                 return header
     raise _bad("it has no NIfTI header with the voxels in the same file")
@@ -87,7 +98,9 @@ def _layout(header) -> tuple[tuple[int, ...], np.dtype, int]:
     if not 1 <= count <= 7 or min(shape) < 1:
         raise _bad(f"its header gives the size {shape}")
     try:
-        dtype = nibabel.nifti1.data_type_codes.dtype[int(header["datatype"])].newbyteorder(header.endianness)
+        dtype = nibabel.nifti1.data_type_codes.dtype[int(header["datatype"])].newbyteorder(
+            header.endianness
+        )
     except KeyError as error:
         raise _bad(f"its header gives the unknown voxel type {int(header['datatype'])}") from error
     offset = float(header["vox_offset"])
@@ -110,11 +123,15 @@ def _check_spacing(header) -> None:
 
 
 def check_nifti(path: Path | str) -> None:
-    """Read the file once, a block at a time. RefusedError when it is cut short, damaged, NaN or infinite."""
+    """Read the file once, a block at a time. RefusedError when it is cut short, damaged, NaN or
+    infinite.
+    """
     header = read_nifti_header(path)
     with passing_errors():
         try:
-            count = sum(_checked(block, header.dtype) for block in _blocks(Path(path), header.offset))
+            count = sum(
+                _checked(block, header.dtype) for block in _blocks(Path(path), header.offset)
+            )
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise _bad(short(error)) from error
     if count < header.bytes:
@@ -138,11 +155,17 @@ def _checked(block: bytes, dtype: np.dtype) -> int:
 
 
 def read_by_nibabel(path: Path | str) -> tuple[np.ndarray, Spacing, np.ndarray]:
-    """Voxels float32 [Z Y X], spacing (z, y, x) and affine as nnU-Net's NibabelIO reads them: a shear is left out."""
+    """Voxels float32 [Z Y X], spacing (z, y, x) and affine as nnU-Net's NibabelIO reads them: a
+    shear is left out.
+    """
     import nibabel
 
     image = nibabel.load(path)
     voxels = np.asarray(image.dataobj, np.float32)
     if voxels.ndim > 3 and set(voxels.shape[3:]) == {1}:
         voxels = voxels.reshape(voxels.shape[:3])
-    return voxels.transpose(), tuple(float(zoom) for zoom in image.header.get_zooms()[2::-1]), image.affine
+    return (
+        voxels.transpose(),
+        tuple(float(zoom) for zoom in image.header.get_zooms()[2::-1]),
+        image.affine,
+    )

@@ -1,7 +1,8 @@
 """Where the axes of a scan run in the patient, and one order of axes for all scans.
 
-An orientation is named by the directions in which x, y and z run: LPS is a supine patient as CT slices are stored
-(to the left, to the back, to the head). The patient's frame is that of DICOM and ITK: x to the left, y to the back.
+An orientation is named by the directions in which x, y and z run: LPS is a supine patient as CT
+slices are stored (to the left, to the back, to the head). The patient's frame is that of DICOM and
+ITK: x to the left, y to the back.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ UNIFIED = "LPS"
 
 @dataclass(frozen=True)
 class Scan:
-    """Voxels float32 [Z Y X], spacing (z, y, x) in mm, orientation as stored, and what was changed in reading."""
+    """Voxels float32 [Z Y X], spacing (z, y, x) in mm, orientation as stored, and what was changed
+    in reading.
+    """
 
     voxels: np.ndarray
     spacing: Spacing
@@ -30,20 +33,23 @@ def turns(direction: np.ndarray) -> np.ndarray:
     from nibabel.orientations import io_orientation
 
     affine = np.eye(4)
-    affine[:3, :3] = np.diag([-1.0, -1.0, 1.0]) @ direction  # nibabel's frame runs to the right and to the front
+    # nibabel's frame runs to the right and to the front
+    affine[:3, :3] = np.diag([-1.0, -1.0, 1.0]) @ direction
     return io_orientation(affine)
 
 
 def is_permuted(direction: np.ndarray) -> bool:
-    """Whether z of the array is not the patient's axis from feet to head, as in volumes stored sagittally."""
+    """Whether z of the array is not the patient's axis from feet to head, as in volumes stored
+    sagittally.
+    """
     return turns(direction)[:, 0].tolist() != [0, 1, 2]
 
 
 def unify(scan: Scan, direction: np.ndarray) -> Scan:
     """`scan` with its orientation named; where axes are permuted, in the order LPS.
 
-    Permuted axes would mix the spacing of slices with that in their plane. Axes that only run the other way stay as
-    they are, since nnU-Net leaves them too.
+    Permuted axes would mix the spacing of slices with that in their plane. Axes that only run the
+    other way stay as they are, since nnU-Net leaves them too.
     """
     from nibabel.orientations import aff2axcodes, apply_orientation, axcodes2ornt, ornt_transform
 

@@ -1,9 +1,10 @@
-"""Parcels: every body voxel of a collection gets a class by its tissue and its place, without any label.
+"""Parcels: every body voxel of a collection gets a class by its tissue and its place, without any
+label.
 
-Tissue is what the voxel and its neighbourhood measure (HU at several widths); place is where it lies in
-a template to which each scan is registered (`nnssl.data.atlas`). Both together are clustered by k-means
-over all scans. The classes are stored beside the preprocessed scans, <case>.parcels.b2nd, uint8, 0 for
-what is no body; parcels.json says how they were made.
+Tissue is what the voxel and its neighbourhood measure (HU at several widths); place is where it
+lies in a template to which each scan is registered (`nnssl.data.atlas`). Both together are
+clustered by k-means over all scans. The classes are stored beside the preprocessed scans,
+<case>.parcels.b2nd, uint8, 0 for what is no body; parcels.json says how they were made.
 """
 
 from __future__ import annotations
@@ -49,14 +50,20 @@ class _Work:
         return voxels > (BODY_HU if self.hu is not None else 0.0)
 
 
-def make(folder: Path, plan: Plan, classes: int, num_processes: int, say: Callable[[str], None]) -> list[str]:
-    """Make the parcels of all preprocessed scans, unless they are there; the ids of the scans that have some.
+def make(
+    folder: Path, plan: Plan, classes: int, num_processes: int, say: Callable[[str], None]
+) -> list[str]:
+    """Make the parcels of all preprocessed scans, unless they are there; the ids of the scans that
+    have some.
 
     Scans that cannot be registered have none; they are counted, and named in parcels.json.
-    Raises ValueError for a number of classes that cannot be, and where fewer than two scans are left.
+    Raises ValueError for a number of classes that cannot be, and where fewer than two scans are
+    left.
     """
     if not 2 <= classes <= MOST_CLASSES:
-        raise ValueError(f"classes must be from 2 to {MOST_CLASSES}, got {classes}: --set classes=64")
+        raise ValueError(
+            f"classes must be from 2 to {MOST_CLASSES}, got {classes}: --set classes=64"
+        )
     stored = [case.id for case in plan.cases if inside(folder, f"{case.id}.b2nd").is_file()]
     made_for = {"format": FORMAT, "plan": plan.fingerprint, "classes": classes, "stored": stored}
     if (ready := _ready(folder, made_for)) is not None:
@@ -64,7 +71,9 @@ def make(folder: Path, plan: Plan, classes: int, num_processes: int, say: Callab
     work = _Work(folder, plan.hu, plan.spacing)
     shapes = [tuple(read_json(inside(folder, f"{case}.json"))["shape"]) for case in stored]
     template = stored[atlas.template_of(shapes)]
-    found = _results(partial(_place, work=work, template=template), stored, num_processes, "register")
+    found = _results(
+        partial(_place, work=work, template=template), stored, num_processes, "register"
+    )
     affines, rows, failed = {}, [], {}
     for case in stored:  # in the plan's order, whichever was done first
         if isinstance(found[case], Failed):
@@ -74,10 +83,19 @@ def make(folder: Path, plan: Plan, classes: int, num_processes: int, say: Callab
             rows.append(sampled)
     _demand_enough(affines, failed)
     centres = cluster(np.concatenate(rows), classes)
-    done = _results(partial(_label, work=work, centres=centres), list(affines.items()), num_processes, "parcels")
-    failed |= {case: result.reason for (case, _), result in done.items() if isinstance(result, Failed)}
+    done = _results(
+        partial(_label, work=work, centres=centres), list(affines.items()), num_processes, "parcels"
+    )
+    failed |= {
+        case: result.reason for (case, _), result in done.items() if isinstance(result, Failed)
+    }
     kept = [case for case in affines if case not in failed]
-    note = {"template": template, "cases": kept, "left_out": failed, "centres": centres.round(5).tolist()}
+    note = {
+        "template": template,
+        "cases": kept,
+        "left_out": failed,
+        "centres": centres.round(5).tolist(),
+    }
     affine = {case: asdict(affines[case]) for case in kept}
     write_json(inside(folder, NOTE), {**made_for, **note, "affine": affine})
     if failed:
@@ -94,8 +112,8 @@ def cases(folder: Path, plan: Plan) -> list[str]:
 def features(voxels: np.ndarray, spacing: Spacing) -> np.ndarray:
     """Tissue at each voxel of a scan in HU [Z Y X]: float32 [Z Y X 5].
 
-    Soft tissue (-175 to 250 HU, in units of 110) and bone (150 to 700, in units of 200) at the voxel,
-    both over their neighbourhood, and how much soft tissue varies there.
+    Soft tissue (-175 to 250 HU, in units of 110) and bone (150 to 700, in units of 200) at the
+    voxel, both over their neighbourhood, and how much soft tissue varies there.
     """
     from scipy.ndimage import gaussian_filter
 
@@ -106,7 +124,13 @@ def features(voxels: np.ndarray, spacing: Spacing) -> np.ndarray:
     bone = np.clip(voxels, 150, 700).astype(np.float32) / 200
     mean = wide(soft, 6.0)
     varies = np.sqrt(np.maximum(wide(soft**2, 6.0) - mean**2, 0))
-    local = [wide(soft, 2.5), 0.8 * wide(bone, 2.5), 0.8 * wide(soft, 8.0), 0.8 * wide(bone, 10.0), 0.8 * varies]
+    local = [
+        wide(soft, 2.5),
+        0.8 * wide(bone, 2.5),
+        0.8 * wide(soft, 8.0),
+        0.8 * wide(bone, 10.0),
+        0.8 * varies,
+    ]
     return np.stack(local, axis=-1)
 
 
@@ -160,12 +184,16 @@ def _results(function: Callable, items: list, num_processes: int, title: str) ->
 
 
 def _ready(folder: Path, made_for: dict) -> list[str] | None:
-    """The scans that have parcels, where these were made for the same scans, plan and number of classes."""
+    """The scans that have parcels, where these were made for the same scans, plan and number of
+    classes.
+    """
     try:
         note = read_json(inside(folder, NOTE))
     except (OSError, ValueError):
         return None
-    if not isinstance(note, dict) or any(note.get(name) != value for name, value in made_for.items()):
+    if not isinstance(note, dict) or any(
+        note.get(name) != value for name, value in made_for.items()
+    ):
         return None
     there = all(inside(folder, case + PARCELS).is_file() for case in note["cases"])
     return note["cases"] if there else None
@@ -174,4 +202,6 @@ def _ready(folder: Path, made_for: dict) -> list[str] | None:
 def _demand_enough(affines: dict, failed: dict) -> None:
     if len(affines) < FEWEST:
         reason = next(iter(failed.values()), "there is one scan only")
-        raise ValueError(f"{len(affines)} scans could be registered to one another ({reason}): {WAY_OUT}")
+        raise ValueError(
+            f"{len(affines)} scans could be registered to one another ({reason}): {WAY_OUT}"
+        )

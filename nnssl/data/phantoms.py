@@ -1,15 +1,15 @@
 """CT-like phantoms: made trunks with plausible Hounsfield units, for the demo and the tests.
 
-A phantom is an abdomen and lower chest: fat, muscle, lungs, heart, liver, spleen, kidneys, bowel, aorta,
-ribs, spine with its canal, sometimes a table. Anatomy, contrast, texture, noise, spacing and size differ
-by case.
+A phantom is an abdomen and lower chest: fat, muscle, lungs, heart, liver, spleen, kidneys, bowel,
+aorta, ribs, spine with its canal, sometimes a table. Anatomy, contrast, texture, noise, spacing and
+size differ by case.
 
-The three labelled organs need context, not a threshold: the liver has the HU of the spleen and nearly that of
-muscle, the kidneys those of the bowel, the spinal canal those of fluid and muscle. All three stay
-what they are in a mirrored image.
+The three labelled organs need context, not a threshold: the liver has the HU of the spleen and
+nearly that of muscle, the kidneys those of the bowel, the spinal canal those of fluid and muscle.
+All three stay what they are in a mirrored image.
 
-Chance is apart from effect: `draw_anatomy` draws, `render` paints. Coordinates are (z, y, x) in mm from the
-middle of the trunk: z to the head, y to the back, x to the patient's left.
+Chance is apart from effect: `draw_anatomy` draws, `render` paints. Coordinates are (z, y, x) in mm
+from the middle of the trunk: z to the head, y to the back, x to the patient's left.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ class Part:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """One patient: the parts in painting order (a later one covers an earlier), and a bend of them all."""
+    """One patient: the parts in painting order (a later one covers an earlier), and a bend of them
+    all.
+    """
 
     parts: tuple[Part, ...]
     bend: np.ndarray  # [3 axes, 3 numbers]: amplitude in mm, wavelength in mm, phase
@@ -61,17 +63,20 @@ class Phantom:
 def phantom(seed: int, shape: Shape | None = None, spacing: Spacing | None = None) -> Phantom:
     """The phantom of this seed, the same on every machine with the same numpy.
 
-    The field of view is some 210 x 290 x 370 mm. Without `shape` [Z Y X] and `spacing` (mm) voxels are 4 to 7
-    mm wide, so that everything stays small; with one of them the other follows from the field of view.
-    Raises ValueError on an impossible shape or spacing.
+    The field of view is some 210 x 290 x 370 mm. Without `shape` [Z Y X] and `spacing` (mm) voxels
+    are 4 to 7 mm wide, so that everything stays small; with one of them the other follows from the
+    field of view. Raises ValueError on an impossible shape or spacing.
     """
     rng = np.random.default_rng(seed)
     anatomy = draw_anatomy(rng)
-    extent = (rng.uniform(190, 230), rng.uniform(275, 310), rng.uniform(350, 385))  # the field of view, mm
+    # the field of view, mm
+    extent = (rng.uniform(190, 230), rng.uniform(275, 310), rng.uniform(350, 385))
     coarse = (rng.uniform(4.0, 7.0), *[rng.uniform(5.0, 6.5)] * 2)
     _check(shape, spacing)
     if spacing is None:
-        spacing = coarse if shape is None else tuple(e / n for e, n in zip(extent, shape, strict=True))
+        spacing = (
+            coarse if shape is None else tuple(e / n for e, n in zip(extent, shape, strict=True))
+        )
     if shape is None:
         shape = tuple(max(2, round(e / s)) for e, s in zip(extent, spacing, strict=True))
     return render(anatomy, shape, spacing, rng)
@@ -79,14 +84,18 @@ def phantom(seed: int, shape: Shape | None = None, spacing: Spacing | None = Non
 
 def _check(shape: Shape | None, spacing: Spacing | None) -> None:
     if shape is not None and (len(shape) != 3 or min(shape) < 2):
-        raise ValueError(f"a phantom needs three axes of at least 2 voxels, got shape {tuple(shape)}")
+        raise ValueError(
+            f"a phantom needs three axes of at least 2 voxels, got shape {tuple(shape)}"
+        )
     if spacing is not None and (len(spacing) != 3 or min(spacing) <= 0):
         raise ValueError(f"a phantom needs three spacings above 0 mm, got {tuple(spacing)}")
 
 
 def ellipsoid(centre: Spacing, radii: Spacing) -> Inside:
     def inside(grid: Grid) -> np.ndarray:
-        return sum(((axis - c) / r) ** 2 for axis, c, r in zip(grid, centre, radii, strict=True)) < 1
+        return (
+            sum(((axis - c) / r) ** 2 for axis, c, r in zip(grid, centre, radii, strict=True)) < 1
+        )
 
     return inside
 
@@ -96,7 +105,11 @@ def column(centre: tuple[float, float], radii: tuple[float, float], power: float
 
     def inside(grid: Grid) -> np.ndarray:
         _, y, x = grid
-        return np.abs((y - centre[0]) / radii[0]) ** power + np.abs((x - centre[1]) / radii[1]) ** power < 1
+        return (
+            np.abs((y - centre[0]) / radii[0]) ** power
+            + np.abs((x - centre[1]) / radii[1]) ** power
+            < 1
+        )
 
     return inside
 
@@ -115,12 +128,15 @@ def between(low: float, high: float) -> Inside:
 
 
 def stripes(period: float, share: float, phase: float, tilt: float = 0.0) -> Inside:
-    """Layers along z, each `share` of a `period` thick (mm); `tilt`: mm of z per mm to the front (ribs)."""
+    """Layers along z, each `share` of a `period` thick (mm); `tilt`: mm of z per mm to the front
+    (ribs).
+    """
     return lambda grid: np.mod(grid[0] - tilt * grid[1] + phase, period) < share * period
 
 
 def draw_anatomy(rng: np.random.Generator) -> Anatomy:
-    trunk = np.array([rng.uniform(95, 125), rng.uniform(140, 175)])  # half depth and half width of the body, mm
+    # half depth and half width of the body, mm
+    trunk = np.array([rng.uniform(95, 125), rng.uniform(140, 175)])
     contrast = rng.uniform(0, 1) if rng.uniform() < 0.6 else 0.0  # share of an enhanced scan's HU
     soft = rng.uniform(45, 60)  # muscle
     parts = (
@@ -129,7 +145,9 @@ def draw_anatomy(rng: np.random.Generator) -> Anatomy:
         *_abdomen(rng, trunk, soft, contrast),
         *_spine(rng, trunk, soft),
     )
-    bend = np.stack([rng.uniform(2, 6, 3), rng.uniform(120, 260, 3), rng.uniform(0, 2 * np.pi, 3)], axis=1)
+    bend = np.stack(
+        [rng.uniform(2, 6, 3), rng.uniform(120, 260, 3), rng.uniform(0, 2 * np.pi, 3)], axis=1
+    )
     return Anatomy(parts, bend, noise=rng.uniform(8, 22))
 
 
@@ -141,17 +159,29 @@ def _body(rng: np.random.Generator, trunk: np.ndarray, soft: float) -> Iterable[
     fat = rng.uniform(8, 24)
     yield Part(column((0, 0), tuple(trunk), power), hu=rng.uniform(-115, -95), texture=6)
     yield Part(column((0, 0), tuple(trunk - fat), power), hu=soft, texture=14)
-    yield Part(column((-6, 0), tuple(trunk - fat - 16), power), hu=rng.uniform(-105, -85), texture=10)
+    yield Part(
+        column((-6, 0), tuple(trunk - fat - 16), power), hu=rng.uniform(-105, -85), texture=10
+    )
 
 
-def _chest(rng: np.random.Generator, trunk: np.ndarray, soft: float, contrast: float) -> Iterable[Part]:
+def _chest(
+    rng: np.random.Generator, trunk: np.ndarray, soft: float, contrast: float
+) -> Iterable[Part]:
     base = rng.uniform(15, 45)  # where the lungs end, mm above the middle
     depth, width = trunk
-    ribs = both(between(base - 60, 1e3), stripes(rng.uniform(24, 30), 0.4, rng.uniform(0, 30), tilt=0.35))
-    wall = without(column((0, 0), (depth - 20, width - 20), 2.3), column((0, 0), (depth - 28, width - 28), 2.3))
+    ribs = both(
+        between(base - 60, 1e3), stripes(rng.uniform(24, 30), 0.4, rng.uniform(0, 30), tilt=0.35)
+    )
+    wall = without(
+        column((0, 0), (depth - 20, width - 20), 2.3), column((0, 0), (depth - 28, width - 28), 2.3)
+    )
     for side in (-1, 1):
         centre = (base + 80, -2.0, side * width * 0.43)
-        yield Part(ellipsoid(centre, (95, depth * 0.72, width * 0.38)), hu=rng.uniform(-860, -760), texture=45)
+        yield Part(
+            ellipsoid(centre, (95, depth * 0.72, width * 0.38)),
+            hu=rng.uniform(-860, -760),
+            texture=45,
+        )
     yield Part(
         ellipsoid((base + 55, -depth * 0.25, width * 0.08), (55, depth * 0.4, width * 0.3)),
         hu=42 + 110 * contrast,
@@ -160,7 +190,9 @@ def _chest(rng: np.random.Generator, trunk: np.ndarray, soft: float, contrast: f
     yield Part(both(ribs, wall), hu=rng.uniform(280, 450), texture=60)
 
 
-def _abdomen(rng: np.random.Generator, trunk: np.ndarray, soft: float, contrast: float) -> Iterable[Part]:
+def _abdomen(
+    rng: np.random.Generator, trunk: np.ndarray, soft: float, contrast: float
+) -> Iterable[Part]:
     depth, width = trunk
     organ = soft + rng.uniform(0, 12) + 50 * contrast  # liver and spleen share it
     vessel = 42 + 150 * contrast
@@ -168,7 +200,9 @@ def _abdomen(rng: np.random.Generator, trunk: np.ndarray, soft: float, contrast:
     top = rng.uniform(-5, 30)
     yield from _bowel(rng, trunk, kidney)
     yield Part(
-        ellipsoid((top, -depth * 0.12, -width * 0.4), (rng.uniform(60, 80), depth * 0.62, width * 0.42)),
+        ellipsoid(
+            (top, -depth * 0.12, -width * 0.4), (rng.uniform(60, 80), depth * 0.62, width * 0.42)
+        ),
         hu=organ,
         texture=12,
         label=LABELS["liver"],
@@ -187,7 +221,11 @@ def _bowel(rng: np.random.Generator, trunk: np.ndarray, hu: float) -> Iterable[P
     """Loops with the HU and the size of a kidney, in front of where kidneys are; some hold gas."""
     depth, width = trunk
     for _ in range(int(rng.integers(5, 10))):
-        centre = (rng.uniform(-130, -10), -depth * rng.uniform(0.0, 0.6), rng.uniform(-0.6, 0.6) * width)
+        centre = (
+            rng.uniform(-130, -10),
+            -depth * rng.uniform(0.0, 0.6),
+            rng.uniform(-0.6, 0.6) * width,
+        )
         radii = tuple(rng.uniform(16, 34, 3))
         yield Part(ellipsoid(centre, radii), hu=hu + rng.uniform(-12, 12), texture=16)
         if rng.uniform() < 0.35:
@@ -201,12 +239,19 @@ def _spine(rng: np.random.Generator, trunk: np.ndarray, soft: float) -> Iterable
     behind = y + body[0] + canal[0]
     period = rng.uniform(32, 38)
     disc = stripes(period, 0.25, rng.uniform(0, period))
-    yield Part(column((behind, 0), (canal[0] + 9, canal[1] + 9)), hu=rng.uniform(260, 420), texture=50)
+    yield Part(
+        column((behind, 0), (canal[0] + 9, canal[1] + 9)), hu=rng.uniform(260, 420), texture=50
+    )
     yield Part(column((y, 0), body), hu=rng.uniform(300, 450), texture=50)
     yield Part(column((y, 0), (body[0] - 4, body[1] - 4)), hu=rng.uniform(130, 230), texture=40)
     yield Part(both(column((y, 0), body), disc), hu=soft + 25, texture=10)
     yield Part(column((behind, 0), canal), hu=rng.uniform(5, 15), texture=5, label=LABELS["canal"])
-    yield Part(column((behind, 0), (6.0, 7.0)), hu=soft - rng.uniform(0, 12), texture=6, label=LABELS["canal"])
+    yield Part(
+        column((behind, 0), (6.0, 7.0)),
+        hu=soft - rng.uniform(0, 12),
+        texture=6,
+        label=LABELS["canal"],
+    )
 
 
 def render(anatomy: Anatomy, shape: Shape, spacing: Spacing, rng: np.random.Generator) -> Phantom:
@@ -221,11 +266,16 @@ def render(anatomy: Anatomy, shape: Shape, spacing: Spacing, rng: np.random.Gene
     hu = blur(hu, passes=1, share=0.12)
     hu += texture * _unit(blur(rng.standard_normal(shape, np.float32), passes=3))
     hu += anatomy.noise * _unit(blur(rng.standard_normal(shape, np.float32), passes=1))
-    return Phantom(np.clip(np.rint(hu), -1024, 3071).astype(np.int16), labels, tuple(map(float, spacing)))
+    return Phantom(
+        np.clip(np.rint(hu), -1024, 3071).astype(np.int16), labels, tuple(map(float, spacing))
+    )
 
 
 def _grid(shape: Shape, spacing: Spacing) -> Grid:
-    axes = [(np.arange(n, dtype=np.float32) - (n - 1) / 2) * s for n, s in zip(shape, spacing, strict=True)]
+    axes = [
+        (np.arange(n, dtype=np.float32) - (n - 1) / 2) * s
+        for n, s in zip(shape, spacing, strict=True)
+    ]
     return tuple(np.meshgrid(*axes, indexing="ij"))
 
 
@@ -243,7 +293,9 @@ def blur(volume: np.ndarray, passes: int, share: float = 0.25) -> np.ndarray:
         for axis in range(volume.ndim):
             pad = [(1, 1) if a == axis else (0, 0) for a in range(volume.ndim)]
             wide = np.moveaxis(np.pad(volume, pad, mode="edge"), axis, 0)
-            volume = np.moveaxis(share * (wide[:-2] + wide[2:]) + (1 - 2 * share) * wide[1:-1], 0, axis)
+            volume = np.moveaxis(
+                share * (wide[:-2] + wide[2:]) + (1 - 2 * share) * wide[1:-1], 0, axis
+            )
     return np.ascontiguousarray(volume)
 
 
@@ -261,7 +313,9 @@ def write_scan(path: Path | str, volume: np.ndarray, spacing: Spacing) -> None:
     SimpleITK.WriteImage(image, str(path), useCompression=True)
 
 
-def write_folder(folder: Path | str, seeds: Iterable[int], shape: Shape | None = None) -> list[Path]:
+def write_folder(
+    folder: Path | str, seeds: Iterable[int], shape: Shape | None = None
+) -> list[Path]:
     """Unlabelled phantoms, one `phantom_<seed>.nii.gz` a seed, for pretraining."""
     paths = []
     for seed in seeds:
@@ -272,9 +326,14 @@ def write_folder(folder: Path | str, seeds: Iterable[int], shape: Shape | None =
 
 
 def write_nnunet_dataset(
-    folder: Path | str, training: Iterable[int], unseen: Iterable[int] = (), shape: Shape | None = None
+    folder: Path | str,
+    training: Iterable[int],
+    unseen: Iterable[int] = (),
+    shape: Shape | None = None,
 ) -> None:
-    """An nnU-Net raw dataset in `folder` (`DatasetXXX_Name`); the unseen cases come with their truth."""
+    """An nnU-Net raw dataset in `folder` (`DatasetXXX_Name`); the unseen cases come with their
+    truth.
+    """
     folder = Path(folder)
     training = list(training)
     for part, seeds in (("Tr", training), ("Ts", unseen)):

@@ -20,7 +20,8 @@ WIDEST = (-1000.0, 3000.0)  # HU
 # HU of the map's interior knots. Between them: air and lung; lung's edge and skin; fat; organs;
 # organs with contrast agent; bone; dense bone and metal.
 KNOTS = (-500.0, -150.0, 0.0, 100.0, 250.0, 1000.0)
-EVEN = 0.75  # fraction of the output that the pieces share evenly; the rest follows the body's voxels
+# fraction of the output that the pieces share evenly; the rest follows the body's voxels
+EVEN = 0.75
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,12 @@ class Case:
 
 @dataclass(frozen=True)
 class Plan:
-    """What preprocessing does to every scan, and which scans there are. Spacing in mm, crop in voxels, (z, y, x).
+    """What preprocessing does to every scan, and which scans there are. Spacing in mm, crop in
+    voxels, (z, y, x).
 
-    Cases that are added later change nothing of it, its fingerprint neither: what was stored by it stays right.
-    Without a HU policy (MRI) each scan is normalised by its own mean and sd, as nnU-Net's ZScoreNormalization does.
+    Cases that are added later change nothing of it, its fingerprint neither: what was stored by it
+    stays right. Without a HU policy (MRI) each scan is normalised by its own mean and sd, as
+    nnU-Net's ZScoreNormalization does.
     """
 
     name: str
@@ -74,7 +77,9 @@ class Plan:
 
     @property
     def padding(self) -> float:
-        """What stands for voxels outside of a scan: air, and without HU the scan's mean, as nnU-Net pads."""
+        """What stands for voxels outside of a scan: air, and without HU the scan's mean, as nnU-Net
+        pads.
+        """
         return float(self.hu.normalise(np.float32(self.hu.low))) if self.hu is not None else 0.0
 
     def _content(self) -> dict:
@@ -90,7 +95,14 @@ class Plan:
 
     def save(self, path: Path | str) -> None:
         added = [asdict(case) for case in self.cases[len(self.cases) - self.added :]]
-        write_json(path, {**self._content(), **({"added": added} if added else {}), "fingerprint": self.fingerprint})
+        write_json(
+            path,
+            {
+                **self._content(),
+                **({"added": added} if added else {}),
+                "fingerprint": self.fingerprint,
+            },
+        )
 
     @classmethod
     def load(cls, path: Path | str) -> Plan:
@@ -129,10 +141,11 @@ def make_plan(
     crop: Shape | None = None,
     clip: tuple[float, float] | None = None,
 ) -> Plan:
-    """Plan from the kept lines of the survey (`path`, `series`, `shape`, `spacing`) and their body histograms.
+    """Plan from the kept lines of the survey (`path`, `series`, `shape`, `spacing`) and their body
+    histograms.
 
-    One histogram is in memory at a time; without any there is no HU policy. `spacing` (mm), `crop` (voxels) and
-    `clip` (HU) override what would be derived.
+    One histogram is in memory at a time; without any there is no HU policy. `spacing` (mm), `crop`
+    (voxels) and `clip` (HU) override what would be derived.
     """
     if not scans:
         raise ValueError("a plan needs at least one scan")
@@ -146,25 +159,37 @@ def make_plan(
 
 def case_of(scan) -> Case:
     """Of a line of the survey."""
-    return Case(case_id(scan.path, scan.series), scan.path, scan.series, tuple(scan.shape), tuple(scan.spacing))
+    return Case(
+        case_id(scan.path, scan.series),
+        scan.path,
+        scan.series,
+        tuple(scan.shape),
+        tuple(scan.spacing),
+    )
 
 
 def check_spacing(spacing: Spacing) -> Spacing:
     if len(spacing) != 3 or not all(0.05 <= s <= 15 for s in spacing):
-        raise ValueError(f"spacing must be three numbers from 0.05 to 15 mm (z y x), got {tuple(spacing)}")
+        raise ValueError(
+            f"spacing must be three numbers from 0.05 to 15 mm (z y x), got {tuple(spacing)}"
+        )
     return tuple(float(s) for s in spacing)
 
 
 def check_crop(crop: Shape) -> Shape:
     if len(crop) != 3 or not all(c > 0 and c % 16 == 0 for c in crop):
-        raise ValueError(f"crop must be three positive multiples of 16 (z y x), got {tuple(crop)}; try 96 96 96")
+        raise ValueError(
+            f"crop must be three positive multiples of 16 (z y x), got {tuple(crop)}; try 96 96 96"
+        )
     return tuple(int(c) for c in crop)
 
 
 def check_clip(clip: tuple[float, float]) -> tuple[float, float]:
     low, high = (float(end) for end in clip)
     if not WIDEST[0] <= low < high <= WIDEST[1]:
-        raise ValueError(f"the HU range must rise and lie within {WIDEST[0]:g} to {WIDEST[1]:g}, got {low:g} {high:g}")
+        raise ValueError(
+            f"the HU range must rise and lie within {WIDEST[0]:g} to {WIDEST[1]:g}, got {low:g} {high:g}"
+        )
     return low, high
 
 
@@ -183,10 +208,14 @@ def default_crop(shapes: Sequence[Shape]) -> Shape:
 
     A crop as large as the scan shows the same in every view, and much air.
     """
-    return tuple(next((c for c in CROPS if c <= MOST * m), CROPS[-1]) for m in np.median(shapes, axis=0))
+    return tuple(
+        next((c for c in CROPS if c <= MOST * m), CROPS[-1]) for m in np.median(shapes, axis=0)
+    )
 
 
-def hu_policy(histograms: Iterable[np.ndarray], clip: tuple[float, float] | None = None) -> HUPolicy:
+def hu_policy(
+    histograms: Iterable[np.ndarray], clip: tuple[float, float] | None = None
+) -> HUPolicy:
     """Network input of mean 0 and std 1 over body voxels, each scan weighing the same.
 
     The map rises piecewise between fixed HU (KNOTS). A piece's part of the output is a mixture of
@@ -215,11 +244,14 @@ def _levels(hu: np.ndarray, pooled: np.ndarray) -> list[float]:
     """Where KNOTS come to lie within WIDEST; `pooled`: fraction of body voxels at each of `hu`."""
     body = np.histogram(hu, bins=(WIDEST[0], *KNOTS, WIDEST[1]), weights=pooled)[0]
     parts = EVEN / len(body) + (1 - EVEN) * body
-    return [round(float(WIDEST[0] + (WIDEST[1] - WIDEST[0]) * part), 4) for part in parts.cumsum()[:-1]]
+    return [
+        round(float(WIDEST[0] + (WIDEST[1] - WIDEST[0]) * part), 4) for part in parts.cumsum()[:-1]
+    ]
 
 
 def case_id(path: str, series: str = "") -> str:
-    """A safe file name: what is readable of the scan's name, and a hash of its whole path and series.
+    """A safe file name: what is readable of the scan's name, and a hash of its whole path and
+    series.
 
     The same scan has the same id in every run; scans of the same name in different folders do not.
     """

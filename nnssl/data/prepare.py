@@ -32,15 +32,16 @@ def prepare(
     update: bool = False,
     say: Callable[[str], None] = print,
 ) -> Plan:
-    """Survey `sources` (folders) and `nnunet_datasets` (raw dataset folders), plan, and preprocess into `folder`.
+    """Survey `sources` (folders) and `nnunet_datasets` (raw dataset folders), plan, and preprocess
+    into `folder`.
 
     Whatever an earlier run finished is not repeated. A `plan.json` that is there already is kept:
     scans that came, went or changed since are told through `say`, and with `update` those that came
     are taken in, preprocessed as the plan says. Scans are known by their path, or by their path
-    below `sources` where these lie elsewhere now. A ValueError says what is asked for otherwise than
-    planned, or that no scan is of the plan. Without any source the plan that is there is completed.
-    Without `in_hu` the scans are not CT: nothing is asked of their values, and each is normalised by
-    its own mean and sd. Raises ValueError when there is no usable scan.
+    below `sources` where these lie elsewhere now. A ValueError says what is asked for otherwise
+    than planned, or that no scan is of the plan. Without any source the plan that is there is
+    completed. Without `in_hu` the scans are not CT: nothing is asked of their values, and each is
+    normalised by its own mean and sd. Raises ValueError when there is no usable scan.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -49,9 +50,13 @@ def prepare(
     if sources or nnunet_datasets:
         how = (num_processes, part_id, num_parts)
         overrides = (spacing, crop, clip)
-        plan, moved = _planned(name, folder, sources, nnunet_datasets, overrides, how, in_hu, update, say)
+        plan, moved = _planned(
+            name, folder, sources, nnunet_datasets, overrides, how, in_hu, update, say
+        )
     elif update:
-        raise ValueError("--update takes new scans into the plan: say with -i FOLDER or -d ID where they are")
+        raise ValueError(
+            "--update takes new scans into the plan: say with -i FOLDER or -d ID where they are"
+        )
     else:
         plan = _existing(folder)
     failed = preprocess(plan, folder, num_processes, part_id, num_parts, moved)
@@ -63,13 +68,17 @@ def _say_failed(failed: dict[str, str], plan: Plan) -> None:
     if not failed:
         return
     case, reason = next(iter(failed.items()))
-    message = f"{len(failed)} of {len(plan.cases)} cases could not be preprocessed; {case}: {reason}"
+    message = (
+        f"{len(failed)} of {len(plan.cases)} cases could not be preprocessed; {case}: {reason}"
+    )
     if len(failed) == len(plan.cases):
         raise ValueError(message)
     warnings.warn(f"{message}. They are left out; the next run tries them again", stacklevel=3)
 
 
-def _planned(name, folder, sources, datasets, overrides, how, in_hu, update, say) -> tuple[Plan, dict[str, str]]:
+def _planned(
+    name, folder, sources, datasets, overrides, how, in_hu, update, say
+) -> tuple[Plan, dict[str, str]]:
     """The plan, and where those of its scans are now that have moved."""
     scans, path = find_scans(sources, datasets), folder / "plan.json"
     old, moved = None, {}
@@ -92,7 +101,9 @@ def _planned(name, folder, sources, datasets, overrides, how, in_hu, update, say
     return plan, moved
 
 
-def _kept_plan(old: Plan, kept: Sequence[Surveyed], moved: dict[str, str], folder: Path, update: bool, say) -> Plan:
+def _kept_plan(
+    old: Plan, kept: Sequence[Surveyed], moved: dict[str, str], folder: Path, update: bool, say
+) -> Plan:
     """The plan that is there, with the new scans where `update` asks for them; says what differs.
 
     Raises ValueError when no scan of the plan is among those that are there now.
@@ -101,7 +112,10 @@ def _kept_plan(old: Plan, kept: Sequence[Surveyed], moved: dict[str, str], folde
     now = {(line.path, line.series): line for line in kept}
     new = [now[key] for key in sorted(now.keys() - before.keys())]
     there = now.keys() & before.keys()
-    changed = sum((now[key].shape, now[key].spacing) != (before[key].shape, before[key].spacing) for key in there)
+    changed = sum(
+        (now[key].shape, now[key].spacing) != (before[key].shape, before[key].spacing)
+        for key in there
+    )
     gone = len(before) - len(there)
     if not there and not update:
         raise ValueError(
@@ -110,7 +124,9 @@ def _kept_plan(old: Plan, kept: Sequence[Surveyed], moved: dict[str, str], folde
             "to go on with the old plan"
         )
     if moved:
-        say(f"{sum(case.source in moved for case in old.cases)} scans of the plan have moved, and are the same")
+        say(
+            f"{sum(case.source in moved for case in old.cases)} scans of the plan have moved, and are the same"
+        )
     differences = [f"{number} {word}" for number, word in (
         (len(new), "new"), (gone, "gone (what is preprocessed of them stays in use)"),
         (changed, "changed (what is preprocessed of them stays in use)"),
@@ -118,17 +134,24 @@ def _kept_plan(old: Plan, kept: Sequence[Surveyed], moved: dict[str, str], folde
     if differences:
         say(
             f"{folder / 'plan.json'} is kept, with its {len(before)} scans, spacing, HU range and crop. Scans "
-            f"there now: {', '.join(differences)}" + ("" if update or not new else "; --update takes the new ones in")
+            f"there now: {', '.join(differences)}"
+            + ("" if update or not new else "; --update takes the new ones in")
         )
     if update:
-        say(f"--update: {len(new)} scans are taken into the plan, {len(before) + len(new)} are in it now")
+        say(
+            f"--update: {len(new)} scans are taken into the plan, {len(before) + len(new)} are in it now"
+        )
     return old.with_added([case_of(line) for line in new]) if update and new else old
 
 
 def _check_options(old: Plan, overrides: tuple, in_hu: bool, folder: Path) -> None:
     """Raise ValueError where what is asked for by name is not what the plan has."""
     spacing, crop, clip = overrides
-    has = {"spacing": old.spacing, "crop": old.crop, "HU range": old.hu and (old.hu.low, old.hu.high)}
+    has = {
+        "spacing": old.spacing,
+        "crop": old.crop,
+        "HU range": old.hu and (old.hu.low, old.hu.high),
+    }
     asked = {"spacing": spacing, "crop": crop, "HU range": clip}
     differences = [
         f"{word} {has[word]}, asked for {tuple(value)}"
@@ -148,5 +171,7 @@ def _check_options(old: Plan, overrides: tuple, in_hu: bool, folder: Path) -> No
 def _existing(folder: Path) -> Plan:
     path = folder / "plan.json"
     if not path.exists():
-        raise ValueError(f"{path} does not exist; say with -i FOLDER or -d ID where the raw scans are")
+        raise ValueError(
+            f"{path} does not exist; say with -i FOLDER or -d ID where the raw scans are"
+        )
     return Plan.load(path)

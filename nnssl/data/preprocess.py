@@ -1,6 +1,8 @@
-"""Preprocessing: normalise and resample each scan as nnU-Net will at fine-tuning, and store it for random crops.
+"""Preprocessing: normalise and resample each scan as nnU-Net will at fine-tuning, and store it for
+random crops.
 
-Beside each `<case>.b2nd` (float32 [1 Z Y X]) lies `<case>.json`, written last: where it is, the case is done.
+Beside each `<case>.b2nd` (float32 [1 Z Y X]) lies `<case>.json`, written last: where it is, the
+case is done.
 """
 
 from __future__ import annotations
@@ -32,15 +34,18 @@ def preprocess(
     num_parts: int = 1,
     moved: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
-    """Store every case of this part that is not stored yet; returns {case id: reason} of those that failed.
+    """Store every case of this part that is not stored yet; returns {case id: reason} of those that
+    failed.
 
     moved: where a source of the plan is now, of those that lie elsewhere.
 
-    A failed case is also noted in `<case>.failed.json` and tried again by the next run. Files that were made
-    with another plan are never mixed in: ValueError.
+    A failed case is also noted in `<case>.failed.json` and tried again by the next run. Files that
+    were made with another plan are never mixed in: ValueError.
     """
     if not 0 <= part_id < num_parts:
-        raise ValueError(f"-part_id must be 0 to {num_parts - 1} with -num_parts {num_parts}, got {part_id}")
+        raise ValueError(
+            f"-part_id must be 0 to {num_parts - 1} with -num_parts {num_parts}, got {part_id}"
+        )
     folder = Path(folder)
     share = plan.cases[part_id::num_parts]
     todo = [
@@ -49,7 +54,9 @@ def preprocess(
         if not is_done(case.id, plan.fingerprint, folder)
     ]
     failed = {}
-    work = partial(preprocess_case, plan=_without_cases(plan), fingerprint=plan.fingerprint, folder=folder)
+    work = partial(
+        preprocess_case, plan=_without_cases(plan), fingerprint=plan.fingerprint, folder=folder
+    )
     with closing(each(work, todo, num_processes, "preprocess")) as results:
         for case, result in results:
             if isinstance(result, Failed):
@@ -82,10 +89,14 @@ def is_done(case_id: str, fingerprint: str, folder: Path) -> bool:
 
 
 def preprocess_case(case: Case, plan: Plan, fingerprint: str, folder: Path) -> None:
-    """Read, normalise, resample, store. nnU-Net resamples in float64: some 40 bytes a voxel at the peak."""
+    """Read, normalise, resample, store. nnU-Net resamples in float64: some 40 bytes a voxel at the
+    peak.
+    """
     voxels, spacing = read_scan(Found(case.source, case.series), folder)
     if voxels.shape != case.shape:
-        raise ValueError(f"has shape {voxels.shape}, at planning it was {case.shape}: the scan has changed")
+        raise ValueError(
+            f"has shape {voxels.shape}, at planning it was {case.shape}: the scan has changed"
+        )
     shape = resampled_shape(voxels.shape, spacing, plan.spacing)
     standardised = plan.standardise(voxels)
     # Without HU: what is brighter than the scan's mean.
@@ -110,20 +121,33 @@ def preprocess_case(case: Case, plan: Plan, fingerprint: str, folder: Path) -> N
     inside(folder, f"{case.id}.failed.json").unlink(missing_ok=True)
 
 
-def resample(voxels: np.ndarray, shape: Shape, spacing, new_spacing, labels: bool = False) -> np.ndarray:
-    """nnU-Net's own resampling of images or labels [1 Z Y X], as its planner sets it for every dataset."""
+def resample(
+    voxels: np.ndarray, shape: Shape, spacing, new_spacing, labels: bool = False
+) -> np.ndarray:
+    """nnU-Net's own resampling of images or labels [1 Z Y X], as its planner sets it for every
+    dataset.
+    """
     from nnunetv2.preprocessing.resampling.default_resampling import resample_data_or_seg_to_shape
 
     order = 1 if labels else 3
     return resample_data_or_seg_to_shape(
-        voxels, shape, spacing, new_spacing, is_seg=labels, order=order, order_z=0, force_separate_z=None
+        voxels,
+        shape,
+        spacing,
+        new_spacing,
+        is_seg=labels,
+        order=order,
+        order_z=0,
+        force_separate_z=None,
     )
 
 
 def body_blocks(body: np.ndarray, shape: Shape) -> np.ndarray:
-    """Share of body voxels, 0 to 255, in each block of BLOCK voxels a side of the scan resampled to `shape`.
+    """Share of body voxels, 0 to 255, in each block of BLOCK voxels a side of the scan resampled to
+    `shape`.
 
-    Taken from the unresampled mask [Z Y X]: clipped and resampled values no longer tell air from body.
+    Taken from the unresampled mask [Z Y X]: clipped and resampled values no longer tell air from
+    body.
     """
     share = body.astype(np.float32)
     for axis, (old, new) in enumerate(zip(body.shape, shape, strict=True)):

@@ -1,7 +1,8 @@
-"""nnU-Net raw datasets, by nnU-Net's own rules: which files are a case, and which reader reads them.
+"""nnU-Net raw datasets, by nnU-Net's own rules: which files are a case, and which reader reads
+them.
 
-So that pretraining and the probe see the axes, the spacing and the values that fine-tuning will see. Of several
-channels the first counts.
+So that pretraining and the probe see the axes, the spacing and the values that fine-tuning will
+see. Of several channels the first counts.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ class RawCase:
 
 @dataclass(frozen=True)
 class RawDataset:
-    """`reader`: the name of nnU-Net's class. `training` and `test` cases, sorted; `content` of dataset.json."""
+    """`reader`: the name of nnU-Net's class. `training` and `test` cases, sorted; `content` of
+    dataset.json.
+    """
 
     content: dict
     reader: str
@@ -46,20 +49,30 @@ class RawDataset:
 
 
 def open_raw(dataset: Path) -> RawDataset:
-    """The raw dataset in a folder. FileNotFoundError without dataset.json, ValueError without a reader for it."""
+    """The raw dataset in a folder. FileNotFoundError without dataset.json, ValueError without a
+    reader for it.
+    """
     content = read_content(dataset)
     ending, listed = content["file_ending"], "dataset" in content
     training = tuple(_listed(dataset, content) if listed else _in_folders(dataset, ending))
-    test = tuple(RawCase(case, images[0]) for case, images in _cases(dataset / "imagesTs", ending).items())
+    test = tuple(
+        RawCase(case, images[0]) for case, images in _cases(dataset / "imagesTs", ending).items()
+    )
     return RawDataset(
-        content, _reader(dataset, content, [case.image for case in training + test]), training, test, listed
+        content,
+        _reader(dataset, content, [case.image for case in training + test]),
+        training,
+        test,
+        listed,
     )
 
 
 def read_content(dataset: Path) -> dict:
     """dataset.json. Raises FileNotFoundError when there is none."""
     if not (dataset / "dataset.json").is_file():
-        raise FileNotFoundError(f"{dataset} holds no dataset.json, so it is not an nnU-Net raw dataset")
+        raise FileNotFoundError(
+            f"{dataset} holds no dataset.json, so it is not an nnU-Net raw dataset"
+        )
     return {"file_ending": ".nii.gz", **read_json(dataset / "dataset.json")}
 
 
@@ -68,7 +81,10 @@ def _listed(dataset: Path, content: dict) -> list[RawCase]:
 
     try:
         found = get_filenames_of_train_images_and_targets(str(dataset), copy.deepcopy(content))
-        return [RawCase(case, Path(found[case]["images"][0]), Path(found[case]["label"])) for case in sorted(found)]
+        return [
+            RawCase(case, Path(found[case]["images"][0]), Path(found[case]["label"]))
+            for case in sorted(found)
+        ]
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise ValueError(
             f'{dataset / "dataset.json"}: "dataset" must give each case a list of "images", not empty, and a '
@@ -78,20 +94,29 @@ def _listed(dataset: Path, content: dict) -> list[RawCase]:
 
 def _in_folders(dataset: Path, ending: str) -> list[RawCase]:
     cases = _cases(dataset / "imagesTr", ending)
-    return [RawCase(case, images[0], dataset / "labelsTr" / f"{case}{ending}") for case, images in cases.items()]
+    return [
+        RawCase(case, images[0], dataset / "labelsTr" / f"{case}{ending}")
+        for case, images in cases.items()
+    ]
 
 
 def _cases(folder: Path, ending: str) -> dict[str, list[Path]]:
-    """What nnU-Net's create_lists_from_splitted_dataset_folder finds, from the same two functions of it.
+    """What nnU-Net's create_lists_from_splitted_dataset_folder finds, from the same two functions
+    of it.
 
     Not by that one itself: it forks a pool of processes, which inherit our signal handlers.
     """
-    from nnunetv2.utilities.utils import create_paths_fn, get_identifiers_from_splitted_dataset_folder
+    from nnunetv2.utilities.utils import (
+        create_paths_fn,
+        get_identifiers_from_splitted_dataset_folder,
+    )
 
     if not folder.is_dir():
         return {}
     names = defaultdict(list)
-    for name in sorted(path.name for path in folder.iterdir() if path.is_file() and path.name.endswith(ending)):
+    for name in sorted(
+        path.name for path in folder.iterdir() if path.is_file() and path.name.endswith(ending)
+    ):
         names[name[: -(len(ending) + len("_0000"))]].append(name)
     identifiers = map(str, get_identifiers_from_splitted_dataset_folder(str(folder), ending))
     found = {case: create_paths_fn(str(folder), names[case], ending, case) for case in identifiers}
@@ -105,9 +130,13 @@ def _reader(dataset: Path, content: dict, images: list[Path]) -> str:
     example = next((str(image) for image in images if _harmless(image)), None)
     try:
         with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
-            return determine_reader_writer_from_dataset_json(content, example, verbose=False).__name__
+            return determine_reader_writer_from_dataset_json(
+                content, example, verbose=False
+            ).__name__
     except RuntimeError as error:
-        raise ValueError(f"{dataset}: none of nnU-Net's readers reads {example or content['file_ending']}") from error
+        raise ValueError(
+            f"{dataset}: none of nnU-Net's readers reads {example or content['file_ending']}"
+        ) from error
 
 
 def _harmless(image: Path) -> bool:
@@ -127,18 +156,24 @@ def series_of(image: Path, reader: str) -> str:
 
 
 def read_image(path: Path | str, reader: str, labels: bool = False) -> Scan:
-    """The first channel of an image, or its labels, by a reader of nnU-Net's. RefusedError when it does not read it."""
+    """The first channel of an image, or its labels, by a reader of nnU-Net's. RefusedError when it
+    does not read it.
+    """
     check_header(check_name(path))
     read = _reader_class(reader)()
     try:
         with passing_errors(), contextlib.redirect_stdout(io.StringIO()):
-            voxels, properties = read.read_seg(str(path)) if labels else read.read_images((str(path),))
+            voxels, properties = (
+                read.read_seg(str(path)) if labels else read.read_images((str(path),))
+            )
     except (PassingError, MemoryError):
         raise
     except Exception as error:  # each reader has its own
         raise RefusedError(f"cannot be read by nnU-Net's {reader}: {short(error)}") from error
     spacing = tuple(float(size) for size in properties["spacing"])
-    return Scan(np.ascontiguousarray(voxels[0], np.float32), spacing, note=f"read by nnU-Net's {reader}")
+    return Scan(
+        np.ascontiguousarray(voxels[0], np.float32), spacing, note=f"read by nnU-Net's {reader}"
+    )
 
 
 @lru_cache

@@ -20,7 +20,8 @@ SMALLEST_RIM = 1e-4  # of the voxels that are not padding; in 241 real scans 0.0
 TISSUE_HU = (-150.0, 200.0)  # where the median of the body lies; in 241 real scans -73 to 62
 LEAST_TISSUE = 0.5  # of the body within TISSUE_HU; in 241 real scans 0.71 to 0.93
 DENSE_HU = 600.0
-MOST_DENSE = 0.1  # of the body above DENSE_HU, unless bone leads up to it: in 211 real scans 0.002 to 0.11
+# of the body above DENSE_HU, unless bone leads up to it: in 211 real scans 0.002 to 0.11
+MOST_DENSE = 0.1
 MOST_BY_BONE = 4.0  # times the voxels between tissue and DENSE_HU; in 211 real scans 0.08 to 1.6
 LARGEST_HU = 65536.0  # metal and padding stay below
 NOT_CT = "For images that are not CT: --no-hu"
@@ -31,22 +32,30 @@ class RefusedError(ValueError):
 
 
 class PassingError(RuntimeError):
-    """Nothing is known of the scan: the disk or the memory failed, which may be over when it is tried again."""
+    """Nothing is known of the scan: the disk or the memory failed, which may be over when it is
+    tried again.
+    """
 
 
 @contextmanager
 def passing_errors() -> Iterator[None]:
-    """What the operating system says becomes PassingError; what is wrong inside of a file stays as it is."""
+    """What the operating system says becomes PassingError; what is wrong inside of a file stays as
+    it is.
+    """
     try:
         yield
     except OSError as error:
         if error.errno is None or isinstance(error, gzip.BadGzipFile):
             raise
-        raise PassingError(f"cannot be read now: {error.strerror} ({error.filename}); it is tried again") from error
+        raise PassingError(
+            f"cannot be read now: {error.strerror} ({error.filename}); it is tried again"
+        ) from error
 
 
 def itk_error(error: RuntimeError) -> Exception:
-    """What an error of ITK means for a file that was read to its end before, and so is there and readable."""
+    """What an error of ITK means for a file that was read to its end before, and so is there and
+    readable.
+    """
     if re.search("allocat|bad_alloc|memory", str(error)):
         return MemoryError(short(error))
     return RefusedError(f"cannot be read: {short(error)}")
@@ -57,7 +66,9 @@ def check_name(path: Path | str) -> str:
     try:
         str(path).encode()
     except UnicodeEncodeError as error:
-        raise RefusedError("cannot be read: its name or folder is not valid UTF-8; rename it") from error
+        raise RefusedError(
+            "cannot be read: its name or folder is not valid UTF-8; rename it"
+        ) from error
     return str(path)
 
 
@@ -68,10 +79,14 @@ def check_grid(size: Sequence[int], spacing: Sequence[float], components: int) -
     if len(size) != 3:
         raise RefusedError(f"is not three-dimensional: size {tuple(size)}")
     if min(size) < SMALLEST_AXIS:
-        raise RefusedError(f"is too small: size {tuple(size)}, at least {SMALLEST_AXIS} voxels an axis are needed")
+        raise RefusedError(
+            f"is too small: size {tuple(size)}, at least {SMALLEST_AXIS} voxels an axis are needed"
+        )
     low, high = SPACING_BOUNDS
     if not all(low <= abs(s) <= high for s in spacing):
-        raise RefusedError(f"has an absurd spacing: {tuple(spacing)} mm (x, y, z), allowed is {low} to {high} mm")
+        raise RefusedError(
+            f"has an absurd spacing: {tuple(spacing)} mm (x, y, z), allowed is {low} to {high} mm"
+        )
 
 
 def check_values(voxels: np.ndarray) -> None:
@@ -84,7 +99,9 @@ def check_values(voxels: np.ndarray) -> None:
 
 
 def check_hu(hu: np.ndarray) -> None:
-    """Raise RefusedError unless the voxels [Z Y X] look like a CT in HU (documentation/data.md gives the reasons)."""
+    """Raise RefusedError unless the voxels [Z Y X] look like a CT in HU (documentation/data.md
+    gives the reasons).
+    """
     check_values(hu)
     low, high = float(hu.min()), float(hu.max())
     if max(-low, high) > LARGEST_HU:
@@ -93,7 +110,9 @@ def check_hu(hu: np.ndarray) -> None:
     rim = np.count_nonzero((hu >= RIM_HU[0]) & (hu <= RIM_HU[1]))
     body = hu[hu > BODY_HU]
     if body.size < 0.001 * hu.size:
-        raise RefusedError(f"holds nothing but air: {body.size} of {hu.size} voxels above {BODY_HU:g} HU")
+        raise RefusedError(
+            f"holds nothing but air: {body.size} of {hu.size} voxels above {BODY_HU:g} HU"
+        )
     if rim < SMALLEST_RIM * scanned:
         raise RefusedError(
             f"is not in HU: {rim} of {scanned} voxels between {RIM_HU[0]:g} and {RIM_HU[1]:g}, where every CT has "
@@ -122,7 +141,9 @@ def check_hu(hu: np.ndarray) -> None:
 
 
 def short(error: Exception) -> str:
-    """The telling line of an ITK error: the last, but for what the operating system happened to say before."""
+    """The telling line of an ITK error: the last, but for what the operating system happened to say
+    before.
+    """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if not line.startswith("Reason:")]
     return re.sub(r"\(0x[0-9a-f]+\)", "", (telling or lines or [type(error).__name__])[-1])[:300]

@@ -11,7 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from nnssl.data.dicom import DICOM_ENDINGS, check_files, demand_modality, looks_like_dicom, read_series
+from nnssl.data.dicom import (
+    DICOM_ENDINGS,
+    check_files,
+    demand_modality,
+    looks_like_dicom,
+    read_series,
+)
 from nnssl.data.orientation import Scan
 from nnssl.data.raw_datasets import READER, open_raw, read_content, read_image, series_of
 from nnssl.data.refusals import check_grid
@@ -21,7 +27,11 @@ from nnssl.types import Spacing
 LOOKED_FOR = f"{', '.join(VOLUME_ENDINGS)} and DICOM series"
 
 ALL_SERIES = "*"
-LOST, CLOSED, LABELS = "links that lead nowhere", "folder that cannot be read", "files named as labels"
+LOST, CLOSED, LABELS = (
+    "links that lead nowhere",
+    "folder that cannot be read",
+    "files named as labels",
+)
 NOT_READ = (LOST, CLOSED, LABELS)
 
 LABEL_FOLDERS = {"segmentations", "segmentation", "labels", "labelstr", "labelsts", "masks"}
@@ -32,23 +42,27 @@ LABEL_WORDS = {"seg", "segmentation", "segmentations", "label", "labels", "mask"
 class Found:
     """A scan that was found: a file, or one DICOM series (by its UID) of a folder.
 
-    For a file of an nnU-Net raw dataset `series` names nnU-Net's reader, where that reads it otherwise than we do.
+    For a file of an nnU-Net raw dataset `series` names nnU-Net's reader, where that reads it
+    otherwise than we do.
 
-    ALL_SERIES stands for those of a folder whose headers nobody has read yet; NOT_READ for what is in a folder but is
-    no scan, or cannot be read.
+    ALL_SERIES stands for those of a folder whose headers nobody has read yet; NOT_READ for what is
+    in a folder but is no scan, or cannot be read.
     """
 
     path: str
     series: str = ""
 
 
-def find_scans(folders: Sequence[Path | str], nnunet_dataset: Sequence[Path | str] | None = None) -> list[Found]:
-    """Volume files and folders with DICOM files below `folders`, and channel 0 of nnU-Net raw datasets; sorted.
+def find_scans(
+    folders: Sequence[Path | str], nnunet_dataset: Sequence[Path | str] | None = None
+) -> list[Found]:
+    """Volume files and folders with DICOM files below `folders`, and channel 0 of nnU-Net raw
+    datasets; sorted.
 
-    Links are followed, each folder and file once; hidden files and folders are passed over, and so is what is no file:
-    pipes, sockets, devices. Links that lead nowhere, folders that cannot be listed and files named as labels are
-    found as such, a line for each folder. A file that is given itself is read whatever its name. A given folder that
-    is absent is an error.
+    Links are followed, each folder and file once; hidden files and folders are passed over, and so
+    is what is no file: pipes, sockets, devices. Links that lead nowhere, folders that cannot be
+    listed and files named as labels are found as such, a line for each folder. A file that is given
+    itself is read whatever its name. A given folder that is absent is an error.
     """
     seen: set = set()
     found = [scan for folder in folders for scan in _below(_existing(folder), seen)]
@@ -69,7 +83,9 @@ def _below(top: Path, seen: set) -> Iterator[Found]:
         yield from _in_folder(top.parent, [top.name], seen)
         return
     closed: list[str] = []
-    for folder, subfolders, names in os.walk(top, followlinks=True, onerror=lambda e: closed.append(e.filename)):
+    for folder, subfolders, names in os.walk(
+        top, followlinks=True, onerror=lambda e: closed.append(e.filename)
+    ):
         subfolders[:] = sorted(n for n in subfolders if not n.startswith(".") and n != "__MACOSX")
         if _first_time(folder, seen):
             labels = set(_labels(folder))
@@ -85,7 +101,9 @@ def _below(top: Path, seen: set) -> Iterator[Found]:
 
 
 def _in_folder(folder: Path, names: Sequence[str], seen: set) -> Iterator[Found]:
-    """Volumes one by one; DICOM as soon as one file is: a folder of a million slices is opened once."""
+    """Volumes one by one; DICOM as soon as one file is: a folder of a million slices is opened
+    once.
+    """
     others = []
     for name in names:
         if not name.lower().endswith(VOLUME_ENDINGS):
@@ -97,11 +115,17 @@ def _in_folder(folder: Path, names: Sequence[str], seen: set) -> Iterator[Found]
 
 
 def _lost(folder: str) -> list[str]:
-    """Broken links that are scans by their names, or have no ending, as slices of DICOM often have none."""
+    """Broken links that are scans by their names, or have no ending, as slices of DICOM often have
+    none.
+    """
     endings = (*VOLUME_ENDINGS, *DICOM_ENDINGS)
     with os.scandir(folder) as entries:  # says what a link is without asking the disk for each file
-        links = [entry for entry in entries if entry.is_symlink() and not entry.name.startswith(".")]
-    named = [link for link in links if link.name.lower().endswith(endings) or not Path(link.name).suffix]
+        links = [
+            entry for entry in entries if entry.is_symlink() and not entry.name.startswith(".")
+        ]
+    named = [
+        link for link in links if link.name.lower().endswith(endings) or not Path(link.name).suffix
+    ]
     return [link.name for link in named if not Path(link.path).exists()]
 
 
@@ -128,7 +152,9 @@ def not_read(found: Found) -> str:
 
 
 def _first_time(path: Path | str, seen: set) -> bool:
-    """False for what was seen before under another name, for broken links, and for what is no file or folder."""
+    """False for what was seen before under another name, for broken links, and for what is no file
+    or folder.
+    """
     try:
         status = os.stat(path)  # noqa: PTH116 - called for every scan of the collection
     except OSError:
@@ -161,13 +187,19 @@ def read(found: Found, cache: Path | None = None) -> Scan:
     if found.series.startswith(READER):
         scan = read_image(found.path, found.series.removeprefix(READER))
     else:
-        scan = read_series(found.path, found.series, cache) if found.series else read_volume(found.path)
+        scan = (
+            read_series(found.path, found.series, cache)
+            if found.series
+            else read_volume(found.path)
+        )
     check_grid(scan.voxels.shape[::-1], scan.spacing[::-1], 1)
     return scan
 
 
 def read_scan(found: Found, cache: Path | None = None) -> tuple[np.ndarray, Spacing]:
-    """The voxels as float32 [Z Y X] and the spacing (z, y, x) in mm: `read` without what only the report needs."""
+    """The voxels as float32 [Z Y X] and the spacing (z, y, x) in mm: `read` without what only the
+    report needs.
+    """
     scan = read(found, cache)
     return scan.voxels, scan.spacing
 
@@ -175,7 +207,8 @@ def read_scan(found: Found, cache: Path | None = None) -> tuple[np.ndarray, Spac
 def check_stored(found: Found, in_hu: bool, cache: Path | None = None) -> None:
     """Read the files of a scan to their end, before any reader does. Costs as much as reading it.
 
-    RefusedError when they are broken, or cannot be CT (with in_hu); PassingError when the disk does not answer.
+    RefusedError when they are broken, or cannot be CT (with in_hu); PassingError when the disk does
+    not answer.
     """
     if found.series and not found.series.startswith(READER):
         demand_modality(found.path, found.series, in_hu, cache)

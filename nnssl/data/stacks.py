@@ -1,7 +1,9 @@
-"""The geometry of a stack of slices: their order, whether they make a straight and even grid, and one if they do not.
+"""The geometry of a stack of slices: their order, whether they make a straight and even grid, and
+one if they do not.
 
-Everything is measured on ImagePositionPatient and ImageOrientationPatient. What other tags say (GantryDetectorTilt,
-SliceThickness, InstanceNumber) is often wrong after anonymisation and is not looked at.
+Everything is measured on ImagePositionPatient and ImageOrientationPatient. What other tags say
+(GantryDetectorTilt, SliceThickness, InstanceNumber) is often wrong after anonymisation and is not
+looked at.
 """
 
 from __future__ import annotations
@@ -12,9 +14,11 @@ import numpy as np
 
 from nnssl.data.refusals import SMALLEST_AXIS, RefusedError
 
-TILT = 1.0  # degrees between the stack's direction and the slices' normal: 5 mm over a stack of 300 mm
+# degrees between the stack's direction and the slices' normal: 5 mm over a stack of 300 mm
+TILT = 1.0
 MOST_TILT = 35.0  # degrees: gantries tilt by 30
-OBLIQUE = 10.0  # degrees from the table's axis; a scanner moves the table, so other stacks are reformats
+# degrees from the table's axis; a scanner moves the table, so other stacks are reformats
+OBLIQUE = 10.0
 UNEVEN = 0.1  # of the slice spacing, and in mm at least: positions are often rounded to 0.1 mm
 WIDEST_GAP = 10.0  # mm between slices that may be interpolated
 MOST_UNEVEN = 4.0  # times the smallest gap
@@ -39,9 +43,10 @@ def normal_of(orientation: np.ndarray) -> np.ndarray:
 def arrange(positions: np.ndarray, orientation: np.ndarray, table: bool = True) -> Arranged:
     """Order of the slices along their normal, and their spacing.
 
-    `positions` [N 3] in mm and `orientation` [6] in the patient's frame, as DICOM gives them. `table`: the slices are
-    of a CT, which moves the table, so that others than axial ones were computed. Raises RefusedError for such
-    reformats, for too few slices, and for gaps or shifts that are no grid.
+    `positions` [N 3] in mm and `orientation` [6] in the patient's frame, as DICOM gives them.
+    `table`: the slices are of a CT, which moves the table, so that others than axial ones were
+    computed. Raises RefusedError for such reformats, for too few slices, and for gaps or shifts
+    that are no grid.
     """
     normal = normal_of(orientation)
     along = positions @ normal
@@ -52,21 +57,33 @@ def arrange(positions: np.ndarray, orientation: np.ndarray, table: bool = True) 
     if table:
         _check_axial(_degrees(abs(normal[2])), tilt, path[2] / length if length > 0 else 1.0)
     if len(positions) < SMALLEST_AXIS:
-        raise RefusedError(f"has too few slices: {len(positions)}, at least {SMALLEST_AXIS} are needed")
+        raise RefusedError(
+            f"has too few slices: {len(positions)}, at least {SMALLEST_AXIS} are needed"
+        )
     gaps = np.diff(along[order])
     even = _check_gaps(gaps)
     if tilt > MOST_TILT:
-        raise RefusedError(f"is skewed: its slices are shifted by {tilt:.0f} degrees against their normal")
+        raise RefusedError(
+            f"is skewed: its slices are shifted by {tilt:.0f} degrees against their normal"
+        )
     _check_line(positions[order], path)
     spacing = float(gaps.mean() if even else np.median(gaps))
-    notes = [f"tilted gantry ({tilt:.1f} degrees): slices shifted onto a straight grid"] if tilt > TILT else []
+    notes = (
+        [f"tilted gantry ({tilt:.1f} degrees): slices shifted onto a straight grid"]
+        if tilt > TILT
+        else []
+    )
     if not even:
-        notes.append(f"unevenly spaced ({gaps.min():.3g} to {gaps.max():.3g} mm): resampled to {spacing:.3g} mm")
+        notes.append(
+            f"unevenly spaced ({gaps.min():.3g} to {gaps.max():.3g} mm): resampled to {spacing:.3g} mm"
+        )
     return Arranged(order, spacing, "; ".join(notes))
 
 
 def _check_axial(off_axis: float, tilt: float, along_table: float) -> None:
-    if off_axis > 45 or (off_axis > OBLIQUE and (tilt <= TILT or _degrees(abs(along_table)) > OBLIQUE)):
+    if off_axis > 45 or (
+        off_axis > OBLIQUE and (tilt <= TILT or _degrees(abs(along_table)) > OBLIQUE)
+    ):
         raise RefusedError(
             f"is a reformat, not the primary stack: its slices are turned by {off_axis:.0f} degrees from axial"
         )
@@ -75,7 +92,9 @@ def _check_axial(off_axis: float, tilt: float, along_table: float) -> None:
 def _check_gaps(gaps: np.ndarray) -> bool:
     """Whether they are even. RefusedError when a grid cannot be made of them."""
     if gaps.min() < SAME_PLACE:
-        raise RefusedError(f"has several slices at the same position ({int((gaps < SAME_PLACE).sum())} of them)")
+        raise RefusedError(
+            f"has several slices at the same position ({int((gaps < SAME_PLACE).sum())} of them)"
+        )
     if _even(gaps):
         return True
     if gaps.max() > min(WIDEST_GAP, MOST_UNEVEN * gaps.min()):
@@ -101,7 +120,9 @@ def _check_line(positions: np.ndarray, path: np.ndarray) -> None:
     off = positions - positions[0]
     aside = np.linalg.norm(off - (off @ direction)[:, None] * direction, axis=1).max()
     if aside > 1.0:
-        raise RefusedError(f"is unevenly placed: slices lie up to {aside:.1f} mm beside the stack's axis")
+        raise RefusedError(
+            f"is unevenly placed: slices lie up to {aside:.1f} mm beside the stack's axis"
+        )
 
 
 def _degrees(cosine: float) -> float:
@@ -116,10 +137,12 @@ def straighten(
     spacing: float,
     fill: float,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The slices on a grid at right angles whose slices stay parallel to the given ones; and where its corner lies.
+    """The slices on a grid at right angles whose slices stay parallel to the given ones; and where
+    its corner lies.
 
-    voxels: float32 [N Y X] in order; positions: [N 3] in mm, of each slice's first pixel; pixel: (x, y) and
-    spacing in mm. Shifted within the planes and then between them, linearly; `fill` is what was not scanned.
+    voxels: float32 [N Y X] in order; positions: [N 3] in mm, of each slice's first pixel; pixel:
+    (x, y) and spacing in mm. Shifted within the planes and then between them, linearly; `fill` is
+    what was not scanned.
     """
     off = positions - positions[0]
     corner = positions[0].astype(float).copy()
@@ -135,7 +158,9 @@ def straighten(
 
 
 def _shifted(voxels: np.ndarray, shifts: np.ndarray, axis: int, fill: float) -> np.ndarray:
-    """Each slice moved by its own number of pixels along `axis` (1: y, 2: x); the axis grows so that all fit."""
+    """Each slice moved by its own number of pixels along `axis` (1: y, 2: x); the axis grows so
+    that all fit.
+    """
     low = int(np.floor(shifts.min()))
     whole = np.floor(shifts).astype(int) - low
     shape = list(voxels.shape)
@@ -156,6 +181,8 @@ def _between(voxels: np.ndarray, along: np.ndarray, wanted: np.ndarray) -> np.nd
     out = np.empty((len(wanted), *voxels.shape[1:]), np.float32)
     for number, height in enumerate(wanted):
         upper = int(np.clip(np.searchsorted(along, height), 1, len(along) - 1))
-        part = np.float32(np.clip((height - along[upper - 1]) / (along[upper] - along[upper - 1]), 0, 1))
+        part = np.float32(
+            np.clip((height - along[upper - 1]) / (along[upper] - along[upper - 1]), 0, 1)
+        )
         out[number] = (1 - part) * voxels[upper - 1] + part * voxels[upper]
     return out

@@ -1,6 +1,8 @@
-"""The survey: what was found, what is left out and why, and what the plan needs to know of each scan.
+"""The survey: what was found, what is left out and why, and what the plan needs to know of each
+scan.
 
-Each scan's answer is kept in `<folder>/survey/`, by path, size and time of change, so that no scan is read twice.
+Each scan's answer is kept in `<folder>/survey/`, by path, size and time of change, so that no scan
+is read twice.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ SURVEY_VERSION = 2  # goes up when a change in these rules makes old answers wro
 class Surveyed:
     """One line of the report. `histogram`: of the body voxels in HU, one bin a unit, compressed.
 
-    `orientation`: where x, y and z run, as stored. `note`: what reading changed, of a scan that is kept.
+    `orientation`: where x, y and z run, as stored. `note`: what reading changed, of a scan that is
+    kept.
     """
 
     path: str
@@ -61,19 +64,25 @@ def survey(
     num_parts: int = 1,
     in_hu: bool = True,
 ) -> list[Surveyed]:
-    """Look at every scan once; returns one line a scan, sorted by path and series, and writes the report.
+    """Look at every scan once; returns one line a scan, sorted by path and series, and writes the
+    report.
 
     in_hu: the scans are CT, and what is not in HU is left out.
 
-    With several parts each looks at its own share first, then at what the others have not done yet: no part
-    waits for another, and each ends with the whole survey. The lines come without their histograms.
+    With several parts each looks at its own share first, then at what the others have not done yet:
+    no part waits for another, and each ends with the whole survey. The lines come without their
+    histograms.
     """
     folder = Path(folder)
     share = partial(_own_first, part_id=part_id, num_parts=num_parts)
     rules = [SURVEY_VERSION, *([] if in_hu else ["any"])]
     signatures, failed = _signatures(scans, folder, num_processes, share, rules)
     todo = share(
-        [(scan, signatures[scan]) for scan in sorted(signatures) if not _known(scan, signatures[scan], folder)]
+        [
+            (scan, signatures[scan])
+            for scan in sorted(signatures)
+            if not _known(scan, signatures[scan], folder)
+        ]
     )
     # Failures are not kept: with more memory, or fewer workers, the next run may do better.
     work = partial(_look_and_keep, folder=folder, in_hu=in_hu)
@@ -83,7 +92,11 @@ def survey(
                 if result.no_room:
                     raise NoRoomError(result.reason)
                 failed[scan] = result.reason
-    lines = [_known(scan, signature, folder) for scan, signature in signatures.items() if scan not in failed]
+    lines = [
+        _known(scan, signature, folder)
+        for scan, signature in signatures.items()
+        if scan not in failed
+    ]
     lines += [Surveyed(scan.path, scan.series, False, reason) for scan, reason in failed.items()]
     lines.sort(key=lambda line: line.found)
     write_report(lines, folder, in_hu)
@@ -91,13 +104,18 @@ def survey(
 
 
 def _own_first(items: Sequence, part_id: int, num_parts: int) -> list:
-    return [*items[part_id::num_parts], *(item for i, item in enumerate(items) if i % num_parts != part_id)]
+    return [
+        *items[part_id::num_parts],
+        *(item for i, item in enumerate(items) if i % num_parts != part_id),
+    ]
 
 
 def _signatures(
     scans: Sequence[Found], folder: Path, num_processes: int, share: Callable, rules: list
 ) -> tuple[dict[Found, list], dict[Found, str]]:
-    """What changes when a scan changes, for each; DICOM folders become their series. And what failed already."""
+    """What changes when a scan changes, for each; DICOM folders become their series. And what
+    failed already.
+    """
     signatures, failed = {}, {}
     for scan in scans:
         if scan.series in NOT_READ:
@@ -115,18 +133,26 @@ def _signatures(
             if isinstance(uids, Failed):
                 failed[scan] = uids.reason
             else:
-                signatures |= {Found(scan.path, uid): [*rules, *signature] for uid, signature in uids.items()}
+                signatures |= {
+                    Found(scan.path, uid): [*rules, *signature] for uid, signature in uids.items()
+                }
     return signatures, failed
 
 
 def _series_signatures(scan: Found, folder: Path) -> dict[str, list]:
-    return {uid: series.signature(scan.path) for uid, series in series_in(scan.path, cache=folder).items()}
+    return {
+        uid: series.signature(scan.path)
+        for uid, series in series_in(scan.path, cache=folder).items()
+    }
 
 
 def _look_and_keep(item: tuple[Found, list], folder: Path, in_hu: bool) -> None:
     scan, signature = item
     if not _known(scan, signature, folder):  # another part may have done it meanwhile
-        write_json(_place(scan, folder), {"signature": signature, "line": asdict(look(scan, folder, in_hu))})
+        write_json(
+            _place(scan, folder),
+            {"signature": signature, "line": asdict(look(scan, folder, in_hu))},
+        )
 
 
 def look(found: Found, cache: Path | None = None, in_hu: bool = True) -> Surveyed:
@@ -138,7 +164,9 @@ def look(found: Found, cache: Path | None = None, in_hu: bool = True) -> Surveye
     try:
         check_stored(found, in_hu, cache)
         scan = read(found, cache)
-        seen = replace(seen, shape=scan.voxels.shape, spacing=scan.spacing, orientation=scan.orientation)
+        seen = replace(
+            seen, shape=scan.voxels.shape, spacing=scan.spacing, orientation=scan.orientation
+        )
         (check_hu if in_hu else check_values)(scan.voxels)
     except RefusedError as refusal:
         return replace(seen, reason=str(refusal))
@@ -170,7 +198,8 @@ def _place(scan: Found, folder: Path) -> Path:
 
 
 def adopt(before: Found, now: Found, folder: Path | str) -> bool:
-    """Whether `now` is the scan that was `before`; its answer then serves for the new path, if nothing changed.
+    """Whether `now` is the scan that was `before`; its answer then serves for the new path, if
+    nothing changed.
 
     A DICOM series has its UID. A file has its size, and where the old one is still there, so that
     this may be another collection of the same names, its time of change as well.
@@ -187,7 +216,10 @@ def adopt(before: Found, now: Found, folder: Path | str) -> bool:
         if kept["signature"][-2:][:known] != is_same[:known]:
             return False
     if not _place(now, folder).exists():
-        write_json(_place(now, folder), {**kept, "line": {**kept["line"], "path": now.path, "series": now.series}})
+        write_json(
+            _place(now, folder),
+            {**kept, "line": {**kept["line"], "path": now.path, "series": now.series}},
+        )
     return True
 
 
@@ -204,7 +236,9 @@ def _known(scan: Found, signature: list, folder: Path) -> Surveyed | None:
 
 
 def write_report(lines: Sequence[Surveyed], folder: Path | str, in_hu: bool = True) -> None:
-    """`report.json` and `report.csv`: path, kept or left out, why, shape, spacing, percentiles (HU for CT) and more."""
+    """`report.json` and `report.csv`: path, kept or left out, why, shape, spacing, percentiles (HU
+    for CT) and more.
+    """
     names = [f"{'hu' if in_hu else 'value'}_{p:g}" for p in PERCENTILES]
     rows = [
         {
@@ -233,17 +267,23 @@ def write_report(lines: Sequence[Surveyed], folder: Path | str, in_hu: bool = Tr
     )
     with atomic(Path(folder) / "report.csv") as path, path.open("w", newline="", **NAMES) as file:
         table = csv.writer(file)
-        table.writerow(["path", "series", "kept", "reason", "shape", "spacing", *names, "orientation", "note"])
+        table.writerow(
+            ["path", "series", "kept", "reason", "shape", "spacing", *names, "orientation", "note"]
+        )
         for row in rows:
             joined = {key: "x".join(map(str, row[key])) for key in ("shape", "spacing")}
             table.writerow((row | joined).values())
 
 
 def nothing_usable(lines: Sequence[Surveyed], sources: Sequence) -> ValueError:
-    """The error for a collection without a usable scan: what was looked for, where, and what was found."""
+    """The error for a collection without a usable scan: what was looked for, where, and what was
+    found.
+    """
     where = ", ".join(str(s) for s in sources)
     if not lines:
-        return ValueError(f"no scans in {where}: looked for {LOOKED_FOR} at any depth and found none")
+        return ValueError(
+            f"no scans in {where}: looked for {LOOKED_FOR} at any depth and found none"
+        )
     reasons = "\n".join(f"  {line.path}: {line.reason}" for line in lines[:10])
     return ValueError(
         f"none of the {len(lines)} scans found in {where} can be used; looked for {LOOKED_FOR}. Left out:\n{reasons}"

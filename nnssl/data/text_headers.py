@@ -1,7 +1,7 @@
 """The text headers of MetaImage and NRRD, read before ITK sees them.
 
-ITK trusts them: it allocates what they promise, leaves voxels that are not there as the memory was, opens any file
-they name, and takes a pattern of file names as the format of a C printf.
+ITK trusts them: it allocates what they promise, leaves voxels that are not there as the memory was,
+opens any file they name, and takes a pattern of file names as the format of a C printf.
 """
 
 from __future__ import annotations
@@ -27,11 +27,39 @@ MOST_FILES = 100_000
 DEFLATE = 1032  # the most that one byte can become, by the format
 NUMBERED = re.compile(r"[^%]*%0?\d{0,2}d[^%]*")
 # On disk; a long is one of 4 bytes in MetaImage.
-META_TYPES = {"CHAR": 1, "UCHAR": 1, "SHORT": 2, "USHORT": 2, "INT": 4, "UINT": 4, "LONG": 4, "ULONG": 4}
+META_TYPES = {
+    "CHAR": 1,
+    "UCHAR": 1,
+    "SHORT": 2,
+    "USHORT": 2,
+    "INT": 4,
+    "UINT": 4,
+    "LONG": 4,
+    "ULONG": 4,
+}
 META_TYPES |= {"LONG_LONG": 8, "ULONG_LONG": 8, "FLOAT": 4, "DOUBLE": 8}
-META_COUNTS = {3: ("DimSize", "ElementSpacing", "ElementSize", "Offset", "Position", "Origin", "CenterOfRotation")}
+META_COUNTS = {
+    3: (
+        "DimSize",
+        "ElementSpacing",
+        "ElementSize",
+        "Offset",
+        "Position",
+        "Origin",
+        "CenterOfRotation",
+    )
+}
 META_COUNTS[9] = ("TransformMatrix", "Rotation", "Orientation")
-NRRD_TYPES = {"char": 1, "int8": 1, "short": 2, "int16": 2, "int": 4, "int32": 4, "long long": 8, "longlong": 8}
+NRRD_TYPES = {
+    "char": 1,
+    "int8": 1,
+    "short": 2,
+    "int16": 2,
+    "int": 4,
+    "int32": 4,
+    "long long": 8,
+    "longlong": 8,
+}
 NRRD_TYPES |= {"int64": 8, "float": 4, "double": 8}
 ENCODINGS = {"raw": "raw", "gz": "gzip", "gzip": "gzip", "bz2": "bzip2", "bzip2": "bzip2"}
 ENCODINGS |= {"txt": "text", "text": "text", "ascii": "text", "hex": "hex"}
@@ -39,7 +67,9 @@ ENCODINGS |= {"txt": "text", "text": "text", "ascii": "text", "hex": "hex"}
 
 @dataclass(frozen=True)
 class Stored:
-    """Where the voxels are: `files` in order, from byte `offset` of the first, `count` voxels of `size` bytes."""
+    """Where the voxels are: `files` in order, from byte `offset` of the first, `count` voxels of
+    `size` bytes.
+    """
 
     files: tuple[Path, ...]
     offset: int
@@ -52,7 +82,8 @@ class Stored:
 
 
 def read_text_header(path: Path | str) -> Stored:
-    """What the header of a .mha, .mhd, .nrrd or .nhdr promises, compared with the sizes of the files.
+    """What the header of a .mha, .mhd, .nrrd or .nhdr promises, compared with the sizes of the
+    files.
 
     RefusedError for what ITK cannot be asked to read; PassingError when the disk does not answer.
     """
@@ -105,7 +136,9 @@ def _check_meta(fields: dict[str, str]) -> None:
         raise RefusedError(f"is not three-dimensional: NDims {fields.get('NDims')}")
     for count, keys in META_COUNTS.items():
         if any(len(_floats(fields[key])) != count for key in keys if key in fields):
-            raise _bad(f"its header does not give {count} finite numbers for one of {', '.join(keys)}")
+            raise _bad(
+                f"its header does not give {count} finite numbers for one of {', '.join(keys)}"
+            )
     if not {"ElementSpacing", "ElementSize"} & set(fields):
         raise RefusedError("says no spacing")
     for key in META_COUNTS[9]:
@@ -123,7 +156,9 @@ def _meta_fields(file: BinaryIO) -> dict[str, str]:
         # Strict, since MetaIO would find another key or value in what is not of this form.
         found = re.fullmatch(r"\s*(\w+)\s*=\s*(\S[^\r]*?)\s*", line)
         if not found or found[1] in fields:
-            raise _bad(f"line {len(fields) + 1} of its header is not KEY = VALUE, or a key is there twice")
+            raise _bad(
+                f"line {len(fields) + 1} of its header is not KEY = VALUE, or a key is there twice"
+            )
         fields[found[1]] = found[2]
         if found[1] == "ElementDataFile":
             return fields
@@ -150,11 +185,23 @@ def _nrrd(path: Path, file: BinaryIO) -> Stored:
     if "datafile" in fields:
         files, offset = _files(path, fields["datafile"], rest), 0
     skipped = int(fields.get("byteskip", "0"))
-    if skipped < -1 or (skipped == -1 and encoding != "raw") or int(fields.get("lineskip", "0")) < 0:
+    if (
+        skipped < -1
+        or (skipped == -1 and encoding != "raw")
+        or int(fields.get("lineskip", "0")) < 0
+    ):
         raise _bad("its header skips a negative number of bytes or lines")
     after = max(skipped, 0) if encoding == "raw" else 0
     unsigned = said.startswith("u")
-    return Stored(files, offset + after, encoding, math.prod(sizes), NRRD_TYPES[kind], unsigned, sheared=sheared)
+    return Stored(
+        files,
+        offset + after,
+        encoding,
+        math.prod(sizes),
+        NRRD_TYPES[kind],
+        unsigned,
+        sheared=sheared,
+    )
 
 
 def _nrrd_fields(lines: Iterator[str]) -> tuple[dict[str, str], Iterator[str]]:
@@ -180,7 +227,10 @@ def _nrrd_shear(fields: dict[str, str]) -> bool:
         if len(_floats(fields.get("spacings", ""))) != 3:
             raise RefusedError("says no spacing")
         return False
-    vectors = [_floats(part.replace(",", " ")) for part in re.findall(r"\(([^()]*)\)", fields["spacedirections"])]
+    vectors = [
+        _floats(part.replace(",", " "))
+        for part in re.findall(r"\(([^()]*)\)", fields["spacedirections"])
+    ]
     if [len(vector) for vector in vectors] != [3, 3, 3]:
         raise RefusedError("says no spacing")
     axes = np.array(vectors) / np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-9)
@@ -212,7 +262,9 @@ def _files(header: Path, said: str, following: Iterator[str]) -> tuple[Path, ...
         names = [line.strip() for line in following if line.strip()]
     elif "%" in said:
         if len(words) not in (4, 5) or not NUMBERED.fullmatch(words[0]):
-            raise _bad(f"its data file is {said[:60]!r}, allowed are a name, LIST, or NAME%03d.raw FIRST LAST STEP")
+            raise _bad(
+                f"its data file is {said[:60]!r}, allowed are a name, LIST, or NAME%03d.raw FIRST LAST STEP"
+            )
         first, last, step = map(int, words[1:4])
         numbers = range(first, last + (1 if step > 0 else -1), step)
         names = [words[0] % number for number in numbers[: MOST_FILES + 1]]
@@ -225,8 +277,15 @@ def _files(header: Path, said: str, following: Iterator[str]) -> tuple[Path, ...
 
 def _beside(header: Path, name: str) -> Path:
     """A file of the header's own folder, or of one in it."""
-    if "%" in name or PureWindowsPath(name).anchor or name.startswith("/") or ".." in re.split(r"[/\\]", name):
-        raise _bad(f"its header names the data file {name[:60]!r}, which is not in the header's own folder")
+    if (
+        "%" in name
+        or PureWindowsPath(name).anchor
+        or name.startswith("/")
+        or ".." in re.split(r"[/\\]", name)
+    ):
+        raise _bad(
+            f"its header names the data file {name[:60]!r}, which is not in the header's own folder"
+        )
     path = header.parent / name
     if not path.is_file():
         raise _bad(f"its data file {name[:60]!r} is not there")
@@ -234,17 +293,26 @@ def _beside(header: Path, name: str) -> Path:
 
 
 def _check_sizes(stored: Stored) -> None:
-    """No more may be promised than the files can hold, so that no memory is asked for that they cannot fill."""
+    """No more may be promised than the files can hold, so that no memory is asked for that they
+    cannot fill.
+    """
     with passing_errors():
         there = sum(path.stat().st_size for path in stored.files) - stored.offset
     wanted = stored.count * stored.size
-    most = {"text": there * stored.size, "hex": there, "zlib": DEFLATE * there, "gzip": DEFLATE * there}
+    most = {
+        "text": there * stored.size,
+        "hex": there,
+        "zlib": DEFLATE * there,
+        "gzip": DEFLATE * there,
+    }
     if stored.limit is not None and not 0 < stored.limit <= there:
         raise _bad(f"it is cut short, {there} of {stored.limit} bytes are there")
     if stored.encoding == "bzip2":
         return  # counted where it is read: bzip2 has no useful bound
     if most.get(stored.encoding, there) < wanted:
-        raise _bad(f"it is cut short, {max(there, 0)} bytes cannot hold the {wanted} that its header promises")
+        raise _bad(
+            f"it is cut short, {max(there, 0)} bytes cannot hold the {wanted} that its header promises"
+        )
 
 
 def check_text_volume(path: Path | str) -> None:
@@ -257,7 +325,9 @@ def check_text_volume(path: Path | str) -> None:
         except (EOFError, zlib.error, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
-            raise _bad(f"its compressed voxels are damaged or cut short ({short(error)})") from error
+            raise _bad(
+                f"its compressed voxels are damaged or cut short ({short(error)})"
+            ) from error
     if stored.encoding in ("zlib", "gzip", "bzip2") and count < wanted:
         raise _bad(f"it is cut short, {count} of {wanted} bytes of voxels are there")
 
@@ -269,7 +339,9 @@ def _blocks(path: Path, stored: Stored) -> Iterator[bytes]:
             yield from _inflated(file, stored.limit)
             return
         opened = {"gzip": gzip.GzipFile, "bzip2": bz2.BZ2File}.get(stored.encoding)
-        source = opened(fileobj=file) if opened is gzip.GzipFile else opened(file) if opened else file
+        source = (
+            opened(fileobj=file) if opened is gzip.GzipFile else opened(file) if opened else file
+        )
         while block := source.read(BLOCK):
             yield block
 

@@ -1,4 +1,6 @@
-"""A scan in one file: checked before and while it is read, by ITK, and by nibabel where ITK refuses a shear."""
+"""A scan in one file: checked before and while it is read, by ITK, and by nibabel where ITK refuses
+a shear.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +16,24 @@ from nnssl.data.text_headers import META_ENDINGS, NRRD_ENDINGS, check_text_volum
 VOLUME_ENDINGS = (*NIFTI_ENDINGS, *NRRD_ENDINGS, *META_ENDINGS)
 SHEARED = "sheared: read as a straight grid, as nnU-Net does"
 # What ITK says of NIfTI that only nibabel reads, and our note.
-BY_NIBABEL = {"orthonormal": SHEARED, "Unable to determine ImageIO": "NIfTI-2: read by nibabel, as nnU-Net can"}
+BY_NIBABEL = {
+    "orthonormal": SHEARED,
+    "Unable to determine ImageIO": "NIfTI-2: read by nibabel, as nnU-Net can",
+}
 
 
 def ending(path: Path | str) -> str:
     """The ending by which a volume is recognised, or nothing."""
-    return next((e for e in sorted(VOLUME_ENDINGS, key=len, reverse=True) if str(path).lower().endswith(e)), "")
+    return next(
+        (e for e in sorted(VOLUME_ENDINGS, key=len, reverse=True) if str(path).lower().endswith(e)),
+        "",
+    )
 
 
 def check_header(path: Path | str) -> str:
-    """Refuse what no reader may be given. Returns what a reader will change: a note, or nothing. Costs nothing."""
+    """Refuse what no reader may be given. Returns what a reader will change: a note, or nothing.
+    Costs nothing.
+    """
     kind = ending(path)
     if kind in NIFTI_ENDINGS:
         read_nifti_header(path)
@@ -33,7 +43,8 @@ def check_header(path: Path | str) -> str:
 
 
 def check_not_labels(path: Path | str) -> None:
-    """RefusedError for what cannot be HU by its header alone: one byte or no sign, and no intercept below zero.
+    """RefusedError for what cannot be HU by its header alone: one byte or no sign, and no intercept
+    below zero.
 
     So that of a folder of masks none is decompressed.
     """
@@ -61,7 +72,9 @@ def check_voxels(path: Path | str) -> None:
 
 
 def read_volume(path: Path | str) -> Scan:
-    """Raises RefusedError for what cannot be read or is no volume, MemoryError when memory is short."""
+    """Raises RefusedError for what cannot be read or is no volume, MemoryError when memory is
+    short.
+    """
     note = check_header(check_name(path))
     try:
         image = _information(path)

@@ -16,7 +16,9 @@ from tqdm import tqdm
 
 from nnssl import files, signals
 
-KILLED = "the worker was killed, most likely for memory; fewer workers (-np) leave more memory for each"
+KILLED = (
+    "the worker was killed, most likely for memory; fewer workers (-np) leave more memory for each"
+)
 
 HEAVY = [
     "SimpleITK",
@@ -37,20 +39,28 @@ class Failed:
     no_room: bool = False
 
 
-def each(function: Callable, items: Sequence, num_processes: int, description: str) -> Iterator[tuple[Any, Any]]:
-    """Yield `(item, function(item))` as they get done, in any order, with a progress bar and the time left.
+def each(
+    function: Callable, items: Sequence, num_processes: int, description: str
+) -> Iterator[tuple[Any, Any]]:
+    """Yield `(item, function(item))` as they get done, in any order, with a progress bar and the
+    time left.
 
-    An item whose function raises, or whose worker is killed, yields `(item, Failed(reason))`; the others go
-    on. `num_processes` = 0 works in this process. Otherwise `function` and the items must pickle, as processes
-    start afresh; at most two items a worker are in flight. The workers are killed when the generator
-    is closed or an error passes through it (close it where others may hold on to it), and end when
-    this process ends, however it ends. RuntimeError when no worker can start.
+    An item whose function raises, or whose worker is killed, yields `(item, Failed(reason))`; the
+    others go on. `num_processes` = 0 works in this process. Otherwise `function` and the items must
+    pickle, as processes start afresh; at most two items a worker are in flight. The workers are
+    killed when the generator is closed or an error passes through it (close it where others may
+    hold on to it), and end when this process ends, however it ends. RuntimeError when no worker can
+    start.
     """
     if not items:
         return
     bar = tqdm(total=len(items), desc=description, unit="scan", smoothing=0.05, dynamic_ncols=True)
     with bar:
-        for pair in _serial(function, items) if num_processes <= 0 else _pooled(function, items, num_processes):
+        for pair in (
+            _serial(function, items)
+            if num_processes <= 0
+            else _pooled(function, items, num_processes)
+        ):
             bar.update()
             yield pair
 
@@ -73,8 +83,12 @@ def _pooled(function: Callable, items: Sequence, num_processes: int) -> Iterator
             yield from _alone(function, item)
 
 
-def _until_broken(function: Callable, waiting: list, suspects: list, num_processes: int) -> Iterator[tuple[Any, Any]]:
-    """Take items from the end of `waiting`. When a worker dies, those in flight are left in `suspects`."""
+def _until_broken(
+    function: Callable, waiting: list, suspects: list, num_processes: int
+) -> Iterator[tuple[Any, Any]]:
+    """Take items from the end of `waiting`. When a worker dies, those in flight are left in
+    `suspects`.
+    """
     running: dict[Future, Any] = {}
     pool = _pool(num_processes)
     try:
@@ -83,7 +97,8 @@ def _until_broken(function: Callable, waiting: list, suspects: list, num_process
                 running[pool.submit(function, waiting[-1])] = waiting[-1]
                 waiting.pop()
             for future in wait(running, return_when=FIRST_COMPLETED).done:
-                result = _result(future)  # raises when the pool is broken, and the item is still in `running`
+                # raises when the pool is broken, and the item is still in `running`
+                result = _result(future)
                 yield running.pop(future), result
     except BrokenProcessPool:
         suspects.extend(running.values())
@@ -120,7 +135,9 @@ def _result(future: Future) -> Any:
 def _failed(error: Exception) -> Failed:
     if isinstance(error, MemoryError):
         return Failed(KILLED)
-    return Failed(" ".join(str(error).split()) or type(error).__name__, isinstance(error, files.NoRoomError))
+    return Failed(
+        " ".join(str(error).split()) or type(error).__name__, isinstance(error, files.NoRoomError)
+    )
 
 
 def _kill(pool: ProcessPoolExecutor) -> None:

@@ -1,1 +1,3 @@
-"""The whole chain on made CT phantoms: chain (what is done), run (doing it), result (what came out)."""
+"""The whole chain on made CT phantoms: chain (what is done), run (doing it), result (what came
+out).
+"""

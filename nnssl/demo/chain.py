@@ -1,6 +1,7 @@
 """What the demo does: its sizes, its stages, and the very commands that a user types.
 
-phantoms -> nnssl_pretrain -> nnU-Net's planning -> nnUNetv2_train from the checkpoint and from scratch
+phantoms -> nnssl_pretrain -> nnU-Net's planning -> nnUNetv2_train from the checkpoint and from
+scratch
          -> nnUNetv2_predict on unseen phantoms
 """
 
@@ -17,7 +18,8 @@ from nnssl.data import phantoms
 DATASET, NAME, PLANS, CONFIGURATION = "901", "Dataset901_Phantoms", "nnsslDemoPlans", "3d_fullres"
 TRAINERS = {"from the checkpoint": "SwinSSLTrainer", "from scratch": "SwinScratchTrainer"}
 LABELLED_SEEDS, UNSEEN_SEEDS = 1000, 2000  # the first seed of each part: no phantom is in two
-SPACING = ("5", "6", "6")  # mm, about the phantoms' own: at a finer one, small crops show no anatomy
+# mm, about the phantoms' own: at a finer one, small crops show no anatomy
+SPACING = ("5", "6", "6")
 
 Command = list[str]
 
@@ -47,7 +49,9 @@ QUICK = Size(
 
 @dataclass(frozen=True)
 class Stage:
-    """One step: commands, or a function of ours, and the folders (within the demo's) that it starts afresh."""
+    """One step: commands, or a function of ours, and the folders (within the demo's) that it starts
+    afresh.
+    """
 
     name: str
     title: str
@@ -57,7 +61,9 @@ class Stage:
 
 @dataclass(frozen=True)
 class Demo:
-    """One demo in `folder` (absolute). `scans`: the user's own for pretraining, in the place of phantoms."""
+    """One demo in `folder` (absolute). `scans`: the user's own for pretraining, in the place of
+    phantoms.
+    """
 
     folder: Path
     device: str = "cpu"
@@ -70,8 +76,13 @@ class Demo:
 
     @property
     def variables(self) -> dict[str, str]:
-        """nnU-Net's three, turned to the demo's folder; and where our trainers are, unless that is known already."""
-        own = {name: str(self.folder / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
+        """nnU-Net's three, turned to the demo's folder; and where our trainers are, unless that is
+        known already.
+        """
+        own = {
+            name: str(self.folder / name)
+            for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+        }
         trainers = hook.trainers_folder()
         known = trainers in os.environ.get(hook.VARIABLE, "").split(os.pathsep)
         return own if known else {**own, hook.VARIABLE: trainers}
@@ -79,20 +90,27 @@ class Demo:
     @property
     def processes(self) -> dict[str, str]:
         """nnU-Net's variables for its numbers of processes: data augmentation, and all else."""
-        return {name: str(self.size.processes) for name in ("nnUNet_n_proc_DA", "nnUNet_def_n_proc")}
+        return {
+            name: str(self.size.processes) for name in ("nnUNet_n_proc_DA", "nnUNet_def_n_proc")
+        }
 
     def predictions(self, start: str) -> Path:
         return self.folder / "predictions" / start.replace(" ", "_")
 
     def settings(self) -> dict:
         """What makes a finished stage out of date when it changes; JSON-able."""
-        return {"device": self.device, "scans": self.scans and str(self.scans), "size": repr(asdict(self.size))}
+        return {
+            "device": self.device,
+            "scans": self.scans and str(self.scans),
+            "size": repr(asdict(self.size)),
+        }
 
     def stages(self) -> list[Stage]:
         """The chain, in order."""
         before = [
             Stage("phantoms", "making CT-like phantoms", self._make_phantoms, ("scans", "nnUNet_raw")),
-            Stage("pretrain", "pretraining with SMIT, without labels", [self._pretrain()], ()),  # resumes by itself
+            # resumes by itself
+            Stage("pretrain", "pretraining with SMIT, without labels", [self._pretrain()], ()),
             Stage("plan", "planning by nnU-Net", self._plan(), (f"nnUNet_preprocessed/{NAME}",)),
         ]  # fmt: skip
         train = [
@@ -120,18 +138,53 @@ class Demo:
 
     def _pretrain(self) -> Command:
         size = self.size
-        command = ["nnssl_pretrain", "-m", "smit", "-a", "tiny", "-i", str(self.scans or self.folder / "scans")]
-        command += ["--spacing", *SPACING, "--steps", str(size.steps), "--batch-size", str(size.batch_size)]
-        command += ["--crop", *map(str, size.crop), "-device", self.device, "-np", str(self.size.processes)]
-        return [*command, "--c"]  # an interrupted demo goes on; where there is nothing yet, it starts
+        command = [
+            "nnssl_pretrain",
+            "-m",
+            "smit",
+            "-a",
+            "tiny",
+            "-i",
+            str(self.scans or self.folder / "scans"),
+        ]
+        command += [
+            "--spacing",
+            *SPACING,
+            "--steps",
+            str(size.steps),
+            "--batch-size",
+            str(size.batch_size),
+        ]
+        command += [
+            "--crop",
+            *map(str, size.crop),
+            "-device",
+            self.device,
+            "-np",
+            str(self.size.processes),
+        ]
+        # an interrupted demo goes on; where there is nothing yet, it starts
+        return [*command, "--c"]
 
     def _plan(self) -> list[Command]:
         size, processes = self.size, str(self.size.processes)
-        recipe = ["--decoder", "light", "--patch", *map(str, size.patch)]  # what two cores can do in minutes
+        # what two cores can do in minutes
+        recipe = ["--decoder", "light", "--patch", *map(str, size.patch)]
         recipe += ["--epochs", str(size.epochs), "--iterations", str(size.iterations)]
-        recipe += ["--lr", "2e-3", "--foreground", "1", "--no-mirror"]  # short: every patch shows an organ, upright
+        # short: every patch shows an organ, upright
+        recipe += ["--lr", "2e-3", "--foreground", "1", "--no-mirror"]
         return [
-            ["nnUNetv2_plan_and_preprocess", "-d", DATASET, "-c", CONFIGURATION, "-npfp", processes, "-np", processes],
+            [
+                "nnUNetv2_plan_and_preprocess",
+                "-d",
+                DATASET,
+                "-c",
+                CONFIGURATION,
+                "-npfp",
+                processes,
+                "-np",
+                processes,
+            ],
             ["nnssl_plan", "-d", DATASET, "-p", "nnUNetPlans", "--name", PLANS, *recipe],
         ]
 
@@ -141,5 +194,27 @@ class Demo:
 
     def _predict(self, start: str) -> Command:
         places = ["-i", str(self.raw / "imagesTs"), "-o", str(self.predictions(start))]
-        model = ["-c", CONFIGURATION, "-f", "0", "-p", PLANS, "-tr", TRAINERS[start], "-device", self.device]
-        return ["nnUNetv2_predict", "-d", DATASET, *places, *model, "--disable_tta", "-npp", "0", "-nps", "0"]
+        model = [
+            "-c",
+            CONFIGURATION,
+            "-f",
+            "0",
+            "-p",
+            PLANS,
+            "-tr",
+            TRAINERS[start],
+            "-device",
+            self.device,
+        ]
+        return [
+            "nnUNetv2_predict",
+            "-d",
+            DATASET,
+            *places,
+            *model,
+            "--disable_tta",
+            "-npp",
+            "0",
+            "-nps",
+            "0",
+        ]

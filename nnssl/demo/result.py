@@ -29,9 +29,13 @@ def dice(prediction: np.ndarray, truth: np.ndarray) -> float:
 
 def mean_dice(predictions: Path, truths: Path) -> dict[str, float]:
     """Mean over the cases, per organ, and `mean` over the organs."""
-    cases = [(read(predictions / path.name), read(path)) for path in sorted(truths.glob("*.nii.gz"))]
+    cases = [
+        (read(predictions / path.name), read(path)) for path in sorted(truths.glob("*.nii.gz"))
+    ]
     per_organ = {
-        name: float(np.mean([dice(prediction == value, truth == value) for prediction, truth in cases]))
+        name: float(
+            np.mean([dice(prediction == value, truth == value) for prediction, truth in cases])
+        )
         for name, value in ORGANS.items()
     }
     return {**per_organ, "mean": float(np.mean(list(per_organ.values())))}
@@ -51,12 +55,16 @@ def describe(demo: Demo, result: dict) -> str:
     """The result as text: two tables and where the picture is."""
     scores, seconds = result["dice"], result["seconds"]
     rows = [
-        f"{'Dice, mean over ' + str(demo.size.unseen) + ' unseen phantoms':40}" + "".join(f"{s:>21}" for s in scores)
+        f"{'Dice, mean over ' + str(demo.size.unseen) + ' unseen phantoms':40}"
+        + "".join(f"{s:>21}" for s in scores)
     ]
     for organ in (*ORGANS, "mean"):
         rows.append(f"  {organ:38}" + "".join(f"{scores[start][organ]:21.3f}" for start in scores))
     rows += ["", "Time"]
-    rows += [f"  {name:38}{value:19.0f} s" for name, value in (*seconds.items(), ("total", sum(seconds.values())))]
+    rows += [
+        f"  {name:38}{value:19.0f} s"
+        for name, value in (*seconds.items(), ("total", sum(seconds.values())))
+    ]
     rows += [
         "",
         f"Picture: {demo.folder / 'demo.png'}",
@@ -66,14 +74,18 @@ def describe(demo: Demo, result: dict) -> str:
 
 
 def draw(demo: Demo, path: Path) -> None:
-    """Two unseen cases, one row each: scan, truth, and both predictions, on the slice with the most organs."""
+    """Two unseen cases, one row each: scan, truth, and both predictions, on the slice with the most
+    organs.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
     names = [path.name for path in sorted((demo.raw / "labelsTs").glob("*.nii.gz"))][:2]
-    figure, axes = plt.subplots(len(names), 2 + len(TRAINERS), figsize=(13, 3.2 * len(names)), squeeze=False)
+    figure, axes = plt.subplots(
+        len(names), 2 + len(TRAINERS), figsize=(13, 3.2 * len(names)), squeeze=False
+    )
     for row, name in zip(axes, names, strict=True):
         scan = read(demo.raw / "imagesTs" / name.replace(".nii.gz", "_0000.nii.gz"))
         truth = read(demo.raw / "labelsTs" / name)
@@ -94,7 +106,9 @@ def draw(demo: Demo, path: Path) -> None:
 
 
 def most_organs(labels: np.ndarray) -> int:
-    """The slice of [Z Y X] labels with the most different organs, then the largest of the smallest organ."""
+    """The slice of [Z Y X] labels with the most different organs, then the largest of the smallest
+    organ.
+    """
     areas = np.stack([(labels == value).sum(axis=(1, 2)) for value in ORGANS.values()])
     return int(np.lexsort((areas.min(axis=0), (areas > 0).sum(axis=0)))[-1])
 

@@ -1,4 +1,6 @@
-"""Doing the demo: one folder, one stage after the other, each command's output in a log, the time of each."""
+"""Doing the demo: one folder, one stage after the other, each command's output in a log, the time
+of each.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ class DemoError(CommandError):
 def run(demo: Demo) -> dict[str, float]:
     """Every stage that is not finished yet; returns the seconds of each.
 
-    Raises DemoError, with the end of the log, when a command fails, and for a folder that is not the demo's.
+    Raises DemoError, with the end of the log, when a command fails, and for a folder that is not
+    the demo's.
     """
     finished = open_folder(demo)
     print(f"The demo works in {demo.folder}, as if you had typed:\n")
@@ -45,13 +48,17 @@ def run(demo: Demo) -> dict[str, float]:
 
 
 def open_folder(demo: Demo) -> dict[str, float]:
-    """Make the folder, or find what earlier runs with the same settings finished; other settings start afresh."""
+    """Make the folder, or find what earlier runs with the same settings finished; other settings
+    start afresh.
+    """
     marker, finished = demo.folder / MARKER, {}
     if marker.is_file():
         earlier = read_json(marker)
         finished = earlier["finished"] if earlier["settings"] == demo.settings() else {}
     elif demo.folder.exists() and (not demo.folder.is_dir() or any(demo.folder.iterdir())):
-        raise DemoError(f"{demo.folder} is not empty and not the demo's; give a new folder: nnssl_demo -o FOLDER")
+        raise DemoError(
+            f"{demo.folder} is not empty and not the demo's; give a new folder: nnssl_demo -o FOLDER"
+        )
     if not finished:
         clear(demo.folder, OURS)
     for name in OURS:
@@ -81,9 +88,12 @@ def do(stage: Stage, demo: Demo) -> float:
 
 
 def environment(demo: Demo) -> dict[str, str]:
-    """The caller's, with nnU-Net's variables turned to the demo's folder and no checkpoint of the user's."""
+    """The caller's, with nnU-Net's variables turned to the demo's folder and no checkpoint of the
+    user's.
+    """
     kept = {name: value for name, value in os.environ.items() if name != "nnssl_checkpoint"}
-    # Threads that wait in a busy loop take the cores from nnU-Net's other processes, several times over on two cores.
+    # Threads that wait in a busy loop take the cores from nnU-Net's other processes, several times
+    # over on two cores.
     patient = {"OMP_WAIT_POLICY": "PASSIVE"}
     return {**patient, **kept, "MPLBACKEND": "Agg", **demo.processes, **demo.variables}
 

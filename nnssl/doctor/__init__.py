@@ -1,4 +1,5 @@
-"""`nnssl_doctor`: what is installed, visible and writable, what nnU-Net will find, what is wrong and how to mend it.
+"""`nnssl_doctor`: what is installed, visible and writable, what nnU-Net will find, what is wrong
+and how to mend it.
 
 Nothing is changed, and nothing but a temporary file is written.
 """
@@ -17,13 +18,20 @@ class Report:
 
     @property
     def wrong(self) -> list[Finding]:
-        return [finding for findings in self.sections.values() for finding in findings if finding.state == WRONG]
+        return [
+            finding
+            for findings in self.sections.values()
+            for finding in findings
+            if finding.state == WRONG
+        ]
 
 
 def examine() -> Report:
     sections = {"Installed": packages.installed(), "Folders": folders.folders()}
     if any(finding.state == WRONG for finding in sections["Installed"]):
-        sections["Machine, trainers, checkpoints"] = [note("not looked at before the packages are right")]
+        sections["Machine, trainers, checkpoints"] = [
+            note("not looked at before the packages are right")
+        ]
         return Report(sections)
     from nnssl.doctor import finds, machine  # only now: they import torch and nnU-Net
 

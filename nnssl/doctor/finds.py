@@ -25,7 +25,11 @@ SETUP = "setup.py"
 
 def trainers() -> list[Finding]:
     """By nnU-Net's own search, unless it would import what must not be imported."""
-    named = [Path(folder) for folder in os.environ.get(hook.VARIABLE, "").split(os.pathsep) if folder.strip()]
+    named = [
+        Path(folder)
+        for folder in os.environ.get(hook.VARIABLE, "").split(os.pathsep)
+        if folder.strip()
+    ]
     if misleading := [finding for folder in named for finding in _misleading(folder)]:
         return misleading
     found = {}
@@ -35,13 +39,20 @@ def trainers() -> list[Finding]:
         except (Exception, SystemExit) as error:  # it imports all Python files of those folders
             value = os.environ.get(hook.VARIABLE)
             where = f"{hook.VARIABLE}={value}" if value else f"{hook.VARIABLE} is not set"
-            return [wrong(f"nnU-Net does not find -tr {name}; {where}\n{first_line(error)[:200]}", FIND_OURS)]
+            return [
+                wrong(
+                    f"nnU-Net does not find -tr {name}; {where}\n{first_line(error)[:200]}",
+                    FIND_OURS,
+                )
+            ]
     # Not by the class's module: nnU-Net takes those that it found out of sys.modules again.
     places = sorted({str(Path(cls.__init__.__code__.co_filename).parent) for cls in found.values()})
     says = f"-tr {', '.join(found)} in {', '.join(places)}"
     if hook.trainers_folder() not in (hook.BEFORE or "").split(os.pathsep):
         says = f"{says},\nbut only here, where nnssl is imported: no start-up file of this installation names them"
-        return [wrong(f"{says}, nor does {hook.VARIABLE}, so that nnU-Net's commands do not", FIND_OURS)]
+        return [
+            wrong(f"{says}, nor does {hook.VARIABLE}, so that nnU-Net's commands do not", FIND_OURS)
+        ]
     return [ok(f"{says}, by {_way()}")]
 
 
@@ -54,7 +65,10 @@ def _way() -> str:
 
 def _misleading(folder: Path) -> Iterator[Finding]:
     if not folder.is_dir():
-        yield wrong(f"{hook.VARIABLE} names {folder}, which is no folder: nnU-Net passes over it silently", FIND_OURS)
+        yield wrong(
+            f"{hook.VARIABLE} names {folder}, which is no folder: nnU-Net passes over it silently",
+            FIND_OURS,
+        )
     if (folder / SETUP).is_file():
         says = f"{hook.VARIABLE} names {folder}, which holds {SETUP}: nnU-Net imports every Python file below it"
         yield wrong(f"{says}.\nName the folder of the trainers, not the repository", FIND_OURS)
@@ -116,11 +130,16 @@ def _default() -> Finding:
         return wrong(f"plans that name no checkpoint: {_without_remedy(error)}", choose_one)
     if choice is None:
         says = f"plans that name no checkpoint have none to start from: no {origin.FINAL} in $nnUNet_results/nnssl"
-        return wrong(f"{says}, and {origin.VARIABLE} is not set", "nnssl_pretrain -m smit -i FOLDER_OF_SCANS")
+        return wrong(
+            f"{says}, and {origin.VARIABLE} is not set", "nnssl_pretrain -m smit -i FOLDER_OF_SCANS"
+        )
     try:
         return ok(f"plans that name no checkpoint: {_about(_load(choice.path))}, {choice.named_by}")
     except (ValueError, OSError) as error:
-        return wrong(f"plans that name no checkpoint: {first_line(error)}", f"{choose_one}   # or copy the file again")
+        return wrong(
+            f"plans that name no checkpoint: {first_line(error)}",
+            f"{choose_one}   # or copy the file again",
+        )
 
 
 def _load(path: Path) -> checkpoint.Checkpoint:

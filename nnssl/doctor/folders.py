@@ -24,7 +24,9 @@ def _folder(variable: str, written: bool = True) -> Finding:
     if not path.exists():
         return wrong(f"{variable}: there is no folder {path}", f"mkdir -p {path}")
     if not path.is_dir():
-        return wrong(f"{variable}: {path} is not a folder", f"export {variable}=/path/to/{variable}")
+        return wrong(
+            f"{variable}: {path} is not a folder", f"export {variable}=/path/to/{variable}"
+        )
     if not os.access(path, os.R_OK | os.X_OK):
         return wrong(f"{variable}: {path} is not readable", f"chmod u+rx {path}")
     if not written:

@@ -22,11 +22,18 @@ def _devices() -> list[Finding]:
 
     if torch.cuda.is_available():
         every = (torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count()))
-        return [ok(f"GPU {i}: {gpu.name}, {gpu.total_memory / GIB:.0f} GiB") for i, gpu in enumerate(every)]
+        return [
+            ok(f"GPU {i}: {gpu.name}, {gpu.total_memory / GIB:.0f} GiB")
+            for i, gpu in enumerate(every)
+        ]
     if torch.backends.mps.is_available():
         return [ok("no CUDA; Apple's GPU: -device mps")]
     built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
-    return [note(f"no GPU is visible, and PyTorch is {built}: everything runs, slowly, with -device cpu")]
+    return [
+        note(
+            f"no GPU is visible, and PyTorch is {built}: everything runs, slowly, with -device cpu"
+        )
+    ]
 
 
 def _processors() -> Finding:
@@ -52,5 +59,10 @@ def _shared_memory() -> list[Finding]:
     total = shutil.disk_usage(SHARED).total
     says = f"{total / GIB:.1f} GiB of shared memory"
     if total < LEAST_SHARED:
-        return [wrong(f"{says}: too little for the processes that read batches", "docker run --shm-size=8g ...")]
+        return [
+            wrong(
+                f"{says}: too little for the processes that read batches",
+                "docker run --shm-size=8g ...",
+            )
+        ]
     return [ok(says)]

@@ -13,7 +13,8 @@ from nnssl.doctor.finding import Finding, first_line, ok, wrong
 
 OLDEST_PYTHON = (3, 10)
 OLDEST_NNUNET = (2, 8, 0)  # the first release that looks for trainers outside its own folder
-OLDEST_TORCH = (2, 6, 0)  # the first whose weights_only=True executes nothing, whatever a checkpoint holds
+# the first whose weights_only=True executes nothing, whatever a checkpoint holds
+OLDEST_TORCH = (2, 6, 0)
 SLOW_TORCH = (2, 9)  # its 3D convolutions take several times as long; nnU-Net excludes it
 PLAIN = {  # the rest of what setup.py asks for: what is imported, and what pip calls it
     "numpy": "numpy",
@@ -28,13 +29,23 @@ PLAIN = {  # the rest of what setup.py asks for: what is imported, and what pip 
 
 
 def installed() -> list[Finding]:
-    return [_python(), _torch(), _torchvision(), _nnunet(), *(_plain(*names) for names in PLAIN.items()), _own()]
+    return [
+        _python(),
+        _torch(),
+        _torchvision(),
+        _nnunet(),
+        *(_plain(*names) for names in PLAIN.items()),
+        _own(),
+    ]
 
 
 def _python() -> Finding:
     says = f"Python {platform.python_version()} in {sys.prefix}"
     if sys.version_info < OLDEST_PYTHON:
-        return wrong(f"{says}: too old, 3.10 is needed", "python3.10 -m venv swin && source swin/bin/activate")
+        return wrong(
+            f"{says}: too old, 3.10 is needed",
+            "python3.10 -m venv swin && source swin/bin/activate",
+        )
     return ok(says)
 
 
@@ -72,7 +83,10 @@ def _torchvision() -> Finding:
 def _nnunet() -> Finding:
     found, remedy = _version("nnunetv2"), f'pip install -U "nnunetv2>={_dotted(OLDEST_NNUNET)}"'
     if found and _numbers(found) < OLDEST_NNUNET:
-        return wrong(f"nnunetv2 {found} is too old: {_dotted(OLDEST_NNUNET)} is the first that finds ours", remedy)
+        return wrong(
+            f"nnunetv2 {found} is too old: {_dotted(OLDEST_NNUNET)} is the first that finds ours",
+            remedy,
+        )
     if error := _import("nnunetv2"):
         return wrong(_cannot("nnunetv2", found, error), remedy)
     return ok(f"nnunetv2 {found}")
@@ -80,7 +94,11 @@ def _nnunet() -> Finding:
 
 def _plain(module: str, name: str) -> Finding:
     found, error = _version(name), _import(module)
-    return wrong(_cannot(name, found, error), f"pip install {name}") if error else ok(f"{name} {found}")
+    return (
+        wrong(_cannot(name, found, error), f"pip install {name}")
+        if error
+        else ok(f"{name} {found}")
+    )
 
 
 def _cannot(name: str, found: str | None, error: str) -> str:

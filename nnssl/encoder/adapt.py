@@ -1,9 +1,11 @@
-"""Weights of an encoder that halves every axis, for one that leaves some as they are (`SwinConfig.steps`).
+"""Weights of an encoder that halves every axis, for one that leaves some as they are
+(`SwinConfig.steps`).
 
-Exactly: where a volume is stretched along such an axis, each of its slices twice, the pretrained patch embedding
-makes of it what the adapted one makes of the volume itself; and so does each merge of the grid of tokens. Both see
-each slice twice, so the weights for the two are added up. A merge's layer norm has the same statistics with and
-without the repetition; its scale and offset, which may differ between the two, are folded into the reduction:
+Exactly: where a volume is stretched along such an axis, each of its slices twice, the pretrained
+patch embedding makes of it what the adapted one makes of the volume itself; and so does each merge
+of the grid of tokens. Both see each slice twice, so the weights for the two are added up. A merge's
+layer norm has the same statistics with and without the repetition; its scale and offset, which may
+differ between the two, are folded into the reduction:
 
     reduction(scale * x + offset) = (reduction * scale) x + reduction offset
 
@@ -22,10 +24,13 @@ from nnssl.types import Shape
 STEM = "patch_embed.proj.weight"
 
 
-def adapt(weights: dict[str, Tensor], theirs: SwinConfig, ours: SwinConfig) -> tuple[dict[str, Tensor], dict[str, str]]:
+def adapt(
+    weights: dict[str, Tensor], theirs: SwinConfig, ours: SwinConfig
+) -> tuple[dict[str, Tensor], dict[str, str]]:
     """`weights` of an encoder of `theirs` for one of `ours`, by name, and what was done to which.
 
-    Only steps of 2 become 1; where it is the other way round, or tensors are missing, the weights stay as they are.
+    Only steps of 2 become 1; where it is the other way round, or tensors are missing, the weights
+    stay as they are.
     """
     weights, explained = dict(weights), {}
     if theirs.spatial_dims != ours.spatial_dims:
@@ -35,9 +40,16 @@ def adapt(weights: dict[str, Tensor], theirs: SwinConfig, ours: SwinConfig) -> t
         if before == after or any(b < a for b, a in zip(before, after, strict=True)):
             continue
         if number > 0 and theirs.merging == "legacy":
-            continue  # it joins as many tokens as before, and those of a stretched volume are the same
-        changed = _adapt_stem(weights, before, after) if number == 0 else _adapt_merge(weights, number, before, after)
-        explained |= dict.fromkeys(changed, f"adapted exactly from a step of {_by(before)} to one of {_by(after)}")
+            # it joins as many tokens as before, and those of a stretched volume are the same
+            continue
+        changed = (
+            _adapt_stem(weights, before, after)
+            if number == 0
+            else _adapt_merge(weights, number, before, after)
+        )
+        explained |= dict.fromkeys(
+            changed, f"adapted exactly from a step of {_by(before)} to one of {_by(after)}"
+        )
     return weights, explained
 
 

@@ -33,7 +33,9 @@ class _Reorder(torch.autograd.Function):
 
 
 def _reorder(x: Tensor, way: tuple[Tensor, Tensor | None]) -> Tensor:
-    """[B N C] to [B N C] along a way of `StageWindows`, or of `merging_order`, which may have no inverse."""
+    """[B N C] to [B N C] along a way of `StageWindows`, or of `merging_order`, which may have no
+    inverse.
+    """
     return x.index_select(1, way[0]) if way[1] is None else _Reorder.apply(x, *way)
 
 
@@ -41,7 +43,8 @@ def to_slots(x: Tensor, cut: Cut, pads_are_zero: bool) -> Tensor:
     """Tokens [B N C] to slots [B nW*n C]."""
     if cut.slots is None:
         return x
-    # A padding slot shows the first token, and no gradient leaves it: it is zeroed, or nobody attends to it.
+    # A padding slot shows the first token, and no gradient leaves it: it is zeroed, or nobody
+    # attends to it.
     x = _Reorder.apply(x, cut.slots, cut.filled)
     return x * cut.real.to(x.dtype) if pads_are_zero else x
 
@@ -52,7 +55,9 @@ def from_slots(x: Tensor, cut: Cut) -> Tensor:
 
 
 class DropPath(nn.Module):
-    """Leaves a residual branch out for a random part of the batch (stochastic depth, arXiv 1603.09382)."""
+    """Leaves a residual branch out for a random part of the batch (stochastic depth, arXiv
+    1603.09382).
+    """
 
     def __init__(self, rate: float):
         super().__init__()
@@ -69,7 +74,9 @@ class WindowAttention(nn.Module):
     def __init__(self, dim: int, heads: int, window: int, spatial_dims: int, qkv_bias: bool):
         super().__init__()
         self.heads = heads
-        self.relative_position_bias_table = nn.Parameter(torch.empty((2 * window - 1) ** spatial_dims, heads))
+        self.relative_position_bias_table = nn.Parameter(
+            torch.empty((2 * window - 1) ** spatial_dims, heads)
+        )
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
 
@@ -78,7 +85,9 @@ class WindowAttention(nn.Module):
         windows = x.view(-1, prod(cut.size), x.shape[-1])
         n = windows.shape[1]
         bias = self.relative_position_bias_table[relative].view(n, n, self.heads).permute(2, 0, 1)
-        attended = window_attention(windows, self.qkv.weight, self.qkv.bias, self.heads, bias, cut.mask)
+        attended = window_attention(
+            windows, self.qkv.weight, self.qkv.bias, self.heads, bias, cut.mask
+        )
         return self.proj(attended.flatten(0, 1)).view(x.shape)
 
 
@@ -110,17 +119,23 @@ class Block(nn.Module):
 
 
 def _padded(x: Tensor, step: Shape, behind: int) -> Tensor:
-    """`x` with zeros at the ends of its grid up to multiples of `step`; `behind` axes follow those of the grid."""
+    """`x` with zeros at the ends of its grid up to multiples of `step`; `behind` axes follow those
+    of the grid.
+    """
     grid = x.shape[x.ndim - behind - len(step) : x.ndim - behind]
     missing = [-g % s for g, s in zip(grid, step, strict=True)]
-    return F.pad(x, (0, 0) * behind + tuple(n for m in reversed(missing) for n in (0, m))) if any(missing) else x
+    return (
+        F.pad(x, (0, 0) * behind + tuple(n for m in reversed(missing) for n in (0, m)))
+        if any(missing)
+        else x
+    )
 
 
 class PatchMerging(nn.Module):
     """Joins the tokens of a cell into one of twice the width, in the order of `windows.corners`.
 
-    A cell has 2^d tokens, or fewer where `step` leaves an axis as it is. Then the reduction of merging "all" has a
-    bias, which a pretrained merge's norm is folded into (`adapt`).
+    A cell has 2^d tokens, or fewer where `step` leaves an axis as it is. Then the reduction of
+    merging "all" has a bias, which a pretrained merge's norm is folded into (`adapt`).
     """
 
     def __init__(self, dim: int, step: Shape, config: SwinConfig):
@@ -131,16 +146,22 @@ class PatchMerging(nn.Module):
         self.reduction = nn.Linear(joined, 2 * dim, bias=1 in step and self.merging == "all")
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B *grid C] to [B *ceil(grid/step) 2C]; what is missing to a multiple of the step is zeros."""
+        """[B *grid C] to [B *ceil(grid/step) 2C]; what is missing to a multiple of the step is
+        zeros.
+        """
         x = _padded(x, self.step, behind=1)
         grid = tuple(x.shape[1:-1])
-        neighbours = _reorder(x.flatten(1, -2), merging_order(grid, self.step, x.device, self.merging, self.axes))
+        neighbours = _reorder(
+            x.flatten(1, -2), merging_order(grid, self.step, x.device, self.merging, self.axes)
+        )
         cells = (g // s for g, s in zip(grid, self.step, strict=True))
         return self.reduction(self.norm(neighbours.view(len(x), *cells, -1)))
 
 
 class Stage(nn.Module):
-    def __init__(self, dim: int, heads: int, drop_path: list[float], step: Shape, config: SwinConfig):
+    def __init__(
+        self, dim: int, heads: int, drop_path: list[float], step: Shape, config: SwinConfig
+    ):
         super().__init__()
         self.window, self.mode, self.axes = config.window, config.windows, config.axes
         self.blocks = nn.ModuleList(Block(dim, heads, rate, config) for rate in drop_path)
@@ -165,7 +186,9 @@ class Stage(nn.Module):
 
 
 class ResidualConvolution(nn.Module):
-    """Two 3^d convolutions with instance norm around a skip: what Swin UNETR v2 (He 2023) puts before each stage."""
+    """Two 3^d convolutions with instance norm around a skip: what Swin UNETR v2 (He 2023) puts
+    before each stage.
+    """
 
     def __init__(self, dim: int, spatial_dims: int):
         super().__init__()
@@ -199,14 +222,18 @@ class PatchEmbed(nn.Module):
         self.norm = nn.LayerNorm(config.embed_dim) if config.patch_norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B C *spatial] to tokens [B *ceil(spatial/step) E]; what is missing to a multiple is zeros."""
+        """[B C *spatial] to tokens [B *ceil(spatial/step) E]; what is missing to a multiple is
+        zeros.
+        """
         return self.norm(self._project(_padded(x, self.step, behind=0)))
 
     def _project(self, x: Tensor) -> Tensor:
         """The convolution, as one matrix product that leaves the channels last."""
         grid = [size // step for size, step in zip(x.shape[2:], self.step, strict=True)]
         dims = len(grid)
-        split = x.view(*x.shape[:2], *(n for pair in zip(grid, self.step, strict=True) for n in pair))
+        split = x.view(
+            *x.shape[:2], *(n for pair in zip(grid, self.step, strict=True) for n in pair)
+        )
         cells, inner = range(2, 2 + 2 * dims, 2), range(3, 3 + 2 * dims, 2)
         patches = split.permute(0, *cells, 1, *inner).reshape(len(x), *grid, -1)
         return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)

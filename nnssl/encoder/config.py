@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, fields
 from nnssl.types import Shape
 
 PATCH = 2  # voxels an edge of a token
-OWN = {"windows": "exact", "merging": "all", "axes": "zyx"}  # what only published weights want otherwise
+# what only published weights want otherwise
+OWN = {"windows": "exact", "merging": "all", "axes": "zyx"}
 STEPS = 5  # of the patch embedding and the four merges, each of which shortens the grid
 
 
@@ -17,16 +18,21 @@ class SwinConfig:
 
     taps:    "stage": maps 0-3 are the stages' outputs before merging, as in SMIT, map 4 the last merge's.
              "merge": map 0 is the patch embedding, maps 1-4 follow the merges, as in MONAI.
-    windows: "exact": the bias of a pair of tokens is that of its true offset, and padding is not attended to.
-             "monai": MONAI 1.6.1's clipped windows and attended padding, for weights that were trained so.
-             "smit": SMIT's, which are never clipped, always shifted, and put together in another order than they
-             were cut; for its published weights.
-    merging: "all": a merge joins the 2^d tokens of a cell. "legacy": MONAI's before 1.5 (its PR 8285), which in 3D
+    windows: "exact": the bias of a pair of tokens is that of its true offset, and padding is not
+    attended to.
+             "monai": MONAI 1.6.1's clipped windows and attended padding, for weights that were
+             trained so.
+             "smit": SMIT's, which are never clipped, always shifted, and put together in another
+             order than they were cut; for its published weights.
+    merging: "all": a merge joins the 2^d tokens of a cell. "legacy": MONAI's before 1.5 (its PR
+    8285), which in 3D
              joins six of the eight, two of them twice.
     axes:    in which order the code that trained the weights counted the axes, "zyx" or "xyz". It only matters to
-             windows "monai" and "smit" and to merging "legacy", which are not symmetric in the axes.
+             windows "monai" and "smit" and to merging "legacy", which are not symmetric in the
+             axes.
     steps:   by how much the patch embedding and the four merges shorten each axis, 1 or 2, as five tuples of
-             `spatial_dims` numbers. (): 2 everywhere. 1 is for axes of wide spacing (documentation/encoder.md).
+             `spatial_dims` numbers. (): 2 everywhere. 1 is for axes of wide spacing
+             (documentation/encoder.md).
     convolutions: a residual convolution block before each stage, as in Swin UNETR v2.
     out_norms:    maps 0-3 pass a layer norm with parameters, as SMIT's; for taps "stage".
     """
@@ -93,7 +99,9 @@ class SwinConfig:
 
     def _check_combinations(self) -> None:
         if self.windows == "smit" and self.spatial_dims != 3:
-            raise ValueError('windows "smit" exist in 3D only, got spatial_dims=2; choose "exact" or "monai"')
+            raise ValueError(
+                'windows "smit" exist in 3D only, got spatial_dims=2; choose "exact" or "monai"'
+            )
         if self.out_norms and self.taps != "stage":
             raise ValueError(f'out_norms need taps "stage", got {self.taps!r}')
 
@@ -103,10 +111,14 @@ class SwinConfig:
 
     @classmethod
     def from_dict(cls, values: dict) -> SwinConfig:
-        """The inverse of `to_dict`; a missing key takes its default, an unknown one raises ValueError."""
+        """The inverse of `to_dict`; a missing key takes its default, an unknown one raises
+        ValueError.
+        """
         known = [field.name for field in fields(cls)]
         if unknown := sorted(set(values) - set(known)):
-            raise ValueError(f"unknown encoder option(s) {', '.join(unknown)}; known: {', '.join(known)}")
+            raise ValueError(
+                f"unknown encoder option(s) {', '.join(unknown)}; known: {', '.join(known)}"
+            )
         return cls(**values)
 
 

@@ -1,9 +1,11 @@
 """Swin Transformer encoder in 3D and 2D, with mask tokens and stage maps.
 
-Liu et al. 2021 (arXiv 2103.14030); in 3D as Swin UNETR (Tang 2022, arXiv 2111.14791) and SMIT (Jiang 2022).
-Parameter names follow `monai.networks.nets.swin_unetr.SwinTransformer` 1.6.1, the oracle of the tests.
+Liu et al. 2021 (arXiv 2103.14030); in 3D as Swin UNETR (Tang 2022, arXiv 2111.14791) and SMIT
+(Jiang 2022). Parameter names follow `monai.networks.nets.swin_unetr.SwinTransformer` 1.6.1, the
+oracle of the tests.
 
-    image [B C *spatial] -> 2^d patches -> stage 1 -> merge -> stage 2 -> merge -> ... -> stage 4 -> merge
+    image [B C *spatial] -> 2^d patches -> stage 1 -> merge -> stage 2 -> merge -> ... -> stage 4 ->
+    merge
     taps "stage"                                 | 0              | 1                       | 3       | 4
     taps "merge"                        | 0             | 1             | 2                           | 4
 """
@@ -27,10 +29,12 @@ STRIDES = tuple(PATCH * 2**i for i in range(5))  # of the five maps, in voxels
 class Swin(nn.Module):
     """The encoder. Publishes `config`, and `channels` and `strides` of its five maps.
 
-    `strides` are in voxels, along an axis that every step halves; `config.steps` may leave others longer.
+    `strides` are in voxels, along an axis that every step halves; `config.steps` may leave others
+    longer.
 
     maskable:      own a `mask_token` and accept `masked`. For pretraining only.
-    checkpointing: recompute each block in the backward pass: much less memory, about a third more time.
+    checkpointing: recompute each block in the backward pass: much less memory, about a third more
+    time.
     """
 
     def __init__(self, config: SwinConfig, maskable: bool = False, checkpointing: bool = False):
@@ -43,14 +47,23 @@ class Swin(nn.Module):
         blocks = sum(config.depths)
         rates = [config.drop_path * i / max(1, blocks - 1) for i in range(blocks)]
         for i, (depth, heads) in enumerate(zip(config.depths, config.heads, strict=True)):
-            stage = Stage(self.channels[i], heads, [rates.pop(0) for _ in range(depth)], config.step(i + 1), config)
+            stage = Stage(
+                self.channels[i],
+                heads,
+                [rates.pop(0) for _ in range(depth)],
+                config.step(i + 1),
+                config,
+            )
             setattr(self, f"layers{i + 1}", nn.ModuleList([stage]))
             if config.convolutions:
                 branch = ResidualConvolution(self.channels[i], config.spatial_dims)
                 setattr(self, f"layers{i + 1}c", nn.ModuleList([branch]))
-        self.out_norms = nn.ModuleList(map(nn.LayerNorm, self.channels[:4])) if config.out_norms else None
-        # Not zeros (SMIT): the layer norm of a zero token has a gradient 1/sqrt(eps) times too large at the first step.
-        self.mask_token = nn.Parameter(torch.randn(config.embed_dim) * 0.02) if maskable else None  # SimMIM's 0.02
+        self.out_norms = (
+            nn.ModuleList(map(nn.LayerNorm, self.channels[:4])) if config.out_norms else None
+        )
+        # Not zeros (SMIT): the layer norm of a zero token has a gradient 1/sqrt(eps) times too
+        # large at the first step. SimMIM's 0.02
+        self.mask_token = nn.Parameter(torch.randn(config.embed_dim) * 0.02) if maskable else None
         self.apply(initialise)
 
     @property
@@ -58,24 +71,29 @@ class Swin(nn.Module):
         return [getattr(self, f"layers{i}")[0] for i in (1, 2, 3, 4)]
 
     def token_grid(self, spatial: Shape) -> Shape:
-        """The grid on which `masked` lives: one token for 2^d voxels, fewer where the patch embedding is thinner."""
-        return tuple(-(-size // step) for size, step in zip(spatial, self.config.step(0), strict=True))
+        """The grid on which `masked` lives: one token for 2^d voxels, fewer where the patch
+        embedding is thinner.
+        """
+        return tuple(
+            -(-size // step) for size, step in zip(spatial, self.config.step(0), strict=True)
+        )
 
     def forward(self, x: Tensor, masked: Tensor | None = None) -> list[Tensor]:
         """Encode an image.
 
         x:      [B C *spatial], any size.
-        masked: Bool [B *token_grid(spatial)], True = hidden: the token is replaced by the mask token.
-        Returns five maps [B channels[i] *ceil(spatial / strides[i])], each layer-normalised, without affine but for
-        `config.out_norms`; along an axis of other `config.steps` the divisor is their product so far.
-        Raises ValueError for a wrong number of axes or channels, or a mask of another shape.
+        masked: Bool [B *token_grid(spatial)], True = hidden: the token is replaced by the mask
+        token. Returns five maps [B channels[i] *ceil(spatial / strides[i])], each layer-normalised,
+        without affine but for `config.out_norms`; along an axis of other `config.steps` the divisor
+        is their product so far. Raises ValueError for a wrong number of axes or channels, or a mask
+        of another shape.
         """
         self._check(x, masked)
         tokens = self.patch_embed(x)
         if masked is not None:
             tokens = torch.where(masked[..., None], self.mask_token.to(tokens.dtype), tokens)
-        # Each map is normalised where it arises: its share of the backward pass then comes late, when most memory
-        # is free again.
+        # Each map is normalised where it arises: its share of the backward pass then comes late,
+        # when most memory is free again.
         maps = [_as_map(tokens)] if self.config.taps == "merge" else []
         for number, stage in enumerate(self.stages):
             if self.config.convolutions:
@@ -91,11 +109,15 @@ class Swin(nn.Module):
     def _check(self, x: Tensor, masked: Tensor | None) -> None:
         axes = "Z Y X" if self.config.spatial_dims == 3 else "Y X"
         if x.ndim != self.config.spatial_dims + 2 or x.shape[1] != self.config.in_channels:
-            raise ValueError(f"the encoder takes [B {self.config.in_channels} {axes}], got {tuple(x.shape)}")
+            raise ValueError(
+                f"the encoder takes [B {self.config.in_channels} {axes}], got {tuple(x.shape)}"
+            )
         if masked is None:
             return
         if self.mask_token is None:
-            raise ValueError("this encoder has no mask token; build it with Swin(config, maskable=True)")
+            raise ValueError(
+                "this encoder has no mask token; build it with Swin(config, maskable=True)"
+            )
         wanted = (x.shape[0], *self.token_grid(tuple(x.shape[2:])))
         if tuple(masked.shape) != wanted or masked.dtype != torch.bool:
             raise ValueError(

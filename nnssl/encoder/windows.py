@@ -1,8 +1,9 @@
 """Window arithmetic: which token of a grid sits in which window, and who may attend to whom.
 
-Tokens of a stage travel as one list [B N C]. A `Cut` is one way to cut the grid into windows; the list is
-kept in the order of the cut in use ("window order"), so that a block needs one reordering instead of pad,
-roll, partition, reverse and roll. All of this depends on the grid alone and is made once per grid.
+Tokens of a stage travel as one list [B N C]. A `Cut` is one way to cut the grid into windows; the
+list is kept in the order of the cut in use ("window order"), so that a block needs one reordering
+instead of pad, roll, partition, reverse and roll. All of this depends on the grid alone and is made
+once per grid.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ from nnssl.types import Shape
 
 @dataclass(frozen=True)
 class Mask:
-    """Who may not attend to whom: window w adds patterns[which[w]] to its scores. There are few patterns.
+    """Who may not attend to whom: window w adds patterns[which[w]] to its scores. There are few
+    patterns.
 
     patterns: [P n n] 0 where a pair of slots may attend, else `hidden`.
     which:    [nW] the pattern of each window.
-    regions:  [P n] int32, the same in other words: a pair may attend where its slots are of one region.
+    regions:  [P n] int32, the same in other words: a pair may attend where its slots are of one
+    region.
     hidden:   minus infinity, or -100 as in MONAI.
     counts:   how many of the windows have each pattern.
     order:    [nW] the windows sorted by pattern; rank: its inverse.
@@ -55,7 +58,8 @@ class Mask:
 
 @dataclass(frozen=True)
 class Cut:
-    """One way to cut a grid into windows of n slots. A slot holds a token or, at the border, padding.
+    """One way to cut a grid into windows of n slots. A slot holds a token or, at the border,
+    padding.
 
     size:     the window really used, at most the grid.
     tokens:   [N] raster index of the tokens, in window order without padding.
@@ -77,7 +81,8 @@ class Cut:
 
 @dataclass(frozen=True)
 class StageWindows:
-    """All that a stage needs to know of its grid: two cuts, the ways between them, and the bias table's rows.
+    """All that a stage needs to know of its grid: two cuts, the ways between them, and the bias
+    table's rows.
 
     Each way is (index, inverse): reordered[i] = list[index[i]] and list[i] = reordered[inverse[i]].
     """
@@ -91,7 +96,9 @@ class StageWindows:
 
 
 def window_and_shift(grid: Shape, window: int, mode: str) -> tuple[Shape, Shape]:
-    """A window is clipped to the grid, and an axis that fits into one is not shifted; SMIT neither clips nor stays."""
+    """A window is clipped to the grid, and an axis that fits into one is not shifted; SMIT neither
+    clips nor stays.
+    """
     if mode == "smit":
         return (window,) * len(grid), (window // 2,) * len(grid)
     size = tuple(min(window, g) for g in grid)
@@ -102,9 +109,10 @@ def window_and_shift(grid: Shape, window: int, mode: str) -> tuple[Shape, Shape]
 def relative_index(size: Shape, window: int, clipped: str, axes: str = "zyx") -> Tensor:
     """[n*n] row of the (2*window-1)^dims table for each pair (query, key) of a window of `size`.
 
-    clipped="exact": the pair's true offset. clipped="monai": the top-left corner of the full window's index,
-    which for a clipped window is another offset's row (MONAI 1.6.1, `WindowAttention.forward`): the token of number
-    a, counted along `axes`, passes for the one of number a of a full window.
+    clipped="exact": the pair's true offset. clipped="monai": the top-left corner of the full
+    window's index, which for a clipped window is another offset's row (MONAI 1.6.1,
+    `WindowAttention.forward`): the token of number a, counted along `axes`, passes for the one of
+    number a of a full window.
     """
     places = _places(size)
     if clipped == "monai":
@@ -129,7 +137,8 @@ def _places(size: Shape) -> Tensor:
 def cut(grid: Shape, size: Shape, shift: Shape, mode: str, axes: str = "zyx") -> Cut:
     """Cut `grid` into windows of `size` after moving it by -`shift`.
 
-    mode="exact": padding slots are attended to by no token. "monai", "smit": they take part as zeros.
+    mode="exact": padding slots are attended to by no token. "monai", "smit": they take part as
+    zeros.
     """
     padded = tuple(-(-g // s) * s for g, s in zip(grid, size, strict=True))
     raster = torch.zeros((1,) * len(grid), dtype=torch.long)
@@ -165,12 +174,15 @@ def cut(grid: Shape, size: Shape, shift: Shape, mode: str, axes: str = "zyx") ->
 def _misplaced(padded: Shape, size: Shape, axes: str) -> Tensor:
     """[nW*n] the slot whose output SMIT puts into each slot's place.
 
-    Its `window_reverse` views the windows as [nX nY nZ wx wy wz] and lays them out as [nX nZ wy nY wx wz], read as
-    [X Y Z]; its `window_partition` cuts [nX wx nY wy nZ wz]. The weights were trained through that.
+    Its `window_reverse` views the windows as [nX nY nZ wx wy wz] and lays them out as [nX nZ wy nY
+    wx wz], read as [X Y Z]; its `window_partition` cuts [nX wx nY wy nZ wz]. The weights were
+    trained through that.
     """
     if axes == "xyz":
         padded, size = padded[::-1], size[::-1]
-    slots = torch.arange(prod(padded)).view([p // s for p, s in zip(padded, size, strict=True)] + list(size))
+    slots = torch.arange(prod(padded)).view(
+        [p // s for p, s in zip(padded, size, strict=True)] + list(size)
+    )
     laid_out = slots.permute(0, 2, 4, 1, 3, 5).flatten()
     answers = laid_out[_partition(torch.arange(prod(padded)).view(padded), size).flatten()]
     if axes == "zyx":
@@ -194,13 +206,19 @@ def _mask(region: Tensor, hidden: float) -> Mask | None:
 
 
 @torch.compiler.assume_constant_result
-def stage_windows(grid: Shape, window: int, mode: str, device: torch.device, axes: str = "zyx") -> StageWindows:
-    """`StageWindows` of a token grid; `mode` and `axes` as `SwinConfig.windows` and `.axes`. Kept for reuse."""
+def stage_windows(
+    grid: Shape, window: int, mode: str, device: torch.device, axes: str = "zyx"
+) -> StageWindows:
+    """`StageWindows` of a token grid; `mode` and `axes` as `SwinConfig.windows` and `.axes`. Kept
+    for reuse.
+    """
     return _stage_windows(grid, window, mode, device, axes)
 
 
 @lru_cache(maxsize=64)
-def _stage_windows(grid: Shape, window: int, mode: str, device: torch.device, axes: str) -> StageWindows:
+def _stage_windows(
+    grid: Shape, window: int, mode: str, device: torch.device, axes: str
+) -> StageWindows:
     # Tensors born in inference mode could never serve a later training step.
     with torch.inference_mode(False):
         size, shift = window_and_shift(grid, window, mode)
@@ -226,14 +244,18 @@ CORNERS = {  # in MONAI's order, the first axis first
 
 
 def corners(step: Shape, merging: str = "all", axes: str = "zyx") -> list[Shape]:
-    """Where the tokens that a merge joins lie in their cell of `step`, in the order in which they are joined.
+    """Where the tokens that a merge joins lie in their cell of `step`, in the order in which they
+    are joined.
 
-    merging: as in `SwinConfig`; "legacy" joins the same number of tokens whatever the step, some of them repeatedly,
+    merging: as in `SwinConfig`; "legacy" joins the same number of tokens whatever the step, some of
+    them repeatedly,
              and "all" takes its part of the order where an axis is left as it is.
     axes:    of the order of "legacy"; for "all" the weights can be put in another order instead.
     """
     turn = axes == "xyz" and merging == "legacy"
-    places = [tuple(map(int, corner[::-1] if turn else corner)) for corner in CORNERS[len(step), merging]]
+    places = [
+        tuple(map(int, corner[::-1] if turn else corner)) for corner in CORNERS[len(step), merging]
+    ]
     inside = [tuple(p % s for p, s in zip(place, step, strict=True)) for place in places]
     return inside if merging == "legacy" else list(dict.fromkeys(inside))
 
@@ -242,9 +264,11 @@ def corners(step: Shape, merging: str = "all", axes: str = "zyx") -> list[Shape]
 def merging_order(
     grid: Shape, step: Shape, device: torch.device, merging: str = "all", axes: str = "zyx"
 ) -> tuple[Tensor, Tensor | None]:
-    """The way (index, inverse) from raster order of a grid to one where the tokens of a cell follow each other.
+    """The way (index, inverse) from raster order of a grid to one where the tokens of a cell follow
+    each other.
 
-    `step` divides `grid`; a cell has its tokens in the order of `corners`. No inverse exists where some are repeated.
+    `step` divides `grid`; a cell has its tokens in the order of `corners`. No inverse exists where
+    some are repeated.
     """
     return _merging_order(grid, step, device, merging, axes)
 

@@ -1,4 +1,5 @@
-"""What our nnU-Net trainers share: which network, which weights, which optimiser. The trainers only call it.
+"""What our nnU-Net trainers share: which network, which weights, which optimiser. The trainers only
+call it.
 
 __init__         settle    -> the plans say which network; nnU-Net saves them beside the model
 initialize       load      -> the encoder's weights, all of them or none
@@ -8,7 +9,14 @@ load_checkpoint  adopt     -> a resumed or validated model is that of its own ch
 """
 
 from nnssl.finetune.average import Average
-from nnssl.finetune.optimiser import HEADS, describe, layer_of, optimise, parameter_groups, prepare_cpu
+from nnssl.finetune.optimiser import (
+    HEADS,
+    describe,
+    layer_of,
+    optimise,
+    parameter_groups,
+    prepare_cpu,
+)
 from nnssl.finetune.plans import (
     adopt,
     build,

@@ -1,10 +1,13 @@
-"""An average of the weights over the training, for validation and prediction (Polyak & Juditsky 1992).
+"""An average of the weights over the training, for validation and prediction (Polyak & Juditsky
+1992).
 
-With a learning rate that noise still shakes, the average of the last weights is a better network than the last one,
-and one that depends less on when the training stopped. It costs one copy of the weights and no computation to speak of.
+With a learning rate that noise still shakes, the average of the last weights is a better network
+than the last one, and one that depends less on when the training stopped. It costs one copy of the
+weights and no computation to speak of.
 
-nnU-Net saves the network's weights and the optimiser's state. The former are the average while it is in use, so that
-any nnU-Net predicts with it; the latter carries the raw weights, with which `--c` goes on exactly.
+nnU-Net saves the network's weights and the optimiser's state. The former are the average while it
+is in use, so that any nnU-Net predicts with it; the latter carries the raw weights, with which
+`--c` goes on exactly.
 """
 
 from __future__ import annotations
@@ -16,12 +19,16 @@ RAW, UPDATES = "raw_weights", "averaged_updates"  # beside the optimiser's own e
 
 
 class Average:
-    """Of all the weights of `network` that learn, moved towards them after every step of `optimizer`.
+    """Of all the weights of `network` that learn, moved towards them after every step of
+    `optimizer`.
 
-    decay: what is kept of the average in a step; 0: no average is kept. At first it is less, (1 + t) / (10 + t) after
-           t steps, so that the random start is soon forgotten: the average is over the last ninth of the training.
+    decay: what is kept of the average in a step; 0: no average is kept. At first it is less, (1 +
+    t) / (10 + t) after
+           t steps, so that the random start is soon forgotten: the average is over the last ninth
+           of the training.
 
-    The weights are exchanged in place, since DDP, torch.compile and the optimiser hold the parameters themselves.
+    The weights are exchanged in place, since DDP, torch.compile and the optimiser hold the
+    parameters themselves.
     """
 
     def __init__(self, network: nn.Module, optimizer: torch.optim.Optimizer, decay: float):

@@ -19,32 +19,45 @@ BETAS = (0.9, 0.98)  # as nnU-Net's own transformer trainers
 
 
 def parameter_groups(network: SwinUNETR, recipe: Recipe, pretrained: bool = True) -> list[dict]:
-    """AdamW's groups, the decoder's first: each with `lr_scale`, its share of the learning rate, and weight_decay.
-    `part` is 0 for the decoder, 1 to 4 for stages 4 to 1, 5 for the patch embedding: the order of `Unfreezing`.
+    """AdamW's groups, the decoder's first: each with `lr_scale`, its share of the learning rate,
+    and weight_decay. `part` is 0 for the decoder, 1 to 4 for stages 4 to 1, 5 for the patch
+    embedding: the order of `Unfreezing`.
 
-    The encoder's last block has `encoder_lr` of the decoder's rate (`Recipe.encoder_scale`: less where it is
-    `pretrained`), and each one below has `layer_decay` of that of the next, down to the patch embedding (Clark et al.
-    2020; Bao et al. 2022). Norms, biases, position biases and the heads do not decay.
+    The encoder's last block has `encoder_lr` of the decoder's rate (`Recipe.encoder_scale`: less
+    where it is `pretrained`), and each one below has `layer_decay` of that of the next, down to the
+    patch embedding (Clark et al. 2020; Bao et al. 2022). Norms, biases, position biases and the
+    heads do not decay.
 
-    The heads' is `head_lr`: Adam moves a weight by the learning rate a step, whatever its gradient, and a head that
-    reads a dozen normalised channels is sure of a class only with weights of several units. At the decoder's rate
-    that takes thousands of steps, in which all is background.
+    The heads' is `head_lr`: Adam moves a weight by the learning rate a step, whatever its gradient,
+    and a head that reads a dozen normalised channels is sure of a class only with weights of
+    several units. At the decoder's rate that takes thousands of steps, in which all is background.
     """
     depths = network.encoder.config.depths
     groups: dict[tuple[float, float, int], list[nn.Parameter]] = {}
     last_first = reversed(list(network.named_parameters()))
-    for name, parameter in sorted(last_first, key=lambda named: HEADS in named[0]):  # nnU-Net logs the first one's
+    # nnU-Net logs the first one's
+    for name, parameter in sorted(last_first, key=lambda named: HEADS in named[0]):
         if not parameter.requires_grad:
             continue
         head, layer = HEADS in name, layer_of(name, depths)
         below = sum(depths) - layer  # -1 for the decoder
         scale = 1.0 if below < 0 else recipe.encoder_scale(pretrained) * recipe.layer_decay**below
         scale = recipe.head_lr if head else scale
-        decays = parameter.ndim > 1 and not head and not name.endswith("relative_position_bias_table")
+        decays = (
+            parameter.ndim > 1 and not head and not name.endswith("relative_position_bias_table")
+        )
         part = PARTS - sum(layer > below for below in accumulate((0, *depths)))
-        groups.setdefault((scale, recipe.weight_decay if decays else 0.0, part), []).append(parameter)
+        groups.setdefault((scale, recipe.weight_decay if decays else 0.0, part), []).append(
+            parameter
+        )
     return [
-        {"params": parameters, "lr": recipe.lr * scale, "lr_scale": scale, "weight_decay": decay, "part": part}
+        {
+            "params": parameters,
+            "lr": recipe.lr * scale,
+            "lr_scale": scale,
+            "weight_decay": decay,
+            "part": part,
+        }
         for (scale, decay, part), parameters in groups.items()
     ]
 
@@ -52,7 +65,8 @@ def parameter_groups(network: SwinUNETR, recipe: Recipe, pretrained: bool = True
 def layer_of(name: str, depths: tuple[int, ...]) -> int:
     """0 for the patch embedding, 1 to n for the n blocks, n + 1 for the decoder.
 
-    A merge and a stage's convolutions belong to the block after, the norm of a stage's map to the block before.
+    A merge and a stage's convolutions belong to the block after, the norm of a stage's map to the
+    block before.
     """
     words = name.split(".")
     if words[0] != "encoder":
@@ -79,14 +93,18 @@ def optimise(
 ) -> tuple[torch.optim.Optimizer, Schedule]:
     """AdamW and its schedule; the gradient is clipped to `recipe.clip` as a part of each step.
 
-    A hook clips, because nnU-Net's own `train_step` clips to a fixed 12, which the hook then undercuts. What has the
-    learning rate 0 does not count.
+    A hook clips, because nnU-Net's own `train_step` clips to a fixed 12, which the hook then
+    undercuts. What has the learning rate 0 does not count.
     """
     groups = parameter_groups(network, recipe, pretrained)
-    optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=BETAS, fused=device.type in ("cpu", "cuda"))
+    optimizer = torch.optim.AdamW(
+        groups, lr=recipe.lr, betas=BETAS, fused=device.type in ("cpu", "cuda")
+    )
 
     def clip(*_) -> None:
-        learning = [p for group in optimizer.param_groups if group["lr"] > 0 for p in group["params"]]
+        learning = [
+            p for group in optimizer.param_groups if group["lr"] > 0 for p in group["params"]
+        ]
         torch.nn.utils.clip_grad_norm_(learning, recipe.clip)
 
     scheduled = schedule(optimizer, recipe)  # its hook goes first: the clipping asks for the rates
@@ -104,7 +122,9 @@ def describe(recipe: Recipe, pretrained: bool) -> str:
 
 
 def prepare_cpu() -> None:
-    """Freed memory is kept, and OMP_NUM_THREADS counts: nnU-Net takes every processor it sees, allotted or not."""
+    """Freed memory is kept, and OMP_NUM_THREADS counts: nnU-Net takes every processor it sees,
+    allotted or not.
+    """
     keep_freed_memory()
     if (threads := os.environ.get("OMP_NUM_THREADS", "")).isdigit():
         torch.set_num_threads(int(threads))

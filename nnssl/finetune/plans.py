@@ -1,4 +1,6 @@
-"""A plans file and the network it names: settled before a training, adopted from a model's own checkpoint after it."""
+"""A plans file and the network it names: settled before a training, adopted from a model's own
+checkpoint after it.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +17,11 @@ PRESET = "smit"  # of a random start without any checkpoint
 
 
 def settle(plans: dict, name: str, random_start: bool) -> None:
-    """Write into `plans` which network configuration `name` is to be built as, unless they say so already.
+    """Write into `plans` which network configuration `name` is to be built as, unless they say so
+    already.
 
-    Without a checkpoint, and with `random_start` only, it is that of preset smit on nnU-Net's own intensities.
-    Raises NoCheckpointError, CheckpointError, OriginError.
+    Without a checkpoint, and with `random_start` only, it is that of preset smit on nnU-Net's own
+    intensities. Raises NoCheckpointError, CheckpointError, OriginError.
     """
     resolved = resolve(plans, name)
     if is_ours(resolved):
@@ -30,7 +33,9 @@ def settle(plans: dict, name: str, random_start: bool) -> None:
         loaded = opened(demand(choice))
         encoder, hu, decoder = loaded.encoder_config, loaded.hu, loaded.decoder or DECODER
         plans[INFO] = {**plans.get(INFO, {}), **pretrain_info(choice, loaded)}
-    plans["configurations"][name]["architecture"] = architecture(plans, resolved, encoder, decoder, hu)
+    plans["configurations"][name]["architecture"] = architecture(
+        plans, resolved, encoder, decoder, hu
+    )
 
 
 def demand_settled(resolved: dict, why_not: Exception | None) -> None:
@@ -42,7 +47,8 @@ def demand_settled(resolved: dict, why_not: Exception | None) -> None:
 def adopt(plans: dict, resolved: dict, name: str, saved: dict) -> None:
     """Take network and pretraining from `saved`, the plans in the model's own checkpoint, in place.
 
-    So neither a resumed training nor a validation needs the file of the pretraining, nor minds a newer one.
+    So neither a resumed training nor a validation needs the file of the pretraining, nor minds a
+    newer one.
     """
     if INFO in saved:
         plans[INFO] = saved[INFO]
@@ -64,21 +70,27 @@ def build(
     deep_supervision: bool,
     drop_path: float = 0.0,
 ) -> SwinUNETR:
-    """The network that a settled configuration names; `drop_path` is the training's, whatever the pretraining had."""
+    """The network that a settled configuration names; `drop_path` is the training's, whatever the
+    pretraining had.
+    """
     arguments = dict(resolved["architecture"]["arch_kwargs"])
     arguments["encoder"] = {**arguments["encoder"], "drop_path": drop_path}
     return SwinUNETR(input_channels, classes, deep_supervision, **arguments)
 
 
 def cascaded_labels(resolved: dict, input_channels: int) -> int:
-    """How many of the `input_channels` are the one-hot labels of a cascade's previous stage: those without a scheme."""
+    """How many of the `input_channels` are the one-hot labels of a cascade's previous stage: those
+    without a scheme.
+    """
     return input_channels - len(resolved["normalization_schemes"])
 
 
 def refuse_mixed_folds(model: Path | str, fold: int | str, info: dict) -> None:
-    """Raises OriginError when other folds in this model's folder came from another checkpoint than this run's.
+    """Raises OriginError when other folds in this model's folder came from another checkpoint than
+    this run's.
 
-    plans.json is shared by the folds, and an ensemble of different pretrainings should be somebody's decision.
+    plans.json is shared by the folds, and an ensemble of different pretrainings should be
+    somebody's decision.
     """
     model = Path(model)
     others = [path for path in model.glob(f"fold_*/{FINAL}") if path.parent.name != f"fold_{fold}"]
@@ -94,13 +106,20 @@ def refuse_mixed_folds(model: Path | str, fold: int | str, info: dict) -> None:
 
 
 def deep_supervision_scales(resolved: dict) -> list[list[float]]:
-    """The size of each output over that of the configuration's patch, by axis; exact where a size is odd."""
+    """The size of each output over that of the configuration's patch, by axis; exact where a size
+    is odd.
+    """
     patch = resolved["patch_size"]
-    return [[m / n for m, n in zip(size, patch, strict=True)] for size in output_sizes(patch, steps_of(resolved))]
+    return [
+        [m / n for m, n in zip(size, patch, strict=True)]
+        for size in output_sizes(patch, steps_of(resolved))
+    ]
 
 
 def deep_supervision_weights(outputs: int) -> tuple[float, ...]:
-    """1, 1/2, 1/4, ... over their sum. All count: an output without a loss would leave a head without a gradient."""
+    """1, 1/2, 1/4, ... over their sum. All count: an output without a loss would leave a head
+    without a gradient.
+    """
     weights = [0.5**i for i in range(outputs)]
     return tuple(weight / sum(weights) for weight in weights)
 

@@ -12,8 +12,8 @@ from nnssl.network.planned import Recipe
 class Schedule:
     """Sets each group's learning rate before every step of the optimiser.
 
-    nnU-Net saves no state of a schedule, and calls `step` once an epoch, with its number. There the count of
-    iterations begins anew, so that a resumed training goes on as the uninterrupted one.
+    nnU-Net saves no state of a schedule, and calls `step` once an epoch, with its number. There the
+    count of iterations begins anew, so that a resumed training goes on as the uninterrupted one.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, recipe: Recipe):
@@ -37,11 +37,13 @@ class Schedule:
 
 
 class Unfreezing(Schedule):
-    """The decoder first, then stage 4, 3, 2, 1 and the patch embedding, `recipe.unfreeze` epochs one after another.
+    """The decoder first, then stage 4, 3, 2, 1 and the patch embedding, `recipe.unfreeze` epochs
+    one after another.
 
-    What is frozen has the learning rate 0, to which AdamW's decay is proportional: it stays bit by bit. It is not
-    taken out of the graph, so that DDP and torch.compile have one graph throughout, and Adam knows the size of a
-    gradient when its turn comes. The price is that an epoch takes as long as that of a full fine-tuning.
+    What is frozen has the learning rate 0, to which AdamW's decay is proportional: it stays bit by
+    bit. It is not taken out of the graph, so that DDP and torch.compile have one graph throughout,
+    and Adam knows the size of a gradient when its turn comes. The price is that an epoch takes as
+    long as that of a full fine-tuning.
     """
 
     def set(self) -> None:
@@ -55,14 +57,20 @@ class Unfreezing(Schedule):
 def unfreezing(recipe: Recipe) -> str:
     """Line for the log: when each part begins to learn."""
     names = ("decoder", "stage 4", "stage 3", "stage 2", "stage 1", "patch embedding")
-    epochs = (f"{name} from epoch {ceil(part * recipe.unfreeze)}" for part, name in enumerate(names))
+    epochs = (
+        f"{name} from epoch {ceil(part * recipe.unfreeze)}" for part, name in enumerate(names)
+    )
     return f"Gradual unfreezing: {', '.join(epochs)} of {recipe.epochs}"
 
 
 def learning_rate(iteration: int, recipe: Recipe) -> float:
-    """Of the decoder: linear up to `recipe.lr` during the warm-up, then down to 0 at the end of the training."""
+    """Of the decoder: linear up to `recipe.lr` during the warm-up, then down to 0 at the end of the
+    training.
+    """
     warmup = min(recipe.warmup, recipe.total)
     if iteration < warmup:
         return recipe.lr * (iteration + 1) / warmup
     progress = min(1.0, (iteration - warmup) / max(1, recipe.total - warmup))
-    return recipe.lr * ((1 - progress) ** 0.9 if recipe.schedule == "poly" else (1 + cos(pi * progress)) / 2)
+    return recipe.lr * (
+        (1 - progress) ** 0.9 if recipe.schedule == "poly" else (1 + cos(pi * progress)) / 2
+    )

@@ -1,4 +1,6 @@
-"""What a decoder has to know of the training set before its first step: moments of maps, frequencies of classes."""
+"""What a decoder has to know of the training set before its first step: moments of maps,
+frequencies of classes.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ FOREGROUND = 0.01  # of the voxels, all classes together: what the heads believe
 
 
 def needs_moments(network: SwinUNETR, info: Mapping) -> bool:
-    """Not where the decoder was pretrained with moments of its own; `info`: the plans' `pretrain_info`."""
+    """Not where the decoder was pretrained with moments of its own; `info`: the plans'
+    `pretrain_info`.
+    """
     if "decoder_matched" in info:
         return False
     return any(isinstance(module, DatasetNorm) for module in network.decoder.modules())
@@ -24,7 +28,8 @@ def needs_moments(network: SwinUNETR, info: Mapping) -> bool:
 
 @torch.no_grad()
 def measure(network: SwinUNETR, images: Iterable[Tensor]) -> None:
-    """Set the moments of the decoder's `DatasetNorm`s from patches [B C *spatial], as the encoder sees them now.
+    """Set the moments of the decoder's `DatasetNorm`s from patches [B C *spatial], as the encoder
+    sees them now.
 
     The pass is in single precision and without stochastic depth. The network's mode is as before.
     """
@@ -44,7 +49,8 @@ def measure(network: SwinUNETR, images: Iterable[Tensor]) -> None:
 
 @torch.no_grad()
 def start_heads(network: SwinUNETR, regions: bool) -> None:
-    """The biases that make every voxel background at first, but for FOREGROUND: else the first steps go to that.
+    """The biases that make every voxel background at first, but for FOREGROUND: else the first
+    steps go to that.
 
     regions: the logits are of overlapping regions (sigmoid), and there is none of the background.
     """

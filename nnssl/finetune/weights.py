@@ -12,10 +12,12 @@ from nnssl.network.swin_unetr import SwinUNETR
 
 
 def load(network: SwinUNETR, plans: dict, labels: int = 0) -> list[str]:
-    """Load the encoder that the settled `plans` name; lines for the log. The counts go into the plans.
+    """Load the encoder that the settled `plans` name; lines for the log. The counts go into the
+    plans.
 
-    labels: how many of the network's last input channels are a cascade's labels (`cascaded_labels`).
-    Raises NoCheckpointError, CheckpointError, OriginError, TransferError; then nothing was loaded.
+    labels: how many of the network's last input channels are a cascade's labels
+    (`cascaded_labels`). Raises NoCheckpointError, CheckpointError, OriginError, TransferError; then
+    nothing was loaded.
     """
     info = plans.get(INFO, {})
     if not info.get("checkpoint_path"):
@@ -42,7 +44,9 @@ def load(network: SwinUNETR, plans: dict, labels: int = 0) -> list[str]:
     ]
 
 
-def _load_decoder(loaded: checkpoint.Checkpoint, network: SwinUNETR, info: dict, labels: int) -> list[str]:
+def _load_decoder(
+    loaded: checkpoint.Checkpoint, network: SwinUNETR, info: dict, labels: int
+) -> list[str]:
     """Load all of the decoder but its heads where it was pretrained as well; lines for the log.
 
     Raises TransferError, where it is the decoder of these plans and does not fit.
@@ -52,9 +56,13 @@ def _load_decoder(loaded: checkpoint.Checkpoint, network: SwinUNETR, info: dict,
     name, here, there = loaded.decoder["name"], network.encoder.config, loaded.encoder_config
     if network.decoder_options != loaded.decoder:
         ours = network.decoder_options["name"]
-        return [f"  the decoder starts at random: it is {ours} here, the checkpoint has one named {name}"]
+        return [
+            f"  the decoder starts at random: it is {ours} here, the checkpoint has one named {name}"
+        ]
     if here.steps != there.steps:
-        return [f"  the decoder starts at random: its steps are {here.steps}, pretrained were {there.steps}"]
+        return [
+            f"  the decoder starts at random: its steps are {here.steps}, pretrained were {there.steps}"
+        ]
     done = checkpoint.transfer_decoder(loaded, network.decoder, here.in_channels - labels, labels)
     info["decoder_matched"] = done.matched
     return [
@@ -66,25 +74,39 @@ def _load_decoder(loaded: checkpoint.Checkpoint, network: SwinUNETR, info: dict,
 def random_start(plans: dict) -> list[str]:
     """Lines for the log of a training that loads nothing."""
     named = plans.get(INFO, {}).get("checkpoint_path")
-    source = f"as in {named}, whose weights are not loaded" if named else "as the plans say; no checkpoint is named"
+    source = (
+        f"as in {named}, whose weights are not loaded"
+        if named
+        else "as the plans say; no checkpoint is named"
+    )
     return [f"Random start: encoder and intensities {source}"]
 
 
 def intensities(resolved: dict, info: dict) -> list[str]:
-    """Lines for the log: what becomes of the image's values, and where the pretraining saw another spacing."""
+    """Lines for the log: what becomes of the image's values, and where the pretraining saw another
+    spacing.
+    """
     lines = describe_map(resolved["architecture"]["arch_kwargs"].get("intensity"), info)
     others = sorted(set(resolved["normalization_schemes"]) - {"CTNormalization"})
     if info.get("hu") and others:
-        lines.append(f"  channels of {', '.join(others)} pass as they are, though the pretraining saw HU")
+        lines.append(
+            f"  channels of {', '.join(others)} pass as they are, though the pretraining saw HU"
+        )
     if info.get("spacing"):
-        axes = resolved["architecture"]["arch_kwargs"].get("axes") or range(len(resolved["spacing"]))
+        axes = resolved["architecture"]["arch_kwargs"].get("axes") or range(
+            len(resolved["spacing"])
+        )
         here = [spacing for _, spacing in sorted(zip(axes, resolved["spacing"], strict=True))]
-        lines.append(f"Spacing (as read): {_round(here)} mm here, {_round(info['spacing'])} mm in the pretraining")
+        lines.append(
+            f"Spacing (as read): {_round(here)} mm here, {_round(info['spacing'])} mm in the pretraining"
+        )
     return lines
 
 
 def freeze(network: SwinUNETR) -> None:
-    """No gradient for the encoder. Before DDP wraps the network, which waits for those that it finds then."""
+    """No gradient for the encoder. Before DDP wraps the network, which waits for those that it
+    finds then.
+    """
     network.encoder.requires_grad_(False)
 
 

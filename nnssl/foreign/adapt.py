@@ -1,7 +1,7 @@
 """Weights of others in our names, made into those with which our encoder computes the same.
 
-One pure function a difference. Each takes and gives {name: tensor}, leaves what it does not concern as it is, and is
-an equality that a test states.
+One pure function a difference. Each takes and gives {name: tensor}, leaves what it does not concern
+as it is, and is an equality that a test states.
 """
 
 from __future__ import annotations
@@ -17,10 +17,24 @@ from nnssl.types import Shape
 
 Weights = dict[str, Tensor]
 
-TABLE, NORM, REDUCTION = "relative_position_bias_table", r".*downsample\.norm\..*", ".*downsample.reduction.weight"
-CHUNKS = {  # the corners of a cell that merging "all" joins, in their order, with the first axis first
+TABLE, NORM, REDUCTION = (
+    "relative_position_bias_table",
+    r".*downsample\.norm\..*",
+    ".*downsample.reduction.weight",
+)
+# the corners of a cell that merging "all" joins, in their order, with the first axis first
+CHUNKS = {
     "monai": corners((2, 2, 2)),
-    "smit": [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (0, 1, 1), (1, 0, 1), (1, 1, 1)],
+    "smit": [
+        (0, 0, 0),
+        (1, 0, 0),
+        (0, 1, 0),
+        (0, 0, 1),
+        (1, 1, 0),
+        (0, 1, 1),
+        (1, 0, 1),
+        (1, 1, 1),
+    ],
 }
 
 
@@ -29,7 +43,9 @@ def dims_of(weights: Weights) -> int:
 
 
 def turned(weights: Weights) -> Weights:
-    """For arrays (z, y, x) what the weights were for (x, y, z): kernels and bias tables, not yet the merges."""
+    """For arrays (z, y, x) what the weights were for (x, y, z): kernels and bias tables, not yet
+    the merges.
+    """
     dims = dims_of(weights)
 
     def turn(name: str, tensor: Tensor) -> Tensor:
@@ -37,7 +53,11 @@ def turned(weights: Weights) -> Weights:
             return tensor.permute(0, 1, *reversed(range(2, 2 + dims))).contiguous()
         if name.endswith(TABLE):
             side = round(len(tensor) ** (1 / dims))
-            return tensor.view(*[side] * dims, -1).permute(*reversed(range(dims)), dims).flatten(0, dims - 1)
+            return (
+                tensor.view(*[side] * dims, -1)
+                .permute(*reversed(range(dims)), dims)
+                .flatten(0, dims - 1)
+            )
         return tensor
 
     return {name: turn(name, tensor) for name, tensor in weights.items()}
@@ -58,18 +78,23 @@ def rejoined(weights: Weights, theirs: list[Shape], ours: list[Shape]) -> Weight
 
 
 def grey(weights: Weights) -> Weights:
-    """For one channel what the weights were for equal red, green and blue: three times the average kernel."""
+    """For one channel what the weights were for equal red, green and blue: three times the average
+    kernel.
+    """
     return weights | {STEM: weights[STEM].sum(1, keepdim=True)}
 
 
 def halved_patch(weights: Weights) -> Weights:
-    """For 2D patches of 2 what the weights were for patches of 4 on the image with pixels doubled along both axes."""
+    """For 2D patches of 2 what the weights were for patches of 4 on the image with pixels doubled
+    along both axes.
+    """
     kernel = weights[STEM]
     return weights | {STEM: kernel.unflatten(-1, (2, 2)).unflatten(-3, (2, 2)).sum((-1, -3))}
 
 
 def inflated(weights: Weights) -> Weights:
-    """For 3D volumes that are constant along z what the weights were for their slices (Carreira, Zisserman 2017).
+    """For 3D volumes that are constant along z what the weights were for their slices (Carreira,
+    Zisserman 2017).
 
     Kernels and merges are repeated along z and halved, norms of merges and bias tables repeated.
     """
@@ -90,7 +115,9 @@ def inflated(weights: Weights) -> Weights:
 
 
 def without_idle_norms(weights: Weights) -> Weights:
-    """Without learnt norms at the taps that are the identity: they were not trained, and ours have no parameters."""
+    """Without learnt norms at the taps that are the identity: they were not trained, and ours have
+    no parameters.
+    """
     norms = {name: tensor for name, tensor in weights.items() if name.startswith("out_norms.")}
     if all((tensor == name.endswith("weight")).all() for name, tensor in norms.items()):
         return {name: tensor for name, tensor in weights.items() if name not in norms}
@@ -98,26 +125,39 @@ def without_idle_norms(weights: Weights) -> Weights:
 
 
 def patch(weights: Weights) -> int:
-    """The edge of a patch. Raises ValueError for one that is not of 2 voxels an axis (in 2D also 4)."""
+    """The edge of a patch. Raises ValueError for one that is not of 2 voxels an axis (in 2D also
+    4).
+    """
     kernel = tuple(weights[STEM].shape[2:])
     if kernel not in {(2, 2, 2), (2, 2), (4, 4)}:
-        raise ValueError(f"patches are {kernel}; ours are of 2 voxels an axis, and those of 4 x 4 can be adapted")
+        raise ValueError(
+            f"patches are {kernel}; ours are of 2 voxels an axis, and those of 4 x 4 can be adapted"
+        )
     return kernel[0]
 
 
 def window_of(table: Tensor, dims: int) -> int:
-    """The edge of the window that a bias table [(2*window-1)^dims heads] is for. Raises ValueError when none fits."""
+    """The edge of the window that a bias table [(2*window-1)^dims heads] is for. Raises ValueError
+    when none fits.
+    """
     side = round(len(table) ** (1 / dims))
     if side**dims != len(table) or side % 2 == 0:
-        raise ValueError(f"a bias table of {len(table)} rows is not that of a window of equal edges in {dims}D")
+        raise ValueError(
+            f"a bias table of {len(table)} rows is not that of a window of equal edges in {dims}D"
+        )
     return (side + 1) // 2
 
 
 def facts(weights: Weights) -> dict:
-    """The fields of `SwinConfig` that tensors tell; those of the other blocks have to agree when they are loaded."""
+    """The fields of `SwinConfig` that tensors tell; those of the other blocks have to agree when
+    they are loaded.
+    """
     dims = dims_of(weights)
     counts = [
-        sum(re.fullmatch(rf"layers{stage}\.0\.blocks\.\d+\.norm1\.weight", name) is not None for name in weights)
+        sum(
+            re.fullmatch(rf"layers{stage}\.0\.blocks\.\d+\.norm1\.weight", name) is not None
+            for name in weights
+        )
         for stage in range(1, 5)
     ]
     if 0 in counts:

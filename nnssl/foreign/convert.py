@@ -1,9 +1,11 @@
-"""`nnssl_convert`: a checkpoint of ours from weights of others, all of them accounted for or nothing written.
+"""`nnssl_convert`: a checkpoint of ours from weights of others, all of them accounted for or
+nothing written.
 
-    open -> find the encoder -> name its tensors as ours -> undo each difference -> compare with our encoder -> write
+    open -> find the encoder -> name its tensors as ours -> undo each difference -> compare with our
+    encoder -> write
 
-What our encoder has to compute in another way than it would by itself is in its `SwinConfig`; everything else is
-pushed into the weights (`adapt`).
+What our encoder has to compute in another way than it would by itself is in its `SwinConfig`;
+everything else is pushed into the weights (`adapt`).
 """
 
 from __future__ import annotations
@@ -26,7 +28,11 @@ from nnssl.foreign.opening import ForeignError, encoder_in, tensors_of
 from nnssl.foreign.sources import Source
 from nnssl.types import HUPolicy, Shape, Spacing
 
-MERGE = ("layers4.0.downsample.norm.weight", "layers4.0.downsample.norm.bias", "layers4.0.downsample.reduction.weight")
+MERGE = (
+    "layers4.0.downsample.norm.weight",
+    "layers4.0.downsample.norm.bias",
+    "layers4.0.downsample.reduction.weight",
+)
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,8 @@ class Converted:
 def convert(request: Request) -> str:
     """Write the checkpoint and give the report.
 
-    Raises FileNotFoundError, CheckpointError (damaged, or more than tensors), ForeignError; then nothing was written.
+    Raises FileNotFoundError, CheckpointError (damaged, or more than tensors), ForeignError; then
+    nothing was written.
     """
     if request.output.exists():
         raise ForeignError(f"{request.output} exists; choose another -o, or remove it")
@@ -82,11 +89,17 @@ def encoder_from(tensors: dict[str, Tensor], request: Request) -> Converted:
         encoder = _built(config)
     except ValueError as error:
         raise ForeignError(f"the encoder in {request.file} cannot be used: {error}") from error
-    made = {name: tensor for name, tensor in encoder.state_dict().items() if name in MERGE and _anew(source, weights)}
+    made = {
+        name: tensor
+        for name, tensor in encoder.state_dict().items()
+        if name in MERGE and _anew(source, weights)
+    }
     if made:
         adapted += ("the last merge, which the file has not, is new (truncated normal, seed 0)",)
     if problems := checkpoint.differences(weights | made, encoder.state_dict()):
-        raise ForeignError(f"{request.file} is not the encoder it seems to be; nothing was written:\n  {problems}")
+        raise ForeignError(
+            f"{request.file} is not the encoder it seems to be; nothing was written:\n  {problems}"
+        )
     encoder.load_state_dict(weights | made)
     return Converted(encoder, source, found, len(weights), adapted, left_out)
 
@@ -106,7 +119,9 @@ def _source(found: Found, names: list[str], request: Request) -> Source:
 
 
 def _ours_by_name(tensors: dict[str, Tensor], found: Found) -> tuple[adapt.Weights, dict[str, int]]:
-    """The encoder's tensors in our names, in single precision, and how many were left out for which reason."""
+    """The encoder's tensors in our names, in single precision, and how many were left out for which
+    reason.
+    """
     weights, left_out = {}, Counter()
     dims = tensors[found.prefix + found.layout.stem].ndim - 2
     for name, tensor in tensors.items():
@@ -130,10 +145,14 @@ def _demand_usual_index(name: str, index: Tensor, tensors: dict[str, Tensor], di
     window = 0 if table is None else adapt.window_of(table, dims)
     usual = relative_index((window,) * dims, window, "exact")
     if not torch.equal(index.flatten().long(), usual):
-        raise ForeignError(f"{name} is not that of a window of {window} in {dims}D: its bias table cannot be read")
+        raise ForeignError(
+            f"{name} is not that of a window of {window} in {dims}D: its bias table cannot be read"
+        )
 
 
-def _adapted(weights: adapt.Weights, source: Source, request: Request) -> tuple[adapt.Weights, SwinConfig, tuple]:
+def _adapted(
+    weights: adapt.Weights, source: Source, request: Request
+) -> tuple[adapt.Weights, SwinConfig, tuple]:
     """The weights for our encoder, what it has to compute differently, and what was done, in words."""
     dims, done = adapt.dims_of(weights), []
     if request.dims not in (None, dims, 3):
@@ -152,7 +171,11 @@ def _adapted(weights: adapt.Weights, source: Source, request: Request) -> tuple[
         theirs = adapt.CHUNKS[source.chunks] if dims == 3 else corners((2, 2))
         theirs = [corner[::-1] for corner in theirs] if source.axes == "xyz" else theirs
         weights = adapt.rejoined(weights, theirs, corners((2,) * dims))
-    semantics = {"windows": source.windows, "merging": "legacy" if legacy else "all", "taps": source.taps}
+    semantics = {
+        "windows": source.windows,
+        "merging": "legacy" if legacy else "all",
+        "taps": source.taps,
+    }
     if request.dims == 3 and dims == 2:
         weights, semantics["windows"] = adapt.inflated(weights), "exact"
         done.append("2D -> 3D, as though a volume was constant along z")
@@ -182,7 +205,9 @@ def _hu(request: Request, source: Source) -> HUPolicy | None:
     if request.hu and len(request.hu) == 2:
         return source.policy(request.hu)
     if request.hu:
-        raise ForeignError(f"--hu takes LOW HIGH, which became 0 and 1, or LOW HIGH MEAN SD; got {request.hu}")
+        raise ForeignError(
+            f"--hu takes LOW HIGH, which became 0 and 1, or LOW HIGH MEAN SD; got {request.hu}"
+        )
     if request.no_hu or (source.range is None and source.plain):
         return None
     if source.range is None:

@@ -1,7 +1,8 @@
-"""How files of others are laid out, as data: where the encoder's tensors are, and what they are called.
+"""How files of others are laid out, as data: where the encoder's tensors are, and what they are
+called.
 
-A layout's rules rename tensors to our names (`nnssl.encoder.swin`). {a} in them counts stages from 0, {b} from 1, {c}
-is 2a+1 and {d} is 2b. What no rule touches keeps its name.
+A layout's rules rename tensors to our names (`nnssl.encoder.swin`). {a} in them counts stages from
+0, {b} from 1, {c} is 2a+1 and {d} is 2b. What no rule touches keeps its name.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 STEM = "patch_embed.proj.weight"
-WRAPPERS = ("state_dict", "model", "network_weights", "net", "student", "model_state")  # keys that hold the weights
+# keys that hold the weights
+WRAPPERS = ("state_dict", "model", "network_weights", "net", "student", "model_state")
 
 PERCEPTRON = ((r"\.mlp\.fc1\.", ".mlp.linear1."), (r"\.mlp\.fc2\.", ".mlp.linear2."))
 
@@ -21,7 +23,8 @@ PERCEPTRON = ((r"\.mlp\.fc1\.", ".mlp.linear1."), (r"\.mlp\.fc2\.", ".mlp.linear
 class Layout:
     """Recognised by its stem with all of `has` and none of `lacks` beside it.
 
-    rules: (regular expression, what stands in its place in our names), in the order in which they are applied.
+    rules: (regular expression, what stands in its place in our names), in the order in which they
+    are applied.
     """
 
     name: str
@@ -53,7 +56,11 @@ LAYOUTS = (
     Layout(
         "timm",  # a stage begins with the merge of the one before
         (BLOCK, "layers.3.downsample.norm.weight"),
-        ((r"^layers\.{b}\.downsample\.", "layers{b}.0.downsample."), (r"^layers\.{a}\.", "layers{b}.0."), *PERCEPTRON),
+        (
+            (r"^layers\.{b}\.downsample\.", "layers{b}.0.downsample."),
+            (r"^layers\.{a}\.", "layers{b}.0."),
+            *PERCEPTRON,
+        ),
         lacks=("layers.0.downsample.norm.weight",),
     ),
     Layout(
@@ -77,7 +84,10 @@ LEFT_OUT = (  # what else lies beside an encoder's tensors, in our names
     (r".*\.attn_mask", "computed by our encoder"),
     (r"mask_token", "pretraining only: nothing is hidden when fine-tuning"),
     (r"norm\.(weight|bias)", "norm before the head of pretraining"),
-    (r"(head|rotation_\w+|contrastive_\w+|conv|decoder\w*|proj_head|projection\w*)\..*", "head of pretraining"),
+    (
+        r"(head|rotation_\w+|contrastive_\w+|conv|decoder\w*|proj_head|projection\w*)\..*",
+        "head of pretraining",
+    ),
 )
 
 OTHERS = {  # of what else a file may be, by a part of its names
@@ -130,4 +140,7 @@ def reason_to_leave_out(name: str) -> str | None:
 def guess(names: Iterable[str]) -> str:
     """What a file may be in which no layout was found."""
     text = "\n".join(names)
-    return next((f"it looks like {what}" for part, what in OTHERS.items() if part in text), "nothing in it is known")
+    return next(
+        (f"it looks like {what}" for part, what in OTHERS.items() if part in text),
+        "nothing in it is known",
+    )

@@ -13,7 +13,9 @@ DEEPEST = 5  # wrappers within each other
 
 
 class ForeignError(ValueError):
-    """The file holds no encoder that ours can compute, or says too little about it; nothing was written."""
+    """The file holds no encoder that ours can compute, or says too little about it; nothing was
+    written.
+    """
 
 
 def tensors_of(path: Path) -> dict[str, Tensor]:
@@ -25,7 +27,9 @@ def tensors_of(path: Path) -> dict[str, Tensor]:
         raise FileNotFoundError(f"no file at {path}")
     content = _safetensors(path) if path.suffix == ".safetensors" else read_plain(path)
     if isinstance(content, dict) and content.keys() >= KEYS:
-        raise ForeignError(f"{path} is a checkpoint of this package already; use it: nnssl_plan -d DATASET -c {path}")
+        raise ForeignError(
+            f"{path} is a checkpoint of this package already; use it: nnssl_plan -d DATASET -c {path}"
+        )
     for _ in range(DEEPEST):  # a dictionary may hold itself
         if not isinstance(content, dict):
             break
@@ -52,11 +56,15 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise CheckpointError(f"{path} cannot be read: it is truncated, or no file of safetensors ({error})") from error
+        raise CheckpointError(
+            f"{path} cannot be read: it is truncated, or no file of safetensors ({error})"
+        ) from error
 
 
 def encoder_in(path: Path, names: list[str], prefix: str | None) -> Found:
-    """The one encoder among `names`, or the one whose names begin with `prefix`. Raises ForeignError."""
+    """The one encoder among `names`, or the one whose names begin with `prefix`. Raises
+    ForeignError.
+    """
     found = find(names)
     if prefix is not None:
         found = [candidate for candidate in found if candidate.prefix == prefix] or found
@@ -69,5 +77,7 @@ def encoder_in(path: Path, names: list[str], prefix: str | None) -> Found:
         )
     if len(found) > 1 or (prefix is not None and found[0].prefix != prefix):
         shown = ", ".join(repr(candidate.prefix) for candidate in found)
-        raise ForeignError(f"{path} holds {len(found)} encoder(s), with names that begin with {shown}: choose --prefix")
+        raise ForeignError(
+            f"{path} holds {len(found)} encoder(s), with names that begin with {shown}: choose --prefix"
+        )
     return found[0]

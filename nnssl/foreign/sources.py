@@ -1,7 +1,7 @@
 """Whose weights a file holds, as data: what its tensors cannot tell, because it is not in the file.
 
-`marks` are parts of tensor names; a file is of the first source of its layout whose marks all occur. A source named by
-hand (`nnssl_convert --source`) overrules that.
+`marks` are parts of tensor names; a file is of the first source of its layout whose marks all
+occur. A source named by hand (`nnssl_convert --source`) overrules that.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ UNIT = (0.0, 1.0)
 
 @dataclass(frozen=True)
 class Source:
-    """What has to be known of weights beside their tensors. Spacing and crop are (z, y, x), in mm and voxels.
+    """What has to be known of weights beside their tensors. Spacing and crop are (z, y, x), in mm
+    and voxels.
 
     windows, merging, axes, taps: as in `SwinConfig`; merging None: nobody knows, it has to be said.
     chunks: the order in which merging "all" joined tokens, a key of `adapt.CHUNKS`.
@@ -53,7 +54,14 @@ class Source:
 
 
 MONAI = {"layouts": ("monai",)}
-SMIT = {"layouts": ("smit",), "windows": "smit", "merging": "all", "chunks": "smit", "taps": "stage", "drop_path": 0.1}
+SMIT = {
+    "layouts": ("smit",),
+    "windows": "smit",
+    "merging": "all",
+    "chunks": "smit",
+    "taps": "stage",
+    "drop_path": 0.1,
+}
 TANG = "Tang et al., Self-supervised pre-training of Swin Transformers for 3D medical image analysis, CVPR 2022"
 
 SOURCES = (
@@ -142,7 +150,11 @@ SOURCES = (
 def of(layout: str, names: Iterable[str]) -> Source:
     """The source of a file in `layout` with these names of tensors."""
     text = "\n".join(names)
-    fitting = (source for source in SOURCES if layout in source.layouts and all(mark in text for mark in source.marks))
+    fitting = (
+        source
+        for source in SOURCES
+        if layout in source.layouts and all(mark in text for mark in source.marks)
+    )
     return next(fitting)
 
 
@@ -151,5 +163,7 @@ def named(name: str, layout: str) -> Source:
     source = next((source for source in SOURCES if source.name == name), None)
     if source is None or layout not in source.layouts:
         fitting = ", ".join(source.name for source in SOURCES if layout in source.layouts)
-        raise ValueError(f"--source {name} does not go with a file in layout {layout}; such files are of: {fitting}")
+        raise ValueError(
+            f"--source {name} does not go with a file in layout {layout}; such files are of: {fitting}"
+        )
     return source

@@ -1,16 +1,17 @@
 """BYOL: say what a slow copy of the network says of another view. No negatives.
 
-Grill et al. 2020, "Bootstrap your own latent: a new approach to self-supervised learning", NeurIPS, arXiv 2006.07733.
-On 2D slices of medical scans as in arXiv 2209.00314 (2022).
+Grill et al. 2020, "Bootstrap your own latent: a new approach to self-supervised learning", NeurIPS,
+arXiv 2006.07733. On 2D slices of medical scans as in arXiv 2209.00314 (2022).
 
     region -> two views -+- student: encoder -> mean of T5 -> projector -> predictor -> q1 q2
                          +- teacher (EMA): encoder -> mean of T5 -> projector -> standardised -> z1 z2
                                            2 - 2 cos(q1, z2)  +  2 - 2 cos(q2, z1)
 
 T5: the tokens after the last merge (stride 32).
-Differs from the paper: views are cuts without zoom, with flips and CT's intensities in place of colour; layer norm
-instead of batch norm in the heads, and the teacher's answers are standardised by running moments, without which
-batches of a few scans collapsed; AdamW instead of LARS, gradients are clipped.
+Differs from the paper: views are cuts without zoom, with flips and CT's intensities in place of
+colour; layer norm instead of batch norm in the heads, and the teacher's answers are standardised by
+running moments, without which batches of a few scans collapsed; AdamW instead of LARS, gradients
+are clipped.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ from nnssl.modules.teacher import Teacher
 @dataclass(frozen=True)
 class BYOLConfig(MethodConfig):
     lr: float = 2e-4  # ours: see documentation/methods/byol.md
-    teacher_momentum: float = 0.99  # to 1 along a cosine (Grill 2020: 0.996 for batches of 4096, 0.99 for 300 epochs)
+    # to 1 along a cosine (Grill 2020: 0.996 for batches of 4096, 0.99 for 300 epochs)
+    teacher_momentum: float = 0.99
     head_hidden: int = 4096  # Grill 2020, section 3.3
     head_out: int = 256  # Grill 2020, section 3.3
 
@@ -40,7 +42,9 @@ class BYOLConfig(MethodConfig):
 
     def __post_init__(self) -> None:
         if not 0 <= self.teacher_momentum <= 1:
-            raise ValueError(f"teacher_momentum must lie between 0 and 1, got {self.teacher_momentum}")
+            raise ValueError(
+                f"teacher_momentum must lie between 0 and 1, got {self.teacher_momentum}"
+            )
 
 
 class BYOL(PairMethod):

@@ -1,19 +1,22 @@
 """CPC: from the sub-cubes passed so far, tell the next ones from all others.
 
-van den Oord et al. 2018, "Representation learning with contrastive predictive coding", arXiv 1807.03748; in 3D Taleb
-et al. 2020, "3D self-supervised methods for medical imaging", NeurIPS, arXiv 2006.03829.
+van den Oord et al. 2018, "Representation learning with contrastive predictive coding", arXiv
+1807.03748; in 3D Taleb et al. 2020, "3D self-supervised methods for medical imaging", NeurIPS,
+arXiv 2006.03829.
 
     region -> 3 x 3 x 3 cubes, apart -> each alone: encoder -> mean of T5 -> linear -> z
-              along a random axis, either way:  z_1 .. z_t -> GRU -> c_t,  z_t + W_k c_t: which cube is z_t+k?
+              along a random axis, either way:  z_1 .. z_t -> GRU -> c_t,  z_t + W_k c_t: which cube
+              is z_t+k?
                                                                                   InfoNCE, k = 1, 2
 
-T5: the tokens after the last merge (stride 32). Cubes are encoded apart, never as tokens of one pass: shifted windows
-and merging would carry the target into the context.
-Differs from the papers: cubes have no voxel in common (a third of the crop long, each at a random place in a cell a
-quarter longer) and each has intensities of its own, so that nothing that goes on across a border gives the answer away;
-the axis and direction of the walk are drawn for each scan; the context is that of one line of cubes, not of all layers
-passed; the prediction starts from the present code (z_t + W_k c_t, there W_k c_t); cosines and a temperature instead of
-a bilinear score; tokens are layer-normalised before the codes.
+T5: the tokens after the last merge (stride 32). Cubes are encoded apart, never as tokens of one
+pass: shifted windows and merging would carry the target into the context. Differs from the papers:
+cubes have no voxel in common (a third of the crop long, each at a random place in a cell a quarter
+longer) and each has intensities of its own, so that nothing that goes on across a border gives the
+answer away; the axis and direction of the walk are drawn for each scan; the context is that of one
+line of cubes, not of all layers passed; the prediction starts from the present code (z_t + W_k c_t,
+there W_k c_t); cosines and a temperature instead of a bilinear score; tokens are layer-normalised
+before the codes.
 """
 
 from __future__ import annotations
@@ -38,7 +41,8 @@ from nnssl.views.spatial import cut, draw_offset
 @dataclass(frozen=True)
 class CPCConfig(MethodConfig):
     lr: float = 2e-4  # ours: at 6e-4 a run of 600 steps collapsed
-    cubes: int = 3  # along each axis; nnssl_pretrain takes as many as leave 24 voxels a cube, at most 3
+    # along each axis; nnssl_pretrain takes as many as leave 24 voxels a cube, at most 3
+    cubes: int = 3
     ahead: int = 2  # predict 1 to this many cubes ahead
     temperature: float = 0.1  # ours; the papers' score has none
     head_out: int = 256  # width of z (Taleb 2020: 256 units of the GRU in their code)
@@ -50,7 +54,9 @@ class CPCConfig(MethodConfig):
                 f"cubes must be at least 2 along each axis, one to look at and one to predict: {self.cubes}"
             )
         if not 1 <= self.ahead < self.cubes:
-            raise ValueError(f"ahead must be 1 to {self.cubes - 1} (one less than cubes), got {self.ahead}")
+            raise ValueError(
+                f"ahead must be 1 to {self.cubes - 1} (one less than cubes), got {self.ahead}"
+            )
         if not self.temperature > 0:
             raise ValueError(f"temperature must be above 0, got {self.temperature}")
 
@@ -71,11 +77,15 @@ class CPC(Method):
         channels = encoder.channels[-1]
         self.projector = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, config.head_out))
         self.context = nn.GRU(config.head_out, config.head_hidden, batch_first=True)
-        self.predictors = nn.ModuleList(nn.Linear(config.head_hidden, config.head_out) for _ in range(config.ahead))
+        self.predictors = nn.ModuleList(
+            nn.Linear(config.head_hidden, config.head_out) for _ in range(config.ahead)
+        )
 
     @staticmethod
     def region(crop: Shape) -> Shape:
-        """5/4 of the crop: each cell is a quarter longer than its cube (40 voxels for 32), which moves in it."""
+        """5/4 of the crop: each cell is a quarter longer than its cube (40 voxels for 32), which
+        moves in it.
+        """
         return tuple(size + size // 4 for size in crop)
 
     @property
@@ -85,19 +95,24 @@ class CPC(Method):
     def views(
         self, regions: Tensor, generators: Sequence[torch.Generator], within: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """{"cubes": [B steps lines 1 *cube]}, in the order of a walk along a random axis, either way.
+        """{"cubes": [B steps lines 1 *cube]}, in the order of a walk along a random axis, either
+        way.
 
-        `regions` [B 1 *region]. No two cubes have a voxel in common. Raises ValueError where a cube would be smaller
-        than an encoder's patch.
+        `regions` [B 1 *region]. No two cubes have a voxel in common. Raises ValueError where a cube
+        would be smaller than an encoder's patch.
         """
         count, region = self.config.cubes, tuple(regions.shape[2:])
         cell, cube = tuple(size // count for size in region), self._cube(region)
-        corners = [[c * n for c, n in zip(place, cell, strict=True)] for place in self._places(len(region))]
+        corners = [
+            [c * n for c, n in zip(place, cell, strict=True)] for place in self._places(len(region))
+        ]
         cubes, intensities, walks = [], [], []
         for volume, generator in zip(regions, generators, strict=True):
             walks.append(self._draw_walk(len(region), generator))
             for corner in corners:
-                moved = [c + o for c, o in zip(corner, draw_offset(cell, cube, generator), strict=True)]
+                moved = [
+                    c + o for c, o in zip(corner, draw_offset(cell, cube, generator), strict=True)
+                ]
                 cubes.append(cut(volume, tuple(moved), cube))
                 intensities.append(draw_intensity(generator, self.ranges))
         seen = apply_intensity(torch.stack(cubes), intensities).unflatten(0, (len(regions), -1))
@@ -105,13 +120,20 @@ class CPC(Method):
 
     def loss(self, views: dict[str, Tensor]) -> Step:
         cubes = views["cubes"]
-        pooled = self.student(cubes.flatten(0, 2))[-1].flatten(2).mean(dim=2).unflatten(0, cubes.shape[:3])
+        pooled = (
+            self.student(cubes.flatten(0, 2))[-1]
+            .flatten(2)
+            .mean(dim=2)
+            .unflatten(0, cubes.shape[:3])
+        )
         z = self.projector(pooled.flatten(0, 2)).unflatten(0, cubes.shape[:3])
         losses, right = {}, []
         for ahead, predicted in enumerate(self._predict(z), start=1):
             predicted, target = predicted[:, :-ahead], z[:, ahead:]
             # Without scans: the other cubes of the same crop are negatives too, and the best ones.
-            loss, accuracy = info_nce(predicted.flatten(0, 2), target.flatten(0, 2), self.config.temperature)
+            loss, accuracy = info_nce(
+                predicted.flatten(0, 2), target.flatten(0, 2), self.config.temperature
+            )
             losses[f"ahead_{ahead}"] = loss
             right.append(accuracy.detach())
         losses["total"] = torch.stack(list(losses.values())).mean()
@@ -119,20 +141,30 @@ class CPC(Method):
         return Step(losses, {"embedding": middle, "accuracy": torch.stack(right).mean()})
 
     def show(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The cubes as a wall, walked from left to right; and what is known when the last ones are to be found."""
+        """The cubes as a wall, walked from left to right; and what is known when the last ones are
+        to be found.
+        """
         cubes = views["cubes"]
         known = cubes.clone()
         known[:, -1] = math.nan
-        return {"cubes, left to right": self._wall(cubes), "known before the last": self._wall(known)}
+        return {
+            "cubes, left to right": self._wall(cubes),
+            "known before the last": self._wall(known),
+        }
 
     def _predict(self, z: Tensor) -> list[Tensor]:
-        """For 1, 2, ... ahead: z_t + W_k c_t, [B steps lines d], of each step of a line and those before it alone.
+        """For 1, 2, ... ahead: z_t + W_k c_t, [B steps lines d], of each step of a line and those
+        before it alone.
 
-        Neighbours are alike, so z_t itself is a guess that is right at times, and W_k c_t learns what changes.
+        Neighbours are alike, so z_t itself is a guess that is right at times, and W_k c_t learns
+        what changes.
         """
         lines = z.transpose(1, 2).float()
-        with torch.autocast(z.device.type, enabled=False):  # not every recurrent kernel knows bf16, and it is small
-            contexts = self.context(lines.flatten(0, 1))[0].unflatten(0, lines.shape[:2]).transpose(1, 2)
+        # not every recurrent kernel knows bf16, and it is small
+        with torch.autocast(z.device.type, enabled=False):
+            contexts = (
+                self.context(lines.flatten(0, 1))[0].unflatten(0, lines.shape[:2]).transpose(1, 2)
+            )
             return [z + predictor(contexts) for predictor in self.predictors]
 
     def _cube(self, region: Shape) -> Shape:
@@ -150,13 +182,26 @@ class CPC(Method):
         return list(itertools.product(range(self.config.cubes), repeat=dims))
 
     def _draw_walk(self, dims: int, generator: torch.Generator) -> Tensor:
-        """[steps lines]: the numbers of the cubes, step by step along a random axis in a random direction."""
-        axis, backwards = int(torch.randint(dims, (), generator=generator)), torch.rand((), generator=generator) < 0.5
-        numbers = torch.arange(self.config.cubes**dims).view([self.config.cubes] * dims).movedim(axis, 0).flatten(1)
+        """[steps lines]: the numbers of the cubes, step by step along a random axis in a random
+        direction.
+        """
+        axis, backwards = (
+            int(torch.randint(dims, (), generator=generator)),
+            torch.rand((), generator=generator) < 0.5,
+        )
+        numbers = (
+            torch.arange(self.config.cubes**dims)
+            .view([self.config.cubes] * dims)
+            .movedim(axis, 0)
+            .flatten(1)
+        )
         return numbers.flip(0) if backwards else numbers
 
     def _wall(self, cubes: Tensor) -> Tensor:
-        """[B steps lines 1 *cube] -> [B 1 *wall]: the steps along the last axis, the lines along the others."""
+        """[B steps lines 1 *cube] -> [B 1 *wall]: the steps along the last axis, the lines along
+        the others.
+        """
         dims, count = cubes.ndim - 4, self.config.cubes
-        grid = cubes[:, :, :, 0].movedim(1, 2).unflatten(1, [count] * (dims - 1))  # [B lines.. steps *cube]
+        # [B lines.. steps *cube]
+        grid = cubes[:, :, :, 0].movedim(1, 2).unflatten(1, [count] * (dims - 1))
         return unfold_cubes(grid).unsqueeze(1)

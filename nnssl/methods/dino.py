@@ -1,18 +1,20 @@
-"""DINO: give large and small views of one region the same answer, which a teacher gives for the large ones.
+"""DINO: give large and small views of one region the same answer, which a teacher gives for the
+large ones.
 
-Caron et al. 2021, "Emerging properties in self-supervised vision transformers", ICCV, arXiv 2104.14294.
+Caron et al. 2021, "Emerging properties in self-supervised vision transformers", ICCV, arXiv
+2104.14294.
 
     region -+- 2 global views -+-> teacher (EMA) -> mean of T5 -> head, centred, sharpened     p_t
             |                  +-> student       -> mean of T5 -> head                     \\   p_s
             +- n local views   --> student       -> mean of T5 -> head                     /
                                             CE(p_t, p_s), every pair but a view with itself
 
-T5: the tokens after the last merge (stride 32); a Swin has no class token, its mean stands for it, as in the authors'
-experiments with Swin. `pooled_maps` above 1 puts the means of so many last maps side by side, after CoralBay
-(arXiv 2606.03888).
-Differs from the paper: 4 local views of half the side instead of 8 to 10; HU windows, noise, blur and curves in place
-of colour jitter; weight decay is constant; schedules are shares of the run; 8192 prototypes (65536 there, for 10^6
-images); tokens are standardised by running moments before the head, without which small batches end in uniform
+T5: the tokens after the last merge (stride 32); a Swin has no class token, its mean stands for it,
+as in the authors' experiments with Swin. `pooled_maps` above 1 puts the means of so many last maps
+side by side, after CoralBay (arXiv 2606.03888). Differs from the paper: 4 local views of half the
+side instead of 8 to 10; HU windows, noise, blur and curves in place of colour jitter; weight decay
+is constant; schedules are shares of the run; 8192 prototypes (65536 there, for 10^6 images); tokens
+are standardised by running moments before the head, without which small batches end in uniform
 targets.
 """
 
@@ -36,7 +38,8 @@ from nnssl.views.spatial import wider
 
 @dataclass(frozen=True)
 class DINOConfig(MultiCropConfig, DistillationConfig, MethodConfig):
-    lr: float = 2e-4  # at 8 scans; Caron 2021: 5e-4 at 256. at 6e-4 targets came near uniform in 50 steps
+    # at 8 scans; Caron 2021: 5e-4 at 256. at 6e-4 targets came near uniform in 50 steps
+    lr: float = 2e-4
     pooled_maps: int = 1  # the last map alone (Caron 2021); 5: all five
 
     PUBLISHED: ClassVar[dict] = {
@@ -48,7 +51,9 @@ class DINOConfig(MultiCropConfig, DistillationConfig, MethodConfig):
         MultiCropConfig.__post_init__(self)
         DistillationConfig.__post_init__(self)
         if not 1 <= self.pooled_maps <= 5:
-            raise ValueError(f"pooled_maps must lie within 1 and the encoder's 5 maps, got {self.pooled_maps}")
+            raise ValueError(
+                f"pooled_maps must lie within 1 and the encoder's 5 maps, got {self.pooled_maps}"
+            )
 
 
 class DINO(SelfDistillation, Method):
@@ -61,7 +66,9 @@ class DINO(SelfDistillation, Method):
 
     def __init__(self, encoder: Swin, config: DINOConfig) -> None:
         encoder.mask_token = None  # nothing is hidden
-        super().__init__(Backbone(encoder, config, pooled=tuple(range(5 - config.pooled_maps, 5))), config)
+        super().__init__(
+            Backbone(encoder, config, pooled=tuple(range(5 - config.pooled_maps, 5))), config
+        )
         self.image_centre = Centre(config.prototypes, config.centre_momentum)
 
     @staticmethod
@@ -91,4 +98,8 @@ class DINO(SelfDistillation, Method):
 
     def show(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
         kinds = [kind for kind in ("global", "local") if kind in views]
-        return {f"{kind} view {n}": view for kind in kinds for n, view in enumerate(views[kind], start=1)}
+        return {
+            f"{kind} view {n}": view
+            for kind in kinds
+            for n, view in enumerate(views[kind], start=1)
+        }

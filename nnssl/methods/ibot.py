@@ -1,4 +1,5 @@
-"""iBOT: hide boxes of a view, and say what a teacher who sees all says of each hidden patch, and of the other view.
+"""iBOT: hide boxes of a view, and say what a teacher who sees all says of each hidden patch, and of
+the other view.
 
 Zhou et al. 2022, "iBOT: image BERT pre-training with online tokenizer", ICLR, arXiv 2111.07832.
 
@@ -7,12 +8,13 @@ Zhou et al. 2022, "iBOT: image BERT pre-training with online tokenizer", ICLR, a
                               +- nothing hidden -> teacher (EMA) -> the same two, centred apart, sharpened
            -> n local views -------------------> student ---- mean of T4         -> head     CE with both    (image)
 
-T4: the tokens of stage 4 before its merge (stride 16), where blocks have 16 voxels; T5 (stride 32) for blocks of 32.
-A Swin has no class token, the mean of its tokens stands for it, as in the authors' Swin. Both kinds of token share one
-head. Every scan has a view with something hidden: half of all views, or `mask_chance` of them.
-Differs from the paper: no local views by default (10 there); HU windows, noise, blur and curves in place of colour
-jitter; masking starts with the first step, not after 50 of 300 epochs; the prototypes keep their unit length; weight
-decay is constant; schedules are shares of the run; each kind of token is standardised by its own running moments
+T4: the tokens of stage 4 before its merge (stride 16), where blocks have 16 voxels; T5 (stride 32)
+for blocks of 32. A Swin has no class token, the mean of its tokens stands for it, as in the
+authors' Swin. Both kinds of token share one head. Every scan has a view with something hidden: half
+of all views, or `mask_chance` of them. Differs from the paper: no local views by default (10
+there); HU windows, noise, blur and curves in place of colour jitter; masking starts with the first
+step, not after 50 of 300 epochs; the prototypes keep their unit length; weight decay is constant;
+schedules are shares of the run; each kind of token is standardised by its own running moments
 before the head, without which small batches end in uniform targets.
 """
 
@@ -28,7 +30,13 @@ from torch import Tensor
 
 from nnssl.encoder.swin import Swin
 from nnssl.methods.method import Method, MethodConfig, Step
-from nnssl.modules.distillation import STAGE_OF_STRIDE, Backbone, DistillationConfig, SelfDistillation, hold_unread
+from nnssl.modules.distillation import (
+    STAGE_OF_STRIDE,
+    Backbone,
+    DistillationConfig,
+    SelfDistillation,
+    hold_unread,
+)
 from nnssl.modules.losses import Centre, cross_view, masked_mean, soft_cross_entropy
 from nnssl.types import Shape
 from nnssl.views.masking import block_grid, draw_cuboids, repeat_blocks
@@ -40,17 +48,24 @@ BLOCKS = (16, 32)  # finer tokens (T3) have not seen enough to stand for a view
 
 @dataclass(frozen=True)
 class IBOTConfig(MultiCropConfig, DistillationConfig, MethodConfig):
-    lr: float = 2e-4  # at 8 scans; Caron 2021: 5e-4 at 256. at 6e-4 targets came near uniform in 50 steps
+    # at 8 scans; Caron 2021: 5e-4 at 256. at 6e-4 targets came near uniform in 50 steps
+    lr: float = 2e-4
     local_views: int = 0  # 10 in the paper's Swin; each costs an eighth of a global view
     w_image: float = 1.0  # Zhou 2022: the two terms 1:1
     w_patch: float = 1.0
-    mask_chance: float = 0.5  # share of the views with something hidden (Zhou 2022: pred_ratio 0 or 0.3)
+    # share of the views with something hidden (Zhou 2022: pred_ratio 0 or 0.3)
+    mask_chance: float = 0.5
     mask_ratio: float = 0.3  # of their patches (Zhou 2022)
     mask_spread: float = 0.2  # drawn uniformly within so much of it (Zhou 2022, pred_ratio_var)
     mask_block: int = 16  # voxels: which tokens are patches
     shared_head: bool = True  # Zhou 2022, table 8: better than two heads
 
-    PUBLISHED: ClassVar[dict] = {"lr": 5e-4, "lr_batch": 256, "local_views": 10, "teacher_temperature_end": 0.07}
+    PUBLISHED: ClassVar[dict] = {
+        "lr": 5e-4,
+        "lr_batch": 256,
+        "local_views": 10,
+        "teacher_temperature_end": 0.07,
+    }
 
     def __post_init__(self) -> None:
         MultiCropConfig.__post_init__(self)
@@ -63,13 +78,17 @@ class IBOTConfig(MultiCropConfig, DistillationConfig, MethodConfig):
             raise ValueError(
                 f"mask_chance must lie within 0.5 and 1, so that each scan hides something, got {self.mask_chance}"
             )
-        if not 0 <= self.mask_spread <= min(self.mask_ratio, 1 - self.mask_ratio) or self.mask_ratio in (0, 1):
+        if not 0 <= self.mask_spread <= min(
+            self.mask_ratio, 1 - self.mask_ratio
+        ) or self.mask_ratio in (0, 1):
             raise ValueError(
                 "mask_ratio lies between 0 and 1, and so must mask_ratio - mask_spread and mask_ratio + mask_spread; "
                 f"got {self.mask_ratio} and {self.mask_spread}"
             )
         if self.w_image < 0 or self.w_patch < 0 or self.w_image + self.w_patch == 0:
-            raise ValueError("w_image and w_patch must not be negative, and one of them must be above 0")
+            raise ValueError(
+                "w_image and w_patch must not be negative, and one of them must be above 0"
+            )
 
 
 class IBOT(SelfDistillation, Method):
@@ -83,7 +102,9 @@ class IBOT(SelfDistillation, Method):
     def __init__(self, encoder: Swin, config: IBOTConfig) -> None:
         stage = STAGE_OF_STRIDE[config.mask_block]
         hold_unread(encoder, stage)
-        super().__init__(Backbone(encoder, config, (stage,), patch=stage, shared=config.shared_head), config)
+        super().__init__(
+            Backbone(encoder, config, (stage,), patch=stage, shared=config.shared_head), config
+        )
         self.image_centre = Centre(config.prototypes, config.centre_momentum)
         self.patch_centre = Centre(config.prototypes, config.centre_momentum)
 
@@ -94,9 +115,13 @@ class IBOT(SelfDistillation, Method):
     def views(
         self, regions: Tensor, generators: Sequence[torch.Generator], within: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """{"global": [2 B 1 *crop], "hidden": Bool [2 B *blocks], "local": [n B 1 *half]}; `regions` [B 1 *region]."""
+        """{"global": [2 B 1 *crop], "hidden": Bool [2 B *blocks], "local": [n B 1 *half]};
+        `regions` [B 1 *region].
+        """
         grid = block_grid(inner(tuple(regions.shape[2:])), self.config.mask_block)
-        hidden = torch.stack([self._draw_hidden(grid, generator) for generator in generators], dim=1)
+        hidden = torch.stack(
+            [self._draw_hidden(grid, generator) for generator in generators], dim=1
+        )
         views = multicrop(regions, generators, self.config, self.ranges, within)
         return {**views, "hidden": hidden.to(regions.device)}
 
@@ -117,16 +142,25 @@ class IBOT(SelfDistillation, Method):
                 targets.unflatten(0, (count, batch)),
                 config.student_temperature,
             ),
-            "patch": masked_mean(soft_cross_entropy(student.patch, patches, config.student_temperature), hidden),
+            "patch": masked_mean(
+                soft_cross_entropy(student.patch, patches, config.student_temperature), hidden
+            ),
         }
         losses["total"] = config.w_image * losses["image"] + config.w_patch * losses["patch"]
-        return Step(losses, {"embedding": teacher.embedding, "teacher_image": targets, "teacher_patch": patches})
+        return Step(
+            losses,
+            {"embedding": teacher.embedding, "teacher_image": targets, "teacher_patch": patches},
+        )
 
     def show(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
         image = views["global"].flatten(0, 1)
         covered = repeat_blocks(views["hidden"].flatten(0, 1), self.config.mask_block).unsqueeze(1)
         shown = {"teacher sees": image, "student sees": image.masked_fill(covered, math.nan)}
-        return {**shown, "student sees too": views["local"].flatten(0, 1)} if "local" in views else shown
+        return (
+            {**shown, "student sees too": views["local"].flatten(0, 1)}
+            if "local" in views
+            else shown
+        )
 
     def _draw_hidden(self, grid: Shape, generator: torch.Generator) -> Tensor:
         """Bool [2 *grid]. Each view hides something with `mask_chance`; never does none of the two."""
@@ -135,5 +169,7 @@ class IBOT(SelfDistillation, Method):
         hidden = torch.zeros(GLOBAL_VIEWS, *grid, dtype=torch.bool)
         for view, share in enumerate(shares):
             if (first + view / GLOBAL_VIEWS) % 1 < c.mask_chance:
-                hidden[view] = draw_cuboids(grid, c.mask_ratio + (2 * share - 1) * c.mask_spread, generator)
+                hidden[view] = draw_cuboids(
+                    grid, c.mask_ratio + (2 * share - 1) * c.mask_spread, generator
+                )
         return hidden

@@ -1,4 +1,6 @@
-"""The contract of a self-supervised method. The engine knows these words and nothing else of a method."""
+"""The contract of a self-supervised method. The engine knows these words and nothing else of a
+method.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +25,10 @@ class Step(NamedTuple):
     """What one look at a batch gives.
 
     losses   name -> scalar with gradient; the key "total" is what is minimised.
-    watched  name -> detached tensor for the collapse monitors: "embedding" [N d] and, for each teacher
-             head, "teacher_<head>" probabilities [N K]; scalars go to the log as they are, of which "accuracy"
-             (share of right answers) is watched as well.
+    watched  name -> detached tensor for the collapse monitors: "embedding" [N d] and, for each
+    teacher
+             head, "teacher_<head>" probabilities [N K]; scalars go to the log as they are, of which
+             "accuracy" (share of right answers) is watched as well.
     """
 
     losses: dict[str, Tensor]
@@ -38,14 +41,16 @@ class MethodConfig:
 
     lr: float = 6e-4  # at a total batch of `lr_batch` scans; scaled by sqrt(batch / lr_batch)
     lr_batch: int = 8
-    lr_most: float = 6e-4  # larger batches do not raise the peak beyond it (Jiang 2022's; more was not tested)
+    # larger batches do not raise the peak beyond it (Jiang 2022's; more was not tested)
+    lr_most: float = 6e-4
     lr_floor: float = 1e-6
     warmup: float = 0.05  # share of the steps
     weight_decay: float = 0.05
     beta2: float = 0.999
     clip_norm: float = 1.0
     drop_path: float = 0.1  # of the student; the teacher has none
-    published: bool = False  # the papers' settings in place of ours, and nothing derived from the data
+    # the papers' settings in place of ours, and nothing derived from the data
+    published: bool = False
 
     # What the papers have in place of our defaults; those of the bases hold as well.
     PUBLISHED: ClassVar[dict] = {"lr_most": 1.0, "clip_norm": 3.0}
@@ -53,18 +58,25 @@ class MethodConfig:
     @classmethod
     def of_the_papers(cls) -> dict:
         """The fields whose published value is not our default."""
-        return {k: v for base in reversed(cls.__mro__) for k, v in vars(base).get("PUBLISHED", {}).items()}
+        return {
+            k: v
+            for base in reversed(cls.__mro__)
+            for k, v in vars(base).get("PUBLISHED", {}).items()
+        }
 
     @classmethod
     def stored(cls, values: dict) -> MethodConfig:
-        """From a checkpoint's "method_config"; what an earlier version did not know is as it was then."""
+        """From a checkpoint's "method_config"; what an earlier version did not know is as it was
+        then.
+        """
         known = {field.name for field in fields(cls)}
         before = {name: value for name, value in cls.of_the_papers().items() if name not in values}
         return cls(**before, **{name: value for name, value in values.items() if name in known})
 
     @classmethod
     def parse(cls, settings: Sequence[str], derived: dict | None = None) -> MethodConfig:
-        """From `["mask_ratio=0.6", ...]`; ValueError, listing what is known, for an unknown field or a bad value.
+        """From `["mask_ratio=0.6", ...]`; ValueError, listing what is known, for an unknown field
+        or a bad value.
 
         `derived` stands in for our defaults, and with "published=true" the papers' values do.
         """
@@ -80,8 +92,12 @@ class MethodConfig:
         for setting in settings:
             name, _, text = setting.partition("=")
             if name not in known or not text:
-                defaults = ", ".join(f"{n}={f.default}" for n, f in known.items() if f.default is not MISSING)
-                raise ValueError(f"cannot set {setting!r}; write FIELD=VALUE with one of: {defaults}")
+                defaults = ", ".join(
+                    f"{n}={f.default}" for n, f in known.items() if f.default is not MISSING
+                )
+                raise ValueError(
+                    f"cannot set {setting!r}; write FIELD=VALUE with one of: {defaults}"
+                )
             values[name] = _read(text, type(known[name].default), setting)
         return values
 
@@ -104,7 +120,8 @@ class Method(nn.Module, ABC):
     family: ClassVar[str]
     signal: ClassVar[str]  # what it learns from, in a few words
     citation: ClassVar[str]
-    needs_parcels: ClassVar[bool] = False  # `nnssl.data.parcels`; then `seen` puts "parcels" into the views
+    # `nnssl.data.parcels`; then `seen` puts "parcels" into the views
+    needs_parcels: ClassVar[bool] = False
     smallest_batch: ClassVar[int] = 2  # scans a step below which it does not learn sensibly
     Config: ClassVar[type[MethodConfig]]
 
@@ -113,17 +130,23 @@ class Method(nn.Module, ABC):
 
     @staticmethod
     def region(crop: Shape) -> Shape:
-        """The size that is read from a scan to make views of size `crop`; the crop itself by default."""
+        """The size that is read from a scan to make views of size `crop`; the crop itself by
+        default.
+        """
         return crop
 
     @property
     @abstractmethod
     def encoder(self) -> Swin:
-        """What is exported: the student, or the teacher where the method's authors fine-tune the teacher."""
+        """What is exported: the student, or the teacher where the method's authors fine-tune the
+        teacher.
+        """
 
     @property
     def network_decoder(self) -> PretrainedDecoder | None:
-        """The fine-tuning network's decoder, where the method trains it: exported beside the encoder."""
+        """The fine-tuning network's decoder, where the method trains it: exported beside the
+        encoder.
+        """
         return None
 
     @abstractmethod
@@ -132,12 +155,12 @@ class Method(nn.Module, ABC):
     ) -> dict[str, Tensor]:
         """What this method looks at, on the device of `regions` [B 1 *region].
 
-        `within` [B dims 2]: where the scan lies in each region (`nnssl.views.spatial.inside`); None:
-        everywhere. A method whose views are parts of the region gives "offset" [views B dims] as well:
-        each view's first voxel in the region.
+        `within` [B dims 2]: where the scan lies in each region (`nnssl.views.spatial.inside`);
+        None: everywhere. A method whose views are parts of the region gives "offset" [views B dims]
+        as well: each view's first voxel in the region.
 
-        All chance comes from `generators`, one a scan (on the CPU), so that a scan's views do not depend on
-        which process, batch or micro-batch it falls into.
+        All chance comes from `generators`, one a scan (on the CPU), so that a scan's views do not
+        depend on which process, batch or micro-batch it falls into.
         """
 
     def seen(
@@ -149,16 +172,21 @@ class Method(nn.Module, ABC):
         sizes: Tensor | None = None,
         parcels: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """What `loss` and `show` get: the views, which scan each region is of, and where it lies in it.
+        """What `loss` and `show` get: the views, which scan each region is of, and where it lies in
+        it.
 
         scans, starts, sizes: "scan" [B], "start" and "size" [B dims] of the samples of
         `nnssl.data.crops.Crops`; without the last two every region is a whole scan.
         parcels: int [B *region], for a method that needs them; zeros where there are none.
-        Adds "scan" [B], "start" and "size" [B dims]; "offset" [views B dims], where `views` gives it, is
-        from here on each view's first voxel in the scan.
+        Adds "scan" [B], "start" and "size" [B dims]; "offset" [views B dims], where `views` gives
+        it, is from here on each view's first voxel in the scan.
         """
         region = regions.shape[2:]
-        starts = torch.zeros(len(regions), len(region), dtype=torch.long) if starts is None else starts.cpu()
+        starts = (
+            torch.zeros(len(regions), len(region), dtype=torch.long)
+            if starts is None
+            else starts.cpu()
+        )
         sizes = torch.tensor(region).expand_as(starts) if sizes is None else sizes.cpu()
         views = self.views(regions, generators, inside(tuple(region), starts, sizes))
         starts, sizes = starts.to(regions.device), sizes.to(regions.device)
@@ -178,23 +206,31 @@ class Method(nn.Module, ABC):
         return self.loss(views)
 
     def after_step(self, progress: float) -> None:
-        """After each optimiser step, `progress` in (0, 1]: move running statistics, and teachers and schedules."""
+        """After each optimiser step, `progress` in (0, 1]: move running statistics, and teachers
+        and schedules.
+        """
         update_all(self)
 
     def skipped_step(self) -> None:
-        """Instead of `after_step`, where the gradient was not finite: forget what the batch has left behind."""
+        """Instead of `after_step`, where the gradient was not finite: forget what the batch has
+        left behind.
+        """
         discard_all(self)
 
     @abstractmethod
     def show(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Title -> [B 1 *size] for views.png: what is looked at and, where voxels are predicted, the prediction.
+        """Title -> [B 1 *size] for views.png: what is looked at and, where voxels are predicted,
+        the prediction.
 
-        Sizes may differ between titles; NaN is drawn as hidden. Called in evaluation mode, without gradient.
+        Sizes may differ between titles; NaN is drawn as hidden. Called in evaluation mode, without
+        gradient.
         """
 
 
 class PairMethod(Method):
-    """A method whose views are two random cuts of one region, each with its own flips and intensities."""
+    """A method whose views are two random cuts of one region, each with its own flips and
+    intensities.
+    """
 
     @staticmethod
     def region(crop: Shape) -> Shape:

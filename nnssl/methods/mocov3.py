@@ -1,17 +1,21 @@
-"""MoCo v3: of many keys that a slow copy of the network gives, which is that of another view of my crop?
+"""MoCo v3: of many keys that a slow copy of the network gives, which is that of another view of my
+crop?
 
-Chen, Xie and He 2021, "An empirical study of training self-supervised vision transformers", ICCV, arXiv 2104.02057.
+Chen, Xie and He 2021, "An empirical study of training self-supervised vision transformers", ICCV,
+arXiv 2104.02057.
 
     region -> two views -+- student: encoder -> mean of T5 -> projector -> predictor -> q1 q2
                          +- teacher (EMA): encoder -> mean of T5 -> projector -> standardised -> k1 k2
-                                           q1 is closer to k2, and q2 to k1, than to all other keys (InfoNCE)
+                                           q1 is closer to k2, and q2 to k1, than to all other keys
+                                           (InfoNCE)
 
 T5: the tokens after the last merge (stride 32). Written from the paper; its code was not read.
-Differs from the paper: a batch of 8 scans has 7 other keys where the paper has 4095, so the keys of earlier steps
-are negatives too, as in MoCo v1 and v2 (He 2020, arXiv 1911.05722); other crops of the same scan may show the same
-anatomy and are no negatives; views are cuts without zoom, with flips and CT's intensities in place of colour; layer
-norm instead of batch norm in the heads, which are half as wide, and running moments in place of the last batch norm,
-for the keys alone; gradients are clipped.
+Differs from the paper: a batch of 8 scans has 7 other keys where the paper has 4095, so the keys of
+earlier steps are negatives too, as in MoCo v1 and v2 (He 2020, arXiv 1911.05722); other crops of
+the same scan may show the same anatomy and are no negatives; views are cuts without zoom, with
+flips and CT's intensities in place of colour; layer norm instead of batch norm in the heads, which
+are half as wide, and running moments in place of the last batch norm, for the keys alone; gradients
+are clipped.
 """
 
 from __future__ import annotations
@@ -34,7 +38,8 @@ from nnssl.modules.teacher import Teacher
 @dataclass(frozen=True)
 class MoCoV3Config(MethodConfig):
     temperature: float = 0.2  # Chen 2021, section 4
-    queue: int = 1024  # keys of earlier steps among the negatives, two a scan; 0: none, as the paper
+    # keys of earlier steps among the negatives, two a scan; 0: none, as the paper
+    queue: int = 1024
     teacher_momentum: float = 0.99  # to 1 along a cosine (Chen 2021, section 4)
     freeze_patches: bool = True  # the patch projection stays random (Chen 2021, section 4.2)
     head_hidden: int = 2048  # Chen 2021: 4096
@@ -49,14 +54,18 @@ class MoCoV3Config(MethodConfig):
         if self.queue < 0:
             raise ValueError(f"queue must be a number of keys, or 0 for none, got {self.queue}")
         if not 0 <= self.teacher_momentum <= 1:
-            raise ValueError(f"teacher_momentum must lie between 0 and 1, got {self.teacher_momentum}")
+            raise ValueError(
+                f"teacher_momentum must lie between 0 and 1, got {self.teacher_momentum}"
+            )
 
 
 class MoCoV3(PairMethod):
     title = "momentum contrast, version 3"
     family = "contrastive"
     signal = "which of a teacher's keys is of another view of this crop"
-    citation = "Chen et al., An empirical study of training self-supervised vision transformers, ICCV 2021"
+    citation = (
+        "Chen et al., An empirical study of training self-supervised vision transformers, ICCV 2021"
+    )
     smallest_batch = 8
     Config = MoCoV3Config
 
@@ -93,6 +102,8 @@ class MoCoV3(PairMethod):
         self.teacher.update(self.student, cosine(self.config.teacher_momentum, 1.0, progress))
 
     def _contrast(self, query: Tensor, key: Tensor, scans: Tensor) -> tuple[Tensor, Tensor]:
-        """Algorithm 1 of the paper; 2 temperature makes the gradient nearly independent of the temperature."""
+        """Algorithm 1 of the paper; 2 temperature makes the gradient nearly independent of the
+        temperature.
+        """
         loss, accuracy = info_nce(query, key, self.config.temperature, scans, self.queue)
         return 2 * self.config.temperature * loss, accuracy

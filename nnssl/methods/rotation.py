@@ -1,15 +1,17 @@
 """Rotation: by which quarter turns was this cube turned?
 
-Gidaris et al. 2018, "Unsupervised representation learning by predicting image rotations", ICLR, arXiv 1803.07728;
-in 3D Taleb et al. 2020, "3D self-supervised methods for medical imaging", NeurIPS, arXiv 2006.03829.
+Gidaris et al. 2018, "Unsupervised representation learning by predicting image rotations", ICLR,
+arXiv 1803.07728; in 3D Taleb et al. 2020, "3D self-supervised methods for medical imaging",
+NeurIPS, arXiv 2006.03829.
 
     cube -> window, blur -> one of 24 rotations -> encoder -> mean of T5 -> linear -> which?  CE
 
 T5: the tokens after the last merge (stride 32).
-Differs from the papers: all 24 rotations of the cube (Taleb: 10; a square has 4), because fewer are soon told apart by
-table, spine and air; each axis is blurred by a random amount, and half of the cubes are shown through a random HU
-window, so that the grain of slices and the faint table do not answer for the anatomy; tokens are layer-normalised
-before the linear layer. The table is not cut away.
+Differs from the papers: all 24 rotations of the cube (Taleb: 10; a square has 4), because fewer are
+soon told apart by table, spine and air; each axis is blurred by a random amount, and half of the
+cubes are shown through a random HU window, so that the grain of slices and the faint table do not
+answer for the anatomy; tokens are layer-normalised before the linear layer. The table is not cut
+away.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ from nnssl.views.spatial import rotate, rotate_back, rotations
 
 @dataclass(frozen=True)
 class RotationConfig(MethodConfig):
-    classes: int = 0  # 0: all, 24 for a cube and 4 for a square; else 4 (about z, Gidaris 2018) or 10 (Taleb 2020)
+    # 0: all, 24 for a cube and 4 for a square; else 4 (about z, Gidaris 2018) or 10 (Taleb 2020)
+    classes: int = 0
     blur: float = 1.0  # greatest sd of the blur along an axis, in voxels; ours
     window_jitter: float = 0.5  # chance of a narrower HU window; ours
 
@@ -61,12 +64,15 @@ class Rotation(Method):
         self.rotations = rotations(dims, config.classes or {2: 4, 3: 24}[dims])
         channels = encoder.channels[-1]
         self.head = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, len(self.rotations)))
-        nn.init.trunc_normal_(self.head[-1].weight, std=0.02)  # as Swin's own classifier: first answers near chance
+        # as Swin's own classifier: first answers near chance
+        nn.init.trunc_normal_(self.head[-1].weight, std=0.02)
         nn.init.zeros_(self.head[-1].bias)
 
     @staticmethod
     def region(crop: Shape) -> Shape:
-        """The crop itself. Raises ValueError for one whose sides differ: its shape would tell how it was turned."""
+        """The crop itself. Raises ValueError for one whose sides differ: its shape would tell how
+        it was turned.
+        """
         if len(set(crop)) > 1:
             cube = " ".join([str(min(crop))] * len(crop))
             raise ValueError(
@@ -87,9 +93,13 @@ class Rotation(Method):
             windows.append(draw_window(self.config.window_jitter, generator, self.ranges))
             turns.append(int(torch.randint(len(self.rotations), (), generator=generator)))
             sds.append(torch.rand(regions.ndim - 2, generator=generator) * self.config.blur)
-        seen = torch.stack([apply_window(r, window) for r, window in zip(regions, windows, strict=True)])
+        seen = torch.stack(
+            [apply_window(r, window) for r, window in zip(regions, windows, strict=True)]
+        )
         seen = blur(seen, torch.stack(sds))
-        turned = [rotate(cube, self.rotations[turn]) for cube, turn in zip(seen, turns, strict=True)]
+        turned = [
+            rotate(cube, self.rotations[turn]) for cube, turn in zip(seen, turns, strict=True)
+        ]
         return {"image": torch.stack(turned), "turn": torch.tensor(turns, device=regions.device)}
 
     def loss(self, views: dict[str, Tensor]) -> Step:
@@ -99,7 +109,9 @@ class Rotation(Method):
         return Step({"total": total}, {"embedding": pooled.detach(), "accuracy": accuracy})
 
     def show(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Where the answer is right, the prediction, turned back by it, lies as the cube did before."""
+        """Where the answer is right, the prediction, turned back by it, lies as the cube did
+        before.
+        """
         answers = self._answer(views["image"])[1].argmax(dim=1)
         return {
             "turned": views["image"],

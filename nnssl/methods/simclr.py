@@ -1,17 +1,20 @@
 """SimCLR: of many crops, which is another view of the same one?
 
-Chen et al. 2020, "A simple framework for contrastive learning of visual representations", ICML, arXiv 2002.05709.
+Chen et al. 2020, "A simple framework for contrastive learning of visual representations", ICML,
+arXiv 2002.05709.
 
     region -+- view 1 -> encoder -> mean of T5 -> projector -> z1 -+
             |                                                      +- z1 is closer to z2 than to all others (NT-Xent)
             +- view 2 -> encoder -> mean of T5 -> projector -> z2 -+
-                         others: the batch, of all processes, and on request the embeddings of earlier steps
+                         others: the batch, of all processes, and on request the embeddings of
+                         earlier steps
 
 T5: the tokens after the last merge (stride 32).
-Differs from the paper: a batch of 8 scans has 14 negatives where the paper has thousands (a queue of earlier
-embeddings can be had, Wang 2020, arXiv 1912.06798, but see `documentation/methods/simclr.md`); other crops of the same
-scan may show the same anatomy and are no negatives; views are cuts without zoom, with flips and CT's intensities in
-place of colour; layer norm instead of batch norm in the projector; AdamW instead of LARS, gradients are clipped.
+Differs from the paper: a batch of 8 scans has 14 negatives where the paper has thousands (a queue
+of earlier embeddings can be had, Wang 2020, arXiv 1912.06798, but see
+`documentation/methods/simclr.md`); other crops of the same scan may show the same anatomy and are
+no negatives; views are cuts without zoom, with flips and CT's intensities in place of colour; layer
+norm instead of batch norm in the projector; AdamW instead of LARS, gradients are clipped.
 """
 
 from __future__ import annotations
@@ -31,8 +34,10 @@ from nnssl.modules.heads import Branch
 @dataclass(frozen=True)
 class SimCLRConfig(MethodConfig):
     lr: float = 2e-4  # ours: see documentation/methods/simclr.md
-    temperature: float = 0.5  # Tang 2022 (Swin UNETR's pretext, on CT); Chen 2020, table 5, prefers 0.1
-    queue: int = 0  # embeddings of earlier steps among the negatives, two a scan (Wang 2020); 0: none, as the paper
+    # Tang 2022 (Swin UNETR's pretext, on CT); Chen 2020, table 5, prefers 0.1
+    temperature: float = 0.5
+    # embeddings of earlier steps among the negatives, two a scan (Wang 2020); 0: none, as the paper
+    queue: int = 0
     head_hidden: int = 2048  # Chen 2020: as wide as ResNet-50's output
     head_out: int = 128  # Chen 2020, section 4.2
 
@@ -42,7 +47,9 @@ class SimCLRConfig(MethodConfig):
         if self.temperature <= 0:
             raise ValueError(f"temperature must be above 0, got {self.temperature}")
         if self.queue < 0:
-            raise ValueError(f"queue must be a number of embeddings, or 0 for none, got {self.queue}")
+            raise ValueError(
+                f"queue must be a number of embeddings, or 0 for none, got {self.queue}"
+            )
 
 
 class SimCLR(PairMethod):

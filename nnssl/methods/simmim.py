@@ -1,15 +1,15 @@
 """SimMIM: hide blocks of a crop and predict their voxels with one linear layer.
 
-Xie et al. 2022, "SimMIM: a simple framework for masked image modeling", CVPR, arXiv 2111.09886; in 3D as the masked
-image prediction of SMIT (Jiang 2022).
+Xie et al. 2022, "SimMIM: a simple framework for masked image modeling", CVPR, arXiv 2111.09886; in
+3D as the masked image prediction of SMIT (Jiang 2022).
 
     crop -> hidden blocks -> encoder -> T3, T4, T5 -> a linear layer each -> voxels     smooth L1 on hidden voxels
 
 T3, T4, T5: the tokens of stages 3 and 4 and after the last merge (strides 8, 16, 32).
 Differs from the paper: blocks of 16 voxels (32 pixels there), of which only those that show some
-anatomy are hidden and scored; T3 and T4 predict as well, each by itself; smooth L1; half of the crops
-are shown through a random HU window (see `nnssl.views.intensity`), warm-up and cosine in place of the
-step schedule, gradients are clipped.
+anatomy are hidden and scored; T3 and T4 predict as well, each by itself; smooth L1; half of the
+crops are shown through a random HU window (see `nnssl.views.intensity`), warm-up and cosine in
+place of the step schedule, gradients are clipped.
 """
 
 from __future__ import annotations
@@ -64,13 +64,19 @@ class SimMIM(Method):
     def views(
         self, regions: Tensor, generators: Sequence[torch.Generator], within: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """{"image" [B 1 *crop], "masked" Bool [B *blocks], "offset" [1 B dims]: zeros}; `regions` [B 1 *crop]."""
+        """{"image" [B 1 *crop], "masked" Bool [B *blocks], "offset" [1 B dims]: zeros}; `regions`
+        [B 1 *crop].
+        """
         c, dims = self.config, regions.ndim - 2
         windows = [draw_window(c.window_jitter, generator, self.ranges) for generator in generators]
-        image = torch.stack([apply_window(r, window) for r, window in zip(regions, windows, strict=True)])
+        image = torch.stack(
+            [apply_window(r, window) for r, window in zip(regions, windows, strict=True)]
+        )
         return {
             "image": image,
-            "masked": draw_masks(image, c.mask_block.along(dims), c.mask_ratio, c.mask_air, generators),
+            "masked": draw_masks(
+                image, c.mask_block.along(dims), c.mask_ratio, c.mask_air, generators
+            ),
             "offset": torch.zeros(1, len(regions), dims, dtype=torch.long, device=image.device),
         }
 
@@ -84,7 +90,11 @@ class SimMIM(Method):
         image, covered = views["image"], on_voxels(views["masked"], self.config)
         _, predicted = self._predict(views)
         hidden = image.masked_fill(covered, math.nan)
-        return {"crop": image, "seen": hidden, "predicted": torch.where(covered, predicted[-1].float(), image)}
+        return {
+            "crop": image,
+            "seen": hidden,
+            "predicted": torch.where(covered, predicted[-1].float(), image),
+        }
 
     def _predict(self, views: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """The encoder's maps, and the voxels [B 1 *crop] from each that is decoded."""

@@ -1,7 +1,9 @@
-"""SMIT: hide blocks of two views, predict the voxels, and what a teacher says of the patches and of the whole.
+"""SMIT: hide blocks of two views, predict the voxels, and what a teacher says of the patches and of
+the whole.
 
-Jiang et al. 2022, "Self-supervised 3D anatomy segmentation using self-distilled masked image transformer (SMIT)",
-MICCAI, arXiv 2205.10342. Heads and targets are those of DINO (Caron 2021) and iBOT (Zhou 2022).
+Jiang et al. 2022, "Self-supervised 3D anatomy segmentation using self-distilled masked image
+transformer (SMIT)", MICCAI, arXiv 2205.10342. Heads and targets are those of DINO (Caron 2021) and
+iBOT (Zhou 2022).
 
     region -> two views -+- hidden blocks -> student -+- T3, T4, T5 -> linear -> voxels  smooth L1      (MIP)
                          |                            +- T4 -> patch head -> hidden tokens  CE, same view  (MPD)
@@ -11,13 +13,14 @@ MICCAI, arXiv 2205.10342. Heads and targets are those of DINO (Caron 2021) and i
 T3, T4: the tokens of stages 3 and 4 before their merge (strides 8, 16); T5: after the last one
 (stride 32). Patch tokens are T4's where blocks have the paper's 16 voxels, and T3's where their
 shortest side has 8 (coarse scans).
-Differs from the paper's code, whose faults are not inherited: the teacher starts as the student, has no drop path,
-its momentum follows the schedule at every step, centres are shared between processes, and it carries no decoder;
-schedules are shares of the run instead of epochs; gradients are clipped; only blocks that show some anatomy are hidden
-and scored, T3 and T4 predict voxels as well, each by itself, with smooth L1 (`nnssl.modules.masked`), and patches are
-asked of at most `patch_tokens` tokens a view; half of the regions are shown through a
-random HU window, because nnU-Net clips every CT dataset at percentiles of its own; tokens are standardised by
-running moments before the heads, without which small batches end in uniform targets.
+Differs from the paper's code, whose faults are not inherited: the teacher starts as the student,
+has no drop path, its momentum follows the schedule at every step, centres are shared between
+processes, and it carries no decoder; schedules are shares of the run instead of epochs; gradients
+are clipped; only blocks that show some anatomy are hidden and scored, T3 and T4 predict voxels as
+well, each by itself, with smooth L1 (`nnssl.modules.masked`), and patches are asked of at most
+`patch_tokens` tokens a view; half of the regions are shown through a random HU window, because
+nnU-Net clips every CT dataset at percentiles of its own; tokens are standardised by running moments
+before the heads, without which small batches end in uniform targets.
 """
 
 from __future__ import annotations
@@ -32,7 +35,13 @@ from torch import Tensor
 
 from nnssl.encoder.swin import Swin
 from nnssl.methods.method import Method, MethodConfig, Step
-from nnssl.modules.distillation import STAGE_OF_STRIDE, Backbone, DistillationConfig, SelfDistillation, hold_unread
+from nnssl.modules.distillation import (
+    STAGE_OF_STRIDE,
+    Backbone,
+    DistillationConfig,
+    SelfDistillation,
+    hold_unread,
+)
 from nnssl.modules.losses import Centre, cross_view, masked_l1, masked_mean, soft_cross_entropy
 from nnssl.modules.masked import MaskedConfig
 from nnssl.network.reconstruction import Reconstruction, on_tokens, on_voxels, voxel_decoder
@@ -48,9 +57,11 @@ class SMITConfig(MaskedConfig, DistillationConfig, MethodConfig):
     w_itd: float = 0.1  # global (image token) self-distillation
     w_mpd: float = 0.1  # masked patch token self-distillation
     mask_ratio: float = 0.7  # Jiang 2022
-    patch_tokens: int = 256  # asked of a view at most, drawn from the hidden ones; 0: all, as the paper
+    # asked of a view at most, drawn from the hidden ones; 0: all, as the paper
+    patch_tokens: int = 256
     teacher_temperature_end: float = 0.07  # Jiang 2022
-    temperature_warmup: float = 0.06  # share of the run: 30 of 500 epochs; the patch head starts this much later
+    # share of the run: 30 of 500 epochs; the patch head starts this much later
+    temperature_warmup: float = 0.06
     freeze_prototypes: float = 0.002  # share of the run: 1 of 500 epochs
 
     PUBLISHED: ClassVar[dict] = {"patch_tokens": 0}
@@ -64,7 +75,9 @@ class SMITConfig(MaskedConfig, DistillationConfig, MethodConfig):
                 f"got {self.mask_block}"
             )
         if self.patch_tokens < 0:
-            raise ValueError(f"patch_tokens must be a number of tokens, or 0 for all, got {self.patch_tokens}")
+            raise ValueError(
+                f"patch_tokens must be a number of tokens, or 0 for all, got {self.patch_tokens}"
+            )
         if self.w_mip <= 0 and self.w_itd <= 0 and self.w_mpd <= 0:
             raise ValueError("one of w_mip, w_itd, w_mpd must be above 0")
 
@@ -85,13 +98,17 @@ class SMIT(SelfDistillation, Method):
     def __init__(self, encoder: Swin, config: SMITConfig) -> None:
         stage = STAGE_OF_STRIDE[config.patch_stride]
         patch = stage if config.w_mpd > 0 else None
-        super().__init__(Backbone(encoder, config, pooled=(3,), image=config.w_itd > 0, patch=patch), config)
+        super().__init__(
+            Backbone(encoder, config, pooled=(3,), image=config.w_itd > 0, patch=patch), config
+        )
         self.image_centre = Centre(config.prototypes, config.centre_momentum)
         self.patch_centre = Centre(config.prototypes, config.centre_momentum)
         self.decoder = None
         if config.w_mip > 0:
             self.decoder = voxel_decoder(encoder, config)
-        hold_unread(encoder, max(4 * (config.w_mip > 0), 3 * (config.w_itd > 0), stage * (config.w_mpd > 0)))
+        hold_unread(
+            encoder, max(4 * (config.w_mip > 0), 3 * (config.w_itd > 0), stage * (config.w_mpd > 0))
+        )
 
     @property
     def encoder(self) -> Swin:
@@ -110,7 +127,8 @@ class SMIT(SelfDistillation, Method):
     def views(
         self, regions: Tensor, generators: Sequence[torch.Generator], within: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """{"image" [2 B 1 *crop], "masked" Bool [2 B *blocks], "asked" Bool [2 B *tokens], "offset" [2 B dims]}.
+        """{"image" [2 B 1 *crop], "masked" Bool [2 B *blocks], "asked" Bool [2 B *tokens], "offset"
+        [2 B dims]}.
 
         "asked": the hidden patch tokens that the patch heads look at. `regions` [B 1 *region].
         """
@@ -128,9 +146,16 @@ class SMIT(SelfDistillation, Method):
         masked = draw_masks(image, block, c.mask_ratio, c.mask_air, twice)
         asked = repeat_blocks(masked, [side // c.patch_stride for side in block])
         if c.patch_tokens:
-            draws = torch.stack([torch.rand(asked.shape[1:], generator=generator) for generator in twice])
+            draws = torch.stack(
+                [torch.rand(asked.shape[1:], generator=generator) for generator in twice]
+            )
             asked = keep_at_most(asked, c.patch_tokens, draws.to(image.device))
-        made = {"image": image, "masked": masked, "asked": asked, "offset": torch.tensor(offsets, device=image.device)}
+        made = {
+            "image": image,
+            "masked": masked,
+            "asked": asked,
+            "offset": torch.tensor(offsets, device=image.device),
+        }
         return {name: value.unflatten(0, (-1, 2)).transpose(0, 1) for name, value in made.items()}
 
     def loss(self, views: dict[str, Tensor]) -> Step:
@@ -147,15 +172,23 @@ class SMIT(SelfDistillation, Method):
             target = self.image_centre.sharpen(teacher.image, self.teacher_temperature())
             pair = (2, -1)  # view 1 is asked what the teacher says of view 2
             losses["itd"] = cross_view(
-                student.image.unflatten(0, pair), target.unflatten(0, pair), config.student_temperature
+                student.image.unflatten(0, pair),
+                target.unflatten(0, pair),
+                config.student_temperature,
             )
             watched["teacher_image"] = target
         if config.w_mpd > 0:
-            target = self.patch_centre.sharpen(teacher.patch, self.teacher_temperature(delay=config.temperature_warmup))
-            losses["mpd"] = masked_mean(soft_cross_entropy(student.patch, target, config.student_temperature), asked)
+            target = self.patch_centre.sharpen(
+                teacher.patch, self.teacher_temperature(delay=config.temperature_warmup)
+            )
+            losses["mpd"] = masked_mean(
+                soft_cross_entropy(student.patch, target, config.student_temperature), asked
+            )
             watched["teacher_patch"] = target
         watched["embedding"] = teacher.embedding
-        losses["total"] = sum(getattr(config, f"w_{name}") * value for name, value in losses.items())
+        losses["total"] = sum(
+            getattr(config, f"w_{name}") * value for name, value in losses.items()
+        )
         return Step(losses, watched)
 
     def show(self, views: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,20 +1,22 @@
-"""Swin UNETR's pretext: of two damaged views of a crop, say how each was turned, that they belong together, and
-what they looked like before.
+"""Swin UNETR's pretext: of two damaged views of a crop, say how each was turned, that they belong
+together, and what they looked like before.
 
-Tang et al. 2022, "Self-supervised pre-training of Swin transformers for 3D medical image analysis", CVPR,
-arXiv 2111.14791.
+Tang et al. 2022, "Self-supervised pre-training of Swin transformers for 3D medical image analysis",
+CVPR, arXiv 2111.14791.
 
-    crop -> two views, each turned by k x 90 degrees about z, then cut out: blocks of noise, blocks of another scan
+    crop -> two views, each turned by k x 90 degrees about z, then cut out: blocks of noise, blocks
+    of another scan
          -> encoder -> T5 -+- mean -> linear -> which k?                     CE over 4            (rotation)
                            +- mean -> linear -> the other view of this crop  NT-Xent              (contrast)
                            +- 5 x (conv, norm, double) -> voxels             L1 over all of them  (voxels)
 
 T5: the tokens after the last merge (stride 32).
-Differs from the authors' code: rotation and contrast read the mean of all tokens, not token 0 and token 1
-(`token0=true` for the latter); layer norm in place of the decoder's instance norm, which would remove the mean of its
-few tokens, that is, what they say; tokens are layer-normalised before the contrast; other crops of the
-same scan are no negatives; blocks have edges of 1/8 to 1/4 of the view's (there 1/20 to 1/4), and those of another scan
-come from its undamaged view; half of the crops are shown through a random HU window, both views through the same.
+Differs from the authors' code: rotation and contrast read the mean of all tokens, not token 0 and
+token 1 (`token0=true` for the latter); layer norm in place of the decoder's instance norm, which
+would remove the mean of its few tokens, that is, what they say; tokens are layer-normalised before
+the contrast; other crops of the same scan are no negatives; blocks have edges of 1/8 to 1/4 of the
+view's (there 1/20 to 1/4), and those of another scan come from its undamaged view; half of the
+crops are shown through a random HU window, both views through the same.
 """
 
 from __future__ import annotations
@@ -42,11 +44,13 @@ class SwinUNETRConfig(MethodConfig):
     w_rotation: float = 1.0  # Tang 2022: all three weigh the same
     w_contrast: float = 1.0
     w_voxels: float = 1.0
-    cut_share: float = 0.3  # of a view, at most, for the noise and again for the other scan (the authors' code)
+    # of a view, at most, for the noise and again for the other scan (the authors' code)
+    cut_share: float = 0.3
     cut_edge: float = 0.25  # longest edge of a block, as a share of the view's (the authors' code)
     temperature: float = 0.5  # the authors' code
     head_out: int = 512  # the authors' code
-    token0: bool = False  # read the rotation from token 0 and the contrast from token 1, as the authors' code
+    # read the rotation from token 0 and the contrast from token 1, as the authors' code
+    token0: bool = False
     window_jitter: float = 0.5  # chance of a narrower HU window; not in the paper
 
     PUBLISHED: ClassVar[dict] = {"lr": 4e-4, "token0": True, "window_jitter": 0.0}
@@ -54,7 +58,9 @@ class SwinUNETRConfig(MethodConfig):
     def __post_init__(self) -> None:
         weights = (self.w_rotation, self.w_contrast, self.w_voxels)
         if min(weights) < 0 or not sum(weights) > 0:
-            raise ValueError(f"w_rotation, w_contrast and w_voxels must be 0 or more and one above 0, got {weights}")
+            raise ValueError(
+                f"w_rotation, w_contrast and w_voxels must be 0 or more and one above 0, got {weights}"
+            )
         for name in ("cut_share", "cut_edge"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
@@ -63,10 +69,12 @@ class SwinUNETRConfig(MethodConfig):
 
 
 class ConvDecoder(nn.Module):
-    """From T5 to voxels, doubling five times: [B d *grid] -> [B 1 *size]; what lies beyond `size` is cut off.
+    """From T5 to voxels, doubling five times: [B d *grid] -> [B 1 *size]; what lies beyond `size`
+    is cut off.
 
-    The authors' "vae" head: channels d -> d/2 -> d/4 -> d/8 -> d/16 -> d/16 -> 1. The last layer stands before the
-    last doubling, not after it: both are linear and act on other axes, so the result is the same for 1/16 of memory.
+    The authors' "vae" head: channels d -> d/2 -> d/4 -> d/8 -> d/16 -> d/16 -> 1. The last layer
+    stands before the last doubling, not after it: both are linear and act on other axes, so the
+    result is the same for 1/16 of memory.
     """
 
     def __init__(self, channels: int, dims: int) -> None:
@@ -75,7 +83,9 @@ class ConvDecoder(nn.Module):
         widths = [channels // 2**i for i in (0, 1, 2, 3, 4, 4)]
         self.mode = {2: "bilinear", 3: "trilinear"}[dims]
         self.layers = nn.ModuleList(
-            nn.Sequential(convolution(wide, narrow, 3, padding=1), nn.GroupNorm(1, narrow), nn.LeakyReLU())
+            nn.Sequential(
+                convolution(wide, narrow, 3, padding=1), nn.GroupNorm(1, narrow), nn.LeakyReLU()
+            )
             for wide, narrow in pairwise(widths)
         )
         self.to_voxels = convolution(widths[-1], 1, 1)
@@ -106,12 +116,16 @@ class SwinUNETRPretext(Method):
         dims, channels = encoder.config.spatial_dims, encoder.channels[-1]
         self.rotations = rotations(dims, 4)
         self.rotation_head = nn.Linear(channels, 4)
-        self.contrast_head = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, config.head_out))
+        self.contrast_head = nn.Sequential(
+            nn.LayerNorm(channels), nn.Linear(channels, config.head_out)
+        )
         self.decoder = ConvDecoder(channels, dims)
 
     @staticmethod
     def region(crop: Shape) -> Shape:
-        """The crop itself. Raises ValueError where y and x differ: its shape would tell how it was turned."""
+        """The crop itself. Raises ValueError where y and x differ: its shape would tell how it was
+        turned.
+        """
         if crop[-1] != crop[-2]:
             works = " ".join(map(str, (*crop[:-2], *[min(crop[-2:])] * 2)))
             raise ValueError(
@@ -126,8 +140,9 @@ class SwinUNETRPretext(Method):
     def views(
         self, regions: Tensor, generators: Sequence[torch.Generator], within: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """{"image" [2 B 1 *crop]: turned; "noisy": the same with blocks of noise; "swapped" Bool [2 B 1 *crop]: what
-        another scan will cover (see `_seen`); "turn" [2 B]}; `regions` [B 1 *crop].
+        """{"image" [2 B 1 *crop]: turned; "noisy": the same with blocks of noise; "swapped" Bool [2
+        B 1 *crop]: what another scan will cover (see `_seen`); "turn" [2 B]}; `regions` [B 1
+        *crop].
         """
         c, size = self.config, tuple(regions.shape[2:])
         images, turns, cuts, noises = [], [], [], []
@@ -136,9 +151,16 @@ class SwinUNETRPretext(Method):
             for _ in range(2):
                 turns.append(int(torch.randint(4, (), generator=generator)))
                 images.append(rotate(region, self.rotations[turns[-1]]))
-                cuts.append(torch.stack([draw_cutout(c.cut_share, c.cut_edge, len(size), generator) for _ in "12"]))
-                source = torch.Generator(regions.device).manual_seed(int(torch.randint(2**62, (), generator=generator)))
-                noises.append(torch.randn(region.shape, generator=source, device=region.device))  # sd 1: the body's
+                cuts.append(
+                    torch.stack(
+                        [draw_cutout(c.cut_share, c.cut_edge, len(size), generator) for _ in "12"]
+                    )
+                )
+                source = torch.Generator(regions.device).manual_seed(
+                    int(torch.randint(2**62, (), generator=generator))
+                )
+                # sd 1: the body's
+                noises.append(torch.randn(region.shape, generator=source, device=region.device))
         image, noise = torch.stack(images), torch.stack(noises)
         holes = covered(torch.stack(cuts, dim=1).flatten(0, 1).to(image.device), size)
         noised, swapped = holes.unsqueeze(1).chunk(2)
@@ -166,7 +188,12 @@ class SwinUNETRPretext(Method):
         losses["total"] = sum(getattr(c, f"w_{name}") * value for name, value in losses.items())
         right = (logits.detach().argmax(dim=1) == turn).float().mean()
         return Step(
-            losses, {"embedding": pooled.detach(), "accuracy_rotation": right, "accuracy_contrast": found.detach()}
+            losses,
+            {
+                "embedding": pooled.detach(),
+                "accuracy_rotation": right,
+                "accuracy_contrast": found.detach(),
+            },
         )
 
     def show(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -175,14 +202,17 @@ class SwinUNETRPretext(Method):
         return {"turned": image, "seen": seen, "predicted": predicted}
 
     def _seen(self, views: dict[str, Tensor]) -> Tensor:
-        """What the encoder sees [2 B 1 *crop]: in some blocks the scan before it in the batch, where it is another.
+        """What the encoder sees [2 B 1 *crop]: in some blocks the scan before it in the batch,
+        where it is another.
 
-        Done here and not in `views`, whose result for a scan must not depend on the rest of its batch; which blocks
-        is drawn there. A batch of one scan has nothing to swap.
+        Done here and not in `views`, whose result for a scan must not depend on the rest of its
+        batch; which blocks is drawn there. A batch of one scan has nothing to swap.
         """
         scan = views["scan"].to(views["image"].device)
         another = (scan != scan.roll(1)).view(-1, *[1] * (views["image"].ndim - 2))
-        return torch.where(views["swapped"] & another, views["image"].roll(1, dims=1), views["noisy"])
+        return torch.where(
+            views["swapped"] & another, views["image"].roll(1, dims=1), views["noisy"]
+        )
 
     def _read(self, tokens: Tensor, number: int) -> Tensor:
         """[2B d N] -> [2B d]: the mean of all tokens, or with `token0` the one of this number."""

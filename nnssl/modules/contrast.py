@@ -1,7 +1,9 @@
-"""Contrast: which of many embeddings is another view of the same crop? In fp32, whatever autocast says.
+"""Contrast: which of many embeddings is another view of the same crop? In fp32, whatever autocast
+says.
 
-Rows are queries, columns what they are compared with: the embeddings of all processes and those of a queue. A
-column of the same scan that is not the positive may show the same anatomy; it is no negative and is left out.
+Rows are queries, columns what they are compared with: the embeddings of all processes and those of
+a queue. A column of the same scan that is not the positive may show the same anatomy; it is no
+negative and is left out.
 """
 
 from __future__ import annotations
@@ -17,11 +19,13 @@ EMPTY = -1  # the scan of a place in the queue that was never written
 
 
 class Queue(Running):
-    """The last `size` embeddings of earlier steps, as further negatives: small batches have few of their own.
+    """The last `size` embeddings of earlier steps, as further negatives: small batches have few of
+    their own.
 
-    He 2020 (MoCo, arXiv 1911.05722), section 3.1, for keys of a momentum encoder; Wang 2020 (cross-batch memory,
-    arXiv 1912.06798) for embeddings of the network itself. Written once per optimiser step, in the order of the
-    samples, whichever process or part of the batch they came from.
+    He 2020 (MoCo, arXiv 1911.05722), section 3.1, for keys of a momentum encoder; Wang 2020
+    (cross-batch memory, arXiv 1912.06798) for embeddings of the network itself. Written once per
+    optimiser step, in the order of the samples, whichever process or part of the batch they came
+    from.
     """
 
     def __init__(self, size: int, dim: int) -> None:
@@ -38,7 +42,8 @@ class Queue(Running):
 
     def _move(self, noted: list[tuple[Tensor, Tensor]]) -> None:
         keys, scans = (_in_order(torch.stack(parts)) for parts in zip(*noted, strict=True))
-        good = keys.isfinite().all()  # a batch that overflowed must not stay for the whole length of the queue
+        # a batch that overflowed must not stay for the whole length of the queue
+        good = keys.isfinite().all()
         if self.counts is not None:
             good = good & self.counts
         keys, scans = keys[-len(self.keys) :], scans[-len(self.keys) :]
@@ -49,12 +54,18 @@ class Queue(Running):
 
 
 def nt_xent(
-    first: Tensor, second: Tensor, temperature: float, scans: Tensor | None = None, queue: Queue | None = None
+    first: Tensor,
+    second: Tensor,
+    temperature: float,
+    scans: Tensor | None = None,
+    queue: Queue | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Which of all embeddings is my other view? `first`, `second` [B d], any length -> loss, accuracy.
+    """Which of all embeddings is my other view? `first`, `second` [B d], any length -> loss,
+    accuracy.
 
-    Chen 2020 (SimCLR), eq. 1: -log exp(s_ij / t) / sum_{k != i} exp(s_ik / t) over cosines s, the mean over both
-    directions. `scans` [B] says which columns are left out; without it, only i itself is. The `queue` adds columns.
+    Chen 2020 (SimCLR), eq. 1: -log exp(s_ij / t) / sum_{k != i} exp(s_ik / t) over cosines s, the
+    mean over both directions. `scans` [B] says which columns are left out; without it, only i
+    itself is. The `queue` adds columns.
     Accuracy: the share of rows whose positive is above every negative; 0 where there is none.
     """
     rows = F.normalize(torch.cat([first, second]).float(), dim=-1)
@@ -64,15 +75,23 @@ def nt_xent(
 
 
 def info_nce(
-    query: Tensor, key: Tensor, temperature: float, scans: Tensor | None = None, queue: Queue | None = None
+    query: Tensor,
+    key: Tensor,
+    temperature: float,
+    scans: Tensor | None = None,
+    queue: Queue | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Which of all keys is mine? `query`, `key` [B d], any length; row i belongs to row i -> loss, accuracy.
+    """Which of all keys is mine? `query`, `key` [B d], any length; row i belongs to row i -> loss,
+    accuracy.
 
-    van den Oord 2018 (CPC), eq. 4; He 2020 (MoCo), eq. 1, on cosines. `scans`, `queue`, accuracy: as in `nt_xent`.
+    van den Oord 2018 (CPC), eq. 4; He 2020 (MoCo), eq. 1, on cosines. `scans`, `queue`, accuracy:
+    as in `nt_xent`.
     """
     rows, columns = F.normalize(query.float(), dim=-1), F.normalize(key.float(), dim=-1)
     scans = _unlike(query) if scans is None else scans
-    return _contrast(rows, columns, torch.arange(len(rows), device=rows.device), scans, temperature, queue)
+    return _contrast(
+        rows, columns, torch.arange(len(rows), device=rows.device), scans, temperature, queue
+    )
 
 
 def negative_cosine(query: Tensor, key: Tensor) -> Tensor:
@@ -81,11 +100,18 @@ def negative_cosine(query: Tensor, key: Tensor) -> Tensor:
 
 
 def _contrast(
-    rows: Tensor, columns: Tensor, positive: Tensor, scans: Tensor, temperature: float, queue: Queue | None
+    rows: Tensor,
+    columns: Tensor,
+    positive: Tensor,
+    scans: Tensor,
+    temperature: float,
+    queue: Queue | None,
 ) -> tuple[Tensor, Tensor]:
-    """Cross entropy of this process's `rows` [N d] over the `columns` [N d] of all processes and the queue.
+    """Cross entropy of this process's `rows` [N d] over the `columns` [N d] of all processes and
+    the queue.
 
-    `positive` [N]: which of its own process's columns is right; `scans` [N]: of rows and columns alike.
+    `positive` [N]: which of its own process's columns is right; `scans` [N]: of rows and columns
+    alike.
     """
     with torch.autocast(rows.device.type, enabled=False):
         columns, others = dist.gather_with_gradient(columns), dist.gather(scans)
@@ -109,6 +135,8 @@ def _unlike(rows: Tensor) -> Tensor:
 
 
 def _in_order(parts: Tensor) -> Tensor:
-    """What each process noted, [parts B views ...], as rows [parts * processes * B * views ...], samples in order."""
+    """What each process noted, [parts B views ...], as rows [parts * processes * B * views ...],
+    samples in order.
+    """
     every = dist.gather(parts[None])  # [processes parts B views ...]
     return every.transpose(0, 1).flatten(0, 3)

@@ -10,9 +10,11 @@ from nnssl.types import Shape
 
 
 class VoxelDecoder(nn.Module):
-    """One linear layer from a token to the cube of voxels it stands for (Xie 2022, SimMIM: "a linear layer").
+    """One linear layer from a token to the cube of voxels it stands for (Xie 2022, SimMIM: "a
+    linear layer").
 
-    [B channels *grid] -> [B 1 *size], where grid = ceil(size / stride); what lies beyond `size` is cut off.
+    [B channels *grid] -> [B 1 *size], where grid = ceil(size / stride); what lies beyond `size` is
+    cut off.
     """
 
     def __init__(self, channels: int, stride: int, spatial_dims: int) -> None:
@@ -28,11 +30,13 @@ class VoxelDecoder(nn.Module):
 
 
 class MultiScaleDecoder(nn.Module):
-    """One `VoxelDecoder` for each of the encoder's maps of stride `from_stride` and above, each on its own.
+    """One `VoxelDecoder` for each of the encoder's maps of stride `from_stride` and above, each on
+    its own.
 
-    With the last map alone this is SimMIM's decoder. More maps let the gradient reach the stages that become skips
-    without passing the narrow end (Wang 2023, LocalMIM, arXiv 2303.05251). Their predictions are not summed: the
-    finer maps would explain everything, and the last one, which nobody needed then, became a constant.
+    With the last map alone this is SimMIM's decoder. More maps let the gradient reach the stages
+    that become skips without passing the narrow end (Wang 2023, LocalMIM, arXiv 2303.05251). Their
+    predictions are not summed: the finer maps would explain everything, and the last one, which
+    nobody needed then, became a constant.
     """
 
     def __init__(self, encoder: nn.Module, from_stride: int) -> None:
@@ -40,16 +44,22 @@ class MultiScaleDecoder(nn.Module):
         self.first = encoder.strides.index(from_stride)
         self.decoders = nn.ModuleList(
             VoxelDecoder(channels, stride, encoder.config.spatial_dims)
-            for channels, stride in zip(encoder.channels[self.first :], encoder.strides[self.first :], strict=True)
+            for channels, stride in zip(
+                encoder.channels[self.first :], encoder.strides[self.first :], strict=True
+            )
         )
 
     def forward(self, maps: list[Tensor], image: Tensor, hidden: Tensor) -> list[Tensor]:
-        """The encoder's five maps -> a prediction [B 1 *size] from each that is decoded, the finest first.
+        """The encoder's five maps -> a prediction [B 1 *size] from each that is decoded, the finest
+        first.
 
         Of the image [B 1 *size] only the size is used, and nothing of `hidden`.
         """
         size = tuple(image.shape[2:])
-        return [decoder(tokens, size) for decoder, tokens in zip(self.decoders, maps[self.first :], strict=True)]
+        return [
+            decoder(tokens, size)
+            for decoder, tokens in zip(self.decoders, maps[self.first :], strict=True)
+        ]
 
 
 def unfold_cubes(cubes: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
-"""What the self-distillation family shares: a student's answers, a teacher that follows it, and their schedules.
+"""What the self-distillation family shares: a student's answers, a teacher that follows it, and
+their schedules.
 
 Caron et al. 2021 (DINO, arXiv 2104.14294); Zhou et al. 2022 (iBOT, arXiv 2111.07832).
 """
@@ -15,7 +16,8 @@ from nnssl.modules.heads import PrototypeHead, Prototypes
 from nnssl.modules.schedules import cosine, ramp
 from nnssl.modules.teacher import Teacher
 
-STAGE_OF_STRIDE = {4: 1, 8: 2, 16: 3, 32: 4}  # which of the encoder's maps has tokens of this stride
+# which of the encoder's maps has tokens of this stride
+STAGE_OF_STRIDE = {4: 1, 8: 2, 16: 3, 32: 4}
 
 
 @dataclass(frozen=True)
@@ -27,11 +29,13 @@ class DistillationConfig:
     head_bottleneck: int = 256  # Caron 2021
     student_temperature: float = 0.1  # Caron 2021
     teacher_temperature_start: float = 0.04  # Caron 2021
-    teacher_temperature_end: float = 0.04  # Caron 2021, the code's default; 0.07 there for long runs of large batches
+    # Caron 2021, the code's default; 0.07 there for long runs of large batches
+    teacher_temperature_end: float = 0.04
     temperature_warmup: float = 0.1  # share of the run: 30 of 300 epochs (Caron 2021; Zhou 2022)
     teacher_momentum: float = 0.996  # to 1 along a cosine (Grill 2020; Caron 2021)
     centre_momentum: float = 0.9  # Caron 2021
-    freeze_prototypes: float = 0.1  # share of the run; 1 of 100 epochs in Caron 2021, who advise more where it helps
+    # share of the run; 1 of 100 epochs in Caron 2021, who advise more where it helps
+    freeze_prototypes: float = 0.1
     export: str = "teacher"  # or "student": whose encoder is kept
 
     def __post_init__(self) -> None:
@@ -60,7 +64,8 @@ class Backbone(nn.Module):
     pooled: the maps whose means over tokens, side by side, are the embedding.
     image:  whether there is a head for the embedding.
     patch:  the map whose tokens a second head takes, if any.
-    shared: the two heads have one MLP and one set of prototypes; each standardises its tokens by itself, because
+    shared: the two heads have one MLP and one set of prototypes; each standardises its tokens by
+    itself, because
             means over tokens vary less than tokens do.
     """
 
@@ -79,14 +84,25 @@ class Backbone(nn.Module):
         head = (config.head_hidden, config.head_bottleneck, config.prototypes)
         width = sum(encoder.channels[number] for number in pooled)
         self.image_head = PrototypeHead(width, *head) if image else None
-        self.patch_head = PrototypeHead(encoder.channels[patch], *head) if patch is not None else None
+        self.patch_head = (
+            PrototypeHead(encoder.channels[patch], *head) if patch is not None else None
+        )
         if shared:
-            self.patch_head.mlp, self.patch_head.prototypes = self.image_head.mlp, self.image_head.prototypes
+            self.patch_head.mlp, self.patch_head.prototypes = (
+                self.image_head.mlp,
+                self.image_head.prototypes,
+            )
 
-    def forward(self, image: Tensor, masked: Tensor | None = None, hidden: Tensor | None = None) -> Answer:
-        """`masked`: what the encoder may not see; `hidden` [N *blocks]: the patch tokens that are asked for."""
+    def forward(
+        self, image: Tensor, masked: Tensor | None = None, hidden: Tensor | None = None
+    ) -> Answer:
+        """`masked`: what the encoder may not see; `hidden` [N *blocks]: the patch tokens that are
+        asked for.
+        """
         maps = self.encoder(image, masked)
-        embedding = torch.cat([maps[number].flatten(2).mean(dim=2) for number in self.pooled], dim=1)
+        embedding = torch.cat(
+            [maps[number].flatten(2).mean(dim=2) for number in self.pooled], dim=1
+        )
         asked = self.patch_head is not None and hidden is not None
         return Answer(
             maps,
@@ -97,7 +113,8 @@ class Backbone(nn.Module):
 
 
 class SelfDistillation(nn.Module):
-    """A student and the teacher that follows it: everything of such a method but its views and its loss.
+    """A student and the teacher that follows it: everything of such a method but its views and its
+    loss.
 
     Stands before `Method` among a method's bases, whose `after_step` it carries on.
     """
@@ -120,7 +137,13 @@ class SelfDistillation(nn.Module):
     def teacher_temperature(self, delay: float = 0.0) -> float:
         """The teacher's temperature now; its warm-up begins at `delay` (share of the run)."""
         c = self.config
-        return ramp(c.teacher_temperature_start, c.teacher_temperature_end, self.progress, delay, c.temperature_warmup)
+        return ramp(
+            c.teacher_temperature_start,
+            c.teacher_temperature_end,
+            self.progress,
+            delay,
+            c.temperature_warmup,
+        )
 
     def after_step(self, progress: float) -> None:
         super().after_step(progress)
@@ -134,11 +157,17 @@ class SelfDistillation(nn.Module):
         self.progress = state
 
     def _hold_prototypes(self, gradient: Tensor) -> Tensor:
-        return gradient if self.progress >= self.config.freeze_prototypes else torch.zeros_like(gradient)
+        return (
+            gradient
+            if self.progress >= self.config.freeze_prototypes
+            else torch.zeros_like(gradient)
+        )
 
 
 def hold_unread(encoder: nn.Module, last: int) -> None:
-    """Ask for no gradient where nothing reads the maps after number `last`: DDP waits for every one asked for."""
+    """Ask for no gradient where nothing reads the maps after number `last`: DDP waits for every one
+    asked for.
+    """
     for number in range(last, 4):
         encoder.stages[number].downsample.requires_grad_(False)
         if number < 3:

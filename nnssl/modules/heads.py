@@ -12,24 +12,27 @@ from nnssl.modules.running import Standardise
 class Prototypes(nn.Linear):
     """Cosine similarity to K prototypes: a weight-normed linear layer whose norm is fixed at 1.
 
-    [N bottleneck] (of unit length) -> [N K]. The same function as DINO's `weight_norm` last layer with g = 1,
-    without the parametrisation, which `copy.deepcopy` refuses.
+    [N bottleneck] (of unit length) -> [N K]. The same function as DINO's `weight_norm` last layer
+    with g = 1, without the parametrisation, which `copy.deepcopy` refuses.
     """
 
     def __init__(self, bottleneck: int, count: int) -> None:
         super().__init__(bottleneck, count, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """In fp32 whatever autocast says: bf16's error of 0.004 is 0.1 once divided by a temperature of 0.04."""
+        """In fp32 whatever autocast says: bf16's error of 0.004 is 0.1 once divided by a
+        temperature of 0.04.
+        """
         with torch.autocast(x.device.type, enabled=False):
             return F.linear(x.float(), F.normalize(self.weight.float(), dim=-1))
 
 
 class PrototypeHead(nn.Module):
-    """Standardise, MLP d-hidden-hidden-bottleneck with GELU, L2 norm, prototypes. [N d] -> logits [N K] in [-1, 1].
+    """Standardise, MLP d-hidden-hidden-bottleneck with GELU, L2 norm, prototypes. [N d] -> logits
+    [N K] in [-1, 1].
 
-    Caron 2021 (DINO), section 3.1; Zhou 2022 (iBOT) uses the same head for patch tokens. The first step is ours:
-    see `Standardise` for why.
+    Caron 2021 (DINO), section 3.1; Zhou 2022 (iBOT) uses the same head for patch tokens. The first
+    step is ours: see `Standardise` for why.
     """
 
     def __init__(self, dim: int, hidden: int, bottleneck: int, prototypes: int) -> None:
@@ -61,12 +64,14 @@ def _layers(dim: int, hidden: int, out: int, count: int) -> nn.Sequential:
 
 
 class Projector(nn.Module):
-    """An MLP: [N d] -> [N out]. Its output is what contrast and BYOL compare; thrown away afterwards.
+    """An MLP: [N d] -> [N out]. Its output is what contrast and BYOL compare; thrown away
+    afterwards.
 
-    Chen 2020 (SimCLR), section 4.2. The authors of SimCLR, MoCo v3 and BYOL put batch norm between the layers, which
-    a few 3D scans a batch do not allow: its statistics would be noise, and within two scans they give the answer
-    away. Here it is layer norm. No running moments either: what is trained runs ahead of them, and SimCLR's gradients
-    grew tenfold within 60 steps. A slow teacher does not: see `Standardise` in MoCo v3 and BYOL.
+    Chen 2020 (SimCLR), section 4.2. The authors of SimCLR, MoCo v3 and BYOL put batch norm between
+    the layers, which a few 3D scans a batch do not allow: its statistics would be noise, and within
+    two scans they give the answer away. Here it is layer norm. No running moments either: what is
+    trained runs ahead of them, and SimCLR's gradients grew tenfold within 60 steps. A slow teacher
+    does not: see `Standardise` in MoCo v3 and BYOL.
     """
 
     def __init__(self, dim: int, hidden: int, out: int, layers: int) -> None:
@@ -78,7 +83,8 @@ class Projector(nn.Module):
 
 
 class Predictor(nn.Module):
-    """An MLP of two layers after the student's projector: what will the teacher say? [N out] -> [N out].
+    """An MLP of two layers after the student's projector: what will the teacher say? [N out] -> [N
+    out].
 
     Grill 2020 (BYOL), section 3.1; Chen 2021 (MoCo v3), section 3.
     """
@@ -92,7 +98,9 @@ class Predictor(nn.Module):
 
 
 class Branch(nn.Module):
-    """Encoder, mean of its last tokens, projector: images [N 1 *size] -> pooled [N d], projected [N out]."""
+    """Encoder, mean of its last tokens, projector: images [N 1 *size] -> pooled [N d], projected [N
+    out].
+    """
 
     def __init__(self, encoder: nn.Module, hidden: int, out: int, layers: int) -> None:
         super().__init__()

@@ -11,17 +11,23 @@ from torch import Tensor
 from nnssl.modules.running import RunningMean
 
 
-def masked_l1(predictions: Sequence[Tensor], target: Tensor, masked: Tensor, beta: float = 0.0) -> Tensor:
+def masked_l1(
+    predictions: Sequence[Tensor], target: Tensor, masked: Tensor, beta: float = 0.0
+) -> Tensor:
     """Mean over views of each view's mean error over its hidden voxels, and over the predictions.
 
-    All [B 1 *spatial], `masked` True = hidden. sum(|x - x^| * M) / sum(M) (Xie 2022, eq. 2, one channel);
-    errors below `beta` count by their square (smooth L1), so that voxels which are nearly right do not
-    pull like those of a wrong organ. A view that hides nothing counts as 0, with a gradient.
+    All [B 1 *spatial], `masked` True = hidden. sum(|x - x^| * M) / sum(M) (Xie 2022, eq. 2, one
+    channel); errors below `beta` count by their square (smooth L1), so that voxels which are nearly
+    right do not pull like those of a wrong organ. A view that hides nothing counts as 0, with a
+    gradient.
     """
     weight = masked.to(torch.float32)
     weight = weight / weight.flatten(1).sum(dim=1).clamp(min=1).view(-1, *[1] * (masked.ndim - 1))
     target = target.float()
-    errors = [F.smooth_l1_loss(p.float(), target, reduction="none", beta=beta) * weight for p in predictions]
+    errors = [
+        F.smooth_l1_loss(p.float(), target, reduction="none", beta=beta) * weight
+        for p in predictions
+    ]
     return sum(error.sum() for error in errors) / len(errors) / len(masked)
 
 
@@ -34,25 +40,31 @@ def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float) -> 
 
 
 def cross_view(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """The mean CE over all pairs of a teacher's and another view: logits [V B K], probabilities [T B K] -> scalar.
+    """The mean CE over all pairs of a teacher's and another view: logits [V B K], probabilities [T
+    B K] -> scalar.
 
-    The teacher's views are the first T of the student's; no view is asked for its own target (Caron 2021, eq. 3).
-    Raises ValueError when that leaves no pair.
+    The teacher's views are the first T of the student's; no view is asked for its own target (Caron
+    2021, eq. 3). Raises ValueError when that leaves no pair.
     """
     views, targets = len(student), len(teacher)
     if views < max(2, targets):
-        raise ValueError(f"cross-view pairs need 2 views and as many as the teacher's {targets}, got {views}")
+        raise ValueError(
+            f"cross-view pairs need 2 views and as many as the teacher's {targets}, got {views}"
+        )
     log_p = F.log_softmax(student.float() / temperature, dim=-1)
-    every = teacher.sum(dim=0, keepdim=True)  # CE is linear in its target: one product a view, whatever the pairs
+    # CE is linear in its target: one product a view, whatever the pairs
+    every = teacher.sum(dim=0, keepdim=True)
     asked = torch.cat([every - teacher, every.expand(views - targets, -1, -1)])
     return -(asked * log_p).sum() / (targets * (views - 1) * student.shape[1])
 
 
 def masked_mean(values: Tensor, masked: Tensor) -> Tensor:
-    """The mean over views of each view's mean over its hidden tokens: [hidden tokens], Bool [B *grid] -> scalar.
+    """The mean over views of each view's mean over its hidden tokens: [hidden tokens], Bool [B
+    *grid] -> scalar.
 
-    `values` are in the order of `tokens[masked]`. A view that hides nothing counts as 0, as in iBOT's code (Zhou
-    2022, eq. 2), so the result is finite, with a gradient, even when no view hides any.
+    `values` are in the order of `tokens[masked]`. A view that hides nothing counts as 0, as in
+    iBOT's code (Zhou 2022, eq. 2), so the result is finite, with a gradient, even when no view
+    hides any.
     """
     masked = masked.flatten(1)
     weight = masked.sum(dim=1, keepdim=True).clamp(min=1).reciprocal().expand(masked.shape)
@@ -67,7 +79,9 @@ class Centre(RunningMean):
 
     @torch.no_grad()
     def sharpen(self, logits: Tensor, temperature: float) -> Tensor:
-        """p_t = softmax((logits - centre) / temperature), [N K] -> [N K], without gradient; notes the logits."""
+        """p_t = softmax((logits - centre) / temperature), [N K] -> [N K], without gradient; notes
+        the logits.
+        """
         logits = logits.float()
         self.note(logits)
         return F.softmax((logits - self.value) / temperature, dim=-1)

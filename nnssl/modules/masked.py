@@ -25,7 +25,9 @@ class Block(tuple):
     def along(self, dims: int) -> Shape:
         """The side along each of `dims` axes. Raises ValueError for another number of them."""
         if len(self) not in (1, dims):
-            raise ValueError(f"mask_block={self} has {len(self)} sides for {dims} axes; give one side, or one an axis")
+            raise ValueError(
+                f"mask_block={self} has {len(self)} sides for {dims} axes; give one side, or one an axis"
+            )
         return tuple(self) * (dims if len(self) == 1 else 1)
 
 
@@ -37,25 +39,38 @@ class MaskedConfig:
     """Which blocks are hidden, which maps predict their voxels, and how errors count."""
 
     mask_ratio: float = 0.6  # of the blocks that may be hidden
-    mask_block: Block = SIXTEEN  # voxels (Jiang 2022, at 2 mm); nnssl_pretrain takes some 32 mm along each axis
-    mask_air: bool = False  # hide blocks of one constant as well, as the papers do; ours: air says nothing
-    decoder: str = "linear"  # what predicts voxels: one linear layer per map, as the papers; or a decoder
+    # voxels (Jiang 2022, at 2 mm); nnssl_pretrain takes some 32 mm along each axis
+    mask_block: Block = SIXTEEN
+    # hide blocks of one constant as well, as the papers do; ours: air says nothing
+    mask_air: bool = False
+    # what predicts voxels: one linear layer per map, as the papers; or a decoder
+    decoder: str = "linear"
     # of the fine-tuning network (light, swinunetr, nnunet), which is then pretrained as well
-    decode_from: int = 8  # with linear, maps of this stride and above predict, each alone; the papers: 32
-    smooth_l1: float = 0.15  # errors below count by their square, in units of the input; 0: L1, as the papers
+    # with linear, maps of this stride and above predict, each alone; the papers: 32
+    decode_from: int = 8
+    # errors below count by their square, in units of the input; 0: L1, as the papers
+    smooth_l1: float = 0.15
     window_jitter: float = 0.5  # chance of a narrower HU window; not in the papers
 
-    PUBLISHED: ClassVar[dict] = {"mask_air": True, "decode_from": 32, "smooth_l1": 0.0, "window_jitter": 0.0}
+    PUBLISHED: ClassVar[dict] = {
+        "mask_air": True,
+        "decode_from": 32,
+        "smooth_l1": 0.0,
+        "window_jitter": 0.0,
+    }
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "mask_block", Block(self.mask_block))  # a file knows lists, an old one numbers
+        # a file knows lists, an old one numbers
+        object.__setattr__(self, "mask_block", Block(self.mask_block))
         if not 1 <= len(self.mask_block) <= 3 or not set(self.mask_block) <= set(STRIDES):
             raise ValueError(
                 f"mask_block must be a stride of the encoder, {list(STRIDES)}, or one for each axis "
                 f"such as 16x8x8, got {self.mask_block}"
             )
         if self.decode_from not in STRIDES:
-            raise ValueError(f"decode_from must be a stride of the encoder, {list(STRIDES)}, got {self.decode_from}")
+            raise ValueError(
+                f"decode_from must be a stride of the encoder, {list(STRIDES)}, got {self.decode_from}"
+            )
         if not 0 < self.mask_ratio < 1:
             raise ValueError(f"mask_ratio must lie between 0 and 1, got {self.mask_ratio}")
         if not self.smooth_l1 >= 0:

@@ -11,8 +11,10 @@ from nnssl import dist
 class Stepped(nn.Module):
     """State that moves once a step, unless the step does not count.
 
-    counts: a bool scalar on the device, set by `decide` for the length of `Method.after_step`. Whether a gradient was
-            finite is known there first, and asking would make the host wait for it; None: the step counts.
+    counts: a bool scalar on the device, set by `decide` for the length of `Method.after_step`.
+    Whether a gradient was
+            finite is known there first, and asking would make the host wait for it; None: the step
+            counts.
     """
 
     counts: Tensor | None = None
@@ -28,8 +30,8 @@ def decide(module: nn.Module, counts: Tensor | None) -> None:
 class Running(Stepped):
     """What remembers every batch of a step (`note`) and moves once the optimiser has (`update`).
 
-    Between two updates nothing changes, so every micro-batch of a step and every process sees the same. All state is
-    in buffers, so that a resumed run goes on exactly.
+    Between two updates nothing changes, so every micro-batch of a step and every process sees the
+    same. All state is in buffers, so that a resumed run goes on exactly.
     """
 
     def __init__(self) -> None:
@@ -51,13 +53,16 @@ class Running(Stepped):
 
 
 class RunningMean(Running):
-    """A running mean of rows. Each row of a step weighs the same, whichever process or part of the batch it is of.
+    """A running mean of rows. Each row of a step weighs the same, whichever process or part of the
+    batch it is of.
 
-    With `prompt`, the first updates are plain averages, so that the mean is right at once instead of after
-    1 / (1 - momentum) steps.
+    With `prompt`, the first updates are plain averages, so that the mean is right at once instead
+    of after 1 / (1 - momentum) steps.
     """
 
-    def __init__(self, size: int, momentum: float, prompt: bool = False, start: Tensor | None = None) -> None:
+    def __init__(
+        self, size: int, momentum: float, prompt: bool = False, start: Tensor | None = None
+    ) -> None:
         super().__init__()
         self.momentum, self.prompt = momentum, prompt
         self.register_buffer("value", torch.zeros(size) if start is None else start)
@@ -75,7 +80,8 @@ class RunningMean(Running):
     def take(self, total: Tensor) -> None:
         """Move to the mean of a step's rows: their sum, and behind it their number."""
         mean = total[:-1] / total[-1]
-        good = mean.isfinite().all()  # else there were no rows, or they overflowed and would poison every later mean
+        # else there were no rows, or they overflowed and would poison every later mean
+        good = mean.isfinite().all()
         if self.counts is not None:
             good = good & self.counts
         weight: float | Tensor = 1 - self.momentum
@@ -91,7 +97,9 @@ def _total(noted: list[Tensor]) -> Tensor:
 
 @torch.no_grad()
 def update_all(module: nn.Module) -> None:
-    """Move every running state inside `module`; once per optimiser step. All means share one message to the others."""
+    """Move every running state inside `module`; once per optimiser step. All means share one
+    message to the others.
+    """
     parts = [part for part in module.modules() if isinstance(part, Running)]
     means = [part for part in parts if isinstance(part, RunningMean) and part._noted]
     if means:
@@ -114,9 +122,9 @@ def discard_all(module: nn.Module) -> None:
 class Standardise(nn.Module):
     """(x - mean) / sd by running moments of what went through in earlier steps: [N d] -> [N d].
 
-    Pooled tokens of different crops share most of their length, so cosine similarities to prototypes hardly
-    differ, and a small batch ends in uniform targets at once. Batch norm would cure that too (DINO's
-    `use_bn_in_head`), but not with the few scans that a 3D batch has.
+    Pooled tokens of different crops share most of their length, so cosine similarities to
+    prototypes hardly differ, and a small batch ends in uniform targets at once. Batch norm would
+    cure that too (DINO's `use_bn_in_head`), but not with the few scans that a 3D batch has.
     """
 
     def __init__(self, size: int, momentum: float = 0.9, eps: float = 1e-4) -> None:

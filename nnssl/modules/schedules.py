@@ -6,12 +6,16 @@ import math
 
 
 def cosine(start: float, end: float, progress: float) -> float:
-    """From `start` to `end` along half a cosine: end - (end - start) (1 + cos(pi p)) / 2 (Grill 2020, BYOL)."""
+    """From `start` to `end` along half a cosine: end - (end - start) (1 + cos(pi p)) / 2 (Grill
+    2020, BYOL).
+    """
     return end - (end - start) * (1 + math.cos(math.pi * min(max(progress, 0.0), 1.0))) / 2
 
 
 def ramp(start: float, end: float, progress: float, begin: float, length: float) -> float:
-    """`start` until `begin`, then linear to `end`, reached `length` of the progress later, and kept."""
+    """`start` until `begin`, then linear to `end`, reached `length` of the progress later, and
+    kept.
+    """
     if length <= 0:
         return end if progress >= begin else start
     return start + (end - start) * min(max((progress - begin) / length, 0.0), 1.0)

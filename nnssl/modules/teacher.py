@@ -11,7 +11,9 @@ from nnssl.modules.running import Stepped
 
 
 class Teacher(Stepped):
-    """Starts as a copy of the student; moves towards it by `update`; always in evaluation mode (no drop path)."""
+    """Starts as a copy of the student; moves towards it by `update`; always in evaluation mode (no
+    drop path).
+    """
 
     def __init__(self, student: nn.Module) -> None:
         super().__init__()
@@ -27,8 +29,8 @@ class Teacher(Stepped):
 
     @torch.no_grad()
     def update(self, student: nn.Module, momentum: float) -> None:
-        """theta_t <- m theta_t + (1 - m) theta_s, matched by name. Buffers stay the teacher's own: what they hold
-        (running moments) is of what the teacher sees, which is not masked."""
+        """theta_t <- m theta_t + (1 - m) theta_s, matched by name. Buffers stay the teacher's own:
+        what they hold (running moments) is of what the teacher sees, which is not masked."""
         parameters = dict(student.named_parameters())
         names, own = zip(*self.model.named_parameters(), strict=True)
         theirs = [parameters[name].detach() for name in names]

@@ -1,9 +1,11 @@
-"""CNN decoders with skips, as data: `SwinUNETRDecoder`, faithful to MONAI's, `LightDecoder`, and `NNUNetDecoder`.
+"""CNN decoders with skips, as data: `SwinUNETRDecoder`, faithful to MONAI's, `LightDecoder`, and
+`NNUNetDecoder`.
 
-All take the image and the encoder's five maps (strides 2 to 32), work at any size, and give logits at the
-image's size; while training also at half, a quarter and an eighth of it (deep supervision). A map of an odd
-size is reached by upsampling to one voxel more and cutting that off, so nothing is ever padded or cropped.
-They climb by the encoder's `steps`: an axis that one of them left as it was is not upsampled there.
+All take the image and the encoder's five maps (strides 2 to 32), work at any size, and give logits
+at the image's size; while training also at half, a quarter and an eighth of it (deep supervision).
+A map of an odd size is reached by upsampling to one voxel more and cutting that off, so nothing is
+ever padded or cropped. They climb by the encoder's `steps`: an axis that one of them left as it was
+is not upsampled there.
 """
 
 from __future__ import annotations
@@ -15,7 +17,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnssl.encoder.swin import STEPS, Swin
-from nnssl.network.layers import DatasetNorm, Heads, Pointwise, conv, cut, groups_of, pointwise, upsampling
+from nnssl.network.layers import (
+    DatasetNorm,
+    Heads,
+    Pointwise,
+    conv,
+    cut,
+    groups_of,
+    pointwise,
+    upsampling,
+)
 from nnssl.network.nnunet_decoder import NNUNetDecoder
 from nnssl.network.normalise import norm_act
 from nnssl.types import Shape
@@ -43,10 +54,12 @@ class ResidualBlock(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """Upsampling, concatenation with the skip, residual block (MONAI's UnetrUpBlock), without concatenating.
+    """Upsampling, concatenation with the skip, residual block (MONAI's UnetrUpBlock), without
+    concatenating.
 
-    A convolution of [a, b] is the sum of those of a and b, and one after a transposed convolution is itself a
-    transposed convolution, of a larger kernel at the coarse size: the same function for less work on a CPU.
+    A convolution of [a, b] is the sum of those of a and b, and one after a transposed convolution
+    is itself a transposed convolution, of a larger kernel at the coarse size: the same function for
+    less work on a CPU.
     """
 
     def __init__(self, step: Shape, inputs: int, outputs: int):
@@ -69,21 +82,27 @@ class UpBlock(nn.Module):
         plain = F.conv2d if skip.ndim == 4 else F.conv3d
         transposed = F.conv_transpose2d if skip.ndim == 4 else F.conv_transpose3d
         up, first, shortcut = self.upsample.weight, self.block.conv1.weight, self.block.conv3.weight
-        first_up = plain(up, first[:, :half], padding=2)  # 2^d then 3^d taps make 4^d; 1 then 3 make 3
+        # 2^d then 3^d taps make 4^d; 1 then 3 make 3
+        first_up = plain(up, first[:, :half], padding=2)
         shortcut_up = pointwise(up, shortcut[:, :half])
         return (
-            transposed(x, first_up, stride=self.step, padding=1).add_(plain(skip, first[:, half:], padding=1)),
+            transposed(x, first_up, stride=self.step, padding=1).add_(
+                plain(skip, first[:, half:], padding=1)
+            ),
             transposed(x, shortcut_up, stride=self.step).add_(pointwise(skip, shortcut[:, half:])),
         )
 
     def _composing_pays(self, x: Tensor, skip: Tensor) -> bool:
         """Whether composing saves more multiplications than making the composed kernel costs."""
-        exact = all(s * n == m for s, n, m in zip(self.step, x.shape[2:], skip.shape[2:], strict=True))
+        exact = all(
+            s * n == m for s, n, m in zip(self.step, x.shape[2:], skip.shape[2:], strict=True)
+        )
         if x.device.type != "cpu" or not exact:
             return False
         coarse, fine = x.shape[1], skip.shape[1]
         voxels = skip.shape[0] * skip[0, 0].numel()
-        taps = prod(2 if s == 2 else 3 for s in self.step)  # of the composed kernel, that a voxel is reached by
+        # of the composed kernel, that a voxel is reached by
+        taps = prod(2 if s == 2 else 3 for s in self.step)
         making = prod(12 if s == 2 else 9 for s in self.step)  # multiplications, by pair of taps
         saved = voxels * fine * (3 ** len(self.step) * fine + coarse - taps * coarse)
         return saved > 2 * making * coarse * fine * fine
@@ -114,7 +133,9 @@ class SwinUNETRDecoder(nn.Module):
         self.bottom = ResidualBlock(dims, e16, e16)
         self.ups = nn.ModuleList(
             UpBlock(step, inputs, outputs)
-            for step, inputs, outputs in zip(steps[::-1], (e16, e8, e4, e2, e), (e8, e4, e2, e, e), strict=True)
+            for step, inputs, outputs in zip(
+                steps[::-1], (e16, e8, e4, e2, e), (e8, e4, e2, e, e), strict=True
+            )
         )
         self.heads = Heads((e, e, e2, e4), classes, deep_supervision)
 
@@ -130,18 +151,24 @@ class SwinUNETRDecoder(nn.Module):
 
 
 class Lift(nn.Module):
-    """Upsampling plus a projection of the skip, then one 3^d convolution; a norm and LeakyReLU after each.
+    """Upsampling plus a projection of the skip, then one 3^d convolution; a norm and LeakyReLU
+    after each.
 
-    grouped: group norm in the place of instance norm, for grids of a few voxels, of which a channel has no statistics.
+    grouped: group norm in the place of instance norm, for grids of a few voxels, of which a channel
+    has no statistics.
     """
 
-    def __init__(self, step: Shape, inputs: int, skip: int, outputs: int, pointwise: bool, grouped: bool):
+    def __init__(
+        self, step: Shape, inputs: int, skip: int, outputs: int, pointwise: bool, grouped: bool
+    ):
         super().__init__()
         dims = len(step)
         norms = [nn.GroupNorm(groups_of(outputs), outputs) for _ in range(2)] if grouped else []
         self.norms = nn.ModuleList(norms)
         self.upsample = upsampling(step, inputs, outputs)
-        self.project = Pointwise(skip, outputs, bias=False) if pointwise else conv(dims, skip, outputs)
+        self.project = (
+            Pointwise(skip, outputs, bias=False) if pointwise else conv(dims, skip, outputs)
+        )
         self.conv = conv(dims, outputs, outputs)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
@@ -154,14 +181,17 @@ class Lift(nn.Module):
 
 
 class LightDecoder(nn.Module):
-    """Sums in the place of concatenations, one 3^d convolution a level, and few channels at full resolution.
+    """Sums in the place of concatenations, one 3^d convolution a level, and few channels at full
+    resolution.
 
-    widths: at strides 1 to 16: most of a decoder's time goes to the first. None: 16, then the encoder's channels,
+    widths: at strides 1 to 16: most of a decoder's time goes to the first. None: 16, then the
+    encoder's channels,
             256 at most.
     norm:   how each map is standardised first. Pretrained tokens share a large common part, beside which the skips'
-            projections would hardly see where a token differs. "dataset": by the moments of the training set, and the
-            lifts to strides 8 and 16 have group norms. "space": by those of the patch itself, with instance norms
-            throughout, as models before 0.2 have it; over a few tokens that is mostly noise.
+            projections would hardly see where a token differs. "dataset": by the moments of the
+            training set, and the lifts to strides 8 and 16 have group norms. "space": by those of
+            the patch itself, with instance norms throughout, as models before 0.2 have it; over a
+            few tokens that is mostly noise.
     """
 
     def __init__(
@@ -185,7 +215,9 @@ class LightDecoder(nn.Module):
         below = (*widths[1:], channels[4])
         self.lifts = nn.ModuleList(
             Lift(step, inputs, skip, outputs, pointwise=level > 0, grouped=grouped[level])
-            for level, (step, inputs, skip, outputs) in enumerate(zip(steps, below, skips, widths, strict=True))
+            for level, (step, inputs, skip, outputs) in enumerate(
+                zip(steps, below, skips, widths, strict=True)
+            )
         )
         self.heads = Heads(tuple(widths[:OUTPUTS]), classes, deep_supervision)
 
@@ -218,7 +250,9 @@ def full_options(decoder: str | dict) -> dict:
     return options
 
 
-def make_decoder(decoder: str | dict, encoder: Swin, classes: int, deep_supervision: bool) -> nn.Module:
+def make_decoder(
+    decoder: str | dict, encoder: Swin, classes: int, deep_supervision: bool
+) -> nn.Module:
     """The decoder on top of `encoder`; a name alone means its defaults, as in older plans.
 
     Raises ValueError for an unknown decoder or option.
@@ -229,6 +263,10 @@ def make_decoder(decoder: str | dict, encoder: Swin, classes: int, deep_supervis
     config = encoder.config
     try:
         steps = tuple(config.step(number) for number in range(STEPS))
-        return DECODERS[name](steps, config.in_channels, encoder.channels, classes, deep_supervision, **options)
+        return DECODERS[name](
+            steps, config.in_channels, encoder.channels, classes, deep_supervision, **options
+        )
     except TypeError as error:
-        raise ValueError(f"decoder {name!r} does not take these options: {options} ({error})") from error
+        raise ValueError(
+            f"decoder {name!r} does not take these options: {options} ({error})"
+        ) from error

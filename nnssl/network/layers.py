@@ -44,9 +44,11 @@ def groups_of(channels: int) -> int:
 
 
 class DatasetNorm(nn.Module):
-    """(x - mean) / std by channel, of the dataset and not of the patch; buffers, set before the training.
+    """(x - mean) / std by channel, of the dataset and not of the patch; buffers, set before the
+    training.
 
-    So what tells one patch from another stays, such as where in the body it lies, and what is common to all goes.
+    So what tells one patch from another stays, such as where in the body it lies, and what is
+    common to all goes.
     """
 
     def __init__(self, channels: int):
@@ -63,13 +65,15 @@ class DatasetNorm(nn.Module):
 class Heads(nn.Module):
     """One pointwise convolution to logits per output size.
 
-    All heads always exist, so that the state_dict is the same with and without deep supervision. Without it
-    the lower ones take no gradient, since DDP refuses parameters that wait for one in vain.
+    All heads always exist, so that the state_dict is the same with and without deep supervision.
+    Without it the lower ones take no gradient, since DDP refuses parameters that wait for one in
+    vain.
     """
 
     def __init__(self, widths: tuple[int, ...], classes: int, deep_supervision: bool):
         super().__init__()
-        # nnU-Net's -pretrained_weights leaves out what has `.seg_layers.` in its name: the heads, and only they.
+        # nnU-Net's -pretrained_weights leaves out what has `.seg_layers.` in its name: the heads,
+        # and only they.
         self.seg_layers = nn.ModuleList(Pointwise(width, classes) for width in widths)
         self.seg_layers[1:].requires_grad_(deep_supervision)
 

@@ -13,12 +13,14 @@ WIDEST = 320  # channels, as nnU-Net's
 
 
 class NNUNetDecoder(nn.Module):
-    """Isensee et al. 2021, as `dynamic_network_architectures.building_blocks.unet_decoder.UNetDecoder`.
+    """Isensee et al. 2021, as
+    `dynamic_network_architectures.building_blocks.unet_decoder.UNetDecoder`.
 
-    A transposed convolution, concatenation with the skip, then two blocks of convolution, norm and LeakyReLU, of the
-    classes that nnU-Net's default network is made of and with its initialisation. It differs where the encoder does:
-    skips are the image and the five maps, each standardised by the moments of the training set and passed through one
-    such block (two for the image), and odd sizes are cut. As in nnU-Net, a kernel is 1 along an axis until that is
+    A transposed convolution, concatenation with the skip, then two blocks of convolution, norm and
+    LeakyReLU, of the classes that nnU-Net's default network is made of and with its initialisation.
+    It differs where the encoder does: skips are the image and the five maps, each standardised by
+    the moments of the training set and passed through one such block (two for the image), and odd
+    sizes are cut. As in nnU-Net, a kernel is 1 along an axis until that is
     halved: it is that of the map below which tells whether neighbours there are near.
 
     widths: channels at strides 1 to 32. None: 32, then the encoder's, 320 at most.
@@ -40,7 +42,9 @@ class NNUNetDecoder(nn.Module):
         self.deep_supervision = deep_supervision
         widths = widths or (32, *(min(width, WIDEST) for width in channels))
         if len(widths) != len(steps) + 1:
-            raise ValueError(f"the nnunet decoder takes {len(steps) + 1} widths, at strides 1 to 32, got {widths}")
+            raise ValueError(
+                f"the nnunet decoder takes {len(steps) + 1} widths, at strides 1 to 32, got {widths}"
+            )
         self.norms = nn.ModuleList(DatasetNorm(width) for width in channels)
         # Of the level at each stride; at the deepest one nothing is left to halve.
         kernels = [*([3 if s > 1 else 1 for s in step] for step in steps), [3] * len(steps[0])]
@@ -51,10 +55,12 @@ class NNUNetDecoder(nn.Module):
         )
         raising = get_matching_convtransp(dimension=dims)
         self.transpconvs = nn.ModuleList(
-            raising(widths[level + 1], widths[level], step, step, bias=False) for level, step in enumerate(steps)
+            raising(widths[level + 1], widths[level], step, step, bias=False)
+            for level, step in enumerate(steps)
         )
         self.stages = nn.ModuleList(
-            _blocks(2, dims, 2 * widths[level], widths[level], kernels[level], level) for level in levels[:-1]
+            _blocks(2, dims, 2 * widths[level], widths[level], kernels[level], level)
+            for level in levels[:-1]
         )
         self.apply(InitWeights_He(1e-2))
         self.heads = Heads(tuple(widths[: len(levels) - 2]), classes, deep_supervision)
@@ -71,7 +77,9 @@ class NNUNetDecoder(nn.Module):
         return self.heads(decoded[: len(self.heads.seg_layers)], self.deep_supervision)
 
 
-def _blocks(count: int, dims: int, inputs: int, outputs: int, kernel: list[int], level: int) -> nn.Module:
+def _blocks(
+    count: int, dims: int, inputs: int, outputs: int, kernel: list[int], level: int
+) -> nn.Module:
     from dynamic_network_architectures.building_blocks.helper import get_matching_instancenorm
     from dynamic_network_architectures.building_blocks.simple_conv_blocks import StackedConvBlocks
 

@@ -1,10 +1,12 @@
-"""Instance norm, an added residual and LeakyReLU as one step, for the channels-last maps of the CNN decoder.
+"""Instance norm, an added residual and LeakyReLU as one step, for the channels-last maps of the CNN
+decoder.
 
-On a CPU the step's memory traffic and its freshly mapped buffers cost as much as a convolution. There it is done
-in place on the convolution's output and inverted in the backward pass (Rota Bulò et al., In-Place Activated
-BatchNorm, arXiv 1712.02616). On a GPU PyTorch's own functions do it; where a compiler fuses them, as nnU-Net has it by
-default, they are written so that channels stay last. (PyTorch's instance norm puts them first, so that every
-convolution would turn its input around again.)
+On a CPU the step's memory traffic and its freshly mapped buffers cost as much as a convolution.
+There it is done in place on the convolution's output and inverted in the backward pass (Rota Bulò
+et al., In-Place Activated BatchNorm, arXiv 1712.02616). On a GPU PyTorch's own functions do it;
+where a compiler fuses them, as nnU-Net has it by default, they are written so that channels stay
+last. (PyTorch's instance norm puts them first, so that every convolution would turn its input
+around again.)
 """
 
 from __future__ import annotations
@@ -33,14 +35,18 @@ def norm_act(x: Tensor, act: bool = True) -> Tensor:
 
 
 def normalised(x: Tensor) -> Tensor:
-    """Instance norm of [B C *spatial] in steps that keep its memory format; statistics in fp32, slow if not fused."""
+    """Instance norm of [B C *spatial] in steps that keep its memory format; statistics in fp32,
+    slow if not fused.
+    """
     wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
     variance, mean = torch.var_mean(wide, tuple(range(2, x.ndim)), correction=0, keepdim=True)
     return ((wide - mean) * (variance + EPSILON).rsqrt()).to(x.dtype)
 
 
 def _channels_last(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last if x.ndim == 4 else torch.channels_last_3d)
+    return x.contiguous(
+        memory_format=torch.channels_last if x.ndim == 4 else torch.channels_last_3d
+    )
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -80,7 +86,9 @@ class _NormActInPlace(torch.autograd.Function):
         total, along = torch.zeros_like(rstd), torch.zeros_like(rstd)
         for y_part, g_part, out_part in parts:
             if ctx.act:
-                torch.ops.aten.leaky_relu_backward.grad_input(g_part, y_part, SLOPE, True, grad_input=out_part)
+                torch.ops.aten.leaky_relu_backward.grad_input(
+                    g_part, y_part, SLOPE, True, grad_input=out_part
+                )
                 y_part = F.leaky_relu(y_part, 1 / SLOPE)
             else:
                 out_part.copy_(g_part)

@@ -1,7 +1,7 @@
 """Which pretraining a network starts from, when nobody says it twice.
 
-First hit wins: `pretrain_info.checkpoint_path` in the plans, the variable `nnssl_checkpoint`, the only
-`checkpoint_final.pth` under `$nnUNet_results/nnssl/`.
+First hit wins: `pretrain_info.checkpoint_path` in the plans, the variable `nnssl_checkpoint`, the
+only `checkpoint_final.pth` under `$nnUNet_results/nnssl/`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ class Choice:
 def choose(info: Mapping, whose: str = "the plans") -> Choice | None:
     """The checkpoint to start from; None when there is none anywhere.
 
-    info:  the plans' `pretrain_info`, or what stands in its place, with its name for messages. A file that is no longer
+    info:  the plans' `pretrain_info`, or what stands in its place, with its name for messages. A
+    file that is no longer
            where it says is looked for by its hash.
     Raises NoCheckpointError where a named file is missing, or several are found and none is named.
     """
@@ -90,7 +91,9 @@ def _named(path: str, by: str, sha256: str | None = None) -> Choice:
 
 
 def _moved(name: str, sha256: str) -> Path | None:
-    """A file with this hash that the variable names, or that lies under the results with this or the usual name."""
+    """A file with this hash that the variable names, or that lies under the results with this or
+    the usual name.
+    """
     under = sorted(_searched().rglob(name)) if RESULTS in os.environ else []
     candidates = [Path(os.environ.get(VARIABLE, "")), *under, *finals()]
     there = (path for path in dict.fromkeys(candidates) if path.is_file())
@@ -122,7 +125,10 @@ def pretrain_info(choice: Choice, loaded: Any) -> dict:
         "spacing": loaded.spacing and list(loaded.spacing),
         "hu": loaded.hu and loaded.hu.to_dict(),
         "decoder": loaded.decoder,
-        **{key: adaptation[key] for key in ("key_to_encoder", "key_to_stem", "keys_to_in_proj", "key_to_lpe")},
+        **{
+            key: adaptation[key]
+            for key in ("key_to_encoder", "key_to_stem", "keys_to_in_proj", "key_to_lpe")
+        },
         "pt_num_in_channels": adaptation["pretrain_num_input_channels"],
         "pt_used_patchsize": list(loaded.crop),
         "pt_recommended_downstream_patchsize": list(adaptation["recommended_downstream_patchsize"]),

@@ -1,9 +1,10 @@
-"""What a plans file says of the network and its training: `architecture`, `pretrain_info` and `nnssl_recipe`.
+"""What a plans file says of the network and its training: `architecture`, `pretrain_info` and
+`nnssl_recipe`.
 
-A configuration's `architecture` is nnU-Net's own entry, with our class: {"network_class_name", "arch_kwargs",
-"_kw_requires_import"}. `pretrain_info` is upstream's entry for a pretrained checkpoint, with its hash.
-`nnssl_recipe` holds the numbers of the training; one that is left out takes its default. `nnssl_plan` tells how the
-plans were made, and nothing depends on it.
+A configuration's `architecture` is nnU-Net's own entry, with our class: {"network_class_name",
+"arch_kwargs", "_kw_requires_import"}. `pretrain_info` is upstream's entry for a pretrained
+checkpoint, with its hash. `nnssl_recipe` holds the numbers of the training; one that is left out
+takes its default. `nnssl_plan` tells how the plans were made, and nothing depends on it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ INFO, RECIPE, PLANNED = "pretrain_info", "nnssl_recipe", "nnssl_plan"
 DECODER = "swinunetr"  # where none is named and none was pretrained
 NAME, BASE = "nnUNetSwinPlans", "nnUNetPlans"  # of our plans, and of nnU-Net's own
 LONG = 5000  # iterations, from which on a training is regularised by stochastic depth
-PRETRAINED_LR = 0.3  # with it the published rates, about 1e-4, are met at a decoder's 5e-4; nnU-Net's own: 0.1 to 0.33
+# with it the published rates, about 1e-4, are met at a decoder's 5e-4; nnU-Net's own: 0.1 to 0.33
+PRETRAINED_LR = 0.3
 
 
 @dataclass(frozen=True)
@@ -32,28 +34,47 @@ class Recipe:
     iterations: int = 250  # an epoch
     val_iterations: int = 50
     foreground: float = 0.33  # share of the patches that are drawn around some labelled voxel
-    mirror: bool = True  # augment by reflections and predict with them; not for labels that tell left from right
+    # augment by reflections and predict with them; not for labels that tell left from right
+    mirror: bool = True
     lr: float = 5e-4  # of the decoder, AdamW
-    head_lr: float = 30.0  # of the heads to logits, over that of the decoder (experiments.md: what it changes)
-    encoder_lr: float | None = None  # of the encoder's last block, over that of the decoder; None: PRETRAINED_LR with
+    # of the heads to logits, over that of the decoder (experiments.md: what it changes)
+    head_lr: float = 30.0
+    # of the encoder's last block, over that of the decoder; None: PRETRAINED_LR with
+    encoder_lr: float | None = None
     # pretrained weights, 1 from a random start
     layer_decay: float = 0.9  # an encoder block's learning rate over that of the block above it
     warmup_iterations: int | None = None  # linear from 0; None: see `warmup`
     warmup_epochs: float | None = None  # the same in epochs, as older plans have it
-    unfreeze_every: float | None = None  # epochs from one part of the encoder to the next, where the trainer unfreezes
+    # epochs from one part of the encoder to the next, where the trainer unfreezes
+    unfreeze_every: float | None = None
     # gradually; None: a twentieth of the epochs, so that all of it learns after a quarter
     schedule: str = "poly"  # poly: nnU-Net's (1 - t)^0.9; cosine
     weight_decay: float = 0.05  # not on norms, biases and position biases (Liu et al. 2021)
     clip: float = 1.0  # norm of the gradient, as nnU-Net's own transformer trainers
-    drop_path: float | None = None  # of the encoder's last block, rising from 0; None: see `stochastic_depth`
-    ema: float | None = None  # what the average of the weights keeps in a step; 0: no average; None: see `average`
+    # of the encoder's last block, rising from 0; None: see `stochastic_depth`
+    drop_path: float | None = None
+    # what the average of the weights keeps in a step; 0: no average; None: see `average`
+    ema: float | None = None
 
     def __post_init__(self) -> None:
-        wrong = [name for name in ("epochs", "iterations", "val_iterations") if getattr(self, name) < 1]
-        wrong += [name for name in ("lr", "head_lr", "layer_decay", "clip") if not getattr(self, name) > 0]
-        optional = ("warmup_iterations", "warmup_epochs", "unfreeze_every", "encoder_lr", "drop_path", "ema")
+        wrong = [
+            name for name in ("epochs", "iterations", "val_iterations") if getattr(self, name) < 1
+        ]
+        wrong += [
+            name for name in ("lr", "head_lr", "layer_decay", "clip") if not getattr(self, name) > 0
+        ]
+        optional = (
+            "warmup_iterations",
+            "warmup_epochs",
+            "unfreeze_every",
+            "encoder_lr",
+            "drop_path",
+            "ema",
+        )
         wrong += [name for name in ("weight_decay", *optional) if (getattr(self, name) or 0) < 0]
-        wrong += [name for name in ("foreground", "layer_decay") if not 0 <= getattr(self, name) <= 1]
+        wrong += [
+            name for name in ("foreground", "layer_decay") if not 0 <= getattr(self, name) <= 1
+        ]
         wrong += [name for name in ("drop_path", "ema") if (getattr(self, name) or 0) >= 1]
         if self.schedule not in ("poly", "cosine"):
             wrong.append("schedule")
@@ -71,7 +92,9 @@ class Recipe:
         values = plans.get(RECIPE, {})
         known = [field.name for field in fields(cls)]
         if unknown := sorted(set(values) - set(known)):
-            raise ValueError(f"unknown key(s) in the plans' {RECIPE}: {', '.join(unknown)}; known: {', '.join(known)}")
+            raise ValueError(
+                f"unknown key(s) in the plans' {RECIPE}: {', '.join(unknown)}; known: {', '.join(known)}"
+            )
         return cls(**values)
 
     def to_dict(self) -> dict:
@@ -84,10 +107,12 @@ class Recipe:
 
     @property
     def warmup(self) -> int:
-        """Iterations: by default a twentieth of all, at least 50 and at most 2500, but never more than a quarter.
+        """Iterations: by default a twentieth of all, at least 50 and at most 2500, but never more
+        than a quarter.
 
-        Adam's first steps move every weight by the learning rate, whatever the gradient, and so would disturb what
-        was learnt before. What that takes is counted in steps, not in epochs of any length.
+        Adam's first steps move every weight by the learning rate, whatever the gradient, and so
+        would disturb what was learnt before. What that takes is counted in steps, not in epochs of
+        any length.
         """
         if self.warmup_iterations is not None:
             return self.warmup_iterations
@@ -97,15 +122,17 @@ class Recipe:
 
     @property
     def stochastic_depth(self) -> float:
-        """Of the encoder, in this training: a matter of its length, and not of what the pretraining had."""
+        """Of the encoder, in this training: a matter of its length, and not of what the pretraining
+        had.
+        """
         if self.drop_path is not None:
             return self.drop_path
         return 0.1 if self.total >= LONG else 0.0
 
     @property
     def average(self) -> float:
-        """What the average of the weights keeps in a step: by default it is over the last twentieth of the training,
-        at least 100 iterations and at most 1000."""
+        """What the average of the weights keeps in a step: by default it is over the last twentieth
+        of the training, at least 100 iterations and at most 1000."""
         return 1 - 1 / min(1000, max(100, self.total / 20)) if self.ema is None else self.ema
 
     def encoder_scale(self, pretrained: bool) -> float:
@@ -120,18 +147,24 @@ class Recipe:
         return self.epochs / 20 if self.unfreeze_every is None else self.unfreeze_every
 
 
-def architecture(plans: dict, resolved: dict, encoder: SwinConfig, decoder: str | dict, hu: HUPolicy | None) -> dict:
-    """The entry `architecture` of a configuration: the encoder in its dimensions and strides, its intensities mapped.
+def architecture(
+    plans: dict, resolved: dict, encoder: SwinConfig, decoder: str | dict, hu: HUPolicy | None
+) -> dict:
+    """The entry `architecture` of a configuration: the encoder in its dimensions and strides, its
+    intensities mapped.
 
     plans:    with the entry `pretrain_info`, where there is a checkpoint.
-    resolved: the configuration, its inheritance resolved (`PlansManager.get_configuration(...).configuration`).
+    resolved: the configuration, its inheritance resolved
+    (`PlansManager.get_configuration(...).configuration`).
     hu:       what the encoder was pretrained on; None: nnU-Net's own intensities.
     """
-    encoder = replace(encoder_for(plans, resolved, encoder), drop_path=0.0)  # that is a matter of the recipe
+    # that is a matter of the recipe
+    encoder = replace(encoder_for(plans, resolved, encoder), drop_path=0.0)
     properties = plans.get("foreground_intensity_properties_per_channel", {})
     intensity = intensity_map(resolved["normalization_schemes"], properties, hu)
     decoder = full_options(decoder)
-    pretrained = plans.get(INFO, {}).get("decoder") == decoder  # then its skip sees what it saw there
+    # then its skip sees what it saw there
+    pretrained = plans.get(INFO, {}).get("decoder") == decoder
     arguments = {
         "encoder": encoder.to_dict(),
         "decoder": decoder,
@@ -141,16 +174,24 @@ def architecture(plans: dict, resolved: dict, encoder: SwinConfig, decoder: str 
     axes = axes_of(plans, encoder.spatial_dims)
     if axes != sorted(axes):
         arguments["axes"] = axes
-    return {"network_class_name": NETWORK_CLASS, "arch_kwargs": arguments, "_kw_requires_import": []}
+    return {
+        "network_class_name": NETWORK_CLASS,
+        "arch_kwargs": arguments,
+        "_kw_requires_import": [],
+    }
 
 
 def axes_of(plans: dict, dims: int) -> list[int]:
-    """Which of the axes as read each axis of a configuration is; a 2d one keeps its two as they are."""
+    """Which of the axes as read each axis of a configuration is; a 2d one keeps its two as they
+    are.
+    """
     return list(plans.get("transpose_forward", range(3))) if dims == 3 else list(range(dims))
 
 
 def encoder_for(plans: dict, resolved: dict, encoder: SwinConfig) -> SwinConfig:
-    """`encoder` in the configuration's dimensions; an axis of wide spacing is not halved at once (`steps_for`)."""
+    """`encoder` in the configuration's dimensions; an axis of wide spacing is not halved at once
+    (`steps_for`).
+    """
     patch, spacing = resolved["patch_size"], resolved["spacing"]
     dims = len(patch)
     if encoder.steps and encoder.spatial_dims == dims:
@@ -158,13 +199,20 @@ def encoder_for(plans: dict, resolved: dict, encoder: SwinConfig) -> SwinConfig:
     pretrained = plans.get(INFO, {}).get("spacing")
     axes = axes_of(plans, dims)
     read = [axes.index(axis) for axis in range(dims)]  # the encoder sees the axes as read
-    steps = steps_for([spacing[i] for i in read], [patch[i] for i in read], pretrained and pretrained[-dims:])
-    # Weights of other dimensions cannot be loaded, so nothing is to be computed as they would want it.
-    return replace(encoder, spatial_dims=dims, steps=steps, **({} if encoder.spatial_dims == dims else OWN))
+    steps = steps_for(
+        [spacing[i] for i in read], [patch[i] for i in read], pretrained and pretrained[-dims:]
+    )
+    # Weights of other dimensions cannot be loaded, so nothing is to be computed as they would want
+    # it.
+    return replace(
+        encoder, spatial_dims=dims, steps=steps, **({} if encoder.spatial_dims == dims else OWN)
+    )
 
 
 def steps_of(resolved: dict) -> tuple[Shape, ...]:
-    """The encoder's steps in a (resolved) configuration of ours, in that configuration's axes; () if 2 everywhere."""
+    """The encoder's steps in a (resolved) configuration of ours, in that configuration's axes; ()
+    if 2 everywhere.
+    """
     arguments = resolved["architecture"]["arch_kwargs"]
     steps = arguments["encoder"].get("steps", ())
     return turned(steps, arguments.get("axes") or range(len(resolved["patch_size"])))
@@ -181,7 +229,8 @@ def is_ours(configuration: dict) -> bool:
 
 
 def intensity_map(schemes: list[str], properties: dict, hu: HUPolicy | None) -> dict | None:
-    """`SwinUNETR`'s `intensity`: nnU-Net's normalised CT back to HU, and on to what the pretraining saw.
+    """`SwinUNETR`'s `intensity`: nnU-Net's normalised CT back to HU, and on to what the pretraining
+    saw.
 
     schemes:    a configuration's `normalization_schemes`, one a channel.
     properties: the plans' `foreground_intensity_properties_per_channel`.
@@ -190,11 +239,16 @@ def intensity_map(schemes: list[str], properties: dict, hu: HUPolicy | None) -> 
     """
     if hu is None or "CTNormalization" not in schemes:
         return None
-    rows = [_from_ct(properties[str(c)], hu) if s == "CTNormalization" else _as_it_is() for c, s in enumerate(schemes)]
+    rows = [
+        _from_ct(properties[str(c)], hu) if s == "CTNormalization" else _as_it_is()
+        for c, s in enumerate(schemes)
+    ]
     mapped = {name: [row[name] for row in rows] for name in rows[0]}
     if not hu.interior:
         return mapped
-    return mapped | {"bends": [[*map(list, hu.bends)] if s == "CTNormalization" else None for s in schemes]}
+    return mapped | {
+        "bends": [[*map(list, hu.bends)] if s == "CTNormalization" else None for s in schemes]
+    }
 
 
 def describe_map(intensity: dict | None, info: dict) -> list[str]:

@@ -1,9 +1,10 @@
-"""`nnUNetv2_train ... -pretrained_weights FILE`: our network started from another labelled training.
+"""`nnUNetv2_train ... -pretrained_weights FILE`: our network started from another labelled
+training.
 
 nnU-Net's `load_pretrained_weights` copies every tensor but the heads, also the intensity map, which
-belongs to a dataset and is not learnt; what does not fit fails an assertion without a cure. It tells
-neither trainer nor network that it is at work, and nnU-Net is not patched. So two hooks of PyTorch
-watch a network that starts anew:
+belongs to a dataset and is not learnt; what does not fit fails an assertion without a cure. It
+tells neither trainer nor network that it is at work, and nnU-Net is not patched. So two hooks of
+PyTorch watch a network that starts anew:
 
     state_dict       the loader's first look at the network: the file in its hands is compared
     load_state_dict  the dataset's own intensity map stays, whatever the file says
@@ -65,7 +66,9 @@ class Watch:
             )
 
     def _before_loading(self, _: nn.Module, state_dict: dict, *__) -> None:
-        state_dict |= {name: tensor for name, tensor in self.own.items() if name.startswith(INTENSITY)}
+        state_dict |= {
+            name: tensor for name, tensor in self.own.items() if name.startswith(INTENSITY)
+        }
         learnt = [name for name in self.own if not name.startswith(INTENSITY)]
         heads = sum(HEADS in name for name in learnt)
         self.say(
@@ -75,7 +78,8 @@ class Watch:
 
 
 def demand_fit(file: str, saved: Mapping, own: Mapping[str, Tensor]) -> None:
-    """Raises PretrainedWeightsError where the tensors of `saved`, a file's content, are not those of `own`.
+    """Raises PretrainedWeightsError where the tensors of `saved`, a file's content, are not those
+    of `own`.
 
     By name and shape; heads and intensity map do not count.
     """
@@ -86,7 +90,10 @@ def demand_fit(file: str, saved: Mapping, own: Mapping[str, Tensor]) -> None:
             f"make plans that name it, nnssl_plan -d DATASET -c {file} --name NAME, to train with -p NAME"
         )
     if not any(name.startswith("encoder.patch_embed.") for name in given):
-        trainer, plans = saved.get("trainer_name", "its trainer"), _plans(saved).get("plans_name", "PLANS")
+        trainer, plans = (
+            saved.get("trainer_name", "its trainer"),
+            _plans(saved).get("plans_name", "PLANS"),
+        )
         raise PretrainedWeightsError(
             f"{file} holds another network than ours; start from it with its own trainer and plans: "
             f"nnUNetv2_train DATASET CONFIGURATION FOLD -tr {trainer} -p {plans} -pretrained_weights {file}"
@@ -136,7 +143,11 @@ def _replan(saved: Mapping, file: str) -> str:
     checkpoint = plans.get(INFO, {}).get("checkpoint_path")
     start = f"-c {checkpoint}" if checkpoint else f"-a PRESET_OF_{file.rsplit('/', 1)[-1]}"
     entries = [entry.get("architecture", {}) for entry in plans.get("configurations", {}).values()]
-    named = [entry["arch_kwargs"]["decoder"] for entry in entries if "decoder" in entry.get("arch_kwargs", {})]
+    named = [
+        entry["arch_kwargs"]["decoder"]
+        for entry in entries
+        if "decoder" in entry.get("arch_kwargs", {})
+    ]
     decoders = {options["name"] if isinstance(options, dict) else options for options in named}
     decoder = f" --decoder {decoders.pop()}" if len(decoders) == 1 else ""
     return f"nnssl_plan -d DATASET {start}{decoder} --name NAME"

@@ -1,4 +1,6 @@
-"""What predicts hidden voxels, and the fine-tuning network's decoder, trained together with the encoder."""
+"""What predicts hidden voxels, and the fine-tuning network's decoder, trained together with the
+encoder.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ LINEAR = "linear"
 
 
 class PretrainedDecoder(nn.Module):
-    """`decoder`, whose tensors but the heads' are carried over (`nnssl.finetune.weights`); `options` name it.
+    """`decoder`, whose tensors but the heads' are carried over (`nnssl.finetune.weights`);
+    `options` name it.
 
     Raises ValueError for an unknown decoder.
     """
@@ -25,12 +28,15 @@ class PretrainedDecoder(nn.Module):
         self.decoder = make_decoder(self.options, encoder, outputs, deep_supervision)
 
     def forward(self, maps: list[Tensor], image: Tensor) -> Tensor | list[Tensor]:
-        """The encoder's five maps and the image [B C *size] -> [B outputs *size], or a list of them."""
+        """The encoder's five maps and the image [B C *size] -> [B outputs *size], or a list of
+        them.
+        """
         return self.decoder(image, maps)
 
 
 class Reconstruction(PretrainedDecoder):
-    """One output: the intensity. The skip of the image is masked as well, or it would give the answer away.
+    """One output: the intensity. The skip of the image is masked as well, or it would give the
+    answer away.
 
     A hidden voxel is 0 there, the mean over the body. Only the finest output is used.
     """
@@ -55,7 +61,9 @@ def voxel_decoder(encoder: Swin, config: MaskedConfig) -> nn.Module:
 
 def on_tokens(masked: Tensor, config: MaskedConfig) -> Tensor:
     """Hidden blocks Bool [B *blocks] on the encoder's token grid."""
-    return repeat_blocks(masked, [side // PATCH for side in config.mask_block.along(masked.ndim - 1)])
+    return repeat_blocks(
+        masked, [side // PATCH for side in config.mask_block.along(masked.ndim - 1)]
+    )
 
 
 def on_voxels(masked: Tensor, config: MaskedConfig) -> Tensor:

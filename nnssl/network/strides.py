@@ -1,21 +1,30 @@
-"""Which axes the encoder halves: those whose tokens are not yet wider than the others, as the pretraining saw them."""
+"""Which axes the encoder halves: those whose tokens are not yet wider than the others, as the
+pretraining saw them.
+"""
 
 from __future__ import annotations
 
 from nnssl.encoder.config import PATCH, STEPS
 from nnssl.types import Shape, Spacing
 
-WIDER = 2  # an axis waits while its tokens are this many times as wide as the narrowest: nnU-Net's own rule
+# an axis waits while its tokens are this many times as wide as the narrowest: nnU-Net's own rule
+WIDER = 2
 
 
-def steps_for(spacing: Spacing, size: Shape, pretrained: Spacing | None = None) -> tuple[Shape, ...]:
+def steps_for(
+    spacing: Spacing, size: Shape, pretrained: Spacing | None = None
+) -> tuple[Shape, ...]:
     """`SwinConfig.steps` for images of `size` voxels of `spacing` mm, by axis.
 
-    pretrained: the spacing of the pretraining, in the same order. There every axis was halved, so what counts is how
+    pretrained: the spacing of the pretraining, in the same order. There every axis was halved, so
+    what counts is how
                 much wider an axis is here than there; None counts as isotropic.
     An axis of a single token is not halved either: its other half would be padding.
     """
-    width = [here / there for here, there in zip(spacing, pretrained or [1.0] * len(spacing), strict=True)]
+    width = [
+        here / there
+        for here, there in zip(spacing, pretrained or [1.0] * len(spacing), strict=True)
+    ]
     tokens, steps = list(size), []
     for _ in range(STEPS):
         halved = [w < WIDER * min(width) and n > 1 for w, n in zip(width, tokens, strict=True)]

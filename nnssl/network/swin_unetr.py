@@ -1,4 +1,6 @@
-"""The segmentation network: a Swin encoder and a CNN decoder with skips, in 2D and 3D, for any patch size."""
+"""The segmentation network: a Swin encoder and a CNN decoder with skips, in 2D and 3D, for any
+patch size.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ class SwinUNETR(nn.Module):
 
     input_channels:   channels of the image, in nnU-Net's normalisation.
     num_classes:      channels of the logits.
-    deep_supervision: give a list of logits, of the image's size and after each of the first three of the encoder's
+    deep_supervision: give a list of logits, of the image's size and after each of the first three
+    of the encoder's
                       steps (1/2, 1/4 and 1/8 of it, where all halve). May be switched later by
                       `network.decoder.deep_supervision`; the state_dict is the same.
     encoder:          `SwinConfig.to_dict()`; its `in_channels` is replaced by `input_channels`. None: preset smit.
@@ -31,8 +34,9 @@ class SwinUNETR(nn.Module):
                       lose nothing to the pretraining's clipping; or "mapped", the encoder's, as in
                       plans from before this key.
     axes:             nnU-Net's `transpose_forward`: which of the file's axes each axis of the image is. nnU-Net puts
-                      the axis of the widest spacing first; the network turns the image back to (z, y, x) as read,
-                      which is what the encoder was pretrained on, and its logits forth again. None: (z, y, x).
+                      the axis of the widest spacing first; the network turns the image back to (z,
+                      y, x) as read, which is what the encoder was pretrained on, and its logits
+                      forth again. None: (z, y, x).
     checkpointing:    recompute the encoder's blocks in the backward pass: less memory, more time.
 
     Raises ValueError for an unknown decoder, option or image_skip.
@@ -62,7 +66,9 @@ class SwinUNETR(nn.Module):
         config = replace(config, in_channels=input_channels)
         self.forth = [0, 1, *(2 + axis for axis in axes or range(config.spatial_dims))]
         if sorted(self.forth) != list(range(config.spatial_dims + 2)):
-            raise ValueError(f"axes must be an order of {list(range(config.spatial_dims))}, got {axes}")
+            raise ValueError(
+                f"axes must be an order of {list(range(config.spatial_dims))}, got {axes}"
+            )
         self.back = [self.forth.index(axis) for axis in range(len(self.forth))]
         self.encoder = Swin(config, checkpointing=checkpointing)
         self.encoder.intensity = Intensity(input_channels, **(intensity or {}))
@@ -73,13 +79,17 @@ class SwinUNETR(nn.Module):
         self.decoder = make_decoder(decoder, self.encoder, num_classes, deep_supervision)
 
     def encode(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """[B C *spatial] to what the decoder gets: its own view of the image, and the encoder's five maps."""
+        """[B C *spatial] to what the decoder gets: its own view of the image, and the encoder's
+        five maps.
+        """
         image = image.permute(self.back)
         mapped = self.encoder.intensity(image)
         return image if self.raw_skip else mapped, self.encoder(mapped)
 
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
-        """[B C *spatial], any size, to logits [B classes *spatial]; with deep supervision the list of four."""
+        """[B C *spatial], any size, to logits [B classes *spatial]; with deep supervision the list
+        of four.
+        """
         image, maps = self.encode(image)
         logits = self.decoder(image, maps)
         if isinstance(logits, list):
@@ -88,7 +98,9 @@ class SwinUNETR(nn.Module):
 
 
 def output_sizes(size: Shape, steps: tuple[Shape, ...] = ()) -> list[Shape]:
-    """The sizes of the four outputs for an image of `size`; `steps` as in `SwinConfig`, in the axes of `size`."""
+    """The sizes of the four outputs for an image of `size`; `steps` as in `SwinConfig`, in the axes
+    of `size`.
+    """
     sizes = [tuple(size)]
     for number in range(OUTPUTS - 1):
         step = steps[number] if steps else (PATCH,) * len(size)
@@ -116,13 +128,17 @@ class Intensity(nn.Module):
     def __init__(self, channels: int, *, bends: list | None = None, **values: list[float | None]):
         super().__init__()
         if unknown := sorted(values.keys() - NEUTRAL.keys()):
-            raise ValueError(f"unknown intensity option(s) {unknown}; known: {sorted((*NEUTRAL, 'bends'))}")
+            raise ValueError(
+                f"unknown intensity option(s) {unknown}; known: {sorted((*NEUTRAL, 'bends'))}"
+            )
         for name, default in NEUTRAL.items():
             numbers = _by_channel(name, values.get(name), channels, default)
             self.register_buffer(name, torch.tensor(numbers, dtype=torch.float32))
         pieces = _by_channel("bends", bends, channels, [])
         most = max(map(len, pieces))
-        table = torch.tensor([[*own, *[STRAIGHT] * (most - len(own))] for own in pieces], dtype=torch.float32)
+        table = torch.tensor(
+            [[*own, *[STRAIGHT] * (most - len(own))] for own in pieces], dtype=torch.float32
+        )
         self._set_bends(table.unbind(-1) if most else [None] * len(BENDS))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -133,13 +149,16 @@ class Intensity(nn.Module):
         if self.start is None:
             return x
         bent = x
-        for start, end, gain in zip(*(getattr(self, name).unbind(1) for name in BENDS), strict=True):
+        for start, end, gain in zip(
+            *(getattr(self, name).unbind(1) for name in BENDS), strict=True
+        ):
             start, end, gain = start.view(shape), end.view(shape), gain.view(shape)
             bent = bent + gain * (torch.clamp(x, start, end) - start)
         return bent
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
-        if prefix + "scale" in state_dict:  # of a whole network: bend as that one does, or not at all
+        # of a whole network: bend as that one does, or not at all
+        if prefix + "scale" in state_dict:
             self._set_bends([state_dict.get(prefix + name) for name in BENDS])
         for name, own in self.named_buffers(recurse=False):
             state_dict.setdefault(prefix + name, own)
@@ -147,12 +166,16 @@ class Intensity(nn.Module):
 
     def _set_bends(self, columns: list[Tensor | None]) -> None:
         for name, column in zip(BENDS, columns, strict=True):
-            self.register_buffer(name, None if column is None else column.detach().clone().to(self.scale.device))
+            self.register_buffer(
+                name, None if column is None else column.detach().clone().to(self.scale.device)
+            )
 
 
 def _by_channel(name: str, entries: list | None, channels: int, default) -> list:
     """`entries`, null and what is missing replaced by `default`."""
     entries = [default if entry is None else entry for entry in entries or []]
     if len(entries) > channels:
-        raise ValueError(f"intensity {name} takes one entry a channel, {channels} in all, got {entries}")
+        raise ValueError(
+            f"intensity {name} takes one entry a channel, {channels} in all, got {entries}"
+        )
     return entries + [default] * (channels - len(entries))

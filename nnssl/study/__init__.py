@@ -1,1 +1,3 @@
-"""A study: pretrained arms against a random start, on tasks, with budgets of labels; from a description to results."""
+"""A study: pretrained arms against a random start, on tasks, with budgets of labels; from a
+description to results.
+"""

@@ -19,11 +19,25 @@ from nnssl.study.description import Arm, Study
 from nnssl.study.values import DescriptionError
 
 Parsers = Mapping[str, Callable[[], argparse.ArgumentParser]]  # of the commands, by name
-OF_THE_STUDY = {"-o", "--c", "-i", "-d", "-m", "-a", "--from", "-device", "--only-prepare", "--list", "--help"}
+OF_THE_STUDY = {
+    "-o",
+    "--c",
+    "-i",
+    "-d",
+    "-m",
+    "-a",
+    "--from",
+    "-device",
+    "--only-prepare",
+    "--list",
+    "--help",
+}
 
 
 def check(study: Study, parsers: Parsers) -> None:
-    """Raises DescriptionError for a method, a flag, a setting or a recipe that a command would refuse."""
+    """Raises DescriptionError for a method, a flag, a setting or a recipe that a command would
+    refuse.
+    """
     for arm in study.arms:
         try:
             _check_start(study, arm, parsers)
@@ -36,7 +50,9 @@ def check(study: Study, parsers: Parsers) -> None:
             try:
                 _check_recipe(recipe, parsers)
             except (ValueError, TypeError) as error:
-                raise DescriptionError(f"recipe of arm {arm.name} on task {task.name}: {error}") from error
+                raise DescriptionError(
+                    f"recipe of arm {arm.name} on task {task.name}: {error}"
+                ) from error
 
 
 def _check_start(study: Study, arm: Arm, parsers: Parsers) -> None:

@@ -1,9 +1,11 @@
 """How alike two encoders are, layer by layer: linear CKA, unbiased, minibatch by minibatch.
 
-Centred kernel alignment: Kornblith et al. 2019 (arXiv 1905.00414). The unbiased estimator of HSIC: Song et al. 2012
-(JMLR 13, eq. 5). Minibatches, whose averages converge to the whole's: Nguyen et al. 2021 (arXiv 2010.15327).
+Centred kernel alignment: Kornblith et al. 2019 (arXiv 1905.00414). The unbiased estimator of HSIC:
+Song et al. 2012 (JMLR 13, eq. 5). Minibatches, whose averages converge to the whole's: Nguyen et
+al. 2021 (arXiv 2010.15327).
 
-    minibatch of n examples -> Gram matrices [n n] of every layer -> HSIC of every pair, added up -> CKA at the end
+    minibatch of n examples -> Gram matrices [n n] of every layer -> HSIC of every pair, added up ->
+    CKA at the end
 
 The memory is that of one minibatch, whatever their number.
 """
@@ -24,7 +26,9 @@ def grams(features: list[Tensor]) -> Tensor:
 
 
 def hsic(first: Tensor, second: Tensor) -> Tensor:
-    """[L n n] and [M n n], as `grams` makes them, to [L M]: the unbiased estimates of HSIC of all pairs."""
+    """[L n n] and [M n n], as `grams` makes them, to [L M]: the unbiased estimates of HSIC of all
+    pairs.
+    """
     n = first.shape[-1]
     if n < LEAST:
         raise ValueError(f"unbiased HSIC needs minibatches of at least {LEAST} examples, got {n}")
@@ -44,8 +48,9 @@ def centre(features: Tensor) -> Tensor:
 class MinibatchCKA:
     """Adds up minibatches of two networks' features; `value()` is their CKA, [L M].
 
-    A value is at most about 1, for equal features up to rotation and scale, and about 0 for independent ones; an
-    unbiased estimate may come out slightly below 0. NaN for a layer whose features do not vary.
+    A value is at most about 1, for equal features up to rotation and scale, and about 0 for
+    independent ones; an unbiased estimate may come out slightly below 0. NaN for a layer whose
+    features do not vary.
     """
 
     def __init__(self) -> None:
@@ -54,10 +59,14 @@ class MinibatchCKA:
         self.minibatches = 0
 
     def add(self, first: list[Tensor], second: list[Tensor]) -> None:
-        """One minibatch: features [n C] of L layers of the one, of M layers of the other, of the same n examples."""
+        """One minibatch: features [n C] of L layers of the one, of M layers of the other, of the
+        same n examples.
+        """
         sizes = {len(x) for x in (*first, *second)}
         if len(sizes) != 1:
-            raise ValueError(f"CKA compares features of the same examples, got {sorted(sizes)} of them")
+            raise ValueError(
+                f"CKA compares features of the same examples, got {sorted(sizes)} of them"
+            )
         k, m = (grams([centre(x) for x in features]) for features in (first, second))
         self.across = self.across + hsic(k, m)
         self.own = tuple(sum_ + _own(g) for sum_, g in zip(self.own, (k, m), strict=True))

@@ -1,5 +1,6 @@
-"""From the runs to results.jsonl, which is all that a report needs: the rows of the study and of the runs that its
-description asks for, as they are now, then those of other kinds (`nnssl_study features`), which are left alone."""
+"""From the runs to results.jsonl, which is all that a report needs: the rows of the study and of
+the runs that its description asks for, as they are now, then those of other kinds (`nnssl_study
+features`), which are left alone."""
 
 from __future__ import annotations
 
@@ -32,8 +33,8 @@ def collect(study: Study) -> dict[str, str]:
 
 
 def rows_of(run: Run) -> list[dict]:
-    """A finished run's rows as its job wrote them, cases with their subject where the task has subjects; else one that
-    says that it failed, and why, or is missing."""
+    """A finished run's rows as its job wrote them, cases with their subject where the task has
+    subjects; else one that says that it failed, and why, or is missing."""
     state, reason = runs.state(run.folder)
     if state == "done" and (run.folder / runs.ROWS).is_file():
         rows = files.read_json_lines(run.folder / runs.ROWS)
@@ -53,7 +54,9 @@ def rows_of(run: Run) -> list[dict]:
 
 
 def _study_row(study: Study, before: dict | None) -> dict:
-    """That of `before` while the description is the same: versions and machine are those it was begun with."""
+    """That of `before` while the description is the same: versions and machine are those it was
+    begun with.
+    """
     description = json.loads(json.dumps(study.source, default=str))
     if before and before["description"] == description:
         return before
@@ -61,8 +64,16 @@ def _study_row(study: Study, before: dict | None) -> dict:
         "kind": "study",
         "name": study.name,
         "description": description,
-        "versions": {"nnssl": __version__, **_versions(("nnunetv2", "torch")), "python": platform.python_version()},
-        "machine": {"system": platform.platform(), "processors": os.cpu_count(), "accelerator": _accelerator()},
+        "versions": {
+            "nnssl": __version__,
+            **_versions(("nnunetv2", "torch")),
+            "python": platform.python_version(),
+        },
+        "machine": {
+            "system": platform.platform(),
+            "processors": os.cpu_count(),
+            "accelerator": _accelerator(),
+        },
     }
 
 

@@ -24,20 +24,34 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     made.add_argument("step", choices=STEPS, metavar="STEP", help=f"one of {', '.join(STEPS)}")
     made.add_argument(
-        "description", metavar="STUDY.YAML", type=Path, help="the description; for report, a results.jsonl does too"
+        "description",
+        metavar="STUDY.YAML",
+        type=Path,
+        help="the description; for report, a results.jsonl does too",
     )
     run = made.add_argument_group("run")
-    run.add_argument("--dry-run", action="store_true", help="only say what would be done and what it costs")
-    run.add_argument("--executor", choices=("local", "slurm"), default="local", help="default: %(default)s")
     run.add_argument(
-        "--parallel", metavar="N", type=int, help="local runs beside each other; default: one for each GPU"
+        "--dry-run", action="store_true", help="only say what would be done and what it costs"
+    )
+    run.add_argument(
+        "--executor", choices=("local", "slurm"), default="local", help="default: %(default)s"
+    )
+    run.add_argument(
+        "--parallel",
+        metavar="N",
+        type=int,
+        help="local runs beside each other; default: one for each GPU",
     )
     features = made.add_argument_group("features")
-    features.add_argument("--volumes", metavar="N", type=int, default=50, help="crops each; default: %(default)s")
+    features.add_argument(
+        "--volumes", metavar="N", type=int, default=50, help="crops each; default: %(default)s"
+    )
     return made
 
 
-def do(asked: argparse.Namespace, parsers: Mapping[str, Callable[[], argparse.ArgumentParser]]) -> None:
+def do(
+    asked: argparse.Namespace, parsers: Mapping[str, Callable[[], argparse.ArgumentParser]]
+) -> None:
     """parsers: those of our commands by name, to check what a description would type."""
     if asked.step == "run":
         _run(asked, parsers)
@@ -49,7 +63,9 @@ def _init(asked: argparse.Namespace) -> None:
     from nnssl.study import template
 
     template.write(asked.description)
-    print(f"Wrote {asked.description}. Edit it, then: nnssl_study run {asked.description} --dry-run")
+    print(
+        f"Wrote {asked.description}. Edit it, then: nnssl_study run {asked.description} --dry-run"
+    )
 
 
 def _run(asked: argparse.Namespace, parsers: Mapping) -> None:
@@ -90,6 +106,7 @@ def _collected(path: Path):
     from nnssl.study.description import load
 
     described = load(path)
-    if (described.folder / "runs").is_dir():  # elsewhere there are rows alone, which count as they are
+    # elsewhere there are rows alone, which count as they are
+    if (described.folder / "runs").is_dir():
         collect(described)
     return described

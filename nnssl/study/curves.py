@@ -13,7 +13,9 @@ NEVER = float("inf")
 
 
 def smooth(values: list[float]) -> np.ndarray:
-    """nnU-Net's exponential moving average of an epoch's validation Dice; it begins at the first value."""
+    """nnU-Net's exponential moving average of an epoch's validation Dice; it begins at the first
+    value.
+    """
     smoothed = np.array(values, dtype=float)
     for place in range(1, len(smoothed)):
         smoothed[place] = MOMENTUM * smoothed[place - 1] + (1 - MOMENTUM) * smoothed[place]
@@ -29,7 +31,9 @@ class Curve:
 
     @classmethod
     def of(cls, epochs: list[dict]) -> Curve:
-        """From the rows of a run; a Dice of null, where no label was met, counts as the one before, or 0."""
+        """From the rows of a run; a Dice of null, where no label was met, counts as the one before,
+        or 0.
+        """
         dice: list[float] = []
         for row in epochs:
             value = row.get("dice")
@@ -41,7 +45,9 @@ class Curve:
         return float(self.dice[-1])
 
     def reaches(self, target: float) -> tuple[float, float]:
-        """The epochs and hours after which the Dice is first at `target`; (NEVER, NEVER) where it is not."""
+        """The epochs and hours after which the Dice is first at `target`; (NEVER, NEVER) where it
+        is not.
+        """
         there = np.flatnonzero(self.dice >= target)
         return (float(there[0] + 1), float(self.hours[there[0]])) if len(there) else (NEVER, NEVER)
 
@@ -80,7 +86,9 @@ def convergence(arm: list[Curve], scratch: list[Curve]) -> list[Convergence]:
 
 
 def _medians(reached: list[tuple[float, float]]) -> tuple[float, float]:
-    """The upper one of two in the middle, so that a median with one NEVER in it is NEVER, and none is made up."""
+    """The upper one of two in the middle, so that a median with one NEVER in it is NEVER, and none
+    is made up.
+    """
     return tuple(sorted(column)[len(column) // 2] for column in zip(*reached, strict=True))
 
 
@@ -92,8 +100,8 @@ def _ratio(ours: float, theirs: float) -> float:
 class Saving:
     """To be as good as scratch with `cases` labelled cases (Dice `dice`), an arm needs `needed`.
 
-    bound: "" where `needed` was interpolated; "at most" where the arm's fewest cases are already better; "more than"
-    where its most cases are not enough.
+    bound: "" where `needed` was interpolated; "at most" where the arm's fewest cases are already
+    better; "more than" where its most cases are not enough.
     """
 
     cases: float
@@ -113,11 +121,16 @@ class Saving:
 def savings(scratch: list[tuple[float, float]], arm: list[tuple[float, float]]) -> list[Saving]:
     """Labels saved at equal Dice, at each of scratch's budgets.
 
-    scratch, arm: (number of cases, Dice). Between an arm's budgets the Dice is linear in the logarithm of the number;
-    the first crossing counts. A budget of scratch's that is no better than a smaller one of its own is left out.
+    scratch, arm: (number of cases, Dice). Between an arm's budgets the Dice is linear in the
+    logarithm of the number; the first crossing counts. A budget of scratch's that is no better than
+    a smaller one of its own is left out.
     """
     scratch = sorted(scratch)
-    rising = [(n, dice) for place, (n, dice) in enumerate(scratch) if all(dice > less for _, less in scratch[:place])]
+    rising = [
+        (n, dice)
+        for place, (n, dice) in enumerate(scratch)
+        if all(dice > less for _, less in scratch[:place])
+    ]
     return [Saving(cases, dice, *_needed(sorted(arm), dice)) for cases, dice in rising]
 
 

@@ -2,8 +2,8 @@
 
     arms  x  tasks  x  budgets  x  seeds (or folds)   =   the runs
 
-An arm is a start of the training; the arm `scratch` is what all others are compared with. Each run has a name,
-`<task>__<arm>__<budget>__<seed>`.
+An arm is a start of the training; the arm `scratch` is what all others are compared with. Each run
+has a name, `<task>__<arm>__<budget>__<seed>`.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ class Arm:
     scans: tuple[Path, ...] = ()  # folders, for nnssl_pretrain -i
     datasets: tuple[str, ...] = ()  # nnU-Net raw datasets, for nnssl_pretrain -d
     encoder: str | None = None  # a preset
-    options: Mapping[str, Any] = field(default_factory=dict)  # further flags of nnssl_pretrain or nnssl_convert
+    # further flags of nnssl_pretrain or nnssl_convert
+    options: Mapping[str, Any] = field(default_factory=dict)
     weights: Path | None = None  # a local file, for nnssl_convert
     dataset: str | None = None  # labelled, for the supervised pretraining
     configuration: str | None = None  # of that dataset
@@ -72,14 +73,17 @@ class Task:
     plans: str = BASE  # nnU-Net's, from which spacing and data come
     fold: int = 0  # whose validation cases are every run's
     modality: str | None = None  # CT, MR, ...: for the report
-    subject: str | None = None  # a regular expression: what it finds in a case's name is the subject
+    # a regular expression: what it finds in a case's name is the subject
+    subject: str | None = None
     tolerance: float = 2.0  # mm, of the surface Dice
     recipe: Mapping[str, Any] = field(default_factory=dict)  # over the study's
 
 
 @dataclass(frozen=True)
 class Study:
-    """A whole description. `folder` is where the study writes; nnU-Net's files stay in nnU-Net's folders."""
+    """A whole description. `folder` is where the study writes; nnU-Net's files stay in nnU-Net's
+    folders.
+    """
 
     name: str
     folder: Path
@@ -111,7 +115,9 @@ def load(path: Path | str) -> Study:
     """Read and check. Raises FileNotFoundError or DescriptionError."""
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no description at {path}; write one with: nnssl_study init {path}")
+        raise FileNotFoundError(
+            f"no description at {path}; write one with: nnssl_study init {path}"
+        )
     content = values.read(path)
     try:
         return _study(content, path.resolve())
@@ -120,14 +126,29 @@ def load(path: Path | str) -> Study:
 
 
 def _study(content: Any, path: Path) -> Study:
-    known = ("name", "folder", "arms", "tasks", "budgets", "seeds", "folds", "device", "recipe", "slurm")
+    known = (
+        "name",
+        "folder",
+        "arms",
+        "tasks",
+        "budgets",
+        "seeds",
+        "folds",
+        "device",
+        "recipe",
+        "slurm",
+    )
     content = values.mapping(content, "the description")
     values.demand_known(content, known, "the description")
     for needed in ("arms", "tasks"):
         if not content.get(needed):
-            raise DescriptionError(f"the description names no {needed}; see what nnssl_study init writes")
+            raise DescriptionError(
+                f"the description names no {needed}; see what nnssl_study init writes"
+            )
     if "seeds" in content and "folds" in content:
-        raise DescriptionError("give seeds or folds, not both: a fold is repeated by its other cases")
+        raise DescriptionError(
+            "give seeds or folds, not both: a fold is repeated by its other cases"
+        )
     name = values.name(content.get("name", path.stem), "the study's name")
     folder = _path(content.get("folder", path.with_suffix("").name), path.parent, "folder")
     if folder == path:
@@ -137,7 +158,9 @@ def _study(content: Any, path: Path) -> Study:
         folder=folder,
         arms=tuple(_arm(entry, path.parent) for entry in values.a_list(content["arms"], "arms")),
         tasks=tuple(_task(entry) for entry in values.a_list(content["tasks"], "tasks")),
-        budgets=tuple(_budget(entry) for entry in values.a_list(content.get("budgets", [ALL]), "budgets")),
+        budgets=tuple(
+            _budget(entry) for entry in values.a_list(content.get("budgets", [ALL]), "budgets")
+        ),
         seeds=tuple(
             values.count(n, "a seed or fold")
             for n in values.a_list(content.get("folds", content.get("seeds", [0])), "seeds")
@@ -180,13 +203,17 @@ def _check(study: Study) -> None:
     arms, tasks = {arm.name: arm for arm in study.arms}, {task.name for task in study.tasks}
     for arm in study.arms:
         if unknown := sorted(set(arm.tasks) - tasks):
-            raise DescriptionError(f"arm {arm.name} names tasks that are not there: {', '.join(unknown)}")
+            raise DescriptionError(
+                f"arm {arm.name} names tasks that are not there: {', '.join(unknown)}"
+            )
         if unknown := [str(budget) for budget in arm.budgets if budget not in study.budgets]:
             raise DescriptionError(
                 f"arm {arm.name} names budgets that the study does not have: {', '.join(unknown)}; it has "
                 f"{', '.join(map(str, study.budgets))}"
             )
-        pretrained = [other.name for other in study.arms if other.start not in ("scratch", "default")]
+        pretrained = [
+            other.name for other in study.arms if other.start not in ("scratch", "default")
+        ]
         if arm.like and arm.like not in pretrained:
             raise DescriptionError(
                 f"arm {arm.name} is to be like {arm.like}, which has no pretrained encoder; with one: {pretrained}"
@@ -208,7 +235,9 @@ def _arm(entry: Any, beside: Path) -> Arm:
     if absent := [key for key in needed if not entry.get(key)]:
         raise DescriptionError(f"arm {name} ({start}) must say {' and '.join(absent)}")
     if start == "pretrain" and not (entry.get("scans") or entry.get("datasets")):
-        raise DescriptionError(f"arm {name} must say on what to pretrain: scans (folders) or datasets (nnU-Net's)")
+        raise DescriptionError(
+            f"arm {name} must say on what to pretrain: scans (folders) or datasets (nnU-Net's)"
+        )
     what = f"arm {name}: "
     convert: dict[str, Callable] = {
         "checkpoint": lambda value: _path(value, beside, f"{what}checkpoint"),
@@ -217,14 +246,21 @@ def _arm(entry: Any, beside: Path) -> Arm:
             _path(one, beside, f"{what}scans") for one in values.a_list(value, f"{what}scans")
         ),
         "datasets": lambda value: tuple(
-            values.dataset(one, f"{what}datasets") for one in values.a_list(value, f"{what}datasets")
+            values.dataset(one, f"{what}datasets")
+            for one in values.a_list(value, f"{what}datasets")
         ),
         "dataset": lambda value: values.dataset(value, f"{what}dataset"),
-        "tasks": lambda value: tuple(values.text(one, f"{what}tasks") for one in values.a_list(value, f"{what}tasks")),
-        "budgets": lambda value: tuple(_budget(one) for one in values.a_list(value, f"{what}budgets")),
+        "tasks": lambda value: tuple(
+            values.text(one, f"{what}tasks") for one in values.a_list(value, f"{what}tasks")
+        ),
+        "budgets": lambda value: tuple(
+            _budget(one) for one in values.a_list(value, f"{what}budgets")
+        ),
         "options": lambda value: dict(values.mapping(value, f"{what}options")),
         "recipe": lambda value: _recipe(value, f"arm {name}"),
-        "configuration": lambda value: values.file_name(value, f"{what}configuration is nnU-Net's, such as 3d_fullres"),
+        "configuration": lambda value: values.file_name(
+            value, f"{what}configuration is nnU-Net's, such as 3d_fullres"
+        ),
     }
     return Arm(
         **{key: convert.get(key, lambda value, key=key: values.text(value, what + key))(value)
@@ -259,12 +295,18 @@ def _recipe(entry: Any, whose: str) -> dict:
     entry = values.mapping(entry or {}, f"{whose}: recipe")
     values.demand_known(entry, RECIPE, f"{whose}: recipe")
     if "trainer" in entry:
-        values.file_name(entry["trainer"], f"{whose}: recipe: trainer is a class, such as SwinSSLTrainer")
+        values.file_name(
+            entry["trainer"], f"{whose}: recipe: trainer is a class, such as SwinSSLTrainer"
+        )
     return dict(entry)
 
 
 def _budget(entry: Any) -> Budget:
-    return ALL if entry == ALL else values.count(entry, f"a budget (a number of cases, or {ALL})") or _no_cases()
+    return (
+        ALL
+        if entry == ALL
+        else values.count(entry, f"a budget (a number of cases, or {ALL})") or _no_cases()
+    )
 
 
 def _no_cases() -> int:

@@ -1,7 +1,9 @@
-"""Doing many jobs (`nnssl.study.job`) on this machine, several beside each other; `nnssl.study.slurm` is its twin.
+"""Doing many jobs (`nnssl.study.job`) on this machine, several beside each other;
+`nnssl.study.slurm` is its twin.
 
-Both keep the same promises: a job that is done is not done again, one that fails is tried once more, and the others go
-on. An executor is a function of the jobs' folders; what became of each is in its outcome.json.
+Both keep the same promises: a job that is done is not done again, one that fails is tried once
+more, and the others go on. An executor is a function of the jobs' folders; what became of each is
+in its outcome.json.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ Executor = Callable[[Sequence[Path], Say], None]
 
 
 def local(places: Sequence[Mapping[str, str]]) -> Executor:
-    """One job at a time in each of `places`, which are environment variables, such as CUDA_VISIBLE_DEVICES."""
+    """One job at a time in each of `places`, which are environment variables, such as
+    CUDA_VISIBLE_DEVICES.
+    """
 
     def execute(folders: Sequence[Path], say: Say) -> None:
         free: queue.Queue[Mapping[str, str]] = queue.Queue()
@@ -39,14 +43,17 @@ def local(places: Sequence[Mapping[str, str]]) -> Executor:
                 for attempt in range(1, ATTEMPTS + 1):
                     forget_failure(folder)
                     process = subprocess.Popen(
-                        [sys.executable, "-m", "nnssl.study.job", str(folder)], env={**os.environ, **place}
+                        [sys.executable, "-m", "nnssl.study.job", str(folder)],
+                        env={**os.environ, **place},
                     )
                     processes.add(process)
                     if stopping:  # before this one could be seen
                         process.terminate()
                     status = process.wait()
                     processes.discard(process)
-                    if stopping or settled(folder, attempt, f"the process ended with status {status}", say):
+                    if stopping or settled(
+                        folder, attempt, f"the process ended with status {status}", say
+                    ):
                         return
             finally:
                 free.put(place)
@@ -72,7 +79,9 @@ def forget_failure(folder: Path) -> None:
 
 
 def settled(folder: Path, attempt: int, otherwise: str, say: Say) -> bool:
-    """Whether nothing is left to try. A job that ended without a word gets `otherwise` as its reason."""
+    """Whether nothing is left to try. A job that ended without a word gets `otherwise` as its
+    reason.
+    """
     state, reason = runs.state(folder)
     if state == "done":
         say(f"  {folder.name}: done")

@@ -1,8 +1,9 @@
-"""Feature reuse, measured: encoders from their files, crops of scans, and the rows of CKA and attention distance.
+"""Feature reuse, measured: encoders from their files, crops of scans, and the rows of CKA and
+attention distance.
 
-Both networks of a comparison see a crop through the intensity map of the fine-tuned one, so that an encoder is
-compared and not its input. Examples of CKA are places in a scan: all layers are read at the same ones, at most one in a
-token of the last stage. A crop is a minibatch.
+Both networks of a comparison see a crop through the intensity map of the fine-tuned one, so that an
+encoder is compared and not its input. Examples of CKA are places in a scan: all layers are read at
+the same ones, at most one in a token of the last stage. A crop is a minibatch.
 """
 
 from __future__ import annotations
@@ -30,17 +31,21 @@ PLACES = 128  # examples of a minibatch, where the last stage has so many tokens
 def finetuned(fold: Path | str) -> SwinUNETR:
     """The network of an nnU-Net fold folder's checkpoint_final.pth, in evaluation mode.
 
-    Raises FileNotFoundError, or ValueError where the fold's network is not ours (nnU-Net's own has no such layers).
+    Raises FileNotFoundError, or ValueError where the fold's network is not ours (nnU-Net's own has
+    no such layers).
     """
     path = Path(fold) / FINAL
     if not path.is_file():
         raise FileNotFoundError(f"no finished training in {fold}: {path.name} is missing")
-    saved = torch.load(path, map_location="cpu", weights_only=False)  # nnU-Net's own file, read as nnU-Net does
+    # nnU-Net's own file, read as nnU-Net does
+    saved = torch.load(path, map_location="cpu", weights_only=False)
     arguments = saved["init_args"]
     resolved = finetune.resolve(arguments["plans"], arguments["configuration"])
     if not is_ours(resolved):
         name = resolved.get("architecture", {}).get("network_class_name")
-        raise ValueError(f"{path} holds a {name}; CKA and attention distance compare Swin encoders of this package")
+        raise ValueError(
+            f"{path} holds a {name}; CKA and attention distance compare Swin encoders of this package"
+        )
     weights = saved["network_weights"]
     channels = weights["encoder.patch_embed.proj.weight"].shape[1]
     heads = [name for name in weights if finetune.HEADS in name and name.endswith("weight")]
@@ -50,17 +55,22 @@ def finetuned(fold: Path | str) -> SwinUNETR:
 
 
 def pretrained(path: Path | str, like: SwinUNETR) -> SwinUNETR:
-    """`like` with the encoder that its fine-tuning started from: the checkpoint's. Raises TransferError."""
+    """`like` with the encoder that its fine-tuning started from: the checkpoint's. Raises
+    TransferError.
+    """
     network = copy.deepcopy(like)
     checkpoint.transfer(checkpoint.load(path), network.encoder)
     return network
 
 
-def crops(folder: Path | str, cases: list[str], patch: Shape, count: int = 50, seed: int = 0) -> Iterator[Tensor]:
-    """`count` crops [1 C *patch] of nnU-Net's preprocessed `cases`, one case after the other, around labelled voxels.
+def crops(
+    folder: Path | str, cases: list[str], patch: Shape, count: int = 50, seed: int = 0
+) -> Iterator[Tensor]:
+    """`count` crops [1 C *patch] of nnU-Net's preprocessed `cases`, one case after the other,
+    around labelled voxels.
 
-    folder: of the preprocessed cases of a configuration. In 2D a crop is a slice's. The same arguments give the same
-    crops; what lies outside of a scan is zeros, nnU-Net's own padding.
+    folder: of the preprocessed cases of a configuration. In 2D a crop is a slice's. The same
+    arguments give the same crops; what lies outside of a scan is zeros, nnU-Net's own padding.
     """
     from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 
@@ -69,7 +79,11 @@ def crops(folder: Path | str, cases: list[str], patch: Shape, count: int = 50, s
         data, labels, *_ = dataset.load_case(cases[number % len(cases)])
         generator = np.random.default_rng([seed, number])
         places = np.argwhere(np.asarray(labels[0]) > 0)
-        centre = places[generator.integers(len(places))] if len(places) else np.array(labels.shape[1:]) // 2
+        centre = (
+            places[generator.integers(len(places))]
+            if len(places)
+            else np.array(labels.shape[1:]) // 2
+        )
         yield torch.from_numpy(_cut(np.asarray(data), centre, patch))[None]
 
 
@@ -88,7 +102,8 @@ def _cut(data: np.ndarray, centre: np.ndarray, patch: Shape) -> np.ndarray:
 
 
 class Layers:
-    """Reads an encoder's layers at places of a crop: after the patch embedding and after every block.
+    """Reads an encoder's layers at places of a crop: after the patch embedding and after every
+    block.
 
     names: "patch embedding", "stage 1 block 1", ...
     """
@@ -104,11 +119,15 @@ class Layers:
 
     @torch.inference_mode()
     def read(self, crop: Tensor, places: Tensor) -> list[Tensor]:
-        """crop [1 C *patch]; places [n dims], in voxels of the encoder's axes; a list of [n channels]."""
+        """crop [1 C *patch]; places [n dims], in voxels of the encoder's axes; a list of [n
+        channels].
+        """
         encoder, found, grids, hooks = self.network.encoder, {}, {}, []
 
         def embedded(module, inputs, tokens: Tensor) -> None:
-            found[0] = tokens[0].flatten(0, -2)[_raster(places, tokens.shape[1:-1], self._strides(0))]
+            found[0] = tokens[0].flatten(0, -2)[
+                _raster(places, tokens.shape[1:-1], self._strides(0))
+            ]
 
         def staged(number: int):
             return lambda module, inputs: grids.update({number: tuple(inputs[0].shape[1:-1])})
@@ -116,8 +135,12 @@ class Layers:
         def blocked(index: int, number: int):
             def keep(module, inputs, tokens: Tensor) -> None:
                 order = inputs[1].tokens  # raster index of each token of the list
-                where = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-                found[index] = tokens[0][where[_raster(places, grids[number], self._strides(number))]]
+                where = torch.empty_like(order).scatter_(
+                    0, order, torch.arange(len(order), device=order.device)
+                )
+                found[index] = tokens[0][
+                    where[_raster(places, grids[number], self._strides(number))]
+                ]
 
             return keep
 
@@ -165,9 +188,16 @@ def _raster(places: Tensor, grid: Shape, stride: Shape) -> Tensor:
 
 
 def cka_row(
-    task: str, first: str, network1: SwinUNETR, second: str, network2: SwinUNETR, crops: Iterable[Tensor], seed: int
+    task: str,
+    first: str,
+    network1: SwinUNETR,
+    second: str,
+    network2: SwinUNETR,
+    crops: Iterable[Tensor],
+    seed: int,
 ) -> dict:
-    """The row of `results.jsonl`: CKA of all layers of two networks, over the crops; `seed` also draws the places.
+    """The row of `results.jsonl`: CKA of all layers of two networks, over the crops; `seed` also
+    draws the places.
 
     Raises ValueError where a crop has too few tokens in the last stage to be a minibatch.
     """
@@ -185,17 +215,34 @@ def cka_row(
         measured.add(one.read(crop, places), two.read(crop, places))
     values = [[round(v, 5) if v == v else None for v in line] for line in measured.value().tolist()]
     row = {"kind": "cka", "task": task, "first": first, "second": second, "seed": seed}
-    return {**row, "rows": one.names, "columns": two.names, "values": values, "volumes": measured.minibatches}
+    return {
+        **row,
+        "rows": one.names,
+        "columns": two.names,
+        "values": values,
+        "volumes": measured.minibatches,
+    }
 
 
 @torch.inference_mode()
 def attention_rows(
-    task: str, arm: str, budget: int | str, seed: int, network: SwinUNETR, spacing: Spacing, crops: Iterable[Tensor]
+    task: str,
+    arm: str,
+    budget: int | str,
+    seed: int,
+    network: SwinUNETR,
+    spacing: Spacing,
+    crops: Iterable[Tensor],
 ) -> list[dict]:
-    """The rows of `results.jsonl`: mm of each head over the crops. spacing: the configuration's, in nnU-Net's axes."""
+    """The rows of `results.jsonl`: mm of each head over the crops. spacing: the configuration's, in
+    nnU-Net's axes.
+    """
     by_axis = [spacing[axis - 2] for axis in network.back[2:]]
     with AttentionDistance(network.encoder, by_axis) as watch:
         for crop in crops:
             network.encoder(as_seen(network, crop))
     of = {"kind": "attention", "task": task, "arm": arm, "budget": budget, "seed": seed}
-    return [{**of, **row, "mm": round(row["mm"], 4), "uniform_mm": round(row["uniform_mm"], 4)} for row in watch.rows()]
+    return [
+        {**of, **row, "mm": round(row["mm"], 4), "uniform_mm": round(row["uniform_mm"], 4)}
+        for row in watch.rows()
+    ]

@@ -1,7 +1,9 @@
-"""One job, `python -m nnssl.study.job FOLDER`: what folder/job.json says, to its end, in a process of its own.
+"""One job, `python -m nnssl.study.job FOLDER`: what folder/job.json says, to its end, in a process
+of its own.
 
-Two kinds. A run: nnUNetv2_train (it continues where it was killed), then the rows of results. A start: commands that
-make a pretrained checkpoint. A second process on the same job waits for the first and then finds it done.
+Two kinds. A run: nnUNetv2_train (it continues where it was killed), then the rows of results. A
+start: commands that make a pretrained checkpoint. A second process on the same job waits for the
+first and then finds it done.
 """
 
 from __future__ import annotations
@@ -26,8 +28,8 @@ CHECKPOINTS = (FINAL, "checkpoint_latest.pth", "checkpoint_best.pth")
 
 
 def do(folder: Path | str) -> dict:
-    """Do the job; its outcome, {"state": "done" | "failed", "reason"}, is written as well. Only exceptions that no
-    command caused leave it."""
+    """Do the job; its outcome, {"state": "done" | "failed", "reason"}, is written as well. Only
+    exceptions that no command caused leave it."""
     folder = Path(folder)
     with _alone(folder) as lock:
         if runs.state(folder)[0] == "done":
@@ -61,7 +63,9 @@ def train(job: dict, folder: Path, lock: int) -> None:
         command = runs.training(**runs.place(job), device=job["device"])
         execute([*command, *(["--c"] if can_continue(fold) else [])], folder / runs.LOG, lock)
     if not validated(fold):
-        raise CommandError(f"nnU-Net ended well, but there is no whole validation/summary.json in {fold}")
+        raise CommandError(
+            f"nnU-Net ended well, but there is no whole validation/summary.json in {fold}"
+        )
     files.write_json_lines(folder / runs.ROWS, rows(job, fold))
 
 
@@ -74,7 +78,9 @@ def validated(fold: Path) -> bool:
 
 
 def drop_cut_short(fold: Path) -> None:
-    """Remove the checkpoints that a kill or a full disk cut short, or nnU-Net would stumble over them."""
+    """Remove the checkpoints that a kill or a full disk cut short, or nnU-Net would stumble over
+    them.
+    """
     for name in CHECKPOINTS:
         if (fold / name).is_file() and not zipfile.is_zipfile(fold / name):
             (fold / name).unlink()
@@ -90,13 +96,23 @@ def rows(job: dict, fold: Path) -> list[dict]:
     """The row of the run, then those of its epochs and of its cases."""
     import torch
 
-    saved = torch.load(fold / FINAL, map_location="cpu", weights_only=False, mmap=True)  # nnU-Net's own
+    # nnU-Net's own
+    saved = torch.load(fold / FINAL, map_location="cpu", weights_only=False, mmap=True)
     epochs = list(_epochs(job["run"], saved["logging"]))
     head = {key: job[key] for key in ("run", "task", "arm", "budget", "cases", "seed", "configuration", "trainer",
                                       "plans")}  # fmt: skip
     hours = sum(row["seconds"] for row in epochs) / 3600
-    run = {"kind": "run", **head, "state": "done", "hours": hours, "epochs": len(epochs), "reason": None}
-    cases = [{"kind": "case", "run": job["run"], **row} for row in measures.cases(fold, job["tolerance"])]
+    run = {
+        "kind": "run",
+        **head,
+        "state": "done",
+        "hours": hours,
+        "epochs": len(epochs),
+        "reason": None,
+    }
+    cases = [
+        {"kind": "case", "run": job["run"], **row} for row in measures.cases(fold, job["tolerance"])
+    ]
     return [run, *epochs, *cases]
 
 
@@ -110,7 +126,8 @@ def _epochs(run: str, log: dict) -> Iterator[dict]:
 
 
 def execute(command: Command, log: Path, lock: int | None = None) -> None:
-    """Run with all output in `log`; the child shares the lock, which it holds on to should this process be killed.
+    """Run with all output in `log`; the child shares the lock, which it holds on to should this
+    process be killed.
 
     Raises CommandError, with the end of the log.
     """
@@ -122,7 +139,9 @@ def execute(command: Command, log: Path, lock: int | None = None) -> None:
 
 
 def environment() -> dict[str, str]:
-    """The caller's, without a checkpoint that no plans name, and with our trainers where nnU-Net looks."""
+    """The caller's, without a checkpoint that no plans name, and with our trainers where nnU-Net
+    looks.
+    """
     kept = {name: value for name, value in os.environ.items() if name != "nnssl_checkpoint"}
     trainers = hook.with_ours(kept.get(hook.VARIABLE, ""))
     return {"OMP_WAIT_POLICY": "PASSIVE", "MPLBACKEND": "Agg", **kept, hook.VARIABLE: trainers}
@@ -138,7 +157,8 @@ def _alone(folder: Path) -> Iterator[int]:
 def main() -> int:
     import signal
 
-    with signals.handled(lambda *_: sys.exit(143), [signal.SIGTERM]):  # so that the command is ended too
+    # so that the command is ended too
+    with signals.handled(lambda *_: sys.exit(143), [signal.SIGTERM]):
         outcome = do(sys.argv[1])
     return 0 if outcome["state"] == "done" else 1
 

@@ -1,8 +1,10 @@
-"""What a validated training is worth, by case and label: nnU-Net's Dice, and from the surfaces surface Dice and HD95.
+"""What a validated training is worth, by case and label: nnU-Net's Dice, and from the surfaces
+surface Dice and HD95.
 
-Surfaces are made of voxels: those of a mask that touch, by a face, what is not the mask or the image's edge. Distances
-are in mm between the voxels' middles, exact (scipy's Euclidean distance transform). Both measures are those of MONAI
-(`compute_surface_dice`, `compute_hausdorff_distance(percentile=95)`), which is their oracle in the tests.
+Surfaces are made of voxels: those of a mask that touch, by a face, what is not the mask or the
+image's edge. Distances are in mm between the voxels' middles, exact (scipy's Euclidean distance
+transform). Both measures are those of MONAI (`compute_surface_dice`,
+`compute_hausdorff_distance(percentile=95)`), which is their oracle in the tests.
 """
 
 from __future__ import annotations
@@ -28,13 +30,16 @@ class Surfaces:
     hd95: float | None
 
 
-def surfaces(prediction: np.ndarray, truth: np.ndarray, spacing: Spacing, tolerance: float) -> Surfaces:
+def surfaces(
+    prediction: np.ndarray, truth: np.ndarray, spacing: Spacing, tolerance: float
+) -> Surfaces:
     """Compare two Bool masks of one shape; `spacing` in mm by axis, `tolerance` in mm.
 
-    Surface Dice (Nikolov et al. 2021): the share of both surfaces' voxels that lie within `tolerance` of the other
-    surface. HD95: the 95th percentile of the distances, the larger of both directions. Where only one mask is empty
-    there is no distance: surface Dice is 0 and HD95 the image's diagonal, the worst that could be, since leaving such
-    cases out would reward what misses an organ.
+    Surface Dice (Nikolov et al. 2021): the share of both surfaces' voxels that lie within
+    `tolerance` of the other surface. HD95: the 95th percentile of the distances, the larger of both
+    directions. Where only one mask is empty there is no distance: surface Dice is 0 and HD95 the
+    image's diagonal, the worst that could be, since leaving such cases out would reward what misses
+    an organ.
     """
     if not (prediction.any() or truth.any()):
         return Surfaces(None, None)
@@ -57,7 +62,10 @@ def surfaces(prediction: np.ndarray, truth: np.ndarray, spacing: Spacing, tolera
 def _box(mask: np.ndarray) -> tuple[slice, ...]:
     """Where `mask` is: nothing outside of it has a part in the distances."""
     axes = range(mask.ndim)
-    spans = (np.flatnonzero(mask.any(axis=tuple(other for other in axes if other != axis))) for axis in axes)
+    spans = (
+        np.flatnonzero(mask.any(axis=tuple(other for other in axes if other != axis)))
+        for axis in axes
+    )
     return tuple(slice(span[0], span[-1] + 1) for span in spans)
 
 
@@ -66,9 +74,11 @@ def _surface(mask: np.ndarray) -> np.ndarray:
 
 
 def cases(fold: Path, tolerance: float) -> list[dict]:
-    """Rows {"case", "label", "dice", "surface_dice", "hd95"} of a validated fold; None where undefined.
+    """Rows {"case", "label", "dice", "surface_dice", "hd95"} of a validated fold; None where
+    undefined.
 
-    fold: nnU-Net's fold folder, with validation/summary.json; dataset.json and plans.json lie in the one above.
+    fold: nnU-Net's fold folder, with validation/summary.json; dataset.json and plans.json lie in
+    the one above.
     """
     from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -85,7 +95,11 @@ def cases(fold: Path, tolerance: float) -> list[dict]:
             reader = determine_reader_writer_from_dataset_json(dataset, reference, verbose=False)()
         prediction, _ = reader.read_seg(predicted)
         truth, properties = reader.read_seg(reference)
-        counted = truth[0] != manager.ignore_label if manager.has_ignore_label else np.ones(truth[0].shape, bool)
+        counted = (
+            truth[0] != manager.ignore_label
+            if manager.has_ignore_label
+            else np.ones(truth[0].shape, bool)
+        )
         for region in regions:
             masks = [np.isin(image[0], _values(region)) & counted for image in (prediction, truth)]
             measured = surfaces(*masks, properties["spacing"], tolerance)

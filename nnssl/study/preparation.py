@@ -1,5 +1,5 @@
-"""What must be there before a study's runs: nnU-Net's data, pretrained checkpoints, plans, splits. All by the commands
-that a user would type, each only where its result is missing or out of date."""
+"""What must be there before a study's runs: nnU-Net's data, pretrained checkpoints, plans, splits.
+All by the commands that a user would type, each only where its result is missing or out of date."""
 
 from __future__ import annotations
 
@@ -20,14 +20,20 @@ from nnssl.types import FINAL, PREPROCESSED, RAW, RESULTS
 
 FOLDERS = (RAW, PREPROCESSED, RESULTS)
 PRESET = "smit"  # of a random start like no pretrained arm
-ONE_DASH = {"np", "num_gpus", "device", "part_id", "num_parts"}  # flags of ours that nnU-Net spells so
+# flags of ours that nnU-Net spells so
+ONE_DASH = {"np", "num_gpus", "device", "part_id", "num_parts"}
 
 
 def check(study: Study) -> None:
     """Raises StudyError where a variable or a file that the description names is not there."""
     if unset := [name for name in FOLDERS if not os.environ.get(name)]:
         raise StudyError(f"folders not set: export {' '.join(f'{name}=...' for name in unset)}")
-    named = [(arm.name, path) for arm in study.arms for path in (arm.checkpoint, arm.weights, *arm.scans) if path]
+    named = [
+        (arm.name, path)
+        for arm in study.arms
+        for path in (arm.checkpoint, arm.weights, *arm.scans)
+        if path
+    ]
     if missing := [f"  arm {whose}: {path}" for whose, path in named if not path.exists()]:
         raise StudyError("the description names files that do not exist:\n" + "\n".join(missing))
     for arm in [arm for arm in study.arms if arm.start == "supervised"]:
@@ -68,15 +74,19 @@ def preprocessed(dataset: str) -> Path:
 
 
 def datasets(study: Study) -> list[tuple[str, str, str]]:
-    """(dataset, configuration, nnU-Net's plans) of all tasks, and of arms pretrained with labels; each once."""
+    """(dataset, configuration, nnU-Net's plans) of all tasks, and of arms pretrained with labels;
+    each once.
+    """
     wanted = [(task.dataset, task.configuration, task.plans) for task in study.tasks]
-    wanted += [(arm.dataset, arm.configuration, BASE) for arm in study.arms if arm.start == "supervised"]
+    wanted += [
+        (arm.dataset, arm.configuration, BASE) for arm in study.arms if arm.start == "supervised"
+    ]
     return list(dict.fromkeys(wanted))
 
 
 def data_commands(dataset: str, configuration: str, plans_name: str = BASE) -> list[Command]:
-    """What is left to plan and preprocess; none where every training case is there. Raises StudyError where plans other
-    than nnU-Net's default are asked for and not there."""
+    """What is left to plan and preprocess; none where every training case is there. Raises
+    StudyError where plans other than nnU-Net's default are asked for and not there."""
     folder, processes = preprocessed(dataset), os.environ.get("nnUNet_def_n_proc", "4")  # noqa: SIM112 nnU-Net's name
     about, named = raw(dataset), ["-d", number(dataset)]
     if not (folder / f"{plans_name}.json").is_file():
@@ -86,15 +96,39 @@ def data_commands(dataset: str, configuration: str, plans_name: str = BASE) -> l
                 f"(mm):\n  nnUNetv2_plan_experiment -d {number(dataset)} -overwrite_plans_name {plans_name} "
                 "-overwrite_target_spacing Z Y X"
             )
-        return [["nnUNetv2_plan_and_preprocess", *named, "-c", configuration, "-npfp", processes, "-np", processes]]
+        return [
+            [
+                "nnUNetv2_plan_and_preprocess",
+                *named,
+                "-c",
+                configuration,
+                "-npfp",
+                processes,
+                "-np",
+                processes,
+            ]
+        ]
     plans = files.read_json(folder / f"{plans_name}.json")
     if configuration not in plans["configurations"]:
         known = ", ".join(plans["configurations"])
-        raise StudyError(f"dataset {dataset} has no configuration {configuration}; its {plans_name} has {known}")
+        raise StudyError(
+            f"dataset {dataset} has no configuration {configuration}; its {plans_name} has {known}"
+        )
     cases = (folder / identifier(plans, configuration)).glob("*.pkl")
     labels = (folder / "gt_segmentations").glob(f"*{about['file_ending']}")  # copied last
     if min(len(list(cases)), len(list(labels))) < about["numTraining"]:
-        return [["nnUNetv2_preprocess", *named, "-plans_name", plans_name, "-c", configuration, "-np", processes]]
+        return [
+            [
+                "nnUNetv2_preprocess",
+                *named,
+                "-plans_name",
+                plans_name,
+                "-c",
+                configuration,
+                "-np",
+                processes,
+            ]
+        ]
     return []
 
 
@@ -123,7 +157,11 @@ def starts(study: Study) -> dict[str, dict]:
 def _start(study: Study, arm: Arm) -> dict:
     made = checkpoint_of(study, arm)
     commands = commands_of(study, arm, made)
-    said = {key: value for key, value in settings(arm).items() if key not in ("tasks", "budgets", "modality", "recipe")}
+    said = {
+        key: value
+        for key, value in settings(arm).items()
+        if key not in ("tasks", "budgets", "modality", "recipe")
+    }
     trains = _training_with_labels(study, arm) if arm.start == "supervised" else None
     if trains:
         said["recipe"] = _recipe_with_labels(study, arm)
@@ -162,7 +200,8 @@ def _supervise(study: Study, arm: Arm, made: Path) -> list[Command]:
     recipe = _recipe_with_labels(study, arm)
     return [
         [*_plan(arm.dataset, place["plans"]), "-a", arm.encoder or PRESET, *recipe_flags(recipe)],
-        [*runs.training(**place, device=study.device), "--c"],  # nnU-Net starts anew where there is nothing to continue
+        # nnU-Net starts anew where there is nothing to continue
+        [*runs.training(**place, device=study.device), "--c"],
         [sys.executable, "-m", "nnssl.study.supervised", str(runs.fold_folder(**place)), str(made)],
     ]
 
@@ -194,34 +233,48 @@ _MAKE: dict[str, Callable[[Study, Arm, Path], list[Command]]] = {
 
 
 def plan_command(study: Study, task: Task, arm: Arm) -> Command | None:
-    """`nnssl_plan ...`; None for nnU-Net's default network, whose plans are nnU-Net's own with our recipe's length."""
+    """`nnssl_plan ...`; None for nnU-Net's default network, whose plans are nnU-Net's own with our
+    recipe's length.
+    """
     if arm.start == "default":
         return None
     source = like(study, task, arm)
     start = ["-c", str(checkpoint_of(study, source))] if source else ["-a", arm.encoder or PRESET]
     name = runs.plans_of(study, task, arm)
-    return [*_plan(task.dataset, name, task.plans), *start, *recipe_flags(study.recipe_of(task, arm))]
+    return [
+        *_plan(task.dataset, name, task.plans),
+        *start,
+        *recipe_flags(study.recipe_of(task, arm)),
+    ]
 
 
 def like(study: Study, task: Task, arm: Arm) -> Arm | None:
-    """The arm whose checkpoint the plans name. For a random start, which gets encoder and intensities from it but no
-    weights: the one it is said to be like, else the first pretrained one of the task. None: a preset."""
+    """The arm whose checkpoint the plans name. For a random start, which gets encoder and
+    intensities from it but no
+    weights: the one it is said to be like, else the first pretrained one of the task. None: a
+    preset."""
     if arm.start != "scratch":
         return arm
     if arm.encoder and not arm.like:
         return None
-    with_weights = [other for other in study.arms_of(task) if other.start not in ("scratch", "default")]
+    with_weights = [
+        other for other in study.arms_of(task) if other.start not in ("scratch", "default")
+    ]
     named = [other for other in study.arms if other.name == arm.like]
     return (named or with_weights or [None])[0]
 
 
 def write_default_plans(study: Study, task: Task, arm: Arm) -> Path:
-    """The plans of an arm `default`. Patch and batch stay nnU-Net's, whose network is made for them."""
+    """The plans of an arm `default`. Patch and batch stay nnU-Net's, whose network is made for
+    them.
+    """
     folder = preprocessed(task.dataset)
     plans = deepcopy(files.read_json(folder / f"{task.plans}.json"))
     recipe = study.recipe_of(task, arm)
     heeded = {
-        key: recipe[key] for key in ("epochs", "iterations", "val_iterations", "foreground", "mirror") if key in recipe
+        key: recipe[key]
+        for key in ("epochs", "iterations", "val_iterations", "foreground", "mirror")
+        if key in recipe
     }
     if "iterations" in heeded:
         heeded.setdefault("val_iterations", max(1, heeded["iterations"] // 5))  # as nnssl_plan
@@ -242,7 +295,9 @@ def recipe_flags(recipe: Mapping[str, Any]) -> list[str]:
 
 
 def flags(options: Mapping[str, Any]) -> list[str]:
-    """{"batch_size": 2, "crop": [8, 8], "fp32": True} as --batch-size 2 --crop 8 8 --fp32; False says nothing."""
+    """{"batch_size": 2, "crop": [8, 8], "fp32": True} as --batch-size 2 --crop 8 8 --fp32; False
+    says nothing.
+    """
     words = []
     for key, value in options.items():
         if value is None or value is False:

@@ -1,7 +1,8 @@
-"""`results.jsonl`, the one file that a report is made from: rows of a study, in whatever order they were written.
+"""`results.jsonl`, the one file that a report is made from: rows of a study, in whatever order they
+were written.
 
-A study is killed and started again, so a row may be there twice: of rows with the same key the last one counts. The
-kinds of rows and their fields are listed in documentation/report.md.
+A study is killed and started again, so a row may be there twice: of rows with the same key the last
+one counts. The kinds of rows and their fields are listed in documentation/report.md.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ KEYS = {
     "cka": ("task", "first", "second", "seed"),
     "attention": ("task", "arm", "budget", "seed", "layer", "head"),
 }
-NEEDED = {"run": ("task", "arm", "budget", "seed", "state"), "case": (), "epoch": ()}  # beside the keys
+# beside the keys
+NEEDED = {"run": ("task", "arm", "budget", "seed", "state"), "case": (), "epoch": ()}
 Budget = int | str  # a number of labelled cases, or "all"
 
 
@@ -60,7 +62,9 @@ class Results:
         self.runs: dict[str, dict] = {row["run"]: row for row in _ordered(kept["run"])}
         self.tasks = self._names("tasks", "task")
         self.arms = self._names("arms", "arm")
-        self.budgets: list[Budget] = sorted({row["budget"] for row in self.runs.values()}, key=by_size)
+        self.budgets: list[Budget] = sorted(
+            {row["budget"] for row in self.runs.values()}, key=by_size
+        )
         self.done: dict[Group, list[dict]] = {}
         for row in sorted(self.runs.values(), key=self._place):
             if row["state"] == "done":
@@ -75,7 +79,9 @@ class Results:
     def read(cls, path: Path | str) -> Results:
         """Raises FileNotFoundError, or ResultsError for rows that are no study's."""
         if not Path(path).is_file():
-            raise FileNotFoundError(f"no results at {path}; a study writes them: nnssl_study run study.yaml")
+            raise FileNotFoundError(
+                f"no results at {path}; a study writes them: nnssl_study run study.yaml"
+            )
         return cls(files.read_json_lines(path))
 
     def labels(self, task: str) -> list[str]:
@@ -104,7 +110,9 @@ class Results:
         places = {case: place for place, case in enumerate(cases)}
         for (index, case), numbers in cells.items():
             values[index, places[case]] = np.mean(numbers)
-        return Scores(values, [run["seed"] for run in runs], cases, [subjects[case] for case in cases])
+        return Scores(
+            values, [run["seed"] for run in runs], cases, [subjects[case] for case in cases]
+        )
 
     def epochs(self, run: str) -> list[dict]:
         """The rows of a run's epochs, in order."""
@@ -115,8 +123,12 @@ class Results:
         return float(np.mean([run["cases"] for run in self.done[group]]))
 
     def modality(self, kind: str, name: str) -> str | None:
-        """Of a task, or of an arm's pretraining, as the description says; None where it says nothing."""
-        return next((part.get("modality") for part in self._parts(kind) if part.get("name") == name), None)
+        """Of a task, or of an arm's pretraining, as the description says; None where it says
+        nothing.
+        """
+        return next(
+            (part.get("modality") for part in self._parts(kind) if part.get("name") == name), None
+        )
 
     def _parts(self, kind: str) -> list[dict]:
         return [part for part in self.description.get(kind) or () if isinstance(part, dict)]
@@ -127,12 +139,19 @@ class Results:
         return [*dict.fromkeys(said), *sorted(there - set(said))]
 
     def _place(self, row: dict) -> tuple:
-        return self.tasks.index(row["task"]), self.arms.index(row["arm"]), by_size(row["budget"]), row["seed"]
+        return (
+            self.tasks.index(row["task"]),
+            self.arms.index(row["arm"]),
+            by_size(row["budget"]),
+            row["seed"],
+        )
 
 
 @dataclass(frozen=True)
 class Scores:
-    """values: [S C], seed by case, NaN where a case has none; `subjects` says whose case it is, [C]."""
+    """values: [S C], seed by case, NaN where a case has none; `subjects` says whose case it is,
+    [C].
+    """
 
     values: np.ndarray
     seeds: list[int]
@@ -143,15 +162,25 @@ class Scores:
     def mean(self) -> float:
         """Over the cases of each seed, then over the seeds; NaN without any value."""
         with_any = ~np.isnan(self.values).all(axis=1) if self.values.size else np.zeros(0, bool)
-        return float(np.nanmean(self.values[with_any], axis=1).mean()) if with_any.any() else float("nan")
+        return (
+            float(np.nanmean(self.values[with_any], axis=1).mean())
+            if with_any.any()
+            else float("nan")
+        )
 
     def minus(self, other: Scores) -> Scores:
         """The differences, paired by seed and case; of the seeds and cases that both have."""
         seeds = [seed for seed in self.seeds if seed in other.seeds]
         cases = [case for case in self.cases if case in other.cases]
-        mine = self.values[np.ix_([self.seeds.index(s) for s in seeds], [self.cases.index(c) for c in cases])]
-        theirs = other.values[np.ix_([other.seeds.index(s) for s in seeds], [other.cases.index(c) for c in cases])]
-        return Scores(mine - theirs, seeds, cases, [self.subjects[self.cases.index(case)] for case in cases])
+        mine = self.values[
+            np.ix_([self.seeds.index(s) for s in seeds], [self.cases.index(c) for c in cases])
+        ]
+        theirs = other.values[
+            np.ix_([other.seeds.index(s) for s in seeds], [other.cases.index(c) for c in cases])
+        ]
+        return Scores(
+            mine - theirs, seeds, cases, [self.subjects[self.cases.index(case)] for case in cases]
+        )
 
 
 def by_size(budget: Budget) -> tuple[int, int, str]:
@@ -162,7 +191,9 @@ def by_size(budget: Budget) -> tuple[int, int, str]:
 def _kind(row: dict, number: int) -> str:
     if not isinstance(row, dict) or row.get("kind") not in KEYS:
         got = row.get("kind") if isinstance(row, dict) else type(row).__name__
-        raise ResultsError(f"row {number} of the results has kind {got!r}; known: {', '.join(KEYS)}")
+        raise ResultsError(
+            f"row {number} of the results has kind {got!r}; known: {', '.join(KEYS)}"
+        )
     return row["kind"]
 
 
@@ -170,14 +201,20 @@ def _key(row: dict, number: int) -> tuple:
     keys = KEYS[row["kind"]]
     words = (*keys, *NEEDED.get(row["kind"], ()))
     if missing := [name for name in words if name not in row]:
-        raise ResultsError(f"row {number} of the results, a {row['kind']}, lacks {', '.join(missing)}")
+        raise ResultsError(
+            f"row {number} of the results, a {row['kind']}, lacks {', '.join(missing)}"
+        )
     if odd := [name for name in words if isinstance(row[name], (list, dict))]:
-        raise ResultsError(f"row {number} of the results, a {row['kind']}, has a list or mapping as {', '.join(odd)}")
+        raise ResultsError(
+            f"row {number} of the results, a {row['kind']}, has a list or mapping as {', '.join(odd)}"
+        )
     return tuple(row[name] for name in keys)
 
 
 def _ordered(rows: dict[tuple, dict]) -> list[dict]:
-    return [rows[key] for key in sorted(rows, key=lambda key: [(isinstance(k, str), k) for k in key])]
+    return [
+        rows[key] for key in sorted(rows, key=lambda key: [(isinstance(k, str), k) for k in key])
+    ]
 
 
 def _by_run(rows: dict[tuple, dict]) -> dict[str, list[dict]]:

@@ -2,8 +2,8 @@
 
     of every task, arm and seed:  pretrained -- few labels,  pretrained -- many labels,  few -- many
 
-Few and many are the smallest and the largest budget that is done. All is read from the runs' job.json and nnU-Net's
-folders; what results.jsonl has already is not measured again.
+Few and many are the smallest and the largest budget that is done. All is read from the runs'
+job.json and nnU-Net's folders; what results.jsonl has already is not measured again.
 """
 
 from __future__ import annotations
@@ -25,20 +25,26 @@ VOLUMES = 50
 PRETRAINED = "pretrained"  # in the place of a budget
 
 
-def measure(study: Study, volumes: int = VOLUMES, say: Callable[[str], object] = lambda text: None) -> int:
+def measure(
+    study: Study, volumes: int = VOLUMES, say: Callable[[str], object] = lambda text: None
+) -> int:
     """Append to `study.results` what it lacks; returns the number of new rows.
 
-    volumes: crops of validation cases that each pair sees. Runs of other networks than ours are left out. The file
-    must end with a whole line, as `collect` leaves it.
+    volumes: crops of validation cases that each pair sees. Runs of other networks than ours are
+    left out. The file must end with a whole line, as `collect` leaves it.
     """
     path = study.results
-    known = {_key(row) for row in files.read_json_lines(path) if row["kind"] in ("cka", "attention")}
+    known = {
+        _key(row) for row in files.read_json_lines(path) if row["kind"] in ("cka", "attention")
+    }
     before = len(known)
     for jobs in _ends(study):
         one = _Comparison(jobs, volumes)
         if not one.ours or all(key in known for key in one.wanted()):
             continue
-        say(f"feature reuse: {one.jobs[0]['task']}, {one.jobs[0]['arm']}, seed {one.jobs[0]['seed']}")
+        say(
+            f"feature reuse: {one.jobs[0]['task']}, {one.jobs[0]['arm']}, seed {one.jobs[0]['seed']}"
+        )
         for row in one.rows():
             if _key(row) not in known:
                 files.append_json_line(path, row)
@@ -47,7 +53,9 @@ def measure(study: Study, volumes: int = VOLUMES, say: Callable[[str], object] =
 
 
 def _ends(study: Study) -> list[list[dict]]:
-    """By task, arm and seed: the jobs of the smallest and of the largest budget that is done, or the one there is."""
+    """By task, arm and seed: the jobs of the smallest and of the largest budget that is done, or
+    the one there is.
+    """
     groups: dict[tuple, list[dict]] = {}
     for run in runs.of(study):
         if runs.state(run.folder)[0] == "done":
@@ -72,16 +80,25 @@ class _Comparison:
         self.configuration = resolve(self.plans, job["configuration"])
         self.ours = is_ours(self.configuration)
         named = self.plans.get(INFO, {}).get("checkpoint_path")
-        self.checkpoint = Path(named) if named and job["trainer"] != runs.FIXED_TRAINERS["scratch"] else None
+        self.checkpoint = (
+            Path(named) if named and job["trainer"] != runs.FIXED_TRAINERS["scratch"] else None
+        )
 
     def wanted(self) -> list[tuple]:
-        """The keys of the rows of CKA, and of the last one of attention that is written for each network."""
+        """The keys of the rows of CKA, and of the last one of attention that is written for each
+        network.
+        """
         names, job = self._names(), self.jobs[0]
-        pairs = [("cka", job["task"], a, b, job["seed"]) for place, a in enumerate(names) for b in names[place + 1 :]]
+        pairs = [
+            ("cka", job["task"], a, b, job["seed"])
+            for place, a in enumerate(names)
+            for b in names[place + 1 :]
+        ]
         encoder = self.configuration["architecture"]["arch_kwargs"]["encoder"]
         last = f"stage {len(encoder['depths'])} block {encoder['depths'][-1]}", encoder["heads"][-1]
         return pairs + [
-            ("attention", job["task"], job["arm"], budget, job["seed"], *last) for budget in self._budgets()
+            ("attention", job["task"], job["arm"], budget, job["seed"], *last)
+            for budget in self._budgets()
         ]
 
     def rows(self) -> list[dict]:
@@ -93,7 +110,9 @@ class _Comparison:
                 made.append(features.cka_row(job["task"], first, *pair, self._crops(), job["seed"]))
         for budget, network in zip(self._budgets(), networks, strict=True):
             of = job["task"], job["arm"], budget, job["seed"]
-            made += features.attention_rows(*of, network, self.configuration["spacing"], self._crops())
+            made += features.attention_rows(
+                *of, network, self.configuration["spacing"], self._crops()
+            )
         return made
 
     def _budgets(self) -> list[int | str]:
@@ -104,7 +123,9 @@ class _Comparison:
 
     def _networks(self) -> list[SwinUNETR]:
         found = [features.finetuned(runs.fold_folder(**runs.place(job))) for job in self.jobs]
-        return ([features.pretrained(self.checkpoint, like=found[0])] if self.checkpoint else []) + found
+        return (
+            [features.pretrained(self.checkpoint, like=found[0])] if self.checkpoint else []
+        ) + found
 
     def _crops(self):
         job, patch = self.jobs[0], tuple(self.configuration["patch_size"])

@@ -1,4 +1,6 @@
-"""`nnssl_study run`: what is missing, in order; the cost first. The same line again goes on where it stopped."""
+"""`nnssl_study run`: what is missing, in order; the cost first. The same line again goes on where
+it stopped.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +20,19 @@ from nnssl.study.runs import Run, StudyError
 
 
 def run(study: Study, executor: Executor, say: Say) -> dict[str, str]:
-    """All that is missing; the state of each run by its name. Results so far are collected even when it is stopped.
+    """All that is missing; the state of each run by its name. Results so far are collected even
+    when it is stopped.
 
-    Raises StudyError, SplitError, CommandError for what concerns all runs; a single run's failure is its state.
+    Raises StudyError, SplitError, CommandError for what concerns all runs; a single run's failure
+    is its state.
     """
     try:
-        with signals.handled(lambda *_: sys.exit(143), [signal.SIGTERM]):  # a cluster's notice; as Ctrl-C
+        # a cluster's notice; as Ctrl-C
+        with signals.handled(lambda *_: sys.exit(143), [signal.SIGTERM]):
             preparation.check(study)
-            outstanding = [one for one in prepare(study, executor, say) if runs.state(one.folder)[0] != "done"]
+            outstanding = [
+                one for one in prepare(study, executor, say) if runs.state(one.folder)[0] != "done"
+            ]
             say(f"{len(outstanding)} of {len(runs.of(study))} runs")
             executor([one.folder for one in outstanding], say)
     finally:
@@ -34,7 +41,9 @@ def run(study: Study, executor: Executor, say: Say) -> dict[str, str]:
 
 
 def prepare(study: Study, executor: Executor, say: Say) -> list[Run]:
-    """Data, starts, plans, splits, and each run's job.json; the runs that have all they need, in their order."""
+    """Data, starts, plans, splits, and each run's job.json; the runs that have all they need, in
+    their order.
+    """
     ready = set()
     for dataset, configuration, plans in preparation.datasets(study):
         commands = preparation.data_commands(dataset, configuration, plans)
@@ -71,7 +80,9 @@ def _make_starts(study: Study, executor: Executor, say: Say) -> None:
 
 
 def _plans(study: Study, task: Task, arm: Arm, say: Say) -> Mapping | str:
-    """The plans of an arm on a task, made where they are missing or out of date; or why there are none."""
+    """The plans of an arm on a task, made where they are missing or out of date; or why there are
+    none.
+    """
     source = preparation.like(study, task, arm) if arm.start != "default" else None
     if source and source.name in preparation.starts(study):
         state, reason = runs.state(preparation.start_folder(study, source))
@@ -83,9 +94,15 @@ def _plans(study: Study, task: Task, arm: Arm, say: Say) -> Mapping | str:
         return files.read_json(preparation.write_default_plans(study, task, arm))
     checkpoint = preparation.checkpoint_of(study, source) if source else None
     note = study.folder / "plans" / f"{name}.json"
-    made_of = [command, checkpoint and files.sha256(checkpoint), files.sha256(folder / f"{task.plans}.json")]
+    made_of = [
+        command,
+        checkpoint and files.sha256(checkpoint),
+        files.sha256(folder / f"{task.plans}.json"),
+    ]
     mark = {"fingerprint": files.fingerprint(made_of)}
-    if not ((folder / f"{name}.json").is_file() and note.is_file() and files.read_json(note) == mark):
+    if not (
+        (folder / f"{name}.json").is_file() and note.is_file() and files.read_json(note) == mark
+    ):
         _do([command], study, f"plans-{name}", say)
         files.write_json(note, mark)
     return files.read_json(folder / f"{name}.json")
@@ -127,7 +144,9 @@ def _visible(gpus: int) -> list[str]:
 
 
 def beside(device: str, parallel: int | None) -> int:
-    """How many runs are done beside each other; also where there is no GPU, such as to say the cost."""
+    """How many runs are done beside each other; also where there is no GPU, such as to say the
+    cost.
+    """
     if parallel or device != "cuda":
         return parallel or 1
     import torch
@@ -159,7 +178,10 @@ def describe(study: Study, parallel: int) -> str:
     for task in study.tasks:
         arms = [(arm, preparation.plan_command(study, task, arm)) for arm in study.arms_of(task)]
         commands += [command for arm, command in arms if command and not _planned(study, task, arm)]
-    lines += ["Before the runs:", *(f"  $ {shlex.join(command)}" for command in commands or [["nothing"]])]
+    lines += [
+        "Before the runs:",
+        *(f"  $ {shlex.join(command)}" for command in commands or [["nothing"]]),
+    ]
     every = runs.of(study)
     todo = [one for one in every if runs.state(one.folder)[0] != "done"]
     lines.append(f"Runs: {len(every)}, done {len(every) - len(todo)}, to do {len(todo)}")
@@ -172,7 +194,9 @@ def _planned(study: Study, task: Task, arm: Arm) -> bool:
 
 
 def cost(every: Sequence[Run], todo: Sequence[Run], parallel: int) -> str:
-    """By the hours an epoch took in runs of the same task and arm, or of the task, or of any that is done."""
+    """By the hours an epoch took in runs of the same task and arm, or of the task, or of any that
+    is done.
+    """
     if not todo:
         return "Cost: nothing is left to do"
     epochs = sum(one.epochs for one in todo)
@@ -185,8 +209,16 @@ def cost(every: Sequence[Run], todo: Sequence[Run], parallel: int) -> str:
     hours = 0.0
     for one in todo:
         alike = [row for other, row in done if (other.task, other.arm) == (one.task, one.arm)]
-        alike = alike or [row for other, row in done if other.task == one.task] or [row for _, row in done]
-        hours += one.epochs * sum(row["hours"] for row in alike) / max(1, sum(row["epochs"] for row in alike))
+        alike = (
+            alike
+            or [row for other, row in done if other.task == one.task]
+            or [row for _, row in done]
+        )
+        hours += (
+            one.epochs
+            * sum(row["hours"] for row in alike)
+            / max(1, sum(row["epochs"] for row in alike))
+        )
     spent = sum(row["hours"] for _, row in done)
     return (
         f"Cost: {epochs} epochs to do, about {hours:.1f} hours of training, {hours / parallel:.1f} with {parallel} "
@@ -196,7 +228,9 @@ def cost(every: Sequence[Run], todo: Sequence[Run], parallel: int) -> str:
 
 def summary(study: Study, states: Mapping[str, str]) -> str:
     """Counts, the failed runs with their reasons, and the line to type next."""
-    counts = ", ".join(f"{list(states.values()).count(s)} {s}" for s in ("done", "failed", "missing"))
+    counts = ", ".join(
+        f"{list(states.values()).count(s)} {s}" for s in ("done", "failed", "missing")
+    )
     lines = [f"Runs: {counts}. Results: {study.results}"]
     for one in runs.of(study):
         if states[one.name] == "failed":

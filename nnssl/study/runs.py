@@ -1,7 +1,8 @@
 """Which runs a study has, where each lives, and by which of nnU-Net's commands it is made.
 
-A run's folder in the study, runs/<run>/, holds job.json (all that `nnssl.study.job` needs), log.txt, outcome.json and,
-once it is done, rows.jsonl. The training itself lies where nnU-Net puts it.
+A run's folder in the study, runs/<run>/, holds job.json (all that `nnssl.study.job` needs),
+log.txt, outcome.json and, once it is done, rows.jsonl. The training itself lies where nnU-Net puts
+it.
 """
 
 from __future__ import annotations
@@ -60,7 +61,9 @@ class Run:
 
 
 def of(study: Study) -> list[Run]:
-    """All runs, in the order in which they are done: every arm of a small budget before the next one."""
+    """All runs, in the order in which they are done: every arm of a small budget before the next
+    one.
+    """
     return [
         Run(study, task, arm, budget, seed)
         for seed in study.seeds
@@ -76,23 +79,43 @@ def trainer_of(study: Study, task: Task, arm: Arm) -> str:
 
 
 def plans_of(study: Study, task: Task, arm: Arm) -> str:
-    """The name of the plans: of their own for each arm and task, since a model's folder is named after them."""
+    """The name of the plans: of their own for each arm and task, since a model's folder is named
+    after them.
+    """
     return f"{study.name}-{task.name}-{arm.name}"
 
 
-def training(dataset: str, configuration: str, fold: int | str, trainer: str, plans: str, device: str) -> Command:
-    return ["nnUNetv2_train", dataset, configuration, str(fold), "-tr", trainer, "-p", plans, "-device", device]
+def training(
+    dataset: str, configuration: str, fold: int | str, trainer: str, plans: str, device: str
+) -> Command:
+    return [
+        "nnUNetv2_train",
+        dataset,
+        configuration,
+        str(fold),
+        "-tr",
+        trainer,
+        "-p",
+        plans,
+        "-device",
+        device,
+    ]
 
 
-def fold_folder(dataset: str, configuration: str, fold: int | str, trainer: str, plans: str) -> Path:
+def fold_folder(
+    dataset: str, configuration: str, fold: int | str, trainer: str, plans: str
+) -> Path:
     """Where nnU-Net puts a training; `dataset` is the full name."""
-    return Path(os.environ[RESULTS], dataset, f"{trainer}__{plans}__{configuration}", f"fold_{fold}")
+    return Path(
+        os.environ[RESULTS], dataset, f"{trainer}__{plans}__{configuration}", f"fold_{fold}"
+    )
 
 
 def job(run: Run, dataset: str, split: Split, plans: Mapping) -> dict:
     """What goes into job.json. `dataset`: the full name; `plans`: content of the plans file.
 
-    `fingerprint` changes with whatever would make it another training: arm, recipe, checkpoint, cases.
+    `fingerprint` changes with whatever would make it another training: arm, recipe, checkpoint,
+    cases.
     """
     made_of = {
         "task": {key: value for key, value in settings(run.task).items() if key in DATA},
@@ -126,7 +149,9 @@ def place(job: Mapping) -> dict:
 
 
 def refuse_others(folder: Path, job: Mapping) -> None:
-    """Raises StudyError where a new run would take for its own what another study of the same name has trained."""
+    """Raises StudyError where a new run would take for its own what another study of the same name
+    has trained.
+    """
     fold = fold_folder(**place(job))
     if not (folder / JOB).is_file() and any(fold.glob("checkpoint_*.pth")):
         raise StudyError(
@@ -149,7 +174,8 @@ def write_job(folder: Path, job: Mapping) -> None:
             )
         if before == job:
             return
-        if "commands" not in job:  # another tolerance, or another place: measured again, not trained
+        # another tolerance, or another place: measured again, not trained
+        if "commands" not in job:
             (folder / OUTCOME).unlink(missing_ok=True)
             (folder / ROWS).unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,9 @@
 """Doing a study's jobs by SLURM, through submitit.
 
-All are handed in at once. Who waits for them may be stopped: the jobs go on, and another call finds those that still
-wait or run and does not hand them in again. What became of a job is read from its outcome.json, and whether it is still
-in the queue from squeue: clusters without accounting have no sacct.
+All are handed in at once. Who waits for them may be stopped: the jobs go on, and another call finds
+those that still wait or run and does not hand them in again. What became of a job is read from its
+outcome.json, and whether it is still in the queue from squeue: clusters without accounting have no
+sacct.
 """
 
 from __future__ import annotations
@@ -21,24 +22,37 @@ from nnssl.study.runs import StudyError
 
 SECONDS = 5.0  # between two looks at the queue
 NUMBER = "slurm.json"  # beside job.json
-GONE = ("", "COMPLETED", "COMPLETING", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
+GONE = (
+    "",
+    "COMPLETED",
+    "COMPLETING",
+    "FAILED",
+    "CANCELLED",
+    "TIMEOUT",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+)
 
 
 def slurm(folder: Path, parameters: Mapping[str, Any]) -> Executor:
     """An executor.
 
     folder:     for submitit's scripts and logs, where all nodes see it.
-    parameters: of submitit's AutoExecutor, such as slurm_partition, timeout_min, gpus_per_node, mem_gb.
-    Raises StudyError where submitit or SLURM is missing.
+    parameters: of submitit's AutoExecutor, such as slurm_partition, timeout_min, gpus_per_node,
+    mem_gb. Raises StudyError where submitit or SLURM is missing.
     """
     try:
         import submitit
     except ImportError as error:
-        raise StudyError('--executor slurm needs submitit: pip install "nnssl-swin[slurm]"') from error
+        raise StudyError(
+            '--executor slurm needs submitit: pip install "nnssl-swin[slurm]"'
+        ) from error
     try:
         maker = submitit.AutoExecutor(folder=str(folder / "%j"), cluster="slurm")
     except RuntimeError as error:
-        raise StudyError(f"SLURM is not usable here ({error}); --executor local does without") from error
+        raise StudyError(
+            f"SLURM is not usable here ({error}); --executor local does without"
+        ) from error
     maker.update_parameters(**parameters)
 
     def execute(folders: Sequence[Path], say: Say) -> None:
@@ -86,8 +100,12 @@ class _Job:
 
 
 def in_queue(number: str) -> bool:
-    """Whether SLURM knows the job as waiting or running. Raises StudyError where squeue gives no answer."""
-    asked = subprocess.run(["squeue", "-h", "-j", number, "-o", "%T"], capture_output=True, text=True)
+    """Whether SLURM knows the job as waiting or running. Raises StudyError where squeue gives no
+    answer.
+    """
+    asked = subprocess.run(
+        ["squeue", "-h", "-j", number, "-o", "%T"], capture_output=True, text=True
+    )
     if asked.returncode and "Invalid job id" not in asked.stderr:
         raise StudyError(
             f"squeue does not answer: {asked.stderr.strip()}; the jobs go on, the same line waits for them"

@@ -1,8 +1,10 @@
-"""Few-shot splits: more entries in nnU-Net's splits_final.json, behind the existing ones, which never change.
+"""Few-shot splits: more entries in nnU-Net's splits_final.json, behind the existing ones, which
+never change.
 
-An entry is nnU-Net's own {"train", "val"} with a third key, `nnssl_study`, that says whose it is; nnU-Net reads the
-first two. For one seed the subsets are nested: a smaller budget's cases are among a larger one's. Cases of one subject
-are taken all or none, so that a budget may be used up not quite, and none is trained on whose subject is validated on.
+An entry is nnU-Net's own {"train", "val"} with a third key, `nnssl_study`, that says whose it is;
+nnU-Net reads the first two. For one seed the subsets are nested: a smaller budget's cases are among
+a larger one's. Cases of one subject are taken all or none, so that a budget may be used up not
+quite, and none is trained on whose subject is validated on.
 """
 
 from __future__ import annotations
@@ -40,13 +42,18 @@ class Split:
 
 
 def append(path: Path, study: Study, task: Task, labels: Labels) -> dict[tuple[Budget, int], Split]:
-    """Add what is missing to the file at `path`; the splits of all budgets and seeds. Made twice, it changes nothing.
+    """Add what is missing to the file at `path`; the splits of all budgets and seeds. Made twice,
+    it changes nothing.
 
-    Where there is no file yet, nnU-Net's own five folds are written first (by subject where the task has subjects).
-    Raises SplitError.
+    Where there is no file yet, nnU-Net's own five folds are written first (by subject where the
+    task has subjects). Raises SplitError.
     """
     with _locked(path):
-        known = list(files.read_json(path)) if path.is_file() else first_folds(sorted(labels), task.subject)
+        known = (
+            list(files.read_json(path))
+            if path.is_file()
+            else first_folds(sorted(labels), task.subject)
+        )
         found = {}
         for key, (train, val) in wanted(known, study, task, labels).items():
             owner = {"study": study.name, "task": task.name, "budget": key[0], "seed": key[1]}
@@ -62,13 +69,17 @@ def append(path: Path, study: Study, task: Task, labels: Labels) -> dict[tuple[B
 def wanted(
     folds: Sequence[Mapping], study: Study, task: Task, labels: Labels
 ) -> dict[tuple[Budget, int], tuple[tuple[str, ...], tuple[str, ...]]]:
-    """Training and validation cases by budget and seed, of the `folds` that are in the file. Raises SplitError."""
+    """Training and validation cases by budget and seed, of the `folds` that are in the file. Raises
+    SplitError.
+    """
     found = {}
     for seed in study.seeds:
         fold = seed if study.by_fold else task.fold
         if fold >= len(folds) or OWNER in folds[fold]:
             own = sum(OWNER not in entry for entry in folds)
-            raise SplitError(f"task {task.name}: no fold {fold} in {FILE}; there are 0 to {own - 1}")
+            raise SplitError(
+                f"task {task.name}: no fold {fold} in {FILE}; there are 0 to {own - 1}"
+            )
         val = tuple(folds[fold]["val"])
         pool = apart(folds[fold]["train"], val, task.subject)
         order = nested_order(pool, labels, task.subject, f"{task.name} {seed}")
@@ -84,7 +95,8 @@ def apart(train: Sequence[str], val: Sequence[str], subject: str | None) -> list
 
 
 def subject_of(case: str, subject: str | None) -> str:
-    """What the regular expression finds in the case's name: its first group, or all of it. None: the case itself.
+    """What the regular expression finds in the case's name: its first group, or all of it. None:
+    the case itself.
 
     Raises SplitError where it finds nothing.
     """
@@ -95,9 +107,12 @@ def subject_of(case: str, subject: str | None) -> str:
     return match.group(1) if match.groups() else match.group()
 
 
-def nested_order(pool: Sequence[str], labels: Labels, subject: str | None, seed: str) -> list[tuple[str, ...]]:
-    """The subjects of `pool`, each as its cases, so that any prefix is a subset: shuffled by `seed`, and before the
-    others come as few as cover all labels (greedily: the first of those that add most)."""
+def nested_order(
+    pool: Sequence[str], labels: Labels, subject: str | None, seed: str
+) -> list[tuple[str, ...]]:
+    """The subjects of `pool`, each as its cases, so that any prefix is a subset: shuffled by
+    `seed`, and before the others come as few as cover all labels (greedily: the first of those that
+    add most)."""
     groups: dict[str, list[str]] = defaultdict(list)
     for case in sorted(pool):
         groups[subject_of(case, subject)].append(case)
@@ -106,15 +121,20 @@ def nested_order(pool: Sequence[str], labels: Labels, subject: str | None, seed:
     missing = _labels(left, labels)
     first = []
     while missing:
-        best = max(left, key=lambda cases: len(_labels([cases], labels) & missing))  # the first of several
+        # the first of several
+        best = max(left, key=lambda cases: len(_labels([cases], labels) & missing))
         left.remove(best)
         first.append(best)
         missing -= _labels([best], labels)
     return [tuple(cases) for cases in first + left]
 
 
-def take(order: Sequence[Sequence[str]], budget: Budget, labels: Labels, task: str) -> tuple[str, ...]:
-    """The longest prefix of at most `budget` cases. Raises SplitError where it lacks a label that `order` holds."""
+def take(
+    order: Sequence[Sequence[str]], budget: Budget, labels: Labels, task: str
+) -> tuple[str, ...]:
+    """The longest prefix of at most `budget` cases. Raises SplitError where it lacks a label that
+    `order` holds.
+    """
     chosen: list[str] = []
     for cases in order:
         if budget != ALL and len(chosen) + len(cases) > budget:
@@ -122,7 +142,9 @@ def take(order: Sequence[Sequence[str]], budget: Budget, labels: Labels, task: s
         chosen += cases
     total = sum(map(len, order))
     if budget != ALL and budget > total:
-        raise SplitError(f"task {task}: {budget} cases are asked for, there are {total} to train on; {ALL} is a budget")
+        raise SplitError(
+            f"task {task}: {budget} cases are asked for, there are {total} to train on; {ALL} is a budget"
+        )
     if lacking := _labels(order, labels) - _labels([chosen], labels):
         raise SplitError(
             f"task {task}: {budget} case(s) cannot hold every label (missing: {sorted(map(str, lacking))}); the "
@@ -146,15 +168,22 @@ def _labels(groups: Sequence[Sequence[str]], labels: Labels) -> set[Hashable]:
 
 
 def first_folds(cases: Sequence[str], subject: str | None) -> list[dict]:
-    """The five folds that nnU-Net would make; of subjects, where they are known, with the same seed."""
+    """The five folds that nnU-Net would make; of subjects, where they are known, with the same
+    seed.
+    """
     from nnunetv2.utilities.crossval_split import generate_crossval_split
 
     subjects = sorted({subject_of(case, subject) for case in cases})
     if len(subjects) < FOLDS:
-        raise SplitError(f"{len(subjects)} cases or subjects cannot be divided into nnU-Net's {FOLDS} folds")
+        raise SplitError(
+            f"{len(subjects)} cases or subjects cannot be divided into nnU-Net's {FOLDS} folds"
+        )
     folds = generate_crossval_split(subjects, seed=FOLD_SEED, n_splits=FOLDS)
     return [
-        {part: [case for case in cases if subject_of(case, subject) in set(fold[part])] for part in ("train", "val")}
+        {
+            part: [case for case in cases if subject_of(case, subject) in set(fold[part])]
+            for part in ("train", "val")
+        }
         for fold in folds
     ]
 
@@ -162,11 +191,14 @@ def first_folds(cases: Sequence[str], subject: str | None) -> list[dict]:
 def labels_of(preprocessed: Path) -> dict[str, frozenset]:
     """Which labels occur in each case, from what nnU-Net's preprocessing noted beside it.
 
-    preprocessed: the configuration's folder. Raises FileNotFoundError where nothing is preprocessed.
+    preprocessed: the configuration's folder. Raises FileNotFoundError where nothing is
+    preprocessed.
     """
     notes = sorted(preprocessed.glob("*.pkl"))
     if not notes:
-        raise FileNotFoundError(f"no preprocessed case in {preprocessed}; let nnU-Net preprocess first")
+        raise FileNotFoundError(
+            f"no preprocessed case in {preprocessed}; let nnU-Net preprocess first"
+        )
     return {note.stem: frozenset(_occurring(pickle.loads(note.read_bytes()))) for note in notes}
 
 

@@ -1,4 +1,5 @@
-"""What a reviewer asks of a comparison: intervals, paired tests and their correction, ranks and what they differ by.
+"""What a reviewer asks of a comparison: intervals, paired tests and their correction, ranks and
+what they differ by.
 
 Values come as [S C], seeds by cases. Cases of one subject are not independent and travel together.
 """
@@ -26,7 +27,9 @@ class Interval:
 
 @dataclass(frozen=True)
 class Test:
-    """A paired comparison. `better`, `worse`: subjects. `smallest`: the least p that so many subjects can give."""
+    """A paired comparison. `better`, `worse`: subjects. `smallest`: the least p that so many
+    subjects can give.
+    """
 
     n: int
     better: int
@@ -44,12 +47,15 @@ def by_subject(values: np.ndarray, subjects: list[str]) -> tuple[np.ndarray, np.
     return np.where(there, values, 0) @ member, there.astype(float) @ member
 
 
-def replicates(values: np.ndarray, subjects: list[str], draws: int = DRAWS, seed: int = 0) -> np.ndarray:
+def replicates(
+    values: np.ndarray, subjects: list[str], draws: int = DRAWS, seed: int = 0
+) -> np.ndarray:
     """[draws] means, each with the seeds and the subjects drawn anew with replacement.
 
-    Seeds and subjects are drawn independently of each other, as rows and columns (the pigeonhole bootstrap, Owen 2007,
-    arXiv 0712.1111): a hard case is hard for every seed. With one seed only the subjects are drawn. The same `seed`
-    and shape draw alike, so that differences of replicates are paired.
+    Seeds and subjects are drawn independently of each other, as rows and columns (the pigeonhole
+    bootstrap, Owen 2007, arXiv 0712.1111): a hard case is hard for every seed. With one seed only
+    the subjects are drawn. The same `seed` and shape draw alike, so that differences of replicates
+    are paired.
     """
     sums, counts = by_subject(values, subjects)
     rows, columns = sums.shape
@@ -61,18 +67,30 @@ def replicates(values: np.ndarray, subjects: list[str], draws: int = DRAWS, seed
     means = np.divide(of_columns @ sums.T, weights, out=np.zeros_like(weights), where=weights > 0)
     of_rows = of_rows * (weights > 0)
     total = of_rows.sum(axis=1)
-    return np.divide((of_rows * means).sum(axis=1), total, out=np.full(draws, np.nan), where=total > 0)
+    return np.divide(
+        (of_rows * means).sum(axis=1), total, out=np.full(draws, np.nan), where=total > 0
+    )
 
 
 @lru_cache(maxsize=32)
 def _drawn(rows: int, columns: int, draws: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """How often each row and each column is drawn, [draws rows] and [draws columns]. Not to be written to."""
+    """How often each row and each column is drawn, [draws rows] and [draws columns]. Not to be
+    written to.
+    """
     generator = np.random.default_rng(seed)
-    of_rows = generator.multinomial(rows, [1 / rows] * rows, size=draws) if rows > 1 else np.ones((draws, 1))
-    return of_rows, generator.multinomial(columns, [1 / columns] * columns, size=draws).astype(float)
+    of_rows = (
+        generator.multinomial(rows, [1 / rows] * rows, size=draws)
+        if rows > 1
+        else np.ones((draws, 1))
+    )
+    return of_rows, generator.multinomial(columns, [1 / columns] * columns, size=draws).astype(
+        float
+    )
 
 
-def interval(values: np.ndarray, subjects: list[str], draws: int = DRAWS, seed: int = 0) -> Interval:
+def interval(
+    values: np.ndarray, subjects: list[str], draws: int = DRAWS, seed: int = 0
+) -> Interval:
     """The mean of [S C] and its percentile interval of `LEVEL`."""
     there = ~np.isnan(values)
     if not there.any():
@@ -83,15 +101,19 @@ def interval(values: np.ndarray, subjects: list[str], draws: int = DRAWS, seed: 
     return Interval(mean, float(low), float(high))
 
 
-def paired_test(differences: np.ndarray, subjects: list[str], smaller_is_better: bool = False) -> Test:
+def paired_test(
+    differences: np.ndarray, subjects: list[str], smaller_is_better: bool = False
+) -> Test:
     """Wilcoxon's signed-rank test, two-sided, on [S C] paired differences.
 
-    A subject is one observation: the mean over its cases and the seeds. More seeds or frames of the same people are
-    not more people. Differences of zero are left out, as Wilcoxon did; with none left p is 1.
+    A subject is one observation: the mean over its cases and the seeds. More seeds or frames of the
+    same people are not more people. Differences of zero are left out, as Wilcoxon did; with none
+    left p is 1.
     """
     sums, counts = by_subject(differences, subjects)
     total = counts.sum(axis=0)
-    means = (sums.sum(axis=0)[total > 0] / total[total > 0]).round(12)  # rounding noise is no difference
+    # rounding noise is no difference
+    means = (sums.sum(axis=0)[total > 0] / total[total > 0]).round(12)
     other = means[means != 0]
     up, down = int((other > 0).sum()), int((other < 0).sum())
     p = float(stats.wilcoxon(other).pvalue) if len(other) else 1.0
@@ -100,7 +122,8 @@ def paired_test(differences: np.ndarray, subjects: list[str], smaller_is_better:
 
 
 def holm(p_values: list[float]) -> list[float]:
-    """Holm's adjusted p-values (Holm 1979), which hold the family-wise error whatever the dependence.
+    """Holm's adjusted p-values (Holm 1979), which hold the family-wise error whatever the
+    dependence.
 
     NaN, a comparison that could not be made, stays NaN and does not count.
     """
@@ -114,9 +137,11 @@ def holm(p_values: list[float]) -> list[float]:
 
 @dataclass(frozen=True)
 class Ranks:
-    """means: of k arms over `blocks`, 1 is the best. `difference`: ranks farther apart differ; NaN where undefined.
+    """means: of k arms over `blocks`, 1 is the best. `difference`: ranks farther apart differ; NaN
+    where undefined.
 
-    groups: the arms, as indices from the best, that the test cannot tell apart; only maximal groups of two or more.
+    groups: the arms, as indices from the best, that the test cannot tell apart; only maximal groups
+    of two or more.
     """
 
     means: list[float]
@@ -127,10 +152,12 @@ class Ranks:
 
 
 def ranks(scores: np.ndarray) -> Ranks:
-    """[N k] scores, larger is better, of k arms in N blocks: Friedman's test and Nemenyi's critical difference.
+    """[N k] scores, larger is better, of k arms in N blocks: Friedman's test and Nemenyi's critical
+    difference.
 
-    Demsar 2006, JMLR 7: CD = q sqrt(k (k + 1) / (6 N)), q the studentised range's quantile over sqrt(2). Ties share the
-    mean of their ranks. Rows with NaN are left out; without a second row there is no test.
+    Demsar 2006, JMLR 7: CD = q sqrt(k (k + 1) / (6 N)), q the studentised range's quantile over
+    sqrt(2). Ties share the mean of their ranks. Rows with NaN are left out; without a second row
+    there is no test.
     """
     scores = scores[~np.isnan(scores).any(axis=1)]
     blocks, arms = scores.shape
@@ -141,7 +168,9 @@ def ranks(scores: np.ndarray) -> Ranks:
         return Ranks(means.tolist(), blocks, float("nan"), float("nan"), [])
     q = stats.studentized_range.ppf(LEVEL, arms, np.inf) / np.sqrt(2)
     difference = float(q * np.sqrt(arms * (arms + 1) / (6 * blocks)))
-    return Ranks(means.tolist(), blocks, _friedman(scores, means), difference, _alike(means, difference))
+    return Ranks(
+        means.tolist(), blocks, _friedman(scores, means), difference, _alike(means, difference)
+    )
 
 
 def _friedman(scores: np.ndarray, means: np.ndarray) -> float:
@@ -158,7 +187,9 @@ def _alike(means: np.ndarray, difference: float) -> list[list[int]]:
     order = np.argsort(means, kind="stable")
     found: list[list[int]] = []
     for start in range(len(order)):
-        group = [int(arm) for arm in order[start:] if means[arm] - means[order[start]] <= difference]
+        group = [
+            int(arm) for arm in order[start:] if means[arm] - means[order[start]] <= difference
+        ]
         if len(group) > 1 and not (found and set(group) <= set(found[-1])):
             found.append(group)
     return found

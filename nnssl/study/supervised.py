@@ -1,6 +1,8 @@
-"""`python -m nnssl.study.supervised FOLD CHECKPOINT`: the encoder of a supervised nnU-Net training as a checkpoint.
+"""`python -m nnssl.study.supervised FOLD CHECKPOINT`: the encoder of a supervised nnU-Net training
+as a checkpoint.
 
-What such an encoder saw is what nnU-Net's normalisation gave it; for CT that is an HU policy of its own.
+What such an encoder saw is what nnU-Net's normalisation gave it; for CT that is an HU policy of its
+own.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ from nnssl.types import FINAL, HUPolicy
 
 
 def export(fold: Path, path: Path) -> None:
-    """Write the encoder of `fold`, a finished training by SwinScratchTrainer. Raises FileNotFoundError, ValueError."""
+    """Write the encoder of `fold`, a finished training by SwinScratchTrainer. Raises
+    FileNotFoundError, ValueError.
+    """
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     saved = torch.load(fold / FINAL, map_location="cpu", weights_only=False)  # nnU-Net's own
@@ -26,18 +30,28 @@ def export(fold: Path, path: Path) -> None:
     arguments = resolved["architecture"]["arch_kwargs"]
     channels = saved["network_weights"]["encoder.patch_embed.proj.weight"].shape[1]
     if channels != 1:
-        raise ValueError(f"{fold} was trained on {channels} channels; only an encoder of one can be passed on")
+        raise ValueError(
+            f"{fold} was trained on {channels} channels; only an encoder of one can be passed on"
+        )
     encoder = Swin(SwinConfig.from_dict(arguments["encoder"]))
     if arguments.get("intensity"):
-        raise ValueError(f"{fold} saw intensities mapped to another pretraining's; make its plans without a checkpoint")
+        raise ValueError(
+            f"{fold} saw intensities mapped to another pretraining's; make its plans without a checkpoint"
+        )
     own = {key.removeprefix("encoder."): value for key, value in saved["network_weights"].items()
            if key.startswith("encoder.") and not key.startswith("encoder.intensity.")}  # fmt: skip
     encoder.load_state_dict(own)
-    checkpoint.write(path, checkpoint.pack(encoder, _header(plans, resolved, name, len(saved["logging"]["lrs"])), []))
+    checkpoint.write(
+        path,
+        checkpoint.pack(encoder, _header(plans, resolved, name, len(saved["logging"]["lrs"])), []),
+    )
 
 
 def _header(plans: dict, resolved: dict, name: str, epochs: int) -> dict:
-    hu = policy(resolved["normalization_schemes"][0], plans["foreground_intensity_properties_per_channel"]["0"])
+    hu = policy(
+        resolved["normalization_schemes"][0],
+        plans["foreground_intensity_properties_per_channel"]["0"],
+    )
     axes = resolved["architecture"]["arch_kwargs"].get("axes") or range(len(resolved["spacing"]))
     data = {
         "name": plans["dataset_name"],
@@ -66,7 +80,9 @@ def _as_read(values: Iterable, axes: Iterable[int]) -> list:
 
 
 def policy(scheme: str, properties: dict) -> HUPolicy | None:
-    """What CTNormalization did with HU; None for other schemes: all images then pass as nnU-Net normalises them."""
+    """What CTNormalization did with HU; None for other schemes: all images then pass as nnU-Net
+    normalises them.
+    """
     if scheme != "CTNormalization":
         return None
     low, high = properties["percentile_00_5"], properties["percentile_99_5"]

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-NAME = re.compile(r"[A-Za-z0-9]+([-_][A-Za-z0-9]+)*")  # no "__": nnU-Net and the runs' names join by it
+# no "__": nnU-Net and the runs' names join by it
+NAME = re.compile(r"[A-Za-z0-9]+([-_][A-Za-z0-9]+)*")
 FILE_NAME = re.compile(r"\w[\w.-]*")  # of plans, configurations and trainers: not a path
 DATASET = re.compile(r"\d{1,4}|Dataset\d{3,4}_\w[\w.-]*")
 LONGEST_NAME = 64  # a run's name joins four of them, and file systems end at 255
@@ -25,19 +26,25 @@ def read(path: Path) -> Any:
     import yaml
 
     if path.stat().st_size > LARGEST_FILE:
-        raise DescriptionError(f"{path} has {path.stat().st_size} bytes; a description has {LARGEST_FILE} at most")
+        raise DescriptionError(
+            f"{path} has {path.stat().st_size} bytes; a description has {LARGEST_FILE} at most"
+        )
     try:
         text = path.read_text(encoding="utf-8")
         size = _size(yaml.compose(text, Loader=yaml.SafeLoader), {})
         if size > MOST_VALUES:
-            raise DescriptionError(f"{path} holds {size:g} values, its aliases written out; {MOST_VALUES} at most")
+            raise DescriptionError(
+                f"{path} holds {size:g} values, its aliases written out; {MOST_VALUES} at most"
+            )
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise DescriptionError(f"{path} is not YAML: {error}") from error
     except UnicodeDecodeError as error:
         raise DescriptionError(f"{path} is not text in UTF-8: {error}") from error
     except RecursionError:
-        raise DescriptionError(f"{path} holds an alias within itself, or thousands of nested lists") from None
+        raise DescriptionError(
+            f"{path} holds an alias within itself, or thousands of nested lists"
+        ) from None
 
 
 def _size(node: Any, known: dict[int, int]) -> int:
@@ -45,7 +52,9 @@ def _size(node: Any, known: dict[int, int]) -> int:
     if id(node) not in known:
         inner = getattr(node, "value", None)
         parts = inner if isinstance(inner, list) else []
-        children = [child for part in parts for child in (part if isinstance(part, tuple) else (part,))]
+        children = [
+            child for part in parts for child in (part if isinstance(part, tuple) else (part,))
+        ]
         known[id(node)] = 1 + sum(_size(child, known) for child in children)
     return known[id(node)]
 
@@ -64,7 +73,9 @@ def a_list(entry: Any, what: str) -> list:
 
 def demand_known(entry: Mapping, known: Any, what: str) -> None:
     if unknown := sorted(set(map(str, entry)) - set(known)):
-        raise DescriptionError(f"{what}: unknown {', '.join(unknown)[:200]}; known: {', '.join(known)}")
+        raise DescriptionError(
+            f"{what}: unknown {', '.join(unknown)[:200]}; known: {', '.join(known)}"
+        )
 
 
 def demand_once(what: str, values: list) -> None:
@@ -76,9 +87,13 @@ def demand_once(what: str, values: list) -> None:
 
 def name(entry: Any, what: str) -> str:
     if not isinstance(entry, str) or not NAME.fullmatch(entry):
-        raise DescriptionError(f"{what} is made of letters, digits and single - and _, got {shown(entry)}")
+        raise DescriptionError(
+            f"{what} is made of letters, digits and single - and _, got {shown(entry)}"
+        )
     if len(entry) > LONGEST_NAME:
-        raise DescriptionError(f"{what} has {len(entry)} letters, {LONGEST_NAME} at most: it is part of file names")
+        raise DescriptionError(
+            f"{what} has {len(entry)} letters, {LONGEST_NAME} at most: it is part of file names"
+        )
     return entry
 
 
@@ -111,7 +126,9 @@ def one_of(entry: Any, allowed: tuple[str, ...], what: str) -> str:
 
 def count(entry: Any, what: str) -> int:
     if isinstance(entry, bool) or not isinstance(entry, int) or not 0 <= entry <= LARGEST_COUNT:
-        raise DescriptionError(f"{what} is a whole number from 0 to {LARGEST_COUNT}, got {shown(entry)}")
+        raise DescriptionError(
+            f"{what} is a whole number from 0 to {LARGEST_COUNT}, got {shown(entry)}"
+        )
     return entry
 
 

@@ -1,7 +1,9 @@
-"""Which scan goes where: every random number of a run is a function of (seed, sample), never of the process.
+"""Which scan goes where: every random number of a run is a function of (seed, sample), never of the
+process.
 
-Sample number i of the run is the same crop, with the same views, whether one process or eight are training, with
-or without accumulation, before or after a resume. That is what makes resuming exact and processes equal.
+Sample number i of the run is the same crop, with the same views, whether one process or eight are
+training, with or without accumulation, before or after a resume. That is what makes resuming exact
+and processes equal.
 """
 
 from __future__ import annotations
@@ -49,7 +51,9 @@ def generator_for(seed: int, index: int) -> torch.Generator:
 
 
 class MicroBatches:
-    """A batch sampler: the sample numbers of each micro-batch of this process, from step `start` on."""
+    """A batch sampler: the sample numbers of each micro-batch of this process, from step `start`
+    on.
+    """
 
     def __init__(self, start: int, steps: int, batch_size: int, accumulate: int) -> None:
         parts = dist.world_size() * accumulate
@@ -65,7 +69,9 @@ class MicroBatches:
     def __iter__(self) -> Iterator[list[int]]:
         for step in range(self.start, self.steps):
             for part in range(self.accumulate):
-                first = step * self.batch_size + (part * dist.world_size() + dist.rank()) * self.size
+                first = (
+                    step * self.batch_size + (part * dist.world_size() + dist.rank()) * self.size
+                )
                 yield list(range(first, first + self.size))
 
     def __len__(self) -> int:
@@ -85,8 +91,11 @@ def loader(crops: Dataset, batches: MicroBatches, workers: int, pin_memory: bool
 
 
 @contextmanager
-def reading(crops: Dataset, batches: MicroBatches, workers: int, pin_memory: bool) -> Iterator[Iterator[dict]]:
-    """The batches of `loader`; its readers have ended when the block is left, whatever keeps what alive.
+def reading(
+    crops: Dataset, batches: MicroBatches, workers: int, pin_memory: bool
+) -> Iterator[Iterator[dict]]:
+    """The batches of `loader`; its readers have ended when the block is left, whatever keeps what
+    alive.
 
     Raises ReaderError within seconds when a reader is killed or cannot hand over what it has read.
     """
@@ -118,7 +127,9 @@ def _is_readers(error: Exception) -> bool:
 
 
 def _end(stream: Iterator, readers: list) -> None:
-    """End the readers now: PyTorch does so when nothing refers to `stream` any more, which may be never."""
+    """End the readers now: PyTorch does so when nothing refers to `stream` any more, which may be
+    never.
+    """
     with signals.handled(_deaf, CHILD):
         deadline = threading.Timer(PATIENCE, _kill, [readers])  # one may hang in a read
         deadline.daemon = True
@@ -144,11 +155,15 @@ def _end_all(readers: list) -> None:
 
 
 def _deaf(*_: object) -> None:
-    """PyTorch's handler of SIGCHLD raises in the main thread, wherever it is, when a reader was killed."""
+    """PyTorch's handler of SIGCHLD raises in the main thread, wherever it is, when a reader was
+    killed.
+    """
 
 
 def default_workers(device: torch.device) -> int:
-    """One reader beside a CPU run; on a GPU as many as the cores this process may count on, at most eight."""
+    """One reader beside a CPU run; on a GPU as many as the cores this process may count on, at most
+    eight.
+    """
     return 1 if device.type == "cpu" else max(1, min(8, limits.cores() // dist.world_size() - 1))
 
 
@@ -162,5 +177,9 @@ def _quiet_worker(_: int) -> None:
 
 
 def _give_up(error: Exception, _: object) -> None:
-    print(f"\nerror: a reader cannot hand over what it has read: {error!r}", file=sys.stderr, flush=True)
+    print(
+        f"\nerror: a reader cannot hand over what it has read: {error!r}",
+        file=sys.stderr,
+        flush=True,
+    )
     os._exit(1)

@@ -1,4 +1,6 @@
-"""The run that a results folder holds already: what `--c` takes from it, and that nothing else overwrites it."""
+"""The run that a results folder holds already: what `--c` takes from it, and that nothing else
+overwrites it.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ from nnssl.types import Shape
 
 @dataclass(frozen=True)
 class Before:
-    """What it had derived, so that `--c` needs no repetition of it: numbers, crop in voxels, the method's settings.
+    """What it had derived, so that `--c` needs no repetition of it: numbers, crop in voxels, the
+    method's settings.
 
     cases: its scans' ids.
     """
@@ -26,14 +29,20 @@ class Before:
 
 
 def read(folder: Path, data: Path, plan: Plan, say: Callable[[str], None]) -> Before:
-    """Of checkpoint_latest.pth in `folder`, nothing where there is none. `data` holds the preprocessed scans."""
+    """Of checkpoint_latest.pth in `folder`, nothing where there is none. `data` holds the
+    preprocessed scans.
+    """
     if not (folder / LATEST).exists():
         return Before()
     content = checkpoint.read(folder / LATEST)
     header, stored = content["header"], _stored(plan, data)
-    cases = content["training_state"].get("cases") or _began_with(header["plan"]["cases"], stored, data)
+    cases = content["training_state"].get("cases") or _began_with(
+        header["plan"]["cases"], stored, data
+    )
     if cases and set(cases) != set(stored):
-        say(f"the run goes on with the {len(cases)} scans that it is on; the collection has {len(stored)} now")
+        say(
+            f"the run goes on with the {len(cases)} scans that it is on; the collection has {len(stored)} now"
+        )
     return Before(header["run"], cases or None, tuple(header["crop"]), header["method_config"])
 
 
@@ -43,7 +52,9 @@ def _stored(plan: Plan, data: Path) -> list[str]:
 
 def _began_with(number: int, stored: list[str], data: Path) -> list[str]:
     """Checkpoints of earlier versions know how many scans there were: those that were stored first."""
-    first = sorted(stored, key=lambda case: ((data / f"{case}.json").stat().st_mtime_ns, case))[:number]
+    first = sorted(stored, key=lambda case: ((data / f"{case}.json").stat().st_mtime_ns, case))[
+        :number
+    ]
     return [case for case in stored if case in set(first)]
 
 

@@ -13,8 +13,10 @@ from nnssl.methods.method import Method
 from nnssl.train.batches import generator_for
 from nnssl.types import Shape
 
-SHARE = 0.6  # of the free memory; the rest is for gradients in flight, the optimiser and fragmentation
-MOST = {"cpu": 8, "cuda": 32, "mps": 8}  # scans a process; more costs time and gains little (SMIT: 6 a GPU)
+# of the free memory; the rest is for gradients in flight, the optimiser and fragmentation
+SHARE = 0.6
+# scans a process; more costs time and gains little (SMIT: 6 a GPU)
+MOST = {"cpu": 8, "cuda": 32, "mps": 8}
 
 
 STEP_SECONDS = 1.5  # of a step on a CPU: progress is seen, and a scan's gradient is used soon
@@ -23,7 +25,9 @@ STEP_SECONDS = 1.5  # of a step on a CPU: progress is seen, and a scan's gradien
 def trial(method: Method, crop: Shape, device: torch.device) -> dict:
     """The views of one made scan. Of noise: in a constant one masked methods would hide nothing."""
     noise = torch.randn(1, 1, *method.region(crop), generator=generator_for(0, 1)).to(device)
-    return method.seen(noise, [generator_for(0, 0)], torch.zeros(1, dtype=torch.long, device=device))
+    return method.seen(
+        noise, [generator_for(0, 0)], torch.zeros(1, dtype=torch.long, device=device)
+    )
 
 
 def timely_batch_size(method: Method, crop: Shape, device: torch.device) -> int:
@@ -38,7 +42,9 @@ def timely_batch_size(method: Method, crop: Shape, device: torch.device) -> int:
 
 
 def fitting_batch_size(method: Method, crop: Shape, device: torch.device, bf16: bool) -> int:
-    """Scans a process can hold at once, from 1 to `MOST`: one scan is tried, its saved activations are counted."""
+    """Scans a process can hold at once, from 1 to `MOST`: one scan is tried, its saved activations
+    are counted.
+    """
     needed = saved_bytes(method, trial(method, crop, device), device, bf16)
     method.skipped_step()
     parameters = sum(p.numel() * p.element_size() for p in method.parameters() if p.requires_grad)
@@ -65,7 +71,8 @@ def saved_bytes(model: nn.Module, views: dict, device: torch.device, bf16: bool)
 
 
 def free_bytes(device: torch.device) -> int:
-    """Free memory of the device; for a CPU this process's share of the machine's or of what its cgroup may have.
+    """Free memory of the device; for a CPU this process's share of the machine's or of what its
+    cgroup may have.
 
     8 GiB if the system is silent.
     """

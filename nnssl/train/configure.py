@@ -1,7 +1,8 @@
-"""What a pretraining chooses by itself, from the plan, the number of scans, the steps and the batch, and why.
+"""What a pretraining chooses by itself, from the plan, the number of scans, the steps and the
+batch, and why.
 
-As nnU-Net does for segmentation: every choice is one line with its reason, `--set field=value` wins over
-it, and `--set published=true` keeps the papers' settings.
+As nnU-Net does for segmentation: every choice is one line with its reason, `--set field=value` wins
+over it, and `--set published=true` keeps the papers' settings.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ class Choice:
 
 @dataclass(frozen=True)
 class Sizes:
-    """What choices follow: crop in voxels and spacing in mm, (z, y, x) or (y, x); scans of the collection."""
+    """What choices follow: crop in voxels and spacing in mm, (z, y, x) or (y, x); scans of the
+    collection.
+    """
 
     crop: Shape
     spacing: Spacing
@@ -56,8 +59,8 @@ def configure(
 ) -> tuple[MethodConfig, list[Choice]]:
     """The method's config, and what of it was chosen here: neither set by `settings` nor published.
 
-    stored: the "method_config" of a run that goes on; its values stay. Raises ValueError for settings
-    that cannot be.
+    stored: the "method_config" of a run that goes on; its values stay. Raises ValueError for
+    settings that cannot be.
     """
     asked = method.Config.read(settings)
     if stored:
@@ -83,13 +86,18 @@ def tell(chosen: list[Choice], say: Callable[[str], None]) -> None:
 
 
 def batch_size(method: Method, crop: Shape, device: torch.device, bf16: bool) -> tuple[int, str]:
-    """Scans for one process, the same for all of them, and why: what fits, and on a CPU what is done in time."""
+    """Scans for one process, the same for all of them, and why: what fits, and on a CPU what is
+    done in time.
+    """
     fits = dist.least(fitting_batch_size(method, crop, device, bf16), device)
     reason = f"{fits} fit into the memory of one process"
     if device.type == "cpu" and fits > method.smallest_batch:
         timely = dist.least(timely_batch_size(method, crop, device), device)
         if timely < fits:
-            return timely, f"on this CPU a step of {timely} takes a second or two, or the method needs as many"
+            return (
+                timely,
+                f"on this CPU a step of {timely} takes a second or two, or the method needs as many",
+            )
     return fits, reason
 
 
@@ -121,11 +129,15 @@ def fitting_crop(method: type[Method], crop: Shape) -> Shape:
 
 
 def hidden_block(crop: Shape, spacing: Spacing) -> Block:
-    """Some 32 mm along each axis as a power of two of voxels, and at least four blocks where the crop allows."""
+    """Some 32 mm along each axis as a power of two of voxels, and at least four blocks where the
+    crop allows.
+    """
     sides = []
     for size, mm in zip(crop, spacing, strict=True):
         wanted = 2 ** round(math.log2(BLOCK_MM / mm))
-        fits = [side for side in BLOCK_SIDES if size % side == 0 and size // side >= BLOCKS] or [BLOCK_SIDES[0]]
+        fits = [side for side in BLOCK_SIDES if size % side == 0 and size // side >= BLOCKS] or [
+            BLOCK_SIDES[0]
+        ]
         sides.append(min(fits, key=lambda side: abs(math.log2(side / wanted))))
     return Block(sides)
 
@@ -135,7 +147,13 @@ def _of_masks(method: type[Method], sizes: Sizes) -> list[Choice]:
         return []
     block = hidden_block(sizes.crop, sizes.spacing)
     size = " x ".join(f"{side * mm:.0f}" for side, mm in zip(block, sizes.spacing, strict=True))
-    return [Choice("mask_block", block, f"{size} mm at this spacing, near the {BLOCK_MM:.0f} mm of SMIT's authors")]
+    return [
+        Choice(
+            "mask_block",
+            block,
+            f"{size} mm at this spacing, near the {BLOCK_MM:.0f} mm of SMIT's authors",
+        )
+    ]
 
 
 def _of_teachers(method: type[Method], sizes: Sizes) -> list[Choice]:
@@ -145,8 +163,14 @@ def _of_teachers(method: type[Method], sizes: Sizes) -> list[Choice]:
     prototypes = 1024 if scans < 1000 else 4096 if scans < 10_000 else 8192
     momentum = round(min(max(1 - 10 / steps, 0.99), 0.999), 4)
     made = [
-        Choice("prototypes", prototypes, f"{scans} scans; the 8192 of the papers are for ten thousand"),
-        Choice("teacher_momentum", momentum, f"{steps} steps: the teacher follows within a tenth of the run"),
+        Choice(
+            "prototypes", prototypes, f"{scans} scans; the 8192 of the papers are for ten thousand"
+        ),
+        Choice(
+            "teacher_momentum",
+            momentum,
+            f"{steps} steps: the teacher follows within a tenth of the run",
+        ),
     ]
     if steps <= LONG:
         reason = f"{steps} steps: a softer teacher pays off in runs above {LONG}"
@@ -161,7 +185,9 @@ def _of_cubes(method: type[Method], sizes: Sizes, asked: dict) -> list[Choice]:
     cubes = min(max(shortest // LEAST_CUBE, 2, asked.get("ahead", 1) + 1), MOST_CUBES)
     cubes = asked.get("cubes", cubes)
     side = shortest // cubes
-    reason = f"cubes of {side} voxels" + ("" if side >= LEAST_CUBE else f"; take a --crop of {2 * LEAST_CUBE} or more")
+    reason = f"cubes of {side} voxels" + (
+        "" if side >= LEAST_CUBE else f"; take a --crop of {2 * LEAST_CUBE} or more"
+    )
     return [
         Choice("cubes", cubes, reason),
         Choice("ahead", min(2, cubes - 1), f"lines have {cubes} cubes"),
@@ -173,4 +199,10 @@ def _of_length(sizes: Sizes) -> list[Choice]:
     steps = sizes.steps
     if steps >= LONG:
         return []
-    return [Choice("beta2", 0.95 if steps < SHORT else 0.98, f"{steps} steps; 0.999 remembers a thousand of them")]
+    return [
+        Choice(
+            "beta2",
+            0.95 if steps < SHORT else 0.98,
+            f"{steps} steps; 0.999 remembers a thousand of them",
+        )
+    ]

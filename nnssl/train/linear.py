@@ -1,8 +1,10 @@
-"""A linear classifier of voxels on the encoder's maps: its closed form, and its answer at points and everywhere.
+"""A linear classifier of voxels on the encoder's maps: its closed form, and its answer at points
+and everywhere.
 
-A map's token i of stride s stands for the voxels s i to s (i + 1); between the tokens' centres a map is interpolated
-linearly. What is linear in the channels may be applied before or after: `everywhere` classifies on the maps' own
-coarse grids and interpolates the answers, which equals classifying the interpolated features of `at_points`.
+A map's token i of stride s stands for the voxels s i to s (i + 1); between the tokens' centres a
+map is interpolated linearly. What is linear in the channels may be applied before or after:
+`everywhere` classifies on the maps' own coarse grids and interpolates the answers, which equals
+classifying the interpolated features of `at_points`.
 """
 
 from __future__ import annotations
@@ -20,11 +22,15 @@ FLAT = 1e-6  # features that vary less than this are constants
 ROWS = 4096  # taken to float64 at once
 
 
-def ridge(features: Tensor, targets: Tensor, weights: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
-    """Weighted ridge regression: features [n d], targets [n k], weights [n] -> coefficients [d k], offset [k].
+def ridge(
+    features: Tensor, targets: Tensor, weights: Tensor, penalty: float
+) -> tuple[Tensor, Tensor]:
+    """Weighted ridge regression: features [n d], targets [n k], weights [n] -> coefficients [d k],
+    offset [k].
 
-    Minimises mean_w |z a + c - y|^2 + penalty |a|^2 over a and c, with z the features at mean 0 and variance 1 under
-    the weights (Hoerl and Kennard 1970); the answer is in units of the features. In float64 on the CPU.
+    Minimises mean_w |z a + c - y|^2 + penalty |a|^2 over a and c, with z the features at mean 0 and
+    variance 1 under the weights (Hoerl and Kennard 1970); the answer is in units of the features.
+    In float64 on the CPU.
     """
     w = weights.double().cpu() / weights.double().sum().cpu()
     y = targets.double().cpu()
@@ -42,14 +48,18 @@ def ridge(features: Tensor, targets: Tensor, weights: Tensor, penalty: float) ->
     scale = torch.where(sd > FLAT, 1 / sd.clamp(min=FLAT), 0.0)
     gram *= scale[:, None] * scale
     gram.diagonal().add_(penalty)
-    coefficients = torch.cholesky_solve(moment * scale[:, None], torch.linalg.cholesky(gram)) * scale[:, None]
+    coefficients = (
+        torch.cholesky_solve(moment * scale[:, None], torch.linalg.cholesky(gram)) * scale[:, None]
+    )
     return coefficients, middle - mean @ coefficients
 
 
 def offsets(scores: Tensor, classes: Tensor, weights: Tensor) -> Tensor:
-    """What to add to the scores [n k] so that the Dice of each class but the first is best; points weigh `weights`.
+    """What to add to the scores [n k] so that the Dice of each class but the first is best; points
+    weigh `weights`.
 
-    For each class alone: a point is of it where its score beats all others by more than a threshold. Returns [k].
+    For each class alone: a point is of it where its score beats all others by more than a
+    threshold. Returns [k].
     """
     best = torch.zeros(scores.shape[1], dtype=scores.dtype)
     for k in range(1, len(best)):
@@ -67,12 +77,18 @@ def offsets(scores: Tensor, classes: Tensor, weights: Tensor) -> Tensor:
 def at_points(maps: Sequence[Tensor], strides: Sequence[int], points: Tensor) -> Tensor:
     """The maps [1 C *grid] of one image at voxels `points` [n dims], concatenated: [n sum C]."""
     return torch.cat(
-        [_interpolated(tokens[0], stride, points) for tokens, stride in zip(maps, strides, strict=True)], 1
+        [
+            _interpolated(tokens[0], stride, points)
+            for tokens, stride in zip(maps, strides, strict=True)
+        ],
+        1,
     )
 
 
 def _interpolated(tokens: Tensor, stride: int, points: Tensor) -> Tensor:
-    """[C *grid] at voxels [n dims] -> [n C], linear between the tokens' centres, constant beyond the outermost."""
+    """[C *grid] at voxels [n dims] -> [n C], linear between the tokens' centres, constant beyond
+    the outermost.
+    """
     grid = torch.tensor(tokens.shape[1:], device=tokens.device)
     place = ((points.to(tokens.device) + 0.5) / stride - 0.5).clamp(min=0)
     place = torch.minimum(place, (grid - 1).to(place.dtype))
@@ -89,8 +105,12 @@ def _interpolated(tokens: Tensor, stride: int, points: Tensor) -> Tensor:
     return out.T
 
 
-def everywhere(maps: Sequence[Tensor], strides: Sequence[int], fitted: tuple[Tensor, Tensor], size: Shape) -> Tensor:
-    """The classifier's scores at every voxel: maps [B C *grid], `fitted` as from `ridge` -> [B k *size]."""
+def everywhere(
+    maps: Sequence[Tensor], strides: Sequence[int], fitted: tuple[Tensor, Tensor], size: Shape
+) -> Tensor:
+    """The classifier's scores at every voxel: maps [B C *grid], `fitted` as from `ridge` -> [B k
+    *size].
+    """
     coefficients, offset = (part.to(maps[0].device, torch.float32) for part in fitted)
     mode = "trilinear" if len(size) == 3 else "bilinear"
     parts = coefficients.split([tokens.shape[1] for tokens in maps])

@@ -23,7 +23,9 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     if minutes < 90:
         return f"{minutes} min"
-    return f"{minutes // 60} h {minutes % 60} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+    return (
+        f"{minutes // 60} h {minutes % 60} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+    )
 
 
 class Log:
@@ -39,7 +41,9 @@ class Log:
             return
         run.folder.mkdir(parents=True, exist_ok=True)
         kept = (
-            [row for row in files.read_json_lines(self.path) if row["step"] <= run.step] if self.path.exists() else []
+            [row for row in files.read_json_lines(self.path) if row["step"] <= run.step]
+            if self.path.exists()
+            else []
         )
         self.last = kept[-1] if kept else {}
         files.write_json_lines(self.path, kept)
@@ -61,11 +65,18 @@ class Log:
     ) -> dict:
         """One row of log.jsonl, averaged over processes."""
         run, config = self.run, self.run.config
-        values = {**{name: float(value) for name, value in losses.items()}, **run.monitors.read(watched)}
+        values = {
+            **{name: float(value) for name, value in losses.items()},
+            **run.monitors.read(watched),
+        }
         values["data_wait"] = waited / seconds  # share of the step
-        values["rejected"] = rejected / (config.batch_size / dist.world_size())  # crops redrawn for lack of body
-        on = "cuda" if run.device.type == "cuda" else "cpu"  # where NCCL and gloo look; mps knows no float64
-        averaged = dist.mean(torch.tensor(list(values.values()), dtype=torch.float64, device=on)).tolist()
+        # crops redrawn for lack of body
+        values["rejected"] = rejected / (config.batch_size / dist.world_size())
+        # where NCCL and gloo look; mps knows no float64
+        on = "cuda" if run.device.type == "cuda" else "cpu"
+        averaged = dist.mean(
+            torch.tensor(list(values.values()), dtype=torch.float64, device=on)
+        ).tolist()
         row = {
             "step": run.step,
             "epoch": round(run.step * config.batch_size / len(run.crops), 3),
@@ -78,7 +89,9 @@ class Log:
         if alarms := run.monitors.alarms(row):
             row["alarm"] = "; ".join(alarms)
             if dist.is_main():
-                self.say(f"\nWARNING: this run may have collapsed at step {run.step}: {row['alarm']}")
+                self.say(
+                    f"\nWARNING: this run may have collapsed at step {run.step}: {row['alarm']}"
+                )
         self.last = row
         if dist.is_main():
             files.append_json_line(self.path, row)
@@ -89,12 +102,16 @@ class Log:
         return row
 
     def pace(self, step: float) -> None:
-        """At the first row: how long the run will take at `step` seconds a step, and what is shorter."""
+        """At the first row: how long the run will take at `step` seconds a step, and what is
+        shorter.
+        """
         left = self.run.config.steps - self.run.step
         if self.paced or not left or not dist.is_main():
             return
         self.paced, total = True, step * left
-        shorter = "; shorter: fewer --steps, a smaller --crop or preset (-a tiny), a smaller --batch-size"
+        shorter = (
+            "; shorter: fewer --steps, a smaller --crop or preset (-a tiny), a smaller --batch-size"
+        )
         self.say(f"\n{step:.2g} s a step: {duration(total)} to go{shorter if total > HOUR else ''}")
 
     def draw(self) -> None:
@@ -102,11 +119,14 @@ class Log:
         if not dist.is_main():
             return
         run = self.run
-        pictures.progress(files.read_json_lines(self.path), run.folder / "progress.png", run.header["method"])
+        pictures.progress(
+            files.read_json_lines(self.path), run.folder / "progress.png", run.header["method"]
+        )
         samples = default_collate([run.crops[index] for index in range(2)])
         run.method.eval()
         with torch.no_grad():
             volumes = run.method.show(run.seen(samples))
-        discard_all(run.method)  # rank zero alone draws, and a resumed run does not: no running moment may move
+        # rank zero alone draws, and a resumed run does not: no running moment may move
+        discard_all(run.method)
         run.method.train()
         pictures.views({k: v.float().cpu() for k, v in volumes.items()}, run.folder / "views.png")

@@ -28,7 +28,9 @@ def train(run: Run, say: Callable[[str], None] = print) -> Path:
     """
     config, log = run.config, Log(run, say)
     micro = batches.MicroBatches(run.step, config.steps, config.batch_size, config.accumulate)
-    reading = batches.reading(run.crops, micro, config.workers, pin_memory=run.device.type == "cuda")
+    reading = batches.reading(
+        run.crops, micro, config.workers, pin_memory=run.device.type == "cuda"
+    )
     picture = _Picture(log, run, say)
     bar = tqdm(
         total=config.steps,
@@ -56,10 +58,15 @@ def train(run: Run, say: Callable[[str], None] = print) -> Path:
             if logged and not failing:
                 timed = clock.read()
                 rejected = sum(int(part["rejected"].sum()) for part in parts)
-                row = log.row(losses, watched, norm=float(norm), rate=rate, rejected=rejected, **timed)
+                row = log.row(
+                    losses, watched, norm=float(norm), rate=rate, rejected=rejected, **timed
+                )
                 run.keep_best(row)
                 log.pace(timed["seconds"])
-                speed = {"scans/s": f"{row['samples_per_second']:.1f}", "wait": f"{row['data_wait']:.0%}"}
+                speed = {
+                    "scans/s": f"{row['samples_per_second']:.1f}",
+                    "wait": f"{row['data_wait']:.0%}",
+                }
                 bar.set_postfix(loss=f"{row['total']:.4f}", **speed, refresh=False)
             bar.update()
             stop = signals.asked(run.step)
@@ -77,11 +84,15 @@ def train(run: Run, say: Callable[[str], None] = print) -> Path:
 
 
 def _stopped(run: Run) -> Interrupted:
-    return Interrupted(f"stopped at step {run.step} of {run.config.steps}; the same line with --c continues")
+    return Interrupted(
+        f"stopped at step {run.step} of {run.config.steps}; the same line with --c continues"
+    )
 
 
 class _Picture:
-    """The pictures of a run. One that cannot be made costs a warning, the first time, and no training."""
+    """The pictures of a run. One that cannot be made costs a warning, the first time, and no
+    training.
+    """
 
     def __init__(self, log: Log, run: Run, say: Callable[[str], None]) -> None:
         self.log, self.run, self.say = log, run, say
@@ -93,7 +104,9 @@ class _Picture:
         except Exception as error:
             self.run.method.train()
             if not self.warned:
-                self.say(f"\nWARNING: the pictures could not be written, the training goes on: {error}")
+                self.say(
+                    f"\nWARNING: the pictures could not be written, the training goes on: {error}"
+                )
             self.warned = True
 
 
@@ -112,11 +125,16 @@ class _Clock:
 
     def read(self) -> dict[str, float]:
         """Right only after the device was waited for."""
-        return {"seconds": (time.perf_counter() - self.began) / self.steps, "waited": self.waited / self.steps}
+        return {
+            "seconds": (time.perf_counter() - self.began) / self.steps,
+            "waited": self.waited / self.steps,
+        }
 
 
 def _look(run: Run, losses: dict, steps: int, say: Callable[[str], None]) -> bool:
-    """Whether the last step was skipped; says so once, and what was skipped of the `steps` since the last look."""
+    """Whether the last step was skipped; says so once, and what was skipped of the `steps` since
+    the last look.
+    """
     in_a_row, since = run.skipped()
     if dist.is_main() and (0 < in_a_row <= steps or in_a_row >= PATIENCE):
         shown = {name: float(value) for name, value in losses.items()}
@@ -130,5 +148,7 @@ def _look(run: Run, losses: dict, steps: int, say: Callable[[str], None]) -> boo
             f"skipped. {WHEN_DIVERGED}"
         )
     if in_a_row >= PATIENCE:
-        raise Diverged(f"no finite gradient for {PATIENCE} steps in a row, up to step {run.step}. {WHEN_DIVERGED}")
+        raise Diverged(
+            f"no finite gradient for {PATIENCE} steps in a row, up to step {run.step}. {WHEN_DIVERGED}"
+        )
     return in_a_row > 0

@@ -1,8 +1,9 @@
-"""Is it learning, or has it collapsed? Numbers for the log, and words when something is wrong for long.
+"""Is it learning, or has it collapsed? Numbers for the log, and words when something is wrong for
+long.
 
 embedding_std   mean over dimensions of std over the last `RECENT` crops of z/|z|, times sqrt(d): near 1 when healthy, 0
-                when every crop looks the same (Chen 2021, SimSiam, section 4.1). No more than these: embeddings of a
-                network that moves differ for that reason too.
+                when every crop looks the same (Chen 2021, SimSiam, section 4.1). No more than
+                these: embeddings of a network that moves differ for that reason too.
 rankme          exp of the entropy of the singular values of the last `WINDOW` embeddings (Garrido 2023).
 entropy_<head>  mean entropy of the teacher's targets, as a share of log K: 1 = uniform collapse.
 spread_<head>   entropy of the mean target, as a share of log K: 0 = one prototype for everything.
@@ -20,9 +21,11 @@ from torch import Tensor
 from nnssl import dist
 
 WINDOW, RECENT = 512, 64  # embeddings
-PATIENCE = 30  # readings in a row before a collapse is called one: targets near uniform for 250 steps do recover
+# readings in a row before a collapse is called one: targets near uniform for 250 steps do recover
+PATIENCE = 30
 
-# Runs that learn were seen at 0.13 and above, runs that predict one value for everything at 0.03 and below.
+# Runs that learn were seen at 0.13 and above, runs that predict one value for everything at 0.03
+# and below.
 ALIKE = 0.05
 
 ADVICE = {
@@ -64,7 +67,9 @@ def entropies(probabilities: Tensor) -> tuple[float, float, int]:
 
 
 class Monitors:
-    """Keeps the last embeddings and how long each warning has lasted; its state is part of a resume."""
+    """Keeps the last embeddings and how long each warning has lasted; its state is part of a
+    resume.
+    """
 
     def __init__(self) -> None:
         self._kept = torch.empty(0)
@@ -80,7 +85,9 @@ class Monitors:
 
     @property
     def embeddings(self) -> Tensor:
-        """[up to WINDOW d] the last ones, on the CPU; those of a batch that overflowed are left out."""
+        """[up to WINDOW d] the last ones, on the CPU; those of a batch that overflowed are left
+        out.
+        """
         if self._noted:
             latest = torch.cat(self._noted).cpu()
             self._noted.clear()
@@ -100,11 +107,15 @@ class Monitors:
                 row[name] = float(value)
             elif name.startswith("teacher_"):
                 head = name.removeprefix("teacher_")
-                row[f"entropy_{head}"], row[f"spread_{head}"], row[f"used_{head}"] = entropies(value)
+                row[f"entropy_{head}"], row[f"spread_{head}"], row[f"used_{head}"] = entropies(
+                    value
+                )
         return row
 
     def alarms(self, row: dict[str, float]) -> list[str]:
-        """Advice for what has been wrong for exactly PATIENCE readings: each is said once, when it is certain."""
+        """Advice for what has been wrong for exactly PATIENCE readings: each is said once, when it
+        is certain.
+        """
         wrong = {
             "embedding": row.get("embedding_std", 1.0) < ALIKE,
             "uniform": any(v > 0.98 for k, v in row.items() if k.startswith("entropy_")),

@@ -1,4 +1,6 @@
-"""progress.png and views.png: a run at one look. Matplotlib is imported only when a picture is made."""
+"""progress.png and views.png: a run at one look. Matplotlib is imported only when a picture is
+made.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,8 @@ from torch import Tensor
 
 from nnssl import files
 
-# Panel title -> the rows' keys (or their beginnings) that it shows. What no panel names is a loss term.
+# Panel title -> the rows' keys (or their beginnings) that it shows. What no panel names is a loss
+# term.
 PANELS = {
     "accuracy (alarm: 0.99)": ("accuracy",),
     "embedding std (1: spread out, alarm: 0.05)": ("embedding_std",),
@@ -26,7 +29,9 @@ SHOWN_CROPS = 2
 
 
 def progress(rows: list[dict], path: Path, title: str) -> None:
-    """One panel for the losses, one for each group of monitors; raw values pale, their moving average strong."""
+    """One panel for the losses, one for each group of monitors; raw values pale, their moving
+    average strong.
+    """
     if not rows:
         return
     known = tuple(key for keys in PANELS.values() for key in keys) + UNSHOWN
@@ -34,16 +39,21 @@ def progress(rows: list[dict], path: Path, title: str) -> None:
     shown = {f"{title}: loss": [key for key in there if not key.startswith(known)]}
     for name, keys in PANELS.items():
         shown[name] = [key for key in there if key.startswith(keys)]
-    shown = {name: keys for name, keys in shown.items() if keys}  # a method without a teacher has no entropies
+    # a method without a teacher has no entropies
+    shown = {name: keys for name, keys in shown.items() if keys}
     columns = -(-len(shown) // 2)
     figure = _figure(4 * columns, 7)
     for place, (name, keys) in enumerate(shown.items(), start=1):
         axes = figure.add_subplot(2, columns, place)
         for key in keys:
-            steps, values = zip(*((row["step"], row[key]) for row in rows if key in row), strict=True)
+            steps, values = zip(
+                *((row["step"], row[key]) for row in rows if key in row), strict=True
+            )
             (line,) = axes.plot(steps, values, alpha=0.25)
             exact = key.startswith(EXACT)
-            axes.plot(steps, values if exact else _smooth(values), color=line.get_color(), label=key)
+            axes.plot(
+                steps, values if exact else _smooth(values), color=line.get_color(), label=key
+            )
         axes.set_title(name, fontsize=9)
         axes.set_xlabel("step", fontsize=8)
         axes.tick_params(labelsize=8)
@@ -53,7 +63,9 @@ def progress(rows: list[dict], path: Path, title: str) -> None:
 
 
 def views(volumes: dict[str, Tensor], path: Path) -> None:
-    """The middle axial slice of the first crops: one row a crop, one column a volume ([B 1 *size]); NaN is blue."""
+    """The middle axial slice of the first crops: one row a crop, one column a volume ([B 1 *size]);
+    NaN is blue.
+    """
     crops = min(SHOWN_CROPS, len(next(iter(volumes.values()))))
     figure = _figure(3 * len(volumes), 3 * crops)
     grid = figure.subplots(crops, len(volumes), squeeze=False)

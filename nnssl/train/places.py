@@ -17,20 +17,32 @@ LONGEST_NAME = 80  # letters of a collection's name that is made of several
 
 
 def data_folder(options: Options) -> tuple[str, Path]:
-    """The collection's name and where its preprocessed scans are: $nnUNet_preprocessed/nnssl/<name>."""
+    """The collection's name and where its preprocessed scans are:
+    $nnUNet_preprocessed/nnssl/<name>.
+    """
     root = _variable("nnUNet_preprocessed") / "nnssl"
-    name = options.name or _name_of([*(Path(s).resolve().name for s in options.sources), *options.dataset_ids], root)
+    name = options.name or _name_of(
+        [*(Path(s).resolve().name for s in options.sources), *options.dataset_ids], root
+    )
     if not name or name != Path(name).name or name.startswith("."):
-        raise ValueError(f"{name!r} cannot name a collection; give it a name with --name, such as --name my_ct")
+        raise ValueError(
+            f"{name!r} cannot name a collection; give it a name with --name, such as --name my_ct"
+        )
     return name, root / name
 
 
 def _name_of(parts: Sequence[str], root: Path) -> str:
     """The parts' names joined; of many the first, their number and a hash, the same in any order."""
     joined = "_".join(parts)
-    if len(parts) < 2 or len(joined) <= LONGEST_NAME or (len(os.fsencode(joined)) < 256 and (root / joined).is_dir()):
+    if (
+        len(parts) < 2
+        or len(joined) <= LONGEST_NAME
+        or (len(os.fsencode(joined)) < 256 and (root / joined).is_dir())
+    ):
         return joined
-    return f"{min(parts)[:LONGEST_NAME]}_and_{len(parts) - 1}_more_{files.fingerprint(sorted(parts))}"
+    return (
+        f"{min(parts)[:LONGEST_NAME]}_and_{len(parts) - 1}_more_{files.fingerprint(sorted(parts))}"
+    )
 
 
 def results_folder(options: Options, plan: Plan) -> Path:
@@ -59,7 +71,9 @@ def dimensions(options: Options) -> int:
 
 
 def raw_dataset(identifier: str, flag: str = "-d") -> Path:
-    """$nnUNet_raw/DatasetNNN_Name for an id (501) or a name. Raises ValueError when it is not there."""
+    """$nnUNet_raw/DatasetNNN_Name for an id (501) or a name. Raises ValueError when it is not
+    there.
+    """
     raw = _variable("nnUNet_raw")
     wanted = f"Dataset{int(identifier):03d}_*" if identifier.isdigit() else identifier
     found = sorted(path for path in raw.glob(wanted) if path.is_dir())
@@ -73,5 +87,7 @@ def raw_dataset(identifier: str, flag: str = "-d") -> Path:
 
 def _variable(name: str) -> Path:
     if not os.environ.get(name):
-        raise ValueError(f"nnU-Net's variable {name} is not set; type: export {name}=/path/to/{name}")
+        raise ValueError(
+            f"nnU-Net's variable {name} is not set; type: export {name}=/path/to/{name}"
+        )
     return Path(os.environ[name])

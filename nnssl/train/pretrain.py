@@ -78,7 +78,8 @@ def pretrain(options: Options, say: Callable[[str], None] = print) -> Path | Non
     """Run `options` to the end; the final checkpoint, or None with `only_prepare`.
 
     Raises ValueError for options that cannot work, files.LockedError when another process trains in
-    the same folder, Interrupted and Diverged as `train` does; Interrupted while it prepares as well.
+    the same folder, Interrupted and Diverged as `train` does; Interrupted while it prepares as
+    well.
     """
     with signals.handled(_stop), ExitStack() as held:
         return _pretrain(options, say, held)
@@ -90,7 +91,8 @@ def _pretrain(options: Options, say: Callable[[str], None], held: ExitStack) -> 
     processes.join(device)
     speak = say if dist.is_main() else _silent
     try:
-        _method(options.method).Config.parse(options.settings)  # a mistake is told before any scan is read
+        # a mistake is told before any scan is read
+        _method(options.method).Config.parse(options.settings)
         dimensions(options)
         name, folder = data_folder(options)
         plan = processes.first_alone(lambda: _prepare(options, name, folder, speak))
@@ -100,7 +102,9 @@ def _pretrain(options: Options, say: Callable[[str], None], held: ExitStack) -> 
         processes.first_alone(lambda: _make_parcels(options, plan, folder, speak))
         run = build(options, plan, folder, device, speak)
         train(run, speak)
-        speak(f"finished: {run.folder / FINAL}\nlook at it with: nnssl_inspect {run.folder / FINAL}")
+        speak(
+            f"finished: {run.folder / FINAL}\nlook at it with: nnssl_inspect {run.folder / FINAL}"
+        )
         return run.folder / FINAL
     finally:
         processes.leave()
@@ -110,17 +114,25 @@ def build(options: Options, plan: Plan, data: Path, device: torch.device, say: C
     """The run that `options` describe, resumed where asked for."""
     dims, kind, folder = dimensions(options), _method(options.method), results_folder(options, plan)
     before.demand_free(folder, options.resume)
-    bf16 = device.type == "cuda" and not options.fp32 and torch.cuda.is_bf16_supported(including_emulation=False)
+    bf16 = (
+        device.type == "cuda"
+        and not options.fp32
+        and torch.cuda.is_bf16_supported(including_emulation=False)
+    )
     earlier = before.read(folder, data, plan, say) if options.resume else before.Before()
     crop = options.crop or earlier.crop or configure.fitting_crop(kind, plan.crop[-dims:])
     cases = earlier.cases or (parcels.cases(data, plan) if kind.needs_parcels else None)
     crops = Crops(data, plan, kind.region(crop), options.seed, cases, parcels=kind.needs_parcels)
 
     def made(batch: int) -> tuple[Method, dict, list]:
-        """The method with what is derived for this batch, its encoder's start, and what was derived."""
+        """The method with what is derived for this batch, its encoder's start, and what was
+        derived.
+        """
         steps = _steps(options, earlier.run, len(crops), batch)
         sizes = configure.Sizes(crop, plan.spacing[-dims:], len(crops), steps, batch)
-        chosen_config, chosen = configure.configure(kind, options.settings, sizes, earlier.method_config)
+        chosen_config, chosen = configure.configure(
+            kind, options.settings, sizes, earlier.method_config
+        )
         torch.manual_seed(batches.mixed_seed(options.seed, "weights"))
         encoder, started = start.encoder(
             options.preset, options.start, dims, chosen_config.drop_path, options.checkpointing
@@ -223,7 +235,9 @@ def _prepare(options: Options, name: str, folder: Path, say: Callable) -> Plan:
     )
     if labelled is not None:
         say(f"probe: {len(labelled.cases)} labelled cases of {labelled.dataset}")
-        prepare_labelled(labelled, folder / f"probe_{labelled.dataset}", plan, options.num_processes)
+        prepare_labelled(
+            labelled, folder / f"probe_{labelled.dataset}", plan, options.num_processes
+        )
     return plan
 
 
@@ -235,7 +249,8 @@ def _make_parcels(options: Options, plan: Plan, folder: Path, say: Callable) -> 
 
 
 def _in_hu(options: Options, datasets: Sequence[Path]) -> bool:
-    """Whether the scans are CT: not with --no-hu, nor where all scans are of datasets whose channel 0 is not CT.
+    """Whether the scans are CT: not with --no-hu, nor where all scans are of datasets whose channel
+    0 is not CT.
 
     Raises ValueError for a mixture of both, and for a HU range of what has no HU.
     """
@@ -247,7 +262,9 @@ def _in_hu(options: Options, datasets: Sequence[Path]) -> bool:
             "say --no-hu to normalise every scan by its own mean and sd"
         )
     if options.clip and not in_hu:
-        raise ValueError("--hu gives a range of Hounsfield units, and these scans are not CT: leave one of the two out")
+        raise ValueError(
+            "--hu gives a range of Hounsfield units, and these scans are not CT: leave one of the two out"
+        )
     return in_hu
 
 

@@ -1,9 +1,10 @@
 """The probe: how well a linear classifier on the frozen encoder tells the labels of a few cases.
 
-Half of the cases fit the classifier, in closed form: on voxels in which every class weighs the same, and then, on
-other voxels, one threshold a class for the best Dice. The Dice that is told is that of the other half. Both see a few
-crops around the labels. Nothing here draws from a global source of chance and nothing is trained by it: a run with a
-probe learns the same, bit for bit, as one without.
+Half of the cases fit the classifier, in closed form: on voxels in which every class weighs the
+same, and then, on other voxels, one threshold a class for the best Dice. The Dice that is told is
+that of the other half. Both see a few crops around the labels. Nothing here draws from a global
+source of chance and nothing is trained by it: a run with a probe learns the same, bit for bit, as
+one without.
 """
 
 from __future__ import annotations
@@ -44,20 +45,34 @@ class Crop:
 
 
 class Probe:
-    """`folder`: as `nnssl.data.labelled` leaves it. `crop`: voxels (z, y, x), or (y, x) for axial slices."""
+    """`folder`: as `nnssl.data.labelled` leaves it. `crop`: voxels (z, y, x), or (y, x) for axial
+    slices.
+    """
 
     def __init__(self, folder: Path, crop: Shape, every: int) -> None:
         self.folder, self.crop, self.every = Path(folder), tuple(crop), every
         note = read_json(self.folder / NOTE)
         self.dataset, self.padding, self.cases = note["dataset"], note["padding"], note["cases"]
         self._box = np.array((1,) * (3 - len(crop)) + self.crop)
-        self._values = {0: 0, **{value: number for number, value in enumerate(note["labels"].values(), start=1)}}
+        self._values = {
+            0: 0,
+            **{value: number for number, value in enumerate(note["labels"].values(), start=1)},
+        }
         self.names = ["background", *note["labels"]]
         self._left_out = {NOTHING, note["ignore"]}
         crops = [self._choose(case) for case in self.cases]
-        self.fitted_on, self.tested_on = (tuple(c for case in crops[half::2] for c in case) for half in (0, 1))
-        counts = [np.sum([crop.classes for crop in half], axis=0) for half in (self.fitted_on, self.tested_on)]
-        self.told = [k for k in range(len(self.names)) if all(np.ndim(count) and count[k] for count in counts)]
+        self.fitted_on, self.tested_on = (
+            tuple(c for case in crops[half::2] for c in case) for half in (0, 1)
+        )
+        counts = [
+            np.sum([crop.classes for crop in half], axis=0)
+            for half in (self.fitted_on, self.tested_on)
+        ]
+        self.told = [
+            k
+            for k in range(len(self.names))
+            if all(np.ndim(count) and count[k] for count in counts)
+        ]
         if not [k for k in self.told if k]:
             raise ValueError(
                 f"the probe on {self.dataset} has no label that is both in the cases it fits, {self.cases[::2]}, and "
@@ -70,18 +85,24 @@ class Probe:
 
     @torch.no_grad()
     def ask(self, encoder: Swin, device: torch.device, bf16: bool = False) -> dict[str, float]:
-        """{"probe_<label>": Dice of the tested half, ..., "probe_dice": their mean}; `encoder` in evaluation mode."""
+        """{"probe_<label>": Dice of the tested half, ..., "probe_dice": their mean}; `encoder` in
+        evaluation mode.
+        """
         fitted = self._fit(encoder, device, bf16)
         confusion = torch.zeros(len(self.told), len(self.told), dtype=torch.long)
         for crops, maps in self._maps(encoder, self.tested_on, device, bf16):
             told = linear.everywhere(maps, encoder.strides, fitted, self.crop).argmax(dim=1).cpu()
-            right = torch.from_numpy(np.stack([self._labels(crop) for crop in crops])).view(told.shape)
+            right = torch.from_numpy(np.stack([self._labels(crop) for crop in crops])).view(
+                told.shape
+            )
             counted = right >= 0
             pairs = right[counted] * len(self.told) + told[counted]
             confusion += pairs.bincount(minlength=len(self.told) ** 2).view_as(confusion)
         hit = confusion.diagonal().double()
         dice = (2 * hit / (confusion.sum(0) + confusion.sum(1)).clamp(min=1)).tolist()
-        labels = {f"probe_{self.names[k]}": value for k, value in zip(self.told, dice, strict=True) if k}
+        labels = {
+            f"probe_{self.names[k]}": value for k, value in zip(self.told, dice, strict=True) if k
+        }
         return {**labels, "probe_dice": sum(labels.values()) / len(labels)}
 
     def _fit(self, encoder: Swin, device: torch.device, bf16: bool) -> tuple[Tensor, Tensor]:
@@ -99,23 +120,33 @@ class Probe:
         targets = torch.nn.functional.one_hot(classes[half], len(self.told))
         coefficients, offset = linear.ridge(features[half], targets, alike[classes[half]], PENALTY)
         scores = features[rest].double() @ coefficients + offset
-        voxels = torch.tensor([sum(crop.classes[k] for crop in self.fitted_on) for k in self.told]) * alike
+        voxels = (
+            torch.tensor([sum(crop.classes[k] for crop in self.fitted_on) for k in self.told])
+            * alike
+        )
         return coefficients, offset + linear.offsets(scores, classes[rest], voxels[classes[rest]])
 
-    def _maps(self, encoder: Swin, crops: Sequence[Crop], device: torch.device, bf16: bool) -> Iterator[tuple]:
+    def _maps(
+        self, encoder: Swin, crops: Sequence[Crop], device: torch.device, bf16: bool
+    ) -> Iterator[tuple]:
         """The crops, a few at a time, and the encoder's maps of them in fp32."""
         many = max(1, AT_ONCE // int(np.prod(self.crop)))
         for first in range(0, len(crops), many):
             some = crops[first : first + many]
-            images = torch.from_numpy(np.stack([self._read(crop, "", self.padding) for crop in some]))
+            images = torch.from_numpy(
+                np.stack([self._read(crop, "", self.padding) for crop in some])
+            )
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
                 maps = encoder(images.view(len(some), 1, *self.crop).to(device))
             yield some, [tokens.float() for tokens in maps]
 
-    # -- what is looked at -----------------------------------------------------------------------------------------
+    # -- what is looked at
+    # -----------------------------------------------------------------------------------------
 
     def _read(self, crop: Crop, part: str, padding: float) -> np.ndarray:
-        return read_box(self.folder / f"{crop.case}{part}.b2nd", np.array(crop.start), self._box, padding)
+        return read_box(
+            self.folder / f"{crop.case}{part}.b2nd", np.array(crop.start), self._box, padding
+        )
 
     def _labels(self, crop: Crop) -> np.ndarray:
         """int64 [*box]: places in `told`, or NOTHING."""
@@ -135,7 +166,9 @@ class Probe:
         return out
 
     def _choose(self, case: str) -> list[Crop]:
-        """At most MOST_CROPS, one after the other, each that with the largest shares of labels not yet covered."""
+        """At most MOST_CROPS, one after the other, each that with the largest shares of labels not
+        yet covered.
+        """
         stored = blosc2.open(str(self.folder / f"{case}_labels.b2nd"), **OPEN)
         volume = self._classes(stored[0])
         labelled = np.argwhere(volume > 0)
@@ -162,7 +195,9 @@ class Probe:
             middle = (a + b - box) / 2
             spread = max(0, b - a - box) / 2
             starts = np.linspace(middle - spread, middle + spread, count).round().astype(int)
-            axes.append(starts.clip(0, whole - box) if whole >= box else np.full(1, (whole - box) // 2))
+            axes.append(
+                starts.clip(0, whole - box) if whole >= box else np.full(1, (whole - box) // 2)
+            )
         return [tuple(map(int, start)) for start in product(*map(np.unique, axes))]
 
     def _slices(self, start: Shape) -> tuple[slice, ...]:
@@ -173,15 +208,21 @@ class Probe:
         return np.bincount(inside[inside >= 0], minlength=len(self.names))
 
     def _draw_points(self) -> dict[Crop, tuple[Tensor, Tensor]]:
-        """For each crop that is fitted: voxels [n dims] and their classes [n], evenly over the case's crops."""
+        """For each crop that is fitted: voxels [n dims] and their classes [n], evenly over the
+        case's crops.
+        """
         label = min(MOST_POINTS, -(-POINTS // (len(self.told) - 1)))
         points = {}
         for crop in self.fitted_on:
             labels = self._labels(crop)
-            generator = np.random.default_rng((self.cases.index(crop.case), *(abs(s) for s in crop.start)))
+            generator = np.random.default_rng(
+                (self.cases.index(crop.case), *(abs(s) for s in crop.start))
+            )
             share = sum(1 for other in self.fitted_on if other.case == crop.case)
             drawn = [
-                generator.permutation(np.argwhere(labels == place))[: -(-(label if place else POINTS) // share)]
+                generator.permutation(np.argwhere(labels == place))[
+                    : -(-(label if place else POINTS) // share)
+                ]
                 for place in range(len(self.told))
             ]
             places = np.concatenate(drawn)[:, 3 - len(self.crop) :]

@@ -12,12 +12,16 @@ import torch.distributed as td
 
 from nnssl import dist, signals
 
-AS_SIGTERM = tuple(getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name))
+AS_SIGTERM = tuple(
+    getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name)
+)
 LONG = timedelta(days=14)  # one process prepares ten thousand scans while the others wait
 
 
 def choose_device(asked: str | None) -> torch.device:
-    """The device of this process: `asked`, or a GPU where there is one. Raises ValueError when it is not there."""
+    """The device of this process: `asked`, or a GPU where there is one. Raises ValueError when it
+    is not there.
+    """
     name = asked or ("cuda" if torch.cuda.is_available() else "cpu")
     available = {
         "cpu": True,
@@ -35,8 +39,9 @@ def choose_device(asked: str | None) -> torch.device:
 def launch(num_gpus: int, arguments: list[str]) -> str | None:
     """Run the same command in `num_gpus` processes through torchrun, and wait for them.
 
-    None where there is nothing to launch: one process, or one of those that were launched. Else how they ended:
-    "done", "failed" (they have said why) or "stopped" (by a signal, which torchrun has passed on).
+    None where there is nothing to launch: one process, or one of those that were launched. Else how
+    they ended: "done", "failed" (they have said why) or "stopped" (by a signal, which torchrun has
+    passed on).
     """
     if num_gpus <= 1 or "LOCAL_RANK" in os.environ:
         return None
@@ -85,7 +90,8 @@ def leave() -> None:
 
 
 def first_alone(work: Callable[[], object]):
-    """Rank 0 does `work` first, then the others do it and find it done. Returns what `work` returns.
+    """Rank 0 does `work` first, then the others do it and find it done. Returns what `work`
+    returns.
 
     An error of rank 0 ends the others as well, at once, instead of leaving them waiting.
     """

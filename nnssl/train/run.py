@@ -25,7 +25,8 @@ from nnssl.types import FINAL
 if TYPE_CHECKING:  # it reads files, for which a benchmark has no library
     from nnssl.train.probe import Probe
 
-FUSED = ("cpu", "cuda")  # devices on which PyTorch's AdamW can be told there that a step does not count
+# devices on which PyTorch's AdamW can be told there that a step does not count
+FUSED = ("cpu", "cuda")
 LATEST, BEST = "checkpoint_latest.pth", "checkpoint_best.pth"
 WHEN_DIVERGED = (
     "Try a lower learning rate (--set lr=1e-4), stronger clipping (--set clip_norm=1.0), and look for scans with "
@@ -39,7 +40,9 @@ class Diverged(RuntimeError):
 
 @dataclass(frozen=True)
 class RunConfig:
-    """How long, how large, how precise. `batch_size` counts scans over all processes and accumulated parts."""
+    """How long, how large, how precise. `batch_size` counts scans over all processes and
+    accumulated parts.
+    """
 
     steps: int
     batch_size: int
@@ -90,7 +93,8 @@ class Run:
         self.cases = cases  # ids of the scans, which a resumed run continues on
         self.probed: dict = {}  # what the probe last said, and what its best was
         self.step = 0
-        # How many of the last steps in a row, and how many since the last look, had a gradient that is not finite.
+        # How many of the last steps in a row, and how many since the last look, had a gradient that
+        # is not finite.
         self._skipped = torch.zeros(2, dtype=torch.long, device=device)
         if config.compile:
             for module in method.modules():
@@ -100,10 +104,13 @@ class Run:
         if dist.active():
             self.model = DistributedDataParallel(method, broadcast_buffers=False)
 
-    # -- one step ------------------------------------------------------------------------------------------------
+    # -- one step
+    # ------------------------------------------------------------------------------------------------
 
     def gradients(self, micro_batches: list[dict]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Backward over all parts of one step; the mean losses (detached) and what the last part has to watch."""
+        """Backward over all parts of one step; the mean losses (detached) and what the last part
+        has to watch.
+        """
         self.optimizer.zero_grad(set_to_none=True)
         torch.manual_seed(batches.mixed_seed(self.config.seed, "step", self.step, dist.rank()))
         parts = len(micro_batches)
@@ -121,8 +128,9 @@ class Run:
     def update(self) -> tuple[Tensor, float]:
         """Clip, step, move teachers; the gradient's norm, on the device, and the learning rate.
 
-        A gradient that is not finite moves nothing but the schedules. Whether it is, only the device knows: the
-        optimiser and all `Stepped` state are told there, so that the host need not wait for it.
+        A gradient that is not finite moves nothing but the schedules. Whether it is, only the
+        device knows: the optimiser and all `Stepped` state are told there, so that the host need
+        not wait for it.
         """
         config = self.method.config
         rate = learning_rate(config, self.step, self.config.steps, self.config.batch_size)
@@ -132,7 +140,8 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         if self.device.type in FUSED:
-            self.optimizer.found_inf = (~finite).float()  # the word of PyTorch's own scaler: then no weight moves
+            # the word of PyTorch's own scaler: then no weight moves
+            self.optimizer.found_inf = (~finite).float()
             self.optimizer.step()
         elif finite:
             self.optimizer.step()
@@ -143,7 +152,9 @@ class Run:
         return norm, rate
 
     def skipped(self) -> tuple[int, int]:
-        """How many of the last steps in a row were skipped, and how many since this was last asked; waits."""
+        """How many of the last steps in a row were skipped, and how many since this was last asked;
+        waits.
+        """
         in_a_row, since = self._skipped.tolist()
         self._skipped[1] = 0
         return in_a_row, since
@@ -151,22 +162,29 @@ class Run:
     def seen(self, batch: dict) -> dict[str, Tensor]:
         """What the method looks at in `batch`, on the device: samples of `crops`, collated."""
         regions = batch["crop"].to(self.device, non_blocking=True)
-        generators = [batches.generator_for(self.config.seed, index) for index in batch["index"].tolist()]
+        generators = [
+            batches.generator_for(self.config.seed, index) for index in batch["index"].tolist()
+        ]
         scans = batch["scan"].to(self.device, non_blocking=True)
-        return self.method.seen(regions, generators, scans, batch["start"], batch["size"], batch.get("parcels"))
+        return self.method.seen(
+            regions, generators, scans, batch["start"], batch["size"], batch.get("parcels")
+        )
 
     def _look(self, batch: dict) -> Step:
         views = self.seen(batch)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.bf16):
             return self.model(views)
 
-    # -- the probe ------------------------------------------------------------------------------------------------
+    # -- the probe
+    # ------------------------------------------------------------------------------------------------
 
     def probes(self) -> bool:
         return self.probe is not None and self.probe.due(self.step, self.config.steps)
 
     def ask_probe(self) -> dict[str, float]:
-        """At its steps, what the probe says of the encoder that would be exported now; the first process asks."""
+        """At its steps, what the probe says of the encoder that would be exported now; the first
+        process asks.
+        """
         if not self.probes():
             return {}
         found = {}
@@ -178,7 +196,9 @@ class Run:
         return found
 
     def keep_best(self, metrics: dict) -> None:
-        """checkpoint_best.pth, when the probe in `metrics` is better than at any earlier step on the same cases."""
+        """checkpoint_best.pth, when the probe in `metrics` is better than at any earlier step on
+        the same cases.
+        """
         if "probe_dice" not in metrics:
             return
         told = {name: value for name, value in metrics.items() if name.startswith("probe_")}
@@ -186,14 +206,22 @@ class Run:
         before = self.probed if self.probed.get("cases") == now["cases"] else {}
         better = told["probe_dice"] > before.get("best", -1.0)
         best = {"best": told["probe_dice"], "best_step": self.step} if better else {}
-        self.probed = {"best": before.get("best"), "best_step": before.get("best_step"), **now, **best}
+        self.probed = {
+            "best": before.get("best"),
+            "best_step": before.get("best_step"),
+            **now,
+            **best,
+        }
         if better:
             checkpoint.write(self.folder / BEST, self._pack(metrics))
 
-    # -- to and from disk ----------------------------------------------------------------------------------------
+    # -- to and from disk
+    # ----------------------------------------------------------------------------------------
 
     def save(self, metrics: dict) -> None:
-        """checkpoint_latest.pth: the encoder as in the final checkpoint, and all that a resume needs."""
+        """checkpoint_latest.pth: the encoder as in the final checkpoint, and all that a resume
+        needs.
+        """
         if not dist.is_main():
             return
         content = self._pack(metrics)
@@ -206,7 +234,8 @@ class Run:
             "optimizer": self.optimizer.state_dict(),
             "monitors": self.monitors.state_dict(),
             "probe": self.probed,
-            # Not in the header, which goes into the file that is passed on: ids hold names of files.
+            # Not in the header, which goes into the file that is passed on: ids hold names of
+            # files.
             "cases": list(self.cases),
         }
         checkpoint.write(self.folder / LATEST, content)
@@ -233,7 +262,8 @@ class Run:
             )
         self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
-        for group in self.optimizer.param_groups:  # as this device needs it, whatever wrote the file
+        # as this device needs it, whatever wrote the file
+        for group in self.optimizer.param_groups:
             group["fused"] = self.device.type in FUSED
         self.monitors.load_state_dict(state["monitors"])
         self.probed = state.get("probe", {})
@@ -265,9 +295,12 @@ def _demand_same_run(saved: dict, now: dict, folder: Path) -> None:
                 "preset": header["preset"], "plan": header["plan"]["fingerprint"],
                 "cases": header["plan"]["cases"], "start": header.get("start", {}).get("sha256")}  # fmt: skip
 
-    before, after = fixed(saved), fixed(json.loads(json.dumps(now)))  # a file knows lists, not tuples
+    # a file knows lists, not tuples
+    before, after = fixed(saved), fixed(json.loads(json.dumps(now)))
     changed = [
-        f"{name}: was {before.get(name)}, now {after[name]}" for name in after if before.get(name) != after[name]
+        f"{name}: was {before.get(name)}, now {after[name]}"
+        for name in after
+        if before.get(name) != after[name]
     ]
     if changed:
         raise ValueError(

@@ -31,4 +31,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
             continue
         exempt = parameter.ndim < 2 or name.endswith(("relative_position_bias_table", "mask_token"))
         (plain if exempt else decayed).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    return [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]

@@ -17,7 +17,9 @@ EVERY = 10
 
 
 class Signals:
-    """What asks a program to stop (signals.STOPS) becomes a question that the loop asks after each step."""
+    """What asks a program to stop (signals.STOPS) becomes a question that the loop asks after each
+    step.
+    """
 
     def __enter__(self) -> Signals:
         self.received = self.waits = False
@@ -46,7 +48,9 @@ class Signals:
                     signal.alarm(0)
 
     def asked(self, step: int = 0) -> bool:
-        """True on every process once any was signalled. On GPUs they agree every `EVERY` steps: it is a wait."""
+        """True on every process once any was signalled. On GPUs they agree every `EVERY` steps: it
+        is a wait.
+        """
         if not dist.active():
             return self.received
         device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"

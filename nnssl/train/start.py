@@ -1,4 +1,6 @@
-"""The encoder that a pretraining starts from: a random one of a preset, or that of an earlier checkpoint."""
+"""The encoder that a pretraining starts from: a random one of a preset, or that of an earlier
+checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ from nnssl.encoder.presets import preset
 from nnssl.encoder.swin import Swin
 
 
-def encoder(name: str, earlier: Path | None, dims: int, drop_path: float, checkpointing: bool) -> tuple[Swin, dict]:
+def encoder(
+    name: str, earlier: Path | None, dims: int, drop_path: float, checkpointing: bool
+) -> tuple[Swin, dict]:
     """The encoder, and what the header says of its start.
 
     name:    the preset, where there is no checkpoint; with one, the encoder is of the checkpoint's size.
@@ -18,7 +22,9 @@ def encoder(name: str, earlier: Path | None, dims: int, drop_path: float, checkp
     Raises FileNotFoundError, or ValueError (CheckpointError, TransferError) where it does not fit.
     """
     if earlier is None:
-        return Swin(preset(name, dims, drop_path=drop_path), maskable=True, checkpointing=checkpointing), {}
+        return Swin(
+            preset(name, dims, drop_path=drop_path), maskable=True, checkpointing=checkpointing
+        ), {}
     loaded = checkpoint.load(earlier)
     config = replace(loaded.encoder_config, drop_path=drop_path)
     if (config.spatial_dims, config.in_channels) != (dims, 1):
@@ -30,4 +36,6 @@ def encoder(name: str, earlier: Path | None, dims: int, drop_path: float, checkp
     checkpoint.transfer(loaded, plain)
     made = Swin(config, maskable=True, checkpointing=checkpointing)
     made.load_state_dict(plain.state_dict(), strict=False)
-    return made, {"start": {"checkpoint": str(earlier), "sha256": loaded.sha256, "method": loaded.method}}
+    return made, {
+        "start": {"checkpoint": str(earlier), "sha256": loaded.sha256, "method": loaded.method}
+    }

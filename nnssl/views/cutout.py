@@ -11,10 +11,11 @@ from nnssl.types import Shape
 
 
 def draw_cutout(share: float, edge: float, dims: int, generator: torch.Generator) -> Tensor:
-    """Random boxes that together hold at most a share of a view: [N dims 2], start and side as shares of its sides.
+    """Random boxes that together hold at most a share of a view: [N dims 2], start and side as
+    shares of its sides.
 
-    The share is uniform in 0 to `share`, each side in `edge` / 2 to `edge`. Boxes that would exceed the share are
-    empty and come last, so that N depends on the settings alone.
+    The share is uniform in 0 to `share`, each side in `edge` / 2 to `edge`. Boxes that would exceed
+    the share are empty and come last, so that N depends on the settings alone.
     """
     most = math.ceil(share / (edge / 2) ** dims)
     wanted = share * torch.rand((), generator=generator)
@@ -25,7 +26,9 @@ def draw_cutout(share: float, edge: float, dims: int, generator: torch.Generator
 
 
 def covered(boxes: Tensor, size: Shape) -> Tensor:
-    """The voxels whose middle lies in some box: [B N dims 2] -> Bool [B *size], on the device of `boxes`."""
+    """The voxels whose middle lies in some box: [B N dims 2] -> Bool [B *size], on the device of
+    `boxes`.
+    """
     boxes = boxes[:, : int((boxes[..., 0, 1] > 0).sum(dim=1).max()) if boxes.numel() else 0]
     inside = []
     for axis, length in enumerate(size):

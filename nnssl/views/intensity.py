@@ -1,7 +1,8 @@
 """What intensities a view is shown with: HU windows, contrast, brightness, gamma, noise, blur.
 
-Units: network input. What is meant in HU is converted by the plan's HU policy (`Ranges.of`). Without
-one (MRI) the unit is the scan's std around its mean; the std of a body in CT, 250 HU, stands for it.
+Units: network input. What is meant in HU is converted by the plan's HU policy (`Ranges.of`).
+Without one (MRI) the unit is the scan's std around its mean; the std of a body in CT, 250 HU,
+stands for it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ BODY = HUPolicy(low=-1000.0, high=3000.0, mean=40.0, sd=250.0)  # for images wit
 CONTRASTS = (0.75, 1.25)  # nnU-Net's
 GAMMAS = (0.7, 1.5)  # nnU-Net's
 BLURS = (0.5, 1.5)  # sd in voxels
-CHANCES = (0.5, 0.5, 0.5, 0.3, 0.3, 0.3)  # of a window, contrast, brightness, gamma, noise, blur; ours
+# of a window, contrast, brightness, gamma, noise, blur; ours
+CHANCES = (0.5, 0.5, 0.5, 0.3, 0.3, 0.3)
 
 
 @dataclass(frozen=True)
@@ -53,17 +55,25 @@ class Ranges:
         lowest, low, high, highest = hu.normalise(ends).tolist()
         seen = ends.clip(hu.low, hu.high)
         unit = (highest - lowest) / float(seen[-1] - seen[0])
-        return cls((lowest, low), (high, highest), (-BRIGHTNESS * unit, BRIGHTNESS * unit), (0.0, NOISE * unit))
+        return cls(
+            (lowest, low),
+            (high, highest),
+            (-BRIGHTNESS * unit, BRIGHTNESS * unit),
+            (0.0, NOISE * unit),
+        )
 
 
 STANDARD = Ranges.of(None)
 
 
-def draw_window(chance: float, generator: torch.Generator, ranges: Ranges = STANDARD) -> tuple[float, float]:
+def draw_window(
+    chance: float, generator: torch.Generator, ranges: Ranges = STANDARD
+) -> tuple[float, float]:
     """With probability `chance` a random window (lower, upper), else (-inf, inf).
 
-    nnU-Net clips each CT dataset at percentiles of its own foreground, so fat, lung and air may all arrive as one
-    value; an encoder that never saw that meets another world. The CT analogue of colour jitter.
+    nnU-Net clips each CT dataset at percentiles of its own foreground, so fat, lung and air may all
+    arrive as one value; an encoder that never saw that meets another world. The CT analogue of
+    colour jitter.
     """
     happens, low, high = torch.rand(3, generator=generator).tolist()
     if happens >= chance:
@@ -102,7 +112,9 @@ def draw_intensity(generator: torch.Generator, ranges: Ranges = STANDARD) -> Int
     effects = zip(all_bounds, (1.0, 0.0, 1.0, 0.0, 0.0), strict=True)
     drawn = [
         _within(bounds, strength) if share < chance else nothing
-        for (bounds, nothing), share, chance, strength in zip(effects, happens, CHANCES[1:], strengths, strict=True)
+        for (bounds, nothing), share, chance, strength in zip(
+            effects, happens, CHANCES[1:], strengths, strict=True
+        )
     ]
     return Intensity(low, high, *drawn, seed)
 
@@ -110,27 +122,36 @@ def draw_intensity(generator: torch.Generator, ranges: Ranges = STANDARD) -> Int
 def apply_intensity(images: Tensor, draws: Sequence[Intensity]) -> Tensor:
     """[B 1 *s] -> the same, each image by its own draw.
 
-    First what a scanner does (blur, noise), then what a display does (window, contrast, brightness, gamma between the
-    image's own ends). The noise comes from a generator of the images' device: other devices give other noise.
+    First what a scanner does (blur, noise), then what a display does (window, contrast, brightness,
+    gamma between the image's own ends). The noise comes from a generator of the images' device:
+    other devices give other noise.
     """
     if any(draw.blur for draw in draws):
         images = blur(images, torch.tensor([[draw.blur] * (images.ndim - 2) for draw in draws]))
     images = _add_noise(images, draws)
 
     def column(values: list[float]) -> Tensor:
-        return torch.tensor(values, dtype=images.dtype, device=images.device).view(-1, *[1] * (images.ndim - 1))
+        return torch.tensor(values, dtype=images.dtype, device=images.device).view(
+            -1, *[1] * (images.ndim - 1)
+        )
 
-    low, high, contrast, brightness, gamma = (column(list(v)) for v in list(zip(*draws, strict=True))[:5])
+    low, high, contrast, brightness, gamma = (
+        column(list(v)) for v in list(zip(*draws, strict=True))[:5]
+    )
     images = torch.clamp(images, low, high) * contrast + brightness
     return _curve(images, gamma) if any(draw.gamma != 1 for draw in draws) else images
 
 
 def blur(images: Tensor, sds: Tensor) -> Tensor:
-    """Gaussian blur of [B 1 *s], its sd in voxels given for each image and axis, [B dims]; 0 changes nothing."""
+    """Gaussian blur of [B 1 *s], its sd in voxels given for each image and axis, [B dims]; 0
+    changes nothing.
+    """
     weights = []
     for axis, size in enumerate(images.shape[2:]):
         places = torch.arange(size, dtype=torch.float64)
-        apart = (places[:, None] - places) / sds[:, axis].double().cpu().clamp(min=1e-6)[:, None, None]
+        apart = (places[:, None] - places) / sds[:, axis].double().cpu().clamp(min=1e-6)[
+            :, None, None
+        ]
         kernel = torch.exp(-0.5 * apart**2)
         weights.append(kernel / kernel.sum(dim=-1, keepdim=True))
     return weigh_axes(images, weights)
@@ -141,7 +162,9 @@ def _add_noise(images: Tensor, draws: Sequence[Intensity]) -> Tensor:
     for image, draw in zip(noisy, draws, strict=True):
         if draw.noise:
             source = torch.Generator(device=image.device).manual_seed(draw.seed)
-            image += draw.noise * torch.randn(image.shape, generator=source, device=image.device, dtype=image.dtype)
+            image += draw.noise * torch.randn(
+                image.shape, generator=source, device=image.device, dtype=image.dtype
+            )
     return noisy
 
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from nnssl.types import Shape
 
 FLAT = 0.1  # in units of the input, some 25 HU: blocks that vary less are one constant
-LONGEST = 3.0  # longest over shortest side of a box of hidden cells, at most; BEiT's boxes reach 3.3
+# longest over shortest side of a box of hidden cells, at most; BEiT's boxes reach 3.3
+LONGEST = 3.0
 
 
 def block_grid(crop: Shape, block: int | Shape) -> Shape:
@@ -31,7 +32,8 @@ def block_grid(crop: Shape, block: int | Shape) -> Shape:
 
 
 def hide_blocks(draws: Tensor, ratio: float, within: Tensor | None = None) -> Tensor:
-    """Bool [B *grid] with exactly ceil(ratio * n) of the n blocks of each image hidden (Xie 2022, SimMIM).
+    """Bool [B *grid] with exactly ceil(ratio * n) of the n blocks of each image hidden (Xie 2022,
+    SimMIM).
 
     draws:  random numbers in [0, 1), [B *grid], on any device: the lowest are hidden.
     within: Bool [B *grid], the blocks that may be hidden; n counts these. None: all of them.
@@ -42,7 +44,9 @@ def hide_blocks(draws: Tensor, ratio: float, within: Tensor | None = None) -> Te
 
 
 def keep_at_most(masked: Tensor, most: int, draws: Tensor) -> Tensor:
-    """Bool [B *grid]: of each image's True cells `most` chosen at random, or all where they are fewer."""
+    """Bool [B *grid]: of each image's True cells `most` chosen at random, or all where they are
+    fewer.
+    """
     return _lowest(draws, [min(most, n) for n in masked.flatten(1).sum(dim=1).tolist()], masked)
 
 
@@ -53,9 +57,11 @@ def _lowest(draws: Tensor, counts: list[int], within: Tensor) -> Tensor:
 
 
 def varied_blocks(images: Tensor, block: Shape) -> Tensor:
-    """Bool [B *grid]: the blocks of [B 1 *size] that are not one constant, and so show some anatomy.
+    """Bool [B *grid]: the blocks of [B 1 *size] that are not one constant, and so show some
+    anatomy.
 
-    Air and padding are one value once clipped, whatever the scan's units, and so is what a window cuts
+    Air and padding are one value once clipped, whatever the scan's units, and so is what a window
+    cuts
     off: there is nothing to predict in them. A threshold in HU would not do for MRI, nor for what a
     window has moved.
     """
@@ -67,18 +73,25 @@ def varied_blocks(images: Tensor, block: Shape) -> Tensor:
     return cells.amax(inner_axes) - cells.amin(inner_axes) > FLAT
 
 
-def draw_masks(images: Tensor, block: Shape, ratio: float, air: bool, generators: Sequence[torch.Generator]) -> Tensor:
-    """Bool [B *grid]: the blocks of [B 1 *size] that are hidden, drawn from a generator for each image.
+def draw_masks(
+    images: Tensor, block: Shape, ratio: float, air: bool, generators: Sequence[torch.Generator]
+) -> Tensor:
+    """Bool [B *grid]: the blocks of [B 1 *size] that are hidden, drawn from a generator for each
+    image.
 
     air: whether blocks of one constant count too; see `varied_blocks`.
     """
     grid = block_grid(tuple(images.shape[2:]), block)
     draws = torch.stack([torch.rand(grid, generator=generator) for generator in generators])
-    return hide_blocks(draws.to(images.device), ratio, None if air else varied_blocks(images, block))
+    return hide_blocks(
+        draws.to(images.device), ratio, None if air else varied_blocks(images, block)
+    )
 
 
 def repeat_blocks(masked: Tensor, factor: int | Shape) -> Tensor:
-    """[B *grid] to [B *(factor * grid)], nearest neighbour: every finer cell takes its block's value."""
+    """[B *grid] to [B *(factor * grid)], nearest neighbour: every finer cell takes its block's
+    value.
+    """
     factors = (factor,) * (masked.ndim - 1) if isinstance(factor, int) else factor
     for axis, times in enumerate(factors, start=1):
         masked = masked.repeat_interleave(times, dim=axis)
@@ -86,11 +99,12 @@ def repeat_blocks(masked: Tensor, factor: int | Shape) -> Tensor:
 
 
 def draw_cuboids(grid: Shape, ratio: float, generator: torch.Generator) -> Tensor:
-    """Bool [*grid] on the CPU with round(ratio * n), at least 1, of its n cells hidden by random boxes.
+    """Bool [*grid] on the CPU with round(ratio * n), at least 1, of its n cells hidden by random
+    boxes.
 
-    Boxes are drawn, of at most as many cells as are still to be hidden and with sides that differ up to 3-fold, until
-    the ratio is met; of the last one only the first cells may count. Block-wise masking (Bao 2022, BEiT; Zhou 2022,
-    iBOT), in any number of dimensions.
+    Boxes are drawn, of at most as many cells as are still to be hidden and with sides that differ
+    up to 3-fold, until the ratio is met; of the last one only the first cells may count. Block-wise
+    masking (Bao 2022, BEiT; Zhou 2022, iBOT), in any number of dimensions.
     """
     masked = torch.zeros(grid, dtype=torch.bool)
     missing = max(1, round(ratio * math.prod(grid)))
@@ -99,12 +113,17 @@ def draw_cuboids(grid: Shape, ratio: float, generator: torch.Generator) -> Tenso
         volume = 1 + size * (missing - 1)
         shape = [LONGEST ** (draw - 0.5) for draw in draws[: len(grid)]]
         scale = (volume / math.prod(shape)) ** (1 / len(grid))
-        sides = [min(cells, max(1, round(scale * side))) for cells, side in zip(grid, shape, strict=True)]
+        sides = [
+            min(cells, max(1, round(scale * side))) for cells, side in zip(grid, shape, strict=True)
+        ]
         corner = [
-            int(draw * (cells - side + 1)) for draw, cells, side in zip(draws[len(grid) :], grid, sides, strict=True)
+            int(draw * (cells - side + 1))
+            for draw, cells, side in zip(draws[len(grid) :], grid, sides, strict=True)
         ]
         box = torch.zeros_like(masked)
-        box[tuple(slice(start, start + side) for start, side in zip(corner, sides, strict=True))] = True
+        box[
+            tuple(slice(start, start + side) for start, side in zip(corner, sides, strict=True))
+        ] = True
         new = (box & ~masked).view(-1).nonzero()[:missing, 0]
         masked.view(-1)[new] = True
         missing -= len(new)

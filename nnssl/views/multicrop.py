@@ -1,4 +1,6 @@
-"""Two large views of each region and several small ones: what self-distillation compares (Caron 2020, SwAV)."""
+"""Two large views of each region and several small ones: what self-distillation compares (Caron
+2020, SwAV).
+"""
 
 from __future__ import annotations
 
@@ -20,15 +22,19 @@ class MultiCropConfig:
     """Sides of the views as shares of the region, which is 4/3 of the crop."""
 
     local_views: int = 4  # half as large on each axis; 3D papers take 4 to 8
-    global_side: float = 0.6  # smallest; the largest is 1. Caron 2021: areas 0.4 to 1, so sides of 0.63 to 1
-    local_side_low: float = 0.3  # Caron 2021: areas 0.05 to 0.4, so sides of 0.22 to 0.63; below 0.3 one sees
+    # smallest; the largest is 1. Caron 2021: areas 0.4 to 1, so sides of 0.63 to 1
+    global_side: float = 0.6
+    # Caron 2021: areas 0.05 to 0.4, so sides of 0.22 to 0.63; below 0.3 one sees
+    local_side_low: float = 0.3
     local_side_high: float = 0.6  # little more than interpolation
 
     def __post_init__(self) -> None:
         if self.local_views < 0:
             raise ValueError(f"local_views must be 0 or more, got {self.local_views}")
         if not 0 < self.global_side <= 1:
-            raise ValueError(f"global_side must lie above 0 and be at most 1, got {self.global_side}")
+            raise ValueError(
+                f"global_side must lie above 0 and be at most 1, got {self.global_side}"
+            )
         if not 0 < self.local_side_low <= self.local_side_high <= 1:
             raise ValueError(
                 "0 < local_side_low <= local_side_high <= 1 must hold, "
@@ -48,15 +54,22 @@ def multicrop(
     ranges: Ranges = STANDARD,
     within: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """{"global": [2 B 1 *crop], "local": [n B 1 *half]} of regions [B 1 *region]; "local" only where n > 0.
+    """{"global": [2 B 1 *crop], "local": [n B 1 *half]} of regions [B 1 *region]; "local" only
+    where n > 0.
 
     `within` [B dims 2]: where the scan lies in each region, as `nnssl.views.spatial.inside` says.
     """
     crop = inner(tuple(regions.shape[2:]))
-    views = {"global": random_views(regions, generators, GLOBAL_VIEWS, (config.global_side, 1.0), crop, ranges, within)}
+    views = {
+        "global": random_views(
+            regions, generators, GLOBAL_VIEWS, (config.global_side, 1.0), crop, ranges, within
+        )
+    }
     if config.local_views:
         sides = (config.local_side_low, config.local_side_high)
-        views["local"] = random_views(regions, generators, config.local_views, sides, local_size(crop), ranges, within)
+        views["local"] = random_views(
+            regions, generators, config.local_views, sides, local_size(crop), ranges, within
+        )
     return views
 
 
@@ -69,9 +82,11 @@ def random_views(
     ranges: Ranges = STANDARD,
     within: Tensor | None = None,
 ) -> Tensor:
-    """`count` random boxes of each region, resampled to `size`, flipped, with intensities of their own.
+    """`count` random boxes of each region, resampled to `size`, flipped, with intensities of their
+    own.
 
-    [B 1 *region] -> [count B 1 *size]; `sides` are shares of the region's; `within` as in `multicrop`.
+    [B 1 *region] -> [count B 1 *size]; `sides` are shares of the region's; `within` as in
+    `multicrop`.
     """
     region = tuple(regions.shape[2:])
     bounds = [None] * len(regions) if within is None else within

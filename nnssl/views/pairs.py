@@ -19,17 +19,20 @@ def two_views(
     ranges: Ranges = STANDARD,
     within: Tensor | None = None,
 ) -> Tensor:
-    """Two random cuts of each region, each with its own flips and intensities: [B 1 *region] -> [2 B 1 *crop].
+    """Two random cuts of each region, each with its own flips and intensities: [B 1 *region] -> [2
+    B 1 *crop].
 
-    With regions of 4/3 of the crop on every axis any two views share at least (2/3)^3 = 30 % of their volume. The
-    first entry holds the first views of all, the second the second ones. `within` [B dims 2]: where the
-    scan lies in each region; both views lie in it, where it is large enough.
+    With regions of 4/3 of the crop on every axis any two views share at least (2/3)^3 = 30 % of
+    their volume. The first entry holds the first views of all, the second the second ones. `within`
+    [B dims 2]: where the scan lies in each region; both views lie in it, where it is large enough.
     """
     bounds = [None] * len(regions) if within is None else within
     images, flips, intensities = [], [], []
     for _ in range(2):
         for region, generator, own in zip(regions, generators, bounds, strict=True):
-            images.append(cut(region, draw_offset(tuple(region.shape[1:]), crop, generator, own), crop))
+            images.append(
+                cut(region, draw_offset(tuple(region.shape[1:]), crop, generator, own), crop)
+            )
             flips.append(draw_flips(len(crop), generator))
             intensities.append(draw_intensity(generator, ranges))
     views = apply_intensity(flip(torch.stack(images), torch.stack(flips)), intensities)

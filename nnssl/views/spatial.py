@@ -1,7 +1,8 @@
-"""Where a view lies and how it is turned: offsets and boxes drawn from a generator, cut, resampled, flipped, rotated.
+"""Where a view lies and how it is turned: offsets and boxes drawn from a generator, cut, resampled,
+flipped, rotated.
 
-Flips and rotations move voxels and change none; only `resample` interpolates. All of them give one image the same
-bits alone and in a batch.
+Flips and rotations move voxels and change none; only `resample` interpolates. All of them give one
+image the same bits alone and in a batch.
 """
 
 from __future__ import annotations
@@ -14,24 +15,28 @@ from torch import Tensor
 
 from nnssl.types import Shape
 
-Rotation = tuple[tuple[int, ...], tuple[int, ...]]  # axis i of the result is axis permutation[i]; then axes to flip
+# axis i of the result is axis permutation[i]; then axes to flip
+Rotation = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 def inside(region: Shape, starts: Tensor, sizes: Tensor) -> Tensor:
     """Where the scan lies in its region: [B dims 2], the first voxel and one past the last.
 
-    `starts`, `sizes` [B dims]: the region's first voxel in the scan, and the scan's size, in voxels.
+    `starts`, `sizes` [B dims]: the region's first voxel in the scan, and the scan's size, in
+    voxels.
     """
     low = (-starts).clamp(min=0)
     high = torch.minimum(torch.as_tensor(region, device=starts.device), sizes - starts)
     return torch.stack([low, high], dim=-1)
 
 
-def draw_offset(region: Shape, crop: Shape, generator: torch.Generator, within: Tensor | None = None) -> Shape:
+def draw_offset(
+    region: Shape, crop: Shape, generator: torch.Generator, within: Tensor | None = None
+) -> Shape:
     """A uniformly random corner at which `crop` still lies inside `region`, and inside the scan.
 
-    `within` [dims 2], whole numbers: see `inside`; None: the whole region. Along an axis on which the
-    scan is smaller than the crop, the crop is centred on it.
+    `within` [dims 2], whole numbers: see `inside`; None: the whole region. Along an axis on which
+    the scan is smaller than the crop, the crop is centred on it.
     """
     bounds = [(0, outer) for outer in region] if within is None else within.tolist()
     corner = []
@@ -48,7 +53,9 @@ def cut(volume: Tensor, offset: Shape, crop: Shape) -> Tensor:
 
 
 def wider(crop: Shape) -> Shape:
-    """4/3 of the crop, so that any two cuts of it share at least (2/3)^3 = 30 % of the crop's volume."""
+    """4/3 of the crop, so that any two cuts of it share at least (2/3)^3 = 30 % of the crop's
+    volume.
+    """
     return tuple(size + size // 3 for size in crop)
 
 
@@ -57,20 +64,27 @@ def inner(region: Shape) -> Shape:
     return tuple(size - size // 4 for size in region)
 
 
-# -- boxes of any size -----------------------------------------------------------------------------------------------
+# -- boxes of any size
+# -----------------------------------------------------------------------------------------------
 
 
 def draw_box(
-    region: Shape, sides: tuple[float, float], generator: torch.Generator, within: Tensor | None = None
+    region: Shape,
+    sides: tuple[float, float],
+    generator: torch.Generator,
+    within: Tensor | None = None,
 ) -> Tensor:
-    """A random box inside the region: [dims 2], start and side in voxels, neither of them whole numbers.
+    """A random box inside the region: [dims 2], start and side in voxels, neither of them whole
+    numbers.
 
     Every side is the same share of the region's, drawn uniformly from `sides`. `within` as in
     `draw_offset`. Raises ValueError for shares outside (0, 1].
     """
     low, high = sides
     if not 0 < low <= high <= 1:
-        raise ValueError(f"the sides of a box are shares of the region's, 0 < low <= high <= 1, got {sides}")
+        raise ValueError(
+            f"the sides of a box are shares of the region's, 0 < low <= high <= 1, got {sides}"
+        )
     share, *places = torch.rand(1 + len(region), generator=generator, dtype=torch.float64).tolist()
     bounds = [(0, size) for size in region] if within is None else within.tolist()
     rows = []
@@ -85,19 +99,25 @@ def draw_box(
 def resample(regions: Tensor, boxes: Tensor, size: Shape) -> Tensor:
     """What lies in the boxes, on a grid of `size`: [B C *region], [B dims 2] -> [B C *size].
 
-    (Tri)linear. Where a box has more voxels than the grid, the kernel widens to the grid's step, so that what is
-    finer than the grid is averaged and not aliased; a box of whole numbers with the grid's own size is cut out
-    unchanged. Beyond the border the outermost voxel goes on.
+    (Tri)linear. Where a box has more voxels than the grid, the kernel widens to the grid's step, so
+    that what is finer than the grid is averaged and not aliased; a box of whole numbers with the
+    grid's own size is cut out unchanged. Beyond the border the outermost voxel goes on.
     """
-    weights = [_linear_weights(boxes[:, axis].cpu(), regions.shape[2 + axis], size[axis]) for axis in range(len(size))]
+    weights = [
+        _linear_weights(boxes[:, axis].cpu(), regions.shape[2 + axis], size[axis])
+        for axis in range(len(size))
+    ]
     return weigh_axes(regions, weights)
 
 
 def _linear_weights(spans: Tensor, inner: int, outer: int) -> Tensor:
-    """[B outer inner]: the share of each voxel of an axis in each place of the grid on it; `spans` [B 2]."""
+    """[B outer inner]: the share of each voxel of an axis in each place of the grid on it; `spans`
+    [B 2].
+    """
     start, side = spans.double().unsqueeze(-1).unbind(dim=1)
     step = side / outer
-    places = start + (torch.arange(outer) + 0.5) * step - 0.5  # [B outer], where whole numbers are middles of voxels
+    # [B outer], where whole numbers are middles of voxels
+    places = start + (torch.arange(outer) + 0.5) * step - 0.5
     places = places.clamp(0, inner - 1)
     apart = (places.unsqueeze(-1) - torch.arange(inner)).abs()
     weights = (1 - apart / step.clamp(min=1).unsqueeze(-1)).clamp(min=0)
@@ -105,10 +125,11 @@ def _linear_weights(spans: Tensor, inner: int, outer: int) -> Tensor:
 
 
 def weigh_axes(images: Tensor, weights: Sequence[Tensor]) -> Tensor:
-    """Weighted sums along each axis in turn: [B C *s] with one [B outer inner] an axis -> [B C *outer].
+    """Weighted sums along each axis in turn: [B C *s] with one [B outer inner] an axis -> [B C
+    *outer].
 
-    A matrix product for each axis, of all images at once: the one it contracts is always the first, and the new one
-    comes last, so that after all of them the axes stand in their old order.
+    A matrix product for each axis, of all images at once: the one it contracts is always the first,
+    and the new one comes last, so that after all of them the axes stand in their old order.
     """
     batch, channels = images.shape[:2]
     outer = [weight.shape[1] for weight in weights]
@@ -120,7 +141,8 @@ def weigh_axes(images: Tensor, weights: Sequence[Tensor]) -> Tensor:
     return x.reshape(batch, channels, *outer)
 
 
-# -- flips and rotations ---------------------------------------------------------------------------------------------
+# -- flips and rotations
+# ---------------------------------------------------------------------------------------------
 
 
 def draw_flips(dims: int, generator: torch.Generator) -> Tensor:
@@ -140,12 +162,15 @@ def flip(images: Tensor, flips: Tensor) -> Tensor:
 def rotations(dims: int, classes: int) -> tuple[Rotation, ...]:
     """The proper rotations of a cube or a square by quarter turns; the first one turns nothing.
 
-    In 3D `classes` is 24 (all), 10 (none, or 1 to 3 turns about one axis; Taleb 2020) or 4 (turns about z), each
-    list being the beginning of the longer one; in 2D it is 4. Raises ValueError for another number.
+    In 3D `classes` is 24 (all), 10 (none, or 1 to 3 turns about one axis; Taleb 2020) or 4 (turns
+    about z), each list being the beginning of the longer one; in 2D it is 4. Raises ValueError for
+    another number.
     """
     known = {2: (4,), 3: (4, 10, 24)}[dims]
     if classes not in known:
-        raise ValueError(f"in {dims}D there are {' or '.join(map(str, known))} classes of rotation, got {classes}")
+        raise ValueError(
+            f"in {dims}D there are {' or '.join(map(str, known))} classes of rotation, got {classes}"
+        )
     still: Rotation = (tuple(range(dims)), ())
     planes = [(0, 1)] if dims == 2 else [(1, 2), (0, 2), (0, 1)]
     turned = [_quarter_turns(dims, plane, turns) for plane in planes for turns in (1, 2, 3)]
@@ -165,14 +190,18 @@ def _quarter_turns(dims: int, plane: tuple[int, int], turns: int) -> Rotation:
 
 
 def _is_proper(rotation: Rotation) -> bool:
-    """No mirror image: the determinant, the product of the permutation's sign and the flips', is +1."""
+    """No mirror image: the determinant, the product of the permutation's sign and the flips', is
+    +1.
+    """
     axes, flipped = rotation
     inversions = sum(axes[i] > axes[j] for i, j in itertools.combinations(range(len(axes)), 2))
     return (inversions + len(flipped)) % 2 == 0
 
 
 def rotate(volume: Tensor, rotation: Rotation) -> Tensor:
-    """`volume` [C *cube] turned; no voxel changes. Works on any shape, of which it permutes the axes."""
+    """`volume` [C *cube] turned; no voxel changes. Works on any shape, of which it permutes the
+    axes.
+    """
     axes, flipped = rotation
     return volume.permute(0, *(1 + axis for axis in axes)).flip([1 + axis for axis in flipped])
 

@@ -1,7 +1,9 @@
-"""SMIT's Swin and MONAI's before 1.5: MONAI 1.6.1's `SwinTransformer` with what is different there put in its place.
+"""SMIT's Swin and MONAI's before 1.5: MONAI 1.6.1's `SwinTransformer` with what is different there
+put in its place.
 
-Both are described in the projects' own code: SMIT's `models/Trans.py` (github.com/The-Veeraraghavan-Lab/SMIT) and
-MONAI's pull request 8285. They see arrays (x, y, z), as those projects load them.
+Both are described in the projects' own code: SMIT's `models/Trans.py`
+(github.com/The-Veeraraghavan-Lab/SMIT) and MONAI's pull request 8285. They see arrays (x, y, z), as
+those projects load them.
 """
 
 from __future__ import annotations
@@ -42,16 +44,27 @@ def unclipped(grid, window, shift=None):
 
 
 def smit_reverse(windows: Tensor, window: tuple[int, ...], dims: list[int]) -> Tensor:
-    """In the place of MONAI's `window_reverse`: the axes are interchanged as though it were `window_partition`."""
+    """In the place of MONAI's `window_reverse`: the axes are interchanged as though it were
+    `window_partition`.
+    """
     b, *grid = dims
     x = windows.view(b, *(g // w for g, w in zip(grid, window, strict=True)), *window, -1)
     return x.permute(0, 1, 3, 5, 2, 4, 6, 7).contiguous().view(b, *grid, -1)
 
 
 class Smit(nn.Module):
-    """Gives, as SMIT's `SwinTransformer_Unetr`, what follows the last merge, and the four normalised stages."""
+    """Gives, as SMIT's `SwinTransformer_Unetr`, what follows the last merge, and the four
+    normalised stages.
+    """
 
-    def __init__(self, embed_dim: int, depths: tuple[int, ...], heads: tuple[int, ...], window: int, qkv_bias: bool):
+    def __init__(
+        self,
+        embed_dim: int,
+        depths: tuple[int, ...],
+        heads: tuple[int, ...],
+        window: int,
+        qkv_bias: bool,
+    ):
         super().__init__()
         self.swin = swin_unetr.SwinTransformer(
             in_chans=1,
@@ -68,11 +81,15 @@ class Smit(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         outs, x = [], self.swin.patch_embed(x)
-        replaced = mock.patch.multiple(swin_unetr, get_window_size=unclipped, window_reverse=smit_reverse)
+        replaced = mock.patch.multiple(
+            swin_unetr, get_window_size=unclipped, window_reverse=smit_reverse
+        )
         for number in range(4):
             (stage,) = getattr(self.swin, f"layers{number + 1}")
             before = []
-            hook = stage.downsample.register_forward_pre_hook(lambda _, inputs, kept=before: kept.append(inputs[0]))
+            hook = stage.downsample.register_forward_pre_hook(
+                lambda _, inputs, kept=before: kept.append(inputs[0])
+            )
             with replaced:
                 x = stage(x)
             hook.remove()

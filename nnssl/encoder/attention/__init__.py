@@ -19,7 +19,8 @@ from nnssl.encoder.windows import Mask
 def window_attention(
     x: Tensor, weight: Tensor, offset: Tensor | None, heads: int, bias: Tensor, mask: Mask | None
 ) -> Tensor:
-    """softmax(q k^T / sqrt(d) + bias + mask) v in each window, where q, k, v = x @ weight.T + offset.
+    """softmax(q k^T / sqrt(d) + bias + mask) v in each window, where q, k, v = x @ weight.T +
+    offset.
 
     x:      [W n C], the windows of one sample after the other's.
     weight: [3C C] and offset [3C]: rows ordered as q, k, v, then heads, then channels of a head.

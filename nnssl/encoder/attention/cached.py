@@ -1,8 +1,9 @@
 """Attention for CPUs that passes a few windows at a time through all its steps.
 
-What lies between two matrix products then stays in the cache, where PyTorch's own sequence writes it to memory and
-reads it back, several times over. PyTorch's fused attention is no help here: on CPUs it gives no gradient to the
-bias. Products with few channels are laid out channels first, which the matrix library does almost twice as fast.
+What lies between two matrix products then stays in the cache, where PyTorch's own sequence writes
+it to memory and reads it back, several times over. PyTorch's fused attention is no help here: on
+CPUs it gives no gradient to the bias. Products with few channels are laid out channels first, which
+the matrix library does almost twice as fast.
 """
 
 from __future__ import annotations
@@ -12,12 +13,19 @@ from torch import Tensor
 
 from nnssl.encoder.windows import Mask
 
-CACHED = 1 << 18  # values a thread works on at a time: 1 MiB in fp32, about a core's second-level cache
+# values a thread works on at a time: 1 MiB in fp32, about a core's second-level cache
+CACHED = 1 << 18
 
 
 def suits(x: Tensor) -> bool:
-    """Whether this attention is the right one for `x`: on a CPU, in one precision, not traced by a compiler."""
-    return x.device.type == "cpu" and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
+    """Whether this attention is the right one for `x`: on a CPU, in one precision, not traced by a
+    compiler.
+    """
+    return (
+        x.device.type == "cpu"
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+    )
 
 
 def attention(parts: Tensor, bias: Tensor, mask: Mask | None) -> Tensor:
@@ -55,8 +63,12 @@ class _Attention(torch.autograd.Function):
         return *_attend_back(gradient, *ctx.saved_tensors), None
 
 
-def _attend(parts: Tensor, bias: Tensor, mask: Mask | None, probabilities: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The output [heads d W n], and q, k, v as [3 W heads d n]; `probabilities` [W heads n n] is filled if given."""
+def _attend(
+    parts: Tensor, bias: Tensor, mask: Mask | None, probabilities: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The output [heads d W n], and q, k, v as [3 W heads d n]; `probabilities` [W heads n n] is
+    filled if given.
+    """
     _, heads, d, windows, n = parts.shape
     by_window = parts.permute(0, 3, 1, 2, 4).contiguous()
     out = parts.new_empty(heads, d, windows, n)
@@ -72,14 +84,20 @@ def _attend(parts: Tensor, bias: Tensor, mask: Mask | None, probabilities: Tenso
         else:
             torch.add(bias, mask.patterns[which[start:end], None], out=scores)
         scores.flatten(0, 1).baddbmm_(q.transpose(1, 2), k, alpha=d**-0.5)
-        p = torch.softmax(scores, -1, out=None if probabilities is None else probabilities[start:end])
+        p = torch.softmax(
+            scores, -1, out=None if probabilities is None else probabilities[start:end]
+        )
         o = torch.bmm(v, p.flatten(0, 1).transpose(1, 2))
         out[:, :, start:end] = o.view(-1, heads, d, n).permute(1, 2, 0, 3)
     return out, by_window
 
 
-def _attend_back(gradient: Tensor, by_window: Tensor, probabilities: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of parts [3 heads d W n] and bias [heads n n] from that of the output [heads d W n]."""
+def _attend_back(
+    gradient: Tensor, by_window: Tensor, probabilities: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients of parts [3 heads d W n] and bias [heads n n] from that of the output [heads d W
+    n].
+    """
     _, windows, heads, d, n = by_window.shape
     to_parts = gradient.new_empty(3, heads, d, windows, n)
     to_bias = gradient.new_zeros(1, heads * n * n)

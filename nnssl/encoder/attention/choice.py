@@ -1,7 +1,9 @@
-"""Whether the Triton kernel serves: it is tried on a small input of the shape that is asked for, once.
+"""Whether the Triton kernel serves: it is tried on a small input of the shape that is asked for,
+once.
 
-The kernel was proven without a GPU. So the first time a process needs it for a shape, it is compared with the formula
-in fp64 on the GPU at hand; where it differs or cannot run, PyTorch's own attention is taken and one line says so.
+The kernel was proven without a GPU. So the first time a process needs it for a shape, it is
+compared with the formula in fp64 on the GPU at hand; where it differs or cannot run, PyTorch's own
+attention is taken and one line says so.
 """
 
 from __future__ import annotations
@@ -17,14 +19,17 @@ from nnssl.encoder.attention import plain
 from nnssl.encoder.windows import Mask
 
 MOST_SLOTS, MOST_CHANNELS = 64, 128  # of a window, and of a head
-# The largest error, as a share of the length of what is right. Seen in Triton's interpreter: 1e-6, 4e-3, 5e-4.
+# The largest error, as a share of the length of what is right. Seen in Triton's interpreter: 1e-6,
+# 4e-3, 5e-4.
 TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 4e-3}
 _said: set[torch.device] = set()
 
 
 @torch.compiler.assume_constant_result
 def kernel_serves(device: torch.device, dtype: torch.dtype, n: int, heads: int, d: int) -> bool:
-    """For windows of n slots and heads of d channels; False, after a warning, where it should and does not."""
+    """For windows of n slots and heads of d channels; False, after a warning, where it should and
+    does not.
+    """
     if device.type != "cuda" or dtype not in TOLERANCES or n > MOST_SLOTS or d > MOST_CHANNELS:
         return False
     return _tried(device, dtype, n, heads, d)
@@ -36,7 +41,8 @@ def _tried(device: torch.device, dtype: torch.dtype, n: int, heads: int, d: int)
     if reason and device not in _said and dist.is_main():
         _said.add(device)
         warnings.warn(
-            f"window attention on {device} goes without the Triton kernel, which is slower: {reason}", stacklevel=2
+            f"window attention on {device} goes without the Triton kernel, which is slower: {reason}",
+            stacklevel=2,
         )
     return not reason
 
@@ -49,28 +55,43 @@ def _fault(device: torch.device, dtype: torch.dtype, n: int, heads: int, d: int)
         errors = compare(device, dtype, n, heads, d)
     except Exception as error:  # whatever a compiler or driver may say
         return f"it cannot run ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
-    name, worst = max(errors.items(), key=lambda item: float("inf") if item[1] != item[1] else item[1])
+    name, worst = max(
+        errors.items(), key=lambda item: float("inf") if item[1] != item[1] else item[1]
+    )
     if not worst <= TOLERANCES[dtype]:
         return f"its {name} is wrong by {worst:.1e} for {dtype}, n={n}, heads={heads}, d={d}; please report this"
     return ""
 
 
-def compare(device: torch.device, dtype: torch.dtype, n: int, heads: int, d: int) -> dict[str, float]:
-    """The kernel's errors beside the formula in fp64 on one small input, with and without a mask, as shares."""
+def compare(
+    device: torch.device, dtype: torch.dtype, n: int, heads: int, d: int
+) -> dict[str, float]:
+    """The kernel's errors beside the formula in fp64 on one small input, with and without a mask,
+    as shares.
+    """
     from nnssl.encoder.attention import launch
 
     errors: dict[str, float] = {}
     chance = torch.Generator().manual_seed(0)  # of its own: a run's must not move
-    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast(device.type, enabled=False),
+    ):
         for mask in (None, _mask(n, device, chance)):
-            qkv = torch.randn(6, n, 3, heads, d, generator=chance).to(device, dtype).requires_grad_()
+            qkv = (
+                torch.randn(6, n, 3, heads, d, generator=chance).to(device, dtype).requires_grad_()
+            )
             bias = torch.randn(heads, n, n, generator=chance).to(device).requires_grad_()
             gradient = torch.randn(6, n, heads * d, generator=chance).to(device, dtype)
             got = _all(launch.attention, qkv, bias, mask, gradient)
             exact = [t.detach().double().requires_grad_() for t in (qkv, bias)]
             wanted = _all(plain.attention, *exact, mask, gradient.double())
-            for name, a, b in zip(("output", "gradient", "bias gradient"), got, wanted, strict=True):
-                error = float((a.double() - b).norm() / b.norm().clamp(min=1e-6))  # 0 in windows of one token
+            for name, a, b in zip(
+                ("output", "gradient", "bias gradient"), got, wanted, strict=True
+            ):
+                # 0 in windows of one token
+                error = float((a.double() - b).norm() / b.norm().clamp(min=1e-6))
                 errors[name] = error if error != error else max(errors.get(name, 0.0), error)
     return errors
 

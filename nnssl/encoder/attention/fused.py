@@ -1,8 +1,8 @@
 """PyTorch's fused attention (`scaled_dot_product_attention`) for windows.
 
-It takes one mask for all windows of a call, or a copy of it for each. So the windows are sorted by the pattern of
-their mask and each pattern is a call, or several: its backward pass keeps a gradient of the bias for every window of
-a call, and fails beyond 65,535 of them.
+It takes one mask for all windows of a call, or a copy of it for each. So the windows are sorted by
+the pattern of their mask and each pattern is a call, or several: its backward pass keeps a gradient
+of the bias for every window of a call, and fails beyond 65,535 of them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ MOST_SCORES = 1 << 26  # of a call: 256 MiB of gradients in fp32
 
 
 def attention(qkv: Tensor, bias: Tensor, mask: Mask | None) -> Tensor:
-    """softmax(q k^T / sqrt(d) + bias + mask) v; qkv [W n 3 heads d], bias [heads n n] to [W n heads*d]."""
+    """softmax(q k^T / sqrt(d) + bias + mask) v; qkv [W n 3 heads d], bias [heads n n] to [W n
+    heads*d].
+    """
     windows, n, _, heads, _ = qkv.shape
     most = max(1, min(MOST_WINDOWS, MOST_SCORES // (heads * n * n)))
     if mask is None:
@@ -36,11 +38,17 @@ def attention(qkv: Tensor, bias: Tensor, mask: Mask | None) -> Tensor:
 def _call(qkv: Tensor, bias: Tensor) -> Tensor:
     """[W n 3 heads d] with the same bias [heads n n] for all to [W n heads*d]."""
     q, k, v = qkv.permute(2, 0, 3, 1, 4)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None].to(q.dtype)).transpose(1, 2).flatten(2)
+    return (
+        F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None].to(q.dtype))
+        .transpose(1, 2)
+        .flatten(2)
+    )
 
 
 class _Permute(torch.autograd.Function):
-    """x[order]; its gradient is a gather by the inverse, where PyTorch's own would add up in any order."""
+    """x[order]; its gradient is a gather by the inverse, where PyTorch's own would add up in any
+    order.
+    """
 
     @staticmethod
     def forward(ctx, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:

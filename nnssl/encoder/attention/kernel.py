@@ -1,13 +1,14 @@
 """The Triton kernels of window attention: one forward, one backward. Nothing else is in here.
 
-A program holds one head's bias in registers and walks over windows: scores, softmax and product with v of a window
-never leave the chip. The backward kernel computes the probabilities again, so that only q, k and v are kept, and sums
-its windows' gradients of the bias in registers: one partial sum a program, no atomics, so the result is the same in
-every run on the same kind of GPU.
+A program holds one head's bias in registers and walks over windows: scores, softmax and product
+with v of a window never leave the chip. The backward kernel computes the probabilities again, so
+that only q, k and v are kept, and sums its windows' gradients of the bias in registers: one partial
+sum a program, no atomics, so the result is the same in every run on the same kind of GPU.
 
-Written in the terms of `launch`: N slots a window, H heads of D channels; BN and BD are N and D padded to powers of
-two of at least 16, which is what tensor cores take. A slot beyond N is attended to by none and adds nothing. Products
-of fp32 are exact ("ieee"), as PyTorch's are by default; those of half precision add up in fp32.
+Written in the terms of `launch`: N slots a window, H heads of D channels; BN and BD are N and D
+padded to powers of two of at least 16, which is what tensor cores take. A slot beyond N is attended
+to by none and adds nothing. Products of fp32 are exact ("ieee"), as PyTorch's are by default; those
+of half precision add up in fp32.
 """
 
 # ruff: noqa: N803 - pointers and constants in capitals, as in Triton's own kernels
@@ -49,7 +50,8 @@ def forward(
     MASKED: tl.constexpr,
 ):  # fmt: skip
     """OUT [windows N H D] from QKV [windows N 3 H D] and BIAS [H N N] in fp32."""
-    head = tl.program_id(0)  # neighbours work on the same windows, whose heads lie side by side in memory
+    # neighbours work on the same windows, whose heads lie side by side in memory
+    head = tl.program_id(0)
     slot, channel = tl.arange(0, BN), tl.arange(0, BD)
     real = (slot[:, None] < N) & (channel[None, :] < D)
     bias = _bias(BIAS, head, slot, N)
@@ -59,7 +61,9 @@ def forward(
         q = tl.load(QKV + at, mask=real, other=0.0)
         k = tl.load(QKV + at + H * D, mask=real, other=0.0)
         v = tl.load(QKV + at + 2 * H * D, mask=real, other=0.0)
-        p = _probabilities(q, k, bias, WHICH, REGIONS, window, per_sample, scale, hidden, slot, N, MASKED)
+        p = _probabilities(
+            q, k, bias, WHICH, REGIONS, window, per_sample, scale, hidden, slot, N, MASKED
+        )
         out = tl.dot(p.to(v.dtype), v, input_precision="ieee")
         to = token * (H * D) + head * D + channel[None, :]
         tl.store(OUT + to, out.to(OUT.dtype.element_ty), mask=real)
@@ -71,7 +75,9 @@ def backward(
     N: tl.constexpr, H: tl.constexpr, D: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
     MASKED: tl.constexpr,
 ):  # fmt: skip
-    """DQKV as QKV, and PARTS [programs H N N] in fp32, whose sum is the bias' gradient, from DOUT as OUT."""
+    """DQKV as QKV, and PARTS [programs H N N] in fp32, whose sum is the bias' gradient, from DOUT
+    as OUT.
+    """
     head = tl.program_id(0)
     slot, channel = tl.arange(0, BN), tl.arange(0, BD)
     real = (slot[:, None] < N) & (channel[None, :] < D)
@@ -84,7 +90,9 @@ def backward(
         k = tl.load(QKV + at + H * D, mask=real, other=0.0)
         v = tl.load(QKV + at + 2 * H * D, mask=real, other=0.0)
         dout = tl.load(DOUT + token * (H * D) + head * D + channel[None, :], mask=real, other=0.0)
-        p = _probabilities(q, k, bias, WHICH, REGIONS, window, per_sample, scale, hidden, slot, N, MASKED)
+        p = _probabilities(
+            q, k, bias, WHICH, REGIONS, window, per_sample, scale, hidden, slot, N, MASKED
+        )
         dv = tl.dot(tl.trans(p.to(dout.dtype)), dout, input_precision="ieee")
         tl.store(DQKV + at + 2 * H * D, dv.to(DQKV.dtype.element_ty), mask=real)
         dp = tl.dot(dout, tl.trans(v), input_precision="ieee")

@@ -1,4 +1,6 @@
-"""Starts the Triton kernels: how many programs, in which shape, and what autograd and compilers need to know."""
+"""Starts the Triton kernels: how many programs, in which shape, and what autograd and compilers
+need to know.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +12,15 @@ from torch import Tensor
 from nnssl.encoder.attention import kernel
 from nnssl.encoder.windows import Mask
 
-# Programs a multiprocessor: multiples of the 4 or 5, and 2, whose registers fit at a time, so that all end together.
-# Each backward one writes a partial gradient of the bias, so there are fewer of these.
+# Programs a multiprocessor: multiples of the 4 or 5, and 2, whose registers fit at a time, so that
+# all end together. Each backward one writes a partial gradient of the bias, so there are fewer of
+# these.
 FORWARD, BACKWARD = 20, 4
 
 
 def attention(qkv: Tensor, bias: Tensor, mask: Mask | None) -> Tensor:
-    """softmax(q k^T / sqrt(d) + bias + mask) v; qkv [W n 3 heads d], bias [heads n n] to [W n heads*d].
+    """softmax(q k^T / sqrt(d) + bias + mask) v; qkv [W n 3 heads d], bias [heads n n] to [W n
+    heads*d].
 
     qkv in fp32, bf16 or fp16; the bias and its gradient in fp32.
     """
@@ -50,7 +54,9 @@ def _grid(qkv: Tensor, per_multiprocessor: int) -> tuple[int, int]:
     return heads, max(1, min(windows, count * per_multiprocessor // heads))
 
 
-def _run(function, grid: tuple[int, int], qkv: Tensor, bias: Tensor, which, regions, hidden: float, *more) -> None:
+def _run(
+    function, grid: tuple[int, int], qkv: Tensor, bias: Tensor, which, regions, hidden: float, *more
+) -> None:
     masked = regions is not None
     with torch.cuda.device(qkv.device) if qkv.device.type == "cuda" else nullcontext():
         function[grid](
@@ -68,22 +74,49 @@ def _run(function, grid: tuple[int, int], qkv: Tensor, bias: Tensor, which, regi
         )
 
 
-def _attend(qkv: Tensor, bias: Tensor, which: Tensor | None, regions: Tensor | None, hidden: float) -> Tensor:
+def _attend(
+    qkv: Tensor, bias: Tensor, which: Tensor | None, regions: Tensor | None, hidden: float
+) -> Tensor:
     qkv = qkv.contiguous()
     windows, n, _, heads, d = qkv.shape
     out = qkv.new_empty(windows, n, heads * d)
-    _run(kernel.forward, _grid(qkv, FORWARD), qkv, bias.float().contiguous(), which, regions, hidden, out)
+    _run(
+        kernel.forward,
+        _grid(qkv, FORWARD),
+        qkv,
+        bias.float().contiguous(),
+        which,
+        regions,
+        hidden,
+        out,
+    )
     return out
 
 
 def _attend_back(
-    gradient: Tensor, qkv: Tensor, bias: Tensor, which: Tensor | None, regions: Tensor | None, hidden: float
+    gradient: Tensor,
+    qkv: Tensor,
+    bias: Tensor,
+    which: Tensor | None,
+    regions: Tensor | None,
+    hidden: float,
 ) -> tuple[Tensor, Tensor]:
     qkv, gradient = qkv.contiguous(), gradient.to(qkv.dtype).contiguous()
     grid = _grid(qkv, BACKWARD)
     to_qkv = torch.empty_like(qkv)
     parts = bias.new_empty(grid[1], *bias.shape, dtype=torch.float32)
-    _run(kernel.backward, grid, qkv, bias.float().contiguous(), which, regions, hidden, gradient, to_qkv, parts)
+    _run(
+        kernel.backward,
+        grid,
+        qkv,
+        bias.float().contiguous(),
+        which,
+        regions,
+        hidden,
+        gradient,
+        to_qkv,
+        parts,
+    )
     return to_qkv, parts.sum(0).to(bias.dtype)
 
 
@@ -106,9 +139,12 @@ def _keep(ctx, inputs: tuple, output: Tensor | None) -> None:
     ctx.save_for_backward(*tensors)
 
 
-# The same as operators, which torch.compile takes as they are; an eager call of one costs 30 us more on the CPU.
+# The same as operators, which torch.compile takes as they are; an eager call of one costs 30 us
+# more on the CPU.
 _operator = torch.library.custom_op("nnssl::window_attention", _attend, mutates_args=())
-_operator_back = torch.library.custom_op("nnssl::window_attention_backward", _attend_back, mutates_args=())
+_operator_back = torch.library.custom_op(
+    "nnssl::window_attention_backward", _attend_back, mutates_args=()
+)
 
 
 @_operator.register_fake

@@ -1,4 +1,6 @@
-"""The formula of window attention, word for word: slow, in the precision of its inputs, differentiable by PyTorch."""
+"""The formula of window attention, word for word: slow, in the precision of its inputs,
+differentiable by PyTorch.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,9 @@ from nnssl.encoder.windows import Mask
 
 
 def attention(qkv: Tensor, bias: Tensor, mask: Mask | None) -> Tensor:
-    """softmax(q k^T / sqrt(d) + bias + mask) v; qkv [W n 3 heads d], bias [heads n n] to [W n heads*d]."""
+    """softmax(q k^T / sqrt(d) + bias + mask) v; qkv [W n 3 heads d], bias [heads n n] to [W n
+    heads*d].
+    """
     q, k, v = qkv.unbind(2)
     scores = torch.einsum("wihd,wjhd->whij", q, k) * qkv.shape[-1] ** -0.5 + bias
     if mask is not None:

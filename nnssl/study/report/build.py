@@ -20,12 +20,14 @@ NAMED = 20  # runs that are named one by one where they did not finish
 def write(rows: Path | str, folder: Path | str) -> Path:
     """Write the report on a results.jsonl and return the path of its page.
 
-    Nothing but the file is read, so the report can be made again anywhere; the same rows give the same files.
-    Raises FileNotFoundError, or ResultsError for a file of something else.
+    Nothing but the file is read, so the report can be made again anywhere; the same rows give the
+    same files. Raises FileNotFoundError, or ResultsError for a file of something else.
     """
     results, folder = Results.read(rows), Path(folder)
     if not results.runs:
-        raise ResultsError(f"{rows} tells of no run yet; a study writes them: nnssl_study run study.yaml")
+        raise ResultsError(
+            f"{rows} tells of no run yet; a study writes them: nnssl_study run study.yaml"
+        )
     report = _Report(folder)
     name = results.study.get("name") or Path(rows).resolve().parent.name
     compared = scores.compare(results)
@@ -33,12 +35,22 @@ def write(rows: Path | str, folder: Path | str) -> Path:
         report.section(
             "Scores",
             [scores.scores(results), scores.by_label(results)],
-            {"dice_against_cases": ("Dice against the number of labelled cases", plots.against_cases(results))},
+            {
+                "dice_against_cases": (
+                    "Dice against the number of labelled cases",
+                    plots.against_cases(results),
+                )
+            },
         ),
         report.section(
             "Compared with scratch",
             [scores.comparisons(compared)],
-            {"differences": ("Dice less scratch's with 95 % intervals", plots.differences(compared, results))},
+            {
+                "differences": (
+                    "Dice less scratch's with 95 % intervals",
+                    plots.differences(compared, results),
+                )
+            },
             "Filled marks differ after correction for multiple comparisons; the lines are 95 % intervals.",
         ),
         _ranks(report, results),
@@ -46,7 +58,10 @@ def write(rows: Path | str, folder: Path | str) -> Path:
             "Convergence",
             [efficiency.speed(results)],
             {
-                f"convergence_{task}": (f"Validation Dice by epoch, {task}", plots.training(results, task))
+                f"convergence_{task}": (
+                    f"Validation Dice by epoch, {task}",
+                    plots.training(results, task),
+                )
                 for task in results.tasks
             },
             "Lines: means over the seeds; bands: their range. Dotted: shares of scratch's final Dice. Of more than "
@@ -65,7 +80,8 @@ def write(rows: Path | str, folder: Path | str) -> Path:
     path = folder / "report.html"
     with files.atomic(path) as temporary:
         temporary.write_text(
-            page(f"Study {name}", _lead(results, compared), _missing(results), sections, facts), encoding="utf-8"
+            page(f"Study {name}", _lead(results, compared), _missing(results), sections, facts),
+            encoding="utf-8",
         )
     return path
 
@@ -77,15 +93,26 @@ class _Report:
         self.tables, self.plots = folder / "tables", folder / "plots"
 
     def section(self, title: str, tables: list[Table], figures: dict, lead: str = "") -> Section:
-        """figures: file name to (what it shows, figure or None). Empty tables and figures are left out."""
+        """figures: file name to (what it shows, figure or None). Empty tables and figures are left
+        out.
+        """
         tables = [table for table in tables if table.rows]
         for table in tables:
             table.write(self.tables)
-        drawn = [(name, shows, drawing.svg(made)) for name, (shows, made) in figures.items() if made is not None]
+        drawn = [
+            (name, shows, drawing.svg(made))
+            for name, (shows, made) in figures.items()
+            if made is not None
+        ]
         for name, _, svg in drawn:
             with files.atomic(files.inside(self.plots, f"{name}.svg")) as temporary:
                 temporary.write_text(svg, encoding="utf-8")
-        return Section(title, tables, [(shows, svg) for _, shows, svg in drawn], lead if tables or drawn else "")
+        return Section(
+            title,
+            tables,
+            [(shows, svg) for _, shows, svg in drawn],
+            lead if tables or drawn else "",
+        )
 
 
 def _ranks(report: _Report, results: Results) -> Section:
@@ -111,9 +138,14 @@ def _reuse(report: _Report, results: Results) -> list[Section]:
         for number, figure in enumerate(reuse.attention_plots(reaches, results, task), start=1)
     }
     return [
-        report.section("Feature reuse", [reuse.similarity(pairs)], maps, "Axes: stages, a cell a block."),
         report.section(
-            "Attention distance", [reuse.distances(reaches)], heads, "A point a head; the grey line is even attention."
+            "Feature reuse", [reuse.similarity(pairs)], maps, "Axes: stages, a cell a block."
+        ),
+        report.section(
+            "Attention distance",
+            [reuse.distances(reaches)],
+            heads,
+            "A point a head; the grey line is even attention.",
         ),
     ]
 
@@ -122,11 +154,22 @@ def _runs(results: Results) -> Table:
     columns = ["task", "arm", "budget", "seed", "cases", "state", "epochs", "hours", "configuration", "trainer",
                "plans", "reason"]  # fmt: skip
     rows = [[_word(row.get(column)) for column in columns] for row in results.runs.values()]
-    return Table("runs", "All runs", "Every run that the description asks for.", columns, rows, {"hours": ".2f"})
+    return Table(
+        "runs",
+        "All runs",
+        "Every run that the description asks for.",
+        columns,
+        rows,
+        {"hours": ".2f"},
+    )
 
 
 def _word(value):
-    return value if isinstance(value, int | float | None) and not isinstance(value, bool) else str(value)
+    return (
+        value
+        if isinstance(value, int | float | None) and not isinstance(value, bool)
+        else str(value)
+    )
 
 
 def _lead(results: Results, compared: list[Comparison]) -> list[str]:
@@ -155,13 +198,22 @@ def _missing(results: Results) -> list[str]:
     if len(open_) > NAMED:
         lines.append(f"and {len(open_) - NAMED} more runs; see the table of runs")
     finished = {(g.task, g.budget) for g in results.done if g.arm == BASELINE}
-    alone = sorted({(g.task, str(g.budget)) for g in results.done if (g.task, g.budget) not in finished})
-    lines += [f"{task}, budget {budget}: no finished run of {BASELINE}, so no comparison" for task, budget in alone]
-    fewer = sorted(f"{g.task} {g.arm} {g.budget}" for g, runs in results.done.items() if len(runs) == 1)
+    alone = sorted(
+        {(g.task, str(g.budget)) for g in results.done if (g.task, g.budget) not in finished}
+    )
+    lines += [
+        f"{task}, budget {budget}: no finished run of {BASELINE}, so no comparison"
+        for task, budget in alone
+    ]
+    fewer = sorted(
+        f"{g.task} {g.arm} {g.budget}" for g, runs in results.done.items() if len(runs) == 1
+    )
     if fewer and len(fewer) == len(results.done):
         lines.append("one seed: the intervals hold no chance of training, only of cases")
     elif fewer:
-        lines.append(f"only one finished seed, whose interval holds no chance of training: {', '.join(fewer[:NAMED])}")
+        lines.append(
+            f"only one finished seed, whose interval holds no chance of training: {', '.join(fewer[:NAMED])}"
+        )
     return lines
 
 

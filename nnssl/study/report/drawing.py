@@ -1,4 +1,6 @@
-"""How the report's figures look: sizes for a laptop's width, one colour an arm everywhere, the same file every time."""
+"""How the report's figures look: sizes for a laptop's width, one colour an arm everywhere, the same
+file every time.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,18 @@ WIDTH = 10.5  # inches: 1008 pixels on a page, so that 9 points are read as 9 po
 ACROSS = 3  # panels
 GREY = "#6b6b6b"
 # Okabe and Ito's, which colour-blind readers can tell apart, then further ones.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c564b", "#17becf", "#7f3fbf", "#4d4d00")
+COLOURS = (
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+    "#e69f00",
+    "#56b4e9",
+    "#8c564b",
+    "#17becf",
+    "#7f3fbf",
+    "#4d4d00",
+)
 MARKERS = "osD^vP*Xph"
 
 
@@ -47,7 +60,13 @@ def panels(count: int, height: float = 2.9, across: int = ACROSS):
 
 def legend(made, handles: dict) -> None:
     """One for the whole figure, below it."""
-    made.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(6, len(handles)), fontsize=9)
+    made.legend(
+        handles.values(),
+        handles.keys(),
+        loc="outside lower center",
+        ncols=min(6, len(handles)),
+        fontsize=9,
+    )
 
 
 def svg(made) -> str:

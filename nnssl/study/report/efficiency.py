@@ -24,7 +24,8 @@ def speed(results: Results) -> Table:
     for task in results.tasks:
         for budget in results.budgets:
             scratch = curves_of(results, Group(task, BASELINE, budget))
-            if not any(curve.final > 0 for curve in scratch):  # to reach 90 % of nothing takes no time
+            # to reach 90 % of nothing takes no time
+            if not any(curve.final > 0 for curve in scratch):
                 continue
             for arm in results.arms:
                 curves = curves_of(results, Group(task, arm, budget))
@@ -43,14 +44,21 @@ def speed(results: Results) -> Table:
         "while it trains, of random patches, smoothed as in its progress.png: good for comparing runs of one task, not "
         "with the scores above. Hours of pretraining are not counted. Left out where scratch learnt nothing."
     )
-    formats = {"epochs": "g", "hours": ".3g", "epochs / scratch's": ".2f", "hours / scratch's": ".2f"}
+    formats = {
+        "epochs": "g",
+        "hours": ".3g",
+        "epochs / scratch's": ".2f",
+        "hours / scratch's": ".2f",
+    }
     return Table("convergence", "Convergence", note, columns, rows, formats)
 
 
 def points(results: Results, task: str, arm: str) -> list[tuple[float, float]]:
     """(labelled cases, Dice) of an arm's budgets in a task."""
     groups = [Group(task, arm, budget) for budget in results.budgets]
-    found = [(results.cases_of(g), results.scores(g, "dice").mean) for g in groups if g in results.done]
+    found = [
+        (results.cases_of(g), results.scores(g, "dice").mean) for g in groups if g in results.done
+    ]
     return [(cases, dice) for cases, dice in found if dice == dice]
 
 
@@ -65,7 +73,15 @@ def labels_saved(results: Results) -> Table:
             for saving in savings(scratch, ours):
                 needed = f"{saving.bound} {saving.needed:.3g}".strip()
                 rows.append([task, arm, saving.cases, saving.dice, needed, *_saved(saving)])
-    columns = ["task", "arm", "scratch's cases", "scratch's Dice", "cases needed", "saved", "share saved"]
+    columns = [
+        "task",
+        "arm",
+        "scratch's cases",
+        "scratch's Dice",
+        "cases needed",
+        "saved",
+        "share saved",
+    ]
     note = (
         "How many labelled cases an arm needs to be as good as scratch is with more (or fewer), read off its curve of "
         "Dice against the logarithm of the number of cases. At most: the arm's fewest cases are already better, so "
@@ -86,7 +102,9 @@ def gap(results: Results) -> Table:
     rows = []
     for task in results.tasks:
         for arm in results.arms:
-            groups = [g for g in (Group(task, arm, b) for b in results.budgets) if g in results.done]
+            groups = [
+                g for g in (Group(task, arm, b) for b in results.budgets) if g in results.done
+            ]
             if len(groups) < 2:
                 continue
             few, many = (results.scores(g, "dice") for g in (groups[0], groups[-1]))
@@ -103,7 +121,9 @@ def gap(results: Results) -> Table:
 
 
 def modality(results: Results) -> Table:
-    """From the modality of the pretraining to others: drop in Dice, and how much of the gain over scratch is left."""
+    """From the modality of the pretraining to others: drop in Dice, and how much of the gain over
+    scratch is left.
+    """
     of_task = {task: results.modality("tasks", task) for task in results.tasks}
     rows = []
     for arm in results.arms:
@@ -117,8 +137,14 @@ def modality(results: Results) -> Table:
                 if np.isnan(dice).any():
                     continue
                 lost = _difference(*gains)
-                cells = [None] * 3 if arm == BASELINE else [_summary(gains[0]), _summary(gains[1]), _summary(lost)]
-                rows.append([arm, f"{own} to {other}", str(budget), *dice, dice[0] - dice[1], *cells])
+                cells = (
+                    [None] * 3
+                    if arm == BASELINE
+                    else [_summary(gains[0]), _summary(gains[1]), _summary(lost)]
+                )
+                rows.append(
+                    [arm, f"{own} to {other}", str(budget), *dice, dice[0] - dice[1], *cells]
+                )
     columns = ["arm", "modality", "budget", "Dice within", "Dice across", "drop", "gain within", "gain across",
                "gain lost"]  # fmt: skip
     note = (
@@ -135,7 +161,9 @@ def _mean_dice(results: Results, tasks: list[str], arm: str, budget) -> float:
 
 
 def _gain(results: Results, tasks: list[str], arm: str, budget) -> tuple[float, np.ndarray] | None:
-    """Mean over the tasks, and its replicates, independent from task to task; None where a task has no pair."""
+    """Mean over the tasks, and its replicates, independent from task to task; None where a task has
+    no pair.
+    """
     means, drawn = [], []
     for task in tasks:
         groups = Group(task, arm, budget), Group(task, BASELINE, budget)
@@ -143,7 +171,9 @@ def _gain(results: Results, tasks: list[str], arm: str, budget) -> tuple[float, 
         if not paired.values.size:
             return None
         means.append(paired.mean)
-        drawn.append(statistics.replicates(paired.values, paired.subjects, seed=results.tasks.index(task)))
+        drawn.append(
+            statistics.replicates(paired.values, paired.subjects, seed=results.tasks.index(task))
+        )
     return (float(np.mean(means)), np.mean(drawn, axis=0)) if means else None
 
 

@@ -65,7 +65,9 @@ document.querySelectorAll("th button").forEach(function (button) {
 
 @dataclass(frozen=True)
 class Section:
-    """Some tables and figures under a heading. figures: (what it shows, for who cannot see it; SVG)."""
+    """Some tables and figures under a heading. figures: (what it shows, for who cannot see it;
+    SVG).
+    """
 
     title: str
     tables: list[Table]
@@ -77,10 +79,20 @@ class Section:
         return "".join(letter if letter.isalnum() else "-" for letter in self.title.lower())
 
 
-def page(title: str, lead: list[str], missing: list[str], sections: Iterable[Section], facts: dict[str, str]) -> str:
-    """The whole file. lead: sentences; missing: what the study lacks; facts: what is shown word for word at the end."""
+def page(
+    title: str,
+    lead: list[str],
+    missing: list[str],
+    sections: Iterable[Section],
+    facts: dict[str, str],
+) -> str:
+    """The whole file. lead: sentences; missing: what the study lacks; facts: what is shown word for
+    word at the end.
+    """
     sections = [section for section in sections if section.tables or section.figures]
-    links = "".join(f'<a href="#{section.anchor}">{escape(section.title)}</a>' for section in sections)
+    links = "".join(
+        f'<a href="#{section.anchor}">{escape(section.title)}</a>' for section in sections
+    )
     parts = [
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">',
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
@@ -112,7 +124,9 @@ def _figure(shows: str, svg: str) -> str:
 
 
 def _table(table: Table) -> str:
-    head = "".join(f'<th scope="col"><button type="button">{escape(c)}</button></th>' for c in table.columns)
+    head = "".join(
+        f'<th scope="col"><button type="button">{escape(c)}</button></th>' for c in table.columns
+    )
     body = "".join(_row(table, row) for row in table.rows)
     note = f'<p class="note">{escape(table.note)} <code>{table.name}.csv</code></p>'
     whole = f'<table id="table-{table.name}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
@@ -123,8 +137,15 @@ def _table(table: Table) -> str:
 
 
 def _row(table: Table, row: list[Cell]) -> str:
-    marked = ' class="yes"' if "differs" in table.columns and row[table.columns.index("differs")] == "yes" else ""
-    cells = "".join(_cell(table.text(column, cell), cell) for column, cell in zip(table.columns, row, strict=True))
+    marked = (
+        ' class="yes"'
+        if "differs" in table.columns and row[table.columns.index("differs")] == "yes"
+        else ""
+    )
+    cells = "".join(
+        _cell(table.text(column, cell), cell)
+        for column, cell in zip(table.columns, row, strict=True)
+    )
     return f"<tr{marked}>{cells}</tr>"
 
 
@@ -132,5 +153,11 @@ def _cell(text: str, cell: Cell) -> str:
     value = sort_value(cell)
     if value is None and cell is not None:
         return f"<td>{escape(text)}</td>"
-    order = "" if value is None or isnan(value) else "Infinity" if value == float("inf") else f"{value:.8g}"
+    order = (
+        ""
+        if value is None or isnan(value)
+        else "Infinity"
+        if value == float("inf")
+        else f"{value:.8g}"
+    )
     return f'<td class="number" data-sort="{order}">{escape(text)}</td>'

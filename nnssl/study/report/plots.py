@@ -1,4 +1,6 @@
-"""The figures of scores, ranks and convergence. Each function returns a figure, or None where there is nothing."""
+"""The figures of scores, ranks and convergence. Each function returns a figure, or None where there
+is nothing.
+"""
 
 from __future__ import annotations
 
@@ -21,22 +23,33 @@ def against_cases(results: Results):
     for axes, task in zip(grid, results.tasks, strict=True):
         ticks = {}
         for arm in results.arms:
-            groups = [g for g in (Group(task, arm, b) for b in results.budgets) if g in results.done]
+            groups = [
+                g for g in (Group(task, arm, b) for b in results.budgets) if g in results.done
+            ]
             scores = [results.scores(g, "dice") for g in groups]
             found = [
                 (results.cases_of(g), statistics.interval(s.values, s.subjects))
                 for g, s in zip(groups, scores, strict=True)
             ]
-            found = [(cases, interval) for cases, interval in found if interval.mean == interval.mean]
+            found = [
+                (cases, interval) for cases, interval in found if interval.mean == interval.mean
+            ]
             if not found:
                 continue
             cases, intervals = zip(*found, strict=True)
             ticks.update({n: f"{n:g}" for n in cases})
             low = [i.mean - min(i.low, i.mean) for i in intervals]
             high = [max(i.high, i.mean) - i.mean for i in intervals]
-            moved = np.array(cases) * 1.03 ** (results.arms.index(arm) - len(results.arms) / 2)  # side by side
+            # side by side
+            moved = np.array(cases) * 1.03 ** (results.arms.index(arm) - len(results.arms) / 2)
             handles[arm] = axes.errorbar(
-                moved, [i.mean for i in intervals], [low, high], capsize=2, lw=1.4, ms=5, **look[arm]
+                moved,
+                [i.mean for i in intervals],
+                [low, high],
+                capsize=2,
+                lw=1.4,
+                ms=5,
+                **look[arm],
             )
         axes.set_xscale("log")
         axes.set_xticks(list(ticks), list(ticks.values()))
@@ -51,7 +64,9 @@ def against_cases(results: Results):
 
 
 def differences(made_comparisons: list[Comparison], results: Results):
-    """Dice less scratch's with its interval, a panel a task; filled where it differs after correction."""
+    """Dice less scratch's with its interval, a panel a task; filled where it differs after
+    correction.
+    """
     shown = [c for c in made_comparisons if c.measure == "dice"]
     tasks = [task for task in results.tasks if any(c.group.task == task for c in shown)]
     if not tasks:
@@ -65,7 +80,14 @@ def differences(made_comparisons: list[Comparison], results: Results):
             colour = look[c.group.arm]["color"]
             axes.plot([c.difference.low, c.difference.high], [place, place], color=colour, lw=1.6)
             face = colour if c.differs else "white"
-            axes.plot(c.difference.mean, place, marker=look[c.group.arm]["marker"], mec=colour, mfc=face, ms=6)
+            axes.plot(
+                c.difference.mean,
+                place,
+                marker=look[c.group.arm]["marker"],
+                mec=colour,
+                mfc=face,
+                ms=6,
+            )
         axes.axvline(0, color=drawing.GREY, lw=0.8)
         axes.set_yticks(range(len(here)), [f"{c.group.arm}, {c.group.budget}" for c in here])
         axes.invert_yaxis()
@@ -91,7 +113,15 @@ def critical_difference(ranking: Ranking, results: Results):
         colour = look[ranking.arms[arm]]["color"]
         axes.plot([rank, rank, side], [0, level, level], color=colour, lw=1.2)
         text = f"{ranking.arms[arm]}  {rank:.2f}" if left else f"{rank:.2f}  {ranking.arms[arm]}"
-        axes.text(side, level, f" {text} ", ha="right" if left else "left", va="center", fontsize=10, color=colour)
+        axes.text(
+            side,
+            level,
+            f" {text} ",
+            ha="right" if left else "left",
+            va="center",
+            fontsize=10,
+            color=colour,
+        )
     for number, group in enumerate(overall.groups):
         ends = [overall.means[group[0]] - 0.04, overall.means[group[-1]] + 0.04]
         axes.plot(ends, [0.3 + 0.35 * number] * 2, color="black", lw=4, solid_capstyle="butt")
@@ -99,7 +129,13 @@ def critical_difference(ranking: Ranking, results: Results):
         span = min(overall.difference, len(order) - 1)
         more = "" if span == overall.difference else " (wider than all ranks)"
         axes.plot([1, 1 + span], [-0.9, -0.9], color="black", lw=1.5, marker="|")
-        axes.text(1 + span / 2, -1.05, f"critical difference {overall.difference:.2f}{more}", ha="center", fontsize=9)
+        axes.text(
+            1 + span / 2,
+            -1.05,
+            f"critical difference {overall.difference:.2f}{more}",
+            ha="center",
+            fontsize=9,
+        )
     axes.plot([1, len(order)], [0, 0], color="black", lw=1)
     for rank in range(1, len(order) + 1):
         axes.plot([rank, rank], [0, -0.15], color="black", lw=1)
@@ -111,7 +147,11 @@ def critical_difference(ranking: Ranking, results: Results):
 
 def training(results: Results, task: str):
     """Smoothed validation Dice by epoch, mean and range over the seeds, for up to three budgets."""
-    there = [b for b in results.budgets if any(curves_of(results, Group(task, arm, b)) for arm in results.arms)]
+    there = [
+        b
+        for b in results.budgets
+        if any(curves_of(results, Group(task, arm, b)) for arm in results.arms)
+    ]
     if not there:
         return None
     chosen = sorted({0, len(there) // 2, len(there) - 1})[:BUDGETS_SHOWN]
@@ -124,16 +164,25 @@ def training(results: Results, task: str):
                 continue
             stack = _together(curves)
             epochs = np.arange(1, stack.shape[1] + 1)
-            (handles[arm],) = axes.plot(epochs, stack.mean(axis=0), color=look[arm]["color"], lw=1.5)
+            (handles[arm],) = axes.plot(
+                epochs, stack.mean(axis=0), color=look[arm]["color"], lw=1.5
+            )
             if len(stack) > 1:
                 axes.fill_between(
-                    epochs, stack.min(axis=0), stack.max(axis=0), color=look[arm]["color"], alpha=0.15, lw=0
+                    epochs,
+                    stack.min(axis=0),
+                    stack.max(axis=0),
+                    color=look[arm]["color"],
+                    alpha=0.15,
+                    lw=0,
                 )
             if arm == BASELINE:
                 for share in SHARES:
                     target = share * float(np.mean([curve.final for curve in curves]))
                     axes.axhline(target, color=drawing.GREY, lw=0.7, ls=":")
-                    axes.text(1, target, f"{share:.0%}", fontsize=7, color=drawing.GREY, va="bottom")
+                    axes.text(
+                        1, target, f"{share:.0%}", fontsize=7, color=drawing.GREY, va="bottom"
+                    )
         axes.set_title(f"{task}, budget {budget}", fontsize=10)
         axes.set_xlabel("epoch", fontsize=9)
         axes.set_ylabel("validation Dice, smoothed", fontsize=9)

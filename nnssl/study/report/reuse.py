@@ -15,7 +15,9 @@ MAPS_A_FIGURE = 9
 
 @dataclass(frozen=True)
 class Pair:
-    """CKA of two encoders in a task, the mean over the seeds: values [rows columns], NaN where undefined."""
+    """CKA of two encoders in a task, the mean over the seeds: values [rows columns], NaN where
+    undefined.
+    """
 
     task: str
     first: str
@@ -28,7 +30,11 @@ class Pair:
 
     def same(self) -> dict[str, float]:
         """The CKA of each layer with its like in the other encoder."""
-        both = [(name, self.rows.index(name), self.columns.index(name)) for name in self.rows if name in self.columns]
+        both = [
+            (name, self.rows.index(name), self.columns.index(name))
+            for name in self.rows
+            if name in self.columns
+        ]
         return {name: float(self.values[row, column]) for name, row, column in both}
 
 
@@ -42,7 +48,9 @@ def pairs(results: Results) -> list[Pair]:
     for (task, first, second, rows, columns), seeds in found.items():
         values = np.array([row["values"] for row in seeds], dtype=float).mean(axis=0)
         volumes = sum(row.get("volumes", 0) for row in seeds)
-        made.append(Pair(task, first, second, list(rows), list(columns), values, len(seeds), volumes))
+        made.append(
+            Pair(task, first, second, list(rows), list(columns), values, len(seeds), volumes)
+        )
     return sorted(made, key=lambda pair: (_place(results.tasks, pair.task), *_order(results, pair)))
 
 
@@ -67,7 +75,9 @@ def similarity(made: list[Pair]) -> Table:
         "fine-tuned: the features were reused; low: they were learnt anew. What a pair of random starts has is what "
         "architecture and data alone explain."
     )
-    return Table("cka", "Feature reuse: CKA", note, ["task", "first", "second", "seeds", *stages], rows)
+    return Table(
+        "cka", "Feature reuse: CKA", note, ["task", "first", "second", "seeds", *stages], rows
+    )
 
 
 def layers(made: list[Pair]) -> Table:
@@ -78,7 +88,13 @@ def layers(made: list[Pair]) -> Table:
         for i, row in enumerate(pair.rows)
         for j, column in enumerate(pair.columns)
     ]
-    return Table("cka_layers", "CKA by layer", "", ["task", "first", "second", "layer", "other layer", "CKA"], rows)
+    return Table(
+        "cka_layers",
+        "CKA by layer",
+        "",
+        ["task", "first", "second", "layer", "other layer", "CKA"],
+        rows,
+    )
 
 
 def stage_of(layer: str) -> str:
@@ -95,15 +111,24 @@ def heat_maps(made: list[Pair], task: str) -> list:
 def _heat_maps(shown: list[Pair]):
     made, grid = drawing.panels(len(shown), height=3.3)
     for axes, pair in zip(grid, shown, strict=True):
-        image = axes.imshow(pair.values, vmin=0, vmax=1, cmap="viridis", origin="lower", interpolation="nearest")
+        image = axes.imshow(
+            pair.values, vmin=0, vmax=1, cmap="viridis", origin="lower", interpolation="nearest"
+        )
         for names, ticks, line in (
             (pair.columns, axes.set_xticks, axes.axvline),
             (pair.rows, axes.set_yticks, axes.axhline),
         ):
             stages = [stage_of(name) for name in names]
-            starts = [place for place, stage in enumerate(stages) if place == 0 or stage != stages[place - 1]]
+            starts = [
+                place
+                for place, stage in enumerate(stages)
+                if place == 0 or stage != stages[place - 1]
+            ]
             ends = [*starts[1:], len(names)]
-            ticks([(a + b - 1) / 2 for a, b in zip(starts, ends, strict=True)], [_short(stages[a]) for a in starts])
+            ticks(
+                [(a + b - 1) / 2 for a, b in zip(starts, ends, strict=True)],
+                [_short(stages[a]) for a in starts],
+            )
             for start in starts[1:]:
                 line(start - 0.5, color="white", lw=0.8)
         axes.set_title(f"{pair.task}, mean of {pair.seeds} seed(s)", fontsize=9)
@@ -119,7 +144,9 @@ def _short(stage: str) -> str:
 
 @dataclass(frozen=True)
 class Reach:
-    """A group's mean attention distance: mm [layers heads], the mean over its seeds; NaN where a layer has no head."""
+    """A group's mean attention distance: mm [layers heads], the mean over its seeds; NaN where a
+    layer has no head.
+    """
 
     group: Group
     layers: list[str]
@@ -164,7 +191,14 @@ def distances(made: list[Reach]) -> Table:
         "far a head can look. Heads near even mix, heads far below it are local."
     )
     columns = ["task", "budget", "arm", "layer", "mean", "nearest head", "farthest head", "even"]
-    return Table("attention", "Attention distance (mm)", note, columns, rows, dict.fromkeys(columns[4:], ".2f"))
+    return Table(
+        "attention",
+        "Attention distance (mm)",
+        note,
+        columns,
+        rows,
+        dict.fromkeys(columns[4:], ".2f"),
+    )
 
 
 def attention_plots(made: list[Reach], results: Results, task: str) -> list:
@@ -181,11 +215,21 @@ def _attention_plot(here: list[Reach], results: Results, top: float):
     for axes, reach in zip(grid, here, strict=True):
         along = np.arange(len(reach.layers))
         for head in reach.mm.T:
-            axes.plot(along, head, ls="", marker="o", ms=4, alpha=0.7, color=look.get(reach.group.arm, {}).get("color"))
+            axes.plot(
+                along,
+                head,
+                ls="",
+                marker="o",
+                ms=4,
+                alpha=0.7,
+                color=look.get(reach.group.arm, {}).get("color"),
+            )
         axes.plot(along, reach.uniform, color=drawing.GREY, lw=1, drawstyle="steps-mid")
         axes.set(ylim=(0, top * 1.25))
         stages = [stage_of(name) for name in reach.layers]
-        firsts = [place for place, stage in enumerate(stages) if place == 0 or stage != stages[place - 1]]
+        firsts = [
+            place for place, stage in enumerate(stages) if place == 0 or stage != stages[place - 1]
+        ]
         axes.set_xticks(firsts, [stages[place] for place in firsts], fontsize=8)
         axes.set_title(f"{reach.group.arm}, {reach.group.budget}", fontsize=10)
         axes.set_ylabel("mm", fontsize=9)

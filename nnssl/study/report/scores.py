@@ -1,4 +1,6 @@
-"""The measures of a study: scores with intervals, comparisons with scratch, and ranks over the tasks."""
+"""The measures of a study: scores with intervals, comparisons with scratch, and ranks over the
+tasks.
+"""
 
 from __future__ import annotations
 
@@ -9,22 +11,39 @@ import numpy as np
 
 from nnssl.study import statistics
 from nnssl.study.report.tables import Table
-from nnssl.study.results import BASELINE, MEASURES, SMALLER_IS_BETTER, Budget, Group, Results, Scores
+from nnssl.study.results import (
+    BASELINE,
+    MEASURES,
+    SMALLER_IS_BETTER,
+    Budget,
+    Group,
+    Results,
+    Scores,
+)
 from nnssl.study.statistics import Interval, Ranks
 
-FORMATS = {**dict.fromkeys(MEASURES.values(), ".3f"), MEASURES["hd95"]: ".1f", "p": ".2g", "p (Holm)": ".2g"}
+FORMATS = {
+    **dict.fromkeys(MEASURES.values(), ".3f"),
+    MEASURES["hd95"]: ".1f",
+    "p": ".2g",
+    "p (Holm)": ".2g",
+}
 ERROR = 1 - statistics.LEVEL
 
 
 def groups(results: Results) -> list[Group]:
     """The groups with a finished run, by task, budget and arm."""
     every = product(results.tasks, results.budgets, results.arms)
-    return [g for g in (Group(task, arm, budget) for task, budget, arm in every) if g in results.done]
+    return [
+        g for g in (Group(task, arm, budget) for task, budget, arm in every) if g in results.done
+    ]
 
 
 def measures(results: Results) -> list[str]:
     """Those of MEASURES that any case has."""
-    return [name for name in MEASURES if any(_any(results.scores(g, name)) for g in groups(results))]
+    return [
+        name for name in MEASURES if any(_any(results.scores(g, name)) for g in groups(results))
+    ]
 
 
 def scores(results: Results) -> Table:
@@ -34,7 +53,15 @@ def scores(results: Results) -> Table:
         cells = [_interval(results.scores(group, name)) for name in there]
         numbers = [round(results.cases_of(group), 1), len(dice.seeds), len(dice.cases)]
         rows.append([group.task, str(group.budget), group.arm, *numbers, *cells])
-    columns = ["task", "budget", "arm", "labelled cases", "seeds", "validation cases", *(MEASURES[n] for n in there)]
+    columns = [
+        "task",
+        "budget",
+        "arm",
+        "labelled cases",
+        "seeds",
+        "validation cases",
+        *(MEASURES[n] for n in there),
+    ]
     note = (
         "Mean over the labels of a case, then over the cases, then over the seeds; in brackets the 95 % interval by "
         "bootstrap over seeds and cases together. Overlapping intervals do not mean that arms are alike: the "
@@ -50,7 +77,9 @@ def by_label(results: Results) -> Table:
             cells = [_interval(results.scores(group, name, label)) for name in there]
             rows.append([group.task, str(group.budget), group.arm, label, *cells])
     columns = ["task", "budget", "arm", "label", *(MEASURES[name] for name in there)]
-    return Table("labels", "Scores by label", "As above, for each label alone.", columns, rows, FORMATS)
+    return Table(
+        "labels", "Scores by label", "As above, for each label alone.", columns, rows, FORMATS
+    )
 
 
 @dataclass(frozen=True)
@@ -69,7 +98,9 @@ class Comparison:
 
 
 def compare(results: Results) -> list[Comparison]:
-    """Every arm with scratch, in every measure; Holm's correction is over all comparisons of a measure."""
+    """Every arm with scratch, in every measure; Holm's correction is over all comparisons of a
+    measure.
+    """
     made: list[Comparison] = []
     for measure in measures(results):
         tested = []
@@ -104,12 +135,21 @@ def comparisons(made: list[Comparison]) -> Table:
         "it times the number of comparisons is above 0.05, no difference however large could be told. “No” is "
         "not evidence of equality: read the interval of the difference. For HD95 smaller is better."
     )
-    return Table("comparisons", "Compared with scratch", note, columns, rows, {**FORMATS, "smallest p": ".2g"})
+    return Table(
+        "comparisons",
+        "Compared with scratch",
+        note,
+        columns,
+        rows,
+        {**FORMATS, "smallest p": ".2g"},
+    )
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """Dice ranks of `arms` over the tasks. `overall`: of the means over the budgets; `by_budget`: of each."""
+    """Dice ranks of `arms` over the tasks. `overall`: of the means over the budgets; `by_budget`:
+    of each.
+    """
 
     arms: list[str]
     left_out: list[str]
@@ -121,21 +161,32 @@ class Ranking:
 def rank(results: Results) -> Ranking:
     """Only of the arms that have a Dice in every task and at every budget that scratch has."""
     cells = {g: results.scores(g, "dice").mean for g in groups(results)}
-    places = [(t, b) for t in results.tasks for b in results.budgets if not np.isnan(_of(cells, t, BASELINE, b))]
-    arms = [arm for arm in results.arms if all(not np.isnan(_of(cells, t, arm, b)) for t, b in places)]
+    places = [
+        (t, b)
+        for t in results.tasks
+        for b in results.budgets
+        if not np.isnan(_of(cells, t, BASELINE, b))
+    ]
+    arms = [
+        arm for arm in results.arms if all(not np.isnan(_of(cells, t, arm, b)) for t, b in places)
+    ]
     left_out = [arm for arm in results.arms if arm not in arms]
     tasks = [task for task in results.tasks if any(task == t for t, _ in places)]
     common = [b for b in results.budgets if all((task, b) in places for task in tasks)]
     if not places or not common:
         return Ranking([], results.arms, [], statistics.ranks(np.zeros((0, 0))), {})
-    cube = np.array([[[_of(cells, task, arm, b) for b in common] for arm in arms] for task in tasks])
+    cube = np.array(
+        [[[_of(cells, task, arm, b) for b in common] for arm in arms] for task in tasks]
+    )
     by_budget = {b: statistics.ranks(cube[..., place]) for place, b in enumerate(common)}
     return Ranking(arms, left_out, common, statistics.ranks(cube.mean(axis=2)), by_budget)
 
 
 def ranks(ranking: Ranking) -> Table:
     overall = ranking.overall
-    rows = [[str(budget), ranks.blocks, *ranks.means] for budget, ranks in ranking.by_budget.items()]
+    rows = [
+        [str(budget), ranks.blocks, *ranks.means] for budget, ranks in ranking.by_budget.items()
+    ]
     if ranking.arms:
         rows.append(["mean of the budgets", overall.blocks, *overall.means])
     note = "Mean rank by Dice over the tasks; 1 is the best. "

@@ -1,4 +1,6 @@
-"""A table, as CSV and for the page. Cells are words, numbers, intervals, or None for what there is not."""
+"""A table, as CSV and for the page. Cells are words, numbers, intervals, or None for what there is
+not.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ Cell = str | int | float | Interval | None
 
 @dataclass(frozen=True)
 class Table:
-    """name: of the CSV file. note: how to read it. formats: of numbers, by column; others have three decimals."""
+    """name: of the CSV file. note: how to read it. formats: of numbers, by column; others have
+    three decimals.
+    """
 
     name: str
     title: str
@@ -29,10 +33,17 @@ class Table:
         """`<name>.csv` in `folder`; an interval takes three columns."""
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
-        wide = [any(isinstance(row[place], Interval) for row in self.rows) for place in range(len(self.columns))]
-        writer.writerow(name for column, w in zip(self.columns, wide, strict=True) for name in _names(column, w))
+        wide = [
+            any(isinstance(row[place], Interval) for row in self.rows)
+            for place in range(len(self.columns))
+        ]
+        writer.writerow(
+            name for column, w in zip(self.columns, wide, strict=True) for name in _names(column, w)
+        )
         for row in self.rows:
-            writer.writerow(value for cell, w in zip(row, wide, strict=True) for value in _values(cell, w))
+            writer.writerow(
+                value for cell, w in zip(row, wide, strict=True) for value in _values(cell, w)
+            )
         path = folder / f"{self.name}.csv"
         with files.atomic(path) as temporary:
             temporary.write_text(out.getvalue(), encoding="utf-8")
