@@ -35,6 +35,7 @@ def test_a_small_run_of_smit():
     assert chosen("smit", HEADS) == {
         "mask_block": (16, 8, 8),
         "prototypes": 1024,
+        "head_hidden": 512,
         "teacher_momentum": 0.995,
         "teacher_temperature_end": 0.04,
         "beta2": 0.95,

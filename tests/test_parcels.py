@@ -16,7 +16,7 @@ from nnssl.data import atlas, parcels, phantoms
 from nnssl.data.crops import PARCELS, Crops
 from nnssl.data.prepare import prepare
 from nnssl.files import read_json
-from nnssl.methods.parcels import at_size
+from nnssl.network.reconstruction import at_size
 
 SPACING = (5.0, 6.0, 6.0)
 

@@ -43,6 +43,38 @@ def test_smits_ablations_train(settings):
     assert moved == {n for n, p in method.named_parameters() if p.requires_grad}
 
 
+def test_smit_segments_the_parcels_of_its_first_view():
+    """The term of parcels alone, against the parcels cut from the region by hand."""
+    method = micro.method(w_parcels=0.5, classes=3).eval()
+    samples = [micro.MadeCrops(method.region(CROP))[index] for index in range(2)]
+    views = micro.seen(method, samples)
+    first = views["image"][0]
+    corners = (views["offset"][0] - views["start"]).tolist()
+    cut = [
+        sample["parcels"][tuple(slice(c, c + s) for c, s in zip(corner, CROP, strict=True))]
+        for sample, corner in zip(samples, corners, strict=True)
+    ]
+    expected, _ = method.segmenter.loss(method.student.encoder(first), first, torch.stack(cut))
+    losses = method(views).losses
+    torch.testing.assert_close(losses["parcels"], expected)
+    others = sum(
+        getattr(method.config, f"w_{name}") * losses[name] for name in ("mip", "itd", "mpd")
+    )
+    torch.testing.assert_close(losses["total"], others + 0.5 * expected)
+    assert method.network_decoder is method.segmenter
+    assert method.encoder is method.student.encoder
+
+
+def test_smit_learns_parcels_by_heart():
+    rows = micro.steps(micro.method(w_parcels=1.0, classes=3), 30, lr=3e-3, fixed=True)
+    assert rows[-1]["parcels"] < 0.8 * rows[0]["parcels"]
+
+
+def test_smit_pretrains_one_decoder_only():
+    with pytest.raises(ValueError, match="take decoder=linear, or w_parcels=0"):
+        micro.config(w_parcels=1.0, decoder="light")
+
+
 def test_smits_total_is_the_weighted_sum():
     method = micro.method(w_mip=0.5, w_itd=0.25, w_mpd=2.0)
     losses = method(micro.views(method)).losses

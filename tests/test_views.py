@@ -32,6 +32,7 @@ from nnssl.views.multicrop import random_views
 from nnssl.views.pairs import two_views
 from nnssl.views.spatial import (
     cut,
+    cut_each,
     draw_box,
     draw_flips,
     draw_offset,
@@ -613,3 +614,14 @@ def test_seeds_differ_wherever_a_part_differs():
 def test_seeds_are_the_same_everywhere():
     """Pinned: another value would change every run and break every resume."""
     assert mixed_seed(0, "views", 0) == 5196748559695033836
+
+
+def test_several_cuts_of_each_volume_are_those_of_slicing():
+    volumes = torch.arange(2 * 6 * 7 * 8).reshape(2, 6, 7, 8)
+    offsets = torch.tensor([[[0, 1, 2], [2, 3, 4]], [[1, 0, 3], [0, 2, 0]]])
+    cuts = cut_each(volumes, offsets, (4, 4, 3))
+    assert cuts.shape == (2, 2, 4, 4, 3)
+    for view, rows in enumerate(offsets.tolist()):
+        for scan, (z, y, x) in enumerate(rows):
+            naive = volumes[scan, z : z + 4, y : y + 4, x : x + 3]
+            assert torch.equal(cuts[view, scan], naive)

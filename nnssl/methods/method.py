@@ -18,7 +18,7 @@ from nnssl.network.reconstruction import PretrainedDecoder
 from nnssl.types import Shape
 from nnssl.views.intensity import STANDARD, Ranges
 from nnssl.views.pairs import two_views
-from nnssl.views.spatial import inner, inside, wider
+from nnssl.views.spatial import cut_each, inner, inside, wider
 
 
 class Step(NamedTuple):
@@ -54,6 +54,11 @@ class MethodConfig:
 
     # What the papers have in place of our defaults; those of the bases hold as well.
     PUBLISHED: ClassVar[dict] = {"lr_most": 1.0, "clip_norm": 3.0}
+
+    @property
+    def parcel_classes(self) -> int:
+        """How many parcels (`nnssl.data.parcels`) the method learns from; 0: it needs none."""
+        return 0
 
     @classmethod
     def of_the_papers(cls) -> dict:
@@ -120,8 +125,6 @@ class Method(nn.Module, ABC):
     family: ClassVar[str]
     signal: ClassVar[str]  # what it learns from, in a few words
     citation: ClassVar[str]
-    # `nnssl.data.parcels`; then `seen` puts "parcels" into the views
-    needs_parcels: ClassVar[bool] = False
     smallest_batch: ClassVar[int] = 2  # scans a step below which it does not learn sensibly
     Config: ClassVar[type[MethodConfig]]
 
@@ -177,7 +180,8 @@ class Method(nn.Module, ABC):
 
         scans, starts, sizes: "scan" [B], "start" and "size" [B dims] of the samples of
         `nnssl.data.crops.Crops`; without the last two every region is a whole scan.
-        parcels: int [B *region], for a method that needs them; zeros where there are none.
+        parcels: int [B *region], for a method that needs them; zeros where there are none. They are
+        cut as the views are, [views B *crop], where these have an "offset".
         Adds "scan" [B], "start" and "size" [B dims]; "offset" [views B dims], where `views` gives
         it, is from here on each view's first voxel in the scan.
         """
@@ -190,11 +194,14 @@ class Method(nn.Module, ABC):
         sizes = torch.tensor(region).expand_as(starts) if sizes is None else sizes.cpu()
         views = self.views(regions, generators, inside(tuple(region), starts, sizes))
         starts, sizes = starts.to(regions.device), sizes.to(regions.device)
+        if self.config.parcel_classes:
+            nothing = torch.zeros(len(regions), *region, dtype=torch.long)
+            labels = (nothing if parcels is None else parcels.long()).to(regions.device)
+            crop = views["image"].shape[-len(region) :]
+            cut = cut_each(labels, views["offset"], crop) if "offset" in views else labels
+            views["parcels"] = cut
         if "offset" in views:
             views["offset"] = views["offset"] + starts
-        if self.needs_parcels:
-            nothing = torch.zeros(len(regions), *region, dtype=torch.long)
-            views["parcels"] = (nothing if parcels is None else parcels.long()).to(regions.device)
         return {**views, "scan": scans, "start": starts, "size": sizes}
 
     @abstractmethod

@@ -18,13 +18,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from nnssl.encoder.swin import Swin
 from nnssl.methods.method import Method, MethodConfig, Step
 from nnssl.network.decoders import full_options
-from nnssl.network.reconstruction import PretrainedDecoder
+from nnssl.network.reconstruction import ParcelDecoder
 from nnssl.views.intensity import apply_intensity, draw_intensity
 
 
@@ -43,6 +42,10 @@ class ParcelsConfig(MethodConfig):
         if self.classes < 2:
             raise ValueError(f"classes must be at least 2, got {self.classes}")
 
+    @property
+    def parcel_classes(self) -> int:
+        return self.classes
+
 
 class Parcels(Method):
     title = "segmentation of unlabelled parcels"
@@ -51,7 +54,6 @@ class Parcels(Method):
     citation = (
         "Ours; after Caron et al. 2018, arXiv 1807.05520, and Ouyang et al. 2020, arXiv 2007.09886"
     )
-    needs_parcels = True
     smallest_batch = 1
     Config = ParcelsConfig
 
@@ -60,16 +62,14 @@ class Parcels(Method):
         self.config = config
         encoder.mask_token = None  # nothing is hidden
         self.student = encoder
-        self.decoder = PretrainedDecoder(
-            config.decoder, encoder, 1 + config.classes, deep_supervision=True
-        )
+        self.decoder = ParcelDecoder(config.decoder, encoder, config.classes)
 
     @property
     def encoder(self) -> Swin:
         return self.student
 
     @property
-    def network_decoder(self) -> PretrainedDecoder:
+    def network_decoder(self) -> ParcelDecoder:
         return self.decoder
 
     def views(
@@ -85,20 +85,8 @@ class Parcels(Method):
         }
 
     def loss(self, views: dict[str, Tensor]) -> Step:
-        parcels = views["parcels"]
         maps = self.student(views["image"])
-        outputs = self.decoder(maps, views["image"])
-        weights = [0.5**level for level in range(len(outputs))]  # nnU-Net's, for coarser outputs
-        terms = [
-            F.cross_entropy(logits.float(), at_size(parcels, logits.shape[2:]))
-            for logits in outputs
-        ]
-        total = sum(weight * term for weight, term in zip(weights, terms, strict=True)) / sum(
-            weights
-        )
-        right = (outputs[0].detach().argmax(dim=1) == parcels).float()
-        body = (parcels > 0).float()
-        accuracy = (right * body).sum() / body.sum().clamp(min=1)
+        total, accuracy = self.decoder.loss(maps, views["image"], views["parcels"])
         return Step(
             {"total": total},
             {"embedding": maps[-1].detach().flatten(2).mean(dim=2), "accuracy": accuracy},
@@ -120,14 +108,3 @@ class Parcels(Method):
         count = 1 + self.config.classes
         shade = labels[:, None] * (count // 2 - 1) % count / count
         return image.min() + shade * (image.max() - image.min())
-
-
-def at_size(labels: Tensor, size: torch.Size) -> Tensor:
-    """Every second, fourth, ... label along each axis: [B *s] -> [B *size], where size is s over a
-    step, rounded up.
-    """
-    for axis, (have, want) in enumerate(zip(labels.shape[1:], size, strict=True), start=1):
-        step = -(-have // want)
-        index = torch.arange(want, device=labels.device) * step
-        labels = labels.index_select(axis, index.clamp(max=have - 1))
-    return labels

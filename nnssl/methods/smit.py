@@ -44,7 +44,14 @@ from nnssl.modules.distillation import (
 )
 from nnssl.modules.losses import Centre, cross_view, masked_l1, masked_mean, soft_cross_entropy
 from nnssl.modules.masked import MaskedConfig
-from nnssl.network.reconstruction import Reconstruction, on_tokens, on_voxels, voxel_decoder
+from nnssl.network.reconstruction import (
+    LINEAR,
+    ParcelDecoder,
+    PretrainedDecoder,
+    on_tokens,
+    on_voxels,
+    voxel_decoder,
+)
 from nnssl.types import Shape
 from nnssl.views.intensity import apply_window, draw_window
 from nnssl.views.masking import draw_masks, keep_at_most, repeat_blocks
@@ -62,6 +69,10 @@ class SMITConfig(MaskedConfig, DistillationConfig, MethodConfig):
     teacher_temperature_end: float = 0.07  # Jiang 2022
     # share of the run: 30 of 500 epochs; the patch head starts this much later
     temperature_warmup: float = 0.06
+    # of `nnssl.data.parcels`, segmented in the first view with nothing hidden; not in the paper
+    w_parcels: float = 0.0
+    classes: int = 64  # parcels
+    parcels_decoder: str = "light"  # of the fine-tuning network: light, swinunetr or nnunet
     freeze_prototypes: float = 0.002  # share of the run: 1 of 500 epochs
 
     PUBLISHED: ClassVar[dict] = {"patch_tokens": 0}
@@ -78,8 +89,17 @@ class SMITConfig(MaskedConfig, DistillationConfig, MethodConfig):
             raise ValueError(
                 f"patch_tokens must be a number of tokens, or 0 for all, got {self.patch_tokens}"
             )
+        if self.w_parcels > 0 and self.decoder != LINEAR:
+            raise ValueError(
+                f"decoder={self.decoder} and w_parcels={self.w_parcels} pretrain one decoder each; "
+                "take decoder=linear, or w_parcels=0"
+            )
         if self.w_mip <= 0 and self.w_itd <= 0 and self.w_mpd <= 0:
             raise ValueError("one of w_mip, w_itd, w_mpd must be above 0")
+
+    @property
+    def parcel_classes(self) -> int:
+        return self.classes if self.w_parcels > 0 else 0
 
     @property
     def patch_stride(self) -> int:
@@ -106,9 +126,11 @@ class SMIT(SelfDistillation, Method):
         self.decoder = None
         if config.w_mip > 0:
             self.decoder = voxel_decoder(encoder, config)
-        hold_unread(
-            encoder, max(4 * (config.w_mip > 0), 3 * (config.w_itd > 0), stage * (config.w_mpd > 0))
-        )
+        self.segmenter = None
+        if config.w_parcels > 0:
+            self.segmenter = ParcelDecoder(config.parcels_decoder, encoder, config.classes)
+        all_maps = config.w_mip > 0 or config.w_parcels > 0
+        hold_unread(encoder, max(4 * all_maps, 3 * (config.w_itd > 0), stage * (config.w_mpd > 0)))
 
     @property
     def encoder(self) -> Swin:
@@ -116,8 +138,9 @@ class SMIT(SelfDistillation, Method):
         return super().encoder if self.network_decoder is None else self.student.encoder
 
     @property
-    def network_decoder(self) -> Reconstruction | None:
-        return self.decoder if isinstance(self.decoder, Reconstruction) else None
+    def network_decoder(self) -> PretrainedDecoder | None:
+        decoder = self.decoder if self.segmenter is None else self.segmenter
+        return decoder if isinstance(decoder, PretrainedDecoder) else None
 
     @staticmethod
     def region(crop: Shape) -> Shape:
@@ -185,6 +208,11 @@ class SMIT(SelfDistillation, Method):
                 soft_cross_entropy(student.patch, target, config.student_temperature), asked
             )
             watched["teacher_patch"] = target
+        if config.w_parcels > 0:
+            first = views["image"][0]
+            losses["parcels"], watched["accuracy"] = self.segmenter.loss(
+                self.student.encoder(first), first, views["parcels"][0]
+            )
         watched["embedding"] = teacher.embedding
         losses["total"] = sum(
             getattr(config, f"w_{name}") * value for name, value in losses.items()

@@ -4,6 +4,8 @@ encoder.
 
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnssl.encoder.swin import PATCH, Swin
@@ -49,6 +51,29 @@ class Reconstruction(PretrainedDecoder):
         return [super().forward(maps, image.masked_fill(hidden, 0.0))]
 
 
+class ParcelDecoder(PretrainedDecoder):
+    """Says of each voxel which of `classes` parcels it lies in, or 0: in none."""
+
+    def __init__(self, decoder: str, encoder: Swin, classes: int) -> None:
+        super().__init__(decoder, encoder, 1 + classes, deep_supervision=True)
+
+    def loss(self, maps: list[Tensor], image: Tensor, parcels: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross entropy over all outputs, and the fraction of body voxels that are right.
+
+        maps: the encoder's five; image [B C *size]; parcels int [B *size].
+        """
+        outputs = self(maps, image)
+        weights = [0.5**level for level in range(len(outputs))]  # nnU-Net's, for coarser outputs
+        terms = [
+            F.cross_entropy(logits.float(), at_size(parcels, logits.shape[2:]))
+            for logits in outputs
+        ]
+        total = sum(weight * term for weight, term in zip(weights, terms, strict=True))
+        right = (outputs[0].detach().argmax(dim=1) == parcels).float()
+        body = (parcels > 0).float()
+        return total / sum(weights), (right * body).sum() / body.sum().clamp(min=1)
+
+
 def voxel_decoder(encoder: Swin, config: MaskedConfig) -> nn.Module:
     """Maps [five], image [B 1 *size], hidden Bool [B 1 *size] -> predictions [B 1 *size], a list.
 
@@ -69,3 +94,14 @@ def on_tokens(masked: Tensor, config: MaskedConfig) -> Tensor:
 def on_voxels(masked: Tensor, config: MaskedConfig) -> Tensor:
     """Hidden blocks Bool [B *blocks] as hidden voxels [B 1 *crop]."""
     return repeat_blocks(masked, config.mask_block.along(masked.ndim - 1)).unsqueeze(1)
+
+
+def at_size(labels: Tensor, size: torch.Size) -> Tensor:
+    """Every second, fourth, ... label along each axis: [B *s] -> [B *size], where size is s over a
+    step, rounded up.
+    """
+    for axis, (have, want) in enumerate(zip(labels.shape[1:], size, strict=True), start=1):
+        step = -(-have // want)
+        index = torch.arange(want, device=labels.device) * step
+        labels = labels.index_select(axis, index.clamp(max=have - 1))
+    return labels

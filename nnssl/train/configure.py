@@ -26,6 +26,7 @@ BLOCK_SIDES = (8, 16, 32)  # voxels; tokens of smaller blocks have seen too litt
 BLOCKS = 4  # along an axis of the crop, at least
 LEAST_CUBE, MOST_CUBES = 24, 3  # voxels of a cube of CPC; with 16 its last stage has one token
 SHORT, LONG = 5_000, 20_000  # steps
+FEW = 1_000  # scans
 TRIAL_BATCH = 8  # scans, for what is tried before a batch size is known
 
 
@@ -160,7 +161,7 @@ def _of_teachers(method: type[Method], sizes: Sizes) -> list[Choice]:
     if not issubclass(method.Config, DistillationConfig):
         return []
     scans, steps = sizes.scans, sizes.steps
-    prototypes = 1024 if scans < 1000 else 4096 if scans < 10_000 else 8192
+    prototypes = 1024 if scans < FEW else 4096 if scans < 10_000 else 8192
     momentum = round(min(max(1 - 10 / steps, 0.99), 0.999), 4)
     made = [
         Choice(
@@ -172,6 +173,9 @@ def _of_teachers(method: type[Method], sizes: Sizes) -> list[Choice]:
             f"{steps} steps: the teacher follows within a tenth of the run",
         ),
     ]
+    if scans < FEW:
+        reason = f"{scans} scans; 2048 of the papers cost more time than a small encoder"
+        made.append(Choice("head_hidden", 512, reason))
     if steps <= LONG:
         reason = f"{steps} steps: a softer teacher pays off in runs above {LONG}"
         made.append(Choice("teacher_temperature_end", 0.04, reason))

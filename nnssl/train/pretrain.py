@@ -121,8 +121,9 @@ def build(options: Options, plan: Plan, data: Path, device: torch.device, say: C
     )
     earlier = before.read(folder, data, plan, say) if options.resume else before.Before()
     crop = options.crop or earlier.crop or configure.fitting_crop(kind, plan.crop[-dims:])
-    cases = earlier.cases or (parcels.cases(data, plan) if kind.needs_parcels else None)
-    crops = Crops(data, plan, kind.region(crop), options.seed, cases, parcels=kind.needs_parcels)
+    from_parcels = kind.Config.parse(options.settings).parcel_classes > 0
+    cases = earlier.cases or (parcels.cases(data, plan) if from_parcels else None)
+    crops = Crops(data, plan, kind.region(crop), options.seed, cases, parcels=from_parcels)
 
     def made(batch: int) -> tuple[Method, dict, list]:
         """The method with what is derived for this batch, its encoder's start, and what was
@@ -242,9 +243,8 @@ def _prepare(options: Options, name: str, folder: Path, say: Callable) -> Plan:
 
 
 def _make_parcels(options: Options, plan: Plan, folder: Path, say: Callable) -> None:
-    kind = _method(options.method)
-    if kind.needs_parcels:
-        classes = kind.Config.parse(options.settings).classes
+    classes = _method(options.method).Config.parse(options.settings).parcel_classes
+    if classes:
         parcels.make(folder, plan, classes, options.num_processes, say)
 
 

@@ -52,6 +52,18 @@ def cut(volume: Tensor, offset: Shape, crop: Shape) -> Tensor:
     return volume[(slice(None), *(slice(o, o + c) for o, c in zip(offset, crop, strict=True)))]
 
 
+def cut_each(volumes: Tensor, offsets: Tensor, crop: Shape) -> Tensor:
+    """Several cuts of each volume: [B *region] at whole `offsets` [V B dims] -> [V B *crop]."""
+    scans = torch.arange(len(volumes), device=volumes.device)
+    index = [scans.view(1, -1, *[1] * len(crop))]
+    for axis, size in enumerate(crop):
+        along = [1] * len(crop)
+        along[axis] = size
+        steps = torch.arange(size, device=volumes.device).view(1, 1, *along)
+        index.append(offsets[..., axis].view(*offsets.shape[:2], *[1] * len(crop)) + steps)
+    return volumes[tuple(index)]
+
+
 def wider(crop: Shape) -> Shape:
     """4/3 of the crop, so that any two cuts of it share at least (2/3)^3 = 30 % of the crop's
     volume.
