@@ -22,22 +22,22 @@ def pretrain() -> int:
     """nnssl_pretrain: raw CT to a pretrained Swin encoder."""
     arguments = sys.argv[1:]
     parser = _pretrain_parser()
-    asked = parser.parse_args(arguments)
-    if asked.list:
+    args = parser.parse_args(arguments)
+    if args.list:
         from nnssl.bench import listing
 
         return _report_errors(lambda: print(listing.table()))
-    if asked.method is None:
+    if args.method is None:
         parser.error("say which method with -m; nnssl_pretrain --list shows them")
-    if not (asked.sources or asked.dataset_ids or asked.name):
+    if not (args.sources or args.dataset_ids or args.name):
         parser.error("say where the scans are: -i FOLDER, or -d ID of an nnU-Net raw dataset")
 
     from nnssl.train.pretrain import Options, processes
     from nnssl.train.pretrain import pretrain as run
 
-    if ended := processes.launch(asked.num_gpus, arguments):
+    if ended := processes.launch(args.num_gpus, arguments):
         return {"done": 0, "failed": EXIT_ERROR, "stopped": EXIT_INTERRUPTED}[ended]
-    options = vars(asked)
+    options = vars(args)
     for name in ("list", "num_gpus"):
         options.pop(name)
     for name in ("crop", "spacing", "clip"):
@@ -58,28 +58,28 @@ def inspect() -> int:
         action="store_true",
         help="print the line that lets nnU-Net find our trainers; needed after an editable install only",
     )
-    asked = parser.parse_args()
-    if asked.nnunet_env:
+    args = parser.parse_args()
+    if args.nnunet_env:
         from nnssl.hook import trainers_folder
 
         print(f'export nnUNet_extTrainer="{trainers_folder()}"')
         return 0
-    if asked.checkpoint is None:
+    if args.checkpoint is None:
         parser.error("say which checkpoint, or --nnunet-env")
 
     from nnssl import checkpoint
 
-    return _report_errors(lambda: print(checkpoint.describe(checkpoint.load(asked.checkpoint))))
+    return _report_errors(lambda: print(checkpoint.describe(checkpoint.load(args.checkpoint))))
 
 
 def plan() -> int:
     """nnssl_plan: a plans file that carries a checkpoint and a recipe."""
-    asked = _plan_parser().parse_args()
+    args = _plan_parser().parse_args()
 
     from nnssl.network.planned import Recipe
     from nnssl.plans.derive import Request, derive, describe
 
-    options = vars(asked)
+    options = vars(args)
     recipe = {name: options.pop(name) for name in Recipe.__dataclass_fields__ if name in options}
     options["patch"] = tuple(options["patch"]) if options["patch"] else None
     options["spacing"] = _spacing(options["spacing"])
@@ -124,16 +124,16 @@ def demo() -> int:
         action="store_true",
         help="a minute or two: every command runs, nothing is learnt",
     )
-    asked = parser.parse_args()
+    args = parser.parse_args()
 
     from nnssl.demo import chain, result, run
     from nnssl.train.processes import choose_device
 
-    size = chain.QUICK if asked.quick else chain.Size()
-    scans = asked.scans.resolve() if asked.scans else None
+    size = chain.QUICK if args.quick else chain.Size()
+    scans = args.scans.resolve() if args.scans else None
 
     def work() -> None:
-        made = chain.Demo(asked.output.resolve(), choose_device(asked.device).type, scans, size)
+        made = chain.Demo(args.output.resolve(), choose_device(args.device).type, scans, size)
         print(result.describe(made, result.summarise(made, run.run(made))))
 
     return _report_errors(work)
@@ -158,13 +158,13 @@ def study() -> int:
     """nnssl_study: a comparison of pretrained starts, from one description to its results."""
     from nnssl.study import command
 
-    asked = command.parser().parse_args()
+    args = command.parser().parse_args()
     parsers = {
         "nnssl_pretrain": _pretrain_parser,
         "nnssl_convert": _convert_parser,
         "nnssl_plan": _plan_parser,
     }
-    return _report_errors(lambda: command.do(asked, parsers))
+    return _report_errors(lambda: command.do(args, parsers))
 
 
 def _report_errors(work: Callable[[], object]) -> int:
@@ -209,7 +209,7 @@ def _pretrain_parser() -> argparse.ArgumentParser:
     what.add_argument("--hu", dest="clip", metavar=("LOW", "HIGH"), nargs=2, type=float,
                       help="linear map of this HU range; default: -1000 to 3000, steep in soft tissue")  # fmt: skip
     what.add_argument("--no-hu", action="store_true",
-                      help="not CT: each scan is normalised by its own mean and sd, as nnU-Net does; default for -d: "
+                      help="not CT: each scan is normalised by its own mean and std, as nnU-Net does; default for -d: "
                       "what its dataset.json says")  # fmt: skip
     what.add_argument("-np", dest="num_processes", metavar="N", type=int, default=min(8, limits.cores()),
                       help="processes, each with one scan in memory; default: %(default)s")  # fmt: skip
@@ -219,7 +219,7 @@ def _pretrain_parser() -> argparse.ArgumentParser:
         help="take new scans of -i or -d into the collection there is",
     )
     what.add_argument(
-        "-part_id", type=int, default=0, help="this machine's share of the preprocessing, from 0"
+        "-part_id", type=int, default=0, help="this machine's part of the preprocessing, from 0"
     )
     what.add_argument(
         "-num_parts", type=int, default=1, help="how many machines share the preprocessing"

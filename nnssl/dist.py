@@ -1,4 +1,4 @@
-"""Words for several processes. Every function also works, and costs nothing, in one process."""
+"""Distributed helpers; no-ops in a single process."""
 
 from __future__ import annotations
 
@@ -6,43 +6,43 @@ import torch
 import torch.distributed as td
 
 
-def active() -> bool:
+def is_initialized() -> bool:
     return td.is_available() and td.is_initialized()
 
 
 def rank() -> int:
-    return td.get_rank() if active() else 0
+    return td.get_rank() if is_initialized() else 0
 
 
 def world_size() -> int:
-    return td.get_world_size() if active() else 1
+    return td.get_world_size() if is_initialized() else 1
 
 
 def is_main() -> bool:
     return rank() == 0
 
 
-def mean(tensor: torch.Tensor) -> torch.Tensor:
+def all_reduce_mean(tensor: torch.Tensor) -> torch.Tensor:
     """The mean over all processes, without gradient; `tensor` itself in one process."""
-    if not active():
+    if not is_initialized():
         return tensor
     tensor = tensor.detach().clone()
     td.all_reduce(tensor)
     return tensor / world_size()
 
 
-def least(number: int, device: torch.device) -> int:
+def all_reduce_min(number: int, device: torch.device) -> int:
     """The smallest of all processes' numbers."""
-    if not active():
+    if not is_initialized():
         return number
     tensor = torch.tensor(number, device=device)
     td.all_reduce(tensor, op=td.ReduceOp.MIN)
     return int(tensor)
 
 
-def gather(tensor: torch.Tensor) -> torch.Tensor:
+def all_gather(tensor: torch.Tensor) -> torch.Tensor:
     """Concatenate [N ...] of every process in rank order to [W*N ...], without gradient."""
-    if not active():
+    if not is_initialized():
         return tensor
     parts = [torch.empty_like(tensor) for _ in range(world_size())]
     td.all_gather(parts, tensor.detach().contiguous())
@@ -53,7 +53,7 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx, tensor: torch.Tensor) -> torch.Tensor:
         ctx.own = slice(rank() * len(tensor), (rank() + 1) * len(tensor))
-        return gather(tensor)
+        return all_gather(tensor)
 
     @staticmethod
     def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
@@ -62,16 +62,16 @@ class _Gather(torch.autograd.Function):
         return gradient[ctx.own]
 
 
-def gather_with_gradient(tensor: torch.Tensor) -> torch.Tensor:
-    """`gather`, through which every process's loss also reaches the rows that others have sent.
+def all_gather_with_gradient(tensor: torch.Tensor) -> torch.Tensor:
+    """`all_gather`, through which every process's loss also reaches the rows that others have sent.
 
     The gradient of a row is the sum over the processes' losses. Where each of them is the mean over
     its own rows, DistributedDataParallel's average of the parameters' gradients is that of the mean
     over all rows.
     """
-    return _Gather.apply(tensor) if active() else tensor
+    return _Gather.apply(tensor) if is_initialized() else tensor
 
 
 def barrier() -> None:
-    if active():
+    if is_initialized():
         td.barrier()

@@ -39,13 +39,13 @@ class HUPolicy:
     low: float
     high: float
     mean: float
-    sd: float
+    std: float
     interior: tuple[tuple[float, float], ...] = ()
 
     def __post_init__(self) -> None:
-        if not (self.low < self.high and self.sd > 0):
+        if not (self.low < self.high and self.std > 0):
             raise ValueError(
-                f"HU policy needs low < high and sd > 0, got low={self.low}, high={self.high}, sd={self.sd}"
+                f"HU policy needs low < high and std > 0, got low={self.low}, high={self.high}, sd={self.std}"
             )
         interior = tuple((float(hu), float(level)) for hu, level in self.interior)
         object.__setattr__(self, "interior", interior)
@@ -60,7 +60,7 @@ class HUPolicy:
     def knots(self) -> tuple[tuple[float, float], ...]:
         """(HU, network input) of each corner of the map, its two ends included."""
         levels = ((self.low, self.low), *self.interior, (self.high, self.high))
-        return tuple((hu, (level - self.mean) / self.sd) for hu, level in levels)
+        return tuple((hu, (level - self.mean) / self.std) for hu, level in levels)
 
     @property
     def bends(self) -> tuple[tuple[float, float, float], ...]:
@@ -75,13 +75,13 @@ class HUPolicy:
     @property
     def _corners(self) -> list[tuple[float, float]]:
         """`knots` with their HU in standardised units."""
-        return [((hu - self.mean) / self.sd, value) for hu, value in self.knots]
+        return [((hu - self.mean) / self.std, value) for hu, value in self.knots]
 
     def standardise(self, hu):
         """HU to (clipped HU - mean) / sd, out of place: as nnU-Net's CTNormalization with these
         numbers.
         """
-        return (hu.clip(self.low, self.high) - self.mean) / self.sd
+        return (hu.clip(self.low, self.high) - self.mean) / self.std
 
     def bend(self, standardised):
         """What `standardise` gave, resampled or not, to network input; as it is for a linear map."""
@@ -103,20 +103,28 @@ class HUPolicy:
             values = normalised + sum(
                 (slope - 1) * (normalised.clip(y0, y1) - y0) for slope, (y0, y1) in pieces
             )
-        return values * self.sd + self.mean
+        return values * self.std + self.mean
 
     def describe(self) -> str:
         """For people: what is done to HU."""
         clip = f"clip to [{self.low:g}, {self.high:g}]"
         if not self.interior:
-            return f"{clip}, minus {self.mean:g}, divided by {self.sd:g}"
+            return f"{clip}, minus {self.mean:g}, divided by {self.std:g}"
         return f"{clip}, piecewise linear: " + ", ".join(
             f"{hu:g} -> {value:.2f}" for hu, value in self.knots
         )
 
+    @classmethod
+    def from_dict(cls, values: dict) -> HUPolicy:
+        """The inverse of `to_dict`, whose files call the standard deviation "sd".
+
+        Raises TypeError for other keys and ValueError for values that are no policy.
+        """
+        return cls(**{"std" if name == "sd" else name: value for name, value in values.items()})
+
     def to_dict(self) -> dict:
-        """For JSON, and for `HUPolicy(**...)`; of a linear map as it was before there were knots."""
-        linear = {"low": self.low, "high": self.high, "mean": self.mean, "sd": self.sd}
+        """For JSON and `from_dict`; of a linear map as it was before there were knots."""
+        linear = {"low": self.low, "high": self.high, "mean": self.mean, "sd": self.std}
         return linear | (
             {"interior": [list(knot) for knot in self.interior]} if self.interior else {}
         )

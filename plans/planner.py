@@ -33,7 +33,7 @@ from nnssl.network.planned import (
     architecture,
     axes_of,
     encoder_for,
-    turned,
+    permute_axes,
 )
 from nnssl.plans import memory
 from nnssl.plans.patch import plan_batch, plan_patch
@@ -68,7 +68,7 @@ class Start:
         CheckpointError.
         """
         given = {"checkpoint_path": str(named)} if named else {}
-        choice = origin.demand(origin.choose(given, "nnssl_plan -c"))
+        choice = origin.require(origin.choose(given, "nnssl_plan -c"))
         loaded = checkpoint.load(choice.path)
         return cls(loaded.encoder_config, loaded.hu, origin.pretrain_info(choice, loaded))
 
@@ -181,7 +181,7 @@ class SwinPlanner(ExperimentPlanner):
     def _encoder(self, plan: dict, patch: Shape) -> SwinConfig:
         """In the configuration's own axes."""
         config = encoder_for(self._top, plan | {"patch_size": list(patch)}, self.start.encoder)
-        return replace(config, steps=turned(config.steps, axes_of(self._top, len(patch))))
+        return replace(config, steps=permute_axes(config.steps, axes_of(self._top, len(patch))))
 
     @property
     def _channels(self) -> dict:

@@ -22,9 +22,9 @@ from made_dicom import write_frames
 from made_scans import AXIAL, ct_array, straight, write_series, write_volume
 
 from nnssl.data.dicom import series_in
-from nnssl.data.refusals import PassingError, RefusedError
+from nnssl.data.refusals import PassingError, UnusableScanError
 from nnssl.data.scans import Found, read
-from nnssl.data.survey import look
+from nnssl.data.survey import inspect_scan
 
 SHAPE = (9, 11, 13)
 HEADER = {
@@ -87,7 +87,7 @@ def damage(content: bytes, length: int, rng: np.random.Generator) -> bytes:
 
 
 def attempt(found: Found) -> str:
-    line = look(found)
+    line = inspect_scan(found)
     if not line.kept:
         return "refused"
     first, second = read(found), read(found)
@@ -110,7 +110,7 @@ def case(number: int, seed: int, top: Path, whole: dict[str, Path]) -> str:
             ", ".join(sorted({attempt(Found(str(folder), uid)) for uid in series_in(folder)}))
             or "nothing"
         )
-    except (RefusedError, PassingError) as error:
+    except (UnusableScanError, PassingError) as error:
         return type(error).__name__
     finally:
         shutil.rmtree(folder)

@@ -108,11 +108,11 @@ class Everywhere:
     """Within it all attention goes through the kernel."""
 
     def __enter__(self):
-        self.before = attention.cached.suits, choice.kernel_serves
-        attention.cached.suits, choice.kernel_serves = lambda x: False, lambda *_: True
+        self.before = attention.cached.is_supported, choice.kernel_serves
+        attention.cached.is_supported, choice.kernel_serves = lambda x: False, lambda *_: True
 
     def __exit__(self, *_):
-        attention.cached.suits, choice.kernel_serves = self.before
+        attention.cached.is_supported, choice.kernel_serves = self.before
 
 
 def wrong() -> dict:

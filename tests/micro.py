@@ -28,7 +28,7 @@ SMALL = {
 CPU = torch.device("cpu")
 
 
-class MadeCrops(Dataset):
+class SyntheticCrops(Dataset):
     """Like nnssl.data.crops.Crops, without files: sample `index` is smooth noise drawn from `index`
     alone.
     """
@@ -76,10 +76,12 @@ def method(name: str = "smit", seed: int = 0, spatial_dims: int = 3, **settings)
 
 def views(method: Method, batch: int = 2, crop: tuple[int, ...] = CROP, seed: int = 0) -> dict:
     """What `method` looks at for the samples 0, 1, ... of the made crops."""
-    return seen(method, [MadeCrops(method.region(crop))[index] for index in range(batch)], seed)
+    return prepare_views(
+        method, [SyntheticCrops(method.region(crop))[index] for index in range(batch)], seed
+    )
 
 
-def seen(method: Method, samples: list[dict], seed: int = 0) -> dict:
+def prepare_views(method: Method, samples: list[dict], seed: int = 0) -> dict:
     """The views of `samples` as the engine gives them to the method."""
     regions = torch.stack([sample["crop"] for sample in samples])
     generators = [batches.generator_for(seed, sample["index"]) for sample in samples]
@@ -88,7 +90,7 @@ def seen(method: Method, samples: list[dict], seed: int = 0) -> dict:
     )
     scans = torch.tensor([sample["scan"] for sample in samples])
     parcels = torch.stack([sample["parcels"] for sample in samples])
-    return method.seen(regions, generators, scans, starts, sizes, parcels)
+    return method.prepare_views(regions, generators, scans, starts, sizes, parcels)
 
 
 def steps(
@@ -101,10 +103,10 @@ def steps(
 ) -> list[dict]:
     """`count` plain optimiser steps, on one batch where `fixed`; the losses of each."""
     optimizer = torch.optim.AdamW(parameter_groups(method, 0.05), lr=lr)
-    made, rows = MadeCrops(method.region(crop)), []
+    made, rows = SyntheticCrops(method.region(crop)), []
     for step in range(count):
         indices = [i + (0 if fixed else step * batch) for i in range(batch)]
-        out = method(seen(method, [made[index] for index in indices]))
+        out = method(prepare_views(method, [made[index] for index in indices]))
         optimizer.zero_grad()
         out.losses["total"].backward()
         torch.nn.utils.clip_grad_norm_(method.parameters(), method.config.clip_norm)
@@ -143,4 +145,6 @@ def run(folder: Path, name: str = "smit", settings: dict | None = None, **option
         **options,
     }
     made = method(name, **(settings or {}))
-    return Run(made, MadeCrops(made.region(CROP)), RunConfig(**chosen), folder, header(name), CPU)
+    return Run(
+        made, SyntheticCrops(made.region(CROP)), RunConfig(**chosen), folder, header(name), CPU
+    )

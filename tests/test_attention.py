@@ -28,8 +28,7 @@ needs_triton = pytest.mark.skipif(not TRITON, reason="triton is not importable o
 HERE = Path(__file__).parent
 
 
-# -- the kernel in Triton's interpreter
-# --------------------------------------------------------------------------
+# -- the kernel in Triton's interpreter ------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -83,8 +82,7 @@ def test_a_kernel_that_differs_or_cannot_run_is_found_out(interpreted: dict) -> 
     )
 
 
-# -- compiled for GPUs that are not here
-# -------------------------------------------------------------------------
+# -- compiled for GPUs that are not here -----------------------------------------------------------
 
 
 def resources(function, arch: int, dtype: torch.dtype, n: int, d: int) -> dict[str, int]:
@@ -163,8 +161,7 @@ def test_what_the_presets_need_is_what_the_kernel_has() -> None:
         assert max(widths) <= choice.MOST_CHANNELS
 
 
-# -- which path is taken
-# -----------------------------------------------------------------------------------------
+# -- which path is taken ---------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -212,8 +209,7 @@ def test_the_comparison_leaves_the_runs_chance_alone(monkeypatch) -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-# -- PyTorch's fused attention
-# -----------------------------------------------------------------------------------
+# -- PyTorch's fused attention ---------------------------------------------------------------------
 
 
 def masked(n: int, windows: int) -> Mask:
@@ -263,7 +259,7 @@ def test_fused_attention_copies_no_mask_and_stays_within_pytorchs_limits(monkeyp
 
 def test_off_the_cpu_the_choice_decides(monkeypatch) -> None:
     asked = []
-    monkeypatch.setattr(attention.cached, "suits", lambda x: False)
+    monkeypatch.setattr(attention.cached, "is_supported", lambda x: False)
     monkeypatch.setattr(choice, "kernel_serves", lambda *shape: asked.append(shape))
     attention.window_attention(
         torch.randn(2, 8, 12), torch.randn(36, 12), None, 3, torch.randn(3, 8, 8), None

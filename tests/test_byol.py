@@ -53,7 +53,7 @@ def test_embeddings_stay_apart_without_negatives():
     method = micro.method("byol")
     micro.steps(method, 40, batch=4, crop=micro.CROP, lr=method.config.lr)
     with torch.no_grad():
-        embedding = method(micro.views(method, batch=6)).watched["embedding"]
+        embedding = method(micro.views(method, batch=6)).monitored["embedding"]
     assert embedding_std(embedding) > 3 * ALIKE
 
 

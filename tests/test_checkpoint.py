@@ -42,8 +42,7 @@ def path(tmp_path) -> Path:
     return tmp_path / "checkpoint_final.pth"
 
 
-# -- to disk and back
-# ------------------------------------------------------------------------------------------------
+# -- to disk and back ------------------------------------------------------------------------------
 
 
 def test_round_trip(path):
@@ -56,7 +55,7 @@ def test_round_trip(path):
     assert loaded.method == "smit"
     assert loaded.spacing == (3.0, 2.0, 2.0)
     assert loaded.crop == micro.CROP
-    assert (loaded.hu.low, loaded.hu.high, loaded.hu.mean, loaded.hu.sd) == (-1000, 1000, 40, 250)
+    assert (loaded.hu.low, loaded.hu.high, loaded.hu.mean, loaded.hu.std) == (-1000, 1000, 40, 250)
     assert loaded.citations == ["Author 2022"]
     assert loaded.sha256 == files.sha256(path)
 
@@ -161,8 +160,7 @@ def test_the_network_named_in_the_plan_can_be_built(path):
     assert checkpoint.transfer(checkpoint.load(path), network.encoder).matched > 0
 
 
-# -- what never reaches a file
-# ---------------------------------------------------------------------------------------
+# -- what never reaches a file ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -197,8 +195,7 @@ def test_an_interrupted_write_leaves_the_old_file(path, monkeypatch):
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
-# -- what is not loaded
-# ----------------------------------------------------------------------------------------------
+# -- what is not loaded ----------------------------------------------------------------------------
 
 
 def test_a_missing_file_says_what_to_do(tmp_path):
@@ -206,10 +203,10 @@ def test_a_missing_file_says_what_to_do(tmp_path):
         checkpoint.load(tmp_path / "none.pth")
 
 
-@pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.9, 0.999])
-def test_a_truncated_file_is_refused(path, share):
+@pytest.mark.parametrize("fraction", [0.0, 0.001, 0.3, 0.9, 0.999])
+def test_a_truncated_file_is_refused(path, fraction):
     data = path.read_bytes()
-    path.write_bytes(data[: int(share * len(data))])
+    path.write_bytes(data[: int(fraction * len(data))])
     with pytest.raises(
         CheckpointError,
         match=r"checkpoint_final.pth cannot be read as a checkpoint: it is truncated",
@@ -298,8 +295,7 @@ def test_weights_of_another_kind_are_refused(tmp_path, weights, message):
         checkpoint.load(tmp_path / "odd.pth")
 
 
-# -- into a network
-# --------------------------------------------------------------------------------------------------
+# -- into a network --------------------------------------------------------------------------------
 
 
 def test_transfer_sets_every_tensor_and_explains_the_rest(path):
@@ -323,7 +319,7 @@ def test_equal_channels_give_what_one_gave(path, channels):
     assert (
         done.explained["patch_embed.proj.weight"] == f"inflated from 1 to {channels} input channels"
     )
-    image = micro.MadeCrops((16, 16, 16))[0]["crop"][None]
+    image = micro.SyntheticCrops((16, 16, 16))[0]["crop"][None]
     for ours, theirs in zip(several(image.repeat(1, channels, 1, 1, 1)), one(image), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
@@ -405,8 +401,7 @@ def test_a_cascades_labels_change_nothing_at_first(tmp_path, given, images):
     assert float(cascaded.patch_embed.proj.weight.grad[:, images:].abs().sum()) > 0
 
 
-# -- what is shown
-# ---------------------------------------------------------------------------------------------------
+# -- what is shown ---------------------------------------------------------------------------------
 
 
 def test_the_description_tells_what_a_user_must_know(path):

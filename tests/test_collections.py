@@ -158,8 +158,7 @@ def test_a_full_disk_ends_the_preparation(tmp_path, monkeypatch):
         prepared(tmp_path, raw_folder(tmp_path / "raw"))
 
 
-# -- runs
-# ------------------------------------------------------------------------------------------------------------
+# -- runs ------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -62,8 +62,7 @@ def naive(queries, keys, positive, scans_q, scans_k, temperature) -> tuple[float
     return sum(losses) / len(losses), sum(right) / len(right)
 
 
-# -- NT-Xent
-# ---------------------------------------------------------------------------------------------------------
+# -- NT-Xent ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
@@ -136,8 +135,7 @@ def test_what_is_left_out_gets_no_gradient():
     assert float(first.grad.abs().sum() + second.grad.abs().sum()) == 0
 
 
-# -- InfoNCE
-# ---------------------------------------------------------------------------------------------------------
+# -- InfoNCE ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
@@ -195,8 +193,7 @@ def test_everything_is_computed_in_fp32():
             assert torch.equal(loss(), plain)
 
 
-# -- the queue
-# -------------------------------------------------------------------------------------------------------
+# -- the queue -------------------------------------------------------------------------------------
 
 
 def test_a_queue_is_a_ring_that_moves_once_a_step():
@@ -250,8 +247,7 @@ def test_an_empty_queue_changes_nothing_and_a_loaded_one_goes_on():
     assert torch.equal(queue.keys, other.keys)
 
 
-# -- heads
-# -----------------------------------------------------------------------------------------------------------
+# -- heads -----------------------------------------------------------------------------------------
 
 
 def test_heads_have_the_papers_layers():
@@ -268,8 +264,7 @@ def test_no_row_of_a_projector_depends_on_the_others():
     torch.testing.assert_close(projector(rows)[:1], projector(rows[:1]))
 
 
-# -- two processes
-# ---------------------------------------------------------------------------------------------------
+# -- two processes ---------------------------------------------------------------------------------
 
 
 def inputs() -> dict[str, torch.Tensor]:
@@ -295,9 +290,9 @@ def shared_step(kind: str, first, second, scans) -> dict[str, torch.Tensor]:
         queue.note(torch.stack([first[rows], second[rows]], dim=1), scans[rows])
     queue.update()
     found = {
-        "loss": dist.mean(loss.detach()),
-        "accuracy": dist.mean(accuracy),
-        "gradient": dist.mean(weight.grad),
+        "loss": dist.all_reduce_mean(loss.detach()),
+        "accuracy": dist.all_reduce_mean(accuracy),
+        "gradient": dist.all_reduce_mean(weight.grad),
     }
     return {**found, "keys": queue.keys, "scans": queue.scans}
 
@@ -335,7 +330,7 @@ def test_two_processes_contrast_as_one_with_the_joint_batch(found, kind):
 
 def test_gathering_costs_nothing_in_one_process():
     tensor = torch.ones(2, requires_grad=True)
-    assert dist.gather_with_gradient(tensor) is tensor
+    assert dist.all_gather_with_gradient(tensor) is tensor
 
 
 def test_a_step_that_does_not_count_moves_no_running_state():

@@ -190,7 +190,7 @@ def test_what_the_request_says_is_written(call, swinvit):
         "32",
     ]
     loaded = checkpoint.load(call(swinvit, *asked)[3])
-    assert (loaded.hu.low, loaded.hu.high, loaded.hu.mean, loaded.hu.sd) == (-100, 300, 40, 80)
+    assert (loaded.hu.low, loaded.hu.high, loaded.hu.mean, loaded.hu.std) == (-100, 300, 40, 80)
     assert (loaded.spacing, loaded.crop) == ((5, 1, 1), (64, 64, 32))
 
 

@@ -31,8 +31,7 @@ def numbered(region: tuple[int, ...]) -> torch.Tensor:
     return torch.arange(math.prod(region)).float().view(1, 1, *region)
 
 
-# -- cubes
-# -----------------------------------------------------------------------------------------------------------
+# -- cubes -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", range(8, 257))
@@ -111,8 +110,7 @@ def test_a_crop_without_room_is_refused():
         micro.views(micro.method("cpc"), crop=(4, 4, 4))
 
 
-# -- no way from the target into the context
-# -------------------------------------------------------------------------
+# -- no way from the target into the context -------------------------------------------------------
 
 
 @pytest.fixture
@@ -157,8 +155,7 @@ def test_a_changed_cube_changes_its_own_line_from_its_own_step_on(predictions):
         assert differs.nonzero().tolist() == [[1, 2, 5], [1, 3, 5]]
 
 
-# -- the loss
-# --------------------------------------------------------------------------------------------------------
+# -- the loss --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("cubes", "ahead"), [(2, 1), (3, 2), (3, 1)])
@@ -170,7 +167,7 @@ def test_the_loss_is_infonce_of_a_loop(cubes, ahead):
         method.projector(method.student(scan.flatten(0, 1))[-1].flatten(2).mean(dim=2)).unflatten(0, scan.shape[:2])
         for scan in views["cubes"]
     ])  # fmt: skip
-    terms, shares = [], []
+    terms, fractions = [], []
     for k in range(1, ahead + 1):
         queries, keys = [], []
         for scan in range(2):
@@ -187,10 +184,10 @@ def test_the_loss_is_infonce_of_a_loop(cubes, ahead):
             losses.append(-scores.log_softmax(dim=0)[row])
             right.append(float(int(scores.argmax()) == row))
         terms.append(sum(losses) / len(losses))
-        shares.append(sum(right) / len(right))
+        fractions.append(sum(right) / len(right))
         torch.testing.assert_close(out.losses[f"ahead_{k}"], terms[-1], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(out.losses["total"], sum(terms) / ahead, rtol=1e-4, atol=1e-5)
-    assert float(out.watched["accuracy"]) == pytest.approx(sum(shares) / ahead)
+    assert float(out.monitored["accuracy"]) == pytest.approx(sum(fractions) / ahead)
 
 
 def test_it_begins_at_chance():
@@ -200,17 +197,16 @@ def test_it_begins_at_chance():
     views["cubes"] = torch.zeros_like(views["cubes"])
     out = method(views)
     assert float(out.losses["total"].detach()) == pytest.approx(math.log(3 * 1 * 4), rel=1e-4)
-    assert float(out.watched["accuracy"]) == 0
+    assert float(out.monitored["accuracy"]) == 0
 
 
-# -- the encoder
-# -----------------------------------------------------------------------------------------------------
+# -- the encoder -----------------------------------------------------------------------------------
 
 
 def test_cubes_of_32_train_every_encoder_tensor():
     """As the default crop of 96 has them; tests/test_methods.py names what smaller cubes leave out."""
     method = micro.method("cpc", cubes=2, ahead=1)
-    cubes = torch.stack([micro.MadeCrops((32, 32, 32))[index]["crop"] for index in range(8)])
+    cubes = torch.stack([micro.SyntheticCrops((32, 32, 32))[index]["crop"] for index in range(8)])
     out = method(
         {"cubes": cubes.view(1, 2, 4, 1, 32, 32, 32), "scan": torch.zeros(1, dtype=torch.long)}
     )
@@ -223,8 +219,7 @@ def test_cubes_of_32_train_every_encoder_tensor():
     assert silent == set()
 
 
-# -- the picture and the settings
-# ------------------------------------------------------------------------------------
+# -- the picture and the settings ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dims", [2, 3])

@@ -12,7 +12,7 @@ import pytest
 import torch
 from made_scans import ct_array, small_plan, write_volume
 
-from nnssl.data.crops import DRAWS, LEAST_BODY, Crops, _share
+from nnssl.data.crops import DRAWS, LEAST_BODY, Crops, _body_fraction
 from nnssl.data.plan import Case, Plan
 from nnssl.data.preprocess import BLOCK, body_blocks, preprocess
 from nnssl.types import HUPolicy
@@ -169,9 +169,9 @@ def test_share_equals_the_share_of_body_voxels_in_aligned_boxes():
     size = np.array(body.shape)
     for start in ([0, 0, 0], [16, 32, 0], [32, 32, 32]):
         box = body[tuple(slice(a, a + 32) for a in start)]
-        share = _share(blocks, np.array(start), np.array([32, 32, 32]), size, BLOCK)
-        assert share == pytest.approx(box.mean(), abs=0.01)
-    whole = _share(blocks, np.array([-10, -10, -10]), np.array([90, 90, 90]), size, BLOCK)
+        fraction = _body_fraction(blocks, np.array(start), np.array([32, 32, 32]), size, BLOCK)
+        assert fraction == pytest.approx(box.mean(), abs=0.01)
+    whole = _body_fraction(blocks, np.array([-10, -10, -10]), np.array([90, 90, 90]), size, BLOCK)
     assert whole == pytest.approx(body.sum() / 90**3, abs=0.01)  # padding is no body
 
 
@@ -192,9 +192,9 @@ def test_positions_with_too_little_body_are_drawn_again_and_counted(corner):
     folder, plan = corner
     crops = Crops(folder, plan, (32, 32, 32), seed=0)
     samples = [crops[index] for index in range(60)]
-    shares = np.array([(sample["crop"] > 0).float().mean() for sample in samples])
+    fractions = np.array([(sample["crop"] > 0).float().mean() for sample in samples])
     rejected = np.array([sample["rejected"] for sample in samples])
-    accepted = shares[rejected < DRAWS]
+    accepted = fractions[rejected < DRAWS]
     assert (accepted > LEAST_BODY - 0.01).all()
     assert np.median(accepted) > 0.5
     assert rejected.max() <= DRAWS

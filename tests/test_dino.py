@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nnssl.modules.losses import Centre, cross_view
 from nnssl.views.multicrop import MultiCropConfig, local_size, multicrop, random_views
-from nnssl.views.spatial import inner, wider
+from nnssl.views.spatial import crop_size, region_size
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -27,8 +27,7 @@ def generators(count: int, seed: int = 0) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(100 * seed + number) for number in range(count)]
 
 
-# -- the loss: lightly (MIT) is the oracle
-# ---------------------------------------------------------------------------
+# -- the loss: lightly (MIT) is the oracle ---------------------------------------------------------
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -106,8 +105,7 @@ def test_the_loss_is_computed_in_fp32_under_autocast():
     assert torch.equal(loss, cross_view(student, target, 0.1))
 
 
-# -- the method
-# ------------------------------------------------------------------------------------------------------
+# -- the method ------------------------------------------------------------------------------------
 
 
 def test_each_view_is_asked_what_the_teacher_says_of_the_others():
@@ -130,7 +128,7 @@ def test_each_view_is_asked_what_the_teacher_says_of_the_others():
     torch.testing.assert_close(
         step.losses["total"], torch.stack(pairs).mean(), rtol=1e-4, atol=1e-5
     )
-    assert step.watched["embedding"].shape == (4, method.encoder.channels[-1])
+    assert step.monitored["embedding"].shape == (4, method.encoder.channels[-1])
 
 
 def test_the_teacher_sees_global_views_alone_and_the_student_is_called_twice():
@@ -157,7 +155,7 @@ def test_without_local_views_it_goes_on():
 def test_means_of_several_maps_are_put_side_by_side(maps):
     method = micro.method("dino", pooled_maps=maps)
     views = micro.views(method)
-    embedding = method(views).watched["embedding"]
+    embedding = method(views).monitored["embedding"]
     with torch.no_grad():
         every = method.teacher.model.encoder(views["global"].flatten(0, 1))
     expected = torch.cat([m.flatten(2).mean(dim=2) for m in every[5 - maps :]], dim=1)
@@ -207,13 +205,12 @@ def test_impossible_settings_are_refused(settings, message):
         micro.config("dino", **settings)
 
 
-# -- multi-crop views
-# ------------------------------------------------------------------------------------------------
+# -- multi-crop views ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [16, 24, 32, 40, 48, 60, 62, 64, 96, 128])
 def test_crop_region_and_local_size(size):
-    assert inner(wider((size,))) == (size,)
+    assert crop_size(region_size((size,))) == (size,)
     (local,) = local_size((size,))
     assert local % 2 == 0
     assert abs(local - size / 2) <= 1
@@ -222,7 +219,7 @@ def test_crop_region_and_local_size(size):
 @pytest.mark.parametrize(("crop", "local"), [((32, 16, 16), (16, 8, 8)), ((40, 24), (20, 12))])
 def test_views_have_their_sizes_and_do_not_depend_on_the_batch(crop, local):
     config = MultiCropConfig(local_views=3)
-    regions = randn(3, 1, *wider(crop))
+    regions = randn(3, 1, *region_size(crop))
     together = multicrop(regions, generators(3), config)
     assert together["global"].shape == (2, 3, 1, *crop)
     assert together["local"].shape == (3, 3, 1, *local)

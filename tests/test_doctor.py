@@ -33,7 +33,7 @@ def sound(nnunet_env, monkeypatch, tmp_path) -> dict[str, Path]:
     monkeypatch.setattr(hook, "BEFORE", hook.trainers_folder())
     named = pretrained(tmp_path / "named")
     plans = nnunet_plans() | {INFO: {"checkpoint_path": str(named)}}
-    finetune.settle(plans, "3d_fullres", random_start=False)
+    finetune.resolve_architecture(plans, "3d_fullres", random_start=False)
     path = nnunet_env[PREPROCESSED] / DATASET / "smitA.json"
     files.write_json(path, plans)
     only = pretrained(nnunet_env[origin.RESULTS] / "nnssl" / "ct" / "smit__micro", seed=2)

@@ -67,7 +67,7 @@ def test_a_checkpoint_gives_its_weights_crop_and_policy(tmp_path):
     run.save({})
     run.finish({})
     made = figures.trained("simmim", tmp_path / LATEST)
-    assert (made.crop, made.spacing, made.hu.sd, made.trained) == (
+    assert (made.crop, made.spacing, made.hu.std, made.trained) == (
         micro.CROP,
         (3.0, 2.0, 2.0),
         250.0,

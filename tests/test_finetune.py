@@ -109,7 +109,7 @@ def test_the_checkpoints_drop_path_is_not_that_of_the_training(nnunet_env, monke
         config = replace(ENCODER, drop_path=rate or 0.0)
         monkeypatch.setenv(origin.VARIABLE, str(pretrained(tmp_path / str(rate), config)))
         plans = nnunet_plans()
-        finetune.settle(plans, "3d_fullres", random_start=rate is None)
+        finetune.resolve_architecture(plans, "3d_fullres", random_start=rate is None)
         resolved = finetune.resolve(plans, "3d_fullres")
         network = finetune.build(resolved, 1, 3, True, Recipe.of(plans).stochastic_depth)
         made.append((resolved["architecture"], network.encoder.config))
@@ -237,7 +237,7 @@ def test_none_or_several_are_an_error_that_lists_them_and_says_what_to_type(nnun
         NoCheckpointError,
         match=r"no pretrained checkpoint was found(.|\n)*nnssl_plan -d(.|\n)*SwinScratchTrainer",
     ):
-        origin.demand(origin.choose({}))
+        origin.require(origin.choose({}))
     both = [pretrained(nnunet_env["nnUNet_results"] / "nnssl" / name) for name in ("one", "two")]
     with pytest.raises(NoCheckpointError) as error:
         origin.choose({})
@@ -254,20 +254,22 @@ def test_settling_writes_all_that_a_prediction_needs(nnunet_env, monkeypatch, tm
     path = pretrained(tmp_path)
     monkeypatch.setenv(origin.VARIABLE, str(path))
     plans = nnunet_plans(("CTNormalization", "ZScoreNormalization"))
-    finetune.settle(plans, "3d_fullres", random_start=False)
+    finetune.resolve_architecture(plans, "3d_fullres", random_start=False)
     path.unlink()
     network = finetune.build(finetune.resolve(plans, "3d_fullres"), 2, 3, deep_supervision=False)
     assert network.encoder.config == SwinConfig.from_dict(ENCODER.to_dict() | {"in_channels": 2})
     assert network.encoder.intensity.scale.tolist() == pytest.approx([140 / HU["sd"], 1.0])
     assert len(plans[INFO]["sha256"]) == 64
-    finetune.settle(plans, "3d_fullres", random_start=False)  # a resumed run: nothing to look for
+    finetune.resolve_architecture(
+        plans, "3d_fullres", random_start=False
+    )  # a resumed run: nothing to look for
 
 
 def test_every_tensor_is_counted_and_a_changed_file_refused(nnunet_env, monkeypatch, tmp_path):
     path = pretrained(tmp_path)
     monkeypatch.setenv(origin.VARIABLE, str(path))
     plans = nnunet_plans()
-    finetune.settle(plans, "3d_fullres", random_start=False)
+    finetune.resolve_architecture(plans, "3d_fullres", random_start=False)
     network = finetune.build(finetune.resolve(plans, "3d_fullres"), 1, 3, deep_supervision=False)
     lines = "\n".join(finetune.load(network, plans))
     tensors = len(list(network.encoder.parameters()))
@@ -286,7 +288,7 @@ def test_every_tensor_is_counted_and_a_changed_file_refused(nnunet_env, monkeypa
 def test_a_3d_checkpoint_does_not_start_a_2d_network(nnunet_env, monkeypatch, tmp_path):
     monkeypatch.setenv(origin.VARIABLE, str(pretrained(tmp_path)))
     plans = nnunet_plans()
-    finetune.settle(plans, "2d", random_start=False)
+    finetune.resolve_architecture(plans, "2d", random_start=False)
     network = finetune.build(finetune.resolve(plans, "2d"), 1, 3, deep_supervision=False)
     with pytest.raises(OriginError, match="pretrained in 3D, this configuration is 2D"):
         finetune.load(network, plans)
@@ -296,7 +298,7 @@ def test_a_random_start_is_of_the_same_network_and_by_itself_of_the_default_pres
     nnunet_env, monkeypatch, tmp_path
 ):
     alone = nnunet_plans()
-    finetune.settle(alone, "2d", random_start=True)
+    finetune.resolve_architecture(alone, "2d", random_start=True)
     arguments = alone["configurations"]["2d"]["architecture"]["arch_kwargs"]
     assert arguments["encoder"] == preset("smit", 2, drop_path=0.0).to_dict()
     assert arguments["intensity"] is None
@@ -306,19 +308,19 @@ def test_a_random_start_is_of_the_same_network_and_by_itself_of_the_default_pres
     monkeypatch.setenv(origin.VARIABLE, str(pretrained(tmp_path)))
     twins = nnunet_plans(), nnunet_plans()
     for plans, random_start in zip(twins, (True, False), strict=True):
-        finetune.settle(plans, "3d_fullres", random_start)
+        finetune.resolve_architecture(plans, "3d_fullres", random_start)
     assert twins[0] == twins[1]
 
 
 def test_a_resumed_model_is_that_of_its_own_checkpoint(nnunet_env, monkeypatch, tmp_path):
     monkeypatch.setenv(origin.VARIABLE, str(pretrained(tmp_path / "then")))
     then, now = nnunet_plans(), nnunet_plans()
-    finetune.settle(then, "3d_fullres", random_start=False)
+    finetune.resolve_architecture(then, "3d_fullres", random_start=False)
     other = SwinConfig(embed_dim=12, depths=(1, 1, 1, 1), heads=(1, 1, 2, 2))
     monkeypatch.setenv(origin.VARIABLE, str(pretrained(tmp_path / "now", other)))
-    finetune.settle(now, "3d_fullres", random_start=False)
+    finetune.resolve_architecture(now, "3d_fullres", random_start=False)
     resolved = finetune.resolve(now, "3d_fullres")
-    finetune.adopt(now, resolved, "3d_fullres", then)
+    finetune.restore_plans(now, resolved, "3d_fullres", then)
     assert now == then
     assert resolved["architecture"]["arch_kwargs"]["encoder"] == ENCODER.to_dict()
 

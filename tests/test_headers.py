@@ -20,12 +20,12 @@ from made_scans import AXIAL, ct_array, straight, write_series, write_volume
 from nnssl.data import volumes as volumes_module
 from nnssl.data.dicom import series_in
 from nnssl.data.scans import Found, find_scans, read
-from nnssl.data.survey import look, survey
+from nnssl.data.survey import inspect_scan, survey
 from nnssl.files import read_json
 
 
 def reason(path: Path, series: str = "", in_hu: bool = True) -> str:
-    return look(Found(str(path), series), in_hu=in_hu).reason
+    return inspect_scan(Found(str(path), series), in_hu=in_hu).reason
 
 
 def nifti(
@@ -270,7 +270,7 @@ def test_a_multi_frame_ct_is_one_scan(tmp_path):
     assert reason(tmp_path, uid) == ""
     leaning = (1.0, 0.0, 0.0, 0.0, float(np.cos(0.2)), float(-np.sin(0.2)))
     write_frames(path, array, positions, leaning)
-    assert look(Found(str(tmp_path), uid)).note.startswith("tilted gantry (11.5 degrees)")
+    assert inspect_scan(Found(str(tmp_path), uid)).note.startswith("tilted gantry (11.5 degrees)")
 
 
 def test_a_sheared_nifti_is_read_as_nnunet_reads_it(tmp_path):
@@ -286,7 +286,7 @@ def test_a_sheared_nifti_is_read_as_nnunet_reads_it(tmp_path):
     np.testing.assert_array_equal(scan.voxels, theirs[0])
     assert scan.spacing == pytest.approx(properties["spacing"])
     assert scan.orientation == "LPS"
-    line = look(Found(str(tmp_path / "a.nii.gz")))
+    line = inspect_scan(Found(str(tmp_path / "a.nii.gz")))
     assert line.kept
     assert line.note.startswith("sheared")
 

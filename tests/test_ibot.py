@@ -31,8 +31,7 @@ def made_mask(grid: tuple[int, ...], counts: tuple[int, ...]) -> Tensor:
     return torch.stack([o < count for o, count in zip(order, counts, strict=True)]).view(-1, *grid)
 
 
-# -- the patch term
-# --------------------------------------------------------------------------------------------------
+# -- the patch term --------------------------------------------------------------------------------
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -92,8 +91,7 @@ def test_a_batch_that_hides_nothing_gives_a_finite_zero_with_a_gradient():
     assert all(buffer.isfinite().all() for buffer in method.buffers())
 
 
-# -- the method
-# ------------------------------------------------------------------------------------------------------
+# -- the method ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -170,7 +168,7 @@ def test_patches_of_a_block_are_tokens_of_its_stride(block):
     views = micro.views(method, crop=(64, 64, 64))
     assert views["hidden"].shape == (2, 2, *(64 // block,) * 3)
     step = method(views)
-    assert step.watched["embedding"].shape[1] == method.encoder.channels[3 if block == 16 else 4]
+    assert step.monitored["embedding"].shape[1] == method.encoder.channels[3 if block == 16 else 4]
     step.losses["total"].backward()
     assert all(p.grad is not None for p in method.parameters() if p.requires_grad)
 
@@ -193,8 +191,7 @@ def test_impossible_settings_are_refused(settings, message):
         micro.config("ibot", **settings)
 
 
-# -- masks
-# -----------------------------------------------------------------------------------------------------------
+# -- masks -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ratio", [0.01, 0.1, 0.3, 0.5, 0.9, 1.0])
@@ -212,8 +209,8 @@ def test_boxes_are_more_coherent_than_single_cells():
     def neighbours(masked: Tensor) -> float:
         return float((masked[1:] & masked[:-1]).sum() / masked[1:].sum().clamp(min=1))
 
-    share = [neighbours(draw_cuboids((6, 6, 6), 0.3, generator(seed))) for seed in range(200)]
-    assert sum(share) / len(share) > 0.5  # 0.3 where every cell is drawn by itself
+    fraction = [neighbours(draw_cuboids((6, 6, 6), 0.3, generator(seed))) for seed in range(200)]
+    assert sum(fraction) / len(fraction) > 0.5  # 0.3 where every cell is drawn by itself
 
 
 def test_every_cell_is_reached():
@@ -227,12 +224,12 @@ def test_every_cell_is_reached():
 def test_views_are_masked_with_their_chance_and_never_none_of_a_scan(chance):
     method = micro.method("ibot", mask_chance=chance)
     drawn = torch.stack([method._draw_hidden((6, 6, 6), generator(seed)) for seed in range(400)])
-    share = drawn.flatten(2).float().mean(dim=2)
-    some = share > 0
+    fraction = drawn.flatten(2).float().mean(dim=2)
+    some = fraction > 0
     assert some.any(dim=1).all()
     assert float(some.float().mean()) == pytest.approx(chance, abs=0.07)
     assert float((some[:, 0].float().mean() - some[:, 1].float().mean()).abs()) < 0.15
-    ratios = share[some]
+    ratios = fraction[some]
     assert float(ratios.min()) >= 0.1 - 1 / 216
     assert float(ratios.max()) <= 0.5 + 1 / 216
     assert float(ratios.mean()) == pytest.approx(0.3, abs=0.02)

@@ -19,7 +19,7 @@ from nnssl import finetune
 from nnssl.network import origin
 from nnssl.types import HUPolicy
 
-POLICY = HUPolicy(**HU)  # clips to [-900, 1100]
+POLICY = HUPolicy.from_dict(HU)  # clips to [-900, 1100]
 # beyond all clip ranges
 RAW = np.linspace(-1500, 4000, 16**3, dtype=np.float32).reshape(1, 1, 16, 16, 16)
 CT = {
@@ -56,7 +56,7 @@ def seen(nnunet_env, monkeypatch, tmp_path):
     monkeypatch.setattr(finetune.plans, "DECODER", "light")
 
     def run(plans: dict, image: torch.Tensor, configuration: str = "3d_fullres") -> torch.Tensor:
-        finetune.settle(plans, configuration, random_start=False)
+        finetune.resolve_architecture(plans, configuration, random_start=False)
         network = finetune.build(
             finetune.resolve(plans, configuration), image.shape[1], 2, deep_supervision=False
         )
@@ -97,8 +97,8 @@ def test_the_encoder_sees_the_pretrainings_hu_whatever_the_dataset(seen, dataset
     np.testing.assert_allclose(got[kept], POLICY.normalise(RAW[kept]), **EXACT)
     if low <= POLICY.low and high >= POLICY.high:
         np.testing.assert_allclose(got, POLICY.normalise(RAW), **EXACT)
-    assert got.min() >= np.float32((POLICY.low - POLICY.mean) / POLICY.sd)
-    assert got.max() <= np.float32((POLICY.high - POLICY.mean) / POLICY.sd)
+    assert got.min() >= np.float32((POLICY.low - POLICY.mean) / POLICY.std)
+    assert got.max() <= np.float32((POLICY.high - POLICY.mean) / POLICY.std)
 
 
 @pytest.mark.parametrize("dataset", CT)

@@ -16,7 +16,7 @@ from nnssl.network.planned import intensity_map
 from nnssl.network.swin_unetr import Intensity, SwinUNETR
 from nnssl.types import HUPolicy
 
-HU = HUPolicy(low=-900.0, high=1100.0, mean=-40.0, sd=310.0)
+HU = HUPolicy(low=-900.0, high=1100.0, mean=-40.0, std=310.0)
 BENT = HUPolicy(
     -1000, 3000, 823.59, 674.9, ((-500, -571.4), (-150, -88.6), (100, 1572.5), (1000, 2556.1))
 )

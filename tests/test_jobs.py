@@ -195,7 +195,7 @@ def test_a_summary_cut_short_does_not_count(tmp_path):
 
 def test_results_are_the_runs_rows_and_say_what_is_missing(tmp_path):
     made = study(tmp_path, seeds=[0, 1])
-    first, second, *_ = runs.of(made)
+    first, second, *_ = runs.all_runs(made)
     finished(first)
     second.folder.mkdir(parents=True)
     files.write_json(second.folder / runs.OUTCOME, {"state": "failed", "reason": "no memory"})
@@ -220,7 +220,7 @@ def test_results_are_the_runs_rows_and_say_what_is_missing(tmp_path):
 
 def test_what_a_full_disk_cut_off_the_results_comes_back(tmp_path):
     made = study(tmp_path)
-    finished(runs.of(made)[0])
+    finished(runs.all_runs(made)[0])
     collect.collect(made)
     whole = made.results.read_text()
     # the run's row is there, its case's is not
@@ -231,7 +231,7 @@ def test_what_a_full_disk_cut_off_the_results_comes_back(tmp_path):
 
 def test_a_run_measured_or_trained_again_leaves_nothing_of_before(tmp_path):
     made = study(tmp_path)
-    first = runs.of(made)[0]
+    first = runs.all_runs(made)[0]
     finished(first, dice=0.8)
     epoch = {"kind": "epoch", "run": first.name, "epoch": 7, "dice": 0.5}
     files.write_json_lines(
@@ -246,7 +246,7 @@ def test_a_run_measured_or_trained_again_leaves_nothing_of_before(tmp_path):
 
 def test_the_results_follow_the_description(tmp_path):
     made = study(tmp_path)
-    for one in runs.of(made):
+    for one in runs.all_runs(made):
         finished(one)
     collect.collect(made)
     collect.collect(study(tmp_path, arms=ARMS[:1]))
@@ -262,7 +262,7 @@ def test_the_results_follow_the_description(tmp_path):
 
 def test_a_tasks_cases_have_their_subject(tmp_path):
     made = study(tmp_path, tasks=[TASKS[0] | {"subject": "(patient[0-9]+)_"}])
-    first = runs.of(made)[0]
+    first = runs.all_runs(made)[0]
     finished(first, case="patient004_frame01")
     collect.collect(made)
     (case,) = [row for row in files.read_json_lines(made.results) if row["kind"] == "case"]
@@ -328,7 +328,7 @@ def test_what_another_study_trained_is_not_counted(tmp_path, monkeypatch):
 
 def test_the_cost_is_told_from_runs_alike(tmp_path):
     made = study(tmp_path, seeds=[0, 1, 2], recipe={"epochs": 20})
-    every = runs.of(made)
+    every = runs.all_runs(made)
     assert run.cost(every, every, 1).startswith(
         "Cost: 120 epochs in all. How long one takes is not known"
     )

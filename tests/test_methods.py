@@ -53,8 +53,7 @@ def name(request) -> str:
     return request.param
 
 
-# -- the contract
-# ----------------------------------------------------------------------------------------------------
+# -- the contract ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dims", [2, 3])
@@ -66,14 +65,14 @@ def test_losses_are_finite_scalars_with_a_total(name, dims):
         assert value.ndim == 0, term
         assert torch.isfinite(value), term
     assert out.losses["total"].requires_grad
-    assert not any(value.requires_grad for value in out.watched.values())
+    assert not any(value.requires_grad for value in out.monitored.values())
 
 
 def test_watched_has_the_shapes_that_the_monitors_read(name):
     method = micro.method(name)
-    watched = method(micro.views(method)).watched
-    assert watched["embedding"].ndim == 2
-    for key, value in watched.items():
+    monitored = method(micro.views(method)).monitored
+    assert monitored["embedding"].ndim == 2
+    for key, value in monitored.items():
         assert key == "embedding" or key.startswith("teacher_") or value.ndim == 0, key
         if key.startswith("teacher_"):
             torch.testing.assert_close(value.sum(dim=1), torch.ones(len(value)))
@@ -171,7 +170,7 @@ def test_the_exported_encoder_fits_a_fine_tuning_network(name, tmp_path):
     assert done.matched == done.total == len(list(network.parameters()))
     assert set(done.explained) <= {"mask_token"}
     method.eval()
-    image = micro.MadeCrops(CROP)[0]["crop"][None]
+    image = micro.SyntheticCrops(CROP)[0]["crop"][None]
     for ours, theirs in zip(method.encoder(image), network.eval()(image), strict=True):
         assert torch.equal(ours, theirs)
 
@@ -203,8 +202,7 @@ def test_the_golden_trace(name):
             )
 
 
-# -- configs and the registry
-# ----------------------------------------------------------------------------------------
+# -- configs and the registry ----------------------------------------------------------------------
 
 
 def test_the_registry_is_the_folder_and_the_documentation(name):

@@ -22,7 +22,7 @@ from nnssl.network.planned import NETWORK_CLASS, intensity_map
 from nnssl.network.swin_unetr import Intensity, SwinUNETR, output_sizes
 from nnssl.types import HUPolicy
 
-HU = HUPolicy(low=-900.0, high=1100.0, mean=-40.0, sd=310.0)
+HU = HUPolicy(low=-900.0, high=1100.0, mean=-40.0, std=310.0)
 # Small, thin, odd, and one whose deepest map is a single voxel.
 SIZES = [(32, 32, 32), (14, 40, 36), (3, 33, 47), (48, 37), (64, 64)]
 
@@ -319,8 +319,8 @@ def test_intensities_travel_in_the_state_dict():
     entries = intensity_map(["CTNormalization"], {"0": {"mean": 10.0, "std": 20.0}}, HU)
     trained, predicting = network(2, intensity=entries), network(2)
     predicting.load_state_dict(trained.state_dict())
-    assert float(predicting.encoder.intensity.scale) == pytest.approx(20 / HU.sd)
-    assert float(predicting.encoder.intensity.high) == pytest.approx((HU.high - HU.mean) / HU.sd)
+    assert float(predicting.encoder.intensity.scale) == pytest.approx(20 / HU.std)
+    assert float(predicting.encoder.intensity.high) == pytest.approx((HU.high - HU.mean) / HU.std)
 
 
 def test_the_decoders_image_skip_sees_nnunets_values_where_the_plans_say_so():

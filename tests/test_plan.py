@@ -78,7 +78,7 @@ def test_hu_policy_stays_in_bounds():
     metal = np.r_[np.full(50, 40.0), np.full(50, 20_000.0)]
     policy = hu_policy([body_histogram(metal)])
     assert (policy.low, policy.high) == (-1000.0, 3000.0)
-    assert hu_policy([body_histogram(np.full(10, 7.0))]).sd >= 1.0
+    assert hu_policy([body_histogram(np.full(10, 7.0))]).std >= 1.0
 
 
 def test_histogram_counts_whole_hu_of_the_body():
@@ -221,7 +221,7 @@ def test_normalise_is_the_lines_between_the_knots_and_restore_undoes_it(clip):
         np.testing.assert_allclose(
             np.asarray(policy.restore(seen)), hu.clip(policy.low, policy.high), atol=0.02
         )
-    assert HUPolicy(**json.loads(json.dumps(policy.to_dict()))) == policy
+    assert HUPolicy.from_dict(json.loads(json.dumps(policy.to_dict()))) == policy
 
 
 @pytest.mark.parametrize("interior", [[(0, 0), (-5, 5)], [(0, 5), (1, 5)], [(-100, 0)], [(0, 100)]])
@@ -231,13 +231,13 @@ def test_a_map_that_does_not_rise_is_refused(interior):
 
 
 def test_hu_range_can_be_asked_for():
-    """For lungs: the ends are those asked for, mean and sd are still the body's."""
+    """For lungs: the ends are those asked for, mean and std are still the body's."""
     histogram = np.zeros(3501)
     histogram[[500, 700]] = 3, 1  # 0 and 200 HU
     policy = hu_policy([histogram], clip=(-1000, 100))
     assert (policy.low, policy.high) == (-1000, 100)
     assert policy.mean == pytest.approx((3 * 0 + 1 * 100) / 4)
-    assert policy.sd == pytest.approx(np.sqrt(3) / 4 * 100, rel=1e-4)
+    assert policy.std == pytest.approx(np.sqrt(3) / 4 * 100, rel=1e-4)
     assert policy.interior == ()
     with pytest.raises(ValueError, match="must rise"):
         hu_policy([histogram], clip=(100, -100))

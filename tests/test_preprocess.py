@@ -73,7 +73,7 @@ def nnunet_preprocessed(path: Path, plan: Plan) -> np.ndarray:
 
 def _properties(hu: HUPolicy | None) -> dict:
     return (
-        {"mean": hu.mean, "std": hu.sd, "percentile_00_5": hu.low, "percentile_99_5": hu.high}
+        {"mean": hu.mean, "std": hu.std, "percentile_00_5": hu.low, "percentile_99_5": hu.high}
         if hu
         else {}
     )
@@ -172,10 +172,10 @@ def test_what_reading_repairs_is_planned_and_stored_alike(tmp_path):
 
 def test_body_blocks_are_the_share_of_body_in_each_block():
     body = ct_array((48, 40, 32)) > -500
-    shares = body_blocks(body, body.shape)
-    for index in np.ndindex(shares.shape):
+    fractions = body_blocks(body, body.shape)
+    for index in np.ndindex(fractions.shape):
         block = body[tuple(slice(i * BLOCK, (i + 1) * BLOCK) for i in index)]
-        assert shares[index] == pytest.approx(255 * block.mean(), abs=0.51)
+        assert fractions[index] == pytest.approx(255 * block.mean(), abs=0.51)
 
 
 def test_body_blocks_follow_the_resampling():

@@ -85,7 +85,7 @@ def test_all_of_the_decoder_but_its_heads_is_carried_over(final, tmp_path, nnune
     assert not any(HEADS in name for name in loaded.weights)
     trainer = made_trainer("SwinSSLTrainer", plans())
     trainer.initialize()
-    state = finetune.bare(trainer.network).state_dict()
+    state = finetune.unwrap(trainer.network).state_dict()
     carried = [name for name in state if name in loaded.weights]
     learnt = [
         name
@@ -102,7 +102,7 @@ def test_all_of_the_decoder_but_its_heads_is_carried_over(final, tmp_path, nnune
     arguments = trainer.configuration_manager.configuration["architecture"]["arch_kwargs"]
     assert (arguments["decoder"]["name"], arguments["image_skip"]) == ("light", "mapped")
     info = trainer.plans_manager.plans[INFO]
-    assert not finetune.needs_moments(finetune.bare(trainer.network), info)
+    assert not finetune.needs_moments(finetune.unwrap(trainer.network), info)
     log = "".join(path.read_text() for path in Path(trainer.output_folder).glob("training_log*"))
     assert (
         f"{info['decoder_matched']} of {info['decoder_matched']} tensors of the decoder light matched"
@@ -118,10 +118,12 @@ def test_its_twin_from_a_random_start_is_the_same_network_with_none_of_the_weigh
     trainer.initialize()
     arguments = trainer.configuration_manager.configuration["architecture"]["arch_kwargs"]
     assert (arguments["decoder"]["name"], arguments["image_skip"]) == ("light", "mapped")
-    state = finetune.bare(trainer.network).state_dict()
+    state = finetune.unwrap(trainer.network).state_dict()
     weight = "decoder.lifts.0.conv.weight"
     assert not torch.equal(state[weight], checkpoint.load(final).weights[weight])
-    assert finetune.needs_moments(finetune.bare(trainer.network), trainer.plans_manager.plans[INFO])
+    assert finetune.needs_moments(
+        finetune.unwrap(trainer.network), trainer.plans_manager.plans[INFO]
+    )
 
 
 def load(network: SwinUNETR, path: Path) -> str:

@@ -83,8 +83,7 @@ class Telling(nn.Module):
         return [pool(features, 2), pool(features, 4)]
 
 
-# -- the classifier
-# --------------------------------------------------------------------------------------------------
+# -- the classifier --------------------------------------------------------------------------------
 
 
 def test_ridge_is_least_squares_with_a_penalty():
@@ -94,16 +93,18 @@ def test_ridge_is_least_squares_with_a_penalty():
     coefficients, offset = linear.ridge(
         *(torch.from_numpy(part) for part in (x, y, weights)), penalty
     )
-    share = weights / weights.sum()
-    mean = share @ x
-    sd = np.sqrt(share @ (x - mean) ** 2)
-    root = np.sqrt(share)[:, None]
-    rows = np.concatenate([root * (x - mean) / sd, np.sqrt(penalty) * np.eye(7)])
+    fraction = weights / weights.sum()
+    mean = fraction @ x
+    std = np.sqrt(fraction @ (x - mean) ** 2)
+    root = np.sqrt(fraction)[:, None]
+    rows = np.concatenate([root * (x - mean) / std, np.sqrt(penalty) * np.eye(7)])
     wanted = np.linalg.lstsq(
-        rows, np.concatenate([root * (y - share @ y), np.zeros((7, 3))]), rcond=None
+        rows, np.concatenate([root * (y - fraction @ y), np.zeros((7, 3))]), rcond=None
     )[0]
-    np.testing.assert_allclose(coefficients.numpy() * sd[:, None], wanted, rtol=1e-8)
-    np.testing.assert_allclose(mean @ coefficients.numpy() + offset.numpy(), share @ y, atol=1e-12)
+    np.testing.assert_allclose(coefficients.numpy() * std[:, None], wanted, rtol=1e-8)
+    np.testing.assert_allclose(
+        mean @ coefficients.numpy() + offset.numpy(), fraction @ y, atol=1e-12
+    )
 
 
 def test_features_that_say_nothing_give_the_mean():
@@ -143,8 +144,7 @@ def test_offsets_are_the_best_thresholds():
     )
 
 
-# -- the cases
-# -------------------------------------------------------------------------------------------------------
+# -- the cases -------------------------------------------------------------------------------------
 
 
 def test_images_and_labels_lie_on_the_same_grid(stored):
@@ -244,8 +244,7 @@ def test_labels_that_are_on_one_side_only_are_refused(stored, tmp_path):
         Probe(tmp_path / "stored", (16, 16, 16), 1)
 
 
-# -- what it says
-# ----------------------------------------------------------------------------------------------------
+# -- what it says ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("crop", [(16, 32, 32), (32, 32)])
@@ -283,8 +282,7 @@ def test_voxels_to_ignore_count_neither_way(stored, tmp_path):
     assert set(probe.ask(Telling(), micro.CPU)) == {"probe_bone", "probe_dice"}
 
 
-# -- in a run
-# --------------------------------------------------------------------------------------------------------
+# -- in a run --------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ ROWS = torch.arange(28.0).view(7, 4)
 POISONED = 6  # a sample of step 2 that only the second process gets
 
 
-class Poisoned(micro.MadeCrops):
+class Poisoned(micro.SyntheticCrops):
     def __getitem__(self, index: int) -> dict:
         sample = super().__getitem__(index)
         if index == POISONED:
@@ -47,12 +47,12 @@ def watch_run(run: Run) -> dict:
     gradients, update = run.gradients, run.update
 
     def note_gradients(parts):
-        losses, watched = gradients(parts)
-        seen["losses"].append({k: float(dist.mean(v)) for k, v in losses.items()})
+        losses, monitored = gradients(parts)
+        seen["losses"].append({k: float(dist.all_reduce_mean(v)) for k, v in losses.items()})
         seen["gradients"].append(
             {n: p.grad.clone() for n, p in run.method.named_parameters() if p.grad is not None}
         )
-        return losses, watched
+        return losses, monitored
 
     def note_update():
         norm, rate = update()
@@ -138,7 +138,7 @@ def failed_preparation() -> str:
         raise ValueError("no scans")
 
     try:
-        processes.first_alone(fail if dist.is_main() else lambda: "never called")
+        processes.rank_zero_first(fail if dist.is_main() else lambda: "never called")
     except (ValueError, RuntimeError) as error:
         return f"{type(error).__name__}: {error}"
     return "no error"
@@ -150,11 +150,11 @@ def as_rank(rank: int, folder: Path) -> None:
     td.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=WORLD)
     order = []
     found = {
-        "alone": processes.first_alone(lambda: order.append(rank) or f"made by {rank}"),
+        "alone": processes.rank_zero_first(lambda: order.append(rank) or f"made by {rank}"),
         "failed": failed_preparation(),
-        "least": dist.least(10 - rank, micro.CPU),
-        "gathered": dist.gather(torch.full((2, 3), float(rank))),
-        "mean": float(dist.mean(torch.tensor(float(rank)))),
+        "least": dist.all_reduce_min(10 - rank, micro.CPU),
+        "gathered": dist.all_gather(torch.full((2, 3), float(rank))),
+        "mean": float(dist.all_reduce_mean(torch.tensor(float(rank)))),
         "uneven": uneven_mean([ROWS[:0], ROWS[:2]] if rank == 0 else [ROWS[2:3], ROWS[3:]]),
         "plain": watch_run(plain_run(folder / "plain")),
         "accumulated": watch_run(plain_run(folder / "accumulated", accumulate=2)),
@@ -164,7 +164,7 @@ def as_rank(rank: int, folder: Path) -> None:
         "probed": probed_run(folder / "probed"),
     }
     torch.save(found, folder / f"found{rank}.pth")
-    processes.leave()
+    processes.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
@@ -277,12 +277,12 @@ def test_words_for_several_processes(found):
 
 def test_the_words_cost_nothing_in_one_process():
     tensor = torch.ones(2)
-    assert dist.mean(tensor) is tensor
-    assert dist.gather(tensor) is tensor
-    assert dist.least(3, micro.CPU) == 3
+    assert dist.all_reduce_mean(tensor) is tensor
+    assert dist.all_gather(tensor) is tensor
+    assert dist.all_reduce_min(3, micro.CPU) == 3
     assert (dist.rank(), dist.world_size(), dist.is_main()) == (0, 1, True)
     dist.barrier()
-    processes.leave()
+    processes.destroy_process_group()
 
 
 def test_devices(monkeypatch):
@@ -348,10 +348,10 @@ def test_srun_without_torchrun_is_refused(monkeypatch):
     with pytest.raises(
         ValueError, match=r"srun started this command 4 times.*-num_gpus N.*torchrun"
     ):
-        processes.join(torch.device("cpu"))
+        processes.init_process_group(torch.device("cpu"))
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "1")
-    processes.join(torch.device("cpu"))
+    processes.init_process_group(torch.device("cpu"))
 
 
 def test_the_launcher_hears_what_torchrun_does_not(monkeypatch):

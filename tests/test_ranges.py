@@ -32,8 +32,8 @@ def test_windows_and_brightness_mean_the_same_hu_by_every_policy(policy):
     assert highs.min() == pytest.approx(HIGHS[0], abs=10)
     assert highs.max() == pytest.approx(min(HIGHS[1], policy.high), abs=10)
     if not policy.interior:
-        assert ranges.brightnesses == pytest.approx((-100 / policy.sd, 100 / policy.sd))
-        assert ranges.noises == pytest.approx((0, 75 / policy.sd))
+        assert ranges.brightnesses == pytest.approx((-100 / policy.std, 100 / policy.std))
+        assert ranges.noises == pytest.approx((0, 75 / policy.std))
     draws = [draw_intensity(source, ranges) for _ in range(500)]
     assert max(draw.brightness for draw in draws) == pytest.approx(ranges.brightnesses[1], rel=0.05)
     assert max(draw.noise for draw in draws) == pytest.approx(ranges.noises[1], rel=0.05)
@@ -50,7 +50,7 @@ def test_without_a_policy_or_with_one_of_lung_alone_ranges_are_those_of_a_body()
 def test_every_method_draws_its_intensities_by_the_ranges_it_is_given(name):
     method = micro.method(name)
     method.ranges = Ranges((7.0, 7.0), (7.0, 7.0), (0.0, 0.0), (0.0, 0.0))
-    made = micro.MadeCrops(method.region((32,) * 3))
+    made = micro.SyntheticCrops(method.region((32,) * 3))
     regions = torch.stack([made[index]["crop"] for index in range(2)])
     values = []
     for seed in range(4):

@@ -18,9 +18,9 @@ from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from nnssl.data.labelled import find_labelled, prepare_labelled
 from nnssl.data.raw_datasets import READER, open_raw, read_image
-from nnssl.data.refusals import RefusedError
+from nnssl.data.refusals import UnusableScanError
 from nnssl.data.scans import Found, find_scans, read
-from nnssl.data.survey import look, survey
+from nnssl.data.survey import inspect_scan, survey
 
 LABELS = {"background": 0, "bone": 1}
 READERS = {
@@ -80,7 +80,7 @@ def test_each_reader_gives_what_fine_tuning_will_read(tmp_path, name):
         assert one.path == case["images"][0]
         np.testing.assert_array_equal(scan.voxels, theirs[0])
         assert scan.spacing == pytest.approx(properties["spacing"])
-        assert look(one).kept
+        assert inspect_scan(one).kept
     (first, *_) = find_labelled(raw, 3).cases
     values = reader.read_seg(str(first.labels))[0]
     np.testing.assert_array_equal(
@@ -149,7 +149,7 @@ def test_one_file_may_hold_several_channels(tmp_path):
     (found,) = find_scans([], [raw])
     assert found.series == READER + "SimpleITKIO"
     np.testing.assert_array_equal(read(found).voxels, channels[0])
-    assert look(found).note == "read by nnU-Net's SimpleITKIO"
+    assert inspect_scan(found).note == "read by nnU-Net's SimpleITKIO"
 
 
 def test_a_plain_scan_of_a_dataset_is_the_same_scan_in_a_folder(tmp_path):
@@ -170,11 +170,11 @@ def test_flat_images_are_refused_by_their_size(tmp_path):
         json.dumps({"channel_names": {"0": "rgb"}, "file_ending": ".png"})
     )
     (found,) = find_scans([], [raw])
-    assert "too small" in look(found, in_hu=False).reason
+    assert "too small" in inspect_scan(found, in_hu=False).reason
 
 
 def test_what_a_reader_cannot_read_is_refused_with_its_words(tmp_path):
     path = write_volume(tmp_path / "a.nii.gz", ct_array())
     path.write_bytes(path.read_bytes()[:2000])
-    with pytest.raises(RefusedError, match="cannot be read by nnU-Net's NibabelIO"):
+    with pytest.raises(UnusableScanError, match="cannot be read by nnU-Net's NibabelIO"):
         read_image(path, "NibabelIO")

@@ -42,7 +42,7 @@ class Troubled(torch.utils.data.Dataset):
     """From sample `first` on each goes wrong."""
 
     def __init__(self, trouble: str, first: int = 4) -> None:
-        self.trouble, self.first, self.made = trouble, first, micro.MadeCrops((24, 24, 24))
+        self.trouble, self.first, self.made = trouble, first, micro.SyntheticCrops((24, 24, 24))
 
     def __len__(self) -> int:
         return 6
@@ -111,7 +111,7 @@ def test_a_run_that_waits_for_data_is_saved_and_ends(tmp_path, monkeypatch, numb
     monkeypatch.setattr(Log, "draw", lambda self: None)
     run = micro.run(tmp_path, workers=1)
     run.crops = Troubled("hangs")
-    run.crops.made = micro.MadeCrops(run.method.region(micro.CROP))
+    run.crops.made = micro.SyntheticCrops(run.method.region(micro.CROP))
     update = run.update
 
     def updated():

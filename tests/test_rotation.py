@@ -35,7 +35,7 @@ def test_classes_default_to_all_rotations(dims, classes, expected):
 @pytest.mark.parametrize("dims", [2, 3])
 def test_the_view_is_the_cube_turned_as_the_label_says(dims):
     method = micro.method("rotation", spatial_dims=dims, blur=0.0, window_jitter=0.0)
-    made = micro.MadeCrops((16,) * dims)
+    made = micro.SyntheticCrops((16,) * dims)
     regions = torch.stack([made[index]["crop"] for index in range(40)])
     views = method.views(regions, [generator_for(0, index) for index in range(40)])
     for region, image, turn in zip(regions, views["image"], views["turn"].tolist(), strict=True):
@@ -75,7 +75,7 @@ def test_loss_and_accuracy_by_hand():
     right = [
         int(row.argmax()) == int(turn) for row, turn in zip(logits, views["turn"], strict=True)
     ]
-    assert float(out.watched["accuracy"]) == pytest.approx(sum(right) / 3)
+    assert float(out.monitored["accuracy"]) == pytest.approx(sum(right) / 3)
 
 
 def test_it_begins_at_chance():
@@ -90,9 +90,9 @@ def test_it_begins_at_chance():
 
 def test_the_picture_turns_cubes_back():
     method = micro.method("rotation", blur=0.0, window_jitter=0.0).eval()
-    samples = [micro.MadeCrops(micro.CROP)[index] for index in range(2)]
+    samples = [micro.SyntheticCrops(micro.CROP)[index] for index in range(2)]
     with torch.no_grad():
-        shown = method.show(micro.seen(method, samples))
+        shown = method.show(micro.prepare_views(method, samples))
     assert torch.equal(shown["as it lay"], torch.stack([sample["crop"] for sample in samples]))
 
 

@@ -15,11 +15,11 @@ from made_scans import ct_array, straight, write_series, write_volume
 from nnssl.data import survey as survey_module
 from nnssl.data.dicom import series_in
 from nnssl.data.scans import ALL_SERIES, LOST, Found, find_scans, read, read_scan
-from nnssl.data.survey import look, nothing_usable, survey
+from nnssl.data.survey import inspect_scan, nothing_usable, survey
 
 
 def reason(path: Path, series: str = "") -> str:
-    line = look(Found(str(path), series))
+    line = inspect_scan(Found(str(path), series))
     assert line.kept == (line.reason == "")
     return line.reason
 

@@ -17,7 +17,7 @@ def test_the_loss_is_nt_xent_between_the_two_views_of_each_crop():
     first, second = (method.student(view)[1] for view in views["image"])
     out = method(views)
     torch.testing.assert_close(
-        (out.losses["total"], out.watched["accuracy"]),
+        (out.losses["total"], out.monitored["accuracy"]),
         nt_xent(first, second, method.config.temperature, views["scan"]),
     )
 
@@ -36,7 +36,7 @@ def test_crops_of_one_scan_are_no_negatives():
     method = micro.method("simclr")
     views = {**micro.views(method), "scan": torch.tensor([3, 3])}
     out = method(views)
-    assert float(out.losses["total"].detach()) == float(out.watched["accuracy"]) == 0
+    assert float(out.losses["total"].detach()) == float(out.monitored["accuracy"]) == 0
 
 
 def test_the_queue_remembers_both_views_once_the_step_is_done():

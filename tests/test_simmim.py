@@ -119,7 +119,7 @@ def test_air_is_neither_hidden_nor_scored(name, settings):
         2, 1, size[0] // 2, *size[1:], generator=torch.Generator()
     )
     generators = [torch.Generator().manual_seed(seed) for seed in range(2)]
-    views = method.seen(regions, generators, torch.arange(2))
+    views = method.prepare_views(regions, generators, torch.arange(2))
     image, masked = (views[key].flatten(0, -4).unsqueeze(1) for key in ("image", "masked"))
     block = method.config.mask_block.along(3)
     hidden = masked
@@ -143,7 +143,7 @@ def test_air_is_neither_hidden_nor_scored(name, settings):
 def test_a_view_of_air_alone_gives_a_loss_of_zero_and_a_gradient(name):
     method = micro.method(name, **({"w_itd": 0.0} if name == "smit" else {}))
     regions = torch.full((1, 1, *method.region(CROP)), -1.8)
-    losses = method(method.seen(regions, [torch.Generator()], torch.zeros(1))).losses
+    losses = method(method.prepare_views(regions, [torch.Generator()], torch.zeros(1))).losses
     losses["total"].backward()
     assert float(losses["total"].detach()) == 0
     assert all(p.grad is None or torch.isfinite(p.grad).all() for p in method.parameters())

@@ -46,8 +46,8 @@ def test_smits_ablations_train(settings):
 def test_smit_segments_the_parcels_of_its_first_view():
     """The term of parcels alone, against the parcels cut from the region by hand."""
     method = micro.method(w_parcels=0.5, classes=3).eval()
-    samples = [micro.MadeCrops(method.region(CROP))[index] for index in range(2)]
-    views = micro.seen(method, samples)
+    samples = [micro.SyntheticCrops(method.region(CROP))[index] for index in range(2)]
+    views = micro.prepare_views(method, samples)
     first = views["image"][0]
     corners = (views["offset"][0] - views["start"]).tolist()
     cut = [

@@ -9,10 +9,10 @@ import pytest
 from made_scans import AXIAL, ct_array, straight, write_series
 
 from nnssl.data.dicom import series_in
-from nnssl.data.refusals import RefusedError
+from nnssl.data.refusals import UnusableScanError
 from nnssl.data.scans import Found, read, read_scan
 from nnssl.data.stacks import arrange, straighten
-from nnssl.data.survey import look
+from nnssl.data.survey import inspect_scan
 
 
 def tilted(degrees: float) -> tuple[float, ...]:
@@ -70,7 +70,7 @@ def test_dicom_that_is_no_straight_primary_stack_is_left_out(tmp_path, name):
     )
     (uid,) = series_in(tmp_path)
     assert words in series_in(tmp_path)[uid].reason
-    assert words in look(Found(str(tmp_path), uid)).reason
+    assert words in inspect_scan(Found(str(tmp_path), uid)).reason
 
 
 def test_arrange_equals_its_closed_form():
@@ -79,7 +79,7 @@ def test_arrange_equals_its_closed_form():
     np.testing.assert_array_equal(shuffled[found.order], np.arange(30))
     assert found.spacing == pytest.approx(1.25)
     assert found.note == ""
-    with pytest.raises(RefusedError, match="two stacks in one"):
+    with pytest.raises(UnusableScanError, match="two stacks in one"):
         arrange(np.array([(0, 0, 3.0 * (i // 2) + (i % 2)) for i in range(40)]), np.array(AXIAL))
 
 
@@ -186,8 +186,8 @@ def test_mri_is_read_without_hu_and_its_slices_become_axial(tmp_path):
     tags = {"0028_1052": "0", "0028_1053": "1"}
     write_series(tmp_path, array, positions, sagittal, pixel=1.25, modality="MR", **tags)
     found = Found(str(tmp_path), "1.2.3.4")
-    assert look(found).reason == "is MR, not CT; for images that are not CT: --no-hu"
-    line = look(found, in_hu=False)
+    assert inspect_scan(found).reason == "is MR, not CT; for images that are not CT: --no-hu"
+    line = inspect_scan(found, in_hu=False)
     assert (line.kept, line.orientation, line.note) == (
         True,
         "PIR",

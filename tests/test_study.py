@@ -45,7 +45,7 @@ def test_every_start_has_its_commands(tmp_path, dataset):
     made = study(
         tmp_path, arms=arms, recipe={"epochs": 3, "mirror": False, "trainer": "SwinFrozenTrainer"}
     )
-    starts = preparation.starts(made)
+    starts = preparation.pretrained_encoders(made)
     folder = made.folder / "starts"
     assert list(starts) == ["byol", "imagenet", "labels", "after"]
     (command,) = starts["byol"]["commands"]
@@ -94,7 +94,7 @@ def test_every_start_has_its_commands(tmp_path, dataset):
     ]
     assert train[:5] == ["nnUNetv2_train", DATASET, "2d", "all", "-tr"]
     assert Path(starts["labels"]["trains"]).name == "fold_all"
-    longer = preparation.starts(study(tmp_path, arms=arms, recipe={"epochs": 9}))
+    longer = preparation.pretrained_encoders(study(tmp_path, arms=arms, recipe={"epochs": 9}))
     changed = [
         name for name in starts if starts[name]["fingerprint"] != longer[name]["fingerprint"]
     ]
@@ -105,7 +105,7 @@ def test_every_start_has_its_commands(tmp_path, dataset):
     assert plans["nnunet"] is None
     assert plans["smit"][5:9] == ["--name", "small-organs-smit", "-c", str(tmp_path / "smit.pth")]
     assert plans["scratch"][7:9] == plans["smit"][7:9]  # same encoder and intensities
-    trainers = {one.arm.name: one.trainer for one in runs.of(made)}
+    trainers = {one.arm.name: one.trainer for one in runs.all_runs(made)}
     assert (trainers["scratch"], trainers["smit"]) == ("SwinScratchTrainer", "SwinFrozenTrainer")
     assert trainers["nnunet"] == "DefaultNetworkTrainer"
 
@@ -181,13 +181,13 @@ def test_a_random_starts_encoder_makes_it_another_training(tmp_path):
     prints = set()
     for encoder in ("tiny", "smit"):
         made = study(tmp_path, arms=[ARMS[0] | {"encoder": encoder}])
-        prints.add(runs.job(runs.of(made)[0], DATASET, split, plans={})["fingerprint"])
+        prints.add(runs.job(runs.all_runs(made)[0], DATASET, split, plans={})["fingerprint"])
     assert len(prints) == 2
 
 
 def test_an_arm_may_have_only_some_of_the_budgets(tmp_path, dataset):
     made = study(tmp_path, budgets=[1, 2], seeds=[0], arms=[ARMS[0], ARMS[1] | {"budgets": [2]}])
-    assert [(one.arm.name, one.budget) for one in runs.of(made)] == [
+    assert [(one.arm.name, one.budget) for one in runs.all_runs(made)] == [
         ("scratch", 1),
         ("scratch", 2),
         ("smit", 2),
@@ -235,7 +235,7 @@ def test_a_supervised_encoder_becomes_a_checkpoint(tmp_path):
         (2.0, 1.0, 3.0),
         (32, 28, 12),
     )
-    assert (loaded.hu.low, loaded.hu.mean, loaded.hu.sd) == (-900.0, 50.0, 200.0)
+    assert (loaded.hu.low, loaded.hu.mean, loaded.hu.std) == (-900.0, 50.0, 200.0)
     passed_on = Swin(ENCODER)
     assert checkpoint.transfer(loaded, passed_on).matched == len(list(passed_on.parameters()))
     image = torch.randn(1, 1, 32, 28, 12)

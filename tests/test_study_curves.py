@@ -31,11 +31,11 @@ def test_a_curve_counts_hours_and_bridges_epochs_without_a_dice():
 
 
 def test_twice_as_fast_is_half_the_epochs():
-    """Dice 1 - exp(-epoch / t) reaches a share of its end after t log(1 / (1 - share)) epochs."""
+    """Dice 1 - exp(-epoch / t) reaches a fraction of its end after t log(1 / (1 - share)) epochs."""
     epochs = np.arange(1, 1001)
     slow, fast = (line(list(1 - np.exp(-epochs / t))) for t in (100, 50))
-    for share, row in zip(curves.SHARES, curves.convergence([fast], [slow]), strict=True):
-        assert row.epochs == np.ceil(-50 * np.log(1 - share * slow.final))
+    for fraction, row in zip(curves.FRACTIONS, curves.convergence([fast], [slow]), strict=True):
+        assert row.epochs == np.ceil(-50 * np.log(1 - fraction * slow.final))
         assert row.hours == pytest.approx(row.epochs / 100)
         assert row.epoch_ratio == row.hour_ratio == pytest.approx(0.5, abs=0.01)
         assert (row.reached, row.seeds) == (1, 1)
@@ -61,7 +61,7 @@ def test_labels_saved_are_read_off_the_curve():
     few, middle, many = curves.savings(scratch, arm)
     assert (few.needed, few.bound) == (2, "at most")
     assert (middle.needed, middle.bound, middle.saved) == (2, "", 6)
-    assert (many.needed, many.share, many.bound) == (pytest.approx(8), pytest.approx(0.75), "")
+    assert (many.needed, many.fraction, many.bound) == (pytest.approx(8), pytest.approx(0.75), "")
 
 
 def test_between_budgets_the_dice_is_linear_in_the_logarithm():

@@ -28,27 +28,28 @@ def method():
     return micro.method("swinunetr", window_jitter=0.0)
 
 
-# -- cut-out
-# ---------------------------------------------------------------------------------------------------------
+# -- cut-out ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dims", [2, 3])
 def test_boxes_keep_to_the_share_and_to_the_edge(dims):
-    shares = []
+    fractions = []
     for seed in range(200):
         boxes = draw_cutout(0.3, 0.25, dims, generator(seed))
         start, side = boxes.unbind(dim=2)
         real = side[:, 0] > 0
-        share = 0.3 * float(torch.rand((), generator=generator(seed)))
-        shares.append(float(side.prod(dim=1).sum()))
-        assert share - 0.25**dims < shares[-1] <= share + 1e-6, "there is no room for one more"
+        fraction = 0.3 * float(torch.rand((), generator=generator(seed)))
+        fractions.append(float(side.prod(dim=1).sum()))
+        assert fraction - 0.25**dims < fractions[-1] <= fraction + 1e-6, (
+            "there is no room for one more"
+        )
         assert bool((side[real] >= 0.125).all())
         assert bool((side[real] <= 0.25).all())
         assert float(start.min()) >= 0
         assert float((start + side).max()) <= 1
         assert bool((real[1:] <= real[:-1]).all()), "empty ones come last"
-    assert min(shares) < 0.05
-    assert max(shares) > 0.25
+    assert min(fractions) < 0.05
+    assert max(fractions) > 0.25
 
 
 @pytest.mark.parametrize("size", [(20, 17, 24), (30, 18)])
@@ -72,24 +73,23 @@ def test_no_box_covers_nothing():
     assert covered(torch.tensor([[[[0.0, 1.0], [0.0, 1.0]]]]), (4, 5)).all()
 
 
-# -- views
-# -----------------------------------------------------------------------------------------------------------
+# -- views -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dims", [2, 3])
 def test_views_are_turned_in_plane_and_damaged_in_part(dims):
     method = micro.method("swinunetr", spatial_dims=dims, window_jitter=0.0)
     size = (24, 32, 32)[3 - dims :]
-    regions = torch.stack([micro.MadeCrops(size)[index]["crop"] for index in range(3)])
+    regions = torch.stack([micro.SyntheticCrops(size)[index]["crop"] for index in range(3)])
     views = method.views(regions, [generator_for(0, index) for index in range(3)])
     assert {name: tuple(value.shape) for name, value in views.items()} == {
         "image": (2, 3, 1, *size), "noisy": (2, 3, 1, *size), "swapped": (2, 3, 1, *size), "turn": (2, 3)
     }  # fmt: skip
     damaged = views["noisy"] != views["image"]
     for name, part in (("noise", damaged), ("swap", views["swapped"])):
-        share = part.flatten(2).float().mean(dim=2)
-        assert 0.03 < float(share.mean()) < 0.27, name
-        assert float(share.max()) < 0.31, name
+        fraction = part.flatten(2).float().mean(dim=2)
+        assert 0.03 < float(fraction.mean()) < 0.27, name
+        assert float(fraction.max()) < 0.31, name
     for view in range(2):
         for scan in range(3):
             k = int(views["turn"][view, scan])
@@ -128,8 +128,7 @@ def test_a_crop_whose_slices_are_not_square_is_refused_with_one_that_works():
         SwinUNETRPretext.region((96, 64, 96))
 
 
-# -- the decoder
-# -----------------------------------------------------------------------------------------------------
+# -- the decoder -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -159,8 +158,7 @@ def test_the_decoder_hears_a_single_token():
     assert not torch.allclose(first, second)
 
 
-# -- the loss
-# --------------------------------------------------------------------------------------------------------
+# -- the loss --------------------------------------------------------------------------------------
 
 
 def test_the_terms_by_hand(method):
@@ -177,7 +175,7 @@ def test_the_terms_by_hand(method):
     torch.testing.assert_close(out.losses["voxels"], voxels)
     expected = 0.5 * rotation + 2.0 * out.losses["contrast"] + 0.25 * voxels
     torch.testing.assert_close(out.losses["total"], expected)
-    assert torch.equal(out.watched["embedding"], pooled.detach())
+    assert torch.equal(out.monitored["embedding"], pooled.detach())
 
 
 @pytest.mark.parametrize("batch", [2, 4])

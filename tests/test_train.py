@@ -100,7 +100,7 @@ def sigterm() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-class Poisoned(micro.MadeCrops):
+class Poisoned(micro.SyntheticCrops):
     """Made crops of which some hold a value that is not finite."""
 
     def __init__(self, shape, bad: set[int], value: float = math.nan) -> None:
@@ -114,8 +114,7 @@ class Poisoned(micro.MadeCrops):
         return sample
 
 
-# -- resume
-# ----------------------------------------------------------------------------------------------------------
+# -- resume ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -218,14 +217,13 @@ def test_a_run_is_never_overwritten(tmp_path, there, resume, message):
     for name in there:
         (tmp_path / name).touch()
     if message is None:
-        before.demand_free(tmp_path, resume)
+        before.require_free(tmp_path, resume)
     else:
         with pytest.raises(ValueError, match=message):
-            before.demand_free(tmp_path, resume)
+            before.require_free(tmp_path, resume)
 
 
-# -- accumulation and the order of samples
-# ---------------------------------------------------------------------------
+# -- accumulation and the order of samples ---------------------------------------------------------
 
 
 def test_accumulation_gives_what_one_large_batch_gives(tmp_path):
@@ -276,7 +274,7 @@ def test_a_batch_that_cannot_be_shared_is_refused(monkeypatch):
 
 
 def test_readers_do_not_change_the_order():
-    made = micro.MadeCrops((8, 8, 8))
+    made = micro.SyntheticCrops((8, 8, 8))
     order = []
     for workers in (0, 2):
         sampler = batches.MicroBatches(1, 5, batch_size=2, accumulate=1)
@@ -292,8 +290,7 @@ def test_numbers_below_one_are_refused(field):
         RunConfig(**{"steps": 1, "batch_size": 1, field: 0})
 
 
-# -- gradients that are not finite
-# -----------------------------------------------------------------------------------
+# -- gradients that are not finite -----------------------------------------------------------------
 
 
 def warnings(said: list[str]) -> list[str]:
@@ -388,8 +385,7 @@ def test_weights_that_are_not_finite_are_never_written(tmp_path):
     assert (tmp_path / LATEST).read_bytes() == before
 
 
-# -- what is said and written
-# ----------------------------------------------------------------------------------------
+# -- what is said and written ----------------------------------------------------------------------
 
 
 def test_rows_of_the_log(tmp_path):
@@ -420,14 +416,14 @@ def test_a_collapse_that_lasts_is_said_once_and_loudly(tmp_path):
     said = []
     run = micro.run(tmp_path)
     log = Log(run, said.append)
-    watched = {"embedding": torch.ones(8, 4), "teacher_image": torch.full((8, 16), 1 / 16)}
+    monitored = {"embedding": torch.ones(8, 4), "teacher_image": torch.full((8, 16), 1 / 16)}
     written = []
     for step in range(1, PATIENCE + 4):
         run.step = step
-        run.monitors.note(watched)
+        run.monitors.note(monitored)
         written.append(
             log.row(
-                {"total": 1.0}, watched, norm=1.0, rate=1e-4, seconds=1.0, waited=0.0, rejected=0
+                {"total": 1.0}, monitored, norm=1.0, rate=1e-4, seconds=1.0, waited=0.0, rejected=0
             )
         )
     (warning,) = warnings(said)
@@ -462,8 +458,8 @@ def test_pictures_of_a_method_without_voxels_show_what_it_sees(tmp_path):
 
 def test_processes_on_gpus_agree_about_signals_every_few_steps_only(monkeypatch):
     asked = []
-    monkeypatch.setattr("nnssl.dist.active", lambda: True)
-    monkeypatch.setattr("nnssl.dist.mean", lambda tensor: asked.append(tensor) or tensor)
+    monkeypatch.setattr("nnssl.dist.is_initialized", lambda: True)
+    monkeypatch.setattr("nnssl.dist.all_reduce_mean", lambda tensor: asked.append(tensor) or tensor)
     monkeypatch.setattr(torch, "tensor", lambda value, device: value)
     for backend, times in (("nccl", 2), ("gloo", 20)):
         monkeypatch.setattr("torch.distributed.get_backend", lambda backend=backend: backend)
@@ -482,8 +478,7 @@ def test_signals_are_heard_and_handed_back():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-# -- learning rate and parameter groups
-# ------------------------------------------------------------------------------
+# -- learning rate and parameter groups ------------------------------------------------------------
 
 
 def test_the_learning_rate_in_closed_form():
@@ -537,8 +532,7 @@ def test_what_decays():
     assert all(method.get_parameter(n).ndim >= 2 for n in trained - exempt)
 
 
-# -- how much fits
-# ---------------------------------------------------------------------------------------------------
+# -- how much fits ---------------------------------------------------------------------------------
 
 
 class Net(nn.Module):

@@ -244,8 +244,7 @@ def test_every_part_has_groups_of_its_own(layer_decay):
     assert {p for name, p in of.items() if "patch_embed" in name} == {5}
 
 
-# -- two processes
-# ---------------------------------------------------------------------------------------------------
+# -- two processes ---------------------------------------------------------------------------------
 
 
 def as_rank(rank: int, folder: Path) -> None:

@@ -48,8 +48,7 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-# -- masks
-# -----------------------------------------------------------------------------------------------------------
+# -- masks -----------------------------------------------------------------------------------------
 
 
 def drawn(count: int, grid: tuple[int, ...]) -> torch.Tensor:
@@ -66,8 +65,8 @@ def test_masks_hide_an_exact_number_of_blocks(grid, ratio):
 
 
 def test_every_block_is_hidden_equally_often():
-    share = hide_blocks(drawn(2000, (3, 4)), 0.5).float().mean(dim=0)
-    assert float((share - 0.5).abs().max()) < 5 * math.sqrt(0.25 / 2000)
+    fraction = hide_blocks(drawn(2000, (3, 4)), 0.5).float().mean(dim=0)
+    assert float((fraction - 0.5).abs().max()) < 5 * math.sqrt(0.25 / 2000)
 
 
 def test_the_share_is_of_the_blocks_that_may_be_hidden():
@@ -127,8 +126,7 @@ def test_a_block_that_does_not_divide_the_crop_is_refused_with_a_crop_that_works
         block_grid((96, 90, 8), 16)
 
 
-# -- crops in regions
-# ------------------------------------------------------------------------------------------------
+# -- crops in regions ------------------------------------------------------------------------------
 
 
 def test_offsets_stay_inside_and_reach_both_ends():
@@ -184,8 +182,7 @@ def test_the_papers_region():
     assert SMIT.region((96, 96, 96)) == (128, 128, 128)
 
 
-# -- boxes
-# -----------------------------------------------------------------------------------------------------------
+# -- boxes -----------------------------------------------------------------------------------------
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -198,10 +195,10 @@ def test_boxes_lie_inside_and_have_one_share_on_every_axis(region):
     boxes = torch.stack([draw_box(region, (0.25, 0.75), source) for _ in range(300)])
     assert boxes.shape == (300, len(region), 2)
     start, side = boxes.unbind(dim=2)
-    share = side / sizes
-    assert float((share - share[:, :1]).abs().max()) < 1e-12
-    assert 0.25 <= float(share.min()) < 0.27
-    assert 0.73 < float(share.max()) <= 0.75
+    fraction = side / sizes
+    assert float((fraction - fraction[:, :1]).abs().max()) < 1e-12
+    assert 0.25 <= float(fraction.min()) < 0.27
+    assert 0.73 < float(fraction.max()) <= 0.75
     assert float(start.min()) >= 0
     assert bool((start + side <= sizes).all())
     assert torch.equal(draw_box(region, (1.0, 1.0), source)[:, 1], sizes.double())
@@ -266,8 +263,7 @@ def test_resampling_gives_one_image_the_same_bits_alone():
         )
 
 
-# -- flips and rotations
-# ---------------------------------------------------------------------------------------------
+# -- flips and rotations ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dims", [2, 3])
@@ -330,8 +326,7 @@ def test_other_numbers_of_rotations_are_refused(dims, classes):
         rotations(dims, classes)
 
 
-# -- intensities
-# -----------------------------------------------------------------------------------------------------
+# -- intensities -----------------------------------------------------------------------------------
 
 
 def test_an_intensity_that_changes_nothing_changes_no_bit():
@@ -372,8 +367,8 @@ def test_blur_is_a_gaussian_along_each_axis():
     point[:, :, 10, 10] = 1
     got = blur(point, torch.tensor([[1.5, 0.0], [0.7, 1.2]]))
     places = torch.arange(21) - 10.0
-    for image, sds in zip(got[:, 0], ((1.5, 1e-6), (0.7, 1.2)), strict=True):
-        kernels = [torch.exp(-0.5 * (places / sd) ** 2) for sd in sds]
+    for image, stds in zip(got[:, 0], ((1.5, 1e-6), (0.7, 1.2)), strict=True):
+        kernels = [torch.exp(-0.5 * (places / std) ** 2) for std in stds]
         wanted = torch.outer(kernels[0] / kernels[0].sum(), kernels[1] / kernels[1].sum())
         torch.testing.assert_close(image, wanted)
     flat = torch.full((1, 1, 9, 9, 9), 3.0)
@@ -417,8 +412,7 @@ def test_an_image_gets_the_same_intensity_alone_and_in_a_batch(shape):
         )
 
 
-# -- pairs
-# -----------------------------------------------------------------------------------------------------------
+# -- pairs -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dims", [2, 3])
@@ -442,8 +436,7 @@ def test_two_views_are_flipped_parts_where_intensities_are_left_out(monkeypatch)
         assert sum(torch.equal(view, part) for part in turned) == 1
 
 
-# -- windows
-# ---------------------------------------------------------------------------------------------------------
+# -- windows ---------------------------------------------------------------------------------------
 
 
 def test_window_clips_and_leaves_the_rest():
@@ -473,15 +466,14 @@ def test_a_window_uses_up_the_same_chance_whether_it_happens_or_not():
     assert torch.equal(*after)
 
 
-# -- views of a method
-# -----------------------------------------------------------------------------------------------
+# -- views of a method -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("dims", [2, 3])
 def test_the_views_of_a_scan_do_not_depend_on_its_batch(name, dims):
     method = micro.method(name, spatial_dims=dims)
-    made = micro.MadeCrops(method.region((32,) * dims))
+    made = micro.SyntheticCrops(method.region((32,) * dims))
     regions = torch.stack([made[index]["crop"] for index in range(4)])
 
     def views(indices: list[int]) -> dict:
@@ -497,7 +489,7 @@ def test_the_views_of_a_scan_do_not_depend_on_its_batch(name, dims):
 
 def test_smits_views_are_parts_of_the_region():
     method = micro.method(mask_block=8, window_jitter=0.0)
-    made = micro.MadeCrops(method.region((16, 32, 16)))
+    made = micro.SyntheticCrops(method.region((16, 32, 16)))
     assert made.shape == (21, 42, 21)
     region = made[0]["crop"]
     views = method.views(region[None], [generator_for(0, 0)])
@@ -547,7 +539,7 @@ def test_a_method_knows_where_in_the_scan_each_view_lies(name, dims):
     regions, starts, sizes = placed(method.region((16,) * dims))
     for seed in range(6):
         sources = [generator_for(seed, index) for index in range(2)]
-        views = method.seen(regions, sources, torch.tensor([7, 9]), starts, sizes)
+        views = method.prepare_views(regions, sources, torch.tensor([7, 9]), starts, sizes)
         assert views["scan"].tolist() == [7, 9]
         assert torch.equal(views["start"], starts)
         assert torch.equal(views["size"], sizes)
@@ -570,7 +562,7 @@ def test_two_views_lie_in_a_scan_smaller_than_their_region(name, monkeypatch):
     region = torch.full((1, 1, 21, 21, 21), AIR)
     region[:, :, 1:19] = 5.0
     for seed in range(10):
-        views = method.seen(
+        views = method.prepare_views(
             region,
             [generator_for(seed, 0)],
             torch.zeros(1),
@@ -600,8 +592,7 @@ def test_both_views_of_a_scan_are_seen_through_the_same_window():
         assert (float(view.min()), float(view.max())) == pytest.approx((low, high))
 
 
-# -- seeds
-# -----------------------------------------------------------------------------------------------------------
+# -- seeds -----------------------------------------------------------------------------------------
 
 
 def test_seeds_differ_wherever_a_part_differs():

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from nnssl.data.workers import KILLED, Failed, each
+from nnssl.data.workers import KILLED, Failed, parallel_map
 
 
 def work(item: int) -> int:
@@ -26,19 +26,19 @@ def work(item: int) -> int:
 
 
 def test_a_killed_worker_costs_its_item_alone():
-    results = dict(each(work, list(range(7)), 2, "test"))
+    results = dict(parallel_map(work, list(range(7)), 2, "test"))
     assert results.pop(3) == Failed(KILLED)
     assert results.pop(5) == Failed("five")
     assert results == {item: 2 * item for item in (0, 1, 2, 4, 6)}
 
 
 def test_one_process_gives_the_same():
-    assert dict(each(work, [1, 2, 5], 0, "test")) == {1: 2, 2: 4, 5: Failed("five")}
-    assert list(each(work, [], 2, "test")) == []
+    assert dict(parallel_map(work, [1, 2, 5], 0, "test")) == {1: 2, 2: 4, 5: Failed("five")}
+    assert list(parallel_map(work, [], 2, "test")) == []
 
 
 def test_workers_that_cannot_start_are_an_error_and_not_blamed_on_the_items():
-    script = "from nnssl.data.workers import each; print(dict(each(len, ['a'], 1, 'test')))"
+    script = "from nnssl.data.workers import parallel_map; print(dict(parallel_map(len, ['a'], 1, 'test')))"
     run = subprocess.run(
         [sys.executable, "-"], input=script, capture_output=True, text=True, timeout=60
     )
@@ -55,9 +55,9 @@ PARENT = """
 import sys
 sys.path.insert(0, {tests!r})
 from test_workers import sleep
-from nnssl.data.workers import each
+from nnssl.data.workers import parallel_map
 if __name__ == "__main__":
-    list(each(sleep, [{folder!r}], 1, "test"))
+    list(parallel_map(sleep, [{folder!r}], 1, "test"))
 """
 
 
@@ -111,7 +111,10 @@ def test_workers_end_when_their_results_are_not_wanted_any_more(tmp_path):
     before = signal.signal(signal.SIGALRM, stop)
     threading.Thread(target=when_it_works, daemon=True).start()
     try:
-        with closing(each(sleep, [str(tmp_path)], 1, "test")) as results, pytest.raises(Stop):
+        with (
+            closing(parallel_map(sleep, [str(tmp_path)], 1, "test")) as results,
+            pytest.raises(Stop),
+        ):
             next(results)
     finally:
         signal.signal(signal.SIGALRM, before)

@@ -2,7 +2,7 @@
 our trainers train.
 
 For comparisons, and the ground of our trainers: of the recipe in the plans it heeds epochs,
-iterations, the share of foreground and mirroring.
+iterations, the fraction of foreground and mirroring.
 """
 
 from __future__ import annotations

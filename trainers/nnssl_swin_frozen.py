@@ -10,7 +10,7 @@ from nnssl.trainers.nnssl_swin_ssl import SwinSSLTrainer
 
 class SwinFrozenTrainer(SwinSSLTrainer):
     def configure_optimizers(self):
-        finetune.freeze(finetune.bare(self.network))
+        finetune.freeze(finetune.unwrap(self.network))
         return super().configure_optimizers()
 
     def start(self) -> list[str]:
@@ -18,4 +18,4 @@ class SwinFrozenTrainer(SwinSSLTrainer):
 
     def on_train_epoch_start(self):
         super().on_train_epoch_start()
-        finetune.bare(self.network).encoder.eval()  # no stochastic depth in what does not learn
+        finetune.unwrap(self.network).encoder.eval()  # no stochastic depth in what does not learn

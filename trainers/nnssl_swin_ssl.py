@@ -28,7 +28,7 @@ class SwinSSLTrainer(DefaultNetworkTrainer):
     ):
         self.unsettled = None
         try:
-            finetune.settle(plans, configuration, self.random_start)
+            finetune.resolve_architecture(plans, configuration, self.random_start)
         # raised when the network is built, unless a saved model brings its own
         except ValueError as error:
             self.unsettled = error
@@ -52,16 +52,16 @@ class SwinSSLTrainer(DefaultNetworkTrainer):
 
     def initialize(self):
         resolved, plans = self.configuration_manager.configuration, self.plans_manager.plans
-        finetune.demand_settled(resolved, self.unsettled)
+        finetune.require_architecture(resolved, self.unsettled)
         super().initialize()
         if self.starts_anew:
             finetune.refuse_mixed_folds(self.output_folder_base, self.fold, plans.get(INFO, {}))
             lines = self.start() + finetune.intensities(resolved, plans.get(INFO, {}))
-            finetune.start_heads(finetune.bare(self.network), self.label_manager.has_regions)
+            finetune.start_heads(finetune.unwrap(self.network), self.label_manager.has_regions)
             lines.append(finetune.describe(self.recipe, not self.random_start))
             self.print_to_log_file("\n".join(lines), add_timestamp=False)
             self.watch = Watch(
-                finetune.bare(self.network), plans.get(INFO, {}), self.print_to_log_file
+                finetune.unwrap(self.network), plans.get(INFO, {}), self.print_to_log_file
             )
 
     def start(self) -> list[str]:
@@ -69,7 +69,7 @@ class SwinSSLTrainer(DefaultNetworkTrainer):
         labels = finetune.cascaded_labels(
             self.configuration_manager.configuration, self.num_input_channels
         )
-        return finetune.load(finetune.bare(self.network), self.plans_manager.plans, labels)
+        return finetune.load(finetune.unwrap(self.network), self.plans_manager.plans, labels)
 
     def load_checkpoint(self, filename_or_checkpoint):
         if not self.was_initialized:
@@ -77,14 +77,16 @@ class SwinSSLTrainer(DefaultNetworkTrainer):
             if not isinstance(saved, dict):
                 saved = torch.load(saved, map_location="cpu", weights_only=False, mmap=True)
             plans, resolved = self.plans_manager.plans, self.configuration_manager.configuration
-            finetune.adopt(plans, resolved, self.configuration_name, saved["init_args"]["plans"])
+            finetune.restore_plans(
+                plans, resolved, self.configuration_name, saved["init_args"]["plans"]
+            )
             self.starts_anew = False
         if self.watch is not None:
             self.watch.end()
         super().load_checkpoint(filename_or_checkpoint)
 
     def configure_optimizers(self):
-        network, pretrained = finetune.bare(self.network), not self.random_start
+        network, pretrained = finetune.unwrap(self.network), not self.random_start
         optimizer, schedule = finetune.optimise(
             network, self.recipe, self.device, pretrained, self.schedule
         )
@@ -93,7 +95,7 @@ class SwinSSLTrainer(DefaultNetworkTrainer):
 
     def on_train_start(self):
         super().on_train_start()
-        network = finetune.bare(self.network)
+        network = finetune.unwrap(self.network)
         info = self.plans_manager.plans.get(INFO, {})
         if self.starts_anew and finetune.needs_moments(network, info):
             batches = range(-(-finetune.PATCHES // self.batch_size))

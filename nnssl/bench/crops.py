@@ -37,7 +37,7 @@ HEADER = (
 )
 
 
-def shares(
+def fractions(
     name: str, crops: Crops, crop: Shape, chosen: list[int], count: int, air: float
 ) -> list[float]:
     """Means over the first `count` samples that are of the scans `chosen`; overlap is NaN without
@@ -57,7 +57,9 @@ def shares(
             index += 1
         batch = default_collate(samples)
         generators = [generator_for(0, sample["index"]) for sample in samples]
-        views = method.seen(batch["crop"], generators, batch["scan"], batch["start"], batch["size"])
+        views = method.prepare_views(
+            batch["crop"], generators, batch["scan"], batch["start"], batch["size"]
+        )
         image = next(views[key] for key in ("image", "global", "cubes") if key in views)
         images = image.movedim(-len(crop) - 1, 0)[0].reshape(-1, *image.shape[-len(crop) :])
         inner = [size // WINDOW * WINDOW for size in images.shape[1:]]
@@ -71,7 +73,7 @@ def shares(
 
 
 def _overlap(views: dict[str, Tensor], crop: Shape) -> float:
-    """The mean share of a view that is in the other view of its region as well."""
+    """The mean fraction of a view that is in the other view of its region as well."""
     if len(views.get("offset", ())) != 2:
         return float("nan")
     apart = (views["offset"][0] - views["offset"][1]).abs() / torch.tensor(crop)
@@ -87,20 +89,20 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--methods", nargs="+", choices=METHODS, default=["smit", "simmim", "dino", "simclr"]
     )
-    asked = parser.parse_args(argv)
-    plan = Plan.load(asked.folder / "plan.json")
-    crop = tuple(asked.crop or plan.crop)
+    args = parser.parse_args(argv)
+    plan = Plan.load(args.folder / "plan.json")
+    crop = tuple(args.crop or plan.crop)
     print("| method | part | " + " | ".join(HEADER) + " |\n|" + "---|" * (2 + len(HEADER)))
-    for name in asked.methods:
-        crops = Crops(asked.folder, plan, METHODS[name].region(crop))
-        for group in asked.regions:
+    for name in args.methods:
+        crops = Crops(args.folder, plan, METHODS[name].region(crop))
+        for group in args.regions:
             title, _, words = group.partition("=")
             chosen = [
                 n for n, case in enumerate(crops.cases) if case.startswith(tuple(words.split(",")))
             ]
-            row = shares(name, crops, crop, chosen, asked.crops, plan.padding + 0.05)
+            row = fractions(name, crops, crop, chosen, args.crops, plan.padding + 0.05)
             cells = " | ".join("" if value != value else f"{value:.2f}" for value in row)
-            print(f"| `{name}` | {title} | {len(chosen)} | {asked.crops} | {cells} |", flush=True)
+            print(f"| `{name}` | {title} | {len(chosen)} | {args.crops} | {cells} |", flush=True)
 
 
 if __name__ == "__main__":

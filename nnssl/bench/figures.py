@@ -28,7 +28,7 @@ from nnssl.types import HUPolicy, Shape, Spacing
 from nnssl.views.intensity import Ranges
 from nnssl.views.spatial import cut
 
-SOFT_TISSUE = HUPolicy(low=-1000, high=400, mean=0, sd=200)
+SOFT_TISSUE = HUPolicy(low=-1000, high=400, mean=0, std=200)
 SMALL = SwinConfig(embed_dim=12, depths=(1, 1, 1, 1), heads=(1, 1, 1, 1))
 SEED = 5  # with which SMIT draws no HU window, so that its views are found in their region
 GREYS = (-300.0, 300.0)  # HU
@@ -71,7 +71,7 @@ def trained(name: str, path: Path) -> Subject:
     method = METHODS[name](encoder, METHODS[name].Config.stored(header["method_config"]))
     method.load_state_dict(content["training_state"]["method"])
     plan = header["plan"]
-    hu = HUPolicy(**plan["hu"])
+    hu = HUPolicy.from_dict(plan["hu"])
     method.ranges = Ranges.of(hu)
     return Subject(method, tuple(header["crop"]), tuple(plan["spacing"]), hu, trained=True)
 
@@ -82,7 +82,9 @@ def draw(subject: Subject, path: Path, seed: int = SEED) -> None:
     region = read(method.region(subject.crop), subject)
     with torch.no_grad():
         generators = [torch.Generator().manual_seed(seed)]
-        shown = method.show(method.seen(region[None], generators, torch.zeros(1, dtype=torch.long)))
+        shown = method.show(
+            method.prepare_views(region[None], generators, torch.zeros(1, dtype=torch.long))
+        )
     shown = {
         title: v[:MOST_ROWS]
         for title, v in shown.items()
@@ -218,8 +220,8 @@ if __name__ == "__main__":
     parser.add_argument(
         "--checkpoint", type=Path, help="a checkpoint_latest.pth: its weights, crop and HU policy"
     )
-    asked = parser.parse_args()
+    args = parser.parse_args()
     draw(
-        trained(asked.method, asked.checkpoint) if asked.checkpoint else untrained(asked.method),
-        asked.path,
+        trained(args.method, args.checkpoint) if args.checkpoint else untrained(args.method),
+        args.path,
     )

@@ -74,12 +74,11 @@ TINY = Sizes(
 )
 
 
-# -- is it right
-# -----------------------------------------------------------------------------------------------------
+# -- is it right -----------------------------------------------------------------------------------
 
 
 def correctness(sizes: Sizes, device: torch.device) -> dict:
-    """Errors of maps and gradients beside the CPU's in fp32, as shares of their length; and the
+    """Errors of maps and gradients beside the CPU's in fp32, as fractions of their length; and the
     attention's way.
     """
     torch.manual_seed(0)
@@ -130,8 +129,7 @@ def kernel(encoder: Swin, device: torch.device) -> dict:
     return found
 
 
-# -- how fast
-# --------------------------------------------------------------------------------------------------------
+# -- how fast --------------------------------------------------------------------------------------
 
 
 def pretraining(name: str, sizes: Sizes, device: torch.device, seconds: float) -> dict:
@@ -223,8 +221,7 @@ def _fitting(
         torch.cuda.empty_cache()
 
 
-# -- all of it
-# -------------------------------------------------------------------------------------------------------
+# -- all of it -------------------------------------------------------------------------------------
 
 
 def parts(sizes: Sizes, device: torch.device) -> Iterator[tuple[str, Callable[[float], dict]]]:
@@ -325,31 +322,33 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--only", default="", metavar="TEXT", help="the parts whose names contain TEXT, as: smit"
     )
-    asked = parser.parse_args(argv)
-    if asked.device == "cuda" and not torch.cuda.is_available():
+    args = parser.parse_args(argv)
+    if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("PyTorch sees no NVIDIA GPU; a dry run without one is: --device cpu --quick")
     sizes = (
         TINY
-        if asked.quick
+        if args.quick
         else Sizes(
-            asked.preset,
-            preset(asked.preset),
-            tuple(asked.crop),
-            tuple(asked.crop),
-            asked.batch_size,
+            args.preset,
+            preset(args.preset),
+            tuple(args.crop),
+            tuple(args.crop),
+            args.batch_size,
         )
     )
-    device = torch.device(asked.device, 0) if asked.device == "cuda" else torch.device("cpu")
+    device = torch.device(args.device, 0) if args.device == "cuda" else torch.device("cpu")
     folder = Path(os.environ.get("OUT") or ".")
     folder.mkdir(parents=True, exist_ok=True)
     result: dict = {"machine": machine(sizes, device), "parts": {}}
-    end = time.perf_counter() + 60 * asked.minutes
-    todo = [(name, call) for name, call in parts(sizes, device) if asked.only in name]
+    end = time.perf_counter() + 60 * args.minutes
+    todo = [(name, call) for name, call in parts(sizes, device) if args.only in name]
     for number, (name, call) in enumerate(todo):
         left = end - time.perf_counter()
-        share = 0.0 if asked.quick else left / (len(todo) - number)
+        fraction = 0.0 if args.quick else left / (len(todo) - number)
         found = (
-            guarded(call, share) if left > 0 else {"left_out": "no time left; --minutes gives more"}
+            guarded(call, fraction)
+            if left > 0
+            else {"left_out": "no time left; --minutes gives more"}
         )
         result["parts"][name] = found
         print(

@@ -49,7 +49,9 @@ def operations(method: type[Method]) -> int:
     regions = torch.randn(SCANS, 1, *made.region(CROP))
     generators = [torch.Generator().manual_seed(scan) for scan in range(SCANS)]
     with FlopCounterMode(display=False) as counter:
-        made(made.seen(regions, generators, torch.arange(SCANS))).losses["total"].backward()
+        made(made.prepare_views(regions, generators, torch.arange(SCANS))).losses[
+            "total"
+        ].backward()
     return counter.get_total_flops()
 
 

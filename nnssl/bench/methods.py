@@ -27,7 +27,7 @@ from nnssl.train.run import Run, RunConfig
 from nnssl.types import HUPolicy, Shape
 
 BASE = "simmim"
-BODY = HUPolicy(low=-1000.0, high=1000.0, mean=0.0, sd=250.0)
+BODY = HUPolicy(low=-1000.0, high=1000.0, mean=0.0, std=250.0)
 SPACING = (2.0, 2.0, 2.0)
 
 
@@ -77,21 +77,21 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--methods", nargs="+", choices=METHODS, default=list(METHODS), help=f"besides {BASE}"
     )
-    asked = parser.parse_args(argv)
-    torch.set_num_threads(asked.threads)
+    args = parser.parse_args(argv)
+    torch.set_num_threads(args.threads)
     kept = keep_freed_memory()
-    device, crop = torch.device(asked.device), tuple(asked.crop)
-    names = [BASE, *(name for name in asked.methods if name != BASE)]
+    device, crop = torch.device(args.device), tuple(args.crop)
+    names = [BASE, *(name for name in args.methods if name != BASE)]
     widest = tuple(
         max(METHODS[name].region(crop)[axis] for name in names) for axis in range(len(crop))
     )
-    scans = volumes(widest, asked.batch_size)
-    steps = {name: step_of(name, asked.preset, scans, crop, device) for name in names}
+    scans = volumes(widest, args.batch_size)
+    steps = {name: step_of(name, args.preset, scans, crop, device) for name in names}
     print(
-        f"{asked.preset}, crop {'x'.join(map(str, crop))}, {asked.batch_size} scans a step, {asked.device}, "
-        f"{asked.threads} threads, torch {torch.__version__}, freed memory kept: {kept}"
+        f"{args.preset}, crop {'x'.join(map(str, crop))}, {args.batch_size} scans a step, {args.device}, "
+        f"{args.threads} threads, torch {torch.__version__}, freed memory kept: {kept}"
     )
-    costs = side_by_side(steps, asked.rounds, device=device)
+    costs = side_by_side(steps, args.rounds, device=device)
     memory = {name: peak_memory(step, device) for name, step in steps.items()}
     print(table(costs, BASE, memory))
 

@@ -20,7 +20,7 @@ from nnssl.data.phantoms import write_folder
 from nnssl.data.plan import Case, Plan
 from nnssl.data.prepare import prepare
 from nnssl.data.preprocess import preprocess_case
-from nnssl.data.workers import Failed, each
+from nnssl.data.workers import Failed, parallel_map
 
 GOAL = 1.7
 
@@ -37,7 +37,7 @@ def seconds(plan: Plan, num_processes: int) -> tuple[float, float]:
     busy: Counter[int] = Counter()
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        for case, result in each(
+        for case, result in parallel_map(
             partial(timed, plan=plan, folder=Path(folder)), plan.cases, num_processes, "bench"
         ):
             if isinstance(result, Failed):

@@ -1,5 +1,5 @@
-"""What a training step costs on a device: time, throughput, memory, waiting, and its share of the
-device's peak.
+"""What a training step costs on a device: time, throughput, memory, waiting, and its fraction of
+the device's peak.
 """
 
 from __future__ import annotations

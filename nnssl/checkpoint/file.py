@@ -38,7 +38,7 @@ class Checkpoint:
     @property
     def hu(self) -> HUPolicy | None:
         """None for weights that were not made on HU: images pass as nnU-Net normalises them."""
-        return HUPolicy(**self.header["plan"]["hu"]) if self.header["plan"]["hu"] else None
+        return HUPolicy.from_dict(self.header["plan"]["hu"]) if self.header["plan"]["hu"] else None
 
     @property
     def spacing(self) -> Spacing | None:

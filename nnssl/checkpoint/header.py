@@ -72,24 +72,24 @@ def problem(content: object) -> str | None:
 
 def _check_header(header: Mapping, citations: object) -> None:
     """Raises ValueError or TypeError."""
-    _demand(_is_text(header["method"]), "method is a word", header["method"])
+    _require(_is_text(header["method"]), "method is a word", header["method"])
     text = isinstance(citations, list) and all(isinstance(one, str) for one in citations)
-    _demand(text, "citations are a list of text", citations)
+    _require(text, "citations are a list of text", citations)
     for name, kind in INFORMS.items():
         value = header.get(name, kind())
-        _demand(isinstance(value, kind), f"{name} is a {kind.__name__}", value)
+        _require(isinstance(value, kind), f"{name} is a {kind.__name__}", value)
     _check_encoder(header["encoder"])
     if "decoder" in header:  # its tensors are compared with the network's when they are loaded
-        _demand(_is_text(header["decoder"].get("name")), "decoder has a name", header["decoder"])
+        _require(_is_text(header["decoder"].get("name")), "decoder has a name", header["decoder"])
     dims = header["encoder"].get("spatial_dims", SwinConfig.spatial_dims)
     crop, plan = header["crop"], header["plan"]
     whole = isinstance(crop, list) and len(crop) == dims and all(map(_is_whole, crop))
-    _demand(
+    _require(
         whole and all(0 < n <= LARGEST_CROP for n in crop),
         f"crop is {dims} numbers of voxels",
         crop,
     )
-    _demand(
+    _require(
         isinstance(plan, dict) and plan.keys() >= {"hu", "spacing"},
         "plan says hu and spacing",
         plan,
@@ -101,7 +101,7 @@ def _check_header(header: Mapping, citations: object) -> None:
             and dims <= len(spacing) <= 3
             and all(map(_is_number, spacing))
         )
-        _demand(
+        _require(
             mm and all(0 < n <= WIDEST_SPACING for n in spacing),
             "spacing is numbers of mm",
             spacing,
@@ -112,22 +112,24 @@ def _check_header(header: Mapping, citations: object) -> None:
 
 def _check_hu(hu: object) -> None:
     """A linear map has four numbers; one with knots a list of pairs as well."""
-    known = {field.name for field in fields(HUPolicy)}
-    linear = known - {"interior"}
-    _demand(isinstance(hu, dict) and linear <= hu.keys() <= known, f"hu says {sorted(linear)}", hu)
+    linear = {"low", "high", "mean", "sd"}
+    known = linear | {"interior"}
+    _require(isinstance(hu, dict) and linear <= hu.keys() <= known, f"hu says {sorted(linear)}", hu)
     knots = hu.get("interior", [])
     pairs = isinstance(knots, list) and all(
         isinstance(knot, list) and len(knot) == 2 for knot in knots
     )
-    _demand(pairs and len(knots) <= MOST_KNOTS, f"hu.interior is at most {MOST_KNOTS} pairs", knots)
+    _require(
+        pairs and len(knots) <= MOST_KNOTS, f"hu.interior is at most {MOST_KNOTS} pairs", knots
+    )
     numbers = [hu[name] for name in linear] + [number for knot in knots for number in knot]
-    _demand(all(map(_is_number, numbers)), "hu is of numbers", hu)
-    HUPolicy(**hu)
+    _require(all(map(_is_number, numbers)), "hu is of numbers", hu)
+    HUPolicy.from_dict(hu)
 
 
 def _check_encoder(encoder: object) -> None:
     """Of the types that `SwinConfig` has; the rest it checks by itself."""
-    _demand(
+    _require(
         isinstance(encoder, dict) and all(isinstance(name, str) for name in encoder),
         "encoder is fields",
         encoder,
@@ -142,7 +144,7 @@ def _check_encoder(encoder: object) -> None:
             fits = _is_number(value)
         else:
             fits = type(value) is type(default)
-        _demand(fits, f"encoder.{field.name} is like {default!r}", value)
+        _require(fits, f"encoder.{field.name} is like {default!r}", value)
 
 
 def _check_fit(config: SwinConfig, weights: Mapping[str, Tensor]) -> None:
@@ -156,8 +158,8 @@ def _check_fit(config: SwinConfig, weights: Mapping[str, Tensor]) -> None:
     hidden = (int(config.embed_dim * config.mlp_ratio), config.embed_dim)
     for name, shape in ((STEM, stem), (TABLE, table), (HIDDEN, hidden)):
         got = tuple(weights[name].shape) if name in weights else "none"
-        _demand(got == shape, f"the encoder has {name} {shape}", got)
-    _demand(sum(config.depths) <= len(weights), "a block has tensors", config.depths)
+        _require(got == shape, f"the encoder has {name} {shape}", got)
+    _require(sum(config.depths) <= len(weights), "a block has tensors", config.depths)
     wanted = _shapes(config)
     given = {
         name: tuple(w.shape)
@@ -166,7 +168,7 @@ def _check_fit(config: SwinConfig, weights: Mapping[str, Tensor]) -> None:
     }
     other = sorted({*wanted.items()} ^ {*given.items()})
     rule = f"the tensors are those of the encoder {config.to_dict()}"
-    _demand(not other, rule, [name for name, _ in other[:3]])
+    _require(not other, rule, [name for name, _ in other[:3]])
 
 
 @lru_cache(maxsize=4)
@@ -180,7 +182,7 @@ def without_heads(decoder: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in decoder.items() if not name.startswith(HEADS)}
 
 
-def _demand(holds: bool, rule: str, got: object) -> None:
+def _require(holds: bool, rule: str, got: object) -> None:
     if not holds:
         raise ValueError(f"{rule}; got {str(got)[:200]}")
 

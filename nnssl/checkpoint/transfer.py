@@ -53,7 +53,7 @@ def transfer(checkpoint: Checkpoint, encoder: Swin, labels: int = 0) -> Transfer
             checkpoint, given[STEM], wanted[STEM].shape[1] - labels, labels
         )
         explained[STEM] = ", ".join(filter(None, [explained.get(STEM), *done]))
-    _demand_match(checkpoint, given, wanted)
+    _require_match(checkpoint, given, wanted)
     with torch.no_grad():
         for name, parameter in wanted.items():
             parameter.copy_(given[name])
@@ -81,7 +81,7 @@ def transfer_decoder(
         ):
             given[name], done = _inflate(checkpoint, given[name], images, labels)
             explained[name] = ", ".join(done)
-    _demand_match(checkpoint, given, wanted)
+    _require_match(checkpoint, given, wanted)
     with torch.no_grad():
         for name, tensor in wanted.items():
             tensor.copy_(given[name])  # shares the decoder's memory
@@ -128,7 +128,7 @@ def differences(given: dict[str, Tensor], wanted: dict[str, Tensor]) -> str:
     )
 
 
-def _demand_match(
+def _require_match(
     checkpoint: Checkpoint, given: dict[str, Tensor], wanted: dict[str, Tensor]
 ) -> None:
     if shown := differences(given, wanted):

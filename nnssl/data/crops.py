@@ -17,7 +17,8 @@ from nnssl.files import read_json
 from nnssl.types import Shape
 
 PARCELS = ".parcels.b2nd"  # of a case, beside its voxels
-LEAST_BODY = 0.35  # share of body in the whole box, padding counted, below which it is drawn again
+# fraction of body in the whole box, padding counted, below which it is drawn again
+LEAST_BODY = 0.35
 DRAWS = 10
 # nnU-Net opens its store in the same way; mapping does not work on Windows (MIC-DKFZ/nnUNet issue
 # 2723)
@@ -146,7 +147,7 @@ class Crops(torch.utils.data.Dataset):
 
         A body voxel is drawn, and the box around it uniformly from all that lie in the scan, so
         that every part of the body is seen and none more often for lying at the scan's end. Judged
-        by the stored share of body in each block, so a rejected position costs no decompression.
+        by the stored fraction of body in each block, so a rejected position costs no decompression.
         """
         size, block = np.array(properties["shape"]), properties["body_block"]
         body = _body(properties)
@@ -161,11 +162,11 @@ class Crops(torch.utils.data.Dataset):
             # A scan smaller than the crop is centred in it, as nnU-Net does.
             placed = generator.integers(first, last + 1)
             start = np.where(size > self._box, placed, (size - self._box) // 2)
-            share = _share(body, start, self._box, size, block)
-            if share >= LEAST_BODY:
+            fraction = _body_fraction(body, start, self._box, size, block)
+            if fraction >= LEAST_BODY:
                 return start, draw
-            if share > most:
-                best, most = start, share
+            if fraction > most:
+                best, most = start, fraction
         return best, DRAWS
 
     def _read(self, case: str, start: np.ndarray) -> np.ndarray:
@@ -187,7 +188,7 @@ def read_box(path: Path, start: np.ndarray, box: np.ndarray, padding: float) -> 
 
 
 def _body(properties: dict) -> np.ndarray:
-    """Share of body voxels of each block, 0 to 255, as float32."""
+    """Fraction of body voxels of each block, 0 to 255, as float32."""
     blocks = [-(-s // properties["body_block"]) for s in properties["shape"]]
     packed = zlib.decompress(base64.b64decode(properties["body"]))
     return np.frombuffer(packed, np.uint8).reshape(blocks).astype(np.float32)
@@ -201,10 +202,12 @@ def _body_voxels(body: np.ndarray, size: np.ndarray, block: int) -> np.ndarray:
     return full * body if body.any() else full
 
 
-def _share(
+def _body_fraction(
     body: np.ndarray, start: np.ndarray, box: np.ndarray, size: np.ndarray, block: int
 ) -> float:
-    """Share of body voxels of the whole box, taking each block as uniform; what is outside is none."""
+    """Fraction of body voxels of the whole box, taking each block as uniform; what is outside is
+    none.
+    """
     low, high = start.clip(0), np.minimum(start + box, size)
     for axis in range(3):  # contracting the first axis brings the next one to the front
         edges = np.arange(body.shape[0]) * block

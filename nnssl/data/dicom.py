@@ -12,7 +12,7 @@ import numpy as np
 
 from nnssl.data.dicom_slices import Slice, read_slices
 from nnssl.data.orientation import Scan, unify
-from nnssl.data.refusals import PassingError, RefusedError, itk_error, passing_errors
+from nnssl.data.refusals import PassingError, UnusableScanError, itk_error, passing_errors
 from nnssl.data.stacks import arrange, normal_of, straighten
 from nnssl.files import fingerprint, read_json, write_json
 from nnssl.types import Spacing
@@ -158,7 +158,7 @@ def _judge_stack(uid: str, stack: list[Slice]) -> Series:
             np.array(first.orientation),
         )
         found = arrange(positions, orientation, table=first.modality == "CT")
-    except RefusedError as refusal:
+    except UnusableScanError as refusal:
         return Series(
             uid, tuple(dict.fromkeys(names)), reason=str(refusal), modality=first.modality
         )
@@ -178,43 +178,45 @@ def _check_kind(stack: list[Slice]) -> None:
     """Refuse what is not a stack of slices of a scan."""
     one = stack[0]
     if one.error:
-        raise RefusedError(
+        raise UnusableScanError(
             f"{len(stack)} files cannot be read as DICOM images; the first: {one.error}"
         )
     if one.modality not in READ:
-        raise RefusedError(f"is {one.modality or 'of no modality'}, not {' or '.join(READ)}")
+        raise UnusableScanError(f"is {one.modality or 'of no modality'}, not {' or '.join(READ)}")
     if words := _words(one) & LOCALIZER_WORDS:
-        raise RefusedError(f"is a localizer: image type {'/'.join(words)}")
+        raise UnusableScanError(f"is a localizer: image type {'/'.join(words)}")
     if words := _words(one) & REFORMAT_WORDS:
-        raise RefusedError(
+        raise UnusableScanError(
             f"is a reformat, not the primary stack: image type {'/'.join(sorted(words))}"
         )
     if one.components != 1:
-        raise RefusedError(f"has {one.components} components a voxel, a CT has one")
+        raise UnusableScanError(f"has {one.components} components a voxel, a CT has one")
     if not (one.position and one.orientation):
-        raise RefusedError(
+        raise UnusableScanError(
             "has no ImagePositionPatient or ImageOrientationPatient, so its slices cannot be placed"
         )
     if not one.pixel or min(one.pixel) <= 0:
-        raise RefusedError(
+        raise UnusableScanError(
             f"says no spacing: PixelSpacing {one.pixel or 'is absent or no two numbers'}"
         )
     axes = np.reshape(one.orientation, (2, 3))
     if np.abs(axes @ axes.T - np.eye(2)).max() > 1e-2:
-        raise RefusedError(
+        raise UnusableScanError(
             "has an ImageOrientationPatient whose directions are not at right angles"
         )
     if one.size[2] > 1 and len({each.rescaling for each in stack}) > 1:
-        raise RefusedError(
+        raise UnusableScanError(
             "is a multi-frame file that rescales each frame differently; convert it to NIfTI"
         )
 
 
-def demand_modality(folder: Path | str, uid: str, in_hu: bool, cache: Path | None = None) -> None:
-    """RefusedError for a series that is not CT where CT is asked for."""
+def require_modality(folder: Path | str, uid: str, in_hu: bool, cache: Path | None = None) -> None:
+    """UnusableScanError for a series that is not CT where CT is asked for."""
     series = series_in(folder, cache).get(uid)
     if series and not series.reason and in_hu and series.modality != "CT":
-        raise RefusedError(f"is {series.modality}, not CT; for images that are not CT: --no-hu")
+        raise UnusableScanError(
+            f"is {series.modality}, not CT; for images that are not CT: --no-hu"
+        )
 
 
 def check_files(folder: Path | str, uid: str, cache: Path | None = None) -> None:
@@ -228,14 +230,14 @@ def check_files(folder: Path | str, uid: str, cache: Path | None = None) -> None
 
 
 def read_series(folder: Path | str, uid: str, cache: Path | None = None) -> Scan:
-    """One series on a straight grid, its axes in the patient's order. Raises RefusedError or
+    """One series on a straight grid, its axes in the patient's order. Raises UnusableScanError or
     PassingError.
     """
     series = series_in(folder, cache).get(uid)
     if series is None:
-        raise RefusedError(f"the series is no longer in {folder}")
+        raise UnusableScanError(f"the series is no longer in {folder}")
     if series.reason:
-        raise RefusedError(series.reason)
+        raise UnusableScanError(series.reason)
     try:
         voxels = _voxels(Path(folder), series)
     except RuntimeError as error:

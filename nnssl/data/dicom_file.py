@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from io import BufferedReader
 from pathlib import Path
 
-from nnssl.data.refusals import RefusedError
+from nnssl.data.refusals import UnusableScanError
 
 PIXELS = 0x7FE00010
 ITEM, ITEM_END, SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
@@ -65,17 +65,17 @@ class Image(Elements):
 
 
 def read_image(path: Path | str) -> Image:
-    """Raises RefusedError for what is no DICOM image or is cut short, and OSError when the disk
-    does not answer.
+    """Raises UnusableScanError for what is no DICOM image or is cut short, and OSError when the
+    disk does not answer.
     """
     with Path(path).open("rb") as file:
         size = file.seek(0, 2)
         try:
             return _Reader(file, size).image()
         except (struct.error, ValueError, RecursionError) as error:
-            if isinstance(error, RefusedError):
+            if isinstance(error, UnusableScanError):
                 raise
-            raise RefusedError(f"it is no DICOM image, or damaged ({error})") from error
+            raise UnusableScanError(f"it is no DICOM image, or damaged ({error})") from error
 
 
 class _Reader:
@@ -96,7 +96,7 @@ class _Reader:
             image.values[0x00020010] = self._guessed()
         syntax = image.text(0x00020010)
         if syntax == DEFLATED:
-            raise RefusedError("it is a deflated DICOM file; convert it, e.g. with dcm2niix")
+            raise UnusableScanError("it is a deflated DICOM file; convert it, e.g. with dcm2niix")
         self.explicit, self.order = syntax != IMPLICIT, ">" if syntax == BIG_ENDIAN else "<"
         self._elements(image, self.size)
         self._check(image, syntax)
@@ -106,7 +106,7 @@ class _Reader:
         """The transfer syntax of a file that does not name it, by its first element."""
         start = self.file.peek(8)[:8]
         if len(start) < 8 or start[:2] != b"\x08\0":
-            raise RefusedError("it is no DICOM file")
+            raise UnusableScanError("it is no DICOM file")
         return b"1.2.840.10008.1.2.1" if start[4:6].isalpha() else IMPLICIT.encode()
 
     def _elements(self, into: Elements, end: int, depth: int = 0, meta: bool = False) -> None:
@@ -122,7 +122,7 @@ class _Reader:
             if tag == PIXELS and depth == 0:
                 self.pixels = self._fragments() if length == UNDEFINED else (length, 0)
                 if length != UNDEFINED and self.file.tell() + length > self.size:
-                    raise RefusedError("it is cut short, fewer bytes than the header promises")
+                    raise UnusableScanError("it is cut short, fewer bytes than the header promises")
             elif length == UNDEFINED or kind == b"SQ" or tag in OPENED:
                 into.sequences[tag] = self._sequence(tag, kind, length, end, depth)
             else:
@@ -131,14 +131,14 @@ class _Reader:
     def _element(self) -> tuple[int, bytes, int]:
         self.count += 1
         if self.count > MOST_ELEMENTS:
-            raise RefusedError(f"it holds more than {MOST_ELEMENTS} elements")
+            raise UnusableScanError(f"it holds more than {MOST_ELEMENTS} elements")
         group, element = struct.unpack(self.order + "HH", self.file.read(4))
         tag = group << 16 | element
         if not self.explicit or group == 0xFFFE:
             return tag, b"", struct.unpack(self.order + "I", self.file.read(4))[0]
         kind, short = struct.unpack(self.order + "2sH", self.file.read(4))
         if not (kind.isalpha() and kind.isupper()):
-            raise RefusedError("it is damaged: an element has no type")
+            raise UnusableScanError("it is damaged: an element has no type")
         return (
             tag,
             kind,
@@ -147,7 +147,7 @@ class _Reader:
 
     def _value(self, into: Elements, tag: int, length: int, end: int) -> None:
         if self.file.tell() + length > end:
-            raise RefusedError("it is cut short, fewer bytes than the header promises")
+            raise UnusableScanError("it is cut short, fewer bytes than the header promises")
         if length <= LONGEST_VALUE:
             into.values.setdefault(tag, self.file.read(length))
         else:
@@ -155,7 +155,7 @@ class _Reader:
 
     def _sequence(self, tag: int, kind: bytes, length: int, end: int, depth: int) -> list[Elements]:
         if depth >= DEEPEST:
-            raise RefusedError(f"it nests sequences more than {DEEPEST} deep")
+            raise UnusableScanError(f"it nests sequences more than {DEEPEST} deep")
         if length != UNDEFINED:
             end = self._within(length, end)
             if tag not in OPENED:
@@ -172,7 +172,7 @@ class _Reader:
             if tag == SEQUENCE_END:
                 return
             if tag != ITEM:
-                raise RefusedError("it is damaged: a sequence holds something else than items")
+                raise UnusableScanError("it is damaged: a sequence holds something else than items")
             item = Elements()
             self._elements(
                 item, end if length == UNDEFINED else self._within(length, end), depth + 1
@@ -182,7 +182,7 @@ class _Reader:
     def _within(self, length: int, end: int) -> int:
         stop = self.file.tell() + length
         if stop > end:
-            raise RefusedError("it is cut short, fewer bytes than the header promises")
+            raise UnusableScanError("it is cut short, fewer bytes than the header promises")
         return stop
 
     def _fragments(self) -> tuple[int, int]:
@@ -196,7 +196,7 @@ class _Reader:
                 break
             self.file.seek(self._within(length, self.size))
             lengths.append(length)
-        raise RefusedError("it is cut short: its compressed voxels do not end")
+        raise UnusableScanError("it is cut short: its compressed voxels do not end")
 
     def _check(self, image: Image, syntax: str) -> None:
         order = "big" if self.order == ">" else "little"
@@ -208,17 +208,19 @@ class _Reader:
             image.number(0x00280002, 1, order),
         )
         if self.pixels is None or min(columns, rows, bits, frames, image.components) < 1:
-            raise RefusedError(
+            raise UnusableScanError(
                 f"it holds no image (modality {image.text(0x00080060)[:16] or 'not given'})"
             )
         image.size = (columns, rows, frames)
         wanted = (columns * rows * frames * image.components * bits + 7) // 8
         length, fragments = self.pixels
         if (syntax in NATIVE) == bool(fragments):
-            raise RefusedError("it is damaged: its transfer syntax and its voxels disagree")
+            raise UnusableScanError("it is damaged: its transfer syntax and its voxels disagree")
         if fragments and (fragments < frames or wanted > COMPRESSED * length):
-            raise RefusedError(
+            raise UnusableScanError(
                 f"it is cut short: {length} compressed bytes in {fragments} pieces for {frames} frames"
             )
         if not fragments and length < wanted:
-            raise RefusedError(f"it is cut short, {length} of {wanted} bytes of voxels are there")
+            raise UnusableScanError(
+                f"it is cut short, {length} of {wanted} bytes of voxels are there"
+            )

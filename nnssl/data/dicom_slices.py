@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from nnssl.data.dicom_file import EACH, SHARED, Elements, Image, read_image
-from nnssl.data.refusals import RefusedError, check_name, passing_errors
+from nnssl.data.refusals import UnusableScanError, check_name, passing_errors
 
 UNREADABLE = "unreadable files"
 MODALITY, IMAGE_TYPE, SERIES, INSTANCE, ECHO = (
@@ -62,7 +62,7 @@ def read_slices(paths: Sequence[Path]) -> Iterator[Slice]:
             with passing_errors():
                 image = read_image(check_name(path))
             yield from _frames(path.name, image)
-        except RefusedError as error:
+        except UnusableScanError as error:
             yield Slice(
                 path.name,
                 UNREADABLE,
@@ -77,7 +77,7 @@ def _frames(name: str, image: Image) -> Iterator[Slice]:
     each = image.sequences.get(EACH, [])
     shared = image.first(SHARED)
     if len(each) not in (0, count):
-        raise RefusedError(f"it has {count} frames and describes {len(each)}")
+        raise UnusableScanError(f"it has {count} frames and describes {len(each)}")
     for number in range(count):
         own = each[number] if each else Elements()
 

@@ -17,7 +17,7 @@ import numpy as np
 from nnssl.data.plan import Plan, resampled_shape
 from nnssl.data.preprocess import resample, store
 from nnssl.data.raw_datasets import RawDataset, open_raw, read_image
-from nnssl.data.workers import Failed, each
+from nnssl.data.workers import Failed, parallel_map
 from nnssl.files import fingerprint, inside, read_json, write_json
 
 NOTE = "probe.json"
@@ -97,7 +97,7 @@ def prepare_labelled(
     bare = Plan(plan.name, plan.spacing, plan.hu, plan.crop, ())
     todo = [case for case in labelled.cases if not _is_done(case, plan.fingerprint, folder)]
     work = partial(store_case, plan=bare, plan_fingerprint=plan.fingerprint, folder=folder)
-    with closing(each(work, todo, min(num_processes, len(todo)), "probe")) as results:
+    with closing(parallel_map(work, todo, min(num_processes, len(todo)), "probe")) as results:
         for case, result in results:
             if isinstance(result, Failed):
                 raise ValueError(

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nnssl.data.refusals import RefusedError, passing_errors, short
+from nnssl.data.refusals import UnusableScanError, passing_errors, summarise_error
 from nnssl.types import Spacing
 
 NIFTI_ENDINGS = (".nii", ".nii.gz")
@@ -42,8 +42,8 @@ class Header:
 
 
 def read_nifti_header(path: Path | str) -> Header:
-    """What the header promises, compared with the file's size. RefusedError for lies and for absent
-    spacing.
+    """What the header promises, compared with the file's size. UnusableScanError for lies and for
+    absent spacing.
     """
     path = Path(path)
     with passing_errors():
@@ -53,7 +53,7 @@ def read_nifti_header(path: Path | str) -> Header:
                 block = file.read(540)
             size = path.stat().st_size
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise _bad(short(error)) from error
+            raise _bad(summarise_error(error)) from error
     header = _parsed(block)
     _check_spacing(header)
     shape, dtype, offset = _layout(header)
@@ -67,8 +67,8 @@ def read_nifti_header(path: Path | str) -> Header:
     return found
 
 
-def _bad(words: str) -> RefusedError:
-    return RefusedError(f"cannot be read: {words}")
+def _bad(words: str) -> UnusableScanError:
+    return UnusableScanError(f"cannot be read: {words}")
 
 
 def _is_zipped(path: Path) -> bool:
@@ -112,19 +112,19 @@ def _layout(header) -> tuple[tuple[int, ...], np.dtype, int]:
 def _check_spacing(header) -> None:
     spacing = np.abs(header["pixdim"][1:4].astype(float))
     if not (np.isfinite(spacing).all() and spacing.all()):
-        raise RefusedError(f"says no spacing: pixdim {spacing.tolist()}")
+        raise UnusableScanError(f"says no spacing: pixdim {spacing.tolist()}")
     if header["sform_code"] > 0:
         axes = np.stack([header[f"srow_{axis}"][:3].astype(float) for axis in "xyz"])
         other = np.linalg.norm(axes, axis=0)
         if not np.allclose(spacing, other, rtol=SAME_SPACING):
-            raise RefusedError(
+            raise UnusableScanError(
                 f"says two spacings: {spacing.round(4).tolist()} (pixdim) and {other.round(4).tolist()} (sform) mm"
             )
 
 
 def check_nifti(path: Path | str) -> None:
-    """Read the file once, a block at a time. RefusedError when it is cut short, damaged, NaN or
-    infinite.
+    """Read the file once, a block at a time. UnusableScanError when it is cut short, damaged, NaN
+    or infinite.
     """
     header = read_nifti_header(path)
     with passing_errors():
@@ -133,7 +133,7 @@ def check_nifti(path: Path | str) -> None:
                 _checked(block, header.dtype) for block in _blocks(Path(path), header.offset)
             )
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise _bad(short(error)) from error
+            raise _bad(summarise_error(error)) from error
     if count < header.bytes:
         raise _bad(f"it is cut short, {count} of {header.bytes} bytes of voxels are there")
 
@@ -150,7 +150,7 @@ def _checked(block: bytes, dtype: np.dtype) -> int:
     """Length of the block in bytes."""
     whole = len(block) - len(block) % dtype.itemsize
     if dtype.kind == "f" and not np.isfinite(np.frombuffer(block[:whole], dtype)).all():
-        raise RefusedError("holds NaN or infinite voxels")
+        raise UnusableScanError("holds NaN or infinite voxels")
     return len(block)
 
 

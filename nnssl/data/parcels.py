@@ -21,7 +21,7 @@ from nnssl.data import atlas
 from nnssl.data.crops import PARCELS
 from nnssl.data.plan import Plan
 from nnssl.data.preprocess import store
-from nnssl.data.workers import Failed, each
+from nnssl.data.workers import Failed, parallel_map
 from nnssl.files import inside, read_json, write_json
 from nnssl.types import BODY_HU, HUPolicy, Spacing
 
@@ -81,7 +81,7 @@ def make(
         else:
             affines[case], sampled = found[case]
             rows.append(sampled)
-    _demand_enough(affines, failed)
+    _require_enough(affines, failed)
     centres = cluster(np.concatenate(rows), classes)
     done = _results(
         partial(_label, work=work, centres=centres), list(affines.items()), num_processes, "parcels"
@@ -179,7 +179,7 @@ def _rows(voxels: np.ndarray, affine: atlas.Affine, spacing: Spacing) -> np.ndar
 
 
 def _results(function: Callable, items: list, num_processes: int, title: str) -> dict:
-    with closing(each(function, items, num_processes, title)) as done:
+    with closing(parallel_map(function, items, num_processes, title)) as done:
         return dict(done)
 
 
@@ -199,7 +199,7 @@ def _ready(folder: Path, made_for: dict) -> list[str] | None:
     return note["cases"] if there else None
 
 
-def _demand_enough(affines: dict, failed: dict) -> None:
+def _require_enough(affines: dict, failed: dict) -> None:
     if len(affines) < FEWEST:
         reason = next(iter(failed.values()), "there is one scan only")
         raise ValueError(

@@ -32,7 +32,7 @@ Inside = Callable[[Grid], np.ndarray]  # Bool, True inside the part
 
 @dataclass(frozen=True)
 class Part:
-    """One tissue: where it is, its HU, the sd of its texture in HU, and its label (0: none)."""
+    """One tissue: where it is, its HU, the std of its texture in HU, and its label (0: none)."""
 
     inside: Inside
     hu: float
@@ -48,7 +48,7 @@ class Anatomy:
 
     parts: tuple[Part, ...]
     bend: np.ndarray  # [3 axes, 3 numbers]: amplitude in mm, wavelength in mm, phase
-    noise: float  # sd in HU
+    noise: float  # std in HU
 
 
 @dataclass(frozen=True)
@@ -127,17 +127,19 @@ def between(low: float, high: float) -> Inside:
     return lambda grid: (grid[0] > low) & (grid[0] < high)
 
 
-def stripes(period: float, share: float, phase: float, tilt: float = 0.0) -> Inside:
-    """Layers along z, each `share` of a `period` thick (mm); `tilt`: mm of z per mm to the front
+def stripes(period: float, fraction: float, phase: float, tilt: float = 0.0) -> Inside:
+    """Layers along z, each `fraction` of a `period` thick (mm); `tilt`: mm of z per mm to the front
     (ribs).
     """
-    return lambda grid: np.mod(grid[0] - tilt * grid[1] + phase, period) < share * period
+    return lambda grid: np.mod(grid[0] - tilt * grid[1] + phase, period) < fraction * period
 
 
 def draw_anatomy(rng: np.random.Generator) -> Anatomy:
     # half depth and half width of the body, mm
     trunk = np.array([rng.uniform(95, 125), rng.uniform(140, 175)])
-    contrast = rng.uniform(0, 1) if rng.uniform() < 0.6 else 0.0  # share of an enhanced scan's HU
+    contrast = (
+        rng.uniform(0, 1) if rng.uniform() < 0.6 else 0.0
+    )  # fraction of an enhanced scan's HU
     soft = rng.uniform(45, 60)  # muscle
     parts = (
         *_body(rng, trunk, soft),
@@ -263,7 +265,7 @@ def render(anatomy: Anatomy, shape: Shape, spacing: Spacing, rng: np.random.Gene
     for part in anatomy.parts:
         inside = part.inside(grid)
         hu[inside], texture[inside], labels[inside] = part.hu, part.texture, part.label
-    hu = blur(hu, passes=1, share=0.12)
+    hu = blur(hu, passes=1, fraction=0.12)
     hu += texture * _unit(blur(rng.standard_normal(shape, np.float32), passes=3))
     hu += anatomy.noise * _unit(blur(rng.standard_normal(shape, np.float32), passes=1))
     return Phantom(
@@ -287,14 +289,14 @@ def _bent(grid: Grid, bend: np.ndarray) -> Grid:
     )
 
 
-def blur(volume: np.ndarray, passes: int, share: float = 0.25) -> np.ndarray:
-    """Each neighbour gives `share` of itself, along every axis, `passes` times; edges repeated."""
+def blur(volume: np.ndarray, passes: int, fraction: float = 0.25) -> np.ndarray:
+    """Each neighbour gives `fraction` of itself, along every axis, `passes` times; edges repeated."""
     for _ in range(passes):
         for axis in range(volume.ndim):
             pad = [(1, 1) if a == axis else (0, 0) for a in range(volume.ndim)]
             wide = np.moveaxis(np.pad(volume, pad, mode="edge"), axis, 0)
             volume = np.moveaxis(
-                share * (wide[:-2] + wide[2:]) + (1 - 2 * share) * wide[1:-1], 0, axis
+                fraction * (wide[:-2] + wide[2:]) + (1 - 2 * fraction) * wide[1:-1], 0, axis
             )
     return np.ascontiguousarray(volume)
 

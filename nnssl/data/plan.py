@@ -41,7 +41,7 @@ class Plan:
     voxels, (z, y, x).
 
     Cases that are added later change nothing of it, its fingerprint neither: what was stored by it
-    stays right. Without a HU policy (MRI) each scan is normalised by its own mean and sd, as
+    stays right. Without a HU policy (MRI) each scan is normalised by its own mean and std, as
     nnU-Net's ZScoreNormalization does.
     """
 
@@ -117,7 +117,7 @@ class Plan:
         plan = cls(
             name=content["name"],
             spacing=tuple(content["spacing"]),
-            hu=HUPolicy(**content["hu"]) if content["hu"] else None,
+            hu=HUPolicy.from_dict(content["hu"]) if content["hu"] else None,
             crop=tuple(content["crop"]),
             cases=tuple(
                 Case(**{**case, "shape": tuple(case["shape"]), "spacing": tuple(case["spacing"])})
@@ -236,8 +236,8 @@ def hu_policy(
     interior = () if clip else tuple(zip(KNOTS, _levels(hu, pooled), strict=True))
     values = np.interp(hu, *np.transpose([(low, low), *interior, (high, high)]))
     mean = float((pooled * values).sum())
-    sd = float(np.sqrt((pooled * (values - mean) ** 2).sum()))
-    return HUPolicy(low, high, round(mean, 4), round(max(sd, 1.0), 4), interior)
+    std = float(np.sqrt((pooled * (values - mean) ** 2).sum()))
+    return HUPolicy(low, high, round(mean, 4), round(max(std, 1.0), 4), interior)
 
 
 def _levels(hu: np.ndarray, pooled: np.ndarray) -> list[float]:

@@ -10,7 +10,7 @@ from nnssl.data.moved import moved_cases
 from nnssl.data.plan import Plan, case_of, make_plan
 from nnssl.data.preprocess import preprocess
 from nnssl.data.scans import Found, find_scans
-from nnssl.data.survey import Surveyed, adopt, body_histograms, nothing_usable, survey
+from nnssl.data.survey import ScanReport, adopt, body_histograms, nothing_usable, survey
 from nnssl.files import sweep
 from nnssl.types import Shape, Spacing
 
@@ -41,7 +41,7 @@ def prepare(
     below `sources` where these lie elsewhere now. A ValueError says what is asked for otherwise
     than planned, or that no scan is of the plan. Without any source the plan that is there is
     completed. Without `in_hu` the scans are not CT: nothing is asked of their values, and each is
-    normalised by its own mean and sd. Raises ValueError when there is no usable scan.
+    normalised by its own mean and std. Raises ValueError when there is no usable scan.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -102,7 +102,7 @@ def _planned(
 
 
 def _kept_plan(
-    old: Plan, kept: Sequence[Surveyed], moved: dict[str, str], folder: Path, update: bool, say
+    old: Plan, kept: Sequence[ScanReport], moved: dict[str, str], folder: Path, update: bool, say
 ) -> Plan:
     """The plan that is there, with the new scans where `update` asks for them; says what differs.
 

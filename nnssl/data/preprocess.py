@@ -19,11 +19,11 @@ import numpy as np
 
 from nnssl.data.plan import Case, Plan, resampled_shape
 from nnssl.data.scans import Found, read_scan
-from nnssl.data.workers import Failed, each
+from nnssl.data.workers import Failed, parallel_map
 from nnssl.files import NoRoomError, atomic, inside, read_json, write_json
 from nnssl.types import BODY_HU, Shape
 
-BLOCK = 16  # voxels: edge of the blocks whose share of body voxels is stored
+BLOCK = 16  # voxels: edge of the blocks whose fraction of body voxels is stored
 
 
 def preprocess(
@@ -57,7 +57,7 @@ def preprocess(
     work = partial(
         preprocess_case, plan=_without_cases(plan), fingerprint=plan.fingerprint, folder=folder
     )
-    with closing(each(work, todo, num_processes, "preprocess")) as results:
+    with closing(parallel_map(work, todo, num_processes, "preprocess")) as results:
         for case, result in results:
             if isinstance(result, Failed):
                 if result.no_room:
@@ -143,8 +143,8 @@ def resample(
 
 
 def body_blocks(body: np.ndarray, shape: Shape) -> np.ndarray:
-    """Share of body voxels, 0 to 255, in each block of BLOCK voxels a side of the scan resampled to
-    `shape`.
+    """Fraction of body voxels, 0 to 255, in each block of BLOCK voxels a side of the scan resampled
+    to `shape`.
 
     Taken from the unresampled mask [Z Y X]: clipped and resampled values no longer tell air from
     body.

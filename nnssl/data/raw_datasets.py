@@ -18,7 +18,13 @@ from pathlib import Path
 import numpy as np
 
 from nnssl.data.orientation import Scan
-from nnssl.data.refusals import PassingError, RefusedError, check_name, passing_errors, short
+from nnssl.data.refusals import (
+    PassingError,
+    UnusableScanError,
+    check_name,
+    passing_errors,
+    summarise_error,
+)
 from nnssl.data.volumes import check_header, is_plain
 from nnssl.files import read_json
 
@@ -142,7 +148,7 @@ def _reader(dataset: Path, content: dict, images: list[Path]) -> str:
 def _harmless(image: Path) -> bool:
     try:
         check_header(check_name(image))
-    except (RefusedError, PassingError):
+    except (UnusableScanError, PassingError):
         return False
     return image.is_file()
 
@@ -156,8 +162,8 @@ def series_of(image: Path, reader: str) -> str:
 
 
 def read_image(path: Path | str, reader: str, labels: bool = False) -> Scan:
-    """The first channel of an image, or its labels, by a reader of nnU-Net's. RefusedError when it
-    does not read it.
+    """The first channel of an image, or its labels, by a reader of nnU-Net's. UnusableScanError
+    when it does not read it.
     """
     check_header(check_name(path))
     read = _reader_class(reader)()
@@ -169,7 +175,9 @@ def read_image(path: Path | str, reader: str, labels: bool = False) -> Scan:
     except (PassingError, MemoryError):
         raise
     except Exception as error:  # each reader has its own
-        raise RefusedError(f"cannot be read by nnU-Net's {reader}: {short(error)}") from error
+        raise UnusableScanError(
+            f"cannot be read by nnU-Net's {reader}: {summarise_error(error)}"
+        ) from error
     spacing = tuple(float(size) for size in properties["spacing"])
     return Scan(
         np.ascontiguousarray(voxels[0], np.float32), spacing, note=f"read by nnU-Net's {reader}"

@@ -27,7 +27,7 @@ LARGEST_HU = 65536.0  # metal and padding stay below
 NOT_CT = "For images that are not CT: --no-hu"
 
 
-class RefusedError(ValueError):
+class UnusableScanError(ValueError):
     """A scan that is left out; the message is the reason in the report."""
 
 
@@ -57,8 +57,8 @@ def itk_error(error: RuntimeError) -> Exception:
     readable.
     """
     if re.search("allocat|bad_alloc|memory", str(error)):
-        return MemoryError(short(error))
-    return RefusedError(f"cannot be read: {short(error)}")
+        return MemoryError(summarise_error(error))
+    return UnusableScanError(f"cannot be read: {summarise_error(error)}")
 
 
 def check_name(path: Path | str) -> str:
@@ -66,7 +66,7 @@ def check_name(path: Path | str) -> str:
     try:
         str(path).encode()
     except UnicodeEncodeError as error:
-        raise RefusedError(
+        raise UnusableScanError(
             "cannot be read: its name or folder is not valid UTF-8; rename it"
         ) from error
     return str(path)
@@ -75,72 +75,72 @@ def check_name(path: Path | str) -> str:
 def check_grid(size: Sequence[int], spacing: Sequence[float], components: int) -> None:
     """`size` in voxels and `spacing` in mm, both as SimpleITK gives them (x, y, z)."""
     if components != 1:
-        raise RefusedError(f"has {components} components a voxel, a CT has one")
+        raise UnusableScanError(f"has {components} components a voxel, a CT has one")
     if len(size) != 3:
-        raise RefusedError(f"is not three-dimensional: size {tuple(size)}")
+        raise UnusableScanError(f"is not three-dimensional: size {tuple(size)}")
     if min(size) < SMALLEST_AXIS:
-        raise RefusedError(
+        raise UnusableScanError(
             f"is too small: size {tuple(size)}, at least {SMALLEST_AXIS} voxels an axis are needed"
         )
     low, high = SPACING_BOUNDS
     if not all(low <= abs(s) <= high for s in spacing):
-        raise RefusedError(
+        raise UnusableScanError(
             f"has an absurd spacing: {tuple(spacing)} mm (x, y, z), allowed is {low} to {high} mm"
         )
 
 
 def check_values(voxels: np.ndarray) -> None:
-    """Raise RefusedError unless the voxels [Z Y X] are finite and differ."""
+    """Raise UnusableScanError unless the voxels [Z Y X] are finite and differ."""
     low, high = float(voxels.min()), float(voxels.max())
     if not np.isfinite([low, high]).all():
-        raise RefusedError("holds NaN or infinite voxels")
+        raise UnusableScanError("holds NaN or infinite voxels")
     if low == high:
-        raise RefusedError(f"is constant: every voxel is {low:g}")
+        raise UnusableScanError(f"is constant: every voxel is {low:g}")
 
 
 def check_hu(hu: np.ndarray) -> None:
-    """Raise RefusedError unless the voxels [Z Y X] look like a CT in HU (documentation/data.md
+    """Raise UnusableScanError unless the voxels [Z Y X] look like a CT in HU (documentation/data.md
     gives the reasons).
     """
     check_values(hu)
     low, high = float(hu.min()), float(hu.max())
     if max(-low, high) > LARGEST_HU:
-        raise RefusedError(f"is not in HU: values {low:g} to {high:g}")
+        raise UnusableScanError(f"is not in HU: values {low:g} to {high:g}")
     scanned = hu.size - np.count_nonzero(hu < PADDING_HU)
     rim = np.count_nonzero((hu >= RIM_HU[0]) & (hu <= RIM_HU[1]))
     body = hu[hu > BODY_HU]
     if body.size < 0.001 * hu.size:
-        raise RefusedError(
+        raise UnusableScanError(
             f"holds nothing but air: {body.size} of {hu.size} voxels above {BODY_HU:g} HU"
         )
     if rim < SMALLEST_RIM * scanned:
-        raise RefusedError(
+        raise UnusableScanError(
             f"is not in HU: {rim} of {scanned} voxels between {RIM_HU[0]:g} and {RIM_HU[1]:g}, where every CT has "
             f"lung, or the rim between air and skin (values {low:g} to {high:g}). Values stored without their "
             f"intercept look so: convert the scan anew. {NOT_CT}"
         )
     middle = float(np.median(body))
     if not TISSUE_HU[0] <= middle <= TISSUE_HU[1]:
-        raise RefusedError(
+        raise UnusableScanError(
             f"is not in HU: the median of the voxels above {BODY_HU:g} is {middle:g}, "
             f"tissue lies in {TISSUE_HU[0]:g} to {TISSUE_HU[1]:g}. {NOT_CT}"
         )
     tissue = np.count_nonzero((body >= TISSUE_HU[0]) & (body <= TISSUE_HU[1])) / body.size
     if tissue < LEAST_TISSUE:
-        raise RefusedError(
+        raise UnusableScanError(
             f"is not in HU: {tissue:.0%} of the voxels above {BODY_HU:g} lie in {TISSUE_HU[0]:g} to "
             f"{TISSUE_HU[1]:g}, in CT at least {LEAST_TISSUE:.0%} do. {NOT_CT}"
         )
     dense = np.count_nonzero(body > DENSE_HU)
     bone = np.count_nonzero((body > TISSUE_HU[1]) & (body <= DENSE_HU))
     if dense > MOST_DENSE * body.size and dense > MOST_BY_BONE * bone:
-        raise RefusedError(
+        raise UnusableScanError(
             f"is not in HU: {dense} voxels above {DENSE_HU:g} and {bone} in {TISSUE_HU[1]:g} to {DENSE_HU:g}; bone is "
             "not so dense without a rim, tissue stored without its intercept is"
         )
 
 
-def short(error: Exception) -> str:
+def summarise_error(error: Exception) -> str:
     """The telling line of an ITK error: the last, but for what the operating system happened to say
     before.
     """

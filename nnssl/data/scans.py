@@ -14,9 +14,9 @@ import numpy as np
 from nnssl.data.dicom import (
     DICOM_ENDINGS,
     check_files,
-    demand_modality,
     looks_like_dicom,
     read_series,
+    require_modality,
 )
 from nnssl.data.orientation import Scan
 from nnssl.data.raw_datasets import READER, open_raw, read_content, read_image, series_of
@@ -180,7 +180,7 @@ def channel_is_ct(dataset: Path) -> bool:
 
 
 def read(found: Found, cache: Path | None = None) -> Scan:
-    """One scan, in memory. Raises RefusedError for what cannot be read or is no volume.
+    """One scan, in memory. Raises UnusableScanError for what cannot be read or is no volume.
 
     `cache`: folder where the answers of earlier looks into DICOM folders are kept.
     """
@@ -207,11 +207,11 @@ def read_scan(found: Found, cache: Path | None = None) -> tuple[np.ndarray, Spac
 def check_stored(found: Found, in_hu: bool, cache: Path | None = None) -> None:
     """Read the files of a scan to their end, before any reader does. Costs as much as reading it.
 
-    RefusedError when they are broken, or cannot be CT (with in_hu); PassingError when the disk does
-    not answer.
+    UnusableScanError when they are broken, or cannot be CT (with in_hu); PassingError when the disk
+    does not answer.
     """
     if found.series and not found.series.startswith(READER):
-        demand_modality(found.path, found.series, in_hu, cache)
+        require_modality(found.path, found.series, in_hu, cache)
         check_files(found.path, found.series, cache)
         return
     if in_hu:

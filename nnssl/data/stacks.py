@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nnssl.data.refusals import SMALLEST_AXIS, RefusedError
+from nnssl.data.refusals import SMALLEST_AXIS, UnusableScanError
 
 # degrees between the stack's direction and the slices' normal: 5 mm over a stack of 300 mm
 TILT = 1.0
@@ -45,8 +45,8 @@ def arrange(positions: np.ndarray, orientation: np.ndarray, table: bool = True) 
 
     `positions` [N 3] in mm and `orientation` [6] in the patient's frame, as DICOM gives them.
     `table`: the slices are of a CT, which moves the table, so that others than axial ones were
-    computed. Raises RefusedError for such reformats, for too few slices, and for gaps or shifts
-    that are no grid.
+    computed. Raises UnusableScanError for such reformats, for too few slices, and for gaps or
+    shifts that are no grid.
     """
     normal = normal_of(orientation)
     along = positions @ normal
@@ -57,13 +57,13 @@ def arrange(positions: np.ndarray, orientation: np.ndarray, table: bool = True) 
     if table:
         _check_axial(_degrees(abs(normal[2])), tilt, path[2] / length if length > 0 else 1.0)
     if len(positions) < SMALLEST_AXIS:
-        raise RefusedError(
+        raise UnusableScanError(
             f"has too few slices: {len(positions)}, at least {SMALLEST_AXIS} are needed"
         )
     gaps = np.diff(along[order])
     even = _check_gaps(gaps)
     if tilt > MOST_TILT:
-        raise RefusedError(
+        raise UnusableScanError(
             f"is skewed: its slices are shifted by {tilt:.0f} degrees against their normal"
         )
     _check_line(positions[order], path)
@@ -84,26 +84,26 @@ def _check_axial(off_axis: float, tilt: float, along_table: float) -> None:
     if off_axis > 45 or (
         off_axis > OBLIQUE and (tilt <= TILT or _degrees(abs(along_table)) > OBLIQUE)
     ):
-        raise RefusedError(
+        raise UnusableScanError(
             f"is a reformat, not the primary stack: its slices are turned by {off_axis:.0f} degrees from axial"
         )
 
 
 def _check_gaps(gaps: np.ndarray) -> bool:
-    """Whether they are even. RefusedError when a grid cannot be made of them."""
+    """Whether they are even. UnusableScanError when a grid cannot be made of them."""
     if gaps.min() < SAME_PLACE:
-        raise RefusedError(
+        raise UnusableScanError(
             f"has several slices at the same position ({int((gaps < SAME_PLACE).sum())} of them)"
         )
     if _even(gaps):
         return True
     if gaps.max() > min(WIDEST_GAP, MOST_UNEVEN * gaps.min()):
-        raise RefusedError(
+        raise UnusableScanError(
             f"is unevenly spaced: {gaps.min():.3g} to {gaps.max():.3g} mm between slices; gaps up to {WIDEST_GAP:g} mm "
             f"and {MOST_UNEVEN:g} times the smallest are filled"
         )
     if len(gaps) >= 2 * SMALLEST_AXIS and _even(gaps[::2]) and _even(gaps[1::2]):
-        raise RefusedError(
+        raise UnusableScanError(
             f"is two stacks in one: its slices are {gaps[0]:.3g} and {gaps[1]:.3g} mm apart in turn; separate them"
         )
     return False
@@ -120,7 +120,7 @@ def _check_line(positions: np.ndarray, path: np.ndarray) -> None:
     off = positions - positions[0]
     aside = np.linalg.norm(off - (off @ direction)[:, None] * direction, axis=1).max()
     if aside > 1.0:
-        raise RefusedError(
+        raise UnusableScanError(
             f"is unevenly placed: slices lie up to {aside:.1f} mm beside the stack's axis"
         )
 

@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 
 from nnssl.data.dicom import series_in
-from nnssl.data.refusals import RefusedError, check_hu, check_values
+from nnssl.data.refusals import UnusableScanError, check_hu, check_values
 from nnssl.data.scans import ALL_SERIES, LOOKED_FOR, NOT_READ, Found, check_stored, not_read, read
-from nnssl.data.workers import Failed, each
+from nnssl.data.workers import Failed, parallel_map
 from nnssl.files import NoRoomError, atomic, fingerprint, read_json, write_json
 from nnssl.types import BODY_HU, Shape, Spacing
 
@@ -33,7 +33,7 @@ SURVEY_VERSION = 2  # goes up when a change in these rules makes old answers wro
 
 
 @dataclass(frozen=True)
-class Surveyed:
+class ScanReport:
     """One line of the report. `histogram`: of the body voxels in HU, one bin a unit, compressed.
 
     `orientation`: where x, y and z run, as stored. `note`: what reading changed, of a scan that is
@@ -63,7 +63,7 @@ def survey(
     part_id: int = 0,
     num_parts: int = 1,
     in_hu: bool = True,
-) -> list[Surveyed]:
+) -> list[ScanReport]:
     """Look at every scan once; returns one line a scan, sorted by path and series, and writes the
     report.
 
@@ -86,7 +86,7 @@ def survey(
     )
     # Failures are not kept: with more memory, or fewer workers, the next run may do better.
     work = partial(_look_and_keep, folder=folder, in_hu=in_hu)
-    with closing(each(work, todo, num_processes, "survey")) as results:
+    with closing(parallel_map(work, todo, num_processes, "survey")) as results:
         for (scan, _), result in results:
             if isinstance(result, Failed):
                 if result.no_room:
@@ -97,7 +97,7 @@ def survey(
         for scan, signature in signatures.items()
         if scan not in failed
     ]
-    lines += [Surveyed(scan.path, scan.series, False, reason) for scan, reason in failed.items()]
+    lines += [ScanReport(scan.path, scan.series, False, reason) for scan, reason in failed.items()]
     lines.sort(key=lambda line: line.found)
     write_report(lines, folder, in_hu)
     return lines
@@ -128,7 +128,7 @@ def _signatures(
                 failed[scan] = f"cannot be read: {error.strerror}"
     dicom = share([scan for scan in scans if scan.series == ALL_SERIES])
     work = partial(_series_signatures, folder=folder)
-    with closing(each(work, dicom, num_processes, "DICOM headers")) as results:
+    with closing(parallel_map(work, dicom, num_processes, "DICOM headers")) as results:
         for scan, uids in results:
             if isinstance(uids, Failed):
                 failed[scan] = uids.reason
@@ -151,16 +151,16 @@ def _look_and_keep(item: tuple[Found, list], folder: Path, in_hu: bool) -> None:
     if not _known(scan, signature, folder):  # another part may have done it meanwhile
         write_json(
             _place(scan, folder),
-            {"signature": signature, "line": asdict(look(scan, folder, in_hu))},
+            {"signature": signature, "line": asdict(inspect_scan(scan, folder, in_hu))},
         )
 
 
-def look(found: Found, cache: Path | None = None, in_hu: bool = True) -> Surveyed:
+def inspect_scan(found: Found, cache: Path | None = None, in_hu: bool = True) -> ScanReport:
     """Read one scan and say what it is, or why it is left out.
 
     Raises PassingError and MemoryError when that cannot be known now.
     """
-    seen = Surveyed(found.path, found.series, False)
+    seen = ScanReport(found.path, found.series, False)
     try:
         check_stored(found, in_hu, cache)
         scan = read(found, cache)
@@ -168,7 +168,7 @@ def look(found: Found, cache: Path | None = None, in_hu: bool = True) -> Surveye
             seen, shape=scan.voxels.shape, spacing=scan.spacing, orientation=scan.orientation
         )
         (check_hu if in_hu else check_values)(scan.voxels)
-    except RefusedError as refusal:
+    except UnusableScanError as refusal:
         return replace(seen, reason=str(refusal))
     percentiles = tuple(round(float(p), 2) for p in np.percentile(scan.voxels, PERCENTILES))
     histogram = _pack(body_histogram(scan.voxels)) if in_hu else ""
@@ -186,7 +186,7 @@ def _pack(histogram: np.ndarray) -> str:
     return base64.b64encode(zlib.compress(histogram.astype("<i8").tobytes())).decode()
 
 
-def body_histograms(lines: Sequence[Surveyed], folder: Path | str) -> Iterator[np.ndarray]:
+def body_histograms(lines: Sequence[ScanReport], folder: Path | str) -> Iterator[np.ndarray]:
     """The body histogram of each kept line as integers, read one at a time."""
     for line in lines:
         packed = read_json(_place(line.found, Path(folder)))["line"]["histogram"]
@@ -223,7 +223,7 @@ def adopt(before: Found, now: Found, folder: Path | str) -> bool:
     return True
 
 
-def _known(scan: Found, signature: list, folder: Path) -> Surveyed | None:
+def _known(scan: Found, signature: list, folder: Path) -> ScanReport | None:
     """The answer of an earlier look, unless the scan has changed since."""
     try:
         kept = read_json(_place(scan, folder))
@@ -232,10 +232,10 @@ def _known(scan: Found, signature: list, folder: Path) -> Surveyed | None:
     if kept["signature"] != signature:
         return None
     line = {**kept["line"], "histogram": ""}
-    return Surveyed(**{k: tuple(v) if isinstance(v, list) else v for k, v in line.items()})
+    return ScanReport(**{k: tuple(v) if isinstance(v, list) else v for k, v in line.items()})
 
 
-def write_report(lines: Sequence[Surveyed], folder: Path | str, in_hu: bool = True) -> None:
+def write_report(lines: Sequence[ScanReport], folder: Path | str, in_hu: bool = True) -> None:
     """`report.json` and `report.csv`: path, kept or left out, why, shape, spacing, percentiles (HU
     for CT) and more.
     """
@@ -275,7 +275,7 @@ def write_report(lines: Sequence[Surveyed], folder: Path | str, in_hu: bool = Tr
             table.writerow((row | joined).values())
 
 
-def nothing_usable(lines: Sequence[Surveyed], sources: Sequence) -> ValueError:
+def nothing_usable(lines: Sequence[ScanReport], sources: Sequence) -> ValueError:
     """The error for a collection without a usable scan: what was looked for, where, and what was
     found.
     """

@@ -18,7 +18,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from nnssl.data.refusals import RefusedError, passing_errors, short
+from nnssl.data.refusals import UnusableScanError, passing_errors, summarise_error
 
 META_ENDINGS, NRRD_ENDINGS = (".mha", ".mhd"), (".nrrd", ".nhdr")
 LONGEST_HEADER, LONGEST_LINE = 1 << 20, 1 << 14  # bytes
@@ -85,7 +85,8 @@ def read_text_header(path: Path | str) -> Stored:
     """What the header of a .mha, .mhd, .nrrd or .nhdr promises, compared with the sizes of the
     files.
 
-    RefusedError for what ITK cannot be asked to read; PassingError when the disk does not answer.
+    UnusableScanError for what ITK cannot be asked to read; PassingError when the disk does not
+    answer.
     """
     path = Path(path)
     with passing_errors(), path.open("rb") as file:
@@ -93,15 +94,15 @@ def read_text_header(path: Path | str) -> Stored:
         try:
             stored = parse(path, file)
         except (ValueError, KeyError, OverflowError) as error:
-            if isinstance(error, RefusedError):
+            if isinstance(error, UnusableScanError):
                 raise
-            raise _bad(f"its header is not understood ({short(error)})") from error
+            raise _bad(f"its header is not understood ({summarise_error(error)})") from error
     _check_sizes(stored)
     return stored
 
 
-def _bad(words: str) -> RefusedError:
-    return RefusedError(f"cannot be read: {words}")
+def _bad(words: str) -> UnusableScanError:
+    return UnusableScanError(f"cannot be read: {words}")
 
 
 def _lines(file: BinaryIO) -> Iterator[str]:
@@ -133,19 +134,19 @@ def _meta(path: Path, file: BinaryIO) -> Stored:
 def _check_meta(fields: dict[str, str]) -> None:
     """Refuse other than scalars on three axes, and what is not finite."""
     if fields.get("NDims") != "3":
-        raise RefusedError(f"is not three-dimensional: NDims {fields.get('NDims')}")
+        raise UnusableScanError(f"is not three-dimensional: NDims {fields.get('NDims')}")
     for count, keys in META_COUNTS.items():
         if any(len(_floats(fields[key])) != count for key in keys if key in fields):
             raise _bad(
                 f"its header does not give {count} finite numbers for one of {', '.join(keys)}"
             )
     if not {"ElementSpacing", "ElementSize"} & set(fields):
-        raise RefusedError("says no spacing")
+        raise UnusableScanError("says no spacing")
     for key in META_COUNTS[9]:
         if key in fields and abs(np.linalg.det(np.reshape(_floats(fields[key]), (3, 3)))) < 1e-3:
             raise _bad(f"its {key} gives axes that lie in one plane")
     if (channels := int(fields.get("ElementNumberOfChannels", "1"))) != 1:
-        raise RefusedError(f"has {channels} components a voxel, a CT has one")
+        raise UnusableScanError(f"has {channels} components a voxel, a CT has one")
 
 
 def _meta_fields(file: BinaryIO) -> dict[str, str]:
@@ -222,17 +223,17 @@ def _nrrd_fields(lines: Iterator[str]) -> tuple[dict[str, str], Iterator[str]]:
 
 
 def _nrrd_shear(fields: dict[str, str]) -> bool:
-    """Whether the axes are not at right angles. RefusedError when there is no spacing."""
+    """Whether the axes are not at right angles. UnusableScanError when there is no spacing."""
     if "spacedirections" not in fields:
         if len(_floats(fields.get("spacings", ""))) != 3:
-            raise RefusedError("says no spacing")
+            raise UnusableScanError("says no spacing")
         return False
     vectors = [
         _floats(part.replace(",", " "))
         for part in re.findall(r"\(([^()]*)\)", fields["spacedirections"])
     ]
     if [len(vector) for vector in vectors] != [3, 3, 3]:
-        raise RefusedError("says no spacing")
+        raise UnusableScanError("says no spacing")
     axes = np.array(vectors) / np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-9)
     if abs(np.linalg.det(axes)) < 1e-3:
         raise _bad("its space directions lie in one plane")
@@ -316,7 +317,9 @@ def _check_sizes(stored: Stored) -> None:
 
 
 def check_text_volume(path: Path | str) -> None:
-    """Read the voxels once, a block at a time. RefusedError when they are cut short or damaged."""
+    """Read the voxels once, a block at a time. UnusableScanError when they are cut short or
+    damaged.
+    """
     stored = read_text_header(path)
     wanted = stored.count * stored.size
     with passing_errors():
@@ -326,7 +329,7 @@ def check_text_volume(path: Path | str) -> None:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
             raise _bad(
-                f"its compressed voxels are damaged or cut short ({short(error)})"
+                f"its compressed voxels are damaged or cut short ({summarise_error(error)})"
             ) from error
     if stored.encoding in ("zlib", "gzip", "bzip2") and count < wanted:
         raise _bad(f"it is cut short, {count} of {wanted} bytes of voxels are there")

@@ -10,7 +10,7 @@ import numpy as np
 
 from nnssl.data.nifti import NIFTI_ENDINGS, check_nifti, read_by_nibabel, read_nifti_header
 from nnssl.data.orientation import Scan, is_permuted, unify
-from nnssl.data.refusals import NOT_CT, RefusedError, check_grid, check_name, itk_error
+from nnssl.data.refusals import NOT_CT, UnusableScanError, check_grid, check_name, itk_error
 from nnssl.data.text_headers import META_ENDINGS, NRRD_ENDINGS, check_text_volume, read_text_header
 
 VOLUME_ENDINGS = (*NIFTI_ENDINGS, *NRRD_ENDINGS, *META_ENDINGS)
@@ -43,8 +43,8 @@ def check_header(path: Path | str) -> str:
 
 
 def check_not_labels(path: Path | str) -> None:
-    """RefusedError for what cannot be HU by its header alone: one byte or no sign, and no intercept
-    below zero.
+    """UnusableScanError for what cannot be HU by its header alone: one byte or no sign, and no
+    intercept below zero.
 
     So that of a folder of masks none is decompressed.
     """
@@ -56,14 +56,14 @@ def check_not_labels(path: Path | str) -> None:
         stored = read_text_header(path) if kind else None
         unsigned = stored is not None and (stored.unsigned or stored.size == 1)
     if unsigned:
-        raise RefusedError(
+        raise UnusableScanError(
             "is not in HU: stored as integers that cannot hold the values of air and lung, and without an intercept, "
             f"as labels are. {NOT_CT}"
         )
 
 
 def check_voxels(path: Path | str) -> None:
-    """Read the file to its end: RefusedError when it is broken though a reader might take it."""
+    """Read the file to its end: UnusableScanError when it is broken though a reader might take it."""
     kind = ending(path)
     if kind in NIFTI_ENDINGS:
         check_nifti(path)
@@ -72,7 +72,7 @@ def check_voxels(path: Path | str) -> None:
 
 
 def read_volume(path: Path | str) -> Scan:
-    """Raises RefusedError for what cannot be read or is no volume, MemoryError when memory is
+    """Raises UnusableScanError for what cannot be read or is no volume, MemoryError when memory is
     short.
     """
     note = check_header(check_name(path))
@@ -110,7 +110,7 @@ def _only_nibabel(error: Exception) -> str:
 def _by_nibabel(path: Path | str, note: str) -> Scan:
     voxels, spacing, affine = read_by_nibabel(path)
     if voxels.ndim != 3:
-        raise RefusedError(f"is not three-dimensional: size {voxels.shape[::-1]}")
+        raise UnusableScanError(f"is not three-dimensional: size {voxels.shape[::-1]}")
     axes = np.diag([-1.0, -1.0, 1.0]) @ affine[:3, :3]
     return unify(Scan(voxels, spacing, note=note), axes / np.linalg.norm(axes, axis=0).clip(1e-9))
 
@@ -120,10 +120,10 @@ def is_plain(path: Path | str) -> bool:
     try:
         check_header(check_name(path))
         image = _information(path)
-    except (RuntimeError, RefusedError):
+    except (RuntimeError, UnusableScanError):
         return True  # to be refused, tried again, or read by nibabel, whoever is asked
     try:
         check_grid(image.GetSize(), image.GetSpacing(), image.GetNumberOfComponents())
-    except RefusedError:
+    except UnusableScanError:
         return False
     return not is_permuted(np.reshape(image.GetDirection(), (3, 3)))

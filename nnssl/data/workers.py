@@ -39,7 +39,7 @@ class Failed:
     no_room: bool = False
 
 
-def each(
+def parallel_map(
     function: Callable, items: Sequence, num_processes: int, description: str
 ) -> Iterator[tuple[Any, Any]]:
     """Yield `(item, function(item))` as they get done, in any order, with a progress bar and the

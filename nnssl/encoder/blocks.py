@@ -14,7 +14,13 @@ from torch.utils.checkpoint import checkpoint
 
 from nnssl.encoder.attention import window_attention
 from nnssl.encoder.config import SwinConfig
-from nnssl.encoder.windows import Cut, StageWindows, corners, merging_order, stage_windows
+from nnssl.encoder.windows import (
+    StageWindows,
+    WindowPartition,
+    corners,
+    merging_order,
+    stage_windows,
+)
 from nnssl.types import Shape
 
 
@@ -39,7 +45,7 @@ def _reorder(x: Tensor, way: tuple[Tensor, Tensor | None]) -> Tensor:
     return x.index_select(1, way[0]) if way[1] is None else _Reorder.apply(x, *way)
 
 
-def to_slots(x: Tensor, cut: Cut, pads_are_zero: bool) -> Tensor:
+def to_slots(x: Tensor, cut: WindowPartition, pads_are_zero: bool) -> Tensor:
     """Tokens [B N C] to slots [B nW*n C]."""
     if cut.slots is None:
         return x
@@ -49,7 +55,7 @@ def to_slots(x: Tensor, cut: Cut, pads_are_zero: bool) -> Tensor:
     return x * cut.real.to(x.dtype) if pads_are_zero else x
 
 
-def from_slots(x: Tensor, cut: Cut) -> Tensor:
+def from_slots(x: Tensor, cut: WindowPartition) -> Tensor:
     """Slots [B nW*n C] to tokens [B N C]."""
     return x if cut.answers is None else x.index_select(1, cut.answers)
 
@@ -80,7 +86,7 @@ class WindowAttention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, cut: Cut, relative: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cut: WindowPartition, relative: Tensor) -> Tensor:
         """Slots [B nW*n C] to slots [B nW*n C], each window by itself."""
         windows = x.view(-1, prod(cut.size), x.shape[-1])
         n = windows.shape[1]
@@ -111,7 +117,7 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, int(dim * config.mlp_ratio))
 
-    def forward(self, x: Tensor, cut: Cut, relative: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cut: WindowPartition, relative: Tensor) -> Tensor:
         """Tokens [B N C] in the window order of `cut`."""
         attended = self.attn(to_slots(self.norm1(x), cut, self.pads_are_zero), cut, relative)
         x = x + self.drop_path(from_slots(attended, cut))
@@ -240,7 +246,7 @@ class PatchEmbed(nn.Module):
 
 
 def initialise(module: nn.Module) -> None:
-    """Truncated normal weights of sd 0.02 and zero biases, as in the Swin paper's code."""
+    """Truncated normal weights of std 0.02 and zero biases, as in the Swin paper's code."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:

@@ -92,7 +92,7 @@ class Swin(nn.Module):
         tokens = self.patch_embed(x)
         if masked is not None:
             tokens = torch.where(masked[..., None], self.mask_token.to(tokens.dtype), tokens)
-        # Each map is normalised where it arises: its share of the backward pass then comes late,
+        # Each map is normalised where it arises: its fraction of the backward pass then comes late,
         # when most memory is free again.
         maps = [_as_map(tokens)] if self.config.taps == "merge" else []
         for number, stage in enumerate(self.stages):

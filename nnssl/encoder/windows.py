@@ -1,9 +1,9 @@
 """Window arithmetic: which token of a grid sits in which window, and who may attend to whom.
 
-Tokens of a stage travel as one list [B N C]. A `Cut` is one way to cut the grid into windows; the
-list is kept in the order of the cut in use ("window order"), so that a block needs one reordering
-instead of pad, roll, partition, reverse and roll. All of this depends on the grid alone and is made
-once per grid.
+Tokens of a stage travel as one list [B N C]. A `WindowPartition` is one way to cut the grid into
+windows; the list is kept in the order of the cut in use ("window order"), so that a block needs one
+reordering instead of pad, roll, partition, reverse and roll. All of this depends on the grid alone
+and is made once per grid.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Mask:
 
 
 @dataclass(frozen=True)
-class Cut:
+class WindowPartition:
     """One way to cut a grid into windows of n slots. A slot holds a token or, at the border,
     padding.
 
@@ -87,8 +87,8 @@ class StageWindows:
     Each way is (index, inverse): reordered[i] = list[index[i]] and list[i] = reordered[inverse[i]].
     """
 
-    plain: Cut
-    shifted: Cut
+    plain: WindowPartition
+    shifted: WindowPartition
     enter: tuple[Tensor, Tensor]  # raster -> plain
     shift: tuple[Tensor, Tensor] | None  # plain -> shifted; None where nothing is shifted
     leave: tuple[Tensor, Tensor]  # shifted -> raster
@@ -134,7 +134,7 @@ def _places(size: Shape) -> Tensor:
     return torch.stack([axis.flatten() for axis in axes])
 
 
-def cut(grid: Shape, size: Shape, shift: Shape, mode: str, axes: str = "zyx") -> Cut:
+def cut(grid: Shape, size: Shape, shift: Shape, mode: str, axes: str = "zyx") -> WindowPartition:
     """Cut `grid` into windows of `size` after moving it by -`shift`.
 
     mode="exact": padding slots are attended to by no token. "monai", "smit": they take part as
@@ -160,7 +160,7 @@ def cut(grid: Shape, size: Shape, shift: Shape, mode: str, axes: str = "zyx") ->
         filled = real.nonzero().flatten()
         slots = torch.zeros(real.numel(), dtype=torch.long)
         slots[filled] = torch.arange(len(filled))
-    return Cut(
+    return WindowPartition(
         size=size,
         tokens=raster.flatten()[real],
         slots=slots,
@@ -292,6 +292,6 @@ def _to(x, device: torch.device):
         return x.to(device)
     if isinstance(x, tuple):
         return tuple(_to(y, device) for y in x)
-    if isinstance(x, Cut | Mask | StageWindows):
+    if isinstance(x, WindowPartition | Mask | StageWindows):
         return type(x)(**{name: _to(value, device) for name, value in vars(x).items()})
     return x

@@ -1,11 +1,11 @@
 """What our nnU-Net trainers share: which network, which weights, which optimiser. The trainers only
 call it.
 
-__init__         settle    -> the plans say which network; nnU-Net saves them beside the model
+__init__         resolve_architecture    -> the plans say which network; nnU-Net saves them beside the model
 initialize       load      -> the encoder's weights, all of them or none
                  optimise  -> AdamW by layer, the learning rate a closed form of the iteration
                  Average   -> of the weights, which are validated and predicted with
-load_checkpoint  adopt     -> a resumed or validated model is that of its own checkpoint, not of today's plans
+load_checkpoint  restore_plans     -> a resumed or validated model is that of its own checkpoint, not of today's plans
 """
 
 from nnssl.finetune.average import Average
@@ -18,19 +18,19 @@ from nnssl.finetune.optimiser import (
     prepare_cpu,
 )
 from nnssl.finetune.plans import (
-    adopt,
     build,
     cascaded_labels,
     deep_supervision_scales,
     deep_supervision_weights,
-    demand_settled,
     refuse_mixed_folds,
+    require_architecture,
     resolve,
-    settle,
+    resolve_architecture,
+    restore_plans,
 )
 from nnssl.finetune.schedule import Schedule, Unfreezing, learning_rate, unfreezing
 from nnssl.finetune.statistics import PATCHES, measure, needs_moments, start_heads
-from nnssl.finetune.weights import bare, freeze, intensities, load, random_start
+from nnssl.finetune.weights import freeze, intensities, load, random_start, unwrap
 
 __all__ = [
     "HEADS",
@@ -38,13 +38,10 @@ __all__ = [
     "Average",
     "Schedule",
     "Unfreezing",
-    "adopt",
-    "bare",
     "build",
     "cascaded_labels",
     "deep_supervision_scales",
     "deep_supervision_weights",
-    "demand_settled",
     "describe",
     "freeze",
     "intensities",
@@ -58,8 +55,11 @@ __all__ = [
     "prepare_cpu",
     "random_start",
     "refuse_mixed_folds",
+    "require_architecture",
     "resolve",
-    "settle",
+    "resolve_architecture",
+    "restore_plans",
     "start_heads",
     "unfreezing",
+    "unwrap",
 ]

@@ -19,7 +19,7 @@ BETAS = (0.9, 0.98)  # as nnU-Net's own transformer trainers
 
 
 def parameter_groups(network: SwinUNETR, recipe: Recipe, pretrained: bool = True) -> list[dict]:
-    """AdamW's groups, the decoder's first: each with `lr_scale`, its share of the learning rate,
+    """AdamW's groups, the decoder's first: each with `lr_scale`, its fraction of the learning rate,
     and weight_decay. `part` is 0 for the decoder, 1 to 4 for stages 4 to 1, 5 for the patch
     embedding: the order of `Unfreezing`.
 

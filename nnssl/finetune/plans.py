@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nnssl import checkpoint, files
 from nnssl.encoder.presets import preset
-from nnssl.network.origin import Choice, OriginError, check, choose, demand, pretrain_info
+from nnssl.network.origin import Choice, OriginError, check, choose, pretrain_info, require
 from nnssl.network.planned import DECODER, INFO, architecture, is_ours, steps_of
 from nnssl.network.swin_unetr import SwinUNETR, output_sizes
 from nnssl.types import FINAL
@@ -16,7 +16,7 @@ from nnssl.types import FINAL
 PRESET = "smit"  # of a random start without any checkpoint
 
 
-def settle(plans: dict, name: str, random_start: bool) -> None:
+def resolve_architecture(plans: dict, name: str, random_start: bool) -> None:
     """Write into `plans` which network configuration `name` is to be built as, unless they say so
     already.
 
@@ -30,7 +30,7 @@ def settle(plans: dict, name: str, random_start: bool) -> None:
     if choice is None and random_start:
         encoder, hu, decoder = preset(PRESET), None, DECODER
     else:
-        loaded = opened(demand(choice))
+        loaded = opened(require(choice))
         encoder, hu, decoder = loaded.encoder_config, loaded.hu, loaded.decoder or DECODER
         plans[INFO] = {**plans.get(INFO, {}), **pretrain_info(choice, loaded)}
     plans["configurations"][name]["architecture"] = architecture(
@@ -38,13 +38,13 @@ def settle(plans: dict, name: str, random_start: bool) -> None:
     )
 
 
-def demand_settled(resolved: dict, why_not: Exception | None) -> None:
-    """Raise what kept `settle` from its work, now that the network is needed."""
+def require_architecture(resolved: dict, why_not: Exception | None) -> None:
+    """Raise what kept `resolve_architecture` from its work, now that the network is needed."""
     if not is_ours(resolved):
         raise why_not
 
 
-def adopt(plans: dict, resolved: dict, name: str, saved: dict) -> None:
+def restore_plans(plans: dict, resolved: dict, name: str, saved: dict) -> None:
     """Take network and pretraining from `saved`, the plans in the model's own checkpoint, in place.
 
     So neither a resumed training nor a validation needs the file of the pretraining, nor minds a

@@ -110,7 +110,7 @@ def freeze(network: SwinUNETR) -> None:
     network.encoder.requires_grad_(False)
 
 
-def bare(network: nn.Module) -> SwinUNETR:
+def unwrap(network: nn.Module) -> SwinUNETR:
     """The network itself, out of what DDP and torch.compile wrap it in."""
     network = getattr(network, "module", network)
     return getattr(network, "_orig_mod", network)

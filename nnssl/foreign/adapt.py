@@ -42,7 +42,7 @@ def dims_of(weights: Weights) -> int:
     return weights[STEM].ndim - 2
 
 
-def turned(weights: Weights) -> Weights:
+def zyx_from_xyz(weights: Weights) -> Weights:
     """For arrays (z, y, x) what the weights were for (x, y, z): kernels and bias tables, not yet
     the merges.
     """
@@ -63,7 +63,7 @@ def turned(weights: Weights) -> Weights:
     return {name: turn(name, tensor) for name, tensor in weights.items()}
 
 
-def rejoined(weights: Weights, theirs: list[Shape], ours: list[Shape]) -> Weights:
+def reorder_merge(weights: Weights, theirs: list[Shape], ours: list[Shape]) -> Weights:
     """For merges that join the corners `ours` what the weights were for `theirs`, both in our axes."""
     if theirs == ours:
         return weights

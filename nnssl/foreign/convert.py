@@ -107,7 +107,11 @@ def encoder_from(tensors: dict[str, Tensor], request: Request) -> Converted:
 def _source(found: Found, names: list[str], request: Request) -> Source:
     """The source with what the request says otherwise."""
     layout = found.layout.name
-    source = sources.named(request.source, layout) if request.source else sources.of(layout, names)
+    source = (
+        sources.named(request.source, layout)
+        if request.source
+        else sources.identify_source(layout, names)
+    )
     given = {name: value for name in ("axes", "merging") if (value := getattr(request, name))}
     source = replace(source, **given)
     if source.merging is None:
@@ -131,7 +135,7 @@ def _ours_by_name(tensors: dict[str, Tensor], found: Found) -> tuple[adapt.Weigh
         elif reason := layouts.reason_to_leave_out(ours):
             left_out[reason] += 1
             if ours.endswith(layouts.INDEX):
-                _demand_usual_index(name, tensor, tensors, dims)
+                _require_usual_index(name, tensor, tensors, dims)
         elif why := checkpoint.why_no_weights(tensor):
             raise ForeignError(f"{name} {why}; nothing was written")
         else:
@@ -139,7 +143,7 @@ def _ours_by_name(tensors: dict[str, Tensor], found: Found) -> tuple[adapt.Weigh
     return weights, dict(left_out)
 
 
-def _demand_usual_index(name: str, index: Tensor, tensors: dict[str, Tensor], dims: int) -> None:
+def _require_usual_index(name: str, index: Tensor, tensors: dict[str, Tensor], dims: int) -> None:
     """Raises ForeignError when the rows of a bias table are not counted as in every Swin."""
     table = tensors.get(name.replace(layouts.INDEX, adapt.TABLE))
     window = 0 if table is None else adapt.window_of(table, dims)
@@ -164,13 +168,13 @@ def _adapted(
         weights = adapt.grey(weights)
         done.append("red, green, blue -> one channel, as though all were equal")
     if source.axes == "xyz":
-        weights = adapt.turned(weights)
+        weights = adapt.zyx_from_xyz(weights)
         done.append("axes (x, y, z) -> (z, y, x): kernels, bias tables, merges")
     legacy = source.merging == "legacy" and dims == 3
     if not legacy:
         theirs = adapt.CHUNKS[source.chunks] if dims == 3 else corners((2, 2))
         theirs = [corner[::-1] for corner in theirs] if source.axes == "xyz" else theirs
-        weights = adapt.rejoined(weights, theirs, corners((2,) * dims))
+        weights = adapt.reorder_merge(weights, theirs, corners((2,) * dims))
     semantics = {
         "windows": source.windows,
         "merging": "legacy" if legacy else "all",

@@ -13,7 +13,7 @@ from nnssl.types import HUPolicy, Shape, Spacing
 
 UNSTATED = "licence of the weights: unstated"
 ABDOMEN = (-175.0, 250.0)  # HU that become 0 and 1
-IMAGENET = (0.449, 0.226)  # mean and sd of grey values from 0 to 1: those of the colours, averaged
+IMAGENET = (0.449, 0.226)  # mean and std of grey values from 0 to 1: those of the colours, averaged
 UNIT = (0.0, 1.0)
 
 
@@ -25,7 +25,7 @@ class Source:
     windows, merging, axes, taps: as in `SwinConfig`; merging None: nobody knows, it has to be said.
     chunks: the order in which merging "all" joined tokens, a key of `adapt.CHUNKS`.
     range:  the HU that became 0 and 1; None: it has to be said, or that there is none.
-    scale:  (mean, sd) of what the network then saw, of values from 0 to 1.
+    scale:  (mean, std) of what the network then saw, of values from 0 to 1.
     plain:  without a range, nnU-Net's own normalisation is near enough to what the weights saw.
     """
 
@@ -49,8 +49,8 @@ class Source:
 
     def policy(self, clip: tuple[float, float]) -> HUPolicy:
         low, high = clip
-        mean, sd = self.scale
-        return HUPolicy(low, high, low + mean * (high - low), sd * (high - low))
+        mean, std = self.scale
+        return HUPolicy(low, high, low + mean * (high - low), std * (high - low))
 
 
 MONAI = {"layouts": ("monai",)}
@@ -147,7 +147,7 @@ SOURCES = (
 )
 
 
-def of(layout: str, names: Iterable[str]) -> Source:
+def identify_source(layout: str, names: Iterable[str]) -> Source:
     """The source of a file in `layout` with these names of tensors."""
     text = "\n".join(names)
     fitting = (

@@ -13,9 +13,9 @@ T5: the tokens after the last merge (stride 32); a Swin has no class token, its 
 as in the authors' experiments with Swin. `pooled_maps` above 1 puts the means of so many last maps
 side by side, after CoralBay (arXiv 2606.03888). Differs from the paper: 4 local views of half the
 side instead of 8 to 10; HU windows, noise, blur and curves in place of colour jitter; weight decay
-is constant; schedules are shares of the run; 8192 prototypes (65536 there, for 10^6 images); tokens
-are standardised by running moments before the head, without which small batches end in uniform
-targets.
+is constant; schedules are fractions of the run; 8192 prototypes (65536 there, for 10^6 images);
+tokens are standardised by running moments before the head, without which small batches end in
+uniform targets.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from torch import Tensor
 
 from nnssl.encoder.swin import Swin
 from nnssl.methods.method import Method, MethodConfig, Step
-from nnssl.modules.distillation import Backbone, DistillationConfig, SelfDistillation
+from nnssl.modules.distillation import DistillationConfig, EncoderWithHeads, SelfDistillation
 from nnssl.modules.losses import Centre, cross_view
 from nnssl.types import Shape
 from nnssl.views.multicrop import MultiCropConfig, multicrop
-from nnssl.views.spatial import wider
+from nnssl.views.spatial import region_size
 
 
 @dataclass(frozen=True)
@@ -67,13 +67,14 @@ class DINO(SelfDistillation, Method):
     def __init__(self, encoder: Swin, config: DINOConfig) -> None:
         encoder.mask_token = None  # nothing is hidden
         super().__init__(
-            Backbone(encoder, config, pooled=tuple(range(5 - config.pooled_maps, 5))), config
+            EncoderWithHeads(encoder, config, pooled=tuple(range(5 - config.pooled_maps, 5))),
+            config,
         )
         self.image_centre = Centre(config.prototypes, config.centre_momentum)
 
     @staticmethod
     def region(crop: Shape) -> Shape:
-        return wider(crop)
+        return region_size(crop)
 
     def views(
         self, regions: Tensor, generators: Sequence[torch.Generator], within: Tensor | None = None

@@ -14,7 +14,7 @@ authors' Swin. Both kinds of token share one head. Every scan has a view with so
 of all views, or `mask_chance` of them. Differs from the paper: no local views by default (10
 there); HU windows, noise, blur and curves in place of colour jitter; masking starts with the first
 step, not after 50 of 300 epochs; the prototypes keep their unit length; weight decay is constant;
-schedules are shares of the run; each kind of token is standardised by its own running moments
+schedules are fractions of the run; each kind of token is standardised by its own running moments
 before the head, without which small batches end in uniform targets.
 """
 
@@ -32,16 +32,16 @@ from nnssl.encoder.swin import Swin
 from nnssl.methods.method import Method, MethodConfig, Step
 from nnssl.modules.distillation import (
     STAGE_OF_STRIDE,
-    Backbone,
     DistillationConfig,
+    EncoderWithHeads,
     SelfDistillation,
-    hold_unread,
+    freeze_unused_layers,
 )
 from nnssl.modules.losses import Centre, cross_view, masked_mean, soft_cross_entropy
 from nnssl.types import Shape
 from nnssl.views.masking import block_grid, draw_cuboids, repeat_blocks
 from nnssl.views.multicrop import GLOBAL_VIEWS, MultiCropConfig, multicrop
-from nnssl.views.spatial import inner, wider
+from nnssl.views.spatial import crop_size, region_size
 
 BLOCKS = (16, 32)  # finer tokens (T3) have not seen enough to stand for a view
 
@@ -53,7 +53,7 @@ class IBOTConfig(MultiCropConfig, DistillationConfig, MethodConfig):
     local_views: int = 0  # 10 in the paper's Swin; each costs an eighth of a global view
     w_image: float = 1.0  # Zhou 2022: the two terms 1:1
     w_patch: float = 1.0
-    # share of the views with something hidden (Zhou 2022: pred_ratio 0 or 0.3)
+    # fraction of the views with something hidden (Zhou 2022: pred_ratio 0 or 0.3)
     mask_chance: float = 0.5
     mask_ratio: float = 0.3  # of their patches (Zhou 2022)
     mask_spread: float = 0.2  # drawn uniformly within so much of it (Zhou 2022, pred_ratio_var)
@@ -101,16 +101,17 @@ class IBOT(SelfDistillation, Method):
 
     def __init__(self, encoder: Swin, config: IBOTConfig) -> None:
         stage = STAGE_OF_STRIDE[config.mask_block]
-        hold_unread(encoder, stage)
+        freeze_unused_layers(encoder, stage)
         super().__init__(
-            Backbone(encoder, config, (stage,), patch=stage, shared=config.shared_head), config
+            EncoderWithHeads(encoder, config, (stage,), patch=stage, shared=config.shared_head),
+            config,
         )
         self.image_centre = Centre(config.prototypes, config.centre_momentum)
         self.patch_centre = Centre(config.prototypes, config.centre_momentum)
 
     @staticmethod
     def region(crop: Shape) -> Shape:
-        return wider(crop)
+        return region_size(crop)
 
     def views(
         self, regions: Tensor, generators: Sequence[torch.Generator], within: Tensor | None = None
@@ -118,7 +119,7 @@ class IBOT(SelfDistillation, Method):
         """{"global": [2 B 1 *crop], "hidden": Bool [2 B *blocks], "local": [n B 1 *half]};
         `regions` [B 1 *region].
         """
-        grid = block_grid(inner(tuple(regions.shape[2:])), self.config.mask_block)
+        grid = block_grid(crop_size(tuple(regions.shape[2:])), self.config.mask_block)
         hidden = torch.stack(
             [self._draw_hidden(grid, generator) for generator in generators], dim=1
         )
@@ -165,11 +166,11 @@ class IBOT(SelfDistillation, Method):
     def _draw_hidden(self, grid: Shape, generator: torch.Generator) -> Tensor:
         """Bool [2 *grid]. Each view hides something with `mask_chance`; never does none of the two."""
         c = self.config
-        first, *shares = torch.rand(1 + GLOBAL_VIEWS, generator=generator).tolist()
+        first, *fractions = torch.rand(1 + GLOBAL_VIEWS, generator=generator).tolist()
         hidden = torch.zeros(GLOBAL_VIEWS, *grid, dtype=torch.bool)
-        for view, share in enumerate(shares):
+        for view, fraction in enumerate(fractions):
             if (first + view / GLOBAL_VIEWS) % 1 < c.mask_chance:
                 hidden[view] = draw_cuboids(
-                    grid, c.mask_ratio + (2 * share - 1) * c.mask_spread, generator
+                    grid, c.mask_ratio + (2 * fraction - 1) * c.mask_spread, generator
                 )
         return hidden

@@ -18,21 +18,21 @@ from nnssl.network.reconstruction import PretrainedDecoder
 from nnssl.types import Shape
 from nnssl.views.intensity import STANDARD, Ranges
 from nnssl.views.pairs import two_views
-from nnssl.views.spatial import cut_each, inner, inside, wider
+from nnssl.views.spatial import crop_size, cut_each, inside, region_size
 
 
 class Step(NamedTuple):
     """What one look at a batch gives.
 
     losses   name -> scalar with gradient; the key "total" is what is minimised.
-    watched  name -> detached tensor for the collapse monitors: "embedding" [N d] and, for each
+    monitored  name -> detached tensor for the collapse monitors: "embedding" [N d] and, for each
     teacher
              head, "teacher_<head>" probabilities [N K]; scalars go to the log as they are, of which
-             "accuracy" (share of right answers) is watched as well.
+             "accuracy" (fraction of right answers) is monitored as well.
     """
 
     losses: dict[str, Tensor]
-    watched: dict[str, Tensor]
+    monitored: dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class MethodConfig:
     # larger batches do not raise the peak beyond it (Jiang 2022's; more was not tested)
     lr_most: float = 6e-4
     lr_floor: float = 1e-6
-    warmup: float = 0.05  # share of the steps
+    warmup: float = 0.05  # fraction of the steps
     weight_decay: float = 0.05
     beta2: float = 0.999
     clip_norm: float = 1.0
@@ -166,7 +166,7 @@ class Method(nn.Module, ABC):
         depend on which process, batch or micro-batch it falls into.
         """
 
-    def seen(
+    def prepare_views(
         self,
         regions: Tensor,
         generators: Sequence[torch.Generator],
@@ -206,7 +206,7 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def loss(self, views: dict[str, Tensor]) -> Step:
-        """The terms for what `seen` gave."""
+        """The terms for what `prepare_views` gave."""
 
     def forward(self, views: dict[str, Tensor]) -> Step:
         """`loss`, under the name that PyTorch's DistributedDataParallel wraps."""
@@ -241,13 +241,13 @@ class PairMethod(Method):
 
     @staticmethod
     def region(crop: Shape) -> Shape:
-        return wider(crop)
+        return region_size(crop)
 
     def views(
         self, regions: Tensor, generators: Sequence[torch.Generator], within: Tensor | None = None
     ) -> dict[str, Tensor]:
         """{"image": [2 B 1 *crop]}; `regions` [B 1 *region]."""
-        crop = inner(tuple(regions.shape[2:]))
+        crop = crop_size(tuple(regions.shape[2:]))
         return {"image": two_views(regions, generators, crop, self.ranges, within)}
 
     def show(self, views: dict[str, Tensor]) -> dict[str, Tensor]:

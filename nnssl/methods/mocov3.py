@@ -94,8 +94,8 @@ class MoCoV3(PairMethod):
         second, accuracy2 = self._contrast(q2, k1, scans)
         if self.queue is not None:
             self.queue.note(torch.stack([k1, k2], dim=1), scans)
-        watched = {"embedding": pooled.detach(), "accuracy": (accuracy1 + accuracy2) / 2}
-        return Step({"total": first + second}, watched)
+        monitored = {"embedding": pooled.detach(), "accuracy": (accuracy1 + accuracy2) / 2}
+        return Step({"total": first + second}, monitored)
 
     def after_step(self, progress: float) -> None:
         super().after_step(progress)

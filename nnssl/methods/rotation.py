@@ -35,7 +35,7 @@ from nnssl.views.spatial import rotate, rotate_back, rotations
 class RotationConfig(MethodConfig):
     # 0: all, 24 for a cube and 4 for a square; else 4 (about z, Gidaris 2018) or 10 (Taleb 2020)
     classes: int = 0
-    blur: float = 1.0  # greatest sd of the blur along an axis, in voxels; ours
+    blur: float = 1.0  # greatest std of the blur along an axis, in voxels; ours
     window_jitter: float = 0.5  # chance of a narrower HU window; ours
 
     PUBLISHED: ClassVar[dict] = {"blur": 0.0, "window_jitter": 0.0}
@@ -88,15 +88,15 @@ class Rotation(Method):
         self, regions: Tensor, generators: Sequence[torch.Generator], within: Tensor | None = None
     ) -> dict[str, Tensor]:
         """{"image": [B 1 *cube], "turn": [B], which rotation it was}; `regions` [B 1 *cube]."""
-        windows, turns, sds = [], [], []
+        windows, turns, stds = [], [], []
         for generator in generators:
             windows.append(draw_window(self.config.window_jitter, generator, self.ranges))
             turns.append(int(torch.randint(len(self.rotations), (), generator=generator)))
-            sds.append(torch.rand(regions.ndim - 2, generator=generator) * self.config.blur)
+            stds.append(torch.rand(regions.ndim - 2, generator=generator) * self.config.blur)
         seen = torch.stack(
             [apply_window(r, window) for r, window in zip(regions, windows, strict=True)]
         )
-        seen = blur(seen, torch.stack(sds))
+        seen = blur(seen, torch.stack(stds))
         turned = [
             rotate(cube, self.rotations[turn]) for cube, turn in zip(seen, turns, strict=True)
         ]

@@ -15,10 +15,10 @@ T3, T4: the tokens of stages 3 and 4 before their merge (strides 8, 16); T5: aft
 shortest side has 8 (coarse scans).
 Differs from the paper's code, whose faults are not inherited: the teacher starts as the student,
 has no drop path, its momentum follows the schedule at every step, centres are shared between
-processes, and it carries no decoder; schedules are shares of the run instead of epochs; gradients
-are clipped; only blocks that show some anatomy are hidden and scored, T3 and T4 predict voxels as
-well, each by itself, with smooth L1 (`nnssl.modules.masked`), and patches are asked of at most
-`patch_tokens` tokens a view; half of the regions are shown through a random HU window, because
+processes, and it carries no decoder; schedules are fractions of the run instead of epochs;
+gradients are clipped; only blocks that show some anatomy are hidden and scored, T3 and T4 predict
+voxels as well, each by itself, with smooth L1 (`nnssl.modules.masked`), and patches are asked of at
+most `patch_tokens` tokens a view; half of the regions are shown through a random HU window, because
 nnU-Net clips every CT dataset at percentiles of its own; tokens are standardised by running moments
 before the heads, without which small batches end in uniform targets.
 """
@@ -37,10 +37,10 @@ from nnssl.encoder.swin import Swin
 from nnssl.methods.method import Method, MethodConfig, Step
 from nnssl.modules.distillation import (
     STAGE_OF_STRIDE,
-    Backbone,
     DistillationConfig,
+    EncoderWithHeads,
     SelfDistillation,
-    hold_unread,
+    freeze_unused_layers,
 )
 from nnssl.modules.losses import Centre, cross_view, masked_l1, masked_mean, soft_cross_entropy
 from nnssl.modules.masked import MaskedConfig
@@ -55,7 +55,7 @@ from nnssl.network.reconstruction import (
 from nnssl.types import Shape
 from nnssl.views.intensity import apply_window, draw_window
 from nnssl.views.masking import draw_masks, keep_at_most, repeat_blocks
-from nnssl.views.spatial import cut, draw_offset, inner, wider
+from nnssl.views.spatial import crop_size, cut, draw_offset, region_size
 
 
 @dataclass(frozen=True)
@@ -67,13 +67,13 @@ class SMITConfig(MaskedConfig, DistillationConfig, MethodConfig):
     # asked of a view at most, drawn from the hidden ones; 0: all, as the paper
     patch_tokens: int = 256
     teacher_temperature_end: float = 0.07  # Jiang 2022
-    # share of the run: 30 of 500 epochs; the patch head starts this much later
+    # fraction of the run: 30 of 500 epochs; the patch head starts this much later
     temperature_warmup: float = 0.06
     # of `nnssl.data.parcels`, segmented in the first view with nothing hidden; not in the paper
     w_parcels: float = 0.0
     classes: int = 64  # parcels
     parcels_decoder: str = "light"  # of the fine-tuning network: light, swinunetr or nnunet
-    freeze_prototypes: float = 0.002  # share of the run: 1 of 500 epochs
+    freeze_prototypes: float = 0.002  # fraction of the run: 1 of 500 epochs
 
     PUBLISHED: ClassVar[dict] = {"patch_tokens": 0}
 
@@ -119,7 +119,8 @@ class SMIT(SelfDistillation, Method):
         stage = STAGE_OF_STRIDE[config.patch_stride]
         patch = stage if config.w_mpd > 0 else None
         super().__init__(
-            Backbone(encoder, config, pooled=(3,), image=config.w_itd > 0, patch=patch), config
+            EncoderWithHeads(encoder, config, pooled=(3,), image=config.w_itd > 0, patch=patch),
+            config,
         )
         self.image_centre = Centre(config.prototypes, config.centre_momentum)
         self.patch_centre = Centre(config.prototypes, config.centre_momentum)
@@ -130,7 +131,9 @@ class SMIT(SelfDistillation, Method):
         if config.w_parcels > 0:
             self.segmenter = ParcelDecoder(config.parcels_decoder, encoder, config.classes)
         all_maps = config.w_mip > 0 or config.w_parcels > 0
-        hold_unread(encoder, max(4 * all_maps, 3 * (config.w_itd > 0), stage * (config.w_mpd > 0)))
+        freeze_unused_layers(
+            encoder, max(4 * all_maps, 3 * (config.w_itd > 0), stage * (config.w_mpd > 0))
+        )
 
     @property
     def encoder(self) -> Swin:
@@ -145,7 +148,7 @@ class SMIT(SelfDistillation, Method):
     @staticmethod
     def region(crop: Shape) -> Shape:
         """128 for 96, as the paper."""
-        return wider(crop)
+        return region_size(crop)
 
     def views(
         self, regions: Tensor, generators: Sequence[torch.Generator], within: Tensor | None = None
@@ -156,7 +159,7 @@ class SMIT(SelfDistillation, Method):
         "asked": the hidden patch tokens that the patch heads look at. `regions` [B 1 *region].
         """
         c, dims = self.config, regions.ndim - 2
-        crop, block = inner(tuple(regions.shape[2:])), c.mask_block.along(dims)
+        crop, block = crop_size(tuple(regions.shape[2:])), c.mask_block.along(dims)
         bounds = [None] * len(regions) if within is None else within
         images, offsets = [], []
         for region, generator, own in zip(regions, generators, bounds, strict=True):
@@ -185,7 +188,7 @@ class SMIT(SelfDistillation, Method):
         config = self.config
         image, hidden, asked = (views[name].flatten(0, 1) for name in ("image", "masked", "asked"))
         student = self.student(image, on_tokens(hidden, config), asked)
-        losses, watched = {}, {}
+        losses, monitored = {}, {}
         if config.w_mip > 0:
             covered = on_voxels(hidden, config)
             predicted = self.decoder(student.maps, image, covered)
@@ -199,7 +202,7 @@ class SMIT(SelfDistillation, Method):
                 target.unflatten(0, pair),
                 config.student_temperature,
             )
-            watched["teacher_image"] = target
+            monitored["teacher_image"] = target
         if config.w_mpd > 0:
             target = self.patch_centre.sharpen(
                 teacher.patch, self.teacher_temperature(delay=config.temperature_warmup)
@@ -207,17 +210,17 @@ class SMIT(SelfDistillation, Method):
             losses["mpd"] = masked_mean(
                 soft_cross_entropy(student.patch, target, config.student_temperature), asked
             )
-            watched["teacher_patch"] = target
+            monitored["teacher_patch"] = target
         if config.w_parcels > 0:
             first = views["image"][0]
-            losses["parcels"], watched["accuracy"] = self.segmenter.loss(
+            losses["parcels"], monitored["accuracy"] = self.segmenter.loss(
                 self.student.encoder(first), first, views["parcels"][0]
             )
-        watched["embedding"] = teacher.embedding
+        monitored["embedding"] = teacher.embedding
         losses["total"] = sum(
             getattr(config, f"w_{name}") * value for name, value in losses.items()
         )
-        return Step(losses, watched)
+        return Step(losses, monitored)
 
     def show(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
         image, hidden = views["image"].flatten(0, 1), views["masked"].flatten(0, 1)

@@ -46,7 +46,8 @@ class SwinUNETRConfig(MethodConfig):
     w_voxels: float = 1.0
     # of a view, at most, for the noise and again for the other scan (the authors' code)
     cut_share: float = 0.3
-    cut_edge: float = 0.25  # longest edge of a block, as a share of the view's (the authors' code)
+    # longest edge of a block, as a fraction of the view's (the authors' code)
+    cut_edge: float = 0.25
     temperature: float = 0.5  # the authors' code
     head_out: int = 512  # the authors' code
     # read the rotation from token 0 and the contrast from token 1, as the authors' code

@@ -66,7 +66,7 @@ def nt_xent(
     Chen 2020 (SimCLR), eq. 1: -log exp(s_ij / t) / sum_{k != i} exp(s_ik / t) over cosines s, the
     mean over both directions. `scans` [B] says which columns are left out; without it, only i
     itself is. The `queue` adds columns.
-    Accuracy: the share of rows whose positive is above every negative; 0 where there is none.
+    Accuracy: the fraction of rows whose positive is above every negative; 0 where there is none.
     """
     rows = F.normalize(torch.cat([first, second]).float(), dim=-1)
     scans = _unlike(first) if scans is None else scans
@@ -114,7 +114,7 @@ def _contrast(
     alike.
     """
     with torch.autocast(rows.device.type, enabled=False):
-        columns, others = dist.gather_with_gradient(columns), dist.gather(scans)
+        columns, others = dist.all_gather_with_gradient(columns), dist.all_gather(scans)
         if queue is not None:
             columns, others = torch.cat([columns, queue.keys]), torch.cat([others, queue.scans])
         positive = positive + dist.rank() * len(rows)
@@ -138,5 +138,5 @@ def _in_order(parts: Tensor) -> Tensor:
     """What each process noted, [parts B views ...], as rows [parts * processes * B * views ...],
     samples in order.
     """
-    every = dist.gather(parts[None])  # [processes parts B views ...]
+    every = dist.all_gather(parts[None])  # [processes parts B views ...]
     return every.transpose(0, 1).flatten(0, 3)

@@ -31,10 +31,10 @@ class DistillationConfig:
     teacher_temperature_start: float = 0.04  # Caron 2021
     # Caron 2021, the code's default; 0.07 there for long runs of large batches
     teacher_temperature_end: float = 0.04
-    temperature_warmup: float = 0.1  # share of the run: 30 of 300 epochs (Caron 2021; Zhou 2022)
+    temperature_warmup: float = 0.1  # fraction of the run: 30 of 300 epochs (Caron 2021; Zhou 2022)
     teacher_momentum: float = 0.996  # to 1 along a cosine (Grill 2020; Caron 2021)
     centre_momentum: float = 0.9  # Caron 2021
-    # share of the run; 1 of 100 epochs in Caron 2021, who advise more where it helps
+    # fraction of the run; 1 of 100 epochs in Caron 2021, who advise more where it helps
     freeze_prototypes: float = 0.1
     export: str = "teacher"  # or "student": whose encoder is kept
 
@@ -49,7 +49,7 @@ class DistillationConfig:
                 raise ValueError(f"{name} must lie within 0 and 1, got {getattr(self, name)}")
 
 
-class Answer(NamedTuple):
+class DistillationOutput(NamedTuple):
     """What student or teacher says of N views."""
 
     maps: list[Tensor]
@@ -58,7 +58,7 @@ class Answer(NamedTuple):
     patch: Tensor | None  # [hidden tokens, K] logits
 
 
-class Backbone(nn.Module):
+class EncoderWithHeads(nn.Module):
     """What student and teacher have in common: the encoder and the heads in use.
 
     pooled: the maps whose means over tokens, side by side, are the embedding.
@@ -95,7 +95,7 @@ class Backbone(nn.Module):
 
     def forward(
         self, image: Tensor, masked: Tensor | None = None, hidden: Tensor | None = None
-    ) -> Answer:
+    ) -> DistillationOutput:
         """`masked`: what the encoder may not see; `hidden` [N *blocks]: the patch tokens that are
         asked for.
         """
@@ -104,7 +104,7 @@ class Backbone(nn.Module):
             [maps[number].flatten(2).mean(dim=2) for number in self.pooled], dim=1
         )
         asked = self.patch_head is not None and hidden is not None
-        return Answer(
+        return DistillationOutput(
             maps,
             embedding,
             self.image_head(embedding) if self.image_head is not None else None,
@@ -119,7 +119,7 @@ class SelfDistillation(nn.Module):
     Stands before `Method` among a method's bases, whose `after_step` it carries on.
     """
 
-    def __init__(self, student: Backbone, config: DistillationConfig) -> None:
+    def __init__(self, student: EncoderWithHeads, config: DistillationConfig) -> None:
         super().__init__()
         self.config = config
         self.progress = 0.0
@@ -135,7 +135,7 @@ class SelfDistillation(nn.Module):
         return (self.teacher.model if self.config.export == "teacher" else self.student).encoder
 
     def teacher_temperature(self, delay: float = 0.0) -> float:
-        """The teacher's temperature now; its warm-up begins at `delay` (share of the run)."""
+        """The teacher's temperature now; its warm-up begins at `delay` (fraction of the run)."""
         c = self.config
         return ramp(
             c.teacher_temperature_start,
@@ -164,7 +164,7 @@ class SelfDistillation(nn.Module):
         )
 
 
-def hold_unread(encoder: nn.Module, last: int) -> None:
+def freeze_unused_layers(encoder: nn.Module, last: int) -> None:
     """Ask for no gradient where nothing reads the maps after number `last`: DDP waits for every one
     asked for.
     """

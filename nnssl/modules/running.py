@@ -75,7 +75,7 @@ class RunningMean(Running):
         self._noted.append(torch.cat([rows.sum(dim=0), rows.new_full((1,), len(rows))]))
 
     def _move(self, noted: list[Tensor]) -> None:
-        self.take(dist.mean(_total(noted)))
+        self.take(dist.all_reduce_mean(_total(noted)))
 
     def take(self, total: Tensor) -> None:
         """Move to the mean of a step's rows: their sum, and behind it their number."""
@@ -104,7 +104,7 @@ def update_all(module: nn.Module) -> None:
     means = [part for part in parts if isinstance(part, RunningMean) and part._noted]
     if means:
         totals = [_total(part._noted) for part in means]
-        shared = dist.mean(torch.cat(totals)).split([len(total) for total in totals])
+        shared = dist.all_reduce_mean(torch.cat(totals)).split([len(total) for total in totals])
         for part, total in zip(means, shared, strict=True):
             part.discard()
             part.take(total)

@@ -57,7 +57,7 @@ def choose(info: Mapping, whose: str = "the plans") -> Choice | None:
     return Choice(found[0], f"the only one under {_searched()}") if found else None
 
 
-def demand(choice: Choice | None) -> Choice:
+def require(choice: Choice | None) -> Choice:
     """`choice`, or NoCheckpointError that says where was looked and what to type."""
     if choice is None:
         raise NoCheckpointError(

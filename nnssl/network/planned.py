@@ -33,7 +33,7 @@ class Recipe:
     epochs: int = 1000  # nnU-Net's own, as the next two
     iterations: int = 250  # an epoch
     val_iterations: int = 50
-    foreground: float = 0.33  # share of the patches that are drawn around some labelled voxel
+    foreground: float = 0.33  # fraction of the patches that are drawn around some labelled voxel
     # augment by reflections and predict with them; not for labels that tell left from right
     mirror: bool = True
     lr: float = 5e-4  # of the decoder, AdamW
@@ -215,10 +215,10 @@ def steps_of(resolved: dict) -> tuple[Shape, ...]:
     """
     arguments = resolved["architecture"]["arch_kwargs"]
     steps = arguments["encoder"].get("steps", ())
-    return turned(steps, arguments.get("axes") or range(len(resolved["patch_size"])))
+    return permute_axes(steps, arguments.get("axes") or range(len(resolved["patch_size"])))
 
 
-def turned(steps: tuple[Shape, ...], axes: Iterable[int]) -> tuple[Shape, ...]:
+def permute_axes(steps: tuple[Shape, ...], axes: Iterable[int]) -> tuple[Shape, ...]:
     """`steps` in the order of `axes`."""
     return tuple(tuple(step[axis] for axis in axes) for step in steps)
 
@@ -258,17 +258,17 @@ def describe_map(intensity: dict | None, info: dict) -> list[str]:
     numbers = {name: values for name, values in intensity.items() if name != "bends"}
     lines = [f"Intensities: {numbers}"]
     if intensity.get("bends") and info.get("hu"):
-        lines.append(f"  and on as in the pretraining: {HUPolicy(**info['hu']).describe()}")
+        lines.append(f"  and on as in the pretraining: {HUPolicy.from_dict(info['hu']).describe()}")
     return lines
 
 
 def _from_ct(properties: dict, hu: HUPolicy) -> dict:
-    sd = max(properties["std"], 1e-8)  # as CTNormalization divides
+    std = max(properties["std"], 1e-8)  # as CTNormalization divides
     return {
-        "scale": sd / hu.sd,
-        "shift": (properties["mean"] - hu.mean) / hu.sd,
-        "low": (hu.low - hu.mean) / hu.sd,
-        "high": (hu.high - hu.mean) / hu.sd,
+        "scale": std / hu.std,
+        "shift": (properties["mean"] - hu.mean) / hu.std,
+        "low": (hu.low - hu.mean) / hu.std,
+        "high": (hu.high - hu.mean) / hu.std,
     }
 
 

@@ -54,7 +54,7 @@ class Watch:
         if (held := _held_by_the_loader()) is None:
             return
         file, saved = held
-        demand_fit(file, saved, self.own)
+        require_fit(file, saved, self.own)
         weights = saved["network_weights"]
         weights |= {name: tensor for name, tensor in self.own.items() if name.startswith(INTENSITY)}
         self.about = f" {file}"
@@ -77,7 +77,7 @@ class Watch:
         )
 
 
-def demand_fit(file: str, saved: Mapping, own: Mapping[str, Tensor]) -> None:
+def require_fit(file: str, saved: Mapping, own: Mapping[str, Tensor]) -> None:
     """Raises PretrainedWeightsError where the tensors of `saved`, a file's content, are not those
     of `own`.
 

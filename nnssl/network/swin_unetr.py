@@ -64,12 +64,14 @@ class SwinUNETR(nn.Module):
         super().__init__()
         config = SwinConfig.from_dict(encoder) if encoder else preset("smit")
         config = replace(config, in_channels=input_channels)
-        self.forth = [0, 1, *(2 + axis for axis in axes or range(config.spatial_dims))]
-        if sorted(self.forth) != list(range(config.spatial_dims + 2)):
+        self.to_plans_axes = [0, 1, *(2 + axis for axis in axes or range(config.spatial_dims))]
+        if sorted(self.to_plans_axes) != list(range(config.spatial_dims + 2)):
             raise ValueError(
                 f"axes must be an order of {list(range(config.spatial_dims))}, got {axes}"
             )
-        self.back = [self.forth.index(axis) for axis in range(len(self.forth))]
+        self.to_file_axes = [
+            self.to_plans_axes.index(axis) for axis in range(len(self.to_plans_axes))
+        ]
         self.encoder = Swin(config, checkpointing=checkpointing)
         self.encoder.intensity = Intensity(input_channels, **(intensity or {}))
         if image_skip not in SKIPS:
@@ -82,7 +84,7 @@ class SwinUNETR(nn.Module):
         """[B C *spatial] to what the decoder gets: its own view of the image, and the encoder's
         five maps.
         """
-        image = image.permute(self.back)
+        image = image.permute(self.to_file_axes)
         mapped = self.encoder.intensity(image)
         return image if self.raw_skip else mapped, self.encoder(mapped)
 
@@ -93,8 +95,8 @@ class SwinUNETR(nn.Module):
         image, maps = self.encode(image)
         logits = self.decoder(image, maps)
         if isinstance(logits, list):
-            return [part.permute(self.forth) for part in logits]
-        return logits.permute(self.forth)
+            return [part.permute(self.to_plans_axes) for part in logits]
+        return logits.permute(self.to_plans_axes)
 
 
 def output_sizes(size: Shape, steps: tuple[Shape, ...] = ()) -> list[Shape]:

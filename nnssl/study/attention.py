@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nnssl.encoder.blocks import Block, WindowAttention
 from nnssl.encoder.swin import Swin
-from nnssl.encoder.windows import Cut
+from nnssl.encoder.windows import WindowPartition
 from nnssl.types import Shape, Spacing
 
 PART = 2**22  # attention weights that are in memory at a time
@@ -102,7 +102,7 @@ class AttentionDistance:
 
     @torch.no_grad()
     def _add(
-        self, place: int, module: WindowAttention, x: Tensor, cut: Cut, relative: Tensor
+        self, place: int, module: WindowAttention, x: Tensor, cut: WindowPartition, relative: Tensor
     ) -> None:
         mm = distances(cut.size, self.tokens[place]).to(x.dtype).to(x.device)
         n = len(mm)
@@ -127,7 +127,7 @@ class AttentionDistance:
         self.queries[place] += int(real.sum())
 
 
-def _mask_of(part: Tensor, cut: Cut) -> Tensor | None:
+def _mask_of(part: Tensor, cut: WindowPartition) -> Tensor | None:
     """[len(part) n n] of the windows `part`, which count on from sample to sample."""
     if cut.mask is None:
         return None

@@ -23,7 +23,7 @@ def collect(study: Study) -> dict[str, str]:
     before = files.read_json_lines(study.results) if study.results.exists() else []
     rows = [_study_row(study, next((row for row in before if row["kind"] == "study"), None))]
     states = {}
-    for run in runs.of(study):
+    for run in runs.all_runs(study):
         of_run = rows_of(run)
         states[run.name] = of_run[0]["state"]
         rows += of_run

@@ -50,51 +50,49 @@ def parser() -> argparse.ArgumentParser:
 
 
 def do(
-    asked: argparse.Namespace, parsers: Mapping[str, Callable[[], argparse.ArgumentParser]]
+    args: argparse.Namespace, parsers: Mapping[str, Callable[[], argparse.ArgumentParser]]
 ) -> None:
     """parsers: those of our commands by name, to check what a description would type."""
-    if asked.step == "run":
-        _run(asked, parsers)
+    if args.step == "run":
+        _run(args, parsers)
     else:
-        {"init": _init, "features": _features, "report": _report}[asked.step](asked)
+        {"init": _init, "features": _features, "report": _report}[args.step](args)
 
 
-def _init(asked: argparse.Namespace) -> None:
+def _init(args: argparse.Namespace) -> None:
     from nnssl.study import template
 
-    template.write(asked.description)
-    print(
-        f"Wrote {asked.description}. Edit it, then: nnssl_study run {asked.description} --dry-run"
-    )
+    template.write(args.description)
+    print(f"Wrote {args.description}. Edit it, then: nnssl_study run {args.description} --dry-run")
 
 
-def _run(asked: argparse.Namespace, parsers: Mapping) -> None:
+def _run(args: argparse.Namespace, parsers: Mapping) -> None:
     from nnssl.study import check, run
     from nnssl.study.description import load
 
-    described = load(asked.description)
+    described = load(args.description)
     check.check(described, parsers)
-    print(run.describe(described, run.beside(described.device, asked.parallel)), flush=True)
-    if not asked.dry_run:
-        executor = run.executor_of(asked.executor, described, asked.parallel)
+    print(run.describe(described, run.beside(described.device, args.parallel)), flush=True)
+    if not args.dry_run:
+        executor = run.executor_of(args.executor, described, args.parallel)
         states = run.run(described, executor, lambda text: print(text, flush=True))
         print(run.summary(described, states))
-        print(f"Next: nnssl_study report {asked.description}")
+        print(f"Next: nnssl_study report {args.description}")
 
 
-def _features(asked: argparse.Namespace) -> None:
+def _features(args: argparse.Namespace) -> None:
     from nnssl.study import preparation, reuse
 
-    described = _collected(asked.description)
+    described = _collected(args.description)
     preparation.check(described)
-    new = reuse.measure(described, asked.volumes, lambda text: print(text, flush=True))
-    print(f"{new} new rows in {described.results}. Next: nnssl_study report {asked.description}")
+    new = reuse.measure(described, args.volumes, lambda text: print(text, flush=True))
+    print(f"{new} new rows in {described.results}. Next: nnssl_study report {args.description}")
 
 
-def _report(asked: argparse.Namespace) -> None:
+def _report(args: argparse.Namespace) -> None:
     from nnssl.study.report import build
 
-    rows = asked.description / "results.jsonl" if asked.description.is_dir() else asked.description
+    rows = args.description / "results.jsonl" if args.description.is_dir() else args.description
     if rows.suffix in (".yaml", ".yml"):
         rows = _collected(rows).results
     print(f"Wrote {build.write(rows, rows.parent / 'report')}")

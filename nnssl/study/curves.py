@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 
-SHARES = (0.90, 0.95, 0.99)  # of scratch's final validation Dice
+FRACTIONS = (0.90, 0.95, 0.99)  # of scratch's final validation Dice
 MOMENTUM = 0.9  # of nnU-Net's own "mean validation Dice (moving average)" in progress.png
 NEVER = float("inf")
 
@@ -56,12 +56,12 @@ class Curve:
 class Convergence:
     """Medians over a group's seeds; NEVER where at least half of the seeds do not get there.
 
-    epochs, hours:             to `share` of scratch's final Dice, `target`.
+    epochs, hours:             to `fraction` of scratch's final Dice, `target`.
     epoch_ratio, hour_ratio:   to scratch's own; below 1 is faster. NaN where scratch itself has none.
     reached, seeds:            how many of the seeds got there.
     """
 
-    share: float
+    fraction: float
     target: float
     epochs: float
     hours: float
@@ -72,16 +72,18 @@ class Convergence:
 
 
 def convergence(arm: list[Curve], scratch: list[Curve]) -> list[Convergence]:
-    """One a share of SHARES; the target is that of the mean of scratch's final Dice over its seeds."""
+    """One a fraction of SHARES; the target is that of the mean of scratch's final Dice over its
+    seeds.
+    """
     final = float(np.mean([curve.final for curve in scratch]))
     rows = []
-    for share in SHARES:
-        target = share * final
+    for fraction in FRACTIONS:
+        target = fraction * final
         ours, theirs = ([curve.reaches(target) for curve in curves] for curves in (arm, scratch))
         (epochs, hours), (their_epochs, their_hours) = _medians(ours), _medians(theirs)
         reached = sum(epoch < NEVER for epoch, _ in ours)
         ratios = _ratio(epochs, their_epochs), _ratio(hours, their_hours)
-        rows.append(Convergence(share, target, epochs, hours, *ratios, reached, len(arm)))
+        rows.append(Convergence(fraction, target, epochs, hours, *ratios, reached, len(arm)))
     return rows
 
 
@@ -114,7 +116,7 @@ class Saving:
         return self.cases - self.needed
 
     @property
-    def share(self) -> float:
+    def fraction(self) -> float:
         return self.saved / self.cases
 
 

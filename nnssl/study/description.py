@@ -139,7 +139,7 @@ def _study(content: Any, path: Path) -> Study:
         "slurm",
     )
     content = values.mapping(content, "the description")
-    values.demand_known(content, known, "the description")
+    values.require_known(content, known, "the description")
     for needed in ("arms", "tasks"):
         if not content.get(needed):
             raise DescriptionError(
@@ -182,7 +182,7 @@ def _check(study: Study) -> None:
         "budget": list(study.budgets),
         "seed": list(study.seeds),
     }.items():
-        values.demand_once(what, named)
+        values.require_once(what, named)
     count = len(study.arms) * len(study.tasks) * len(study.budgets) * len(study.seeds)
     if count > MOST_RUNS:
         raise DescriptionError(
@@ -231,7 +231,7 @@ def _arm(entry: Any, beside: Path) -> Arm:
     start = values.one_of(entry.get("start"), STARTS, f"arm {name}: start")
     needed, may = NEEDS[start]
     known = ("name", "start", *needed, *may, "tasks", "budgets", "modality", "recipe")
-    values.demand_known(entry, known, f"arm {name} ({start})")
+    values.require_known(entry, known, f"arm {name} ({start})")
     if absent := [key for key in needed if not entry.get(key)]:
         raise DescriptionError(f"arm {name} ({start}) must say {' and '.join(absent)}")
     if start == "pretrain" and not (entry.get("scans") or entry.get("datasets")):
@@ -271,7 +271,7 @@ def _arm(entry: Any, beside: Path) -> Arm:
 def _task(entry: Any) -> Task:
     entry = dict(values.mapping(entry, "a task"))
     name = values.name(entry.get("name"), "a task's name")
-    values.demand_known(entry, [f.name for f in fields(Task)], f"task {name}")
+    values.require_known(entry, [f.name for f in fields(Task)], f"task {name}")
     if "dataset" not in entry:
         raise DescriptionError(f"task {name} must say which nnU-Net dataset it is: dataset: 501")
     what = f"task {name}: "
@@ -293,7 +293,7 @@ def _task(entry: Any) -> Task:
 
 def _recipe(entry: Any, whose: str) -> dict:
     entry = values.mapping(entry or {}, f"{whose}: recipe")
-    values.demand_known(entry, RECIPE, f"{whose}: recipe")
+    values.require_known(entry, RECIPE, f"{whose}: recipe")
     if "trainer" in entry:
         values.file_name(
             entry["trainer"], f"{whose}: recipe: trainer is a class, such as SwinSSLTrainer"

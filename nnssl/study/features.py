@@ -161,7 +161,7 @@ class Layers:
 
 def as_seen(network: SwinUNETR, crop: Tensor) -> Tensor:
     """What the network's encoder gets to see of a crop in nnU-Net's axes and intensities."""
-    return network.encoder.intensity(crop.permute(network.back))
+    return network.encoder.intensity(crop.permute(network.to_file_axes))
 
 
 def strides(encoder: Swin, stage: int) -> Shape:
@@ -237,7 +237,7 @@ def attention_rows(
     """The rows of `results.jsonl`: mm of each head over the crops. spacing: the configuration's, in
     nnU-Net's axes.
     """
-    by_axis = [spacing[axis - 2] for axis in network.back[2:]]
+    by_axis = [spacing[axis - 2] for axis in network.to_file_axes[2:]]
     with AttentionDistance(network.encoder, by_axis) as watch:
         for crop in crops:
             network.encoder(as_seen(network, crop))

@@ -35,7 +35,7 @@ def surfaces(
 ) -> Surfaces:
     """Compare two Bool masks of one shape; `spacing` in mm by axis, `tolerance` in mm.
 
-    Surface Dice (Nikolov et al. 2021): the share of both surfaces' voxels that lie within
+    Surface Dice (Nikolov et al. 2021): the fraction of both surfaces' voxels that lie within
     `tolerance` of the other surface. HD95: the 95th percentile of the distances, the larger of both
     directions. Where only one mask is empty there is no distance: surface Dice is 0 and HD95 the
     image's diagonal, the worst that could be, since leaving such cases out would reward what misses

@@ -149,7 +149,7 @@ def start_folder(study: Study, arm: Arm) -> Path:
     return study.folder / "starts" / arm.name
 
 
-def starts(study: Study) -> dict[str, dict]:
+def pretrained_encoders(study: Study) -> dict[str, dict]:
     """Arm -> job.json of `nnssl.study.job`, for the arms whose checkpoint the study makes itself."""
     return {arm.name: _start(study, arm) for arm in study.arms if arm.start in _MAKE}
 
@@ -238,7 +238,7 @@ def plan_command(study: Study, task: Task, arm: Arm) -> Command | None:
     """
     if arm.start == "default":
         return None
-    source = like(study, task, arm)
+    source = encoder_source(study, task, arm)
     start = ["-c", str(checkpoint_of(study, source))] if source else ["-a", arm.encoder or PRESET]
     name = runs.plans_of(study, task, arm)
     return [
@@ -248,7 +248,7 @@ def plan_command(study: Study, task: Task, arm: Arm) -> Command | None:
     ]
 
 
-def like(study: Study, task: Task, arm: Arm) -> Arm | None:
+def encoder_source(study: Study, task: Task, arm: Arm) -> Arm | None:
     """The arm whose checkpoint the plans name. For a random start, which gets encoder and
     intensities from it but no
     weights: the one it is said to be like, else the first pretrained one of the task. None: a

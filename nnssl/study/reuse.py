@@ -57,7 +57,7 @@ def _ends(study: Study) -> list[list[dict]]:
     the one there is.
     """
     groups: dict[tuple, list[dict]] = {}
-    for run in runs.of(study):
+    for run in runs.all_runs(study):
         if runs.state(run.folder)[0] == "done":
             job = files.read_json(run.folder / runs.JOB)
             groups.setdefault((job["task"], job["arm"], job["seed"]), []).append(job)

@@ -33,7 +33,7 @@ def run(study: Study, executor: Executor, say: Say) -> dict[str, str]:
             outstanding = [
                 one for one in prepare(study, executor, say) if runs.state(one.folder)[0] != "done"
             ]
-            say(f"{len(outstanding)} of {len(runs.of(study))} runs")
+            say(f"{len(outstanding)} of {len(runs.all_runs(study))} runs")
             executor([one.folder for one in outstanding], say)
     finally:
         states = collect.collect(study)
@@ -54,7 +54,7 @@ def prepare(study: Study, executor: Executor, say: Say) -> list[Run]:
         splits = preparation.split(study, task)
         for arm in study.arms_of(task):
             plans = _plans(study, task, arm, say)
-            for one in [one for one in runs.of(study) if (one.task, one.arm) == (task, arm)]:
+            for one in [one for one in runs.all_runs(study) if (one.task, one.arm) == (task, arm)]:
                 if isinstance(plans, str):
                     _cannot(one, plans)
                 else:
@@ -62,12 +62,12 @@ def prepare(study: Study, executor: Executor, say: Say) -> list[Run]:
                     runs.refuse_others(one.folder, made)
                     runs.write_job(one.folder, made)
                     ready.add(one.name)
-    return [one for one in runs.of(study) if one.name in ready]
+    return [one for one in runs.all_runs(study) if one.name in ready]
 
 
 def _make_starts(study: Study, executor: Executor, say: Say) -> None:
     """Those that begin from another arm's encoder come after it."""
-    made = preparation.starts(study)
+    made = preparation.pretrained_encoders(study)
     for later in (False, True):
         folders = []
         for arm in study.arms:
@@ -83,8 +83,8 @@ def _plans(study: Study, task: Task, arm: Arm, say: Say) -> Mapping | str:
     """The plans of an arm on a task, made where they are missing or out of date; or why there are
     none.
     """
-    source = preparation.like(study, task, arm) if arm.start != "default" else None
-    if source and source.name in preparation.starts(study):
+    source = preparation.encoder_source(study, task, arm) if arm.start != "default" else None
+    if source and source.name in preparation.pretrained_encoders(study):
         state, reason = runs.state(preparation.start_folder(study, source))
         if state != "done":
             return f"no checkpoint of arm {source.name}: {reason}"
@@ -172,7 +172,7 @@ def describe(study: Study, parallel: int) -> str:
     lines = [f"Study {study.name}: {len(study.tasks)} task(s) x {len(study.arms)} arm(s) x {len(study.budgets)} "
              f"budget(s) x {len(study.seeds)} {'fold' if study.by_fold else 'seed'}(s), in {study.folder}"]  # fmt: skip
     commands = [c for data in preparation.datasets(study) for c in preparation.data_commands(*data)]
-    for name, made in preparation.starts(study).items():
+    for name, made in preparation.pretrained_encoders(study).items():
         if runs.state(study.folder / "starts" / name)[0] != "done":
             commands += made["commands"]
     for task in study.tasks:
@@ -182,7 +182,7 @@ def describe(study: Study, parallel: int) -> str:
         "Before the runs:",
         *(f"  $ {shlex.join(command)}" for command in commands or [["nothing"]]),
     ]
-    every = runs.of(study)
+    every = runs.all_runs(study)
     todo = [one for one in every if runs.state(one.folder)[0] != "done"]
     lines.append(f"Runs: {len(every)}, done {len(every) - len(todo)}, to do {len(todo)}")
     lines += [f"  {one.name}  ({one.trainer}, {one.epochs} epochs)" for one in todo]
@@ -232,7 +232,7 @@ def summary(study: Study, states: Mapping[str, str]) -> str:
         f"{list(states.values()).count(s)} {s}" for s in ("done", "failed", "missing")
     )
     lines = [f"Runs: {counts}. Results: {study.results}"]
-    for one in runs.of(study):
+    for one in runs.all_runs(study):
         if states[one.name] == "failed":
             reason = str(runs.state(one.folder)[1]).strip().splitlines()[0]
             lines.append(f"  failed: {one.name}: {reason} (log: {Path(one.folder, runs.LOG)})")

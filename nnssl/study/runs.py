@@ -60,7 +60,7 @@ class Run:
         return int(self.study.recipe_of(self.task, self.arm).get("epochs", EPOCHS))
 
 
-def of(study: Study) -> list[Run]:
+def all_runs(study: Study) -> list[Run]:
     """All runs, in the order in which they are done: every arm of a small budget before the next
     one.
     """

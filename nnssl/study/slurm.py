@@ -79,9 +79,9 @@ class _Job:
             self.number = earlier
             self.say(f"  {self.folder.name}: job {earlier}, handed in earlier")
         else:
-            self.hand_in()
+            self.submit()
 
-    def hand_in(self) -> None:
+    def submit(self) -> None:
         forget_failure(self.folder)
         self.number = self.maker.submit(job.do, self.folder).job_id
         files.write_json(self.folder / NUMBER, {"job": self.number})
@@ -95,7 +95,7 @@ class _Job:
         if settled(self.folder, self.attempt, gone, self.say):
             return True
         self.attempt += 1
-        self.hand_in()
+        self.submit()
         return False
 
 

@@ -86,7 +86,7 @@ def policy(scheme: str, properties: dict) -> HUPolicy | None:
     if scheme != "CTNormalization":
         return None
     low, high = properties["percentile_00_5"], properties["percentile_99_5"]
-    return HUPolicy(low=low, high=high, mean=properties["mean"], sd=max(properties["std"], 1e-8))
+    return HUPolicy(low=low, high=high, mean=properties["mean"], std=max(properties["std"], 1e-8))
 
 
 if __name__ == "__main__":

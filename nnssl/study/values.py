@@ -71,14 +71,14 @@ def a_list(entry: Any, what: str) -> list:
     return entry
 
 
-def demand_known(entry: Mapping, known: Any, what: str) -> None:
+def require_known(entry: Mapping, known: Any, what: str) -> None:
     if unknown := sorted(set(map(str, entry)) - set(known)):
         raise DescriptionError(
             f"{what}: unknown {', '.join(unknown)[:200]}; known: {', '.join(known)}"
         )
 
 
-def demand_once(what: str, values: list) -> None:
+def require_once(what: str, values: list) -> None:
     """Raises DescriptionError where a value is there twice."""
     seen = set()
     if doubled := sorted({str(value) for value in values if value in seen or seen.add(value)}):

@@ -58,7 +58,7 @@ def _began_with(number: int, stored: list[str], data: Path) -> list[str]:
     return [case for case in stored if case in set(first)]
 
 
-def demand_free(folder: Path, resume: bool) -> None:
+def require_free(folder: Path, resume: bool) -> None:
     """Raise ValueError where a run in `folder` would be overwritten, or cannot be continued."""
     there = [name for name in (LATEST, FINAL) if (folder / name).exists()]
     if resume and there == [FINAL]:

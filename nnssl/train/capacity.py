@@ -25,7 +25,7 @@ STEP_SECONDS = 1.5  # of a step on a CPU: progress is seen, and a scan's gradien
 def trial(method: Method, crop: Shape, device: torch.device) -> dict:
     """The views of one made scan. Of noise: in a constant one masked methods would hide nothing."""
     noise = torch.randn(1, 1, *method.region(crop), generator=generator_for(0, 1)).to(device)
-    return method.seen(
+    return method.prepare_views(
         noise, [generator_for(0, 0)], torch.zeros(1, dtype=torch.long, device=device)
     )
 
@@ -71,7 +71,7 @@ def saved_bytes(model: nn.Module, views: dict, device: torch.device, bf16: bool)
 
 
 def free_bytes(device: torch.device) -> int:
-    """Free memory of the device; for a CPU this process's share of the machine's or of what its
+    """Free memory of the device; for a CPU this process's fraction of the machine's or of what its
     cgroup may have.
 
     8 GiB if the system is silent.

@@ -90,10 +90,10 @@ def batch_size(method: Method, crop: Shape, device: torch.device, bf16: bool) ->
     """Scans for one process, the same for all of them, and why: what fits, and on a CPU what is
     done in time.
     """
-    fits = dist.least(fitting_batch_size(method, crop, device, bf16), device)
+    fits = dist.all_reduce_min(fitting_batch_size(method, crop, device, bf16), device)
     reason = f"{fits} fit into the memory of one process"
     if device.type == "cpu" and fits > method.smallest_batch:
-        timely = dist.least(timely_batch_size(method, crop, device), device)
+        timely = dist.all_reduce_min(timely_batch_size(method, crop, device), device)
         if timely < fits:
             return (
                 timely,

@@ -44,8 +44,8 @@ def ridge(
         weighted = centred * w[part, None]
         gram += weighted.T @ centred
         moment += weighted.T @ (y[part] - middle)
-    sd = gram.diagonal().clamp(min=0).sqrt()
-    scale = torch.where(sd > FLAT, 1 / sd.clamp(min=FLAT), 0.0)
+    std = gram.diagonal().clamp(min=0).sqrt()
+    scale = torch.where(std > FLAT, 1 / std.clamp(min=FLAT), 0.0)
     gram *= scale[:, None] * scale
     gram.diagonal().add_(penalty)
     coefficients = (
@@ -93,7 +93,7 @@ def _interpolated(tokens: Tensor, stride: int, points: Tensor) -> Tensor:
     place = ((points.to(tokens.device) + 0.5) / stride - 0.5).clamp(min=0)
     place = torch.minimum(place, (grid - 1).to(place.dtype))
     low = place.floor().long()
-    share = (place - low).to(tokens.dtype)
+    fraction = (place - low).to(tokens.dtype)
     flat, out = tokens.flatten(1), 0.0
     for corner in itertools.product((0, 1), repeat=points.shape[1]):
         side = torch.tensor(corner, device=tokens.device)
@@ -101,7 +101,7 @@ def _interpolated(tokens: Tensor, stride: int, points: Tensor) -> Tensor:
         index = torch.zeros_like(at[:, 0])
         for axis, size in enumerate(tokens.shape[1:]):
             index = index * size + at[:, axis]
-        out = out + flat[:, index] * torch.where(side.bool(), share, 1 - share).prod(dim=1)
+        out = out + flat[:, index] * torch.where(side.bool(), fraction, 1 - fraction).prod(dim=1)
     return out.T
 
 

@@ -55,7 +55,7 @@ class Log:
     def row(
         self,
         losses: dict,
-        watched: dict,
+        monitored: dict,
         *,
         norm: float,
         rate: float,
@@ -67,14 +67,14 @@ class Log:
         run, config = self.run, self.run.config
         values = {
             **{name: float(value) for name, value in losses.items()},
-            **run.monitors.read(watched),
+            **run.monitors.read(monitored),
         }
-        values["data_wait"] = waited / seconds  # share of the step
+        values["data_wait"] = waited / seconds  # fraction of the step
         # crops redrawn for lack of body
         values["rejected"] = rejected / (config.batch_size / dist.world_size())
         # where NCCL and gloo look; mps knows no float64
         on = "cuda" if run.device.type == "cuda" else "cpu"
-        averaged = dist.mean(
+        averaged = dist.all_reduce_mean(
             torch.tensor(list(values.values()), dtype=torch.float64, device=on)
         ).tolist()
         row = {
@@ -125,7 +125,7 @@ class Log:
         samples = default_collate([run.crops[index] for index in range(2)])
         run.method.eval()
         with torch.no_grad():
-            volumes = run.method.show(run.seen(samples))
+            volumes = run.method.show(run.prepare_views(samples))
         # rank zero alone draws, and a resumed run does not: no running moment may move
         discard_all(run.method)
         run.method.train()

@@ -49,7 +49,7 @@ def train(run: Run, say: Callable[[str], None] = print) -> Path:
             except Interrupted:  # no picture: it would wait for the same data
                 run.save(log.last)
                 raise _stopped(run) from None
-            losses, watched = run.gradients(parts)
+            losses, monitored = run.gradients(parts)
             norm, rate = run.update()
             clock.steps += 1
             logged = run.step % config.log_every == 0 or run.step == config.steps or run.probes()
@@ -59,7 +59,7 @@ def train(run: Run, say: Callable[[str], None] = print) -> Path:
                 timed = clock.read()
                 rejected = sum(int(part["rejected"].sum()) for part in parts)
                 row = log.row(
-                    losses, watched, norm=float(norm), rate=rate, rejected=rejected, **timed
+                    losses, monitored, norm=float(norm), rate=rate, rejected=rejected, **timed
                 )
                 run.keep_best(row)
                 log.pace(timed["seconds"])

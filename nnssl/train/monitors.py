@@ -5,10 +5,10 @@ embedding_std   mean over dimensions of std over the last `RECENT` crops of z/|z
                 when every crop looks the same (Chen 2021, SimSiam, section 4.1). No more than
                 these: embeddings of a network that moves differ for that reason too.
 rankme          exp of the entropy of the singular values of the last `WINDOW` embeddings (Garrido 2023).
-entropy_<head>  mean entropy of the teacher's targets, as a share of log K: 1 = uniform collapse.
-spread_<head>   entropy of the mean target, as a share of log K: 0 = one prototype for everything.
+entropy_<head>  mean entropy of the teacher's targets, as a fraction of log K: 1 = uniform collapse.
+spread_<head>   entropy of the mean target, as a fraction of log K: 0 = one prototype for everything.
 used_<head>     how many prototypes are the first choice of some token or crop.
-accuracy        share of right answers, where the method asks a question that has one.
+accuracy        fraction of right answers, where the method asks a question that has one.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def embedding_std(embedding: Tensor) -> float:
 def rankme(embedding: Tensor) -> float:
     """[N d] -> effective rank in [1, min(N, d)] (Garrido 2023, eq. 1)."""
     values = torch.linalg.svdvals(embedding.float())
-    share = values / values.sum().clamp(min=1e-12) + 1e-7
-    return float(torch.exp(-(share * share.log()).sum()))
+    fraction = values / values.sum().clamp(min=1e-12) + 1e-7
+    return float(torch.exp(-(fraction * fraction.log()).sum()))
 
 
 def entropies(probabilities: Tensor) -> tuple[float, float, int]:
@@ -76,10 +76,10 @@ class Monitors:
         self._noted: list[Tensor] = []  # of the steps since, still on the device
         self.lasting = dict.fromkeys(ADVICE, 0)
 
-    def note(self, watched: dict[str, Tensor]) -> None:
+    def note(self, monitored: dict[str, Tensor]) -> None:
         """Every step: remember the embeddings of all processes, without waiting for them."""
-        if "embedding" in watched:
-            self._noted.append(dist.gather(watched["embedding"].detach().float()))
+        if "embedding" in monitored:
+            self._noted.append(dist.all_gather(monitored["embedding"].detach().float()))
             while sum(map(len, self._noted[1:])) >= WINDOW:
                 self._noted.pop(0)
 
@@ -96,13 +96,13 @@ class Monitors:
             self._kept = torch.cat([kept, latest])[-WINDOW:]
         return self._kept
 
-    def read(self, watched: dict[str, Tensor]) -> dict[str, float]:
+    def read(self, monitored: dict[str, Tensor]) -> dict[str, float]:
         """At logged steps: the numbers of this step, averaged over processes by the caller."""
         row, embeddings = {}, self.embeddings
         if embeddings.numel():
             row["embedding_std"] = embedding_std(embeddings[-RECENT:])
             row["rankme"] = rankme(embeddings)
-        for name, value in watched.items():
+        for name, value in monitored.items():
             if value.ndim == 0:
                 row[name] = float(value)
             elif name.startswith("teacher_"):

@@ -88,18 +88,18 @@ def pretrain(options: Options, say: Callable[[str], None] = print) -> Path | Non
 def _pretrain(options: Options, say: Callable[[str], None], held: ExitStack) -> Path | None:
     device = processes.choose_device(options.device)
     keep_freed_memory()
-    processes.join(device)
+    processes.init_process_group(device)
     speak = say if dist.is_main() else _silent
     try:
         # a mistake is told before any scan is read
         _method(options.method).Config.parse(options.settings)
         dimensions(options)
         name, folder = data_folder(options)
-        plan = processes.first_alone(lambda: _prepare(options, name, folder, speak))
+        plan = processes.rank_zero_first(lambda: _prepare(options, name, folder, speak))
         if options.only_prepare:
             return None
-        processes.first_alone(lambda: _take(results_folder(options, plan), held))
-        processes.first_alone(lambda: _make_parcels(options, plan, folder, speak))
+        processes.rank_zero_first(lambda: _take(results_folder(options, plan), held))
+        processes.rank_zero_first(lambda: _make_parcels(options, plan, folder, speak))
         run = build(options, plan, folder, device, speak)
         train(run, speak)
         speak(
@@ -107,13 +107,13 @@ def _pretrain(options: Options, say: Callable[[str], None], held: ExitStack) -> 
         )
         return run.folder / FINAL
     finally:
-        processes.leave()
+        processes.destroy_process_group()
 
 
 def build(options: Options, plan: Plan, data: Path, device: torch.device, say: Callable) -> Run:
     """The run that `options` describe, resumed where asked for."""
     dims, kind, folder = dimensions(options), _method(options.method), results_folder(options, plan)
-    before.demand_free(folder, options.resume)
+    before.require_free(folder, options.resume)
     bf16 = (
         device.type == "cuda"
         and not options.fp32

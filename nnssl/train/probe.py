@@ -140,8 +140,7 @@ class Probe:
                 maps = encoder(images.view(len(some), 1, *self.crop).to(device))
             yield some, [tokens.float() for tokens in maps]
 
-    # -- what is looked at
-    # -----------------------------------------------------------------------------------------
+    # -- what is looked at -------------------------------------------------------------------------
 
     def _read(self, crop: Crop, part: str, padding: float) -> np.ndarray:
         return read_box(
@@ -166,8 +165,8 @@ class Probe:
         return out
 
     def _choose(self, case: str) -> list[Crop]:
-        """At most MOST_CROPS, one after the other, each that with the largest shares of labels not
-        yet covered.
+        """At most MOST_CROPS, one after the other, each that with the largest fractions of labels
+        not yet covered.
         """
         stored = blosc2.open(str(self.folder / f"{case}_labels.b2nd"), **OPEN)
         volume = self._classes(stored[0])
@@ -218,10 +217,10 @@ class Probe:
             generator = np.random.default_rng(
                 (self.cases.index(crop.case), *(abs(s) for s in crop.start))
             )
-            share = sum(1 for other in self.fitted_on if other.case == crop.case)
+            fraction = sum(1 for other in self.fitted_on if other.case == crop.case)
             drawn = [
                 generator.permutation(np.argwhere(labels == place))[
-                    : -(-(label if place else POINTS) // share)
+                    : -(-(label if place else POINTS) // fraction)
                 ]
                 for place in range(len(self.told))
             ]

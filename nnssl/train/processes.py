@@ -65,7 +65,7 @@ def _as_sigterm(*_: object) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def join(device: torch.device) -> None:
+def init_process_group(device: torch.device) -> None:
     """Join the other processes when a launcher started several; nothing otherwise.
 
     Raises ValueError where srun started several that do not know of each other.
@@ -77,25 +77,25 @@ def join(device: torch.device) -> None:
             "(srun --ntasks=1) with -num_gpus N, or on several machines one torchrun each: srun "
             "--ntasks-per-node=1 torchrun --nnodes=M --nproc-per-node=N ... -m nnssl pretrain ..."
         )
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.active():
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
     td.init_process_group("nccl" if device.type == "cuda" else "gloo")
 
 
-def leave() -> None:
-    if dist.active():
+def destroy_process_group() -> None:
+    if dist.is_initialized():
         td.destroy_process_group()
 
 
-def first_alone(work: Callable[[], object]):
+def rank_zero_first(work: Callable[[], object]):
     """Rank 0 does `work` first, then the others do it and find it done. Returns what `work`
     returns.
 
     An error of rank 0 ends the others as well, at once, instead of leaving them waiting.
     """
-    if not dist.active():
+    if not dist.is_initialized():
         return work()
     patient = td.new_group(backend="gloo", timeout=LONG)
     outcome: list = [None, False]

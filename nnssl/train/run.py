@@ -55,7 +55,7 @@ class RunConfig:
     compile: bool = False
     tensorboard: bool = False
 
-    # How a run is watched and fed changes no weight, so a resumed run may differ in it.
+    # How a run is monitored and fed changes no weight, so a resumed run may differ in it.
     FREE = ("log_every", "save_every", "workers", "tensorboard")
     # These do, but a run that could not go on for them would be lost: it goes on and says so.
     TOLD = ("steps", "bf16", "compile")
@@ -101,11 +101,10 @@ class Run:
                 if hasattr(module, "patch_embed"):
                     module.compile()
         self.model = method
-        if dist.active():
+        if dist.is_initialized():
             self.model = DistributedDataParallel(method, broadcast_buffers=False)
 
-    # -- one step
-    # ------------------------------------------------------------------------------------------------
+    # -- one step ----------------------------------------------------------------------------------
 
     def gradients(self, micro_batches: list[dict]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Backward over all parts of one step; the mean losses (detached) and what the last part
@@ -117,13 +116,13 @@ class Run:
         sums: dict[str, Tensor] = {}
         for part, batch in enumerate(micro_batches):
             last = part == parts - 1
-            with nullcontext() if last or not dist.active() else self.model.no_sync():
+            with nullcontext() if last or not dist.is_initialized() else self.model.no_sync():
                 out = self._look(batch)
                 (out.losses["total"] / parts).backward()
-            self.monitors.note(out.watched)
+            self.monitors.note(out.monitored)
             for name, value in out.losses.items():
                 sums[name] = sums.get(name, 0) + value.detach() / parts
-        return sums, out.watched
+        return sums, out.monitored
 
     def update(self) -> tuple[Tensor, float]:
         """Clip, step, move teachers; the gradient's norm, on the device, and the learning rate.
@@ -159,24 +158,23 @@ class Run:
         self._skipped[1] = 0
         return in_a_row, since
 
-    def seen(self, batch: dict) -> dict[str, Tensor]:
+    def prepare_views(self, batch: dict) -> dict[str, Tensor]:
         """What the method looks at in `batch`, on the device: samples of `crops`, collated."""
         regions = batch["crop"].to(self.device, non_blocking=True)
         generators = [
             batches.generator_for(self.config.seed, index) for index in batch["index"].tolist()
         ]
         scans = batch["scan"].to(self.device, non_blocking=True)
-        return self.method.seen(
+        return self.method.prepare_views(
             regions, generators, scans, batch["start"], batch["size"], batch.get("parcels")
         )
 
     def _look(self, batch: dict) -> Step:
-        views = self.seen(batch)
+        views = self.prepare_views(batch)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.bf16):
             return self.model(views)
 
-    # -- the probe
-    # ------------------------------------------------------------------------------------------------
+    # -- the probe ---------------------------------------------------------------------------------
 
     def probes(self) -> bool:
         return self.probe is not None and self.probe.due(self.step, self.config.steps)
@@ -215,8 +213,7 @@ class Run:
         if better:
             checkpoint.write(self.folder / BEST, self._pack(metrics))
 
-    # -- to and from disk
-    # ----------------------------------------------------------------------------------------
+    # -- to and from disk --------------------------------------------------------------------------
 
     def save(self, metrics: dict) -> None:
         """checkpoint_latest.pth: the encoder as in the final checkpoint, and all that a resume
@@ -252,7 +249,7 @@ class Run:
         Raises ValueError when it is of another run than this one, or already beyond its last step.
         """
         content = checkpoint.read(self.folder / LATEST)
-        _demand_same_run(content["header"], self.header, self.folder)
+        _require_same_run(content["header"], self.header, self.folder)
         state = content["training_state"]
         before = content["header"]["run"]
         if state["step"] > self.config.steps:
@@ -287,7 +284,7 @@ class Run:
         return checkpoint.pack(self.method.encoder, header, [self.method.citation], decoder)
 
 
-def _demand_same_run(saved: dict, now: dict, folder: Path) -> None:
+def _require_same_run(saved: dict, now: dict, folder: Path) -> None:
     def fixed(header: dict) -> dict:
         free = (*RunConfig.FREE, *RunConfig.TOLD)
         run = {name: value for name, value in header["run"].items() if name not in free}

@@ -36,7 +36,7 @@ class Signals:
 
         With several processes only after GRACE seconds, as the others may be in a step already.
         """
-        with signals.handled(self._give_up, ALARM) if dist.active() else ExitStack():
+        with signals.handled(self._give_up, ALARM) if dist.is_initialized() else ExitStack():
             self.waits = True
             try:
                 if self.received:
@@ -44,19 +44,19 @@ class Signals:
                 yield
             finally:
                 self.waits = False
-                if dist.active() and ALARM:
+                if dist.is_initialized() and ALARM:
                     signal.alarm(0)
 
     def asked(self, step: int = 0) -> bool:
         """True on every process once any was signalled. On GPUs they agree every `EVERY` steps: it
         is a wait.
         """
-        if not dist.active():
+        if not dist.is_initialized():
             return self.received
         device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
         if device == "cuda" and step % EVERY:
             return False
-        return float(dist.mean(torch.tensor(float(self.received), device=device))) > 0
+        return float(dist.all_reduce_mean(torch.tensor(float(self.received), device=device))) > 0
 
     def _note(self, *_: object) -> None:
         self.received = True
@@ -64,7 +64,7 @@ class Signals:
             self._stop_waiting()
 
     def _stop_waiting(self) -> None:
-        if not dist.active():
+        if not dist.is_initialized():
             raise signals.Interrupted
         if ALARM:
             signal.alarm(GRACE)

@@ -1,4 +1,4 @@
-"""Cut-out: which voxels of a view are taken away, as boxes drawn in shares of it."""
+"""Cut-out: which voxels of a view are taken away, as boxes drawn in fractions of it."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch import Tensor
 from nnssl.types import Shape
 
 
-def draw_cutout(share: float, edge: float, dims: int, generator: torch.Generator) -> Tensor:
-    """Random boxes that together hold at most a share of a view: [N dims 2], start and side as
-    shares of its sides.
+def draw_cutout(fraction: float, edge: float, dims: int, generator: torch.Generator) -> Tensor:
+    """Random boxes that together hold at most a fraction of a view: [N dims 2], start and side as
+    fractions of its sides.
 
-    The share is uniform in 0 to `share`, each side in `edge` / 2 to `edge`. Boxes that would exceed
-    the share are empty and come last, so that N depends on the settings alone.
+    The share is uniform in 0 to `fraction`, each side in `edge` / 2 to `edge`. Boxes that would
+    exceed the share are empty and come last, so that N depends on the settings alone.
     """
-    most = math.ceil(share / (edge / 2) ** dims)
-    wanted = share * torch.rand((), generator=generator)
+    most = math.ceil(fraction / (edge / 2) ** dims)
+    wanted = fraction * torch.rand((), generator=generator)
     places, lengths = torch.rand(2, most, dims, generator=generator)
     sides = edge / 2 * (1 + lengths)
     fits = sides.prod(dim=1).cumsum(dim=0) <= wanted

@@ -17,17 +17,17 @@ import torch
 from torch import Tensor
 
 from nnssl.types import HUPolicy
-from nnssl.views.spatial import weigh_axes
+from nnssl.views.spatial import separable_filter
 
 # In HU:
 LOWS, HIGHS = (-460.0, -60.0), (240.0, 1290.0)  # of a window's lower and upper end
 BRIGHTNESS = 100.0  # added at most, either way; a tenth of the range between fat and bone
 NOISE = 75.0  # largest std; some 0.05 of the whole range
-BODY = HUPolicy(low=-1000.0, high=3000.0, mean=40.0, sd=250.0)  # for images without a policy
+BODY = HUPolicy(low=-1000.0, high=3000.0, mean=40.0, std=250.0)  # for images without a policy
 # In no unit:
 CONTRASTS = (0.75, 1.25)  # nnU-Net's
 GAMMAS = (0.7, 1.5)  # nnU-Net's
-BLURS = (0.5, 1.5)  # sd in voxels
+BLURS = (0.5, 1.5)  # std in voxels
 # of a window, contrast, brightness, gamma, noise, blur; ours
 CHANCES = (0.5, 0.5, 0.5, 0.3, 0.3, 0.3)
 
@@ -95,7 +95,7 @@ class Intensity(NamedTuple):
     brightness: float = 0.0
     gamma: float = 1.0
     noise: float = 0.0  # std
-    blur: float = 0.0  # sd of the kernel, in voxels
+    blur: float = 0.0  # std of the kernel, in voxels
     seed: int = 0  # of the noise
 
 
@@ -111,8 +111,8 @@ def draw_intensity(generator: torch.Generator, ranges: Ranges = STANDARD) -> Int
     all_bounds = (CONTRASTS, ranges.brightnesses, GAMMAS, ranges.noises, BLURS)
     effects = zip(all_bounds, (1.0, 0.0, 1.0, 0.0, 0.0), strict=True)
     drawn = [
-        _within(bounds, strength) if share < chance else nothing
-        for (bounds, nothing), share, chance, strength in zip(
+        _within(bounds, strength) if fraction < chance else nothing
+        for (bounds, nothing), fraction, chance, strength in zip(
             effects, happens, CHANCES[1:], strengths, strict=True
         )
     ]
@@ -142,19 +142,19 @@ def apply_intensity(images: Tensor, draws: Sequence[Intensity]) -> Tensor:
     return _curve(images, gamma) if any(draw.gamma != 1 for draw in draws) else images
 
 
-def blur(images: Tensor, sds: Tensor) -> Tensor:
-    """Gaussian blur of [B 1 *s], its sd in voxels given for each image and axis, [B dims]; 0
+def blur(images: Tensor, stds: Tensor) -> Tensor:
+    """Gaussian blur of [B 1 *s], its std in voxels given for each image and axis, [B dims]; 0
     changes nothing.
     """
     weights = []
     for axis, size in enumerate(images.shape[2:]):
         places = torch.arange(size, dtype=torch.float64)
-        apart = (places[:, None] - places) / sds[:, axis].double().cpu().clamp(min=1e-6)[
+        apart = (places[:, None] - places) / stds[:, axis].double().cpu().clamp(min=1e-6)[
             :, None, None
         ]
         kernel = torch.exp(-0.5 * apart**2)
         weights.append(kernel / kernel.sum(dim=-1, keepdim=True))
-    return weigh_axes(images, weights)
+    return separable_filter(images, weights)
 
 
 def _add_noise(images: Tensor, draws: Sequence[Intensity]) -> Tensor:
@@ -176,5 +176,5 @@ def _curve(images: Tensor, gamma: Tensor) -> Tensor:
     return torch.where(gamma == 1, images, ((images - low) / span) ** gamma * span + low)
 
 
-def _within(bounds: tuple[float, float], share: float) -> float:
-    return bounds[0] + share * (bounds[1] - bounds[0])
+def _within(bounds: tuple[float, float], fraction: float) -> float:
+    return bounds[0] + fraction * (bounds[1] - bounds[0])

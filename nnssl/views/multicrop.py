@@ -12,14 +12,14 @@ from torch import Tensor
 
 from nnssl.types import Shape
 from nnssl.views.intensity import STANDARD, Ranges, apply_intensity, draw_intensity
-from nnssl.views.spatial import draw_box, draw_flips, flip, inner, resample
+from nnssl.views.spatial import crop_size, draw_box, draw_flips, flip, resample
 
 GLOBAL_VIEWS = 2
 
 
 @dataclass(frozen=True)
 class MultiCropConfig:
-    """Sides of the views as shares of the region, which is 4/3 of the crop."""
+    """Sides of the views as fractions of the region, which is 4/3 of the crop."""
 
     local_views: int = 4  # half as large on each axis; 3D papers take 4 to 8
     # smallest; the largest is 1. Caron 2021: areas 0.4 to 1, so sides of 0.63 to 1
@@ -59,7 +59,7 @@ def multicrop(
 
     `within` [B dims 2]: where the scan lies in each region, as `nnssl.views.spatial.inside` says.
     """
-    crop = inner(tuple(regions.shape[2:]))
+    crop = crop_size(tuple(regions.shape[2:]))
     views = {
         "global": random_views(
             regions, generators, GLOBAL_VIEWS, (config.global_side, 1.0), crop, ranges, within
@@ -85,7 +85,7 @@ def random_views(
     """`count` random boxes of each region, resampled to `size`, flipped, with intensities of their
     own.
 
-    [B 1 *region] -> [count B 1 *size]; `sides` are shares of the region's; `within` as in
+    [B 1 *region] -> [count B 1 *size]; `sides` are fractions of the region's; `within` as in
     `multicrop`.
     """
     region = tuple(regions.shape[2:])

@@ -64,20 +64,19 @@ def cut_each(volumes: Tensor, offsets: Tensor, crop: Shape) -> Tensor:
     return volumes[tuple(index)]
 
 
-def wider(crop: Shape) -> Shape:
+def region_size(crop: Shape) -> Shape:
     """4/3 of the crop, so that any two cuts of it share at least (2/3)^3 = 30 % of the crop's
     volume.
     """
     return tuple(size + size // 3 for size in crop)
 
 
-def inner(region: Shape) -> Shape:
-    """The inverse of `wider`."""
+def crop_size(region: Shape) -> Shape:
+    """The inverse of `region_size`."""
     return tuple(size - size // 4 for size in region)
 
 
-# -- boxes of any size
-# -----------------------------------------------------------------------------------------------
+# -- boxes of any size -----------------------------------------------------------------------------
 
 
 def draw_box(
@@ -89,19 +88,21 @@ def draw_box(
     """A random box inside the region: [dims 2], start and side in voxels, neither of them whole
     numbers.
 
-    Every side is the same share of the region's, drawn uniformly from `sides`. `within` as in
+    Every side is the same fraction of the region's, drawn uniformly from `sides`. `within` as in
     `draw_offset`. Raises ValueError for shares outside (0, 1].
     """
     low, high = sides
     if not 0 < low <= high <= 1:
         raise ValueError(
-            f"the sides of a box are shares of the region's, 0 < low <= high <= 1, got {sides}"
+            f"the sides of a box are fractions of the region's, 0 < low <= high <= 1, got {sides}"
         )
-    share, *places = torch.rand(1 + len(region), generator=generator, dtype=torch.float64).tolist()
+    fraction, *places = torch.rand(
+        1 + len(region), generator=generator, dtype=torch.float64
+    ).tolist()
     bounds = [(0, size) for size in region] if within is None else within.tolist()
     rows = []
     for place, size, (first, end) in zip(places, region, bounds, strict=True):
-        side = size * (low + share * (high - low))
+        side = size * (low + fraction * (high - low))
         room = end - first - side
         start = first + place * room if room >= 0 else min(max(first + room / 2, 0.0), size - side)
         rows.append([start, side])
@@ -119,12 +120,12 @@ def resample(regions: Tensor, boxes: Tensor, size: Shape) -> Tensor:
         _linear_weights(boxes[:, axis].cpu(), regions.shape[2 + axis], size[axis])
         for axis in range(len(size))
     ]
-    return weigh_axes(regions, weights)
+    return separable_filter(regions, weights)
 
 
 def _linear_weights(spans: Tensor, inner: int, outer: int) -> Tensor:
-    """[B outer inner]: the share of each voxel of an axis in each place of the grid on it; `spans`
-    [B 2].
+    """[B outer inner]: the fraction of each voxel of an axis in each place of the grid on it;
+    `spans` [B 2].
     """
     start, side = spans.double().unsqueeze(-1).unbind(dim=1)
     step = side / outer
@@ -136,7 +137,7 @@ def _linear_weights(spans: Tensor, inner: int, outer: int) -> Tensor:
     return weights / weights.sum(dim=-1, keepdim=True)
 
 
-def weigh_axes(images: Tensor, weights: Sequence[Tensor]) -> Tensor:
+def separable_filter(images: Tensor, weights: Sequence[Tensor]) -> Tensor:
     """Weighted sums along each axis in turn: [B C *s] with one [B outer inner] an axis -> [B C
     *outer].
 
@@ -153,8 +154,7 @@ def weigh_axes(images: Tensor, weights: Sequence[Tensor]) -> Tensor:
     return x.reshape(batch, channels, *outer)
 
 
-# -- flips and rotations
-# ---------------------------------------------------------------------------------------------
+# -- flips and rotations ---------------------------------------------------------------------------
 
 
 def draw_flips(dims: int, generator: torch.Generator) -> Tensor:

@@ -25,12 +25,12 @@ def window_attention(
     x:      [W n C], the windows of one sample after the other's.
     weight: [3C C] and offset [3C]: rows ordered as q, k, v, then heads, then channels of a head.
     bias:   [heads n n], the same for all windows.
-    mask:   as in `Cut`, the same for all samples; W is a multiple of nW.
+    mask:   as in `WindowPartition`, the same for all samples; W is a multiple of nW.
     Returns [W n C].
     """
     windows, n, channels = x.shape
     d = channels // heads
-    if cached.suits(x):
+    if cached.is_supported(x):
         rows = x.reshape(-1, channels).t()
         parts = weight @ rows if offset is None else torch.addmm(offset[:, None], weight, rows)
         out = cached.attention(parts.view(3, heads, d, windows, n), bias, mask)

@@ -17,7 +17,7 @@ from nnssl.encoder.windows import Mask
 CACHED = 1 << 18
 
 
-def suits(x: Tensor) -> bool:
+def is_supported(x: Tensor) -> bool:
     """Whether this attention is the right one for `x`: on a CPU, in one precision, not traced by a
     compiler.
     """
@@ -33,7 +33,7 @@ def attention(parts: Tensor, bias: Tensor, mask: Mask | None) -> Tensor:
 
     parts: [3 heads d W n], that is q, k and v, the windows of one sample after the other's.
     bias:  [heads n n], the same for all windows.
-    mask:  as in `windows.Cut`, the same for all samples; W is a multiple of nW.
+    mask:  as in `windows.WindowPartition`, the same for all samples; W is a multiple of nW.
     Returns [heads d W n].
     """
     if torch.is_grad_enabled():

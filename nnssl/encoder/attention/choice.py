@@ -19,8 +19,8 @@ from nnssl.encoder.attention import plain
 from nnssl.encoder.windows import Mask
 
 MOST_SLOTS, MOST_CHANNELS = 64, 128  # of a window, and of a head
-# The largest error, as a share of the length of what is right. Seen in Triton's interpreter: 1e-6,
-# 4e-3, 5e-4.
+# The largest error, as a fraction of the length of what is right. Seen in Triton's interpreter:
+# 1e-6, 4e-3, 5e-4.
 TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 4e-3}
 _said: set[torch.device] = set()
 

@@ -32,14 +32,14 @@ def speed(results: Results) -> Table:
                 if not curves:
                     continue
                 rows += [
-                    [task, str(budget), arm, f"{row.share:.0%}", row.target, row.epochs, row.hours, row.epoch_ratio,
+                    [task, str(budget), arm, f"{row.fraction:.0%}", row.target, row.epochs, row.hours, row.epoch_ratio,
                      row.hour_ratio, f"{row.reached} of {row.seeds}"]
                     for row in convergence(curves, scratch)
                 ]  # fmt: skip
     columns = ["task", "budget", "arm", "of scratch's", "Dice to reach", "epochs", "hours", "epochs / scratch's",
                "hours / scratch's", "seeds that did"]  # fmt: skip
     note = (
-        "Epochs and hours of fine-tuning until the validation Dice reaches a share of scratch's final one (its mean "
+        "Epochs and hours of fine-tuning until the validation Dice reaches a fraction of scratch's final one (its mean "
         "over the seeds); the median over the seeds. A ratio below 1 is faster than scratch. The Dice is nnU-Net's own "
         "while it trains, of random patches, smoothed as in its progress.png: good for comparing runs of one task, not "
         "with the scores above. Hours of pretraining are not counted. Left out where scratch learnt nothing."
@@ -80,7 +80,7 @@ def labels_saved(results: Results) -> Table:
         "scratch's Dice",
         "cases needed",
         "saved",
-        "share saved",
+        "fraction saved",
     ]
     note = (
         "How many labelled cases an arm needs to be as good as scratch is with more (or fewer), read off its curve of "
@@ -90,11 +90,11 @@ def labels_saved(results: Results) -> Table:
         "with fewer, labels cannot be saved, and the row is left out."
     )
     return Table("labels_saved", "Labels saved at equal Dice", note, columns, rows,
-                 {"scratch's cases": "g", "saved": ".1f", "share saved": ".0%"})  # fmt: skip
+                 {"scratch's cases": "g", "saved": ".1f", "fraction saved": ".0%"})  # fmt: skip
 
 
 def _saved(saving: Saving) -> list[float | None]:
-    return [None, None] if saving.bound == "more than" else [saving.saved, saving.share]
+    return [None, None] if saving.bound == "more than" else [saving.saved, saving.fraction]
 
 
 def gap(results: Results) -> Table:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import numpy as np
 
 from nnssl.study import statistics
-from nnssl.study.curves import SHARES, Curve
+from nnssl.study.curves import FRACTIONS, Curve
 from nnssl.study.report import drawing
 from nnssl.study.report.efficiency import curves_of
 from nnssl.study.report.scores import Comparison, Ranking
@@ -177,11 +177,11 @@ def training(results: Results, task: str):
                     lw=0,
                 )
             if arm == BASELINE:
-                for share in SHARES:
-                    target = share * float(np.mean([curve.final for curve in curves]))
+                for fraction in FRACTIONS:
+                    target = fraction * float(np.mean([curve.final for curve in curves]))
                     axes.axhline(target, color=drawing.GREY, lw=0.7, ls=":")
                     axes.text(
-                        1, target, f"{share:.0%}", fontsize=7, color=drawing.GREY, va="bottom"
+                        1, target, f"{fraction:.0%}", fontsize=7, color=drawing.GREY, va="bottom"
                     )
         axes.set_title(f"{task}, budget {budget}", fontsize=10)
         axes.set_xlabel("epoch", fontsize=9)
