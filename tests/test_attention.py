@@ -39,7 +39,7 @@ def interpreted() -> dict:
         [sys.executable, HERE / "kernel_interpreted.py"],
         env=environment,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
@@ -118,7 +118,7 @@ def resources(function, arch: int, dtype: torch.dtype, n: int, d: int) -> dict[s
     binary = Path(os.environ["TRITON_CACHE_DIR"]) / f"{function.__name__}.cubin"
     binary.write_bytes(built.asm["cubin"])
     told = subprocess.run(
-        [tool, "-res-usage", binary], capture_output=True, text=True, check=True
+        [tool, "-res-usage", binary], capture_output=True, encoding="utf-8", check=True
     ).stdout
     return {
         "registers": int(re.search(r"REG:(\d+)", told)[1]),

@@ -186,7 +186,10 @@ def test_a_reader_that_stops_early_is_no_error():
 
 def test_the_module_knows_the_commands():
     done = subprocess.run(
-        [sys.executable, "-m", "nnssl", "fly"], cwd=REPOSITORY, capture_output=True, text=True
+        [sys.executable, "-m", "nnssl", "fly"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        encoding="utf-8",
     )
     assert done.returncode == 1
     assert all(command in done.stderr for command in COMMANDS)
@@ -323,7 +326,7 @@ class Terminal:
         ]
         return subprocess.Popen(
             [*map(str, [*line, *SMALL, *more])],
-            env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8",
         )  # fmt: skip
 
     def rows(self, folder: Path | None = None) -> list[dict]:

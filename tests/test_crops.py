@@ -252,7 +252,7 @@ def test_training_imports_no_image_library_and_no_nnunet(stored):
         f"print(Crops({str(folder)!r}, Plan.load({str(folder / 'plan.json')!r}))[3]['crop'].shape); "
         "sys.exit(any(name in sys.modules for name in ('SimpleITK', 'nnunetv2', 'nibabel', 'skimage')))"
     )
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, encoding="utf-8")
     assert run.returncode == 0, run.stderr
     assert "[1, 16, 32, 32]" in run.stdout
     assert Plan.load(folder / "plan.json") == plan

@@ -268,7 +268,10 @@ def test_mic_dkfzs_package_is_named_by_the_import_itself(tmp_path):
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: nnssl\nVersion: 1.2\n")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(tmp_path)])}
     done = subprocess.run(
-        [sys.executable, "-m", "nnssl", "doctor"], capture_output=True, text=True, env=environment
+        [sys.executable, "-m", "nnssl", "doctor"],
+        capture_output=True,
+        encoding="utf-8",
+        env=environment,
     )
     assert done.returncode == 1
     assert "nnssl 1.2 (MIC-DKFZ's). They cannot share an environment" in done.stderr

@@ -118,7 +118,7 @@ PRETRAINING = [
 def import_without(blocked: set[str], modules: list[str]) -> subprocess.CompletedProcess:
     script = BLOCKED.format(blocked=blocked, modules=modules)
     return subprocess.run(
-        [sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True
+        [sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, encoding="utf-8"
     )
 
 

@@ -14,7 +14,10 @@ SCRIPT = Path(__file__).with_name("fuzz_headers.py")
 
 def test_damaged_headers_are_read_or_refused_and_nothing_else():
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), "--cases", "400"], capture_output=True, text=True, check=False
+        [sys.executable, str(SCRIPT), "--cases", "400"],
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     counts = ast.literal_eval(done.stdout.splitlines()[-1])

@@ -27,7 +27,9 @@ def start_up(folder: Path, code: str) -> subprocess.CompletedProcess:
     lines = f"import os, site, sys; sys.path.append({str(folder)!r}); site.addsitedir({str(folder)!r})\n{code}"
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", hook.VARIABLE)}
     command = [sys.executable, "-I", "-S", "-W", "error", "-c", lines]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder)
+    return subprocess.run(
+        command, capture_output=True, encoding="utf-8", env=environment, cwd=folder
+    )
 
 
 def test_the_start_up_file_adds_the_folder_of_a_wheel_and_imports_nothing_heavy(tmp_path):
@@ -61,7 +63,9 @@ def test_importing_the_package_is_enough_in_a_running_kernel(tmp_path):
         "PYTHONPATH": str(REPOSITORY)
     }
     command = [sys.executable, "-c", NOTEBOOK]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    done = subprocess.run(
+        command, capture_output=True, encoding="utf-8", env=environment, cwd=tmp_path
+    )
     assert done.stdout.splitlines()[-1:] == ["SwinScratchTrainer"], done.stderr
 
 
@@ -69,7 +73,11 @@ def test_importing_keeps_what_the_user_has_named(tmp_path):
     environment = os.environ | {hook.VARIABLE: str(tmp_path), "PYTHONPATH": str(REPOSITORY)}
     code = f"import nnssl, os; print(os.environ['{hook.VARIABLE}'])\nprint(nnssl.hook.trainers_folder())"
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=tmp_path
+        [sys.executable, "-c", code],
+        capture_output=True,
+        encoding="utf-8",
+        env=environment,
+        cwd=tmp_path,
     )
     named, ours = done.stdout.splitlines()  # the installed package's, or the repository's
     assert named == os.pathsep.join([str(tmp_path), ours])

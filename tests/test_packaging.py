@@ -81,7 +81,9 @@ def import_beside(folder: Path, name: str) -> subprocess.CompletedProcess:
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.2\n")
     code = f"import sys; sys.path[:0] = [{str(REPOSITORY)!r}, {str(folder)!r}]; import nnssl"
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=folder)
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, encoding="utf-8", cwd=folder
+    )
 
 
 def test_their_package_in_the_same_environment_is_refused(tmp_path):

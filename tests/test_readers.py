@@ -100,7 +100,7 @@ print(len(t.readers()))
 def test_python_ends_though_a_stream_was_never_left():
     script = KEPT.format(tests=str(Path(__file__).parent))
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", script], capture_output=True, encoding="utf-8", timeout=120
     )
     assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
 

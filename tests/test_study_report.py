@@ -332,7 +332,7 @@ def test_in_a_browser_tables_sort_and_figures_are_readable_at_a_laptops_width(tm
         "--virtual-time-budget=5000",
     ]
     done = subprocess.run(
-        [*command, asking.as_uri()], capture_output=True, text=True, timeout=120, check=True
+        [*command, asking.as_uri()], capture_output=True, encoding="utf-8", timeout=120, check=True
     )
     answer = json.loads(
         done.stdout.split("ANSWER")[1]

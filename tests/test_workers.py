@@ -40,7 +40,7 @@ def test_one_process_gives_the_same():
 def test_workers_that_cannot_start_are_an_error_and_not_blamed_on_the_items():
     script = "from nnssl.data.workers import parallel_map; print(dict(parallel_map(len, ['a'], 1, 'test')))"
     run = subprocess.run(
-        [sys.executable, "-"], input=script, capture_output=True, text=True, timeout=60
+        [sys.executable, "-"], input=script, capture_output=True, encoding="utf-8", timeout=60
     )
     assert run.returncode == 1
     assert "RuntimeError: worker processes cannot start" in run.stderr
