@@ -293,7 +293,7 @@ def _pretrain_parser() -> argparse.ArgumentParser:
         "--log-every", type=int, default=10, metavar="STEPS", help="default: %(default)s"
     )
     watch.add_argument("--save-every", type=int, default=1000, metavar="STEPS",
-                       help="checkpoint_latest.pth and the pictures; default: %(default)s")  # fmt: skip
+                       help="checkpoint_latest.pth and the pictures, and every ten minutes; default: %(default)s")  # fmt: skip
     watch.add_argument("--probe", metavar="DATASET",
                        help="a labelled nnU-Net raw dataset, by id or name, to judge the encoder by")  # fmt: skip
     watch.add_argument("--probe-cases", type=int, default=10, metavar="N",

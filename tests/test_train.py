@@ -595,3 +595,15 @@ def test_epochs_become_steps():
     assert steps(steps=7) == 7
     assert steps() == pretrain.DEFAULT_STEPS
     assert steps({"steps": 12}) == 12
+
+
+def test_slow_steps_are_saved_by_the_clock(tmp_path, monkeypatch):
+    """A killed run loses minutes, not the steps since the last thousandth."""
+    monkeypatch.setattr(loop, "SAVE_SECONDS", 0.0)
+    run = micro.run(tmp_path, steps=5, log_every=2, save_every=100)
+    saved = []
+    save = run.save
+    monkeypatch.setattr(run, "save", lambda metrics: saved.append(run.step) or save(metrics))
+    loop.train(run, say=print)
+    assert saved[:2] == [2, 4]
+    assert run.step == 5

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 from nnssl import dist
@@ -16,6 +17,7 @@ from nnssl.train.log import Log
 from nnssl.train.run import WHEN_DIVERGED, Diverged, Run
 from nnssl.train.signals import Signals
 
+SAVE_SECONDS = 600.0  # a run is saved at least this often, however slow its steps are
 PATIENCE = 20  # steps in a row without a finite gradient before a run gives up
 
 
@@ -41,7 +43,7 @@ def train(run: Run, say: Callable[[str], None] = print) -> Path:
         smoothing=0.05,
     )
     with Signals() as signals, reading as stream, bar:
-        clock = _Clock()
+        clock, since_save = _Clock(), _SinceSave(run.device)
         while run.step < config.steps:
             try:
                 with signals.waiting(), clock.waiting():
@@ -70,9 +72,11 @@ def train(run: Run, say: Callable[[str], None] = print) -> Path:
                 bar.set_postfix(loss=f"{row['total']:.4f}", **speed, refresh=False)
             bar.update()
             stop = signals.asked(run.step)
-            saved = stop or run.step % config.save_every == 0 or run.step == config.steps
+            at_step = run.step % config.save_every == 0 or run.step == config.steps
+            saved = stop or at_step or (logged and since_save.is_long())
             if saved:
                 run.save(log.last)
+                since_save = _SinceSave(run.device)
                 picture.draw()
             if stop:
                 raise _stopped(run)
@@ -129,6 +133,18 @@ class _Clock:
             "seconds": (time.perf_counter() - self.began) / self.steps,
             "waited": self.waited / self.steps,
         }
+
+
+class _SinceSave:
+    """The time since the last save; all processes come to the same answer."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.began = device, time.perf_counter()
+
+    def is_long(self) -> bool:
+        """Whether it is more than SAVE_SECONDS. Waits for the device and the other processes."""
+        seconds = torch.tensor(time.perf_counter() - self.began, device=self.device)
+        return float(dist.all_reduce_mean(seconds)) > SAVE_SECONDS
 
 
 def _look(run: Run, losses: dict, steps: int, say: Callable[[str], None]) -> bool:
