@@ -76,7 +76,7 @@ def plan() -> int:
     """nnssl_plan: a plans file that carries a checkpoint and a recipe."""
     args = _plan_parser().parse_args()
 
-    from nnssl.network.planned import Recipe
+    from nnssl.finetune.architecture import Recipe
     from nnssl.plans.derive import Request, derive, describe
 
     options = vars(args)
@@ -93,8 +93,8 @@ def convert() -> int:
     for name in ("hu", "spacing", "crop"):
         options[name] = tuple(options[name]) if options[name] else None
 
-    from nnssl.foreign.convert import Request
-    from nnssl.foreign.convert import convert as run
+    from nnssl.convert.conversion import Request
+    from nnssl.convert.conversion import convert as run
 
     return _report_errors(lambda: print(run(Request(**options))))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from nnssl import files
-from nnssl.network.planned import INFO
+from nnssl.finetune.architecture import INFO
 from nnssl.types import RAW
 
 FOLDS = 5  # nnU-Net's own

@@ -16,8 +16,17 @@ from pathlib import Path
 
 from nnssl import files
 from nnssl.encoder.presets import preset
+from nnssl.finetune.architecture import (
+    BASE,
+    INFO,
+    NAME,
+    PLANNED,
+    RECIPE,
+    Recipe,
+    architecture,
+    is_ours,
+)
 from nnssl.network.decoders import full_options
-from nnssl.network.planned import BASE, INFO, NAME, PLANNED, RECIPE, Recipe, architecture, is_ours
 from nnssl.plans.cautions import cautions, fold_to_train
 from nnssl.types import PREPROCESSED, RAW, Shape, Spacing
 

@@ -22,8 +22,8 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnssl import checkpoint, files
 from nnssl.encoder.swin import SwinConfig
-from nnssl.network import origin
-from nnssl.network.planned import (
+from nnssl.finetune import checkpoint_choice
+from nnssl.finetune.architecture import (
     BASE,
     DECODER,
     INFO,
@@ -68,9 +68,11 @@ class Start:
         CheckpointError.
         """
         given = {"checkpoint_path": str(named)} if named else {}
-        choice = origin.require(origin.choose(given, "nnssl_plan -c"))
+        choice = checkpoint_choice.require(checkpoint_choice.choose(given, "nnssl_plan -c"))
         loaded = checkpoint.load(choice.path)
-        return cls(loaded.encoder_config, loaded.hu, origin.pretrain_info(choice, loaded))
+        return cls(
+            loaded.encoder_config, loaded.hu, checkpoint_choice.pretrain_info(choice, loaded)
+        )
 
 
 class SwinPlanner(ExperimentPlanner):

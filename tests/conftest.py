@@ -57,7 +57,7 @@ def nnunet_env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Pat
 @pytest.fixture(scope="session")
 def phantom_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three small unlabelled phantoms (NIfTI, int16 HU). Shared by all tests: read, never write."""
-    from nnssl.data import phantoms
+    from nnssl import phantoms
 
     folder = tmp_path_factory.mktemp("phantoms")
     phantoms.write_folder(folder, seeds=range(3), shape=(24, 36, 40))

@@ -10,7 +10,8 @@ from pathlib import Path
 import yaml
 
 from nnssl import files
-from nnssl.study import description, runs
+from nnssl.study.design import description
+from nnssl.study.execution import runs
 
 ARMS = [
     {"name": "scratch", "start": "scratch"},

@@ -11,7 +11,7 @@ import torch
 from made_plans import DATASET, nnunet_plans
 
 from nnssl import files, finetune
-from nnssl.network.planned import RECIPE
+from nnssl.finetune.architecture import RECIPE
 from nnssl.plans.derive import PREPROCESSED
 
 PATCH = (16, 16, 16)

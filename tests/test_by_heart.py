@@ -10,8 +10,8 @@ from made_plans import nnunet_plans
 from micro import ENCODER
 
 from nnssl import finetune
+from nnssl.finetune.architecture import Recipe, architecture
 from nnssl.network.decoders import DECODERS
-from nnssl.network.planned import Recipe, architecture
 from nnssl.network.swin_unetr import SwinUNETR
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -18,11 +18,11 @@ from made_plans import DATASET, nnunet_plans
 from safetensors.torch import save_file
 
 from nnssl import checkpoint, cli, files, finetune
+from nnssl.convert import sources
+from nnssl.convert.conversion import Request, convert
 from nnssl.encoder.swin import Swin, SwinConfig
-from nnssl.foreign import sources
-from nnssl.foreign.convert import Request, convert
-from nnssl.network import origin
-from nnssl.network.planned import Recipe, architecture
+from nnssl.finetune import checkpoint_choice
+from nnssl.finetune.architecture import Recipe, architecture
 from nnssl.network.swin_unetr import SwinUNETR
 from nnssl.plans import derive
 
@@ -105,7 +105,9 @@ def test_it_fine_tunes_like_any_other(call, network, saved, asked):
     assert code == 0, err
     loaded = checkpoint.load(path)
     plans = nnunet_plans(("CTNormalization", "ZScoreNormalization"))
-    plans["pretrain_info"] = origin.pretrain_info(origin.Choice(path, "a test"), loaded)
+    plans["pretrain_info"] = checkpoint_choice.pretrain_info(
+        checkpoint_choice.Choice(path, "a test"), loaded
+    )
     entry = architecture(
         plans, finetune.resolve(plans, "3d_fullres"), loaded.encoder_config, "light", loaded.hu
     )

@@ -19,7 +19,7 @@ from made_raw import IGNORE, TRAINING, UNSEEN, Raw, geometry, voxels, write_raw
 from micro import ENCODER
 
 from nnssl import files
-from nnssl.network.planned import NAME
+from nnssl.finetune.architecture import NAME
 
 DATASET, ID = "Dataset905_Kind", 905
 PRETRAINED, SCRATCH = "SwinSSLTrainer", "SwinScratchTrainer"

@@ -13,8 +13,8 @@ from micro import ENCODER
 
 from nnssl import cli, files, finetune
 from nnssl.encoder.presets import preset
+from nnssl.finetune.architecture import BASE, INFO, PLANNED, RECIPE, Recipe, is_ours
 from nnssl.network.decoders import OPTIONS
-from nnssl.network.planned import BASE, INFO, PLANNED, RECIPE, Recipe, is_ours
 from nnssl.plans.derive import Request, derive
 
 

@@ -11,9 +11,9 @@ import pytest
 import yaml
 
 from nnssl import cli
-from nnssl.network.planned import Recipe
-from nnssl.study import check, description, template
-from nnssl.study.description import DescriptionError, load
+from nnssl.finetune.architecture import Recipe
+from nnssl.study.design import check, description, template
+from nnssl.study.design.description import DescriptionError, load
 
 SMALL = {
     "name": "small",

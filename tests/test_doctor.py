@@ -14,8 +14,8 @@ from made_plans import DATASET, nnunet_plans
 
 from nnssl import cli, files, finetune, hook
 from nnssl.doctor import finding, machine
-from nnssl.network import origin
-from nnssl.network.planned import INFO, RECIPE
+from nnssl.finetune import checkpoint_choice
+from nnssl.finetune.architecture import INFO, RECIPE
 from nnssl.plans.derive import PREPROCESSED
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -36,7 +36,9 @@ def sound(nnunet_env, monkeypatch, tmp_path) -> dict[str, Path]:
     finetune.resolve_architecture(plans, "3d_fullres", random_start=False)
     path = nnunet_env[PREPROCESSED] / DATASET / "smitA.json"
     files.write_json(path, plans)
-    only = pretrained(nnunet_env[origin.RESULTS] / "nnssl" / "ct" / "smit__micro", seed=2)
+    only = pretrained(
+        nnunet_env[checkpoint_choice.RESULTS] / "nnssl" / "ct" / "smit__micro", seed=2
+    )
     return {"named": named, "plans": path, "only": only, "tmp": tmp_path, **nnunet_env}
 
 
@@ -153,12 +155,12 @@ def no_checkpoint(sound, patch):
 
 def several_checkpoints(sound, patch):
     sound["plans"].unlink()
-    pretrained(sound[origin.RESULTS] / "nnssl" / "ct" / "dino__micro")
+    pretrained(sound[checkpoint_choice.RESULTS] / "nnssl" / "ct" / "dino__micro")
 
 
 def variable_names_a_missing_checkpoint(sound, patch):
     sound["plans"].unlink()
-    patch.setenv(origin.VARIABLE, "/gone.pth")
+    patch.setenv(checkpoint_choice.VARIABLE, "/gone.pth")
 
 
 def truncated_checkpoint(sound, patch):
@@ -289,7 +291,7 @@ def test_what_a_few_shot_user_meets_first_is_a_note_with_the_line_to_type(
 
 
 def test_several_checkpoints_are_no_fault_where_the_plans_name_theirs(sound, monkeypatch, capsys):
-    pretrained(sound[origin.RESULTS] / "nnssl" / "ct" / "dino__micro")
+    pretrained(sound[checkpoint_choice.RESULTS] / "nnssl" / "ct" / "dino__micro")
     code, said = diagnosis(monkeypatch, capsys)
     assert code == 0
     assert "note  plans that name no checkpoint: 2 pretrained checkpoints were found" in said

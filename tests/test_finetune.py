@@ -14,9 +14,9 @@ from micro import ENCODER
 from nnssl import checkpoint, files, finetune
 from nnssl.encoder.presets import preset
 from nnssl.encoder.swin import SwinConfig
-from nnssl.network import origin
-from nnssl.network.origin import NoCheckpointError, OriginError
-from nnssl.network.planned import INFO, RECIPE, Recipe
+from nnssl.finetune import checkpoint_choice
+from nnssl.finetune.architecture import INFO, RECIPE, Recipe
+from nnssl.finetune.checkpoint_choice import NoCheckpointError, OriginError
 from nnssl.network.swin_unetr import SwinUNETR, output_sizes
 
 
@@ -107,7 +107,9 @@ def test_the_checkpoints_drop_path_is_not_that_of_the_training(nnunet_env, monke
     made = []
     for rate in (0.0, 0.1, None):
         config = replace(ENCODER, drop_path=rate or 0.0)
-        monkeypatch.setenv(origin.VARIABLE, str(pretrained(tmp_path / str(rate), config)))
+        monkeypatch.setenv(
+            checkpoint_choice.VARIABLE, str(pretrained(tmp_path / str(rate), config))
+        )
         plans = nnunet_plans()
         finetune.resolve_architecture(plans, "3d_fullres", random_start=rate is None)
         resolved = finetune.resolve(plans, "3d_fullres")
@@ -201,35 +203,37 @@ def test_nnunets_own_transform_makes_targets_of_the_outputs_sizes(patch):
 
 
 def test_first_the_plans_then_the_variable_then_the_only_one(nnunet_env, monkeypatch, tmp_path):
-    assert origin.choose({}) is None
+    assert checkpoint_choice.choose({}) is None
     only = pretrained(nnunet_env["nnUNet_results"] / "nnssl" / "ct" / "smit__tiny")
-    assert origin.choose({}).path == only
+    assert checkpoint_choice.choose({}).path == only
     variable = pretrained(tmp_path / "variable")
-    monkeypatch.setenv(origin.VARIABLE, str(variable))
-    assert origin.choose({}).path == variable
+    monkeypatch.setenv(checkpoint_choice.VARIABLE, str(variable))
+    assert checkpoint_choice.choose({}).path == variable
     plans = pretrained(tmp_path / "plans")
-    assert origin.choose({"checkpoint_path": str(plans)}).path == plans
+    assert checkpoint_choice.choose({"checkpoint_path": str(plans)}).path == plans
 
 
 @pytest.mark.parametrize("where", ["results", "variable"])
 def test_a_checkpoint_that_moved_is_found_by_its_hash(nnunet_env, monkeypatch, tmp_path, where):
     """As plans of another machine name it."""
     folder = (
-        nnunet_env[origin.RESULTS] / "nnssl" / "other"
+        nnunet_env[checkpoint_choice.RESULTS] / "nnssl" / "other"
         if where == "results"
         else tmp_path / "elsewhere"
     )
     moved = pretrained(folder, seed=1)
-    pretrained(nnunet_env[origin.RESULTS] / "nnssl" / "ct" / "smit__micro", seed=2)
+    pretrained(nnunet_env[checkpoint_choice.RESULTS] / "nnssl" / "ct" / "smit__micro", seed=2)
     if where == "variable":
-        monkeypatch.setenv(origin.VARIABLE, str(moved))
-    choice = origin.choose(
+        monkeypatch.setenv(checkpoint_choice.VARIABLE, str(moved))
+    choice = checkpoint_choice.choose(
         {"checkpoint_path": "/gone/checkpoint_final.pth", "sha256": files.sha256(moved)}
     )
     assert choice.path == moved
     assert "by its sha256: it is no longer at /gone/checkpoint_final.pth" in choice.named_by
-    with pytest.raises(origin.NoCheckpointError, match="no file at /gone"):
-        origin.choose({"checkpoint_path": "/gone/checkpoint_final.pth", "sha256": "0" * 64})
+    with pytest.raises(checkpoint_choice.NoCheckpointError, match="no file at /gone"):
+        checkpoint_choice.choose(
+            {"checkpoint_path": "/gone/checkpoint_final.pth", "sha256": "0" * 64}
+        )
 
 
 def test_none_or_several_are_an_error_that_lists_them_and_says_what_to_type(nnunet_env):
@@ -237,22 +241,22 @@ def test_none_or_several_are_an_error_that_lists_them_and_says_what_to_type(nnun
         NoCheckpointError,
         match=r"no pretrained checkpoint was found(.|\n)*nnssl_plan -d(.|\n)*SwinScratchTrainer",
     ):
-        origin.require(origin.choose({}))
+        checkpoint_choice.require(checkpoint_choice.choose({}))
     both = [pretrained(nnunet_env["nnUNet_results"] / "nnssl" / name) for name in ("one", "two")]
     with pytest.raises(NoCheckpointError) as error:
-        origin.choose({})
+        checkpoint_choice.choose({})
     assert all(str(path) in str(error.value) for path in both)
     assert "export nnssl_checkpoint=" in str(error.value)
     with pytest.raises(
         NoCheckpointError,
         match=r"no file at /gone.pth, the checkpoint named by the plans. Found instead",
     ):
-        origin.choose({"checkpoint_path": "/gone.pth"})
+        checkpoint_choice.choose({"checkpoint_path": "/gone.pth"})
 
 
 def test_settling_writes_all_that_a_prediction_needs(nnunet_env, monkeypatch, tmp_path):
     path = pretrained(tmp_path)
-    monkeypatch.setenv(origin.VARIABLE, str(path))
+    monkeypatch.setenv(checkpoint_choice.VARIABLE, str(path))
     plans = nnunet_plans(("CTNormalization", "ZScoreNormalization"))
     finetune.resolve_architecture(plans, "3d_fullres", random_start=False)
     path.unlink()
@@ -267,7 +271,7 @@ def test_settling_writes_all_that_a_prediction_needs(nnunet_env, monkeypatch, tm
 
 def test_every_tensor_is_counted_and_a_changed_file_refused(nnunet_env, monkeypatch, tmp_path):
     path = pretrained(tmp_path)
-    monkeypatch.setenv(origin.VARIABLE, str(path))
+    monkeypatch.setenv(checkpoint_choice.VARIABLE, str(path))
     plans = nnunet_plans()
     finetune.resolve_architecture(plans, "3d_fullres", random_start=False)
     network = finetune.build(finetune.resolve(plans, "3d_fullres"), 1, 3, deep_supervision=False)
@@ -286,7 +290,7 @@ def test_every_tensor_is_counted_and_a_changed_file_refused(nnunet_env, monkeypa
 
 
 def test_a_3d_checkpoint_does_not_start_a_2d_network(nnunet_env, monkeypatch, tmp_path):
-    monkeypatch.setenv(origin.VARIABLE, str(pretrained(tmp_path)))
+    monkeypatch.setenv(checkpoint_choice.VARIABLE, str(pretrained(tmp_path)))
     plans = nnunet_plans()
     finetune.resolve_architecture(plans, "2d", random_start=False)
     network = finetune.build(finetune.resolve(plans, "2d"), 1, 3, deep_supervision=False)
@@ -305,7 +309,7 @@ def test_a_random_start_is_of_the_same_network_and_by_itself_of_the_default_pres
     with pytest.raises(NoCheckpointError, match="name our network but no checkpoint"):
         finetune.load(small_network(), alone)
 
-    monkeypatch.setenv(origin.VARIABLE, str(pretrained(tmp_path)))
+    monkeypatch.setenv(checkpoint_choice.VARIABLE, str(pretrained(tmp_path)))
     twins = nnunet_plans(), nnunet_plans()
     for plans, random_start in zip(twins, (True, False), strict=True):
         finetune.resolve_architecture(plans, "3d_fullres", random_start)
@@ -313,11 +317,11 @@ def test_a_random_start_is_of_the_same_network_and_by_itself_of_the_default_pres
 
 
 def test_a_resumed_model_is_that_of_its_own_checkpoint(nnunet_env, monkeypatch, tmp_path):
-    monkeypatch.setenv(origin.VARIABLE, str(pretrained(tmp_path / "then")))
+    monkeypatch.setenv(checkpoint_choice.VARIABLE, str(pretrained(tmp_path / "then")))
     then, now = nnunet_plans(), nnunet_plans()
     finetune.resolve_architecture(then, "3d_fullres", random_start=False)
     other = SwinConfig(embed_dim=12, depths=(1, 1, 1, 1), heads=(1, 1, 2, 2))
-    monkeypatch.setenv(origin.VARIABLE, str(pretrained(tmp_path / "now", other)))
+    monkeypatch.setenv(checkpoint_choice.VARIABLE, str(pretrained(tmp_path / "now", other)))
     finetune.resolve_architecture(now, "3d_fullres", random_start=False)
     resolved = finetune.resolve(now, "3d_fullres")
     finetune.restore_plans(now, resolved, "3d_fullres", then)

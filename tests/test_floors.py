@@ -13,16 +13,17 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 FLOORS = (
     {"types", "files", "dist", "memory", "conflict", "hook", "commands", "signals", "limits"},
-    {"data", "views", "encoder", "modules"},
+    {"data", "views", "encoder", "modules", "phantoms"},
     {"network"},
     {"methods", "checkpoint"},
-    {"train", "finetune", "foreign", "plans"},
+    {"train", "finetune", "convert"},
+    {"plans"},
     {"demo", "bench", "study", "trainers", "doctor"},
     {"cli"},
     {"__main__"},
 )
 LEVEL = {part: level for level, parts in enumerate(FLOORS, start=1) for part in parts}
-APART = FLOORS[1]  # the four parts of the second floor do not import each other
+APART = FLOORS[1]  # the parts of the second floor do not import each other
 
 
 def own_modules() -> dict[str, Path]:

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nnssl.convert.conversion import Converted, Request, encoder_from
+from nnssl.convert.opening import tensors_of
 from nnssl.encoder.swin import Swin, SwinConfig
-from nnssl.foreign.convert import Converted, Request, encoder_from
-from nnssl.foreign.opening import tensors_of
 
 
 def turned(x: Tensor) -> Tensor:

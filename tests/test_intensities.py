@@ -16,7 +16,7 @@ from made_checkpoints import HU, pretrained
 from made_plans import nnunet_plans
 
 from nnssl import finetune
-from nnssl.network import origin
+from nnssl.finetune import checkpoint_choice
 from nnssl.types import HUPolicy
 
 POLICY = HUPolicy.from_dict(HU)  # clips to [-900, 1100]
@@ -52,7 +52,7 @@ EXACT = {"rtol": 0, "atol": 8 * np.finfo(np.float32).eps * 4000 / HU["sd"]}
 @pytest.fixture
 def seen(nnunet_env, monkeypatch, tmp_path):
     """A function: plans and nnU-Net's image to what reaches the encoder's first layer."""
-    monkeypatch.setenv(origin.VARIABLE, str(pretrained(tmp_path)))
+    monkeypatch.setenv(checkpoint_choice.VARIABLE, str(pretrained(tmp_path)))
     monkeypatch.setattr(finetune.plans, "DECODER", "light")
 
     def run(plans: dict, image: torch.Tensor, configuration: str = "3d_fullres") -> torch.Tensor:
@@ -108,7 +108,7 @@ def test_the_encoder_sees_a_piecewise_policy_whatever_the_dataset(
     bent = HUPolicy(
         -1000, 3000, 823.59, 674.9, ((-500, -571.4), (-150, -88.6), (100, 1572.5), (1000, 2556.1))
     )
-    monkeypatch.setenv(origin.VARIABLE, str(pretrained(tmp_path, hu=bent.to_dict())))
+    monkeypatch.setenv(checkpoint_choice.VARIABLE, str(pretrained(tmp_path, hu=bent.to_dict())))
     properties = CT[dataset]
     got = seen(ct_plans(properties), nnunets("CTNormalization", RAW, properties)).numpy()
     low, high = properties["percentile_00_5"], properties["percentile_99_5"]

@@ -12,7 +12,7 @@ import torch
 from micro import ENCODER
 
 from nnssl.encoder.swin import Swin
-from nnssl.network.planned import intensity_map
+from nnssl.finetune.architecture import intensity_map
 from nnssl.network.swin_unetr import Intensity, SwinUNETR
 from nnssl.types import HUPolicy
 

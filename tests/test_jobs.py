@@ -21,8 +21,8 @@ from made_study import ARMS, TASKS, finished, program, study
 
 from nnssl import files
 from nnssl.commands import run_logged
-from nnssl.study import collect, executor, job, run, runs, slurm
-from nnssl.study.runs import StudyError
+from nnssl.study.execution import collect, executor, job, orchestrate, runs, slurm
+from nnssl.study.execution.runs import StudyError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -65,8 +65,8 @@ def test_places_are_the_jobs_environment(tmp_path):
     )
     executor.local([{"GPU": "3"}])([folder], print)
     assert (folder / "made").read_text() == "3"
-    assert run.places("cpu", None) == [{}]
-    assert run.places("cpu", 2) == [{}, {}]
+    assert orchestrate.places("cpu", None) == [{}]
+    assert orchestrate.places("cpu", 2) == [{}, {}]
 
 
 @pytest.mark.parametrize(
@@ -83,13 +83,15 @@ def test_each_gpu_has_a_run_of_its_own(monkeypatch, gpus, visible, parallel, exp
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert run.places("cuda", parallel) == [{"CUDA_VISIBLE_DEVICES": name} for name in expected]
+    assert orchestrate.places("cuda", parallel) == [
+        {"CUDA_VISIBLE_DEVICES": name} for name in expected
+    ]
 
 
 def test_without_a_gpu_the_description_must_say_cpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with pytest.raises(StudyError, match="write device: cpu"):
-        run.places("cuda", None)
+        orchestrate.places("cuda", None)
 
 
 def test_two_places_share_the_runs_and_none_is_used_twice_at_once(tmp_path):
@@ -123,7 +125,7 @@ def test_a_command_outlives_its_killed_job_and_nobody_works_beside_it(tmp_path):
     note = f"import time; f = open(r'{folder}/starts', 'ab', 0); f.write(b'<'); time.sleep(1.5); f.write(b'>')"
     code = f"{note}; open(r'{folder}/made', 'w')"
     program(folder, code)
-    first = subprocess.Popen([sys.executable, "-m", "nnssl.study.job", str(folder)])
+    first = subprocess.Popen([sys.executable, "-m", "nnssl.study.execution.job", str(folder)])
     while not (folder / "starts").exists() or not (folder / "starts").read_text():
         time.sleep(0.05)
     first.send_signal(signal.SIGKILL)
@@ -329,12 +331,12 @@ def test_what_another_study_trained_is_not_counted(tmp_path, monkeypatch):
 def test_the_cost_is_told_from_runs_alike(tmp_path):
     made = study(tmp_path, seeds=[0, 1, 2], recipe={"epochs": 20})
     every = runs.all_runs(made)
-    assert run.cost(every, every, 1).startswith(
+    assert orchestrate.cost(every, every, 1).startswith(
         "Cost: 120 epochs in all. How long one takes is not known"
     )
     finished(every[0], hours=0.5)  # of scratch: 10 epochs, so that 20 take an hour
     finished(every[1], hours=1.0)  # of smit: 20 take two
-    text = run.cost(every, every[2:], 2)
+    text = orchestrate.cost(every, every[2:], 2)
     assert "80 epochs to do, about 6.0 hours of training, 3.0 with 2 beside each other" in text
     assert "2 run(s) done, which took 1.5 hours" in text
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from nnssl import files
-from nnssl.study.results import Results, ResultsError
+from nnssl.study.report.results import Results, ResultsError
 
 ROWS = [{"kind": "epoch", "run": "a", "epoch": n} for n in range(6)]
 LINES = [json.dumps(row) for row in ROWS]

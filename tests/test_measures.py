@@ -12,7 +12,7 @@ from monai.metrics import compute_hausdorff_distance, compute_surface_dice
 from scipy import ndimage
 
 from nnssl import files
-from nnssl.study import measures
+from nnssl.study.measurement import segmentation
 
 SPACING = (3.0, 1.5, 1.0)
 
@@ -32,7 +32,7 @@ def one_hot(mask: np.ndarray) -> torch.Tensor:
 def test_equal_to_monai(seed, dims, tolerance):
     shape, spacing = (12, 20, 24)[-dims:], SPACING[-dims:]
     prediction, truth = blobs(seed, shape), blobs(seed + 10, shape)
-    ours = measures.surfaces(prediction, truth, spacing, tolerance)
+    ours = segmentation.surfaces(prediction, truth, spacing, tolerance)
     pair = one_hot(prediction), one_hot(truth)
     dice = compute_surface_dice(*pair, class_thresholds=[tolerance], spacing=spacing)
     hd95 = compute_hausdorff_distance(*pair, percentile=95, spacing=spacing)
@@ -45,7 +45,7 @@ def test_a_2d_image_is_no_volume_of_one_slice():
     masks = blobs(0, (20, 24)), blobs(1, (20, 24)), np.zeros((20, 24), bool)
     for pair in ((masks[0], masks[1]), (masks[0], masks[2])):
         read = [mask[None] for mask in pair]
-        assert measures.surfaces(*read, (999.0, 1.5, 1.0), 2.0) == measures.surfaces(
+        assert segmentation.surfaces(*read, (999.0, 1.5, 1.0), 2.0) == segmentation.surfaces(
             *pair, (1.5, 1.0), 2.0
         )
 
@@ -54,15 +54,17 @@ def test_closed_forms():
     plate = np.zeros((10, 8, 8), bool)
     plate[2] = True
     moved = np.roll(plate, 3, axis=0)
-    assert measures.surfaces(plate, plate, SPACING, 0.1) == measures.Surfaces(1.0, 0.0)
+    assert segmentation.surfaces(plate, plate, SPACING, 0.1) == segmentation.Surfaces(1.0, 0.0)
     # 3 slices of 3 mm
-    assert measures.surfaces(plate, moved, SPACING, 8.9) == measures.Surfaces(0.0, 9.0)
-    assert measures.surfaces(plate, moved, SPACING, 9.0) == measures.Surfaces(1.0, 9.0)
+    assert segmentation.surfaces(plate, moved, SPACING, 8.9) == segmentation.Surfaces(0.0, 9.0)
+    assert segmentation.surfaces(plate, moved, SPACING, 9.0) == segmentation.Surfaces(1.0, 9.0)
     nothing = np.zeros_like(plate)
-    assert measures.surfaces(nothing, nothing, SPACING, 1.0) == measures.Surfaces(None, None)
+    assert segmentation.surfaces(nothing, nothing, SPACING, 1.0) == segmentation.Surfaces(
+        None, None
+    )
     diagonal = math.dist((30.0, 12.0, 8.0), (0, 0, 0))
     for pair in ((plate, nothing), (nothing, plate)):
-        assert measures.surfaces(*pair, SPACING, 1.0) == measures.Surfaces(0.0, diagonal)
+        assert segmentation.surfaces(*pair, SPACING, 1.0) == segmentation.Surfaces(0.0, diagonal)
 
 
 def validated(fold, labels: dict, metrics: dict, prediction: np.ndarray, truth: np.ndarray):
@@ -91,7 +93,7 @@ def test_rows_of_a_validated_fold_with_an_ignored_label(tmp_path):
     truth[5] = 3  # ignored, so that the wrong voxels there do not count
     labels = {"background": 0, "liver": 1, "kidney": 2, "ignore": 3}
     fold = validated(tmp_path / "fold_7", labels, {"1": 1.0, "2": math.nan}, prediction, truth)
-    assert measures.cases(fold, 1.0) == [
+    assert segmentation.cases(fold, 1.0) == [
         {"case": "a", "label": "liver", "dice": 1.0, "surface_dice": 1.0, "hd95": 0.0},
         {"case": "a", "label": "kidney", "dice": None, "surface_dice": None, "hd95": None},
     ]
@@ -103,7 +105,7 @@ def test_regions_are_measured_as_nnunet_evaluates_them(tmp_path):
     prediction = np.where(truth == 1, 2, 0).astype(np.uint8)
     labels = {"background": 0, "whole": [1, 2], "core": [2]}
     fold = validated(tmp_path / "fold_7", labels, {"(1, 2)": 1.0, "(2,)": 0.0}, prediction, truth)
-    whole, core = measures.cases(fold, 1.0)
+    whole, core = segmentation.cases(fold, 1.0)
     assert (whole["label"], whole["surface_dice"], whole["hd95"]) == ("whole", 1.0, 0.0)
     assert (core["label"], core["dice"], core["surface_dice"]) == ("core", 0.0, 0.0)
     assert core["hd95"] == pytest.approx(math.dist((18, 15, 10), (0, 0, 0)))

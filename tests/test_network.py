@@ -15,10 +15,10 @@ from micro import ENCODER
 
 from nnssl import checkpoint
 from nnssl.encoder.swin import Swin, SwinConfig
-from nnssl.finetune import statistics
+from nnssl.finetune import moments
+from nnssl.finetune.architecture import NETWORK_CLASS, intensity_map
 from nnssl.network.decoders import DECODERS, UpBlock
 from nnssl.network.normalise import SLOPE, norm_act, normalised
-from nnssl.network.planned import NETWORK_CLASS, intensity_map
 from nnssl.network.swin_unetr import Intensity, SwinUNETR, output_sizes
 from nnssl.types import HUPolicy
 
@@ -82,7 +82,7 @@ def test_the_light_decoder_sees_where_a_map_differs_and_no_common_part_or_scale(
 def test_maps_are_standardised_by_the_dataset_and_what_a_patch_has_of_its_own_stays(decoder):
     net = network(2, decoder=decoder)
     patches = [torch.randn(2, 1, 64, 64) + shift for shift in (-3.0, 0.0, 5.0)]
-    statistics.measure(net, patches)
+    moments.measure(net, patches)
     seen = [net.eval().encode(patch)[1] for patch in patches]
     for norm, *maps in zip(net.decoder.norms, *seen, strict=True):
         done = norm(torch.cat(maps)).movedim(1, -1).flatten(0, -2)
@@ -102,7 +102,7 @@ def test_maps_are_standardised_by_the_dataset_and_what_a_patch_has_of_its_own_st
 @pytest.mark.parametrize("regions", [False, True])
 def test_at_first_all_is_background_as_far_as_the_bias_says(decoder, regions):
     net = network(2, decoder=decoder)
-    statistics.start_heads(net, regions)
+    moments.start_heads(net, regions)
     for head in net.decoder.heads.seg_layers:
         expected = head.bias.sigmoid() if regions else head.bias.softmax(0)
         wanted = [0.01] * 3 if regions else [0.99, 0.005, 0.005]

@@ -18,8 +18,8 @@ from made_checkpoints import pretrained
 from micro import ENCODER
 
 from nnssl import files, hook
-from nnssl.network import origin
-from nnssl.network.planned import BASE, INFO, RECIPE
+from nnssl.finetune import checkpoint_choice
+from nnssl.finetune.architecture import BASE, INFO, RECIPE
 from nnssl.plans.derive import Request, derive
 
 DATASET, ID = "Dataset902_Phantoms", "902"
@@ -31,7 +31,7 @@ def folders(tmp_path_factory):
     """Six phantoms, planned and preprocessed by nnU-Net, once for this file; the value maps
     variable to folder.
     """
-    from nnssl.data import phantoms
+    from nnssl import phantoms
 
     base = tmp_path_factory.mktemp("nnunet")
     folders = {
@@ -101,7 +101,10 @@ def train(configuration: str, trainer: str, plans: str, *more: str) -> Path:
         "nnUNetv2_train", ID, configuration, 0, "-tr", trainer, "-p", plans, "-device", "cpu", *more
     )
     return Path(
-        os.environ[origin.RESULTS], DATASET, f"{trainer}__{plans}__{configuration}", "fold_0"
+        os.environ[checkpoint_choice.RESULTS],
+        DATASET,
+        f"{trainer}__{plans}__{configuration}",
+        "fold_0",
     )
 
 
@@ -156,11 +159,14 @@ def predicted_elsewhere(
     results.mkdir(parents=True), site.mkdir()
     shutil.copy(Path(__file__).parents[1] / "trainers" / "nnssl_trainers.pth", site)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(origin.RESULTS, str(results))
+        patch.setenv(checkpoint_choice.RESULTS, str(results))
         command("nnUNetv2_install_pretrained_model_from_zip", model)
-    left_out = ("nnUNet_raw", "nnUNet_preprocessed", hook.VARIABLE, origin.VARIABLE)
+    left_out = ("nnUNet_raw", "nnUNet_preprocessed", hook.VARIABLE, checkpoint_choice.VARIABLE)
     environment = {name: value for name, value in os.environ.items() if name not in left_out}
-    environment |= {origin.RESULTS: str(results), "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment |= {
+        checkpoint_choice.RESULTS: str(results),
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+    }
     call = [
         sys.executable,
         "-c",
@@ -332,14 +338,16 @@ def test_plain_plans_take_the_only_checkpoint_and_a_validation_needs_it_no_more(
         torch.testing.assert_close(tensor, first.network.state_dict()[name])
     assert again.plans_manager.plans[INFO] == first.plans_manager.plans[INFO]
     assert again.num_epochs == 1000
-    with pytest.raises(origin.NoCheckpointError, match="no pretrained checkpoint was found"):
+    with pytest.raises(
+        checkpoint_choice.NoCheckpointError, match="no pretrained checkpoint was found"
+    ):
         trainer_for("nnUNetPlans").initialize()
 
 
 def test_a_checkpoint_changed_after_planning_stops_the_training(tmp_path):
     plans_named("changed", checkpoint=pretrained(tmp_path))
     pretrained(tmp_path, seed=1)
-    with pytest.raises(origin.OriginError, match="has changed since"):
+    with pytest.raises(checkpoint_choice.OriginError, match="has changed since"):
         trainer_for("changed").initialize()
 
 

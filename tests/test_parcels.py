@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from nnssl.data import atlas, parcels, phantoms
+from nnssl import phantoms
+from nnssl.data import atlas, parcels
 from nnssl.data.crops import PARCELS, Crops
 from nnssl.data.prepare import prepare
 from nnssl.files import read_json

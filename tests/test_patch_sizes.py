@@ -11,7 +11,7 @@ from made_trainers import batch, made_plans, made_trainer
 from micro import ENCODER
 
 from nnssl import finetune
-from nnssl.network import origin
+from nnssl.finetune import checkpoint_choice
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PATCHES = [
@@ -25,7 +25,7 @@ PATCHES = [
 def test_every_size_of_patch_trains_and_predicts(nnunet_env, monkeypatch, tmp_path, patch, decoder):
     dims = len(patch)
     config = type(ENCODER).from_dict(ENCODER.to_dict() | {"spatial_dims": dims})
-    monkeypatch.setenv(origin.VARIABLE, str(pretrained(tmp_path, config)))
+    monkeypatch.setenv(checkpoint_choice.VARIABLE, str(pretrained(tmp_path, config)))
     monkeypatch.setattr(finetune.plans, "DECODER", decoder)
     name, plans = {2: "2d", 3: "3d_fullres"}[dims], made_plans()
     plans["configurations"][name]["patch_size"] = list(patch)

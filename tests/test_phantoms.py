@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nnssl.data import phantoms
-from nnssl.data.phantoms import LABELS, blur, phantom
+from nnssl import phantoms
+from nnssl.phantoms import LABELS, blur, phantom
 from nnssl.types import BODY_HU
 
 

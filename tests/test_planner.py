@@ -15,7 +15,7 @@ from made_datasets import ID, NAME, made_dataset
 
 from nnssl import cli, files, finetune
 from nnssl.encoder.presets import preset
-from nnssl.network.planned import INFO, PLANNED, RECIPE, is_ours, steps_of
+from nnssl.finetune.architecture import INFO, PLANNED, RECIPE, is_ours, steps_of
 from nnssl.plans import memory
 from nnssl.plans.derive import Request, derive
 from nnssl.plans.patch import plan_batch, plan_patch
@@ -152,7 +152,7 @@ def test_the_planner_is_nnunets_own_and_works_through_its_interface(
 def test_the_commands_plan_preprocess_and_say_what_to_type(nnunet_env, monkeypatch, capsys):
     from test_nnunet import command
 
-    from nnssl.data import phantoms
+    from nnssl import phantoms
 
     raw = nnunet_env["nnUNet_raw"] / NAME
     phantoms.write_nnunet_dataset(raw, training=range(3), unseen=range(0), shape=(12, 24, 20))

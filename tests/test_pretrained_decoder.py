@@ -14,9 +14,9 @@ from micro import CROP, method, run, steps, views
 
 from nnssl import checkpoint, finetune
 from nnssl.checkpoint.header import HEADS
-from nnssl.network import origin
+from nnssl.finetune import checkpoint_choice
+from nnssl.finetune.architecture import INFO
 from nnssl.network.decoders import DECODERS
-from nnssl.network.planned import INFO
 from nnssl.network.swin_unetr import SwinUNETR
 
 
@@ -79,7 +79,7 @@ def plans() -> dict:
 
 
 def test_all_of_the_decoder_but_its_heads_is_carried_over(final, tmp_path, nnunet_env, monkeypatch):
-    monkeypatch.setenv(origin.VARIABLE, str(final))
+    monkeypatch.setenv(checkpoint_choice.VARIABLE, str(final))
     loaded = checkpoint.load(final)
     assert loaded.decoder == {"name": "light", "norm": "dataset"}
     assert not any(HEADS in name for name in loaded.weights)
@@ -113,7 +113,7 @@ def test_all_of_the_decoder_but_its_heads_is_carried_over(final, tmp_path, nnune
 def test_its_twin_from_a_random_start_is_the_same_network_with_none_of_the_weights(
     final, nnunet_env, monkeypatch
 ):
-    monkeypatch.setenv(origin.VARIABLE, str(final))
+    monkeypatch.setenv(checkpoint_choice.VARIABLE, str(final))
     trainer = made_trainer("SwinScratchTrainer", plans())
     trainer.initialize()
     arguments = trainer.configuration_manager.configuration["architecture"]["arch_kwargs"]

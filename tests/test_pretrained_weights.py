@@ -14,8 +14,8 @@ from made_trainers import DATASET_JSON, made_plans, made_trainer
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 
 from nnssl import finetune
-from nnssl.network import origin
-from nnssl.network.pretrained_weights import HEADS, INTENSITY, PretrainedWeightsError
+from nnssl.finetune import checkpoint_choice
+from nnssl.finetune.pretrained_weights import HEADS, INTENSITY, PretrainedWeightsError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture
 def ready(nnunet_env, monkeypatch, tmp_path):
     """A function that gives an initialised trainer on a dataset whose foreground has this mean."""
-    monkeypatch.setenv(origin.VARIABLE, str(pretrained(tmp_path / "ssl")))
+    monkeypatch.setenv(checkpoint_choice.VARIABLE, str(pretrained(tmp_path / "ssl")))
     monkeypatch.setattr(finetune.plans, "DECODER", "light")
 
     def make(

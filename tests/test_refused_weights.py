@@ -16,9 +16,9 @@ from micro import ENCODER
 
 from nnssl import checkpoint, finetune
 from nnssl.checkpoint import CheckpointError, TransferError
-from nnssl.network import origin
-from nnssl.network.origin import NoCheckpointError, OriginError
-from nnssl.network.planned import INFO
+from nnssl.finetune import checkpoint_choice
+from nnssl.finetune.architecture import INFO
+from nnssl.finetune.checkpoint_choice import NoCheckpointError, OriginError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def place(nnunet_env, monkeypatch, tmp_path) -> Path:
     """Where the checkpoint of a test lies: the only one, found without being named."""
     monkeypatch.setattr(finetune.plans, "DECODER", "light")
-    return nnunet_env[origin.RESULTS] / "nnssl" / "ct" / "smit__micro"
+    return nnunet_env[checkpoint_choice.RESULTS] / "nnssl" / "ct" / "smit__micro"
 
 
 def planned(**changes: object) -> dict:
@@ -110,7 +110,7 @@ def another_than_planned(place: Path) -> dict:
 
 def someone_elses(place: Path) -> dict:
     place.mkdir(parents=True)
-    torch.save({"state_dict": {"conv.weight": torch.zeros(3)}}, place / origin.FINAL)
+    torch.save({"state_dict": {"conv.weight": torch.zeros(3)}}, place / checkpoint_choice.FINAL)
     return made_plans()
 
 
@@ -180,7 +180,7 @@ def test_a_training_does_not_start_from(place, weights):
 def test_the_malicious_file_would_do_its_work_elsewhere(place):
     """Or the test above would show nothing."""
     malicious(place)
-    torch.load(place / origin.FINAL, weights_only=False)
+    torch.load(place / checkpoint_choice.FINAL, weights_only=False)
     assert (place / "executed").exists()
 
 
@@ -205,7 +205,9 @@ def test_the_labels_of_a_cascade_start_at_zero(place):
     trainer = made_trainer("SwinSSLTrainer", made_plans(), "3d_cascade_fullres")
     trainer.initialize()
     stem = trainer.network.encoder.patch_embed.proj.weight
-    given = checkpoint.load(place / origin.FINAL).weights["encoder.patch_embed.proj.weight"]
+    given = checkpoint.load(place / checkpoint_choice.FINAL).weights[
+        "encoder.patch_embed.proj.weight"
+    ]
     assert torch.equal(stem[:, :1], given)
     assert stem.shape[1] == 3
     assert not stem[:, 1:].any()

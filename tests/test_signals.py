@@ -15,7 +15,7 @@ import pytest
 
 from nnssl import signals
 from nnssl.data import workers
-from nnssl.study import job, run
+from nnssl.study.execution import job, orchestrate
 from nnssl.train import batches
 from nnssl.train.signals import Signals
 
@@ -26,11 +26,11 @@ Act = Callable[[], object]
 
 
 def within_a_study(monkeypatch, act: Act) -> None:
-    monkeypatch.setattr(run.preparation, "check", lambda _: act())
-    monkeypatch.setattr(run, "prepare", lambda *_: [])
-    monkeypatch.setattr(run.runs, "of", lambda _: [])
-    monkeypatch.setattr(run.collect, "collect", lambda _: {})
-    run.run(None, lambda *_: None, lambda _: None)
+    monkeypatch.setattr(orchestrate.preparation, "check", lambda _: act())
+    monkeypatch.setattr(orchestrate, "prepare", lambda *_: [])
+    monkeypatch.setattr(orchestrate.runs, "of", lambda _: [])
+    monkeypatch.setattr(orchestrate.collect, "collect", lambda _: {})
+    orchestrate.run(None, lambda *_: None, lambda _: None)
 
 
 def within_a_job(monkeypatch, act: Act) -> None:

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from test_description import SMALL, written
 
-from nnssl.study import splits
-from nnssl.study.description import load
-from nnssl.study.splits import SplitError
+from nnssl.study.design import splits
+from nnssl.study.design.description import load
+from nnssl.study.design.splits import SplitError
 
 CASES = [f"patient{p:02d}_{frame}" for p in range(15) for frame in ("ed", "es")]
 SUBJECT = r"(patient\d+)_"

@@ -16,9 +16,9 @@ from micro import ENCODER
 from nnssl import checkpoint, finetune
 from nnssl.encoder.adapt import adapt
 from nnssl.encoder.swin import Swin, SwinConfig
+from nnssl.finetune.architecture import architecture, steps_of
+from nnssl.finetune.strides import steps_for
 from nnssl.network.decoders import DECODERS, UpBlock
-from nnssl.network.planned import architecture, steps_of
-from nnssl.network.strides import steps_for
 from nnssl.network.swin_unetr import SwinUNETR, output_sizes
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -18,8 +18,9 @@ from nnssl import checkpoint, files
 from nnssl.commands import CommandError
 from nnssl.encoder.swin import Swin
 from nnssl.network.swin_unetr import SwinUNETR
-from nnssl.study import job, preparation, run, runs, splits, supervised
-from nnssl.study.runs import StudyError
+from nnssl.study.design import splits
+from nnssl.study.execution import job, orchestrate, preparation, runs, supervised
+from nnssl.study.execution.runs import StudyError
 
 DATASET = "Dataset902_Phantoms"
 
@@ -99,7 +100,7 @@ def test_every_start_has_its_commands(tmp_path, dataset):
         name for name in starts if starts[name]["fingerprint"] != longer[name]["fingerprint"]
     ]
     assert changed == ["labels"]  # the only one that a recipe trains
-    assert export[1:3] == ["-m", "nnssl.study.supervised"]
+    assert export[1:3] == ["-m", "nnssl.study.execution.supervised"]
     (task,) = made.tasks
     plans = {arm.name: preparation.plan_command(made, task, arm) for arm in made.arms}
     assert plans["nnunet"] is None
@@ -270,7 +271,7 @@ def in_this_process(words: list[str], log: Path, lock: int | None = None) -> Non
 
 def test_end_to_end_killed_in_the_middle(nnunet_env, tmp_path, monkeypatch, capsys):
     """init's twin by hand, run --dry-run, run, killed after the first training, run, run again."""
-    from nnssl.data import phantoms
+    from nnssl import phantoms
 
     raw = nnunet_env["nnUNet_raw"] / DATASET
     phantoms.write_nnunet_dataset(raw, training=range(6), unseen=range(6, 7), shape=(20, 40, 36))
@@ -310,7 +311,7 @@ def test_end_to_end_killed_in_the_middle(nnunet_env, tmp_path, monkeypatch, caps
         if command[0] == "nnUNetv2_train":
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(run, "executor_of", lambda *_: one_after_the_other)
+    monkeypatch.setattr(orchestrate, "executor_of", lambda *_: one_after_the_other)
     monkeypatch.setattr(job, "execute", killed_after_the_first_training)
     with pytest.raises(KeyboardInterrupt):
         command("run", str(path))

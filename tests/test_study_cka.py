@@ -12,7 +12,7 @@ import torch
 from sklearn.metrics.pairwise import linear_kernel
 from sklearn.preprocessing import KernelCenterer
 
-from nnssl.study.cka import MinibatchCKA, grams, hsic
+from nnssl.study.measurement.cka import MinibatchCKA, grams, hsic
 
 
 def features(n: int, width: int, seed: int) -> torch.Tensor:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nnssl.study import curves
-from nnssl.study.curves import NEVER, Curve
+from nnssl.study.report import curves
+from nnssl.study.report.curves import NEVER, Curve
 
 
 def line(values: list[float], seconds: float = 36.0) -> Curve:

@@ -14,11 +14,11 @@ from made_checkpoints import pretrained as write_pretrained
 from made_plans import nnunet_plans
 
 from nnssl.encoder.swin import Swin, SwinConfig
-from nnssl.network.planned import architecture
+from nnssl.finetune.architecture import architecture
 from nnssl.network.swin_unetr import SwinUNETR
-from nnssl.study import attention, features
-from nnssl.study.attention import AttentionDistance
-from nnssl.study.features import Layers
+from nnssl.study.measurement import attention, features
+from nnssl.study.measurement.attention import AttentionDistance
+from nnssl.study.measurement.features import Layers
 from nnssl.types import HUPolicy
 
 CONFIG = SwinConfig(embed_dim=12, depths=(2, 2, 2, 1), heads=(1, 2, 2, 3), window=2)

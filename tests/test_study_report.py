@@ -18,10 +18,10 @@ import pytest
 from made_results import case_row, run_row
 
 from nnssl import cli, files
-from nnssl.study.report import build, efficiency, reuse, scores
+from nnssl.study.report import build, efficiency, feature_reuse, scores
+from nnssl.study.report.results import Group, Results, ResultsError
+from nnssl.study.report.statistics import Interval
 from nnssl.study.report.tables import Table
-from nnssl.study.results import Group, Results, ResultsError
-from nnssl.study.statistics import Interval
 
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))),
@@ -139,7 +139,7 @@ def test_heat_maps_are_means_over_the_seeds():
            "columns": ["patch embedding", "stage 1 block 1"], "volumes": 5}  # fmt: skip
     runs = [run_row("t__a__2__0", "t", "a", 2, 0)]
     two = [{**row, "seed": 0, "values": [[0.2, None]]}, {**row, "seed": 1, "values": [[0.4, 0.5]]}]
-    (pair,) = reuse.pairs(Results([*runs, *two]))
+    (pair,) = feature_reuse.pairs(Results([*runs, *two]))
     assert pair.values[0, 0] == pytest.approx(0.3)
     assert np.isnan(pair.values[0, 1])
     assert pair.same() == {"patch embedding": pytest.approx(0.3)}

@@ -17,11 +17,12 @@ from made_study import study as described
 
 from nnssl import files
 from nnssl.encoder.swin import SwinConfig
-from nnssl.network.planned import architecture
+from nnssl.finetune.architecture import architecture
 from nnssl.network.swin_unetr import SwinUNETR
-from nnssl.study import reuse, runs
-from nnssl.study.description import Study
-from nnssl.study.results import Results
+from nnssl.study.design.description import Study
+from nnssl.study.execution import runs
+from nnssl.study.measurement import reuse
+from nnssl.study.report.results import Results
 from nnssl.types import HUPolicy
 
 CONFIG = SwinConfig(embed_dim=12, depths=(1, 1, 1, 1), heads=(1, 1, 2, 2), window=2)

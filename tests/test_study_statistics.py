@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from nnssl.study import statistics
+from nnssl.study.report import statistics
 
 NAMES = [f"case{number}" for number in range(40)]
 

@@ -17,9 +17,9 @@ from made_trainers import batch, made_plans, made_trainer, train_epoch
 from micro import ENCODER
 
 from nnssl import checkpoint, finetune
-from nnssl.network import origin
+from nnssl.finetune import checkpoint_choice
+from nnssl.finetune.architecture import Recipe
 from nnssl.network.decoders import DECODERS
-from nnssl.network.planned import Recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TRAINERS = ("SwinSSLTrainer", "SwinScratchTrainer", "SwinFrozenTrainer", "SwinGradualTrainer")
@@ -29,7 +29,7 @@ WORLD = 2
 @pytest.fixture
 def ready(nnunet_env, monkeypatch, tmp_path):
     """A function that gives an initialised trainer, started from a checkpoint where it takes one."""
-    monkeypatch.setenv(origin.VARIABLE, str(pretrained(tmp_path / "ssl")))
+    monkeypatch.setenv(checkpoint_choice.VARIABLE, str(pretrained(tmp_path / "ssl")))
     monkeypatch.setattr(finetune.plans, "DECODER", "light")
 
     def make(name: str, **recipe):
@@ -299,7 +299,7 @@ def found(tmp_path_factory) -> list[dict]:
     with pytest.MonkeyPatch.context() as patch:
         for variable in ("nnUNet_preprocessed", "nnUNet_results"):
             patch.setenv(variable, str(folder))
-        patch.setenv(origin.VARIABLE, str(pretrained(folder / "ssl")))
+        patch.setenv(checkpoint_choice.VARIABLE, str(pretrained(folder / "ssl")))
         mp.spawn(as_rank, args=(folder,), nprocs=WORLD)
     return [torch.load(folder / f"found{rank}.pth", weights_only=False) for rank in range(WORLD)]
 

@@ -18,9 +18,9 @@ from made_scans import write_volume
 from nnssl import checkpoint, files, finetune
 from nnssl.data.plan import Plan
 from nnssl.data.prepare import prepare
+from nnssl.finetune import checkpoint_choice
+from nnssl.finetune.architecture import INFO, intensity_map
 from nnssl.methods import METHODS
-from nnssl.network import origin
-from nnssl.network.planned import INFO, intensity_map
 from nnssl.train import configure, places, pretrain
 from nnssl.train.log import Log
 from nnssl.train.pretrain import Options
@@ -92,7 +92,7 @@ def test_every_method_shows_slices(name):
 
 def test_slices_start_a_2d_network(slices, monkeypatch):
     final, _ = slices("simmim")
-    monkeypatch.setenv(origin.VARIABLE, str(final))
+    monkeypatch.setenv(checkpoint_choice.VARIABLE, str(final))
     plans = nnunet_plans()
     finetune.resolve_architecture(plans, "2d", random_start=False)
     network = finetune.build(finetune.resolve(plans, "2d"), 1, 3, deep_supervision=False)

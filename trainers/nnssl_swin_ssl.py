@@ -9,8 +9,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
 from nnssl import finetune
-from nnssl.network.planned import INFO, Recipe
-from nnssl.network.pretrained_weights import Watch
+from nnssl.finetune.architecture import INFO, Recipe
+from nnssl.finetune.pretrained_weights import Watch
 from nnssl.trainers.nnssl_default_network import DefaultNetworkTrainer
 
 

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from nnssl import checkpoint, files
-from nnssl.data.phantoms import phantom
 from nnssl.encoder.swin import Swin, SwinConfig
 from nnssl.methods import METHODS, Method
+from nnssl.phantoms import phantom
 from nnssl.types import HUPolicy, Shape, Spacing
 from nnssl.views.intensity import Ranges
 from nnssl.views.spatial import cut

@@ -21,8 +21,8 @@ from nnssl.bench.timing import Rounds, arguments, peak_memory, side_by_side, tab
 from nnssl.encoder.presets import preset
 from nnssl.encoder.swin import SwinConfig
 from nnssl.finetune import deep_supervision_weights, optimise
+from nnssl.finetune.architecture import Recipe
 from nnssl.memory import keep_freed_memory
-from nnssl.network.planned import Recipe
 from nnssl.network.swin_unetr import SwinUNETR
 
 CLASSES = 6

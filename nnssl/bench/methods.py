@@ -18,11 +18,11 @@ from torch.utils.data import default_collate
 
 from nnssl.bench.figures import middle
 from nnssl.bench.timing import arguments, peak_memory, side_by_side, table
-from nnssl.data.phantoms import phantom
 from nnssl.encoder.presets import preset
 from nnssl.encoder.swin import Swin
 from nnssl.memory import keep_freed_memory
 from nnssl.methods import METHODS
+from nnssl.phantoms import phantom
 from nnssl.train.run import Run, RunConfig
 from nnssl.types import HUPolicy, Shape
 

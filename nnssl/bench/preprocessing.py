@@ -16,11 +16,11 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 
-from nnssl.data.phantoms import write_folder
 from nnssl.data.plan import Case, Plan
 from nnssl.data.prepare import prepare
 from nnssl.data.preprocess import preprocess_case
 from nnssl.data.workers import Failed, parallel_map
+from nnssl.phantoms import write_folder
 
 GOAL = 1.7
 

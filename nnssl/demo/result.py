@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from nnssl.data.phantoms import LABELS
 from nnssl.demo.chain import TRAINERS, Demo
 from nnssl.files import atomic, write_json
+from nnssl.phantoms import LABELS
 
 ORGANS = {name: value for name, value in LABELS.items() if value}
 WINDOW = (-160, 240)  # HU shown, the usual abdominal window

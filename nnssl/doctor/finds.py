@@ -12,8 +12,8 @@ from pathlib import Path
 
 from nnssl import checkpoint, files, hook
 from nnssl.doctor.finding import Finding, first_line, note, ok, wrong
-from nnssl.network import origin
-from nnssl.network.planned import INFO, Recipe, is_ours
+from nnssl.finetune import checkpoint_choice
+from nnssl.finetune.architecture import INFO, Recipe, is_ours
 from nnssl.plans.cautions import cautions
 from nnssl.types import PREPROCESSED
 
@@ -114,24 +114,25 @@ def _judge(path: Path, plans: dict) -> Finding:
         Recipe.of(plans)
         if not info.get("checkpoint_path"):
             return ok(f"{dataset} -p {name}: no checkpoint, for -tr SwinScratchTrainer")
-        choice = origin.choose(info, f"{dataset}/{name}.json")
+        choice = checkpoint_choice.choose(info, f"{dataset}/{name}.json")
         loaded = _load(choice.path)
-        origin.check(choice, loaded.sha256)
+        checkpoint_choice.check(choice, loaded.sha256)
     except (ValueError, TypeError, OSError) as error:
         return wrong(f"{dataset} -p {name}: {_without_remedy(error)}", again)
     return ok(f"{dataset} -p {name}: {_about(loaded)}")
 
 
 def _default() -> Finding:
-    choose_one = f"export {origin.VARIABLE}=PATH_TO_CHECKPOINT"
+    choose_one = f"export {checkpoint_choice.VARIABLE}=PATH_TO_CHECKPOINT"
     try:
-        choice = origin.choose({})
-    except origin.NoCheckpointError as error:
+        choice = checkpoint_choice.choose({})
+    except checkpoint_choice.NoCheckpointError as error:
         return wrong(f"plans that name no checkpoint: {_without_remedy(error)}", choose_one)
     if choice is None:
-        says = f"plans that name no checkpoint have none to start from: no {origin.FINAL} in $nnUNet_results/nnssl"
+        says = f"plans that name no checkpoint have none to start from: no {checkpoint_choice.FINAL} in $nnUNet_results/nnssl"
         return wrong(
-            f"{says}, and {origin.VARIABLE} is not set", "nnssl_pretrain -m smit -i FOLDER_OF_SCANS"
+            f"{says}, and {checkpoint_choice.VARIABLE} is not set",
+            "nnssl_pretrain -m smit -i FOLDER_OF_SCANS",
         )
     try:
         return ok(f"plans that name no checkpoint: {_about(_load(choice.path))}, {choice.named_by}")
@@ -159,4 +160,9 @@ def _about(loaded: checkpoint.Checkpoint) -> str:
 
 def _without_remedy(error: BaseException) -> str:
     """A message without the ways to mend it that the trainers' log lists: here one line follows."""
-    return str(error).partition(origin.REMEDY)[0].partition("Put the old file back")[0].strip()
+    return (
+        str(error)
+        .partition(checkpoint_choice.REMEDY)[0]
+        .partition("Put the old file back")[0]
+        .strip()
+    )

@@ -9,6 +9,7 @@ load_checkpoint  restore_plans     -> a resumed or validated model is that of it
 """
 
 from nnssl.finetune.average import Average
+from nnssl.finetune.moments import PATCHES, measure, needs_moments, start_heads
 from nnssl.finetune.optimiser import (
     HEADS,
     describe,
@@ -29,7 +30,6 @@ from nnssl.finetune.plans import (
     restore_plans,
 )
 from nnssl.finetune.schedule import Schedule, Unfreezing, learning_rate, unfreezing
-from nnssl.finetune.statistics import PATCHES, measure, needs_moments, start_heads
 from nnssl.finetune.weights import freeze, intensities, load, random_start, unwrap
 
 __all__ = [

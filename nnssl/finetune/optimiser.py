@@ -8,9 +8,9 @@ from itertools import accumulate
 import torch
 from torch import nn
 
+from nnssl.finetune.architecture import Recipe
 from nnssl.finetune.schedule import Schedule
 from nnssl.memory import keep_freed_memory
-from nnssl.network.planned import Recipe
 from nnssl.network.swin_unetr import SwinUNETR
 
 HEADS = ".seg_layers."  # in the names of the layers that give the logits

@@ -8,8 +8,15 @@ from pathlib import Path
 
 from nnssl import checkpoint, files
 from nnssl.encoder.presets import preset
-from nnssl.network.origin import Choice, OriginError, check, choose, pretrain_info, require
-from nnssl.network.planned import DECODER, INFO, architecture, is_ours, steps_of
+from nnssl.finetune.architecture import DECODER, INFO, architecture, is_ours, steps_of
+from nnssl.finetune.checkpoint_choice import (
+    Choice,
+    OriginError,
+    check,
+    choose,
+    pretrain_info,
+    require,
+)
 from nnssl.network.swin_unetr import SwinUNETR, output_sizes
 from nnssl.types import FINAL
 

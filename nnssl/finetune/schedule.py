@@ -6,7 +6,7 @@ from math import ceil, cos, pi
 
 import torch
 
-from nnssl.network.planned import Recipe
+from nnssl.finetune.architecture import Recipe
 
 
 class Schedule:

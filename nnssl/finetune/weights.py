@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import nn
 
 from nnssl import checkpoint
+from nnssl.finetune.architecture import INFO, describe_map
+from nnssl.finetune.checkpoint_choice import NoCheckpointError, OriginError, choose
 from nnssl.finetune.plans import opened
-from nnssl.network.origin import NoCheckpointError, OriginError, choose
-from nnssl.network.planned import INFO, describe_map
 from nnssl.network.swin_unetr import SwinUNETR
 
 

@@ -60,28 +60,33 @@ def do(
 
 
 def _init(args: argparse.Namespace) -> None:
-    from nnssl.study import template
+    from nnssl.study.design import template
 
     template.write(args.description)
     print(f"Wrote {args.description}. Edit it, then: nnssl_study run {args.description} --dry-run")
 
 
 def _run(args: argparse.Namespace, parsers: Mapping) -> None:
-    from nnssl.study import check, run
-    from nnssl.study.description import load
+    from nnssl.study.design import check
+    from nnssl.study.design.description import load
+    from nnssl.study.execution import orchestrate
 
     described = load(args.description)
     check.check(described, parsers)
-    print(run.describe(described, run.beside(described.device, args.parallel)), flush=True)
+    print(
+        orchestrate.describe(described, orchestrate.beside(described.device, args.parallel)),
+        flush=True,
+    )
     if not args.dry_run:
-        executor = run.executor_of(args.executor, described, args.parallel)
-        states = run.run(described, executor, lambda text: print(text, flush=True))
-        print(run.summary(described, states))
+        executor = orchestrate.executor_of(args.executor, described, args.parallel)
+        states = orchestrate.run(described, executor, lambda text: print(text, flush=True))
+        print(orchestrate.summary(described, states))
         print(f"Next: nnssl_study report {args.description}")
 
 
 def _features(args: argparse.Namespace) -> None:
-    from nnssl.study import preparation, reuse
+    from nnssl.study.execution import preparation
+    from nnssl.study.measurement import reuse
 
     described = _collected(args.description)
     preparation.check(described)
@@ -100,8 +105,8 @@ def _report(args: argparse.Namespace) -> None:
 
 def _collected(path: Path):
     """The `Study` that is described at `path`, its results up to date."""
-    from nnssl.study.collect import collect
-    from nnssl.study.description import load
+    from nnssl.study.design.description import load
+    from nnssl.study.execution.collect import collect
 
     described = load(path)
     # elsewhere there are rows alone, which count as they are

@@ -8,11 +8,11 @@ from collections.abc import Collection
 from pathlib import Path
 
 from nnssl import files
-from nnssl.study.report import drawing, efficiency, plots, reuse, scores
+from nnssl.study.report import drawing, efficiency, feature_reuse, plots, scores
 from nnssl.study.report.page import Section, page
+from nnssl.study.report.results import BASELINE, Results, ResultsError
 from nnssl.study.report.scores import Comparison
 from nnssl.study.report.tables import Table
-from nnssl.study.results import BASELINE, Results, ResultsError
 
 NAMED = 20  # runs that are named one by one where they did not finish
 
@@ -124,26 +124,31 @@ def _ranks(report: _Report, results: Results) -> Section:
 
 
 def _reuse(report: _Report, results: Results) -> list[Section]:
-    pairs, reaches = reuse.pairs(results), reuse.reaches(results)
+    pairs, reaches = feature_reuse.pairs(results), feature_reuse.reaches(results)
     if pairs:
-        reuse.layers(pairs).write(report.tables)
+        feature_reuse.layers(pairs).write(report.tables)
     maps = {
         f"cka_{task}_{number}": (f"CKA by layer, {task}", figure)
         for task in results.tasks
-        for number, figure in enumerate(reuse.heat_maps(pairs, task), start=1)
+        for number, figure in enumerate(feature_reuse.heat_maps(pairs, task), start=1)
     }
     heads = {
         f"attention_{task}_{number}": (f"Attention distance by head, {task}", figure)
         for task in results.tasks
-        for number, figure in enumerate(reuse.attention_plots(reaches, results, task), start=1)
+        for number, figure in enumerate(
+            feature_reuse.attention_plots(reaches, results, task), start=1
+        )
     }
     return [
         report.section(
-            "Feature reuse", [reuse.similarity(pairs)], maps, "Axes: stages, a cell a block."
+            "Feature reuse",
+            [feature_reuse.similarity(pairs)],
+            maps,
+            "Axes: stages, a cell a block.",
         ),
         report.section(
             "Attention distance",
-            [reuse.distances(reaches)],
+            [feature_reuse.distances(reaches)],
             heads,
             "A point a head; the grey line is even attention.",
         ),

@@ -7,7 +7,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 
-from nnssl.study.results import BASELINE
+from nnssl.study.report.results import BASELINE
 
 WIDTH = 10.5  # inches: 1008 pixels on a page, so that 9 points are read as 9 points
 ACROSS = 3  # panels

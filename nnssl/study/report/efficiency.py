@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from nnssl.study import statistics
-from nnssl.study.curves import Curve, Saving, convergence, savings
+from nnssl.study.report import statistics
+from nnssl.study.report.curves import Curve, Saving, convergence, savings
+from nnssl.study.report.results import BASELINE, Group, Results
+from nnssl.study.report.statistics import Interval
 from nnssl.study.report.tables import Table
-from nnssl.study.results import BASELINE, Group, Results
-from nnssl.study.statistics import Interval
 
 MODALITY = "CT"  # of an arm's pretraining, where the description says nothing
 

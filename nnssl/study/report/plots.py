@@ -6,12 +6,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from nnssl.study import statistics
-from nnssl.study.curves import FRACTIONS, Curve
-from nnssl.study.report import drawing
+from nnssl.study.report import drawing, statistics
+from nnssl.study.report.curves import FRACTIONS, Curve
 from nnssl.study.report.efficiency import curves_of
+from nnssl.study.report.results import BASELINE, Group, Results
 from nnssl.study.report.scores import Comparison, Ranking
-from nnssl.study.results import BASELINE, Group, Results
 
 BUDGETS_SHOWN = 3  # columns of the figure of convergence: the fewest, a middle one, the most
 

@@ -9,9 +9,8 @@ from itertools import product
 
 import numpy as np
 
-from nnssl.study import statistics
-from nnssl.study.report.tables import Table
-from nnssl.study.results import (
+from nnssl.study.report import statistics
+from nnssl.study.report.results import (
     BASELINE,
     MEASURES,
     SMALLER_IS_BETTER,
@@ -20,7 +19,8 @@ from nnssl.study.results import (
     Results,
     Scores,
 )
-from nnssl.study.statistics import Interval, Ranks
+from nnssl.study.report.statistics import Interval, Ranks
+from nnssl.study.report.tables import Table
 
 FORMATS = {
     **dict.fromkeys(MEASURES.values(), ".3f"),

@@ -11,7 +11,7 @@ from math import inf, isnan
 from pathlib import Path
 
 from nnssl import files
-from nnssl.study.statistics import Interval
+from nnssl.study.report.statistics import Interval
 
 Cell = str | int | float | Interval | None
 

@@ -1,5 +1,5 @@
-"""`python -m nnssl.study.supervised FOLD CHECKPOINT`: the encoder of a supervised nnU-Net training
-as a checkpoint.
+"""`python -m nnssl.study.execution.supervised FOLD CHECKPOINT`: the encoder of a supervised nnU-Net
+training as a checkpoint.
 
 What such an encoder saw is what nnU-Net's normalisation gave it; for CT that is an HU policy of its
 own.

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from nnssl.study.report import drawing
+from nnssl.study.report.results import Group, Results
 from nnssl.study.report.tables import Table
-from nnssl.study.results import Group, Results
 
 MAPS_A_FIGURE = 9
 

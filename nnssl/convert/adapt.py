@@ -11,8 +11,8 @@ import re
 import torch
 from torch import Tensor
 
+from nnssl.convert.layouts import STEM
 from nnssl.encoder.windows import corners
-from nnssl.foreign.layouts import STEM
 from nnssl.types import Shape
 
 Weights = dict[str, Tensor]

@@ -14,9 +14,9 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from nnssl.network.planned import BASE
-from nnssl.study import values
-from nnssl.study.values import DescriptionError
+from nnssl.finetune.architecture import BASE
+from nnssl.study.design import values
+from nnssl.study.design.values import DescriptionError
 
 Budget = int | str  # a number of cases, or ALL
 

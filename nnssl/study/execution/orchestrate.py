@@ -13,10 +13,10 @@ from pathlib import Path
 
 from nnssl import files, signals
 from nnssl.commands import Command
-from nnssl.study import collect, job, preparation, runs
-from nnssl.study.description import Arm, Study, Task
-from nnssl.study.executor import Executor, Say, local
-from nnssl.study.runs import Run, StudyError
+from nnssl.study.design.description import Arm, Study, Task
+from nnssl.study.execution import collect, job, preparation, runs
+from nnssl.study.execution.executor import Executor, Say, local
+from nnssl.study.execution.runs import Run, StudyError
 
 
 def run(study: Study, executor: Executor, say: Say) -> dict[str, str]:
@@ -157,7 +157,7 @@ def beside(device: str, parallel: int | None) -> int:
 def executor_of(kind: str, study: Study, parallel: int | None) -> Executor:
     """Of `--executor`."""
     if kind == "slurm":
-        from nnssl.study.slurm import slurm
+        from nnssl.study.execution.slurm import slurm
 
         return slurm(study.folder / "slurm", study.slurm)
     return local(places(study.device, parallel))

@@ -12,10 +12,11 @@ from typing import Any
 
 from nnssl import files
 from nnssl.commands import Command
-from nnssl.network.planned import BASE, RECIPE, Recipe
-from nnssl.study import runs, splits
-from nnssl.study.description import Arm, Study, Task, settings
-from nnssl.study.runs import StudyError
+from nnssl.finetune.architecture import BASE, RECIPE, Recipe
+from nnssl.study.design import splits
+from nnssl.study.design.description import Arm, Study, Task, settings
+from nnssl.study.execution import runs
+from nnssl.study.execution.runs import StudyError
 from nnssl.types import FINAL, PREPROCESSED, RAW, RESULTS
 
 FOLDERS = (RAW, PREPROCESSED, RESULTS)
@@ -150,7 +151,9 @@ def start_folder(study: Study, arm: Arm) -> Path:
 
 
 def pretrained_encoders(study: Study) -> dict[str, dict]:
-    """Arm -> job.json of `nnssl.study.job`, for the arms whose checkpoint the study makes itself."""
+    """Arm -> job.json of `nnssl.study.execution.job`, for the arms whose checkpoint the study makes
+    itself.
+    """
     return {arm.name: _start(study, arm) for arm in study.arms if arm.start in _MAKE}
 
 
@@ -202,7 +205,13 @@ def _supervise(study: Study, arm: Arm, made: Path) -> list[Command]:
         [*_plan(arm.dataset, place["plans"]), "-a", arm.encoder or PRESET, *recipe_flags(recipe)],
         # nnU-Net starts anew where there is nothing to continue
         [*runs.training(**place, device=study.device), "--c"],
-        [sys.executable, "-m", "nnssl.study.supervised", str(runs.fold_folder(**place)), str(made)],
+        [
+            sys.executable,
+            "-m",
+            "nnssl.study.execution.supervised",
+            str(runs.fold_folder(**place)),
+            str(made),
+        ],
     ]
 
 

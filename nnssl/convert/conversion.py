@@ -20,12 +20,12 @@ from torch import Tensor
 
 import nnssl
 from nnssl import checkpoint, files
+from nnssl.convert import adapt, layouts, sources
+from nnssl.convert.layouts import STEM, Found
+from nnssl.convert.opening import ForeignError, encoder_in, tensors_of
+from nnssl.convert.sources import Source
 from nnssl.encoder.swin import Swin, SwinConfig
 from nnssl.encoder.windows import corners, relative_index
-from nnssl.foreign import adapt, layouts, sources
-from nnssl.foreign.layouts import STEM, Found
-from nnssl.foreign.opening import ForeignError, encoder_in, tensors_of
-from nnssl.foreign.sources import Source
 from nnssl.types import HUPolicy, Shape, Spacing
 
 MERGE = (

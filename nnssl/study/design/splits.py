@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nnssl import files
-from nnssl.study.description import ALL, Budget, Study, Task
+from nnssl.study.design.description import ALL, Budget, Study, Task
 
 FILE, OWNER = "splits_final.json", "nnssl_study"
 FOLDS, FOLD_SEED = 5, 12345  # nnU-Net's own

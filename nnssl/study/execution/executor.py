@@ -1,5 +1,5 @@
-"""Doing many jobs (`nnssl.study.job`) on this machine, several beside each other;
-`nnssl.study.slurm` is its twin.
+"""Doing many jobs (`nnssl.study.execution.job`) on this machine, several beside each other;
+`nnssl.study.execution.slurm` is its twin.
 
 Both keep the same promises: a job that is done is not done again, one that fails is tried once
 more, and the others go on. An executor is a function of the jobs' folders; what became of each is
@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from nnssl import files
-from nnssl.study import runs
+from nnssl.study.execution import runs
 
 ATTEMPTS = 2
 
@@ -43,7 +43,7 @@ def local(places: Sequence[Mapping[str, str]]) -> Executor:
                 for attempt in range(1, ATTEMPTS + 1):
                     forget_failure(folder)
                     process = subprocess.Popen(
-                        [sys.executable, "-m", "nnssl.study.job", str(folder)],
+                        [sys.executable, "-m", "nnssl.study.execution.job", str(folder)],
                         env={**os.environ, **place},
                     )
                     processes.add(process)

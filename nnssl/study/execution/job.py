@@ -1,5 +1,5 @@
-"""One job, `python -m nnssl.study.job FOLDER`: what folder/job.json says, to its end, in a process
-of its own.
+"""One job, `python -m nnssl.study.execution.job FOLDER`: what folder/job.json says, to its end, in
+a process of its own.
 
 Two kinds. A run: nnUNetv2_train (it continues where it was killed), then the rows of results. A
 start: commands that make a pretrained checkpoint. A second process on the same job waits for the
@@ -20,7 +20,8 @@ from pathlib import Path
 
 from nnssl import files, hook, signals
 from nnssl.commands import Command, CommandError, run_logged, tail
-from nnssl.study import measures, runs
+from nnssl.study.execution import runs
+from nnssl.study.measurement import segmentation
 from nnssl.types import FINAL
 
 LINES = 15  # of the log, in the reason of a failure
@@ -111,7 +112,8 @@ def rows(job: dict, fold: Path) -> list[dict]:
         "reason": None,
     }
     cases = [
-        {"kind": "case", "run": job["run"], **row} for row in measures.cases(fold, job["tolerance"])
+        {"kind": "case", "run": job["run"], **row}
+        for row in segmentation.cases(fold, job["tolerance"])
     ]
     return [run, *epochs, *cases]
 

@@ -1,8 +1,8 @@
 """Which runs a study has, where each lives, and by which of nnU-Net's commands it is made.
 
-A run's folder in the study, runs/<run>/, holds job.json (all that `nnssl.study.job` needs),
-log.txt, outcome.json and, once it is done, rows.jsonl. The training itself lies where nnU-Net puts
-it.
+A run's folder in the study, runs/<run>/, holds job.json (all that `nnssl.study.execution.job`
+needs), log.txt, outcome.json and, once it is done, rows.jsonl. The training itself lies where
+nnU-Net puts it.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from pathlib import Path
 
 from nnssl import files
 from nnssl.commands import Command
-from nnssl.study.description import Arm, Budget, Study, Task, settings
-from nnssl.study.splits import Split
+from nnssl.study.design.description import Arm, Budget, Study, Task, settings
+from nnssl.study.design.splits import Split
 from nnssl.types import RESULTS
 
 JOB, LOG, OUTCOME, ROWS = "job.json", "log.txt", "outcome.json", "rows.jsonl"

@@ -19,10 +19,10 @@ from torch import Tensor
 from nnssl import checkpoint, finetune
 from nnssl.encoder.blocks import Block, Stage
 from nnssl.encoder.swin import Swin
-from nnssl.network.planned import is_ours
+from nnssl.finetune.architecture import is_ours
 from nnssl.network.swin_unetr import SwinUNETR
-from nnssl.study.attention import AttentionDistance
-from nnssl.study.cka import LEAST, MinibatchCKA
+from nnssl.study.measurement.attention import AttentionDistance
+from nnssl.study.measurement.cka import LEAST, MinibatchCKA
 from nnssl.types import FINAL, Shape, Spacing
 
 PLACES = 128  # examples of a minibatch, where the last stage has so many tokens

@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from math import ceil
 
 from nnssl.encoder.config import OWN, SwinConfig
+from nnssl.finetune.strides import steps_for
 from nnssl.network.decoders import full_options
-from nnssl.network.strides import steps_for
 from nnssl.types import NETWORK_CLASS, HUPolicy, Shape
 
 INFO, RECIPE, PLANNED = "pretrain_info", "nnssl_recipe", "nnssl_plan"

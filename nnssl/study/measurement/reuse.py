@@ -14,11 +14,12 @@ from pathlib import Path
 
 from nnssl import files
 from nnssl.finetune import resolve
-from nnssl.network.planned import INFO, is_ours
+from nnssl.finetune.architecture import INFO, is_ours
 from nnssl.network.swin_unetr import SwinUNETR
-from nnssl.study import features, runs
-from nnssl.study.description import Study
-from nnssl.study.results import KEYS, by_size
+from nnssl.study.design.description import Study
+from nnssl.study.execution import runs
+from nnssl.study.measurement import features
+from nnssl.study.report.results import KEYS, by_size
 from nnssl.types import PREPROCESSED
 
 VOLUMES = 50

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from nnssl.checkpoint import KEYS, CheckpointError, read_plain
-from nnssl.foreign.layouts import LAYOUTS, WRAPPERS, Found, find, guess
+from nnssl.convert.layouts import LAYOUTS, WRAPPERS, Found, find, guess
 
 DEEPEST = 5  # wrappers within each other
 

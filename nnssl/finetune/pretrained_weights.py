@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
 
-from nnssl.network.planned import INFO
+from nnssl.finetune.architecture import INFO
 
 LOADER = "load_pretrained_weights"  # of nnunetv2.run; its variables are `fname` and `saved_model`
 HEADS = ".seg_layers."  # what it leaves as it is

@@ -11,9 +11,10 @@ from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 
 from nnssl import __version__, files
-from nnssl.study import runs, splits
-from nnssl.study.description import Study
-from nnssl.study.runs import Run
+from nnssl.study.design import splits
+from nnssl.study.design.description import Study
+from nnssl.study.execution import runs
+from nnssl.study.execution.runs import Run
 
 OURS = ("study", "run", "epoch", "case")
 

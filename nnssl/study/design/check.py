@@ -12,11 +12,11 @@ from typing import NoReturn
 
 from nnssl.commands import Command
 from nnssl.encoder.presets import preset
+from nnssl.finetune.architecture import Recipe
 from nnssl.network.decoders import DECODERS
-from nnssl.network.planned import Recipe
-from nnssl.study import preparation
-from nnssl.study.description import Arm, Study
-from nnssl.study.values import DescriptionError
+from nnssl.study.design.description import Arm, Study
+from nnssl.study.design.values import DescriptionError
+from nnssl.study.execution import preparation
 
 Parsers = Mapping[str, Callable[[], argparse.ArgumentParser]]  # of the commands, by name
 OF_THE_STUDY = {
@@ -62,21 +62,21 @@ def _check_start(study: Study, arm: Arm, parsers: Parsers) -> None:
     if taken := sorted(OF_THE_STUDY.intersection(said)):
         raise ValueError(f"options: {', '.join(taken)} is for the study itself to say")
     (command,) = preparation.commands_of(study, arm, Path("made"))
-    asked = _parsed(command, parsers)
+    args = _parsed(command, parsers)
     if arm.start == "pretrain":
         from nnssl.methods import METHODS
 
-        if asked.method not in METHODS:
-            raise ValueError(f"method: unknown {asked.method!r}; known: {', '.join(METHODS)}")
-        METHODS[asked.method].Config.parse(asked.settings)
+        if args.method not in METHODS:
+            raise ValueError(f"method: unknown {args.method!r}; known: {', '.join(METHODS)}")
+        METHODS[args.method].Config.parse(args.settings)
 
 
 def _check_recipe(recipe: Mapping, parsers: Parsers) -> None:
     command = ["nnssl_plan", "-d", "1", *preparation.recipe_flags(recipe)]
-    asked = vars(_parsed(command, parsers))
-    if (decoder := asked["decoder"]) and decoder not in DECODERS:
+    args = vars(_parsed(command, parsers))
+    if (decoder := args["decoder"]) and decoder not in DECODERS:
         raise ValueError(f"unknown decoder {decoder!r}; known: {', '.join(DECODERS)}")
-    given = {name: asked[name] for name in Recipe.__dataclass_fields__ if name in asked}
+    given = {name: args[name] for name in Recipe.__dataclass_fields__ if name in args}
     Recipe(**{name: value for name, value in given.items() if value is not None})
 
 

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from nnssl import files
-from nnssl.study import job, runs
-from nnssl.study.executor import Executor, Say, forget_failure, settled
-from nnssl.study.runs import StudyError
+from nnssl.study.execution import job, runs
+from nnssl.study.execution.executor import Executor, Say, forget_failure, settled
+from nnssl.study.execution.runs import StudyError
 
 SECONDS = 5.0  # between two looks at the queue
 NUMBER = "slurm.json"  # beside job.json

@@ -1,0 +1,1 @@
+"""What a study compares: its description, read, checked and split."""

@@ -1,0 +1,1 @@
+"""From a description to finished runs: preparation, jobs, executors."""

@@ -1,0 +1,1 @@
+"""What is measured of finished runs: segmentation, features, attention, reuse."""
