@@ -104,7 +104,8 @@ def demo() -> int:
     parser = argparse.ArgumentParser(
         prog="nnssl_demo",
         description="Pretraining, planning, training and prediction on CT phantoms that are made on the spot, through "
-        "the same commands that you would type. Needs no data and no GPU; made for under 10 minutes on two cores.",
+        "the same commands that you would type. Needs no data and no GPU; made for under 10 "
+        "minutes on two cores.",
         epilog="The same line goes on after the last finished stage. Nothing is written outside of the folder.",
     )
     parser.add_argument("-o", dest="output", metavar="FOLDER", type=Path, default=Path("nnssl_demo"),
@@ -312,7 +313,8 @@ def _convert_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="nnssl_convert",
         description="A checkpoint of ours from weights of others: SMIT, MONAI's Swin UNETR, VoCo, SuPreM, 2D ImageNet "
-        "Swins of timm and torchvision. Every tensor is loaded, adapted or left out with a reason, or nothing is "
+        "Swins of timm and torchvision. Every tensor is loaded, adapted or left out with a reason, "
+        "or nothing is "
         "written. Nothing in the file is executed.",
     )
     add = parser.add_argument
@@ -377,7 +379,8 @@ def _plan_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="nnssl_plan",
         description="Plans for nnU-Net that name our network, the pretrained checkpoint with its hash, and the recipe. "
-        "Patch and batch size are planned for this network's memory. They share the data of nnU-Net's own plans where "
+        "Patch and batch size are planned for this network's memory. They share the data of "
+        "nnU-Net's own plans where "
         "both would preprocess the same. Train with: nnUNetv2_train ... -p NAME.",
     )
     add = parser.add_argument

@@ -12,9 +12,11 @@ def refuse() -> None:
     except PackageNotFoundError:
         return
     raise ImportError(
-        f"this environment holds two packages that are imported as 'nnssl': {OURS} (this one) and {THEIRS} "
-        f"{theirs.version} (MIC-DKFZ's). They cannot share an environment. Install {OURS} in one of its own:\n"
-        f"  python -m venv swin && source swin/bin/activate && pip install .\n"
-        f"or give up the other here:\n"
+        f"this environment holds two packages that are imported as 'nnssl': {OURS} (this one) and "
+        f"{THEIRS} "
+        f"{theirs.version} (MIC-DKFZ's). They cannot share an environment. Install {OURS} in one "
+        "of its own:\n"
+        "  python -m venv swin && source swin/bin/activate && pip install .\n"
+        "or give up the other here:\n"
         f"  pip uninstall {THEIRS} {OURS} && pip install ."
     )

@@ -85,7 +85,8 @@ def _no_room(error: Exception, path: Path) -> NoRoomError | None:
         left = "" if free is None else f", {free / 1e6:.1f} MB are left"
         cause = f"the disk is full or the quota used up{left}"
     return NoRoomError(
-        f"{path} cannot be written: {cause}. Free some space for {path.parent}, or choose another disk "
+        f"{path} cannot be written: {cause}. Free some space for {path.parent}, or choose another "
+        "disk "
         "(nnUNet_preprocessed, nnUNet_results, -o); what was written before is whole"
     )
 
@@ -148,7 +149,8 @@ def room_for_sockets() -> None:
                 tempfile.tempdir = before
             return
     raise OSError(
-        f"the path of the temporary folder {before} is too long for sockets, and no shorter one can be "
+        f"the path of the temporary folder {before} is too long for sockets, and no shorter one "
+        "can be "
         "written to; type: export TMPDIR=/a/short/folder"
     )
 
@@ -194,7 +196,8 @@ def read_json_lines(path: Path | str) -> list[dict]:
             rows.append(row)
         elif number != numbered[-1][0]:
             raise ValueError(
-                f"{path}, line {number} is damaged: {line[:60]!r} is not one row of JSON. Put an older copy of the "
+                f"{path}, line {number} is damaged: {line[:60]!r} is not one row of JSON. Put an "
+                "older copy of the "
                 "file back, or take that line out"
             )
     return rows

@@ -45,7 +45,8 @@ class HUPolicy:
     def __post_init__(self) -> None:
         if not (self.low < self.high and self.std > 0):
             raise ValueError(
-                f"HU policy needs low < high and std > 0, got low={self.low}, high={self.high}, sd={self.std}"
+                f"HU policy needs low < high and std > 0, got low={self.low}, high={self.high}, "
+                f"sd={self.std}"
             )
         interior = tuple((float(hu), float(level)) for hu, level in self.interior)
         object.__setattr__(self, "interior", interior)
@@ -53,7 +54,8 @@ class HUPolicy:
             ends = (self.low, *axis, self.high)
             if not all(before < after for before, after in pairwise(ends)):
                 raise ValueError(
-                    f"HU policy needs knots that rise from low to high in HU and in level, got {self}"
+                    "HU policy needs knots that rise from low to high in HU and in level, got "
+                    f"{self}"
                 )
 
     @property

@@ -81,7 +81,8 @@ def pack(
     broken = [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]
     if broken:
         raise CheckpointError(
-            f"{len(broken)} tensors hold NaN or infinite values, first {broken[0]}; nothing was written. "
+            f"{len(broken)} tensors hold NaN or infinite values, first {broken[0]}; nothing was "
+            "written. "
             "Continue from the last checkpoint with a lower learning rate (--set lr=...)"
         )
     header = json.loads(

@@ -30,13 +30,16 @@ def read_plain(path: Path) -> object:
     except Exception as error:  # what the reader of pickles raises on noise has no common class
         if refused := GLOBAL.search(str(error)):
             raise CheckpointError(
-                f"{path} cannot be read as a checkpoint: it holds more than tensors and plain values, "
-                f"namely {refused[1]}, which would have to be executed. Ask who made it for a file of "
+                f"{path} cannot be read as a checkpoint: it holds more than tensors and plain "
+                "values, "
+                f"namely {refused[1]}, which would have to be executed. Ask who made it for a file "
+                "of "
                 "tensors alone: torch.save(model.state_dict(), FILE)"
             ) from error
         raise CheckpointError(
             f"{path} cannot be read as a checkpoint: it is truncated, damaged, or holds more than "
-            f"tensors and plain values ({type(error).__name__}). Copy it again from where it was made"
+            f"tensors and plain values ({type(error).__name__}). Copy it again from where it was "
+            "made"
         ) from error
 
 
@@ -78,7 +81,8 @@ def _check_archive(path: Path) -> None:
             damaged = archive.testzip() if stored and whole and once else None
     except Exception as error:  # as above
         raise CheckpointError(
-            f"{path} cannot be read as a checkpoint: it is truncated or damaged ({printable(error)}). "
+            f"{path} cannot be read as a checkpoint: it is truncated or damaged "
+            f"({printable(error)}). "
             "Copy it again from where it was made"
         ) from error
     if not (stored and whole and once):

@@ -95,9 +95,12 @@ def _inflate(
     given = stem.shape[1]
     if given not in (1, images):
         raise TransferError(
-            f"{checkpoint.path} was pretrained on {given} channels, this image has {images}; nothing was loaded. A "
-            "first layer for one channel is inflated to any number of them, one for several fits only as many. "
-            "Pretrain on one channel, as nnssl_pretrain does, convert without --rgb, or train from a random start: "
+            f"{checkpoint.path} was pretrained on {given} channels, this image has {images}; "
+            "nothing was loaded. A "
+            "first layer for one channel is inflated to any number of them, one for several fits "
+            "only as many. "
+            "Pretrain on one channel, as nnssl_pretrain does, convert without --rgb, or train from "
+            "a random start: "
             "-tr SwinScratchTrainer"
         )
     done = []
@@ -119,7 +122,8 @@ def differences(given: dict[str, Tensor], wanted: dict[str, Tensor]) -> str:
     problems = [f"missing in the file: {name}" for name in sorted(wanted.keys() - given.keys())]
     problems += [f"unexpected in the file: {name}" for name in sorted(given.keys() - wanted.keys())]
     problems += [
-        f"other shape: {name} is {tuple(given[name].shape)} in the file, {tuple(wanted[name].shape)} in the network"
+        f"other shape: {name} is {tuple(given[name].shape)} in the file, "
+        f"{tuple(wanted[name].shape)} in the network"
         for name in sorted(given.keys() & wanted.keys())
         if given[name].shape != wanted[name].shape
     ]

@@ -52,7 +52,8 @@ class Crops(torch.utils.data.Dataset):
         shape = tuple(shape or plan.crop)
         if len(shape) not in (2, 3) or min(shape) < 1:
             raise ValueError(
-                f"a crop has two or three axes of at least one voxel, got {shape}; the plan's is {plan.crop}"
+                f"a crop has two or three axes of at least one voxel, got {shape}; the plan's is "
+                f"{plan.crop}"
             )
         self.folder = Path(folder)
         self.fingerprint = plan.fingerprint
@@ -74,8 +75,9 @@ class Crops(torch.utils.data.Dataset):
         failed = sum(f"{c.id}.failed.json" in names for c in plan.cases if c.id not in set(stored))
         if not stored or len(stored) + failed < len(plan.cases):
             raise ValueError(
-                f"{len(stored)} of the {len(plan.cases)} cases of the plan are preprocessed in {self.folder}; "
-                f"run nnssl_pretrain with the same -i or -d again, it goes on where it stopped"
+                f"{len(stored)} of the {len(plan.cases)} cases of the plan are preprocessed in "
+                f"{self.folder}; "
+                "run nnssl_pretrain with the same -i or -d again, it goes on where it stopped"
             )
         return stored
 
@@ -87,8 +89,10 @@ class Crops(torch.utils.data.Dataset):
         ]
         if gone:
             raise ValueError(
-                f"{len(gone)} of the {len(cases)} scans that the run is on are not in {self.folder} any more, such as "
-                f"{gone[0]}: put the raw scans back, and -i or -d preprocesses them again; or begin a run on what is "
+                f"{len(gone)} of the {len(cases)} scans that the run is on are not in "
+                f"{self.folder} any more, such as "
+                f"{gone[0]}: put the raw scans back, and -i or -d preprocesses them again; or "
+                "begin a run on what is "
                 "there from this one's encoder: --from checkpoint_latest.pth -o FOLDER, without --c"
             )
         return tuple(cases)
@@ -136,8 +140,10 @@ class Crops(torch.utils.data.Dataset):
         properties = read_json(self.folder / f"{case}.json")
         if properties["fingerprint"] != self.fingerprint:
             raise ValueError(
-                f"{self.folder / case}.json was made with plan {properties['fingerprint']}, not with "
-                f"{self.fingerprint}; files of two plans are not mixed: delete {self.folder}, or choose another name"
+                f"{self.folder / case}.json was made with plan {properties['fingerprint']}, not "
+                "with "
+                f"{self.fingerprint}; files of two plans are not mixed: delete {self.folder}, or "
+                "choose another name"
             )
         return properties
 

@@ -218,7 +218,8 @@ class _Reader:
             raise UnusableScanError("it is damaged: its transfer syntax and its voxels disagree")
         if fragments and (fragments < frames or wanted > COMPRESSED * length):
             raise UnusableScanError(
-                f"it is cut short: {length} compressed bytes in {fragments} pieces for {frames} frames"
+                f"it is cut short: {length} compressed bytes in {fragments} pieces for {frames} "
+                "frames"
             )
         if not fragments and length < wanted:
             raise UnusableScanError(

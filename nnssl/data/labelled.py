@@ -51,7 +51,8 @@ def find_labelled(dataset: Path, count: int) -> Labelled:
     """
     if count < FEWEST:
         raise ValueError(
-            f"a probe needs at least {FEWEST} labelled cases, one to fit and one to test; got {count}"
+            f"a probe needs at least {FEWEST} labelled cases, one to fit and one to test; got "
+            f"{count}"
         )
     if not (dataset / "dataset.json").is_file():
         raise ValueError(
@@ -61,7 +62,8 @@ def find_labelled(dataset: Path, count: int) -> Labelled:
     labels = raw.content.get("labels", {})
     if not labels or not all(isinstance(value, int) for value in labels.values()):
         raise ValueError(
-            f"{dataset / 'dataset.json'}: a probe needs one number for each label, got {labels}; labels that are "
+            f"{dataset / 'dataset.json'}: a probe needs one number for each label, got {labels}; "
+            "labels that are "
             "regions of several numbers are not supported"
         )
     complete = [
@@ -71,7 +73,8 @@ def find_labelled(dataset: Path, count: int) -> Labelled:
     ]
     if len(complete) < FEWEST:
         raise ValueError(
-            f"{dataset}: {_there(dataset, raw)}, {len(complete)} of them with an image; a probe needs at least "
+            f"{dataset}: {_there(dataset, raw)}, {len(complete)} of them with an image; a probe "
+            "needs at least "
             f"{FEWEST} labelled cases"
         )
     chosen = np.unique(

@@ -62,7 +62,8 @@ def read_nifti_header(path: Path | str) -> Header:
     )
     if offset + found.bytes > size * (DEFLATE if zipped else 1):
         raise _bad(
-            f"it is cut short, {size} bytes cannot hold the {offset + found.bytes} that its header promises"
+            f"it is cut short, {size} bytes cannot hold the {offset + found.bytes} that its header "
+            "promises"
         )
     return found
 
@@ -118,7 +119,8 @@ def _check_spacing(header) -> None:
         other = np.linalg.norm(axes, axis=0)
         if not np.allclose(spacing, other, rtol=SAME_SPACING):
             raise UnusableScanError(
-                f"says two spacings: {spacing.round(4).tolist()} (pixdim) and {other.round(4).tolist()} (sform) mm"
+                f"says two spacings: {spacing.round(4).tolist()} (pixdim) and "
+                f"{other.round(4).tolist()} (sform) mm"
             )
 
 

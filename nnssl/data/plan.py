@@ -112,7 +112,7 @@ class Plan:
         if version != FORMAT_VERSION:
             raise ValueError(
                 f"{path} has plan format {version}, this program reads {FORMAT_VERSION}; "
-                f"delete its folder and run nnssl_pretrain again to plan anew"
+                "delete its folder and run nnssl_pretrain again to plan anew"
             )
         plan = cls(
             name=content["name"],
@@ -127,8 +127,10 @@ class Plan:
         )
         if plan.fingerprint != content["fingerprint"]:
             raise ValueError(
-                f"{path} was changed after it was written (fingerprint {content['fingerprint']}, content "
-                f"{plan.fingerprint}); delete its folder, or use --spacing and --crop with a new name"
+                f"{path} was changed after it was written (fingerprint {content['fingerprint']}, "
+                "content "
+                f"{plan.fingerprint}); delete its folder, or use --spacing and --crop with a new "
+                "name"
             )
         return plan
 
@@ -188,7 +190,8 @@ def check_clip(clip: tuple[float, float]) -> tuple[float, float]:
     low, high = (float(end) for end in clip)
     if not WIDEST[0] <= low < high <= WIDEST[1]:
         raise ValueError(
-            f"the HU range must rise and lie within {WIDEST[0]:g} to {WIDEST[1]:g}, got {low:g} {high:g}"
+            f"the HU range must rise and lie within {WIDEST[0]:g} to {WIDEST[1]:g}, got {low:g} "
+            f"{high:g}"
         )
     return low, high
 

@@ -119,13 +119,16 @@ def _kept_plan(
     gone = len(before) - len(there)
     if not there and not update:
         raise ValueError(
-            f"{folder / 'plan.json'} is of other scans: none of its {len(before)} is among the {len(now)} that were "
-            "found. Choose another name with --name, type --update to take these in as well, or leave out -i and -d "
+            f"{folder / 'plan.json'} is of other scans: none of its {len(before)} is among the "
+            f"{len(now)} that were "
+            "found. Choose another name with --name, type --update to take these in as well, or "
+            "leave out -i and -d "
             "to go on with the old plan"
         )
     if moved:
         say(
-            f"{sum(case.source in moved for case in old.cases)} scans of the plan have moved, and are the same"
+            f"{sum(case.source in moved for case in old.cases)} scans of the plan have moved, and "
+            "are the same"
         )
     differences = [f"{number} {word}" for number, word in (
         (len(new), "new"), (gone, "gone (what is preprocessed of them stays in use)"),
@@ -133,13 +136,15 @@ def _kept_plan(
     ) if number]  # fmt: skip
     if differences:
         say(
-            f"{folder / 'plan.json'} is kept, with its {len(before)} scans, spacing, HU range and crop. Scans "
+            f"{folder / 'plan.json'} is kept, with its {len(before)} scans, spacing, HU range and "
+            "crop. Scans "
             f"there now: {', '.join(differences)}"
             + ("" if update or not new else "; --update takes the new ones in")
         )
     if update:
         say(
-            f"--update: {len(new)} scans are taken into the plan, {len(before) + len(new)} are in it now"
+            f"--update: {len(new)} scans are taken into the plan, {len(before) + len(new)} are in "
+            "it now"
         )
     return old.with_added([case_of(line) for line in new]) if update and new else old
 
@@ -162,8 +167,10 @@ def _check_options(old: Plan, overrides: tuple, in_hu: bool, folder: Path) -> No
         differences.append("scans in HU" if old.hu else "scans that are not in HU (--no-hu)")
     if differences:
         raise ValueError(
-            f"{folder / 'plan.json'} has {'; '.join(differences)}. Files of two plans are not mixed: leave the option "
-            f"out to go on with the plan, choose another name with --name to keep both, or delete {folder} to "
+            f"{folder / 'plan.json'} has {'; '.join(differences)}. Files of two plans are not "
+            "mixed: leave the option "
+            "out to go on with the plan, choose another name with --name to keep both, or delete "
+            f"{folder} to "
             "start again"
         )
 

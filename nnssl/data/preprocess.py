@@ -82,7 +82,8 @@ def is_done(case_id: str, fingerprint: str, folder: Path) -> bool:
         return False
     if properties["fingerprint"] != fingerprint:
         raise ValueError(
-            f"{note} was made with plan {properties['fingerprint']}, this plan is {fingerprint}; files of two "
+            f"{note} was made with plan {properties['fingerprint']}, this plan is {fingerprint}; "
+            "files of two "
             f"plans are not mixed: delete {folder}, or choose another name"
         )
     return properties["bytes"] == size

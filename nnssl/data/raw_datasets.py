@@ -93,7 +93,8 @@ def _listed(dataset: Path, content: dict) -> list[RawCase]:
         ]
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise ValueError(
-            f'{dataset / "dataset.json"}: "dataset" must give each case a list of "images", not empty, and a '
+            f'{dataset / "dataset.json"}: "dataset" must give each case a list of "images", not '
+            "empty, and a "
             f'"label", as nnU-Net wants them; got {str(content["dataset"])[:200]}'
         ) from error
 

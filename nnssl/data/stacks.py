@@ -75,7 +75,8 @@ def arrange(positions: np.ndarray, orientation: np.ndarray, table: bool = True) 
     )
     if not even:
         notes.append(
-            f"unevenly spaced ({gaps.min():.3g} to {gaps.max():.3g} mm): resampled to {spacing:.3g} mm"
+            f"unevenly spaced ({gaps.min():.3g} to {gaps.max():.3g} mm): resampled to "
+            f"{spacing:.3g} mm"
         )
     return Arranged(order, spacing, "; ".join(notes))
 
@@ -85,7 +86,8 @@ def _check_axial(off_axis: float, tilt: float, along_table: float) -> None:
         off_axis > OBLIQUE and (tilt <= TILT or _degrees(abs(along_table)) > OBLIQUE)
     ):
         raise UnusableScanError(
-            f"is a reformat, not the primary stack: its slices are turned by {off_axis:.0f} degrees from axial"
+            f"is a reformat, not the primary stack: its slices are turned by {off_axis:.0f} "
+            "degrees from axial"
         )
 
 
@@ -99,12 +101,14 @@ def _check_gaps(gaps: np.ndarray) -> bool:
         return True
     if gaps.max() > min(WIDEST_GAP, MOST_UNEVEN * gaps.min()):
         raise UnusableScanError(
-            f"is unevenly spaced: {gaps.min():.3g} to {gaps.max():.3g} mm between slices; gaps up to {WIDEST_GAP:g} mm "
+            f"is unevenly spaced: {gaps.min():.3g} to {gaps.max():.3g} mm between slices; gaps up "
+            f"to {WIDEST_GAP:g} mm "
             f"and {MOST_UNEVEN:g} times the smallest are filled"
         )
     if len(gaps) >= 2 * SMALLEST_AXIS and _even(gaps[::2]) and _even(gaps[1::2]):
         raise UnusableScanError(
-            f"is two stacks in one: its slices are {gaps[0]:.3g} and {gaps[1]:.3g} mm apart in turn; separate them"
+            f"is two stacks in one: its slices are {gaps[0]:.3g} and {gaps[1]:.3g} mm apart in "
+            "turn; separate them"
         )
     return False
 

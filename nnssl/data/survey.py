@@ -286,5 +286,6 @@ def nothing_usable(lines: Sequence[ScanReport], sources: Sequence) -> ValueError
         )
     reasons = "\n".join(f"  {line.path}: {line.reason}" for line in lines[:10])
     return ValueError(
-        f"none of the {len(lines)} scans found in {where} can be used; looked for {LOOKED_FOR}. Left out:\n{reasons}"
+        f"none of the {len(lines)} scans found in {where} can be used; looked for {LOOKED_FOR}. "
+        f"Left out:\n{reasons}"
     )

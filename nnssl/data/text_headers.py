@@ -264,7 +264,8 @@ def _files(header: Path, said: str, following: Iterator[str]) -> tuple[Path, ...
     elif "%" in said:
         if len(words) not in (4, 5) or not NUMBERED.fullmatch(words[0]):
             raise _bad(
-                f"its data file is {said[:60]!r}, allowed are a name, LIST, or NAME%03d.raw FIRST LAST STEP"
+                f"its data file is {said[:60]!r}, allowed are a name, LIST, or NAME%03d.raw FIRST "
+                "LAST STEP"
             )
         first, last, step = map(int, words[1:4])
         numbers = range(first, last + (1 if step > 0 else -1), step)
@@ -312,7 +313,8 @@ def _check_sizes(stored: Stored) -> None:
         return  # counted where it is read: bzip2 has no useful bound
     if most.get(stored.encoding, there) < wanted:
         raise _bad(
-            f"it is cut short, {max(there, 0)} bytes cannot hold the {wanted} that its header promises"
+            f"it is cut short, {max(there, 0)} bytes cannot hold the {wanted} that its header "
+            "promises"
         )
 
 

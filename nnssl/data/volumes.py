@@ -57,7 +57,8 @@ def check_not_labels(path: Path | str) -> None:
         unsigned = stored is not None and (stored.unsigned or stored.size == 1)
     if unsigned:
         raise UnusableScanError(
-            "is not in HU: stored as integers that cannot hold the values of air and lung, and without an intercept, "
+            "is not in HU: stored as integers that cannot hold the values of air and lung, and "
+            "without an intercept, "
             f"as labels are. {NOT_CT}"
         )
 

@@ -67,7 +67,7 @@ class SwinConfig:
         self._check_combinations()
         if len(self.depths) != 4 or len(self.heads) != 4 or min(self.depths + self.heads) < 1:
             raise ValueError(
-                f"a Swin has 4 stages: depths and heads need 4 positive numbers each, "
+                "a Swin has 4 stages: depths and heads need 4 positive numbers each, "
                 f"got depths={self.depths}, heads={self.heads}"
             )
         for stage, heads in enumerate(self.heads):
@@ -78,8 +78,9 @@ class SwinConfig:
                 )
         if self.window < 2 or self.in_channels < 1 or not 0 <= self.drop_path < 1:
             raise ValueError(
-                f"a Swin needs window >= 2, in_channels >= 1 and 0 <= drop_path < 1, "
-                f"got window={self.window}, in_channels={self.in_channels}, drop_path={self.drop_path}"
+                "a Swin needs window >= 2, in_channels >= 1 and 0 <= drop_path < 1, "
+                f"got window={self.window}, in_channels={self.in_channels}, "
+                f"drop_path={self.drop_path}"
             )
 
     def _checked_steps(self) -> tuple[Shape, ...]:
@@ -88,7 +89,8 @@ class SwinConfig:
         fitting = len(steps) in (0, STEPS) and all(len(step) == self.spatial_dims for step in steps)
         if not fitting or {n for step in steps for n in step} - {1, PATCH}:
             raise ValueError(
-                f"steps are {STEPS} tuples of {self.spatial_dims} numbers, each 1 or {PATCH}, or () for {PATCH} "
+                f"steps are {STEPS} tuples of {self.spatial_dims} numbers, each 1 or {PATCH}, or "
+                f"() for {PATCH} "
                 f"everywhere; got {self.steps}"
             )
         return steps if any(1 in step for step in steps) else ()

@@ -121,7 +121,8 @@ class Swin(nn.Module):
         wanted = (x.shape[0], *self.token_grid(tuple(x.shape[2:])))
         if tuple(masked.shape) != wanted or masked.dtype != torch.bool:
             raise ValueError(
-                f"masked must be bool on the token grid {wanted}, got {masked.dtype} {tuple(masked.shape)}"
+                f"masked must be bool on the token grid {wanted}, got {masked.dtype} "
+                f"{tuple(masked.shape)}"
             )
 
 

@@ -82,8 +82,10 @@ class Recipe:
             wrong.append("warmup_iterations and warmup_epochs, of which one is enough")
         if wrong:
             raise ValueError(
-                "a fine-tuning recipe needs positive numbers, layer_decay and foreground at most 1, drop_path and ema "
-                f"below 1, and schedule poly or cosine; wrong: {', '.join(wrong)}; got {asdict(self)}"
+                "a fine-tuning recipe needs positive numbers, layer_decay and foreground at most "
+                "1, drop_path and ema "
+                f"below 1, and schedule poly or cosine; wrong: {', '.join(wrong)}; got "
+                f"{asdict(self)}"
             )
 
     @classmethod
@@ -93,7 +95,8 @@ class Recipe:
         known = [field.name for field in fields(cls)]
         if unknown := sorted(set(values) - set(known)):
             raise ValueError(
-                f"unknown key(s) in the plans' {RECIPE}: {', '.join(unknown)}; known: {', '.join(known)}"
+                f"unknown key(s) in the plans' {RECIPE}: {', '.join(unknown)}; known: "
+                f"{', '.join(known)}"
             )
         return cls(**values)
 

@@ -52,7 +52,8 @@ def choose(info: Mapping, whose: str = "the plans") -> Choice | None:
     found = finals()
     if len(found) > 1:
         raise NoCheckpointError(
-            f"{len(found)} pretrained checkpoints were found, and none is named:\n{_listed(found)}\n{REMEDY}"
+            f"{len(found)} pretrained checkpoints were found, and none is "
+            f"named:\n{_listed(found)}\n{REMEDY}"
         )
     return Choice(found[0], f"the only one under {_searched()}") if found else None
 
@@ -61,8 +62,10 @@ def require(choice: Choice | None) -> Choice:
     """`choice`, or NoCheckpointError that says where was looked and what to type."""
     if choice is None:
         raise NoCheckpointError(
-            f"no pretrained checkpoint was found: the plans name none, {VARIABLE} is not set, and there is no {FINAL} "
-            f"under {_searched()}.\n{REMEDY}\nor pretrain one with: nnssl_pretrain -m smit -i FOLDER"
+            f"no pretrained checkpoint was found: the plans name none, {VARIABLE} is not set, and "
+            f"there is no {FINAL} "
+            f"under {_searched()}.\n{REMEDY}\nor pretrain one with: nnssl_pretrain -m smit -i "
+            "FOLDER"
         )
     return choice
 
@@ -85,7 +88,8 @@ def _named(path: str, by: str, sha256: str | None = None) -> Choice:
         if sha256 and (moved := _moved(Path(path).name, sha256)):
             return Choice(moved, f"{by}, by its sha256: it is no longer at {path}", sha256)
         raise NoCheckpointError(
-            f"no file at {path}, the checkpoint named by {by}. Found instead:\n{_listed(finals())}\n{REMEDY}"
+            f"no file at {path}, the checkpoint named by {by}. Found "
+            f"instead:\n{_listed(finals())}\n{REMEDY}"
         )
     return Choice(Path(path), by, sha256)
 
@@ -104,7 +108,8 @@ def check(choice: Choice, sha256: str) -> None:
     """Raises OriginError when the file's hash is not the one recorded where it was named."""
     if choice.sha256 not in (None, sha256):
         raise OriginError(
-            f"{choice.path} has changed since {choice.named_by} recorded it: its sha256 is {sha256}, recorded is "
+            f"{choice.path} has changed since {choice.named_by} recorded it: its sha256 is "
+            f"{sha256}, recorded is "
             f"{choice.sha256}. Put the old file back, or make new plans:\n"
             f"  nnssl_plan -d DATASET -c {choice.path} --name NAME"
         )

@@ -115,8 +115,10 @@ def optimise(
 def describe(recipe: Recipe, pretrained: bool) -> str:
     """Line for the log: what the recipe comes to in this training."""
     return (
-        f"Recipe: {recipe.total} iterations, {recipe.warmup} of them warm-up; learning rate {recipe.lr:g}, "
-        f"of which the encoder has {recipe.encoder_scale(pretrained):g} and the heads {recipe.head_lr:g}; "
+        f"Recipe: {recipe.total} iterations, {recipe.warmup} of them warm-up; learning rate "
+        f"{recipe.lr:g}, "
+        f"of which the encoder has {recipe.encoder_scale(pretrained):g} and the heads "
+        f"{recipe.head_lr:g}; "
         f"drop path {recipe.stochastic_depth:g}; average of the weights {recipe.average or 'off'}"
     )
 

@@ -106,8 +106,10 @@ def refuse_mixed_folds(model: Path | str, fold: int | str, info: dict) -> None:
     before = files.read_json(model / "plans.json").get(INFO, {}).get("sha256")
     if before != info.get("sha256"):
         raise OriginError(
-            f"{model} holds {len(others)} fold(s) trained from the checkpoint with sha256 {before}, this run has "
-            f"{info.get('sha256')}. Give each pretraining its plans: nnssl_plan -d DATASET -c CHECKPOINT --name NAME, "
+            f"{model} holds {len(others)} fold(s) trained from the checkpoint with sha256 "
+            f"{before}, this run has "
+            f"{info.get('sha256')}. Give each pretraining its plans: nnssl_plan -d DATASET -c "
+            "CHECKPOINT --name NAME, "
             "and train with -p NAME"
         )
 

@@ -61,8 +61,10 @@ class Watch:
         theirs = _plans(saved).get(INFO, {}).get("hu")
         if theirs != self.info.get("hu"):
             self.say(
-                f"WARNING: the network in {file} saw other intensities (HU policy {theirs}) than these plans give it "
-                f"({self.info.get('hu')}). For the same, plan from the same checkpoint: {_replan(saved, file)}"
+                f"WARNING: the network in {file} saw other intensities (HU policy {theirs}) than "
+                "these plans give it "
+                f"({self.info.get('hu')}). For the same, plan from the same checkpoint: "
+                f"{_replan(saved, file)}"
             )
 
     def _before_loading(self, _: nn.Module, state_dict: dict, *__) -> None:
@@ -72,7 +74,8 @@ class Watch:
         learnt = [name for name in self.own if not name.startswith(INTENSITY)]
         heads = sum(HEADS in name for name in learnt)
         self.say(
-            f"Pretrained weights of another training:{self.about} ({len(learnt) - heads} of {len(learnt)} tensors; the "
+            f"Pretrained weights of another training:{self.about} ({len(learnt) - heads} of "
+            f"{len(learnt)} tensors; the "
             f"{heads} of the heads start anew, and the intensity map stays that of this dataset)"
         )
 
@@ -86,8 +89,10 @@ def require_fit(file: str, saved: Mapping, own: Mapping[str, Tensor]) -> None:
     given = saved["network_weights"]
     if PRETRAINING in saved:
         raise PretrainedWeightsError(
-            f"{file} is the checkpoint of a pretraining, not of a labelled training: leave out -pretrained_weights and "
-            f"make plans that name it, nnssl_plan -d DATASET -c {file} --name NAME, to train with -p NAME"
+            f"{file} is the checkpoint of a pretraining, not of a labelled training: leave out "
+            "-pretrained_weights and "
+            f"make plans that name it, nnssl_plan -d DATASET -c {file} --name NAME, to train with "
+            "-p NAME"
         )
     if not any(name.startswith("encoder.patch_embed.") for name in given):
         trainer, plans = (
@@ -95,8 +100,10 @@ def require_fit(file: str, saved: Mapping, own: Mapping[str, Tensor]) -> None:
             _plans(saved).get("plans_name", "PLANS"),
         )
         raise PretrainedWeightsError(
-            f"{file} holds another network than ours; start from it with its own trainer and plans: "
-            f"nnUNetv2_train DATASET CONFIGURATION FOLD -tr {trainer} -p {plans} -pretrained_weights {file}"
+            f"{file} holds another network than ours; start from it with its own trainer and "
+            "plans: "
+            f"nnUNetv2_train DATASET CONFIGURATION FOLD -tr {trainer} -p {plans} "
+            f"-pretrained_weights {file}"
         )
     ours = {name: tuple(tensor.shape) for name, tensor in own.items() if _counts(name)}
     theirs = {name: tuple(tensor.shape) for name, tensor in given.items() if _counts(name)}
@@ -106,13 +113,16 @@ def require_fit(file: str, saved: Mapping, own: Mapping[str, Tensor]) -> None:
     channels = [shapes.get(STEM, (0, 0))[1] for shapes in (theirs, ours)]
     if channels[0] != channels[1]:
         raise PretrainedWeightsError(
-            f"{file} was trained on images of {channels[0]} channel(s), these have {channels[1]}: start from a "
-            f"pretraining's checkpoint, whose first layer is inflated to any number: {_replan(saved, file)}"
+            f"{file} was trained on images of {channels[0]} channel(s), these have {channels[1]}: "
+            "start from a "
+            "pretraining's checkpoint, whose first layer is inflated to any number: "
+            f"{_replan(saved, file)}"
         )
     first = other[0]
     raise PretrainedWeightsError(
         f"{file} is of another encoder or decoder: {len(other)} tensors differ, such as {first} ("
-        f"{theirs.get(first, 'missing')} in the file, {ours.get(first, 'missing')} here). Plan this dataset with the "
+        f"{theirs.get(first, 'missing')} in the file, {ours.get(first, 'missing')} here). Plan "
+        "this dataset with the "
         f"same ones: {_replan(saved, file)}"
     )
 

@@ -22,14 +22,16 @@ def load(network: SwinUNETR, plans: dict, labels: int = 0) -> list[str]:
     info = plans.get(INFO, {})
     if not info.get("checkpoint_path"):
         raise NoCheckpointError(
-            "these plans name our network but no checkpoint: train them with -tr SwinScratchTrainer, or make plans "
+            "these plans name our network but no checkpoint: train them with -tr "
+            "SwinScratchTrainer, or make plans "
             "from one: nnssl_plan -d DATASET -c PATH_TO_CHECKPOINT --name NAME"
         )
     loaded = opened(choose(info))
     theirs, ours = loaded.encoder_config.spatial_dims, network.encoder.config.spatial_dims
     if theirs != ours:
         raise OriginError(
-            f"{loaded.path} was pretrained in {theirs}D, this configuration is {ours}D: train a {theirs}D one, "
+            f"{loaded.path} was pretrained in {theirs}D, this configuration is {ours}D: train a "
+            f"{theirs}D one, "
             f"pretrain in {ours}D (nnssl_pretrain --dims {ours}), or use -tr SwinScratchTrainer"
         )
     done = checkpoint.transfer(loaded, network.encoder, labels)
@@ -57,16 +59,19 @@ def _load_decoder(
     if network.decoder_options != loaded.decoder:
         ours = network.decoder_options["name"]
         return [
-            f"  the decoder starts at random: it is {ours} here, the checkpoint has one named {name}"
+            f"  the decoder starts at random: it is {ours} here, the checkpoint has one named "
+            f"{name}"
         ]
     if here.steps != there.steps:
         return [
-            f"  the decoder starts at random: its steps are {here.steps}, pretrained were {there.steps}"
+            f"  the decoder starts at random: its steps are {here.steps}, pretrained were "
+            f"{there.steps}"
         ]
     done = checkpoint.transfer_decoder(loaded, network.decoder, here.in_channels - labels, labels)
     info["decoder_matched"] = done.matched
     return [
-        f"  {done.matched} of {done.total} tensors of the decoder {name} matched; its heads start anew",
+        f"  {done.matched} of {done.total} tensors of the decoder {name} matched; its heads start "
+        "anew",
         *(f"  decoder.{tensor}: {reason}" for tensor, reason in done.explained.items()),
     ]
 
@@ -98,7 +103,8 @@ def intensities(resolved: dict, info: dict) -> list[str]:
         )
         here = [spacing for _, spacing in sorted(zip(axes, resolved["spacing"], strict=True))]
         lines.append(
-            f"Spacing (as read): {_round(here)} mm here, {_round(info['spacing'])} mm in the pretraining"
+            f"Spacing (as read): {_round(here)} mm here, {_round(info['spacing'])} mm in the "
+            "pretraining"
         )
     return lines
 

@@ -51,7 +51,8 @@ class CPCConfig(MethodConfig):
     def __post_init__(self) -> None:
         if self.cubes < 2:
             raise ValueError(
-                f"cubes must be at least 2 along each axis, one to look at and one to predict: {self.cubes}"
+                "cubes must be at least 2 along each axis, one to look at and one to predict: "
+                f"{self.cubes}"
             )
         if not 1 <= self.ahead < self.cubes:
             raise ValueError(
@@ -173,8 +174,9 @@ class CPC(Method):
         cube = tuple(size // self.config.cubes // PATCH * PATCH for size in crop)
         if min(cube) < PATCH:
             raise ValueError(
-                f"a crop of {'x'.join(map(str, crop))} has no room for {self.config.cubes} cubes along each axis; "
-                f"take a larger --crop or fewer cubes"
+                f"a crop of {'x'.join(map(str, crop))} has no room for {self.config.cubes} cubes "
+                "along each axis; "
+                "take a larger --crop or fewer cubes"
             )
         return cube
 

@@ -72,17 +72,20 @@ class IBOTConfig(MultiCropConfig, DistillationConfig, MethodConfig):
         DistillationConfig.__post_init__(self)
         if self.mask_block not in BLOCKS:
             raise ValueError(
-                f"mask_block must be the stride of one of the last stages, {BLOCKS}, got {self.mask_block}"
+                f"mask_block must be the stride of one of the last stages, {BLOCKS}, got "
+                f"{self.mask_block}"
             )
         if not 0.5 <= self.mask_chance <= 1:
             raise ValueError(
-                f"mask_chance must lie within 0.5 and 1, so that each scan hides something, got {self.mask_chance}"
+                "mask_chance must lie within 0.5 and 1, so that each scan hides something, got "
+                f"{self.mask_chance}"
             )
         if not 0 <= self.mask_spread <= min(
             self.mask_ratio, 1 - self.mask_ratio
         ) or self.mask_ratio in (0, 1):
             raise ValueError(
-                "mask_ratio lies between 0 and 1, and so must mask_ratio - mask_spread and mask_ratio + mask_spread; "
+                "mask_ratio lies between 0 and 1, and so must mask_ratio - mask_spread and "
+                "mask_ratio + mask_spread; "
                 f"got {self.mask_ratio} and {self.mask_spread}"
             )
         if self.w_image < 0 or self.w_patch < 0 or self.w_image + self.w_patch == 0:

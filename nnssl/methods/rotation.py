@@ -76,7 +76,8 @@ class Rotation(Method):
         if len(set(crop)) > 1:
             cube = " ".join([str(min(crop))] * len(crop))
             raise ValueError(
-                f"rotation needs a crop of equal sides, got {'x'.join(map(str, crop))}: type --crop {cube}"
+                f"rotation needs a crop of equal sides, got {'x'.join(map(str, crop))}: type "
+                f"--crop {cube}"
             )
         return crop
 

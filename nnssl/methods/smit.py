@@ -82,7 +82,8 @@ class SMITConfig(MaskedConfig, DistillationConfig, MethodConfig):
         MaskedConfig.__post_init__(self)
         if self.patch_stride not in STAGE_OF_STRIDE:
             raise ValueError(
-                f"the shortest side of mask_block must be the stride of a stage, {list(STAGE_OF_STRIDE)}, "
+                "the shortest side of mask_block must be the stride of a stage, "
+                f"{list(STAGE_OF_STRIDE)}, "
                 f"got {self.mask_block}"
             )
         if self.patch_tokens < 0:

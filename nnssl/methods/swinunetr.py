@@ -60,7 +60,8 @@ class SwinUNETRConfig(MethodConfig):
         weights = (self.w_rotation, self.w_contrast, self.w_voxels)
         if min(weights) < 0 or not sum(weights) > 0:
             raise ValueError(
-                f"w_rotation, w_contrast and w_voxels must be 0 or more and one above 0, got {weights}"
+                "w_rotation, w_contrast and w_voxels must be 0 or more and one above 0, got "
+                f"{weights}"
             )
         for name in ("cut_share", "cut_edge"):
             if not 0 < getattr(self, name) < 1:
@@ -130,7 +131,8 @@ class SwinUNETRPretext(Method):
         if crop[-1] != crop[-2]:
             works = " ".join(map(str, (*crop[:-2], *[min(crop[-2:])] * 2)))
             raise ValueError(
-                f"swinunetr needs a crop with equal y and x, got {'x'.join(map(str, crop))}: type --crop {works}"
+                f"swinunetr needs a crop with equal y and x, got {'x'.join(map(str, crop))}: type "
+                f"--crop {works}"
             )
         return crop
 
@@ -221,7 +223,8 @@ class SwinUNETRPretext(Method):
             return tokens.mean(dim=2)
         if tokens.shape[2] < 2:
             raise ValueError(
-                "token0 reads two tokens, the crop gives one: take a crop above 32 voxels, or token0=false"
+                "token0 reads two tokens, the crop gives one: take a crop above 32 voxels, or "
+                "token0=false"
             )
         return tokens[:, :, number]
 

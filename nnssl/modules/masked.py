@@ -26,7 +26,8 @@ class Block(tuple):
         """The side along each of `dims` axes. Raises ValueError for another number of them."""
         if len(self) not in (1, dims):
             raise ValueError(
-                f"mask_block={self} has {len(self)} sides for {dims} axes; give one side, or one an axis"
+                f"mask_block={self} has {len(self)} sides for {dims} axes; give one side, or one "
+                "an axis"
             )
         return tuple(self) * (dims if len(self) == 1 else 1)
 
@@ -64,12 +65,14 @@ class MaskedConfig:
         object.__setattr__(self, "mask_block", Block(self.mask_block))
         if not 1 <= len(self.mask_block) <= 3 or not set(self.mask_block) <= set(STRIDES):
             raise ValueError(
-                f"mask_block must be a stride of the encoder, {list(STRIDES)}, or one for each axis "
+                f"mask_block must be a stride of the encoder, {list(STRIDES)}, or one for each "
+                "axis "
                 f"such as 16x8x8, got {self.mask_block}"
             )
         if self.decode_from not in STRIDES:
             raise ValueError(
-                f"decode_from must be a stride of the encoder, {list(STRIDES)}, got {self.decode_from}"
+                f"decode_from must be a stride of the encoder, {list(STRIDES)}, got "
+                f"{self.decode_from}"
             )
         if not 0 < self.mask_ratio < 1:
             raise ValueError(f"mask_ratio must lie between 0 and 1, got {self.mask_ratio}")

@@ -43,7 +43,8 @@ class NNUNetDecoder(nn.Module):
         widths = widths or (32, *(min(width, WIDEST) for width in channels))
         if len(widths) != len(steps) + 1:
             raise ValueError(
-                f"the nnunet decoder takes {len(steps) + 1} widths, at strides 1 to 32, got {widths}"
+                f"the nnunet decoder takes {len(steps) + 1} widths, at strides 1 to 32, got "
+                f"{widths}"
             )
         self.norms = nn.ModuleList(DatasetNorm(width) for width in channels)
         # Of the level at each stride; at the deepest one nothing is left to halve.

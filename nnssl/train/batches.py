@@ -29,8 +29,10 @@ CHILD = (signal.SIGCHLD,) if hasattr(signal, "SIGCHLD") else ()
 TO_SEE = 0.5  # seconds after which the end of a reader that caused an error is seen
 PATIENCE = 2.0  # seconds that a reader may take to end by itself
 WHEN_GONE = (
-    "A process that reads crops is gone. Killed: memory is short, fewer --workers or a smaller --batch-size need less. "
-    "Bus error or shared memory: /dev/shm is too small, in a container docker run --shm-size=8g. --workers 0 does "
+    "A process that reads crops is gone. Killed: memory is short, fewer --workers or a smaller "
+    "--batch-size need less. "
+    "Bus error or shared memory: /dev/shm is too small, in a container docker run --shm-size=8g. "
+    "--workers 0 does "
     "without such processes. The same line with --c continues from the last save"
 )
 
@@ -59,7 +61,8 @@ class MicroBatches:
         parts = dist.world_size() * accumulate
         if batch_size % parts:
             raise ValueError(
-                f"a total batch of {batch_size} cannot be shared by {dist.world_size()} processes x {accumulate} "
+                f"a total batch of {batch_size} cannot be shared by {dist.world_size()} processes "
+                f"x {accumulate} "
                 f"accumulated parts; choose a --batch-size that is a multiple of {parts}"
             )
         self.start, self.steps = start, steps

@@ -41,7 +41,8 @@ def read(folder: Path, data: Path, plan: Plan, say: Callable[[str], None]) -> Be
     )
     if cases and set(cases) != set(stored):
         say(
-            f"the run goes on with the {len(cases)} scans that it is on; the collection has {len(stored)} now"
+            f"the run goes on with the {len(cases)} scans that it is on; the collection has "
+            f"{len(stored)} now"
         )
     return Before(header["run"], cases or None, tuple(header["crop"]), header["method_config"])
 
@@ -63,10 +64,12 @@ def require_free(folder: Path, resume: bool) -> None:
     there = [name for name in (LATEST, FINAL) if (folder / name).exists()]
     if resume and there == [FINAL]:
         raise ValueError(
-            f"{folder} holds a finished run ({FINAL}) without {LATEST}, from which --c would continue; "
+            f"{folder} holds a finished run ({FINAL}) without {LATEST}, from which --c would "
+            "continue; "
             "a new run would overwrite it: write elsewhere with -o"
         )
     if there and not resume:
         raise ValueError(
-            f"{folder} already holds a run ({', '.join(there)}); add --c to continue it, or write elsewhere with -o"
+            f"{folder} already holds a run ({', '.join(there)}); add --c to continue it, or write "
+            "elsewhere with -o"
         )

@@ -97,7 +97,8 @@ def batch_size(method: Method, crop: Shape, device: torch.device, bf16: bool) ->
         if timely < fits:
             return (
                 timely,
-                f"on this CPU a step of {timely} takes a second or two, or the method needs as many",
+                f"on this CPU a step of {timely} takes a second or two, or the method needs as "
+                "many",
             )
     return fits, reason
 
@@ -106,9 +107,12 @@ def warn_small(method: Method, together: int, say: Callable[[str], None]) -> Non
     """Say it where fewer scans are compared in a step than the method needs."""
     if together < method.smallest_batch:
         say(
-            f"WARNING: {method.title} compares the scans of a step and needs some {method.smallest_batch} of them at "
-            f"least; here they are {together}. Try --batch-size {method.smallest_batch} with a smaller --crop or "
-            "--checkpointing, fewer parts (--accumulate does not help: each part is compared alone), more GPUs, or a "
+            f"WARNING: {method.title} compares the scans of a step and needs some "
+            f"{method.smallest_batch} of them at "
+            f"least; here they are {together}. Try --batch-size {method.smallest_batch} with a "
+            "smaller --crop or "
+            "--checkpointing, fewer parts (--accumulate does not help: each part is compared "
+            "alone), more GPUs, or a "
             "method that does with less (nnssl_pretrain --list)"
         )
 

@@ -155,16 +155,19 @@ def _look(run: Run, losses: dict, steps: int, say: Callable[[str], None]) -> boo
     if dist.is_main() and (0 < in_a_row <= steps or in_a_row >= PATIENCE):
         shown = {name: float(value) for name, value in losses.items()}
         say(
-            f"\nWARNING: the gradient of step {run.step} is not finite, losses {shown}; the step was skipped. "
+            f"\nWARNING: the gradient of step {run.step} is not finite, losses {shown}; the step "
+            "was skipped. "
             f"{WHEN_DIVERGED}"
         )
     elif dist.is_main() and since and not in_a_row:
         say(
-            f"\nWARNING: {since} of the steps up to step {run.step} had a gradient that is not finite and were "
+            f"\nWARNING: {since} of the steps up to step {run.step} had a gradient that is not "
+            "finite and were "
             f"skipped. {WHEN_DIVERGED}"
         )
     if in_a_row >= PATIENCE:
         raise Diverged(
-            f"no finite gradient for {PATIENCE} steps in a row, up to step {run.step}. {WHEN_DIVERGED}"
+            f"no finite gradient for {PATIENCE} steps in a row, up to step {run.step}. "
+            f"{WHEN_DIVERGED}"
         )
     return in_a_row > 0

@@ -64,7 +64,8 @@ def dimensions(options: Options) -> int:
     given = len(options.crop) if options.crop else options.dims or 3
     if given not in (2, 3) or (options.dims or given) != given:
         raise ValueError(
-            f"--crop {' '.join(map(str, options.crop))} has {given} numbers, but --dims is {options.dims or 3}; "
+            f"--crop {' '.join(map(str, options.crop))} has {given} numbers, but --dims is "
+            f"{options.dims or 3}; "
             "a crop is Z Y X in 3D, Y X in 2D"
         )
     return given
@@ -80,7 +81,8 @@ def raw_dataset(identifier: str, flag: str = "-d") -> Path:
     if len(found) != 1:
         there = ", ".join(sorted(path.name for path in raw.glob("Dataset*"))) or "nothing"
         raise ValueError(
-            f"{flag} {identifier}: expected one folder {wanted} in {raw}, found {len(found)}; there is: {there}"
+            f"{flag} {identifier}: expected one folder {wanted} in {raw}, found {len(found)}; "
+            f"there is: {there}"
         )
     return found[0]
 

@@ -187,9 +187,12 @@ def build(options: Options, plan: Plan, data: Path, device: torch.device, say: C
     shown = sum(p.numel() for p in method.encoder.parameters()) / 1e6
     configure.tell(chosen, say)
     say(
-        f"{options.method} on {len(crops)} scans: encoder {options.preset} ({shown:.1f} M parameters), crop "
-        f"{'x'.join(map(str, crop))} at {'x'.join(f'{s:g}' for s in plan.spacing)} mm, {config.steps} steps of "
-        f"{batch_size} scans, {device}{' in bf16' if bf16 else ''}, {dist.world_size()} process(es)\nresults: {folder}"
+        f"{options.method} on {len(crops)} scans: encoder {options.preset} ({shown:.1f} M "
+        "parameters), crop "
+        f"{'x'.join(map(str, crop))} at {'x'.join(f'{s:g}' for s in plan.spacing)} mm, "
+        f"{config.steps} steps of "
+        f"{batch_size} scans, {device}{' in bf16' if bf16 else ''}, {dist.world_size()} "
+        f"process(es)\nresults: {folder}"
     )
     return run
 
@@ -258,12 +261,14 @@ def _in_hu(options: Options, datasets: Sequence[Path]) -> bool:
     in_hu = not (options.no_hu or other)
     if not options.no_hu and other and (options.sources or len(other) < len(datasets)):
         raise ValueError(
-            f"channel 0 of {', '.join(other)} is not CT (dataset.json), the other scans are: pretrain on one kind, or "
+            f"channel 0 of {', '.join(other)} is not CT (dataset.json), the other scans are: "
+            "pretrain on one kind, or "
             "say --no-hu to normalise every scan by its own mean and sd"
         )
     if options.clip and not in_hu:
         raise ValueError(
-            "--hu gives a range of Hounsfield units, and these scans are not CT: leave one of the two out"
+            "--hu gives a range of Hounsfield units, and these scans are not CT: leave one of the "
+            "two out"
         )
     return in_hu
 

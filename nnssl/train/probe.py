@@ -75,7 +75,8 @@ class Probe:
         ]
         if not [k for k in self.told if k]:
             raise ValueError(
-                f"the probe on {self.dataset} has no label that is both in the cases it fits, {self.cases[::2]}, and "
+                f"the probe on {self.dataset} has no label that is both in the cases it fits, "
+                f"{self.cases[::2]}, and "
                 f"in those it tests, {self.cases[1::2]}; use more cases (--probe-cases)"
             )
         self._points = self._draw_points()

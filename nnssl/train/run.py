@@ -29,7 +29,8 @@ if TYPE_CHECKING:  # it reads files, for which a benchmark has no library
 FUSED = ("cpu", "cuda")
 LATEST, BEST = "checkpoint_latest.pth", "checkpoint_best.pth"
 WHEN_DIVERGED = (
-    "Try a lower learning rate (--set lr=1e-4), stronger clipping (--set clip_norm=1.0), and look for scans with "
+    "Try a lower learning rate (--set lr=1e-4), stronger clipping (--set clip_norm=1.0), and look "
+    "for scans with "
     "extreme values in report.csv"
 )
 
@@ -254,7 +255,8 @@ class Run:
         before = content["header"]["run"]
         if state["step"] > self.config.steps:
             raise ValueError(
-                f"the run in {self.folder} has done {state['step']} steps of {before['steps']}, more than --steps "
+                f"the run in {self.folder} has done {state['step']} steps of {before['steps']}, "
+                "more than --steps "
                 f"{self.config.steps}: give a larger number, or leave it out"
             )
         self.method.load_state_dict(state["method"])
@@ -269,7 +271,8 @@ class Run:
                 if before.get(name, getattr(self.config, name)) != getattr(self.config, name)]  # fmt: skip
         if before["steps"] != self.config.steps:
             told.append(
-                f"the learning rate and all that follows the run's course go from step {self.step} on as in a run of "
+                f"the learning rate and all that follows the run's course go from step {self.step} "
+                "on as in a run of "
                 f"{self.config.steps} steps"
             )
         return told
@@ -301,7 +304,8 @@ def _require_same_run(saved: dict, now: dict, folder: Path) -> None:
     ]
     if changed:
         raise ValueError(
-            f"the run in {folder} was started with other settings and cannot be continued with these:\n  "
+            f"the run in {folder} was started with other settings and cannot be continued with "
+            "these:\n  "
             + "\n  ".join(changed)
             + "\nType these as they were, or start anew in another folder with -o"
         )

@@ -29,8 +29,10 @@ def encoder(
     config = replace(loaded.encoder_config, drop_path=drop_path)
     if (config.spatial_dims, config.in_channels) != (dims, 1):
         raise ValueError(
-            f"{earlier} holds an encoder for {config.spatial_dims}D images of {config.in_channels} channel(s); this "
-            f"pretraining is {dims}D, of one channel: choose another checkpoint, or --dims {config.spatial_dims}"
+            f"{earlier} holds an encoder for {config.spatial_dims}D images of {config.in_channels} "
+            "channel(s); this "
+            f"pretraining is {dims}D, of one channel: choose another checkpoint, or --dims "
+            f"{config.spatial_dims}"
         )
     plain = Swin(config)
     checkpoint.transfer(loaded, plain)

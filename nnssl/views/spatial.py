@@ -181,7 +181,8 @@ def rotations(dims: int, classes: int) -> tuple[Rotation, ...]:
     known = {2: (4,), 3: (4, 10, 24)}[dims]
     if classes not in known:
         raise ValueError(
-            f"in {dims}D there are {' or '.join(map(str, known))} classes of rotation, got {classes}"
+            f"in {dims}D there are {' or '.join(map(str, known))} classes of rotation, got "
+            f"{classes}"
         )
     still: Rotation = (tuple(range(dims)), ())
     planes = [(0, 1)] if dims == 2 else [(1, 2), (0, 2), (0, 1)]

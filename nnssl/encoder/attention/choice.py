@@ -41,7 +41,8 @@ def _tried(device: torch.device, dtype: torch.dtype, n: int, heads: int, d: int)
     if reason and device not in _said and dist.is_main():
         _said.add(device)
         warnings.warn(
-            f"window attention on {device} goes without the Triton kernel, which is slower: {reason}",
+            f"window attention on {device} goes without the Triton kernel, which is slower: "
+            f"{reason}",
             stacklevel=2,
         )
     return not reason
