@@ -41,7 +41,7 @@ def volumes(shape: Shape, count: int) -> list[Tensor]:
 
 
 def named(variant: str) -> tuple[type[Method], MethodConfig]:
-    """ "smit" or "smit:teacher_views=1,w_mpd=0" as method and config.
+    """Method and config of "smit", or of "smit:teacher_views=1,w_mpd=0".
 
     Raises ArgumentTypeError for an unknown method or setting.
     """
@@ -57,7 +57,9 @@ def named(variant: str) -> tuple[type[Method], MethodConfig]:
 def step_of(
     variant: str, encoder: str, scans: list[Tensor], crop: Shape, device: torch.device
 ) -> Callable[[], None]:
-    """One training step of a `named` method on the middles of `scans`, through the engine's `Run`."""
+    """One training step of a `named` method on the middles of `scans`, through the engine's own
+    `Run`.
+    """
     torch.manual_seed(0)
     kind, config = named(variant)
     network = Swin(preset(encoder, len(crop), drop_path=config.drop_path), maskable=True)
