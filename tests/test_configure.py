@@ -42,6 +42,10 @@ def test_a_small_run_of_smit():
     }
 
 
+def test_visible_blocks_alone_are_whole_windows():
+    assert chosen("simmim", HEADS, "visible_only=true")["mask_block"] == (16, 16, 16)
+
+
 def test_a_large_run_of_smit():
     config, _ = configure.configure(METHODS["smit"], [], LARGE)
     assert (config.mask_block, config.prototypes, config.teacher_momentum) == (

@@ -23,6 +23,7 @@ ABLATIONS = [
     {"w_mip": 0.0, "w_itd": 0.0, "mask_block": 8},
     {"w_mip": 0.0, "w_itd": 0.0, "mask_block": 32, "mask_ratio": 0.5},
     {"w_mip": 0.0, "mask_block": 8},
+    {"teacher_views": 1},
 ]
 
 
@@ -103,6 +104,37 @@ def test_smits_global_loss_is_crossed_and_its_patch_loss_is_not():
     ) / 2
     torch.testing.assert_close(losses["itd"], crossed)
     torch.testing.assert_close(losses["mpd"], ce(student.patch, teacher.patch))
+
+
+@pytest.mark.parametrize("settings", [{}, {"visible_only": True, "mask_block": 8}], ids=str)
+def test_smits_teacher_of_one_view(settings):
+    """It tells of the patches of view 1, and view 2 what view 1 is as a whole; as a loop over
+    scans.
+    """
+    method = micro.method(teacher_views=1, **settings)
+    views = micro.views(method, batch=2, crop=CROP)
+    called = []
+    method.teacher.register_forward_hook(lambda _, args, answer: called.append((args, answer)))
+    method.student.register_forward_hook(lambda _, args, answer: called.append((args, answer)))
+    out = method(views)
+    student, teacher = (answer for _, answer in called)
+    assert torch.equal(called[1][0][0], views["image"][0])
+    assert len(teacher.embedding) == 2
+    assert len(out.monitored["teacher_patch"]) == len(student.patch) == int(views["asked"][0].sum())
+
+    def ce(logits, target):
+        return -((target / 0.04).softmax(-1) * (logits / 0.1).log_softmax(-1)).sum(-1)
+
+    itd = mpd = first = 0
+    for scan in range(2):
+        itd += ce(student.image[2 + scan], teacher.image[scan]) / 2
+        last = first + int(views["asked"][0, scan].sum())
+        mpd += ce(student.patch[first:last], teacher.patch[first:last]).mean() / 2
+        first = last
+    torch.testing.assert_close(out.losses["itd"], itd)
+    torch.testing.assert_close(out.losses["mpd"], mpd)
+    both = micro.method(**settings)(views).losses["mip"]
+    torch.testing.assert_close(out.losses["mip"], both)
 
 
 def test_smits_voxel_loss_counts_hidden_voxels_only():
@@ -215,6 +247,7 @@ def test_smits_export(kept):
         ({"mask_block": 12}, r"stride of the encoder, \[2, 4, 8, 16, 32\], .* got 12"),
         ({"mask_block": "16x2x2"}, r"stride of a stage, \[4, 8, 16, 32\], got 16x2x2"),
         ({"patch_tokens": -1}, "patch_tokens must be a number of tokens"),
+        ({"teacher_views": 3}, "teacher_views must be 1 or 2, got 3"),
         ({"mask_ratio": 1.0}, "between 0 and 1, got 1.0"),
         ({"mask_ratio": float("nan")}, "between 0 and 1, got nan"),
         ({"export": "both"}, "teacher or student, got 'both'"),

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import time
 
 import pytest
 import torch
 
+from nnssl.bench.methods import named
 from nnssl.bench.timing import Cost, peak_memory, ratio, side_by_side, table
 from nnssl.memory import keep_freed_memory
+from nnssl.methods import METHODS
 
 
 def test_calls_take_turns():
@@ -53,3 +56,12 @@ def test_keeping_freed_memory_is_harmless_without_glibc(monkeypatch):
 
     monkeypatch.setattr(ctypes, "CDLL", absent)
     assert keep_freed_memory() is False
+
+
+def test_a_method_is_named_with_its_settings():
+    assert named("dino") == (METHODS["dino"], METHODS["dino"].Config())
+    method, config = named("smit:teacher_views=1,w_mpd=0")
+    assert (method, config.teacher_views, config.w_mpd) == (METHODS["smit"], 1, 0.0)
+    for wrong, message in (("smti", "unknown method 'smti'"), ("smit:views=1", "cannot set")):
+        with pytest.raises(argparse.ArgumentTypeError, match=message):
+            named(wrong)

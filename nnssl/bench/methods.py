@@ -1,9 +1,11 @@
 """A step of every method on the same scans, side by side: time, memory, and cost relative to
 SimMIM.
 
-    python -m nnssl.bench.methods [--preset tiny] [--crop 64 64 64] [--batch-size 2] [--methods smit dino]
+    python -m nnssl.bench.methods [--preset tiny] [--crop 64 64 64] [--batch-size 2]
+                                  [--methods smit dino simmim:visible_only=true,mask_ratio=0.75]
 
 A step is all that training does but reading: views, losses, backward, optimiser, teachers, queues.
+Settings follow a method's name after a colon.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from nnssl.bench.timing import arguments, peak_memory, side_by_side, table
 from nnssl.encoder.presets import preset
 from nnssl.encoder.swin import Swin
 from nnssl.memory import keep_freed_memory
-from nnssl.methods import METHODS
+from nnssl.methods import METHODS, Method, MethodConfig
 from nnssl.phantoms import phantom
 from nnssl.train.run import Run, RunConfig
 from nnssl.types import HUPolicy, Shape
@@ -38,14 +40,30 @@ def volumes(shape: Shape, count: int) -> list[Tensor]:
     return [BODY.normalise(scan if len(shape) == 3 else scan[8])[None] for scan in scans]
 
 
+def named(variant: str) -> tuple[type[Method], MethodConfig]:
+    """Method and config of "smit", or of "smit:teacher_views=1,w_mpd=0".
+
+    Raises ArgumentTypeError for an unknown method or setting.
+    """
+    name, _, settings = variant.partition(":")
+    if name not in METHODS:
+        raise argparse.ArgumentTypeError(f"unknown method {name!r}; known: {', '.join(METHODS)}")
+    try:
+        return METHODS[name], METHODS[name].Config.parse(settings.split(",") if settings else [])
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def step_of(
-    name: str, encoder: str, scans: list[Tensor], crop: Shape, device: torch.device
+    variant: str, encoder: str, scans: list[Tensor], crop: Shape, device: torch.device
 ) -> Callable[[], None]:
-    """One training step of method `name` on the middles of `scans`, through the engine's own `Run`."""
+    """One training step of a `named` method on the middles of `scans`, through the engine's own
+    `Run`.
+    """
     torch.manual_seed(0)
-    config = METHODS[name].Config()
+    kind, config = named(variant)
     network = Swin(preset(encoder, len(crop), drop_path=config.drop_path), maskable=True)
-    method = METHODS[name](network, config)
+    method = kind(network, config)
     parts = [middle(scan, method.region(crop)) for scan in scans]
     whole = {
         "start": torch.zeros(len(crop), dtype=torch.long),
@@ -58,9 +76,8 @@ def step_of(
         ]
     )
     bf16 = device.type == "cuda"
-    run = Run(
-        method, parts, RunConfig(10_000, len(scans), bf16=bf16), Path(), {"method": name}, device
-    )
+    length = RunConfig(10_000, len(scans), bf16=bf16)
+    run = Run(method, parts, length, Path(), {"method": variant}, device)
 
     def step() -> None:
         run.gradients([batch])
@@ -75,7 +92,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--crop", type=int, nargs="+", default=[64, 64, 64])
     parser.add_argument("--batch-size", type=int, default=2, help="scans a step")
     parser.add_argument(
-        "--methods", nargs="+", choices=METHODS, default=list(METHODS), help=f"besides {BASE}"
+        "--methods",
+        nargs="+",
+        type=lambda variant: named(variant) and variant,
+        default=list(METHODS),
+        metavar="NAME[:FIELD=VALUE,...]",
+        help=f"besides {BASE}: {', '.join(METHODS)}",
     )
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
@@ -83,7 +105,7 @@ def main(argv: list[str] | None = None) -> None:
     device, crop = torch.device(args.device), tuple(args.crop)
     names = [BASE, *(name for name in args.methods if name != BASE)]
     widest = tuple(
-        max(METHODS[name].region(crop)[axis] for name in names) for axis in range(len(crop))
+        max(named(name)[0].region(crop)[axis] for name in names) for axis in range(len(crop))
     )
     scans = volumes(widest, args.batch_size)
     steps = {name: step_of(name, args.preset, scans, crop, device) for name in names}

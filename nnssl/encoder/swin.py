@@ -16,8 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nnssl.encoder import visible
 from nnssl.encoder.blocks import PatchEmbed, ResidualConvolution, Stage, initialise
 from nnssl.encoder.config import PATCH, STEPS, SwinConfig
+from nnssl.encoder.visible import Visible
 from nnssl.types import Shape
 
 __all__ = ["PATCH", "STEPS", "STRIDES", "Swin", "SwinConfig"]
@@ -32,7 +34,8 @@ class Swin(nn.Module):
     `strides` are in voxels, along an axis that every step halves; `config.steps` may leave others
     longer.
 
-    maskable:      own a `mask_token` and accept `masked`. For pretraining only.
+    maskable:      own a `mask_token` and accept `masked`. For pretraining only. It enters behind the
+                   patch embedding, or behind stage 2 (`visible.mask_at_stride_8`).
     checkpointing: recompute each block in the backward pass: much less memory, about a third more
     time.
     """
@@ -78,24 +81,28 @@ class Swin(nn.Module):
             -(-size // step) for size, step in zip(spatial, self.config.step(0), strict=True)
         )
 
-    def forward(self, x: Tensor, masked: Tensor | None = None) -> list[Tensor]:
+    def forward(self, x: Tensor, masked: Tensor | Visible | None = None) -> list[Tensor | None]:
         """Encode an image.
 
         x:      [B C *spatial], any size.
         masked: Bool [B *token_grid(spatial)], True = hidden: the token is replaced by the mask
-        token. Returns five maps [B channels[i] *ceil(spatial / strides[i])], each layer-normalised,
-        without affine but for `config.out_norms`; along an axis of other `config.steps` the divisor
-        is their product so far. Raises ValueError for a wrong number of axes or channels, or a mask
-        of another shape.
+        token. Or `Visible`: the blocks that stages 1 and 2 compute, beside mask tokens behind them;
+        maps 0 and 1 are then None. Returns five maps [B channels[i] *ceil(spatial / strides[i])],
+        each layer-normalised, without affine but for `config.out_norms`; along an axis of other
+        `config.steps` the divisor is their product so far. Raises ValueError for a wrong number of
+        axes or channels, or a mask of another shape.
         """
         self._check(x, masked)
-        tokens = self.patch_embed(x)
-        if masked is not None:
-            tokens = torch.where(masked[..., None], self.mask_token.to(tokens.dtype), tokens)
+        if isinstance(masked, Visible):
+            tokens, first = visible.coarse_tokens(self, x, masked), visible.STAGES
+        else:
+            tokens, first = self.patch_embed(x), 0
+            if masked is not None:
+                tokens = torch.where(masked[..., None], self.mask_token.to(tokens.dtype), tokens)
         # Each map is normalised where it arises: its fraction of the backward pass then comes late,
         # when most memory is free again.
-        maps = [_as_map(tokens)] if self.config.taps == "merge" else []
-        for number, stage in enumerate(self.stages):
+        maps = [_as_map(tokens)] if self.config.taps == "merge" else [None] * first
+        for number, stage in enumerate(self.stages[first:], first):
             if self.config.convolutions:
                 tokens = getattr(self, f"layers{number + 1}c")[0](tokens)
             tokens = stage(tokens, self.checkpointing)
@@ -106,7 +113,7 @@ class Swin(nn.Module):
                 maps.append(_as_map(tokens))
         return maps if self.config.taps == "merge" else [*maps, _as_map(tokens)]
 
-    def _check(self, x: Tensor, masked: Tensor | None) -> None:
+    def _check(self, x: Tensor, masked: Tensor | Visible | None) -> None:
         axes = "Z Y X" if self.config.spatial_dims == 3 else "Y X"
         if x.ndim != self.config.spatial_dims + 2 or x.shape[1] != self.config.in_channels:
             raise ValueError(
@@ -114,10 +121,15 @@ class Swin(nn.Module):
             )
         if masked is None:
             return
+        if isinstance(masked, Visible):
+            visible.check(self, x, masked)
+            return
         if self.mask_token is None:
             raise ValueError(
                 "this encoder has no mask token; build it with Swin(config, maskable=True)"
             )
+        if len(self.mask_token) != self.channels[0]:
+            raise ValueError("this encoder's mask token enters at stride 8; give it Visible blocks")
         wanted = (x.shape[0], *self.token_grid(tuple(x.shape[2:])))
         if tuple(masked.shape) != wanted or masked.dtype != torch.bool:
             raise ValueError(

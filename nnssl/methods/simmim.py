@@ -14,7 +14,6 @@ place of the step schedule, gradients are clipped.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -23,12 +22,19 @@ import torch
 from torch import Tensor
 
 from nnssl.encoder.swin import Swin
+from nnssl.encoder.visible import mask_at_stride_8
 from nnssl.methods.method import Method, MethodConfig, Step
 from nnssl.modules.losses import masked_l1
 from nnssl.modules.masked import Block, MaskedConfig
-from nnssl.network.reconstruction import Reconstruction, on_tokens, on_voxels, voxel_decoder
+from nnssl.network.reconstruction import (
+    Reconstruction,
+    as_seen,
+    on_voxels,
+    shown_to_encoder,
+    voxel_decoder,
+)
 from nnssl.views.intensity import apply_window, draw_window
-from nnssl.views.masking import draw_masks
+from nnssl.views.masking import draw_masks, draw_visible
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,8 @@ class SimMIM(Method):
     def __init__(self, encoder: Swin, config: SimMIMConfig) -> None:
         super().__init__()
         self.config = config
+        if config.visible_only:
+            mask_at_stride_8(encoder)
         self.student = encoder
         self.decoder = voxel_decoder(encoder, config)
 
@@ -66,19 +74,23 @@ class SimMIM(Method):
     ) -> dict[str, Tensor]:
         """{"image" [B 1 *crop], "masked" Bool [B *blocks], "offset" [1 B dims]: zeros}; `regions`
         [B 1 *crop].
+
+        With `visible_only` also "visible" int64 [B m], the blocks that are computed.
         """
         c, dims = self.config, regions.ndim - 2
         windows = [draw_window(c.window_jitter, generator, self.ranges) for generator in generators]
         image = torch.stack(
             [apply_window(r, window) for r, window in zip(regions, windows, strict=True)]
         )
-        return {
+        block = c.mask_block.along(dims)
+        made = {
             "image": image,
-            "masked": draw_masks(
-                image, c.mask_block.along(dims), c.mask_ratio, c.mask_air, generators
-            ),
+            "masked": draw_masks(image, block, c.mask_ratio, c.mask_air, generators),
             "offset": torch.zeros(1, len(regions), dims, dtype=torch.long, device=image.device),
         }
+        if c.visible_only:
+            made["visible"] = draw_visible(made["masked"], image, block, c.mask_ratio, generators)
+        return made
 
     def loss(self, views: dict[str, Tensor]) -> Step:
         maps, predicted = self._predict(views)
@@ -89,15 +101,14 @@ class SimMIM(Method):
     def show(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
         image, covered = views["image"], on_voxels(views["masked"], self.config)
         _, predicted = self._predict(views)
-        hidden = image.masked_fill(covered, math.nan)
         return {
             "crop": image,
-            "seen": hidden,
+            "seen": as_seen(image, views["masked"], views.get("visible"), self.config),
             "predicted": torch.where(covered, predicted[-1].float(), image),
         }
 
     def _predict(self, views: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """The encoder's maps, and the voxels [B 1 *crop] from each that is decoded."""
         image, masked = views["image"], views["masked"]
-        maps = self.student(image, on_tokens(masked, self.config))
+        maps = self.student(image, shown_to_encoder(masked, views.get("visible"), self.config))
         return maps, self.decoder(maps, image, on_voxels(masked, self.config))

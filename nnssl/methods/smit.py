@@ -25,7 +25,6 @@ before the heads, without which small batches end in uniform targets.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -34,6 +33,7 @@ import torch
 from torch import Tensor
 
 from nnssl.encoder.swin import Swin
+from nnssl.encoder.visible import mask_at_stride_8
 from nnssl.methods.method import Method, MethodConfig, Step
 from nnssl.modules.distillation import (
     STAGE_OF_STRIDE,
@@ -48,13 +48,14 @@ from nnssl.network.reconstruction import (
     LINEAR,
     ParcelDecoder,
     PretrainedDecoder,
-    on_tokens,
+    as_seen,
     on_voxels,
+    shown_to_encoder,
     voxel_decoder,
 )
 from nnssl.types import Shape
 from nnssl.views.intensity import apply_window, draw_window
-from nnssl.views.masking import draw_masks, keep_at_most, repeat_blocks
+from nnssl.views.masking import draw_masks, draw_visible, keep_at_most, repeat_blocks
 from nnssl.views.spatial import crop_size, cut, draw_offset, region_size
 
 
@@ -74,6 +75,8 @@ class SMITConfig(MaskedConfig, DistillationConfig, MethodConfig):
     classes: int = 64  # parcels
     parcels_decoder: str = "light"  # of the fine-tuning network: light, swinunetr or nnunet
     freeze_prototypes: float = 0.002  # fraction of the run: 1 of 500 epochs
+    # how many of the two views the teacher sees; 1: patches of that one, the whole of the other
+    teacher_views: int = 2
 
     PUBLISHED: ClassVar[dict] = {"patch_tokens": 0}
 
@@ -95,6 +98,8 @@ class SMITConfig(MaskedConfig, DistillationConfig, MethodConfig):
                 f"decoder={self.decoder} and w_parcels={self.w_parcels} pretrain one decoder each; "
                 "take decoder=linear, or w_parcels=0"
             )
+        if self.teacher_views not in (1, 2):
+            raise ValueError(f"teacher_views must be 1 or 2, got {self.teacher_views}")
         if self.w_mip <= 0 and self.w_itd <= 0 and self.w_mpd <= 0:
             raise ValueError("one of w_mip, w_itd, w_mpd must be above 0")
 
@@ -117,6 +122,8 @@ class SMIT(SelfDistillation, Method):
     Config = SMITConfig
 
     def __init__(self, encoder: Swin, config: SMITConfig) -> None:
+        if config.visible_only:
+            mask_at_stride_8(encoder)
         stage = STAGE_OF_STRIDE[config.patch_stride]
         patch = stage if config.w_mpd > 0 else None
         super().__init__(
@@ -158,6 +165,7 @@ class SMIT(SelfDistillation, Method):
         [2 B dims]}.
 
         "asked": the hidden patch tokens that the patch heads look at. `regions` [B 1 *region].
+        With `visible_only` also "visible" int64 [2 B m], the blocks that are computed.
         """
         c, dims = self.config, regions.ndim - 2
         crop, block = crop_size(tuple(regions.shape[2:])), c.mask_block.along(dims)
@@ -183,24 +191,30 @@ class SMIT(SelfDistillation, Method):
             "asked": asked,
             "offset": torch.tensor(offsets, device=image.device),
         }
+        if c.visible_only:
+            made["visible"] = draw_visible(masked, image, block, c.mask_ratio, twice)
         return {name: value.unflatten(0, (-1, 2)).transpose(0, 1) for name, value in made.items()}
 
     def loss(self, views: dict[str, Tensor]) -> Step:
         config = self.config
-        image, hidden, asked = (views[name].flatten(0, 1) for name in ("image", "masked", "asked"))
-        student = self.student(image, on_tokens(hidden, config), asked)
+        image, hidden, visible = self._hidden(views)
+        # Both views are drawn alike, so a teacher of one view may always see the first.
+        taught, asked = (
+            views[name][: config.teacher_views].flatten(0, 1) for name in ("image", "asked")
+        )
+        student = self.student(image, shown_to_encoder(hidden, visible, config), asked)
         losses, monitored = {}, {}
         if config.w_mip > 0:
             covered = on_voxels(hidden, config)
             predicted = self.decoder(student.maps, image, covered)
             losses["mip"] = masked_l1(predicted, image, covered, config.smooth_l1)
-        teacher = self.teacher(image, None, asked)
+        teacher = self.teacher(taught, None, asked)
         if config.w_itd > 0:
             target = self.image_centre.sharpen(teacher.image, self.teacher_temperature())
             pair = (2, -1)  # view 1 is asked what the teacher says of view 2
             losses["itd"] = cross_view(
                 student.image.unflatten(0, pair),
-                target.unflatten(0, pair),
+                target.unflatten(0, (config.teacher_views, -1)),
                 config.student_temperature,
             )
             monitored["teacher_image"] = target
@@ -224,11 +238,18 @@ class SMIT(SelfDistillation, Method):
         return Step(losses, monitored)
 
     def show(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
-        image, hidden = views["image"].flatten(0, 1), views["masked"].flatten(0, 1)
-        covered = on_voxels(hidden, self.config)
-        shown = {"teacher sees": image, "student sees": image.masked_fill(covered, math.nan)}
+        config, (image, hidden, visible) = self.config, self._hidden(views)
+        covered = on_voxels(hidden, config)
+        student = as_seen(image, hidden, visible, config)
+        shown = {"teacher sees": image, "student sees": student}
         if self.decoder is not None:
-            maps = self.student.encoder(image, on_tokens(hidden, self.config))
+            maps = self.student.encoder(image, shown_to_encoder(hidden, visible, config))
             predicted = self.decoder(maps, image, covered)
             shown["predicted"] = torch.where(covered, predicted[-1].float(), image)
         return shown
+
+    @staticmethod
+    def _hidden(views: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Images, hidden blocks and, where there are any, visible ones, as one batch of views."""
+        image, hidden = views["image"].flatten(0, 1), views["masked"].flatten(0, 1)
+        return image, hidden, views["visible"].flatten(0, 1) if "visible" in views else None

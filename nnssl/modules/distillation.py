@@ -96,8 +96,8 @@ class EncoderWithHeads(nn.Module):
     def forward(
         self, image: Tensor, masked: Tensor | None = None, hidden: Tensor | None = None
     ) -> DistillationOutput:
-        """`masked`: what the encoder may not see; `hidden` [N *blocks]: the patch tokens that are
-        asked for.
+        """`masked`: what the encoder may not see; `hidden` [n *blocks]: the patch tokens that are
+        asked for, of the first n of the N views.
         """
         maps = self.encoder(image, masked)
         embedding = torch.cat(
@@ -108,7 +108,9 @@ class EncoderWithHeads(nn.Module):
             maps,
             embedding,
             self.image_head(embedding) if self.image_head is not None else None,
-            self.patch_head(maps[self.patch].movedim(1, -1)[hidden]) if asked else None,
+            self.patch_head(maps[self.patch][: len(hidden)].movedim(1, -1)[hidden])
+            if asked
+            else None,
         )
 
 

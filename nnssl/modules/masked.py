@@ -9,6 +9,7 @@ from typing import ClassVar
 from nnssl.types import Shape
 
 STRIDES = (2, 4, 8, 16, 32)  # of the encoder's maps, in voxels
+COARSE = 8  # stride behind stage 2
 
 
 class Block(tuple):
@@ -51,6 +52,9 @@ class MaskedConfig:
     decode_from: int = 8
     # errors below count by their square, in units of the input; 0: L1, as the papers
     smooth_l1: float = 0.15
+    # stages 1 and 2 see visible blocks alone, each by itself; mask tokens enter at stride 8
+    # (`nnssl.encoder.visible`)
+    visible_only: bool = False
     window_jitter: float = 0.5  # chance of a narrower HU window; not in the papers
 
     PUBLISHED: ClassVar[dict] = {
@@ -78,3 +82,15 @@ class MaskedConfig:
             raise ValueError(f"mask_ratio must lie between 0 and 1, got {self.mask_ratio}")
         if not self.smooth_l1 >= 0:
             raise ValueError(f"smooth_l1 must be 0 (plain L1) or above, got {self.smooth_l1}")
+        if self.visible_only:
+            self._check_visible_only()
+
+    def _check_visible_only(self) -> None:
+        """Nothing may read the maps of stages 1 and 2: they exist at visible blocks only."""
+        if min(self.mask_block) < COARSE or self.decode_from < COARSE or self.decoder != "linear":
+            raise ValueError(
+                f"visible_only=true needs a mask_block and a decode_from of at least {COARSE}, and "
+                f"decoder=linear; got mask_block={self.mask_block}, "
+                f"decode_from={self.decode_from}, "
+                f"decoder={self.decoder}. Set visible_only=false to keep these"
+            )

@@ -4,15 +4,18 @@ encoder.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnssl.encoder.swin import PATCH, Swin
+from nnssl.encoder.visible import Visible
 from nnssl.modules.decoders import MultiScaleDecoder
 from nnssl.modules.masked import MaskedConfig
 from nnssl.network.decoders import full_options, make_decoder
-from nnssl.views.masking import repeat_blocks
+from nnssl.views.masking import all_but, repeat_blocks
 
 LINEAR = "linear"
 
@@ -82,6 +85,23 @@ def voxel_decoder(encoder: Swin, config: MaskedConfig) -> nn.Module:
     if config.decoder == LINEAR:
         return MultiScaleDecoder(encoder, config.decode_from)
     return Reconstruction(config.decoder, encoder)
+
+
+def shown_to_encoder(
+    hidden: Tensor, visible: Tensor | None, config: MaskedConfig
+) -> Tensor | Visible:
+    """What the encoder takes for hidden blocks Bool [B *blocks]: them on its tokens, or `visible`
+    [B m].
+    """
+    if visible is None:
+        return on_tokens(hidden, config)
+    return Visible(visible, config.mask_block.along(hidden.ndim - 1))
+
+
+def as_seen(image: Tensor, hidden: Tensor, visible: Tensor | None, config: MaskedConfig) -> Tensor:
+    """The image [B 1 *crop] with NaN where the encoder does not look; the rest as above."""
+    unseen = hidden if visible is None else all_but(visible, tuple(hidden.shape[1:]))
+    return image.masked_fill(on_voxels(unseen, config), math.nan)
 
 
 def on_tokens(masked: Tensor, config: MaskedConfig) -> Tensor:

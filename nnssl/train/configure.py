@@ -23,6 +23,7 @@ from nnssl.types import Shape, Spacing
 
 BLOCK_MM = 32.0  # of a hidden block: SMIT's 16 voxels at 2 mm
 BLOCK_SIDES = (8, 16, 32)  # voxels; tokens of smaller blocks have seen too little
+WHOLE_SIDES = (16, 32)  # of these, whole windows of 4 tokens in stages 1 and 2
 BLOCKS = 4  # along an axis of the crop, at least
 LEAST_CUBE, MOST_CUBES = 24, 3  # voxels of a cube of CPC; with 16 its last stage has one token
 SHORT, LONG = 5_000, 20_000  # steps
@@ -69,7 +70,7 @@ def configure(
     if asked.get("published"):
         return method.Config.parse(settings), []
     every = [
-        *_of_masks(method, sizes),
+        *_of_masks(method, sizes, asked),
         *_of_teachers(method, sizes),
         *_of_cubes(method, sizes, asked),
         *_of_length(sizes),
@@ -133,30 +134,32 @@ def fitting_crop(method: type[Method], crop: Shape) -> Shape:
     return cube
 
 
-def hidden_block(crop: Shape, spacing: Spacing) -> Block:
-    """Some 32 mm along each axis as a power of two of voxels, and at least four blocks where the
-    crop allows.
+def hidden_block(crop: Shape, spacing: Spacing, allowed: Sequence[int] = BLOCK_SIDES) -> Block:
+    """Some 32 mm along each axis as a power of two of voxels among `allowed`, and at least four
+    blocks where the crop allows.
     """
     sides = []
     for size, mm in zip(crop, spacing, strict=True):
         wanted = 2 ** round(math.log2(BLOCK_MM / mm))
-        fits = [side for side in BLOCK_SIDES if size % side == 0 and size // side >= BLOCKS] or [
-            BLOCK_SIDES[0]
+        fits = [side for side in allowed if size % side == 0 and size // side >= BLOCKS] or [
+            allowed[0]
         ]
         sides.append(min(fits, key=lambda side: abs(math.log2(side / wanted))))
     return Block(sides)
 
 
-def _of_masks(method: type[Method], sizes: Sizes) -> list[Choice]:
+def _of_masks(method: type[Method], sizes: Sizes, asked: dict) -> list[Choice]:
     if not issubclass(method.Config, MaskedConfig):
         return []
-    block = hidden_block(sizes.crop, sizes.spacing)
+    alone = asked.get("visible_only", False)
+    block = hidden_block(sizes.crop, sizes.spacing, WHOLE_SIDES if alone else BLOCK_SIDES)
     size = " x ".join(f"{side * mm:.0f}" for side, mm in zip(block, sizes.spacing, strict=True))
     return [
         Choice(
             "mask_block",
             block,
-            f"{size} mm at this spacing, near the {BLOCK_MM:.0f} mm of SMIT's authors",
+            f"{size} mm at this spacing, near the {BLOCK_MM:.0f} mm of SMIT's authors"
+            + (" as far as whole windows allow" if alone else ""),
         )
     ]
 

@@ -88,6 +88,48 @@ def draw_masks(
     )
 
 
+def visible_count(blocks: int, ratio: float) -> int:
+    """How many of an image's blocks `draw_visible` takes: as many as stay when all may be hidden.
+
+    Raises ValueError where none does.
+    """
+    count = blocks - math.ceil(ratio * blocks)
+    if count < 1:
+        raise ValueError(
+            f"of {blocks} block(s) a ratio of {ratio:g} hides all, and visible_only=true needs one "
+            "to compute; take a larger --crop, a smaller mask_block or a lower mask_ratio"
+        )
+    return count
+
+
+def draw_visible(
+    masked: Tensor,
+    images: Tensor,
+    block: Shape,
+    ratio: float,
+    generators: Sequence[torch.Generator],
+) -> Tensor:
+    """int64 [B m], ascending: raster numbers of the blocks that a `Visible` encoder computes.
+
+    masked: Bool [B *grid], what `draw_masks` has hidden of [B 1 *size]; never taken.
+    Where blocks of one constant cannot be hidden, more than m may be visible: those that show some
+    anatomy all come first, constant ones by chance.
+    """
+    count = visible_count(math.prod(masked.shape[1:]), ratio)
+    draws = torch.stack(
+        [torch.rand(masked.shape[1:], generator=generator) for generator in generators]
+    )
+    later = masked * 4 + ~varied_blocks(images, block)
+    order = (draws.to(images.device) + later).flatten(1).argsort(dim=1, stable=True)
+    return order[:, :count].sort(dim=1).values
+
+
+def all_but(visible: Tensor, grid: Shape) -> Tensor:
+    """Bool [B *grid], True but at the raster numbers `visible` [B m]."""
+    everywhere = torch.ones(len(visible), math.prod(grid), dtype=torch.bool, device=visible.device)
+    return everywhere.scatter(1, visible, False).view(-1, *grid)
+
+
 def repeat_blocks(masked: Tensor, factor: int | Shape) -> Tensor:
     """[B *grid] to [B *(factor * grid)], nearest neighbour: every finer cell takes its block's
     value.

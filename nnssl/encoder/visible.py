@@ -1,0 +1,127 @@
+"""Stages 1 and 2 on an image's visible blocks alone; mask tokens enter the grid of stride 8.
+
+    image -> visible blocks -> patches -> stage 1 -> merge -> stage 2 -> merge -+-> grid of stride 8
+                                                          mask tokens elsewhere -+
+
+The first two stages make most of the cost and see little beyond a block, so what is hidden need not
+be computed there. He et al. 2022 (MAE, arXiv 2111.06377) leave hidden tokens out of the whole
+encoder; Huang et al. 2022 (GreenMIM, arXiv 2205.13515) do so in a Swin, whose unevenly filled
+windows they group. Here windows are never uneven, because they end where a block does.
+
+Every visible block passes as a small image of its own. Attention stays inside it; windows begin
+at its corner; shifted windows are shifted and masked inside its borders, as they are inside those
+of an image; a window longer than the block is clipped to it, and then nothing is shifted along that
+axis. So a block as large as the image gives the dense encoder, and so do blocks of whole windows
+where a stage has a single, unshifted layer.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from nnssl.types import Shape
+
+if TYPE_CHECKING:
+    from nnssl.encoder.swin import Swin
+
+STAGES = 2  # that compute the visible blocks alone
+
+
+class Visible(NamedTuple):
+    """What of an image is computed by the first two stages.
+
+    blocks: int64 [B m], raster numbers on the grid of blocks, each at most once an image. The same
+    number m for every image, so that shapes are static.
+    side:   of a block, in voxels, one an axis.
+    """
+
+    blocks: Tensor
+    side: Shape
+
+
+def mask_at_stride_8(encoder: Swin) -> None:
+    """Give `encoder` a mask token that enters behind stage 2, in place of the one of the patches.
+
+    It has the same name, but four times the width. Raises ValueError for an encoder whose finer
+    maps nobody could do without.
+    """
+    config = encoder.config
+    if config.taps != "stage" or config.convolutions:
+        raise ValueError(
+            'visible blocks alone need an encoder of taps "stage" without convolutions, as our '
+            f"presets are; got taps={config.taps!r}, convolutions={config.convolutions}. Set "
+            "visible_only=false, or start from a preset"
+        )
+    if encoder.out_norms is not None:  # of maps that do not exist
+        encoder.out_norms[:STAGES].requires_grad_(False)
+    token = torch.randn(encoder.channels[STAGES]) * 0.02  # as that of the patches
+    encoder.mask_token = nn.Parameter(token)
+
+
+def check(encoder: Swin, x: Tensor, visible: Visible) -> None:
+    """Raises ValueError where `visible` does not fit the image [B C *spatial] or the encoder."""
+    config, (blocks, side) = encoder.config, visible
+    if encoder.mask_token is None or len(encoder.mask_token) != encoder.channels[STAGES]:
+        raise ValueError(
+            "this encoder has no mask token of stride 8; call mask_at_stride_8(encoder) first"
+        )
+    stride = _stride(encoder)
+    spatial = tuple(x.shape[2:])
+    fits = len(side) == config.spatial_dims and all(
+        n > 0 and n % s == 0 and size % n == 0
+        for n, s, size in zip(side, stride, spatial, strict=True)
+    )
+    if not fits:
+        raise ValueError(
+            f"visible blocks must have sides that are multiples of {stride} voxels and divide the "
+            f"image {spatial}, got {tuple(side)}"
+        )
+    if blocks.ndim != 2 or len(blocks) != len(x) or blocks.dtype != torch.int64:
+        raise ValueError(
+            f"visible blocks must be int64 [{len(x)} m], got {blocks.dtype} {tuple(blocks.shape)}"
+        )
+
+
+def coarse_tokens(encoder: Swin, x: Tensor, visible: Visible) -> Tensor:
+    """[B C *spatial] to the tokens of stride 8 [B *grid 4E]: visible ones computed, others the mask
+    token.
+    """
+    side = visible.side
+    blocks = tuple(size // n for size, n in zip(x.shape[2:], side, strict=True))
+    batch, count = len(x), prod(blocks)
+    starts = torch.arange(batch, device=x.device)[:, None] * count
+    rows = (starts + visible.blocks).flatten()
+    parts = _apart(x.movedim(1, -1), blocks).flatten(0, 1).index_select(0, rows)
+    tokens = encoder.patch_embed(parts.movedim(-1, 1))
+    for stage in encoder.stages[:STAGES]:
+        tokens = stage.downsample(stage(tokens, encoder.checkpointing))
+    # The rows are distinct, so the gradient is a plain selection: no sum whose order could vary.
+    token = encoder.mask_token.to(tokens.dtype)
+    everywhere = token.expand(batch * count, *tokens.shape[1:]).index_copy(0, rows, tokens)
+    return _together(everywhere.view(batch, *blocks, *tokens.shape[1:]))
+
+
+def _stride(encoder: Swin) -> Shape:
+    """Voxels of a token behind stage 2, one an axis."""
+    steps = [encoder.config.step(number) for number in range(STAGES + 1)]
+    return tuple(prod(along) for along in zip(*steps, strict=True))
+
+
+def _apart(x: Tensor, blocks: Shape) -> Tensor:
+    """[B *size C] to [B count *side C], the blocks in raster order."""
+    dims = len(blocks)
+    split = [n for size, b in zip(x.shape[1:-1], blocks, strict=True) for n in (b, size // b)]
+    order = [0, *range(1, 2 * dims, 2), *range(2, 2 * dims + 1, 2), 2 * dims + 1]
+    return x.reshape(len(x), *split, x.shape[-1]).permute(order).flatten(1, dims)
+
+
+def _together(x: Tensor) -> Tensor:
+    """[B *blocks *side C] to [B *(blocks * side) C]."""
+    dims = (x.ndim - 2) // 2
+    order = [0, *(a for d in range(dims) for a in (1 + d, 1 + dims + d)), 2 * dims + 1]
+    size = [b * s for b, s in zip(x.shape[1 : 1 + dims], x.shape[1 + dims : -1], strict=True)]
+    return x.permute(order).reshape(len(x), *size, x.shape[-1])

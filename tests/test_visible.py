@@ -1,0 +1,311 @@
+"""Stages 1 and 2 on visible blocks alone: equal to the dense form where they share, to MONAI's
+stages block by block everywhere, and blind to what is hidden.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import micro
+import pytest
+import torch
+from monai.networks.nets.swin_unetr import SwinTransformer
+from test_encoder import image, monai_twin, seeded, small
+from test_waits import step
+from torch import Tensor
+
+from nnssl import checkpoint
+from nnssl.encoder.swin import Swin, SwinConfig
+from nnssl.encoder.visible import Visible, coarse_tokens, mask_at_stride_8
+from nnssl.views.masking import all_but, draw_masks, draw_visible
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def masked_encoder(config: SwinConfig) -> Swin:
+    encoder = seeded(config)
+    mask_at_stride_8(encoder)
+    torch.nn.init.normal_(encoder.mask_token, std=0.5)
+    return encoder.double()
+
+
+def projection(maps: list[Tensor]) -> Tensor:
+    """A fixed random sum of maps."""
+    generator = torch.Generator().manual_seed(2)
+    return sum((m * torch.randn(m.shape, generator=generator)).sum() for m in maps)
+
+
+def gradients(model: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_same_gradients(got: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    for name, gradient in expected.items():
+        scale = gradient.abs().max().clamp(min=1e-9)
+        assert (got[name] - gradient).abs().max() / scale < 1e-9, name
+
+
+def everything(batch: int, shape: tuple[int, ...], side: tuple[int, ...]) -> Visible:
+    count = 1
+    for size, n in zip(shape, side, strict=True):
+        count *= size // n
+    return Visible(torch.arange(count).expand(batch, -1), side)
+
+
+# --- what it shares with the dense form ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("depths", "shape", "side"),
+    [
+        ((2, 3, 2, 1), (32, 16, 16), (32, 16, 16)),  # one block: all that the dense form does
+        ((1, 1, 2, 2), (32, 16, 48), (16, 16, 16)),  # whole windows, none of them shifted
+        ((2, 2, 2, 1), (64, 32), (64, 32)),
+        ((1, 1, 2, 2), (64, 32), (32, 16)),
+    ],
+)
+def test_with_nothing_hidden_it_is_the_dense_form(depths, shape, side) -> None:
+    encoder = masked_encoder(small(depths=depths, spatial_dims=len(shape)))
+    x = image(encoder.config, shape).double()
+    dense = encoder(x)
+    projection(dense[2:]).backward()
+    expected = gradients(encoder)
+    encoder.zero_grad()
+    maps = encoder(x, everything(2, shape, side))
+    assert maps[:2] == [None, None]
+    for ours, theirs in zip(maps[2:], dense[2:], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    projection(maps[2:]).backward()
+    assert_same_gradients(gradients(encoder), expected)
+
+
+def test_shifted_windows_end_at_the_block() -> None:
+    """Which the dense form's do not: with two layers a stage the two differ."""
+    encoder = masked_encoder(small()).eval()
+    x = image(encoder.config, (32, 16, 16)).double()
+    one, two = (encoder(x, everything(2, (32, 16, 16), (n, 16, 16)))[2] for n in (32, 16))
+    assert not torch.allclose(one, two)
+
+
+# --- a loop over blocks as the oracle ------------------------------------------------------------
+
+
+def by_loop(
+    twin: SwinTransformer, token: Tensor, x: Tensor, visible: Visible
+) -> tuple[list[Tensor], Tensor]:
+    """MONAI's stages on one visible block after the other, and its last two on what they give.
+
+    The maps before the merges of stages 3 and 4, and the last one, not normalised.
+    """
+    grid = [size // 8 for size in x.shape[2:]]
+    tokens = token.view(1, -1, 1, 1, 1).expand(len(x), -1, *grid).clone()
+    blocks = list(
+        itertools.product(*(range(s // n) for s, n in zip(x.shape[2:], visible.side, strict=True)))
+    )
+    for sample, numbers in enumerate(visible.blocks.tolist()):
+        for place in (blocks[number] for number in numbers):
+            voxels = [slice(p * n, p * n + n) for p, n in zip(place, visible.side, strict=True)]
+            part = twin.patch_embed(x[(slice(sample, sample + 1), slice(None), *voxels)])
+            part = twin.layers2[0](twin.layers1[0](part))
+            cells = [
+                slice(p * n // 8, (p + 1) * n // 8)
+                for p, n in zip(place, visible.side, strict=True)
+            ]
+            tokens[(sample, slice(None), *cells)] = part[0]
+    before = []
+    hooks = [
+        stage[0].downsample.register_forward_pre_hook(lambda _, args: before.append(args[0]))
+        for stage in (twin.layers3, twin.layers4)
+    ]
+    last = twin.layers4[0](twin.layers3[0](tokens))
+    for hook in hooks:
+        hook.remove()
+    return [b.movedim(-1, 1) for b in before] + [last], tokens
+
+
+def normalised(x: Tensor) -> Tensor:
+    """Layer norm over channels, without affine."""
+    x = x - x.mean(dim=1, keepdim=True)
+    return x / (x.square().mean(dim=1, keepdim=True) + 1e-5).sqrt()
+
+
+@pytest.mark.parametrize(
+    ("shape", "side", "blocks"),
+    [
+        ((32, 32, 16), (16, 16, 16), [[0, 3], [1, 2]]),
+        ((32, 32, 32), (32, 16, 16), [[0], [3]]),  # windows shifted in both stages
+        ((32, 32, 32), (16, 32, 16), [[3, 1], [2, 0]]),  # in any order
+    ],
+)
+def test_it_is_monais_stages_block_by_block(shape, side, blocks) -> None:
+    encoder = masked_encoder(small(windows="monai"))
+    twin = monai_twin(seeded(encoder.config)).double()
+    x = image(encoder.config, shape).double()
+    visible = Visible(torch.tensor(blocks), side)
+    token = encoder.mask_token.detach().clone().requires_grad_()
+    wanted, _ = by_loop(twin, token, x, visible)
+    wanted = [normalised(m) for m in wanted]
+    maps = encoder(x, visible)[2:]
+    for ours, theirs in zip(maps, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+    projection(maps).backward()
+    projection(wanted).backward()
+    assert_same_gradients(gradients(encoder), gradients(twin) | {"mask_token": token.grad})
+
+
+@pytest.mark.parametrize("side", [(8, 8, 8), (16, 8, 8)])
+def test_blocks_shorter_than_two_windows_stand_for_themselves(side) -> None:
+    """Clipped windows: each visible token behind stage 2 is that of its block seen alone."""
+    encoder = masked_encoder(small())
+    x = image(encoder.config, (16, 16, 16)).double()
+    alone = Visible(torch.zeros(2, 1, dtype=torch.long), side)
+    corner = x[:, :, : side[0], : side[1], : side[2]]
+    expected = coarse_tokens(encoder, corner, alone)
+    got = coarse_tokens(encoder, x, Visible(torch.tensor([[0, 1], [0, 2]]), side))
+    torch.testing.assert_close(got[:, : side[0] // 8, :1, :1], expected, rtol=1e-12, atol=1e-12)
+
+
+# --- what is hidden ------------------------------------------------------------------------------
+
+
+def test_no_map_depends_on_what_is_hidden() -> None:
+    encoder = masked_encoder(small())
+    x = image(encoder.config, (32, 32, 16)).double().requires_grad_()
+    visible = Visible(torch.tensor([[0, 3], [1, 2]]), (16, 16, 16))
+    projection(encoder(x, visible)[2:]).backward()
+    hidden = all_but(visible.blocks, (2, 2, 1))
+    for axis in (1, 2, 3):
+        hidden = hidden.repeat_interleave(16, axis)
+    assert float(x.grad[:, 0][hidden].abs().max()) == 0
+    assert float(x.grad[:, 0][~hidden].abs().min()) > 0
+
+
+@pytest.mark.parametrize(
+    ("blocks", "side", "message"),
+    [
+        ([[0]], (12, 16, 16), r"multiples of \(8, 8, 8\) voxels and divide the image"),
+        ([[0]], (16, 16, 64), "divide the image"),
+        ([[0]], (16, 16), "must have sides"),
+        ([[0], [1], [2]], (16, 16, 16), r"must be int64 \[1 m\]"),
+    ],
+)
+def test_blocks_that_do_not_fit_are_refused(blocks, side, message) -> None:
+    encoder = masked_encoder(small())
+    with pytest.raises(ValueError, match=message):
+        encoder(torch.zeros(1, 1, 32, 32, 32).double(), Visible(torch.tensor(blocks), side))
+
+
+def test_each_mask_token_takes_its_own_kind_of_mask() -> None:
+    x, blocks = (
+        torch.zeros(1, 1, 16, 16, 16),
+        Visible(torch.zeros(1, 1, dtype=torch.long), (8,) * 3),
+    )
+    with pytest.raises(ValueError, match="no mask token of stride 8"):
+        Swin(small(), maskable=True)(x, blocks)
+    late = Swin(small(), maskable=True)
+    mask_at_stride_8(late)
+    with pytest.raises(ValueError, match="give it Visible blocks"):
+        late(x, torch.zeros(1, 8, 8, 8, dtype=torch.bool))
+    with pytest.raises(ValueError, match='need an encoder of taps "stage"'):
+        mask_at_stride_8(Swin(small(taps="merge"), maskable=True))
+
+
+# --- which blocks are computed -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("air", [False, True])
+@pytest.mark.parametrize("ratio", [0.4, 0.6, 0.75])
+def test_blocks_are_of_a_fixed_number_anatomy_first_and_never_hidden(air: bool, ratio: float):
+    images = torch.randn(3, 1, 32, 32, 32, generator=torch.Generator().manual_seed(0))
+    images[1, :, :16] = -1.8  # half of it one constant
+    images[2] = -1.8
+    generators = [torch.Generator().manual_seed(seed) for seed in range(3)]
+    block = (16, 8, 8)
+    masked = draw_masks(images, block, ratio, air, generators)
+    visible = draw_visible(masked, images, block, ratio, generators)
+    assert visible.shape == (3, int(32 * (1 - ratio)))
+    assert bool((visible.diff(dim=1) > 0).all())
+    flat = masked.flatten(1)
+    assert not bool(flat.gather(1, visible).any())
+    if air:
+        assert torch.equal(all_but(visible, (2, 4, 4)), masked)
+    else:  # of the second image, all blocks that show anatomy and are not hidden
+        left = (~flat[1, 16:]).nonzero()[:, 0] + 16
+        assert set(left.tolist()) <= set(visible[1].tolist())
+
+
+def test_a_crop_of_which_nothing_would_be_left_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"of 1 block\(s\) a ratio of 0.6 hides all"):
+        micro.views(micro.method("simmim", visible_only=True), crop=(16, 16, 16))
+
+
+# --- the methods ---------------------------------------------------------------------------------
+
+CROP = (32, 32, 32)
+
+
+@pytest.mark.parametrize("name", ["simmim", "smit"])
+def test_methods_train_and_export_the_encoder_as_ever(tmp_path, name: str) -> None:
+    method = micro.method(name, visible_only=True)
+    rows = micro.steps(method, 2, crop=CROP)
+    assert all(torch.isfinite(torch.tensor(list(row.values()))).all() for row in rows)
+    waiting = {n for n, p in method.named_parameters() if p.requires_grad and p.grad is None}
+    assert waiting == set()
+    path = tmp_path / "checkpoint.pth"
+    checkpoint.write(path, checkpoint.pack(method.encoder, micro.header(name), ["Author 2022"]))
+    plain = Swin(method.encoder.config)
+    done = checkpoint.transfer(checkpoint.load(path), plain)
+    assert set(done.explained) <= {"mask_token"}
+    own = method.encoder.state_dict()
+    assert all(torch.equal(tensor, own[key]) for key, tensor in plain.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["simmim", "smit"])
+def test_pictures_show_what_is_computed(name: str) -> None:
+    method = micro.method(name, visible_only=True, mask_block=8).eval()
+    views = micro.views(method, crop=CROP)
+    with torch.no_grad():
+        shown = method.show(views)
+    seen = shown["seen" if name == "simmim" else "student sees"]
+    visible = views["visible"].flatten(0, -2)
+    hidden = all_but(visible, (4, 4, 4))
+    for axis in (1, 2, 3):
+        hidden = hidden.repeat_interleave(8, axis)
+    assert torch.equal(seen.isnan()[:, 0], hidden)
+
+
+@pytest.mark.parametrize("name", ["simmim", "smit"])
+def test_what_is_not_visible_reaches_no_student(name: str) -> None:
+    method = micro.method(name, visible_only=True, mask_block=8).eval()
+    views = micro.views(method, crop=CROP)
+    shown = []
+    for value in (0.0, 100.0):
+        seen = method.show(views)["seen" if name == "simmim" else "student sees"]
+        other = seen.nan_to_num(nan=value).view(views["image"].shape)
+        maps = (
+            method._predict({**views, "image": other})[0]
+            if name == "simmim"
+            else method.student(
+                other.flatten(0, 1), Visible(views["visible"].flatten(0, 1), (8, 8, 8))
+            ).maps
+        )
+        shown.append(maps[2:])
+    assert all(torch.equal(a, b) for a, b in zip(*shown, strict=True))
+
+
+@pytest.mark.parametrize("name", ["simmim", "smit"])
+def test_a_step_of_visible_blocks_waits_for_nothing_more(tmp_path, name: str, monkeypatch) -> None:
+    monkeypatch.setattr(micro, "CROP", CROP)
+    dense, ours = (
+        step(micro.run(tmp_path, name, {"visible_only": visible_only}))
+        for visible_only in (False, True)
+    )
+    assert ours == dense
+
+
+@pytest.mark.parametrize(
+    "settings", [{"decode_from": 4}, {"mask_block": "16x8x4"}, {"decoder": "light"}], ids=str
+)
+def test_what_reads_the_finest_maps_is_refused(settings) -> None:
+    with pytest.raises(ValueError, match="visible_only=true needs a mask_block and a decode_from"):
+        micro.config("simmim", visible_only=True, **settings)
