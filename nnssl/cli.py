@@ -443,6 +443,8 @@ def _plan_parser() -> argparse.ArgumentParser:
     )
     add("--unfreeze-every", type=float, metavar="N",
         help="for SwinGradualTrainer: epochs from one stage to the next; default: a twentieth of them")  # fmt: skip
+    add("--lora-rank", type=int, metavar="N", help="for SwinLoRATrainer; default: 8")
+    add("--lora-alpha", type=float, metavar="N", help="its scale, over the rank; default: 16")
     add("--weight-decay", type=float)
     add("--schedule", help="poly or cosine")
     return parser

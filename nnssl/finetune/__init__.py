@@ -9,6 +9,7 @@ load_checkpoint  adopt     -> a resumed or validated model is that of its own ch
 """
 
 from nnssl.finetune.average import Average
+from nnssl.finetune.lora import add_lora, describe_lora, keep_factors
 from nnssl.finetune.optimiser import (
     HEADS,
     describe,
@@ -38,6 +39,7 @@ __all__ = [
     "Average",
     "Schedule",
     "Unfreezing",
+    "add_lora",
     "adopt",
     "bare",
     "build",
@@ -46,8 +48,10 @@ __all__ = [
     "deep_supervision_weights",
     "demand_settled",
     "describe",
+    "describe_lora",
     "freeze",
     "intensities",
+    "keep_factors",
     "layer_of",
     "learning_rate",
     "load",

@@ -35,7 +35,7 @@ NEEDS = {  # what an arm must say beside its name and start, and what else it ma
 RECIPE = (  # of `nnssl_plan`, as its flags are called, and the trainer
     "trainer", "decoder", "patch", "batch_size", "epochs", "iterations", "val_iterations", "foreground", "mirror", "lr",
     "head_lr", "encoder_lr", "layer_decay", "warmup_iterations", "warmup_epochs", "unfreeze_every", "weight_decay",
-    "schedule", "drop_path", "ema",
+    "schedule", "drop_path", "ema", "lora_rank", "lora_alpha",
 )  # fmt: skip
 
 
