@@ -25,6 +25,8 @@ DATASET_JSON = {
 
 def trainer_class(name: str) -> type:
     from nnssl.trainers import (
+        nnssl_default_network,
+        nnssl_default_primus,
         nnssl_swin_frozen,
         nnssl_swin_gradual,
         nnssl_swin_lora,
@@ -33,6 +35,8 @@ def trainer_class(name: str) -> type:
     )
 
     modules = (
+        nnssl_default_network,
+        nnssl_default_primus,
         nnssl_swin_frozen,
         nnssl_swin_gradual,
         nnssl_swin_lora,

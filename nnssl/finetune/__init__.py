@@ -27,6 +27,7 @@ from nnssl.finetune.plans import (
     demand_settled,
     refuse_mixed_folds,
     resolve,
+    round_patch,
     settle,
 )
 from nnssl.finetune.schedule import Schedule, Unfreezing, learning_rate, unfreezing
@@ -63,6 +64,7 @@ __all__ = [
     "random_start",
     "refuse_mixed_folds",
     "resolve",
+    "round_patch",
     "settle",
     "start_heads",
     "unfreezing",
