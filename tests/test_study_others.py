@@ -194,7 +194,7 @@ def test_a_program_of_another_environment_trains_it(tmp_path, dataset, monkeypat
     monkeypatch.setenv("PYTHONPATH", "ours")
     monkeypatch.setattr(job, "rows", lambda *_: [{"kind": "run"}])
     one, about = ready(tmp_path, train="their_train")
-    with pytest.raises(StudyError, match="their_train"):
+    with pytest.raises(StudyError, match=r"do not exist:\n  arm mae: .*their_train"):
         preparation.check(study(tmp_path, arms=[ARMS[0], MAE | {"train": "their_train"}]))
     assert about["elsewhere"] == str(program(tmp_path))
     assert job.do(one.folder) == {"state": "done", "reason": None}
@@ -207,10 +207,14 @@ def test_results_on_other_cases_are_refused(tmp_path, dataset):
     assert "1 of 2 are not its, 1 of its are missing" in reason
 
 
-def test_plans_that_upstream_has_not_made_yet_are_named(tmp_path, dataset):
+def test_plans_that_upstream_has_not_made_yet_are_named_before_anything_runs(tmp_path, dataset):
     made = study(tmp_path, arms=[ARMS[0], MAE])
-    with pytest.raises(StudyError, match="dataset 902 has no plans ptPlans__mae"):
-        [preparation.data_commands(*each) for each in preparation.datasets(made)]
+    message = "no plans ptPlans__mae, .*there are: nnUNetPlans. .*preprocess_like_nnssl -d 902 -n"
+    with pytest.raises(StudyError, match=message):
+        preparation.check(made)
+    planned(dataset, "ptPlans__mae")
+    preparation.check(made)
+    assert preparation.datasets(made) == [("902", "3d_fullres", "nnUNetPlans")]
 
 
 def test_one_table_of_the_report_holds_all_networks(tmp_path):

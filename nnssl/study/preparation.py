@@ -39,12 +39,29 @@ def check(study: Study) -> None:
     ]
     if missing := [f"  arm {whose}: {path}" for whose, path in named if not path.exists()]:
         raise StudyError("the description names files that do not exist:\n" + "\n".join(missing))
+    for arm in [arm for arm in study.arms if arm.start == "elsewhere"]:
+        for task in study.tasks:
+            if arm in study.arms_of(task):
+                _demand_plans(arm, task)
     for arm in [arm for arm in study.arms if arm.start == "supervised"]:
         if len(channels := raw(arm.dataset)["channel_names"]) > 1:
             raise StudyError(
                 f"arm {arm.name}: dataset {arm.dataset} has {len(channels)} channels, and only an encoder of one can "
                 "be passed on"
             )
+
+
+def _demand_plans(arm: Arm, task: Task) -> None:
+    path = preprocessed(task.dataset) / f"{arm.plans}.json"
+    if not path.is_file():
+        there = (
+            ", ".join(sorted(other.stem for other in path.parent.glob("*Plans*.json"))) or "none"
+        )
+        raise StudyError(
+            f"arm {arm.name}: dataset {task.dataset} has no plans {arm.plans}, which the "
+            f"environment of its trainer makes; there are: {there}. For checkpoints of MIC-DKFZ's "
+            f"nnssl type, in that environment: nnUNetv2_preprocess_like_nnssl -d {number(task.dataset)} -n NAME -pc CHECKPOINT"
+        )
 
 
 # nnU-Net's data
@@ -59,7 +76,7 @@ def datasets(study: Study) -> list[tuple[str, str, str]]:
         (task.dataset, task.configuration, arm.plans)
         for task in study.tasks
         for arm in study.arms_of(task)
-        if arm.plans
+        if arm.start == "default" and arm.plans
     ]
     wanted += [
         (arm.dataset, arm.configuration, BASE) for arm in study.arms if arm.start == "supervised"
