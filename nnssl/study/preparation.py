@@ -60,7 +60,8 @@ def _demand_plans(arm: Arm, task: Task) -> None:
         raise StudyError(
             f"arm {arm.name}: dataset {task.dataset} has no plans {arm.plans}, which the "
             f"environment of its trainer makes; there are: {there}. For checkpoints of MIC-DKFZ's "
-            f"nnssl type, in that environment: nnUNetv2_preprocess_like_nnssl -d {number(task.dataset)} -n NAME -pc CHECKPOINT"
+            "nnssl type, in that environment: nnUNetv2_preprocess_like_nnssl "
+            f"-d {number(task.dataset)} -n NAME -pc CHECKPOINT"
         )
 
 
