@@ -40,6 +40,8 @@ def pretrain() -> int:
     options = vars(args)
     for name in ("list", "num_gpus"):
         options.pop(name)
+    chosen = options["channels"]
+    options["channels"] = None if None in chosen else tuple(sorted(set(chosen)))
     for name in ("crop", "spacing", "clip"):
         options[name] = tuple(options[name]) if options[name] else None
     return _report_errors(lambda: run(Options(**options)))
@@ -186,6 +188,13 @@ def _report_errors(work: Callable[[], object]) -> int:
     return 0
 
 
+def _channel(word: str) -> int | None:
+    """None: all."""
+    if word != "all" and not word.isdecimal():
+        raise argparse.ArgumentTypeError(f"a channel is a number from 0, or all; got {word!r}")
+    return None if word == "all" else int(word)
+
+
 def _pretrain_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="nnssl_pretrain",
@@ -201,6 +210,8 @@ def _pretrain_parser() -> argparse.ArgumentParser:
                       help="folders of scans, searched at any depth: NIfTI, NRRD, MHA, MHD, DICOM")  # fmt: skip
     what.add_argument("-d", dest="dataset_ids", metavar="ID", nargs="+", default=(),
                       help="nnU-Net raw datasets by id or name: the images of channel 0")  # fmt: skip
+    what.add_argument("--channels", metavar="N", nargs="+", type=_channel, default=[0],
+                      help="of -d, each a scan by itself, or all; default: 0")  # fmt: skip
     what.add_argument(
         "--name", help="name of the collection; default: the folders' and datasets' names"
     )
@@ -446,6 +457,8 @@ def _plan_parser() -> argparse.ArgumentParser:
     )
     add("--unfreeze-every", type=float, metavar="N",
         help="for SwinGradualTrainer: epochs from one stage to the next; default: a twentieth of them")  # fmt: skip
+    add("--lora-rank", type=int, metavar="N", help="for SwinLoRATrainer; default: 8")
+    add("--lora-alpha", type=float, metavar="N", help="its scale, over the rank; default: 16")
     add("--weight-decay", type=float)
     add("--schedule", help="poly or cosine")
     return parser

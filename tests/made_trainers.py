@@ -25,13 +25,24 @@ DATASET_JSON = {
 
 def trainer_class(name: str) -> type:
     from nnssl.trainers import (
+        nnssl_default_network,
+        nnssl_default_primus,
         nnssl_swin_frozen,
         nnssl_swin_gradual,
+        nnssl_swin_lora,
         nnssl_swin_scratch,
         nnssl_swin_ssl,
     )
 
-    modules = (nnssl_swin_frozen, nnssl_swin_gradual, nnssl_swin_scratch, nnssl_swin_ssl)
+    modules = (
+        nnssl_default_network,
+        nnssl_default_primus,
+        nnssl_swin_frozen,
+        nnssl_swin_gradual,
+        nnssl_swin_lora,
+        nnssl_swin_scratch,
+        nnssl_swin_ssl,
+    )
     return next(getattr(module, name) for module in modules if hasattr(module, name))
 
 

@@ -26,6 +26,7 @@ SMALL = {
     "recipe": {"epochs": 9, "lr": 1e-3},
 }
 
+PARSERS = {"nnssl_pretrain": cli._pretrain_parser, "nnssl_plan": cli._plan_parser}
 ARM = {"name": "a", "start": "pretrain", "method": "smit", "datasets": [501]}
 
 
@@ -89,7 +90,19 @@ def test_defaults_paths_and_the_order_of_recipes(tmp_path):
         ),
         (
             {"arms": [SMALL["arms"][0], {"name": "a", "start": "default", "weights": "x"}]},
-            "unknown weights",
+            "unknown weights; known: name, start, plans, trainer",
+        ),
+        (
+            {"arms": [SMALL["arms"][0], {"name": "a", "start": "elsewhere", "plans": "x"}]},
+            r"arm a \(elsewhere\) must say trainer",
+        ),
+        (
+            {"arms": [SMALL["arms"][0], {"name": "a", "start": "default", "plans": "../x"}]},
+            "such as nnUNetResEncUNetLPlans; got '../x'",
+        ),
+        (
+            {"arms": [SMALL["arms"][0] | {"like": "a"}, {"name": "a", "start": "default"}]},
+            "a, which has no pretrained encoder",
         ),
         ({"arms": [SMALL["arms"][0], SMALL["arms"][1] | {"tasks": ["heart"]}]}, "not there: heart"),
         (
@@ -250,6 +263,37 @@ def test_what_a_command_would_refuse_is_refused_before_anything_runs(
     assert re.search(message, capsys.readouterr().err)
 
 
+PRIMUS = {"name": "a", "start": "default", "trainer": "DefaultPrimusMTrainer"}
+
+
+@pytest.mark.parametrize(
+    ("arm", "message"),
+    [
+        (PRIMUS | {"trainer": "SwinSSLTrainer"}, "arm a: trainer SwinSSLTrainer is not one that"),
+        (PRIMUS | {"trainer": "nnUNetTrainer"}, "made of it: DefaultPrimusSTrainer, .*elsewhere"),
+        (PRIMUS | {"trainer": "NobodysTrainer"}, "nnU-Net finds no trainer NobodysTrainer; ours: "),
+        (PRIMUS, "DefaultPrimusMTrainer is of a 3D network, and task flat is 2d"),
+        (ARM | {"recipe": {"trainer": "SwinLoraTrainer"}}, "no trainer SwinLoraTrainer; .*LoRAT"),
+    ],
+)
+def test_a_trainer_that_is_not_there_or_of_another_length_is_refused(tmp_path, arm, message):
+    tasks = [*SMALL["tasks"], {"name": "flat", "dataset": 501, "configuration": "2d"}]
+    path = written(tmp_path, arms=[SMALL["arms"][0], arm], tasks=tasks)
+    with pytest.raises(DescriptionError, match=message):
+        check.check(load(path), PARSERS)
+
+
+def test_other_networks_pass(tmp_path):
+    arms = [
+        SMALL["arms"][0],
+        PRIMUS | {"tasks": ["organs"]},
+        {"name": "b", "start": "default", "plans": "nnUNetResEncUNetLPlans"},
+        {"name": "c", "start": "elsewhere", "trainer": "PretrainedTrainer", "plans": "ptPlans__x"},
+    ]
+    tasks = [*SMALL["tasks"], {"name": "flat", "dataset": 501, "configuration": "2d"}]
+    check.check(load(written(tmp_path, arms=arms, tasks=tasks)), PARSERS)
+
+
 def test_what_the_commands_take_passes(tmp_path):
     """Numbers that YAML reads as words, flags of each kind, settings of the method."""
     options = {"dims": 2, "epochs": 5, "crop": [32, 32], "fp32": True, "np": 3, "compile": False, "hu": [-1000, 1000],
@@ -262,8 +306,7 @@ def test_what_the_commands_take_passes(tmp_path):
         "trainer": "SwinFrozenTrainer",
     }
     arms = [SMALL["arms"][0], ARM | {"options": options, "recipe": {"decoder": "light"}}]
-    parsers = {"nnssl_pretrain": cli._pretrain_parser, "nnssl_plan": cli._plan_parser}
-    check.check(load(written(tmp_path, arms=arms, recipe=recipe)), parsers)
+    check.check(load(written(tmp_path, arms=arms, recipe=recipe)), PARSERS)
 
 
 def test_every_word_of_a_recipe_is_a_flag_of_nnssl_plan_and_every_number_of_the_trainers_can_be_said():

@@ -54,7 +54,10 @@ def test_nothing_is_wrong_and_it_says_what_a_training_would_start_from(sound, mo
     assert (code, "wrong " in said) == (0, False), said
     assert said.strip().endswith("Nothing is wrong.")
     assert f"torch {torch.__version__.split('+')[0]}" in said
-    assert "SwinSSLTrainer, SwinScratchTrainer, SwinFrozenTrainer, SwinGradualTrainer in" in said
+    assert (
+        "SwinSSLTrainer, SwinScratchTrainer, SwinFrozenTrainer, SwinGradualTrainer, SwinLoRATrainer in"
+        in said
+    )
     assert ", by the " in said
     for path in (sound["named"], sound["only"]):
         assert (

@@ -42,7 +42,8 @@ def transfer(checkpoint: Checkpoint, encoder: Swin, labels: int = 0) -> Transfer
     checkpoint's halves, patch embedding and merges are adapted (`nnssl.encoder.adapt`).
     """
     given = checkpoint.part(PREFIX)
-    wanted = dict(encoder.named_parameters())
+    buffers = dict(encoder.named_buffers())
+    wanted = {name: t for name, t in encoder.state_dict().items() if name not in buffers}
     given, explained = adapt(given, checkpoint.encoder_config, encoder.config)
     for name, reason in PRETRAINING_ONLY.items():
         if name in given and name not in wanted:
@@ -54,9 +55,7 @@ def transfer(checkpoint: Checkpoint, encoder: Swin, labels: int = 0) -> Transfer
         )
         explained[STEM] = ", ".join(filter(None, [explained.get(STEM), *done]))
     _require_match(checkpoint, given, wanted)
-    with torch.no_grad():
-        for name, parameter in wanted.items():
-            parameter.copy_(given[name])
+    encoder.load_state_dict(given, strict=False)  # the buffers are no part of a pretraining
     return Transfer(matched=len(wanted), total=len(wanted), explained=explained)
 
 

@@ -31,9 +31,10 @@ def prepare(
     in_hu: bool = True,
     update: bool = False,
     say: Callable[[str], None] = print,
+    channels: Sequence[int] | None = (0,),
 ) -> Plan:
     """Survey `sources` (folders) and `nnunet_datasets` (raw dataset folders), plan, and preprocess
-    into `folder`.
+    into `folder`; of the datasets `channels` (None: all), each a scan by itself.
 
     Whatever an earlier run finished is not repeated. A `plan.json` that is there already is kept:
     scans that came, went or changed since are told through `say`, and with `update` those that came
@@ -51,7 +52,7 @@ def prepare(
         how = (num_processes, part_id, num_parts)
         overrides = (spacing, crop, clip)
         plan, moved = _planned(
-            name, folder, sources, nnunet_datasets, overrides, how, in_hu, update, say
+            name, folder, sources, nnunet_datasets, overrides, how, in_hu, update, say, channels
         )
     elif update:
         raise ValueError(
@@ -77,10 +78,10 @@ def _say_failed(failed: dict[str, str], plan: Plan) -> None:
 
 
 def _planned(
-    name, folder, sources, datasets, overrides, how, in_hu, update, say
+    name, folder, sources, datasets, overrides, how, in_hu, update, say, channels
 ) -> tuple[Plan, dict[str, str]]:
     """The plan, and where those of its scans are now that have moved."""
-    scans, path = find_scans(sources, datasets), folder / "plan.json"
+    scans, path = find_scans(sources, datasets, channels), folder / "plan.json"
     old, moved = None, {}
     if path.exists():
         old = Plan.load(path)

@@ -2,7 +2,7 @@
 them.
 
 So that pretraining and the probe see the axes, the spacing and the values that fine-tuning will
-see. Of several channels the first counts.
+see. Of several channels the first counts, or each that is asked for, as a scan by itself.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import copy
 import io
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -34,11 +35,25 @@ SAME_AS_OURS = "SimpleITKIO"
 
 @dataclass(frozen=True)
 class RawCase:
-    """`image` holds the first channel. `labels`: None for test images."""
+    """`images`: a file a channel. `labels`: None for test images."""
 
     id: str
-    image: Path
+    images: tuple[Path, ...]
     labels: Path | None = None
+
+    @property
+    def image(self) -> Path:
+        """The first channel."""
+        return self.images[0]
+
+    def channel(self, number: int) -> Path:
+        """Raises ValueError where the channels are not in files of their own."""
+        if number < len(self.images):
+            return self.images[number]
+        raise ValueError(
+            f"case {self.id} has {len(self.images)} file(s), and channel {number} was asked for: "
+            "channels in one file cannot be taken apart. Leave out --channels, for the first one"
+        )
 
 
 @dataclass(frozen=True)
@@ -62,7 +77,8 @@ def open_raw(dataset: Path) -> RawDataset:
     ending, listed = content["file_ending"], "dataset" in content
     training = tuple(_listed(dataset, content) if listed else _in_folders(dataset, ending))
     test = tuple(
-        RawCase(case, images[0]) for case, images in _cases(dataset / "imagesTs", ending).items()
+        RawCase(case, tuple(images))
+        for case, images in _cases(dataset / "imagesTs", ending).items()
     )
     return RawDataset(
         content,
@@ -88,7 +104,7 @@ def _listed(dataset: Path, content: dict) -> list[RawCase]:
     try:
         found = get_filenames_of_train_images_and_targets(str(dataset), copy.deepcopy(content))
         return [
-            RawCase(case, Path(found[case]["images"][0]), Path(found[case]["label"]))
+            RawCase(case, _paths(found[case]["images"]), Path(found[case]["label"]))
             for case in sorted(found)
         ]
     except (KeyError, IndexError, TypeError, AttributeError) as error:
@@ -99,10 +115,35 @@ def _listed(dataset: Path, content: dict) -> list[RawCase]:
         ) from error
 
 
+def _paths(images: Sequence[str]) -> tuple[Path, ...]:
+    """Raises IndexError where there is none."""
+    return (Path(images[0]), *map(Path, images[1:]))
+
+
+def channel_names(content: dict) -> dict[int, str]:
+    """Of a dataset.json, by number; one without a name where it names none."""
+    names = content.get("channel_names") or content.get("modality") or {"0": "CT"}
+    return {int(number): str(name) for number, name in names.items()}
+
+
+def chosen_channels(dataset: Path, asked: Sequence[int] | None) -> dict[int, str]:
+    """Numbers and names of the channels `asked` for; None: all. ValueError for one that is not
+    there.
+    """
+    names = channel_names(read_content(dataset))
+    if asked is None or not (unknown := sorted(set(asked) - set(names))):
+        return {number: names[number] for number in sorted(names if asked is None else set(asked))}
+    there = ", ".join(f"{number} ({name})" for number, name in sorted(names.items()))
+    raise ValueError(
+        f"{dataset.name} has no channel {', '.join(map(str, unknown))}; its dataset.json names "
+        f"{there}. --channels takes these, or all"
+    )
+
+
 def _in_folders(dataset: Path, ending: str) -> list[RawCase]:
     cases = _cases(dataset / "imagesTr", ending)
     return [
-        RawCase(case, images[0], dataset / "labelsTr" / f"{case}{ending}")
+        RawCase(case, tuple(images), dataset / "labelsTr" / f"{case}{ending}")
         for case, images in cases.items()
     ]
 

@@ -19,7 +19,7 @@ from nnssl.data.dicom import (
     require_modality,
 )
 from nnssl.data.orientation import Scan
-from nnssl.data.raw_datasets import READER, open_raw, read_content, read_image, series_of
+from nnssl.data.raw_datasets import READER, chosen_channels, open_raw, read_image, series_of
 from nnssl.data.refusals import check_grid
 from nnssl.data.volumes import VOLUME_ENDINGS, check_not_labels, check_voxels, read_volume
 from nnssl.types import Spacing
@@ -54,10 +54,12 @@ class Found:
 
 
 def find_scans(
-    folders: Sequence[Path | str], nnunet_dataset: Sequence[Path | str] | None = None
+    folders: Sequence[Path | str],
+    nnunet_dataset: Sequence[Path | str] | None = None,
+    channels: Sequence[int] | None = (0,),
 ) -> list[Found]:
-    """Volume files and folders with DICOM files below `folders`, and channel 0 of nnU-Net raw
-    datasets; sorted.
+    """Volume files and folders with DICOM files below `folders`, and `channels` of nnU-Net raw
+    datasets (None: all), each a scan by itself; sorted.
 
     Links are followed, each folder and file once; hidden files and folders are passed over, and so
     is what is no file: pipes, sockets, devices. Links that lead nowhere, folders that cannot be
@@ -66,7 +68,8 @@ def find_scans(
     """
     seen: set = set()
     found = [scan for folder in folders for scan in _below(_existing(folder), seen)]
-    found += [scan for folder in nnunet_dataset or () for scan in _channel_zero(_existing(folder))]
+    for dataset in nnunet_dataset or ():
+        found += _of_dataset(_existing(dataset), channels)
     return sorted(set(found))
 
 
@@ -165,18 +168,12 @@ def _first_time(path: Path | str, seen: set) -> bool:
     return new
 
 
-def _channel_zero(dataset: Path) -> Iterator[Found]:
-    """The first channel of the training and test images of an nnU-Net raw dataset."""
-    raw = open_raw(dataset)
+def _of_dataset(dataset: Path, channels: Sequence[int] | None) -> Iterator[Found]:
+    """Channels of the training and test images of an nnU-Net raw dataset."""
+    raw, chosen = open_raw(dataset), chosen_channels(dataset, channels)
     for case in (*raw.training, *raw.test):
-        yield Found(str(case.image), series_of(case.image, raw.reader))
-
-
-def channel_is_ct(dataset: Path) -> bool:
-    """Whether nnU-Net would treat channel 0 of a raw dataset as CT: by its name in dataset.json."""
-    content = read_content(dataset)
-    names = content.get("channel_names") or content.get("modality") or {}
-    return str(names.get("0", "CT")).lower() == "ct"
+        for image in map(case.channel, chosen):
+            yield Found(str(image), series_of(image, raw.reader))
 
 
 def read(found: Found, cache: Path | None = None) -> Scan:

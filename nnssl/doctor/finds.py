@@ -17,7 +17,13 @@ from nnssl.finetune.architecture import INFO, Recipe, is_ours
 from nnssl.plans.cautions import cautions
 from nnssl.types import PREPROCESSED
 
-TRAINERS = ("SwinSSLTrainer", "SwinScratchTrainer", "SwinFrozenTrainer", "SwinGradualTrainer")
+TRAINERS = (
+    "SwinSSLTrainer",
+    "SwinScratchTrainer",
+    "SwinFrozenTrainer",
+    "SwinGradualTrainer",
+    "SwinLoRATrainer",
+)
 FIND_OURS = f'export {hook.VARIABLE}="{hook.trainers_folder()}"'
 NOT_PLANS = ("dataset.json", "dataset_fingerprint.json", "splits_final.json")
 SETUP = "setup.py"

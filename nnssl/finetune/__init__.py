@@ -9,6 +9,7 @@ load_checkpoint  restore_plans     -> a resumed or validated model is that of it
 """
 
 from nnssl.finetune.average import Average
+from nnssl.finetune.lora import add_lora, describe_lora, keep_factors
 from nnssl.finetune.moments import PATCHES, measure, needs_moments, start_heads
 from nnssl.finetune.optimiser import (
     HEADS,
@@ -28,6 +29,7 @@ from nnssl.finetune.plans import (
     resolve,
     resolve_architecture,
     restore_plans,
+    round_patch,
 )
 from nnssl.finetune.schedule import Schedule, Unfreezing, learning_rate, unfreezing
 from nnssl.finetune.weights import freeze, intensities, load, random_start, unwrap
@@ -38,13 +40,16 @@ __all__ = [
     "Average",
     "Schedule",
     "Unfreezing",
+    "add_lora",
     "build",
     "cascaded_labels",
     "deep_supervision_scales",
     "deep_supervision_weights",
     "describe",
+    "describe_lora",
     "freeze",
     "intensities",
+    "keep_factors",
     "layer_of",
     "learning_rate",
     "load",
@@ -59,6 +64,7 @@ __all__ = [
     "resolve",
     "resolve_architecture",
     "restore_plans",
+    "round_patch",
     "start_heads",
     "unfreezing",
     "unwrap",

@@ -48,6 +48,8 @@ class Recipe:
     # epochs from one part of the encoder to the next, where the trainer unfreezes
     unfreeze_every: float | None = None
     # gradually; None: a twentieth of the epochs, so that all of it learns after a quarter
+    lora_rank: int = 8  # of the encoder's updates, where the trainer learns by LoRA
+    lora_alpha: float = 16.0  # over the rank: the scale of those updates
     schedule: str = "poly"  # poly: nnU-Net's (1 - t)^0.9; cosine
     weight_decay: float = 0.05  # not on norms, biases and position biases (Liu et al. 2021)
     clip: float = 1.0  # norm of the gradient, as nnU-Net's own transformer trainers
@@ -58,10 +60,14 @@ class Recipe:
 
     def __post_init__(self) -> None:
         wrong = [
-            name for name in ("epochs", "iterations", "val_iterations") if getattr(self, name) < 1
+            name
+            for name in ("epochs", "iterations", "val_iterations", "lora_rank")
+            if getattr(self, name) < 1
         ]
         wrong += [
-            name for name in ("lr", "head_lr", "layer_decay", "clip") if not getattr(self, name) > 0
+            name
+            for name in ("lr", "head_lr", "layer_decay", "clip", "lora_alpha")
+            if not getattr(self, name) > 0
         ]
         optional = (
             "warmup_iterations",

@@ -85,6 +85,19 @@ def build(
     return SwinUNETR(input_channels, classes, deep_supervision, **arguments)
 
 
+def round_patch(plans: dict, name: str, multiple: int = 8) -> None:
+    """Raise the patch of configuration `name` to multiples of `multiple`, in place: Primus cuts it
+    into cubes of 8 voxels. Raises ValueError in 2D, which Primus does not have.
+    """
+    patch = resolve(plans, name)["patch_size"]
+    if len(patch) != 3:
+        raise ValueError(
+            f"Primus is a 3D network, and {name} has patches of {tuple(patch)}; train 3d_fullres"
+        )
+    rounded = [-(-size // multiple) * multiple for size in patch]
+    plans["configurations"][name]["patch_size"] = rounded
+
+
 def cascaded_labels(resolved: dict, input_channels: int) -> int:
     """How many of the `input_channels` are the one-hot labels of a cascade's previous stage: those
     without a scheme.

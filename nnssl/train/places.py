@@ -21,9 +21,11 @@ def data_folder(options: Options) -> tuple[str, Path]:
     $nnUNet_preprocessed/nnssl/<name>.
     """
     root = _variable("nnUNet_preprocessed") / "nnssl"
-    name = options.name or _name_of(
-        [*(Path(s).resolve().name for s in options.sources), *options.dataset_ids], root
-    )
+    parts = [*(Path(s).resolve().name for s in options.sources), *options.dataset_ids]
+    if options.channels != (0,):
+        chosen = ["all"] if options.channels is None else map(str, options.channels)
+        parts.append(f"channels_{'_'.join(chosen)}")
+    name = options.name or _name_of(parts, root)
     if not name or name != Path(name).name or name.startswith("."):
         raise ValueError(
             f"{name!r} cannot name a collection; give it a name with --name, such as --name my_ct"

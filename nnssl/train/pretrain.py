@@ -18,7 +18,7 @@ from nnssl.data.crops import Crops
 from nnssl.data.labelled import find_labelled, prepare_labelled
 from nnssl.data.plan import Plan
 from nnssl.data.prepare import prepare
-from nnssl.data.scans import channel_is_ct
+from nnssl.data.raw_datasets import chosen_channels
 from nnssl.memory import keep_freed_memory
 from nnssl.methods import METHODS, Method
 from nnssl.train import batches, before, configure, processes, start
@@ -40,6 +40,7 @@ class Options:
     method: str
     sources: Sequence[Path] = ()
     dataset_ids: Sequence[str] = ()
+    channels: Sequence[int] | None = (0,)  # of the datasets, each a scan by itself; None: all
     name: str | None = None
     preset: str = "smit"
     start: Path | None = None
@@ -219,6 +220,11 @@ def _probe(options: Options, data: Path, crop: Shape, steps: int) -> Probe | Non
 
 def _prepare(options: Options, name: str, folder: Path, say: Callable) -> Plan:
     datasets = [raw_dataset(identifier) for identifier in options.dataset_ids]
+    if options.channels != (0,) and not datasets:
+        raise ValueError(
+            "--channels chooses of the datasets of -d, and there is none; in a folder of -i every "
+            "file is a scan by itself"
+        )
     labelled = None
     if options.probe is not None and options.part_id == 0:
         labelled = find_labelled(raw_dataset(options.probe, "--probe"), options.probe_cases)
@@ -236,6 +242,7 @@ def _prepare(options: Options, name: str, folder: Path, say: Callable) -> Plan:
         num_parts=options.num_parts,
         update=options.update,
         say=say,
+        channels=options.channels,
     )
     if labelled is not None:
         say(f"probe: {len(labelled.cases)} labelled cases of {labelled.dataset}")
@@ -252,18 +259,22 @@ def _make_parcels(options: Options, plan: Plan, folder: Path, say: Callable) -> 
 
 
 def _in_hu(options: Options, datasets: Sequence[Path]) -> bool:
-    """Whether the scans are CT: not with --no-hu, nor where all scans are of datasets whose channel
-    0 is not CT.
+    """Whether the scans are CT: not with --no-hu, nor where all scans are of channels that are not,
+    by nnU-Net's own rule, the name in dataset.json.
 
     Raises ValueError for a mixture of both, and for a HU range of what has no HU.
     """
-    other = [folder.name for folder in datasets if not channel_is_ct(folder)]
+    kinds = [
+        (f"channel {number} of {folder.name}", name.lower() == "ct")
+        for folder in datasets
+        for number, name in chosen_channels(folder, options.channels).items()
+    ]
+    other = [which for which, is_ct in kinds if not is_ct]
     in_hu = not (options.no_hu or other)
-    if not options.no_hu and other and (options.sources or len(other) < len(datasets)):
+    if not options.no_hu and other and (options.sources or len(other) < len(kinds)):
         raise ValueError(
-            f"channel 0 of {', '.join(other)} is not CT (dataset.json), the other scans are: "
-            "pretrain on one kind, or "
-            "say --no-hu to normalise every scan by its own mean and sd"
+            f"{', '.join(other)} is not CT (dataset.json), the other scans are: pretrain on one "
+            "kind, or say --no-hu to normalise every scan by its own mean and sd"
         )
     if options.clip and not in_hu:
         raise ValueError(

@@ -6,19 +6,24 @@ A wrong word that `nnssl_plan` finds after a night of pretraining has cost the n
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import NoReturn
 
+from nnssl import hook
 from nnssl.commands import Command
 from nnssl.encoder.presets import preset
 from nnssl.finetune.architecture import Recipe
 from nnssl.network.decoders import DECODERS
 from nnssl.study.design.description import Arm, Study
 from nnssl.study.design.values import DescriptionError
-from nnssl.study.execution import preparation
+from nnssl.study.execution import preparation, runs
 
 Parsers = Mapping[str, Callable[[], argparse.ArgumentParser]]  # of the commands, by name
+DEFAULT, PRIMUS, SWIN = "DefaultNetworkTrainer", "PrimusTrainer", "SwinSSLTrainer"
 OF_THE_STUDY = {
     "-o",
     "--c",
@@ -41,6 +46,7 @@ def check(study: Study, parsers: Parsers) -> None:
     for arm in study.arms:
         try:
             _check_start(study, arm, parsers)
+            _check_trainer(study, arm)
             if arm.encoder:
                 preset(arm.encoder)
         except (ValueError, TypeError) as error:
@@ -69,6 +75,53 @@ def _check_start(study: Study, arm: Arm, parsers: Parsers) -> None:
         if args.method not in METHODS:
             raise ValueError(f"method: unknown {args.method!r}; known: {', '.join(METHODS)}")
         METHODS[args.method].Config.parse(args.settings)
+
+
+def _check_trainer(study: Study, arm: Arm) -> None:
+    """That nnU-Net will find it, and that it trains as long as the recipe says."""
+    if arm.start == "elsewhere":
+        return
+    for task in [task for task in study.tasks if arm in study.arms_of(task)]:
+        name = runs.trainer_of(study, task, arm)
+        ancestors = _ancestors(name)
+        if arm.start == "default" and (DEFAULT not in ancestors or SWIN in ancestors):
+            known = ", ".join(each for each in _ours() if each.startswith("DefaultPrimus"))
+            raise ValueError(
+                f"trainer {name} is not one that heeds a recipe's epochs and iterations, so its "
+                f"runs would be of another length than all others; such are {DEFAULT} and those "
+                f"made of it: {known}. What is trained otherwise: start: elsewhere"
+            )
+        if PRIMUS in ancestors and task.configuration == "2d":
+            raise ValueError(
+                f"trainer {name} is of a 3D network, and task {task.name} is 2d; restrict the arm "
+                "with tasks: [...]"
+            )
+
+
+def _ours() -> dict[str, list[str]]:
+    """Our trainers, each with what it is made of; read and not imported, which takes seconds."""
+    folder = Path(hook.trainers_folder())
+    text = "\n".join(path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.py")))
+    found = re.findall(r"^class (\w+)\((.*)\):", text, re.MULTILINE)
+    return {name: bases.split(", ") for name, bases in found}
+
+
+def _ancestors(name: str) -> set[str]:
+    """A trainer's name and those of all that it is made of. ValueError where nnU-Net has none."""
+    ours = _ours()
+    if name in ours:
+        bases = [_ancestors(base) if base in ours else {base} for base in ours[name]]
+        return {name}.union(*bases)
+    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+    try:
+        with redirect_stdout(StringIO()):  # it tells of each module that it looks at
+            return {cls.__name__ for cls in recursive_find_trainer_class_by_name(name).__mro__}
+    except RuntimeError as error:
+        raise ValueError(
+            f"nnU-Net finds no trainer {name}; ours: {', '.join(ours)}; of your own: name their "
+            f"folder in {hook.VARIABLE}"
+        ) from error
 
 
 def _check_recipe(recipe: Mapping, parsers: Parsers) -> None:

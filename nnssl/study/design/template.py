@@ -28,6 +28,9 @@ arms:
   #   options: {dims: 2, epochs: 5}
   #   tasks: [heart]
   # - {name: nnunet, start: default}         # nnU-Net's own network and optimiser, as many iterations
+  # - {name: resenc-l, start: default, plans: nnUNetResEncUNetLPlans}
+  # - {name: primus-m, start: default, trainer: DefaultPrimusMTrainer, tasks: [organs]}  # 3D only
+  # - {name: mae, start: elsewhere, trainer: PretrainedTrainer, plans: ptPlans_MAE, tasks: [organs]}
   # - {name: imagenet, start: imagenet, weights: path/to/swin.pth, tasks: [heart]}    # by nnssl_convert; 2d
   # - {name: supervised, start: supervised, dataset: 501, configuration: 3d_fullres}  # by labels of another dataset
 

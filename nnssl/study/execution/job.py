@@ -13,7 +13,7 @@ import os
 import shlex
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import isfinite
 from pathlib import Path
@@ -24,6 +24,7 @@ from nnssl.study.execution import runs
 from nnssl.study.measurement import segmentation
 from nnssl.types import FINAL
 
+BY_HAND = "nnUNetv2_train_pretrained"  # upstream's, for weights of its nnssl
 LINES = 15  # of the log, in the reason of a failure
 CHECKPOINTS = (FINAL, "checkpoint_latest.pth", "checkpoint_best.pth")
 
@@ -59,15 +60,39 @@ def make(job: dict, folder: Path, lock: int) -> None:
 
 def train(job: dict, folder: Path, lock: int) -> None:
     """A run: train and validate by nnU-Net, then write the rows."""
-    fold = runs.fold_folder(**runs.place(job))
+    fold, place = runs.fold_folder(**runs.place(job)), runs.place(job)
+    program = job.get("elsewhere", "nnUNetv2_train")
+    if not validated(fold) and not program:
+        command = runs.training(**place, device=job["device"], program=BY_HAND)
+        raise CommandError(
+            f"not trained yet; in the environment of its trainer: {shlex.join(command)} "
+            f"(of upstream's own programs the one that trains {job['trainer']}, with nnU-Net's "
+            f"folders of this study; then the same line of nnssl_study collects it)"
+        )
     if not validated(fold):
-        command = runs.training(**runs.place(job), device=job["device"])
-        execute([*command, *(["--c"] if can_continue(fold) else [])], folder / runs.LOG, lock)
+        command = runs.training(**place, device=job["device"], program=program)
+        command += ["--c"] if can_continue(fold) else []
+        execute(command, folder / runs.LOG, lock, *([_bare()] if "elsewhere" in job else []))
     if not validated(fold):
         raise CommandError(
             f"nnU-Net ended well, but there is no whole validation/summary.json in {fold}"
         )
+    if "elsewhere" in job:
+        _require_same_cases(fold, job["val"])
     files.write_json_lines(folder / runs.ROWS, rows(job, fold))
+
+
+def _require_same_cases(fold: Path, wanted: Sequence[str]) -> None:
+    """Raises CommandError for a training that was validated on other cases than this study's."""
+    entries = files.read_json(fold / "validation" / "summary.json")["metric_per_case"]
+    ending = files.read_json(fold.parent / "dataset.json")["file_ending"]
+    found = {Path(entry["reference_file"]).name.removesuffix(ending) for entry in entries}
+    if found != set(wanted):
+        raise CommandError(
+            f"{fold} was validated on other cases than this study's: {len(found - set(wanted))} "
+            f"of {len(found)} are not its, {len(set(wanted) - found)} of its are missing. It was "
+            "trained with another splits_final.json: remove that fold and train it again"
+        )
 
 
 def validated(fold: Path) -> bool:
@@ -127,13 +152,15 @@ def _epochs(run: str, log: dict) -> Iterator[dict]:
         yield {"kind": "epoch", "run": run, "epoch": epoch, **values, "seconds": float(end - start)}
 
 
-def execute(command: Command, log: Path, lock: int | None = None) -> None:
+def execute(
+    command: Command, log: Path, lock: int | None = None, env: dict[str, str] | None = None
+) -> None:
     """Run with all output in `log`; the child shares the lock, which it holds on to should this
-    process be killed.
+    process be killed. `env`: `environment()` by default.
 
     Raises CommandError, with the end of the log.
     """
-    if status := run_logged(command, log, environment(), lock=lock):
+    if status := run_logged(command, log, env or environment(), lock=lock):
         raise CommandError(
             f"{Path(command[0]).name} ended with status {status}\n$ {shlex.join(command)}\n"
             f"The end of {log}:\n{tail(log, LINES)}"
@@ -147,6 +174,14 @@ def environment() -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if name != "nnssl_checkpoint"}
     trainers = hook.with_ours(kept.get(hook.VARIABLE, ""))
     return {"OMP_WAIT_POLICY": "PASSIVE", "MPLBACKEND": "Agg", **kept, hook.VARIABLE: trainers}
+
+
+def _bare() -> dict[str, str]:
+    """For the programs of another environment, which must see neither our trainers nor our package:
+    MIC-DKFZ's is imported by the same name.
+    """
+    ours = (hook.VARIABLE, "PYTHONPATH", "VIRTUAL_ENV")
+    return {name: value for name, value in environment().items() if name not in ours}
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from nnssl import files, signals
 from nnssl.commands import Command
-from nnssl.study.design.description import Arm, Study, Task
+from nnssl.study.design.description import OTHERS, Arm, Study, Task
 from nnssl.study.execution import collect, job, preparation, runs
 from nnssl.study.execution.executor import Executor, Say, local
 from nnssl.study.execution.runs import Run, StudyError
@@ -45,9 +45,7 @@ def prepare(study: Study, executor: Executor, say: Say) -> list[Run]:
     their order.
     """
     ready = set()
-    for dataset, configuration, plans in preparation.datasets(study):
-        commands = preparation.data_commands(dataset, configuration, plans)
-        _do(commands, study, f"data-{dataset}-{configuration}", say)
+    prepare_data(study, say)
     _make_starts(study, executor, say)
     for task in study.tasks:
         dataset = preparation.full_name(task.dataset)
@@ -63,6 +61,14 @@ def prepare(study: Study, executor: Executor, say: Say) -> list[Run]:
                     runs.write_job(one.folder, made)
                     ready.add(one.name)
     return [one for one in runs.all_runs(study) if one.name in ready]
+
+
+def prepare_data(study: Study, say: Say) -> None:
+    """nnU-Net's plans and data of all datasets; which data are missing is known with the plans."""
+    for dataset, configuration, plans in preparation.datasets(study):
+        for _ in ("plan", "preprocess"):
+            commands = preparation.data_commands(dataset, configuration, plans)
+            _do(commands, study, f"data-{dataset}-{configuration}", say)
 
 
 def _make_starts(study: Study, executor: Executor, say: Say) -> None:
@@ -83,12 +89,14 @@ def _plans(study: Study, task: Task, arm: Arm, say: Say) -> Mapping | str:
     """The plans of an arm on a task, made where they are missing or out of date; or why there are
     none.
     """
-    source = preparation.encoder_source(study, task, arm) if arm.start != "default" else None
+    source = preparation.encoder_source(study, task, arm) if arm.start not in OTHERS else None
     if source and source.name in preparation.pretrained_encoders(study):
         state, reason = runs.state(preparation.start_folder(study, source))
         if state != "done":
             return f"no checkpoint of arm {source.name}: {reason}"
     folder, name = preparation.preprocessed(task.dataset), runs.plans_of(study, task, arm)
+    if arm.start == "elsewhere":
+        return files.read_json(folder / f"{name}.json")
     command = preparation.plan_command(study, task, arm)
     if command is None:
         return files.read_json(preparation.write_default_plans(study, task, arm))
@@ -185,7 +193,7 @@ def describe(study: Study, parallel: int) -> str:
     every = runs.all_runs(study)
     todo = [one for one in every if runs.state(one.folder)[0] != "done"]
     lines.append(f"Runs: {len(every)}, done {len(every) - len(todo)}, to do {len(todo)}")
-    lines += [f"  {one.name}  ({one.trainer}, {one.epochs} epochs)" for one in todo]
+    lines += [f"  {one.name}  ({one.trainer}, {one.epochs or 'its own'} epochs)" for one in todo]
     return "\n".join([*lines, cost(every, todo, parallel)])
 
 

@@ -13,11 +13,14 @@ from typing import Any
 from nnssl import files
 from nnssl.commands import Command
 from nnssl.finetune.architecture import BASE, RECIPE, Recipe
+from nnssl.study.datasets import data_commands, full_name, identifier, number, preprocessed, raw
 from nnssl.study.design import splits
-from nnssl.study.design.description import Arm, Study, Task, settings
+from nnssl.study.design.description import BASELINE, OTHERS, Arm, Study, Task, settings
 from nnssl.study.execution import runs
 from nnssl.study.execution.runs import StudyError
 from nnssl.types import FINAL, PREPROCESSED, RAW, RESULTS
+
+__all__ = ["data_commands", "full_name", "identifier", "number", "preprocessed", "raw"]
 
 FOLDERS = (RAW, PREPROCESSED, RESULTS)
 PRESET = "smit"  # of a random start like no pretrained arm
@@ -32,11 +35,15 @@ def check(study: Study) -> None:
     named = [
         (arm.name, path)
         for arm in study.arms
-        for path in (arm.checkpoint, arm.weights, *arm.scans)
+        for path in (arm.checkpoint, arm.weights, arm.train, *arm.scans)
         if path
     ]
     if missing := [f"  arm {whose}: {path}" for whose, path in named if not path.exists()]:
         raise StudyError("the description names files that do not exist:\n" + "\n".join(missing))
+    for arm in [arm for arm in study.arms if arm.start == "elsewhere"]:
+        for task in study.tasks:
+            if arm in study.arms_of(task):
+                _require_plans(arm, task)
     for arm in [arm for arm in study.arms if arm.start == "supervised"]:
         if len(channels := raw(arm.dataset)["channel_names"]) > 1:
             raise StudyError(
@@ -45,98 +52,38 @@ def check(study: Study) -> None:
             )
 
 
-def full_name(dataset: str) -> str:
-    """Dataset501_Name of "501". Raises StudyError."""
-    from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
-
-    try:
-        return maybe_convert_to_dataset_name(int(dataset) if dataset.isdigit() else dataset)
-    except (RuntimeError, ValueError) as error:
-        raise StudyError(f"nnU-Net knows no dataset {dataset} in $nnUNet_raw: {error}") from error
-
-
-def number(dataset: str) -> str:
-    """501 of "501" or "Dataset501_Name": some of nnU-Net's commands take nothing else."""
-    from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_to_id
-
-    return str(convert_dataset_name_to_id(full_name(dataset)))
-
-
-def raw(dataset: str) -> dict:
-    """The dataset.json that its makers wrote."""
-    return files.read_json(Path(os.environ[RAW], full_name(dataset), "dataset.json"))
-
-
-def preprocessed(dataset: str) -> Path:
-    return Path(os.environ[PREPROCESSED], full_name(dataset))
+def _require_plans(arm: Arm, task: Task) -> None:
+    path = preprocessed(task.dataset) / f"{arm.plans}.json"
+    if not path.is_file():
+        there = (
+            ", ".join(sorted(other.stem for other in path.parent.glob("*Plans*.json"))) or "none"
+        )
+        raise StudyError(
+            f"arm {arm.name}: dataset {task.dataset} has no plans {arm.plans}, which the "
+            f"environment of its trainer makes; there are: {there}. For checkpoints of MIC-DKFZ's "
+            "nnssl type, in that environment: nnUNetv2_preprocess_like_nnssl "
+            f"-d {number(task.dataset)} -n NAME -pc CHECKPOINT"
+        )
 
 
 # nnU-Net's data
 
 
 def datasets(study: Study) -> list[tuple[str, str, str]]:
-    """(dataset, configuration, nnU-Net's plans) of all tasks, and of arms pretrained with labels;
-    each once.
+    """(dataset, configuration, nnU-Net's plans) of all tasks, of other networks, and of arms
+    pretrained with labels; each once.
     """
     wanted = [(task.dataset, task.configuration, task.plans) for task in study.tasks]
+    wanted += [
+        (task.dataset, task.configuration, arm.plans)
+        for task in study.tasks
+        for arm in study.arms_of(task)
+        if arm.start == "default" and arm.plans
+    ]
     wanted += [
         (arm.dataset, arm.configuration, BASE) for arm in study.arms if arm.start == "supervised"
     ]
     return list(dict.fromkeys(wanted))
-
-
-def data_commands(dataset: str, configuration: str, plans_name: str = BASE) -> list[Command]:
-    """What is left to plan and preprocess; none where every training case is there. Raises
-    StudyError where plans other than nnU-Net's default are asked for and not there."""
-    folder, processes = preprocessed(dataset), os.environ.get("nnUNet_def_n_proc", "4")  # noqa: SIM112 nnU-Net's name
-    about, named = raw(dataset), ["-d", number(dataset)]
-    if not (folder / f"{plans_name}.json").is_file():
-        if plans_name != BASE:
-            raise StudyError(
-                f"dataset {dataset} has no plans {plans_name}; let nnU-Net make them, for example with another spacing "
-                f"(mm):\n  nnUNetv2_plan_experiment -d {number(dataset)} -overwrite_plans_name {plans_name} "
-                "-overwrite_target_spacing Z Y X"
-            )
-        return [
-            [
-                "nnUNetv2_plan_and_preprocess",
-                *named,
-                "-c",
-                configuration,
-                "-npfp",
-                processes,
-                "-np",
-                processes,
-            ]
-        ]
-    plans = files.read_json(folder / f"{plans_name}.json")
-    if configuration not in plans["configurations"]:
-        known = ", ".join(plans["configurations"])
-        raise StudyError(
-            f"dataset {dataset} has no configuration {configuration}; its {plans_name} has {known}"
-        )
-    cases = (folder / identifier(plans, configuration)).glob("*.pkl")
-    labels = (folder / "gt_segmentations").glob(f"*{about['file_ending']}")  # copied last
-    if min(len(list(cases)), len(list(labels))) < about["numTraining"]:
-        return [
-            [
-                "nnUNetv2_preprocess",
-                *named,
-                "-plans_name",
-                plans_name,
-                "-c",
-                configuration,
-                "-np",
-                processes,
-            ]
-        ]
-    return []
-
-
-def identifier(plans: Mapping, configuration: str) -> str:
-    """The name of the folder with a configuration's data."""
-    entry = plans["configurations"][configuration]
-    return entry.get("data_identifier") or identifier(plans, entry["inherits_from"])
 
 
 # Pretrained checkpoints
@@ -242,10 +189,8 @@ _MAKE: dict[str, Callable[[Study, Arm, Path], list[Command]]] = {
 
 
 def plan_command(study: Study, task: Task, arm: Arm) -> Command | None:
-    """`nnssl_plan ...`; None for nnU-Net's default network, whose plans are nnU-Net's own with our
-    recipe's length.
-    """
-    if arm.start == "default":
+    """`nnssl_plan ...`; None for other networks, whose plans are nnU-Net's own."""
+    if arm.start in OTHERS:
         return None
     source = encoder_source(study, task, arm)
     start = ["-c", str(checkpoint_of(study, source))] if source else ["-a", arm.encoder or PRESET]
@@ -267,18 +212,18 @@ def encoder_source(study: Study, task: Task, arm: Arm) -> Arm | None:
     if arm.encoder and not arm.like:
         return None
     with_weights = [
-        other for other in study.arms_of(task) if other.start not in ("scratch", "default")
+        other for other in study.arms_of(task) if other.start not in (BASELINE, *OTHERS)
     ]
     named = [other for other in study.arms if other.name == arm.like]
     return (named or with_weights or [None])[0]
 
 
 def write_default_plans(study: Study, task: Task, arm: Arm) -> Path:
-    """The plans of an arm `default`. Patch and batch stay nnU-Net's, whose network is made for
-    them.
+    """The plans of an arm `default`: its own or the task's, with our recipe's length. Patch and
+    batch stay nnU-Net's, whose network is made for them.
     """
     folder = preprocessed(task.dataset)
-    plans = deepcopy(files.read_json(folder / f"{task.plans}.json"))
+    plans = deepcopy(files.read_json(folder / f"{arm.plans or task.plans}.json"))
     recipe = study.recipe_of(task, arm)
     heeded = {
         key: recipe[key]

@@ -57,6 +57,9 @@ class Run:
 
     @property
     def epochs(self) -> int:
+        """0 where nobody here decides on them."""
+        if self.arm.start == "elsewhere":
+            return 0
         return int(self.study.recipe_of(self.task, self.arm).get("epochs", EPOCHS))
 
 
@@ -75,21 +78,30 @@ def all_runs(study: Study) -> list[Run]:
 
 
 def trainer_of(study: Study, task: Task, arm: Arm) -> str:
-    return FIXED_TRAINERS.get(arm.start) or study.recipe_of(task, arm).get("trainer", TRAINER)
+    fixed = arm.trainer or FIXED_TRAINERS.get(arm.start)
+    return fixed or study.recipe_of(task, arm).get("trainer", TRAINER)
 
 
 def plans_of(study: Study, task: Task, arm: Arm) -> str:
     """The name of the plans: of their own for each arm and task, since a model's folder is named
-    after them.
+    after them. What is trained elsewhere has those that were made there.
     """
+    if arm.start == "elsewhere":
+        return arm.plans
     return f"{study.name}-{task.name}-{arm.name}"
 
 
 def training(
-    dataset: str, configuration: str, fold: int | str, trainer: str, plans: str, device: str
+    dataset: str,
+    configuration: str,
+    fold: int | str,
+    trainer: str,
+    plans: str,
+    device: str,
+    program: str = "nnUNetv2_train",
 ) -> Command:
     return [
-        "nnUNetv2_train",
+        program,
         dataset,
         configuration,
         str(fold),
@@ -125,6 +137,12 @@ def job(run: Run, dataset: str, split: Split, plans: Mapping) -> dict:
         "train": split.train,
         "val": split.val,
     }
+    elsewhere = {}
+    if run.arm.start == "default" and run.arm.plans:
+        made_of["plans"] = run.arm.plans
+    if run.arm.start == "elsewhere":
+        made_of |= {"recipe": {}, "plans": run.plans}
+        elsewhere = {"elsewhere": str(run.arm.train or ""), "val": split.val}
     return {
         "run": run.name,
         "task": run.task.name,
@@ -139,6 +157,7 @@ def job(run: Run, dataset: str, split: Split, plans: Mapping) -> dict:
         "plans": run.plans,
         "device": run.study.device,
         "tolerance": run.task.tolerance,
+        **elsewhere,
         "fingerprint": files.fingerprint(made_of),
     }
 
@@ -153,6 +172,8 @@ def refuse_others(folder: Path, job: Mapping) -> None:
     has trained.
     """
     fold = fold_folder(**place(job))
+    if "elsewhere" in job:
+        return
     if not (folder / JOB).is_file() and any(fold.glob("checkpoint_*.pth")):
         raise StudyError(
             f"{fold} holds a training that this study did not begin, so that {folder.name} would continue it or count "

@@ -1,0 +1,233 @@
+"""Other networks beside ours in a study: nnU-Net's ResEnc and Primus, and what is trained
+elsewhere.
+"""
+
+from __future__ import annotations
+
+import stat
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from made_study import ARMS, TASKS, finished, study
+from made_trainers import DATASET_JSON, batch, made_plans, made_trainer, train_epoch
+
+from nnssl import files, hook
+from nnssl.finetune.architecture import RECIPE
+from nnssl.study.design import splits
+from nnssl.study.execution import collect, job, orchestrate, preparation, runs
+from nnssl.study.execution.runs import StudyError
+from nnssl.study.report import build
+
+DATASET = "Dataset902_Phantoms"
+RESENC = {"name": "resenc", "start": "default", "plans": "nnUNetResEncUNetMPlans"}
+PRIMUS = {"name": "primus", "start": "default", "trainer": "DefaultPrimusSTrainer"}
+MAE = {"name": "mae", "start": "elsewhere", "trainer": "PretrainedTrainer", "plans": "ptPlans__mae"}
+
+
+@pytest.fixture
+def dataset(nnunet_env) -> Path:
+    """The preprocessed folder of a dataset that nnU-Net has planned and preprocessed."""
+    about = {"numTraining": 1, "file_ending": ".nii.gz", "channel_names": {"0": "CT"}}
+    files.write_json(nnunet_env["nnUNet_raw"] / DATASET / "dataset.json", about)
+    folder = nnunet_env["nnUNet_preprocessed"] / DATASET
+    for name in ("data/a.pkl", "gt_segmentations/a.nii.gz"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    planned(folder, "nnUNetPlans")
+    return folder
+
+
+def planned(folder: Path, name: str) -> None:
+    configuration = {"data_identifier": "data", "patch_size": [20, 48, 40], "batch_size": 2}
+    content = {"plans_name": name, "configurations": {"3d_fullres": configuration}}
+    files.write_json(folder / f"{name}.json", content)
+
+
+def test_nnunets_residual_encoder_is_planned_by_its_own_planner(tmp_path, dataset, monkeypatch):
+    made = study(tmp_path, arms=[*ARMS, RESENC], recipe={"epochs": 4, "iterations": 10})
+    assert ("902", "3d_fullres", "nnUNetResEncUNetMPlans") in preparation.datasets(made)
+    typed = []
+
+    def execute(commands, *_):
+        typed.extend(commands)
+        if commands:
+            planned(dataset, "nnUNetResEncUNetMPlans")
+
+    monkeypatch.setattr(orchestrate, "_do", execute)
+    orchestrate.prepare_data(made, print)
+    # alone, since the data are those of nnU-Net's own plans
+    assert typed == [["nnUNetv2_plan_experiment", "-d", "902", "-pl", "nnUNetPlannerResEncM"]]
+    (task,) = made.tasks
+    path = preparation.write_default_plans(made, task, made.arms[-1])
+    written = files.read_json(path)
+    assert path.name == "small-organs-resenc.json"
+    assert (written[RECIPE]["epochs"], written[RECIPE]["iterations"]) == (4, 10)
+    with pytest.raises(StudyError, match="has no plans nnUNetOther"):
+        preparation.data_commands("902", "3d_fullres", "nnUNetOther")
+
+
+def test_another_networks_plans_make_another_training(tmp_path):
+    split, prints = splits.Split(5, ["a"], ["b"]), set()
+    for arm in (RESENC, RESENC | {"plans": "nnUNetResEncUNetLPlans"}, RESENC | {"plans": None}):
+        made = study(tmp_path, arms=[ARMS[0], arm])
+        prints.add(runs.job(runs.all_runs(made)[1], DATASET, split, plans={})["fingerprint"])
+    assert len(prints) == 3
+
+
+def test_a_residual_encoder_trains_as_long_as_the_recipe_says(nnunet_env, one_thread):
+    plans = made_plans({"epochs": 3, "iterations": 2})
+    module = "dynamic_network_architectures.architectures.unet"
+    plans["configurations"]["3d_fullres"]["architecture"] = {
+        "network_class_name": f"{module}.ResidualEncoderUNet",
+        "arch_kwargs": {
+            "n_stages": 3, "features_per_stage": [4, 8, 8], "conv_op": "torch.nn.Conv3d",
+            "kernel_sizes": 3, "strides": [[1, 1, 1], [2, 2, 2], [2, 2, 2]],
+            "n_blocks_per_stage": [1, 1, 1],
+            "n_conv_per_stage_decoder": [1, 1], "conv_bias": True,
+            "norm_op": "torch.nn.InstanceNorm3d", "norm_op_kwargs": {"affine": True},
+            "nonlin": "torch.nn.LeakyReLU", "nonlin_kwargs": {"inplace": True},
+        },
+        "_kw_requires_import": ["conv_op", "norm_op", "nonlin"],
+    }  # fmt: skip
+    trainer = made_trainer("DefaultNetworkTrainer", plans)
+    trainer.initialize()
+    trainer.set_deep_supervision_enabled(trainer.enable_deep_supervision)
+    assert type(trainer.network).__name__ == "ResidualEncoderUNet"
+    assert (trainer.num_epochs, trainer.num_iterations_per_epoch) == (3, 2)
+    train_epoch(trainer, 0)
+
+
+def primus(**recipe):
+    trainer = made_trainer("DefaultPrimusSTrainer", made_plans({"iterations": 1, **recipe}))
+    trainer.initialize()
+    return trainer
+
+
+def test_primus_trains_as_long_as_the_recipe_says_and_goes_on_where_it_stopped(
+    nnunet_env, one_thread, tmp_path
+):
+    trainer = primus(epochs=40)
+    assert type(trainer.network).__name__ == "Primus"
+    assert (trainer.num_epochs, trainer.warmup_duration_whole_net) == (40, 2)
+    rates = []
+    for epoch in range(3):
+        train_epoch(trainer, epoch, steps=1)
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
+    assert rates[:2] == pytest.approx([1.5e-4, 3e-4])
+    assert rates[2] == pytest.approx(3e-4)
+    trainer.save_checkpoint(str(tmp_path / "stopped.pth"))
+    second = primus(epochs=40)
+    second.load_checkpoint(str(tmp_path / "stopped.pth"))
+    assert (second.current_epoch, second.training_stage) == (3, "train")
+    image = batch(trainer)["data"]
+    with torch.inference_mode():
+        logits = [each.network.eval()(image) for each in (trainer, second)]
+    assert logits[0].shape[1] == len(DATASET_JSON["labels"])
+    torch.testing.assert_close(*logits)
+    train_epoch(second, 3, steps=1)
+    assert second.optimizer.param_groups[0]["lr"] == pytest.approx(3e-4 * (37 / 38) ** 0.9)
+
+
+def test_primus_gets_patches_of_whole_cubes_and_none_in_2d(nnunet_env):
+    plans = made_plans()
+    plans["configurations"]["3d_fullres"]["patch_size"] = [20, 48, 36]
+    trainer = made_trainer("DefaultPrimusMTrainer", plans)
+    assert list(trainer.configuration_manager.patch_size) == [24, 48, 40]
+    with pytest.raises(ValueError, match="Primus is a 3D network, and 2d has"):
+        made_trainer("DefaultPrimusMTrainer", made_plans(), "2d")
+
+
+# -- elsewhere
+
+
+def ready(folder: Path, **arm) -> tuple[runs.Run, dict]:
+    """The run of an arm that is trained elsewhere, and its job."""
+    made = study(folder, arms=[ARMS[0], MAE | arm])
+    one = runs.all_runs(made)[1]
+    about = runs.job(one, DATASET, splits.Split(5, ["a"], ["b", "c"]), plans={})
+    runs.refuse_others(one.folder, about)
+    runs.write_job(one.folder, about)
+    return one, about
+
+
+def program(folder: Path, cases: tuple[str, ...] = ("b", "c")) -> Path:
+    """Another environment's program: it validates without training, and sees nothing of ours."""
+    path = folder / "their_train"
+    path.write_text(
+        f"#!{sys.executable}\n"
+        "import json, os, pathlib, sys\n"
+        f"assert {hook.VARIABLE!r} not in os.environ and 'PYTHONPATH' not in os.environ\n"
+        "dataset, configuration, fold, _, trainer, _, plans, *_ = sys.argv[1:]\n"
+        "top = pathlib.Path(os.environ['nnUNet_results'], dataset,\n"
+        "    f'{trainer}__{plans}__{configuration}')\n"
+        "place = top / f'fold_{fold}' / 'validation'\n"
+        "place.mkdir(parents=True)\n"
+        "(top / 'dataset.json').write_text(json.dumps({'file_ending': '.nii.gz'}))\n"
+        f"cases = [{{'reference_file': f'/x/{{c}}.nii.gz'}} for c in {list(cases)}]\n"
+        "(place / 'summary.json').write_text(json.dumps({'metric_per_case': cases}))\n"
+    )
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return path
+
+
+def test_what_is_trained_by_hand_says_what_to_type_and_is_collected(tmp_path, dataset, monkeypatch):
+    one, about = ready(tmp_path)
+    assert (one.plans, one.trainer, one.epochs) == ("ptPlans__mae", "PretrainedTrainer", 0)
+    outcome = job.do(one.folder)
+    assert outcome["state"] == "failed"
+    line = "nnUNetv2_train_pretrained Dataset902_Phantoms 3d_fullres 5 -tr PretrainedTrainer"
+    assert f"in the environment of its trainer: {line} -p ptPlans__mae" in outcome["reason"]
+    words = runs.training(**runs.place(about), device="cpu", program=str(program(tmp_path)))
+    monkeypatch.setattr(job, "environment", lambda: {"nnUNet_results": str(results_of())})
+    job.execute(words, tmp_path / "by_hand.txt")
+    monkeypatch.setattr(job, "rows", lambda *_: [{"kind": "run"}])
+    (one.folder / runs.OUTCOME).unlink()
+    assert job.do(one.folder)["state"] == "done"
+
+
+def results_of() -> Path:
+    return runs.fold_folder("", "", 0, "", "").parents[1]
+
+
+def test_a_program_of_another_environment_trains_it(tmp_path, dataset, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", "ours")
+    monkeypatch.setattr(job, "rows", lambda *_: [{"kind": "run"}])
+    one, about = ready(tmp_path, train="their_train")
+    with pytest.raises(StudyError, match=r"do not exist:\n  arm mae: .*their_train"):
+        preparation.check(study(tmp_path, arms=[ARMS[0], MAE | {"train": "their_train"}]))
+    assert about["elsewhere"] == str(program(tmp_path))
+    assert job.do(one.folder) == {"state": "done", "reason": None}
+    assert "their_train" in (one.folder / runs.LOG).read_text()
+
+
+def test_results_on_other_cases_are_refused(tmp_path, dataset):
+    one, _ = ready(tmp_path, train=str(program(tmp_path, cases=("b", "x"))))
+    reason = job.do(one.folder)["reason"]
+    assert "1 of 2 are not its, 1 of its are missing" in reason
+
+
+def test_plans_that_upstream_has_not_made_yet_are_named_before_anything_runs(tmp_path, dataset):
+    made = study(tmp_path, arms=[ARMS[0], MAE])
+    message = "no plans ptPlans__mae, .*there are: nnUNetPlans. .*preprocess_like_nnssl -d 902 -n"
+    with pytest.raises(StudyError, match=message):
+        preparation.check(made)
+    planned(dataset, "ptPlans__mae")
+    preparation.check(made)
+    assert preparation.datasets(made) == [("902", "3d_fullres", "nnUNetPlans")]
+
+
+def test_one_table_of_the_report_holds_all_networks(tmp_path):
+    made = study(tmp_path, arms=[*ARMS, RESENC, PRIMUS, MAE], seeds=[0, 1], tasks=TASKS)
+    for number, one in enumerate(runs.all_runs(made)):
+        finished(one, dice=0.7 + number / 100)
+    collect.collect(made)
+    page = build.write(made.results, tmp_path / "report").read_text(encoding="utf-8")
+    scores = (tmp_path / "report" / "tables" / "scores.csv").read_text().splitlines()
+    assert [line.split(",")[2] for line in scores[1:]] == [
+        "scratch", "smit", "resenc", "primus", "mae"
+    ]  # fmt: skip
+    compared = (tmp_path / "report" / "tables" / "comparisons.csv").read_text()
+    assert all(name in compared for name in ("smit", "resenc", "primus", "mae"))
+    assert "DefaultPrimusSTrainer" in page

@@ -1,0 +1,21 @@
+"""`nnUNetv2_train ... -tr SwinLoRATrainer`: the decoder learns, and the encoder by updates of low
+rank.
+"""
+
+from __future__ import annotations
+
+from nnssl import finetune
+from nnssl.trainers.nnssl_swin_ssl import SwinSSLTrainer
+
+
+class SwinLoRATrainer(SwinSSLTrainer):
+    def configure_optimizers(self):
+        network = finetune.unwrap(self.network)
+        finetune.add_lora(network, self.recipe)
+        optimizer, schedule = super().configure_optimizers()
+        finetune.keep_factors(network, optimizer)
+        return optimizer, schedule
+
+    def start(self) -> list[str]:
+        network = finetune.unwrap(self.network)
+        return [*super().start(), finetune.describe_lora(network, self.recipe)]
