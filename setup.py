@@ -73,6 +73,7 @@ setup(
             "nnssl_study = nnssl.cli:study",
             "nnssl_demo = nnssl.cli:demo",
             "nnssl_doctor = nnssl.cli:doctor",
+            "nnssl_report = nnssl.cli:report",
         ]
     },
 )

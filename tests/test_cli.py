@@ -373,6 +373,7 @@ def test_sigterm_saves_and_exits_with_75_and_c_finishes(terminal, stopped):
         "checkpoint_latest.pth",
         "log.jsonl",
         "progress.png",
+        "views",
         "views.png",
     }
 

@@ -18,6 +18,7 @@ FLOORS = (
     {"methods", "checkpoint"},
     {"train", "finetune", "foreign", "plans"},
     {"demo", "bench", "study", "trainers", "doctor"},
+    {"report"},
     {"cli"},
     {"__main__"},
 )

@@ -55,7 +55,7 @@ def test_every_module_is_in_the_wheel(wheel):
 
 def test_commands_version_and_licence(wheel):
     scripts = metadata(wheel, "entry_points.txt")
-    for command in ("pretrain", "inspect", "plan", "convert", "study", "demo", "doctor"):
+    for command in ("pretrain", "inspect", "plan", "convert", "study", "demo", "doctor", "report"):
         assert f"nnssl_{command} = nnssl.cli:{command}" in scripts
     about = Parser().parsestr(metadata(wheel, "METADATA"))
     assert about["Name"] == "nnssl-swin"
@@ -71,7 +71,7 @@ def test_commands_version_and_licence(wheel):
 def test_every_command_is_a_function():
     from nnssl import cli
 
-    for command in ("pretrain", "inspect", "plan", "convert", "study", "demo", "doctor"):
+    for command in ("pretrain", "inspect", "plan", "convert", "study", "demo", "doctor", "report"):
         assert callable(getattr(cli, command))
 
 

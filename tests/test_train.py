@@ -456,6 +456,7 @@ def test_pictures_of_a_method_without_voxels_show_what_it_sees(tmp_path):
         LATEST,
         FINAL,
         "progress.png",
+        "views",
         "views.png",
     }
 
