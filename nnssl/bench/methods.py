@@ -1,7 +1,8 @@
 """A step of every method on the same scans, side by side: time, memory, and cost relative to
 SimMIM.
 
-    python -m nnssl.bench.methods [--preset tiny] [--crop 64 64 64] [--batch-size 2] [--methods smit dino]
+    python -m nnssl.bench.methods [--preset tiny] [--crop 64 64 64] [--batch-size 2]
+        [--methods smit dino]
 
 A step is all that training does but reading: views, losses, backward, optimiser, teachers, queues.
 """
@@ -41,7 +42,9 @@ def volumes(shape: Shape, count: int) -> list[Tensor]:
 def step_of(
     name: str, encoder: str, scans: list[Tensor], crop: Shape, device: torch.device
 ) -> Callable[[], None]:
-    """One training step of method `name` on the middles of `scans`, through the engine's own `Run`."""
+    """One training step of method `name` on the middles of `scans`, through the engine's own
+    `Run`.
+    """
     torch.manual_seed(0)
     config = METHODS[name].Config()
     network = Swin(preset(encoder, len(crop), drop_path=config.drop_path), maskable=True)
@@ -88,8 +91,9 @@ def main(argv: list[str] | None = None) -> None:
     scans = volumes(widest, asked.batch_size)
     steps = {name: step_of(name, asked.preset, scans, crop, device) for name in names}
     print(
-        f"{asked.preset}, crop {'x'.join(map(str, crop))}, {asked.batch_size} scans a step, {asked.device}, "
-        f"{asked.threads} threads, torch {torch.__version__}, freed memory kept: {kept}"
+        f"{asked.preset}, crop {'x'.join(map(str, crop))}, {asked.batch_size} scans a step, "
+        f"{asked.device}, {asked.threads} threads, torch {torch.__version__}, freed memory kept: "
+        f"{kept}"
     )
     costs = side_by_side(steps, asked.rounds, device=device)
     memory = {name: peak_memory(step, device) for name, step in steps.items()}
