@@ -112,8 +112,11 @@ def test_the_drop_to_another_modality():
     rows = {(row[0], row[2]): row for row in efficiency.modality(results).rows}
     smit, scratch = rows[("smit", "2")], rows[("scratch", "2")]
     assert smit[1] == "CT to MR"
-    gains = [results.scores(Group(t, "smit", 2), "dice").mean - results.scores(Group(t, "scratch", 2), "dice").mean
-             for t in ("organs", "hippocampus")]  # fmt: skip
+    gains = [
+        results.scores(Group(t, "smit", 2), "dice").mean
+        - results.scores(Group(t, "scratch", 2), "dice").mean
+        for t in ("organs", "hippocampus")
+    ]
     assert [smit[6].mean, smit[7].mean] == pytest.approx(gains)
     assert smit[8].mean == pytest.approx(gains[0] - gains[1])
     assert smit[8].low > 0  # the made gain is halved in MR
@@ -129,8 +132,15 @@ def test_without_modalities_there_is_no_such_section(tmp_path):
 
 
 def test_heat_maps_are_means_over_the_seeds():
-    row = {"kind": "cka", "task": "t", "first": "a pretrained", "second": "a 2", "rows": ["patch embedding"],
-           "columns": ["patch embedding", "stage 1 block 1"], "volumes": 5}  # fmt: skip
+    row = {
+        "kind": "cka",
+        "task": "t",
+        "first": "a pretrained",
+        "second": "a 2",
+        "rows": ["patch embedding"],
+        "columns": ["patch embedding", "stage 1 block 1"],
+        "volumes": 5,
+    }
     runs = [run_row("t__a__2__0", "t", "a", 2, 0)]
     two = [{**row, "seed": 0, "values": [[0.2, None]]}, {**row, "seed": 1, "values": [[0.4, 0.5]]}]
     (pair,) = reuse.pairs(Results([*runs, *two]))

@@ -28,7 +28,9 @@ WORLD = 2
 
 @pytest.fixture
 def ready(nnunet_env, monkeypatch, tmp_path):
-    """A function that gives an initialised trainer, started from a checkpoint where it takes one."""
+    """A function that gives an initialised trainer, started from a checkpoint where it takes
+    one.
+    """
     monkeypatch.setenv(origin.VARIABLE, str(pretrained(tmp_path / "ssl")))
     monkeypatch.setattr(finetune.plans, "DECODER", "light")
 
@@ -244,8 +246,7 @@ def test_every_part_has_groups_of_its_own(layer_decay):
     assert {p for name, p in of.items() if "patch_embed" in name} == {5}
 
 
-# -- two processes
-# ---------------------------------------------------------------------------------------------------
+# -- two processes ---------------------------------------------------------------------
 
 
 def as_rank(rank: int, folder: Path) -> None:
