@@ -17,39 +17,48 @@ BROWSER = next(
 needed = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome on this machine")
 LAPTOP, PHONE = (1366, 768), (390, 844)  # pixels
 
-# What every page is asked: its width and the window's, pictures, and what it took from elsewhere.
+# What every page is asked: its width and its frame's, pictures, and what it took from elsewhere.
 ASK = """
 <script>
 window.addEventListener("load", function () {
-  var answer = {};
+  var answer = {}, root = document.documentElement;
   %s
-  answer.width = [document.documentElement.scrollWidth, window.innerWidth];
+  answer.width = [root.scrollWidth, root.clientWidth];
   answer.images = Array.from(document.images).map(
     i => [i.naturalWidth, i.getBoundingClientRect().width]);
   answer.requests = performance.getEntriesByType("resource").map(r => r.name).filter(
     n => !n.startsWith("data:"));
-  document.body.innerHTML = "<pre>ANSWER" + JSON.stringify(answer) + "ANSWER</pre>";
+  parent.postMessage(JSON.stringify(answer), "*");
 });
 </script>
+"""
+# In a frame: a window of Chromium's is at least 500 pixels wide.
+FRAME = """
+<body><script>
+window.addEventListener("message", function (event) {
+  document.body.textContent = "ANSWER" + event.data + "ANSWER";
+});
+</script><iframe src="asking.html" width="%d" height="%d" frameborder="0"></iframe></body>
 """
 
 
 def ask(page: Path, folder: Path, window: tuple[int, int] = LAPTOP, script: str = "") -> dict:
     """What the page answers in a window of this size; `script` may add to its `answer`."""
-    asking = folder / f"asking_{window[0]}.html"
     text = page.read_text(encoding="utf-8")
+    asking, frame = folder / "asking.html", folder / "frame.html"
     asking.write_text(text.replace("</body>", f"{ASK % script}</body>"), encoding="utf-8")
+    frame.write_text(FRAME % window, encoding="utf-8")
     command = [
         BROWSER,
         "--headless",
         "--no-sandbox",
         "--disable-gpu",
-        f"--window-size={window[0]},{window[1]}",
+        "--window-size=1500,1000",
         "--dump-dom",
         f"--user-data-dir={folder}/u",
         "--host-resolver-rules=MAP * ~NOTFOUND",
         "--virtual-time-budget=5000",
-        asking.as_uri(),
+        frame.as_uri(),
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    return json.loads(html.unescape(done.stdout.split("ANSWER")[1]))
+    return json.loads(html.unescape(done.stdout.split("ANSWER")[-2]))

@@ -413,6 +413,7 @@ def test_inspect_shows_the_run(terminal, stopped, call):
         assert part in out
 
 
+@pytest.mark.slow
 def test_two_processes_from_one_line(terminal, stopped, tmp_path):
     process = terminal.pretrain("-num_gpus", 2, "--steps", 3, "-o", tmp_path / "two")
     out, err = process.communicate(timeout=600)

@@ -200,6 +200,7 @@ def check_segmentation(path: Path, env: dict[str, Path], raw: Raw) -> None:
     assert set(np.unique(voxels(path))) <= raw.predictable
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", TABLE)
 def test_kind_of_dataset(nnunet_env, ssl, kind):
     row = TABLE[kind]
@@ -217,6 +218,7 @@ def test_kind_of_dataset(nnunet_env, ssl, kind):
     check_segmentation(predict(nnunet_env, row), nnunet_env, row.raw)
 
 
+@pytest.mark.slow
 def test_the_cascade(nnunet_env, ssl):
     """Planned by itself where images are large beside the patch; its first stage predicts for its
     second.

@@ -41,6 +41,7 @@ def starts(folder: Path) -> int:
     return len((folder / "starts").read_text())
 
 
+@pytest.mark.slow
 def test_a_failure_is_tried_once_more_and_the_others_go_on(tmp_path):
     good, bad, shaky = (tmp_path / name for name in ("good", "bad", "shaky"))
     program(good, noting(good))
@@ -92,6 +93,7 @@ def test_without_a_gpu_the_description_must_say_cpu(monkeypatch):
         run.places("cuda", None)
 
 
+@pytest.mark.slow
 def test_two_places_share_the_runs_and_none_is_used_twice_at_once(tmp_path):
     """Each program says when it held which place; on one place the times must not overlap."""
     code = """

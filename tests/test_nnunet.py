@@ -109,6 +109,7 @@ def log_of(fold: Path) -> str:
     return "\n".join(path.read_text() for path in sorted(fold.glob("training_log_*.txt")))
 
 
+@pytest.mark.slow
 def test_from_checkpoint_to_segmentation_without_the_ssl_file(folders, tmp_path):
     ssl = pretrained(tmp_path / "ssl")
     plans_named("few", epochs=1, checkpoint=ssl)
@@ -268,6 +269,7 @@ def preprocess_here(plans: str, folders: dict[str, Path]) -> None:
         )
 
 
+@pytest.mark.slow
 def test_plans_of_upstreams_preprocess_like_nnssl_train_and_predict(folders, tmp_path):
     ssl = pretrained(tmp_path / "ssl")
     plans = plans_like_nnssl(folders, ssl)

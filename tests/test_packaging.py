@@ -5,6 +5,7 @@ name.
 from __future__ import annotations
 
 import importlib
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from email.parser import Parser
 from pathlib import Path
 
 import pytest
+import yaml
 
 import nnssl
 
@@ -51,6 +53,18 @@ def test_every_module_is_in_the_wheel(wheel):
     for folder in ("trainers", "plans"):
         ours |= {f"nnssl/{folder}/{path.name}" for path in (REPOSITORY / folder).glob("*.py")}
     assert {name for name in wheel.namelist() if name.endswith(".py")} == ours
+
+
+def test_types_are_shipped(wheel):
+    assert "nnssl/py.typed" in wheel.namelist()
+
+
+def test_citation_and_changelog_are_of_this_version():
+    citation = yaml.safe_load((REPOSITORY / "documentation" / "CITATION.cff").read_text())
+    assert citation["version"] == nnssl.__version__
+    changelog = (REPOSITORY / "documentation" / "changelog.md").read_text(encoding="utf-8")
+    sections = re.findall(r"^## (\S+)", changelog, flags=re.MULTILINE)
+    assert nnssl.__version__ in sections[:2]  # above it there may be what is not released yet
 
 
 def test_commands_version_and_licence(wheel):

@@ -44,7 +44,7 @@ def collection(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def pretraining(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("results") / "smit__micro"
-    train(micro.run(folder, steps=6, save_every=2), lambda _: None)
+    train(micro.run(folder, steps=6, save_every=2), print)
     return folder
 
 
@@ -67,7 +67,7 @@ def test_a_collections_page_shows_its_scans_and_why_others_are_left_out(collecti
     for case in Plan.load(collection / "plan.json").cases:
         assert f"three planes and histogram of {case.id}" in text
     assert text.count("is not in HU: ") >= 2
-    assert "<td>cannot be read" in text or "cut short" in text
+    assert "is cut short" in text or "cannot be read" in text
     shown = pngs(page)
     assert [image.shape for image in shown] == [(BOX, 4 * BOX)] * 5
     assert all(image[:, : 3 * BOX].std() > 20 for image in shown)
@@ -216,9 +216,9 @@ def test_operations_of_a_scan_are_those_of_its_crops(pretraining):
     from nnssl import checkpoint
 
     header = checkpoint.read(pretraining / "checkpoint_final.pth")["header"]
-    small = cost.scan_operations(header)
-    large = cost.scan_operations({**header, "crop": [32, 32, 32]})
-    assert 6 < large / small < 9  # eight times the voxels
+    small = cost.scan_operations({**header, "crop": [32, 32, 32]})
+    longer = cost.scan_operations({**header, "crop": [32, 32, 64]})
+    assert longer == pytest.approx(2 * small, rel=0.01)
 
 
 def test_the_command_and_its_errors(collection, tmp_path, monkeypatch, capsys):
@@ -245,7 +245,8 @@ def test_in_a_browser_nothing_is_wider_than_the_window(kind, window, request, tm
     page = write(request.getfixturevalue(kind), tmp_path / "page.html")
     answer = browser.ask(page, tmp_path, window)
     width, inner = answer["width"]
-    assert width <= inner <= window[0]
+    assert width <= inner
+    assert inner in range(window[0] - 20, window[0] + 1)  # less a scroll bar
     assert answer["requests"] == []
     assert len(answer["images"]) >= 8
     for natural, shown in answer["images"]:

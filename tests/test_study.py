@@ -292,6 +292,7 @@ def in_this_process(words: list[str], log: Path, lock: int | None = None) -> Non
             raise CommandError(f"{words[0]} failed")
 
 
+@pytest.mark.slow
 def test_end_to_end_killed_in_the_middle(nnunet_env, tmp_path, monkeypatch, capsys):
     """init's twin by hand, run --dry-run, run, killed after the first training, run, run again."""
     from nnssl.data import phantoms

@@ -306,6 +306,7 @@ def found(tmp_path_factory) -> list[dict]:
     return [torch.load(folder / f"found{rank}.pth", weights_only=False) for rank in range(WORLD)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("deep", [True, False])
 @pytest.mark.parametrize("decoder", DECODERS)
 @pytest.mark.parametrize("name", TRAINERS)

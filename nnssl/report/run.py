@@ -79,16 +79,24 @@ def render(folder: Path) -> str:
         *_time(run),
         *_data(run, scans),
     ]
-    header = json.dumps(run.header, indent=2, ensure_ascii=False) if run.header else ""
-    facts = {"Settings": header} if header else {}
     warnings = _look_at(run, scans)
-    return page(f"Pretraining {run.name}", _lead(run), warnings, sections, facts, "Look at")
+    return page(f"Pretraining {run.name}", _lead(run), warnings, sections, _facts(run), "Look at")
 
 
 _VIEWS = (
     "What the method looks at and, where it predicts voxels, what it predicts: the same crops at "
     "several steps. What is hidden is blue."
 )
+
+
+def _facts(run: Pretraining) -> dict[str, str]:
+    """The checkpoint's header; of one that it started from the name, not the path."""
+    if not run.header:
+        return {}
+    start = run.header.get("start", {})
+    named = {**start, "checkpoint": Path(start["checkpoint"]).name} if start else None
+    shown = {**run.header, **({"start": named} if named else {})}
+    return {"Settings": json.dumps(shown, indent=2, ensure_ascii=False)}
 
 
 def _lead(run: Pretraining) -> list[str]:
