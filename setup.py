@@ -35,23 +35,37 @@ class BuildWithStartUpFile(build_py):
 setup(
     name="nnssl-swin",
     version=version(),
-    description="Self-supervised pretraining of Swin encoders on raw CT, fine-tuned inside stock nnU-Net",
+    description="Self-supervised pretraining of Swin encoders on raw CT, fine-tuned inside stock "
+    "nnU-Net",
     long_description=(HERE / "README.md").read_text(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["documentation/LICENSE"],
+    keywords=["CT", "self-supervised learning", "segmentation", "nnU-Net", "Swin transformer"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+        "Topic :: Scientific/Engineering :: Medical Science Apps.",
+        "Typing :: Typed",
+    ],
     python_requires=">=3.10",
     packages=[*find_packages(include=["nnssl", "nnssl.*"]), *MAPPED],
     package_dir=MAPPED,
+    package_data={"nnssl": ["py.typed"]},
     cmdclass={"build_py": BuildWithStartUpFile},
     install_requires=[
         "nnunetv2>=2.8.0",  # the first release that looks for trainers outside its own folder
         # the first whose weights_only=True executes nothing; with AdamW(fused=True) on the CPU
         "torch>=2.6",
-        "numpy",
-        "blosc2",
-        "simpleitk",
-        "matplotlib",
+        "numpy>=1.24",  # nnU-Net's own bound
+        "blosc2>=3.3.2",  # nnU-Net's own bound: it writes what we read
+        "simpleitk>=2.2.1",  # nnU-Net's own bound: both must read a scan alike
+        "nibabel",  # nnU-Net brings it along; orientations, and NIfTI that ITK refuses
+        "matplotlib>=3.7",  # the first with legends outside of the axes
+        "pillow>=9.1",  # matplotlib brings it along; the first with Image.Resampling
         "tqdm",
         "pyyaml",
         "scipy",
@@ -73,6 +87,7 @@ setup(
             "nnssl_study = nnssl.cli:study",
             "nnssl_demo = nnssl.cli:demo",
             "nnssl_doctor = nnssl.cli:doctor",
+            "nnssl_report = nnssl.cli:report",
         ]
     },
 )

@@ -170,6 +170,27 @@ def study() -> int:
     return _report_errors(lambda: command.do(args, parsers))
 
 
+def report() -> int:
+    """nnssl_report: one HTML page of a pretraining, or of a collection of scans."""
+    parser = argparse.ArgumentParser(
+        prog="nnssl_report",
+        description="One HTML page, which opens anywhere without a network: of a pretraining its "
+        "losses, monitors, views, probe, time and what was left out; of a collection, before it is "
+        "trained on, three planes and the histogram of its scans, and what was left out and why.",
+    )
+    parser.add_argument("folder", metavar="FOLDER", type=Path,
+                        help="results of nnssl_pretrain, or a collection of preprocessed scans")  # fmt: skip
+    parser.add_argument("-o", dest="page", metavar="PAGE", type=Path,
+                        help="where to write; default: report.html in the folder")  # fmt: skip
+    parser.add_argument("--scans", metavar="N", type=int, default=60,
+                        help="scans of a collection that are shown; default: %(default)s")  # fmt: skip
+    args = parser.parse_args()
+
+    from nnssl.report.write import write
+
+    return _report_errors(lambda: print(write(args.folder, args.page, args.scans)))
+
+
 def _report_errors(work: Callable[[], object]) -> int:
     """The exit code of `work`: errors that a user can mend are one message, not a traceback."""
     try:

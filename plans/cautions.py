@@ -53,10 +53,12 @@ def _too_few_cases(folder: Path, plans: Mapping) -> list[Caution]:
     first = "3d_fullres" if "3d_fullres" in configurations else configurations[0]
     return [
         Caution(
-            f"{count} labelled case(s): nnU-Net's {FOLDS} folds need {FOLDS} of them, and folds 0 to {FOLDS - 1} fail. "
-            f"Train on all cases, or put folds of your own into {folder / SPLITS}, a list of "
+            f"{count} labelled case(s): nnU-Net's {FOLDS} folds need {FOLDS} of them, and folds 0 "
+            f"to {FOLDS - 1} fail. Train on all cases, or put folds of your own into "
+            f"{folder / SPLITS}, a list of "
             '{"train": [CASES], "val": [CASES]}',
-            f"nnUNetv2_train {folder.name} {first} all -tr {trainer} -p {plans.get('plans_name', 'NAME')}",
+            f"nnUNetv2_train {folder.name} {first} all -tr {trainer} -p "
+            f"{plans.get('plans_name', 'NAME')}",
         )
     ]
 
@@ -75,9 +77,10 @@ def _values_that_are_no_hu(folder: Path, plans: Mapping) -> list[Caution]:
         if channel in schemes and (what := _no_hu(values)):
             found.append(
                 Caution(
-                    f"channel {channel} calls itself CT, but its labelled voxels are from {values['min']:g} to "
-                    f"{values['max']:g}: {what}, no Hounsfield units, and the map to the pretraining's HU is of no "
-                    'use. Put the HU back into the images, or call the channel otherwise ("channel_names" in '
+                    f"channel {channel} calls itself CT, but its labelled voxels are from "
+                    f"{values['min']:g} to {values['max']:g}: {what}, no Hounsfield units, and the "
+                    "map to the pretraining's HU is of no use. Put the HU back into the images, or "
+                    'call the channel otherwise ("channel_names" in '
                     "dataset.json), and plan again",
                     f"nnUNetv2_plan_and_preprocess -d {folder.name} --clean",
                 )

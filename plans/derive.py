@@ -123,8 +123,9 @@ def describe(path: Path, request: Request) -> str:
         data = path.parent / configuration["data_identifier"]
         missing += [] if data.is_dir() else [name]
         lines.append(
-            f"  {name}: patch {_by(configuration['patch_size'])}, batch {configuration['batch_size']}, spacing "
-            f"{_by(configuration['spacing'])}, data {data.name}{_strides(configuration)}"
+            f"  {name}: patch {_by(configuration['patch_size'])}, batch "
+            f"{configuration['batch_size']}, spacing {_by(configuration['spacing'])}, data "
+            f"{data.name}{_strides(configuration)}"
             + ("" if name in fits else " (the checkpoint does not fit: SwinScratchTrainer only)")
         )
     if missing:
@@ -138,7 +139,8 @@ def describe(path: Path, request: Request) -> str:
     ]
     fold = fold_to_train(path.parent)
     lines.append(
-        f"Train with: nnUNetv2_train {request.dataset} {first} {fold} -tr {trainer} -p {request.name}"
+        f"Train with: nnUNetv2_train {request.dataset} {first} {fold} -tr {trainer} -p "
+        f"{request.name}"
     )
     return "\n".join(lines)
 
@@ -172,8 +174,8 @@ def _check(request: Request) -> None:
         raise ValueError("a checkpoint says which encoder it holds: give -c or -a, not both")
     if "__" in request.name or not request.name.replace("_", "").replace("-", "").isalnum():
         raise ValueError(
-            f"plans are named by letters, digits, - and single _, got {request.name!r}: nnU-Net joins trainer, plans "
-            "and configuration by __ into a folder's name"
+            f"plans are named by letters, digits, - and single _, got {request.name!r}: nnU-Net "
+            "joins trainer, plans and configuration by __ into a folder's name"
         )
     if request.name in (request.base, BASE):
         raise ValueError(
@@ -181,8 +183,8 @@ def _check(request: Request) -> None:
         )
     if request.base and (request.gpu_memory_target or request.spacing != DATASET):
         raise ValueError(
-            f"-p {request.base} takes patch, batch size and spacing from these plans; leave out -p to plan them by "
-            "-gpu_memory_target and --spacing"
+            f"-p {request.base} takes patch, batch size and spacing from these plans; leave out -p "
+            "to plan them by -gpu_memory_target and --spacing"
         )
     if not _target(request) > 0:
         raise ValueError(
@@ -196,7 +198,8 @@ def _check_spacing(request: Request) -> None:
     if isinstance(spacing, str):
         if spacing not in (DATASET, PRETRAINING):
             raise ValueError(
-                f"--spacing is {DATASET}, {PRETRAINING}, or three numbers Z Y X in mm; got {spacing!r}"
+                f"--spacing is {DATASET}, {PRETRAINING}, or three numbers Z Y X in mm; got "
+                f"{spacing!r}"
             )
         if spacing == PRETRAINING and request.preset:
             raise ValueError(
@@ -244,8 +247,8 @@ def _planned(request: Request, folder: Path, start) -> dict:
     raw = Path(os.environ.get(RAW, f"${RAW}"), folder.name)
     if not (raw / "dataset.json").is_file():
         raise FileNotFoundError(
-            f"no raw dataset at {raw}, which planning needs. Set {RAW}, or take patch and batch size from plans that "
-            f"nnU-Net has made: nnssl_plan -d {request.dataset} -p {BASE}"
+            f"no raw dataset at {raw}, which planning needs. Set {RAW}, or take patch and batch "
+            f"size from plans that nnU-Net has made: nnssl_plan -d {request.dataset} -p {BASE}"
         )
     from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import (
         DatasetFingerprintExtractor,
@@ -257,7 +260,8 @@ def _planned(request: Request, folder: Path, start) -> dict:
     pretraining = (start.info or {}).get("spacing")
     if request.spacing == PRETRAINING and not pretraining:
         raise ValueError(
-            "the checkpoint does not say what spacing it was pretrained at: give --spacing Z Y X in mm"
+            "the checkpoint does not say what spacing it was pretrained at: give --spacing Z Y X "
+            "in mm"
         )
     named = {DATASET: None, PRETRAINING: pretraining}
     chosen = named[request.spacing] if isinstance(request.spacing, str) else request.spacing
@@ -274,7 +278,9 @@ def _planned(request: Request, folder: Path, start) -> dict:
 
 
 def _numbers(asked: dict) -> dict:
-    """With a fifth of the iterations for validation, as nnU-Net's 50 of 250, where it is not said."""
+    """With a fifth of the iterations for validation, as nnU-Net's 50 of 250, where it is not
+    said.
+    """
     given = {name: value for name, value in asked.items() if value is not None}
     if "iterations" in given:
         given.setdefault("val_iterations", max(1, given["iterations"] // 5))

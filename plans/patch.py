@@ -37,8 +37,9 @@ def plan_patch(
         cuttable = [axis for axis, step in enumerate(steps) if patch[axis] - step >= SMALLEST]
         if not cuttable:
             raise ValueError(
-                f"{gigabytes:.1f} GB are too little: {SAMPLES} patches of {patch} need {needed / 1e9:.1f} GB. "
-                "Raise -gpu_memory_target, or take a smaller network: --decoder light, or an encoder of fewer channels"
+                f"{gigabytes:.1f} GB are too little: {SAMPLES} patches of {patch} need "
+                f"{needed / 1e9:.1f} GB. Raise -gpu_memory_target, or take a smaller network: "
+                "--decoder light, or an encoder of fewer channels"
             )
         axis = max(cuttable, key=lambda axis: patch[axis] / image[axis])
         shorter = tuple(n - steps[axis] * (i == axis) for i, n in enumerate(patch))

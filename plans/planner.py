@@ -40,8 +40,16 @@ from nnssl.plans.patch import plan_batch, plan_patch
 from nnssl.types import HUPolicy, Shape
 
 # What preprocessed data depend on; the rest of a configuration is about the network.
-OF_THE_DATA = ("preprocessor_name", "spacing", "normalization_schemes", "use_mask_for_norm", "resampling_fn_data",
-               "resampling_fn_seg", "resampling_fn_data_kwargs", "resampling_fn_seg_kwargs")  # fmt: skip
+OF_THE_DATA = (
+    "preprocessor_name",
+    "spacing",
+    "normalization_schemes",
+    "use_mask_for_norm",
+    "resampling_fn_data",
+    "resampling_fn_seg",
+    "resampling_fn_data_kwargs",
+    "resampling_fn_seg_kwargs",
+)
 # steps whose maps are to have no odd sizes; they hold most of the memory, and the first stage's
 # windows fit
 FINE = 3

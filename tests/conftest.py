@@ -45,7 +45,9 @@ def _no_user_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def nnunet_env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
-    """nnU-Net's three variables, set to empty folders of this test; the value maps name to folder."""
+    """nnU-Net's three variables, set to empty folders of this test; the value maps name to
+    folder.
+    """
     folders = {name: tmp_path / name for name in NNUNET_FOLDERS}
     for name, folder in folders.items():
         folder.mkdir()
@@ -66,7 +68,9 @@ def phantom_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """For tensors so small that a second thread only waits, and for the same bits on every machine."""
+    """For tensors so small that a second thread only waits, and for the same bits on every
+    machine.
+    """
     import torch
 
     before = torch.get_num_threads()

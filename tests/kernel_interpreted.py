@@ -92,7 +92,9 @@ def encoders() -> dict:
 
 
 def compiled() -> float:
-    """Traced into one graph while every shape is tried: the largest difference to the eager kernel."""
+    """Traced into one graph while every shape is tried: the largest difference to the eager
+    kernel.
+    """
     encoder, image = made("exact"), torch.randn(1, 1, 6, 6, 4)
     with Everywhere():
         choice.kernel_serves = torch.compiler.assume_constant_result(

@@ -1,4 +1,6 @@
-"""Files of other projects with random weights, small, in the layouts in which they are published."""
+"""Files of other projects with random weights, small, in the layouts in which they are
+published.
+"""
 
 from __future__ import annotations
 

@@ -54,9 +54,22 @@ def program(folder: Path, code: str, makes: str = "made") -> Path:
 
 def finished(run: runs.Run, dice: float = 0.8, hours: float = 0.5, case: str = "a") -> None:
     """Give `run` an outcome and rows."""
-    head = {"kind": "run", "run": run.name, "task": run.task.name, "arm": run.arm.name, "budget": run.budget,
-            "cases": 2, "seed": run.seed, "configuration": "3d_fullres", "trainer": run.trainer, "plans": run.plans,
-            "state": "done", "hours": hours, "epochs": 10, "reason": None}  # fmt: skip
+    head = {
+        "kind": "run",
+        "run": run.name,
+        "task": run.task.name,
+        "arm": run.arm.name,
+        "budget": run.budget,
+        "cases": 2,
+        "seed": run.seed,
+        "configuration": "3d_fullres",
+        "trainer": run.trainer,
+        "plans": run.plans,
+        "state": "done",
+        "hours": hours,
+        "epochs": 10,
+        "reason": None,
+    }
     row = {
         "kind": "case",
         "run": run.name,

@@ -28,7 +28,7 @@ needs_triton = pytest.mark.skipif(not TRITON, reason="triton is not importable o
 HERE = Path(__file__).parent
 
 
-# -- the kernel in Triton's interpreter ------------------------------------------------------------
+# -- the kernel in Triton's interpreter ------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,9 @@ def test_the_kernel_equals_the_formula_in_double_precision(interpreted: dict) ->
 
 @needs_triton
 def test_an_encoder_through_the_kernel_equals_one_on_the_cpu(interpreted: dict) -> None:
-    """Shifted, padded and clipped windows of two samples; maps and the gradients of all parameters."""
+    """Shifted, padded and clipped windows of two samples; maps and the gradients of all
+    parameters.
+    """
     assert max(interpreted["encoders"].values()) < 1e-5
 
 
@@ -82,7 +84,7 @@ def test_a_kernel_that_differs_or_cannot_run_is_found_out(interpreted: dict) -> 
     )
 
 
-# -- compiled for GPUs that are not here -----------------------------------------------------------
+# -- compiled for GPUs that are not here -----------------------------------------------
 
 
 def resources(function, arch: int, dtype: torch.dtype, n: int, d: int) -> dict[str, int]:
@@ -161,7 +163,7 @@ def test_what_the_presets_need_is_what_the_kernel_has() -> None:
         assert max(widths) <= choice.MOST_CHANNELS
 
 
-# -- which path is taken ---------------------------------------------------------------------------
+# -- which path is taken ---------------------------------------------------------------
 
 
 @pytest.fixture
@@ -209,7 +211,7 @@ def test_the_comparison_leaves_the_runs_chance_alone(monkeypatch) -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-# -- PyTorch's fused attention ---------------------------------------------------------------------
+# -- PyTorch's fused attention ---------------------------------------------------------
 
 
 def masked(n: int, windows: int) -> Mask:

@@ -52,8 +52,10 @@ def network_for(decoder: str) -> SwinUNETR:
 def dice(logits: torch.Tensor, labels: torch.Tensor) -> float:
     """Of all foreground classes, the worst one."""
     found = logits.argmax(1)
-    return min(float(2 * ((found == c) & (labels == c)).sum() / ((found == c).sum() + (labels == c).sum()))
-               for c in range(1, CLASSES))  # fmt: skip
+    return min(
+        float(2 * ((found == c) & (labels == c)).sum() / ((found == c).sum() + (labels == c).sum()))
+        for c in range(1, CLASSES)
+    )
 
 
 @pytest.mark.parametrize("decoder", DECODERS)

@@ -42,7 +42,7 @@ def path(tmp_path) -> Path:
     return tmp_path / "checkpoint_final.pth"
 
 
-# -- to disk and back ------------------------------------------------------------------------------
+# -- to disk and back ------------------------------------------------------------------
 
 
 def test_round_trip(path):
@@ -160,7 +160,7 @@ def test_the_network_named_in_the_plan_can_be_built(path):
     assert checkpoint.transfer(checkpoint.load(path), network.encoder).matched > 0
 
 
-# -- what never reaches a file ---------------------------------------------------------------------
+# -- what never reaches a file ---------------------------------------------------------
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -195,7 +195,7 @@ def test_an_interrupted_write_leaves_the_old_file(path, monkeypatch):
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
-# -- what is not loaded ----------------------------------------------------------------------------
+# -- what is not loaded ----------------------------------------------------------------
 
 
 def test_a_missing_file_says_what_to_do(tmp_path):
@@ -295,7 +295,7 @@ def test_weights_of_another_kind_are_refused(tmp_path, weights, message):
         checkpoint.load(tmp_path / "odd.pth")
 
 
-# -- into a network --------------------------------------------------------------------------------
+# -- into a network --------------------------------------------------------------------
 
 
 def test_transfer_sets_every_tensor_and_explains_the_rest(path):
@@ -338,13 +338,15 @@ def test_equal_channels_give_what_one_gave(path, channels):
         (
             {"window": 3},
             [
-                "other shape: layers1.0.blocks.0.attn.relative_position_bias_table is (343, 1) in the file, (125, 1) in"
+                "other shape: layers1.0.blocks.0.attn.relative_position_bias_table is (343, 1) in "
+                "the file, (125, 1) in"
             ],
         ),
         (
             {"spatial_dims": 2},
             [
-                "other shape: patch_embed.proj.weight is (6, 1, 2, 2, 2) in the file, (6, 1, 2, 2) in"
+                "other shape: patch_embed.proj.weight is (6, 1, 2, 2, 2) in the file, (6, 1, 2, 2) "
+                "in"
             ],
         ),
     ],
@@ -372,7 +374,10 @@ def test_a_first_layer_for_several_channels_fits_only_as_many(tmp_path, channels
     checkpoint.write(tmp_path / "c.pth", content(swin(in_channels=2)))
     network = swin(seed=1, in_channels=channels)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    message = rf"pretrained on 2 channels, this image has {channels - labels}; nothing was loaded(.|\n)*-tr SwinScratch"
+    message = (
+        rf"pretrained on 2 channels, this image has {channels - labels}; nothing was loaded"
+        r"(.|\n)*-tr SwinScratch"
+    )
     with pytest.raises(TransferError, match=message):
         checkpoint.transfer(checkpoint.load(tmp_path / "c.pth"), network, labels)
     assert all(torch.equal(network.state_dict()[name], tensor) for name, tensor in before.items())
@@ -401,7 +406,7 @@ def test_a_cascades_labels_change_nothing_at_first(tmp_path, given, images):
     assert float(cascaded.patch_embed.proj.weight.grad[:, images:].abs().sum()) > 0
 
 
-# -- what is shown ---------------------------------------------------------------------------------
+# -- what is shown ---------------------------------------------------------------------
 
 
 def test_the_description_tells_what_a_user_must_know(path):

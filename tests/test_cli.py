@@ -87,8 +87,26 @@ FLAGS = {
     "doctor": frozenset(),
     "study": frozenset({"--dry-run", "--executor", "--parallel", "--volumes"}),
 }
-SMALL = ["--crop", "16", "16", "16", "--batch-size", "2", "--steps", "16", "--log-every", "1", "-np", "1", "-device",
-         "cpu", "--set", "prototypes=32", "head_hidden=16", "head_bottleneck=8"]  # fmt: skip
+SMALL = [
+    "--crop",
+    "16",
+    "16",
+    "16",
+    "--batch-size",
+    "2",
+    "--steps",
+    "16",
+    "--log-every",
+    "1",
+    "-np",
+    "1",
+    "-device",
+    "cpu",
+    "--set",
+    "prototypes=32",
+    "head_hidden=16",
+    "head_bottleneck=8",
+]
 
 
 class Caught(Exception):
@@ -124,7 +142,7 @@ def call(monkeypatch, capsys):
     return called
 
 
-# -- flags -----------------------------------------------------------------------------------------
+# -- flags -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("command", FLAGS)
@@ -195,7 +213,7 @@ def test_the_module_knows_the_commands():
     assert all(command in done.stderr for command in COMMANDS)
 
 
-# -- messages --------------------------------------------------------------------------------------
+# -- messages --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -292,7 +310,7 @@ def test_the_line_for_nnunet(call):
     assert (Path(folder) / "nnssl_swin_ssl.py").is_file()
 
 
-# -- a real run ------------------------------------------------------------------------------------
+# -- a real run ------------------------------------------------------------------------
 
 
 class Terminal:
@@ -304,8 +322,13 @@ class Terminal:
             folder / "nnUNet_results" / "nnssl" / "made" / "smit__tiny",
         )
         names = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
-        self.environment = {**os.environ, **{name: str(folder / name) for name in names},
-                            "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # fmt: skip
+        self.environment = {
+            **os.environ,
+            **{name: str(folder / name) for name in names},
+            "PYTHONPATH": str(REPOSITORY),
+            "OMP_NUM_THREADS": "1",
+            "MKL_NUM_THREADS": "1",
+        }
         for name in names:
             (folder / name).mkdir()
 
@@ -373,6 +396,7 @@ def test_sigterm_saves_and_exits_with_75_and_c_finishes(terminal, stopped):
         "checkpoint_latest.pth",
         "log.jsonl",
         "progress.png",
+        "views",
         "views.png",
     }
 
@@ -392,6 +416,7 @@ def test_inspect_shows_the_run(terminal, stopped, call):
         assert part in out
 
 
+@pytest.mark.slow
 def test_two_processes_from_one_line(terminal, stopped, tmp_path):
     process = terminal.pretrain("-num_gpus", 2, "--steps", 3, "-o", tmp_path / "two")
     out, err = process.communicate(timeout=600)

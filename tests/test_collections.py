@@ -158,7 +158,7 @@ def test_a_full_disk_ends_the_preparation(tmp_path, monkeypatch):
         prepared(tmp_path, raw_folder(tmp_path / "raw"))
 
 
-# -- runs ------------------------------------------------------------------------------------------
+# -- runs ------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -171,9 +171,19 @@ def trains(nnunet_env, tmp_path, monkeypatch):
     def run(**options) -> str:
         said = []
         chosen = {
-            "sources": (tmp_path / "raw",), "name": "made", "preset": "tiny", "crop": (32, 32), "batch_size": 2,
-            "steps": 2, "workers": 0, "device": "cpu", "num_processes": 0, "save_every": 1, "log_every": 1, **options,
-        }  # fmt: skip
+            "sources": (tmp_path / "raw",),
+            "name": "made",
+            "preset": "tiny",
+            "crop": (32, 32),
+            "batch_size": 2,
+            "steps": 2,
+            "workers": 0,
+            "device": "cpu",
+            "num_processes": 0,
+            "save_every": 1,
+            "log_every": 1,
+            **options,
+        }
         pretrain.pretrain(Options("simmim", **chosen), said.append)
         return "\n".join(said)
 

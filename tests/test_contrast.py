@@ -62,7 +62,7 @@ def naive(queries, keys, positive, scans_q, scans_k, temperature) -> tuple[float
     return sum(losses) / len(losses), sum(right) / len(right)
 
 
-# -- NT-Xent ---------------------------------------------------------------------------------------
+# -- NT-Xent ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
@@ -135,7 +135,7 @@ def test_what_is_left_out_gets_no_gradient():
     assert float(first.grad.abs().sum() + second.grad.abs().sum()) == 0
 
 
-# -- InfoNCE ---------------------------------------------------------------------------------------
+# -- InfoNCE ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
@@ -193,7 +193,7 @@ def test_everything_is_computed_in_fp32():
             assert torch.equal(loss(), plain)
 
 
-# -- the queue -------------------------------------------------------------------------------------
+# -- the queue -------------------------------------------------------------------------
 
 
 def test_a_queue_is_a_ring_that_moves_once_a_step():
@@ -247,7 +247,7 @@ def test_an_empty_queue_changes_nothing_and_a_loaded_one_goes_on():
     assert torch.equal(queue.keys, other.keys)
 
 
-# -- heads -----------------------------------------------------------------------------------------
+# -- heads -----------------------------------------------------------------------------
 
 
 def test_heads_have_the_papers_layers():
@@ -264,7 +264,7 @@ def test_no_row_of_a_projector_depends_on_the_others():
     torch.testing.assert_close(projector(rows)[:1], projector(rows[:1]))
 
 
-# -- two processes ---------------------------------------------------------------------------------
+# -- two processes ---------------------------------------------------------------------
 
 
 def inputs() -> dict[str, torch.Tensor]:

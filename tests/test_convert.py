@@ -301,7 +301,8 @@ REFUSED = {
     "another shape": (
         lambda c: changed(c, "module.layers4.0.blocks.0.norm1.weight", torch.zeros(5)),
         (),
-        r"other shape: layers4.0.blocks.0.norm1.weight is \(5,\) in the file, \(96,\) in the network",
+        r"other shape: layers4.0.blocks.0.norm1.weight is \(5,\) in the file, "
+        r"\(96,\) in the network",
     ),
     "another index": (
         lambda c: changed(
@@ -344,7 +345,8 @@ REFUSED = {
             | made.prefixed("b.", c["state_dict"])
         },
         (),
-        r"holds 2 encoder\(s\), with names that begin with 'a.module.', 'b.module.': choose --prefix",
+        r"holds 2 encoder\(s\), with names that begin with 'a.module.', 'b.module.': "
+        r"choose --prefix",
     ),
     "another prefix": (lambda c: c, ("--prefix", "swin."), "names that begin with 'module.'"),
     "unknown merging": (

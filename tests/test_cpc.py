@@ -31,7 +31,7 @@ def numbered(region: tuple[int, ...]) -> torch.Tensor:
     return torch.arange(math.prod(region)).float().view(1, 1, *region)
 
 
-# -- cubes -----------------------------------------------------------------------------------------
+# -- cubes -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", range(8, 257))
@@ -110,7 +110,7 @@ def test_a_crop_without_room_is_refused():
         micro.views(micro.method("cpc"), crop=(4, 4, 4))
 
 
-# -- no way from the target into the context -------------------------------------------------------
+# -- no way from the target into the context -------------------------------------------
 
 
 @pytest.fixture
@@ -155,7 +155,7 @@ def test_a_changed_cube_changes_its_own_line_from_its_own_step_on(predictions):
         assert differs.nonzero().tolist() == [[1, 2, 5], [1, 3, 5]]
 
 
-# -- the loss --------------------------------------------------------------------------------------
+# -- the loss --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("cubes", "ahead"), [(2, 1), (3, 2), (3, 1)])
@@ -163,10 +163,14 @@ def test_the_loss_is_infonce_of_a_loop(cubes, ahead):
     method = micro.method("cpc", cubes=cubes, ahead=ahead, temperature=0.2)
     views = micro.views(method)
     out = method(views)
-    z = torch.stack([
-        method.projector(method.student(scan.flatten(0, 1))[-1].flatten(2).mean(dim=2)).unflatten(0, scan.shape[:2])
-        for scan in views["cubes"]
-    ])  # fmt: skip
+    z = torch.stack(
+        [
+            method.projector(
+                method.student(scan.flatten(0, 1))[-1].flatten(2).mean(dim=2)
+            ).unflatten(0, scan.shape[:2])
+            for scan in views["cubes"]
+        ]
+    )
     terms, fractions = [], []
     for k in range(1, ahead + 1):
         queries, keys = [], []
@@ -200,11 +204,13 @@ def test_it_begins_at_chance():
     assert float(out.monitored["accuracy"]) == 0
 
 
-# -- the encoder -----------------------------------------------------------------------------------
+# -- the encoder -----------------------------------------------------------------------
 
 
 def test_cubes_of_32_train_every_encoder_tensor():
-    """As the default crop of 96 has them; tests/test_methods.py names what smaller cubes leave out."""
+    """As the default crop of 96 has them; tests/test_methods.py names what smaller cubes leave
+    out.
+    """
     method = micro.method("cpc", cubes=2, ahead=1)
     cubes = torch.stack([micro.SyntheticCrops((32, 32, 32))[index]["crop"] for index in range(8)])
     out = method(
@@ -219,7 +225,7 @@ def test_cubes_of_32_train_every_encoder_tensor():
     assert silent == set()
 
 
-# -- the picture and the settings ------------------------------------------------------------------
+# -- the picture and the settings ------------------------------------------------------
 
 
 @pytest.mark.parametrize("dims", [2, 3])

@@ -118,7 +118,9 @@ def test_every_epoch_has_each_case_once_in_an_order_of_its_own(stored):
 
 
 def find(crop: np.ndarray, whole: np.ndarray) -> bool:
-    """True when `crop` is a box of `whole` (its first voxel is tried at every place where it fits)."""
+    """True when `crop` is a box of `whole` (its first voxel is tried at every place where it
+    fits).
+    """
     for start in np.argwhere(whole == crop[0, 0, 0]):
         box = whole[tuple(slice(a, a + n) for a, n in zip(start, crop.shape, strict=True))]
         if box.shape == crop.shape and np.array_equal(box, crop):
@@ -249,8 +251,9 @@ def test_training_imports_no_image_library_and_no_nnunet(stored):
     plan.save(folder / "plan.json")
     script = (
         "import sys; from nnssl.data.plan import Plan; from nnssl.data.crops import Crops; "
-        f"print(Crops({str(folder)!r}, Plan.load({str(folder / 'plan.json')!r}))[3]['crop'].shape); "
-        "sys.exit(any(name in sys.modules for name in ('SimpleITK', 'nnunetv2', 'nibabel', 'skimage')))"
+        f"print(Crops({str(folder)!r}, "
+        f"Plan.load({str(folder / 'plan.json')!r}))[3]['crop'].shape); sys.exit(any(name in "
+        "sys.modules for name in ('SimpleITK', 'nnunetv2', 'nibabel', 'skimage')))"
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, encoding="utf-8")
     assert run.returncode == 0, run.stderr

@@ -51,24 +51,37 @@ TABLE = {
     "CT, NIfTI": Row(Raw()),
     "CT, slices, NRRD": Row(Raw(ending=".nrrd"), "2d", patch=(16, 24)),
     "MRI, thick slices that are read last, one class": Row(
-        Raw(channels=("T1",), labels={"background": 0, "organ": 1}, shape=(24, 22, 9), spacing=(1.0, 1.0, 5.0)),
+        Raw(
+            channels=("T1",),
+            labels={"background": 0, "organ": 1},
+            shape=(24, 22, 9),
+            spacing=(1.0, 1.0, 5.0),
+        ),
         patch=(8, 16, 16),
     ),
-    "MRI, slices, NRRD, from a random start": Row(Raw(".nrrd", ("T2",)), "2d", SCRATCH, (16, 16), "light"),
+    "MRI, slices, NRRD, from a random start": Row(
+        Raw(".nrrd", ("T2",)), "2d", SCRATCH, (16, 16), "light"
+    ),
     "CT and MRI, regions": Row(Raw(channels=("CT", "T1", "noNorm"), **REGIONS), decoder="light"),
     "CT, ignore label": Row(Raw(labels={"background": 0, "organ": 1, "tumour": 2, IGNORE: 3})),
     "MRI, slices, regions and ignore label": Row(
-        Raw(channels=("FLAIR", "T1"), **REGIONS | {"labels": REGIONS["labels"] | {IGNORE: 4}}), "2d", patch=(16, 16)
+        Raw(channels=("FLAIR", "T1"), **REGIONS | {"labels": REGIONS["labels"] | {IGNORE: 4}}),
+        "2d",
+        patch=(16, 16),
     ),
     "MRI, dozens of classes, nibabel, from a random start": Row(
-        Raw(channels=("MRI",), labels=DOZENS, more={"overwrite_image_reader_writer": "NibabelIOWithReorient"}),
+        Raw(
+            channels=("MRI",),
+            labels=DOZENS,
+            more={"overwrite_image_reader_writer": "NibabelIOWithReorient"},
+        ),
         trainer=SCRATCH,
     ),
     "natural images, grey": Row(Raw(channels=("rescale_to_0_1",), **PIXELS), "2d", patch=(16, 32)),
     "natural images, RGB": Row(
         Raw(channels=("rgb_to_0_1",) * 3, **PIXELS), "2d", patch=(32, 32), decoder="light"
     ),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(autouse=True)
@@ -90,9 +103,24 @@ def ssl(tmp_path) -> dict[int, Path]:
 def plan(env: dict[str, Path], row: Row, checkpoint: Path, epochs: int) -> dict:
     """By our planner, for a training that is over in a moment; the plans."""
     nnssl_plan(
-        "-d", ID, "-c", checkpoint, "--decoder", row.decoder, "--patch", *row.patch, "--batch-size", 2,
-        "--epochs", epochs, "--iterations", 2, "--val-iterations", 1, "--no-mirror",
-    )  # fmt: skip
+        "-d",
+        ID,
+        "-c",
+        checkpoint,
+        "--decoder",
+        row.decoder,
+        "--patch",
+        *row.patch,
+        "--batch-size",
+        2,
+        "--epochs",
+        epochs,
+        "--iterations",
+        2,
+        "--val-iterations",
+        1,
+        "--no-mirror",
+    )
     return files.read_json(env["nnUNet_preprocessed"] / DATASET / f"{NAME}.json")
 
 
@@ -126,9 +154,29 @@ def predict(env: dict[str, Path], row: Row, fold: int | str = 0, *more: object) 
     """The segmentation of the unseen case."""
     out = env["nnUNet_results"].parent / f"predicted_{row.configuration}"
     command(
-        "nnUNetv2_predict", "-d", ID, "-i", env["nnUNet_raw"] / DATASET / "imagesTs", "-o", out, "-f", fold,
-        "-tr", row.trainer, "-p", NAME, "-c", row.configuration, "-device", "cpu", "-npp", 0, "-nps", 0, *more,
-    )  # fmt: skip
+        "nnUNetv2_predict",
+        "-d",
+        ID,
+        "-i",
+        env["nnUNet_raw"] / DATASET / "imagesTs",
+        "-o",
+        out,
+        "-f",
+        fold,
+        "-tr",
+        row.trainer,
+        "-p",
+        NAME,
+        "-c",
+        row.configuration,
+        "-device",
+        "cpu",
+        "-npp",
+        0,
+        "-nps",
+        0,
+        *more,
+    )
     return out / f"{UNSEEN}{row.raw.ending}"
 
 
@@ -152,6 +200,7 @@ def check_segmentation(path: Path, env: dict[str, Path], raw: Raw) -> None:
     assert set(np.unique(voxels(path))) <= raw.predictable
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", TABLE)
 def test_kind_of_dataset(nnunet_env, ssl, kind):
     row = TABLE[kind]
@@ -169,6 +218,7 @@ def test_kind_of_dataset(nnunet_env, ssl, kind):
     check_segmentation(predict(nnunet_env, row), nnunet_env, row.raw)
 
 
+@pytest.mark.slow
 def test_the_cascade(nnunet_env, ssl):
     """Planned by itself where images are large beside the patch; its first stage predicts for its
     second.

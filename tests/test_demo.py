@@ -130,8 +130,11 @@ def test_most_organs_prefers_the_slice_with_all_of_them():
     assert result.most_organs(labels) == 2
 
 
+@pytest.mark.slow
 def test_quick_demo_end_to_end(demo, capsys, monkeypatch):
-    """Every public command once: pretrain, plan, both trainings, both predictions, Dice, picture."""
+    """Every public command once: pretrain, plan, both trainings, both predictions, Dice,
+    picture.
+    """
     outcome = result.summarise(demo, run.run(demo))
     text = capsys.readouterr().out + result.describe(demo, outcome)
     for command in (

@@ -1,4 +1,6 @@
-"""nnssl_plan -p: plans that take patch and batch from nnU-Net's, share its data, and carry checkpoint and recipe."""
+"""nnssl_plan -p: plans that take patch and batch from nnU-Net's, share its data, and carry
+checkpoint and recipe.
+"""
 
 from __future__ import annotations
 
@@ -36,10 +38,36 @@ def test_the_command_writes_plans_that_share_the_data_and_carry_checkpoint_and_r
 ):
     path = pretrained(tmp_path)
     code = run_plan(
-        monkeypatch, "-d", DATASET, "-c", path, "--name", "few", "--epochs", 3, "--iterations", 20, "--lr", 1e-3,
-        "--layer-decay", 0.8, "--head-lr", 10, "--foreground", 1, "--decoder", "light",
-        "--patch", 32, 32, 32, "--batch-size", 5, "--unfreeze-every", 1.5,
-    )  # fmt: skip
+        monkeypatch,
+        "-d",
+        DATASET,
+        "-c",
+        path,
+        "--name",
+        "few",
+        "--epochs",
+        3,
+        "--iterations",
+        20,
+        "--lr",
+        1e-3,
+        "--layer-decay",
+        0.8,
+        "--head-lr",
+        10,
+        "--foreground",
+        1,
+        "--decoder",
+        "light",
+        "--patch",
+        32,
+        32,
+        32,
+        "--batch-size",
+        5,
+        "--unfreeze-every",
+        1.5,
+    )
     assert code == 0
     assert (
         "nnUNetv2_train Dataset901_Made 3d_fullres 0 -tr SwinSSLTrainer -p few"

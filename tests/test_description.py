@@ -296,8 +296,16 @@ def test_other_networks_pass(tmp_path):
 
 def test_what_the_commands_take_passes(tmp_path):
     """Numbers that YAML reads as words, flags of each kind, settings of the method."""
-    options = {"dims": 2, "epochs": 5, "crop": [32, 32], "fp32": True, "np": 3, "compile": False, "hu": [-1000, 1000],
-               "set": ["lr=1e-4", "mask_ratio=0.6"]}  # fmt: skip
+    options = {
+        "dims": 2,
+        "epochs": 5,
+        "crop": [32, 32],
+        "fp32": True,
+        "np": 3,
+        "compile": False,
+        "hu": [-1000, 1000],
+        "set": ["lr=1e-4", "mask_ratio=0.6"],
+    }
     recipe = {
         "lr": "1e-3",
         "epochs": 3,
@@ -309,7 +317,7 @@ def test_what_the_commands_take_passes(tmp_path):
     check.check(load(written(tmp_path, arms=arms, recipe=recipe)), PARSERS)
 
 
-def test_every_word_of_a_recipe_is_a_flag_of_nnssl_plan_and_every_number_of_the_trainers_can_be_said():
+def test_every_word_of_a_recipe_is_a_flag_and_every_number_of_the_trainers_can_be_said():
     flags = vars(cli._plan_parser().parse_args(["-d", "1"]))
     assert set(description.RECIPE) <= {*flags, "trainer"}
     assert {field.name for field in fields(Recipe)} - {"clip"} <= set(description.RECIPE)

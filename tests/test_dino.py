@@ -27,7 +27,7 @@ def generators(count: int, seed: int = 0) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(100 * seed + number) for number in range(count)]
 
 
-# -- the loss: lightly (MIT) is the oracle ---------------------------------------------------------
+# -- the loss: lightly (MIT) is the oracle ---------------------------------------------
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -105,7 +105,7 @@ def test_the_loss_is_computed_in_fp32_under_autocast():
     assert torch.equal(loss, cross_view(student, target, 0.1))
 
 
-# -- the method ------------------------------------------------------------------------------------
+# -- the method ------------------------------------------------------------------------
 
 
 def test_each_view_is_asked_what_the_teacher_says_of_the_others():
@@ -205,7 +205,7 @@ def test_impossible_settings_are_refused(settings, message):
         micro.config("dino", **settings)
 
 
-# -- multi-crop views ------------------------------------------------------------------------------
+# -- multi-crop views ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [16, 24, 32, 40, 48, 60, 62, 64, 96, 128])

@@ -1,4 +1,6 @@
-"""nnssl_doctor: silent on what is right; each thing that is broken on purpose is named, with the line that mends it."""
+"""nnssl_doctor: silent on what is right; each thing that is broken on purpose is named, with the
+line that mends it.
+"""
 
 from __future__ import annotations
 

@@ -19,6 +19,7 @@ FLOORS = (
     {"train", "finetune", "convert"},
     {"plans"},
     {"demo", "bench", "study", "trainers", "doctor"},
+    {"report"},
     {"cli"},
     {"__main__"},
 )
@@ -41,7 +42,9 @@ MODULES = own_modules()
 
 
 def part_of(name: str) -> str | None:
-    """`nnssl.data.plan` is of part `data`; None for other people's modules and for `nnssl` itself."""
+    """`nnssl.data.plan` is of part `data`; None for other people's modules and for `nnssl`
+    itself.
+    """
     words = name.split(".")
     return (
         words[1] if words[0] == "nnssl" and len(words) > 1 and words[1] != "__version__" else None

@@ -54,8 +54,7 @@ def assert_same_maps(ours: Swin, theirs: list[Tensor], x: Tensor) -> None:
         torch.testing.assert_close(mine, other, rtol=1e-8, atol=1e-8)
 
 
-# --- SMIT
-# ----------------------------------------------------------------------------------------------------------
+# --- SMIT ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", [(32, 32, 32), (32, 64, 32)])
@@ -99,7 +98,9 @@ def test_smits_norms_are_left_out_where_pretraining_did_not_train_them(encoder_o
 
 
 def test_what_is_peculiar_to_smit_matters(encoder_of):
-    """With any one of its peculiarities left out the maps are others: the tests above do test them."""
+    """With any one of its peculiarities left out the maps are others: the tests above do test
+    them.
+    """
     done = encoder_of(single(made.smit()).published())
     x, config = image(32, 32, 32), done.encoder.config
     for change in ({"windows": "exact"}, {"axes": "zyx"}):
@@ -115,8 +116,7 @@ def test_combinations_that_no_weights_have_are_refused():
         SwinConfig(out_norms=True, taps="merge")
 
 
-# --- MONAI
-# ---------------------------------------------------------------------------------------------------------
+# --- MONAI -----------------------------------------------------------------------------
 
 FILES = {
     "monai_swinvit": made.model_swinvit,
@@ -154,7 +154,9 @@ def test_files_of_the_monai_family_are_computed_exactly(encoder_of, source):
 )
 @pytest.mark.parametrize("merging", ["all", "legacy"])
 def test_the_axes_are_turned_exactly(encoder_of, merging, dims, shape, options, axes):
-    """E'(x^T) == E(x)^T, with merging of either kind; and E' == E for weights of (z, y, x) arrays."""
+    """E'(x^T) == E(x)^T, with merging of either kind; and E' == E for weights of (z, y, x)
+    arrays.
+    """
     theirs = single(made.monai(dims, legacy=merging == "legacy" and dims == 3, **options))
     ours = encoder_of(made.retrained(theirs), merging=merging, axes=axes).encoder
     x = image(*shape, channels=options.get("in_chans", 1))
@@ -169,8 +171,7 @@ def test_what_is_peculiar_to_old_monai_matters():
     assert (theirs(turned(x))[4] - turned(theirs(x)[4])).abs().mean() > 0.1
 
 
-# --- 2D, ImageNet
-# --------------------------------------------------------------------------------------------------
+# --- 2D, ImageNet ----------------------------------------------------------------------
 
 
 def timm_maps(network: nn.Module, x: Tensor) -> list[Tensor]:
@@ -200,7 +201,9 @@ IMAGENET = {
 @pytest.mark.parametrize("rgb", [False, True])
 @pytest.mark.parametrize("layout", IMAGENET)
 def test_imagenet_swins_are_computed_exactly_on_doubled_pixels(encoder_of, layout, rgb):
-    """Our maps of an image are theirs of the image enlarged twice: patches of 2 in the place of 4."""
+    """Our maps of an image are theirs of the image enlarged twice: patches of 2 in the place of
+    4.
+    """
     network, maps, saved = IMAGENET[layout]
     theirs = single(network())
     done = encoder_of(saved(theirs), rgb=rgb)

@@ -76,7 +76,10 @@ def test_a_nifti_header_that_lies_is_refused_before_memory_is_asked_for(
         assert words in reason(zipped(path))
 
 
-META = "ObjectType = Image\nNDims = 3\nDimSize = 28 24 16\nElementSpacing = 1 2 3\nElementType = MET_SHORT\n"
+META = (
+    "ObjectType = Image\nNDims = 3\nDimSize = 28 24 16\nElementSpacing = 1 2 3\nElementType = "
+    "MET_SHORT\n"
+)
 LOCAL = "ElementDataFile = LOCAL\n"
 NRRD = "NRRD0004\ntype: int16\ndimension: 3\nsizes: 28 24 16\nendian: little\nencoding: raw\n"
 DIRECTIONS = "space: left-posterior-superior\nspace directions: (1,0,0) (0,2,0) (0,0,3)\n"

@@ -24,7 +24,10 @@ def start_up(folder: Path, code: str) -> subprocess.CompletedProcess:
     (folder / "nnssl_trainers.pth").write_text(
         (REPOSITORY / "trainers" / "nnssl_trainers.pth").read_text()
     )
-    lines = f"import os, site, sys; sys.path.append({str(folder)!r}); site.addsitedir({str(folder)!r})\n{code}"
+    lines = (
+        f"import os, site, sys; sys.path.append({str(folder)!r}); "
+        f"site.addsitedir({str(folder)!r})\n{code}"
+    )
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", hook.VARIABLE)}
     command = [sys.executable, "-I", "-S", "-W", "error", "-c", lines]
     return subprocess.run(
@@ -37,7 +40,10 @@ def test_the_start_up_file_adds_the_folder_of_a_wheel_and_imports_nothing_heavy(
     for name in ("__init__.py", "hook.py", "conflict.py"):
         (tmp_path / "nnssl" / name).write_text((REPOSITORY / "nnssl" / name).read_text())
     twice = f"site.addsitedir({str(tmp_path)!r})"
-    code = f"{twice}; print(os.environ['nnUNet_extTrainer'], 'torch' in sys.modules, 'nnssl' in sys.modules)"
+    code = (
+        f"{twice}; print(os.environ['nnUNet_extTrainer'], 'torch' in sys.modules, 'nnssl' in "
+        "sys.modules)"
+    )
     done = start_up(tmp_path, code)
     assert (done.stdout.split(), done.stderr) == (
         [str(tmp_path / "nnssl" / "trainers"), "False", "False"],
@@ -71,7 +77,10 @@ def test_importing_the_package_is_enough_in_a_running_kernel(tmp_path):
 
 def test_importing_keeps_what_the_user_has_named(tmp_path):
     environment = os.environ | {hook.VARIABLE: str(tmp_path), "PYTHONPATH": str(REPOSITORY)}
-    code = f"import nnssl, os; print(os.environ['{hook.VARIABLE}'])\nprint(nnssl.hook.trainers_folder())"
+    code = (
+        "import nnssl, os; "
+        f"print(os.environ['{hook.VARIABLE}'])\nprint(nnssl.hook.trainers_folder())"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,

@@ -31,7 +31,7 @@ def made_mask(grid: tuple[int, ...], counts: tuple[int, ...]) -> Tensor:
     return torch.stack([o < count for o, count in zip(order, counts, strict=True)]).view(-1, *grid)
 
 
-# -- the patch term --------------------------------------------------------------------------------
+# -- the patch term --------------------------------------------------------------------
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -91,7 +91,7 @@ def test_a_batch_that_hides_nothing_gives_a_finite_zero_with_a_gradient():
     assert all(buffer.isfinite().all() for buffer in method.buffers())
 
 
-# -- the method ------------------------------------------------------------------------------------
+# -- the method ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -191,7 +191,7 @@ def test_impossible_settings_are_refused(settings, message):
         micro.config("ibot", **settings)
 
 
-# -- masks -----------------------------------------------------------------------------------------
+# -- masks -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ratio", [0.01, 0.1, 0.3, 0.5, 0.9, 1.0])

@@ -41,6 +41,7 @@ def starts(folder: Path) -> int:
     return len((folder / "starts").read_text())
 
 
+@pytest.mark.slow
 def test_a_failure_is_tried_once_more_and_the_others_go_on(tmp_path):
     good, bad, shaky = (tmp_path / name for name in ("good", "bad", "shaky"))
     program(good, noting(good))
@@ -94,6 +95,7 @@ def test_without_a_gpu_the_description_must_say_cpu(monkeypatch):
         orchestrate.places("cuda", None)
 
 
+@pytest.mark.slow
 def test_two_places_share_the_runs_and_none_is_used_twice_at_once(tmp_path):
     """Each program says when it held which place; on one place the times must not overlap."""
     code = """
@@ -122,7 +124,10 @@ def test_a_job_that_dies_silently_has_a_reason(tmp_path):
 def test_a_command_outlives_its_killed_job_and_nobody_works_beside_it(tmp_path):
     """kill -9 leaves a training running: who comes next waits for it."""
     folder = tmp_path / "one"
-    note = f"import time; f = open(r'{folder}/starts', 'ab', 0); f.write(b'<'); time.sleep(1.5); f.write(b'>')"
+    note = (
+        f"import time; f = open(r'{folder}/starts', 'ab', 0); f.write(b'<'); time.sleep(1.5); "
+        "f.write(b'>')"
+    )
     code = f"{note}; open(r'{folder}/made', 'w')"
     program(folder, code)
     first = subprocess.Popen([sys.executable, "-m", "nnssl.study.execution.job", str(folder)])
@@ -142,8 +147,8 @@ def test_what_a_command_started_ends_with_it(tmp_path, ending):
     helper = "import time; time.sleep(600)"
     note = tmp_path / "helper"
     code = (
-        f"import subprocess, sys, time; child = subprocess.Popen([sys.executable, '-c', {helper!r}]); "
-        f"open({str(note)!r}, 'w').write(f'{{child.pid}} '); {ending}"
+        "import subprocess, sys, time; child = subprocess.Popen([sys.executable, '-c', "
+        f"{helper!r}]); open({str(note)!r}, 'w').write(f'{{child.pid}} '); {ending}"
     )
 
     def wait(process: subprocess.Popen) -> None:
@@ -308,8 +313,14 @@ def test_a_start_drops_a_training_checkpoint_that_was_cut_short(tmp_path):
 
 def test_what_another_study_trained_is_not_counted(tmp_path, monkeypatch):
     monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
-    one = {"dataset": "Dataset902_Phantoms", "configuration": "3d_fullres", "fold": 5, "trainer": "SwinSSLTrainer",
-           "plans": "small-organs-smit", "fingerprint": "a"}  # fmt: skip
+    one = {
+        "dataset": "Dataset902_Phantoms",
+        "configuration": "3d_fullres",
+        "fold": 5,
+        "trainer": "SwinSSLTrainer",
+        "plans": "small-organs-smit",
+        "fingerprint": "a",
+    }
     runs.refuse_others(tmp_path / "run", one)
     runs.write_job(tmp_path / "run", one)
     fold = (

@@ -61,9 +61,12 @@ def test_cores_by_version_1(kernel):
 def test_memory_that_the_cgroup_leaves(kernel, monkeypatch):
     assert limits.free_memory() is None
     kernel(
-        "0::/job\n", memory_max="max", job__memory_max=str(2 << 30), job__memory_current=str(1 << 30),
+        "0::/job\n",
+        memory_max="max",
+        job__memory_max=str(2 << 30),
+        job__memory_current=str(1 << 30),
         job__memory_stat=f"anon 5\ninactive_file {1 << 28}\n",
-    )  # fmt: skip
+    )
     assert limits.free_memory() == (1 << 30) + (1 << 28)
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     assert capacity.free_bytes(torch.device("cpu")) <= (1 << 30) + (1 << 28)

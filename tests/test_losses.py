@@ -27,7 +27,7 @@ def randn(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-# -- cross entropy and centres: lightly (MIT) is the oracle ----------------------------------------
+# -- cross entropy and centres: lightly (MIT) is the oracle ----------------------------
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -143,7 +143,7 @@ def test_centre_forgets_a_skipped_step():
     assert torch.equal(centre.value, torch.zeros(4))
 
 
-# -- masked L1 -------------------------------------------------------------------------------------
+# -- masked L1 -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 3, 4, 5), (3, 1, 4, 4)])
@@ -192,7 +192,7 @@ def test_masked_l1_of_nothing_hidden_is_zero_with_a_gradient():
     assert torch.equal(predicted.grad, torch.zeros_like(predicted))
 
 
-# -- heads -----------------------------------------------------------------------------------------
+# -- heads -----------------------------------------------------------------------------
 
 
 def test_logits_of_prototypes_are_in_fp32_under_autocast():
@@ -236,7 +236,7 @@ def test_head_gives_cosines():
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
 
 
-# -- the voxel decoder -----------------------------------------------------------------------------
+# -- the voxel decoder -----------------------------------------------------------------
 
 
 def test_cubes_unfold_as_a_loop_says_3d():
@@ -273,7 +273,7 @@ def test_decoder_needs_a_token():
         unfold_cubes(torch.zeros(1, 0, 1, 1, 2, 2, 2))
 
 
-# -- schedules -------------------------------------------------------------------------------------
+# -- schedules -------------------------------------------------------------------------
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -295,7 +295,7 @@ def test_ramp():
     assert (ramp(0.04, 0.07, 0.1, 0.2, 0), ramp(0.04, 0.07, 0.2, 0.2, 0)) == (0.04, 0.07)
 
 
-# -- the teacher -----------------------------------------------------------------------------------
+# -- the teacher -----------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -1,4 +1,6 @@
-"""Surface Dice and HD95 against MONAI's, closed forms, and a validated fold as nnU-Net leaves it."""
+"""Surface Dice and HD95 against MONAI's, closed forms, and a validated fold as nnU-Net leaves
+it.
+"""
 
 from __future__ import annotations
 

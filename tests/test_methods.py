@@ -32,12 +32,13 @@ UNTRAINED: dict[str, dict[str, str]] = {
         for name in ("norm.weight", "norm.bias", "reduction.weight")
     },
     "mocov3": {
-        f"patch_embed.proj.{name}": "stays random (Chen 2021, section 4.2), unless freeze_patches=false"
+        f"patch_embed.proj.{name}": "stays random (Chen 2021, section 4.2), unless "
+        "freeze_patches=false"
         for name in ("weight", "bias")
     },
     "cpc": {
-        "layers4.0.blocks.0.attn.relative_position_bias_table": "a crop of 32 has cubes of 10, with one token in stage "
-        "4; the default's cubes of 32 train it (tests/test_cpc.py)"
+        "layers4.0.blocks.0.attn.relative_position_bias_table": "a crop of 32 has cubes of 10, "
+        "with one token in stage 4; the default's cubes of 32 train it (tests/test_cpc.py)"
     },
 }
 
@@ -53,7 +54,7 @@ def name(request) -> str:
     return request.param
 
 
-# -- the contract ----------------------------------------------------------------------------------
+# -- the contract ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dims", [2, 3])
@@ -202,7 +203,7 @@ def test_the_golden_trace(name):
             )
 
 
-# -- configs and the registry ----------------------------------------------------------------------
+# -- configs and the registry ----------------------------------------------------------
 
 
 def test_the_registry_is_the_folder_and_the_documentation(name):

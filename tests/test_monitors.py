@@ -15,7 +15,7 @@ def randn(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-# -- embeddings ------------------------------------------------------------------------------------
+# -- embeddings ------------------------------------------------------------------------
 
 
 def test_equal_embeddings_have_no_spread_and_rank_one():
@@ -49,7 +49,7 @@ def test_rankme_of_nothing_but_zeros():
     assert math.isfinite(rankme(torch.zeros(4, 3)))
 
 
-# -- teacher targets -------------------------------------------------------------------------------
+# -- teacher targets -------------------------------------------------------------------
 
 
 def test_uniform_targets():
@@ -76,7 +76,7 @@ def test_bf16_targets_are_read_in_fp32():
     assert each == pytest.approx(1, abs=1e-3)
 
 
-# -- memory and alarms -----------------------------------------------------------------------------
+# -- memory and alarms -----------------------------------------------------------------
 
 
 def test_the_last_embeddings_are_kept(monkeypatch):

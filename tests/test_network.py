@@ -155,10 +155,16 @@ def monai_name(name: str) -> str | None:
         return None
     if name.startswith("swinViT."):
         return name.replace("swinViT.", "encoder.")
-    for old, new in (("out.conv.conv.", "heads.seg_layers.0."), (".layer.", "."), (".conv.weight", ".weight"),
-                     ("conv_block", "block"), ("transp_conv", "upsample"), ("encoder10.", "bottom."),
-                     *((f"encoder{i}.", f"skips.{i - 1}.") for i in (1, 2, 3, 4)),
-                     *((f"decoder{i}.", f"ups.{5 - i}.") for i in (1, 2, 3, 4, 5))):  # fmt: skip
+    for old, new in (
+        ("out.conv.conv.", "heads.seg_layers.0."),
+        (".layer.", "."),
+        (".conv.weight", ".weight"),
+        ("conv_block", "block"),
+        ("transp_conv", "upsample"),
+        ("encoder10.", "bottom."),
+        *((f"encoder{i}.", f"skips.{i - 1}.") for i in (1, 2, 3, 4)),
+        *((f"decoder{i}.", f"ups.{5 - i}.") for i in (1, 2, 3, 4, 5)),
+    ):
         name = name.replace(old, new)
     return f"decoder.{name}"
 
@@ -185,9 +191,15 @@ def test_the_faithful_network_is_monais(size):
     )
     torch.manual_seed(0)
     theirs = Theirs(
-        1, 3, feature_size=12, depths=config.depths, num_heads=config.heads, window_size=4, patch_norm=True,
+        1,
+        3,
+        feature_size=12,
+        depths=config.depths,
+        num_heads=config.heads,
+        window_size=4,
+        patch_norm=True,
         spatial_dims=len(size),
-    ).double()  # fmt: skip
+    ).double()
     ours = network(
         len(size), deep_supervision=False, encoder=config.to_dict(), decoder="swinunetr"
     ).double()

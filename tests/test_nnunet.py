@@ -112,6 +112,7 @@ def log_of(fold: Path) -> str:
     return "\n".join(path.read_text() for path in sorted(fold.glob("training_log_*.txt")))
 
 
+@pytest.mark.slow
 def test_from_checkpoint_to_segmentation_without_the_ssl_file(folders, tmp_path):
     ssl = pretrained(tmp_path / "ssl")
     plans_named("few", epochs=1, checkpoint=ssl)
@@ -129,8 +130,21 @@ def test_from_checkpoint_to_segmentation_without_the_ssl_file(folders, tmp_path)
     assert log_of(fold).count("encoder tensors matched") == 1
 
     model = ["-tr", "SwinSSLTrainer", "-p", "few", "-c", "3d_fullres", "-f", "0"]
-    command("nnUNetv2_find_best_configuration", ID, "-c", "3d_fullres", "-tr", "SwinSSLTrainer", "-p", "few", "-f", 0,
-            "--disable_ensembling", "-np", 1)  # fmt: skip
+    command(
+        "nnUNetv2_find_best_configuration",
+        ID,
+        "-c",
+        "3d_fullres",
+        "-tr",
+        "SwinSSLTrainer",
+        "-p",
+        "few",
+        "-f",
+        0,
+        "--disable_ensembling",
+        "-np",
+        1,
+    )
     command("nnUNetv2_export_model_to_zip", "-d", ID, "-o", tmp_path / "model.zip", *model)
     assert (tmp_path / "model.zip").stat().st_size > 1_000_000
     images = shutil.copytree(folders["nnUNet_raw"] / DATASET / "imagesTs", tmp_path / "images")
@@ -261,6 +275,7 @@ def preprocess_here(plans: str, folders: dict[str, Path]) -> None:
         )
 
 
+@pytest.mark.slow
 def test_plans_of_upstreams_preprocess_like_nnssl_train_and_predict(folders, tmp_path):
     ssl = pretrained(tmp_path / "ssl")
     plans = plans_like_nnssl(folders, ssl)
@@ -353,7 +368,9 @@ def test_a_checkpoint_changed_after_planning_stops_the_training(tmp_path):
 
 @pytest.mark.parametrize("name", ["SwinSSLTrainer", "SwinScratchTrainer"])
 def test_one_step_gives_every_trained_parameter_a_gradient(tmp_path, name):
-    """DDP, in which nnU-Net wraps the network for -num_gpus, stops at a parameter that gets none."""
+    """DDP, in which nnU-Net wraps the network for -num_gpus, stops at a parameter that gets
+    none.
+    """
     plans_named("step", checkpoint=pretrained(tmp_path))
     trainer = trainer_for("step", name)
     trainer.initialize()

@@ -5,6 +5,7 @@ name.
 from __future__ import annotations
 
 import importlib
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from email.parser import Parser
 from pathlib import Path
 
 import pytest
+import yaml
 
 import nnssl
 
@@ -53,9 +55,21 @@ def test_every_module_is_in_the_wheel(wheel):
     assert {name for name in wheel.namelist() if name.endswith(".py")} == ours
 
 
+def test_types_are_shipped(wheel):
+    assert "nnssl/py.typed" in wheel.namelist()
+
+
+def test_citation_and_changelog_are_of_this_version():
+    citation = yaml.safe_load((REPOSITORY / "documentation" / "CITATION.cff").read_text())
+    assert citation["version"] == nnssl.__version__
+    changelog = (REPOSITORY / "documentation" / "changelog.md").read_text(encoding="utf-8")
+    sections = re.findall(r"^## (\S+)", changelog, flags=re.MULTILINE)
+    assert nnssl.__version__ in sections[:2]  # above it there may be what is not released yet
+
+
 def test_commands_version_and_licence(wheel):
     scripts = metadata(wheel, "entry_points.txt")
-    for command in ("pretrain", "inspect", "plan", "convert", "study", "demo", "doctor"):
+    for command in ("pretrain", "inspect", "plan", "convert", "study", "demo", "doctor", "report"):
         assert f"nnssl_{command} = nnssl.cli:{command}" in scripts
     about = Parser().parsestr(metadata(wheel, "METADATA"))
     assert about["Name"] == "nnssl-swin"
@@ -71,7 +85,7 @@ def test_commands_version_and_licence(wheel):
 def test_every_command_is_a_function():
     from nnssl import cli
 
-    for command in ("pretrain", "inspect", "plan", "convert", "study", "demo", "doctor"):
+    for command in ("pretrain", "inspect", "plan", "convert", "study", "demo", "doctor", "report"):
         assert callable(getattr(cli, command))
 
 

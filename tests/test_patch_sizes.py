@@ -50,7 +50,12 @@ def window_by_window(trainer, image: tuple[int, ...]) -> torch.Tensor:
         tile_step_size=1.0, use_mirroring=False, device=torch.device("cpu"), allow_tqdm=False
     )
     predictor.manual_initialization(
-        trainer.network.eval(), trainer.plans_manager, trainer.configuration_manager, None, trainer.dataset_json,
-        type(trainer).__name__, None,
-    )  # fmt: skip
+        trainer.network.eval(),
+        trainer.plans_manager,
+        trainer.configuration_manager,
+        None,
+        trainer.dataset_json,
+        type(trainer).__name__,
+        None,
+    )
     return predictor.predict_sliding_window_return_logits(torch.randn(1, *image))

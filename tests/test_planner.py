@@ -76,6 +76,7 @@ def test_a_thin_axis_comes_first_in_the_plans_and_is_not_halved_at_once(nnunet_e
     assert configuration["architecture"]["arch_kwargs"]["axes"] == [2, 0, 1]
 
 
+@pytest.mark.slow
 def test_more_memory_and_a_lighter_decoder_give_larger_patches(nnunet_env):
     def volume(**options) -> int:
         return prod(
@@ -90,6 +91,7 @@ def test_too_little_memory_says_what_helps(nnunet_env):
         plan(nnunet_env, "large CT", gpu_memory_target=0.5)
 
 
+@pytest.mark.slow
 def test_data_are_shared_with_nnunets_plans_only_where_both_would_preprocess_the_same(
     nnunet_env, tmp_path
 ):
@@ -149,6 +151,7 @@ def test_the_planner_is_nnunets_own_and_works_through_its_interface(
     assert network(torch.zeros(1, 2, *configuration["patch_size"])).shape[1] == 3
 
 
+@pytest.mark.slow
 def test_the_commands_plan_preprocess_and_say_what_to_type(nnunet_env, monkeypatch, capsys):
     from test_nnunet import command
 

@@ -224,7 +224,8 @@ RUN = """
 import sys
 from nnssl.data.prepare import prepare
 if __name__ == "__main__":
-    prepare("made", sys.argv[1], [sys.argv[2]], spacing=(1.5, 1, 1), crop=(32, 32, 32), num_processes=1)
+    prepare("made", sys.argv[1], [sys.argv[2]], spacing=(1.5, 1, 1), crop=(32, 32, 32),
+            num_processes=1)
 """
 
 

@@ -105,8 +105,8 @@ def test_all_of_the_decoder_but_its_heads_is_carried_over(final, tmp_path, nnune
     assert not finetune.needs_moments(finetune.unwrap(trainer.network), info)
     log = "".join(path.read_text() for path in Path(trainer.output_folder).glob("training_log*"))
     assert (
-        f"{info['decoder_matched']} of {info['decoder_matched']} tensors of the decoder light matched"
-        in log
+        f"{info['decoder_matched']} of {info['decoder_matched']} tensors of the decoder light "
+        "matched" in log
     )
 
 

@@ -149,11 +149,26 @@ def shallower(ready, path: Path) -> Path:
 
 
 REFUSED = {
-    of_the_pretraining: r"checkpoint of a pretraining.*nnssl_plan -d DATASET -c \S+checkpoint_final.pth --name NAME",
-    of_nnunets_own_network: r"nnUNetv2_train DATASET \S+ FOLD -tr nnUNetTrainer -p nnUNetPlans -pretrained_weights ",
-    of_two_channels: r"images of 2 channel\(s\), these have 1.*nnssl_plan -d DATASET -c \S+ --decoder light",
-    deeper: r"\d+ tensors differ, such as encoder.layers3.*missing here\).*nnssl_plan -d DATASET -c ",
-    shallower: r"1 tensors differ, such as encoder.layers2.*missing in the file.*nnssl_plan -d DATASET -c ",
+    of_the_pretraining: (
+        r"checkpoint of a pretraining.*nnssl_plan -d DATASET -c \S+checkpoint_final.pth "
+        r"--name NAME"
+    ),
+    of_nnunets_own_network: (
+        r"nnUNetv2_train DATASET \S+ FOLD -tr nnUNetTrainer -p nnUNetPlans "
+        r"-pretrained_weights "
+    ),
+    of_two_channels: (
+        r"images of 2 channel\(s\), these have 1.*nnssl_plan -d DATASET -c \S+ "
+        r"--decoder light"
+    ),
+    deeper: (
+        r"\d+ tensors differ, such as encoder.layers3.*missing here\)"
+        r".*nnssl_plan -d DATASET -c "
+    ),
+    shallower: (
+        r"1 tensors differ, such as encoder.layers2.*missing in the file"
+        r".*nnssl_plan -d DATASET -c "
+    ),
 }
 
 

@@ -83,7 +83,7 @@ class Telling(nn.Module):
         return [pool(features, 2), pool(features, 4)]
 
 
-# -- the classifier --------------------------------------------------------------------------------
+# -- the classifier --------------------------------------------------------------------
 
 
 def test_ridge_is_least_squares_with_a_penalty():
@@ -144,7 +144,7 @@ def test_offsets_are_the_best_thresholds():
     )
 
 
-# -- the cases -------------------------------------------------------------------------------------
+# -- the cases -------------------------------------------------------------------------
 
 
 def test_images_and_labels_lie_on_the_same_grid(stored):
@@ -244,7 +244,7 @@ def test_labels_that_are_on_one_side_only_are_refused(stored, tmp_path):
         Probe(tmp_path / "stored", (16, 16, 16), 1)
 
 
-# -- what it says ----------------------------------------------------------------------------------
+# -- what it says ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("crop", [(16, 32, 32), (32, 32)])
@@ -282,7 +282,7 @@ def test_voxels_to_ignore_count_neither_way(stored, tmp_path):
     assert set(probe.ask(Telling(), micro.CPU)) == {"probe_bone", "probe_dice"}
 
 
-# -- in a run --------------------------------------------------------------------------------------
+# -- in a run --------------------------------------------------------------------------
 
 
 @pytest.fixture

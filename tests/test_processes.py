@@ -186,6 +186,7 @@ def assert_close(ours, theirs, what: str, **tolerance) -> None:
     torch.testing.assert_close(ours, theirs, msg=lambda text: f"{what}: {text}", **tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["plain", "accumulated", "ibot", "poisoned"])
 def test_two_processes_are_one_with_the_same_total_batch(found, kind, tmp_path, quiet):
     _, (first, second) = found

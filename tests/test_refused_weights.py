@@ -77,7 +77,9 @@ def malicious(place: Path) -> dict:
 
 
 def of_another_architecture(place: Path) -> dict:
-    """Its last tensors fit and its first do not, or the other way round: either way, none is taken."""
+    """Its last tensors fit and its first do not, or the other way round: either way, none is
+    taken.
+    """
     path = pretrained(place)
     plans = planned(sha256=None)
     pretrained(path.parent, replace(ENCODER, depths=(1, 1, 2, 1)))

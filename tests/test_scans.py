@@ -1,4 +1,6 @@
-"""Finding, reading and refusing raw scans; and the survey, its report, its memory and its workers."""
+"""Finding, reading and refusing raw scans; and the survey, its report, its memory and its
+workers.
+"""
 
 from __future__ import annotations
 

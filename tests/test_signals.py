@@ -99,7 +99,10 @@ def test_a_forked_child_ends_by_the_signals_that_we_handle(ours, monkeypatch):
 
 
 def test_a_program_that_a_reader_starts_ignores_nothing(monkeypatch):
-    code = "import signal, sys; sys.exit(any(signal.getsignal(n) is signal.SIG_IGN for n in (15, 2, 1)))"
+    code = (
+        "import signal, sys; sys.exit(any(signal.getsignal(n) is signal.SIG_IGN for n in (15, 2, "
+        "1)))"
+    )
 
     def act() -> None:
         assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -32,7 +32,9 @@ def test_the_order_of_the_views_and_of_the_scans_does_not_matter():
 
 
 def test_crops_of_one_scan_are_no_negatives():
-    """Two crops of the same scan, and nothing else to compare with: there is nothing to get wrong."""
+    """Two crops of the same scan, and nothing else to compare with: there is nothing to get
+    wrong.
+    """
     method = micro.method("simclr")
     views = {**micro.views(method), "scan": torch.tensor([3, 3])}
     out = method(views)

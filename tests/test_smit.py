@@ -229,8 +229,12 @@ def test_smits_patch_loss_is_a_mean_over_views_that_hide_different_numbers():
     views["asked"][:, 0] &= torch.rand(views["asked"][:, 0].shape) < 0.5
     whole = method(views).losses["mpd"]
     method.skipped_step()
-    parts = [method({k: v[:, i : i + 1] for k, v in views.items() if k in ("image", "masked", "asked")})
-             .losses["mpd"] for i in range(2)]  # fmt: skip
+    parts = [
+        method(
+            {k: v[:, i : i + 1] for k, v in views.items() if k in ("image", "masked", "asked")}
+        ).losses["mpd"]
+        for i in range(2)
+    ]
     torch.testing.assert_close(whole, sum(parts) / 2)
 
 

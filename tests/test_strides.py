@@ -88,8 +88,8 @@ def test_a_transfer_adapts_inflates_and_says_so(tmp_path):
     assert done.matched == done.total == len(list(encoder.parameters()))
     stem = done.explained["patch_embed.proj.weight"]
     assert (
-        stem
-        == "adapted exactly from a step of 2 x 2 x 2 to one of 1 x 2 x 2, inflated from 1 to 2 input channels"
+        stem == "adapted exactly from a step of 2 x 2 x 2 to one of 1 x 2 x 2, inflated from 1 "
+        "to 2 input channels"
     )
     assert "1 x 2 x 1" in done.explained["layers3.0.downsample.reduction.bias"]
     given = loaded.weights["encoder.patch_embed.proj.weight"]

@@ -36,13 +36,32 @@ def dataset(nnunet_env) -> dict[str, Path]:
 def test_every_start_has_its_commands(tmp_path, dataset):
     arms = [
         *ARMS,
-        {"name": "byol", "start": "pretrain", "method": "byol", "datasets": [902], "encoder": "tiny",
-         "options": {"dims": 2, "epochs": 5, "crop": [32, 32], "fp32": True, "np": 3, "compile": False}},
+        {
+            "name": "byol",
+            "start": "pretrain",
+            "method": "byol",
+            "datasets": [902],
+            "encoder": "tiny",
+            "options": {
+                "dims": 2,
+                "epochs": 5,
+                "crop": [32, 32],
+                "fp32": True,
+                "np": 3,
+                "compile": False,
+            },
+        },
         {"name": "imagenet", "start": "imagenet", "weights": "swin.pth", "options": {"rgb": True}},
         {"name": "labels", "start": "supervised", "dataset": 902, "configuration": "2d"},
         {"name": "nnunet", "start": "default"},
-        {"name": "after", "start": "pretrain", "method": "byol", "scans": ["scans"], "after": "imagenet"},
-    ]  # fmt: skip
+        {
+            "name": "after",
+            "start": "pretrain",
+            "method": "byol",
+            "scans": ["scans"],
+            "after": "imagenet",
+        },
+    ]
     made = study(
         tmp_path, arms=arms, recipe={"epochs": 3, "mirror": False, "trainer": "SwinFrozenTrainer"}
     )
@@ -226,8 +245,11 @@ def test_a_supervised_encoder_becomes_a_checkpoint(tmp_path):
     }  # fmt: skip
     plans = {"dataset_name": DATASET, "configurations": {"3d_fullres": configuration},
              "foreground_intensity_properties_per_channel": {"0": properties}}  # fmt: skip
-    content = {"init_args": {"plans": plans, "configuration": "3d_fullres"}, "logging": {"lrs": [1.0]},
-               "network_weights": network.state_dict()}  # fmt: skip
+    content = {
+        "init_args": {"plans": plans, "configuration": "3d_fullres"},
+        "logging": {"lrs": [1.0]},
+        "network_weights": network.state_dict(),
+    }
     torch.save(content, tmp_path / "checkpoint_final.pth")
     supervised.export(tmp_path, tmp_path / "out.pth")
     loaded = checkpoint.load(tmp_path / "out.pth")
@@ -248,8 +270,10 @@ def test_a_supervised_encoder_of_mapped_intensities_is_refused(tmp_path):
     arguments = {"encoder": ENCODER.to_dict(), "intensity": {"scale": [2.0]}}
     configuration = {"patch_size": [32, 32, 32], "architecture": {"arch_kwargs": arguments}}
     plans = {"dataset_name": DATASET, "configurations": {"3d_fullres": configuration}}
-    content = {"init_args": {"plans": plans, "configuration": "3d_fullres"},
-               "network_weights": SwinUNETR(1, 2, encoder=ENCODER.to_dict()).state_dict()}  # fmt: skip
+    content = {
+        "init_args": {"plans": plans, "configuration": "3d_fullres"},
+        "network_weights": SwinUNETR(1, 2, encoder=ENCODER.to_dict()).state_dict(),
+    }
     torch.save(content, tmp_path / "checkpoint_final.pth")
     with pytest.raises(ValueError, match="make its plans without a checkpoint"):
         supervised.export(tmp_path, tmp_path / "out.pth")
@@ -269,14 +293,23 @@ def in_this_process(words: list[str], log: Path, lock: int | None = None) -> Non
             raise CommandError(f"{words[0]} failed")
 
 
+@pytest.mark.slow
 def test_end_to_end_killed_in_the_middle(nnunet_env, tmp_path, monkeypatch, capsys):
     """init's twin by hand, run --dry-run, run, killed after the first training, run, run again."""
     from nnssl import phantoms
 
     raw = nnunet_env["nnUNet_raw"] / DATASET
     phantoms.write_nnunet_dataset(raw, training=range(6), unseen=range(6, 7), shape=(20, 40, 36))
-    recipe = {"epochs": 1, "iterations": 2, "val_iterations": 1, "decoder": "light", "patch": [12, 32, 28],
-              "batch_size": 2, "foreground": 1.0, "mirror": False}  # fmt: skip
+    recipe = {
+        "epochs": 1,
+        "iterations": 2,
+        "val_iterations": 1,
+        "decoder": "light",
+        "patch": [12, 32, 28],
+        "batch_size": 2,
+        "foreground": 1.0,
+        "mirror": False,
+    }
     pretrained(tmp_path).rename(tmp_path / "smit.pth")
     content = {
         "name": "small",

@@ -52,9 +52,15 @@ def test_the_tokens_that_are_read_are_those_of_the_places():
     crop[..., 0, 0, 0] += 5
     after = layers.read(crop, places)
     assert layers.names == [
-        "patch embedding", "stage 1 block 1", "stage 1 block 2", "stage 2 block 1", "stage 2 block 2",
-        "stage 3 block 1", "stage 3 block 2", "stage 4 block 1",
-    ]  # fmt: skip
+        "patch embedding",
+        "stage 1 block 1",
+        "stage 1 block 2",
+        "stage 2 block 1",
+        "stage 2 block 2",
+        "stage 3 block 1",
+        "stage 3 block 2",
+        "stage 4 block 1",
+    ]
     changed = [(a - b).abs().amax(1) > 1e-6 for a, b in zip(before, after, strict=True)]
     assert all(bool(c[0]) for c in changed)
     assert not any(bool(c[1]) for c in changed[:5])

@@ -70,8 +70,18 @@ def study(nnunet_env, tmp_path) -> Study:
 def finished(
     folder: Path, arm: str, trainer: str, budget: int | str, fold: int, plans: dict
 ) -> None:
-    job = {"run": f"t__{arm}__{budget}__0", "task": "t", "arm": arm, "budget": budget, "seed": 0, "dataset": DATASET,
-           "configuration": "3d_fullres", "fold": fold, "trainer": trainer, "plans": f"p-{arm}"}  # fmt: skip
+    job = {
+        "run": f"t__{arm}__{budget}__0",
+        "task": "t",
+        "arm": arm,
+        "budget": budget,
+        "seed": 0,
+        "dataset": DATASET,
+        "configuration": "3d_fullres",
+        "fold": fold,
+        "trainer": trainer,
+        "plans": f"p-{arm}",
+    }
     where = folder / "runs" / job["run"]
     where.mkdir(parents=True)
     files.write_json(where / runs.JOB, job)

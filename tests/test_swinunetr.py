@@ -28,7 +28,7 @@ def method():
     return micro.method("swinunetr", window_jitter=0.0)
 
 
-# -- cut-out ---------------------------------------------------------------------------------------
+# -- cut-out ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dims", [2, 3])
@@ -73,7 +73,7 @@ def test_no_box_covers_nothing():
     assert covered(torch.tensor([[[[0.0, 1.0], [0.0, 1.0]]]]), (4, 5)).all()
 
 
-# -- views -----------------------------------------------------------------------------------------
+# -- views -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dims", [2, 3])
@@ -83,8 +83,11 @@ def test_views_are_turned_in_plane_and_damaged_in_part(dims):
     regions = torch.stack([micro.SyntheticCrops(size)[index]["crop"] for index in range(3)])
     views = method.views(regions, [generator_for(0, index) for index in range(3)])
     assert {name: tuple(value.shape) for name, value in views.items()} == {
-        "image": (2, 3, 1, *size), "noisy": (2, 3, 1, *size), "swapped": (2, 3, 1, *size), "turn": (2, 3)
-    }  # fmt: skip
+        "image": (2, 3, 1, *size),
+        "noisy": (2, 3, 1, *size),
+        "swapped": (2, 3, 1, *size),
+        "turn": (2, 3),
+    }
     damaged = views["noisy"] != views["image"]
     for name, part in (("noise", damaged), ("swap", views["swapped"])):
         fraction = part.flatten(2).float().mean(dim=2)
@@ -128,7 +131,7 @@ def test_a_crop_whose_slices_are_not_square_is_refused_with_one_that_works():
         SwinUNETRPretext.region((96, 64, 96))
 
 
-# -- the decoder -----------------------------------------------------------------------------------
+# -- the decoder -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -151,14 +154,16 @@ def test_projecting_before_the_last_doubling_is_projecting_after_it(dims, grid, 
 
 
 def test_the_decoder_hears_a_single_token():
-    """Instance norm, as in the authors' code, would say the same of every crop of up to 32 voxels."""
+    """Instance norm, as in the authors' code, would say the same of every crop of up to 32
+    voxels.
+    """
     torch.manual_seed(0)
     decoder, tokens = ConvDecoder(32, 3), torch.randn(2, 32, 1, 1, 1)
     first, second = decoder(tokens, (16, 16, 16))
     assert not torch.allclose(first, second)
 
 
-# -- the loss --------------------------------------------------------------------------------------
+# -- the loss --------------------------------------------------------------------------
 
 
 def test_the_terms_by_hand(method):

@@ -114,7 +114,7 @@ class Poisoned(micro.SyntheticCrops):
         return sample
 
 
-# -- resume ----------------------------------------------------------------------------------------
+# -- resume ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ def test_a_run_is_never_overwritten(tmp_path, there, resume, message):
             before.require_free(tmp_path, resume)
 
 
-# -- accumulation and the order of samples ---------------------------------------------------------
+# -- accumulation and the order of samples ---------------------------------------------
 
 
 def test_accumulation_gives_what_one_large_batch_gives(tmp_path):
@@ -290,7 +290,7 @@ def test_numbers_below_one_are_refused(field):
         RunConfig(**{"steps": 1, "batch_size": 1, field: 0})
 
 
-# -- gradients that are not finite -----------------------------------------------------------------
+# -- gradients that are not finite -----------------------------------------------------
 
 
 def warnings(said: list[str]) -> list[str]:
@@ -385,16 +385,34 @@ def test_weights_that_are_not_finite_are_never_written(tmp_path):
     assert (tmp_path / LATEST).read_bytes() == before
 
 
-# -- what is said and written ----------------------------------------------------------------------
+# -- what is said and written ----------------------------------------------------------
 
 
 def test_rows_of_the_log(tmp_path):
     train(micro.run(tmp_path, steps=5, log_every=2), silent)
     lines = [json.loads(line) for line in (tmp_path / LOG).read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 4, 5]
-    wanted = {"step", "epoch", "total", "mip", "itd", "mpd", "lr", "grad_norm", "samples_per_second", "data_wait",
-              "rejected", "embedding_std", "rankme", "entropy_image", "spread_image", "used_image",
-              "entropy_patch", "spread_patch", "used_patch"}  # fmt: skip
+    wanted = {
+        "step",
+        "epoch",
+        "total",
+        "mip",
+        "itd",
+        "mpd",
+        "lr",
+        "grad_norm",
+        "samples_per_second",
+        "data_wait",
+        "rejected",
+        "embedding_std",
+        "rankme",
+        "entropy_image",
+        "spread_image",
+        "used_image",
+        "entropy_patch",
+        "spread_patch",
+        "used_patch",
+    }
     assert all(set(line) == wanted for line in lines)
     assert lines[0]["epoch"] == pytest.approx(2 * 4 / 6, abs=1e-3)
     # of the samples of step 2
@@ -452,6 +470,7 @@ def test_pictures_of_a_method_without_voxels_show_what_it_sees(tmp_path):
         LATEST,
         FINAL,
         "progress.png",
+        "views",
         "views.png",
     }
 
@@ -478,7 +497,7 @@ def test_signals_are_heard_and_handed_back():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-# -- learning rate and parameter groups ------------------------------------------------------------
+# -- learning rate and parameter groups ------------------------------------------------
 
 
 def test_the_learning_rate_in_closed_form():
@@ -532,7 +551,7 @@ def test_what_decays():
     assert all(method.get_parameter(n).ndim >= 2 for n in trained - exempt)
 
 
-# -- how much fits ---------------------------------------------------------------------------------
+# -- how much fits ---------------------------------------------------------------------
 
 
 class Net(nn.Module):

@@ -34,7 +34,9 @@ WORLD = 2
 
 @pytest.fixture
 def ready(nnunet_env, monkeypatch, tmp_path):
-    """A function that gives an initialised trainer, started from a checkpoint where it takes one."""
+    """A function that gives an initialised trainer, started from a checkpoint where it takes
+    one.
+    """
     monkeypatch.setenv(checkpoint_choice.VARIABLE, str(pretrained(tmp_path / "ssl")))
     monkeypatch.setattr(finetune.plans, "DECODER", "light")
 
@@ -250,7 +252,7 @@ def test_every_part_has_groups_of_its_own(layer_decay):
     assert {p for name, p in of.items() if "patch_embed" in name} == {5}
 
 
-# -- two processes ---------------------------------------------------------------------------------
+# -- two processes ---------------------------------------------------------------------
 
 
 def as_rank(rank: int, folder: Path) -> None:
@@ -310,6 +312,7 @@ def found(tmp_path_factory) -> list[dict]:
     return [torch.load(folder / f"found{rank}.pth", weights_only=False) for rank in range(WORLD)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("deep", [True, False])
 @pytest.mark.parametrize("decoder", DECODERS)
 @pytest.mark.parametrize("name", TRAINERS)

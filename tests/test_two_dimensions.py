@@ -126,8 +126,8 @@ def test_a_batch_too_small_for_the_method_is_said(slices):
     smallest = METHODS["simclr"].smallest_batch
     _, said = slices("simclr", batch_size=smallest, accumulate=2, steps=1)
     assert (
-        f"needs some {smallest} of them at least; here they are {smallest // 2}. Try --batch-size {smallest}"
-        in said
+        f"needs some {smallest} of them at least; here they are {smallest // 2}. Try --batch-size "
+        f"{smallest}" in said
     )
     _, said = slices("simmim", batch_size=1, steps=1)
     assert "WARNING" not in said
@@ -151,9 +151,17 @@ def test_slices_of_mri_are_learnt_from_and_fine_tuned_as_nnunet_normalises_them(
     monkeypatch.setattr(Log, "draw", lambda self: None)
     monkeypatch.setattr(pretrain, "keep_freed_memory", lambda: False)
     options = Options(
-        "byol", dataset_ids=("903",), preset="tiny", dims=2, crop=(32, 32), batch_size=2, steps=2, workers=0,
-        device="cpu", settings=("head_hidden=16",),
-    )  # fmt: skip
+        "byol",
+        dataset_ids=("903",),
+        preset="tiny",
+        dims=2,
+        crop=(32, 32),
+        batch_size=2,
+        steps=2,
+        workers=0,
+        device="cpu",
+        settings=("head_hidden=16",),
+    )
     loaded = checkpoint.load(pretrain.pretrain(options, lambda _: None))
     assert loaded.hu is None
     assert "as nnU-Net normalises" in checkpoint.describe(loaded)

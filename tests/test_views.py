@@ -48,7 +48,7 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-# -- masks -----------------------------------------------------------------------------------------
+# -- masks -----------------------------------------------------------------------------
 
 
 def drawn(count: int, grid: tuple[int, ...]) -> torch.Tensor:
@@ -126,7 +126,7 @@ def test_a_block_that_does_not_divide_the_crop_is_refused_with_a_crop_that_works
         block_grid((96, 90, 8), 16)
 
 
-# -- crops in regions ------------------------------------------------------------------------------
+# -- crops in regions ------------------------------------------------------------------
 
 
 def test_offsets_stay_inside_and_reach_both_ends():
@@ -140,7 +140,9 @@ def test_offsets_stay_inside_and_reach_both_ends():
     [(5, 40, {0, 1, 2, 3, 4}), (-3, 14, {3, 4}), (0, 12, {0}), (-3, 12, {3}), (-4, 9, {2})],
 )
 def test_offsets_lie_in_the_scan_where_it_is_large_enough(start, size, places):
-    """A region of 16, crops of 12, along one axis; a scan smaller than the crop lies in its middle."""
+    """A region of 16, crops of 12, along one axis; a scan smaller than the crop lies in its
+    middle.
+    """
     (within,) = inside((16,), torch.tensor([[start]]), torch.tensor([[size]]))
     source = generator()
     assert {draw_offset((16,), (12,), source, within)[0] for _ in range(100)} == places
@@ -182,7 +184,7 @@ def test_the_papers_region():
     assert SMIT.region((96, 96, 96)) == (128, 128, 128)
 
 
-# -- boxes -----------------------------------------------------------------------------------------
+# -- boxes -----------------------------------------------------------------------------
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -263,7 +265,7 @@ def test_resampling_gives_one_image_the_same_bits_alone():
         )
 
 
-# -- flips and rotations ---------------------------------------------------------------------------
+# -- flips and rotations ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dims", [2, 3])
@@ -326,7 +328,7 @@ def test_other_numbers_of_rotations_are_refused(dims, classes):
         rotations(dims, classes)
 
 
-# -- intensities -----------------------------------------------------------------------------------
+# -- intensities -----------------------------------------------------------------------
 
 
 def test_an_intensity_that_changes_nothing_changes_no_bit():
@@ -412,7 +414,7 @@ def test_an_image_gets_the_same_intensity_alone_and_in_a_batch(shape):
         )
 
 
-# -- pairs -----------------------------------------------------------------------------------------
+# -- pairs -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dims", [2, 3])
@@ -436,7 +438,7 @@ def test_two_views_are_flipped_parts_where_intensities_are_left_out(monkeypatch)
         assert sum(torch.equal(view, part) for part in turned) == 1
 
 
-# -- windows ---------------------------------------------------------------------------------------
+# -- windows ---------------------------------------------------------------------------
 
 
 def test_window_clips_and_leaves_the_rest():
@@ -466,7 +468,7 @@ def test_a_window_uses_up_the_same_chance_whether_it_happens_or_not():
     assert torch.equal(*after)
 
 
-# -- views of a method -----------------------------------------------------------------------------
+# -- views of a method -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -592,7 +594,7 @@ def test_both_views_of_a_scan_are_seen_through_the_same_window():
         assert (float(view.min()), float(view.max())) == pytest.approx((low, high))
 
 
-# -- seeds -----------------------------------------------------------------------------------------
+# -- seeds -----------------------------------------------------------------------------
 
 
 def test_seeds_differ_wherever_a_part_differs():

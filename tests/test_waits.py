@@ -30,7 +30,9 @@ WAITING = {
 
 
 class Waits(TorchDispatchMode):
-    """Counts, by file of this package, what would make the host wait if its tensors were on a GPU."""
+    """Counts, by file of this package, what would make the host wait if its tensors were on a
+    GPU.
+    """
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,6 +1,7 @@
 """Encoder forward and backward against MONAI's SwinTransformer built the same.
 
-    python -m nnssl.bench.encoder [--preset smit] [--sizes 64 96] [-device cuda] [--allocator default]
+    python -m nnssl.bench.encoder [--preset smit] [--sizes 64 96] [-device cuda]
+        [--allocator default]
 
 On a GPU both run under bf16 autocast, ours compiled as it is trained. MONAI is the baseline as its
 users have it.
@@ -72,7 +73,8 @@ def compare(name: str, size: int, batch: int, device: torch.device, rounds: int)
     yield table(side_by_side(steps, rounds, device=device), "MONAI")
     memory = {label: peak_memory(step, device) for label, step in steps.items()}
     yield from (
-        f"peak memory of a step, {label}: {peak / 2**20:.0f} MiB, ratio {peak / memory['MONAI']:.2f}"
+        f"peak memory of a step, {label}: {peak / 2**20:.0f} MiB, ratio "
+        f"{peak / memory['MONAI']:.2f}"
         for label, peak in memory.items()
     )
 
@@ -94,7 +96,8 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     kept = options.allocator == "keep" and keep_freed_memory()
     print(
-        f"{options.device}, {options.threads} threads, torch {torch.__version__}, freed memory kept: {kept}"
+        f"{options.device}, {options.threads} threads, torch {torch.__version__}, freed memory "
+        f"kept: {kept}"
     )
     for size in options.sizes:
         for line in compare(

@@ -1,7 +1,8 @@
 """The figures of the method pages: what a method looks at in a phantom, drawn through the method's
 own views.
 
-python -m nnssl.bench.figures smit documentation/methods/smit.png [--checkpoint checkpoint_latest.pth]
+python -m nnssl.bench.figures smit documentation/methods/smit.png
+    [--checkpoint checkpoint_latest.pth]
 
 One row a view, one column for each title of `Method.show`; what is hidden is blue. Where a view is
 an exact part of the region that was read, the region is shown as well, with the view's frame.
@@ -50,7 +51,9 @@ class Subject:
 
 
 def untrained(name: str) -> Subject:
-    """A small encoder with random weights, on crops of 96 voxels at 2 mm (those of SMIT's authors)."""
+    """A small encoder with random weights, on crops of 96 voxels at 2 mm (those of SMIT's
+    authors).
+    """
     torch.manual_seed(0)
     method = METHODS[name](Swin(SMALL, maskable=True), METHODS[name].Config())
     return Subject(method, (96, 96, 96), (2.0, 2.0, 2.0), SOFT_TISSUE, trained=False)
@@ -64,8 +67,8 @@ def trained(name: str, path: Path) -> Subject:
     header = content["header"]
     if header["method"] != name or "training_state" not in content:
         raise ValueError(
-            f"a checkpoint_latest.pth of {name} is needed (the final one holds no heads); {path} is of "
-            f"{header['method']}, with {sorted(content)}"
+            f"a checkpoint_latest.pth of {name} is needed (the final one holds no heads); {path} "
+            f"is of {header['method']}, with {sorted(content)}"
         )
     encoder = Swin(SwinConfig.from_dict(header["encoder"]), maskable=True)
     method = METHODS[name](encoder, METHODS[name].Config.stored(header["method_config"]))

@@ -1,7 +1,8 @@
 """A whole fine-tuning step: the faithful network against MONAI's, the light one against nnU-Net's
 default.
 
-    python -m nnssl.bench.finetuning [--pairs faithful light] [--sizes 64 96] [-device cuda] [--allocator default]
+    python -m nnssl.bench.finetuning [--pairs faithful light] [--sizes 64 96]
+        [-device cuda] [--allocator default]
 
 A step is forward, loss, backward and AdamW, with deep supervision where both networks of a pair
 have it. The rivals are as their users have them: MONAI's SwinUNETR with the same encoder, and the
@@ -174,7 +175,8 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     kept = options.allocator == "keep" and keep_freed_memory()
     print(
-        f"{options.device}, {options.threads} threads, torch {torch.__version__}, freed memory kept: {kept}"
+        f"{options.device}, {options.threads} threads, torch {torch.__version__}, freed memory "
+        f"kept: {kept}"
     )
     for pair in options.pairs:
         for size in options.sizes:

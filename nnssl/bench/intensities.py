@@ -89,7 +89,8 @@ def main(argv: list[str] | None = None) -> None:
     for name, policy in policies(list(bodies)).items():
         *numbers, clipped = row(policy, weights)
         print(
-            f"| {name} | {' | '.join(f'{number:.2f}' for number in numbers)} | {100 * clipped:.1f} % |"
+            f"| {name} | {' | '.join(f'{number:.2f}' for number in numbers)} | {100 * clipped:.1f} "
+            "% |"
         )
 
 

@@ -56,8 +56,14 @@ class Case:
         config = self.config
         patch = "x".join(map(str, self.patch))
         thin, v2 = ", thin" if config.steps else "", ", v2" if config.convolutions else ""
-        encoder = f"embed {config.embed_dim}, depths {'-'.join(map(str, config.depths))}, window {config.window}{thin}{v2}"
-        return f"{encoder} | {self.decoder} | {patch} | {self.batch} | {config.in_channels} to {self.classes}"
+        encoder = (
+            f"embed {config.embed_dim}, depths {'-'.join(map(str, config.depths))}, window "
+            f"{config.window}{thin}{v2}"
+        )
+        return (
+            f"{encoder} | {self.decoder} | {patch} | {self.batch} | {config.in_channels} to "
+            f"{self.classes}"
+        )
 
 
 class Accounting(TorchDispatchMode):
@@ -95,8 +101,8 @@ class Autocast(TorchFunctionMode):
     device has none.
     """
 
-    LOWER = frozenset({F.linear, F.conv2d, F.conv3d, F.conv_transpose2d, F.conv_transpose3d, torch.matmul,
-                       F.scaled_dot_product_attention})  # fmt: skip
+    LOWER = frozenset({F.linear, F.conv2d, F.conv3d, F.conv_transpose2d, F.conv_transpose3d,
+                       torch.matmul, F.scaled_dot_product_attention})  # fmt: skip
     SINGLE = frozenset(
         {
             F.layer_norm,
@@ -197,8 +203,9 @@ THIN = ((1, 2, 2), (1, 2, 2), (2, 2, 2), (2, 2, 2), (2, 2, 2))
 V2 = {"convolutions": True, "windows": "monai", "merging": "legacy", "taps": "merge"}  # as VoCo's
 PATCHES = {  # presets, patches and batch sizes
     "tiny": [((32, 32, 32), 4), ((96, 96, 96), 2), ((160, 160, 160), 2), ((512, 448), 8)],
-    "smit": [((64, 64, 64), 2), ((96, 96, 96), 2), ((40, 56, 40), 9), ((80, 192, 160), 2), ((16, 256, 224), 2),
-             ((160, 160, 160), 2), ((320, 64, 64), 2), ((256, 224), 32), ((1024, 768), 3)],
+    "smit": [((64, 64, 64), 2), ((96, 96, 96), 2), ((40, 56, 40), 9), ((80, 192, 160), 2),
+             ((16, 256, 224), 2), ((160, 160, 160), 2), ((320, 64, 64), 2), ((256, 224), 32),
+             ((1024, 768), 3)],
     "monai": [((64, 64, 64), 2), ((96, 96, 96), 2), ((48, 192, 192), 2), ((512, 512), 12)],
     "monai v2": [((64, 64, 64), 2), ((80, 112, 96), 2), ((384, 320), 8)],
     "smit_miccai22": [((88, 120, 104), 3), ((128, 128, 128), 2), ((320, 320), 12)],
@@ -259,13 +266,17 @@ def estimated(case: Case) -> float:
 
 def table(cases: list[Case], bytes_: list[int]) -> str:
     """A Markdown table, and the largest error of the estimate."""
-    head = "encoder | decoder | patch | batch | channels to classes | measured GB | estimated GB | error"
+    head = (
+        "encoder | decoder | patch | batch | channels to classes | measured GB | estimated GB | "
+        "error"
+    )
     rows = [f"| {head} |", "|---" * 8 + "|"]
     errors = []
     for case, size in zip(cases, bytes_, strict=True):
         errors.append(estimated(case) / size - 1)
         rows.append(
-            f"| {case} | {size / 1e9:.2f} | {estimated(case) / 1e9:.2f} | {100 * errors[-1]:+.0f} % |"
+            f"| {case} | {size / 1e9:.2f} | {estimated(case) / 1e9:.2f} | {100 * errors[-1]:+.0f} "
+            "% |"
         )
     return "\n".join([*rows, f"\nlargest error {100 * max(map(abs, errors)):.1f} %"])
 

@@ -110,8 +110,9 @@ def main(argv: list[str] | None = None) -> None:
     scans = volumes(widest, args.batch_size)
     steps = {name: step_of(name, args.preset, scans, crop, device) for name in names}
     print(
-        f"{args.preset}, crop {'x'.join(map(str, crop))}, {args.batch_size} scans a step, {args.device}, "
-        f"{args.threads} threads, torch {torch.__version__}, freed memory kept: {kept}"
+        f"{args.preset}, crop {'x'.join(map(str, crop))}, {args.batch_size} scans a step, "
+        f"{args.device}, {args.threads} threads, torch {torch.__version__}, freed memory kept: "
+        f"{kept}"
     )
     costs = side_by_side(steps, args.rounds, device=device)
     memory = {name: peak_memory(step, device) for name, step in steps.items()}

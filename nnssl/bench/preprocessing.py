@@ -84,7 +84,8 @@ def main(argv: list[str] | None = None) -> None:
         )
         ratio = median(few[place] / more[place] for few, more in rounds)
         print(
-            f"{word}: 1 worker {one:.1f} s, {options.workers} workers {many:.1f} s, {ratio:.2f} times as fast"
+            f"{word}: 1 worker {one:.1f} s, {options.workers} workers {many:.1f} s, {ratio:.2f} "
+            "times as fast"
         )
     print(f"goal: {GOAL} times with 2 workers")
 

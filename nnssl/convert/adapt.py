@@ -64,7 +64,9 @@ def zyx_from_xyz(weights: Weights) -> Weights:
 
 
 def reorder_merge(weights: Weights, theirs: list[Shape], ours: list[Shape]) -> Weights:
-    """For merges that join the corners `ours` what the weights were for `theirs`, both in our axes."""
+    """For merges that join the corners `ours` what the weights were for `theirs`, both in our
+    axes.
+    """
     if theirs == ours:
         return weights
     order = [theirs.index(corner) for corner in ours]

@@ -37,7 +37,9 @@ MERGE = (
 
 @dataclass(frozen=True)
 class Request:
-    """What `nnssl_convert` was asked for; None where it is to be known from the file or its source."""
+    """What `nnssl_convert` was asked for; None where it is to be known from the file or its
+    source.
+    """
 
     file: Path
     output: Path
@@ -76,11 +78,16 @@ def convert(request: Request) -> str:
     done = encoder_from(tensors_of(request.file), request)
     header = _header(request, done)
     checkpoint.write(request.output, checkpoint.pack(done.encoder, header, [done.source.citation]))
-    return f"{checkpoint.describe(checkpoint.load(request.output))}\nUse it: nnssl_plan -d DATASET -c {request.output}"
+    return (
+        f"{checkpoint.describe(checkpoint.load(request.output))}\nUse it: nnssl_plan -d DATASET "
+        f"-c {request.output}"
+    )
 
 
 def encoder_from(tensors: dict[str, Tensor], request: Request) -> Converted:
-    """Raises ForeignError when a tensor of the encoder is missing, unexpected or of another shape."""
+    """Raises ForeignError when a tensor of the encoder is missing, unexpected or of another
+    shape.
+    """
     found = encoder_in(request.file, list(tensors), request.prefix)
     source = _source(found, list(tensors), request)
     weights, left_out = _ours_by_name(tensors, found)
@@ -116,8 +123,8 @@ def _source(found: Found, names: list[str], request: Request) -> Source:
     source = replace(source, **given)
     if source.merging is None:
         raise ForeignError(
-            "MONAI 1.5 changed which tokens a merge joins, and no file says which it was trained with: "
-            "--merging legacy (before 1.5) or --merging all (1.5 and later)"
+            "MONAI 1.5 changed which tokens a merge joins, and no file says which it was trained "
+            "with: --merging legacy (before 1.5) or --merging all (1.5 and later)"
         )
     return source
 
@@ -157,7 +164,9 @@ def _require_usual_index(name: str, index: Tensor, tensors: dict[str, Tensor], d
 def _adapted(
     weights: adapt.Weights, source: Source, request: Request
 ) -> tuple[adapt.Weights, SwinConfig, tuple]:
-    """The weights for our encoder, what it has to compute differently, and what was done, in words."""
+    """The weights for our encoder, what it has to compute differently, and what was done, in
+    words.
+    """
     dims, done = adapt.dims_of(weights), []
     if request.dims not in (None, dims, 3):
         raise ValueError("weights in 3D cannot become 2D")
@@ -216,8 +225,9 @@ def _hu(request: Request, source: Source) -> HUPolicy | None:
         return None
     if source.range is None:
         raise ForeignError(
-            f"it is not known which HU the weights of {source.name} ({source.title}) saw: say which became 0 and 1, "
-            "--hu LOW HIGH, or --no-hu to let images pass as nnU-Net normalises them"
+            f"it is not known which HU the weights of {source.name} ({source.title}) saw: say "
+            "which became 0 and 1, --hu LOW HIGH, or --no-hu to let images pass as nnU-Net "
+            "normalises them"
         )
     return source.policy(source.range)
 

@@ -94,7 +94,9 @@ OTHERS = {  # of what else a file may be, by a part of its names
     "logit_scale": "a Swin V2 (cosine attention), which our encoder does not compute",
     "pos_embed": "a plain ViT, or an encoder with absolute positions",
     "encoder.stages.": "a convolutional encoder such as nnU-Net's",
-    "embeddings.patch_embeddings.": "a Swin of Hugging Face's transformers; convert timm's or torchvision's file",
+    "embeddings.patch_embeddings.": (
+        "a Swin of Hugging Face's transformers; convert timm's or torchvision's file"
+    ),
     "down_path.": "a convolutional U-Net",
     "layer1.0.conv1.": "a ResNet",
 }

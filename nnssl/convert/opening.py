@@ -28,7 +28,8 @@ def tensors_of(path: Path) -> dict[str, Tensor]:
     content = _safetensors(path) if path.suffix == ".safetensors" else read_plain(path)
     if isinstance(content, dict) and content.keys() >= KEYS:
         raise ForeignError(
-            f"{path} is a checkpoint of this package already; use it: nnssl_plan -d DATASET -c {path}"
+            f"{path} is a checkpoint of this package already; use it: nnssl_plan -d DATASET -c "
+            f"{path}"
         )
     for _ in range(DEEPEST):  # a dictionary may hold itself
         if not isinstance(content, dict):
@@ -41,8 +42,8 @@ def tensors_of(path: Path) -> dict[str, Tensor]:
     if not tensors:
         shown = list(content)[:10] if isinstance(content, dict) else type(content).__name__
         raise ForeignError(
-            f"{path} holds no tensors by name, but {shown!s:.300}; looked for them at the top and under "
-            f"{', '.join(WRAPPERS)}"
+            f"{path} holds no tensors by name, but {shown!s:.300}; looked for them at the top and "
+            f"under {', '.join(WRAPPERS)}"
         )
     if odd := [name for name in tensors if not (isinstance(name, str) and name.isprintable())]:
         raise ForeignError(f"{path} holds tensors whose names are no names: {odd[:3]!s:.300}")
@@ -72,12 +73,13 @@ def encoder_in(path: Path, names: list[str], prefix: str | None) -> Found:
         known = ", ".join(layout.name for layout in LAYOUTS)
         tops = sorted({name.split(".")[0] for name in names})[:8]
         raise ForeignError(
-            f"no Swin encoder of a known layout is in {path}: {guess(names)}. Its names begin with {tops}; known "
-            f"layouts: {known}"
+            f"no Swin encoder of a known layout is in {path}: {guess(names)}. Its names begin with "
+            f"{tops}; known layouts: {known}"
         )
     if len(found) > 1 or (prefix is not None and found[0].prefix != prefix):
         shown = ", ".join(repr(candidate.prefix) for candidate in found)
         raise ForeignError(
-            f"{path} holds {len(found)} encoder(s), with names that begin with {shown}: choose --prefix"
+            f"{path} holds {len(found)} encoder(s), with names that begin with {shown}: choose "
+            "--prefix"
         )
     return found[0]

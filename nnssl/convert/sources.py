@@ -62,7 +62,10 @@ SMIT = {
     "taps": "stage",
     "drop_path": 0.1,
 }
-TANG = "Tang et al., Self-supervised pre-training of Swin Transformers for 3D medical image analysis, CVPR 2022"
+TANG = (
+    "Tang et al., Self-supervised pre-training of Swin Transformers for 3D medical image "
+    "analysis, CVPR 2022"
+)
 
 SOURCES = (
     Source(
@@ -98,7 +101,8 @@ SOURCES = (
         range=ABDOMEN,
         spacing=(1.5, 1.5, 1.5),
         crop=(64, 64, 64),
-        citation="Wu et al., VoCo, CVPR 2024; Large-scale 3D medical image pre-training, arXiv 2410.09890",
+        citation="Wu et al., VoCo, CVPR 2024; Large-scale 3D medical image pre-training, arXiv "
+        "2410.09890",
         **MONAI,
     ),
     Source(
@@ -108,7 +112,8 @@ SOURCES = (
         marks=("backbone.",),
         range=ABDOMEN,
         spacing=(1.5, 1.5, 1.5),
-        citation="Li et al., How well do supervised models transfer to 3D image segmentation?, ICLR 2024",
+        citation="Li et al., How well do supervised models transfer to 3D image segmentation?, "
+        "ICLR 2024",
         **MONAI,
     ),
     Source(
@@ -164,6 +169,7 @@ def named(name: str, layout: str) -> Source:
     if source is None or layout not in source.layouts:
         fitting = ", ".join(source.name for source in SOURCES if layout in source.layouts)
         raise ValueError(
-            f"--source {name} does not go with a file in layout {layout}; such files are of: {fitting}"
+            f"--source {name} does not go with a file in layout {layout}; such files are of: "
+            f"{fitting}"
         )
     return source

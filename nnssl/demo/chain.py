@@ -107,21 +107,31 @@ class Demo:
     def stages(self) -> list[Stage]:
         """The chain, in order."""
         before = [
-            Stage("phantoms", "making CT-like phantoms", self._make_phantoms, ("scans", "nnUNet_raw")),
+            Stage(
+                "phantoms", "making CT-like phantoms", self._make_phantoms, ("scans", "nnUNet_raw")
+            ),
             # resumes by itself
             Stage("pretrain", "pretraining with SMIT, without labels", [self._pretrain()], ()),
             Stage("plan", "planning by nnU-Net", self._plan(), (f"nnUNet_preprocessed/{NAME}",)),
-        ]  # fmt: skip
+        ]
         train = [
-            Stage(f"train {start}", f"training {start}: fold 0 of {self.size.labelled} labelled phantoms",
-                  [self._train(trainer)], (f"nnUNet_results/{NAME}/{trainer}__{PLANS}__{CONFIGURATION}",))
+            Stage(
+                f"train {start}",
+                f"training {start}: fold 0 of {self.size.labelled} labelled phantoms",
+                [self._train(trainer)],
+                (f"nnUNet_results/{NAME}/{trainer}__{PLANS}__{CONFIGURATION}",),
+            )
             for start, trainer in TRAINERS.items()
-        ]  # fmt: skip
+        ]
         predict = [
-            Stage(f"predict {start}", f"segmenting {self.size.unseen} unseen phantoms, trained {start}",
-                  [self._predict(start)], (str(self.predictions(start).relative_to(self.folder)),))
+            Stage(
+                f"predict {start}",
+                f"segmenting {self.size.unseen} unseen phantoms, trained {start}",
+                [self._predict(start)],
+                (str(self.predictions(start).relative_to(self.folder)),),
+            )
             for start in TRAINERS
-        ]  # fmt: skip
+        ]
         return before + train + predict
 
     def _make_phantoms(self) -> None:

@@ -68,7 +68,8 @@ def describe(demo: Demo, result: dict) -> str:
     rows += [
         "",
         f"Picture: {demo.folder / 'demo.png'}",
-        "One seed, few cases, minutes of training: this shows that the chain works, not what pretraining is worth.",
+        "One seed, few cases, minutes of training: this shows that the chain works, not what "
+        "pretraining is worth.",
     ]
     return "\n".join(rows)
 
@@ -98,8 +99,11 @@ def draw(demo: Demo, path: Path) -> None:
                 axis.imshow(coloured(labels[shown]))
             axis.set_title(title)
             axis.axis("off")
-    figure.legend(handles=[plt.Line2D([], [], lw=6, color=COLOURS[v], label=n) for n, v in ORGANS.items()],
-                  loc="lower center", ncols=len(ORGANS))  # fmt: skip
+    figure.legend(
+        handles=[plt.Line2D([], [], lw=6, color=COLOURS[v], label=n) for n, v in ORGANS.items()],
+        loc="lower center",
+        ncols=len(ORGANS),
+    )
     with atomic(path) as temporary:
         figure.savefig(temporary, dpi=110, bbox_inches="tight")
     plt.close(figure)

@@ -57,7 +57,8 @@ def open_folder(demo: Demo) -> dict[str, float]:
         finished = earlier["finished"] if earlier["settings"] == demo.settings() else {}
     elif demo.folder.exists() and (not demo.folder.is_dir() or any(demo.folder.iterdir())):
         raise DemoError(
-            f"{demo.folder} is not empty and not the demo's; give a new folder: nnssl_demo -o FOLDER"
+            f"{demo.folder} is not empty and not the demo's; give a new folder: nnssl_demo -o "
+            "FOLDER"
         )
     if not finished:
         clear(demo.folder, OURS)
@@ -109,7 +110,9 @@ def execute(command: Command, log: Path, variables: dict[str, str]) -> None:
 
 
 def follow(process: subprocess.Popen, log: Path) -> None:
-    """Wait; on a terminal, keep one line with the seconds and the last thing that the command said."""
+    """Wait; on a terminal, keep one line with the seconds and the last thing that the command
+    said.
+    """
     started, live = time.perf_counter(), sys.stdout.isatty()
     while True:
         try:

@@ -1,4 +1,6 @@
-"""What the doctor says of one thing: that it is right, worth knowing, or wrong and how to mend it."""
+"""What the doctor says of one thing: that it is right, worth knowing, or wrong and how to mend
+it.
+"""
 
 from __future__ import annotations
 

@@ -55,7 +55,10 @@ def trainers() -> list[Finding]:
     places = sorted({str(Path(cls.__init__.__code__.co_filename).parent) for cls in found.values()})
     says = f"-tr {', '.join(found)} in {', '.join(places)}"
     if hook.trainers_folder() not in (hook.BEFORE or "").split(os.pathsep):
-        says = f"{says},\nbut only here, where nnssl is imported: no start-up file of this installation names them"
+        says = (
+            f"{says},\nbut only here, where nnssl is imported: no start-up file of this "
+            "installation names them"
+        )
         return [
             wrong(f"{says}, nor does {hook.VARIABLE}, so that nnU-Net's commands do not", FIND_OURS)
         ]
@@ -76,7 +79,10 @@ def _misleading(folder: Path) -> Iterator[Finding]:
             FIND_OURS,
         )
     if (folder / SETUP).is_file():
-        says = f"{hook.VARIABLE} names {folder}, which holds {SETUP}: nnU-Net imports every Python file below it"
+        says = (
+            f"{hook.VARIABLE} names {folder}, which holds {SETUP}: nnU-Net imports every Python "
+            "file below it"
+        )
         yield wrong(f"{says}.\nName the folder of the trainers, not the repository", FIND_OURS)
 
 
@@ -135,7 +141,10 @@ def _default() -> Finding:
     except checkpoint_choice.NoCheckpointError as error:
         return wrong(f"plans that name no checkpoint: {_without_remedy(error)}", choose_one)
     if choice is None:
-        says = f"plans that name no checkpoint have none to start from: no {checkpoint_choice.FINAL} in $nnUNet_results/nnssl"
+        says = (
+            f"plans that name no checkpoint have none to start from: no {checkpoint_choice.FINAL} in "
+            "$nnUNet_results/nnssl"
+        )
         return wrong(
             f"{says}, and {checkpoint_choice.VARIABLE} is not set",
             "nnssl_pretrain -m smit -i FOLDER_OF_SCANS",

@@ -44,8 +44,8 @@ def _processors() -> Finding:
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     augmenting = get_allowed_n_proc_DA()
     says = (
-        f"{usable} of {os.cpu_count()} processors usable, PyTorch takes {torch.get_num_threads()} threads, "
-        f"nnU-Net {augmenting} processes for augmentation"
+        f"{usable} of {os.cpu_count()} processors usable, PyTorch takes {torch.get_num_threads()} "
+        f"threads, nnU-Net {augmenting} processes for augmentation"
     )
     if augmenting > usable:
         return note(f"{says}: more than there are", f"export nnUNet_n_proc_DA={usable}")

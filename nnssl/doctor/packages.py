@@ -60,10 +60,16 @@ def _torch() -> Finding:
         return wrong(_cannot("torch", found, error), "pip install torch torchvision")
     numbers = _numbers(found or "")
     if numbers and numbers < OLDEST_TORCH:
-        says = f"torch {found} is too old: {_dotted(OLDEST_TORCH)} is the first that reads checkpoints safely"
+        says = (
+            f"torch {found} is too old: {_dotted(OLDEST_TORCH)} is the first that reads "
+            "checkpoints safely"
+        )
         return wrong(says, f'pip install -U "torch>={_dotted(OLDEST_TORCH)}" torchvision')
     if numbers[:2] == SLOW_TORCH:
-        says = f"torch {found}: its 3D convolutions are several times as slow as those before and after"
+        says = (
+            f"torch {found}: its 3D convolutions are several times as slow as those before and "
+            "after"
+        )
         return wrong(says, 'pip install -U "torch!=2.9.*" torchvision')
     return ok(f"torch {found}")
 
@@ -74,8 +80,9 @@ def _torchvision() -> Finding:
     if not error:
         return ok(f"torchvision {found}")
     says = (
-        f"{_cannot('torchvision', found, error)}.\nnnU-Net then finds no trainer but its own default. torch is "
-        f"{_version('torch')}: both must come from one index, built for the same device"
+        f"{_cannot('torchvision', found, error)}.\nnnU-Net then finds no trainer but its own "
+        f"default. torch is {_version('torch')}: both must come from one index, built for the same "
+        "device"
     )
     return wrong(says, "pip uninstall -y torch torchvision && pip install torch torchvision")
 

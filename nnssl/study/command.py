@@ -8,7 +8,8 @@ from pathlib import Path
 
 STEPS = {
     "init": "write a commented description",
-    "run": "do what is missing, in order; the cost is printed first. Stopped, the same line goes on",
+    "run": "do what is missing, in order; the cost is printed first. Stopped, the same line "
+    "goes on",
     "features": "CKA and attention distance of the finished runs' encoders, for the report",
     "report": "tables, plots and one page on what is there; also of a results.jsonl alone",
 }
@@ -18,10 +19,11 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="nnssl_study",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Compares pretrained starts with a random one, on tasks, with budgets of labels, as one\n"
-        "description says. Every run is a training by nnU-Net; needs its three variables.\n\nsteps:\n"
-        + "\n".join(f"  {step:10}{text}" for step, text in STEPS.items()),
-    )  # fmt: skip
+        description="Compares pretrained starts with a random one, on tasks, with budgets of "
+        "labels, as one\n"
+        "description says. Every run is a training by nnU-Net; needs its three variables.\n\n"
+        "steps:\n" + "\n".join(f"  {step:10}{text}" for step, text in STEPS.items()),
+    )
     made.add_argument("step", choices=STEPS, metavar="STEP", help=f"one of {', '.join(STEPS)}")
     made.add_argument(
         "description",

@@ -129,4 +129,6 @@ class Log:
         # rank zero alone draws, and a resumed run does not: no running moment may move
         discard_all(run.method)
         run.method.train()
-        pictures.views({k: v.float().cpu() for k, v in volumes.items()}, run.folder / "views.png")
+        path = run.folder / "views.png"
+        pictures.views({k: v.float().cpu() for k, v in volumes.items()}, path)
+        pictures.keep(path, run.step)

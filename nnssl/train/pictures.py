@@ -1,5 +1,5 @@
-"""progress.png and views.png: a run at one look. Matplotlib is imported only when a picture is
-made.
+"""progress.png, views.png and views/: a run at one look. Matplotlib is imported only when a
+picture is made.
 """
 
 from __future__ import annotations
@@ -26,40 +26,60 @@ SMOOTHING = 0.8  # of the moving average drawn over the raw values
 EXACT = ("lr", "rankme", "embedding_std", "probe_")  # no noise to smooth
 MOST_NAMED = 12  # lines of a panel that get a legend
 SHOWN_CROPS = 2
+VIEWS = "views"  # folder of the pictures of earlier steps
+KEPT = 8  # of them
 
 
-def progress(rows: list[dict], path: Path, title: str) -> None:
-    """One panel for the losses, one for each group of monitors; raw values pale, their moving
-    average strong.
-    """
-    if not rows:
-        return
+def panels(rows: list[dict], title: str) -> dict[str, list[str]]:
+    """Panel title -> the keys of `rows` that it shows: the losses of `title`, then the monitors."""
     known = tuple(key for keys in PANELS.values() for key in keys) + UNSHOWN
     there = list(dict.fromkeys(key for row in rows for key in row))
     shown = {f"{title}: loss": [key for key in there if not key.startswith(known)]}
     for name, keys in PANELS.items():
         shown[name] = [key for key in there if key.startswith(keys)]
     # a method without a teacher has no entropies
-    shown = {name: keys for name, keys in shown.items() if keys}
+    return {name: keys for name, keys in shown.items() if keys}
+
+
+def draw(axes, rows: list[dict], keys: list[str], title: str, most: int | None = None) -> None:
+    """One panel: raw values pale, their moving average strong; at `most` so many points a line."""
+    for key in keys:
+        steps, values = zip(*((row["step"], row[key]) for row in rows if key in row), strict=True)
+        smooth = values if key.startswith(EXACT) else _smooth(values)
+        thin = slice(None, None, -(-len(steps) // most) if most else 1)
+        (line,) = axes.plot(steps[thin], values[thin], alpha=0.25)
+        axes.plot(steps[thin], smooth[thin], color=line.get_color(), label=key)
+    axes.set_title(title, fontsize=9)
+    axes.set_xlabel("step", fontsize=8)
+    axes.tick_params(labelsize=8)
+    if len(keys) <= MOST_NAMED:
+        axes.legend(fontsize=8)
+
+
+def progress(rows: list[dict], path: Path, title: str) -> None:
+    """One panel for the losses, one for each group of monitors."""
+    if not rows:
+        return
+    shown = panels(rows, title)
     columns = -(-len(shown) // 2)
     figure = _figure(4 * columns, 7)
     for place, (name, keys) in enumerate(shown.items(), start=1):
-        axes = figure.add_subplot(2, columns, place)
-        for key in keys:
-            steps, values = zip(
-                *((row["step"], row[key]) for row in rows if key in row), strict=True
-            )
-            (line,) = axes.plot(steps, values, alpha=0.25)
-            exact = key.startswith(EXACT)
-            axes.plot(
-                steps, values if exact else _smooth(values), color=line.get_color(), label=key
-            )
-        axes.set_title(name, fontsize=9)
-        axes.set_xlabel("step", fontsize=8)
-        axes.tick_params(labelsize=8)
-        if len(keys) <= MOST_NAMED:
-            axes.legend(fontsize=8)
+        draw(figure.add_subplot(2, columns, place), rows, keys, name)
     _save(figure, path)
+
+
+def keep(path: Path, step: int) -> None:
+    """A copy of views.png at `path` as `views/<step>.png` beside it; of many, KEPT spread evenly."""
+    folder = path.parent / VIEWS
+    with files.atomic(folder / f"{step:09d}.png") as temporary:
+        temporary.write_bytes(path.read_bytes())
+    kept = sorted(folder.glob("[0-9]*.png"))
+    steps = [int(picture.stem) for picture in kept]
+    while len(kept) > KEPT:
+        gaps = [after - before for before, after in zip(steps, steps[2:], strict=False)]
+        closest = 1 + gaps.index(min(gaps))  # neither the first picture nor the last
+        kept.pop(closest).unlink()
+        steps.pop(closest)
 
 
 def views(volumes: dict[str, Tensor], path: Path) -> None:

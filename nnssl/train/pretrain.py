@@ -175,6 +175,7 @@ def build(options: Options, plan: Plan, data: Path, device: torch.device, say: C
             "cases": len(crops),
         },
         "versions": {"nnssl": nnssl.__version__, "torch": torch.__version__},
+        "device": {"name": processes.device_name(device), "processes": dist.world_size()},
         "created": time.strftime("%Y-%m-%d"),
         **started,
     }

@@ -143,12 +143,14 @@ def take(
     total = sum(map(len, order))
     if budget != ALL and budget > total:
         raise SplitError(
-            f"task {task}: {budget} cases are asked for, there are {total} to train on; {ALL} is a budget"
+            f"task {task}: {budget} cases are asked for, there are {total} to train on; {ALL} is a "
+            "budget"
         )
     if lacking := _labels(order, labels) - _labels([chosen], labels):
         raise SplitError(
-            f"task {task}: {budget} case(s) cannot hold every label (missing: {sorted(map(str, lacking))}); the "
-            f"smallest budget that does is {_smallest(order, labels)}"
+            f"task {task}: {budget} case(s) cannot hold every label (missing: "
+            f"{sorted(map(str, lacking))}); the smallest budget that does is "
+            f"{_smallest(order, labels)}"
         )
     return tuple(sorted(chosen))
 

@@ -113,7 +113,8 @@ def dataset(entry: Any, what: str) -> str:
     number = str(entry) if isinstance(entry, int) and not isinstance(entry, bool) else entry
     if not isinstance(number, str) or not DATASET.fullmatch(number):
         raise DescriptionError(
-            f"{what} is the ID or name of an nnU-Net dataset, 501 or Dataset501_Name; got {shown(entry)}"
+            f"{what} is the ID or name of an nnU-Net dataset, 501 or Dataset501_Name; got "
+            f"{shown(entry)}"
         )
     return number
 

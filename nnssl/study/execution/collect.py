@@ -46,12 +46,22 @@ def rows_of(run: Run) -> list[dict]:
     job = files.read_json(run.folder / runs.JOB) if (run.folder / runs.JOB).is_file() else {}
     return [
         {
-            "kind": "run", "run": run.name, "task": run.task.name, "arm": run.arm.name, "budget": run.budget,
-            "cases": job.get("cases"), "seed": run.seed, "configuration": run.task.configuration,
-            "trainer": run.trainer, "plans": run.plans, "state": "failed" if state == "failed" else "missing",
-            "hours": None, "epochs": None, "reason": reason,
+            "kind": "run",
+            "run": run.name,
+            "task": run.task.name,
+            "arm": run.arm.name,
+            "budget": run.budget,
+            "cases": job.get("cases"),
+            "seed": run.seed,
+            "configuration": run.task.configuration,
+            "trainer": run.trainer,
+            "plans": run.plans,
+            "state": "failed" if state == "failed" else "missing",
+            "hours": None,
+            "epochs": None,
+            "reason": reason,
         }
-    ]  # fmt: skip
+    ]
 
 
 def _study_row(study: Study, before: dict | None) -> dict:

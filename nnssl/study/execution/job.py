@@ -125,8 +125,20 @@ def rows(job: dict, fold: Path) -> list[dict]:
     # nnU-Net's own
     saved = torch.load(fold / FINAL, map_location="cpu", weights_only=False, mmap=True)
     epochs = list(_epochs(job["run"], saved["logging"]))
-    head = {key: job[key] for key in ("run", "task", "arm", "budget", "cases", "seed", "configuration", "trainer",
-                                      "plans")}  # fmt: skip
+    head = {
+        key: job[key]
+        for key in (
+            "run",
+            "task",
+            "arm",
+            "budget",
+            "cases",
+            "seed",
+            "configuration",
+            "trainer",
+            "plans",
+        )
+    }
     hours = sum(row["seconds"] for row in epochs) / 3600
     run = {
         "kind": "run",
@@ -144,8 +156,13 @@ def rows(job: dict, fold: Path) -> list[dict]:
 
 
 def _epochs(run: str, log: dict) -> Iterator[dict]:
-    columns = (log["mean_fg_dice"], log["train_losses"], log["val_losses"], log["epoch_start_timestamps"],
-               log["epoch_end_timestamps"])  # fmt: skip
+    columns = (
+        log["mean_fg_dice"],
+        log["train_losses"],
+        log["val_losses"],
+        log["epoch_start_timestamps"],
+        log["epoch_end_timestamps"],
+    )
     for epoch, (dice, train_loss, val_loss, start, end) in enumerate(zip(*columns, strict=False)):
         losses = {"dice": dice, "train_loss": train_loss, "val_loss": val_loss}
         values = {name: float(value) if isfinite(value) else None for name, value in losses.items()}

@@ -140,7 +140,8 @@ def places(device: str, parallel: int | None) -> list[dict[str, str]]:
     gpus = torch.cuda.device_count()
     if not gpus:
         raise StudyError(
-            "the description says device: cuda, and there is no GPU; write device: cpu, or --executor slurm"
+            "the description says device: cuda, and there is no GPU; write device: cpu, or "
+            "--executor slurm"
         )
     visible = _visible(gpus)
     return [{"CUDA_VISIBLE_DEVICES": visible[n % gpus]} for n in range(beside(device, parallel))]
@@ -177,8 +178,11 @@ def executor_of(kind: str, study: Study, parallel: int | None) -> Executor:
 def describe(study: Study, parallel: int) -> str:
     """What is missing and what it costs; nothing is done. `parallel`: runs beside each other."""
     preparation.check(study)
-    lines = [f"Study {study.name}: {len(study.tasks)} task(s) x {len(study.arms)} arm(s) x {len(study.budgets)} "
-             f"budget(s) x {len(study.seeds)} {'fold' if study.by_fold else 'seed'}(s), in {study.folder}"]  # fmt: skip
+    lines = [
+        f"Study {study.name}: {len(study.tasks)} task(s) x {len(study.arms)} arm(s) x "
+        f"{len(study.budgets)} budget(s) x {len(study.seeds)} "
+        f"{'fold' if study.by_fold else 'seed'}(s), in {study.folder}"
+    ]
     commands = [c for data in preparation.datasets(study) for c in preparation.data_commands(*data)]
     for name, made in preparation.pretrained_encoders(study).items():
         if runs.state(study.folder / "starts" / name)[0] != "done":
@@ -211,8 +215,8 @@ def cost(every: Sequence[Run], todo: Sequence[Run], parallel: int) -> str:
     done = [(one, collect.rows_of(one)[0]) for one in every if runs.state(one.folder)[0] == "done"]
     if not done:
         return (
-            f"Cost: {epochs} epochs in all. How long one takes is not known before the first run is done; this line "
-            "then says the hours"
+            f"Cost: {epochs} epochs in all. How long one takes is not known before the first run "
+            "is done; this line then says the hours"
         )
     hours = 0.0
     for one in todo:
@@ -229,8 +233,9 @@ def cost(every: Sequence[Run], todo: Sequence[Run], parallel: int) -> str:
         )
     spent = sum(row["hours"] for _, row in done)
     return (
-        f"Cost: {epochs} epochs to do, about {hours:.1f} hours of training, {hours / parallel:.1f} with {parallel} "
-        f"beside each other, and validation (estimated from {len(done)} run(s) done, which took {spent:.1f} hours)"
+        f"Cost: {epochs} epochs to do, about {hours:.1f} hours of training, {hours / parallel:.1f} "
+        f"with {parallel} beside each other, and validation (estimated from {len(done)} run(s) "
+        f"done, which took {spent:.1f} hours)"
     )
 
 

@@ -176,8 +176,9 @@ def refuse_others(folder: Path, job: Mapping) -> None:
         return
     if not (folder / JOB).is_file() and any(fold.glob("checkpoint_*.pth")):
         raise StudyError(
-            f"{fold} holds a training that this study did not begin, so that {folder.name} would continue it or count "
-            "it as its own. Give this study another name (name: in the description), or remove that training"
+            f"{fold} holds a training that this study did not begin, so that {folder.name} would "
+            "continue it or count it as its own. Give this study another name (name: in the "
+            "description), or remove that training"
         )
 
 
@@ -189,9 +190,9 @@ def write_job(folder: Path, job: Mapping) -> None:
         if before["fingerprint"] != job["fingerprint"]:
             trained = f" and nnU-Net's training under {before['plans']}" if before["plans"] else ""
             raise StudyError(
-                f"{folder.name} was begun with other settings (arm, recipe, checkpoint or cases; a random start is "
-                "like the first pretrained arm unless it says like:). Give the study or the arm another name, or "
-                f"remove {folder}{trained}"
+                f"{folder.name} was begun with other settings (arm, recipe, checkpoint or cases; a "
+                "random start is like the first pretrained arm unless it says like:). Give the "
+                f"study or the arm another name, or remove {folder}{trained}"
             )
         if before == job:
             return

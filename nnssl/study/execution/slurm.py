@@ -91,7 +91,10 @@ class _Job:
         """Whether nothing is left to wait for; a job that failed is handed in once more."""
         if runs.state(self.folder)[0] == "missing" and in_queue(self.number):
             return False
-        gone = f"job {self.number} left the queue without a result; its output is in {logs / self.number}"
+        gone = (
+            f"job {self.number} left the queue without a result; its output is in "
+            f"{logs / self.number}"
+        )
         if settled(self.folder, self.attempt, gone, self.say):
             return True
         self.attempt += 1
@@ -108,6 +111,7 @@ def in_queue(number: str) -> bool:
     )
     if asked.returncode and "Invalid job id" not in asked.stderr:
         raise StudyError(
-            f"squeue does not answer: {asked.stderr.strip()}; the jobs go on, the same line waits for them"
+            f"squeue does not answer: {asked.stderr.strip()}; the jobs go on, the same line waits "
+            "for them"
         )
     return asked.stdout.strip() not in GONE

@@ -36,7 +36,8 @@ def export(fold: Path, path: Path) -> None:
     encoder = Swin(SwinConfig.from_dict(arguments["encoder"]))
     if arguments.get("intensity"):
         raise ValueError(
-            f"{fold} saw intensities mapped to another pretraining's; make its plans without a checkpoint"
+            f"{fold} saw intensities mapped to another pretraining's; make its plans without a "
+            "checkpoint"
         )
     own = {key.removeprefix("encoder."): value for key, value in saved["network_weights"].items()
            if key.startswith("encoder.") and not key.startswith("encoder.intensity.")}  # fmt: skip

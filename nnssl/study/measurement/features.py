@@ -44,7 +44,8 @@ def finetuned(fold: Path | str) -> SwinUNETR:
     if not is_ours(resolved):
         name = resolved.get("architecture", {}).get("network_class_name")
         raise ValueError(
-            f"{path} holds a {name}; CKA and attention distance compare Swin encoders of this package"
+            f"{path} holds a {name}; CKA and attention distance compare Swin encoders of this "
+            "package"
         )
     weights = saved["network_weights"]
     channels = weights["encoder.patch_embed.proj.weight"].shape[1]
@@ -209,8 +210,8 @@ def cka_row(
         places = draw_places(spatial, stride, generator)
         if len(places) < LEAST:
             raise ValueError(
-                f"a crop of {spatial} voxels has {len(places)} token(s) of {stride} voxels, CKA needs {LEAST} or more; "
-                "use a larger patch"
+                f"a crop of {spatial} voxels has {len(places)} token(s) of {stride} voxels, CKA "
+                f"needs {LEAST} or more; use a larger patch"
             )
         measured.add(one.read(crop, places), two.read(crop, places))
     values = [[round(v, 5) if v == v else None for v in line] for line in measured.value().tolist()]

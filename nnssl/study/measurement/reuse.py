@@ -44,7 +44,8 @@ def measure(
         if not one.ours or all(key in known for key in one.wanted()):
             continue
         say(
-            f"feature reuse: {one.jobs[0]['task']}, {one.jobs[0]['arm']}, seed {one.jobs[0]['seed']}"
+            f"feature reuse: {one.jobs[0]['task']}, {one.jobs[0]['arm']}, seed "
+            f"{one.jobs[0]['seed']}"
         )
         for row in one.rows():
             if _key(row) not in known:

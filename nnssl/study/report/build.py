@@ -51,7 +51,8 @@ def write(rows: Path | str, folder: Path | str) -> Path:
                     plots.differences(compared, results),
                 )
             },
-            "Filled marks differ after correction for multiple comparisons; the lines are 95 % intervals.",
+            "Filled marks differ after correction for multiple comparisons; the lines are 95 % "
+            "intervals.",
         ),
         _ranks(report, results),
         report.section(
@@ -64,8 +65,9 @@ def write(rows: Path | str, folder: Path | str) -> Path:
                 )
                 for task in results.tasks
             },
-            "Lines: means over the seeds; bands: their range. Dotted: fractions of scratch's final Dice. Of more than "
-            "three budgets the fewest, a middle one and the most labels are drawn; the table has all.",
+            "Lines: means over the seeds; bands: their range. Dotted: fractions of scratch's final "
+            "Dice. Of more than three budgets the fewest, a middle one and the most labels are "
+            "drawn; the table has all.",
         ),
         report.section("Labels", [efficiency.labels_saved(results), efficiency.gap(results)], {}),
         report.section("Modalities", [efficiency.modality(results)], {}),
@@ -156,8 +158,20 @@ def _reuse(report: _Report, results: Results) -> list[Section]:
 
 
 def _runs(results: Results) -> Table:
-    columns = ["task", "arm", "budget", "seed", "cases", "state", "epochs", "hours", "configuration", "trainer",
-               "plans", "reason"]  # fmt: skip
+    columns = [
+        "task",
+        "arm",
+        "budget",
+        "seed",
+        "cases",
+        "state",
+        "epochs",
+        "hours",
+        "configuration",
+        "trainer",
+        "plans",
+        "reason",
+    ]
     rows = [[_word(row.get(column)) for column in columns] for row in results.runs.values()]
     return Table(
         "runs",
@@ -185,9 +199,10 @@ def _lead(results: Results, compared: list[Comparison]) -> list[str]:
     down = sum(c.differs and c.difference.mean < 0 for c in dice)
     return [
         f"{states['done']} of {states.total()} runs are finished:",
-        f"{_counted(results.arms, 'arm')}, {_counted(results.tasks, 'task')}, {_counted(results.budgets, 'budget')}, "
-        f"{_counted(seeds, 'seed')}.",
-        f"Of {len(dice)} comparisons of Dice with {BASELINE}, {up} came out better and {down} worse after correction,",
+        f"{_counted(results.arms, 'arm')}, {_counted(results.tasks, 'task')}, "
+        f"{_counted(results.budgets, 'budget')}, {_counted(seeds, 'seed')}.",
+        f"Of {len(dice)} comparisons of Dice with {BASELINE}, {up} came out better and {down} "
+        "worse after correction,",
         f"{len(dice) - up - down} cannot be told.",
     ]
 
@@ -217,7 +232,8 @@ def _missing(results: Results) -> list[str]:
         lines.append("one seed: the intervals hold no chance of training, only of cases")
     elif fewer:
         lines.append(
-            f"only one finished seed, whose interval holds no chance of training: {', '.join(fewer[:NAMED])}"
+            "only one finished seed, whose interval holds no chance of training: "
+            f"{', '.join(fewer[:NAMED])}"
         )
     return lines
 

@@ -24,7 +24,9 @@ def smooth(values: list[float]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Curve:
-    """A run's training: smoothed validation Dice, and the hours gone by, at the end of each epoch."""
+    """A run's training: smoothed validation Dice, and the hours gone by, at the end of each
+    epoch.
+    """
 
     dice: np.ndarray
     hours: np.ndarray
@@ -57,7 +59,7 @@ class Convergence:
     """Medians over a group's seeds; NEVER where at least half of the seeds do not get there.
 
     epochs, hours:             to `fraction` of scratch's final Dice, `target`.
-    epoch_ratio, hour_ratio:   to scratch's own; below 1 is faster. NaN where scratch itself has none.
+    epoch_ratio, hour_ratio:   to scratch's own; below 1 is faster. NaN where scratch has none.
     reached, seeds:            how many of the seeds got there.
     """
 

@@ -32,17 +32,38 @@ def speed(results: Results) -> Table:
                 if not curves:
                     continue
                 rows += [
-                    [task, str(budget), arm, f"{row.fraction:.0%}", row.target, row.epochs, row.hours, row.epoch_ratio,
-                     row.hour_ratio, f"{row.reached} of {row.seeds}"]
+                    [
+                        task,
+                        str(budget),
+                        arm,
+                        f"{row.fraction:.0%}",
+                        row.target,
+                        row.epochs,
+                        row.hours,
+                        row.epoch_ratio,
+                        row.hour_ratio,
+                        f"{row.reached} of {row.seeds}",
+                    ]
                     for row in convergence(curves, scratch)
-                ]  # fmt: skip
-    columns = ["task", "budget", "arm", "of scratch's", "Dice to reach", "epochs", "hours", "epochs / scratch's",
-               "hours / scratch's", "seeds that did"]  # fmt: skip
+                ]
+    columns = [
+        "task",
+        "budget",
+        "arm",
+        "of scratch's",
+        "Dice to reach",
+        "epochs",
+        "hours",
+        "epochs / scratch's",
+        "hours / scratch's",
+        "seeds that did",
+    ]
     note = (
-        "Epochs and hours of fine-tuning until the validation Dice reaches a fraction of scratch's final one (its mean "
-        "over the seeds); the median over the seeds. A ratio below 1 is faster than scratch. The Dice is nnU-Net's own "
-        "while it trains, of random patches, smoothed as in its progress.png: good for comparing runs of one task, not "
-        "with the scores above. Hours of pretraining are not counted. Left out where scratch learnt nothing."
+        "Epochs and hours of fine-tuning until the validation Dice reaches a fraction of scratch's "
+        "final one (its mean over the seeds); the median over the seeds. A ratio below 1 is faster "
+        "than scratch. The Dice is nnU-Net's own while it trains, of random patches, smoothed as "
+        "in its progress.png: good for comparing runs of one task, not with the scores above. "
+        "Hours of pretraining are not counted. Left out where scratch learnt nothing."
     )
     formats = {
         "epochs": "g",
@@ -83,11 +104,12 @@ def labels_saved(results: Results) -> Table:
         "fraction saved",
     ]
     note = (
-        "How many labelled cases an arm needs to be as good as scratch is with more (or fewer), read off its curve of "
-        "Dice against the logarithm of the number of cases. At most: the arm's fewest cases are already better, so "
-        "what is saved is a lower bound. More than: its most cases are not enough, so nothing is known to be saved. "
-        "The curves have few points and noise: small savings are none. Where scratch is no better with more cases than "
-        "with fewer, labels cannot be saved, and the row is left out."
+        "How many labelled cases an arm needs to be as good as scratch is with more (or fewer), "
+        "read off its curve of Dice against the logarithm of the number of cases. At most: the "
+        "arm's fewest cases are already better, so what is saved is a lower bound. More than: its "
+        "most cases are not enough, so nothing is known to be saved. The curves have few points "
+        "and noise: small savings are none. Where scratch is no better with more cases than with "
+        "fewer, labels cannot be saved, and the row is left out."
     )
     return Table("labels_saved", "Labels saved at equal Dice", note, columns, rows,
                  {"scratch's cases": "g", "saved": ".1f", "fraction saved": ".0%"})  # fmt: skip
@@ -114,8 +136,9 @@ def gap(results: Results) -> Table:
             rows.append([task, arm, *budgets, few.mean, many.mean, difference])
     columns = ["task", "arm", "few", "many", "Dice of few", "Dice of many", "gap"]
     note = (
-        "Dice with the most labelled cases less that with the fewest, paired by seed and case. A small gap beside a "
-        "high Dice of many is what a good pretraining gives; a small gap alone may be a bad many."
+        "Dice with the most labelled cases less that with the fewest, paired by seed and case. A "
+        "small gap beside a high Dice of many is what a good pretraining gives; a small gap alone "
+        "may be a bad many."
     )
     return Table("gap", "Few-shot against many-shot", note, columns, rows)
 
@@ -145,12 +168,22 @@ def modality(results: Results) -> Table:
                 rows.append(
                     [arm, f"{own} to {other}", str(budget), *dice, dice[0] - dice[1], *cells]
                 )
-    columns = ["arm", "modality", "budget", "Dice within", "Dice across", "drop", "gain within", "gain across",
-               "gain lost"]  # fmt: skip
+    columns = [
+        "arm",
+        "modality",
+        "budget",
+        "Dice within",
+        "Dice across",
+        "drop",
+        "gain within",
+        "gain across",
+        "gain lost",
+    ]
     note = (
-        "Within: tasks of the modality that the arm was pretrained on; across: tasks of another. The drop in Dice also "
-        "holds how hard the tasks are; scratch's drop shows that part. Gain: Dice less scratch's on the same cases; "
-        "gain lost: what of it does not carry over. Intervals by bootstrap over seeds and cases."
+        "Within: tasks of the modality that the arm was pretrained on; across: tasks of another. "
+        "The drop in Dice also holds how hard the tasks are; scratch's drop shows that part. Gain: "
+        "Dice less scratch's on the same cases; gain lost: what of it does not carry over. "
+        "Intervals by bootstrap over seeds and cases."
     )
     return Table("modality", "From one modality to another", note, columns, rows)
 

@@ -55,7 +55,9 @@ def pairs(results: Results) -> list[Pair]:
 
 
 def _order(results: Results, pair: Pair) -> tuple:
-    """By the arm of the first encoder, as `<arm> <budget>` names it; a pretrained one goes first."""
+    """By the arm of the first encoder, as `<arm> <budget>` names it; a pretrained one goes
+    first.
+    """
     arm, _, budget = pair.first.rpartition(" ")
     return _place(results.arms, arm), budget != "pretrained", pair.first, pair.second
 
@@ -70,10 +72,11 @@ def similarity(made: list[Pair]) -> Table:
         means = [float(np.mean(values)) if values else None for values in by_stage]
         rows.append([pair.task, pair.first, pair.second, pair.seeds, *means])
     note = (
-        "Linear CKA, unbiased, of the same layers of two encoders on the same places of the same scans, the mean over "
-        "a stage's blocks: 1 is the same up to rotation and scale, 0 is unrelated. High between pretrained and "
-        "fine-tuned: the features were reused; low: they were learnt anew. What a pair of random starts has is what "
-        "architecture and data alone explain."
+        "Linear CKA, unbiased, of the same layers of two encoders on the same places of the same "
+        "scans, the mean over a stage's blocks: 1 is the same up to rotation and scale, 0 is "
+        "unrelated. High between pretrained and fine-tuned: the features were reused; low: they "
+        "were learnt anew. What a pair of random starts has is what architecture and data alone "
+        "explain."
     )
     return Table(
         "cka", "Feature reuse: CKA", note, ["task", "first", "second", "seeds", *stages], rows
@@ -173,22 +176,33 @@ def reaches(results: Results) -> list[Reach]:
     return sorted(
         made,
         key=lambda r: (
-            _place(results.tasks, r.group.task), _place(results.arms, r.group.arm), budgets.index(r.group.budget),
+            _place(results.tasks, r.group.task),
+            _place(results.arms, r.group.arm),
+            budgets.index(r.group.budget),
         ),
-    )  # fmt: skip
+    )
 
 
 def distances(made: list[Reach]) -> Table:
     rows = [
-        [r.group.task, str(r.group.budget), r.group.arm, layer, float(np.nanmean(mm)), float(np.nanmin(mm)),
-         float(np.nanmax(mm)), float(even)]
+        [
+            r.group.task,
+            str(r.group.budget),
+            r.group.arm,
+            layer,
+            float(np.nanmean(mm)),
+            float(np.nanmin(mm)),
+            float(np.nanmax(mm)),
+            float(even),
+        ]
         for r in made
         for layer, mm, even in zip(r.layers, r.mm, r.uniform, strict=True)
-    ]  # fmt: skip
+    ]
     note = (
-        "Mean distance in mm from a token to what it attends to, by layer: the mean of the heads, the nearest- and the "
-        "farthest-looking head. Even: what attention to all tokens of the window alike would give; windows bound how "
-        "far a head can look. Heads near even mix, heads far below it are local."
+        "Mean distance in mm from a token to what it attends to, by layer: the mean of the heads, "
+        "the nearest- and the farthest-looking head. Even: what attention to all tokens of the "
+        "window alike would give; windows bound how far a head can look. Heads near even mix, "
+        "heads far below it are local."
     )
     columns = ["task", "budget", "arm", "layer", "mean", "nearest head", "farthest head", "even"]
     return Table(

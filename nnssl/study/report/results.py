@@ -89,7 +89,9 @@ class Results:
         return sorted({str(row["label"]) for run in runs for row in self._cases.get(run, ())})
 
     def scores(self, group: Group, measure: str, label: str | None = None) -> Scores:
-        """A group's measure by seed and case; the mean over a case's labels where `label` is None."""
+        """A group's measure by seed and case; the mean over a case's labels where `label` is
+        None.
+        """
         key = (group, measure, label)
         if key not in self._scores:
             self._scores[key] = self._table(group, measure, label)
@@ -206,7 +208,8 @@ def _key(row: dict, number: int) -> tuple:
         )
     if odd := [name for name in words if isinstance(row[name], (list, dict))]:
         raise ResultsError(
-            f"row {number} of the results, a {row['kind']}, has a list or mapping as {', '.join(odd)}"
+            f"row {number} of the results, a {row['kind']}, has a list or mapping as "
+            f"{', '.join(odd)}"
         )
     return tuple(row[name] for name in keys)
 

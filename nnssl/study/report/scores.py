@@ -63,9 +63,9 @@ def scores(results: Results) -> Table:
         *(MEASURES[n] for n in there),
     ]
     note = (
-        "Mean over the labels of a case, then over the cases, then over the seeds; in brackets the 95 % interval by "
-        "bootstrap over seeds and cases together. Overlapping intervals do not mean that arms are alike: the "
-        "comparisons below are paired."
+        "Mean over the labels of a case, then over the cases, then over the seeds; in brackets the "
+        "95 % interval by bootstrap over seeds and cases together. Overlapping intervals do not "
+        "mean that arms are alike: the comparisons below are paired."
     )
     return Table("scores", "Scores", note, columns, rows, {**FORMATS, "labelled cases": "g"})
 
@@ -121,19 +121,42 @@ def compare(results: Results) -> list[Comparison]:
 def comparisons(made: list[Comparison]) -> Table:
     rows = [
         [
-            c.group.task, str(c.group.budget), c.group.arm, MEASURES[c.measure], c.difference, c.test.n, c.test.better,
-            c.test.worse, c.test.p, c.adjusted, ("yes" if c.differs else "no"), c.test.smallest,
+            c.group.task,
+            str(c.group.budget),
+            c.group.arm,
+            MEASURES[c.measure],
+            c.difference,
+            c.test.n,
+            c.test.better,
+            c.test.worse,
+            c.test.p,
+            c.adjusted,
+            ("yes" if c.differs else "no"),
+            c.test.smallest,
         ]
         for c in made
-    ]  # fmt: skip
-    columns = ["task", "budget", "arm", "measure", "difference", "subjects", "better", "worse", "p", "p (Holm)",
-               "differs", "smallest p"]  # fmt: skip
+    ]
+    columns = [
+        "task",
+        "budget",
+        "arm",
+        "measure",
+        "difference",
+        "subjects",
+        "better",
+        "worse",
+        "p",
+        "p (Holm)",
+        "differs",
+        "smallest p",
+    ]
     note = (
-        "Arm less scratch, paired by seed and case. p: Wilcoxon's signed-rank test, two-sided, one observation a "
-        "subject (its cases and seeds averaged). p (Holm): corrected for all comparisons of the same measure on this "
-        "page; “differs” where it is below 0.05. Smallest p: what so few subjects can give at best; where "
-        "it times the number of comparisons is above 0.05, no difference however large could be told. “No” is "
-        "not evidence of equality: read the interval of the difference. For HD95 smaller is better."
+        "Arm less scratch, paired by seed and case. p: Wilcoxon's signed-rank test, two-sided, one "
+        "observation a subject (its cases and seeds averaged). p (Holm): corrected for all "
+        "comparisons of the same measure on this page; “differs” where it is below 0.05. Smallest "
+        "p: what so few subjects can give at best; where it times the number of comparisons is "
+        "above 0.05, no difference however large could be told. “No” is not evidence of equality: "
+        "read the interval of the difference. For HD95 smaller is better."
     )
     return Table(
         "comparisons",
@@ -192,9 +215,10 @@ def ranks(ranking: Ranking) -> Table:
     note = "Mean rank by Dice over the tasks; 1 is the best. "
     if overall.difference == overall.difference:
         note += (
-            f"Friedman's test on the last row: p = {overall.p:.2g}. Nemenyi's critical difference at 0.05 is "
-            f"{overall.difference:.2f}: arms whose ranks differ by less cannot be told apart. A task is one "
-            "observation; budgets of a task are not independent and are averaged first. "
+            f"Friedman's test on the last row: p = {overall.p:.2g}. Nemenyi's critical difference "
+            f"at 0.05 is {overall.difference:.2f}: arms whose ranks differ by less cannot be told "
+            "apart. A task is one observation; budgets of a task are not independent and are "
+            "averaged first. "
         )
     elif ranking.arms:
         note += "One task is one observation: there is no test. "

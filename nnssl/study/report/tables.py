@@ -18,8 +18,8 @@ Cell = str | int | float | Interval | None
 
 @dataclass(frozen=True)
 class Table:
-    """name: of the CSV file. note: how to read it. formats: of numbers, by column; others have
-    three decimals.
+    """name: of the CSV file, empty where there is none. note: how to read it. formats: of numbers,
+    by column; others have three decimals.
     """
 
     name: str

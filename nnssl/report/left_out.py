@@ -1,0 +1,84 @@
+"""What was left out of a collection and why, with pictures of what could be read. No path of a
+scan, and so no name of a patient's folder, comes onto the page.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import numpy as np
+
+from nnssl.data.plan import case_id
+from nnssl.data.scans import NOT_READ, Found, read
+from nnssl.files import fingerprint
+from nnssl.report.thumbnails import Planes, picture
+from nnssl.study.report.page import Tile, Tiles
+from nnssl.study.report.tables import Table
+
+SHOWN = 24  # pictures of scans that were left out
+BINS = 112
+
+
+def line_id(line: dict) -> str:
+    """The case's id of a line of report.json; of a line about a whole folder, its hash."""
+    if line["series"] in NOT_READ:
+        return f"a folder, {fingerprint([line['path'], line['series']])}"
+    return case_id(line["path"], line["series"])
+
+
+def reason(line: dict) -> str:
+    """Why a line was left out, without the file's name and folders."""
+    path, text = Path(line["path"]), line["reason"]
+    for name in (str(path), str(path.parent), path.name):
+        if len(name) > 1:
+            text = text.replace(name, "…")
+    return re.sub(r"(?<!\w)/[^\s,;:()]+", "…", text)
+
+
+def kind(line: dict) -> str:
+    """Lines of one kind differ in their numbers only."""
+    return re.sub(r"-?\d[\d.,]*", "N", reason(line))
+
+
+def tables(lines: list[dict]) -> list[Table]:
+    """How many were left out for each kind of reason, and each of them."""
+    first = {kind(line): reason(line) for line in reversed(lines)}
+    counts = Counter(map(kind, lines))
+    rows = [[first[name], count] for name, count in counts.most_common()]
+    each = [[line_id(line), reason(line)] for line in lines]
+    note = "Of reasons that differ in their numbers only, the first is shown."
+    where = "The scan's path stands in report.csv, in the line with the same reason."
+    return [
+        Table("", "Reasons", note, ["reason", "scans"], rows),
+        Table("", "Each scan that was left out", where, ["scan", "reason"], each),
+    ]
+
+
+def tiles(lines: list[dict], folder: Path, shown: int = SHOWN) -> Tiles:
+    """Pictures of some, of each kind of reason alike many. Only what the survey could read is read
+    again.
+    """
+    kinds: dict[str, list[dict]] = defaultdict(list)
+    for line in lines:
+        if line["shape"]:
+            kinds[kind(line)].append(line)
+    in_turn = sorted(
+        ((place, name, line) for name, some in kinds.items() for place, line in enumerate(some)),
+        key=lambda entry: entry[:2],
+    )
+    return Tiles([_tile(line, folder) for *_, line in in_turn[:shown]])
+
+
+def _tile(line: dict, folder: Path) -> Tile:
+    name, words = line_id(line), reason(line)
+    try:
+        scan = read(Found(line["path"], line["series"]), folder)
+    except (OSError, RuntimeError, ValueError, MemoryError):
+        return Tile(name, "no picture: the file cannot be read now", None, words)
+    planes = Planes.of(scan.voxels.__getitem__, scan.voxels.shape, scan.spacing)
+    low, high = planes.limits()
+    counts = np.histogram(planes.voxels, BINS, (low, max(high, low + 1e-6)))[0]
+    made = picture(planes, counts, scan.orientation, (low, high))
+    return Tile(name, f"three planes of {name}", made, words)

@@ -1,0 +1,233 @@
+"""The page of a pretraining: how it went, what it saw, what it took, and what was left out."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from nnssl import checkpoint, files
+from nnssl.report import collection, cost
+from nnssl.report.collection import Collection
+from nnssl.study.report import drawing
+from nnssl.study.report.page import Section, Tile, Tiles, page
+from nnssl.study.report.tables import Table
+from nnssl.train import pictures
+from nnssl.train.log import LOG, duration
+from nnssl.train.run import FINAL, LATEST
+from nnssl.types import PREPROCESSED
+
+PANEL = (4.6, 3.1)  # inches
+POINTS = 600  # of a line
+SHOWN_LEFT_OUT = 12
+WAITING = 0.1  # of the time: more is told
+PROBE = "probe_"
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """The results folder of a run: rows of its log, and the header of its newest checkpoint."""
+
+    folder: Path
+    rows: list[dict]
+    header: dict
+
+    @classmethod
+    def read(cls, folder: Path) -> Pretraining:
+        rows = files.read_json_lines(folder / LOG)
+        header = {}
+        for name in (FINAL, LATEST):
+            if not header and (folder / name).exists():
+                header = checkpoint.read(folder / name)["header"]
+        return cls(folder, rows, header)
+
+    @property
+    def name(self) -> str:
+        return f"{self.header.get('plan', {}).get('name', '')} {self.folder.resolve().name}".strip()
+
+    @property
+    def step(self) -> int:
+        return self.rows[-1]["step"] if self.rows else 0
+
+    @property
+    def batch_size(self) -> int:
+        return self.header["run"]["batch_size"]
+
+    @property
+    def is_finished(self) -> bool:
+        return (self.folder / FINAL).exists()
+
+    def collection(self) -> Collection | None:
+        """The scans it was trained on, where they are still below $nnUNet_preprocessed."""
+        root, plan = os.environ.get(PREPROCESSED), self.header.get("plan", {})
+        if not root or not plan.get("name"):
+            return None
+        folder = Path(root) / "nnssl" / plan["name"]
+        if not all((folder / name).is_file() for name in (collection.REPORT, collection.PLAN)):
+            return None
+        found = Collection.read(folder)
+        return found if found.plan.fingerprint == plan["fingerprint"] else None
+
+
+def render(folder: Path) -> str:
+    run = Pretraining.read(folder)
+    scans = run.collection()
+    sections = [
+        *_curves(run),
+        Section("Views", [], [], _VIEWS, [_views(run)]),
+        *_time(run),
+        *_data(run, scans),
+    ]
+    warnings = _look_at(run, scans)
+    return page(f"Pretraining {run.name}", _lead(run), warnings, sections, _facts(run), "Look at")
+
+
+_VIEWS = (
+    "What the method looks at and, where it predicts voxels, what it predicts: the same crops at "
+    "several steps. What is hidden is blue."
+)
+
+
+def _facts(run: Pretraining) -> dict[str, str]:
+    """The checkpoint's header; of one that it started from the name, not the path."""
+    if not run.header:
+        return {}
+    start = run.header.get("start", {})
+    named = {**start, "checkpoint": Path(start["checkpoint"]).name} if start else None
+    shown = {**run.header, **({"start": named} if named else {})}
+    return {"Settings": json.dumps(shown, indent=2, ensure_ascii=False)}
+
+
+def _lead(run: Pretraining) -> list[str]:
+    if not run.header:
+        return [f"Step {run.step}; nothing is saved yet."]
+    header, plan = run.header, run.header["plan"]
+    crop = " x ".join(map(str, header["crop"]))
+    spacing = " x ".join(f"{s:g}" for s in plan["spacing"][-len(header["crop"]) :])
+    took = duration(cost.seconds(run.rows, run.batch_size)) if run.rows else "no time"
+    return [
+        f"{header['method']} on {plan['cases']} scans of {plan['name']}:",
+        f"encoder {header['preset']}, crops of {crop} voxels at {spacing} mm,",
+        f"{run.batch_size} scans a step. Step {run.step} of {header['run']['steps']}, {took}.",
+    ]
+
+
+def _look_at(run: Pretraining, scans: Collection | None) -> list[str]:
+    told = [f"step {row['step']}: {row['alarm']}" for row in run.rows if row.get("alarm")]
+    if not run.is_finished:
+        told.append(
+            "it is not finished: it runs, or was stopped and continues by the same line with --c"
+        )
+    waited = cost.middle(run.rows, "data_wait")
+    if waited is not None and waited > WAITING:
+        told.append(
+            f"the device waited for crops {waited:.0%} of the time: more --workers, a faster disk"
+        )
+    if scans is not None and scans.left_out:
+        told.append(f"{len(scans.left_out)} of {len(scans.lines)} scans were left out of it")
+    return told
+
+
+def _curves(run: Pretraining) -> list[Section]:
+    """Losses, probe and monitors: a panel each, and a table of their course."""
+    if not run.rows:
+        return []
+    method = run.header.get("method", "pretraining")
+    panels = pictures.panels(run.rows, method)
+    tiles = {name: _panel(run, keys, name) for name, keys in panels.items()}
+    probe = [name for name, keys in panels.items() if keys[0].startswith(PROBE)]
+    losses = [name for name in tiles if name.endswith(": loss")]
+    others = [name for name in tiles if name not in (*probe, *losses)]
+    made = []
+    for title, names in (("Losses", losses), ("Probe", probe), ("Monitors", others)):
+        keys = [key for name in names for key in panels[name]]
+        tables = [_course(run, keys, f"{title} in numbers")] if keys else []
+        group = Tiles([tiles[name] for name in names], 340)
+        made.append(Section(title, tables, [], _LEADS[title] if names else "", [group]))
+    return made
+
+
+_LEADS = {
+    "Losses": "Pale: as logged; strong: the moving average. Losses of different methods cannot "
+    "be compared.",
+    "Probe": "Dice of a linear classifier on the frozen encoder, on labelled cases that it was "
+    "not fitted on.",
+    "Monitors": "An alarm is what collapsed runs have shown for thirty logged steps in a row; the "
+    "method's page says what a healthy run looks like.",
+}
+
+
+def _panel(run: Pretraining, keys: list[str], title: str) -> Tile:
+    made = drawing.figure(*PANEL)
+    pictures.draw(made.subplots(), run.rows, keys, title, POINTS)
+    return Tile("", f"{title} by step", drawing.svg(made))
+
+
+def _course(run: Pretraining, keys: list[str], title: str) -> Table:
+    rows = []
+    for key in keys:
+        steps = [(row[key], row["step"]) for row in run.rows if key in row]
+        lowest, highest = min(steps), max(steps, key=lambda pair: pair[0])
+        first, last = steps[0][0], steps[-1][0]
+        rows.append([key, first, lowest[0], lowest[1], highest[0], highest[1], last])
+    columns = ["what", "first", "lowest", "lowest at", "highest", "highest at", "last"]
+    formats = dict.fromkeys(("first", "lowest", "highest", "last"), ".4g")
+    note = "As logged, without smoothing: one row is one step, and jumps from row to row."
+    return Table("", title, note, columns, rows, formats)
+
+
+def _views(run: Pretraining) -> Tiles:
+    """The pictures kept of several steps; of a run from before they were kept, the last one."""
+    kept = sorted((run.folder / pictures.VIEWS).glob("[0-9]*.png"))
+    if not kept and (run.folder / "views.png").exists():
+        tile = Tile(
+            "at the last save", "views at the last save", (run.folder / "views.png").read_bytes()
+        )
+        return Tiles([tile], 520, 560)
+    tiles = [
+        Tile(f"step {int(path.stem)}", f"views at step {int(path.stem)}", path.read_bytes())
+        for path in kept
+    ]
+    return Tiles(tiles, 520, 560)
+
+
+def _time(run: Pretraining) -> list[Section]:
+    if not run.rows or not run.header:
+        return []
+    speed, waited = cost.middle(run.rows, "samples_per_second"), cost.middle(run.rows, "data_wait")
+    rows = [
+        ["training", duration(cost.seconds(run.rows, run.batch_size)), "pauses do not count"],
+        ["scans a second", f"{speed:.3g}", "median of the logged rows"],
+        ["waiting for crops", f"{waited:.1%}", "of the time; median"],
+        *_of_peak(run, speed),
+    ]
+    panels = [
+        _panel(run, [key], title)
+        for key, title in (
+            ("samples_per_second", "scans a second"),
+            ("data_wait", "waiting for crops, fraction of the time"),
+        )
+    ]
+    table = Table("", "Time in numbers", "", ["what", "how much", "note"], rows)
+    return [Section("Time", [table], [], "", [Tiles(panels, 340)])]
+
+
+def _of_peak(run: Pretraining, speed: float) -> list[list[str]]:
+    """What it ran on, and how much of it was used where its peak is known."""
+    device = run.header.get("device")
+    if device is None:  # of a version that did not write it down
+        return []
+    many = f"{device['processes']} processes" if device["processes"] > 1 else "one process"
+    rows = [["device", device["name"], many]]
+    fraction = cost.fraction_of_peak(run.header, speed)
+    if fraction is not None:
+        rows.append(["of the device's peak", f"{fraction:.0%}", "dense bf16, by its data sheet"])
+    return rows
+
+
+def _data(run: Pretraining, scans: Collection | None) -> list[Section]:
+    if scans is None:
+        return []
+    left_out = collection.left_out_section(scans, SHOWN_LEFT_OUT)
+    return [left_out]

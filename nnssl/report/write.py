@@ -1,0 +1,44 @@
+"""From a folder to its page: a pretraining's results, or a collection of scans."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nnssl import files
+from nnssl.report import collection, run
+from nnssl.train.log import LOG
+
+PAGE = "report.html"
+SCANS = 60  # thumbnails
+
+
+def write(folder: Path | str, path: Path | str | None = None, scans: int = SCANS) -> Path:
+    """Write the page of `folder` and return its path, `report.html` in the folder by default.
+
+    scans: how many of a collection get a thumbnail. Raises FileNotFoundError for a folder that is
+    not there, ValueError for one that is neither a pretraining's nor a collection's.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is no folder; {EXPECTED}")
+    if scans < 0:
+        raise ValueError(f"--scans must be 0 or more, got {scans}")
+    if (folder / LOG).is_file():
+        html = run.render(folder)
+    elif (folder / collection.REPORT).is_file():
+        html = collection.render(folder, scans)
+    else:
+        raise ValueError(
+            f"{folder} holds neither {LOG} (a pretraining) nor {collection.REPORT} (a collection); "
+            f"{EXPECTED}"
+        )
+    path = Path(path) if path else folder / PAGE
+    with files.atomic(path) as temporary:
+        temporary.write_text(html, encoding="utf-8")
+    return path
+
+
+EXPECTED = (
+    "give the results of a pretraining, such as $nnUNet_results/nnssl/my_ct/smit__smit, or a "
+    "collection made by nnssl_pretrain --only-prepare, such as $nnUNet_preprocessed/nnssl/my_ct"
+)

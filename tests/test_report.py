@@ -1,0 +1,268 @@
+"""The pages of a pretraining and of a collection: what they say, and what they look like."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import sys
+from pathlib import Path
+
+import browser
+import micro
+import numpy as np
+import pytest
+from made_scans import ct_array, write_volume
+from PIL import Image
+
+from nnssl import cli, files
+from nnssl.data.plan import Plan, case_id
+from nnssl.data.prepare import prepare
+from nnssl.report import cost, left_out
+from nnssl.report.thumbnails import BOX, Planes, bars, picture
+from nnssl.report.write import write
+from nnssl.train import pictures
+from nnssl.train.loop import train
+
+PATIENT = "Muster_Erika_1950"  # a folder's name that must not reach a page
+
+
+@pytest.fixture(scope="module")
+def collection(tmp_path_factory) -> Path:
+    """Three scans, one of them turned round, and three that are left out."""
+    raw, folder = tmp_path_factory.mktemp("raw") / PATIENT, tmp_path_factory.mktemp("pre")
+    for seed in range(3):
+        write_volume(raw / f"scan_{seed}.nii.gz", ct_array(seed=seed))
+    write_volume(raw / "shifted_1.nii.gz", ct_array(seed=4) + 1024)
+    write_volume(raw / "shifted_2.nii.gz", ct_array(seed=5) + 1024)
+    (raw / "cut.nii.gz").write_bytes((raw / "scan_0.nii.gz").read_bytes()[:2000])
+    prepare("made", folder, [raw], num_processes=0, say=lambda _: None)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pretraining(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("results") / "smit__micro"
+    train(micro.run(folder, steps=6, save_every=2), print)
+    return folder
+
+
+def text_of(page: Path) -> str:
+    """What is read on a page; pictures by what stands for them."""
+    text = re.sub(r'src="data:[^"]*"', "", page.read_text(encoding="utf-8"))
+    return re.sub(r"<(script|style)>.*?</\1>", "", text, flags=re.DOTALL)
+
+
+def pngs(page: Path) -> list[np.ndarray]:
+    found = re.findall(r'src="data:image/png;base64,([^"]*)"', page.read_text(encoding="utf-8"))
+    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))) for data in found]
+
+
+def test_a_collections_page_shows_its_scans_and_why_others_are_left_out(collection):
+    page = write(collection)
+    assert page == collection / "report.html"
+    text = text_of(page)
+    assert "6 found, 3 kept" in text
+    for case in Plan.load(collection / "plan.json").cases:
+        assert f"three planes and histogram of {case.id}" in text
+    assert text.count("is not in HU: ") >= 2
+    assert "is cut short" in text or "cannot be read" in text
+    shown = pngs(page)
+    assert [image.shape for image in shown] == [(BOX, 4 * BOX)] * 5
+    assert all(image[:, : 3 * BOX].std() > 20 for image in shown)
+
+
+def test_no_path_of_a_scan_reaches_the_page(collection):
+    assert PATIENT in (collection / "report.csv").read_text()
+    page = write(collection)
+    assert PATIENT not in page.read_text(encoding="utf-8")
+    assert str(collection) not in page.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "cannot be read: File /data/Muster_Erika_1950/ct 1.nii.gz is no image",
+        "cannot be read now: no such file (/elsewhere/Muster_Erika_1950/a.dcm); it is tried again",
+        "ct 1.nii.gz has no spacing",
+    ],
+)
+def test_reasons_name_no_file(reason):
+    line = {"path": "/data/Muster_Erika_1950/ct 1.nii.gz", "series": "", "reason": reason}
+    shown = left_out.reason(line)
+    assert "Muster" not in shown
+    assert "ct 1" not in shown
+    assert "…" in shown
+
+
+def test_of_each_kind_of_reason_alike_many_are_shown(collection):
+    lines = [line for line in files.read_json(collection / "report.json")["scans"] if line["shape"]]
+    shifted = [line for line in lines if not line["kept"]]
+    other = {**shifted[0], "reason": "is constant: every voxel is 3", "path": shifted[0]["path"]}
+    group = left_out.tiles([*shifted, other], collection, shown=2)
+    assert [tile.text[:12] for tile in group.tiles] == ["is constant:", "is not in HU"]
+
+
+def test_fewer_thumbnails_are_spread_over_the_collection(collection):
+    text = text_of(write(collection, scans=2))
+    first, _, last = (case.id for case in Plan.load(collection / "plan.json").cases)
+    assert re.findall(r"histogram of (scan_\w+)", text) == [first, last]
+
+
+def test_a_collection_without_a_plan_has_a_page(collection, tmp_path):
+    (tmp_path / "report.json").write_bytes((collection / "report.json").read_bytes())
+    assert "no scan can be used" in text_of(write(tmp_path))
+
+
+@pytest.mark.parametrize(("orientation", "turned"), [("LPS", ""), ("RAS", "yx"), ("LPI", "z")])
+def test_the_patient_is_shown_upright(orientation, turned):
+    """A scan with a bright corner: the head of a patient stored in LPS is at the last slice."""
+    volume = np.zeros((8, 8, 8))
+    volume[6:, :2, :2] = 1  # head, front, right in LPS
+    axes = {"z": 0, "y": 1, "x": 2}
+    volume = np.flip(volume, [axes[letter] for letter in turned])
+    planes = Planes(volume.max(0), volume.max(1), volume.max(2), (1.0, 1.0, 1.0))
+    made = picture(planes, np.ones(4), orientation, (0.0, 1.0))
+    shown = np.asarray(Image.open(io.BytesIO(made)))
+    for number in range(3):
+        box = shown[:, number * BOX : (number + 1) * BOX]
+        assert box[5, 5] == 255, number
+        assert box[-5, -5] == 0, number
+
+
+def test_planes_keep_their_proportions():
+    planes = Planes(np.ones((10, 40)), np.ones((10, 40)), np.ones((10, 10)), (8.0, 2.0, 1.0))
+    shown = np.asarray(Image.open(io.BytesIO(picture(planes, np.ones(2), "", (0.0, 0.5)))))
+    axial, sagittal = shown[:, :BOX], shown[:, 2 * BOX : 3 * BOX]
+    assert (axial.any(axis=0).sum(), axial.any(axis=1).sum()) == (BOX, BOX // 2)
+    assert (sagittal.any(axis=0).sum(), sagittal.any(axis=1).sum()) == (BOX // 4, BOX)
+
+
+def test_equal_counts_are_equal_bars():
+    """Also where bins do not divide the picture's width."""
+    assert len({column.sum() for column in bars(np.ones(150)).T.astype(int)}) == 1
+
+
+def test_a_runs_page_shows_losses_monitors_views_and_time(pretraining):
+    page = write(pretraining)
+    text = text_of(page)
+    for part in ("smit: loss", "embedding std", "gradient norm", "Step 6 of 6", "scans a second"):
+        assert part in text
+    assert re.findall(r"<strong>(step \d+)</strong>", text) == ["step 2", "step 4", "step 6"]
+    assert "not finished" not in text
+    rows = files.read_json_lines(pretraining / "log.jsonl")
+    (last,) = re.findall(r"<td>total</td>.*>([^<]*)</td></tr>", text)
+    assert float(last) == pytest.approx(rows[-1]["total"], rel=1e-3)
+
+
+def test_alarms_and_an_early_end_are_told_first(pretraining, tmp_path):
+    rows = files.read_json_lines(pretraining / "log.jsonl")
+    rows[3]["alarm"] = "all crops look alike"
+    files.write_json_lines(tmp_path / "log.jsonl", rows)
+    text = text_of(write(tmp_path))
+    box = text[text.index('class="missing"') : text.index("<section")]
+    assert "step 4: all crops look alike" in box
+    assert "--c" in box
+
+
+def test_a_runs_page_shows_what_was_left_out_of_its_collection(
+    pretraining, collection, tmp_path, nnunet_env
+):
+    folder = nnunet_env["nnUNet_preprocessed"] / "nnssl" / "made"
+    folder.parent.mkdir()
+    folder.symlink_to(collection)
+    plan = {"name": "made", "fingerprint": Plan.load(collection / "plan.json").fingerprint}
+    header = {**micro.header(), "plan": {**micro.header()["plan"], **plan}}
+    run = micro.run(tmp_path / "run", steps=1)
+    run.header.update(header)
+    train(run, lambda _: None)
+    text = text_of(write(tmp_path / "run"))
+    assert "3 of 6 scans were left out" in text
+    assert f"three planes of {case_id(shifted_path(collection))}" in text
+
+
+def shifted_path(collection: Path) -> str:
+    lines = files.read_json(collection / "report.json")["scans"]
+    return next(line["path"] for line in lines if "shifted_1" in line["path"])
+
+
+def test_views_are_kept_at_steps_spread_over_the_run(tmp_path):
+    path = tmp_path / "views.png"
+    for step in range(100, 10_100, 100):
+        path.write_text(str(step))
+        pictures.keep(path, step)
+    kept = [int(picture.stem) for picture in sorted((tmp_path / "views").iterdir())]
+    assert len(kept) == pictures.KEPT
+    assert (kept[0], kept[-1]) == (100, 10_000)
+    assert max(np.diff(kept)) <= 4 * min(np.diff(kept))
+    assert (tmp_path / "views" / f"{kept[2]:09d}.png").read_text() == str(kept[2])
+
+
+def test_pauses_are_no_training_time():
+    rows = [{"step": 10, "samples_per_second": 2.0}, {"step": 30, "samples_per_second": 4.0}]
+    assert cost.seconds(rows, batch_size=4) == 10 * 4 / 2 + 20 * 4 / 4
+
+
+def test_the_fraction_of_the_peak_is_operations_over_time(pretraining, monkeypatch):
+    monkeypatch.setattr(cost, "scan_operations", lambda header: 1e12)
+    header = {"device": {"name": "NVIDIA H100 80GB HBM3", "processes": 2}}
+    assert cost.fraction_of_peak(header, 989.0) == pytest.approx(0.5)
+    assert cost.fraction_of_peak({"device": {"name": "cpu", "processes": 1}}, 989.0) is None
+    assert cost.fraction_of_peak({}, 989.0) is None
+
+
+def test_operations_of_a_scan_are_those_of_its_crops(pretraining):
+    from nnssl import checkpoint
+
+    header = checkpoint.read(pretraining / "checkpoint_final.pth")["header"]
+    small = cost.scan_operations({**header, "crop": [32, 32, 32]})
+    longer = cost.scan_operations({**header, "crop": [32, 32, 64]})
+    assert longer == pytest.approx(2 * small, rel=0.01)
+
+
+def test_the_command_and_its_errors(collection, tmp_path, monkeypatch, capsys):
+    def report(*arguments) -> int:
+        monkeypatch.setattr(sys, "argv", ["nnssl_report", *map(str, arguments)])
+        return cli.report()
+
+    page = tmp_path / "elsewhere" / "page.html"
+    assert report(collection, "-o", page, "--scans", 1) == 0
+    assert capsys.readouterr().out.strip() == str(page)
+    assert page.exists()
+    assert report(tmp_path) == 1
+    assert "log.jsonl" in capsys.readouterr().err
+    assert report(tmp_path / "nowhere") == 1
+    assert "--only-prepare" in capsys.readouterr().err
+    assert report(collection, "--scans", -1) == 1
+    assert "0 or more, got -1" in capsys.readouterr().err
+
+
+@browser.needed
+@pytest.mark.parametrize("window", [browser.LAPTOP, browser.PHONE], ids=["laptop", "phone"])
+@pytest.mark.parametrize("kind", ["collection", "pretraining"])
+def test_in_a_browser_nothing_is_wider_than_the_window(kind, window, request, tmp_path):
+    page = write(request.getfixturevalue(kind), tmp_path / "page.html")
+    answer = browser.ask(page, tmp_path, window)
+    width, inner = answer["width"]
+    assert width <= inner
+    assert inner in range(window[0] - 20, window[0] + 1)  # less a scroll bar
+    assert answer["requests"] == []
+    assert len(answer["images"]) >= 8
+    for natural, shown in answer["images"]:
+        assert natural > 0
+        assert shown >= min(300, inner - 60)
+
+
+def test_a_page_is_one_file_that_asks_for_nothing(pretraining):
+    page = write(pretraining).read_text(encoding="utf-8")
+    assert "default-src 'none'" in page
+    assert re.findall(r'(?:src|href)="(?!data:|#)', page) == []
+    assert (
+        json.loads(
+            re.search(r"<h2>Settings</h2><pre>(.*?)</pre>", page, re.DOTALL)[1].replace(
+                "&quot;", '"'
+            )
+        )["method"]
+        == "smit"
+    )
