@@ -150,7 +150,7 @@ def _study(content: Any, path: Path) -> Study:
             "give seeds or folds, not both: a fold is repeated by its other cases"
         )
     name = values.name(content.get("name", path.stem), "the study's name")
-    folder = _path(content.get("folder", path.with_suffix("").name), path.parent, "folder")
+    folder = values.path(content.get("folder", path.with_suffix("").name), path.parent, "folder")
     if folder == path:
         raise DescriptionError(f"folder {folder} is the description itself; name another one")
     study = Study(
@@ -240,10 +240,10 @@ def _arm(entry: Any, beside: Path) -> Arm:
         )
     what = f"arm {name}: "
     convert: dict[str, Callable] = {
-        "checkpoint": lambda value: _path(value, beside, f"{what}checkpoint"),
-        "weights": lambda value: _path(value, beside, f"{what}weights"),
+        "checkpoint": lambda value: values.weights(value, beside, f"{what}checkpoint"),
+        "weights": lambda value: values.weights(value, beside, f"{what}weights"),
         "scans": lambda value: tuple(
-            _path(one, beside, f"{what}scans") for one in values.a_list(value, f"{what}scans")
+            values.path(one, beside, f"{what}scans") for one in values.a_list(value, f"{what}scans")
         ),
         "datasets": lambda value: tuple(
             values.dataset(one, f"{what}datasets")
@@ -311,11 +311,6 @@ def _budget(entry: Any) -> Budget:
 
 def _no_cases() -> int:
     raise DescriptionError("a budget of 0 cases trains nothing")
-
-
-def _path(entry: Any, beside: Path, what: str) -> Path:
-    """Relative paths are relative to the description."""
-    return (beside / Path(values.text(entry, what)).expanduser()).resolve()
 
 
 def settings(part: Arm | Task) -> dict:
