@@ -137,21 +137,25 @@ def _from_hub(wanted: HubFile) -> Path:
 
     # read now, and not when huggingface_hub was imported: a notebook may set it later
     endpoint, offline = os.environ.get("HF_ENDPOINT") or None, web.offline()
-    asked = {"repo_id": wanted.repo, "filename": wanted.file, "endpoint": endpoint}
     try:
         if not offline:
-            asked["revision"] = _checked(wanted, endpoint) or wanted.revision
-        else:
-            asked |= {"revision": wanted.revision, "local_files_only": True}
-        return Path(huggingface_hub.hf_hub_download(**asked))
+            _check_size(wanted, endpoint)
+        path = huggingface_hub.hf_hub_download(
+            wanted.repo,
+            wanted.file,
+            revision=wanted.revision,
+            endpoint=endpoint,
+            local_files_only=offline,
+        )
+        return Path(path)
     except AddressError:
         raise
     except Exception as error:  # those of several libraries
         raise AddressError(_why(wanted, error, errors, offline)) from error
 
 
-def _checked(wanted: HubFile, endpoint: str | None) -> str | None:
-    """The commit; None where the server does not answer, and the cache may still have it."""
+def _check_size(wanted: HubFile, endpoint: str | None) -> None:
+    """Nothing where the server does not answer: the cache may still have the file."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -163,12 +167,11 @@ def _checked(wanted: HubFile, endpoint: str | None) -> str | None:
     except HfHubHTTPError as error:
         if getattr(getattr(error, "response", None), "status_code", 500) < 500:
             raise
-        return None
+        return
     except Exception:  # no connection, by whichever library
-        return None
+        return
     if (about.size or 0) > LARGEST:
         raise AddressError(web.too_large(str(wanted), about.size, LARGEST))
-    return about.commit_hash
 
 
 def _why(wanted: HubFile, error: Exception, errors, offline: bool) -> str:

@@ -102,6 +102,22 @@ def convert() -> int:
     return _report_errors(lambda: print(run(Request(**options))))
 
 
+def embed() -> int:
+    """nnssl_embed: features of scans."""
+    from nnssl.embed import command
+
+    asked = command.parser().parse_args()
+
+    def work() -> None:
+        options = command.options(asked)
+        from nnssl.embed.run import Options
+        from nnssl.embed.run import embed as run
+
+        run(Options(**options))
+
+    return _report_errors(work)
+
+
 def demo() -> int:
     """nnssl_demo: the whole chain on made CT phantoms."""
     parser = argparse.ArgumentParser(

@@ -29,7 +29,7 @@ FLOORS = (
     {"network"},
     {"methods", "checkpoint"},
     {"train", "finetune", "foreign", "plans"},
-    {"demo", "bench", "study", "trainers", "doctor"},
+    {"demo", "bench", "study", "trainers", "doctor", "embed"},
     {"cli"},
     {"__main__"},
 )

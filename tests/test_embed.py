@@ -1,0 +1,419 @@
+"""Features of scans: prepared as for the pretraining, pooled exactly, resumed, told."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from dataclasses import replace
+
+import nibabel
+import numpy as np
+import pytest
+import SimpleITK
+import torch
+from made_checkpoints import HU, pretrained
+from made_scans import ct_array, write_series, write_volume
+from micro import ENCODER
+
+import nnssl
+from nnssl import cli, files
+from nnssl.data.crops import OPEN
+from nnssl.data.plan import Plan, case_of, resampled_shape
+from nnssl.data.preprocess import preprocess_case
+from nnssl.data.survey import look
+from nnssl.data.scans import Found
+from nnssl.embed import dense, pictures, pooling, run, table
+from nnssl.embed.run import Options
+from nnssl.embed.scan import Prepared, nearest, resampled_affine
+from nnssl.types import HUPolicy
+
+SPACING = (3.0, 2.0, 2.0)  # of made checkpoints
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    return pretrained(tmp_path_factory.mktemp("weights"))
+
+
+@pytest.fixture(scope="module")
+def encoder(weights):
+    return nnssl.load_encoder(weights)
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory):
+    """Two folders of small scans, and a file that is none."""
+    folder = tmp_path_factory.mktemp("scans")
+    for number in range(6):
+        group = ("chest", "head")[number % 2]
+        array = ct_array((18, 24, 28), number) + (200 if group == "head" else 0)
+        write_volume(folder / group / f"s{number}.nii.gz", array, (3.0, 2.0, 2.5))
+    (folder / "head" / "broken.nii.gz").write_bytes(b"no scan")
+    return folder
+
+
+# --- the module
+
+
+def test_the_encoder_is_a_plain_module(encoder, weights):
+    assert isinstance(encoder, torch.nn.Module)
+    assert not encoder.training
+    assert set(encoder.state_dict()) == {
+        name for name in torch.load(weights)["network_weights"] if "mask_token" not in name
+    }
+    assert encoder.strides[-1] == (32, 32, 32)
+    with torch.inference_mode():
+        maps = encoder(torch.zeros(1, 1, 16, 16, 16))
+    assert [m.shape[1] for m in maps] == list(encoder.channels)
+
+
+def test_scans_are_prepared_as_for_the_pretraining(encoder, scans, tmp_path):
+    path = scans / "chest" / "s0.nii.gz"
+    line = look(Found(str(path)))
+    plan = Plan("made", SPACING, HUPolicy(**HU), (16, 16, 16), (case_of(line),))
+    preprocess_case(plan.cases[0], plan, plan.fingerprint, tmp_path)
+    import blosc2
+
+    stored = blosc2.open(str(tmp_path / f"{plan.cases[0].id}.b2nd"), **OPEN)[:]
+    made = encoder.preprocess(path)
+    assert made.shape == (1, *stored.shape)
+    np.testing.assert_array_equal(made[0].numpy(), stored)
+    voxels = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path)))
+    assert torch.equal(encoder.preprocess(voxels, (3.0, 2.0, 2.5)), made)
+
+
+def test_a_dicom_folder_is_a_scan(encoder, tmp_path):
+    array = ct_array()
+    positions = [(0.0, 0.0, 3.0 * z) for z in range(len(array))]
+    write_series(tmp_path / "series", array, positions)
+    made = encoder.preprocess(tmp_path / "series")
+    assert made.shape[2:] == resampled_shape(array.shape, (3.0, 1.5, 1.5), SPACING)
+
+
+@pytest.mark.parametrize(
+    ("scan", "spacing", "message"),
+    [
+        (np.zeros((4, 4, 4)), None, r"come with spacing=\(z, y, x\) in mm"),
+        ("scan.nii.gz", (1, 1, 1), "a file says its own spacing"),
+    ],
+)
+def test_wrong_calls_are_explained(encoder, scan, spacing, message):
+    with pytest.raises(ValueError, match=message):
+        encoder.preprocess(scan, spacing)
+
+
+def test_what_is_no_scan_is_refused_with_its_name(encoder, scans, tmp_path):
+    with pytest.raises(ValueError, match=r"broken.nii.gz .*"):
+        encoder.preprocess(scans / "head" / "broken.nii.gz")
+    with pytest.raises(FileNotFoundError, match="no scan at"):
+        encoder.preprocess(tmp_path / "none.nii.gz")
+
+
+def test_an_unknown_spacing_has_to_be_said(tmp_path):
+    content = torch.load(pretrained(tmp_path), weights_only=True)
+    content["header"]["plan"]["spacing"] = None
+    nnssl_path = tmp_path / "unknown.pth"
+    torch.save(content, nnssl_path)
+    with pytest.raises(ValueError, match="does not say the spacing"):
+        nnssl.load_encoder(nnssl_path)
+    assert nnssl.load_encoder(nnssl_path, (2, 2, 2)).spacing == (2.0, 2.0, 2.0)
+    with pytest.raises(ValueError, match="leave the spacing out"):
+        nnssl.load_encoder(tmp_path / "checkpoint_final.pth", (2, 2, 2))
+
+
+# --- pooling
+
+
+def made(shape, seed=0, labels=False) -> Prepared:
+    generator = np.random.default_rng(seed)
+    image = generator.normal(size=shape).astype(np.float32)
+    found = generator.integers(0, 3, shape) * 5 if labels else None
+    return Prepared(image, image > -0.5, found)
+
+
+def test_means_are_over_the_voxels_of_each_region(encoder):
+    """Against each token repeated over its voxels, and a mean over the region's voxels."""
+    prepared = made((19, 34, 21), labels=True)
+    found = pooling.pool(encoder, prepared)
+    assert (found.labels, found.windows) == ((5, 10), 1)
+    assert found.voxels == tuple((prepared.labels == label).sum() for label in found.labels)
+    regions = [prepared.body, *(prepared.labels == label for label in found.labels)]
+    with torch.inference_mode():
+        maps = encoder(torch.from_numpy(prepared.image)[None, None])
+    for tokens, stride, means in zip(maps, encoder.strides, found.means, strict=True):
+        fine = tokens[0].numpy()
+        for axis, step in enumerate(stride, start=1):
+            fine = fine.repeat(step, axis)
+        fine = fine[:, :19, :34, :21]
+        wanted = [fine[:, region].mean(1) for region in regions]
+        np.testing.assert_allclose(means, wanted, atol=2e-5)
+
+
+def test_windows_cover_a_scan_once(encoder, monkeypatch):
+    """With maps that are constant in a window, every token's weights must add up to one."""
+    constant = [1.0, 2.0, 3.0, 4.0, 5.0]
+
+    def maps(_, image):
+        return [
+            torch.full((c, *(-(-n // s) for n, s in zip(image.shape, stride, strict=True))), value)
+            for c, stride, value in zip(encoder.channels, encoder.strides, constant, strict=True)
+        ]
+
+    monkeypatch.setattr(pooling, "_maps", maps)
+    found = pooling.pool(encoder, made((70, 33, 130)), dense=2, window=(32, 32, 64))
+    assert found.windows > 4
+    for means, value in zip(found.means, constant, strict=True):
+        np.testing.assert_allclose(means, value, rtol=1e-5)
+    assert found.dense.shape == (encoder.channels[2], 9, 5, 17)
+    np.testing.assert_allclose(found.dense, 3.0, rtol=1e-5)
+
+
+def test_one_window_is_the_whole(encoder):
+    prepared = made((20, 20, 20))
+    one = pooling.pool(encoder, prepared, dense=1, window=(64, 64, 64))
+    whole = pooling.pool(encoder, prepared, dense=1, window="whole")
+    np.testing.assert_array_equal(one.dense, whole.dense)
+    with torch.inference_mode():
+        maps = encoder(torch.from_numpy(prepared.image)[None, None])
+    np.testing.assert_allclose(whole.dense, maps[1][0].numpy(), atol=1e-6)
+
+
+def test_the_window_depends_on_scan_and_encoder_alone(encoder):
+    assert pooling.window_for(encoder, (40, 50, 60)) == (64, 64, 64)
+    assert pooling.window_for(encoder, (900, 900, 900)) == (96, 96, 96)
+    assert pooling.window_for(encoder, (900, 900, 900), "whole") == (928, 928, 928)
+    assert pooling.window_for(encoder, (900, 900, 900), (50, 64, 1)) == (64, 64, 32)
+
+
+def test_slices_of_a_2d_encoder_are_a_batch(tmp_path):
+    flat = nnssl.load_encoder(pretrained(tmp_path, replace(ENCODER, spatial_dims=2)))
+    prepared = made((18, 30, 30), labels=True)
+    assert flat.strides[1] == (1, 4, 4)
+    assert flat.batch(torch.from_numpy(prepared.image)).shape == (18, 1, 30, 30)
+    found = pooling.pool(flat, prepared, dense=1)
+    with torch.inference_mode():
+        maps = flat(torch.from_numpy(prepared.image)[:, None])
+    np.testing.assert_allclose(found.dense, maps[1].movedim(0, 1).numpy(), atol=1e-5)
+
+
+# --- where things lie
+
+
+def test_tokens_lie_where_their_voxels_are():
+    """A token's place is the mean of its voxels' places, on a grid resampled edge to edge."""
+    affine = nibabel.affines.from_matvec(np.diag([-2.0, 2.5, 3.0]), [5.0, -7.0, 11.0])
+    old, new, stride = (8, 12, 16), (16, 6, 16), (2, 3, 4)
+    moved = resampled_affine(affine, old, new, stride)
+    for axis in range(3):
+        z = 2 - axis
+        token = np.zeros(3)
+        token[axis] = 1
+        voxels = (np.arange(stride[z]) + stride[z] + 0.5) * old[z] / new[z] - 0.5
+        there = np.zeros(3)
+        for other in range(3):
+            k = 2 - other
+            there[other] = (stride[k] / 2) * old[k] / new[k] - 0.5
+        there[axis] = voxels.mean()
+        np.testing.assert_allclose(
+            nibabel.affines.apply_affine(moved, token), nibabel.affines.apply_affine(affine, there)
+        )
+
+
+def test_nearest_is_edge_to_edge():
+    volume = np.arange(4).reshape(1, 1, 4)
+    assert nearest(volume, (1, 1, 8))[0, 0].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert nearest(volume, (1, 1, 2))[0, 0].tolist() == [1, 3]
+
+
+def test_the_affine_is_that_of_the_file(encoder, tmp_path):
+    affine = nibabel.affines.from_matvec(np.diag([-2.0, -2.0, 3.0]), [50.0, 60.0, -70.0])
+    nibabel.save(nibabel.Nifti1Image(ct_array((18, 24, 28)).T, affine), tmp_path / "a.nii.gz")
+    np.testing.assert_allclose(encoder.prepare(tmp_path / "a.nii.gz").affine, affine, atol=1e-4)
+    # stored sagittally: x, y and z of the file are the patient's y, z and x
+    turned = affine[:, [1, 2, 0, 3]]
+    array = ct_array((18, 24, 28)).T.transpose(1, 2, 0)
+    nibabel.save(nibabel.Nifti1Image(array, turned), tmp_path / "b.nii.gz")
+    made = encoder.prepare(tmp_path / "b.nii.gz")
+    np.testing.assert_allclose(made.affine, affine, atol=1e-4)
+    np.testing.assert_array_equal(made.image, encoder.prepare(tmp_path / "a.nii.gz").image)
+
+
+# --- the command
+
+
+@pytest.fixture(scope="module")
+def embedded(weights, scans, tmp_path_factory):
+    """The folder of a whole run with maps and pictures, and what it said."""
+    folder, said = tmp_path_factory.mktemp("out") / "features", []
+    options = Options(
+        [scans], folder, weights, dense=8, nifti=True, num_processes=0, picture="thumbnails",
+        device="cpu",
+    )  # fmt: skip
+    run.embed(options, said.append)
+    return folder, said, options
+
+
+def test_the_table_has_a_row_a_scan(embedded, encoder, scans):
+    folder, said, _ = embedded
+    with np.load(folder / "features.npz", allow_pickle=False) as found:
+        ids = found["id"].tolist()
+        assert ids == [f"chest/s{n}" for n in (0, 2, 4)] + [f"head/s{n}" for n in (1, 3, 5)]
+        assert found["group"].tolist() == ["chest"] * 3 + ["head"] * 3
+        one = encoder.embed(scans / "head" / "s3.nii.gz")
+        for number in range(5):
+            np.testing.assert_allclose(found[f"stage{number}"][4], one[number], atol=1e-5)
+    with (folder / "features.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["id"] for row in rows] == ids
+    assert rows[4]["shape"] == "18x24x28"
+    assert float(rows[4]["stage2_3"]) == pytest.approx(float(one[2][3]), abs=1e-4)
+    assert said[0].startswith("6 scans embedded, 1 left out (")
+
+
+def test_what_is_no_scan_is_reported_as_by_the_survey(embedded):
+    report = json.loads((embedded[0] / "report.json").read_text())
+    (left_out,) = [line for line in report["scans"] if not line["kept"]]
+    assert left_out["path"].endswith("broken.nii.gz")
+    assert left_out["reason"]
+
+
+def test_maps_have_their_place(embedded, encoder, scans):
+    maps = sorted((embedded[0] / "dense").iterdir())
+    assert len(maps) == 6
+    image = nibabel.load(maps[0])
+    prepared = encoder.prepare(scans / "chest" / "s0.nii.gz")
+    with torch.inference_mode():
+        wanted = encoder(torch.from_numpy(prepared.image)[None, None])[2][0].numpy()
+    got = np.asarray(image.dataobj)[:, :, :, 0].transpose(3, 2, 1, 0)
+    np.testing.assert_allclose(got, wanted, atol=1e-5)
+    size = np.abs(nibabel.affines.voxel_sizes(image.affine))
+    np.testing.assert_allclose(size, (16.0, 16.0, 24.0), rtol=0.1)  # 8 voxels of 2, 2 and 3 mm
+
+
+def test_pictures_are_drawn(embedded):
+    for name in ("neighbours.png", "projection.png"):
+        assert (embedded[0] / name).read_bytes().startswith(b"\x89PNG")
+    assert any("nearest neighbour is of their folder" in line for line in embedded[1])
+
+
+def test_the_same_line_goes_on(embedded, monkeypatch):
+    folder, _, options = embedded
+    lost = sorted((folder / "scans").iterdir())
+    lost[0].unlink()
+    lost[1].write_bytes(lost[1].read_bytes()[:100])  # cut by a crash of the disk
+    before = {path.name: path.stat().st_mtime_ns for path in lost[2:]}
+    said, pooled = [], []
+    whole = pooling.pool
+    monkeypatch.setattr(pooling, "pool", lambda *a: pooled.append(1) or whole(*a))
+    run.embed(replace(options, picture=None), said.append)
+    assert said[0] == "4 of 6 scans were done before"
+    assert len(pooled) == 2
+    assert {path.name: path.stat().st_mtime_ns for path in lost[2:]} == before
+
+
+def test_other_settings_are_not_mixed(embedded):
+    with pytest.raises(ValueError, match=r"dense: was 8, now 16.*choose another -o"):
+        run.embed(replace(embedded[2], dense=16), print)
+
+
+def test_a_stop_exits_with_75_and_leaves_whole_files(weights, scans, tmp_path, monkeypatch, capsys):
+    def stop(*_):
+        raise run.signals.Interrupted("stopped; the same line goes on where it was")
+
+    monkeypatch.setattr(pooling, "pool", stop)
+    line = ["nnssl_embed", "-c", weights, "-i", scans, "-o", tmp_path / "out", "-np", 0]
+    monkeypatch.setattr(sys, "argv", list(map(str, line)))
+    assert cli.embed() == 75
+    assert "the same line goes on" in capsys.readouterr().err
+    assert not list((tmp_path / "out").rglob(f"{files.TEMPORARY}*"))
+
+
+def test_means_by_label(weights, encoder, scans, tmp_path):
+    """Masks of nnU-Net's names; one scan has none, one of another size."""
+    labels = np.zeros((18, 24, 28), np.uint8)
+    labels[4:12, 6:18, 8:20] = 3
+    for name in ("s0", "s2"):
+        write_volume(tmp_path / "images" / f"{name}_0000.nii.gz", ct_array((18, 24, 28)), SPACING)
+        write_volume(tmp_path / "masks" / f"{name}.nii.gz", labels, SPACING)
+    write_volume(tmp_path / "images" / "s4_0000.nii.gz", ct_array((18, 24, 28)), SPACING)
+    write_volume(tmp_path / "images" / "s6_0000.nii.gz", ct_array((18, 24, 30)), SPACING)
+    write_volume(tmp_path / "masks" / "s6.nii.gz", labels, SPACING)
+    said = []
+    out = tmp_path / "out"
+    run.embed(
+        Options(
+            [tmp_path / "images"], out, weights, tmp_path / "masks", num_processes=0, device="cpu"
+        ),
+        said.append,
+    )
+    assert said[0].startswith("3 scans embedded, 0 left out")
+    assert any("its labels" in line and "have shape (18, 24, 28)" in line for line in said)
+    assert any("1 without a mask of their name, such as s4_0000" in line for line in said)
+    with np.load(out / "labels.npz", allow_pickle=False) as found:
+        assert found["id"].tolist() == ["s0_0000", "s2_0000"]
+        assert found["label"].tolist() == [3, 3]
+        assert found["voxels"].tolist() == [(labels == 3).sum()] * 2
+        prepared = encoder.prepare(tmp_path / "images" / "s0_0000.nii.gz")
+        wanted = pooling.pool(encoder, replace(prepared, labels=labels)).means[1][1]
+        np.testing.assert_allclose(found["stage1"][0], wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dense": 5}, "have strides of 2, 4, 8, 16, 32 voxels"),
+        ({"masks": "none"}, "no folder of masks at none"),
+        ({"sources": ["none"]}, "no such folder: none"),
+        ({"checkpoint": "none.pth"}, "no file at none.pth"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_written(embedded, tmp_path, change, message):
+    from pathlib import Path
+
+    given = {k: Path(v) if k == "masks" else v for k, v in change.items()}
+    options = replace(embedded[2], output=tmp_path / "out", **given)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        run.embed(options, print)
+    assert not (tmp_path / "out").exists()
+
+
+def test_ids_are_unique(tmp_path):
+    """The same name in two folders that are given; a folder of one level has no groups."""
+    from nnssl.data.survey import Surveyed
+
+    lines = [Surveyed(str(tmp_path / top / "s.nii.gz"), "", True) for top in ("a", "b")]
+    both = run._rows(lines, [tmp_path / "a", tmp_path / "b"])
+    assert len({row.id for row in both}) == 2
+    assert [row.group for row in both] == ["a", "b"]
+    assert [row.id for row in run._rows(lines, [tmp_path])] == ["a/s", "b/s"]
+
+
+# --- pictures
+
+
+def test_neighbours_of_the_same_group_are_counted():
+    features = np.array([[0.0, 1], [0.1, 1], [1, 0], [1, 0.1], [0.9, 0]], np.float32)
+    assert pictures.same_group(features, ["a", "a", "b", "b", "b"]) == 1.0
+    assert pictures.same_group(features, ["a", "b", "a", "b", "a"]) < 1.0
+    assert pictures.nearest(features, 10).shape == (5, 4)
+    with pytest.raises(ValueError, match="pictures need 5 scans or more, there are 1"):
+        one = table.Table(["a"], ["a"], [features[:1]] * 5, [])
+        pictures.draw(one, None, False, print)
+
+
+def test_queries_take_every_group_in_turn():
+    groups = ["a"] * 10 + ["b"] * 2
+    made = table.Table([f"{n:02}" for n in range(12)], groups, [], [])
+    queries = pictures._queries(made, ["a", "b"])
+    assert {groups[q] for q in queries[:2]} == {"a", "b"}
+    assert len(set(queries)) == len(queries)
+
+
+def test_a_thumbnail_is_upright_and_square():
+    image = np.zeros((10, 4, 20), np.float32)
+    image[9] = 1.0  # the head
+    small = table.thumbnail(image, None, (4.0, 1.0, 1.0), np.eye(4))
+    assert small.shape == (72, 36)
+    assert small[0].mean() > small[-1].mean()
+    assert dense.ENDING[True] == ".nii.gz"
