@@ -38,10 +38,10 @@ class Server:
 @contextmanager
 def serving() -> Iterator[Server]:
     class Answers(BaseHTTPRequestHandler):
-        def do_HEAD(self) -> None:  # noqa: N802 the name that http.server calls
+        def do_HEAD(self) -> None:
             self.answer(with_body=False)
 
-        def do_GET(self) -> None:  # noqa: N802
+        def do_GET(self) -> None:
             self.answer(with_body=True)
 
         def answer(self, with_body: bool) -> None:

@@ -242,7 +242,7 @@ def test_a_study_names_weights_by_address(weights, tmp_path, server):
     path = values.weights(weights[0], tmp_path, "arm a: checkpoint")
     assert path.read_bytes() == weights[1].read_bytes()
     assert values.weights("a.pth", tmp_path, "") == tmp_path / "a.pth"
-    with pytest.raises(values.DescriptionError, match="arm a: weights: .*not in the repository"):
+    with pytest.raises(values.DescriptionError, match=r"arm a: weights: .*not in the repository"):
         values.weights(f"hf://{REPO}/none.pth", tmp_path, "arm a: weights")
 
 

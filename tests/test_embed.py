@@ -21,8 +21,8 @@ from nnssl import cli, files
 from nnssl.data.crops import OPEN
 from nnssl.data.plan import Plan, case_of, resampled_shape
 from nnssl.data.preprocess import preprocess_case
-from nnssl.data.survey import look
 from nnssl.data.scans import Found
+from nnssl.data.survey import look
 from nnssl.embed import dense, pictures, pooling, run, table
 from nnssl.embed.run import Options
 from nnssl.embed.scan import Prepared, nearest, resampled_affine
@@ -397,8 +397,8 @@ def test_neighbours_of_the_same_group_are_counted():
     assert pictures.same_group(features, ["a", "a", "b", "b", "b"]) == 1.0
     assert pictures.same_group(features, ["a", "b", "a", "b", "a"]) < 1.0
     assert pictures.nearest(features, 10).shape == (5, 4)
+    one = table.Table(["a"], ["a"], [features[:1]] * 5, [])
     with pytest.raises(ValueError, match="pictures need 5 scans or more, there are 1"):
-        one = table.Table(["a"], ["a"], [features[:1]] * 5, [])
         pictures.draw(one, None, False, print)
 
 

@@ -139,6 +139,39 @@ def test_pretraining_needs_neither_simpleitk_nor_nnunet():
     assert done.returncode == 0, done.stderr
 
 
+APART_FROM_IT = {"SimpleITK", "nnunetv2", "huggingface_hub", "safetensors", "sklearn", "pandas"}
+
+
+def test_nothing_of_the_side_is_on_the_pretraining_s_path():
+    done = import_without(APART_FROM_IT, [*PRETRAINING, "nnssl.train.start"])
+    assert done.returncode == 0, done.stderr
+
+
+HELP = """
+import sys
+sys.argv = ["nnssl_{command}", "--help"]
+from nnssl import cli
+try:
+    cli.{command}()
+except SystemExit:
+    print("\\n" + " ".join({{name.split(".")[0] for name in sys.modules}}))
+    print(len(sys.modules))
+"""
+
+
+@pytest.mark.parametrize("command", ["pretrain", "embed"])
+def test_asking_for_options_imports_next_to_nothing(command):
+    """A command answers before PyTorch would be there; some 180 modules of Python itself on 3.11."""
+    script = HELP.format(command=command)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    *_, tops, count = done.stdout.splitlines()
+    heavy = {"torch", "numpy", "scipy", "matplotlib", "blosc2", *APART_FROM_IT}
+    assert heavy & set(tops.split()) == set()
+    assert int(count) < 300
+
+
 def test_importing_the_package_is_light():
     done = import_without(
         {"torch", "numpy", "SimpleITK", "nnunetv2", "blosc2"}, ["nnssl", "nnssl.types"]
