@@ -54,7 +54,7 @@ def inspect() -> int:
         "checkpoint",
         nargs="?",
         type=address.named,
-        help="a checkpoint_final.pth or checkpoint_latest.pth, or an address: hf://owner/repo/file, https://...",
+        help="a checkpoint_final.pth or checkpoint_latest.pth, hf://owner/repo/file or https://...",
     )
     parser.add_argument(
         "--nnunet-env",
@@ -251,7 +251,8 @@ def _pretrain_parser() -> argparse.ArgumentParser:
     how.add_argument("-a", dest="preset", metavar="PRESET", default="smit",
                      help="the encoder: tiny, smit, smit_miccai22, monai; default: %(default)s")  # fmt: skip
     how.add_argument("--from", dest="start", metavar="CHECKPOINT", type=address.named,
-                     help="start from this encoder, of its size, instead of a random one; also hf://owner/repo/file")  # fmt: skip
+                     help="start from this encoder, of its size, instead of a random one; "
+                     "also hf://owner/repo/file")  # fmt: skip
     how.add_argument("--steps", type=int, help="optimiser steps; default: 100000")
     how.add_argument(
         "--epochs", type=int, help="instead of --steps: how often each scan is visited"
@@ -336,8 +337,8 @@ def _convert_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("file", metavar="FILE", type=address.named,
-        help="a file of PyTorch or safetensors, or its address: hf://owner/repo/file, https://...; or a checkpoint of "
-        "ours, for --hub and back")  # fmt: skip
+        help="a file of PyTorch or safetensors, or its address: hf://owner/repo/file, https://...; "
+        "or a checkpoint of ours, for --hub and back")  # fmt: skip
     add(
         "-o",
         dest="output",
@@ -347,9 +348,11 @@ def _convert_parser() -> argparse.ArgumentParser:
         help="where to write, a file or with --hub a folder; must not exist",
     )
     add("--hub", action="store_true",
-        help="write a folder for Hugging Face: model.safetensors, config.json, README.md as model card")  # fmt: skip
+        help="write a folder for Hugging Face: model.safetensors, config.json, and README.md as "
+        "model card")  # fmt: skip
     add("--licence", metavar="NAME",
-        help="of the weights, for the card, such as apache-2.0; default: as their source states it")  # fmt: skip
+        help="of the weights, for the card, such as apache-2.0; default: as their source "
+        "states it")  # fmt: skip
     add("--source", metavar="NAME", help="whose weights, where the file does not show it: smit_miccai22, smit_10k, "
         "monai_swinvit, monai_dae, voco, suprem, monai, imagenet")  # fmt: skip
     add(
@@ -414,8 +417,8 @@ def _plan_parser() -> argparse.ArgumentParser:
         help="dataset ID or name, as nnU-Net's -d",
     )
     add("-c", dest="checkpoint", metavar="CHECKPOINT", type=address.named,
-        help="checkpoint_final.pth of nnssl_pretrain, or hf://owner/repo/file, https://...; default: "
-        "$nnssl_checkpoint or the only one")  # fmt: skip
+        help="checkpoint_final.pth of nnssl_pretrain, or hf://owner/repo/file, https://...; "
+        "default: $nnssl_checkpoint or the only one")  # fmt: skip
     add("-a", dest="preset", metavar="PRESET",
         help="no checkpoint but an encoder of this size, for SwinScratchTrainer")  # fmt: skip
     add(

@@ -8,7 +8,8 @@ import pytest
 from made_checkpoints import pretrained
 from made_server import COMMIT, serving
 
-from nnssl import address, checkpoint, cli, files, web
+from nnssl import address, checkpoint, cli, files
+from nnssl.address import resolve, web
 from nnssl.network import origin
 from nnssl.study import values
 from nnssl.train import start
@@ -89,7 +90,7 @@ def test_more_than_was_said_is_not_taken(server, monkeypatch):
     """A server need not say a length, or tell the truth."""
     where = server.put("/a.pth", b"content")
     server.says["/a.pth"] = (200, {"Content-Length": ""})
-    monkeypatch.setattr(address, "LARGEST", 3)
+    monkeypatch.setattr(resolve, "LARGEST", 3)
     with pytest.raises(address.AddressError, match="weights have at most"):
         address.local(where)
 
@@ -144,9 +145,9 @@ def test_files_of_the_hub(server, ending):
 def test_pages_of_the_hub_are_files_of_the_hub():
     for kind in ("resolve", "blob"):
         page = f"https://huggingface.co/{REPO}/{kind}/main/sub/a.pth?download=true"
-        assert str(address._hub_file(page)) == f"hf://{REPO}/sub/a.pth@main"
-    assert address._hub_file(f"hf://{REPO}").file == address.MODEL
-    assert address._hub_file("https://example.org/a.pth") is None
+        assert str(resolve._hub_file(page)) == f"hf://{REPO}/sub/a.pth@main"
+    assert resolve._hub_file(f"hf://{REPO}").file == address.MODEL
+    assert resolve._hub_file("https://example.org/a.pth") is None
 
 
 def test_the_cache_of_the_hub_serves_offline(server, monkeypatch):
@@ -177,7 +178,7 @@ def test_what_the_hub_refuses_is_said(server, status, code, message):
 
 def test_a_file_of_the_hub_that_is_too_large_is_not_fetched(server, monkeypatch):
     where = server.put_hub(REPO, "a.pth", b"content")
-    monkeypatch.setattr(address, "LARGEST", 3)
+    monkeypatch.setattr(resolve, "LARGEST", 3)
     with pytest.raises(address.AddressError, match="weights have at most"):
         address.local(where)
     assert asked(server) == 0

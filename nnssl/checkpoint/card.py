@@ -79,7 +79,7 @@ def card(config: Mapping, licence: str | None = None) -> str:
     parts = [
         _front(licence),
         f"# {_cell(header['method'])}: a pretrained Swin encoder for CT\n",
-        "An encoder for 3D medical images, pretrained without labels, for fine-tuning in nnU-Net and "
+        "An encoder for medical images, pretrained without labels, for fine-tuning in nnU-Net and "
         "for features of scans. For research; not a medical device.\n"
         if not foreign
         else "An encoder for medical images from weights of others, in the form of nnssl-swin. For "
@@ -130,7 +130,8 @@ def _data(plan: Mapping, foreign: Mapping) -> str:
         return f"{foreign.get('title', UNKNOWN)} (weights of others, converted)"
     cases = plan.get("cases")
     count = UNKNOWN if cases is None else f"{cases} scans"
-    return f"{plan.get('name', UNKNOWN)}: {count}; their licence: {UNKNOWN}, to be said by the publisher"
+    licence = f"{UNKNOWN}, to be said by the publisher"
+    return f"{plan.get('name', UNKNOWN)}: {count}; their licence: {licence}"
 
 
 def _input(plan: Mapping, dims: int, hu: HUPolicy | None) -> str:
@@ -163,7 +164,8 @@ def _figures(header: Mapping) -> str:
     rows = "\n".join(f"| {_cell(name)} | {_short(value)} |" for name, value in shown.items())
     return (
         "## Figures\n\nOf the pretraining's last logged step; `probe_` is the Dice of a linear "
-        f"classifier on held-out labels. None says how good a fine-tuning will be.\n\n| | |\n|---|---|\n{rows}\n"
+        "classifier on held-out labels. None says how good a fine-tuning will be.\n\n"
+        f"| | |\n|---|---|\n{rows}\n"
     )
 
 

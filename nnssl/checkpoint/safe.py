@@ -1,8 +1,9 @@
 """A checkpoint as a file of safetensors: tensors, and beside them the rest as JSON.
 
-Its metadata has one entry of ours, "nnssl": format_version, header, citations, and the order of the
-tensors, which safetensors does not keep. From it the file of PyTorch can be written again, the same
-bit for bit. `nnssl_adaptation_plan` follows from the header and is not stored.
+Its metadata has one entry, "nnssl": format_version, header, citations, and the order of the
+tensors, which safetensors does not keep. One, since several would be in any order. From it the file
+of PyTorch can be written again, the same bit for bit. `nnssl_adaptation_plan` follows from the
+header and is not stored.
 """
 
 from __future__ import annotations
@@ -36,11 +37,11 @@ def write_safe(path: Path, content: dict) -> None:
     said = {key: content[key] for key in STORED} | {"order": list(weights)}
     tensors = {name: tensor.contiguous() for name, tensor in weights.items()}
     with files.atomic(path) as temporary:
-        save_file(tensors, temporary, {"format": "pt", ENTRY: json.dumps(said, allow_nan=False)})
+        save_file(tensors, temporary, {ENTRY: json.dumps(said, allow_nan=False)})
 
 
 def read_safe(path: Path) -> dict:
-    """The content, with an empty `nnssl_adaptation_plan`; not yet checked. Raises CheckpointError."""
+    """The content with an empty `nnssl_adaptation_plan`, unchecked. Raises CheckpointError."""
     from safetensors import SafetensorError, safe_open
 
     try:

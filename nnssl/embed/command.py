@@ -13,8 +13,9 @@ STRIDES = "2, 4, 8, 16 or 32"
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="nnssl_embed",
-        description="Features of scans from a pretrained encoder: for each scan the means of its five "
-        "maps over the body, in one table; with --dense a map in full, with --masks means by label. "
+        description="Features of scans from a pretrained encoder: for each scan the means of its "
+        "five maps over the body, in one table; with --dense a map in full, with --masks means by "
+        "label. "
         "Scans are prepared as for the pretraining.",
         epilog="Stopped, the same line goes on where it was.",
     )
@@ -75,7 +76,8 @@ def parser() -> argparse.ArgumentParser:
         nargs="?",
         const="thumbnails",
         choices=("thumbnails", "names"),
-        help="also draw neighbours.png and projection.png, coloured by folder; names: no scan is shown",
+        help="also draw neighbours.png and projection.png, coloured by folder; names: no scan is "
+        "shown",
     )
     add(
         "-np",

@@ -34,8 +34,8 @@ class Encoder(nn.Module):
         config = loaded.encoder_config
         if config.in_channels != 1:
             raise ValueError(
-                f"{loaded.path} takes {config.in_channels} channels, scans have one; convert without "
-                "--rgb for features of scans"
+                f"{loaded.path} takes {config.in_channels} channels, scans have one; convert "
+                "without --rgb for features of scans"
             )
         self.encoder = Swin(config)
         checkpoint.transfer(loaded, self.encoder)
@@ -120,8 +120,8 @@ def load_encoder(path: Path | str, spacing: Spacing | None = None) -> Encoder:
 def _spacing(loaded: checkpoint.Checkpoint, asked: Spacing | None) -> Spacing:
     if loaded.spacing and asked and tuple(asked) != loaded.spacing:
         raise ValueError(
-            f"{loaded.path} was pretrained at {loaded.spacing} mm (z, y, x), and {tuple(asked)} was "
-            "asked for: leave the spacing out"
+            f"{loaded.path} was pretrained at {loaded.spacing} mm (z, y, x), and {tuple(asked)} "
+            "was asked for: leave the spacing out"
         )
     if not (loaded.spacing or asked):
         raise ValueError(

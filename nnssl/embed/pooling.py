@@ -148,7 +148,7 @@ def _starts(length: int, size: int, unit: int) -> list[int]:
 
 
 def _tents(starts: list[list[int]], shape: Shape, size: Shape, stride: Shape) -> list[dict]:
-    """For each axis: a window's start to the weights of its tokens, which add up to 1 everywhere."""
+    """For each axis: a window's start to the weights of its tokens, everywhere 1 in all."""
     axes = []
     for begins, length, edge, step in zip(starts, shape, size, stride, strict=True):
         tokens = {begin: -(-(min(length, begin + edge) - begin) // step) for begin in begins}

@@ -134,7 +134,7 @@ def _settle(folder: Path, encoder: Encoder, options: Options) -> str:
 
 
 def _find_masks(folder: Path) -> dict[str, list[Path]]:
-    """Label files at any depth by their name without ending. Raises FileNotFoundError, ValueError."""
+    """Label files at any depth by name, endings left out. Raises FileNotFoundError, ValueError."""
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder of masks at {folder}")
     found: dict[str, list[Path]] = {}
@@ -148,7 +148,7 @@ def _find_masks(folder: Path) -> dict[str, list[Path]]:
 
 
 def _mask_of(found: Found, masks: dict[str, list[Path]]) -> Path | None:
-    """The label file of the same name, with or without nnU-Net's _0000. Several: the likest path."""
+    """The label file of the same name, with or without nnU-Net's _0000; of several the nearest."""
     name = Path(found.path).name
     stem = name[: len(name) - len(ending(name))]
     for wanted in (stem, stem.removesuffix(CHANNEL)):
@@ -247,15 +247,16 @@ def _pooled(encoder: Encoder, scan: Prepared, number: int | None, window: object
     except (torch.OutOfMemoryError, MemoryError) as error:
         edge = " ".join(map(str, pooling.window_for(encoder, (1, 1, 1), (64, 64, 64))))
         raise RuntimeError(
-            f"a scan of {scan.image.shape} voxels does not fit into memory; choose smaller windows, "
-            f"such as --window {edge}, with another -o, and fewer -np"
+            f"a scan of {scan.image.shape} voxels does not fit into memory; choose smaller "
+            f"windows, such as --window {edge}, with another -o, and fewer -np"
         ) from error
 
 
 def _tell(folder, lines, tasks, failed, made, has_labels: bool, say: Callable) -> None:
     out = len(lines) - len(tasks)
     say(
-        f"{len(made.id)} scans embedded, {out} left out ({folder / 'report.csv'}), {len(failed)} failed"
+        f"{len(made.id)} scans embedded, {out} left out ({folder / 'report.csv'}), "
+        f"{len(failed)} failed"
     )
     for scan, reason in list(failed.items())[:10]:
         say(f"  {scan}: {reason}")

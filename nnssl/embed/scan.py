@@ -23,7 +23,7 @@ ANY_CROP = (96, 96, 96)  # a plan has one; preprocessing does not ask for it
 class Prepared:
     """A scan on the grid: `image` float32 [Z Y X] is what the encoder takes.
 
-    body:   bool [Z Y X], voxels above BODY_HU; of scans that are not CT, above their mean.
+    body:   bool [Z Y X], the patient, lungs included: `outlined`.
     labels: integers [Z Y X], 0 is none; None where there are no masks.
     affine: [4 4], from voxel indices (x, y, z) of the grid to mm; None where it is unknown.
     """
@@ -73,14 +73,24 @@ def prepare(scan: Scan, plan: Plan, labels: np.ndarray | None = None) -> Prepare
     """On the plan's grid, by the very functions of the pretraining; labels by nearest neighbour."""
     shape = resampled_shape(scan.voxels.shape, scan.spacing, plan.spacing)
     standardised = plan.standardise(scan.voxels)
-    body = scan.voxels > BODY_HU if plan.hu is not None else standardised > 0
+    tissue = scan.voxels > BODY_HU if plan.hu is not None else standardised > 0
     image = network_input(standardised, scan.spacing, plan)[0]
     return Prepared(
         np.ascontiguousarray(image, np.float32),
-        nearest(body, shape),
+        outlined(nearest(tissue, shape)),
         None if labels is None else nearest(labels, shape),
         None if scan.affine is None else resampled_affine(scan.affine, scan.voxels.shape, shape),
     )
+
+
+def outlined(tissue: np.ndarray) -> np.ndarray:
+    """bool [Z Y X]: tissue, and what it encloses in its slice: lungs and bowel are of the body.
+
+    Tissue is what is above BODY_HU; in scans that are not CT, above their mean.
+    """
+    from scipy.ndimage import binary_fill_holes
+
+    return np.stack([binary_fill_holes(plane) for plane in tissue])
 
 
 def nearest(volume: np.ndarray, shape: Shape) -> np.ndarray:
@@ -105,7 +115,7 @@ def resampled_affine(affine: np.ndarray, old: Shape, new: Shape, stride: Shape =
 
 
 def read_labels(path: Path, like: Scan) -> np.ndarray:
-    """int32 [Z Y X] of a label file on the grid of `like`. Raises RefusedError where it is another."""
+    """int32 [Z Y X] of a label file on the grid of `like`. Raises RefusedError for another one."""
     labels = read_volume(path)
     if labels.voxels.shape != like.voxels.shape:
         raise RefusedError(

@@ -108,13 +108,13 @@ def _own(request: Request) -> dict:
     """The content of a checkpoint of ours, without training state."""
     if given := request.about_others:
         raise ForeignError(
-            f"{request.file} is a checkpoint of this package, which says itself what it is: leave out "
-            f"--{' --'.join(name.replace('_', '-') for name in given)}"
+            f"{request.file} is a checkpoint of this package, which says itself what it is: leave "
+            f"out --{' --'.join(name.replace('_', '-') for name in given)}"
         )
     if not request.hub and request.output.suffix == request.file.suffix:
         raise ForeignError(
-            f"{request.file} is a checkpoint of this package already; use it: nnssl_plan -d DATASET "
-            f"-c {request.file}, or write it as a folder for Hugging Face: --hub -o FOLDER"
+            f"{request.file} is a checkpoint of this package already; use it: nnssl_plan "
+            f"-d DATASET -c {request.file}, or write it as a folder for Hugging Face: --hub -o FOLDER"
         )
     content = checkpoint.read(request.file)
     return {key: value for key, value in content.items() if key in checkpoint.KEYS}

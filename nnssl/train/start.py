@@ -18,7 +18,8 @@ def encoder(
     """The encoder, and what the header says of its start.
 
     name:    the preset, where there is no checkpoint; with one, the encoder is of the checkpoint's size.
-    earlier: of nnssl_pretrain or nnssl_convert, or its address. What it lacks (a mask token) stays random.
+    earlier: of nnssl_pretrain or nnssl_convert, or its address. What it lacks (a mask token) stays
+             random.
     Raises FileNotFoundError, or ValueError (CheckpointError, TransferError) where it does not fit.
     """
     if earlier is None:

@@ -41,7 +41,7 @@ class AddressError(ValueError):
 
 @dataclass(frozen=True)
 class HubFile:
-    """A file of a repository of Hugging Face. `revision`: a branch, a tag or a commit; None: main."""
+    """A file of a repository of Hugging Face. revision: branch, tag or commit; None: main."""
 
     repo: str
     file: str
@@ -75,8 +75,9 @@ def local(where: Path | str) -> Path:
     path = _from_hub(hub) if hub else _from_web(text)
     if sha256 and files.sha256(path) != sha256:
         raise AddressError(
-            f"{text} has the sha256 {files.sha256(path)}, and {sha256} was asked for: it has changed, "
-            "or is another file. Take the revision that was meant (@REVISION), or leave #sha256 out"
+            f"{text} has the sha256 {files.sha256(path)}, and {sha256} was asked for: it has "
+            "changed, or is another file. Take the revision that was meant (@REVISION), or leave "
+            "#sha256 out"
         )
     return path
 
@@ -117,7 +118,7 @@ def _hub_file(text: str) -> HubFile | None:
 
 
 def _from_web(url: str) -> Path:
-    from nnssl import web  # not when a command merely asks for its options
+    from nnssl.address import web  # not when a command merely asks for its options
 
     try:
         return web.fetch(url, LARGEST)
@@ -131,9 +132,10 @@ def _from_hub(wanted: HubFile) -> Path:
         from huggingface_hub import errors
     except ImportError as error:
         raise AddressError(
-            f"{wanted} needs huggingface_hub, which is not installed; type: pip install huggingface_hub"
+            f"{wanted} needs huggingface_hub, which is not installed; type: "
+            "pip install huggingface_hub"
         ) from error
-    from nnssl import web
+    from nnssl.address import web
 
     # read now, and not when huggingface_hub was imported: a notebook may set it later
     endpoint, offline = os.environ.get("HF_ENDPOINT") or None, web.offline()
@@ -159,7 +161,7 @@ def _check_size(wanted: HubFile, endpoint: str | None) -> None:
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError
 
-    from nnssl import web
+    from nnssl.address import web
 
     url = hf_hub_url(wanted.repo, wanted.file, revision=wanted.revision, endpoint=endpoint)
     try:
@@ -179,15 +181,17 @@ def _why(wanted: HubFile, error: Exception, errors, offline: bool) -> str:
     if isinstance(error, errors.LocalEntryNotFoundError):
         if offline:
             return (
-                f"{wanted} is not in the cache, and HF_HUB_OFFLINE is set: unset it, or download it "
-                f"on a machine with a connection: hf download {wanted.repo} {wanted.file}"
+                f"{wanted} is not in the cache, and HF_HUB_OFFLINE is set: unset it, or download "
+                f"it on a machine with a connection: hf download {wanted.repo} {wanted.file}"
             )
         return (
             f"{wanted} is not in the cache, and Hugging Face does not answer: check the connection "
             "(HTTPS_PROXY, HF_ENDPOINT) and type the same line again"
         )
     known = {
-        errors.GatedRepoError: f"wants its conditions accepted: do so at {page}, then: hf auth login",
+        errors.GatedRepoError: (
+            f"wants its conditions accepted: do so at {page}, then: hf auth login"
+        ),
         errors.RepositoryNotFoundError: (
             f"is in no repository that you may see: look for it at {page}; if it is private: "
             "hf auth login"

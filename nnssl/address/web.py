@@ -1,4 +1,4 @@
-"""A file of a web server on this machine: whole or not at all, asked for anew only if it changed."""
+"""A file of a web server, here: whole or not at all, and fetched again only where it changed."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def fetch(url: str, largest: int) -> Path:
         if known:
             return path
         raise WebError(
-            f"{url} was not downloaded before, and HF_HUB_OFFLINE is set: unset it, or give the path "
-            "of a file"
+            f"{url} was not downloaded before, and HF_HUB_OFFLINE is set: unset it, or give "
+            "the path of a file"
         )
     asked = {CHANGED[key]: value for key, value in known.items() if key in CHANGED}
     request = urllib.request.Request(url, headers={"User-Agent": "nnssl-swin", **asked})
@@ -71,8 +71,8 @@ def fetch(url: str, largest: int) -> Path:
             return path
         if error.code < 500 or not known:
             raise WebError(
-                f"{url} cannot be downloaded: the server says {error.code} {error.reason}; open the "
-                "address in a browser to see whether it is right and public"
+                f"{url} cannot be downloaded: the server says {error.code} {error.reason}; open "
+                "the address in a browser to see whether it is right and public"
             ) from error
         _use_earlier(url, f"{error.code} {error.reason}")
     except files.NoRoomError:
@@ -81,8 +81,8 @@ def fetch(url: str, largest: int) -> Path:
         why = getattr(error, "reason", None) or error
         if not known:
             raise WebError(
-                f"{url} cannot be downloaded: {why}. Check the connection (HTTPS_PROXY) and type the "
-                "same line again"
+                f"{url} cannot be downloaded: {why}. Check the connection (HTTPS_PROXY) and type "
+                "the same line again"
             ) from error
         _use_earlier(url, why)
     return path
@@ -120,8 +120,8 @@ def _store(answer, url: str, path: Path, largest: int) -> None:
     headers = answer.headers
     if headers.get_content_type() == "text/html":
         raise WebError(
-            f"{url} is a web page, not a file of weights; take the address of the file itself, as the "
-            "page's download button has it"
+            f"{url} is a web page, not a file of weights; take the address of the file itself, as "
+            "the page's download button has it"
         )
     said = headers.get("Content-Length", "")
     size = int(said) if said.isdigit() else None
