@@ -22,7 +22,7 @@ from nnssl.data.plan import Plan, case_of, resampled_shape
 from nnssl.data.preprocess import preprocess_case
 from nnssl.data.scans import Found
 from nnssl.data.survey import look
-from nnssl.embed import dense, pictures, pooling, run, table
+from nnssl.embed import pictures, pooling, run, table
 from nnssl.embed.run import Options
 from nnssl.types import HUPolicy
 
@@ -298,4 +298,3 @@ def test_a_thumbnail_is_upright_and_square():
     small = table.thumbnail(image, None, (4.0, 1.0, 1.0), np.eye(4))
     assert small.shape == (72, 36)
     assert small[0].mean() > small[-1].mean()
-    assert dense.ENDING[True] == ".nii.gz"

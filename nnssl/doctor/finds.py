@@ -10,7 +10,7 @@ from functools import lru_cache
 from io import StringIO
 from pathlib import Path
 
-from nnssl import checkpoint, files, hook
+from nnssl import address, checkpoint, files, hook
 from nnssl.doctor.finding import Finding, first_line, note, ok, wrong
 from nnssl.network import origin
 from nnssl.network.planned import INFO, Recipe, is_ours
@@ -114,6 +114,8 @@ def _judge(path: Path, plans: dict) -> Finding:
         Recipe.of(plans)
         if not info.get("checkpoint_path"):
             return ok(f"{dataset} -p {name}: no checkpoint, for -tr SwinScratchTrainer")
+        if address.is_address(info["checkpoint_path"]):  # nothing is fetched for a look
+            return ok(f"{dataset} -p {name}: {info['checkpoint_path']}, fetched where it is used")
         choice = origin.choose(info, f"{dataset}/{name}.json")
         loaded = _load(choice.path)
         origin.check(choice, loaded.sha256)
@@ -124,6 +126,8 @@ def _judge(path: Path, plans: dict) -> Finding:
 
 def _default() -> Finding:
     choose_one = f"export {origin.VARIABLE}=PATH_TO_CHECKPOINT"
+    if address.is_address(named := os.environ.get(origin.VARIABLE, "")):
+        return ok(f"plans that name no checkpoint: {named}, fetched where it is used")
     try:
         choice = origin.choose({})
     except origin.NoCheckpointError as error:

@@ -75,8 +75,8 @@ def keep(
 def kept(folder: Path, row: Row) -> dict[str, np.ndarray] | None:
     """What `keep` wrote; None where it is not there, or not whole."""
     try:
-        with np.load(place(folder, row), allow_pickle=False) as file:
-            return dict(file)
+        with place(folder, row).open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            return dict(stored)
     except (OSError, ValueError, KeyError, EOFError):
         return None
     except Exception as error:  # zipfile.BadZipFile, zlib.error
