@@ -71,6 +71,7 @@ setup(
         "scipy",
         "scikit-learn",  # nnU-Net brings it along; the k-means of parcels
         "safetensors",  # nnU-Net brings it along; nnssl_convert reads such files
+        "huggingface_hub",  # nnU-Net brings it along (timm); hf:// addresses
     ],
     extras_require={
         # Oracles and tools of the tests, never imported by the package.
@@ -84,6 +85,7 @@ setup(
             "nnssl_inspect = nnssl.cli:inspect",
             "nnssl_plan = nnssl.cli:plan",
             "nnssl_convert = nnssl.cli:convert",
+            "nnssl_embed = nnssl.cli:embed",
             "nnssl_study = nnssl.cli:study",
             "nnssl_demo = nnssl.cli:demo",
             "nnssl_doctor = nnssl.cli:doctor",

@@ -9,3 +9,13 @@ hook.add_trainers()
 if _repository := hook.source_checkout():
     # so that nnssl.trainers and nnssl.plans are found beside nnssl/, as in setup.py
     __path__.append(_repository)
+
+
+def load_encoder(path, spacing=None):
+    """The encoder of a checkpoint, by path or address, as a plain `nn.Module` that prepares scans.
+
+    See `nnssl.embed.encoder.load_encoder`; it is imported here only when it is called.
+    """
+    from nnssl.embed.encoder import load_encoder as load
+
+    return load(path, spacing)

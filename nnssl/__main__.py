@@ -6,7 +6,17 @@ from nnssl import cli
 
 COMMANDS = {
     name: getattr(cli, name)
-    for name in ("pretrain", "inspect", "plan", "convert", "study", "demo", "doctor", "report")
+    for name in (
+        "pretrain",
+        "inspect",
+        "plan",
+        "convert",
+        "embed",
+        "study",
+        "demo",
+        "doctor",
+        "report",
+    )
 }
 
 if __name__ == "__main__":

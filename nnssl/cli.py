@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from nnssl import conflict, limits
+from nnssl import address, conflict, limits
 from nnssl.signals import Interrupted
 
 conflict.refuse()  # again: MIC-DKFZ's `__init__.py` may lie in the place of ours
@@ -53,7 +53,10 @@ def inspect() -> int:
         prog="nnssl_inspect", description="What is in a checkpoint of nnssl_pretrain."
     )
     parser.add_argument(
-        "checkpoint", nargs="?", type=Path, help="a checkpoint_final.pth or checkpoint_latest.pth"
+        "checkpoint",
+        nargs="?",
+        type=address.named,
+        help="a checkpoint_final.pth or checkpoint_latest.pth, hf://owner/repo/file or https://...",
     )
     parser.add_argument(
         "--nnunet-env",
@@ -99,6 +102,22 @@ def convert() -> int:
     from nnssl.convert.conversion import convert as run
 
     return _report_errors(lambda: print(run(Request(**options))))
+
+
+def embed() -> int:
+    """nnssl_embed: features of scans."""
+    from nnssl.embed import command
+
+    args = command.parser().parse_args()
+
+    def work() -> None:
+        options = command.options(args)
+        from nnssl.embed.run import Options
+        from nnssl.embed.run import embed as run
+
+        run(Options(**options))
+
+    return _report_errors(work)
 
 
 def demo() -> int:
@@ -264,8 +283,9 @@ def _pretrain_parser() -> argparse.ArgumentParser:
     how = parser.add_argument_group("how to train")
     how.add_argument("-a", dest="preset", metavar="PRESET", default="smit",
                      help="the encoder: tiny, smit, smit_miccai22, monai; default: %(default)s")  # fmt: skip
-    how.add_argument("--from", dest="start", metavar="CHECKPOINT", type=Path,
-                     help="start from this encoder, of its size, instead of a random one")  # fmt: skip
+    how.add_argument("--from", dest="start", metavar="CHECKPOINT", type=address.named,
+                     help="start from this encoder, of its size, instead of a random one; "
+                     "also hf://owner/repo/file")  # fmt: skip
     how.add_argument("--steps", type=int, help="optimiser steps; default: 100000")
     how.add_argument(
         "--epochs", type=int, help="instead of --steps: how often each scan is visited"
@@ -350,15 +370,23 @@ def _convert_parser() -> argparse.ArgumentParser:
         "written. Nothing in the file is executed.",
     )
     add = parser.add_argument
-    add("file", metavar="FILE", type=Path, help="a file of PyTorch or safetensors")
+    add("file", metavar="FILE", type=address.named,
+        help="a file of PyTorch or safetensors, or its address: hf://owner/repo/file, https://...; "
+        "or a checkpoint of ours, for --hub and back")  # fmt: skip
     add(
         "-o",
         dest="output",
         metavar="CHECKPOINT",
         type=Path,
         required=True,
-        help="where to write; must not exist",
+        help="where to write, a file or with --hub a folder; must not exist",
     )
+    add("--hub", action="store_true",
+        help="write a folder for Hugging Face: model.safetensors, config.json, and README.md as "
+        "model card")  # fmt: skip
+    add("--licence", metavar="NAME",
+        help="of the weights, for the card, such as apache-2.0; default: as their source "
+        "states it")  # fmt: skip
     add("--source", metavar="NAME", help="whose weights, where the file does not show it: smit_miccai22, smit_10k, "
         "monai_swinvit, monai_dae, voco, suprem, monai, imagenet")  # fmt: skip
     add(
@@ -423,8 +451,9 @@ def _plan_parser() -> argparse.ArgumentParser:
         required=True,
         help="dataset ID or name, as nnU-Net's -d",
     )
-    add("-c", dest="checkpoint", metavar="CHECKPOINT", type=Path,
-        help="checkpoint_final.pth of nnssl_pretrain; default: $nnssl_checkpoint or the only one")  # fmt: skip
+    add("-c", dest="checkpoint", metavar="CHECKPOINT", type=address.named,
+        help="checkpoint_final.pth of nnssl_pretrain, or hf://owner/repo/file, https://...; "
+        "default: $nnssl_checkpoint or the only one")  # fmt: skip
     add("-a", dest="preset", metavar="PRESET",
         help="no checkpoint but an encoder of this size, for SwinScratchTrainer")  # fmt: skip
     add(

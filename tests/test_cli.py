@@ -21,7 +21,7 @@ from nnssl.methods import METHODS
 from nnssl.train.pretrain import Options
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-COMMANDS = ("pretrain", "inspect", "plan", "convert", "study", "demo", "doctor")
+COMMANDS = ("pretrain", "inspect", "plan", "convert", "embed", "study", "demo", "doctor")
 
 # A flag that goes away or changes its name breaks somebody's script: do it knowingly, and say it in
 # the changelog.
@@ -81,6 +81,23 @@ FLAGS = {
             "--merging",
             "--dims",
             "--rgb",
+            "--hub",
+            "--licence",
+        }
+    ),
+    "embed": frozenset(
+        {
+            "-c",
+            "-i",
+            "-o",
+            "--masks",
+            "--dense",
+            "--nifti",
+            "--window",
+            "--spacing",
+            "--picture",
+            "-np",
+            "-device",
         }
     ),
     "demo": frozenset({"-o", "-i", "-device", "--quick"}),

@@ -29,7 +29,8 @@ def options_of(command: str, monkeypatch, capsys) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "command", ["pretrain", "inspect", "plan", "convert", "study", "demo", "doctor", "report"]
+    "command",
+    ["pretrain", "inspect", "plan", "convert", "embed", "study", "demo", "doctor", "report"],
 )
 def test_every_option_that_a_page_names_exists(command, monkeypatch, capsys):
     known = options_of(command, monkeypatch, capsys)

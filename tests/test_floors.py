@@ -13,12 +13,12 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 FLOORS = (
     {"types", "files", "dist", "memory", "conflict", "hook", "commands", "signals", "limits"},
-    {"data", "views", "encoder", "modules", "phantoms"},
+    {"address", "data", "views", "encoder", "modules", "phantoms"},
     {"network"},
     {"methods", "checkpoint"},
     {"train", "finetune", "convert"},
     {"plans"},
-    {"demo", "bench", "study", "trainers", "doctor"},
+    {"demo", "bench", "study", "trainers", "doctor", "embed"},
     {"report"},
     {"cli"},
     {"__main__"},
@@ -109,7 +109,10 @@ sys.meta_path.insert(0, Blocked())
 import importlib
 for name in {modules}:
     importlib.import_module(name)
+print(*{{name.split(".")[0] for name in sys.modules}})
 """
+# what serves other commands, or only the preparation
+APART_FROM_IT = {"SimpleITK", "nnunetv2", "huggingface_hub", "safetensors", "sklearn", "pandas"}
 PRETRAINING = [
     "nnssl.cli",
     "nnssl.train.loop",
@@ -127,8 +130,34 @@ def import_without(blocked: set[str], modules: list[str]) -> subprocess.Complete
 
 
 def test_pretraining_needs_neither_simpleitk_nor_nnunet():
-    done = import_without({"SimpleITK", "nnunetv2"}, PRETRAINING)
+    done = import_without({"SimpleITK", "nnunetv2"}, [*PRETRAINING, "nnssl.train.start"])
     assert done.returncode == 0, done.stderr
+    assert APART_FROM_IT & set(done.stdout.split()) == set()
+
+
+HELP = """
+import sys
+sys.argv = ["nnssl_{command}", "--help"]
+from nnssl import cli
+try:
+    cli.{command}()
+except SystemExit:
+    print("\\n" + " ".join({{name.split(".")[0] for name in sys.modules}}))
+    print(len(sys.modules))
+"""
+
+
+@pytest.mark.parametrize("command", ["pretrain", "embed"])
+def test_asking_for_options_imports_next_to_nothing(command):
+    """A command answers before PyTorch would be there: some 180 modules of Python 3.11 itself."""
+    script = HELP.format(command=command)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    *_, tops, count = done.stdout.splitlines()
+    heavy = {"torch", "numpy", "scipy", "matplotlib", "blosc2", *APART_FROM_IT}
+    assert heavy & set(tops.split()) == set()
+    assert int(count) < 300
 
 
 def test_importing_the_package_is_light():

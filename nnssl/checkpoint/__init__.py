@@ -7,13 +7,16 @@ A file holds tensors and plain Python types only and is read with `weights_only=
 nothing in it is executed. `checkpoint_latest.pth` adds "training_state", which only the training
 loop reads.
 
+safe       files of safetensors, the same content
 plain      files of PyTorch, read without executing anything
 header     what a header may say, and that the tensors are those of the encoder that it names
 file       pack, write, read, load
 transfer   into an encoder, every tensor or none
 describe   what `nnssl_inspect` prints
+card       a folder for Hugging Face: weights, config.json and a model card
 """
 
+from nnssl.checkpoint.card import publish
 from nnssl.checkpoint.describe import describe, describe_hu
 from nnssl.checkpoint.file import Checkpoint, load, pack, read, write
 from nnssl.checkpoint.header import FORMAT_VERSION, KEYS, PREFIX
@@ -39,6 +42,7 @@ __all__ = [
     "differences",
     "load",
     "pack",
+    "publish",
     "read",
     "read_plain",
     "transfer",

@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from nnssl import files
+from nnssl import address, files
 from nnssl.checkpoint.header import DECODER, FORMAT_VERSION, PREFIX, problem, without_heads
 from nnssl.checkpoint.plain import CheckpointError, read_plain
+from nnssl.checkpoint.safe import SAFE, is_safe, read_safe, write_safe
 from nnssl.encoder.swin import Swin, SwinConfig
 from nnssl.types import NETWORK_CLASS, HUPolicy, Shape, Spacing
 
@@ -104,30 +105,36 @@ def write(path: Path | str, content: dict) -> None:
     """Whole or not at all: written under a temporary name, then moved.
 
     The same content gives the same bytes: given a path, PyTorch would put its random name into the
-    file.
+    file. A path that ends with .safetensors becomes a file of safetensors, without training state.
     """
+    if Path(path).suffix == SAFE:
+        write_safe(Path(path), content)
+        return
     with files.atomic(path) as temporary, temporary.open("wb") as file:
         torch.save(content, file)
 
 
 def read(path: Path | str) -> dict:
-    """The whole content of a file, training state included. Raises FileNotFoundError or
-    CheckpointError.
+    """The whole content of a file (or `nnssl.address`), training state included. Raises
+    FileNotFoundError, AddressError or CheckpointError.
     """
-    path = Path(path)
+    path = address.local(path)
     if not path.is_file():
         raise FileNotFoundError(
             f"no checkpoint at {path}; pretrain one with: nnssl_pretrain -m smit -i FOLDER"
         )
-    content = read_plain(path)
+    safe = is_safe(path)
+    content = read_safe(path) if safe else read_plain(path)
     if why := problem(content):
         raise CheckpointError(f"{path} {why}")
+    if safe:
+        content["nnssl_adaptation_plan"] = _adaptation_plan(content["header"])
     return content
 
 
 def load(path: Path | str) -> Checkpoint:
-    """Read and check a checkpoint. Raises FileNotFoundError or CheckpointError."""
-    path = Path(path)
+    """Read and check a checkpoint, of a path or an address (`nnssl.address`). Raises as `read`."""
+    path = address.local(path)
     content = read(path)
     return Checkpoint(
         path=path,

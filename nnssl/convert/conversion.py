@@ -12,17 +12,17 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 import nnssl
-from nnssl import checkpoint, files
+from nnssl import address, checkpoint, files
 from nnssl.convert import adapt, layouts, sources
 from nnssl.convert.layouts import STEM, Found
-from nnssl.convert.opening import ForeignError, encoder_in, tensors_of
+from nnssl.convert.opening import ForeignError, encoder_in, is_ours, opened, tensors_in
 from nnssl.convert.sources import Source
 from nnssl.encoder.swin import Swin, SwinConfig
 from nnssl.encoder.windows import corners, relative_index
@@ -41,8 +41,8 @@ class Request:
     source.
     """
 
-    file: Path
-    output: Path
+    file: Path | str  # or its address
+    output: Path  # a file; with `hub` a folder
     source: str | None = None
     prefix: str | None = None
     hu: tuple[float, ...] | None = None  # HU that became 0 and 1; or low, high, mean, sd
@@ -53,6 +53,14 @@ class Request:
     merging: str | None = None
     dims: int | None = None
     rgb: bool = False
+    hub: bool = False  # write a folder for Hugging Face
+    licence: str | None = None  # of the weights, for its card
+
+    @property
+    def about_others(self) -> list[str]:
+        """The fields given that say something of weights of others."""
+        apart = {"file", "output", "hub", "licence"}
+        return [f.name for f in fields(self) if f.name not in apart and getattr(self, f.name)]
 
 
 @dataclass(frozen=True)
@@ -68,20 +76,50 @@ class Converted:
 
 
 def convert(request: Request) -> str:
-    """Write the checkpoint and give the report.
+    """Write the checkpoint, or with `hub` its folder, and give the report.
 
-    Raises FileNotFoundError, CheckpointError (damaged, or more than tensors), ForeignError; then
-    nothing was written.
+    A checkpoint of ours is written again in the other form: as a folder, or out of one.
+    Raises FileNotFoundError, AddressError, CheckpointError (damaged, or more than tensors),
+    ForeignError; then nothing was written.
     """
     if request.output.exists():
         raise ForeignError(f"{request.output} exists; choose another -o, or remove it")
-    done = encoder_from(tensors_of(request.file), request)
-    header = _header(request, done)
-    checkpoint.write(request.output, checkpoint.pack(done.encoder, header, [done.source.citation]))
+    if request.licence and not request.hub:
+        raise ForeignError("--licence is for the card of a folder for Hugging Face: add --hub")
+    request = replace(request, file=address.local(request.file))
+    content = opened(request.file)
+    if is_ours(content):
+        content = _own(request)
+    else:
+        done = encoder_from(tensors_in(content, request.file), request)
+        content = checkpoint.pack(done.encoder, _header(request, done), [done.source.citation])
+    if request.hub:
+        checkpoint.publish(request.output, content, request.licence)
+    else:
+        checkpoint.write(request.output, content)
+    told = checkpoint.describe(checkpoint.load(request.output))
+    if not request.hub:
+        return f"{told}\nUse it: nnssl_plan -d DATASET -c {request.output}"
     return (
-        f"{checkpoint.describe(checkpoint.load(request.output))}\nUse it: nnssl_plan -d DATASET "
-        f"-c {request.output}"
+        f"{told}\nRead README.md, and config.json, which names your collection, before others do:\n"
+        f"  hf upload OWNER/REPO {request.output}\nUse it: nnssl_plan -d DATASET -c hf://OWNER/REPO"
     )
+
+
+def _own(request: Request) -> dict:
+    """The content of a checkpoint of ours, without training state."""
+    if given := request.about_others:
+        raise ForeignError(
+            f"{request.file} is a checkpoint of this package, which says itself what it is: leave "
+            f"out --{' --'.join(name.replace('_', '-') for name in given)}"
+        )
+    if not request.hub and request.output.suffix == request.file.suffix:
+        raise ForeignError(
+            f"{request.file} is a checkpoint of this package already; use it: nnssl_plan "
+            f"-d DATASET -c {request.file}, or write it as a folder for Hugging Face: --hub -o FOLDER"
+        )
+    content = checkpoint.read(request.file)
+    return {key: value for key, value in content.items() if key in checkpoint.KEYS}
 
 
 def encoder_from(tensors: dict[str, Tensor], request: Request) -> Converted:

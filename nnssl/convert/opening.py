@@ -7,6 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from nnssl.checkpoint import KEYS, CheckpointError, read_plain
+from nnssl.checkpoint.safe import is_safe, names_ours, read_safe
 from nnssl.convert.layouts import LAYOUTS, WRAPPERS, Found, find, guess
 
 DEEPEST = 5  # wrappers within each other
@@ -18,19 +19,28 @@ class ForeignError(ValueError):
     """
 
 
-def tensors_of(path: Path) -> dict[str, Tensor]:
-    """All tensors of a file of PyTorch or safetensors by name, from wherever in it its weights are.
-
-    Raises FileNotFoundError, CheckpointError, ForeignError.
-    """
+def opened(path: Path) -> object:
+    """What a file of PyTorch or safetensors holds. Raises FileNotFoundError, CheckpointError."""
     if not path.is_file():
         raise FileNotFoundError(f"no file at {path}")
-    content = _safetensors(path) if path.suffix == ".safetensors" else read_plain(path)
-    if isinstance(content, dict) and content.keys() >= KEYS:
-        raise ForeignError(
-            f"{path} is a checkpoint of this package already; use it: nnssl_plan -d DATASET -c "
-            f"{path}"
-        )
+    return _safetensors(path) if is_safe(path) else read_plain(path)
+
+
+def is_ours(content: object) -> bool:
+    """Whether what a file holds is a checkpoint of this package."""
+    return isinstance(content, dict) and content.keys() >= KEYS
+
+
+def tensors_of(path: Path) -> dict[str, Tensor]:
+    """All tensors of a file by name. Raises as `opened` and `tensors_in`."""
+    return tensors_in(opened(path), path)
+
+
+def tensors_in(content: object, path: Path) -> dict[str, Tensor]:
+    """All tensors by name of what `path` holds, from wherever in it its weights are.
+
+    Raises ForeignError.
+    """
     for _ in range(DEEPEST):  # a dictionary may hold itself
         if not isinstance(content, dict):
             break
@@ -50,12 +60,13 @@ def tensors_of(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _safetensors(path: Path) -> dict[str, Tensor]:
+def _safetensors(path: Path) -> dict:
+    """Tensors by name, or the content of a checkpoint of ours."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        return load_file(path)
+        return read_safe(path) if names_ours(path) else load_file(path)
     except SafetensorError as error:
         raise CheckpointError(
             f"{path} cannot be read: it is truncated, or no file of safetensors ({error})"

@@ -239,20 +239,20 @@ def read_series(folder: Path | str, uid: str, cache: Path | None = None) -> Scan
     if series.reason:
         raise UnusableScanError(series.reason)
     try:
-        voxels = _voxels(Path(folder), series)
+        voxels, origin = _voxels(Path(folder), series)
     except RuntimeError as error:
         raise error if isinstance(error, PassingError) else itk_error(error) from error
     orientation = np.array(series.orientation)
     if series.positions:
         fill = AIR if series.modality == "CT" else float(voxels.min())
         positions, pixel = np.array(series.positions), series.spacing[:0:-1]
-        voxels, _ = straighten(voxels, positions, orientation, pixel, series.spacing[0], fill)
+        voxels, origin = straighten(voxels, positions, orientation, pixel, series.spacing[0], fill)
     direction = np.column_stack([orientation[:3], orientation[3:], normal_of(orientation)])
-    return unify(Scan(voxels, series.spacing, note=series.note), direction)
+    return unify(Scan(voxels, series.spacing, note=series.note), direction, origin)
 
 
-def _voxels(folder: Path, series: Series) -> np.ndarray:
-    """float32 [Z Y X] in the order of the stack, rescaled as its files say."""
+def _voxels(folder: Path, series: Series) -> tuple[np.ndarray, np.ndarray | None]:
+    """float32 [Z Y X] in the order of the stack, rescaled as its files say; its origin if told."""
     import SimpleITK
 
     SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
@@ -261,10 +261,11 @@ def _voxels(folder: Path, series: Series) -> np.ndarray:
     if not series.frames:
         reader.SetFileNames([str(folder / name) for name in series.files])
         image = reader.Execute()  # the view below is of its memory
-        return SimpleITK.GetArrayViewFromImage(image).astype(np.float32)
+        voxels = SimpleITK.GetArrayViewFromImage(image).astype(np.float32)
+        return voxels, np.array(image.GetOrigin())
     frames = {}
     for name in dict.fromkeys(series.files):
         reader.SetFileName(str(folder / name))
         frames[name] = SimpleITK.GetArrayFromImage(reader.Execute())
     pairs = zip(series.files, series.frames, strict=True)
-    return np.stack([frames[name][number] for name, number in pairs]).astype(np.float32)
+    return np.stack([frames[name][number] for name, number in pairs]).astype(np.float32), None

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from nnssl.data.plan import Plan, resampled_shape
-from nnssl.data.preprocess import resample, store
+from nnssl.data.preprocess import network_input, resample, store
 from nnssl.data.raw_datasets import RawDataset, open_raw, read_image
 from nnssl.data.workers import Failed, parallel_map
 from nnssl.files import fingerprint, inside, read_json, write_json
@@ -125,7 +125,7 @@ def store_case(case: LabelledCase, plan: Plan, plan_fingerprint: str, folder: Pa
     if labels.shape != voxels.shape:
         raise ValueError(f"the image has shape {voxels.shape}, its labels {labels.shape}")
     shape = resampled_shape(voxels.shape, spacing, plan.spacing)
-    voxels = plan.bend(resample(plan.standardise(voxels)[None], shape, spacing, plan.spacing))
+    voxels = network_input(plan.standardise(voxels), spacing, plan)
     values = resample(
         np.rint(labels).astype(np.int16)[None], shape, spacing, plan.spacing, labels=True
     )

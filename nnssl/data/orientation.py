@@ -20,12 +20,15 @@ UNIFIED = "LPS"
 class Scan:
     """Voxels float32 [Z Y X], spacing (z, y, x) in mm, orientation as stored, and what was changed
     in reading.
+
+    affine: [4 4], from voxel indices (x, y, z) to mm in nibabel's frame; None where it is unknown.
     """
 
     voxels: np.ndarray
     spacing: Spacing
     orientation: str = ""
     note: str = ""
+    affine: np.ndarray | None = None
 
 
 def turns(direction: np.ndarray) -> np.ndarray:
@@ -45,23 +48,38 @@ def is_permuted(direction: np.ndarray) -> bool:
     return turns(direction)[:, 0].tolist() != [0, 1, 2]
 
 
-def unify(scan: Scan, direction: np.ndarray) -> Scan:
-    """`scan` with its orientation named; where axes are permuted, in the order LPS.
+def unify(scan: Scan, direction: np.ndarray, origin: np.ndarray | None = None) -> Scan:
+    """`scan` with its orientation and its affine; where axes are permuted, in the order LPS.
+
+    direction: [3 3], the axes' unit vectors; origin: [3], of the first voxel in mm; both of DICOM's
+    frame. Without an origin there is no affine.
 
     Permuted axes would mix the spacing of slices with that in their plane. Axes that only run the
     other way stay as they are, since nnU-Net leaves them too.
     """
-    from nibabel.orientations import aff2axcodes, apply_orientation, axcodes2ornt, ornt_transform
+    from nibabel.orientations import (
+        aff2axcodes,
+        apply_orientation,
+        axcodes2ornt,
+        inv_ornt_aff,
+        ornt_transform,
+    )
 
     affine = np.eye(4)
     affine[:3, :3] = np.diag([-1.0, -1.0, 1.0]) @ direction
     name = "".join(code or "?" for code in aff2axcodes(affine))
+    placed = None
+    if origin is not None:
+        placed = affine @ np.diag([*scan.spacing[::-1], 1.0])
+        placed[:3, 3] = np.diag([-1.0, -1.0, 1.0]) @ origin
     if "?" in name or not is_permuted(direction):
-        return replace(scan, orientation=name)
+        return replace(scan, orientation=name, affine=placed)
     change = ornt_transform(turns(direction), axcodes2ornt(UNIFIED))
     turned = apply_orientation(scan.voxels.transpose(), change)
     spacing = [0.0, 0.0, 0.0]
     for own, (axis, _) in zip(scan.spacing[::-1], change, strict=True):
         spacing[int(axis)] = own
     note = "; ".join(filter(None, [scan.note, f"axes reordered from {name} to {UNIFIED}"]))
-    return Scan(np.ascontiguousarray(turned.transpose()), tuple(spacing[::-1]), name, note)
+    if placed is not None:
+        placed = placed @ inv_ornt_aff(change, scan.voxels.shape[::-1])
+    return Scan(np.ascontiguousarray(turned.transpose()), tuple(spacing[::-1]), name, note, placed)

@@ -21,7 +21,7 @@ from nnssl.data.plan import Case, Plan, resampled_shape
 from nnssl.data.scans import Found, read_scan
 from nnssl.data.workers import Failed, parallel_map
 from nnssl.files import NoRoomError, atomic, inside, read_json, write_json
-from nnssl.types import BODY_HU, Shape
+from nnssl.types import BODY_HU, Shape, Spacing
 
 BLOCK = 16  # voxels: edge of the blocks whose fraction of body voxels is stored
 
@@ -102,8 +102,8 @@ def preprocess_case(case: Case, plan: Plan, fingerprint: str, folder: Path) -> N
     standardised = plan.standardise(voxels)
     # Without HU: what is brighter than the scan's mean.
     body = body_blocks(voxels > BODY_HU if plan.hu is not None else standardised > 0, shape)
-    voxels = standardised[None]  # the scan itself is not kept while nnU-Net resamples
-    voxels = plan.bend(resample(voxels, shape, spacing, plan.spacing))
+    voxels = standardised  # the scan itself is not kept while nnU-Net resamples
+    voxels = network_input(voxels, spacing, plan)
     path = inside(folder, f"{case.id}.b2nd")
     store(voxels, path, plan.crop)
     properties = {
@@ -120,6 +120,14 @@ def preprocess_case(case: Case, plan: Plan, fingerprint: str, folder: Path) -> N
     }
     write_json(inside(folder, f"{case.id}.json"), properties)
     inside(folder, f"{case.id}.failed.json").unlink(missing_ok=True)
+
+
+def network_input(standardised: np.ndarray, spacing: Spacing, plan: Plan) -> np.ndarray:
+    """What `plan.standardise` gave of a scan [Z Y X], on the plan's grid as the encoder sees it:
+    [1 Z Y X].
+    """
+    shape = resampled_shape(standardised.shape, spacing, plan.spacing)
+    return plan.bend(resample(standardised[None], shape, spacing, plan.spacing))
 
 
 def resample(

@@ -89,7 +89,8 @@ def read_volume(path: Path | str) -> Scan:
 
     spacing = tuple(abs(float(s)) for s in image.GetSpacing()[::-1])
     voxels = SimpleITK.GetArrayViewFromImage(image).astype(np.float32)
-    return unify(Scan(voxels, spacing, note=note), np.reshape(image.GetDirection(), (3, 3)))
+    direction, origin = np.reshape(image.GetDirection(), (3, 3)), np.array(image.GetOrigin())
+    return unify(Scan(voxels, spacing, note=note), direction, origin)
 
 
 def _information(path: Path | str):
@@ -113,7 +114,9 @@ def _by_nibabel(path: Path | str, note: str) -> Scan:
     if voxels.ndim != 3:
         raise UnusableScanError(f"is not three-dimensional: size {voxels.shape[::-1]}")
     axes = np.diag([-1.0, -1.0, 1.0]) @ affine[:3, :3]
-    return unify(Scan(voxels, spacing, note=note), axes / np.linalg.norm(axes, axis=0).clip(1e-9))
+    direction = axes / np.linalg.norm(axes, axis=0).clip(1e-9)
+    origin = np.diag([-1.0, -1.0, 1.0]) @ affine[:3, 3]
+    return unify(Scan(voxels, spacing, note=note), direction, origin)
 
 
 def is_plain(path: Path | str) -> bool:

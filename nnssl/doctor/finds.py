@@ -10,7 +10,7 @@ from functools import lru_cache
 from io import StringIO
 from pathlib import Path
 
-from nnssl import checkpoint, files, hook
+from nnssl import address, checkpoint, files, hook
 from nnssl.doctor.finding import Finding, first_line, note, ok, wrong
 from nnssl.finetune import checkpoint_choice
 from nnssl.finetune.architecture import INFO, Recipe, is_ours
@@ -126,6 +126,8 @@ def _judge(path: Path, plans: dict) -> Finding:
         Recipe.of(plans)
         if not info.get("checkpoint_path"):
             return ok(f"{dataset} -p {name}: no checkpoint, for -tr SwinScratchTrainer")
+        if address.is_address(info["checkpoint_path"]):  # nothing is fetched for a look
+            return ok(f"{dataset} -p {name}: {info['checkpoint_path']}, fetched where it is used")
         choice = checkpoint_choice.choose(info, f"{dataset}/{name}.json")
         loaded = _load(choice.path)
         checkpoint_choice.check(choice, loaded.sha256)
@@ -136,6 +138,8 @@ def _judge(path: Path, plans: dict) -> Finding:
 
 def _default() -> Finding:
     choose_one = f"export {checkpoint_choice.VARIABLE}=PATH_TO_CHECKPOINT"
+    if address.is_address(named := os.environ.get(checkpoint_choice.VARIABLE, "")):
+        return ok(f"plans that name no checkpoint: {named}, fetched where it is used")
     try:
         choice = checkpoint_choice.choose({})
     except checkpoint_choice.NoCheckpointError as error:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnssl import files
+from nnssl import address, files
 from nnssl.types import FINAL, RESULTS
 
 VARIABLE = "nnssl_checkpoint"
@@ -35,15 +35,17 @@ class Choice:
     path: Path
     named_by: str
     sha256: str | None = None  # as recorded where it was named, if it was
+    named: str | None = None  # how: a path or an address; None: as `path`
 
 
 def choose(info: Mapping, whose: str = "the plans") -> Choice | None:
-    """The checkpoint to start from; None when there is none anywhere.
+    """The checkpoint to start from; None when there is none anywhere. Addresses are fetched.
 
     info:  the plans' `pretrain_info`, or what stands in its place, with its name for messages. A
     file that is no longer
            where it says is looked for by its hash.
-    Raises NoCheckpointError where a named file is missing, or several are found and none is named.
+    Raises NoCheckpointError where a named file is missing, or several are found and none is named;
+    AddressError where one cannot be fetched.
     """
     if path := info.get("checkpoint_path"):
         return _named(path, whose, info.get("sha256"))
@@ -84,14 +86,21 @@ def _listed(paths: list[Path]) -> str:
 
 
 def _named(path: str, by: str, sha256: str | None = None) -> Choice:
-    if not Path(path).is_file():
-        if sha256 and (moved := _moved(Path(path).name, sha256)):
+    unreachable = None
+    try:
+        there = address.local(path)
+    except address.AddressError as error:
+        there, unreachable = Path(path), error
+    if unreachable or not there.is_file():
+        if sha256 and (moved := _moved(there.name, sha256)):
             return Choice(moved, f"{by}, by its sha256: it is no longer at {path}", sha256)
+        if unreachable:
+            raise unreachable
         raise NoCheckpointError(
             f"no file at {path}, the checkpoint named by {by}. Found "
             f"instead:\n{_listed(finals())}\n{REMEDY}"
         )
-    return Choice(Path(path), by, sha256)
+    return Choice(there, by, sha256, path)
 
 
 def _moved(name: str, sha256: str) -> Path | None:
@@ -99,7 +108,9 @@ def _moved(name: str, sha256: str) -> Path | None:
     the usual name.
     """
     under = sorted(_searched().rglob(name)) if RESULTS in os.environ else []
-    candidates = [Path(os.environ.get(VARIABLE, "")), *under, *finals()]
+    variable = os.environ.get(VARIABLE, "")
+    named = [] if address.is_address(variable) else [Path(variable)]
+    candidates = [*named, *under, *finals()]
     there = (path for path in dict.fromkeys(candidates) if path.is_file())
     return next((path for path in there if files.sha256(path) == sha256), None)
 
@@ -121,9 +132,10 @@ def pretrain_info(choice: Choice, loaded: Any) -> dict:
     It has upstream's keys (nnunetv2/experiment_planning/like_nnssl.py) and ours.
     """
     adaptation = loaded.adaptation_plan
+    where = address.settled(choice.named or choice.path, choice.path)
     return {
-        "checkpoint_path": str(choice.path.resolve()),
-        "checkpoint_name": choice.path.resolve().parent.name,
+        "checkpoint_path": where,
+        "checkpoint_name": Path(where).parent.name,
         "sha256": loaded.sha256,
         "named_by": choice.named_by,
         "method": loaded.method,

@@ -92,9 +92,9 @@ def arm_of(entry: Any, beside: Path) -> Arm:
         )
     what = f"arm {name}: "
     convert: dict[str, Callable] = {
-        "checkpoint": lambda value: path_of(value, beside, f"{what}checkpoint"),
-        "weights": lambda value: path_of(value, beside, f"{what}weights"),
-        "train": lambda value: path_of(value, beside, f"{what}train"),
+        "checkpoint": lambda value: values.weights(value, beside, f"{what}checkpoint"),
+        "weights": lambda value: values.weights(value, beside, f"{what}weights"),
+        "train": lambda value: values.path(value, beside, f"{what}train"),
         "plans": lambda value: values.file_name(
             value,
             f"{what}plans is the name of plans of the dataset, such as nnUNetResEncUNetLPlans",
@@ -103,7 +103,7 @@ def arm_of(entry: Any, beside: Path) -> Arm:
             value, f"{what}trainer is a class, such as DefaultPrimusMTrainer"
         ),
         "scans": lambda value: tuple(
-            path_of(one, beside, f"{what}scans") for one in values.a_list(value, f"{what}scans")
+            values.path(one, beside, f"{what}scans") for one in values.a_list(value, f"{what}scans")
         ),
         "datasets": lambda value: tuple(
             values.dataset(one, f"{what}datasets")
@@ -171,11 +171,6 @@ def budget_of(entry: Any) -> Budget:
 
 def _no_cases() -> int:
     raise DescriptionError("a budget of 0 cases trains nothing")
-
-
-def path_of(entry: Any, beside: Path, what: str) -> Path:
-    """Relative paths are relative to the description."""
-    return (beside / Path(values.text(entry, what)).expanduser()).resolve()
 
 
 def settings(part: Arm | Task) -> dict:

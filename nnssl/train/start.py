@@ -13,12 +13,13 @@ from nnssl.encoder.swin import Swin
 
 
 def encoder(
-    name: str, earlier: Path | None, dims: int, drop_path: float, checkpointing: bool
+    name: str, earlier: Path | str | None, dims: int, drop_path: float, checkpointing: bool
 ) -> tuple[Swin, dict]:
     """The encoder, and what the header says of its start.
 
     name:    the preset, where there is no checkpoint; with one, the encoder is of the checkpoint's size.
-    earlier: of nnssl_pretrain or nnssl_convert. What it lacks (a mask token) stays random.
+    earlier: of nnssl_pretrain or nnssl_convert, or its address. What it lacks (a mask token) stays
+             random.
     Raises FileNotFoundError, or ValueError (CheckpointError, TransferError) where it does not fit.
     """
     if earlier is None:

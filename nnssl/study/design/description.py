@@ -27,7 +27,6 @@ from nnssl.study.parts import (
     Task,
     arm_of,
     budget_of,
-    path_of,
     recipe_of,
     settings,
     task_of,
@@ -122,7 +121,7 @@ def _study(content: Any, path: Path) -> Study:
             "give seeds or folds, not both: a fold is repeated by its other cases"
         )
     name = values.name(content.get("name", path.stem), "the study's name")
-    folder = path_of(content.get("folder", path.with_suffix("").name), path.parent, "folder")
+    folder = values.path(content.get("folder", path.with_suffix("").name), path.parent, "folder")
     if folder == path:
         raise DescriptionError(f"folder {folder} is the description itself; name another one")
     study = Study(

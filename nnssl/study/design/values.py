@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from nnssl import address
+
 # no "__": nnU-Net and the runs' names join by it
 NAME = re.compile(r"[A-Za-z0-9]+([-_][A-Za-z0-9]+)*")
 FILE_NAME = re.compile(r"\w[\w.-]*")  # of plans, configurations and trainers: not a path
@@ -153,3 +155,18 @@ def expression(entry: Any, what: str) -> str:
 
 def shown(entry: Any) -> str:
     return repr(entry)[:200]
+
+
+def path(entry: Any, beside: Path, what: str) -> Path:
+    """Relative paths are relative to the description."""
+    return (beside / Path(text(entry, what)).expanduser()).resolve()
+
+
+def weights(entry: Any, beside: Path, what: str) -> Path:
+    """A path as `path`, or an address (`nnssl.address`), whose file is fetched."""
+    if not address.is_address(text(entry, what)):
+        return path(entry, beside, what)
+    try:
+        return address.local(entry)
+    except address.AddressError as error:
+        raise DescriptionError(f"{what}: {error}") from error

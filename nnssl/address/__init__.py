@@ -1,0 +1,9 @@
+"""Weights by address: `hf://owner/repo/file` and `https://...` in place of a path.
+
+resolve   the file on this machine of a path or an address; the only way for all commands
+web       a file of any server, in the cache
+"""
+
+from nnssl.address.resolve import MODEL, AddressError, is_address, local, named, settled
+
+__all__ = ["MODEL", "AddressError", "is_address", "local", "named", "settled"]

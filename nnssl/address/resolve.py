@@ -1,0 +1,206 @@
+"""Weights by address: the file on this machine of a path, `hf://owner/repo/file` or `https://...`.
+
+Every command that takes weights asks `local`. A download is a file of bytes and nothing more:
+whoever reads it decides what may be in it (`nnssl.checkpoint`).
+
+    hf://owner/repo[/file][@revision]   Hugging Face, through huggingface_hub: its cache, its login,
+                                        HF_ENDPOINT and HF_HUB_OFFLINE. Without a file: MODEL
+    https://host/file                   any server; kept in $HF_HOME/nnssl
+    a folder                            that `nnssl_convert --hub` wrote: the file MODEL in it
+
+Each may end with #sha256=..., and is refused where the file has another one.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from nnssl import files
+
+MODEL = "model.safetensors"  # of a folder for Hugging Face
+LARGEST = 16 << 30  # bytes of a download
+EXAMPLES = "hf://owner/repo/file, hf://owner/repo/file@revision or https://host/file"
+HUB = re.compile(
+    r"hf://(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<before>[^/@]+))?(?:/(?P<file>[^@?]+))?"
+    r"(?:@(?P<after>[^@?]+))?"
+)
+HUB_PAGE = re.compile(
+    r"https://huggingface\.co/(?P<repo>[\w.-]+/[\w.-]+)/(?:resolve|blob)/(?P<before>[^/]+)"
+    r"/(?P<file>[^?@]+)(?:\?[^@]*)?(?P<after>)"
+)
+PIN = re.compile(r"(?P<where>[^#]+)#sha256=(?P<sha256>[0-9a-f]{64})")
+COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+class AddressError(ValueError):
+    """The address is none, or its file cannot be had; the message says what to type."""
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A file of a repository of Hugging Face. revision: branch, tag or commit; None: main."""
+
+    repo: str
+    file: str
+    revision: str | None = None
+
+    def __str__(self) -> str:
+        return f"hf://{self.repo}/{self.file}" + (f"@{self.revision}" if self.revision else "")
+
+
+def is_address(named: Path | str) -> bool:
+    """Whether it is to be fetched, and no path. Costs nothing."""
+    return "://" in str(named)
+
+
+def named(text: str) -> Path | str:
+    """What a user typed: a path, or an address as it is. For argparse."""
+    return text if is_address(text) else Path(text)
+
+
+def local(where: Path | str) -> Path:
+    """The file on this machine; a path stays a path, there or not. Raises AddressError.
+
+    Downloads what is new. Where the server does not answer, or HF_HUB_OFFLINE is set, the file of
+    an earlier download is taken.
+    """
+    if not is_address(where):
+        inside = Path(where, MODEL)
+        return inside if inside.is_file() else Path(where)
+    text, sha256 = _unpinned(str(where))
+    hub = _hub_file(text)
+    path = _from_hub(hub) if hub else _from_web(text)
+    if sha256 and files.sha256(path) != sha256:
+        raise AddressError(
+            f"{text} has the sha256 {files.sha256(path)}, and {sha256} was asked for: it has "
+            "changed, or is another file. Take the revision that was meant (@REVISION), or leave "
+            "#sha256 out"
+        )
+    return path
+
+
+def settled(where: Path | str, path: Path) -> str:
+    """What plans are to say of `where`, whose file is `path`: it means the same file later.
+
+    A branch of Hugging Face becomes the commit, a path is made absolute.
+    """
+    if not is_address(where):
+        return str(path.resolve())
+    hub = _hub_file(_unpinned(str(where))[0])
+    commit = next(filter(COMMIT.fullmatch, reversed(path.parts)), None)
+    return str(replace(hub, revision=commit)) if hub and commit else str(where)
+
+
+def _unpinned(text: str) -> tuple[str, str | None]:
+    if "#" not in text:
+        return text, None
+    if not (found := PIN.fullmatch(text)):
+        raise AddressError(
+            f"{text!r}: what follows # is to be sha256= and 64 digits of 0-9 and a-f, "
+            "as nnssl_inspect prints them"
+        )
+    return found["where"], found["sha256"]
+
+
+def _hub_file(text: str) -> HubFile | None:
+    """None for other addresses. Raises AddressError for one of Hugging Face that is incomplete."""
+    if found := HUB.fullmatch(text) or HUB_PAGE.fullmatch(text):
+        file = found["file"] or MODEL
+        if ".." in file.split("/"):
+            raise AddressError(f"{text!r} leads out of the repository; addresses are {EXAMPLES}")
+        return HubFile(found["repo"], file, found["before"] or found["after"] or None)
+    if text.startswith(("https://", "http://")):
+        return None
+    raise AddressError(f"{text!r} is no address of a file; addresses are {EXAMPLES}")
+
+
+def _from_web(url: str) -> Path:
+    from nnssl.address import web  # not when a command merely asks for its options
+
+    try:
+        return web.fetch(url, LARGEST)
+    except web.WebError as error:
+        raise AddressError(str(error)) from error
+
+
+def _from_hub(wanted: HubFile) -> Path:
+    try:
+        import huggingface_hub
+        from huggingface_hub import errors
+    except ImportError as error:
+        raise AddressError(
+            f"{wanted} needs huggingface_hub, which is not installed; type: "
+            "pip install huggingface_hub"
+        ) from error
+    from nnssl.address import web
+
+    # read now, and not when huggingface_hub was imported: a notebook may set it later
+    endpoint, offline = os.environ.get("HF_ENDPOINT") or None, web.offline()
+    try:
+        if not offline:
+            _check_size(wanted, endpoint)
+        path = huggingface_hub.hf_hub_download(
+            wanted.repo,
+            wanted.file,
+            revision=wanted.revision,
+            endpoint=endpoint,
+            local_files_only=offline,
+        )
+        return Path(path)
+    except AddressError:
+        raise
+    except Exception as error:  # those of several libraries
+        raise AddressError(_why(wanted, error, errors, offline)) from error
+
+
+def _check_size(wanted: HubFile, endpoint: str | None) -> None:
+    """Nothing where the server does not answer: the cache may still have the file."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import HfHubHTTPError
+
+    from nnssl.address import web
+
+    url = hf_hub_url(wanted.repo, wanted.file, revision=wanted.revision, endpoint=endpoint)
+    try:
+        about = get_hf_file_metadata(url, endpoint=endpoint)
+    except HfHubHTTPError as error:
+        if getattr(getattr(error, "response", None), "status_code", 500) < 500:
+            raise
+        return
+    except Exception:  # no connection, by whichever library
+        return
+    if (about.size or 0) > LARGEST:
+        raise AddressError(web.too_large(str(wanted), about.size, LARGEST))
+
+
+def _why(wanted: HubFile, error: Exception, errors, offline: bool) -> str:
+    page = f"https://huggingface.co/{wanted.repo}"
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        if offline:
+            return (
+                f"{wanted} is not in the cache, and HF_HUB_OFFLINE is set: unset it, or download "
+                f"it on a machine with a connection: hf download {wanted.repo} {wanted.file}"
+            )
+        return (
+            f"{wanted} is not in the cache, and Hugging Face does not answer: check the connection "
+            "(HTTPS_PROXY, HF_ENDPOINT) and type the same line again"
+        )
+    known = {
+        errors.GatedRepoError: (
+            f"wants its conditions accepted: do so at {page}, then: hf auth login"
+        ),
+        errors.RepositoryNotFoundError: (
+            f"is in no repository that you may see: look for it at {page}; if it is private: "
+            "hf auth login"
+        ),
+        errors.RevisionNotFoundError: f"has no such revision: see {page}/tree/main",
+        errors.EntryNotFoundError: f"is not in the repository: see its files at {page}/tree/main",
+    }
+    for kind, says in known.items():
+        if isinstance(error, kind):
+            return f"{wanted} {says}"
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return f"{wanted} cannot be downloaded: {first}"

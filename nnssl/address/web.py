@@ -1,0 +1,161 @@
+"""A file of a web server, here: whole or not at all, and fetched again only where it changed."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import re
+import urllib.error
+import urllib.request
+import warnings
+from contextlib import suppress
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from nnssl import files
+
+TIMEOUT = 30.0  # seconds without a byte
+BLOCK = 1 << 20
+NOTE = "source.json"  # beside a file: from where it is
+THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
+CHANGED = {"ETag": "If-None-Match", "Last-Modified": "If-Modified-Since"}
+
+
+class WebError(ValueError):
+    """The file cannot be had; the message says why and what to type."""
+
+
+def offline() -> bool:
+    """Whether HF_HUB_OFFLINE forbids to ask any server."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+
+
+def cache() -> Path:
+    """Where downloads are kept: beside those of huggingface_hub, in $HF_HOME/nnssl."""
+    above = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("HF_HOME") or Path(above, "huggingface"), "nnssl")
+
+
+def too_large(what: str, size: int, largest: int) -> str:
+    return (
+        f"{what} has {size / 2**30:.1f} GiB, weights have at most {largest / 2**30:g} GiB here; "
+        "download it by hand and give its path, if it is what you want"
+    )
+
+
+def fetch(url: str, largest: int) -> Path:
+    """The file of `url` in the cache, at most `largest` bytes. Raises WebError.
+
+    The server is asked whether it changed. Where it does not answer, or is not to be asked
+    (`offline`), the file of an earlier download is taken, with a warning where that was not asked.
+    """
+    _check(url)
+    name = re.sub(r"[^\w.-]", "_", unquote(urlsplit(url).path).rsplit("/", 1)[-1]) or "file"
+    path = cache() / files.fingerprint(url) / name.lstrip(".")
+    known = _known(path)
+    if offline():
+        if known:
+            return path
+        raise WebError(
+            f"{url} was not downloaded before, and HF_HUB_OFFLINE is set: unset it, or give "
+            "the path of a file"
+        )
+    asked = {CHANGED[key]: value for key, value in known.items() if key in CHANGED}
+    request = urllib.request.Request(url, headers={"User-Agent": "nnssl-swin", **asked})
+    try:
+        with urllib.request.build_opener(_Redirects).open(request, timeout=TIMEOUT) as answer:
+            _store(answer, url, path, largest)
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code == 304 and known:
+            return path
+        if error.code < 500 or not known:
+            raise WebError(
+                f"{url} cannot be downloaded: the server says {error.code} {error.reason}; open "
+                "the address in a browser to see whether it is right and public"
+            ) from error
+        _use_earlier(url, f"{error.code} {error.reason}")
+    except files.NoRoomError:
+        raise
+    except (OSError, http.client.HTTPException) as error:
+        why = getattr(error, "reason", None) or error
+        if not known:
+            raise WebError(
+                f"{url} cannot be downloaded: {why}. Check the connection (HTTPS_PROXY) and type "
+                "the same line again"
+            ) from error
+        _use_earlier(url, why)
+    return path
+
+
+def _check(url: str) -> None:
+    parts = urlsplit(url)
+    if parts.scheme == "https" and parts.hostname:
+        return
+    if parts.scheme == "http" and parts.hostname in THIS_MACHINE:
+        return
+    raise WebError(
+        f"{url!r} is not read: addresses begin with https:// or hf://, since what comes by http:// "
+        "may be changed on its way; only this machine may be asked by it"
+    )
+
+
+def _known(path: Path) -> dict:
+    """What was noted of an earlier download that is still whole; else nothing."""
+    with suppress(OSError, ValueError):
+        note = files.read_json(path.parent / NOTE)
+        if path.stat().st_size == note["bytes"]:
+            return note
+    return {}
+
+
+def _use_earlier(url: str, why: object) -> None:
+    warnings.warn(
+        f"{url} could not be asked for ({why}); the file of an earlier download is used",
+        stacklevel=4,
+    )
+
+
+def _store(answer, url: str, path: Path, largest: int) -> None:
+    headers = answer.headers
+    if headers.get_content_type() == "text/html":
+        raise WebError(
+            f"{url} is a web page, not a file of weights; take the address of the file itself, as "
+            "the page's download button has it"
+        )
+    said = headers.get("Content-Length", "")
+    size = int(said) if said.isdigit() else None
+    if (size or 0) > largest:
+        raise WebError(too_large(url, size, largest))
+    with files.atomic(path) as temporary:
+        got = _copy(answer, temporary, path.name, size, largest, url)
+        if size is not None and got != size:
+            raise WebError(f"{url} broke off after {got} of {size} bytes; type the same line again")
+    kept = {key: headers[key] for key in CHANGED if headers.get(key)}
+    files.write_json(path.parent / NOTE, {"url": url, "bytes": got, **kept})
+
+
+def _copy(answer, to: Path, name: str, size: int | None, largest: int, url: str) -> int:
+    """Bytes written."""
+    from tqdm import tqdm
+
+    got = 0
+    with (
+        to.open("wb") as file,
+        tqdm(total=size, desc=name, unit="B", unit_scale=True, delay=1, dynamic_ncols=True) as bar,
+    ):
+        while block := answer.read(BLOCK):
+            got += len(block)
+            if got > largest:
+                raise WebError(too_large(url, got, largest))
+            file.write(block)
+            bar.update(len(block))
+    return got
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Followed to https alone: what was asked for safely is not to come unsafely."""
+
+    def redirect_request(self, req, fp, code, msg, headers, newurl):
+        _check(newurl)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)

@@ -1,0 +1,81 @@
+"""A checkpoint as a file of safetensors: tensors, and beside them the rest as JSON.
+
+Its metadata has one entry, "nnssl": format_version, header, citations, and the order of the
+tensors, which safetensors does not keep. One, since several would be in any order. From it the file
+of PyTorch can be written again, the same bit for bit. `nnssl_adaptation_plan` follows from the
+header and is not stored.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from nnssl import files
+from nnssl.checkpoint.plain import CheckpointError
+
+SAFE = ".safetensors"
+ENTRY = "nnssl"  # of the metadata
+STORED = ("format_version", "header", "citations")
+
+
+def is_safe(path: Path) -> bool:
+    """Whether a file is one of safetensors, by its first bytes: a cache may have taken its ending.
+
+    Eight bytes of length, then JSON; archives and pickles of PyTorch begin otherwise.
+    """
+    with path.open("rb") as file:
+        head = file.read(9)
+    return head[8:] == b"{" and not head.startswith((b"PK", b"\x80"))
+
+
+def write_safe(path: Path, content: dict) -> None:
+    """Whole or not at all; the same content gives the same bytes. Training state is left out."""
+    from safetensors.torch import save_file
+
+    weights = content["network_weights"]
+    said = {key: content[key] for key in STORED} | {"order": list(weights)}
+    tensors = {name: tensor.contiguous() for name, tensor in weights.items()}
+    with files.atomic(path) as temporary:
+        save_file(tensors, temporary, {ENTRY: json.dumps(said, allow_nan=False)})
+
+
+def read_safe(path: Path) -> dict:
+    """The content with an empty `nnssl_adaptation_plan`, unchecked. Raises CheckpointError."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            said = json.loads((file.metadata() or {}).get(ENTRY, "null"))
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 no dict
+    except (SafetensorError, ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read as a checkpoint: it is truncated or damaged ({error}). Copy it "
+            "again from where it was made"
+        ) from error
+    if not isinstance(said, dict) or not said.keys() >= {*STORED, "order"}:
+        raise CheckpointError(
+            f"{path} is a file of safetensors, but not of nnssl_convert --hub; weights of others "
+            f"become a checkpoint by: nnssl_convert {path} -o CHECKPOINT"
+        )
+    order = said["order"]
+    if not isinstance(order, list) or sorted(map(str, order)) != sorted(weights):
+        raise CheckpointError(f"{path} is damaged: it names other tensors than it holds")
+    return {
+        "format_version": said["format_version"],
+        "header": said["header"],
+        "network_weights": {name: weights[name] for name in order},
+        "nnssl_adaptation_plan": {},  # is made of the header, once that is checked
+        "citations": said["citations"],
+    }
+
+
+def names_ours(path: Path) -> bool:
+    """Whether a file of safetensors says that it is a checkpoint of this package.
+
+    Raises SafetensorError.
+    """
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        return ENTRY in (file.metadata() or {})

@@ -1,0 +1,68 @@
+"""One map of a scan in full, with its place in the patient: dense/<case>.npz or .nii.gz."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from nnssl import files
+from nnssl.embed.encoder import Encoder
+from nnssl.embed.scan import Prepared, resampled_affine
+from nnssl.embed.table import Row
+
+FOLDER = "dense"
+ENDING = {False: ".npz", True: ".nii.gz"}  # by whether it is to be NIfTI
+
+
+def stage_of(encoder: Encoder, stride: int) -> int:
+    """The number of the map whose tokens are `stride` voxels apart. Raises ValueError."""
+    known = [max(strides) for strides in encoder.strides]
+    if stride not in known:
+        raise ValueError(
+            f"--dense {stride}: the maps of this encoder have strides of "
+            f"{', '.join(map(str, known))} voxels"
+        )
+    return known.index(stride)
+
+
+def place(folder: Path, row: Row, nifti: bool) -> Path:
+    return files.inside(folder / FOLDER, row.case + ENDING[nifti])
+
+
+def write(
+    folder: Path,
+    row: Row,
+    encoder: Encoder,
+    scan: Prepared,
+    features: np.ndarray,
+    number: int,
+    nifti: bool,
+) -> None:
+    """`features` [C *grid] in half precision, or as NIfTI (x, y, z, 1, C) in single precision.
+
+    The affine takes token indices (x, y, z) to mm; where the file's place is unknown, its origin is
+    zero.
+    """
+    path, stride = place(folder, row, nifti), encoder.strides[number]
+    placed = scan.affine
+    if placed is None:
+        placed = np.diag([*encoder.spacing[::-1], 1.0])
+    affine = resampled_affine(placed, scan.image.shape, scan.image.shape, stride)
+    if nifti:
+        import nibabel
+
+        volume = np.ascontiguousarray(features.transpose(3, 2, 1, 0)[:, :, :, None], np.float32)
+        image = nibabel.Nifti1Image(volume, affine)
+        image.header.set_intent("vector")
+        with files.atomic(path) as temporary:
+            nibabel.save(image, temporary)
+        return
+    with files.atomic(path) as temporary, temporary.open("wb") as file:
+        np.savez(
+            file,
+            features=features.astype(np.float16),
+            affine=affine,
+            stride=np.array(stride),
+            id=np.array(row.id),
+        )

@@ -1,0 +1,131 @@
+"""The pretrained encoder as a plain module that prepares its own scans."""
+
+from __future__ import annotations
+
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nnssl import checkpoint
+from nnssl.data.orientation import Scan
+from nnssl.data.scans import Found
+from nnssl.embed import pooling
+from nnssl.embed.scan import Prepared, checked, found_at, grid_plan, prepare
+from nnssl.encoder.config import STEPS
+from nnssl.encoder.swin import Swin
+from nnssl.types import HUPolicy, Shape, Spacing
+
+
+class Encoder(nn.Module):
+    """A Swin encoder with what its input must be. In evaluation mode when it is made.
+
+    channels: of its five maps.
+    strides:  voxels (z, y, x) from one token of a map to the next, five times; in 2D z is 1.
+    hu:       the map from HU to input; None: each scan by its own mean and std.
+    spacing:  mm (z, y, x) of the grid.
+    about:    method, sha256 and citations of the checkpoint.
+    """
+
+    def __init__(self, loaded: checkpoint.Checkpoint, spacing: Spacing | None = None):
+        super().__init__()
+        config = loaded.encoder_config
+        if config.in_channels != 1:
+            raise ValueError(
+                f"{loaded.path} takes {config.in_channels} channels, scans have one; convert "
+                "without --rgb for features of scans"
+            )
+        self.encoder = Swin(config)
+        checkpoint.transfer(loaded, self.encoder)
+        self.hu: HUPolicy | None = loaded.hu
+        self.crop: Shape = loaded.crop
+        self.spacing: Spacing = _spacing(loaded, spacing)
+        self.about = {
+            "checkpoint": str(loaded.path),
+            "sha256": loaded.sha256,
+            "method": loaded.method,
+            "citations": list(loaded.citations),
+        }
+        self.dims: int = config.spatial_dims
+        self.channels: tuple[int, ...] = self.encoder.channels
+        steps = [(1,) * (3 - self.dims) + tuple(config.step(i)) for i in range(STEPS)]
+        self.strides: tuple[Shape, ...] = tuple(
+            accumulate(steps, lambda a, b: tuple(m * n for m, n in zip(a, b, strict=True)))
+        )
+        self.eval()
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Five maps [B channels[i] *grid], of [B 1 Z Y X]; in 2D of [B 1 Y X]."""
+        return self.encoder(x)
+
+    def preprocess(self, scan: Path | str | np.ndarray, spacing: Spacing | None = None) -> Tensor:
+        """What `forward` takes, float32 on the CPU: [1 1 Z Y X], in 2D a batch of slices [Z 1 Y X].
+
+        scan: a volume file, a folder of one DICOM series, or voxels [Z Y X] in HU with their
+        `spacing` in mm (z, y, x). Raises FileNotFoundError and UnusableScanError, by the same rules
+        as a pretraining.
+        """
+        return self.batch(torch.from_numpy(self.prepare(scan, spacing).image))
+
+    def prepare(
+        self, scan: Path | str | Found | np.ndarray | Scan, spacing: Spacing | None = None
+    ) -> Prepared:
+        """As `preprocess`, with the scan's body and affine."""
+        if isinstance(scan, np.ndarray):
+            if spacing is None or len(spacing) != 3 or scan.ndim != 3:
+                raise ValueError(
+                    "voxels are an array [Z Y X] and come with spacing=(z, y, x) in mm; got shape "
+                    f"{scan.shape}, spacing {spacing}"
+                )
+            scan = Scan(np.asarray(scan, np.float32), tuple(map(float, spacing)))
+        elif spacing is not None:
+            raise ValueError("a file says its own spacing; leave spacing out")
+        if not isinstance(scan, Scan):
+            found = scan if isinstance(scan, Found) else found_at(scan)
+            scan = checked(found, self.hu is not None)
+        return prepare(scan, grid_plan(grid_spacing(self.spacing, scan.spacing), self.hu))
+
+    def batch(self, image: Tensor) -> Tensor:
+        """[Z Y X] as `forward` takes it."""
+        return image[None, None] if self.dims == 3 else image[:, None]
+
+    def embed(
+        self, scan: Path | str | np.ndarray, spacing: Spacing | None = None, window: object = None
+    ) -> list[np.ndarray]:
+        """Five vectors [channels[i]]: the maps' means over the body, as `nnssl_embed` writes them.
+
+        window: voxels (z, y, x), "whole", or None for the rule of `pooling.window_for`.
+        """
+        prepared = self.prepare(scan, spacing)
+        return [stage[0] for stage in pooling.pool(self, prepared, window=window).means]
+
+
+def grid_spacing(wanted: Spacing, own: Spacing) -> Spacing:
+    """mm (z, y, x): slices of a 2D encoder that knows no z stay where they are."""
+    return (own[0], *wanted) if len(wanted) == 2 else tuple(wanted)
+
+
+def load_encoder(path: Path | str, spacing: Spacing | None = None) -> Encoder:
+    """The encoder of a checkpoint: a path, `hf://owner/repo/file` or `https://...`.
+
+    spacing: mm (z, y, x), for weights of others whose own is unknown; never over a known one.
+    Raises FileNotFoundError, AddressError, CheckpointError, or ValueError where the spacing is
+    missing.
+    """
+    return Encoder(checkpoint.load(path), spacing)
+
+
+def _spacing(loaded: checkpoint.Checkpoint, asked: Spacing | None) -> Spacing:
+    if loaded.spacing and asked and tuple(asked) != loaded.spacing:
+        raise ValueError(
+            f"{loaded.path} was pretrained at {loaded.spacing} mm (z, y, x), and {tuple(asked)} "
+            "was asked for: leave the spacing out"
+        )
+    if not (loaded.spacing or asked):
+        raise ValueError(
+            f"{loaded.path} does not say the spacing of its pretraining: say one in mm (z, y, x), "
+            "--spacing Z Y X, in Python load_encoder(path, spacing=(z, y, x))"
+        )
+    return tuple(float(mm) for mm in loaded.spacing or asked)

@@ -1,0 +1,142 @@
+"""neighbours.png and projection.png: what lies near what, coloured by the scans' folders.
+
+scikit-learn projects. Both pictures use the features of one stage, that which finds scans of the
+same folder best; where there is one folder only, SHOWN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from nnssl import files
+from nnssl.embed.table import Table
+
+SHOWN = 3  # the stage whose maps have a stride of 16, where no folders tell
+FEWEST = 5  # scans
+QUERIES, NEAREST = 6, 5
+PERPLEXITY = 30.0  # of t-SNE, where there are enough scans
+
+
+def draw(table: Table, folder: Path, thumbnails: bool, say: Callable[[str], None]) -> None:
+    """Write both. Raises ValueError where there are too few scans."""
+    if len(table.id) < FEWEST:
+        raise ValueError(f"pictures need {FEWEST} scans or more, there are {len(table.id)}")
+    groups = sorted(set(table.group))
+    agree = [same_group(stage, table.group) for stage in table.stages]
+    stage = int(np.argmax(agree)) if len(groups) > 1 else SHOWN
+    if len(groups) > 1:
+        shown = ", ".join(f"stage{n} {value:.3f}" for n, value in enumerate(agree))
+        say(f"scans whose nearest neighbour is of their folder, folders weighing the same: {shown}")
+    near = nearest(table.stages[stage], NEAREST)
+    _neighbours(table, near, groups, stage, thumbnails, folder / "neighbours.png")
+    _projection(table, groups, stage, folder / "projection.png")
+    say(f"{folder / 'neighbours.png'}, {folder / 'projection.png'}: by stage{stage}")
+
+
+def standardised(features: np.ndarray) -> np.ndarray:
+    """[n C] by channel to mean 0 and std 1 over the scans, then each scan to length 1.
+
+    Layer norm leaves a large common part in all tokens, which says nothing of a scan.
+    """
+    spread = features.std(0)
+    scaled = (features - features.mean(0)) / np.where(spread > 1e-6, spread, 1.0)
+    return scaled / np.linalg.norm(scaled, axis=1, keepdims=True).clip(1e-9)
+
+
+def nearest(features: np.ndarray, count: int) -> np.ndarray:
+    """[n min(count, n - 1)]: for each scan the others with the largest cosine, best first."""
+    vectors = standardised(features)
+    alike = vectors @ vectors.T
+    np.fill_diagonal(alike, -np.inf)
+    return np.argsort(-alike, axis=1, kind="stable")[:, : min(count, len(alike) - 1)]
+
+
+def same_group(features: np.ndarray, groups: list[str]) -> float:
+    """Fraction of scans whose nearest neighbour is of their group, as a mean over groups of two or
+    more scans.
+    """
+    of, first = np.array(groups), nearest(features, 1)[:, 0]
+    names = [name for name in sorted(set(groups)) if groups.count(name) > 1]
+    hits = [float((of[first[of == name]] == name).mean()) for name in names]
+    return float(np.mean(hits)) if hits else 0.0
+
+
+def _colours(groups: list[str]) -> dict[str, tuple]:
+    from matplotlib import colormaps
+
+    palette = colormaps["tab10" if len(groups) <= 10 else "tab20"]
+    return {name: palette(number % palette.N) for number, name in enumerate(groups)}
+
+
+def _queries(table: Table, groups: list[str]) -> list[int]:
+    """One scan of each group in turn, evenly from its sorted ids."""
+    order = np.argsort(table.id, kind="stable")
+    of = {name: [int(i) for i in order if table.group[i] == name] for name in groups}
+    rounds = -(-QUERIES // len(groups))
+    chosen = []
+    for turn in range(rounds):
+        for name in groups:
+            there = of[name]
+            place = len(there) * (2 * turn + 1) // (2 * rounds)
+            if there[place] not in chosen:
+                chosen.append(there[place])
+    return chosen[:QUERIES]
+
+
+def _neighbours(table, near, groups, stage: int, thumbnails: bool, path: Path) -> None:
+    """One row a query: the scan, and those nearest to it."""
+    from matplotlib.figure import Figure
+
+    colours, rows = _colours(groups), _queries(table, groups)
+    columns = 1 + near.shape[1]
+    figure = Figure(figsize=(1.5 * columns, 1.75 * len(rows) + 0.4), layout="constrained")
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    for line, query in zip(grid, rows, strict=True):
+        for place, (axes, scan) in enumerate(zip(line, [query, *near[query]], strict=True)):
+            axes.set(xticks=[], yticks=[])
+            if thumbnails:
+                axes.imshow(table.thumbnails[scan], cmap="gray", vmin=0, vmax=255)
+            else:
+                axes.text(0.5, 0.5, table.group[scan], ha="center", va="center", fontsize=9)
+            for side in axes.spines.values():
+                side.set(color=colours[table.group[scan]], linewidth=4 if place == 0 else 2)
+            axes.set_title(table.group[scan] if thumbnails else "", fontsize=8)
+    grid[0, 0].set_title(f"asked for: {grid[0, 0].get_title()}".rstrip(": "), fontsize=8)
+    figure.suptitle(f"nearest by cosine, stage{stage}", fontsize=9)
+    _save(figure, path)
+
+
+def _projection(table: Table, groups: list[str], stage: int, path: Path) -> None:
+    from matplotlib.figure import Figure
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
+    vectors = standardised(table.stages[stage])
+    perplexity = min(PERPLEXITY, (len(vectors) - 1) / 3)
+    pca = PCA(2, random_state=0).fit(vectors)
+    fraction = pca.explained_variance_ratio_.sum()
+    places = {
+        f"PCA ({fraction:.0%} of the variance)": pca.transform(vectors),
+        f"t-SNE (perplexity {perplexity:.0f})": TSNE(
+            2, perplexity=perplexity, init="pca", random_state=0
+        ).fit_transform(vectors),
+    }
+    colours = _colours(groups)
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
+    for axes, (name, points) in zip(figure.subplots(1, 2), places.items(), strict=True):
+        for group in groups:
+            chosen = [g == group for g in table.group]
+            label = f"{group or 'scans'} ({sum(chosen)})"
+            axes.scatter(*points[chosen].T, s=14, color=colours[group], label=label, alpha=0.8)
+        axes.set_title(f"{name}, stage{stage}", fontsize=9)
+        axes.set(xticks=[], yticks=[])
+    axes.legend(fontsize=8)
+    _save(figure, path)
+
+
+def _save(figure, path: Path) -> None:
+    with files.atomic(path) as temporary:
+        figure.savefig(temporary, dpi=100, format="png")

@@ -1,0 +1,129 @@
+"""A scan as the encoder is to see it: read, checked and put on the grid of the pretraining."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from nnssl.data.dicom import series_in
+from nnssl.data.orientation import Scan
+from nnssl.data.plan import Plan, resampled_shape
+from nnssl.data.preprocess import network_input
+from nnssl.data.refusals import UnusableScanError, check_hu, check_values
+from nnssl.data.scans import Found, check_stored, read
+from nnssl.data.volumes import read_volume
+from nnssl.types import BODY_HU, HUPolicy, Shape, Spacing
+
+ANY_CROP = (96, 96, 96)  # a plan has one; preprocessing does not ask for it
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A scan on the grid: `image` float32 [Z Y X] is what the encoder takes.
+
+    body:   bool [Z Y X], the patient, lungs included: `outlined`.
+    labels: integers [Z Y X], 0 is none; None where there are no masks.
+    affine: [4 4], from voxel indices (x, y, z) of the grid to mm; None where it is unknown.
+    """
+
+    image: np.ndarray
+    body: np.ndarray
+    labels: np.ndarray | None = None
+    affine: np.ndarray | None = None
+
+
+def grid_plan(spacing: Spacing, hu: HUPolicy | None) -> Plan:
+    """The plan that `nnssl.data` preprocesses by; spacing in mm (z, y, x)."""
+    return Plan("features", tuple(spacing), hu, ANY_CROP, ())
+
+
+def found_at(path: Path | str) -> Found:
+    """The one scan of a path: a volume file, or a folder with one DICOM series.
+
+    Raises FileNotFoundError, or UnusableScanError where it is none or several.
+    """
+    path = Path(path).absolute()
+    if not path.exists():
+        raise FileNotFoundError(f"no scan at {path}; give a volume file or a folder of DICOM files")
+    if path.is_file():
+        return Found(str(path))
+    series = [uid for uid, one in series_in(str(path)).items() if not one.reason]
+    if len(series) != 1:
+        raise UnusableScanError(
+            f"{path} holds {len(series)} DICOM series that can be read, one is needed; say which: "
+            f"nnssl.data.scans.Found(path, uid), uid one of {series}"
+        )
+    return Found(str(path), series[0])
+
+
+def checked(found: Found, in_hu: bool, cache: Path | None = None) -> Scan:
+    """Read as the survey of a pretraining does. Raises UnusableScanError, which names the scan."""
+    try:
+        check_stored(found, in_hu, cache)
+        scan = read(found, cache)
+        (check_hu if in_hu else check_values)(scan.voxels)
+    except UnusableScanError as refusal:
+        raise UnusableScanError(f"{found.path} {refusal}") from refusal
+    return scan
+
+
+def prepare(scan: Scan, plan: Plan, labels: np.ndarray | None = None) -> Prepared:
+    """On the plan's grid, by the very functions of the pretraining; labels by nearest neighbour."""
+    shape = resampled_shape(scan.voxels.shape, scan.spacing, plan.spacing)
+    standardised = plan.standardise(scan.voxels)
+    tissue = scan.voxels > BODY_HU if plan.hu is not None else standardised > 0
+    image = network_input(standardised, scan.spacing, plan)[0]
+    return Prepared(
+        np.ascontiguousarray(image, np.float32),
+        outlined(nearest(tissue, shape)),
+        None if labels is None else nearest(labels, shape),
+        None if scan.affine is None else resampled_affine(scan.affine, scan.voxels.shape, shape),
+    )
+
+
+def outlined(tissue: np.ndarray) -> np.ndarray:
+    """bool [Z Y X]: tissue, and what it encloses in its slice: lungs and bowel are of the body.
+
+    Tissue is what is above BODY_HU; in scans that are not CT, above their mean.
+    """
+    from scipy.ndimage import binary_fill_holes
+
+    return np.stack([binary_fill_holes(plane) for plane in tissue])
+
+
+def nearest(volume: np.ndarray, shape: Shape) -> np.ndarray:
+    """[Z Y X] on a grid of `shape` whose outer edges are the same, as nnU-Net resamples."""
+    where = [
+        np.minimum(((np.arange(new) + 0.5) * old / new).astype(int), old - 1)
+        for old, new in zip(volume.shape, shape, strict=True)
+    ]
+    return volume[np.ix_(*where)]
+
+
+def resampled_affine(affine: np.ndarray, old: Shape, new: Shape, stride: Shape = (1, 1, 1)):
+    """The affine of a grid with tokens of `stride` voxels of the shape `new`, on a scan of `old`.
+
+    Shapes and stride are (z, y, x), affines take (x, y, z). Token i stands for the voxels from
+    stride i to stride (i + 1), so its centre is there and not at its first voxel.
+    """
+    ratio = np.array(old[::-1]) / np.array(new[::-1]) * np.array(stride[::-1])
+    step = np.diag([*ratio, 1.0])
+    step[:3, 3] = ratio / 2 - 0.5
+    return affine @ step
+
+
+def read_labels(path: Path, like: Scan) -> np.ndarray:
+    """int32 [Z Y X] of a label file on the grid of `like`. Raises UnusableScanError for another
+    one.
+    """
+    labels = read_volume(path)
+    if labels.voxels.shape != like.voxels.shape:
+        raise UnusableScanError(
+            f"its labels {path} have shape {labels.voxels.shape}, the scan {like.voxels.shape}"
+        )
+    whole = np.rint(labels.voxels)
+    if not np.array_equal(whole, labels.voxels):
+        raise UnusableScanError(f"its labels {path} are not whole numbers")
+    return whole.astype(np.int32)

@@ -1,0 +1,263 @@
+"""Weights by address: what is fetched once, what is refused, what is said without a connection."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+from made_checkpoints import pretrained
+from made_server import COMMIT, serving
+
+from nnssl import address, checkpoint, cli, files
+from nnssl.address import resolve, web
+from nnssl.finetune import checkpoint_choice
+from nnssl.study.design import values
+from nnssl.train import start
+
+REPO = "somebody/encoders"
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """Of this machine, asked without a proxy; caches lie in the test's folder."""
+    from huggingface_hub import constants
+
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache" / "hub"))
+    with serving() as made:
+        monkeypatch.setenv("HF_ENDPOINT", made.address)
+        yield made
+
+
+def asked(server, method: str = "GET") -> int:
+    return sum(kind == method for kind, _ in server.asked)
+
+
+# --- any server
+
+
+def test_a_file_is_fetched_once_and_again_when_it_changed(server, tmp_path):
+    where = server.put("/weights/a%20b.pth", b"first")
+    path = address.local(where)
+    assert path.read_bytes() == b"first"
+    assert path.is_relative_to(tmp_path / "cache" / "nnssl")
+    assert address.local(where) == path  # by 304, without a body
+    server.put("/weights/a%20b.pth", b"second")
+    assert address.local(where).read_bytes() == b"second"
+
+
+def test_without_a_connection_the_earlier_file_serves(server, monkeypatch):
+    where = server.put("/a.pth", b"content")
+    path = address.local(where)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    before = len(server.asked)
+    assert address.local(where) == path
+    assert len(server.asked) == before
+    with pytest.raises(address.AddressError, match="HF_HUB_OFFLINE is set: unset it"):
+        address.local(f"{server.address}/other.pth")
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    server.says["/a.pth"] = (503, {})
+    with pytest.warns(UserWarning, match="the file of an earlier download is used"):
+        assert address.local(where) == path
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "message"),
+    [
+        (404, {}, r"the server says 404.*open the address in a browser"),
+        (503, {}, "the server says 503"),
+        (302, {"Location": "http://example.org/a.pth"}, "'http://example.org/a.pth' is not read"),
+        (302, {"Location": "file:///etc/passwd"}, "cannot be downloaded|is not read"),
+        (200, {"Content-Type": "text/html; charset=utf-8"}, "is a web page, not a file of weights"),
+        (200, {"Content-Length": "999"}, "broke off after 7 of 999 bytes"),
+        (200, {"Content-Length": str(1 << 60)}, "weights have at most 16 GiB here"),
+    ],
+)
+def test_what_is_no_file_of_weights_is_refused_and_leaves_nothing(
+    server, tmp_path, status, headers, message
+):
+    where = server.put("/a.pth", b"content")
+    server.says["/a.pth"] = (status, headers)
+    with pytest.raises(address.AddressError, match=message):
+        address.local(where)
+    assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()] == []
+
+
+def test_more_than_was_said_is_not_taken(server, monkeypatch):
+    """A server need not say a length, or tell the truth."""
+    where = server.put("/a.pth", b"content")
+    server.says["/a.pth"] = (200, {"Content-Length": ""})
+    monkeypatch.setattr(resolve, "LARGEST", 3)
+    with pytest.raises(address.AddressError, match="weights have at most"):
+        address.local(where)
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ("http://example.org/a.pth", "begin with https:// or hf://"),
+        ("ftp://example.org/a.pth", r"is no address of a file; addresses are hf://owner/repo/file"),
+        ("hf://owner", "is no address of a file"),
+        ("hf://owner/repo/../../secret", "leads out of the repository"),
+        ("https://example.org/a.pth#sha256=12", "64 digits"),
+    ],
+)
+def test_what_is_no_address_is_refused_without_asking_anybody(where, message):
+    with pytest.raises(address.AddressError, match=message):
+        address.local(where)
+
+
+def test_a_pinned_file_must_be_the_one(server):
+    where = server.put("/a.pth", b"content")
+    right = files.sha256(address.local(where))
+    assert address.local(f"{where}#sha256={right}").read_bytes() == b"content"
+    with pytest.raises(address.AddressError, match="it has changed"):
+        address.local(f"{where}#sha256={'0' * 64}")
+
+
+def test_paths_stay_paths(tmp_path):
+    assert address.local("some/where.pth") == address.named("some/where.pth")
+    assert address.named("hf://a/b/c") == "hf://a/b/c"
+    (tmp_path / address.MODEL).write_bytes(b"")
+    assert address.local(tmp_path) == tmp_path / address.MODEL
+
+
+# --- Hugging Face
+
+
+@pytest.mark.parametrize(
+    "ending", ["/sub/a.pth", "/sub/a.pth@v1", "@v1/sub/a.pth", "/sub/a.pth@refs/pr/1"]
+)
+def test_files_of_the_hub(server, ending):
+    revision = "refs/pr/1" if "pr" in ending else "v1" if "v1" in ending else "main"
+    server.put_hub(REPO, "sub/a.pth", b"content", revision.replace("/", "%2F"))
+    path = address.local(f"hf://{REPO}{ending}")
+    assert path.read_bytes() == b"content"
+    assert path.name == "a.pth"
+    settled = address.settled(f"hf://{REPO}{ending}", path)
+    assert settled == f"hf://{REPO}/sub/a.pth@{COMMIT}"
+    assert address.local(settled) == path
+
+
+def test_pages_of_the_hub_are_files_of_the_hub():
+    for kind in ("resolve", "blob"):
+        page = f"https://huggingface.co/{REPO}/{kind}/main/sub/a.pth?download=true"
+        assert str(resolve._hub_file(page)) == f"hf://{REPO}/sub/a.pth@main"
+    assert resolve._hub_file(f"hf://{REPO}").file == address.MODEL
+    assert resolve._hub_file("https://example.org/a.pth") is None
+
+
+def test_the_cache_of_the_hub_serves_offline(server, monkeypatch):
+    where = server.put_hub(REPO, "a.pth", b"content")
+    path = address.local(where)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    before = len(server.asked)
+    assert address.local(where) == path
+    with pytest.raises(address.AddressError, match=f"hf download {REPO} b.pth"):
+        address.local(f"hf://{REPO}/b.pth")
+    assert len(server.asked) == before
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "message"),
+    [
+        (404, "EntryNotFound", "is not in the repository"),
+        (404, "RevisionNotFound", "has no such revision"),
+        (401, "RepoNotFound", "is in no repository that you may see"),
+        (403, "GatedRepo", r"wants its conditions accepted.*hf auth login"),
+    ],
+)
+def test_what_the_hub_refuses_is_said(server, status, code, message):
+    server.says[f"/{REPO}/resolve/main/a.pth"] = (status, {"X-Error-Code": code})
+    with pytest.raises(address.AddressError, match=message):
+        address.local(f"hf://{REPO}/a.pth")
+
+
+def test_a_file_of_the_hub_that_is_too_large_is_not_fetched(server, monkeypatch):
+    where = server.put_hub(REPO, "a.pth", b"content")
+    monkeypatch.setattr(resolve, "LARGEST", 3)
+    with pytest.raises(address.AddressError, match="weights have at most"):
+        address.local(where)
+    assert asked(server) == 0
+
+
+# --- who takes addresses
+
+
+@pytest.fixture
+def weights(server, tmp_path):
+    """The address of a checkpoint, and its path here."""
+    path = pretrained(tmp_path)
+    return server.put_hub(REPO, "checkpoint_final.pth", path), path
+
+
+def test_inspect_takes_an_address(weights, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["nnssl_inspect", weights[0]])
+    assert cli.inspect() == 0
+    assert files.sha256(weights[1]) in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["nnssl_inspect", f"hf://{REPO}/none.pth"])
+    assert cli.inspect() == 1
+    assert capsys.readouterr().err.startswith(f"\nerror: hf://{REPO}/none.pth is not in the")
+
+
+def test_a_pretraining_starts_from_an_address(weights):
+    made, header = start.encoder("smit", weights[0], 3, 0.0, checkpointing=False)
+    assert made.config == checkpoint.load(weights[1]).encoder_config
+    assert header["start"]["checkpoint"] == weights[0]
+
+
+def test_plans_name_the_commit_and_its_hash(weights, server):
+    choice = checkpoint_choice.choose({"checkpoint_path": weights[0]})
+    info = checkpoint_choice.pretrain_info(choice, checkpoint.load(choice.path))
+    assert info["checkpoint_path"] == f"{weights[0]}@{COMMIT}"
+    assert info["checkpoint_name"] == "encoders"
+    assert info["sha256"] == files.sha256(weights[1])
+    again = checkpoint_choice.choose(info)
+    checkpoint_choice.check(again, checkpoint.load(again.path).sha256)
+    assert again.path == choice.path
+
+
+def test_plans_that_name_an_address_find_its_file_by_hash(weights, nnunet_env, monkeypatch):
+    """On a machine without a connection, to which the file was copied."""
+    choice = checkpoint_choice.choose({"checkpoint_path": weights[0]})
+    info = checkpoint_choice.pretrain_info(choice, checkpoint.load(choice.path))
+    elsewhere = nnunet_env["nnUNet_results"] / "nnssl" / "x" / "checkpoint_final.pth"
+    elsewhere.parent.mkdir(parents=True)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    info["checkpoint_path"] = info["checkpoint_path"].replace(REPO, "somebody/else")
+    with pytest.raises(address.AddressError, match="HF_HUB_OFFLINE"):
+        checkpoint_choice.choose(info)
+    elsewhere.write_bytes(weights[1].read_bytes())
+    assert checkpoint_choice.choose(info).path == elsewhere
+
+
+def test_the_variable_may_be_an_address(weights, monkeypatch):
+    monkeypatch.setenv(checkpoint_choice.VARIABLE, weights[0])
+    assert checkpoint_choice.choose({}).path.read_bytes() == weights[1].read_bytes()
+
+
+def test_a_study_names_weights_by_address(weights, tmp_path, server):
+    path = values.weights(weights[0], tmp_path, "arm a: checkpoint")
+    assert path.read_bytes() == weights[1].read_bytes()
+    assert values.weights("a.pth", tmp_path, "") == tmp_path / "a.pth"
+    with pytest.raises(values.DescriptionError, match=r"arm a: weights: .*not in the repository"):
+        values.weights(f"hf://{REPO}/none.pth", tmp_path, "arm a: weights")
+
+
+def test_what_is_fetched_is_not_executed(server):
+    import pickle
+
+    class Bomb:
+        def __reduce__(self):
+            return print, ("executed",)
+
+    where = server.put_hub(REPO, "bad.pth", pickle.dumps(Bomb()))
+    with pytest.raises(checkpoint.CheckpointError, match="cannot be read as a checkpoint"):
+        checkpoint.load(where)
+
+
+def test_the_size_is_bounded_before_and_while_it_comes():
+    assert web.too_large("x", 5 << 30, 1 << 30).startswith("x has 5.0 GiB, weights have at most 1 ")

@@ -1,0 +1,300 @@
+"""Features of scans: prepared as for the pretraining, pooled exactly, resumed, told."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from dataclasses import replace
+
+import nibabel
+import numpy as np
+import pytest
+import SimpleITK
+import torch
+from made_checkpoints import HU, pretrained
+from made_scans import ct_array, write_series, write_volume
+
+import nnssl
+from nnssl import cli, files
+from nnssl.data.crops import OPEN
+from nnssl.data.plan import Plan, case_of, resampled_shape
+from nnssl.data.preprocess import preprocess_case
+from nnssl.data.scans import Found
+from nnssl.data.survey import inspect_scan
+from nnssl.embed import pictures, pooling, run, table
+from nnssl.embed.run import Options
+from nnssl.types import HUPolicy
+
+SPACING = (3.0, 2.0, 2.0)  # of made checkpoints
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    return pretrained(tmp_path_factory.mktemp("weights"))
+
+
+@pytest.fixture(scope="module")
+def encoder(weights):
+    return nnssl.load_encoder(weights)
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory):
+    """Two folders of small scans, and a file that is none."""
+    folder = tmp_path_factory.mktemp("scans")
+    for number in range(6):
+        group = ("chest", "head")[number % 2]
+        array = ct_array((18, 24, 28), number)
+        array = np.where(array > -500, array + (60 if group == "head" else 0), array)
+        write_volume(folder / group / f"s{number}.nii.gz", array, (3.0, 2.0, 2.5))
+    (folder / "head" / "broken.nii.gz").write_bytes(b"no scan")
+    return folder
+
+
+# --- the module
+
+
+def test_the_encoder_is_a_plain_module(encoder, weights):
+    assert isinstance(encoder, torch.nn.Module)
+    assert not encoder.training
+    assert set(encoder.state_dict()) == {
+        name for name in torch.load(weights)["network_weights"] if "mask_token" not in name
+    }
+    assert encoder.strides[-1] == (32, 32, 32)
+    with torch.inference_mode():
+        maps = encoder(torch.zeros(1, 1, 16, 16, 16))
+    assert [m.shape[1] for m in maps] == list(encoder.channels)
+
+
+def test_scans_are_prepared_as_for_the_pretraining(encoder, scans, tmp_path):
+    path = scans / "chest" / "s0.nii.gz"
+    line = inspect_scan(Found(str(path)))
+    plan = Plan("made", SPACING, HUPolicy(**HU), (16, 16, 16), (case_of(line),))
+    preprocess_case(plan.cases[0], plan, plan.fingerprint, tmp_path)
+    import blosc2
+
+    stored = blosc2.open(str(tmp_path / f"{plan.cases[0].id}.b2nd"), **OPEN)[:]
+    made = encoder.preprocess(path)
+    assert made.shape == (1, *stored.shape)
+    np.testing.assert_array_equal(made[0].numpy(), stored)
+    voxels = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path)))
+    assert torch.equal(encoder.preprocess(voxels, (3.0, 2.0, 2.5)), made)
+
+
+def test_a_dicom_folder_is_a_scan(encoder, tmp_path):
+    array = ct_array()
+    positions = [(0.0, 0.0, 3.0 * z) for z in range(len(array))]
+    write_series(tmp_path / "series", array, positions)
+    made = encoder.preprocess(tmp_path / "series")
+    assert made.shape[2:] == resampled_shape(array.shape, (3.0, 1.5, 1.5), SPACING)
+
+
+@pytest.mark.parametrize(
+    ("scan", "spacing", "message"),
+    [
+        (np.zeros((4, 4, 4)), None, r"come with spacing=\(z, y, x\) in mm"),
+        ("scan.nii.gz", (1, 1, 1), "a file says its own spacing"),
+    ],
+)
+def test_wrong_calls_are_explained(encoder, scan, spacing, message):
+    with pytest.raises(ValueError, match=message):
+        encoder.preprocess(scan, spacing)
+
+
+def test_what_is_no_scan_is_refused_with_its_name(encoder, scans, tmp_path):
+    with pytest.raises(ValueError, match=r"broken.nii.gz .*"):
+        encoder.preprocess(scans / "head" / "broken.nii.gz")
+    with pytest.raises(FileNotFoundError, match="no scan at"):
+        encoder.preprocess(tmp_path / "none.nii.gz")
+
+
+def test_an_unknown_spacing_has_to_be_said(tmp_path):
+    content = torch.load(pretrained(tmp_path), weights_only=True)
+    content["header"]["plan"]["spacing"] = None
+    nnssl_path = tmp_path / "unknown.pth"
+    torch.save(content, nnssl_path)
+    with pytest.raises(ValueError, match="does not say the spacing"):
+        nnssl.load_encoder(nnssl_path)
+    assert nnssl.load_encoder(nnssl_path, (2, 2, 2)).spacing == (2.0, 2.0, 2.0)
+    with pytest.raises(ValueError, match="leave the spacing out"):
+        nnssl.load_encoder(tmp_path / "checkpoint_final.pth", (2, 2, 2))
+
+
+# --- the command
+
+
+@pytest.fixture(scope="module")
+def embedded(weights, scans, tmp_path_factory):
+    """The folder of a whole run with maps and pictures, and what it said."""
+    folder, said = tmp_path_factory.mktemp("out") / "features", []
+    options = Options(
+        [scans], folder, weights, dense=8, nifti=True, num_processes=0, picture="thumbnails",
+        device="cpu",
+    )  # fmt: skip
+    run.embed(options, said.append)
+    return folder, said, options
+
+
+def test_the_table_has_a_row_a_scan(embedded, encoder, scans):
+    folder, said, _ = embedded
+    with np.load(folder / "features.npz", allow_pickle=False) as found:
+        ids = found["id"].tolist()
+        assert ids == [f"chest/s{n}" for n in (0, 2, 4)] + [f"head/s{n}" for n in (1, 3, 5)]
+        assert found["group"].tolist() == ["chest"] * 3 + ["head"] * 3
+        one = encoder.embed(scans / "head" / "s3.nii.gz")
+        for number in range(5):
+            np.testing.assert_allclose(found[f"stage{number}"][4], one[number], atol=1e-5)
+    with (folder / "features.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["id"] for row in rows] == ids
+    assert rows[4]["shape"] == "18x24x28"
+    assert float(rows[4]["stage2_3"]) == pytest.approx(float(one[2][3]), abs=1e-4)
+    assert said[0].startswith("6 scans embedded, 1 left out (")
+
+
+def test_what_is_no_scan_is_reported_as_by_the_survey(embedded):
+    report = json.loads((embedded[0] / "report.json").read_text())
+    (left_out,) = [line for line in report["scans"] if not line["kept"]]
+    assert left_out["path"].endswith("broken.nii.gz")
+    assert left_out["reason"]
+
+
+def test_maps_have_their_place(embedded, encoder, scans):
+    maps = sorted((embedded[0] / "dense").iterdir())
+    assert len(maps) == 6
+    image = nibabel.load(maps[0])
+    prepared = encoder.prepare(scans / "chest" / "s0.nii.gz")
+    with torch.inference_mode():
+        wanted = encoder(torch.from_numpy(prepared.image)[None, None])[2][0].numpy()
+    got = np.asarray(image.dataobj)[:, :, :, 0].transpose(3, 2, 1, 0)
+    np.testing.assert_allclose(got, wanted, atol=1e-5)
+    size = np.abs(nibabel.affines.voxel_sizes(image.affine))
+    np.testing.assert_allclose(size, (16.0, 16.0, 24.0), rtol=0.1)  # 8 voxels of 2, 2 and 3 mm
+
+
+def test_pictures_are_drawn(embedded):
+    for name in ("neighbours.png", "projection.png"):
+        assert (embedded[0] / name).read_bytes().startswith(b"\x89PNG")
+    assert any("nearest neighbour is of their folder" in line for line in embedded[1])
+
+
+def test_the_same_line_goes_on(embedded, monkeypatch):
+    folder, _, options = embedded
+    lost = sorted((folder / "scans").iterdir())
+    lost[0].unlink()
+    lost[1].write_bytes(lost[1].read_bytes()[:100])  # cut by a crash of the disk
+    before = {path.name: path.stat().st_mtime_ns for path in lost[2:]}
+    said, pooled = [], []
+    whole = pooling.pool
+    monkeypatch.setattr(pooling, "pool", lambda *a: pooled.append(1) or whole(*a))
+    run.embed(replace(options, picture=None), said.append)
+    assert said[0] == "4 of 6 scans were done before"
+    assert len(pooled) == 2
+    assert {path.name: path.stat().st_mtime_ns for path in lost[2:]} == before
+
+
+def test_other_settings_are_not_mixed(embedded):
+    with pytest.raises(ValueError, match=r"dense: was 8, now 16.*choose another -o"):
+        run.embed(replace(embedded[2], dense=16), print)
+
+
+def test_a_stop_exits_with_75_and_leaves_whole_files(weights, scans, tmp_path, monkeypatch, capsys):
+    def stop(*_):
+        raise run.signals.Interrupted("stopped; the same line goes on where it was")
+
+    monkeypatch.setattr(pooling, "pool", stop)
+    line = ["nnssl_embed", "-c", weights, "-i", scans, "-o", tmp_path / "out", "-np", 0]
+    monkeypatch.setattr(sys, "argv", list(map(str, line)))
+    assert cli.embed() == 75
+    assert "the same line goes on" in capsys.readouterr().err
+    assert not list((tmp_path / "out").rglob(f"{files.TEMPORARY}*"))
+
+
+def test_means_by_label(weights, encoder, scans, tmp_path):
+    """Masks of nnU-Net's names; one scan has none, one of another size."""
+    labels = np.zeros((18, 24, 28), np.uint8)
+    labels[4:12, 6:18, 8:20] = 3
+    for name in ("s0", "s2"):
+        write_volume(tmp_path / "images" / f"{name}_0000.nii.gz", ct_array((18, 24, 28)), SPACING)
+        write_volume(tmp_path / "masks" / f"{name}.nii.gz", labels, SPACING)
+    write_volume(tmp_path / "images" / "s4_0000.nii.gz", ct_array((18, 24, 28)), SPACING)
+    write_volume(tmp_path / "images" / "s6_0000.nii.gz", ct_array((18, 24, 30)), SPACING)
+    write_volume(tmp_path / "masks" / "s6.nii.gz", labels, SPACING)
+    said = []
+    out = tmp_path / "out"
+    run.embed(
+        Options(
+            [tmp_path / "images"], out, weights, tmp_path / "masks", num_processes=0, device="cpu"
+        ),
+        said.append,
+    )
+    assert said[0].startswith("3 scans embedded, 0 left out")
+    assert any("its labels" in line and "have shape (18, 24, 28)" in line for line in said)
+    assert any("1 without a mask of their name, such as s4_0000" in line for line in said)
+    with np.load(out / "labels.npz", allow_pickle=False) as found:
+        assert found["id"].tolist() == ["s0_0000", "s2_0000"]
+        assert found["label"].tolist() == [3, 3]
+        assert found["voxels"].tolist() == [(labels == 3).sum()] * 2
+        prepared = encoder.prepare(tmp_path / "images" / "s0_0000.nii.gz")
+        wanted = pooling.pool(encoder, replace(prepared, labels=labels)).means[1][1]
+        np.testing.assert_allclose(found["stage1"][0], wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dense": 5}, "have strides of 2, 4, 8, 16, 32 voxels"),
+        ({"masks": "none"}, "no folder of masks at none"),
+        ({"sources": ["none"]}, "no such folder: none"),
+        ({"checkpoint": "none.pth"}, "no file at none.pth"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_written(embedded, tmp_path, change, message):
+    from pathlib import Path
+
+    given = {k: Path(v) if k == "masks" else v for k, v in change.items()}
+    options = replace(embedded[2], output=tmp_path / "out", **given)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        run.embed(options, print)
+    assert not (tmp_path / "out").exists()
+
+
+def test_ids_are_unique(tmp_path):
+    """The same name in two folders that are given; a folder of one level has no groups."""
+    from nnssl.data.survey import ScanReport
+
+    lines = [ScanReport(str(tmp_path / top / "s.nii.gz"), "", True) for top in ("a", "b")]
+    both = run._rows(lines, [tmp_path / "a", tmp_path / "b"])
+    assert len({row.id for row in both}) == 2
+    assert [row.group for row in both] == ["a", "b"]
+    assert [row.id for row in run._rows(lines, [tmp_path])] == ["a/s", "b/s"]
+
+
+# --- pictures
+
+
+def test_neighbours_of_the_same_group_are_counted():
+    features = np.array([[0.0, 1], [0.1, 1], [1, 0], [1, 0.1], [0.9, 0]], np.float32)
+    assert pictures.same_group(features, ["a", "a", "b", "b", "b"]) == 1.0
+    assert pictures.same_group(features, ["a", "b", "a", "b", "a"]) < 1.0
+    assert pictures.nearest(features, 10).shape == (5, 4)
+    one = table.Table(["a"], ["a"], [features[:1]] * 5, [])
+    with pytest.raises(ValueError, match="pictures need 5 scans or more, there are 1"):
+        pictures.draw(one, None, False, print)
+
+
+def test_queries_take_every_group_in_turn():
+    groups = ["a"] * 10 + ["b"] * 2
+    made = table.Table([f"{n:02}" for n in range(12)], groups, [], [])
+    queries = pictures._queries(made, ["a", "b"])
+    assert {groups[q] for q in queries[:2]} == {"a", "b"}
+    assert len(set(queries)) == len(queries)
+
+
+def test_a_thumbnail_is_upright_and_square():
+    image = np.zeros((10, 4, 20), np.float32)
+    image[9] = 1.0  # the head
+    small = table.thumbnail(image, None, (4.0, 1.0, 1.0), np.eye(4))
+    assert small.shape == (72, 36)
+    assert small[0].mean() > small[-1].mean()

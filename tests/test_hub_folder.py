@@ -1,0 +1,191 @@
+"""A folder for Hugging Face: the same checkpoint, bit for bit, and a card that claims nothing."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+import torch
+import yaml
+from made_checkpoints import pretrained
+from micro import ENCODER, header
+from safetensors.torch import load_file, save_file
+
+from nnssl import checkpoint, cli, files
+from nnssl.checkpoint.card import CARD, CONFIG, card
+from nnssl.convert.conversion import Request, convert
+from nnssl.encoder.swin import Swin
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    def called(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["nnssl_convert", *map(str, arguments)])
+        code = cli.convert()
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return called
+
+
+def trained(path):
+    """With all that a pretraining writes, a decoder's tensors and a training state among them."""
+    torch.manual_seed(0)
+    about = {
+        **header("smit"),
+        "step": 6,
+        "run": {"steps": 6, "batch_size": 4, "seed": 0},
+        "metrics": {"total": 0.25, "lr": 1e-6, "rankme": 3.5},
+        "probe": {"probe_liver": 0.5, "dataset": "made", "cases": ["a"]},
+    }
+    content = checkpoint.pack(Swin(ENCODER, maskable=True), about, ["Jiang 2022", "Others 2023"])
+    checkpoint.write(path, content)
+    return path
+
+
+def test_the_way_there_and_back_is_the_same_file(call, tmp_path):
+    path = trained(tmp_path / "checkpoint_final.pth")
+    code, out, err = call(path, "-o", tmp_path / "hub", "--hub", "--licence", "apache-2.0")
+    assert code == 0, err
+    assert "hf upload OWNER/REPO" in out
+    assert sorted(p.name for p in (tmp_path / "hub").iterdir()) == [
+        CARD,
+        CONFIG,
+        "model.safetensors",
+    ]
+    assert call(tmp_path / "hub", "-o", tmp_path / "back.pth")[0] == 0
+    assert files.sha256(path) == files.sha256(tmp_path / "back.pth")
+
+
+def test_the_folder_is_a_checkpoint_by_itself(tmp_path):
+    path = trained(tmp_path / "checkpoint_final.pth")
+    convert(Request(path, tmp_path / "hub", hub=True))
+    ours, theirs = checkpoint.load(path), checkpoint.load(tmp_path / "hub")
+    assert (theirs.header, theirs.citations) == (ours.header, ours.citations)
+    assert theirs.adaptation_plan == ours.adaptation_plan
+    assert list(theirs.weights) == list(ours.weights)
+    assert all(torch.equal(theirs.weights[name], ours.weights[name]) for name in ours.weights)
+    assert theirs.sha256 == json.loads((tmp_path / "hub" / CONFIG).read_text())["sha256"]
+    again = tmp_path / "again"
+    convert(Request(path, again, hub=True))
+    for name in (CARD, CONFIG, "model.safetensors"):
+        assert files.sha256(again / name) == files.sha256(tmp_path / "hub" / name)
+
+
+def test_training_state_is_not_published(tmp_path):
+    content = torch.load(trained(tmp_path / "a.pth"), weights_only=True)
+    content["training_state"] = {"cases": ["a patient's name"]}
+    checkpoint.write(tmp_path / "checkpoint_latest.pth", content)
+    convert(Request(tmp_path / "checkpoint_latest.pth", tmp_path / "hub", hub=True))
+    for path in (tmp_path / "hub").iterdir():
+        assert b"a patient's name" not in path.read_bytes()
+
+
+def test_the_card_says_what_is_known(tmp_path):
+    convert(Request(trained(tmp_path / "a.pth"), tmp_path / "hub", hub=True, licence="cc-by-4.0"))
+    text = (tmp_path / "hub" / CARD).read_text()
+    front = yaml.safe_load(text.split("---")[1])
+    assert (front["license"], front["library_name"]) == ("cc-by-4.0", "nnssl-swin")
+    for said in (
+        "| method | smit |",
+        "made: 6 scans; their licence: unknown",
+        "3 x 2 x 2 mm (z y x)",
+        "| -1000 | -4.1600 |",
+        "| probe_liver | 0.5 |",
+        "| rankme | 3.5 |",
+        "step 6 of 6, 4 scans a step",
+        "- Jiang 2022\n- Others 2023",
+        "not a medical device",
+    ):
+        assert said in text
+    assert "| lr |" not in text
+
+
+def test_the_card_says_what_is_unknown(tmp_path):
+    path = pretrained(tmp_path, hu=None)
+    convert(Request(path, tmp_path / "hub", hub=True))
+    text = (tmp_path / "hub" / CARD).read_text()
+    assert "license: unknown" in text
+    for said in (
+        "| licence of the weights | unknown |",
+        "unknown: unknown; their licence: unknown",
+        "Unknown: the file holds none.",
+        "- the licence of the weights\n- the licence of the scans",
+        "Not in HU",
+    ):
+        assert said in text
+
+
+def test_the_card_of_weights_of_others_tells_their_source():
+    about = {
+        **header("monai_swinvit"),
+        "encoder": ENCODER.to_dict(),
+        "foreign": {
+            "file": "a|b.pt",
+            "sha256": "12",
+            "title": "MONAI model",
+            "licence": "licence of the weights: unstated",
+            "loaded": 5,
+            "total": 6,
+            "adapted": ["axes turned"],
+        },
+    }
+    text = card({"header": about, "citations": ["Tang"], "parameters": 1, "sha256": "34"})
+    assert "license: unknown" in text
+    assert "| licence of the weights | licence of the weights: unstated |" in text
+    assert "MONAI model (weights of others, converted)" in text
+    assert "From `a\\|b.pt`, sha256 `12`: 5 of 6 tensors.\n- axes turned" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--hub", "--hu", "0", "1"], "says itself what it is: leave out --hu"),
+        (["--licence", "mit"], "--licence is for the card of a folder for Hugging Face: add --hub"),
+        ([], "is a checkpoint of this package already"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(call, tmp_path, arguments, message):
+    code, _, err = call(pretrained(tmp_path), "-o", tmp_path / "new.pth", *arguments)
+    assert code == 1
+    assert message in err
+    assert not (tmp_path / "new.pth").exists()
+
+
+def test_a_folder_that_exists_stays(call, tmp_path):
+    (tmp_path / "hub").mkdir()
+    code, _, err = call(pretrained(tmp_path), "-o", tmp_path / "hub", "--hub")
+    assert code == 1
+    assert "exists; choose another -o" in err
+    assert list((tmp_path / "hub").iterdir()) == []
+
+
+def test_damage_is_noticed(tmp_path):
+    convert(Request(pretrained(tmp_path), tmp_path / "hub", hub=True))
+    path = tmp_path / "hub" / "model.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(checkpoint.CheckpointError, match="truncated or damaged"):
+        checkpoint.load(path)
+
+
+def test_safetensors_of_others_are_no_checkpoint_until_converted(tmp_path):
+    path = tmp_path / "theirs.safetensors"
+    save_file({"a": torch.zeros(2)}, path)
+    with pytest.raises(checkpoint.CheckpointError, match="become a checkpoint by: nnssl_convert"):
+        checkpoint.load(path)
+
+
+def test_a_header_of_another_encoder_is_refused(tmp_path):
+    """As in a file of PyTorch: what the metadata says is checked before it is used."""
+    from safetensors import safe_open
+
+    convert(Request(pretrained(tmp_path), tmp_path / "hub", hub=True))
+    path = tmp_path / "hub" / "model.safetensors"
+    with safe_open(path, framework="pt") as file:
+        said = json.loads(file.metadata()["nnssl"])
+    said["header"]["encoder"]["depths"] = [1, 1, 1, 2]
+    save_file(load_file(path), path, {"nnssl": json.dumps(said)})
+    with pytest.raises(checkpoint.CheckpointError, match="has a header that cannot be right"):
+        checkpoint.load(path)
