@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nnssl.study.design import values
-from nnssl.study.design.values import DescriptionError
-from nnssl.study.parts import (
+from nnssl.study.design.parts import (
     ALL,
     BASELINE,
     OTHERS,
@@ -31,6 +30,7 @@ from nnssl.study.parts import (
     settings,
     task_of,
 )
+from nnssl.study.design.values import DescriptionError
 
 __all__ = [
     "ALL",

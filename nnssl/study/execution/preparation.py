@@ -13,10 +13,17 @@ from typing import Any
 from nnssl import files
 from nnssl.commands import Command
 from nnssl.finetune.architecture import BASE, RECIPE, Recipe
-from nnssl.study.datasets import data_commands, full_name, identifier, number, preprocessed, raw
 from nnssl.study.design import splits
 from nnssl.study.design.description import BASELINE, OTHERS, Arm, Study, Task, settings
 from nnssl.study.execution import runs
+from nnssl.study.execution.datasets import (
+    data_commands,
+    full_name,
+    identifier,
+    number,
+    preprocessed,
+    raw,
+)
 from nnssl.study.execution.runs import StudyError
 from nnssl.types import FINAL, PREPROCESSED, RAW, RESULTS
 
