@@ -6,7 +6,7 @@ from nnssl import cli
 
 COMMANDS = {
     name: getattr(cli, name)
-    for name in ("pretrain", "inspect", "plan", "convert", "study", "demo", "doctor")
+    for name in ("pretrain", "inspect", "plan", "convert", "export", "study", "demo", "doctor")
 }
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def options_of(command: str, monkeypatch, capsys) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "command", ["pretrain", "inspect", "plan", "convert", "study", "demo", "doctor"]
+    "command", ["pretrain", "inspect", "plan", "convert", "export", "study", "demo", "doctor"]
 )
 def test_every_option_that_a_page_names_exists(command, monkeypatch, capsys):
     known = options_of(command, monkeypatch, capsys)

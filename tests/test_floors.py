@@ -17,7 +17,7 @@ FLOORS = (
     {"network"},
     {"methods", "checkpoint"},
     {"train", "finetune", "foreign", "plans"},
-    {"demo", "bench", "study", "trainers", "doctor"},
+    {"demo", "bench", "study", "trainers", "doctor", "export"},
     {"cli"},
     {"__main__"},
 )
@@ -122,9 +122,30 @@ def import_without(blocked: set[str], modules: list[str]) -> subprocess.Complete
     )
 
 
-def test_pretraining_needs_neither_simpleitk_nor_nnunet():
-    done = import_without({"SimpleITK", "nnunetv2"}, PRETRAINING)
+# what only a flag, another command or a test needs
+OPTIONAL = {"wandb", "tensorboard", "onnx", "onnxscript", "onnxruntime", "IPython", "submitit"}
+
+
+def test_pretraining_needs_neither_simpleitk_nor_nnunet_nor_what_is_optional():
+    done = import_without({"SimpleITK", "nnunetv2", *OPTIONAL}, PRETRAINING)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", ["pretrain", "export", "inspect"])
+def test_help_comes_at_once(command):
+    """Whatever takes long to import is imported once a command has work to do."""
+    ask = (
+        f"import sys; from nnssl import cli; sys.argv = ['nnssl_{command}', '--help']\n"
+        f"try: cli.{command}()\n"
+        "except SystemExit: print('MODULES', *{name.split('.')[0] for name in sys.modules})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", ask], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    loaded = set(done.stdout.rpartition("MODULES")[2].split())
+    assert "nnssl" in loaded, done.stderr
+    heavy = {"torch", "numpy", "scipy", "matplotlib", "nnunetv2", "huggingface_hub", *OPTIONAL}
+    assert loaded & heavy == set()
 
 
 def test_importing_the_package_is_light():

@@ -14,7 +14,7 @@ transfer   into an encoder, every tensor or none
 describe   what `nnssl_inspect` prints
 """
 
-from nnssl.checkpoint.describe import describe, describe_hu
+from nnssl.checkpoint.describe import describe, describe_hu, to_json
 from nnssl.checkpoint.file import Checkpoint, load, pack, read, write
 from nnssl.checkpoint.header import FORMAT_VERSION, KEYS, PREFIX
 from nnssl.checkpoint.plain import CheckpointError, read_plain, why_no_weights
@@ -41,6 +41,7 @@ __all__ = [
     "pack",
     "read",
     "read_plain",
+    "to_json",
     "transfer",
     "transfer_decoder",
     "why_no_weights",
