@@ -42,7 +42,7 @@ STUBS = {
 
 @pytest.fixture
 def slurm(tmp_path, monkeypatch) -> Path:
-    """A folder in which the script finds SLURM's commands, each of which leaves what it was told."""
+    """A folder in which the script finds SLURM's commands; each leaves what it was told."""
     for name, does in STUBS.items():
         (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
         (tmp_path / name).chmod(0o755)

@@ -1,7 +1,8 @@
-"""`nnssl_export`: a network that nnU-Net has trained, as files that need neither nnU-Net nor this package.
+"""`nnssl_export`: a network that nnU-Net has trained, as files that need neither nnU-Net nor this
+package.
 
 trained    a model folder of nnU-Net's and one of its folds -> the network, with what belongs to it
-formats    the network -> model.pt2 (`torch.export`) and model.onnx, each compared with PyTorch's own logits
+formats    the network -> model.pt2 (`torch.export`) and model.onnx, compared with PyTorch's logits
 expects    model.json: what must be done to an image before the network, and to its logits after it
 command    the words of the command
 """

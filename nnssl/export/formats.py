@@ -89,7 +89,9 @@ def _images(model: Trained, batch: int) -> Tensor:
 
 
 def _save_pt2(program: ExportedProgram, path: Path) -> None:
-    torch.export.save(program, path)
+    # given a path, PyTorch would put its random name into the file
+    with path.open("wb") as file:
+        torch.export.save(program, file)
 
 
 def _read_pt2(path: Path) -> Callable[[Tensor], Tensor]:
@@ -103,14 +105,14 @@ def _read_pt2(path: Path) -> Callable[[Tensor], Tensor]:
 
 
 def _save_onnx(program: ExportedProgram, path: Path) -> None:
-    made = torch.onnx.export(
-        program, dynamo=True, input_names=[INPUT], output_names=[OUTPUT], verbose=False
-    )
     weights = sum(tensor.nbytes for tensor in program.state_dict.values())
     if weights > ONE_FILE:
         raise ExportError(
             f"{weights / 2**30:.1f} GiB of weights do not fit into one ONNX file: --formats pt2"
         )
+    made = torch.onnx.export(
+        program, dynamo=True, input_names=[INPUT], output_names=[OUTPUT], verbose=False
+    )
     made.save(path, external_data=False)
 
 
