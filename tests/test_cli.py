@@ -21,7 +21,7 @@ from nnssl.methods import METHODS
 from nnssl.train.pretrain import Options
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-COMMANDS = ("pretrain", "inspect", "plan", "convert", "study", "demo", "doctor")
+COMMANDS = ("pretrain", "inspect", "plan", "convert", "export", "study", "demo", "doctor")
 
 # A flag that goes away or changes its name breaks somebody's script: do it knowingly, and say it in
 # the changelog.
@@ -63,11 +63,12 @@ FLAGS = {
             "--probe-cases",
             "--probe-every",
             "--tensorboard",
+            "--wandb",
             "--update",
             "--list",
         }
     ),
-    "inspect": frozenset({"--nnunet-env"}),
+    "inspect": frozenset({"--json", "--nnunet-env"}),
     "convert": frozenset(
         {
             "-o",
@@ -83,6 +84,7 @@ FLAGS = {
             "--rgb",
         }
     ),
+    "export": frozenset({"-m", "-f", "-o", "-chk", "--formats"}),
     "demo": frozenset({"-o", "-i", "-device", "--quick"}),
     "doctor": frozenset(),
     "study": frozenset({"--dry-run", "--executor", "--parallel", "--volumes"}),

@@ -21,6 +21,14 @@ def test_links_lead_somewhere(page):
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
+def test_cells_of_the_comparison_are_short_and_each_project_has_its_version():
+    text = (REPOSITORY / "documentation" / "comparison.md").read_text(encoding="utf-8")
+    rows = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("|")]
+    assert max(len(re.sub(r"\]\([^)]*\)", "]", cell)) for row in rows for cell in row) <= 80
+    assert {len(row) for row in rows} == {2, 6}  # the versions, and five columns beside the words
+    assert len(re.findall(r"^\| .+ \| .*`[0-9a-f]{7}`", text, flags=re.M)) == 4
+
+
 def options_of(command: str, monkeypatch, capsys) -> set[str]:
     monkeypatch.setattr(sys, "argv", [f"nnssl_{command}", "--help"])
     with pytest.raises(SystemExit):

@@ -106,7 +106,10 @@ def _labels(model: Trained) -> dict[str, Any]:
             "read_as": "sigmoid; a voxel above 0.5 takes the channel's label, later ones win",
             "label_of_channel": order,
         }
-    return found | {"channels": list(manager.all_labels), "read_as": "argmax over the channels"}
+    return found | {
+        "channels": [int(label) for label in manager.all_labels],
+        "read_as": "argmax over the channels",
+    }
 
 
 def _origin(model: Trained) -> dict[str, Any]:
