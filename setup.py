@@ -11,6 +11,7 @@ from setuptools.command.build_py import build_py
 HERE = Path(__file__).parent
 MAPPED = {"nnssl.trainers": "trainers", "nnssl.plans": "plans"}
 START_UP = "nnssl_trainers.pth"
+EXPORT = ["onnx", "onnxscript", "onnxruntime"]
 
 
 def version() -> str:
@@ -75,8 +76,19 @@ setup(
     ],
     extras_require={
         # Oracles and tools of the tests, never imported by the package.
-        "test": ["pytest", "monai>=1.6", "lightly", "timm", "setuptools>=70.1", "submitit"],
+        "test": [
+            "pytest",
+            "monai>=1.6",
+            "lightly",
+            "timm",
+            "setuptools>=70.1",
+            "submitit",
+            *EXPORT,
+        ],
+        "export": EXPORT,
         "tensorboard": ["tensorboard"],
+        "wandb": ["wandb"],
+        "energy": ["nvidia-ml-py"],
         "slurm": ["submitit"],
     },
     entry_points={
@@ -86,6 +98,7 @@ setup(
             "nnssl_plan = nnssl.cli:plan",
             "nnssl_convert = nnssl.cli:convert",
             "nnssl_embed = nnssl.cli:embed",
+            "nnssl_export = nnssl.cli:export",
             "nnssl_study = nnssl.cli:study",
             "nnssl_demo = nnssl.cli:demo",
             "nnssl_doctor = nnssl.cli:doctor",

@@ -12,6 +12,7 @@ COMMANDS = {
         "plan",
         "convert",
         "embed",
+        "export",
         "study",
         "demo",
         "doctor",

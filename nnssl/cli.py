@@ -59,6 +59,11 @@ def inspect() -> int:
         help="a checkpoint_final.pth or checkpoint_latest.pth, hf://owner/repo/file or https://...",
     )
     parser.add_argument(
+        "--json",
+        action="store_true",
+        help="for programs: all of the header, the file's hash, and the run's manifest beside it",
+    )
+    parser.add_argument(
         "--nnunet-env",
         action="store_true",
         help="print the line that lets nnU-Net find our trainers; needed after an editable install only",
@@ -74,7 +79,20 @@ def inspect() -> int:
 
     from nnssl import checkpoint
 
-    return _report_errors(lambda: print(checkpoint.describe(checkpoint.load(args.checkpoint))))
+    describe = checkpoint.to_json if args.json else checkpoint.describe
+    return _report_errors(lambda: print(describe(checkpoint.load(args.checkpoint))))
+
+
+def export() -> int:
+    """nnssl_export: a trained network as ONNX and torch.export, with what it expects."""
+    from nnssl.export import command
+
+    options = vars(command.parser().parse_args())
+
+    from nnssl.export import Request
+    from nnssl.export import export as run
+
+    return _report_errors(lambda: run(Request(**options)))
 
 
 def plan() -> int:
@@ -355,7 +373,15 @@ def _pretrain_parser() -> argparse.ArgumentParser:
         "--probe-every", type=int, metavar="STEPS", help="default: ten times in the run"
     )
     watch.add_argument(
-        "--tensorboard", action="store_true", help="also for TensorBoard (pip install tensorboard)"
+        "--tensorboard",
+        action="store_true",
+        help='also for TensorBoard (pip install "nnssl-swin[tensorboard]")',
+    )
+    watch.add_argument(
+        "--wandb",
+        action="store_true",
+        help='also for Weights & Biases (pip install "nnssl-swin[wandb]"), into the project that '
+        "$nnUNet_wandb_project names; nnU-Net's $nnUNet_wandb_enabled=1 does the same",
     )
     parser.add_argument("--list", action="store_true", help="list the methods")
     return parser

@@ -60,5 +60,5 @@ def ask(page: Path, folder: Path, window: tuple[int, int] = LAPTOP, script: str 
         "--virtual-time-budget=5000",
         frame.as_uri(),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=120, check=True)
     return json.loads(html.unescape(done.stdout.split("ANSWER")[-2]))

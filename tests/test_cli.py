@@ -17,11 +17,11 @@ from pathlib import Path
 import pytest
 
 from nnssl import cli, files
+from nnssl.__main__ import COMMANDS
 from nnssl.methods import METHODS
 from nnssl.train.pretrain import Options
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-COMMANDS = ("pretrain", "inspect", "plan", "convert", "embed", "study", "demo", "doctor")
 
 # A flag that goes away or changes its name breaks somebody's script: do it knowingly, and say it in
 # the changelog.
@@ -63,11 +63,12 @@ FLAGS = {
             "--probe-cases",
             "--probe-every",
             "--tensorboard",
+            "--wandb",
             "--update",
             "--list",
         }
     ),
-    "inspect": frozenset({"--nnunet-env"}),
+    "inspect": frozenset({"--json", "--nnunet-env"}),
     "convert": frozenset(
         {
             "-o",
@@ -100,6 +101,7 @@ FLAGS = {
             "-device",
         }
     ),
+    "export": frozenset({"-m", "-f", "-o", "-chk", "--formats"}),
     "demo": frozenset({"-o", "-i", "-device", "--quick"}),
     "doctor": frozenset(),
     "study": frozenset({"--dry-run", "--executor", "--parallel", "--volumes"}),

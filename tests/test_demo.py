@@ -5,19 +5,23 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+import types
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from nnssl import cli, commands
+from nnssl import cli, commands, hook
 from nnssl.commands import CommandError
 from nnssl.demo import result, run
 from nnssl.demo.chain import QUICK, TRAINERS, Demo, Stage
 
+NOTEBOOK = Path(__file__).resolve().parents[1] / "documentation" / "demo.ipynb"
+
 
 @pytest.fixture
 def demo(tmp_path) -> Demo:
-    return Demo(tmp_path / "demo", size=QUICK)
+    return Demo(tmp_path / "nnssl_demo", size=QUICK)
 
 
 def python(code: str) -> list[str]:
@@ -153,3 +157,24 @@ def test_quick_demo_end_to_end(demo, capsys, monkeypatch):
     assert cli.inspect() == 0
     assert "method     smit" in capsys.readouterr().out
     assert list(run.run(demo)) == list(outcome["seconds"])  # all finished: nothing is done twice
+    run_the_notebook(demo.folder, monkeypatch)
+
+
+def run_the_notebook(finished: Path, monkeypatch) -> None:
+    """documentation/demo.ipynb, cell by cell, in the folder beside which the demo was done."""
+    shown: list[Path] = []
+    display = types.ModuleType("IPython.display")
+    display.Image = lambda filename: Path(filename)
+    display.display = shown.append
+    monkeypatch.setitem(sys.modules, "IPython", types.ModuleType("IPython"))
+    monkeypatch.setitem(sys.modules, "IPython.display", display)
+    monkeypatch.setenv(hook.VARIABLE, hook.trainers_folder())
+    monkeypatch.chdir(finished.parent)
+    kernel: dict = {"__name__": "__main__"}
+    for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]:
+        assert cell.get("outputs", []) == []  # kept clean: a difference shows what was edited
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), NOTEBOOK.name, "exec"), kernel)
+    assert [path.name for path in shown] == ["demo.png", "views.png", "progress.png"]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in shown)
+    assert kernel["manifest"]["sittings"][0]["command"].startswith("nnssl_pretrain -m smit")

@@ -302,6 +302,16 @@ def test_several_checkpoints_are_no_fault_where_the_plans_name_theirs(sound, mon
     assert "note  plans that name no checkpoint: 2 pretrained checkpoints were found" in said
 
 
+def test_another_copy_that_nnunet_finds_is_no_fault(sound, monkeypatch, capsys):
+    other = sound["tmp"] / "site-packages" / "nnssl" / "trainers"
+    other.mkdir(parents=True)
+    (other / "nnssl_swin_ssl.py").touch()
+    monkeypatch.setattr(hook, "BEFORE", str(other))
+    code, said = diagnosis(monkeypatch, capsys)
+    assert code == 0
+    assert f"nnU-Net's commands take those of another copy: {other}" in said
+
+
 def test_what_is_wrong_needs_a_remedy():
     with pytest.raises(ValueError, match="needs the line that mends it"):
         finding.wrong("broken", "")

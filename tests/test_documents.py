@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from nnssl import cli
+from nnssl.__main__ import COMMANDS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "documentation").rglob("*.md"))]
@@ -21,6 +22,14 @@ def test_links_lead_somewhere(page):
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
+def test_cells_of_the_comparison_are_short_and_each_project_has_its_version():
+    text = (REPOSITORY / "documentation" / "comparison.md").read_text(encoding="utf-8")
+    rows = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("|")]
+    assert max(len(re.sub(r"\]\([^)]*\)", "]", cell)) for row in rows for cell in row) <= 80
+    assert {len(row) for row in rows} == {2, 6}  # the versions, and five columns beside the words
+    assert len(re.findall(r"^\| .+ \| .*`[0-9a-f]{7}`", text, flags=re.M)) == 4
+
+
 def options_of(command: str, monkeypatch, capsys) -> set[str]:
     monkeypatch.setattr(sys, "argv", [f"nnssl_{command}", "--help"])
     with pytest.raises(SystemExit):
@@ -28,10 +37,7 @@ def options_of(command: str, monkeypatch, capsys) -> set[str]:
     return set(re.findall(r"(?<![\w-])--?[a-zA-Z][\w-]*", capsys.readouterr().out))
 
 
-@pytest.mark.parametrize(
-    "command",
-    ["pretrain", "inspect", "plan", "convert", "embed", "study", "demo", "doctor", "report"],
-)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_option_that_a_page_names_exists(command, monkeypatch, capsys):
     known = options_of(command, monkeypatch, capsys)
     for page in PAGES:

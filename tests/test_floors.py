@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from nnssl.__main__ import COMMANDS
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 FLOORS = (
     {"types", "files", "dist", "memory", "conflict", "hook", "commands", "signals", "limits"},
@@ -18,7 +20,7 @@ FLOORS = (
     {"methods", "checkpoint"},
     {"train", "finetune", "convert"},
     {"plans"},
-    {"demo", "bench", "study", "trainers", "doctor", "embed"},
+    {"demo", "bench", "study", "trainers", "doctor", "embed", "export"},
     {"report"},
     {"cli"},
     {"__main__"},
@@ -113,6 +115,8 @@ print(*{{name.split(".")[0] for name in sys.modules}})
 """
 # what serves other commands, or only the preparation
 APART_FROM_IT = {"SimpleITK", "nnunetv2", "huggingface_hub", "safetensors", "sklearn", "pandas"}
+# what only a flag, another command or a test needs
+OPTIONAL = {"wandb", "tensorboard", "onnx", "onnxscript", "onnxruntime", "IPython", "submitit"}
 PRETRAINING = [
     "nnssl.cli",
     "nnssl.train.loop",
@@ -129,10 +133,11 @@ def import_without(blocked: set[str], modules: list[str]) -> subprocess.Complete
     )
 
 
-def test_pretraining_needs_neither_simpleitk_nor_nnunet():
+def test_pretraining_needs_neither_simpleitk_nor_nnunet_nor_what_is_optional():
     done = import_without({"SimpleITK", "nnunetv2"}, [*PRETRAINING, "nnssl.train.start"])
     assert done.returncode == 0, done.stderr
-    assert APART_FROM_IT & set(done.stdout.split()) == set()
+    assert "torch" in done.stdout.split()
+    assert (APART_FROM_IT | OPTIONAL) & set(done.stdout.split()) == set()
 
 
 HELP = """
@@ -147,15 +152,15 @@ except SystemExit:
 """
 
 
-@pytest.mark.parametrize("command", ["pretrain", "embed"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_asking_for_options_imports_next_to_nothing(command):
     """A command answers before PyTorch would be there: some 180 modules of Python 3.11 itself."""
     script = HELP.format(command=command)
     done = subprocess.run(
-        [sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True
+        [sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, encoding="utf-8"
     )
     *_, tops, count = done.stdout.splitlines()
-    heavy = {"torch", "numpy", "scipy", "matplotlib", "blosc2", *APART_FROM_IT}
+    heavy = {"torch", "numpy", "scipy", "matplotlib", "blosc2", *APART_FROM_IT, *OPTIONAL}
     assert heavy & set(tops.split()) == set()
     assert int(count) < 300
 

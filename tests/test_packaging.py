@@ -5,6 +5,7 @@ name.
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import shutil
 import subprocess
@@ -17,6 +18,8 @@ import pytest
 import yaml
 
 import nnssl
+from nnssl import hook
+from nnssl.__main__ import COMMANDS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -69,7 +72,7 @@ def test_citation_and_changelog_are_of_this_version():
 
 def test_commands_version_and_licence(wheel):
     scripts = metadata(wheel, "entry_points.txt")
-    for command in ("pretrain", "inspect", "plan", "convert", "study", "demo", "doctor", "report"):
+    for command in COMMANDS:
         assert f"nnssl_{command} = nnssl.cli:{command}" in scripts
     about = Parser().parsestr(metadata(wheel, "METADATA"))
     assert about["Name"] == "nnssl-swin"
@@ -85,7 +88,7 @@ def test_commands_version_and_licence(wheel):
 def test_every_command_is_a_function():
     from nnssl import cli
 
-    for command in ("pretrain", "inspect", "plan", "convert", "study", "demo", "doctor", "report"):
+    for command in COMMANDS:
         assert callable(getattr(cli, command))
 
 
@@ -120,3 +123,85 @@ def test_our_commands_notice_even_where_their_init_replaced_ours(monkeypatch):
 def test_our_own_name_is_no_conflict(tmp_path):
     done = import_beside(tmp_path, "nnssl-swin")
     assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def target(wheel, tmp_path_factory) -> Path:
+    """A folder as `pip install --target FOLDER` fills it, the start-up file included."""
+    folder = tmp_path_factory.mktemp("target")
+    wheel.extractall(folder)
+    return folder
+
+
+def said(program: str, *arguments: str, where: Path, **variables: str) -> str:
+    """What `program` prints with `variables` and none of the user's."""
+    kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", hook.VARIABLE)}
+    done = subprocess.run(
+        [program, *arguments],
+        env=kept | variables,
+        cwd=where,
+        capture_output=True,
+        encoding="utf-8",
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+# what this environment's own start-up file may have named comes first
+SHOW = f"import os; print(os.environ.get({hook.VARIABLE!r}, '').split(os.pathsep)[-1])"
+
+
+def test_in_a_target_folder_no_start_up_file_is_read_but_importing_sets_the_variable(
+    target, tmp_path
+):
+    trainers = str(target / "nnssl" / "trainers")
+    path = {"where": tmp_path, "PYTHONPATH": str(target)}
+    assert said(sys.executable, "-c", SHOW, **path) != trainers
+    assert said(sys.executable, "-c", f"import nnssl; {SHOW}", **path) == trainers
+
+
+def test_what_a_kernel_or_slicer_starts_after_the_import_inherits_it(target, tmp_path):
+    """3D Slicer's nnU-Net extension starts nnUNetv2_predict as a program of its own."""
+    child = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {SHOW!r}])"
+    trainers = str(target / "nnssl" / "trainers")
+    path = {"where": tmp_path, "PYTHONPATH": str(target)}
+    assert said(sys.executable, "-c", f"import nnssl; {child}", **path) == trainers
+
+
+def test_the_line_that_the_command_prints_is_enough_for_programs_without_our_import(
+    target, tmp_path
+):
+    line = f'eval "$({sys.executable} -m nnssl inspect --nnunet-env)"; echo "${hook.VARIABLE}"'
+    found = said("sh", "-c", line, where=tmp_path, PYTHONPATH=str(target))
+    assert found == str(target / "nnssl" / "trainers")
+
+
+LOOK = f"""
+import os
+os.environ.pop("{hook.VARIABLE}", None)
+import nnssl
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+found = recursive_find_trainer_class_by_name("SwinFrozenTrainer")
+print(found.__init__.__code__.co_filename)
+"""
+
+
+def test_nnunet_itself_finds_the_trainers_of_a_target_folder(target, tmp_path):
+    found = said(sys.executable, "-c", LOOK, where=tmp_path, PYTHONPATH=str(target))
+    assert Path(found.splitlines()[-1]).is_relative_to(target)
+
+
+def test_the_doctor_knows_how_it_is_installed(target, tmp_path):
+    ask = "from nnssl.doctor import ways; print(ways.installation(), '|', ways.start_up_file())"
+    text = said(sys.executable, "-c", ask, where=tmp_path, PYTHONPATH=str(target))
+    assert text.startswith(f"in {target}, which is no site-packages")
+    assert text.endswith("| None")
+    as_site = (
+        f"import site, sys; sys.path.insert(0, {str(target)!r}); "
+        f"site.getsitepackages = lambda: [{str(target)!r}]; {ask}; print(ways.way())"
+    )
+    text = said(sys.executable, "-c", as_site, where=tmp_path)
+    assert text.startswith(f"installed in {target} |")
+    assert text.endswith(f"the start-up file {target / 'nnssl_trainers.pth'}")
+    text = said(sys.executable, "-c", ask, where=tmp_path, PYTHONPATH=str(REPOSITORY))
+    assert text.startswith(f"run from the sources in {REPOSITORY}")

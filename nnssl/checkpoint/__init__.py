@@ -17,7 +17,7 @@ card       a folder for Hugging Face: weights, config.json and a model card
 """
 
 from nnssl.checkpoint.card import publish
-from nnssl.checkpoint.describe import describe, describe_hu
+from nnssl.checkpoint.describe import describe, describe_hu, to_json
 from nnssl.checkpoint.file import Checkpoint, load, pack, read, write
 from nnssl.checkpoint.header import FORMAT_VERSION, KEYS, PREFIX
 from nnssl.checkpoint.plain import CheckpointError, read_plain, why_no_weights
@@ -45,6 +45,7 @@ __all__ = [
     "publish",
     "read",
     "read_plain",
+    "to_json",
     "transfer",
     "transfer_decoder",
     "why_no_weights",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 
+from nnssl import files
 from nnssl.checkpoint.file import Checkpoint
 from nnssl.checkpoint.plain import printable
-from nnssl.types import HUPolicy
+from nnssl.types import MANIFEST, HUPolicy
 
 UNKNOWN = "unknown"
 
@@ -30,6 +32,25 @@ def describe(checkpoint: Checkpoint) -> str:
         "cite": "; ".join(checkpoint.citations),
     }
     return "\n".join(f"{name:11s}{printable(text)}" for name, text in lines.items())
+
+
+def to_json(checkpoint: Checkpoint) -> str:
+    """What `nnssl_inspect --json` prints: the same for programs, and all of the header.
+
+    `manifest` is that of the run whose folder the file lies in, null where there is none.
+    """
+    manifest = checkpoint.path.parent / MANIFEST
+    found = {
+        "file": str(checkpoint.path),
+        "bytes": checkpoint.path.stat().st_size,
+        "sha256": checkpoint.sha256,
+        "tensors": len(checkpoint.weights),
+        "parameters": sum(tensor.numel() for tensor in checkpoint.weights.values()),
+        "header": checkpoint.header,
+        "citations": list(checkpoint.citations),
+        "manifest": files.read_json(manifest) if manifest.is_file() else None,
+    }
+    return json.dumps(found, indent=2, allow_nan=False)
 
 
 def describe_hu(hu: HUPolicy | None) -> str:

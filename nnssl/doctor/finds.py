@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from functools import lru_cache
@@ -11,6 +10,7 @@ from io import StringIO
 from pathlib import Path
 
 from nnssl import address, checkpoint, files, hook
+from nnssl.doctor import ways
 from nnssl.doctor.finding import Finding, first_line, note, ok, wrong
 from nnssl.finetune import checkpoint_choice
 from nnssl.finetune.architecture import INFO, Recipe, is_ours
@@ -54,22 +54,21 @@ def trainers() -> list[Finding]:
     # Not by the class's module: nnU-Net takes those that it found out of sys.modules again.
     places = sorted({str(Path(cls.__init__.__code__.co_filename).parent) for cls in found.values()})
     says = f"-tr {', '.join(found)} in {', '.join(places)}"
-    if hook.trainers_folder() not in (hook.BEFORE or "").split(os.pathsep):
-        says = (
-            f"{says},\nbut only here, where nnssl is imported: no start-up file of this "
-            "installation names them"
+    if hook.trainers_folder() in (hook.BEFORE or "").split(os.pathsep):
+        return [ok(f"{says}, by {ways.way()}")]
+    says = (
+        f"{says},\nbut only here, where nnssl is imported, as in a notebook that does. This package "
+        f"is {ways.installation()},"
+    )
+    if others := ways.other_copies(hook.BEFORE or ""):
+        copy = "nnU-Net's commands take those of another copy"
+        return [note(f"{says}\nand {copy}: {', '.join(others)}", FIND_OURS)]
+    return [
+        wrong(
+            f"{says}\nand {hook.VARIABLE} is not set to them, so that nnU-Net's commands do not",
+            FIND_OURS,
         )
-        return [
-            wrong(f"{says}, nor does {hook.VARIABLE}, so that nnU-Net's commands do not", FIND_OURS)
-        ]
-    return [ok(f"{says}, by {_way()}")]
-
-
-def _way() -> str:
-    """How a command of nnU-Net comes to know of them."""
-    places = [Path(folder, hook.START_UP) for folder in sys.path if folder.endswith("-packages")]
-    files_there = [str(path) for path in places if path.is_file()]
-    return f"the start-up file {files_there[0]}" if files_there else f"the variable {hook.VARIABLE}"
+    ]
 
 
 def _misleading(folder: Path) -> Iterator[Finding]:

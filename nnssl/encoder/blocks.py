@@ -161,7 +161,7 @@ class PatchMerging(nn.Module):
             x.flatten(1, -2), merging_order(grid, self.step, x.device, self.merging, self.axes)
         )
         cells = (g // s for g, s in zip(grid, self.step, strict=True))
-        return self.reduction(self.norm(neighbours.view(len(x), *cells, -1)))
+        return self.reduction(self.norm(neighbours.view(x.shape[0], *cells, -1)))
 
 
 class Stage(nn.Module):
@@ -241,7 +241,7 @@ class PatchEmbed(nn.Module):
             *x.shape[:2], *(n for pair in zip(grid, self.step, strict=True) for n in pair)
         )
         cells, inner = range(2, 2 + 2 * dims, 2), range(3, 3 + 2 * dims, 2)
-        patches = split.permute(0, *cells, 1, *inner).reshape(len(x), *grid, -1)
+        patches = split.permute(0, *cells, 1, *inner).reshape(x.shape[0], *grid, -1)
         return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
 
 

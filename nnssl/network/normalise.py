@@ -28,9 +28,10 @@ def norm_act(x: Tensor, act: bool = True) -> Tensor:
     """
     if x[0, 0].numel() == 1:
         return F.leaky_relu(x, SLOPE) if act else x
-    if x.device.type == "cpu" and x.dtype == torch.float32:
+    compiled = torch.compiler.is_compiling()
+    if x.device.type == "cpu" and x.dtype == torch.float32 and not compiled:
         return _NormActInPlace.apply(_channels_last(x), act)
-    x = normalised(x) if torch.compiler.is_compiling() else F.instance_norm(x, eps=EPSILON)
+    x = normalised(x) if compiled else F.instance_norm(x, eps=EPSILON)
     return F.leaky_relu(x, SLOPE) if act else x
 
 

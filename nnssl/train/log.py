@@ -1,4 +1,4 @@
-"""What a run writes while it runs: log.jsonl, the two pictures, and TensorBoard where asked for."""
+"""What a run writes while it runs: log.jsonl, the two pictures, and boards where asked for."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch.utils.data import default_collate
 
 from nnssl import dist, files
 from nnssl.modules.running import discard_all
-from nnssl.train import pictures
+from nnssl.train import boards, pictures
 from nnssl.train.run import Run
 
 LOG = "log.jsonl"
@@ -36,7 +36,7 @@ class Log:
         self.path = run.folder / LOG
         self.last: dict = {}
         self.paced = False
-        self.board = None
+        self.boards: list[boards.Board] = []
         if not dist.is_main():
             return
         run.folder.mkdir(parents=True, exist_ok=True)
@@ -47,10 +47,7 @@ class Log:
         )
         self.last = kept[-1] if kept else {}
         files.write_json_lines(self.path, kept)
-        if run.config.tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.board = SummaryWriter(str(run.folder / "tensorboard"), purge_step=run.step)
+        self.boards = boards.boards(run)
 
     def row(
         self,
@@ -95,11 +92,13 @@ class Log:
         self.last = row
         if dist.is_main():
             files.append_json_line(self.path, row)
-        if self.board is not None:
-            for name, value in row.items():
-                if isinstance(value, float):
-                    self.board.add_scalar(name, value, run.step)
+        for board in self.boards:
+            board.add(row, run.step)
         return row
+
+    def close(self) -> None:
+        for board in self.boards:
+            board.close()
 
     def pace(self, step: float) -> None:
         """At the first row: how long the run will take at `step` seconds a step, and what is

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from nnssl import dist
 from nnssl.signals import Interrupted
 from nnssl.train import batches
 from nnssl.train.log import Log
+from nnssl.train.manifest import Manifest
 from nnssl.train.run import WHEN_DIVERGED, Diverged, Run
 from nnssl.train.signals import Signals
 
@@ -28,7 +29,7 @@ def train(run: Run, say: Callable[[str], None] = print) -> Path:
     gradients stay not finite, and batches.ReaderError when a process that reads crops is gone.
     However it ends, no process that it started is left.
     """
-    config, log = run.config, Log(run, say)
+    config, log, manifest = run.config, Log(run, say), Manifest(run, say)
     micro = batches.MicroBatches(run.step, config.steps, config.batch_size, config.accumulate)
     reading = batches.reading(
         run.crops, micro, config.workers, pin_memory=run.device.type == "cuda"
@@ -42,7 +43,7 @@ def train(run: Run, say: Callable[[str], None] = print) -> Path:
         dynamic_ncols=True,
         smoothing=0.05,
     )
-    with Signals() as signals, reading as stream, bar:
+    with closing(log), Signals() as signals, reading as stream, bar:
         clock, since_save = _Clock(), _SinceSave(run.device)
         while run.step < config.steps:
             try:
@@ -50,6 +51,7 @@ def train(run: Run, say: Callable[[str], None] = print) -> Path:
                     parts = [next(stream) for _ in range(config.accumulate)]
             except Interrupted:  # no picture: it would wait for the same data
                 run.save(log.last)
+                manifest.write()
                 raise _stopped(run) from None
             losses, monitored = run.gradients(parts)
             norm, rate = run.update()
@@ -77,12 +79,14 @@ def train(run: Run, say: Callable[[str], None] = print) -> Path:
             if saved:
                 run.save(log.last)
                 since_save = _SinceSave(run.device)
+                manifest.write()
                 picture.draw()
             if stop:
                 raise _stopped(run)
             if logged or saved:
                 clock = _Clock()
     final = run.finish(log.last)
+    manifest.write()
     dist.barrier()
     return final
 

@@ -21,7 +21,7 @@ from nnssl.data.prepare import prepare
 from nnssl.data.raw_datasets import chosen_channels
 from nnssl.memory import keep_freed_memory
 from nnssl.methods import METHODS, Method
-from nnssl.train import batches, before, configure, processes, start
+from nnssl.train import batches, before, boards, configure, processes, start
 from nnssl.train.loop import train
 from nnssl.train.places import data_folder, dimensions, raw_dataset, results_folder
 from nnssl.train.probe import Probe
@@ -68,6 +68,7 @@ class Options:
     compile: bool = False
     checkpointing: bool = False
     tensorboard: bool = False
+    wandb: bool = False
     probe: str | None = None
     probe_cases: int = 10
     probe_every: int | None = None
@@ -95,6 +96,7 @@ def _pretrain(options: Options, say: Callable[[str], None], held: ExitStack) -> 
         # a mistake is told before any scan is read
         _method(options.method).Config.parse(options.settings)
         dimensions(options)
+        boards.require_packages(options.tensorboard, options.wandb or boards.wandb_enabled())
         name, folder = data_folder(options)
         plan = processes.rank_zero_first(lambda: _prepare(options, name, folder, speak))
         if options.only_prepare:
@@ -162,6 +164,7 @@ def build(options: Options, plan: Plan, data: Path, device: torch.device, say: C
         bf16=bf16,
         compile=options.compile,
         tensorboard=options.tensorboard,
+        wandb=options.wandb or boards.wandb_enabled(),
     )
     header = {
         "method": options.method,

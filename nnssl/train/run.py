@@ -55,9 +55,10 @@ class RunConfig:
     bf16: bool = False  # autocast on a GPU; losses stay in fp32
     compile: bool = False
     tensorboard: bool = False
+    wandb: bool = False
 
     # How a run is monitored and fed changes no weight, so a resumed run may differ in it.
-    FREE = ("log_every", "save_every", "workers", "tensorboard")
+    FREE = ("log_every", "save_every", "workers", "tensorboard", "wandb")
     # These do, but a run that could not go on for them would be lost: it goes on and says so.
     TOLD = ("steps", "bf16", "compile")
 

@@ -3,7 +3,7 @@
 cached     CPUs: a few windows at a time through all steps.
 kernel     NVIDIA GPUs: one Triton kernel forward and one backward; `launch` starts them, `choice` says when.
 fused      everything else: PyTorch's fused attention, without a copy of the mask for every window.
-plain      the formula, word for word: what the kernel is compared with.
+plain      the formula, word for word: what the kernel is compared with, and what an exported network computes.
 """
 
 from __future__ import annotations
@@ -12,8 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nnssl.encoder.attention import cached, choice, fused
+from nnssl.encoder.attention import cached, choice, fused, plain
 from nnssl.encoder.windows import Mask
+
+# PyTorch 2.6 has no word for it
+_is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
 
 
 def window_attention(
@@ -36,6 +39,8 @@ def window_attention(
         out = cached.attention(parts.view(3, heads, d, windows, n), bias, mask)
         return out.view(channels, -1).t().view(x.shape)
     qkv = F.linear(x, weight, offset).view(windows, n, 3, heads, d)
+    if _is_exporting():
+        return plain.attention(qkv, bias, mask)
     if choice.kernel_serves(qkv.device, qkv.dtype, n, heads, d):
         from nnssl.encoder.attention import launch  # Triton comes with PyTorch for CUDA only
 

@@ -18,5 +18,5 @@ def attention(qkv: Tensor, bias: Tensor, mask: Mask | None) -> Tensor:
     scores = torch.einsum("wihd,wjhd->whij", q, k) * qkv.shape[-1] ** -0.5 + bias
     if mask is not None:
         patterns = mask.patterns.to(scores.dtype)[mask.which]
-        scores = scores + patterns.repeat(len(qkv) // len(mask.which), 1, 1)[:, None]
+        scores = scores + patterns.repeat(qkv.shape[0] // len(mask.which), 1, 1)[:, None]
     return torch.einsum("whij,wjhd->wihd", scores.softmax(-1), v).flatten(2)

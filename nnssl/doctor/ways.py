@@ -1,0 +1,58 @@
+"""How this package is installed, and by which way nnU-Net's commands come to know of its trainers."""
+
+from __future__ import annotations
+
+import os
+import site
+import sys
+from pathlib import Path
+
+from nnssl import hook
+
+
+def installation() -> str:
+    """In words; where Python reads no start-up file of ours, why."""
+    if repository := hook.source_checkout():
+        return (
+            f"run from the sources in {repository} (an editable install, or the folder itself), "
+            "which have no start-up file"
+        )
+    folder = Path(hook.trainers_folder()).parents[1]
+    if folder in site_folders():
+        return f"installed in {folder}"
+    return (
+        f"in {folder}, which is no site-packages of this Python (pip install --target, PYTHONPATH): "
+        "no start-up file is read there"
+    )
+
+
+def way() -> str:
+    """By what nnU-Net's commands find them, where they do."""
+    if (file := start_up_file()) is not None:
+        return f"the start-up file {file}"
+    return f"the variable {hook.VARIABLE}, which the shell or the program above sets"
+
+
+def start_up_file() -> Path | None:
+    """The one that Python reads and that names our folder."""
+    ours = Path(hook.trainers_folder())
+    there = (
+        folder / hook.START_UP for folder in site_folders() if ours.is_relative_to(folder / "nnssl")
+    )
+    return next((file for file in there if file.is_file()), None)
+
+
+def other_copies(before: str) -> list[str]:
+    """Folders of another copy of this package that `before`, a value of the variable, names."""
+    folders = [folder for folder in before.split(os.pathsep) if folder.strip()]
+    return [
+        folder
+        for folder in folders
+        if folder != hook.trainers_folder() and Path(folder, "nnssl_swin_ssl.py").is_file()
+    ]
+
+
+def site_folders() -> list[Path]:
+    """Those in which Python reads start-up files (`site`)."""
+    named = [*site.getsitepackages(), site.getusersitepackages()]
+    return [Path(folder) for folder in named if folder in sys.path]

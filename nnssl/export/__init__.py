@@ -1,0 +1,57 @@
+"""`nnssl_export`: a network that nnU-Net has trained, as files that need neither nnU-Net nor this
+package.
+
+trained    a model folder of nnU-Net's and one of its folds -> the network, with what belongs to it
+formats    the network -> model.pt2 (`torch.export`) and model.onnx, compared with PyTorch's logits
+expects    model.json: what must be done to an image before the network, and to its logits after it
+command    the words of the command
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nnssl import files
+
+CARD = "model.json"
+FORMATS = ("onnx", "pt2")
+
+
+class ExportError(ValueError):
+    """The message is for the user: what cannot be exported and what to do."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `nnssl_export` was asked for."""
+
+    model: Path  # TRAINER__PLANS__CONFIGURATION in $nnUNet_results/DATASET
+    fold: str  # a number, or "all"
+    output: Path  # a folder
+    checkpoint: str = "checkpoint_final.pth"
+    formats: Sequence[str] = FORMATS
+
+
+def export(request: Request, say: Callable[[str], None] = print) -> Path:
+    """Write the files that `request` asks for, and model.json; the path of the latter.
+
+    Every file is read back and run on random images, one and two at a time, before it gets its
+    name. Raises ExportError where a package or a file is missing, the network cannot be traced, or
+    a file's logits are not PyTorch's.
+    """
+    from nnssl.export import expects, formats, trained
+
+    formats.require_packages(request.formats)
+    model = trained.load(request.model, request.fold, request.checkpoint)
+    program = formats.trace(model)
+    written = {}
+    for name in request.formats:
+        path = request.output / f"model.{name}"
+        difference = formats.write(program, model, path)
+        written[path.name] = {"sha256": files.sha256(path), "largest_difference": difference}
+        say(f"{path}: logits within {difference:.1e} of PyTorch's, relative to the largest")
+    files.write_json(request.output / CARD, expects.card(model, written))
+    say(f"{request.output / CARD}: what the network expects, and what its logits mean")
+    return request.output / CARD

@@ -1,0 +1,133 @@
+"""model.json: what an exported network expects of an image, and what its logits mean."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+import nnssl
+from nnssl import files
+from nnssl.export.formats import INPUT, OUTPUT
+from nnssl.export.trained import Trained
+from nnssl.finetune.architecture import INFO
+
+FORMAT_VERSION = 1
+STEP, SIGMA = 0.5, 0.125  # nnU-Net's defaults for its sliding window
+NOT_IN_THE_FILES = (
+    "reading, cropping, resampling and normalisation of images",
+    "the sliding window, its Gaussian weights and mirroring",
+    "softmax or sigmoid, resampling back, labels, postprocessing",
+    "other patch sizes: windows of attention and all shapes but the batch are fixed",
+    "the attention kernel for NVIDIA GPUs (Triton); its formula is there, with the same result",
+    "half precision: weights and sums are fp32",
+)
+
+
+def card(model: Trained, written: dict[str, dict]) -> dict:
+    """JSON-able. written: of each file, by its name, sha256 and largest_difference.
+
+    Axes are the network's: (z, y, x) as nnU-Net's reader gives them, in the order of
+    `transpose_forward`. Spacing is in mm, patch in voxels, in that order.
+    """
+    patch = ["batch", model.channels, *model.patch]
+    labels = model.predictor.label_manager
+    heads = labels.num_segmentation_heads
+    return {
+        "format_version": FORMAT_VERSION,
+        "files": written,
+        "input": {"name": INPUT, "dtype": "float32", "shape": patch, "axes": _axes(model)},
+        "output": {"name": OUTPUT, "dtype": "float32", "shape": ["batch", heads, *model.patch]},
+        "preprocessing": _preprocessing(model),
+        "sliding_window": {
+            "step": STEP,
+            "gaussian_sigma": SIGMA,
+            "mirror_axes": _mirror_axes(model),
+        },
+        "labels": _labels(model),
+        "made_from": _origin(model),
+        "not_in_the_files": list(NOT_IN_THE_FILES),
+    }
+
+
+def _axes(model: Trained) -> list[str]:
+    read = [("z", "y", "x")[axis] for axis in model.predictor.plans_manager.transpose_forward]
+    return ["batch", "channel", *read[-len(model.patch) :]]
+
+
+def _mirror_axes(model: Trained) -> list[int]:
+    """Of the spatial ones; over each combination of them nnU-Net averages, unless told not to."""
+    return list(model.predictor.allowed_mirroring_axes or ())
+
+
+def _preprocessing(model: Trained) -> dict[str, Any]:
+    plans, configuration = model.predictor.plans_manager, model.configuration
+    return {
+        "reader": plans.plans.get("image_reader_writer"),
+        "transpose_forward": list(plans.transpose_forward),
+        "crop": "to the box of voxels that are not 0 in some channel",
+        "channels": [_channel(model, number) for number in range(len(_schemes(model)))],
+        "previous_labels": model.channels - len(_schemes(model)),  # one-hot, of a cascade
+        "spacing": list(configuration.spacing),
+        "order": ["transpose", "crop", "normalise", "resample"],
+        "resampling": {
+            "function": configuration.configuration.get("resampling_fn_data"),
+            "arguments": configuration.configuration.get("resampling_fn_data_kwargs"),
+        },
+    }
+
+
+def _schemes(model: Trained) -> list[str]:
+    return model.configuration.normalization_schemes
+
+
+def _channel(model: Trained, number: int) -> dict[str, Any]:
+    plans, dataset = model.predictor.plans_manager.plans, model.predictor.dataset_json
+    names = dataset.get("channel_names") or dataset.get("modality") or {}
+    masks = model.configuration.configuration.get("use_mask_for_norm") or []
+    found = {"name": names.get(str(number)), "normalisation": _schemes(model)[number]}
+    if number < len(masks):
+        found["within_nonzero_mask"] = masks[number]
+    if found["normalisation"] == "CTNormalization":
+        seen = plans["foreground_intensity_properties_per_channel"][str(number)]
+        low, high = seen.get("percentile_00_5"), seen.get("percentile_99_5")
+        found |= {"clip": [low, high], "subtract": seen["mean"], "divide_by": seen["std"]}
+    return found
+
+
+def _labels(model: Trained) -> dict[str, Any]:
+    manager, dataset = model.predictor.label_manager, model.predictor.dataset_json
+    found = {"of_dataset": dataset["labels"], "regions": manager.has_regions}
+    if manager.has_regions:
+        regions = [list(r) if isinstance(r, tuple) else r for r in manager.foreground_regions]
+        order = list(manager.regions_class_order)
+        return found | {
+            "channels": regions,
+            "read_as": "sigmoid; a voxel above 0.5 takes the channel's label, later ones win",
+            "label_of_channel": order,
+        }
+    return found | {
+        "channels": [int(label) for label in manager.all_labels],
+        "read_as": "argmax over the channels",
+    }
+
+
+def _origin(model: Trained) -> dict[str, Any]:
+    predictor = model.predictor
+    plans = predictor.plans_manager.plans
+    pretrained = plans.get(INFO, {})
+    return {
+        "dataset": plans.get("dataset_name"),
+        "trainer": predictor.trainer_name,
+        "plans": plans.get("plans_name"),
+        "configuration": model.checkpoint.parents[1].name.split("__")[-1],
+        "fold": model.fold,
+        "checkpoint": model.checkpoint.name,
+        "sha256": files.sha256(model.checkpoint),
+        "pretrained": {
+            name: pretrained[name]
+            for name in ("method", "sha256", "citations")
+            if name in pretrained
+        },
+        "versions": {"nnssl": nnssl.__version__, "torch": torch.__version__},
+    }

@@ -1,0 +1,76 @@
+"""A trained model of nnU-Net's, of any trainer: read by nnU-Net's own predictor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from nnssl.export import ExportError
+from nnssl.finetune import bare
+from nnssl.types import Shape
+
+if TYPE_CHECKING:
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One fold. `predictor` holds the network with its weights, plans, labels and mirror axes."""
+
+    predictor: nnUNetPredictor
+    network: nn.Module  # on the CPU, in evaluation
+    checkpoint: Path
+    fold: str
+    channels: int  # of the network's input; a cascade's previous labels among them
+
+    @property
+    def configuration(self):
+        """nnU-Net's ConfigurationManager."""
+        return self.predictor.configuration_manager
+
+    @property
+    def patch(self) -> Shape:
+        """Voxels, in the network's axes."""
+        return tuple(self.configuration.patch_size)
+
+
+def load(model: Path, fold: str, checkpoint: str) -> Trained:
+    """Raises ExportError where the folder, the fold or the file is not there.
+
+    nnU-Net reads its model files by pickle, which may execute what it reads.
+    """
+    path = _require(model, fold, checkpoint)
+
+    import torch
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+    from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+
+    predictor = nnUNetPredictor(
+        device=torch.device("cpu"), perform_everything_on_device=False, allow_tqdm=False
+    )
+    predictor.initialize_from_trained_model_folder(str(model), (fold,), checkpoint)
+    network = bare(predictor.network)
+    channels = determine_num_input_channels(
+        predictor.plans_manager, predictor.configuration_manager, predictor.dataset_json
+    )
+    return Trained(predictor, network.eval().requires_grad_(False), path, fold, channels)
+
+
+def _require(model: Path, fold: str, checkpoint: str) -> Path:
+    """The checkpoint's path."""
+    if not (model / "plans.json").is_file():
+        raise ExportError(
+            f"{model} is no model folder of nnU-Net: it holds no plans.json; give "
+            "$nnUNet_results/DATASET/TRAINER__PLANS__CONFIGURATION"
+        )
+    path = model / f"fold_{fold}" / checkpoint
+    if not path.is_file():
+        there = sorted(p.relative_to(model).as_posix() for p in model.glob("fold_*/*.pth"))
+        raise ExportError(
+            f"there is no {path}; {model.name} holds: {', '.join(there) or 'no fold'}. "
+            "Choose with -f FOLD and -chk FILE"
+        )
+    return path

@@ -1,0 +1,173 @@
+"""manifest.json beside a run's checkpoints: by what command, with what and on what it was made.
+
+A run that is resumed adds a sitting. Times and energy count from the start of the training loop to
+the last checkpoint, so that what a killed process did in vain is not in it.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import socket
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+import nnssl
+from nnssl import dist, files, limits
+from nnssl.types import MANIFEST
+
+if TYPE_CHECKING:
+    from nnssl.train.run import Run
+
+FORMAT_VERSION = 1
+PACKAGES = ("torch", "numpy", "blosc2", "triton")
+HOUR = 3600.0  # seconds
+JOULES = 3600.0  # a watt hour
+
+
+class Manifest:
+    """The manifest of `run`, with one more sitting that grows with each `write`."""
+
+    def __init__(self, run: Run, say: Callable[[str], None]) -> None:
+        self.run, self.say, self.warned = run, say, False
+        self.path = run.folder / MANIFEST
+        self.before: list[dict] = []
+        if not dist.is_main():
+            return
+        # a folder may still hold that of a run that was removed
+        if run.step:
+            with suppress(OSError, ValueError, KeyError):
+                self.before = list(files.read_json(self.path)["sittings"])
+        self.began, self.clock = time.time(), time.perf_counter()
+        self.meters = _meters(run.device)
+        self.joules = _read(self.meters)
+        self.sitting = {
+            "command": _command(),
+            "from_step": run.step,
+            "started": _stamp(self.began),
+            "versions": _versions(),
+            "hardware": _hardware(run.device),
+        }
+
+    def write(self) -> None:
+        """After a checkpoint; the first process alone. What cannot be written costs a warning."""
+        if not dist.is_main():
+            return
+        hours = (time.perf_counter() - self.clock) / HOUR
+        now = {
+            **self.sitting,
+            "to_step": self.run.step,
+            "ended": _stamp(time.time()),
+            "hours": round(hours, 5),
+            "device_hours": round(hours * dist.world_size(), 5),
+            "energy_wh": self._watt_hours(),
+        }
+        try:
+            files.write_json(self.path, _whole(self.run, [*self.before, now]))
+        except OSError as error:
+            if not self.warned:
+                self.say(f"\nWARNING: the manifest could not be written: {error}")
+            self.warned = True
+
+    def _watt_hours(self) -> float | None:
+        now = _read(self.meters)
+        if now is None or self.joules is None:
+            return None
+        return round((now - self.joules) / JOULES, 3)
+
+
+def _whole(run: Run, sittings: list[dict]) -> dict:
+    energy = [one.get("energy_wh") for one in sittings]
+    return {
+        "format_version": FORMAT_VERSION,
+        "method": run.header["method"],
+        "collection": run.header["plan"].get("name"),
+        "step": run.step,
+        "steps": run.config.steps,
+        "hours": round(sum(one["hours"] for one in sittings), 5),
+        "device_hours": round(sum(one["device_hours"] for one in sittings), 5),
+        # of the GPUs of the first process's machine; null where a sitting could not be metered
+        "energy_wh": None if None in energy else round(sum(energy), 3),
+        "sittings": sittings,
+    }
+
+
+def _stamp(seconds: float) -> str:
+    """ISO 8601, with the zone."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(seconds))
+
+
+def _command() -> str:
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def _versions() -> dict[str, str]:
+    found = {"nnssl": nnssl.__version__, "python": platform.python_version()}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    if torch.version.cuda:
+        found["cuda"] = torch.version.cuda
+    return found
+
+
+def _hardware(device: torch.device) -> dict:
+    found = {
+        "host": socket.gethostname(),
+        "system": platform.platform(),
+        "processor": _processor(),
+        "cores": limits.cores(),
+        "processes": dist.world_size(),
+        "device": device.type,
+    }
+    if device.type == "cuda":
+        found["gpu"] = torch.cuda.get_device_name(device)
+    if job := os.environ.get("SLURM_JOB_ID"):
+        found["slurm_job"] = job
+    return found
+
+
+def _processor() -> str:
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _meters(device: torch.device) -> list[Callable[[], int]]:
+    """One a GPU that this run uses on this machine: millijoules since its driver was loaded.
+
+    Empty where there is no GPU, no nvidia-ml-py, or one of them has no meter (before Volta, MIG).
+    """
+    if device.type != "cuda":
+        return []
+    try:
+        import pynvml  # of nvidia-ml-py
+
+        pynvml.nvmlInit()
+        count = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        used = range(count) if count > 1 else [device.index or 0]
+        handles = [
+            pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(i).uuid}")
+            for i in used
+        ]
+        return [lambda h=h: pynvml.nvmlDeviceGetTotalEnergyConsumption(h) for h in handles]
+    except Exception:  # whatever a driver may say: a run does not fail for a meter
+        return []
+
+
+def _read(meters: list[Callable[[], int]]) -> float | None:
+    """Joules of all; None where there is no meter."""
+    try:
+        return sum(meter() for meter in meters) / 1000 if meters else None
+    except Exception:
+        return None
