@@ -29,6 +29,7 @@ INFORMS = {  # where it is there
     "foreign": dict,
     "start": dict,
     "decoder": dict,
+    "parcels": str,
 }
 PREFIX, DECODER = "encoder.", "decoder."
 HEADS = "heads.seg_layers."  # of a decoder; they belong to one task

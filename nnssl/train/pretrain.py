@@ -98,9 +98,11 @@ def _pretrain(options: Options, say: Callable[[str], None], held: ExitStack) -> 
         plan = processes.first_alone(lambda: _prepare(options, name, folder, speak))
         if options.only_prepare:
             return None
-        processes.first_alone(lambda: _take(results_folder(options, plan), held))
-        processes.first_alone(lambda: _make_parcels(options, plan, folder, speak))
-        run = build(options, plan, folder, device, speak)
+        results = results_folder(options, plan)
+        processes.first_alone(lambda: _take(results, held))
+        earlier = before.of(results, options.resume, folder, plan, speak)
+        processes.first_alone(lambda: _make_parcels(options, plan, folder, earlier, speak))
+        run = build(options, plan, folder, device, earlier, speak)
         train(run, speak)
         speak(
             f"finished: {run.folder / FINAL}\nlook at it with: nnssl_inspect {run.folder / FINAL}"
@@ -110,16 +112,14 @@ def _pretrain(options: Options, say: Callable[[str], None], held: ExitStack) -> 
         processes.leave()
 
 
-def build(options: Options, plan: Plan, data: Path, device: torch.device, say: Callable) -> Run:
-    """The run that `options` describe, resumed where asked for."""
+def build(options: Options, plan: Plan, data: Path, device: torch.device, earlier, say) -> Run:
+    """The run that `options` describe, resumed where asked for; `earlier` is what it was."""
     dims, kind, folder = dimensions(options), _method(options.method), results_folder(options, plan)
-    before.demand_free(folder, options.resume)
     bf16 = (
         device.type == "cuda"
         and not options.fp32
         and torch.cuda.is_bf16_supported(including_emulation=False)
     )
-    earlier = before.read(folder, data, plan, say) if options.resume else before.Before()
     crop = options.crop or earlier.crop or configure.fitting_crop(kind, plan.crop[-dims:])
     cases = earlier.cases or (parcels.cases(data, plan) if kind.needs_parcels else None)
     crops = Crops(data, plan, kind.region(crop), options.seed, cases, parcels=kind.needs_parcels)
@@ -174,6 +174,7 @@ def build(options: Options, plan: Plan, data: Path, device: torch.device, say: C
         },
         "versions": {"nnssl": nnssl.__version__, "torch": torch.__version__},
         "created": time.strftime("%Y-%m-%d"),
+        **({"parcels": parcels.identity(data)} if kind.needs_parcels else {}),
         **started,
     }
     probe = _probe(options, data, crop, config.steps)
@@ -241,11 +242,14 @@ def _prepare(options: Options, name: str, folder: Path, say: Callable) -> Plan:
     return plan
 
 
-def _make_parcels(options: Options, plan: Plan, folder: Path, say: Callable) -> None:
+def _make_parcels(
+    options: Options, plan: Plan, folder: Path, earlier: before.Before, say: Callable
+) -> None:
+    """A run that goes on keeps its number of classes, and the parcels of its own scans."""
     kind = _method(options.method)
     if kind.needs_parcels:
-        classes = kind.Config.parse(options.settings).classes
-        parcels.make(folder, plan, classes, options.num_processes, say)
+        config = earlier.method_config or vars(kind.Config.parse(options.settings))
+        parcels.make(folder, plan, config["classes"], options.num_processes, say, earlier.cases)
 
 
 def _in_hu(options: Options, datasets: Sequence[Path]) -> bool:
