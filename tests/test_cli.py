@@ -64,6 +64,7 @@ FLAGS = {
             "--probe-every",
             "--tensorboard",
             "--update",
+            "--pattern",
             "--list",
         }
     ),
@@ -291,6 +292,41 @@ def test_the_line_for_nnunet(call):
     assert (Path(folder) / "nnssl_swin_ssl.py").is_file()
 
 
+STARTING = "print('importing', flush=True); import time; time.sleep(60)"
+
+
+@pytest.mark.parametrize(
+    ("command", "number", "ended"),
+    [
+        (["pretrain", "-m", "smit", "-i", "x"], signal.SIGTERM, 75),
+        (["pretrain", "-m", "smit", "-i", "x"], signal.SIGINT, 75),
+        (["inspect", "x.pth"], signal.SIGINT, 130),
+    ],
+)
+def test_a_signal_while_torch_is_imported_is_one_line(tmp_path, command, number, ended):
+    (tmp_path / "torch.py").write_text(STARTING)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "nnssl", *command], cwd=REPOSITORY,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{REPOSITORY}"},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout.readline() == "importing\n"
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == ended, err
+    assert err.startswith("\nstopped")
+    assert err.count("\n") == 2
+
+
+def test_any_name_can_be_printed_on_any_terminal(tmp_path):
+    line = [sys.executable, "-m", "nnssl", "inspect", "geprüft.pth"]
+    done = subprocess.run(
+        line, capture_output=True, cwd=REPOSITORY, env={**os.environ, "PYTHONIOENCODING": "ascii"}
+    )
+    assert done.returncode == 1
+    assert b"no checkpoint at gepr\\xfcft.pth" in done.stderr
+
+
 # -- a real run
 # ------------------------------------------------------------------------------------------------------
 
@@ -412,5 +448,5 @@ def test_a_signal_in_the_preparation_ends_with_75_and_no_traceback(
     code, _, err = call("pretrain", "-m", "smit", "-i", tmp_path, "-device", "cpu")
     assert (code, err) == (
         75,
-        "\nstopped before the training; the same line goes on where it was\n",
+        "\nstopped; the same line with --c goes on where it was\n",
     )

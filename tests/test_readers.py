@@ -70,10 +70,13 @@ def readers() -> list:
 
 @pytest.mark.parametrize("trouble", ["is killed", "cannot hand over"])
 def test_a_reader_that_is_gone_ends_the_run_and_says_what_to_do(trouble):
+    """T2: whatever the reason, nothing waits for what will never come."""
     with pytest.raises(
         batches.ReaderError, match=r"--workers(.|\n)*--shm-size(.|\n)*--c continues"
-    ):
+    ) as gone:
         read(trouble)
+    how = {"is killed": "by SIGKILL, most likely out of memory\n", "cannot hand over": "status 1\n"}
+    assert how[trouble] in str(gone.value)
     assert readers() == []
 
 

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from nnssl.data.workers import KILLED, Failed, each
+from nnssl.data.workers import Failed, each
 
 
 def work(item: int) -> int:
-    """Doubles; but 3 kills its process as the kernel does for want of memory, and 5 raises."""
-    if item == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
+    """Doubles; but 3 kills its process as the kernel does for want of memory, 4 crashes, 5 raises."""
+    if item in (3, 4):
+        os.kill(os.getpid(), signal.SIGKILL if item == 3 else signal.SIGSEGV)
     if item == 5:
         raise ValueError("five")
     return 2 * item
@@ -27,9 +27,13 @@ def work(item: int) -> int:
 
 def test_a_killed_worker_costs_its_item_alone():
     results = dict(each(work, list(range(7)), 2, "test"))
-    assert results.pop(3) == Failed(KILLED)
+    assert results.pop(3) == Failed(
+        "its worker was ended by SIGKILL, most likely out of memory; fewer workers (-np) leave more "
+        "memory for each"
+    )
+    assert results.pop(4) == Failed("its worker was ended by SIGSEGV, a crash within a library")
     assert results.pop(5) == Failed("five")
-    assert results == {item: 2 * item for item in (0, 1, 2, 4, 6)}
+    assert results == {item: 2 * item for item in (0, 1, 2, 6)}
 
 
 def test_one_process_gives_the_same():

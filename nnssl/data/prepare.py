@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from nnssl.data import orientation, patterns
 from nnssl.data.moved import moved_cases
 from nnssl.data.plan import Plan, case_of, make_plan
 from nnssl.data.preprocess import preprocess
@@ -30,6 +32,7 @@ def prepare(
     clip: tuple[float, float] | None = None,
     in_hu: bool = True,
     update: bool = False,
+    pattern: Sequence[str] = (),
     say: Callable[[str], None] = print,
 ) -> Plan:
     """Survey `sources` (folders) and `nnunet_datasets` (raw dataset folders), plan, and preprocess
@@ -40,7 +43,8 @@ def prepare(
     are taken in, preprocessed as the plan says. Scans are known by their path, or by their path
     below `sources` where these lie elsewhere now. A ValueError says what is asked for otherwise
     than planned, or that no scan is of the plan. Without any source the plan that is there is
-    completed. Without `in_hu` the scans are not CT: nothing is asked of their values, and each is
+    completed. `pattern` says which files of `sources` are scans (`patterns`); the plan keeps it, and
+    another one is taken with `update` alone. Without `in_hu` the scans are not CT: nothing is asked of their values, and each is
     normalised by its own mean and sd. Raises ValueError when there is no usable scan.
     """
     folder = Path(folder)
@@ -51,7 +55,7 @@ def prepare(
         how = (num_processes, part_id, num_parts)
         overrides = (spacing, crop, clip)
         plan, moved = _planned(
-            name, folder, sources, nnunet_datasets, overrides, how, in_hu, update, say
+            name, folder, sources, nnunet_datasets, overrides, how, in_hu, update, pattern, say
         )
     elif update:
         raise ValueError(
@@ -77,14 +81,17 @@ def _say_failed(failed: dict[str, str], plan: Plan) -> None:
 
 
 def _planned(
-    name, folder, sources, datasets, overrides, how, in_hu, update, say
+    name, folder, sources, datasets, overrides, how, in_hu, update, pattern, say
 ) -> tuple[Plan, dict[str, str]]:
     """The plan, and where those of its scans are now that have moved."""
-    scans, path = find_scans(sources, datasets), folder / "plan.json"
+    path, pattern = folder / "plan.json", patterns.check(pattern)
     old, moved = None, {}
     if path.exists():
         old = Plan.load(path)
-        _check_options(old, overrides, in_hu, folder)
+        _check_options(old, overrides, in_hu, () if update else pattern, folder)
+        pattern = pattern or old.pattern
+    scans = find_scans(sources, datasets, pattern)
+    if old is not None:
         for case, now in moved_cases(old, scans, [*sources, *datasets]):
             if adopt(Found(case.source, case.series), now, folder):
                 moved[case.source] = now.path
@@ -92,10 +99,13 @@ def _planned(
     kept = [line for line in lines if line.kept]
     if not kept:
         raise nothing_usable(lines, [*sources, *datasets])
+    if mixed := orientation.told(line.orientation for line in kept):
+        say(mixed)
     if old is None:
         plan = make_plan(name, kept, body_histograms(kept, folder) if in_hu else None, *overrides)
     else:
         plan = _kept_plan(old, kept, moved, folder, update, say)
+    plan = replace(plan, pattern=pattern)
     if plan != old:
         plan.save(path)
     return plan, moved
@@ -144,7 +154,7 @@ def _kept_plan(
     return old.with_added([case_of(line) for line in new]) if update and new else old
 
 
-def _check_options(old: Plan, overrides: tuple, in_hu: bool, folder: Path) -> None:
+def _check_options(old: Plan, overrides: tuple, in_hu: bool, pattern: tuple, folder: Path) -> None:
     """Raise ValueError where what is asked for by name is not what the plan has."""
     spacing, crop, clip = overrides
     has = {
@@ -158,6 +168,9 @@ def _check_options(old: Plan, overrides: tuple, in_hu: bool, folder: Path) -> No
         for word, value in asked.items()
         if value is not None and has[word] != tuple(map(float, value))
     ]
+    if pattern and pattern != old.pattern:
+        has_one = f"--pattern {' '.join(old.pattern)}" if old.pattern else "no --pattern"
+        differences.append(f"{has_one}, asked for {' '.join(pattern)} (--update changes it)")
     if in_hu != (old.hu is not None):
         differences.append("scans in HU" if old.hu else "scans that are not in HU (--no-hu)")
     if differences:

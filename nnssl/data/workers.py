@@ -16,9 +16,8 @@ from tqdm import tqdm
 
 from nnssl import files, signals
 
-KILLED = (
-    "the worker was killed, most likely for memory; fewer workers (-np) leave more memory for each"
-)
+FEWER = "fewer workers (-np) leave more memory for each"
+OUT_OF_MEMORY = f"out of memory; {FEWER}"
 
 HEAVY = [
     "SimpleITK",
@@ -112,10 +111,13 @@ def _until_broken(
 def _alone(function: Callable, item: Any) -> Iterator[tuple[Any, Any]]:
     """A suspect gets a process of its own: if that one dies as well, the item is to blame."""
     pool = _pool(1)
+    (worker,) = pool._processes.values()
     try:
         yield item, _result(pool.submit(function, item))
     except BrokenProcessPool:
-        yield item, Failed(KILLED)
+        pool.shutdown(wait=True, cancel_futures=True)  # its thread learns how the worker ended
+        cure = f"; {FEWER}" if worker.exitcode == -signal.SIGKILL else ""
+        yield item, Failed(f"its worker {signals.how_ended(worker.exitcode)}{cure}")
     except BaseException:
         _kill(pool)
         raise
@@ -134,7 +136,7 @@ def _result(future: Future) -> Any:
 
 def _failed(error: Exception) -> Failed:
     if isinstance(error, MemoryError):
-        return Failed(KILLED)
+        return Failed(OUT_OF_MEMORY)
     return Failed(
         " ".join(str(error).split()) or type(error).__name__, isinstance(error, files.NoRoomError)
     )

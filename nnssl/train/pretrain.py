@@ -72,6 +72,7 @@ class Options:
     probe_every: int | None = None
     only_prepare: bool = False
     update: bool = False
+    pattern: Sequence[str] = ()
 
 
 def pretrain(options: Options, say: Callable[[str], None] = print) -> Path | None:
@@ -203,7 +204,7 @@ def _take(folder: Path, held: ExitStack) -> None:
 
 
 def _stop(*_: object) -> None:
-    raise signals.Interrupted("stopped before the training; the same line goes on where it was")
+    raise signals.Interrupted("stopped; the same line with --c goes on where it was")
 
 
 def _probe(options: Options, data: Path, crop: Shape, steps: int) -> Probe | None:
@@ -232,6 +233,7 @@ def _prepare(options: Options, name: str, folder: Path, say: Callable) -> Plan:
         part_id=options.part_id,
         num_parts=options.num_parts,
         update=options.update,
+        pattern=options.pattern,
         say=say,
     )
     if labelled is not None:
