@@ -428,14 +428,29 @@ def test_inspect_shows_the_run(terminal, stopped, call):
         assert part in out
 
 
-def test_two_processes_from_one_line(terminal, stopped, tmp_path):
-    process = terminal.pretrain("-num_gpus", 2, "--steps", 3, "-o", tmp_path / "two")
+def test_two_processes_from_one_line_are_stopped_and_go_on(terminal, stopped, tmp_path):
+    """SIGTERM to the launcher alone, as a cluster sends it: saved once, no traceback."""
+    folder = tmp_path / "two"
+    process = terminal.pretrain("-num_gpus", 2, "--steps", 400, "-o", folder)
+    deadline = time.monotonic() + 600
+    while not terminal.rows(folder) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == 75, err
+    assert "2 process(es)" in out
+    assert err.count("the same line with --c continues") == 1
+    assert "Traceback" not in err
+    written = {path.name for path in folder.iterdir()} - {files.LOCK}
+    assert written == {"checkpoint_latest.pth", "log.jsonl", "progress.png", "views.png"}
+    done = len(terminal.rows(folder))
+
+    process = terminal.pretrain("-num_gpus", 2, "--steps", done + 1, "-o", folder, "--c")
     out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
-    assert "2 process(es)" in out
     assert out.count("finished: ") == 1
-    assert [row["step"] for row in terminal.rows(tmp_path / "two")] == [1, 2, 3]
-    assert (tmp_path / "two" / "checkpoint_final.pth").is_file()
+    assert [row["step"] for row in terminal.rows(folder)] == list(range(1, done + 2))
+    assert (folder / "checkpoint_final.pth").is_file()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])

@@ -88,7 +88,7 @@ def test_other_scans_and_other_options_are_refused(tmp_path):
 
 
 def test_a_folder_that_moved_is_the_same(tmp_path, monkeypatch):
-    """Also those of it that were not preprocessed yet; nothing is read twice."""
+    """U18: also those of it that were not preprocessed yet; nothing is read twice."""
     raw = raw_folder(tmp_path / "old mount" / "raw")
     plan, _ = prepared(tmp_path, raw)
     before = stored(tmp_path)
@@ -188,7 +188,7 @@ def run_folder(nnunet_env) -> Path:
 def test_a_run_goes_on_with_its_scans_and_may_become_longer(
     trains, nnunet_env, tmp_path, monkeypatch
 ):
-    """One scan fails at first and succeeds later; one is new; --steps is raised."""
+    """T4, U2: one scan fails at first and succeeds later; one is new; --steps is raised."""
     read = preprocess_module.read_scan
 
     def fail(found, cache):
@@ -241,7 +241,7 @@ def test_a_checkpoint_that_knows_only_their_number_goes_on_with_those_stored_fir
 
 
 def test_one_run_a_folder(trains, nnunet_env):
-    """Whoever comes second is told who is there; what a killed run left is removed."""
+    """U17: whoever comes second is told who is there; what a killed run left is removed."""
     folder = run_folder(nnunet_env)
     folder.mkdir(parents=True)
     (folder / ".tmp-abccheckpoint_latest.pth").touch()
@@ -264,6 +264,8 @@ def test_one_run_a_folder(trains, nnunet_env):
 
 
 def test_names_of_many_sources_are_short_and_stable(nnunet_env):
+    """T5: `-i patients/*` gave a name that was too long for a file."""
+
     def name(*names: str, **options) -> str:
         return places.data_folder(
             Options("smit", sources=[Path("/x") / n for n in names], **options)

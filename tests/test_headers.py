@@ -275,6 +275,7 @@ def test_a_multi_frame_ct_is_one_scan(tmp_path):
 
 
 def test_a_sheared_nifti_is_read_as_nnunet_reads_it(tmp_path):
+    """T6: ITK refuses them, and they were left out."""
     from nnunetv2.imageio.nibabel_reader_writer import NibabelIO
 
     affine = np.diag([-2.0, -2.0, 2.0, 1.0])
@@ -314,6 +315,7 @@ def test_the_order_of_axes_is_counted_and_permuted_axes_are_unified(tmp_path):
 
 
 def test_a_mixture_of_orientations_is_said_before_the_training(tmp_path):
+    """U11: spacings of slices were mixed with those in their plane without a word."""
     image, said = SimpleITK.GetImageFromArray(ct_array()), []
     (tmp_path / "raw").mkdir()
     for name, flips in {"a": [False] * 3, "b": [False] * 3, "c": [True, True, False]}.items():

@@ -69,7 +69,7 @@ def test_a_pattern_stays_within_its_folder(pattern):
     [(totalsegmentator, "*/ct.nii.gz"), (kits, "*/imaging.nii.gz")],
 )
 def test_public_layouts(tmp_path, layout, pattern):
-    """Nothing else is looked at, and the report has no line of it."""
+    """U13: nothing else is looked at, and the report has no line of it."""
     raw, said = layout(tmp_path / "raw"), []
     plan = prepare(
         "made", tmp_path / "out", [raw], num_processes=0, pattern=[pattern], say=said.append

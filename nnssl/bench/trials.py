@@ -25,8 +25,8 @@ from pathlib import Path
 from nnssl.types import FINAL
 
 VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
-LONGEST = 300.0  # seconds after which a run counts as one that waits for ever
-TO_END = 30.0  # seconds that the helpers of a killed run may take to end
+LONGEST = 600.0  # seconds after which a run counts as one that waits for ever
+TO_END = 60.0  # seconds that the helpers of a killed run may take to end
 STEPS = 6
 LINE = [
     "-m", "simmim", "--name", "made", "-a", "tiny", "-device", "cpu", "--crop", "32", "32",
@@ -111,7 +111,7 @@ class Trial:
                 if "Traceback (most recent call last)" in self.said():
                     raise Lost(f"a traceback was printed: {self.said()[-1500:]}")
                 return os.waitstatus_to_exitcode(status)
-            time.sleep(0.01)
+            time.sleep(0.03)
         os.killpg(run, signal.SIGKILL)
         os.waitpid(run, 0)
         raise Lost(f"a run did not end within {LONGEST:.0f} s: {self.said()[-500:]}")
@@ -142,7 +142,7 @@ class Trial:
         """Wait until something holds, or the run has ended."""
         deadline = time.monotonic() + LONGEST
         while not holds() and time.monotonic() < deadline and _state(run) not in ("Z", ""):
-            time.sleep(0.02)
+            time.sleep(0.03)
 
     def sleep(self, run: int, chance: random.Random, seconds: float) -> None:
         """Until a random moment of a run that takes some `seconds`: in any step left, or before."""
@@ -158,7 +158,7 @@ class Trial:
             if time.monotonic() > deadline:
                 os.killpg(run, signal.SIGKILL)
                 raise Lost(f"{len(left)} processes outlived their run by {TO_END:.0f} s")
-            time.sleep(0.02)
+            time.sleep(0.1)
 
 
 def _as_command(words: list[str], folder: Path, log: Path, prelude: Callable[[], object]) -> None:

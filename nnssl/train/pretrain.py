@@ -116,11 +116,7 @@ def _pretrain(options: Options, say: Callable[[str], None], held: ExitStack) -> 
 def build(options: Options, plan: Plan, data: Path, device: torch.device, earlier, say) -> Run:
     """The run that `options` describe, resumed where asked for; `earlier` is what it was."""
     dims, kind, folder = dimensions(options), _method(options.method), results_folder(options, plan)
-    bf16 = (
-        device.type == "cuda"
-        and not options.fp32
-        and torch.cuda.is_bf16_supported(including_emulation=False)
-    )
+    bf16 = _computes_bf16(device) and not options.fp32
     crop = options.crop or earlier.crop or configure.fitting_crop(kind, plan.crop[-dims:])
     cases = earlier.cases or (parcels.cases(data, plan) if kind.needs_parcels else None)
     crops = Crops(data, plan, kind.region(crop), options.seed, cases, parcels=kind.needs_parcels)
@@ -193,6 +189,11 @@ def build(options: Options, plan: Plan, data: Path, device: torch.device, earlie
         f"{batch_size} scans, {device}{' in bf16' if bf16 else ''}, {dist.world_size()} process(es)\nresults: {folder}"
     )
     return run
+
+
+def _computes_bf16(device: torch.device) -> bool:
+    """Older GPUs emulate it, slowly, and PyTorch then calls it supported."""
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def _take(folder: Path, held: ExitStack) -> None:
