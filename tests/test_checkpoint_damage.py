@@ -153,8 +153,9 @@ def test_half_precision_is_no_fault(whole, tmp_path):
 # -- headers -------------------------------------------------------------------------------------
 
 HOSTILE = (None, 3, -1, 2.5, float("nan"), float("inf"), 10**18, True, "x", "", [], {}, [1, 2], ["a", "b", "c"],
-           [[1]], {"a": 1}, {1: 2}, [10**9] * 4, "\x1b[2K", [float("nan")] * 3, [0, 0, 0], [-1, 1, 1])  # fmt: skip
+           torch.zeros(2), [[1]], {"a": 1}, {1: 2}, [10**9] * 4, "\x1b[2K", [float("nan")] * 3, [0, 0, 0], [-1, 1, 1])  # fmt: skip
 PLACES = (
+    ("format_version",),
     ("header",),
     ("citations",),
     ("header", "method"),

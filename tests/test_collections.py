@@ -143,6 +143,36 @@ def test_what_has_moved_is_matched_below_its_folder(tmp_path):
     assert moved_sources(plan, [Found("/c/ct.nii")], ["/c/ct.nii"]) != {}
 
 
+def test_a_collection_that_may_only_be_read_is_taken_as_it_is(tmp_path, monkeypatch):
+    """As one that a colleague has prepared; with -i as well as without."""
+    raw = raw_folder(tmp_path / "raw")
+    plan, _ = prepared(tmp_path, raw)
+    write_volume(raw / "new" / "ct.nii.gz", ct_array(SHAPE, 9))
+    monkeypatch.setattr("nnssl.data.prepare.os.access", lambda *_: False)
+    monkeypatch.setattr("nnssl.data.prepare.sweep", lambda *_, **__: pytest.fail("removes files"))
+    again, said = prepared(tmp_path, raw)
+    assert again == plan
+    assert "may only be read" in said
+    with pytest.raises(ValueError, match=r"spacing .*asked for \(1, 1, 1\)"):
+        prepared(tmp_path, raw, spacing=(1, 1, 1))
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "3", "{}", '{"fingerprint": 1}', "{", ""])
+def test_notes_of_another_form_are_made_again(tmp_path, content):
+    raw = raw_folder(tmp_path / "raw", range(1))
+    plan, _ = prepared(tmp_path, raw)
+    (case,) = plan.cases
+    notes = [tmp_path / "out" / f"{case.id}.json", *(tmp_path / "out" / "survey").iterdir()]
+    before = [files.read_json(note) for note in notes]
+    for note in notes:
+        note.write_text(content)
+    assert prepared(tmp_path, raw)[0] == plan
+    assert [files.read_json(note) for note in notes] == before
+    (tmp_path / "out" / "plan.json").write_text(content)
+    with pytest.raises(ValueError, match=r"plan\.json"):
+        prepared(tmp_path, raw)
+
+
 def test_a_full_disk_ends_the_preparation(tmp_path, monkeypatch):
     def full(**named):
         if named["suffix"].endswith(".b2nd"):

@@ -263,6 +263,7 @@ def campaign(top: Path, minutes: float, seed: int, only: Sequence[str]) -> bool:
     while number < len(only) or time.monotonic() < end:
         fault, trial = only[number % len(only)], Trial(top / f"{number}", raw)
         count = 1
+        print(f"number {number}: {fault}", file=sys.stderr, flush=True)
         try:
             count = FAULTS[fault](trial, random.Random(f"{seed} {number}"), whole)
             end_as(trial, whole)

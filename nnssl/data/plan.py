@@ -109,7 +109,16 @@ class Plan:
     @classmethod
     def load(cls, path: Path | str) -> Plan:
         """Raises ValueError for a file of another version, or one that was changed by hand."""
-        content = read_json(path)
+        try:
+            return cls._of(path, read_json(path))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{path} is not a plan, or a damaged one ({type(error).__name__}: {error}); put an older copy back, or "
+                "delete it: with the same -i or -d it is made again"
+            ) from error
+
+    @classmethod
+    def _of(cls, path: Path | str, content: dict) -> Plan:
         version = content.get("format_version")
         if version != FORMAT_VERSION:
             raise ValueError(

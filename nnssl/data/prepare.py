@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -49,6 +50,13 @@ def prepare(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    if (folder / "plan.json").exists() and not os.access(folder, os.W_OK) and not update:
+        say(
+            f"{folder} may only be read: its plan and what is preprocessed there are taken as they are"
+        )
+        plan = _existing(folder)
+        _check_options(plan, (spacing, crop, clip), in_hu, patterns.check(pattern), folder)
+        return plan
     sweep(folder, older=STALE)
     moved: dict[str, str] = {}
     if sources or nnunet_datasets:
