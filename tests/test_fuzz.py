@@ -1,5 +1,5 @@
-"""Damaged headers of all formats and checkpoints, a few hundred with a fixed seed (tests/fuzz_headers.py makes any
-number).
+"""Damaged headers of all formats and checkpoints, a few hundred with a fixed seed;
+tests/fuzz_headers.py makes any number.
 """
 
 from __future__ import annotations

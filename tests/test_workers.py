@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -34,6 +35,20 @@ def test_a_killed_worker_costs_its_item_alone():
     assert results.pop(4) == Failed("its worker was ended by SIGSEGV, a crash within a library")
     assert results.pop(5) == Failed("five")
     assert results == {item: 2 * item for item in (0, 1, 2, 6)}
+
+
+def test_a_fork_server_that_is_killed_costs_nothing(monkeypatch):
+    """It may be the largest process; starting a worker then ends in an EOFError."""
+    submit, calls = ProcessPoolExecutor.submit, []
+
+    def submitted(*arguments):
+        calls.append(arguments)
+        if len(calls) == 3:  # after the pool's own and the first item's
+            raise EOFError("unexpected EOF")
+        return submit(*arguments)
+
+    monkeypatch.setattr(ProcessPoolExecutor, "submit", submitted)
+    assert dict(each(abs, [-1, -2, -3], 1, "test")) == {-1: 1, -2: 2, -3: 3}
 
 
 def test_one_process_gives_the_same():

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import io
-import locale
 import math
 import os
 import random
@@ -42,7 +40,6 @@ SAID = 20_000  # bytes, more than a run prints
 MOUNT = ("mount", "-t", "tmpfs", "-o")
 SCANS = 3
 YEARS = 10 * 365 * 86400.0
-LANGUAGES = ("C", "POSIX", "C.UTF-8", "de_DE.UTF-8", "fr_FR.UTF-8", "tr_TR.UTF-8", "ja_JP.UTF-8")
 
 
 @dataclass(frozen=True)
@@ -116,11 +113,12 @@ def reader_killed(trial: Trial, chance: random.Random, whole: Undisturbed) -> in
 
 
 def worker_killed(trial: Trial, chance: random.Random, _: Undisturbed) -> int:
-    """One of two processes that survey and preprocess scans."""
+    """One of two processes that survey and preprocess scans, or what started them."""
     run = trial.start("-np", 2)
     trial.until(run, lambda: trials.grandchildren(run))
     time.sleep(chance.uniform(0, 2))
-    workers = trials.grandchildren(run)[:1]
+    of = trials.grandchildren if chance.random() < 0.7 else trials.children
+    workers = of(run)[:1]
     for worker in workers:
         with contextlib.suppress(ProcessLookupError):
             os.kill(worker, signal.SIGKILL)
@@ -164,34 +162,16 @@ def clock(trial: Trial, chance: random.Random, whole: Undisturbed) -> int:
     for path in trial.folder.rglob("*"):
         os.utime(path, (when := time.time() + chance.uniform(-YEARS, YEARS), when))
     away, pace = chance.uniform(-YEARS, YEARS), chance.choice([-600.0, 0.0, 1e4])
-    stop(trial, chance, seconds, prelude=partial(set_clock, away, pace))
+    stop(trial, chance, seconds, prelude=partial(trials.set_clock, away, pace))
     return 1
-
-
-def set_clock(away: float, pace: float) -> None:
-    real, began = time.time, time.time()
-    time.time = lambda: began + away + pace * (real() - began)
 
 
 def language(trial: Trial, chance: random.Random, whole: Undisturbed) -> int:
     """Another locale, time zone and encoding of what is printed, in each part of a run."""
     seconds = whole.lend(trial, chance)
-    stop(trial, chance, seconds, prelude=partial(set_language, chance))
-    trial.finish(prelude=partial(set_language, chance))
+    stop(trial, chance, seconds, prelude=partial(trials.set_language, chance))
+    trial.finish(prelude=partial(trials.set_language, chance))
     return 1
-
-
-def set_language(chance: random.Random) -> None:
-    for name in chance.sample(LANGUAGES, len(LANGUAGES)):
-        with contextlib.suppress(locale.Error):
-            locale.setlocale(locale.LC_ALL, name)
-            os.environ["LC_ALL"] = os.environ["LANG"] = name
-            break
-    os.environ["TZ"] = chance.choice(["UTC", "Asia/Kathmandu", "America/St_Johns", "nowhere"])
-    time.tzset()
-    if "UTF-8" not in name:  # Python's own choice for such a terminal
-        sys.stdout = io.TextIOWrapper(sys.stdout.buffer, "ascii", "strict", line_buffering=True)
-        sys.stderr = io.TextIOWrapper(sys.stderr.buffer, "ascii", "backslashreplace")
 
 
 def twice(trial: Trial, chance: random.Random, whole: Undisturbed) -> int:

@@ -10,7 +10,9 @@ from __future__ import annotations
 import atexit
 import contextlib
 import importlib
+import io
 import json
+import locale
 import os
 import random
 import runpy
@@ -27,6 +29,7 @@ from nnssl.types import FINAL
 VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 LONGEST = 600.0  # seconds after which a run counts as one that waits for ever
 TO_END = 60.0  # seconds that the helpers of a killed run may take to end
+LANGUAGES = ("C", "POSIX", "C.UTF-8", "de_DE.UTF-8", "fr_FR.UTF-8", "tr_TR.UTF-8", "ja_JP.UTF-8")
 STEPS = 6
 LINE = [
     "-m", "simmim", "--name", "made", "-a", "tiny", "-device", "cpu", "--crop", "32", "32",
@@ -186,6 +189,26 @@ def _as_command(words: list[str], folder: Path, log: Path, prelude: Callable[[],
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(status)
+
+
+def set_clock(away: float, pace: float) -> None:
+    """Let Python's clock be `away` seconds off, and run `pace` times as fast."""
+    real, began = time.time, time.time()
+    time.time = lambda: began + away + pace * (real() - began)
+
+
+def set_language(chance: random.Random) -> None:
+    """Another locale, time zone, and encoding of what is printed."""
+    for name in chance.sample(LANGUAGES, len(LANGUAGES)):
+        with contextlib.suppress(locale.Error):
+            locale.setlocale(locale.LC_ALL, name)
+            os.environ["LC_ALL"] = os.environ["LANG"] = name
+            break
+    os.environ["TZ"] = chance.choice(["UTC", "Asia/Kathmandu", "America/St_Johns", "nowhere"])
+    time.tzset()
+    if "UTF-8" not in name:  # Python's own choice for such a terminal
+        sys.stdout = io.TextIOWrapper(sys.stdout.buffer, "ascii", "strict", line_buffering=True)
+        sys.stderr = io.TextIOWrapper(sys.stderr.buffer, "ascii", "backslashreplace")
 
 
 def processes() -> Iterator[tuple[int, int, int]]:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from nnssl import files, signals
 
 FEWER = "fewer workers (-np) leave more memory for each"
+NOT_STARTED = (EOFError, ConnectionError)  # what starting says when the fork server was killed
 OUT_OF_MEMORY = f"out of memory; {FEWER}"
 
 HEAVY = [
@@ -99,7 +100,7 @@ def _until_broken(
                 # raises when the pool is broken, and the item is still in `running`
                 result = _result(future)
                 yield running.pop(future), result
-    except BrokenProcessPool:
+    except (BrokenProcessPool, *NOT_STARTED):
         suspects.extend(running.values())
     except BaseException:  # we are asked to stop: what is in hand is not worth waiting for
         _kill(pool)
@@ -152,7 +153,7 @@ def _pool(num_processes: int) -> ProcessPoolExecutor:
     pool = ProcessPoolExecutor(num_processes, mp_context=_context(), initializer=_start_worker)
     try:
         pool.submit(_nothing).result()  # so that a start that fails is not blamed on an item
-    except BrokenProcessPool as error:
+    except (BrokenProcessPool, *NOT_STARTED) as error:
         pool.shutdown(cancel_futures=True)
         raise RuntimeError(
             "worker processes cannot start; a script that calls this must do so under "
