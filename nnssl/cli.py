@@ -5,19 +5,39 @@ below it.
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from nnssl import address, conflict, limits
+from nnssl import address, conflict, limits, signals
 from nnssl.signals import Interrupted
 
 conflict.refuse()  # again: MIC-DKFZ's `__init__.py` may lie in the place of ours
 
 EXIT_ERROR, EXIT_INTERRUPTED = 1, 75  # 75: sysexits.h's EX_TEMPFAIL, "try again"
+EXIT_CTRL_C = 130  # a shell's own, for a command that has nothing to save
 
 
+def _command(function: Callable[[], int]) -> Callable[[], int]:
+    """A command that ends without a traceback on Ctrl-C, and shows names in any terminal."""
+
+    @functools.wraps(function)
+    def command() -> int:
+        for stream in (sys.stdout, sys.stderr):
+            if getattr(stream, "errors", None) == "strict":
+                stream.reconfigure(errors="backslashreplace")
+        try:
+            return function()
+        except KeyboardInterrupt:
+            print("\nstopped", file=sys.stderr)
+            return EXIT_CTRL_C
+
+    return command
+
+
+@_command
 def pretrain() -> int:
     """nnssl_pretrain: raw CT to a pretrained Swin encoder."""
     arguments = sys.argv[1:]
@@ -32,9 +52,9 @@ def pretrain() -> int:
     if not (args.sources or args.dataset_ids or args.name):
         parser.error("say where the scans are: -i FOLDER, or -d ID of an nnU-Net raw dataset")
 
-    from nnssl.train.pretrain import Options, processes
-    from nnssl.train.pretrain import pretrain as run
-
+    with signals.handled(_leave):
+        from nnssl.train.pretrain import Options, processes
+        from nnssl.train.pretrain import pretrain as run
     if ended := processes.launch(args.num_gpus, arguments):
         return {"done": 0, "failed": EXIT_ERROR, "stopped": EXIT_INTERRUPTED}[ended]
     options = vars(args)
@@ -47,6 +67,7 @@ def pretrain() -> int:
     return _report_errors(lambda: run(Options(**options)))
 
 
+@_command
 def inspect() -> int:
     """nnssl_inspect: what is in a checkpoint, or the line that lets nnU-Net find our trainers."""
     parser = argparse.ArgumentParser(
@@ -95,6 +116,7 @@ def export() -> int:
     return _report_errors(lambda: run(Request(**options)))
 
 
+@_command
 def plan() -> int:
     """nnssl_plan: a plans file that carries a checkpoint and a recipe."""
     args = _plan_parser().parse_args()
@@ -110,6 +132,7 @@ def plan() -> int:
     return _report_errors(lambda: print(describe(derive(request), request)))
 
 
+@_command
 def convert() -> int:
     """nnssl_convert: weights of others as a checkpoint of ours."""
     options = vars(_convert_parser().parse_args())
@@ -122,6 +145,7 @@ def convert() -> int:
     return _report_errors(lambda: print(run(Request(**options))))
 
 
+@_command
 def embed() -> int:
     """nnssl_embed: features of scans."""
     from nnssl.embed import command
@@ -138,6 +162,7 @@ def embed() -> int:
     return _report_errors(work)
 
 
+@_command
 def demo() -> int:
     """nnssl_demo: the whole chain on made CT phantoms."""
     parser = argparse.ArgumentParser(
@@ -179,6 +204,7 @@ def demo() -> int:
     return _report_errors(work)
 
 
+@_command
 def doctor() -> int:
     """nnssl_doctor: what is wrong with this installation, and the line that mends it."""
     argparse.ArgumentParser(
@@ -194,6 +220,7 @@ def doctor() -> int:
     return EXIT_ERROR if report.wrong else 0
 
 
+@_command
 def study() -> int:
     """nnssl_study: a comparison of pretrained starts, from one description to its results."""
     from nnssl.study import command
@@ -207,6 +234,7 @@ def study() -> int:
     return _report_errors(lambda: command.do(args, parsers))
 
 
+@_command
 def report() -> int:
     """nnssl_report: one HTML page of a pretraining, or of a collection of scans."""
     parser = argparse.ArgumentParser(
@@ -226,6 +254,12 @@ def report() -> int:
     from nnssl.report.write import write
 
     return _report_errors(lambda: print(write(args.folder, args.page, args.scans)))
+
+
+def _leave(*_: object) -> None:
+    """While libraries are imported nothing is begun, and nothing can be ended but the process."""
+    os.write(2, b"\nstopped before anything was done; the same line starts it again\n")
+    os._exit(EXIT_INTERRUPTED)
 
 
 def _report_errors(work: Callable[[], object]) -> int:
@@ -266,6 +300,8 @@ def _pretrain_parser() -> argparse.ArgumentParser:
     what.add_argument("-m", dest="method", metavar="METHOD", help="the method; --list shows them")
     what.add_argument("-i", dest="sources", metavar="FOLDER", nargs="+", type=Path, default=(),
                       help="folders of scans, searched at any depth: NIfTI, NRRD, MHA, MHD, DICOM")  # fmt: skip
+    what.add_argument("--pattern", metavar="GLOB", nargs="+", default=(),
+                      help="which files of -i are scans: '*/ct.nii.gz'; ** for any depth; default: all")  # fmt: skip
     what.add_argument("-d", dest="dataset_ids", metavar="ID", nargs="+", default=(),
                       help="nnU-Net raw datasets by id or name: the images of channel 0")  # fmt: skip
     what.add_argument("--channels", metavar="N", nargs="+", type=_channel, default=[0],

@@ -17,12 +17,13 @@ from pathlib import Path
 
 try:
     import fcntl
-except ImportError:  # Windows: no lock
-    fcntl = None
+    import resource
+except ImportError:  # Windows: no lock, no limits
+    fcntl = resource = None
 
 TEMPORARY = ".tmp-"
 LOCK = ".lock"
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 LITTLE = 1 << 20  # bytes: with less room on a disk, a writer's failure is for want of it
 # sun_path holds 108 bytes, of which multiprocessing puts this many behind the temporary folder.
 SOCKET_PATH, SOCKET_NAME = 107, len("/pymp-12345678/listener-12345678")
@@ -70,7 +71,11 @@ def atomic(path: Path | str) -> Iterator[Path]:
 
 def _no_room(error: Exception, path: Path) -> NoRoomError | None:
     """What is said where `path` could not be written for want of room; None where that is not why."""
-    number = getattr(error, "errno", None)
+    number, largest = getattr(error, "errno", None), _largest_file()
+    if (
+        number is None and largest is not None
+    ):  # what libraries say of a refused write has no number
+        number = errno.EFBIG
     try:
         free = shutil.disk_usage(path.parent).free
     except OSError:
@@ -79,7 +84,10 @@ def _no_room(error: Exception, path: Path) -> NoRoomError | None:
         number not in NO_ROOM and (free is None or free > LITTLE)
     ):
         return None
-    if number == errno.EROFS:
+    if number == errno.EFBIG:
+        limit = "" if largest is None else f" of {largest / 1e6:.1f} MB (ulimit -f)"
+        cause = f"the file would be larger than the limit{limit}"
+    elif number == errno.EROFS:
         cause = "the disk is read-only"
     else:
         left = "" if free is None else f", {free / 1e6:.1f} MB are left"
@@ -89,6 +97,14 @@ def _no_room(error: Exception, path: Path) -> NoRoomError | None:
         "disk "
         "(nnUNet_preprocessed, nnUNet_results, -o); what was written before is whole"
     )
+
+
+def _largest_file() -> int | None:
+    """Bytes of the largest file that this process may write; None without a limit."""
+    if resource is None:
+        return None
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    return None if limit == resource.RLIM_INFINITY else limit
 
 
 def sweep(folder: Path | str, older: float = 0.0) -> None:
@@ -169,8 +185,15 @@ def read_json(path: Path | str) -> dict:
 
 
 def append_json_line(path: Path | str, row: dict) -> None:
-    with Path(path).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
+    """Raises NoRoomError where the disk is full or read-only."""
+    path = Path(path)
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+    except OSError as error:
+        if told := _no_room(error, path):
+            raise told from error
+        raise
 
 
 def write_json_lines(path: Path | str, rows: list[dict]) -> None:

@@ -26,6 +26,15 @@ ASKED_TO_IGNORE = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGHUP") if hasattr(signal, name)
 )
 
+MEANS = {
+    "SIGKILL": ", most likely out of memory",
+    "SIGSEGV": ", a crash within a library",
+    "SIGABRT": ", a crash within a library",
+    "SIGFPE": ", a crash within a library",
+    "SIGILL": ", a crash within a library",
+    "SIGBUS": ", most likely no room in /dev/shm, or a disk that does not answer",
+}
+
 Handler = Callable[[int, "FrameType | None"], object]
 
 _ours: set[int] = set()  # what this process handles; a forked child begins with none of it
@@ -34,6 +43,17 @@ _thread = threading.local()
 
 class Interrupted(BaseException):
     """The run was asked to stop; `--c` continues. Like KeyboardInterrupt no `except Exception`."""
+
+
+def how_ended(exitcode: int | None) -> str:
+    """Of a process that has ended: the signal's name, and what such an end mostly means."""
+    if exitcode is None or exitcode >= 0:
+        return f"ended with status {exitcode}" if exitcode else "ended"
+    try:
+        name = signal.Signals(-exitcode).name
+    except ValueError:
+        name = f"signal {-exitcode}"
+    return f"was ended by {name}{MEANS.get(name, '')}"
 
 
 @contextmanager

@@ -1,7 +1,7 @@
-"""Headers of all formats with random damage: every one is read, twice alike, or refused, within a
-limit of memory.
+"""Headers of all formats, and checkpoints, with random damage: every one is read, twice alike, or
+refused, within limits of memory and time, and no file outside of its folder is read.
 
-    python tests/fuzz_headers.py --cases 20000 --seed 1
+    python tests/fuzz_headers.py --cases 10000 --seed 1
 
 One process; where it dies, the last number it printed is the case. The same seed makes the same
 files.
@@ -17,6 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import fuzz_checkpoints
 import numpy as np
 from made_dicom import write_frames
 from made_scans import AXIAL, ct_array, straight, write_series, write_volume
@@ -36,7 +37,11 @@ HEADER = {
     ".mhd": 400,
     "dicom": 900,
     "frames": 1200,
+    "checkpoint": 1 << 30,
+    "checkpoint header": 0,
 }
+BESIDE = (".nhdr", ".mhd")  # their voxels are in a file beside them
+OUTSIDE = 0.1  # of those, how many name one that is elsewhere
 MEMORY = 400 << 20  # bytes above what the imports take
 SLOWEST = 20.0  # seconds for one case, on a busy machine
 NUMBERS = [
@@ -55,6 +60,8 @@ NUMBERS = [
 
 def write(folder: Path, kind: str) -> Path:
     """A whole scan; returns the file whose header is to be damaged."""
+    if kind.startswith("checkpoint"):
+        return fuzz_checkpoints.write(folder)
     array = ct_array(SHAPE)
     if kind == "dicom":
         write_series(folder, array, straight(len(array)))
@@ -96,14 +103,36 @@ def attempt(found: Found) -> str:
     return "kept"
 
 
+def kind_of(number: int) -> str:
+    return list(HEADER)[number % len(HEADER)]
+
+
+def lead_out(path: Path, elsewhere: Path, rng: np.random.Generator) -> None:
+    """The header names the voxels of another folder, where they are."""
+    (name,) = (one.name for one in path.parent.iterdir() if one != path)
+    ways = [f"../{elsewhere.name}/{name}", f"{elsewhere}/{name}", f"./../{elsewhere.name}/{name}"]
+    way = ways[rng.integers(0, len(ways))]
+    path.write_bytes(path.read_bytes().replace(name.encode(), way.encode()))
+
+
 def case(number: int, seed: int, top: Path, whole: dict[str, Path]) -> str:
     rng = np.random.default_rng((seed, number))
-    kind = list(HEADER)[number % len(HEADER)]
+    kind = kind_of(number)
     folder = top / "case"
     shutil.copytree(whole[kind].parent, folder)
     path = folder / whole[kind].name
-    path.write_bytes(damage(path.read_bytes(), HEADER[kind], rng))
+    outside = kind in BESIDE and rng.random() < OUTSIDE
+    if outside:
+        lead_out(path, whole[kind].parent, rng)
+    elif kind == "checkpoint header":
+        fuzz_checkpoints.damage_header(path, rng)
+    else:
+        path.write_bytes(damage(path.read_bytes(), HEADER[kind], rng))
     try:
+        if kind.startswith("checkpoint"):
+            return fuzz_checkpoints.attempt(path)
+        if outside and attempt(Found(str(path))) == "kept":
+            raise AssertionError("voxels of a file outside of the header's folder were read")
         if kind not in ("dicom", "frames"):
             return attempt(Found(str(path)))
         return (
@@ -133,10 +162,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         top = Path(name)
         whole = {kind: write(top / f"{number}", kind) for number, kind in enumerate(HEADER)}
-        for path in whole.values():  # so that everything is loaded
-            outcomes = [
-                attempt(Found(str(path.parent), uid)) for uid in series_in(path.parent)
-            ] or [attempt(Found(str(path)))]
+        for kind, path in whole.items():  # so that everything is loaded
+            if kind.startswith("checkpoint"):
+                outcomes = [fuzz_checkpoints.attempt(path)]
+            else:
+                outcomes = [
+                    attempt(Found(str(path.parent), uid)) for uid in series_in(path.parent)
+                ] or [attempt(Found(str(path)))]
             if outcomes != ["kept"]:
                 raise AssertionError(f"the undamaged {path} is {outcomes}")
         if sys.platform == "linux":
@@ -147,8 +179,9 @@ def main() -> None:
             outcome = case(number, options.seed, top, whole)
             if time.process_time() - start > SLOWEST:
                 raise AssertionError(f"case {number} took {time.process_time() - start:.0f} s")
-            counts[outcome] = counts.get(outcome, 0) + 1
-    print(counts)
+            kind = "checkpoint" if kind_of(number).startswith("checkpoint") else "scan"
+            counts[f"{kind} {outcome}"] = counts.get(f"{kind} {outcome}", 0) + 1
+    print({name: counts[name] for name in sorted(counts)})
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ def test_nothing_is_said_of_what_is_right(folder):
 
 @pytest.mark.parametrize("count", [1, 3, 4])
 def test_too_few_cases_for_five_folds(folder, count):
+    """U5: nnU-Net's five folds fail on fewer than five labelled cases."""
     files.write_json(folder / "dataset.json", {"numTraining": count})
     ((says, remedy),) = cautions(folder, plans(HU) | {"plans_name": "few", "pretrain_info": {}})
     assert f"{count} labelled case(s)" in says
@@ -87,6 +88,7 @@ GREY = {
 
 @pytest.mark.parametrize("values", [SCALED, SCORES, GREY])
 def test_a_ct_without_hounsfield_units(folder, values):
+    """U6: images scaled to 0..1 under the name CT were mapped as if they were HU."""
     ((says, remedy),) = cautions(folder, plans(values))
     assert f"channel 0 calls itself CT, but its labelled voxels are from {values['min']:g}" in says
     assert remedy.startswith(f"nnUNetv2_plan_and_preprocess -d {DATASET}")

@@ -167,6 +167,7 @@ HOSTILE = (
     {},
     [1, 2],
     ["a", "b", "c"],
+    torch.zeros(2),
     [[1]],
     {"a": 1},
     {1: 2},
@@ -177,6 +178,7 @@ HOSTILE = (
     [-1, 1, 1],
 )
 PLACES = (
+    ("format_version",),
     ("header",),
     ("citations",),
     ("header", "method"),
@@ -243,6 +245,7 @@ def test_a_terminal_shows_what_it_would_obey(whole, tmp_path, capsys, monkeypatc
 
 
 def test_numbers_of_numpy_are_read_as_pythons(tmp_path):
+    """U3: other people's scripts keep numpy's scalars beside their weights."""
     numbers = {
         "f8": np.float64(0.8),
         "f4": np.float32(0.5),

@@ -65,6 +65,7 @@ FLAGS = {
             "--tensorboard",
             "--wandb",
             "--update",
+            "--pattern",
             "--list",
         }
     ),
@@ -329,7 +330,42 @@ def test_the_line_for_nnunet(call):
     assert (Path(folder) / "nnssl_swin_ssl.py").is_file()
 
 
-# -- a real run ------------------------------------------------------------------------
+STARTING = "print('importing', flush=True); import time; time.sleep(60)"
+
+
+@pytest.mark.parametrize(
+    ("command", "number", "ended"),
+    [
+        (["pretrain", "-m", "smit", "-i", "x"], signal.SIGTERM, 75),
+        (["pretrain", "-m", "smit", "-i", "x"], signal.SIGINT, 75),
+        (["inspect", "x.pth"], signal.SIGINT, 130),
+    ],
+)
+def test_a_signal_while_torch_is_imported_is_one_line(tmp_path, command, number, ended):
+    (tmp_path / "torch.py").write_text(STARTING)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "nnssl", *command], cwd=REPOSITORY,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{REPOSITORY}"},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8",
+    )  # fmt: skip
+    assert process.stdout.readline() == "importing\n"
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == ended, err
+    assert err.startswith("\nstopped")
+    assert err.count("\n") == 2
+
+
+def test_any_name_can_be_printed_on_any_terminal(tmp_path):
+    line = [sys.executable, "-m", "nnssl", "inspect", "geprüft.pth"]
+    done = subprocess.run(
+        line, capture_output=True, cwd=REPOSITORY, env={**os.environ, "PYTHONIOENCODING": "ascii"}
+    )
+    assert done.returncode == 1
+    assert b"no checkpoint at gepr\\xfcft.pth" in done.stderr
+
+
+# -- a real run ------------------------------------------------------------------------------------
 
 
 class Terminal:
@@ -436,14 +472,36 @@ def test_inspect_shows_the_run(terminal, stopped, call):
 
 
 @pytest.mark.slow
-def test_two_processes_from_one_line(terminal, stopped, tmp_path):
-    process = terminal.pretrain("-num_gpus", 2, "--steps", 3, "-o", tmp_path / "two")
+def test_two_processes_from_one_line_are_stopped_and_go_on(terminal, stopped, tmp_path):
+    """SIGTERM to the launcher alone, as a cluster sends it: saved once, no traceback."""
+    folder = tmp_path / "two"
+    process = terminal.pretrain("-num_gpus", 2, "--steps", 400, "-o", folder)
+    deadline = time.monotonic() + 600
+    while not terminal.rows(folder) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == 75, err
+    assert "2 process(es)" in out
+    assert err.count("the same line with --c continues") == 1
+    assert "Traceback" not in err
+    written = {path.name for path in folder.iterdir()} - {files.LOCK}
+    assert written == {
+        "checkpoint_latest.pth",
+        "log.jsonl",
+        "manifest.json",
+        "progress.png",
+        "views",
+        "views.png",
+    }
+    done = len(terminal.rows(folder))
+
+    process = terminal.pretrain("-num_gpus", 2, "--steps", done + 1, "-o", folder, "--c")
     out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
-    assert "2 process(es)" in out
     assert out.count("finished: ") == 1
-    assert [row["step"] for row in terminal.rows(tmp_path / "two")] == [1, 2, 3]
-    assert (tmp_path / "two" / "checkpoint_final.pth").is_file()
+    assert [row["step"] for row in terminal.rows(folder)] == list(range(1, done + 2))
+    assert (folder / "checkpoint_final.pth").is_file()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
@@ -456,5 +514,5 @@ def test_a_signal_in_the_preparation_ends_with_75_and_no_traceback(
     code, _, err = call("pretrain", "-m", "smit", "-i", tmp_path, "-device", "cpu")
     assert (code, err) == (
         75,
-        "\nstopped before the training; the same line goes on where it was\n",
+        "\nstopped; the same line with --c goes on where it was\n",
     )

@@ -88,7 +88,7 @@ def test_other_scans_and_other_options_are_refused(tmp_path):
 
 
 def test_a_folder_that_moved_is_the_same(tmp_path, monkeypatch):
-    """Also those of it that were not preprocessed yet; nothing is read twice."""
+    """U18: also those of it that were not preprocessed yet; nothing is read twice."""
     raw = raw_folder(tmp_path / "old mount" / "raw")
     plan, _ = prepared(tmp_path, raw)
     before = stored(tmp_path)
@@ -141,6 +141,36 @@ def test_what_has_moved_is_matched_below_its_folder(tmp_path):
     assert moved_sources(plan, now, ["/b/x"]) == same  # two below x, one below y
     assert moved_sources(plan, [Found(case.source) for case in plan.cases], ["/a", "/kept"]) == {}
     assert moved_sources(plan, [Found("/c/ct.nii")], ["/c/ct.nii"]) != {}
+
+
+def test_a_collection_that_may_only_be_read_is_taken_as_it_is(tmp_path, monkeypatch):
+    """As one that a colleague has prepared; with -i as well as without."""
+    raw = raw_folder(tmp_path / "raw")
+    plan, _ = prepared(tmp_path, raw)
+    write_volume(raw / "new" / "ct.nii.gz", ct_array(SHAPE, 9))
+    monkeypatch.setattr("nnssl.data.prepare.os.access", lambda *_: False)
+    monkeypatch.setattr("nnssl.data.prepare.sweep", lambda *_, **__: pytest.fail("removes files"))
+    again, said = prepared(tmp_path, raw)
+    assert again == plan
+    assert "may only be read" in said
+    with pytest.raises(ValueError, match=r"spacing .*asked for \(1, 1, 1\)"):
+        prepared(tmp_path, raw, spacing=(1, 1, 1))
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "3", "{}", '{"fingerprint": 1}', "{", ""])
+def test_notes_of_another_form_are_made_again(tmp_path, content):
+    raw = raw_folder(tmp_path / "raw", range(1))
+    plan, _ = prepared(tmp_path, raw)
+    (case,) = plan.cases
+    notes = [tmp_path / "out" / f"{case.id}.json", *(tmp_path / "out" / "survey").iterdir()]
+    before = [files.read_json(note) for note in notes]
+    for note in notes:
+        note.write_text(content)
+    assert prepared(tmp_path, raw)[0] == plan
+    assert [files.read_json(note) for note in notes] == before
+    (tmp_path / "out" / "plan.json").write_text(content)
+    with pytest.raises(ValueError, match=r"plan\.json"):
+        prepared(tmp_path, raw)
 
 
 def test_a_full_disk_ends_the_preparation(tmp_path, monkeypatch):
@@ -197,7 +227,7 @@ def run_folder(nnunet_env) -> Path:
 def test_a_run_goes_on_with_its_scans_and_may_become_longer(
     trains, nnunet_env, tmp_path, monkeypatch
 ):
-    """One scan fails at first and succeeds later; one is new; --steps is raised."""
+    """T4, U2: one scan fails at first and succeeds later; one is new; --steps is raised."""
     read = preprocess_module.read_scan
 
     def fail(found, cache):
@@ -250,7 +280,7 @@ def test_a_checkpoint_that_knows_only_their_number_goes_on_with_those_stored_fir
 
 
 def test_one_run_a_folder(trains, nnunet_env):
-    """Whoever comes second is told who is there; what a killed run left is removed."""
+    """U17: whoever comes second is told who is there; what a killed run left is removed."""
     folder = run_folder(nnunet_env)
     folder.mkdir(parents=True)
     (folder / ".tmp-abccheckpoint_latest.pth").touch()
@@ -273,6 +303,8 @@ def test_one_run_a_folder(trains, nnunet_env):
 
 
 def test_names_of_many_sources_are_short_and_stable(nnunet_env):
+    """T5: `-i patients/*` gave a name that was too long for a file."""
+
     def name(*names: str, **options) -> str:
         return places.data_folder(
             Options("smit", sources=[Path("/x") / n for n in names], **options)

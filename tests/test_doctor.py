@@ -255,6 +255,7 @@ BREAKAGES = {
 def test_what_is_broken_is_named_alone_with_the_line_that_mends_it(
     sound, monkeypatch, capsys, breakage
 ):
+    """U9: old versions of torch, and 2.9 with its slow convolutions."""
     breakage(sound, monkeypatch)
     code, said = diagnosis(monkeypatch, capsys)
     message, remedy = BREAKAGES[breakage]

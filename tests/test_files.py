@@ -49,6 +49,25 @@ def test_a_full_disk_is_told_with_the_file_and_the_folder(tmp_path, monkeypatch,
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("error", [OSError(errno.EFBIG, "File too large"), RuntimeError("pos 1")])
+def test_a_limit_on_files_is_told_as_such(tmp_path, monkeypatch, error):
+    monkeypatch.setattr(files, "_largest_file", lambda: 2_000_000)
+    with (
+        pytest.raises(files.NoRoomError, match=r"larger than the limit of 2.0 MB \(ulimit -f\)"),
+        files.atomic(tmp_path / "a.pth"),
+    ):
+        raise error
+
+
+def test_a_row_that_finds_no_room_names_its_file(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(files.NoRoomError, match=r"log\.jsonl cannot be written: the disk is full"):
+        files.append_json_line(tmp_path / "log.jsonl", {})
+
+
 def test_other_errors_stay_what_they_are(tmp_path):
     for error in (RuntimeError("no"), ValueError("no"), OSError(errno.EIO, "no")):
         with pytest.raises(type(error), match="no"), files.atomic(tmp_path / "a"):

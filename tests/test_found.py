@@ -35,6 +35,7 @@ def test_pipes_and_devices_are_passed_over(tmp_path):
 
 
 def test_lost_links_and_closed_folders_are_lines_of_the_report(tmp_path, monkeypatch):
+    """T8: they were passed over without a word."""
     raw = tmp_path / "raw"
     write_volume(raw / "a" / "ct.nii.gz", ct_array())
     (raw / "a" / "b.nii.gz").symlink_to(tmp_path / "absent")

@@ -19,6 +19,7 @@ from made_scans import AXIAL, ct_array, straight, write_series, write_volume
 
 from nnssl.data import volumes as volumes_module
 from nnssl.data.dicom import series_in
+from nnssl.data.prepare import prepare
 from nnssl.data.scans import Found, find_scans, read
 from nnssl.data.survey import inspect_scan, survey
 from nnssl.files import read_json
@@ -277,6 +278,7 @@ def test_a_multi_frame_ct_is_one_scan(tmp_path):
 
 
 def test_a_sheared_nifti_is_read_as_nnunet_reads_it(tmp_path):
+    """T6: ITK refuses them, and they were left out."""
     from nnunetv2.imageio.nibabel_reader_writer import NibabelIO
 
     affine = np.diag([-2.0, -2.0, 2.0, 1.0])
@@ -313,3 +315,15 @@ def test_the_order_of_axes_is_counted_and_permuted_axes_are_unified(tmp_path):
     report = read_json(tmp_path / "out" / "report.json")
     assert report["orientations"] == {"LPS": 1, "PSL": 1, "RAS": 1}
     assert [row["note"] for row in report["scans"]] == ["", "axes reordered from PSL to LPS", ""]
+
+
+def test_a_mixture_of_orientations_is_said_before_the_training(tmp_path):
+    """U11: spacings of slices were mixed with those in their plane without a word."""
+    image, said = SimpleITK.GetImageFromArray(ct_array()), []
+    (tmp_path / "raw").mkdir()
+    for name, flips in {"a": [False] * 3, "b": [False] * 3, "c": [True, True, False]}.items():
+        SimpleITK.WriteImage(SimpleITK.Flip(image, flips), str(tmp_path / "raw" / f"{name}.nii.gz"))
+    prepare("made", tmp_path / "out", [tmp_path / "raw"], num_processes=0, say=said.append)
+    assert len(said) == 1
+    assert "stored in 2 orientations (directions of x, y and z): LPS 2, RAS 1." in said[0]
+    assert "report.csv names that of each" in said[0]

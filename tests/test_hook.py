@@ -64,7 +64,7 @@ print(recursive_find_trainer_class_by_name("SwinScratchTrainer").__name__)
 
 
 def test_importing_the_package_is_enough_in_a_running_kernel(tmp_path):
-    """No start-up file is read from PYTHONPATH, where `pip install --target` puts packages."""
+    """U4: no start-up file is read from PYTHONPATH, where `pip install --target` puts packages."""
     environment = {k: v for k, v in os.environ.items() if k != hook.VARIABLE} | {
         "PYTHONPATH": str(REPOSITORY)
     }

@@ -38,6 +38,7 @@ def kernel(tmp_path, monkeypatch):
 
 
 def test_cores_by_affinity_slurm_and_quota(kernel, monkeypatch):
+    """U15: 64 cores were counted where a job has one."""
     assert limits.cores() == 64
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "12")
     assert limits.cores() == 12
@@ -59,6 +60,7 @@ def test_cores_by_version_1(kernel):
 
 
 def test_memory_that_the_cgroup_leaves(kernel, monkeypatch):
+    """U16: a container was counted with all memory of its host."""
     assert limits.free_memory() is None
     kernel(
         "0::/job\n",

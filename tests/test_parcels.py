@@ -16,8 +16,11 @@ from nnssl import phantoms
 from nnssl.data import atlas, parcels
 from nnssl.data.crops import PARCELS, Crops
 from nnssl.data.prepare import prepare
-from nnssl.files import read_json
+from nnssl.files import read_json, write_json
 from nnssl.network.reconstruction import at_size
+from nnssl.train import pretrain
+from nnssl.train.log import Log
+from nnssl.train.pretrain import Options
 
 SPACING = (5.0, 6.0, 6.0)
 
@@ -161,3 +164,46 @@ def test_the_checkpoint_holds_the_decoder(tmp_path):
     content = made._pack({})
     assert content["header"]["decoder"]["name"] == "light"
     assert any(name.startswith("decoder.lifts.") for name in content["network_weights"])
+
+
+@pytest.fixture
+def trains(nnunet_env, tmp_path, monkeypatch):
+    """A function that pretrains on three phantoms, as typed; what it said."""
+    monkeypatch.setattr(Log, "draw", lambda self: None)
+    monkeypatch.setattr(pretrain, "keep_freed_memory", lambda: False)
+    phantoms.write_folder(tmp_path / "raw", seeds=range(3), shape=(24, 36, 40))
+
+    def run(**options) -> str:
+        said = []
+        chosen = {
+            "sources": (tmp_path / "raw",), "name": "made", "preset": "tiny", "crop": (32, 32), "batch_size": 2,
+            "steps": 1, "workers": 0, "device": "cpu", "num_processes": 0, "spacing": SPACING, **options,
+        }  # fmt: skip
+        pretrain.pretrain(Options("parcels", **chosen), said.append)
+        return "\n".join(said)
+
+    return run
+
+
+def test_a_run_goes_on_with_its_classes_and_its_parcels(trains, nnunet_env, tmp_path):
+    """No --set is repeated, and scans that came since change nothing of what was made for it."""
+    trains(settings=("classes=6",))
+    folder = nnunet_env["nnUNet_preprocessed"] / "nnssl" / "made"
+    note, made = folder / parcels.NOTE, parcels.identity(folder)
+    before = note.stat().st_mtime_ns
+    phantoms.write_folder(tmp_path / "more", seeds=[7], shape=(24, 36, 40))
+    sources = (tmp_path / "raw", tmp_path / "more")
+    assert "continuing at step 1 of 2" in trains(resume=True, steps=2, sources=sources, update=True)
+    assert (note.stat().st_mtime_ns, parcels.identity(folder)) == (before, made)
+    with pytest.raises(ValueError, match="classes: was 6, now 5"):
+        trains(resume=True, steps=3, settings=("classes=5",))
+    assert note.stat().st_mtime_ns == before
+
+    trains(settings=("classes=5",), output=tmp_path / "other")  # overwrites them, with four scans
+    assert parcels.identity(folder) != made
+    assert "continuing at step 2 of 3" in trains(resume=True, steps=3)
+    assert parcels.identity(folder) == made  # the same again
+    content = read_json(note)
+    write_json(note, content | {"centres": content["centres"][::-1]})
+    with pytest.raises(ValueError, match=r"parcels: was 6 classes of 3 scans \("):
+        trains(resume=True, steps=4)

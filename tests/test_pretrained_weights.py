@@ -63,6 +63,7 @@ def log_of(trainer) -> str:
 
 
 def test_weights_are_taken_and_the_intensity_map_stays_the_datasets(ready, tmp_path):
+    """T1: nnU-Net copied the other dataset's HU map over it in silence."""
     soft, bone = (
         ready(40.0),
         ready(700.0, dataset_json=DATASET_JSON | {"labels": {"background": 0, "bone": 1}}),
@@ -174,6 +175,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("case", REFUSED, ids=lambda case: case.__name__)
 def test_what_does_not_fit_is_refused_with_the_line_to_type(ready, tmp_path, case):
+    """U1: among others a checkpoint of the pretraining, given to -pretrained_weights."""
     path = case(ready, tmp_path / "other.pth")
     trainer = ready(700.0)
     before = state(trainer)

@@ -18,7 +18,7 @@ import torch.multiprocessing as mp
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from nnssl import dist
+from nnssl import checkpoint, dist
 from nnssl.modules.running import RunningMean
 from nnssl.train import batches, loop, processes
 from nnssl.train.log import Log
@@ -84,23 +84,26 @@ def poisoned_run(folder: Path) -> Run:
     return run
 
 
-def signalled_run(folder: Path) -> str:
-    """The second process alone hears SIGTERM, after its first step."""
-    run = micro.run(folder, steps=STEPS)
-    update = run.update
+def signalled_run(folder: Path, heard_by: tuple[int, ...]) -> tuple[str, int]:
+    """Some processes hear SIGTERM after their first step; what is said, and how often it is saved."""
+    run, writes = micro.run(folder, steps=STEPS), []
+    update, write = run.update, checkpoint.write
 
     def updated():
         result = update()
-        if dist.rank() == 1 and run.step == 1:
+        if dist.rank() in heard_by and run.step == 1:
             os.kill(os.getpid(), signal.SIGTERM)
         return result
 
     run.update = updated
+    checkpoint.write = lambda *written: writes.append(written) or write(*written)
     try:
         train(run, lambda _: None)
     except Interrupted as stopped:
-        return str(stopped)
-    return "not stopped"
+        return str(stopped), len(writes)
+    finally:
+        checkpoint.write = write
+    return "not stopped", len(writes)
 
 
 class AskedBy:
@@ -160,7 +163,8 @@ def as_rank(rank: int, folder: Path) -> None:
         "accumulated": watch_run(plain_run(folder / "accumulated", accumulate=2)),
         "ibot": watch_run(shared_head_run(folder / "ibot")),
         "poisoned": watch_run(poisoned_run(folder / "poisoned")),
-        "signalled": signalled_run(folder / "signalled"),
+        "signalled": signalled_run(folder / "signalled", (1,)),
+        "both signalled": signalled_run(folder / "both", (0, 1)),
         "probed": probed_run(folder / "probed"),
     }
     torch.save(found, folder / f"found{rank}.pth")
@@ -235,12 +239,14 @@ def test_a_bad_scan_of_one_process_stops_the_step_of_both(found):
         assert all(weight.isfinite().all() for weight in seen["poisoned"]["weights"].values())
 
 
-def test_a_signal_to_one_process_stops_both_after_the_same_step(found):
-    folder, both = found
-    assert [seen["signalled"] for seen in both] == [
-        "stopped at step 1 of 3; the same line with --c continues"
-    ] * 2
-    assert (folder / "signalled" / LATEST).is_file()
+@pytest.mark.parametrize(("kind", "name"), [("signalled", "signalled"), ("both signalled", "both")])
+def test_a_signal_to_one_process_stops_both_after_the_same_step(found, kind, name):
+    """To one or to both, as torchrun passes it on; the first of them saves, once."""
+    folder, (first, second) = found
+    said = "stopped at step 1 of 3; the same line with --c continues"
+    assert first[kind] == (said, 1)
+    assert second[kind] == (said, 0)
+    assert (folder / name / LATEST).is_file()
 
 
 def test_only_the_first_process_writes(found):

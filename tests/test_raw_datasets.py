@@ -69,6 +69,7 @@ def write_dataset(folder: Path, ending: str = ".nii.gz", channels: int = 1, **mo
 
 @pytest.mark.parametrize("name", READERS)
 def test_each_reader_gives_what_fine_tuning_will_read(tmp_path, name):
+    """U12: pretraining saw other axes than fine-tuning."""
     raw = write_dataset(tmp_path / "raw", READERS[name], overwrite_image_reader_writer=name)
     found = find_scans([], [raw])
     reader = recursive_find_reader_writer_by_name(name)()
@@ -103,6 +104,7 @@ def test_a_case_is_what_nnunet_calls_one(tmp_path):
 
 
 def test_files_that_dataset_json_lists_are_found_wherever_they_are(tmp_path, monkeypatch):
+    """T7: `-d` found nothing in such datasets."""
     monkeypatch.setenv("ELSEWHERE", str(tmp_path / "elsewhere"))
     hu = ct_array()
     write_volume(tmp_path / "elsewhere" / "x.nii.gz", hu)

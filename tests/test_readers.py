@@ -70,10 +70,13 @@ def readers() -> list:
 
 @pytest.mark.parametrize("trouble", ["is killed", "cannot hand over"])
 def test_a_reader_that_is_gone_ends_the_run_and_says_what_to_do(trouble):
+    """T2: whatever the reason, nothing waits for what will never come."""
     with pytest.raises(
         batches.ReaderError, match=r"--workers(.|\n)*--shm-size(.|\n)*--c continues"
-    ):
+    ) as gone:
         read(trouble)
+    how = {"is killed": "by SIGKILL, most likely out of memory\n", "cannot hand over": "status 1\n"}
+    assert how[trouble] in str(gone.value)
     assert readers() == []
 
 
@@ -98,6 +101,7 @@ print(len(t.readers()))
 
 
 def test_python_ends_though_a_stream_was_never_left():
+    """T9: a finished run never exited."""
     script = KEPT.format(tests=str(Path(__file__).parent))
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, encoding="utf-8", timeout=120
@@ -107,6 +111,7 @@ def test_python_ends_though_a_stream_was_never_left():
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_run_that_waits_for_data_is_saved_and_ends(tmp_path, monkeypatch, number):
+    """U14: SLURM's SIGUSR1 ended it without a save."""
     monkeypatch.setattr(batches, "PATIENCE", 0.1)
     monkeypatch.setattr(Log, "draw", lambda self: None)
     run = micro.run(tmp_path, workers=1)
@@ -161,6 +166,7 @@ def test_sockets_find_room_when_the_temporary_folder_is_long(tmp_path, monkeypat
 
 
 def test_a_long_folder_without_a_short_one_is_said(tmp_path, monkeypatch):
+    """T3: "AF_UNIX path too long", and no cure."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / ("x" * 100)))
     monkeypatch.setattr(files.os, "access", lambda *_: False)
     with pytest.raises(OSError, match="export TMPDIR="):

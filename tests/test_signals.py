@@ -112,7 +112,7 @@ def test_a_program_that_a_reader_starts_ignores_nothing(monkeypatch):
 
 @pytest.mark.parametrize("ours", [within_a_study, within_the_loop], ids=lambda one: one.__name__)
 def test_a_pool_that_is_forked_under_our_handler_ends(ours, monkeypatch):
-    """As nnU-Net's pools do: terminate() sends SIGTERM and waits for the workers to end by it."""
+    """T10: as nnU-Net's pools do: terminate() sends SIGTERM and waits for the workers to end."""
 
     def act() -> None:
         pool = multiprocessing.get_context("fork").Pool(1)

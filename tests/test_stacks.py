@@ -155,6 +155,7 @@ def test_a_phantom_comes_out_of_tilted_and_uneven_slices_where_it_was(heights, d
 
 
 def test_a_tilted_series_is_read_as_hu_with_a_note(tmp_path):
+    """U10: whole collections of head CT vanished."""
     orientation = np.array(tilted(13.5))
     positions = [(-18.0, -20.0, 2.5 * i) for i in range(16)]
     hu = (

@@ -8,18 +8,19 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from nnssl.data.workers import KILLED, Failed, parallel_map
+from nnssl.data.workers import Failed, parallel_map
 
 
 def work(item: int) -> int:
-    """Doubles; but 3 kills its process as the kernel does for want of memory, and 5 raises."""
-    if item == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
+    """Doubles; but 3 kills its process as the kernel does for want of memory, 4 crashes, 5 raises."""
+    if item in (3, 4):
+        os.kill(os.getpid(), signal.SIGKILL if item == 3 else signal.SIGSEGV)
     if item == 5:
         raise ValueError("five")
     return 2 * item
@@ -27,9 +28,27 @@ def work(item: int) -> int:
 
 def test_a_killed_worker_costs_its_item_alone():
     results = dict(parallel_map(work, list(range(7)), 2, "test"))
-    assert results.pop(3) == Failed(KILLED)
+    assert results.pop(3) == Failed(
+        "its worker was ended by SIGKILL, most likely out of memory; fewer workers (-np) leave more "
+        "memory for each"
+    )
+    assert results.pop(4) == Failed("its worker was ended by SIGSEGV, a crash within a library")
     assert results.pop(5) == Failed("five")
-    assert results == {item: 2 * item for item in (0, 1, 2, 4, 6)}
+    assert results == {item: 2 * item for item in (0, 1, 2, 6)}
+
+
+def test_a_fork_server_that_is_killed_costs_nothing(monkeypatch):
+    """It may be the largest process; starting a worker then ends in an EOFError."""
+    submit, calls = ProcessPoolExecutor.submit, []
+
+    def submitted(*arguments):
+        calls.append(arguments)
+        if len(calls) == 3:  # after the pool's own and the first item's
+            raise EOFError("unexpected EOF")
+        return submit(*arguments)
+
+    monkeypatch.setattr(ProcessPoolExecutor, "submit", submitted)
+    assert dict(parallel_map(abs, [-1, -2, -3], 1, "test")) == {-1: 1, -2: 2, -3: 3}
 
 
 def test_one_process_gives_the_same():

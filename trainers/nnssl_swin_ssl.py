@@ -9,6 +9,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
 from nnssl import finetune
+from nnssl.finetune import resume
 from nnssl.finetune.architecture import INFO, Recipe
 from nnssl.finetune.pretrained_weights import Watch
 from nnssl.trainers.nnssl_default_network import DefaultNetworkTrainer
@@ -72,6 +73,7 @@ class SwinSSLTrainer(DefaultNetworkTrainer):
         return finetune.load(finetune.unwrap(self.network), self.plans_manager.plans, labels)
 
     def load_checkpoint(self, filename_or_checkpoint):
+        filename_or_checkpoint = resume.whole(filename_or_checkpoint, self.print_to_log_file)
         if not self.was_initialized:
             saved = filename_or_checkpoint
             if not isinstance(saved, dict):

@@ -29,6 +29,7 @@ INFORMS = {  # where it is there
     "foreign": dict,
     "start": dict,
     "decoder": dict,
+    "parcels": str,
 }
 PREFIX, DECODER = "encoder.", "decoder."
 HEADS = "heads.seg_layers."  # of a decoder; they belong to one task
@@ -48,9 +49,10 @@ def problem(content: object) -> str | None:
         )
         expected = f"expected {sorted(KEYS)}"
         return f"is not a checkpoint of nnssl_pretrain: it holds {found}, {expected}"
-    if content["format_version"] != FORMAT_VERSION:
+    version = content["format_version"]
+    if not _is_whole(version) or version != FORMAT_VERSION:
         return (
-            f"has format version {content['format_version']!r}, this installation reads "
+            f"has format version {printable(repr(version))}, this installation reads "
             f"{FORMAT_VERSION}; install the version that wrote it, or a newer one"
         )
     header, weights = content["header"], content["network_weights"]

@@ -7,6 +7,8 @@ ITK: x to the left, y to the back.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -46,6 +48,20 @@ def is_permuted(direction: np.ndarray) -> bool:
     sagittally.
     """
     return turns(direction)[:, 0].tolist() != [0, 1, 2]
+
+
+def told(names: Iterable[str]) -> str:
+    """What to say of the orientations of a collection; nothing where there is one."""
+    counts = Counter(name for name in names if name)
+    if len(counts) < 2:
+        return ""
+    listed = ", ".join(f"{name} {number}" for name, number in counts.most_common())
+    return (
+        f"scans are stored in {len(counts)} orientations (directions of x, y and z): {listed}. "
+        "Axes in "
+        f"another order are brought to {UNIFIED}, axes that run the other way stay, as in nnU-Net; "
+        "report.csv names that of each"
+    )
 
 
 def unify(scan: Scan, direction: np.ndarray, origin: np.ndarray | None = None) -> Scan:

@@ -9,7 +9,7 @@ clustered by k-means over all scans. The classes are stored beside the preproces
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -22,7 +22,7 @@ from nnssl.data.crops import PARCELS
 from nnssl.data.plan import Plan
 from nnssl.data.preprocess import store
 from nnssl.data.workers import Failed, parallel_map
-from nnssl.files import inside, read_json, write_json
+from nnssl.files import fingerprint, inside, read_json, write_json
 from nnssl.types import BODY_HU, HUPolicy, Spacing
 
 FORMAT = 1
@@ -51,10 +51,17 @@ class _Work:
 
 
 def make(
-    folder: Path, plan: Plan, classes: int, num_processes: int, say: Callable[[str], None]
+    folder: Path,
+    plan: Plan,
+    classes: int,
+    num_processes: int,
+    say: Callable[[str], None],
+    cases: Sequence[str] | None = None,
 ) -> list[str]:
     """Make the parcels of all preprocessed scans, unless they are there; the ids of the scans that
     have some.
+
+    cases: of a run that goes on; what was made for them stays, whatever scans were added since.
 
     Scans that cannot be registered have none; they are counted, and named in parcels.json.
     Raises ValueError for a number of classes that cannot be, and where fewer than two scans are
@@ -65,8 +72,10 @@ def make(
             f"classes must be from 2 to {MOST_CLASSES}, got {classes}: --set classes=64"
         )
     stored = [case.id for case in plan.cases if inside(folder, f"{case.id}.b2nd").is_file()]
+    if cases:
+        stored = [case for case in stored if case in set(cases)]
     made_for = {"format": FORMAT, "plan": plan.fingerprint, "classes": classes, "stored": stored}
-    if (ready := _ready(folder, made_for)) is not None:
+    if (ready := _ready(folder, made_for, cases)) is not None:
         return ready
     work = _Work(folder, plan.hu, plan.spacing)
     shapes = [tuple(read_json(inside(folder, f"{case}.json"))["shape"]) for case in stored]
@@ -107,6 +116,15 @@ def cases(folder: Path, plan: Plan) -> list[str]:
     """The ids of the plan's scans that have parcels. Raises OSError where none were made."""
     made = set(read_json(inside(folder, NOTE))["cases"])
     return [case.id for case in plan.cases if case.id in made]
+
+
+def identity(folder: Path) -> str:
+    """What a run must find again to go on: of parcels made otherwise the numbers mean other places.
+    Raises OSError where none were made.
+    """
+    note = read_json(inside(folder, NOTE))
+    which = fingerprint([note["template"], note["centres"]])
+    return f"{note['classes']} classes of {len(note['cases'])} scans ({which})"
 
 
 def features(voxels: np.ndarray, spacing: Spacing) -> np.ndarray:
@@ -183,17 +201,19 @@ def _results(function: Callable, items: list, num_processes: int, title: str) ->
         return dict(done)
 
 
-def _ready(folder: Path, made_for: dict) -> list[str] | None:
+def _ready(folder: Path, made_for: dict, cases: Sequence[str] | None) -> list[str] | None:
     """The scans that have parcels, where these were made for the same scans, plan and number of
-    classes.
+    classes; of a run that goes on with `cases`, where all of them have some.
     """
     try:
         note = read_json(inside(folder, NOTE))
     except (OSError, ValueError):
         return None
-    if not isinstance(note, dict) or any(
-        note.get(name) != value for name, value in made_for.items()
-    ):
+    if not isinstance(note, dict):
+        return None
+    same = {name for name, value in made_for.items() if note.get(name) == value}
+    enough = cases and set(cases) <= set(note.get("cases", ()))
+    if made_for.keys() - same - ({"stored"} if enough else set()):
         return None
     there = all(inside(folder, case + PARCELS).is_file() for case in note["cases"])
     return note["cases"] if there else None

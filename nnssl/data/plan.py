@@ -52,6 +52,7 @@ class Plan:
     cases: tuple[Case, ...]
     format_version: int = FORMAT_VERSION
     added: int = 0  # of the cases, at their end, that came after the plan was made
+    pattern: tuple[str, ...] = ()  # of the files that are scans (`patterns`)
     fingerprint: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
@@ -83,11 +84,11 @@ class Plan:
         return float(self.hu.normalise(np.float32(self.hu.low))) if self.hu is not None else 0.0
 
     def _content(self) -> dict:
-        """Without the cases that were added."""
+        """What decides about what is stored: without the cases that were added, and the pattern."""
         content = {field.name: getattr(self, field.name) for field in fields(self)}
         content["cases"] = [asdict(case) for case in self.cases[: len(self.cases) - self.added]]
         content["hu"] = self.hu and self.hu.to_dict()
-        del content["fingerprint"], content["added"]
+        del content["fingerprint"], content["added"], content["pattern"]
         return content
 
     def with_added(self, cases: Sequence[Case]) -> Plan:
@@ -100,6 +101,7 @@ class Plan:
             {
                 **self._content(),
                 **({"added": added} if added else {}),
+                **({"pattern": list(self.pattern)} if self.pattern else {}),
                 "fingerprint": self.fingerprint,
             },
         )
@@ -107,7 +109,17 @@ class Plan:
     @classmethod
     def load(cls, path: Path | str) -> Plan:
         """Raises ValueError for a file of another version, or one that was changed by hand."""
-        content = read_json(path)
+        try:
+            return cls._of(path, read_json(path))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{path} is not a plan, or a damaged one ({type(error).__name__}: {error}); put an "
+                "older copy back, or "
+                "delete it: with the same -i or -d it is made again"
+            ) from error
+
+    @classmethod
+    def _of(cls, path: Path | str, content: dict) -> Plan:
         version = content.get("format_version")
         if version != FORMAT_VERSION:
             raise ValueError(
@@ -124,6 +136,7 @@ class Plan:
                 for case in [*content["cases"], *content.get("added", [])]
             ),
             added=len(content.get("added", [])),
+            pattern=tuple(content.get("pattern", [])),
         )
         if plan.fingerprint != content["fingerprint"]:
             raise ValueError(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from nnssl.data import orientation, patterns
 from nnssl.data.moved import moved_cases
 from nnssl.data.plan import Plan, case_of, make_plan
 from nnssl.data.preprocess import preprocess
@@ -30,6 +33,7 @@ def prepare(
     clip: tuple[float, float] | None = None,
     in_hu: bool = True,
     update: bool = False,
+    pattern: Sequence[str] = (),
     say: Callable[[str], None] = print,
     channels: Sequence[int] | None = (0,),
 ) -> Plan:
@@ -41,18 +45,38 @@ def prepare(
     are taken in, preprocessed as the plan says. Scans are known by their path, or by their path
     below `sources` where these lie elsewhere now. A ValueError says what is asked for otherwise
     than planned, or that no scan is of the plan. Without any source the plan that is there is
-    completed. Without `in_hu` the scans are not CT: nothing is asked of their values, and each is
-    normalised by its own mean and std. Raises ValueError when there is no usable scan.
+    completed. `pattern` says which files of `sources` are scans (`patterns`); the plan keeps it,
+    and another one is taken with `update` alone. Without `in_hu` the scans are not CT: nothing is
+    asked of their values, and each is normalised by its own mean and std. Raises ValueError when
+    there is no usable scan.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    if (folder / "plan.json").exists() and not os.access(folder, os.W_OK) and not update:
+        say(
+            f"{folder} may only be read: its plan and what is preprocessed there are taken as they "
+            "are"
+        )
+        plan = _existing(folder)
+        _check_options(plan, (spacing, crop, clip), in_hu, patterns.check(pattern), folder)
+        return plan
     sweep(folder, older=STALE)
     moved: dict[str, str] = {}
     if sources or nnunet_datasets:
         how = (num_processes, part_id, num_parts)
         overrides = (spacing, crop, clip)
         plan, moved = _planned(
-            name, folder, sources, nnunet_datasets, overrides, how, in_hu, update, say, channels
+            name,
+            folder,
+            sources,
+            nnunet_datasets,
+            overrides,
+            how,
+            in_hu,
+            update,
+            pattern,
+            channels,
+            say,
         )
     elif update:
         raise ValueError(
@@ -78,14 +102,17 @@ def _say_failed(failed: dict[str, str], plan: Plan) -> None:
 
 
 def _planned(
-    name, folder, sources, datasets, overrides, how, in_hu, update, say, channels
+    name, folder, sources, datasets, overrides, how, in_hu, update, pattern, channels, say
 ) -> tuple[Plan, dict[str, str]]:
     """The plan, and where those of its scans are now that have moved."""
-    scans, path = find_scans(sources, datasets, channels), folder / "plan.json"
+    path, pattern = folder / "plan.json", patterns.check(pattern)
     old, moved = None, {}
     if path.exists():
         old = Plan.load(path)
-        _check_options(old, overrides, in_hu, folder)
+        _check_options(old, overrides, in_hu, () if update else pattern, folder)
+        pattern = pattern or old.pattern
+    scans = find_scans(sources, datasets, channels, pattern)
+    if old is not None:
         for case, now in moved_cases(old, scans, [*sources, *datasets]):
             if adopt(Found(case.source, case.series), now, folder):
                 moved[case.source] = now.path
@@ -93,10 +120,13 @@ def _planned(
     kept = [line for line in lines if line.kept]
     if not kept:
         raise nothing_usable(lines, [*sources, *datasets])
+    if mixed := orientation.told(line.orientation for line in kept):
+        say(mixed)
     if old is None:
         plan = make_plan(name, kept, body_histograms(kept, folder) if in_hu else None, *overrides)
     else:
         plan = _kept_plan(old, kept, moved, folder, update, say)
+    plan = replace(plan, pattern=pattern)
     if plan != old:
         plan.save(path)
     return plan, moved
@@ -150,7 +180,7 @@ def _kept_plan(
     return old.with_added([case_of(line) for line in new]) if update and new else old
 
 
-def _check_options(old: Plan, overrides: tuple, in_hu: bool, folder: Path) -> None:
+def _check_options(old: Plan, overrides: tuple, in_hu: bool, pattern: tuple, folder: Path) -> None:
     """Raise ValueError where what is asked for by name is not what the plan has."""
     spacing, crop, clip = overrides
     has = {
@@ -164,6 +194,9 @@ def _check_options(old: Plan, overrides: tuple, in_hu: bool, folder: Path) -> No
         for word, value in asked.items()
         if value is not None and has[word] != tuple(map(float, value))
     ]
+    if pattern and pattern != old.pattern:
+        has_one = f"--pattern {' '.join(old.pattern)}" if old.pattern else "no --pattern"
+        differences.append(f"{has_one}, asked for {' '.join(pattern)} (--update changes it)")
     if in_hu != (old.hu is not None):
         differences.append("scans in HU" if old.hu else "scans that are not in HU (--no-hu)")
     if differences:

@@ -8,6 +8,7 @@ case is done.
 from __future__ import annotations
 
 import base64
+import math
 import zlib
 from collections.abc import Mapping
 from contextlib import closing
@@ -73,12 +74,17 @@ def _without_cases(plan: Plan) -> Plan:
 
 
 def is_done(case_id: str, fingerprint: str, folder: Path) -> bool:
-    """True when the case is stored whole. Raises ValueError when it is stored by another plan."""
+    """True when the case is stored whole. Raises ValueError when it is stored by another plan.
+
+    A note that is damaged, or of another form, counts as none: the case is stored again.
+    """
     note, array = inside(folder, f"{case_id}.json"), inside(folder, f"{case_id}.b2nd")
     try:
         properties = read_json(note)
         size = array.stat().st_size
     except (FileNotFoundError, ValueError):
+        return False
+    if not _is_note(properties):
         return False
     if properties["fingerprint"] != fingerprint:
         raise ValueError(
@@ -87,6 +93,16 @@ def is_done(case_id: str, fingerprint: str, folder: Path) -> bool:
             f"plans are not mixed: delete {folder}, or choose another name"
         )
     return properties["bytes"] == size
+
+
+def _is_note(properties: object) -> bool:
+    try:
+        blocks = [-(-size // properties["body_block"]) for size in properties["shape"]]
+        body = zlib.decompress(base64.b64decode(properties["body"]))
+        numbers = len(blocks) == 3 and len(body) == math.prod(blocks)
+        return numbers and properties.keys() >= {"fingerprint", "bytes", "spacing"}
+    except (KeyError, TypeError, AttributeError, ValueError, ZeroDivisionError, zlib.error):
+        return False
 
 
 def preprocess_case(case: Case, plan: Plan, fingerprint: str, folder: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nnssl.data import patterns
 from nnssl.data.dicom import (
     DICOM_ENDINGS,
     check_files,
@@ -57,6 +58,7 @@ def find_scans(
     folders: Sequence[Path | str],
     nnunet_dataset: Sequence[Path | str] | None = None,
     channels: Sequence[int] | None = (0,),
+    wanted: Sequence[str] = (),
 ) -> list[Found]:
     """Volume files and folders with DICOM files below `folders`, and `channels` of nnU-Net raw
     datasets (None: all), each a scan by itself; sorted.
@@ -65,9 +67,13 @@ def find_scans(
     is what is no file: pipes, sockets, devices. Links that lead nowhere, folders that cannot be
     listed and files named as labels are found as such, a line for each folder. A file that is given
     itself is read whatever its name. A given folder that is absent is an error.
+
+    wanted: patterns of paths below a folder (`patterns`); a DICOM folder is found where one of its
+    files matches. What matches is read whatever its name. ValueError where nothing of a folder
+    does.
     """
     seen: set = set()
-    found = [scan for folder in folders for scan in _below(_existing(folder), seen)]
+    found = [scan for folder in folders for scan in _wanted_below(_existing(folder), seen, wanted)]
     for dataset in nnunet_dataset or ():
         found += _of_dataset(_existing(dataset), channels)
     return sorted(set(found))
@@ -80,8 +86,17 @@ def _existing(folder: Path | str) -> Path:
     return path
 
 
-def _below(top: Path, seen: set) -> Iterator[Found]:
-    """Everything at any depth below `top`; `top` may be a file as well."""
+def _wanted_below(top: Path, seen: set, wanted: Sequence[str]) -> list[Found]:
+    before = set(seen)
+    found = list(_below(top, seen, wanted))
+    if wanted and not any(scan.series != CLOSED for scan in found):
+        others = _below(top, before, ())
+        raise patterns.nothing(top, wanted, (o.path for o in others if o.series not in NOT_READ))
+    return found
+
+
+def _below(top: Path, seen: set, wanted: Sequence[str]) -> Iterator[Found]:
+    """Everything at any depth below `top` that is wanted; `top` may be a file as well."""
     if top.is_file():
         yield from _in_folder(top.parent, [top.name], seen)
         return
@@ -91,12 +106,14 @@ def _below(top: Path, seen: set) -> Iterator[Found]:
     ):
         subfolders[:] = sorted(n for n in subfolders if not n.startswith(".") and n != "__MACOSX")
         if _first_time(folder, seen):
-            labels = set(_labels(folder))
+            labels = set() if wanted else set(_labels(folder))
             others = sorted(n for n in names if not n.startswith(".") and n not in labels)
+            below = Path(folder).relative_to(top)
+            others = [n for n in others if patterns.matches((below / n).as_posix(), wanted)]
             yield from _in_folder(Path(folder), others, seen)
             if labels:
                 yield Found(folder, LABELS)
-            if _lost(folder):
+            if any(patterns.matches((below / n).as_posix(), wanted) for n in _lost(folder)):
                 yield Found(folder, LOST)
         else:
             subfolders.clear()

@@ -207,13 +207,14 @@ def adopt(before: Found, now: Found, folder: Path | str) -> bool:
     folder = Path(folder)
     try:
         kept = read_json(_place(before, folder))
-    except (FileNotFoundError, ValueError):
+        size_and_time = list(kept["signature"][-2:])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return not Path(before.path).exists()
     if not now.series:
         status = Path(now.path).stat()
         is_same = [status.st_size, status.st_mtime_ns]
         known = 2 if Path(before.path).exists() else 1
-        if kept["signature"][-2:][:known] != is_same[:known]:
+        if size_and_time[:known] != is_same[:known]:
             return False
     if not _place(now, folder).exists():
         write_json(
@@ -224,15 +225,14 @@ def adopt(before: Found, now: Found, folder: Path | str) -> bool:
 
 
 def _known(scan: Found, signature: list, folder: Path) -> ScanReport | None:
-    """The answer of an earlier look, unless the scan has changed since."""
+    """The answer of an earlier look, unless the scan has changed since, or the answer is damaged."""
     try:
         kept = read_json(_place(scan, folder))
-    except (FileNotFoundError, ValueError):
+        line = {**kept["line"], "histogram": ""}
+        known = ScanReport(**{k: tuple(v) if isinstance(v, list) else v for k, v in line.items()})
+        return known if kept["signature"] == signature else None
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
-    if kept["signature"] != signature:
-        return None
-    line = {**kept["line"], "histogram": ""}
-    return ScanReport(**{k: tuple(v) if isinstance(v, list) else v for k, v in line.items()})
 
 
 def write_report(lines: Sequence[ScanReport], folder: Path | str, in_hu: bool = True) -> None:

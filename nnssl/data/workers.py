@@ -16,9 +16,9 @@ from tqdm import tqdm
 
 from nnssl import files, signals
 
-KILLED = (
-    "the worker was killed, most likely for memory; fewer workers (-np) leave more memory for each"
-)
+FEWER = "fewer workers (-np) leave more memory for each"
+NOT_STARTED = (EOFError, ConnectionError)  # what starting says when the fork server was killed
+OUT_OF_MEMORY = f"out of memory; {FEWER}"
 
 HEAVY = [
     "SimpleITK",
@@ -100,7 +100,7 @@ def _until_broken(
                 # raises when the pool is broken, and the item is still in `running`
                 result = _result(future)
                 yield running.pop(future), result
-    except BrokenProcessPool:
+    except (BrokenProcessPool, *NOT_STARTED):
         suspects.extend(running.values())
     except BaseException:  # we are asked to stop: what is in hand is not worth waiting for
         _kill(pool)
@@ -112,10 +112,13 @@ def _until_broken(
 def _alone(function: Callable, item: Any) -> Iterator[tuple[Any, Any]]:
     """A suspect gets a process of its own: if that one dies as well, the item is to blame."""
     pool = _pool(1)
+    (worker,) = pool._processes.values()
     try:
         yield item, _result(pool.submit(function, item))
     except BrokenProcessPool:
-        yield item, Failed(KILLED)
+        pool.shutdown(wait=True, cancel_futures=True)  # its thread learns how the worker ended
+        cure = f"; {FEWER}" if worker.exitcode == -signal.SIGKILL else ""
+        yield item, Failed(f"its worker {signals.how_ended(worker.exitcode)}{cure}")
     except BaseException:
         _kill(pool)
         raise
@@ -134,7 +137,7 @@ def _result(future: Future) -> Any:
 
 def _failed(error: Exception) -> Failed:
     if isinstance(error, MemoryError):
-        return Failed(KILLED)
+        return Failed(OUT_OF_MEMORY)
     return Failed(
         " ".join(str(error).split()) or type(error).__name__, isinstance(error, files.NoRoomError)
     )
@@ -150,7 +153,7 @@ def _pool(num_processes: int) -> ProcessPoolExecutor:
     pool = ProcessPoolExecutor(num_processes, mp_context=_context(), initializer=_start_worker)
     try:
         pool.submit(_nothing).result()  # so that a start that fails is not blamed on an item
-    except BrokenProcessPool as error:
+    except (BrokenProcessPool, *NOT_STARTED) as error:
         pool.shutdown(cancel_futures=True)
         raise RuntimeError(
             "worker processes cannot start; a script that calls this must do so under "

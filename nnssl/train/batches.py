@@ -114,7 +114,9 @@ def reading(
         with signals.handled(_deaf, CHILD):
             ended = readers and wait([reader.sentinel for reader in readers], TO_SEE)
         if ended or _is_readers(error):
-            raise ReaderError(f"{str(error) or type(error).__name__}\n{WHEN_GONE}") from error
+            gone = [signals.how_ended(reader.exitcode) for reader in readers if reader.exitcode]
+            said = [str(error) or type(error).__name__, *(f"A reader {how}" for how in gone)]
+            raise ReaderError("\n".join([*said, WHEN_GONE])) from error
         raise
     finally:
         if readers:

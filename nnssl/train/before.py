@@ -28,6 +28,12 @@ class Before:
     method_config: dict | None = None
 
 
+def of(folder: Path, resume: bool, data: Path, plan: Plan, say: Callable[[str], None]) -> Before:
+    """The run in `folder` that goes on, or nothing; ValueError as `require_free`."""
+    require_free(folder, resume)
+    return read(folder, data, plan, say) if resume else Before()
+
+
 def read(folder: Path, data: Path, plan: Plan, say: Callable[[str], None]) -> Before:
     """Of checkpoint_latest.pth in `folder`, nothing where there is none. `data` holds the
     preprocessed scans.

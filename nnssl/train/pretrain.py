@@ -74,6 +74,7 @@ class Options:
     probe_every: int | None = None
     only_prepare: bool = False
     update: bool = False
+    pattern: Sequence[str] = ()
 
 
 def pretrain(options: Options, say: Callable[[str], None] = print) -> Path | None:
@@ -101,9 +102,11 @@ def _pretrain(options: Options, say: Callable[[str], None], held: ExitStack) -> 
         plan = processes.rank_zero_first(lambda: _prepare(options, name, folder, speak))
         if options.only_prepare:
             return None
-        processes.rank_zero_first(lambda: _take(results_folder(options, plan), held))
-        processes.rank_zero_first(lambda: _make_parcels(options, plan, folder, speak))
-        run = build(options, plan, folder, device, speak)
+        results = results_folder(options, plan)
+        processes.rank_zero_first(lambda: _take(results, held))
+        earlier = before.of(results, options.resume, folder, plan, speak)
+        processes.rank_zero_first(lambda: _make_parcels(options, plan, folder, earlier, speak))
+        run = build(options, plan, folder, device, earlier, speak)
         train(run, speak)
         speak(
             f"finished: {run.folder / FINAL}\nlook at it with: nnssl_inspect {run.folder / FINAL}"
@@ -113,18 +116,12 @@ def _pretrain(options: Options, say: Callable[[str], None], held: ExitStack) -> 
         processes.destroy_process_group()
 
 
-def build(options: Options, plan: Plan, data: Path, device: torch.device, say: Callable) -> Run:
-    """The run that `options` describe, resumed where asked for."""
+def build(options: Options, plan: Plan, data: Path, device: torch.device, earlier, say) -> Run:
+    """The run that `options` describe, resumed where asked for; `earlier` is what it was."""
     dims, kind, folder = dimensions(options), _method(options.method), results_folder(options, plan)
-    before.require_free(folder, options.resume)
-    bf16 = (
-        device.type == "cuda"
-        and not options.fp32
-        and torch.cuda.is_bf16_supported(including_emulation=False)
-    )
-    earlier = before.read(folder, data, plan, say) if options.resume else before.Before()
+    bf16 = _computes_bf16(device) and not options.fp32
     crop = options.crop or earlier.crop or configure.fitting_crop(kind, plan.crop[-dims:])
-    from_parcels = kind.Config.parse(options.settings).parcel_classes > 0
+    from_parcels = _parcel_classes(options, earlier) > 0
     cases = earlier.cases or (parcels.cases(data, plan) if from_parcels else None)
     crops = Crops(data, plan, kind.region(crop), options.seed, cases, parcels=from_parcels)
 
@@ -180,6 +177,7 @@ def build(options: Options, plan: Plan, data: Path, device: torch.device, say: C
         "versions": {"nnssl": nnssl.__version__, "torch": torch.__version__},
         "device": {"name": processes.device_name(device), "processes": dist.world_size()},
         "created": time.strftime("%Y-%m-%d"),
+        **({"parcels": parcels.identity(data)} if from_parcels else {}),
         **started,
     }
     probe = _probe(options, data, crop, config.steps)
@@ -202,6 +200,11 @@ def build(options: Options, plan: Plan, data: Path, device: torch.device, say: C
     return run
 
 
+def _computes_bf16(device: torch.device) -> bool:
+    """Older GPUs emulate it, slowly, and PyTorch then calls it supported."""
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 def _take(folder: Path, held: ExitStack) -> None:
     """Lock the results for this run, and remove what a killed one left half written."""
     if dist.is_main():
@@ -211,7 +214,7 @@ def _take(folder: Path, held: ExitStack) -> None:
 
 
 def _stop(*_: object) -> None:
-    raise signals.Interrupted("stopped before the training; the same line goes on where it was")
+    raise signals.Interrupted("stopped; the same line with --c goes on where it was")
 
 
 def _probe(options: Options, data: Path, crop: Shape, steps: int) -> Probe | None:
@@ -245,6 +248,7 @@ def _prepare(options: Options, name: str, folder: Path, say: Callable) -> Plan:
         part_id=options.part_id,
         num_parts=options.num_parts,
         update=options.update,
+        pattern=options.pattern,
         say=say,
         channels=options.channels,
     )
@@ -256,10 +260,19 @@ def _prepare(options: Options, name: str, folder: Path, say: Callable) -> Plan:
     return plan
 
 
-def _make_parcels(options: Options, plan: Plan, folder: Path, say: Callable) -> None:
-    classes = _method(options.method).Config.parse(options.settings).parcel_classes
-    if classes:
-        parcels.make(folder, plan, classes, options.num_processes, say)
+def _make_parcels(
+    options: Options, plan: Plan, folder: Path, earlier: before.Before, say: Callable
+) -> None:
+    """A run that goes on keeps its number of classes, and the parcels of its own scans."""
+    if classes := _parcel_classes(options, earlier):
+        parcels.make(folder, plan, classes, options.num_processes, say, earlier.cases)
+
+
+def _parcel_classes(options: Options, earlier: before.Before) -> int:
+    config = _method(options.method).Config
+    stored = earlier.method_config
+    chosen = config.stored(stored) if stored else config.parse(options.settings)
+    return chosen.parcel_classes
 
 
 def _in_hu(options: Options, datasets: Sequence[Path]) -> bool:

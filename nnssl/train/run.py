@@ -294,10 +294,13 @@ def _require_same_run(saved: dict, now: dict, folder: Path) -> None:
         run = {name: value for name, value in header["run"].items() if name not in free}
         return {**run, **header["method_config"], "method": header["method"], "crop": header["crop"],
                 "preset": header["preset"], "plan": header["plan"]["fingerprint"],
-                "cases": header["plan"]["cases"], "start": header.get("start", {}).get("sha256")}  # fmt: skip
+                "cases": header["plan"]["cases"], "parcels": header.get("parcels"),
+                "start": header.get("start", {}).get("sha256")}  # fmt: skip
 
     # a file knows lists, not tuples
     before, after = fixed(saved), fixed(json.loads(json.dumps(now)))
+    if before["parcels"] is None:  # of an earlier version, which did not note them
+        del after["parcels"]
     changed = [
         f"{name}: was {before.get(name)}, now {after[name]}"
         for name in after

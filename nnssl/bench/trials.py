@@ -1,0 +1,271 @@
+"""Whole runs of nnssl_pretrain as processes of their own, to be disturbed: start, watch, compare.
+
+Each is forked from this process, which has imported all libraries already, and then does what
+`python -m nnssl pretrain ...` does: a start costs a second instead of ten. Pictures, which would
+take four fifths of so short a run, are not drawn.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import importlib
+import io
+import json
+import locale
+import os
+import random
+import runpy
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from nnssl.types import FINAL
+
+VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+LONGEST = 600.0  # seconds after which a run counts as one that waits for ever
+TO_END = 60.0  # seconds that the helpers of a killed run may take to end
+LANGUAGES = ("C", "POSIX", "C.UTF-8", "de_DE.UTF-8", "fr_FR.UTF-8", "tr_TR.UTF-8", "ja_JP.UTF-8")
+STEPS = 6
+LINE = [
+    "-m", "simmim", "--name", "made", "-a", "tiny", "-device", "cpu", "--crop", "32", "32",
+    "--batch-size", "2", "--steps", str(STEPS), "--save-every", "2", "--log-every", "1",
+    "--workers", "1", "--c",
+]  # fmt: skip
+LIBRARIES = (
+    "torch",
+    "SimpleITK",
+    "blosc2",
+    "matplotlib.pyplot",
+    "nnunetv2.preprocessing.cropping.cropping",
+    "nnunetv2.preprocessing.resampling.default_resampling",
+    "nnunetv2.training.dataloading.nnunet_dataset",
+    "nnssl.train.pretrain",
+    "nnssl.cli",
+)
+
+
+class Lost(AssertionError):
+    """A fault was not survived."""
+
+
+def import_libraries() -> None:
+    """What a run needs, with one thread: forked from a process with many of them it may hang."""
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[name] = "1"
+    os.environ.setdefault("MPLBACKEND", "Agg")
+    for name in LIBRARIES:
+        importlib.import_module(name)
+    importlib.import_module("torch").set_num_threads(1)
+    importlib.import_module("nnssl.train.log").Log.draw = lambda self: None
+
+
+@dataclass
+class Trial:
+    """nnU-Net's folders below `folder`, and the same line typed there again and again.
+
+    raw: the folder of scans.
+    """
+
+    folder: Path
+    raw: Path
+
+    def __post_init__(self) -> None:
+        self.make_folders()
+
+    def make_folders(self) -> None:
+        for name in VARIABLES:
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
+
+    @property
+    def data(self) -> Path:
+        return self.folder / "nnUNet_preprocessed"
+
+    @property
+    def results(self) -> Path:
+        return self.folder / "nnUNet_results" / "nnssl" / "made" / "simmim__tiny_2d"
+
+    @property
+    def log(self) -> Path:
+        """What runs print; not in `folder`, whose disk may be full."""
+        return self.folder.with_name(f"{self.folder.name}.txt")
+
+    def start(
+        self, *more: object, prelude: Callable[[], object] = lambda: None, log: Path | None = None
+    ) -> int:
+        """The process of a new run, leader of its own group; `prelude` is what it does first."""
+        line = [*LINE, "-i", self.raw, *(more if "-np" in more else ("-np", 0, *more))]
+        child = os.fork()
+        if child == 0:
+            _as_command([str(word) for word in line], self.folder, log or self.log, prelude)
+        return child
+
+    def wait(self, run: int) -> int:
+        """Its status; minus the signal that ended it. Raises Lost where it does not end."""
+        deadline = time.monotonic() + LONGEST
+        while time.monotonic() < deadline:
+            pid, status = os.waitpid(run, os.WNOHANG)
+            if pid:
+                self._require_alone(run)
+                if "Traceback (most recent call last)" in self.said():
+                    raise Lost(f"a traceback was printed: {self.said()[-1500:]}")
+                return os.waitstatus_to_exitcode(status)
+            time.sleep(0.03)
+        os.killpg(run, signal.SIGKILL)
+        os.waitpid(run, 0)
+        raise Lost(f"a run did not end within {LONGEST:.0f} s: {self.said()[-500:]}")
+
+    def finish(self, *more: object, prelude: Callable[[], object] = lambda: None) -> None:
+        """The line typed once more, undisturbed, must end well."""
+        status = self.wait(self.start(*more, prelude=prelude))
+        if status:
+            raise Lost(f"the same line ended with {status}: {self.said()[-500:]}")
+
+    def said(self) -> str:
+        """What the last run has printed."""
+        return self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
+
+    def rows(self) -> list[dict]:
+        """The log; a last line may be cut short."""
+        try:
+            lines = (self.results / "log.jsonl").read_text(encoding="utf-8").splitlines()
+        except OSError:
+            return []
+        rows = []
+        for line in lines:
+            with contextlib.suppress(json.JSONDecodeError):
+                rows.append(json.loads(line))
+        return rows
+
+    def until(self, run: int, holds: Callable[[], object]) -> None:
+        """Wait until something holds, or the run has ended."""
+        deadline = time.monotonic() + LONGEST
+        while not holds() and time.monotonic() < deadline and _state(run) not in ("Z", ""):
+            time.sleep(0.03)
+
+    def sleep(self, run: int, chance: random.Random, seconds: float) -> None:
+        """Until a random moment of a run that takes some `seconds`: in any step left, or before."""
+        steps = chance.randrange(len(self.rows()), STEPS + 1)
+        if steps:
+            self.until(run, lambda: len(self.rows()) >= steps)
+        time.sleep(chance.uniform(0, seconds / STEPS if steps else seconds / 2))
+
+    def _require_alone(self, run: int) -> None:
+        """What the run started must end as well. Raises Lost."""
+        deadline = time.monotonic() + TO_END
+        while left := [pid for pid, group, _ in processes() if group == run]:
+            if time.monotonic() > deadline:
+                os.killpg(run, signal.SIGKILL)
+                raise Lost(f"{len(left)} processes outlived their run by {TO_END:.0f} s")
+            time.sleep(0.1)
+
+
+def _as_command(words: list[str], folder: Path, log: Path, prelude: Callable[[], object]) -> None:
+    """Become `python -m nnssl pretrain ...`; does not return."""
+    status = 1
+    try:
+        os.setsid()
+        with log.open("wb") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        for name in VARIABLES:
+            os.environ[name] = str(folder / name)
+        sys.argv = ["nnssl", "pretrain", *words]
+        prelude()
+        try:
+            runpy.run_module("nnssl", run_name="__main__")
+        except SystemExit as ended:
+            status = ended.code or 0
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        with contextlib.suppress(BaseException):
+            threading._shutdown()
+            atexit._run_exitfuncs()
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(status)
+
+
+def set_clock(away: float, pace: float) -> None:
+    """Let Python's clock be `away` seconds off, and run `pace` times as fast."""
+    real, began = time.time, time.time()
+    time.time = lambda: began + away + pace * (real() - began)
+
+
+def set_language(chance: random.Random) -> None:
+    """Another locale, time zone, and encoding of what is printed."""
+    for name in chance.sample(LANGUAGES, len(LANGUAGES)):
+        with contextlib.suppress(locale.Error):
+            locale.setlocale(locale.LC_ALL, name)
+            os.environ["LC_ALL"] = os.environ["LANG"] = name
+            break
+    os.environ["TZ"] = chance.choice(["UTC", "Asia/Kathmandu", "America/St_Johns", "nowhere"])
+    time.tzset()
+    if "UTF-8" not in name:  # Python's own choice for such a terminal
+        sys.stdout = io.TextIOWrapper(sys.stdout.buffer, "ascii", "strict", line_buffering=True)
+        sys.stderr = io.TextIOWrapper(sys.stderr.buffer, "ascii", "backslashreplace")
+
+
+def processes() -> Iterator[tuple[int, int, int]]:
+    """Process, its group and its parent, of all that live; nothing where there is no /proc."""
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            words = path.read_text(errors="replace").rpartition(")")[2].split()
+            if words[0] not in "ZX":
+                yield int(path.parent.name), int(words[2]), int(words[1])
+
+
+def children(run: int) -> list[int]:
+    return [pid for pid, _, parent in processes() if parent == run]
+
+
+def grandchildren(run: int) -> list[int]:
+    return [pid for child in children(run) for pid in children(child)]
+
+
+def _state(run: int) -> str:
+    """Of a process in /proc: Z for one that has ended and was not waited for."""
+    try:
+        return Path(f"/proc/{run}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return ""
+
+
+def outcome(trial: Trial) -> dict:
+    """Weights, optimiser and losses of a finished run, and nothing that a clock has made."""
+    import torch
+
+    latest = torch.load(trial.results / "checkpoint_latest.pth", weights_only=True)
+    final = torch.load(trial.results / FINAL, weights_only=True)
+    losses = [(row["step"], row["total"], row["grad_norm"]) for row in trial.rows()]
+    return {
+        "final": final["network_weights"],
+        "latest": latest["network_weights"],
+        "state": latest["training_state"],
+        "losses": losses,
+    }
+
+
+def require_equal(ours: object, theirs: object, where: str = "") -> None:
+    """Bit for bit. Raises Lost, which names the place of the first difference."""
+    import torch
+
+    if isinstance(ours, torch.Tensor) and isinstance(theirs, torch.Tensor):
+        same = torch.equal(ours, theirs)
+    elif isinstance(ours, dict) and isinstance(theirs, dict) and ours.keys() == theirs.keys():
+        for name in ours:
+            require_equal(ours[name], theirs[name], f"{where}.{name}")
+        same = True
+    elif isinstance(ours, (list, tuple)) and len(ours) == len(theirs):
+        for number, pair in enumerate(zip(ours, theirs, strict=True)):
+            require_equal(*pair, f"{where}[{number}]")
+        same = True
+    else:
+        same = ours == theirs
+    if not same:
+        raise Lost(f"{where[1:]} differs from the run that nothing had disturbed")

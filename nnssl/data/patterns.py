@@ -1,0 +1,52 @@
+"""Which files of a folder are its scans, where a pattern says so: `*/ct.nii.gz`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+from itertools import islice
+from pathlib import Path, PurePosixPath
+
+EXAMPLES = 3
+
+
+def check(patterns: Sequence[str]) -> tuple[str, ...]:
+    """`patterns` as they are kept. Raises ValueError for one that cannot match within a folder."""
+    for pattern in patterns:
+        parts = PurePosixPath(pattern).parts
+        if not parts or parts[0] == "/" or ".." in parts:
+            raise ValueError(
+                f"--pattern {pattern!r} is not a path within the folder of -i: write it from there "
+                "on, "
+                "such as --pattern '*/ct.nii.gz' (* within a name, ** for any number of folders)"
+            )
+    return tuple(sorted(set(patterns)))
+
+
+def matches(path: str, patterns: Sequence[str]) -> bool:
+    """Whether a path relative to the folder matches one of `patterns`, or there is none."""
+    parts = path.split("/")
+    return not patterns or any(_match(parts, pattern.split("/")) for pattern in patterns)
+
+
+def _match(path: Sequence[str], pattern: Sequence[str]) -> bool:
+    if not pattern:
+        return not path
+    if pattern[0] == "**":
+        return any(_match(path[first:], pattern[1:]) for first in range(len(path) + 1))
+    return bool(path) and fnmatchcase(path[0], pattern[0]) and _match(path[1:], pattern[1:])
+
+
+def nothing(folder: Path, patterns: Sequence[str], there: Iterable[str]) -> ValueError:
+    """The error where nothing in `folder` matches; `there`: paths of what could be scans."""
+    there = sorted(
+        str(Path(path).relative_to(folder)) for path in there if Path(path).is_relative_to(folder)
+    )
+    found = ", ".join(islice(there, EXAMPLES)) + (", ..." if len(there) > EXAMPLES else "")
+    asked = " ".join(map(repr, patterns))
+    cure = "Write it from that folder on (* within a name, ** for any number of folders)"
+    return ValueError(
+        f"nothing in {folder} matches --pattern {asked}; "
+        + (f"there are {len(there)} files or DICOM folders: {found}" if there else "it has no scan")
+        + f". {cure}, or leave --pattern out"
+    )

@@ -1,0 +1,32 @@
+"""Fine-tuning checkpoints that a kill or a full disk has cut short: nnU-Net writes them in place."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+BEST = "checkpoint_best.pth"
+
+
+def whole(checkpoint: object, say: Callable[[str], object]) -> object:
+    """What to load in the place of `checkpoint`, a path or its content: itself, or the best one of
+    its folder where it is cut short, which is said. Raises ValueError where there is none.
+    """
+    if isinstance(checkpoint, dict) or not Path(checkpoint).is_file() or _is_whole(checkpoint):
+        return checkpoint
+    path = Path(checkpoint)
+    best, told = path.with_name(BEST), f"{path} is cut short: it was being written when a run ended"
+    if best != path and best.is_file() and _is_whole(best):
+        say(f"WARNING: {told}. {BEST} is taken instead, and goes on from its epoch")
+        return str(best)
+    raise ValueError(
+        f"{told}, and there is no {BEST} to go on from. Start this fold again without --c, or use "
+        "another "
+        "of its checkpoints with -chk"
+    )
+
+
+def _is_whole(path: object) -> bool:
+    """PyTorch writes an archive, whose list of contents stands at its end."""
+    return zipfile.is_zipfile(path)

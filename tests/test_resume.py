@@ -1,0 +1,35 @@
+"""A fine-tuning goes on though its last checkpoint was cut short."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from nnssl.finetune.resume import whole
+from nnssl.trainers.nnssl_swin_ssl import SwinSSLTrainer
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.3, 0.99])
+def test_a_checkpoint_cut_short_gives_way_to_the_best(tmp_path, fraction):
+    """U7: nnU-Net's EOFError names no file, and nothing to do."""
+    latest, best, said = tmp_path / "checkpoint_latest.pth", tmp_path / "checkpoint_best.pth", []
+    for path in (latest, best):
+        torch.save({"epoch": 3, "w": torch.zeros(1000)}, path)
+    content = latest.read_bytes()
+    assert whole(str(latest), said.append) == str(latest)
+    latest.write_bytes(content[: int(fraction * len(content))])
+    assert said == []
+    assert whole(str(latest), said.append) == str(best)
+    assert len(said) == 1
+    assert f"{latest} is cut short" in said[0]
+    best.unlink()
+    trainer = SimpleNamespace(print_to_log_file=said.append, was_initialized=False)
+    with pytest.raises(ValueError, match=r"latest.pth is cut short.*without --c"):
+        SwinSSLTrainer.load_checkpoint(trainer, str(latest))
+
+
+def test_what_is_no_file_is_nnunets_to_judge(tmp_path):
+    assert whole({"epoch": 3}, print) == {"epoch": 3}
+    assert whole(str(tmp_path / "gone.pth"), print) == str(tmp_path / "gone.pth")
