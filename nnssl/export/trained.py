@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from nnssl.export import ExportError
-from nnssl.finetune import bare
+from nnssl.finetune import unwrap
 from nnssl.types import Shape
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def load(model: Path, fold: str, checkpoint: str) -> Trained:
         device=torch.device("cpu"), perform_everything_on_device=False, allow_tqdm=False
     )
     predictor.initialize_from_trained_model_folder(str(model), (fold,), checkpoint)
-    network = bare(predictor.network)
+    network = unwrap(predictor.network)
     channels = determine_num_input_channels(
         predictor.plans_manager, predictor.configuration_manager, predictor.dataset_json
     )
