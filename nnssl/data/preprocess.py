@@ -1,7 +1,7 @@
 """Preprocessing: normalise and resample each scan as nnU-Net will at fine-tuning, and store it for
 random crops.
 
-Beside each `<case>.b2nd` (float32 [1 Z Y X]) lies `<case>.json`, written last: where it is, the
+Beside each `<case>.b2nd` (float16 [1 Z Y X]; float32 of earlier versions) lies `<case>.json`, written last: where it is, the
 case is done.
 """
 
@@ -24,6 +24,7 @@ from nnssl.files import NoRoomError, atomic, inside, read_json, write_json
 from nnssl.types import BODY_HU, Shape
 
 BLOCK = 16  # voxels: edge of the blocks whose share of body voxels is stored
+LARGEST = float(np.finfo(np.float16).max)
 
 
 def preprocess(
@@ -158,11 +159,17 @@ def body_blocks(body: np.ndarray, shape: Shape) -> np.ndarray:
     return np.rint(share * 255).astype(np.uint8)
 
 
-def store(voxels: np.ndarray, path: Path, crop: Shape, dtype: type = np.float32) -> None:
-    """nnU-Net's blosc2 store: its codec, and its chunk and block sizes for patches of `crop`."""
+def store(voxels: np.ndarray, path: Path, crop: Shape, dtype: type = np.float16) -> None:
+    """nnU-Net's blosc2 store: its codec, and its chunk and block sizes for patches of `crop`.
+
+    Half precision by default: half the size, and a rounding below 1 HU within the body.
+    """
     import blosc2
     from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params
 
+    if dtype is np.float16:  # beyond its range it would become infinite
+        voxels = voxels.clip(-LARGEST, LARGEST)
+    voxels = np.ascontiguousarray(voxels, dtype)
     blocks, chunks = comp_blosc2_params(voxels.shape, crop, voxels.itemsize)
     blosc2.set_nthreads(1)
     compression = {
@@ -173,7 +180,7 @@ def store(voxels: np.ndarray, path: Path, crop: Shape, dtype: type = np.float32)
     }
     with atomic(path) as temporary:
         blosc2.asarray(
-            np.ascontiguousarray(voxels, dtype),
+            voxels,
             urlpath=str(temporary),
             mode="w",
             chunks=chunks,

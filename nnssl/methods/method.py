@@ -193,8 +193,9 @@ class Method(nn.Module, ABC):
         if "offset" in views:
             views["offset"] = views["offset"] + starts
         if self.needs_parcels:
-            nothing = torch.zeros(len(regions), *region, dtype=torch.long)
-            views["parcels"] = (nothing if parcels is None else parcels.long()).to(regions.device)
+            nothing = torch.zeros(len(regions), *region, dtype=torch.uint8)
+            parcels = nothing if parcels is None else parcels
+            views["parcels"] = parcels.to(regions.device, non_blocking=True).long()
         return {**views, "scan": scans, "start": starts, "size": sizes}
 
     @abstractmethod

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch.utils.data import default_collate
 
 from nnssl import dist, files
 from nnssl.modules.running import discard_all
-from nnssl.train import pictures
+from nnssl.train import batches, pictures
 from nnssl.train.run import Run
 
 LOG = "log.jsonl"
@@ -122,7 +121,7 @@ class Log:
         pictures.progress(
             files.read_json_lines(self.path), run.folder / "progress.png", run.header["method"]
         )
-        samples = default_collate([run.crops[index] for index in range(2)])
+        samples = batches.collate([run.crops[index] for index in range(2)])
         run.method.eval()
         with torch.no_grad():
             volumes = run.method.show(run.seen(samples))

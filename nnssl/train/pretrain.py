@@ -21,7 +21,7 @@ from nnssl.data.prepare import prepare
 from nnssl.data.scans import channel_is_ct
 from nnssl.memory import keep_freed_memory
 from nnssl.methods import METHODS, Method
-from nnssl.train import batches, before, configure, processes, start
+from nnssl.train import batches, before, cache, configure, processes, start
 from nnssl.train.loop import train
 from nnssl.train.places import data_folder, dimensions, raw_dataset, results_folder
 from nnssl.train.probe import Probe
@@ -61,6 +61,7 @@ class Options:
     output: Path | None = None
     settings: Sequence[str] = ()
     workers: int | None = None
+    cache: str = "auto"
     log_every: int = 10
     save_every: int = 1000
     fp32: bool = False
@@ -94,6 +95,7 @@ def _pretrain(options: Options, say: Callable[[str], None], held: ExitStack) -> 
         # a mistake is told before any scan is read
         _method(options.method).Config.parse(options.settings)
         dimensions(options)
+        cache.check(options.cache, device)
         name, folder = data_folder(options)
         plan = processes.first_alone(lambda: _prepare(options, name, folder, speak))
         if options.only_prepare:
@@ -149,6 +151,7 @@ def build(options: Options, plan: Plan, data: Path, device: torch.device, say: C
         say(f"batch size: {batch_size} ({reason}; --batch-size N chooses another)")
         method, started, chosen = made(batch_size)
     configure.warn_small(method, batch_size // options.accumulate, say)
+    cache.hold(crops, plan, options.cache, device, say)
     config = RunConfig(
         steps=_steps(options, earlier.run, len(crops), batch_size),
         batch_size=batch_size,

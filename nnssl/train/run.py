@@ -161,7 +161,9 @@ class Run:
 
     def seen(self, batch: dict) -> dict[str, Tensor]:
         """What the method looks at in `batch`, on the device: samples of `crops`, collated."""
-        regions = batch["crop"].to(self.device, non_blocking=True)
+        if "crop" not in batch:  # the collection is on the device
+            batch = self.crops.cut(batch)
+        regions = batch["crop"].to(self.device, non_blocking=True).float()
         generators = [
             batches.generator_for(self.config.seed, index) for index in batch["index"].tolist()
         ]
