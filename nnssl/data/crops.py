@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from nnssl.data.plan import Plan
-from nnssl.files import read_json
+from nnssl.files import names_in, read_json
 from nnssl.types import Shape
 
 VOXELS, PARCELS = ".b2nd", ".parcels.b2nd"  # of a case
@@ -101,11 +101,12 @@ class Crops(torch.utils.data.Dataset):
         """Cases that can be read; those noted as failed are left out, but a case that is just
         absent is an error.
         """
-        names = {entry.name for entry in os.scandir(self.folder)} if self.folder.is_dir() else set()
+        names = names_in(self.folder)
         stored = tuple(
             c.id for c in plan.cases if f"{c.id}.json" in names and f"{c.id}.b2nd" in names
         )
-        failed = sum(f"{c.id}.failed.json" in names for c in plan.cases if c.id not in set(stored))
+        done = set(stored)
+        failed = sum(c.id not in done and f"{c.id}.failed.json" in names for c in plan.cases)
         if not stored or len(stored) + failed < len(plan.cases):
             raise ValueError(
                 f"{len(stored)} of the {len(plan.cases)} cases of the plan are preprocessed in {self.folder}; "
@@ -114,11 +115,8 @@ class Crops(torch.utils.data.Dataset):
         return stored
 
     def _asked_for(self, cases: Sequence[str]) -> tuple[str, ...]:
-        gone = [
-            c
-            for c in cases
-            if not all((self.folder / f"{c}{end}").is_file() for end in (".json", ".b2nd"))
-        ]
+        names = names_in(self.folder)
+        gone = [c for c in cases if f"{c}.json" not in names or f"{c}{VOXELS}" not in names]
         if gone:
             raise ValueError(
                 f"{len(gone)} of the {len(cases)} scans that the run is on are not in {self.folder} any more, such as "

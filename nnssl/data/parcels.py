@@ -22,7 +22,7 @@ from nnssl.data.crops import PARCELS
 from nnssl.data.plan import Plan
 from nnssl.data.preprocess import store
 from nnssl.data.workers import Failed, each
-from nnssl.files import inside, read_json, write_json
+from nnssl.files import inside, names_in, read_json, write_json
 from nnssl.types import BODY_HU, HUPolicy, Spacing
 
 FORMAT = 1
@@ -64,7 +64,8 @@ def make(
         raise ValueError(
             f"classes must be from 2 to {MOST_CLASSES}, got {classes}: --set classes=64"
         )
-    stored = [case.id for case in plan.cases if inside(folder, f"{case.id}.b2nd").is_file()]
+    names = names_in(folder)
+    stored = [case.id for case in plan.cases if f"{case.id}.b2nd" in names]
     made_for = {"format": FORMAT, "plan": plan.fingerprint, "classes": classes, "stored": stored}
     if (ready := _ready(folder, made_for)) is not None:
         return ready
@@ -195,7 +196,8 @@ def _ready(folder: Path, made_for: dict) -> list[str] | None:
         note.get(name) != value for name, value in made_for.items()
     ):
         return None
-    there = all(inside(folder, case + PARCELS).is_file() for case in note["cases"])
+    names = names_in(folder)
+    there = all(case + PARCELS in names for case in note["cases"])
     return note["cases"] if there else None
 
 

@@ -17,10 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
+from nnssl.data.done import Done
 from nnssl.data.plan import Case, Plan, resampled_shape
 from nnssl.data.scans import Found, read_scan
 from nnssl.data.workers import Failed, each
-from nnssl.files import NoRoomError, atomic, inside, read_json, write_json
+from nnssl.files import NoRoomError, atomic, inside, write_json
 from nnssl.types import BODY_HU, Shape
 
 BLOCK = 16  # voxels: edge of the blocks whose share of body voxels is stored
@@ -48,11 +49,11 @@ def preprocess(
             f"-part_id must be 0 to {num_parts - 1} with -num_parts {num_parts}, got {part_id}"
         )
     folder = Path(folder)
-    share = plan.cases[part_id::num_parts]
+    share, done = plan.cases[part_id::num_parts], Done(folder, plan.fingerprint)
     todo = [
         replace(case, source=(moved or {}).get(case.source, case.source))
         for case in share
-        if not is_done(case.id, plan.fingerprint, folder)
+        if case.id not in done
     ]
     failed = {}
     work = partial(
@@ -65,28 +66,14 @@ def preprocess(
                     raise NoRoomError(result.reason)
                 failed[case.id] = result.reason
                 write_json(inside(folder, f"{case.id}.failed.json"), {"reason": result.reason})
+    if num_parts == 1:
+        done.keep(case.id for case in share if case.id not in failed)
     return failed
 
 
 def _without_cases(plan: Plan) -> Plan:
     """What a worker needs of the plan: ten thousand cases need not travel with each task."""
     return Plan(plan.name, plan.spacing, plan.hu, plan.crop, ())
-
-
-def is_done(case_id: str, fingerprint: str, folder: Path) -> bool:
-    """True when the case is stored whole. Raises ValueError when it is stored by another plan."""
-    note, array = inside(folder, f"{case_id}.json"), inside(folder, f"{case_id}.b2nd")
-    try:
-        properties = read_json(note)
-        size = array.stat().st_size
-    except (FileNotFoundError, ValueError):
-        return False
-    if properties["fingerprint"] != fingerprint:
-        raise ValueError(
-            f"{note} was made with plan {properties['fingerprint']}, this plan is {fingerprint}; files of two "
-            f"plans are not mixed: delete {folder}, or choose another name"
-        )
-    return properties["bytes"] == size
 
 
 def preprocess_case(case: Case, plan: Plan, fingerprint: str, folder: Path) -> None:

@@ -67,7 +67,7 @@ def find_scans(
     seen: set = set()
     found = [scan for folder in folders for scan in _below(_existing(folder), seen)]
     found += [scan for folder in nnunet_dataset or () for scan in _channel_zero(_existing(folder))]
-    return sorted(set(found))
+    return sorted(set(found), key=lambda scan: (scan.path, scan.series))
 
 
 def _existing(folder: Path | str) -> Path:

@@ -83,6 +83,7 @@ class Log:
             "lr": rate,
             "grad_norm": norm,
             "samples_per_second": config.batch_size / seconds,
+            **self._used(config.batch_size / seconds),
             **run.ask_probe(),
         }
         if alarms := run.monitors.alarms(row):
@@ -99,6 +100,11 @@ class Log:
                 if isinstance(value, float):
                     self.board.add_scalar(name, value, run.step)
         return row
+
+    def _used(self, speed: float) -> dict[str, float]:
+        """At `speed` scans a second: the fraction of the devices' peak, where that is known."""
+        share = self.run.share_of_peak
+        return {"of_peak": speed * share} if share else {}
 
     def pace(self, step: float) -> None:
         """At the first row: how long the run will take at `step` seconds a step, and what is

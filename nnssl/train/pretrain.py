@@ -21,7 +21,7 @@ from nnssl.data.prepare import prepare
 from nnssl.data.scans import channel_is_ct
 from nnssl.memory import keep_freed_memory
 from nnssl.methods import METHODS, Method
-from nnssl.train import batches, before, cache, configure, processes, start
+from nnssl.train import batches, before, cache, configure, peak, processes, start
 from nnssl.train.loop import train
 from nnssl.train.places import data_folder, dimensions, raw_dataset, results_folder
 from nnssl.train.probe import Probe
@@ -180,7 +180,8 @@ def build(options: Options, plan: Plan, data: Path, device: torch.device, say: C
         **started,
     }
     probe = _probe(options, data, crop, config.steps)
-    run = Run(method, crops, config, folder, header, device, probe, crops.cases)
+    share = peak.share_of_a_scan(method, crop, device)
+    run = Run(method, crops, config, folder, header, device, probe, crops.cases, share)
     if options.resume and (folder / LATEST).exists():
         told = run.resume()
         say("\n".join([f"continuing at step {run.step} of {config.steps}", *told]))

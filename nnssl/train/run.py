@@ -79,6 +79,7 @@ class Run:
         device: torch.device,
         probe: Probe | None = None,
         cases: Sequence[str] = (),
+        share_of_peak: float = 0.0,
     ) -> None:
         self.method = method.to(device).train()
         self.crops, self.config, self.folder, self.device = crops, config, Path(folder), device
@@ -91,6 +92,7 @@ class Run:
         self.monitors = Monitors()
         self.probe = probe
         self.cases = cases  # ids of the scans, which a resumed run continues on
+        self.share_of_peak = share_of_peak  # that one scan a second takes; 0: not known
         self.probed: dict = {}  # what the probe last said, and what its best was
         self.step = 0
         # How many of the last steps in a row, and how many since the last look, had a gradient that
