@@ -16,6 +16,7 @@ import SimpleITK
 import torch
 from made_scans import ct_array, small_plan, straight, write_series, write_volume
 
+from nnssl.data import phantoms
 from nnssl.data import preprocess as preprocess_module
 from nnssl.data.crops import Crops
 from nnssl.data.plan import Plan, hu_policy
@@ -137,15 +138,21 @@ def test_chunks_and_codec_are_nnunets(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("clip", "body", "most"),
-    [(None, 1.0, 5.0), ((-1000.0, 3000.0), 0.5, 1.5), ((-175.0, 250.0), 0.15, 0.15)],
+    ("clip", "soft", "bone", "most"),
+    [
+        (None, 0.9, 1.2, 5.0),
+        ((-1000.0, 3000.0), 0.3, 0.5, 1.5),
+        ((-175.0, 250.0), 0.15, 0.15, 0.15),
+    ],
 )
-def test_half_precision_moves_body_by_less_than_one_hu(clip, body, most):
-    """Through the plan's map and back: from air to bone, and up to what is dense as metal."""
-    policy = hu_policy([body_histogram(ct_array((48, 64, 64)).astype(np.float32))], clip)
+def test_half_precision_moves_the_body_by_less_than_one_hu(clip, soft, bone, most):
+    """Through the plan's map and back: up to soft tissue with contrast agent, bone, metal."""
+    scans = [phantoms.phantom(seed, (48, 60, 64), (5.0, 6.0, 6.0)).hu for seed in range(2)]
+    policy = hu_policy([body_histogram(scan.astype(np.float32)) for scan in scans], clip)
     hu = np.linspace(policy.low, policy.high, 99_999)
     error = np.abs(policy.restore(policy.normalise(hu).astype(np.float16).astype(float)) - hu)
-    assert error[hu < 1000].max() < body
+    assert error[hu < 250].max() < soft
+    assert error[hu < 950].max() < bone
     assert error.max() < most
 
 

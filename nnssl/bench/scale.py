@@ -64,7 +64,7 @@ class Made:
         return self.top / "preprocessed" / "nnssl" / NAME
 
 
-class Voiceless(Stored):
+class WithoutVoxels(Stored):
     """The notes of a folder whose voxels are not there: samples say only where their crop is."""
 
     late = True
@@ -150,7 +150,7 @@ def stages(made: Made) -> Iterator[tuple[str, Callable[[], object]]]:
 
     def order() -> None:
         crops = kept["crops"] = Crops(made.folder, kept["plan"], (32, 32, 32))
-        crops.source = Voiceless(made.folder)
+        crops.source = WithoutVoxels(made.folder)
         steps = -(-made.scans // BATCH)
         samples = (i for part in batches.MicroBatches(0, steps, BATCH, 1) for i in part)
         seen = {crops._scan(index) for index, _ in zip(samples, range(made.scans), strict=False)}

@@ -149,7 +149,7 @@ def body_blocks(body: np.ndarray, shape: Shape) -> np.ndarray:
 def store(voxels: np.ndarray, path: Path, crop: Shape, dtype: type = np.float16) -> None:
     """nnU-Net's blosc2 store: its codec, and its chunk and block sizes for patches of `crop`.
 
-    Half precision by default: half the size, and a rounding below 1 HU within the body.
+    Half precision by default: half the size, and a rounding below 1 HU in lung and soft tissue.
     """
     import blosc2
     from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params
