@@ -126,7 +126,7 @@ def _note(case: Case, plan: Plan, shape: tuple[int, ...], body: str) -> dict:
 
 
 def stages(made: Made) -> Iterator[tuple[str, Callable[[], object]]]:
-    """Name and call of each piece of work, in order; what is made between them is not part of it."""
+    """Name and call of each piece of work, in order; what is made between them is no part of it."""
     kept: dict = {}
     options = Options(
         "simmim", name=NAME, preset="tiny", crop=(32, 32), batch_size=BATCH, steps=2, workers=0,
@@ -196,7 +196,8 @@ def main(argv: list[str] | None = None) -> None:
         os.environ |= {PREPROCESSED: f"{top}/preprocessed", RESULTS: f"{top}/results"}
         make_raw(made)
         print(
-            f"{asked.scans} made scans\n\n| stage | s | CPU s | us a scan | peak MiB |\n|---|---|---|---|---|"
+            f"{asked.scans} made scans\n\n| stage | s | CPU s | us a scan | peak MiB |\n"
+            "|---|---|---|---|---|"
         )
         for name, work in stages(made):
             wall, cpu = time.perf_counter(), time.process_time()

@@ -42,7 +42,7 @@ class Source(Protocol):
 
 
 class Stored:
-    """The files of a folder, opened where they are read; of a volume only the box is decompressed."""
+    """The files of a folder, opened where they are read; only the box is decompressed."""
 
     late = False
 
@@ -207,7 +207,7 @@ class Crops(torch.utils.data.Dataset):
         return best, DRAWS
 
     def _read(self, case: str, start: np.ndarray) -> dict:
-        """ "crop" [1 *shape], and "parcels"; what lies outside of the scan is air, and no parcel."""
+        """The crop [1 *shape], and its parcels; what is outside of the scan is air, and none."""
         voxels = self.source.box(f"{case}{VOXELS}", start, self._box, self.padding)
         read = {"crop": voxels.view(1, *self.shape)}
         if self.parcels:

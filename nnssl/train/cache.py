@@ -57,7 +57,8 @@ def hold(
         reasons.append(f"{size(expected)} are more than {rule}")
     if asked != "auto":
         raise ValueError(
-            f"--cache {asked}: {reasons[0]}; --cache auto takes what fits, --cache off reads from the disk"
+            f"--cache {asked}: {reasons[0]}; --cache auto takes what fits, --cache off reads from "
+            "the disk"
         )
     return say(f"cache: off, crops are read from the disk: {'; '.join(reasons)}")
 
@@ -68,8 +69,8 @@ def check(asked: str, device: torch.device) -> None:
         raise ValueError(f"--cache {asked} is not known; known: {', '.join(CHOICES)}")
     if asked == "gpu" and device.type != "cuda":
         raise ValueError(
-            f"--cache gpu needs -device cuda, the device is {device.type}: --cache ram holds the scans in the host's "
-            "memory"
+            f"--cache gpu needs -device cuda, the device is {device.type}: --cache ram holds the "
+            "scans in the host's memory"
         )
 
 

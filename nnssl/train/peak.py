@@ -1,4 +1,4 @@
-"""How much of what the device can do a run uses: operations of a scan over the data sheet's peak."""
+"""How much of what the device can do a run uses: operations over the data sheet's peak."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from nnssl.types import Shape
 # Dense tensor-core TFLOP/s in bf16 (fp16 for V100 and T4, which have no bf16), from NVIDIA's data
 # sheets, by a part of the device's name; the longest that fits counts.
 PEAKS = {
-    "V100": 125.0, "T4": 65.0, "A100": 312.0, "A10": 125.0, "A10G": 70.0, "A30": 165.0, "A40": 149.7, "L4": 121.0,
-    "L40": 181.0, "L40S": 362.0, "H100": 989.0, "H100 PCIe": 756.0, "H100 NVL": 835.0, "H200": 989.0, "GH200": 989.0,
-    "B200": 2250.0, "RTX A5000": 111.0, "RTX A6000": 154.8, "RTX 6000 Ada": 364.2, "RTX 3080": 59.5, "RTX 3090": 71.0,
+    "V100": 125.0, "T4": 65.0, "A100": 312.0, "A10": 125.0, "A10G": 70.0, "A30": 165.0,
+    "A40": 149.7, "L4": 121.0, "L40": 181.0, "L40S": 362.0, "H100": 989.0, "H100 PCIe": 756.0,
+    "H100 NVL": 835.0, "H200": 989.0, "GH200": 989.0, "B200": 2250.0, "RTX A5000": 111.0,
+    "RTX A6000": 154.8, "RTX 6000 Ada": 364.2, "RTX 3080": 59.5, "RTX 3090": 71.0,
     "RTX 4080": 97.5, "RTX 4090": 165.2, "RTX 5090": 209.5,
 }  # fmt: skip
 
