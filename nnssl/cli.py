@@ -389,6 +389,9 @@ def _pretrain_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="processes that read crops; default: by the machine",
     )
+    where.add_argument("--cache", choices=("auto", "ram", "gpu", "off"), default="auto",
+                       help="hold the preprocessed scans in memory; auto: where they fit; never changes a "
+                       "crop; default: %(default)s")  # fmt: skip
     where.add_argument("--fp32", action="store_true", help="no bf16 on the GPU")
     where.add_argument("--compile", action="store_true", help="torch.compile the encoders")
     where.add_argument(

@@ -172,8 +172,10 @@ def room_for_sockets() -> None:
 
 
 def write_json(path: Path | str, value: object) -> None:
-    with atomic(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    """As it goes along: the text of a million scans is never in memory as a whole."""
+    with atomic(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=2, allow_nan=False)
+        file.write("\n")
 
 
 def read_json(path: Path | str) -> dict:
@@ -237,6 +239,15 @@ def sha256(path: Path | str) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def names_in(folder: Path | str) -> set[str]:
+    """What is in `folder`, by one listing; nothing where there is no such folder."""
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name for entry in entries}
+    except FileNotFoundError:
+        return set()
 
 
 def inside(folder: Path | str, name: str) -> Path:

@@ -53,6 +53,7 @@ FLAGS = {
             "-device",
             "-num_gpus",
             "--workers",
+            "--cache",
             "--fp32",
             "--compile",
             "--checkpointing",

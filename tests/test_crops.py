@@ -46,7 +46,7 @@ def test_a_sample_has_the_agreed_form(stored):
     crops = Crops(folder, plan, (16, 32, 32), seed=3)
     sample = crops[7]
     assert set(sample) == {"crop", "index", "scan", "rejected", "start", "size"}
-    assert sample["crop"].dtype == torch.float32
+    assert sample["crop"].dtype == torch.float16
     assert sample["crop"].shape == (1, 16, 32, 32)
     assert (sample["index"], type(sample["rejected"])) == (7, int)
     assert len(crops) == 5
@@ -143,7 +143,7 @@ def test_a_crop_is_a_box_of_its_scan(stored, shape):
 def test_a_scan_smaller_than_the_crop_lies_in_the_middle_of_air(stored):
     folder, plan, whole = stored
     crops = Crops(folder, plan, (60, 100, 70), seed=0)
-    air = np.float32(plan.hu.normalise(np.float32(plan.hu.low)))
+    air = np.float16(plan.hu.normalise(np.float32(plan.hu.low)))
     for index in range(5):
         crop = crops[index]["crop"][0].numpy()
         scan = whole[crops.cases[crops[index]["scan"]]]

@@ -11,6 +11,7 @@ import torch
 from test_floors import import_without
 
 from nnssl.bench import gpu, throughput
+from nnssl.train.peak import peak_of
 
 CPU = torch.device("cpu")
 
@@ -106,7 +107,7 @@ def test_the_batch_is_halved_until_it_fits(monkeypatch) -> None:
     ],
 )
 def test_peaks_by_name(name: str, peak: float | None) -> None:
-    assert throughput.peak_of(name) == peak
+    assert peak_of(name) == peak
 
 
 def test_it_needs_no_other_library() -> None:

@@ -13,14 +13,18 @@ import blosc2
 import numpy as np
 import pytest
 import SimpleITK
+import torch
 from made_scans import ct_array, small_plan, straight, write_series, write_volume
 
+from nnssl import phantoms
 from nnssl.data import preprocess as preprocess_module
 from nnssl.data.crops import Crops
-from nnssl.data.plan import Plan
+from nnssl.data.plan import Plan, hu_policy
 from nnssl.data.prepare import STALE, prepare
 from nnssl.data.preprocess import BLOCK, body_blocks, preprocess, store
-from nnssl.files import read_json
+from nnssl.data.survey import body_histogram
+from nnssl.files import read_json, write_json
+from nnssl.train.batches import collate
 from nnssl.types import HUPolicy
 
 
@@ -94,9 +98,10 @@ def test_stored_voxels_equal_nnunets_own_preprocessing(tmp_path, old, new):
     plan = small_plan([path], [array], old, spacing=new, crop=(16, 32, 32))
     assert preprocess(plan, tmp_path / "out", 0) == {}
     stored = blosc2.open(str(tmp_path / "out" / f"{plan.cases[0].id}.b2nd"), mode="r")
-    assert stored.dtype == np.float32
+    assert stored.dtype == np.float16
     assert plan.hu.interior
-    np.testing.assert_array_equal(stored[:], plan.hu.bend(nnunet_preprocessed(path, plan)))
+    wanted = plan.hu.bend(nnunet_preprocessed(path, plan)).astype(np.float16)
+    np.testing.assert_array_equal(stored[:], wanted)
 
 
 def test_without_hu_each_scan_is_normalised_as_nnunet_does(tmp_path):
@@ -109,7 +114,8 @@ def test_without_hu_each_scan_is_normalised_as_nnunet_does(tmp_path):
     assert plan == Plan.load(tmp_path / "out" / "plan.json")
     assert plan.hu is None
     stored = blosc2.open(str(tmp_path / "out" / f"{plan.cases[0].id}.b2nd"), mode="r")[:]
-    np.testing.assert_allclose(stored[:, 2:, :, :-6], nnunet_preprocessed(path, plan), atol=1e-5)
+    wanted = nnunet_preprocessed(path, plan)
+    np.testing.assert_allclose(stored[:, 2:, :, :-6], wanted, atol=1e-5, rtol=2**-11)
     crops = Crops(tmp_path / "out", plan, (32, 48, 48))
     assert crops.padding == 0
     (tmp_path / "out" / "plan.json").unlink()
@@ -122,11 +128,58 @@ def test_chunks_and_codec_are_nnunets(tmp_path):
     from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params
 
     voxels = np.random.default_rng(0).normal(size=(1, 70, 80, 90)).astype(np.float32)
-    store(voxels, tmp_path / "a.b2nd", (32, 48, 48))
-    stored = blosc2.open(str(tmp_path / "a.b2nd"), mode="r")
-    assert (stored.blocks, stored.chunks) == comp_blosc2_params(voxels.shape, (32, 48, 48), 4)
-    assert stored.schunk.cparams.codec == blosc2.Codec.LZ4HC
-    np.testing.assert_array_equal(stored[:], voxels)
+    for dtype, size in ((np.float16, 2), (np.float32, 4)):
+        store(voxels, tmp_path / "a.b2nd", (32, 48, 48), dtype)
+        stored = blosc2.open(str(tmp_path / "a.b2nd"), mode="r")
+        sizes = comp_blosc2_params(voxels.shape, (32, 48, 48), size)
+        assert (stored.blocks, stored.chunks) == sizes
+        assert stored.schunk.cparams.codec == blosc2.Codec.LZ4HC
+        np.testing.assert_array_equal(stored[:], voxels.astype(dtype))
+
+
+@pytest.mark.parametrize(
+    ("clip", "soft", "bone", "most"),
+    [
+        (None, 0.9, 1.2, 5.0),
+        ((-1000.0, 3000.0), 0.3, 0.5, 1.5),
+        ((-175.0, 250.0), 0.15, 0.15, 0.15),
+    ],
+)
+def test_half_precision_moves_the_body_by_less_than_one_hu(clip, soft, bone, most):
+    """Through the plan's map and back: up to soft tissue with contrast agent, bone, metal."""
+    scans = [phantoms.phantom(seed, (48, 60, 64), (5.0, 6.0, 6.0)).hu for seed in range(2)]
+    policy = hu_policy([body_histogram(scan.astype(np.float32)) for scan in scans], clip)
+    hu = np.linspace(policy.low, policy.high, 99_999)
+    error = np.abs(policy.restore(policy.normalise(hu).astype(np.float16).astype(float)) - hu)
+    assert error[hu < 250].max() < soft
+    assert error[hu < 950].max() < bone
+    assert error.max() < most
+
+
+def test_what_half_precision_cannot_hold_is_its_largest(tmp_path):
+    voxels = np.full((1, 16, 16, 16), -1e6, np.float32)
+    voxels[0, 0] = 1e6
+    store(voxels, tmp_path / "a.b2nd", (16, 16, 16))
+    stored = blosc2.open(str(tmp_path / "a.b2nd"), mode="r")[:]
+    assert (stored.min(), stored.max()) == (-65504, 65504)
+
+
+def test_what_was_stored_in_full_precision_goes_on(tmp_path):
+    """A collection that an earlier version began is completed in half precision, none made anew."""
+    raw, out = raw_folder(tmp_path / "raw", 3), tmp_path / "out"
+    plan = prepare("made", out, [raw], num_processes=0)
+    first, second, _ = (out / f"{case.id}.b2nd" for case in plan.cases)
+    store(blosc2.open(str(first), mode="r")[:], first, plan.crop, np.float32)
+    note = read_json(first.with_suffix(".json"))
+    write_json(first.with_suffix(".json"), {**note, "bytes": first.stat().st_size})
+    second.unlink()
+    before = times(out)
+    assert prepare("made", out, [raw], num_processes=0) == plan
+    assert times(out)[first.name] == before[first.name]
+    crops = Crops(out, plan, (8, 8, 8))
+    kinds = {plan.cases[s["scan"]].id: s["crop"].dtype for s in (crops[i] for i in range(3))}
+    assert [str(kinds[case.id])[6:] for case in plan.cases] == ["float32", "float16", "float16"]
+    assert collate([crops[i] for i in range(3)])["crop"].dtype == torch.float32
 
 
 def test_a_dicom_series_is_preprocessed_like_the_same_volume(tmp_path):

@@ -15,12 +15,16 @@ import pytest
 import torch
 import torch.distributed as td
 import torch.multiprocessing as mp
+from made_scans import ct_array, write_volume
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from nnssl import checkpoint, dist
+from nnssl.data import preprocess, survey
+from nnssl.data.crops import Crops
+from nnssl.data.prepare import prepare
 from nnssl.modules.running import RunningMean
-from nnssl.train import batches, loop, processes
+from nnssl.train import batches, cache, loop, processes
 from nnssl.train.log import Log
 from nnssl.train.loop import Interrupted, train
 from nnssl.train.run import BEST, LATEST, Run
@@ -147,6 +151,23 @@ def failed_preparation() -> str:
     return "no error"
 
 
+def shared_preparation(folder: Path) -> dict:
+    """Both prepare one folder, as two machines with a shared disk; the second has little memory."""
+    done: list[str] = []
+    look, store = survey.inspect_scan, preprocess.preprocess_case
+    survey.inspect_scan = lambda *how: done.append("looked at") or look(*how)
+    preprocess.preprocess_case = lambda *a, **how: done.append("stored") or store(*a, **how)
+    out, said = folder / "prepared", []
+    plan = processes.rank_zero_first(
+        lambda: prepare("made", out, [folder / "raw"], num_processes=0)
+    )
+    crops = Crops(out, plan, (8, 16, 16))
+    cache.free_bytes = lambda _: 10**9 if dist.is_main() else 0
+    cache.hold(crops, plan, "auto", micro.CPU, said.append)
+    samples = torch.stack([crops[index]["crop"] for index in range(4)])
+    return {"done": done, "plan": plan.fingerprint, "said": said[0], "samples": samples}
+
+
 def as_rank(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     Log.draw = lambda self: None
@@ -166,6 +187,7 @@ def as_rank(rank: int, folder: Path) -> None:
         "signalled": signalled_run(folder / "signalled", (1,)),
         "both signalled": signalled_run(folder / "both", (0, 1)),
         "probed": probed_run(folder / "probed"),
+        "shared": shared_preparation(folder),
     }
     torch.save(found, folder / f"found{rank}.pth")
     processes.destroy_process_group()
@@ -175,6 +197,8 @@ def as_rank(rank: int, folder: Path) -> None:
 def found(tmp_path_factory) -> tuple[Path, list[dict]]:
     """What each of two processes saw."""
     folder = tmp_path_factory.mktemp("two")
+    for number in range(2):
+        write_volume(folder / "raw" / f"{number}.nii.gz", ct_array((14, 20, 24), number))
     mp.spawn(as_rank, args=(folder,), nprocs=WORLD)
     return folder, [
         torch.load(folder / f"found{rank}.pth", weights_only=False) for rank in range(WORLD)
@@ -271,6 +295,16 @@ def test_the_first_process_works_first_and_its_error_ends_all(found):
     assert (first["alone"], second["alone"]) == ("made by 0", "made by 1")
     assert first["failed"] == "ValueError: no scans"
     assert second["failed"] == "RuntimeError: rank 0 failed: ValueError: no scans"
+
+
+def test_a_collection_is_prepared_once_and_held_alike(found):
+    first, second = (seen["shared"] for seen in found[1])
+    assert first["done"] == ["looked at"] * 2 + ["stored"] * 2
+    assert second["done"] == []
+    assert first["plan"] == second["plan"]
+    assert torch.equal(first["samples"], second["samples"])
+    for seen in (first, second):
+        assert seen["said"].startswith("cache: off")
 
 
 def test_words_for_several_processes(found):

@@ -15,13 +15,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import default_collate
 
 from nnssl.data.crops import Crops
 from nnssl.data.plan import Plan
 from nnssl.encoder.swin import Swin, SwinConfig
 from nnssl.methods import METHODS
-from nnssl.train.batches import generator_for
+from nnssl.train.batches import collate, generator_for
 from nnssl.types import Shape
 from nnssl.views.masking import varied_blocks
 
@@ -56,10 +55,10 @@ def fractions(
             if crops._scan(index) in chosen:
                 samples.append(crops[index])
             index += 1
-        batch = default_collate(samples)
+        batch = collate(samples)
         generators = [generator_for(0, sample["index"]) for sample in samples]
         views = method.prepare_views(
-            batch["crop"], generators, batch["scan"], batch["start"], batch["size"]
+            batch["crop"].float(), generators, batch["scan"], batch["start"], batch["size"]
         )
         image = next(views[key] for key in ("image", "global", "cubes") if key in views)
         images = image.movedim(-len(crop) - 1, 0)[0].reshape(-1, *image.shape[-len(crop) :])

@@ -30,6 +30,7 @@ from nnssl.encoder.presets import PRESETS, preset
 from nnssl.encoder.swin import Swin, SwinConfig
 from nnssl.methods import METHODS
 from nnssl.network.decoders import DECODERS
+from nnssl.train.peak import operations, peak_of
 from nnssl.train.run import Run, RunConfig
 from nnssl.types import Shape
 
@@ -136,7 +137,7 @@ def pretraining(name: str, sizes: Sizes, device: torch.device, seconds: float) -
     """A step of method `name` through the engine's own `Run`, on made scans; fewer scans where
     memory ends.
     """
-    flops = throughput.operations(_pretraining_step(name, sizes, 2, device)) / 2
+    flops = operations(_pretraining_step(name, sizes, 2, device)) / 2
     return _fitting(
         lambda scans: _pretraining_step(name, sizes, scans, device),
         sizes.batch,
@@ -198,7 +199,7 @@ def tuning(
         image = torch.randn(patches, 1, *sizes.patch, device=device)
         return finetuning.step(build().to(device), image, ours, compiled=False)
 
-    flops = throughput.operations(step(1))
+    flops = operations(step(1))
     return _fitting(step, sizes.patches, device, seconds, flops)
 
 
@@ -267,7 +268,7 @@ def machine(sizes: Sizes, device: torch.device) -> dict:
         "memory_gib": torch.cuda.get_device_properties(device).total_memory / 2**30
         if cuda
         else None,
-        "peak_tflops": throughput.peak_of(name),
+        "peak_tflops": peak_of(name),
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "cpus": os.cpu_count(),

@@ -6,54 +6,12 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from nnssl.bench.timing import peak_memory
-from nnssl.encoder.attention import choice
-
-# Dense tensor-core TFLOP/s in bf16 (fp16 for V100 and T4, which have no bf16), from NVIDIA's data
-# sheets, by a part of the device's name; the longest that fits counts.
-PEAKS = {
-    "V100": 125.0,
-    "T4": 65.0,
-    "A100": 312.0,
-    "A10": 125.0,
-    "A10G": 70.0,
-    "A30": 165.0,
-    "A40": 149.7,
-    "L4": 121.0,
-    "L40": 181.0,
-    "L40S": 362.0,
-    "H100": 989.0,
-    "H100 PCIe": 756.0,
-    "H100 NVL": 835.0,
-    "H200": 989.0,
-    "GH200": 989.0,
-    "B200": 2250.0,
-    "RTX A5000": 111.0,
-    "RTX A6000": 154.8,
-    "RTX 6000 Ada": 364.2,
-    "RTX 3080": 59.5,
-    "RTX 3090": 71.0,
-    "RTX 4080": 97.5,
-    "RTX 4090": 165.2,
-    "RTX 5090": 209.5,
-}
-
-
-def peak_of(name: str) -> float | None:
-    """TFLOP/s of the device called `name`; None where it is not known."""
-    words = name.replace("-", " ").replace("_", " ").split()
-    fits = [known for known in PEAKS if _runs_through(known.split(), words)]
-    return PEAKS[max(fits, key=len)] if fits else None
-
-
-def _runs_through(part: list[str], words: list[str]) -> bool:
-    return any(words[i : i + len(part)] == part for i in range(len(words)))
+from nnssl.train.peak import peak_of
 
 
 def measure(
@@ -149,23 +107,3 @@ def _is_note(event) -> bool:
         event.name().startswith(("Optimizer.", "ProfilerStep"))
         or getattr(event, "is_user_annotation", bool)()
     )
-
-
-def operations(step: Callable[[], object]) -> float:
-    """Floating-point operations of matrix products and convolutions in `step`, views and backward
-    pass included.
-    """
-    with without_kernel(), FlopCounterMode(display=False) as counter:
-        step()
-    return float(counter.get_total_flops())
-
-
-@contextmanager
-def without_kernel() -> Iterator[None]:
-    """Attention as PyTorch's own operations, which can be counted."""
-    before = choice.kernel_serves
-    choice.kernel_serves = lambda *_: False
-    try:
-        yield
-    finally:
-        choice.kernel_serves = before

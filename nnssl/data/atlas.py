@@ -120,7 +120,8 @@ def check_spread(voxels: np.ndarray) -> None:
 
 
 def load(path: Path) -> np.ndarray:
-    """A stored volume as [Z Y X]."""
+    """A stored volume as [Z Y X]: float32, or integers of labels and parcels as they are."""
     import blosc2
 
-    return blosc2.open(str(path), mode="r", dparams={"nthreads": 1})[:][0]
+    voxels = blosc2.open(str(path), mode="r", dparams={"nthreads": 1})[:][0]
+    return voxels.astype(np.float32, copy=False) if voxels.dtype.kind == "f" else voxels

@@ -7,16 +7,18 @@ import os
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 import blosc2
 import numpy as np
 import torch
+from torch import Tensor
 
 from nnssl.data.plan import Plan
-from nnssl.files import read_json
+from nnssl.files import names_in, read_json
 from nnssl.types import Shape
 
-PARCELS = ".parcels.b2nd"  # of a case, beside its voxels
+VOXELS, PARCELS = ".b2nd", ".parcels.b2nd"  # of a case
 # fraction of body in the whole box, padding counted, below which it is drawn again
 LEAST_BODY = 0.35
 DRAWS = 10
@@ -25,9 +27,39 @@ DRAWS = 10
 OPEN = {"mode": "r", "dparams": {"nthreads": 1}, **({} if os.name == "nt" else {"mmap_mode": "r"})}
 
 
+class Source(Protocol):
+    """Where the notes and voxels of preprocessed scans come from.
+
+    late: only the process that trains can cut boxes (`Crops.cut`), not those that read.
+    """
+
+    late: bool
+
+    def note(self, case: str) -> dict: ...
+
+    def box(self, name: str, start: np.ndarray, box: np.ndarray, padding: float) -> Tensor:
+        """The box [*box] at `start` of the volume in file `name`; what is outside is `padding`."""
+        ...
+
+
+class Stored:
+    """The files of a folder, opened where they are read; only the box is decompressed."""
+
+    late = False
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def note(self, case: str) -> dict:
+        return read_json(self.folder / f"{case}.json")
+
+    def box(self, name: str, start: np.ndarray, box: np.ndarray, padding: float) -> Tensor:
+        return torch.from_numpy(read_box(self.folder / name, start, box, padding))
+
+
 class Crops(torch.utils.data.Dataset):
-    """`crops[index]` -> {"crop": float32 [1 *shape], "index", "scan", "rejected": int, "start",
-    "size": int64 [dims]}.
+    """`crops[index]` -> {"crop": [1 *shape] as stored (float16, or float32 of earlier versions),
+    "index", "scan", "rejected": int, "start", "size": int64 [dims]}.
 
     `index` is the number of the sample in the whole run: index // len(crops) is the epoch, in which
     every case comes once, in an order of its own. A shape of two axes gives axial slices [1 Y X].
@@ -36,8 +68,10 @@ class Crops(torch.utils.data.Dataset):
     the scan), and `size` the scan's own size. Files are opened where they are read, so workers may
     fork or spawn. Raises IndexError below 0.
 
-    parcels: read "parcels" int64 [*shape] as well (`nnssl.data.parcels`), 0 outside of the scan.
+    parcels: read "parcels" uint8 [*shape] as well (`nnssl.data.parcels`), 0 outside of the scan.
     cases: ids of the scans, in their order; default: those of the plan that could be preprocessed.
+    source: the folder's files; `nnssl.data.held.Held` may take their place. Where it is late, a
+    sample has "corner" int64 [3], the crop's first voxel by (z, y, x), in place of "crop".
     """
 
     def __init__(
@@ -61,6 +95,7 @@ class Crops(torch.utils.data.Dataset):
         self.seed = seed
         self.cases = self._stored(plan) if cases is None else self._asked_for(cases)
         self.padding, self.parcels = plan.padding, parcels
+        self.source: Source = Stored(self.folder)
         self._box = np.array((1,) * (3 - len(shape)) + shape)
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0))
 
@@ -68,11 +103,12 @@ class Crops(torch.utils.data.Dataset):
         """Cases that can be read; those noted as failed are left out, but a case that is just
         absent is an error.
         """
-        names = {entry.name for entry in os.scandir(self.folder)} if self.folder.is_dir() else set()
+        names = names_in(self.folder)
         stored = tuple(
             c.id for c in plan.cases if f"{c.id}.json" in names and f"{c.id}.b2nd" in names
         )
-        failed = sum(f"{c.id}.failed.json" in names for c in plan.cases if c.id not in set(stored))
+        done = set(stored)
+        failed = sum(c.id not in done and f"{c.id}.failed.json" in names for c in plan.cases)
         if not stored or len(stored) + failed < len(plan.cases):
             raise ValueError(
                 f"{len(stored)} of the {len(plan.cases)} cases of the plan are preprocessed in "
@@ -82,11 +118,8 @@ class Crops(torch.utils.data.Dataset):
         return stored
 
     def _asked_for(self, cases: Sequence[str]) -> tuple[str, ...]:
-        gone = [
-            c
-            for c in cases
-            if not all((self.folder / f"{c}{end}").is_file() for end in (".json", ".b2nd"))
-        ]
+        names = names_in(self.folder)
+        gone = [c for c in cases if f"{c}.json" not in names or f"{c}{VOXELS}" not in names]
         if gone:
             raise ValueError(
                 f"{len(gone)} of the {len(cases)} scans that the run is on are not in "
@@ -108,11 +141,9 @@ class Crops(torch.utils.data.Dataset):
         case = self.cases[scan]
         properties = self._properties(case)
         start, rejected = self._position(generator, properties)
-        crop = self._read(case, start)
-        dims = len(self.shape)
+        dims, late = len(self.shape), self.source.late
         return {
-            **self._parcels(case, start),
-            "crop": torch.from_numpy(crop),
+            **({"corner": torch.tensor(start.tolist())} if late else self._read(case, start)),
             "index": index,
             "scan": scan,
             "rejected": rejected,
@@ -120,11 +151,18 @@ class Crops(torch.utils.data.Dataset):
             "size": torch.tensor(properties["shape"][-dims:]),
         }
 
-    def _parcels(self, case: str, start: np.ndarray) -> dict:
-        if not self.parcels:
-            return {}
-        labels = read_box(self.folder / f"{case}{PARCELS}", start, self._box, 0)
-        return {"parcels": torch.from_numpy(labels.reshape(self.shape).astype(np.int64))}
+    @property
+    def endings(self) -> tuple[str, ...]:
+        """Of the files that are read of each case."""
+        return (VOXELS, PARCELS) if self.parcels else (VOXELS,)
+
+    def cut(self, batch: dict) -> dict:
+        """The batch, whose crops are cut late, with "crop" [B 1 *shape], and "parcels"."""
+        cut = [
+            self._read(self.cases[scan], np.array(start))
+            for scan, start in zip(batch["scan"].tolist(), batch["corner"].tolist(), strict=True)
+        ]
+        return {**batch, **{key: torch.cat([one[key][None] for one in cut]) for key in cut[0]}}
 
     def _scan(self, index: int) -> int:
         epoch, place = divmod(index, len(self.cases))
@@ -137,7 +175,7 @@ class Crops(torch.utils.data.Dataset):
         return int(self._order[1][place])
 
     def _properties(self, case: str) -> dict:
-        properties = read_json(self.folder / f"{case}.json")
+        properties = self.source.note(case)
         if properties["fingerprint"] != self.fingerprint:
             raise ValueError(
                 f"{self.folder / case}.json was made with plan {properties['fingerprint']}, not "
@@ -175,10 +213,14 @@ class Crops(torch.utils.data.Dataset):
                 best, most = start, fraction
         return best, DRAWS
 
-    def _read(self, case: str, start: np.ndarray) -> np.ndarray:
-        """float32 [1 *shape]; what lies outside of the scan is air."""
-        voxels = read_box(self.folder / f"{case}.b2nd", start, self._box, self.padding)
-        return voxels.reshape(1, *self.shape)
+    def _read(self, case: str, start: np.ndarray) -> dict:
+        """The crop [1 *shape], and its parcels; what is outside of the scan is air, and none."""
+        voxels = self.source.box(f"{case}{VOXELS}", start, self._box, self.padding)
+        read = {"crop": voxels.view(1, *self.shape)}
+        if self.parcels:
+            labels = self.source.box(f"{case}{PARCELS}", start, self._box, 0)
+            read["parcels"] = labels.view(self.shape)
+        return read
 
 
 def read_box(path: Path, start: np.ndarray, box: np.ndarray, padding: float) -> np.ndarray:

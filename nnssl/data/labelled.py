@@ -1,6 +1,6 @@
 """Labelled cases for the probe: images and labels of an nnU-Net raw dataset on the plan's grid.
 
-`probe.json` names them, written last; for each lie `<case>.b2nd` (float32 [1 Z Y X], as in
+`probe.json` names them, written last; for each lie `<case>.b2nd` (float16 [1 Z Y X], as in
 pretraining), `<case>_labels.b2nd` (int16 [1 Z Y X], resampled as nnU-Net does) and `<case>.json`,
 where it is done.
 """

@@ -22,7 +22,7 @@ from nnssl.data.crops import PARCELS
 from nnssl.data.plan import Plan
 from nnssl.data.preprocess import store
 from nnssl.data.workers import Failed, parallel_map
-from nnssl.files import fingerprint, inside, read_json, write_json
+from nnssl.files import fingerprint, inside, names_in, read_json, write_json
 from nnssl.types import BODY_HU, HUPolicy, Spacing
 
 FORMAT = 1
@@ -71,7 +71,8 @@ def make(
         raise ValueError(
             f"classes must be from 2 to {MOST_CLASSES}, got {classes}: --set classes=64"
         )
-    stored = [case.id for case in plan.cases if inside(folder, f"{case.id}.b2nd").is_file()]
+    names = names_in(folder)
+    stored = [case.id for case in plan.cases if f"{case.id}.b2nd" in names]
     if cases:
         stored = [case for case in stored if case in set(cases)]
     made_for = {"format": FORMAT, "plan": plan.fingerprint, "classes": classes, "stored": stored}
@@ -215,7 +216,8 @@ def _ready(folder: Path, made_for: dict, cases: Sequence[str] | None) -> list[st
     enough = cases and set(cases) <= set(note.get("cases", ()))
     if made_for.keys() - same - ({"stored"} if enough else set()):
         return None
-    there = all(inside(folder, case + PARCELS).is_file() for case in note["cases"])
+    names = names_in(folder)
+    there = all(case + PARCELS in names for case in note["cases"])
     return note["cases"] if there else None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -86,7 +86,7 @@ class Plan:
     def _content(self) -> dict:
         """What decides about what is stored: without the cases that were added, and the pattern."""
         content = {field.name: getattr(self, field.name) for field in fields(self)}
-        content["cases"] = [asdict(case) for case in self.cases[: len(self.cases) - self.added]]
+        content["cases"] = [vars(case) for case in self.cases[: len(self.cases) - self.added]]
         content["hu"] = self.hu and self.hu.to_dict()
         del content["fingerprint"], content["added"], content["pattern"]
         return content
@@ -95,7 +95,7 @@ class Plan:
         return replace(self, cases=(*self.cases, *cases), added=self.added + len(cases))
 
     def save(self, path: Path | str) -> None:
-        added = [asdict(case) for case in self.cases[len(self.cases) - self.added :]]
+        added = [vars(case) for case in self.cases[len(self.cases) - self.added :]]
         write_json(
             path,
             {

@@ -1,14 +1,13 @@
 """Preprocessing: normalise and resample each scan as nnU-Net will at fine-tuning, and store it for
 random crops.
 
-Beside each `<case>.b2nd` (float32 [1 Z Y X]) lies `<case>.json`, written last: where it is, the
-case is done.
+Beside each `<case>.b2nd` (float16 [1 Z Y X]; float32 of earlier versions) lies `<case>.json`,
+written last: where it is, the case is done.
 """
 
 from __future__ import annotations
 
 import base64
-import math
 import zlib
 from collections.abc import Mapping
 from contextlib import closing
@@ -18,13 +17,15 @@ from pathlib import Path
 
 import numpy as np
 
+from nnssl.data.done import Done
 from nnssl.data.plan import Case, Plan, resampled_shape
 from nnssl.data.scans import Found, read_scan
 from nnssl.data.workers import Failed, parallel_map
-from nnssl.files import NoRoomError, atomic, inside, read_json, write_json
+from nnssl.files import NoRoomError, atomic, inside, write_json
 from nnssl.types import BODY_HU, Shape, Spacing
 
 BLOCK = 16  # voxels: edge of the blocks whose fraction of body voxels is stored
+LARGEST = float(np.finfo(np.float16).max)
 
 
 def preprocess(
@@ -48,11 +49,11 @@ def preprocess(
             f"-part_id must be 0 to {num_parts - 1} with -num_parts {num_parts}, got {part_id}"
         )
     folder = Path(folder)
-    share = plan.cases[part_id::num_parts]
+    share, done = plan.cases[part_id::num_parts], Done(folder, plan.fingerprint)
     todo = [
         replace(case, source=(moved or {}).get(case.source, case.source))
         for case in share
-        if not is_done(case.id, plan.fingerprint, folder)
+        if case.id not in done
     ]
     failed = {}
     work = partial(
@@ -65,44 +66,14 @@ def preprocess(
                     raise NoRoomError(result.reason)
                 failed[case.id] = result.reason
                 write_json(inside(folder, f"{case.id}.failed.json"), {"reason": result.reason})
+    if num_parts == 1:
+        done.keep(case.id for case in share if case.id not in failed)
     return failed
 
 
 def _without_cases(plan: Plan) -> Plan:
     """What a worker needs of the plan: ten thousand cases need not travel with each task."""
     return Plan(plan.name, plan.spacing, plan.hu, plan.crop, ())
-
-
-def is_done(case_id: str, fingerprint: str, folder: Path) -> bool:
-    """True when the case is stored whole. Raises ValueError when it is stored by another plan.
-
-    A note that is damaged, or of another form, counts as none: the case is stored again.
-    """
-    note, array = inside(folder, f"{case_id}.json"), inside(folder, f"{case_id}.b2nd")
-    try:
-        properties = read_json(note)
-        size = array.stat().st_size
-    except (FileNotFoundError, ValueError):
-        return False
-    if not _is_note(properties):
-        return False
-    if properties["fingerprint"] != fingerprint:
-        raise ValueError(
-            f"{note} was made with plan {properties['fingerprint']}, this plan is {fingerprint}; "
-            "files of two "
-            f"plans are not mixed: delete {folder}, or choose another name"
-        )
-    return properties["bytes"] == size
-
-
-def _is_note(properties: object) -> bool:
-    try:
-        blocks = [-(-size // properties["body_block"]) for size in properties["shape"]]
-        body = zlib.decompress(base64.b64decode(properties["body"]))
-        numbers = len(blocks) == 3 and len(body) == math.prod(blocks)
-        return numbers and properties.keys() >= {"fingerprint", "bytes", "spacing"}
-    except (KeyError, TypeError, AttributeError, ValueError, ZeroDivisionError, zlib.error):
-        return False
 
 
 def preprocess_case(case: Case, plan: Plan, fingerprint: str, folder: Path) -> None:
@@ -183,11 +154,17 @@ def body_blocks(body: np.ndarray, shape: Shape) -> np.ndarray:
     return np.rint(share * 255).astype(np.uint8)
 
 
-def store(voxels: np.ndarray, path: Path, crop: Shape, dtype: type = np.float32) -> None:
-    """nnU-Net's blosc2 store: its codec, and its chunk and block sizes for patches of `crop`."""
+def store(voxels: np.ndarray, path: Path, crop: Shape, dtype: type = np.float16) -> None:
+    """nnU-Net's blosc2 store: its codec, and its chunk and block sizes for patches of `crop`.
+
+    Half precision by default: half the size, and a rounding below 1 HU in lung and soft tissue.
+    """
     import blosc2
     from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params
 
+    if dtype is np.float16:  # beyond its range it would become infinite
+        voxels = voxels.clip(-LARGEST, LARGEST)
+    voxels = np.ascontiguousarray(voxels, dtype)
     blocks, chunks = comp_blosc2_params(voxels.shape, crop, voxels.itemsize)
     blosc2.set_nthreads(1)
     compression = {
@@ -198,7 +175,7 @@ def store(voxels: np.ndarray, path: Path, crop: Shape, dtype: type = np.float32)
     }
     with atomic(path) as temporary:
         blosc2.asarray(
-            np.ascontiguousarray(voxels, dtype),
+            voxels,
             urlpath=str(temporary),
             mode="w",
             chunks=chunks,

@@ -76,7 +76,7 @@ def find_scans(
     found = [scan for folder in folders for scan in _wanted_below(_existing(folder), seen, wanted)]
     for dataset in nnunet_dataset or ():
         found += _of_dataset(_existing(dataset), channels)
-    return sorted(set(found))
+    return sorted(set(found), key=lambda scan: (scan.path, scan.series))
 
 
 def _existing(folder: Path | str) -> Path:

@@ -77,13 +77,9 @@ def survey(
     share = partial(_own_first, part_id=part_id, num_parts=num_parts)
     rules = [SURVEY_VERSION, *([] if in_hu else ["any"])]
     signatures, failed = _signatures(scans, folder, num_processes, share, rules)
-    todo = share(
-        [
-            (scan, signatures[scan])
-            for scan in sorted(signatures)
-            if not _known(scan, signatures[scan], folder)
-        ]
-    )
+    known = {scan: _known(scan, signature, folder) for scan, signature in signatures.items()}
+    new = sorted((s for s, line in known.items() if line is None), key=_by_path)
+    todo = share([(scan, signatures[scan]) for scan in new])
     # Failures are not kept: with more memory, or fewer workers, the next run may do better.
     work = partial(_look_and_keep, folder=folder, in_hu=in_hu)
     with closing(parallel_map(work, todo, num_processes, "survey")) as results:
@@ -93,14 +89,18 @@ def survey(
                     raise NoRoomError(result.reason)
                 failed[scan] = result.reason
     lines = [
-        _known(scan, signature, folder)
+        known[scan] or _known(scan, signature, folder)  # each answer is read once
         for scan, signature in signatures.items()
         if scan not in failed
     ]
     lines += [ScanReport(scan.path, scan.series, False, reason) for scan, reason in failed.items()]
-    lines.sort(key=lambda line: line.found)
+    lines.sort(key=_by_path)
     write_report(lines, folder, in_hu)
     return lines
+
+
+def _by_path(scan: Found | ScanReport) -> tuple[str, str]:
+    return scan.path, scan.series
 
 
 def _own_first(items: Sequence, part_id: int, num_parts: int) -> list:
@@ -150,7 +150,7 @@ def _look_and_keep(item: tuple[Found, list], folder: Path, in_hu: bool) -> None:
     scan, signature = item
     if not _known(scan, signature, folder):  # another part may have done it meanwhile
         write_json(
-            _place(scan, folder),
+            place(scan, folder),
             {"signature": signature, "line": asdict(inspect_scan(scan, folder, in_hu))},
         )
 
@@ -189,11 +189,12 @@ def _pack(histogram: np.ndarray) -> str:
 def body_histograms(lines: Sequence[ScanReport], folder: Path | str) -> Iterator[np.ndarray]:
     """The body histogram of each kept line as integers, read one at a time."""
     for line in lines:
-        packed = read_json(_place(line.found, Path(folder)))["line"]["histogram"]
+        packed = read_json(place(line.found, Path(folder)))["line"]["histogram"]
         yield np.frombuffer(zlib.decompress(base64.b64decode(packed)), "<i8")
 
 
-def _place(scan: Found, folder: Path) -> Path:
+def place(scan: Found, folder: Path) -> Path:
+    """Where the answer to a scan is kept."""
     return folder / "survey" / f"{fingerprint([scan.path, scan.series])}.json"
 
 
@@ -206,7 +207,7 @@ def adopt(before: Found, now: Found, folder: Path | str) -> bool:
     """
     folder = Path(folder)
     try:
-        kept = read_json(_place(before, folder))
+        kept = read_json(place(before, folder))
         size_and_time = list(kept["signature"][-2:])
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return not Path(before.path).exists()
@@ -216,9 +217,9 @@ def adopt(before: Found, now: Found, folder: Path | str) -> bool:
         known = 2 if Path(before.path).exists() else 1
         if size_and_time[:known] != is_same[:known]:
             return False
-    if not _place(now, folder).exists():
+    if not place(now, folder).exists():
         write_json(
-            _place(now, folder),
+            place(now, folder),
             {**kept, "line": {**kept["line"], "path": now.path, "series": now.series}},
         )
     return True
@@ -227,7 +228,7 @@ def adopt(before: Found, now: Found, folder: Path | str) -> bool:
 def _known(scan: Found, signature: list, folder: Path) -> ScanReport | None:
     """The answer of an earlier look, unless the scan has changed since, or the answer is damaged."""
     try:
-        kept = read_json(_place(scan, folder))
+        kept = read_json(place(scan, folder))
         line = {**kept["line"], "histogram": ""}
         known = ScanReport(**{k: tuple(v) if isinstance(v, list) else v for k, v in line.items()})
         return known if kept["signature"] == signature else None

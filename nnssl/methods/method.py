@@ -195,11 +195,12 @@ class Method(nn.Module, ABC):
         views = self.views(regions, generators, inside(tuple(region), starts, sizes))
         starts, sizes = starts.to(regions.device), sizes.to(regions.device)
         if self.config.parcel_classes:
-            nothing = torch.zeros(len(regions), *region, dtype=torch.long)
-            labels = (nothing if parcels is None else parcels.long()).to(regions.device)
-            crop = views["image"].shape[-len(region) :]
-            cut = cut_each(labels, views["offset"], crop) if "offset" in views else labels
-            views["parcels"] = cut
+            nothing = torch.zeros(len(regions), *region, dtype=torch.uint8)
+            labels = nothing if parcels is None else parcels
+            labels = labels.to(regions.device, non_blocking=True)
+            if "offset" in views:
+                labels = cut_each(labels, views["offset"], views["image"].shape[-len(region) :])
+            views["parcels"] = labels.long()
         if "offset" in views:
             views["offset"] = views["offset"] + starts
         return {**views, "scan": scans, "start": starts, "size": sizes}

@@ -6,10 +6,10 @@ from statistics import median
 
 import torch
 
-from nnssl.bench.throughput import operations, peak_of
 from nnssl.encoder.swin import Swin, SwinConfig
 from nnssl.methods import METHODS
 from nnssl.train.capacity import trial
+from nnssl.train.peak import operations, peak_of
 
 
 def seconds(rows: list[dict], batch_size: int) -> float:

@@ -15,13 +15,13 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing.connection import wait
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from nnssl import dist, files, limits, signals
 
@@ -81,6 +81,15 @@ class MicroBatches:
         return (self.steps - self.start) * self.accumulate
 
 
+def collate(samples: Sequence[dict]) -> dict:
+    """A batch of samples. Crops of float16 beside some of float32, of a collection that an earlier
+    version began, become float32.
+    """
+    if len({sample["crop"].dtype for sample in samples if "crop" in sample}) > 1:
+        samples = [{**sample, "crop": sample["crop"].float()} for sample in samples]
+    return default_collate(samples)
+
+
 def loader(crops: Dataset, batches: MicroBatches, workers: int, pin_memory: bool) -> DataLoader:
     """Crops in the order of `batches`, read ahead by `workers` processes (0: in this one)."""
     return DataLoader(
@@ -88,6 +97,7 @@ def loader(crops: Dataset, batches: MicroBatches, workers: int, pin_memory: bool
         batch_sampler=batches,
         num_workers=workers,
         pin_memory=pin_memory,
+        collate_fn=collate,
         prefetch_factor=4 if workers else None,
         worker_init_fn=_quiet_worker,
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from nnssl import checkpoint
 from nnssl.data.plan import Plan
+from nnssl.files import names_in
 from nnssl.train.run import FINAL, LATEST
 from nnssl.types import Shape
 
@@ -54,15 +55,15 @@ def read(folder: Path, data: Path, plan: Plan, say: Callable[[str], None]) -> Be
 
 
 def _stored(plan: Plan, data: Path) -> list[str]:
-    return [case.id for case in plan.cases if (data / f"{case.id}.json").is_file()]
+    names = names_in(data)
+    return [case.id for case in plan.cases if f"{case.id}.json" in names]
 
 
 def _began_with(number: int, stored: list[str], data: Path) -> list[str]:
     """Checkpoints of earlier versions know how many scans there were: those that were stored first."""
-    first = sorted(stored, key=lambda case: ((data / f"{case}.json").stat().st_mtime_ns, case))[
-        :number
-    ]
-    return [case for case in stored if case in set(first)]
+    when = {case: ((data / f"{case}.json").stat().st_mtime_ns, case) for case in stored}
+    first = set(sorted(stored, key=when.__getitem__)[:number])
+    return [case for case in stored if case in first]
 
 
 def require_free(folder: Path, resume: bool) -> None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch.utils.data import default_collate
 
 from nnssl import dist, files
 from nnssl.modules.running import discard_all
-from nnssl.train import boards, pictures
+from nnssl.train import batches, boards, pictures
 from nnssl.train.run import Run
 
 LOG = "log.jsonl"
@@ -81,6 +80,7 @@ class Log:
             "lr": rate,
             "grad_norm": norm,
             "samples_per_second": config.batch_size / seconds,
+            **self._used(config.batch_size / seconds),
             **run.ask_probe(),
         }
         if alarms := run.monitors.alarms(row):
@@ -99,6 +99,11 @@ class Log:
     def close(self) -> None:
         for board in self.boards:
             board.close()
+
+    def _used(self, speed: float) -> dict[str, float]:
+        """At `speed` scans a second: the fraction of the devices' peak, where that is known."""
+        fraction = self.run.fraction_of_peak_per_scan
+        return {"of_peak": speed * fraction} if fraction else {}
 
     def pace(self, step: float) -> None:
         """At the first row: how long the run will take at `step` seconds a step, and what is
@@ -121,7 +126,7 @@ class Log:
         pictures.progress(
             files.read_json_lines(self.path), run.folder / "progress.png", run.header["method"]
         )
-        samples = default_collate([run.crops[index] for index in range(2)])
+        samples = batches.collate([run.crops[index] for index in range(2)])
         run.method.eval()
         with torch.no_grad():
             volumes = run.method.show(run.prepare_views(samples))

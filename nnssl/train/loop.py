@@ -70,6 +70,7 @@ def train(run: Run, say: Callable[[str], None] = print) -> Path:
                 speed = {
                     "scans/s": f"{row['samples_per_second']:.1f}",
                     "wait": f"{row['data_wait']:.0%}",
+                    **({"of peak": f"{row['of_peak']:.1%}"} if "of_peak" in row else {}),
                 }
                 bar.set_postfix(loss=f"{row['total']:.4f}", **speed, refresh=False)
             bar.update()

@@ -21,7 +21,16 @@ PANELS = {
     "learning rate": ("lr",),
     "gradient norm": ("grad_norm",),
 }
-UNSHOWN = ("step", "epoch", "alarm", "samples_per_second", "data_wait", "rejected", "used_")
+UNSHOWN = (
+    "step",
+    "epoch",
+    "alarm",
+    "samples_per_second",
+    "data_wait",
+    "of_peak",
+    "rejected",
+    "used_",
+)
 SMOOTHING = 0.8  # of the moving average drawn over the raw values
 EXACT = ("lr", "rankme", "embedding_std", "probe_")  # no noise to smooth
 MOST_NAMED = 12  # lines of a panel that get a legend

@@ -21,7 +21,7 @@ from nnssl.data.prepare import prepare
 from nnssl.data.raw_datasets import chosen_channels
 from nnssl.memory import keep_freed_memory
 from nnssl.methods import METHODS, Method
-from nnssl.train import batches, before, boards, configure, processes, start
+from nnssl.train import batches, before, boards, cache, configure, peak, processes, start
 from nnssl.train.loop import train
 from nnssl.train.places import data_folder, dimensions, raw_dataset, results_folder
 from nnssl.train.probe import Probe
@@ -62,6 +62,7 @@ class Options:
     output: Path | None = None
     settings: Sequence[str] = ()
     workers: int | None = None
+    cache: str = "auto"
     log_every: int = 10
     save_every: int = 1000
     fp32: bool = False
@@ -98,6 +99,7 @@ def _pretrain(options: Options, say: Callable[[str], None], held: ExitStack) -> 
         _method(options.method).Config.parse(options.settings)
         dimensions(options)
         boards.require_packages(options.tensorboard, options.wandb or boards.wandb_enabled())
+        cache.check(options.cache, device)
         name, folder = data_folder(options)
         plan = processes.rank_zero_first(lambda: _prepare(options, name, folder, speak))
         if options.only_prepare:
@@ -150,6 +152,7 @@ def build(options: Options, plan: Plan, data: Path, device: torch.device, earlie
         say(f"batch size: {batch_size} ({reason}; --batch-size N chooses another)")
         method, started, chosen = made(batch_size)
     configure.warn_small(method, batch_size // options.accumulate, say)
+    cache.hold(crops, plan, options.cache, device, say)
     config = RunConfig(
         steps=_steps(options, earlier.run, len(crops), batch_size),
         batch_size=batch_size,
@@ -181,7 +184,8 @@ def build(options: Options, plan: Plan, data: Path, device: torch.device, earlie
         **started,
     }
     probe = _probe(options, data, crop, config.steps)
-    run = Run(method, crops, config, folder, header, device, probe, crops.cases)
+    fraction = peak.fraction_of_peak_per_scan(method, crop, device)
+    run = Run(method, crops, config, folder, header, device, probe, crops.cases, fraction)
     if options.resume and (folder / LATEST).exists():
         told = run.resume()
         say("\n".join([f"continuing at step {run.step} of {config.steps}", *told]))

@@ -135,7 +135,7 @@ class Probe:
         for first in range(0, len(crops), many):
             some = crops[first : first + many]
             images = torch.from_numpy(
-                np.stack([self._read(crop, "", self.padding) for crop in some])
+                np.stack([self._read(crop, "", self.padding) for crop in some]).astype(np.float32)
             )
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
                 maps = encoder(images.view(len(some), 1, *self.crop).to(device))

@@ -81,6 +81,7 @@ class Run:
         device: torch.device,
         probe: Probe | None = None,
         cases: Sequence[str] = (),
+        fraction_of_peak_per_scan: float = 0.0,
     ) -> None:
         self.method = method.to(device).train()
         self.crops, self.config, self.folder, self.device = crops, config, Path(folder), device
@@ -93,6 +94,9 @@ class Run:
         self.monitors = Monitors()
         self.probe = probe
         self.cases = cases  # ids of the scans, which a resumed run continues on
+        self.fraction_of_peak_per_scan = (
+            fraction_of_peak_per_scan  # that one scan a second takes; 0: not known
+        )
         self.probed: dict = {}  # what the probe last said, and what its best was
         self.step = 0
         # How many of the last steps in a row, and how many since the last look, had a gradient that
@@ -162,7 +166,9 @@ class Run:
 
     def prepare_views(self, batch: dict) -> dict[str, Tensor]:
         """What the method looks at in `batch`, on the device: samples of `crops`, collated."""
-        regions = batch["crop"].to(self.device, non_blocking=True)
+        if "crop" not in batch:  # the collection is on the device
+            batch = self.crops.cut(batch)
+        regions = batch["crop"].to(self.device, non_blocking=True).float()
         generators = [
             batches.generator_for(self.config.seed, index) for index in batch["index"].tolist()
         ]

@@ -1,0 +1,210 @@
+"""What a collection of ten thousand or a million scans costs before the first step, and beside it.
+
+    python -m nnssl.bench.scale [--scans 10412] [--folder FOLDER]
+
+The collection is made: files of no bytes that are found as scans, the survey's answers, the notes
+of preprocessed scans. No voxel is there or read, so what is timed is what grows with the number of
+scans: finding, survey, plan, report, start, the order of an epoch, places of crops, resume. The
+same work for twice the scans must take twice as long; tests/test_scale.py counts it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import os
+import resource
+import tempfile
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from nnssl.data.crops import Crops, Stored
+from nnssl.data.plan import Case, Plan, make_plan, resampled_shape
+from nnssl.data.prepare import prepare
+from nnssl.data.preprocess import BLOCK
+from nnssl.data.scans import Found, find_scans
+from nnssl.data.survey import (
+    HISTOGRAM,
+    SURVEY_VERSION,
+    ScanReport,
+    body_histograms,
+    place,
+    survey,
+)
+from nnssl.train import batches, cache
+from nnssl.train.pretrain import Options, build
+from nnssl.types import PREPROCESSED, RESULTS
+
+NAME, SHAPE, SPACING = "made", (300, 512, 512), (1.5, 0.8, 0.8)
+A_FOLDER = 1000  # scans
+PLACES = 1000  # samples whose places are drawn
+BATCH = 8
+
+
+@dataclass(frozen=True)
+class Made:
+    """A collection of `scans` below `top`, and where nnU-Net's folders are."""
+
+    top: Path
+    scans: int
+
+    @property
+    def raw(self) -> Path:
+        return self.top / "raw"
+
+    @property
+    def folder(self) -> Path:
+        return self.top / "preprocessed" / "nnssl" / NAME
+
+
+class WithoutVoxels(Stored):
+    """The notes of a folder whose voxels are not there: samples say only where their crop is."""
+
+    late = True
+
+
+# -- the collection --------------------------------------------------------------------------------
+
+
+def make_raw(made: Made) -> None:
+    """Files that are found as scans, and an answer of the survey for each."""
+    (made.folder / "survey").mkdir(parents=True)
+    low, high = HISTOGRAM
+    counts = np.random.default_rng(0).integers(0, 40_000, high - low + 1)
+    histogram = base64.b64encode(zlib.compress(counts.astype("<i8").tobytes(), 1)).decode()
+    line = ScanReport(
+        "", "", True, "", SHAPE, SPACING, (-1000.0, -900.0, 0.0, 90.0, 900.0), "", "LPS"
+    )
+    for number in range(made.scans):
+        path = made.raw / f"{number // A_FOLDER:04d}" / f"ct_{number:07d}.nii.gz"
+        if number % A_FOLDER == 0:
+            path.parent.mkdir(parents=True)
+        path.touch()
+        status = path.stat()
+        answer = {
+            "signature": [SURVEY_VERSION, status.st_size, status.st_mtime_ns],
+            "line": asdict(replace(line, path=str(path))) | {"histogram": histogram},
+        }
+        place(Found(str(path)), made.folder).write_text(json.dumps(answer))
+
+
+def make_notes(made: Made, plan: Plan) -> None:
+    """Notes as of preprocessed scans, and files of no voxels."""
+    shape = resampled_shape(SHAPE, SPACING, plan.spacing)
+    blocks = [-(-side // BLOCK) for side in shape]
+    fractions = np.random.default_rng(0).integers(100, 256, blocks).astype(np.uint8)
+    body = base64.b64encode(zlib.compress(fractions.tobytes())).decode()
+    for case in plan.cases:
+        (made.folder / f"{case.id}.b2nd").touch()
+        note = json.dumps(_note(case, plan, shape, body))
+        (made.folder / f"{case.id}.json").write_text(note)
+
+
+def _note(case: Case, plan: Plan, shape: tuple[int, ...], body: str) -> dict:
+    return {
+        "fingerprint": plan.fingerprint,
+        "bytes": 0,
+        "shape": list(shape),
+        "spacing": list(plan.spacing),
+        "source": case.source,
+        "series": case.series,
+        "body_block": BLOCK,
+        "body": body,
+    }
+
+
+# -- what is done with it --------------------------------------------------------------------------
+
+
+def stages(made: Made) -> Iterator[tuple[str, Callable[[], object]]]:
+    """Name and call of each piece of work, in order; what is made between them is no part of it."""
+    kept: dict = {}
+    options = Options(
+        "simmim", name=NAME, preset="tiny", crop=(32, 32), batch_size=BATCH, steps=2, workers=0,
+        device="cpu", num_processes=0, cache="off",
+    )  # fmt: skip
+
+    def find() -> None:
+        kept["found"] = find_scans([made.raw])
+
+    def look() -> None:
+        kept["lines"] = survey(kept.pop("found"), made.folder, 0)
+
+    def decide() -> None:
+        lines = kept.pop("lines")
+        kept["plan"] = make_plan(NAME, lines, body_histograms(lines, made.folder))
+        kept["plan"].save(made.folder / "plan.json")
+
+    def run(resume: bool) -> None:
+        chosen = replace(options, resume=resume)
+        kept["run"] = build(chosen, kept["plan"], made.folder, torch.device("cpu"), _silent)
+
+    def order() -> None:
+        crops = kept["crops"] = Crops(made.folder, kept["plan"], (32, 32, 32))
+        crops.source = WithoutVoxels(made.folder)
+        steps = -(-made.scans // BATCH)
+        samples = (i for part in batches.MicroBatches(0, steps, BATCH, 1) for i in part)
+        seen = {crops._scan(index) for index, _ in zip(samples, range(made.scans), strict=False)}
+        assert len(seen) == made.scans
+
+    def places() -> None:
+        for index in range(PLACES):
+            kept["crops"][index]
+
+    yield "find the scans", find
+    yield "survey, all answers known, with report", look
+    yield "plan", decide
+    make_notes(made, kept["plan"])
+    yield "first start, with -i", lambda: prepare(NAME, made.folder, [made.raw], num_processes=0)
+    yield "later start, with -i", lambda: prepare(NAME, made.folder, [made.raw], num_processes=0)
+    yield "later start, --name alone", lambda: prepare(NAME, made.folder, num_processes=0)
+    yield (
+        "size of it all, for --cache",
+        lambda: cache.least_bytes(Crops(made.folder, kept["plan"]), kept["plan"]),
+    )
+    yield "build the run", lambda: run(False)
+    yield "save", lambda: kept["run"].save({})
+    yield "resume", lambda: run(True)
+    yield "order of an epoch", order
+    yield f"places of {PLACES} crops", places
+
+
+def _silent(_: str) -> None:
+    """What a run says of itself is not wanted here."""
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--scans", type=int, default=10412, help="default: %(default)s, SMIT's")
+    parser.add_argument(
+        "--folder", type=Path, help="where it is made, some 10 kB and 4 files a scan; removed again"
+    )
+    args = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory(dir=args.folder) as top:
+        made = Made(Path(top), args.scans)
+        os.environ |= {PREPROCESSED: f"{top}/preprocessed", RESULTS: f"{top}/results"}
+        make_raw(made)
+        print(
+            f"{args.scans} made scans\n\n| stage | s | CPU s | us a scan | peak MiB |\n"
+            "|---|---|---|---|---|"
+        )
+        for name, work in stages(made):
+            wall, cpu = time.perf_counter(), time.process_time()
+            work()
+            wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+            each = 1e6 * cpu / args.scans
+            print(f"| {name} | {wall:.2f} | {cpu:.2f} | {each:.1f} | {peak:.0f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

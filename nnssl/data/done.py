@@ -1,0 +1,91 @@
+"""Which cases are preprocessed: told at the start of a run without opening a note for each."""
+
+from __future__ import annotations
+
+import base64
+import math
+import os
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from nnssl.files import inside, read_json, write_json
+
+INDEX = "stored.json"  # the size of each case's file, of all that were stored when a run began
+
+
+class Done:
+    """`case_id in done`: the case is stored whole by the plan of `fingerprint`.
+
+    What the index knows needs one listing of the folder; of others the notes are read. A file of
+    another size, or a note that is gone, is not done whatever the index says. ValueError as
+    `is_done`.
+    """
+
+    def __init__(self, folder: Path, fingerprint: str) -> None:
+        self.folder, self.fingerprint = folder, fingerprint
+        self._known = self._read()
+        self._there = _sizes(folder) if self._known else {}
+
+    def __contains__(self, case_id: str) -> bool:
+        known = self._known.get(case_id)
+        there = f"{case_id}.json" in self._there and self._there.get(f"{case_id}.b2nd") == known
+        return (known is not None and there) or is_done(case_id, self.fingerprint, self.folder)
+
+    def keep(self, cases: Iterable[str]) -> None:
+        """Write the index of `cases`, which are stored now, unless it says so already."""
+        there = _sizes(self.folder)
+        known = {case: there[f"{case}.b2nd"] for case in cases if f"{case}.b2nd" in there}
+        if known != self._known:
+            content = {"fingerprint": self.fingerprint, "bytes": known}
+            write_json(self.folder / INDEX, content)
+
+    def _read(self) -> dict[str, int]:
+        try:
+            content = read_json(self.folder / INDEX)
+        except (OSError, ValueError):
+            return {}
+        ours = isinstance(content, dict) and content.get("fingerprint") == self.fingerprint
+        return content["bytes"] if ours else {}
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """Names in `folder`, and the bytes of those that hold voxels."""
+    if not folder.is_dir():
+        return {}
+    with os.scandir(folder) as entries:
+        return {
+            entry.name: entry.stat().st_size if entry.name.endswith(".b2nd") else 0
+            for entry in entries
+        }
+
+
+def is_done(case_id: str, fingerprint: str, folder: Path) -> bool:
+    """True when the case is stored whole. Raises ValueError when it is stored by another plan.
+
+    A note that is damaged, or of another form, counts as none: the case is stored again.
+    """
+    note, array = inside(folder, f"{case_id}.json"), inside(folder, f"{case_id}.b2nd")
+    try:
+        properties = read_json(note)
+        size = array.stat().st_size
+    except (FileNotFoundError, ValueError):
+        return False
+    if not _is_note(properties):
+        return False
+    if properties["fingerprint"] != fingerprint:
+        raise ValueError(
+            f"{note} was made with plan {properties['fingerprint']}, this plan is {fingerprint}; "
+            f"files of two plans are not mixed: delete {folder}, or choose another name"
+        )
+    return properties["bytes"] == size
+
+
+def _is_note(properties: object) -> bool:
+    try:
+        blocks = [-(-size // properties["body_block"]) for size in properties["shape"]]
+        body = zlib.decompress(base64.b64decode(properties["body"]))
+        numbers = len(blocks) == 3 and len(body) == math.prod(blocks)
+        return numbers and properties.keys() >= {"fingerprint", "bytes", "spacing"}
+    except (KeyError, TypeError, AttributeError, ValueError, ZeroDivisionError, zlib.error):
+        return False

@@ -1,0 +1,127 @@
+"""A collection held in memory: its preprocessed volumes side by side in one block, as they are
+stored.
+
+A block in the host's memory is shared by all processes that read crops: those that are forked see
+the same pages, to the others PyTorch hands a handle of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import blosc2
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from nnssl import dist, limits
+from nnssl.data.crops import OPEN
+from nnssl.files import read_json
+from nnssl.types import Shape
+
+ALIGNED = 64  # bytes: where a volume may begin
+
+
+@dataclass(frozen=True)
+class Volume:
+    """Where a volume [*shape] lies in the block, in bytes from its start."""
+
+    first: int
+    shape: Shape
+    dtype: torch.dtype
+
+    @property
+    def bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The volumes of a collection by their files' names, their notes, and the bytes of all."""
+
+    folder: Path
+    volumes: dict[str, Volume]
+    notes: dict[str, dict]
+    bytes: int
+
+
+def layout(folder: Path, cases: Sequence[str], endings: Sequence[str]) -> Layout:
+    """Of the files <case><ending> of each case; opens each of them, and reads no voxel."""
+    names = [f"{case}{ending}" for case in cases for ending in endings]
+    with ThreadPoolExecutor(limits.cores()) as pool:
+        read = pool.map(lambda case: read_json(folder / f"{case}.json"), cases)
+        notes = dict(zip(cases, read, strict=True))
+        kinds = list(pool.map(lambda name: _kind(folder / name), names))
+    volumes, first = {}, 0
+    for name, (shape, dtype) in zip(names, kinds, strict=True):
+        volumes[name] = volume = Volume(first, shape, dtype)
+        first += -(-volume.bytes // ALIGNED) * ALIGNED
+    return Layout(folder, volumes, notes, first)
+
+
+def _kind(path: Path) -> tuple[Shape, torch.dtype]:
+    """Shape [Z Y X] and type of a stored volume [1 Z Y X]."""
+    array = blosc2.open(str(path), **OPEN)
+    return tuple(array.shape[1:]), torch.from_numpy(np.empty(0, array.dtype)).dtype
+
+
+class Held:
+    """The volumes of `layout`, read whole, on `device`. A `Source` of crops, whose boxes are
+    those of the files bit for bit.
+
+    late: crops are not cut by the processes that read, but where the block is: `Crops.cut`.
+    """
+
+    def __init__(self, layout: Layout, device: torch.device, late: bool | None = None) -> None:
+        self.late = device.type != "cpu" if late is None else late
+        self.notes, self._volumes = layout.notes, layout.volumes
+        self._block: Tensor | None = torch.empty(layout.bytes, dtype=torch.uint8, device=device)
+        bar = tqdm(
+            total=len(layout.volumes),
+            desc="into memory",
+            unit="volume",
+            disable=not dist.is_main(),
+            dynamic_ncols=True,
+        )
+        # Decompression lets other threads run; a volume at a time is in memory twice for each.
+        with ThreadPoolExecutor(limits.cores()) as pool, bar:
+            for _ in pool.map(lambda name: self._fill(layout.folder / name, name), self._volumes):
+                bar.update()
+
+    def _fill(self, path: Path, name: str) -> None:
+        self._volume(name).copy_(torch.from_numpy(blosc2.open(str(path), **OPEN)[:][0]))
+
+    def __getstate__(self) -> dict:
+        """For a reading process: it needs the notes alone where crops are cut late."""
+        return {**self.__dict__, "_block": None} if self.late else self.__dict__
+
+    def note(self, case: str) -> dict:
+        return self.notes[case]
+
+    def box(self, name: str, start: np.ndarray, box: np.ndarray, padding: float) -> Tensor:
+        """The box [*box] at `start` of a volume; what lies outside of it is `padding`."""
+        volume = self._volume(name)
+        low, high = start.clip(0), np.minimum(start + box, volume.shape)
+        inner = volume[tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))]
+        if inner.shape == tuple(box):
+            return inner.clone(memory_format=torch.contiguous_format)
+        # rounded once, as NumPy does
+        exact = torch.from_numpy(np.asarray(padding).astype(_numpy(volume.dtype))).item()
+        padded = volume.new_full(tuple(box), exact)
+        place = zip(low - start, high - start, strict=True)
+        padded[tuple(slice(int(a), int(b)) for a, b in place)] = inner
+        return padded
+
+    def _volume(self, name: str) -> Tensor:
+        volume = self._volumes[name]
+        part = self._block[volume.first : volume.first + volume.bytes]
+        return part.view(volume.dtype).view(volume.shape)
+
+
+def _numpy(dtype: torch.dtype) -> np.dtype:
+    return torch.empty(0, dtype=dtype).numpy().dtype
