@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import sys
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -128,7 +130,9 @@ def test_the_check_would_notice():
 def folder(tmp_path) -> Path:
     for case in ("a", "b"):
         (tmp_path / f"{case}.b2nd").write_bytes(b"12345")
-        write_json(tmp_path / f"{case}.json", {"fingerprint": "f", "bytes": 5})
+        body = base64.b64encode(zlib.compress(bytes(1))).decode()
+        note = {"fingerprint": "f", "bytes": 5, "spacing": [1, 1, 1], "shape": [16, 16, 16]}
+        write_json(tmp_path / f"{case}.json", {**note, "body": body, "body_block": 16})
     Done(tmp_path, "f").keep(["a", "b"])
     return tmp_path
 

@@ -38,7 +38,8 @@ from nnssl.data.survey import (
     place,
     survey,
 )
-from nnssl.train import batches, cache
+from nnssl.train import batches, before, cache
+from nnssl.train.places import results_folder
 from nnssl.train.pretrain import Options, build
 from nnssl.types import PREPROCESSED, RESULTS
 
@@ -144,7 +145,9 @@ def stages(made: Made) -> Iterator[tuple[str, Callable[[], object]]]:
 
     def run(resume: bool) -> None:
         chosen = replace(options, resume=resume)
-        kept["run"] = build(chosen, kept["plan"], made.folder, torch.device("cpu"), _silent)
+        plan, results = kept["plan"], results_folder(chosen, kept["plan"])
+        earlier = before.of(results, resume, made.folder, plan, _silent)
+        kept["run"] = build(chosen, plan, made.folder, torch.device("cpu"), earlier, _silent)
 
     def order() -> None:
         crops = kept["crops"] = Crops(made.folder, kept["plan"], (32, 32, 32))
