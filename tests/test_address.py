@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 from made_checkpoints import pretrained
@@ -237,6 +238,17 @@ def test_plans_that_name_an_address_find_its_file_by_hash(weights, nnunet_env, m
 def test_the_variable_may_be_an_address(weights, monkeypatch):
     monkeypatch.setenv(checkpoint_choice.VARIABLE, weights[0])
     assert checkpoint_choice.choose({}).path.read_bytes() == weights[1].read_bytes()
+
+
+def test_the_doctor_fetches_nothing(server, monkeypatch):
+    from nnssl.doctor import finds
+
+    where = f"hf://{REPO}/a.pth"
+    monkeypatch.setenv("nnssl_checkpoint", where)
+    plans = {"pretrain_info": {"checkpoint_path": where, "sha256": "12"}}
+    found = [finds._default(), finds._judge(Path("D/x.json"), plans)]
+    assert all("fetched where it is used" in finding.says for finding in found)
+    assert server.asked == []
 
 
 def test_a_study_names_weights_by_address(weights, tmp_path, server):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import SimpleITK
 import torch
-from made_checkpoints import HU, pretrained
+from made_checkpoints import pretrained
 from made_scans import ct_array, write_series, write_volume
 
 import nnssl
@@ -24,7 +24,6 @@ from nnssl.data.scans import Found
 from nnssl.data.survey import inspect_scan
 from nnssl.embed import pictures, pooling, run, table
 from nnssl.embed.run import Options
-from nnssl.types import HUPolicy
 
 SPACING = (3.0, 2.0, 2.0)  # of made checkpoints
 
@@ -70,24 +69,26 @@ def test_the_encoder_is_a_plain_module(encoder, weights):
 def test_scans_are_prepared_as_for_the_pretraining(encoder, scans, tmp_path):
     path = scans / "chest" / "s0.nii.gz"
     line = inspect_scan(Found(str(path)))
-    plan = Plan("made", SPACING, HUPolicy(**HU), (16, 16, 16), (case_of(line),))
+    plan = Plan("made", SPACING, encoder.hu, (16, 16, 16), (case_of(line),))
     preprocess_case(plan.cases[0], plan, plan.fingerprint, tmp_path)
     import blosc2
 
     stored = blosc2.open(str(tmp_path / f"{plan.cases[0].id}.b2nd"), **OPEN)[:]
     made = encoder.preprocess(path)
     assert made.shape == (1, *stored.shape)
-    np.testing.assert_array_equal(made[0].numpy(), stored)
+    # the store may be of half precision
+    np.testing.assert_array_equal(made[0].numpy().astype(stored.dtype), stored)
     voxels = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path)))
     assert torch.equal(encoder.preprocess(voxels, (3.0, 2.0, 2.5)), made)
 
 
 def test_a_dicom_folder_is_a_scan(encoder, tmp_path):
     array = ct_array()
-    positions = [(0.0, 0.0, 3.0 * z) for z in range(len(array))]
-    write_series(tmp_path / "series", array, positions)
-    made = encoder.preprocess(tmp_path / "series")
-    assert made.shape[2:] == resampled_shape(array.shape, (3.0, 1.5, 1.5), SPACING)
+    write_series(tmp_path / "s", array, [(5.0, -7.0, 10 + 3.0 * z) for z in range(len(array))])
+    made = encoder.prepare(tmp_path / "s")
+    assert made.image.shape == resampled_shape(array.shape, (3.0, 1.5, 1.5), SPACING)
+    corner = nibabel.affines.apply_affine(made.affine, (-0.5, -0.5, -0.5))
+    np.testing.assert_allclose(corner, (-5 + 0.75, 7 + 0.75, 10 - 1.5))  # half a voxel before
 
 
 @pytest.mark.parametrize(
@@ -185,8 +186,7 @@ def test_the_same_line_goes_on(embedded, monkeypatch):
     lost[0].unlink()
     lost[1].write_bytes(lost[1].read_bytes()[:100])  # cut by a crash of the disk
     before = {path.name: path.stat().st_mtime_ns for path in lost[2:]}
-    said, pooled = [], []
-    whole = pooling.pool
+    said, pooled, whole = [], [], pooling.pool
     monkeypatch.setattr(pooling, "pool", lambda *a: pooled.append(1) or whole(*a))
     run.embed(replace(options, picture=None), said.append)
     assert said[0] == "4 of 6 scans were done before"

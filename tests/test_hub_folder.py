@@ -117,7 +117,7 @@ def test_the_card_says_what_is_unknown(tmp_path):
         assert said in text
 
 
-def test_the_card_of_weights_of_others_tells_their_source():
+def test_the_card_of_weights_of_others_tells_their_source(tmp_path):
     about = {
         **header("monai_swinvit"),
         "encoder": ENCODER.to_dict(),
@@ -131,7 +131,7 @@ def test_the_card_of_weights_of_others_tells_their_source():
             "adapted": ["axes turned"],
         },
     }
-    text = card({"header": about, "citations": ["Tang"], "parameters": 1, "sha256": "34"})
+    text = card(checkpoint.Checkpoint(tmp_path, "34", about, {}, {}, ["Tang"]))
     assert "license: unknown" in text
     assert "| licence of the weights | licence of the weights: unstated |" in text
     assert "MONAI model (weights of others, converted)" in text

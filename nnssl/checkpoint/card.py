@@ -17,6 +17,7 @@ from pathlib import Path
 from nnssl import files
 from nnssl.address import MODEL
 from nnssl.checkpoint.describe import UNKNOWN, describe_hu
+from nnssl.checkpoint.file import Checkpoint, load
 from nnssl.checkpoint.plain import printable
 from nnssl.checkpoint.safe import STORED, write_safe
 from nnssl.types import HUPolicy
@@ -36,34 +37,37 @@ def publish(folder: Path, content: dict, licence: str | None = None) -> None:
     made = Path(tempfile.mkdtemp(prefix=files.TEMPORARY, dir=folder.parent))
     try:
         write_safe(made / MODEL, content)
-        parameters = sum(tensor.numel() for tensor in content["network_weights"].values())
+        loaded = load(made / MODEL)  # what is said is of the file, as whoever takes it reads it
         config = {
             "library_name": "nnssl-swin",
             "model_type": "swin",
-            "parameters": parameters,
-            "sha256": files.sha256(made / MODEL),
+            "parameters": parameters(loaded),
+            "sha256": loaded.sha256,
             **{name: content[name] for name in STORED},
         }
         files.write_json(made / CONFIG, config)
         with files.atomic(made / CARD) as temporary:
-            temporary.write_text(card(config, licence), encoding="utf-8")
+            temporary.write_text(card(loaded, licence), encoding="utf-8")
         made.chmod(0o755)  # mkdtemp lets only its owner in
         made.rename(folder)
     finally:
         shutil.rmtree(made, ignore_errors=True)
 
 
-def card(config: Mapping, licence: str | None = None) -> str:
-    """The text of README.md, of the content of config.json."""
-    header = config["header"]
+def parameters(loaded: Checkpoint) -> int:
+    return sum(tensor.numel() for tensor in loaded.weights.values())
+
+
+def card(loaded: Checkpoint, licence: str | None = None) -> str:
+    """The text of README.md."""
+    header, hu = loaded.header, loaded.hu
     plan, foreign, run = header["plan"], header.get("foreign", {}), header.get("run", {})
     licence = licence or foreign.get("licence") or UNKNOWN
-    hu = HUPolicy(**plan["hu"]) if plan["hu"] else None
     dims = header["encoder"]["spatial_dims"]
     axes = "z y x"[-2 * len(header["crop"]) + 1 :]
     rows = {
         "method": header["method"],
-        "encoder": f"Swin, {dims}D, {config['parameters'] / 1e6:.2f} M parameters "
+        "encoder": f"Swin, {dims}D, {parameters(loaded) / 1e6:.2f} M parameters "
         f"({header.get('preset', 'preset ' + UNKNOWN)})",
         "pretrained on": _data(plan, foreign),
         "trained": f"step {header.get('step', UNKNOWN)} of {run.get('steps', UNKNOWN)}, "
@@ -72,7 +76,7 @@ def card(config: Mapping, licence: str | None = None) -> str:
         "crop": f"{_by(header['crop'])} voxels ({axes})",
         "input": describe_hu(hu),
         "licence of the weights": licence,
-        "sha256": f"`{config['sha256']}`",
+        "sha256": f"`{loaded.sha256}`",
         "written by": f"{_pairs(header.get('versions', {}))}, {header.get('created', UNKNOWN)}",
     }
     table = "\n".join(f"| {name} | {_cell(text)} |" for name, text in rows.items())
@@ -89,8 +93,7 @@ def card(config: Mapping, licence: str | None = None) -> str:
         _input(plan, dims, hu),
         _figures(header),
         _adapted(foreign),
-        "## Cite\n\n"
-        + "\n".join(f"- {printable(one)}" for one in config["citations"] or [UNKNOWN]),
+        "## Cite\n\n" + "\n".join(f"- {printable(one)}" for one in loaded.citations or [UNKNOWN]),
         "\n## Not known\n\n" + _unknown(header, licence),
     ]
     return "\n".join(part for part in parts if part) + "\n"

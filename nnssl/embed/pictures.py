@@ -98,7 +98,9 @@ def _neighbours(table, near, groups, stage: int, thumbnails: bool, path: Path) -
         for place, (axes, scan) in enumerate(zip(line, [query, *near[query]], strict=True)):
             axes.set(xticks=[], yticks=[])
             if thumbnails:
-                axes.imshow(table.thumbnails[scan], cmap="gray", vmin=0, vmax=255)
+                axes.imshow(
+                    table.thumbnails[scan], cmap="gray", vmin=0, vmax=255, interpolation="nearest"
+                )
             else:
                 axes.text(0.5, 0.5, table.group[scan], ha="center", va="center", fontsize=9)
             for side in axes.spines.values():
@@ -139,4 +141,4 @@ def _projection(table: Table, groups: list[str], stage: int, path: Path) -> None
 
 def _save(figure, path: Path) -> None:
     with files.atomic(path) as temporary:
-        figure.savefig(temporary, dpi=100, format="png")
+        figure.savefig(temporary, dpi=80, format="png")

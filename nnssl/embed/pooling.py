@@ -86,7 +86,7 @@ def pool(
             weight = weight.to(tokens.device)
             flat = (tokens * weight).flatten(1)
             region = counts[number][(slice(None), *at)].to(tokens.device, torch.float32).flatten(1)
-            sums[number] += (region @ flat.T).double().cpu()
+            sums[number] += (region @ flat.T).cpu().double()
             if number == dense:
                 whole[(slice(None), *at)] += (tokens * weight).cpu()
     means = []
