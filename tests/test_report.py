@@ -20,6 +20,7 @@ from nnssl import cli, files
 from nnssl.data.plan import Plan, case_id
 from nnssl.data.prepare import prepare
 from nnssl.report import cost, left_out
+from nnssl.report.collection import Collection
 from nnssl.report.thumbnails import BOX, Planes, bars, picture
 from nnssl.report.write import write
 from nnssl.train import pictures
@@ -86,6 +87,7 @@ def test_no_path_of_a_scan_reaches_the_page(collection):
         "cannot be read: File /data/Muster_Erika_1950/ct 1.nii.gz is no image",
         "cannot be read now: no such file (/elsewhere/Muster_Erika_1950/a.dcm); it is tried again",
         "ct 1.nii.gz has no spacing",
+        "the first: Muster_Erika-001.dcm is cut short",
     ],
 )
 def test_reasons_name_no_file(reason):
@@ -94,6 +96,21 @@ def test_reasons_name_no_file(reason):
     assert "Muster" not in shown
     assert "ct 1" not in shown
     assert "…" in shown
+
+
+def test_cases_that_could_not_be_preprocessed_are_told(collection, tmp_path):
+    plan = Plan.load(collection / "plan.json")
+    case = plan.cases[0]
+    found = Collection(tmp_path, [], plan)
+    assert found.state(case) == "not yet"
+    files.write_json(tmp_path / f"{case.id}.failed.json", {"reason": f"{case.source} has changed"})
+    assert found.state(case) == "failed: … has changed"
+
+
+def test_words_of_a_reason_stay():
+    text = "is a reformat, not the primary stack: image type DERIVED/SECONDARY"
+    line = {"path": "/data/reformat", "series": "1.2.3", "reason": text}
+    assert left_out.reason(line) == text
 
 
 def test_of_each_kind_of_reason_alike_many_are_shown(collection):
