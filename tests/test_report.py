@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
 import json
 import re
@@ -168,6 +169,9 @@ def test_a_runs_page_shows_losses_monitors_views_and_time(pretraining):
         assert part in text
     assert re.findall(r"<strong>(step \d+)</strong>", text) == ["step 2", "step 4", "step 6"]
     assert "not finished" not in text
+    hardware = files.read_json(pretraining / "manifest.json")["sittings"][0]["hardware"]
+    assert hardware["processor"] in html.unescape(text)
+    assert hardware["host"] not in text
     rows = files.read_json_lines(pretraining / "log.jsonl")
     (last,) = re.findall(r"<td>total</td>.*>([^<]*)</td></tr>", text)
     assert float(last) == pytest.approx(rows[-1]["total"], rel=1e-3)
@@ -223,10 +227,9 @@ def test_pauses_are_no_training_time():
 
 def test_the_fraction_of_the_peak_is_operations_over_time(pretraining, monkeypatch):
     monkeypatch.setattr(cost, "scan_operations", lambda header: 1e12)
-    header = {"device": {"name": "NVIDIA H100 80GB HBM3", "processes": 2}}
-    assert cost.fraction_of_peak(header, 989.0) == pytest.approx(0.5)
-    assert cost.fraction_of_peak({"device": {"name": "cpu", "processes": 1}}, 989.0) is None
-    assert cost.fraction_of_peak({}, 989.0) is None
+    gpus = {"gpu": "NVIDIA H100 80GB HBM3", "processes": 2}
+    assert cost.fraction_of_peak({}, gpus, 989.0) == pytest.approx(0.5)
+    assert cost.fraction_of_peak({}, {"processor": "cpu", "processes": 1}, 989.0) is None
 
 
 def test_operations_of_a_scan_are_those_of_its_crops(pretraining):

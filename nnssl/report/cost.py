@@ -41,13 +41,13 @@ def scan_operations(header: dict) -> float:
     return operations(lambda: method(views).losses["total"].backward())
 
 
-def fraction_of_peak(header: dict, scans_per_second: float) -> float | None:
-    """Of the dense bf16 peak in the device's data sheet; None for a device that is not known.
+def fraction_of_peak(header: dict, hardware: dict, scans_per_second: float) -> float | None:
+    """Of the dense bf16 peak in the GPU's data sheet; None for a device whose peak is not known.
 
-    Scans that are computed again to save memory (`--checkpointing`) count once.
+    hardware: of a sitting in manifest.json. Scans that are computed again to save memory
+    (`--checkpointing`) count once.
     """
-    device = header.get("device", {"name": "", "processes": 1})
-    peak = peak_of(device["name"])
+    peak = peak_of(hardware.get("gpu", ""))
     if peak is None:
         return None
-    return scans_per_second * scan_operations(header) / (device["processes"] * peak * 1e12)
+    return scans_per_second * scan_operations(header) / (hardware["processes"] * peak * 1e12)

@@ -16,7 +16,7 @@ from nnssl.study.report.tables import Table
 from nnssl.train import pictures
 from nnssl.train.log import LOG, duration
 from nnssl.train.run import FINAL, LATEST
-from nnssl.types import PREPROCESSED
+from nnssl.types import MANIFEST, PREPROCESSED
 
 PANEL = (4.6, 3.1)  # inches
 POINTS = 600  # of a line
@@ -27,11 +27,14 @@ PROBE = "probe_"
 
 @dataclass(frozen=True)
 class Pretraining:
-    """The results folder of a run: rows of its log, and the header of its newest checkpoint."""
+    """The results folder of a run: rows of its log, the header of its newest checkpoint, and its
+    manifest; {} for what is not there.
+    """
 
     folder: Path
     rows: list[dict]
     header: dict
+    manifest: dict
 
     @classmethod
     def read(cls, folder: Path) -> Pretraining:
@@ -40,7 +43,8 @@ class Pretraining:
         for name in (FINAL, LATEST):
             if not header and (folder / name).exists():
                 header = checkpoint.read(folder / name)["header"]
-        return cls(folder, rows, header)
+        path = folder / MANIFEST
+        return cls(folder, rows, header, files.read_json(path) if path.is_file() else {})
 
     @property
     def name(self) -> str:
@@ -214,13 +218,18 @@ def _time(run: Pretraining) -> list[Section]:
 
 
 def _of_peak(run: Pretraining, speed: float) -> list[list[str]]:
-    """What it ran on, and how much of it was used where its peak is known."""
-    device = run.header.get("device")
-    if device is None:  # of a version that did not write it down
+    """What it ran on, by its manifest, and how much of it was used where its peak is known."""
+    if not run.manifest:  # of a version that did not write one
         return []
-    many = f"{device['processes']} processes" if device["processes"] > 1 else "one process"
-    rows = [["device", device["name"], many]]
-    fraction = cost.fraction_of_peak(run.header, speed)
+    hardware, energy = run.manifest["sittings"][-1]["hardware"], run.manifest["energy_wh"]
+    many = f"{hardware['processes']} processes" if hardware["processes"] > 1 else "one process"
+    rows = [
+        ["device", hardware.get("gpu") or hardware["processor"], many],
+        ["hours of devices", f"{run.manifest['device_hours']:.3g}", "with saving and pictures"],
+    ]
+    if energy is not None:
+        rows.append(["energy", f"{energy / 1000:.3g} kWh", "of the first machine's GPUs"])
+    fraction = cost.fraction_of_peak(run.header, hardware, speed)
     if fraction is not None:
         rows.append(["of the device's peak", f"{fraction:.0%}", "dense bf16, by its data sheet"])
     return rows
