@@ -7,6 +7,7 @@ import html
 import io
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -225,20 +226,16 @@ def test_pauses_are_no_training_time():
     assert cost.seconds(rows, batch_size=4) == 10 * 4 / 2 + 20 * 4 / 4
 
 
-def test_the_fraction_of_the_peak_is_operations_over_time(pretraining, monkeypatch):
-    monkeypatch.setattr(cost, "scan_operations", lambda header: 1e12)
-    gpus = {"gpu": "NVIDIA H100 80GB HBM3", "processes": 2}
-    assert cost.fraction_of_peak({}, gpus, 989.0) == pytest.approx(0.5)
-    assert cost.fraction_of_peak({}, {"processor": "cpu", "processes": 1}, 989.0) is None
-
-
-def test_operations_of_a_scan_are_those_of_its_crops(pretraining):
-    from nnssl import checkpoint
-
-    header = checkpoint.read(pretraining / "checkpoint_final.pth")["header"]
-    small = cost.scan_operations({**header, "crop": [32, 32, 32]})
-    longer = cost.scan_operations({**header, "crop": [32, 32, 64]})
-    assert longer == pytest.approx(2 * small, rel=0.01)
+def test_the_fraction_of_the_peak_is_shown_where_the_log_has_it(pretraining, tmp_path):
+    shutil.copytree(pretraining, tmp_path / "run")
+    rows = files.read_json_lines(pretraining / "log.jsonl")
+    assert "device&#x27;s peak" not in text_of(write(tmp_path / "run"))
+    marked = [
+        {**row, "of_peak": value} for row, value in zip(rows[:3], (0.1, 0.34, 0.9), strict=True)
+    ]
+    files.write_json_lines(tmp_path / "run" / "log.jsonl", marked)
+    text = text_of(write(tmp_path / "run"))
+    assert "<td>of the device&#x27;s peak</td><td>34%</td>" in text
 
 
 def test_the_command_and_its_errors(collection, tmp_path, monkeypatch, capsys):

@@ -204,8 +204,12 @@ def _time(run: Pretraining) -> list[Section]:
         ["training", duration(cost.seconds(run.rows, run.batch_size)), "pauses do not count"],
         ["scans a second", f"{speed:.3g}", "median of the logged rows"],
         ["waiting for crops", f"{waited:.1%}", "of the time; median"],
-        *_of_peak(run, speed),
+        *_devices(run),
     ]
+    of_peak = cost.middle(run.rows, "of_peak")
+    if of_peak is not None:
+        note = "median; dense bf16, by its data sheet"
+        rows.append(["of the device's peak", f"{of_peak:.0%}", note])
     panels = [
         _panel(run, [key], title)
         for key, title in (
@@ -217,8 +221,8 @@ def _time(run: Pretraining) -> list[Section]:
     return [Section("Time", [table], [], "", [Tiles(panels, 340)])]
 
 
-def _of_peak(run: Pretraining, speed: float) -> list[list[str]]:
-    """What it ran on, by its manifest, and how much of it was used where its peak is known."""
+def _devices(run: Pretraining) -> list[list[str]]:
+    """What it ran on, for how long and with what energy, by its manifest."""
     if not run.manifest:  # of a version that did not write one
         return []
     hardware, energy = run.manifest["sittings"][-1]["hardware"], run.manifest["energy_wh"]
@@ -229,9 +233,6 @@ def _of_peak(run: Pretraining, speed: float) -> list[list[str]]:
     ]
     if energy is not None:
         rows.append(["energy", f"{energy / 1000:.3g} kWh", "of the first machine's GPUs"])
-    fraction = cost.fraction_of_peak(run.header, hardware, speed)
-    if fraction is not None:
-        rows.append(["of the device's peak", f"{fraction:.0%}", "dense bf16, by its data sheet"])
     return rows
 
 
