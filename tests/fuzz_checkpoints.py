@@ -15,9 +15,35 @@ from made_checkpoints import pretrained
 from nnssl import checkpoint
 from nnssl.encoder.swin import Swin
 
-VALUES = [None, 0, -1, 2.5, float("nan"), float("inf"), -1e308, 10**18, True, "x", "", "\x1b[2K\n", [], {}, [1, 2],
-          ["a"], [[1]], {"a": 1}, {1: 2}, [10**9] * 4, [float("nan")] * 3, [0, 0, 0], [-1, 1, 1],
-          "../../outside", b"\0", torch.zeros(2), [[[[[]]]]]]  # fmt: skip
+VALUES = [
+    None,
+    0,
+    -1,
+    2.5,
+    float("nan"),
+    float("inf"),
+    -1e308,
+    10**18,
+    True,
+    "x",
+    "",
+    "\x1b[2K\n",
+    [],
+    {},
+    [1, 2],
+    ["a"],
+    [[1]],
+    {"a": 1},
+    {1: 2},
+    [10**9] * 4,
+    [float("nan")] * 3,
+    [0, 0, 0],
+    [-1, 1, 1],
+    "../../outside",
+    b"\0",
+    torch.zeros(2),
+    [[[[[]]]]],
+]
 DAMAGED = ("header", "nnssl_adaptation_plan", "citations", "format_version")
 
 
@@ -43,7 +69,9 @@ def damage_header(path: Path, rng: np.random.Generator) -> None:
 
 
 def attempt(path: Path) -> str:
-    """Raises AssertionError for what is neither refused nor of use, and whatever else goes wrong."""
+    """Raises AssertionError for what is neither refused nor of use, and whatever else goes
+    wrong.
+    """
     try:
         loaded = checkpoint.load(path)
     except checkpoint.CheckpointError as error:

@@ -57,8 +57,8 @@ def test_nothing_is_wrong_and_it_says_what_a_training_would_start_from(sound, mo
     assert said.strip().endswith("Nothing is wrong.")
     assert f"torch {torch.__version__.split('+')[0]}" in said
     assert (
-        "SwinSSLTrainer, SwinScratchTrainer, SwinFrozenTrainer, SwinGradualTrainer, SwinLoRATrainer in"
-        in said
+        "SwinSSLTrainer, SwinScratchTrainer, SwinFrozenTrainer, SwinGradualTrainer, "
+        "SwinLoRATrainer in" in said
     )
     assert ", by the " in said
     for path in (sound["named"], sound["only"]):

@@ -176,9 +176,18 @@ def trains(nnunet_env, tmp_path, monkeypatch):
     def run(**options) -> str:
         said = []
         chosen = {
-            "sources": (tmp_path / "raw",), "name": "made", "preset": "tiny", "crop": (32, 32), "batch_size": 2,
-            "steps": 1, "workers": 0, "device": "cpu", "num_processes": 0, "spacing": SPACING, **options,
-        }  # fmt: skip
+            "sources": (tmp_path / "raw",),
+            "name": "made",
+            "preset": "tiny",
+            "crop": (32, 32),
+            "batch_size": 2,
+            "steps": 1,
+            "workers": 0,
+            "device": "cpu",
+            "num_processes": 0,
+            "spacing": SPACING,
+            **options,
+        }
         pretrain.pretrain(Options("parcels", **chosen), said.append)
         return "\n".join(said)
 

@@ -1,4 +1,6 @@
-"""Which files of a folder are scans, where --pattern says so: collections that lie beside labels."""
+"""Which files of a folder are scans, where --pattern says so: collections that lie beside
+labels.
+"""
 
 from __future__ import annotations
 
@@ -93,7 +95,8 @@ def test_the_plan_keeps_the_pattern(tmp_path):
     assert more.fingerprint == plan.fingerprint
     with pytest.raises(
         ValueError,
-        match=r"has --pattern \*/imaging.nii.gz, asked for \*\*/imaging.nii.gz \(--update changes it\)",
+        match=r"has --pattern \*/imaging.nii.gz, asked for \*\*/imaging.nii.gz "
+        r"\(--update changes it\)",
     ):
         prepared(pattern=["**/imaging.nii.gz"])
     assert prepared(pattern=["**/imaging.nii.gz"], update=True).cases == more.cases
@@ -104,8 +107,8 @@ def test_where_nothing_matches_it_says_what_is_there(tmp_path):
     raw = totalsegmentator(tmp_path / "raw")
     with pytest.raises(
         ValueError,
-        match=r"nothing in .*raw matches --pattern 'ct.nii.gz'; there are 2 files or DICOM folders: "
-        r"s0000/ct.nii.gz, s0001/ct.nii.gz. Write it from that folder on",
+        match=r"nothing in .*raw matches --pattern 'ct.nii.gz'; there are 2 files or DICOM "
+        r"folders: s0000/ct.nii.gz, s0001/ct.nii.gz. Write it from that folder on",
     ):
         find_scans([raw], wanted=["ct.nii.gz"])
     (tmp_path / "empty").mkdir()

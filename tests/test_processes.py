@@ -89,7 +89,9 @@ def poisoned_run(folder: Path) -> Run:
 
 
 def signalled_run(folder: Path, heard_by: tuple[int, ...]) -> tuple[str, int]:
-    """Some processes hear SIGTERM after their first step; what is said, and how often it is saved."""
+    """Some processes hear SIGTERM after their first step; what is said, and how often it is
+    saved.
+    """
     run, writes = micro.run(folder, steps=STEPS), []
     update, write = run.update, checkpoint.write
 

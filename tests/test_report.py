@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from nnssl import cli, files
 from nnssl.data.plan import Plan, case_id
 from nnssl.data.prepare import prepare
 from nnssl.report import cost, left_out
+from nnssl.report.collection import Collection
 from nnssl.report.thumbnails import BOX, Planes, bars, picture
 from nnssl.report.write import write
 from nnssl.train import pictures
@@ -86,6 +89,7 @@ def test_no_path_of_a_scan_reaches_the_page(collection):
         "cannot be read: File /data/Muster_Erika_1950/ct 1.nii.gz is no image",
         "cannot be read now: no such file (/elsewhere/Muster_Erika_1950/a.dcm); it is tried again",
         "ct 1.nii.gz has no spacing",
+        "the first: Muster_Erika-001.dcm is cut short",
     ],
 )
 def test_reasons_name_no_file(reason):
@@ -94,6 +98,21 @@ def test_reasons_name_no_file(reason):
     assert "Muster" not in shown
     assert "ct 1" not in shown
     assert "…" in shown
+
+
+def test_cases_that_could_not_be_preprocessed_are_told(collection, tmp_path):
+    plan = Plan.load(collection / "plan.json")
+    case = plan.cases[0]
+    found = Collection(tmp_path, [], plan)
+    assert found.state(case) == "not yet"
+    files.write_json(tmp_path / f"{case.id}.failed.json", {"reason": f"{case.source} has changed"})
+    assert found.state(case) == "failed: … has changed"
+
+
+def test_words_of_a_reason_stay():
+    text = "is a reformat, not the primary stack: image type DERIVED/SECONDARY"
+    line = {"path": "/data/reformat", "series": "1.2.3", "reason": text}
+    assert left_out.reason(line) == text
 
 
 def test_of_each_kind_of_reason_alike_many_are_shown(collection):
@@ -151,6 +170,9 @@ def test_a_runs_page_shows_losses_monitors_views_and_time(pretraining):
         assert part in text
     assert re.findall(r"<strong>(step \d+)</strong>", text) == ["step 2", "step 4", "step 6"]
     assert "not finished" not in text
+    hardware = files.read_json(pretraining / "manifest.json")["sittings"][0]["hardware"]
+    assert hardware["processor"] in html.unescape(text)
+    assert hardware["host"] not in text
     rows = files.read_json_lines(pretraining / "log.jsonl")
     (last,) = re.findall(r"<td>total</td>.*>([^<]*)</td></tr>", text)
     assert float(last) == pytest.approx(rows[-1]["total"], rel=1e-3)
@@ -204,21 +226,16 @@ def test_pauses_are_no_training_time():
     assert cost.seconds(rows, batch_size=4) == 10 * 4 / 2 + 20 * 4 / 4
 
 
-def test_the_fraction_of_the_peak_is_operations_over_time(pretraining, monkeypatch):
-    monkeypatch.setattr(cost, "scan_operations", lambda header: 1e12)
-    header = {"device": {"name": "NVIDIA H100 80GB HBM3", "processes": 2}}
-    assert cost.fraction_of_peak(header, 989.0) == pytest.approx(0.5)
-    assert cost.fraction_of_peak({"device": {"name": "cpu", "processes": 1}}, 989.0) is None
-    assert cost.fraction_of_peak({}, 989.0) is None
-
-
-def test_operations_of_a_scan_are_those_of_its_crops(pretraining):
-    from nnssl import checkpoint
-
-    header = checkpoint.read(pretraining / "checkpoint_final.pth")["header"]
-    small = cost.scan_operations({**header, "crop": [32, 32, 32]})
-    longer = cost.scan_operations({**header, "crop": [32, 32, 64]})
-    assert longer == pytest.approx(2 * small, rel=0.01)
+def test_the_fraction_of_the_peak_is_shown_where_the_log_has_it(pretraining, tmp_path):
+    shutil.copytree(pretraining, tmp_path / "run")
+    rows = files.read_json_lines(pretraining / "log.jsonl")
+    assert "device&#x27;s peak" not in text_of(write(tmp_path / "run"))
+    marked = [
+        {**row, "of_peak": value} for row, value in zip(rows[:3], (0.1, 0.34, 0.9), strict=True)
+    ]
+    files.write_json_lines(tmp_path / "run" / "log.jsonl", marked)
+    text = text_of(write(tmp_path / "run"))
+    assert "<td>of the device&#x27;s peak</td><td>34%</td>" in text
 
 
 def test_the_command_and_its_errors(collection, tmp_path, monkeypatch, capsys):

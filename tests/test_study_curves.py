@@ -31,7 +31,9 @@ def test_a_curve_counts_hours_and_bridges_epochs_without_a_dice():
 
 
 def test_twice_as_fast_is_half_the_epochs():
-    """Dice 1 - exp(-epoch / t) reaches a fraction of its end after t log(1 / (1 - share)) epochs."""
+    """Dice 1 - exp(-epoch / t) reaches a fraction of its end after t log(1 / (1 - share))
+    epochs.
+    """
     epochs = np.arange(1, 1001)
     slow, fast = (line(list(1 - np.exp(-epochs / t))) for t in (100, 50))
     for fraction, row in zip(curves.FRACTIONS, curves.convergence([fast], [slow]), strict=True):

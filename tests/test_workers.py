@@ -18,7 +18,9 @@ from nnssl.data.workers import Failed, parallel_map
 
 
 def work(item: int) -> int:
-    """Doubles; but 3 kills its process as the kernel does for want of memory, 4 crashes, 5 raises."""
+    """Doubles; but 3 kills its process as the kernel does for want of memory, 4 crashes, 5
+    raises.
+    """
     if item in (3, 4):
         os.kill(os.getpid(), signal.SIGKILL if item == 3 else signal.SIGSEGV)
     if item == 5:
@@ -29,8 +31,8 @@ def work(item: int) -> int:
 def test_a_killed_worker_costs_its_item_alone():
     results = dict(parallel_map(work, list(range(7)), 2, "test"))
     assert results.pop(3) == Failed(
-        "its worker was ended by SIGKILL, most likely out of memory; fewer workers (-np) leave more "
-        "memory for each"
+        "its worker was ended by SIGKILL, most likely out of memory; fewer workers (-np) leave "
+        "more memory for each"
     )
     assert results.pop(4) == Failed("its worker was ended by SIGSEGV, a crash within a library")
     assert results.pop(5) == Failed("five")
@@ -57,7 +59,10 @@ def test_one_process_gives_the_same():
 
 
 def test_workers_that_cannot_start_are_an_error_and_not_blamed_on_the_items():
-    script = "from nnssl.data.workers import parallel_map; print(dict(parallel_map(len, ['a'], 1, 'test')))"
+    script = (
+        "from nnssl.data.workers import parallel_map; print(dict(parallel_map(len, ['a'], 1, "
+        "'test')))"
+    )
     run = subprocess.run(
         [sys.executable, "-"], input=script, capture_output=True, encoding="utf-8", timeout=60
     )

@@ -115,8 +115,8 @@ def _own(request: Request) -> dict:
         )
     if not request.hub and request.output.suffix == request.file.suffix:
         raise ForeignError(
-            f"{request.file} is a checkpoint of this package already; use it: nnssl_plan "
-            f"-d DATASET -c {request.file}, or write it as a folder for Hugging Face: --hub -o FOLDER"
+            f"{request.file} is a checkpoint of this package already; use it: nnssl_plan -d "
+            f"DATASET -c {request.file}, or write it as a folder for Hugging Face: --hub -o FOLDER"
         )
     content = checkpoint.read(request.file)
     return {key: value for key, value in content.items() if key in checkpoint.KEYS}

@@ -57,8 +57,8 @@ def trainers() -> list[Finding]:
     if hook.trainers_folder() in (hook.BEFORE or "").split(os.pathsep):
         return [ok(f"{says}, by {ways.way()}")]
     says = (
-        f"{says},\nbut only here, where nnssl is imported, as in a notebook that does. This package "
-        f"is {ways.installation()},"
+        f"{says},\nbut only here, where nnssl is imported, as in a notebook that does. This "
+        f"package is {ways.installation()},"
     )
     if others := ways.other_copies(hook.BEFORE or ""):
         copy = "nnU-Net's commands take those of another copy"
@@ -145,8 +145,8 @@ def _default() -> Finding:
         return wrong(f"plans that name no checkpoint: {_without_remedy(error)}", choose_one)
     if choice is None:
         says = (
-            f"plans that name no checkpoint have none to start from: no {checkpoint_choice.FINAL} in "
-            "$nnUNet_results/nnssl"
+            f"plans that name no checkpoint have none to start from: no {checkpoint_choice.FINAL} "
+            "in $nnUNet_results/nnssl"
         )
         return wrong(
             f"{says}, and {checkpoint_choice.VARIABLE} is not set",

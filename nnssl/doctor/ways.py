@@ -1,4 +1,6 @@
-"""How this package is installed, and by which way nnU-Net's commands come to know of its trainers."""
+"""How this package is installed, and by which way nnU-Net's commands come to know of its
+trainers.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +23,8 @@ def installation() -> str:
     if folder in site_folders():
         return f"installed in {folder}"
     return (
-        f"in {folder}, which is no site-packages of this Python (pip install --target, PYTHONPATH): "
-        "no start-up file is read there"
+        f"in {folder}, which is no site-packages of this Python (pip install --target, "
+        "PYTHONPATH): no start-up file is read there"
     )
 
 

@@ -77,7 +77,10 @@ class Collection:
         if (self.folder / f"{case.id}.json").is_file():
             return "stored"
         note = self.folder / f"{case.id}.failed.json"
-        return f"failed: {files.read_json(note)['reason']}" if note.is_file() else "not yet"
+        if not note.is_file():
+            return "not yet"
+        why = {"path": case.source, "reason": files.read_json(note)["reason"]}
+        return f"failed: {left_out.reason(why)}"
 
 
 def render(folder: Path, scans: int) -> str:

@@ -18,7 +18,13 @@ from nnssl.study.report.page import Tile, Tiles
 from nnssl.study.report.tables import Table
 
 SHOWN = 24  # pictures of scans that were left out
-BINS = 112
+BINS = 56
+# An absolute path, or a file of some image format.
+NAMES = re.compile(
+    r"(?<!\w)(?:[A-Za-z]:)?[/\\][^\s,;:()]+"
+    r"|[^\s'\"(]+\.(?:dcm|dicom|ima|nii|gz|nrrd|nhdr|mha|mhd|z?raw|img|hdr)\b",
+    re.IGNORECASE,
+)
 
 
 def line_id(line: dict) -> str:
@@ -31,10 +37,11 @@ def line_id(line: dict) -> str:
 def reason(line: dict) -> str:
     """Why a line was left out, without the file's name and folders."""
     path, text = Path(line["path"]), line["reason"]
-    for name in (str(path), str(path.parent), path.name):
+    # A folder's bare name may be a word of the reason: scans in a folder "reformat".
+    for name in (str(path), str(path.parent), path.name if path.suffix else ""):
         if len(name) > 1:
             text = text.replace(name, "…")
-    return re.sub(r"(?<!\w)/[^\s,;:()]+", "…", text)
+    return NAMES.sub("…", text)
 
 
 def kind(line: dict) -> str:

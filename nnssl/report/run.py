@@ -16,7 +16,7 @@ from nnssl.study.report.tables import Table
 from nnssl.train import pictures
 from nnssl.train.log import LOG, duration
 from nnssl.train.run import FINAL, LATEST
-from nnssl.types import PREPROCESSED
+from nnssl.types import MANIFEST, PREPROCESSED
 
 PANEL = (4.6, 3.1)  # inches
 POINTS = 600  # of a line
@@ -27,11 +27,14 @@ PROBE = "probe_"
 
 @dataclass(frozen=True)
 class Pretraining:
-    """The results folder of a run: rows of its log, and the header of its newest checkpoint."""
+    """The results folder of a run: rows of its log, the header of its newest checkpoint, and its
+    manifest; {} for what is not there.
+    """
 
     folder: Path
     rows: list[dict]
     header: dict
+    manifest: dict
 
     @classmethod
     def read(cls, folder: Path) -> Pretraining:
@@ -40,7 +43,8 @@ class Pretraining:
         for name in (FINAL, LATEST):
             if not header and (folder / name).exists():
                 header = checkpoint.read(folder / name)["header"]
-        return cls(folder, rows, header)
+        path = folder / MANIFEST
+        return cls(folder, rows, header, files.read_json(path) if path.is_file() else {})
 
     @property
     def name(self) -> str:
@@ -200,8 +204,12 @@ def _time(run: Pretraining) -> list[Section]:
         ["training", duration(cost.seconds(run.rows, run.batch_size)), "pauses do not count"],
         ["scans a second", f"{speed:.3g}", "median of the logged rows"],
         ["waiting for crops", f"{waited:.1%}", "of the time; median"],
-        *_of_peak(run, speed),
+        *_devices(run),
     ]
+    of_peak = cost.middle(run.rows, "of_peak")
+    if of_peak is not None:
+        note = "median; dense bf16, by its data sheet"
+        rows.append(["of the device's peak", f"{of_peak:.0%}", note])
     panels = [
         _panel(run, [key], title)
         for key, title in (
@@ -213,16 +221,18 @@ def _time(run: Pretraining) -> list[Section]:
     return [Section("Time", [table], [], "", [Tiles(panels, 340)])]
 
 
-def _of_peak(run: Pretraining, speed: float) -> list[list[str]]:
-    """What it ran on, and how much of it was used where its peak is known."""
-    device = run.header.get("device")
-    if device is None:  # of a version that did not write it down
+def _devices(run: Pretraining) -> list[list[str]]:
+    """What it ran on, for how long and with what energy, by its manifest."""
+    if not run.manifest:  # of a version that did not write one
         return []
-    many = f"{device['processes']} processes" if device["processes"] > 1 else "one process"
-    rows = [["device", device["name"], many]]
-    fraction = cost.fraction_of_peak(run.header, speed)
-    if fraction is not None:
-        rows.append(["of the device's peak", f"{fraction:.0%}", "dense bf16, by its data sheet"])
+    hardware, energy = run.manifest["sittings"][-1]["hardware"], run.manifest["energy_wh"]
+    many = f"{hardware['processes']} processes" if hardware["processes"] > 1 else "one process"
+    rows = [
+        ["device", hardware.get("gpu") or hardware["processor"], many],
+        ["hours of devices", f"{run.manifest['device_hours']:.3g}", "with saving and pictures"],
+    ]
+    if energy is not None:
+        rows.append(["energy", f"{energy / 1000:.3g} kWh", "of the first machine's GPUs"])
     return rows
 
 

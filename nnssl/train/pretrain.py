@@ -178,7 +178,6 @@ def build(options: Options, plan: Plan, data: Path, device: torch.device, earlie
             "cases": len(crops),
         },
         "versions": {"nnssl": nnssl.__version__, "torch": torch.__version__},
-        "device": {"name": processes.device_name(device), "processes": dist.world_size()},
         "created": time.strftime("%Y-%m-%d"),
         **({"parcels": parcels.identity(data)} if from_parcels else {}),
         **started,

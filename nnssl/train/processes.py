@@ -36,11 +36,6 @@ def choose_device(asked: str | None) -> torch.device:
     return torch.device(name)
 
 
-def device_name(device: torch.device) -> str:
-    """ "NVIDIA H100 80GB HBM3", or what kind of device it is where it has no such name."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
 def launch(num_gpus: int, arguments: list[str]) -> str | None:
     """Run the same command in `num_gpus` processes through torchrun, and wait for them.
 
