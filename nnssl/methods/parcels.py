@@ -26,6 +26,8 @@ from nnssl.network.decoders import full_options
 from nnssl.network.reconstruction import ParcelDecoder
 from nnssl.views.intensity import apply_intensity, draw_intensity
 
+GOLDEN = 0.618  # of the way from one grey to the next: labels of any number spread evenly
+
 
 @dataclass(frozen=True)
 class ParcelsConfig(MethodConfig):
@@ -101,10 +103,11 @@ class Parcels(Method):
             "predicted": self._shaded(predicted, image),
         }
 
-    def _shaded(self, labels: Tensor, image: Tensor) -> Tensor:
-        """Labels [B *s] as greys of the image's range [B 1 *s]; numbers that follow each other look
-        different.
-        """
-        count = 1 + self.config.classes
-        shade = labels[:, None] * (count // 2 - 1) % count / count
-        return image.min() + shade * (image.max() - image.min())
+    @staticmethod
+    def _shaded(labels: Tensor, image: Tensor) -> Tensor:
+        """Labels [B *s] as greys of each image's own range [B 1 *s]; neighbours in number differ."""
+        flat = image.flatten(1)
+        low, high = flat.amin(dim=1), flat.amax(dim=1)
+        shade = torch.where(labels > 0, 0.2 + 0.8 * (GOLDEN * labels % 1), 0.0)[:, None]
+        along = (-1, *[1] * (image.ndim - 1))
+        return low.view(along) + shade * (high - low).view(along)

@@ -66,7 +66,7 @@ device: cuda
 
 # For --executor slurm: what submitit is to ask for, for each run.
 # slurm: {slurm_partition: gpu, timeout_min: 1440, gpus_per_node: 1, cpus_per_task: 12, mem_gb: 64}
-"""  # noqa: E501 - as users read it in their editor
+"""
 
 
 def write(path: Path) -> None:
