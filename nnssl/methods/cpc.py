@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from nnssl.encoder.swin import PATCH, Swin
+from nnssl.memory import to_device
 from nnssl.methods.method import Method, MethodConfig, Step
 from nnssl.modules.contrast import info_nce
 from nnssl.modules.decoders import unfold_cubes
@@ -116,7 +117,10 @@ class CPC(Method):
                 cubes.append(cut(volume, tuple(moved), cube))
                 intensities.append(draw_intensity(generator, self.ranges))
         seen = apply_intensity(torch.stack(cubes), intensities).unflatten(0, (len(regions), -1))
-        return {"cubes": torch.stack([scan[walk] for scan, walk in zip(seen, walks, strict=True)])}
+        walk = torch.stack(walks)  # [B steps lines]
+        scan = torch.arange(len(walk))[:, None, None]
+        rows = to_device((scan * seen.shape[1] + walk).flatten(), seen.device)
+        return {"cubes": seen.flatten(0, 1).index_select(0, rows).unflatten(0, walk.shape)}
 
     def loss(self, views: dict[str, Tensor]) -> Step:
         cubes = views["cubes"]

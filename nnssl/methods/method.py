@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from nnssl.encoder.swin import Swin
+from nnssl.memory import to_device
 from nnssl.modules.running import discard_all, update_all
 from nnssl.network.reconstruction import PretrainedDecoder
 from nnssl.types import Shape
@@ -189,12 +190,13 @@ class Method(nn.Module, ABC):
         )
         sizes = torch.tensor(region).expand_as(starts) if sizes is None else sizes.cpu()
         views = self.views(regions, generators, inside(tuple(region), starts, sizes))
-        starts, sizes = starts.to(regions.device), sizes.to(regions.device)
+        starts, sizes = (to_device(part, regions.device) for part in (starts, sizes))
         if "offset" in views:
             views["offset"] = views["offset"] + starts
         if self.needs_parcels:
             nothing = torch.zeros(len(regions), *region, dtype=torch.long)
-            views["parcels"] = (nothing if parcels is None else parcels.long()).to(regions.device)
+            parcels = nothing if parcels is None else parcels
+            views["parcels"] = to_device(parcels.long(), regions.device)
         return {**views, "scan": scans, "start": starts, "size": sizes}
 
     @abstractmethod

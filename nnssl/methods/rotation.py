@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnssl.encoder.swin import Swin
+from nnssl.memory import to_device
 from nnssl.methods.method import Method, MethodConfig, Step
 from nnssl.types import Shape
 from nnssl.views.intensity import apply_window, blur, draw_window
@@ -100,7 +101,8 @@ class Rotation(Method):
         turned = [
             rotate(cube, self.rotations[turn]) for cube, turn in zip(seen, turns, strict=True)
         ]
-        return {"image": torch.stack(turned), "turn": torch.tensor(turns, device=regions.device)}
+        turn = to_device(torch.tensor(turns), regions.device)
+        return {"image": torch.stack(turned), "turn": turn}
 
     def loss(self, views: dict[str, Tensor]) -> Step:
         pooled, logits = self._answer(views["image"])

@@ -34,7 +34,9 @@ import torch
 from torch import Tensor
 
 from nnssl.encoder.swin import Swin
+from nnssl.memory import to_device
 from nnssl.methods.method import Method, MethodConfig, Step
+from nnssl.modules.asked import ask
 from nnssl.modules.distillation import (
     STAGE_OF_STRIDE,
     Backbone,
@@ -42,7 +44,7 @@ from nnssl.modules.distillation import (
     SelfDistillation,
     hold_unread,
 )
-from nnssl.modules.losses import Centre, cross_view, masked_l1, masked_mean, soft_cross_entropy
+from nnssl.modules.losses import Centre, cross_view, masked_l1, soft_cross_entropy
 from nnssl.modules.masked import MaskedConfig
 from nnssl.network.reconstruction import Reconstruction, on_tokens, on_voxels, voxel_decoder
 from nnssl.types import Shape
@@ -149,18 +151,19 @@ class SMIT(SelfDistillation, Method):
             draws = torch.stack(
                 [torch.rand(asked.shape[1:], generator=generator) for generator in twice]
             )
-            asked = keep_at_most(asked, c.patch_tokens, draws.to(image.device))
+            asked = keep_at_most(asked, c.patch_tokens, to_device(draws, image.device))
         made = {
             "image": image,
             "masked": masked,
             "asked": asked,
-            "offset": torch.tensor(offsets, device=image.device),
+            "offset": to_device(torch.tensor(offsets), image.device),
         }
         return {name: value.unflatten(0, (-1, 2)).transpose(0, 1) for name, value in made.items()}
 
     def loss(self, views: dict[str, Tensor]) -> Step:
         config = self.config
-        image, hidden, asked = (views[name].flatten(0, 1) for name in ("image", "masked", "asked"))
+        image, hidden, marked = (views[name].flatten(0, 1) for name in ("image", "masked", "asked"))
+        asked = ask(marked, len(image) * self._most(hidden[0].numel(), marked[0].numel()))
         student = self.student(image, on_tokens(hidden, config), asked)
         losses, watched = {}, {}
         if config.w_mip > 0:
@@ -179,10 +182,12 @@ class SMIT(SelfDistillation, Method):
             watched["teacher_image"] = target
         if config.w_mpd > 0:
             target = self.patch_centre.sharpen(
-                teacher.patch, self.teacher_temperature(delay=config.temperature_warmup)
+                teacher.patch,
+                self.teacher_temperature(delay=config.temperature_warmup),
+                asked.counts,
             )
-            losses["mpd"] = masked_mean(
-                soft_cross_entropy(student.patch, target, config.student_temperature), asked
+            losses["mpd"] = asked.mean(
+                soft_cross_entropy(student.patch, target, config.student_temperature)
             )
             watched["teacher_patch"] = target
         watched["embedding"] = teacher.embedding
@@ -190,6 +195,11 @@ class SMIT(SelfDistillation, Method):
             getattr(config, f"w_{name}") * value for name, value in losses.items()
         )
         return Step(losses, watched)
+
+    def _most(self, blocks: int, tokens: int) -> int:
+        """How many of the so many patch tokens of a view are asked for at most."""
+        hidden = math.ceil(self.config.mask_ratio * blocks) * (tokens // blocks)
+        return min(hidden, self.config.patch_tokens or hidden)
 
     def show(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
         image, hidden = views["image"].flatten(0, 1), views["masked"].flatten(0, 1)

@@ -31,6 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnssl.encoder.swin import Swin
+from nnssl.memory import to_device
 from nnssl.methods.method import Method, MethodConfig, Step
 from nnssl.modules.contrast import nt_xent
 from nnssl.types import Shape
@@ -162,13 +163,13 @@ class SwinUNETRPretext(Method):
                 # sd 1: the body's
                 noises.append(torch.randn(region.shape, generator=source, device=region.device))
         image, noise = torch.stack(images), torch.stack(noises)
-        holes = covered(torch.stack(cuts, dim=1).flatten(0, 1).to(image.device), size)
+        holes = covered(torch.stack(cuts, dim=1).flatten(0, 1), size, image.device)
         noised, swapped = holes.unsqueeze(1).chunk(2)
         made = {
             "image": image,
             "noisy": torch.where(noised, noise, image),
             "swapped": swapped,
-            "turn": torch.tensor(turns, device=image.device),
+            "turn": to_device(torch.tensor(turns), image.device),
         }
         return {name: _by_view(value) for name, value in made.items()}
 
@@ -208,7 +209,7 @@ class SwinUNETRPretext(Method):
         Done here and not in `views`, whose result for a scan must not depend on the rest of its
         batch; which blocks is drawn there. A batch of one scan has nothing to swap.
         """
-        scan = views["scan"].to(views["image"].device)
+        scan = views["scan"].to(views["image"].device, non_blocking=True)
         another = (scan != scan.roll(1)).view(-1, *[1] * (views["image"].ndim - 2))
         return torch.where(
             views["swapped"] & another, views["image"].roll(1, dims=1), views["noisy"]

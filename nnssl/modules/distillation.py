@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from nnssl.modules.asked import Asked
 from nnssl.modules.heads import PrototypeHead, Prototypes
 from nnssl.modules.schedules import cosine, ramp
 from nnssl.modules.teacher import Teacher
@@ -55,7 +56,7 @@ class Answer(NamedTuple):
     maps: list[Tensor]
     embedding: Tensor  # [N d]
     image: Tensor | None  # [N K] logits
-    patch: Tensor | None  # [hidden tokens, K] logits
+    patch: Tensor | None  # [asked tokens, K] logits
 
 
 class Backbone(nn.Module):
@@ -94,21 +95,21 @@ class Backbone(nn.Module):
             )
 
     def forward(
-        self, image: Tensor, masked: Tensor | None = None, hidden: Tensor | None = None
+        self, image: Tensor, masked: Tensor | None = None, asked: Asked | None = None
     ) -> Answer:
-        """`masked`: what the encoder may not see; `hidden` [N *blocks]: the patch tokens that are
-        asked for.
-        """
+        """`masked`: what the encoder may not see; `asked`: the patch tokens that are asked for."""
         maps = self.encoder(image, masked)
         embedding = torch.cat(
             [maps[number].flatten(2).mean(dim=2) for number in self.pooled], dim=1
         )
-        asked = self.patch_head is not None and hidden is not None
+        patch = None
+        if self.patch_head is not None and asked is not None:
+            patch = self.patch_head(asked.of(maps[self.patch]), asked.counts)
         return Answer(
             maps,
             embedding,
             self.image_head(embedding) if self.image_head is not None else None,
-            self.patch_head(maps[self.patch].movedim(1, -1)[hidden]) if asked else None,
+            patch,
         )
 
 

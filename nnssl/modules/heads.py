@@ -50,8 +50,10 @@ class PrototypeHead(nn.Module):
             nn.init.trunc_normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.prototypes(F.normalize(self.mlp(self.standardise(x)), dim=-1, eps=1e-6))
+    def forward(self, x: Tensor, counts: Tensor | None = None) -> Tensor:
+        """`counts` [N]: which rows move the running moments; None: all of them."""
+        answers = self.mlp(self.standardise(x, counts))
+        return self.prototypes(F.normalize(answers, dim=-1, eps=1e-6))
 
 
 def _layers(dim: int, hidden: int, out: int, count: int) -> nn.Sequential:

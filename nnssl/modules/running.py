@@ -69,10 +69,16 @@ class RunningMean(Running):
         self.register_buffer("updates", torch.zeros((), dtype=torch.long))
 
     @torch.no_grad()
-    def note(self, rows: Tensor) -> None:
-        """`rows` [N size]; N may be 0 and may differ between processes."""
+    def note(self, rows: Tensor, counts: Tensor | None = None) -> None:
+        """`rows` [N size]; N may be 0 and may differ between processes. `counts` [N]: 1 for a row
+        that counts, 0 for one that does not; None: all of them do.
+        """
         rows = rows.detach().float()
-        self._noted.append(torch.cat([rows.sum(dim=0), rows.new_full((1,), len(rows))]))
+        if counts is None:
+            number = rows.new_full((1,), len(rows))
+        else:
+            rows, number = rows * counts[:, None], counts.sum(dim=0, keepdim=True)
+        self._noted.append(torch.cat([rows.sum(dim=0), number]))
 
     def _move(self, noted: list[Tensor]) -> None:
         self.take(dist.mean(_total(noted)))
@@ -134,7 +140,9 @@ class Standardise(nn.Module):
             2 * size, momentum, prompt=True, start=torch.cat([torch.zeros(size), torch.ones(size)])
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        self.moments.note(torch.cat([x, x * x], dim=-1))
+    def forward(self, x: Tensor, counts: Tensor | None = None) -> Tensor:
+        """Rows [N d]; `counts` as in `RunningMean.note`. In fp32, whatever autocast says."""
+        x = x.float()
+        self.moments.note(torch.cat([x, x * x], dim=-1), counts)
         mean, square = self.moments.value.split(self.size)
         return (x - mean) * (square - mean * mean + self.eps).clamp(min=self.eps).rsqrt()
