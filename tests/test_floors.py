@@ -12,7 +12,18 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 FLOORS = (
-    {"types", "files", "dist", "memory", "conflict", "hook", "commands", "signals", "limits"},
+    {
+        "types",
+        "files",
+        "dist",
+        "memory",
+        "conflict",
+        "hook",
+        "commands",
+        "signals",
+        "limits",
+        "cpu",
+    },
     {"data", "views", "encoder", "modules"},
     {"network"},
     {"methods", "checkpoint"},
