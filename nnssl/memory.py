@@ -1,4 +1,4 @@
-"""How memory is handed out and crossed: freed blocks are kept, and copies to a GPU are not waited for.
+"""Freed memory is kept, and copies to a GPU are not waited for.
 
 Memory that a training step frees is kept for the next step instead of going back to the system.
 

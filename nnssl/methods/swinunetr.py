@@ -34,6 +34,7 @@ from nnssl.encoder.swin import Swin
 from nnssl.memory import to_device
 from nnssl.methods.method import Method, MethodConfig, Step
 from nnssl.modules.contrast import nt_xent
+from nnssl.modules.heads import pooled
 from nnssl.types import Shape
 from nnssl.views.cutout import covered, draw_cutout
 from nnssl.views.intensity import apply_window, draw_window
@@ -176,10 +177,8 @@ class SwinUNETRPretext(Method):
     def loss(self, views: dict[str, Tensor]) -> Step:
         c, image, turn = self.config, views["image"].flatten(0, 1), views["turn"].flatten()
         last = self.student(self._seen(views).flatten(0, 1))[-1]
-        tokens = last.flatten(2)
-        pooled = tokens.mean(dim=2)
-        logits = self.rotation_head(self._read(tokens, 0)).float()
-        first, second = self.contrast_head(self._read(tokens, 1)).chunk(2)
+        logits = self.rotation_head(self._read(last, 0)).float()
+        first, second = self.contrast_head(self._read(last, 1)).chunk(2)
         contrast, found = nt_xent(first, second, c.temperature, views["scan"])
         losses = {
             "rotation": F.cross_entropy(logits, turn),
@@ -191,7 +190,7 @@ class SwinUNETRPretext(Method):
         return Step(
             losses,
             {
-                "embedding": pooled.detach(),
+                "embedding": pooled(last.detach()),
                 "accuracy_rotation": right,
                 "accuracy_contrast": found.detach(),
             },
@@ -216,9 +215,10 @@ class SwinUNETRPretext(Method):
         )
 
     def _read(self, tokens: Tensor, number: int) -> Tensor:
-        """[2B d N] -> [2B d]: the mean of all tokens, or with `token0` the one of this number."""
+        """[2B d *grid] -> [2B d]: the mean of the tokens, or with `token0` that of this number."""
         if not self.config.token0:
-            return tokens.mean(dim=2)
+            return pooled(tokens)
+        tokens = tokens.flatten(2)
         if tokens.shape[2] < 2:
             raise ValueError(
                 "token0 reads two tokens, the crop gives one: take a crop above 32 voxels, or token0=false"

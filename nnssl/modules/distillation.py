@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from nnssl.modules.asked import Asked
-from nnssl.modules.heads import PrototypeHead, Prototypes
+from nnssl.modules.heads import PrototypeHead, Prototypes, pooled
 from nnssl.modules.schedules import cosine, ramp
 from nnssl.modules.teacher import Teacher
 
@@ -99,9 +99,7 @@ class Backbone(nn.Module):
     ) -> Answer:
         """`masked`: what the encoder may not see; `asked`: the patch tokens that are asked for."""
         maps = self.encoder(image, masked)
-        embedding = torch.cat(
-            [maps[number].flatten(2).mean(dim=2) for number in self.pooled], dim=1
-        )
+        embedding = torch.cat([pooled(maps[number]) for number in self.pooled], dim=1)
         patch = None
         if self.patch_head is not None and asked is not None:
             patch = self.patch_head(asked.of(maps[self.patch]), asked.counts)

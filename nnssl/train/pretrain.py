@@ -24,6 +24,7 @@ from nnssl.methods import METHODS, Method
 from nnssl.train import batches, before, configure, processes, start
 from nnssl.train.loop import train
 from nnssl.train.places import data_folder, dimensions, raw_dataset, results_folder
+from nnssl.train.precision import half_precision
 from nnssl.train.probe import Probe
 from nnssl.train.run import FINAL, LATEST, Run, RunConfig
 from nnssl.types import Shape, Spacing
@@ -114,11 +115,7 @@ def build(options: Options, plan: Plan, data: Path, device: torch.device, say: C
     """The run that `options` describe, resumed where asked for."""
     dims, kind, folder = dimensions(options), _method(options.method), results_folder(options, plan)
     before.demand_free(folder, options.resume)
-    bf16 = (
-        device.type == "cuda"
-        and not options.fp32
-        and torch.cuda.is_bf16_supported(including_emulation=False)
-    )
+    bf16 = not options.fp32 and half_precision(device) == torch.bfloat16
     earlier = before.read(folder, data, plan, say) if options.resume else before.Before()
     crop = options.crop or earlier.crop or configure.fitting_crop(kind, plan.crop[-dims:])
     cases = earlier.cases or (parcels.cases(data, plan) if kind.needs_parcels else None)

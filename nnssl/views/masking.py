@@ -55,7 +55,7 @@ def keep_at_most(masked: Tensor, most: int, draws: Tensor) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _hidden_of(ratio: float, blocks: int, device: torch.device) -> Tensor:
-    """[blocks + 1]: ceil(ratio * n) for n = 0, 1, ..., which fp32 on a device may round otherwise."""
+    """[blocks + 1]: ceil(ratio * n) for n = 0, 1, ...; fp32 on a device may round otherwise."""
     with torch.inference_mode(False):
         return torch.tensor([math.ceil(ratio * n) for n in range(blocks + 1)]).to(device)
 
