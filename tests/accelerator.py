@@ -1,50 +1,17 @@
-"""A device that is not the CPU, without a GPU: PyTorch's meta device, whose tensors have no values.
-
-What asks it for a value fails, as a GPU would be waited for. What it lacks is lent to it: a
-generator, the fused optimiser, and autocast, which does nothing here.
-"""
+"""What makes the host wait for a device, seen on PyTorch's meta device (`nnssl.bench.lent`)."""
 
 from __future__ import annotations
 
 import sys
 from collections import Counter
-from contextlib import nullcontext
 from pathlib import Path
 
-import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-
-from nnssl.train import run
+from torch.utils._pytree import tree_leaves
 
 PACKAGE = Path(__file__).resolve().parents[1] / "nnssl"
-META = torch.device("meta")
-
-
-def lend(monkeypatch: pytest.MonkeyPatch) -> torch.device:
-    """The device, ready for a `Run`, until the test ends."""
-    fused = (*run.FUSED, META.type)
-    generator, autocast, tensor = torch.Generator, torch.autocast, torch.tensor
-
-    def a_generator(device: torch.device | str = "cpu") -> torch.Generator:
-        return generator("cpu" if torch.device(device) == META else device)
-
-    def an_autocast(device: str, *args, **kwargs):
-        return nullcontext() if device == META.type else autocast(device, *args, **kwargs)
-
-    def a_tensor(*args, device: torch.device | str | None = None, **kwargs) -> Tensor:
-        # made on the CPU and copied, which no dispatch mode sees
-        assert torch.device(device or "cpu") != META, "it waits; make it on the CPU, then to_device"
-        return tensor(*args, device=device, **kwargs)
-
-    monkeypatch.setattr(torch, "tensor", a_tensor)
-    monkeypatch.setattr(run, "FUSED", fused)
-    where = sys.modules[torch.optim.Optimizer.__module__]
-    monkeypatch.setattr(where, "_get_fused_kernels_supported_devices", lambda: list(fused))
-    monkeypatch.setattr(torch, "Generator", a_generator)
-    monkeypatch.setattr(torch, "autocast", an_autocast)
-    return META
 
 
 class Waits(TorchDispatchMode):
@@ -55,11 +22,15 @@ class Waits(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.found: Counter[str] = Counter()
+        self.shapes: list | None = None  # of all operations, while it is a list
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if self._waits(function.overloadpacket.__name__, args, kwargs):
             self.found[self._caller()] += 1
+        if self.shapes is not None:
+            given = [tuple(x.shape) for x in tree_leaves(args) if isinstance(x, Tensor)]
+            self.shapes.append((str(function), given))
         return function(*args, **kwargs)
 
     @staticmethod

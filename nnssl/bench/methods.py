@@ -23,6 +23,7 @@ from nnssl.encoder.presets import preset
 from nnssl.encoder.swin import Swin
 from nnssl.memory import keep_freed_memory
 from nnssl.methods import METHODS
+from nnssl.train.precision import half_precision
 from nnssl.train.run import Run, RunConfig
 from nnssl.types import HUPolicy, Shape
 
@@ -57,7 +58,7 @@ def step_of(
             for i, part in enumerate(parts)
         ]
     )
-    bf16 = device.type == "cuda"
+    bf16 = half_precision(device) == torch.bfloat16
     run = Run(
         method, parts, RunConfig(10_000, len(scans), bf16=bf16), Path(), {"method": name}, device
     )
