@@ -1,4 +1,6 @@
-"""Memory that a training step frees is kept for the next step instead of going back to the system.
+"""Freed memory is kept, and copies to a GPU are not waited for.
+
+Memory that a training step frees is kept for the next step instead of going back to the system.
 
 glibc hands each freed block above its mmap threshold (at most 32 MiB) back to the kernel at once. A
 training step on a CPU frees and asks for the same large activations again and again, so each step
@@ -8,6 +10,10 @@ pays for mapping, zeroing and faulting in the same gigabytes.
 from __future__ import annotations
 
 import ctypes
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # a light import for those who need no tensors
+    import torch
 
 # malloc.h of glibc
 M_TRIM_THRESHOLD = -1
@@ -27,3 +33,14 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError, TypeError):
         return False
     return bool(mallopt(M_MMAP_MAX, 0)) and bool(mallopt(M_TRIM_THRESHOLD, NEVER))
+
+
+def to_device(x: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """`x` of the CPU on `device`, without waiting for what the device still has to do.
+
+    Only from page-locked memory is a copy really made behind the host's back; that memory is used
+    again no sooner than the copy is done.
+    """
+    if x.device.type == "cpu" and device.type == "cuda":
+        x = x.pin_memory()
+    return x.to(device, non_blocking=True)

@@ -227,11 +227,11 @@ def test_drop_path_is_random_in_training_and_absent_in_evaluation() -> None:
 
 
 def test_drop_path_keeps_the_mean_and_drops_whole_samples() -> None:
-    drop = blocks.DropPath(0.25).train()
-    out = drop(torch.ones(4000, 3, 2))
-    assert out.unique().tolist() == pytest.approx([0, 4 / 3])
-    assert (out.flatten(1).amax(1) == out.flatten(1).amin(1)).all()
-    assert out.mean().item() == pytest.approx(1, abs=0.03)
+    kept = blocks.draw_kept(torch.tensor([0.25, 0.0]), torch.ones(4000, 3, 2))
+    assert kept.shape == (2, 4000, 1, 1)
+    assert kept[0].unique().tolist() == pytest.approx([0, 4 / 3])
+    assert kept[0].mean().item() == pytest.approx(1, abs=0.03)
+    assert kept[1].unique().tolist() == [1]
 
 
 def test_compiles_into_one_graph_with_equal_results() -> None:

@@ -14,7 +14,18 @@ from nnssl.__main__ import COMMANDS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 FLOORS = (
-    {"types", "files", "dist", "memory", "conflict", "hook", "commands", "signals", "limits"},
+    {
+        "types",
+        "files",
+        "dist",
+        "memory",
+        "conflict",
+        "hook",
+        "commands",
+        "signals",
+        "limits",
+        "cpu",
+    },
     {"address", "data", "views", "encoder", "modules", "phantoms"},
     {"network"},
     {"methods", "checkpoint"},

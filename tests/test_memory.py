@@ -16,8 +16,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from nnssl.bench import memory as bench
 from nnssl.bench.memory import Accounting, Autocast, Case
 from nnssl.bench.timing import peak_memory
+from nnssl.cpu import upsampling
 from nnssl.encoder.presets import preset
-from nnssl.network.decoders import DECODERS, UpBlock
+from nnssl.network.decoders import DECODERS
 from nnssl.plans import memory
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_the_accounting_counts_what_pytorchs_allocator_hands_out(monkeypatch, decoder):
-    monkeypatch.setattr(UpBlock, "_composing_pays", lambda *_: False)  # as on a GPU
+    monkeypatch.setattr(upsampling, "is_supported", lambda *_: False)  # as on a GPU
     case = Case(replace(ENCODER, embed_dim=12), decoder, (32, 32, 32))
 
     def work() -> None:

@@ -14,11 +14,13 @@ import torch.nn.functional as F
 from micro import ENCODER
 
 from nnssl import checkpoint
+from nnssl.cpu import upsampling as composed
+from nnssl.encoder.norms import formula, instance_norm
 from nnssl.encoder.swin import Swin, SwinConfig
 from nnssl.finetune import moments
 from nnssl.finetune.architecture import NETWORK_CLASS, intensity_map
 from nnssl.network.decoders import DECODERS, UpBlock
-from nnssl.network.normalise import SLOPE, norm_act, normalised
+from nnssl.network.normalise import SLOPE, norm_act, norm_of
 from nnssl.network.swin_unetr import Intensity, SwinUNETR, output_sizes
 from nnssl.types import HUPolicy
 
@@ -232,15 +234,18 @@ def test_composing_upsampling_and_convolution_is_the_same_function(dims):
         torch.randn(2, 6, *(3, 4, 2)[:dims]).double(),
         torch.randn(2, 4, *(6, 8, 4)[:dims]).double(),
     )
-    for one, other in zip(block._composed(x, skip), block._one_by_one(x, skip), strict=True):
+    weights = [part.weight for part in (block.upsample, block.block.conv1, block.block.conv3)]
+    joined = composed.join(x, skip, block.step, *weights)
+    for one, other in zip(joined, block._one_by_one(x, skip), strict=True):
         torch.testing.assert_close(one, other)
     # an odd size: the upsampled map has to be cut first
-    assert not block._composing_pays(x, skip[:, :, :-1])
+    assert not composed.is_supported(x, skip[:, :, :-1], block.step)
 
 
 @pytest.mark.parametrize("size", [(4, 6, 5), (7, 3)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_what_a_compiler_fuses_is_instance_norm_with_channels_last(size, dtype):
+@pytest.mark.parametrize("function", [formula, instance_norm])  # if compiled, and if not
+def test_instance_norm_keeps_channels_last(size, dtype, function):
     torch.manual_seed(0)
     last = torch.channels_last if len(size) == 2 else torch.channels_last_3d
     x = (
@@ -248,7 +253,7 @@ def test_what_a_compiler_fuses_is_instance_norm_with_channels_last(size, dtype):
         .contiguous(memory_format=last)
         .requires_grad_()
     )
-    y = normalised(x)
+    y = function(x)
     assert y.dtype == dtype
     assert y.is_contiguous(memory_format=last)
     exact = x.detach().double().requires_grad_()
@@ -296,6 +301,24 @@ def test_in_single_precision_the_network_is_that_of_double_precision(decoder):
         name: float((single[name] - double[name]).norm() / double[name].norm()) for name in double
     }
     assert max(off.values()) < 0.03, max(off, key=off.get)
+
+
+def test_half_precision_keeps_channels_last_through_norm_and_leaky_relu():
+    """As on a GPU: nothing turns the map around, nothing is overwritten."""
+    x = torch.randn(2, 3, 4, 6, 5).bfloat16().contiguous(memory_format=torch.channels_last_3d)
+    before = x.clone()
+    for y in (norm_act(x), norm_of(x)):
+        assert y.is_contiguous(memory_format=torch.channels_last_3d)
+        assert torch.equal(x, before)
+    wanted = F.leaky_relu(F.instance_norm(before.float()), SLOPE)
+    torch.testing.assert_close(norm_act(x).float(), wanted, rtol=2e-2, atol=2e-2)
+
+
+def test_what_others_read_too_is_not_overwritten():
+    x = torch.randn(2, 3, 4, 6, 5)
+    before = x.clone()
+    torch.testing.assert_close(norm_of(x), F.instance_norm(before), rtol=1e-4, atol=1e-4)
+    assert torch.equal(x, before)
 
 
 def test_a_single_voxel_is_not_normalised():

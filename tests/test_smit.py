@@ -6,6 +6,7 @@ import micro
 import pytest
 import torch
 
+from nnssl.modules.asked import ask
 from nnssl.network.reconstruction import on_tokens, on_voxels
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -90,10 +91,10 @@ def test_smits_global_loss_is_crossed_and_its_patch_loss_is_not():
     method = micro.method()
     views = micro.views(method, batch=1)
     image, masked = views["image"], views["masked"]
-    student = method.student(
-        image.flatten(0, 1), on_tokens(masked.flatten(0, 1), method.config), masked.flatten(0, 1)
-    )
-    teacher = method.teacher(image.flatten(0, 1), None, masked.flatten(0, 1))
+    masked = masked.flatten(0, 1)
+    asked = ask(masked, int(masked.sum()))
+    student = method.student(image.flatten(0, 1), on_tokens(masked, method.config), asked)
+    teacher = method.teacher(image.flatten(0, 1), None, asked)
 
     def ce(logits, target):
         return -(target / 0.04).softmax(-1).mul((logits / 0.1).log_softmax(-1)).sum(-1).mean()
@@ -161,8 +162,8 @@ def test_what_is_hidden_does_not_reach_smits_student():
         covered = covered.repeat_interleave(16, axis)
     other = views["image"].masked_fill(covered.unsqueeze(2), 100.0)
     args = views["masked"].flatten(0, 1)
-    first = method.student(views["image"].flatten(0, 1), on_tokens(args, method.config), args).maps
-    second = method.student(other.flatten(0, 1), on_tokens(args, method.config), args).maps
+    first = method.student(views["image"].flatten(0, 1), on_tokens(args, method.config)).maps
+    second = method.student(other.flatten(0, 1), on_tokens(args, method.config)).maps
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 

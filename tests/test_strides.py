@@ -14,6 +14,7 @@ from made_plans import nnunet_plans
 from micro import ENCODER
 
 from nnssl import checkpoint, finetune
+from nnssl.cpu import upsampling
 from nnssl.encoder.adapt import adapt
 from nnssl.encoder.swin import Swin, SwinConfig
 from nnssl.finetune.architecture import architecture, steps_of
@@ -130,7 +131,9 @@ def test_composing_upsampling_and_convolution_is_the_same_function(step):
     coarse = (3, 4, 2)[: len(step)]
     x = torch.randn(2, 6, *coarse).double()
     skip = torch.randn(2, 4, *(n * s for n, s in zip(coarse, step, strict=True))).double()
-    for one, other in zip(block._composed(x, skip), block._one_by_one(x, skip), strict=True):
+    weights = [part.weight for part in (block.upsample, block.block.conv1, block.block.conv3)]
+    joined = upsampling.join(x, skip, block.step, *weights)
+    for one, other in zip(joined, block._one_by_one(x, skip), strict=True):
         torch.testing.assert_close(one, other)
 
 

@@ -604,16 +604,6 @@ def test_processes_of_one_machine_share_its_memory(monkeypatch):
     assert capacity.free_bytes(micro.CPU) < 0.5 * alone
 
 
-def test_bf16_only_where_the_gpu_computes_in_it(monkeypatch):
-    """U8: on a T4 or V100 PyTorch calls it supported, by emulation."""
-    emulated = lambda including_emulation=True: including_emulation  # noqa: E731
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", emulated)
-    assert not pretrain._computes_bf16(torch.device("cuda", 0))
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
-    assert pretrain._computes_bf16(torch.device("cuda", 0))
-    assert not pretrain._computes_bf16(torch.device("cpu"))
-
-
 def test_epochs_become_steps():
     def steps(before: dict | None = None, **options) -> int:
         return pretrain._steps(

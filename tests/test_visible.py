@@ -11,7 +11,6 @@ import pytest
 import torch
 from monai.networks.nets.swin_unetr import SwinTransformer
 from test_encoder import image, monai_twin, seeded, small
-from test_waits import step
 from torch import Tensor
 
 from nnssl import checkpoint
@@ -291,16 +290,6 @@ def test_what_is_not_visible_reaches_no_student(name: str) -> None:
         )
         shown.append(maps[2:])
     assert all(torch.equal(a, b) for a, b in zip(*shown, strict=True))
-
-
-@pytest.mark.parametrize("name", ["simmim", "smit"])
-def test_a_step_of_visible_blocks_waits_for_nothing_more(tmp_path, name: str, monkeypatch) -> None:
-    monkeypatch.setattr(micro, "CROP", CROP)
-    dense, ours = (
-        step(micro.run(tmp_path, name, {"visible_only": visible_only}))
-        for visible_only in (False, True)
-    )
-    assert ours == dense
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ from nnssl.encoder.swin import Swin, SwinConfig
 from nnssl.methods import METHODS
 from nnssl.network.decoders import DECODERS
 from nnssl.train.peak import operations, peak_of
+from nnssl.train.precision import Precision, half_precision
 from nnssl.train.run import Run, RunConfig
 from nnssl.types import Shape
 
@@ -88,12 +89,14 @@ def correctness(sizes: Sizes, device: torch.device) -> dict:
 
     def look(where: torch.device, bf16: bool) -> tuple[torch.Tensor, torch.Tensor]:
         encoder.to(where).zero_grad()
-        with torch.autocast(where.type, torch.bfloat16, enabled=bf16):
-            maps = encoder(image.to(where), masked.to(where))
-        sum(
-            (m.float() * torch.linspace(-1, 1, m.numel(), device=where).view_as(m)).mean()
-            for m in maps
-        ).backward()
+        precision = Precision(encoder, where, torch.bfloat16 if bf16 else None)
+        with precision.weights():
+            with precision.autocast():
+                maps = encoder(image.to(where), masked.to(where))
+            sum(
+                (m.float() * torch.linspace(-1, 1, m.numel(), device=where).view_as(m)).mean()
+                for m in maps
+            ).backward()
         gradients = [p.grad for p in encoder.parameters() if p.grad is not None]
         return tuple(
             torch.cat([t.detach().float().cpu().flatten() for t in part])
@@ -173,7 +176,7 @@ def _pretraining_step(
     batch = default_collate(samples)
     if device.type == "cuda":
         batch = {key: value.pin_memory() for key, value in batch.items()}
-    bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    bf16 = half_precision(device) == torch.bfloat16
     run = Run(
         method, samples, RunConfig(10_000, scans, bf16=bf16), Path(), {"method": name}, device
     )

@@ -29,7 +29,7 @@ COSTS: dict[str, float] = {
     "smit": 3.15,
     "simmim": 1.00,
     "dino": 2.87,
-    "ibot": 2.52,
+    "ibot": 2.59,
     "simclr": 1.78,
     "mocov3": 2.33,
     "cpc": 1.30,

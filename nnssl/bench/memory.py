@@ -116,14 +116,15 @@ class Autocast(TorchFunctionMode):
         }
     )
 
-    def __init__(self):
+    def __init__(self, half: torch.dtype = HALF):
         super().__init__()
+        self.half = half
         self._weights: dict[int, Tensor] = {}
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if func in self.LOWER or func in self.SINGLE:
-            kind = HALF if func in self.LOWER else torch.float32
+            kind = self.half if func in self.LOWER else torch.float32
             args, kwargs = tree_map(lambda x: self._cast(x, kind), (args, kwargs))
         return func(*args, **kwargs)
 

@@ -25,6 +25,7 @@ from nnssl.encoder.swin import Swin
 from nnssl.memory import keep_freed_memory
 from nnssl.methods import METHODS, Method, MethodConfig
 from nnssl.phantoms import phantom
+from nnssl.train.precision import half_precision
 from nnssl.train.run import Run, RunConfig
 from nnssl.types import HUPolicy, Shape
 
@@ -75,7 +76,7 @@ def step_of(
             for i, part in enumerate(parts)
         ]
     )
-    bf16 = device.type == "cuda"
+    bf16 = half_precision(device) == torch.bfloat16
     length = RunConfig(10_000, len(scans), bf16=bf16)
     run = Run(method, parts, length, Path(), {"method": variant}, device)
 

@@ -25,6 +25,7 @@ from nnssl.types import Shape
 __all__ = ["PATCH", "STEPS", "STRIDES", "Swin", "SwinConfig"]
 
 
+HALF = (torch.bfloat16, torch.float16)
 STRIDES = tuple(PATCH * 2**i for i in range(5))  # of the five maps, in voxels
 
 
@@ -91,8 +92,18 @@ class Swin(nn.Module):
         each layer-normalised, without affine but for `config.out_norms`; along an axis of other
         `config.steps` the divisor is their product so far. Raises ValueError for a wrong number of
         axes or channels, or a mask of another shape.
+
+        Where its weights are in half precision (`nnssl.train.precision`), so is all between, and so
+        are the maps; else autocast decides.
         """
         self._check(x, masked)
+        kind = self.patch_embed.proj.weight.dtype
+        if kind in HALF:
+            with torch.autocast(x.device.type, enabled=False):
+                return self._maps(x.to(kind), masked)
+        return self._maps(x, masked)
+
+    def _maps(self, x: Tensor, masked: Tensor | Visible | None) -> list[Tensor | None]:
         if isinstance(masked, Visible):
             tokens, first = visible.coarse_tokens(self, x, masked), visible.STAGES
         else:

@@ -30,9 +30,11 @@ import torch
 from torch import Tensor, nn
 
 from nnssl.encoder.swin import PATCH, Swin
+from nnssl.memory import to_device
 from nnssl.methods.method import Method, MethodConfig, Step
 from nnssl.modules.contrast import info_nce
 from nnssl.modules.decoders import unfold_cubes
+from nnssl.modules.heads import pooled
 from nnssl.types import Shape
 from nnssl.views.intensity import apply_intensity, draw_intensity
 from nnssl.views.spatial import cut, draw_offset
@@ -81,6 +83,7 @@ class CPC(Method):
         self.predictors = nn.ModuleList(
             nn.Linear(config.head_hidden, config.head_out) for _ in range(config.ahead)
         )
+        self.predictors.keeps_fp32 = True  # see `_predict`
 
     @staticmethod
     def region(crop: Shape) -> Shape:
@@ -117,17 +120,15 @@ class CPC(Method):
                 cubes.append(cut(volume, tuple(moved), cube))
                 intensities.append(draw_intensity(generator, self.ranges))
         seen = apply_intensity(torch.stack(cubes), intensities).unflatten(0, (len(regions), -1))
-        return {"cubes": torch.stack([scan[walk] for scan, walk in zip(seen, walks, strict=True)])}
+        walk = torch.stack(walks)  # [B steps lines]
+        scan = torch.arange(len(walk))[:, None, None]
+        rows = to_device((scan * seen.shape[1] + walk).flatten(), seen.device)
+        return {"cubes": seen.flatten(0, 1).index_select(0, rows).unflatten(0, walk.shape)}
 
     def loss(self, views: dict[str, Tensor]) -> Step:
         cubes = views["cubes"]
-        pooled = (
-            self.student(cubes.flatten(0, 2))[-1]
-            .flatten(2)
-            .mean(dim=2)
-            .unflatten(0, cubes.shape[:3])
-        )
-        z = self.projector(pooled.flatten(0, 2)).unflatten(0, cubes.shape[:3])
+        seen = pooled(self.student(cubes.flatten(0, 2))[-1])
+        z = self.projector(seen).unflatten(0, cubes.shape[:3])
         losses, right = {}, []
         for ahead, predicted in enumerate(self._predict(z), start=1):
             predicted, target = predicted[:, :-ahead], z[:, ahead:]
@@ -138,7 +139,8 @@ class CPC(Method):
             losses[f"ahead_{ahead}"] = loss
             right.append(accuracy.detach())
         losses["total"] = torch.stack(list(losses.values())).mean()
-        middle = pooled[:, cubes.shape[1] // 2, cubes.shape[2] // 2].detach()
+        seen = seen.detach().unflatten(0, cubes.shape[:3])
+        middle = seen[:, cubes.shape[1] // 2, cubes.shape[2] // 2]
         return Step(losses, {"embedding": middle, "accuracy": torch.stack(right).mean()})
 
     def show(self, views: dict[str, Tensor]) -> dict[str, Tensor]:

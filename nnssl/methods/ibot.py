@@ -29,7 +29,9 @@ import torch
 from torch import Tensor
 
 from nnssl.encoder.swin import Swin
+from nnssl.memory import to_device
 from nnssl.methods.method import Method, MethodConfig, Step
+from nnssl.modules.asked import ask
 from nnssl.modules.distillation import (
     STAGE_OF_STRIDE,
     DistillationConfig,
@@ -37,7 +39,7 @@ from nnssl.modules.distillation import (
     SelfDistillation,
     freeze_unused_layers,
 )
-from nnssl.modules.losses import Centre, cross_view, masked_mean, soft_cross_entropy
+from nnssl.modules.losses import Centre, cross_view, soft_cross_entropy
 from nnssl.types import Shape
 from nnssl.views.masking import block_grid, draw_cuboids, repeat_blocks
 from nnssl.views.multicrop import GLOBAL_VIEWS, MultiCropConfig, multicrop
@@ -127,27 +129,28 @@ class IBOT(SelfDistillation, Method):
             [self._draw_hidden(grid, generator) for generator in generators], dim=1
         )
         views = multicrop(regions, generators, self.config, self.ranges, within)
-        return {**views, "hidden": hidden.to(regions.device)}
+        return {**views, "hidden": to_device(hidden, regions.device)}
 
     def loss(self, views: dict[str, Tensor]) -> Step:
         config, temperature = self.config, self.teacher_temperature()
         count, batch = views["global"].shape[:2]
         image, hidden = views["global"].flatten(0, 1), views["hidden"].flatten(0, 1)
-        teacher = self.teacher(image, None, hidden)
-        student = self.student(image, repeat_blocks(hidden, config.mask_block // 2), hidden)
+        asked = ask(hidden, batch * self._most(hidden[0].numel()))
+        teacher = self.teacher(image, None, asked)
+        student = self.student(image, repeat_blocks(hidden, config.mask_block // 2), asked)
         answers = [student.image]
         if "local" in views:
             answers.append(self.student(views["local"].flatten(0, 1)).image)
         targets = self.image_centre.sharpen(teacher.image, temperature)
-        patches = self.patch_centre.sharpen(teacher.patch, temperature)
+        patches = self.patch_centre.sharpen(teacher.patch, temperature, asked.counts)
         losses = {
             "image": cross_view(
                 torch.cat(answers).unflatten(0, (-1, batch)),
                 targets.unflatten(0, (count, batch)),
                 config.student_temperature,
             ),
-            "patch": masked_mean(
-                soft_cross_entropy(student.patch, patches, config.student_temperature), hidden
+            "patch": asked.mean(
+                soft_cross_entropy(student.patch, patches, config.student_temperature)
             ),
         }
         losses["total"] = config.w_image * losses["image"] + config.w_patch * losses["patch"]
@@ -165,6 +168,12 @@ class IBOT(SelfDistillation, Method):
             if "local" in views
             else shown
         )
+
+    def _most(self, patches: int) -> int:
+        """How many of the so many patches of a view are hidden at most, in both views of a scan."""
+        c = self.config
+        views = 1 if c.mask_chance == 1 / GLOBAL_VIEWS else GLOBAL_VIEWS
+        return views * max(1, round((c.mask_ratio + c.mask_spread) * patches))
 
     def _draw_hidden(self, grid: Shape, generator: torch.Generator) -> Tensor:
         """Bool [2 *grid]. Each view hides something with `mask_chance`; never does none of the two."""

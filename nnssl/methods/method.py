@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from nnssl.encoder.swin import Swin
+from nnssl.memory import to_device
 from nnssl.modules.running import discard_all, update_all
 from nnssl.network.reconstruction import PretrainedDecoder
 from nnssl.types import Shape
@@ -193,11 +194,10 @@ class Method(nn.Module, ABC):
         )
         sizes = torch.tensor(region).expand_as(starts) if sizes is None else sizes.cpu()
         views = self.views(regions, generators, inside(tuple(region), starts, sizes))
-        starts, sizes = starts.to(regions.device), sizes.to(regions.device)
+        starts, sizes = (to_device(part, regions.device) for part in (starts, sizes))
         if self.config.parcel_classes:
             nothing = torch.zeros(len(regions), *region, dtype=torch.uint8)
-            labels = nothing if parcels is None else parcels
-            labels = labels.to(regions.device, non_blocking=True)
+            labels = to_device(nothing if parcels is None else parcels, regions.device)
             if "offset" in views:
                 labels = cut_each(labels, views["offset"], views["image"].shape[-len(region) :])
             views["parcels"] = labels.long()

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from nnssl.encoder.swin import Swin
 from nnssl.methods.method import Method, MethodConfig, Step
+from nnssl.modules.heads import pooled
 from nnssl.network.decoders import full_options
 from nnssl.network.reconstruction import ParcelDecoder
 from nnssl.views.intensity import apply_intensity, draw_intensity
@@ -91,7 +92,7 @@ class Parcels(Method):
         total, accuracy = self.decoder.loss(maps, views["image"], views["parcels"])
         return Step(
             {"total": total},
-            {"embedding": maps[-1].detach().flatten(2).mean(dim=2), "accuracy": accuracy},
+            {"embedding": pooled(maps[-1].detach()), "accuracy": accuracy},
         )
 
     def show(self, views: dict[str, Tensor]) -> dict[str, Tensor]:

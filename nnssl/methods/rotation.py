@@ -25,7 +25,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnssl.encoder.swin import Swin
+from nnssl.memory import to_device
 from nnssl.methods.method import Method, MethodConfig, Step
+from nnssl.modules.heads import pooled
 from nnssl.types import Shape
 from nnssl.views.intensity import apply_window, blur, draw_window
 from nnssl.views.spatial import rotate, rotate_back, rotations
@@ -101,13 +103,14 @@ class Rotation(Method):
         turned = [
             rotate(cube, self.rotations[turn]) for cube, turn in zip(seen, turns, strict=True)
         ]
-        return {"image": torch.stack(turned), "turn": torch.tensor(turns, device=regions.device)}
+        turn = to_device(torch.tensor(turns), regions.device)
+        return {"image": torch.stack(turned), "turn": turn}
 
     def loss(self, views: dict[str, Tensor]) -> Step:
-        pooled, logits = self._answer(views["image"])
+        embedding, logits = self._answer(views["image"])
         total = F.cross_entropy(logits.float(), views["turn"])
         accuracy = (logits.detach().argmax(dim=1) == views["turn"]).float().mean()
-        return Step({"total": total}, {"embedding": pooled.detach(), "accuracy": accuracy})
+        return Step({"total": total}, {"embedding": embedding.detach(), "accuracy": accuracy})
 
     def show(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
         """Where the answer is right, the prediction, turned back by it, lies as the cube did
@@ -122,8 +125,8 @@ class Rotation(Method):
 
     def _answer(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """The pooled tokens [B d], and the logits [B classes]."""
-        pooled = self.student(image)[-1].flatten(2).mean(dim=2)
-        return pooled, self.head(pooled)
+        embedding = pooled(self.student(image)[-1])
+        return embedding, self.head(embedding)
 
     def _turn_back(self, images: Tensor, turns: Tensor) -> Tensor:
         pairs = zip(images, turns.tolist(), strict=True)

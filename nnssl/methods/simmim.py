@@ -24,6 +24,7 @@ from torch import Tensor
 from nnssl.encoder.swin import Swin
 from nnssl.encoder.visible import mask_at_stride_8
 from nnssl.methods.method import Method, MethodConfig, Step
+from nnssl.modules.heads import pooled
 from nnssl.modules.losses import masked_l1
 from nnssl.modules.masked import Block, MaskedConfig
 from nnssl.network.reconstruction import (
@@ -96,7 +97,7 @@ class SimMIM(Method):
         maps, predicted = self._predict(views)
         covered = on_voxels(views["masked"], self.config)
         total = masked_l1(predicted, views["image"], covered, self.config.smooth_l1)
-        return Step({"total": total}, {"embedding": maps[-1].detach().flatten(2).mean(dim=2)})
+        return Step({"total": total}, {"embedding": pooled(maps[-1].detach())})
 
     def show(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
         image, covered = views["image"], on_voxels(views["masked"], self.config)

@@ -25,6 +25,7 @@ before the heads, without which small batches end in uniform targets.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -34,7 +35,9 @@ from torch import Tensor
 
 from nnssl.encoder.swin import Swin
 from nnssl.encoder.visible import mask_at_stride_8
+from nnssl.memory import to_device
 from nnssl.methods.method import Method, MethodConfig, Step
+from nnssl.modules.asked import ask
 from nnssl.modules.distillation import (
     STAGE_OF_STRIDE,
     DistillationConfig,
@@ -42,7 +45,7 @@ from nnssl.modules.distillation import (
     SelfDistillation,
     freeze_unused_layers,
 )
-from nnssl.modules.losses import Centre, cross_view, masked_l1, masked_mean, soft_cross_entropy
+from nnssl.modules.losses import Centre, cross_view, masked_l1, soft_cross_entropy
 from nnssl.modules.masked import MaskedConfig
 from nnssl.network.reconstruction import (
     LINEAR,
@@ -184,12 +187,12 @@ class SMIT(SelfDistillation, Method):
             draws = torch.stack(
                 [torch.rand(asked.shape[1:], generator=generator) for generator in twice]
             )
-            asked = keep_at_most(asked, c.patch_tokens, draws.to(image.device))
+            asked = keep_at_most(asked, c.patch_tokens, to_device(draws, image.device))
         made = {
             "image": image,
             "masked": masked,
             "asked": asked,
-            "offset": torch.tensor(offsets, device=image.device),
+            "offset": to_device(torch.tensor(offsets), image.device),
         }
         if c.visible_only:
             made["visible"] = draw_visible(masked, image, block, c.mask_ratio, twice)
@@ -199,9 +202,10 @@ class SMIT(SelfDistillation, Method):
         config = self.config
         image, hidden, visible = self._hidden(views)
         # Both views are drawn alike, so a teacher of one view may always see the first.
-        taught, asked = (
+        taught, marked = (
             views[name][: config.teacher_views].flatten(0, 1) for name in ("image", "asked")
         )
+        asked = ask(marked, len(taught) * self._most(hidden[0].numel(), marked[0].numel()))
         student = self.student(image, shown_to_encoder(hidden, visible, config), asked)
         losses, monitored = {}, {}
         if config.w_mip > 0:
@@ -220,10 +224,12 @@ class SMIT(SelfDistillation, Method):
             monitored["teacher_image"] = target
         if config.w_mpd > 0:
             target = self.patch_centre.sharpen(
-                teacher.patch, self.teacher_temperature(delay=config.temperature_warmup)
+                teacher.patch,
+                self.teacher_temperature(delay=config.temperature_warmup),
+                asked.counts,
             )
-            losses["mpd"] = masked_mean(
-                soft_cross_entropy(student.patch, target, config.student_temperature), asked
+            losses["mpd"] = asked.mean(
+                soft_cross_entropy(student.patch, target, config.student_temperature)
             )
             monitored["teacher_patch"] = target
         if config.w_parcels > 0:
@@ -236,6 +242,11 @@ class SMIT(SelfDistillation, Method):
             getattr(config, f"w_{name}") * value for name, value in losses.items()
         )
         return Step(losses, monitored)
+
+    def _most(self, blocks: int, tokens: int) -> int:
+        """How many of the so many patch tokens of a view are asked for at most."""
+        hidden = math.ceil(self.config.mask_ratio * blocks) * (tokens // blocks)
+        return min(hidden, self.config.patch_tokens or hidden)
 
     def show(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
         config, (image, hidden, visible) = self.config, self._hidden(views)

@@ -31,8 +31,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnssl.encoder.swin import Swin
+from nnssl.memory import to_device
 from nnssl.methods.method import Method, MethodConfig, Step
 from nnssl.modules.contrast import nt_xent
+from nnssl.modules.heads import pooled
 from nnssl.types import Shape
 from nnssl.views.cutout import covered, draw_cutout
 from nnssl.views.intensity import apply_window, draw_window
@@ -165,23 +167,21 @@ class SwinUNETRPretext(Method):
                 # sd 1: the body's
                 noises.append(torch.randn(region.shape, generator=source, device=region.device))
         image, noise = torch.stack(images), torch.stack(noises)
-        holes = covered(torch.stack(cuts, dim=1).flatten(0, 1).to(image.device), size)
+        holes = covered(torch.stack(cuts, dim=1).flatten(0, 1), size, image.device)
         noised, swapped = holes.unsqueeze(1).chunk(2)
         made = {
             "image": image,
             "noisy": torch.where(noised, noise, image),
             "swapped": swapped,
-            "turn": torch.tensor(turns, device=image.device),
+            "turn": to_device(torch.tensor(turns), image.device),
         }
         return {name: _by_view(value) for name, value in made.items()}
 
     def loss(self, views: dict[str, Tensor]) -> Step:
         c, image, turn = self.config, views["image"].flatten(0, 1), views["turn"].flatten()
         last = self.student(self._seen(views).flatten(0, 1))[-1]
-        tokens = last.flatten(2)
-        pooled = tokens.mean(dim=2)
-        logits = self.rotation_head(self._read(tokens, 0)).float()
-        first, second = self.contrast_head(self._read(tokens, 1)).chunk(2)
+        logits = self.rotation_head(self._read(last, 0)).float()
+        first, second = self.contrast_head(self._read(last, 1)).chunk(2)
         contrast, found = nt_xent(first, second, c.temperature, views["scan"])
         losses = {
             "rotation": F.cross_entropy(logits, turn),
@@ -193,7 +193,7 @@ class SwinUNETRPretext(Method):
         return Step(
             losses,
             {
-                "embedding": pooled.detach(),
+                "embedding": pooled(last.detach()),
                 "accuracy_rotation": right,
                 "accuracy_contrast": found.detach(),
             },
@@ -211,16 +211,17 @@ class SwinUNETRPretext(Method):
         Done here and not in `views`, whose result for a scan must not depend on the rest of its
         batch; which blocks is drawn there. A batch of one scan has nothing to swap.
         """
-        scan = views["scan"].to(views["image"].device)
+        scan = views["scan"].to(views["image"].device, non_blocking=True)
         another = (scan != scan.roll(1)).view(-1, *[1] * (views["image"].ndim - 2))
         return torch.where(
             views["swapped"] & another, views["image"].roll(1, dims=1), views["noisy"]
         )
 
     def _read(self, tokens: Tensor, number: int) -> Tensor:
-        """[2B d N] -> [2B d]: the mean of all tokens, or with `token0` the one of this number."""
+        """[2B d *grid] -> [2B d]: the mean of the tokens, or with `token0` that of this number."""
         if not self.config.token0:
-            return tokens.mean(dim=2)
+            return pooled(tokens)
+        tokens = tokens.flatten(2)
         if tokens.shape[2] < 2:
             raise ValueError(
                 "token0 reads two tokens, the crop gives one: take a crop above 32 voxels, or "

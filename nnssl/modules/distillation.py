@@ -12,7 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from nnssl.modules.heads import PrototypeHead, Prototypes
+from nnssl.modules.asked import Asked
+from nnssl.modules.heads import PrototypeHead, Prototypes, pooled
 from nnssl.modules.schedules import cosine, ramp
 from nnssl.modules.teacher import Teacher
 
@@ -55,7 +56,7 @@ class DistillationOutput(NamedTuple):
     maps: list[Tensor]
     embedding: Tensor  # [N d]
     image: Tensor | None  # [N K] logits
-    patch: Tensor | None  # [hidden tokens, K] logits
+    patch: Tensor | None  # [asked tokens, K] logits
 
 
 class EncoderWithHeads(nn.Module):
@@ -94,23 +95,21 @@ class EncoderWithHeads(nn.Module):
             )
 
     def forward(
-        self, image: Tensor, masked: Tensor | None = None, hidden: Tensor | None = None
+        self, image: Tensor, masked: Tensor | None = None, asked: Asked | None = None
     ) -> DistillationOutput:
-        """`masked`: what the encoder may not see; `hidden` [n *blocks]: the patch tokens that are
-        asked for, of the first n of the N views.
+        """`masked`: what the encoder may not see; `asked`: the patch tokens that are asked for, of
+        all views or of the first ones.
         """
         maps = self.encoder(image, masked)
-        embedding = torch.cat(
-            [maps[number].flatten(2).mean(dim=2) for number in self.pooled], dim=1
-        )
-        asked = self.patch_head is not None and hidden is not None
+        embedding = torch.cat([pooled(maps[number]) for number in self.pooled], dim=1)
+        patch = None
+        if self.patch_head is not None and asked is not None:
+            patch = self.patch_head(asked.of(maps[self.patch]), asked.counts)
         return DistillationOutput(
             maps,
             embedding,
             self.image_head(embedding) if self.image_head is not None else None,
-            self.patch_head(maps[self.patch][: len(hidden)].movedim(1, -1)[hidden])
-            if asked
-            else None,
+            patch,
         )
 
 

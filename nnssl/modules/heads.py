@@ -9,12 +9,20 @@ from torch import Tensor, nn
 from nnssl.modules.running import Standardise
 
 
+def pooled(tokens: Tensor) -> Tensor:
+    """The mean over tokens: [B C *grid] -> [B C]; in fp32 at least, as crops differ by little."""
+    kind = torch.promote_types(tokens.dtype, torch.float32)
+    return tokens.flatten(2).mean(dim=2, dtype=kind)
+
+
 class Prototypes(nn.Linear):
     """Cosine similarity to K prototypes: a weight-normed linear layer whose norm is fixed at 1.
 
     [N bottleneck] (of unit length) -> [N K]. The same function as DINO's `weight_norm` last layer
     with g = 1, without the parametrisation, which `copy.deepcopy` refuses.
     """
+
+    keeps_fp32 = True
 
     def __init__(self, bottleneck: int, count: int) -> None:
         super().__init__(bottleneck, count, bias=False)
@@ -50,8 +58,10 @@ class PrototypeHead(nn.Module):
             nn.init.trunc_normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.prototypes(F.normalize(self.mlp(self.standardise(x)), dim=-1, eps=1e-6))
+    def forward(self, x: Tensor, counts: Tensor | None = None) -> Tensor:
+        """`counts` [N]: which rows move the running moments; None: all of them."""
+        answers = self.mlp(self.standardise(x, counts))
+        return self.prototypes(F.normalize(answers, dim=-1, eps=1e-6))
 
 
 def _layers(dim: int, hidden: int, out: int, count: int) -> nn.Sequential:
@@ -108,5 +118,5 @@ class Branch(nn.Module):
         self.projector = Projector(encoder.channels[-1], hidden, out, layers)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        pooled = self.encoder(image)[-1].flatten(2).mean(dim=2)
-        return pooled, self.projector(pooled)
+        embedding = pooled(self.encoder(image)[-1])
+        return embedding, self.projector(embedding)

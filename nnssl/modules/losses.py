@@ -58,19 +58,6 @@ def cross_view(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     return -(asked * log_p).sum() / (targets * (views - 1) * student.shape[1])
 
 
-def masked_mean(values: Tensor, masked: Tensor) -> Tensor:
-    """The mean over views of each view's mean over its hidden tokens: [hidden tokens], Bool [B
-    *grid] -> scalar.
-
-    `values` are in the order of `tokens[masked]`. A view that hides nothing counts as 0, as in
-    iBOT's code (Zhou 2022, eq. 2), so the result is finite, with a gradient, even when no view
-    hides any.
-    """
-    masked = masked.flatten(1)
-    weight = masked.sum(dim=1, keepdim=True).clamp(min=1).reciprocal().expand(masked.shape)
-    return (values * weight[masked]).sum() / len(masked)
-
-
 class Centre(RunningMean):
     """The running mean of the teacher's logits, subtracted before its softmax (Caron 2021, eq. 4)."""
 
@@ -78,10 +65,10 @@ class Centre(RunningMean):
         super().__init__(prototypes, momentum)
 
     @torch.no_grad()
-    def sharpen(self, logits: Tensor, temperature: float) -> Tensor:
+    def sharpen(self, logits: Tensor, temperature: float, counts: Tensor | None = None) -> Tensor:
         """p_t = softmax((logits - centre) / temperature), [N K] -> [N K], without gradient; notes
-        the logits.
+        the logits, or those of which `counts` [N] is 1.
         """
         logits = logits.float()
-        self.note(logits)
+        self.note(logits, counts)
         return F.softmax((logits - self.value) / temperature, dim=-1)

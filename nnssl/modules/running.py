@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
@@ -69,30 +72,70 @@ class RunningMean(Running):
         self.register_buffer("updates", torch.zeros((), dtype=torch.long))
 
     @torch.no_grad()
-    def note(self, rows: Tensor) -> None:
-        """`rows` [N size]; N may be 0 and may differ between processes."""
+    def note(self, rows: Tensor, counts: Tensor | None = None) -> None:
+        """`rows` [N size]; N may be 0 and may differ between processes. `counts` [N]: 1 for a row
+        that counts, 0 for one that does not; None: all of them do.
+        """
         rows = rows.detach().float()
-        self._noted.append(torch.cat([rows.sum(dim=0), rows.new_full((1,), len(rows))]))
+        if counts is None:
+            number = rows.new_full((1,), len(rows))
+        else:
+            rows, number = rows * counts[:, None], counts.sum(dim=0, keepdim=True)
+        self._noted.append(torch.cat([rows.sum(dim=0), number]))
 
     def _move(self, noted: list[Tensor]) -> None:
-        self.take(dist.all_reduce_mean(_total(noted)))
-
-    def take(self, total: Tensor) -> None:
-        """Move to the mean of a step's rows: their sum, and behind it their number."""
-        mean = total[:-1] / total[-1]
-        # else there were no rows, or they overflowed and would poison every later mean
-        good = mean.isfinite().all()
-        if self.counts is not None:
-            good = good & self.counts
-        weight: float | Tensor = 1 - self.momentum
-        if self.prompt:
-            weight = (self.updates + 1).to(mean.dtype).reciprocal().clamp(min=weight)
-        self.value.lerp_(torch.where(good, mean, self.value), weight)
-        self.updates += good
+        _take([self], dist.all_reduce_mean(_total(noted)))
 
 
 def _total(noted: list[Tensor]) -> Tensor:
-    return torch.stack(noted).sum(dim=0)
+    return noted[0] if len(noted) == 1 else torch.stack(noted).sum(dim=0)
+
+
+class _Layout(NamedTuple):
+    """Where the means lie in the vector of all sums, each with its number of rows behind it.
+
+    means: [S] the mean that each place is of; last: [S] the place of that mean's number of rows.
+    slowest: [M] each mean's own fraction of a step; prompt: [M] 1 where the first steps count more.
+    """
+
+    means: Tensor
+    last: Tensor
+    slowest: Tensor
+    prompt: Tensor
+
+
+@lru_cache(maxsize=64)
+def _layout(kinds: tuple[tuple[int, float, bool], ...], device: torch.device) -> _Layout:
+    """Of means of so many (size, momentum, prompt)."""
+    with torch.inference_mode(False):
+        sizes = torch.tensor([size + 1 for size, _, _ in kinds])
+        means = torch.arange(len(kinds)).repeat_interleave(sizes)
+        last = (sizes.cumsum(0) - 1)[means]
+        slowest = torch.tensor([1 - momentum for _, momentum, _ in kinds])
+        prompt = torch.tensor([float(prompt) for _, _, prompt in kinds])
+        return _Layout(*(part.to(device) for part in (means, last, slowest, prompt)))
+
+
+def _take(parts: list[RunningMean], totals: Tensor) -> None:
+    """Move each to the mean of a step's rows: of each their sum, and behind it their number.
+
+    All at once: there are many and they are small.
+    """
+    kinds = tuple((len(part.value), part.momentum, part.prompt) for part in parts)
+    layout = _layout(kinds, totals.device)
+    new = totals / totals[layout.last]
+    # else there were no rows, or they overflowed and would poison every later mean
+    faults = new.new_zeros(len(parts)).index_add_(0, layout.means, (~new.isfinite()).to(new.dtype))
+    good = faults == 0
+    if parts[0].counts is not None:
+        good = good & parts[0].counts
+    updates = torch.stack([part.updates for part in parts])
+    weight = torch.maximum(layout.slowest, layout.prompt / (updates + 1))
+    old = torch.cat([x for part in parts for x in (part.value, part.value[:1])])
+    new = torch.where(good[layout.means], old.lerp(new, weight[layout.means]), old)
+    values = [part[:-1] for part in new.split([size + 1 for size, _, _ in kinds])]
+    torch._foreach_copy_([part.value for part in parts], values)
+    torch._foreach_copy_([part.updates for part in parts], list((updates + good).unbind()))
 
 
 @torch.no_grad()
@@ -103,11 +146,10 @@ def update_all(module: nn.Module) -> None:
     parts = [part for part in module.modules() if isinstance(part, Running)]
     means = [part for part in parts if isinstance(part, RunningMean) and part._noted]
     if means:
-        totals = [_total(part._noted) for part in means]
-        shared = dist.all_reduce_mean(torch.cat(totals)).split([len(total) for total in totals])
-        for part, total in zip(means, shared, strict=True):
+        totals = torch.cat([_total(part._noted) for part in means])
+        for part in means:
             part.discard()
-            part.take(total)
+        _take(means, dist.all_reduce_mean(totals))
     for part in parts:
         part.update()
 
@@ -134,7 +176,9 @@ class Standardise(nn.Module):
             2 * size, momentum, prompt=True, start=torch.cat([torch.zeros(size), torch.ones(size)])
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        self.moments.note(torch.cat([x, x * x], dim=-1))
+    def forward(self, x: Tensor, counts: Tensor | None = None) -> Tensor:
+        """Rows [N d]; `counts` as in `RunningMean.note`. In fp32, whatever autocast says."""
+        x = x.float()
+        self.moments.note(torch.cat([x, x * x], dim=-1), counts)
         mean, square = self.moments.value.split(self.size)
         return (x - mean) * (square - mean * mean + self.eps).clamp(min=self.eps).rsqrt()

@@ -10,12 +10,11 @@ is not upsampled there.
 
 from __future__ import annotations
 
-from math import prod
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nnssl.cpu import upsampling as composed
 from nnssl.encoder.swin import STEPS, Swin
 from nnssl.network.layers import (
     DatasetNorm,
@@ -24,11 +23,10 @@ from nnssl.network.layers import (
     conv,
     cut,
     groups_of,
-    pointwise,
     upsampling,
 )
 from nnssl.network.nnunet_decoder import NNUNetDecoder
-from nnssl.network.normalise import norm_act
+from nnssl.network.normalise import norm_act, norm_of
 from nnssl.types import Shape
 
 OUTPUTS = 4  # logits at 1, 1/2, 1/4 and 1/8 of the image's size, where every step halves
@@ -54,13 +52,7 @@ class ResidualBlock(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """Upsampling, concatenation with the skip, residual block (MONAI's UnetrUpBlock), without
-    concatenating.
-
-    A convolution of [a, b] is the sum of those of a and b, and one after a transposed convolution
-    is itself a transposed convolution, of a larger kernel at the coarse size: the same function for
-    less work on a CPU.
-    """
+    """Upsampling, concatenation with the skip, residual block (MONAI's UnetrUpBlock)."""
 
     def __init__(self, step: Shape, inputs: int, outputs: int):
         super().__init__()
@@ -69,44 +61,16 @@ class UpBlock(nn.Module):
         self.block = ResidualBlock(len(step), 2 * outputs, outputs)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        join = self._composed if self._composing_pays(x, skip) else self._one_by_one
-        first, shortcut = join(x, skip)
+        if composed.is_supported(x, skip, self.step):
+            weights = (self.upsample, self.block.conv1, self.block.conv3)
+            first, shortcut = composed.join(x, skip, self.step, *(part.weight for part in weights))
+        else:
+            first, shortcut = self._one_by_one(x, skip)
         return self.block.tail(first, norm_act(shortcut, act=False))
 
     def _one_by_one(self, x: Tensor, skip: Tensor) -> tuple[Tensor, Tensor]:
         joined = torch.cat([cut(self.upsample(x), skip.shape[2:]), skip], dim=1)
         return self.block.conv1(joined), self.block.conv3(joined)
-
-    def _composed(self, x: Tensor, skip: Tensor) -> tuple[Tensor, Tensor]:
-        half = skip.shape[1]
-        plain = F.conv2d if skip.ndim == 4 else F.conv3d
-        transposed = F.conv_transpose2d if skip.ndim == 4 else F.conv_transpose3d
-        up, first, shortcut = self.upsample.weight, self.block.conv1.weight, self.block.conv3.weight
-        # 2^d then 3^d taps make 4^d; 1 then 3 make 3
-        first_up = plain(up, first[:, :half], padding=2)
-        shortcut_up = pointwise(up, shortcut[:, :half])
-        return (
-            transposed(x, first_up, stride=self.step, padding=1).add_(
-                plain(skip, first[:, half:], padding=1)
-            ),
-            transposed(x, shortcut_up, stride=self.step).add_(pointwise(skip, shortcut[:, half:])),
-        )
-
-    def _composing_pays(self, x: Tensor, skip: Tensor) -> bool:
-        """Whether composing saves more multiplications than making the composed kernel costs."""
-        exact = all(
-            s * n == m for s, n, m in zip(self.step, x.shape[2:], skip.shape[2:], strict=True)
-        )
-        # an exported network serves batches of any size
-        if x.device.type != "cpu" or not exact or torch.compiler.is_compiling():
-            return False
-        coarse, fine = x.shape[1], skip.shape[1]
-        voxels = skip.shape[0] * skip[0, 0].numel()
-        # of the composed kernel, that a voxel is reached by
-        taps = prod(2 if s == 2 else 3 for s in self.step)
-        making = prod(12 if s == 2 else 9 for s in self.step)  # multiplications, by pair of taps
-        saved = voxels * fine * (3 ** len(self.step) * fine + coarse - taps * coarse)
-        return saved > 2 * making * coarse * fine * fine
 
 
 class SwinUNETRDecoder(nn.Module):
@@ -227,7 +191,7 @@ class LightDecoder(nn.Module):
         if self.norms:
             *fine, x = [norm(each) for norm, each in zip(self.norms, maps, strict=True)]
         else:
-            *fine, x = [norm_act(each.clone(), act=False) for each in maps]
+            *fine, x = [norm_of(each) for each in maps]
         decoded = []
         for lift, skip in zip(self.lifts[::-1], (image, *fine)[::-1], strict=True):
             x = lift(x, skip)

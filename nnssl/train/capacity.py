@@ -11,6 +11,7 @@ from torch import nn
 from nnssl import limits
 from nnssl.methods.method import Method
 from nnssl.train.batches import generator_for
+from nnssl.train.precision import Precision
 from nnssl.types import Shape
 
 # of the free memory; the rest is for gradients in flight, the optimiser and fragmentation
@@ -54,8 +55,8 @@ def fitting_batch_size(method: Method, crop: Shape, device: torch.device, bf16: 
 
 def saved_bytes(model: nn.Module, views: dict, device: torch.device, bf16: bool) -> int:
     """Bytes that autograd keeps for the backward pass of `model(views)`, parameters apart."""
+    precision, kept = Precision(model, device, torch.bfloat16 if bf16 else None), {}
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    kept: dict[int, int] = {}
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
@@ -63,8 +64,12 @@ def saved_bytes(model: nn.Module, views: dict, device: torch.device, bf16: bool)
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+    with precision.weights():
+        own |= {p.untyped_storage().data_ptr() for p in model.parameters()}
+        with (
+            torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
+            precision.autocast(),
+        ):
             result = model(views)
         del result
     return sum(kept.values())

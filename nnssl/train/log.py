@@ -127,12 +127,10 @@ class Log:
             files.read_json_lines(self.path), run.folder / "progress.png", run.header["method"]
         )
         samples = batches.collate([run.crops[index] for index in range(2)])
-        run.method.eval()
-        with torch.no_grad():
+        with run.looking(), torch.no_grad():
             volumes = run.method.show(run.prepare_views(samples))
-        # rank zero alone draws, and a resumed run does not: no running moment may move
-        discard_all(run.method)
-        run.method.train()
+            # rank zero alone draws, and a resumed run does not: no running moment may move
+            discard_all(run.method)
         path = run.folder / "views.png"
         pictures.views({k: v.float().cpu() for k, v in volumes.items()}, path)
         pictures.keep(path, run.step)

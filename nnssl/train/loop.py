@@ -111,7 +111,6 @@ class _Picture:
         try:
             self.log.draw()
         except Exception as error:
-            self.run.method.train()
             if not self.warned:
                 self.say(
                     f"\nWARNING: the pictures could not be written, the training goes on: {error}"

@@ -24,6 +24,7 @@ from nnssl.methods import METHODS, Method
 from nnssl.train import batches, before, boards, cache, configure, peak, processes, start
 from nnssl.train.loop import train
 from nnssl.train.places import data_folder, dimensions, raw_dataset, results_folder
+from nnssl.train.precision import half_precision
 from nnssl.train.probe import Probe
 from nnssl.train.run import FINAL, LATEST, Run, RunConfig
 from nnssl.types import Shape, Spacing
@@ -121,7 +122,7 @@ def _pretrain(options: Options, say: Callable[[str], None], held: ExitStack) -> 
 def build(options: Options, plan: Plan, data: Path, device: torch.device, earlier, say) -> Run:
     """The run that `options` describe, resumed where asked for; `earlier` is what it was."""
     dims, kind, folder = dimensions(options), _method(options.method), results_folder(options, plan)
-    bf16 = _computes_bf16(device) and not options.fp32
+    bf16 = not options.fp32 and half_precision(device) == torch.bfloat16
     crop = options.crop or earlier.crop or configure.fitting_crop(kind, plan.crop[-dims:])
     from_parcels = _parcel_classes(options, earlier) > 0
     cases = earlier.cases or (parcels.cases(data, plan) if from_parcels else None)
@@ -201,11 +202,6 @@ def build(options: Options, plan: Plan, data: Path, device: torch.device, earlie
         f"process(es)\nresults: {folder}"
     )
     return run
-
-
-def _computes_bf16(device: torch.device) -> bool:
-    """Older GPUs emulate it, slowly, and PyTorch then calls it supported."""
-    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def _take(folder: Path, held: ExitStack) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,11 +14,14 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset
 
 from nnssl import checkpoint, dist
+from nnssl.encoder.swin import Swin
 from nnssl.methods.method import Method, Step
 from nnssl.modules.running import decide
 from nnssl.train import batches
 from nnssl.train.monitors import Monitors
-from nnssl.train.schedule import learning_rate, parameter_groups
+from nnssl.train.precision import Precision
+from nnssl.train.same import require_same_run
+from nnssl.train.schedule import clip, learning_rate, parameter_groups
 from nnssl.types import FINAL
 
 if TYPE_CHECKING:  # it reads files, for which a benchmark has no library
@@ -41,9 +43,7 @@ class Diverged(RuntimeError):
 
 @dataclass(frozen=True)
 class RunConfig:
-    """How long, how large, how precise. `batch_size` counts scans over all processes and
-    accumulated parts.
-    """
+    """How long, how large, how precise; `batch_size`: scans of all processes and parts."""
 
     steps: int
     batch_size: int
@@ -52,7 +52,7 @@ class RunConfig:
     log_every: int = 10
     save_every: int = 1000
     workers: int = 1
-    bf16: bool = False  # autocast on a GPU; losses stay in fp32
+    bf16: bool = False  # `nnssl.train.precision`
     compile: bool = False
     tensorboard: bool = False
     wandb: bool = False
@@ -91,6 +91,7 @@ class Run:
             betas=(0.9, method.config.beta2),
             fused=device.type in FUSED,
         )
+        self.precision = Precision(method, device, torch.bfloat16 if config.bf16 else None)
         self.monitors = Monitors()
         self.probe = probe
         self.cases = cases  # ids of the scans, which a resumed run continues on
@@ -104,13 +105,13 @@ class Run:
         self._skipped = torch.zeros(2, dtype=torch.long, device=device)
         if config.compile:
             for module in method.modules():
-                if hasattr(module, "patch_embed"):
-                    module.compile()
+                if isinstance(module, Swin):
+                    module.compile(dynamic=False)  # views have a fixed size, or two of them
         self.model = method
         if dist.is_initialized():
             self.model = DistributedDataParallel(method, broadcast_buffers=False)
 
-    # -- one step ----------------------------------------------------------------------------------
+    # -- one step
 
     def gradients(self, micro_batches: list[dict]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Backward over all parts of one step; the mean losses (detached) and what the last part
@@ -120,14 +121,15 @@ class Run:
         torch.manual_seed(batches.mixed_seed(self.config.seed, "step", self.step, dist.rank()))
         parts = len(micro_batches)
         sums: dict[str, Tensor] = {}
-        for part, batch in enumerate(micro_batches):
-            last = part == parts - 1
-            with nullcontext() if last or not dist.is_initialized() else self.model.no_sync():
-                out = self._look(batch)
-                (out.losses["total"] / parts).backward()
-            self.monitors.note(out.monitored)
-            for name, value in out.losses.items():
-                sums[name] = sums.get(name, 0) + value.detach() / parts
+        with self.precision.weights():
+            for part, batch in enumerate(micro_batches):
+                last = part == parts - 1
+                with nullcontext() if last or not dist.is_initialized() else self.model.no_sync():
+                    out = self._look(batch)
+                    (out.losses["total"] / parts).backward()
+                self.monitors.note(out.monitored)
+                for name, value in out.losses.items():
+                    sums[name] = sums.get(name, 0) + value.detach() / parts
         return sums, out.monitored
 
     def update(self) -> tuple[Tensor, float]:
@@ -139,7 +141,7 @@ class Run:
         """
         config = self.method.config
         rate = learning_rate(config, self.step, self.config.steps, self.config.batch_size)
-        norm = torch.nn.utils.clip_grad_norm_(self.method.parameters(), config.clip_norm)
+        norm = clip(self.method.parameters(), config.clip_norm)
         finite = norm.isfinite()
         self.step += 1
         for group in self.optimizer.param_groups:
@@ -179,10 +181,23 @@ class Run:
 
     def _look(self, batch: dict) -> Step:
         views = self.prepare_views(batch)
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.bf16):
+        with self.precision.autocast():
             return self.model(views)
 
-    # -- the probe ---------------------------------------------------------------------------------
+    @contextmanager
+    def looking(self) -> Iterator[None]:
+        """Inside, the method is in evaluation mode, and a compiled encoder runs uncompiled: for
+        other shapes it would be compiled anew, which takes a minute or two, at the last step too.
+        """
+        stance = torch.compiler.set_stance if self.config.compile else nullcontext
+        self.method.eval()
+        try:
+            with stance("force_eager"):
+                yield
+        finally:
+            self.method.train()
+
+    # -- the probe
 
     def probes(self) -> bool:
         return self.probe is not None and self.probe.due(self.step, self.config.steps)
@@ -195,9 +210,8 @@ class Run:
             return {}
         found = {}
         if dist.is_main():
-            self.method.eval()
-            found = self.probe.ask(self.method.encoder, self.device, self.config.bf16)
-            self.method.train()
+            with self.looking():
+                found = self.probe.ask(self.method.encoder, self.device, self.config.bf16)
         dist.barrier()
         return found
 
@@ -221,7 +235,7 @@ class Run:
         if better:
             checkpoint.write(self.folder / BEST, self._pack(metrics))
 
-    # -- to and from disk --------------------------------------------------------------------------
+    # -- to and from disk
 
     def save(self, metrics: dict) -> None:
         """checkpoint_latest.pth: the encoder as in the final checkpoint, and all that a resume
@@ -257,7 +271,8 @@ class Run:
         Raises ValueError when it is of another run than this one, or already beyond its last step.
         """
         content = checkpoint.read(self.folder / LATEST)
-        _require_same_run(content["header"], self.header, self.folder)
+        may_differ = (*RunConfig.FREE, *RunConfig.TOLD)
+        require_same_run(content["header"], self.header, self.folder, may_differ)
         state = content["training_state"]
         before = content["header"]["run"]
         if state["step"] > self.config.steps:
@@ -292,30 +307,3 @@ class Run:
         if decoder is not None:
             header["decoder"], decoder = decoder.options, decoder.decoder
         return checkpoint.pack(self.method.encoder, header, [self.method.citation], decoder)
-
-
-def _require_same_run(saved: dict, now: dict, folder: Path) -> None:
-    def fixed(header: dict) -> dict:
-        free = (*RunConfig.FREE, *RunConfig.TOLD)
-        run = {name: value for name, value in header["run"].items() if name not in free}
-        return {**run, **header["method_config"], "method": header["method"], "crop": header["crop"],
-                "preset": header["preset"], "plan": header["plan"]["fingerprint"],
-                "cases": header["plan"]["cases"], "parcels": header.get("parcels"),
-                "start": header.get("start", {}).get("sha256")}  # fmt: skip
-
-    # a file knows lists, not tuples
-    before, after = fixed(saved), fixed(json.loads(json.dumps(now)))
-    if before["parcels"] is None:  # of an earlier version, which did not note them
-        del after["parcels"]
-    changed = [
-        f"{name}: was {before.get(name)}, now {after[name]}"
-        for name in after
-        if before.get(name) != after[name]
-    ]
-    if changed:
-        raise ValueError(
-            f"the run in {folder} was started with other settings and cannot be continued with "
-            "these:\n  "
-            + "\n  ".join(changed)
-            + "\nType these as they were, or start anew in another folder with -o"
-        )

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from nnssl.memory import to_device
 from nnssl.types import Shape
 
 
@@ -25,11 +26,12 @@ def draw_cutout(fraction: float, edge: float, dims: int, generator: torch.Genera
     return torch.stack([places * (1 - sides), sides * fits[:, None]], dim=2)
 
 
-def covered(boxes: Tensor, size: Shape) -> Tensor:
-    """The voxels whose middle lies in some box: [B N dims 2] -> Bool [B *size], on the device of
-    `boxes`.
+def covered(boxes: Tensor, size: Shape, device: torch.device | str = "cpu") -> Tensor:
+    """The voxels whose middle lies in some box: [B N dims 2], on the CPU -> Bool [B *size] on
+    `device`.
     """
     boxes = boxes[:, : int((boxes[..., 0, 1] > 0).sum(dim=1).max()) if boxes.numel() else 0]
+    boxes = to_device(boxes, torch.device(device))
     inside = []
     for axis, length in enumerate(size):
         start, side = boxes[:, :, axis].unsqueeze(-1).unbind(dim=2)

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nnssl.memory import to_device
 from nnssl.types import HUPolicy
 from nnssl.views.spatial import separable_filter
 
@@ -130,14 +131,9 @@ def apply_intensity(images: Tensor, draws: Sequence[Intensity]) -> Tensor:
         images = blur(images, torch.tensor([[draw.blur] * (images.ndim - 2) for draw in draws]))
     images = _add_noise(images, draws)
 
-    def column(values: list[float]) -> Tensor:
-        return torch.tensor(values, dtype=images.dtype, device=images.device).view(
-            -1, *[1] * (images.ndim - 1)
-        )
-
-    low, high, contrast, brightness, gamma = (
-        column(list(v)) for v in list(zip(*draws, strict=True))[:5]
-    )
+    numbers = torch.tensor([draw[:5] for draw in draws], dtype=images.dtype)
+    numbers = to_device(numbers, images.device).view(-1, 5, *[1] * (images.ndim - 1))
+    low, high, contrast, brightness, gamma = numbers.unbind(1)
     images = torch.clamp(images, low, high) * contrast + brightness
     return _curve(images, gamma) if any(draw.gamma != 1 for draw in draws) else images
 

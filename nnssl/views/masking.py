@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from nnssl.memory import to_device
 from nnssl.types import Shape
 
 FLAT = 0.1  # in units of the input, some 25 HU: blocks that vary less are one constant
@@ -39,21 +41,29 @@ def hide_blocks(draws: Tensor, ratio: float, within: Tensor | None = None) -> Te
     within: Bool [B *grid], the blocks that may be hidden; n counts these. None: all of them.
     """
     within = torch.ones_like(draws, dtype=torch.bool) if within is None else within
-    counts = within.flatten(1).sum(dim=1).tolist()
-    return _lowest(draws, [math.ceil(ratio * n) for n in counts], within)
+    # A device is not asked how many there are: what follows from each number is looked up there.
+    hidden = _hidden_of(ratio, draws[0].numel(), draws.device)
+    return _lowest(draws, hidden[within.flatten(1).sum(dim=1)], within)
 
 
 def keep_at_most(masked: Tensor, most: int, draws: Tensor) -> Tensor:
     """Bool [B *grid]: of each image's True cells `most` chosen at random, or all where they are
     fewer.
     """
-    return _lowest(draws, [min(most, n) for n in masked.flatten(1).sum(dim=1).tolist()], masked)
+    return _lowest(draws, masked.flatten(1).sum(dim=1).clamp(max=most), masked)
 
 
-def _lowest(draws: Tensor, counts: list[int], within: Tensor) -> Tensor:
+@lru_cache(maxsize=64)
+def _hidden_of(ratio: float, blocks: int, device: torch.device) -> Tensor:
+    """[blocks + 1]: ceil(ratio * n) for n = 0, 1, ...; fp32 on a device may round otherwise."""
+    with torch.inference_mode(False):
+        return torch.tensor([math.ceil(ratio * n) for n in range(blocks + 1)]).to(device)
+
+
+def _lowest(draws: Tensor, counts: Tensor, within: Tensor) -> Tensor:
     """Bool [B *grid]: the `counts` [B] cells of `within` with the lowest draws."""
     ranks = draws.masked_fill(~within, 2.0).flatten(1).argsort(dim=1, stable=True).argsort(dim=1)
-    return (ranks < torch.tensor(counts, device=draws.device)[:, None]).view_as(within)
+    return (ranks < counts[:, None]).view_as(within)
 
 
 def varied_blocks(images: Tensor, block: Shape) -> Tensor:
@@ -84,7 +94,7 @@ def draw_masks(
     grid = block_grid(tuple(images.shape[2:]), block)
     draws = torch.stack([torch.rand(grid, generator=generator) for generator in generators])
     return hide_blocks(
-        draws.to(images.device), ratio, None if air else varied_blocks(images, block)
+        to_device(draws, images.device), ratio, None if air else varied_blocks(images, block)
     )
 
 
@@ -120,7 +130,7 @@ def draw_visible(
         [torch.rand(masked.shape[1:], generator=generator) for generator in generators]
     )
     later = masked * 4 + ~varied_blocks(images, block)
-    order = (draws.to(images.device) + later).flatten(1).argsort(dim=1, stable=True)
+    order = (to_device(draws, images.device) + later).flatten(1).argsort(dim=1, stable=True)
     return order[:, :count].sort(dim=1).values
 
 

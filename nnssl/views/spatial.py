@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from nnssl.memory import to_device
 from nnssl.types import Shape
 
 # axis i of the result is axis permutation[i]; then axes to flip
@@ -148,7 +149,7 @@ def separable_filter(images: Tensor, weights: Sequence[Tensor]) -> Tensor:
     outer = [weight.shape[1] for weight in weights]
     x = images.flatten(0, 1)
     for weight in weights:
-        weight = weight.to(x.device, x.dtype).repeat_interleave(channels, dim=0)
+        weight = to_device(weight.to(x.dtype), x.device).repeat_interleave(channels, dim=0)
         rest = x.shape[2:]
         x = torch.bmm(x.flatten(2).transpose(1, 2), weight.transpose(1, 2)).unflatten(1, rest)
     return x.reshape(batch, channels, *outer)
@@ -164,7 +165,7 @@ def draw_flips(dims: int, generator: torch.Generator) -> Tensor:
 
 def flip(images: Tensor, flips: Tensor) -> Tensor:
     """[B C *s] with the axes flipped that `flips` [B dims] names for each image."""
-    flips = flips.to(images.device)
+    flips = to_device(flips, images.device)
     for axis in range(flips.shape[1]):
         chosen = flips[:, axis].view(-1, *[1] * (images.ndim - 1))
         images = torch.where(chosen, images.flip(2 + axis), images)

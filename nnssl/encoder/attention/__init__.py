@@ -1,6 +1,6 @@
 """Attention inside windows, with a bias to every pair of slots.
 
-cached     CPUs: a few windows at a time through all steps.
+`nnssl.cpu.attention`: CPUs, a few windows at a time through all steps. Here:
 kernel     NVIDIA GPUs: one Triton kernel forward and one backward; `launch` starts them, `choice` says when.
 fused      everything else: PyTorch's fused attention, without a copy of the mask for every window.
 plain      the formula, word for word: what the kernel is compared with, and what an exported network computes.
@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nnssl.encoder.attention import cached, choice, fused, plain
+from nnssl.cpu import attention as cached
+from nnssl.encoder.attention import choice, fused, plain
 from nnssl.encoder.windows import Mask
 
 # PyTorch 2.6 has no word for it

@@ -31,17 +31,14 @@ def distances(size: Shape, token: Spacing) -> Tensor:
 
 
 def weights(
-    attention: WindowAttention, windows: Tensor, relative: Tensor, mask: Tensor | None
+    attention: WindowAttention, windows: Tensor, bias: Tensor, mask: Tensor | None
 ) -> Tensor:
-    """Softmax attention [W heads n n] of the slots [W n C]; mask: [W n n] to add, or None."""
+    """Softmax attention [W heads n n] of the slots [W n C]; bias [heads n n]; mask: [W n n] to
+    add, or None.
+    """
     n, channels = windows.shape[1:]
     q, k, _ = (
         attention.qkv(windows).view(len(windows), n, 3, attention.heads, -1).permute(2, 0, 3, 1, 4)
-    )
-    bias = (
-        attention.relative_position_bias_table[relative]
-        .view(n, n, attention.heads)
-        .permute(2, 0, 1)
     )
     scores = q @ k.transpose(-2, -1) * (channels // attention.heads) ** -0.5 + bias
     return (scores if mask is None else scores + mask[:, None]).softmax(-1)
@@ -102,7 +99,7 @@ class AttentionDistance:
 
     @torch.no_grad()
     def _add(
-        self, place: int, module: WindowAttention, x: Tensor, cut: WindowPartition, relative: Tensor
+        self, place: int, module: WindowAttention, x: Tensor, cut: WindowPartition, bias: Tensor
     ) -> None:
         mm = distances(cut.size, self.tokens[place]).to(x.dtype).to(x.device)
         n = len(mm)
@@ -114,7 +111,7 @@ class AttentionDistance:
             max(1, PART // (module.heads * n * n))
         ):
             mask = _mask_of(part, cut)
-            seen = weights(module, windows[part], relative, mask)
+            seen = weights(module, windows[part], bias, mask)
             far = torch.einsum("whqk,qk->whq", seen, mm)  # w windows, h heads, q queries, k keys
             self.sums[place] += torch.einsum("whq,wq->h", far, real[part]).double().cpu()
             even = (

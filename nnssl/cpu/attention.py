@@ -8,13 +8,20 @@ the matrix library does almost twice as fast.
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
-from nnssl.encoder.windows import Mask
-
 # values a thread works on at a time: 1 MiB in fp32, about a core's second-level cache
 CACHED = 1 << 18
+
+
+class Mask(Protocol):
+    """Of `nnssl.encoder.windows.Mask`: window w adds patterns[which[w]], [P n n], to its scores."""
+
+    patterns: Tensor
+    which: Tensor
 
 
 def is_supported(x: Tensor) -> bool:
@@ -23,6 +30,7 @@ def is_supported(x: Tensor) -> bool:
     """
     return (
         x.device.type == "cpu"
+        and x.dtype in (torch.float32, torch.float64)
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
     )
@@ -33,8 +41,8 @@ def attention(parts: Tensor, bias: Tensor, mask: Mask | None) -> Tensor:
 
     parts: [3 heads d W n], that is q, k and v, the windows of one sample after the other's.
     bias:  [heads n n], the same for all windows.
-    mask:  as in `windows.WindowPartition`, the same for all samples; W is a multiple of nW.
-    Returns [heads d W n].
+    mask:  as in `nnssl.encoder.windows.WindowPartition`, the same for all samples; W is a multiple
+    of nW. Returns [heads d W n].
     """
     if torch.is_grad_enabled():
         return _Attention.apply(parts, bias, mask)

@@ -1,0 +1,130 @@
+"""In which precision a step computes, and the copies of the weights that it computes with.
+
+In half precision: weights and tokens of the encoders, products and convolutions of heads and
+decoders. In fp32: the weights that are trained, all moments and averages, losses, the softmax over
+prototypes, and inside their kernels the statistics of all norms.
+
+Autocast alone casts each weight at each layer and leaves the residual stream in fp32: some 800
+kernels of a SMIT step, and half of the bytes that it moves. Here all weights are cast at once, and
+an encoder whose weights are in half precision stays in it throughout (`nnssl.encoder.swin`).
+Autocast is on as well, for what lies between: it has little left to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from nnssl.encoder.swin import Swin
+
+# Numbers that are cast at once. The gradients of a part are back when its last one is there; with
+# several GPUs they are then exchanged while the backward pass goes on.
+PART = 1 << 22
+BIAS = "relative_position_bias_table"  # added to scores in fp32
+
+
+def half_precision(device: torch.device) -> torch.dtype | None:
+    """bf16 where the device computes in it; None: fp32.
+
+    NVIDIA GPUs do from compute capability 8.0 on (A100, RTX 30, L4, H100 and later). V100 and T4
+    would emulate it, slower than fp32; CPUs and MPS train in fp32.
+    """
+    if device.type != "cuda":
+        return None
+    computes = torch.version.hip or torch.cuda.get_device_capability(device) >= (8, 0)
+    return torch.bfloat16 if computes else None
+
+
+class Precision:
+    """The precision of the steps of `model`; with `half` None it is fp32, and nothing is done.
+
+    A module with `keeps_fp32` keeps its weights and those of its parts.
+    """
+
+    def __init__(self, model: nn.Module, device: torch.device, half: torch.dtype | None) -> None:
+        self.device, self.half = device, half
+        self._places = [] if half is None else _places(model)
+
+    @contextmanager
+    def weights(self) -> Iterator[None]:
+        """Inside, for forward and backward passes, the model has its weights in half precision.
+
+        They are cast once, on entering; gradients arrive at the weights themselves, in fp32.
+        """
+        own = [module._parameters[name] for module, name in self._places]
+        if own:
+            for (module, name), low in zip(self._places, _lowered(own, self.half), strict=True):
+                module._parameters[name] = low
+        try:
+            yield
+        finally:
+            for (module, name), weight in zip(self._places, own, strict=True):
+                module._parameters[name] = weight
+
+    def autocast(self) -> torch.autocast:
+        """For forward passes; it knows no other precision of a CPU's than bf16."""
+        kind = self.half or torch.bfloat16
+        return torch.autocast(self.device.type, kind, enabled=self.half is not None)
+
+
+def _places(model: nn.Module) -> list[tuple[nn.Module, str]]:
+    """Module and name of each weight that is cast: an encoder's, and of products elsewhere."""
+    modules = list(model.modules())
+    keeping = [part for part in modules if getattr(part, "keeps_fp32", False)]
+    kept = {id(inner) for part in keeping for inner in part.modules()}
+    encoders = [part for part in modules if isinstance(part, Swin)]
+    within = {id(inner) for encoder in encoders for inner in encoder.modules()}
+    return [
+        (part, name)
+        for part in modules
+        if id(part) not in kept and (id(part) in within or isinstance(part, nn.Linear | _ConvNd))
+        for name, weight in part._parameters.items()
+        if weight is not None and weight.dtype == torch.float32 and name != BIAS
+    ]
+
+
+def _lowered(weights: list[Tensor], half: torch.dtype) -> list[Tensor]:
+    """Copies of `weights` in `half`; differentiable, of those that are trained."""
+    trained = [weight for weight in weights if weight.requires_grad and torch.is_grad_enabled()]
+    copies = iter([copy for part in _parts(trained) for copy in _Lower.apply(half, *part)])
+    ids = {id(weight) for weight in trained}
+    fixed = [weight.detach() for weight in weights if id(weight) not in ids]
+    others = iter(_cast(fixed, half))
+    return [next(copies if id(weight) in ids else others) for weight in weights]
+
+
+def _parts(weights: list[Tensor]) -> list[list[Tensor]]:
+    """`weights`, in their order, in parts of at least `PART` numbers, but for the last."""
+    parts, size = [], PART
+    for weight in weights:
+        if size >= PART:
+            parts.append([])
+            size = 0
+        parts[-1].append(weight)
+        size += weight.numel()
+    return parts
+
+
+class _Lower(torch.autograd.Function):
+    """Weights to `half`, and their gradients back: one kernel for all of them, each way."""
+
+    @staticmethod
+    def forward(ctx, half: torch.dtype, *weights: Tensor) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)  # a weight that had no part in the loss gets no gradient
+        return tuple(_cast(weights, half))
+
+    @staticmethod
+    def backward(ctx, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        raised = iter(_cast([g for g in gradients if g is not None], torch.float32))
+        return None, *(None if gradient is None else next(raised) for gradient in gradients)
+
+
+def _cast(tensors, kind: torch.dtype) -> list[Tensor]:
+    copies = [torch.empty(t.shape, dtype=kind, device=t.device) for t in tensors]
+    if copies:
+        torch._foreach_copy_(copies, list(tensors))
+    return copies

@@ -1,0 +1,170 @@
+"""bf16 where it is safe: how far losses and gradients are from fp32, for every method, and what
+stays in fp32.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import micro
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.data import default_collate
+
+from nnssl.encoder.attention import fused
+from nnssl.encoder.swin import Swin
+from nnssl.methods import METHODS
+from nnssl.modules.heads import pooled
+from nnssl.train import precision
+from nnssl.train.precision import Precision, half_precision
+from nnssl.train.run import Run, RunConfig
+from nnssl.train.schedule import clip
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+LOSS, GRADIENT = 1e-2, 0.1  # relative errors; bf16 rounds at 0.004
+
+
+def step(name: str, bf16: bool) -> tuple[dict, torch.Tensor, Run]:
+    """Losses, the gradient as one vector, and the run, of one step on the same views."""
+    made = micro.method(name)
+    crops = micro.SyntheticCrops(made.region((32, 32, 32)))
+    run = Run(made, crops, RunConfig(6, 2, bf16=bf16), Path(), micro.header(name), micro.CPU)
+    # oneDNN's bf16 gradient of a convolution's weight reads memory that nobody wrote, on some maps
+    # of a few voxels (torch 2.14, under plain autocast too); PyTorch's own convolutions do not
+    with torch.backends.mkldnn.flags(enabled=False):
+        losses, monitored = run.gradients([default_collate([crops[0], crops[1]])])
+    gradients = [p.grad for p in made.parameters() if p.grad is not None]
+    assert {g.dtype for g in gradients} == {torch.float32}
+    assert all(value.dtype == torch.float32 for value in (*losses.values(), *monitored.values()))
+    return losses, torch.cat([g.flatten() for g in gradients]), run
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_losses_and_gradients_are_near_those_in_fp32(name: str) -> None:
+    exact, wanted, _ = step(name, bf16=False)
+    losses, got, run = step(name, bf16=True)
+    for term, value in exact.items():
+        assert float(losses[term]) == pytest.approx(float(value), rel=LOSS, abs=LOSS), term
+    error = float((got - wanted).norm() / wanted.norm())
+    assert 0 < error < GRADIENT
+    run.update()
+    tensors = [x for x in run.method.state_dict().values() if isinstance(x, torch.Tensor)]
+    assert {x.dtype for x in tensors} <= {torch.float32, torch.int64}
+    assert all(isinstance(p, torch.nn.Parameter) for p in run.method.parameters())
+
+
+class Casts(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function.overloadpacket.__name__ == "_to_copy":
+            self.count += kwargs.get("dtype", args[0].dtype) != args[0].dtype
+        return function(*args, **kwargs)
+
+
+def test_an_encoder_casts_its_image_and_nothing_else(monkeypatch) -> None:
+    torch.manual_seed(0)
+    encoder = Swin(micro.ENCODER, maskable=True)
+    kept = Precision(encoder, micro.CPU, torch.bfloat16)
+    image, masked = torch.randn(2, 1, 32, 32, 32), torch.rand(2, 16, 16, 16) < 0.5
+    # PyTorch's own attention, which a GPU does not take, casts inside
+    monkeypatch.setattr(fused, "attention", lambda qkv, bias, mask: qkv[:, :, 0].flatten(2))
+    with kept.weights(), kept.autocast(), Casts() as casts:
+        maps = encoder(image, masked)
+    assert casts.count == 1
+    assert {tokens.dtype for tokens in maps} == {torch.bfloat16}
+    assert pooled(maps[-1]).dtype == torch.float32
+
+
+def test_weights_are_cast_once_a_step_and_are_themselves_again_after_it(monkeypatch) -> None:
+    calls = []
+    cast = precision._cast
+    monkeypatch.setattr(precision, "_cast", lambda *args: calls.append(args) or cast(*args))
+    made = micro.method("smit")
+    crops = micro.SyntheticCrops(made.region(micro.CROP))
+    run = Run(made, crops, RunConfig(6, 4, 2, bf16=True), Path(), micro.header("smit"), micro.CPU)
+    before = dict(made.named_parameters())
+    run.gradients([default_collate([crops[0], crops[1]]), default_collate([crops[2], crops[3]])])
+    # to bf16: the student's, the teacher's; and back, the gradients of each part
+    assert [kind for _, kind in calls] == [torch.bfloat16] * 2 + [torch.float32] * 2
+    after = dict(made.named_parameters())
+    assert all(after[name] is weight for name, weight in before.items())
+
+
+def test_weights_are_cast_in_parts_with_the_same_gradients(monkeypatch) -> None:
+    whole = step("simmim", bf16=True)[1]
+    calls, cast = [], precision._cast
+    monkeypatch.setattr(precision, "_cast", lambda *args: calls.append(args) or cast(*args))
+    monkeypatch.setattr(precision, "PART", 1000)
+    assert torch.equal(step("simmim", bf16=True)[1], whole)
+    numbers = [[w.numel() for w in weights] for weights, _ in calls if weights]
+    assert len(numbers) > 6
+    assert all(sum(part) < 1000 + max(part) for part in numbers)
+
+
+def test_an_error_leaves_the_weights_as_they_were() -> None:
+    made = micro.method("simmim")
+
+    def fails() -> None:
+        with Precision(made, micro.CPU, torch.bfloat16).weights():
+            assert made.student.mask_token.dtype == torch.bfloat16
+            raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match="broken"):
+        fails()
+    assert {p.dtype for p in made.parameters()} == {torch.float32}
+
+
+def test_prototypes_and_position_biases_stay_in_fp32() -> None:
+    made = micro.method("smit")
+    with Precision(made, micro.CPU, torch.bfloat16).weights():
+        kept = {n for n, p in made.student.named_parameters() if p.dtype == torch.float32}
+    assert {name.rsplit(".", 2)[-2] for name in kept} == {"prototypes", "attn"}
+
+
+def test_checkpointed_blocks_are_computed_again_in_the_same_precision() -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        encoder = Swin(micro.ENCODER, checkpointing=checkpointing).train()
+        kept = Precision(encoder, micro.CPU, torch.bfloat16)
+        with kept.weights():
+            with kept.autocast():
+                maps = encoder(torch.ones(1, 1, 16, 16, 16))
+            sum(tokens.float().square().sum() for tokens in maps).backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in encoder.parameters()]))
+    assert torch.equal(*gradients)
+
+
+@pytest.mark.parametrize(
+    ("capability", "half"),
+    [((7, 0), None), ((7, 5), None), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)],
+)
+def test_bf16_only_where_the_device_computes_in_it(monkeypatch, capability, half) -> None:
+    """U8: V100 is 7.0, T4 7.5, A100 8.0, H100 9.0."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert half_precision(torch.device("cuda", 0)) is half
+
+
+@pytest.mark.parametrize("device", ["cpu", "mps", "meta"])
+def test_other_devices_train_in_fp32(device) -> None:
+    assert half_precision(torch.device(device)) is None
+
+
+def test_clipping_is_pytorchs() -> None:
+    weights = [torch.nn.Parameter(torch.randn(3, 4)), torch.nn.Parameter(torch.randn(5))]
+    weights.append(torch.nn.Parameter(torch.zeros(1)))  # without a gradient
+    for most in (0.5, 1e3):
+        norms, clipped = [], []
+        for function in (clip, torch.nn.utils.clip_grad_norm_):
+            torch.manual_seed(1)
+            for weight in weights[:2]:
+                weight.grad = torch.randn_like(weight)
+            norms.append(function(weights, most))
+            clipped.append(torch.cat([weight.grad.flatten() for weight in weights[:2]]))
+        assert torch.equal(*norms)
+        assert torch.equal(*clipped)
