@@ -165,6 +165,16 @@ def test_blocks_shorter_than_two_windows_stand_for_themselves(side) -> None:
     torch.testing.assert_close(got[:, : side[0] // 8, :1, :1], expected, rtol=1e-12, atol=1e-12)
 
 
+def test_it_is_one_graph_for_a_compiler() -> None:
+    encoder = masked_encoder(small(depths=(1, 1, 1, 1)))
+    x = image(encoder.config, (16, 16, 16)).double()
+    visible = Visible(torch.tensor([[0, 1], [0, 2]]), (16, 8, 8))
+    torch._dynamo.reset()
+    compiled = torch.compile(encoder, backend="eager", fullgraph=True)
+    for ours, theirs in zip(compiled(x, visible)[2:], encoder(x, visible)[2:], strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 # --- what is hidden ------------------------------------------------------------------------------
 
 
