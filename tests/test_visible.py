@@ -6,14 +6,12 @@ from __future__ import annotations
 
 import itertools
 
-import micro
 import pytest
 import torch
 from monai.networks.nets.swin_unetr import SwinTransformer
 from test_encoder import image, monai_twin, seeded, small
 from torch import Tensor
 
-from nnssl import checkpoint
 from nnssl.encoder.swin import Swin, SwinConfig
 from nnssl.encoder.visible import Visible, coarse_tokens, mask_at_stride_8
 from nnssl.views.masking import all_but, draw_masks, draw_visible
@@ -89,9 +87,7 @@ def test_shifted_windows_end_at_the_block() -> None:
 # --- a loop over blocks as the oracle ------------------------------------------------------------
 
 
-def by_loop(
-    twin: SwinTransformer, token: Tensor, x: Tensor, visible: Visible
-) -> tuple[list[Tensor], Tensor]:
+def by_loop(twin: SwinTransformer, token: Tensor, x: Tensor, visible: Visible) -> list[Tensor]:
     """MONAI's stages on one visible block after the other, and its last two on what they give.
 
     The maps before the merges of stages 3 and 4, and the last one, not normalised.
@@ -119,7 +115,7 @@ def by_loop(
     last = twin.layers4[0](twin.layers3[0](tokens))
     for hook in hooks:
         hook.remove()
-    return [b.movedim(-1, 1) for b in before] + [last], tokens
+    return [b.movedim(-1, 1) for b in before] + [last]
 
 
 def normalised(x: Tensor) -> Tensor:
@@ -142,8 +138,7 @@ def test_it_is_monais_stages_block_by_block(shape, side, blocks) -> None:
     x = image(encoder.config, shape).double()
     visible = Visible(torch.tensor(blocks), side)
     token = encoder.mask_token.detach().clone().requires_grad_()
-    wanted, _ = by_loop(twin, token, x, visible)
-    wanted = [normalised(m) for m in wanted]
+    wanted = [normalised(m) for m in by_loop(twin, token, x, visible)]
     maps = encoder(x, visible)[2:]
     for ours, theirs in zip(maps, wanted, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
@@ -162,6 +157,16 @@ def test_blocks_shorter_than_two_windows_stand_for_themselves(side) -> None:
     expected = coarse_tokens(encoder, corner, alone)
     got = coarse_tokens(encoder, x, Visible(torch.tensor([[0, 1], [0, 2]]), side))
     torch.testing.assert_close(got[:, : side[0] // 8, :1, :1], expected, rtol=1e-12, atol=1e-12)
+
+
+def test_it_is_one_graph_for_a_compiler() -> None:
+    encoder = masked_encoder(small(depths=(1, 1, 1, 1)))
+    x = image(encoder.config, (16, 16, 16)).double()
+    visible = Visible(torch.tensor([[0, 1], [0, 2]]), (16, 8, 8))
+    torch._dynamo.reset()
+    compiled = torch.compile(encoder, backend="eager", fullgraph=True)
+    for ours, theirs in zip(compiled(x, visible)[2:], encoder(x, visible)[2:], strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 # --- what is hidden ------------------------------------------------------------------------------
@@ -231,70 +236,3 @@ def test_blocks_are_of_a_fixed_number_anatomy_first_and_never_hidden(air: bool, 
     else:  # of the second image, all blocks that show anatomy and are not hidden
         left = (~flat[1, 16:]).nonzero()[:, 0] + 16
         assert set(left.tolist()) <= set(visible[1].tolist())
-
-
-def test_a_crop_of_which_nothing_would_be_left_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"of 1 block\(s\) a ratio of 0.6 hides all"):
-        micro.views(micro.method("simmim", visible_only=True), crop=(16, 16, 16))
-
-
-# --- the methods ---------------------------------------------------------------------------------
-
-CROP = (32, 32, 32)
-
-
-@pytest.mark.parametrize("name", ["simmim", "smit"])
-def test_methods_train_and_export_the_encoder_as_ever(tmp_path, name: str) -> None:
-    method = micro.method(name, visible_only=True)
-    rows = micro.steps(method, 2, crop=CROP)
-    assert all(torch.isfinite(torch.tensor(list(row.values()))).all() for row in rows)
-    waiting = {n for n, p in method.named_parameters() if p.requires_grad and p.grad is None}
-    assert waiting == set()
-    path = tmp_path / "checkpoint.pth"
-    checkpoint.write(path, checkpoint.pack(method.encoder, micro.header(name), ["Author 2022"]))
-    plain = Swin(method.encoder.config)
-    done = checkpoint.transfer(checkpoint.load(path), plain)
-    assert set(done.explained) <= {"mask_token"}
-    own = method.encoder.state_dict()
-    assert all(torch.equal(tensor, own[key]) for key, tensor in plain.state_dict().items())
-
-
-@pytest.mark.parametrize("name", ["simmim", "smit"])
-def test_pictures_show_what_is_computed(name: str) -> None:
-    method = micro.method(name, visible_only=True, mask_block=8).eval()
-    views = micro.views(method, crop=CROP)
-    with torch.no_grad():
-        shown = method.show(views)
-    seen = shown["seen" if name == "simmim" else "student sees"]
-    visible = views["visible"].flatten(0, -2)
-    hidden = all_but(visible, (4, 4, 4))
-    for axis in (1, 2, 3):
-        hidden = hidden.repeat_interleave(8, axis)
-    assert torch.equal(seen.isnan()[:, 0], hidden)
-
-
-@pytest.mark.parametrize("name", ["simmim", "smit"])
-def test_what_is_not_visible_reaches_no_student(name: str) -> None:
-    method = micro.method(name, visible_only=True, mask_block=8).eval()
-    views = micro.views(method, crop=CROP)
-    shown = []
-    for value in (0.0, 100.0):
-        seen = method.show(views)["seen" if name == "simmim" else "student sees"]
-        other = seen.nan_to_num(nan=value).view(views["image"].shape)
-        maps = (
-            method._predict({**views, "image": other})[0]
-            if name == "simmim"
-            else method.student(
-                other.flatten(0, 1), Visible(views["visible"].flatten(0, 1), (8, 8, 8))
-            ).maps
-        )
-        shown.append(maps[2:])
-    assert all(torch.equal(a, b) for a, b in zip(*shown, strict=True))
-
-
-@pytest.mark.parametrize(
-    "settings", [{"decode_from": 4}, {"mask_block": "16x8x4"}, {"decoder": "light"}], ids=str
-)
-def test_what_reads_the_finest_maps_is_refused(settings) -> None:
-    with pytest.raises(ValueError, match="visible_only=true needs a mask_block and a decode_from"):
-        micro.config("simmim", visible_only=True, **settings)
