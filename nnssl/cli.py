@@ -5,8 +5,10 @@ below it.
 from __future__ import annotations
 
 import argparse
+import atexit
 import functools
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -64,7 +66,10 @@ def pretrain() -> int:
     options["channels"] = None if None in chosen else tuple(sorted(set(chosen)))
     for name in ("crop", "spacing", "clip"):
         options[name] = tuple(options[name]) if options[name] else None
-    return _report_errors(lambda: run(Options(**options)))
+    try:
+        return _report_errors(lambda: run(Options(**options)))
+    finally:
+        atexit.register(_end_undisturbed)  # what is registered last comes first
 
 
 @_command
@@ -260,6 +265,12 @@ def _leave(*_: object) -> None:
     """While libraries are imported nothing is begun, and nothing can be ended but the process."""
     os.write(2, b"\nstopped before anything was done; the same line starts it again\n")
     os._exit(EXIT_INTERRUPTED)
+
+
+def _end_undisturbed() -> None:
+    """All is saved or has failed; a signal while Python ends would change the status, no more."""
+    for number in signals.STOPS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _report_errors(work: Callable[[], object]) -> int:

@@ -229,6 +229,17 @@ def test_what_only_informs_may_be_missing(whole, lost, tmp_path):
     assert "unknown" in checkpoint.describe(checkpoint.load(saved(tmp_path, content)))
 
 
+@pytest.mark.parametrize("lost", ENCODER.to_dict())
+def test_what_the_encoder_does_not_say_is_the_default_or_refused(whole, lost, tmp_path):
+    content = content_of(whole)
+    del content["header"]["encoder"][lost]
+    try:
+        loaded = checkpoint.load(saved(tmp_path, content))
+    except CheckpointError:
+        return
+    assert loaded.encoder_config == ENCODER
+
+
 def test_a_terminal_shows_what_it_would_obey(whole, tmp_path, capsys, monkeypatch):
     content = content_of(whole)
     content["header"]["plan"]["name"] = "ct\x1b[2K\x1b[1A\nsha256     0000\x1b]0;title\x07"

@@ -5,6 +5,7 @@ by two processes.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import signal
@@ -357,13 +358,33 @@ def test_a_signal_while_torch_is_imported_is_one_line(tmp_path, command, number,
     assert err.count("\n") == 2
 
 
-def test_any_name_can_be_printed_on_any_terminal(tmp_path):
-    line = [sys.executable, "-m", "nnssl", "inspect", "geprüft.pth"]
+ENDING = """
+import atexit, os, sys, types
+atexit.register(print, "ended", flush=True)
+atexit.register(lambda: os.kill(os.getpid(), 15))
+made = types.ModuleType("nnssl.train.pretrain")
+made.Options, made.pretrain = dict, lambda _: print("finished", flush=True)
+made.processes = types.SimpleNamespace(launch=lambda *_: None)
+sys.modules["nnssl.train.pretrain"] = made
+sys.argv = ["nnssl_pretrain", "-m", "smit", "-i", "x"]
+from nnssl import cli
+sys.exit(cli.pretrain())
+"""
+
+
+def test_a_signal_while_python_ends_does_not_change_the_status():
     done = subprocess.run(
-        line, capture_output=True, cwd=REPOSITORY, env={**os.environ, "PYTHONIOENCODING": "ascii"}
+        [sys.executable, "-c", ENDING], capture_output=True, text=True, cwd=REPOSITORY
     )
-    assert done.returncode == 1
-    assert b"no checkpoint at gepr\\xfcft.pth" in done.stderr
+    assert (done.returncode, done.stdout) == (0, "finished\nended\n"), done.stderr
+
+
+def test_any_name_can_be_printed_on_any_terminal(monkeypatch):
+    terminal = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert cli._command(lambda: print("geprüft") or 0)() == 0
+    terminal.flush()
+    assert terminal.buffer.getvalue() == b"gepr\\xfcft\n"
 
 
 # -- a real run ------------------------------------------------------------------------------------

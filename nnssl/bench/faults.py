@@ -116,7 +116,7 @@ def worker_killed(trial: Trial, chance: random.Random, _: Undisturbed) -> int:
     run = trial.start("-np", 2)
     trial.until(run, lambda: trials.grandchildren(run))
     time.sleep(chance.uniform(0, 2))
-    of = trials.grandchildren if chance.random() < 0.7 else trials.children
+    of = trials.grandchildren if chance.random() < 0.7 else trials.fork_servers
     workers = of(run)[:1]
     for worker in workers:
         with contextlib.suppress(ProcessLookupError):

@@ -99,6 +99,7 @@ class Trial:
     ) -> int:
         """The process of a new run, leader of its own group; `prelude` is what it does first."""
         line = [*LINE, "-i", self.raw, *(more if "-np" in more else ("-np", 0, *more))]
+        (log or self.log).unlink(missing_ok=True)  # what the last run has said
         child = os.fork()
         if child == 0:
             _as_command([str(word) for word in line], self.folder, log or self.log, prelude)
@@ -222,6 +223,16 @@ def processes() -> Iterator[tuple[int, int, int]]:
 
 def children(run: int) -> list[int]:
     return [pid for pid, _, parent in processes() if parent == run]
+
+
+def fork_servers(run: int) -> list[int]:
+    """What starts the workers of a run."""
+    found = []
+    for pid in children(run):
+        with contextlib.suppress(OSError):
+            if b"multiprocessing.forkserver" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(pid)
+    return found
 
 
 def grandchildren(run: int) -> list[int]:

@@ -150,7 +150,8 @@ def _adaptation_plan(header: dict) -> dict:
     """What upstream's `nnUNetv2_preprocess_like_nnssl` reads
     (nnunetv2/experiment_planning/like_nnssl.py).
     """
-    dims = header["encoder"]["spatial_dims"]
+    config = SwinConfig.from_dict(header["encoder"])  # what is left out is the default
+    dims = config.spatial_dims
     # None where it is unknown
     spacing = header["plan"]["spacing"] and header["plan"]["spacing"][-dims:]
     configuration = {"spacing": spacing, "patch_size": header["crop"]}
@@ -161,7 +162,7 @@ def _adaptation_plan(header: dict) -> dict:
             "arch_kwargs_requiring_import": [],
         },
         "pretrain_plan": {"configurations": {f"{dims}d_pretraining": configuration}},
-        "pretrain_num_input_channels": header["encoder"]["in_channels"],
+        "pretrain_num_input_channels": config.in_channels,
         "recommended_downstream_patchsize": header["crop"],
         "key_to_encoder": "encoder",
         "key_to_stem": "encoder.patch_embed",
