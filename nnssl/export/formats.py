@@ -110,15 +110,8 @@ def _save_onnx(program: ExportedProgram, path: Path) -> None:
         raise ExportError(
             f"{weights / 2**30:.1f} GiB of weights do not fit into one ONNX file: --formats pt2"
         )
-    # Not optimised: onnxscript 0.7 gives the bounds of two clips of one tensor the same name, and
-    # the HU map has several. Runtimes optimise a graph when they load it.
     made = torch.onnx.export(
-        program,
-        dynamo=True,
-        input_names=[INPUT],
-        output_names=[OUTPUT],
-        optimize=False,
-        verbose=False,
+        program, dynamo=True, input_names=[INPUT], output_names=[OUTPUT], verbose=False
     )
     made.save(path, external_data=False)
 
