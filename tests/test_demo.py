@@ -166,7 +166,9 @@ def run_the_notebook(finished: Path, monkeypatch) -> None:
     display = types.ModuleType("IPython.display")
     display.Image = lambda filename: Path(filename)
     display.display = shown.append
-    monkeypatch.setitem(sys.modules, "IPython", types.ModuleType("IPython"))
+    ipython = types.ModuleType("IPython")
+    ipython.get_ipython = lambda: None  # matplotlib asks whether there is a shell
+    monkeypatch.setitem(sys.modules, "IPython", ipython)
     monkeypatch.setitem(sys.modules, "IPython.display", display)
     monkeypatch.setenv(hook.VARIABLE, hook.trainers_folder())
     monkeypatch.chdir(finished.parent)

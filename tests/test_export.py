@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from commands import command
-from made_checkpoints import pretrained
+from made_checkpoints import HU, pretrained
 from made_trainers import DATASET_JSON, PATCH, made_plans, made_trainer
 
 from nnssl import export, files
@@ -21,6 +21,7 @@ from nnssl.types import FINAL
 
 pytestmark = pytest.mark.usefixtures("one_thread", "nnunet_env")
 CT = {"percentile_00_5": -900.0, "percentile_99_5": 1200.0, "mean": 90.0, "std": 140.0}
+BENT = {"interior": [(-200.0, -600.0), (200.0, 500.0)]}  # several pieces, as plans have by default
 WIDE = torch.Generator().manual_seed(5)
 
 
@@ -32,7 +33,7 @@ def model_folder(
 ) -> Path:
     """What a training of no steps leaves in $nnUNet_results; its weights are drawn at random."""
     plans = made_plans() | {
-        INFO: {"checkpoint_path": str(pretrained(tmp_path / "ssl"))},
+        INFO: {"checkpoint_path": str(pretrained(tmp_path / "ssl", hu=HU | BENT))},
         "foreground_intensity_properties_per_channel": {"0": CT},
         "transpose_forward": list(transpose),
         "transpose_backward": [transpose.index(axis) for axis in range(3)],

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,10 +50,9 @@ def load(model: Path, fold: str, checkpoint: str) -> Trained:
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
     from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 
-    predictor = nnUNetPredictor(
-        device=torch.device("cpu"), perform_everything_on_device=False, allow_tqdm=False
-    )
-    predictor.initialize_from_trained_model_folder(str(model), (fold,), checkpoint)
+    with redirect_stdout(StringIO()):  # it tells of each module that it looks at for the trainer
+        predictor = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
+        predictor.initialize_from_trained_model_folder(str(model), (fold,), checkpoint)
     network = unwrap(predictor.network)
     channels = determine_num_input_channels(
         predictor.plans_manager, predictor.configuration_manager, predictor.dataset_json

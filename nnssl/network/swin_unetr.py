@@ -155,7 +155,10 @@ class Intensity(nn.Module):
             *(getattr(self, name).unbind(1) for name in BENDS), strict=True
         ):
             start, end, gain = start.view(shape), end.view(shape), gain.view(shape)
-            bent = bent + gain * (torch.clamp(x, start, end) - start)
+            # Not clamp(x, start, end) - start, which is the same bit by bit: of several clips of
+            # one tensor the ONNX exporter (onnxscript 0.7) makes an invalid file.
+            beyond = torch.clamp(x - start, torch.zeros_like(start), end - start)
+            bent = bent + gain * beyond
         return bent
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
