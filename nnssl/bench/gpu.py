@@ -284,7 +284,8 @@ def table(result: dict) -> str:
     """Markdown: one line of what it is, one of the errors, one row a part."""
     about = result["machine"]
     lines = [
-        f"{about['device']}, torch {about['torch']}, preset {about['preset']}, {'x'.join(map(str, about['crop']))}\n",
+        f"{about['device']}, torch {about['torch']}, preset {about['preset']}, "
+        f"{'x'.join(map(str, about['crop']))}\n",
         "| " + " | ".join(heading for heading, _ in COLUMNS.values()) + " |",
         "|" + "---|" * len(COLUMNS),
     ]

@@ -95,9 +95,8 @@ class Run:
         self.monitors = Monitors()
         self.probe = probe
         self.cases = cases  # ids of the scans, which a resumed run continues on
-        self.fraction_of_peak_per_scan = (
-            fraction_of_peak_per_scan  # that one scan a second takes; 0: not known
-        )
+        # that one scan a second takes; 0: not known
+        self.fraction_of_peak_per_scan = fraction_of_peak_per_scan
         self.probed: dict = {}  # what the probe last said, and what its best was
         self.step = 0
         # How many of the last steps in a row, and how many since the last look, had a gradient that

@@ -157,19 +157,23 @@ def _check(study: Study) -> None:
     count = len(study.arms) * len(study.tasks) * len(study.budgets) * len(study.seeds)
     if count > MOST_RUNS:
         raise DescriptionError(
-            f"{len(study.arms)} arms x {len(study.tasks)} tasks x {len(study.budgets)} budgets x {len(study.seeds)} "
+            f"{len(study.arms)} arms x {len(study.tasks)} tasks x {len(study.budgets)} budgets x "
+            f"{len(study.seeds)} "
             f"seeds are {count} runs; a study has {MOST_RUNS} at most"
         )
     plans = Counter(f"{task.name}-{arm.name}" for task in study.tasks for arm in study.arms)
     if same := [name for name, times in plans.items() if times > 1]:
         raise DescriptionError(
-            f"a task's name and an arm's joined by - make the same plans twice: {', '.join(same)}; rename one of them"
+            f"a task's name and an arm's joined by - make the same plans twice: {', '.join(same)}; "
+            "rename one of them"
         )
     baseline = [arm for arm in study.arms if arm.name == BASELINE]
     if not baseline or baseline[0].start != "scratch" or baseline[0].tasks or baseline[0].budgets:
         raise DescriptionError(
-            f"one arm is the baseline of all comparisons, on every task and budget: {{name: {BASELINE}, "
-            f"start: scratch}}; the arms are {', '.join(f'{arm.name} ({arm.start})' for arm in study.arms)}"
+            f"one arm is the baseline of all comparisons, on every task and budget: {{name: "
+            f"{BASELINE}, "
+            f"start: scratch}}; the arms are "
+            f"{', '.join(f'{arm.name} ({arm.start})' for arm in study.arms)}"
         )
     arms, tasks = {arm.name: arm for arm in study.arms}, {task.name for task in study.tasks}
     for arm in study.arms:
@@ -179,16 +183,19 @@ def _check(study: Study) -> None:
             )
         if unknown := [str(budget) for budget in arm.budgets if budget not in study.budgets]:
             raise DescriptionError(
-                f"arm {arm.name} names budgets that the study does not have: {', '.join(unknown)}; it has "
+                f"arm {arm.name} names budgets that the study does not have: {', '.join(unknown)}; "
+                "it has "
                 f"{', '.join(map(str, study.budgets))}"
             )
         pretrained = [other.name for other in study.arms if other.start not in (BASELINE, *OTHERS)]
         if arm.like and arm.like not in pretrained:
             raise DescriptionError(
-                f"arm {arm.name} is to be like {arm.like}, which has no pretrained encoder; with one: {pretrained}"
+                f"arm {arm.name} is to be like {arm.like}, which has no pretrained encoder; with "
+                f"one: {pretrained}"
             )
         first = [name for name in pretrained if arms[name].after is None]
         if arm.after and arm.after not in first:
             raise DescriptionError(
-                f"arm {arm.name} is pretrained after {arm.after}, which has no encoder before it; with one: {first}"
+                f"arm {arm.name} is pretrained after {arm.after}, which has no encoder before it; "
+                f"with one: {first}"
             )

@@ -55,8 +55,10 @@ def data_commands(dataset: str, configuration: str, plans_name: str = BASE) -> l
             return [["nnUNetv2_plan_experiment", *named, "-pl", PLANNERS[plans_name]]]
         if plans_name != BASE:
             raise StudyError(
-                f"dataset {dataset} has no plans {plans_name}; let nnU-Net make them, for example with another spacing "
-                f"(mm):\n  nnUNetv2_plan_experiment -d {number(dataset)} -overwrite_plans_name {plans_name} "
+                f"dataset {dataset} has no plans {plans_name}; let nnU-Net make them, for example "
+                "with another spacing "
+                f"(mm):\n  nnUNetv2_plan_experiment -d {number(dataset)} -overwrite_plans_name "
+                f"{plans_name} "
                 "-overwrite_target_spacing Z Y X"
             )
         return [

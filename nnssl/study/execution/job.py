@@ -67,7 +67,7 @@ def train(job: dict, folder: Path, lock: int) -> None:
         raise CommandError(
             f"not trained yet; in the environment of its trainer: {shlex.join(command)} "
             f"(of upstream's own programs the one that trains {job['trainer']}, with nnU-Net's "
-            f"folders of this study; then the same line of nnssl_study collects it)"
+            "folders of this study; then the same line of nnssl_study collects it)"
         )
     if not validated(fold):
         command = runs.training(**place, device=job["device"], program=program)

@@ -54,7 +54,8 @@ def check(study: Study) -> None:
     for arm in [arm for arm in study.arms if arm.start == "supervised"]:
         if len(channels := raw(arm.dataset)["channel_names"]) > 1:
             raise StudyError(
-                f"arm {arm.name}: dataset {arm.dataset} has {len(channels)} channels, and only an encoder of one can "
+                f"arm {arm.name}: dataset {arm.dataset} has {len(channels)} channels, and only an "
+                "encoder of one can "
                 "be passed on"
             )
 
