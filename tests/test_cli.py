@@ -55,6 +55,7 @@ FLAGS = {
             "-num_gpus",
             "--workers",
             "--cache",
+            "--channels",
             "--fp32",
             "--compile",
             "--checkpointing",

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from nnssl import cli
+from nnssl import parsers
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DOCUMENTATION = REPOSITORY / "documentation"
@@ -84,7 +84,7 @@ def test_what_torchrun_and_our_command_are_given_is_what_they_take(slurm):
     assert (parsed.rdzv_backend, parsed.rdzv_endpoint) == ("c10d", "node7:21007")
     assert (parsed.module, parsed.training_script) == (True, "nnssl")
     word, *ours = parsed.training_script_args
-    asked = cli._pretrain_parser().parse_args(ours)
+    asked = parsers.pretrain_parser().parse_args(ours)
     assert (word, asked.method, asked.resume) == ("pretrain", "smit", True)
     assert not (slurm / "scancel.txt").exists()
 

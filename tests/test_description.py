@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nnssl import cli
+from nnssl import cli, parsers
 from nnssl.finetune.architecture import Recipe
 from nnssl.study.design import check, description, template
 from nnssl.study.design.description import DescriptionError, load
@@ -26,7 +26,7 @@ SMALL = {
     "recipe": {"epochs": 9, "lr": 1e-3},
 }
 
-PARSERS = {"nnssl_pretrain": cli._pretrain_parser, "nnssl_plan": cli._plan_parser}
+PARSERS = {"nnssl_pretrain": parsers.pretrain_parser, "nnssl_plan": parsers.plan_parser}
 ARM = {"name": "a", "start": "pretrain", "method": "smit", "datasets": [501]}
 
 
@@ -318,6 +318,6 @@ def test_what_the_commands_take_passes(tmp_path):
 
 
 def test_every_word_of_a_recipe_is_a_flag_and_every_number_of_the_trainers_can_be_said():
-    flags = vars(cli._plan_parser().parse_args(["-d", "1"]))
+    flags = vars(parsers.plan_parser().parse_args(["-d", "1"]))
     assert set(description.RECIPE) <= {*flags, "trainer"}
     assert {field.name for field in fields(Recipe)} - {"clip"} <= set(description.RECIPE)

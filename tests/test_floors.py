@@ -32,7 +32,7 @@ FLOORS = (
     {"train", "finetune", "convert"},
     {"plans"},
     {"demo", "bench", "study", "trainers", "doctor", "embed", "export"},
-    {"report"},
+    {"report", "parsers"},
     {"cli"},
     {"__main__"},
 )

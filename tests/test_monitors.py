@@ -157,10 +157,10 @@ def test_state_survives_a_resume():
 def test_the_advice_names_options_that_exist():
     import re
 
-    from nnssl.cli import _pretrain_parser
     from nnssl.methods.smit import SMITConfig
+    from nnssl.parsers import pretrain_parser
 
-    flags = {option for action in _pretrain_parser()._actions for option in action.option_strings}
+    flags = {option for action in pretrain_parser()._actions for option in action.option_strings}
     for advice in ADVICE.values():
         for field in re.findall(r"--set (\w+)=", advice):
             assert field in SMITConfig.__dataclass_fields__
