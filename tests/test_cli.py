@@ -537,5 +537,5 @@ def test_a_signal_in_the_preparation_ends_with_75_and_no_traceback(
     code, _, err = call("pretrain", "-m", "smit", "-i", tmp_path, "-device", "cpu")
     assert (code, err) == (
         75,
-        "\nstopped; the same line with --c goes on where it was\n",
+        "\nstopped; the same line with --c continues where it was\n",
     )

@@ -119,7 +119,7 @@ def test_without_hu_each_scan_is_normalised_as_nnunet_does(tmp_path):
     crops = Crops(tmp_path / "out", plan, (32, 48, 48))
     assert crops.padding == 0
     (tmp_path / "out" / "plan.json").unlink()
-    # looked at anew: another question
+    # looked at again: another question
     with pytest.raises(ValueError, match=r"is not in HU.*--no-hu"):
         prepare("made", tmp_path / "out", [path.parent], num_processes=0)
 
@@ -165,7 +165,7 @@ def test_what_half_precision_cannot_hold_is_its_largest(tmp_path):
 
 
 def test_what_was_stored_in_full_precision_goes_on(tmp_path):
-    """A collection that an earlier version began is completed in half precision, none made anew."""
+    """A collection that an earlier version began is completed in half precision, none made again."""
     raw, out = raw_folder(tmp_path / "raw", 3), tmp_path / "out"
     plan = prepare("made", out, [raw], num_processes=0)
     first, second, _ = (out / f"{case.id}.b2nd" for case in plan.cases)

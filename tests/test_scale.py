@@ -113,7 +113,7 @@ def test_a_start_opens_no_file_for_each_scan(counts):
 
 
 def test_the_check_would_notice():
-    """That the listing of what failed was once made anew for each case of the plan."""
+    """That the listing of what failed was once made again for each case of the plan."""
     calls = []
     for scans in (100, 200):
         ids = [Id(number) for number in range(scans)]

@@ -154,7 +154,7 @@ def _kept_plan(
             f"{len(now)} that were "
             "found. Choose another name with --name, type --update to take these in as well, or "
             "leave out -i and -d "
-            "to go on with the old plan"
+            "to continue with the old plan"
         )
     if moved:
         say(
@@ -203,7 +203,8 @@ def _check_options(old: Plan, overrides: tuple, in_hu: bool, pattern: tuple, fol
         raise ValueError(
             f"{folder / 'plan.json'} has {'; '.join(differences)}. Files of two plans are not "
             "mixed: leave the option "
-            "out to go on with the plan, choose another name with --name to keep both, or delete "
+            "out to continue with the plan, choose another name with --name to keep both, or "
+            "delete "
             f"{folder} to "
             "start again"
         )

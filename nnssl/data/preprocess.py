@@ -77,8 +77,8 @@ def _without_cases(plan: Plan) -> Plan:
 
 
 def preprocess_case(case: Case, plan: Plan, fingerprint: str, folder: Path) -> None:
-    """Read, normalise, resample, store. nnU-Net resamples in float64: some 40 bytes a voxel at the
-    peak.
+    """Read, normalise, resample, store. nnU-Net resamples in float64: some 40 bytes per voxel at
+    the peak.
     """
     voxels, spacing = read_scan(Found(case.source, case.series), folder)
     if voxels.shape != case.shape:
@@ -139,8 +139,8 @@ def resample(
 
 
 def body_blocks(body: np.ndarray, shape: Shape) -> np.ndarray:
-    """Fraction of body voxels, 0 to 255, in each block of BLOCK voxels a side of the scan resampled
-    to `shape`.
+    """Fraction of body voxels, 0 to 255, in each block of BLOCK voxels per side of the scan
+    resampled to `shape`.
 
     Taken from the unresampled mask [Z Y X]: clipped and resampled values no longer tell air from
     body.

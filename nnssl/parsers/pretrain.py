@@ -118,7 +118,7 @@ def pretrain_parser() -> argparse.ArgumentParser:
         "--epochs", type=int, help="instead of --steps: how often each scan is visited"
     )
     how.add_argument(
-        "--batch-size", type=int, help="scans a step, over all processes; default: what fits"
+        "--batch-size", type=int, help="scans per step, over all processes; default: what fits"
     )
     how.add_argument(
         "--accumulate",
