@@ -56,6 +56,7 @@ FLAGS = {
             "--workers",
             "--cache",
             "--channels",
+            "--check",
             "--fp32",
             "--compile",
             "--checkpointing",

@@ -282,6 +282,23 @@ if __name__ == "__main__":
 """
 
 
+def test_a_flipped_bit_and_swapped_files_are_found_by_a_check_and_stored_again(tmp_path):
+    raw, out, said = raw_folder(tmp_path / "raw"), tmp_path / "out", []
+    plan = prepare("made", out, [raw], num_processes=0)
+    a, b, c = (out / f"{case.id}.b2nd" for case in plan.cases[:3])
+    whole = {path.name: path.read_bytes() for path in (a, b, c)}
+    flipped = bytearray(whole[a.name])
+    flipped[len(flipped) // 2] ^= 1
+    a.write_bytes(flipped)
+    b.write_bytes(whole[c.name])
+    c.write_bytes(whole[b.name])
+    prepare("made", out, [raw], num_processes=0, check=True, say=said.append)
+    assert any(line.startswith("3 preprocessed scans are damaged") for line in said)
+    assert {path.name: path.read_bytes() for path in (a, b, c)} == whole
+    prepare("made", out, [raw], num_processes=0, check=True, say=said.append)
+    assert said[-1] == "no preprocessed scan is damaged"
+
+
 def test_after_kill_9_the_next_run_completes_and_repeats_nothing(tmp_path):
     raw, out = raw_folder(tmp_path / "raw", 12, (20, 40, 40)), tmp_path / "out"
     (tmp_path / "run.py").write_text(RUN)

@@ -21,7 +21,7 @@ from nnssl.data.done import Done
 from nnssl.data.plan import Case, Plan, resampled_shape
 from nnssl.data.scans import Found, read_scan
 from nnssl.data.workers import Failed, parallel_map
-from nnssl.files import NoRoomError, atomic, inside, write_json
+from nnssl.files import NoRoomError, atomic, crc32, inside, read_json, write_json
 from nnssl.types import BODY_HU, Shape, Spacing
 
 BLOCK = 16  # voxels: edge of the blocks whose fraction of body voxels is stored
@@ -71,6 +71,27 @@ def preprocess(
     return failed
 
 
+def forget_damaged(plan: Plan, folder: Path | str, num_processes: int) -> list[str]:
+    """Read all that is stored, and forget what is not as it was written: `preprocess` then stores
+    it again. The ids of these cases; notes of earlier versions hold no checksum to compare with.
+    """
+    folder = Path(folder)
+    work, cases = partial(_is_damaged, folder=folder), [case.id for case in plan.cases]
+    with closing(parallel_map(work, cases, num_processes, "check")) as results:
+        damaged = [case for case, is_bad in results if is_bad is True]
+    for case in damaged:
+        inside(folder, f"{case}.json").unlink()
+    return damaged
+
+
+def _is_damaged(case: str, folder: Path) -> bool:
+    try:
+        known = read_json(inside(folder, f"{case}.json")).get("crc32")
+        return known is not None and known != crc32(inside(folder, f"{case}.b2nd"))
+    except (OSError, ValueError, AttributeError):
+        return False  # nothing whole is stored, which `preprocess` sees by itself
+
+
 def _without_cases(plan: Plan) -> Plan:
     """What a worker needs of the plan: ten thousand cases need not travel with each task."""
     return Plan(plan.name, plan.spacing, plan.hu, plan.crop, ())
@@ -96,6 +117,7 @@ def preprocess_case(case: Case, plan: Plan, fingerprint: str, folder: Path) -> N
     properties = {
         "fingerprint": fingerprint,
         "bytes": path.stat().st_size,
+        "crc32": crc32(path),
         "shape": list(shape),
         "spacing": list(plan.spacing),
         "source": case.source,

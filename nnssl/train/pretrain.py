@@ -76,6 +76,7 @@ class Options:
     probe_every: int | None = None
     only_prepare: bool = False
     update: bool = False
+    check: bool = False
     pattern: Sequence[str] = ()
 
 
@@ -250,6 +251,7 @@ def _prepare(options: Options, name: str, folder: Path, say: Callable) -> Plan:
         pattern=options.pattern,
         say=say,
         channels=options.channels,
+        check=options.check,
     )
     if labelled is not None:
         say(f"probe: {len(labelled.cases)} labelled cases of {labelled.dataset}")
