@@ -474,6 +474,7 @@ def test_sigterm_saves_and_exits_with_75_and_c_finishes(terminal, stopped):
         "checkpoint_final.pth",
         "checkpoint_latest.pth",
         "log.jsonl",
+        "manifest.json",
         "progress.png",
         "views",
         "views.png",
