@@ -408,7 +408,7 @@ def test_what_a_worker_gets_and_what_stays_in_memory_does_not_grow_with_the_coll
     sent = []
     monkeypatch.setattr(
         preprocess_module,
-        "each",
+        "parallel_map",
         lambda work, items, *_: _noted(sent, [(work, item, work(item)) for item in items]),
     )
     preprocess(plan, tmp_path / "again", 0)
