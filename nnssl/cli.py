@@ -141,7 +141,7 @@ def plan() -> int:
 
 @_command
 def convert() -> int:
-    """nnssl_convert: weights of others as a checkpoint of ours."""
+    """nnssl_convert: third-party weights as a checkpoint of ours."""
     options = vars(convert_parser().parse_args())
     for name in ("hu", "spacing", "crop"):
         options[name] = tuple(options[name]) if options[name] else None
@@ -171,14 +171,14 @@ def embed() -> int:
 
 @_command
 def demo() -> int:
-    """nnssl_demo: the whole chain on made CT phantoms."""
+    """nnssl_demo: the whole chain on synthetic CT."""
     parser = argparse.ArgumentParser(
         prog="nnssl_demo",
         description="Pretraining, planning, training and prediction on CT phantoms that are made "
         "on the spot, through "
         "the same commands that you would type. Needs no data and no GPU; made for under 10 "
         "minutes on two cores.",
-        epilog="The same line goes on after the last finished stage. Nothing is written outside of "
+        epilog="The same line continues after the last finished stage. Nothing is written outside of "
         "the folder.",
     )
     parser.add_argument(
@@ -221,12 +221,12 @@ def demo() -> int:
 
 @_command
 def doctor() -> int:
-    """nnssl_doctor: what is wrong with this installation, and the line that mends it."""
+    """nnssl_doctor: what is wrong with this installation, and the line that fixes it."""
     argparse.ArgumentParser(
         prog="nnssl_doctor",
         description="What is installed, visible and writable, what nnU-Net will find, what is "
         "wrong, and the line that "
-        "mends it. Changes nothing. The exit status is 1 when something is wrong.",
+        "fixes it. Changes nothing. The exit status is 1 when something is wrong.",
     ).parse_args()
 
     from nnssl.doctor import describe, examine
@@ -299,7 +299,7 @@ def _end_undisturbed() -> None:
 
 
 def _report_errors(work: Callable[[], object]) -> int:
-    """The exit code of `work`: errors that a user can mend are one message, not a traceback."""
+    """The exit code of `work`: errors that a user can fix are one message, not a traceback."""
     try:
         work()
         sys.stdout.flush()

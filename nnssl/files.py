@@ -11,6 +11,7 @@ import shutil
 import socket
 import tempfile
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -239,6 +240,15 @@ def sha256(path: Path | str) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def crc32(path: Path | str) -> int:
+    """Of a whole file: for faults of disks, not against people."""
+    value = 0
+    with Path(path).open("rb") as file:
+        while block := file.read(1 << 20):
+            value = zlib.crc32(block, value)
+    return value
 
 
 def names_in(folder: Path | str) -> set[str]:

@@ -1,6 +1,6 @@
 """`nnssl_plan`: a plans file that names our network, the checkpoint and the recipe.
 
-Patch and batch are planned anew for this network (`nnssl.plans.planner`), or taken from plans that
+Patch and batch are planned again for this network (`nnssl.plans.planner`), or taken from plans that
 nnU-Net has made (`-p`). Preprocessed data are shared with nnU-Net's own plans wherever both would
 preprocess the same.
 """

@@ -40,8 +40,8 @@ class _Threads:
 
 
 def pools_of_threads(patch: pytest.MonkeyPatch) -> None:
-    """nnU-Net's pools of processes, which import PyTorch anew or copy all of this one, become pools
-    of threads.
+    """nnU-Net's pools of processes, which import PyTorch again or copy all of this one, become
+    pools of threads.
     """
     patch.setattr(multiprocessing, "get_context", lambda method=None: _Threads)
     patch.setattr(multiprocessing, "Pool", ThreadPool)

@@ -78,7 +78,7 @@ def write_raw(folder: Path, raw: Raw) -> None:
 
 
 def labelled(raw: Raw, shape: tuple[int, ...], seed: int) -> np.ndarray:
-    """Cubes of 4 voxels a side with all the labels in turn; background between."""
+    """Cubes of 4 voxels per side with all the labels in turn; background between."""
     cells = np.stack(np.meshgrid(*(np.arange(n) // 4 for n in shape), indexing="ij"))
     turn = seed + (cells * np.array([1, 5, 7][: len(shape)]).reshape(-1, *[1] * len(shape))).sum(0)
     values = sorted(raw.values)

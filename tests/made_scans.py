@@ -50,7 +50,7 @@ def write_series(
     names: str = "slice",
     **tags: str,
 ) -> Path:
-    """One DICOM file a slice of `array` [Z Y X] in HU; the writer stores them with the intercept
+    """One DICOM file per slice of `array` [Z Y X] in HU; the writer stores them with the intercept
     -1024 of scanners.
     """
     folder.mkdir(parents=True, exist_ok=True)

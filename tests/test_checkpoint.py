@@ -424,7 +424,7 @@ def test_the_description_tells_what_a_user_must_know(path):
         "16 x 16 x 16 voxels",
         "[-1000, 1000]",
         "step 10 of 10",
-        "4 scans a step",
+        "4 scans per step",
         "total 1.5",
         "Author 2022",
     ]

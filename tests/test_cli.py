@@ -56,6 +56,7 @@ FLAGS = {
             "--workers",
             "--cache",
             "--channels",
+            "--check",
             "--fp32",
             "--compile",
             "--checkpointing",
@@ -473,6 +474,7 @@ def test_sigterm_saves_and_exits_with_75_and_c_finishes(terminal, stopped):
         "checkpoint_final.pth",
         "checkpoint_latest.pth",
         "log.jsonl",
+        "manifest.json",
         "progress.png",
         "views",
         "views.png",
@@ -537,5 +539,5 @@ def test_a_signal_in_the_preparation_ends_with_75_and_no_traceback(
     code, _, err = call("pretrain", "-m", "smit", "-i", tmp_path, "-device", "cpu")
     assert (code, err) == (
         75,
-        "\nstopped; the same line with --c goes on where it was\n",
+        "\nstopped; the same line with --c continues where it was\n",
     )

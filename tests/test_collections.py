@@ -1,4 +1,4 @@
-"""A collection lives: scans come, go, fail, are repaired and move, and its runs go on."""
+"""A collection lives: scans come, go, fail, are repaired and move, and its runs continue."""
 
 from __future__ import annotations
 
@@ -241,7 +241,7 @@ def test_a_run_goes_on_with_its_scans_and_may_become_longer(
     monkeypatch.setattr(preprocess_module, "read_scan", read)
     write_volume(tmp_path / "raw" / "new.nii.gz", ct_array(SHAPE, 9))
     said = trains(resume=True, steps=3, update=True)
-    assert "the run goes on with the 2 scans that it is on; the collection has 4 now" in said
+    assert "the run continues with the 2 scans that it is on; the collection has 4 now" in said
     assert "steps: was 2, now 3" in said
     assert "from step 2 on as in a run of 3 steps" in said
     content = checkpoint.read(run_folder(nnunet_env) / LATEST)

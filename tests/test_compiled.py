@@ -31,6 +31,7 @@ def test_pictures_and_the_probe_compile_nothing(tmp_path, monkeypatch, graphs) -
     monkeypatch.setattr(pictures, "progress", lambda *_: None)
     drawn = []
     monkeypatch.setattr(pictures, "views", lambda volumes, _: drawn.append(volumes))
+    monkeypatch.setattr(pictures, "keep", lambda path, step: None)
     batch = default_collate([run.crops[0], run.crops[1]])
 
     def step() -> None:

@@ -87,7 +87,7 @@ def test_walks_go_along_every_axis_both_ways(dims):
         cells = torch.stack(torch.unravel_index(first, region)) // 10  # [dims steps lines]
         moved = cells[:, 1:] - cells[:, :-1]
         assert bool((moved == moved[:, :1, :1]).all()), (
-            "every line goes the same way, one cell a step"
+            "every line goes the same way, one cell per step"
         )
         ways.add(tuple(moved[:, 0, 0].tolist()))
     units = [

@@ -1,5 +1,5 @@
 """nnssl_doctor: silent on what is right; each thing that is broken on purpose is named, with the
-line that mends it.
+line that fixes it.
 """
 
 from __future__ import annotations
@@ -260,7 +260,7 @@ def test_what_is_broken_is_named_alone_with_the_line_that_mends_it(
     code, said = diagnosis(monkeypatch, capsys)
     message, remedy = BREAKAGES[breakage]
     assert code == 1
-    assert said.strip().endswith("1 thing is wrong; the line after > mends it."), said
+    assert said.strip().endswith("1 thing is wrong; the line after > fixes it."), said
     after = said.split("\n  wrong ")[1]
     assert message in after
     (typed,) = [
@@ -314,5 +314,5 @@ def test_another_copy_that_nnunet_finds_is_no_fault(sound, monkeypatch, capsys):
 
 
 def test_what_is_wrong_needs_a_remedy():
-    with pytest.raises(ValueError, match="needs the line that mends it"):
+    with pytest.raises(ValueError, match="needs the line that fixes it"):
         finding.wrong("broken", "")

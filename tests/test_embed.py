@@ -201,13 +201,13 @@ def test_other_settings_are_not_mixed(embedded):
 
 def test_a_stop_exits_with_75_and_leaves_whole_files(weights, scans, tmp_path, monkeypatch, capsys):
     def stop(*_):
-        raise run.signals.Interrupted("stopped; the same line goes on where it was")
+        raise run.signals.Interrupted("stopped; the same line continues where it was")
 
     monkeypatch.setattr(pooling, "pool", stop)
     line = ["nnssl_embed", "-c", weights, "-i", scans, "-o", tmp_path / "out", "-np", 0]
     monkeypatch.setattr(sys, "argv", list(map(str, line)))
     assert cli.embed() == 75
-    assert "the same line goes on" in capsys.readouterr().err
+    assert "the same line continues" in capsys.readouterr().err
     assert not list((tmp_path / "out").rglob(f"{files.TEMPORARY}*"))
 
 

@@ -1,4 +1,4 @@
-"""Weights of others: our encoder computes what the networks did that they were trained in."""
+"""Third-party weights: our encoder computes what the networks did that they were trained in."""
 
 from __future__ import annotations
 

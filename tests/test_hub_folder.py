@@ -94,7 +94,7 @@ def test_the_card_says_what_is_known(tmp_path):
         "| -1000 | -4.1600 |",
         "| probe_liver | 0.5 |",
         "| rankme | 3.5 |",
-        "step 6 of 6, 4 scans a step",
+        "step 6 of 6, 4 scans per step",
         "- Jiang 2022\n- Others 2023",
         "not a medical device",
     ):
@@ -134,7 +134,7 @@ def test_the_card_of_weights_of_others_tells_their_source(tmp_path):
     text = card(checkpoint.Checkpoint(tmp_path, "34", about, {}, {}, ["Tang"]))
     assert "license: unknown" in text
     assert "| licence of the weights | licence of the weights: unstated |" in text
-    assert "MONAI model (weights of others, converted)" in text
+    assert "MONAI model (third-party weights, converted)" in text
     assert "From `a\\|b.pt`, sha256 `12`: 5 of 6 tensors.\n- axes turned" in text
 
 

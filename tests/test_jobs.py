@@ -33,7 +33,7 @@ def _source_tree(monkeypatch):
 
 
 def noting(folder: Path, then: str = "") -> str:
-    """A program that notes each of its starts, makes its result, and goes on with `then`."""
+    """A program that notes each of its starts, makes its result, and continues with `then`."""
     return f"open(r'{folder}/starts', 'a').write('x'); open(r'{folder}/made', 'w'); {then}"
 
 
@@ -387,7 +387,7 @@ def test_slurm_does_not_hand_in_what_still_waits(tmp_path, monkeypatch):
     folder = tmp_path / "one"
     program(folder, noting(folder))
     files.write_json(folder / slurm.NUMBER, {"job": "17"})
-    looks = iter([True, True, False])  # it goes on in the queue, then ends, with its result
+    looks = iter([True, True, False])  # it continues in the queue, then ends, with its result
 
     def in_queue(number: str) -> bool:
         assert number == "17"

@@ -142,7 +142,7 @@ def test_loss_draws_nothing(name):
 
 
 def test_a_state_dict_holds_the_whole_method(name):
-    """A second method, of other weights, goes on like the first."""
+    """A second method, of other weights, continues like the first."""
     method = micro.method(name)
     micro.steps(method, 3)
     other = micro.method(name, seed=1)

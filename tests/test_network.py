@@ -404,7 +404,7 @@ def test_an_encoder_alone_loads_strictly_and_leaves_the_intensities():
 def test_what_upstreams_loader_of_pretrained_weights_looks_for():
     header = {
         "method": "smit",
-        "plan": {"hu": vars(HU), "spacing": [2.0, 2.0, 2.0]},
+        "plan": {"hu": HU.to_dict(), "spacing": [2.0, 2.0, 2.0]},
         "crop": [32, 32, 32],
     }
     plan = checkpoint.pack(Swin(ENCODER), header, [])["nnssl_adaptation_plan"]

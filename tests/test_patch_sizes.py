@@ -1,4 +1,4 @@
-"""Patches from 16 to 320 voxels a side, thin and odd ones too: a step of training, and a sliding
+"""Patches from 16 to 320 voxels per side, thin and odd ones too: a step of training, and a sliding
 window.
 """
 

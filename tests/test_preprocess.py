@@ -119,7 +119,7 @@ def test_without_hu_each_scan_is_normalised_as_nnunet_does(tmp_path):
     crops = Crops(tmp_path / "out", plan, (32, 48, 48))
     assert crops.padding == 0
     (tmp_path / "out" / "plan.json").unlink()
-    # looked at anew: another question
+    # looked at again: another question
     with pytest.raises(ValueError, match=r"is not in HU.*--no-hu"):
         prepare("made", tmp_path / "out", [path.parent], num_processes=0)
 
@@ -165,7 +165,7 @@ def test_what_half_precision_cannot_hold_is_its_largest(tmp_path):
 
 
 def test_what_was_stored_in_full_precision_goes_on(tmp_path):
-    """A collection that an earlier version began is completed in half precision, none made anew."""
+    """A collection that an earlier version began is completed in half precision, none made again."""
     raw, out = raw_folder(tmp_path / "raw", 3), tmp_path / "out"
     plan = prepare("made", out, [raw], num_processes=0)
     first, second, _ = (out / f"{case.id}.b2nd" for case in plan.cases)
@@ -282,6 +282,23 @@ if __name__ == "__main__":
 """
 
 
+def test_a_flipped_bit_and_swapped_files_are_found_by_a_check_and_stored_again(tmp_path):
+    raw, out, said = raw_folder(tmp_path / "raw"), tmp_path / "out", []
+    plan = prepare("made", out, [raw], num_processes=0)
+    a, b, c = (out / f"{case.id}.b2nd" for case in plan.cases[:3])
+    whole = {path.name: path.read_bytes() for path in (a, b, c)}
+    flipped = bytearray(whole[a.name])
+    flipped[len(flipped) // 2] ^= 1
+    a.write_bytes(flipped)
+    b.write_bytes(whole[c.name])
+    c.write_bytes(whole[b.name])
+    prepare("made", out, [raw], num_processes=0, check=True, say=said.append)
+    assert any(line.startswith("3 preprocessed scans are damaged") for line in said)
+    assert {path.name: path.read_bytes() for path in (a, b, c)} == whole
+    prepare("made", out, [raw], num_processes=0, check=True, say=said.append)
+    assert said[-1] == "no preprocessed scan is damaged"
+
+
 def test_after_kill_9_the_next_run_completes_and_repeats_nothing(tmp_path):
     raw, out = raw_folder(tmp_path / "raw", 12, (20, 40, 40)), tmp_path / "out"
     (tmp_path / "run.py").write_text(RUN)
@@ -391,7 +408,7 @@ def test_what_a_worker_gets_and_what_stays_in_memory_does_not_grow_with_the_coll
     sent = []
     monkeypatch.setattr(
         preprocess_module,
-        "each",
+        "parallel_map",
         lambda work, items, *_: _noted(sent, [(work, item, work(item)) for item in items]),
     )
     preprocess(plan, tmp_path / "again", 0)

@@ -78,7 +78,7 @@ def test_weights_are_taken_and_the_intensity_map_stays_the_datasets(ready, tmp_p
     heads = sum(HEADS in name for name in after)
     learnt = sum(not name.startswith(INTENSITY) for name in after)
     assert (
-        f"{path} ({learnt - heads} of {learnt} tensors; the {heads} of the heads start anew"
+        f"{path} ({learnt - heads} of {learnt} tensors; the {heads} of the heads start again"
         in log_of(bone)
     )
     assert "WARNING" not in log_of(bone)

@@ -166,7 +166,7 @@ def test_equal_counts_are_equal_bars():
 def test_a_runs_page_shows_losses_monitors_views_and_time(pretraining):
     page = write(pretraining)
     text = text_of(page)
-    for part in ("smit: loss", "embedding std", "gradient norm", "Step 6 of 6", "scans a second"):
+    for part in ("smit: loss", "embedding std", "gradient norm", "Step 6 of 6", "scans per second"):
         assert part in text
     assert re.findall(r"<strong>(step \d+)</strong>", text) == ["step 2", "step 4", "step 6"]
     assert "not finished" not in text

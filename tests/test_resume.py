@@ -1,4 +1,4 @@
-"""A fine-tuning goes on though its last checkpoint was cut short."""
+"""A fine-tuning continues though its last checkpoint was cut short."""
 
 from __future__ import annotations
 

@@ -193,7 +193,7 @@ def test_other_settings_are_refused_on_resume(tmp_path):
         with pytest.raises(ValueError, match="cannot be continued") as error:
             micro.run(tmp_path, **{"steps": 2, **change}).resume()
         assert message in str(error.value)
-        assert "start anew in another folder with -o" in str(error.value)
+        assert "start again in another folder with -o" in str(error.value)
 
 
 def test_how_a_run_is_watched_may_change_on_resume(tmp_path):
@@ -311,7 +311,7 @@ def test_a_bad_gradient_moves_nothing_and_the_run_goes_on(tmp_path, value):
             lambda s=step: states.update({s: {k: _copy(v) for k, v in everything(run).items()}}),
         )
     train(run, said.append)
-    clocks = ("step", "embeddings", "_extra_state")  # the schedules go on
+    clocks = ("step", "embeddings", "_extra_state")  # the schedules continue
     kept = {k: v for k, v in states[1].items() if k not in clocks}
     assert_same(kept, {k: states[2][k] for k in kept})
     (warning,) = warnings(said)

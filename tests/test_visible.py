@@ -77,7 +77,7 @@ def test_with_nothing_hidden_it_is_the_dense_form(depths, shape, side) -> None:
 
 
 def test_shifted_windows_end_at_the_block() -> None:
-    """Which the dense form's do not: with two layers a stage the two differ."""
+    """Which the dense form's do not: with two layers per stage the two differ."""
     encoder = masked_encoder(small()).eval()
     x = image(encoder.config, (32, 16, 16)).double()
     one, two = (encoder(x, everything(2, (32, 16, 16), (n, 16, 16)))[2] for n in (32, 16))

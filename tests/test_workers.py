@@ -1,4 +1,4 @@
-"""Work in several processes goes on, whatever happens to one of them."""
+"""Work in several processes continues, whatever happens to one of them."""
 
 from __future__ import annotations
 

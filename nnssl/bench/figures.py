@@ -4,8 +4,8 @@ own views.
 python -m nnssl.bench.figures smit documentation/methods/smit.png
     [--checkpoint checkpoint_latest.pth]
 
-One row a view, one column for each title of `Method.show`; what is hidden is blue. Where a view is
-an exact part of the region that was read, the region is shown as well, with the view's frame.
+One row per view, one column for each title of `Method.show`; what is hidden is blue. Where a view
+is an exact part of the region that was read, the region is shown as well, with the view's frame.
 Without a checkpoint the weights are
 random: views do not depend on them, and predictions are left out.
 """
@@ -80,7 +80,7 @@ def trained(name: str, path: Path) -> Subject:
 
 
 def draw(subject: Subject, path: Path, seed: int = SEED) -> None:
-    """What the method shows of one region; one row a view."""
+    """What the method shows of one region; one row per view."""
     method = subject.method.eval()
     region = read(method.region(subject.crop), subject)
     with torch.no_grad():

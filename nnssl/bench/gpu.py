@@ -322,7 +322,7 @@ def main(argv: list[str] | None = None) -> None:
         "--crop", type=int, nargs=3, default=(96, 96, 96), help="voxels; of patches as well"
     )
     parser.add_argument(
-        "--batch-size", type=int, default=8, help="scans a step; halved where the memory ends"
+        "--batch-size", type=int, default=8, help="scans per step; halved where the memory ends"
     )
     parser.add_argument(
         "--only", default="", metavar="TEXT", help="the parts whose names contain TEXT, as: smit"

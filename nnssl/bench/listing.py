@@ -1,7 +1,7 @@
-"""What `nnssl_pretrain --list` shows: one row a method, with what a step of it costs beside one of
-SimMIM.
+"""What `nnssl_pretrain --list` shows: one row per method, with what a step of it costs beside one
+of SimMIM.
 
-python -m nnssl.bench.listing      counts the costs anew and prints COSTS
+python -m nnssl.bench.listing      counts the costs again and prints COSTS
 
 Counted, not timed: floating-point operations of matrix products and convolutions, of views, losses,
 teachers and the backward pass, as PyTorch's flop counter sees them. Time depends on the machine as
@@ -56,7 +56,7 @@ def operations(method: type[Method]) -> int:
 
 
 def table(methods: Mapping[str, type[Method]] = METHODS) -> str:
-    """The methods as text; a long cell goes on in the next line."""
+    """The methods as text; a long cell continues in the next line."""
     lines = [
         _row({name: name for name in COLUMNS}),
         _row({name: "-" * width for name, width in COLUMNS.items()}),
@@ -75,7 +75,7 @@ def table(methods: Mapping[str, type[Method]] = METHODS) -> str:
     return "\n".join(
         [
             *lines,
-            f"\nbatch: scans a step that it needs at least\ncost:  of a step, in steps of {UNIT}",
+            f"\nbatch: scans per step that it needs at least\ncost:  of a step, in steps of {UNIT}",
         ]
     )
 

@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> None:
     parser: argparse.ArgumentParser = arguments(__doc__)
     parser.add_argument("--preset", default="tiny")
     parser.add_argument("--crop", type=int, nargs="+", default=[64, 64, 64])
-    parser.add_argument("--batch-size", type=int, default=2, help="scans a step")
+    parser.add_argument("--batch-size", type=int, default=2, help="scans per step")
     parser.add_argument(
         "--methods",
         nargs="+",
@@ -111,7 +111,7 @@ def main(argv: list[str] | None = None) -> None:
     scans = volumes(widest, args.batch_size)
     steps = {name: step_of(name, args.preset, scans, crop, device) for name in names}
     print(
-        f"{args.preset}, crop {'x'.join(map(str, crop))}, {args.batch_size} scans a step, "
+        f"{args.preset}, crop {'x'.join(map(str, crop))}, {args.batch_size} scans per step, "
         f"{args.device}, {args.threads} threads, torch {torch.__version__}, freed memory kept: "
         f"{kept}"
     )

@@ -156,7 +156,7 @@ def attention_bytes(config: SwinConfig, crop: Shape, views: int) -> dict[str, in
 
 
 def table(rows: dict[str, dict[str, Count]]) -> str:
-    """Markdown: a row a method."""
+    """Markdown: a row per method."""
     head = ("method", "kernels", "of views", "of losses and gradients", "of the update", "casts",
             "views", "copies to the GPU", "waits")  # fmt: skip
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
@@ -177,12 +177,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=["smit", "simmim"])
     parser.add_argument("--preset", choices=PRESETS, default="smit")
     parser.add_argument("--crop", type=int, nargs="+", default=[96, 96, 96], help="voxels")
-    parser.add_argument("--batch-size", type=int, default=8, help="scans a step")
+    parser.add_argument("--batch-size", type=int, default=8, help="scans per step")
     parser.add_argument("--most", type=int, default=0, metavar="N", help="list the N most frequent")
     asked = parser.parse_args(argv)
     crop, config = tuple(asked.crop), preset(asked.preset, len(asked.crop))
     rows = {name: counted(name, config, crop, asked.batch_size) for name in asked.methods}
-    print(f"preset {asked.preset}, {'x'.join(map(str, crop))}, {asked.batch_size} scans a step\n")
+    print(f"preset {asked.preset}, {'x'.join(map(str, crop))}, {asked.batch_size} scans per step\n")
     print(table(rows))
     for name, parts in rows.items():
         for part, count in parts.items() if asked.most else ():

@@ -71,7 +71,7 @@ def card(loaded: Checkpoint, licence: str | None = None) -> str:
         f"({header.get('preset', 'preset ' + UNKNOWN)})",
         "pretrained on": _data(plan, foreign),
         "trained": f"step {header.get('step', UNKNOWN)} of {run.get('steps', UNKNOWN)}, "
-        f"{run.get('batch_size', UNKNOWN)} scans a step",
+        f"{run.get('batch_size', UNKNOWN)} scans per step",
         "spacing": f"{_by(plan['spacing'])} mm (z y x)" if plan["spacing"] else UNKNOWN,
         "crop": f"{_by(header['crop'])} voxels ({axes})",
         "input": describe_hu(hu),
@@ -86,7 +86,7 @@ def card(loaded: Checkpoint, licence: str | None = None) -> str:
         "An encoder for medical images, pretrained without labels, for fine-tuning in nnU-Net and "
         "for features of scans. For research; not a medical device.\n"
         if not foreign
-        else "An encoder for medical images from weights of others, in the form of nnssl-swin. For "
+        else "An encoder for medical images from third-party weights, in the form of nnssl-swin. For "
         "research; not a medical device.\n",
         f"| | |\n|---|---|\n{table}\n",
         "## Use\n\n" + USE,
@@ -130,7 +130,7 @@ def _front(licence: str) -> str:
 
 def _data(plan: Mapping, foreign: Mapping) -> str:
     if foreign:
-        return f"{foreign.get('title', UNKNOWN)} (weights of others, converted)"
+        return f"{foreign.get('title', UNKNOWN)} (third-party weights, converted)"
     cases = plan.get("cases")
     count = UNKNOWN if cases is None else f"{cases} scans"
     licence = f"{UNKNOWN}, to be said by the publisher"

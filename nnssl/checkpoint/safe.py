@@ -55,7 +55,7 @@ def read_safe(path: Path) -> dict:
         ) from error
     if not isinstance(said, dict) or not said.keys() >= {*STORED, "order"}:
         raise CheckpointError(
-            f"{path} is a file of safetensors, but not of nnssl_convert --hub; weights of others "
+            f"{path} is a file of safetensors, but not of nnssl_convert --hub; third-party weights "
             f"become a checkpoint by: nnssl_convert {path} -o CHECKPOINT"
         )
     order = said["order"]

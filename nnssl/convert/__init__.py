@@ -1,1 +1,1 @@
-"""Weights of others, turned into checkpoints of ours."""
+"""Third-party weights, turned into checkpoints of ours."""

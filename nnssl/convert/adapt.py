@@ -1,4 +1,4 @@
-"""Weights of others in our names, made into those with which our encoder computes the same.
+"""Third-party weights in our names, made into those with which our encoder computes the same.
 
 One pure function a difference. Each takes and gives {name: tensor}, leaves what it does not concern
 as it is, and is an equality that a test states.
@@ -127,13 +127,14 @@ def without_idle_norms(weights: Weights) -> Weights:
 
 
 def patch(weights: Weights) -> int:
-    """The edge of a patch. Raises ValueError for one that is not of 2 voxels an axis (in 2D also
+    """The edge of a patch. Raises ValueError for one that is not of 2 voxels per axis (in 2D also
     4).
     """
     kernel = tuple(weights[STEM].shape[2:])
     if kernel not in {(2, 2, 2), (2, 2), (4, 4)}:
         raise ValueError(
-            f"patches are {kernel}; ours are of 2 voxels an axis, and those of 4 x 4 can be adapted"
+            f"patches are {kernel}; ours are of 2 voxels per axis, and those of 4 x 4 can be "
+            "adapted"
         )
     return kernel[0]
 

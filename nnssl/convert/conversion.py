@@ -1,4 +1,4 @@
-"""`nnssl_convert`: a checkpoint of ours from weights of others, all of them accounted for or
+"""`nnssl_convert`: a checkpoint of ours from third-party weights, all of them accounted for or
 nothing written.
 
     open -> find the encoder -> name its tensors as ours -> undo each difference -> compare with our
@@ -58,7 +58,7 @@ class Request:
 
     @property
     def about_others(self) -> list[str]:
-        """The fields given that say something of weights of others."""
+        """The fields given that say something of third-party weights."""
         apart = {"file", "output", "hub", "licence"}
         return [f.name for f in fields(self) if f.name not in apart and getattr(self, f.name)]
 

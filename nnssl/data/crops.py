@@ -113,7 +113,7 @@ class Crops(torch.utils.data.Dataset):
             raise ValueError(
                 f"{len(stored)} of the {len(plan.cases)} cases of the plan are preprocessed in "
                 f"{self.folder}; "
-                "run nnssl_pretrain with the same -i or -d again, it goes on where it stopped"
+                "run nnssl_pretrain with the same -i or -d again, it continues where it stopped"
             )
         return stored
 

@@ -190,7 +190,7 @@ def _check_kind(stack: list[Slice]) -> None:
             f"is a reformat, not the primary stack: image type {'/'.join(sorted(words))}"
         )
     if one.components != 1:
-        raise UnusableScanError(f"has {one.components} components a voxel, a CT has one")
+        raise UnusableScanError(f"has {one.components} components per voxel, a CT has one")
     if not (one.position and one.orientation):
         raise UnusableScanError(
             "has no ImagePositionPatient or ImageOrientationPatient, so its slices cannot be placed"

@@ -11,14 +11,15 @@ from pathlib import Path
 
 from nnssl.files import inside, read_json, write_json
 
-INDEX = "stored.json"  # the size of each case's file, of all that were stored when a run began
+# the sizes of each case's voxels and note, of all that were stored when a run began
+INDEX = "stored.json"
 
 
 class Done:
     """`case_id in done`: the case is stored whole by the plan of `fingerprint`.
 
-    What the index knows needs one listing of the folder; of others the notes are read. A file of
-    another size, or a note that is gone, is not done whatever the index says. ValueError as
+    What the index knows needs one listing of the folder; of others the notes are read, and of those
+    whose files have other sizes than the index says. ValueError as
     `is_done`.
     """
 
@@ -29,35 +30,39 @@ class Done:
 
     def __contains__(self, case_id: str) -> bool:
         known = self._known.get(case_id)
-        there = f"{case_id}.json" in self._there and self._there.get(f"{case_id}.b2nd") == known
-        return (known is not None and there) or is_done(case_id, self.fingerprint, self.folder)
+        if known is not None and known == _sizes_of(case_id, self._there):
+            return True
+        return is_done(case_id, self.fingerprint, self.folder)
 
     def keep(self, cases: Iterable[str]) -> None:
         """Write the index of `cases`, which are stored now, unless it says so already."""
         there = _sizes(self.folder)
-        known = {case: there[f"{case}.b2nd"] for case in cases if f"{case}.b2nd" in there}
+        known = {case: _sizes_of(case, there) for case in cases if f"{case}.b2nd" in there}
         if known != self._known:
             content = {"fingerprint": self.fingerprint, "bytes": known}
             write_json(self.folder / INDEX, content)
 
-    def _read(self) -> dict[str, int]:
+    def _read(self) -> dict[str, list]:
         try:
             content = read_json(self.folder / INDEX)
         except (OSError, ValueError):
             return {}
         ours = isinstance(content, dict) and content.get("fingerprint") == self.fingerprint
-        return content["bytes"] if ours else {}
+        known = content.get("bytes") if ours else None
+        return known if isinstance(known, dict) else {}
+
+
+def _sizes_of(case_id: str, there: dict[str, int]) -> list:
+    """Bytes of the case's voxels and of its note; None for a file that is not there."""
+    return [there.get(f"{case_id}.b2nd"), there.get(f"{case_id}.json")]
 
 
 def _sizes(folder: Path) -> dict[str, int]:
-    """Names in `folder`, and the bytes of those that hold voxels."""
+    """The bytes of each file in `folder`."""
     if not folder.is_dir():
         return {}
     with os.scandir(folder) as entries:
-        return {
-            entry.name: entry.stat().st_size if entry.name.endswith(".b2nd") else 0
-            for entry in entries
-        }
+        return {entry.name: entry.stat().st_size for entry in entries}
 
 
 def is_done(case_id: str, fingerprint: str, folder: Path) -> bool:

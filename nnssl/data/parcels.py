@@ -61,7 +61,7 @@ def make(
     """Make the parcels of all preprocessed scans, unless they are there; the ids of the scans that
     have some.
 
-    cases: of a run that goes on; what was made for them stays, whatever scans were added since.
+    cases: of a run that continues; what was made for them stays, whatever scans were added since.
 
     Scans that cannot be registered have none; they are counted, and named in parcels.json.
     Raises ValueError for a number of classes that cannot be, and where fewer than two scans are
@@ -120,8 +120,8 @@ def cases(folder: Path, plan: Plan) -> list[str]:
 
 
 def identity(folder: Path) -> str:
-    """What a run must find again to go on: of parcels made otherwise the numbers mean other places.
-    Raises OSError where none were made.
+    """What a run must find again to continue: of parcels made otherwise the numbers mean other
+    places. Raises OSError where none were made.
     """
     note = read_json(inside(folder, NOTE))
     which = fingerprint([note["template"], note["centres"]])
@@ -204,7 +204,7 @@ def _results(function: Callable, items: list, num_processes: int, title: str) ->
 
 def _ready(folder: Path, made_for: dict, cases: Sequence[str] | None) -> list[str] | None:
     """The scans that have parcels, where these were made for the same scans, plan and number of
-    classes; of a run that goes on with `cases`, where all of them have some.
+    classes; of a run that continues with `cases`, where all of them have some.
     """
     try:
         note = read_json(inside(folder, NOTE))

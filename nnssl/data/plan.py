@@ -14,7 +14,7 @@ from nnssl.types import HUPolicy, Shape, Spacing
 
 FORMAT_VERSION = 1
 SANE_SPACING = (0.5, 5.0)  # mm: finer is more noise than anatomy, coarser loses the organs
-CROPS = (96, 64, 48, 32)  # voxels an axis: SMIT's own size, then what smaller scans can hold
+CROPS = (96, 64, 48, 32)  # voxels per axis: SMIT's own size, then what smaller scans can hold
 MOST = 0.7  # of the median scan along an axis, for a crop
 WIDEST = (-1000.0, 3000.0)  # HU
 # HU of the map's interior knots. Between them: air and lung; lung's edge and skin; fat; organs;
@@ -124,7 +124,7 @@ class Plan:
         if version != FORMAT_VERSION:
             raise ValueError(
                 f"{path} has plan format {version}, this program reads {FORMAT_VERSION}; "
-                "delete its folder and run nnssl_pretrain again to plan anew"
+                "delete its folder and run nnssl_pretrain again"
             )
         plan = cls(
             name=content["name"],

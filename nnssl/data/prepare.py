@@ -11,7 +11,7 @@ from pathlib import Path
 from nnssl.data import orientation, patterns
 from nnssl.data.moved import moved_cases
 from nnssl.data.plan import Plan, case_of, make_plan
-from nnssl.data.preprocess import preprocess
+from nnssl.data.preprocess import forget_damaged, preprocess
 from nnssl.data.scans import Found, find_scans
 from nnssl.data.survey import ScanReport, adopt, body_histograms, nothing_usable, survey
 from nnssl.files import sweep
@@ -36,6 +36,7 @@ def prepare(
     pattern: Sequence[str] = (),
     say: Callable[[str], None] = print,
     channels: Sequence[int] | None = (0,),
+    check: bool = False,
 ) -> Plan:
     """Survey `sources` (folders) and `nnunet_datasets` (raw dataset folders), plan, and preprocess
     into `folder`; of the datasets `channels` (None: all), each a scan by itself.
@@ -47,7 +48,8 @@ def prepare(
     than planned, or that no scan is of the plan. Without any source the plan that is there is
     completed. `pattern` says which files of `sources` are scans (`patterns`); the plan keeps it,
     and another one is taken with `update` alone. Without `in_hu` the scans are not CT: nothing is
-    asked of their values, and each is normalised by its own mean and std. Raises ValueError when
+    asked of their values, and each is normalised by its own mean and std. With `check` all that is
+    stored is read, and what is damaged is stored again. Raises ValueError when
     there is no usable scan.
     """
     folder = Path(folder)
@@ -84,6 +86,11 @@ def prepare(
         )
     else:
         plan = _existing(folder)
+    if check:
+        damaged = forget_damaged(plan, folder, num_processes)
+        names = ", ".join(damaged[:5])
+        stored = f"{len(damaged)} preprocessed scans are damaged and are stored again: {names}"
+        say(stored if damaged else "no preprocessed scan is damaged")
     failed = preprocess(plan, folder, num_processes, part_id, num_parts, moved)
     _say_failed(failed, plan)
     return plan
@@ -154,7 +161,7 @@ def _kept_plan(
             f"{len(now)} that were "
             "found. Choose another name with --name, type --update to take these in as well, or "
             "leave out -i and -d "
-            "to go on with the old plan"
+            "to continue with the old plan"
         )
     if moved:
         say(
@@ -203,7 +210,8 @@ def _check_options(old: Plan, overrides: tuple, in_hu: bool, pattern: tuple, fol
         raise ValueError(
             f"{folder / 'plan.json'} has {'; '.join(differences)}. Files of two plans are not "
             "mixed: leave the option "
-            "out to go on with the plan, choose another name with --name to keep both, or delete "
+            "out to continue with the plan, choose another name with --name to keep both, or "
+            "delete "
             f"{folder} to "
             "start again"
         )

@@ -21,7 +21,7 @@ from nnssl.data.done import Done
 from nnssl.data.plan import Case, Plan, resampled_shape
 from nnssl.data.scans import Found, read_scan
 from nnssl.data.workers import Failed, parallel_map
-from nnssl.files import NoRoomError, atomic, inside, write_json
+from nnssl.files import NoRoomError, atomic, crc32, inside, read_json, write_json
 from nnssl.types import BODY_HU, Shape, Spacing
 
 BLOCK = 16  # voxels: edge of the blocks whose fraction of body voxels is stored
@@ -71,14 +71,35 @@ def preprocess(
     return failed
 
 
+def forget_damaged(plan: Plan, folder: Path | str, num_processes: int) -> list[str]:
+    """Read all that is stored, and forget what is not as it was written: `preprocess` then stores
+    it again. The ids of these cases; notes of earlier versions hold no checksum to compare with.
+    """
+    folder = Path(folder)
+    work, cases = partial(_is_damaged, folder=folder), [case.id for case in plan.cases]
+    with closing(parallel_map(work, cases, num_processes, "check")) as results:
+        damaged = [case for case, is_bad in results if is_bad is True]
+    for case in damaged:
+        inside(folder, f"{case}.json").unlink()
+    return damaged
+
+
+def _is_damaged(case: str, folder: Path) -> bool:
+    try:
+        known = read_json(inside(folder, f"{case}.json")).get("crc32")
+        return known is not None and known != crc32(inside(folder, f"{case}.b2nd"))
+    except (OSError, ValueError, AttributeError):
+        return False  # nothing whole is stored, which `preprocess` sees by itself
+
+
 def _without_cases(plan: Plan) -> Plan:
     """What a worker needs of the plan: ten thousand cases need not travel with each task."""
     return Plan(plan.name, plan.spacing, plan.hu, plan.crop, ())
 
 
 def preprocess_case(case: Case, plan: Plan, fingerprint: str, folder: Path) -> None:
-    """Read, normalise, resample, store. nnU-Net resamples in float64: some 40 bytes a voxel at the
-    peak.
+    """Read, normalise, resample, store. nnU-Net resamples in float64: some 40 bytes per voxel at
+    the peak.
     """
     voxels, spacing = read_scan(Found(case.source, case.series), folder)
     if voxels.shape != case.shape:
@@ -96,6 +117,7 @@ def preprocess_case(case: Case, plan: Plan, fingerprint: str, folder: Path) -> N
     properties = {
         "fingerprint": fingerprint,
         "bytes": path.stat().st_size,
+        "crc32": crc32(path),
         "shape": list(shape),
         "spacing": list(plan.spacing),
         "source": case.source,
@@ -139,8 +161,8 @@ def resample(
 
 
 def body_blocks(body: np.ndarray, shape: Shape) -> np.ndarray:
-    """Fraction of body voxels, 0 to 255, in each block of BLOCK voxels a side of the scan resampled
-    to `shape`.
+    """Fraction of body voxels, 0 to 255, in each block of BLOCK voxels per side of the scan
+    resampled to `shape`.
 
     Taken from the unresampled mask [Z Y X]: clipped and resampled values no longer tell air from
     body.

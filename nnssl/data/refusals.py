@@ -75,12 +75,12 @@ def check_name(path: Path | str) -> str:
 def check_grid(size: Sequence[int], spacing: Sequence[float], components: int) -> None:
     """`size` in voxels and `spacing` in mm, both as SimpleITK gives them (x, y, z)."""
     if components != 1:
-        raise UnusableScanError(f"has {components} components a voxel, a CT has one")
+        raise UnusableScanError(f"has {components} components per voxel, a CT has one")
     if len(size) != 3:
         raise UnusableScanError(f"is not three-dimensional: size {tuple(size)}")
     if min(size) < SMALLEST_AXIS:
         raise UnusableScanError(
-            f"is too small: size {tuple(size)}, at least {SMALLEST_AXIS} voxels an axis are needed"
+            f"is too small: size {tuple(size)}, at least {SMALLEST_AXIS} voxels per axis are needed"
         )
     low, high = SPACING_BOUNDS
     if not all(low <= abs(s) <= high for s in spacing):
@@ -119,7 +119,7 @@ def check_hu(hu: np.ndarray) -> None:
             "where every CT has "
             f"lung, or the rim between air and skin (values {low:g} to {high:g}). Values stored "
             "without their "
-            f"intercept look so: convert the scan anew. {NOT_CT}"
+            f"intercept look so: convert the scan again. {NOT_CT}"
         )
     middle = float(np.median(body))
     if not TISSUE_HU[0] <= middle <= TISSUE_HU[1]:

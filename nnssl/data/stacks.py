@@ -28,7 +28,7 @@ STILL = 0.05  # pixels: smaller shifts are rounding
 
 @dataclass(frozen=True)
 class Arranged:
-    """`order` of the slices, their `spacing` in mm, and what `straighten` must mend, if anything."""
+    """`order` of the slices, their `spacing` in mm, and what `straighten` must fix, if anything."""
 
     order: np.ndarray
     spacing: float

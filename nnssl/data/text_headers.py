@@ -146,7 +146,7 @@ def _check_meta(fields: dict[str, str]) -> None:
         if key in fields and abs(np.linalg.det(np.reshape(_floats(fields[key]), (3, 3)))) < 1e-3:
             raise _bad(f"its {key} gives axes that lie in one plane")
     if (channels := int(fields.get("ElementNumberOfChannels", "1"))) != 1:
-        raise UnusableScanError(f"has {channels} components a voxel, a CT has one")
+        raise UnusableScanError(f"has {channels} components per voxel, a CT has one")
 
 
 def _meta_fields(file: BinaryIO) -> dict[str, str]:

@@ -46,9 +46,9 @@ def parallel_map(
     time left.
 
     An item whose function raises, or whose worker is killed, yields `(item, Failed(reason))`; the
-    others go on. `num_processes` = 0 works in this process. Otherwise `function` and the items must
-    pickle, as processes start afresh; at most two items a worker are in flight. The workers are
-    killed when the generator is closed or an error passes through it (close it where others may
+    others continue. `num_processes` = 0 works in this process. Otherwise `function` and the items
+    must pickle, as processes start afresh; at most two items a worker are in flight. The workers
+    are killed when the generator is closed or an error passes through it (close it where others may
     hold on to it), and end when this process ends, however it ends. RuntimeError when no worker can
     start.
     """

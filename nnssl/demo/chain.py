@@ -172,7 +172,7 @@ class Demo:
             "-np",
             str(self.size.processes),
         ]
-        # an interrupted demo goes on; where there is nothing yet, it starts
+        # an interrupted demo continues; where there is nothing yet, it starts
         return [*command, "--c"]
 
     def _plan(self) -> list[Command]:

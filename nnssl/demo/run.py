@@ -105,7 +105,7 @@ def execute(command: Command, log: Path, variables: dict[str, str]) -> None:
         raise DemoError(
             f"this command ended with status {status}:\n\n    {shlex.join(command)}\n\n"
             f"The last lines of {log}:\n\n{tail(log, LINES)}\n\n"
-            "Once the cause is gone, the same nnssl_demo command goes on from here."
+            "Once the cause is gone, the same nnssl_demo command continues from here."
         )
 
 

@@ -1,5 +1,5 @@
 """`nnssl_doctor`: what is installed, visible and writable, what nnU-Net will find, what is wrong
-and how to mend it.
+and how to fix it.
 
 Nothing is changed, and nothing but a temporary file is written.
 """
@@ -51,6 +51,6 @@ def describe(report: Report) -> str:
             if finding.remedy:
                 lines.append(f"        > {finding.remedy}")
     count = len(report.wrong)
-    ends = {0: "Nothing is wrong.", 1: "1 thing is wrong; the line after > mends it."}
-    lines.append("\n" + ends.get(count, f"{count} things are wrong; the lines after > mend them."))
+    ends = {0: "Nothing is wrong.", 1: "1 thing is wrong; the line after > fixes it."}
+    lines.append("\n" + ends.get(count, f"{count} things are wrong; the lines after > fix them."))
     return "\n".join(lines).strip()

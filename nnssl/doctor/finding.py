@@ -1,4 +1,4 @@
-"""What the doctor says of one thing: that it is right, worth knowing, or wrong and how to mend
+"""What the doctor says of one thing: that it is right, worth knowing, or wrong and how to fix
 it.
 """
 
@@ -17,7 +17,7 @@ class Finding:
 
     def __post_init__(self) -> None:
         if self.state == WRONG and not self.remedy:
-            raise ValueError(f"what is wrong needs the line that mends it: {self.says}")
+            raise ValueError(f"what is wrong needs the line that fixes it: {self.says}")
 
 
 def ok(says: str) -> Finding:

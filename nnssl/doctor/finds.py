@@ -177,7 +177,7 @@ def _about(loaded: checkpoint.Checkpoint) -> str:
 
 
 def _without_remedy(error: BaseException) -> str:
-    """A message without the ways to mend it that the trainers' log lists: here one line follows."""
+    """A message without the ways to fix it that the trainers' log lists: here one line follows."""
     return (
         str(error)
         .partition(checkpoint_choice.REMEDY)[0]

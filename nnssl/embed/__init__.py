@@ -4,7 +4,7 @@ encoder   the encoder as a plain module that prepares its own scans
 scan      a scan read, checked and put on the pretraining's grid, with its body and its labels
 pooling   maps of whole scans, in windows where they are large; their means over regions
 table     what is kept of each scan, and the tables of all of them
-run       the command: survey, encode, tables; goes on where it was stopped
+run       the command: survey, encode, tables; continues where it was stopped
 pictures  nearest neighbours and a projection
 command   its options
 """

@@ -17,7 +17,7 @@ def parser() -> argparse.ArgumentParser:
         "five maps over the body, in one table; with --dense a map in full, with --masks means by "
         "label. "
         "Scans are prepared as for the pretraining.",
-        epilog="Stopped, the same line goes on where it was.",
+        epilog="Stopped, the same line continues where it was.",
     )
     add = made.add_argument
     add(

@@ -110,7 +110,7 @@ def grid_spacing(wanted: Spacing, own: Spacing) -> Spacing:
 def load_encoder(path: Path | str, spacing: Spacing | None = None) -> Encoder:
     """The encoder of a checkpoint: a path, `hf://owner/repo/file` or `https://...`.
 
-    spacing: mm (z, y, x), for weights of others whose own is unknown; never over a known one.
+    spacing: mm (z, y, x), for third-party weights whose own is unknown; never over a known one.
     Raises FileNotFoundError, AddressError, CheckpointError, or ValueError where the spacing is
     missing.
     """

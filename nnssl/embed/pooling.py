@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from nnssl.embed.encoder import Encoder
 
 WHOLE = 160**3 * 48  # voxels times channels of the first map; some 2 GB of activations
-WINDOW = 96  # voxels an edge at least
+WINDOW = 96  # voxels per edge at least
 SLICES = 16  # of a 2D encoder at once
 BODY = 0  # the region that every scan has
 
@@ -118,7 +118,7 @@ def _regions(prepared: Prepared) -> tuple[tuple[int, ...], list[np.ndarray]]:
 
 
 def _counts(regions: list[np.ndarray], strides: tuple[Shape, ...]) -> list[Tensor]:
-    """For each map [regions *grid]: voxels of each region in each token. Few bytes a token."""
+    """For each map [regions *grid]: voxels of each region in each token. Few bytes per token."""
     found, before = [], (1, 1, 1)
     for stride in strides:
         step = tuple(b // a for a, b in zip(before, stride, strict=True))

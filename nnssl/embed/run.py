@@ -1,4 +1,4 @@
-"""`nnssl_embed`: features of all scans of some folders. The same line goes on where it stopped."""
+"""`nnssl_embed`: features of all scans of some folders. The same line continues where it stopped."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def embed(options: Options, say: Callable[[str], None] = print) -> Path:
 
 
 def _stop(*_: object) -> None:
-    raise signals.Interrupted("stopped; the same line goes on where it was")
+    raise signals.Interrupted("stopped; the same line continues where it was")
 
 
 def _encoder(options: Options) -> Encoder:
@@ -264,6 +264,6 @@ def _tell(folder, lines, tasks, failed, made, has_labels: bool, say: Callable) -
         say(f"  {len(bare)} without a mask of their name, such as {bare[0]}")
     widths = " ".join(str(stage.shape[1]) for stage in made.stages)
     path = folder / table.FEATURES
-    say(f"{path}.npz, {path}.csv: one row a scan; stage0 to stage4 with {widths} numbers")
+    say(f"{path}.npz, {path}.csv: one row per scan; stage0 to stage4 with {widths} numbers")
     if has_labels:
-        say(f"{folder / table.LABELS}.npz, .csv: one row a scan and label")
+        say(f"{folder / table.LABELS}.npz, .csv: one row per scan and label")

@@ -1,8 +1,8 @@
 """What is kept of each scan, and the tables of all of them. Nothing is pickled.
 
 scans/<case>.npz     one scan: written whole, and so the mark that it is done
-features.npz, .csv   one row a scan: id, path, group, shape, spacing, windows, stage0 to stage4
-labels.npz, .csv     one row a scan and label, where there are masks
+features.npz, .csv   one row per scan: id, path, group, shape, spacing, windows, stage0 to stage4
+labels.npz, .csv     one row per scan and label, where there are masks
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ weights and no computation to speak of.
 
 nnU-Net saves the network's weights and the optimiser's state. The former are the average while it
 is in use, so that any nnU-Net predicts with it; the latter carries the raw weights, with which
-`--c` goes on exactly.
+`--c` continues exactly.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ embedding, which are small, learn as they are; the merges' matrices stay.
 
 In a state_dict the sums stand in the place of W, under its name: prediction, `-pretrained_weights`
 and all else see a network without LoRA. W, A and B themselves lie in the optimiser's state, from
-where `--c` goes on.
+where `--c` continues.
 """
 
 from __future__ import annotations

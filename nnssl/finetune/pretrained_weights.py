@@ -4,7 +4,7 @@ training.
 nnU-Net's `load_pretrained_weights` copies every tensor but the heads, also the intensity map, which
 belongs to a dataset and is not learnt; what does not fit fails an assertion without a cure. It
 tells neither trainer nor network that it is at work, and nnU-Net is not patched. So two hooks of
-PyTorch watch a network that starts anew:
+PyTorch watch a network that starts again:
 
     state_dict       the loader's first look at the network: the file in its hands is compared
     load_state_dict  the dataset's own intensity map stays, whatever the file says
@@ -76,7 +76,7 @@ class Watch:
         self.say(
             f"Pretrained weights of another training:{self.about} ({len(learnt) - heads} of "
             f"{len(learnt)} tensors; the "
-            f"{heads} of the heads start anew, and the intensity map stays that of this dataset)"
+            f"{heads} of the heads start again, and the intensity map stays that of this dataset)"
         )
 
 

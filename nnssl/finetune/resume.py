@@ -18,10 +18,11 @@ def whole(checkpoint: object, say: Callable[[str], object]) -> object:
     path = Path(checkpoint)
     best, told = path.with_name(BEST), f"{path} is cut short: it was being written when a run ended"
     if best != path and best.is_file() and _is_whole(best):
-        say(f"WARNING: {told}. {BEST} is taken instead, and goes on from its epoch")
+        say(f"WARNING: {told}. {BEST} is taken instead, and continues from its epoch")
         return str(best)
     raise ValueError(
-        f"{told}, and there is no {BEST} to go on from. Start this fold again without --c, or use "
+        f"{told}, and there is no {BEST} to continue from. Start this fold again without --c, or "
+        "use "
         "another "
         "of its checkpoints with -chk"
     )

@@ -12,8 +12,9 @@ from nnssl.finetune.architecture import Recipe
 class Schedule:
     """Sets each group's learning rate before every step of the optimiser.
 
-    nnU-Net saves no state of a schedule, and calls `step` once an epoch, with its number. There the
-    count of iterations begins anew, so that a resumed training goes on as the uninterrupted one.
+    nnU-Net saves no state of a schedule, and calls `step` once per epoch, with its number. There
+    the count of iterations begins again, so that a resumed training continues as the uninterrupted
+    one.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, recipe: Recipe):

@@ -71,7 +71,7 @@ def _load_decoder(
     info["decoder_matched"] = done.matched
     return [
         f"  {done.matched} of {done.total} tensors of the decoder {name} matched; its heads start "
-        "anew",
+        "again",
         *(f"  decoder.{tensor}: {reason}" for tensor, reason in done.explained.items()),
     ]
 

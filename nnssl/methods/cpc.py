@@ -12,11 +12,11 @@ arXiv 2006.03829.
 T5: the tokens after the last merge (stride 32). Cubes are encoded apart, never as tokens of one
 pass: shifted windows and merging would carry the target into the context. Differs from the papers:
 cubes have no voxel in common (a third of the crop long, each at a random place in a cell a quarter
-longer) and each has intensities of its own, so that nothing that goes on across a border gives the
-answer away; the axis and direction of the walk are drawn for each scan; the context is that of one
-line of cubes, not of all layers passed; the prediction starts from the present code (z_t + W_k c_t,
-there W_k c_t); cosines and a temperature instead of a bilinear score; tokens are layer-normalised
-before the codes.
+longer) and each has intensities of its own, so that nothing that continues across a border gives
+the answer away; the axis and direction of the walk are drawn for each scan; the context is that of
+one line of cubes, not of all layers passed; the prediction starts from the present code (z_t + W_k
+c_t, there W_k c_t); cosines and a temperature instead of a bilinear score; tokens are
+layer-normalised before the codes.
 """
 
 from __future__ import annotations

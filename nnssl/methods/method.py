@@ -126,7 +126,7 @@ class Method(nn.Module, ABC):
     family: ClassVar[str]
     signal: ClassVar[str]  # what it learns from, in a few words
     citation: ClassVar[str]
-    smallest_batch: ClassVar[int] = 2  # scans a step below which it does not learn sensibly
+    smallest_batch: ClassVar[int] = 2  # scans per step below which it does not learn sensibly
     Config: ClassVar[type[MethodConfig]]
 
     config: MethodConfig

@@ -18,9 +18,9 @@ has no drop path, its momentum follows the schedule at every step, centres are s
 processes, and it carries no decoder; schedules are fractions of the run instead of epochs;
 gradients are clipped; only blocks that show some anatomy are hidden and scored, T3 and T4 predict
 voxels as well, each by itself, with smooth L1 (`nnssl.modules.masked`), and patches are asked of at
-most `patch_tokens` tokens a view; half of the regions are shown through a random HU window, because
-nnU-Net clips every CT dataset at percentiles of its own; tokens are standardised by running moments
-before the heads, without which small batches end in uniform targets.
+most `patch_tokens` tokens per view; half of the regions are shown through a random HU window,
+because nnU-Net clips every CT dataset at percentiles of its own; tokens are standardised by running
+moments before the heads, without which small batches end in uniform targets.
 """
 
 from __future__ import annotations

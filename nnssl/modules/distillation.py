@@ -64,7 +64,7 @@ class EncoderWithHeads(nn.Module):
 
     pooled: the maps whose means over tokens, side by side, are the embedding.
     image:  whether there is a head for the embedding.
-    patch:  the map whose tokens a second head takes, if any.
+    patch:  the map whose tokens per second head takes, if any.
     shared: the two heads have one MLP and one set of prototypes; each standardises its tokens by
     itself, because
             means over tokens vary less than tokens do.

@@ -78,10 +78,10 @@ class Projector(nn.Module):
     afterwards.
 
     Chen 2020 (SimCLR), section 4.2. The authors of SimCLR, MoCo v3 and BYOL put batch norm between
-    the layers, which a few 3D scans a batch do not allow: its statistics would be noise, and within
-    two scans they give the answer away. Here it is layer norm. No running moments either: what is
-    trained runs ahead of them, and SimCLR's gradients grew tenfold within 60 steps. A slow teacher
-    does not: see `Standardise` in MoCo v3 and BYOL.
+    the layers, which a few 3D scans per batch do not allow: its statistics would be noise, and
+    within two scans they give the answer away. Here it is layer norm. No running moments either:
+    what is trained runs ahead of them, and SimCLR's gradients grew tenfold within 60 steps. A slow
+    teacher does not: see `Standardise` in MoCo v3 and BYOL.
     """
 
     def __init__(self, dim: int, hidden: int, out: int, layers: int) -> None:

@@ -52,7 +52,7 @@ def cross_view(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
             f"cross-view pairs need 2 views and as many as the teacher's {targets}, got {views}"
         )
     log_p = F.log_softmax(student.float() / temperature, dim=-1)
-    # CE is linear in its target: one product a view, whatever the pairs
+    # CE is linear in its target: one product per view, whatever the pairs
     every = teacher.sum(dim=0, keepdim=True)
     asked = torch.cat([every - teacher, every.expand(views - targets, -1, -1)])
     return -(asked * log_p).sum() / (targets * (views - 1) * student.shape[1])

@@ -12,7 +12,7 @@ from nnssl import dist
 
 
 class Stepped(nn.Module):
-    """State that moves once a step, unless the step does not count.
+    """State that moves once per step, unless the step does not count.
 
     counts: a bool scalar on the device, set by `decide` for the length of `Method.after_step`.
     Whether a gradient was
@@ -34,7 +34,7 @@ class Running(Stepped):
     """What remembers every batch of a step (`note`) and moves once the optimiser has (`update`).
 
     Between two updates nothing changes, so every micro-batch of a step and every process sees the
-    same. All state is in buffers, so that a resumed run goes on exactly.
+    same. All state is in buffers, so that a resumed run continues exactly.
     """
 
     def __init__(self) -> None:

@@ -11,7 +11,7 @@ from nnssl import address
 def convert_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="nnssl_convert",
-        description="A checkpoint of ours from weights of others: SMIT, MONAI's Swin UNETR, VoCo, "
+        description="A checkpoint of ours from third-party weights: SMIT, MONAI's Swin UNETR, VoCo, "
         "SuPreM, 2D ImageNet "
         "Swins of timm and torchvision. Every tensor is loaded, adapted or left out with a reason, "
         "or nothing is "

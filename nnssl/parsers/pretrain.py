@@ -88,6 +88,11 @@ def pretrain_parser() -> argparse.ArgumentParser:
         help="take new scans of -i or -d into the collection there is",
     )
     what.add_argument(
+        "--check",
+        action="store_true",
+        help="read every preprocessed scan, and store those again that a disk has damaged",
+    )
+    what.add_argument(
         "-part_id", type=int, default=0, help="this machine's part of the preprocessing, from 0"
     )
     what.add_argument(
@@ -118,7 +123,7 @@ def pretrain_parser() -> argparse.ArgumentParser:
         "--epochs", type=int, help="instead of --steps: how often each scan is visited"
     )
     how.add_argument(
-        "--batch-size", type=int, help="scans a step, over all processes; default: what fits"
+        "--batch-size", type=int, help="scans per step, over all processes; default: what fits"
     )
     how.add_argument(
         "--accumulate",

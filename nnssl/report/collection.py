@@ -158,7 +158,7 @@ def _look_at(collection: Collection, states: dict[str, str]) -> list[str]:
         told.append(f"scans are stored in {len(orientations)} orientations: {named}")
     open_ = Counter(state.partition(":")[0] for state in states.values())
     if open_["not yet"]:
-        told.append(f"{open_['not yet']} scans are not preprocessed yet; the same line goes on")
+        told.append(f"{open_['not yet']} scans are not preprocessed yet; the same line continues")
     if open_["failed"]:
         told.append(f"{open_['failed']} scans could not be preprocessed; the next run tries again")
     changed = sum(bool(line["note"]) for line in collection.lines if line["kept"])

@@ -113,7 +113,7 @@ def _lead(run: Pretraining) -> list[str]:
     return [
         f"{header['method']} on {plan['cases']} scans of {plan['name']}:",
         f"encoder {header['preset']}, crops of {crop} voxels at {spacing} mm,",
-        f"{run.batch_size} scans a step. Step {run.step} of {header['run']['steps']}, {took}.",
+        f"{run.batch_size} scans per step. Step {run.step} of {header['run']['steps']}, {took}.",
     ]
 
 
@@ -202,7 +202,7 @@ def _time(run: Pretraining) -> list[Section]:
     speed, waited = cost.middle(run.rows, "samples_per_second"), cost.middle(run.rows, "data_wait")
     rows = [
         ["training", duration(cost.seconds(run.rows, run.batch_size)), "pauses do not count"],
-        ["scans a second", f"{speed:.3g}", "median of the logged rows"],
+        ["scans per second", f"{speed:.3g}", "median of the logged rows"],
         ["waiting for crops", f"{waited:.1%}", "of the time; median"],
         *_devices(run),
     ]
@@ -213,7 +213,7 @@ def _time(run: Pretraining) -> list[Section]:
     panels = [
         _panel(run, [key], title)
         for key, title in (
-            ("samples_per_second", "scans a second"),
+            ("samples_per_second", "scans per second"),
             ("data_wait", "waiting for crops, fraction of the time"),
         )
     ]

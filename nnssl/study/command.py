@@ -9,7 +9,7 @@ from pathlib import Path
 STEPS = {
     "init": "write a commented description",
     "run": "do what is missing, in order; the cost is printed first. Stopped, the same line "
-    "goes on",
+    "continues",
     "features": "CKA and attention distance of the finished runs' encoders, for the report",
     "report": "tables, plots and one page on what is there; also of a results.jsonl alone",
 }

@@ -30,7 +30,7 @@ class Before:
 
 
 def of(folder: Path, resume: bool, data: Path, plan: Plan, say: Callable[[str], None]) -> Before:
-    """The run in `folder` that goes on, or nothing; ValueError as `require_free`."""
+    """The run in `folder` that continues, or nothing; ValueError as `require_free`."""
     require_free(folder, resume)
     return read(folder, data, plan, say) if resume else Before()
 
@@ -48,7 +48,7 @@ def read(folder: Path, data: Path, plan: Plan, say: Callable[[str], None]) -> Be
     )
     if cases and set(cases) != set(stored):
         say(
-            f"the run goes on with the {len(cases)} scans that it is on; the collection has "
+            f"the run continues with the {len(cases)} scans that it is on; the collection has "
             f"{len(stored)} now"
         )
     return Before(header["run"], cases or None, tuple(header["crop"]), header["method_config"])

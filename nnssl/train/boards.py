@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 ENABLED, PROJECT, MODE = "nnUNet_wandb_enabled", "nnUNet_wandb_project", "nnUNet_wandb_mode"
 DEFAULT_PROJECT, DEFAULT_MODE = "nnunet", "online"  # nnU-Net's
-NOTE = "wandb.json"  # the id under which a resumed run goes on
+NOTE = "wandb.json"  # the id under which a resumed run continues
 
 
 class Board(Protocol):
@@ -46,7 +46,7 @@ def require_packages(tensorboard: bool, wandb: bool) -> None:
 
 
 def boards(run: Run) -> list[Board]:
-    """Those that `run` asks for; a resumed run goes on in its own."""
+    """Those that `run` asks for; a resumed run continues in its own."""
     made: list[Board] = []
     if run.config.tensorboard:
         made.append(TensorBoard(run))

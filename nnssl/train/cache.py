@@ -1,6 +1,7 @@
 """Whether a run holds its collection in memory: on the GPU, in the host's RAM, or not.
 
-A matter of speed alone: the crops are the same bit for bit, so a run that goes on may choose anew.
+A matter of speed alone: the crops are the same bit for bit, so a run that continues may choose
+again.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from nnssl.types import Shape
 
 # of the free memory; the rest is for gradients in flight, the optimiser and fragmentation
 SHARE = 0.6
-# scans a process; more costs time and gains little (SMIT: 6 a GPU)
+# scans per process; more costs time and gains little (SMIT: 6 a GPU)
 MOST = {"cpu": 8, "cuda": 32, "mps": 8}
 
 
@@ -43,8 +43,8 @@ def timely_batch_size(method: Method, crop: Shape, device: torch.device) -> int:
 
 
 def fitting_batch_size(method: Method, crop: Shape, device: torch.device, bf16: bool) -> int:
-    """Scans a process can hold at once, from 1 to `MOST`: one scan is tried, its saved activations
-    are counted.
+    """Scans per process can hold at once, from 1 to `MOST`: one scan is tried, its saved
+    activations are counted.
     """
     needed = saved_bytes(method, trial(method, crop, device), device, bf16)
     method.skipped_step()

@@ -53,7 +53,7 @@ class Sizes:
     spacing: Spacing
     scans: int
     steps: int
-    batch_size: int  # scans a step
+    batch_size: int  # scans per step
 
 
 def configure(
@@ -61,7 +61,7 @@ def configure(
 ) -> tuple[MethodConfig, list[Choice]]:
     """The method's config, and what of it was chosen here: neither set by `settings` nor published.
 
-    stored: the "method_config" of a run that goes on; its values stay. Raises ValueError for
+    stored: the "method_config" of a run that continues; its values stay. Raises ValueError for
     settings that cannot be.
     """
     asked = method.Config.read(settings)

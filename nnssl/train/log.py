@@ -101,12 +101,12 @@ class Log:
             board.close()
 
     def _used(self, speed: float) -> dict[str, float]:
-        """At `speed` scans a second: the fraction of the devices' peak, where that is known."""
+        """At `speed` scans per second: the fraction of the devices' peak, where that is known."""
         fraction = self.run.fraction_of_peak_per_scan
         return {"of_peak": speed * fraction} if fraction else {}
 
     def pace(self, step: float) -> None:
-        """At the first row: how long the run will take at `step` seconds a step, and what is
+        """At the first row: how long the run will take at `step` seconds per step, and what is
         shorter.
         """
         left = self.run.config.steps - self.run.step
@@ -116,7 +116,9 @@ class Log:
         shorter = (
             "; shorter: fewer --steps, a smaller --crop or preset (-a tiny), a smaller --batch-size"
         )
-        self.say(f"\n{step:.2g} s a step: {duration(total)} to go{shorter if total > HOUR else ''}")
+        self.say(
+            f"\n{step:.2g} s per step: {duration(total)} to go{shorter if total > HOUR else ''}"
+        )
 
     def draw(self) -> None:
         """progress.png, and views.png: what the method looks at and predicts."""

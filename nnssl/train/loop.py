@@ -113,7 +113,7 @@ class _Picture:
         except Exception as error:
             if not self.warned:
                 self.say(
-                    f"\nWARNING: the pictures could not be written, the training goes on: {error}"
+                    f"\nWARNING: the pictures could not be written, the training continues: {error}"
                 )
             self.warned = True
 

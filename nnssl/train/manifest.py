@@ -1,7 +1,7 @@
 """manifest.json beside a run's checkpoints: by what command, with what and on what it was made.
 
 A run that is resumed adds a sitting. Times and energy count from the start of the training loop to
-the last checkpoint, so that what a killed process did in vain is not in it.
+the last checkpoint, so that what a killed process did is not in it.
 """
 
 from __future__ import annotations

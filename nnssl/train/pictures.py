@@ -51,7 +51,7 @@ def panels(rows: list[dict], title: str) -> dict[str, list[str]]:
 
 
 def draw(axes, rows: list[dict], keys: list[str], title: str, most: int | None = None) -> None:
-    """One panel: raw values pale, their moving average strong; at `most` so many points a line."""
+    """One panel: raw values pale, their moving average strong; at `most` so many points per line."""
     for key in keys:
         steps, values = zip(*((row["step"], row[key]) for row in rows if key in row), strict=True)
         smooth = values if key.startswith(EXACT) else _smooth(values)
@@ -92,8 +92,8 @@ def keep(path: Path, step: int) -> None:
 
 
 def views(volumes: dict[str, Tensor], path: Path) -> None:
-    """The middle axial slice of the first crops: one row a crop, one column a volume ([B 1 *size]);
-    NaN is blue.
+    """The middle axial slice of the first crops: one row per crop, one column a volume ([B 1
+    *size]); NaN is blue.
     """
     crops = min(SHOWN_CROPS, len(next(iter(volumes.values()))))
     figure = _figure(3 * len(volumes), 3 * crops)

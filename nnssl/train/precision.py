@@ -22,7 +22,7 @@ from torch.nn.modules.conv import _ConvNd
 from nnssl.encoder.swin import Swin
 
 # Numbers that are cast at once. The gradients of a part are back when its last one is there; with
-# several GPUs they are then exchanged while the backward pass goes on.
+# several GPUs they are then exchanged while the backward pass continues.
 PART = 1 << 22
 BIAS = "relative_position_bias_table"  # added to scores in fp32
 

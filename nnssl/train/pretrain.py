@@ -76,6 +76,7 @@ class Options:
     probe_every: int | None = None
     only_prepare: bool = False
     update: bool = False
+    check: bool = False
     pattern: Sequence[str] = ()
 
 
@@ -190,7 +191,7 @@ def build(options: Options, plan: Plan, data: Path, device: torch.device, earlie
         told = run.resume()
         say("\n".join([f"continuing at step {run.step} of {config.steps}", *told]))
     elif options.resume:
-        say(f"nothing to continue in {folder}: starting anew")
+        say(f"nothing to continue in {folder}: starting again")
     shown = sum(p.numel() for p in method.encoder.parameters()) / 1e6
     configure.tell(chosen, say)
     say(
@@ -213,7 +214,7 @@ def _take(folder: Path, held: ExitStack) -> None:
 
 
 def _stop(*_: object) -> None:
-    raise signals.Interrupted("stopped; the same line with --c goes on where it was")
+    raise signals.Interrupted("stopped; the same line with --c continues where it was")
 
 
 def _probe(options: Options, data: Path, crop: Shape, steps: int) -> Probe | None:
@@ -250,6 +251,7 @@ def _prepare(options: Options, name: str, folder: Path, say: Callable) -> Plan:
         pattern=options.pattern,
         say=say,
         channels=options.channels,
+        check=options.check,
     )
     if labelled is not None:
         say(f"probe: {len(labelled.cases)} labelled cases of {labelled.dataset}")
@@ -262,7 +264,7 @@ def _prepare(options: Options, name: str, folder: Path, say: Callable) -> Plan:
 def _make_parcels(
     options: Options, plan: Plan, folder: Path, earlier: before.Before, say: Callable
 ) -> None:
-    """A run that goes on keeps its number of classes, and the parcels of its own scans."""
+    """A run that continues keeps its number of classes, and the parcels of its own scans."""
     if classes := _parcel_classes(options, earlier):
         parcels.make(folder, plan, classes, options.num_processes, say, earlier.cases)
 

@@ -59,7 +59,7 @@ class RunConfig:
 
     # How a run is monitored and fed changes no weight, so a resumed run may differ in it.
     FREE = ("log_every", "save_every", "workers", "tensorboard", "wandb")
-    # These do, but a run that could not go on for them would be lost: it goes on and says so.
+    # These do, but a run that could not continue for them would be lost: it continues and says so.
     TOLD = ("steps", "bf16", "compile")
 
     def __post_init__(self) -> None:
@@ -186,7 +186,7 @@ class Run:
     @contextmanager
     def looking(self) -> Iterator[None]:
         """Inside, the method is in evaluation mode, and a compiled encoder runs uncompiled: for
-        other shapes it would be compiled anew, which takes a minute or two, at the last step too.
+        other shapes it would be compiled again, which takes a minute or two, at the last step too.
         """
         stance = torch.compiler.set_stance if self.config.compile else nullcontext
         self.method.eval()

@@ -1,4 +1,4 @@
-"""Whether a run that is to go on is the one that was begun."""
+"""Whether a run that is to continue is the one that was begun."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 def require_same_run(saved: dict, now: dict, folder: Path, may_differ: Sequence[str]) -> None:
     """Raises ValueError, naming the differences, where the headers are not of one run.
 
-    `may_differ`: fields of `RunConfig` in which a run that goes on may differ from what it was.
+    `may_differ`: fields of `RunConfig` in which a run that continues may differ from what it was.
     """
 
     def fixed(header: dict) -> dict:
@@ -34,5 +34,5 @@ def require_same_run(saved: dict, now: dict, folder: Path, may_differ: Sequence[
             f"the run in {folder} was started with other settings and cannot be continued with "
             "these:\n  "
             + "\n  ".join(changed)
-            + "\nType these as they were, or start anew in another folder with -o"
+            + "\nType these as they were, or start again in another folder with -o"
         )

@@ -115,7 +115,7 @@ def resample(regions: Tensor, boxes: Tensor, size: Shape) -> Tensor:
 
     (Tri)linear. Where a box has more voxels than the grid, the kernel widens to the grid's step, so
     that what is finer than the grid is averaged and not aliased; a box of whole numbers with the
-    grid's own size is cut out unchanged. Beyond the border the outermost voxel goes on.
+    grid's own size is cut out unchanged. Beyond the border the outermost voxel continues.
     """
     weights = [
         _linear_weights(boxes[:, axis].cpu(), regions.shape[2 + axis], size[axis])

@@ -1,4 +1,4 @@
-"""Write the golden traces anew: `python tests/golden [METHOD ...]` from the repository's root.
+"""Write the golden traces again: `python tests/golden [METHOD ...]` from the repository's root.
 
 Do so only for a change that is meant to change what a run computes, and say it in the changelog.
 """

@@ -5,7 +5,7 @@ with v of a window never leave the chip. The backward kernel computes the probab
 that only q, k and v are kept, and sums its windows' gradients of the bias in registers: one partial
 sum a program, no atomics, so the result is the same in every run on the same kind of GPU.
 
-Written in the terms of `launch`: N slots a window, H heads of D channels; BN and BD are N and D
+Written in the terms of `launch`: N slots per window, H heads of D channels; BN and BD are N and D
 padded to powers of two of at least 16, which is what tensor cores take. A slot beyond N is attended
 to by none and adds nothing. Products of fp32 are exact ("ieee"), as PyTorch's are by default; those
 of half precision add up in fp32.

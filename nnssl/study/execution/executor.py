@@ -2,8 +2,8 @@
 `nnssl.study.execution.slurm` is its twin.
 
 Both keep the same promises: a job that is done is not done again, one that fails is tried once
-more, and the others go on. An executor is a function of the jobs' folders; what became of each is
-in its outcome.json.
+more, and the others continue. An executor is a function of the jobs' folders; what became of each
+is in its outcome.json.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ def do(folder: Path | str) -> dict:
 
 
 def make(job: dict, folder: Path, lock: int) -> None:
-    """A start: its commands, one after the other; each starts anew or continues by itself."""
+    """A start: its commands, one after the other; each starts again or continues by itself."""
     if job["afresh"]:  # left by a kill, and its command would not overwrite it
         Path(job["makes"]).unlink(missing_ok=True)
     if job["trains"]:

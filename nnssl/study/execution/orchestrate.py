@@ -1,4 +1,4 @@
-"""`nnssl_study run`: what is missing, in order; the cost first. The same line again goes on where
+"""`nnssl_study run`: what is missing, in order; the cost first. The same line again continues where
 it stopped.
 """
 

@@ -158,7 +158,7 @@ def _supervise(study: Study, arm: Arm, made: Path) -> list[Command]:
     recipe = _recipe_with_labels(study, arm)
     return [
         [*_plan(arm.dataset, place["plans"]), "-a", arm.encoder or PRESET, *recipe_flags(recipe)],
-        # nnU-Net starts anew where there is nothing to continue
+        # nnU-Net starts again where there is nothing to continue
         [*runs.training(**place, device=study.device), "--c"],
         [
             sys.executable,

@@ -1,9 +1,9 @@
 """Doing a study's jobs by SLURM, through submitit.
 
-All are handed in at once. Who waits for them may be stopped: the jobs go on, and another call finds
-those that still wait or run and does not hand them in again. What became of a job is read from its
-outcome.json, and whether it is still in the queue from squeue: clusters without accounting have no
-sacct.
+All are handed in at once. Who waits for them may be stopped: the jobs continue, and another call
+finds those that still wait or run and does not hand them in again. What became of a job is read
+from its outcome.json, and whether it is still in the queue from squeue: clusters without accounting
+have no sacct.
 """
 
 from __future__ import annotations
@@ -111,7 +111,8 @@ def in_queue(number: str) -> bool:
     )
     if asked.returncode and "Invalid job id" not in asked.stderr:
         raise StudyError(
-            f"squeue does not answer: {asked.stderr.strip()}; the jobs go on, the same line waits "
+            f"squeue does not answer: {asked.stderr.strip()}; the jobs continue, the same line "
+            "waits "
             "for them"
         )
     return asked.stdout.strip() not in GONE

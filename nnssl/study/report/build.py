@@ -47,7 +47,7 @@ def write(rows: Path | str, folder: Path | str) -> Path:
             [scores.comparisons(compared)],
             {
                 "differences": (
-                    "Dice less scratch's with 95 % intervals",
+                    "Dice minus scratch's with 95 % intervals",
                     plots.differences(compared, results),
                 )
             },

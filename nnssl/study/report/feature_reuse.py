@@ -75,7 +75,7 @@ def similarity(made: list[Pair]) -> Table:
         "Linear CKA, unbiased, of the same layers of two encoders on the same places of the same "
         "scans, the mean over a stage's blocks: 1 is the same up to rotation and scale, 0 is "
         "unrelated. High between pretrained and fine-tuned: the features were reused; low: they "
-        "were learnt anew. What a pair of random starts has is what architecture and data alone "
+        "were learnt again. What a pair of random starts has is what architecture and data alone "
         "explain."
     )
     return Table(

@@ -16,7 +16,7 @@ BUDGETS_SHOWN = 3  # columns of the figure of convergence: the fewest, a middle 
 
 
 def against_cases(results: Results):
-    """Dice against the number of labelled cases, a panel a task, with the intervals."""
+    """Dice against the number of labelled cases, a panel per task, with the intervals."""
     made, grid = drawing.panels(len(results.tasks))
     look, handles = drawing.style(results.arms), {}
     for axes, task in zip(grid, results.tasks, strict=True):
@@ -63,7 +63,7 @@ def against_cases(results: Results):
 
 
 def differences(made_comparisons: list[Comparison], results: Results):
-    """Dice less scratch's with its interval, a panel a task; filled where it differs after
+    """Dice minus scratch's with its interval, a panel per task; filled where it differs after
     correction.
     """
     shown = [c for c in made_comparisons if c.measure == "dice"]
@@ -91,7 +91,7 @@ def differences(made_comparisons: list[Comparison], results: Results):
         axes.set_yticks(range(len(here)), [f"{c.group.arm}, {c.group.budget}" for c in here])
         axes.invert_yaxis()
         axes.set_title(task, fontsize=10)
-        axes.set_xlabel("Dice less scratch's", fontsize=9)
+        axes.set_xlabel("Dice minus scratch's", fontsize=9)
     return made
 
 

@@ -84,7 +84,7 @@ def by_label(results: Results) -> Table:
 
 @dataclass(frozen=True)
 class Comparison:
-    """An arm less scratch in one measure, paired by seed and case."""
+    """An arm minus scratch in one measure, paired by seed and case."""
 
     group: Group
     measure: str
@@ -151,7 +151,8 @@ def comparisons(made: list[Comparison]) -> Table:
         "smallest p",
     ]
     note = (
-        "Arm less scratch, paired by seed and case. p: Wilcoxon's signed-rank test, two-sided, one "
+        "Arm minus scratch, paired by seed and case. p: Wilcoxon's signed-rank test, two-sided, "
+        "one "
         "observation a subject (its cases and seeds averaged). p (Holm): corrected for all "
         "comparisons of the same measure on this page; “differs” where it is below 0.05. Smallest "
         "p: what so few subjects can give at best; where it times the number of comparisons is "

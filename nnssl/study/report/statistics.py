@@ -50,7 +50,7 @@ def by_subject(values: np.ndarray, subjects: list[str]) -> tuple[np.ndarray, np.
 def replicates(
     values: np.ndarray, subjects: list[str], draws: int = DRAWS, seed: int = 0
 ) -> np.ndarray:
-    """[draws] means, each with the seeds and the subjects drawn anew with replacement.
+    """[draws] means, each with the seeds and the subjects drawn again with replacement.
 
     Seeds and subjects are drawn independently of each other, as rows and columns (the pigeonhole
     bootstrap, Owen 2007, arXiv 0712.1111): a hard case is hard for every seed. With one seed only
