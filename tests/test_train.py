@@ -469,6 +469,7 @@ def test_pictures_of_a_method_without_voxels_show_what_it_sees(tmp_path):
         LOG,
         LATEST,
         FINAL,
+        "manifest.json",
         "progress.png",
         "views",
         "views.png",

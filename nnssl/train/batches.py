@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from nnssl import dist, files, limits, signals
 
 CHILD = (signal.SIGCHLD,) if hasattr(signal, "SIGCHLD") else ()
-TO_SEE = 0.5  # seconds after which the end of a reader that caused an error is seen
+TO_SEE = 5.0  # seconds within which the end of a reader that caused an error is seen
 PATIENCE = 2.0  # seconds that a reader may take to end by itself
 WHEN_GONE = (
     "A process that reads crops is gone. Killed: memory is short, fewer --workers or a smaller "
