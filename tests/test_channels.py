@@ -89,7 +89,7 @@ def test_ct_and_others_are_told_apart_by_the_channels_names(raw, channels, in_hu
 
 def test_the_command_says_which_and_the_collection_is_named_after_them(nnunet_env):
     parse = parsers.pretrain_parser().parse_args
-    assert parse(["-d", "5"]).channels == [0]
+    assert parse(["-d", "5"]).channels == (0,)
     assert parse(["-d", "5", "--channels", "0", "2"]).channels == [0, 2]
     assert parse(["-d", "5", "--channels", "all"]).channels == [None]
     with pytest.raises(SystemExit):

@@ -156,7 +156,8 @@ def test_in_a_target_folder_no_start_up_file_is_read_but_importing_sets_the_vari
 ):
     trainers = str(target / "nnssl" / "trainers")
     path = {"where": tmp_path, "PYTHONPATH": str(target)}
-    assert said(sys.executable, "-c", SHOW, **path) != trainers
+    # Not this environment's Python: its own start-up file would find the package in the folder.
+    assert said(sys._base_executable, "-c", SHOW, **path) != trainers
     assert said(sys.executable, "-c", f"import nnssl; {SHOW}", **path) == trainers
 
 
