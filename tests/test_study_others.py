@@ -156,7 +156,7 @@ def program(folder: Path, cases: tuple[str, ...] = ("b", "c")) -> Path:
     """Another environment's program: it validates without training, and sees nothing of ours."""
     path = folder / "their_train"
     path.write_text(
-        f"#!{sys.executable}\n"
+        f"#!{sys._base_executable}\n"
         "import json, os, pathlib, sys\n"
         f"assert {hook.VARIABLE!r} not in os.environ and 'PYTHONPATH' not in os.environ\n"
         "dataset, configuration, fold, _, trainer, _, plans, *_ = sys.argv[1:]\n"
