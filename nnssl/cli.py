@@ -111,6 +111,7 @@ def inspect() -> int:
     return _report_errors(lambda: print(describe(checkpoint.load(args.checkpoint))))
 
 
+@_command
 def export() -> int:
     """nnssl_export: a trained network as ONNX and torch.export, with what it expects."""
     from nnssl.export import command
@@ -175,9 +176,8 @@ def demo() -> int:
     parser = argparse.ArgumentParser(
         prog="nnssl_demo",
         description="Pretraining, planning, training and prediction on CT phantoms that are made "
-        "on the spot, through "
-        "the same commands that you would type. Needs no data and no GPU; made for under 10 "
-        "minutes on two cores.",
+        "on the spot, through the same commands that you would type. Needs no data and no GPU; "
+        "made for under 10 minutes on two cores.",
         epilog="The same line continues after the last finished stage. Nothing is written outside of "
         "the folder.",
     )
@@ -225,8 +225,8 @@ def doctor() -> int:
     argparse.ArgumentParser(
         prog="nnssl_doctor",
         description="What is installed, visible and writable, what nnU-Net will find, what is "
-        "wrong, and the line that "
-        "fixes it. Changes nothing. The exit status is 1 when something is wrong.",
+        "wrong, and the line that fixes it. Changes nothing. The exit status is 1 when something "
+        "is wrong.",
     ).parse_args()
 
     from nnssl.doctor import describe, examine

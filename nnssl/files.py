@@ -95,8 +95,7 @@ def _no_room(error: Exception, path: Path) -> NoRoomError | None:
         cause = f"the disk is full or the quota used up{left}"
     return NoRoomError(
         f"{path} cannot be written: {cause}. Free some space for {path.parent}, or choose another "
-        "disk "
-        "(nnUNet_preprocessed, nnUNet_results, -o); what was written before is whole"
+        "disk (nnUNet_preprocessed, nnUNet_results, -o); what was written before is whole"
     )
 
 
@@ -167,8 +166,7 @@ def room_for_sockets() -> None:
             return
     raise OSError(
         f"the path of the temporary folder {before} is too long for sockets, and no shorter one "
-        "can be "
-        "written to; type: export TMPDIR=/a/short/folder"
+        "can be written to; type: export TMPDIR=/a/short/folder"
     )
 
 
@@ -223,8 +221,7 @@ def read_json_lines(path: Path | str) -> list[dict]:
         elif number != numbered[-1][0]:
             raise ValueError(
                 f"{path}, line {number} is damaged: {line[:60]!r} is not one row of JSON. Put an "
-                "older copy of the "
-                "file back, or take that line out"
+                "older copy of the file back, or take that line out"
             )
     return rows
 

@@ -17,8 +17,8 @@ def cores() -> int:
     found = [
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     ]
-    if (asked := os.environ.get("SLURM_CPUS_PER_TASK", "")).isdigit():
-        found.append(int(asked))
+    if (cores_of_slurm := os.environ.get("SLURM_CPUS_PER_TASK", "")).isdigit():
+        found.append(int(cores_of_slurm))
     for folder in _folders("cpu"):
         quota, period = _words(folder / "cpu.max") or (
             *_words(folder / "cpu.cfs_quota_us"), *_words(folder / "cpu.cfs_period_us")

@@ -277,11 +277,11 @@ def _planned(request: Request, folder: Path, start) -> dict:
         ).plan_experiment()
 
 
-def _numbers(asked: dict) -> dict:
+def _numbers(values: dict) -> dict:
     """With a fifth of the iterations for validation, as nnU-Net's 50 of 250, where it is not
     said.
     """
-    given = {name: value for name, value in asked.items() if value is not None}
+    given = {name: value for name, value in values.items() if value is not None}
     if "iterations" in given:
         given.setdefault("val_iterations", max(1, given["iterations"] // 5))
     return given

@@ -13,7 +13,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Server:
-    """`files`: path to content; `says`: path to (status, headers), before any file. `asked`: what
+    """`files`: path to content; `says`: path to (status, headers), before any file. `requested`: what
     was asked for, in order.
     """
 
@@ -21,7 +21,7 @@ class Server:
         self.address = address
         self.files: dict[str, bytes] = {}
         self.says: dict[str, tuple[int, dict[str, str]]] = {}
-        self.asked: list[tuple[str, str]] = []
+        self.requested: list[tuple[str, str]] = []
 
     def put(self, path: str, content: bytes | Path) -> str:
         """Its address."""
@@ -46,7 +46,7 @@ def serving() -> Iterator[Server]:
 
         def answer(self, with_body: bool) -> None:
             path = self.path.split("?")[0]
-            server.asked.append((self.command, path))
+            server.requested.append((self.command, path))
             status, headers = server.says.get(path, (200, {}))
             content = server.files.get(path)
             if status == 200 and content is None:

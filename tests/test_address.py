@@ -33,8 +33,8 @@ def server(tmp_path, monkeypatch):
         yield made
 
 
-def asked(server, method: str = "GET") -> int:
-    return sum(kind == method for kind, _ in server.asked)
+def requested(server, method: str = "GET") -> int:
+    return sum(kind == method for kind, _ in server.requested)
 
 
 # --- any server
@@ -54,9 +54,9 @@ def test_without_a_connection_the_earlier_file_serves(server, monkeypatch):
     where = server.put("/a.pth", b"content")
     path = address.local(where)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    before = len(server.asked)
+    before = len(server.requested)
     assert address.local(where) == path
-    assert len(server.asked) == before
+    assert len(server.requested) == before
     with pytest.raises(address.AddressError, match="HF_HUB_OFFLINE is set: unset it"):
         address.local(f"{server.address}/other.pth")
     monkeypatch.delenv("HF_HUB_OFFLINE")
@@ -155,11 +155,11 @@ def test_the_cache_of_the_hub_serves_offline(server, monkeypatch):
     where = server.put_hub(REPO, "a.pth", b"content")
     path = address.local(where)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    before = len(server.asked)
+    before = len(server.requested)
     assert address.local(where) == path
     with pytest.raises(address.AddressError, match=f"hf download {REPO} b.pth"):
         address.local(f"hf://{REPO}/b.pth")
-    assert len(server.asked) == before
+    assert len(server.requested) == before
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_a_file_of_the_hub_that_is_too_large_is_not_fetched(server, monkeypatch)
     monkeypatch.setattr(resolve, "LARGEST", 3)
     with pytest.raises(address.AddressError, match="weights have at most"):
         address.local(where)
-    assert asked(server) == 0
+    assert requested(server) == 0
 
 
 # --- who takes addresses
@@ -248,7 +248,7 @@ def test_the_doctor_fetches_nothing(server, monkeypatch):
     plans = {"pretrain_info": {"checkpoint_path": where, "sha256": "12"}}
     found = [finds._default(), finds._judge(Path("D/x.json"), plans)]
     assert all("fetched where it is used" in finding.says for finding in found)
-    assert server.asked == []
+    assert server.requested == []
 
 
 def test_a_study_names_weights_by_address(weights, tmp_path, server):

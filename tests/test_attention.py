@@ -260,10 +260,10 @@ def test_fused_attention_copies_no_mask_and_stays_within_pytorchs_limits(monkeyp
 
 
 def test_off_the_cpu_the_choice_decides(monkeypatch) -> None:
-    asked = []
+    requested = []
     monkeypatch.setattr(attention.cached, "is_supported", lambda x: False)
-    monkeypatch.setattr(choice, "kernel_serves", lambda *shape: asked.append(shape))
+    monkeypatch.setattr(choice, "kernel_serves", lambda *shape: requested.append(shape))
     attention.window_attention(
         torch.randn(2, 8, 12), torch.randn(36, 12), None, 3, torch.randn(3, 8, 8), None
     )
-    assert asked == [(torch.device("cpu"), torch.float32, 8, 3, 4)]
+    assert requested == [(torch.device("cpu"), torch.float32, 8, 3, 4)]

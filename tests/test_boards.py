@@ -53,7 +53,7 @@ def wandb(tmp_path, monkeypatch):
 
 
 def stop_at(monkeypatch, step: int) -> None:
-    monkeypatch.setattr(loop.Signals, "asked", lambda self, at=0: at == step)
+    monkeypatch.setattr(loop.Signals, "stop_requested", lambda self, at=0: at == step)
 
 
 def test_a_run_lands_in_nnunets_project_and_goes_on_there(wandb, tmp_path, monkeypatch):

@@ -130,7 +130,7 @@ def test_a_run_may_go_on_with_another_cache(stored, tmp_path, monkeypatch):
     train(whole)
     first = run_on(stored, tmp_path / "parts", "gpu")
     with monkeypatch.context() as patch:
-        patch.setattr("nnssl.train.signals.Signals.asked", lambda self, step: step == 2)
+        patch.setattr("nnssl.train.signals.Signals.stop_requested", lambda self, step: step == 2)
         with pytest.raises(Interrupted, match="stopped at step 2"):
             train(first)
     second = run_on(stored, tmp_path / "parts", "ram")
@@ -155,19 +155,19 @@ def test_cutting_on_the_device_waits_for_nothing(stored):
 # -- which one -------------------------------------------------------------------------------------
 
 
-def chosen(stored, monkeypatch, asked: str, device=CPU, host=100 * GB, gpu=80 * GB) -> tuple:
+def chosen(stored, monkeypatch, requested: str, device=CPU, host=100 * GB, gpu=80 * GB) -> tuple:
     """Where the crops come from, and what was said."""
     made, said = [], []
     monkeypatch.setattr(cache, "free_bytes", lambda of: gpu if of.type == "cuda" else host)
     monkeypatch.setattr(cache, "Held", lambda layout, where: made.append(where.type))
     crops = crops_of(stored, "off")
-    cache.hold(crops, stored[1], asked, device, said.append)
+    cache.hold(crops, stored[1], requested, device, said.append)
     assert len(said) == 1
     return (made or ["disk"])[0], said[0]
 
 
 @pytest.mark.parametrize(
-    ("asked", "device", "host", "gpu", "place", "words"),
+    ("requested", "device", "host", "gpu", "place", "words"),
     [
         ("auto", CPU, 100 * GB, 0, "cpu", "cache: ram, 1 MB in all, within 25% of 100.0 GB"),
         ("auto", CPU, 1 << 19, 0, "disk", "more than 25% of 0.0 GB of free host memory"),
@@ -180,9 +180,9 @@ def chosen(stored, monkeypatch, asked: str, device=CPU, host=100 * GB, gpu=80 * 
     ],
 )
 def test_what_fits_is_held_and_one_line_says_why(
-    stored, monkeypatch, asked, device, host, gpu, place, words
+    stored, monkeypatch, requested, device, host, gpu, place, words
 ):
-    got, said = chosen(stored, monkeypatch, asked, device, host, gpu)
+    got, said = chosen(stored, monkeypatch, requested, device, host, gpu)
     assert got == place
     assert words in said
     assert "\n" not in said

@@ -37,10 +37,10 @@ def raw(nnunet_env) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("asked", "numbers"), [((0,), [1]), ((1,), [2]), ((0, 1), [1, 2]), (None, [1, 2, 3])]
+    ("requested", "numbers"), [((0,), [1]), ((1,), [2]), ((0, 1), [1, 2]), (None, [1, 2, 3])]
 )
-def test_each_channel_asked_for_is_a_scan_by_itself(raw, asked, numbers):
-    found = find_scans([], [raw], asked)
+def test_each_channel_asked_for_is_a_scan_by_itself(raw, requested, numbers):
+    found = find_scans([], [raw], requested)
     means = [round(float(read(one).voxels.mean()) / 100) for one in found]
     assert means == numbers * 2
     assert [Path(one.path).name[0] for one in found] == sorted("ab" * len(numbers))

@@ -84,8 +84,8 @@ def test_what_torchrun_and_our_command_are_given_is_what_they_take(slurm):
     assert (parsed.rdzv_backend, parsed.rdzv_endpoint) == ("c10d", "node7:21007")
     assert (parsed.module, parsed.training_script) == (True, "nnssl")
     word, *ours = parsed.training_script_args
-    asked = parsers.pretrain_parser().parse_args(ours)
-    assert (word, asked.method, asked.resume) == ("pretrain", "smit", True)
+    requested = parsers.pretrain_parser().parse_args(ours)
+    assert (word, requested.method, requested.resume) == ("pretrain", "smit", True)
     assert not (slurm / "scancel.txt").exists()
 
 

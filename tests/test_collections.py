@@ -155,6 +155,8 @@ def test_a_collection_that_may_only_be_read_is_taken_as_it_is(tmp_path, monkeypa
     assert "may only be read" in said
     with pytest.raises(ValueError, match=r"spacing .*asked for \(1, 1, 1\)"):
         prepared(tmp_path, raw, spacing=(1, 1, 1))
+    with pytest.raises(ValueError, match=r"may only be read: leave it out"):
+        prepared(tmp_path, raw, check=True)
 
 
 @pytest.mark.parametrize("content", ["[]", "null", "3", "{}", '{"fingerprint": 1}', "{", ""])

@@ -89,7 +89,7 @@ def test_the_checkpoint_is_one_of_ours(call, swinvit, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("network", "saved", "asked"),
+    ("network", "saved", "requested"),
     [
         (lambda: made.monai(**SMALL, use_v2=True), made.voco, ()),
         (lambda: made.smit(True, window=2), made.smit_10k, ("--hu", "-500", "500")),
@@ -97,11 +97,11 @@ def test_the_checkpoint_is_one_of_ours(call, swinvit, monkeypatch, capsys):
     ],
     ids=["voco", "smit", "imagenet"],
 )
-def test_it_fine_tunes_like_any_other(call, network, saved, asked):
+def test_it_fine_tunes_like_any_other(call, network, saved, requested):
     """Planned, loaded whole, of two channels, and trained: every parameter has a gradient and a
     learning rate.
     """
-    code, _, err, path = call(saved(network()), *asked)
+    code, _, err, path = call(saved(network()), *requested)
     assert code == 0, err
     loaded = checkpoint.load(path)
     plans = nnunet_plans(("CTNormalization", "ZScoreNormalization"))
@@ -176,7 +176,7 @@ def test_known_ranges_become_zero_to_one(source):
 
 
 def test_what_the_request_says_is_written(call, swinvit):
-    asked = [
+    requested = [
         "--hu",
         "-100",
         "300",
@@ -191,7 +191,7 @@ def test_what_the_request_says_is_written(call, swinvit):
         "64",
         "32",
     ]
-    loaded = checkpoint.load(call(swinvit, *asked)[3])
+    loaded = checkpoint.load(call(swinvit, *requested)[3])
     assert (loaded.hu.low, loaded.hu.high, loaded.hu.mean, loaded.hu.std) == (-100, 300, 40, 80)
     assert (loaded.spacing, loaded.crop) == ((5, 1, 1), (64, 64, 32))
 

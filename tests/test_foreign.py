@@ -26,10 +26,10 @@ def encoder_of(tmp_path):
     excuse.
     """
 
-    def converted(content: dict, **asked: object) -> Converted:
+    def converted(content: dict, **requested: object) -> Converted:
         path = tmp_path / "foreign.pt"
         torch.save(content, path)
-        done = encoder_from(tensors_of(path), Request(path, tmp_path / "ours.pth", **asked))
+        done = encoder_from(tensors_of(path), Request(path, tmp_path / "ours.pth", **requested))
         # Conversion is in single precision, as files are: the weights made in double are rounded to
         # it first.
         done.encoder.double().eval()
@@ -133,8 +133,8 @@ def test_files_of_the_monai_family_are_computed_exactly(encoder_of, source):
     arrays, v2.
     """
     theirs = single(made.monai(use_v2=source == "voco"))
-    asked = {"merging": "legacy"} if source == "monai" else {}
-    done = encoder_of(FILES[source](theirs), **asked)
+    requested = {"merging": "legacy"} if source == "monai" else {}
+    done = encoder_of(FILES[source](theirs), **requested)
     assert done.source.name == source
     assert (done.encoder.config.windows, done.encoder.config.merging) == ("monai", "legacy")
     x = image(24, 32, 40)
@@ -241,9 +241,9 @@ def test_inflated_weights_see_in_each_slice_what_they_saw_in_2d(encoder_of, dept
 
 def test_an_inflated_last_merge_gives_what_it_gave_in_2d(encoder_of):
     theirs = single(made.monai(2, window_size=(4, 4)))
-    asked = {"merging": "all", "axes": "zyx"}
-    flat = encoder_of(made.retrained(theirs), **asked).encoder
-    deep = encoder_of(made.retrained(theirs), **asked, dims=3).encoder
+    requested = {"merging": "all", "axes": "zyx"}
+    flat = encoder_of(made.retrained(theirs), **requested).encoder
+    deep = encoder_of(made.retrained(theirs), **requested, dims=3).encoder
     x = image(64, 64)  # grids of 32, 16, 8, 4: no window is clipped or padded
     for slices, maps in zip(flat(x), deep(x[:, :, None].expand(-1, -1, 32, -1, -1)), strict=True):
         torch.testing.assert_close(maps, slices[:, :, None].expand_as(maps), rtol=1e-8, atol=1e-8)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from nnssl.modules.asked import ask
 from nnssl.modules.losses import Centre, soft_cross_entropy
+from nnssl.modules.selected import select_tokens
 from nnssl.views.masking import draw_cuboids
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -54,10 +54,10 @@ def test_the_patch_term_is_lightlys_where_views_hide_different_numbers(
         # [B Z Y X] would be summed over two of its axes only
         flat = hidden.view(len(counts), 1, -1)
         expected = oracle(teacher, student, flat)
-        asked = ask(hidden, sum(counts) + 4)  # rows that fill up count nowhere
+        selected = select_tokens(hidden, sum(counts) + 4)  # rows that fill up count nowhere
         student, teacher = (torch.cat([rows, 9 * rows[:4]]) for rows in (student, teacher))
-        target = centre.sharpen(teacher, teacher_t, asked.counts)
-        got = asked.mean(soft_cross_entropy(student, target, student_t))
+        target = centre.sharpen(teacher, teacher_t, selected.counts)
+        got = selected.mean(soft_cross_entropy(student, target, student_t))
         centre.update()
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(
@@ -72,16 +72,18 @@ def test_the_patch_term_is_a_loop_over_views():
     for count in counts:
         means.append(sum(values[at : at + count].tolist()) / max(count, 1))
         at += count
-    assert float(ask(hidden, len(values)).mean(values)) == pytest.approx(sum(means) / 3, rel=1e-5)
+    assert float(select_tokens(hidden, len(values)).mean(values)) == pytest.approx(
+        sum(means) / 3, rel=1e-5
+    )
 
 
 def test_what_is_asked_for_is_what_the_mask_selects_filled_up_to_a_fixed_length():
     hidden, tokens = made_mask((2, 3), (3, 0, 5)), randn(3, 7, 2, 3)
-    asked = ask(hidden, 10)
-    assert asked.counts.tolist() == [1] * 8 + [0] * 2
-    assert torch.equal(asked.of(tokens)[:8], tokens.movedim(1, -1)[hidden])
-    assert len(asked.index.unique()) == 10
-    assert len(ask(hidden, 100).index) == hidden.numel()
+    selected = select_tokens(hidden, 10)
+    assert selected.counts.tolist() == [1] * 8 + [0] * 2
+    assert torch.equal(selected.of(tokens)[:8], tokens.movedim(1, -1)[hidden])
+    assert len(selected.index.unique()) == 10
+    assert len(select_tokens(hidden, 100).index) == hidden.numel()
 
 
 def test_a_batch_that_hides_nothing_gives_a_finite_zero_with_a_gradient():
@@ -111,10 +113,10 @@ def test_views_are_crossed_and_patches_are_not(shared):
     views = micro.views(method, crop=CROP)
     image, hidden = views["global"].flatten(0, 1), views["hidden"].flatten(0, 1)
     with torch.no_grad():
-        asked = ask(hidden, int(hidden.sum()))
-        teacher = method.teacher(image, None, asked)
+        selected = select_tokens(hidden, int(hidden.sum()))
+        teacher = method.teacher(image, None, selected)
         fine = hidden.repeat_interleave(8, 1).repeat_interleave(8, 2).repeat_interleave(8, 3)
-        student = method.student(image, fine, asked)
+        student = method.student(image, fine, selected)
         local = method.student(views["local"].flatten(0, 1)).image
     method.skipped_step()
 

@@ -159,7 +159,7 @@ def test_the_commands_plan_preprocess_and_say_what_to_type(nnunet_env, monkeypat
 
     raw = nnunet_env["nnUNet_raw"] / NAME
     phantoms.write_nnunet_dataset(raw, training=range(3), unseen=range(0), shape=(12, 24, 20))
-    asked = [
+    requested = [
         "-d",
         str(ID),
         "-a",
@@ -173,7 +173,7 @@ def test_the_commands_plan_preprocess_and_say_what_to_type(nnunet_env, monkeypat
         "--decoder",
         "light",
     ]
-    monkeypatch.setattr(sys, "argv", ["nnssl_plan", *asked])
+    monkeypatch.setattr(sys, "argv", ["nnssl_plan", *requested])
     assert cli.plan() == 0
     said = capsys.readouterr().out
     assert f"nnUNetv2_preprocess -d {ID} -plans_name nnUNetSwinPlans -c 2d 3d_fullres" in said
@@ -192,7 +192,7 @@ def test_the_commands_plan_preprocess_and_say_what_to_type(nnunet_env, monkeypat
     )
     data = nnunet_env["nnUNet_preprocessed"] / NAME / "nnUNetSwinPlans_3d_fullres"
     assert len(list(data.glob("*.pkl"))) == 3
-    monkeypatch.setattr(sys, "argv", ["nnssl_plan", *asked])
+    monkeypatch.setattr(sys, "argv", ["nnssl_plan", *requested])
     assert cli.plan() == 0
     assert "-c 2d\n" in capsys.readouterr().out
 

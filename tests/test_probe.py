@@ -327,10 +327,10 @@ def test_a_stopped_run_with_a_probe_goes_on_exactly(tmp_path, stored, quiet):
     whole = probed_run(tmp_path / "whole", stored)
     train(whole, lambda _: None)
     first = probed_run(tmp_path / "parts", stored, save_every=3)
-    asked = first.update
+    requested = first.update
 
     def stop_at_three():
-        result = asked()
+        result = requested()
         if first.step == 3:
             os.kill(os.getpid(), signal.SIGTERM)
         return result

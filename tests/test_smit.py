@@ -6,7 +6,7 @@ import micro
 import pytest
 import torch
 
-from nnssl.modules.asked import ask
+from nnssl.modules.selected import select_tokens
 from nnssl.network.reconstruction import on_tokens, on_voxels
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -92,9 +92,9 @@ def test_smits_global_loss_is_crossed_and_its_patch_loss_is_not():
     views = micro.views(method, batch=1)
     image, masked = views["image"], views["masked"]
     masked = masked.flatten(0, 1)
-    asked = ask(masked, int(masked.sum()))
-    student = method.student(image.flatten(0, 1), on_tokens(masked, method.config), asked)
-    teacher = method.teacher(image.flatten(0, 1), None, asked)
+    selected = select_tokens(masked, int(masked.sum()))
+    student = method.student(image.flatten(0, 1), on_tokens(masked, method.config), selected)
+    teacher = method.teacher(image.flatten(0, 1), None, selected)
 
     def ce(logits, target):
         return -(target / 0.04).softmax(-1).mul((logits / 0.1).log_softmax(-1)).sum(-1).mean()
@@ -121,7 +121,9 @@ def test_smits_teacher_of_one_view(settings):
     student, teacher = (answer for _, answer in called)
     assert torch.equal(called[1][0][0], views["image"][0])
     assert len(teacher.embedding) == 2
-    assert len(out.monitored["teacher_patch"]) == len(student.patch) == int(views["asked"][0].sum())
+    assert (
+        len(out.monitored["teacher_patch"]) == len(student.patch) == int(views["selected"][0].sum())
+    )
 
     def ce(logits, target):
         return -((target / 0.04).softmax(-1) * (logits / 0.1).log_softmax(-1)).sum(-1)
@@ -129,7 +131,7 @@ def test_smits_teacher_of_one_view(settings):
     itd = mpd = first = 0
     for scan in range(2):
         itd += ce(student.image[2 + scan], teacher.image[scan]) / 2
-        last = first + int(views["asked"][0, scan].sum())
+        last = first + int(views["selected"][0, scan].sum())
         mpd += ce(student.patch[first:last], teacher.patch[first:last]).mean() / 2
         first = last
     torch.testing.assert_close(out.losses["itd"], itd)
@@ -212,14 +214,14 @@ def test_smits_temperature_warms_up_and_the_patch_head_later():
 def test_smits_patch_heads_see_hidden_tokens_and_not_too_many(block, stride, most):
     method = micro.method(mask_block=block, patch_tokens=most)
     views = micro.views(method, crop=CROP)
-    hidden, asked = views["masked"].flatten(0, 1), views["asked"].flatten(0, 1)
-    assert asked.shape[1:] == tuple(32 // stride for _ in range(3))
+    hidden, selected = views["masked"].flatten(0, 1), views["selected"].flatten(0, 1)
+    assert selected.shape[1:] == tuple(32 // stride for _ in range(3))
     covered = on_voxels(hidden, method.config)[:, 0, ::stride, ::stride, ::stride]
-    assert not bool((asked & ~covered).any())
+    assert not bool((selected & ~covered).any())
     counts = (
         covered.flatten(1).sum(1).clamp(max=most or None) if most else covered.flatten(1).sum(1)
     )
-    assert torch.equal(asked.flatten(1).sum(1), counts)
+    assert torch.equal(selected.flatten(1).sum(1), counts)
     method(views).losses["mpd"].backward()
 
 
@@ -227,12 +229,12 @@ def test_smits_patch_loss_is_a_mean_over_views_that_hide_different_numbers():
     """So that a batch may be cut into parts anywhere."""
     method = micro.method(w_mip=0.0, w_itd=0.0, mask_block=8)
     views = micro.views(method, batch=2, crop=(16, 16, 32))
-    views["asked"][:, 0] &= torch.rand(views["asked"][:, 0].shape) < 0.5
+    views["selected"][:, 0] &= torch.rand(views["selected"][:, 0].shape) < 0.5
     whole = method(views).losses["mpd"]
     method.skipped_step()
     parts = [
         method(
-            {k: v[:, i : i + 1] for k, v in views.items() if k in ("image", "masked", "asked")}
+            {k: v[:, i : i + 1] for k, v in views.items() if k in ("image", "masked", "selected")}
         ).losses["mpd"]
         for i in range(2)
     ]

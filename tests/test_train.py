@@ -477,24 +477,26 @@ def test_pictures_of_a_method_without_voxels_show_what_it_sees(tmp_path):
 
 
 def test_processes_on_gpus_agree_about_signals_every_few_steps_only(monkeypatch):
-    asked = []
+    requested = []
     monkeypatch.setattr("nnssl.dist.is_initialized", lambda: True)
-    monkeypatch.setattr("nnssl.dist.all_reduce_mean", lambda tensor: asked.append(tensor) or tensor)
+    monkeypatch.setattr(
+        "nnssl.dist.all_reduce_mean", lambda tensor: requested.append(tensor) or tensor
+    )
     monkeypatch.setattr(torch, "tensor", lambda value, device: value)
     for backend, times in (("nccl", 2), ("gloo", 20)):
         monkeypatch.setattr("torch.distributed.get_backend", lambda backend=backend: backend)
         with Signals() as signals:
-            assert not any(signals.asked(step) for step in range(1, 21))
-        assert len(asked) == times
-        asked.clear()
+            assert not any(signals.stop_requested(step) for step in range(1, 21))
+        assert len(requested) == times
+        requested.clear()
 
 
 def test_signals_are_heard_and_handed_back():
     before = signal.getsignal(signal.SIGTERM)
     with Signals() as signals:
-        assert not signals.asked()
+        assert not signals.stop_requested()
         sigterm()
-        assert signals.asked()
+        assert signals.stop_requested()
     assert signal.getsignal(signal.SIGTERM) is before
 
 

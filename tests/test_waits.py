@@ -43,11 +43,11 @@ def test_a_step_waits_for_nothing(name: str, settings: dict) -> None:
     """Views, losses, gradients, clipping, optimiser, teacher and running means, in bf16."""
     with lent() as device:
         run = run_on(device, name, settings)
-        asked, seen = run.model, []
+        selected, seen = run.model, []
 
         def model(views: dict) -> Step:
             waits.shapes = []
-            step = asked(views)
+            step = selected(views)
             seen.append(waits.shapes)
             waits.shapes = None
             return step

@@ -99,8 +99,8 @@ def _unpinned(text: str) -> tuple[str, str | None]:
         return text, None
     if not (found := PIN.fullmatch(text)):
         raise AddressError(
-            f"{text!r}: what follows # is to be sha256= and 64 digits of 0-9 and a-f, "
-            "as nnssl_inspect prints them"
+            f"{text!r}: what follows # is to be sha256= and 64 digits of 0-9 and a-f, as "
+            "nnssl_inspect prints them"
         )
     return found["where"], found["sha256"]
 
@@ -132,8 +132,8 @@ def _from_hub(wanted: HubFile) -> Path:
         from huggingface_hub import errors
     except ImportError as error:
         raise AddressError(
-            f"{wanted} needs huggingface_hub, which is not installed; type: "
-            "pip install huggingface_hub"
+            f"{wanted} needs huggingface_hub, which is not installed; type: pip install "
+            "huggingface_hub"
         ) from error
     from nnssl.address import web
 
@@ -193,8 +193,8 @@ def _why(wanted: HubFile, error: Exception, errors, offline: bool) -> str:
             f"wants its conditions accepted: do so at {page}, then: hf auth login"
         ),
         errors.RepositoryNotFoundError: (
-            f"is in no repository that you may see: look for it at {page}; if it is private: "
-            "hf auth login"
+            f"is in no repository that you may see: look for it at {page}; if it is private: hf "
+            "auth login"
         ),
         errors.RevisionNotFoundError: f"has no such revision: see {page}/tree/main",
         errors.EntryNotFoundError: f"is not in the repository: see its files at {page}/tree/main",

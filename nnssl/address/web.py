@@ -57,11 +57,11 @@ def fetch(url: str, largest: int) -> Path:
         if known:
             return path
         raise WebError(
-            f"{url} was not downloaded before, and HF_HUB_OFFLINE is set: unset it, or give "
-            "the path of a file"
+            f"{url} was not downloaded before, and HF_HUB_OFFLINE is set: unset it, or give the "
+            "path of a file"
         )
-    asked = {CHANGED[key]: value for key, value in known.items() if key in CHANGED}
-    request = urllib.request.Request(url, headers={"User-Agent": "nnssl-swin", **asked})
+    conditions = {CHANGED[key]: value for key, value in known.items() if key in CHANGED}
+    request = urllib.request.Request(url, headers={"User-Agent": "nnssl-swin", **conditions})
     try:
         with urllib.request.build_opener(_Redirects).open(request, timeout=TIMEOUT) as answer:
             _store(answer, url, path, largest)

@@ -179,17 +179,17 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--crop", type=int, nargs="+", default=[96, 96, 96], help="voxels")
     parser.add_argument("--batch-size", type=int, default=8, help="scans per step")
     parser.add_argument("--most", type=int, default=0, metavar="N", help="list the N most frequent")
-    asked = parser.parse_args(argv)
-    crop, config = tuple(asked.crop), preset(asked.preset, len(asked.crop))
-    rows = {name: counted(name, config, crop, asked.batch_size) for name in asked.methods}
-    print(f"preset {asked.preset}, {'x'.join(map(str, crop))}, {asked.batch_size} scans per step\n")
+    args = parser.parse_args(argv)
+    crop, config = tuple(args.crop), preset(args.preset, len(args.crop))
+    rows = {name: counted(name, config, crop, args.batch_size) for name in args.methods}
+    print(f"preset {args.preset}, {'x'.join(map(str, crop))}, {args.batch_size} scans per step\n")
     print(table(rows))
     for name, parts in rows.items():
-        for part, count in parts.items() if asked.most else ():
-            most = ", ".join(f"{n} {kernel}" for kernel, n in count.kernels.most_common(asked.most))
+        for part, count in parts.items() if args.most else ():
+            most = ", ".join(f"{n} {kernel}" for kernel, n in count.kernels.most_common(args.most))
             print(f"\n{name}, {part}: {most}")
-    print(f"\nattention of stage 1, {2 * asked.batch_size} views, forward and backward:")
-    for way, moved in attention_bytes(config, crop, 2 * asked.batch_size).items():
+    print(f"\nattention of stage 1, {2 * args.batch_size} views, forward and backward:")
+    for way, moved in attention_bytes(config, crop, 2 * args.batch_size).items():
         print(f"  {way}: {moved / 1e9:.2f} GB")
 
 

@@ -83,8 +83,7 @@ def pack(
     if broken:
         raise CheckpointError(
             f"{len(broken)} tensors hold NaN or infinite values, first {broken[0]}; nothing was "
-            "written. "
-            "Continue from the last checkpoint with a lower learning rate (--set lr=...)"
+            "written. Continue from the last checkpoint with a lower learning rate (--set lr=...)"
         )
     header = json.loads(
         json.dumps({**header, "encoder": encoder.config.to_dict()}, allow_nan=False)

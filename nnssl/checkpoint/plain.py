@@ -31,10 +31,8 @@ def read_plain(path: Path) -> object:
         if refused := GLOBAL.search(str(error)):
             raise CheckpointError(
                 f"{path} cannot be read as a checkpoint: it holds more than tensors and plain "
-                "values, "
-                f"namely {refused[1]}, which would have to be executed. Ask who made it for a file "
-                "of "
-                "tensors alone: torch.save(model.state_dict(), FILE)"
+                f"values, namely {refused[1]}, which would have to be executed. Ask who made it "
+                "for a file of tensors alone: torch.save(model.state_dict(), FILE)"
             ) from error
         raise CheckpointError(
             f"{path} cannot be read as a checkpoint: it is truncated, damaged, or holds more than "
@@ -82,8 +80,7 @@ def _check_archive(path: Path) -> None:
     except Exception as error:  # as above
         raise CheckpointError(
             f"{path} cannot be read as a checkpoint: it is truncated or damaged "
-            f"({printable(error)}). "
-            "Copy it again from where it was made"
+            f"({printable(error)}). Copy it again from where it was made"
         ) from error
     if not (stored and whole and once):
         raise CheckpointError(

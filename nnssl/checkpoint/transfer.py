@@ -95,12 +95,9 @@ def _inflate(
     if given not in (1, images):
         raise TransferError(
             f"{checkpoint.path} was pretrained on {given} channels, this image has {images}; "
-            "nothing was loaded. A "
-            "first layer for one channel is inflated to any number of them, one for several fits "
-            "only as many. "
-            "Pretrain on one channel, as nnssl_pretrain does, convert without --rgb, or train from "
-            "a random start: "
-            "-tr SwinScratchTrainer"
+            "nothing was loaded. A first layer for one channel is inflated to any number of them, "
+            "one for several fits only as many. Pretrain on one channel, as nnssl_pretrain does, "
+            "convert without --rgb, or train from a random start: -tr SwinScratchTrainer"
         )
     done = []
     if given != images:

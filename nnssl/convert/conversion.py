@@ -45,7 +45,7 @@ class Request:
     output: Path  # a file; with `hub` a folder
     source: str | None = None
     prefix: str | None = None
-    hu: tuple[float, ...] | None = None  # HU that became 0 and 1; or low, high, mean, sd
+    hu: tuple[float, ...] | None = None  # HU that became 0 and 1; or low, high, mean, std
     no_hu: bool = False
     spacing: Spacing | None = None  # mm, (z, y, x)
     crop: Shape | None = None

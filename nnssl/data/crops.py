@@ -112,8 +112,8 @@ class Crops(torch.utils.data.Dataset):
         if not stored or len(stored) + failed < len(plan.cases):
             raise ValueError(
                 f"{len(stored)} of the {len(plan.cases)} cases of the plan are preprocessed in "
-                f"{self.folder}; "
-                "run nnssl_pretrain with the same -i or -d again, it continues where it stopped"
+                f"{self.folder}; run nnssl_pretrain with the same -i or -d again, it continues "
+                "where it stopped"
             )
         return stored
 
@@ -123,10 +123,9 @@ class Crops(torch.utils.data.Dataset):
         if gone:
             raise ValueError(
                 f"{len(gone)} of the {len(cases)} scans that the run is on are not in "
-                f"{self.folder} any more, such as "
-                f"{gone[0]}: put the raw scans back, and -i or -d preprocesses them again; or "
-                "begin a run on what is "
-                "there from this one's encoder: --from checkpoint_latest.pth -o FOLDER, without --c"
+                f"{self.folder} any more, such as {gone[0]}: put the raw scans back, and -i or -d "
+                "preprocesses them again; or begin a run on what is there from this one's "
+                "encoder: --from checkpoint_latest.pth -o FOLDER, without --c"
             )
         return tuple(cases)
 
@@ -179,9 +178,8 @@ class Crops(torch.utils.data.Dataset):
         if properties["fingerprint"] != self.fingerprint:
             raise ValueError(
                 f"{self.folder / case}.json was made with plan {properties['fingerprint']}, not "
-                "with "
-                f"{self.fingerprint}; files of two plans are not mixed: delete {self.folder}, or "
-                "choose another name"
+                f"with {self.fingerprint}; files of two plans are not mixed: delete {self.folder}, "
+                "or choose another name"
             )
         return properties
 

@@ -63,8 +63,7 @@ def find_labelled(dataset: Path, count: int) -> Labelled:
     if not labels or not all(isinstance(value, int) for value in labels.values()):
         raise ValueError(
             f"{dataset / 'dataset.json'}: a probe needs one number for each label, got {labels}; "
-            "labels that are "
-            "regions of several numbers are not supported"
+            "labels that are regions of several numbers are not supported"
         )
     complete = [
         LabelledCase(case.id, case.image, case.labels, raw.reader)
@@ -74,8 +73,7 @@ def find_labelled(dataset: Path, count: int) -> Labelled:
     if len(complete) < FEWEST:
         raise ValueError(
             f"{dataset}: {_there(dataset, raw)}, {len(complete)} of them with an image; a probe "
-            "needs at least "
-            f"{FEWEST} labelled cases"
+            f"needs at least {FEWEST} labelled cases"
         )
     chosen = np.unique(
         np.linspace(0, len(complete) - 1, min(count, len(complete))).round().astype(int)

@@ -50,7 +50,7 @@ def is_permuted(direction: np.ndarray) -> bool:
     return turns(direction)[:, 0].tolist() != [0, 1, 2]
 
 
-def told(names: Iterable[str]) -> str:
+def describe_mixture(names: Iterable[str]) -> str:
     """What to say of the orientations of a collection; nothing where there is one."""
     counts = Counter(name for name in names if name)
     if len(counts) < 2:
@@ -58,9 +58,8 @@ def told(names: Iterable[str]) -> str:
     listed = ", ".join(f"{name} {number}" for name, number in counts.most_common())
     return (
         f"scans are stored in {len(counts)} orientations (directions of x, y and z): {listed}. "
-        "Axes in "
-        f"another order are brought to {UNIFIED}, axes that run the other way stay, as in nnU-Net; "
-        "report.csv names that of each"
+        f"Axes in another order are brought to {UNIFIED}, axes that run the other way stay, as in "
+        "nnU-Net; report.csv names that of each"
     )
 
 

@@ -17,8 +17,8 @@ def check(patterns: Sequence[str]) -> tuple[str, ...]:
         if not parts or parts[0] == "/" or ".." in parts:
             raise ValueError(
                 f"--pattern {pattern!r} is not a path within the folder of -i: write it from there "
-                "on, "
-                "such as --pattern '*/ct.nii.gz' (* within a name, ** for any number of folders)"
+                "on, such as --pattern '*/ct.nii.gz' (* within a name, ** for any number of "
+                "folders)"
             )
     return tuple(sorted(set(patterns)))
 
@@ -43,10 +43,10 @@ def nothing(folder: Path, patterns: Sequence[str], there: Iterable[str]) -> Valu
         str(Path(path).relative_to(folder)) for path in there if Path(path).is_relative_to(folder)
     )
     found = ", ".join(islice(there, EXAMPLES)) + (", ..." if len(there) > EXAMPLES else "")
-    asked = " ".join(map(repr, patterns))
+    quoted = " ".join(map(repr, patterns))
     cure = "Write it from that folder on (* within a name, ** for any number of folders)"
     return ValueError(
-        f"nothing in {folder} matches --pattern {asked}; "
+        f"nothing in {folder} matches --pattern {quoted}; "
         + (f"there are {len(there)} files or DICOM folders: {found}" if there else "it has no scan")
         + f". {cure}, or leave --pattern out"
     )

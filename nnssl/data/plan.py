@@ -114,8 +114,7 @@ class Plan:
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{path} is not a plan, or a damaged one ({type(error).__name__}: {error}); put an "
-                "older copy back, or "
-                "delete it: with the same -i or -d it is made again"
+                "older copy back, or delete it: with the same -i or -d it is made again"
             ) from error
 
     @classmethod
@@ -123,8 +122,8 @@ class Plan:
         version = content.get("format_version")
         if version != FORMAT_VERSION:
             raise ValueError(
-                f"{path} has plan format {version}, this program reads {FORMAT_VERSION}; "
-                "delete its folder and run nnssl_pretrain again"
+                f"{path} has plan format {version}, this program reads {FORMAT_VERSION}; delete "
+                "its folder and run nnssl_pretrain again"
             )
         plan = cls(
             name=content["name"],
@@ -141,9 +140,8 @@ class Plan:
         if plan.fingerprint != content["fingerprint"]:
             raise ValueError(
                 f"{path} was changed after it was written (fingerprint {content['fingerprint']}, "
-                "content "
-                f"{plan.fingerprint}); delete its folder, or use --spacing and --crop with a new "
-                "name"
+                f"content {plan.fingerprint}); delete its folder, or use --spacing and --crop with "
+                "a new name"
             )
         return plan
 

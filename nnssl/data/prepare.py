@@ -55,6 +55,10 @@ def prepare(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / "plan.json").exists() and not os.access(folder, os.W_OK) and not update:
+        if check:
+            raise ValueError(
+                f"--check stores damaged scans again, and {folder} may only be read: leave it out"
+            )
         say(
             f"{folder} may only be read: its plan and what is preprocessed there are taken as they "
             "are"
@@ -87,7 +91,7 @@ def prepare(
     else:
         plan = _existing(folder)
     if check:
-        damaged = forget_damaged(plan, folder, num_processes)
+        damaged = forget_damaged(plan, folder, num_processes, part_id, num_parts)
         names = ", ".join(damaged[:5])
         stored = f"{len(damaged)} preprocessed scans are damaged and are stored again: {names}"
         say(stored if damaged else "no preprocessed scan is damaged")
@@ -127,7 +131,7 @@ def _planned(
     kept = [line for line in lines if line.kept]
     if not kept:
         raise nothing_usable(lines, [*sources, *datasets])
-    if mixed := orientation.told(line.orientation for line in kept):
+    if mixed := orientation.describe_mixture(line.orientation for line in kept):
         say(mixed)
     if old is None:
         plan = make_plan(name, kept, body_histograms(kept, folder) if in_hu else None, *overrides)
@@ -158,10 +162,8 @@ def _kept_plan(
     if not there and not update:
         raise ValueError(
             f"{folder / 'plan.json'} is of other scans: none of its {len(before)} is among the "
-            f"{len(now)} that were "
-            "found. Choose another name with --name, type --update to take these in as well, or "
-            "leave out -i and -d "
-            "to continue with the old plan"
+            f"{len(now)} that were found. Choose another name with --name, type --update to take "
+            "these in as well, or leave out -i and -d to continue with the old plan"
         )
     if moved:
         say(
@@ -175,8 +177,7 @@ def _kept_plan(
     if differences:
         say(
             f"{folder / 'plan.json'} is kept, with its {len(before)} scans, spacing, HU range and "
-            "crop. Scans "
-            f"there now: {', '.join(differences)}"
+            f"crop. Scans there now: {', '.join(differences)}"
             + ("" if update or not new else "; --update takes the new ones in")
         )
     if update:
@@ -195,10 +196,10 @@ def _check_options(old: Plan, overrides: tuple, in_hu: bool, pattern: tuple, fol
         "crop": old.crop,
         "HU range": old.hu and (old.hu.low, old.hu.high),
     }
-    asked = {"spacing": spacing, "crop": crop, "HU range": clip}
+    given = {"spacing": spacing, "crop": crop, "HU range": clip}
     differences = [
         f"{word} {has[word]}, asked for {tuple(value)}"
-        for word, value in asked.items()
+        for word, value in given.items()
         if value is not None and has[word] != tuple(map(float, value))
     ]
     if pattern and pattern != old.pattern:
@@ -209,11 +210,8 @@ def _check_options(old: Plan, overrides: tuple, in_hu: bool, pattern: tuple, fol
     if differences:
         raise ValueError(
             f"{folder / 'plan.json'} has {'; '.join(differences)}. Files of two plans are not "
-            "mixed: leave the option "
-            "out to continue with the plan, choose another name with --name to keep both, or "
-            "delete "
-            f"{folder} to "
-            "start again"
+            "mixed: leave the option out to continue with the plan, choose another name with "
+            f"--name to keep both, or delete {folder} to start again"
         )
 
 

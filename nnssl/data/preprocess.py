@@ -49,10 +49,10 @@ def preprocess(
             f"-part_id must be 0 to {num_parts - 1} with -num_parts {num_parts}, got {part_id}"
         )
     folder = Path(folder)
-    share, done = plan.cases[part_id::num_parts], Done(folder, plan.fingerprint)
+    part, done = plan.cases[part_id::num_parts], Done(folder, plan.fingerprint)
     todo = [
         replace(case, source=(moved or {}).get(case.source, case.source))
-        for case in share
+        for case in part
         if case.id not in done
     ]
     failed = {}
@@ -67,16 +67,20 @@ def preprocess(
                 failed[case.id] = result.reason
                 write_json(inside(folder, f"{case.id}.failed.json"), {"reason": result.reason})
     if num_parts == 1:
-        done.keep(case.id for case in share if case.id not in failed)
+        done.keep(case.id for case in part if case.id not in failed)
     return failed
 
 
-def forget_damaged(plan: Plan, folder: Path | str, num_processes: int) -> list[str]:
-    """Read all that is stored, and forget what is not as it was written: `preprocess` then stores
-    it again. The ids of these cases; notes of earlier versions hold no checksum to compare with.
+def forget_damaged(
+    plan: Plan, folder: Path | str, num_processes: int, part_id: int = 0, num_parts: int = 1
+) -> list[str]:
+    """Read what is stored of this part, and forget what is not as it was written: `preprocess` then
+    stores it again. The ids of these cases; notes of earlier versions hold no checksum to compare
+    with.
     """
     folder = Path(folder)
-    work, cases = partial(_is_damaged, folder=folder), [case.id for case in plan.cases]
+    cases = [case.id for case in plan.cases[part_id::num_parts]]
+    work = partial(_is_damaged, folder=folder)
     with closing(parallel_map(work, cases, num_processes, "check")) as results:
         damaged = [case for case, is_bad in results if is_bad is True]
     for case in damaged:
@@ -167,13 +171,13 @@ def body_blocks(body: np.ndarray, shape: Shape) -> np.ndarray:
     Taken from the unresampled mask [Z Y X]: clipped and resampled values no longer tell air from
     body.
     """
-    share = body.astype(np.float32)
+    fraction = body.astype(np.float32)
     for axis, (old, new) in enumerate(zip(body.shape, shape, strict=True)):
         edges = np.arange(0, new, BLOCK) * old // new
         counts = np.diff([*edges, old]).clip(1)
-        share = np.add.reduceat(share, edges, axis=axis)
-        share /= counts.reshape([-1 if a == axis else 1 for a in range(3)])
-    return np.rint(share * 255).astype(np.uint8)
+        fraction = np.add.reduceat(fraction, edges, axis=axis)
+        fraction /= counts.reshape([-1 if a == axis else 1 for a in range(3)])
+    return np.rint(fraction * 255).astype(np.uint8)
 
 
 def store(voxels: np.ndarray, path: Path, crop: Shape, dtype: type = np.float16) -> None:

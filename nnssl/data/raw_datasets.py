@@ -126,13 +126,15 @@ def channel_names(content: dict) -> dict[int, str]:
     return {int(number): str(name) for number, name in names.items()}
 
 
-def chosen_channels(dataset: Path, asked: Sequence[int] | None) -> dict[int, str]:
-    """Numbers and names of the channels `asked` for; None: all. ValueError for one that is not
+def chosen_channels(dataset: Path, wanted: Sequence[int] | None) -> dict[int, str]:
+    """Numbers and names of the channels `wanted` for; None: all. ValueError for one that is not
     there.
     """
     names = channel_names(read_content(dataset))
-    if asked is None or not (unknown := sorted(set(asked) - set(names))):
-        return {number: names[number] for number in sorted(names if asked is None else set(asked))}
+    if wanted is None or not (unknown := sorted(set(wanted) - set(names))):
+        return {
+            number: names[number] for number in sorted(names if wanted is None else set(wanted))
+        }
     there = ", ".join(f"{number} ({name})" for number, name in sorted(names.items()))
     raise ValueError(
         f"{dataset.name} has no channel {', '.join(map(str, unknown))}; its dataset.json names "

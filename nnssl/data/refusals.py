@@ -116,31 +116,29 @@ def check_hu(hu: np.ndarray) -> None:
     if rim < SMALLEST_RIM * scanned:
         raise UnusableScanError(
             f"is not in HU: {rim} of {scanned} voxels between {RIM_HU[0]:g} and {RIM_HU[1]:g}, "
-            "where every CT has "
-            f"lung, or the rim between air and skin (values {low:g} to {high:g}). Values stored "
-            "without their "
-            f"intercept look so: convert the scan again. {NOT_CT}"
+            f"where every CT has lung, or the rim between air and skin (values {low:g} to "
+            f"{high:g}). Values stored without their intercept look so: convert the scan again. "
+            f"{NOT_CT}"
         )
     middle = float(np.median(body))
     if not TISSUE_HU[0] <= middle <= TISSUE_HU[1]:
         raise UnusableScanError(
-            f"is not in HU: the median of the voxels above {BODY_HU:g} is {middle:g}, "
-            f"tissue lies in {TISSUE_HU[0]:g} to {TISSUE_HU[1]:g}. {NOT_CT}"
+            f"is not in HU: the median of the voxels above {BODY_HU:g} is {middle:g}, tissue lies "
+            f"in {TISSUE_HU[0]:g} to {TISSUE_HU[1]:g}. {NOT_CT}"
         )
     tissue = np.count_nonzero((body >= TISSUE_HU[0]) & (body <= TISSUE_HU[1])) / body.size
     if tissue < LEAST_TISSUE:
         raise UnusableScanError(
             f"is not in HU: {tissue:.0%} of the voxels above {BODY_HU:g} lie in {TISSUE_HU[0]:g} "
-            "to "
-            f"{TISSUE_HU[1]:g}, in CT at least {LEAST_TISSUE:.0%} do. {NOT_CT}"
+            f"to {TISSUE_HU[1]:g}, in CT at least {LEAST_TISSUE:.0%} do. {NOT_CT}"
         )
     dense = np.count_nonzero(body > DENSE_HU)
     bone = np.count_nonzero((body > TISSUE_HU[1]) & (body <= DENSE_HU))
     if dense > MOST_DENSE * body.size and dense > MOST_BY_BONE * bone:
         raise UnusableScanError(
             f"is not in HU: {dense} voxels above {DENSE_HU:g} and {bone} in {TISSUE_HU[1]:g} to "
-            f"{DENSE_HU:g}; bone is "
-            "not so dense without a rim, tissue stored without its intercept is"
+            f"{DENSE_HU:g}; bone is not so dense without a rim, tissue stored without its "
+            "intercept is"
         )
 
 

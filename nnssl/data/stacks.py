@@ -102,8 +102,7 @@ def _check_gaps(gaps: np.ndarray) -> bool:
     if gaps.max() > min(WIDEST_GAP, MOST_UNEVEN * gaps.min()):
         raise UnusableScanError(
             f"is unevenly spaced: {gaps.min():.3g} to {gaps.max():.3g} mm between slices; gaps up "
-            f"to {WIDEST_GAP:g} mm "
-            f"and {MOST_UNEVEN:g} times the smallest are filled"
+            f"to {WIDEST_GAP:g} mm and {MOST_UNEVEN:g} times the smallest are filled"
         )
     if len(gaps) >= 2 * SMALLEST_AXIS and _even(gaps[::2]) and _even(gaps[1::2]):
         raise UnusableScanError(

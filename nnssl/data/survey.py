@@ -69,17 +69,17 @@ def survey(
 
     in_hu: the scans are CT, and what is not in HU is left out.
 
-    With several parts each looks at its own share first, then at what the others have not done yet:
+    With several parts each looks at its own part first, then at what the others have not done yet:
     no part waits for another, and each ends with the whole survey. The lines come without their
     histograms.
     """
     folder = Path(folder)
-    share = partial(_own_first, part_id=part_id, num_parts=num_parts)
+    own_first = partial(_own_first, part_id=part_id, num_parts=num_parts)
     rules = [SURVEY_VERSION, *([] if in_hu else ["any"])]
-    signatures, failed = _signatures(scans, folder, num_processes, share, rules)
+    signatures, failed = _signatures(scans, folder, num_processes, own_first, rules)
     known = {scan: _known(scan, signature, folder) for scan, signature in signatures.items()}
     new = sorted((s for s, line in known.items() if line is None), key=_by_path)
-    todo = share([(scan, signatures[scan]) for scan in new])
+    todo = own_first([(scan, signatures[scan]) for scan in new])
     # Failures are not kept: with more memory, or fewer workers, the next run may do better.
     work = partial(_look_and_keep, folder=folder, in_hu=in_hu)
     with closing(parallel_map(work, todo, num_processes, "survey")) as results:
@@ -111,7 +111,7 @@ def _own_first(items: Sequence, part_id: int, num_parts: int) -> list:
 
 
 def _signatures(
-    scans: Sequence[Found], folder: Path, num_processes: int, share: Callable, rules: list
+    scans: Sequence[Found], folder: Path, num_processes: int, own_first: Callable, rules: list
 ) -> tuple[dict[Found, list], dict[Found, str]]:
     """What changes when a scan changes, for each; DICOM folders become their series. And what
     failed already.
@@ -126,7 +126,7 @@ def _signatures(
                 signatures[scan] = [*rules, status.st_size, status.st_mtime_ns]
             except OSError as error:
                 failed[scan] = f"cannot be read: {error.strerror}"
-    dicom = share([scan for scan in scans if scan.series == ALL_SERIES])
+    dicom = own_first([scan for scan in scans if scan.series == ALL_SERIES])
     work = partial(_series_signatures, folder=folder)
     with closing(parallel_map(work, dicom, num_processes, "DICOM headers")) as results:
         for scan, uids in results:

@@ -58,8 +58,7 @@ def check_not_labels(path: Path | str) -> None:
     if unsigned:
         raise UnusableScanError(
             "is not in HU: stored as integers that cannot hold the values of air and lung, and "
-            "without an intercept, "
-            f"as labels are. {NOT_CT}"
+            f"without an intercept, as labels are. {NOT_CT}"
         )
 
 

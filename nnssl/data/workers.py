@@ -156,8 +156,8 @@ def _pool(num_processes: int) -> ProcessPoolExecutor:
     except (BrokenProcessPool, *NOT_STARTED) as error:
         pool.shutdown(cancel_futures=True)
         raise RuntimeError(
-            "worker processes cannot start; a script that calls this must do so under "
-            "`if __name__ == '__main__':`, or work in one process (num_processes=0)"
+            "worker processes cannot start; a script that calls this must do so under `if "
+            "__name__ == '__main__':`, or work in one process (num_processes=0)"
         ) from error
     except BaseException:
         _kill(pool)

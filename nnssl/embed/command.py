@@ -14,9 +14,8 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="nnssl_embed",
         description="Features of scans from a pretrained encoder: for each scan the means of its "
-        "five maps over the body, in one table; with --dense a map in full, with --masks means by "
-        "label. "
-        "Scans are prepared as for the pretraining.",
+        "five maps over the body, in one table; with --dense a map in full, with --masks means "
+        "by label. Scans are prepared as for the pretraining.",
         epilog="Stopped, the same line continues where it was.",
     )
     add = made.add_argument

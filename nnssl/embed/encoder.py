@@ -117,15 +117,15 @@ def load_encoder(path: Path | str, spacing: Spacing | None = None) -> Encoder:
     return Encoder(checkpoint.load(path), spacing)
 
 
-def _spacing(loaded: checkpoint.Checkpoint, asked: Spacing | None) -> Spacing:
-    if loaded.spacing and asked and tuple(asked) != loaded.spacing:
+def _spacing(loaded: checkpoint.Checkpoint, given: Spacing | None) -> Spacing:
+    if loaded.spacing and given and tuple(given) != loaded.spacing:
         raise ValueError(
-            f"{loaded.path} was pretrained at {loaded.spacing} mm (z, y, x), and {tuple(asked)} "
+            f"{loaded.path} was pretrained at {loaded.spacing} mm (z, y, x), and {tuple(given)} "
             "was asked for: leave the spacing out"
         )
-    if not (loaded.spacing or asked):
+    if not (loaded.spacing or given):
         raise ValueError(
             f"{loaded.path} does not say the spacing of its pretraining: say one in mm (z, y, x), "
             "--spacing Z Y X, in Python load_encoder(path, spacing=(z, y, x))"
         )
-    return tuple(float(mm) for mm in loaded.spacing or asked)
+    return tuple(float(mm) for mm in loaded.spacing or given)

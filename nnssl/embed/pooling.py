@@ -43,19 +43,19 @@ class Pooled:
     windows: int
 
 
-def window_for(encoder: Encoder, shape: Shape, asked: object = None) -> Shape:
+def window_for(encoder: Encoder, shape: Shape, window: object = None) -> Shape:
     """Voxels (z, y, x) of a window, multiples of the last stride; the scan's own: as a whole.
 
-    asked: "whole", three numbers, or None: as a whole up to WHOLE.
+    window: "whole", three numbers, or None: as a whole up to WHOLE.
     """
     unit = encoder.strides[-1]
     least = (encoder.crop[0],) * (3 - len(encoder.crop)) + tuple(encoder.crop)
-    if asked == "whole" or (asked is None and np.prod(shape) * encoder.channels[0] <= WHOLE):
+    if window == "whole" or (window is None and np.prod(shape) * encoder.channels[0] <= WHOLE):
         size = shape
-    elif asked is None:
+    elif window is None:
         size = tuple(max(n, WINDOW) for n in least)
     else:
-        size = tuple(asked)
+        size = tuple(window)
     return tuple(-(-n // step) * step for n, step in zip(size, unit, strict=True))
 
 

@@ -255,8 +255,8 @@ def _pooled(encoder: Encoder, scan: Prepared, number: int | None, window: object
 def _tell(folder, lines, tasks, failed, made, has_labels: bool, say: Callable) -> None:
     out = len(lines) - len(tasks)
     say(
-        f"{len(made.id)} scans embedded, {out} left out ({folder / 'report.csv'}), "
-        f"{len(failed)} failed"
+        f"{len(made.id)} scans embedded, {out} left out ({folder / 'report.csv'}), {len(failed)} "
+        "failed"
     )
     for scan, reason in list(failed.items())[:10]:
         say(f"  {scan}: {reason}")

@@ -67,8 +67,8 @@ class SwinConfig:
         self._check_combinations()
         if len(self.depths) != 4 or len(self.heads) != 4 or min(self.depths + self.heads) < 1:
             raise ValueError(
-                "a Swin has 4 stages: depths and heads need 4 positive numbers each, "
-                f"got depths={self.depths}, heads={self.heads}"
+                "a Swin has 4 stages: depths and heads need 4 positive numbers each, got "
+                f"depths={self.depths}, heads={self.heads}"
             )
         for stage, heads in enumerate(self.heads):
             if (width := self.embed_dim * 2**stage) % heads:
@@ -78,9 +78,8 @@ class SwinConfig:
                 )
         if self.window < 2 or self.in_channels < 1 or not 0 <= self.drop_path < 1:
             raise ValueError(
-                "a Swin needs window >= 2, in_channels >= 1 and 0 <= drop_path < 1, "
-                f"got window={self.window}, in_channels={self.in_channels}, "
-                f"drop_path={self.drop_path}"
+                "a Swin needs window >= 2, in_channels >= 1 and 0 <= drop_path < 1, got "
+                f"window={self.window}, in_channels={self.in_channels}, drop_path={self.drop_path}"
             )
 
     def _checked_steps(self) -> tuple[Shape, ...]:
@@ -90,8 +89,7 @@ class SwinConfig:
         if not fitting or {n for step in steps for n in step} - {1, PATCH}:
             raise ValueError(
                 f"steps are {STEPS} tuples of {self.spatial_dims} numbers, each 1 or {PATCH}, or "
-                f"() for {PATCH} "
-                f"everywhere; got {self.steps}"
+                f"() for {PATCH} everywhere; got {self.steps}"
             )
         return steps if any(1 in step for step in steps) else ()
 

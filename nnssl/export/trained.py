@@ -71,7 +71,7 @@ def _require(model: Path, fold: str, checkpoint: str) -> Path:
     if not path.is_file():
         there = sorted(p.relative_to(model).as_posix() for p in model.glob("fold_*/*.pth"))
         raise ExportError(
-            f"there is no {path}; {model.name} holds: {', '.join(there) or 'no fold'}. "
-            "Choose with -f FOLD and -chk FILE"
+            f"there is no {path}; {model.name} holds: {', '.join(there) or 'no fold'}. Choose with "
+            "-f FOLD and -chk FILE"
         )
     return path

@@ -89,9 +89,8 @@ class Recipe:
         if wrong:
             raise ValueError(
                 "a fine-tuning recipe needs positive numbers, layer_decay and foreground at most "
-                "1, drop_path and ema "
-                f"below 1, and schedule poly or cosine; wrong: {', '.join(wrong)}; got "
-                f"{asdict(self)}"
+                "1, drop_path and ema below 1, and schedule poly or cosine; wrong: "
+                f"{', '.join(wrong)}; got {asdict(self)}"
             )
 
     @classmethod

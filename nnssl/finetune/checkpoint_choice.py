@@ -65,9 +65,8 @@ def require(choice: Choice | None) -> Choice:
     if choice is None:
         raise NoCheckpointError(
             f"no pretrained checkpoint was found: the plans name none, {VARIABLE} is not set, and "
-            f"there is no {FINAL} "
-            f"under {_searched()}.\n{REMEDY}\nor pretrain one with: nnssl_pretrain -m smit -i "
-            "FOLDER"
+            f"there is no {FINAL} under {_searched()}.\n{REMEDY}\nor pretrain one with: "
+            "nnssl_pretrain -m smit -i FOLDER"
         )
     return choice
 

@@ -92,8 +92,8 @@ def describe_lora(network: SwinUNETR, recipe: Recipe) -> str:
     )
     return (
         f"LoRA of rank {recipe.lora_rank}, alpha {recipe.lora_alpha:g}: of the encoder's "
-        f"{sum(p.numel() for p in parameters) - factors} parameters the matrices stay; "
-        f"{factors} in factors learn, and {learning - factors} in biases, norms and patch embedding"
+        f"{sum(p.numel() for p in parameters) - factors} parameters the matrices stay; {factors} "
+        f"in factors learn, and {learning - factors} in biases, norms and patch embedding"
     )
 
 

@@ -116,10 +116,9 @@ def describe(recipe: Recipe, pretrained: bool) -> str:
     """Line for the log: what the recipe comes to in this training."""
     return (
         f"Recipe: {recipe.total} iterations, {recipe.warmup} of them warm-up; learning rate "
-        f"{recipe.lr:g}, "
-        f"of which the encoder has {recipe.encoder_scale(pretrained):g} and the heads "
-        f"{recipe.head_lr:g}; "
-        f"drop path {recipe.stochastic_depth:g}; average of the weights {recipe.average or 'off'}"
+        f"{recipe.lr:g}, of which the encoder has {recipe.encoder_scale(pretrained):g} and the "
+        f"heads {recipe.head_lr:g}; drop path {recipe.stochastic_depth:g}; average of the weights "
+        f"{recipe.average or 'off'}"
     )
 
 

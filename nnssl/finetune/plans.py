@@ -120,10 +120,8 @@ def refuse_mixed_folds(model: Path | str, fold: int | str, info: dict) -> None:
     if before != info.get("sha256"):
         raise OriginError(
             f"{model} holds {len(others)} fold(s) trained from the checkpoint with sha256 "
-            f"{before}, this run has "
-            f"{info.get('sha256')}. Give each pretraining its plans: nnssl_plan -d DATASET -c "
-            "CHECKPOINT --name NAME, "
-            "and train with -p NAME"
+            f"{before}, this run has {info.get('sha256')}. Give each pretraining its plans: "
+            "nnssl_plan -d DATASET -c CHECKPOINT --name NAME, and train with -p NAME"
         )
 
 

@@ -62,9 +62,8 @@ class Watch:
         if theirs != self.info.get("hu"):
             self.say(
                 f"WARNING: the network in {file} saw other intensities (HU policy {theirs}) than "
-                "these plans give it "
-                f"({self.info.get('hu')}). For the same, plan from the same checkpoint: "
-                f"{_replan(saved, file)}"
+                f"these plans give it ({self.info.get('hu')}). For the same, plan from the same "
+                f"checkpoint: {_replan(saved, file)}"
             )
 
     def _before_loading(self, _: nn.Module, state_dict: dict, *__) -> None:
@@ -75,8 +74,8 @@ class Watch:
         heads = sum(HEADS in name for name in learnt)
         self.say(
             f"Pretrained weights of another training:{self.about} ({len(learnt) - heads} of "
-            f"{len(learnt)} tensors; the "
-            f"{heads} of the heads start again, and the intensity map stays that of this dataset)"
+            f"{len(learnt)} tensors; the {heads} of the heads start again, and the intensity map "
+            "stays that of this dataset)"
         )
 
 
@@ -90,9 +89,8 @@ def require_fit(file: str, saved: Mapping, own: Mapping[str, Tensor]) -> None:
     if PRETRAINING in saved:
         raise PretrainedWeightsError(
             f"{file} is the checkpoint of a pretraining, not of a labelled training: leave out "
-            "-pretrained_weights and "
-            f"make plans that name it, nnssl_plan -d DATASET -c {file} --name NAME, to train with "
-            "-p NAME"
+            f"-pretrained_weights and make plans that name it, nnssl_plan -d DATASET -c {file} "
+            "--name NAME, to train with -p NAME"
         )
     if not any(name.startswith("encoder.patch_embed.") for name in given):
         trainer, plans = (
@@ -101,8 +99,7 @@ def require_fit(file: str, saved: Mapping, own: Mapping[str, Tensor]) -> None:
         )
         raise PretrainedWeightsError(
             f"{file} holds another network than ours; start from it with its own trainer and "
-            "plans: "
-            f"nnUNetv2_train DATASET CONFIGURATION FOLD -tr {trainer} -p {plans} "
+            f"plans: nnUNetv2_train DATASET CONFIGURATION FOLD -tr {trainer} -p {plans} "
             f"-pretrained_weights {file}"
         )
     ours = {name: tuple(tensor.shape) for name, tensor in own.items() if _counts(name)}
@@ -114,16 +111,14 @@ def require_fit(file: str, saved: Mapping, own: Mapping[str, Tensor]) -> None:
     if channels[0] != channels[1]:
         raise PretrainedWeightsError(
             f"{file} was trained on images of {channels[0]} channel(s), these have {channels[1]}: "
-            "start from a "
-            "pretraining's checkpoint, whose first layer is inflated to any number: "
+            "start from a pretraining's checkpoint, whose first layer is inflated to any number: "
             f"{_replan(saved, file)}"
         )
     first = other[0]
     raise PretrainedWeightsError(
-        f"{file} is of another encoder or decoder: {len(other)} tensors differ, such as {first} ("
-        f"{theirs.get(first, 'missing')} in the file, {ours.get(first, 'missing')} here). Plan "
-        "this dataset with the "
-        f"same ones: {_replan(saved, file)}"
+        f"{file} is of another encoder or decoder: {len(other)} tensors differ, such as {first} "
+        f"({theirs.get(first, 'missing')} in the file, {ours.get(first, 'missing')} here). Plan "
+        f"this dataset with the same ones: {_replan(saved, file)}"
     )
 
 

@@ -22,9 +22,7 @@ def whole(checkpoint: object, say: Callable[[str], object]) -> object:
         return str(best)
     raise ValueError(
         f"{told}, and there is no {BEST} to continue from. Start this fold again without --c, or "
-        "use "
-        "another "
-        "of its checkpoints with -chk"
+        "use another of its checkpoints with -chk"
     )
 
 

@@ -23,16 +23,16 @@ def load(network: SwinUNETR, plans: dict, labels: int = 0) -> list[str]:
     if not info.get("checkpoint_path"):
         raise NoCheckpointError(
             "these plans name our network but no checkpoint: train them with -tr "
-            "SwinScratchTrainer, or make plans "
-            "from one: nnssl_plan -d DATASET -c PATH_TO_CHECKPOINT --name NAME"
+            "SwinScratchTrainer, or make plans from one: nnssl_plan -d DATASET -c "
+            "PATH_TO_CHECKPOINT --name NAME"
         )
     loaded = opened(choose(info))
     theirs, ours = loaded.encoder_config.spatial_dims, network.encoder.config.spatial_dims
     if theirs != ours:
         raise OriginError(
             f"{loaded.path} was pretrained in {theirs}D, this configuration is {ours}D: train a "
-            f"{theirs}D one, "
-            f"pretrain in {ours}D (nnssl_pretrain --dims {ours}), or use -tr SwinScratchTrainer"
+            f"{theirs}D one, pretrain in {ours}D (nnssl_pretrain --dims {ours}), or use -tr "
+            "SwinScratchTrainer"
         )
     done = checkpoint.transfer(loaded, network.encoder, labels)
     info.update(sha256=loaded.sha256, matched=done.matched, total=done.total)

@@ -177,8 +177,7 @@ class CPC(Method):
         if min(cube) < PATCH:
             raise ValueError(
                 f"a crop of {'x'.join(map(str, crop))} has no room for {self.config.cubes} cubes "
-                "along each axis; "
-                "take a larger --crop or fewer cubes"
+                "along each axis; take a larger --crop or fewer cubes"
             )
         return cube
 

@@ -31,7 +31,6 @@ from torch import Tensor
 from nnssl.encoder.swin import Swin
 from nnssl.memory import to_device
 from nnssl.methods.method import Method, MethodConfig, Step
-from nnssl.modules.asked import ask
 from nnssl.modules.distillation import (
     STAGE_OF_STRIDE,
     DistillationConfig,
@@ -40,6 +39,7 @@ from nnssl.modules.distillation import (
     freeze_unused_layers,
 )
 from nnssl.modules.losses import Centre, cross_view, soft_cross_entropy
+from nnssl.modules.selected import select_tokens
 from nnssl.types import Shape
 from nnssl.views.masking import block_grid, draw_cuboids, repeat_blocks
 from nnssl.views.multicrop import GLOBAL_VIEWS, MultiCropConfig, multicrop
@@ -87,8 +87,7 @@ class IBOTConfig(MultiCropConfig, DistillationConfig, MethodConfig):
         ) or self.mask_ratio in (0, 1):
             raise ValueError(
                 "mask_ratio lies between 0 and 1, and so must mask_ratio - mask_spread and "
-                "mask_ratio + mask_spread; "
-                f"got {self.mask_ratio} and {self.mask_spread}"
+                f"mask_ratio + mask_spread; got {self.mask_ratio} and {self.mask_spread}"
             )
         if self.w_image < 0 or self.w_patch < 0 or self.w_image + self.w_patch == 0:
             raise ValueError(
@@ -135,21 +134,21 @@ class IBOT(SelfDistillation, Method):
         config, temperature = self.config, self.teacher_temperature()
         count, batch = views["global"].shape[:2]
         image, hidden = views["global"].flatten(0, 1), views["hidden"].flatten(0, 1)
-        asked = ask(hidden, batch * self._most(hidden[0].numel()))
-        teacher = self.teacher(image, None, asked)
-        student = self.student(image, repeat_blocks(hidden, config.mask_block // 2), asked)
+        selected = select_tokens(hidden, batch * self._most(hidden[0].numel()))
+        teacher = self.teacher(image, None, selected)
+        student = self.student(image, repeat_blocks(hidden, config.mask_block // 2), selected)
         answers = [student.image]
         if "local" in views:
             answers.append(self.student(views["local"].flatten(0, 1)).image)
         targets = self.image_centre.sharpen(teacher.image, temperature)
-        patches = self.patch_centre.sharpen(teacher.patch, temperature, asked.counts)
+        patches = self.patch_centre.sharpen(teacher.patch, temperature, selected.counts)
         losses = {
             "image": cross_view(
                 torch.cat(answers).unflatten(0, (-1, batch)),
                 targets.unflatten(0, (count, batch)),
                 config.student_temperature,
             ),
-            "patch": asked.mean(
+            "patch": selected.mean(
                 soft_cross_entropy(student.patch, patches, config.student_temperature)
             ),
         }

@@ -17,7 +17,7 @@ Differs from the paper's code, whose faults are not inherited: the teacher start
 has no drop path, its momentum follows the schedule at every step, centres are shared between
 processes, and it carries no decoder; schedules are fractions of the run instead of epochs;
 gradients are clipped; only blocks that show some anatomy are hidden and scored, T3 and T4 predict
-voxels as well, each by itself, with smooth L1 (`nnssl.modules.masked`), and patches are asked of at
+voxels as well, each by itself, with smooth L1 (`nnssl.modules.masked`), and patches are compared in at
 most `patch_tokens` tokens per view; half of the regions are shown through a random HU window,
 because nnU-Net clips every CT dataset at percentiles of its own; tokens are standardised by running
 moments before the heads, without which small batches end in uniform targets.
@@ -37,7 +37,6 @@ from nnssl.encoder.swin import Swin
 from nnssl.encoder.visible import mask_at_stride_8
 from nnssl.memory import to_device
 from nnssl.methods.method import Method, MethodConfig, Step
-from nnssl.modules.asked import ask
 from nnssl.modules.distillation import (
     STAGE_OF_STRIDE,
     DistillationConfig,
@@ -47,6 +46,7 @@ from nnssl.modules.distillation import (
 )
 from nnssl.modules.losses import Centre, cross_view, masked_l1, soft_cross_entropy
 from nnssl.modules.masked import MaskedConfig
+from nnssl.modules.selected import select_tokens
 from nnssl.network.reconstruction import (
     LINEAR,
     ParcelDecoder,
@@ -68,7 +68,7 @@ class SMITConfig(MaskedConfig, DistillationConfig, MethodConfig):
     w_itd: float = 0.1  # global (image token) self-distillation
     w_mpd: float = 0.1  # masked patch token self-distillation
     mask_ratio: float = 0.7  # Jiang 2022
-    # asked of a view at most, drawn from the hidden ones; 0: all, as the paper
+    # selected per view at most, drawn from the hidden ones; 0: all, as the paper
     patch_tokens: int = 256
     teacher_temperature_end: float = 0.07  # Jiang 2022
     # fraction of the run: 30 of 500 epochs; the patch head starts this much later
@@ -89,8 +89,7 @@ class SMITConfig(MaskedConfig, DistillationConfig, MethodConfig):
         if self.patch_stride not in STAGE_OF_STRIDE:
             raise ValueError(
                 "the shortest side of mask_block must be the stride of a stage, "
-                f"{list(STAGE_OF_STRIDE)}, "
-                f"got {self.mask_block}"
+                f"{list(STAGE_OF_STRIDE)}, got {self.mask_block}"
             )
         if self.patch_tokens < 0:
             raise ValueError(
@@ -164,10 +163,10 @@ class SMIT(SelfDistillation, Method):
     def views(
         self, regions: Tensor, generators: Sequence[torch.Generator], within: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """{"image" [2 B 1 *crop], "masked" Bool [2 B *blocks], "asked" Bool [2 B *tokens], "offset"
+        """{"image" [2 B 1 *crop], "masked" Bool [2 B *blocks], "selected" Bool [2 B *tokens], "offset"
         [2 B dims]}.
 
-        "asked": the hidden patch tokens that the patch heads look at. `regions` [B 1 *region].
+        "selected": the hidden patch tokens that the patch heads look at. `regions` [B 1 *region].
         With `visible_only` also "visible" int64 [2 B m], the blocks that are computed.
         """
         c, dims = self.config, regions.ndim - 2
@@ -182,16 +181,16 @@ class SMIT(SelfDistillation, Method):
         twice = [generator for generator in generators for _ in range(2)]
         image = torch.stack(images)
         masked = draw_masks(image, block, c.mask_ratio, c.mask_air, twice)
-        asked = repeat_blocks(masked, [side // c.patch_stride for side in block])
+        selected = repeat_blocks(masked, [side // c.patch_stride for side in block])
         if c.patch_tokens:
             draws = torch.stack(
-                [torch.rand(asked.shape[1:], generator=generator) for generator in twice]
+                [torch.rand(selected.shape[1:], generator=generator) for generator in twice]
             )
-            asked = keep_at_most(asked, c.patch_tokens, to_device(draws, image.device))
+            selected = keep_at_most(selected, c.patch_tokens, to_device(draws, image.device))
         made = {
             "image": image,
             "masked": masked,
-            "asked": asked,
+            "selected": selected,
             "offset": to_device(torch.tensor(offsets), image.device),
         }
         if c.visible_only:
@@ -203,16 +202,18 @@ class SMIT(SelfDistillation, Method):
         image, hidden, visible = self._hidden(views)
         # Both views are drawn alike, so a teacher of one view may always see the first.
         taught, marked = (
-            views[name][: config.teacher_views].flatten(0, 1) for name in ("image", "asked")
+            views[name][: config.teacher_views].flatten(0, 1) for name in ("image", "selected")
         )
-        asked = ask(marked, len(taught) * self._most(hidden[0].numel(), marked[0].numel()))
-        student = self.student(image, shown_to_encoder(hidden, visible, config), asked)
+        selected = select_tokens(
+            marked, len(taught) * self._most(hidden[0].numel(), marked[0].numel())
+        )
+        student = self.student(image, shown_to_encoder(hidden, visible, config), selected)
         losses, monitored = {}, {}
         if config.w_mip > 0:
             covered = on_voxels(hidden, config)
             predicted = self.decoder(student.maps, image, covered)
             losses["mip"] = masked_l1(predicted, image, covered, config.smooth_l1)
-        teacher = self.teacher(taught, None, asked)
+        teacher = self.teacher(taught, None, selected)
         if config.w_itd > 0:
             target = self.image_centre.sharpen(teacher.image, self.teacher_temperature())
             pair = (2, -1)  # view 1 is asked what the teacher says of view 2
@@ -226,9 +227,9 @@ class SMIT(SelfDistillation, Method):
             target = self.patch_centre.sharpen(
                 teacher.patch,
                 self.teacher_temperature(delay=config.temperature_warmup),
-                asked.counts,
+                selected.counts,
             )
-            losses["mpd"] = asked.mean(
+            losses["mpd"] = selected.mean(
                 soft_cross_entropy(student.patch, target, config.student_temperature)
             )
             monitored["teacher_patch"] = target
@@ -244,7 +245,7 @@ class SMIT(SelfDistillation, Method):
         return Step(losses, monitored)
 
     def _most(self, blocks: int, tokens: int) -> int:
-        """How many of the so many patch tokens of a view are asked for at most."""
+        """How many of the so many patch tokens of a view are selected at most."""
         hidden = math.ceil(self.config.mask_ratio * blocks) * (tokens // blocks)
         return min(hidden, self.config.patch_tokens or hidden)
 

@@ -164,7 +164,7 @@ class SwinUNETRPretext(Method):
                 source = torch.Generator(regions.device).manual_seed(
                     int(torch.randint(2**62, (), generator=generator))
                 )
-                # sd 1: the body's
+                # std 1: the body's
                 noises.append(torch.randn(region.shape, generator=source, device=region.device))
         image, noise = torch.stack(images), torch.stack(noises)
         holes = covered(torch.stack(cuts, dim=1).flatten(0, 1), size, image.device)

@@ -12,9 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from nnssl.modules.asked import Asked
 from nnssl.modules.heads import PrototypeHead, Prototypes, pooled
 from nnssl.modules.schedules import cosine, ramp
+from nnssl.modules.selected import SelectedTokens
 from nnssl.modules.teacher import Teacher
 
 # which of the encoder's maps has tokens of this stride
@@ -56,7 +56,7 @@ class DistillationOutput(NamedTuple):
     maps: list[Tensor]
     embedding: Tensor  # [N d]
     image: Tensor | None  # [N K] logits
-    patch: Tensor | None  # [asked tokens, K] logits
+    patch: Tensor | None  # [selected tokens, K] logits
 
 
 class EncoderWithHeads(nn.Module):
@@ -95,16 +95,16 @@ class EncoderWithHeads(nn.Module):
             )
 
     def forward(
-        self, image: Tensor, masked: Tensor | None = None, asked: Asked | None = None
+        self, image: Tensor, masked: Tensor | None = None, selected: SelectedTokens | None = None
     ) -> DistillationOutput:
-        """`masked`: what the encoder may not see; `asked`: the patch tokens that are asked for, of
+        """`masked`: what the encoder may not see; `selected`: the patch tokens that are asked for, of
         all views or of the first ones.
         """
         maps = self.encoder(image, masked)
         embedding = torch.cat([pooled(maps[number]) for number in self.pooled], dim=1)
         patch = None
-        if self.patch_head is not None and asked is not None:
-            patch = self.patch_head(asked.of(maps[self.patch]), asked.counts)
+        if self.patch_head is not None and selected is not None:
+            patch = self.patch_head(selected.of(maps[self.patch]), selected.counts)
         return DistillationOutput(
             maps,
             embedding,

@@ -70,8 +70,7 @@ class MaskedConfig:
         if not 1 <= len(self.mask_block) <= 3 or not set(self.mask_block) <= set(STRIDES):
             raise ValueError(
                 f"mask_block must be a stride of the encoder, {list(STRIDES)}, or one for each "
-                "axis "
-                f"such as 16x8x8, got {self.mask_block}"
+                f"axis such as 16x8x8, got {self.mask_block}"
             )
         if self.decode_from not in STRIDES:
             raise ValueError(
@@ -91,6 +90,6 @@ class MaskedConfig:
             raise ValueError(
                 f"visible_only=true needs a mask_block and a decode_from of at least {COARSE}, and "
                 f"decoder=linear; got mask_block={self.mask_block}, "
-                f"decode_from={self.decode_from}, "
-                f"decoder={self.decoder}. Set visible_only=false to keep these"
+                f"decode_from={self.decode_from}, decoder={self.decoder}. Set visible_only=false "
+                "to keep these"
             )

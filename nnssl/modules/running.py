@@ -162,7 +162,7 @@ def discard_all(module: nn.Module) -> None:
 
 
 class Standardise(nn.Module):
-    """(x - mean) / sd by running moments of what went through in earlier steps: [N d] -> [N d].
+    """(x - mean) / std by running moments of what went through in earlier steps: [N d] -> [N d].
 
     Pooled tokens of different crops share most of their length, so cosine similarities to
     prototypes hardly differ, and a small batch ends in uniform targets at once. Batch norm would

@@ -11,10 +11,9 @@ def plan_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="nnssl_plan",
         description="Plans for nnU-Net that name our network, the pretrained checkpoint with its "
-        "hash, and the recipe. "
-        "Patch and batch size are planned for this network's memory. They share the data of "
-        "nnU-Net's own plans where "
-        "both would preprocess the same. Train with: nnUNetv2_train ... -p NAME.",
+        "hash, and the recipe. Patch and batch size are planned for this network's memory. They "
+        "share the data of nnU-Net's own plans where both would preprocess the same. Train with: "
+        "nnUNetv2_train ... -p NAME.",
     )
     add = parser.add_argument
     add(

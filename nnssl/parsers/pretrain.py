@@ -12,12 +12,10 @@ def pretrain_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="nnssl_pretrain",
         description="Pretrain a Swin encoder on raw, unlabelled CT (with --no-hu: MRI). Needs "
-        "nnU-Net's three "
-        "variables; writes preprocessed scans to $nnUNet_preprocessed/nnssl/NAME and results to "
-        "$nnUNet_results/nnssl/NAME.",
+        "nnU-Net's three variables; writes preprocessed scans to $nnUNet_preprocessed/nnssl/NAME "
+        "and results to $nnUNet_results/nnssl/NAME.",
         epilog="Stopped by SIGTERM, SIGHUP, SIGUSR1, SIGUSR2 or Ctrl-C it saves and exits with 75; "
-        "the same line with "
-        "--c continues exactly.",
+        "the same line with --c continues exactly.",
     )
     what = parser.add_argument_group("what to learn from")
     what.add_argument("-m", dest="method", metavar="METHOD", help="the method; --list shows them")
@@ -71,8 +69,7 @@ def pretrain_parser() -> argparse.ArgumentParser:
         "--no-hu",
         action="store_true",
         help="not CT: each scan is normalised by its own mean and std, as nnU-Net does; default "
-        "for -d: "
-        "what its dataset.json says",
+        "for -d: what its dataset.json says",
     )
     what.add_argument(
         "-np",

@@ -30,10 +30,9 @@ TO_SEE = 5.0  # seconds within which the end of a reader that caused an error is
 PATIENCE = 2.0  # seconds that a reader may take to end by itself
 WHEN_GONE = (
     "A process that reads crops is gone. Killed: memory is short, fewer --workers or a smaller "
-    "--batch-size need less. "
-    "Bus error or shared memory: /dev/shm is too small, in a container docker run --shm-size=8g. "
-    "--workers 0 does "
-    "without such processes. The same line with --c continues from the last save"
+    "--batch-size need less. Bus error or shared memory: /dev/shm is too small, in a container "
+    "docker run --shm-size=8g. --workers 0 does without such processes. The same line with --c "
+    "continues from the last save"
 )
 
 
@@ -62,8 +61,8 @@ class MicroBatches:
         if batch_size % parts:
             raise ValueError(
                 f"a total batch of {batch_size} cannot be shared by {dist.world_size()} processes "
-                f"x {accumulate} "
-                f"accumulated parts; choose a --batch-size that is a multiple of {parts}"
+                f"x {accumulate} accumulated parts; choose a --batch-size that is a multiple of "
+                f"{parts}"
             )
         self.start, self.steps = start, steps
         self.batch_size, self.accumulate = batch_size, accumulate

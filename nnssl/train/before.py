@@ -72,8 +72,7 @@ def require_free(folder: Path, resume: bool) -> None:
     if resume and there == [FINAL]:
         raise ValueError(
             f"{folder} holds a finished run ({FINAL}) without {LATEST}, from which --c would "
-            "continue; "
-            "a new run would overwrite it: write elsewhere with -o"
+            "continue; a new run would overwrite it: write elsewhere with -o"
         )
     if there and not resume:
         raise ValueError(

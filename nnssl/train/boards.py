@@ -36,8 +36,8 @@ def wandb_enabled() -> bool:
 
 def require_packages(tensorboard: bool, wandb: bool) -> None:
     """Raises ValueError that names the extra, before any scan is read."""
-    asked = {"tensorboard": tensorboard, "wandb": wandb}
-    for name in (name for name, yes in asked.items() if yes):
+    wanted = {"tensorboard": tensorboard, "wandb": wandb}
+    for name in (name for name, yes in wanted.items() if yes):
         spec = find_spec(name)
         # without origin: some folder of that name, such as W&B's own in the current one
         if spec is None or spec.origin is None:

@@ -27,22 +27,22 @@ WORDS = {"gpu": "GPU memory", "ram": "host memory for this process"}
 
 
 def hold(
-    crops: Crops, plan: Plan, asked: str, device: torch.device, say: Callable[[str], None]
+    crops: Crops, plan: Plan, choice: str, device: torch.device, say: Callable[[str], None]
 ) -> None:
-    """Let `crops` come from memory where `asked` (one of CHOICES) and the free memory allow it; say
+    """Let `crops` come from memory where `choice` (one of CHOICES) and the free memory allow it; say
     in one line what was chosen, and why.
 
     All processes of a run choose alike, and each holds all of it. Raises ValueError where what is
     asked for by name cannot be.
     """
-    check(asked, device)
-    if asked == "off":
+    check(choice, device)
+    if choice == "off":
         return say("cache: off, as asked; crops are read from the disk")
-    places = [asked] if asked != "auto" else ["gpu", "ram"] if device.type == "cuda" else ["ram"]
+    places = [choice] if choice != "auto" else ["gpu", "ram"] if device.type == "cuda" else ["ram"]
     expected, reasons = least_bytes(crops, plan), []
     found: Layout | None = None
     for place in places:
-        fraction = _fraction(place, asked, device)
+        fraction = _fraction(place, choice, device)
         free = free_bytes(device if place == "gpu" else torch.device("cpu"))
         allowed = int(fraction * free)
         if _fits(expected, allowed, device):
@@ -56,19 +56,19 @@ def hold(
             crops.source = Held(found, where)
             return None
         reasons.append(f"{size(expected)} are more than {rule}")
-    if asked != "auto":
+    if choice != "auto":
         raise ValueError(
-            f"--cache {asked}: {reasons[0]}; --cache auto takes what fits, --cache off reads from "
+            f"--cache {choice}: {reasons[0]}; --cache auto takes what fits, --cache off reads from "
             "the disk"
         )
     return say(f"cache: off, crops are read from the disk: {'; '.join(reasons)}")
 
 
-def check(asked: str, device: torch.device) -> None:
+def check(choice: str, device: torch.device) -> None:
     """Raise ValueError for what cannot be on this device."""
-    if asked not in CHOICES:
-        raise ValueError(f"--cache {asked} is not known; known: {', '.join(CHOICES)}")
-    if asked == "gpu" and device.type != "cuda":
+    if choice not in CHOICES:
+        raise ValueError(f"--cache {choice} is not known; known: {', '.join(CHOICES)}")
+    if choice == "gpu" and device.type != "cuda":
         raise ValueError(
             f"--cache gpu needs -device cuda, the device is {device.type}: --cache ram holds the "
             "scans in the host's memory"
@@ -91,8 +91,8 @@ def size(number: float) -> str:
     return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.0f} MB"
 
 
-def _fraction(place: str, asked: str, device: torch.device) -> float:
-    if asked != "auto":
+def _fraction(place: str, choice: str, device: torch.device) -> float:
+    if choice != "auto":
         return ASKED
     return AUTO_ON_CPU if place == "ram" and device.type == "cpu" else AUTO[place]
 

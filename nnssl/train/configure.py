@@ -64,18 +64,18 @@ def configure(
     stored: the "method_config" of a run that continues; its values stay. Raises ValueError for
     settings that cannot be.
     """
-    asked = method.Config.read(settings)
+    given = method.Config.read(settings)
     if stored:
-        return replace(method.Config.stored(stored), **asked), []
-    if asked.get("published"):
+        return replace(method.Config.stored(stored), **given), []
+    if given.get("published"):
         return method.Config.parse(settings), []
     every = [
-        *_of_masks(method, sizes, asked),
+        *_of_masks(method, sizes, given),
         *_of_teachers(method, sizes),
-        *_of_cubes(method, sizes, asked),
+        *_of_cubes(method, sizes, given),
         *_of_length(sizes),
     ]
-    chosen = [choice for choice in every if choice.name not in asked]
+    chosen = [choice for choice in every if choice.name not in given]
     config = method.Config.parse(settings, {choice.name: choice.value for choice in chosen})
     return config, chosen
 
@@ -109,12 +109,10 @@ def warn_small(method: Method, together: int, say: Callable[[str], None]) -> Non
     if together < method.smallest_batch:
         say(
             f"WARNING: {method.title} compares the scans of a step and needs some "
-            f"{method.smallest_batch} of them at "
-            f"least; here they are {together}. Try --batch-size {method.smallest_batch} with a "
-            "smaller --crop or "
-            "--checkpointing, fewer parts (--accumulate does not help: each part is compared "
-            "alone), more GPUs, or a "
-            "method that does with less (nnssl_pretrain --list)"
+            f"{method.smallest_batch} of them at least; here they are {together}. Try --batch-size "
+            f"{method.smallest_batch} with a smaller --crop or --checkpointing, fewer parts "
+            "(--accumulate does not help: each part is compared alone), more GPUs, or a method "
+            "that does with less (nnssl_pretrain --list)"
         )
 
 
@@ -148,10 +146,10 @@ def hidden_block(crop: Shape, spacing: Spacing, allowed: Sequence[int] = BLOCK_S
     return Block(sides)
 
 
-def _of_masks(method: type[Method], sizes: Sizes, asked: dict) -> list[Choice]:
+def _of_masks(method: type[Method], sizes: Sizes, given: dict) -> list[Choice]:
     if not issubclass(method.Config, MaskedConfig):
         return []
-    alone = asked.get("visible_only", False)
+    alone = given.get("visible_only", False)
     block = hidden_block(sizes.crop, sizes.spacing, WHOLE_SIDES if alone else BLOCK_SIDES)
     size = " x ".join(f"{side * mm:.0f}" for side, mm in zip(block, sizes.spacing, strict=True))
     return [
@@ -189,12 +187,12 @@ def _of_teachers(method: type[Method], sizes: Sizes) -> list[Choice]:
     return made
 
 
-def _of_cubes(method: type[Method], sizes: Sizes, asked: dict) -> list[Choice]:
+def _of_cubes(method: type[Method], sizes: Sizes, given: dict) -> list[Choice]:
     if not hasattr(method.Config, "cubes"):  # CPC's
         return []
     shortest = min(sizes.crop)
-    cubes = min(max(shortest // LEAST_CUBE, 2, asked.get("ahead", 1) + 1), MOST_CUBES)
-    cubes = asked.get("cubes", cubes)
+    cubes = min(max(shortest // LEAST_CUBE, 2, given.get("ahead", 1) + 1), MOST_CUBES)
+    cubes = given.get("cubes", cubes)
     side = shortest // cubes
     reason = f"cubes of {side} voxels" + (
         "" if side >= LEAST_CUBE else f"; take a --crop of {2 * LEAST_CUBE} or more"

@@ -74,7 +74,7 @@ def train(run: Run, say: Callable[[str], None] = print) -> Path:
                 }
                 bar.set_postfix(loss=f"{row['total']:.4f}", **speed, refresh=False)
             bar.update()
-            stop = signals.asked(run.step)
+            stop = signals.stop_requested(run.step)
             at_step = run.step % config.save_every == 0 or run.step == config.steps
             saved = stop or at_step or (logged and since_save.is_long())
             if saved:
@@ -160,14 +160,12 @@ def _look(run: Run, losses: dict, steps: int, say: Callable[[str], None]) -> boo
         shown = {name: float(value) for name, value in losses.items()}
         say(
             f"\nWARNING: the gradient of step {run.step} is not finite, losses {shown}; the step "
-            "was skipped. "
-            f"{WHEN_DIVERGED}"
+            f"was skipped. {WHEN_DIVERGED}"
         )
     elif dist.is_main() and since and not in_a_row:
         say(
             f"\nWARNING: {since} of the steps up to step {run.step} had a gradient that is not "
-            "finite and were "
-            f"skipped. {WHEN_DIVERGED}"
+            f"finite and were skipped. {WHEN_DIVERGED}"
         )
     if in_a_row >= PATIENCE:
         raise Diverged(

@@ -34,8 +34,7 @@ ADVICE = {
     "teacher_momentum=0.999)",
     "uniform": "the teacher's targets carry no information (entropy near log K). Try a sharper teacher "
     "(--set teacher_temperature_end=0.04), a lower learning rate (--set lr=...) or fewer "
-    "prototypes "
-    "(--set prototypes=1024)",
+    "prototypes (--set prototypes=1024)",
     "single": "the teacher names one prototype for everything. Try a faster centre (--set centre_momentum=0.8) "
     "or a softer teacher (--set teacher_temperature_start=0.06)",
     "solved": "the question is answered nearly always (accuracy > 0.99), so more steps teach little: stop here and use "

@@ -196,11 +196,10 @@ def build(options: Options, plan: Plan, data: Path, device: torch.device, earlie
     configure.tell(chosen, say)
     say(
         f"{options.method} on {len(crops)} scans: encoder {options.preset} ({shown:.1f} M "
-        "parameters), crop "
-        f"{'x'.join(map(str, crop))} at {'x'.join(f'{s:g}' for s in plan.spacing)} mm, "
-        f"{config.steps} steps of "
-        f"{batch_size} scans, {device}{' in bf16' if bf16 else ''}, {dist.world_size()} "
-        f"process(es)\nresults: {folder}"
+        f"parameters), crop {'x'.join(map(str, crop))} at "
+        f"{'x'.join(f'{s:g}' for s in plan.spacing)} mm, {config.steps} steps of {batch_size} "
+        f"scans, {device}{' in bf16' if bf16 else ''}, {dist.world_size()} process(es)\nresults: "
+        f"{folder}"
     )
     return run
 
@@ -292,7 +291,7 @@ def _in_hu(options: Options, datasets: Sequence[Path]) -> bool:
     if not options.no_hu and other and (options.sources or len(other) < len(kinds)):
         raise ValueError(
             f"{', '.join(other)} is not CT (dataset.json), the other scans are: pretrain on one "
-            "kind, or say --no-hu to normalise every scan by its own mean and sd"
+            "kind, or say --no-hu to normalise every scan by its own mean and std"
         )
     if options.clip and not in_hu:
         raise ValueError(

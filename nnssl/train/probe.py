@@ -68,16 +68,16 @@ class Probe:
             np.sum([crop.classes for crop in half], axis=0)
             for half in (self.fitted_on, self.tested_on)
         ]
-        self.told = [
+        self.scored_classes = [
             k
             for k in range(len(self.names))
             if all(np.ndim(count) and count[k] for count in counts)
         ]
-        if not [k for k in self.told if k]:
+        if not [k for k in self.scored_classes if k]:
             raise ValueError(
                 f"the probe on {self.dataset} has no label that is both in the cases it fits, "
-                f"{self.cases[::2]}, and "
-                f"in those it tests, {self.cases[1::2]}; use more cases (--probe-cases)"
+                f"{self.cases[::2]}, and in those it tests, {self.cases[1::2]}; use more cases "
+                "(--probe-cases)"
             )
         self._points = self._draw_points()
 
@@ -90,19 +90,25 @@ class Probe:
         evaluation mode.
         """
         fitted = self._fit(encoder, device, bf16)
-        confusion = torch.zeros(len(self.told), len(self.told), dtype=torch.long)
+        confusion = torch.zeros(
+            len(self.scored_classes), len(self.scored_classes), dtype=torch.long
+        )
         for crops, maps in self._maps(encoder, self.tested_on, device, bf16):
-            told = linear.everywhere(maps, encoder.strides, fitted, self.crop).argmax(dim=1).cpu()
+            predicted = (
+                linear.everywhere(maps, encoder.strides, fitted, self.crop).argmax(dim=1).cpu()
+            )
             right = torch.from_numpy(np.stack([self._labels(crop) for crop in crops])).view(
-                told.shape
+                predicted.shape
             )
             counted = right >= 0
-            pairs = right[counted] * len(self.told) + told[counted]
-            confusion += pairs.bincount(minlength=len(self.told) ** 2).view_as(confusion)
+            pairs = right[counted] * len(self.scored_classes) + predicted[counted]
+            confusion += pairs.bincount(minlength=len(self.scored_classes) ** 2).view_as(confusion)
         hit = confusion.diagonal().double()
         dice = (2 * hit / (confusion.sum(0) + confusion.sum(1)).clamp(min=1)).tolist()
         labels = {
-            f"probe_{self.names[k]}": value for k, value in zip(self.told, dice, strict=True) if k
+            f"probe_{self.names[k]}": value
+            for k, value in zip(self.scored_classes, dice, strict=True)
+            if k
         }
         return {**labels, "probe_dice": sum(labels.values()) / len(labels)}
 
@@ -116,13 +122,15 @@ class Probe:
                 features.append(linear.at_points(one, encoder.strides, points).cpu())
                 classes.append(numbers)
         features, classes = torch.cat(features), torch.cat(classes)
-        alike = 1 / classes.bincount(minlength=len(self.told)).clamp(min=1).double()
+        alike = 1 / classes.bincount(minlength=len(self.scored_classes)).clamp(min=1).double()
         half, rest = slice(0, None, 2), slice(1, None, 2)
-        targets = torch.nn.functional.one_hot(classes[half], len(self.told))
+        targets = torch.nn.functional.one_hot(classes[half], len(self.scored_classes))
         coefficients, offset = linear.ridge(features[half], targets, alike[classes[half]], PENALTY)
         scores = features[rest].double() @ coefficients + offset
         voxels = (
-            torch.tensor([sum(crop.classes[k] for crop in self.fitted_on) for k in self.told])
+            torch.tensor(
+                [sum(crop.classes[k] for crop in self.fitted_on) for k in self.scored_classes]
+            )
             * alike
         )
         return coefficients, offset + linear.offsets(scores, classes[rest], voxels[classes[rest]])
@@ -149,10 +157,10 @@ class Probe:
         )
 
     def _labels(self, crop: Crop) -> np.ndarray:
-        """int64 [*box]: places in `told`, or NOTHING."""
+        """int64 [*box]: places in `scored_classes`, or NOTHING."""
         values = self._read(crop, "_labels", NOTHING)
         out = np.full(values.shape, NOTHING, np.int64)
-        for place, number in enumerate(self.told):
+        for place, number in enumerate(self.scored_classes):
             out[self._classes(values) == number] = place
         return out
 
@@ -211,7 +219,7 @@ class Probe:
         """For each crop that is fitted: voxels [n dims] and their classes [n], evenly over the
         case's crops.
         """
-        label = min(MOST_POINTS, -(-POINTS // (len(self.told) - 1)))
+        label = min(MOST_POINTS, -(-POINTS // (len(self.scored_classes) - 1)))
         points = {}
         for crop in self.fitted_on:
             labels = self._labels(crop)
@@ -223,7 +231,7 @@ class Probe:
                 generator.permutation(np.argwhere(labels == place))[
                     : -(-(label if place else POINTS) // fraction)
                 ]
-                for place in range(len(self.told))
+                for place in range(len(self.scored_classes))
             ]
             places = np.concatenate(drawn)[:, 3 - len(self.crop) :]
             classes = np.repeat(np.arange(len(drawn)), [len(part) for part in drawn])

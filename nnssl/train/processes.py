@@ -18,11 +18,11 @@ AS_SIGTERM = tuple(
 LONG = timedelta(days=14)  # one process prepares ten thousand scans while the others wait
 
 
-def choose_device(asked: str | None) -> torch.device:
-    """The device of this process: `asked`, or a GPU where there is one. Raises ValueError when it
+def choose_device(requested: str | None) -> torch.device:
+    """The device of this process: `requested`, or a GPU where there is one. Raises ValueError when it
     is not there.
     """
-    name = asked or ("cuda" if torch.cuda.is_available() else "cpu")
+    name = requested or ("cuda" if torch.cuda.is_available() else "cpu")
     available = {
         "cpu": True,
         "cuda": torch.cuda.is_available(),
@@ -74,9 +74,9 @@ def init_process_group(device: torch.device) -> None:
     if together not in ("", "1") and "RANK" not in os.environ:
         raise ValueError(
             f"srun started this command {together} times, and each would train the whole run by "
-            "itself. Start it once "
-            "(srun --ntasks=1) with -num_gpus N, or on several machines one torchrun each: srun "
-            "--ntasks-per-node=1 torchrun --nnodes=M --nproc-per-node=N ... -m nnssl pretrain ..."
+            "itself. Start it once (srun --ntasks=1) with -num_gpus N, or on several machines one "
+            "torchrun each: srun --ntasks-per-node=1 torchrun --nnodes=M --nproc-per-node=N ... "
+            "-m nnssl pretrain ..."
         )
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
         return

@@ -32,8 +32,7 @@ FUSED = ("cpu", "cuda")
 LATEST, BEST = "checkpoint_latest.pth", "checkpoint_best.pth"
 WHEN_DIVERGED = (
     "Try a lower learning rate (--set lr=1e-4), stronger clipping (--set clip_norm=1.0), and look "
-    "for scans with "
-    "extreme values in report.csv"
+    "for scans with extreme values in report.csv"
 )
 
 
@@ -277,8 +276,7 @@ class Run:
         if state["step"] > self.config.steps:
             raise ValueError(
                 f"the run in {self.folder} has done {state['step']} steps of {before['steps']}, "
-                "more than --steps "
-                f"{self.config.steps}: give a larger number, or leave it out"
+                f"more than --steps {self.config.steps}: give a larger number, or leave it out"
             )
         self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -293,8 +291,7 @@ class Run:
         if before["steps"] != self.config.steps:
             told.append(
                 f"the learning rate and all that follows the run's course go from step {self.step} "
-                "on as in a run of "
-                f"{self.config.steps} steps"
+                f"on as in a run of {self.config.steps} steps"
             )
         return told
 

@@ -47,7 +47,7 @@ class Signals:
                 if dist.is_initialized() and ALARM:
                     signal.alarm(0)
 
-    def asked(self, step: int = 0) -> bool:
+    def stop_requested(self, step: int = 0) -> bool:
         """True on every process once any was signalled. On GPUs they agree every `EVERY` steps: it
         is a wait.
         """

@@ -31,9 +31,8 @@ def encoder(
     if (config.spatial_dims, config.in_channels) != (dims, 1):
         raise ValueError(
             f"{earlier} holds an encoder for {config.spatial_dims}D images of {config.in_channels} "
-            "channel(s); this "
-            f"pretraining is {dims}D, of one channel: choose another checkpoint, or --dims "
-            f"{config.spatial_dims}"
+            f"channel(s); this pretraining is {dims}D, of one channel: choose another checkpoint, "
+            f"or --dims {config.spatial_dims}"
         )
     plain = Swin(config)
     checkpoint.transfer(loaded, plain)

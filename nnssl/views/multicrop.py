@@ -37,8 +37,8 @@ class MultiCropConfig:
             )
         if not 0 < self.local_side_low <= self.local_side_high <= 1:
             raise ValueError(
-                "0 < local_side_low <= local_side_high <= 1 must hold, "
-                f"got {self.local_side_low} and {self.local_side_high}"
+                f"0 < local_side_low <= local_side_high <= 1 must hold, got {self.local_side_low} "
+                f"and {self.local_side_high}"
             )
 
 

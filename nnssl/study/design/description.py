@@ -158,8 +158,7 @@ def _check(study: Study) -> None:
     if count > MOST_RUNS:
         raise DescriptionError(
             f"{len(study.arms)} arms x {len(study.tasks)} tasks x {len(study.budgets)} budgets x "
-            f"{len(study.seeds)} "
-            f"seeds are {count} runs; a study has {MOST_RUNS} at most"
+            f"{len(study.seeds)} seeds are {count} runs; a study has {MOST_RUNS} at most"
         )
     plans = Counter(f"{task.name}-{arm.name}" for task in study.tasks for arm in study.arms)
     if same := [name for name, times in plans.items() if times > 1]:
@@ -170,9 +169,8 @@ def _check(study: Study) -> None:
     baseline = [arm for arm in study.arms if arm.name == BASELINE]
     if not baseline or baseline[0].start != "scratch" or baseline[0].tasks or baseline[0].budgets:
         raise DescriptionError(
-            f"one arm is the baseline of all comparisons, on every task and budget: {{name: "
-            f"{BASELINE}, "
-            f"start: scratch}}; the arms are "
+            "one arm is the baseline of all comparisons, on every task and budget: {name: "
+            f"{BASELINE}, start: scratch}}; the arms are "
             f"{', '.join(f'{arm.name} ({arm.start})' for arm in study.arms)}"
         )
     arms, tasks = {arm.name: arm for arm in study.arms}, {task.name for task in study.tasks}
@@ -184,8 +182,7 @@ def _check(study: Study) -> None:
         if unknown := [str(budget) for budget in arm.budgets if budget not in study.budgets]:
             raise DescriptionError(
                 f"arm {arm.name} names budgets that the study does not have: {', '.join(unknown)}; "
-                "it has "
-                f"{', '.join(map(str, study.budgets))}"
+                f"it has {', '.join(map(str, study.budgets))}"
             )
         pretrained = [other.name for other in study.arms if other.start not in (BASELINE, *OTHERS)]
         if arm.like and arm.like not in pretrained:

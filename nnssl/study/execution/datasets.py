@@ -56,10 +56,8 @@ def data_commands(dataset: str, configuration: str, plans_name: str = BASE) -> l
         if plans_name != BASE:
             raise StudyError(
                 f"dataset {dataset} has no plans {plans_name}; let nnU-Net make them, for example "
-                "with another spacing "
-                f"(mm):\n  nnUNetv2_plan_experiment -d {number(dataset)} -overwrite_plans_name "
-                f"{plans_name} "
-                "-overwrite_target_spacing Z Y X"
+                f"with another spacing (mm):\n  nnUNetv2_plan_experiment -d {number(dataset)} "
+                f"-overwrite_plans_name {plans_name} -overwrite_target_spacing Z Y X"
             )
         return [
             [

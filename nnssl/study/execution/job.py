@@ -65,9 +65,9 @@ def train(job: dict, folder: Path, lock: int) -> None:
     if not validated(fold) and not program:
         command = runs.training(**place, device=job["device"], program=BY_HAND)
         raise CommandError(
-            f"not trained yet; in the environment of its trainer: {shlex.join(command)} "
-            f"(of upstream's own programs the one that trains {job['trainer']}, with nnU-Net's "
-            "folders of this study; then the same line of nnssl_study collects it)"
+            f"not trained yet; in the environment of its trainer: {shlex.join(command)} (of "
+            f"upstream's own programs the one that trains {job['trainer']}, with nnU-Net's folders "
+            "of this study; then the same line of nnssl_study collects it)"
         )
     if not validated(fold):
         command = runs.training(**place, device=job["device"], program=program)
@@ -89,8 +89,8 @@ def _require_same_cases(fold: Path, wanted: Sequence[str]) -> None:
     found = {Path(entry["reference_file"]).name.removesuffix(ending) for entry in entries}
     if found != set(wanted):
         raise CommandError(
-            f"{fold} was validated on other cases than this study's: {len(found - set(wanted))} "
-            f"of {len(found)} are not its, {len(set(wanted) - found)} of its are missing. It was "
+            f"{fold} was validated on other cases than this study's: {len(found - set(wanted))} of "
+            f"{len(found)} are not its, {len(set(wanted) - found)} of its are missing. It was "
             "trained with another splits_final.json: remove that fold and train it again"
         )
 

@@ -55,8 +55,7 @@ def check(study: Study) -> None:
         if len(channels := raw(arm.dataset)["channel_names"]) > 1:
             raise StudyError(
                 f"arm {arm.name}: dataset {arm.dataset} has {len(channels)} channels, and only an "
-                "encoder of one can "
-                "be passed on"
+                "encoder of one can be passed on"
             )
 
 
@@ -69,8 +68,8 @@ def _require_plans(arm: Arm, task: Task) -> None:
         raise StudyError(
             f"arm {arm.name}: dataset {task.dataset} has no plans {arm.plans}, which the "
             f"environment of its trainer makes; there are: {there}. For checkpoints of MIC-DKFZ's "
-            "nnssl type, in that environment: nnUNetv2_preprocess_like_nnssl "
-            f"-d {number(task.dataset)} -n NAME -pc CHECKPOINT"
+            "nnssl type, in that environment: nnUNetv2_preprocess_like_nnssl -d "
+            f"{number(task.dataset)} -n NAME -pc CHECKPOINT"
         )
 
 

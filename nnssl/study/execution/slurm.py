@@ -106,13 +106,12 @@ def in_queue(number: str) -> bool:
     """Whether SLURM knows the job as waiting or running. Raises StudyError where squeue gives no
     answer.
     """
-    asked = subprocess.run(
+    done = subprocess.run(
         ["squeue", "-h", "-j", number, "-o", "%T"], capture_output=True, text=True
     )
-    if asked.returncode and "Invalid job id" not in asked.stderr:
+    if done.returncode and "Invalid job id" not in done.stderr:
         raise StudyError(
-            f"squeue does not answer: {asked.stderr.strip()}; the jobs continue, the same line "
-            "waits "
-            "for them"
+            f"squeue does not answer: {done.stderr.strip()}; the jobs continue, the same line "
+            "waits for them"
         )
-    return asked.stdout.strip() not in GONE
+    return done.stdout.strip() not in GONE

@@ -65,9 +65,9 @@ def write(rows: Path | str, folder: Path | str) -> Path:
                 )
                 for task in results.tasks
             },
-            "Lines: means over the seeds; bands: their range. Dotted: fractions of scratch's final "
-            "Dice. Of more than three budgets the fewest, a middle one and the most labels are "
-            "drawn; the table has all.",
+            "Lines: means over the seeds; bands: their range. Dotted: fractions of scratch's "
+            "final Dice. Of more than three budgets the fewest, a middle one and the most labels "
+            "are drawn; the table has all.",
         ),
         report.section("Labels", [efficiency.labels_saved(results), efficiency.gap(results)], {}),
         report.section("Modalities", [efficiency.modality(results)], {}),

@@ -181,8 +181,8 @@ def modality(results: Results) -> Table:
     ]
     note = (
         "Within: tasks of the modality that the arm was pretrained on; across: tasks of another. "
-        "The drop in Dice also holds how hard the tasks are; scratch's drop shows that part. Gain: "
-        "Dice minus scratch's on the same cases; gain lost: what of it does not carry over. "
+        "The drop in Dice also holds how hard the tasks are; scratch's drop shows that part. "
+        "Gain: Dice minus scratch's on the same cases; gain lost: what of it does not carry over. "
         "Intervals by bootstrap over seeds and cases."
     )
     return Table("modality", "From one modality to another", note, columns, rows)

@@ -63,9 +63,9 @@ def scores(results: Results) -> Table:
         *(MEASURES[n] for n in there),
     ]
     note = (
-        "Mean over the labels of a case, then over the cases, then over the seeds; in brackets the "
-        "95 % interval by bootstrap over seeds and cases together. Overlapping intervals do not "
-        "mean that arms are alike: the comparisons below are paired."
+        "Mean over the labels of a case, then over the cases, then over the seeds; in brackets "
+        "the 95 % interval by bootstrap over seeds and cases together. Overlapping intervals do "
+        "not mean that arms are alike: the comparisons below are paired."
     )
     return Table("scores", "Scores", note, columns, rows, {**FORMATS, "labelled cases": "g"})
 
@@ -152,8 +152,7 @@ def comparisons(made: list[Comparison]) -> Table:
     ]
     note = (
         "Arm minus scratch, paired by seed and case. p: Wilcoxon's signed-rank test, two-sided, "
-        "one "
-        "observation a subject (its cases and seeds averaged). p (Holm): corrected for all "
+        "one observation a subject (its cases and seeds averaged). p (Holm): corrected for all "
         "comparisons of the same measure on this page; “differs” where it is below 0.05. Smallest "
         "p: what so few subjects can give at best; where it times the number of comparisons is "
         "above 0.05, no difference however large could be told. “No” is not evidence of equality: "
