@@ -120,10 +120,9 @@ def reading(
     try:
         yield stream
     except (RuntimeError, OSError, EOFError) as error:
-        with signals.handled(_deaf, CHILD):
-            ended = readers and wait([reader.sentinel for reader in readers], TO_SEE)
-        if ended or _is_readers(error):
-            gone = [signals.how_ended(reader.exitcode) for reader in readers if reader.exitcode]
+        codes = _exit_codes(readers)
+        if codes or _is_readers(error):
+            gone = [signals.how_ended(code) for code in codes if code]
             said = [str(error) or type(error).__name__, *(f"A reader {how}" for how in gone)]
             raise ReaderError("\n".join([*said, WHEN_GONE])) from error
         raise
@@ -131,6 +130,16 @@ def reading(
         if readers:
             _end(stream, readers)
         atexit.unregister(at_exit)
+
+
+def _exit_codes(readers: list) -> list[int]:
+    """Of the readers that have ended, or end within `TO_SEE`."""
+    with signals.handled(_deaf, CHILD):
+        ended = wait([reader.sentinel for reader in readers], TO_SEE) if readers else []
+        for reader in readers:
+            if reader.sentinel in ended:  # closed a moment before the process has its exit code
+                reader.join(PATIENCE)
+        return [reader.exitcode for reader in readers if reader.exitcode is not None]
 
 
 def _is_readers(error: Exception) -> bool:
