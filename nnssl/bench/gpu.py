@@ -299,12 +299,12 @@ def table(result: dict) -> str:
             ]
             lines.append("| " + " | ".join(cells) + " |")
         else:
-            told = {
+            figures = {
                 k: f"{v:.1e}" if isinstance(v, float) else v
                 for k, v in found.items()
                 if k not in ("trace", "took_s")
             }
-            notes.append(f"{name}: " + ", ".join(f"{k} {v}" for k, v in told.items()))
+            notes.append(f"{name}: " + ", ".join(f"{k} {v}" for k, v in figures.items()))
     return "\n".join([*lines, "", *notes]) + "\n"
 
 

@@ -97,11 +97,11 @@ def convert(request: Request) -> str:
         checkpoint.publish(request.output, content, request.licence)
     else:
         checkpoint.write(request.output, content)
-    told = checkpoint.describe(checkpoint.load(request.output))
+    description = checkpoint.describe(checkpoint.load(request.output))
     if not request.hub:
-        return f"{told}\nUse it: nnssl_plan -d DATASET -c {request.output}"
+        return f"{description}\nUse it: nnssl_plan -d DATASET -c {request.output}"
     return (
-        f"{told}\nRead README.md, and config.json, which names your collection, before others do:\n"
+        f"{description}\nRead README.md, and config.json, which names your collection, before others do:\n"
         f"  hf upload OWNER/REPO {request.output}\nUse it: nnssl_plan -d DATASET -c hf://OWNER/REPO"
     )
 

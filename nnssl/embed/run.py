@@ -69,7 +69,7 @@ def embed(options: Options, say: Callable[[str], None] = print) -> Path:
     encoder = _encoder(options).to(device)
     number = None if options.dense is None else dense.stage_of(encoder, options.dense)
     folder = options.output
-    scans = find_scans(options.sources)  # a mistake is told before anything is written
+    scans = find_scans(options.sources)  # a mistake is reported before anything is written
     labels = None if options.masks is None else _find_masks(options.masks)
     folder.mkdir(parents=True, exist_ok=True)
     hint = "wait for it, or choose another -o"

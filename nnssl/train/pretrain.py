@@ -97,7 +97,7 @@ def _pretrain(options: Options, say: Callable[[str], None], held: ExitStack) -> 
     processes.init_process_group(device)
     speak = say if dist.is_main() else _silent
     try:
-        # a mistake is told before any scan is read
+        # a mistake is reported before any scan is read
         _method(options.method).Config.parse(options.settings)
         dimensions(options)
         boards.require_packages(options.tensorboard, options.wandb or boards.wandb_enabled())
@@ -188,8 +188,8 @@ def build(options: Options, plan: Plan, data: Path, device: torch.device, earlie
     fraction = peak.fraction_of_peak_per_scan(method, crop, device)
     run = Run(method, crops, config, folder, header, device, probe, crops.cases, fraction)
     if options.resume and (folder / LATEST).exists():
-        told = run.resume()
-        say("\n".join([f"continuing at step {run.step} of {config.steps}", *told]))
+        changes = run.resume()
+        say("\n".join([f"continuing at step {run.step} of {config.steps}", *changes]))
     elif options.resume:
         say(f"nothing to continue in {folder}: starting again")
     shown = sum(p.numel() for p in method.encoder.parameters()) / 1e6

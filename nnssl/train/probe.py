@@ -1,7 +1,7 @@
 """The probe: how well a linear classifier on the frozen encoder tells the labels of a few cases.
 
 Half of the cases fit the classifier, in closed form: on voxels in which every class weighs the
-same, and then, on other voxels, one threshold a class for the best Dice. The Dice that is told is
+same, and then, on other voxels, one threshold a class for the best Dice. The Dice that is reported is
 that of the other half. Both see a few crops around the labels. Nothing here draws from a global
 source of chance and nothing is trained by it: a run with a probe learns the same, bit for bit, as
 one without.

@@ -27,7 +27,7 @@ from nnssl.types import FINAL
 if TYPE_CHECKING:  # it reads files, for which a benchmark has no library
     from nnssl.train.probe import Probe
 
-# devices on which PyTorch's AdamW can be told there that a step does not count
+# devices on which PyTorch's AdamW can be switched there that a step does not count
 FUSED = ("cpu", "cuda")
 LATEST, BEST = "checkpoint_latest.pth", "checkpoint_best.pth"
 WHEN_DIVERGED = (
@@ -59,7 +59,7 @@ class RunConfig:
     # How a run is monitored and fed changes no weight, so a resumed run may differ in it.
     FREE = ("log_every", "save_every", "workers", "tensorboard", "wandb")
     # These do, but a run that could not continue for them would be lost: it continues and says so.
-    TOLD = ("steps", "bf16", "compile")
+    REPORTED = ("steps", "bf16", "compile")
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate", "log_every", "save_every"):
@@ -134,7 +134,7 @@ class Run:
         """Clip, step, move teachers; the gradient's norm, on the device, and the learning rate.
 
         A gradient that is not finite moves nothing but the schedules. Whether it is, only the
-        device knows: the optimiser and all `Stepped` state are told there, so that the host need
+        device knows: the optimiser and all `Stepped` state switch there, so that the host need
         not wait for it.
         """
         config = self.method.config
@@ -219,11 +219,16 @@ class Run:
         """
         if "probe_dice" not in metrics:
             return
-        told = {name: value for name, value in metrics.items() if name.startswith("probe_")}
-        now = {"dataset": self.probe.dataset, "cases": self.probe.cases, "step": self.step, **told}
+        probed = {name: value for name, value in metrics.items() if name.startswith("probe_")}
+        now = {
+            "dataset": self.probe.dataset,
+            "cases": self.probe.cases,
+            "step": self.step,
+            **probed,
+        }
         before = self.probed if self.probed.get("cases") == now["cases"] else {}
-        better = told["probe_dice"] > before.get("best", -1.0)
-        best = {"best": told["probe_dice"], "best_step": self.step} if better else {}
+        better = probed["probe_dice"] > before.get("best", -1.0)
+        best = {"best": probed["probe_dice"], "best_step": self.step} if better else {}
         self.probed = {
             "best": before.get("best"),
             "best_step": before.get("best_step"),
@@ -269,7 +274,7 @@ class Run:
         Raises ValueError when it is of another run than this one, or already beyond its last step.
         """
         content = checkpoint.read(self.folder / LATEST)
-        may_differ = (*RunConfig.FREE, *RunConfig.TOLD)
+        may_differ = (*RunConfig.FREE, *RunConfig.REPORTED)
         require_same_run(content["header"], self.header, self.folder, may_differ)
         state = content["training_state"]
         before = content["header"]["run"]
@@ -286,14 +291,15 @@ class Run:
         self.monitors.load_state_dict(state["monitors"])
         self.probed = state.get("probe", {})
         self.step = state["step"]
-        told = [f"{name}: was {before[name]}, now {getattr(self.config, name)}" for name in RunConfig.TOLD
-                if before.get(name, getattr(self.config, name)) != getattr(self.config, name)]  # fmt: skip
+        now = vars(self.config)
+        changed = [name for name in RunConfig.REPORTED if before.get(name, now[name]) != now[name]]
+        notes = [f"{name}: was {before[name]}, now {now[name]}" for name in changed]
         if before["steps"] != self.config.steps:
-            told.append(
+            notes.append(
                 f"the learning rate and all that follows the run's course go from step {self.step} "
                 f"on as in a run of {self.config.steps} steps"
             )
-        return told
+        return notes
 
     def _pack(self, metrics: dict) -> dict:
         header = {**self.header, "step": self.step, "metrics": metrics}
