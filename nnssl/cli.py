@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from nnssl import address, conflict, signals
+from nnssl import address, conflict, signals, weights
 from nnssl.parsers import convert_parser, plan_parser, pretrain_parser, spacing_of
 from nnssl.signals import Interrupted
 
@@ -83,7 +83,8 @@ def inspect() -> int:
         "checkpoint",
         nargs="?",
         type=address.named,
-        help="a checkpoint_final.pth or checkpoint_latest.pth, hf://owner/repo/file or https://...",
+        help="a checkpoint_final.pth or checkpoint_latest.pth, hf://owner/repo/file, https://..., or "
+        f"a name: {weights.NAMES}; default: the one that a training would start from",
     )
     parser.add_argument(
         "--json",
@@ -102,13 +103,17 @@ def inspect() -> int:
 
         print(f'export nnUNet_extTrainer="{trainers_folder()}"')
         return 0
-    if args.checkpoint is None:
-        parser.error("say which checkpoint, or --nnunet-env")
 
     from nnssl import checkpoint
+    from nnssl.finetune import checkpoint_choice
 
     describe = checkpoint.to_json if args.json else checkpoint.describe
-    return _report_errors(lambda: print(describe(checkpoint.load(args.checkpoint))))
+
+    def work() -> None:
+        where = args.checkpoint or checkpoint_choice.choose({}).path
+        print(describe(checkpoint.load(where)))
+
+    return _report_errors(work)
 
 
 @_command

@@ -14,7 +14,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from nnssl import files
+from nnssl import files, weights
 from nnssl.encoder.presets import preset
 from nnssl.finetune.architecture import (
     BASE,
@@ -24,6 +24,7 @@ from nnssl.finetune.architecture import (
     RECIPE,
     Recipe,
     architecture,
+    is_ct,
     is_ours,
 )
 from nnssl.network.decoders import full_options
@@ -43,7 +44,8 @@ class Request:
     base: str | None = None
     gpu_memory_target: float | None = None  # GB; None: nnU-Net's 8
     spacing: str | Spacing = DATASET  # or PRETRAINING, or mm (z y x as read)
-    checkpoint: Path | None = None  # None: the variable nnssl_checkpoint, or the only one there is
+    # None: the variable nnssl_checkpoint, the only one there is, or the released one
+    checkpoint: Path | None = None
     preset: str | None = None  # in the place of a checkpoint, for SwinScratchTrainer
     decoder: str | None = None  # None: that of the checkpoint where it has one, or swinunetr
     patch: Shape | None = None  # voxels; for the configurations of as many axes
@@ -115,7 +117,9 @@ def describe(path: Path, request: Request) -> str:
     recipe = ", ".join(
         f"{key} {value}" for key, value in plans[RECIPE].items() if value is not None
     )
-    lines = [f"{path}\n  {start}\n  decoder {_decoder_of(plans)}; {recipe}"]
+    lines = [f"{path}\n  {start}"]
+    lines += weights.about(info["sha256"], is_ct(plans)) if info else []
+    lines += [f"  decoder {_decoder_of(plans)}; {recipe}"]
     missing = []
     for name, configuration in plans["configurations"].items():
         if "architecture" not in configuration:

@@ -54,12 +54,14 @@ class Request:
     dims: int | None = None
     rgb: bool = False
     hub: bool = False  # write a folder for Hugging Face
+    half: bool = False  # weights in half precision
     licence: str | None = None  # of the weights, for its card
+    about: Path | None = None  # a text, for its card
 
     @property
     def about_others(self) -> list[str]:
         """The fields given that say something of third-party weights."""
-        apart = {"file", "output", "hub", "licence"}
+        apart = {"file", "output", "hub", "half", "licence", "about"}
         return [f.name for f in fields(self) if f.name not in apart and getattr(self, f.name)]
 
 
@@ -84,8 +86,10 @@ def convert(request: Request) -> str:
     """
     if request.output.exists():
         raise ForeignError(f"{request.output} exists; choose another -o, or remove it")
-    if request.licence and not request.hub:
-        raise ForeignError("--licence is for the card of a folder for Hugging Face: add --hub")
+    if (request.licence or request.about) and not request.hub:
+        word = "--licence" if request.licence else "--about"
+        raise ForeignError(f"{word} is for the card of a folder for Hugging Face: add --hub")
+    told = request.about and request.about.read_text(encoding="utf-8")
     request = replace(request, file=address.local(request.file))
     content = opened(request.file)
     if is_ours(content):
@@ -93,15 +97,16 @@ def convert(request: Request) -> str:
     else:
         done = encoder_from(tensors_in(content, request.file), request)
         content = checkpoint.pack(done.encoder, _header(request, done), [done.source.citation])
+    content = checkpoint.halved(content) if request.half else content
     if request.hub:
-        checkpoint.publish(request.output, content, request.licence)
+        checkpoint.publish(request.output, content, request.licence, told)
     else:
         checkpoint.write(request.output, content)
-    told = checkpoint.describe(checkpoint.load(request.output))
+    said = checkpoint.describe(checkpoint.load(request.output))
     if not request.hub:
-        return f"{told}\nUse it: nnssl_plan -d DATASET -c {request.output}"
+        return f"{said}\nUse it: nnssl_plan -d DATASET -c {request.output}"
     return (
-        f"{told}\nRead README.md, and config.json, which names your collection, before others do:\n"
+        f"{said}\nRead README.md, and config.json, which names your collection, before others do:\n"
         f"  hf upload OWNER/REPO {request.output}\nUse it: nnssl_plan -d DATASET -c hf://OWNER/REPO"
     )
 

@@ -38,6 +38,17 @@ def convert_parser() -> argparse.ArgumentParser:
         "model card",
     )
     add(
+        "--half",
+        action="store_true",
+        help="store the weights in half precision, half the size; they are read as float32",
+    )
+    add(
+        "--about",
+        metavar="FILE",
+        type=Path,
+        help="Markdown for the card: whose scans, figures, limits, and what else no file holds",
+    )
+    add(
         "--licence",
         metavar="NAME",
         help="of the weights, for the card, such as apache-2.0; default: as their source states it",

@@ -26,6 +26,7 @@ from nnssl.study.execution.datasets import (
 )
 from nnssl.study.execution.runs import StudyError
 from nnssl.types import FINAL, PREPROCESSED, RAW, RESULTS
+from nnssl.weights import NAMES
 
 __all__ = ["data_commands", "full_name", "identifier", "number", "preprocessed", "raw"]
 
@@ -46,7 +47,11 @@ def check(study: Study) -> None:
         if path
     ]
     if missing := [f"  arm {whose}: {path}" for whose, path in named if not path.exists()]:
-        raise StudyError("the description names files that do not exist:\n" + "\n".join(missing))
+        raise StudyError(
+            "the description names files that do not exist:\n"
+            + "\n".join(missing)
+            + f"\nweights that came with this package have a name: {NAMES}"
+        )
     for arm in [arm for arm in study.arms if arm.start == "elsewhere"]:
         for task in study.tasks:
             if arm in study.arms_of(task):
