@@ -83,8 +83,8 @@ def inspect() -> int:
         "checkpoint",
         nargs="?",
         type=address.named,
-        help="a checkpoint_final.pth or checkpoint_latest.pth, hf://owner/repo/file, https://..., or "
-        f"a name: {weights.NAMES}; default: the one that a training would start from",
+        help="a checkpoint_final.pth or checkpoint_latest.pth, hf://owner/repo/file, https://..., "
+        f"or a name: {weights.NAMES}; default: the one that a training would start from",
     )
     parser.add_argument(
         "--json",
@@ -108,12 +108,11 @@ def inspect() -> int:
     from nnssl.finetune import checkpoint_choice
 
     describe = checkpoint.to_json if args.json else checkpoint.describe
-
-    def work() -> None:
-        where = args.checkpoint or checkpoint_choice.choose({}).path
-        print(describe(checkpoint.load(where)))
-
-    return _report_errors(work)
+    return _report_errors(
+        lambda: print(
+            describe(checkpoint.load(args.checkpoint or checkpoint_choice.choose({}).path))
+        )
+    )
 
 
 @_command
@@ -183,8 +182,8 @@ def demo() -> int:
         description="Pretraining, planning, training and prediction on CT phantoms that are made "
         "on the spot, through the same commands that you would type. Needs no data and no GPU; "
         "made for under 10 minutes on two cores.",
-        epilog="The same line continues after the last finished stage. Nothing is written outside of "
-        "the folder.",
+        epilog="The same line continues after the last finished stage. Nothing is written outside "
+        "of the folder.",
     )
     parser.add_argument(
         "-o",

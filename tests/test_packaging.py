@@ -18,8 +18,9 @@ import pytest
 import yaml
 
 import nnssl
-from nnssl import hook
+from nnssl import hook, weights
 from nnssl.__main__ import COMMANDS
+from nnssl.checkpoint.card import CONFIG
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -60,6 +61,12 @@ def test_every_module_is_in_the_wheel(wheel):
 
 def test_types_are_shipped(wheel):
     assert "nnssl/py.typed" in wheel.namelist()
+
+
+def test_released_weights_are_shipped_with_their_cards(wheel):
+    for one in weights.RELEASED.values():
+        for path in (one.file, one.card, one.file.parent / CONFIG):
+            assert wheel.read(f"nnssl/weights/{one.name}/{path.name}") == path.read_bytes()
 
 
 def test_citation_and_changelog_are_of_this_version():

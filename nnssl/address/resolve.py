@@ -7,7 +7,7 @@ whoever reads it decides what may be in it (`nnssl.checkpoint`).
                                         HF_ENDPOINT and HF_HUB_OFFLINE. Without a file: MODEL
     https://host/file                   any server; kept in $HF_HOME/nnssl
     a folder                            that `nnssl_convert --hub` wrote: the file MODEL in it
-    a name of `nnssl.weights`           the file that came with this package, where no path is so called
+    a name of `nnssl.weights`           the file that came with this package; a path comes first
 
 Each may end with #sha256=..., and is refused where the file has another one.
 """

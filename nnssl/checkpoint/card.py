@@ -30,14 +30,15 @@ TAGS = ("medical-imaging", "ct", "swin-transformer", "self-supervised-learning",
 
 
 def publish(
-    folder: Path, content: dict, licence: str | None = None, told: str | None = None
+    folder: Path, content: dict, licence: str | None = None, about: Path | None = None
 ) -> None:
     """Write the folder, whole or not at all; it must not exist.
 
     content: of a checkpoint, as `read` and `pack` give it. licence: of the weights; None: that of
-    their source, or unknown. told: Markdown, for the card: what no header holds, as whose the scans
-    were.
+    their source, or unknown. about: a text for the card, in Markdown: what no header holds, as
+    whose the scans were.
     """
+    told = about and about.read_text(encoding="utf-8")
     folder.parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(prefix=files.TEMPORARY, dir=folder.parent))
     try:
@@ -95,8 +96,8 @@ def card(
         "An encoder for medical images, pretrained without labels, for fine-tuning in nnU-Net and "
         "for features of scans. For research; not a medical device.\n"
         if not foreign
-        else "An encoder for medical images from third-party weights, in the form of nnssl-swin. For "
-        "research; not a medical device.\n",
+        else "An encoder for medical images from third-party weights, in the form of nnssl-swin. "
+        "For research; not a medical device.\n",
         f"| | |\n|---|---|\n{table}\n",
         told,
         "## Use\n\n" + USE.replace(HUB, named),

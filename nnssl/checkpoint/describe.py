@@ -72,7 +72,8 @@ def _training(header: Mapping) -> dict[str, str]:
     steps, batch, seed = _of(run, "steps", "batch_size", "seed")
     return {
         "data": f"{name}, {cases} scans, plan {fingerprint}",
-        "trained": f"step {header.get('step', UNKNOWN)} of {steps}, {batch} scans per step, seed {seed}",
+        "trained": f"step {header.get('step', UNKNOWN)} of {steps}, {batch} scans per step, "
+        f"seed {seed}",
         "settings": _pairs(header.get("method_config", {})) or UNKNOWN,
         "metrics": _pairs(
             {name: v for name, v in metrics.items() if not str(name).startswith("probe_")}

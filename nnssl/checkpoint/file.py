@@ -122,8 +122,8 @@ def read(path: Path | str) -> dict:
     path = address.local(path)
     if not path.is_file():
         raise FileNotFoundError(
-            f"no checkpoint at {path}; pretrain one with: nnssl_pretrain -m smit -i FOLDER, or name "
-            f"one that came with this package: {weights.NAMES}"
+            f"no checkpoint at {path}; pretrain one with: nnssl_pretrain -m smit -i FOLDER, or "
+            f"name one that came with this package: {weights.NAMES}"
         )
     safe = is_safe(path)
     content = read_safe(path) if safe else read_plain(path)

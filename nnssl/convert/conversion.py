@@ -87,9 +87,7 @@ def convert(request: Request) -> str:
     if request.output.exists():
         raise ForeignError(f"{request.output} exists; choose another -o, or remove it")
     if (request.licence or request.about) and not request.hub:
-        word = "--licence" if request.licence else "--about"
-        raise ForeignError(f"{word} is for the card of a folder for Hugging Face: add --hub")
-    told = request.about and request.about.read_text(encoding="utf-8")
+        raise ForeignError("--licence and --about are for the card of a folder: add --hub")
     request = replace(request, file=address.local(request.file))
     content = opened(request.file)
     if is_ours(content):
@@ -99,14 +97,14 @@ def convert(request: Request) -> str:
         content = checkpoint.pack(done.encoder, _header(request, done), [done.source.citation])
     content = checkpoint.halved(content) if request.half else content
     if request.hub:
-        checkpoint.publish(request.output, content, request.licence, told)
+        checkpoint.publish(request.output, content, request.licence, request.about)
     else:
         checkpoint.write(request.output, content)
-    said = checkpoint.describe(checkpoint.load(request.output))
+    told = checkpoint.describe(checkpoint.load(request.output))
     if not request.hub:
-        return f"{said}\nUse it: nnssl_plan -d DATASET -c {request.output}"
+        return f"{told}\nUse it: nnssl_plan -d DATASET -c {request.output}"
     return (
-        f"{said}\nRead README.md, and config.json, which names your collection, before others do:\n"
+        f"{told}\nRead README.md, and config.json, which names your collection, before others do:\n"
         f"  hf upload OWNER/REPO {request.output}\nUse it: nnssl_plan -d DATASET -c hf://OWNER/REPO"
     )
 
@@ -139,11 +137,8 @@ def encoder_from(tensors: dict[str, Tensor], request: Request) -> Converted:
         encoder = _built(config)
     except ValueError as error:
         raise ForeignError(f"the encoder in {request.file} cannot be used: {error}") from error
-    made = {
-        name: tensor
-        for name, tensor in encoder.state_dict().items()
-        if name in MERGE and _anew(source, weights)
-    }
+    anew = source.name == "imagenet" and not any(name in weights for name in MERGE)
+    made = {name: w for name, w in encoder.state_dict().items() if anew and name in MERGE}
     if made:
         adapted += ("the last merge, which the file has not, is new (truncated normal, seed 0)",)
     if problems := checkpoint.differences(weights | made, encoder.state_dict()):
@@ -249,10 +244,6 @@ def _built(config: SwinConfig) -> Swin:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return Swin(config)
-
-
-def _anew(source: Source, weights: adapt.Weights) -> bool:
-    return source.name == "imagenet" and not any(name in weights for name in MERGE)
 
 
 def _hu(request: Request, source: Source) -> HUPolicy | None:

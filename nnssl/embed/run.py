@@ -1,4 +1,4 @@
-"""`nnssl_embed`: features of all scans of some folders. The same line continues where it stopped."""
+"""`nnssl_embed`: features of all scans of some folders. The same line continues after a stop."""
 
 from __future__ import annotations
 

@@ -27,7 +27,8 @@ def resolve_architecture(plans: dict, name: str, random_start: bool) -> None:
     already.
 
     Where no checkpoint is named and the released one is of other dimensions, a `random_start` is of
-    preset smit on nnU-Net's own intensities. Raises NoCheckpointError, CheckpointError, OriginError.
+    preset smit on nnU-Net's own intensities. Raises NoCheckpointError, CheckpointError,
+    OriginError.
     """
     resolved = resolve(plans, name)
     if is_ours(resolved):

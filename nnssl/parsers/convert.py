@@ -11,9 +11,9 @@ from nnssl import address
 def convert_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="nnssl_convert",
-        description="A checkpoint of ours from third-party weights: SMIT, MONAI's Swin UNETR, VoCo, "
-        "SuPreM, 2D ImageNet Swins of timm and torchvision. Every tensor is loaded, adapted or "
-        "left out with a reason, or nothing is written. Nothing in the file is executed.",
+        description="A checkpoint of ours from third-party weights: SMIT, MONAI's Swin UNETR, "
+        "VoCo, SuPreM, 2D ImageNet Swins of timm and torchvision. Every tensor is loaded, adapted "
+        "or left out with a reason, or nothing is written. Nothing in the file is executed.",
     )
     add = parser.add_argument
     add(

@@ -278,7 +278,7 @@ def flags(options: Mapping[str, Any]) -> list[str]:
 
 
 def split(study: Study, task: Task) -> dict:
-    """The splits of a task by budget and seed, in splits_final.json from now on. Raises SplitError."""
+    """The splits of a task by budget and seed, from now on in its file. Raises SplitError."""
     folder = preprocessed(task.dataset)
     plans = files.read_json(folder / f"{task.plans}.json")
     labels = splits.labels_of(folder / identifier(plans, task.configuration))
