@@ -169,6 +169,14 @@ def test_a_checkpoint_of_ones_own_comes_first(nnunet_env, monkeypatch, tmp_path)
     assert (named.path, named.default) == (SMIT.file, False)
 
 
+def test_plans_name_them_however_they_were_named(nnunet_env):
+    loaded = checkpoint.load(SMIT.name)
+    for path in (SMIT.name, str(SMIT.file), str(SMIT.file.parent)):
+        choice = checkpoint_choice.choose({"checkpoint_path": path})
+        info = checkpoint_choice.pretrain_info(choice, loaded)
+        assert (info["checkpoint_path"], info["checkpoint_name"]) == (SMIT.name, SMIT.name)
+
+
 def test_plans_of_another_machine_find_them_by_hash(nnunet_env):
     info = {"checkpoint_path": "/site-packages/nnssl/x.safetensors", "sha256": SMIT.sha256}
     assert checkpoint_choice.choose(info).path == SMIT.file
@@ -181,6 +189,8 @@ def test_a_path_of_that_name_comes_first(tmp_path, monkeypatch):
     (tmp_path / SMIT.name).rmdir()
     convert(Request(pretrained(tmp_path / "own"), tmp_path / SMIT.name, hub=True))
     assert address.local(SMIT.name) == Path(SMIT.name, address.MODEL)
+    planned = {"checkpoint_path": SMIT.name, "sha256": SMIT.sha256}
+    assert checkpoint_choice.choose(planned).path == SMIT.file
     assert checkpoint.load(SMIT.name).method == "smit"
 
 

@@ -108,10 +108,12 @@ def released(name: str) -> Path:
 def settled(where: Path | str, path: Path) -> str:
     """What plans are to say of `where`, whose file is `path`: it means the same file later.
 
-    A branch of Hugging Face becomes the commit, a path is made absolute; a name stays a name.
+    A branch of Hugging Face becomes the commit, a path is made absolute; released weights are
+    named.
     """
-    if is_released(where) and path == weights.RELEASED[str(where)].file:
-        return str(where)
+    for name, one in weights.RELEASED.items():
+        if path.resolve() == one.file:
+            return name
     if not is_address(where):
         return str(path.resolve())
     hub = _hub_file(_unpinned(str(where))[0])

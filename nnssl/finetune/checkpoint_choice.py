@@ -81,7 +81,9 @@ def _listed(paths: list[Path]) -> str:
 
 
 def _named(path: str, by: str, sha256: str | None = None) -> Choice:
-    unreachable = None
+    unreachable, ours = None, weights.of_hash(sha256 or "")
+    if ours and path == ours.name:  # as plans record it, whatever lies here under that name
+        return Choice(address.released(ours.name), by, sha256, path)
     try:
         there = address.local(path)
     except address.AddressError as error:
