@@ -11,16 +11,18 @@ from pathlib import Path
 import pytest
 import torch
 from made_checkpoints import pretrained
-from made_plans import nnunet_plans
+from made_plans import DATASET, nnunet_plans
 from safetensors.torch import load_file
 
 import nnssl
 from nnssl import address, checkpoint, cli, files, finetune, weights
 from nnssl.checkpoint.card import CONFIG, card
 from nnssl.convert.conversion import Request, convert
+from nnssl.embed import run
 from nnssl.finetune import checkpoint_choice
-from nnssl.finetune.architecture import INFO
+from nnssl.finetune.architecture import BASE, INFO
 from nnssl.network.swin_unetr import SwinUNETR
+from nnssl.plans import derive
 from nnssl.study.design import values
 
 MIB = 2**20
@@ -252,3 +254,22 @@ def test_the_names_of_the_networks_parts_fit(nnunet_env):
     new = [name for name, _ in network.named_parameters() if name not in given]
     assert new
     assert all("seg_layers" in name for name in new)
+
+
+def test_plans_without_a_name_carry_and_describe_them(nnunet_env):
+    folder = nnunet_env["nnUNet_preprocessed"] / DATASET
+    files.write_json(folder / f"{BASE}.json", nnunet_plans())
+    request = derive.Request(DATASET, base=BASE)
+    path = derive.derive(request)
+    assert files.read_json(path)[INFO]["checkpoint_path"] == SMIT.name
+    said = derive.describe(path, request)
+    assert f"released with nnssl-swin as {SMIT.name}" in said
+    assert "decoder light (pretrained)" in said
+
+
+def test_features_without_a_name_say_whose_they_are(nnunet_env, tmp_path):
+    said = []
+    encoder = run.encoder_of(run.Options([tmp_path], tmp_path), said.append)
+    assert encoder.about["sha256"] == SMIT.sha256
+    assert "by default: nnssl_embed -c and nnssl_checkpoint name none" in said[0]
+    assert SMIT.good_for in said[0]

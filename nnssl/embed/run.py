@@ -66,7 +66,7 @@ def embed(options: Options, say: Callable[[str], None] = print) -> Path:
     there, and Interrupted.
     """
     device = choose_device(options.device)
-    encoder = _encoder(options, say).to(device)
+    encoder = encoder_of(options, say).to(device)
     number = None if options.dense is None else dense.stage_of(encoder, options.dense)
     folder = options.output
     scans = find_scans(options.sources)  # a mistake is told before anything is written
@@ -98,15 +98,13 @@ def _stop(*_: object) -> None:
     raise signals.Interrupted("stopped; the same line continues where it was")
 
 
-def _encoder(options: Options, say: Callable[[str], None]) -> Encoder:
+def encoder_of(options: Options, say: Callable[[str], None]) -> Encoder:
+    """The one that is named, or that a training would start from; then `say` gets what it is."""
     given = {"checkpoint_path": str(options.checkpoint)} if options.checkpoint else {}
     choice = checkpoint_choice.choose(given, "nnssl_embed -c")
     if choice.default:
-        say(
-            "\n".join(
-                [f"Weights: {choice.path}, by {choice.named_by}", *weights.about(choice.sha256)]
-            )
-        )
+        lines = [f"Weights: {choice.path}, by {choice.named_by}", *weights.about(choice.sha256)]
+        say("\n".join(lines))
     return load_encoder(choice.path, options.spacing)
 
 
