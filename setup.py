@@ -55,7 +55,10 @@ setup(
     python_requires=">=3.10",
     packages=[*find_packages(include=["nnssl", "nnssl.*"]), *MAPPED],
     package_dir=MAPPED,
-    package_data={"nnssl": ["py.typed"]},
+    package_data={
+        "nnssl": ["py.typed"],
+        "nnssl.weights": ["*/model.safetensors", "*/config.json", "*/README.md"],
+    },
     cmdclass={"build_py": BuildWithStartUpFile},
     install_requires=[
         "nnunetv2>=2.8.0",  # the first release that looks for trainers outside its own folder

@@ -11,8 +11,9 @@ if _repository := hook.source_checkout():
     __path__.append(_repository)
 
 
-def load_encoder(path, spacing=None):
-    """The encoder of a checkpoint, by path or address, as a plain `nn.Module` that prepares scans.
+def load_encoder(path=None, spacing=None):
+    """The encoder of a checkpoint, by path, address or name, as a plain `nn.Module` that prepares
+    scans.
 
     See `nnssl.embed.encoder.load_encoder`; it is imported here only when it is called.
     """

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from nnssl import address, conflict, signals
+from nnssl import address, conflict, signals, weights
 from nnssl.parsers import convert_parser, plan_parser, pretrain_parser, spacing_of
 from nnssl.signals import Interrupted
 
@@ -83,7 +83,8 @@ def inspect() -> int:
         "checkpoint",
         nargs="?",
         type=address.named,
-        help="a checkpoint_final.pth or checkpoint_latest.pth, hf://owner/repo/file or https://...",
+        help="a checkpoint_final.pth or checkpoint_latest.pth, hf://owner/repo/file, https://..., "
+        f"or a name: {weights.NAMES}; default: the one that a training would start from",
     )
     parser.add_argument(
         "--json",
@@ -102,13 +103,16 @@ def inspect() -> int:
 
         print(f'export nnUNet_extTrainer="{trainers_folder()}"')
         return 0
-    if args.checkpoint is None:
-        parser.error("say which checkpoint, or --nnunet-env")
 
     from nnssl import checkpoint
+    from nnssl.finetune import checkpoint_choice
 
     describe = checkpoint.to_json if args.json else checkpoint.describe
-    return _report_errors(lambda: print(describe(checkpoint.load(args.checkpoint))))
+    return _report_errors(
+        lambda: print(
+            describe(checkpoint.load(args.checkpoint or checkpoint_choice.choose({}).path))
+        )
+    )
 
 
 @_command
@@ -178,8 +182,8 @@ def demo() -> int:
         description="Pretraining, planning, training and prediction on CT phantoms that are made "
         "on the spot, through the same commands that you would type. Needs no data and no GPU; "
         "made for under 10 minutes on two cores.",
-        epilog="The same line continues after the last finished stage. Nothing is written outside of "
-        "the folder.",
+        epilog="The same line continues after the last finished stage. Nothing is written outside "
+        "of the folder.",
     )
     parser.add_argument(
         "-o",

@@ -14,7 +14,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from nnssl import files
+from nnssl import files, weights
 from nnssl.encoder.presets import preset
 from nnssl.finetune.architecture import (
     BASE,
@@ -24,6 +24,7 @@ from nnssl.finetune.architecture import (
     RECIPE,
     Recipe,
     architecture,
+    is_ct,
     is_ours,
 )
 from nnssl.network.decoders import full_options
@@ -43,7 +44,7 @@ class Request:
     base: str | None = None
     gpu_memory_target: float | None = None  # GB; None: nnU-Net's 8
     spacing: str | Spacing = DATASET  # or PRETRAINING, or mm (z y x as read)
-    checkpoint: Path | None = None  # None: the variable nnssl_checkpoint, or the only one there is
+    checkpoint: Path | str | None = None  # None: the one that a training would start from
     preset: str | None = None  # in the place of a checkpoint, for SwinScratchTrainer
     decoder: str | None = None  # None: that of the checkpoint where it has one, or swinunetr
     patch: Shape | None = None  # voxels; for the configurations of as many axes
@@ -54,8 +55,7 @@ class Request:
 def derive(request: Request) -> Path:
     """Write the plans file and give its path.
 
-    Raises ValueError (NoCheckpointError, CheckpointError) and FileNotFoundError, each saying what
-    to type.
+    Raises ValueError and FileNotFoundError, each saying what to type.
     """
     from nnssl.plans.planner import Start
 
@@ -105,17 +105,16 @@ def describe(path: Path, request: Request) -> str:
     """What was written, and the lines to type next."""
     plans = files.read_json(path)
     info = plans.get(INFO)
-    start = (
-        f"checkpoint {info['checkpoint_path']} (sha256 {info['sha256'][:12]})"
-        if info
-        else "no checkpoint"
-    )
+    start = ["  no checkpoint"]
+    if info:
+        start = [f"  checkpoint {info['checkpoint_path']} (sha256 {info['sha256'][:12]})"]
+        start += weights.about(info["sha256"], is_ct(plans))
     fits = plans[PLANNED]["checkpoint_fits"] if info else list(plans["configurations"])
     trainer = "SwinSSLTrainer" if info and fits else "SwinScratchTrainer"
     recipe = ", ".join(
         f"{key} {value}" for key, value in plans[RECIPE].items() if value is not None
     )
-    lines = [f"{path}\n  {start}\n  decoder {_decoder_of(plans)}; {recipe}"]
+    lines = [str(path), *start, f"  decoder {_decoder_of(plans)}; {recipe}"]
     missing = []
     for name, configuration in plans["configurations"].items():
         if "architecture" not in configuration:

@@ -76,7 +76,7 @@ class Start:
         CheckpointError.
         """
         given = {"checkpoint_path": str(named)} if named else {}
-        choice = checkpoint_choice.require(checkpoint_choice.choose(given, "nnssl_plan -c"))
+        choice = checkpoint_choice.choose(given, "nnssl_plan -c")
         loaded = checkpoint.load(choice.path)
         return cls(
             loaded.encoder_config, loaded.hu, checkpoint_choice.pretrain_info(choice, loaded)

@@ -25,6 +25,7 @@ FLOORS = (
         "signals",
         "limits",
         "cpu",
+        "weights",
     },
     {"address", "data", "views", "encoder", "modules", "phantoms"},
     {"network"},

@@ -54,12 +54,14 @@ class Request:
     dims: int | None = None
     rgb: bool = False
     hub: bool = False  # write a folder for Hugging Face
+    half: bool = False  # weights in half precision
     licence: str | None = None  # of the weights, for its card
+    about: Path | None = None  # a text, for its card
 
     @property
     def about_others(self) -> list[str]:
         """The fields given that say something of third-party weights."""
-        apart = {"file", "output", "hub", "licence"}
+        apart = {"file", "output", "hub", "half", "licence", "about"}
         return [f.name for f in fields(self) if f.name not in apart and getattr(self, f.name)]
 
 
@@ -84,8 +86,8 @@ def convert(request: Request) -> str:
     """
     if request.output.exists():
         raise ForeignError(f"{request.output} exists; choose another -o, or remove it")
-    if request.licence and not request.hub:
-        raise ForeignError("--licence is for the card of a folder for Hugging Face: add --hub")
+    if (request.licence or request.about) and not request.hub:
+        raise ForeignError("--licence and --about are for the card of a folder: add --hub")
     request = replace(request, file=address.local(request.file))
     content = opened(request.file)
     if is_ours(content):
@@ -93,8 +95,9 @@ def convert(request: Request) -> str:
     else:
         done = encoder_from(tensors_in(content, request.file), request)
         content = checkpoint.pack(done.encoder, _header(request, done), [done.source.citation])
+    content = checkpoint.halved(content) if request.half else content
     if request.hub:
-        checkpoint.publish(request.output, content, request.licence)
+        checkpoint.publish(request.output, content, request.licence, request.about)
     else:
         checkpoint.write(request.output, content)
     description = checkpoint.describe(checkpoint.load(request.output))
@@ -134,11 +137,8 @@ def encoder_from(tensors: dict[str, Tensor], request: Request) -> Converted:
         encoder = _built(config)
     except ValueError as error:
         raise ForeignError(f"the encoder in {request.file} cannot be used: {error}") from error
-    made = {
-        name: tensor
-        for name, tensor in encoder.state_dict().items()
-        if name in MERGE and _anew(source, weights)
-    }
+    anew = source.name == "imagenet" and not any(name in weights for name in MERGE)
+    made = {name: w for name, w in encoder.state_dict().items() if anew and name in MERGE}
     if made:
         adapted += ("the last merge, which the file has not, is new (truncated normal, seed 0)",)
     if problems := checkpoint.differences(weights | made, encoder.state_dict()):
@@ -244,10 +244,6 @@ def _built(config: SwinConfig) -> Swin:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return Swin(config)
-
-
-def _anew(source: Source, weights: adapt.Weights) -> bool:
-    return source.name == "imagenet" and not any(name in weights for name in MERGE)
 
 
 def _hu(request: Request, source: Source) -> HUPolicy | None:

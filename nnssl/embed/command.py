@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nnssl import address, limits
+from nnssl import address, limits, weights
 
 STRIDES = "2, 4, 8, 16 or 32"
 
@@ -24,8 +24,8 @@ def parser() -> argparse.ArgumentParser:
         dest="checkpoint",
         metavar="CHECKPOINT",
         type=address.named,
-        help="a checkpoint_final.pth, hf://owner/repo/file or https://...; default: "
-        "$nnssl_checkpoint or the only one",
+        help="a checkpoint_final.pth, hf://owner/repo/file, https://... or a name of released "
+        f"weights: {weights.NAMES}; default: $nnssl_checkpoint, the only one, or {weights.DEFAULT}",
     )
     add(
         "-i",

@@ -1,4 +1,4 @@
-"""`nnssl_embed`: features of all scans of some folders. The same line continues where it stopped."""
+"""`nnssl_embed`: features of all scans of some folders. The same line continues after a stop."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from nnssl import files, signals
+from nnssl import files, signals, weights
 from nnssl.data.plan import case_id
 from nnssl.data.refusals import UnusableScanError
 from nnssl.data.scans import Found, find_scans, read
@@ -66,7 +66,7 @@ def embed(options: Options, say: Callable[[str], None] = print) -> Path:
     there, and Interrupted.
     """
     device = choose_device(options.device)
-    encoder = _encoder(options).to(device)
+    encoder = encoder_of(options, say).to(device)
     number = None if options.dense is None else dense.stage_of(encoder, options.dense)
     folder = options.output
     scans = find_scans(options.sources)  # a mistake is reported before anything is written
@@ -98,9 +98,13 @@ def _stop(*_: object) -> None:
     raise signals.Interrupted("stopped; the same line continues where it was")
 
 
-def _encoder(options: Options) -> Encoder:
+def encoder_of(options: Options, say: Callable[[str], None]) -> Encoder:
+    """The one that is named, or that a training would start from; then `say` gets what it is."""
     given = {"checkpoint_path": str(options.checkpoint)} if options.checkpoint else {}
-    choice = checkpoint_choice.require(checkpoint_choice.choose(given, "nnssl_embed -c"))
+    choice = checkpoint_choice.choose(given, "nnssl_embed -c")
+    if choice.default:
+        lines = [f"Weights: {choice.path}, by {choice.named_by}", *weights.about(choice.sha256)]
+        say("\n".join(lines))
     return load_encoder(choice.path, options.spacing)
 
 

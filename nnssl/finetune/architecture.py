@@ -236,6 +236,12 @@ def is_ours(configuration: dict) -> bool:
     return configuration.get("architecture", {}).get("network_class_name") == NETWORK_CLASS
 
 
+def is_ct(plans: dict) -> bool:
+    """Whether any channel is normalised as CT."""
+    entries = plans["configurations"].values()
+    return any("CTNormalization" in entry.get("normalization_schemes", ()) for entry in entries)
+
+
 def intensity_map(schemes: list[str], properties: dict, hu: HUPolicy | None) -> dict | None:
     """`SwinUNETR`'s `intensity`: nnU-Net's normalised CT back to HU, and on to what the pretraining
     saw.

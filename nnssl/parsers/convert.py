@@ -11,9 +11,9 @@ from nnssl import address
 def convert_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="nnssl_convert",
-        description="A checkpoint of ours from third-party weights: SMIT, MONAI's Swin UNETR, VoCo, "
-        "SuPreM, 2D ImageNet Swins of timm and torchvision. Every tensor is loaded, adapted or "
-        "left out with a reason, or nothing is written. Nothing in the file is executed.",
+        description="A checkpoint of ours from third-party weights: SMIT, MONAI's Swin UNETR, "
+        "VoCo, SuPreM, 2D ImageNet Swins of timm and torchvision. Every tensor is loaded, adapted "
+        "or left out with a reason, or nothing is written. Nothing in the file is executed.",
     )
     add = parser.add_argument
     add(
@@ -36,6 +36,17 @@ def convert_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="write a folder for Hugging Face: model.safetensors, config.json, and README.md as "
         "model card",
+    )
+    add(
+        "--half",
+        action="store_true",
+        help="store the weights in half precision, half the size; they are read as float32",
+    )
+    add(
+        "--about",
+        metavar="FILE",
+        type=Path,
+        help="Markdown for the card: whose scans, figures, limits, and what else no file holds",
     )
     add(
         "--licence",

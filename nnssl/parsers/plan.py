@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from nnssl import address
+from nnssl import address, weights
 
 
 def plan_parser() -> argparse.ArgumentParser:
@@ -28,8 +28,9 @@ def plan_parser() -> argparse.ArgumentParser:
         dest="checkpoint",
         metavar="CHECKPOINT",
         type=address.named,
-        help="checkpoint_final.pth of nnssl_pretrain, or hf://owner/repo/file, https://...; "
-        "default: $nnssl_checkpoint or the only one",
+        help="checkpoint_final.pth of nnssl_pretrain, hf://owner/repo/file, https://..., or a name "
+        f"of released weights: {weights.NAMES}; default: $nnssl_checkpoint, the only one, or "
+        f"{weights.DEFAULT}",
     )
     add(
         "-a",

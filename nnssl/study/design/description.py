@@ -20,6 +20,7 @@ from nnssl.study.design.parts import (
     BASELINE,
     OTHERS,
     RECIPE,
+    REST,
     STARTS,
     Arm,
     Budget,
@@ -37,6 +38,7 @@ __all__ = [
     "BASELINE",
     "OTHERS",
     "RECIPE",
+    "REST",
     "STARTS",
     "Arm",
     "Budget",
@@ -160,6 +162,7 @@ def _check(study: Study) -> None:
             f"{len(study.arms)} arms x {len(study.tasks)} tasks x {len(study.budgets)} budgets x "
             f"{len(study.seeds)} seeds are {count} runs; a study has {MOST_RUNS} at most"
         )
+    _check_rest(study)
     plans = Counter(f"{task.name}-{arm.name}" for task in study.tasks for arm in study.arms)
     if same := [name for name, times in plans.items() if times > 1]:
         raise DescriptionError(
@@ -196,3 +199,12 @@ def _check(study: Study) -> None:
                 f"arm {arm.name} is pretrained after {arm.after}, which has no encoder before it; "
                 f"with one: {first}"
             )
+
+
+def _check_rest(study: Study) -> None:
+    on_the_rest = [task.name for task in study.tasks if task.validate == REST]
+    if on_the_rest and (study.by_fold or ALL in study.budgets):
+        raise DescriptionError(
+            f"task {on_the_rest[0]} validates on the rest, on all cases that are not trained on: "
+            f"give seeds and numbers of cases, not folds and not the budget {ALL}"
+        )

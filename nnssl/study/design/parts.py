@@ -15,6 +15,7 @@ Budget = int | str  # a number of cases, or ALL
 
 ALL = "all"
 BASELINE = "scratch"
+FOLD, REST = "fold", "rest"  # which cases a task validates on
 STARTS = ("scratch", "checkpoint", "pretrain", "default", "imagenet", "supervised", "elsewhere")
 OTHERS = ("default", "elsewhere")  # of which start another network than ours
 NEEDS = {  # what an arm must say beside its name and start, and what else it may say
@@ -70,6 +71,7 @@ class Task:
     configuration: str = "3d_fullres"
     plans: str = BASE  # nnU-Net's, from which spacing and data come
     fold: int = 0  # whose validation cases are every run's
+    validate: str = FOLD  # or REST: a seed's runs on all cases that none of them trains on
     modality: str | None = None  # CT, MR, ...: for the report
     # a regular expression: what it finds in a case's name is the subject
     subject: str | None = None
@@ -147,6 +149,11 @@ def task_of(entry: Any) -> Task:
     if "tolerance" in entry:
         entry["tolerance"] = values.positive(entry["tolerance"], f"{what}tolerance (mm)")
     entry["fold"] = values.count(entry.get("fold", 0), f"{what}fold")
+    validate = values.one_of(entry.get("validate", FOLD), (FOLD, REST), f"{what}validate")
+    if validate == REST and entry["fold"]:
+        raise DescriptionError(
+            f"{what}validate: {REST} is instead of a fold; leave out one of them"
+        )
     entry["recipe"] = recipe_of(entry.get("recipe", {}), f"task {name}")
     return Task(**entry)
 

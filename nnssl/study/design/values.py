@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nnssl import address
+from nnssl.weights import RELEASED
 
 # no "__": nnU-Net and the runs' names join by it
 NAME = re.compile(r"[A-Za-z0-9]+([-_][A-Za-z0-9]+)*")
@@ -163,9 +164,11 @@ def path(entry: Any, beside: Path, what: str) -> Path:
 
 
 def weights(entry: Any, beside: Path, what: str) -> Path:
-    """A path as `path`, or an address (`nnssl.address`), whose file is fetched."""
+    """A path as `path`; or an address (`nnssl.address`), whose file is fetched, or a name."""
     if not address.is_address(text(entry, what)):
-        return path(entry, beside, what)
+        there = path(entry, beside, what)
+        if there.exists() or entry not in RELEASED:
+            return there
     try:
         return address.local(entry)
     except address.AddressError as error:

@@ -26,6 +26,7 @@ from nnssl.study.execution.datasets import (
 )
 from nnssl.study.execution.runs import StudyError
 from nnssl.types import FINAL, PREPROCESSED, RAW, RESULTS
+from nnssl.weights import NAMES
 
 __all__ = ["data_commands", "full_name", "identifier", "number", "preprocessed", "raw"]
 
@@ -46,7 +47,11 @@ def check(study: Study) -> None:
         if path
     ]
     if missing := [f"  arm {whose}: {path}" for whose, path in named if not path.exists()]:
-        raise StudyError("the description names files that do not exist:\n" + "\n".join(missing))
+        raise StudyError(
+            "the description names files that do not exist:\n"
+            + "\n".join(missing)
+            + f"\nweights that came with this package have a name: {NAMES}"
+        )
     for arm in [arm for arm in study.arms if arm.start == "elsewhere"]:
         for task in study.tasks:
             if arm in study.arms_of(task):
@@ -273,7 +278,7 @@ def flags(options: Mapping[str, Any]) -> list[str]:
 
 
 def split(study: Study, task: Task) -> dict:
-    """The splits of a task by budget and seed, in splits_final.json from now on. Raises SplitError."""
+    """The splits of a task by budget and seed, from now on in its file. Raises SplitError."""
     folder = preprocessed(task.dataset)
     plans = files.read_json(folder / f"{task.plans}.json")
     labels = splits.labels_of(folder / identifier(plans, task.configuration))
