@@ -13,6 +13,7 @@ from itertools import pairwise
 # nnU-Net's variables
 RAW, PREPROCESSED, RESULTS = "nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"
 FINAL = "checkpoint_final.pth"  # of a pretraining, and of nnU-Net's trainings
+NAME, BASE = "nnUNetSwinPlans", "nnUNetPlans"  # of our plans, and of nnU-Net's own
 MANIFEST = "manifest.json"  # beside the checkpoints of a pretraining: how it was made
 
 Shape = tuple[int, ...]

@@ -11,7 +11,7 @@ import contextlib
 import io
 import os
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 from nnssl import files, weights
@@ -19,7 +19,6 @@ from nnssl.encoder.presets import preset
 from nnssl.finetune.architecture import (
     BASE,
     INFO,
-    NAME,
     PLANNED,
     RECIPE,
     Recipe,
@@ -29,27 +28,8 @@ from nnssl.finetune.architecture import (
 )
 from nnssl.network.decoders import full_options
 from nnssl.plans.cautions import cautions, fold_to_train
-from nnssl.types import PREPROCESSED, RAW, Shape, Spacing
-
-DATASET, PRETRAINING = "dataset", "pretraining"  # whose spacing
-
-
-@dataclass(frozen=True)
-class Request:
-    """What `nnssl_plan` was asked for."""
-
-    dataset: str | int  # 501 or Dataset501_Name
-    name: str = NAME  # of the new plans: nnUNetv2_train ... -p NAME
-    # plans made by nnU-Net, to take patch, batch size and spacing from; None: plan them
-    base: str | None = None
-    gpu_memory_target: float | None = None  # GB; None: nnU-Net's 8
-    spacing: str | Spacing = DATASET  # or PRETRAINING, or mm (z y x as read)
-    checkpoint: Path | str | None = None  # None: the one that a training would start from
-    preset: str | None = None  # in the place of a checkpoint, for SwinScratchTrainer
-    decoder: str | None = None  # None: that of the checkpoint where it has one, or swinunetr
-    patch: Shape | None = None  # voxels; for the configurations of as many axes
-    batch_size: int | None = None
-    recipe: dict = field(default_factory=dict)  # fields of `Recipe`; None counts as left out
+from nnssl.plans.request import DATASET, MEMORY, PRETRAINING, Request
+from nnssl.types import PREPROCESSED, RAW
 
 
 def derive(request: Request) -> Path:
@@ -60,7 +40,7 @@ def derive(request: Request) -> Path:
     from nnssl.plans.planner import Start
 
     _check(request)
-    recipe = Recipe(**_numbers(request.recipe))
+    recipe = Recipe.chosen(request.recipe)
     folder = _dataset_folder(request.dataset)
     path = files.inside(folder, f"{request.name}.json")
     base = _base_plans(folder, request) if request.base else None
@@ -209,7 +189,7 @@ def _check_spacing(request: Request) -> None:
 
 
 def _target(request: Request) -> float:
-    return 8.0 if request.gpu_memory_target is None else request.gpu_memory_target
+    return float(MEMORY) if request.gpu_memory_target is None else request.gpu_memory_target
 
 
 def _dataset_folder(dataset: str | int) -> Path:
@@ -274,16 +254,6 @@ def _planned(request: Request, folder: Path, start) -> dict:
             decoder=request.decoder,
             patch=request.patch,
         ).plan_experiment()
-
-
-def _numbers(values: dict) -> dict:
-    """With a fifth of the iterations for validation, as nnU-Net's 50 of 250, where it is not
-    said.
-    """
-    given = {name: value for name, value in values.items() if value is not None}
-    if "iterations" in given:
-        given.setdefault("val_iterations", max(1, given["iterations"] // 5))
-    return given
 
 
 def _resize(configuration: dict, request: Request) -> None:

@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from dataclasses import dataclass, fields, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -23,46 +22,17 @@ from nnssl import address, checkpoint, files
 from nnssl.convert import adapt, layouts, sources
 from nnssl.convert.layouts import STEM, Found
 from nnssl.convert.opening import ForeignError, encoder_in, is_ours, opened, tensors_in
+from nnssl.convert.request import Request
 from nnssl.convert.sources import Source
 from nnssl.encoder.swin import Swin, SwinConfig
 from nnssl.encoder.windows import corners, relative_index
-from nnssl.types import HUPolicy, Shape, Spacing
+from nnssl.types import HUPolicy
 
 MERGE = (
     "layers4.0.downsample.norm.weight",
     "layers4.0.downsample.norm.bias",
     "layers4.0.downsample.reduction.weight",
 )
-
-
-@dataclass(frozen=True)
-class Request:
-    """What `nnssl_convert` was asked for; None where it is to be known from the file or its
-    source.
-    """
-
-    file: Path | str  # or its address
-    output: Path  # a file; with `hub` a folder
-    source: str | None = None
-    prefix: str | None = None
-    hu: tuple[float, ...] | None = None  # HU that became 0 and 1; or low, high, mean, std
-    no_hu: bool = False
-    spacing: Spacing | None = None  # mm, (z, y, x)
-    crop: Shape | None = None
-    axes: str | None = None
-    merging: str | None = None
-    dims: int | None = None
-    rgb: bool = False
-    hub: bool = False  # write a folder for Hugging Face
-    half: bool = False  # weights in half precision
-    licence: str | None = None  # of the weights, for its card
-    about: Path | None = None  # a text, for its card
-
-    @property
-    def about_others(self) -> list[str]:
-        """The fields given that say something of third-party weights."""
-        apart = {"file", "output", "hub", "half", "licence", "about"}
-        return [f.name for f in fields(self) if f.name not in apart and getattr(self, f.name)]
 
 
 @dataclass(frozen=True)

@@ -21,32 +21,16 @@ from nnssl.data.volumes import VOLUME_ENDINGS, ending
 from nnssl.data.workers import Failed, parallel_map
 from nnssl.embed import dense, pooling, table
 from nnssl.embed.encoder import Encoder, grid_spacing, load_encoder
+from nnssl.embed.options import Options
 from nnssl.embed.scan import Prepared, grid_plan, prepare, read_labels
 from nnssl.embed.table import Row
 from nnssl.finetune import checkpoint_choice
 from nnssl.train.processes import choose_device
-from nnssl.types import HUPolicy, Shape, Spacing
+from nnssl.types import HUPolicy, Spacing
 
 NOTE = "embed.json"
 VERSION = 1  # goes up when the same settings would give other numbers
 CHANNEL = "_0000"  # at the end of an image's name in nnU-Net's datasets; its labels have none
-
-
-@dataclass(frozen=True)
-class Options:
-    """What `nnssl_embed` was asked for."""
-
-    sources: Sequence[Path]
-    output: Path
-    checkpoint: Path | str | None = None  # None: as the trainers choose
-    masks: Path | None = None
-    dense: int | None = None  # stride in voxels
-    nifti: bool = False
-    window: str | Shape | None = None
-    spacing: Spacing | None = None
-    num_processes: int = 2
-    device: str | None = None
-    picture: str | None = None  # thumbnails or names
 
 
 @dataclass(frozen=True)

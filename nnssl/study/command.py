@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
 from pathlib import Path
 
 STEPS = {
@@ -51,14 +50,8 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def do(
-    args: argparse.Namespace, parsers: Mapping[str, Callable[[], argparse.ArgumentParser]]
-) -> None:
-    """parsers: those of our commands by name, to check what a description would type."""
-    if args.step == "run":
-        _run(args, parsers)
-    else:
-        {"init": _init, "features": _features, "report": _report}[args.step](args)
+def do(args: argparse.Namespace) -> None:
+    {"init": _init, "run": _run, "features": _features, "report": _report}[args.step](args)
 
 
 def _init(args: argparse.Namespace) -> None:
@@ -68,13 +61,13 @@ def _init(args: argparse.Namespace) -> None:
     print(f"Wrote {args.description}. Edit it, then: nnssl_study run {args.description} --dry-run")
 
 
-def _run(args: argparse.Namespace, parsers: Mapping) -> None:
+def _run(args: argparse.Namespace) -> None:
     from nnssl.study.design import check
     from nnssl.study.design.description import load
     from nnssl.study.execution import orchestrate
 
     described = load(args.description)
-    check.check(described, parsers)
+    check.check(described)
     print(
         orchestrate.describe(described, orchestrate.beside(described.device, args.parallel)),
         flush=True,

@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -23,61 +22,13 @@ from nnssl.memory import keep_freed_memory
 from nnssl.methods import METHODS, Method
 from nnssl.train import batches, before, boards, cache, configure, peak, processes, start
 from nnssl.train.loop import train
+from nnssl.train.options import DEFAULT_STEPS, PROBES, Options
 from nnssl.train.places import data_folder, dimensions, raw_dataset, results_folder
 from nnssl.train.precision import half_precision
 from nnssl.train.probe import Probe
 from nnssl.train.run import FINAL, LATEST, Run, RunConfig
-from nnssl.types import Shape, Spacing
+from nnssl.types import Shape
 from nnssl.views.intensity import Ranges
-
-DEFAULT_STEPS = 100_000
-PROBES = 10  # a run, by default
-
-
-@dataclass(frozen=True)
-class Options:
-    """What `nnssl_pretrain` was asked for; None means: derive it and say so."""
-
-    method: str
-    sources: Sequence[Path] = ()
-    dataset_ids: Sequence[str] = ()
-    channels: Sequence[int] | None = (0,)  # of the datasets, each a scan by itself; None: all
-    name: str | None = None
-    preset: str = "smit"
-    start: Path | None = None
-    steps: int | None = None
-    epochs: int | None = None
-    batch_size: int | None = None
-    accumulate: int = 1
-    crop: Shape | None = None
-    dims: int | None = None
-    spacing: Spacing | None = None
-    clip: tuple[float, float] | None = None
-    no_hu: bool = False
-    device: str | None = None
-    num_processes: int = 8
-    part_id: int = 0
-    num_parts: int = 1
-    seed: int = 0
-    resume: bool = False
-    output: Path | None = None
-    settings: Sequence[str] = ()
-    workers: int | None = None
-    cache: str = "auto"
-    log_every: int = 10
-    save_every: int = 1000
-    fp32: bool = False
-    compile: bool = False
-    checkpointing: bool = False
-    tensorboard: bool = False
-    wandb: bool = False
-    probe: str | None = None
-    probe_cases: int = 10
-    probe_every: int | None = None
-    only_prepare: bool = False
-    update: bool = False
-    check: bool = False
-    pattern: Sequence[str] = ()
 
 
 def pretrain(options: Options, say: Callable[[str], None] = print) -> Path | None:
@@ -155,17 +106,12 @@ def build(options: Options, plan: Plan, data: Path, device: torch.device, earlie
         method, started, chosen = made(batch_size)
     configure.warn_small(method, batch_size // options.accumulate, say)
     cache.hold(crops, plan, options.cache, device, say)
-    config = RunConfig(
+    config = RunConfig.of(
+        options,
         steps=_steps(options, earlier.run, len(crops), batch_size),
         batch_size=batch_size,
-        accumulate=options.accumulate,
-        seed=options.seed,
-        log_every=options.log_every,
-        save_every=options.save_every,
         workers=batches.default_workers(device) if options.workers is None else options.workers,
         bf16=bf16,
-        compile=options.compile,
-        tensorboard=options.tensorboard,
         wandb=options.wandb or boards.wandb_enabled(),
     )
     header = {

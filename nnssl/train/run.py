@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ from nnssl.modules.running import decide
 from nnssl.train import batches
 from nnssl.train.monitors import Monitors
 from nnssl.train.precision import Precision
+from nnssl.train.run_config import RunConfig
 from nnssl.train.same import require_same_run
 from nnssl.train.schedule import clip, learning_rate, parameter_groups
 from nnssl.types import FINAL
@@ -38,33 +39,6 @@ WHEN_DIVERGED = (
 
 class Diverged(RuntimeError):
     """The gradient was not finite for many steps in a row; the last good checkpoint is kept."""
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """How long, how large, how precise; `batch_size`: scans of all processes and parts."""
-
-    steps: int
-    batch_size: int
-    accumulate: int = 1
-    seed: int = 0
-    log_every: int = 10
-    save_every: int = 1000
-    workers: int = 1
-    bf16: bool = False  # `nnssl.train.precision`
-    compile: bool = False
-    tensorboard: bool = False
-    wandb: bool = False
-
-    # How a run is monitored and fed changes no weight, so a resumed run may differ in it.
-    FREE = ("log_every", "save_every", "workers", "tensorboard", "wandb")
-    # These do, but a run that could not continue for them would be lost: it continues and says so.
-    REPORTED = ("steps", "bf16", "compile")
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulate", "log_every", "save_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
 class Run:

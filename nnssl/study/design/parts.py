@@ -7,9 +7,11 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from nnssl.finetune.architecture import BASE
+from nnssl.options import options_of
+from nnssl.recipe import Recipe
 from nnssl.study.design import values
 from nnssl.study.design.values import DescriptionError
+from nnssl.types import BASE
 
 Budget = int | str  # a number of cases, or ALL
 
@@ -27,11 +29,8 @@ NEEDS = {  # what an arm must say beside its name and start, and what else it ma
     "imagenet": (("weights",), ("options",)),
     "supervised": (("dataset", "configuration"), ("encoder",)),
 }
-RECIPE = (  # of `nnssl_plan`, as its flags are called, and the trainer
-    "trainer", "decoder", "patch", "batch_size", "epochs", "iterations", "val_iterations", "foreground", "mirror", "lr",
-    "head_lr", "encoder_lr", "layer_decay", "warmup_iterations", "warmup_epochs", "unfreeze_every", "weight_decay",
-    "schedule", "drop_path", "ema", "lora_rank", "lora_alpha",
-)  # fmt: skip
+NETWORK = ("decoder", "patch", "batch_size")  # of `nnssl_plan`, and as well of a recipe here
+RECIPE = ("trainer", *NETWORK, *(each.key for each in options_of(Recipe) if each.flag))
 
 
 @dataclass(frozen=True)

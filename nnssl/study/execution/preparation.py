@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
 
-from nnssl import files
+from nnssl import files, options
 from nnssl.commands import Command
-from nnssl.finetune.architecture import BASE, RECIPE, Recipe
+from nnssl.recipe import RECIPE, Recipe
 from nnssl.study.design import splits
 from nnssl.study.design.description import BASELINE, OTHERS, Arm, Study, Task, settings
 from nnssl.study.execution import runs
@@ -24,16 +23,15 @@ from nnssl.study.execution.datasets import (
     preprocessed,
     raw,
 )
+from nnssl.study.execution.flags import flags, recipe_flags
 from nnssl.study.execution.runs import StudyError
-from nnssl.types import FINAL, PREPROCESSED, RAW, RESULTS
+from nnssl.types import BASE, FINAL, PREPROCESSED, RAW, RESULTS
 from nnssl.weights import NAMES
 
 __all__ = ["data_commands", "full_name", "identifier", "number", "preprocessed", "raw"]
 
 FOLDERS = (RAW, PREPROCESSED, RESULTS)
 PRESET = "smit"  # of a random start like no pretrained arm
-# flags of ours that nnU-Net spells so
-ONE_DASH = {"np", "num_gpus", "device", "part_id", "num_parts"}
 
 
 def check(study: Study) -> None:
@@ -242,10 +240,8 @@ def write_default_plans(study: Study, task: Task, arm: Arm) -> Path:
         for key in ("epochs", "iterations", "val_iterations", "foreground", "mirror")
         if key in recipe
     }
-    if "iterations" in heeded:
-        heeded.setdefault("val_iterations", max(1, heeded["iterations"] // 5))  # as nnssl_plan
     plans["plans_name"] = runs.plans_of(study, task, arm)
-    plans[RECIPE] = Recipe(**heeded).to_dict()
+    plans[RECIPE] = Recipe.chosen(options.read(heeded, Recipe)).to_dict()
     path = files.inside(folder, f"{plans['plans_name']}.json")
     files.write_json(path, plans)
     return path
@@ -253,25 +249,6 @@ def write_default_plans(study: Study, task: Task, arm: Arm) -> Path:
 
 def _plan(dataset: str, name: str, base: str = BASE) -> Command:
     return ["nnssl_plan", "-d", number(dataset), "-p", base, "--name", name]
-
-
-def recipe_flags(recipe: Mapping[str, Any]) -> list[str]:
-    said = {key: value for key, value in recipe.items() if key not in ("trainer", "mirror")}
-    return [*flags(said), *(["--no-mirror"] if recipe.get("mirror") is False else [])]
-
-
-def flags(options: Mapping[str, Any]) -> list[str]:
-    """{"batch_size": 2, "crop": [8, 8], "fp32": True} as --batch-size 2 --crop 8 8 --fp32; False
-    says nothing.
-    """
-    words = []
-    for key, value in options.items():
-        if value is None or value is False:
-            continue
-        words.append(f"-{key}" if key in ONE_DASH else f"--{key.replace('_', '-')}")
-        if value is not True:
-            words += map(str, value) if isinstance(value, (list, tuple)) else [str(value)]
-    return words
 
 
 # Splits
