@@ -11,7 +11,7 @@ from monai.networks.nets.swin_unetr import SwinTransformer
 from torch import Tensor
 
 from nnssl.bench.encoder import monai_swin
-from nnssl.encoder import blocks
+from nnssl.encoder.given import draw_kept
 from nnssl.encoder.presets import PRESETS, preset
 from nnssl.encoder.swin import Swin, SwinConfig
 
@@ -227,7 +227,7 @@ def test_drop_path_is_random_in_training_and_absent_in_evaluation() -> None:
 
 
 def test_drop_path_keeps_the_mean_and_drops_whole_samples() -> None:
-    kept = blocks.draw_kept(torch.tensor([0.25, 0.0]), torch.ones(4000, 3, 2))
+    kept = draw_kept((0.25, 0.0), torch.ones(4000, 3, 2))
     assert kept.shape == (2, 4000, 1, 1)
     assert kept[0].unique().tolist() == pytest.approx([0, 4 / 3])
     assert kept[0].mean().item() == pytest.approx(1, abs=0.03)

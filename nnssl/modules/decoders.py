@@ -42,6 +42,7 @@ class MultiScaleDecoder(nn.Module):
     def __init__(self, encoder: nn.Module, from_stride: int) -> None:
         super().__init__()
         self.first = encoder.strides.index(from_stride)
+        self.maps = tuple(range(self.first, len(encoder.strides)))  # that are read
         self.decoders = nn.ModuleList(
             VoxelDecoder(channels, stride, encoder.config.spatial_dims)
             for channels, stride in zip(

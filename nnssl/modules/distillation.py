@@ -6,6 +6,7 @@ Caron et al. 2021 (DINO, arXiv 2104.14294); Zhou et al. 2022 (iBOT, arXiv 2111.0
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -53,7 +54,7 @@ class DistillationConfig:
 class DistillationOutput(NamedTuple):
     """What student or teacher says of N views."""
 
-    maps: list[Tensor]
+    maps: list[Tensor | None]  # those that a head reads or that were asked for
     embedding: Tensor  # [N d]
     image: Tensor | None  # [N K] logits
     patch: Tensor | None  # [selected tokens, K] logits
@@ -95,15 +96,20 @@ class EncoderWithHeads(nn.Module):
             )
 
     def forward(
-        self, image: Tensor, masked: Tensor | None = None, selected: SelectedTokens | None = None
+        self,
+        image: Tensor,
+        masked: Tensor | None = None,
+        selected: SelectedTokens | None = None,
+        wanted: Collection[int] = (),
     ) -> DistillationOutput:
         """`masked`: what the encoder may not see; `selected`: the patch tokens that are asked for, of
-        all views or of the first ones.
+        all views or of the first ones; `wanted`: maps that others read.
         """
-        maps = self.encoder(image, masked)
+        patches = () if selected is None or self.patch is None else (self.patch,)
+        maps = self.encoder(image, masked, {*self.pooled, *patches, *wanted})
         embedding = torch.cat([pooled(maps[number]) for number in self.pooled], dim=1)
         patch = None
-        if self.patch_head is not None and selected is not None:
+        if patches:
             patch = self.patch_head(selected.of(maps[self.patch]), selected.counts)
         return DistillationOutput(
             maps,

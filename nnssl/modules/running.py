@@ -6,6 +6,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnssl import dist
@@ -78,10 +79,12 @@ class RunningMean(Running):
         """
         rows = rows.detach().float()
         if counts is None:
-            number = rows.new_full((1,), len(rows))
+            total, number = rows.sum(dim=0), rows.new_full((1,), len(rows))
         else:
-            rows, number = rows * counts[:, None], counts.sum(dim=0, keepdim=True)
-        self._noted.append(torch.cat([rows.sum(dim=0), number]))
+            with torch.autocast(rows.device.type, enabled=False):
+                total = torch.mv(rows.t(), counts)
+            number = counts.sum(dim=0, keepdim=True)
+        self._noted.append(torch.cat([total, number]))
 
     def _move(self, noted: list[Tensor]) -> None:
         _take([self], dist.all_reduce_mean(_total(noted)))
@@ -125,8 +128,8 @@ def _take(parts: list[RunningMean], totals: Tensor) -> None:
     layout = _layout(kinds, totals.device)
     new = totals / totals[layout.last]
     # else there were no rows, or they overflowed and would poison every later mean
-    faults = new.new_zeros(len(parts)).index_add_(0, layout.means, (~new.isfinite()).to(new.dtype))
-    good = faults == 0
+    faults = new.new_zeros(len(parts)).index_add_(0, layout.means, new - new)
+    good = faults == 0  # a difference is 0, or not a number
     if parts[0].counts is not None:
         good = good & parts[0].counts
     updates = torch.stack([part.updates for part in parts])
@@ -181,4 +184,5 @@ class Standardise(nn.Module):
         x = x.float()
         self.moments.note(torch.cat([x, x * x], dim=-1), counts)
         mean, square = self.moments.value.split(self.size)
-        return (x - mean) * (square - mean * mean + self.eps).clamp(min=self.eps).rsqrt()
+        variance = torch.addcmul(square, mean, mean, value=-1).clamp(min=0)
+        return F.batch_norm(x, mean, variance, eps=self.eps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
@@ -101,6 +102,7 @@ class Run:
         # How many of the last steps in a row, and how many since the last look, had a gradient that
         # is not finite.
         self._skipped = torch.zeros(2, dtype=torch.long, device=device)
+        self._since = torch.tensor([0, 1]).to(device)  # what is left of that by a step that counts
         if config.compile:
             for module in method.modules():
                 if isinstance(module, Swin):
@@ -124,11 +126,14 @@ class Run:
                 last = part == parts - 1
                 with nullcontext() if last or not dist.is_initialized() else self.model.no_sync():
                     out = self._look(batch)
-                    (out.losses["total"] / parts).backward()
+                    total = out.losses["total"]
+                    (total if parts == 1 else total / parts).backward()
                 self.monitors.note(out.monitored)
                 for name, value in out.losses.items():
-                    sums[name] = sums.get(name, 0) + value.detach() / parts
-        return sums, out.monitored
+                    value = value.detach()
+                    sums[name] = sums[name] + value if name in sums else value
+        means = sums if parts == 1 else {name: value / parts for name, value in sums.items()}
+        return means, out.monitored
 
     def update(self) -> tuple[Tensor, float]:
         """Clip, step, move teachers; the gradient's norm, on the device, and the learning rate.
@@ -140,20 +145,21 @@ class Run:
         config = self.method.config
         rate = learning_rate(config, self.step, self.config.steps, self.config.batch_size)
         norm = clip(self.method.parameters(), config.clip_norm)
-        finite = norm.isfinite()
+        finite = norm < math.inf
         self.step += 1
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         if self.device.type in FUSED:
             # the word of PyTorch's own scaler: then no weight moves
-            self.optimizer.found_inf = (~finite).float()
+            self.optimizer.found_inf = 1.0 - finite
             self.optimizer.step()
         elif finite:
             self.optimizer.step()
         decide(self.method, finite)
         self.method.after_step(self.step / self.config.steps)
         decide(self.method, None)
-        self._skipped = torch.stack([(self._skipped[0] + 1) * ~finite, self._skipped[1] + ~finite])
+        since = self._skipped * self._since
+        self._skipped = torch.where(finite, since, self._skipped + 1)
         return norm, rate
 
     def skipped(self) -> tuple[int, int]:
