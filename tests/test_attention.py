@@ -57,6 +57,14 @@ def test_the_kernel_equals_the_formula_in_double_precision(interpreted: dict) ->
 
 
 @needs_triton
+def test_the_kernels_of_the_residual_stream_equal_the_formula(interpreted: dict) -> None:
+    """Sums, norms, and all gradients, with and without a branch, stochastic depth and an order."""
+    limits = {"torch.float32": 1e-6, "torch.bfloat16": 1e-2, "torch.float16": 1e-3}
+    for case, errors in interpreted["stream_errors"].items():
+        assert all(error < limits[case.split()[0]] for error in errors.values()), (case, errors)
+
+
+@needs_triton
 def test_an_encoder_through_the_kernel_equals_one_on_the_cpu(interpreted: dict) -> None:
     """Shifted, padded and clipped windows of two samples; maps and the gradients of all
     parameters.

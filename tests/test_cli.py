@@ -59,6 +59,7 @@ FLAGS = {
             "--check",
             "--fp32",
             "--compile",
+            "--graph",
             "--checkpointing",
             "--log-every",
             "--save-every",

@@ -2,8 +2,8 @@
 
 Every operation of a step is dispatched with the shapes and types that it has on a GPU, but without
 values, so what would ask the device for a value fails. The device knows no generator, no fused
-optimiser and no autocast; they are lent to it. The Triton kernel of window attention is one
-operation each way.
+optimiser and no autocast; they are lent to it. The Triton kernels, of window attention and
+of the residual stream, are one operation each way.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from nnssl.bench.memory import Autocast
-from nnssl.encoder import attention
-from nnssl.train import run
+from nnssl.encoder import attention, stream
+from nnssl.train import optimiser
 
 META = torch.device("meta")
 BF16 = torch.bfloat16
@@ -67,13 +67,40 @@ class Kernel(torch.autograd.Function):
         return found
 
 
+class Stream(torch.autograd.Function):
+    """The same of `nnssl.encoder.stream.launch`."""
+
+    @staticmethod
+    def forward(ctx, x, branch, kept, order, parameters, norms):
+        ctx.set_materialize_grads(False)
+        ctx.adds, ctx.drops = branch is not None, kept is not None
+        total, out = torch.empty_like(x), torch.empty_like(x) if norms else None
+        ctx.save_for_backward(total, parameters)
+        moved = (x, branch, kept, order, total, out)
+        Kernel.note("residual and norm", tuple(t for t in moved if t is not None))
+        return total, out
+
+    @staticmethod
+    def backward(ctx, to_total, to_out):
+        total, parameters = ctx.saved_tensors
+        to_x = torch.empty_like(total)
+        to_branch = torch.empty_like(total) if ctx.drops else to_x
+        parts = parameters.new_empty(parameters.shape)
+        moved = (total, to_total, to_out, to_x, parts, *([to_branch] * ctx.drops))
+        Kernel.note("residual and norm, backward", tuple(t for t in moved if t is not None))
+        return to_x, to_branch if ctx.adds else None, None, None, parts, None
+
+
 @contextmanager
 def lent() -> Iterator[torch.device]:
     """The device, ready for a `Run`. `torch.tensor` on it is refused: it waits, unseen by modes."""
-    fused = (*run.FUSED, META.type)
+    fused = (*optimiser.FUSED, META.type)
     generator, autocast, tensor = torch.Generator, torch.autocast, torch.tensor
     mode = Switched()
     kernel = SimpleNamespace(attention=lambda qkv, bias, mask: Kernel.apply(qkv, bias))
+    # an H100's 132 multiprocessors
+    of_stream = SimpleNamespace(added_norm=Stream.apply, programs=lambda x: 4 * 132)
+    autocasts = torch.is_autocast_enabled
 
     def a_generator(device: torch.device | str = "cpu") -> torch.Generator:
         return generator("cpu" if torch.device(device) == META else device)
@@ -96,15 +123,22 @@ def lent() -> Iterator[torch.device]:
             (torch, "Generator", a_generator),
             (torch, "autocast", an_autocast),
             (torch, "tensor", a_tensor),
-            (run, "FUSED", fused),
+            (
+                torch,
+                "is_autocast_enabled",
+                lambda *on: mode.on if META.type in on else autocasts(*on),
+            ),
+            (optimiser, "FUSED", fused),
             (
                 sys.modules[torch.optim.Optimizer.__module__],
                 "_get_fused_kernels_supported_devices",
                 lambda: list(fused),
             ),
             (attention.choice, "kernel_serves", lambda device, *_: device.type == "meta"),
+            (stream.choice, "kernel_serves", lambda device, *_: device.type == "meta"),
         ):
             stack.enter_context(patch.object(where, name, stands_in))
         stack.enter_context(patch.object(attention, "launch", kernel, create=True))
+        stack.enter_context(patch.object(stream, "launch", of_stream, create=True))
         stack.enter_context(mode)
         yield META

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from nnssl.encoder import stream
 from nnssl.encoder.attention import window_attention
 from nnssl.encoder.config import SwinConfig
 from nnssl.encoder.given import Given
@@ -68,11 +69,15 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: Tensor, cut: WindowPartition, bias: Tensor) -> Tensor:
         """Slots [B nW*n C] to slots [B nW*n C], each window by itself; bias [heads n n]."""
+        return self.proj(self.attend(x, cut, bias))
+
+    def attend(self, x: Tensor, cut: WindowPartition, bias: Tensor) -> Tensor:
+        """The same without the last layer."""
         windows = x.view(-1, prod(cut.size), x.shape[-1])
         attended = window_attention(
             windows, self.qkv.weight, self.qkv.bias, self.heads, bias, cut.mask
         )
-        return self.proj(attended.flatten(0, 1)).view(x.shape)
+        return attended.view(x.shape)
 
 
 class Mlp(nn.Module):
@@ -182,20 +187,22 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor, given: Given, checkpointing: bool) -> Tensor:
         """[B *grid C] to the same, before merging; `given` for this stage and x."""
-        windows = given.windows
+        windows, recompute = given.windows, checkpointing and self.training
+        if not recompute and stream.serves(self, x):
+            return stream.through(self, x.flatten(1, -2), given).view(x.shape)
         tokens = _reorder(x.flatten(1, -2), windows.enter)
         for number, block in enumerate(self.blocks):
             cut = windows.shifted if number % 2 else windows.plain
             if number > 0 and windows.shift is not None:
                 tokens = _reorder(tokens, windows.shift if number % 2 else windows.shift[::-1])
             rest = (cut, given.biases[number], given.kept[number])
-            if checkpointing and self.training:
+            if recompute:
                 tokens = checkpoint(block, tokens, *rest, use_reentrant=False)
             else:
                 tokens = block(tokens, *rest)
-        return _reorder(tokens, self._way_out(windows)).view(x.shape)
+        return _reorder(tokens, self.way_out(windows)).view(x.shape)
 
-    def _way_out(self, windows: StageWindows) -> tuple[Tensor, Tensor]:
+    def way_out(self, windows: StageWindows) -> tuple[Tensor, Tensor]:
         return windows.leave if len(self.blocks) % 2 == 0 else windows.enter[::-1]
 
 

@@ -101,14 +101,18 @@ def _summed(by_pair: Tensor, index: Tensor, rows: int) -> Tensor:
 
 
 def _kept(stages: Sequence[Stage], tokens: Tensor) -> list[list[Kept | None]]:
-    """Of each stage and block. All branches draw at once, the first stage's first."""
+    """Of each stage and block. All branches draw at once, the first stage's first, those that are
+    never left out as well.
+    """
     drawing = [stage for stage in stages if stage.training and any(stage.rates)]
     rates = tuple(rate for stage in drawing for rate in stage.rates for _ in range(2))
     branches = iter(draw_kept(rates, tokens).unbind() if rates else ())
-    return [
-        [(next(branches), next(branches)) if stage in drawing else None for _ in stage.blocks]
-        for stage in stages
-    ]
+    found: list[list[Kept | None]] = [[None] * len(stage.blocks) for stage in stages]
+    for stage, of_blocks in zip(stages, found, strict=True):
+        for number, rate in enumerate(stage.rates if stage in drawing else ()):
+            both = next(branches), next(branches)
+            of_blocks[number] = both if rate else None
+    return found
 
 
 def draw_kept(rates: tuple[float, ...], tokens: Tensor) -> Tensor:

@@ -231,14 +231,8 @@ def _stage_windows(
             "shift": (to_shifted, to_shifted.argsort()) if moves else None,
             "leave": (shifted.tokens.argsort(), shifted.tokens),
         }
-        index = _relative_index(size, window, mode, axes, device)
+        index = relative_index(size, window, mode, axes)
         return _to(StageWindows(plain=plain, shifted=shifted, relative=index, **ways), device)
-
-
-@lru_cache(maxsize=64)
-def _relative_index(size: Shape, window: int, mode: str, axes: str, device: torch.device) -> Tensor:
-    """The same tensor for all stages whose windows are alike."""
-    return relative_index(size, window, mode, axes).to(device)
 
 
 CORNERS = {  # in MONAI's order, the first axis first

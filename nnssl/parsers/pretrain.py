@@ -185,6 +185,9 @@ def pretrain_parser() -> argparse.ArgumentParser:
     where.add_argument("--fp32", action="store_true", help="no bf16 on the GPU")
     where.add_argument("--compile", action="store_true", help="torch.compile the encoders")
     where.add_argument(
+        "--graph", action="store_true", help="replay each step as one CUDA graph; never changes it"
+    )
+    where.add_argument(
         "--checkpointing", action="store_true", help="recompute activations: less memory, more time"
     )
 

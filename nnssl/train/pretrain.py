@@ -21,7 +21,7 @@ from nnssl.data.prepare import prepare
 from nnssl.data.raw_datasets import chosen_channels
 from nnssl.memory import keep_freed_memory
 from nnssl.methods import METHODS, Method
-from nnssl.train import batches, before, boards, cache, configure, peak, processes, start
+from nnssl.train import batches, before, boards, cache, configure, graph, peak, processes, start
 from nnssl.train.loop import train
 from nnssl.train.places import data_folder, dimensions, raw_dataset, results_folder
 from nnssl.train.precision import half_precision
@@ -68,6 +68,7 @@ class Options:
     save_every: int = 1000
     fp32: bool = False
     compile: bool = False
+    graph: bool = False
     checkpointing: bool = False
     tensorboard: bool = False
     wandb: bool = False
@@ -122,6 +123,8 @@ def _pretrain(options: Options, say: Callable[[str], None], held: ExitStack) -> 
 
 def build(options: Options, plan: Plan, data: Path, device: torch.device, earlier, say) -> Run:
     """The run that `options` describe, resumed where asked for; `earlier` is what it was."""
+    if options.graph and (reason := graph.why_not(device, options.accumulate)):
+        raise ValueError(f"--graph cannot be used: {reason}. Leave it out")
     dims, kind, folder = dimensions(options), _method(options.method), results_folder(options, plan)
     bf16 = not options.fp32 and half_precision(device) == torch.bfloat16
     crop = options.crop or earlier.crop or configure.fitting_crop(kind, plan.crop[-dims:])
@@ -165,6 +168,7 @@ def build(options: Options, plan: Plan, data: Path, device: torch.device, earlie
         workers=batches.default_workers(device) if options.workers is None else options.workers,
         bf16=bf16,
         compile=options.compile,
+        graph=options.graph,
         tensorboard=options.tensorboard,
         wandb=options.wandb or boards.wandb_enabled(),
     )

@@ -1,0 +1,93 @@
+"""The residual stream of a stage on a GPU: one kernel adds a branch, reorders and normalises.
+
+    tokens -> window order, norm 1 -> attention -> +, norm 2 -> MLP -> +, shift, norm 1 -> ...
+
+kernel   Triton: one kernel forward and one backward; `launch` starts them, `choice` says when.
+Here is the stage made of them, the same as `Stage.forward` block by block. The gradients of norms
+and biases arrive in parts, which are added up for all blocks of the stage at once.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nnssl.encoder.given import Given
+from nnssl.encoder.stream import choice
+
+if TYPE_CHECKING:
+    from nnssl.encoder.blocks import Block, Stage
+
+
+def serves(stage: Stage, tokens: Tensor) -> bool:
+    """Whether `through` is the right way for tokens [B N C]: one precision, nobody who watches
+    blocks, no compiler, which does the same by itself, and a GPU on which the kernels are right.
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled(tokens.device.type)
+        and choice.kernel_serves(tokens.device, tokens.dtype, tokens.shape[-1])
+        and all(_is_plain(block, tokens.dtype) for block in stage.blocks)
+    )
+
+
+def _is_plain(block: Block, dtype: torch.dtype) -> bool:
+    layers = (block.attn.proj, block.mlp.linear1, block.mlp.linear2)
+    return (
+        all(type(layer) is nn.Linear and layer.weight.dtype == dtype for layer in layers)
+        and block.norm1.weight.dtype == dtype
+        and not any(part._forward_hooks or part._forward_pre_hooks for part in block.modules())
+    )
+
+
+def through(stage: Stage, tokens: Tensor, given: Given) -> Tensor:
+    """All blocks of a stage: [B N C] to [B N C], both in raster order."""
+    from nnssl.encoder.blocks import from_slots, to_slots
+    from nnssl.encoder.stream import launch  # Triton comes with PyTorch for CUDA only
+
+    windows, blocks = given.windows, stage.blocks
+    parameters = iter(_parameters(blocks, launch.programs(tokens)))
+
+    def step(x, branch, kept, way, norms=True):
+        order = None if way is None else way[0]
+        return launch.added_norm(x, branch, kept, order, next(parameters), norms)
+
+    x, normed = step(tokens, None, None, windows.enter)
+    for number, (block, bias, kept) in enumerate(
+        zip(blocks, given.biases, given.kept, strict=True)
+    ):
+        cut = windows.shifted if number % 2 else windows.plain
+        first, second = kept or (None, None)
+        slots = to_slots(normed, cut, block.pads_are_zero)
+        attended = _without_bias_gradient(block.attn.proj, block.attn.attend(slots, cut, bias))
+        x, normed = step(x, from_slots(attended, cut), first, None)
+        inner = F.gelu(block.mlp.linear1(normed))
+        branch = _without_bias_gradient(block.mlp.linear2, inner)
+        last = number + 1 == len(blocks)
+        way = stage.way_out(windows) if last else windows.shift
+        if not last and way is not None and number % 2:
+            way = way[::-1]
+        x, normed = step(x, branch, second, way, norms=not last)
+    return x
+
+
+def _without_bias_gradient(layer: nn.Linear, x: Tensor) -> Tensor:
+    """The layer; the gradient of its bias is a sum that the kernel behind it gives."""
+    return F.linear(x, layer.weight, layer.bias.detach())
+
+
+def _parameters(blocks: nn.ModuleList, programs: int) -> tuple[Tensor, ...]:
+    """For each kernel of the stage [programs 3 C]: of its norm, and of the branch before it."""
+    rows: list[Tensor] = []
+    branch = None
+    for block in blocks:
+        norm = block.norm1
+        rows += [norm.weight, norm.bias, norm.bias.detach() if branch is None else branch]
+        rows += [block.norm2.weight, block.norm2.bias, block.attn.proj.bias]
+        branch = block.mlp.linear2.bias
+    rows += [branch.detach(), branch.detach(), branch]  # no norm follows
+    joined = torch.stack(rows).float().unflatten(0, (-1, 1, 3))
+    return joined.expand(-1, programs, -1, -1).unbind()

@@ -1,0 +1,100 @@
+"""Starts the Triton kernels of the residual stream, and what autograd needs to know."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor
+
+from nnssl.encoder.stream import kernel
+
+TILE = 2048  # numbers of a tile, at least one row
+PROGRAMS = 4  # a multiprocessor
+
+
+def programs(x: Tensor) -> int:
+    """How many share the rows of `x` [B N C]; each gives one partial sum of the gradients."""
+    count = 1
+    if x.device.type == "cuda":
+        count = torch.cuda.get_device_properties(x.device).multi_processor_count * PROGRAMS
+    return max(1, min(count, -(-x.shape[0] * x.shape[1] // _shape(x)["BR"])))
+
+
+def added_norm(
+    x: Tensor,
+    branch: Tensor | None,
+    kept: Tensor | None,
+    order: Tensor | None,
+    parameters: Tensor,
+    norms: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """(x + branch * kept)[:, order], and the layer norm of that if `norms`.
+
+    x, branch:  [B N C] in one precision; kept [B 1 1]; order [N], a permutation.
+    parameters: [programs 3 C] in fp32, all rows alike: scale and offset of the norm, and the bias
+    with which the branch ended, whose gradient is given here as well. Their gradient is in parts, a
+    row a program, to be added up by whoever has expanded them.
+    """
+    return _AddedNorm.apply(x, branch, kept, order, parameters, norms)
+
+
+def _shape(x: Tensor) -> dict[str, int]:
+    channels = x.shape[-1]
+    padded = max(16, 1 << (channels - 1).bit_length())
+    return {"C": channels, "BC": padded, "BR": max(1, TILE // padded)}
+
+
+def _run(function, grid: int, x: Tensor, tensors: tuple, numbers: tuple, **flags: bool) -> None:
+    """A tensor that is None is not read: any other stands in for it."""
+    with torch.cuda.device(x.device) if x.device.type == "cuda" else nullcontext():
+        function[(grid,)](
+            *(x if tensor is None else tensor for tensor in tensors),
+            x.shape[1],
+            x.shape[0] * x.shape[1],
+            *numbers,
+            **_shape(x),
+            **flags,
+            num_warps=4 if x.shape[-1] <= 512 else 8,
+        )
+
+
+class _AddedNorm(torch.autograd.Function):
+    """As `added_norm`."""
+
+    @staticmethod
+    def forward(ctx, x, branch, kept, order, parameters, norms):
+        ctx.set_materialize_grads(False)
+        x, branch = x.contiguous(), None if branch is None else branch.contiguous()
+        ctx.flags = {
+            "ADDS": branch is not None,
+            "DROPS": kept is not None,
+            "MOVES": order is not None,
+            "NORMS": norms,
+        }
+        total, out = torch.empty_like(x), torch.empty_like(x) if norms else None
+        mean, rstd = x.new_empty(2, x.shape[0] * x.shape[1], dtype=torch.float32)
+        scale, offset, _ = parameters[0]
+        tensors = (x, branch, kept, order, scale, offset, total, out, mean, rstd)
+        _run(kernel.forward, len(parameters), x, tensors, (EPS,), **ctx.flags)
+        ctx.programs = len(parameters)
+        ctx.save_for_backward(total, mean, rstd, scale, kept, order)
+        return total, out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, to_total, to_out):
+        total, mean, rstd, scale, kept, order = ctx.saved_tensors
+        to_total, to_out = (
+            None if g is None else g.to(total.dtype).contiguous() for g in (to_total, to_out)
+        )
+        to_x = torch.empty_like(total)
+        to_branch = torch.empty_like(total) if ctx.flags["DROPS"] else to_x
+        parts = total.new_empty(ctx.programs, 3, total.shape[-1], dtype=torch.float32)
+        flags = {**ctx.flags, "NORMS": to_out is not None, "FLOWS": to_total is not None}
+        tensors = (total, mean, rstd, scale, kept, order, to_total, to_out, to_x, to_branch, parts)
+        _run(kernel.backward, ctx.programs, total, tensors, (), **flags)
+        return to_x, to_branch if ctx.flags["ADDS"] else None, None, None, parts, None
+
+
+EPS = 1e-5  # PyTorch's layer norm's
