@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from unittest.mock import patch
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from nnssl.bench.memory import Autocast
@@ -91,6 +92,22 @@ class Stream(torch.autograd.Function):
         return to_x, to_branch if ctx.adds else None, None, None, parts, None
 
 
+class Gelu(torch.autograd.Function):
+    """The same of `nnssl.encoder.stream.launch`."""
+
+    @staticmethod
+    def forward(ctx, x, bias):
+        ctx.save_for_backward(x, bias)
+        return F.gelu(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, bias = ctx.saved_tensors
+        to_x, parts = torch.empty_like(x), bias.new_empty(bias.shape)
+        Kernel.note("gelu and bias, backward", (x, gradient, to_x, parts))
+        return to_x, parts
+
+
 @contextmanager
 def lent() -> Iterator[torch.device]:
     """The device, ready for a `Run`. `torch.tensor` on it is refused: it waits, unseen by modes."""
@@ -99,7 +116,9 @@ def lent() -> Iterator[torch.device]:
     mode = Switched()
     kernel = SimpleNamespace(attention=lambda qkv, bias, mask: Kernel.apply(qkv, bias))
     # an H100's 132 multiprocessors
-    of_stream = SimpleNamespace(added_norm=Stream.apply, programs=lambda x: 4 * 132)
+    of_stream = SimpleNamespace(
+        added_norm=Stream.apply, gelu=Gelu.apply, programs=lambda x: 4 * 132
+    )
     autocasts = torch.is_autocast_enabled
 
     def a_generator(device: torch.device | str = "cpu") -> torch.Generator:
@@ -138,6 +157,9 @@ def lent() -> Iterator[torch.device]:
             (stream.choice, "kernel_serves", lambda device, *_: device.type == "meta"),
         ):
             stack.enter_context(patch.object(where, name, stands_in))
+        library = stack.enter_context(torch.library._scoped_library("aten", "IMPL"))
+        # the rate as a tensor, which the device does not know either
+        library.impl("_fused_adamw_.tensor_lr", lambda *_, **__: None, "Meta")
         stack.enter_context(patch.object(attention, "launch", kernel, create=True))
         stack.enter_context(patch.object(stream, "launch", of_stream, create=True))
         stack.enter_context(mode)

@@ -39,6 +39,7 @@ def _is_plain(block: Block, dtype: torch.dtype) -> bool:
     return (
         all(type(layer) is nn.Linear and layer.weight.dtype == dtype for layer in layers)
         and block.norm1.weight.dtype == dtype
+        and block.mlp.linear1.out_features % block.mlp.linear1.in_features == 0
         and not any(part._forward_hooks or part._forward_pre_hooks for part in block.modules())
     )
 
@@ -64,7 +65,8 @@ def through(stage: Stage, tokens: Tensor, given: Given) -> Tensor:
         slots = to_slots(normed, cut, block.pads_are_zero)
         attended = _without_bias_gradient(block.attn.proj, block.attn.attend(slots, cut, bias))
         x, normed = step(x, from_slots(attended, cut), first, None)
-        inner = F.gelu(block.mlp.linear1(normed))
+        hidden = _without_bias_gradient(block.mlp.linear1, normed)
+        inner = launch.gelu(hidden, next(parameters))
         branch = _without_bias_gradient(block.mlp.linear2, inner)
         last = number + 1 == len(blocks)
         way = stage.way_out(windows) if last else windows.shift
@@ -80,14 +82,24 @@ def _without_bias_gradient(layer: nn.Linear, x: Tensor) -> Tensor:
 
 
 def _parameters(blocks: nn.ModuleList, programs: int) -> tuple[Tensor, ...]:
-    """For each kernel of the stage [programs 3 C]: of its norm, and of the branch before it."""
-    rows: list[Tensor] = []
-    branch = None
+    """For each kernel of the stage, in order, [programs rows C]: norm and branch before it, or the
+    bias of the MLP's hidden layer.
+
+    All in one tensor, so that one sum adds up the parts of their gradients.
+    """
+    parts: list[Tensor] = []
+    sizes: list[int] = []
+
+    def add(*vectors: Tensor) -> None:
+        parts.extend(vectors)
+        sizes.append(sum(len(vector) for vector in vectors) // len(blocks[0].norm1.weight))
+
+    branch = blocks[0].norm1.bias.detach()  # there is none before the first norm
     for block in blocks:
-        norm = block.norm1
-        rows += [norm.weight, norm.bias, norm.bias.detach() if branch is None else branch]
-        rows += [block.norm2.weight, block.norm2.bias, block.attn.proj.bias]
+        add(block.norm1.weight, block.norm1.bias, branch)
+        add(block.norm2.weight, block.norm2.bias, block.attn.proj.bias)
+        add(block.mlp.linear1.bias)
         branch = block.mlp.linear2.bias
-    rows += [branch.detach(), branch.detach(), branch]  # no norm follows
-    joined = torch.stack(rows).float().unflatten(0, (-1, 1, 3))
-    return joined.expand(-1, programs, -1, -1).unbind()
+    add(branch.detach(), branch.detach(), branch)  # no norm follows
+    joined = torch.cat(parts).float().view(1, sum(sizes), -1)
+    return joined.expand(programs, -1, -1).split(sizes, dim=1)

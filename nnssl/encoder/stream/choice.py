@@ -8,14 +8,15 @@ operations are taken and one line says so.
 from __future__ import annotations
 
 import warnings
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from nnssl import dist
-from nnssl.encoder.attention.choice import TOLERANCES
+from nnssl.encoder.attention.choice import TOLERANCES, fault
 
 MOST_CHANNELS = 4096
 _said: set[torch.device] = set()
@@ -30,7 +31,7 @@ def kernel_serves(device: torch.device, dtype: torch.dtype, channels: int) -> bo
 
 @lru_cache(maxsize=64)
 def _tried(device: torch.device, dtype: torch.dtype, channels: int) -> bool:
-    reason = _fault(device, dtype, channels)
+    reason = fault(device, dtype, lambda: compare(device, dtype, channels), f"{channels} channels")
     if reason and device not in _said and dist.is_main():
         _said.add(device)
         warnings.warn(
@@ -39,22 +40,6 @@ def _tried(device: torch.device, dtype: torch.dtype, channels: int) -> bool:
             stacklevel=2,
         )
     return not reason
-
-
-def _fault(device: torch.device, dtype: torch.dtype, channels: int) -> str:
-    """Why the kernels do not serve; nothing where they do."""
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
-        return "it needs an NVIDIA GPU of compute capability 8.0 (A100, RTX 30) or later"
-    try:
-        errors = compare(device, dtype, channels)
-    except Exception as error:  # whatever a compiler or driver may say
-        return f"it cannot run ({type(error).__name__}: {(str(error).splitlines() or [''])[0]})"
-    name, worst = max(
-        errors.items(), key=lambda item: float("inf") if item[1] != item[1] else item[1]
-    )
-    if not worst <= TOLERANCES[dtype]:
-        return f"its {name} is wrong by {worst:.1e} for {dtype}, {channels} channels; please report this"
-    return ""
 
 
 def formula(
@@ -84,43 +69,48 @@ def compare(device: torch.device, dtype: torch.dtype, channels: int) -> dict[str
     def drawn(*shape: int) -> Tensor:
         return torch.randn(shape, generator=chance).to(device, dtype)
 
-    samples, tokens = 3, 37
-    order = torch.randperm(tokens, generator=chance).to(device)
+    def note(ours: Callable, exact: Callable, leaves: list[Tensor], gradients: int) -> None:
+        """Outputs and gradients of both, the last leaf given to `ours` once a program."""
+        parts = launch.programs(leaves[0])
+        into = [drawn(*leaves[0].shape) for _ in range(gradients)]
+        found = []
+        for function, wide in ((ours, False), (exact, True)):
+            own = [(x.double() if wide else x).detach().requires_grad_() for x in leaves]
+            last = own[-1] if wide else own[-1].expand(parts, *own[-1].shape[1:])
+            outs = [out for out in function(*own[:-1], last) if out is not None]
+            back = torch.autograd.grad(outs, own, [x.double() for x in into] if wide else into)
+            found.append([*(out.detach() for out in outs), *back])
+        names = ["output"] * gradients + ["gradient"] * len(leaves)
+        for name, a, b in zip(names, *found, strict=True):
+            error = float((a.double() - b).norm() / b.norm().clamp(min=1e-6))
+            errors[name] = error if error != error else max(errors.get(name, 0.0), error)
+
+    shape = (3, 37, channels)
+    order = torch.randperm(shape[1], generator=chance).to(device)
     with (
         torch.inference_mode(False),
         torch.enable_grad(),
         torch.autocast(device.type, enabled=False),
     ):
         for adds, drops, moves, norms in CASES:
-            x, branch = drawn(samples, tokens, channels), drawn(samples, tokens, channels)
-            kept = drawn(samples, 1, 1) if drops else None
-            parameters = drawn(1, 3, channels).float()
-            gradients = [drawn(samples, tokens, channels) for _ in range(2 if norms else 1)]
-            way = order if moves else None
-            parts = launch.programs(x)
-            found = []
-            for function, exact in ((launch.added_norm, False), (formula, True)):
-                tensors = [t.double() if exact else t for t in (x, branch, parameters)]
-                leaves = [t.detach().requires_grad_() for t in tensors]
-                given = leaves[2] if exact else leaves[2].expand(parts, -1, -1)
-                outs = function(
-                    leaves[0],
-                    leaves[1] if adds else None,
-                    kept.double() if exact and drops else kept,
-                    way,
-                    given,
-                    norms,
-                )
-                outs = [out for out in outs if out is not None]
-                asked = leaves if adds else [leaves[0], leaves[2]]
-                into = [g.double() if exact else g for g in gradients]
-                back = torch.autograd.grad(outs, asked, into)
-                found.append([*(out.detach() for out in outs), *back])
-            names = ["sum", "norm"][: len(gradients)] + ["gradient"] * adds
-            names += ["gradient", "parameters' gradient"]
-            for name, a, b in zip(names, *found, strict=True):
-                error = float((a.double() - b).norm() / b.norm().clamp(min=1e-6))
-                errors[name] = error if error != error else max(errors.get(name, 0.0), error)
+            kept, way = drawn(3, 1, 1) if drops else None, order if moves else None
+            leaves = [drawn(*shape) for _ in range(1 + adds)] + [drawn(1, 3, channels).float()]
+
+            def called(function, *given, adds=adds, kept=kept, way=way, norms=norms):
+                *tensors, parameters = given
+                x, branch = tensors if adds else (*tensors, None)
+                kept = kept if kept is None else kept.to(x.dtype)
+                return function(x, branch, kept, way, parameters, norms)
+
+            ours, exact = partial(called, launch.added_norm), partial(called, formula)
+            note(ours, exact, leaves, 1 + norms)
+        leaves = [drawn(*shape), drawn(1, channels).float()]
+        note(
+            lambda x, bias: [launch.gelu(x, bias)],
+            lambda x, bias: [F.gelu(x + (bias - bias.detach()))],
+            leaves,
+            1,
+        )
     return errors
 
 

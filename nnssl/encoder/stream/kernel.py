@@ -1,4 +1,4 @@
-"""The Triton kernels of the residual stream: one forward, one backward. Nothing else is in here.
+"""The Triton kernels of the residual stream. Nothing else is in here.
 
 A program walks over tiles of BR rows of C channels. Forward, it adds a branch to the stream, puts
 the sum into another order and normalises it. Backward, it does the three the other way round and
@@ -110,3 +110,24 @@ def backward(
     tl.store(part, of_scale, mask=channel < C)
     tl.store(part + C, of_offset, mask=channel < C)
     tl.store(part + 2 * C, of_branch, mask=channel < C)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def gelu_backward(
+    X, DOUT, DX, PARTS, rows, C: tl.constexpr, BC: tl.constexpr, BR: tl.constexpr
+):  # fmt: skip
+    """DX of GELU at X [rows C] from DOUT; PARTS [programs C] in fp32, sums of DX over rows."""
+    channel = tl.program_id(1) * BC + tl.arange(0, BC)
+    total = tl.zeros([BC], tl.float32)
+    for tile in range(tl.program_id(0), tl.cdiv(rows, BR), tl.num_programs(0)):
+        row = tile * BR + tl.arange(0, BR)
+        real = (row[:, None] < rows) & (channel[None, :] < C)
+        at = tl.cast(row, tl.int64)[:, None] * C + channel[None, :]
+        x = tl.load(X + at, mask=real, other=0.0).to(tl.float32)
+        dout = tl.load(DOUT + at, mask=real, other=0.0).to(tl.float32)
+        below = 0.5 * (1 + tl.erf(x * 0.7071067811865476))
+        density = 0.3989422804014327 * tl.exp(-0.5 * x * x)
+        dx = dout * (below + x * density)
+        tl.store(DX + at, dx.to(DX.dtype.element_ty), mask=real)
+        total += tl.sum(dx, 0)
+    tl.store(PARTS + tl.program_id(0) * C + channel, total, mask=channel < C)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from nnssl.encoder.stream import kernel
@@ -39,15 +40,26 @@ def added_norm(
     return _AddedNorm.apply(x, branch, kept, order, parameters, norms)
 
 
+def gelu(x: Tensor, bias: Tensor) -> Tensor:
+    """GELU of [B N C]; `bias` [programs *] in fp32, C numbers each: with which x ended, for its
+    gradient, in parts as above.
+    """
+    return _Gelu.apply(x, bias)
+
+
 def _shape(x: Tensor) -> dict[str, int]:
     channels = x.shape[-1]
     padded = max(16, 1 << (channels - 1).bit_length())
     return {"C": channels, "BC": padded, "BR": max(1, TILE // padded)}
 
 
+def _on(device: torch.device):
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
 def _run(function, grid: int, x: Tensor, tensors: tuple, numbers: tuple, **flags: bool) -> None:
     """A tensor that is None is not read: any other stands in for it."""
-    with torch.cuda.device(x.device) if x.device.type == "cuda" else nullcontext():
+    with _on(x.device):
         function[(grid,)](
             *(x if tensor is None else tensor for tensor in tensors),
             x.shape[1],
@@ -95,6 +107,32 @@ class _AddedNorm(torch.autograd.Function):
         tensors = (total, mean, rstd, scale, kept, order, to_total, to_out, to_x, to_branch, parts)
         _run(kernel.backward, ctx.programs, total, tensors, (), **flags)
         return to_x, to_branch if ctx.flags["ADDS"] else None, None, None, parts, None
+
+
+class _Gelu(torch.autograd.Function):
+    """As `gelu`."""
+
+    @staticmethod
+    def forward(ctx, x, bias):
+        ctx.shape = bias.shape
+        ctx.save_for_backward(x)
+        return F.gelu(x)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        x, gradient = x.contiguous(), gradient.to(x.dtype).contiguous()
+        to_x, channels = torch.empty_like(x), x.shape[-1]
+        parts = x.new_empty(ctx.shape[0], channels, dtype=torch.float32)
+        block = min(128, max(16, 1 << (channels - 1).bit_length()))
+        grid = len(parts), -(-channels // block)
+        with _on(x.device):
+            kernel.gelu_backward[grid](
+                x, gradient, to_x, parts, x.numel() // channels,
+                C=channels, BC=block, BR=TILE // block, num_warps=4,
+            )  # fmt: skip
+        return to_x, parts.view(ctx.shape)
 
 
 EPS = 1e-5  # PyTorch's layer norm's
