@@ -72,24 +72,24 @@ class Stream(torch.autograd.Function):
     """The same of `nnssl.encoder.stream.launch`."""
 
     @staticmethod
-    def forward(ctx, x, branch, kept, order, parameters, norms):
+    def forward(ctx, x, branch, kept, order, norm, parts):
         ctx.set_materialize_grads(False)
-        ctx.adds, ctx.drops = branch is not None, kept is not None
-        total, out = torch.empty_like(x), torch.empty_like(x) if norms else None
-        ctx.save_for_backward(total, parameters)
+        ctx.adds, ctx.drops, ctx.parts = branch is not None, kept is not None, parts.shape
+        total, out = torch.empty_like(x), None if norm is None else torch.empty_like(x)
+        ctx.save_for_backward(total)
         moved = (x, branch, kept, order, total, out)
         Kernel.note("residual and norm", tuple(t for t in moved if t is not None))
         return total, out
 
     @staticmethod
     def backward(ctx, to_total, to_out):
-        total, parameters = ctx.saved_tensors
+        (total,) = ctx.saved_tensors
         to_x = torch.empty_like(total)
         to_branch = torch.empty_like(total) if ctx.drops else to_x
-        parts = parameters.new_empty(parameters.shape)
+        parts = total.new_empty(ctx.parts, dtype=torch.float32)
         moved = (total, to_total, to_out, to_x, parts, *([to_branch] * ctx.drops))
         Kernel.note("residual and norm, backward", tuple(t for t in moved if t is not None))
-        return to_x, to_branch if ctx.adds else None, None, None, parts, None
+        return to_x, to_branch if ctx.adds else None, None, None, None, parts
 
 
 class Gelu(torch.autograd.Function):

@@ -93,8 +93,14 @@ def _summed(by_pair: Tensor, index: Tensor, rows: int) -> Tensor:
     if by_pair.device.type == "cpu":
         sums = by_pair.new_zeros(len(by_pair), rows, by_pair.shape[2])
         return sums.scatter_add_(1, index[:, None].expand_as(by_pair), by_pair)
-    shown = torch.arange(rows, device=index.device)[:, None] == index
-    return torch.matmul(shown.to(by_pair.dtype), by_pair)
+    return torch.matmul(_shown(index, rows, by_pair.dtype), by_pair)
+
+
+@lru_cache(maxsize=64)  # of the indices that `stage_windows` keeps
+def _shown(index: Tensor, rows: int, dtype: torch.dtype) -> Tensor:
+    """[R P]: 1 where a pair shows a row."""
+    with torch.inference_mode(False):
+        return (torch.arange(rows, device=index.device)[:, None] == index).to(dtype)
 
 
 # -- stochastic depth ------------------------------------------------------------------------------

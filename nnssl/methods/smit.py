@@ -244,9 +244,9 @@ class SMIT(SelfDistillation, Method):
                 self.student.encoder(first), first, views["parcels"][0]
             )
         monitored["embedding"] = teacher.embedding
-        losses["total"] = reduce(
-            add, (getattr(config, f"w_{name}") * value for name, value in losses.items())
-        )
+        weights = {name: getattr(config, f"w_{name}") for name in losses}
+        terms = (v if weights[name] == 1 else weights[name] * v for name, v in losses.items())
+        losses["total"] = reduce(add, terms)
         return Step(losses, monitored)
 
     def _decoded(self) -> tuple[int, ...]:

@@ -108,7 +108,8 @@ class EncoderWithHeads(nn.Module):
         """
         patches = () if selected is None or self.patch is None else (self.patch,)
         maps = self.encoder(image, masked, (*self.pooled, *patches, *wanted))
-        embedding = torch.cat([pooled(maps[number]) for number in self.pooled], dim=1)
+        means = [pooled(maps[number]) for number in self.pooled]
+        embedding = means[0] if len(means) == 1 else torch.cat(means, dim=1)
         patch = None
         if patches:
             patch = self.patch_head(selected.of(maps[self.patch]), selected.counts)

@@ -56,8 +56,11 @@ def cross_view(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     log_p = F.log_softmax(student.float() / temperature, dim=-1)
     # CE is linear in its target: one product per view, whatever the pairs
     every = teacher.sum(dim=0, keepdim=True)
-    selected = torch.cat([every - teacher, every.expand(views - targets, -1, -1)])
-    return -(selected * log_p).sum() / (targets * (views - 1) * student.shape[1])
+    selected = every - teacher
+    if views > targets:
+        selected = torch.cat([selected, every.expand(views - targets, -1, -1)])
+    pairs = targets * (views - 1) * student.shape[1]
+    return torch.dot(selected.flatten(), log_p.flatten()) * (-1 / pairs)
 
 
 class Centre(RunningMean):

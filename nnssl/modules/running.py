@@ -79,7 +79,7 @@ class RunningMean(Running):
         """
         rows = rows.detach().float()
         if counts is None:
-            total, number = rows.sum(dim=0), rows.new_full((1,), len(rows))
+            total, number = rows.sum(dim=0), _number(len(rows), rows.device)
         else:
             with torch.autocast(rows.device.type, enabled=False):
                 total = torch.mv(rows.t(), counts)
@@ -88,6 +88,12 @@ class RunningMean(Running):
 
     def _move(self, noted: list[Tensor]) -> None:
         _take([self], dist.all_reduce_mean(_total(noted)))
+
+
+@lru_cache(maxsize=64)
+def _number(rows: int, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.tensor([float(rows)]).to(device)
 
 
 def _total(noted: list[Tensor]) -> Tensor:

@@ -50,13 +50,13 @@ def through(stage: Stage, tokens: Tensor, given: Given) -> Tensor:
     from nnssl.encoder.stream import launch  # Triton comes with PyTorch for CUDA only
 
     windows, blocks = given.windows, stage.blocks
-    parameters = iter(_parameters(blocks, launch.programs(tokens)))
+    parts = iter(_parts(blocks, launch.programs(tokens)))
 
-    def step(x, branch, kept, way, norms=True):
+    def step(x, branch, kept, way, norm):
         order = None if way is None else way[0]
-        return launch.added_norm(x, branch, kept, order, next(parameters), norms)
+        return launch.added_norm(x, branch, kept, order, norm, next(parts))
 
-    x, normed = step(tokens, None, None, windows.enter)
+    x, normed = step(tokens, None, None, windows.enter, blocks[0].norm1)
     for number, (block, bias, kept) in enumerate(
         zip(blocks, given.biases, given.kept, strict=True)
     ):
@@ -64,15 +64,16 @@ def through(stage: Stage, tokens: Tensor, given: Given) -> Tensor:
         first, second = kept or (None, None)
         slots = to_slots(normed, cut, block.pads_are_zero)
         attended = _without_bias_gradient(block.attn.proj, block.attn.attend(slots, cut, bias))
-        x, normed = step(x, from_slots(attended, cut), first, None)
+        x, normed = step(x, from_slots(attended, cut), first, None, block.norm2)
         hidden = _without_bias_gradient(block.mlp.linear1, normed)
-        inner = launch.gelu(hidden, next(parameters))
+        inner = launch.gelu(hidden, next(parts))
         branch = _without_bias_gradient(block.mlp.linear2, inner)
-        last = number + 1 == len(blocks)
-        way = stage.way_out(windows) if last else windows.shift
-        if not last and way is not None and number % 2:
-            way = way[::-1]
-        x, normed = step(x, branch, second, way, norms=not last)
+        if number + 1 == len(blocks):
+            x, _ = step(x, branch, second, stage.way_out(windows), None)
+        else:
+            way = windows.shift
+            way = way[::-1] if way is not None and number % 2 else way
+            x, normed = step(x, branch, second, way, blocks[number + 1].norm1)
     return x
 
 
@@ -81,25 +82,36 @@ def _without_bias_gradient(layer: nn.Linear, x: Tensor) -> Tensor:
     return F.linear(x, layer.weight, layer.bias.detach())
 
 
-def _parameters(blocks: nn.ModuleList, programs: int) -> tuple[Tensor, ...]:
-    """For each kernel of the stage, in order, [programs rows C]: norm and branch before it, or the
-    bias of the MLP's hidden layer.
-
-    All in one tensor, so that one sum adds up the parts of their gradients.
+def _parts(blocks: nn.ModuleList, programs: int) -> tuple[Tensor, ...]:
+    """Where each kernel of the stage, in order, puts its gradients of vectors, [programs rows C]:
+    norm's scale and offset and the bias of the branch before; or that of the MLP's hidden layer.
     """
-    parts: list[Tensor] = []
-    sizes: list[int] = []
-
-    def add(*vectors: Tensor) -> None:
-        parts.extend(vectors)
-        sizes.append(sum(len(vector) for vector in vectors) // len(blocks[0].norm1.weight))
-
+    channels = len(blocks[0].norm1.weight)
+    vectors: list[list[Tensor]] = []
     branch = blocks[0].norm1.bias.detach()  # there is none before the first norm
     for block in blocks:
-        add(block.norm1.weight, block.norm1.bias, branch)
-        add(block.norm2.weight, block.norm2.bias, block.attn.proj.bias)
-        add(block.mlp.linear1.bias)
+        vectors.append([block.norm1.weight, block.norm1.bias, branch])
+        vectors.append([block.norm2.weight, block.norm2.bias, block.attn.proj.bias])
+        vectors.append([block.mlp.linear1.bias])
         branch = block.mlp.linear2.bias
-    add(branch.detach(), branch.detach(), branch)  # no norm follows
-    joined = torch.cat(parts).float().view(1, sum(sizes), -1)
-    return joined.expand(programs, -1, -1).split(sizes, dim=1)
+    vectors.append([branch.detach(), branch.detach(), branch])  # no norm follows
+    sizes = [sum(map(len, some)) // channels for some in vectors]
+    return _Parts.apply(programs, channels, sizes, *(v for some in vectors for v in some))
+
+
+class _Parts(torch.autograd.Function):
+    """Vectors as so many tensors [programs rows C] for the sake of their gradients: nothing is read
+    of them. One sum adds up what arrives.
+    """
+
+    @staticmethod
+    def forward(ctx, programs: int, channels: int, sizes: list[int], *vectors: Tensor):
+        ctx.lengths, ctx.dtype = [len(vector) for vector in vectors], vectors[0].dtype
+        nothing = vectors[0].new_empty(1, dtype=torch.float32)
+        return tuple(nothing.expand(programs, size, channels) for size in sizes)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, *gradients: Tensor):
+        total = torch.cat(gradients, dim=1).sum(0).to(ctx.dtype)
+        return None, None, None, *total.flatten().split(ctx.lengths)

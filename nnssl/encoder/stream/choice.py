@@ -7,13 +7,14 @@ operations are taken and one line says so.
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable
 from functools import lru_cache, partial
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from nnssl import dist
 from nnssl.encoder.attention.choice import TOLERANCES, fault
@@ -47,16 +48,17 @@ def formula(
     branch: Tensor | None,
     kept: Tensor | None,
     order: Tensor | None,
-    parameters: Tensor,
-    norms: bool,
+    norm: nn.LayerNorm | None,
+    parts: Tensor,
 ) -> tuple[Tensor, Tensor | None]:
-    """What `launch.added_norm` computes; `parameters` [1 3 C]."""
-    scale, offset, bias = parameters[0]
+    """What `launch.added_norm` computes; `parts` [1 3 C] are zeros."""
+    scale, offset, bias = parts[0]
     if branch is not None:
-        branch = branch + (bias - bias.detach())  # it is in the branch already
-        x = x + (branch if kept is None else branch * kept)
+        x = x + (branch + bias) * (1 if kept is None else kept)
     x = x if order is None else x[:, order]
-    return x, F.layer_norm(x, x.shape[-1:], scale, offset) if norms else None
+    if norm is None:
+        return x, None
+    return x, F.layer_norm(x, x.shape[-1:], norm.weight + scale, norm.bias + offset)
 
 
 def compare(device: torch.device, dtype: torch.dtype, channels: int) -> dict[str, float]:
@@ -68,6 +70,9 @@ def compare(device: torch.device, dtype: torch.dtype, channels: int) -> dict[str
 
     def drawn(*shape: int) -> Tensor:
         return torch.randn(shape, generator=chance).to(device, dtype)
+
+    def zeros(*shape: int) -> Tensor:
+        return torch.zeros(shape, device=device)
 
     def note(ours: Callable, exact: Callable, leaves: list[Tensor], gradients: int) -> None:
         """Outputs and gradients of both, the last leaf given to `ours` once a program."""
@@ -94,20 +99,24 @@ def compare(device: torch.device, dtype: torch.dtype, channels: int) -> dict[str
     ):
         for adds, drops, moves, norms in CASES:
             kept, way = drawn(3, 1, 1) if drops else None, order if moves else None
-            leaves = [drawn(*shape) for _ in range(1 + adds)] + [drawn(1, 3, channels).float()]
+            leaves = [drawn(*shape) for _ in range(1 + adds)] + [zeros(1, 3, channels)]
+            norm = nn.LayerNorm(channels, device=device, dtype=dtype) if norms else None
+            if norms:
+                norm.weight.data, norm.bias.data = drawn(channels), drawn(channels)
 
-            def called(function, *given, adds=adds, kept=kept, way=way, norms=norms):
-                *tensors, parameters = given
+            def called(function, *given, adds=adds, kept=kept, way=way, norm=norm):
+                *tensors, parts = given
                 x, branch = tensors if adds else (*tensors, None)
                 kept = kept if kept is None else kept.to(x.dtype)
-                return function(x, branch, kept, way, parameters, norms)
+                norm = norm if norm is None else copy.deepcopy(norm).to(x.dtype)
+                return function(x, branch, kept, way, norm, parts)
 
             ours, exact = partial(called, launch.added_norm), partial(called, formula)
             note(ours, exact, leaves, 1 + norms)
-        leaves = [drawn(*shape), drawn(1, channels).float()]
+        leaves = [drawn(*shape), zeros(1, channels)]
         note(
-            lambda x, bias: [launch.gelu(x, bias)],
-            lambda x, bias: [F.gelu(x + (bias - bias.detach()))],
+            lambda x, parts: [launch.gelu(x, parts)],
+            lambda x, parts: [F.gelu(x + parts)],
             leaves,
             1,
         )

@@ -56,8 +56,8 @@ def forward(
             mean = tl.sum(x, 1) / C
             apart = tl.where(real, x - mean[:, None], 0.0)
             rstd = 1 / tl.sqrt(tl.sum(apart * apart, 1) / C + eps)
-            scale = tl.load(SCALE + channel, mask=channel < C, other=0.0)
-            offset = tl.load(OFFSET + channel, mask=channel < C, other=0.0)
+            scale = tl.load(SCALE + channel, mask=channel < C, other=0.0).to(tl.float32)
+            offset = tl.load(OFFSET + channel, mask=channel < C, other=0.0).to(tl.float32)
             out = apart * rstd[:, None] * scale[None, :] + offset[None, :]
             tl.store(OUT + to, out.to(OUT.dtype.element_ty), mask=real)
             tl.store(MEAN + row, mean, mask=inside)
@@ -90,7 +90,7 @@ def backward(
             x = tl.load(SUM + to, mask=real, other=0.0).to(tl.float32)
             mean = tl.load(MEAN + row, mask=inside, other=0.0)
             rstd = tl.load(RSTD + row, mask=inside, other=0.0)
-            scale = tl.load(SCALE + channel, mask=channel < C, other=0.0)
+            scale = tl.load(SCALE + channel, mask=channel < C, other=0.0).to(tl.float32)
             normed = tl.where(real, (x - mean[:, None]) * rstd[:, None], 0.0)
             dout = tl.load(DOUT + to, mask=real, other=0.0).to(tl.float32)
             of_scale += tl.sum(dout * normed, 0)

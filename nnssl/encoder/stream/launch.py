@@ -6,7 +6,7 @@ from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from nnssl.encoder.stream import kernel
 
@@ -27,24 +27,24 @@ def added_norm(
     branch: Tensor | None,
     kept: Tensor | None,
     order: Tensor | None,
-    parameters: Tensor,
-    norms: bool,
+    norm: nn.LayerNorm | None,
+    parts: Tensor,
 ) -> tuple[Tensor, Tensor | None]:
-    """(x + branch * kept)[:, order], and the layer norm of that if `norms`.
+    """(x + branch * kept)[:, order], and the layer norm of that if there is a norm.
 
-    x, branch:  [B N C] in one precision; kept [B 1 1]; order [N], a permutation.
-    parameters: [programs 3 C] in fp32, all rows alike: scale and offset of the norm, and the bias
-    with which the branch ended, whose gradient is given here as well. Their gradient is in parts, a
-    row a program, to be added up by whoever has expanded them.
+    x, branch: [B N C] in one precision; kept [B 1 1]; order [N], a permutation.
+    parts:     [programs 3 C], of which nothing is read. Its gradient are those of the norm's scale
+    and offset and of the bias with which the branch ended, in parts, a row a program, in fp32.
     """
-    return _AddedNorm.apply(x, branch, kept, order, parameters, norms)
+    scale, offset = (x, x) if norm is None else (norm.weight.detach(), norm.bias.detach())
+    return _AddedNorm.apply(x, branch, kept, order, scale, offset, parts, norm is not None)
 
 
-def gelu(x: Tensor, bias: Tensor) -> Tensor:
-    """GELU of [B N C]; `bias` [programs *] in fp32, C numbers each: with which x ended, for its
-    gradient, in parts as above.
+def gelu(x: Tensor, parts: Tensor) -> Tensor:
+    """GELU of [B N C]; the gradient of `parts` [programs *], C numbers each, are parts of that of
+    the bias with which x ended.
     """
-    return _Gelu.apply(x, bias)
+    return _Gelu.apply(x, parts)
 
 
 def _shape(x: Tensor) -> dict[str, int]:
@@ -75,7 +75,7 @@ class _AddedNorm(torch.autograd.Function):
     """As `added_norm`."""
 
     @staticmethod
-    def forward(ctx, x, branch, kept, order, parameters, norms):
+    def forward(ctx, x, branch, kept, order, scale, offset, parts, norms):
         ctx.set_materialize_grads(False)
         x, branch = x.contiguous(), None if branch is None else branch.contiguous()
         ctx.flags = {
@@ -86,10 +86,9 @@ class _AddedNorm(torch.autograd.Function):
         }
         total, out = torch.empty_like(x), torch.empty_like(x) if norms else None
         mean, rstd = x.new_empty(2, x.shape[0] * x.shape[1], dtype=torch.float32)
-        scale, offset, _ = parameters[0]
         tensors = (x, branch, kept, order, scale, offset, total, out, mean, rstd)
-        _run(kernel.forward, len(parameters), x, tensors, (EPS,), **ctx.flags)
-        ctx.programs = len(parameters)
+        _run(kernel.forward, len(parts), x, tensors, (EPS,), **ctx.flags)
+        ctx.programs = len(parts)
         ctx.save_for_backward(total, mean, rstd, scale, kept, order)
         return total, out
 
@@ -106,15 +105,16 @@ class _AddedNorm(torch.autograd.Function):
         flags = {**ctx.flags, "NORMS": to_out is not None, "FLOWS": to_total is not None}
         tensors = (total, mean, rstd, scale, kept, order, to_total, to_out, to_x, to_branch, parts)
         _run(kernel.backward, ctx.programs, total, tensors, (), **flags)
-        return to_x, to_branch if ctx.flags["ADDS"] else None, None, None, parts, None
+        nothing = None, None
+        return to_x, to_branch if ctx.flags["ADDS"] else None, *nothing, *nothing, parts, None
 
 
 class _Gelu(torch.autograd.Function):
     """As `gelu`."""
 
     @staticmethod
-    def forward(ctx, x, bias):
-        ctx.shape = bias.shape
+    def forward(ctx, x, parts):
+        ctx.shape = parts.shape
         ctx.save_for_backward(x)
         return F.gelu(x)
 
