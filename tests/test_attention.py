@@ -111,8 +111,12 @@ def resources(function, arch: int, dtype: torch.dtype, n: int, d: int) -> dict[s
         if function is kernel.forward
         else {"DOUT": kind, "DQKV": kind, "PARTS": "*fp32"}
     )
+    if function is kernel.backward:
+        signature |= {"SUMS": "*fp32", "rows": "i32"}
     signature |= {"windows": "i32", "per_sample": "i32", "scale": "fp32", "hidden": "fp32"}
     constants = launch.shape(torch.empty(1, n, 3, 4, d, device="meta"), masked=True)
+    if function is kernel.backward:
+        constants["SUMMED"] = True
     aligned = {
         (i,): [["tt.divisibility", 16]]
         for i, name in enumerate(signature)

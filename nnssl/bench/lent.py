@@ -53,19 +53,21 @@ class Kernel(torch.autograd.Function):
     note: Callable[[str, tuple[Tensor, ...]], None] = staticmethod(lambda *_: None)
 
     @staticmethod
-    def forward(ctx, qkv: Tensor, bias: Tensor) -> Tensor:
+    def forward(ctx, qkv: Tensor, bias: Tensor, parts: Tensor | None = None) -> Tensor:
         windows, n, _, heads, d = qkv.shape
+        ctx.parts = None if parts is None else parts.shape
         out = qkv.new_empty(windows, n, heads * d)
         ctx.save_for_backward(qkv, bias)
         Kernel.note("window attention", (qkv, bias, out))
         return out
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         qkv, bias = ctx.saved_tensors
         found = torch.empty_like(qkv), torch.empty_like(bias)
+        sums = bias.new_empty(ctx.parts) if ctx.parts else None
         Kernel.note("window attention, backward", (qkv, bias, gradient, *found))
-        return found
+        return *found, sums
 
 
 class Stream(torch.autograd.Function):
@@ -114,7 +116,7 @@ def lent() -> Iterator[torch.device]:
     fused = (*optimiser.FUSED, META.type)
     generator, autocast, tensor = torch.Generator, torch.autocast, torch.tensor
     mode = Switched()
-    kernel = SimpleNamespace(attention=lambda qkv, bias, mask: Kernel.apply(qkv, bias))
+    kernel = SimpleNamespace(attention=lambda qkv, bias, _, *parts: Kernel.apply(qkv, bias, *parts))
     # an H100's 132 multiprocessors
     of_stream = SimpleNamespace(
         added_norm=Stream.apply, gelu=Gelu.apply, programs=lambda x: 4 * 132

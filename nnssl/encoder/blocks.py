@@ -20,6 +20,8 @@ from nnssl.encoder.norms import instance_norm
 from nnssl.encoder.windows import StageWindows, WindowPartition, corners, merging_order
 from nnssl.types import Shape
 
+HALF = (torch.bfloat16, torch.float16)
+
 
 class _Reorder(torch.autograd.Function):
     """x[:, index], whose gradient is a gather by the known inverse rather than a scatter."""
@@ -71,11 +73,13 @@ class WindowAttention(nn.Module):
         """Slots [B nW*n C] to slots [B nW*n C], each window by itself; bias [heads n n]."""
         return self.proj(self.attend(x, cut, bias))
 
-    def attend(self, x: Tensor, cut: WindowPartition, bias: Tensor) -> Tensor:
-        """The same without the last layer."""
+    def attend(
+        self, x: Tensor, cut: WindowPartition, bias: Tensor, parts: Tensor | None = None
+    ) -> Tensor:
+        """The same without the last layer; `parts` as in `window_attention`."""
         windows = x.view(-1, prod(cut.size), x.shape[-1])
         attended = window_attention(
-            windows, self.qkv.weight, self.qkv.bias, self.heads, bias, cut.mask
+            windows, self.qkv.weight, self.qkv.bias, self.heads, bias, cut.mask, parts
         )
         return attended.view(x.shape)
 
@@ -251,7 +255,10 @@ class PatchEmbed(nn.Module):
             *x.shape[:2], *(n for pair in zip(grid, self.step, strict=True) for n in pair)
         )
         cells, inner = range(2, 2 + 2 * dims, 2), range(3, 3 + 2 * dims, 2)
-        patches = split.permute(0, *cells, 1, *inner).reshape(x.shape[0], *grid, -1)
+        patches, kind = split.permute(0, *cells, 1, *inner), self.proj.weight.dtype
+        if kind in HALF:  # cast and reordering are one kernel
+            patches = patches.to(kind, memory_format=torch.contiguous_format)
+        patches = patches.reshape(x.shape[0], *grid, -1)
         return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
 
 

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnssl.encoder import visible
-from nnssl.encoder.blocks import PatchEmbed, ResidualConvolution, Stage, initialise
+from nnssl.encoder.blocks import HALF, PatchEmbed, ResidualConvolution, Stage, initialise
 from nnssl.encoder.config import PATCH, STEPS, SwinConfig
 from nnssl.encoder.given import given
 from nnssl.encoder.visible import Visible
@@ -28,7 +28,6 @@ from nnssl.types import Shape
 __all__ = ["PATCH", "STEPS", "STRIDES", "Swin", "SwinConfig"]
 
 
-HALF = (torch.bfloat16, torch.float16)
 STRIDES = tuple(PATCH * 2**i for i in range(5))  # of the five maps, in voxels
 ALL = tuple(range(len(STRIDES)))  # the maps' numbers
 LAST = ALL[-1:]
@@ -110,7 +109,7 @@ class Swin(nn.Module):
         kind = self.patch_embed.proj.weight.dtype
         if kind in HALF:
             with torch.autocast(x.device.type, enabled=False):
-                return self._maps(x.to(kind), masked, wanted)
+                return self._maps(x, masked, wanted)
         return self._maps(x, masked, wanted)
 
     def _maps(

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from nnssl.encoder.blocks import HALF
 from nnssl.encoder.given import given
 from nnssl.types import Shape
 
@@ -96,6 +97,8 @@ def coarse_tokens(encoder: Swin, x: Tensor, visible: Visible) -> Tensor:
     batch, count = len(x), prod(blocks)
     starts = torch.arange(batch, device=x.device)[:, None] * count
     rows = (starts + visible.blocks).flatten()
+    kind = encoder.patch_embed.proj.weight.dtype
+    x = x.to(kind) if kind in HALF else x
     parts = _apart(x.movedim(1, -1), blocks).flatten(0, 1).index_select(0, rows)
     tokens = encoder.patch_embed(parts.movedim(-1, 1))
     stages = encoder.stages[:STAGES]

@@ -78,22 +78,37 @@ class RunningMean(Running):
         that counts, 0 for one that does not; None: all of them do.
         """
         rows = rows.detach().float()
-        if counts is None:
-            total, number = rows.sum(dim=0), _number(len(rows), rows.device)
-        else:
-            with torch.autocast(rows.device.type, enabled=False):
-                total = torch.mv(rows.t(), counts)
-            number = counts.sum(dim=0, keepdim=True)
-        self._noted.append(torch.cat([total, number]))
+        number = _number(len(rows), rows.device) if counts is None else counts.sum(0, True)
+        self._noted.append(torch.cat([_summed(rows, counts), number]))
+
+    def note_sum(self, total: Tensor) -> None:
+        """[size + 1]: the sum of rows, and behind it their number."""
+        self._noted.append(total)
 
     def _move(self, noted: list[Tensor]) -> None:
         _take([self], dist.all_reduce_mean(_total(noted)))
 
 
+def _summed(rows: Tensor, counts: Tensor | None) -> Tensor:
+    """[N size] to [size]."""
+    if counts is None:
+        return rows.sum(dim=0)
+    with torch.autocast(rows.device.type, enabled=False):
+        return torch.mv(rows.t(), counts)
+
+
 @lru_cache(maxsize=64)
 def _number(rows: int, device: torch.device) -> Tensor:
+    """[1], which holds it."""
     with torch.inference_mode(False):
-        return torch.tensor([float(rows)]).to(device)
+        return torch.full((1,), float(rows), device=device)
+
+
+@lru_cache(maxsize=64)
+def _ones(rows: int, device: torch.device) -> Tensor:
+    """[rows 1]."""
+    with torch.inference_mode(False):
+        return torch.ones(rows, 1, device=device)
 
 
 def _total(noted: list[Tensor]) -> Tensor:
@@ -188,7 +203,9 @@ class Standardise(nn.Module):
     def forward(self, x: Tensor, counts: Tensor | None = None) -> Tensor:
         """Rows [N d]; `counts` as in `RunningMean.note`. In fp32, whatever autocast says."""
         x = x.float()
-        self.moments.note(torch.cat([x, x * x], dim=-1), counts)
+        with torch.no_grad():  # the ones give the number of rows
+            rows = torch.cat([x, x * x, _ones(len(x), x.device)], dim=-1)
+            self.moments.note_sum(_summed(rows, counts))
         mean, square = self.moments.value.split(self.size)
         variance = torch.addcmul(square, mean, mean, value=-1).clamp(min=0)
         return F.batch_norm(x, mean, variance, eps=self.eps)

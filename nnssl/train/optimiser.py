@@ -84,4 +84,4 @@ def clip(parameters: Iterable[Tensor], most: float) -> Tensor:
 
 def _excess(norm: Tensor, most: float) -> Tensor:
     """By what a gradient of length `norm` must be divided to be no longer than `most`."""
-    return ((norm + 1e-6) / most).clamp(min=1.0)
+    return (norm / most).clamp(min=1.0)

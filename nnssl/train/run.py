@@ -146,7 +146,7 @@ class Run:
         self.method.after_step(self.step / self.config.steps)
         decide(self.method, None)
         since = self._skipped * self._since
-        self._skipped.copy_(torch.where(finite, since, self._skipped + 1))
+        torch.where(finite, since, self._skipped + 1, out=self._skipped)
         return norm, rate
 
     def _count_step(self) -> None:

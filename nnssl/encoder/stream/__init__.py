@@ -35,7 +35,7 @@ def serves(stage: Stage, tokens: Tensor) -> bool:
 
 
 def _is_plain(block: Block, dtype: torch.dtype) -> bool:
-    layers = (block.attn.proj, block.mlp.linear1, block.mlp.linear2)
+    layers = (block.attn.qkv, block.attn.proj, block.mlp.linear1, block.mlp.linear2)
     return (
         all(type(layer) is nn.Linear and layer.weight.dtype == dtype for layer in layers)
         and block.norm1.weight.dtype == dtype
@@ -63,7 +63,9 @@ def through(stage: Stage, tokens: Tensor, given: Given) -> Tensor:
         cut = windows.shifted if number % 2 else windows.plain
         first, second = kept or (None, None)
         slots = to_slots(normed, cut, block.pads_are_zero)
-        attended = _without_bias_gradient(block.attn.proj, block.attn.attend(slots, cut, bias))
+        of_qkv = None if block.attn.qkv.bias is None else next(parts)
+        attended = block.attn.attend(slots, cut, bias, of_qkv)
+        attended = _without_bias_gradient(block.attn.proj, attended)
         x, normed = step(x, from_slots(attended, cut), first, None, block.norm2)
         hidden = _without_bias_gradient(block.mlp.linear1, normed)
         inner = launch.gelu(hidden, next(parts))
@@ -84,13 +86,16 @@ def _without_bias_gradient(layer: nn.Linear, x: Tensor) -> Tensor:
 
 def _parts(blocks: nn.ModuleList, programs: int) -> tuple[Tensor, ...]:
     """Where each kernel of the stage, in order, puts its gradients of vectors, [programs rows C]:
-    norm's scale and offset and the bias of the branch before; or that of the MLP's hidden layer.
+    norm's scale and offset and the bias of the branch before; or that of q, k and v, or of the
+    MLP's hidden layer.
     """
     channels = len(blocks[0].norm1.weight)
     vectors: list[list[Tensor]] = []
     branch = blocks[0].norm1.bias.detach()  # there is none before the first norm
     for block in blocks:
         vectors.append([block.norm1.weight, block.norm1.bias, branch])
+        if block.attn.qkv.bias is not None:
+            vectors.append([block.attn.qkv.bias])
         vectors.append([block.norm2.weight, block.norm2.bias, block.attn.proj.bias])
         vectors.append([block.mlp.linear1.bias])
         branch = block.mlp.linear2.bias
