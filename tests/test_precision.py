@@ -17,9 +17,9 @@ from nnssl.encoder.swin import Swin
 from nnssl.methods import METHODS
 from nnssl.modules.heads import pooled
 from nnssl.train import precision
+from nnssl.train.optimiser import clip, step
 from nnssl.train.precision import Precision, half_precision
 from nnssl.train.run import Run, RunConfig
-from nnssl.train.optimiser import clip, step
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LOSS, GRADIENT = 1e-2, 0.1  # relative errors; bf16 rounds at 0.004
