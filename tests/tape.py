@@ -1,4 +1,4 @@
-"""A CUDA graph for CPUs: the operations of a step, recorded with their tensors, and played again."""
+"""A CUDA graph for CPUs: the operations of a step, recorded with their tensors and played again."""
 
 from __future__ import annotations
 

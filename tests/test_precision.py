@@ -16,8 +16,8 @@ from nnssl.encoder.attention import fused
 from nnssl.encoder.swin import Swin
 from nnssl.methods import METHODS
 from nnssl.modules.heads import pooled
-from nnssl.train import precision
-from nnssl.train.optimiser import clip, step
+from nnssl.train import optimiser, precision
+from nnssl.train.optimiser import clip
 from nnssl.train.precision import Precision, half_precision
 from nnssl.train.run import Run, RunConfig
 
@@ -171,7 +171,7 @@ def test_clipping_is_pytorchs() -> None:
 
 
 def test_the_optimiser_clips_by_itself() -> None:
-    """Its step on the gradient as it is equals one on the clipped gradient, also where it is long."""
+    """Its step on a gradient, short or long, equals one on the clipped gradient."""
     for length in (0.1, 30.0):
         moved = []
         for clipped in (False, True):
@@ -182,7 +182,9 @@ def test_the_optimiser_clips_by_itself() -> None:
                 weight.grad = length * torch.randn_like(weight)
             if clipped:
                 clip(weights, 1.0)
-            norm, finite = step(optimizer, weights, torch.device("cpu"), 1.0, lambda: 1e-2)
+            norm, finite = optimiser.step(
+                optimizer, weights, torch.device("cpu"), 1.0, lambda: 1e-2
+            )
             assert bool(finite)
             assert (float(norm) > 1.01) == (length > 1 and not clipped)
             assert optimizer.param_groups[0]["lr"] == 1e-2

@@ -36,8 +36,8 @@ def window_attention(
     weight: [3C C] and offset [3C]: rows ordered as q, k, v, then heads, then channels of a head.
     bias:   [heads n n], the same for all windows.
     mask:   as in `WindowPartition`, the same for all samples; W is a multiple of nW.
-    parts:  [rows 3 C], of which nothing is read: where the Triton kernel serves, the offset's gradient
-    arrives there, in parts (`nnssl.encoder.stream`); elsewhere at the offset.
+    parts:  [rows 3 C], of which nothing is read: where the Triton kernel serves, the offset's
+    gradient arrives there, in parts (`nnssl.encoder.stream`); elsewhere at the offset.
     Returns [W n C].
     """
     windows, n, channels = x.shape
