@@ -36,7 +36,8 @@ LINES = {
             "--hu -500 500 --no-hu -np 3 --update --check -part_id 1 -num_parts 2 --only-prepare "
             "--pattern */ct.nii.gz b -a tiny --from hf://owner/repo/file --steps 5 --epochs 6 "
             "--batch-size 4 --accumulate 2 --crop 32 48 --dims 2 --set lr=1e-4 beta2=0.9 --seed 7 "
-            "--c -o folder -device cpu --workers 2 --cache off --fp32 --compile --checkpointing "
+            "--c -o folder -device cpu --workers 2 --cache off --fp32 --compile --graph "
+            "--checkpointing "
             "--log-every 3 --save-every 9 --probe 503 --probe-cases 8 --probe-every 11 "
             "--tensorboard --wandb",
             "-m smit -i a b --channels all",

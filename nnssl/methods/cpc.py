@@ -29,7 +29,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from nnssl.encoder.swin import PATCH, Swin
+from nnssl.encoder.swin import LAST, PATCH, Swin
 from nnssl.memory import to_device
 from nnssl.methods.method import Method, MethodConfig, Step
 from nnssl.modules.contrast import info_nce
@@ -127,7 +127,7 @@ class CPC(Method):
 
     def loss(self, views: dict[str, Tensor]) -> Step:
         cubes = views["cubes"]
-        seen = pooled(self.student(cubes.flatten(0, 2))[-1])
+        seen = pooled(self.student(cubes.flatten(0, 2), wanted=LAST)[-1])
         z = self.projector(seen).unflatten(0, cubes.shape[:3])
         losses, right = {}, []
         for ahead, predicted in enumerate(self._predict(z), start=1):

@@ -24,12 +24,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnssl.encoder.swin import Swin
+from nnssl.encoder.swin import LAST, Swin
 from nnssl.memory import to_device
 from nnssl.methods.method import Method, MethodConfig, Step
 from nnssl.modules.heads import pooled
 from nnssl.types import Shape
-from nnssl.views.intensity import apply_window, blur, draw_window
+from nnssl.views.intensity import apply_windows, blur, draw_window
 from nnssl.views.spatial import rotate, rotate_back, rotations
 
 
@@ -96,10 +96,7 @@ class Rotation(Method):
             windows.append(draw_window(self.config.window_jitter, generator, self.ranges))
             turns.append(int(torch.randint(len(self.rotations), (), generator=generator)))
             stds.append(torch.rand(regions.ndim - 2, generator=generator) * self.config.blur)
-        seen = torch.stack(
-            [apply_window(r, window) for r, window in zip(regions, windows, strict=True)]
-        )
-        seen = blur(seen, torch.stack(stds))
+        seen = blur(apply_windows(regions, windows), torch.stack(stds))
         turned = [
             rotate(cube, self.rotations[turn]) for cube, turn in zip(seen, turns, strict=True)
         ]
@@ -125,7 +122,7 @@ class Rotation(Method):
 
     def _answer(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """The pooled tokens [B d], and the logits [B classes]."""
-        embedding = pooled(self.student(image)[-1])
+        embedding = pooled(self.student(image, wanted=LAST)[-1])
         return embedding, self.head(embedding)
 
     def _turn_back(self, images: Tensor, turns: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ Caron et al. 2021 (DINO, arXiv 2104.14294); Zhou et al. 2022 (iBOT, arXiv 2111.0
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from nnssl.modules.heads import PrototypeHead, Prototypes, pooled
+from nnssl.modules.replay import number
 from nnssl.modules.schedules import cosine, ramp
 from nnssl.modules.selected import SelectedTokens
 from nnssl.modules.teacher import Teacher
@@ -53,7 +55,7 @@ class DistillationConfig:
 class DistillationOutput(NamedTuple):
     """What student or teacher says of N views."""
 
-    maps: list[Tensor]
+    maps: list[Tensor | None]  # those that a head reads or that were asked for
     embedding: Tensor  # [N d]
     image: Tensor | None  # [N K] logits
     patch: Tensor | None  # [selected tokens, K] logits
@@ -95,15 +97,21 @@ class EncoderWithHeads(nn.Module):
             )
 
     def forward(
-        self, image: Tensor, masked: Tensor | None = None, selected: SelectedTokens | None = None
+        self,
+        image: Tensor,
+        masked: Tensor | None = None,
+        selected: SelectedTokens | None = None,
+        wanted: Collection[int] = (),
     ) -> DistillationOutput:
         """`masked`: what the encoder may not see; `selected`: the patch tokens that are asked for, of
-        all views or of the first ones.
+        all views or of the first ones; `wanted`: maps that others read.
         """
-        maps = self.encoder(image, masked)
-        embedding = torch.cat([pooled(maps[number]) for number in self.pooled], dim=1)
+        patches = () if selected is None or self.patch is None else (self.patch,)
+        maps = self.encoder(image, masked, (*self.pooled, *patches, *wanted))
+        means = [pooled(maps[number]) for number in self.pooled]
+        embedding = means[0] if len(means) == 1 else torch.cat(means, dim=1)
         patch = None
-        if self.patch_head is not None and selected is not None:
+        if patches:
             patch = self.patch_head(selected.of(maps[self.patch]), selected.counts)
         return DistillationOutput(
             maps,
@@ -135,21 +143,16 @@ class SelfDistillation(nn.Module):
         """What is exported."""
         return (self.teacher.model if self.config.export == "teacher" else self.student).encoder
 
-    def teacher_temperature(self, delay: float = 0.0) -> float:
+    def teacher_temperature(self, delay: float = 0.0) -> float | Tensor:
         """The teacher's temperature now; its warm-up begins at `delay` (fraction of the run)."""
         c = self.config
-        return ramp(
-            c.teacher_temperature_start,
-            c.teacher_temperature_end,
-            self.progress,
-            delay,
-            c.temperature_warmup,
-        )
+        ends = c.teacher_temperature_start, c.teacher_temperature_end
+        return number(lambda: ramp(*ends, self.progress, delay, c.temperature_warmup))
 
     def after_step(self, progress: float) -> None:
         super().after_step(progress)
-        self.progress = progress
-        self.teacher.update(self.student, cosine(self.config.teacher_momentum, 1.0, progress))
+        start = self.config.teacher_momentum
+        self.teacher.update(self.student, number(lambda: 1 - cosine(start, 1.0, self.progress)))
 
     def get_extra_state(self) -> float:
         return self.progress
@@ -158,18 +161,17 @@ class SelfDistillation(nn.Module):
         self.progress = state
 
     def _hold_prototypes(self, gradient: Tensor) -> Tensor:
-        return (
-            gradient
-            if self.progress >= self.config.freeze_prototypes
-            else torch.zeros_like(gradient)
-        )
+        trained = number(lambda: float(self.progress >= self.config.freeze_prototypes))
+        if isinstance(trained, Tensor):
+            return gradient * trained
+        return gradient if trained else torch.zeros_like(gradient)
 
 
 def freeze_unused_layers(encoder: nn.Module, last: int) -> None:
     """Ask for no gradient where nothing reads the maps after number `last`: DDP waits for every one
     asked for.
     """
-    for number in range(last, 4):
-        encoder.stages[number].downsample.requires_grad_(False)
-        if number < 3:
-            encoder.stages[number + 1].blocks.requires_grad_(False)
+    for stage in range(last, 4):
+        encoder.stages[stage].downsample.requires_grad_(False)
+        if stage < 3:
+            encoder.stages[stage + 1].blocks.requires_grad_(False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nnssl.modules.running import Stepped
 
@@ -28,15 +28,18 @@ class Teacher(Stepped):
         return self.model(*args, **kwargs)
 
     @torch.no_grad()
-    def update(self, student: nn.Module, momentum: float) -> None:
-        """theta_t <- m theta_t + (1 - m) theta_s, matched by name. Buffers stay the teacher's own:
-        what they hold (running moments) is of what the teacher sees, which is not masked."""
+    def update(self, student: nn.Module, share: float | Tensor) -> None:
+        """theta_t <- (1 - share) theta_t + share theta_s, matched by name; share: 1 - momentum.
+
+        Buffers stay the teacher's own: what they hold (running moments) is of what the teacher
+        sees, which is not masked.
+        """
         parameters = dict(student.named_parameters())
         names, own = zip(*self.model.named_parameters(), strict=True)
         theirs = [parameters[name].detach() for name in names]
         if self.counts is None:
-            torch._foreach_lerp_(own, theirs, 1 - momentum)
+            torch._foreach_lerp_(own, theirs, share)
             return
         way = torch._foreach_sub(theirs, own)
-        torch._foreach_mul_(way, self.counts * (1 - momentum))
+        torch._foreach_mul_(way, self.counts * share)
         torch._foreach_add_(own, way)

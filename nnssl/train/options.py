@@ -143,6 +143,7 @@ class Options:
     )
     fp32: bool = option(False, "no bf16 on the GPU")
     compile: bool = option(False, "torch.compile the encoders")
+    graph: bool = option(False, "replay each step as one CUDA graph; never changes it")
     checkpointing: bool = option(False, "recompute activations: less memory, more time")
 
     log_every: int = option(

@@ -20,7 +20,7 @@ from nnssl.data.prepare import prepare
 from nnssl.data.raw_datasets import chosen_channels
 from nnssl.memory import keep_freed_memory
 from nnssl.methods import METHODS, Method
-from nnssl.train import batches, before, boards, cache, configure, peak, processes, start
+from nnssl.train import batches, before, boards, cache, configure, graph, peak, processes, start
 from nnssl.train.loop import train
 from nnssl.train.options import DEFAULT_STEPS, PROBES, Options
 from nnssl.train.places import data_folder, dimensions, raw_dataset, results_folder
@@ -73,6 +73,8 @@ def _pretrain(options: Options, say: Callable[[str], None], held: ExitStack) -> 
 
 def build(options: Options, plan: Plan, data: Path, device: torch.device, earlier, say) -> Run:
     """The run that `options` describe, resumed where asked for; `earlier` is what it was."""
+    if options.graph and (reason := graph.why_not(device, options.accumulate)):
+        raise ValueError(f"--graph cannot be used: {reason}. Leave it out")
     dims, kind, folder = dimensions(options), _method(options.method), results_folder(options, plan)
     bf16 = not options.fp32 and half_precision(device) == torch.bfloat16
     crop = options.crop or earlier.crop or configure.fitting_crop(kind, plan.crop[-dims:])

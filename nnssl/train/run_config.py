@@ -23,9 +23,10 @@ class RunConfig:
     compile: bool = Options.compile
     tensorboard: bool = Options.tensorboard
     wandb: bool = Options.wandb
+    graph: bool = Options.graph  # `nnssl.train.graph`
 
     # How a run is monitored and fed changes no weight, so a resumed run may differ in it.
-    FREE = ("log_every", "save_every", "workers", "tensorboard", "wandb")
+    FREE = ("log_every", "save_every", "workers", "tensorboard", "wandb", "graph")
     # These do, but a run that could not continue for them would be lost: it continues and says so.
     REPORTED = ("steps", "bf16", "compile")
 
@@ -41,3 +42,18 @@ class RunConfig:
             if each.name in vars(options)
         }
         return cls(**{**said, **derived})
+
+
+def what_changed(before: dict, now: RunConfig, step: int) -> list[str]:
+    """Of a run that continues behind `step`: in which of `RunConfig.REPORTED` it differs, in words."""
+    notes = [
+        f"{name}: was {before[name]}, now {getattr(now, name)}"
+        for name in RunConfig.REPORTED
+        if before.get(name, getattr(now, name)) != getattr(now, name)
+    ]
+    if before["steps"] != now.steps:
+        notes.append(
+            f"the learning rate and all that follows the run's course go from step {step} on as in "
+            f"a run of {now.steps} steps"
+        )
+    return notes

@@ -82,9 +82,11 @@ def draw_window(
     return _within(ranges.lows, low), _within(ranges.highs, high)
 
 
-def apply_window(region: Tensor, bounds: tuple[float, float]) -> Tensor:
-    """`region` clipped to `bounds`; any shape."""
-    return region.clamp(*bounds)
+def apply_windows(regions: Tensor, windows: Sequence[tuple[float, float]]) -> Tensor:
+    """[B ...], each clipped to its own window (lower, upper)."""
+    bounds = to_device(torch.tensor(windows, dtype=regions.dtype), regions.device)
+    low, high = bounds.view(-1, 2, *[1] * (regions.ndim - 1)).unbind(1)
+    return regions.clamp(low, high)
 
 
 class Intensity(NamedTuple):

@@ -18,14 +18,18 @@ from nnssl.encoder.windows import Mask
 FORWARD, BACKWARD = 20, 4
 
 
-def attention(qkv: Tensor, bias: Tensor, mask: Mask | None) -> Tensor:
+def attention(qkv: Tensor, bias: Tensor, mask: Mask | None, parts: Tensor | None = None) -> Tensor:
     """softmax(q k^T / sqrt(d) + bias + mask) v; qkv [W n 3 heads d], bias [heads n n] to [W n
     heads*d].
 
-    qkv in fp32, bf16 or fp16; the bias and its gradient in fp32.
+    qkv in fp32, bf16 or fp16; the bias and its gradient in fp32. parts: as in
+    `nnssl.encoder.stream.launch`, [rows 3 heads*d]: its gradient are parts of the sum of qkv's over
+    windows and slots. No compiler knows it.
     """
     rest = (None, None, 0.0) if mask is None else (mask.which, mask.regions, mask.hidden)
-    return (_operator if torch.compiler.is_compiling() else _Attention.apply)(qkv, bias, *rest)
+    if torch.compiler.is_compiling():
+        return _operator(qkv, bias, *rest)
+    return _Attention.apply(qkv, bias, *rest, parts)
 
 
 def padded(size: int) -> int:
@@ -55,7 +59,15 @@ def _grid(qkv: Tensor, per_multiprocessor: int) -> tuple[int, int]:
 
 
 def _run(
-    function, grid: tuple[int, int], qkv: Tensor, bias: Tensor, which, regions, hidden: float, *more
+    function,
+    grid: tuple[int, int],
+    qkv: Tensor,
+    bias: Tensor,
+    which,
+    regions,
+    hidden: float,
+    *more,
+    **flags: bool,
 ) -> None:
     masked = regions is not None
     with torch.cuda.device(qkv.device) if qkv.device.type == "cuda" else nullcontext():
@@ -70,6 +82,7 @@ def _run(
             qkv.shape[-1] ** -0.5,
             hidden,
             **shape(qkv, masked),
+            **flags,
             **settings(qkv.dtype, qkv.shape[1], qkv.shape[-1]),
         )
 
@@ -101,9 +114,18 @@ def _attend_back(
     regions: Tensor | None,
     hidden: float,
 ) -> tuple[Tensor, Tensor]:
+    return _back(gradient, qkv, bias, which, regions, hidden)[:2]
+
+
+def _back(
+    gradient: Tensor, qkv: Tensor, bias: Tensor, which, regions, hidden: float, rows: int = 0
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Gradients of qkv and bias, and sums [rows 3 heads*d] of the first if there are to be any."""
     qkv, gradient = qkv.contiguous(), gradient.to(qkv.dtype).contiguous()
-    grid = _grid(qkv, BACKWARD)
+    heads, programs = _grid(qkv, BACKWARD)
+    grid = heads, min(programs, rows) if rows else programs
     to_qkv = torch.empty_like(qkv)
+    sums = qkv.new_empty(rows, 3, heads * qkv.shape[-1], dtype=torch.float32) if rows else None
     parts = bias.new_empty(grid[1], *bias.shape, dtype=torch.float32)
     _run(
         kernel.backward,
@@ -116,8 +138,11 @@ def _attend_back(
         gradient,
         to_qkv,
         parts,
+        qkv if sums is None else sums,
+        rows,
+        SUMMED=rows > 0,
     )
-    return to_qkv, parts.sum(0).to(bias.dtype)
+    return to_qkv, parts.sum(0).to(bias.dtype), sums
 
 
 class _Attention(torch.autograd.Function):
@@ -125,13 +150,16 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, *inputs):
+        *inputs, parts = inputs
         _keep(ctx, inputs, None)
+        ctx.rows = 0 if parts is None else len(parts)
         return _attend(*inputs)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient):
-        return *_attend_back(gradient, *ctx.saved_tensors, ctx.hidden), None, None, None
+        to_qkv, to_bias, sums = _back(gradient, *ctx.saved_tensors, ctx.hidden, ctx.rows)
+        return to_qkv, to_bias, None, None, None, sums
 
 
 def _keep(ctx, inputs: tuple, output: Tensor | None) -> None:
