@@ -16,6 +16,8 @@ FINAL = "checkpoint_final.pth"  # of a pretraining, and of nnU-Net's trainings
 NAME, BASE = "nnUNetSwinPlans", "nnUNetPlans"  # of our plans, and of nnU-Net's own
 MANIFEST = "manifest.json"  # beside the checkpoints of a pretraining: how it was made
 
+LAST = (4,)  # the number of an encoder's coarsest map, where it is wanted alone
+
 Shape = tuple[int, ...]
 Spacing = tuple[float, ...]
 

@@ -30,7 +30,6 @@ __all__ = ["PATCH", "STEPS", "STRIDES", "Swin", "SwinConfig"]
 
 STRIDES = tuple(PATCH * 2**i for i in range(5))  # of the five maps, in voxels
 ALL = tuple(range(len(STRIDES)))  # the maps' numbers
-LAST = ALL[-1:]
 
 
 class Swin(nn.Module):

@@ -29,13 +29,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from nnssl.encoder.swin import LAST, PATCH, Swin
+from nnssl.encoder.swin import PATCH, Swin
 from nnssl.memory import to_device
 from nnssl.methods.method import Method, MethodConfig, Step
 from nnssl.modules.contrast import info_nce
 from nnssl.modules.decoders import unfold_cubes
 from nnssl.modules.heads import pooled
-from nnssl.types import Shape
+from nnssl.types import LAST, Shape
 from nnssl.views.intensity import apply_intensity, draw_intensity
 from nnssl.views.spatial import cut, draw_offset
 

@@ -24,11 +24,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnssl.encoder.swin import LAST, Swin
+from nnssl.encoder.swin import Swin
 from nnssl.memory import to_device
 from nnssl.methods.method import Method, MethodConfig, Step
 from nnssl.modules.heads import pooled
-from nnssl.types import Shape
+from nnssl.types import LAST, Shape
 from nnssl.views.intensity import apply_windows, blur, draw_window
 from nnssl.views.spatial import rotate, rotate_back, rotations
 

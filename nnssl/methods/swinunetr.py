@@ -30,12 +30,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnssl.encoder.swin import LAST, Swin
+from nnssl.encoder.swin import Swin
 from nnssl.memory import to_device
 from nnssl.methods.method import Method, MethodConfig, Step
 from nnssl.modules.contrast import nt_xent
 from nnssl.modules.heads import pooled
-from nnssl.types import Shape
+from nnssl.types import LAST, Shape
 from nnssl.views.cutout import covered, draw_cutout
 from nnssl.views.intensity import apply_windows, draw_window
 from nnssl.views.spatial import rotate, rotations

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnssl.encoder.swin import LAST
 from nnssl.modules.running import Standardise
+from nnssl.types import LAST
 
 
 def pooled(tokens: Tensor) -> Tensor:
