@@ -95,15 +95,15 @@ def test_an_encoder_is_like_itself_and_less_like_another():
     row = features.cka_row(
         "t", "a pretrained", one, "a 2", copy.deepcopy(one), made_crops(4, (48, 48, 32)), seed=0
     )
-    diagonal = np.diag(np.array(row["values"]))
+    diagonal = np.diag(np.array(row.values))
     assert diagonal == pytest.approx(1, abs=1e-4)
-    assert row["rows"] == row["columns"] == Layers(one).names
-    assert row["volumes"] == 4
+    assert row.rows == row.columns == Layers(one).names
+    assert row.volumes == 4
     less = features.cka_row(
         "t", "a pretrained", one, "b 2", other, made_crops(4, (48, 48, 32)), seed=0
     )
-    assert np.diag(np.array(less["values"])).mean() < 0.9
-    json.dumps(less, allow_nan=False)
+    assert np.diag(np.array(less.values)).mean() < 0.9
+    json.dumps(less.to_json(), allow_nan=False)
 
 
 def test_a_crop_too_small_for_cka_is_refused():
@@ -126,7 +126,7 @@ def test_cka_keeps_no_volume():
             assert sum(reference() is not None for reference in references) <= 2
 
     row = features.cka_row("t", "a", network(), "b", network(1), one_by_one(), seed=0)
-    assert row["volumes"] == 5
+    assert row.volumes == 5
 
 
 def silence(made: SwinUNETR) -> None:
@@ -144,7 +144,7 @@ def measured(
     made: SwinUNETR, size: tuple[int, ...], spacing=(3.0, 1.0, 1.0)
 ) -> dict[tuple[str, int], dict]:
     rows = features.attention_rows("t", "a", 2, 0, made, spacing, made_crops(1, size))
-    return {(row["layer"], row["head"]): row for row in rows}
+    return {(row.layer, row.head): row for row in rows}
 
 
 def test_even_attention_has_the_windows_mean_distance():
@@ -156,7 +156,7 @@ def test_even_attention_has_the_windows_mean_distance():
     for stage, heads in enumerate(CONFIG.heads[:3]):
         for head in range(1, heads + 1):
             row = rows[(f"stage {stage + 1} block 1", head)]
-            assert [row["mm"], row["uniform_mm"]] == pytest.approx(
+            assert [row.mm, row.uniform_mm] == pytest.approx(
                 [unit * 2 ** (stage + 1)] * 2, abs=1e-3
             )
 
@@ -239,11 +239,11 @@ def test_spacing_follows_the_axes_of_the_encoder():
 def test_two_dimensions():
     made = network(spatial_dims=2)
     rows = features.attention_rows("t", "a", "all", 0, made, (1.5, 1.5), made_crops(2, (64, 64)))
-    assert {row["layer"] for row in rows} == set(Layers(made).names[1:])
+    assert {row.layer for row in rows} == set(Layers(made).names[1:])
     row = features.cka_row(
         "t", "a", made, "b", network(1, spatial_dims=2), made_crops(2, (64, 64)), seed=0
     )
-    assert np.isfinite(np.array(row["values"])).all()
+    assert np.isfinite(np.array(row.values)).all()
 
 
 def test_hooks_are_taken_away():

@@ -5,6 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nnssl.study.design.description import Study
 
 STEPS = {
     "init": "write a commented description",
@@ -71,27 +75,25 @@ def _init(args: argparse.Namespace) -> None:
 def _run(args: argparse.Namespace, parsers: Mapping) -> None:
     from nnssl.study.design import check
     from nnssl.study.design.description import load
-    from nnssl.study.execution import orchestrate
+    from nnssl.study.execution import estimate, executor, orchestrate
 
     described = load(args.description)
     check.check(described, parsers)
-    print(
-        orchestrate.describe(described, orchestrate.beside(described.device, args.parallel)),
-        flush=True,
-    )
+    beside = executor.beside(described.device, args.parallel)
+    print(estimate.describe(described, beside), flush=True)
     if not args.dry_run:
-        executor = orchestrate.executor_of(args.executor, described, args.parallel)
-        states = orchestrate.run(described, executor, lambda text: print(text, flush=True))
+        execute = executor.chosen(args.executor, described, args.parallel)
+        states = orchestrate.run(described, execute, lambda text: print(text, flush=True))
         print(orchestrate.summary(described, states))
         print(f"Next: nnssl_study report {args.description}")
 
 
 def _features(args: argparse.Namespace) -> None:
-    from nnssl.study.execution import preparation
+    from nnssl.study.execution import requirements
     from nnssl.study.measurement import reuse
 
     described = _collected(args.description)
-    preparation.check(described)
+    requirements.check(described)
     new = reuse.measure(described, args.volumes, lambda text: print(text, flush=True))
     print(f"{new} new rows in {described.results}. Next: nnssl_study report {args.description}")
 
@@ -105,7 +107,7 @@ def _report(args: argparse.Namespace) -> None:
     print(f"Wrote {build.write(rows, rows.parent / 'report')}")
 
 
-def _collected(path: Path):
+def _collected(path: Path) -> Study:
     """The `Study` that is described at `path`, its results up to date."""
     from nnssl.study.design.description import load
     from nnssl.study.execution.collect import collect

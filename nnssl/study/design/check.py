@@ -20,7 +20,10 @@ from nnssl.finetune.architecture import Recipe
 from nnssl.network.decoders import DECODERS
 from nnssl.study.design.description import Arm, Study
 from nnssl.study.design.values import DescriptionError
-from nnssl.study.execution import preparation, runs
+from nnssl.study.execution import pretraining
+from nnssl.study.execution.flags import flags, recipe_flags
+from nnssl.study.execution.pretraining import Start
+from nnssl.study.execution.runs import ArmOnTask
 
 Parsers = Mapping[str, Callable[[], argparse.ArgumentParser]]  # of the commands, by name
 DEFAULT, PRIMUS, SWIN = "DefaultNetworkTrainer", "PrimusTrainer", "SwinSSLTrainer"
@@ -64,10 +67,10 @@ def check(study: Study, parsers: Parsers) -> None:
 def _check_start(study: Study, arm: Arm, parsers: Parsers) -> None:
     if arm.start not in ("pretrain", "imagenet"):
         return
-    said = preparation.flags(arm.options)
+    said = flags(arm.options)
     if taken := sorted(OF_THE_STUDY.intersection(said)):
         raise ValueError(f"options: {', '.join(taken)} is for the study itself to say")
-    (command,) = preparation.commands_of(study, arm, Path("made"))
+    (command,) = pretraining.commands_of(Start(study, arm), Path("made"))
     args = _parsed(command, parsers)
     if arm.start == "pretrain":
         from nnssl.methods import METHODS
@@ -82,7 +85,7 @@ def _check_trainer(study: Study, arm: Arm) -> None:
     if arm.start == "elsewhere":
         return
     for task in [task for task in study.tasks if arm in study.arms_of(task)]:
-        name = runs.trainer_of(study, task, arm)
+        name = ArmOnTask(study, task, arm).trainer
         ancestors = _ancestors(name)
         if arm.start == "default" and (DEFAULT not in ancestors or SWIN in ancestors):
             known = ", ".join(each for each in _ours() if each.startswith("DefaultPrimus"))
@@ -125,7 +128,7 @@ def _ancestors(name: str) -> set[str]:
 
 
 def _check_recipe(recipe: Mapping, parsers: Parsers) -> None:
-    command = ["nnssl_plan", "-d", "1", *preparation.recipe_flags(recipe)]
+    command = ["nnssl_plan", "-d", "1", *recipe_flags(recipe)]
     args = vars(_parsed(command, parsers))
     if (decoder := args["decoder"]) and decoder not in DECODERS:
         raise ValueError(f"unknown decoder {decoder!r}; known: {', '.join(DECODERS)}")

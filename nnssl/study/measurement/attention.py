@@ -8,8 +8,12 @@ head with the distance of attention that is the same for all tokens, which `unif
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from nnssl.encoder.blocks import Block, WindowAttention
 from nnssl.encoder.swin import Swin
@@ -44,6 +48,15 @@ def weights(
     return (scores if mask is None else scores + mask[:, None]).softmax(-1)
 
 
+class HeadDistance(NamedTuple):
+    """Of one head, from 1, of a layer: its mean attention distance and that of even attention."""
+
+    layer: str
+    head: int
+    mm: float
+    uniform_mm: float
+
+
 class AttentionDistance:
     """Watches the blocks of an encoder while it encodes; `rows()` are the means so far.
 
@@ -54,7 +67,7 @@ class AttentionDistance:
     spacing: mm of a voxel, in the encoder's axes.
     """
 
-    def __init__(self, encoder: Swin, spacing: Spacing):
+    def __init__(self, encoder: Swin, spacing: Spacing) -> None:
         self.encoder, self.names, self.tokens = encoder, [], []
         token = list(spacing)
         for number, stage in enumerate(encoder.stages):
@@ -66,32 +79,31 @@ class AttentionDistance:
         self.sums = [torch.zeros(block.attn.heads, dtype=torch.double) for block in self._blocks()]
         self.queries = [0] * len(self.sums)
         self.uniform_sums = [0.0] * len(self.sums)
-        self._hooks: list = []
+        self._hooks: list[RemovableHandle] = []
 
     def __enter__(self) -> AttentionDistance:
         for place, block in enumerate(self._blocks()):
             self._hooks.append(block.attn.register_forward_pre_hook(self._watcher(place)))
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         while self._hooks:
             self._hooks.pop().remove()
 
-    def rows(self) -> list[dict]:
-        """{"layer", "head", "mm", "uniform_mm"} of every head; heads from 1."""
+    def rows(self) -> list[HeadDistance]:
+        """Of every head."""
+        layers = zip(self.names, self.sums, self.queries, self.uniform_sums, strict=True)
         return [
-            {"layer": name, "head": head + 1, "mm": float(total / n), "uniform_mm": uniform / n}
-            for name, totals, n, uniform in zip(
-                self.names, self.sums, self.queries, self.uniform_sums, strict=True
-            )
-            for head, total in enumerate(totals)
+            HeadDistance(name, head, float(total / n), uniform / n)
+            for name, totals, n, uniform in layers
+            for head, total in enumerate(totals, start=1)
             if n
-        ]  # fmt: skip
+        ]
 
     def _blocks(self) -> list[Block]:
         return [block for stage in self.encoder.stages for block in stage.blocks]
 
-    def _watcher(self, place: int):
+    def _watcher(self, place: int) -> Callable[[WindowAttention, tuple], None]:
         def watch(module: WindowAttention, arguments: tuple) -> None:
             self._add(place, module, *arguments)
 
@@ -101,27 +113,27 @@ class AttentionDistance:
     def _add(
         self, place: int, module: WindowAttention, x: Tensor, cut: WindowPartition, bias: Tensor
     ) -> None:
-        mm = distances(cut.size, self.tokens[place]).to(x.dtype).to(x.device)
+        mm = distances(cut.size, self.tokens[place]).to(x)
         n = len(mm)
         windows = x.reshape(-1, n, x.shape[-1])
-        real = torch.ones(len(windows), n, device=x.device)
-        if cut.real is not None:
-            real = cut.real.view(-1, n).repeat(len(x), 1)
-        for part in torch.arange(len(windows), device=x.device).split(
-            max(1, PART // (module.heads * n * n))
-        ):
+        real = _real(cut, windows, len(x))
+        parts = torch.arange(len(windows), device=x.device)
+        for part in parts.split(max(1, PART // (module.heads * n * n))):
             mask = _mask_of(part, cut)
             seen = weights(module, windows[part], bias, mask)
             far = torch.einsum("whqk,qk->whq", seen, mm)  # w windows, h heads, q queries, k keys
             self.sums[place] += torch.einsum("whq,wq->h", far, real[part]).double().cpu()
-            even = (
-                torch.ones(len(part), n, n, device=x.device)
-                if mask is None
-                else (mask > -1).to(x.dtype)
-            )
+            even = mm.new_ones(1, n, n) if mask is None else (mask > -1).to(x)
             even_far = (even * mm).sum(-1) / even.sum(-1)
             self.uniform_sums[place] += float((even_far * real[part]).sum())
         self.queries[place] += int(real.sum())
+
+
+def _real(cut: WindowPartition, windows: Tensor, samples: int) -> Tensor:
+    """[W n] 1 for slots that hold a token, 0 for those that fill a window up."""
+    if cut.real is None:
+        return windows.new_ones(windows.shape[:2])
+    return cut.real.view(-1, windows.shape[1]).repeat(samples, 1)
 
 
 def _mask_of(part: Tensor, cut: WindowPartition) -> Tensor | None:
