@@ -38,9 +38,9 @@ def rows_of(run: Run) -> list[dict]:
     """A finished run's rows as its job wrote them, cases with their subject where the task has
     subjects; else one that says that it failed, and why, or is missing."""
     path = run.folder / jobs.ROWS
-    if not (run.is_done and path.is_file()):
-        return [_unfinished(run).to_json()]
-    return [_with_subject(row, run.task.subject) for row in files.read_json_lines(path)]
+    if run.is_done and path.is_file():
+        return [_with_subject(row, run.task.subject) for row in files.read_json_lines(path)]
+    return [_unfinished(run).to_json()]
 
 
 def row_of(run: Run) -> RunRow:

@@ -33,13 +33,11 @@ class Dataset:
         """The full one."""
         from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 
+        given = int(self.given) if self.given.isdigit() else self.given
         try:
-            number_or_name = int(self.given) if self.given.isdigit() else self.given
-            return maybe_convert_to_dataset_name(number_or_name)
+            return maybe_convert_to_dataset_name(given)
         except (RuntimeError, ValueError) as error:
-            raise StudyError(
-                f"nnU-Net knows no dataset {self.given} in $nnUNet_raw: {error}"
-            ) from error
+            raise StudyError(f"nnU-Net knows no dataset {given} in $nnUNet_raw: {error}") from error
 
     @property
     def number(self) -> str:
@@ -71,16 +69,19 @@ class Dataset:
         """
         if not (self.folder / f"{plans}.json").is_file():
             return [self._plan(configuration, plans)]
+        self._require(configuration, plans)
+        if self._stored_cases(configuration, plans) >= self.about["numTraining"]:
+            return []
+        words = ["-plans_name", plans, "-c", configuration, "-np", _processes()]
+        return [["nnUNetv2_preprocess", "-d", self.number, *words]]
+
+    def _require(self, configuration: str, plans: str) -> None:
         known = self.read_plans(plans)["configurations"]
         if configuration not in known:
             raise StudyError(
                 f"dataset {self.given} has no configuration {configuration}; its {plans} has "
                 f"{', '.join(known)}"
             )
-        if self._stored_cases(configuration, plans) >= self.about["numTraining"]:
-            return []
-        words = ["-plans_name", plans, "-c", configuration, "-np", _processes()]
-        return [["nnUNetv2_preprocess", "-d", self.number, *words]]
 
     def _plan(self, configuration: str, plans: str) -> Command:
         named = ["-d", self.number]
@@ -96,9 +97,9 @@ class Dataset:
         )
 
     def _stored_cases(self, configuration: str, plans: str) -> int:
-        cases = self.stored(configuration, plans).glob("*.pkl")
-        labels = (self.folder / "gt_segmentations").glob(f"*{self.about['file_ending']}")
-        return min(len(list(cases)), len(list(labels)))  # nnU-Net copies the labels last
+        cases = _count(self.stored(configuration, plans), ".pkl")
+        labels = _count(self.folder / "gt_segmentations", self.about["file_ending"])
+        return min(cases, labels)  # nnU-Net copies the labels last
 
 
 def wanted(study: Study) -> list[tuple[Dataset, str, str]]:
@@ -106,29 +107,31 @@ def wanted(study: Study) -> list[tuple[Dataset, str, str]]:
     pretrained with labels; each once.
     """
     found = [(task.dataset, task.configuration, task.plans) for task in study.tasks]
-    found += [
-        (task.dataset, task.configuration, arm.plans)
-        for task, arm in study.pairs
-        if arm.start == "default" and arm.plans
-    ]
-    found += [
-        (arm.dataset, arm.configuration, BASE) for arm in study.arms if arm.start == "supervised"
-    ]
+    for task, arm in study.pairs:
+        if arm.start == "default" and arm.plans:
+            found.append((task.dataset, task.configuration, arm.plans))
+    for arm in study.arms:
+        if arm.start == "supervised":
+            found.append((arm.dataset, arm.configuration, BASE))
     return [(Dataset(dataset), *others) for dataset, *others in dict.fromkeys(found)]
 
 
 def preprocess(study: Study, here: Foreground) -> None:
     """nnU-Net's plans and data of all datasets; which data are missing is known with the plans."""
     for dataset, configuration, plans in wanted(study):
-        for _ in ("plan", "preprocess"):
-            commands = dataset.commands(configuration, plans)
-            here.run(commands, f"data-{dataset.given}-{configuration}")
+        log = f"data-{dataset.given}-{configuration}"
+        here.run(dataset.commands(configuration, plans), log)  # to plan
+        here.run(dataset.commands(configuration, plans), log)  # to preprocess
 
 
 def identifier(plans: dict, configuration: str) -> str:
     """The name of the folder with a configuration's data."""
     entry = plans["configurations"][configuration]
     return entry.get("data_identifier") or identifier(plans, entry["inherits_from"])
+
+
+def _count(folder: Path, ending: str) -> int:
+    return sum(1 for _ in folder.glob(f"*{ending}"))
 
 
 def _processes() -> str:

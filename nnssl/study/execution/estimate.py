@@ -20,30 +20,33 @@ def describe(study: Study, parallel: int) -> str:
     every = runs.all_runs(study)
     todo = [run for run in every if not run.is_done]
     lines = [
-        f"Study {study.name}: {len(study.tasks)} task(s) x {len(study.arms)} arm(s) x "
-        f"{len(study.budgets)} budget(s) x {len(study.seeds)} "
-        f"{'fold' if study.by_fold else 'seed'}(s), in {study.folder}",
+        _size(study),
         "Before the runs:",
         *(f"  $ {command}" for command in commands or ["nothing"]),
         f"Runs: {len(every)}, done {len(every) - len(todo)}, to do {len(todo)}",
         *(f"  {run.name}  ({run.trainer}, {run.epochs or 'its own'} epochs)" for run in todo),
+        cost(every, todo, parallel),
     ]
-    return "\n".join([*lines, cost(every, todo, parallel)])
+    return "\n".join(lines)
+
+
+def _size(study: Study) -> str:
+    return (
+        f"Study {study.name}: {len(study.tasks)} task(s) x {len(study.arms)} arm(s) x "
+        f"{len(study.budgets)} budget(s) x {len(study.seeds)} "
+        f"{'fold' if study.by_fold else 'seed'}(s), in {study.folder}"
+    )
 
 
 def commands_before(study: Study) -> list[Command]:
     """What comes before the runs, so far as it is known now."""
-    commands = [
-        command
-        for dataset, configuration, plans_name in datasets.wanted(study)
-        for command in dataset.commands(configuration, plans_name)
-    ]
+    commands = []
+    for dataset, *what in datasets.wanted(study):
+        commands += dataset.commands(*what)
     for start in pretraining.all_starts(study):
-        if not start.is_done:
-            commands += start.job.commands
+        commands += [] if start.is_done else start.job.commands
     for plans in map(Plans, runs.all_pairs(study)):
-        if plans.command and not plans.is_noted:
-            commands.append(plans.command)
+        commands += [plans.command] if plans.command and not plans.is_noted else []
     return commands
 
 

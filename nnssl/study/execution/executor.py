@@ -94,16 +94,19 @@ def settled(folder: Path, attempt: int, otherwise: str, say: Say) -> bool:
     """
     if jobs.outcome(folder).state == NOT_DONE:
         jobs.settle(folder, Outcome(FAILED, otherwise))
-    state, reason = jobs.outcome(folder)
-    if state == DONE:
-        say(f"  {folder.name}: done")
-        return True
-    first = reason.strip().splitlines()[0]
-    if attempt < ATTEMPTS:
-        say(f"  {folder.name}: failed, is tried once more ({first})")
-        return False
-    say(f"  {folder.name}: failed ({first}); {folder / jobs.LOG} tells more")
-    return True
+    outcome, last = jobs.outcome(folder), attempt == ATTEMPTS
+    say(f"  {folder.name}: {_told(folder, outcome, last)}")
+    return outcome.state == DONE or last
+
+
+def _told(folder: Path, outcome: Outcome, last: bool) -> str:
+    """What became of an attempt, in words."""
+    if outcome.state == DONE:
+        return "done"
+    first = outcome.reason.strip().splitlines()[0]
+    if last:
+        return f"failed ({first}); {folder / jobs.LOG} tells more"
+    return f"failed, is tried once more ({first})"
 
 
 # Where runs go beside each other

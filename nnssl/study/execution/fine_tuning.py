@@ -13,6 +13,8 @@ from nnssl.study.execution.plans import Plans
 from nnssl.study.execution.runs import ArmOnTask, Run
 from nnssl.study.execution.shell import Foreground
 
+Splits = dict[tuple[Budget, int], Split]  # by budget and seed
+
 DATA = ("dataset", "configuration", "plans")  # what of a task decides on the training's data
 
 
@@ -22,22 +24,25 @@ def write_jobs(pairs: Sequence[ArmOnTask], here: Foreground) -> list[Run]:
     """
     a_pair = {pair.task.name: pair for pair in pairs}
     splits_of = {task: split(pair) for task, pair in a_pair.items()}
-    ready = []
-    for pair in pairs:
-        plans, runs = Plans(pair), pair.runs
-        if reason := plans.obstacle:
-            for run in runs:
-                run.fail(reason)
-            continue
-        name, content = pair.dataset.name, plans.provide(here)
-        for run in runs:
-            run.begin(job(run, name, splits_of[run.task.name][run.budget, run.seed], content))
-        ready += runs
+    ready = [run for pair in pairs for run in _begin(pair, splits_of[pair.task.name], here)]
     return sorted(ready, key=lambda run: run.turn)
 
 
-def split(pair: ArmOnTask) -> dict[tuple[Budget, int], Split]:
-    """The splits of its task by budget and seed, from now on in splits_final.json; SplitError."""
+def _begin(pair: ArmOnTask, splits: Splits, here: Foreground) -> list[Run]:
+    """The runs of an arm on a task, none where it cannot have its plans."""
+    plans, runs = Plans(pair), pair.runs
+    if reason := plans.obstacle:
+        for run in runs:
+            run.fail(reason)
+        return []
+    name, content = pair.dataset.name, plans.provide(here)
+    for run in runs:
+        run.begin(job(run, name, splits[run.budget, run.seed], content))
+    return runs
+
+
+def split(pair: ArmOnTask) -> Splits:
+    """The splits of its task, from now on in splits_final.json. Raises SplitError."""
     dataset, task = pair.dataset, pair.task
     labels = splits.labels_of(dataset.stored(task.configuration, task.plans))
     return splits.append(dataset.folder / splits.FILE, pair.study, task, labels)

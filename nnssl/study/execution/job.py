@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import shlex
+import signal
 import sys
 import zipfile
 from collections.abc import Iterator
@@ -43,10 +44,8 @@ def do(folder: Path | str) -> dict[str, str | None]:
 def _attempt(folder: Path, lock: int) -> Outcome:
     try:
         job = jobs.read(folder)
-        if isinstance(job, PretrainingJob):
-            pretrain(job, folder, lock)
-        else:
-            fine_tune(job, folder, lock)
+        work = pretrain if isinstance(job, PretrainingJob) else fine_tune
+        work(job, folder, lock)
     except (OSError, ValueError, RuntimeError) as error:
         return Outcome(FAILED, str(error))
     return Outcome(DONE)
@@ -100,23 +99,32 @@ def rows(job: FineTuningJob, fold: Path) -> list[Row]:
 
 def _train(job: FineTuningJob, folder: Path, lock: int) -> None:
     if job.elsewhere == "":
-        command = job.training.command(job.device, BY_HAND)
-        raise CommandError(
-            f"not trained yet; in the environment of its trainer: {shlex.join(command)} (of "
-            f"upstream's own programs the one that trains {job.trainer}, with nnU-Net's folders "
-            "of this study; then the same line of nnssl_study collects it)"
-        )
+        raise CommandError(_by_hand(job))
     command = job.training.command(job.device, job.elsewhere or NNUNET)
     command += ["--c"] if can_continue(job.training.folder) else []
     others = [shell.others_environment()] if job.elsewhere else []
     shell.execute(command, folder / jobs.LOG, lock, *others)
 
 
+def _by_hand(job: FineTuningJob) -> str:
+    """What to type."""
+    command = shlex.join(job.training.command(job.device, BY_HAND))
+    return (
+        f"not trained yet; in the environment of its trainer: {command} (of upstream's own "
+        f"programs the one that trains {job.trainer}, with nnU-Net's folders of this study; then "
+        "the same line of nnssl_study collects it)"
+    )
+
+
+def _validated_cases(fold: Path) -> set[str]:
+    ending = files.read_json(fold.parent / "dataset.json")["file_ending"]
+    paths = [Path(entry["reference_file"]) for entry in segmentation.summary(fold)]
+    return {path.name.removesuffix(ending) for path in paths}
+
+
 def _require_same_cases(fold: Path, wanted: list[str]) -> None:
     """Raises CommandError for a training that was validated on other cases than this study's."""
-    entries = files.read_json(fold / "validation" / "summary.json")["metric_per_case"]
-    ending = files.read_json(fold.parent / "dataset.json")["file_ending"]
-    found = {Path(entry["reference_file"]).name.removesuffix(ending) for entry in entries}
+    found = _validated_cases(fold)
     if found != set(wanted):
         raise CommandError(
             f"{fold} was validated on other cases than this study's: {len(found - set(wanted))} of "
@@ -156,8 +164,6 @@ def _alone(folder: Path) -> Iterator[int]:
 
 
 def main() -> int:
-    import signal
-
     # so that the command is ended too
     with signals.handled(lambda *_: sys.exit(143), [signal.SIGTERM]):
         outcome = do(sys.argv[1])

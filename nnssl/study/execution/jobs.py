@@ -23,6 +23,18 @@ class StudyError(RuntimeError):
     """What keeps a study from going on; the message says what to do."""
 
 
+class OtherSettingsError(StudyError):
+    """`folder` holds the job `before`, of other settings."""
+
+    def __init__(self, folder: Path, before: Job) -> None:
+        trained = f" and nnU-Net's training under {before.plans}" if before.plans else ""
+        super().__init__(
+            f"{folder.name} was begun with other settings (arm, recipe, checkpoint or cases; a "
+            "random start is like the first pretrained arm unless it says like:). Give the "
+            f"study or the arm another name, or remove {folder}{trained}"
+        )
+
+
 class Outcome(NamedTuple):
     """What became of a job. state: "done", "failed" (then with the reason) or "missing"."""
 
@@ -153,28 +165,22 @@ def read(folder: Path) -> Job:
     """Of job.json. Raises ValueError where it lacks something."""
     content = files.read_json(folder / JOB)
     kind = PretrainingJob if "commands" in content else FineTuningJob
-    needed = [f.name for f in fields(kind) if f.default is MISSING]
-    if lacking := [name for name in needed if name not in content]:
+    if lacking := [f.name for f in fields(kind) if f.default is MISSING and f.name not in content]:
         raise ValueError(
             f"{folder / JOB} lacks {', '.join(lacking)}; remove {folder}, and the same line of "
             "nnssl_study writes it again"
         )
-    known = {f.name for f in fields(kind)}  # another version may have written more
-    return kind.from_json({key: value for key, value in content.items() if key in known})
+    # another version may have written more
+    return kind.from_json({f.name: content[f.name] for f in fields(kind) if f.name in content})
 
 
 def write(folder: Path, job: Job) -> None:
-    """Raises StudyError where the folder holds a job of other settings."""
+    """Raises OtherSettingsError."""
     before = read(folder) if (folder / JOB).is_file() else None
     if before == job:
         return
     if before and before.fingerprint != job.fingerprint:
-        trained = f" and nnU-Net's training under {before.plans}" if before.plans else ""
-        raise StudyError(
-            f"{folder.name} was begun with other settings (arm, recipe, checkpoint or cases; a "
-            "random start is like the first pretrained arm unless it says like:). Give the "
-            f"study or the arm another name, or remove {folder}{trained}"
-        )
+        raise OtherSettingsError(folder, before)
     if before and isinstance(job, FineTuningJob):
         # another tolerance, or another place: measured again, not trained
         (folder / OUTCOME).unlink(missing_ok=True)
@@ -186,9 +192,10 @@ def _refuse_others(folder: Path, job: FineTuningJob) -> None:
     """Raises StudyError where a new run would take for its own what another study of the same name
     has trained.
     """
+    if (folder / JOB).is_file() or job.elsewhere is not None:
+        return
     fold = job.training.folder
-    ours = (folder / JOB).is_file() or job.elsewhere is not None
-    if not ours and any(fold.glob("checkpoint_*.pth")):
+    if any(fold.glob("checkpoint_*.pth")):
         raise StudyError(
             f"{fold} holds a training that this study did not begin, so that {folder.name} would "
             "continue it or count it as its own. Give this study another name (name: in the "

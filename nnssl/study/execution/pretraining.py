@@ -95,14 +95,11 @@ def commands_of(start: Start, made: Path) -> list[Command]:
 
 def _pretrain(start: Start, made: Path) -> list[Command]:
     arm, study = start.arm, start.study
-    command = ["nnssl_pretrain", "-m", arm.method]
-    command += ["-i", *map(str, arm.scans)] if arm.scans else []
-    command += ["-d", *arm.datasets] if arm.datasets else []
-    command += ["-a", arm.encoder] if arm.encoder else []
-    for before in [other for other in study.arms if other.name == arm.after]:
-        command += ["--from", str(Start(study, before).checkpoint)]
-    command += ["-device", study.device, "-o", str(made.parent), *flags(arm.options), "--c"]
-    return [command]
+    before = [Start(study, other).checkpoint for other in study.arms if other.name == arm.after]
+    said = {"-i": arm.scans, "-d": arm.datasets, "-a": [arm.encoder or ""], "--from": before}
+    data = [str(word) for flag, values in said.items() if any(values) for word in (flag, *values)]
+    place = ["-device", study.device, "-o", str(made.parent)]
+    return [["nnssl_pretrain", "-m", arm.method, *data, *place, *flags(arm.options), "--c"]]
 
 
 def _convert(start: Start, made: Path) -> list[Command]:

@@ -17,8 +17,7 @@ def check(study: Study) -> None:
     _require_folders()
     _require_files(study)
     for task, arm in study.pairs:
-        if arm.start == "elsewhere":
-            _require_plans(Dataset(task.dataset), arm)
+        _require_plans(Dataset(task.dataset), arm)
     _require_one_channel(study)
 
 
@@ -39,7 +38,9 @@ def _require_files(study: Study) -> None:
 
 
 def _require_plans(dataset: Dataset, arm: Arm) -> None:
-    """Of the environment that trains the arm."""
+    """Of the environment that trains the arm, where it is trained elsewhere."""
+    if arm.start != "elsewhere":
+        return
     path = dataset.folder / f"{arm.plans}.json"
     if not path.is_file():
         others = sorted(other.stem for other in path.parent.glob("*Plans*.json"))

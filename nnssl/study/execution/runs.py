@@ -59,14 +59,19 @@ class ArmOnTask:
         intensities from it but no weights: the one it is said to be like, else the first pretrained
         one of the task. None: a preset, or another network.
         """
-        if self.arm.start != BASELINE:
-            return self.arm if self.arm.start not in OTHERS else None
+        if self.arm.start == BASELINE:
+            return self._alike
+        return self.arm if self.arm.start not in OTHERS else None
+
+    @property
+    def _alike(self) -> Arm | None:
+        """Of a random start."""
         if self.arm.encoder and not self.arm.like:
             return None
         named = [other for other in self.study.arms if other.name == self.arm.like]
         on_task = self.study.arms_of(self.task)
         pretrained = [other for other in on_task if other.start not in (BASELINE, *OTHERS)]
-        return (named or pretrained or [None])[0]
+        return next(iter(named or pretrained), None)
 
     @property
     def runs(self) -> list[Run]:

@@ -14,6 +14,7 @@ from nnssl.commands import Command, CommandError, run_logged, tail
 Say = Callable[[str], object]
 
 LINES = 15  # of the log, in the reason of a failure
+DEFAULTS = {"OMP_WAIT_POLICY": "PASSIVE", "MPLBACKEND": "Agg"}  # where the caller says nothing
 
 
 @dataclass(frozen=True)
@@ -44,19 +45,24 @@ def execute(
     Raises CommandError, with the end of the log.
     """
     if status := run_logged(command, log, env or environment(), lock=lock):
-        raise CommandError(
-            f"{Path(command[0]).name} ended with status {status}\n$ {shlex.join(command)}\n"
-            f"The end of {log}:\n{tail(log, LINES)}"
-        )
+        raise CommandError(_failed(command, log, status))
+
+
+def _failed(command: Command, log: Path, status: int) -> str:
+    return (
+        f"{Path(command[0]).name} ended with status {status}\n$ {shlex.join(command)}\n"
+        f"The end of {log}:\n{tail(log, LINES)}"
+    )
 
 
 def environment() -> dict[str, str]:
     """The caller's, without a checkpoint that no plans name, and with our trainers where nnU-Net
     looks.
     """
-    kept = {name: value for name, value in os.environ.items() if name != "nnssl_checkpoint"}
-    trainers = hook.with_ours(kept.get(hook.VARIABLE, ""))
-    return {"OMP_WAIT_POLICY": "PASSIVE", "MPLBACKEND": "Agg", **kept, hook.VARIABLE: trainers}
+    made = {**DEFAULTS, **os.environ}
+    made.pop("nnssl_checkpoint", None)
+    made[hook.VARIABLE] = hook.with_ours(made.get(hook.VARIABLE, ""))
+    return made
 
 
 def others_environment() -> dict[str, str]:

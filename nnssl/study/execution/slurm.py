@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 SECONDS = 5.0  # between two looks at the queue
 NUMBER = "slurm.json"  # beside job.json
+SQUEUE = ("squeue", "-h", "-o", "%T", "-j")
 GONE = (
     "",
     "COMPLETED",
@@ -114,9 +115,7 @@ def in_queue(number: str) -> bool:
     """Whether SLURM knows the job as waiting or running. Raises StudyError where squeue gives no
     answer.
     """
-    done = subprocess.run(
-        ["squeue", "-h", "-j", number, "-o", "%T"], capture_output=True, text=True
-    )
+    done = subprocess.run([*SQUEUE, number], capture_output=True, text=True)
     if done.returncode and "Invalid job id" not in done.stderr:
         raise StudyError(
             f"squeue does not answer: {done.stderr.strip()}; the jobs continue, the same line "

@@ -23,7 +23,7 @@ from nnssl.encoder.blocks import Block
 from nnssl.encoder.swin import Swin
 from nnssl.finetune.architecture import is_ours
 from nnssl.network.swin_unetr import SwinUNETR
-from nnssl.study.measurement.attention import AttentionDistance
+from nnssl.study.measurement.attention import AttentionDistance, strides
 from nnssl.study.measurement.cka import LEAST, MinibatchCKA
 from nnssl.study.rows import AttentionRow, Budget, CkaRow
 from nnssl.types import FINAL, Shape, Spacing
@@ -97,15 +97,17 @@ def _labelled(labels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
 def _cut(data: np.ndarray, centre: np.ndarray, patch: Shape) -> np.ndarray:
     """[C Z Y X] to [C *patch] around `centre`, moved inside where the scan is large enough."""
     size = (1,) * (3 - len(patch)) + tuple(patch)
+    spans = [_span(*axis) for axis in zip(centre, size, data.shape[1:], strict=True)]
     out = np.zeros((len(data), *size), np.float32)
-    from_, to = [slice(None)], [slice(None)]
-    for place, length, whole in zip(centre, size, data.shape[1:], strict=True):
-        start = int(np.clip(place - length // 2, 0, max(0, whole - length)))
-        kept = min(length, whole - start)
-        from_.append(slice(start, start + kept))
-        to.append(slice(0, kept))
-    out[tuple(to)] = data[tuple(from_)]
+    inside = (slice(None), *(slice(kept) for _, kept in spans))
+    out[inside] = data[(slice(None), *(slice(start, start + kept) for start, kept in spans))]
     return out.reshape(len(data), *patch)
+
+
+def _span(place: int, length: int, whole: int) -> tuple[int, int]:
+    """Where a cut of `length` begins on an axis, and how much of it lies inside."""
+    start = int(np.clip(place - length // 2, 0, max(0, whole - length)))
+    return start, min(length, whole - start)
 
 
 class Layers:
@@ -172,12 +174,6 @@ def as_seen(network: SwinUNETR, crop: Tensor) -> Tensor:
     return network.encoder.intensity(crop.permute(network.to_file_axes))
 
 
-def strides(encoder: Swin, stage: int) -> Shape:
-    """Voxels from one token to the next in a stage, from 0, by axis."""
-    steps = [encoder.config.step(number) for number in range(stage + 1)]
-    return tuple(int(np.prod(axis)) for axis in zip(*steps, strict=True))
-
-
 def draw_places(spatial: Shape, stride: Shape, generator: torch.Generator) -> Tensor:
     """[n dims] voxels, n at most PLACES: in different tokens of that stride, anywhere in each."""
     grid = [-(-size // step) for size, step in zip(spatial, stride, strict=True)]
@@ -214,7 +210,6 @@ def cka_row(
     for crop in crops:
         places = _places(tuple(as_seen(network1, crop).shape[2:]), stride, generator)
         measured.add(one.read(crop, places), two.read(crop, places))
-    values = [[round(v, 5) if v == v else None for v in line] for line in measured.value().tolist()]
     return CkaRow(
         task=task,
         first=first,
@@ -222,9 +217,13 @@ def cka_row(
         seed=seed,
         rows=one.names,
         columns=two.names,
-        values=values,
+        values=_rounded(measured.value()),
         volumes=measured.minibatches,
     )
+
+
+def _rounded(values: Tensor) -> list[list[float | None]]:
+    return [[round(v, 5) if v == v else None for v in line] for line in values.tolist()]
 
 
 def _places(spatial: Shape, stride: Shape, generator: torch.Generator) -> Tensor:
@@ -255,13 +254,7 @@ def attention_rows(
         for crop in crops:
             network.encoder(as_seen(network, crop))
     of = {"task": task, "arm": arm, "budget": budget, "seed": seed}
-    return [
-        AttentionRow(
-            **of,
-            layer=head.layer,
-            head=head.head,
-            mm=round(head.mm, 4),
-            uniform_mm=round(head.uniform_mm, 4),
-        )
-        for head in watch.rows()
+    rounded = [
+        h._replace(mm=round(h.mm, 4), uniform_mm=round(h.uniform_mm, 4)) for h in watch.rows()
     ]
+    return [AttentionRow(**of, **head._asdict()) for head in rounded]

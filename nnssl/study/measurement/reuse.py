@@ -59,9 +59,7 @@ def measure(
 def _known(path: Path) -> set[Key]:
     """The keys of the rows that were measured before."""
     rows = [row for row in files.read_json_lines(path) if row["kind"] in MEASURED]
-    return {
-        (row["kind"], *(row[name] for name in MEASURED[row["kind"]].KEY)) for row in rows
-    }
+    return {(row["kind"], *(row[name] for name in MEASURED[row["kind"]].KEY)) for row in rows}
 
 
 def _ends(study: Study) -> list[list[FineTuningJob]]:
@@ -121,11 +119,17 @@ class Comparison:
         network.
         """
         task, arm, seed = self.job.task, self.job.arm, self.job.seed
-        encoder = self.configuration["architecture"]["arch_kwargs"]["encoder"]
-        last = f"stage {len(encoder['depths'])} block {encoder['depths'][-1]}", encoder["heads"][-1]
         names = [f"{arm} {budget}" for budget in self.budgets]
         pairs = [("cka", task, first, second, seed) for first, second in combinations(names, 2)]
+        last = self._last_head
         return pairs + [("attention", task, arm, budget, seed, *last) for budget in self.budgets]
+
+    @property
+    def _last_head(self) -> tuple[str, int]:
+        """Its layer and number."""
+        encoder = self.configuration["architecture"]["arch_kwargs"]["encoder"]
+        depths = encoder["depths"]
+        return f"stage {len(depths)} block {depths[-1]}", encoder["heads"][-1]
 
     def rows(self) -> Iterator[Row]:
         task, arm, seed = self.job.task, self.job.arm, self.job.seed

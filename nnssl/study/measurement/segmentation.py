@@ -54,8 +54,15 @@ def surfaces(
     prediction, truth = prediction.squeeze(), truth.squeeze()
     if not (prediction.any() and truth.any()):
         return Surfaces(0.0, float(np.linalg.norm(np.multiply(truth.shape, spacing))))
-    box = _box(prediction | truth)
-    ours, theirs = _surface(prediction[box]), _surface(truth[box])
+    # nothing outside of the box has a part in the distances
+    (box,) = ndimage.find_objects((prediction | truth).astype(np.uint8))
+    return _compare(_surface(prediction[box]), _surface(truth[box]), spacing, tolerance)
+
+
+def _compare(
+    ours: np.ndarray, theirs: np.ndarray, spacing: list[float], tolerance: float
+) -> Surfaces:
+    """Of two surfaces that both hold a voxel."""
     to_theirs = ndimage.distance_transform_edt(~theirs, sampling=spacing)[ours]
     to_ours = ndimage.distance_transform_edt(~ours, sampling=spacing)[theirs]
     near = (to_theirs <= tolerance).sum() + (to_ours <= tolerance).sum()
@@ -65,18 +72,13 @@ def surfaces(
     )
 
 
-def _box(mask: np.ndarray) -> tuple[slice, ...]:
-    """Where `mask` is: nothing outside of it has a part in the distances."""
-    axes = range(mask.ndim)
-    spans = (
-        np.flatnonzero(mask.any(axis=tuple(other for other in axes if other != axis)))
-        for axis in axes
-    )
-    return tuple(slice(span[0], span[-1] + 1) for span in spans)
-
-
 def _surface(mask: np.ndarray) -> np.ndarray:
     return mask & ~ndimage.binary_erosion(mask)
+
+
+def summary(fold: Path) -> list[dict]:
+    """nnU-Net's own metrics and files, an entry per validation case."""
+    return files.read_json(fold / "validation" / "summary.json")["metric_per_case"]
 
 
 def cases(run: str, fold: Path, tolerance: float) -> list[CaseRow]:
@@ -88,7 +90,7 @@ def cases(run: str, fold: Path, tolerance: float) -> list[CaseRow]:
     from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 
     labels = Labels.of(fold.parent)
-    entries = files.read_json(fold / "validation" / "summary.json")["metric_per_case"]
+    entries = summary(fold)
     if not entries:
         return []
     example = entries[0]["reference_file"]
@@ -105,10 +107,13 @@ def _case(
     case = Path(entry["reference_file"]).name.removesuffix(labels.dataset["file_ending"])
     for label, region in labels.regions.items():
         masks = labels.masks(region, prediction[0], truth[0])
-        measured = surfaces(*masks, properties["spacing"], tolerance)
-        dice = float(entry["metrics"][str(region)]["Dice"])
-        scores = {"dice": None if isnan(dice) else dice, **vars(measured)}
-        yield CaseRow(run=run, case=case, label=label, **scores)
+        measured = vars(surfaces(*masks, properties["spacing"], tolerance))
+        yield CaseRow(run=run, case=case, label=label, dice=_dice(entry, region), **measured)
+
+
+def _dice(entry: dict, region: int | tuple[int, ...]) -> float | None:
+    dice = float(entry["metrics"][str(region)]["Dice"])
+    return None if isnan(dice) else dice
 
 
 @dataclass(frozen=True)

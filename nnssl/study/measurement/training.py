@@ -23,10 +23,21 @@ def of_log(run: str, log: Mapping[str, Sequence[float]]) -> list[EpochRow]:
     """log: nnU-Net's, an entry per epoch, of which a killed training may have begun one more."""
     names = ("mean_fg_dice", "train_losses", "val_losses")
     columns = [log[name] for name in (*names, "epoch_start_timestamps", "epoch_end_timestamps")]
-    rows = []
-    for epoch, (*values, start, end) in enumerate(zip(*columns, strict=False)):
-        dice, train_loss, val_loss = (float(v) if isfinite(v) else None for v in values)
-        seconds = float(end - start)
-        rows.append(EpochRow(run=run, epoch=epoch, dice=dice, train_loss=train_loss,
-                             val_loss=val_loss, seconds=seconds))  # fmt: skip
-    return rows
+    return [_row(run, epoch, *of) for epoch, of in enumerate(zip(*columns, strict=False))]
+
+
+def _row(
+    run: str, epoch: int, dice: float, train_loss: float, val_loss: float, start: float, end: float
+) -> EpochRow:
+    return EpochRow(
+        run=run,
+        epoch=epoch,
+        dice=_finite(dice),
+        train_loss=_finite(train_loss),
+        val_loss=_finite(val_loss),
+        seconds=float(end - start),
+    )
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if isfinite(value) else None

@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 
 NAMED = 20  # runs that are named one by one where they did not finish
 
+CURVES = (
+    "Lines: means over the seeds; bands: their range. Dotted: fractions of scratch's final Dice. "
+    "Of more than three budgets the fewest, a middle one and the most labels are drawn; the table "
+    "has all."
+)
+
 Figures = Mapping[str, tuple[str, "Figure | None"]]  # file name to (what it shows, figure)
 
 
@@ -91,10 +97,9 @@ def _sections(report: _Report, results: Results, compared: list[Comparison]) -> 
 
 
 def _scores(report: _Report, results: Results) -> Section:
-    tables = [scores.scores(results), scores.by_label(results)]
     shows = "Dice against the number of labelled cases"
     figures = {"dice_against_cases": (shows, plots.against_cases(results))}
-    return report.section("Scores", tables, figures)
+    return report.section("Scores", scores.tables(results), figures)
 
 
 def _compared(report: _Report, results: Results, compared: list[Comparison]) -> Section:
@@ -116,19 +121,12 @@ def _ranks(report: _Report, results: Results) -> Section:
 
 
 def _convergence(report: _Report, results: Results) -> Section:
+    drawn = {task: plots.training(results, task) for task in results.tasks}
     figures = {
-        f"convergence_{task}": (
-            f"Validation Dice by epoch, {task}",
-            plots.training(results, task),
-        )
-        for task in results.tasks
+        f"convergence_{task}": (f"Validation Dice by epoch, {task}", figure)
+        for task, figure in drawn.items()
     }
-    lead = (
-        "Lines: means over the seeds; bands: their range. Dotted: fractions of scratch's "
-        "final Dice. Of more than three budgets the fewest, a middle one and the most labels "
-        "are drawn; the table has all."
-    )
-    return report.section("Convergence", [efficiency.speed(results)], figures, lead)
+    return report.section("Convergence", [efficiency.speed(results)], figures, CURVES)
 
 
 def _reuse(report: _Report, results: Results) -> Section:

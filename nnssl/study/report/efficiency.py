@@ -78,8 +78,8 @@ def _speed(results: Results, task: str, budget: Budget) -> Iterator[list[Cell]]:
 def points(results: Results, task: str, arm: str) -> list[tuple[float, float]]:
     """(labelled cases, Dice) of an arm's budgets in a task."""
     groups = results.groups(task, arm)
-    found = [(results.cases_of(g), results.scores(g, "dice").mean) for g in groups]
-    return [(cases, dice) for cases, dice in found if dice == dice]
+    scored = [group for group in groups if not results.scores(group, "dice").is_empty]
+    return [(results.cases_of(group), results.scores(group, "dice").mean) for group in scored]
 
 
 LABELS_SAVED = Table(
@@ -221,9 +221,7 @@ class Gain:
 
     @property
     def interval(self) -> Interval:
-        tail = (1 - statistics.LEVEL) / 2
-        low, high = np.nanquantile(self.drawn, [tail, 1 - tail])
-        return Interval(self.mean, float(low), float(high))
+        return Interval(self.mean, *statistics.bounds(self.drawn))
 
 
 def _gain(results: Results, tasks: list[str], arm: str, budget: Budget) -> Gain | None:

@@ -67,6 +67,7 @@ class Results:
         self._epochs = _by_run(kept[EpochRow])
         self._cases = _frame(kept[CaseRow])
         self._pivots: dict[tuple[str, str | None], pd.DataFrame] = {}
+        self._subjects_of: dict[Group, pd.Series] = {}
         self._scores: dict[tuple[Group, str, str | None], Scores] = {}
 
         self.done = self._groups()
@@ -107,12 +108,20 @@ class Results:
         """
         key = (group, measure, label)
         if key not in self._scores:
+            subjects = self._subjects(group)
             seeds = {run.run: run.seed for run in self.done.get(group, ())}
-            cases = self._cases[self._cases["run"].isin(seeds)].sort_values("case")
-            subjects = cases.drop_duplicates("case", keep="last").set_index("case")["subject"]
             values = self._pivot(measure, label).reindex(index=list(seeds), columns=subjects.index)
-            self._scores[key] = Scores(values.rename(index=seeds), subjects)
+            self._scores[key] = Scores(values.set_axis(list(seeds.values())), subjects)
         return self._scores[key]
+
+    def _subjects(self, group: Group) -> pd.Series:
+        """By case, in order."""
+        if group not in self._subjects_of:
+            runs = [run.run for run in self.done.get(group, ())]
+            cases = self._cases[self._cases["run"].isin(runs)].sort_values("case")
+            last = cases.drop_duplicates("case", keep="last")
+            self._subjects_of[group] = last.set_index("case")["subject"]
+        return self._subjects_of[group]
 
     def _pivot(self, measure: str, label: str | None) -> pd.DataFrame:
         """Of all runs (rows) and all cases (columns); the mean over the labels."""

@@ -27,9 +27,8 @@ ERROR = 1 - statistics.LEVEL
 def groups(results: Results) -> list[Group]:
     """The groups with a finished run, by task, budget and arm."""
     every = product(results.tasks, results.budgets, results.arms)
-    return [
-        g for g in (Group(task, arm, budget) for task, budget, arm in every) if g in results.done
-    ]
+    found = [Group(task, arm, budget) for task, budget, arm in every]
+    return [group for group in found if group in results.done]
 
 
 def measures(results: Results) -> list[str]:
@@ -41,40 +40,53 @@ def measures(results: Results) -> list[str]:
     ]
 
 
-def scores(results: Results) -> Table:
-    there, rows = measures(results), []
-    for group in groups(results):
-        dice = results.scores(group, "dice")
-        cells = [results.scores(group, name).interval for name in there]
-        numbers = [round(results.cases_of(group), 1), len(dice.seeds), len(dice.cases)]
-        rows.append([group.task, str(group.budget), group.arm, *numbers, *cells])
-    columns = [
-        "task",
-        "budget",
-        "arm",
-        "labelled cases",
-        "seeds",
-        "validation cases",
-        *(MEASURES[n] for n in there),
-    ]
-    note = (
+SCORES = Table(
+    name="scores",
+    title="Scores",
+    note=(
         "Mean over the labels of a case, then over the cases, then over the seeds; in brackets "
         "the 95 % interval by bootstrap over seeds and cases together. Overlapping intervals do "
         "not mean that arms are alike: the comparisons below are paired."
-    )
-    return Table("scores", "Scores", note, columns, rows, {**FORMATS, "labelled cases": "g"})
+    ),
+    columns=["task", "budget", "arm", "labelled cases", "seeds", "validation cases"],
+    formats={**FORMATS, "labelled cases": "g"},
+)
+BY_LABEL = Table(
+    name="labels",
+    title="Scores by label",
+    note="As above, for each label alone.",
+    columns=["task", "budget", "arm", "label"],
+    formats=FORMATS,
+)
 
 
-def by_label(results: Results) -> Table:
-    there, rows = measures(results), []
-    for group in groups(results):
-        for label in results.labels(group.task):
-            cells = [results.scores(group, name, label).interval for name in there]
-            rows.append([group.task, str(group.budget), group.arm, label, *cells])
-    columns = ["task", "budget", "arm", "label", *(MEASURES[name] for name in there)]
-    return Table(
-        "labels", "Scores by label", "As above, for each label alone.", columns, rows, FORMATS
-    )
+def tables(results: Results) -> list[Table]:
+    """Scores over the labels, and by label."""
+    there = measures(results)
+    found = groups(results)
+    by_label = [(group, label) for group in found for label in results.labels(group.task)]
+    rows = [[*_about(results, group), *_intervals(results, there, group)] for group in found]
+    each = [[*_names(g), label, *_intervals(results, there, g, label)] for g, label in by_label]
+    return [
+        SCORES.wider(map(MEASURES.get, there), rows),
+        BY_LABEL.wider(map(MEASURES.get, there), each),
+    ]
+
+
+def _names(group: Group) -> list[Cell]:
+    return [group.task, str(group.budget), group.arm]
+
+
+def _about(results: Results, group: Group) -> list[Cell]:
+    dice = results.scores(group, "dice")
+    cases = round(results.cases_of(group), 1)
+    return [*_names(group), cases, len(dice.seeds), len(dice.cases)]
+
+
+def _intervals(
+    results: Results, measures: list[str], group: Group, label: str | None = None
+) -> list[Cell]:
+    return [results.scores(group, measure, label).interval for measure in measures]
 
 
 @dataclass(frozen=True)
@@ -96,7 +108,7 @@ class Comparison:
         """Of the table of comparisons."""
         group, test = self.group, self.test
         return [
-            *(group.task, str(group.budget), group.arm, MEASURES[self.measure], self.difference),
+            *(*_names(group), MEASURES[self.measure], self.difference),
             *(test.n, test.better, test.worse, test.p, self.adjusted),
             "yes" if self.differs else "no",
             test.smallest,

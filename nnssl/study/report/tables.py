@@ -35,6 +35,10 @@ class Table:
     def of(self, rows: Iterable[list[Cell]]) -> Table:
         return replace(self, rows=list(rows))
 
+    def wider(self, columns: Iterable[str], rows: Iterable[list[Cell]]) -> Table:
+        """With more columns on the right."""
+        return replace(self.of(rows), columns=[*self.columns, *columns])
+
     def write(self, folder: Path) -> Path:
         """`<name>.csv` in `folder`; an interval takes three columns, numbers have six digits."""
         path = folder / f"{self.name}.csv"
