@@ -80,12 +80,12 @@ def _run(args: argparse.Namespace, parsers: Mapping) -> None:
     described = load(args.description)
     check.check(described, parsers)
     beside = executor.beside(described.device, args.parallel)
-    print(estimate.describe(described, beside), flush=True)
+    _say(estimate.describe(described, beside))
     if not args.dry_run:
         execute = executor.chosen(args.executor, described, args.parallel)
-        states = orchestrate.run(described, execute, lambda text: print(text, flush=True))
-        print(orchestrate.summary(described, states))
-        print(f"Next: nnssl_study report {args.description}")
+        states = orchestrate.run(described, execute, _say)
+        _say(orchestrate.summary(described, states))
+        _say(f"Next: nnssl_study report {args.description}")
 
 
 def _features(args: argparse.Namespace) -> None:
@@ -94,17 +94,24 @@ def _features(args: argparse.Namespace) -> None:
 
     described = _collected(args.description)
     requirements.check(described)
-    new = reuse.measure(described, args.volumes, lambda text: print(text, flush=True))
-    print(f"{new} new rows in {described.results}. Next: nnssl_study report {args.description}")
+    new = reuse.measure(described, args.volumes, _say)
+    _say(f"{new} new rows in {described.results}. Next: nnssl_study report {args.description}")
 
 
 def _report(args: argparse.Namespace) -> None:
     from nnssl.study.report import build
 
-    rows = args.description / "results.jsonl" if args.description.is_dir() else args.description
-    if rows.suffix in (".yaml", ".yml"):
+    rows = args.description
+    if rows.is_dir():
+        rows /= "results.jsonl"
+    elif rows.suffix in (".yaml", ".yml"):
         rows = _collected(rows).results
-    print(f"Wrote {build.write(rows, rows.parent / 'report')}")
+    _say(f"Wrote {build.write(rows, rows.parent / 'report')}")
+
+
+def _say(text: str) -> None:
+    """At once, since what follows may take hours."""
+    print(text, flush=True)
 
 
 def _collected(path: Path) -> Study:

@@ -119,9 +119,9 @@ def wanted(study: Study) -> list[tuple[Dataset, str, str]]:
 def preprocess(study: Study, here: Foreground) -> None:
     """nnU-Net's plans and data of all datasets; which data are missing is known with the plans."""
     for dataset, configuration, plans in wanted(study):
-        log = f"data-{dataset.given}-{configuration}"
-        here.run(dataset.commands(configuration, plans), log)  # to plan
-        here.run(dataset.commands(configuration, plans), log)  # to preprocess
+        for _ in ("plan", "preprocess"):
+            commands = dataset.commands(configuration, plans)
+            here.run(commands, f"data-{dataset.given}-{configuration}")
 
 
 def identifier(plans: dict, configuration: str) -> str:

@@ -31,10 +31,10 @@ def describe(study: Study, parallel: int) -> str:
 
 
 def _size(study: Study) -> str:
+    repeats = "fold" if study.by_fold else "seed"
     return (
         f"Study {study.name}: {len(study.tasks)} task(s) x {len(study.arms)} arm(s) x "
-        f"{len(study.budgets)} budget(s) x {len(study.seeds)} "
-        f"{'fold' if study.by_fold else 'seed'}(s), in {study.folder}"
+        f"{len(study.budgets)} budget(s) x {len(study.seeds)} {repeats}(s), in {study.folder}"
     )
 
 

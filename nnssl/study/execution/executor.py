@@ -103,10 +103,9 @@ def _told(folder: Path, outcome: Outcome, last: bool) -> str:
     """What became of an attempt, in words."""
     if outcome.state == DONE:
         return "done"
-    first = outcome.reason.strip().splitlines()[0]
     if last:
-        return f"failed ({first}); {folder / jobs.LOG} tells more"
-    return f"failed, is tried once more ({first})"
+        return f"failed ({outcome.in_short}); {folder / jobs.LOG} tells more"
+    return f"failed, is tried once more ({outcome.in_short})"
 
 
 # Where runs go beside each other
@@ -130,8 +129,8 @@ def _visible_gpus() -> list[str]:
     import torch
 
     gpus = torch.cuda.device_count()
-    named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    return (named.split(",") if named else [str(n) for n in range(gpus)])[:gpus]
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",")[:gpus] if named else list(map(str, range(gpus)))
 
 
 def beside(device: str, parallel: int | None) -> int:

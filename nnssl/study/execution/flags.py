@@ -24,5 +24,5 @@ def flags(options: Mapping[str, object]) -> list[str]:
 
 def recipe_flags(recipe: Mapping[str, object]) -> list[str]:
     """Of nnssl_plan."""
-    said = {key: value for key, value in recipe.items() if key not in ("trainer", "mirror")}
-    return [*flags(said), *(["--no-mirror"] if recipe.get("mirror") is False else [])]
+    said = {**recipe, "trainer": None, "mirror": None}
+    return flags(said) + (["--no-mirror"] if recipe.get("mirror") is False else [])

@@ -118,18 +118,18 @@ def _by_hand(job: FineTuningJob) -> str:
 
 def _validated_cases(fold: Path) -> set[str]:
     ending = files.read_json(fold.parent / "dataset.json")["file_ending"]
-    paths = [Path(entry["reference_file"]) for entry in segmentation.summary(fold)]
-    return {path.name.removesuffix(ending) for path in paths}
+    references = [entry["reference_file"] for entry in segmentation.summary(fold)]
+    return {Path(reference).name.removesuffix(ending) for reference in references}
 
 
 def _require_same_cases(fold: Path, wanted: list[str]) -> None:
     """Raises CommandError for a training that was validated on other cases than this study's."""
-    found = _validated_cases(fold)
-    if found != set(wanted):
+    found, own = _validated_cases(fold), set(wanted)
+    if found != own:
         raise CommandError(
-            f"{fold} was validated on other cases than this study's: {len(found - set(wanted))} of "
-            f"{len(found)} are not its, {len(set(wanted) - found)} of its are missing. It was "
-            "trained with another splits_final.json: remove that fold and train it again"
+            f"{fold} was validated on other cases than this study's: {len(found - own)} of "
+            f"{len(found)} are not its, {len(own - found)} of its are missing. It was trained "
+            "with another splits_final.json: remove that fold and train it again"
         )
 
 

@@ -41,6 +41,11 @@ class Outcome(NamedTuple):
     state: str
     reason: str | None = None
 
+    @property
+    def in_short(self) -> str:
+        """The first line of the reason."""
+        return str(self.reason).strip().splitlines()[0]
+
 
 @dataclass(frozen=True)
 class NnunetTraining:

@@ -57,5 +57,4 @@ def summary(study: Study, states: Mapping[str, str]) -> str:
 
 
 def _failure(run: Run) -> str:
-    reason = str(run.outcome.reason).strip().splitlines()[0]
-    return f"  failed: {run.name}: {reason} (log: {run.folder / LOG})"
+    return f"  failed: {run.name}: {run.outcome.in_short} (log: {run.folder / LOG})"

@@ -45,14 +45,10 @@ def execute(
     Raises CommandError, with the end of the log.
     """
     if status := run_logged(command, log, env or environment(), lock=lock):
-        raise CommandError(_failed(command, log, status))
-
-
-def _failed(command: Command, log: Path, status: int) -> str:
-    return (
-        f"{Path(command[0]).name} ended with status {status}\n$ {shlex.join(command)}\n"
-        f"The end of {log}:\n{tail(log, LINES)}"
-    )
+        raise CommandError(
+            f"{Path(command[0]).name} ended with status {status}\n$ {shlex.join(command)}\n"
+            f"The end of {log}:\n{tail(log, LINES)}"
+        )
 
 
 def environment() -> dict[str, str]:

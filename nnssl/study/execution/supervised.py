@@ -99,8 +99,12 @@ def policy(scheme: str, properties: dict) -> HUPolicy | None:
     """
     if scheme != "CTNormalization":
         return None
-    low, high = properties["percentile_00_5"], properties["percentile_99_5"]
-    return HUPolicy(low=low, high=high, mean=properties["mean"], std=max(properties["std"], 1e-8))
+    return HUPolicy(
+        low=properties["percentile_00_5"],
+        high=properties["percentile_99_5"],
+        mean=properties["mean"],
+        std=max(properties["std"], 1e-8),
+    )
 
 
 if __name__ == "__main__":

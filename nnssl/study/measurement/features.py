@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -106,7 +107,7 @@ def _cut(data: np.ndarray, centre: np.ndarray, patch: Shape) -> np.ndarray:
 
 def _span(place: int, length: int, whole: int) -> tuple[int, int]:
     """Where a cut of `length` begins on an axis, and how much of it lies inside."""
-    start = int(np.clip(place - length // 2, 0, max(0, whole - length)))
+    start = np.clip(place - length // 2, 0, max(0, whole - length))
     return start, min(length, whole - start)
 
 
@@ -146,17 +147,22 @@ class Layers:
         return [reading.found[index] for index in sorted(reading.found)]
 
 
+@dataclass
 class _Reading:
     """What is read of one crop. found: layer to [n channels]; grids: tokens by axis of a stage."""
 
-    def __init__(self, encoder: Swin, places: Tensor) -> None:
-        self.encoder, self.places = encoder, places
-        self.found: dict[int, Tensor] = {}
-        self.grids: dict[int, Shape] = {}
+    encoder: Swin
+    places: Tensor
+    found: dict[int, Tensor] = field(default_factory=dict)
+    grids: dict[int, Shape] = field(default_factory=dict)
 
     def embedded(self, _: nn.Module, inputs: tuple, tokens: Tensor) -> None:
-        raster = _raster(self.places, tokens.shape[1:-1], strides(self.encoder, 0))
-        self.found[0] = tokens[0].flatten(0, -2)[raster]
+        self.grids[0] = tokens.shape[1:-1]
+        self.found[0] = tokens[0].flatten(0, -2)[self._raster(0)]
+
+    def _raster(self, number: int) -> Tensor:
+        """[n] where the places lie among the tokens of a stage."""
+        return raster(self.places, self.grids[number], strides(self.encoder, number))
 
     def entered(self, number: int, _: nn.Module, inputs: tuple) -> None:
         self.grids[number] = tuple(inputs[0].shape[1:-1])
@@ -165,8 +171,7 @@ class _Reading:
         order = inputs[1].tokens  # raster index of each token of the list
         counted = torch.arange(len(order), device=order.device)
         where = torch.empty_like(order).scatter_(0, order, counted)
-        raster = _raster(self.places, self.grids[number], strides(self.encoder, number))
-        self.found[index] = tokens[0][where[raster]]
+        self.found[index] = tokens[0][where[self._raster(number)]]
 
 
 def as_seen(network: SwinUNETR, crop: Tensor) -> Tensor:
@@ -183,7 +188,7 @@ def draw_places(spatial: Shape, stride: Shape, generator: torch.Generator) -> Te
     return corner + (torch.rand(corner.shape, generator=generator) * room).long()
 
 
-def _raster(places: Tensor, grid: Shape, stride: Shape) -> Tensor:
+def raster(places: Tensor, grid: Shape, stride: Shape) -> Tensor:
     """[n] index of the token in which each place lies."""
     index = torch.zeros(len(places), dtype=torch.long)
     for axis, (size, step) in enumerate(zip(grid, stride, strict=True)):

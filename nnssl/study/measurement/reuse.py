@@ -59,7 +59,7 @@ def measure(
 def _known(path: Path) -> set[Key]:
     """The keys of the rows that were measured before."""
     rows = [row for row in files.read_json_lines(path) if row["kind"] in MEASURED]
-    return {(row["kind"], *(row[name] for name in MEASURED[row["kind"]].KEY)) for row in rows}
+    return {MEASURED[row["kind"]].key_of(row) for row in rows}
 
 
 def _ends(study: Study) -> list[list[FineTuningJob]]:
@@ -105,9 +105,10 @@ class Comparison:
     @property
     def checkpoint(self) -> Path | None:
         """That the fine-tuning started from; None for a random start."""
+        if self.job.trainer == runs.FIXED_TRAINERS["scratch"]:
+            return None
         named = self.plans.get(INFO, {}).get("checkpoint_path")
-        random = self.job.trainer == runs.FIXED_TRAINERS["scratch"]
-        return Path(named) if named and not random else None
+        return Path(named) if named else None
 
     @property
     def budgets(self) -> list[Budget]:

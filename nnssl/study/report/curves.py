@@ -38,7 +38,7 @@ class Curve:
         or 0.
         """
         dice = pd.Series([row.dice for row in epochs], dtype=float).ffill().fillna(0.0)
-        return cls(smooth(dice), np.cumsum([row.seconds or 0.0 for row in epochs]) / 3600)
+        return cls(smooth(dice), _hours(epochs))
 
     @property
     def final(self) -> float:
@@ -50,6 +50,10 @@ class Curve:
         """
         there = np.flatnonzero(self.dice >= target)
         return (float(there[0] + 1), float(self.hours[there[0]])) if len(there) else (NEVER, NEVER)
+
+
+def _hours(epochs: Sequence[EpochRow]) -> np.ndarray:
+    return np.cumsum([row.seconds or 0.0 for row in epochs]) / 3600
 
 
 @dataclass(frozen=True)

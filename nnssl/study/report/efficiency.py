@@ -107,14 +107,15 @@ LABELS_SAVED = Table(
 
 
 def labels_saved(results: Results) -> Table:
-    arms = [arm for arm in results.arms if arm != BASELINE]
-    places = product(results.tasks, arms)
+    places = product(results.tasks, results.arms)
     return LABELS_SAVED.of(row for place in places for row in _saved(results, *place))
 
 
 def _saved(results: Results, task: str, arm: str) -> Iterator[list[Cell]]:
     scratch, ours = points(results, task, BASELINE), points(results, task, arm)
-    for saving in savings(scratch, ours) if scratch and len(ours) > 1 else ():
+    if arm == BASELINE or len(ours) < 2 or not scratch:
+        return
+    for saving in savings(scratch, ours):
         needed = f"{saving.bound} {saving.needed:.3g}".strip()
         yield [task, arm, saving.cases, saving.dice, needed, *_known_to_be_saved(saving)]
 

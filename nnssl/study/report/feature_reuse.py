@@ -37,7 +37,8 @@ class Pair:
     def same(self) -> dict[str, float]:
         """The CKA of each layer with its like in the other encoder."""
         both = [name for name in self.values.index if name in self.values.columns]
-        return {name: float(self.values.at[name, name]) for name in both}
+        values = self.values.loc[both, both].to_numpy().diagonal()
+        return dict(zip(both, values.tolist(), strict=True))
 
 
 def pairs(results: Results) -> list[Pair]:
@@ -108,8 +109,12 @@ def stage_of(layer: str) -> str:
 
 def heat_maps(made: list[Pair], task: str) -> list[Figure]:
     """Figures of up to nine maps of a task's pairs; lines part the stages."""
-    here = [pair for pair in made if pair.task == task]
-    return [_heat_maps(here[i : i + MAPS_A_FIGURE]) for i in range(0, len(here), MAPS_A_FIGURE)]
+    return list(map(_heat_maps, _parts([pair for pair in made if pair.task == task])))
+
+
+def _parts(panels: list) -> list[list]:
+    """As many as a figure holds."""
+    return [panels[i : i + MAPS_A_FIGURE] for i in range(0, len(panels), MAPS_A_FIGURE)]
 
 
 def _heat_maps(shown: list[Pair]) -> Figure:
@@ -171,8 +176,9 @@ def reaches(results: Results) -> list[Reach]:
     budgets = [*results.budgets, *(reach.group.budget for reach in made)]
 
     def order(reach: Reach) -> tuple:
-        places = _place(results.tasks, reach.group.task), _place(results.arms, reach.group.arm)
-        return (*places, budgets.index(reach.group.budget))
+        group = reach.group
+        places = _place(results.tasks, group.task), _place(results.arms, group.arm)
+        return (*places, budgets.index(group.budget))
 
     return sorted(made, key=order)
 
@@ -217,8 +223,7 @@ def attention_plots(made: list[Reach], results: Results, task: str) -> list[Figu
     """Figures of up to nine panels, one an arm and budget: a point a head along the layers."""
     here = [reach for reach in made if reach.group.task == task]
     top = max((float(reach.mm.max(axis=None)) for reach in here), default=0.0)
-    parts = (here[i : i + MAPS_A_FIGURE] for i in range(0, len(here), MAPS_A_FIGURE))
-    return [_attention_plot(part, results, top) for part in parts]
+    return [_attention_plot(part, results, top) for part in _parts(here)]
 
 
 def _attention_plot(here: list[Reach], results: Results, top: float) -> Figure:

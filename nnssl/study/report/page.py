@@ -97,6 +97,10 @@ def data_url(picture: bytes | str) -> str:
     """Of a PNG or the text of an SVG, as an image: the names inside of one SVG cannot meet those of
     another.
     """
-    kind = "svg+xml" if isinstance(picture, str) else "png"
-    content = picture.encode() if isinstance(picture, str) else picture
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+    if isinstance(picture, str):
+        return f"data:image/svg+xml;base64,{_base64(picture.encode())}"
+    return f"data:image/png;base64,{_base64(picture)}"
+
+
+def _base64(content: bytes) -> str:
+    return base64.b64encode(content).decode()

@@ -41,9 +41,9 @@ def against_cases(results: Results) -> Figure | None:
 
 
 def _cases_axis(axes: Axes, cases: list[float]) -> None:
-    ticks = {n: f"{n:g}" for n in cases}
+    cases = list(dict.fromkeys(cases))
     axes.set_xscale("log")
-    axes.set_xticks(list(ticks), list(ticks.values()))
+    axes.set_xticks(cases, [f"{n:g}" for n in cases])
     axes.minorticks_off()
 
 
@@ -185,8 +185,8 @@ def _training(
 
 def _curves(results: Results, task: str, budget: Budget) -> dict[str, list[Curve]]:
     """By arm, of those that have any."""
-    found = {arm: curves_of(results, Group(task, arm, budget)) for arm in results.arms}
-    return {arm: curves for arm, curves in found.items() if curves}
+    found = ((arm, curves_of(results, Group(task, arm, budget))) for arm in results.arms)
+    return {arm: curves for arm, curves in found if curves}
 
 
 def _band(axes: Axes, curves: list[Curve], colour: str) -> Artist:

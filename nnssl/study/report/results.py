@@ -94,8 +94,9 @@ class Results:
         return cls(files.read_json_lines(path))
 
     def labels(self, task: str) -> list[str]:
-        runs = [run.run for run in self.runs.values() if run.task == task]
-        return sorted(self._cases["label"][self._cases["run"].isin(runs)].unique())
+        task_of = {run.run: run.task for run in self.runs.values()}
+        of_task = self._cases["run"].map(task_of) == task
+        return sorted(self._cases["label"][of_task].unique())
 
     def groups(self, task: str, arm: str) -> list[Group]:
         """With a finished run, by budget."""
@@ -152,8 +153,9 @@ class Results:
         return [part for part in parts if isinstance(part, dict)]
 
     def _names(self, kind: str, there: set[str]) -> list[str]:
-        said = [part["name"] for part in self._parts(kind) if part.get("name") in there]
-        return [*dict.fromkeys(said), *sorted(there - set(said))]
+        names = [part.get("name") for part in self._parts(kind)]
+        said = dict.fromkeys(name for name in names if name in there)
+        return [*said, *sorted(there - said.keys())]
 
     def _groups(self) -> dict[Group, list[RunRow]]:
         """By task, arm, budget and seed; of two runs with all of them equal the last one counts."""

@@ -13,7 +13,7 @@ from nnssl.study.report import statistics
 from nnssl.study.report.results import MEASURES, SMALLER_IS_BETTER, Group, Results
 from nnssl.study.report.statistics import Interval, Ranks
 from nnssl.study.report.tables import Cell, Table
-from nnssl.study.rows import BASELINE, Budget
+from nnssl.study.rows import BASELINE, Budget, by_size
 
 FORMATS = {
     **dict.fromkeys(MEASURES.values(), ".3f"),
@@ -26,9 +26,8 @@ ERROR = 1 - statistics.LEVEL
 
 def groups(results: Results) -> list[Group]:
     """The groups with a finished run, by task, budget and arm."""
-    every = product(results.tasks, results.budgets, results.arms)
-    found = [Group(task, arm, budget) for task, budget, arm in every]
-    return [group for group in found if group in results.done]
+    tasks, arms = results.tasks.index, results.arms.index
+    return sorted(results.done, key=lambda g: (tasks(g.task), by_size(g.budget), arms(g.arm)))
 
 
 def measures(results: Results) -> list[str]:
@@ -78,9 +77,8 @@ def _names(group: Group) -> list[Cell]:
 
 
 def _about(results: Results, group: Group) -> list[Cell]:
-    dice = results.scores(group, "dice")
-    cases = round(results.cases_of(group), 1)
-    return [*_names(group), cases, len(dice.seeds), len(dice.cases)]
+    dice, cases = results.scores(group, "dice"), results.cases_of(group)
+    return [*_names(group), round(cases, 1), *dice.frame.shape]
 
 
 def _intervals(

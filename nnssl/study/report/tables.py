@@ -102,7 +102,7 @@ def order(cell: Cell) -> str | None:
         return None
     if number is None or isnan(number):
         return ""
-    return "Infinity" if number == inf else f"{float(number):.8g}"
+    return f"{number:.8g}".replace("inf", "Infinity")
 
 
 def _columns(name: str, cells: list[Cell]) -> list[Series]:
