@@ -19,6 +19,7 @@ from nnssl.network.swin_unetr import SwinUNETR
 from nnssl.study.measurement import attention, features
 from nnssl.study.measurement.attention import AttentionDistance
 from nnssl.study.measurement.features import Layers
+from nnssl.study.rows import AttentionRow
 from nnssl.types import HUPolicy
 
 CONFIG = SwinConfig(embed_dim=12, depths=(2, 2, 2, 1), heads=(1, 2, 2, 3), window=2)
@@ -142,7 +143,7 @@ def silence(made: SwinUNETR) -> None:
 
 def measured(
     made: SwinUNETR, size: tuple[int, ...], spacing=(3.0, 1.0, 1.0)
-) -> dict[tuple[str, int], dict]:
+) -> dict[tuple[str, int], AttentionRow]:
     rows = features.attention_rows("t", "a", 2, 0, made, spacing, made_crops(1, size))
     return {(row.layer, row.head): row for row in rows}
 
@@ -181,7 +182,7 @@ def test_shifted_windows_and_padding_as_counted_one_by_one(size):
             .T
         )
         far.append(np.linalg.norm((others - place) * np.array([6.0, 2.0, 2.0]), axis=1).mean())
-    assert rows[("stage 1 block 2", 1)]["mm"] == pytest.approx(np.mean(far), abs=1e-3)
+    assert rows[("stage 1 block 2", 1)].mm == pytest.approx(np.mean(far), abs=1e-3)
 
 
 def test_attention_to_oneself_has_no_distance_and_to_the_other_end_has_it_all():
@@ -190,7 +191,7 @@ def test_attention_to_oneself_has_no_distance_and_to_the_other_end_has_it_all():
     table = made.encoder.stages[0].blocks[0].attn.relative_position_bias_table
     with torch.no_grad():
         table[(len(table) - 1) // 2] = 50.0  # offset 0
-    assert measured(made, (32, 32, 32))[("stage 1 block 1", 1)]["mm"] == pytest.approx(0, abs=1e-3)
+    assert measured(made, (32, 32, 32))[("stage 1 block 1", 1)].mm == pytest.approx(0, abs=1e-3)
     silence(made)
     with torch.no_grad():
         # offsets (-1, -1, -1) and (1, 1, 1): two of a window's eight tokens find their other end
@@ -199,7 +200,7 @@ def test_attention_to_oneself_has_no_distance_and_to_the_other_end_has_it_all():
     steps = np.array(list(np.ndindex(2, 2, 2)))
     even = np.linalg.norm((steps[:, None] - steps[None]) * [6.0, 2.0, 2.0], axis=-1).mean(axis=1)
     expected = diagonal / 4 + others * even.mean()
-    assert measured(made, (32, 32, 32))[("stage 1 block 1", 1)]["mm"] == pytest.approx(
+    assert measured(made, (32, 32, 32))[("stage 1 block 1", 1)].mm == pytest.approx(
         expected, abs=1e-2
     )
 

@@ -214,6 +214,13 @@ def test_a_program_of_another_environment_trains_it(tmp_path, dataset, monkeypat
     assert "their_train" in (one.folder / jobs.LOG).read_text()
 
 
+def test_what_was_trained_elsewhere_is_collected_once(tmp_path, dataset):
+    one, about = ready(tmp_path)
+    files.write_json(one.folder / jobs.OUTCOME, {"state": "done", "reason": None})
+    one.begin(about)
+    assert one.is_done
+
+
 def test_results_on_other_cases_are_refused(tmp_path, dataset):
     one, _ = ready(tmp_path, train=str(program(tmp_path, cases=("b", "x"))))
     reason = job.do(one.folder)["reason"]

@@ -69,7 +69,6 @@ class Results:
         self._pivots: dict[tuple[str, str | None], pd.DataFrame] = {}
         self._subjects_of: dict[Group, pd.Series] = {}
         self._scores: dict[tuple[Group, str, str | None], Scores] = {}
-
         self.done = self._groups()
 
     @cached_property
