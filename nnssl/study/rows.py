@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 Budget = int | str  # a number of labelled cases, or "all"
 BASELINE = "scratch"  # the arm that all others are compared with
+R = TypeVar("R", bound="Row")
 
 
+@dataclass(frozen=True)
 class Row:
     """One line of the file. Of rows with equal `key` the last one counts.
 
@@ -37,7 +39,7 @@ class Row:
         return [f.name for f in fields(cls) if f.default is f.default_factory is MISSING]
 
     @classmethod
-    def from_json(cls, content: Mapping) -> Row:
+    def from_json(cls: type[R], content: Mapping) -> R:
         """Fields of other versions are left out."""
         return cls(**{f.name: content[f.name] for f in fields(cls) if f.name in content})
 

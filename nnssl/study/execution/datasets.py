@@ -9,7 +9,7 @@ from pathlib import Path
 from nnssl import files
 from nnssl.commands import Command
 from nnssl.finetune.architecture import BASE
-from nnssl.study.design.description import Study
+from nnssl.study.design.description import Arm, Study
 from nnssl.study.execution.jobs import StudyError
 from nnssl.study.execution.shell import Foreground
 from nnssl.types import PREPROCESSED, RAW
@@ -112,8 +112,17 @@ def wanted(study: Study) -> list[tuple[Dataset, str, str]]:
             found.append((task.dataset, task.configuration, arm.plans))
     for arm in study.arms:
         if arm.start == "supervised":
-            found.append((arm.dataset, arm.configuration, BASE))
-    return [(Dataset(dataset), *others) for dataset, *others in dict.fromkeys(found)]
+            found.append((*labelled(arm), BASE))
+    return [
+        (Dataset(name), configuration, plans) for name, configuration, plans in dict.fromkeys(found)
+    ]
+
+
+def labelled(arm: Arm) -> tuple[str, str]:
+    """Dataset and configuration of a supervised start, which has to name both."""
+    if arm.dataset is None or arm.configuration is None:
+        raise StudyError(f"arm {arm.name} must say dataset and configuration")
+    return arm.dataset, arm.configuration
 
 
 def preprocess(study: Study, here: Foreground) -> None:

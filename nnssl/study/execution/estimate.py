@@ -64,7 +64,7 @@ def cost(every: Sequence[Run], todo: Sequence[Run], parallel: int) -> str:
             "is done; this line then says the hours"
         )
     hours = sum(run.epochs * _hours_an_epoch(run, done) for run in todo)
-    spent = sum(row.hours for row in done)
+    spent = sum(row.hours or 0.0 for row in done)
     return (
         f"Cost: {epochs} epochs to do, about {hours:.1f} hours of training, {hours / parallel:.1f} "
         f"with {parallel} beside each other, and validation (estimated from {len(done)} run(s) "
@@ -75,4 +75,4 @@ def cost(every: Sequence[Run], todo: Sequence[Run], parallel: int) -> str:
 def _hours_an_epoch(run: Run, done: Sequence[RunRow]) -> float:
     on_task = [row for row in done if row.task == run.task.name]
     alike = [row for row in on_task if row.arm == run.arm.name] or on_task or done
-    return sum(row.hours for row in alike) / max(1, sum(row.epochs for row in alike))
+    return sum(row.hours or 0.0 for row in alike) / max(1, sum(row.epochs or 0 for row in alike))

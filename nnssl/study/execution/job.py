@@ -44,8 +44,10 @@ def do(folder: Path | str) -> dict[str, str | None]:
 def _attempt(folder: Path, lock: int) -> Outcome:
     try:
         job = jobs.read(folder)
-        work = pretrain if isinstance(job, PretrainingJob) else fine_tune
-        work(job, folder, lock)
+        if isinstance(job, PretrainingJob):
+            pretrain(job, folder, lock)
+        else:
+            fine_tune(job, folder, lock)
     except (OSError, ValueError, RuntimeError) as error:
         return Outcome(FAILED, str(error))
     return Outcome(DONE)
@@ -72,7 +74,7 @@ def fine_tune(job: FineTuningJob, folder: Path, lock: int) -> None:
         raise CommandError(
             f"nnU-Net ended well, but there is no whole validation/summary.json in {fold}"
         )
-    if job.elsewhere is not None:
+    if job.val is not None:  # trained elsewhere
         _require_same_cases(fold, job.val)
     files.write_json_lines(folder / jobs.ROWS, [row.to_json() for row in rows(job, fold)])
 
@@ -91,7 +93,7 @@ def rows(job: FineTuningJob, fold: Path) -> list[Row]:
         trainer=job.trainer,
         plans=job.plans,
         state=DONE,
-        hours=sum(row.seconds for row in epochs) / 3600,
+        hours=sum(row.seconds or 0.0 for row in epochs) / 3600,
         epochs=len(epochs),
     )
     return [run, *epochs, *segmentation.cases(job.run, fold, job.tolerance)]

@@ -11,7 +11,7 @@ from nnssl import files
 from nnssl.commands import Command
 from nnssl.finetune.architecture import BASE
 from nnssl.study.design.description import Arm, Study, settings
-from nnssl.study.execution.datasets import Dataset
+from nnssl.study.execution.datasets import Dataset, labelled
 from nnssl.study.execution.executor import Executor
 from nnssl.study.execution.flags import flags, recipe_flags
 from nnssl.study.execution.jobs import NnunetTraining, PretrainingJob, Work
@@ -45,14 +45,10 @@ class Start(Work):
     @property
     def training(self) -> NnunetTraining | None:
         """With labels, by nnU-Net."""
-        if self.arm.start != "supervised":
-            return None
-        dataset, plans = Dataset(self.arm.dataset).name, f"{self.study.name}-{self.arm.name}"
-        configuration = self.arm.configuration
-        return NnunetTraining(dataset, configuration, "all", "SwinScratchTrainer", plans)
+        return _training(self) if self.arm.start == "supervised" else None
 
     @property
-    def recipe(self) -> dict[str, object]:
+    def recipe(self) -> dict:
         """Of the training with labels, which belongs to no task."""
         return {**self.study.recipe, **self.arm.recipe}
 
@@ -99,7 +95,7 @@ def _pretrain(start: Start, made: Path) -> list[Command]:
     said = {"-i": arm.scans, "-d": arm.datasets, "-a": [arm.encoder or ""], "--from": before}
     data = [str(word) for flag, values in said.items() if any(values) for word in (flag, *values)]
     place = ["-device", study.device, "-o", str(made.parent)]
-    return [["nnssl_pretrain", "-m", arm.method, *data, *place, *flags(arm.options), "--c"]]
+    return [["nnssl_pretrain", "-m", str(arm.method), *data, *place, *flags(arm.options), "--c"]]
 
 
 def _convert(start: Start, made: Path) -> list[Command]:
@@ -107,9 +103,16 @@ def _convert(start: Start, made: Path) -> list[Command]:
     return [["nnssl_convert", str(arm.weights), "-o", str(made), *flags(arm.options)]]
 
 
+def _training(start: Start) -> NnunetTraining:
+    """Of a supervised start."""
+    dataset, configuration = labelled(start.arm)
+    name, plans = Dataset(dataset).name, f"{start.study.name}-{start.arm.name}"
+    return NnunetTraining(name, configuration, "all", "SwinScratchTrainer", plans)
+
+
 def _supervise(start: Start, made: Path) -> list[Command]:
-    training, arm = start.training, start.arm
-    plan = nnssl_plan(Dataset(arm.dataset), training.plans)
+    training, arm = _training(start), start.arm
+    plan = nnssl_plan(Dataset(labelled(arm)[0]), training.plans)
     export = [sys.executable, "-m", "nnssl.study.execution.supervised"]
     return [
         [*plan, "-a", arm.encoder or PRESET, *recipe_flags(start.recipe)],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from nnssl.study.design.description import Arm, Study
-from nnssl.study.execution.datasets import Dataset
+from nnssl.study.execution.datasets import Dataset, labelled
 from nnssl.study.execution.jobs import StudyError
 from nnssl.types import PREPROCESSED, RAW, RESULTS
 
@@ -55,7 +55,7 @@ def _require_plans(dataset: Dataset, arm: Arm) -> None:
 def _require_one_channel(study: Study) -> None:
     """Of arms that are pretrained with labels."""
     for arm in [arm for arm in study.arms if arm.start == "supervised"]:
-        if len(channels := Dataset(arm.dataset).about["channel_names"]) > 1:
+        if len(channels := Dataset(labelled(arm)[0]).about["channel_names"]) > 1:
             raise StudyError(
                 f"arm {arm.name}: dataset {arm.dataset} has {len(channels)} channels, and only an "
                 "encoder of one can be passed on"

@@ -31,7 +31,7 @@ class ArmOnTask:
         return Dataset(self.task.dataset)
 
     @property
-    def recipe(self) -> dict[str, object]:
+    def recipe(self) -> dict:
         return self.study.recipe_of(self.task, self.arm)
 
     @property
@@ -44,7 +44,7 @@ class ArmOnTask:
         """The name of the plans: of their own for each arm and task, since a model's folder is
         named after them. What is trained elsewhere has those that were made there.
         """
-        if self.arm.start == "elsewhere":
+        if self.arm.start == "elsewhere" and self.arm.plans:
             return self.arm.plans
         return f"{self.study.name}-{self.task.name}-{self.arm.name}"
 

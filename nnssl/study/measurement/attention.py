@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from nnssl.encoder.blocks import WindowAttention
+from nnssl.encoder.blocks import Block, WindowAttention
 from nnssl.encoder.swin import Swin
 from nnssl.encoder.windows import WindowPartition
 from nnssl.types import Shape, Spacing
@@ -73,14 +73,12 @@ class AttentionDistance:
         self.seen = [
             _Seen(f"stage {number + 1} block {place + 1}", _token(encoder, spacing, number),
                   torch.zeros(block.attn.heads, dtype=torch.double))
-            for number, stage in enumerate(encoder.stages)
-            for place, block in enumerate(stage.blocks)
+            for number, place, block in blocks_of(encoder)
         ]  # fmt: skip
         self._hooks: list[RemovableHandle] = []
 
     def __enter__(self) -> AttentionDistance:
-        blocks = [block for stage in self.encoder.stages for block in stage.blocks]
-        for block, seen in zip(blocks, self.seen, strict=True):
+        for (*_, block), seen in zip(blocks_of(self.encoder), self.seen, strict=True):
             self._hooks.append(block.attn.register_forward_pre_hook(seen.add))
         return self
 
@@ -130,6 +128,14 @@ class _Seen:
         self.sums += torch.einsum("whq,wq->h", far, real).double().cpu()
         even = mm.new_ones(1, *mm.shape) if mask is None else (mask > -1).to(mm)
         self.uniform += float(((even * mm).sum(-1) / even.sum(-1) * real).sum())
+
+
+def blocks_of(encoder: Swin) -> list[tuple[int, int, Block]]:
+    """With the stage of each and its place there, from 0."""
+    every = [
+        (n, m, b) for n, stage in enumerate(encoder.stages) for m, b in enumerate(stage.blocks)
+    ]
+    return [(stage, place, block) for stage, place, block in every if isinstance(block, Block)]
 
 
 def strides(encoder: Swin, stage: int) -> Shape:

@@ -24,7 +24,7 @@ from nnssl.encoder.blocks import Block
 from nnssl.encoder.swin import Swin
 from nnssl.finetune.architecture import is_ours
 from nnssl.network.swin_unetr import SwinUNETR
-from nnssl.study.measurement.attention import AttentionDistance, strides
+from nnssl.study.measurement.attention import AttentionDistance, blocks_of, strides
 from nnssl.study.measurement.cka import LEAST, MinibatchCKA
 from nnssl.study.rows import AttentionRow, Budget, CkaRow
 from nnssl.types import FINAL, Shape, Spacing
@@ -84,9 +84,9 @@ def crops(
 
     dataset = infer_dataset_class(str(folder))(str(folder), list(cases))
     for number in range(count):
-        data, labels, *_ = dataset.load_case(cases[number % len(cases)])
-        centre = _labelled(np.asarray(labels[0]), np.random.default_rng([seed, number]))
-        yield torch.from_numpy(_cut(np.asarray(data), centre, patch))[None]
+        stored, seg, *_ = dataset.load_case(cases[number % len(cases)])
+        centre = _labelled(np.asarray(seg)[0], np.random.default_rng([seed, number]))
+        yield torch.from_numpy(_cut(np.asarray(stored), centre, patch))[None]
 
 
 def _labelled(labels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
@@ -120,11 +120,7 @@ class Layers:
 
     def __init__(self, network: SwinUNETR) -> None:
         self.network = network
-        self.blocks = [
-            (number, place, block)
-            for number, stage in enumerate(network.encoder.stages)
-            for place, block in enumerate(stage.blocks)
-        ]
+        self.blocks = blocks_of(network.encoder)
         blocks = [f"stage {number + 1} block {place + 1}" for number, place, _ in self.blocks]
         self.names = ["patch embedding", *blocks]
 
@@ -176,7 +172,8 @@ class _Reading:
 
 def as_seen(network: SwinUNETR, crop: Tensor) -> Tensor:
     """What the network's encoder gets to see of a crop in nnU-Net's axes and intensities."""
-    return network.encoder.intensity(crop.permute(network.to_file_axes))
+    seen = crop.permute(network.to_file_axes)
+    return network.encoder.get_submodule("intensity")(seen)
 
 
 def draw_places(spatial: Shape, stride: Shape, generator: torch.Generator) -> Tensor:
@@ -254,7 +251,7 @@ def attention_rows(
     """Mean attention distance of each head over the crops. spacing: the configuration's, in
     nnU-Net's axes.
     """
-    by_axis = [spacing[axis - 2] for axis in network.to_file_axes[2:]]
+    by_axis = tuple(spacing[axis - 2] for axis in network.to_file_axes[2:])
     with AttentionDistance(network.encoder, by_axis) as watch:
         for crop in crops:
             network.encoder(as_seen(network, crop))

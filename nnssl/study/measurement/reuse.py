@@ -68,8 +68,8 @@ def _ends(study: Study) -> list[list[FineTuningJob]]:
     """
     groups: dict[Key, list[FineTuningJob]] = {}
     for run in runs.all_runs(study):
-        if run.is_done:
-            job = jobs.read(run.folder)
+        job = jobs.read(run.folder) if run.is_done else None
+        if isinstance(job, FineTuningJob):
             groups.setdefault((job.task, job.arm, job.seed), []).append(job)
     ordered = [sorted(found, key=lambda job: by_size(job.budget)) for found in groups.values()]
     return [[found[0], *found[1:][-1:]] for found in ordered]

@@ -50,7 +50,7 @@ def surfaces(
     if not (prediction.any() or truth.any()):
         return Surfaces(None, None)
     # A 2D image is read as one slice, whose every voxel would touch the image's edge.
-    spacing = [mm for mm, size in zip(spacing, truth.shape, strict=True) if size > 1]
+    spacing = tuple(mm for mm, size in zip(spacing, truth.shape, strict=True) if size > 1)
     prediction, truth = prediction.squeeze(), truth.squeeze()
     if not (prediction.any() and truth.any()):
         return Surfaces(0.0, float(np.linalg.norm(np.multiply(truth.shape, spacing))))
@@ -59,12 +59,9 @@ def surfaces(
     return _compare(_surface(prediction[box]), _surface(truth[box]), spacing, tolerance)
 
 
-def _compare(
-    ours: np.ndarray, theirs: np.ndarray, spacing: list[float], tolerance: float
-) -> Surfaces:
+def _compare(ours: np.ndarray, theirs: np.ndarray, spacing: Spacing, tolerance: float) -> Surfaces:
     """Of two surfaces that both hold a voxel."""
-    to_theirs = ndimage.distance_transform_edt(~theirs, sampling=spacing)[ours]
-    to_ours = ndimage.distance_transform_edt(~ours, sampling=spacing)[theirs]
+    to_theirs, to_ours = _distances(theirs, spacing)[ours], _distances(ours, spacing)[theirs]
     near = (to_theirs <= tolerance).sum() + (to_ours <= tolerance).sum()
     return Surfaces(
         surface_dice=float(near / (len(to_theirs) + len(to_ours))),
@@ -73,7 +70,12 @@ def _compare(
 
 
 def _surface(mask: np.ndarray) -> np.ndarray:
-    return mask & ~ndimage.binary_erosion(mask)
+    return mask & ~np.asarray(ndimage.binary_erosion(mask), bool)
+
+
+def _distances(surface: np.ndarray, spacing: Spacing) -> np.ndarray:
+    """mm from each voxel to the nearest of `surface`."""
+    return np.asarray(ndimage.distance_transform_edt(~surface, sampling=spacing))
 
 
 def summary(fold: Path) -> list[dict]:
@@ -144,8 +146,9 @@ class Labels:
         self, region: int | tuple[int, ...], prediction: np.ndarray, truth: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Bool, of both."""
-        counted = True if self.ignored is None else truth != self.ignored
-        return tuple(np.isin(image, _values(region)) & counted for image in (prediction, truth))
+        counted = np.asarray(self.ignored is None) | (truth != self.ignored)
+        values = _values(region)
+        return np.isin(prediction, values) & counted, np.isin(truth, values) & counted
 
 
 def _values(label: int | list | tuple) -> tuple[int, ...]:

@@ -184,8 +184,9 @@ def _runs(results: Results) -> Table:
 
 def _word(value: object) -> Cell:
     """Words for what is no number."""
-    is_cell = isinstance(value, int | float | None) and not isinstance(value, bool)
-    return value if is_cell else str(value)
+    if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
+        return value
+    return str(value)
 
 
 def _lead(results: Results, compared: list[Comparison]) -> list[str]:

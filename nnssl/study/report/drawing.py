@@ -5,13 +5,12 @@ file every time.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from nnssl.study.rows import BASELINE
 
 if TYPE_CHECKING:
-    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -70,7 +69,7 @@ def label(axes: Axes, title: str, across: str, upwards: str) -> None:
     axes.set_ylabel(upwards, fontsize=9)
 
 
-def legend(made: Figure, handles: Mapping[str, Artist]) -> None:
+def legend(made: Figure, handles: dict) -> None:
     """One for the whole figure, below it."""
     made.legend(
         handles.values(),

@@ -184,7 +184,7 @@ def _across(results: Results, arm: str) -> Iterator[list[Cell]]:
     of_task = {task: results.modality("tasks", task) for task in results.tasks}
     own = results.modality("arms", arm) or MODALITY
     within = [task for task in results.tasks if of_task[task] == own]
-    others = sorted(set(of_task.values()) - {own, None})
+    others = sorted({kind for kind in of_task.values() if kind and kind != own})
     for other, budget in product(others, results.budgets):
         across = [task for task in results.tasks if of_task[task] == other]
         if cells := _lost(results, within, across, arm, budget):

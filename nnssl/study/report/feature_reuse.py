@@ -12,7 +12,7 @@ import pandas as pd
 from nnssl.study.report import drawing
 from nnssl.study.report.results import Group, Results
 from nnssl.study.report.tables import Table
-from nnssl.study.rows import CkaRow
+from nnssl.study.rows import AttentionRow, CkaRow
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -85,9 +85,9 @@ def similarity(made: list[Pair]) -> Table:
 
 
 def _by_stage(pair: Pair, stages: list[str]) -> list[float | None]:
-    same = pd.Series(pair.same(), dtype=float)
-    of_stage = [same[[stage_of(name) == stage for name in same.index]] for stage in stages]
-    return [float(values.mean(skipna=False)) if len(values) else None for values in of_stage]
+    same = pair.same().items()
+    of_stage = [[v for name, v in same if stage_of(name) == stage] for stage in stages]
+    return [float(np.mean(values)) if values else None for values in of_stage]
 
 
 def layers(made: list[Pair]) -> Table:
@@ -134,8 +134,8 @@ def _heat_maps(shown: list[Pair]) -> Figure:
 def _part_stages(axes: Axes, pair: Pair) -> None:
     """A tick in the middle of each stage, and white lines between them."""
     for names, ticks, line in (
-        (pair.values.columns, axes.set_xticks, axes.axvline),
-        (pair.values.index, axes.set_yticks, axes.axhline),
+        (pair.values.columns.tolist(), axes.set_xticks, axes.axvline),
+        (pair.values.index.tolist(), axes.set_yticks, axes.axhline),
     ):
         stages, starts = _stages(names)
         ends = [*starts[1:], len(names)]
@@ -168,11 +168,10 @@ class Reach:
 
 
 def reaches(results: Results) -> list[Reach]:
-    frame = pd.DataFrame([vars(row) for row in results.attention])
-    if frame.empty:
-        return []
-    found = frame.groupby(["task", "arm", "budget"], sort=False)
-    made = [_reach(Group(*key), rows) for key, rows in found]
+    found: dict[Group, list[AttentionRow]] = {}
+    for row in results.attention:
+        found.setdefault(Group(row.task, row.arm, row.budget), []).append(row)
+    made = [_reach(group, pd.DataFrame(map(vars, rows))) for group, rows in found.items()]
     budgets = [*results.budgets, *(reach.group.budget for reach in made)]
 
     def order(reach: Reach) -> tuple:
@@ -211,10 +210,10 @@ def distances(made: list[Reach]) -> Table:
     rows = [
         [
             *(reach.group.task, str(reach.group.budget), reach.group.arm, layer),
-            *map(float, (mm.mean(), mm.min(), mm.max(), reach.uniform[layer])),
+            *(float(np.nanmean(mm)), float(np.nanmin(mm)), float(np.nanmax(mm)), float(even)),
         ]
         for reach in made
-        for layer, mm in reach.mm.iterrows()
+        for layer, mm, even in zip(reach.mm.index, reach.mm.to_numpy(), reach.uniform, strict=True)
     ]
     return DISTANCES.of(rows)
 
@@ -243,7 +242,7 @@ def _heads(axes: Axes, reach: Reach, colour: str | None) -> None:
         axes.plot(along, head, ls="", marker="o", ms=4, alpha=0.7, color=colour)
     even = reach.uniform.to_numpy()
     axes.plot(along, even, color=drawing.GREY, lw=1, drawstyle="steps-mid")
-    stages, starts = _stages(reach.mm.index)
+    stages, starts = _stages(reach.mm.index.tolist())
     axes.set_xticks(starts, stages, fontsize=8)
 
 

@@ -59,6 +59,7 @@ def _errorbar(axes: Axes, results: Results, groups: list[Group]) -> ErrorbarCont
     high = [max(i.high, i.mean) - i.mean for i in intervals]
     arm = groups[0].arm
     aside = 1.03 ** (results.arms.index(arm) - len(results.arms) / 2)
+    look = drawing.style(results.arms)[arm]
     return axes.errorbar(
         np.array([results.cases_of(group) for group in groups]) * aside,
         [i.mean for i in intervals],
@@ -66,7 +67,8 @@ def _errorbar(axes: Axes, results: Results, groups: list[Group]) -> ErrorbarCont
         capsize=2,
         lw=1.4,
         ms=5,
-        **drawing.style(results.arms)[arm],
+        color=look["color"],
+        marker=look["marker"],
     )
 
 

@@ -25,6 +25,7 @@ from nnssl.study.rows import (
     CaseRow,
     CkaRow,
     EpochRow,
+    R,
     Row,
     RunRow,
     StudyRow,
@@ -59,13 +60,13 @@ class Results:
     """
 
     def __init__(self, rows: Iterable[Mapping]) -> None:
-        kept = _by_kind(rows)
-        self.study: StudyRow = next(iter(kept[StudyRow]), StudyRow())
-        self.runs: dict[str, RunRow] = {row.run: row for row in kept[RunRow]}
-        self.cka: list[CkaRow] = kept[CkaRow]
-        self.attention: list[AttentionRow] = kept[AttentionRow]
-        self._epochs = _by_run(kept[EpochRow])
-        self._cases = _frame(kept[CaseRow])
+        kept = _once(rows)
+        self.study = next(iter(_of(StudyRow, kept)), StudyRow())
+        self.runs = {row.run: row for row in _of(RunRow, kept)}
+        self.cka = _of(CkaRow, kept)
+        self.attention = _of(AttentionRow, kept)
+        self._epochs = _by_run(_of(EpochRow, kept))
+        self._cases = _frame(_of(CaseRow, kept))
         self._pivots: dict[tuple[str, str | None], pd.DataFrame] = {}
         self._subjects_of: dict[Group, pd.Series] = {}
         self._scores: dict[tuple[Group, str, str | None], Scores] = {}
@@ -95,7 +96,7 @@ class Results:
     def labels(self, task: str) -> list[str]:
         task_of = {run.run: run.task for run in self.runs.values()}
         of_task = self._cases["run"].map(task_of) == task
-        return sorted(self._cases["label"][of_task].unique())
+        return sorted(set(_where(self._cases, of_task)["label"]))
 
     def groups(self, task: str, arm: str) -> list[Group]:
         """With a finished run, by budget."""
@@ -118,7 +119,7 @@ class Results:
         """By case, in order."""
         if group not in self._subjects_of:
             runs = [run.run for run in self.done.get(group, ())]
-            cases = self._cases[self._cases["run"].isin(runs)].sort_values("case")
+            cases = _where(self._cases, self._cases["run"].isin(runs)).sort_values("case")
             last = cases.drop_duplicates("case", keep="last")
             self._subjects_of[group] = last.set_index("case")["subject"]
         return self._subjects_of[group]
@@ -127,9 +128,10 @@ class Results:
         """Of all runs (rows) and all cases (columns); the mean over the labels."""
         key = (measure, label)
         if key not in self._pivots:
-            cases = self._cases if label is None else self._cases[self._cases["label"] == label]
-            means = cases.groupby(["run", "case"])[measure].mean()
-            self._pivots[key] = means.unstack("case")
+            cases = self._cases
+            if label is not None:
+                cases = _where(cases, cases["label"] == label)
+            self._pivots[key] = cases.pivot_table(index="run", columns="case", values=measure)
         return self._pivots[key]
 
     def epochs(self, run: str) -> list[EpochRow]:
@@ -138,7 +140,7 @@ class Results:
 
     def cases_of(self, group: Group) -> float:
         """The number of labelled cases that a group was trained with, the mean over its runs."""
-        return float(np.mean([run.cases for run in self.done[group]]))
+        return float(np.mean([run.cases or 0 for run in self.done[group]]))
 
     def modality(self, kind: str, name: str) -> str | None:
         """Of a task, or of an arm's pretraining, as the description says; None where it says
@@ -213,13 +215,19 @@ class Scores:
         return Scores(ours - theirs, self.subject)
 
 
-def _by_kind(rows: Iterable[Mapping]) -> dict[type[Row], list[Row]]:
+def _once(rows: Iterable[Mapping]) -> list[Row]:
     """Each row once, sorted by its key."""
-    kept: dict[type[Row], dict[tuple, Row]] = {kind: {} for kind in KINDS.values()}
+    kept: dict[tuple, Row] = {}
     for number, content in enumerate(rows, start=1):
         row = _parsed(content, number)
-        kept[type(row)][row.key] = row
-    return {kind: _ordered(found) for kind, found in kept.items()}
+        kept[row.key] = row
+    return [
+        kept[key] for key in sorted(kept, key=lambda key: [(isinstance(k, str), k) for k in key])
+    ]
+
+
+def _of(kind: type[R], rows: list[Row]) -> list[R]:
+    return [row for row in rows if isinstance(row, kind)]
 
 
 def _parsed(content: Mapping, number: int) -> Row:
@@ -242,17 +250,16 @@ def _require(kind: type[Row], content: Mapping, what: str) -> None:
         raise ResultsError(f"{what} has a list or mapping as {', '.join(odd)}")
 
 
-def _ordered(rows: dict[tuple, Row]) -> list[Row]:
-    return [
-        rows[key] for key in sorted(rows, key=lambda key: [(isinstance(k, str), k) for k in key])
-    ]
-
-
 def _by_run(rows: Iterable[EpochRow]) -> dict[str, list[EpochRow]]:
     grouped: dict[str, list[EpochRow]] = {}
     for row in rows:
         grouped.setdefault(row.run, []).append(row)
     return grouped
+
+
+def _where(frame: pd.DataFrame, mask: pd.Series) -> pd.DataFrame:
+    """The rows of `frame` for which `mask` is true."""
+    return frame.drop(index=frame.index[~mask])
 
 
 def _frame(rows: list[CaseRow]) -> pd.DataFrame:

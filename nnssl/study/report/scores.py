@@ -66,10 +66,8 @@ def tables(results: Results) -> list[Table]:
     by_label = [(group, label) for group in found for label in results.labels(group.task)]
     rows = [[*_about(results, group), *_intervals(results, there, group)] for group in found]
     each = [[*_names(g), label, *_intervals(results, there, g, label)] for g, label in by_label]
-    return [
-        SCORES.wider(map(MEASURES.get, there), rows),
-        BY_LABEL.wider(map(MEASURES.get, there), each),
-    ]
+    named = [MEASURES[measure] for measure in there]
+    return [SCORES.wider(named, rows), BY_LABEL.wider(named, each)]
 
 
 def _names(group: Group) -> list[Cell]:
@@ -130,9 +128,12 @@ def _compare(results: Results, measure: str) -> list[Comparison]:
         if not paired.is_empty:
             smaller = measure in SMALLER_IS_BETTER
             test = statistics.paired_test(paired.values, paired.subjects, smaller)
-            tested.append((group, measure, paired.interval, test))
+            tested.append((group, paired.interval, test))
     adjusted = statistics.holm([test.p for *_, test in tested])
-    return [Comparison(*parts, p) for parts, p in zip(tested, adjusted, strict=True)]
+    return [
+        Comparison(group, measure, interval, test, p)
+        for (group, interval, test), p in zip(tested, adjusted, strict=True)
+    ]
 
 
 COMPARISONS = Table(
@@ -194,11 +195,12 @@ def rank(results: Results) -> Ranking:
 
 def _comparable(there: np.ndarray, arms: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Which tasks, budgets and arms are ranked, from where there is a Dice [tasks budgets arms]."""
-    wanted = there[..., [arm == BASELINE for arm in arms]].any(axis=2)
-    tasks = wanted.any(axis=1)
-    budgets = wanted[tasks].all(axis=0) & tasks.any()
-    complete = (there | ~wanted[..., None]).all(axis=(0, 1))
-    return tasks, budgets, complete & budgets.any()
+    is_scratch = np.array([arm == BASELINE for arm in arms], dtype=bool)
+    wanted = np.any(there & is_scratch, axis=2)
+    tasks = np.any(wanted, axis=1)
+    budgets = np.all(wanted[tasks], axis=0) & np.any(tasks)
+    complete = np.all(there | ~wanted[..., None], axis=(0, 1))
+    return tasks, budgets, complete & np.any(budgets)
 
 
 def _dice(results: Results) -> np.ndarray:

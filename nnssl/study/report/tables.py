@@ -111,7 +111,8 @@ def _columns(name: str, cells: list[Cell]) -> list[Series]:
 
     if not any(isinstance(cell, Interval) for cell in cells):
         return [pd.Series(cells, name=name)]
-    intervals = [cell if isinstance(cell, Interval) else Interval(cell, nan, nan) for cell in cells]
+    none = Interval(nan, nan, nan)
+    intervals = [cell if isinstance(cell, Interval) else none for cell in cells]
     ends = {name: "mean", f"{name} low": "low", f"{name} high": "high"}
     return [
         pd.Series([getattr(interval, end) for interval in intervals], name=column, dtype=float)
