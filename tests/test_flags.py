@@ -198,17 +198,20 @@ def typed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]
     import yaml
 
     from nnssl.study.design.description import load
-    from nnssl.study.execution import preparation
+    from nnssl.study.execution import datasets, pretraining
+    from nnssl.study.execution.plans import Plans
+    from nnssl.study.execution.pretraining import Start
+    from nnssl.study.execution.runs import ArmOnTask
 
     path = folder / "study.yaml"
     path.write_text(yaml.safe_dump(STUDY, sort_keys=False), encoding="utf-8")
     study = load(path)
     scratch, *made = study.arms
-    monkeypatch.setattr(preparation, "number", str)
-    lines = {arm.name: preparation.commands_of(study, arm, Path("made"))[0] for arm in made}
-    lines["plans"] = preparation.plan_command(study, study.tasks[0], scratch)
+    monkeypatch.setattr(datasets.Dataset, "number", property(lambda self: str(self.given)))
+    lines = {arm.name: pretraining.commands_of(Start(study, arm), Path("made"))[0] for arm in made}
     mirrored = dataclasses.replace(scratch, recipe={"mirror": True})
-    lines["mirrored"] = preparation.plan_command(study, study.tasks[0], mirrored)
+    for name, arm in (("plans", scratch), ("mirrored", mirrored)):
+        lines[name] = Plans(ArmOnTask(study, study.tasks[0], arm)).command
     return {name: [word.replace(f"{folder}/", "") for word in line] for name, line in lines.items()}
 
 

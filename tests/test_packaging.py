@@ -66,8 +66,8 @@ def test_every_module_is_in_the_wheel(wheel):
     assert {name for name in wheel.namelist() if name.endswith(".py")} == ours
 
 
-def test_types_are_shipped(wheel):
-    assert "nnssl/py.typed" in wheel.namelist()
+def test_types_and_the_reports_template_are_shipped(wheel):
+    assert {"nnssl/py.typed", "nnssl/study/report/page.html"} <= set(wheel.namelist())
 
 
 def test_released_weights_are_shipped_with_their_cards(wheel, sources):

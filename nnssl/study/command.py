@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nnssl.study.design.description import Study
 
 STEPS = {
     "init": "write a commented description",
@@ -64,41 +68,46 @@ def _init(args: argparse.Namespace) -> None:
 def _run(args: argparse.Namespace) -> None:
     from nnssl.study.design import check
     from nnssl.study.design.description import load
-    from nnssl.study.execution import orchestrate
+    from nnssl.study.execution import estimate, executor, orchestrate
 
     described = load(args.description)
     check.check(described)
-    print(
-        orchestrate.describe(described, orchestrate.beside(described.device, args.parallel)),
-        flush=True,
-    )
+    beside = executor.beside(described.device, args.parallel)
+    _say(estimate.describe(described, beside))
     if not args.dry_run:
-        executor = orchestrate.executor_of(args.executor, described, args.parallel)
-        states = orchestrate.run(described, executor, lambda text: print(text, flush=True))
-        print(orchestrate.summary(described, states))
-        print(f"Next: nnssl_study report {args.description}")
+        execute = executor.chosen(args.executor, described, args.parallel)
+        states = orchestrate.run(described, execute, _say)
+        _say(orchestrate.summary(described, states))
+        _say(f"Next: nnssl_study report {args.description}")
 
 
 def _features(args: argparse.Namespace) -> None:
-    from nnssl.study.execution import preparation
+    from nnssl.study.execution import requirements
     from nnssl.study.measurement import reuse
 
     described = _collected(args.description)
-    preparation.check(described)
-    new = reuse.measure(described, args.volumes, lambda text: print(text, flush=True))
-    print(f"{new} new rows in {described.results}. Next: nnssl_study report {args.description}")
+    requirements.check(described)
+    new = reuse.measure(described, args.volumes, _say)
+    _say(f"{new} new rows in {described.results}. Next: nnssl_study report {args.description}")
 
 
 def _report(args: argparse.Namespace) -> None:
     from nnssl.study.report import build
 
-    rows = args.description / "results.jsonl" if args.description.is_dir() else args.description
-    if rows.suffix in (".yaml", ".yml"):
+    rows = args.description
+    if rows.is_dir():
+        rows /= "results.jsonl"
+    elif rows.suffix in (".yaml", ".yml"):
         rows = _collected(rows).results
-    print(f"Wrote {build.write(rows, rows.parent / 'report')}")
+    _say(f"Wrote {build.write(rows, rows.parent / 'report')}")
 
 
-def _collected(path: Path):
+def _say(text: str) -> None:
+    """At once, since what follows may take hours."""
+    print(text, flush=True)
+
+
+def _collected(path: Path) -> Study:
     """The `Study` that is described at `path`, its results up to date."""
     from nnssl.study.design.description import load
     from nnssl.study.execution.collect import collect

@@ -19,8 +19,10 @@ from nnssl.plans.request import Request as PlanRequest
 from nnssl.recipe import Recipe
 from nnssl.study.design.description import Arm, Study
 from nnssl.study.design.values import DescriptionError
-from nnssl.study.execution import preparation, runs
+from nnssl.study.execution import pretraining
 from nnssl.study.execution.flags import flags, recipe_flags
+from nnssl.study.execution.pretraining import Start
+from nnssl.study.execution.runs import ArmOnTask
 from nnssl.train.options import CommandOptions
 
 DEFAULT, PRIMUS, SWIN = "DefaultNetworkTrainer", "PrimusTrainer", "SwinSSLTrainer"
@@ -67,7 +69,7 @@ def _check_start(study: Study, arm: Arm) -> None:
     command: type = CommandOptions if arm.start == "pretrain" else ConvertRequest
     if taken := sorted(OF_THE_STUDY.intersection(flags(arm.options))):
         raise ValueError(f"options: {', '.join(taken)} is for the study itself to say")
-    ((_, *typed),) = preparation.commands_of(study, arm, Path("made"))
+    ((_, *typed),) = pretraining.commands_of(Start(study, arm), Path("made"))
     args = options.parse(typed, command)
     if arm.start == "pretrain":
         from nnssl.methods import METHODS
@@ -83,7 +85,7 @@ def _check_trainer(study: Study, arm: Arm) -> None:
     if arm.start == "elsewhere":
         return
     for task in [task for task in study.tasks if arm in study.arms_of(task)]:
-        name = runs.trainer_of(study, task, arm)
+        name = ArmOnTask(study, task, arm).trainer
         ancestors = _ancestors(name)
         if arm.start == "default" and (DEFAULT not in ancestors or SWIN in ancestors):
             known = ", ".join(each for each in _ours() if each.startswith("DefaultPrimus"))

@@ -77,6 +77,11 @@ class Study:
     def arms_of(self, task: Task) -> list[Arm]:
         return [arm for arm in self.arms if not arm.tasks or task.name in arm.tasks]
 
+    @property
+    def pairs(self) -> list[tuple[Task, Arm]]:
+        """Every task with each arm that is tried on it."""
+        return [(task, arm) for task in self.tasks for arm in self.arms_of(task)]
+
     def budgets_of(self, arm: Arm) -> tuple[Budget, ...]:
         return tuple(budget for budget in self.budgets if not arm.budgets or budget in arm.budgets)
 
