@@ -126,17 +126,21 @@ class Probe:
         }
 
     def _decode(self, kept: Sequence[list], stride: int, device: torch.device) -> Tensor:
-        """The confusion of small decoders, each trained on one half of the cases and tested on the
-        other.
+        """The confusion of small decoders of all cases, of which one half trains and the other is
+        tested, and the other way round.
         """
         halves, confusion = (self.fitted_on, self.tested_on), self._nothing()
         for fitted, tested in ((0, 1), (1, 0)):
             labels = [self._target(crop) for crop in halves[fitted]]
             many = len(self.scored_classes)
-            decoder = few_shot.fit(kept[fitted], labels, stride, many, device, few_shot.STEPS)
+            decoders = [
+                few_shot.fit(kept[fitted], labels, stride, many, device, few_shot.STEPS, seed)
+                for seed in few_shot.SEEDS
+            ]
             for crop, maps in zip(halves[tested], kept[tested], strict=True):
                 one = [tokens[None].to(device).float() for tokens in maps]
-                confusion += self._confusion([crop], decoder.everywhere(one, stride, self.crop))
+                scores = sum(decoder.everywhere(one, stride, self.crop) for decoder in decoders)
+                confusion += self._confusion([crop], scores)
         return confusion
 
     def _fit(
