@@ -15,8 +15,9 @@ from __future__ import annotations
 import argparse
 import csv
 import math
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -114,10 +115,7 @@ def report(rows: Sequence[Row]) -> str:
         "| encoder | fine-tuned Dice | linear probe | decoder probe | CPU seconds |",
         "|---|---|---|---|---|",
     ]
-    for row in rows:
-        dice = "not known" if row.entry.dice is None else f"{row.entry.dice:.3f}"
-        told = " | ".join(f"{row.told[key]:.3f}" for key in KINDS.values())
-        lines.append(f"| {row.entry.checkpoint} | {dice} | {told} | {row.seconds:.1f} |")
+    lines += [_line(row) for row in rows]
     known = [row for row in rows if row.entry.dice is not None]
     if len(known) >= FEWEST:
         lines += ["", "| probe | Pearson [95 %] | Spearman [95 %] |", "|---|---|---|"]
@@ -138,12 +136,23 @@ def report(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def probed(
-    entries: Sequence[Entry], dataset: str, cases: int, folder: Path, crop: tuple[int, ...] | None
-) -> list[Row]:
-    """Both probes of each encoder, on the CPU. `crop` in voxels; None: that of the first one's
-    pretraining.
+def _line(row: Row) -> str:
+    dice = "not known" if row.entry.dice is None else f"{row.entry.dice:.3f}"
+    told = " | ".join(f"{row.told[key]:.3f}" for key in KINDS.values())
+    return f"| {row.entry.checkpoint} | {dice} | {told} | {row.seconds:.1f} |"
 
+
+def probed(
+    entries: Sequence[Entry],
+    dataset: str,
+    cases: int,
+    folder: Path,
+    crop: tuple[int, ...] | None,
+    say: Callable[[str], None],
+) -> list[Row]:
+    """Both probes of each encoder, on the CPU; each is said as it is done.
+
+    crop: in voxels; None: that of the first one's pretraining.
     Raises ValueError where there is no checkpoint, or a file is none.
     """
     loaded = {e: checkpoint.load(e.checkpoint) for e in entries if e.checkpoint != RANDOM}
@@ -163,6 +172,7 @@ def probed(
         rows.append(
             Row(entry, probe.ask(encoder, torch.device("cpu")), time.process_time() - began)
         )
+        say(f"{len(rows)} of {len(entries)}: {_line(rows[-1])}")
     return rows
 
 
@@ -194,7 +204,15 @@ def main(argv: list[str] | None = None) -> None:
     try:
         entries = [*map(Entry.parse, args.encoders), *(read_csv(args.csv) if args.csv else [])]
         crop = tuple(args.crop) if args.crop else None
-        print(report(probed(entries, args.dataset, args.cases, args.folder, crop)))
+        rows = probed(
+            entries,
+            args.dataset,
+            args.cases,
+            args.folder,
+            crop,
+            lambda line: print(line, file=sys.stderr),
+        )
+        print(report(rows))
     except (ValueError, FileNotFoundError) as error:
         parser.error(str(error))
 
