@@ -49,7 +49,8 @@ def test_it_tells_what_nothing_linear_tells(dims):
     right = torch.stack(told) == torch.stack(labels)
     body = torch.stack(labels) > 0
     assert right.float().mean() > 0.85
-    assert right[body].float().mean() > 0.75
+    decoded = float(right[body].float().mean())
+    assert decoded > 0.7
     features = torch.cat(
         [
             linear.at_points(
@@ -61,7 +62,8 @@ def test_it_tells_what_nothing_linear_tells(dims):
     classes = torch.cat([label[label > 0] for label in labels]) - 1
     target = torch.nn.functional.one_hot(classes, 2)
     fitted, offset = linear.ridge(features, target, torch.ones(len(classes)), 0.03)
-    assert ((features.double() @ fitted + offset).argmax(1) == classes).float().mean() < 0.75
+    read = float(((features.double() @ fitted + offset).argmax(1) == classes).float().mean())
+    assert read < decoded - 0.1
 
 
 def test_it_draws_nothing_from_the_run_and_says_the_same_again():

@@ -3,10 +3,9 @@
 It is the second classifier of the probe (`nnssl.train.probe`): where the linear one reads each
 voxel by itself, this one may combine neighbours and stages, as the decoder of a fine-tuning does.
 Maps are standardised by channel, lifted to one width, and joined from coarse to fine; the answer is
-at the finest map's stride and interpolated to the voxels. It gets nothing of the image. A step sees
-as many crops as it can, all of them as a rule, and the answers of two decoders are averaged: the
-Dice of one decoder varied by 0.04 with its first weights. These are drawn from fixed seeds, and no
-global source of chance is used.
+at the finest map's stride and interpolated to the voxels. It gets nothing of the image. Two
+decoders are averaged: the Dice of one varied by 0.04 with its first weights. These and the order of
+the crops are drawn from fixed seeds, and no global source of chance is used.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ from torch import Tensor, nn
 from nnssl.network.layers import DatasetNorm, Pointwise, conv, cut
 from nnssl.types import Shape
 
-STEPS = 40
+STEPS = 100
 SEEDS = (0, 1)  # one decoder each: of its first weights and of the order of the crops
 WIDTH = 16
 RATE, DECAY = 1e-2, 1e-2  # of AdamW; the rate falls to 0 along a cosine
-BATCH_VOXELS = 16 * 48**3  # of a step
+BATCH_VOXELS, MOST_CROPS = 2 * 48**3, 16  # of a step
 STD = 1e-3  # channels that vary less are constants
 
 
@@ -36,9 +35,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.norms = nn.ModuleList(DatasetNorm(count) for count in channels)
         self.lifts = nn.ModuleList(Pointwise(count, WIDTH) for count in channels)
-        # most of the voxels are the finest map's, and not worth their convolutions
-        coarser = [conv(dims, WIDTH, WIDTH) for _ in channels[1:]]
-        self.mixes = nn.ModuleList([Pointwise(WIDTH, WIDTH), *coarser])
+        self.mixes = nn.ModuleList(conv(dims, WIDTH, WIDTH) for _ in channels)
         self.head = Pointwise(WIDTH, classes)
         self.mode = "trilinear" if dims == 3 else "bilinear"
 
@@ -86,7 +83,7 @@ def fit(
     with torch.no_grad():
         decoder.head.bias.copy_((counts / counts.sum()).clamp(min=1e-4).log())
     decoder.to(device)
-    crops = max(1, min(BATCH_VOXELS // labels[0].numel(), len(maps)))
+    crops = max(1, min(BATCH_VOXELS // labels[0].numel(), MOST_CROPS, len(maps)))
     order = _order(len(maps), steps * crops, seed)
     optimizer = torch.optim.AdamW(decoder.parameters(), lr=RATE, weight_decay=DECAY)
     with torch.enable_grad():
