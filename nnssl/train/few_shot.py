@@ -4,8 +4,8 @@ It is the second classifier of the probe (`nnssl.train.probe`): where the linear
 voxel by itself, this one may combine neighbours and stages, as the decoder of a fine-tuning does.
 Maps are standardised by channel, lifted to one width, and joined from coarse to fine; the answer is
 at the finest map's stride and interpolated to the voxels. It gets nothing of the image. Two
-decoders are averaged: the Dice of one varied by 0.04 with its first weights. These and the order of
-the crops are drawn from fixed seeds, and no global source of chance is used.
+decoders are averaged: the Dice of one varied by 0.04 to 0.06 with its first weights. These and the
+order of the crops are drawn from fixed seeds, and no global source of chance is used.
 """
 
 from __future__ import annotations
