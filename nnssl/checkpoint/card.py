@@ -185,7 +185,7 @@ def _figures(header: Mapping) -> str:
     rows = "\n".join(f"| {_cell(name)} | {_short(value)} |" for name, value in shown.items())
     return (
         "## Figures\n\nOf the pretraining's last logged step; `probe_` is the Dice of a linear "
-        "classifier on held-out labels. None says how good a fine-tuning will be.\n\n"
+        "classifier on held-out labels, `probe_decoder` that of a small decoder. None says how good a fine-tuning will be.\n\n"
         f"| | |\n|---|---|\n{rows}\n"
     )
 

@@ -115,8 +115,10 @@ def _probe(probe: Mapping) -> str:
         probe, "cases", "dataset", "step", "best", "best_step"
     )
     count = len(cases) if isinstance(cases, list) else cases
+    decoder = labels.pop("decoder", None)  # its mean over the labels
     shown = f"on {count} cases of {dataset} at step {step}: {_pairs(labels)} (mean)"
-    return f"{shown}; best {_short(best)} at step {best_step}"
+    decoded = "" if decoder is None else f"; small decoder {_short(decoder)}"
+    return f"{shown}; best {_short(best)} at step {best_step}{decoded}"
 
 
 def _of(values: Mapping, *names: str) -> list:

@@ -20,7 +20,18 @@ from nnssl.data.prepare import prepare
 from nnssl.data.raw_datasets import chosen_channels
 from nnssl.memory import keep_freed_memory
 from nnssl.methods import METHODS, Method
-from nnssl.train import batches, before, boards, cache, configure, graph, peak, processes, start
+from nnssl.train import (
+    batches,
+    before,
+    boards,
+    cache,
+    configure,
+    graph,
+    parcels_choice,
+    peak,
+    processes,
+    start,
+)
 from nnssl.train.loop import train
 from nnssl.train.options import DEFAULT_STEPS, PROBES, Options
 from nnssl.train.places import data_folder, dimensions, raw_dataset, results_folder
@@ -60,8 +71,10 @@ def _pretrain(options: Options, say: Callable[[str], None], held: ExitStack) -> 
         results = results_folder(options, plan)
         processes.rank_zero_first(lambda: _take(results, held))
         earlier = before.of(results, options.resume, folder, plan, speak)
-        processes.rank_zero_first(lambda: _make_parcels(options, plan, folder, earlier, speak))
-        run = build(options, plan, folder, device, earlier, speak)
+        chosen = processes.rank_zero_first(
+            lambda: parcels_choice.choose(options, plan, folder, earlier, speak)
+        )
+        run = build(options, plan, folder, device, earlier, chosen, speak)
         train(run, speak)
         speak(
             f"finished: {run.folder / FINAL}\nlook at it with: nnssl_inspect {run.folder / FINAL}"
@@ -71,16 +84,19 @@ def _pretrain(options: Options, say: Callable[[str], None], held: ExitStack) -> 
         processes.destroy_process_group()
 
 
-def build(options: Options, plan: Plan, data: Path, device: torch.device, earlier, say) -> Run:
-    """The run that `options` describe, resumed where asked for; `earlier` is what it was."""
+def build(options: Options, plan: Plan, data: Path, device, earlier, decided, say) -> Run:
+    """The run that `options` describe, resumed where asked for; `earlier` is what it was,
+    `decided` the choices that were made for it already.
+    """
     if options.graph and (reason := graph.why_not(device, options.accumulate)):
         raise ValueError(f"--graph cannot be used: {reason}. Leave it out")
     dims, kind, folder = dimensions(options), _method(options.method), results_folder(options, plan)
     bf16 = not options.fp32 and half_precision(device) == torch.bfloat16
     crop = options.crop or earlier.crop or configure.fitting_crop(kind, plan.crop[-dims:])
-    from_parcels = _parcel_classes(options, earlier) > 0
-    cases = earlier.cases or (parcels.cases(data, plan) if from_parcels else None)
-    crops = Crops(data, plan, kind.region(crop), options.seed, cases, parcels=from_parcels)
+    registered = parcels_choice.cases(options, plan, data, earlier, decided)
+    with_parcels = registered is not None
+    cases = earlier.cases or registered
+    crops = Crops(data, plan, kind.region(crop), options.seed, cases, parcels=with_parcels)
 
     def made(batch: int) -> tuple[Method, dict, list]:
         """The method with what is derived for this batch, its encoder's start, and what was
@@ -89,7 +105,7 @@ def build(options: Options, plan: Plan, data: Path, device: torch.device, earlie
         steps = _steps(options, earlier.run, len(crops), batch)
         sizes = configure.Sizes(crop, plan.spacing[-dims:], len(crops), steps, batch)
         chosen_config, chosen = configure.configure(
-            kind, options.settings, sizes, earlier.method_config
+            kind, options.settings, sizes, earlier.method_config, decided
         )
         torch.manual_seed(batches.mixed_seed(options.seed, "weights"))
         encoder, started = start.encoder(
@@ -129,7 +145,7 @@ def build(options: Options, plan: Plan, data: Path, device: torch.device, earlie
         },
         "versions": {"nnssl": nnssl.__version__, "torch": torch.__version__},
         "created": time.strftime("%Y-%m-%d"),
-        **({"parcels": parcels.identity(data)} if from_parcels else {}),
+        **({"parcels": parcels.identity(data)} if with_parcels else {}),
         **started,
     }
     probe = _probe(options, data, crop, config.steps)
@@ -206,21 +222,6 @@ def _prepare(options: Options, name: str, folder: Path, say: Callable) -> Plan:
             labelled, folder / f"probe_{labelled.dataset}", plan, options.num_processes
         )
     return plan
-
-
-def _make_parcels(
-    options: Options, plan: Plan, folder: Path, earlier: before.Before, say: Callable
-) -> None:
-    """A run that continues keeps its number of classes, and the parcels of its own scans."""
-    if classes := _parcel_classes(options, earlier):
-        parcels.make(folder, plan, classes, options.num_processes, say, earlier.cases)
-
-
-def _parcel_classes(options: Options, earlier: before.Before) -> int:
-    config = _method(options.method).Config
-    stored = earlier.method_config
-    chosen = config.stored(stored) if stored else config.parse(options.settings)
-    return chosen.parcel_classes
 
 
 def _in_hu(options: Options, datasets: Sequence[Path]) -> bool:
