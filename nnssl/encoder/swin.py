@@ -12,6 +12,7 @@ oracle of the tests.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection
 
 import torch
@@ -84,6 +85,17 @@ class Swin(nn.Module):
         return tuple(
             -(-size // step) for size, step in zip(spatial, self.config.step(0), strict=True)
         )
+
+    def copied(self, maskable: bool) -> Swin:
+        """A copy for a pretraining method to train and to edit; this encoder stays as it is.
+
+        maskable: keep the mask token. A method that hides nothing must have none: DDP would wait
+        for its gradient.
+        """
+        encoder = copy.deepcopy(self)
+        if not maskable:
+            encoder.mask_token = None
+        return encoder
 
     def forward(
         self, x: Tensor, masked: Tensor | Visible | None = None, wanted: Collection[int] = ALL
