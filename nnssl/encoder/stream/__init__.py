@@ -28,8 +28,8 @@ def serves(stage: Stage, tokens: Tensor) -> bool:
     """
     return (
         not torch.compiler.is_compiling()
-        and not torch.is_autocast_enabled(tokens.device.type)
         and choice.kernel_serves(tokens.device, tokens.dtype, tokens.shape[-1])
+        and not torch.is_autocast_enabled(tokens.device.type)
         and all(_is_plain(block, tokens.dtype) for block in stage.blocks)
     )
 
