@@ -84,6 +84,7 @@ setup(
         # Oracles and tools of the tests, never imported by the package.
         "test": [
             "pytest",
+            "pytest-xdist",  # half the time on two cores
             "monai>=1.6",
             "lightly",
             "timm",
