@@ -58,7 +58,7 @@ setup(
     package_data={
         "nnssl": ["py.typed"],
         "nnssl.study.report": ["page.html"],
-        "nnssl.weights": ["*/model.safetensors", "*/config.json", "*/README.md"],
+        "nnssl.weights": ["*.md", "*/model.safetensors", "*/config.json", "*/README.md"],
     },
     cmdclass={"build_py": BuildWithStartUpFile},
     install_requires=[
