@@ -207,10 +207,8 @@ def test_the_golden_trace(name):
 
 
 def test_the_registry_is_the_folder_and_the_documentation(name):
-    pages = {path.stem for path in (REPOSITORY / "nnssl" / "methods").glob("*.py")} - {
-        "__init__",
-        "method",
-    }
+    bases = {"__init__", "method", "distillation"}
+    pages = {path.stem for path in (REPOSITORY / "nnssl" / "methods").glob("*.py")} - bases
     documented = {path.stem for path in (REPOSITORY / "documentation" / "methods").glob("*.md")} - {
         "README"
     }

@@ -12,6 +12,8 @@ oracle of the tests.
 
 from __future__ import annotations
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -81,6 +83,17 @@ class Swin(nn.Module):
         return tuple(
             -(-size // step) for size, step in zip(spatial, self.config.step(0), strict=True)
         )
+
+    def copied(self, maskable: bool) -> Swin:
+        """A copy for a pretraining method to train and to edit; this encoder stays as it is.
+
+        maskable: keep the mask token. A method that hides nothing must have none: DDP would wait
+        for its gradient.
+        """
+        encoder = copy.deepcopy(self)
+        if not maskable:
+            encoder.mask_token = None
+        return encoder
 
     def forward(self, x: Tensor, masked: Tensor | Visible | None = None) -> list[Tensor | None]:
         """Encode an image.

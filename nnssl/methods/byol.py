@@ -58,7 +58,7 @@ class BYOL(PairMethod):
     def __init__(self, encoder: Swin, config: BYOLConfig) -> None:
         super().__init__()
         self.config = config
-        encoder.mask_token = None  # nothing is hidden
+        encoder = encoder.copied(maskable=False)  # nothing is hidden
         self.student = Branch(encoder, config.head_hidden, config.head_out, layers=2)
         self.teacher = Teacher(self.student)
         self.answers = Standardise(config.head_out)

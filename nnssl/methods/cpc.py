@@ -75,8 +75,7 @@ class CPC(Method):
     def __init__(self, encoder: Swin, config: CPCConfig) -> None:
         super().__init__()
         self.config = config
-        encoder.mask_token = None  # nothing is hidden
-        self.student = encoder
+        self.student = encoder.copied(maskable=False)  # nothing is hidden
         channels = encoder.channels[-1]
         self.projector = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, config.head_out))
         self.context = nn.GRU(config.head_out, config.head_hidden, batch_first=True)

@@ -28,16 +28,15 @@ import torch
 from torch import Tensor
 
 from nnssl.encoder.swin import Swin
-from nnssl.methods.method import Method, MethodConfig, Step
-from nnssl.modules.distillation import DistillationConfig, EncoderWithHeads, SelfDistillation
+from nnssl.methods.distillation import DistillationMethod, DistillationMethodConfig
+from nnssl.methods.method import Step
+from nnssl.modules.distillation import EncoderWithHeads
 from nnssl.modules.losses import Centre, cross_view
-from nnssl.types import Shape
 from nnssl.views.multicrop import MultiCropConfig, multicrop
-from nnssl.views.spatial import region_size
 
 
 @dataclass(frozen=True)
-class DINOConfig(MultiCropConfig, DistillationConfig, MethodConfig):
+class DINOConfig(MultiCropConfig, DistillationMethodConfig):
     # at 8 scans; Caron 2021: 5e-4 at 256. at 6e-4 targets came near uniform in 50 steps
     lr: float = 2e-4
     pooled_maps: int = 1  # the last map alone (Caron 2021); 5: all five
@@ -49,14 +48,14 @@ class DINOConfig(MultiCropConfig, DistillationConfig, MethodConfig):
 
     def __post_init__(self) -> None:
         MultiCropConfig.__post_init__(self)
-        DistillationConfig.__post_init__(self)
+        DistillationMethodConfig.__post_init__(self)
         if not 1 <= self.pooled_maps <= 5:
             raise ValueError(
                 f"pooled_maps must lie within 1 and the encoder's 5 maps, got {self.pooled_maps}"
             )
 
 
-class DINO(SelfDistillation, Method):
+class DINO(DistillationMethod):
     title = "self-distillation without labels"
     family = "self-distillation"
     signal = "a teacher's answers for other views of the same region"
@@ -65,16 +64,10 @@ class DINO(SelfDistillation, Method):
     Config = DINOConfig
 
     def __init__(self, encoder: Swin, config: DINOConfig) -> None:
-        encoder.mask_token = None  # nothing is hidden
-        super().__init__(
-            EncoderWithHeads(encoder, config, pooled=tuple(range(5 - config.pooled_maps, 5))),
-            config,
-        )
+        encoder = encoder.copied(maskable=False)  # nothing is hidden
+        pooled = tuple(range(5 - config.pooled_maps, 5))
+        super().__init__(EncoderWithHeads(encoder, config, pooled), config)
         self.image_centre = Centre(config.prototypes, config.centre_momentum)
-
-    @staticmethod
-    def region(crop: Shape) -> Shape:
-        return region_size(crop)
 
     def views(
         self, regions: Tensor, generators: Sequence[torch.Generator], within: Tensor | None = None

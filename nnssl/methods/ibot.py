@@ -30,12 +30,11 @@ from torch import Tensor
 
 from nnssl.encoder.swin import Swin
 from nnssl.memory import to_device
-from nnssl.methods.method import Method, MethodConfig, Step
+from nnssl.methods.distillation import DistillationMethod, DistillationMethodConfig
+from nnssl.methods.method import Step
 from nnssl.modules.distillation import (
     STAGE_OF_STRIDE,
-    DistillationConfig,
     EncoderWithHeads,
-    SelfDistillation,
     freeze_unused_layers,
 )
 from nnssl.modules.losses import Centre, cross_view, soft_cross_entropy
@@ -43,13 +42,13 @@ from nnssl.modules.selected import select_tokens
 from nnssl.types import Shape
 from nnssl.views.masking import block_grid, draw_cuboids, repeat_blocks
 from nnssl.views.multicrop import GLOBAL_VIEWS, MultiCropConfig, multicrop
-from nnssl.views.spatial import crop_size, region_size
+from nnssl.views.spatial import crop_size
 
 BLOCKS = (16, 32)  # finer tokens (T3) have not seen enough to stand for a view
 
 
 @dataclass(frozen=True)
-class IBOTConfig(MultiCropConfig, DistillationConfig, MethodConfig):
+class IBOTConfig(MultiCropConfig, DistillationMethodConfig):
     # at 8 scans; Caron 2021: 5e-4 at 256. at 6e-4 targets came near uniform in 50 steps
     lr: float = 2e-4
     local_views: int = 0  # 10 in the paper's Swin; each costs an eighth of a global view
@@ -71,7 +70,7 @@ class IBOTConfig(MultiCropConfig, DistillationConfig, MethodConfig):
 
     def __post_init__(self) -> None:
         MultiCropConfig.__post_init__(self)
-        DistillationConfig.__post_init__(self)
+        DistillationMethodConfig.__post_init__(self)
         if self.mask_block not in BLOCKS:
             raise ValueError(
                 f"mask_block must be the stride of one of the last stages, {BLOCKS}, got "
@@ -95,7 +94,7 @@ class IBOTConfig(MultiCropConfig, DistillationConfig, MethodConfig):
             )
 
 
-class IBOT(SelfDistillation, Method):
+class IBOT(DistillationMethod):
     title = "masked self-distillation with an online tokenizer"
     family = "self-distillation"
     signal = "a teacher's answers for hidden patches and for the other view"
@@ -105,6 +104,7 @@ class IBOT(SelfDistillation, Method):
 
     def __init__(self, encoder: Swin, config: IBOTConfig) -> None:
         stage = STAGE_OF_STRIDE[config.mask_block]
+        encoder = encoder.copied(maskable=True)
         freeze_unused_layers(encoder, stage)
         super().__init__(
             EncoderWithHeads(encoder, config, (stage,), patch=stage, shared=config.shared_head),
@@ -112,10 +112,6 @@ class IBOT(SelfDistillation, Method):
         )
         self.image_centre = Centre(config.prototypes, config.centre_momentum)
         self.patch_centre = Centre(config.prototypes, config.centre_momentum)
-
-    @staticmethod
-    def region(crop: Shape) -> Shape:
-        return region_size(crop)
 
     def views(
         self, regions: Tensor, generators: Sequence[torch.Generator], within: Tensor | None = None

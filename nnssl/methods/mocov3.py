@@ -72,7 +72,7 @@ class MoCoV3(PairMethod):
     def __init__(self, encoder: Swin, config: MoCoV3Config) -> None:
         super().__init__()
         self.config = config
-        encoder.mask_token = None  # nothing is hidden
+        encoder = encoder.copied(maskable=False)  # nothing is hidden
         if config.freeze_patches:
             encoder.patch_embed.proj.requires_grad_(False)
         self.student = Branch(encoder, config.head_hidden, config.head_out, layers=3)

@@ -63,8 +63,7 @@ class Parcels(Method):
     def __init__(self, encoder: Swin, config: ParcelsConfig) -> None:
         super().__init__()
         self.config = config
-        encoder.mask_token = None  # nothing is hidden
-        self.student = encoder
+        self.student = encoder.copied(maskable=False)  # nothing is hidden
         self.decoder = ParcelDecoder(config.decoder, encoder, config.classes)
 
     @property

@@ -60,8 +60,7 @@ class Rotation(Method):
     def __init__(self, encoder: Swin, config: RotationConfig) -> None:
         super().__init__()
         self.config = config
-        encoder.mask_token = None  # nothing is hidden
-        self.student = encoder
+        self.student = encoder.copied(maskable=False)  # nothing is hidden
         dims = encoder.config.spatial_dims
         self.rotations = rotations(dims, config.classes or {2: 4, 3: 24}[dims])
         channels = encoder.channels[-1]

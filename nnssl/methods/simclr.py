@@ -63,7 +63,7 @@ class SimCLR(PairMethod):
     def __init__(self, encoder: Swin, config: SimCLRConfig) -> None:
         super().__init__()
         self.config = config
-        encoder.mask_token = None  # nothing is hidden
+        encoder = encoder.copied(maskable=False)  # nothing is hidden
         self.student = Branch(encoder, config.head_hidden, config.head_out, layers=2)
         self.queue = Queue(config.queue, config.head_out) if config.queue else None
 

@@ -57,9 +57,9 @@ class SimMIM(Method):
     def __init__(self, encoder: Swin, config: SimMIMConfig) -> None:
         super().__init__()
         self.config = config
+        self.student = encoder.copied(maskable=True)
         if config.visible_only:
-            mask_at_stride_8(encoder)
-        self.student = encoder
+            mask_at_stride_8(self.student)
         self.decoder = voxel_decoder(encoder, config)
 
     @property

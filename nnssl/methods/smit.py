@@ -36,12 +36,11 @@ from torch import Tensor
 from nnssl.encoder.swin import Swin
 from nnssl.encoder.visible import mask_at_stride_8
 from nnssl.memory import to_device
-from nnssl.methods.method import Method, MethodConfig, Step
+from nnssl.methods.distillation import DistillationMethod, DistillationMethodConfig
+from nnssl.methods.method import Step
 from nnssl.modules.distillation import (
     STAGE_OF_STRIDE,
-    DistillationConfig,
     EncoderWithHeads,
-    SelfDistillation,
     freeze_unused_layers,
 )
 from nnssl.modules.losses import Centre, cross_view, masked_l1, soft_cross_entropy
@@ -56,14 +55,13 @@ from nnssl.network.reconstruction import (
     shown_to_encoder,
     voxel_decoder,
 )
-from nnssl.types import Shape
 from nnssl.views.intensity import apply_window, draw_window
 from nnssl.views.masking import draw_masks, draw_visible, keep_at_most, repeat_blocks
-from nnssl.views.spatial import crop_size, cut, draw_offset, region_size
+from nnssl.views.spatial import crop_size, cut, draw_offset
 
 
 @dataclass(frozen=True)
-class SMITConfig(MaskedConfig, DistillationConfig, MethodConfig):
+class SMITConfig(MaskedConfig, DistillationMethodConfig):
     w_mip: float = 1.0  # masked image prediction (Jiang 2022, section 3)
     w_itd: float = 0.1  # global (image token) self-distillation
     w_mpd: float = 0.1  # masked patch token self-distillation
@@ -84,7 +82,7 @@ class SMITConfig(MaskedConfig, DistillationConfig, MethodConfig):
     PUBLISHED: ClassVar[dict] = {"patch_tokens": 0}
 
     def __post_init__(self) -> None:
-        DistillationConfig.__post_init__(self)
+        DistillationMethodConfig.__post_init__(self)
         MaskedConfig.__post_init__(self)
         if self.patch_stride not in STAGE_OF_STRIDE:
             raise ValueError(
@@ -115,7 +113,7 @@ class SMITConfig(MaskedConfig, DistillationConfig, MethodConfig):
         return min(self.mask_block)
 
 
-class SMIT(SelfDistillation, Method):
+class SMIT(DistillationMethod):
     title = "self-distilled masked image transformer"
     family = "masked image modelling + self-distillation"
     signal = "hidden voxels; a teacher's answers for hidden patches and for another view"
@@ -124,6 +122,7 @@ class SMIT(SelfDistillation, Method):
     Config = SMITConfig
 
     def __init__(self, encoder: Swin, config: SMITConfig) -> None:
+        encoder = encoder.copied(maskable=True)
         if config.visible_only:
             mask_at_stride_8(encoder)
         stage = STAGE_OF_STRIDE[config.patch_stride]
@@ -154,11 +153,6 @@ class SMIT(SelfDistillation, Method):
     def network_decoder(self) -> PretrainedDecoder | None:
         decoder = self.decoder if self.segmenter is None else self.segmenter
         return decoder if isinstance(decoder, PretrainedDecoder) else None
-
-    @staticmethod
-    def region(crop: Shape) -> Shape:
-        """128 for 96, as the paper."""
-        return region_size(crop)
 
     def views(
         self, regions: Tensor, generators: Sequence[torch.Generator], within: Tensor | None = None

@@ -115,8 +115,7 @@ class SwinUNETRPretext(Method):
     def __init__(self, encoder: Swin, config: SwinUNETRConfig) -> None:
         super().__init__()
         self.config = config
-        encoder.mask_token = None  # what is cut out is cut out of the image
-        self.student = encoder
+        self.student = encoder.copied(maskable=False)  # what is cut out is cut out of the image
         dims, channels = encoder.config.spatial_dims, encoder.channels[-1]
         self.rotations = rotations(dims, 4)
         self.rotation_head = nn.Linear(channels, 4)

@@ -1,5 +1,4 @@
-"""What the self-distillation family shares: a student's answers, a teacher that follows it, and
-their schedules.
+"""What the self-distillation family shares: its settings, and an encoder with heads.
 
 Caron et al. 2021 (DINO, arXiv 2104.14294); Zhou et al. 2022 (iBOT, arXiv 2111.07832).
 """
@@ -12,10 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from nnssl.modules.heads import PrototypeHead, Prototypes, pooled
-from nnssl.modules.schedules import cosine, ramp
+from nnssl.modules.heads import PrototypeHead, pooled
 from nnssl.modules.selected import SelectedTokens
-from nnssl.modules.teacher import Teacher
 
 # which of the encoder's maps has tokens of this stride
 STAGE_OF_STRIDE = {4: 1, 8: 2, 16: 3, 32: 4}
@@ -110,58 +107,6 @@ class EncoderWithHeads(nn.Module):
             embedding,
             self.image_head(embedding) if self.image_head is not None else None,
             patch,
-        )
-
-
-class SelfDistillation(nn.Module):
-    """A student and the teacher that follows it: everything of such a method but its views and its
-    loss.
-
-    Stands before `Method` among a method's bases, whose `after_step` it carries on.
-    """
-
-    def __init__(self, student: EncoderWithHeads, config: DistillationConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.progress = 0.0
-        self.student = student
-        self.teacher = Teacher(student)
-        for part in student.modules():
-            if isinstance(part, Prototypes):
-                part.weight.register_hook(self._hold_prototypes)
-
-    @property
-    def encoder(self) -> nn.Module:
-        """What is exported."""
-        return (self.teacher.model if self.config.export == "teacher" else self.student).encoder
-
-    def teacher_temperature(self, delay: float = 0.0) -> float:
-        """The teacher's temperature now; its warm-up begins at `delay` (fraction of the run)."""
-        c = self.config
-        return ramp(
-            c.teacher_temperature_start,
-            c.teacher_temperature_end,
-            self.progress,
-            delay,
-            c.temperature_warmup,
-        )
-
-    def after_step(self, progress: float) -> None:
-        super().after_step(progress)
-        self.progress = progress
-        self.teacher.update(self.student, cosine(self.config.teacher_momentum, 1.0, progress))
-
-    def get_extra_state(self) -> float:
-        return self.progress
-
-    def set_extra_state(self, state: float) -> None:
-        self.progress = state
-
-    def _hold_prototypes(self, gradient: Tensor) -> Tensor:
-        return (
-            gradient
-            if self.progress >= self.config.freeze_prototypes
-            else torch.zeros_like(gradient)
         )
 
 

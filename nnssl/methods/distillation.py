@@ -1,0 +1,82 @@
+"""A method whose student learns what a teacher says, which follows the student.
+
+Caron et al. 2021 (DINO, arXiv 2104.14294); Zhou et al. 2022 (iBOT, arXiv 2111.07832).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nnssl.encoder.swin import Swin
+from nnssl.methods.method import Method, MethodConfig
+from nnssl.modules.distillation import DistillationConfig, EncoderWithHeads
+from nnssl.modules.heads import Prototypes
+from nnssl.modules.schedules import cosine, ramp
+from nnssl.modules.teacher import Teacher
+from nnssl.types import Shape
+from nnssl.views.spatial import region_size
+
+
+@dataclass(frozen=True)
+class DistillationMethodConfig(DistillationConfig, MethodConfig):
+    """What every such method can be set to."""
+
+
+class DistillationMethod(Method):
+    """A student and the teacher that follows it: everything of such a method but its views and its
+    loss. Its views are cut from a region that is larger than the crop.
+    """
+
+    config: DistillationMethodConfig
+
+    def __init__(self, student: EncoderWithHeads, config: DistillationMethodConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.progress = 0.0
+        self.student = student
+        self.teacher = Teacher(student)
+        for part in student.modules():
+            if isinstance(part, Prototypes):
+                part.weight.register_hook(self._hold_prototypes)
+
+    @staticmethod
+    def region(crop: Shape) -> Shape:
+        """128 for 96, as SMIT's paper."""
+        return region_size(crop)
+
+    @property
+    def encoder(self) -> Swin:
+        """The teacher's, or the student's where the config says so."""
+        return (self.teacher.model if self.config.export == "teacher" else self.student).encoder
+
+    def teacher_temperature(self, delay: float = 0.0) -> float:
+        """The teacher's temperature now; its warm-up begins at `delay` (fraction of the run)."""
+        c = self.config
+        return ramp(
+            c.teacher_temperature_start,
+            c.teacher_temperature_end,
+            self.progress,
+            delay,
+            c.temperature_warmup,
+        )
+
+    def after_step(self, progress: float) -> None:
+        super().after_step(progress)
+        self.progress = progress
+        self.teacher.update(self.student, cosine(self.config.teacher_momentum, 1.0, progress))
+
+    def get_extra_state(self) -> float:
+        return self.progress
+
+    def set_extra_state(self, state: float) -> None:
+        self.progress = state
+
+    def _hold_prototypes(self, gradient: Tensor) -> Tensor:
+        return (
+            gradient
+            if self.progress >= self.config.freeze_prototypes
+            else torch.zeros_like(gradient)
+        )

@@ -1,0 +1,63 @@
+"""What a reader may rely on without reading every method: the encoder given to one stays as it is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import micro
+import pytest
+import torch
+
+from nnssl.encoder.swin import Swin
+from nnssl.methods import METHODS
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+# every method, and settings with which one asks more of its encoder
+CASES = [(name, {}) for name in METHODS] + [
+    ("simmim", {"visible_only": True, "mask_block": 8}),
+    ("simmim", {"decoder": "light", "mask_block": 8}),
+    ("smit", {"visible_only": True, "mask_block": 8}),
+    ("smit", {"w_mip": 0.0, "w_itd": 0.0, "mask_block": 8}),  # the last stages are not read
+    ("smit", {"w_parcels": 1.0}),
+    ("ibot", {"mask_block": 32}),
+    ("mocov3", {"freeze_patches": False}),
+]
+
+
+def state(encoder: Swin) -> dict[str, object]:
+    """All that a method could change: modules, attributes, tensors and what is asked of them."""
+    found: dict[str, object] = {}
+    for path, module in encoder.named_modules():
+        own = {k: v for k, v in vars(module).items() if k not in ("_parameters", "_buffers")}
+        found[f"module {path}"] = (id(module), type(module), module.training, sorted(own))
+        found[f"hooks {path}"] = [len(v) for k, v in own.items() if k.endswith("hooks")]
+        found[f"names {path}"] = [name for name, p in module._parameters.items() if p is not None]
+    for name, parameter in encoder.named_parameters():
+        found[name] = (id(parameter), parameter.requires_grad, parameter.grad is None)
+    return found
+
+
+@pytest.mark.parametrize(("name", "settings"), CASES, ids=str)
+def test_a_method_leaves_the_encoder_it_is_given_as_it_is(name, settings):
+    config = micro.config(name, **settings)
+    encoder = Swin(replace(micro.ENCODER, drop_path=config.drop_path), maskable=True)
+    before = state(encoder)
+    tensors = {key: value.clone() for key, value in encoder.state_dict().items()}
+    method = METHODS[name](encoder, config).train()
+    micro.steps(method, 2, crop=(32, 32, 32))
+    assert state(encoder) == before
+    for key, value in encoder.state_dict().items():
+        assert torch.equal(value, tensors[key]), key
+    assert not {id(p) for p in method.parameters()} & {id(p) for p in encoder.parameters()}
+
+
+def test_a_copy_for_a_method_that_hides_nothing_has_no_mask_token():
+    encoder = Swin(micro.ENCODER, maskable=True)
+    drawn = torch.get_rng_state()
+    masked, plain = encoder.copied(maskable=True), encoder.copied(maskable=False)
+    assert torch.equal(torch.get_rng_state(), drawn)
+    assert plain.mask_token is None
+    assert masked.state_dict().keys() - plain.state_dict().keys() == {"mask_token"}
+    for key, value in plain.state_dict().items():
+        assert torch.equal(value, encoder.state_dict()[key]), key
