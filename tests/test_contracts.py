@@ -1,4 +1,4 @@
-"""What a reader may rely on without reading every method: the encoder given to one stays as it is."""
+"""What a reader may rely on in all methods and all trainers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from dataclasses import replace
 import micro
 import pytest
 import torch
+from made_trainers import trainer_class
 
+from nnssl.doctor.finds import TRAINERS
 from nnssl.encoder.swin import Swin
 from nnssl.methods import METHODS
 
@@ -61,3 +63,23 @@ def test_a_copy_for_a_method_that_hides_nothing_has_no_mask_token():
     assert masked.state_dict().keys() - plain.state_dict().keys() == {"mask_token"}
     for key, value in plain.state_dict().items():
         assert torch.equal(value, encoder.state_dict()[key]), key
+
+
+# -- trainers --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_trainers_of_our_network_stand_side_by_side(name):
+    """None of them is another with a part taken back."""
+    from nnssl.trainers.nnssl_swin import SwinTrainer
+
+    kind = trainer_class(name)
+    assert kind.__bases__ == (SwinTrainer,)
+    assert kind.start is not SwinTrainer.start
+
+
+def test_their_base_is_no_trainer_to_type(nnunet_env):
+    from nnssl.trainers.nnssl_swin import SwinTrainer
+
+    with pytest.raises(NotImplementedError, match="train with -tr SwinSSLTrainer"):
+        SwinTrainer.start(SwinTrainer.__new__(SwinTrainer))

@@ -22,7 +22,7 @@ class DefaultNetworkTrainer(nnUNetTrainer):
         fold: int,
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008 nnU-Net's own signature
-    ):
+    ) -> None:
         self.recipe = Recipe.of(plans)
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.oversample_foreground_percent = self.recipe.foreground
@@ -35,7 +35,7 @@ class DefaultNetworkTrainer(nnUNetTrainer):
         if self.device.type == "cpu":
             finetune.prepare_cpu()
 
-    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self):  # noqa: N802 nnU-Net's name
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple:  # noqa: N802 nnU-Net's name
         *others, axes = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         if not self.recipe.mirror:  # nnU-Net saves the second name with the model, for prediction
             axes = self.inference_allowed_mirroring_axes = None

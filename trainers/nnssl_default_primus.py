@@ -27,12 +27,12 @@ class PrimusTrainer(DefaultNetworkTrainer):
         fold: int,
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008 nnU-Net's own signature
-    ):
+    ) -> None:
         finetune.round_patch(plans, configuration)
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.warmup_duration_whole_net = max(1, self.num_epochs // 20)  # of 1000 nnU-Net's own 50
 
-    def load_checkpoint(self, filename_or_checkpoint):
+    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
         # not Primus's own, which since PyTorch 2.6 cannot read the files of its own training
         nnUNetTrainer.load_checkpoint(self, filename_or_checkpoint)
         if self.current_epoch >= self.warmup_duration_whole_net:

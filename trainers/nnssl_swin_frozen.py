@@ -4,18 +4,23 @@ as it is.
 
 from __future__ import annotations
 
+import torch
+
 from nnssl import finetune
-from nnssl.trainers.nnssl_swin_ssl import SwinSSLTrainer
+from nnssl.trainers.nnssl_swin import SwinTrainer
 
 
-class SwinFrozenTrainer(SwinSSLTrainer):
-    def configure_optimizers(self):
+class SwinFrozenTrainer(SwinTrainer):
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, finetune.Schedule]:
         finetune.freeze(finetune.unwrap(self.network))
         return super().configure_optimizers()
 
     def start(self) -> list[str]:
-        return [*super().start(), "Frozen: the encoder stays as it is, only the decoder learns"]
+        return [
+            *self.load_pretrained(),
+            "Frozen: the encoder stays as it is, only the decoder learns",
+        ]
 
-    def on_train_epoch_start(self):
+    def on_train_epoch_start(self) -> None:
         super().on_train_epoch_start()
         finetune.unwrap(self.network).encoder.eval()  # no stochastic depth in what does not learn

@@ -5,11 +5,11 @@ top down.
 from __future__ import annotations
 
 from nnssl import finetune
-from nnssl.trainers.nnssl_swin_ssl import SwinSSLTrainer
+from nnssl.trainers.nnssl_swin import SwinTrainer
 
 
-class SwinGradualTrainer(SwinSSLTrainer):
+class SwinGradualTrainer(SwinTrainer):
     schedule = finetune.Unfreezing
 
     def start(self) -> list[str]:
-        return [*super().start(), finetune.unfreezing(self.recipe)]
+        return [*self.load_pretrained(), finetune.unfreezing(self.recipe)]

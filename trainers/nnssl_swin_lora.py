@@ -4,12 +4,14 @@ rank.
 
 from __future__ import annotations
 
+import torch
+
 from nnssl import finetune
-from nnssl.trainers.nnssl_swin_ssl import SwinSSLTrainer
+from nnssl.trainers.nnssl_swin import SwinTrainer
 
 
-class SwinLoRATrainer(SwinSSLTrainer):
-    def configure_optimizers(self):
+class SwinLoRATrainer(SwinTrainer):
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, finetune.Schedule]:
         network = finetune.unwrap(self.network)
         finetune.add_lora(network, self.recipe)
         optimizer, schedule = super().configure_optimizers()
@@ -18,4 +20,4 @@ class SwinLoRATrainer(SwinSSLTrainer):
 
     def start(self) -> list[str]:
         network = finetune.unwrap(self.network)
-        return [*super().start(), finetune.describe_lora(network, self.recipe)]
+        return [*self.load_pretrained(), finetune.describe_lora(network, self.recipe)]

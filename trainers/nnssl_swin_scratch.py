@@ -5,10 +5,10 @@ a random start.
 from __future__ import annotations
 
 from nnssl import finetune
-from nnssl.trainers.nnssl_swin_ssl import SwinSSLTrainer
+from nnssl.trainers.nnssl_swin import SwinTrainer
 
 
-class SwinScratchTrainer(SwinSSLTrainer):
+class SwinScratchTrainer(SwinTrainer):
     random_start = True
 
     def start(self) -> list[str]:

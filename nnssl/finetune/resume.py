@@ -9,7 +9,7 @@ from pathlib import Path
 BEST = "checkpoint_best.pth"
 
 
-def whole(checkpoint: object, say: Callable[[str], object]) -> object:
+def whole(checkpoint: dict | str, say: Callable[[str], object]) -> dict | str:
     """What to load in the place of `checkpoint`, a path or its content: itself, or the best one of
     its folder where it is cut short, which is said. Raises ValueError where there is none.
     """
@@ -26,6 +26,6 @@ def whole(checkpoint: object, say: Callable[[str], object]) -> object:
     )
 
 
-def _is_whole(path: object) -> bool:
+def _is_whole(path: Path | str) -> bool:
     """PyTorch writes an archive, whose list of contents stands at its end."""
     return zipfile.is_zipfile(path)

@@ -1,0 +1,143 @@
+"""What the trainers of our network share: nnU-Net's training with our recipe. They differ in what
+the weights start as, and in what learns.
+"""
+
+from __future__ import annotations
+
+import torch
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import nn
+
+from nnssl import finetune
+from nnssl.finetune import resume
+from nnssl.finetune.architecture import INFO, Recipe
+from nnssl.finetune.pretrained_weights import Watch
+from nnssl.trainers.nnssl_default_network import DefaultNetworkTrainer
+
+
+class SwinTrainer(DefaultNetworkTrainer):
+    """The base: a trainer says by `start` what the weights are, and may have another `schedule`."""
+
+    random_start = False  # whether plans may name no checkpoint
+    schedule: type[finetune.Schedule] = finetune.Schedule
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008 nnU-Net's own signature
+    ) -> None:
+        self.unsettled: ValueError | None = None
+        try:
+            finetune.resolve_architecture(plans, configuration, self.random_start)
+        # raised when the network is built, unless a saved model brings its own
+        except ValueError as error:
+            self.unsettled = error
+        self.starts_anew = True
+        self.watch: Watch | None = None
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.initial_lr, self.weight_decay = self.recipe.lr, self.recipe.weight_decay
+
+    @staticmethod
+    def build_network_architecture(
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> nn.Module:
+        resolved = configuration_manager.configuration
+        drop_path = Recipe.of(plans_manager.plans).stochastic_depth
+        return finetune.build(
+            resolved, num_input_channels, num_output_channels, enable_deep_supervision, drop_path
+        )
+
+    def initialize(self) -> None:
+        resolved, plans = self.configuration_manager.configuration, self.plans_manager.plans
+        finetune.require_architecture(resolved, self.unsettled)
+        super().initialize()
+        if self.starts_anew:
+            finetune.refuse_mixed_folds(self.output_folder_base, self.fold, plans.get(INFO, {}))
+            lines = self.start() + finetune.intensities(resolved, plans.get(INFO, {}))
+            finetune.start_heads(finetune.unwrap(self.network), self.label_manager.has_regions)
+            lines.append(finetune.describe(self.recipe, not self.random_start))
+            self.print_to_log_file("\n".join(lines), add_timestamp=False)
+            self.watch = Watch(
+                finetune.unwrap(self.network), plans.get(INFO, {}), self.print_to_log_file
+            )
+
+    def start(self) -> list[str]:
+        """Set the weights; lines for the log."""
+        raise NotImplementedError("a base of trainers: train with -tr SwinSSLTrainer")
+
+    def load_pretrained(self) -> list[str]:
+        """Load the weights that the plans name; lines for the log."""
+        labels = finetune.cascaded_labels(
+            self.configuration_manager.configuration, self.num_input_channels
+        )
+        return finetune.load(finetune.unwrap(self.network), self.plans_manager.plans, labels)
+
+    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
+        filename_or_checkpoint = resume.whole(filename_or_checkpoint, self.print_to_log_file)
+        if not self.was_initialized:
+            saved = filename_or_checkpoint
+            if not isinstance(saved, dict):
+                saved = torch.load(saved, map_location="cpu", weights_only=False, mmap=True)
+            plans, resolved = self.plans_manager.plans, self.configuration_manager.configuration
+            finetune.restore_plans(
+                plans, resolved, self.configuration_name, saved["init_args"]["plans"]
+            )
+            self.starts_anew = False
+        if self.watch is not None:
+            self.watch.end()
+        super().load_checkpoint(filename_or_checkpoint)
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, finetune.Schedule]:
+        network, pretrained = finetune.unwrap(self.network), not self.random_start
+        optimizer, schedule = finetune.optimise(
+            network, self.recipe, self.device, pretrained, self.schedule
+        )
+        self.average = finetune.Average(network, optimizer, self.recipe.average)
+        return optimizer, schedule
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        network = finetune.unwrap(self.network)
+        info = self.plans_manager.plans.get(INFO, {})
+        if self.starts_anew and finetune.needs_moments(network, info):
+            batches = range(-(-finetune.PATCHES // self.batch_size))
+            finetune.measure(
+                network, (next(self.dataloader_train)["data"].to(self.device) for _ in batches)
+            )
+
+    def on_train_epoch_start(self) -> None:
+        self.average.restore()
+        super().on_train_epoch_start()
+
+    def on_validation_epoch_start(self) -> None:
+        self.average.use()  # until the next epoch: nnU-Net also saves what it has validated
+        super().on_validation_epoch_start()
+
+    def save_checkpoint(self, filename: str) -> None:
+        validated = self.average.in_use
+        self.average.use()
+        super().save_checkpoint(filename)
+        if not validated:
+            self.average.restore()
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        self.average.use()
+        super().perform_actual_validation(save_probabilities)
+
+    def _get_deep_supervision_scales(self) -> list[list[float]] | None:
+        if not self.enable_deep_supervision:
+            return None
+        return finetune.deep_supervision_scales(self.configuration_manager.configuration)
+
+    def _build_loss(self) -> nn.Module:
+        loss = super()._build_loss()
+        if scales := self._get_deep_supervision_scales():
+            loss.weight_factors = finetune.deep_supervision_weights(len(scales))
+        return loss
