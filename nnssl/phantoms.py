@@ -93,9 +93,8 @@ def _check(shape: Shape | None, spacing: Spacing | None) -> None:
 
 def ellipsoid(centre: Spacing, radii: Spacing) -> Inside:
     def inside(grid: Grid) -> np.ndarray:
-        return (
-            sum(((axis - c) / r) ** 2 for axis, c, r in zip(grid, centre, radii, strict=True)) < 1
-        )
+        z, y, x = (((axis - c) / r) ** 2 for axis, c, r in zip(grid, centre, radii, strict=True))
+        return z + y + x < 1
 
     return inside
 
@@ -278,7 +277,8 @@ def _grid(shape: Shape, spacing: Spacing) -> Grid:
         (np.arange(n, dtype=np.float32) - (n - 1) / 2) * s
         for n, s in zip(shape, spacing, strict=True)
     ]
-    return tuple(np.meshgrid(*axes, indexing="ij"))
+    z, y, x = np.meshgrid(*axes, indexing="ij")
+    return z, y, x
 
 
 def _bent(grid: Grid, bend: np.ndarray) -> Grid:

@@ -93,15 +93,17 @@ def correctness(sizes: Sizes, device: torch.device) -> dict:
         with precision.weights():
             with precision.autocast():
                 maps = encoder(image.to(where), masked.to(where))
-            sum(
+            terms = [
                 (m.float() * torch.linspace(-1, 1, m.numel(), device=where).view_as(m)).mean()
                 for m in maps
-            ).backward()
+            ]
+            torch.stack(terms).sum().backward()
         gradients = [p.grad for p in encoder.parameters() if p.grad is not None]
-        return tuple(
+        flat = [
             torch.cat([t.detach().float().cpu().flatten() for t in part])
             for part in (maps, gradients)
-        )
+        ]
+        return flat[0], flat[1]
 
     found: dict = {}
     exact = look(torch.device("cpu"), False)

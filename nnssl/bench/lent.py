@@ -9,8 +9,8 @@ operation each way.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from types import SimpleNamespace
 from unittest.mock import patch
 
@@ -20,6 +20,7 @@ from torch import Tensor
 from nnssl.bench.memory import Autocast
 from nnssl.encoder import attention
 from nnssl.train import run
+from nnssl.types import GradContext
 
 META = torch.device("meta")
 BF16 = torch.bfloat16
@@ -32,7 +33,9 @@ class Switched(Autocast):
         super().__init__(BF16)
         self.on = False
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(
+        self, func: Callable, types: Sequence, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
         if self.on:
             return super().__torch_function__(func, types, args, kwargs)
         return func(*args, **(kwargs or {}))
@@ -52,7 +55,7 @@ class Kernel(torch.autograd.Function):
     note: Callable[[str, tuple[Tensor, ...]], None] = staticmethod(lambda *_: None)
 
     @staticmethod
-    def forward(ctx, qkv: Tensor, bias: Tensor) -> Tensor:
+    def forward(ctx: GradContext, qkv: Tensor, bias: Tensor) -> Tensor:
         windows, n, _, heads, d = qkv.shape
         out = qkv.new_empty(windows, n, heads * d)
         ctx.save_for_backward(qkv, bias)
@@ -60,7 +63,7 @@ class Kernel(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: GradContext, gradient: Tensor) -> tuple[Tensor, Tensor]:
         qkv, bias = ctx.saved_tensors
         found = torch.empty_like(qkv), torch.empty_like(bias)
         Kernel.note("window attention, backward", (qkv, bias, gradient, *found))
@@ -78,18 +81,28 @@ def lent() -> Iterator[torch.device]:
     def a_generator(device: torch.device | str = "cpu") -> torch.Generator:
         return generator("cpu" if torch.device(device) == META else device)
 
-    def an_autocast(device: str, *args, enabled: bool = True, **kwargs):
+    def an_autocast(
+        device: str,
+        dtype: torch.dtype | None = None,
+        enabled: bool = True,
+        cache_enabled: bool | None = None,
+    ) -> AbstractContextManager:
         if device == META.type:
             return mode.switched(enabled)
-        return autocast(device, *args, enabled=enabled, **kwargs)
+        return autocast(device, dtype, enabled, cache_enabled)
 
-    def a_tensor(*args, device: torch.device | str | None = None, **kwargs) -> Tensor:
+    def a_tensor(
+        data: object,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        **more: bool,
+    ) -> Tensor:
         if torch.device(device or "cpu") == META:
             raise AssertionError(
                 "torch.tensor(..., device=...) waits: make it on the CPU and use "
                 "nnssl.memory.to_device"
             )
-        return tensor(*args, device=device, **kwargs)
+        return tensor(data, dtype=dtype, device=device, **more)
 
     with ExitStack() as stack:
         for where, name, stands_in in (

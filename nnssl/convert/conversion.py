@@ -86,12 +86,13 @@ def convert(request: Request) -> str:
         raise ForeignError(f"{request.output} exists; choose another -o, or remove it")
     if request.licence and not request.hub:
         raise ForeignError("--licence is for the card of a folder for Hugging Face: add --hub")
-    request = replace(request, file=address.local(request.file))
-    content = opened(request.file)
+    file = address.local(request.file)
+    request = replace(request, file=file)
+    content = opened(file)
     if is_ours(content):
         content = _own(request)
     else:
-        done = encoder_from(tensors_in(content, request.file), request)
+        done = encoder_from(tensors_in(content, file), request)
         content = checkpoint.pack(done.encoder, _header(request, done), [done.source.citation])
     if request.hub:
         checkpoint.publish(request.output, content, request.licence)
@@ -113,7 +114,7 @@ def _own(request: Request) -> dict:
             f"{request.file} is a checkpoint of this package, which says itself what it is: leave "
             f"out --{' --'.join(name.replace('_', '-') for name in given)}"
         )
-    if not request.hub and request.output.suffix == request.file.suffix:
+    if not request.hub and request.output.suffix == Path(request.file).suffix:
         raise ForeignError(
             f"{request.file} is a checkpoint of this package already; use it: nnssl_plan -d "
             f"DATASET -c {request.file}, or write it as a folder for Hugging Face: --hub -o FOLDER"
@@ -126,7 +127,7 @@ def encoder_from(tensors: dict[str, Tensor], request: Request) -> Converted:
     """Raises ForeignError when a tensor of the encoder is missing, unexpected or of another
     shape.
     """
-    found = encoder_in(request.file, list(tensors), request.prefix)
+    found = encoder_in(Path(request.file), list(tensors), request.prefix)
     source = _source(found, list(tensors), request)
     weights, left_out = _ours_by_name(tensors, found)
     try:
@@ -222,7 +223,7 @@ def _adapted(
         theirs = adapt.CHUNKS[source.chunks] if dims == 3 else corners((2, 2))
         theirs = [corner[::-1] for corner in theirs] if source.axes == "xyz" else theirs
         weights = adapt.reorder_merge(weights, theirs, corners((2,) * dims))
-    semantics = {
+    semantics: dict = {
         "windows": source.windows,
         "merging": "legacy" if legacy else "all",
         "taps": source.taps,
@@ -274,7 +275,7 @@ def _header(request: Request, done: Converted) -> dict:
     source, dims = done.source, done.encoder.config.spatial_dims
     hu, spacing = _hu(request, source), request.spacing or source.spacing
     account = {
-        "file": request.file.name,
+        "file": Path(request.file).name,
         "sha256": files.sha256(request.file),
         "title": source.title,
         "licence": source.licence,

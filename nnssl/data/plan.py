@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -170,7 +172,20 @@ def make_plan(
     return Plan(name, spacing, hu, check_crop(crop or default_crop(shapes)), cases)
 
 
-def case_of(scan) -> Case:
+class _Scan(Protocol):
+    """A line of the survey (`nnssl.data.survey.ScanReport`)."""
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def series(self) -> str: ...
+    @property
+    def shape(self) -> Shape: ...
+    @property
+    def spacing(self) -> Spacing: ...
+
+
+def case_of(scan: _Scan) -> Case:
     """Of a line of the survey."""
     return Case(
         case_id(scan.path, scan.series),
@@ -241,9 +256,8 @@ def hu_policy(
     `clip` (HU) asks for the plain linear map of that range instead.
     `histograms`: counts at each whole HU from BODY_HU upwards (survey.body_histogram).
     """
-    pooled: np.ndarray | float = 0.0
-    for histogram in histograms:
-        pooled = pooled + histogram / histogram.sum()
+    fractions = (histogram / histogram.sum() for histogram in histograms)
+    pooled = functools.reduce(np.add, fractions)
     pooled = pooled / pooled.sum()
     hu = np.arange(len(pooled)) + WIDEST[1] - (len(pooled) - 1)
     low, high = check_clip(clip) if clip else WIDEST

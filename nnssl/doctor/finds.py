@@ -127,7 +127,7 @@ def _judge(path: Path, plans: dict) -> Finding:
             return ok(f"{dataset} -p {name}: no checkpoint, for -tr SwinScratchTrainer")
         if address.is_address(info["checkpoint_path"]):  # nothing is fetched for a look
             return ok(f"{dataset} -p {name}: {info['checkpoint_path']}, fetched where it is used")
-        choice = checkpoint_choice.choose(info, f"{dataset}/{name}.json")
+        choice = checkpoint_choice.require(checkpoint_choice.choose(info, f"{dataset}/{name}.json"))
         loaded = _load(choice.path)
         checkpoint_choice.check(choice, loaded.sha256)
     except (ValueError, TypeError, OSError) as error:

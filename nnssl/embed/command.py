@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nnssl import address, limits
+
+if TYPE_CHECKING:
+    from nnssl.embed.pooling import Window
 
 STRIDES = "2, 4, 8, 16 or 32"
 
@@ -102,9 +106,11 @@ def options(args: argparse.Namespace) -> dict:
     return given
 
 
-def _window(words: list[str] | None) -> str | tuple[int, ...] | None:
-    if words is None or words == ["whole"]:
-        return words and "whole"
+def _window(words: list[str] | None) -> Window:
+    if words is None:
+        return None
+    if words == ["whole"]:
+        return "whole"
     if len(words) == 3 and all(word.isdigit() and int(word) > 0 for word in words):
         return tuple(map(int, words))
     raise ValueError(

@@ -25,7 +25,7 @@ from nnssl.embed.scan import Prepared, grid_plan, prepare, read_labels
 from nnssl.embed.table import Row
 from nnssl.finetune import checkpoint_choice
 from nnssl.train.processes import choose_device
-from nnssl.types import HUPolicy, Shape, Spacing
+from nnssl.types import HUPolicy, Spacing
 
 NOTE = "embed.json"
 VERSION = 1  # goes up when the same settings would give other numbers
@@ -42,7 +42,7 @@ class Options:
     masks: Path | None = None
     dense: int | None = None  # stride in voxels
     nifti: bool = False
-    window: str | Shape | None = None
+    window: pooling.Window = None
     spacing: Spacing | None = None
     num_processes: int = 2
     device: str | None = None
@@ -211,7 +211,7 @@ def _encode(
                 continue
             scan, about = result
             pooled = _pooled(encoder, scan, number, options.window)
-            if number is not None:
+            if number is not None and pooled.dense is not None:
                 dense.write(folder, task.row, encoder, scan, pooled.dense, number, options.nifti)
             small = table.thumbnail(scan.image, encoder.hu, about["grid"], scan.affine)
             table.keep(folder, task.row, task.signature, pooled, about, small)
@@ -241,7 +241,9 @@ def prepared(
     return made, about
 
 
-def _pooled(encoder: Encoder, scan: Prepared, number: int | None, window: object) -> pooling.Pooled:
+def _pooled(
+    encoder: Encoder, scan: Prepared, number: int | None, window: pooling.Window
+) -> pooling.Pooled:
     try:
         return pooling.pool(encoder, scan, number, window)
     except (torch.OutOfMemoryError, MemoryError) as error:
@@ -252,7 +254,15 @@ def _pooled(encoder: Encoder, scan: Prepared, number: int | None, window: object
         ) from error
 
 
-def _tell(folder, lines, tasks, failed, made, has_labels: bool, say: Callable) -> None:
+def _tell(
+    folder: Path,
+    lines: Sequence[ScanReport],
+    tasks: Sequence[Task],
+    failed: dict[str, str],
+    made: table.Table,
+    has_labels: bool,
+    say: Callable,
+) -> None:
     out = len(lines) - len(tasks)
     say(
         f"{len(made.id)} scans embedded, {out} left out ({folder / 'report.csv'}), {len(failed)} "

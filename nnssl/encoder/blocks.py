@@ -5,8 +5,9 @@ Module names follow `monai.networks.nets.swin_unetr` 1.6.1.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -23,19 +24,19 @@ from nnssl.encoder.windows import (
     merging_order,
     stage_windows,
 )
-from nnssl.types import Shape
+from nnssl.types import GradContext, Shape
 
 
 class _Reorder(torch.autograd.Function):
     """x[:, index], whose gradient is a gather by the known inverse rather than a scatter."""
 
     @staticmethod
-    def forward(ctx, x, index, inverse):
+    def forward(ctx: GradContext, x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
         ctx.save_for_backward(inverse)
         return x.index_select(1, index)
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx: GradContext, gradient: Tensor) -> tuple[Tensor, None, None]:
         (inverse,) = ctx.saved_tensors
         return gradient.index_select(1, inverse), None, None
 
@@ -47,9 +48,13 @@ def _reorder(x: Tensor, way: tuple[Tensor, Tensor | None]) -> Tensor:
     return x.index_select(1, way[0]) if way[1] is None else _Reorder.apply(x, *way)
 
 
+def _inverse(way: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    return way[1], way[0]
+
+
 def to_slots(x: Tensor, cut: WindowPartition, pads_are_zero: bool) -> Tensor:
     """Tokens [B N C] to slots [B nW*n C]."""
-    if cut.slots is None:
+    if cut.slots is None or cut.real is None:
         return x
     # A padding slot shows the first token, and no gradient leaves it: it is zeroed, or nobody
     # attends to it.
@@ -74,7 +79,9 @@ def draw_kept(rates: Tensor, x: Tensor) -> Tensor:
 
 
 class WindowAttention(nn.Module):
-    def __init__(self, dim: int, heads: int, window: int, spatial_dims: int, qkv_bias: bool):
+    def __init__(
+        self, dim: int, heads: int, window: int, spatial_dims: int, qkv_bias: bool
+    ) -> None:
         super().__init__()
         self.heads = heads
         self.relative_position_bias_table = nn.Parameter(
@@ -93,7 +100,7 @@ class WindowAttention(nn.Module):
 
 
 class Mlp(nn.Module):
-    def __init__(self, dim: int, hidden: int):
+    def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
         self.linear1 = nn.Linear(dim, hidden)
         self.linear2 = nn.Linear(hidden, dim)
@@ -103,7 +110,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, dim: int, heads: int, config: SwinConfig):
+    def __init__(self, dim: int, heads: int, config: SwinConfig) -> None:
         super().__init__()
         self.pads_are_zero = config.windows != "exact"
         self.norm1 = nn.LayerNorm(dim)
@@ -131,12 +138,12 @@ class _Added(torch.autograd.Function):
     """x + branch * kept, for `kept` without gradient: a kernel each way."""
 
     @staticmethod
-    def forward(ctx, x, branch, kept):
+    def forward(ctx: GradContext, x: Tensor, branch: Tensor, kept: Tensor) -> Tensor:
         ctx.save_for_backward(kept)
         return torch.addcmul(x, branch, kept)
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx: GradContext, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         (kept,) = ctx.saved_tensors
         return gradient, gradient * kept, None
 
@@ -165,7 +172,7 @@ class PatchMerging(nn.Module):
     merging "all" has a bias, which a pretrained merge's norm is folded into (`adapt`).
     """
 
-    def __init__(self, dim: int, step: Shape, config: SwinConfig):
+    def __init__(self, dim: int, step: Shape, config: SwinConfig) -> None:
         super().__init__()
         self.step, self.merging, self.axes = step, config.merging, config.axes
         joined = len(corners(step, self.merging, self.axes)) * dim
@@ -186,9 +193,11 @@ class PatchMerging(nn.Module):
 
 
 class Stage(nn.Module):
+    rates: Tensor
+
     def __init__(
         self, dim: int, heads: int, drop_path: list[float], step: Shape, config: SwinConfig
-    ):
+    ) -> None:
         super().__init__()
         self.window, self.mode, self.axes = config.window, config.windows, config.axes
         self.blocks = nn.ModuleList(Block(dim, heads, config) for _ in drop_path)
@@ -205,7 +214,7 @@ class Stage(nn.Module):
         for number, block in enumerate(self.blocks):
             cut = windows.shifted if number % 2 else windows.plain
             if number > 0 and windows.shift is not None:
-                tokens = _reorder(tokens, windows.shift if number % 2 else windows.shift[::-1])
+                tokens = _reorder(tokens, windows.shift if number % 2 else _inverse(windows.shift))
             rest = (cut, biases[number], kept[number])
             if checkpointing and self.training:
                 tokens = checkpoint(block, tokens, *rest, use_reentrant=False)
@@ -215,7 +224,10 @@ class Stage(nn.Module):
 
     def _biases(self, windows: StageWindows) -> Sequence[Tensor]:
         """[heads n n] of each block: their windows are alike, so that one look-up serves all."""
-        tables = torch.stack([block.attn.relative_position_bias_table for block in self.blocks])
+        tables = torch.stack(
+            # each is a Block, which a ModuleList does not say
+            [b.attn.relative_position_bias_table for b in self.blocks]  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]
+        )
         slots = prod(windows.plain.size)
         biases = tables[:, windows.relative].unflatten(1, (slots, slots))
         return biases.permute(0, 3, 1, 2).contiguous().unbind()
@@ -228,7 +240,7 @@ class Stage(nn.Module):
         return list(zip(branches[::2], branches[1::2], strict=True))
 
     def _way_out(self, windows: StageWindows) -> tuple[Tensor, Tensor]:
-        return windows.leave if len(self.blocks) % 2 == 0 else windows.enter[::-1]
+        return windows.leave if len(self.blocks) % 2 == 0 else _inverse(windows.enter)
 
 
 class ResidualConvolution(nn.Module):
@@ -236,7 +248,7 @@ class ResidualConvolution(nn.Module):
     before each stage.
     """
 
-    def __init__(self, dim: int, spatial_dims: int):
+    def __init__(self, dim: int, spatial_dims: int) -> None:
         super().__init__()
         convolution = nn.Conv3d if spatial_dims == 3 else nn.Conv2d
         self.layer = nn.ModuleDict(  # the names are MONAI's
@@ -249,17 +261,22 @@ class ResidualConvolution(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B *grid C] to the same."""
         image = x.movedim(-1, 1)
-        inner = F.leaky_relu(instance_norm(self.layer["conv1"]["conv"](image)), 0.01)
-        out = instance_norm(self.layer["conv2"]["conv"](inner)) + image
+        inner = F.leaky_relu(instance_norm(self._convolved("conv1", image)), 0.01)
+        out = instance_norm(self._convolved("conv2", inner)) + image
         return F.leaky_relu(out, 0.01).movedim(1, -1).contiguous()
+
+    def _convolved(self, name: str, x: Tensor) -> Tensor:
+        return self.layer[name]["conv"](x)  # pyright: ignore[reportIndexIssue] again a ModuleDict
 
 
 class PatchEmbed(nn.Module):
-    def __init__(self, config: SwinConfig):
+    def __init__(self, config: SwinConfig) -> None:
         super().__init__()
         self.step = config.step(0)
         convolution = nn.Conv3d if config.spatial_dims == 3 else nn.Conv2d
-        self.proj = convolution(config.in_channels, config.embed_dim, self.step, stride=self.step)
+        # PyTorch declares kernels of a known number of axes
+        make = cast("Callable[..., nn.Conv2d | nn.Conv3d]", convolution)
+        self.proj = make(config.in_channels, config.embed_dim, self.step, stride=self.step)
         self.norm = nn.LayerNorm(config.embed_dim) if config.patch_norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:

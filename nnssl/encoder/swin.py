@@ -43,7 +43,9 @@ class Swin(nn.Module):
     time.
     """
 
-    def __init__(self, config: SwinConfig, maskable: bool = False, checkpointing: bool = False):
+    def __init__(
+        self, config: SwinConfig, maskable: bool = False, checkpointing: bool = False
+    ) -> None:
         super().__init__()
         self.config = config
         self.checkpointing = checkpointing
@@ -121,11 +123,13 @@ class Swin(nn.Module):
             tokens, first = visible.coarse_tokens(self, x, masked), visible.STAGES
         else:
             tokens, first = self.patch_embed(x), 0
-            if masked is not None:
+            if masked is not None and self.mask_token is not None:
                 tokens = torch.where(masked[..., None], self.mask_token.to(tokens.dtype), tokens)
         # Each map is normalised where it arises: its fraction of the backward pass then comes late,
         # when most memory is free again.
-        maps = [_as_map(tokens)] if self.config.taps == "merge" else [None] * first
+        maps: list[Tensor | None] = [None] * first
+        if self.config.taps == "merge":
+            maps = [_as_map(tokens)]
         for number, stage in enumerate(self.stages[first:], first):
             if self.config.convolutions:
                 tokens = getattr(self, f"layers{number + 1}c")[0](tokens)
@@ -162,7 +166,7 @@ class Swin(nn.Module):
             )
 
 
-def _as_map(tokens: Tensor, norm: nn.LayerNorm | None = None) -> Tensor:
+def _as_map(tokens: Tensor, norm: nn.Module | None = None) -> Tensor:
     """[B *grid C] to a normalised [B C *grid]."""
     normalised = F.layer_norm(tokens, tokens.shape[-1:]) if norm is None else norm(tokens)
     return normalised.movedim(-1, 1)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from torch import nn
+from typing import cast
 
 from nnssl import checkpoint
 from nnssl.finetune.architecture import INFO, describe_map
-from nnssl.finetune.checkpoint_choice import NoCheckpointError, OriginError, choose
+from nnssl.finetune.checkpoint_choice import NoCheckpointError, OriginError, choose, require
 from nnssl.finetune.plans import opened
 from nnssl.network.swin_unetr import SwinUNETR
 
@@ -26,7 +26,7 @@ def load(network: SwinUNETR, plans: dict, labels: int = 0) -> list[str]:
             "SwinScratchTrainer, or make plans from one: nnssl_plan -d DATASET -c "
             "PATH_TO_CHECKPOINT --name NAME"
         )
-    loaded = opened(choose(info))
+    loaded = opened(require(choose(info)))
     theirs, ours = loaded.encoder_config.spatial_dims, network.encoder.config.spatial_dims
     if theirs != ours:
         raise OriginError(
@@ -116,10 +116,11 @@ def freeze(network: SwinUNETR) -> None:
     network.encoder.requires_grad_(False)
 
 
-def unwrap(network: nn.Module) -> SwinUNETR:
+def unwrap(network: object) -> SwinUNETR:
     """The network itself, out of what DDP and torch.compile wrap it in."""
     network = getattr(network, "module", network)
-    return getattr(network, "_orig_mod", network)
+    # neither of the two says what it wraps
+    return cast("SwinUNETR", getattr(network, "_orig_mod", network))
 
 
 def _round(numbers: list[float]) -> list[float]:

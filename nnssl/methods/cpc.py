@@ -64,6 +64,10 @@ class CPCConfig(MethodConfig):
             raise ValueError(f"temperature must be above 0, got {self.temperature}")
 
 
+class _Predictors(nn.ModuleList):
+    keeps_fp32 = True  # see `CPC._predict`
+
+
 class CPC(Method):
     title = "contrastive predictive coding"
     family = "contrastive (predictive coding)"
@@ -71,6 +75,7 @@ class CPC(Method):
     citation = "van den Oord et al., Representation learning with contrastive predictive coding, 2018, arXiv 1807.03748"
     smallest_batch = 2
     Config = CPCConfig
+    config: CPCConfig
 
     def __init__(self, encoder: Swin, config: CPCConfig) -> None:
         super().__init__()
@@ -79,10 +84,9 @@ class CPC(Method):
         channels = encoder.channels[-1]
         self.projector = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, config.head_out))
         self.context = nn.GRU(config.head_out, config.head_hidden, batch_first=True)
-        self.predictors = nn.ModuleList(
+        self.predictors = _Predictors(
             nn.Linear(config.head_hidden, config.head_out) for _ in range(config.ahead)
         )
-        self.predictors.keeps_fp32 = True  # see `_predict`
 
     @staticmethod
     def region(crop: Shape) -> Shape:

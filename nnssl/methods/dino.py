@@ -62,6 +62,7 @@ class DINO(DistillationMethod):
     citation = "Caron et al., Emerging properties in self-supervised vision transformers, ICCV 2021, arXiv 2104.14294"
     smallest_batch = 4
     Config = DINOConfig
+    config: DINOConfig
 
     def __init__(self, encoder: Swin, config: DINOConfig) -> None:
         encoder = encoder.copied(maskable=False)  # nothing is hidden

@@ -101,6 +101,7 @@ class IBOT(DistillationMethod):
     citation = "Zhou et al., iBOT: image BERT pre-training with online tokenizer, ICLR 2022, arXiv 2111.07832"
     smallest_batch = 4
     Config = IBOTConfig
+    config: IBOTConfig
 
     def __init__(self, encoder: Swin, config: IBOTConfig) -> None:
         stage = STAGE_OF_STRIDE[config.mask_block]

@@ -108,7 +108,7 @@ class MethodConfig:
         return values
 
 
-def _read(text: str, kind: type, setting: str):
+def _read(text: str, kind: type, setting: str) -> object:
     if kind is bool:
         if text.lower() not in ("true", "false"):
             raise ValueError(f"cannot set {setting!r}: {text!r} is neither true nor false")

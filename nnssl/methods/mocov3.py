@@ -68,6 +68,7 @@ class MoCoV3(PairMethod):
     )
     smallest_batch = 8
     Config = MoCoV3Config
+    config: MoCoV3Config
 
     def __init__(self, encoder: Swin, config: MoCoV3Config) -> None:
         super().__init__()

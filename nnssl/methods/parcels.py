@@ -59,6 +59,7 @@ class Parcels(Method):
     )
     smallest_batch = 1
     Config = ParcelsConfig
+    config: ParcelsConfig
 
     def __init__(self, encoder: Swin, config: ParcelsConfig) -> None:
         super().__init__()

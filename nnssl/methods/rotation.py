@@ -56,6 +56,7 @@ class Rotation(Method):
     citation = "Gidaris et al., Unsupervised representation learning by predicting image rotations, ICLR 2018"
     smallest_batch = 4
     Config = RotationConfig
+    config: RotationConfig
 
     def __init__(self, encoder: Swin, config: RotationConfig) -> None:
         super().__init__()
@@ -64,10 +65,11 @@ class Rotation(Method):
         dims = encoder.config.spatial_dims
         self.rotations = rotations(dims, config.classes or {2: 4, 3: 24}[dims])
         channels = encoder.channels[-1]
-        self.head = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, len(self.rotations)))
+        last = nn.Linear(channels, len(self.rotations))
+        self.head = nn.Sequential(nn.LayerNorm(channels), last)
         # as Swin's own classifier: first answers near chance
-        nn.init.trunc_normal_(self.head[-1].weight, std=0.02)
-        nn.init.zeros_(self.head[-1].bias)
+        nn.init.trunc_normal_(last.weight, std=0.02)
+        nn.init.zeros_(last.bias)
 
     @staticmethod
     def region(crop: Shape) -> Shape:

@@ -53,6 +53,7 @@ class SimMIM(Method):
     citation = "Xie et al., SimMIM: a simple framework for masked image modeling, CVPR 2022, arXiv 2111.09886"
     smallest_batch = 1
     Config = SimMIMConfig
+    config: SimMIMConfig
 
     def __init__(self, encoder: Swin, config: SimMIMConfig) -> None:
         super().__init__()

@@ -120,6 +120,7 @@ class SMIT(DistillationMethod):
     citation = "Jiang et al., Self-supervised 3D anatomy segmentation using SMIT, MICCAI 2022, arXiv 2205.10342"
     smallest_batch = 4  # with 2 the targets became one prototype within 200 steps
     Config = SMITConfig
+    config: SMITConfig
 
     def __init__(self, encoder: Swin, config: SMITConfig) -> None:
         encoder = encoder.copied(maskable=True)
@@ -175,7 +176,7 @@ class SMIT(DistillationMethod):
         twice = [generator for generator in generators for _ in range(2)]
         image = torch.stack(images)
         masked = draw_masks(image, block, c.mask_ratio, c.mask_air, twice)
-        selected = repeat_blocks(masked, [side // c.patch_stride for side in block])
+        selected = repeat_blocks(masked, tuple(side // c.patch_stride for side in block))
         if c.patch_tokens:
             draws = torch.stack(
                 [torch.rand(selected.shape[1:], generator=generator) for generator in twice]
@@ -203,7 +204,7 @@ class SMIT(DistillationMethod):
         )
         student = self.student(image, shown_to_encoder(hidden, visible, config), selected)
         losses, monitored = {}, {}
-        if config.w_mip > 0:
+        if self.decoder is not None:
             covered = on_voxels(hidden, config)
             predicted = self.decoder(student.maps, image, covered)
             losses["mip"] = masked_l1(predicted, image, covered, config.smooth_l1)
@@ -227,15 +228,14 @@ class SMIT(DistillationMethod):
                 soft_cross_entropy(student.patch, target, config.student_temperature)
             )
             monitored["teacher_patch"] = target
-        if config.w_parcels > 0:
+        if self.segmenter is not None:
             first = views["image"][0]
             losses["parcels"], monitored["accuracy"] = self.segmenter.loss(
                 self.student.encoder(first), first, views["parcels"][0]
             )
         monitored["embedding"] = teacher.embedding
-        losses["total"] = sum(
-            getattr(config, f"w_{name}") * value for name, value in losses.items()
-        )
+        first, *others = (getattr(config, f"w_{name}") * term for name, term in losses.items())
+        losses["total"] = sum(others, first)
         return Step(losses, monitored)
 
     def _most(self, blocks: int, tokens: int) -> int:

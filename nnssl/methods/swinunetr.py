@@ -111,6 +111,7 @@ class SwinUNETRPretext(Method):
     citation = "Tang et al., Self-supervised pre-training of Swin transformers for 3D medical image analysis, CVPR 2022"
     smallest_batch = 4
     Config = SwinUNETRConfig
+    config: SwinUNETRConfig
 
     def __init__(self, encoder: Swin, config: SwinUNETRConfig) -> None:
         super().__init__()
@@ -187,7 +188,8 @@ class SwinUNETRPretext(Method):
             "contrast": contrast,
             "voxels": F.l1_loss(self.decoder(last, image.shape[2:]).float(), image),
         }
-        losses["total"] = sum(getattr(c, f"w_{name}") * value for name, value in losses.items())
+        weighed: list[Tensor] = [getattr(c, f"w_{name}") * v for name, v in losses.items()]
+        losses["total"] = sum(weighed[1:], weighed[0])
         right = (logits.detach().argmax(dim=1) == turn).float().mean()
         return Step(
             losses,

@@ -28,6 +28,10 @@ class Queue(Running):
     from.
     """
 
+    keys: Tensor
+    scans: Tensor
+    position: Tensor
+
     def __init__(self, size: int, dim: int) -> None:
         super().__init__()
         self.register_buffer("keys", torch.zeros(size, dim))

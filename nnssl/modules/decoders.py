@@ -6,6 +6,7 @@ import math
 
 from torch import Tensor, nn
 
+from nnssl.modules.encoder import EncoderLike
 from nnssl.types import Shape
 
 
@@ -39,7 +40,7 @@ class MultiScaleDecoder(nn.Module):
     nobody needed then, became a constant.
     """
 
-    def __init__(self, encoder: nn.Module, from_stride: int) -> None:
+    def __init__(self, encoder: EncoderLike, from_stride: int) -> None:
         super().__init__()
         self.first = encoder.strides.index(from_stride)
         self.decoders = nn.ModuleList(

@@ -6,11 +6,12 @@ Caron et al. 2021 (DINO, arXiv 2104.14294); Zhou et al. 2022 (iBOT, arXiv 2111.0
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Generic, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from nnssl.modules.encoder import EncoderLike, EncoderT
 from nnssl.modules.heads import PrototypeHead, pooled
 from nnssl.modules.selected import SelectedTokens
 
@@ -56,7 +57,7 @@ class DistillationOutput(NamedTuple):
     patch: Tensor | None  # [selected tokens, K] logits
 
 
-class EncoderWithHeads(nn.Module):
+class EncoderWithHeads(nn.Module, Generic[EncoderT]):
     """What student and teacher have in common: the encoder and the heads in use.
 
     pooled: the maps whose means over tokens, side by side, are the embedding.
@@ -69,7 +70,7 @@ class EncoderWithHeads(nn.Module):
 
     def __init__(
         self,
-        encoder: nn.Module,
+        encoder: EncoderT,
         config: DistillationConfig,
         pooled: tuple[int, ...],
         image: bool = True,
@@ -85,11 +86,9 @@ class EncoderWithHeads(nn.Module):
         self.patch_head = (
             PrototypeHead(encoder.channels[patch], *head) if patch is not None else None
         )
-        if shared:
-            self.patch_head.mlp, self.patch_head.prototypes = (
-                self.image_head.mlp,
-                self.image_head.prototypes,
-            )
+        if shared and self.image_head is not None and self.patch_head is not None:
+            self.patch_head.mlp = self.image_head.mlp
+            self.patch_head.prototypes = self.image_head.prototypes
 
     def forward(
         self, image: Tensor, masked: Tensor | None = None, selected: SelectedTokens | None = None
@@ -100,7 +99,7 @@ class EncoderWithHeads(nn.Module):
         maps = self.encoder(image, masked)
         embedding = torch.cat([pooled(maps[number]) for number in self.pooled], dim=1)
         patch = None
-        if self.patch_head is not None and selected is not None:
+        if self.patch_head is not None and self.patch is not None and selected is not None:
             patch = self.patch_head(selected.of(maps[self.patch]), selected.counts)
         return DistillationOutput(
             maps,
@@ -110,7 +109,7 @@ class EncoderWithHeads(nn.Module):
         )
 
 
-def freeze_unused_layers(encoder: nn.Module, last: int) -> None:
+def freeze_unused_layers(encoder: EncoderLike, last: int) -> None:
     """Ask for no gradient where nothing reads the maps after number `last`: DDP waits for every one
     asked for.
     """

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Generic
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nnssl.modules.encoder import EncoderT
 from nnssl.modules.running import Standardise
 
 
@@ -54,9 +57,10 @@ class PrototypeHead(nn.Module):
             nn.Linear(hidden, bottleneck),
         )
         self.prototypes = Prototypes(bottleneck, prototypes)
-        for layer in self.mlp[::2]:
-            nn.init.trunc_normal_(layer.weight, std=0.02)
-            nn.init.zeros_(layer.bias)
+        for layer in self.mlp:
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor, counts: Tensor | None = None) -> Tensor:
         """`counts` [N]: which rows move the running moments; None: all of them."""
@@ -107,12 +111,12 @@ class Predictor(nn.Module):
         return self.mlp(x)
 
 
-class Branch(nn.Module):
+class Branch(nn.Module, Generic[EncoderT]):
     """Encoder, mean of its last tokens, projector: images [N 1 *size] -> pooled [N d], projected [N
     out].
     """
 
-    def __init__(self, encoder: nn.Module, hidden: int, out: int, layers: int) -> None:
+    def __init__(self, encoder: EncoderT, hidden: int, out: int, layers: int) -> None:
         super().__init__()
         self.encoder = encoder
         self.projector = Projector(encoder.channels[-1], hidden, out, layers)

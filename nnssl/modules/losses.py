@@ -28,7 +28,8 @@ def masked_l1(
         F.smooth_l1_loss(p.float(), target, reduction="none", beta=beta) * weight
         for p in predictions
     ]
-    return sum(error.sum() for error in errors) / len(errors) / len(masked)
+    first, *others = (error.sum() for error in errors)
+    return sum(others, first) / len(errors) / len(masked)
 
 
 def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

@@ -63,6 +63,9 @@ class RunningMean(Running):
     of after 1 / (1 - momentum) steps.
     """
 
+    value: Tensor
+    updates: Tensor
+
     def __init__(
         self, size: int, momentum: float, prompt: bool = False, start: Tensor | None = None
     ) -> None:

@@ -71,7 +71,8 @@ class Pretraining:
         if not all((folder / name).is_file() for name in (collection.REPORT, collection.PLAN)):
             return None
         found = Collection.read(folder)
-        return found if found.plan.fingerprint == plan["fingerprint"] else None
+        known = found.plan.fingerprint if found.plan else None
+        return found if known == plan["fingerprint"] else None
 
 
 def render(folder: Path) -> str:
@@ -176,7 +177,7 @@ def _course(run: Pretraining, keys: list[str], title: str) -> Table:
         first, last = steps[0][0], steps[-1][0]
         rows.append([key, first, lowest[0], lowest[1], highest[0], highest[1], last])
     columns = ["what", "first", "lowest", "lowest at", "highest", "highest at", "last"]
-    formats = dict.fromkeys(("first", "lowest", "highest", "last"), ".4g")
+    formats: dict[str, str] = dict.fromkeys(("first", "lowest", "highest", "last"), ".4g")
     note = "As logged, without smoothing: one row is one step, and jumps from row to row."
     return Table("", title, note, columns, rows, formats)
 

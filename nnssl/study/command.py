@@ -5,6 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nnssl.study.design.description import Study
 
 STEPS = {
     "init": "write a commented description",
@@ -105,7 +109,7 @@ def _report(args: argparse.Namespace) -> None:
     print(f"Wrote {build.write(rows, rows.parent / 'report')}")
 
 
-def _collected(path: Path):
+def _collected(path: Path) -> Study:
     """The `Study` that is described at `path`, its results up to date."""
     from nnssl.study.design.description import load
     from nnssl.study.execution.collect import collect

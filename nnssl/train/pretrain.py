@@ -120,7 +120,14 @@ def _pretrain(options: Options, say: Callable[[str], None], held: ExitStack) -> 
         processes.destroy_process_group()
 
 
-def build(options: Options, plan: Plan, data: Path, device: torch.device, earlier, say) -> Run:
+def build(
+    options: Options,
+    plan: Plan,
+    data: Path,
+    device: torch.device,
+    earlier: before.Before,
+    say: Callable[[str], None],
+) -> Run:
     """The run that `options` describe, resumed where asked for; `earlier` is what it was."""
     dims, kind, folder = dimensions(options), _method(options.method), results_folder(options, plan)
     bf16 = not options.fp32 and half_precision(device) == torch.bfloat16

@@ -14,12 +14,11 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-import blosc2
 import numpy as np
 import torch
 from torch import Tensor
 
-from nnssl.data.crops import OPEN, read_box
+from nnssl.data.crops import read_box, stored_array
 from nnssl.data.labelled import NOTE
 from nnssl.encoder.swin import Swin
 from nnssl.files import read_json
@@ -177,8 +176,8 @@ class Probe:
         """At most MOST_CROPS, one after the other, each that with the largest fractions of labels
         not yet covered.
         """
-        stored = blosc2.open(str(self.folder / f"{case}_labels.b2nd"), **OPEN)
-        volume = self._classes(stored[0])
+        stored = stored_array(self.folder / f"{case}_labels.b2nd")
+        volume = self._classes(np.asarray(stored[0]))
         labelled = np.argwhere(volume > 0)
         if not len(labelled):
             return []

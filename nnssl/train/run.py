@@ -6,12 +6,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import Dataset
 
 from nnssl import checkpoint, dist
 from nnssl.encoder.swin import Swin
@@ -25,6 +24,7 @@ from nnssl.train.schedule import clip, learning_rate, parameter_groups
 from nnssl.types import FINAL
 
 if TYPE_CHECKING:  # it reads files, for which a benchmark has no library
+    from nnssl.data.crops import Crops
     from nnssl.train.probe import Probe
 
 # devices on which PyTorch's AdamW can be told there that a step does not count
@@ -73,7 +73,7 @@ class Run:
     def __init__(
         self,
         method: Method,
-        crops: Dataset,
+        crops: batches.Samples,
         config: RunConfig,
         folder: Path,
         header: dict,
@@ -105,7 +105,7 @@ class Run:
             for module in method.modules():
                 if isinstance(module, Swin):
                     module.compile(dynamic=False)  # views have a fixed size, or two of them
-        self.model = method
+        self.model: nn.Module = method
         if dist.is_initialized():
             self.model = DistributedDataParallel(method, broadcast_buffers=False)
 
@@ -121,8 +121,9 @@ class Run:
         sums: dict[str, Tensor] = {}
         with self.precision.weights():
             for part, batch in enumerate(micro_batches):
-                last = part == parts - 1
-                with nullcontext() if last or not dist.is_initialized() else self.model.no_sync():
+                model, last = self.model, part == parts - 1
+                alone = last or not isinstance(model, DistributedDataParallel)
+                with nullcontext() if alone else model.no_sync():
                     out = self._look(batch)
                     (out.losses["total"] / parts).backward()
                 self.monitors.note(out.monitored)
@@ -146,7 +147,7 @@ class Run:
             group["lr"] = rate
         if self.device.type in FUSED:
             # the word of PyTorch's own scaler: then no weight moves
-            self.optimizer.found_inf = (~finite).float()
+            self.optimizer.found_inf = (~finite).float()  # pyright: ignore[reportAttributeAccessIssue]
             self.optimizer.step()
         elif finite:
             self.optimizer.step()
@@ -167,7 +168,7 @@ class Run:
     def prepare_views(self, batch: dict) -> dict[str, Tensor]:
         """What the method looks at in `batch`, on the device: samples of `crops`, collated."""
         if "crop" not in batch:  # the collection is on the device
-            batch = self.crops.cut(batch)
+            batch = cast("Crops", self.crops).cut(batch)
         regions = batch["crop"].to(self.device, non_blocking=True).float()
         generators = [
             batches.generator_for(self.config.seed, index) for index in batch["index"].tolist()
@@ -204,7 +205,7 @@ class Run:
         """At its steps, what the probe says of the encoder that would be exported now; the first
         process asks.
         """
-        if not self.probes():
+        if self.probe is None or not self.probes():
             return {}
         found = {}
         if dist.is_main():
@@ -217,7 +218,7 @@ class Run:
         """checkpoint_best.pth, when the probe in `metrics` is better than at any earlier step on
         the same cases.
         """
-        if "probe_dice" not in metrics:
+        if self.probe is None or "probe_dice" not in metrics:
             return
         told = {name: value for name, value in metrics.items() if name.startswith("probe_")}
         now = {"dataset": self.probe.dataset, "cases": self.probe.cases, "step": self.step, **told}

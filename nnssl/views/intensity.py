@@ -117,7 +117,8 @@ def draw_intensity(generator: torch.Generator, ranges: Ranges = STANDARD) -> Int
             effects, happens, CHANCES[1:], strengths, strict=True
         )
     ]
-    return Intensity(low, high, *drawn, seed)
+    contrast, brightness, gamma, noise, std = drawn
+    return Intensity(low, high, contrast, brightness, gamma, noise, std, seed)
 
 
 def apply_intensity(images: Tensor, draws: Sequence[Intensity]) -> Tensor:

@@ -189,8 +189,11 @@ def rotations(dims: int, classes: int) -> tuple[Rotation, ...]:
     planes = [(0, 1)] if dims == 2 else [(1, 2), (0, 2), (0, 1)]
     turned = [_quarter_turns(dims, plane, turns) for plane in planes for turns in (1, 2, 3)]
     first = [still, *turned]
-    every = itertools.product(itertools.permutations(range(dims)), *[(False, True)] * dims)
-    whole = [(axes, tuple(axis for axis in range(dims) if flags[axis])) for axes, *flags in every]
+    flags = itertools.product((False, True), repeat=dims)
+    every = itertools.product(itertools.permutations(range(dims)), flags)
+    whole: list[Rotation] = [
+        (axes, tuple(axis for axis in range(dims) if flipped[axis])) for axes, flipped in every
+    ]
     return tuple([*first, *(r for r in whole if _is_proper(r) and r not in first)][:classes])
 
 

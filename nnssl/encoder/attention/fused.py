@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nnssl.encoder.windows import Mask
+from nnssl.types import GradContext
 
 MOST_WINDOWS = 1 << 15
 MOST_SCORES = 1 << 26  # of a call: 256 MiB of gradients in fp32
@@ -51,11 +52,11 @@ class _Permute(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+    def forward(ctx: GradContext, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
         ctx.save_for_backward(inverse)
         return x.index_select(0, order)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: GradContext, gradient: Tensor) -> tuple[Tensor, None, None]:
         (inverse,) = ctx.saved_tensors
         return gradient.index_select(0, inverse), None, None

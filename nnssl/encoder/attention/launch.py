@@ -5,12 +5,17 @@ need to know.
 from __future__ import annotations
 
 from contextlib import nullcontext
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
 from nnssl.encoder.attention import kernel
 from nnssl.encoder.windows import Mask
+from nnssl.types import GradContext
+
+if TYPE_CHECKING:
+    from triton.runtime.jit import KernelInterface
 
 # Programs a multiprocessor: multiples of the 4 or 5, and 2, whose registers fit at a time, so that
 # all end together. Each backward one writes a partial gradient of the bias, so there are fewer of
@@ -55,7 +60,14 @@ def _grid(qkv: Tensor, per_multiprocessor: int) -> tuple[int, int]:
 
 
 def _run(
-    function, grid: tuple[int, int], qkv: Tensor, bias: Tensor, which, regions, hidden: float, *more
+    function: KernelInterface,
+    grid: tuple[int, int],
+    qkv: Tensor,
+    bias: Tensor,
+    which: Tensor | None,
+    regions: Tensor | None,
+    hidden: float,
+    *more: Tensor,
 ) -> None:
     masked = regions is not None
     with torch.cuda.device(qkv.device) if qkv.device.type == "cuda" else nullcontext():
@@ -66,7 +78,7 @@ def _run(
             regions if masked else qkv,
             *more,
             len(qkv),
-            len(which) if masked else 1,
+            1 if which is None else len(which),
             qkv.shape[-1] ** -0.5,
             hidden,
             **shape(qkv, masked),
@@ -120,21 +132,33 @@ def _attend_back(
     return to_qkv, parts.sum(0).to(bias.dtype)
 
 
+class _Context(GradContext, Protocol):
+    hidden: float
+
+
 class _Attention(torch.autograd.Function):
     """As `_attend`."""
 
     @staticmethod
-    def forward(ctx, *inputs):
-        _keep(ctx, inputs, None)
-        return _attend(*inputs)
+    def forward(
+        ctx: _Context,
+        qkv: Tensor,
+        bias: Tensor,
+        which: Tensor | None,
+        regions: Tensor | None,
+        hidden: float,
+    ) -> Tensor:
+        _keep(ctx, (qkv, bias, which, regions, hidden), None)
+        return _attend(qkv, bias, which, regions, hidden)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, gradient):
-        return *_attend_back(gradient, *ctx.saved_tensors, ctx.hidden), None, None, None
+    def backward(ctx: _Context, gradient: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        qkv, bias, which, regions = ctx.saved_tensors
+        return *_attend_back(gradient, qkv, bias, which, regions, ctx.hidden), None, None, None
 
 
-def _keep(ctx, inputs: tuple, output: Tensor | None) -> None:
+def _keep(ctx: _Context, inputs: tuple, output: Tensor | None) -> None:
     *tensors, ctx.hidden = inputs
     ctx.save_for_backward(*tensors)
 
@@ -148,17 +172,26 @@ _operator_back = torch.library.custom_op(
 
 
 @_operator.register_fake
-def _(qkv, bias, which, regions, hidden):
+def _(
+    qkv: Tensor, bias: Tensor, which: Tensor | None, regions: Tensor | None, hidden: float
+) -> Tensor:
     windows, n, _, heads, d = qkv.shape
     return qkv.new_empty(windows, n, heads * d)
 
 
 @_operator_back.register_fake
-def _(gradient, qkv, bias, which, regions, hidden):
+def _(
+    gradient: Tensor,
+    qkv: Tensor,
+    bias: Tensor,
+    which: Tensor | None,
+    regions: Tensor | None,
+    hidden: float,
+) -> tuple[Tensor, Tensor]:
     return qkv.new_empty(qkv.shape), bias.new_empty(bias.shape)
 
 
-def _gradient(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+def _gradient(ctx: _Context, gradient: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
     return *_operator_back(gradient, *ctx.saved_tensors, ctx.hidden), None, None, None
 
 

@@ -89,7 +89,7 @@ def settled(folder: Path, attempt: int, otherwise: str, say: Say) -> bool:
     if state == "missing":
         files.write_json(folder / runs.OUTCOME, {"state": "failed", "reason": otherwise})
         reason = otherwise
-    first = reason.strip().splitlines()[0]
+    first = (reason or otherwise).strip().splitlines()[0]
     if attempt < ATTEMPTS:
         say(f"  {folder.name}: failed, is tried once more ({first})")
         return False

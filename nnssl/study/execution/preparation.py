@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
 
 from nnssl import files
 from nnssl.commands import Command
@@ -52,7 +51,7 @@ def check(study: Study) -> None:
             if arm in study.arms_of(task):
                 _require_plans(arm, task)
     for arm in [arm for arm in study.arms if arm.start == "supervised"]:
-        if len(channels := raw(arm.dataset)["channel_names"]) > 1:
+        if len(channels := raw(_labelled(arm)[0])["channel_names"]) > 1:
             raise StudyError(
                 f"arm {arm.name}: dataset {arm.dataset} has {len(channels)} channels, and only an "
                 "encoder of one can be passed on"
@@ -87,9 +86,7 @@ def datasets(study: Study) -> list[tuple[str, str, str]]:
         for arm in study.arms_of(task)
         if arm.start == "default" and arm.plans
     ]
-    wanted += [
-        (arm.dataset, arm.configuration, BASE) for arm in study.arms if arm.start == "supervised"
-    ]
+    wanted += [(*_labelled(arm), BASE) for arm in study.arms if arm.start == "supervised"]
     return list(dict.fromkeys(wanted))
 
 
@@ -156,7 +153,12 @@ def _supervise(study: Study, arm: Arm, made: Path) -> list[Command]:
     place = _training_with_labels(study, arm)
     recipe = _recipe_with_labels(study, arm)
     return [
-        [*_plan(arm.dataset, place["plans"]), "-a", arm.encoder or PRESET, *recipe_flags(recipe)],
+        [
+            *_plan(_labelled(arm)[0], place["plans"]),
+            "-a",
+            arm.encoder or PRESET,
+            *recipe_flags(recipe),
+        ],
         # nnU-Net starts again where there is nothing to continue
         [*runs.training(**place, device=study.device), "--c"],
         [
@@ -169,11 +171,19 @@ def _supervise(study: Study, arm: Arm, made: Path) -> list[Command]:
     ]
 
 
+def _labelled(arm: Arm) -> tuple[str, str]:
+    """Dataset and configuration of a supervised start, which has to name both."""
+    if arm.dataset is None or arm.configuration is None:
+        raise StudyError(f"arm {arm.name} must say dataset and configuration")
+    return arm.dataset, arm.configuration
+
+
 def _training_with_labels(study: Study, arm: Arm) -> dict:
     """Where nnU-Net puts the training of a supervised start, as `runs.place` for a run."""
+    dataset, configuration = _labelled(arm)
     return {
-        "dataset": full_name(arm.dataset),
-        "configuration": arm.configuration,
+        "dataset": full_name(dataset),
+        "configuration": configuration,
         "fold": "all",
         "trainer": "SwinScratchTrainer",
         "plans": f"{study.name}-{arm.name}",
@@ -250,12 +260,12 @@ def _plan(dataset: str, name: str, base: str = BASE) -> Command:
     return ["nnssl_plan", "-d", number(dataset), "-p", base, "--name", name]
 
 
-def recipe_flags(recipe: Mapping[str, Any]) -> list[str]:
+def recipe_flags(recipe: Mapping) -> list[str]:
     said = {key: value for key, value in recipe.items() if key not in ("trainer", "mirror")}
     return [*flags(said), *(["--no-mirror"] if recipe.get("mirror") is False else [])]
 
 
-def flags(options: Mapping[str, Any]) -> list[str]:
+def flags(options: Mapping) -> list[str]:
     """{"batch_size": 2, "crop": [8, 8], "fp32": True} as --batch-size 2 --crop 8 8 --fp32; False
     says nothing.
     """

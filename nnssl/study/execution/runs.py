@@ -86,7 +86,7 @@ def plans_of(study: Study, task: Task, arm: Arm) -> str:
     """The name of the plans: of their own for each arm and task, since a model's folder is named
     after them. What is trained elsewhere has those that were made there.
     """
-    if arm.start == "elsewhere":
+    if arm.start == "elsewhere" and arm.plans:
         return arm.plans
     return f"{study.name}-{task.name}-{arm.name}"
 

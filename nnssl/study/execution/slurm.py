@@ -13,12 +13,15 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from nnssl import files
 from nnssl.study.execution import job, runs
 from nnssl.study.execution.executor import Executor, Say, forget_failure, settled
 from nnssl.study.execution.runs import StudyError
+
+if TYPE_CHECKING:
+    from submitit import AutoExecutor
 
 SECONDS = 5.0  # between two looks at the queue
 NUMBER = "slurm.json"  # beside job.json
@@ -34,7 +37,7 @@ GONE = (
 )
 
 
-def slurm(folder: Path, parameters: Mapping[str, Any]) -> Executor:
+def slurm(folder: Path, parameters: Mapping) -> Executor:
     """An executor.
 
     folder:     for submitit's scripts and logs, where all nodes see it.
@@ -67,7 +70,7 @@ def slurm(folder: Path, parameters: Mapping[str, Any]) -> Executor:
 class _Job:
     """One folder's job in the queue."""
 
-    maker: Any  # submitit's executor
+    maker: AutoExecutor
     folder: Path
     say: Say
     number: str = field(init=False)

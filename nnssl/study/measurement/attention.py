@@ -8,6 +8,8 @@ head with the distance of attention that is the same for all tokens, which `unif
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -54,7 +56,7 @@ class AttentionDistance:
     spacing: mm of a voxel, in the encoder's axes.
     """
 
-    def __init__(self, encoder: Swin, spacing: Spacing):
+    def __init__(self, encoder: Swin, spacing: Spacing) -> None:
         self.encoder, self.names, self.tokens = encoder, [], []
         token = list(spacing)
         for number, stage in enumerate(encoder.stages):
@@ -73,7 +75,7 @@ class AttentionDistance:
             self._hooks.append(block.attn.register_forward_pre_hook(self._watcher(place)))
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         while self._hooks:
             self._hooks.pop().remove()
 
@@ -89,9 +91,10 @@ class AttentionDistance:
         ]  # fmt: skip
 
     def _blocks(self) -> list[Block]:
-        return [block for stage in self.encoder.stages for block in stage.blocks]
+        blocks = (block for stage in self.encoder.stages for block in stage.blocks)
+        return [block for block in blocks if isinstance(block, Block)]
 
-    def _watcher(self, place: int):
+    def _watcher(self, place: int) -> Callable[[WindowAttention, tuple], None]:
         def watch(module: WindowAttention, arguments: tuple) -> None:
             self._add(place, module, *arguments)
 

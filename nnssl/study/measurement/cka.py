@@ -54,8 +54,8 @@ class MinibatchCKA:
     """
 
     def __init__(self) -> None:
-        self.across: Tensor | float = 0.0
-        self.own: tuple[Tensor | float, Tensor | float] = (0.0, 0.0)
+        self.across = torch.zeros(())
+        self.own = torch.zeros(()), torch.zeros(())
         self.minibatches = 0
 
     def add(self, first: list[Tensor], second: list[Tensor]) -> None:
@@ -69,7 +69,7 @@ class MinibatchCKA:
             )
         k, m = (grams([centre(x) for x in features]) for features in (first, second))
         self.across = self.across + hsic(k, m)
-        self.own = tuple(sum_ + _own(g) for sum_, g in zip(self.own, (k, m), strict=True))
+        self.own = self.own[0] + _own(k), self.own[1] + _own(m)
         self.minibatches += 1
 
     def value(self) -> Tensor:

@@ -9,15 +9,15 @@ the same ones, at most one in a token of the last stage. A crop is a minibatch.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nnssl import checkpoint, finetune
-from nnssl.encoder.blocks import Block, Stage
+from nnssl.encoder.blocks import Stage
 from nnssl.encoder.swin import Swin
 from nnssl.finetune.architecture import is_ours
 from nnssl.network.swin_unetr import SwinUNETR
@@ -77,15 +77,16 @@ def crops(
 
     dataset = infer_dataset_class(str(folder))(str(folder), list(cases))
     for number in range(count):
-        data, labels, *_ = dataset.load_case(cases[number % len(cases)])
+        stored, seg, *_ = dataset.load_case(cases[number % len(cases)])
+        data, labels = np.asarray(stored), np.asarray(seg)
         generator = np.random.default_rng([seed, number])
-        places = np.argwhere(np.asarray(labels[0]) > 0)
+        places = np.argwhere(labels[0] > 0)
         centre = (
             places[generator.integers(len(places))]
             if len(places)
             else np.array(labels.shape[1:]) // 2
         )
-        yield torch.from_numpy(_cut(np.asarray(data), centre, patch))[None]
+        yield torch.from_numpy(_cut(data, centre, patch))[None]
 
 
 def _cut(data: np.ndarray, centre: np.ndarray, patch: Shape) -> np.ndarray:
@@ -109,10 +110,10 @@ class Layers:
     names: "patch embedding", "stage 1 block 1", ...
     """
 
-    def __init__(self, network: SwinUNETR):
+    def __init__(self, network: SwinUNETR) -> None:
         self.network, encoder = network, network.encoder
         self.names = ["patch embedding"]
-        self._watched: list[tuple[int, Stage, Block]] = []
+        self._watched: list[tuple[int, Stage, nn.Module]] = []
         for number, stage in enumerate(encoder.stages):
             for place, block in enumerate(stage.blocks):
                 self.names.append(f"stage {number + 1} block {place + 1}")
@@ -125,16 +126,16 @@ class Layers:
         """
         encoder, found, grids, hooks = self.network.encoder, {}, {}, []
 
-        def embedded(module, inputs, tokens: Tensor) -> None:
+        def embedded(module: nn.Module, inputs: tuple, tokens: Tensor) -> None:
             found[0] = tokens[0].flatten(0, -2)[
                 _raster(places, tokens.shape[1:-1], self._strides(0))
             ]
 
-        def staged(number: int):
+        def staged(number: int) -> Callable[[nn.Module, tuple], None]:
             return lambda module, inputs: grids.update({number: tuple(inputs[0].shape[1:-1])})
 
-        def blocked(index: int, number: int):
-            def keep(module, inputs, tokens: Tensor) -> None:
+        def blocked(index: int, number: int) -> Callable[[nn.Module, tuple, Tensor], None]:
+            def keep(module: nn.Module, inputs: tuple, tokens: Tensor) -> None:
                 order = inputs[1].tokens  # raster index of each token of the list
                 where = torch.empty_like(order).scatter_(
                     0, order, torch.arange(len(order), device=order.device)
@@ -162,7 +163,8 @@ class Layers:
 
 def as_seen(network: SwinUNETR, crop: Tensor) -> Tensor:
     """What the network's encoder gets to see of a crop in nnU-Net's axes and intensities."""
-    return network.encoder.intensity(crop.permute(network.to_file_axes))
+    seen = crop.permute(network.to_file_axes)
+    return network.encoder.get_submodule("intensity")(seen)
 
 
 def strides(encoder: Swin, stage: int) -> Shape:
@@ -238,7 +240,7 @@ def attention_rows(
     """The rows of `results.jsonl`: mm of each head over the crops. spacing: the configuration's, in
     nnU-Net's axes.
     """
-    by_axis = [spacing[axis - 2] for axis in network.to_file_axes[2:]]
+    by_axis = tuple(spacing[axis - 2] for axis in network.to_file_axes[2:])
     with AttentionDistance(network.encoder, by_axis) as watch:
         for crop in crops:
             network.encoder(as_seen(network, crop))

@@ -9,8 +9,10 @@ job.json and nnU-Net's folders; what results.jsonl has already is not measured a
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from torch import Tensor
 
 from nnssl import files
 from nnssl.finetune import resolve
@@ -74,7 +76,7 @@ def _key(row: dict) -> tuple:
 class _Comparison:
     """The networks of one arm, task and seed."""
 
-    def __init__(self, jobs: list[dict], volumes: int):
+    def __init__(self, jobs: list[dict], volumes: int) -> None:
         self.jobs, self.volumes = jobs, volumes
         job = jobs[0]
         self.data = Path(os.environ[PREPROCESSED], job["dataset"])
@@ -118,7 +120,8 @@ class _Comparison:
         return made
 
     def _budgets(self) -> list[int | str]:
-        return ([PRETRAINED] if self.checkpoint else []) + [job["budget"] for job in self.jobs]
+        own = [PRETRAINED] if self.checkpoint else []
+        return [*own, *(job["budget"] for job in self.jobs)]
 
     def _names(self) -> list[str]:
         return [f"{self.jobs[0]['arm']} {budget}" for budget in self._budgets()]
@@ -129,7 +132,7 @@ class _Comparison:
             [features.pretrained(self.checkpoint, like=found[0])] if self.checkpoint else []
         ) + found
 
-    def _crops(self):
+    def _crops(self) -> Iterator[Tensor]:
         job, patch = self.jobs[0], tuple(self.configuration["patch_size"])
         cases = files.read_json(self.data / "splits_final.json")[job["fold"]]["val"]
         folder = self.data / self.configuration["data_identifier"]

@@ -44,14 +44,14 @@ def surfaces(
     if not (prediction.any() or truth.any()):
         return Surfaces(None, None)
     # A 2D image is read as one slice, whose every voxel would touch the image's edge.
-    spacing = [mm for mm, size in zip(spacing, truth.shape, strict=True) if size > 1]
+    spacing = tuple(mm for mm, size in zip(spacing, truth.shape, strict=True) if size > 1)
     prediction, truth = prediction.squeeze(), truth.squeeze()
     if not (prediction.any() and truth.any()):
         return Surfaces(0.0, float(np.linalg.norm(np.multiply(truth.shape, spacing))))
     box = _box(prediction | truth)
     ours, theirs = _surface(prediction[box]), _surface(truth[box])
-    to_theirs = ndimage.distance_transform_edt(~theirs, sampling=spacing)[ours]
-    to_ours = ndimage.distance_transform_edt(~ours, sampling=spacing)[theirs]
+    to_theirs = _distances(theirs, spacing)[ours]
+    to_ours = _distances(ours, spacing)[theirs]
     near = (to_theirs <= tolerance).sum() + (to_ours <= tolerance).sum()
     return Surfaces(
         surface_dice=float(near / (len(to_theirs) + len(to_ours))),
@@ -70,7 +70,12 @@ def _box(mask: np.ndarray) -> tuple[slice, ...]:
 
 
 def _surface(mask: np.ndarray) -> np.ndarray:
-    return mask & ~ndimage.binary_erosion(mask)
+    return mask & ~np.asarray(ndimage.binary_erosion(mask), bool)
+
+
+def _distances(surface: np.ndarray, spacing: Spacing) -> np.ndarray:
+    """mm from each voxel to the nearest of `surface`."""
+    return np.asarray(ndimage.distance_transform_edt(~surface, sampling=spacing))
 
 
 def cases(fold: Path, tolerance: float) -> list[dict]:
@@ -102,7 +107,7 @@ def cases(fold: Path, tolerance: float) -> list[dict]:
         )
         for region in regions:
             masks = [np.isin(image[0], _values(region)) & counted for image in (prediction, truth)]
-            measured = surfaces(*masks, properties["spacing"], tolerance)
+            measured = surfaces(masks[0], masks[1], properties["spacing"], tolerance)
             dice = float(entry["metrics"][str(region)]["Dice"])
             rows.append(
                 {

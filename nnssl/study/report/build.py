@@ -12,7 +12,7 @@ from nnssl.study.report import drawing, efficiency, feature_reuse, plots, scores
 from nnssl.study.report.page import Section, page
 from nnssl.study.report.results import BASELINE, Results, ResultsError
 from nnssl.study.report.scores import Comparison
-from nnssl.study.report.tables import Table
+from nnssl.study.report.tables import Cell, Table
 
 NAMED = 20  # runs that are named one by one where they did not finish
 
@@ -91,7 +91,7 @@ def write(rows: Path | str, folder: Path | str) -> Path:
 class _Report:
     """Writes tables and figures beside the page as they come."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path) -> None:
         self.tables, self.plots = folder / "tables", folder / "plots"
 
     def section(self, title: str, tables: list[Table], figures: dict, lead: str = "") -> Section:
@@ -183,12 +183,10 @@ def _runs(results: Results) -> Table:
     )
 
 
-def _word(value):
-    return (
-        value
-        if isinstance(value, int | float | None) and not isinstance(value, bool)
-        else str(value)
-    )
+def _word(value: object) -> Cell:
+    if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
+        return value
+    return str(value)
 
 
 def _lead(results: Results, compared: list[Comparison]) -> list[str]:

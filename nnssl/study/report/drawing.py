@@ -6,8 +6,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from nnssl.study.report.results import BASELINE
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 WIDTH = 10.5  # inches: 1008 pixels on a page, so that 9 points are read as 9 points
 ACROSS = 3  # panels
@@ -38,13 +43,13 @@ def style(arms: Sequence[str]) -> dict[str, dict]:
     return {BASELINE: {"color": GREY, "marker": "s"}, **look}
 
 
-def figure(width: float, height: float):
+def figure(width: float, height: float) -> Figure:
     from matplotlib.figure import Figure  # the object interface: no window, no global state
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def panels(count: int, height: float = 2.9, across: int = ACROSS):
+def panels(count: int, height: float = 2.9, across: int = ACROSS) -> tuple[Figure, list[Axes]]:
     """A figure and the axes of `count` panels, `across` in a row."""
     across = min(across, count)
     rows = -(-count // across)
@@ -58,7 +63,7 @@ def panels(count: int, height: float = 2.9, across: int = ACROSS):
     return made, list(grid.flat[:count])
 
 
-def legend(made, handles: dict) -> None:
+def legend(made: Figure, handles: dict) -> None:
     """One for the whole figure, below it."""
     made.legend(
         handles.values(),
@@ -69,7 +74,7 @@ def legend(made, handles: dict) -> None:
     )
 
 
-def svg(made) -> str:
+def svg(made: Figure) -> str:
     """The figure as SVG, the same text for the same figure."""
     from matplotlib import rc_context
 

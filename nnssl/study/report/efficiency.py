@@ -6,7 +6,7 @@ import numpy as np
 
 from nnssl.study.report import statistics
 from nnssl.study.report.curves import Curve, Saving, convergence, savings
-from nnssl.study.report.results import BASELINE, Group, Results
+from nnssl.study.report.results import BASELINE, Budget, Group, Results
 from nnssl.study.report.statistics import Interval
 from nnssl.study.report.tables import Table
 
@@ -152,7 +152,8 @@ def modality(results: Results) -> Table:
     for arm in results.arms:
         own = results.modality("arms", arm) or MODALITY
         inside = [task for task in results.tasks if of_task[task] == own]
-        for other in sorted({of_task[t] for t in results.tasks} - {own, None}):
+        others = {kind for kind in of_task.values() if kind is not None and kind != own}
+        for other in sorted(others):
             outside = [task for task in results.tasks if of_task[task] == other]
             for budget in results.budgets:
                 dice = [_mean_dice(results, tasks, arm, budget) for tasks in (inside, outside)]
@@ -188,12 +189,15 @@ def modality(results: Results) -> Table:
     return Table("modality", "From one modality to another", note, columns, rows)
 
 
-def _mean_dice(results: Results, tasks: list[str], arm: str, budget) -> float:
+Gain = tuple[float, np.ndarray]  # the mean, and its replicates
+
+
+def _mean_dice(results: Results, tasks: list[str], arm: str, budget: Budget) -> float:
     found = [results.scores(Group(task, arm, budget), "dice").mean for task in tasks]
     return float(np.mean(found)) if found else float("nan")
 
 
-def _gain(results: Results, tasks: list[str], arm: str, budget) -> tuple[float, np.ndarray] | None:
+def _gain(results: Results, tasks: list[str], arm: str, budget: Budget) -> Gain | None:
     """Mean over the tasks, and its replicates, independent from task to task; None where a task has
     no pair.
     """
@@ -210,11 +214,11 @@ def _gain(results: Results, tasks: list[str], arm: str, budget) -> tuple[float, 
     return (float(np.mean(means)), np.mean(drawn, axis=0)) if means else None
 
 
-def _difference(first, second) -> tuple[float, np.ndarray] | None:
+def _difference(first: Gain | None, second: Gain | None) -> Gain | None:
     return (first[0] - second[0], first[1] - second[1]) if first and second else None
 
 
-def _summary(gain: tuple[float, np.ndarray] | None) -> Interval | None:
+def _summary(gain: Gain | None) -> Interval | None:
     if gain is None:
         return None
     tail = (1 - statistics.LEVEL) / 2

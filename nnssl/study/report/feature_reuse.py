@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from nnssl.study.report import drawing
 from nnssl.study.report.results import Group, Results
 from nnssl.study.report.tables import Table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MAPS_A_FIGURE = 9
 
@@ -111,7 +115,7 @@ def heat_maps(made: list[Pair], task: str) -> list:
     return [_heat_maps(here[i : i + MAPS_A_FIGURE]) for i in range(0, len(here), MAPS_A_FIGURE)]
 
 
-def _heat_maps(shown: list[Pair]):
+def _heat_maps(shown: list[Pair]) -> Figure:
     made, grid = drawing.panels(len(shown), height=3.3)
     for axes, pair in zip(grid, shown, strict=True):
         image = axes.imshow(
@@ -223,7 +227,7 @@ def attention_plots(made: list[Reach], results: Results, task: str) -> list:
     return [_attention_plot(part, results, top) for part in parts]
 
 
-def _attention_plot(here: list[Reach], results: Results, top: float):
+def _attention_plot(here: list[Reach], results: Results, top: float) -> Figure:
     drawn, grid = drawing.panels(len(here))
     look = drawing.style(results.arms)
     for axes, reach in zip(grid, here, strict=True):

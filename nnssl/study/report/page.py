@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from math import isnan
@@ -215,7 +215,7 @@ def _table(table: Table) -> str:
     return f"<h3>{escape(table.title)}</h3>{note}{whole}"
 
 
-def _row(table: Table, row: list[Cell]) -> str:
+def _row(table: Table, row: Sequence[Cell]) -> str:
     marked = (
         ' class="yes"'
         if "differs" in table.columns and row[table.columns.index("differs")] == "yes"

@@ -4,6 +4,8 @@ is nothing.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from nnssl.study.report import drawing, statistics
@@ -12,10 +14,13 @@ from nnssl.study.report.efficiency import curves_of
 from nnssl.study.report.results import BASELINE, Group, Results
 from nnssl.study.report.scores import Comparison, Ranking
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 BUDGETS_SHOWN = 3  # columns of the figure of convergence: the fewest, a middle one, the most
 
 
-def against_cases(results: Results):
+def against_cases(results: Results) -> Figure | None:
     """Dice against the number of labelled cases, a panel per task, with the intervals."""
     made, grid = drawing.panels(len(results.tasks))
     look, handles = drawing.style(results.arms), {}
@@ -62,7 +67,7 @@ def against_cases(results: Results):
     return made
 
 
-def differences(made_comparisons: list[Comparison], results: Results):
+def differences(made_comparisons: list[Comparison], results: Results) -> Figure | None:
     """Dice minus scratch's with its interval, a panel per task; filled where it differs after
     correction.
     """
@@ -95,7 +100,7 @@ def differences(made_comparisons: list[Comparison], results: Results):
     return made
 
 
-def critical_difference(ranking: Ranking, results: Results):
+def critical_difference(ranking: Ranking, results: Results) -> Figure | None:
     """Demsar's diagram: arms along the mean rank, a bar over those that cannot be told apart."""
     overall = ranking.overall
     if len(ranking.arms) < 2 or not overall.blocks:
@@ -144,7 +149,7 @@ def critical_difference(ranking: Ranking, results: Results):
     return made
 
 
-def training(results: Results, task: str):
+def training(results: Results, task: str) -> Figure | None:
     """Smoothed validation Dice by epoch, mean and range over the seeds, for up to three budgets."""
     there = [
         b

@@ -53,7 +53,7 @@ class Results:
     done:         group to its finished runs' rows, by seed.
     """
 
-    def __init__(self, rows: Iterable[dict]):
+    def __init__(self, rows: Iterable[dict]) -> None:
         kept = {kind: {} for kind in KEYS}
         for number, row in enumerate(rows, start=1):
             kept[_kind(row, number)][_key(row, number)] = row

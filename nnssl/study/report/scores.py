@@ -114,7 +114,10 @@ def compare(results: Results) -> list[Comparison]:
                 test = statistics.paired_test(paired.values, paired.subjects, smaller)
                 tested.append((group, measure, _interval(paired), test))
         adjusted = statistics.holm([test.p for *_, test in tested])
-        made += [Comparison(*parts, p) for parts, p in zip(tested, adjusted, strict=True)]
+        made += [
+            Comparison(group, of, interval, test, p)
+            for (group, of, interval, test), p in zip(tested, adjusted, strict=True)
+        ]
     return made
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import inf, isnan
 from pathlib import Path
@@ -26,7 +27,7 @@ class Table:
     title: str
     note: str
     columns: list[str]
-    rows: list[list[Cell]]
+    rows: Sequence[Sequence[Cell]]
     formats: dict[str, str] = field(default_factory=dict)
 
     def write(self, folder: Path) -> Path:
