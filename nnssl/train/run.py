@@ -122,8 +122,11 @@ class Run:
         with self.precision.weights():
             for part, batch in enumerate(micro_batches):
                 model, last = self.model, part == parts - 1
-                alone = last or not isinstance(model, DistributedDataParallel)
-                with nullcontext() if alone else model.no_sync():
+                with (
+                    nullcontext()
+                    if last or not isinstance(model, DistributedDataParallel)
+                    else model.no_sync()
+                ):
                     out = self._look(batch)
                     (out.losses["total"] / parts).backward()
                 self.monitors.note(out.monitored)
