@@ -128,6 +128,7 @@ print(*{{name.split(".")[0] for name in sys.modules}})
 APART_FROM_IT = {"SimpleITK", "nnunetv2", "huggingface_hub", "safetensors", "sklearn", "pandas"}
 # what only a flag, another command or a test needs
 OPTIONAL = {"wandb", "tensorboard", "onnx", "onnxscript", "onnxruntime", "IPython", "submitit"}
+OPTIONAL |= {"jaxtyping", "beartype"}
 PRETRAINING = [
     "nnssl.cli",
     "nnssl.train.loop",

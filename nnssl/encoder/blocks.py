@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import prod
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,9 @@ from nnssl.encoder.windows import (
     stage_windows,
 )
 from nnssl.types import GradContext, Shape
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 
 class _Reorder(torch.autograd.Function):
@@ -52,7 +55,9 @@ def _inverse(way: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     return way[1], way[0]
 
 
-def to_slots(x: Tensor, cut: WindowPartition, pads_are_zero: bool) -> Tensor:
+def to_slots(
+    x: Float[Tensor, "batch tokens channels"], cut: WindowPartition, pads_are_zero: bool
+) -> Float[Tensor, "batch slots channels"]:
     """Tokens [B N C] to slots [B nW*n C]."""
     if cut.slots is None or cut.real is None:
         return x
@@ -62,12 +67,16 @@ def to_slots(x: Tensor, cut: WindowPartition, pads_are_zero: bool) -> Tensor:
     return x * cut.real.to(x.dtype) if pads_are_zero else x
 
 
-def from_slots(x: Tensor, cut: WindowPartition) -> Tensor:
+def from_slots(
+    x: Float[Tensor, "batch slots channels"], cut: WindowPartition
+) -> Float[Tensor, "batch tokens channels"]:
     """Slots [B nW*n C] to tokens [B N C]."""
     return x if cut.answers is None else x.index_select(1, cut.answers)
 
 
-def draw_kept(rates: Tensor, x: Tensor) -> Tensor:
+def draw_kept(
+    rates: Float[Tensor, " branches"], x: Float[Tensor, "batch tokens channels"]
+) -> Float[Tensor, "branches batch 1 1"]:
     """What the residual branches of `rates` [R] count for each of a batch [B N C]: [R B 1 1].
 
     0 for the random part that is left out, else 1 / (1 - rate): stochastic depth (arXiv
@@ -90,7 +99,12 @@ class WindowAttention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, cut: WindowPartition, bias: Tensor) -> Tensor:
+    def forward(
+        self,
+        x: Float[Tensor, "batch slots channels"],
+        cut: WindowPartition,
+        bias: Float[Tensor, "heads window window"],
+    ) -> Float[Tensor, "batch slots channels"]:
         """Slots [B nW*n C] to slots [B nW*n C], each window by itself; bias [heads n n]."""
         windows = x.view(-1, prod(cut.size), x.shape[-1])
         attended = window_attention(
@@ -105,7 +119,9 @@ class Mlp(nn.Module):
         self.linear1 = nn.Linear(dim, hidden)
         self.linear2 = nn.Linear(hidden, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(
+        self, x: Float[Tensor, "batch tokens channels"]
+    ) -> Float[Tensor, "batch tokens channels"]:
         return self.linear2(F.gelu(self.linear1(x)))
 
 
@@ -120,11 +136,11 @@ class Block(nn.Module):
 
     def forward(
         self,
-        x: Tensor,
+        x: Float[Tensor, "batch tokens channels"],
         cut: WindowPartition,
-        bias: Tensor,
+        bias: Float[Tensor, "heads window window"],
         kept: tuple[Tensor, Tensor] | None = None,
-    ) -> Tensor:
+    ) -> Float[Tensor, "batch tokens channels"]:
         """Tokens [B N C] in the window order of `cut`; bias [heads n n].
 
         kept: what its two branches count for each of the batch (`draw_kept`); None: all of it.
@@ -179,7 +195,9 @@ class PatchMerging(nn.Module):
         self.norm = nn.LayerNorm(joined)
         self.reduction = nn.Linear(joined, 2 * dim, bias=1 in step and self.merging == "all")
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(
+        self, x: Float[Tensor, "batch *grid channels"]
+    ) -> Float[Tensor, "batch *merged wider"]:
         """[B *grid C] to [B *ceil(grid/step) 2C]; what is missing to a multiple of the step is
         zeros.
         """
@@ -206,7 +224,9 @@ class Stage(nn.Module):
         self.register_buffer("rates", rates, persistent=False)
         self.downsample = PatchMerging(dim, step, config)
 
-    def forward(self, x: Tensor, checkpointing: bool) -> Tensor:
+    def forward(
+        self, x: Float[Tensor, "batch *grid channels"], checkpointing: bool
+    ) -> Float[Tensor, "batch *grid channels"]:
         """[B *grid C] to the same, before merging."""
         windows = stage_windows(tuple(x.shape[1:-1]), self.window, self.mode, x.device, self.axes)
         tokens = _reorder(x.flatten(1, -2), windows.enter)
@@ -258,7 +278,9 @@ class ResidualConvolution(nn.Module):
             }
         )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(
+        self, x: Float[Tensor, "batch *grid channels"]
+    ) -> Float[Tensor, "batch *grid channels"]:
         """[B *grid C] to the same."""
         image = x.movedim(-1, 1)
         inner = F.leaky_relu(instance_norm(self._convolved("conv1", image)), 0.01)
@@ -279,7 +301,9 @@ class PatchEmbed(nn.Module):
         self.proj = make(config.in_channels, config.embed_dim, self.step, stride=self.step)
         self.norm = nn.LayerNorm(config.embed_dim) if config.patch_norm else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(
+        self, x: Float[Tensor, "batch channels *size"]
+    ) -> Float[Tensor, "batch *grid width"]:
         """[B C *spatial] to tokens [B *ceil(spatial/step) E]; what is missing to a multiple is
         zeros.
         """

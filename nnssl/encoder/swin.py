@@ -13,6 +13,7 @@ oracle of the tests.
 from __future__ import annotations
 
 import copy
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,9 @@ from nnssl.encoder.blocks import PatchEmbed, ResidualConvolution, Stage, initial
 from nnssl.encoder.config import PATCH, STEPS, SwinConfig
 from nnssl.encoder.visible import Visible
 from nnssl.types import Shape
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
 
 __all__ = ["PATCH", "STEPS", "STRIDES", "Swin", "SwinConfig"]
 
@@ -97,7 +101,11 @@ class Swin(nn.Module):
             encoder.mask_token = None
         return encoder
 
-    def forward(self, x: Tensor, masked: Tensor | Visible | None = None) -> list[Tensor | None]:
+    def forward(
+        self,
+        x: Float[Tensor, "batch channels *size"],
+        masked: Bool[Tensor, "batch *grid"] | Visible | None = None,
+    ) -> list[Float[Tensor, "batch _ *_"] | None]:
         """Encode an image.
 
         x:      [B C *spatial], any size.

@@ -26,6 +26,8 @@ from torch import Tensor, nn
 from nnssl.types import Shape
 
 if TYPE_CHECKING:
+    from jaxtyping import Float
+
     from nnssl.encoder.swin import Swin
 
 NO_TOKEN = "this encoder has no mask token of stride 8; call mask_at_stride_8(encoder) first"
@@ -85,7 +87,9 @@ def check(encoder: Swin, x: Tensor, visible: Visible) -> None:
         )
 
 
-def coarse_tokens(encoder: Swin, x: Tensor, visible: Visible) -> Tensor:
+def coarse_tokens(
+    encoder: Swin, x: Float[Tensor, "batch channels *size"], visible: Visible
+) -> Float[Tensor, "batch *grid width"]:
     """[B C *spatial] to the tokens of stride 8 [B *grid 4E]: visible ones computed, others the mask
     token.
     """

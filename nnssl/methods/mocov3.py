@@ -21,7 +21,7 @@ are clipped.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -33,6 +33,9 @@ from nnssl.modules.heads import Branch, Predictor
 from nnssl.modules.running import Standardise
 from nnssl.modules.schedules import cosine
 from nnssl.modules.teacher import Teacher
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,12 @@ class MoCoV3(PairMethod):
         super().after_step(progress)
         self.teacher.update(self.student, cosine(self.config.teacher_momentum, 1.0, progress))
 
-    def _contrast(self, query: Tensor, key: Tensor, scans: Tensor) -> tuple[Tensor, Tensor]:
+    def _contrast(
+        self,
+        query: Float[Tensor, "batch dim"],
+        key: Float[Tensor, "batch dim"],
+        scans: Int[Tensor, " batch"],
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         """Algorithm 1 of the paper; 2 temperature makes the gradient nearly independent of the
         temperature.
         """

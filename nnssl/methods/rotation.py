@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,9 @@ from nnssl.modules.heads import pooled
 from nnssl.types import Shape
 from nnssl.views.intensity import apply_window, blur, draw_window
 from nnssl.views.spatial import rotate, rotate_back, rotations
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,10 @@ class Rotation(Method):
         return self.student
 
     def views(
-        self, regions: Tensor, generators: Sequence[torch.Generator], within: Tensor | None = None
+        self,
+        regions: Float[Tensor, "batch 1 *region"],
+        generators: Sequence[torch.Generator],
+        within: Int[Tensor, "batch dims 2"] | None = None,
     ) -> dict[str, Tensor]:
         """{"image": [B 1 *cube], "turn": [B], which rotation it was}; `regions` [B 1 *cube]."""
         windows, turns, stds = [], [], []
@@ -113,7 +119,7 @@ class Rotation(Method):
         accuracy = (logits.detach().argmax(dim=1) == views["turn"]).float().mean()
         return Step({"total": total}, {"embedding": embedding.detach(), "accuracy": accuracy})
 
-    def show(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
+    def show(self, views: dict[str, Tensor]) -> dict[str, Float[Tensor, "batch 1 *_"]]:
         """Where the answer is right, the prediction, turned back by it, lies as the cube did
         before.
         """
@@ -124,7 +130,9 @@ class Rotation(Method):
             "predicted to lie": self._turn_back(views["image"], answers),
         }
 
-    def _answer(self, image: Tensor) -> tuple[Tensor, Tensor]:
+    def _answer(
+        self, image: Float[Tensor, "batch 1 *size"]
+    ) -> tuple[Float[Tensor, "batch channels"], Float[Tensor, "batch turns"]]:
         """The pooled tokens [B d], and the logits [B classes]."""
         embedding = pooled(self.student(image)[-1])
         return embedding, self.head(embedding)

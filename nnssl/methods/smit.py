@@ -28,7 +28,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -58,6 +58,9 @@ from nnssl.network.reconstruction import (
 from nnssl.views.intensity import apply_window, draw_window
 from nnssl.views.masking import draw_masks, draw_visible, keep_at_most, repeat_blocks
 from nnssl.views.spatial import crop_size, cut, draw_offset
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
 
 @dataclass(frozen=True)
@@ -156,7 +159,10 @@ class SMIT(DistillationMethod):
         return decoder if isinstance(decoder, PretrainedDecoder) else None
 
     def views(
-        self, regions: Tensor, generators: Sequence[torch.Generator], within: Tensor | None = None
+        self,
+        regions: Float[Tensor, "batch 1 *region"],
+        generators: Sequence[torch.Generator],
+        within: Int[Tensor, "batch dims 2"] | None = None,
     ) -> dict[str, Tensor]:
         """{"image" [2 B 1 *crop], "masked" Bool [2 B *blocks], "selected" Bool [2 B *tokens], "offset"
         [2 B dims]}.
@@ -243,7 +249,7 @@ class SMIT(DistillationMethod):
         hidden = math.ceil(self.config.mask_ratio * blocks) * (tokens // blocks)
         return min(hidden, self.config.patch_tokens or hidden)
 
-    def show(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
+    def show(self, views: dict[str, Tensor]) -> dict[str, Float[Tensor, "batch 1 *_"]]:
         config, (image, hidden, visible) = self.config, self._hidden(views)
         covered = on_voxels(hidden, config)
         student = as_seen(image, hidden, visible, config)

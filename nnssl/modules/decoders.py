@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from nnssl.modules.encoder import EncoderLike
 from nnssl.types import Shape
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Shaped
 
 
 class VoxelDecoder(nn.Module):
@@ -24,7 +28,9 @@ class VoxelDecoder(nn.Module):
         self.spatial_dims = spatial_dims
         self.to_voxels = nn.Linear(channels, stride**spatial_dims)
 
-    def forward(self, tokens: Tensor, size: Shape) -> Tensor:
+    def forward(
+        self, tokens: Float[Tensor, "batch channels *grid"], size: Shape
+    ) -> Float[Tensor, "batch 1 *size"]:
         voxels = self.to_voxels(tokens.movedim(1, -1))
         cubes = voxels.unflatten(-1, [self.stride] * self.spatial_dims)
         return unfold_cubes(cubes)[(..., *(slice(s) for s in size))].unsqueeze(1)
@@ -50,7 +56,12 @@ class MultiScaleDecoder(nn.Module):
             )
         )
 
-    def forward(self, maps: list[Tensor], image: Tensor, hidden: Tensor) -> list[Tensor]:
+    def forward(
+        self,
+        maps: list[Float[Tensor, "batch _ *_"] | None],
+        image: Float[Tensor, "batch _ *size"],
+        hidden: Bool[Tensor, "batch 1 *size"],
+    ) -> list[Float[Tensor, "batch 1 *size"]]:
         """The encoder's five maps -> a prediction [B 1 *size] from each that is decoded, the finest
         first.
 
@@ -63,7 +74,7 @@ class MultiScaleDecoder(nn.Module):
         ]
 
 
-def unfold_cubes(cubes: Tensor) -> Tensor:
+def unfold_cubes(cubes: Shaped[Tensor, "batch *grid_and_cube"]) -> Shaped[Tensor, "batch *size"]:
     """[B *grid *cube] -> [B *(grid * cube)]: a grid of cubes put together, each at its place."""
     dims = cubes.ndim // 2
     batch, grid, cube = len(cubes), cubes.shape[1 : 1 + dims], cubes.shape[1 + dims :]

@@ -6,7 +6,7 @@ Caron et al. 2021 (DINO, arXiv 2104.14294); Zhou et al. 2022 (iBOT, arXiv 2111.0
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Generic, NamedTuple
+from typing import TYPE_CHECKING, Generic, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from nnssl.modules.encoder import EncoderLike, EncoderT
 from nnssl.modules.heads import PrototypeHead, pooled
 from nnssl.modules.selected import SelectedTokens
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 # which of the encoder's maps has tokens of this stride
 STAGE_OF_STRIDE = {4: 1, 8: 2, 16: 3, 32: 4}
@@ -91,7 +94,10 @@ class EncoderWithHeads(nn.Module, Generic[EncoderT]):
             self.patch_head.prototypes = self.image_head.prototypes
 
     def forward(
-        self, image: Tensor, masked: Tensor | None = None, selected: SelectedTokens | None = None
+        self,
+        image: Float[Tensor, "batch channels *size"],
+        masked: object = None,
+        selected: SelectedTokens | None = None,
     ) -> DistillationOutput:
         """`masked`: what the encoder may not see; `selected`: the patch tokens that are asked for, of
         all views or of the first ones.

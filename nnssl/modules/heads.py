@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Generic
+from typing import TYPE_CHECKING, Generic
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +11,11 @@ from torch import Tensor, nn
 from nnssl.modules.encoder import EncoderT
 from nnssl.modules.running import Standardise
 
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
-def pooled(tokens: Tensor) -> Tensor:
+
+def pooled(tokens: Float[Tensor, "batch channels *grid"]) -> Float[Tensor, "batch channels"]:
     """The mean over tokens: [B C *grid] -> [B C]; in fp32 at least, as crops differ by little."""
     kind = torch.promote_types(tokens.dtype, torch.float32)
     return tokens.flatten(2).mean(dim=2, dtype=kind)
@@ -30,7 +33,7 @@ class Prototypes(nn.Linear):
     def __init__(self, bottleneck: int, count: int) -> None:
         super().__init__(bottleneck, count, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "rows bottleneck"]) -> Float[Tensor, "rows prototypes"]:
         """In fp32 whatever autocast says: bf16's error of 0.004 is 0.1 once divided by a
         temperature of 0.04.
         """
@@ -62,7 +65,9 @@ class PrototypeHead(nn.Module):
                 nn.init.trunc_normal_(layer.weight, std=0.02)
                 nn.init.zeros_(layer.bias)
 
-    def forward(self, x: Tensor, counts: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Float[Tensor, "rows channels"], counts: Float[Tensor, " rows"] | None = None
+    ) -> Float[Tensor, "rows prototypes"]:
         """`counts` [N]: which rows move the running moments; None: all of them."""
         answers = self.mlp(self.standardise(x, counts))
         return self.prototypes(F.normalize(answers, dim=-1, eps=1e-6))
@@ -92,7 +97,7 @@ class Projector(nn.Module):
         super().__init__()
         self.mlp = _layers(dim, hidden, out, layers)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "rows channels"]) -> Float[Tensor, "rows out"]:
         return self.mlp(x)
 
 
@@ -107,7 +112,7 @@ class Predictor(nn.Module):
         super().__init__()
         self.mlp = _layers(out, hidden, out, 2)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "rows out"]) -> Float[Tensor, "rows out"]:
         return self.mlp(x)
 
 
@@ -121,6 +126,8 @@ class Branch(nn.Module, Generic[EncoderT]):
         self.encoder = encoder
         self.projector = Projector(encoder.channels[-1], hidden, out, layers)
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, image: Float[Tensor, "batch _ *size"]
+    ) -> tuple[Float[Tensor, "batch channels"], Float[Tensor, "batch out"]]:
         embedding = pooled(self.encoder(image)[-1])
         return embedding, self.projector(embedding)

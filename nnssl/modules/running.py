@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from nnssl import dist
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 
 class Stepped(nn.Module):
@@ -75,7 +78,9 @@ class RunningMean(Running):
         self.register_buffer("updates", torch.zeros((), dtype=torch.long))
 
     @torch.no_grad()
-    def note(self, rows: Tensor, counts: Tensor | None = None) -> None:
+    def note(
+        self, rows: Float[Tensor, "rows size"], counts: Float[Tensor, " rows"] | None = None
+    ) -> None:
         """`rows` [N size]; N may be 0 and may differ between processes. `counts` [N]: 1 for a row
         that counts, 0 for one that does not; None: all of them do.
         """
@@ -179,7 +184,9 @@ class Standardise(nn.Module):
             2 * size, momentum, prompt=True, start=torch.cat([torch.zeros(size), torch.ones(size)])
         )
 
-    def forward(self, x: Tensor, counts: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Float[Tensor, "rows dim"], counts: Float[Tensor, " rows"] | None = None
+    ) -> Float[Tensor, "rows dim"]:
         """Rows [N d]; `counts` as in `RunningMean.note`. In fp32, whatever autocast says."""
         x = x.float()
         self.moments.note(torch.cat([x, x * x], dim=-1), counts)

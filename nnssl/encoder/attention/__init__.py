@@ -8,6 +8,8 @@ plain      the formula, word for word: what the kernel is compared with, and wha
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -16,13 +18,21 @@ from nnssl.cpu import attention as cached
 from nnssl.encoder.attention import choice, fused, plain
 from nnssl.encoder.windows import Mask
 
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
 # PyTorch 2.6 has no word for it
 _is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
 
 
 def window_attention(
-    x: Tensor, weight: Tensor, offset: Tensor | None, heads: int, bias: Tensor, mask: Mask | None
-) -> Tensor:
+    x: Float[Tensor, "windows slots channels"],
+    weight: Float[Tensor, "threefold channels"],
+    offset: Float[Tensor, " threefold"] | None,
+    heads: int,
+    bias: Float[Tensor, "heads slots slots"],
+    mask: Mask | None,
+) -> Float[Tensor, "windows slots channels"]:
     """softmax(q k^T / sqrt(d) + bias + mask) v in each window, where q, k, v = x @ weight.T +
     offset.
 
