@@ -107,18 +107,8 @@ class Autocast(TorchFunctionMode):
 
     LOWER = frozenset({F.linear, F.conv2d, F.conv3d, F.conv_transpose2d, F.conv_transpose3d,
                        torch.matmul, F.scaled_dot_product_attention})  # fmt: skip
-    SINGLE = frozenset(
-        {
-            F.layer_norm,
-            F.group_norm,
-            F.softmax,
-            torch.softmax,
-            F.log_softmax,
-            F.cross_entropy,
-            Tensor.sum,
-            torch.sum,
-        }
-    )
+    SINGLE = frozenset({F.layer_norm, F.group_norm, F.softmax, torch.softmax, F.log_softmax,
+                        F.cross_entropy, Tensor.sum, torch.sum})  # fmt: skip
 
     def __init__(self, half: torch.dtype = HALF) -> None:
         super().__init__()
@@ -162,13 +152,9 @@ def loss_function(outputs: int) -> nn.Module:
     from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 
     dice = {"batch_dice": False, "smooth": 1e-5, "do_bg": False, "ddp": False}
-    one = DC_and_CE_loss(
-        dice,
-        {},
-        weight_ce=1,
-        weight_dice=1,
-        dice_class=MemoryEfficientSoftDiceLoss,  # pyright: ignore[reportArgumentType] as nnU-Net
-    )
+    # declared as the default, which is another class
+    kind: type = MemoryEfficientSoftDiceLoss
+    one = DC_and_CE_loss(dice, {}, weight_ce=1, weight_dice=1, dice_class=kind)
     return DeepSupervisionWrapper(one, deep_supervision_weights(outputs))
 
 

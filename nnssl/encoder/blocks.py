@@ -16,7 +16,6 @@ from torch.utils.checkpoint import checkpoint
 
 from nnssl.encoder.attention import window_attention
 from nnssl.encoder.config import SwinConfig
-from nnssl.encoder.norms import instance_norm
 from nnssl.encoder.windows import (
     StageWindows,
     WindowPartition,
@@ -55,9 +54,7 @@ def _inverse(way: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     return way[1], way[0]
 
 
-def to_slots(
-    x: Float[Tensor, "batch tokens channels"], cut: WindowPartition, pads_are_zero: bool
-) -> Float[Tensor, "batch slots channels"]:
+def to_slots(x: Tensor, cut: WindowPartition, pads_are_zero: bool) -> Tensor:
     """Tokens [B N C] to slots [B nW*n C]."""
     if cut.slots is None or cut.real is None:
         return x
@@ -67,16 +64,12 @@ def to_slots(
     return x * cut.real.to(x.dtype) if pads_are_zero else x
 
 
-def from_slots(
-    x: Float[Tensor, "batch slots channels"], cut: WindowPartition
-) -> Float[Tensor, "batch tokens channels"]:
+def from_slots(x: Tensor, cut: WindowPartition) -> Tensor:
     """Slots [B nW*n C] to tokens [B N C]."""
     return x if cut.answers is None else x.index_select(1, cut.answers)
 
 
-def draw_kept(
-    rates: Float[Tensor, " branches"], x: Float[Tensor, "batch tokens channels"]
-) -> Float[Tensor, "branches batch 1 1"]:
+def draw_kept(rates: Tensor, x: Tensor) -> Tensor:
     """What the residual branches of `rates` [R] count for each of a batch [B N C]: [R B 1 1].
 
     0 for the random part that is left out, else 1 / (1 - rate): stochastic depth (arXiv
@@ -119,9 +112,7 @@ class Mlp(nn.Module):
         self.linear1 = nn.Linear(dim, hidden)
         self.linear2 = nn.Linear(hidden, dim)
 
-    def forward(
-        self, x: Float[Tensor, "batch tokens channels"]
-    ) -> Float[Tensor, "batch tokens channels"]:
+    def forward(self, x: Tensor) -> Tensor:
         return self.linear2(F.gelu(self.linear1(x)))
 
 
@@ -136,11 +127,11 @@ class Block(nn.Module):
 
     def forward(
         self,
-        x: Float[Tensor, "batch tokens channels"],
+        x: Tensor,
         cut: WindowPartition,
-        bias: Float[Tensor, "heads window window"],
+        bias: Tensor,
         kept: tuple[Tensor, Tensor] | None = None,
-    ) -> Float[Tensor, "batch tokens channels"]:
+    ) -> Tensor:
         """Tokens [B N C] in the window order of `cut`; bias [heads n n].
 
         kept: what its two branches count for each of the batch (`draw_kept`); None: all of it.
@@ -261,34 +252,6 @@ class Stage(nn.Module):
 
     def _way_out(self, windows: StageWindows) -> tuple[Tensor, Tensor]:
         return windows.leave if len(self.blocks) % 2 == 0 else _inverse(windows.enter)
-
-
-class ResidualConvolution(nn.Module):
-    """Two 3^d convolutions with instance norm around a skip: what Swin UNETR v2 (He 2023) puts
-    before each stage.
-    """
-
-    def __init__(self, dim: int, spatial_dims: int) -> None:
-        super().__init__()
-        convolution = nn.Conv3d if spatial_dims == 3 else nn.Conv2d
-        self.layer = nn.ModuleDict(  # the names are MONAI's
-            {
-                name: nn.ModuleDict({"conv": convolution(dim, dim, 3, padding=1, bias=False)})
-                for name in ("conv1", "conv2")
-            }
-        )
-
-    def forward(
-        self, x: Float[Tensor, "batch *grid channels"]
-    ) -> Float[Tensor, "batch *grid channels"]:
-        """[B *grid C] to the same."""
-        image = x.movedim(-1, 1)
-        inner = F.leaky_relu(instance_norm(self._convolved("conv1", image)), 0.01)
-        out = instance_norm(self._convolved("conv2", inner)) + image
-        return F.leaky_relu(out, 0.01).movedim(1, -1).contiguous()
-
-    def _convolved(self, name: str, x: Tensor) -> Tensor:
-        return self.layer[name]["conv"](x)  # pyright: ignore[reportIndexIssue] again a ModuleDict
 
 
 class PatchEmbed(nn.Module):

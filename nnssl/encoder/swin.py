@@ -20,8 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnssl.encoder import visible
-from nnssl.encoder.blocks import PatchEmbed, ResidualConvolution, Stage, initialise
+from nnssl.encoder.blocks import PatchEmbed, Stage, initialise
 from nnssl.encoder.config import PATCH, STEPS, SwinConfig
+from nnssl.encoder.convolutions import ResidualConvolution
 from nnssl.encoder.visible import Visible
 from nnssl.types import Shape
 

@@ -290,10 +290,8 @@ def _merging_order(
 
 def _to(x: Moved, device: torch.device) -> Moved:
     """`x` with every tensor in it on `device`."""
-    moved: object = x
-    if isinstance(x, Tensor):
-        moved = x.to(device)
-    elif isinstance(x, tuple):
+    moved: object = x.to(device) if isinstance(x, Tensor) else x
+    if isinstance(x, tuple):
         moved = tuple(_to(y, device) for y in x)
     elif isinstance(x, WindowPartition | Mask | StageWindows):
         parts: dict = {name: _to(value, device) for name, value in vars(x).items()}
