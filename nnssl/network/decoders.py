@@ -61,16 +61,21 @@ class UpBlock(nn.Module):
         self.block = ResidualBlock(len(step), 2 * outputs, outputs)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        conv1, conv3 = self.block.conv1, self.block.conv3
-        if conv3 is None:
-            raise RuntimeError("a block that halves its channels has a shortcut of its own")
         if composed.is_supported(x, skip, self.step):
-            weights = (self.upsample.weight, conv1.weight, conv3.weight)
+            weights = (self.upsample.weight, self.block.conv1.weight, self._pointwise().weight)
             first, shortcut = composed.join(x, skip, self.step, *weights)
         else:
-            joined = torch.cat([cut(self.upsample(x), skip.shape[2:]), skip], dim=1)
-            first, shortcut = conv1(joined), conv3(joined)
+            first, shortcut = self._one_by_one(x, skip)
         return self.block.tail(first, norm_act(shortcut, act=False))
+
+    def _one_by_one(self, x: Tensor, skip: Tensor) -> tuple[Tensor, Tensor]:
+        joined = torch.cat([cut(self.upsample(x), skip.shape[2:]), skip], dim=1)
+        return self.block.conv1(joined), self._pointwise()(joined)
+
+    def _pointwise(self) -> Pointwise:
+        if self.block.conv3 is None:
+            raise RuntimeError("a block that halves its channels has a shortcut of its own")
+        return self.block.conv3
 
 
 class SwinUNETRDecoder(nn.Module):
