@@ -55,7 +55,11 @@ setup(
     python_requires=">=3.10",
     packages=[*find_packages(include=["nnssl", "nnssl.*"]), *MAPPED],
     package_dir=MAPPED,
-    package_data={"nnssl": ["py.typed"]},
+    package_data={
+        "nnssl": ["py.typed"],
+        "nnssl.study.report": ["page.html"],
+        "nnssl.weights": ["*/model.safetensors", "*/config.json", "*/README.md"],
+    },
     cmdclass={"build_py": BuildWithStartUpFile},
     install_requires=[
         "nnunetv2>=2.8.0",  # the first release that looks for trainers outside its own folder
@@ -69,6 +73,8 @@ setup(
         "pillow>=9.1",  # matplotlib brings it along; the first with Image.Resampling
         "tqdm",
         "pyyaml",
+        "jinja2",  # torch brings it along; the pages of the reports
+        "pandas>=2.0",  # nnU-Net brings it along; the rows and tables of a study's report
         "scipy",
         "scikit-learn",  # nnU-Net brings it along; the k-means of parcels
         "safetensors",  # nnU-Net brings it along; nnssl_convert reads such files

@@ -21,8 +21,9 @@ if _repository := hook.source_checkout():
     __path__.append(_repository)
 
 
-def load_encoder(path: Path | str, spacing: Spacing | None = None) -> Encoder:
-    """The encoder of a checkpoint, by path or address, as a plain `nn.Module` that prepares scans.
+def load_encoder(path: Path | str | None = None, spacing: Spacing | None = None) -> Encoder:
+    """The encoder of a checkpoint, by path, address or name, as a plain `nn.Module` that prepares
+    scans.
 
     See `nnssl.embed.encoder.load_encoder`; it is imported here only when it is called.
     """

@@ -14,9 +14,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from nnssl import address, conflict, signals
-from nnssl.parsers import convert_parser, plan_parser, pretrain_parser, spacing_of
+from nnssl import address, conflict, options, parsers, signals, weights
 from nnssl.signals import Interrupted
+from nnssl.train.options import DEVICE, Options
 
 conflict.refuse()  # again: MIC-DKFZ's `__init__.py` may lie in the place of ours
 
@@ -45,7 +45,7 @@ def _command(function: Callable[[], int]) -> Callable[[], int]:
 def pretrain() -> int:
     """nnssl_pretrain: raw CT to a pretrained Swin encoder."""
     arguments = sys.argv[1:]
-    parser = pretrain_parser()
+    parser = parsers.pretrain_parser()
     args = parser.parse_args(arguments)
     if args.list:
         from nnssl.bench import listing
@@ -57,19 +57,12 @@ def pretrain() -> int:
         parser.error("say where the scans are: -i FOLDER, or -d ID of an nnU-Net raw dataset")
 
     with signals.handled(_leave):
-        from nnssl.train.pretrain import Options, processes
         from nnssl.train.pretrain import pretrain as run
+        from nnssl.train.pretrain import processes
     if ended := processes.launch(args.num_gpus, arguments):
         return {"done": 0, "failed": EXIT_ERROR, "stopped": EXIT_INTERRUPTED}[ended]
-    options = vars(args)
-    for name in ("list", "num_gpus"):
-        options.pop(name)
-    chosen = options["channels"]
-    options["channels"] = None if None in chosen else tuple(sorted(set(chosen)))
-    for name in ("crop", "spacing", "clip"):
-        options[name] = tuple(options[name]) if options[name] else None
     try:
-        return _report_errors(lambda: run(Options(**options)))
+        return _report_errors(lambda: run(options.build(Options, args)))
     finally:
         atexit.register(_end_undisturbed)  # what is registered last comes first
 
@@ -84,7 +77,8 @@ def inspect() -> int:
         "checkpoint",
         nargs="?",
         type=address.named,
-        help="a checkpoint_final.pth or checkpoint_latest.pth, hf://owner/repo/file or https://...",
+        help="a checkpoint_final.pth or checkpoint_latest.pth, hf://owner/repo/file, https://..., "
+        f"or a name: {weights.NAMES}; default: the one that a training would start from",
     )
     parser.add_argument(
         "--json",
@@ -103,70 +97,62 @@ def inspect() -> int:
 
         print(f'export nnUNet_extTrainer="{trainers_folder()}"')
         return 0
-    if args.checkpoint is None:
-        parser.error("say which checkpoint, or --nnunet-env")
 
     from nnssl import checkpoint
+    from nnssl.finetune import checkpoint_choice
 
     describe = checkpoint.to_json if args.json else checkpoint.describe
-    return _report_errors(lambda: print(describe(checkpoint.load(args.checkpoint))))
+    return _report_errors(
+        lambda: print(
+            describe(checkpoint.load(args.checkpoint or checkpoint_choice.choose({}).path))
+        )
+    )
 
 
 @_command
 def export() -> int:
     """nnssl_export: a trained network as ONNX and torch.export, with what it expects."""
-    from nnssl.export import command
-
-    options = vars(command.parser().parse_args())
+    args = parsers.export_parser().parse_args()
 
     from nnssl.export import Request
     from nnssl.export import export as run
 
-    return _report_errors(lambda: run(Request(**options)))
+    return _report_errors(lambda: run(options.build(Request, args)))
 
 
 @_command
 def plan() -> int:
     """nnssl_plan: a plans file that carries a checkpoint and a recipe."""
-    args = plan_parser().parse_args()
+    args = parsers.plan_parser().parse_args()
 
-    from nnssl.finetune.architecture import Recipe
     from nnssl.plans.derive import Request, derive, describe
+    from nnssl.recipe import Recipe
 
-    options = vars(args)
-    recipe = {name: options.pop(name) for name in Recipe.__dataclass_fields__ if name in options}
-    options["patch"] = tuple(options["patch"]) if options["patch"] else None
-    options["spacing"] = spacing_of(options["spacing"])
-    request = Request(**options, recipe=recipe)
+    request = options.build(Request, args, recipe=options.values_of(Recipe, args))
     return _report_errors(lambda: print(describe(derive(request), request)))
 
 
 @_command
 def convert() -> int:
     """nnssl_convert: third-party weights as a checkpoint of ours."""
-    options = vars(convert_parser().parse_args())
-    for name in ("hu", "spacing", "crop"):
-        options[name] = tuple(options[name]) if options[name] else None
+    args = parsers.convert_parser().parse_args()
 
     from nnssl.convert.conversion import Request
     from nnssl.convert.conversion import convert as run
 
-    return _report_errors(lambda: print(run(Request(**options))))
+    return _report_errors(lambda: print(run(options.build(Request, args))))
 
 
 @_command
 def embed() -> int:
     """nnssl_embed: features of scans."""
-    from nnssl.embed import command
-
-    args = command.parser().parse_args()
+    args = parsers.embed_parser().parse_args()
 
     def work() -> None:
-        options = command.options(args)
         from nnssl.embed.run import Options
         from nnssl.embed.run import embed as run
 
-        run(Options(**options))
+        run(options.build(Options, args))
 
     return _report_errors(work)
 
@@ -179,8 +165,8 @@ def demo() -> int:
         description="Pretraining, planning, training and prediction on CT phantoms that are made "
         "on the spot, through the same commands that you would type. Needs no data and no GPU; "
         "made for under 10 minutes on two cores.",
-        epilog="The same line continues after the last finished stage. Nothing is written outside of "
-        "the folder.",
+        epilog="The same line continues after the last finished stage. Nothing is written outside "
+        "of the folder.",
     )
     parser.add_argument(
         "-o",
@@ -197,9 +183,7 @@ def demo() -> int:
         type=Path,
         help="your own CT scans for the pretraining",
     )
-    parser.add_argument(
-        "-device", choices=("cpu", "cuda", "mps"), help="default: cuda where there is one, else cpu"
-    )
+    parser.add_argument("-device", choices=DEVICE["choices"], help=DEVICE["help"])
     parser.add_argument(
         "--quick",
         action="store_true",
@@ -243,12 +227,7 @@ def study() -> int:
     from nnssl.study import command
 
     args = command.parser().parse_args()
-    parsers = {
-        "nnssl_pretrain": pretrain_parser,
-        "nnssl_convert": convert_parser,
-        "nnssl_plan": plan_parser,
-    }
-    return _report_errors(lambda: command.do(args, parsers))
+    return _report_errors(lambda: command.do(args))
 
 
 @_command

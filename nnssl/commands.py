@@ -16,7 +16,7 @@ from pathlib import Path
 Command = list[str]
 Wait = Callable[[subprocess.Popen], object]
 WIDTH = 300  # characters of a log's line
-TO_SAVE = 300.0  # seconds that a command which is told to end may take, such as to save
+TO_SAVE = 300.0  # seconds that a command may take to end, such as to save
 TO_END = 5.0  # seconds that its helpers may take
 
 

@@ -62,8 +62,8 @@ def atomic(path: Path | str) -> Iterator[Path]:
         temporary.chmod(0o666 & ~mask)
         temporary.replace(path)
     except (OSError, RuntimeError) as error:  # PyTorch and blosc2 raise RuntimeError
-        if told := _no_room(error, path):
-            raise told from error
+        if clearer := _no_room(error, path):
+            raise clearer from error
         raise
     finally:
         if temporary is not None:
@@ -192,8 +192,8 @@ def append_json_line(path: Path | str, row: dict) -> None:
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
     except OSError as error:
-        if told := _no_room(error, path):
-            raise told from error
+        if clearer := _no_room(error, path):
+            raise clearer from error
         raise
 
 

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 # nnU-Net's variables
 RAW, PREPROCESSED, RESULTS = "nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"
 FINAL = "checkpoint_final.pth"  # of a pretraining, and of nnU-Net's trainings
+NAME, BASE = "nnUNetSwinPlans", "nnUNetPlans"  # of our plans, and of nnU-Net's own
 MANIFEST = "manifest.json"  # beside the checkpoints of a pretraining: how it was made
+
+LAST = (4,)  # the number of an encoder's coarsest map, where it is wanted alone
 
 Shape = tuple[int, ...]
 Spacing = tuple[float, ...]
@@ -147,3 +150,5 @@ class GradContext(Protocol):
     def save_for_backward(self, *tensors: Tensor | None) -> None: ...
 
     def mark_dirty(self, *tensors: Tensor) -> None: ...
+
+    def set_materialize_grads(self, value: bool) -> None: ...

@@ -11,60 +11,40 @@ import contextlib
 import io
 import os
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nnssl import files
+from nnssl import files, weights
 from nnssl.encoder.presets import preset
 from nnssl.finetune.architecture import (
     BASE,
     INFO,
-    NAME,
     PLANNED,
     RECIPE,
     Recipe,
     architecture,
+    is_ct,
     is_ours,
 )
 from nnssl.network.decoders import full_options
 from nnssl.plans.cautions import cautions, fold_to_train
-from nnssl.types import PREPROCESSED, RAW, Shape, Spacing
+from nnssl.plans.request import DATASET, MEMORY, PRETRAINING, Request
+from nnssl.types import PREPROCESSED, RAW
 
 if TYPE_CHECKING:
     from nnssl.plans.planner import Start
-
-DATASET, PRETRAINING = "dataset", "pretraining"  # whose spacing
-
-
-@dataclass(frozen=True)
-class Request:
-    """What `nnssl_plan` was asked for."""
-
-    dataset: str | int  # 501 or Dataset501_Name
-    name: str = NAME  # of the new plans: nnUNetv2_train ... -p NAME
-    # plans made by nnU-Net, to take patch, batch size and spacing from; None: plan them
-    base: str | None = None
-    gpu_memory_target: float | None = None  # GB; None: nnU-Net's 8
-    spacing: str | Spacing = DATASET  # or PRETRAINING, or mm (z y x as read)
-    checkpoint: Path | None = None  # None: the variable nnssl_checkpoint, or the only one there is
-    preset: str | None = None  # in the place of a checkpoint, for SwinScratchTrainer
-    decoder: str | None = None  # None: that of the checkpoint where it has one, or swinunetr
-    patch: Shape | None = None  # voxels; for the configurations of as many axes
-    batch_size: int | None = None
-    recipe: dict = field(default_factory=dict)  # fields of `Recipe`; None counts as left out
 
 
 def derive(request: Request) -> Path:
     """Write the plans file and give its path.
 
-    Raises ValueError (NoCheckpointError, CheckpointError) and FileNotFoundError, each saying what
-    to type.
+    Raises ValueError and FileNotFoundError, each saying what to type.
     """
     from nnssl.plans.planner import Start
 
     _check(request)
-    recipe = Recipe(**_numbers(request.recipe))
+    recipe = Recipe.chosen(request.recipe)
     folder = _dataset_folder(request.dataset)
     path = files.inside(folder, f"{request.name}.json")
     base = _base_plans(folder, request) if request.base else None
@@ -110,17 +90,16 @@ def describe(path: Path, request: Request) -> str:
     """What was written, and the lines to type next."""
     plans = files.read_json(path)
     info = plans.get(INFO)
-    start = (
-        f"checkpoint {info['checkpoint_path']} (sha256 {info['sha256'][:12]})"
-        if info
-        else "no checkpoint"
-    )
+    start = ["  no checkpoint"]
+    if info:
+        start = [f"  checkpoint {info['checkpoint_path']} (sha256 {info['sha256'][:12]})"]
+        start += weights.about(info["sha256"], is_ct(plans))
     fits = plans[PLANNED]["checkpoint_fits"] if info else list(plans["configurations"])
     trainer = "SwinSSLTrainer" if info and fits else "SwinScratchTrainer"
     recipe = ", ".join(
         f"{key} {value}" for key, value in plans[RECIPE].items() if value is not None
     )
-    lines = [f"{path}\n  {start}\n  decoder {_decoder_of(plans)}; {recipe}"]
+    lines = [str(path), *start, f"  decoder {_decoder_of(plans)}; {recipe}"]
     missing = []
     for name, configuration in plans["configurations"].items():
         if "architecture" not in configuration:
@@ -215,7 +194,7 @@ def _check_spacing(request: Request) -> None:
 
 
 def _target(request: Request) -> float:
-    return 8.0 if request.gpu_memory_target is None else request.gpu_memory_target
+    return float(MEMORY) if request.gpu_memory_target is None else request.gpu_memory_target
 
 
 def _dataset_folder(dataset: str | int) -> Path:
@@ -280,16 +259,6 @@ def _planned(request: Request, folder: Path, start: Start) -> dict:
             decoder=request.decoder,
             patch=request.patch,
         ).plan_experiment()
-
-
-def _numbers(values: dict) -> dict:
-    """With a fifth of the iterations for validation, as nnU-Net's 50 of 250, where it is not
-    said.
-    """
-    given = {name: value for name, value in values.items() if value is not None}
-    if "iterations" in given:
-        given.setdefault("val_iterations", max(1, given["iterations"] // 5))
-    return given
 
 
 def _resize(configuration: dict, request: Request) -> None:

@@ -72,12 +72,12 @@ class Start:
         return ((self.info or {}).get("decoder") or {"name": DECODER})["name"]
 
     @classmethod
-    def of(cls, named: Path | None = None) -> Start:
+    def of(cls, named: Path | str | None = None) -> Start:
         """From a checkpoint: `named`, or found as the trainers find it. Raises NoCheckpointError,
         CheckpointError.
         """
         given = {"checkpoint_path": str(named)} if named else {}
-        choice = checkpoint_choice.require(checkpoint_choice.choose(given, "nnssl_plan -c"))
+        choice = checkpoint_choice.choose(given, "nnssl_plan -c")
         loaded = checkpoint.load(choice.path)
         return cls(
             loaded.encoder_config, loaded.hu, checkpoint_choice.pretrain_info(choice, loaded)

@@ -22,15 +22,17 @@ class Waits(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.found: Counter[str] = Counter()
-        self.shapes: list | None = None  # of all operations, while it is a list
+        self.operations: list | None = None  # with tensors' places and numbers, while it is a list
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if self._waits(function.overloadpacket.__name__, args, kwargs):
             self.found[self._caller()] += 1
-        if self.shapes is not None:
-            given = [tuple(x.shape) for x in tree_leaves(args) if isinstance(x, Tensor)]
-            self.shapes.append((str(function), given))
+        if self.operations is not None:
+            leaves = tree_leaves((args, kwargs))
+            given = [(x.device.type, tuple(x.shape)) for x in leaves if isinstance(x, Tensor)]
+            numbers = [x for x in leaves if isinstance(x, int | float)]
+            self.operations.append((str(function), given, numbers))
         return function(*args, **kwargs)
 
     @staticmethod

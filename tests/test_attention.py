@@ -57,6 +57,14 @@ def test_the_kernel_equals_the_formula_in_double_precision(interpreted: dict) ->
 
 
 @needs_triton
+def test_the_kernels_of_the_residual_stream_equal_the_formula(interpreted: dict) -> None:
+    """Sums, norms, and all gradients, with and without a branch, stochastic depth and an order."""
+    limits = {"torch.float32": 1e-6, "torch.bfloat16": 1e-2, "torch.float16": 1e-3}
+    for case, errors in interpreted["stream_errors"].items():
+        assert all(error < limits[case.split()[0]] for error in errors.values()), (case, errors)
+
+
+@needs_triton
 def test_an_encoder_through_the_kernel_equals_one_on_the_cpu(interpreted: dict) -> None:
     """Shifted, padded and clipped windows of two samples; maps and the gradients of all
     parameters.
@@ -103,8 +111,12 @@ def resources(function, arch: int, dtype: torch.dtype, n: int, d: int) -> dict[s
         if function is kernel.forward
         else {"DOUT": kind, "DQKV": kind, "PARTS": "*fp32"}
     )
+    if function is kernel.backward:
+        signature |= {"SUMS": "*fp32", "rows": "i32"}
     signature |= {"windows": "i32", "per_sample": "i32", "scale": "fp32", "hidden": "fp32"}
     constants = launch.shape(torch.empty(1, n, 3, 4, d, device="meta"), masked=True)
+    if function is kernel.backward:
+        constants["SUMMED"] = True
     aligned = {
         (i,): [["tt.divisibility", 16]]
         for i, name in enumerate(signature)

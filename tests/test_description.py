@@ -26,7 +26,6 @@ SMALL = {
     "recipe": {"epochs": 9, "lr": 1e-3},
 }
 
-PARSERS = {"nnssl_pretrain": parsers.pretrain_parser, "nnssl_plan": parsers.plan_parser}
 ARM = {"name": "a", "start": "pretrain", "method": "smit", "datasets": [501]}
 
 
@@ -280,7 +279,7 @@ def test_a_trainer_that_is_not_there_or_of_another_length_is_refused(tmp_path, a
     tasks = [*SMALL["tasks"], {"name": "flat", "dataset": 501, "configuration": "2d"}]
     path = written(tmp_path, arms=[SMALL["arms"][0], arm], tasks=tasks)
     with pytest.raises(DescriptionError, match=message):
-        check.check(load(path), PARSERS)
+        check.check(load(path))
 
 
 def test_other_networks_pass(tmp_path):
@@ -291,7 +290,7 @@ def test_other_networks_pass(tmp_path):
         {"name": "c", "start": "elsewhere", "trainer": "PretrainedTrainer", "plans": "ptPlans__x"},
     ]
     tasks = [*SMALL["tasks"], {"name": "flat", "dataset": 501, "configuration": "2d"}]
-    check.check(load(written(tmp_path, arms=arms, tasks=tasks)), PARSERS)
+    check.check(load(written(tmp_path, arms=arms, tasks=tasks)))
 
 
 def test_what_the_commands_take_passes(tmp_path):
@@ -314,7 +313,7 @@ def test_what_the_commands_take_passes(tmp_path):
         "trainer": "SwinFrozenTrainer",
     }
     arms = [SMALL["arms"][0], ARM | {"options": options, "recipe": {"decoder": "light"}}]
-    check.check(load(written(tmp_path, arms=arms, recipe=recipe)), PARSERS)
+    check.check(load(written(tmp_path, arms=arms, recipe=recipe)))
 
 
 def test_every_word_of_a_recipe_is_a_flag_and_every_number_of_the_trainers_can_be_said():

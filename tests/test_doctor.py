@@ -153,11 +153,6 @@ def no_blosc2(sound, patch):
     patch.setitem(sys.modules, "blosc2", None)
 
 
-def no_checkpoint(sound, patch):
-    sound["plans"].unlink()
-    sound["only"].unlink()
-
-
 def several_checkpoints(sound, patch):
     sound["plans"].unlink()
     pretrained(sound[checkpoint_choice.RESULTS] / "nnssl" / "ct" / "dino__micro")
@@ -232,10 +227,6 @@ BREAKAGES = {
         "pip install torch torchvision",
     ),
     no_blosc2: ("blosc2", "pip install blosc2"),
-    no_checkpoint: (
-        "no checkpoint_final.pth in $nnUNet_results/nnssl",
-        "nnssl_pretrain -m smit -i ",
-    ),
     several_checkpoints: ("2 pretrained checkpoints were found", "export nnssl_checkpoint="),
     variable_names_a_missing_checkpoint: ("no file at /gone.pth", "export nnssl_checkpoint="),
     truncated_checkpoint: ("it is truncated", "export nnssl_checkpoint="),
@@ -294,6 +285,15 @@ def test_what_a_few_shot_user_meets_first_is_a_note_with_the_line_to_type(
     assert code == 0
     assert f"note  {DATASET} -p smitA: 3 labelled case(s): nnU-Net's 5 folds need 5 of them" in said
     assert f"> nnUNetv2_train {DATASET} 3d_fullres all -tr SwinSSLTrainer -p " in said
+
+
+def test_without_a_checkpoint_of_ones_own_there_are_the_released_ones(sound, monkeypatch, capsys):
+    sound["plans"].unlink()
+    sound["only"].unlink()
+    code, said = diagnosis(monkeypatch, capsys)
+    assert code == 0
+    assert "ok    plans that name no checkpoint: " in said
+    assert "smit_tiny" in said
 
 
 def test_several_checkpoints_are_no_fault_where_the_plans_name_theirs(sound, monkeypatch, capsys):

@@ -11,7 +11,8 @@ from monai.networks.nets.swin_unetr import SwinTransformer
 from torch import Tensor
 
 from nnssl.bench.encoder import monai_swin
-from nnssl.encoder import blocks
+from nnssl.encoder import given
+from nnssl.encoder.given import draw_kept
 from nnssl.encoder.presets import PRESETS, preset
 from nnssl.encoder.swin import Swin, SwinConfig
 
@@ -227,7 +228,7 @@ def test_drop_path_is_random_in_training_and_absent_in_evaluation() -> None:
 
 
 def test_drop_path_keeps_the_mean_and_drops_whole_samples() -> None:
-    kept = blocks.draw_kept(torch.tensor([0.25, 0.0]), torch.ones(4000, 3, 2))
+    kept = draw_kept((0.25, 0.0), torch.ones(4000, 3, 2))
     assert kept.shape == (2, 4000, 1, 1)
     assert kept[0].unique().tolist() == pytest.approx([0, 4 / 3])
     assert kept[0].mean().item() == pytest.approx(1, abs=0.03)
@@ -316,3 +317,28 @@ def test_presets_have_the_published_sizes() -> None:
         "smit_miccai22": 8.76,
         "monai": 8.06,
     }
+
+
+@pytest.mark.parametrize("taps", ["stage", "merge"])
+def test_maps_that_are_not_wanted_are_left_out(taps: str) -> None:
+    encoder = seeded(small(taps=taps))
+    x = image(encoder.config, (16, 16, 16))
+    passed: list[int] = []
+    for number, stage in enumerate(encoder.stages):
+        stage.register_forward_hook(lambda *_, number=number: passed.append(number))
+    with torch.no_grad():
+        every = encoder(x)
+        for wanted, stages in (((1,), [0, 1]), ((3, 2), [0, 1, 2, 3]), ((4,), [0, 1, 2, 3])):
+            passed.clear()
+            found = encoder(x, wanted=wanted)
+            assert [n for n, m in enumerate(found) if m is not None] == sorted(wanted)
+            assert all(torch.equal(found[n], every[n]) for n in wanted)
+            assert passed == (stages if taps == "stage" else list(range(max(wanted))))
+
+
+def test_both_ways_to_the_gradient_of_the_position_biases_agree() -> None:
+    """A sum of scattered numbers on CPUs, a product with ones elsewhere."""
+    torch.manual_seed(0)
+    index, by_pair = torch.randint(7, (25,)), torch.randn(2, 25, 3, dtype=torch.double)
+    product = torch.matmul(given._shown(index, 7, torch.double), by_pair)
+    torch.testing.assert_close(given._summed(by_pair, index, 7), product)

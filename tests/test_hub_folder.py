@@ -142,7 +142,7 @@ def test_the_card_of_weights_of_others_tells_their_source(tmp_path):
     ("arguments", "message"),
     [
         (["--hub", "--hu", "0", "1"], "says itself what it is: leave out --hu"),
-        (["--licence", "mit"], "--licence is for the card of a folder for Hugging Face: add --hub"),
+        (["--licence", "mit"], "--licence and --about are for the card of a folder: add --hub"),
         ([], "is a checkpoint of this package already"),
     ],
 )

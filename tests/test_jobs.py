@@ -12,17 +12,18 @@ import sys
 import time
 import zipfile
 from contextlib import suppress
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
-from made_study import ARMS, TASKS, finished, program, study
+from made_study import ARMS, TASKS, fine_tuning, finished, program, study
 
 from nnssl import files
 from nnssl.commands import run_logged
-from nnssl.study.execution import collect, executor, job, orchestrate, runs, slurm
-from nnssl.study.execution.runs import StudyError
+from nnssl.study.execution import collect, estimate, executor, job, jobs, runs, slurm
+from nnssl.study.execution.jobs import StudyError, Work
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -50,10 +51,14 @@ def test_a_failure_is_tried_once_more_and_the_others_go_on(tmp_path):
     said: list[str] = []
     execute = executor.local([{"PLACE": "0"}, {"PLACE": "1"}])
     execute([bad, good, shaky], said.append)
-    assert [runs.state(folder)[0] for folder in (good, bad, shaky)] == ["done", "failed", "done"]
+    assert [jobs.outcome(folder).state for folder in (good, bad, shaky)] == [
+        "done",
+        "failed",
+        "done",
+    ]
     assert [starts(folder) for folder in (good, bad, shaky)] == [1, 2, 2]
-    assert "ended with status 1" in runs.state(bad)[1]
-    assert "the cause" in runs.state(bad)[1]
+    assert "ended with status 1" in jobs.outcome(bad).reason
+    assert "the cause" in jobs.outcome(bad).reason
     assert sum("tried once more" in line for line in said) == 2
     execute([good, bad], said.append)
     # a new call tries what failed again, and nothing that is done
@@ -66,8 +71,8 @@ def test_places_are_the_jobs_environment(tmp_path):
     )
     executor.local([{"GPU": "3"}])([folder], print)
     assert (folder / "made").read_text() == "3"
-    assert orchestrate.places("cpu", None) == [{}]
-    assert orchestrate.places("cpu", 2) == [{}, {}]
+    assert executor.places("cpu", None) == [{}]
+    assert executor.places("cpu", 2) == [{}, {}]
 
 
 @pytest.mark.parametrize(
@@ -84,7 +89,7 @@ def test_each_gpu_has_a_run_of_its_own(monkeypatch, gpus, visible, parallel, exp
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert orchestrate.places("cuda", parallel) == [
+    assert executor.places("cuda", parallel) == [
         {"CUDA_VISIBLE_DEVICES": name} for name in expected
     ]
 
@@ -92,7 +97,7 @@ def test_each_gpu_has_a_run_of_its_own(monkeypatch, gpus, visible, parallel, exp
 def test_without_a_gpu_the_description_must_say_cpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with pytest.raises(StudyError, match="write device: cpu"):
-        orchestrate.places("cuda", None)
+        executor.places("cuda", None)
 
 
 @pytest.mark.slow
@@ -117,7 +122,7 @@ def test_a_job_that_dies_silently_has_a_reason(tmp_path):
     folder = tmp_path / "killed"
     program(folder, noting(folder, "import os; os.kill(os.getppid(), 9)"))
     executor.local([{}])([folder], print)
-    assert runs.state(folder) == ("failed", "the process ended with status -9")
+    assert jobs.outcome(folder) == ("failed", "the process ended with status -9")
     assert starts(folder) == 2
 
 
@@ -178,7 +183,7 @@ def running(pid: int) -> bool:
 def test_a_start_that_makes_nothing_has_failed(tmp_path):
     folder = program(tmp_path / "one", "pass")
     assert job.do(folder)["state"] == "failed"
-    assert "there is no" in runs.state(folder)[1]
+    assert "there is no" in jobs.outcome(folder).reason
 
 
 def test_checkpoints_cut_short_are_not_continued_from(tmp_path):
@@ -205,7 +210,7 @@ def test_results_are_the_runs_rows_and_say_what_is_missing(tmp_path):
     first, second, *_ = runs.all_runs(made)
     finished(first)
     second.folder.mkdir(parents=True)
-    files.write_json(second.folder / runs.OUTCOME, {"state": "failed", "reason": "no memory"})
+    files.write_json(second.folder / jobs.OUTCOME, {"state": "failed", "reason": "no memory"})
     states = collect.collect(made)
     assert list(states.values()) == ["done", "failed", "missing", "missing"]
     once = made.results.read_bytes()
@@ -242,7 +247,7 @@ def test_a_run_measured_or_trained_again_leaves_nothing_of_before(tmp_path):
     finished(first, dice=0.8)
     epoch = {"kind": "epoch", "run": first.name, "epoch": 7, "dice": 0.5}
     files.write_json_lines(
-        first.folder / runs.ROWS, [*files.read_json_lines(first.folder / runs.ROWS), epoch]
+        first.folder / jobs.ROWS, [*files.read_json_lines(first.folder / jobs.ROWS), epoch]
     )
     collect.collect(made)
     finished(first, dice=0.3)
@@ -277,28 +282,27 @@ def test_a_tasks_cases_have_their_subject(tmp_path):
 
 
 def test_a_run_of_other_settings_is_not_taken_for_this_one(tmp_path):
-    # of what `runs.job` gives
-    one = {"fingerprint": "a", "plans": "small-organs-smit", "tolerance": 1.0}
-    runs.write_job(tmp_path / "run", one)
-    files.write_json(tmp_path / "run" / runs.OUTCOME, {"state": "done", "reason": None})
-    runs.write_job(tmp_path / "run", one)
-    assert runs.state(tmp_path / "run")[0] == "done"
-    runs.write_job(tmp_path / "run", one | {"tolerance": 2.0})  # is measured again
-    assert runs.state(tmp_path / "run")[0] == "missing"
+    one = fine_tuning(tolerance=1.0)
+    jobs.write(tmp_path / "run", one)
+    files.write_json(tmp_path / "run" / jobs.OUTCOME, {"state": "done", "reason": None})
+    jobs.write(tmp_path / "run", one)
+    assert jobs.outcome(tmp_path / "run").state == "done"
+    jobs.write(tmp_path / "run", replace(one, tolerance=2.0))  # is measured again
+    assert jobs.outcome(tmp_path / "run").state == "missing"
     with pytest.raises(
         StudyError, match=r"other settings.*another name.*training under small-organs-smit"
     ):
-        runs.write_job(tmp_path / "run", one | {"fingerprint": "b"})
+        jobs.write(tmp_path / "run", replace(one, fingerprint="b"))
 
 
 def test_a_finished_start_is_not_made_again_for_another_device(tmp_path):
     start = program(tmp_path / "start", "")
-    files.write_json(start / runs.OUTCOME, {"state": "done", "reason": None})
-    made = files.read_json(start / runs.JOB)
-    runs.write_job(start, made | {"commands": [["nnssl_pretrain", "-device", "cuda"]]})
-    assert runs.state(start)[0] == "done"
+    files.write_json(start / jobs.OUTCOME, {"state": "done", "reason": None})
+    made = jobs.read(start)
+    jobs.write(start, replace(made, commands=[["nnssl_pretrain", "-device", "cuda"]]))
+    assert jobs.outcome(start).state == "done"
     with pytest.raises(StudyError, match="other settings"):
-        runs.write_job(start, made | {"fingerprint": "b"})
+        jobs.write(start, replace(made, fingerprint="b"))
 
 
 def test_a_start_drops_a_training_checkpoint_that_was_cut_short(tmp_path):
@@ -306,48 +310,91 @@ def test_a_start_drops_a_training_checkpoint_that_was_cut_short(tmp_path):
     fold.mkdir()
     (fold / "checkpoint_latest.pth").write_bytes(b"PK cut short")
     program(start, noting(start))
-    files.write_json(start / runs.JOB, files.read_json(start / runs.JOB) | {"trains": str(fold)})
+    jobs.write(start, replace(jobs.read(start), trains=fold))
     assert job.do(start)["state"] == "done"
     assert not (fold / "checkpoint_latest.pth").exists()
 
 
 def test_what_another_study_trained_is_not_counted(tmp_path, monkeypatch):
     monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
-    one = {
-        "dataset": "Dataset902_Phantoms",
-        "configuration": "3d_fullres",
-        "fold": 5,
-        "trainer": "SwinSSLTrainer",
-        "plans": "small-organs-smit",
-        "fingerprint": "a",
-    }
-    runs.refuse_others(tmp_path / "run", one)
-    runs.write_job(tmp_path / "run", one)
-    fold = (
-        tmp_path
-        / "results"
-        / "Dataset902_Phantoms"
-        / "SwinSSLTrainer__small-organs-smit__3d_fullres"
-        / "fold_5"
-    )
+    begun, another = Work(), Work()
+    begun.folder, another.folder = tmp_path / "run", tmp_path / "another" / "run"
+    begun.begin(fine_tuning())
+    model = "SwinSSLTrainer__small-organs-smit__3d_fullres"
+    fold = tmp_path / "results" / "Dataset902_Phantoms" / model / "fold_5"
     fold.mkdir(parents=True)
     (fold / "checkpoint_latest.pth").touch()
-    runs.refuse_others(tmp_path / "run", one)  # begun here
+    begun.begin(fine_tuning())
     with pytest.raises(
         StudyError, match=r"fold_5 holds a training that this study did not begin.*another name"
     ):
-        runs.refuse_others(tmp_path / "another" / "run", one)
+        another.begin(fine_tuning())
+
+
+PRETRAINING = """{
+  "commands": [
+    [
+      "nnssl_pretrain",
+      "-m",
+      "smit"
+    ]
+  ],
+  "makes": "/study/starts/smit/weights/checkpoint_final.pth",
+  "afresh": false,
+  "trains": null,
+  "plans": null,
+  "fingerprint": "0123456789ab"
+}
+"""
+FINE_TUNING = """{
+  "run": "organs__smit__2__0",
+  "task": "organs",
+  "arm": "smit",
+  "budget": 2,
+  "cases": 2,
+  "seed": 0,
+  "dataset": "Dataset902_Phantoms",
+  "configuration": "3d_fullres",
+  "fold": 5,
+  "trainer": "SwinSSLTrainer",
+  "plans": "small-organs-smit",
+  "device": "cpu",
+  "tolerance": 1.0,
+  "fingerprint": "a"
+}
+"""
+ELSEWHERE = FINE_TUNING.replace(
+    '  "fingerprint"', '  "elsewhere": "",\n  "val": [\n    "b"\n  ],\n  "fingerprint"'
+)
+
+
+@pytest.mark.parametrize("text", [PRETRAINING, FINE_TUNING, ELSEWHERE])
+def test_job_files_stay_what_earlier_versions_wrote(tmp_path, text):
+    """A study that was begun before continues: the same text in, the same text out."""
+    (tmp_path / jobs.JOB).write_text(text)
+    files.write_json(tmp_path / jobs.OUTCOME, {"state": "done", "reason": None})
+    read = jobs.read(tmp_path)
+    jobs.write(tmp_path, read)  # the same settings: nothing is done again
+    assert jobs.outcome(tmp_path).state == "done"
+    jobs.write(tmp_path / "other", read)
+    assert (tmp_path / "other" / jobs.JOB).read_text() == text
+
+
+def test_a_job_file_that_lacks_something_says_what(tmp_path):
+    (tmp_path / jobs.JOB).write_text('{"commands": [], "fingerprint": "a"}')
+    assert job.do(tmp_path)["state"] == "failed"
+    assert "job.json lacks makes; remove" in jobs.outcome(tmp_path).reason
 
 
 def test_the_cost_is_told_from_runs_alike(tmp_path):
     made = study(tmp_path, seeds=[0, 1, 2], recipe={"epochs": 20})
     every = runs.all_runs(made)
-    assert orchestrate.cost(every, every, 1).startswith(
+    assert estimate.cost(every, every, 1).startswith(
         "Cost: 120 epochs in all. How long one takes is not known"
     )
     finished(every[0], hours=0.5)  # of scratch: 10 epochs, so that 20 take an hour
     finished(every[1], hours=1.0)  # of smit: 20 take two
-    text = orchestrate.cost(every, every[2:], 2)
+    text = estimate.cost(every, every[2:], 2)
     assert "80 epochs to do, about 6.0 hours of training, 3.0 with 2 beside each other" in text
     assert "2 run(s) done, which took 1.5 hours" in text
 
@@ -378,7 +425,7 @@ def test_slurm_hands_in_what_left_the_queue_without_a_result_once_more(tmp_path,
         monkeypatch.setattr("submitit.AutoExecutor", lambda *_, queue=queue, **__: queue)
         queue.update_parameters = lambda **_: None
         slurm.slurm(tmp_path / "slurm", {})([folder], said.append)
-        assert runs.state(folder)[0] == state
+        assert jobs.outcome(folder).state == state
         assert len(queue.handed_in) == 2
         assert "left the queue without a result" in said[1]
 

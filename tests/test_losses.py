@@ -324,7 +324,7 @@ def test_teacher_is_an_exact_moving_average(student):
         with torch.no_grad():
             for p in student.parameters():
                 p.add_(randn(*p.shape, seed=step))
-        teacher.update(student, momentum)
+        teacher.update(student, 1 - momentum)
         expected = [
             momentum * t + (1 - momentum) * s.detach()
             for t, s in zip(expected, student.parameters(), strict=True)

@@ -353,10 +353,8 @@ def test_plain_plans_take_the_only_checkpoint_and_a_validation_needs_it_no_more(
         torch.testing.assert_close(tensor, first.network.state_dict()[name])
     assert again.plans_manager.plans[INFO] == first.plans_manager.plans[INFO]
     assert again.num_epochs == 1000
-    with pytest.raises(
-        checkpoint_choice.NoCheckpointError, match="no pretrained checkpoint was found"
-    ):
-        trainer_for("nnUNetPlans").initialize()
+    trainer_for("nnUNetPlans").initialize()  # where there is none: the released weights
+    assert "released with nnssl-swin as smit_tiny" in log_of(Path(first.output_folder))
 
 
 def test_a_checkpoint_changed_after_planning_stops_the_training(tmp_path):

@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from email.parser import Parser
 from pathlib import Path
@@ -18,20 +19,27 @@ import pytest
 import yaml
 
 import nnssl
-from nnssl import hook
+from nnssl import hook, weights
 from nnssl.__main__ import COMMANDS
+from nnssl.checkpoint.card import CONFIG
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    """The wheel of a copy of the sources, so that the repository gets no build folder."""
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the sources, so that the repository gets no build folder."""
     copy = tmp_path_factory.mktemp("source") / "copy"
     leave_out = shutil.ignore_patterns(".*", "build", "*.egg-info", "__pycache__", "tests")
     shutil.copytree(REPOSITORY, copy, ignore=leave_out)
-    subprocess.run([sys.executable, "setup.py", "-q", "bdist_wheel"], cwd=copy, check=True)
-    (path,) = (copy / "dist").glob("*.whl")
+    kinds = ("sdist", "bdist_wheel")
+    subprocess.run([sys.executable, "setup.py", "-q", *kinds], cwd=copy, check=True)
+    return copy
+
+
+@pytest.fixture(scope="module")
+def wheel(sources: Path) -> zipfile.ZipFile:
+    (path,) = (sources / "dist").glob("*.whl")
     with zipfile.ZipFile(path) as archive:
         yield archive
 
@@ -58,8 +66,18 @@ def test_every_module_is_in_the_wheel(wheel):
     assert {name for name in wheel.namelist() if name.endswith(".py")} == ours
 
 
-def test_types_are_shipped(wheel):
-    assert "nnssl/py.typed" in wheel.namelist()
+def test_types_and_the_reports_template_are_shipped(wheel):
+    assert {"nnssl/py.typed", "nnssl/study/report/page.html"} <= set(wheel.namelist())
+
+
+def test_released_weights_are_shipped_with_their_cards(wheel, sources):
+    (path,) = (sources / "dist").glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        packed = {name.partition("/")[2] for name in archive.getnames()}
+    for one in weights.RELEASED.values():
+        assert f"nnssl/weights/{one.name}/{one.file.name}" in packed
+        for path in (one.file, one.card, one.file.parent / CONFIG):
+            assert wheel.read(f"nnssl/weights/{one.name}/{path.name}") == path.read_bytes()
 
 
 def test_citation_and_changelog_are_of_this_version():

@@ -16,10 +16,10 @@ from nnssl.encoder.attention import fused
 from nnssl.encoder.swin import Swin
 from nnssl.methods import METHODS
 from nnssl.modules.heads import pooled
-from nnssl.train import precision
+from nnssl.train import optimiser, precision
+from nnssl.train.optimiser import clip
 from nnssl.train.precision import Precision, half_precision
 from nnssl.train.run import Run, RunConfig
-from nnssl.train.schedule import clip
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LOSS, GRADIENT = 1e-2, 0.1  # relative errors; bf16 rounds at 0.004
@@ -167,4 +167,26 @@ def test_clipping_is_pytorchs() -> None:
             norms.append(function(weights, most))
             clipped.append(torch.cat([weight.grad.flatten() for weight in weights[:2]]))
         assert torch.equal(*norms)
-        assert torch.equal(*clipped)
+        torch.testing.assert_close(*clipped)
+
+
+def test_the_optimiser_clips_by_itself() -> None:
+    """Its step on a gradient, short or long, equals one on the clipped gradient."""
+    for length in (0.1, 30.0):
+        moved = []
+        for clipped in (False, True):
+            torch.manual_seed(1)
+            weights = [torch.nn.Parameter(torch.randn(3, 4)), torch.nn.Parameter(torch.randn(5))]
+            optimizer = torch.optim.AdamW(weights, weight_decay=0.1, fused=True)
+            for weight in weights:
+                weight.grad = length * torch.randn_like(weight)
+            if clipped:
+                clip(weights, 1.0)
+            norm, finite = optimiser.step(
+                optimizer, weights, torch.device("cpu"), 1.0, lambda: 1e-2
+            )
+            assert bool(finite)
+            assert (float(norm) > 1.01) == (length > 1 and not clipped)
+            assert optimizer.param_groups[0]["lr"] == 1e-2
+            moved.append(torch.cat([weight.detach().flatten() for weight in weights]))
+        torch.testing.assert_close(*moved)

@@ -21,7 +21,7 @@ from torch import nn
 from nnssl import checkpoint
 from nnssl.data import labelled
 from nnssl.data.plan import Plan
-from nnssl.train import linear, pictures
+from nnssl.train import few_shot, linear, pictures
 from nnssl.train.log import LOG, Log
 from nnssl.train.loop import Interrupted, train
 from nnssl.train.probe import MOST_CROPS, Probe
@@ -30,6 +30,19 @@ from nnssl.train.run import BEST, FINAL, LATEST, Run
 pytestmark = pytest.mark.usefixtures("one_thread")
 LABELS = {"background": 0, "bone": 1, "left half": 2}
 SHAPE = (20, 36, 40)
+
+
+@pytest.fixture(autouse=True)
+def short(request, monkeypatch):
+    """The decoder's training is short, and shorter where no test asks what it has learnt."""
+    learns = "decoder_learns" in request.fixturenames
+    monkeypatch.setattr(few_shot, "STEPS", 30 if learns else 2)
+    monkeypatch.setattr(few_shot, "SEEDS", (0,))
+
+
+@pytest.fixture
+def decoder_learns() -> None:
+    """Marks a test that asks what the decoder has learnt."""
 
 
 def made_labels(hu: np.ndarray) -> np.ndarray:
@@ -248,17 +261,18 @@ def test_labels_that_are_on_one_side_only_are_refused(stored, tmp_path):
 
 
 @pytest.mark.parametrize("crop", [(16, 32, 32), (32, 32)])
-def test_features_that_tell_beat_constant_ones(stored, crop):
+def test_features_that_tell_beat_constant_ones(stored, crop, decoder_learns):
     probe = Probe(stored[1], crop, every=1)
     assert 0 < len(probe.fitted_on) <= 2 * MOST_CROPS[len(crop)]
     assert {c.case for c in probe.fitted_on} == {"case_0", "case_2"}
     assert {c.case for c in probe.tested_on} == {"case_1", "case_3"}
     good, bad = (probe.ask(Telling(constant), micro.CPU) for constant in (False, True))
-    assert set(good) == {"probe_bone", "probe_left half", "probe_dice"}
+    assert set(good) == {"probe_bone", "probe_left half", "probe_dice", "probe_decoder"}
     assert good["probe_dice"] == pytest.approx((good["probe_bone"] + good["probe_left half"]) / 2)
     assert good["probe_bone"] > 0.6
     assert good["probe_left half"] > 0.6
     assert bad["probe_dice"] < 0.4
+    assert good["probe_decoder"] > 0.6 > 0.4 > bad["probe_decoder"]
     assert good == probe.ask(Telling(), micro.CPU), "asked twice, it says the same"
 
 
@@ -279,7 +293,7 @@ def test_voxels_to_ignore_count_neither_way(stored, tmp_path):
     assert probe.names == ["background", "bone"]
     values = probe._labels(probe.fitted_on[0])
     assert (values == -1).any()
-    assert set(probe.ask(Telling(), micro.CPU)) == {"probe_bone", "probe_dice"}
+    assert set(probe.ask(Telling(), micro.CPU)) == {"probe_bone", "probe_dice", "probe_decoder"}
 
 
 # -- in a run --------------------------------------------------------------------------

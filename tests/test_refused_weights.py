@@ -38,10 +38,6 @@ def planned(**changes: object) -> dict:
     return plans
 
 
-def nothing_there(place: Path) -> dict:
-    return made_plans()
-
-
 def several(place: Path) -> dict:
     pretrained(place), pretrained(place.with_name("dino__micro"))
     return made_plans()
@@ -117,10 +113,6 @@ def someone_elses(place: Path) -> dict:
 
 
 REFUSED: dict[Callable, tuple[type, str]] = {
-    nothing_there: (
-        NoCheckpointError,
-        r"no pretrained checkpoint was found(.|\n)*nnssl_plan -d(.|\n)*SwinScratchTrainer",
-    ),
     several: (
         NoCheckpointError,
         r"2 pretrained checkpoints were found(.|\n)*dino__micro(.|\n)*export nnssl_checkpoint=",

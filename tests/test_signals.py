@@ -26,9 +26,7 @@ Act = Callable[[], object]
 
 
 def within_a_study(monkeypatch, act: Act) -> None:
-    monkeypatch.setattr(orchestrate.preparation, "check", lambda _: act())
-    monkeypatch.setattr(orchestrate, "prepare", lambda *_: [])
-    monkeypatch.setattr(orchestrate.runs, "all_runs", lambda _: [])
+    monkeypatch.setattr(orchestrate, "prepare", lambda *_: act() or [])
     monkeypatch.setattr(orchestrate.collect, "collect", lambda _: {})
     orchestrate.run(None, lambda *_: None, lambda _: None)
 

@@ -67,9 +67,9 @@ def test_what_is_hidden_does_not_reach_the_encoder(settings):
             {**views, "image": views["image"].masked_fill(hidden, 100.0)}
         )
         seen, _ = method._predict({**views, "image": views["image"].masked_fill(~hidden, 100.0)})
-    assert all(
-        torch.equal(a, b) for a, b in zip([*maps, *predicted], [*others, *again], strict=True)
-    )
+    read = [(a, b) for a, b in zip(maps, others, strict=True) if a is not None]  # by the decoder
+    assert len(read) >= len(predicted)
+    assert all(torch.equal(a, b) for a, b in [*read, *zip(predicted, again, strict=True)])
     assert not torch.equal(maps[-1], seen[-1])
 
 

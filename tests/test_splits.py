@@ -11,7 +11,7 @@ import pytest
 from test_description import SMALL, written
 
 from nnssl.study.design import splits
-from nnssl.study.design.description import load
+from nnssl.study.design.description import DescriptionError, load
 from nnssl.study.design.splits import SplitError
 
 CASES = [f"patient{p:02d}_{frame}" for p in range(15) for frame in ("ed", "es")]
@@ -46,6 +46,28 @@ def test_nested_stratified_and_the_same_validation(tmp_path):
         )
     assert len({split.val for split in found.values()}) == 1
     assert len({found[6, seed].train for seed in made.seeds}) == 3  # seeds draw other cases
+
+
+def test_the_rest_is_what_the_largest_budget_leaves(tmp_path):
+    task = SMALL["tasks"][0] | {"subject": SUBJECT, "validate": "rest"}
+    made = study(tmp_path, tasks=[task], budgets=[2, 6, 12])
+    found = append(tmp_path, made)
+    for seed in made.seeds:
+        largest = set(found[12, seed].train)
+        assert set(found[2, seed].train) < set(found[6, seed].train) < largest
+        assert {found[budget, seed].val for budget in made.budgets} == {found[12, seed].val}
+        assert set(found[12, seed].val) == set(CASES) - largest
+    assert len({found[12, seed].val for seed in made.seeds}) == 3
+    with pytest.raises(SplitError, match="leaves none to validate on"):
+        append(tmp_path, study(tmp_path, tasks=[task], budgets=[30]))
+
+
+@pytest.mark.parametrize("changes", [{"budgets": [2, "all"]}, {"seeds": None, "folds": [0, 1]}])
+def test_all_cases_and_folds_leave_no_rest(tmp_path, changes):
+    changes = {key: value for key, value in ({"seeds": [0]} | changes).items() if value}
+    task = SMALL["tasks"][0] | {"validate": "rest"}
+    with pytest.raises(DescriptionError, match="give seeds and numbers of cases"):
+        load(written(tmp_path, **{"budgets": [2], "tasks": [task]} | changes))
 
 
 def test_subjects_stay_together(tmp_path):

@@ -19,8 +19,22 @@ from nnssl.commands import CommandError
 from nnssl.encoder.swin import Swin
 from nnssl.network.swin_unetr import SwinUNETR
 from nnssl.study.design import splits
-from nnssl.study.execution import job, orchestrate, preparation, runs, supervised
-from nnssl.study.execution.runs import StudyError
+from nnssl.study.design.description import Study
+from nnssl.study.execution import (
+    datasets,
+    executor,
+    fine_tuning,
+    job,
+    pretraining,
+    requirements,
+    runs,
+    shell,
+    supervised,
+)
+from nnssl.study.execution.datasets import Dataset
+from nnssl.study.execution.jobs import PretrainingJob, StudyError
+from nnssl.study.execution.plans import Plans
+from nnssl.study.execution.runs import ArmOnTask
 
 DATASET = "Dataset902_Phantoms"
 
@@ -31,6 +45,15 @@ def dataset(nnunet_env) -> dict[str, Path]:
     about = {"numTraining": 6, "file_ending": ".nii.gz", "channel_names": {"0": "CT"}}
     files.write_json(nnunet_env["nnUNet_raw"] / DATASET / "dataset.json", about)
     return nnunet_env
+
+
+def plan_command(study: Study, arm: int) -> list[str] | None:
+    """`nnssl_plan ...` of the arm of that number on the first task."""
+    return Plans(ArmOnTask(study, study.tasks[0], study.arms[arm])).command
+
+
+def pretrainings(study: Study) -> dict[str, PretrainingJob]:
+    return {start.arm.name: start.job for start in pretraining.all_starts(study)}
 
 
 def test_every_start_has_its_commands(tmp_path, dataset):
@@ -65,10 +88,10 @@ def test_every_start_has_its_commands(tmp_path, dataset):
     made = study(
         tmp_path, arms=arms, recipe={"epochs": 3, "mirror": False, "trainer": "SwinFrozenTrainer"}
     )
-    starts = preparation.pretrained_encoders(made)
+    starts = pretrainings(made)
     folder = made.folder / "starts"
     assert list(starts) == ["byol", "imagenet", "labels", "after"]
-    (command,) = starts["byol"]["commands"]
+    (command,) = starts["byol"].commands
     assert command[:9] == [
         "nnssl_pretrain",
         "-m",
@@ -98,10 +121,10 @@ def test_every_start_has_its_commands(tmp_path, dataset):
         str(tmp_path / "swin.pth"),
         str(folder / "imagenet/weights/checkpoint_final.pth"),
     )
-    assert starts["imagenet"]["commands"] == [["nnssl_convert", weights, "-o", converted, "--rgb"]]
-    (command,) = starts["after"]["commands"]
+    assert starts["imagenet"].commands == [["nnssl_convert", weights, "-o", converted, "--rgb"]]
+    (command,) = starts["after"].commands
     assert command[3:7] == ["-i", str(tmp_path / "scans"), "--from", converted]
-    plan, train, export = starts["labels"]["commands"]
+    plan, train, export = starts["labels"].commands
     assert plan[:3] + plan[-5:] == [
         "nnssl_plan",
         "-d",
@@ -113,15 +136,12 @@ def test_every_start_has_its_commands(tmp_path, dataset):
         "--no-mirror",
     ]
     assert train[:5] == ["nnUNetv2_train", DATASET, "2d", "all", "-tr"]
-    assert Path(starts["labels"]["trains"]).name == "fold_all"
-    longer = preparation.pretrained_encoders(study(tmp_path, arms=arms, recipe={"epochs": 9}))
-    changed = [
-        name for name in starts if starts[name]["fingerprint"] != longer[name]["fingerprint"]
-    ]
+    assert starts["labels"].trains.name == "fold_all"
+    longer = pretrainings(study(tmp_path, arms=arms, recipe={"epochs": 9}))
+    changed = [name for name in starts if starts[name].fingerprint != longer[name].fingerprint]
     assert changed == ["labels"]  # the only one that a recipe trains
     assert export[1:3] == ["-m", "nnssl.study.execution.supervised"]
-    (task,) = made.tasks
-    plans = {arm.name: preparation.plan_command(made, task, arm) for arm in made.arms}
+    plans = {arm.name: plan_command(made, number) for number, arm in enumerate(made.arms)}
     assert plans["nnunet"] is None
     assert plans["smit"][5:9] == ["--name", "small-organs-smit", "-c", str(tmp_path / "smit.pth")]
     assert plans["scratch"][7:9] == plans["smit"][7:9]  # same encoder and intensities
@@ -131,18 +151,17 @@ def test_every_start_has_its_commands(tmp_path, dataset):
 
 
 def test_a_random_start_is_like_the_arm_it_names_or_a_preset(tmp_path, dataset):
-    (task,) = study(tmp_path).tasks
     other = {"name": "other", "start": "checkpoint", "checkpoint": "other.pth"}
     for scratch, expected in (
         ({"like": "other"}, ["-c", str(tmp_path / "other.pth")]),
         ({"encoder": "tiny"}, ["-a", "tiny"]),
     ):
         made = study(tmp_path, arms=[ARMS[0] | scratch, ARMS[1], other])
-        assert preparation.plan_command(made, task, made.arms[0])[7:9] == expected
+        assert plan_command(made, 0)[7:9] == expected
 
 
 def test_only_what_is_missing_is_preprocessed(tmp_path, dataset):
-    (command,) = preparation.data_commands("902", "3d_fullres")
+    (command,) = Dataset("902").commands("3d_fullres")
     assert command[:5] == ["nnUNetv2_plan_and_preprocess", "-d", "902", "-c", "3d_fullres"]
     folder = dataset["nnUNet_preprocessed"] / DATASET
     configurations = {
@@ -150,50 +169,44 @@ def test_only_what_is_missing_is_preprocessed(tmp_path, dataset):
         "cascade": {"inherits_from": "3d_fullres"},
     }
     files.write_json(folder / "nnUNetPlans.json", {"configurations": configurations})
-    (command,) = preparation.data_commands("902", "cascade")
+    (command,) = Dataset("902").commands("cascade")
     assert command[0] == "nnUNetv2_preprocess"
     (folder / "data").mkdir()
     for number in range(6):
         (folder / "data" / f"{number}.pkl").touch()
-    (command,) = preparation.data_commands("902", "3d_fullres")  # nnU-Net copies the labels last
+    (command,) = Dataset("902").commands("3d_fullres")  # nnU-Net copies the labels last
     assert command[0] == "nnUNetv2_preprocess"
     (folder / "gt_segmentations").mkdir()
     for number in range(6):
         (folder / "gt_segmentations" / f"{number}.nii.gz").touch()
-    assert preparation.data_commands("902", "3d_fullres") == []
+    assert Dataset("902").commands("3d_fullres") == []
     with pytest.raises(
         StudyError, match="no configuration 2d; its nnUNetPlans has 3d_fullres, cascade"
     ):
-        preparation.data_commands("902", "2d")
+        Dataset("902").commands("2d")
 
 
 def test_a_task_may_stand_on_other_plans_of_nnunets(tmp_path, dataset):
-    (task,) = (
-        made := study(tmp_path, tasks=[TASKS[0] | {"dataset": 902, "plans": "coarse"}])
-    ).tasks
-    assert preparation.datasets(made)[0] == ("902", task.configuration, "coarse")
+    made = study(tmp_path, tasks=[TASKS[0] | {"dataset": 902, "plans": "coarse"}])
+    assert datasets.wanted(made)[0] == (Dataset("902"), "3d_fullres", "coarse")
     with pytest.raises(
         StudyError, match="nnUNetv2_plan_experiment -d 902 -overwrite_plans_name coarse"
     ):
-        preparation.data_commands("902", "3d_fullres", "coarse")
+        Dataset("902").commands("3d_fullres", "coarse")
     configurations = {"3d_fullres": {"data_identifier": "coarse_data"}}
     files.write_json(
         dataset["nnUNet_preprocessed"] / DATASET / "coarse.json", {"configurations": configurations}
     )
-    (command,) = preparation.data_commands("902", "3d_fullres", "coarse")
+    (command,) = Dataset("902").commands("3d_fullres", "coarse")
     assert command[:5] == ["nnUNetv2_preprocess", "-d", "902", "-plans_name", "coarse"]
-    assert preparation.plan_command(made, task, made.arms[1])[3:5] == ["-p", "coarse"]
+    assert plan_command(made, 1)[3:5] == ["-p", "coarse"]
 
 
 def test_a_dataset_may_be_named(tmp_path, dataset):
-    (command,) = preparation.data_commands(DATASET, "3d_fullres")
+    (command,) = Dataset(DATASET).commands("3d_fullres")
     assert command[1:3] == ["-d", "902"]  # nnU-Net's command takes nothing else
     made = study(tmp_path, tasks=[TASKS[0] | {"dataset": DATASET}])
-    assert preparation.plan_command(made, made.tasks[0], made.arms[1])[:3] == [
-        "nnssl_plan",
-        "-d",
-        "902",
-    ]
+    assert plan_command(made, 1)[:3] == ["nnssl_plan", "-d", "902"]
 
 
 def test_a_random_starts_encoder_makes_it_another_training(tmp_path):
@@ -201,7 +214,8 @@ def test_a_random_starts_encoder_makes_it_another_training(tmp_path):
     prints = set()
     for encoder in ("tiny", "smit"):
         made = study(tmp_path, arms=[ARMS[0] | {"encoder": encoder}])
-        prints.add(runs.job(runs.all_runs(made)[0], DATASET, split, plans={})["fingerprint"])
+        about = fine_tuning.job(runs.all_runs(made)[0], DATASET, split, plans={})
+        prints.add(about.fingerprint)
     assert len(prints) == 2
 
 
@@ -216,15 +230,15 @@ def test_an_arm_may_have_only_some_of_the_budgets(tmp_path, dataset):
 
 def test_what_is_not_there_is_said_before_anything_is_done(tmp_path, dataset, monkeypatch):
     with pytest.raises(StudyError, match=r"do not exist:\n  arm smit: .*smit.pth"):
-        preparation.check(study(tmp_path))
+        requirements.check(study(tmp_path))
     several = {"name": "byol", "start": "pretrain", "method": "byol", "scans": ["gone", "."]}
     with pytest.raises(StudyError, match=r"do not exist:\n  arm byol: .*gone"):
-        preparation.check(study(tmp_path, arms=[ARMS[0], several]))
+        requirements.check(study(tmp_path, arms=[ARMS[0], several]))
     with pytest.raises(StudyError, match="nnU-Net knows no dataset 77"):
-        preparation.full_name("77")
+        Dataset("77").commands("2d")
     monkeypatch.delenv("nnUNet_results")
     with pytest.raises(StudyError, match="export nnUNet_results="):
-        preparation.check(study(tmp_path))
+        requirements.check(study(tmp_path))
 
 
 def test_an_encoder_of_several_channels_is_refused_before_it_is_trained(tmp_path, dataset):
@@ -232,7 +246,7 @@ def test_an_encoder_of_several_channels_is_refused_before_it_is_trained(tmp_path
     files.write_json(path, files.read_json(path) | {"channel_names": {"0": "T1", "1": "T2"}})
     labels = {"name": "labels", "start": "supervised", "dataset": 902, "configuration": "2d"}
     with pytest.raises(StudyError, match="arm labels: dataset 902 has 2 channels"):
-        preparation.check(study(tmp_path, arms=[ARMS[0], labels]))
+        requirements.check(study(tmp_path, arms=[ARMS[0], labels]))
 
 
 def test_a_supervised_encoder_becomes_a_checkpoint(tmp_path):
@@ -280,7 +294,7 @@ def test_a_supervised_encoder_of_mapped_intensities_is_refused(tmp_path):
 
 
 def in_this_process(words: list[str], log: Path, lock: int | None = None) -> None:
-    """In the place of `job.execute`: the start of nnU-Net's commands takes longer than their work
+    """In the place of `shell.execute`: the start of nnU-Net's commands takes longer than their work
     here.
     """
     with log.open("a") as file:
@@ -344,8 +358,8 @@ def test_end_to_end_killed_in_the_middle(nnunet_env, tmp_path, monkeypatch, caps
         if command[0] == "nnUNetv2_train":
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(orchestrate, "executor_of", lambda *_: one_after_the_other)
-    monkeypatch.setattr(job, "execute", killed_after_the_first_training)
+    monkeypatch.setattr(executor, "chosen", lambda *_: one_after_the_other)
+    monkeypatch.setattr(shell, "execute", killed_after_the_first_training)
     assert commands.command("nnssl_study", "run", str(path)) == 130  # as Ctrl-C ends a command
     assert "stopped" in capsys.readouterr().err
     results = tmp_path / "study" / "results.jsonl"
@@ -356,7 +370,7 @@ def test_end_to_end_killed_in_the_middle(nnunet_env, tmp_path, monkeypatch, caps
 
     trained = []
     monkeypatch.setattr(
-        job,
+        shell,
         "execute",
         lambda command, log, lock=None: (
             trained.append(command),

@@ -7,6 +7,7 @@ import pytest
 
 from nnssl.study.report import curves
 from nnssl.study.report.curves import NEVER, Curve
+from nnssl.study.rows import EpochRow
 
 
 def line(values: list[float], seconds: float = 36.0) -> Curve:
@@ -24,7 +25,8 @@ def test_smoothing_is_nnunets(tmp_path):
 
 
 def test_a_curve_counts_hours_and_bridges_epochs_without_a_dice():
-    rows = [{"epoch": e, "dice": d, "seconds": 1800} for e, d in enumerate([None, 0.4, None, 0.4])]
+    dice = [None, 0.4, None, 0.4]
+    rows = [EpochRow(run="a", epoch=e, dice=d, seconds=1800) for e, d in enumerate(dice)]
     made = Curve.of(rows)
     assert made.hours.tolist() == [0.5, 1.0, 1.5, 2.0]
     assert made.dice == pytest.approx(curves.smooth([0.0, 0.4, 0.4, 0.4]))

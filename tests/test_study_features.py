@@ -19,6 +19,7 @@ from nnssl.network.swin_unetr import SwinUNETR
 from nnssl.study.measurement import attention, features
 from nnssl.study.measurement.attention import AttentionDistance
 from nnssl.study.measurement.features import Layers
+from nnssl.study.rows import AttentionRow
 from nnssl.types import HUPolicy
 
 CONFIG = SwinConfig(embed_dim=12, depths=(2, 2, 2, 1), heads=(1, 2, 2, 3), window=2)
@@ -95,15 +96,15 @@ def test_an_encoder_is_like_itself_and_less_like_another():
     row = features.cka_row(
         "t", "a pretrained", one, "a 2", copy.deepcopy(one), made_crops(4, (48, 48, 32)), seed=0
     )
-    diagonal = np.diag(np.array(row["values"]))
+    diagonal = np.diag(np.array(row.values))
     assert diagonal == pytest.approx(1, abs=1e-4)
-    assert row["rows"] == row["columns"] == Layers(one).names
-    assert row["volumes"] == 4
+    assert row.rows == row.columns == Layers(one).names
+    assert row.volumes == 4
     less = features.cka_row(
         "t", "a pretrained", one, "b 2", other, made_crops(4, (48, 48, 32)), seed=0
     )
-    assert np.diag(np.array(less["values"])).mean() < 0.9
-    json.dumps(less, allow_nan=False)
+    assert np.diag(np.array(less.values)).mean() < 0.9
+    json.dumps(less.to_json(), allow_nan=False)
 
 
 def test_a_crop_too_small_for_cka_is_refused():
@@ -126,7 +127,7 @@ def test_cka_keeps_no_volume():
             assert sum(reference() is not None for reference in references) <= 2
 
     row = features.cka_row("t", "a", network(), "b", network(1), one_by_one(), seed=0)
-    assert row["volumes"] == 5
+    assert row.volumes == 5
 
 
 def silence(made: SwinUNETR) -> None:
@@ -142,9 +143,9 @@ def silence(made: SwinUNETR) -> None:
 
 def measured(
     made: SwinUNETR, size: tuple[int, ...], spacing=(3.0, 1.0, 1.0)
-) -> dict[tuple[str, int], dict]:
+) -> dict[tuple[str, int], AttentionRow]:
     rows = features.attention_rows("t", "a", 2, 0, made, spacing, made_crops(1, size))
-    return {(row["layer"], row["head"]): row for row in rows}
+    return {(row.layer, row.head): row for row in rows}
 
 
 def test_even_attention_has_the_windows_mean_distance():
@@ -156,7 +157,7 @@ def test_even_attention_has_the_windows_mean_distance():
     for stage, heads in enumerate(CONFIG.heads[:3]):
         for head in range(1, heads + 1):
             row = rows[(f"stage {stage + 1} block 1", head)]
-            assert [row["mm"], row["uniform_mm"]] == pytest.approx(
+            assert [row.mm, row.uniform_mm] == pytest.approx(
                 [unit * 2 ** (stage + 1)] * 2, abs=1e-3
             )
 
@@ -181,7 +182,7 @@ def test_shifted_windows_and_padding_as_counted_one_by_one(size):
             .T
         )
         far.append(np.linalg.norm((others - place) * np.array([6.0, 2.0, 2.0]), axis=1).mean())
-    assert rows[("stage 1 block 2", 1)]["mm"] == pytest.approx(np.mean(far), abs=1e-3)
+    assert rows[("stage 1 block 2", 1)].mm == pytest.approx(np.mean(far), abs=1e-3)
 
 
 def test_attention_to_oneself_has_no_distance_and_to_the_other_end_has_it_all():
@@ -190,7 +191,7 @@ def test_attention_to_oneself_has_no_distance_and_to_the_other_end_has_it_all():
     table = made.encoder.stages[0].blocks[0].attn.relative_position_bias_table
     with torch.no_grad():
         table[(len(table) - 1) // 2] = 50.0  # offset 0
-    assert measured(made, (32, 32, 32))[("stage 1 block 1", 1)]["mm"] == pytest.approx(0, abs=1e-3)
+    assert measured(made, (32, 32, 32))[("stage 1 block 1", 1)].mm == pytest.approx(0, abs=1e-3)
     silence(made)
     with torch.no_grad():
         # offsets (-1, -1, -1) and (1, 1, 1): two of a window's eight tokens find their other end
@@ -199,7 +200,7 @@ def test_attention_to_oneself_has_no_distance_and_to_the_other_end_has_it_all():
     steps = np.array(list(np.ndindex(2, 2, 2)))
     even = np.linalg.norm((steps[:, None] - steps[None]) * [6.0, 2.0, 2.0], axis=-1).mean(axis=1)
     expected = diagonal / 4 + others * even.mean()
-    assert measured(made, (32, 32, 32))[("stage 1 block 1", 1)]["mm"] == pytest.approx(
+    assert measured(made, (32, 32, 32))[("stage 1 block 1", 1)].mm == pytest.approx(
         expected, abs=1e-2
     )
 
@@ -239,11 +240,11 @@ def test_spacing_follows_the_axes_of_the_encoder():
 def test_two_dimensions():
     made = network(spatial_dims=2)
     rows = features.attention_rows("t", "a", "all", 0, made, (1.5, 1.5), made_crops(2, (64, 64)))
-    assert {row["layer"] for row in rows} == set(Layers(made).names[1:])
+    assert {row.layer for row in rows} == set(Layers(made).names[1:])
     row = features.cka_row(
         "t", "a", made, "b", network(1, spatial_dims=2), made_crops(2, (64, 64)), seed=0
     )
-    assert np.isfinite(np.array(row["values"])).all()
+    assert np.isfinite(np.array(row.values)).all()
 
 
 def test_hooks_are_taken_away():

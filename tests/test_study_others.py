@@ -16,8 +16,20 @@ from made_trainers import DATASET_JSON, batch, made_plans, made_trainer, train_e
 from nnssl import files, hook
 from nnssl.finetune.architecture import RECIPE
 from nnssl.study.design import splits
-from nnssl.study.execution import collect, job, orchestrate, preparation, runs
-from nnssl.study.execution.runs import StudyError
+from nnssl.study.execution import (
+    collect,
+    datasets,
+    fine_tuning,
+    job,
+    jobs,
+    requirements,
+    runs,
+    shell,
+)
+from nnssl.study.execution.datasets import Dataset
+from nnssl.study.execution.jobs import FineTuningJob, NnunetTraining, StudyError
+from nnssl.study.execution.plans import Plans
+from nnssl.study.execution.runs import ArmOnTask
 from nnssl.study.report import build
 
 DATASET = "Dataset902_Phantoms"
@@ -47,32 +59,33 @@ def planned(folder: Path, name: str) -> None:
 
 def test_nnunets_residual_encoder_is_planned_by_its_own_planner(tmp_path, dataset, monkeypatch):
     made = study(tmp_path, arms=[*ARMS, RESENC], recipe={"epochs": 4, "iterations": 10})
-    assert ("902", "3d_fullres", "nnUNetResEncUNetMPlans") in preparation.datasets(made)
+    residual = (Dataset("902"), "3d_fullres", "nnUNetResEncUNetMPlans")
+    assert residual in datasets.wanted(made)
     typed = []
 
-    def execute(commands, *_):
-        typed.extend(commands)
-        if commands:
-            planned(dataset, "nnUNetResEncUNetMPlans")
+    def execute(command, _):
+        typed.append(command)
+        planned(dataset, "nnUNetResEncUNetMPlans")
 
-    monkeypatch.setattr(orchestrate, "_do", execute)
-    orchestrate.prepare_data(made, print)
+    monkeypatch.setattr(shell, "execute", execute)
+    datasets.preprocess(made, shell.Foreground(tmp_path, print))
     # alone, since the data are those of nnU-Net's own plans
     assert typed == [["nnUNetv2_plan_experiment", "-d", "902", "-pl", "nnUNetPlannerResEncM"]]
     (task,) = made.tasks
-    path = preparation.write_default_plans(made, task, made.arms[-1])
-    written = files.read_json(path)
-    assert path.name == "small-organs-resenc.json"
+    plans = Plans(ArmOnTask(made, task, made.arms[-1]))
+    written = plans.provide(shell.Foreground(tmp_path, print))
+    assert plans.path.name == "small-organs-resenc.json"
     assert (written[RECIPE]["epochs"], written[RECIPE]["iterations"]) == (4, 10)
     with pytest.raises(StudyError, match="has no plans nnUNetOther"):
-        preparation.data_commands("902", "3d_fullres", "nnUNetOther")
+        Dataset("902").commands("3d_fullres", "nnUNetOther")
 
 
 def test_another_networks_plans_make_another_training(tmp_path):
     split, prints = splits.Split(5, ["a"], ["b"]), set()
     for arm in (RESENC, RESENC | {"plans": "nnUNetResEncUNetLPlans"}, RESENC | {"plans": None}):
         made = study(tmp_path, arms=[ARMS[0], arm])
-        prints.add(runs.job(runs.all_runs(made)[1], DATASET, split, plans={})["fingerprint"])
+        about = fine_tuning.job(runs.all_runs(made)[1], DATASET, split, plans={})
+        prints.add(about.fingerprint)
     assert len(prints) == 3
 
 
@@ -142,13 +155,12 @@ def test_primus_gets_patches_of_whole_cubes_and_none_in_2d(nnunet_env):
 # -- elsewhere
 
 
-def ready(folder: Path, **arm) -> tuple[runs.Run, dict]:
+def ready(folder: Path, **arm) -> tuple[runs.Run, FineTuningJob]:
     """The run of an arm that is trained elsewhere, and its job."""
     made = study(folder, arms=[ARMS[0], MAE | arm])
     one = runs.all_runs(made)[1]
-    about = runs.job(one, DATASET, splits.Split(5, ["a"], ["b", "c"]), plans={})
-    runs.refuse_others(one.folder, about)
-    runs.write_job(one.folder, about)
+    about = fine_tuning.job(one, DATASET, splits.Split(5, ["a"], ["b", "c"]), plans={})
+    one.begin(about)
     return one, about
 
 
@@ -179,27 +191,34 @@ def test_what_is_trained_by_hand_says_what_to_type_and_is_collected(tmp_path, da
     assert outcome["state"] == "failed"
     line = "nnUNetv2_train_pretrained Dataset902_Phantoms 3d_fullres 5 -tr PretrainedTrainer"
     assert f"in the environment of its trainer: {line} -p ptPlans__mae" in outcome["reason"]
-    words = runs.training(**runs.place(about), device="cpu", program=str(program(tmp_path)))
-    monkeypatch.setattr(job, "environment", lambda: {"nnUNet_results": str(results_of())})
-    job.execute(words, tmp_path / "by_hand.txt")
-    monkeypatch.setattr(job, "rows", lambda *_: [{"kind": "run"}])
-    (one.folder / runs.OUTCOME).unlink()
+    words = about.training.command("cpu", str(program(tmp_path)))
+    monkeypatch.setattr(shell, "environment", lambda: {"nnUNet_results": str(results_of())})
+    shell.execute(words, tmp_path / "by_hand.txt")
+    monkeypatch.setattr(job, "rows", lambda *_: [])
+    (one.folder / jobs.OUTCOME).unlink()
     assert job.do(one.folder)["state"] == "done"
 
 
 def results_of() -> Path:
-    return runs.fold_folder("", "", 0, "", "").parents[1]
+    return NnunetTraining("", "", 0, "", "").folder.parents[1]
 
 
 def test_a_program_of_another_environment_trains_it(tmp_path, dataset, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", "ours")
-    monkeypatch.setattr(job, "rows", lambda *_: [{"kind": "run"}])
+    monkeypatch.setattr(job, "rows", lambda *_: [])
     one, about = ready(tmp_path, train="their_train")
     with pytest.raises(StudyError, match=r"do not exist:\n  arm mae: .*their_train"):
-        preparation.check(study(tmp_path, arms=[ARMS[0], MAE | {"train": "their_train"}]))
-    assert about["elsewhere"] == str(program(tmp_path))
+        requirements.check(study(tmp_path, arms=[ARMS[0], MAE | {"train": "their_train"}]))
+    assert about.elsewhere == str(program(tmp_path))
     assert job.do(one.folder) == {"state": "done", "reason": None}
-    assert "their_train" in (one.folder / runs.LOG).read_text()
+    assert "their_train" in (one.folder / jobs.LOG).read_text()
+
+
+def test_what_was_trained_elsewhere_is_collected_once(tmp_path, dataset):
+    one, about = ready(tmp_path)
+    files.write_json(one.folder / jobs.OUTCOME, {"state": "done", "reason": None})
+    one.begin(about)
+    assert one.is_done
 
 
 def test_results_on_other_cases_are_refused(tmp_path, dataset):
@@ -212,10 +231,10 @@ def test_plans_that_upstream_has_not_made_yet_are_named_before_anything_runs(tmp
     made = study(tmp_path, arms=[ARMS[0], MAE])
     message = "no plans ptPlans__mae, .*there are: nnUNetPlans. .*preprocess_like_nnssl -d 902 -n"
     with pytest.raises(StudyError, match=message):
-        preparation.check(made)
+        requirements.check(made)
     planned(dataset, "ptPlans__mae")
-    preparation.check(made)
-    assert preparation.datasets(made) == [("902", "3d_fullres", "nnUNetPlans")]
+    requirements.check(made)
+    assert datasets.wanted(made) == [(Dataset("902"), "3d_fullres", "nnUNetPlans")]
 
 
 def test_one_table_of_the_report_holds_all_networks(tmp_path):

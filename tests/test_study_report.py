@@ -17,6 +17,8 @@ from made_results import case_row, run_row
 
 from nnssl import cli, files
 from nnssl.study.report import build, efficiency, feature_reuse, scores
+from nnssl.study.report.page import Section, Tile, Tiles
+from nnssl.study.report.page import page as page_of
 from nnssl.study.report.results import Group, Results, ResultsError
 from nnssl.study.report.statistics import Interval
 from nnssl.study.report.tables import Table
@@ -144,8 +146,8 @@ def test_heat_maps_are_means_over_the_seeds():
     runs = [run_row("t__a__2__0", "t", "a", 2, 0)]
     two = [{**row, "seed": 0, "values": [[0.2, None]]}, {**row, "seed": 1, "values": [[0.4, 0.5]]}]
     (pair,) = feature_reuse.pairs(Results([*runs, *two]))
-    assert pair.values[0, 0] == pytest.approx(0.3)
-    assert np.isnan(pair.values[0, 1])
+    assert pair.values.iloc[0, 0] == pytest.approx(0.3)
+    assert np.isnan(pair.values.iloc[0, 1])
     assert pair.same() == {"patch embedding": pytest.approx(0.3)}
     assert (pair.seeds, pair.volumes) == (2, 10)
 
@@ -292,6 +294,31 @@ def test_the_page_asks_for_nothing_from_elsewhere(tmp_path):
     }
     assert not re.search(r"url\(|@import|https?:", re.sub(r"base64,[^\"]+", "", page))
     assert "default-src 'none'" in page
+
+
+def test_no_name_becomes_a_part_of_the_page(tmp_path):
+    """Names come from datasets, folders and checkpoints of other people."""
+    bad = "<script>alert(1)</script>"
+    rows = made_results.rows(**SMALL, tasks={"organs": bad})
+    for row in rows:
+        if row["kind"] == "study":
+            row |= {"name": bad, "description": {"name": f'</pre>{bad}" onload="x'}}
+        if row["kind"] == "run":
+            row |= {"trainer": bad, "plans": f"'\"{bad}"}
+        if row["kind"] == "case":
+            row["label"] = bad
+    rows[1] |= {"state": "failed", "reason": bad}
+    page = written(tmp_path, rows).read_text(encoding="utf-8")
+    assert bad not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert page.count("<script>") == 1
+    section = Section(
+        "<b>", [], [("<i> \"'", "<svg/>")], "<u>", [Tiles([Tile("<a>", "<p>", None, "<q>")])]
+    )
+    text = page_of("<h1>", ["<l>"], ["<m>"], [section], {"<f>": "<pre>"}, "<w>")
+    tags = {"b", "i", "u", "a", "q", "l", "m", "f", "w"}
+    assert tags & set(re.findall(r"<(\w+)>", text)) == set()
+    assert 'alt="&lt;i&gt; &#34;&#39;"' in text
 
 
 ASK = """

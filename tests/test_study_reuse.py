@@ -12,7 +12,7 @@ import pytest
 import torch
 from made_checkpoints import pretrained as write_pretrained
 from made_plans import DATASET, nnunet_plans
-from made_study import ARMS
+from made_study import ARMS, fine_tuning
 from made_study import study as described
 
 from nnssl import files
@@ -20,7 +20,7 @@ from nnssl.encoder.swin import SwinConfig
 from nnssl.finetune.architecture import architecture
 from nnssl.network.swin_unetr import SwinUNETR
 from nnssl.study.design.description import Study
-from nnssl.study.execution import runs
+from nnssl.study.execution import jobs
 from nnssl.study.measurement import reuse
 from nnssl.study.report.results import Results
 from nnssl.types import HUPolicy
@@ -70,23 +70,12 @@ def study(nnunet_env, tmp_path) -> Study:
 def finished(
     folder: Path, arm: str, trainer: str, budget: int | str, fold: int, plans: dict
 ) -> None:
-    job = {
-        "run": f"t__{arm}__{budget}__0",
-        "task": "t",
-        "arm": arm,
-        "budget": budget,
-        "seed": 0,
-        "dataset": DATASET,
-        "configuration": "3d_fullres",
-        "fold": fold,
-        "trainer": trainer,
-        "plans": f"p-{arm}",
-    }
-    where = folder / "runs" / job["run"]
-    where.mkdir(parents=True)
-    files.write_json(where / runs.JOB, job)
-    files.write_json(where / runs.OUTCOME, {"state": "done", "reason": None})
-    model = runs.fold_folder(DATASET, "3d_fullres", fold, trainer, f"p-{arm}")
+    name = f"t__{arm}__{budget}__0"
+    place = {"dataset": DATASET, "fold": fold, "trainer": trainer, "plans": f"p-{arm}"}
+    job = fine_tuning(run=name, task="t", arm=arm, budget=budget, **place)
+    jobs.write(folder / "runs" / name, job)
+    files.write_json(folder / "runs" / name / jobs.OUTCOME, {"state": "done", "reason": None})
+    model = job.training.folder
     model.mkdir(parents=True)
     weights: dict = {"decoder": torch.zeros(1)}
     if arm != "nnunet":
@@ -101,12 +90,12 @@ def test_pretrained_few_and_many_are_compared_once(study):
     said: list[str] = []
     new = reuse.measure(study, volumes=2, say=said.append)
     results = Results.read(study.results)
-    assert {(row["first"], row["second"]) for row in results.cka} == {
+    assert {(row.first, row.second) for row in results.cka} == {
         ("scratch 2", "scratch all"),
         ("smit pretrained", "smit 2"), ("smit pretrained", "smit all"), ("smit 2", "smit all"),
     }  # fmt: skip
-    assert {row["volumes"] for row in results.cka} == {2}
-    assert {(row["arm"], row["budget"]) for row in results.attention} == {
+    assert {row.volumes for row in results.cka} == {2}
+    assert {(row.arm, row.budget) for row in results.attention} == {
         ("scratch", 2), ("scratch", "all"), ("smit", "pretrained"), ("smit", 2), ("smit", "all"),
     }  # fmt: skip
     assert new == len(results.cka) + len(results.attention)

@@ -15,7 +15,7 @@ from nnssl.train.batches import generator_for, mixed_seed
 from nnssl.views.intensity import (
     Intensity,
     apply_intensity,
-    apply_window,
+    apply_windows,
     blur,
     draw_intensity,
     draw_window,
@@ -443,9 +443,9 @@ def test_two_views_are_flipped_parts_where_intensities_are_left_out(monkeypatch)
 
 def test_window_clips_and_leaves_the_rest():
     region = torch.linspace(-4, 8, 13)
-    clipped = apply_window(region, (-1.0, 2.0))
+    clipped = apply_windows(region[None], [(-1.0, 2.0)])[0]
     assert torch.equal(clipped, region.clamp(-1, 2))
-    assert torch.equal(apply_window(region, (-math.inf, math.inf)), region)
+    assert torch.equal(apply_windows(region[None], [(-math.inf, math.inf)])[0], region)
 
 
 def test_windows_are_drawn_with_the_given_chance_and_within_bounds():

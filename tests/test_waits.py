@@ -14,7 +14,7 @@ from torch.utils.data import default_collate
 
 from nnssl.bench.lent import META, lent
 from nnssl.methods import METHODS
-from nnssl.methods.method import Step
+from nnssl.modules.replay import HostPart
 from nnssl.train.run import Run, RunConfig
 
 
@@ -42,26 +42,27 @@ CASES = [
 def test_a_step_waits_for_nothing(name: str, settings: dict) -> None:
     """Views, losses, gradients, clipping, optimiser, teacher and running means, in bf16."""
     with lent() as device:
-        run = run_on(device, name, settings)
-        selected, seen = run.model, []
-
-        def model(views: dict) -> Step:
-            waits.shapes = []
-            step = selected(views)
-            seen.append(waits.shapes)
-            waits.shapes = None
-            return step
-
-        run.model = model
-        for number in range(3):  # the first one makes what is made once
+        run, host, seen = run_on(device, name, settings), HostPart(device), []
+        for number in range(4):  # the first one makes what is made once
             first = 4 * number
             batch = default_collate([run.crops[first + i] | {"index": first + i} for i in range(4)])
             with Waits() as waits:
-                run.gradients([batch])
-                run.update()
-    assert waits.found == {}
-    # and it computes the same with the same shapes whatever the views: a CUDA graph could hold it
-    assert seen[1] == seen[2]
+                views = run.prepare_views(batch)
+                run.begin_step()
+                waits.operations = []
+                with host.recorded(captured=number > 1):
+                    _, (monitored,) = run.backward([views], 1)
+                    run.update()
+                seen.append(waits.operations)
+                run.monitors.note(monitored)
+            assert number == 0 or waits.found == {}
+            if number > 1:
+                host.again()
+    assert run.step == 4
+    # and behind the views it does the same with the same shapes and numbers, whatever the views,
+    # on the device alone: a CUDA graph can hold it
+    assert seen[2] == seen[3]
+    assert {place for _, given, _ in seen[3] for place, shape in given if shape} == {"meta"}
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,18 @@
-"""Weights by address: `hf://owner/repo/file` and `https://...` in place of a path.
+"""Weights by address or name: `hf://owner/repo/file`, `https://...` or one of `nnssl.weights` in
+place of a path.
 
 resolve   the file on this machine of a path or an address; the only way for all commands
 web       a file of any server, in the cache
 """
 
-from nnssl.address.resolve import MODEL, AddressError, is_address, local, named, settled
+from nnssl.address.resolve import (
+    MODEL,
+    AddressError,
+    is_address,
+    local,
+    named,
+    released,
+    settled,
+)
 
-__all__ = ["MODEL", "AddressError", "is_address", "local", "named", "settled"]
+__all__ = ["MODEL", "AddressError", "is_address", "local", "named", "released", "settled"]

@@ -7,6 +7,7 @@ whoever reads it decides what may be in it (`nnssl.checkpoint`).
                                         HF_ENDPOINT and HF_HUB_OFFLINE. Without a file: MODEL
     https://host/file                   any server; kept in $HF_HOME/nnssl
     a folder                            that `nnssl_convert --hub` wrote: the file MODEL in it
+    a name of `nnssl.weights`           the file that came with this package; a path comes first
 
 Each may end with #sha256=..., and is refused where the file has another one.
 """
@@ -19,9 +20,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
-from nnssl import files
+from nnssl import files, weights
+from nnssl.weights import MODEL
 
-MODEL = "model.safetensors"  # of a folder for Hugging Face
 LARGEST = 16 << 30  # bytes of a download
 EXAMPLES = "hf://owner/repo/file, hf://owner/repo/file@revision or https://host/file"
 HUB = re.compile(
@@ -69,8 +70,10 @@ def local(where: Path | str) -> Path:
     an earlier download is taken.
     """
     if not is_address(where):
-        inside = Path(where, MODEL)
-        return inside if inside.is_file() else Path(where)
+        there, inside = Path(where), Path(where, MODEL)
+        if inside.is_file():
+            return inside
+        return there if there.is_file() or not is_released(where) else released(str(where))
     text, sha256 = _unpinned(str(where))
     hub = _hub_file(text)
     path = _from_hub(hub) if hub else _from_web(text)
@@ -83,11 +86,35 @@ def local(where: Path | str) -> Path:
     return path
 
 
+def is_released(where: Path | str) -> bool:
+    """Whether it is a name of weights that came with this package."""
+    return str(where) in weights.RELEASED
+
+
+def released(name: str) -> Path:
+    """The file of weights that came with this package. Raises AddressError where it is not the one
+    that was released.
+    """
+    one = weights.RELEASED[name]
+    found = files.sha256(one.file) if one.file.is_file() else None
+    if found != one.sha256:
+        raise AddressError(
+            f"the released weights {name} are {'damaged or changed' if found else 'missing'}: "
+            f"{one.file} has the sha256 {found}, released was {one.sha256}. Install the package "
+            "again (pip install --force-reinstall), or name other weights"
+        )
+    return one.file
+
+
 def settled(where: Path | str, path: Path) -> str:
     """What plans are to say of `where`, whose file is `path`: it means the same file later.
 
-    A branch of Hugging Face becomes the commit, a path is made absolute.
+    A branch of Hugging Face becomes the commit, a path is made absolute; released weights are
+    named.
     """
+    for name, one in weights.RELEASED.items():
+        if path.resolve() == one.file:
+            return name
     if not is_address(where):
         return str(path.resolve())
     hub = _hub_file(_unpinned(str(where))[0])

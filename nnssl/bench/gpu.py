@@ -17,7 +17,7 @@ import os
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -25,17 +25,16 @@ import torch
 from torch.utils.data import default_collate
 
 from nnssl.bench import finetuning, throughput
-from nnssl.encoder.attention import choice
+from nnssl.bench.correctness import correctness
+from nnssl.bench.sizes import TINY, Sizes
 from nnssl.encoder.presets import PRESETS, preset
-from nnssl.encoder.swin import Swin, SwinConfig
+from nnssl.encoder.swin import Swin
 from nnssl.methods import METHODS
 from nnssl.network.decoders import DECODERS
 from nnssl.train.peak import operations, peak_of
-from nnssl.train.precision import Precision, half_precision
+from nnssl.train.precision import half_precision
 from nnssl.train.run import Run, RunConfig
-from nnssl.types import Shape
 
-LIMITS = {"fp32": 1e-3, "bf16": 3e-2}  # errors beside the CPU's fp32, as shares
 COLUMNS = {  # of the table: field, heading, format
     "part": ("", "{}"),
     "scans": ("scans", "{}"),
@@ -48,91 +47,6 @@ COLUMNS = {  # of the table: field, heading, format
     "of_peak": ("of peak", "{:.1%}"),
     "first_s": ("first step s", "{:.1f}"),
 }
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """What is measured: an encoder, pretraining crops and fine-tuning patches in voxels, and scans
-    a step.
-    """
-
-    preset: str
-    encoder: SwinConfig
-    crop: Shape
-    patch: Shape
-    batch: int
-    patches: int = 2
-    settings: tuple[str, ...] = ()  # of the methods that know them
-
-
-TINY = Sizes(
-    "none, a dry run",
-    SwinConfig(embed_dim=12, depths=(1, 1, 1, 1), heads=(1, 1, 2, 2)),
-    (32, 32, 32),
-    (64, 32, 32),  # nnU-Net's networks halve it five times, and a single voxel has no instance norm
-    2,
-    1,
-    ("prototypes=32", "head_hidden=16", "head_bottleneck=8", "head_out=8"),
-)
-
-
-# -- is it right -----------------------------------------------------------------------------------
-
-
-def correctness(sizes: Sizes, device: torch.device) -> dict:
-    """Errors of maps and gradients beside the CPU's in fp32, as fractions of their length; and the
-    attention's way.
-    """
-    torch.manual_seed(0)
-    encoder = Swin(replace(sizes.encoder, drop_path=0.0), maskable=True)
-    image, masked = torch.randn(2, 1, 32, 32, 48), torch.rand(2, 16, 16, 24) < 0.5
-
-    def look(where: torch.device, bf16: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        encoder.to(where).zero_grad()
-        precision = Precision(encoder, where, torch.bfloat16 if bf16 else None)
-        with precision.weights():
-            with precision.autocast():
-                maps = encoder(image.to(where), masked.to(where))
-            terms = [
-                (m.float() * torch.linspace(-1, 1, m.numel(), device=where).view_as(m)).mean()
-                for m in maps
-            ]
-            torch.stack(terms).sum().backward()
-        gradients = [p.grad for p in encoder.parameters() if p.grad is not None]
-        flat = [
-            torch.cat([t.detach().float().cpu().flatten() for t in part])
-            for part in (maps, gradients)
-        ]
-        return flat[0], flat[1]
-
-    found: dict = {}
-    exact = look(torch.device("cpu"), False)
-    for name, bf16 in (("fp32", False), ("bf16", True)):
-        for what, a, b in zip(("maps", "gradients"), exact, look(device, bf16), strict=True):
-            found[f"{what}_{name}"] = float((a - b).norm() / a.norm())
-            found[f"{what}_{name}_right"] = found[f"{what}_{name}"] < LIMITS[name]
-    return {**found, **(kernel(encoder, device) if device.type == "cuda" else {})}
-
-
-def kernel(encoder: Swin, device: torch.device) -> dict:
-    """For the shapes of attention in full windows: the Triton kernel's largest error, or why it
-    does not serve.
-    """
-    found: dict = {}
-    config = encoder.config
-    if config.window**3 > choice.MOST_SLOTS:
-        return found
-    for heads, d in sorted(
-        {(h, c // h) for h, c in zip(config.heads, encoder.channels, strict=False)}
-    ):
-        for dtype in (torch.bfloat16, torch.float32):
-            key = f"attention_{str(dtype)[6:]}_{heads}x{d}"
-            try:
-                errors = choice.compare(device, dtype, config.window**3, heads, d)
-                found[key] = max(errors.values())
-            except Exception as error:
-                found[key] = f"{type(error).__name__}: {error}"[:300]
-    return found
 
 
 # -- how fast --------------------------------------------------------------------------------------
@@ -301,12 +215,12 @@ def table(result: dict) -> str:
             ]
             lines.append("| " + " | ".join(cells) + " |")
         else:
-            told = {
+            figures = {
                 k: f"{v:.1e}" if isinstance(v, float) else v
                 for k, v in found.items()
                 if k not in ("trace", "took_s")
             }
-            notes.append(f"{name}: " + ", ".join(f"{k} {v}" for k, v in told.items()))
+            notes.append(f"{name}: " + ", ".join(f"{k} {v}" for k, v in figures.items()))
     return "\n".join([*lines, "", *notes]) + "\n"
 
 

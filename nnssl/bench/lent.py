@@ -2,8 +2,8 @@
 
 Every operation of a step is dispatched with the shapes and types that it has on a GPU, but without
 values, so what would ask the device for a value fails. The device knows no generator, no fused
-optimiser and no autocast; they are lent to it. The Triton kernel of window attention is one
-operation each way.
+optimiser and no autocast; they are lent to it. The Triton kernels, of window attention and
+of the residual stream, are one operation each way.
 """
 
 from __future__ import annotations
@@ -12,14 +12,16 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from types import SimpleNamespace
+from typing import Protocol
 from unittest.mock import patch
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from nnssl.bench.memory import Autocast
-from nnssl.encoder import attention
-from nnssl.train import run
+from nnssl.encoder import attention, stream
+from nnssl.train import optimiser
 from nnssl.types import GradContext
 
 META = torch.device("meta")
@@ -49,34 +51,103 @@ class Switched(Autocast):
             self.on = before
 
 
+class _KernelContext(GradContext, Protocol):
+    parts: torch.Size | None
+
+
+class _StreamContext(GradContext, Protocol):
+    adds: bool
+    drops: bool
+    parts: torch.Size
+
+
 class Kernel(torch.autograd.Function):
     """The shapes and types of `nnssl.encoder.attention.launch`, and nothing else of it."""
 
     note: Callable[[str, tuple[Tensor, ...]], None] = staticmethod(lambda *_: None)
 
     @staticmethod
-    def forward(ctx: GradContext, qkv: Tensor, bias: Tensor) -> Tensor:
+    def forward(
+        ctx: _KernelContext, qkv: Tensor, bias: Tensor, parts: Tensor | None = None
+    ) -> Tensor:
         windows, n, _, heads, d = qkv.shape
+        ctx.parts = None if parts is None else parts.shape
         out = qkv.new_empty(windows, n, heads * d)
         ctx.save_for_backward(qkv, bias)
         Kernel.note("window attention", (qkv, bias, out))
         return out
 
     @staticmethod
-    def backward(ctx: GradContext, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: _KernelContext, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         qkv, bias = ctx.saved_tensors
         found = torch.empty_like(qkv), torch.empty_like(bias)
+        sums = bias.new_empty(ctx.parts) if ctx.parts else None
         Kernel.note("window attention, backward", (qkv, bias, gradient, *found))
-        return found
+        return *found, sums
+
+
+class Stream(torch.autograd.Function):
+    """The same of `nnssl.encoder.stream.launch`."""
+
+    @staticmethod
+    def forward(
+        ctx: _StreamContext,
+        x: Tensor,
+        branch: Tensor | None,
+        kept: Tensor | None,
+        order: Tensor | None,
+        norm: nn.LayerNorm | None,
+        parts: Tensor,
+    ) -> tuple[Tensor, Tensor | None]:
+        ctx.set_materialize_grads(False)
+        ctx.adds, ctx.drops, ctx.parts = branch is not None, kept is not None, parts.shape
+        total, out = torch.empty_like(x), None if norm is None else torch.empty_like(x)
+        ctx.save_for_backward(total)
+        moved = (x, branch, kept, order, total, out)
+        Kernel.note("residual and norm", tuple(t for t in moved if t is not None))
+        return total, out
+
+    @staticmethod
+    def backward(
+        ctx: _StreamContext, to_total: Tensor | None, to_out: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        (total,) = ctx.saved_tensors
+        to_x = torch.empty_like(total)
+        to_branch = torch.empty_like(total) if ctx.drops else to_x
+        parts = total.new_empty(ctx.parts, dtype=torch.float32)
+        moved = (total, to_total, to_out, to_x, parts, *([to_branch] * ctx.drops))
+        Kernel.note("residual and norm, backward", tuple(t for t in moved if t is not None))
+        return to_x, to_branch if ctx.adds else None, None, None, None, parts
+
+
+class Gelu(torch.autograd.Function):
+    """The same of `nnssl.encoder.stream.launch`."""
+
+    @staticmethod
+    def forward(ctx: GradContext, x: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, bias)
+        return F.gelu(x)
+
+    @staticmethod
+    def backward(ctx: GradContext, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        x, bias = ctx.saved_tensors
+        to_x, parts = torch.empty_like(x), bias.new_empty(bias.shape)
+        Kernel.note("gelu and bias, backward", (x, gradient, to_x, parts))
+        return to_x, parts
 
 
 @contextmanager
 def lent() -> Iterator[torch.device]:
     """The device, ready for a `Run`. `torch.tensor` on it is refused: it waits, unseen by modes."""
-    fused = (*run.FUSED, META.type)
+    fused = (*optimiser.FUSED, META.type)
     generator, autocast, tensor = torch.Generator, torch.autocast, torch.tensor
     mode = Switched()
-    kernel = SimpleNamespace(attention=lambda qkv, bias, mask: Kernel.apply(qkv, bias))
+    kernel = SimpleNamespace(attention=lambda qkv, bias, _, *parts: Kernel.apply(qkv, bias, *parts))
+    # an H100's 132 multiprocessors
+    of_stream = SimpleNamespace(
+        added_norm=Stream.apply, gelu=Gelu.apply, programs=lambda x: 4 * 132
+    )
+    autocasts = torch.is_autocast_enabled
 
     def a_generator(device: torch.device | str = "cpu") -> torch.Generator:
         return generator("cpu" if torch.device(device) == META else device)
@@ -109,15 +180,25 @@ def lent() -> Iterator[torch.device]:
             (torch, "Generator", a_generator),
             (torch, "autocast", an_autocast),
             (torch, "tensor", a_tensor),
-            (run, "FUSED", fused),
+            (
+                torch,
+                "is_autocast_enabled",
+                lambda *on: mode.on if META.type in on else autocasts(*on),
+            ),
+            (optimiser, "FUSED", fused),
             (
                 sys.modules[torch.optim.Optimizer.__module__],
                 "_get_fused_kernels_supported_devices",
                 lambda: list(fused),
             ),
             (attention.choice, "kernel_serves", lambda device, *_: device.type == "meta"),
+            (stream.choice, "kernel_serves", lambda device, *_: device.type == "meta"),
         ):
             stack.enter_context(patch.object(where, name, stands_in))
+        library = stack.enter_context(torch.library._scoped_library("aten", "IMPL"))
+        # the rate as a tensor, which the device does not know either
+        library.impl("_fused_adamw_.tensor_lr", lambda *_, **__: None, "Meta")
         stack.enter_context(patch.object(attention, "launch", kernel, create=True))
+        stack.enter_context(patch.object(stream, "launch", of_stream, create=True))
         stack.enter_context(mode)
         yield META

@@ -4,9 +4,9 @@
 
 A step of the engine's own `Run` in bf16 on PyTorch's meta device (`nnssl.bench.lent`): views,
 losses, backward, clipping, optimiser, running means, teacher. An operation that gives no view is
-counted as one kernel; the Triton kernel of window attention as one each way; a call for a whole
-list of tensors (_foreach, the fused optimiser) as one, although a GPU may make a few launches of
-it. What waits for the device fails.
+counted as one kernel, as are the Triton kernels, of window attention and of the residual stream; a
+call for a whole list of tensors (_foreach, the fused optimiser) as one, although a GPU may make a
+few launches of it. What waits for the device fails.
 """
 
 from __future__ import annotations

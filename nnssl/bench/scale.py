@@ -147,7 +147,7 @@ def stages(made: Made) -> Iterator[tuple[str, Callable[[], object]]]:
         chosen = replace(options, resume=resume)
         plan, results = kept["plan"], results_folder(chosen, kept["plan"])
         earlier = before.of(results, resume, made.folder, plan, _silent)
-        kept["run"] = build(chosen, plan, made.folder, torch.device("cpu"), earlier, _silent)
+        kept["run"] = build(chosen, plan, made.folder, torch.device("cpu"), earlier, (), _silent)
 
     def order() -> None:
         crops = kept["crops"] = Crops(made.folder, kept["plan"], (32, 32, 32))

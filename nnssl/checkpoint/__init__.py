@@ -18,7 +18,7 @@ card       a folder for Hugging Face: weights, config.json and a model card
 
 from nnssl.checkpoint.card import publish
 from nnssl.checkpoint.describe import describe, describe_hu, to_json
-from nnssl.checkpoint.file import Checkpoint, load, pack, read, write
+from nnssl.checkpoint.file import Checkpoint, halved, load, pack, read, write
 from nnssl.checkpoint.header import FORMAT_VERSION, KEYS, PREFIX
 from nnssl.checkpoint.plain import CheckpointError, read_plain, why_no_weights
 from nnssl.checkpoint.transfer import (
@@ -40,6 +40,7 @@ __all__ = [
     "describe",
     "describe_hu",
     "differences",
+    "halved",
     "load",
     "pack",
     "publish",

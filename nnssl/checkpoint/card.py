@@ -14,25 +14,31 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from nnssl import files
+from nnssl import files, weights
 from nnssl.address import MODEL
 from nnssl.checkpoint.describe import UNKNOWN, describe_hu
 from nnssl.checkpoint.file import Checkpoint, load
+from nnssl.checkpoint.header import PREFIX
 from nnssl.checkpoint.plain import printable
 from nnssl.checkpoint.safe import STORED, write_safe
 from nnssl.types import HUPolicy
 
-CONFIG, CARD = "config.json", "README.md"
+CONFIG, CARD = "config.json", weights.CARD
+HUB = "hf://OWNER/REPO"
 OF_THE_RUN = ("step", "epoch", "lr", "grad_norm", "data_wait", "rejected", "samples_per_second")
 TAGS = ("medical-imaging", "ct", "swin-transformer", "self-supervised-learning", "nnu-net")
 
 
-def publish(folder: Path, content: dict, licence: str | None = None) -> None:
+def publish(
+    folder: Path, content: dict, licence: str | None = None, about: Path | None = None
+) -> None:
     """Write the folder, whole or not at all; it must not exist.
 
     content: of a checkpoint, as `read` and `pack` give it. licence: of the weights; None: that of
-    their source, or unknown.
+    their source, or unknown. about: a text for the card, in Markdown: what no header holds, as
+    whose the scans were.
     """
+    told = about and about.read_text(encoding="utf-8")
     folder.parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(prefix=files.TEMPORARY, dir=folder.parent))
     try:
@@ -47,19 +53,22 @@ def publish(folder: Path, content: dict, licence: str | None = None) -> None:
         }
         files.write_json(made / CONFIG, config)
         with files.atomic(made / CARD) as temporary:
-            temporary.write_text(card(loaded, licence), encoding="utf-8")
+            temporary.write_text(card(loaded, licence, told, _named(folder)), encoding="utf-8")
         made.chmod(0o755)  # mkdtemp lets only its owner in
         made.rename(folder)
     finally:
         shutil.rmtree(made, ignore_errors=True)
 
 
-def parameters(loaded: Checkpoint) -> int:
-    return sum(tensor.numel() for tensor in loaded.weights.values())
+def parameters(loaded: Checkpoint, prefix: str = "") -> int:
+    """Of the tensors whose names begin with `prefix`."""
+    return sum(tensor.numel() for tensor in loaded.part(prefix).values())
 
 
-def card(loaded: Checkpoint, licence: str | None = None) -> str:
-    """The text of README.md."""
+def card(
+    loaded: Checkpoint, licence: str | None = None, told: str | None = None, named: str = HUB
+) -> str:
+    """The text of README.md. named: how a command names these weights; others as in `publish`."""
     header, hu = loaded.header, loaded.hu
     plan, foreign, run = header["plan"], header.get("foreign", {}), header.get("run", {})
     licence = licence or foreign.get("licence") or UNKNOWN
@@ -67,9 +76,10 @@ def card(loaded: Checkpoint, licence: str | None = None) -> str:
     axes = "z y x"[-2 * len(header["crop"]) + 1 :]
     rows = {
         "method": header["method"],
-        "encoder": f"Swin, {dims}D, {parameters(loaded) / 1e6:.2f} M parameters "
+        "encoder": f"Swin, {dims}D, {parameters(loaded, PREFIX) / 1e6:.2f} M parameters "
         f"({header.get('preset', 'preset ' + UNKNOWN)})",
-        "pretrained on": _data(plan, foreign),
+        **({"decoder": f"{loaded.decoder['name']}, pretrained too"} if loaded.decoder else {}),
+        "pretrained on": _data(plan, foreign, told),
         "trained": f"step {header.get('step', UNKNOWN)} of {run.get('steps', UNKNOWN)}, "
         f"{run.get('batch_size', UNKNOWN)} scans per step",
         "spacing": f"{_by(plan['spacing'])} mm (z y x)" if plan["spacing"] else UNKNOWN,
@@ -86,15 +96,16 @@ def card(loaded: Checkpoint, licence: str | None = None) -> str:
         "An encoder for medical images, pretrained without labels, for fine-tuning in nnU-Net and "
         "for features of scans. For research; not a medical device.\n"
         if not foreign
-        else "An encoder for medical images from third-party weights, in the form of nnssl-swin. For "
-        "research; not a medical device.\n",
+        else "An encoder for medical images from third-party weights, in the form of nnssl-swin. "
+        "For research; not a medical device.\n",
         f"| | |\n|---|---|\n{table}\n",
-        "## Use\n\n" + USE,
+        told,
+        "## Use\n\n" + USE.replace(HUB, named),
         _input(plan, dims, hu),
         _figures(header),
         _adapted(foreign),
         "## Cite\n\n" + "\n".join(f"- {printable(one)}" for one in loaded.citations or [UNKNOWN]),
-        "\n## Not known\n\n" + _unknown(header, licence),
+        "\n## Not known\n\n" + _unknown(header, licence, told),
     ]
     return "\n".join(part for part in parts if part) + "\n"
 
@@ -128,11 +139,18 @@ def _front(licence: str) -> str:
     )
 
 
-def _data(plan: Mapping, foreign: Mapping) -> str:
+def _named(folder: Path) -> str:
+    """How a command names the weights in it: those of this package need no address."""
+    return folder.name if folder.resolve().parent == weights.FOLDER else HUB
+
+
+def _data(plan: Mapping, foreign: Mapping, told: str | None) -> str:
     if foreign:
         return f"{foreign.get('title', UNKNOWN)} (third-party weights, converted)"
     cases = plan.get("cases")
     count = UNKNOWN if cases is None else f"{cases} scans"
+    if told:
+        return f"{count}, see below"
     licence = f"{UNKNOWN}, to be said by the publisher"
     return f"{plan.get('name', UNKNOWN)}: {count}; their licence: {licence}"
 
@@ -167,7 +185,7 @@ def _figures(header: Mapping) -> str:
     rows = "\n".join(f"| {_cell(name)} | {_short(value)} |" for name, value in shown.items())
     return (
         "## Figures\n\nOf the pretraining's last logged step; `probe_` is the Dice of a linear "
-        "classifier on held-out labels. None says how good a fine-tuning will be.\n\n"
+        "classifier on held-out labels, `probe_decoder` that of a small decoder. None says how good a fine-tuning will be.\n\n"
         f"| | |\n|---|---|\n{rows}\n"
     )
 
@@ -188,11 +206,11 @@ def _adapted(foreign: Mapping) -> str:
     return "## Converted\n\n" + "\n".join(lines) + "\n"
 
 
-def _unknown(header: Mapping, licence: str) -> str:
+def _unknown(header: Mapping, licence: str, told: str | None) -> str:
     plan, foreign = header["plan"], header.get("foreign")
     missing = [
         "the licence of the weights" if licence == UNKNOWN else "",
-        "the licence of the scans, and whose they are" if not foreign else "",
+        "the licence of the scans, and whose they are" if not (foreign or told) else "",
         "the number of scans" if plan.get("cases") is None else "",
         "the spacing of the pretraining" if not plan["spacing"] else "",
         "how good it is after a fine-tuning on your data",

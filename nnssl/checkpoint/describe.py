@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from nnssl import files
 from nnssl.checkpoint.file import Checkpoint
+from nnssl.checkpoint.header import PREFIX
 from nnssl.checkpoint.plain import printable
 from nnssl.types import MANIFEST, HUPolicy
 
@@ -16,14 +17,20 @@ UNKNOWN = "unknown"
 def describe(checkpoint: Checkpoint) -> str:
     """What `nnssl_inspect` prints: everything a user of the weights must know."""
     header, plan = checkpoint.header, checkpoint.header["plan"]
-    parameters = sum(tensor.numel() for tensor in checkpoint.weights.values())
+    encoder = checkpoint.part(PREFIX)
+    parameters = sum(tensor.numel() for tensor in encoder.values())
     preset, created = header.get("preset", UNKNOWN), header.get("created", UNKNOWN)
     lines = {
         "file": f"{checkpoint.path} ({checkpoint.path.stat().st_size / 2**20:.1f} MiB)",
         "sha256": checkpoint.sha256,
         "method": header["method"],
-        "encoder": f"{preset}: {len(checkpoint.weights)} tensors, {parameters / 1e6:.2f} M parameters",
+        "encoder": f"{preset}: {len(encoder)} tensors, {parameters / 1e6:.2f} M parameters",
         "": _pairs(header["encoder"]),
+        **(
+            {"decoder": f"{checkpoint.decoder['name']}, pretrained too"}
+            if checkpoint.decoder
+            else {}
+        ),
         "spacing": f"{_by(plan['spacing'])} mm (z y x)" if plan["spacing"] else UNKNOWN,
         "crop": f"{_by(header['crop'])} voxels ({'z y x'[-2 * len(header['crop']) + 1 :]})",
         "HU policy": describe_hu(checkpoint.hu),
@@ -65,7 +72,8 @@ def _training(header: Mapping) -> dict[str, str]:
     steps, batch, seed = _of(run, "steps", "batch_size", "seed")
     return {
         "data": f"{name}, {cases} scans, plan {fingerprint}",
-        "trained": f"step {header.get('step', UNKNOWN)} of {steps}, {batch} scans per step, seed {seed}",
+        "trained": f"step {header.get('step', UNKNOWN)} of {steps}, {batch} scans per step, "
+        f"seed {seed}",
         "settings": _pairs(header.get("method_config", {})) or UNKNOWN,
         "metrics": _pairs(
             {name: v for name, v in metrics.items() if not str(name).startswith("probe_")}
@@ -107,8 +115,10 @@ def _probe(probe: Mapping) -> str:
         probe, "cases", "dataset", "step", "best", "best_step"
     )
     count = len(cases) if isinstance(cases, list) else cases
+    decoder = labels.pop("decoder", None)  # its mean over the labels
     shown = f"on {count} cases of {dataset} at step {step}: {_pairs(labels)} (mean)"
-    return f"{shown}; best {_short(best)} at step {best_step}"
+    decoded = "" if decoder is None else f"; small decoder {_short(decoder)}"
+    return f"{shown}; best {_short(best)} at step {best_step}{decoded}"
 
 
 def _of(values: Mapping, *names: str) -> list:

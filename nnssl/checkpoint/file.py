@@ -9,12 +9,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from nnssl import address, files
+from nnssl import address, files, weights
 from nnssl.checkpoint.header import DECODER, FORMAT_VERSION, PREFIX, problem, without_heads
 from nnssl.checkpoint.plain import CheckpointError, read_plain
 from nnssl.checkpoint.safe import SAFE, is_safe, read_safe, write_safe
 from nnssl.encoder.swin import Swin, SwinConfig
 from nnssl.types import NETWORK_CLASS, HUPolicy, Shape, Spacing
+
+FULL = 4  # bytes of a weight in single precision
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,8 @@ def read(path: Path | str) -> dict:
     path = address.local(path)
     if not path.is_file():
         raise FileNotFoundError(
-            f"no checkpoint at {path}; pretrain one with: nnssl_pretrain -m smit -i FOLDER"
+            f"no checkpoint at {path}; pretrain one with: nnssl_pretrain -m smit -i FOLDER, or "
+            f"name one that came with this package: {weights.NAMES}"
         )
     safe = is_safe(path)
     content = read_safe(path) if safe else read_plain(path)
@@ -128,7 +131,25 @@ def read(path: Path | str) -> dict:
         raise CheckpointError(f"{path} {why}")
     if safe:
         content["nnssl_adaptation_plan"] = _adaptation_plan(content["header"])
+    content["network_weights"] = {
+        name: tensor.float() if tensor.element_size() < FULL else tensor
+        for name, tensor in content["network_weights"].items()
+    }
     return content
+
+
+def halved(content: dict) -> dict:
+    """`content` with weights of two bytes each; they are read as single precision again.
+
+    Raises CheckpointError for a weight that has no such number.
+    """
+    half = {name: tensor.half() for name, tensor in content["network_weights"].items()}
+    if broken := [name for name, tensor in half.items() if not torch.isfinite(tensor).all()]:
+        raise CheckpointError(
+            f"{broken[0]} holds a number beyond half precision ({torch.finfo(torch.half).max:g}): "
+            "leave out --half"
+        )
+    return content | {"network_weights": half}
 
 
 def load(path: Path | str) -> Checkpoint:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -23,44 +23,17 @@ from nnssl import address, checkpoint, files
 from nnssl.convert import adapt, layouts, sources
 from nnssl.convert.layouts import STEM, Found
 from nnssl.convert.opening import ForeignError, encoder_in, is_ours, opened, tensors_in
+from nnssl.convert.request import Request
 from nnssl.convert.sources import Source
 from nnssl.encoder.swin import Swin, SwinConfig
 from nnssl.encoder.windows import corners, relative_index
-from nnssl.types import HUPolicy, Shape, Spacing
+from nnssl.types import HUPolicy
 
 MERGE = (
     "layers4.0.downsample.norm.weight",
     "layers4.0.downsample.norm.bias",
     "layers4.0.downsample.reduction.weight",
 )
-
-
-@dataclass(frozen=True)
-class Request:
-    """What `nnssl_convert` was asked for; None where it is to be known from the file or its
-    source.
-    """
-
-    file: Path | str  # or its address
-    output: Path  # a file; with `hub` a folder
-    source: str | None = None
-    prefix: str | None = None
-    hu: tuple[float, ...] | None = None  # HU that became 0 and 1; or low, high, mean, std
-    no_hu: bool = False
-    spacing: Spacing | None = None  # mm, (z, y, x)
-    crop: Shape | None = None
-    axes: str | None = None
-    merging: str | None = None
-    dims: int | None = None
-    rgb: bool = False
-    hub: bool = False  # write a folder for Hugging Face
-    licence: str | None = None  # of the weights, for its card
-
-    @property
-    def about_others(self) -> list[str]:
-        """The fields given that say something of third-party weights."""
-        apart = {"file", "output", "hub", "licence"}
-        return [f.name for f in fields(self) if f.name not in apart and getattr(self, f.name)]
 
 
 @dataclass(frozen=True)
@@ -84,8 +57,8 @@ def convert(request: Request) -> str:
     """
     if request.output.exists():
         raise ForeignError(f"{request.output} exists; choose another -o, or remove it")
-    if request.licence and not request.hub:
-        raise ForeignError("--licence is for the card of a folder for Hugging Face: add --hub")
+    if (request.licence or request.about) and not request.hub:
+        raise ForeignError("--licence and --about are for the card of a folder: add --hub")
     file = address.local(request.file)
     request = replace(request, file=file)
     content = opened(file)
@@ -94,15 +67,16 @@ def convert(request: Request) -> str:
     else:
         done = encoder_from(tensors_in(content, file), request)
         content = checkpoint.pack(done.encoder, _header(request, done), [done.source.citation])
+    content = checkpoint.halved(content) if request.half else content
     if request.hub:
-        checkpoint.publish(request.output, content, request.licence)
+        checkpoint.publish(request.output, content, request.licence, request.about)
     else:
         checkpoint.write(request.output, content)
-    told = checkpoint.describe(checkpoint.load(request.output))
+    description = checkpoint.describe(checkpoint.load(request.output))
     if not request.hub:
-        return f"{told}\nUse it: nnssl_plan -d DATASET -c {request.output}"
+        return f"{description}\nUse it: nnssl_plan -d DATASET -c {request.output}"
     return (
-        f"{told}\nRead README.md, and config.json, which names your collection, before others do:\n"
+        f"{description}\nRead README.md, and config.json, which names your collection, before others do:\n"
         f"  hf upload OWNER/REPO {request.output}\nUse it: nnssl_plan -d DATASET -c hf://OWNER/REPO"
     )
 
@@ -135,11 +109,8 @@ def encoder_from(tensors: dict[str, Tensor], request: Request) -> Converted:
         encoder = _built(config)
     except ValueError as error:
         raise ForeignError(f"the encoder in {request.file} cannot be used: {error}") from error
-    made = {
-        name: tensor
-        for name, tensor in encoder.state_dict().items()
-        if name in MERGE and _anew(source, weights)
-    }
+    anew = source.name == "imagenet" and not any(name in weights for name in MERGE)
+    made = {name: w for name, w in encoder.state_dict().items() if anew and name in MERGE}
     if made:
         adapted += ("the last merge, which the file has not, is new (truncated normal, seed 0)",)
     if problems := checkpoint.differences(weights | made, encoder.state_dict()):
@@ -245,10 +216,6 @@ def _built(config: SwinConfig) -> Swin:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return Swin(config)
-
-
-def _anew(source: Source, weights: adapt.Weights) -> bool:
-    return source.name == "imagenet" and not any(name in weights for name in MERGE)
 
 
 def _hu(request: Request, source: Source) -> HUPolicy | None:

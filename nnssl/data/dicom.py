@@ -254,7 +254,7 @@ def read_series(folder: Path | str, uid: str, cache: Path | None = None) -> Scan
 
 
 def _voxels(folder: Path, series: Series) -> tuple[np.ndarray, np.ndarray | None]:
-    """float32 [Z Y X] in the order of the stack, rescaled as its files say; its origin if told."""
+    """float32 [Z Y X] in the order of the stack, rescaled as its files say; its origin where they give one."""
     import SimpleITK
 
     SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)

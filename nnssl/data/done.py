@@ -1,4 +1,4 @@
-"""Which cases are preprocessed: told at the start of a run without opening a note for each."""
+"""Which cases are preprocessed: known at the start of a run without opening a note for each."""
 
 from __future__ import annotations
 

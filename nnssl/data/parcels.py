@@ -9,6 +9,7 @@ clustered by k-means over all scans. The classes are stored beside the preproces
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -27,11 +28,15 @@ from nnssl.types import BODY_HU, HUPolicy, Spacing
 
 FORMAT = 1
 NOTE = "parcels.json"
+FAILED = "parcels_failed.json"  # for what they were tried, and which scans could not be registered
 MOST_CLASSES = 250  # uint8, with 0 for what is no body
 SAMPLES = 600  # body voxels of each scan that the clusters are made of
 PLACE_MM = 40.0  # of a place that weighs as much as one unit of tissue
 FEWEST = 2  # scans
-WAY_OUT = "choose another method (nnssl_pretrain --list), or a collection of one region of the body"
+
+
+class TooFewRegistered(ValueError):
+    """Too few scans could be registered to one another for parcels to be made."""
 
 
 @dataclass(frozen=True)
@@ -57,27 +62,33 @@ def make(
     num_processes: int,
     say: Callable[[str], None],
     cases: Sequence[str] | None = None,
+    least: float = 0.0,
 ) -> list[str]:
     """Make the parcels of all preprocessed scans, unless they are there; the ids of the scans that
     have some.
 
     cases: of a run that continues; what was made for them stays, whatever scans were added since.
+    least: the fraction of the scans that must have parcels.
 
     Scans that cannot be registered have none; they are counted, and named in parcels.json.
-    Raises ValueError for a number of classes that cannot be, and where fewer than two scans are
-    left.
+    Raises ValueError for a number of classes that cannot be, and TooFewRegistered where fewer than
+    two scans or fewer than `least` are left; this is noted, so that no scan is registered again.
     """
     if not 2 <= classes <= MOST_CLASSES:
         raise ValueError(
             f"classes must be from 2 to {MOST_CLASSES}, got {classes}: --set classes=64"
         )
-    names = names_in(folder)
-    stored = [case.id for case in plan.cases if f"{case.id}.b2nd" in names]
-    if cases:
-        stored = [case for case in stored if case in set(cases)]
-    made_for = {"format": FORMAT, "plan": plan.fingerprint, "classes": classes, "stored": stored}
+    made_for = _made_for(folder, plan, classes, cases)
+    stored = made_for["stored"]
+    needed = max(FEWEST, math.ceil(least * len(stored)))
     if (ready := _ready(folder, made_for, cases)) is not None:
+        _require(needed, ready, read_json(inside(folder, NOTE))["left_out"])
         return ready
+    _require_not_failed(folder, made_for, needed)
+    say(
+        f"parcels: {len(stored)} scans are registered to one of them, a second or two each "
+        f"(in {max(1, num_processes)} processes)"
+    )
     work = _Work(folder, plan.hu, plan.spacing)
     shapes = [tuple(read_json(inside(folder, f"{case}.json"))["shape"]) for case in stored]
     template = stored[atlas.template_of(shapes)]
@@ -91,7 +102,9 @@ def make(
         else:
             affines[case], sampled = found[case]
             rows.append(sampled)
-    _require_enough(affines, failed)
+    if len(affines) < needed:
+        write_json(inside(folder, FAILED), {**made_for, "cases": list(affines), "left_out": failed})
+    _require(needed, list(affines), failed)
     centres = cluster(np.concatenate(rows), classes)
     done = _results(
         partial(_label, work=work, centres=centres), list(affines.items()), num_processes, "parcels"
@@ -110,7 +123,19 @@ def make(
     write_json(inside(folder, NOTE), {**made_for, **note, "affine": affine})
     if failed:
         say(f"parcels: {len(failed)} of {len(stored)} scans are left out, see {folder / NOTE}")
+    _require(needed, kept, failed)
     return kept
+
+
+def preprocessed(folder: Path, plan: Plan) -> list[str]:
+    """The ids of the plan's scans that are preprocessed."""
+    names = names_in(folder)
+    return [case.id for case in plan.cases if f"{case.id}.b2nd" in names]
+
+
+def are_made(folder: Path, plan: Plan, classes: int) -> bool:
+    """Whether the preprocessed scans have parcels of so many classes."""
+    return _ready(folder, _made_for(folder, plan, classes, None), None) is not None
 
 
 def cases(folder: Path, plan: Plan) -> list[str]:
@@ -226,9 +251,30 @@ def _ready(folder: Path, made_for: dict, cases: Sequence[str] | None) -> list[st
     return note["cases"] if there else None
 
 
-def _require_enough(affines: dict, failed: dict) -> None:
-    if len(affines) < FEWEST:
-        reason = next(iter(failed.values()), "there is one scan only")
-        raise ValueError(
-            f"{len(affines)} scans could be registered to one another ({reason}): {WAY_OUT}"
+def _made_for(folder: Path, plan: Plan, classes: int, cases: Sequence[str] | None) -> dict:
+    there = preprocessed(folder, plan)
+    if cases:
+        there = [case for case in there if case in set(cases)]
+    return {"format": FORMAT, "plan": plan.fingerprint, "classes": classes, "stored": there}
+
+
+def _require_not_failed(folder: Path, made_for: dict, needed: int) -> None:
+    """Raises TooFewRegistered where the same scans were tried before; classes do not matter."""
+    try:
+        note = read_json(inside(folder, FAILED))
+    except (OSError, ValueError):
+        return
+    if not isinstance(note, dict):
+        return
+    same = all(note.get(name) == made_for[name] for name in ("format", "plan", "stored"))
+    if same and isinstance(note.get("cases"), list) and isinstance(note.get("left_out"), dict):
+        _require(needed, note["cases"], note["left_out"])
+
+
+def _require(needed: int, cases: Sequence[str], failed: dict) -> None:
+    if len(cases) < needed:
+        first = next((f" (the first that could not: {reason})" for reason in failed.values()), "")
+        raise TooFewRegistered(
+            f"{len(cases)} of {len(cases) + len(failed)} scans could be registered to one another, "
+            f"{needed} are needed{first}"
         )

@@ -224,7 +224,9 @@ def check_clip(clip: tuple[float, float]) -> tuple[float, float]:
 
 def median_spacing(spacings: Sequence[Spacing]) -> Spacing:
     """The median of each axis in mm, within SANE_SPACING."""
-    return tuple(round(float(s), 4) for s in np.median(spacings, axis=0).clip(*SANE_SPACING))
+    return tuple(
+        round(float(s), 4) for s in np.median(np.array(spacings), axis=0).clip(*SANE_SPACING)
+    )
 
 
 def resampled_shape(shape: Shape, spacing: Spacing, new_spacing: Spacing) -> Shape:
@@ -238,7 +240,8 @@ def default_crop(shapes: Sequence[Shape]) -> Shape:
     A crop as large as the scan shows the same in every view, and much air.
     """
     return tuple(
-        next((c for c in CROPS if c <= MOST * m), CROPS[-1]) for m in np.median(shapes, axis=0)
+        next((c for c in CROPS if c <= MOST * m), CROPS[-1])
+        for m in np.median(np.array(shapes), axis=0)
     )
 
 
@@ -262,7 +265,7 @@ def hu_policy(
     hu = np.arange(len(pooled)) + WIDEST[1] - (len(pooled) - 1)
     low, high = check_clip(clip) if clip else WIDEST
     interior = () if clip else tuple(zip(KNOTS, _levels(hu, pooled), strict=True))
-    values = np.interp(hu, *np.transpose([(low, low), *interior, (high, high)]))
+    values = np.interp(hu, *np.array([(low, low), *interior, (high, high)]).T)
     mean = float((pooled * values).sum())
     std = float(np.sqrt((pooled * (values - mean) ** 2).sum()))
     return HUPolicy(low, high, round(mean, 4), round(max(std, 1.0), 4), interior)

@@ -44,7 +44,7 @@ def prepare(
     into `folder`; of the datasets `channels` (None: all), each a scan by itself.
 
     Whatever an earlier run finished is not repeated. A `plan.json` that is there already is kept:
-    scans that came, went or changed since are told through `say`, and with `update` those that came
+    scans that came, went or changed since are reported through `say`, and with `update` those that came
     are taken in, preprocessed as the plan says. Scans are known by their path, or by their path
     below `sources` where these lie elsewhere now. A ValueError says what is asked for otherwise
     than planned, or that no scan is of the plan. Without any source the plan that is there is

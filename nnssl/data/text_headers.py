@@ -6,26 +6,21 @@ opens any file they name, and takes a pattern of file names as the format of a C
 
 from __future__ import annotations
 
-import bz2
-import gzip
 import math
 import re
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
+from nnssl.data.data_files import data_files, unreadable
 from nnssl.data.refusals import UnusableScanError, passing_errors, summarise_error
 
 META_ENDINGS, NRRD_ENDINGS = (".mha", ".mhd"), (".nrrd", ".nhdr")
 LONGEST_HEADER, LONGEST_LINE = 1 << 20, 1 << 14  # bytes
-BLOCK = 1 << 20
-MOST_FILES = 100_000
 DEFLATE = 1032  # the most that one byte can become, by the format
-NUMBERED = re.compile(r"[^%]*%0?\d{0,2}d[^%]*")
 # On disk; a long is one of 4 bytes in MetaImage.
 META_TYPES = {
     "CHAR": 1,
@@ -96,19 +91,15 @@ def read_text_header(path: Path | str) -> Stored:
         except (ValueError, KeyError, OverflowError) as error:
             if isinstance(error, UnusableScanError):
                 raise
-            raise _bad(f"its header is not understood ({summarise_error(error)})") from error
+            raise unreadable(f"its header is not understood ({summarise_error(error)})") from error
     _check_sizes(stored)
     return stored
-
-
-def _bad(words: str) -> UnusableScanError:
-    return UnusableScanError(f"cannot be read: {words}")
 
 
 def _lines(file: BinaryIO) -> Iterator[str]:
     while line := file.readline(LONGEST_LINE + 1):
         if len(line) > LONGEST_LINE or file.tell() > LONGEST_HEADER or b"\0" in line:
-            raise _bad("its header is no text, or longer than any header")
+            raise unreadable("its header is no text, or longer than any header")
         yield line.decode("latin-1").strip("\r\n")
 
 
@@ -123,9 +114,9 @@ def _meta(path: Path, file: BinaryIO) -> Stored:
         limit = int(fields["CompressedDataSize"]) if "CompressedDataSize" in fields else None
     files = (path,)
     if fields["ElementDataFile"].upper() != "LOCAL":
-        files, offset = _files(path, fields["ElementDataFile"], _lines(file)), 0
+        files, offset = data_files(path, fields["ElementDataFile"], _lines(file)), 0
     if (skipped := int(fields.get("HeaderSize", "0"))) < -1:
-        raise _bad(f"its header says HeaderSize {skipped}")
+        raise unreadable(f"its header says HeaderSize {skipped}")
     count = math.prod(_sizes(fields["DimSize"]))
     unsigned = kind.startswith("U")
     return Stored(files, max(offset, skipped), encoding, count, META_TYPES[kind], unsigned, limit)
@@ -137,14 +128,14 @@ def _check_meta(fields: dict[str, str]) -> None:
         raise UnusableScanError(f"is not three-dimensional: NDims {fields.get('NDims')}")
     for count, keys in META_COUNTS.items():
         if any(len(_floats(fields[key])) != count for key in keys if key in fields):
-            raise _bad(
+            raise unreadable(
                 f"its header does not give {count} finite numbers for one of {', '.join(keys)}"
             )
     if not {"ElementSpacing", "ElementSize"} & set(fields):
         raise UnusableScanError("says no spacing")
     for key in META_COUNTS[9]:
         if key in fields and abs(np.linalg.det(np.reshape(_floats(fields[key]), (3, 3)))) < 1e-3:
-            raise _bad(f"its {key} gives axes that lie in one plane")
+            raise unreadable(f"its {key} gives axes that lie in one plane")
     if (channels := int(fields.get("ElementNumberOfChannels", "1"))) != 1:
         raise UnusableScanError(f"has {channels} components per voxel, a CT has one")
 
@@ -157,13 +148,13 @@ def _meta_fields(file: BinaryIO) -> dict[str, str]:
         # Strict, since MetaIO would find another key or value in what is not of this form.
         found = re.fullmatch(r"\s*(\w+)\s*=\s*(\S[^\r]*?)\s*", line)
         if not found or found[1] in fields:
-            raise _bad(
+            raise unreadable(
                 f"line {len(fields) + 1} of its header is not KEY = VALUE, or a key is there twice"
             )
         fields[found[1]] = found[2]
         if found[1] == "ElementDataFile":
             return fields
-    raise _bad("its header names no ElementDataFile")
+    raise unreadable("its header names no ElementDataFile")
 
 
 def _true(text: str) -> bool:
@@ -173,25 +164,27 @@ def _true(text: str) -> bool:
 def _nrrd(path: Path, file: BinaryIO) -> Stored:
     lines = _lines(file)
     if not re.fullmatch(r"NRRD000[1-6]", next(lines, "")):
-        raise _bad("it does not begin as NRRD does")
+        raise unreadable("it does not begin as NRRD does")
     fields, rest = _nrrd_fields(lines)
     sizes = _sizes(fields["sizes"])
     if len(sizes) != int(fields["dimension"]):
-        raise _bad(f"its header gives {len(sizes)} sizes for {fields['dimension']} dimensions")
+        raise unreadable(
+            f"its header gives {len(sizes)} sizes for {fields['dimension']} dimensions"
+        )
     sheared = len(sizes) == 3 and _nrrd_shear(fields)
     said = fields["type"].lower()
     kind = re.sub(r"^(unsigned |signed |u)|( int|_t)$", "", said)
     encoding = ENCODINGS[fields["encoding"].lower()]
     files, offset = (path,), file.tell()
     if "datafile" in fields:
-        files, offset = _files(path, fields["datafile"], rest), 0
+        files, offset = data_files(path, fields["datafile"], rest), 0
     skipped = int(fields.get("byteskip", "0"))
     if (
         skipped < -1
         or (skipped == -1 and encoding != "raw")
         or int(fields.get("lineskip", "0")) < 0
     ):
-        raise _bad("its header skips a negative number of bytes or lines")
+        raise unreadable("its header skips a negative number of bytes or lines")
     after = max(skipped, 0) if encoding == "raw" else 0
     unsigned = said.startswith("u")
     return Stored(
@@ -215,7 +208,7 @@ def _nrrd_fields(lines: Iterator[str]) -> tuple[dict[str, str], Iterator[str]]:
             continue
         key = key.lower().replace(" ", "")
         if not separator or key in fields:
-            raise _bad("a line of its header is not FIELD: VALUE, or a field is there twice")
+            raise unreadable("a line of its header is not FIELD: VALUE, or a field is there twice")
         fields[key] = value.strip()
         if key == "datafile" and value.strip().upper().startswith("LIST"):
             return fields, lines
@@ -236,7 +229,7 @@ def _nrrd_shear(fields: dict[str, str]) -> bool:
         raise UnusableScanError("says no spacing")
     axes = np.array(vectors) / np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-9)
     if abs(np.linalg.det(axes)) < 1e-3:
-        raise _bad("its space directions lie in one plane")
+        raise unreadable("its space directions lie in one plane")
     return bool(np.abs(axes @ axes.T - np.eye(3)).max() > 1e-3)
 
 
@@ -252,46 +245,8 @@ def _floats(text: str) -> list[float]:
 def _sizes(text: str) -> list[int]:
     sizes = [int(part) for part in text.split()]
     if not 1 <= len(sizes) <= 16 or not all(1 <= size < 1 << 31 for size in sizes):
-        raise _bad(f"its header gives the size {text[:60]}")
+        raise unreadable(f"its header gives the size {text[:60]}")
     return sizes
-
-
-def _files(header: Path, said: str, following: Iterator[str]) -> tuple[Path, ...]:
-    """The data files that a header names: one, a list, or numbered ones."""
-    words = said.split()
-    if said.startswith("LIST"):  # which MetaIO and NRRD take for a list whatever follows
-        names = [line.strip() for line in following if line.strip()]
-    elif "%" in said:
-        if len(words) not in (4, 5) or not NUMBERED.fullmatch(words[0]):
-            raise _bad(
-                f"its data file is {said[:60]!r}, allowed are a name, LIST, or NAME%03d.raw FIRST "
-                "LAST STEP"
-            )
-        first, last, step = map(int, words[1:4])
-        numbers = range(first, last + (1 if step > 0 else -1), step)
-        names = [words[0] % number for number in numbers[: MOST_FILES + 1]]
-    else:
-        names = [said]
-    if not 0 < len(names) <= MOST_FILES:
-        raise _bad(f"its header names {len(names)} data files")
-    return tuple(_beside(header, name) for name in names)
-
-
-def _beside(header: Path, name: str) -> Path:
-    """A file of the header's own folder, or of one in it."""
-    if (
-        "%" in name
-        or PureWindowsPath(name).anchor
-        or name.startswith("/")
-        or ".." in re.split(r"[/\\]", name)
-    ):
-        raise _bad(
-            f"its header names the data file {name[:60]!r}, which is not in the header's own folder"
-        )
-    path = header.parent / name
-    if not path.is_file():
-        raise _bad(f"its data file {name[:60]!r} is not there")
-    return path
 
 
 def _check_sizes(stored: Stored) -> None:
@@ -308,59 +263,11 @@ def _check_sizes(stored: Stored) -> None:
         "gzip": DEFLATE * there,
     }
     if stored.limit is not None and not 0 < stored.limit <= there:
-        raise _bad(f"it is cut short, {there} of {stored.limit} bytes are there")
+        raise unreadable(f"it is cut short, {there} of {stored.limit} bytes are there")
     if stored.encoding == "bzip2":
         return  # counted where it is read: bzip2 has no useful bound
     if most.get(stored.encoding, there) < wanted:
-        raise _bad(
+        raise unreadable(
             f"it is cut short, {max(there, 0)} bytes cannot hold the {wanted} that its header "
             "promises"
         )
-
-
-def check_text_volume(path: Path | str) -> None:
-    """Read the voxels once, a block at a time. UnusableScanError when they are cut short or
-    damaged.
-    """
-    stored = read_text_header(path)
-    wanted = stored.count * stored.size
-    with passing_errors():
-        try:
-            count = sum(sum(map(len, _blocks(file, stored))) for file in stored.files)
-        except (EOFError, zlib.error, OSError) as error:
-            if isinstance(error, OSError) and error.errno is not None:
-                raise
-            raise _bad(
-                f"its compressed voxels are damaged or cut short ({summarise_error(error)})"
-            ) from error
-    if stored.encoding in ("zlib", "gzip", "bzip2") and count < wanted:
-        raise _bad(f"it is cut short, {count} of {wanted} bytes of voxels are there")
-
-
-def _blocks(path: Path, stored: Stored) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        file.seek(stored.offset if path == stored.files[0] else 0)
-        if stored.encoding == "zlib":
-            yield from _inflated(file, stored.limit)
-            return
-        opened = {"gzip": gzip.GzipFile, "bzip2": bz2.BZ2File}.get(stored.encoding)
-        source = (
-            opened(fileobj=file) if opened is gzip.GzipFile else opened(file) if opened else file
-        )
-        while block := source.read(BLOCK):
-            yield block
-
-
-def _inflated(file: BinaryIO, limit: int | None) -> Iterator[bytes]:
-    """A zlib stream to its end, where its checksum is."""
-    stream = zlib.decompressobj(47)  # zlib or gzip, as MetaIO takes both
-    left = limit
-    while not stream.eof:
-        data = stream.unconsumed_tail
-        if not data:
-            data = file.read(BLOCK if left is None else min(BLOCK, left))
-            left = None if left is None else left - len(data)
-        block = stream.decompress(data, BLOCK)
-        if not block and not data:
-            raise EOFError("the stream does not end")
-        yield block

@@ -12,7 +12,8 @@ import numpy as np
 from nnssl.data.nifti import NIFTI_ENDINGS, check_nifti, read_by_nibabel, read_nifti_header
 from nnssl.data.orientation import Scan, is_permuted, unify
 from nnssl.data.refusals import NOT_CT, UnusableScanError, check_grid, check_name, itk_error
-from nnssl.data.text_headers import META_ENDINGS, NRRD_ENDINGS, check_text_volume, read_text_header
+from nnssl.data.text_headers import META_ENDINGS, NRRD_ENDINGS, read_text_header
+from nnssl.data.text_volumes import check_text_volume
 
 if TYPE_CHECKING:
     import SimpleITK

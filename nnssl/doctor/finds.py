@@ -127,7 +127,7 @@ def _judge(path: Path, plans: dict) -> Finding:
             return ok(f"{dataset} -p {name}: no checkpoint, for -tr SwinScratchTrainer")
         if address.is_address(info["checkpoint_path"]):  # nothing is fetched for a look
             return ok(f"{dataset} -p {name}: {info['checkpoint_path']}, fetched where it is used")
-        choice = checkpoint_choice.require(checkpoint_choice.choose(info, f"{dataset}/{name}.json"))
+        choice = checkpoint_choice.choose(info, f"{dataset}/{name}.json")
         loaded = _load(choice.path)
         checkpoint_choice.check(choice, loaded.sha256)
     except (ValueError, TypeError, OSError) as error:
@@ -143,15 +143,6 @@ def _default() -> Finding:
         choice = checkpoint_choice.choose({})
     except checkpoint_choice.NoCheckpointError as error:
         return wrong(f"plans that name no checkpoint: {_without_remedy(error)}", choose_one)
-    if choice is None:
-        says = (
-            f"plans that name no checkpoint have none to start from: no {checkpoint_choice.FINAL} "
-            "in $nnUNet_results/nnssl"
-        )
-        return wrong(
-            f"{says}, and {checkpoint_choice.VARIABLE} is not set",
-            "nnssl_pretrain -m smit -i FOLDER_OF_SCANS",
-        )
     try:
         return ok(f"plans that name no checkpoint: {_about(_load(choice.path))}, {choice.named_by}")
     except (ValueError, OSError) as error:

@@ -6,5 +6,5 @@ pooling   maps of whole scans, in windows where they are large; their means over
 table     what is kept of each scan, and the tables of all of them
 run       the command: survey, encode, tables; continues where it was stopped
 pictures  nearest neighbours and a projection
-command   its options
+options   what it is asked for
 """

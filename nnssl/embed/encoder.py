@@ -16,6 +16,7 @@ from nnssl.embed import pooling
 from nnssl.embed.scan import Prepared, checked, found_at, grid_plan, prepare
 from nnssl.encoder.config import STEPS
 from nnssl.encoder.swin import Swin
+from nnssl.finetune import checkpoint_choice
 from nnssl.types import HUPolicy, Shape, Spacing
 
 
@@ -110,14 +111,15 @@ def grid_spacing(wanted: Spacing, own: Spacing) -> Spacing:
     return (own[0], *wanted) if len(wanted) == 2 else tuple(wanted)
 
 
-def load_encoder(path: Path | str, spacing: Spacing | None = None) -> Encoder:
-    """The encoder of a checkpoint: a path, `hf://owner/repo/file` or `https://...`.
+def load_encoder(path: Path | str | None = None, spacing: Spacing | None = None) -> Encoder:
+    """The encoder of a checkpoint: a path, `hf://owner/repo/file`, `https://...` or a name of
+    released weights; None: the one that a training would start from.
 
     spacing: mm (z, y, x), for third-party weights whose own is unknown; never over a known one.
     Raises FileNotFoundError, AddressError, CheckpointError, or ValueError where the spacing is
     missing.
     """
-    return Encoder(checkpoint.load(path), spacing)
+    return Encoder(checkpoint.load(path or checkpoint_choice.choose({}).path), spacing)
 
 
 def _spacing(loaded: checkpoint.Checkpoint, given: Spacing | None) -> Spacing:

@@ -1,4 +1,4 @@
-"""`nnssl_embed`: features of all scans of some folders. The same line continues where it stopped."""
+"""`nnssl_embed`: features of all scans of some folders. The same line continues after a stop."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from nnssl import files, signals
+from nnssl import files, signals, weights
 from nnssl.data.plan import case_id
 from nnssl.data.refusals import UnusableScanError
 from nnssl.data.scans import Found, find_scans, read
@@ -21,6 +21,7 @@ from nnssl.data.volumes import VOLUME_ENDINGS, ending
 from nnssl.data.workers import Failed, parallel_map
 from nnssl.embed import dense, pooling, table
 from nnssl.embed.encoder import Encoder, grid_spacing, load_encoder
+from nnssl.embed.options import Options
 from nnssl.embed.scan import Prepared, grid_plan, prepare, read_labels
 from nnssl.embed.table import Row
 from nnssl.finetune import checkpoint_choice
@@ -30,23 +31,6 @@ from nnssl.types import HUPolicy, Spacing
 NOTE = "embed.json"
 VERSION = 1  # goes up when the same settings would give other numbers
 CHANNEL = "_0000"  # at the end of an image's name in nnU-Net's datasets; its labels have none
-
-
-@dataclass(frozen=True)
-class Options:
-    """What `nnssl_embed` was asked for."""
-
-    sources: Sequence[Path]
-    output: Path
-    checkpoint: Path | str | None = None  # None: as the trainers choose
-    masks: Path | None = None
-    dense: int | None = None  # stride in voxels
-    nifti: bool = False
-    window: pooling.Window = None
-    spacing: Spacing | None = None
-    num_processes: int = 2
-    device: str | None = None
-    picture: str | None = None  # thumbnails or names
 
 
 @dataclass(frozen=True)
@@ -66,10 +50,10 @@ def embed(options: Options, say: Callable[[str], None] = print) -> Path:
     there, and Interrupted.
     """
     device = choose_device(options.device)
-    encoder = _encoder(options).to(device)
+    encoder = encoder_of(options, say).to(device)
     number = None if options.dense is None else dense.stage_of(encoder, options.dense)
     folder = options.output
-    scans = find_scans(options.sources)  # a mistake is told before anything is written
+    scans = find_scans(options.sources)  # a mistake is reported before anything is written
     labels = None if options.masks is None else _find_masks(options.masks)
     folder.mkdir(parents=True, exist_ok=True)
     hint = "wait for it, or choose another -o"
@@ -98,9 +82,13 @@ def _stop(*_: object) -> None:
     raise signals.Interrupted("stopped; the same line continues where it was")
 
 
-def _encoder(options: Options) -> Encoder:
+def encoder_of(options: Options, say: Callable[[str], None]) -> Encoder:
+    """The one that is named, or that a training would start from; then `say` gets what it is."""
     given = {"checkpoint_path": str(options.checkpoint)} if options.checkpoint else {}
-    choice = checkpoint_choice.require(checkpoint_choice.choose(given, "nnssl_embed -c"))
+    choice = checkpoint_choice.choose(given, "nnssl_embed -c")
+    if choice.default and choice.sha256:
+        lines = [f"Weights: {choice.path}, by {choice.named_by}", *weights.about(choice.sha256)]
+        say("\n".join(lines))
     return load_encoder(choice.path, options.spacing)
 
 

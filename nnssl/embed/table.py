@@ -147,9 +147,9 @@ def _write_csv(path: Path, columns: dict[str, list], stages: list[np.ndarray]) -
     with files.atomic(path) as temporary, temporary.open("w", newline="", **NAMES) as file:
         table = csv.writer(file)
         table.writerow([*columns, *names])
-        for number, told in enumerate(zip(*columns.values(), strict=True)):
+        for number, cells in enumerate(zip(*columns.values(), strict=True)):
             vectors = (f"{float(v):.6g}" for values in stages for v in values[number])
-            table.writerow([*told, *vectors])
+            table.writerow([*cells, *vectors])
 
 
 def thumbnail(

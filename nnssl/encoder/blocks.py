@@ -5,7 +5,6 @@ Module names follow `monai.networks.nets.swin_unetr` 1.6.1.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from math import prod
 from typing import TYPE_CHECKING, cast
 
@@ -14,19 +13,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from nnssl.encoder import stream
 from nnssl.encoder.attention import window_attention
 from nnssl.encoder.config import SwinConfig
-from nnssl.encoder.windows import (
-    StageWindows,
-    WindowPartition,
-    corners,
-    merging_order,
-    stage_windows,
-)
+from nnssl.encoder.given import Given
+from nnssl.encoder.windows import StageWindows, WindowPartition, corners, merging_order
 from nnssl.types import GradContext, Shape
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from jaxtyping import Float
+
+HALF = (torch.bfloat16, torch.float16)
 
 
 class _Reorder(torch.autograd.Function):
@@ -69,17 +68,6 @@ def from_slots(x: Tensor, cut: WindowPartition) -> Tensor:
     return x if cut.answers is None else x.index_select(1, cut.answers)
 
 
-def draw_kept(rates: Tensor, x: Tensor) -> Tensor:
-    """What the residual branches of `rates` [R] count for each of a batch [B N C]: [R B 1 1].
-
-    0 for the random part that is left out, else 1 / (1 - rate): stochastic depth (arXiv
-    1603.09382). All branches draw at once, which is some 150 kernels of a step less.
-    """
-    rates = rates.view(-1, 1, 1, 1)
-    drawn = torch.rand(len(rates), len(x), 1, 1, device=x.device)
-    return ((drawn >= rates) / (1 - rates)).to(x.dtype)
-
-
 class WindowAttention(nn.Module):
     def __init__(
         self, dim: int, heads: int, window: int, spatial_dims: int, qkv_bias: bool
@@ -99,11 +87,17 @@ class WindowAttention(nn.Module):
         bias: Float[Tensor, "heads window window"],
     ) -> Float[Tensor, "batch slots channels"]:
         """Slots [B nW*n C] to slots [B nW*n C], each window by itself; bias [heads n n]."""
+        return self.proj(self.attend(x, cut, bias))
+
+    def attend(
+        self, x: Tensor, cut: WindowPartition, bias: Tensor, parts: Tensor | None = None
+    ) -> Tensor:
+        """The same without the last layer; `parts` as in `window_attention`."""
         windows = x.view(-1, prod(cut.size), x.shape[-1])
         attended = window_attention(
-            windows, self.qkv.weight, self.qkv.bias, self.heads, bias, cut.mask
+            windows, self.qkv.weight, self.qkv.bias, self.heads, bias, cut.mask, parts
         )
-        return self.proj(attended.flatten(0, 1)).view(x.shape)
+        return attended.view(x.shape)
 
 
 class Mlp(nn.Module):
@@ -134,7 +128,7 @@ class Block(nn.Module):
     ) -> Tensor:
         """Tokens [B N C] in the window order of `cut`; bias [heads n n].
 
-        kept: what its two branches count for each of the batch (`draw_kept`); None: all of it.
+        kept: what its two branches count for each of the batch (`given`); None: all of it.
         """
         attended = self.attn(to_slots(self.norm1(x), cut, self.pads_are_zero), cut, bias)
         x = _added(x, from_slots(attended, cut), kept and kept[0])
@@ -156,7 +150,9 @@ class _Added(torch.autograd.Function):
 
 
 def _added(x: Tensor, branch: Tensor, kept: Tensor | None) -> Tensor:
-    return x + branch if kept is None else _Added.apply(x, branch.to(x.dtype), kept)
+    if kept is None:
+        return x + branch
+    return _Added.apply(x, branch.to(x.dtype), kept.to(x.dtype))
 
 
 def _padded(x: Tensor, step: Shape, behind: int) -> Tensor:
@@ -202,55 +198,35 @@ class PatchMerging(nn.Module):
 
 
 class Stage(nn.Module):
-    rates: Tensor
-
     def __init__(
         self, dim: int, heads: int, drop_path: list[float], step: Shape, config: SwinConfig
     ) -> None:
         super().__init__()
         self.window, self.mode, self.axes = config.window, config.windows, config.axes
         self.blocks = nn.ModuleList(Block(dim, heads, config) for _ in drop_path)
-        self.drops = any(drop_path)
-        rates = torch.tensor([rate for rate in drop_path for _ in range(2)])
-        self.register_buffer("rates", rates, persistent=False)
+        self.rates = tuple(drop_path)
         self.downsample = PatchMerging(dim, step, config)
 
     def forward(
-        self, x: Float[Tensor, "batch *grid channels"], checkpointing: bool
+        self, x: Float[Tensor, "batch *grid channels"], given: Given, checkpointing: bool
     ) -> Float[Tensor, "batch *grid channels"]:
-        """[B *grid C] to the same, before merging."""
-        windows = stage_windows(tuple(x.shape[1:-1]), self.window, self.mode, x.device, self.axes)
+        """[B *grid C] to the same, before merging; `given` for this stage and x."""
+        windows, recompute = given.windows, checkpointing and self.training
+        if not recompute and stream.serves(self, x):
+            return stream.through(self, x.flatten(1, -2), given).view(x.shape)
         tokens = _reorder(x.flatten(1, -2), windows.enter)
-        biases, kept = self._biases(windows), self._kept(tokens)
         for number, block in enumerate(self.blocks):
             cut = windows.shifted if number % 2 else windows.plain
             if number > 0 and windows.shift is not None:
                 tokens = _reorder(tokens, windows.shift if number % 2 else _inverse(windows.shift))
-            rest = (cut, biases[number], kept[number])
-            if checkpointing and self.training:
+            rest = (cut, given.biases[number], given.kept[number])
+            if recompute:
                 tokens = checkpoint(block, tokens, *rest, use_reentrant=False)
             else:
                 tokens = block(tokens, *rest)
-        return _reorder(tokens, self._way_out(windows)).view(x.shape)
+        return _reorder(tokens, self.way_out(windows)).view(x.shape)
 
-    def _biases(self, windows: StageWindows) -> Sequence[Tensor]:
-        """[heads n n] of each block: their windows are alike, so that one look-up serves all."""
-        tables = torch.stack(
-            # each is a Block, which a ModuleList does not say
-            [b.attn.relative_position_bias_table for b in self.blocks]  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]
-        )
-        slots = prod(windows.plain.size)
-        biases = tables[:, windows.relative].unflatten(1, (slots, slots))
-        return biases.permute(0, 3, 1, 2).contiguous().unbind()
-
-    def _kept(self, tokens: Tensor) -> Sequence[tuple[Tensor, Tensor] | None]:
-        """Of each block, `kept` of its two branches."""
-        if not (self.training and self.drops):
-            return [None] * len(self.blocks)
-        branches = draw_kept(self.rates, tokens).unbind()
-        return list(zip(branches[::2], branches[1::2], strict=True))
-
-    def _way_out(self, windows: StageWindows) -> tuple[Tensor, Tensor]:
+    def way_out(self, windows: StageWindows) -> tuple[Tensor, Tensor]:
         return windows.leave if len(self.blocks) % 2 == 0 else _inverse(windows.enter)
 
 
@@ -280,7 +256,10 @@ class PatchEmbed(nn.Module):
             *x.shape[:2], *(n for pair in zip(grid, self.step, strict=True) for n in pair)
         )
         cells, inner = range(2, 2 + 2 * dims, 2), range(3, 3 + 2 * dims, 2)
-        patches = split.permute(0, *cells, 1, *inner).reshape(x.shape[0], *grid, -1)
+        patches, kind = split.permute(0, *cells, 1, *inner), self.proj.weight.dtype
+        if kind in HALF:  # cast and reordering are one kernel
+            patches = patches.to(kind, memory_format=torch.contiguous_format)
+        patches = patches.reshape(x.shape[0], *grid, -1)
         return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
 
 

@@ -13,6 +13,7 @@ oracle of the tests.
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,9 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnssl.encoder import visible
-from nnssl.encoder.blocks import PatchEmbed, Stage, initialise
+from nnssl.encoder.blocks import HALF, PatchEmbed, Stage, initialise
 from nnssl.encoder.config import PATCH, STEPS, SwinConfig
 from nnssl.encoder.convolutions import ResidualConvolution
+from nnssl.encoder.given import given
 from nnssl.encoder.visible import Visible
 from nnssl.types import Shape
 
@@ -32,8 +34,8 @@ if TYPE_CHECKING:
 __all__ = ["PATCH", "STEPS", "STRIDES", "Swin", "SwinConfig"]
 
 
-HALF = (torch.bfloat16, torch.float16)
 STRIDES = tuple(PATCH * 2**i for i in range(5))  # of the five maps, in voxels
+ALL = tuple(range(len(STRIDES)))  # the maps' numbers
 
 
 class Swin(nn.Module):
@@ -106,16 +108,20 @@ class Swin(nn.Module):
         self,
         x: Float[Tensor, "batch channels *size"],
         masked: Bool[Tensor, "batch *grid"] | Visible | None = None,
+        wanted: Collection[int] = ALL,
     ) -> list[Float[Tensor, "batch _ *_"] | None]:
         """Encode an image.
 
         x:      [B C *spatial], any size.
         masked: Bool [B *token_grid(spatial)], True = hidden: the token is replaced by the mask
         token. Or `Visible`: the blocks that stages 1 and 2 compute, beside mask tokens behind them;
-        maps 0 and 1 are then None. Returns five maps [B channels[i] *ceil(spatial / strides[i])],
-        each layer-normalised, without affine but for `config.out_norms`; along an axis of other
-        `config.steps` the divisor is their product so far. Raises ValueError for a wrong number of
-        axes or channels, or a mask of another shape.
+        maps 0 and 1 are then None.
+        wanted: the numbers of the maps that are read; the others are None, and what lies behind the
+        last one is not computed.
+        Returns five maps [B channels[i] *ceil(spatial / strides[i])], each layer-normalised,
+        without affine but for `config.out_norms`; along an axis of other `config.steps` the divisor
+        is their product so far. Raises ValueError for a wrong number of axes or channels, or a mask
+        of another shape.
 
         Where its weights are in half precision (`nnssl.train.precision`), so is all between, and so
         are the maps; else autocast decides.
@@ -124,10 +130,12 @@ class Swin(nn.Module):
         kind = self.patch_embed.proj.weight.dtype
         if kind in HALF:
             with torch.autocast(x.device.type, enabled=False):
-                return self._maps(x.to(kind), masked)
-        return self._maps(x, masked)
+                return self._maps(x, masked, wanted)
+        return self._maps(x, masked, wanted)
 
-    def _maps(self, x: Tensor, masked: Tensor | Visible | None) -> list[Tensor | None]:
+    def _maps(
+        self, x: Tensor, masked: Tensor | Visible | None, wanted: Collection[int]
+    ) -> list[Tensor | None]:
         if isinstance(masked, Visible):
             tokens, first = visible.coarse_tokens(self, x, masked), visible.STAGES
         else:
@@ -136,19 +144,26 @@ class Swin(nn.Module):
                 tokens = torch.where(masked[..., None], self.mask_token.to(tokens.dtype), tokens)
         # Each map is normalised where it arises: its fraction of the backward pass then comes late,
         # when most memory is free again.
-        maps: list[Tensor | None] = [None] * first
-        if self.config.taps == "merge":
-            maps = [_as_map(tokens)]
-        for number, stage in enumerate(self.stages[first:], first):
+        maps: list[Tensor | None] = [None] * len(STRIDES)
+        by_merge, last = self.config.taps == "merge", max(wanted)
+        if by_merge and 0 in wanted:
+            maps[0] = _as_map(tokens)
+        stages = self.stages[first : last + (not by_merge)]
+        for number, (stage, prepared) in enumerate(
+            zip(stages, given(stages, tokens), strict=True), first
+        ):
             if self.config.convolutions:
                 tokens = getattr(self, f"layers{number + 1}c")[0](tokens)
-            tokens = stage(tokens, self.checkpointing)
-            if self.config.taps == "stage":
-                maps.append(_as_map(tokens, self.out_norms[number] if self.out_norms else None))
-            tokens = stage.downsample(tokens)
-            if self.config.taps == "merge":
-                maps.append(_as_map(tokens))
-        return maps if self.config.taps == "merge" else [*maps, _as_map(tokens)]
+            tokens = stage(tokens, prepared, self.checkpointing)
+            if not by_merge and number in wanted:
+                maps[number] = _as_map(tokens, self.out_norms[number] if self.out_norms else None)
+            if by_merge or number < last:
+                tokens = stage.downsample(tokens)
+            if by_merge and number + 1 in wanted:
+                maps[number + 1] = _as_map(tokens)
+        if not by_merge and last == len(self.stages):
+            maps[last] = _as_map(tokens)
+        return maps
 
     def _check(self, x: Tensor, masked: Tensor | Visible | None) -> None:
         axes = "Z Y X" if self.config.spatial_dims == 3 else "Y X"

@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from nnssl.encoder.blocks import HALF
+from nnssl.encoder.given import given
 from nnssl.types import Shape
 
 if TYPE_CHECKING:
@@ -98,10 +100,13 @@ def coarse_tokens(
     batch, count = len(x), prod(blocks)
     starts = torch.arange(batch, device=x.device)[:, None] * count
     rows = (starts + visible.blocks).flatten()
+    kind = encoder.patch_embed.proj.weight.dtype
+    x = x.to(kind) if kind in HALF else x
     parts = _apart(x.movedim(1, -1), blocks).flatten(0, 1).index_select(0, rows)
     tokens = encoder.patch_embed(parts.movedim(-1, 1))
-    for stage in encoder.stages[:STAGES]:
-        tokens = stage.downsample(stage(tokens, encoder.checkpointing))
+    stages = encoder.stages[:STAGES]
+    for stage, prepared in zip(stages, given(stages, tokens), strict=True):
+        tokens = stage.downsample(stage(tokens, prepared, encoder.checkpointing))
     # The rows are distinct, so the gradient is a plain selection: no sum whose order could vary.
     if encoder.mask_token is None:
         raise ValueError(NO_TOKEN)

@@ -4,7 +4,6 @@ package.
 trained    a model folder of nnU-Net's and one of its folds -> the network, with what belongs to it
 formats    the network -> model.pt2 (`torch.export`) and model.onnx, compared with PyTorch's logits
 expects    model.json: what must be done to an image before the network, and to its logits after it
-command    the words of the command
 """
 
 from __future__ import annotations
@@ -14,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nnssl import files
+from nnssl.options import option
+from nnssl.types import FINAL
 
 CARD = "model.json"
 FORMATS = ("onnx", "pt2")
@@ -25,13 +26,17 @@ class ExportError(ValueError):
 
 @dataclass(frozen=True)
 class Request:
-    """What `nnssl_export` was asked for."""
+    """What `nnssl_export` is asked for."""
 
-    model: Path  # TRAINER__PLANS__CONFIGURATION in $nnUNet_results/DATASET
-    fold: str  # a number, or "all"
-    output: Path  # a folder
-    checkpoint: str = "checkpoint_final.pth"
-    formats: Sequence[str] = FORMATS
+    model: Path = option(
+        help="$nnUNet_results/DATASET/TRAINER__PLANS__CONFIGURATION", flag="-m", metavar="FOLDER"
+    )
+    output: Path = option(
+        help="model.onnx, model.pt2 and model.json are written here", flag="-o", metavar="FOLDER"
+    )
+    fold: str = option("0", "0 to 4, or all; default: %(default)s", flag="-f", metavar="FOLD")
+    checkpoint: str = option(FINAL, "default: %(default)s", flag="-chk", metavar="FILE")
+    formats: Sequence[str] = option(FORMATS, "default: all", choices=FORMATS)
 
 
 def export(request: Request, say: Callable[[str], None] = print) -> Path:

@@ -53,7 +53,7 @@ def _axes(model: Trained) -> list[str]:
 
 
 def _mirror_axes(model: Trained) -> list[int]:
-    """Of the spatial ones; over each combination of them nnU-Net averages, unless told not to."""
+    """Of the spatial ones; over each combination of them nnU-Net averages, unless it is switched off."""
     return list(model.predictor.allowed_mirroring_axes or ())
 
 

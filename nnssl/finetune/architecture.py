@@ -1,5 +1,5 @@
 """What a plans file says of the network and its training: `architecture`, `pretrain_info` and
-`nnssl_recipe`.
+`nnssl_recipe` (`nnssl.recipe`).
 
 A configuration's `architecture` is nnU-Net's own entry, with our class: {"network_class_name",
 "arch_kwargs", "_kw_requires_import"}. `pretrain_info` is upstream's entry for a pretrained
@@ -10,149 +10,35 @@ takes its default. `nnssl_plan` tells how the plans were made, and nothing depen
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields, replace
-from math import ceil
+from dataclasses import replace
 
 from nnssl.encoder.config import OWN, SwinConfig
 from nnssl.finetune.strides import steps_for
 from nnssl.network.decoders import full_options
-from nnssl.types import NETWORK_CLASS, HUPolicy, Shape
+from nnssl.recipe import RECIPE, Recipe
+from nnssl.types import BASE, NAME, NETWORK_CLASS, HUPolicy, Shape
 
-INFO, RECIPE, PLANNED = "pretrain_info", "nnssl_recipe", "nnssl_plan"
+__all__ = [
+    "BASE",
+    "DECODER",
+    "INFO",
+    "NAME",
+    "NETWORK_CLASS",
+    "PLANNED",
+    "RECIPE",
+    "Recipe",
+    "architecture",
+    "axes_of",
+    "describe_map",
+    "encoder_for",
+    "intensity_map",
+    "is_ours",
+    "permute_axes",
+    "steps_of",
+]
+
+INFO, PLANNED = "pretrain_info", "nnssl_plan"
 DECODER = "swinunetr"  # where none is named and none was pretrained
-NAME, BASE = "nnUNetSwinPlans", "nnUNetPlans"  # of our plans, and of nnU-Net's own
-LONG = 5000  # iterations, from which on a training is regularised by stochastic depth
-# with it the published rates, about 1e-4, are met at a decoder's 5e-4; nnU-Net's own: 0.1 to 0.33
-PRETRAINED_LR = 0.3
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a network is fine-tuned; the entry `nnssl_recipe` of the plans."""
-
-    epochs: int = 1000  # nnU-Net's own, as the next two
-    iterations: int = 250  # an epoch
-    val_iterations: int = 50
-    foreground: float = 0.33  # fraction of the patches that are drawn around some labelled voxel
-    # augment by reflections and predict with them; not for labels that tell left from right
-    mirror: bool = True
-    lr: float = 5e-4  # of the decoder, AdamW
-    # of the heads to logits, over that of the decoder (experiments.md: what it changes)
-    head_lr: float = 30.0
-    # of the encoder's last block, over that of the decoder; None: PRETRAINED_LR with
-    encoder_lr: float | None = None
-    # pretrained weights, 1 from a random start
-    layer_decay: float = 0.9  # an encoder block's learning rate over that of the block above it
-    warmup_iterations: int | None = None  # linear from 0; None: see `warmup`
-    warmup_epochs: float | None = None  # the same in epochs, as older plans have it
-    # epochs from one part of the encoder to the next, where the trainer unfreezes
-    unfreeze_every: float | None = None
-    # gradually; None: a twentieth of the epochs, so that all of it learns after a quarter
-    lora_rank: int = 8  # of the encoder's updates, where the trainer learns by LoRA
-    lora_alpha: float = 16.0  # over the rank: the scale of those updates
-    schedule: str = "poly"  # poly: nnU-Net's (1 - t)^0.9; cosine
-    weight_decay: float = 0.05  # not on norms, biases and position biases (Liu et al. 2021)
-    clip: float = 1.0  # norm of the gradient, as nnU-Net's own transformer trainers
-    # of the encoder's last block, rising from 0; None: see `stochastic_depth`
-    drop_path: float | None = None
-    # what the average of the weights keeps in a step; 0: no average; None: see `average`
-    ema: float | None = None
-
-    def __post_init__(self) -> None:
-        wrong = [
-            name
-            for name in ("epochs", "iterations", "val_iterations", "lora_rank")
-            if getattr(self, name) < 1
-        ]
-        wrong += [
-            name
-            for name in ("lr", "head_lr", "layer_decay", "clip", "lora_alpha")
-            if not getattr(self, name) > 0
-        ]
-        optional = (
-            "warmup_iterations",
-            "warmup_epochs",
-            "unfreeze_every",
-            "encoder_lr",
-            "drop_path",
-            "ema",
-        )
-        wrong += [name for name in ("weight_decay", *optional) if (getattr(self, name) or 0) < 0]
-        wrong += [
-            name for name in ("foreground", "layer_decay") if not 0 <= getattr(self, name) <= 1
-        ]
-        wrong += [name for name in ("drop_path", "ema") if (getattr(self, name) or 0) >= 1]
-        if self.schedule not in ("poly", "cosine"):
-            wrong.append("schedule")
-        if None not in (self.warmup_iterations, self.warmup_epochs):
-            wrong.append("warmup_iterations and warmup_epochs, of which one is enough")
-        if wrong:
-            raise ValueError(
-                "a fine-tuning recipe needs positive numbers, layer_decay and foreground at most "
-                "1, drop_path and ema below 1, and schedule poly or cosine; wrong: "
-                f"{', '.join(wrong)}; got {asdict(self)}"
-            )
-
-    @classmethod
-    def of(cls, plans: dict) -> Recipe:
-        """From the plans; an unknown key raises ValueError that lists the known ones."""
-        values = plans.get(RECIPE, {})
-        known = [field.name for field in fields(cls)]
-        if unknown := sorted(set(values) - set(known)):
-            raise ValueError(
-                f"unknown key(s) in the plans' {RECIPE}: {', '.join(unknown)}; known: "
-                f"{', '.join(known)}"
-            )
-        return cls(**values)
-
-    def to_dict(self) -> dict:
-        return asdict(self)
-
-    @property
-    def total(self) -> int:
-        """Iterations of the training."""
-        return self.epochs * self.iterations
-
-    @property
-    def warmup(self) -> int:
-        """Iterations: by default a twentieth of all, at least 50 and at most 2500, but never more
-        than a quarter.
-
-        Adam's first steps move every weight by the learning rate, whatever the gradient, and so
-        would disturb what was learnt before. What that takes is counted in steps, not in epochs of
-        any length.
-        """
-        if self.warmup_iterations is not None:
-            return self.warmup_iterations
-        if self.warmup_epochs is not None:
-            return round(self.warmup_epochs * self.iterations)
-        return ceil(min(2500, max(50, self.total / 20), self.total / 4))
-
-    @property
-    def stochastic_depth(self) -> float:
-        """Of the encoder, in this training: a matter of its length, and not of what the pretraining
-        had.
-        """
-        if self.drop_path is not None:
-            return self.drop_path
-        return 0.1 if self.total >= LONG else 0.0
-
-    @property
-    def average(self) -> float:
-        """What the average of the weights keeps in a step: by default it is over the last twentieth
-        of the training, at least 100 iterations and at most 1000."""
-        return 1 - 1 / min(1000, max(100, self.total / 20)) if self.ema is None else self.ema
-
-    def encoder_scale(self, pretrained: bool) -> float:
-        """The learning rate of the encoder's last block over that of the decoder."""
-        if self.encoder_lr is not None:
-            return self.encoder_lr
-        return PRETRAINED_LR if pretrained else 1.0
-
-    @property
-    def unfreeze(self) -> float:
-        """Epochs."""
-        return self.epochs / 20 if self.unfreeze_every is None else self.unfreeze_every
 
 
 def architecture(
@@ -236,6 +122,12 @@ def permute_axes(steps: tuple[Shape, ...], axes: Iterable[int]) -> tuple[Shape, 
 def is_ours(configuration: dict) -> bool:
     """Whether a (resolved) configuration of the plans names our network."""
     return configuration.get("architecture", {}).get("network_class_name") == NETWORK_CLASS
+
+
+def is_ct(plans: dict) -> bool:
+    """Whether any channel is normalised as CT."""
+    entries = plans["configurations"].values()
+    return any("CTNormalization" in entry.get("normalization_schemes", ()) for entry in entries)
 
 
 def intensity_map(schemes: list[str], properties: dict, hu: HUPolicy | None) -> dict | None:

@@ -1,7 +1,8 @@
 """Which pretraining a network starts from, when nobody says it twice.
 
 First hit wins: `pretrain_info.checkpoint_path` in the plans, the variable `nnssl_checkpoint`, the
-only `checkpoint_final.pth` under `$nnUNet_results/nnssl/`.
+only `checkpoint_final.pth` under `$nnUNet_results/nnssl/`, the weights that came with the package
+(`nnssl.weights.DEFAULT`).
 """
 
 from __future__ import annotations
@@ -12,21 +13,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nnssl import address, files
+from nnssl import address, files, weights
 from nnssl.types import FINAL, RESULTS
 
 if TYPE_CHECKING:
     from nnssl.checkpoint import Checkpoint
 
 VARIABLE = "nnssl_checkpoint"
-REMEDY = """Name the one to start from, in one of these ways:
+REMEDY = f"""Name the one to start from, in one of these ways:
   nnssl_plan -d DATASET -c PATH_TO_CHECKPOINT --name NAME     and train with -p NAME
   export nnssl_checkpoint=PATH_TO_CHECKPOINT
+Weights that came with this package have a name in place of a path: {weights.NAMES}
 To train the same network from a random start: -tr SwinScratchTrainer"""
 
 
 class NoCheckpointError(ValueError):
-    """No checkpoint was found, or more than one."""
+    """The checkpoint that is named is not there, or none is named of several."""
 
 
 class OriginError(ValueError):
@@ -38,17 +40,17 @@ class Choice:
     path: Path
     named_by: str
     sha256: str | None = None  # as recorded where it was named, if it was
-    named: str | None = None  # how: a path or an address; None: as `path`
+    named: str | None = None  # how: a path, address or name; None: as `path`
+    default: bool = False  # nothing was named or found: released weights
 
 
-def choose(info: Mapping, whose: str = "the plans") -> Choice | None:
-    """The checkpoint to start from; None when there is none anywhere. Addresses are fetched.
+def choose(info: Mapping, whose: str = "the plans") -> Choice:
+    """The checkpoint to start from. Addresses are fetched.
 
     info:  the plans' `pretrain_info`, or what stands in its place, with its name for messages. A
-    file that is no longer
-           where it says is looked for by its hash.
+    file that is no longer where it says is looked for by its hash.
     Raises NoCheckpointError where a named file is missing, or several are found and none is named;
-    AddressError where one cannot be fetched.
+    AddressError where one cannot be fetched, or released weights are not what was released.
     """
     if path := info.get("checkpoint_path"):
         return _named(path, whose, info.get("sha256"))
@@ -60,18 +62,12 @@ def choose(info: Mapping, whose: str = "the plans") -> Choice | None:
             f"{len(found)} pretrained checkpoints were found, and none is "
             f"named:\n{_listed(found)}\n{REMEDY}"
         )
-    return Choice(found[0], f"the only one under {_searched()}") if found else None
-
-
-def require(choice: Choice | None) -> Choice:
-    """`choice`, or NoCheckpointError that says where was looked and what to type."""
-    if choice is None:
-        raise NoCheckpointError(
-            f"no pretrained checkpoint was found: the plans name none, {VARIABLE} is not set, and "
-            f"there is no {FINAL} under {_searched()}.\n{REMEDY}\nor pretrain one with: "
-            "nnssl_pretrain -m smit -i FOLDER"
-        )
-    return choice
+    if found:
+        return Choice(found[0], f"the only one under {_searched()}")
+    name = weights.DEFAULT
+    by = f"default: {whose} and {VARIABLE} name none, and there is no {FINAL} under {_searched()}"
+    sha256 = weights.RELEASED[name].sha256
+    return Choice(address.released(name), by, sha256, name, default=True)
 
 
 def finals() -> list[Path]:
@@ -88,7 +84,9 @@ def _listed(paths: list[Path]) -> str:
 
 
 def _named(path: str, by: str, sha256: str | None = None) -> Choice:
-    unreachable = None
+    unreachable, ours = None, weights.of_hash(sha256 or "")
+    if ours and path == ours.name:  # as plans record it, whatever lies here under that name
+        return Choice(address.released(ours.name), by, sha256, path)
     try:
         there = address.local(path)
     except address.AddressError as error:
@@ -106,13 +104,14 @@ def _named(path: str, by: str, sha256: str | None = None) -> Choice:
 
 
 def _moved(name: str, sha256: str) -> Path | None:
-    """A file with this hash that the variable names, or that lies under the results with this or
-    the usual name.
+    """A file with this hash that the variable names, that came with this package, or that lies
+    under the results with this or the usual name.
     """
     under = sorted(_searched().rglob(name)) if RESULTS in os.environ else []
     variable = os.environ.get(VARIABLE, "")
     named = [] if address.is_address(variable) else [Path(variable)]
-    candidates = [*named, *under, *finals()]
+    of_ours = [one.file for one in weights.RELEASED.values() if one.sha256 == sha256]
+    candidates = [*named, *of_ours, *under, *finals()]
     there = (path for path in dict.fromkeys(candidates) if path.is_file())
     return next((path for path in there if files.sha256(path) == sha256), None)
 
@@ -137,7 +136,7 @@ def pretrain_info(choice: Choice, loaded: Checkpoint) -> dict:
     where = address.settled(choice.named or choice.path, choice.path)
     return {
         "checkpoint_path": where,
-        "checkpoint_name": Path(where).parent.name,
+        "checkpoint_name": Path(where).parent.name or where,
         "sha256": loaded.sha256,
         "named_by": choice.named_by,
         "method": loaded.method,

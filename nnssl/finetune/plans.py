@@ -15,30 +15,30 @@ from nnssl.finetune.checkpoint_choice import (
     check,
     choose,
     pretrain_info,
-    require,
 )
 from nnssl.network.swin_unetr import SwinUNETR, output_sizes
 from nnssl.types import FINAL
 
-PRESET = "smit"  # of a random start without any checkpoint
+PRESET = "smit"  # of a random start that no pretrained one can be compared with
 
 
 def resolve_architecture(plans: dict, name: str, random_start: bool) -> None:
     """Write into `plans` which network configuration `name` is to be built as, unless they say so
     already.
 
-    Without a checkpoint, and with `random_start` only, it is that of preset smit on nnU-Net's own
-    intensities. Raises NoCheckpointError, CheckpointError, OriginError.
+    Where no checkpoint is named and the released one is of other dimensions, a `random_start` is of
+    preset smit on nnU-Net's own intensities. Raises NoCheckpointError, CheckpointError,
+    OriginError.
     """
     resolved = resolve(plans, name)
     if is_ours(resolved):
         return
     choice = choose(plans.get(INFO, {}))
-    if choice is None and random_start:
+    loaded = opened(choice)
+    alone = len(loaded.crop) != len(resolved["patch_size"])
+    if random_start and choice.default and alone:
         encoder, hu, decoder = preset(PRESET), None, DECODER
     else:
-        choice = require(choice)
-        loaded = opened(choice)
         encoder, hu, decoder = loaded.encoder_config, loaded.hu, loaded.decoder or DECODER
         plans[INFO] = {**plans.get(INFO, {}), **pretrain_info(choice, loaded)}
     plans["configurations"][name]["architecture"] = architecture(

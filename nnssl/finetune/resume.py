@@ -16,12 +16,15 @@ def whole(checkpoint: dict | str, say: Callable[[str], object]) -> dict | str:
     if isinstance(checkpoint, dict) or not Path(checkpoint).is_file() or _is_whole(checkpoint):
         return checkpoint
     path = Path(checkpoint)
-    best, told = path.with_name(BEST), f"{path} is cut short: it was being written when a run ended"
+    best, damage = (
+        path.with_name(BEST),
+        f"{path} is cut short: it was being written when a run ended",
+    )
     if best != path and best.is_file() and _is_whole(best):
-        say(f"WARNING: {told}. {BEST} is taken instead, and continues from its epoch")
+        say(f"WARNING: {damage}. {BEST} is taken instead, and continues from its epoch")
         return str(best)
     raise ValueError(
-        f"{told}, and there is no {BEST} to continue from. Start this fold again without --c, or "
+        f"{damage}, and there is no {BEST} to continue from. Start this fold again without --c, or "
         "use another of its checkpoints with -chk"
     )
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import cast
 
-from nnssl import checkpoint
-from nnssl.finetune.architecture import INFO, describe_map
-from nnssl.finetune.checkpoint_choice import NoCheckpointError, OriginError, choose, require
+from nnssl import checkpoint, weights
+from nnssl.finetune.architecture import INFO, describe_map, is_ct
+from nnssl.finetune.checkpoint_choice import NoCheckpointError, OriginError, choose
 from nnssl.finetune.plans import opened
 from nnssl.network.swin_unetr import SwinUNETR
 
@@ -26,7 +26,7 @@ def load(network: SwinUNETR, plans: dict, labels: int = 0) -> list[str]:
             "SwinScratchTrainer, or make plans from one: nnssl_plan -d DATASET -c "
             "PATH_TO_CHECKPOINT --name NAME"
         )
-    loaded = opened(require(choose(info)))
+    loaded = opened(choose(info))
     theirs, ours = loaded.encoder_config.spatial_dims, network.encoder.config.spatial_dims
     if theirs != ours:
         raise OriginError(
@@ -40,6 +40,7 @@ def load(network: SwinUNETR, plans: dict, labels: int = 0) -> list[str]:
     return [
         f"Pretrained weights: {loaded.path} (method {loaded.method}, sha256 {loaded.sha256})",
         f"  named by {info.get('named_by', 'the plans')}",
+        *weights.about(loaded.sha256, is_ct(plans)),
         f"  {done.matched} of {done.total} encoder tensors matched",
         *(f"  {name}: {reason}" for name, reason in done.explained.items()),
         *of_decoder,

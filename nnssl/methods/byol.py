@@ -25,6 +25,7 @@ from nnssl.encoder.swin import Swin
 from nnssl.methods.method import MethodConfig, PairMethod, Step
 from nnssl.modules.contrast import negative_cosine
 from nnssl.modules.heads import Branch, Predictor
+from nnssl.modules.replay import number
 from nnssl.modules.running import Standardise
 from nnssl.modules.schedules import cosine
 from nnssl.modules.teacher import Teacher
@@ -79,4 +80,5 @@ class BYOL(PairMethod):
 
     def after_step(self, progress: float) -> None:
         super().after_step(progress)
-        self.teacher.update(self.student, cosine(self.config.teacher_momentum, 1.0, progress))
+        start = self.config.teacher_momentum
+        self.teacher.update(self.student, number(lambda: 1 - cosine(start, 1.0, self.progress)))

@@ -36,7 +36,7 @@ from nnssl.methods.method import Method, MethodConfig, Step
 from nnssl.modules.contrast import info_nce
 from nnssl.modules.decoders import unfold_cubes
 from nnssl.modules.heads import pooled
-from nnssl.types import Shape
+from nnssl.types import LAST, Shape
 from nnssl.views.intensity import apply_intensity, draw_intensity
 from nnssl.views.spatial import cut, draw_offset
 
@@ -137,7 +137,7 @@ class CPC(Method):
 
     def loss(self, views: dict[str, Tensor]) -> Step:
         cubes = views["cubes"]
-        seen = pooled(self.student(cubes.flatten(0, 2))[-1])
+        seen = pooled(self.student(cubes.flatten(0, 2), wanted=LAST)[-1])
         z = self.projector(seen).unflatten(0, cubes.shape[:3])
         losses, right = {}, []
         for ahead, predicted in enumerate(self._predict(z), start=1):

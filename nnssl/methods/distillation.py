@@ -14,6 +14,7 @@ from nnssl.encoder.swin import Swin
 from nnssl.methods.method import Method, MethodConfig
 from nnssl.modules.distillation import DistillationConfig, EncoderWithHeads
 from nnssl.modules.heads import Prototypes
+from nnssl.modules.replay import number
 from nnssl.modules.schedules import cosine, ramp
 from nnssl.modules.teacher import Teacher
 from nnssl.types import Shape
@@ -53,21 +54,16 @@ class DistillationMethod(Method):
         chosen = self.teacher.model if self.config.export == "teacher" else self.student
         return chosen.encoder
 
-    def teacher_temperature(self, delay: float = 0.0) -> float:
+    def teacher_temperature(self, delay: float = 0.0) -> float | Tensor:
         """The teacher's temperature now; its warm-up begins at `delay` (fraction of the run)."""
         c = self.config
-        return ramp(
-            c.teacher_temperature_start,
-            c.teacher_temperature_end,
-            self.progress,
-            delay,
-            c.temperature_warmup,
-        )
+        ends = c.teacher_temperature_start, c.teacher_temperature_end
+        return number(lambda: ramp(*ends, self.progress, delay, c.temperature_warmup))
 
     def after_step(self, progress: float) -> None:
         super().after_step(progress)
-        self.progress = progress
-        self.teacher.update(self.student, cosine(self.config.teacher_momentum, 1.0, progress))
+        start = self.config.teacher_momentum
+        self.teacher.update(self.student, number(lambda: 1 - cosine(start, 1.0, self.progress)))
 
     def get_extra_state(self) -> float:
         return self.progress
@@ -76,8 +72,7 @@ class DistillationMethod(Method):
         self.progress = state
 
     def _hold_prototypes(self, gradient: Tensor) -> Tensor:
-        return (
-            gradient
-            if self.progress >= self.config.freeze_prototypes
-            else torch.zeros_like(gradient)
-        )
+        trained = number(lambda: float(self.progress >= self.config.freeze_prototypes))
+        if isinstance(trained, Tensor):
+            return gradient * trained
+        return gradient if trained else torch.zeros_like(gradient)

@@ -134,6 +134,7 @@ class Method(nn.Module, ABC):
 
     config: MethodConfig
     ranges: Ranges = STANDARD  # of its views' intensities; the engine sets those of the plan
+    progress: float = 0.0  # fraction of the run that is done, as `after_step` was last told
 
     @staticmethod
     def region(crop: Shape) -> Shape:
@@ -221,8 +222,9 @@ class Method(nn.Module, ABC):
 
     def after_step(self, progress: float) -> None:
         """After each optimiser step, `progress` in (0, 1]: move running statistics, and teachers
-        and schedules.
+        and schedules. What it computes of `progress` goes through `nnssl.modules.replay.number`.
         """
+        self.progress = progress
         update_all(self)
 
     def skipped_step(self) -> None:

@@ -28,8 +28,8 @@ from nnssl.encoder.swin import Swin
 from nnssl.memory import to_device
 from nnssl.methods.method import Method, MethodConfig, Step
 from nnssl.modules.heads import pooled
-from nnssl.types import Shape
-from nnssl.views.intensity import apply_window, blur, draw_window
+from nnssl.types import LAST, Shape
+from nnssl.views.intensity import apply_windows, blur, draw_window
 from nnssl.views.spatial import rotate, rotate_back, rotations
 
 if TYPE_CHECKING:
@@ -103,10 +103,7 @@ class Rotation(Method):
             windows.append(draw_window(self.config.window_jitter, generator, self.ranges))
             turns.append(int(torch.randint(len(self.rotations), (), generator=generator)))
             stds.append(torch.rand(regions.ndim - 2, generator=generator) * self.config.blur)
-        seen = torch.stack(
-            [apply_window(r, window) for r, window in zip(regions, windows, strict=True)]
-        )
-        seen = blur(seen, torch.stack(stds))
+        seen = blur(apply_windows(regions, windows), torch.stack(stds))
         turned = [
             rotate(cube, self.rotations[turn]) for cube, turn in zip(seen, turns, strict=True)
         ]
@@ -134,7 +131,7 @@ class Rotation(Method):
         self, image: Float[Tensor, "batch 1 *size"]
     ) -> tuple[Float[Tensor, "batch channels"], Float[Tensor, "batch turns"]]:
         """The pooled tokens [B d], and the logits [B classes]."""
-        embedding = pooled(self.student(image)[-1])
+        embedding = pooled(self.student(image, wanted=LAST)[-1])
         return embedding, self.head(embedding)
 
     def _turn_back(self, images: Tensor, turns: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ from nnssl.network.reconstruction import (
     shown_to_encoder,
     voxel_decoder,
 )
-from nnssl.views.intensity import apply_window, draw_window
+from nnssl.views.intensity import apply_windows, draw_window
 from nnssl.views.masking import draw_masks, draw_visible
 
 if TYPE_CHECKING:
@@ -87,9 +87,7 @@ class SimMIM(Method):
         """
         c, dims = self.config, regions.ndim - 2
         windows = [draw_window(c.window_jitter, generator, self.ranges) for generator in generators]
-        image = torch.stack(
-            [apply_window(r, window) for r, window in zip(regions, windows, strict=True)]
-        )
+        image = apply_windows(regions, windows)
         block = c.mask_block.along(dims)
         made = {
             "image": image,
@@ -118,5 +116,6 @@ class SimMIM(Method):
     def _predict(self, views: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """The encoder's maps, and the voxels [B 1 *crop] from each that is decoded."""
         image, masked = views["image"], views["masked"]
-        maps = self.student(image, shown_to_encoder(masked, views.get("visible"), self.config))
+        shown = shown_to_encoder(masked, views.get("visible"), self.config)
+        maps = self.student(image, shown, self.decoder.maps)
         return maps, self.decoder(maps, image, on_voxels(masked, self.config))

@@ -28,7 +28,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from functools import reduce
+from operator import add
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -55,7 +57,7 @@ from nnssl.network.reconstruction import (
     shown_to_encoder,
     voxel_decoder,
 )
-from nnssl.views.intensity import apply_window, draw_window
+from nnssl.views.intensity import apply_windows, draw_window
 from nnssl.views.masking import draw_masks, draw_visible, keep_at_most, repeat_blocks
 from nnssl.views.spatial import crop_size, cut, draw_offset
 
@@ -173,14 +175,16 @@ class SMIT(DistillationMethod):
         c, dims = self.config, regions.ndim - 2
         crop, block = crop_size(tuple(regions.shape[2:])), c.mask_block.along(dims)
         bounds = [None] * len(regions) if within is None else within
-        images, offsets = [], []
-        for region, generator, own in zip(regions, generators, bounds, strict=True):
-            region = apply_window(region, draw_window(c.window_jitter, generator, self.ranges))
-            for _ in range(2):
-                offsets.append(draw_offset(tuple(region.shape[1:]), crop, generator, own))
-                images.append(cut(region, offsets[-1], crop))
-        twice = [generator for generator in generators for _ in range(2)]
-        image = torch.stack(images)
+        size, windows, pairs = tuple(regions.shape[2:]), [], []
+        for generator, own in zip(generators, bounds, strict=True):
+            windows.append(draw_window(c.window_jitter, generator, self.ranges))
+            pairs.append([draw_offset(size, crop, generator, own) for _ in range(2)])
+        # The first views of all scans, then the second ones: a batch of views needs no copy.
+        offsets, twice = [pair[view] for view in range(2) for pair in pairs], [*generators] * 2
+        shown = [*apply_windows(regions, windows)] * 2
+        image = torch.stack(
+            [cut(region, offset, crop) for region, offset in zip(shown, offsets, strict=True)]
+        )
         masked = draw_masks(image, block, c.mask_ratio, c.mask_air, twice)
         selected = repeat_blocks(masked, tuple(side // c.patch_stride for side in block))
         if c.patch_tokens:
@@ -196,7 +200,7 @@ class SMIT(DistillationMethod):
         }
         if c.visible_only:
             made["visible"] = draw_visible(masked, image, block, c.mask_ratio, twice)
-        return {name: value.unflatten(0, (-1, 2)).transpose(0, 1) for name, value in made.items()}
+        return {name: value.unflatten(0, (2, -1)) for name, value in made.items()}
 
     def loss(self, views: dict[str, Tensor]) -> Step:
         config = self.config
@@ -208,7 +212,8 @@ class SMIT(DistillationMethod):
         selected = select_tokens(
             marked, len(taught) * self._most(hidden[0].numel(), marked[0].numel())
         )
-        student = self.student(image, shown_to_encoder(hidden, visible, config), selected)
+        shown, wanted = shown_to_encoder(hidden, visible, config), self._decoded()
+        student = self.student(image, shown, selected, wanted)
         losses, monitored = {}, {}
         if self.decoder is not None:
             covered = on_voxels(hidden, config)
@@ -240,9 +245,14 @@ class SMIT(DistillationMethod):
                 self.student.encoder(first), first, views["parcels"][0]
             )
         monitored["embedding"] = teacher.embedding
-        first, *others = (getattr(config, f"w_{name}") * term for name, term in losses.items())
-        losses["total"] = sum(others, first)
+        weights = {name: getattr(config, f"w_{name}") for name in losses}
+        terms = (v if weights[name] == 1 else weights[name] * v for name, v in losses.items())
+        losses["total"] = reduce(add, terms)
         return Step(losses, monitored)
+
+    def _decoded(self) -> tuple[int, ...]:
+        """The maps from which voxels are predicted."""
+        return () if self.decoder is None else cast("tuple[int, ...]", self.decoder.maps)
 
     def _most(self, blocks: int, tokens: int) -> int:
         """How many of the so many patch tokens of a view are selected at most."""
@@ -255,7 +265,8 @@ class SMIT(DistillationMethod):
         student = as_seen(image, hidden, visible, config)
         shown = {"teacher sees": image, "student sees": student}
         if self.decoder is not None:
-            maps = self.student.encoder(image, shown_to_encoder(hidden, visible, config))
+            shown_student = shown_to_encoder(hidden, visible, config)
+            maps = self.student.encoder(image, shown_student, self._decoded())
             predicted = self.decoder(maps, image, covered)
             shown["predicted"] = torch.where(covered, predicted[-1].float(), image)
         return shown

@@ -35,9 +35,9 @@ from nnssl.memory import to_device
 from nnssl.methods.method import Method, MethodConfig, Step
 from nnssl.modules.contrast import nt_xent
 from nnssl.modules.heads import pooled
-from nnssl.types import Shape
+from nnssl.types import LAST, Shape
 from nnssl.views.cutout import covered, draw_cutout
-from nnssl.views.intensity import apply_window, draw_window
+from nnssl.views.intensity import apply_windows, draw_window
 from nnssl.views.spatial import rotate, rotations
 
 if TYPE_CHECKING:
@@ -159,8 +159,9 @@ class SwinUNETRPretext(Method):
         """
         c, size = self.config, tuple(regions.shape[2:])
         images, turns, cuts, noises = [], [], [], []
-        for region, generator in zip(regions, generators, strict=True):
-            region = apply_window(region, draw_window(c.window_jitter, generator, self.ranges))
+        windows = [draw_window(c.window_jitter, generator, self.ranges) for generator in generators]
+        shown = apply_windows(regions, windows)
+        for region, generator in zip(shown, generators, strict=True):
             for _ in range(2):
                 turns.append(int(torch.randint(4, (), generator=generator)))
                 images.append(rotate(region, self.rotations[turns[-1]]))
@@ -187,7 +188,7 @@ class SwinUNETRPretext(Method):
 
     def loss(self, views: dict[str, Tensor]) -> Step:
         c, image, turn = self.config, views["image"].flatten(0, 1), views["turn"].flatten()
-        last = self.student(self._seen(views).flatten(0, 1))[-1]
+        last = self.student(self._seen(views).flatten(0, 1), wanted=LAST)[-1]
         logits = self.rotation_head(self._read(last, 0)).float()
         first, second = self.contrast_head(self._read(last, 1)).chunk(2)
         contrast, found = nt_xent(first, second, c.temperature, views["scan"])
@@ -210,7 +211,8 @@ class SwinUNETRPretext(Method):
 
     def show(self, views: dict[str, Tensor]) -> dict[str, Float[Tensor, "batch 1 *_"]]:
         image, seen = views["image"].flatten(0, 1), self._seen(views).flatten(0, 1)
-        predicted = self.decoder(self.student(seen)[-1], image.shape[2:]).float()
+        last = self.student(seen, wanted=LAST)[-1]
+        predicted = self.decoder(last, image.shape[2:]).float()
         return {"turned": image, "seen": seen, "predicted": predicted}
 
     def _seen(self, views: dict[str, Tensor]) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 from nnssl.modules.encoder import EncoderLike
@@ -49,6 +50,7 @@ class MultiScaleDecoder(nn.Module):
     def __init__(self, encoder: EncoderLike, from_stride: int) -> None:
         super().__init__()
         self.first = encoder.strides.index(from_stride)
+        self.maps = tuple(range(self.first, len(encoder.strides)))  # that are read
         self.decoders = nn.ModuleList(
             VoxelDecoder(channels, stride, encoder.config.spatial_dims)
             for channels, stride in zip(
@@ -75,11 +77,15 @@ class MultiScaleDecoder(nn.Module):
 
 
 def unfold_cubes(cubes: Shaped[Tensor, "batch *grid_and_cube"]) -> Shaped[Tensor, "batch *size"]:
-    """[B *grid *cube] -> [B *(grid * cube)]: a grid of cubes put together, each at its place."""
+    """[B *grid *cube] -> [B *(grid * cube)]: a grid of cubes put together, each at its place; in
+    fp32 at least.
+    """
     dims = cubes.ndim // 2
     batch, grid, cube = len(cubes), cubes.shape[1 : 1 + dims], cubes.shape[1 + dims :]
     order = [0, *(axis for d in range(dims) for axis in (1 + d, 1 + dims + d))]
-    cubes = cubes.permute(order)
+    # cast, where it is one, and reordering are one kernel
+    wide = torch.promote_types(cubes.dtype, torch.float32)
+    cubes = cubes.permute(order).to(wide, memory_format=torch.contiguous_format)
     if math.prod(grid) == 0:
         raise ValueError(f"an empty token grid {tuple(grid)} cannot be decoded; use a larger crop")
     return cubes.reshape(batch, *(g * side for g, side in zip(grid, cube, strict=True)))

@@ -5,6 +5,7 @@ Caron et al. 2021 (DINO, arXiv 2104.14294); Zhou et al. 2022 (iBOT, arXiv 2111.0
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, NamedTuple
 
@@ -54,7 +55,7 @@ class DistillationConfig:
 class DistillationOutput(NamedTuple):
     """What student or teacher says of N views."""
 
-    maps: list[Tensor]
+    maps: list[Tensor | None]  # those that a head reads or that were asked for
     embedding: Tensor  # [N d]
     image: Tensor | None  # [N K] logits
     patch: Tensor | None  # [selected tokens, K] logits
@@ -98,12 +99,15 @@ class EncoderWithHeads(nn.Module, Generic[EncoderT]):
         image: Float[Tensor, "batch channels *size"],
         masked: object = None,
         selected: SelectedTokens | None = None,
+        wanted: Collection[int] = (),
     ) -> DistillationOutput:
         """`masked`: what the encoder may not see; `selected`: the patch tokens that are asked for, of
-        all views or of the first ones.
+        all views or of the first ones; `wanted`: maps that others read.
         """
-        maps = self.encoder(image, masked)
-        embedding = torch.cat([pooled(maps[number]) for number in self.pooled], dim=1)
+        patches = () if selected is None or self.patch is None else (self.patch,)
+        maps = self.encoder(image, masked, (*self.pooled, *patches, *wanted))
+        means = [pooled(maps[number]) for number in self.pooled]
+        embedding = means[0] if len(means) == 1 else torch.cat(means, dim=1)
         patch = None
         if self.patch_head is not None and self.patch is not None and selected is not None:
             patch = self.patch_head(selected.of(maps[self.patch]), selected.counts)
@@ -119,7 +123,7 @@ def freeze_unused_layers(encoder: EncoderLike, last: int) -> None:
     """Ask for no gradient where nothing reads the maps after number `last`: DDP waits for every one
     asked for.
     """
-    for number in range(last, 4):
-        encoder.stages[number].downsample.requires_grad_(False)
-        if number < 3:
-            encoder.stages[number + 1].blocks.requires_grad_(False)
+    for stage in range(last, 4):
+        encoder.stages[stage].downsample.requires_grad_(False)
+        if stage < 3:
+            encoder.stages[stage + 1].blocks.requires_grad_(False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol, TypeVar
 
 from torch import Tensor, nn
@@ -35,7 +35,9 @@ class EncoderLike(Protocol):
     @property
     def stages(self) -> Sequence[Stage]: ...
 
-    def __call__(self, x: Tensor, masked: object = None) -> list[Tensor]: ...
+    def __call__(
+        self, x: Tensor, masked: object = None, wanted: Collection[int] = ...
+    ) -> list[Tensor]: ...
 
 
 EncoderT = TypeVar("EncoderT", bound=EncoderLike)

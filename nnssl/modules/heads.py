@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from nnssl.modules.encoder import EncoderT
 from nnssl.modules.running import Standardise
+from nnssl.types import LAST, GradContext
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -21,6 +22,29 @@ def pooled(tokens: Float[Tensor, "batch channels *grid"]) -> Float[Tensor, "batc
     return tokens.flatten(2).mean(dim=2, dtype=kind)
 
 
+def unit(x: Tensor, eps: float = 1e-12) -> Tensor:
+    """`x` [N d] in fp32, each row over its length or, where that is less, over `eps`."""
+    return _Unit.apply(x.float(), eps)
+
+
+class _Unit(torch.autograd.Function):
+    """As `F.normalize`, with 4 kernels backward in place of 13."""
+
+    @staticmethod
+    def forward(ctx: GradContext, x: Tensor, eps: float) -> Tensor:
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(eps)
+        out = x / length
+        ctx.save_for_backward(out, length)
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: GradContext, gradient: Tensor) -> tuple[Tensor, None]:
+        out, length = ctx.saved_tensors
+        along = (gradient * out).sum(dim=-1, keepdim=True)
+        return torch.addcmul(gradient, out, along, value=-1) / length, None
+
+
 class Prototypes(nn.Linear):
     """Cosine similarity to K prototypes: a weight-normed linear layer whose norm is fixed at 1.
 
@@ -29,16 +53,19 @@ class Prototypes(nn.Linear):
     """
 
     keeps_fp32 = True
+    lengths: Tensor
 
     def __init__(self, bottleneck: int, count: int) -> None:
         super().__init__(bottleneck, count, bias=False)
+        self.register_buffer("lengths", torch.ones(count, 1), persistent=False)
 
     def forward(self, x: Float[Tensor, "rows bottleneck"]) -> Float[Tensor, "rows prototypes"]:
         """In fp32 whatever autocast says: bf16's error of 0.004 is 0.1 once divided by a
         temperature of 0.04.
         """
         with torch.autocast(x.device.type, enabled=False):
-            return F.linear(x.float(), F.normalize(self.weight.float(), dim=-1))
+            rows = torch._weight_norm(self.weight.float(), self.lengths, 0)  # one kernel each way
+            return F.linear(x.float(), rows)
 
 
 class PrototypeHead(nn.Module):
@@ -70,7 +97,7 @@ class PrototypeHead(nn.Module):
     ) -> Float[Tensor, "rows prototypes"]:
         """`counts` [N]: which rows move the running moments; None: all of them."""
         answers = self.mlp(self.standardise(x, counts))
-        return self.prototypes(F.normalize(answers, dim=-1, eps=1e-6))
+        return self.prototypes(unit(answers, eps=1e-6))
 
 
 def _layers(dim: int, hidden: int, out: int, count: int) -> nn.Sequential:
@@ -129,5 +156,5 @@ class Branch(nn.Module, Generic[EncoderT]):
     def forward(
         self, image: Float[Tensor, "batch _ *size"]
     ) -> tuple[Float[Tensor, "batch channels"], Float[Tensor, "batch out"]]:
-        embedding = pooled(self.encoder(image)[-1])
+        embedding = pooled(self.encoder(image, wanted=LAST)[-1])
         return embedding, self.projector(embedding)

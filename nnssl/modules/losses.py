@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
+from operator import add
 from typing import TYPE_CHECKING
 
 import torch
@@ -28,15 +30,14 @@ def masked_l1(
     right do not pull like those of a wrong organ. A view that hides nothing counts as 0, with a
     gradient.
     """
-    weight = masked.to(torch.float32)
-    weight = weight / weight.flatten(1).sum(dim=1).clamp(min=1).view(-1, *[1] * (masked.ndim - 1))
+    counts = masked.flatten(1).sum(dim=1).clamp(min=1) * (len(predictions) * len(masked))
+    weight = masked / counts.view(-1, *[1] * (masked.ndim - 1))
     target = target.float()
     errors = [
-        F.smooth_l1_loss(p.float(), target, reduction="none", beta=beta) * weight
+        F.smooth_l1_loss(p.float(), target, reduction="none", beta=beta).flatten()
         for p in predictions
     ]
-    first, *others = (error.sum() for error in errors)
-    return sum(others, first) / len(errors) / len(masked)
+    return reduce(add, (torch.dot(error, weight.flatten()) for error in errors))
 
 
 def soft_cross_entropy(
@@ -70,8 +71,11 @@ def cross_view(
     log_p = F.log_softmax(student.float() / temperature, dim=-1)
     # CE is linear in its target: one product per view, whatever the pairs
     every = teacher.sum(dim=0, keepdim=True)
-    selected = torch.cat([every - teacher, every.expand(views - targets, -1, -1)])
-    return -(selected * log_p).sum() / (targets * (views - 1) * student.shape[1])
+    selected = every - teacher
+    if views > targets:
+        selected = torch.cat([selected, every.expand(views - targets, -1, -1)])
+    pairs = targets * (views - 1) * student.shape[1]
+    return torch.dot(selected.flatten(), log_p.flatten()) * (-1 / pairs)
 
 
 class Centre(RunningMean):
@@ -84,7 +88,7 @@ class Centre(RunningMean):
     def sharpen(
         self,
         logits: Float[Tensor, "rows prototypes"],
-        temperature: float,
+        temperature: float | Tensor,
         counts: Float[Tensor, " rows"] | None = None,
     ) -> Float[Tensor, "rows prototypes"]:
         """p_t = softmax((logits - centre) / temperature), [N K] -> [N K], without gradient; notes

@@ -6,6 +6,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnssl import dist
@@ -85,14 +86,37 @@ class RunningMean(Running):
         that counts, 0 for one that does not; None: all of them do.
         """
         rows = rows.detach().float()
-        if counts is None:
-            number = rows.new_full((1,), len(rows))
-        else:
-            rows, number = rows * counts[:, None], counts.sum(dim=0, keepdim=True)
-        self._noted.append(torch.cat([rows.sum(dim=0), number]))
+        number = _number(len(rows), rows.device) if counts is None else counts.sum(0, True)
+        self._noted.append(torch.cat([_summed(rows, counts), number]))
+
+    def note_sum(self, total: Tensor) -> None:
+        """[size + 1]: the sum of rows, and behind it their number."""
+        self._noted.append(total)
 
     def _move(self, noted: list[Tensor]) -> None:
         _take([self], dist.all_reduce_mean(_total(noted)))
+
+
+def _summed(rows: Tensor, counts: Tensor | None) -> Tensor:
+    """[N size] to [size]."""
+    if counts is None:
+        return rows.sum(dim=0)
+    with torch.autocast(rows.device.type, enabled=False):
+        return torch.mv(rows.t(), counts)
+
+
+@lru_cache(maxsize=64)
+def _number(rows: int, device: torch.device) -> Tensor:
+    """[1], which holds it."""
+    with torch.inference_mode(False):
+        return torch.full((1,), float(rows), device=device)
+
+
+@lru_cache(maxsize=64)
+def _ones(rows: int, device: torch.device) -> Tensor:
+    """[rows 1]."""
+    with torch.inference_mode(False):
+        return torch.ones(rows, 1, device=device)
 
 
 def _total(noted: list[Tensor]) -> Tensor:
@@ -133,8 +157,8 @@ def _take(parts: list[RunningMean], totals: Tensor) -> None:
     layout = _layout(kinds, totals.device)
     new = totals / totals[layout.last]
     # else there were no rows, or they overflowed and would poison every later mean
-    faults = new.new_zeros(len(parts)).index_add_(0, layout.means, (~new.isfinite()).to(new.dtype))
-    good = faults == 0
+    faults = new.new_zeros(len(parts)).index_add_(0, layout.means, new - new)
+    good = faults == 0  # a difference is 0, or not a number
     if parts[0].counts is not None:
         good = good & parts[0].counts
     updates = torch.stack([part.updates for part in parts])
@@ -189,6 +213,9 @@ class Standardise(nn.Module):
     ) -> Float[Tensor, "rows dim"]:
         """Rows [N d]; `counts` as in `RunningMean.note`. In fp32, whatever autocast says."""
         x = x.float()
-        self.moments.note(torch.cat([x, x * x], dim=-1), counts)
+        with torch.no_grad():  # the ones give the number of rows
+            rows = torch.cat([x, x * x, _ones(len(x), x.device)], dim=-1)
+            self.moments.note_sum(_summed(rows, counts))
         mean, square = self.moments.value.split(self.size)
-        return (x - mean) * (square - mean * mean + self.eps).clamp(min=self.eps).rsqrt()
+        variance = torch.addcmul(square, mean, mean, value=-1).clamp(min=0)
+        return F.batch_norm(x, mean, variance, eps=self.eps)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class SelectedTokens(NamedTuple):
         A view of which none is selected counts as 0, as in iBOT's code (Zhou 2022, eq. 2), so the
         result is finite, with a gradient, even when no view asks for any.
         """
-        return (values * self.weight).sum()
+        return torch.dot(values, self.weight)
 
 
 def select_tokens(hidden: Bool[Tensor, "batch *grid"], most: int) -> SelectedTokens:
@@ -46,4 +47,4 @@ def select_tokens(hidden: Bool[Tensor, "batch *grid"], most: int) -> SelectedTok
     index = flat.flatten().byte().argsort(descending=True, stable=True)[:most]
     weight = flat / (flat.sum(dim=1, keepdim=True).clamp(min=1) * len(flat))
     weight = weight.flatten().index_select(0, index)
-    return SelectedTokens(index, (weight > 0).float(), weight)
+    return SelectedTokens(index, weight.sign(), weight)

@@ -6,7 +6,7 @@ import copy
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nnssl.modules.running import Stepped
 
@@ -35,15 +35,19 @@ class Teacher(Stepped, Generic[Student]):
         return self.model(*args)
 
     @torch.no_grad()
-    def update(self, student: nn.Module, momentum: float) -> None:
-        """theta_t <- m theta_t + (1 - m) theta_s, matched by name. Buffers stay the teacher's own:
-        what they hold (running moments) is of what the teacher sees, which is not masked."""
+    def update(self, student: nn.Module, share: float | Tensor) -> None:
+        """theta_t <- (1 - share) theta_t + share theta_s, matched by name; share: 1 - momentum.
+
+        Buffers stay the teacher's own: what they hold (running moments) is of what the teacher
+        sees, which is not masked.
+        """
         parameters = dict(student.named_parameters())
         names, own = zip(*self.model.named_parameters(), strict=True)
         theirs = [parameters[name].detach() for name in names]
         if self.counts is None:
-            torch._foreach_lerp_(own, theirs, 1 - momentum)
+            # a scalar on the device is taken too
+            torch._foreach_lerp_(own, theirs, share)  # pyright: ignore[reportCallIssue, reportArgumentType]
             return
         way = torch._foreach_sub(theirs, own)
-        torch._foreach_mul_(way, self.counts * (1 - momentum))
+        torch._foreach_mul_(way, self.counts * share)
         torch._foreach_add_(own, way)

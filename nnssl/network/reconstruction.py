@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnssl.encoder.swin import PATCH, Swin
+from nnssl.encoder.swin import ALL, PATCH, Swin
 from nnssl.encoder.visible import Visible
 from nnssl.modules.decoders import MultiScaleDecoder
 from nnssl.modules.masked import MaskedConfig
@@ -26,6 +26,8 @@ class PretrainedDecoder(nn.Module):
 
     Raises ValueError for an unknown decoder.
     """
+
+    maps = ALL  # that are read
 
     def __init__(self, decoder: str, encoder: Swin, outputs: int, deep_supervision: bool) -> None:
         super().__init__()

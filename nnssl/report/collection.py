@@ -148,24 +148,24 @@ def _lead(collection: Collection) -> list[str]:
 
 def _look_at(collection: Collection, states: dict[str, str]) -> list[str]:
     """What a user should know before a training."""
-    told = []
+    notes = []
     if collection.left_out:
-        told.append(
+        notes.append(
             f"{len(collection.left_out)} of {len(collection.lines)} are left out; see below why"
         )
     orientations = Counter(line["orientation"] for line in collection.lines if line["kept"])
     if len(orientations) > 1:
         named = ", ".join(f"{name or 'unknown'} {n}" for name, n in orientations.most_common())
-        told.append(f"scans are stored in {len(orientations)} orientations: {named}")
+        notes.append(f"scans are stored in {len(orientations)} orientations: {named}")
     open_ = Counter(state.partition(":")[0] for state in states.values())
     if open_["not yet"]:
-        told.append(f"{open_['not yet']} scans are not preprocessed yet; the same line continues")
+        notes.append(f"{open_['not yet']} scans are not preprocessed yet; the same line continues")
     if open_["failed"]:
-        told.append(f"{open_['failed']} scans could not be preprocessed; the next run tries again")
+        notes.append(f"{open_['failed']} scans could not be preprocessed; the next run tries again")
     changed = sum(bool(line["note"]) for line in collection.lines if line["kept"])
     if changed:
-        told.append(f"{changed} scans were changed in reading; the column “note” says how")
-    return told
+        notes.append(f"{changed} scans were changed in reading; the column “note” says how")
+    return notes
 
 
 def _tables(collection: Collection) -> list[Table]:

@@ -12,7 +12,7 @@ from nnssl.report import collection, cost
 from nnssl.report.collection import Collection
 from nnssl.study.report import drawing
 from nnssl.study.report.page import Section, Tile, Tiles, page
-from nnssl.study.report.tables import Table
+from nnssl.study.report.tables import Cell, Table
 from nnssl.train import pictures
 from nnssl.train.log import LOG, duration
 from nnssl.train.run import FINAL, LATEST
@@ -21,7 +21,7 @@ from nnssl.types import MANIFEST, PREPROCESSED
 PANEL = (4.6, 3.1)  # inches
 POINTS = 600  # of a line
 SHOWN_LEFT_OUT = 12
-WAITING = 0.1  # of the time: more is told
+WAITING = 0.1  # of the time: a larger fraction is reported
 PROBE = "probe_"
 
 
@@ -119,19 +119,19 @@ def _lead(run: Pretraining) -> list[str]:
 
 
 def _look_at(run: Pretraining, scans: Collection | None) -> list[str]:
-    told = [f"step {row['step']}: {row['alarm']}" for row in run.rows if row.get("alarm")]
+    notes = [f"step {row['step']}: {row['alarm']}" for row in run.rows if row.get("alarm")]
     if not run.is_finished:
-        told.append(
+        notes.append(
             "it is not finished: it runs, or was stopped and continues by the same line with --c"
         )
     waited = cost.middle(run.rows, "data_wait")
     if waited is not None and waited > WAITING:
-        told.append(
+        notes.append(
             f"the device waited for crops {waited:.0%} of the time: more --workers, a faster disk"
         )
     if scans is not None and scans.left_out:
-        told.append(f"{len(scans.left_out)} of {len(scans.lines)} scans were left out of it")
-    return told
+        notes.append(f"{len(scans.left_out)} of {len(scans.lines)} scans were left out of it")
+    return notes
 
 
 def _curves(run: Pretraining) -> list[Section]:
@@ -201,7 +201,7 @@ def _time(run: Pretraining) -> list[Section]:
     if not run.rows or not run.header:
         return []
     speed, waited = cost.middle(run.rows, "samples_per_second"), cost.middle(run.rows, "data_wait")
-    rows = [
+    rows: list[list[Cell]] = [
         ["training", duration(cost.seconds(run.rows, run.batch_size)), "pauses do not count"],
         ["scans per second", f"{speed:.3g}", "median of the logged rows"],
         ["waiting for crops", f"{waited:.1%}", "of the time; median"],

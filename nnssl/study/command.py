@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,14 +54,8 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def do(
-    args: argparse.Namespace, parsers: Mapping[str, Callable[[], argparse.ArgumentParser]]
-) -> None:
-    """parsers: those of our commands by name, to check what a description would type."""
-    if args.step == "run":
-        _run(args, parsers)
-    else:
-        {"init": _init, "features": _features, "report": _report}[args.step](args)
+def do(args: argparse.Namespace) -> None:
+    {"init": _init, "run": _run, "features": _features, "report": _report}[args.step](args)
 
 
 def _init(args: argparse.Namespace) -> None:
@@ -72,41 +65,46 @@ def _init(args: argparse.Namespace) -> None:
     print(f"Wrote {args.description}. Edit it, then: nnssl_study run {args.description} --dry-run")
 
 
-def _run(args: argparse.Namespace, parsers: Mapping) -> None:
+def _run(args: argparse.Namespace) -> None:
     from nnssl.study.design import check
     from nnssl.study.design.description import load
-    from nnssl.study.execution import orchestrate
+    from nnssl.study.execution import estimate, executor, orchestrate
 
     described = load(args.description)
-    check.check(described, parsers)
-    print(
-        orchestrate.describe(described, orchestrate.beside(described.device, args.parallel)),
-        flush=True,
-    )
+    check.check(described)
+    beside = executor.beside(described.device, args.parallel)
+    _say(estimate.describe(described, beside))
     if not args.dry_run:
-        executor = orchestrate.executor_of(args.executor, described, args.parallel)
-        states = orchestrate.run(described, executor, lambda text: print(text, flush=True))
-        print(orchestrate.summary(described, states))
-        print(f"Next: nnssl_study report {args.description}")
+        execute = executor.chosen(args.executor, described, args.parallel)
+        states = orchestrate.run(described, execute, _say)
+        _say(orchestrate.summary(described, states))
+        _say(f"Next: nnssl_study report {args.description}")
 
 
 def _features(args: argparse.Namespace) -> None:
-    from nnssl.study.execution import preparation
+    from nnssl.study.execution import requirements
     from nnssl.study.measurement import reuse
 
     described = _collected(args.description)
-    preparation.check(described)
-    new = reuse.measure(described, args.volumes, lambda text: print(text, flush=True))
-    print(f"{new} new rows in {described.results}. Next: nnssl_study report {args.description}")
+    requirements.check(described)
+    new = reuse.measure(described, args.volumes, _say)
+    _say(f"{new} new rows in {described.results}. Next: nnssl_study report {args.description}")
 
 
 def _report(args: argparse.Namespace) -> None:
     from nnssl.study.report import build
 
-    rows = args.description / "results.jsonl" if args.description.is_dir() else args.description
-    if rows.suffix in (".yaml", ".yml"):
+    rows = args.description
+    if rows.is_dir():
+        rows /= "results.jsonl"
+    elif rows.suffix in (".yaml", ".yml"):
         rows = _collected(rows).results
-    print(f"Wrote {build.write(rows, rows.parent / 'report')}")
+    _say(f"Wrote {build.write(rows, rows.parent / 'report')}")
+
+
+def _say(text: str) -> None:
+    """At once, since what follows may take hours."""
+    print(text, flush=True)
 
 
 def _collected(path: Path) -> Study:

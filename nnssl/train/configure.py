@@ -56,10 +56,15 @@ class Sizes:
 
 
 def configure(
-    method: type[Method], settings: Sequence[str], sizes: Sizes, stored: dict | None = None
+    method: type[Method],
+    settings: Sequence[str],
+    sizes: Sizes,
+    stored: dict | None = None,
+    before: Sequence[Choice] = (),
 ) -> tuple[MethodConfig, list[Choice]]:
-    """The method's config, and what of it was chosen here: neither set by `settings` nor published.
+    """The method's config, and what of it was chosen: neither set by `settings` nor published.
 
+    before: what was chosen before, from the scans themselves (`nnssl.train.parcels_choice`).
     stored: the "method_config" of a run that continues; its values stay. Raises ValueError for
     settings that cannot be.
     """
@@ -69,6 +74,7 @@ def configure(
     if given.get("published"):
         return method.Config.parse(settings), []
     every = [
+        *before,
         *_of_masks(method, sizes, given),
         *_of_teachers(method, sizes),
         *_of_cubes(method, sizes, given),

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from nnssl import dist
 from nnssl.signals import Interrupted
 from nnssl.train import batches
+from nnssl.train.graph import StepGraph
 from nnssl.train.log import Log
 from nnssl.train.manifest import Manifest
 from nnssl.train.run import WHEN_DIVERGED, Diverged, Run
@@ -35,6 +36,7 @@ def train(run: Run, say: Callable[[str], None] = print) -> Path:
         run.crops, micro, config.workers, pin_memory=run.device.type == "cuda"
     )
     picture = _Picture(log, run, say)
+    step = StepGraph(run, say).step if config.graph else run.advance
     bar = tqdm(
         total=config.steps,
         initial=run.step,
@@ -53,8 +55,7 @@ def train(run: Run, say: Callable[[str], None] = print) -> Path:
                 run.save(log.last)
                 manifest.write()
                 raise _stopped(run) from None
-            losses, monitored = run.gradients(parts)
-            norm, rate = run.update()
+            losses, monitored, norm, rate = step(parts)
             clock.steps += 1
             logged = run.step % config.log_every == 0 or run.step == config.steps or run.probes()
             # Between two looks the host does not wait for the device.

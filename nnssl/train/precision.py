@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from nnssl import dist
 from nnssl.encoder.swin import Swin
 
 # Numbers that are cast at once. The gradients of a part are back when its last one is there; with
@@ -102,7 +103,12 @@ def _lowered(weights: list[Tensor], half: torch.dtype) -> list[Tensor]:
 
 
 def _parts(weights: list[Tensor]) -> list[list[Tensor]]:
-    """`weights`, in their order, in parts of at least `PART` numbers, but for the last."""
+    """`weights`, in their order, in parts of at least `PART` numbers, but for the last.
+
+    One process waits for nobody: it casts them all at once.
+    """
+    if not dist.is_initialized():
+        return [weights] if weights else []
     parts, size = [], PART
     for weight in weights:
         if size >= PART:

@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,63 +20,26 @@ from nnssl.data.prepare import prepare
 from nnssl.data.raw_datasets import chosen_channels
 from nnssl.memory import keep_freed_memory
 from nnssl.methods import METHODS, Method
-from nnssl.train import batches, before, boards, cache, configure, peak, processes, start
+from nnssl.train import (
+    batches,
+    before,
+    boards,
+    cache,
+    configure,
+    graph,
+    parcels_choice,
+    peak,
+    processes,
+    start,
+)
 from nnssl.train.loop import train
+from nnssl.train.options import DEFAULT_STEPS, PROBES, Options
 from nnssl.train.places import data_folder, dimensions, raw_dataset, results_folder
 from nnssl.train.precision import half_precision
 from nnssl.train.probe import Probe
 from nnssl.train.run import FINAL, LATEST, Run, RunConfig
-from nnssl.types import Shape, Spacing
+from nnssl.types import Shape
 from nnssl.views.intensity import Ranges
-
-DEFAULT_STEPS = 100_000
-PROBES = 10  # a run, by default
-
-
-@dataclass(frozen=True)
-class Options:
-    """What `nnssl_pretrain` was asked for; None means: derive it and say so."""
-
-    method: str
-    sources: Sequence[Path] = ()
-    dataset_ids: Sequence[str] = ()
-    channels: Sequence[int] | None = (0,)  # of the datasets, each a scan by itself; None: all
-    name: str | None = None
-    preset: str = "smit"
-    start: Path | None = None
-    steps: int | None = None
-    epochs: int | None = None
-    batch_size: int | None = None
-    accumulate: int = 1
-    crop: Shape | None = None
-    dims: int | None = None
-    spacing: Spacing | None = None
-    clip: tuple[float, float] | None = None
-    no_hu: bool = False
-    device: str | None = None
-    num_processes: int = 8
-    part_id: int = 0
-    num_parts: int = 1
-    seed: int = 0
-    resume: bool = False
-    output: Path | None = None
-    settings: Sequence[str] = ()
-    workers: int | None = None
-    cache: str = "auto"
-    log_every: int = 10
-    save_every: int = 1000
-    fp32: bool = False
-    compile: bool = False
-    checkpointing: bool = False
-    tensorboard: bool = False
-    wandb: bool = False
-    probe: str | None = None
-    probe_cases: int = 10
-    probe_every: int | None = None
-    only_prepare: bool = False
-    update: bool = False
-    check: bool = False
-    pattern: Sequence[str] = ()
 
 
 def pretrain(options: Options, say: Callable[[str], None] = print) -> Path | None:
@@ -97,7 +59,7 @@ def _pretrain(options: Options, say: Callable[[str], None], held: ExitStack) -> 
     processes.init_process_group(device)
     speak = say if dist.is_main() else _silent
     try:
-        # a mistake is told before any scan is read
+        # a mistake is reported before any scan is read
         _method(options.method).Config.parse(options.settings)
         dimensions(options)
         boards.require_packages(options.tensorboard, options.wandb or boards.wandb_enabled())
@@ -109,8 +71,10 @@ def _pretrain(options: Options, say: Callable[[str], None], held: ExitStack) -> 
         results = results_folder(options, plan)
         processes.rank_zero_first(lambda: _take(results, held))
         earlier = before.of(results, options.resume, folder, plan, speak)
-        processes.rank_zero_first(lambda: _make_parcels(options, plan, folder, earlier, speak))
-        run = build(options, plan, folder, device, earlier, speak)
+        chosen = processes.rank_zero_first(
+            lambda: parcels_choice.choose(options, plan, folder, earlier, speak)
+        )
+        run = build(options, plan, folder, device, earlier, chosen, speak)
         train(run, speak)
         speak(
             f"finished: {run.folder / FINAL}\nlook at it with: nnssl_inspect {run.folder / FINAL}"
@@ -126,15 +90,21 @@ def build(
     data: Path,
     device: torch.device,
     earlier: before.Before,
+    decided: Sequence[configure.Choice],
     say: Callable[[str], None],
 ) -> Run:
-    """The run that `options` describe, resumed where asked for; `earlier` is what it was."""
+    """The run that `options` describe, resumed where asked for; `earlier` is what it was,
+    `decided` the choices that were made for it already.
+    """
+    if options.graph and (reason := graph.why_not(device, options.accumulate)):
+        raise ValueError(f"--graph cannot be used: {reason}. Leave it out")
     dims, kind, folder = dimensions(options), _method(options.method), results_folder(options, plan)
     bf16 = not options.fp32 and half_precision(device) == torch.bfloat16
     crop = options.crop or earlier.crop or configure.fitting_crop(kind, plan.crop[-dims:])
-    from_parcels = _parcel_classes(options, earlier) > 0
-    cases = earlier.cases or (parcels.cases(data, plan) if from_parcels else None)
-    crops = Crops(data, plan, kind.region(crop), options.seed, cases, parcels=from_parcels)
+    registered = parcels_choice.cases(options, plan, data, earlier, decided)
+    with_parcels = registered is not None
+    cases = earlier.cases or registered
+    crops = Crops(data, plan, kind.region(crop), options.seed, cases, parcels=with_parcels)
 
     def made(batch: int) -> tuple[Method, dict, list]:
         """The method with what is derived for this batch, its encoder's start, and what was
@@ -143,7 +113,7 @@ def build(
         steps = _steps(options, earlier.run, len(crops), batch)
         sizes = configure.Sizes(crop, plan.spacing[-dims:], len(crops), steps, batch)
         chosen_config, chosen = configure.configure(
-            kind, options.settings, sizes, earlier.method_config
+            kind, options.settings, sizes, earlier.method_config, decided
         )
         torch.manual_seed(batches.mixed_seed(options.seed, "weights"))
         encoder, started = start.encoder(
@@ -162,17 +132,12 @@ def build(
         method, started, chosen = made(batch_size)
     configure.warn_small(method, batch_size // options.accumulate, say)
     cache.hold(crops, plan, options.cache, device, say)
-    config = RunConfig(
+    config = RunConfig.of(
+        options,
         steps=_steps(options, earlier.run, len(crops), batch_size),
         batch_size=batch_size,
-        accumulate=options.accumulate,
-        seed=options.seed,
-        log_every=options.log_every,
-        save_every=options.save_every,
         workers=batches.default_workers(device) if options.workers is None else options.workers,
         bf16=bf16,
-        compile=options.compile,
-        tensorboard=options.tensorboard,
         wandb=options.wandb or boards.wandb_enabled(),
     )
     header = {
@@ -188,15 +153,15 @@ def build(
         },
         "versions": {"nnssl": nnssl.__version__, "torch": torch.__version__},
         "created": time.strftime("%Y-%m-%d"),
-        **({"parcels": parcels.identity(data)} if from_parcels else {}),
+        **({"parcels": parcels.identity(data)} if with_parcels else {}),
         **started,
     }
     probe = _probe(options, data, crop, config.steps)
     fraction = peak.fraction_of_peak_per_scan(method, crop, device)
     run = Run(method, crops, config, folder, header, device, probe, crops.cases, fraction)
     if options.resume and (folder / LATEST).exists():
-        told = run.resume()
-        say("\n".join([f"continuing at step {run.step} of {config.steps}", *told]))
+        changes = run.resume()
+        say("\n".join([f"continuing at step {run.step} of {config.steps}", *changes]))
     elif options.resume:
         say(f"nothing to continue in {folder}: starting again")
     shown = sum(p.numel() for p in method.encoder.parameters()) / 1e6
@@ -265,21 +230,6 @@ def _prepare(options: Options, name: str, folder: Path, say: Callable) -> Plan:
             labelled, folder / f"probe_{labelled.dataset}", plan, options.num_processes
         )
     return plan
-
-
-def _make_parcels(
-    options: Options, plan: Plan, folder: Path, earlier: before.Before, say: Callable
-) -> None:
-    """A run that continues keeps its number of classes, and the parcels of its own scans."""
-    if classes := _parcel_classes(options, earlier):
-        parcels.make(folder, plan, classes, options.num_processes, say, earlier.cases)
-
-
-def _parcel_classes(options: Options, earlier: before.Before) -> int:
-    config = _method(options.method).Config
-    stored = earlier.method_config
-    chosen = config.stored(stored) if stored else config.parse(options.settings)
-    return chosen.parcel_classes
 
 
 def _in_hu(options: Options, datasets: Sequence[Path]) -> bool:

@@ -1,17 +1,21 @@
-"""The probe: how well a linear classifier on the frozen encoder tells the labels of a few cases.
+"""The probe: how well the labels of a few cases can be predicted on the frozen encoder, by a linear
+classifier and by a small decoder.
 
 Half of the cases fit the classifier, in closed form: on voxels in which every class weighs the
-same, and then, on other voxels, one threshold a class for the best Dice. The Dice that is told is
-that of the other half. Both see a few crops around the labels. Nothing here draws from a global
-source of chance and nothing is trained by it: a run with a probe learns the same, bit for bit, as
-one without.
+same, and then, on other voxels, one threshold a class for the best Dice. They train the decoder as
+well (`nnssl.train.few_shot`). The Dice that is reported is that of the other half; the decoder's is
+that of all cases, since the halves change places for a second one. Both see a few crops around the
+labels. Nothing here draws from a global source of chance and nothing of the encoder is
+trained: a run with a probe learns the same, bit for bit, as one without.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from itertools import product
+from operator import add
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +26,7 @@ from nnssl.data.crops import read_box, stored_array
 from nnssl.data.labelled import NOTE
 from nnssl.encoder.swin import Swin
 from nnssl.files import read_json
-from nnssl.train import linear
+from nnssl.train import few_shot, linear
 from nnssl.types import Shape
 
 MOST_CROPS = {3: 4, 2: 12}  # of a case, by dimensions
@@ -64,7 +68,7 @@ class Probe:
             tuple(c for case in crops[half::2] for c in case) for half in (0, 1)
         )
         counts = [
-            np.sum([crop.classes for crop in half], axis=0)
+            np.sum(np.array([crop.classes for crop in half]), axis=0)
             for half in (self.fitted_on, self.tested_on)
         ]
         self.scored_classes = [
@@ -85,36 +89,69 @@ class Probe:
 
     @torch.no_grad()
     def ask(self, encoder: Swin, device: torch.device, bf16: bool = False) -> dict[str, float]:
-        """{"probe_<label>": Dice of the tested half, ..., "probe_dice": their mean}; `encoder` in
-        evaluation mode.
+        """{"probe_<label>": Dice of the tested half, ..., "probe_dice": their mean,
+        "probe_decoder": the decoder's mean}; `encoder` in evaluation mode.
         """
-        fitted = self._fit(encoder, device, bf16)
-        confusion = torch.zeros(
-            len(self.scored_classes), len(self.scored_classes), dtype=torch.long
-        )
+        kept: tuple[list, list] = ([], [])  # maps of the crops of either half
+        fitted = self._fit(encoder, device, bf16, kept[0])
+        linearly = self._nothing()
         for crops, maps in self._maps(encoder, self.tested_on, device, bf16):
-            predicted = (
-                linear.everywhere(maps, encoder.strides, fitted, self.crop).argmax(dim=1).cpu()
-            )
-            right = torch.from_numpy(np.stack([self._labels(crop) for crop in crops])).view(
-                predicted.shape
-            )
-            counted = right >= 0
-            pairs = right[counted] * len(self.scored_classes) + predicted[counted]
-            confusion += pairs.bincount(minlength=len(self.scored_classes) ** 2).view_as(confusion)
+            kept[1].extend(_kept(maps))
+            scores = linear.everywhere(maps, encoder.strides, fitted, self.crop)
+            linearly += self._confusion(crops, scores)
+        told = self._dice(linearly)
+        decoded = self._dice(self._decode(kept, encoder.strides[0], device))
+        labels = {f"probe_{name}": value for name, value in told.items()}
+        return {
+            **labels,
+            "probe_dice": sum(told.values()) / len(told),
+            "probe_decoder": sum(decoded.values()) / len(decoded),
+        }
+
+    def _nothing(self) -> Tensor:
+        return torch.zeros(*[len(self.scored_classes)] * 2, dtype=torch.long)
+
+    def _confusion(self, crops: Sequence[Crop], scores: Tensor) -> Tensor:
+        """Voxels by right and by predicted class; scores [B classes *crop]."""
+        right = torch.stack([self._target(crop) for crop in crops])
+        counted, classes = right >= 0, len(self.scored_classes)
+        pairs = right[counted] * classes + scores.argmax(dim=1).cpu()[counted]
+        return pairs.bincount(minlength=classes**2).view(classes, classes)
+
+    def _dice(self, confusion: Tensor) -> dict[str, float]:
+        """By label, without background."""
         hit = confusion.diagonal().double()
         dice = (2 * hit / (confusion.sum(0) + confusion.sum(1)).clamp(min=1)).tolist()
-        labels = {
-            f"probe_{self.names[k]}": value
-            for k, value in zip(self.scored_classes, dice, strict=True)
-            if k
+        return {
+            self.names[k]: value for k, value in zip(self.scored_classes, dice, strict=True) if k
         }
-        return {**labels, "probe_dice": sum(labels.values()) / len(labels)}
 
-    def _fit(self, encoder: Swin, device: torch.device, bf16: bool) -> tuple[Tensor, Tensor]:
-        """Coefficients and offset; every other point is for the thresholds."""
+    def _decode(self, kept: Sequence[list], stride: int, device: torch.device) -> Tensor:
+        """The confusion of small decoders of all cases, of which one half trains and the other is
+        tested, and the other way round.
+        """
+        halves, confusion = (self.fitted_on, self.tested_on), self._nothing()
+        for fitted, tested in ((0, 1), (1, 0)):
+            labels = [self._target(crop) for crop in halves[fitted]]
+            many = len(self.scored_classes)
+            decoders = [
+                few_shot.fit(kept[fitted], labels, stride, many, device, few_shot.STEPS, seed)
+                for seed in few_shot.SEEDS
+            ]
+            for crop, maps in zip(halves[tested], kept[tested], strict=True):
+                one = [tokens[None].to(device).float() for tokens in maps]
+                found = (decoder.everywhere(one, stride, self.crop) for decoder in decoders)
+                scores = reduce(add, found)
+                confusion += self._confusion([crop], scores)
+        return confusion
+
+    def _fit(
+        self, encoder: Swin, device: torch.device, bf16: bool, kept: list
+    ) -> tuple[Tensor, Tensor]:
+        """Coefficients and offset; every other point is for the thresholds. Adds to `kept`."""
         features, classes = [], []
         for crops, maps in self._maps(encoder, self.fitted_on, device, bf16):
+            kept.extend(_kept(maps))
             for number, crop in enumerate(crops):
                 points, numbers = self._points[crop]
                 one = [tokens[number : number + 1] for tokens in maps]
@@ -133,6 +170,10 @@ class Probe:
             * alike
         )
         return coefficients, offset + linear.offsets(scores, classes[rest], voxels[classes[rest]])
+
+    def _target(self, crop: Crop) -> Tensor:
+        """As `_labels`, int64 [*crop]."""
+        return torch.from_numpy(self._labels(crop)).view(self.crop)
 
     def _maps(
         self, encoder: Swin, crops: Sequence[Crop], device: torch.device, bf16: bool
@@ -236,3 +277,9 @@ class Probe:
             classes = np.repeat(np.arange(len(drawn)), [len(part) for part in drawn])
             points[crop] = torch.from_numpy(places), torch.from_numpy(classes)
         return points
+
+
+def _kept(maps: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Of each image its maps [C *grid], on the CPU in half the memory."""
+    for number in range(len(maps[0])):
+        yield [tokens[number].half().cpu() for tokens in maps]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -15,20 +15,22 @@ from torch.nn.parallel import DistributedDataParallel
 from nnssl import checkpoint, dist
 from nnssl.encoder.swin import Swin
 from nnssl.methods.method import Method, Step
+from nnssl.modules.replay import happen
 from nnssl.modules.running import decide
-from nnssl.train import batches
+from nnssl.train import batches, optimiser
+from nnssl.train.best import best_so_far
+from nnssl.train.graph import StepResult
 from nnssl.train.monitors import Monitors
 from nnssl.train.precision import Precision
+from nnssl.train.run_config import RunConfig, what_changed
 from nnssl.train.same import require_same_run
-from nnssl.train.schedule import clip, learning_rate, parameter_groups
+from nnssl.train.schedule import learning_rate
 from nnssl.types import FINAL
 
 if TYPE_CHECKING:  # it reads files, for which a benchmark has no library
     from nnssl.data.crops import Crops
     from nnssl.train.probe import Probe
 
-# devices on which PyTorch's AdamW can be told there that a step does not count
-FUSED = ("cpu", "cuda")
 LATEST, BEST = "checkpoint_latest.pth", "checkpoint_best.pth"
 WHEN_DIVERGED = (
     "Try a lower learning rate (--set lr=1e-4), stronger clipping (--set clip_norm=1.0), and look "
@@ -38,33 +40,6 @@ WHEN_DIVERGED = (
 
 class Diverged(RuntimeError):
     """The gradient was not finite for many steps in a row; the last good checkpoint is kept."""
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """How long, how large, how precise; `batch_size`: scans of all processes and parts."""
-
-    steps: int
-    batch_size: int
-    accumulate: int = 1
-    seed: int = 0
-    log_every: int = 10
-    save_every: int = 1000
-    workers: int = 1
-    bf16: bool = False  # `nnssl.train.precision`
-    compile: bool = False
-    tensorboard: bool = False
-    wandb: bool = False
-
-    # How a run is monitored and fed changes no weight, so a resumed run may differ in it.
-    FREE = ("log_every", "save_every", "workers", "tensorboard", "wandb")
-    # These do, but a run that could not continue for them would be lost: it continues and says so.
-    TOLD = ("steps", "bf16", "compile")
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulate", "log_every", "save_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
 class Run:
@@ -85,11 +60,7 @@ class Run:
         self.method = method.to(device).train()
         self.crops, self.config, self.folder, self.device = crops, config, Path(folder), device
         self.header = {**header, "run": asdict(config), "method_config": asdict(method.config)}
-        self.optimizer = torch.optim.AdamW(
-            parameter_groups(method, method.config.weight_decay),
-            betas=(0.9, method.config.beta2),
-            fused=device.type in FUSED,
-        )
+        self.optimizer = optimiser.adamw(method, method.config, device, config.graph)
         self.precision = Precision(method, device, torch.bfloat16 if config.bf16 else None)
         self.monitors = Monitors()
         self.probe = probe
@@ -101,6 +72,7 @@ class Run:
         # How many of the last steps in a row, and how many since the last look, had a gradient that
         # is not finite.
         self._skipped = torch.zeros(2, dtype=torch.long, device=device)
+        self._since = torch.tensor([0, 1]).to(device)  # what is left of that by a step that counts
         if config.compile:
             for module in method.modules():
                 if isinstance(module, Swin):
@@ -115,50 +87,75 @@ class Run:
         """Backward over all parts of one step; the mean losses (detached) and what the last part
         has to watch.
         """
+        self.begin_step()
+        views = (self.prepare_views(batch) for batch in micro_batches)
+        losses, monitored = self.backward(views, len(micro_batches))
+        for part in monitored:
+            self.monitors.note(part)
+        return losses, monitored[-1]
+
+    def begin_step(self) -> None:
+        """What of a step is the host's alone: no gradient is left, and chance is the step's own."""
         self.optimizer.zero_grad(set_to_none=True)
         torch.manual_seed(batches.mixed_seed(self.config.seed, "step", self.step, dist.rank()))
-        parts = len(micro_batches)
+
+    def backward(
+        self, views: Iterable[dict[str, Tensor]], parts: int
+    ) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
+        """Of so many parts of a step: the mean losses (detached), and what each has to watch."""
         sums: dict[str, Tensor] = {}
+        monitored = []
         with self.precision.weights():
-            for part, batch in enumerate(micro_batches):
-                model, last = self.model, part == parts - 1
+            for part, view in enumerate(views, start=1):
+                model, last = self.model, part == parts
                 with (
                     nullcontext()
                     if last or not isinstance(model, DistributedDataParallel)
                     else model.no_sync()
                 ):
-                    out = self._look(batch)
-                    (out.losses["total"] / parts).backward()
-                self.monitors.note(out.monitored)
+                    with self.precision.autocast():
+                        out: Step = model(view)
+                    total = out.losses["total"]
+                    (total if parts == 1 else total / parts).backward()
+                monitored.append(out.monitored)
                 for name, value in out.losses.items():
-                    sums[name] = sums.get(name, 0) + value.detach() / parts
-        return sums, out.monitored
+                    value = value.detach()
+                    sums[name] = sums[name] + value if name in sums else value
+        means = sums if parts == 1 else {name: value / parts for name, value in sums.items()}
+        return means, monitored
+
+    def advance(self, micro_batches: list[dict]) -> StepResult:
+        """One step."""
+        losses, monitored = self.gradients(micro_batches)
+        return StepResult(losses, monitored, *self.update())
+
+    def rate(self) -> float:
+        """The learning rate of the step that is next."""
+        config = self.config
+        return learning_rate(self.method.config, self.step, config.steps, config.batch_size)
 
     def update(self) -> tuple[Tensor, float]:
         """Clip, step, move teachers; the gradient's norm, on the device, and the learning rate.
 
         A gradient that is not finite moves nothing but the schedules. Whether it is, only the
-        device knows: the optimiser and all `Stepped` state are told there, so that the host need
+        device knows: the optimiser and all `Stepped` state switch there, so that the host need
         not wait for it.
         """
-        config = self.method.config
-        rate = learning_rate(config, self.step, self.config.steps, self.config.batch_size)
-        norm = clip(self.method.parameters(), config.clip_norm)
-        finite = norm.isfinite()
-        self.step += 1
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        if self.device.type in FUSED:
-            # the word of PyTorch's own scaler: then no weight moves
-            self.optimizer.found_inf = (~finite).float()  # pyright: ignore[reportAttributeAccessIssue]
-            self.optimizer.step()
-        elif finite:
-            self.optimizer.step()
+        rate, weights = self.rate(), list(self.method.parameters())
+        norm, finite = optimiser.step(
+            self.optimizer, weights, self.device, self.method.config.clip_norm, self.rate
+        )
+        happen(self._count_step)
         decide(self.method, finite)
         self.method.after_step(self.step / self.config.steps)
         decide(self.method, None)
-        self._skipped = torch.stack([(self._skipped[0] + 1) * ~finite, self._skipped[1] + ~finite])
+        since = self._skipped * self._since
+        torch.where(finite, since, self._skipped + 1, out=self._skipped)
         return norm, rate
+
+    def _count_step(self) -> None:
+        self.step += 1
+        self.method.progress = self.step / self.config.steps
 
     def skipped(self) -> tuple[int, int]:
         """How many of the last steps in a row were skipped, and how many since this was last asked;
@@ -180,11 +177,6 @@ class Run:
         return self.method.prepare_views(
             regions, generators, scans, batch["start"], batch["size"], batch.get("parcels")
         )
-
-    def _look(self, batch: dict) -> Step:
-        views = self.prepare_views(batch)
-        with self.precision.autocast():
-            return self.model(views)
 
     @contextmanager
     def looking(self) -> Iterator[None]:
@@ -223,18 +215,8 @@ class Run:
         """
         if self.probe is None or "probe_dice" not in metrics:
             return
-        told = {name: value for name, value in metrics.items() if name.startswith("probe_")}
-        now = {"dataset": self.probe.dataset, "cases": self.probe.cases, "step": self.step, **told}
-        before = self.probed if self.probed.get("cases") == now["cases"] else {}
-        better = told["probe_dice"] > before.get("best", -1.0)
-        best = {"best": told["probe_dice"], "best_step": self.step} if better else {}
-        self.probed = {
-            "best": before.get("best"),
-            "best_step": before.get("best_step"),
-            **now,
-            **best,
-        }
-        if better:
+        self.probed = best_so_far(self.probed, self.probe, self.step, metrics)
+        if self.probed["best_step"] == self.step:
             checkpoint.write(self.folder / BEST, self._pack(metrics))
 
     # -- to and from disk
@@ -273,7 +255,7 @@ class Run:
         Raises ValueError when it is of another run than this one, or already beyond its last step.
         """
         content = checkpoint.read(self.folder / LATEST)
-        may_differ = (*RunConfig.FREE, *RunConfig.TOLD)
+        may_differ = (*RunConfig.FREE, *RunConfig.REPORTED)
         require_same_run(content["header"], self.header, self.folder, may_differ)
         state = content["training_state"]
         before = content["header"]["run"]
@@ -283,21 +265,11 @@ class Run:
                 f"more than --steps {self.config.steps}: give a larger number, or leave it out"
             )
         self.method.load_state_dict(state["method"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        # as this device needs it, whatever wrote the file
-        for group in self.optimizer.param_groups:
-            group["fused"] = self.device.type in FUSED
+        optimiser.restore(self.optimizer, state["optimizer"], self.device, self.config.graph)
         self.monitors.load_state_dict(state["monitors"])
         self.probed = state.get("probe", {})
         self.step = state["step"]
-        told = [f"{name}: was {before[name]}, now {getattr(self.config, name)}" for name in RunConfig.TOLD
-                if before.get(name, getattr(self.config, name)) != getattr(self.config, name)]  # fmt: skip
-        if before["steps"] != self.config.steps:
-            told.append(
-                f"the learning rate and all that follows the run's course go from step {self.step} "
-                f"on as in a run of {self.config.steps} steps"
-            )
-        return told
+        return what_changed(before, self.config, self.step)
 
     def _pack(self, metrics: dict) -> dict:
         header = {**self.header, "step": self.step, "metrics": metrics}

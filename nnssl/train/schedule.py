@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from nnssl.methods.method import MethodConfig
 from nnssl.modules.schedules import cosine
@@ -38,15 +35,3 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
         {"params": decayed, "weight_decay": weight_decay},
         {"params": plain, "weight_decay": 0.0},
     ]
-
-
-@torch.no_grad()
-def clip(parameters: Iterable[Tensor], most: float) -> Tensor:
-    """Shorten the gradient to the length `most`; its length before, on the device.
-
-    As `torch.nn.utils.clip_grad_norm_`, with calls for whole lists of tensors on every device.
-    """
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-    torch._foreach_mul_(gradients, (most / (norm + 1e-6)).clamp(max=1.0))
-    return norm

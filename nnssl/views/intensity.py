@@ -85,11 +85,13 @@ def draw_window(
     return _within(ranges.lows, low), _within(ranges.highs, high)
 
 
-def apply_window(
-    region: Float[Tensor, "*shape"], bounds: tuple[float, float]
-) -> Float[Tensor, "*shape"]:
-    """`region` clipped to `bounds`; any shape."""
-    return region.clamp(*bounds)
+def apply_windows(
+    regions: Float[Tensor, "batch *shape"], windows: Sequence[tuple[float, float]]
+) -> Float[Tensor, "batch *shape"]:
+    """[B ...], each clipped to its own window (lower, upper)."""
+    bounds = to_device(torch.tensor(windows, dtype=regions.dtype), regions.device)
+    low, high = bounds.view(-1, 2, *[1] * (regions.ndim - 1)).unbind(1)
+    return regions.clamp(low, high)
 
 
 class Intensity(NamedTuple):

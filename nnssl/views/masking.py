@@ -162,10 +162,12 @@ def repeat_blocks(
     """[B *grid] to [B *(factor * grid)], nearest neighbour: every finer cell takes its block's
     value.
     """
-    factors = (factor,) * (masked.ndim - 1) if isinstance(factor, int) else factor
-    for axis, times in enumerate(factors, start=1):
-        masked = masked.repeat_interleave(times, dim=axis)
-    return masked
+    batch, grid = len(masked), masked.shape[1:]
+    factors = (factor,) * len(grid) if isinstance(factor, int) else factor
+    sides = list(zip(grid, factors, strict=True))
+    cells = masked.reshape(batch, *(n for size in grid for n in (size, 1)))
+    cells = cells.expand(batch, *(n for side in sides for n in side))
+    return cells.reshape(batch, *(size * times for size, times in sides))
 
 
 def draw_cuboids(grid: Shape, ratio: float, generator: torch.Generator) -> Bool[Tensor, "*grid"]:

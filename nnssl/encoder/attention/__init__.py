@@ -32,6 +32,7 @@ def window_attention(
     heads: int,
     bias: Float[Tensor, "heads slots slots"],
     mask: Mask | None,
+    parts: Float[Tensor, "rows 3 channels"] | None = None,
 ) -> Float[Tensor, "windows slots channels"]:
     """softmax(q k^T / sqrt(d) + bias + mask) v in each window, where q, k, v = x @ weight.T +
     offset.
@@ -40,6 +41,8 @@ def window_attention(
     weight: [3C C] and offset [3C]: rows ordered as q, k, v, then heads, then channels of a head.
     bias:   [heads n n], the same for all windows.
     mask:   as in `WindowPartition`, the same for all samples; W is a multiple of nW.
+    parts:  [rows 3 C], of which nothing is read: where the Triton kernel serves, the offset's
+    gradient arrives there, in parts (`nnssl.encoder.stream`); elsewhere at the offset.
     Returns [W n C].
     """
     windows, n, channels = x.shape
@@ -49,6 +52,15 @@ def window_attention(
         parts = weight @ rows if offset is None else torch.addmm(offset[:, None], weight, rows)
         out = cached.attention(parts.view(3, heads, d, windows, n), bias, mask)
         return out.view(channels, -1).t().view(x.shape)
+    if (
+        parts is not None
+        and offset is not None
+        and choice.kernel_serves(x.device, x.dtype, n, heads, d)
+    ):
+        from nnssl.encoder.attention import launch
+
+        qkv = F.linear(x, weight, offset.detach()).view(windows, n, 3, heads, d)
+        return launch.attention(qkv, bias, mask, parts)
     qkv = F.linear(x, weight, offset).view(windows, n, 3, heads, d)
     if _is_exporting():
         return plain.attention(qkv, bias, mask)

@@ -51,17 +51,27 @@ def _tried(device: torch.device, dtype: torch.dtype, n: int, heads: int, d: int)
 
 def _fault(device: torch.device, dtype: torch.dtype, n: int, heads: int, d: int) -> str:
     """Why the kernel does not serve; nothing where it does."""
+    case = f"n={n}, heads={heads}, d={d}"
+    return fault(device, dtype, lambda: compare(device, dtype, n, heads, d), case)
+
+
+def fault(
+    device: torch.device, dtype: torch.dtype, compare: Callable[[], dict[str, float]], case: str
+) -> str:
+    """Why a kernel does not serve for a `case`, by its errors in a comparison; nothing where it
+    does.
+    """
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
         return "it needs an NVIDIA GPU of compute capability 8.0 (A100, RTX 30) or later"
     try:
-        errors = compare(device, dtype, n, heads, d)
+        errors = compare()
     except Exception as error:  # whatever a compiler or driver may say
         return f"it cannot run ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
     name, worst = max(
         errors.items(), key=lambda item: float("inf") if item[1] != item[1] else item[1]
     )
     if not worst <= TOLERANCES[dtype]:
-        return f"its {name} is wrong by {worst:.1e} for {dtype}, n={n}, heads={heads}, d={d}; please report this"
+        return f"its {name} is wrong by {worst:.1e} for {dtype}, {case}; please report this"
     return ""
 
 

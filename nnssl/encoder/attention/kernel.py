@@ -71,20 +71,24 @@ def forward(
         tl.store(OUT + to, out.to(OUT.dtype.element_ty), mask=real)
 
 
-@triton.jit(do_not_specialize=["windows", "per_sample"])
+@triton.jit(do_not_specialize=["windows", "per_sample", "rows"])
 def backward(
-    QKV, BIAS, WHICH, REGIONS, DOUT, DQKV, PARTS, windows, per_sample, scale, hidden,
+    QKV, BIAS, WHICH, REGIONS, DOUT, DQKV, PARTS, SUMS, rows, windows, per_sample, scale, hidden,
     N: tl.constexpr, H: tl.constexpr, D: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
-    MASKED: tl.constexpr,
+    MASKED: tl.constexpr, SUMMED: tl.constexpr,
 ):  # fmt: skip
     """DQKV as QKV, and PARTS [programs H N N] in fp32, whose sum is the bias' gradient, from DOUT
-    as OUT.
+    as OUT. If SUMMED, SUMS [rows 3 H D] in fp32, whose sum is that of DQKV over windows and slots;
+    there are at least as many rows as programs.
     """
     head = tl.program_id(0)
     slot, channel = tl.arange(0, BN), tl.arange(0, BD)
     real = (slot[:, None] < N) & (channel[None, :] < D)
     bias = _bias(BIAS, head, slot, N)
     total = tl.zeros([BN, BN], tl.float32)
+    of_q = tl.zeros([BD], tl.float32)
+    of_k = tl.zeros([BD], tl.float32)
+    of_v = tl.zeros([BD], tl.float32)
     for window in range(tl.program_id(1), windows, tl.num_programs(1)):
         token = tl.cast(window, tl.int64) * N + slot[:, None]
         at = token * (3 * H * D) + head * D + channel[None, :]
@@ -105,6 +109,19 @@ def backward(
         tl.store(DQKV + at, dq.to(DQKV.dtype.element_ty), mask=real)
         dk = tl.dot(tl.trans(low), q, input_precision="ieee") * scale
         tl.store(DQKV + at + H * D, dk.to(DQKV.dtype.element_ty), mask=real)
+        if SUMMED:
+            of_q += tl.sum(dq, 0)
+            of_k += tl.sum(dk, 0)
+            of_v += tl.sum(dv, 0)
+    if SUMMED:
+        for row in range(tl.program_id(1), rows, tl.num_programs(1)):
+            to = SUMS + row * (3 * H * D) + head * D + channel
+            tl.store(to, of_q, mask=channel < D)
+            tl.store(to + H * D, of_k, mask=channel < D)
+            tl.store(to + 2 * H * D, of_v, mask=channel < D)
+            of_q = tl.zeros([BD], tl.float32)  # the other rows are zeros
+            of_k = tl.zeros([BD], tl.float32)
+            of_v = tl.zeros([BD], tl.float32)
     square = (slot[:, None] < N) & (slot[None, :] < N)
     part = (tl.program_id(1) * H + head) * N * N
     tl.store(PARTS + part + slot[:, None] * N + slot[None, :], total, mask=square)

@@ -23,14 +23,18 @@ if TYPE_CHECKING:
 FORWARD, BACKWARD = 20, 4
 
 
-def attention(qkv: Tensor, bias: Tensor, mask: Mask | None) -> Tensor:
+def attention(qkv: Tensor, bias: Tensor, mask: Mask | None, parts: Tensor | None = None) -> Tensor:
     """softmax(q k^T / sqrt(d) + bias + mask) v; qkv [W n 3 heads d], bias [heads n n] to [W n
     heads*d].
 
-    qkv in fp32, bf16 or fp16; the bias and its gradient in fp32.
+    qkv in fp32, bf16 or fp16; the bias and its gradient in fp32. parts: as in
+    `nnssl.encoder.stream.launch`, [rows 3 heads*d]: its gradient are parts of the sum of qkv's over
+    windows and slots. No compiler knows it.
     """
     rest = (None, None, 0.0) if mask is None else (mask.which, mask.regions, mask.hidden)
-    return (_operator if torch.compiler.is_compiling() else _Attention.apply)(qkv, bias, *rest)
+    if torch.compiler.is_compiling():
+        return _operator(qkv, bias, *rest)
+    return _Attention.apply(qkv, bias, *rest, parts)
 
 
 def padded(size: int) -> int:
@@ -67,7 +71,8 @@ def _run(
     which: Tensor | None,
     regions: Tensor | None,
     hidden: float,
-    *more: Tensor,
+    *more: Tensor | int,
+    **flags: bool,
 ) -> None:
     masked = regions is not None
     with torch.cuda.device(qkv.device) if qkv.device.type == "cuda" else nullcontext():
@@ -82,6 +87,7 @@ def _run(
             qkv.shape[-1] ** -0.5,
             hidden,
             **shape(qkv, masked),
+            **flags,
             **settings(qkv.dtype, qkv.shape[1], qkv.shape[-1]),
         )
 
@@ -113,9 +119,24 @@ def _attend_back(
     regions: Tensor | None,
     hidden: float,
 ) -> tuple[Tensor, Tensor]:
+    return _back(gradient, qkv, bias, which, regions, hidden)[:2]
+
+
+def _back(
+    gradient: Tensor,
+    qkv: Tensor,
+    bias: Tensor,
+    which: Tensor | None,
+    regions: Tensor | None,
+    hidden: float,
+    rows: int = 0,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Gradients of qkv and bias, and sums [rows 3 heads*d] of the first if there are to be any."""
     qkv, gradient = qkv.contiguous(), gradient.to(qkv.dtype).contiguous()
-    grid = _grid(qkv, BACKWARD)
+    heads, programs = _grid(qkv, BACKWARD)
+    grid = heads, min(programs, rows) if rows else programs
     to_qkv = torch.empty_like(qkv)
+    sums = qkv.new_empty(rows, 3, heads * qkv.shape[-1], dtype=torch.float32) if rows else None
     parts = bias.new_empty(grid[1], *bias.shape, dtype=torch.float32)
     _run(
         kernel.backward,
@@ -128,12 +149,16 @@ def _attend_back(
         gradient,
         to_qkv,
         parts,
+        qkv if sums is None else sums,
+        rows,
+        SUMMED=rows > 0,
     )
-    return to_qkv, parts.sum(0).to(bias.dtype)
+    return to_qkv, parts.sum(0).to(bias.dtype), sums
 
 
 class _Context(GradContext, Protocol):
     hidden: float
+    rows: int
 
 
 class _Attention(torch.autograd.Function):
@@ -147,15 +172,20 @@ class _Attention(torch.autograd.Function):
         which: Tensor | None,
         regions: Tensor | None,
         hidden: float,
+        parts: Tensor | None,
     ) -> Tensor:
         _keep(ctx, (qkv, bias, which, regions, hidden), None)
+        ctx.rows = 0 if parts is None else len(parts)
         return _attend(qkv, bias, which, regions, hidden)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: _Context, gradient: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(
+        ctx: _Context, gradient: Tensor
+    ) -> tuple[Tensor, Tensor, None, None, None, Tensor | None]:
         qkv, bias, which, regions = ctx.saved_tensors
-        return *_attend_back(gradient, qkv, bias, which, regions, ctx.hidden), None, None, None
+        to_qkv, to_bias, sums = _back(gradient, qkv, bias, which, regions, ctx.hidden, ctx.rows)
+        return to_qkv, to_bias, None, None, None, sums
 
 
 def _keep(ctx: _Context, inputs: tuple, output: Tensor | None) -> None:

@@ -5,24 +5,26 @@ A wrong word that `nnssl_plan` finds after a night of pretraining has cost the n
 
 from __future__ import annotations
 
-import argparse
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
-from typing import NoReturn
 
-from nnssl import hook
-from nnssl.commands import Command
+from nnssl import hook, options
+from nnssl.convert.request import Request as ConvertRequest
 from nnssl.encoder.presets import preset
-from nnssl.finetune.architecture import Recipe
 from nnssl.network.decoders import DECODERS
+from nnssl.plans.request import Request as PlanRequest
+from nnssl.recipe import Recipe
 from nnssl.study.design.description import Arm, Study
 from nnssl.study.design.values import DescriptionError
-from nnssl.study.execution import preparation, runs
+from nnssl.study.execution import pretraining
+from nnssl.study.execution.flags import flags, recipe_flags
+from nnssl.study.execution.pretraining import Start
+from nnssl.study.execution.runs import ArmOnTask
+from nnssl.train.options import CommandOptions
 
-Parsers = Mapping[str, Callable[[], argparse.ArgumentParser]]  # of the commands, by name
 DEFAULT, PRIMUS, SWIN = "DefaultNetworkTrainer", "PrimusTrainer", "SwinSSLTrainer"
 OF_THE_STUDY = {
     "-o",
@@ -39,13 +41,13 @@ OF_THE_STUDY = {
 }
 
 
-def check(study: Study, parsers: Parsers) -> None:
+def check(study: Study) -> None:
     """Raises DescriptionError for a method, a flag, a setting or a recipe that a command would
     refuse.
     """
     for arm in study.arms:
         try:
-            _check_start(study, arm, parsers)
+            _check_start(study, arm)
             _check_trainer(study, arm)
             if arm.encoder:
                 preset(arm.encoder)
@@ -54,27 +56,28 @@ def check(study: Study, parsers: Parsers) -> None:
         for task in study.tasks:
             recipe = study.recipe_of(task, arm)
             try:
-                _check_recipe(recipe, parsers)
+                _check_recipe(recipe)
             except (ValueError, TypeError) as error:
                 raise DescriptionError(
                     f"recipe of arm {arm.name} on task {task.name}: {error}"
                 ) from error
 
 
-def _check_start(study: Study, arm: Arm, parsers: Parsers) -> None:
+def _check_start(study: Study, arm: Arm) -> None:
     if arm.start not in ("pretrain", "imagenet"):
         return
-    said = preparation.flags(arm.options)
-    if taken := sorted(OF_THE_STUDY.intersection(said)):
+    command: type = CommandOptions if arm.start == "pretrain" else ConvertRequest
+    if taken := sorted(OF_THE_STUDY.intersection(flags(arm.options))):
         raise ValueError(f"options: {', '.join(taken)} is for the study itself to say")
-    (command,) = preparation.commands_of(study, arm, Path("made"))
-    args = _parsed(command, parsers)
+    ((_, *typed),) = pretraining.commands_of(Start(study, arm), Path("made"))
+    args = options.parse(typed, command)
     if arm.start == "pretrain":
         from nnssl.methods import METHODS
 
         if args.method not in METHODS:
             raise ValueError(f"method: unknown {args.method!r}; known: {', '.join(METHODS)}")
         METHODS[args.method].Config.parse(args.settings)
+    options.build(command, args)
 
 
 def _check_trainer(study: Study, arm: Arm) -> None:
@@ -82,7 +85,7 @@ def _check_trainer(study: Study, arm: Arm) -> None:
     if arm.start == "elsewhere":
         return
     for task in [task for task in study.tasks if arm in study.arms_of(task)]:
-        name = runs.trainer_of(study, task, arm)
+        name = ArmOnTask(study, task, arm).trainer
         ancestors = _ancestors(name)
         if arm.start == "default" and (DEFAULT not in ancestors or SWIN in ancestors):
             known = ", ".join(each for each in _ours() if each.startswith("DefaultPrimus"))
@@ -124,24 +127,10 @@ def _ancestors(name: str) -> set[str]:
         ) from error
 
 
-def _check_recipe(recipe: Mapping, parsers: Parsers) -> None:
-    command = ["nnssl_plan", "-d", "1", *preparation.recipe_flags(recipe)]
-    args = vars(_parsed(command, parsers))
-    if (decoder := args["decoder"]) and decoder not in DECODERS:
-        raise ValueError(f"unknown decoder {decoder!r}; known: {', '.join(DECODERS)}")
-    given = {name: args[name] for name in Recipe.__dataclass_fields__ if name in args}
-    Recipe(**{name: value for name, value in given.items() if value is not None})
-
-
-def _parsed(command: Command, parsers: Parsers) -> argparse.Namespace:
-    name, *words = command
-    parser = parsers[name]()
-    parser.error = _refuse
-    try:
-        return parser.parse_args(words)
-    except SystemExit as error:  # --help
-        raise ValueError(f"{' '.join(words)} would end {name} before its work") from error
-
-
-def _refuse(message: str) -> NoReturn:
-    raise ValueError(message)
+def _check_recipe(recipe: Mapping) -> None:
+    """As `nnssl_plan` reads it."""
+    typed = ["-d", "1", *recipe_flags(recipe)]
+    args = options.parse(typed, PlanRequest, Recipe, unset=True)
+    if args.decoder and args.decoder not in DECODERS:
+        raise ValueError(f"unknown decoder {args.decoder!r}; known: {', '.join(DECODERS)}")
+    Recipe.chosen(options.values_of(Recipe, args))

@@ -19,6 +19,7 @@ from nnssl.study.design.parts import (
     BASELINE,
     OTHERS,
     RECIPE,
+    REST,
     STARTS,
     Arm,
     Budget,
@@ -36,6 +37,7 @@ __all__ = [
     "BASELINE",
     "OTHERS",
     "RECIPE",
+    "REST",
     "STARTS",
     "Arm",
     "Budget",
@@ -73,6 +75,11 @@ class Study:
 
     def arms_of(self, task: Task) -> list[Arm]:
         return [arm for arm in self.arms if not arm.tasks or task.name in arm.tasks]
+
+    @property
+    def pairs(self) -> list[tuple[Task, Arm]]:
+        """Every task with each arm that is tried on it."""
+        return [(task, arm) for task in self.tasks for arm in self.arms_of(task)]
 
     def budgets_of(self, arm: Arm) -> tuple[Budget, ...]:
         return tuple(budget for budget in self.budgets if not arm.budgets or budget in arm.budgets)
@@ -159,6 +166,7 @@ def _check(study: Study) -> None:
             f"{len(study.arms)} arms x {len(study.tasks)} tasks x {len(study.budgets)} budgets x "
             f"{len(study.seeds)} seeds are {count} runs; a study has {MOST_RUNS} at most"
         )
+    _check_rest(study)
     plans = Counter(f"{task.name}-{arm.name}" for task in study.tasks for arm in study.arms)
     if same := [name for name, times in plans.items() if times > 1]:
         raise DescriptionError(
@@ -195,3 +203,12 @@ def _check(study: Study) -> None:
                 f"arm {arm.name} is pretrained after {arm.after}, which has no encoder before it; "
                 f"with one: {first}"
             )
+
+
+def _check_rest(study: Study) -> None:
+    on_the_rest = [task.name for task in study.tasks if task.validate == REST]
+    if on_the_rest and (study.by_fold or ALL in study.budgets):
+        raise DescriptionError(
+            f"task {on_the_rest[0]} validates on the rest, on all cases that are not trained on: "
+            f"give seeds and numbers of cases, not folds and not the budget {ALL}"
+        )

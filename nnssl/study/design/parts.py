@@ -6,14 +6,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 
-from nnssl.finetune.architecture import BASE
+from nnssl.options import options_of
+from nnssl.recipe import Recipe
 from nnssl.study.design import values
 from nnssl.study.design.values import DescriptionError
+from nnssl.types import BASE
 
 Budget = int | str  # a number of cases, or ALL
 
 ALL = "all"
 BASELINE = "scratch"
+FOLD, REST = "fold", "rest"  # which cases a task validates on
 STARTS = ("scratch", "checkpoint", "pretrain", "default", "imagenet", "supervised", "elsewhere")
 OTHERS = ("default", "elsewhere")  # of which start another network than ours
 NEEDS = {  # what an arm must say beside its name and start, and what else it may say
@@ -25,11 +28,8 @@ NEEDS = {  # what an arm must say beside its name and start, and what else it ma
     "imagenet": (("weights",), ("options",)),
     "supervised": (("dataset", "configuration"), ("encoder",)),
 }
-RECIPE = (  # of `nnssl_plan`, as its flags are called, and the trainer
-    "trainer", "decoder", "patch", "batch_size", "epochs", "iterations", "val_iterations", "foreground", "mirror", "lr",
-    "head_lr", "encoder_lr", "layer_decay", "warmup_iterations", "warmup_epochs", "unfreeze_every", "weight_decay",
-    "schedule", "drop_path", "ema", "lora_rank", "lora_alpha",
-)  # fmt: skip
+NETWORK = ("decoder", "patch", "batch_size")  # of `nnssl_plan`, and as well of a recipe here
+RECIPE = ("trainer", *NETWORK, *(each.key for each in options_of(Recipe) if each.flag))
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,7 @@ class Task:
     configuration: str = "3d_fullres"
     plans: str = BASE  # nnU-Net's, from which spacing and data come
     fold: int = 0  # whose validation cases are every run's
+    validate: str = FOLD  # or REST: a seed's runs on all cases that none of them trains on
     modality: str | None = None  # CT, MR, ...: for the report
     # a regular expression: what it finds in a case's name is the subject
     subject: str | None = None
@@ -146,6 +147,11 @@ def task_of(given: object) -> Task:
     if "tolerance" in entry:
         entry["tolerance"] = values.positive(entry["tolerance"], f"{what}tolerance (mm)")
     entry["fold"] = values.count(entry.get("fold", 0), f"{what}fold")
+    validate = values.one_of(entry.get("validate", FOLD), (FOLD, REST), f"{what}validate")
+    if validate == REST and entry["fold"]:
+        raise DescriptionError(
+            f"{what}validate: {REST} is instead of a fold; leave out one of them"
+        )
     entry["recipe"] = recipe_of(entry.get("recipe", {}), f"task {name}")
     return Task(**entry)
 

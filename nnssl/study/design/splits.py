@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nnssl import files
-from nnssl.study.design.description import ALL, Budget, Study, Task
+from nnssl.study.design.description import ALL, REST, Budget, Study, Task
 
 FILE, OWNER = "splits_final.json", "nnssl_study"
 FOLDS, FOLD_SEED = 5, 12345  # nnU-Net's own
@@ -74,6 +74,9 @@ def wanted(
     """
     found = {}
     for seed in study.seeds:
+        if task.validate == REST:
+            found |= _with_the_rest(study, task, labels, seed)
+            continue
         fold = seed if study.by_fold else task.fold
         if fold >= len(folds) or OWNER in folds[fold]:
             own = sum(OWNER not in entry for entry in folds)
@@ -86,6 +89,18 @@ def wanted(
         for budget in study.budgets:
             found[budget, seed] = (take(order, budget, labels, task.name), val)
     return found
+
+
+def _with_the_rest(study: Study, task: Task, labels: Labels, seed: int) -> dict:
+    """As `wanted`, for one seed: drawn of all cases, and validated on those that not even the
+    largest budget trains on.
+    """
+    order = nested_order(sorted(labels), labels, task.subject, f"{task.name} {seed}")
+    trained = {budget: take(order, budget, labels, task.name) for budget in study.budgets}
+    most = max(study.budgets)
+    if not (val := tuple(sorted(labels.keys() - set(trained[most])))):
+        raise SplitError(f"task {task.name}: a budget of {most} cases leaves none to validate on")
+    return {(budget, seed): (train, val) for budget, train in trained.items()}
 
 
 def apart(train: Sequence[str], val: Sequence[str], subject: str | None) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from nnssl import address
+from nnssl.weights import RELEASED
 
 # no "__": nnU-Net and the runs' names join by it
 NAME = re.compile(r"[A-Za-z0-9]+([-_][A-Za-z0-9]+)*")
@@ -163,10 +164,12 @@ def path(entry: object, beside: Path, what: str) -> Path:
 
 
 def weights(entry: object, beside: Path, what: str) -> Path:
-    """A path as `path`, or an address (`nnssl.address`), whose file is fetched."""
+    """A path as `path`; or an address (`nnssl.address`), whose file is fetched, or a name."""
     where = text(entry, what)
     if not address.is_address(where):
-        return path(where, beside, what)
+        there = path(where, beside, what)
+        if there.exists() or where not in RELEASED:
+            return there
     try:
         return address.local(where)
     except address.AddressError as error:

@@ -13,55 +13,63 @@ from importlib.metadata import PackageNotFoundError, version
 from nnssl import __version__, files
 from nnssl.study.design import splits
 from nnssl.study.design.description import Study
-from nnssl.study.execution import runs
+from nnssl.study.execution import jobs, runs
+from nnssl.study.execution.jobs import DONE, NOT_DONE, FineTuningJob
 from nnssl.study.execution.runs import Run
+from nnssl.study.rows import CaseRow, EpochRow, RunRow, StudyRow
 
-OURS = ("study", "run", "epoch", "case")
+OURS = [kind.KIND for kind in (StudyRow, RunRow, EpochRow, CaseRow)]
 
 
 def collect(study: Study) -> dict[str, str]:
     """Write `study.results`, whole or not at all; the state of every run by its name."""
     before = files.read_json_lines(study.results) if study.results.exists() else []
-    rows = [_study_row(study, next((row for row in before if row["kind"] == "study"), None))]
-    states = {}
-    for run in runs.all_runs(study):
-        of_run = rows_of(run)
-        states[run.name] = of_run[0]["state"]
-        rows += of_run
-    rows += [row for row in before if row["kind"] not in OURS]
+    of_runs = {run.name: rows_of(run) for run in runs.all_runs(study)}
+    rows = [
+        _study_row(study, next((row for row in before if row["kind"] == StudyRow.KIND), None)),
+        *(row for rows in of_runs.values() for row in rows),
+        *(row for row in before if row["kind"] not in OURS),
+    ]
     files.write_json_lines(study.results, rows)
-    return states
+    return {name: rows[0]["state"] for name, rows in of_runs.items()}
 
 
 def rows_of(run: Run) -> list[dict]:
     """A finished run's rows as its job wrote them, cases with their subject where the task has
     subjects; else one that says that it failed, and why, or is missing."""
-    state, reason = runs.state(run.folder)
-    if state == "done" and (run.folder / runs.ROWS).is_file():
-        rows = files.read_json_lines(run.folder / runs.ROWS)
-        for row in rows if run.task.subject else []:
-            if row["kind"] == "case":
-                row["subject"] = splits.subject_of(row["case"], run.task.subject)
-        return rows
-    job = files.read_json(run.folder / runs.JOB) if (run.folder / runs.JOB).is_file() else {}
-    return [
-        {
-            "kind": "run",
-            "run": run.name,
-            "task": run.task.name,
-            "arm": run.arm.name,
-            "budget": run.budget,
-            "cases": job.get("cases"),
-            "seed": run.seed,
-            "configuration": run.task.configuration,
-            "trainer": run.trainer,
-            "plans": run.plans,
-            "state": "failed" if state == "failed" else "missing",
-            "hours": None,
-            "epochs": None,
-            "reason": reason,
-        }
-    ]
+    path = run.folder / jobs.ROWS
+    if run.is_done and path.is_file():
+        return [_with_subject(row, run.task.subject) for row in files.read_json_lines(path)]
+    return [_unfinished(run).to_json()]
+
+
+def row_of(run: Run) -> RunRow:
+    """Of the run itself."""
+    return RunRow.from_json(rows_of(run)[0])
+
+
+def _with_subject(row: dict, subject: str | None) -> dict:
+    if row["kind"] != CaseRow.KIND or not subject:
+        return row
+    return {**row, "subject": splits.subject_of(row["case"], subject)}
+
+
+def _unfinished(run: Run) -> RunRow:
+    begun = (run.folder / jobs.JOB).is_file()
+    job, outcome = jobs.read(run.folder) if begun else None, run.outcome
+    return RunRow(
+        run=run.name,
+        task=run.task.name,
+        arm=run.arm.name,
+        budget=run.budget,
+        cases=job.cases if isinstance(job, FineTuningJob) else None,
+        seed=run.seed,
+        configuration=run.task.configuration,
+        trainer=run.trainer,
+        plans=run.plans,
+        state=NOT_DONE if outcome.state == DONE else outcome.state,
+        reason=outcome.reason,
+    )
 
 
 def _study_row(study: Study, before: dict | None) -> dict:
@@ -71,21 +79,18 @@ def _study_row(study: Study, before: dict | None) -> dict:
     description = json.loads(json.dumps(study.source, default=str))
     if before and before["description"] == description:
         return before
-    return {
-        "kind": "study",
-        "name": study.name,
-        "description": description,
-        "versions": {
-            "nnssl": __version__,
-            **_versions(("nnunetv2", "torch")),
-            "python": platform.python_version(),
-        },
-        "machine": {
-            "system": platform.platform(),
-            "processors": os.cpu_count(),
-            "accelerator": _accelerator(),
-        },
+    versions = {
+        "nnssl": __version__,
+        **_versions(("nnunetv2", "torch")),
+        "python": platform.python_version(),
     }
+    machine = {
+        "system": platform.platform(),
+        "processors": os.cpu_count(),
+        "accelerator": _accelerator(),
+    }
+    row = StudyRow(name=study.name, description=description, versions=versions, machine=machine)
+    return row.to_json()
 
 
 def _versions(packages: Iterable[str]) -> dict[str, str]:

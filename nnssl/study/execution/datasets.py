@@ -1,16 +1,17 @@
-"""nnU-Net's datasets as a study sees them: names, folders, and what is left to plan and preprocess."""
+"""nnU-Net's datasets as a study sees them: names, folders, what is left to plan and preprocess."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from nnssl import files
 from nnssl.commands import Command
-from nnssl.finetune.architecture import BASE
-from nnssl.study.execution.runs import StudyError
-from nnssl.types import PREPROCESSED, RAW
+from nnssl.study.design.description import Arm, Study
+from nnssl.study.execution.jobs import StudyError
+from nnssl.study.execution.shell import Foreground
+from nnssl.types import BASE, PREPROCESSED, RAW
 
 # nnU-Net's own plans that a study makes where they are missing, and by which planner
 PLANNERS = {
@@ -18,84 +19,128 @@ PLANNERS = {
 }
 
 
-def full_name(dataset: str) -> str:
-    """Dataset501_Name of "501". Raises StudyError."""
-    from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
-
-    try:
-        return maybe_convert_to_dataset_name(int(dataset) if dataset.isdigit() else dataset)
-    except (RuntimeError, ValueError) as error:
-        raise StudyError(f"nnU-Net knows no dataset {dataset} in $nnUNet_raw: {error}") from error
-
-
-def number(dataset: str) -> str:
-    """501 of "501" or "Dataset501_Name": some of nnU-Net's commands take nothing else."""
-    from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_to_id
-
-    return str(convert_dataset_name_to_id(full_name(dataset)))
-
-
-def raw(dataset: str) -> dict:
-    """The dataset.json that its makers wrote."""
-    return files.read_json(Path(os.environ[RAW], full_name(dataset), "dataset.json"))
-
-
-def preprocessed(dataset: str) -> Path:
-    return Path(os.environ[PREPROCESSED], full_name(dataset))
-
-
-def data_commands(dataset: str, configuration: str, plans_name: str = BASE) -> list[Command]:
-    """What is left to plan and preprocess, so far as is known now; none where every training case
-    is there. Raises StudyError where plans that nobody here can make are asked for and not there.
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset by its ID, "501", or its name, "Dataset501_Name". All raise StudyError for one that
+    nnU-Net does not know.
     """
-    folder, processes = preprocessed(dataset), os.environ.get("nnUNet_def_n_proc", "4")  # noqa: SIM112 nnU-Net's name
-    about, named = raw(dataset), ["-d", number(dataset)]
-    if not (folder / f"{plans_name}.json").is_file():
-        if plans_name in PLANNERS:
-            return [["nnUNetv2_plan_experiment", *named, "-pl", PLANNERS[plans_name]]]
-        if plans_name != BASE:
+
+    given: str
+
+    @property
+    def name(self) -> str:
+        """The full one."""
+        from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+
+        given = int(self.given) if self.given.isdigit() else self.given
+        try:
+            return maybe_convert_to_dataset_name(given)
+        except (RuntimeError, ValueError) as error:
+            raise StudyError(f"nnU-Net knows no dataset {given} in $nnUNet_raw: {error}") from error
+
+    @property
+    def number(self) -> str:
+        """Some of nnU-Net's commands take nothing else."""
+        from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_to_id
+
+        return str(convert_dataset_name_to_id(self.name))
+
+    @property
+    def about(self) -> dict:
+        """The dataset.json that its makers wrote."""
+        return files.read_json(Path(os.environ[RAW], self.name, "dataset.json"))
+
+    @property
+    def folder(self) -> Path:
+        """Of nnU-Net's plans and preprocessed data."""
+        return Path(os.environ[PREPROCESSED], self.name)
+
+    def read_plans(self, name: str) -> dict:
+        return files.read_json(self.folder / f"{name}.json")
+
+    def stored(self, configuration: str, plans: str = BASE) -> Path:
+        """The folder with a configuration's preprocessed cases."""
+        return self.folder / identifier(self.read_plans(plans), configuration)
+
+    def commands(self, configuration: str, plans: str = BASE) -> list[Command]:
+        """What is left to plan and preprocess, so far as is known now; none where every training
+        case is there. Raises StudyError where plans that nobody here can make are asked for.
+        """
+        if not (self.folder / f"{plans}.json").is_file():
+            return [self._plan(configuration, plans)]
+        self._require(configuration, plans)
+        if self._stored_cases(configuration, plans) >= self.about["numTraining"]:
+            return []
+        words = ["-plans_name", plans, "-c", configuration, "-np", _processes()]
+        return [["nnUNetv2_preprocess", "-d", self.number, *words]]
+
+    def _require(self, configuration: str, plans: str) -> None:
+        known = self.read_plans(plans)["configurations"]
+        if configuration not in known:
             raise StudyError(
-                f"dataset {dataset} has no plans {plans_name}; let nnU-Net make them, for example "
-                f"with another spacing (mm):\n  nnUNetv2_plan_experiment -d {number(dataset)} "
-                f"-overwrite_plans_name {plans_name} -overwrite_target_spacing Z Y X"
+                f"dataset {self.given} has no configuration {configuration}; its {plans} has "
+                f"{', '.join(known)}"
             )
-        return [
-            [
-                "nnUNetv2_plan_and_preprocess",
-                *named,
-                "-c",
-                configuration,
-                "-npfp",
-                processes,
-                "-np",
-                processes,
-            ]
-        ]
-    plans = files.read_json(folder / f"{plans_name}.json")
-    if configuration not in plans["configurations"]:
-        known = ", ".join(plans["configurations"])
+
+    def _plan(self, configuration: str, plans: str) -> Command:
+        named = ["-d", self.number]
+        if plans in PLANNERS:
+            return ["nnUNetv2_plan_experiment", *named, "-pl", PLANNERS[plans]]
+        if plans == BASE:
+            words = ["-c", configuration, "-npfp", _processes(), "-np", _processes()]
+            return ["nnUNetv2_plan_and_preprocess", *named, *words]
         raise StudyError(
-            f"dataset {dataset} has no configuration {configuration}; its {plans_name} has {known}"
+            f"dataset {self.given} has no plans {plans}; let nnU-Net make them, for example with "
+            f"another spacing (mm):\n  nnUNetv2_plan_experiment -d {self.number} "
+            f"-overwrite_plans_name {plans} -overwrite_target_spacing Z Y X"
         )
-    cases = (folder / identifier(plans, configuration)).glob("*.pkl")
-    labels = (folder / "gt_segmentations").glob(f"*{about['file_ending']}")  # copied last
-    if min(len(list(cases)), len(list(labels))) < about["numTraining"]:
-        return [
-            [
-                "nnUNetv2_preprocess",
-                *named,
-                "-plans_name",
-                plans_name,
-                "-c",
-                configuration,
-                "-np",
-                processes,
-            ]
-        ]
-    return []
+
+    def _stored_cases(self, configuration: str, plans: str) -> int:
+        cases = _count(self.stored(configuration, plans), ".pkl")
+        labels = _count(self.folder / "gt_segmentations", self.about["file_ending"])
+        return min(cases, labels)  # nnU-Net copies the labels last
 
 
-def identifier(plans: Mapping, configuration: str) -> str:
+def wanted(study: Study) -> list[tuple[Dataset, str, str]]:
+    """(dataset, configuration, nnU-Net's plans) of all tasks, of other networks, and of arms
+    pretrained with labels; each once.
+    """
+    found = [(task.dataset, task.configuration, task.plans) for task in study.tasks]
+    for task, arm in study.pairs:
+        if arm.start == "default" and arm.plans:
+            found.append((task.dataset, task.configuration, arm.plans))
+    for arm in study.arms:
+        if arm.start == "supervised":
+            found.append((*labelled(arm), BASE))
+    return [
+        (Dataset(name), configuration, plans) for name, configuration, plans in dict.fromkeys(found)
+    ]
+
+
+def labelled(arm: Arm) -> tuple[str, str]:
+    """Dataset and configuration of a supervised start, which has to name both."""
+    if arm.dataset is None or arm.configuration is None:
+        raise StudyError(f"arm {arm.name} must say dataset and configuration")
+    return arm.dataset, arm.configuration
+
+
+def preprocess(study: Study, here: Foreground) -> None:
+    """nnU-Net's plans and data of all datasets; which data are missing is known with the plans."""
+    for dataset, configuration, plans in wanted(study):
+        for _ in ("plan", "preprocess"):
+            commands = dataset.commands(configuration, plans)
+            here.run(commands, f"data-{dataset.given}-{configuration}")
+
+
+def identifier(plans: dict, configuration: str) -> str:
     """The name of the folder with a configuration's data."""
     entry = plans["configurations"][configuration]
     return entry.get("data_identifier") or identifier(plans, entry["inherits_from"])
+
+
+def _count(folder: Path, ending: str) -> int:
+    return sum(1 for _ in folder.glob(f"*{ending}"))
+
+
+def _processes() -> str:
+    return os.environ.get("nnUNet_def_n_proc", "4")  # noqa: SIM112 nnU-Net's name

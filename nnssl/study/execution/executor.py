@@ -16,82 +16,129 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from nnssl import files
-from nnssl.study.execution import runs
+from nnssl.study.design.description import Study
+from nnssl.study.execution import jobs
+from nnssl.study.execution.jobs import DONE, FAILED, NOT_DONE, Outcome, StudyError
+from nnssl.study.execution.shell import Say
 
 ATTEMPTS = 2
 
-Say = Callable[[str], None]
 Executor = Callable[[Sequence[Path], Say], None]
+Place = Mapping[str, str]  # environment variables, such as CUDA_VISIBLE_DEVICES
 
 
-def local(places: Sequence[Mapping[str, str]]) -> Executor:
-    """One job at a time in each of `places`, which are environment variables, such as
-    CUDA_VISIBLE_DEVICES.
-    """
+def chosen(kind: str, study: Study, parallel: int | None) -> Executor:
+    """Of `--executor`."""
+    if kind == "slurm":
+        from nnssl.study.execution.slurm import slurm
 
-    def execute(folders: Sequence[Path], say: Say) -> None:
-        free: queue.Queue[Mapping[str, str]] = queue.Queue()
+        return slurm(study.folder / "slurm", study.slurm)
+    return local(places(study.device, parallel))
+
+
+def local(places: Sequence[Place]) -> Executor:
+    """One job at a time in each of `places`."""
+    return lambda folders, say: _Local(places, say).do_all(folders)
+
+
+class _Local:
+    """The free places and the processes of one call."""
+
+    def __init__(self, places: Sequence[Place], say: Say) -> None:
+        self.say, self.count = say, len(places)
+        self.free: queue.Queue[Place] = queue.Queue()
         for place in places:
-            free.put(place)
-        processes: set[subprocess.Popen] = set()
-        stopping = False
+            self.free.put(place)
+        self.processes: set[subprocess.Popen] = set()
+        self.stopping = False
 
-        def one(folder: Path) -> None:
-            place = free.get()
+    def do_all(self, folders: Sequence[Path]) -> None:
+        with ThreadPoolExecutor(self.count) as pool:
             try:
-                for attempt in range(1, ATTEMPTS + 1):
-                    forget_failure(folder)
-                    process = subprocess.Popen(
-                        [sys.executable, "-m", "nnssl.study.execution.job", str(folder)],
-                        env={**os.environ, **place},
-                    )
-                    processes.add(process)
-                    if stopping:  # before this one could be seen
-                        process.terminate()
-                    status = process.wait()
-                    processes.discard(process)
-                    if stopping or settled(
-                        folder, attempt, f"the process ended with status {status}", say
-                    ):
-                        return
-            finally:
-                free.put(place)
-
-        with ThreadPoolExecutor(len(places)) as pool:
-            try:
-                for future in [pool.submit(one, folder) for folder in folders]:
+                for future in [pool.submit(self._do, folder) for folder in folders]:
                     future.result()
             except BaseException:  # Ctrl-C, SIGTERM: what runs is ended, and continues another time
-                stopping = True
+                self.stopping = True
                 pool.shutdown(wait=False, cancel_futures=True)
-                for process in list(processes):
+                for process in list(self.processes):
                     process.terminate()
                 raise
 
-    return execute
+    def _do(self, folder: Path) -> None:
+        place = self.free.get()
+        try:
+            for attempt in range(1, ATTEMPTS + 1):
+                status = self._process(folder, place)
+                silent = f"the process ended with status {status}"
+                if self.stopping or settled(folder, attempt, silent, self.say):
+                    return
+        finally:
+            self.free.put(place)
 
-
-def forget_failure(folder: Path) -> None:
-    """Before another attempt."""
-    if runs.state(folder)[0] == "failed":
-        (folder / runs.OUTCOME).unlink()
+    def _process(self, folder: Path, place: Place) -> int:
+        """One attempt; the status with which it ended."""
+        jobs.forget_failure(folder)
+        command = [sys.executable, "-m", "nnssl.study.execution.job", str(folder)]
+        process = subprocess.Popen(command, env={**os.environ, **place})
+        self.processes.add(process)
+        if self.stopping:  # before this one could be seen
+            process.terminate()
+        status = process.wait()
+        self.processes.discard(process)
+        return status
 
 
 def settled(folder: Path, attempt: int, otherwise: str, say: Say) -> bool:
     """Whether nothing is left to try. A job that ended without a word gets `otherwise` as its
     reason.
     """
-    state, reason = runs.state(folder)
-    if state == "done":
-        say(f"  {folder.name}: done")
-        return True
-    if state == "missing":
-        files.write_json(folder / runs.OUTCOME, {"state": "failed", "reason": otherwise})
-        reason = otherwise
-    first = (reason or otherwise).strip().splitlines()[0]
-    if attempt < ATTEMPTS:
-        say(f"  {folder.name}: failed, is tried once more ({first})")
-        return False
-    say(f"  {folder.name}: failed ({first}); {folder / runs.LOG} tells more")
-    return True
+    if jobs.outcome(folder).state == NOT_DONE:
+        jobs.settle(folder, Outcome(FAILED, otherwise))
+    outcome, last = jobs.outcome(folder), attempt == ATTEMPTS
+    say(f"  {folder.name}: {_told(folder, outcome, last)}")
+    return outcome.state == DONE or last
+
+
+def _told(folder: Path, outcome: Outcome, last: bool) -> str:
+    """What became of an attempt, in words."""
+    if outcome.state == DONE:
+        return "done"
+    if last:
+        return f"failed ({outcome.in_short}); {folder / jobs.LOG} tells more"
+    return f"failed, is tried once more ({outcome.in_short})"
+
+
+# Where runs go beside each other
+
+
+def places(device: str, parallel: int | None) -> list[Place]:
+    """By default each GPU has one run, and a CPU one in all."""
+    if device != "cuda":
+        return [{}] * beside(device, parallel)
+    visible = _visible_gpus()
+    if not visible:
+        raise StudyError(
+            "the description says device: cuda, and there is no GPU; write device: cpu, or "
+            "--executor slurm"
+        )
+    count = beside(device, parallel)
+    return [{"CUDA_VISIBLE_DEVICES": visible[n % len(visible)]} for n in range(count)]
+
+
+def _visible_gpus() -> list[str]:
+    import torch
+
+    gpus = torch.cuda.device_count()
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",")[:gpus] if named else list(map(str, range(gpus)))
+
+
+def beside(device: str, parallel: int | None) -> int:
+    """How many runs are done beside each other; also where there is no GPU, such as to say the
+    cost.
+    """
+    if parallel or device != "cuda":
+        return parallel or 1
+    import torch
+
+    return max(1, torch.cuda.device_count())

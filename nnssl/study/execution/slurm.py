@@ -16,15 +16,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nnssl import files
-from nnssl.study.execution import job, runs
-from nnssl.study.execution.executor import Executor, Say, forget_failure, settled
-from nnssl.study.execution.runs import StudyError
+from nnssl.study.execution import job, jobs
+from nnssl.study.execution.executor import Executor, settled
+from nnssl.study.execution.jobs import NOT_DONE, StudyError
+from nnssl.study.execution.shell import Say
 
 if TYPE_CHECKING:
     from submitit import AutoExecutor
 
 SECONDS = 5.0  # between two looks at the queue
 NUMBER = "slurm.json"  # beside job.json
+SQUEUE = ("squeue", "-h", "-o", "%T", "-j")
 GONE = (
     "",
     "COMPLETED",
@@ -37,25 +39,14 @@ GONE = (
 )
 
 
-def slurm(folder: Path, parameters: Mapping) -> Executor:
+def slurm(folder: Path, parameters: Mapping[str, object]) -> Executor:
     """An executor.
 
     folder:     for submitit's scripts and logs, where all nodes see it.
     parameters: of submitit's AutoExecutor, such as slurm_partition, timeout_min, gpus_per_node,
     mem_gb. Raises StudyError where submitit or SLURM is missing.
     """
-    try:
-        import submitit
-    except ImportError as error:
-        raise StudyError(
-            '--executor slurm needs submitit: pip install "nnssl-swin[slurm]"'
-        ) from error
-    try:
-        maker = submitit.AutoExecutor(folder=str(folder / "%j"), cluster="slurm")
-    except RuntimeError as error:
-        raise StudyError(
-            f"SLURM is not usable here ({error}); --executor local does without"
-        ) from error
+    maker = _submitit(folder)
     maker.update_parameters(**parameters)
 
     def execute(folders: Sequence[Path], say: Say) -> None:
@@ -64,6 +55,21 @@ def slurm(folder: Path, parameters: Mapping) -> Executor:
             time.sleep(SECONDS)
 
     return execute
+
+
+def _submitit(folder: Path) -> AutoExecutor:
+    try:
+        import submitit
+    except ImportError as error:
+        raise StudyError(
+            '--executor slurm needs submitit: pip install "nnssl-swin[slurm]"'
+        ) from error
+    try:
+        return submitit.AutoExecutor(folder=str(folder / "%j"), cluster="slurm")
+    except RuntimeError as error:
+        raise StudyError(
+            f"SLURM is not usable here ({error}); --executor local does without"
+        ) from error
 
 
 @dataclass
@@ -85,14 +91,14 @@ class _Job:
             self.submit()
 
     def submit(self) -> None:
-        forget_failure(self.folder)
+        jobs.forget_failure(self.folder)
         self.number = self.maker.submit(job.do, self.folder).job_id
         files.write_json(self.folder / NUMBER, {"job": self.number})
         self.say(f"  {self.folder.name}: job {self.number}")
 
     def finished(self, logs: Path) -> bool:
         """Whether nothing is left to wait for; a job that failed is handed in once more."""
-        if runs.state(self.folder)[0] == "missing" and in_queue(self.number):
+        if jobs.outcome(self.folder).state == NOT_DONE and in_queue(self.number):
             return False
         gone = (
             f"job {self.number} left the queue without a result; its output is in "
@@ -109,9 +115,7 @@ def in_queue(number: str) -> bool:
     """Whether SLURM knows the job as waiting or running. Raises StudyError where squeue gives no
     answer.
     """
-    done = subprocess.run(
-        ["squeue", "-h", "-j", number, "-o", "%T"], capture_output=True, text=True
-    )
+    done = subprocess.run([*SQUEUE, number], capture_output=True, text=True)
     if done.returncode and "Invalid job id" not in done.stderr:
         raise StudyError(
             f"squeue does not answer: {done.stderr.strip()}; the jobs continue, the same line "

@@ -8,10 +8,11 @@ own.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from nnssl import __version__, checkpoint, files
 from nnssl.encoder.swin import Swin, SwinConfig
@@ -27,45 +28,57 @@ def export(fold: Path, path: Path) -> None:
     saved = torch.load(fold / FINAL, map_location="cpu", weights_only=False)  # nnU-Net's own
     plans, name = saved["init_args"]["plans"], saved["init_args"]["configuration"]
     resolved = PlansManager(plans).get_configuration(name).configuration
-    arguments = resolved["architecture"]["arch_kwargs"]
-    channels = saved["network_weights"]["encoder.patch_embed.proj.weight"].shape[1]
+    arguments, weights = resolved["architecture"]["arch_kwargs"], saved["network_weights"]
+    _require_usable(fold, arguments, weights)
+    header = _header(plans, resolved, name, len(saved["logging"]["lrs"]))
+    checkpoint.write(path, checkpoint.pack(_encoder(arguments, weights), header, []))
+
+
+def _require_usable(fold: Path, arguments: dict, weights: dict[str, Tensor]) -> None:
+    channels = weights["encoder.patch_embed.proj.weight"].shape[1]
     if channels != 1:
         raise ValueError(
             f"{fold} was trained on {channels} channels; only an encoder of one can be passed on"
         )
-    encoder = Swin(SwinConfig.from_dict(arguments["encoder"]))
     if arguments.get("intensity"):
         raise ValueError(
             f"{fold} saw intensities mapped to another pretraining's; make its plans without a "
             "checkpoint"
         )
-    own = {key.removeprefix("encoder."): value for key, value in saved["network_weights"].items()
-           if key.startswith("encoder.") and not key.startswith("encoder.intensity.")}  # fmt: skip
+
+
+def _encoder(arguments: dict, weights: dict[str, Tensor]) -> Swin:
+    """Out of the network's weights."""
+    encoder = Swin(SwinConfig.from_dict(arguments["encoder"]))
+    own = {
+        key.removeprefix("encoder."): value
+        for key, value in weights.items()
+        if key.startswith("encoder.") and not key.startswith("encoder.intensity.")
+    }
     encoder.load_state_dict(own)
-    checkpoint.write(
-        path,
-        checkpoint.pack(encoder, _header(plans, resolved, name, len(saved["logging"]["lrs"])), []),
-    )
+    return encoder
 
 
-def _header(plans: dict, resolved: dict, name: str, epochs: int) -> dict:
-    hu = policy(
-        resolved["normalization_schemes"][0],
-        plans["foreground_intensity_properties_per_channel"]["0"],
-    )
-    axes = resolved["architecture"]["arch_kwargs"].get("axes") or range(len(resolved["spacing"]))
-    data = {
+def _data(plans: dict, resolved: dict, axes: Sequence[int]) -> dict:
+    """What the encoder saw, as a checkpoint's header describes a collection."""
+    properties = plans["foreground_intensity_properties_per_channel"]["0"]
+    hu = policy(resolved["normalization_schemes"][0], properties)
+    return {
         "name": plans["dataset_name"],
         "cases": "all",
         "fingerprint": files.fingerprint(plans),
         "spacing": _as_read(resolved["spacing"], axes),
         "hu": hu and hu.to_dict(),
     }
+
+
+def _header(plans: dict, resolved: dict, name: str, epochs: int) -> dict:
+    axes = resolved["architecture"]["arch_kwargs"].get("axes") or range(len(resolved["spacing"]))
     return {
         "method": "supervised",
         "preset": name,
         "crop": _as_read(resolved["patch_size"], axes),
-        "plan": data,
+        "plan": _data(plans, resolved, axes),
         "step": epochs,
         "run": {"steps": epochs, "batch_size": resolved["batch_size"], "seed": None},
         "method_config": plans.get("nnssl_recipe", {}),
@@ -86,8 +99,12 @@ def policy(scheme: str, properties: dict) -> HUPolicy | None:
     """
     if scheme != "CTNormalization":
         return None
-    low, high = properties["percentile_00_5"], properties["percentile_99_5"]
-    return HUPolicy(low=low, high=high, mean=properties["mean"], std=max(properties["std"], 1e-8))
+    return HUPolicy(
+        low=properties["percentile_00_5"],
+        high=properties["percentile_99_5"],
+        mean=properties["mean"],
+        std=max(properties["std"], 1e-8),
+    )
 
 
 if __name__ == "__main__":

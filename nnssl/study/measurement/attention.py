@@ -8,10 +8,13 @@ head with the distance of attention that is the same for all tokens, which `unif
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from nnssl.encoder.blocks import Block, WindowAttention
 from nnssl.encoder.swin import Swin
@@ -46,6 +49,15 @@ def weights(
     return (scores if mask is None else scores + mask[:, None]).softmax(-1)
 
 
+class HeadDistance(NamedTuple):
+    """Of one head, from 1, of a layer: its mean attention distance and that of even attention."""
+
+    layer: str
+    head: int
+    mm: float
+    uniform_mm: float
+
+
 class AttentionDistance:
     """Watches the blocks of an encoder while it encodes; `rows()` are the means so far.
 
@@ -57,74 +69,91 @@ class AttentionDistance:
     """
 
     def __init__(self, encoder: Swin, spacing: Spacing) -> None:
-        self.encoder, self.names, self.tokens = encoder, [], []
-        token = list(spacing)
-        for number, stage in enumerate(encoder.stages):
-            token = [mm * step for mm, step in zip(token, encoder.config.step(number), strict=True)]
-            self.names += [
-                f"stage {number + 1} block {place + 1}" for place in range(len(stage.blocks))
-            ]
-            self.tokens += [tuple(token)] * len(stage.blocks)
-        self.sums = [torch.zeros(block.attn.heads, dtype=torch.double) for block in self._blocks()]
-        self.queries = [0] * len(self.sums)
-        self.uniform_sums = [0.0] * len(self.sums)
-        self._hooks: list = []
+        self.encoder = encoder
+        self.seen = [
+            _Seen(f"stage {number + 1} block {place + 1}", _token(encoder, spacing, number),
+                  torch.zeros(block.attn.heads, dtype=torch.double))
+            for number, place, block in blocks_of(encoder)
+        ]  # fmt: skip
+        self._hooks: list[RemovableHandle] = []
 
     def __enter__(self) -> AttentionDistance:
-        for place, block in enumerate(self._blocks()):
-            self._hooks.append(block.attn.register_forward_pre_hook(self._watcher(place)))
+        for (*_, block), seen in zip(blocks_of(self.encoder), self.seen, strict=True):
+            self._hooks.append(block.attn.register_forward_pre_hook(seen.add))
         return self
 
     def __exit__(self, *_: object) -> None:
         while self._hooks:
             self._hooks.pop().remove()
 
-    def rows(self) -> list[dict]:
-        """{"layer", "head", "mm", "uniform_mm"} of every head; heads from 1."""
-        return [
-            {"layer": name, "head": head + 1, "mm": float(total / n), "uniform_mm": uniform / n}
-            for name, totals, n, uniform in zip(
-                self.names, self.sums, self.queries, self.uniform_sums, strict=True
-            )
-            for head, total in enumerate(totals)
-            if n
-        ]  # fmt: skip
+    def rows(self) -> list[HeadDistance]:
+        """Of every head."""
+        return [row for seen in self.seen for row in seen.rows()]
 
-    def _blocks(self) -> list[Block]:
-        blocks = (block for stage in self.encoder.stages for block in stage.blocks)
-        return [block for block in blocks if isinstance(block, Block)]
 
-    def _watcher(self, place: int) -> Callable[[WindowAttention, tuple], None]:
-        def watch(module: WindowAttention, arguments: tuple) -> None:
-            self._add(place, module, *arguments)
+@dataclass
+class _Seen:
+    """A block's sums over its queries so far. token: mm from one token to the next, by axis; sums:
+    [heads] mm, float64; uniform: mm, of even attention.
+    """
 
-        return watch
+    name: str
+    token: Spacing
+    sums: Tensor
+    queries: int = 0
+    uniform: float = 0.0
+
+    def rows(self) -> list[HeadDistance]:
+        """Nothing before the first query."""
+        if not self.queries:
+            return []
+        means, even = self.sums / self.queries, self.uniform / self.queries
+        return [HeadDistance(self.name, n, mm, even) for n, mm in enumerate(means.tolist(), 1)]
 
     @torch.no_grad()
-    def _add(
-        self, place: int, module: WindowAttention, x: Tensor, cut: WindowPartition, bias: Tensor
-    ) -> None:
-        mm = distances(cut.size, self.tokens[place]).to(x.dtype).to(x.device)
-        n = len(mm)
-        windows = x.reshape(-1, n, x.shape[-1])
-        real = torch.ones(len(windows), n, device=x.device)
-        if cut.real is not None:
-            real = cut.real.view(-1, n).repeat(len(x), 1)
-        for part in torch.arange(len(windows), device=x.device).split(
-            max(1, PART // (module.heads * n * n))
-        ):
+    def add(self, module: WindowAttention, arguments: tuple) -> None:
+        """Hears what the block is given, before it is computed."""
+        x, cut, bias = arguments
+        mm = distances(cut.size, self.token).to(x)
+        windows = x.reshape(-1, len(mm), x.shape[-1])
+        real = _real(cut, windows, len(x))
+        parts = torch.arange(len(windows), device=x.device)
+        for part in parts.split(max(1, PART // (module.heads * mm.numel()))):
             mask = _mask_of(part, cut)
-            seen = weights(module, windows[part], bias, mask)
-            far = torch.einsum("whqk,qk->whq", seen, mm)  # w windows, h heads, q queries, k keys
-            self.sums[place] += torch.einsum("whq,wq->h", far, real[part]).double().cpu()
-            even = (
-                torch.ones(len(part), n, n, device=x.device)
-                if mask is None
-                else (mask > -1).to(x.dtype)
-            )
-            even_far = (even * mm).sum(-1) / even.sum(-1)
-            self.uniform_sums[place] += float((even_far * real[part]).sum())
-        self.queries[place] += int(real.sum())
+            self._add(weights(module, windows[part], bias, mask), mask, mm, real[part])
+        self.queries += int(real.sum())
+
+    def _add(self, seen: Tensor, mask: Tensor | None, mm: Tensor, real: Tensor) -> None:
+        far = torch.einsum("whqk,qk->whq", seen, mm)  # w windows, h heads, q queries, k keys
+        self.sums += torch.einsum("whq,wq->h", far, real).double().cpu()
+        even = mm.new_ones(1, *mm.shape) if mask is None else (mask > -1).to(mm)
+        self.uniform += float(((even * mm).sum(-1) / even.sum(-1) * real).sum())
+
+
+def blocks_of(encoder: Swin) -> list[tuple[int, int, Block]]:
+    """With the stage of each and its place there, from 0."""
+    every = [
+        (n, m, b) for n, stage in enumerate(encoder.stages) for m, b in enumerate(stage.blocks)
+    ]
+    return [(stage, place, block) for stage, place, block in every if isinstance(block, Block)]
+
+
+def strides(encoder: Swin, stage: int) -> Shape:
+    """Voxels from one token to the next in a stage, from 0, by axis."""
+    steps = [encoder.config.step(number) for number in range(stage + 1)]
+    return tuple(map(prod, zip(*steps, strict=True)))
+
+
+def _token(encoder: Swin, spacing: Spacing, stage: int) -> Spacing:
+    """The same in mm."""
+    return tuple(mm * n for mm, n in zip(spacing, strides(encoder, stage), strict=True))
+
+
+def _real(cut: WindowPartition, windows: Tensor, samples: int) -> Tensor:
+    """[W n] 1 for slots that hold a token, 0 for those that fill a window up."""
+    if cut.real is None:
+        return windows.new_ones(windows.shape[:2])
+    return cut.real.view(-1, windows.shape[1]).repeat(samples, 1)
 
 
 def _mask_of(part: Tensor, cut: WindowPartition) -> Tensor | None:

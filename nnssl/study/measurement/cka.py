@@ -76,7 +76,7 @@ class MinibatchCKA:
         if not self.minibatches:
             raise ValueError("no minibatch was added: there is nothing to compare")
         scale = torch.outer(*self.own)
-        return self.across / torch.where(scale > 0, scale, torch.nan).sqrt()
+        return self.across / scale.where(scale > 0, torch.nan).sqrt()
 
 
 def _own(gram: Tensor) -> Tensor:

@@ -9,7 +9,10 @@ the same ones, at most one in a token of the last stage. A crop is a minibatch.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from nnssl import checkpoint, finetune
-from nnssl.encoder.blocks import Stage
+from nnssl.encoder.blocks import Block
 from nnssl.encoder.swin import Swin
 from nnssl.finetune.architecture import is_ours
 from nnssl.network.swin_unetr import SwinUNETR
-from nnssl.study.measurement.attention import AttentionDistance
+from nnssl.study.measurement.attention import AttentionDistance, blocks_of, strides
 from nnssl.study.measurement.cka import LEAST, MinibatchCKA
+from nnssl.study.rows import AttentionRow, Budget, CkaRow
 from nnssl.types import FINAL, Shape, Spacing
 
 PLACES = 128  # examples of a minibatch, where the last stage has so many tokens
@@ -42,12 +46,15 @@ def finetuned(fold: Path | str) -> SwinUNETR:
     arguments = saved["init_args"]
     resolved = finetune.resolve(arguments["plans"], arguments["configuration"])
     if not is_ours(resolved):
-        name = resolved.get("architecture", {}).get("network_class_name")
         raise ValueError(
-            f"{path} holds a {name}; CKA and attention distance compare Swin encoders of this "
-            "package"
+            f"{path} holds a {resolved.get('architecture', {}).get('network_class_name')}; CKA and "
+            "attention distance compare Swin encoders of this package"
         )
-    weights = saved["network_weights"]
+    return _network(resolved, saved["network_weights"])
+
+
+def _network(resolved: dict, weights: dict[str, Tensor]) -> SwinUNETR:
+    """With the channels and labels of the weights."""
     channels = weights["encoder.patch_embed.proj.weight"].shape[1]
     heads = [name for name in weights if finetune.HEADS in name and name.endswith("weight")]
     network = finetune.build(resolved, channels, len(weights[heads[0]]), deep_supervision=False)
@@ -78,29 +85,30 @@ def crops(
     dataset = infer_dataset_class(str(folder))(str(folder), list(cases))
     for number in range(count):
         stored, seg, *_ = dataset.load_case(cases[number % len(cases)])
-        data, labels = np.asarray(stored), np.asarray(seg)
-        generator = np.random.default_rng([seed, number])
-        places = np.argwhere(labels[0] > 0)
-        centre = (
-            places[generator.integers(len(places))]
-            if len(places)
-            else np.array(labels.shape[1:]) // 2
-        )
-        yield torch.from_numpy(_cut(data, centre, patch))[None]
+        centre = _labelled(np.asarray(seg)[0], np.random.default_rng([seed, number]))
+        yield torch.from_numpy(_cut(np.asarray(stored), centre, patch))[None]
+
+
+def _labelled(labels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """A labelled voxel; the middle of a scan without any."""
+    places = np.argwhere(labels > 0)
+    return places[generator.integers(len(places))] if len(places) else np.array(labels.shape) // 2
 
 
 def _cut(data: np.ndarray, centre: np.ndarray, patch: Shape) -> np.ndarray:
     """[C Z Y X] to [C *patch] around `centre`, moved inside where the scan is large enough."""
     size = (1,) * (3 - len(patch)) + tuple(patch)
+    spans = [_span(*axis) for axis in zip(centre, size, data.shape[1:], strict=True)]
     out = np.zeros((len(data), *size), np.float32)
-    from_, to = [slice(None)], [slice(None)]
-    for place, length, whole in zip(centre, size, data.shape[1:], strict=True):
-        start = int(np.clip(place - length // 2, 0, max(0, whole - length)))
-        kept = min(length, whole - start)
-        from_.append(slice(start, start + kept))
-        to.append(slice(0, kept))
-    out[tuple(to)] = data[tuple(from_)]
+    inside = (slice(None), *(slice(kept) for _, kept in spans))
+    out[inside] = data[(slice(None), *(slice(start, start + kept) for start, kept in spans))]
     return out.reshape(len(data), *patch)
+
+
+def _span(place: int, length: int, whole: int) -> tuple[int, int]:
+    """Where a cut of `length` begins on an axis, and how much of it lies inside."""
+    start = np.clip(place - length // 2, 0, max(0, whole - length))
+    return start, min(length, whole - start)
 
 
 class Layers:
@@ -111,66 +119,61 @@ class Layers:
     """
 
     def __init__(self, network: SwinUNETR) -> None:
-        self.network, encoder = network, network.encoder
-        self.names = ["patch embedding"]
-        self._watched: list[tuple[int, Stage, nn.Module]] = []
-        for number, stage in enumerate(encoder.stages):
-            for place, block in enumerate(stage.blocks):
-                self.names.append(f"stage {number + 1} block {place + 1}")
-                self._watched.append((number, stage, block))
+        self.network = network
+        self.blocks = blocks_of(network.encoder)
+        blocks = [f"stage {number + 1} block {place + 1}" for number, place, _ in self.blocks]
+        self.names = ["patch embedding", *blocks]
 
     @torch.inference_mode()
     def read(self, crop: Tensor, places: Tensor) -> list[Tensor]:
         """crop [1 C *patch]; places [n dims], in voxels of the encoder's axes; a list of [n
         channels].
         """
-        encoder, found, grids, hooks = self.network.encoder, {}, {}, []
-
-        def embedded(module: nn.Module, inputs: tuple, tokens: Tensor) -> None:
-            found[0] = tokens[0].flatten(0, -2)[
-                _raster(places, tokens.shape[1:-1], self._strides(0))
-            ]
-
-        def staged(number: int) -> Callable[[nn.Module, tuple], None]:
-            return lambda module, inputs: grids.update({number: tuple(inputs[0].shape[1:-1])})
-
-        def blocked(index: int, number: int) -> Callable[[nn.Module, tuple, Tensor], None]:
-            def keep(module: nn.Module, inputs: tuple, tokens: Tensor) -> None:
-                order = inputs[1].tokens  # raster index of each token of the list
-                where = torch.empty_like(order).scatter_(
-                    0, order, torch.arange(len(order), device=order.device)
-                )
-                found[index] = tokens[0][
-                    where[_raster(places, grids[number], self._strides(number))]
-                ]
-
-            return keep
-
-        hooks.append(encoder.patch_embed.register_forward_hook(embedded))
-        for index, (number, stage, block) in enumerate(self._watched, start=1):
-            hooks.append(stage.register_forward_pre_hook(staged(number)))
-            hooks.append(block.register_forward_hook(blocked(index, number)))
-        try:
+        encoder, reading = self.network.encoder, _Reading(self.network.encoder, places)
+        with ExitStack() as hooks:
+            embedding = encoder.patch_embed.register_forward_hook(reading.embedded)
+            hooks.callback(embedding.remove)
+            for number, stage in enumerate(encoder.stages):
+                entered = stage.register_forward_pre_hook(partial(reading.entered, number))
+                hooks.callback(entered.remove)
+            for index, (number, _, block) in enumerate(self.blocks, start=1):
+                left = block.register_forward_hook(partial(reading.left, index, number))
+                hooks.callback(left.remove)
             encoder(as_seen(self.network, crop))
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return [found[index] for index in sorted(found)]
+        return [reading.found[index] for index in sorted(reading.found)]
 
-    def _strides(self, number: int) -> Shape:
-        return strides(self.network.encoder, number)
+
+@dataclass
+class _Reading:
+    """What is read of one crop. found: layer to [n channels]; grids: tokens by axis of a stage."""
+
+    encoder: Swin
+    places: Tensor
+    found: dict[int, Tensor] = field(default_factory=dict)
+    grids: dict[int, Shape] = field(default_factory=dict)
+
+    def embedded(self, _: nn.Module, inputs: tuple, tokens: Tensor) -> None:
+        self.grids[0] = tokens.shape[1:-1]
+        self.found[0] = tokens[0].flatten(0, -2)[self._raster(0)]
+
+    def _raster(self, number: int) -> Tensor:
+        """[n] where the places lie among the tokens of a stage."""
+        return raster(self.places, self.grids[number], strides(self.encoder, number))
+
+    def entered(self, number: int, _: nn.Module, inputs: tuple) -> None:
+        self.grids[number] = tuple(inputs[0].shape[1:-1])
+
+    def left(self, index: int, number: int, _: Block, inputs: tuple, tokens: Tensor) -> None:
+        order = inputs[1].tokens  # raster index of each token of the list
+        counted = torch.arange(len(order), device=order.device)
+        where = torch.empty_like(order).scatter_(0, order, counted)
+        self.found[index] = tokens[0][where[self._raster(number)]]
 
 
 def as_seen(network: SwinUNETR, crop: Tensor) -> Tensor:
     """What the network's encoder gets to see of a crop in nnU-Net's axes and intensities."""
     seen = crop.permute(network.to_file_axes)
     return network.encoder.get_submodule("intensity")(seen)
-
-
-def strides(encoder: Swin, stage: int) -> Shape:
-    """Voxels from one token to the next in a stage, from 0, by axis."""
-    steps = [encoder.config.step(number) for number in range(stage + 1)]
-    return tuple(int(np.prod(axis)) for axis in zip(*steps, strict=True))
 
 
 def draw_places(spatial: Shape, stride: Shape, generator: torch.Generator) -> Tensor:
@@ -182,7 +185,7 @@ def draw_places(spatial: Shape, stride: Shape, generator: torch.Generator) -> Te
     return corner + (torch.rand(corner.shape, generator=generator) * room).long()
 
 
-def _raster(places: Tensor, grid: Shape, stride: Shape) -> Tensor:
+def raster(places: Tensor, grid: Shape, stride: Shape) -> Tensor:
     """[n] index of the token in which each place lies."""
     index = torch.zeros(len(places), dtype=torch.long)
     for axis, (size, step) in enumerate(zip(grid, stride, strict=True)):
@@ -198,54 +201,62 @@ def cka_row(
     network2: SwinUNETR,
     crops: Iterable[Tensor],
     seed: int,
-) -> dict:
-    """The row of `results.jsonl`: CKA of all layers of two networks, over the crops; `seed` also
-    draws the places.
+) -> CkaRow:
+    """CKA of all layers of two networks, over the crops; `seed` also draws the places.
 
     Raises ValueError where a crop has too few tokens in the last stage to be a minibatch.
     """
     one, two, measured = Layers(network1), Layers(network2), MinibatchCKA()
     generator = torch.Generator().manual_seed(seed)
+    stride = tuple(map(max, strides(network1.encoder, 3), strides(network2.encoder, 3)))
     for crop in crops:
-        spatial = tuple(as_seen(network1, crop).shape[2:])
-        stride = tuple(map(max, strides(network1.encoder, 3), strides(network2.encoder, 3)))
-        places = draw_places(spatial, stride, generator)
-        if len(places) < LEAST:
-            raise ValueError(
-                f"a crop of {spatial} voxels has {len(places)} token(s) of {stride} voxels, CKA "
-                f"needs {LEAST} or more; use a larger patch"
-            )
+        places = _places(tuple(as_seen(network1, crop).shape[2:]), stride, generator)
         measured.add(one.read(crop, places), two.read(crop, places))
-    values = [[round(v, 5) if v == v else None for v in line] for line in measured.value().tolist()]
-    row = {"kind": "cka", "task": task, "first": first, "second": second, "seed": seed}
-    return {
-        **row,
-        "rows": one.names,
-        "columns": two.names,
-        "values": values,
-        "volumes": measured.minibatches,
-    }
+    return CkaRow(
+        task=task,
+        first=first,
+        second=second,
+        seed=seed,
+        rows=one.names,
+        columns=two.names,
+        values=_rounded(measured.value()),
+        volumes=measured.minibatches,
+    )
+
+
+def _rounded(values: Tensor) -> list[list[float | None]]:
+    return [[round(v, 5) if v == v else None for v in line] for line in values.tolist()]
+
+
+def _places(spatial: Shape, stride: Shape, generator: torch.Generator) -> Tensor:
+    places = draw_places(spatial, stride, generator)
+    if len(places) < LEAST:
+        raise ValueError(
+            f"a crop of {spatial} voxels has {len(places)} token(s) of {stride} voxels, CKA "
+            f"needs {LEAST} or more; use a larger patch"
+        )
+    return places
 
 
 @torch.inference_mode()
 def attention_rows(
     task: str,
     arm: str,
-    budget: int | str,
+    budget: Budget,
     seed: int,
     network: SwinUNETR,
     spacing: Spacing,
     crops: Iterable[Tensor],
-) -> list[dict]:
-    """The rows of `results.jsonl`: mm of each head over the crops. spacing: the configuration's, in
+) -> list[AttentionRow]:
+    """Mean attention distance of each head over the crops. spacing: the configuration's, in
     nnU-Net's axes.
     """
     by_axis = tuple(spacing[axis - 2] for axis in network.to_file_axes[2:])
     with AttentionDistance(network.encoder, by_axis) as watch:
         for crop in crops:
             network.encoder(as_seen(network, crop))
-    of = {"kind": "attention", "task": task, "arm": arm, "budget": budget, "seed": seed}
-    return [
-        {**of, **row, "mm": round(row["mm"], 4), "uniform_mm": round(row["uniform_mm"], 4)}
-        for row in watch.rows()
+    of = {"task": task, "arm": arm, "budget": budget, "seed": seed}
+    rounded = [
+        h._replace(mm=round(h.mm, 4), uniform_mm=round(h.uniform_mm, 4)) for h in watch.rows()
     ]
+    return [AttentionRow(**of, **head._asdict()) for head in rounded]

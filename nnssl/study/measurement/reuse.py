@@ -10,6 +10,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import combinations
 from pathlib import Path
 
 from torch import Tensor
@@ -19,13 +22,17 @@ from nnssl.finetune import resolve
 from nnssl.finetune.architecture import INFO, is_ours
 from nnssl.network.swin_unetr import SwinUNETR
 from nnssl.study.design.description import Study
-from nnssl.study.execution import runs
+from nnssl.study.execution import jobs, runs
+from nnssl.study.execution.jobs import FineTuningJob
 from nnssl.study.measurement import features
-from nnssl.study.report.results import KEYS, by_size
+from nnssl.study.rows import AttentionRow, Budget, CkaRow, Row, by_size
 from nnssl.types import PREPROCESSED
 
 VOLUMES = 50
 PRETRAINED = "pretrained"  # in the place of a budget
+MEASURED = {kind.KIND: kind for kind in (CkaRow, AttentionRow)}
+
+Key = tuple[str | int, ...]
 
 
 def measure(
@@ -36,104 +43,113 @@ def measure(
     volumes: crops of validation cases that each pair sees. Runs of other networks than ours are
     left out. The file must end with a whole line, as `collect` leaves it.
     """
-    path = study.results
-    known = {
-        _key(row) for row in files.read_json_lines(path) if row["kind"] in ("cka", "attention")
-    }
+    known = _known(study.results)
     before = len(known)
-    for jobs in _ends(study):
-        one = _Comparison(jobs, volumes)
-        if not one.ours or all(key in known for key in one.wanted()):
+    for one in [Comparison(ends, volumes) for ends in _ends(study)]:
+        if not one.is_ours or known.issuperset(one.wanted()):
             continue
-        say(
-            f"feature reuse: {one.jobs[0]['task']}, {one.jobs[0]['arm']}, seed "
-            f"{one.jobs[0]['seed']}"
-        )
+        say(f"feature reuse: {one.job.task}, {one.job.arm}, seed {one.job.seed}")
         for row in one.rows():
-            if _key(row) not in known:
-                files.append_json_line(path, row)
-                known.add(_key(row))
+            if row.key not in known:
+                files.append_json_line(study.results, row.to_json())
+                known.add(row.key)
     return len(known) - before
 
 
-def _ends(study: Study) -> list[list[dict]]:
+def _known(path: Path) -> set[Key]:
+    """The keys of the rows that were measured before."""
+    rows = [row for row in files.read_json_lines(path) if row["kind"] in MEASURED]
+    return {MEASURED[row["kind"]].key_of(row) for row in rows}
+
+
+def _ends(study: Study) -> list[list[FineTuningJob]]:
     """By task, arm and seed: the jobs of the smallest and of the largest budget that is done, or
     the one there is.
     """
-    groups: dict[tuple, list[dict]] = {}
+    groups: dict[Key, list[FineTuningJob]] = {}
     for run in runs.all_runs(study):
-        if runs.state(run.folder)[0] == "done":
-            job = files.read_json(run.folder / runs.JOB)
-            groups.setdefault((job["task"], job["arm"], job["seed"]), []).append(job)
-    ordered = [sorted(jobs, key=lambda job: by_size(job["budget"])) for jobs in groups.values()]
-    return [[jobs[0], *jobs[1:][-1:]] for jobs in ordered]
+        job = jobs.read(run.folder) if run.is_done else None
+        if isinstance(job, FineTuningJob):
+            groups.setdefault((job.task, job.arm, job.seed), []).append(job)
+    ordered = [sorted(found, key=lambda job: by_size(job.budget)) for found in groups.values()]
+    return [[found[0], *found[1:][-1:]] for found in ordered]
 
 
-def _key(row: dict) -> tuple:
-    return (row["kind"], *(row[name] for name in KEYS[row["kind"]]))
+@dataclass(frozen=True)
+class Comparison:
+    """Of the networks of one arm, task and seed. jobs: of the fewest and the most labels."""
 
+    jobs: list[FineTuningJob]
+    volumes: int
 
-class _Comparison:
-    """The networks of one arm, task and seed."""
+    @property
+    def job(self) -> FineTuningJob:
+        return self.jobs[0]
 
-    def __init__(self, jobs: list[dict], volumes: int) -> None:
-        self.jobs, self.volumes = jobs, volumes
-        job = jobs[0]
-        self.data = Path(os.environ[PREPROCESSED], job["dataset"])
-        self.plans = files.read_json(self.data / f"{job['plans']}.json")
-        self.configuration = resolve(self.plans, job["configuration"])
-        self.ours = is_ours(self.configuration)
+    @property
+    def data(self) -> Path:
+        return Path(os.environ[PREPROCESSED], self.job.dataset)
+
+    @cached_property
+    def plans(self) -> dict:
+        return files.read_json(self.data / f"{self.job.plans}.json")
+
+    @cached_property
+    def configuration(self) -> dict:
+        return resolve(self.plans, self.job.configuration)
+
+    @property
+    def is_ours(self) -> bool:
+        return is_ours(self.configuration)
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """That the fine-tuning started from; None for a random start."""
+        if self.job.trainer == runs.FIXED_TRAINERS["scratch"]:
+            return None
         named = self.plans.get(INFO, {}).get("checkpoint_path")
-        self.checkpoint = (
-            Path(named) if named and job["trainer"] != runs.FIXED_TRAINERS["scratch"] else None
-        )
+        return Path(named) if named else None
 
-    def wanted(self) -> list[tuple]:
+    @property
+    def budgets(self) -> list[Budget]:
+        """Of each network."""
+        return ([PRETRAINED] if self.checkpoint else []) + [job.budget for job in self.jobs]
+
+    def wanted(self) -> list[Key]:
         """The keys of the rows of CKA, and of the last one of attention that is written for each
         network.
         """
-        names, job = self._names(), self.jobs[0]
-        pairs = [
-            ("cka", job["task"], a, b, job["seed"])
-            for place, a in enumerate(names)
-            for b in names[place + 1 :]
-        ]
+        task, arm, seed = self.job.task, self.job.arm, self.job.seed
+        names = [f"{arm} {budget}" for budget in self.budgets]
+        pairs = [("cka", task, first, second, seed) for first, second in combinations(names, 2)]
+        last = self._last_head
+        return pairs + [("attention", task, arm, budget, seed, *last) for budget in self.budgets]
+
+    @property
+    def _last_head(self) -> tuple[str, int]:
+        """Its layer and number."""
         encoder = self.configuration["architecture"]["arch_kwargs"]["encoder"]
-        last = f"stage {len(encoder['depths'])} block {encoder['depths'][-1]}", encoder["heads"][-1]
-        return pairs + [
-            ("attention", job["task"], job["arm"], budget, job["seed"], *last)
-            for budget in self._budgets()
-        ]
+        depths = encoder["depths"]
+        return f"stage {len(depths)} block {depths[-1]}", encoder["heads"][-1]
 
-    def rows(self) -> list[dict]:
-        job, networks, names = self.jobs[0], self._networks(), self._names()
-        made = []
-        for place, first in enumerate(names):
-            for later in range(place + 1, len(names)):
-                pair = networks[place], names[later], networks[later]
-                made.append(features.cka_row(job["task"], first, *pair, self._crops(), job["seed"]))
-        for budget, network in zip(self._budgets(), networks, strict=True):
-            of = job["task"], job["arm"], budget, job["seed"]
-            made += features.attention_rows(
-                *of, network, self.configuration["spacing"], self._crops()
-            )
-        return made
+    def rows(self) -> Iterator[Row]:
+        task, arm, seed = self.job.task, self.job.arm, self.job.seed
+        networks = self._networks()
+        named = [(f"{arm} {budget}", each) for budget, each in networks]
+        for first, second in combinations(named, 2):
+            yield features.cka_row(task, *first, *second, self._crops(), seed)
+        for budget, network in networks:
+            of, spacing = (task, arm, budget, seed), self.configuration["spacing"]
+            yield from features.attention_rows(*of, network, spacing, self._crops())
 
-    def _budgets(self) -> list[int | str]:
-        own = [PRETRAINED] if self.checkpoint else []
-        return [*own, *(job["budget"] for job in self.jobs)]
-
-    def _names(self) -> list[str]:
-        return [f"{self.jobs[0]['arm']} {budget}" for budget in self._budgets()]
-
-    def _networks(self) -> list[SwinUNETR]:
-        found = [features.finetuned(runs.fold_folder(**runs.place(job))) for job in self.jobs]
-        return (
-            [features.pretrained(self.checkpoint, like=found[0])] if self.checkpoint else []
-        ) + found
+    def _networks(self) -> list[tuple[Budget, SwinUNETR]]:
+        found = [features.finetuned(job.training.folder) for job in self.jobs]
+        if self.checkpoint:
+            found = [features.pretrained(self.checkpoint, like=found[0]), *found]
+        return list(zip(self.budgets, found, strict=True))
 
     def _crops(self) -> Iterator[Tensor]:
-        job, patch = self.jobs[0], tuple(self.configuration["patch_size"])
-        cases = files.read_json(self.data / "splits_final.json")[job["fold"]]["val"]
+        cases = files.read_json(self.data / "splits_final.json")[self.job.fold]["val"]
         folder = self.data / self.configuration["data_identifier"]
-        return features.crops(folder, cases, patch, self.volumes, job["seed"])
+        patch = tuple(self.configuration["patch_size"])
+        return features.crops(folder, cases, patch, self.volumes, self.job.seed)

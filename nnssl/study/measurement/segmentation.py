@@ -9,15 +9,21 @@ transform). Both measures are those of MONAI (`compute_surface_dice`,
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import isnan
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import ndimage
 
 from nnssl import files
+from nnssl.study.rows import CaseRow
 from nnssl.types import Spacing
+
+if TYPE_CHECKING:
+    from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 
 PERCENT = 95
 
@@ -48,25 +54,19 @@ def surfaces(
     prediction, truth = prediction.squeeze(), truth.squeeze()
     if not (prediction.any() and truth.any()):
         return Surfaces(0.0, float(np.linalg.norm(np.multiply(truth.shape, spacing))))
-    box = _box(prediction | truth)
-    ours, theirs = _surface(prediction[box]), _surface(truth[box])
-    to_theirs = _distances(theirs, spacing)[ours]
-    to_ours = _distances(ours, spacing)[theirs]
+    # nothing outside of the box has a part in the distances
+    (box,) = ndimage.find_objects((prediction | truth).astype(np.uint8))
+    return _compare(_surface(prediction[box]), _surface(truth[box]), spacing, tolerance)
+
+
+def _compare(ours: np.ndarray, theirs: np.ndarray, spacing: Spacing, tolerance: float) -> Surfaces:
+    """Of two surfaces that both hold a voxel."""
+    to_theirs, to_ours = _distances(theirs, spacing)[ours], _distances(ours, spacing)[theirs]
     near = (to_theirs <= tolerance).sum() + (to_ours <= tolerance).sum()
     return Surfaces(
         surface_dice=float(near / (len(to_theirs) + len(to_ours))),
         hd95=float(max(np.percentile(to_theirs, PERCENT), np.percentile(to_ours, PERCENT))),
     )
-
-
-def _box(mask: np.ndarray) -> tuple[slice, ...]:
-    """Where `mask` is: nothing outside of it has a part in the distances."""
-    axes = range(mask.ndim)
-    spans = (
-        np.flatnonzero(mask.any(axis=tuple(other for other in axes if other != axis)))
-        for axis in axes
-    )
-    return tuple(slice(span[0], span[-1] + 1) for span in spans)
 
 
 def _surface(mask: np.ndarray) -> np.ndarray:
@@ -78,47 +78,77 @@ def _distances(surface: np.ndarray, spacing: Spacing) -> np.ndarray:
     return np.asarray(ndimage.distance_transform_edt(~surface, sampling=spacing))
 
 
-def cases(fold: Path, tolerance: float) -> list[dict]:
-    """Rows {"case", "label", "dice", "surface_dice", "hd95"} of a validated fold; None where
-    undefined.
+def summary(fold: Path) -> list[dict]:
+    """nnU-Net's own metrics and files, an entry per validation case."""
+    return files.read_json(fold / "validation" / "summary.json")["metric_per_case"]
+
+
+def cases(run: str, fold: Path, tolerance: float) -> list[CaseRow]:
+    """Rows of a validated fold, by case and label; None where undefined.
 
     fold: nnU-Net's fold folder, with validation/summary.json; dataset.json and plans.json lie in
     the one above.
     """
     from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    dataset = files.read_json(fold.parent / "dataset.json")
-    manager = PlansManager(files.read_json(fold.parent / "plans.json")).get_label_manager(dataset)
-    regions = manager.foreground_regions if manager.has_regions else manager.foreground_labels
-    names = {_values(value): name for name, value in dataset["labels"].items()}
-    rows = []
-    reader = None
-    for entry in files.read_json(fold / "validation" / "summary.json")["metric_per_case"]:
-        predicted, reference = entry["prediction_file"], entry["reference_file"]
-        if reader is None:
-            reader = determine_reader_writer_from_dataset_json(dataset, reference, verbose=False)()
-        prediction, _ = reader.read_seg(predicted)
-        truth, properties = reader.read_seg(reference)
-        counted = (
-            truth[0] != manager.ignore_label
-            if manager.has_ignore_label
-            else np.ones(truth[0].shape, bool)
-        )
-        for region in regions:
-            masks = [np.isin(image[0], _values(region)) & counted for image in (prediction, truth)]
-            measured = surfaces(masks[0], masks[1], properties["spacing"], tolerance)
-            dice = float(entry["metrics"][str(region)]["Dice"])
-            rows.append(
-                {
-                    "case": Path(reference).name.removesuffix(dataset["file_ending"]),
-                    "label": names[_values(region)],
-                    "dice": None if isnan(dice) else dice,
-                    "surface_dice": measured.surface_dice,
-                    "hd95": measured.hd95,
-                }
-            )
-    return rows
+    labels = Labels.of(fold.parent)
+    entries = summary(fold)
+    if not entries:
+        return []
+    example = entries[0]["reference_file"]
+    reader = determine_reader_writer_from_dataset_json(labels.dataset, example, verbose=False)()
+    return [row for entry in entries for row in _case(run, entry, labels, reader, tolerance)]
+
+
+def _case(
+    run: str, entry: dict, labels: Labels, reader: BaseReaderWriter, tolerance: float
+) -> Iterator[CaseRow]:
+    """entry: of a case, in nnU-Net's summary."""
+    prediction, _ = reader.read_seg(entry["prediction_file"])
+    truth, properties = reader.read_seg(entry["reference_file"])
+    case = Path(entry["reference_file"]).name.removesuffix(labels.dataset["file_ending"])
+    for label, region in labels.regions.items():
+        masks = labels.masks(region, prediction[0], truth[0])
+        measured = vars(surfaces(*masks, properties["spacing"], tolerance))
+        yield CaseRow(run=run, case=case, label=label, dice=_dice(entry, region), **measured)
+
+
+def _dice(entry: dict, region: int | tuple[int, ...]) -> float | None:
+    dice = float(entry["metrics"][str(region)]["Dice"])
+    return None if isnan(dice) else dice
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What of a segmentation is scored.
+
+    dataset:  content of dataset.json.
+    regions:  name to nnU-Net's label, or its labels of a region.
+    ignored:  the label of voxels that count nowhere; None: all voxels count.
+    """
+
+    dataset: dict
+    regions: dict[str, int | tuple[int, ...]]
+    ignored: int | None
+
+    @classmethod
+    def of(cls, model: Path) -> Labels:
+        """Of nnU-Net's folder with the folds."""
+        from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+        dataset = files.read_json(model / "dataset.json")
+        manager = PlansManager(files.read_json(model / "plans.json")).get_label_manager(dataset)
+        found = manager.foreground_regions if manager.has_regions else manager.foreground_labels
+        names = {_values(value): name for name, value in dataset["labels"].items()}
+        return cls(dataset, {names[_values(one)]: one for one in found}, manager.ignore_label)
+
+    def masks(
+        self, region: int | tuple[int, ...], prediction: np.ndarray, truth: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Bool, of both."""
+        counted = np.asarray(self.ignored is None) | (truth != self.ignored)
+        values = _values(region)
+        return np.isin(prediction, values) & counted, np.isin(truth, values) & counted
 
 
 def _values(label: int | list | tuple) -> tuple[int, ...]:

@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nnssl import files
 from nnssl.study.report import drawing, efficiency, feature_reuse, plots, scores
 from nnssl.study.report.page import Section, page
-from nnssl.study.report.results import BASELINE, Results, ResultsError
+from nnssl.study.report.results import Results, ResultsError
 from nnssl.study.report.scores import Comparison
 from nnssl.study.report.tables import Cell, Table
+from nnssl.study.rows import BASELINE, RunRow
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 NAMED = 20  # runs that are named one by one where they did not finish
+
+CURVES = (
+    "Lines: means over the seeds; bands: their range. Dotted: fractions of scratch's final Dice. "
+    "Of more than three budgets the fewest, a middle one and the most labels are drawn; the table "
+    "has all."
+)
+
+Figures = Mapping[str, tuple[str, "Figure | None"]]  # file name to (what it shows, figure)
 
 
 def write(rows: Path | str, folder: Path | str) -> Path:
@@ -23,68 +36,22 @@ def write(rows: Path | str, folder: Path | str) -> Path:
     Nothing but the file is read, so the report can be made again anywhere; the same rows give the
     same files. Raises FileNotFoundError, or ResultsError for a file of something else.
     """
-    results, folder = Results.read(rows), Path(folder)
+    results, path = Results.read(rows), Path(folder, "report.html")
     if not results.runs:
         raise ResultsError(
             f"{rows} tells of no run yet; a study writes them: nnssl_study run study.yaml"
         )
-    report = _Report(folder)
-    name = results.study.get("name") or Path(rows).resolve().parent.name
+    name = results.study.name or Path(rows).resolve().parent.name
     compared = scores.compare(results)
-    sections = [
-        report.section(
-            "Scores",
-            [scores.scores(results), scores.by_label(results)],
-            {
-                "dice_against_cases": (
-                    "Dice against the number of labelled cases",
-                    plots.against_cases(results),
-                )
-            },
-        ),
-        report.section(
-            "Compared with scratch",
-            [scores.comparisons(compared)],
-            {
-                "differences": (
-                    "Dice minus scratch's with 95 % intervals",
-                    plots.differences(compared, results),
-                )
-            },
-            "Filled marks differ after correction for multiple comparisons; the lines are 95 % "
-            "intervals.",
-        ),
-        _ranks(report, results),
-        report.section(
-            "Convergence",
-            [efficiency.speed(results)],
-            {
-                f"convergence_{task}": (
-                    f"Validation Dice by epoch, {task}",
-                    plots.training(results, task),
-                )
-                for task in results.tasks
-            },
-            "Lines: means over the seeds; bands: their range. Dotted: fractions of scratch's "
-            "final Dice. Of more than three budgets the fewest, a middle one and the most labels "
-            "are drawn; the table has all.",
-        ),
-        report.section("Labels", [efficiency.labels_saved(results), efficiency.gap(results)], {}),
-        report.section("Modalities", [efficiency.modality(results)], {}),
-        *_reuse(report, results),
-        report.section("Runs", [_runs(results)], {}),
-    ]
+    sections = _sections(_Report(path.parent), results, compared)
     facts = {
-        what.capitalize(): json.dumps(results.study[what], indent=2, ensure_ascii=False)
+        what.capitalize(): json.dumps(value, indent=2, ensure_ascii=False)
         for what in ("description", "versions", "machine")
-        if results.study.get(what)
+        if (value := getattr(results.study, what))
     }
-    path = folder / "report.html"
+    html = page(f"Study {name}", _lead(results, compared), _missing(results), sections, facts)
     with files.atomic(path) as temporary:
-        temporary.write_text(
-            page(f"Study {name}", _lead(results, compared), _missing(results), sections, facts),
-            encoding="utf-8",
-        )
+        temporary.write_text(html, encoding="utf-8")
     return path
 
 
@@ -94,27 +61,55 @@ class _Report:
     def __init__(self, folder: Path) -> None:
         self.tables, self.plots = folder / "tables", folder / "plots"
 
-    def section(self, title: str, tables: list[Table], figures: dict, lead: str = "") -> Section:
-        """figures: file name to (what it shows, figure or None). Empty tables and figures are left
-        out.
-        """
+    def section(
+        self, title: str, tables: list[Table], figures: Figures | None = None, lead: str = ""
+    ) -> Section:
+        """Empty tables and figures are left out."""
         tables = [table for table in tables if table.rows]
         for table in tables:
             table.write(self.tables)
         drawn = [
-            (name, shows, drawing.svg(made))
-            for name, (shows, made) in figures.items()
-            if made is not None
+            (shows, self._write(name, figure))
+            for name, (shows, figure) in (figures or {}).items()
+            if figure is not None
         ]
-        for name, _, svg in drawn:
-            with files.atomic(files.inside(self.plots, f"{name}.svg")) as temporary:
-                temporary.write_text(svg, encoding="utf-8")
-        return Section(
-            title,
-            tables,
-            [(shows, svg) for _, shows, svg in drawn],
-            lead if tables or drawn else "",
-        )
+        return Section(title, tables, drawn, lead if tables or drawn else "")
+
+    def _write(self, name: str, figure: Figure) -> str:
+        svg = drawing.svg(figure)
+        with files.atomic(files.inside(self.plots, f"{name}.svg")) as temporary:
+            temporary.write_text(svg, encoding="utf-8")
+        return svg
+
+
+def _sections(report: _Report, results: Results, compared: list[Comparison]) -> list[Section]:
+    return [
+        _scores(report, results),
+        _compared(report, results, compared),
+        _ranks(report, results),
+        _convergence(report, results),
+        report.section("Labels", [efficiency.labels_saved(results), efficiency.gap(results)]),
+        report.section("Modalities", [efficiency.modality(results)]),
+        _reuse(report, results),
+        _attention(report, results),
+        report.section("Runs", [_runs(results)]),
+    ]
+
+
+def _scores(report: _Report, results: Results) -> Section:
+    shows = "Dice against the number of labelled cases"
+    figures = {"dice_against_cases": (shows, plots.against_cases(results))}
+    return report.section("Scores", scores.tables(results), figures)
+
+
+def _compared(report: _Report, results: Results, compared: list[Comparison]) -> Section:
+    shows = "Dice minus scratch's with 95 % intervals"
+    figures = {"differences": (shows, plots.differences(compared, results))}
+    lead = (
+        "Filled marks differ after correction for multiple comparisons; the lines are 95 % "
+        "intervals."
+    )
+    return report.section("Compared with scratch", [scores.comparisons(compared)], figures, lead)
 
 
 def _ranks(report: _Report, results: Results) -> Section:
@@ -125,8 +120,17 @@ def _ranks(report: _Report, results: Results) -> Section:
     return report.section("Ranks", [scores.ranks(ranking)], figures, lead)
 
 
-def _reuse(report: _Report, results: Results) -> list[Section]:
-    pairs, reaches = feature_reuse.pairs(results), feature_reuse.reaches(results)
+def _convergence(report: _Report, results: Results) -> Section:
+    drawn = {task: plots.training(results, task) for task in results.tasks}
+    figures = {
+        f"convergence_{task}": (f"Validation Dice by epoch, {task}", figure)
+        for task, figure in drawn.items()
+    }
+    return report.section("Convergence", [efficiency.speed(results)], figures, CURVES)
+
+
+def _reuse(report: _Report, results: Results) -> Section:
+    pairs = feature_reuse.pairs(results)
     if pairs:
         feature_reuse.layers(pairs).write(report.tables)
     maps = {
@@ -134,6 +138,12 @@ def _reuse(report: _Report, results: Results) -> list[Section]:
         for task in results.tasks
         for number, figure in enumerate(feature_reuse.heat_maps(pairs, task), start=1)
     }
+    lead = "Axes: stages, a cell a block."
+    return report.section("Feature reuse", [feature_reuse.similarity(pairs)], maps, lead)
+
+
+def _attention(report: _Report, results: Results) -> Section:
+    reaches = feature_reuse.reaches(results)
     heads = {
         f"attention_{task}_{number}": (f"Attention distance by head, {task}", figure)
         for task in results.tasks
@@ -141,24 +151,15 @@ def _reuse(report: _Report, results: Results) -> list[Section]:
             feature_reuse.attention_plots(reaches, results, task), start=1
         )
     }
-    return [
-        report.section(
-            "Feature reuse",
-            [feature_reuse.similarity(pairs)],
-            maps,
-            "Axes: stages, a cell a block.",
-        ),
-        report.section(
-            "Attention distance",
-            [feature_reuse.distances(reaches)],
-            heads,
-            "A point a head; the grey line is even attention.",
-        ),
-    ]
+    lead = "A point a head; the grey line is even attention."
+    return report.section("Attention distance", [feature_reuse.distances(reaches)], heads, lead)
 
 
-def _runs(results: Results) -> Table:
-    columns = [
+RUNS = Table(
+    name="runs",
+    title="All runs",
+    note="Every run that the description asks for.",
+    columns=[
         "task",
         "arm",
         "budget",
@@ -171,27 +172,26 @@ def _runs(results: Results) -> Table:
         "trainer",
         "plans",
         "reason",
-    ]
-    rows = [[_word(row.get(column)) for column in columns] for row in results.runs.values()]
-    return Table(
-        "runs",
-        "All runs",
-        "Every run that the description asks for.",
-        columns,
-        rows,
-        {"hours": ".2f"},
-    )
+    ],
+    formats={"hours": ".2f"},
+)
+
+
+def _runs(results: Results) -> Table:
+    runs = results.runs.values()
+    return RUNS.of([_word(getattr(run, column)) for column in RUNS.columns] for run in runs)
 
 
 def _word(value: object) -> Cell:
+    """Words for what is no number."""
     if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
         return value
     return str(value)
 
 
 def _lead(results: Results, compared: list[Comparison]) -> list[str]:
-    states = Counter(row["state"] for row in results.runs.values())
-    seeds = {row["seed"] for row in results.runs.values()}
+    states = Counter(run.state for run in results.runs.values())
+    seeds = {run.seed for run in results.runs.values()}
     dice = [c for c in compared if c.measure == "dice"]
     up = sum(c.differs and c.difference.mean > 0 for c in dice)
     down = sum(c.differs and c.difference.mean < 0 for c in dice)
@@ -211,30 +211,39 @@ def _counted(things: Collection, name: str) -> str:
 
 def _missing(results: Results) -> list[str]:
     """In words: runs that did not finish, and groups that nothing can be compared with."""
-    open_ = [row for row in results.runs.values() if row["state"] != "done"]
-    lines = [f"{row['run']}: {row['state']}{_reason(row)}" for row in open_[:NAMED]]
-    if len(open_) > NAMED:
-        lines.append(f"and {len(open_) - NAMED} more runs; see the table of runs")
-    finished = {(g.task, g.budget) for g in results.done if g.arm == BASELINE}
-    alone = sorted(
-        {(g.task, str(g.budget)) for g in results.done if (g.task, g.budget) not in finished}
-    )
-    lines += [
+    return [*_unfinished(results), *_without_baseline(results), *_of_one_seed(results)]
+
+
+def _unfinished(results: Results) -> list[str]:
+    open_ = [run for run in results.runs.values() if run.state != "done"]
+    lines = [f"{run.run}: {run.state}{_reason(run)}" for run in open_[:NAMED]]
+    more = len(open_) - len(lines)
+    return [*lines, f"and {more} more runs; see the table of runs"] if more else lines
+
+
+def _reason(run: RunRow) -> str:
+    return f" ({run.reason})" if run.reason else ""
+
+
+def _without_baseline(results: Results) -> list[str]:
+    places = {(group.task, group.budget) for group in results.done}
+    compared = {(group.task, group.budget) for group in results.done if group.arm == BASELINE}
+    alone = sorted((task, str(budget)) for task, budget in places - compared)
+    return [
         f"{task}, budget {budget}: no finished run of {BASELINE}, so no comparison"
         for task, budget in alone
     ]
+
+
+def _of_one_seed(results: Results) -> list[str]:
     fewer = sorted(
         f"{g.task} {g.arm} {g.budget}" for g, runs in results.done.items() if len(runs) == 1
     )
-    if fewer and len(fewer) == len(results.done):
-        lines.append("one seed: the intervals hold no chance of training, only of cases")
-    elif fewer:
-        lines.append(
-            "only one finished seed, whose interval holds no chance of training: "
-            f"{', '.join(fewer[:NAMED])}"
-        )
-    return lines
-
-
-def _reason(row: dict) -> str:
-    return f" ({row['reason']})" if row.get("reason") else ""
+    if not fewer:
+        return []
+    if len(fewer) == len(results.done):
+        return ["one seed: the intervals hold no chance of training, only of cases"]
+    return [
+        "only one finished seed, whose interval holds no chance of training: "
+        f"{', '.join(fewer[:NAMED])}"
+    ]

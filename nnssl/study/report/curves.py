@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
+import pandas as pd
+
+from nnssl.study.rows import EpochRow
 
 FRACTIONS = (0.90, 0.95, 0.99)  # of scratch's final validation Dice
 MOMENTUM = 0.9  # of nnU-Net's own "mean validation Dice (moving average)" in progress.png
 NEVER = float("inf")
 
 
-def smooth(values: list[float]) -> np.ndarray:
+def smooth(values: Sequence[float]) -> np.ndarray:
     """nnU-Net's exponential moving average of an epoch's validation Dice; it begins at the first
     value.
     """
-    smoothed = np.array(values, dtype=float)
-    for place in range(1, len(smoothed)):
-        smoothed[place] = MOMENTUM * smoothed[place - 1] + (1 - MOMENTUM) * smoothed[place]
-    return smoothed
+    return pd.Series(values, dtype=float).ewm(alpha=1 - MOMENTUM, adjust=False).mean().to_numpy()
 
 
 @dataclass(frozen=True)
@@ -32,15 +33,12 @@ class Curve:
     hours: np.ndarray
 
     @classmethod
-    def of(cls, epochs: list[dict]) -> Curve:
+    def of(cls, epochs: Sequence[EpochRow]) -> Curve:
         """From the rows of a run; a Dice of null, where no label was met, counts as the one before,
         or 0.
         """
-        dice: list[float] = []
-        for row in epochs:
-            value = row.get("dice")
-            dice.append((dice[-1] if dice else 0.0) if value is None else float(value))
-        return cls(smooth(dice), np.cumsum([row.get("seconds") or 0.0 for row in epochs]) / 3600)
+        dice = pd.Series([row.dice for row in epochs], dtype=float).ffill().fillna(0.0)
+        return cls(smooth(dice), _hours(epochs))
 
     @property
     def final(self) -> float:
@@ -52,6 +50,10 @@ class Curve:
         """
         there = np.flatnonzero(self.dice >= target)
         return (float(there[0] + 1), float(self.hours[there[0]])) if len(there) else (NEVER, NEVER)
+
+
+def _hours(epochs: Sequence[EpochRow]) -> np.ndarray:
+    return np.cumsum([row.seconds or 0.0 for row in epochs]) / 3600
 
 
 @dataclass(frozen=True)
@@ -74,19 +76,21 @@ class Convergence:
 
 
 def convergence(arm: list[Curve], scratch: list[Curve]) -> list[Convergence]:
-    """One a fraction of SHARES; the target is that of the mean of scratch's final Dice over its
+    """For each of FRACTIONS; the target is that of the mean of scratch's final Dice over its
     seeds.
     """
     final = float(np.mean([curve.final for curve in scratch]))
-    rows = []
-    for fraction in FRACTIONS:
-        target = fraction * final
-        ours, theirs = ([curve.reaches(target) for curve in curves] for curves in (arm, scratch))
-        (epochs, hours), (their_epochs, their_hours) = _medians(ours), _medians(theirs)
-        reached = sum(epoch < NEVER for epoch, _ in ours)
-        ratios = _ratio(epochs, their_epochs), _ratio(hours, their_hours)
-        rows.append(Convergence(fraction, target, epochs, hours, *ratios, reached, len(arm)))
-    return rows
+    return [_convergence(arm, scratch, fraction, fraction * final) for fraction in FRACTIONS]
+
+
+def _convergence(
+    arm: list[Curve], scratch: list[Curve], fraction: float, target: float
+) -> Convergence:
+    ours, theirs = ([curve.reaches(target) for curve in curves] for curves in (arm, scratch))
+    (epochs, hours), (their_epochs, their_hours) = _medians(ours), _medians(theirs)
+    ratios = _ratio(epochs, their_epochs), _ratio(hours, their_hours)
+    reached = sum(epoch < NEVER for epoch, _ in ours)
+    return Convergence(fraction, target, epochs, hours, *ratios, reached, len(arm))
 
 
 def _medians(reached: list[tuple[float, float]]) -> tuple[float, float]:

@@ -8,7 +8,7 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from nnssl.study.report.results import BASELINE
+from nnssl.study.rows import BASELINE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,7 +33,7 @@ COLOURS = (
 MARKERS = "osD^vP*Xph"
 
 
-def style(arms: Sequence[str]) -> dict[str, dict]:
+def style(arms: Sequence[str]) -> dict[str, dict[str, str]]:
     """Colour and marker of each arm; scratch is grey."""
     others = [arm for arm in arms if arm != BASELINE]
     look = {
@@ -61,6 +61,12 @@ def panels(count: int, height: float = 2.9, across: int = ACROSS) -> tuple[Figur
         axes.tick_params(labelsize=9)
         axes.spines[["top", "right"]].set_visible(False)
     return made, list(grid.flat[:count])
+
+
+def label(axes: Axes, title: str, across: str, upwards: str) -> None:
+    axes.set_title(title, fontsize=10)
+    axes.set_xlabel(across, fontsize=9)
+    axes.set_ylabel(upwards, fontsize=9)
 
 
 def legend(made: Figure, handles: dict) -> None:

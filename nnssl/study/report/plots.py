@@ -8,13 +8,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nnssl.study.report import drawing, statistics
+from nnssl.study.report import drawing
 from nnssl.study.report.curves import FRACTIONS, Curve
 from nnssl.study.report.efficiency import curves_of
-from nnssl.study.report.results import BASELINE, Group, Results
+from nnssl.study.report.results import Group, Results
 from nnssl.study.report.scores import Comparison, Ranking
+from nnssl.study.report.statistics import Ranks
+from nnssl.study.rows import BASELINE, Budget
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.container import ErrorbarContainer
     from matplotlib.figure import Figure
 
 BUDGETS_SHOWN = 3  # columns of the figure of convergence: the fewest, a middle one, the most
@@ -23,178 +28,184 @@ BUDGETS_SHOWN = 3  # columns of the figure of convergence: the fewest, a middle 
 def against_cases(results: Results) -> Figure | None:
     """Dice against the number of labelled cases, a panel per task, with the intervals."""
     made, grid = drawing.panels(len(results.tasks))
-    look, handles = drawing.style(results.arms), {}
+    handles: dict[str, ErrorbarContainer] = {}
     for axes, task in zip(grid, results.tasks, strict=True):
-        ticks = {}
-        for arm in results.arms:
-            groups = [
-                g for g in (Group(task, arm, b) for b in results.budgets) if g in results.done
-            ]
-            scores = [results.scores(g, "dice") for g in groups]
-            found = [
-                (results.cases_of(g), statistics.interval(s.values, s.subjects))
-                for g, s in zip(groups, scores, strict=True)
-            ]
-            found = [
-                (cases, interval) for cases, interval in found if interval.mean == interval.mean
-            ]
-            if not found:
-                continue
-            cases, intervals = zip(*found, strict=True)
-            ticks.update({n: f"{n:g}" for n in cases})
-            low = [i.mean - min(i.low, i.mean) for i in intervals]
-            high = [max(i.high, i.mean) - i.mean for i in intervals]
-            # side by side
-            moved = np.array(cases) * 1.03 ** (results.arms.index(arm) - len(results.arms) / 2)
-            handles[arm] = axes.errorbar(
-                moved,
-                [i.mean for i in intervals],
-                [low, high],
-                capsize=2,
-                lw=1.4,
-                ms=5,
-                **look[arm],
-            )
-        axes.set_xscale("log")
-        axes.set_xticks(list(ticks), list(ticks.values()))
-        axes.minorticks_off()
-        axes.set_title(task, fontsize=10)
-        axes.set_xlabel("labelled cases", fontsize=9)
-        axes.set_ylabel("Dice", fontsize=9)
+        groups = {arm: _with_dice(results, task, arm) for arm in results.arms}
+        handles |= {arm: _errorbar(axes, results, found) for arm, found in groups.items() if found}
+        _cases_axis(axes, [results.cases_of(g) for found in groups.values() for g in found])
+        drawing.label(axes, task, "labelled cases", "Dice")
     if not handles:
         return None
     drawing.legend(made, handles)
     return made
 
 
+def _cases_axis(axes: Axes, cases: list[float]) -> None:
+    cases = list(dict.fromkeys(cases))
+    axes.set_xscale("log")
+    axes.set_xticks(cases, [f"{n:g}" for n in cases])
+    axes.minorticks_off()
+
+
+def _with_dice(results: Results, task: str, arm: str) -> list[Group]:
+    groups = results.groups(task, arm)
+    return [group for group in groups if not results.scores(group, "dice").is_empty]
+
+
+def _errorbar(axes: Axes, results: Results, groups: list[Group]) -> ErrorbarContainer:
+    """Of one arm, side by side with the others'."""
+    intervals = [results.scores(group, "dice").interval for group in groups]
+    low = [i.mean - min(i.low, i.mean) for i in intervals]
+    high = [max(i.high, i.mean) - i.mean for i in intervals]
+    arm = groups[0].arm
+    aside = 1.03 ** (results.arms.index(arm) - len(results.arms) / 2)
+    look = drawing.style(results.arms)[arm]
+    return axes.errorbar(
+        np.array([results.cases_of(group) for group in groups]) * aside,
+        [i.mean for i in intervals],
+        [low, high],
+        capsize=2,
+        lw=1.4,
+        ms=5,
+        color=look["color"],
+        marker=look["marker"],
+    )
+
+
 def differences(made_comparisons: list[Comparison], results: Results) -> Figure | None:
     """Dice minus scratch's with its interval, a panel per task; filled where it differs after
     correction.
     """
-    shown = [c for c in made_comparisons if c.measure == "dice"]
-    tasks = [task for task in results.tasks if any(c.group.task == task for c in shown)]
-    if not tasks:
+    dice = [comparison for comparison in made_comparisons if comparison.measure == "dice"]
+    by_task = [[c for c in dice if c.group.task == task] for task in results.tasks]
+    shown = [found for found in by_task if found]
+    if not shown:
         return None
-    rows = max(sum(c.group.task == task for c in shown) for task in tasks)
-    made, grid = drawing.panels(len(tasks), height=0.9 + 0.2 * rows)
-    look = drawing.style(results.arms)
-    for axes, task in zip(grid, tasks, strict=True):
-        here = [c for c in shown if c.group.task == task]
-        for place, c in enumerate(here):
-            colour = look[c.group.arm]["color"]
-            axes.plot([c.difference.low, c.difference.high], [place, place], color=colour, lw=1.6)
-            face = colour if c.differs else "white"
-            axes.plot(
-                c.difference.mean,
-                place,
-                marker=look[c.group.arm]["marker"],
-                mec=colour,
-                mfc=face,
-                ms=6,
-            )
-        axes.axvline(0, color=drawing.GREY, lw=0.8)
-        axes.set_yticks(range(len(here)), [f"{c.group.arm}, {c.group.budget}" for c in here])
-        axes.invert_yaxis()
-        axes.set_title(task, fontsize=10)
-        axes.set_xlabel("Dice minus scratch's", fontsize=9)
+    made, grid = drawing.panels(len(shown), height=0.9 + 0.2 * max(map(len, shown)))
+    for axes, here in zip(grid, shown, strict=True):
+        _differences(axes, here, drawing.style(results.arms))
     return made
+
+
+def _differences(axes: Axes, here: list[Comparison], look: dict[str, dict[str, str]]) -> None:
+    """Of one task."""
+    for place, comparison in enumerate(here):
+        _difference(axes, comparison, place, look)
+    axes.axvline(0, color=drawing.GREY, lw=0.8)
+    axes.set_yticks(range(len(here)), [f"{c.group.arm}, {c.group.budget}" for c in here])
+    axes.invert_yaxis()
+    axes.set_title(here[0].group.task, fontsize=10)
+    axes.set_xlabel("Dice minus scratch's", fontsize=9)
+
+
+def _difference(axes: Axes, made: Comparison, place: int, look: dict[str, dict[str, str]]) -> None:
+    colour, difference = look[made.group.arm]["color"], made.difference
+    axes.plot([difference.low, difference.high], [place, place], color=colour, lw=1.6)
+    face, marker = colour if made.differs else "white", look[made.group.arm]["marker"]
+    axes.plot(difference.mean, place, marker=marker, mec=colour, mfc=face, ms=6)
 
 
 def critical_difference(ranking: Ranking, results: Results) -> Figure | None:
     """Demsar's diagram: arms along the mean rank, a bar over those that cannot be told apart."""
-    overall = ranking.overall
-    if len(ranking.arms) < 2 or not overall.blocks:
+    overall, count = ranking.overall, len(ranking.arms)
+    if count < 2 or not overall.blocks:
         return None
-    order = np.argsort(overall.means, kind="stable")
-    half = -(-len(order) // 2)
+    half, depth = -(-count // 2), 0.6 + 0.35 * len(overall.groups)
     made = drawing.figure(drawing.WIDTH * 0.75, 1.2 + 0.3 * half + 0.15 * len(overall.groups))
-    axes, look = made.subplots(), drawing.style(results.arms)
-    depth = 0.6 + 0.35 * len(overall.groups)
-    for place, arm in enumerate(order):
-        left, rank = place < half, overall.means[arm]
-        level = depth + (place if left else len(order) - 1 - place) * 0.8
-        side = 0.6 if left else len(order) + 0.4
-        colour = look[ranking.arms[arm]]["color"]
-        axes.plot([rank, rank, side], [0, level, level], color=colour, lw=1.2)
-        text = f"{ranking.arms[arm]}  {rank:.2f}" if left else f"{rank:.2f}  {ranking.arms[arm]}"
-        axes.text(
-            side,
-            level,
-            f" {text} ",
-            ha="right" if left else "left",
-            va="center",
-            fontsize=10,
-            color=colour,
-        )
-    for number, group in enumerate(overall.groups):
-        ends = [overall.means[group[0]] - 0.04, overall.means[group[-1]] + 0.04]
-        axes.plot(ends, [0.3 + 0.35 * number] * 2, color="black", lw=4, solid_capstyle="butt")
+    axes = made.subplots()
+    _arms(axes, ranking, drawing.style(results.arms), depth)
+    _bars(axes, overall)
     if overall.difference == overall.difference:
-        span = min(overall.difference, len(order) - 1)
-        more = "" if span == overall.difference else " (wider than all ranks)"
-        axes.plot([1, 1 + span], [-0.9, -0.9], color="black", lw=1.5, marker="|")
-        axes.text(
-            1 + span / 2,
-            -1.05,
-            f"critical difference {overall.difference:.2f}{more}",
-            ha="center",
-            fontsize=9,
-        )
-    axes.plot([1, len(order)], [0, 0], color="black", lw=1)
-    for rank in range(1, len(order) + 1):
-        axes.plot([rank, rank], [0, -0.15], color="black", lw=1)
-        axes.text(rank, -0.25, str(rank), ha="center", va="bottom", fontsize=9)
-    axes.set(xlim=(-1.2, len(order) + 2.2), ylim=(depth + 0.8 * half, -1.6))
+        _ruler(axes, overall.difference, count - 1)
+    _ranks_axis(axes, count)
+    axes.set(xlim=(-1.2, count + 2.2), ylim=(depth + 0.8 * half, -1.6))
     axes.axis("off")
     return made
 
 
+def _bars(axes: Axes, ranks: Ranks) -> None:
+    for number, group in enumerate(ranks.groups):
+        ends = [ranks.means[group[0]] - 0.04, ranks.means[group[-1]] + 0.04]
+        axes.plot(ends, [0.3 + 0.35 * number] * 2, color="black", lw=4, solid_capstyle="butt")
+
+
+def _ranks_axis(axes: Axes, count: int) -> None:
+    axes.plot([1, count], [0, 0], color="black", lw=1)
+    for rank in range(1, count + 1):
+        axes.plot([rank, rank], [0, -0.15], color="black", lw=1)
+        axes.text(rank, -0.25, str(rank), ha="center", va="bottom", fontsize=9)
+
+
+def _arms(axes: Axes, ranking: Ranking, look: dict[str, dict[str, str]], depth: float) -> None:
+    """Their names, the better half on the left."""
+    order = np.argsort(ranking.overall.means, kind="stable")
+    half = -(-len(order) // 2)
+    for place, number in enumerate(order):
+        arm, rank, left = ranking.arms[number], ranking.overall.means[number], place < half
+        level = depth + (place if left else len(order) - 1 - place) * 0.8
+        side, colour = 0.6 if left else len(order) + 0.4, look[arm]["color"]
+        axes.plot([rank, rank, side], [0, level, level], color=colour, lw=1.2)
+        text = f" {arm}  {rank:.2f} " if left else f" {rank:.2f}  {arm} "
+        ha = "right" if left else "left"
+        axes.text(side, level, text, ha=ha, va="center", fontsize=10, color=colour)
+
+
+def _ruler(axes: Axes, difference: float, longest: int) -> None:
+    span = min(difference, longest)
+    more = "" if span == difference else " (wider than all ranks)"
+    axes.plot([1, 1 + span], [-0.9, -0.9], color="black", lw=1.5, marker="|")
+    text = f"critical difference {difference:.2f}{more}"
+    axes.text(1 + span / 2, -1.05, text, ha="center", fontsize=9)
+
+
 def training(results: Results, task: str) -> Figure | None:
     """Smoothed validation Dice by epoch, mean and range over the seeds, for up to three budgets."""
-    there = [
-        b
-        for b in results.budgets
-        if any(curves_of(results, Group(task, arm, b)) for arm in results.arms)
-    ]
+    there = [budget for budget in results.budgets if _curves(results, task, budget)]
     if not there:
         return None
     chosen = sorted({0, len(there) // 2, len(there) - 1})[:BUDGETS_SHOWN]
     made, grid = drawing.panels(len(chosen))
-    look, handles = drawing.style(results.arms), {}
+    handles: dict[str, Artist] = {}
     for axes, budget in zip(grid, (there[place] for place in chosen), strict=True):
-        for arm in results.arms:
-            curves = curves_of(results, Group(task, arm, budget))
-            if not curves:
-                continue
-            stack = _together(curves)
-            epochs = np.arange(1, stack.shape[1] + 1)
-            (handles[arm],) = axes.plot(
-                epochs, stack.mean(axis=0), color=look[arm]["color"], lw=1.5
-            )
-            if len(stack) > 1:
-                axes.fill_between(
-                    epochs,
-                    stack.min(axis=0),
-                    stack.max(axis=0),
-                    color=look[arm]["color"],
-                    alpha=0.15,
-                    lw=0,
-                )
-            if arm == BASELINE:
-                for fraction in FRACTIONS:
-                    target = fraction * float(np.mean([curve.final for curve in curves]))
-                    axes.axhline(target, color=drawing.GREY, lw=0.7, ls=":")
-                    axes.text(
-                        1, target, f"{fraction:.0%}", fontsize=7, color=drawing.GREY, va="bottom"
-                    )
-        axes.set_title(f"{task}, budget {budget}", fontsize=10)
-        axes.set_xlabel("epoch", fontsize=9)
-        axes.set_ylabel("validation Dice, smoothed", fontsize=9)
+        handles |= _training(axes, _curves(results, task, budget), drawing.style(results.arms))
+        drawing.label(axes, f"{task}, budget {budget}", "epoch", "validation Dice, smoothed")
     drawing.legend(made, handles)
     return made
 
 
-def _together(curves: list[Curve]) -> np.ndarray:
-    """[runs epochs], as far as all of them go."""
+def _training(
+    axes: Axes, curves: dict[str, list[Curve]], look: dict[str, dict[str, str]]
+) -> dict[str, Artist]:
+    """The line of each arm."""
+    lines = {}
+    for arm, found in curves.items():
+        lines[arm] = _band(axes, found, look[arm]["color"])
+        if arm == BASELINE:
+            _targets(axes, found)
+    return lines
+
+
+def _curves(results: Results, task: str, budget: Budget) -> dict[str, list[Curve]]:
+    """By arm, of those that have any."""
+    found = ((arm, curves_of(results, Group(task, arm, budget))) for arm in results.arms)
+    return {arm: curves for arm, curves in found if curves}
+
+
+def _band(axes: Axes, curves: list[Curve], colour: str) -> Artist:
+    """Mean and range of one arm, as far as all of its runs go; the line of the mean."""
     length = min(len(curve.dice) for curve in curves)
-    return np.stack([curve.dice[:length] for curve in curves])
+    stack, epochs = np.stack([curve.dice[:length] for curve in curves]), np.arange(1, length + 1)
+    (mean,) = axes.plot(epochs, stack.mean(axis=0), color=colour, lw=1.5)
+    if len(stack) > 1:
+        low, high = stack.min(axis=0), stack.max(axis=0)
+        axes.fill_between(epochs, low, high, color=colour, alpha=0.15, lw=0)
+    return mean
+
+
+def _targets(axes: Axes, scratch: list[Curve]) -> None:
+    """Fractions of its final Dice."""
+    for fraction in FRACTIONS:
+        target = fraction * float(np.mean([curve.final for curve in scratch]))
+        axes.axhline(target, color=drawing.GREY, lw=0.7, ls=":")
+        text = f"{fraction:.0%}"
+        axes.text(1, target, text, fontsize=7, color=drawing.GREY, va="bottom")

@@ -7,33 +7,39 @@ one counts. The kinds of rows and their fields are listed in documentation/repor
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from nnssl import files
+from nnssl.study.report import statistics
+from nnssl.study.report.statistics import Interval
+from nnssl.study.rows import (
+    KINDS,
+    AttentionRow,
+    Budget,
+    CaseRow,
+    CkaRow,
+    EpochRow,
+    R,
+    Row,
+    RunRow,
+    StudyRow,
+    by_size,
+)
 
-BASELINE = "scratch"
 MEASURES = {"dice": "Dice", "surface_dice": "surface Dice", "hd95": "HD95 (mm)"}
 SMALLER_IS_BETTER = ("hd95",)
-KEYS = {
-    "study": (),
-    "run": ("run",),
-    "case": ("run", "case", "label"),
-    "epoch": ("run", "epoch"),
-    "cka": ("task", "first", "second", "seed"),
-    "attention": ("task", "arm", "budget", "seed", "layer", "head"),
-}
-# beside the keys
-NEEDED = {"run": ("task", "arm", "budget", "seed", "state"), "case": (), "epoch": ()}
-Budget = int | str  # a number of labelled cases, or "all"
+LISTS = ("rows", "columns", "values")  # of CKA
 
 
 @dataclass(frozen=True, order=True)
 class Group:
-    """The runs that differ by their seed only. `order` of budgets: by number, "all" last."""
+    """The runs that differ by their seed only."""
 
     task: str
     arm: str
@@ -49,31 +55,34 @@ class Results:
 
     tasks, arms:  names in the description's order, then in that of the alphabet.
     budgets:      by number, "all" last.
-    runs:         every run's row by its name.
-    done:         group to its finished runs' rows, by seed.
+    runs:         every run by its name.
+    done:         group to its finished runs, by seed.
     """
 
-    def __init__(self, rows: Iterable[dict]) -> None:
-        kept = {kind: {} for kind in KEYS}
-        for number, row in enumerate(rows, start=1):
-            kept[_kind(row, number)][_key(row, number)] = row
-        self.study: dict = kept["study"].get((), {})
-        self.description: dict = self.study.get("description") or {}
-        self.runs: dict[str, dict] = {row["run"]: row for row in _ordered(kept["run"])}
-        self.tasks = self._names("tasks", "task")
-        self.arms = self._names("arms", "arm")
-        self.budgets: list[Budget] = sorted(
-            {row["budget"] for row in self.runs.values()}, key=by_size
-        )
-        self.done: dict[Group, list[dict]] = {}
-        for row in sorted(self.runs.values(), key=self._place):
-            if row["state"] == "done":
-                self.done.setdefault(Group(row["task"], row["arm"], row["budget"]), []).append(row)
-        self._cases = _by_run(kept["case"])
-        self._epochs = _by_run(kept["epoch"])
-        self._scores: dict[tuple, Scores] = {}
-        self.cka = _ordered(kept["cka"])
-        self.attention = _ordered(kept["attention"])
+    def __init__(self, rows: Iterable[Mapping]) -> None:
+        kept = _once(rows)
+        self.study = next(iter(_of(StudyRow, kept)), StudyRow())
+        self.runs = {row.run: row for row in _of(RunRow, kept)}
+        self.cka = _of(CkaRow, kept)
+        self.attention = _of(AttentionRow, kept)
+        self._epochs = _by_run(_of(EpochRow, kept))
+        self._cases = _frame(_of(CaseRow, kept))
+        self._pivots: dict[tuple[str, str | None], pd.DataFrame] = {}
+        self._subjects_of: dict[Group, pd.Series] = {}
+        self._scores: dict[tuple[Group, str, str | None], Scores] = {}
+        self.done = self._groups()
+
+    @cached_property
+    def tasks(self) -> list[str]:
+        return self._names("tasks", {run.task for run in self.runs.values()})
+
+    @cached_property
+    def arms(self) -> list[str]:
+        return self._names("arms", {run.arm for run in self.runs.values()})
+
+    @cached_property
+    def budgets(self) -> list[Budget]:
+        return sorted({run.budget for run in self.runs.values()}, key=by_size)
 
     @classmethod
     def read(cls, path: Path | str) -> Results:
@@ -85,8 +94,14 @@ class Results:
         return cls(files.read_json_lines(path))
 
     def labels(self, task: str) -> list[str]:
-        runs = [row["run"] for row in self.runs.values() if row["task"] == task]
-        return sorted({str(row["label"]) for run in runs for row in self._cases.get(run, ())})
+        task_of = {run.run: run.task for run in self.runs.values()}
+        of_task = self._cases["run"].map(task_of) == task
+        return sorted(set(_where(self._cases, of_task)["label"]))
+
+    def groups(self, task: str, arm: str) -> list[Group]:
+        """With a finished run, by budget."""
+        every = [Group(task, arm, budget) for budget in self.budgets]
+        return [group for group in every if group in self.done]
 
     def scores(self, group: Group, measure: str, label: str | None = None) -> Scores:
         """A group's measure by seed and case; the mean over a case's labels where `label` is
@@ -94,134 +109,162 @@ class Results:
         """
         key = (group, measure, label)
         if key not in self._scores:
-            self._scores[key] = self._table(group, measure, label)
+            subjects = self._subjects(group)
+            seeds = {run.run: run.seed for run in self.done.get(group, ())}
+            values = self._pivot(measure, label).reindex(index=list(seeds), columns=subjects.index)
+            self._scores[key] = Scores(values.set_axis(list(seeds.values())), subjects)
         return self._scores[key]
 
-    def _table(self, group: Group, measure: str, label: str | None) -> Scores:
-        runs = self.done.get(group, [])
-        cells: dict[tuple[int, str], list[float]] = {}
-        subjects: dict[str, str] = {}
-        for index, run in enumerate(runs):
-            for row in self._cases.get(run["run"], ()):
-                case = str(row["case"])
-                subjects[case] = str(row.get("subject", case))
-                if label in (None, str(row["label"])) and row.get(measure) is not None:
-                    cells.setdefault((index, case), []).append(row[measure])
-        cases = sorted(subjects)
-        values = np.full((len(runs), len(cases)), np.nan)
-        places = {case: place for place, case in enumerate(cases)}
-        for (index, case), numbers in cells.items():
-            values[index, places[case]] = np.mean(numbers)
-        return Scores(
-            values, [run["seed"] for run in runs], cases, [subjects[case] for case in cases]
-        )
+    def _subjects(self, group: Group) -> pd.Series:
+        """By case, in order."""
+        if group not in self._subjects_of:
+            runs = [run.run for run in self.done.get(group, ())]
+            cases = _where(self._cases, self._cases["run"].isin(runs)).sort_values("case")
+            last = cases.drop_duplicates("case", keep="last")
+            self._subjects_of[group] = last.set_index("case")["subject"]
+        return self._subjects_of[group]
 
-    def epochs(self, run: str) -> list[dict]:
-        """The rows of a run's epochs, in order."""
+    def _pivot(self, measure: str, label: str | None) -> pd.DataFrame:
+        """Of all runs (rows) and all cases (columns); the mean over the labels."""
+        key = (measure, label)
+        if key not in self._pivots:
+            cases = self._cases
+            if label is not None:
+                cases = _where(cases, cases["label"] == label)
+            self._pivots[key] = cases.pivot_table(index="run", columns="case", values=measure)
+        return self._pivots[key]
+
+    def epochs(self, run: str) -> list[EpochRow]:
+        """Of a run, in order."""
         return self._epochs.get(run, [])
 
     def cases_of(self, group: Group) -> float:
         """The number of labelled cases that a group was trained with, the mean over its runs."""
-        return float(np.mean([run["cases"] for run in self.done[group]]))
+        return float(np.mean([run.cases or 0 for run in self.done[group]]))
 
     def modality(self, kind: str, name: str) -> str | None:
         """Of a task, or of an arm's pretraining, as the description says; None where it says
         nothing.
         """
-        return next(
-            (part.get("modality") for part in self._parts(kind) if part.get("name") == name), None
-        )
+        named = [part for part in self._parts(kind) if part.get("name") == name]
+        return named[0].get("modality") if named else None
 
     def _parts(self, kind: str) -> list[dict]:
-        return [part for part in self.description.get(kind) or () if isinstance(part, dict)]
+        parts = (self.study.description or {}).get(kind) or ()
+        return [part for part in parts if isinstance(part, dict)]
 
-    def _names(self, kind: str, field: str) -> list[str]:
-        there = {row[field] for row in self.runs.values()}
-        said = [part["name"] for part in self._parts(kind) if part.get("name") in there]
-        return [*dict.fromkeys(said), *sorted(there - set(said))]
+    def _names(self, kind: str, there: set[str]) -> list[str]:
+        names = [part.get("name") for part in self._parts(kind)]
+        said = dict.fromkeys(name for name in names if name in there)
+        return [*said, *sorted(there - said.keys())]
 
-    def _place(self, row: dict) -> tuple:
-        return (
-            self.tasks.index(row["task"]),
-            self.arms.index(row["arm"]),
-            by_size(row["budget"]),
-            row["seed"],
-        )
+    def _groups(self) -> dict[Group, list[RunRow]]:
+        """By task, arm, budget and seed; of two runs with all of them equal the last one counts."""
+        found: dict[Group, dict[int, RunRow]] = {}
+        for run in sorted(self.runs.values(), key=self._place):
+            if run.state == "done":
+                found.setdefault(Group(run.task, run.arm, run.budget), {})[run.seed] = run
+        return {group: list(by_seed.values()) for group, by_seed in found.items()}
+
+    def _place(self, run: RunRow) -> tuple:
+        places = self.tasks.index(run.task), self.arms.index(run.arm)
+        return (*places, by_size(run.budget), run.seed)
 
 
 @dataclass(frozen=True)
 class Scores:
-    """values: [S C], seed by case, NaN where a case has none; `subjects` says whose case it is,
-    [C].
-    """
+    """frame: by seed (rows) and case (columns), NaN where a case has none. subject: by case."""
 
-    values: np.ndarray
-    seeds: list[int]
-    cases: list[str]
-    subjects: list[str]
+    frame: pd.DataFrame
+    subject: pd.Series
+
+    @property
+    def seeds(self) -> list[int]:
+        return self.frame.index.tolist()
+
+    @property
+    def cases(self) -> list[str]:
+        return self.frame.columns.tolist()
+
+    @property
+    def values(self) -> np.ndarray:
+        """[S C]"""
+        return self.frame.to_numpy()
+
+    @property
+    def subjects(self) -> list[str]:
+        """Whose each case is, [C]."""
+        return self.subject.loc[self.frame.columns].tolist()
+
+    @property
+    def interval(self) -> Interval:
+        return statistics.interval(self.values, self.subjects)
+
+    @property
+    def is_empty(self) -> bool:
+        return bool(self.frame.isna().all(axis=None))
 
     @property
     def mean(self) -> float:
         """Over the cases of each seed, then over the seeds; NaN without any value."""
-        with_any = ~np.isnan(self.values).all(axis=1) if self.values.size else np.zeros(0, bool)
-        return (
-            float(np.nanmean(self.values[with_any], axis=1).mean())
-            if with_any.any()
-            else float("nan")
-        )
+        return float(self.frame.mean(axis=1).mean())
 
     def minus(self, other: Scores) -> Scores:
         """The differences, paired by seed and case; of the seeds and cases that both have."""
-        seeds = [seed for seed in self.seeds if seed in other.seeds]
-        cases = [case for case in self.cases if case in other.cases]
-        mine = self.values[
-            np.ix_([self.seeds.index(s) for s in seeds], [self.cases.index(c) for c in cases])
-        ]
-        theirs = other.values[
-            np.ix_([other.seeds.index(s) for s in seeds], [other.cases.index(c) for c in cases])
-        ]
-        return Scores(
-            mine - theirs, seeds, cases, [self.subjects[self.cases.index(case)] for case in cases]
-        )
+        ours, theirs = self.frame.align(other.frame, join="inner")
+        return Scores(ours - theirs, self.subject)
 
 
-def by_size(budget: Budget) -> tuple[int, int, str]:
-    """Sorts budgets: numbers, then words."""
-    return (0, budget, "") if isinstance(budget, int) else (1, 0, str(budget))
-
-
-def _kind(row: dict, number: int) -> str:
-    if not isinstance(row, dict) or row.get("kind") not in KEYS:
-        got = row.get("kind") if isinstance(row, dict) else type(row).__name__
-        raise ResultsError(
-            f"row {number} of the results has kind {got!r}; known: {', '.join(KEYS)}"
-        )
-    return row["kind"]
-
-
-def _key(row: dict, number: int) -> tuple:
-    keys = KEYS[row["kind"]]
-    words = (*keys, *NEEDED.get(row["kind"], ()))
-    if missing := [name for name in words if name not in row]:
-        raise ResultsError(
-            f"row {number} of the results, a {row['kind']}, lacks {', '.join(missing)}"
-        )
-    if odd := [name for name in words if isinstance(row[name], (list, dict))]:
-        raise ResultsError(
-            f"row {number} of the results, a {row['kind']}, has a list or mapping as "
-            f"{', '.join(odd)}"
-        )
-    return tuple(row[name] for name in keys)
-
-
-def _ordered(rows: dict[tuple, dict]) -> list[dict]:
+def _once(rows: Iterable[Mapping]) -> list[Row]:
+    """Each row once, sorted by its key."""
+    kept: dict[tuple, Row] = {}
+    for number, content in enumerate(rows, start=1):
+        row = _parsed(content, number)
+        kept[row.key] = row
     return [
-        rows[key] for key in sorted(rows, key=lambda key: [(isinstance(k, str), k) for k in key])
+        kept[key] for key in sorted(kept, key=lambda key: [(isinstance(k, str), k) for k in key])
     ]
 
 
-def _by_run(rows: dict[tuple, dict]) -> dict[str, list[dict]]:
-    grouped: dict[str, list[dict]] = {}
-    for row in _ordered(rows):
-        grouped.setdefault(row["run"], []).append(row)
+def _of(kind: type[R], rows: list[Row]) -> list[R]:
+    return [row for row in rows if isinstance(row, kind)]
+
+
+def _parsed(content: Mapping, number: int) -> Row:
+    """Raises ResultsError for what is no row of a study."""
+    if not isinstance(content, dict) or content.get("kind") not in KINDS:
+        got = content.get("kind") if isinstance(content, dict) else type(content).__name__
+        raise ResultsError(
+            f"row {number} of the results has kind {got!r}; known: {', '.join(KINDS)}"
+        )
+    kind = KINDS[content["kind"]]
+    _require(kind, content, f"row {number} of the results, a {kind.KIND},")
+    return kind.from_json(content)
+
+
+def _require(kind: type[Row], content: Mapping, what: str) -> None:
+    if missing := [name for name in kind.required() if name not in content]:
+        raise ResultsError(f"{what} lacks {', '.join(missing)}")
+    single = [name for name in kind.required() if name not in LISTS]
+    if odd := [name for name in single if isinstance(content[name], (list, dict))]:
+        raise ResultsError(f"{what} has a list or mapping as {', '.join(odd)}")
+
+
+def _by_run(rows: Iterable[EpochRow]) -> dict[str, list[EpochRow]]:
+    grouped: dict[str, list[EpochRow]] = {}
+    for row in rows:
+        grouped.setdefault(row.run, []).append(row)
     return grouped
+
+
+def _where(frame: pd.DataFrame, mask: pd.Series) -> pd.DataFrame:
+    """The rows of `frame` for which `mask` is true."""
+    return frame.drop(index=frame.index[~mask])
+
+
+def _frame(rows: list[CaseRow]) -> pd.DataFrame:
+    """A case without a subject is its own."""
+    columns = [field.name for field in fields(CaseRow)]
+    frame = pd.DataFrame([vars(row) for row in rows], columns=columns)
+    frame = frame.astype({"case": str, "label": str, **dict.fromkeys(MEASURES, float)})
+    return frame.assign(subject=frame["subject"].fillna(frame["case"]).astype(str))

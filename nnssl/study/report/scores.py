@@ -5,22 +5,15 @@ tasks.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import product
+from itertools import compress, product
 
 import numpy as np
 
 from nnssl.study.report import statistics
-from nnssl.study.report.results import (
-    BASELINE,
-    MEASURES,
-    SMALLER_IS_BETTER,
-    Budget,
-    Group,
-    Results,
-    Scores,
-)
+from nnssl.study.report.results import MEASURES, SMALLER_IS_BETTER, Group, Results
 from nnssl.study.report.statistics import Interval, Ranks
-from nnssl.study.report.tables import Table
+from nnssl.study.report.tables import Cell, Table
+from nnssl.study.rows import BASELINE, Budget, by_size
 
 FORMATS = {
     **dict.fromkeys(MEASURES.values(), ".3f"),
@@ -33,53 +26,63 @@ ERROR = 1 - statistics.LEVEL
 
 def groups(results: Results) -> list[Group]:
     """The groups with a finished run, by task, budget and arm."""
-    every = product(results.tasks, results.budgets, results.arms)
-    return [
-        g for g in (Group(task, arm, budget) for task, budget, arm in every) if g in results.done
-    ]
+    tasks, arms = results.tasks.index, results.arms.index
+    return sorted(results.done, key=lambda g: (tasks(g.task), by_size(g.budget), arms(g.arm)))
 
 
 def measures(results: Results) -> list[str]:
     """Those of MEASURES that any case has."""
     return [
-        name for name in MEASURES if any(_any(results.scores(g, name)) for g in groups(results))
+        name
+        for name in MEASURES
+        if not all(results.scores(group, name).is_empty for group in groups(results))
     ]
 
 
-def scores(results: Results) -> Table:
-    there, rows = measures(results), []
-    for group in groups(results):
-        dice = results.scores(group, "dice")
-        cells = [_interval(results.scores(group, name)) for name in there]
-        numbers = [round(results.cases_of(group), 1), len(dice.seeds), len(dice.cases)]
-        rows.append([group.task, str(group.budget), group.arm, *numbers, *cells])
-    columns = [
-        "task",
-        "budget",
-        "arm",
-        "labelled cases",
-        "seeds",
-        "validation cases",
-        *(MEASURES[n] for n in there),
-    ]
-    note = (
+SCORES = Table(
+    name="scores",
+    title="Scores",
+    note=(
         "Mean over the labels of a case, then over the cases, then over the seeds; in brackets "
         "the 95 % interval by bootstrap over seeds and cases together. Overlapping intervals do "
         "not mean that arms are alike: the comparisons below are paired."
-    )
-    return Table("scores", "Scores", note, columns, rows, {**FORMATS, "labelled cases": "g"})
+    ),
+    columns=["task", "budget", "arm", "labelled cases", "seeds", "validation cases"],
+    formats={**FORMATS, "labelled cases": "g"},
+)
+BY_LABEL = Table(
+    name="labels",
+    title="Scores by label",
+    note="As above, for each label alone.",
+    columns=["task", "budget", "arm", "label"],
+    formats=FORMATS,
+)
 
 
-def by_label(results: Results) -> Table:
-    there, rows = measures(results), []
-    for group in groups(results):
-        for label in results.labels(group.task):
-            cells = [_interval(results.scores(group, name, label)) for name in there]
-            rows.append([group.task, str(group.budget), group.arm, label, *cells])
-    columns = ["task", "budget", "arm", "label", *(MEASURES[name] for name in there)]
-    return Table(
-        "labels", "Scores by label", "As above, for each label alone.", columns, rows, FORMATS
-    )
+def tables(results: Results) -> list[Table]:
+    """Scores over the labels, and by label."""
+    there = measures(results)
+    found = groups(results)
+    by_label = [(group, label) for group in found for label in results.labels(group.task)]
+    rows = [[*_about(results, group), *_intervals(results, there, group)] for group in found]
+    each = [[*_names(g), label, *_intervals(results, there, g, label)] for g, label in by_label]
+    named = [MEASURES[measure] for measure in there]
+    return [SCORES.wider(named, rows), BY_LABEL.wider(named, each)]
+
+
+def _names(group: Group) -> list[Cell]:
+    return [group.task, str(group.budget), group.arm]
+
+
+def _about(results: Results, group: Group) -> list[Cell]:
+    dice, cases = results.scores(group, "dice"), results.cases_of(group)
+    return [*_names(group), round(cases, 1), *dice.frame.shape]
+
+
+def _intervals(
+    results: Results, measures: list[str], group: Group, label: str | None = None
+) -> list[Cell]:
+    return [results.scores(group, measure, label).interval for measure in measures]
 
 
 @dataclass(frozen=True)
@@ -96,50 +99,55 @@ class Comparison:
     def differs(self) -> bool:
         return self.adjusted < ERROR
 
+    @property
+    def cells(self) -> list[Cell]:
+        """Of the table of comparisons."""
+        group, test = self.group, self.test
+        return [
+            *(*_names(group), MEASURES[self.measure], self.difference),
+            *(test.n, test.better, test.worse, test.p, self.adjusted),
+            "yes" if self.differs else "no",
+            test.smallest,
+        ]
+
 
 def compare(results: Results) -> list[Comparison]:
     """Every arm with scratch, in every measure; Holm's correction is over all comparisons of a
     measure.
     """
-    made: list[Comparison] = []
-    for measure in measures(results):
-        tested = []
-        for group in groups(results):
-            baseline = Group(group.task, BASELINE, group.budget)
-            if group.arm == BASELINE or baseline not in results.done:
-                continue
-            paired = results.scores(group, measure).minus(results.scores(baseline, measure))
-            if _any(paired):
-                smaller = measure in SMALLER_IS_BETTER
-                test = statistics.paired_test(paired.values, paired.subjects, smaller)
-                tested.append((group, measure, _interval(paired), test))
-        adjusted = statistics.holm([test.p for *_, test in tested])
-        made += [
-            Comparison(group, of, interval, test, p)
-            for (group, of, interval, test), p in zip(tested, adjusted, strict=True)
-        ]
-    return made
+    return [found for measure in measures(results) for found in _compare(results, measure)]
 
 
-def comparisons(made: list[Comparison]) -> Table:
-    rows = [
-        [
-            c.group.task,
-            str(c.group.budget),
-            c.group.arm,
-            MEASURES[c.measure],
-            c.difference,
-            c.test.n,
-            c.test.better,
-            c.test.worse,
-            c.test.p,
-            c.adjusted,
-            ("yes" if c.differs else "no"),
-            c.test.smallest,
-        ]
-        for c in made
+def _compare(results: Results, measure: str) -> list[Comparison]:
+    tested = []
+    for group in groups(results):
+        baseline = Group(group.task, BASELINE, group.budget)
+        if group.arm == BASELINE or baseline not in results.done:
+            continue
+        paired = results.scores(group, measure).minus(results.scores(baseline, measure))
+        if not paired.is_empty:
+            smaller = measure in SMALLER_IS_BETTER
+            test = statistics.paired_test(paired.values, paired.subjects, smaller)
+            tested.append((group, paired.interval, test))
+    adjusted = statistics.holm([test.p for *_, test in tested])
+    return [
+        Comparison(group, measure, interval, test, p)
+        for (group, interval, test), p in zip(tested, adjusted, strict=True)
     ]
-    columns = [
+
+
+COMPARISONS = Table(
+    name="comparisons",
+    title="Compared with scratch",
+    note=(
+        "Arm minus scratch, paired by seed and case. p: Wilcoxon's signed-rank test, two-sided, "
+        "one observation a subject (its cases and seeds averaged). p (Holm): corrected for all "
+        "comparisons of the same measure on this page; “differs” where it is below 0.05. Smallest "
+        "p: what so few subjects can give at best; where it times the number of comparisons is "
+        "above 0.05, no difference however large could be told. “No” is not evidence of equality: "
+        "read the interval of the difference. For HD95 smaller is better."
+    ),
+    columns=[
         "task",
         "budget",
         "arm",
@@ -152,23 +160,13 @@ def comparisons(made: list[Comparison]) -> Table:
         "p (Holm)",
         "differs",
         "smallest p",
-    ]
-    note = (
-        "Arm minus scratch, paired by seed and case. p: Wilcoxon's signed-rank test, two-sided, "
-        "one observation a subject (its cases and seeds averaged). p (Holm): corrected for all "
-        "comparisons of the same measure on this page; “differs” where it is below 0.05. Smallest "
-        "p: what so few subjects can give at best; where it times the number of comparisons is "
-        "above 0.05, no difference however large could be told. “No” is not evidence of equality: "
-        "read the interval of the difference. For HD95 smaller is better."
-    )
-    return Table(
-        "comparisons",
-        "Compared with scratch",
-        note,
-        columns,
-        rows,
-        {**FORMATS, "smallest p": ".2g"},
-    )
+    ],
+    formats={**FORMATS, "smallest p": ".2g"},
+)
+
+
+def comparisons(made: list[Comparison]) -> Table:
+    return COMPARISONS.of(comparison.cells for comparison in made)
 
 
 @dataclass(frozen=True)
@@ -186,26 +184,31 @@ class Ranking:
 
 def rank(results: Results) -> Ranking:
     """Only of the arms that have a Dice in every task and at every budget that scratch has."""
-    cells = {g: results.scores(g, "dice").mean for g in groups(results)}
-    places = [
-        (t, b)
-        for t in results.tasks
-        for b in results.budgets
-        if not np.isnan(_of(cells, t, BASELINE, b))
-    ]
-    arms = [
-        arm for arm in results.arms if all(not np.isnan(_of(cells, t, arm, b)) for t, b in places)
-    ]
-    left_out = [arm for arm in results.arms if arm not in arms]
-    tasks = [task for task in results.tasks if any(task == t for t, _ in places)]
-    common = [b for b in results.budgets if all((task, b) in places for task in tasks)]
-    if not places or not common:
-        return Ranking([], results.arms, [], statistics.ranks(np.zeros((0, 0))), {})
-    cube = np.array(
-        [[[_of(cells, task, arm, b) for b in common] for arm in arms] for task in tasks]
-    )
-    by_budget = {b: statistics.ranks(cube[..., place]) for place, b in enumerate(common)}
-    return Ranking(arms, left_out, common, statistics.ranks(cube.mean(axis=2)), by_budget)
+    dice = _dice(results)
+    tasks, budgets, arms = _comparable(~np.isnan(dice), results.arms)
+    cube, common = dice[np.ix_(tasks, budgets, arms)], list(compress(results.budgets, budgets))
+    ranked, left_out = (list(compress(results.arms, which)) for which in (arms, ~arms))
+    by_budget = {budget: statistics.ranks(cube[:, place]) for place, budget in enumerate(common)}
+    overall = statistics.ranks(cube.mean(axis=1) if common else np.zeros((0, 0)))
+    return Ranking(ranked, left_out, common, overall, by_budget)
+
+
+def _comparable(there: np.ndarray, arms: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Which tasks, budgets and arms are ranked, from where there is a Dice [tasks budgets arms]."""
+    is_scratch = np.array([arm == BASELINE for arm in arms], dtype=bool)
+    wanted = np.any(there & is_scratch, axis=2)
+    tasks = np.any(wanted, axis=1)
+    budgets = np.all(wanted[tasks], axis=0) & np.any(tasks)
+    complete = np.all(there | ~wanted[..., None], axis=(0, 1))
+    return tasks, budgets, complete & np.any(budgets)
+
+
+def _dice(results: Results) -> np.ndarray:
+    """[tasks budgets arms], NaN where there is none."""
+    shape = len(results.tasks), len(results.budgets), len(results.arms)
+    places = product(results.tasks, results.budgets, results.arms)
+    means = [results.scores(Group(t, arm, b), "dice").mean for t, b, arm in places]
+    return np.array(means, dtype=float).reshape(shape)
 
 
 def ranks(ranking: Ranking) -> Table:
@@ -215,6 +218,12 @@ def ranks(ranking: Ranking) -> Table:
     ]
     if ranking.arms:
         rows.append(["mean of the budgets", overall.blocks, *overall.means])
+    columns, formats = ["budget", "tasks", *ranking.arms], dict.fromkeys(ranking.arms, ".2f")
+    return Table("ranks", "Ranks over tasks", _about_ranks(ranking), columns, rows, formats)
+
+
+def _about_ranks(ranking: Ranking) -> str:
+    overall = ranking.overall
     note = "Mean rank by Dice over the tasks; 1 is the best. "
     if overall.difference == overall.difference:
         note += (
@@ -227,17 +236,4 @@ def ranks(ranking: Ranking) -> Table:
         note += "One task is one observation: there is no test. "
     if ranking.left_out:
         note += f"Left out, having no result in some task or budget: {', '.join(ranking.left_out)}."
-    return Table("ranks", "Ranks over tasks", note, ["budget", "tasks", *ranking.arms], rows,
-                 dict.fromkeys(ranking.arms, ".2f"))  # fmt: skip
-
-
-def _of(cells: dict[Group, float], task: str, arm: str, budget: Budget) -> float:
-    return cells.get(Group(task, arm, budget), float("nan"))
-
-
-def _any(scores: Scores) -> bool:
-    return bool(scores.values.size) and not np.isnan(scores.values).all()
-
-
-def _interval(scores: Scores) -> Interval:
-    return statistics.interval(scores.values, scores.subjects)
+    return note

@@ -40,9 +40,8 @@ class Test:
 
 def by_subject(values: np.ndarray, subjects: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """[S C] to the sums and the numbers of values, both [S U], of the U subjects."""
-    names = sorted(set(subjects))
-    member = np.zeros((len(subjects), len(names)))
-    member[np.arange(len(subjects)), [names.index(subject) for subject in subjects]] = 1
+    names, which = np.unique(subjects, return_inverse=True)
+    member = np.eye(len(names))[which]
     there = ~np.isnan(values)
     return np.where(there, values, 0) @ member, there.astype(float) @ member
 
@@ -96,9 +95,13 @@ def interval(
     if not there.any():
         return Interval(np.nan, np.nan, np.nan)
     mean = float(np.nanmean(values[there.any(axis=1)], axis=1).mean())
-    drawn = replicates(values, subjects, draws, seed)
+    return Interval(mean, *bounds(replicates(values, subjects, draws, seed)))
+
+
+def bounds(drawn: np.ndarray) -> tuple[float, float]:
+    """The percentile interval of `LEVEL` of replicates."""
     low, high = np.nanquantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(mean, float(low), float(high))
+    return float(low), float(high)
 
 
 def paired_test(
@@ -117,10 +120,8 @@ def paired_test(
     other = means[means != 0]
     up, down = int((other > 0).sum()), int((other < 0).sum())
     p = 1.0
-    if len(other):
-        p = float(
-            np.asarray(stats.wilcoxon(other))[1]
-        )  # statistic and p, which SciPy leaves untyped
+    if len(other):  # statistic and p, which SciPy leaves untyped
+        p = float(np.asarray(stats.wilcoxon(other))[1])
     better, worse = (down, up) if smaller_is_better else (up, down)
     return Test(len(means), better, worse, p, min(1.0, 2.0 ** (1 - len(means))))
 

@@ -1,0 +1,221 @@
+"""Do the probes predict the Dice after fine-tuning? Both probes of several encoders beside it.
+
+    python -m nnssl.bench.probes -d 501 smit.pth=0.673 parcels.pth=0.681 random=0.634 unknown.pth
+    python -m nnssl.bench.probes -d 501 --csv encoders.csv          # columns checkpoint, dice
+
+Each checkpoint of nnssl_pretrain or nnssl_convert comes with the Dice that a fine-tuning from it
+had; `random` is an untrained encoder of the size of the first one. The labelled cases are brought
+to each checkpoint's own spacing and HU policy. Printed are the probes' values, their time, and the
+correlations with the fine-tuned Dice (Pearson, Spearman), with 95 % intervals of a bootstrap over
+encoders.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import math
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.stats import rankdata
+
+from nnssl import checkpoint
+from nnssl.data.labelled import find_labelled, prepare_labelled
+from nnssl.data.plan import Plan
+from nnssl.encoder.swin import Swin
+from nnssl.files import fingerprint
+from nnssl.train.places import raw_dataset
+from nnssl.train.probe import Probe
+from nnssl.types import HUPolicy
+
+RANDOM = "random"
+KINDS = {"linear": "probe_dice", "decoder": "probe_decoder"}
+ENOUGH = 10  # encoders, for a correlation to be told as shown
+FEWEST = 3  # encoders, for any
+DRAWS = 10_000
+TINY = 1e-12
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A checkpoint, or RANDOM, and the fine-tuned Dice where it is known."""
+
+    checkpoint: str
+    dice: float | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Entry:
+        """`PATH=DICE`, or `PATH` alone. Raises ValueError for a Dice outside of 0 to 1."""
+        path, separator, dice = text.rpartition("=")
+        return cls.of(path, dice) if separator else cls(text)
+
+    @classmethod
+    def of(cls, path: str, dice: str) -> Entry:
+        if not dice:
+            return cls(path)
+        try:
+            value = float(dice)
+        except ValueError:
+            value = math.nan
+        if not path or not 0 <= value <= 1:
+            raise ValueError(f"write CHECKPOINT=DICE with a Dice from 0 to 1, got {path}={dice}")
+        return cls(path, value)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What the probes said of one encoder, and in how many CPU seconds."""
+
+    entry: Entry
+    told: dict[str, float]
+    seconds: float
+
+
+def read_csv(path: Path) -> list[Entry]:
+    """Raises ValueError where there are no columns `checkpoint` and `dice`."""
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    if not rows or not {"checkpoint", "dice"} <= rows[0].keys():
+        raise ValueError(f"{path} needs columns named checkpoint and dice, and a row per encoder")
+    return [Entry.of(row["checkpoint"], row["dice"]) for row in rows]
+
+
+def correlation(x: Sequence[float], y: Sequence[float], ranked: bool) -> tuple[float, float, float]:
+    """Pearson's, or of the ranks Spearman's, with its 95 % interval over draws of the pairs.
+
+    NaN where either does not vary; draws of that kind do not count.
+    """
+    pairs = np.array([x, y], dtype=float)
+    drawn = np.random.default_rng(0).integers(len(x), size=(DRAWS, len(x)))
+    every = _correlations(pairs[0, drawn], pairs[1, drawn], ranked)
+    every = every[np.isfinite(every)]
+    low, high = np.percentile(every, [2.5, 97.5]) if len(every) else (math.nan, math.nan)
+    return float(_correlations(pairs[:1], pairs[1:], ranked)[0]), float(low), float(high)
+
+
+def _correlations(x: np.ndarray, y: np.ndarray, ranked: bool) -> np.ndarray:
+    """Row by row."""
+    if ranked:
+        x, y = rankdata(x, axis=1), rankdata(y, axis=1)
+    x, y = (values - values.mean(axis=1, keepdims=True) for values in (x, y))
+    scale = np.sqrt((x * x).sum(axis=1) * (y * y).sum(axis=1))
+    scale[scale < TINY] = math.nan
+    return (x * y).sum(axis=1) / scale
+
+
+def report(rows: Sequence[Row]) -> str:
+    """Two tables, and a sentence where they show nothing yet."""
+    lines = [
+        "| encoder | fine-tuned Dice | linear probe | decoder probe | CPU seconds |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [_line(row) for row in rows]
+    known = [row for row in rows if row.entry.dice is not None]
+    if len(known) >= FEWEST:
+        lines += ["", "| probe | Pearson [95 %] | Spearman [95 %] |", "|---|---|---|"]
+        dice = [row.entry.dice for row in known if row.entry.dice is not None]
+        for name, key in KINDS.items():
+            values = [row.told[key] for row in known]
+            cells = (
+                "{:.2f} [{:.2f}, {:.2f}]".format(*correlation(values, dice, ranked))
+                for ranked in (False, True)
+            )
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+    if len(known) < ENOUGH:
+        lines += [
+            "",
+            f"The fine-tuned Dice of {len(known)} encoders is given: a correlation is not shown by "
+            f"fewer than {ENOUGH}.",
+        ]
+    return "\n".join(lines)
+
+
+def _line(row: Row) -> str:
+    dice = "not known" if row.entry.dice is None else f"{row.entry.dice:.3f}"
+    told = " | ".join(f"{row.told[key]:.3f}" for key in KINDS.values())
+    return f"| {row.entry.checkpoint} | {dice} | {told} | {row.seconds:.1f} |"
+
+
+def probed(
+    entries: Sequence[Entry],
+    dataset: str,
+    cases: int,
+    folder: Path,
+    crop: tuple[int, ...] | None,
+    say: Callable[[str], None],
+) -> list[Row]:
+    """Both probes of each encoder, on the CPU; each is said as it is done.
+
+    crop: in voxels; None: that of the first one's pretraining.
+    Raises ValueError where there is no checkpoint, or a file is none.
+    """
+    loaded = {e: checkpoint.load(e.checkpoint) for e in entries if e.checkpoint != RANDOM}
+    if not loaded:
+        raise ValueError("name one checkpoint at least: it says of which size `random` is")
+    first = next(iter(loaded.values()))
+    crop = crop or tuple(first.header["crop"])
+    rows = []
+    for entry in entries:
+        source = loaded.get(entry)
+        probe = _probe((source or first).header["plan"], dataset, cases, folder, crop)
+        torch.manual_seed(0)
+        encoder = Swin(replace((source or first).encoder_config, drop_path=0.0)).eval()
+        if source is not None:
+            checkpoint.transfer(source, encoder)
+        began = time.process_time()
+        rows.append(
+            Row(entry, probe.ask(encoder, torch.device("cpu")), time.process_time() - began)
+        )
+        say(f"{len(rows)} of {len(entries)}: {_line(rows[-1])}")
+    return rows
+
+
+def _probe(plan: dict, dataset: str, cases: int, folder: Path, crop: tuple[int, ...]) -> Probe:
+    """The cases as a pretraining with this plan stores them, kept in `folder` for the next call."""
+    hu = plan.get("hu")
+    kept = folder / f"{dataset}_{cases}_{fingerprint([plan['spacing'], hu])}"
+    box = crop if len(crop) == 3 else (16, *crop)
+    made = Plan("probes", tuple(plan["spacing"]), HUPolicy.from_dict(hu) if hu else None, box, ())
+    prepare_labelled(find_labelled(raw_dataset(dataset), cases), kept, made, 0)
+    return Probe(kept, crop, every=1)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("encoders", nargs="*", metavar="CHECKPOINT=DICE")
+    parser.add_argument("--csv", type=Path, help="a file with columns checkpoint and dice")
+    parser.add_argument(
+        "-d", dest="dataset", required=True, help="nnU-Net raw dataset, with labels"
+    )
+    parser.add_argument("--cases", type=int, default=10, help="labelled cases (default: 10)")
+    parser.add_argument("--crop", nargs="+", type=int, help="voxels (default: the pretraining's)")
+    parser.add_argument(
+        "-o", dest="folder", type=Path, default=Path("probes"), help="where cases are kept"
+    )
+    args = parser.parse_args(argv)
+    try:
+        entries = [*map(Entry.parse, args.encoders), *(read_csv(args.csv) if args.csv else [])]
+        crop = tuple(args.crop) if args.crop else None
+        rows = probed(
+            entries,
+            args.dataset,
+            args.cases,
+            args.folder,
+            crop,
+            lambda line: print(line, file=sys.stderr),
+        )
+        print(report(rows))
+    except (ValueError, FileNotFoundError) as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""The voxels behind the text header of a MetaImage or NRRD file, read once to see that they are
+there.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from nnssl.data.data_files import unreadable
+from nnssl.data.refusals import passing_errors, summarise_error
+from nnssl.data.text_headers import Stored, read_text_header
+
+BLOCK = 1 << 20
+
+
+def check_text_volume(path: Path | str) -> None:
+    """Read the voxels once, a block at a time. UnusableScanError when they are cut short or
+    damaged.
+    """
+    stored = read_text_header(path)
+    wanted = stored.count * stored.size
+    with passing_errors():
+        try:
+            count = sum(sum(map(len, _blocks(file, stored))) for file in stored.files)
+        except (EOFError, zlib.error, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            raise unreadable(
+                f"its compressed voxels are damaged or cut short ({summarise_error(error)})"
+            ) from error
+    if stored.encoding in ("zlib", "gzip", "bzip2") and count < wanted:
+        raise unreadable(f"it is cut short, {count} of {wanted} bytes of voxels are there")
+
+
+def _blocks(path: Path, stored: Stored) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        file.seek(stored.offset if path == stored.files[0] else 0)
+        if stored.encoding == "zlib":
+            yield from _inflated(file, stored.limit)
+            return
+        opened = {"gzip": gzip.GzipFile, "bzip2": bz2.BZ2File}.get(stored.encoding)
+        source = (
+            opened(fileobj=file) if opened is gzip.GzipFile else opened(file) if opened else file
+        )
+        while block := source.read(BLOCK):
+            yield block
+
+
+def _inflated(file: BinaryIO, limit: int | None) -> Iterator[bytes]:
+    """A zlib stream to its end, where its checksum is."""
+    stream = zlib.decompressobj(47)  # zlib or gzip, as MetaIO takes both
+    left = limit
+    while not stream.eof:
+        data = stream.unconsumed_tail
+        if not data:
+            data = file.read(BLOCK if left is None else min(BLOCK, left))
+            left = None if left is None else left - len(data)
+        block = stream.decompress(data, BLOCK)
+        if not block and not data:
+            raise EOFError("the stream does not end")
+        yield block

@@ -1,0 +1,82 @@
+"""What `nnssl_embed` is asked for; without importing PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from nnssl import address, limits, weights
+from nnssl.options import option
+from nnssl.train.options import DEVICE, FOLDERS
+from nnssl.types import Shape, Spacing
+
+STRIDES = "2, 4, 8, 16 or 32"
+
+
+def _window(given: list[str]) -> Literal["whole"] | Shape:
+    if given == ["whole"]:
+        return "whole"
+    if len(given) == 3 and all(word.isdigit() and int(word) > 0 for word in given):
+        return tuple(map(int, given))
+    raise ValueError(
+        f"--window takes three positive numbers Z Y X, or whole; got {' '.join(given)}"
+    )
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `nnssl_embed` is asked for. Raises ValueError for --nifti without --dense."""
+
+    sources: Sequence[Path] = option(**FOLDERS)
+    output: Path = option(
+        help="a new folder, or one of the same line before", flag="-o", metavar="FOLDER"
+    )
+    checkpoint: Path | str | None = option(  # None: as the trainers choose
+        None,
+        "a checkpoint_final.pth, hf://owner/repo/file, https://... or a name of released weights: "
+        f"{weights.NAMES}; default: $nnssl_checkpoint, the only one, or {weights.DEFAULT}",
+        flag="-c",
+        metavar="CHECKPOINT",
+        read=address.named,
+    )
+    masks: Path | None = option(
+        None,
+        "label files of the scans' names (or without _0000), for means by label",
+        metavar="FOLDER",
+    )
+    dense: int | None = option(
+        None,
+        f"also write the map whose tokens are so many voxels apart: {STRIDES}",
+        metavar="STRIDE",
+    )
+    nifti: bool = option(False, "maps as .nii.gz instead of .npz")
+    window: Literal["whole"] | Shape | None = option(
+        None,
+        "Z Y X in voxels, or whole; default: whole up to some 4 million voxels",
+        metavar="N",
+        nargs="+",
+        join=_window,
+    )
+    spacing: Spacing | None = option(
+        None, "mm, for weights whose own is unknown", metavar=("Z", "Y", "X")
+    )
+    picture: str | None = option(
+        None,
+        "also draw neighbours.png and projection.png, coloured by folder; names: no scan is shown",
+        nargs="?",
+        const="thumbnails",
+        choices=("thumbnails", "names"),
+    )
+    num_processes: int = option(
+        factory=lambda: min(4, limits.cores()),
+        help="processes that read and resample; default: %(default)s",
+        flag="-np",
+        metavar="N",
+    )
+    device: str | None = option(None, **DEVICE)
+
+    def __post_init__(self) -> None:
+        if self.nifti and not self.dense:
+            raise ValueError("--nifti is for the maps of --dense STRIDE: add it")

@@ -1,0 +1,153 @@
+"""What all blocks of several stages are given, made at once: there are many blocks, and each would
+take a few kernels of its own for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from math import prod
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from nnssl.encoder.windows import StageWindows, stage_windows
+from nnssl.types import GradContext, Shape
+
+if TYPE_CHECKING:
+    from nnssl.encoder.blocks import Stage
+
+Kept = tuple[Tensor, Tensor]
+
+
+class Given(NamedTuple):
+    """Of a stage: its windows; of each block the bias [heads n n], and what its two branches count
+    for each of the batch ([B 1 1], None: all of it).
+    """
+
+    windows: StageWindows
+    biases: Sequence[Tensor]
+    kept: Sequence[Kept | None]
+
+
+def given(stages: Sequence[Stage], tokens: Tensor) -> list[Given]:
+    """For `stages` that follow each other, of which the first takes `tokens` [B *grid C]."""
+    grid, windows = tuple(tokens.shape[1:-1]), []
+    for stage in stages:
+        windows.append(stage_windows(grid, stage.window, stage.mode, tokens.device, stage.axes))
+        grid = tuple(-(-g // s) for g, s in zip(grid, stage.downsample.step, strict=True))
+    biases, kept = _biases(stages, windows), _kept(stages, tokens)
+    return [Given(*one) for one in zip(windows, biases, kept, strict=True)]
+
+
+# -- position biases -------------------------------------------------------------------------------
+
+
+def _biases(stages: Sequence[Stage], windows: Sequence[StageWindows]) -> list[list[Tensor]]:
+    """Stages whose windows are alike share one look-up."""
+    alike: dict[Shape, list[int]] = {}
+    for number, cut in enumerate(windows):
+        alike.setdefault(cut.plain.size, []).append(number)
+    found: list[list[Tensor]] = [[] for _ in stages]
+    for size, numbers in alike.items():
+        owners = [number for number in numbers for _ in stages[number].blocks]
+        tables = [b.attn.relative_position_bias_table for n in numbers for b in stages[n].blocks]  # pyright: ignore[reportAttributeAccessIssue]
+        biases = _LookUp.apply(windows[numbers[0]].relative, *tables)
+        for number, bias in zip(owners, biases, strict=True):
+            found[number].append(bias.unflatten(1, (prod(size), prod(size))))
+    return found
+
+
+class _Shapes(GradContext, Protocol):
+    shapes: list[torch.Size]
+
+
+class _LookUp(torch.autograd.Function):
+    """Rows `index` [P] of each table [R heads]: a list of [heads P].
+
+    The gradient of a row is a sum over the pairs that show it. On a GPU it is a product with zeros
+    and ones: a sum of scattered numbers would depend on their order.
+    """
+
+    @staticmethod
+    def forward(ctx: _Shapes, index: Tensor, *tables: Tensor) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(index)
+        ctx.shapes = [table.shape for table in tables]
+        joined = torch.cat([table.t() for table in tables])
+        return joined.index_select(1, index).split([heads for _, heads in ctx.shapes])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: _Shapes, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (index,) = ctx.saved_tensors
+        alike: dict[torch.Size, list[int]] = {}
+        for number, shape in enumerate(ctx.shapes):
+            alike.setdefault(shape, []).append(number)
+        found: list[Tensor | None] = [None] * len(gradients)
+        for (rows, _), numbers in alike.items():
+            by_pair = torch.stack([gradients[number] for number in numbers]).transpose(1, 2)
+            for number, gradient in zip(numbers, _summed(by_pair, index, rows), strict=True):
+                found[number] = gradient
+        return None, *found
+
+
+def _summed(by_pair: Tensor, index: Tensor, rows: int) -> Tensor:
+    """[T P heads] to [T R heads]: row r is the sum over the pairs whose `index` [P] is r."""
+    if by_pair.device.type == "cpu":
+        sums = by_pair.new_zeros(len(by_pair), rows, by_pair.shape[2])
+        return sums.scatter_add_(1, index[:, None].expand_as(by_pair), by_pair)
+    return torch.matmul(_shown(index, rows, by_pair.dtype), by_pair)
+
+
+@lru_cache(maxsize=64)  # of the indices that `stage_windows` keeps
+def _shown(index: Tensor, rows: int, dtype: torch.dtype) -> Tensor:
+    """[R P]: 1 where a pair shows a row."""
+    with torch.inference_mode(False):
+        return (torch.arange(rows, device=index.device)[:, None] == index).to(dtype)
+
+
+# -- stochastic depth ------------------------------------------------------------------------------
+
+
+def _kept(stages: Sequence[Stage], tokens: Tensor) -> list[list[Kept | None]]:
+    """Of each stage and block. All branches draw at once, the first stage's first, those that are
+    never left out as well.
+    """
+    drawing = [stage for stage in stages if stage.training and any(stage.rates)]
+    rates = tuple(rate for stage in drawing for rate in stage.rates for _ in range(2))
+    branches = iter(draw_kept(rates, tokens).unbind() if rates else ())
+    found: list[list[Kept | None]] = [[None] * len(stage.blocks) for stage in stages]
+    for stage, of_blocks in zip(stages, found, strict=True):
+        for number, rate in enumerate(stage.rates if stage in drawing else ()):
+            both = next(branches), next(branches)
+            of_blocks[number] = both if rate else None
+    return found
+
+
+def draw_kept(rates: tuple[float, ...], tokens: Tensor) -> Tensor:
+    """What residual branches of R `rates` count for each of a batch [B ... C]: [R B 1 1].
+
+    0 for the random part that is left out, else 1 / (1 - rate): stochastic depth (arXiv
+    1603.09382).
+    """
+    thresholds, counted = _constants(rates, tokens.device, tokens.dtype)
+    drawn = torch.rand(len(rates), len(tokens), 1, 1, device=tokens.device)
+    return (drawn >= thresholds) * counted
+
+
+@torch.compiler.assume_constant_result
+def _constants(
+    rates: tuple[float, ...], device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """[R 1 1 1] each: the rates, and what a branch counts that is not left out."""
+    return _made_constants(rates, device, dtype)
+
+
+@lru_cache(maxsize=64)
+def _made_constants(
+    rates: tuple[float, ...], device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    with torch.inference_mode(False):
+        thresholds = torch.tensor(rates).view(-1, 1, 1, 1)
+        return thresholds.to(device), (1 / (1 - thresholds)).to(device, dtype)

@@ -1,0 +1,143 @@
+"""The residual stream of a stage on a GPU: one kernel adds a branch, reorders and normalises.
+
+    tokens -> window order, norm 1 -> attention -> +, norm 2 -> MLP -> +, shift, norm 1 -> ...
+
+kernel   Triton: one kernel forward and one backward; `launch` starts them, `choice` says when.
+Here is the stage made of them, the same as `Stage.forward` block by block. The gradients of norms
+and biases arrive in parts, which are added up for all blocks of the stage at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nnssl.encoder.given import Given
+from nnssl.encoder.stream import choice
+from nnssl.types import GradContext
+
+if TYPE_CHECKING:
+    from nnssl.encoder.blocks import Block, Stage
+
+
+def serves(stage: Stage, tokens: Tensor) -> bool:
+    """Whether `through` is the right way for tokens [B N C]: one precision, nobody who watches
+    blocks, no compiler, which does the same by itself, and a GPU on which the kernels are right.
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled(tokens.device.type)
+        and choice.kernel_serves(tokens.device, tokens.dtype, tokens.shape[-1])
+        and all(_is_plain(block, tokens.dtype) for block in _blocks(stage))
+    )
+
+
+def _blocks(stage: Stage) -> Sequence[Block]:
+    """What a ModuleList does not say."""
+    return cast("Sequence[Block]", stage.blocks)
+
+
+def _is_plain(block: Block, dtype: torch.dtype) -> bool:
+    layers = (block.attn.qkv, block.attn.proj, block.mlp.linear1, block.mlp.linear2)
+    return (
+        all(type(layer) is nn.Linear and layer.weight.dtype == dtype for layer in layers)
+        and block.norm1.weight.dtype == dtype
+        and block.mlp.linear1.out_features % block.mlp.linear1.in_features == 0
+        and not any(part._forward_hooks or part._forward_pre_hooks for part in block.modules())
+    )
+
+
+def through(stage: Stage, tokens: Tensor, given: Given) -> Tensor:
+    """All blocks of a stage: [B N C] to [B N C], both in raster order."""
+    from nnssl.encoder.blocks import from_slots, to_slots
+    from nnssl.encoder.stream import launch  # Triton comes with PyTorch for CUDA only
+
+    windows, blocks = given.windows, _blocks(stage)
+    parts = iter(_parts(blocks, launch.programs(tokens)))
+
+    def step(
+        x: Tensor,
+        branch: Tensor | None,
+        kept: Tensor | None,
+        way: tuple[Tensor, Tensor] | None,
+        norm: nn.LayerNorm | None,
+    ) -> tuple[Tensor, Tensor]:
+        order = None if way is None else way[0]
+        made = launch.added_norm(x, branch, kept, order, norm, next(parts))
+        return cast("tuple[Tensor, Tensor]", made)  # without a norm nobody reads the second
+
+    x, normed = step(tokens, None, None, windows.enter, blocks[0].norm1)
+    for number, (block, bias, kept) in enumerate(
+        zip(blocks, given.biases, given.kept, strict=True)
+    ):
+        cut = windows.shifted if number % 2 else windows.plain
+        first, second = kept or (None, None)
+        slots = to_slots(normed, cut, block.pads_are_zero)
+        of_qkv = None if block.attn.qkv.bias is None else next(parts)
+        attended = block.attn.attend(slots, cut, bias, of_qkv)
+        attended = _without_bias_gradient(block.attn.proj, attended)
+        x, normed = step(x, from_slots(attended, cut), first, None, block.norm2)
+        hidden = _without_bias_gradient(block.mlp.linear1, normed)
+        inner = launch.gelu(hidden, next(parts))
+        branch = _without_bias_gradient(block.mlp.linear2, inner)
+        if number + 1 == len(blocks):
+            x, _ = step(x, branch, second, stage.way_out(windows), None)
+        else:
+            way = windows.shift
+            way = way[::-1] if way is not None and number % 2 else way
+            x, normed = step(x, branch, second, way, blocks[number + 1].norm1)
+    return x
+
+
+def _without_bias_gradient(layer: nn.Linear, x: Tensor) -> Tensor:
+    """The layer; the gradient of its bias is a sum that the kernel behind it gives."""
+    return F.linear(x, layer.weight, layer.bias.detach())
+
+
+def _parts(blocks: Sequence[Block], programs: int) -> tuple[Tensor, ...]:
+    """Where each kernel of the stage, in order, puts its gradients of vectors, [programs rows C]:
+    norm's scale and offset and the bias of the branch before; or that of q, k and v, or of the
+    MLP's hidden layer.
+    """
+    channels = len(blocks[0].norm1.weight)
+    vectors: list[list[Tensor]] = []
+    branch = blocks[0].norm1.bias.detach()  # there is none before the first norm
+    for block in blocks:
+        vectors.append([block.norm1.weight, block.norm1.bias, branch])
+        if block.attn.qkv.bias is not None:
+            vectors.append([block.attn.qkv.bias])
+        vectors.append([block.norm2.weight, block.norm2.bias, block.attn.proj.bias])
+        vectors.append([block.mlp.linear1.bias])
+        branch = block.mlp.linear2.bias
+    vectors.append([branch.detach(), branch.detach(), branch])  # no norm follows
+    sizes = [sum(map(len, some)) // channels for some in vectors]
+    return _Parts.apply(programs, channels, sizes, *(v for some in vectors for v in some))
+
+
+class _PartsContext(GradContext, Protocol):
+    lengths: list[int]
+    dtype: torch.dtype
+
+
+class _Parts(torch.autograd.Function):
+    """Vectors as so many tensors [programs rows C] for the sake of their gradients: nothing is read
+    of them. One sum adds up what arrives.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: _PartsContext, programs: int, channels: int, sizes: list[int], *vectors: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.lengths, ctx.dtype = [len(vector) for vector in vectors], vectors[0].dtype
+        nothing = vectors[0].new_empty(1, dtype=torch.float32)
+        return tuple(nothing.expand(programs, size, channels) for size in sizes)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: _PartsContext, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        total = torch.cat(gradients, dim=1).sum(0).to(ctx.dtype)
+        return None, None, None, *total.flatten().split(ctx.lengths)

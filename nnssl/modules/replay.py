@@ -1,0 +1,76 @@
+"""What the host does in a step that is replayed on the device, such as a teacher's temperature.
+
+A step that is captured (`nnssl.train.graph`) is replayed with the numbers with which it was
+captured. So while a `HostPart` records, each number that differs from step to step is a scalar on
+the device, always at the same place, into which `again` writes the host's new one before a replay.
+Otherwise a number is a number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+_recording: HostPart | None = None
+
+
+class HostPart:
+    """The host's actions of a step in their order, and the places of its numbers."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._actions: list[Callable[[], object]] = []
+        self._places: list[Tensor] = []
+        self._asked = 0  # numbers of the step so far
+        self._captured = False
+
+    @contextmanager
+    def recorded(self, captured: bool) -> Iterator[None]:
+        """Inside, what `happen` and `number` are given is noted for `again`.
+
+        captured: the device does nothing yet, so the host does not either. A step that is not
+        captured must have been recorded before: the places are made there.
+        """
+        global _recording
+        self._actions, self._asked, self._captured = [], 0, captured
+        _recording = self
+        try:
+            yield
+        finally:
+            _recording = None
+
+    def again(self) -> None:
+        """The host's part of one more step, before a replay."""
+        for action in self._actions:
+            action()
+
+    def note(self, action: Callable[[], object]) -> None:
+        self._actions.append(action)
+        if not self._captured:
+            action()
+
+    def place(self, of: Callable[[], float]) -> Tensor:
+        if self._asked == len(self._places):
+            if self._captured:
+                raise RuntimeError("this step asks for a number that the one before did not need")
+            self._places.append(torch.zeros((), device=self.device))
+        place = self._places[self._asked]
+        self._asked += 1
+        self.note(lambda: place.fill_(of()))
+        return place
+
+
+def number(of: Callable[[], float]) -> float | Tensor:
+    """What `of` returns; in a step that is recorded, a scalar on the device that holds it."""
+    return of() if _recording is None else _recording.place(of)
+
+
+def happen(action: Callable[[], object]) -> None:
+    """Do `action`, which moves what the host knows, now and in every replay."""
+    if _recording is None:
+        action()
+    else:
+        _recording.note(action)

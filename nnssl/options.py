@@ -1,0 +1,251 @@
+"""Each option once: a dataclass field holds its default, help, flag, type and what it may be.
+
+    @dataclass(frozen=True)
+    class Request:
+        steps: int | None = option(None, "optimiser steps", check=at_least(1))
+
+add      the flags of a command
+build    the dataclass, from what was typed
+words    what to type for the values of a study's description
+parse    such words, as the command reads them; `read`: to fields
+require  an error for a value that may not be
+
+The type of a flag is that of the field: `int | None` reads a number, `tuple[int, ...]` one or more
+of them, `bool` is a switch that turns the default around.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
+from types import NoneType, UnionType
+from typing import Literal, NoReturn, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+
+KEY = "option"  # of a field's metadata
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Check:
+    """What a value may be: in words that follow "must be", and as a test."""
+
+    allowed: str
+    passes: Callable[..., bool]
+
+
+ANY = Check("anything", lambda _: True)
+
+
+def at_least(least: float) -> Check:
+    return Check(f"at least {least}", lambda value: value >= least)
+
+
+def above(bound: float) -> Check:
+    return Check(f"above {bound}", lambda value: value > bound)
+
+
+@dataclass(frozen=True)
+class Option:
+    """What `option` says of a field, and what the field itself says: name, default, kind.
+
+    help:    `%(default)s` in it is the default; "; default: ..." says one that is derived.
+    flag:    by default the name with dashes, and --no-NAME for what is on; "NAME" without a dash:
+             not a flag but a place; None: not on the command line.
+    group:   the title under which this option and those after it stand; "": none.
+    read:    a word to a value, in place of the field's type; raises ValueError or
+             argparse.ArgumentTypeError.
+    join:    the values of several words to the field's value.
+    check:   what it may be (`require`); the value None always passes.
+    choices, metavar, nargs, const, required: as argparse has them.
+    """
+
+    help: str | None
+    flag: str | None = ""
+    group: str | None = None
+    metavar: str | tuple[str, ...] | None = None
+    nargs: int | str | None = None
+    const: object = None
+    choices: Sequence[object] | None = None
+    read: Callable[[str], object] | None = None
+    join: Callable[[list], object] = tuple
+    check: Check = ANY
+    required: bool | None = None
+    name: str = ""
+    default: object = None
+    kind: object = str
+
+    @property
+    def key(self) -> str:
+        """What a study's description calls it: the flag without dashes, as in Python."""
+        if self.flag is None or self.default is True:
+            return self.name
+        return self.flag.lstrip("-").replace("-", "_")
+
+    @property
+    def meaning(self) -> str | None:
+        """The help, its default filled in."""
+        value = self.default
+        shown = f"{value:g}" if isinstance(value, float) else str(value)
+        return self.help and self.help.replace("%(default)s", shown)
+
+    def value(self, typed: object) -> object:
+        """The field's value: several words are a tuple, or what `join` makes of them."""
+        return self.join(typed) if isinstance(typed, list) else typed
+
+
+def option(
+    default: object = MISSING,
+    help: str | None = None,
+    *,
+    factory: Callable[[], object] | None = None,
+    **how: object,
+) -> T:  # pyright: ignore[reportInvalidTypeVarUse]  # of the type that the field is said to be
+    """A dataclass field that is an option; `factory` computes a default, `how`: of `Option`."""
+    stored = {KEY: replace(Option(help), **how)}
+    if factory is not None:
+        return cast("T", field(default_factory=factory, metadata=stored))
+    return cast("T", field(default=default, metadata=stored))
+
+
+def options_of(cls: type) -> list[Option]:
+    """The options of a dataclass, in the order of its fields."""
+    hints = get_type_hints(cls)
+    return [_of_field(each, hints[each.name]) for each in fields(cls) if KEY in each.metadata]
+
+
+def _of_field(each: Field, hint: object) -> Option:
+    stored: Option = each.metadata[KEY]
+    default = each.default if each.default_factory is MISSING else each.default_factory()
+    kind, nargs = _kind(hint)
+    if isinstance(stored.metavar, tuple):
+        nargs = len(stored.metavar)
+    flag = f"--{'no-' if default is True else ''}{each.name.replace('_', '-')}"
+    return replace(
+        stored,
+        name=each.name,
+        default=default,
+        kind=kind,
+        flag=flag if stored.flag == "" else stored.flag,
+        nargs=stored.nargs or nargs,
+        required=default is MISSING if stored.required is None else stored.required,
+    )
+
+
+def add(parser: argparse.ArgumentParser, cls: type, unset: bool = False) -> None:
+    """The options of a dataclass as flags of `parser`.
+
+    unset: their default is None, for a command that has to know what was said.
+    """
+    groups: dict[str, argparse._ActionsContainer] = {"": parser}
+    target: argparse._ActionsContainer = parser
+    for each in options_of(cls):
+        if each.flag is None:
+            continue
+        if each.group is not None:
+            if each.group not in groups:
+                groups[each.group] = parser.add_argument_group(each.group)
+            target = groups[each.group]
+        said = _for_argparse(each)
+        said["help"] = each.meaning
+        if not unset and each.default is not MISSING:
+            said["default"] = each.default
+        if each.flag.startswith("-"):
+            target.add_argument(each.flag, dest=each.name, required=bool(each.required), **said)
+        else:
+            target.add_argument(each.name, **said)
+
+
+def _for_argparse(each: Option) -> dict:
+    if each.kind is bool:
+        return {"action": "store_false" if each.default is True else "store_true", "default": None}
+    said = {
+        "type": each.read or (None if each.kind is str else each.kind),
+        "nargs": each.nargs,
+        "const": each.const,
+        "choices": each.choices,
+        "metavar": each.metavar,
+    }
+    return {key: value for key, value in said.items() if value is not None}
+
+
+def values_of(cls: type, args: argparse.Namespace) -> dict:
+    """The fields of `cls` in what was typed."""
+    typed = vars(args)
+    return {o.name: o.value(typed[o.name]) for o in options_of(cls) if o.name in typed}
+
+
+def build(cls: type[T], args: argparse.Namespace, **more: object) -> T:
+    """The dataclass from what was typed, and `more`; ValueError, as the dataclass raises it."""
+    return cls(**values_of(cls, args), **more)
+
+
+def words(values: Mapping[str, object], *classes: type) -> list[str]:
+    """What to type for `values`, by `Option.key`: {"batch_size": 2, "crop": [8, 8], "fp32": True}
+    is --batch-size 2 --crop 8 8 --fp32. None, and False of what is off, say nothing.
+
+    A key that no class knows becomes a flag all the same, for the command to refuse. Raises
+    ValueError for a switch that is neither true nor false.
+    """
+    every = [each for cls in classes for each in options_of(cls)]
+    known = {each.key: each for each in every if each.flag and each.flag.startswith("-")}
+    typed: list[str] = []
+    turned_off: list[str] = []  # last: plans of earlier studies are known by their command
+    for key, value in values.items():
+        each = known.get(key)
+        flag = (each and each.flag) or f"--{key.replace('_', '-')}"
+        if each and each.kind is bool and not (value is None or isinstance(value, bool)):
+            raise ValueError(f"{key} is true or false, got {value!r}")
+        if each and each.default is True:
+            turned_off += [flag] if value is False else []
+        elif value is not None and value is not False:
+            several = value if isinstance(value, (list, tuple)) else [value]
+            typed += [flag] if value is True else [flag, *map(str, several)]
+    return typed + turned_off
+
+
+class _Strict(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def parse(typed: Sequence[str], *classes: type, unset: bool = False) -> argparse.Namespace:
+    """What the options of `classes` become when `typed`; ValueError with argparse's own message."""
+    parser = _Strict(add_help=False)
+    for cls in classes:
+        add(parser, cls, unset)
+    return parser.parse_args(typed)
+
+
+def read(values: Mapping[str, object], cls: type) -> dict:
+    """Fields from the values of a description, as the command reads them; None: not said."""
+    return values_of(cls, parse(words(values, cls), cls, unset=True))
+
+
+def wrong(config: object, cls: type | None = None) -> dict[str, Option]:
+    """What has a forbidden value in `config`, by the options of `cls` or of its own class."""
+    found = {}
+    for each in options_of(cls or type(config)):
+        value = getattr(config, each.name, None)
+        if value is not None and not each.check.passes(value):
+            found[each.name] = each
+    return found
+
+
+def require(config: object, cls: type | None = None) -> None:
+    """Raises ValueError for the first of `wrong`: what it must be, and what was got."""
+    for name, each in wrong(config, cls).items():
+        raise ValueError(f"{name} must be {each.check.allowed}, got {getattr(config, name)!r}")
+
+
+def _kind(hint: object) -> tuple[object, int | str | None]:
+    """The type of one word, and how many words: of `tuple[float, float] | None` float and 2."""
+    if get_origin(hint) in (Union, UnionType):
+        hint = next(part for part in get_args(hint) if part is not NoneType)
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is None:
+        return hint, None
+    if origin is Literal:
+        return type(inner[0]), None
+    exact = origin is tuple and Ellipsis not in inner
+    return _kind(inner[0])[0], len(inner) if exact else "+"

@@ -1,0 +1,61 @@
+"""Phantoms as image files: a folder of scans, or a raw dataset of nnU-Net."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from nnssl.files import write_json
+from nnssl.phantoms.anatomy import LABELS
+from nnssl.phantoms.render import phantom
+from nnssl.types import Shape, Spacing
+
+
+def write_scan(path: Path | str, volume: np.ndarray, spacing: Spacing) -> None:
+    """One [Z Y X] volume as an image file of the suffix's kind (.nii.gz, .nrrd, .mha)."""
+    import SimpleITK  # only who writes files needs it
+
+    image = SimpleITK.GetImageFromArray(volume)
+    image.SetSpacing(tuple(reversed(spacing)))
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    SimpleITK.WriteImage(image, str(path), useCompression=True)
+
+
+def write_folder(
+    folder: Path | str, seeds: Iterable[int], shape: Shape | None = None
+) -> list[Path]:
+    """Unlabelled phantoms, one `phantom_<seed>.nii.gz` a seed, for pretraining."""
+    paths = []
+    for seed in seeds:
+        made = phantom(seed, shape)
+        paths.append(Path(folder) / f"phantom_{seed:04d}.nii.gz")
+        write_scan(paths[-1], made.hu, made.spacing)
+    return paths
+
+
+def write_nnunet_dataset(
+    folder: Path | str,
+    training: Iterable[int],
+    unseen: Iterable[int] = (),
+    shape: Shape | None = None,
+) -> None:
+    """An nnU-Net raw dataset in `folder` (`DatasetXXX_Name`); the unseen cases come with their
+    truth.
+    """
+    folder = Path(folder)
+    training = list(training)
+    for part, seeds in (("Tr", training), ("Ts", unseen)):
+        for seed in seeds:
+            made = phantom(seed, shape)
+            case = f"phantom_{seed:04d}"
+            write_scan(folder / f"images{part}" / f"{case}_0000.nii.gz", made.hu, made.spacing)
+            write_scan(folder / f"labels{part}" / f"{case}.nii.gz", made.labels, made.spacing)
+    description = {
+        "channel_names": {"0": "CT"},
+        "labels": LABELS,
+        "numTraining": len(training),
+        "file_ending": ".nii.gz",
+    }
+    write_json(folder / "dataset.json", description)

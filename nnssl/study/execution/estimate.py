@@ -1,0 +1,78 @@
+"""What is missing of a study and what it costs; nothing is done."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+
+from nnssl.commands import Command
+from nnssl.study.design.description import Study
+from nnssl.study.execution import collect, datasets, pretraining, requirements, runs
+from nnssl.study.execution.plans import Plans
+from nnssl.study.execution.runs import Run
+from nnssl.study.rows import RunRow
+
+
+def describe(study: Study, parallel: int) -> str:
+    """parallel: runs beside each other."""
+    requirements.check(study)
+    commands = [shlex.join(command) for command in commands_before(study)]
+    every = runs.all_runs(study)
+    todo = [run for run in every if not run.is_done]
+    lines = [
+        _size(study),
+        "Before the runs:",
+        *(f"  $ {command}" for command in commands or ["nothing"]),
+        f"Runs: {len(every)}, done {len(every) - len(todo)}, to do {len(todo)}",
+        *(f"  {run.name}  ({run.trainer}, {run.epochs or 'its own'} epochs)" for run in todo),
+        cost(every, todo, parallel),
+    ]
+    return "\n".join(lines)
+
+
+def _size(study: Study) -> str:
+    repeats = "fold" if study.by_fold else "seed"
+    return (
+        f"Study {study.name}: {len(study.tasks)} task(s) x {len(study.arms)} arm(s) x "
+        f"{len(study.budgets)} budget(s) x {len(study.seeds)} {repeats}(s), in {study.folder}"
+    )
+
+
+def commands_before(study: Study) -> list[Command]:
+    """What comes before the runs, so far as it is known now."""
+    commands = []
+    for dataset, *what in datasets.wanted(study):
+        commands += dataset.commands(*what)
+    for start in pretraining.all_starts(study):
+        commands += [] if start.is_done else start.job.commands
+    for plans in map(Plans, runs.all_pairs(study)):
+        commands += [plans.command] if plans.command and not plans.is_noted else []
+    return commands
+
+
+def cost(every: Sequence[Run], todo: Sequence[Run], parallel: int) -> str:
+    """By the hours an epoch took in runs of the same task and arm, or of the task, or of any that
+    is done.
+    """
+    if not todo:
+        return "Cost: nothing is left to do"
+    epochs = sum(run.epochs for run in todo)
+    done = [collect.row_of(run) for run in every if run.is_done]
+    if not done:
+        return (
+            f"Cost: {epochs} epochs in all. How long one takes is not known before the first run "
+            "is done; this line then says the hours"
+        )
+    hours = sum(run.epochs * _hours_an_epoch(run, done) for run in todo)
+    spent = sum(row.hours or 0.0 for row in done)
+    return (
+        f"Cost: {epochs} epochs to do, about {hours:.1f} hours of training, {hours / parallel:.1f} "
+        f"with {parallel} beside each other, and validation (estimated from {len(done)} run(s) "
+        f"done, which took {spent:.1f} hours)"
+    )
+
+
+def _hours_an_epoch(run: Run, done: Sequence[RunRow]) -> float:
+    on_task = [row for row in done if row.task == run.task.name]
+    alike = [row for row in on_task if row.arm == run.arm.name] or on_task or done
+    return sum(row.hours or 0.0 for row in alike) / max(1, sum(row.epochs or 0 for row in alike))

@@ -1,0 +1,88 @@
+"""The jobs of a study's runs: each with its plans and its split of the cases."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from nnssl import files
+from nnssl.study.design import splits
+from nnssl.study.design.description import Budget, settings
+from nnssl.study.design.splits import Split
+from nnssl.study.execution.jobs import FineTuningJob
+from nnssl.study.execution.plans import Plans
+from nnssl.study.execution.runs import ArmOnTask, Run
+from nnssl.study.execution.shell import Foreground
+
+Splits = dict[tuple[Budget, int], Split]  # by budget and seed
+
+DATA = ("dataset", "configuration", "plans")  # what of a task decides on the training's data
+
+
+def write_jobs(pairs: Sequence[ArmOnTask], here: Foreground) -> list[Run]:
+    """Splits, plans and each run's job.json; the runs that have all they need, in their order. The
+    others have failed from now on, with the reason.
+    """
+    a_pair = {pair.task.name: pair for pair in pairs}
+    splits_of = {task: split(pair) for task, pair in a_pair.items()}
+    ready = [run for pair in pairs for run in _begin(pair, splits_of[pair.task.name], here)]
+    return sorted(ready, key=lambda run: run.turn)
+
+
+def _begin(pair: ArmOnTask, splits: Splits, here: Foreground) -> list[Run]:
+    """The runs of an arm on a task, none where it cannot have its plans."""
+    plans, runs = Plans(pair), pair.runs
+    if reason := plans.obstacle:
+        for run in runs:
+            run.fail(reason)
+        return []
+    name, content = pair.dataset.name, plans.provide(here)
+    for run in runs:
+        run.begin(job(run, name, splits[run.budget, run.seed], content))
+    return runs
+
+
+def split(pair: ArmOnTask) -> Splits:
+    """The splits of its task, from now on in splits_final.json. Raises SplitError."""
+    dataset, task = pair.dataset, pair.task
+    labels = splits.labels_of(dataset.stored(task.configuration, task.plans))
+    return splits.append(dataset.folder / splits.FILE, pair.study, task, labels)
+
+
+def job(run: Run, dataset: str, split: Split, plans: dict) -> FineTuningJob:
+    """dataset: the full name; plans: the content of the plans file."""
+    by_others = run.arm.start == "elsewhere"
+    return FineTuningJob(
+        run=run.name,
+        task=run.task.name,
+        arm=run.arm.name,
+        budget=run.budget,
+        cases=len(split.train),
+        seed=run.seed,
+        dataset=dataset,
+        configuration=run.task.configuration,
+        fold=split.fold,
+        trainer=run.trainer,
+        plans=run.plans,
+        device=run.study.device,
+        tolerance=run.task.tolerance,
+        elsewhere=str(run.arm.train or "") if by_others else None,
+        val=list(split.val) if by_others else None,
+        fingerprint=files.fingerprint(_made_of(run, split, plans)),
+    )
+
+
+def _made_of(run: Run, split: Split, plans: dict) -> dict:
+    """What would make it another training: arm, recipe, checkpoint, cases."""
+    made_of = {
+        "task": {key: value for key, value in settings(run.task).items() if key in DATA},
+        "recipe": run.recipe,
+        "trainer": run.trainer,
+        "checkpoint": plans.get("pretrain_info", {}).get("sha256") or run.arm.encoder,
+        "train": split.train,
+        "val": split.val,
+    }
+    if run.arm.start == "default" and run.arm.plans:
+        made_of["plans"] = run.arm.plans
+    if run.arm.start == "elsewhere":
+        made_of |= {"recipe": {}, "plans": run.plans}
+    return made_of

@@ -1,0 +1,22 @@
+"""A description's options and recipes as the flags of our commands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from nnssl.convert.request import Request as ConvertRequest
+from nnssl.options import words
+from nnssl.plans.request import Request as PlanRequest
+from nnssl.recipe import Recipe
+from nnssl.train.options import CommandOptions
+
+
+def flags(options: Mapping) -> list[str]:
+    """Of nnssl_pretrain or nnssl_convert, which call the same things alike."""
+    return words(options, CommandOptions, ConvertRequest)
+
+
+def recipe_flags(recipe: Mapping) -> list[str]:
+    """Of nnssl_plan."""
+    said = {key: value for key, value in recipe.items() if key != "trainer"}
+    return words(said, PlanRequest, Recipe)

@@ -1,0 +1,225 @@
+"""The two kinds of job, and the folder of each: job.json, log.txt, outcome.json and, of a finished
+fine-tuning, rows.jsonl. `nnssl.study.execution.job` does one.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import MISSING, asdict, dataclass, fields
+from pathlib import Path
+from typing import NamedTuple
+
+from nnssl import files
+from nnssl.commands import Command
+from nnssl.study.rows import Budget
+from nnssl.types import RESULTS
+
+JOB, LOG, OUTCOME, ROWS = "job.json", "log.txt", "outcome.json", "rows.jsonl"
+DONE, FAILED, NOT_DONE = "done", "failed", "missing"
+NNUNET = "nnUNetv2_train"
+
+
+class StudyError(RuntimeError):
+    """What keeps a study from going on; the message says what to do."""
+
+
+class OtherSettingsError(StudyError):
+    """`folder` holds the job `before`, of other settings."""
+
+    def __init__(self, folder: Path, before: Job) -> None:
+        trained = f" and nnU-Net's training under {before.plans}" if before.plans else ""
+        super().__init__(
+            f"{folder.name} was begun with other settings (arm, recipe, checkpoint or cases; a "
+            "random start is like the first pretrained arm unless it says like:). Give the "
+            f"study or the arm another name, or remove {folder}{trained}"
+        )
+
+
+class Outcome(NamedTuple):
+    """What became of a job. state: "done", "failed" (then with the reason) or "missing"."""
+
+    state: str
+    reason: str | None = None
+
+    @property
+    def in_short(self) -> str:
+        """The first line of the reason."""
+        return str(self.reason).strip().splitlines()[0]
+
+
+@dataclass(frozen=True)
+class NnunetTraining:
+    """One of nnU-Net's trainings, by the names from which it makes the training's folder."""
+
+    dataset: str  # the full name
+    configuration: str
+    fold: int | str
+    trainer: str
+    plans: str
+
+    @property
+    def folder(self) -> Path:
+        model = f"{self.trainer}__{self.plans}__{self.configuration}"
+        return Path(os.environ[RESULTS], self.dataset, model, f"fold_{self.fold}")
+
+    def command(self, device: str, program: str = NNUNET) -> Command:
+        place = [program, self.dataset, self.configuration, str(self.fold)]
+        return [*place, "-tr", self.trainer, "-p", self.plans, "-device", device]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainingJob:
+    """Commands, one after the other, that make the pretrained checkpoint `makes`.
+
+    afresh:  what an earlier attempt made is removed first; its command would not overwrite it.
+    trains:  the folder of nnU-Net's training among the commands.
+    plans:   of that training.
+    """
+
+    commands: list[Command]
+    makes: Path
+    afresh: bool = False
+    trains: Path | None = None
+    plans: str | None = None
+    fingerprint: str
+
+    def to_json(self) -> dict:
+        trains = str(self.trains) if self.trains else None
+        return asdict(self) | {"makes": str(self.makes), "trains": trains}
+
+    @classmethod
+    def from_json(cls, content: dict) -> PretrainingJob:
+        trains = Path(content["trains"]) if content.get("trains") else None
+        return cls(**content | {"makes": Path(content["makes"]), "trains": trains})
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTuningJob:
+    """A run: nnU-Net's training and validation, then the rows of its results.
+
+    cases:       that it is trained with.
+    dataset:     the full name.
+    tolerance:   mm, of the surface Dice.
+    elsewhere:   of what another environment trains: its program, or "" where somebody trains by
+                 hand; None: nnU-Net here.
+    val:         the cases that it must have been validated on, where it is trained elsewhere.
+    fingerprint: changes with whatever would make it another training.
+    """
+
+    run: str
+    task: str
+    arm: str
+    budget: Budget
+    cases: int
+    seed: int
+    dataset: str
+    configuration: str
+    fold: int
+    trainer: str
+    plans: str
+    device: str
+    tolerance: float
+    elsewhere: str | None = None
+    val: list[str] | None = None
+    fingerprint: str
+
+    @property
+    def training(self) -> NnunetTraining:
+        return NnunetTraining(self.dataset, self.configuration, self.fold, self.trainer, self.plans)
+
+    def to_json(self) -> dict:
+        apart = () if self.elsewhere is not None else ("elsewhere", "val")
+        return {key: value for key, value in asdict(self).items() if key not in apart}
+
+    @classmethod
+    def from_json(cls, content: dict) -> FineTuningJob:
+        return cls(**content)
+
+
+Job = PretrainingJob | FineTuningJob
+
+
+class Work:
+    """What a job does: a run, or the pretraining of an arm. `folder` holds its job."""
+
+    folder: Path
+
+    @property
+    def outcome(self) -> Outcome:
+        return outcome(self.folder)
+
+    @property
+    def is_done(self) -> bool:
+        return self.outcome.state == DONE
+
+    def begin(self, job: Job) -> None:
+        """Write job.json, unless it is there. Raises StudyError where the folder holds a job of
+        other settings, or nnU-Net's a training that this study did not begin.
+        """
+        if isinstance(job, FineTuningJob):
+            _refuse_others(self.folder, job)
+        write(self.folder, job)
+
+    def fail(self, reason: str) -> None:
+        """Note a failure that no process of the job could note; what is done stays done."""
+        if not self.is_done:
+            settle(self.folder, Outcome(FAILED, reason))
+
+
+def read(folder: Path) -> Job:
+    """Of job.json. Raises ValueError where it lacks something."""
+    content = files.read_json(folder / JOB)
+    kind = PretrainingJob if "commands" in content else FineTuningJob
+    if lacking := [f.name for f in fields(kind) if f.default is MISSING and f.name not in content]:
+        raise ValueError(
+            f"{folder / JOB} lacks {', '.join(lacking)}; remove {folder}, and the same line of "
+            "nnssl_study writes it again"
+        )
+    # another version may have written more
+    return kind.from_json({f.name: content[f.name] for f in fields(kind) if f.name in content})
+
+
+def write(folder: Path, job: Job) -> None:
+    """Raises OtherSettingsError."""
+    before = read(folder) if (folder / JOB).is_file() else None
+    if before == job:
+        return
+    if before and before.fingerprint != job.fingerprint:
+        raise OtherSettingsError(folder, before)
+    if before and isinstance(job, FineTuningJob):
+        # another tolerance, or another place: measured again, not trained
+        (folder / OUTCOME).unlink(missing_ok=True)
+        (folder / ROWS).unlink(missing_ok=True)
+    files.write_json(folder / JOB, job.to_json())
+
+
+def _refuse_others(folder: Path, job: FineTuningJob) -> None:
+    """Raises StudyError where a new run would take for its own what another study of the same name
+    has trained.
+    """
+    if (folder / JOB).is_file() or job.elsewhere is not None:
+        return
+    fold = job.training.folder
+    if any(fold.glob("checkpoint_*.pth")):
+        raise StudyError(
+            f"{fold} holds a training that this study did not begin, so that {folder.name} would "
+            "continue it or count it as its own. Give this study another name (name: in the "
+            "description), or remove that training"
+        )
+
+
+def outcome(folder: Path) -> Outcome:
+    if not (folder / OUTCOME).is_file():
+        return Outcome(NOT_DONE)
+    content = files.read_json(folder / OUTCOME)
+    return Outcome(content["state"], content["reason"])
+
+
+def settle(folder: Path, outcome: Outcome) -> None:
+    files.write_json(folder / OUTCOME, outcome._asdict())
+
+
+def forget_failure(folder: Path) -> None:
+    """Before another attempt."""
+    if outcome(folder).state == FAILED:
+        (folder / OUTCOME).unlink()

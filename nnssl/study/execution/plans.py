@@ -1,0 +1,95 @@
+"""nnU-Net's plans of each arm on each task: made by `nnssl_plan` where they are missing or out of
+date.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from nnssl import files, options
+from nnssl.commands import Command
+from nnssl.recipe import RECIPE, Recipe
+from nnssl.study.design.description import OTHERS
+from nnssl.study.execution.flags import recipe_flags
+from nnssl.study.execution.pretraining import PRESET, Start, nnssl_plan
+from nnssl.study.execution.runs import ArmOnTask
+from nnssl.study.execution.shell import Foreground
+
+# what of a recipe another network heeds
+HEEDED = ("epochs", "iterations", "val_iterations", "foreground", "mirror")
+
+
+@dataclass(frozen=True)
+class Plans:
+    """Of an arm on a task."""
+
+    pair: ArmOnTask
+
+    @property
+    def path(self) -> Path:
+        return files.inside(self.pair.dataset.folder, f"{self.pair.plans}.json")
+
+    @property
+    def start(self) -> Start | None:
+        """Whose checkpoint they name."""
+        source = self.pair.source
+        return Start(self.pair.study, source) if source else None
+
+    @property
+    def obstacle(self) -> str | None:
+        """Why they cannot be made: the study could not make the checkpoint that they name."""
+        start = self.start
+        if start is None or not start.is_ours or start.is_done:
+            return None
+        return f"no checkpoint of arm {start.arm.name}: {start.outcome.reason}"
+
+    @property
+    def command(self) -> Command | None:
+        """`nnssl_plan ...`; None for other networks, whose plans are nnU-Net's own."""
+        pair, start = self.pair, self.start
+        if pair.arm.start in OTHERS:
+            return None
+        words = nnssl_plan(pair.dataset, pair.plans, pair.task.plans)
+        words += ["-c", str(start.checkpoint)] if start else ["-a", pair.arm.encoder or PRESET]
+        return words + recipe_flags(pair.recipe)
+
+    @property
+    def is_noted(self) -> bool:
+        """Whether the study has made them before, be they up to date or not."""
+        return self._note.is_file()
+
+    def provide(self, here: Foreground) -> dict:
+        """Their content, up to date from now on."""
+        if self.pair.arm.start == "default":
+            self.write_default()
+        elif self.command and not self._is_up_to_date():
+            here.run([self.command], f"plans-{self.pair.plans}")
+            files.write_json(self._note, self._mark())
+        return files.read_json(self.path)
+
+    def write_default(self) -> None:
+        """Of another network: its own plans or the task's, with our recipe's length. Patch and
+        batch stay nnU-Net's, whose network is made for them.
+        """
+        pair, recipe = self.pair, self.pair.recipe
+        heeded = {key: recipe[key] for key in HEEDED if key in recipe}
+        content = pair.dataset.read_plans(pair.arm.plans or pair.task.plans)
+        read = Recipe.chosen(options.read(heeded, Recipe))
+        content |= {"plans_name": pair.plans, RECIPE: read.to_dict()}
+        files.write_json(self.path, content)
+
+    @property
+    def _note(self) -> Path:
+        return self.pair.study.folder / "plans" / f"{self.pair.plans}.json"
+
+    def _is_up_to_date(self) -> bool:
+        there = self.path.is_file() and self.is_noted
+        return there and files.read_json(self._note) == self._mark()
+
+    def _mark(self) -> dict[str, str]:
+        """Changes with the command, the checkpoint, and nnU-Net's plans."""
+        checkpoint = self.start.checkpoint if self.start else None
+        base = self.pair.dataset.folder / f"{self.pair.task.plans}.json"
+        made_of = [self.command, checkpoint and files.sha256(checkpoint), files.sha256(base)]
+        return {"fingerprint": files.fingerprint(made_of)}

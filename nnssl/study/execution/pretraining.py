@@ -1,0 +1,132 @@
+"""The pretrained checkpoints that a study makes itself, by the commands that a user would type."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from nnssl import files
+from nnssl.commands import Command
+from nnssl.study.design.description import Arm, Study, settings
+from nnssl.study.execution.datasets import Dataset, labelled
+from nnssl.study.execution.executor import Executor
+from nnssl.study.execution.flags import flags, recipe_flags
+from nnssl.study.execution.jobs import NnunetTraining, PretrainingJob, Work
+from nnssl.study.execution.shell import Say
+from nnssl.types import BASE, FINAL
+
+PRESET = "smit"  # of a random start like no pretrained arm
+NOT_OF_IT = ("tasks", "budgets", "modality", "recipe")  # what of an arm its pretraining ignores
+
+
+@dataclass(frozen=True)
+class Start(Work):
+    """The pretraining of an arm, in starts/<arm>/ unless the arm names its checkpoint."""
+
+    study: Study
+    arm: Arm
+
+    @property
+    def folder(self) -> Path:
+        return self.study.folder / "starts" / self.arm.name
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.arm.checkpoint or self.folder / "weights" / FINAL
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether the study makes it."""
+        return self.arm.start in _COMMANDS
+
+    @property
+    def training(self) -> NnunetTraining | None:
+        """With labels, by nnU-Net."""
+        return _training(self) if self.arm.start == "supervised" else None
+
+    @property
+    def recipe(self) -> dict:
+        """Of the training with labels, which belongs to no task."""
+        return {**self.study.recipe, **self.arm.recipe}
+
+    @property
+    def job(self) -> PretrainingJob:
+        said = {key: value for key, value in settings(self.arm).items() if key not in NOT_OF_IT}
+        training = self.training
+        if training:
+            said["recipe"] = self.recipe
+        return PretrainingJob(
+            commands=commands_of(self, self.checkpoint),
+            makes=self.checkpoint,
+            afresh=self.arm.start == "imagenet",
+            trains=training.folder if training else None,
+            plans=training.plans if training else None,
+            fingerprint=files.fingerprint(said),
+        )
+
+
+def all_starts(study: Study) -> list[Start]:
+    """Those that the study makes."""
+    return [start for arm in study.arms if (start := Start(study, arm)).is_ours]
+
+
+def pretrain(study: Study, executor: Executor, say: Say) -> None:
+    """All that is missing; those that begin from another arm's encoder come after it."""
+    for later in (False, True):
+        starts = [start for start in all_starts(study) if bool(start.arm.after) == later]
+        for start in starts:
+            start.begin(start.job)
+        if todo := [start.folder for start in starts if not start.is_done]:
+            say(f"{len(todo)} pretrained checkpoint(s)")
+            executor(todo, say)
+
+
+def commands_of(start: Start, made: Path) -> list[Command]:
+    """What makes the checkpoint `made`."""
+    return _COMMANDS[start.arm.start](start, made)
+
+
+def _pretrain(start: Start, made: Path) -> list[Command]:
+    arm, study = start.arm, start.study
+    before = [Start(study, other).checkpoint for other in study.arms if other.name == arm.after]
+    said = {"-i": arm.scans, "-d": arm.datasets, "-a": [arm.encoder or ""], "--from": before}
+    data = [str(word) for flag, values in said.items() if any(values) for word in (flag, *values)]
+    place = ["-device", study.device, "-o", str(made.parent)]
+    return [["nnssl_pretrain", "-m", str(arm.method), *data, *place, *flags(arm.options), "--c"]]
+
+
+def _convert(start: Start, made: Path) -> list[Command]:
+    arm = start.arm
+    return [["nnssl_convert", str(arm.weights), "-o", str(made), *flags(arm.options)]]
+
+
+def _training(start: Start) -> NnunetTraining:
+    """Of a supervised start."""
+    dataset, configuration = labelled(start.arm)
+    name, plans = Dataset(dataset).name, f"{start.study.name}-{start.arm.name}"
+    return NnunetTraining(name, configuration, "all", "SwinScratchTrainer", plans)
+
+
+def _supervise(start: Start, made: Path) -> list[Command]:
+    training, arm = _training(start), start.arm
+    plan = nnssl_plan(Dataset(labelled(arm)[0]), training.plans)
+    export = [sys.executable, "-m", "nnssl.study.execution.supervised"]
+    return [
+        [*plan, "-a", arm.encoder or PRESET, *recipe_flags(start.recipe)],
+        # nnU-Net starts again where there is nothing to continue
+        [*training.command(start.study.device), "--c"],
+        [*export, str(training.folder), str(made)],
+    ]
+
+
+def nnssl_plan(dataset: Dataset, name: str, base: str = BASE) -> Command:
+    return ["nnssl_plan", "-d", dataset.number, "-p", base, "--name", name]
+
+
+_COMMANDS: dict[str, Callable[[Start, Path], list[Command]]] = {
+    "pretrain": _pretrain,
+    "imagenet": _convert,
+    "supervised": _supervise,
+}

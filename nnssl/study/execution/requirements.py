@@ -1,0 +1,67 @@
+"""What a study needs before anything is done: variables, files, and data that its arms can use."""
+
+from __future__ import annotations
+
+import os
+
+from nnssl.study.design.description import Arm, Study
+from nnssl.study.execution.datasets import Dataset, labelled
+from nnssl.study.execution.jobs import StudyError
+from nnssl.types import PREPROCESSED, RAW, RESULTS
+from nnssl.weights import NAMES
+
+FOLDERS = (RAW, PREPROCESSED, RESULTS)
+
+
+def check(study: Study) -> None:
+    """Raises StudyError where a variable or a file that the description names is not there."""
+    _require_folders()
+    _require_files(study)
+    for task, arm in study.pairs:
+        _require_plans(Dataset(task.dataset), arm)
+    _require_one_channel(study)
+
+
+def _require_folders() -> None:
+    if unset := [name for name in FOLDERS if not os.environ.get(name)]:
+        raise StudyError(f"folders not set: export {' '.join(f'{name}=...' for name in unset)}")
+
+
+def _require_files(study: Study) -> None:
+    missing = [
+        f"  arm {arm.name}: {path}"
+        for arm in study.arms
+        for path in (arm.checkpoint, arm.weights, arm.train, *arm.scans)
+        if path and not path.exists()
+    ]
+    if missing:
+        raise StudyError(
+            "the description names files that do not exist:\n"
+            + "\n".join(missing)
+            + f"\nweights that came with this package have a name: {NAMES}"
+        )
+
+
+def _require_plans(dataset: Dataset, arm: Arm) -> None:
+    """Of the environment that trains the arm, where it is trained elsewhere."""
+    if arm.start != "elsewhere":
+        return
+    path = dataset.folder / f"{arm.plans}.json"
+    if not path.is_file():
+        others = sorted(other.stem for other in path.parent.glob("*Plans*.json"))
+        raise StudyError(
+            f"arm {arm.name}: dataset {dataset.given} has no plans {arm.plans}, which the "
+            f"environment of its trainer makes; there are: {', '.join(others) or 'none'}. For "
+            "checkpoints of MIC-DKFZ's nnssl type, in that environment: "
+            f"nnUNetv2_preprocess_like_nnssl -d {dataset.number} -n NAME -pc CHECKPOINT"
+        )
+
+
+def _require_one_channel(study: Study) -> None:
+    """Of arms that are pretrained with labels."""
+    for arm in [arm for arm in study.arms if arm.start == "supervised"]:
+        if len(channels := Dataset(labelled(arm)[0]).about["channel_names"]) > 1:
+            raise StudyError(
+                f"arm {arm.name}: dataset {arm.dataset} has {len(channels)} channels, and only an "
+                "encoder of one can be passed on"
+            )

@@ -1,0 +1,69 @@
+"""Commands of a study, each in a process of its own, with all their output in a log."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nnssl import hook
+from nnssl.commands import Command, CommandError, run_logged, tail
+
+Say = Callable[[str], object]
+
+LINES = 15  # of the log, in the reason of a failure
+DEFAULTS = {"OMP_WAIT_POLICY": "PASSIVE", "MPLBACKEND": "Agg"}  # where the caller says nothing
+
+
+@dataclass(frozen=True)
+class Foreground:
+    """For commands that are quick, or common to all runs: done here and now, and said.
+
+    folder: of their logs.
+    """
+
+    folder: Path
+    say: Say
+
+    def run(self, commands: Sequence[Command], name: str) -> None:
+        """All output is added to <name>.txt. Raises CommandError."""
+        log = self.folder / f"{name}.txt"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        for command in commands:
+            self.say(f"  $ {shlex.join(command)}")
+            execute(command, log)
+
+
+def execute(
+    command: Command, log: Path, lock: int | None = None, env: dict[str, str] | None = None
+) -> None:
+    """Run with all output in `log`; the child shares the lock, which it holds on to should this
+    process be killed. `env`: `environment()` by default.
+
+    Raises CommandError, with the end of the log.
+    """
+    if status := run_logged(command, log, env or environment(), lock=lock):
+        raise CommandError(
+            f"{Path(command[0]).name} ended with status {status}\n$ {shlex.join(command)}\n"
+            f"The end of {log}:\n{tail(log, LINES)}"
+        )
+
+
+def environment() -> dict[str, str]:
+    """The caller's, without a checkpoint that no plans name, and with our trainers where nnU-Net
+    looks.
+    """
+    made = {**DEFAULTS, **os.environ}
+    made.pop("nnssl_checkpoint", None)
+    made[hook.VARIABLE] = hook.with_ours(made.get(hook.VARIABLE, ""))
+    return made
+
+
+def others_environment() -> dict[str, str]:
+    """For the programs of another environment, which must see neither our trainers nor our package:
+    MIC-DKFZ's is imported by the same name.
+    """
+    ours = (hook.VARIABLE, "PYTHONPATH", "VIRTUAL_ENV")
+    return {name: value for name, value in environment().items() if name not in ours}

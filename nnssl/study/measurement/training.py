@@ -1,0 +1,43 @@
+"""What nnU-Net noted of each epoch of a training: its pseudo Dice, losses and seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import isfinite
+from pathlib import Path
+
+from nnssl.study.rows import EpochRow
+from nnssl.types import FINAL
+
+
+def epochs(run: str, fold: Path) -> list[EpochRow]:
+    """fold: nnU-Net's folder of a finished training."""
+    import torch
+
+    # nnU-Net's own
+    saved = torch.load(fold / FINAL, map_location="cpu", weights_only=False, mmap=True)
+    return of_log(run, saved["logging"])
+
+
+def of_log(run: str, log: Mapping[str, Sequence[float]]) -> list[EpochRow]:
+    """log: nnU-Net's, an entry per epoch, of which a killed training may have begun one more."""
+    names = ("mean_fg_dice", "train_losses", "val_losses")
+    columns = [log[name] for name in (*names, "epoch_start_timestamps", "epoch_end_timestamps")]
+    return [_row(run, epoch, *of) for epoch, of in enumerate(zip(*columns, strict=False))]
+
+
+def _row(
+    run: str, epoch: int, dice: float, train_loss: float, val_loss: float, start: float, end: float
+) -> EpochRow:
+    return EpochRow(
+        run=run,
+        epoch=epoch,
+        dice=_finite(dice),
+        train_loss=_finite(train_loss),
+        val_loss=_finite(val_loss),
+        seconds=float(end - start),
+    )
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if isfinite(value) else None

@@ -1,0 +1,22 @@
+"""Which step's encoder the probe liked best."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nnssl.train.probe import Probe
+
+
+def best_so_far(before: dict, probe: Probe, step: int, metrics: dict) -> dict:
+    """What a checkpoint holds of the probe after `step`: its `metrics`, the best Dice and its step.
+
+    before: the same of an earlier step, or nothing. Only results on the same cases are compared.
+    """
+    probed = {name: value for name, value in metrics.items() if name.startswith("probe_")}
+    if before.get("cases") != probe.cases:
+        before = {}
+    best = {name: before.get(name) for name in ("best", "best_step")}
+    if probed["probe_dice"] > before.get("best", -1.0):
+        best = {"best": probed["probe_dice"], "best_step": step}
+    return {**best, "dataset": probe.dataset, "cases": probe.cases, "step": step, **probed}

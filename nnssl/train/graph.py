@@ -1,0 +1,128 @@
+"""A step as one CUDA graph: captured once, then replayed by a single call of the host.
+
+    batch -> views -+-> the graph's own inputs -> losses, backward, clipping, optimiser, teacher
+    host: chance, learning rate, temperature, momentum -> scalars of the graph
+
+A step can be captured because it waits for nothing, computes the same with the same shapes
+whatever the views, reads and writes all that outlives it at fixed places, and takes from the device
+the numbers that the host changes (`nnssl.modules.replay`). tests/test_graph.py proves this on a
+CPU: it records the operations of a step, replays them, and compares with steps that were not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from nnssl import dist
+from nnssl.modules.replay import HostPart
+from nnssl.modules.running import discard_all
+
+if TYPE_CHECKING:
+    from nnssl.train.run import Run
+
+WARM_UP = 3  # steps before the capture: they make what is made once
+
+# What is returned by a function, and what repeats on the device all that the function did there.
+Capture = Callable[[Callable[[], tuple]], tuple[tuple, Callable[[], None]]]
+
+
+class StepResult(NamedTuple):
+    """What a step says of itself: mean losses, what the last part has to watch, the gradient's norm
+    and the learning rate.
+    """
+
+    losses: dict[str, Tensor]
+    monitored: dict[str, Tensor]
+    norm: Tensor
+    rate: float
+
+
+def cuda_capture(function: Callable[[], tuple]) -> tuple[tuple, Callable[[], None]]:
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = function()
+    return result, graph.replay
+
+
+def why_not(device: torch.device, accumulate: int) -> str:
+    """Why a step cannot be one graph; nothing where it can."""
+    if device.type != "cuda":
+        return f"CUDA graphs need an NVIDIA GPU, not {device.type}"
+    if dist.is_initialized():
+        return f"it is for one process, not {dist.world_size()}"
+    if accumulate > 1:
+        return f"it is for steps of one part, not --accumulate {accumulate}"
+    return ""
+
+
+class StepGraph:
+    """Makes the steps of `run`: the first ones as they come, then by replay.
+
+    Where the capture fails, `say` gets one line and all steps are made as they come.
+    """
+
+    def __init__(
+        self, run: Run, say: Callable[[str], None], capture: Capture = cuda_capture
+    ) -> None:
+        self.run, self.say, self.capture = run, say, capture
+        self.host = HostPart(run.device)
+        self.done, self.failed = 0, False
+        self._inputs: dict[str, Tensor] = {}
+        self._replay: Callable[[], None] | None = None
+        self._result: tuple = ()
+
+    def step(self, micro_batches: list[dict]) -> StepResult:
+        run = self.run
+        if self.failed or self.done < WARM_UP:
+            return self._as_it_comes(micro_batches)
+        (batch,) = micro_batches
+        views = run.prepare_views(batch)
+        if self._replay is None:
+            self._try_capture(views)
+        if self.failed or self._replay is None or not self._fits(views):
+            return run.advance(micro_batches)
+        for name, place in self._inputs.items():
+            place.copy_(views[name])
+        rate = run.rate()
+        run.begin_step()
+        self.host.again()
+        self._replay()
+        losses, monitored, norm = self._result
+        # the next replay overwrites what this one has left
+        run.monitors.note({n: value.clone() for n, value in monitored.items() if n == "embedding"})
+        return StepResult(losses, monitored, norm, rate)
+
+    def _as_it_comes(self, micro_batches: list[dict]) -> StepResult:
+        """The last of these is recorded, which makes the places of the host's numbers."""
+        self.done += 1
+        if self.done != WARM_UP:
+            return self.run.advance(micro_batches)
+        with self.host.recorded(captured=False):
+            return self.run.advance(micro_batches)
+
+    def _fits(self, views: dict[str, Tensor]) -> bool:
+        alike = {name: (view.shape, view.dtype) for name, view in views.items()}
+        return alike == {name: (x.shape, x.dtype) for name, x in self._inputs.items()}
+
+    def _try_capture(self, views: dict[str, Tensor]) -> None:
+        self._inputs = {name: view.clone() for name, view in views.items()}
+        self.run.begin_step()
+        try:
+            with self.host.recorded(captured=True):
+                self._result, self._replay = self.capture(self._captured)
+        except Exception as error:  # whatever a driver may say
+            self.failed = True
+            discard_all(self.run.method)
+            reason = str(error).splitlines()[0] if str(error) else ""
+            self.say(
+                "\nWARNING: the step could not be captured as a CUDA graph, the training continues "
+                f"without: {type(error).__name__}: {reason}"
+            )
+
+    def _captured(self) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
+        losses, (monitored,) = self.run.backward([self._inputs], 1)
+        return losses, monitored, self.run.update()[0]

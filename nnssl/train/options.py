@@ -1,0 +1,195 @@
+"""What `nnssl_pretrain` is asked for; without importing PyTorch."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nnssl import address, limits
+from nnssl.options import at_least, option, require
+from nnssl.types import Shape, Spacing
+
+DEFAULT_STEPS = 100_000
+PROBES = 10  # a run, by default
+# options that several commands have
+FOLDERS: dict = {
+    "help": "folders of scans, searched at any depth: NIfTI, NRRD, MHA, MHD, DICOM",
+    "flag": "-i",
+    "metavar": "FOLDER",
+}
+DEVICE: dict = {
+    "help": "default: cuda where there is one, else cpu",
+    "flag": "-device",
+    "choices": ("cpu", "cuda", "mps"),
+}
+
+
+def _channel(word: str) -> int | None:
+    """None: all."""
+    if word != "all" and not word.isdecimal():
+        raise argparse.ArgumentTypeError(f"a channel is a number from 0, or all; got {word!r}")
+    return None if word == "all" else int(word)
+
+
+def _channels(numbers: list[int | None]) -> tuple[int | None, ...] | None:
+    return None if None in numbers else tuple(sorted({n for n in numbers if n is not None}))
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `nnssl_pretrain` is asked for; None: derived, and reported."""
+
+    method: str = option(
+        help="the method; --list shows them",
+        flag="-m",
+        metavar="METHOD",
+        required=False,
+        group="what to learn from",
+    )
+    sources: Sequence[Path] = option((), **FOLDERS)
+    pattern: Sequence[str] = option(
+        (),
+        "which files of -i are scans: '*/ct.nii.gz'; ** for any depth; default: all",
+        metavar="GLOB",
+    )
+    dataset_ids: Sequence[str] = option(
+        (), "nnU-Net raw datasets by id or name: the images of channel 0", flag="-d", metavar="ID"
+    )
+    channels: Sequence[int] | None = option(  # None: all
+        (0,),
+        "of -d, each a scan by itself, or all; default: 0",
+        metavar="N",
+        read=_channel,
+        join=_channels,
+    )
+    name: str | None = option(
+        None, "name of the collection; default: the folders' and datasets' names"
+    )
+    spacing: Spacing | None = option(None, "mm; default: the median", metavar=("Z", "Y", "X"))
+    clip: tuple[float, float] | None = option(
+        None,
+        "linear map of this HU range; default: -1000 to 3000, steep in soft tissue",
+        flag="--hu",
+        metavar=("LOW", "HIGH"),
+    )
+    no_hu: bool = option(
+        False,
+        "not CT: each scan is normalised by its own mean and std, as nnU-Net does; default for -d: "
+        "what its dataset.json says",
+    )
+    num_processes: int = option(
+        factory=lambda: min(8, limits.cores()),
+        help="processes, each with one scan in memory; default: %(default)s",
+        flag="-np",
+        metavar="N",
+    )
+    update: bool = option(False, "take new scans of -i or -d into the collection there is")
+    check: bool = option(
+        False, "read every preprocessed scan, and store those again that a disk has damaged"
+    )
+    part_id: int = option(0, "this machine's part of the preprocessing, from 0", flag="-part_id")
+    num_parts: int = option(1, "how many machines share the preprocessing", flag="-num_parts")
+    only_prepare: bool = option(False, "preprocess and stop before training")
+
+    preset: str = option(
+        "smit",
+        "the encoder: tiny, smit, smit_miccai22, monai; default: %(default)s",
+        flag="-a",
+        metavar="PRESET",
+        group="how to train",
+    )
+    start: Path | str | None = option(
+        None,
+        "start from this encoder, of its size, instead of a random one; also hf://owner/repo/file",
+        flag="--from",
+        metavar="CHECKPOINT",
+        read=address.named,
+    )
+    steps: int | None = option(
+        None, f"optimiser steps; default: {DEFAULT_STEPS}", check=at_least(1)
+    )
+    epochs: int | None = option(None, "instead of --steps: how often each scan is visited")
+    batch_size: int | None = option(
+        None, "scans per step, over all processes; default: what fits", check=at_least(1)
+    )
+    accumulate: int = option(
+        1, "parts in which a step's batch is computed", metavar="N", check=at_least(1)
+    )
+    crop: Shape | None = option(None, "voxels z y x, or y x; default: the plan's", metavar="N")
+    dims: int | None = option(None, "2: axial slices, for nnU-Net's 2d; default: 3", choices=(2, 3))
+    settings: Sequence[str] = option(
+        (),
+        "any field of the method's config, such as lr=1e-4 or mask_ratio=0.6",
+        flag="--set",
+        metavar="FIELD=VALUE",
+    )
+    seed: int = option(0)
+    resume: bool = option(False, "continue from checkpoint_latest.pth, exactly", flag="--c")
+    output: Path | None = option(
+        None, "results folder, instead of the default", flag="-o", metavar="FOLDER"
+    )
+
+    device: str | None = option(None, group="on what", **DEVICE)
+    workers: int | None = option(
+        None, "processes that read crops; default: by the machine", metavar="N"
+    )
+    cache: str = option(
+        "auto",
+        "hold the preprocessed scans in memory; auto: where they fit; never changes a crop; "
+        "default: %(default)s",
+        choices=("auto", "ram", "gpu", "off"),
+    )
+    fp32: bool = option(False, "no bf16 on the GPU")
+    compile: bool = option(False, "torch.compile the encoders")
+    graph: bool = option(False, "replay each step as one CUDA graph; never changes it")
+    checkpointing: bool = option(False, "recompute activations: less memory, more time")
+
+    log_every: int = option(
+        10,
+        "default: %(default)s",
+        metavar="STEPS",
+        check=at_least(1),
+        group="what is written",
+    )
+    save_every: int = option(
+        1000,
+        "checkpoint_latest.pth and the pictures, and every ten minutes; default: %(default)s",
+        metavar="STEPS",
+        check=at_least(1),
+    )
+    probe: str | None = option(
+        None,
+        "a labelled nnU-Net raw dataset, by id or name, to judge the encoder by",
+        metavar="DATASET",
+    )
+    probe_cases: int = option(
+        10, "labelled cases, half of them to fit, half to test; default: %(default)s", metavar="N"
+    )
+    probe_every: int | None = option(None, "default: ten times in the run", metavar="STEPS")
+    tensorboard: bool = option(
+        False, 'also for TensorBoard (pip install "nnssl-swin[tensorboard]")'
+    )
+    wandb: bool = option(
+        False,
+        'also for Weights & Biases (pip install "nnssl-swin[wandb]"), into the project that '
+        "$nnUNet_wandb_project names; nnU-Net's $nnUNet_wandb_enabled=1 does the same",
+    )
+
+    def __post_init__(self) -> None:
+        require(self)
+
+
+@dataclass(frozen=True)
+class CommandOptions(Options):
+    """And what the command alone understands."""
+
+    num_gpus: int = option(
+        1,
+        "processes on this machine; on several machines: torchrun",
+        flag="-num_gpus",
+        metavar="N",
+        group="on what",
+    )
+    list: bool = option(False, "list the methods", group="")

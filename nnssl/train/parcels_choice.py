@@ -1,0 +1,118 @@
+"""Whether a run learns from parcels (`nnssl.data.parcels`), and that they are there before it
+starts.
+
+`-m parcels` always does, and SMIT where it is told to (`--set w_parcels=1`). SMIT that is told
+nothing does so where parcels have been shown to help: CT volumes of up to a thousand scans that can
+be registered to one another. What it was decided by is one line, as for the other choices of a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, cast
+
+from nnssl.data import parcels
+from nnssl.data.plan import Plan
+from nnssl.methods import METHODS, MethodConfig
+from nnssl.modules.masked import MaskedConfig
+from nnssl.train.before import Before
+from nnssl.train.configure import FEW, Choice
+from nnssl.train.places import dimensions
+
+if TYPE_CHECKING:
+    from nnssl.train.pretrain import Options
+
+WEIGHT = "w_parcels"
+FEWEST = 10  # scans: an atlas of fewer shows the anatomy of single patients
+REGISTERED = 0.8  # of the scans, at least: of several regions of the body most cannot be
+REMEDY = "choose another method (nnssl_pretrain --list), or a collection of one region of the body"
+
+
+class _WithParcels(Protocol):
+    """Settings of the methods that have `WEIGHT`."""
+
+    classes: int
+
+
+def choose(
+    options: Options, plan: Plan, folder: Path, earlier: Before, say: Callable[[str], None]
+) -> tuple[Choice, ...]:
+    """The run's weight of parcels with its reason, or () where it is not chosen here: where it was
+    set, for other methods, and for a run that continues, which keeps what it had.
+
+    Parcels that the run needs lie in `folder`, beside the preprocessed scans, afterwards. Raises
+    ValueError where they were asked for and cannot be made.
+    """
+    kind = METHODS[options.method].Config
+    config = kind.parse(options.settings)
+    given = kind.read(options.settings)
+    automatic = hasattr(config, WEIGHT) and WEIGHT not in given and not config.published
+    if automatic and not earlier.method_config:
+        return (_chosen(options, cast("_WithParcels", config), given, plan, folder, say),)
+    if classes := _config(options, earlier).parcel_classes:
+        try:
+            parcels.make(folder, plan, classes, options.num_processes, say, earlier.cases)
+        except parcels.TooFewRegistered as error:
+            raise ValueError(f"{error}: {REMEDY}") from error
+    return ()
+
+
+def cases(
+    options: Options, plan: Plan, folder: Path, earlier: Before, chosen: Sequence[Choice]
+) -> list[str] | None:
+    """The ids of the scans that have parcels, for a run that learns from them; None for others."""
+    if not _config(options, earlier, chosen).parcel_classes:
+        return None
+    return parcels.cases(folder, plan)
+
+
+def _config(options: Options, earlier: Before, chosen: Sequence[Choice] = ()) -> MethodConfig:
+    kind = METHODS[options.method].Config
+    if earlier.method_config:
+        return kind.stored(earlier.method_config)
+    return kind.parse(options.settings, {choice.name: choice.value for choice in chosen})
+
+
+def _chosen(
+    options: Options,
+    config: _WithParcels,
+    given: dict,
+    plan: Plan,
+    folder: Path,
+    say: Callable[[str], None],
+) -> Choice:
+    if reason := _unsuitable(given, dimensions(options), plan, folder, config.classes):
+        return Choice(WEIGHT, 0.0, f"no parcels: {reason}")
+    try:
+        made = parcels.make(
+            folder, plan, config.classes, options.num_processes, say, least=REGISTERED
+        )
+    except parcels.TooFewRegistered as error:
+        return Choice(WEIGHT, 0.0, f"no parcels: {error}")
+    scans = len(parcels.preprocessed(folder, plan))
+    return Choice(
+        WEIGHT,
+        1.0,
+        f"{len(made)} of {scans} scans could be registered to one another; parcels of such scans "
+        "have raised the Dice of few labels",
+    )
+
+
+def _unsuitable(given: dict, dims: int, plan: Plan, folder: Path, classes: int) -> str | None:
+    """Why parcels would not be tried; None where they would."""
+    decoder = given.get("decoder", MaskedConfig.decoder)
+    scans = len(parcels.preprocessed(folder, plan))
+    if dims == 2:
+        return "they are of volumes, and this run is of slices"
+    if plan.hu is None:
+        return "they are of tissue in HU, and these scans have none"
+    if decoder != MaskedConfig.decoder:
+        return f"decoder={decoder} pretrains a decoder already"
+    if given.get("export") == "teacher":
+        return "their decoder belongs to the student, and export=teacher was asked for"
+    if scans < FEWEST:
+        return f"{scans} scans, fewer than {FEWEST}, make no atlas"
+    if scans >= FEW and not parcels.are_made(folder, plan, classes):
+        return f"{scans} scans; they are tried below {FEW}, where they have been shown to help"
+    return None

@@ -1,0 +1,59 @@
+"""How a run goes, whatever its method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from nnssl.options import require
+from nnssl.train.options import Options
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """How long, how large, how precise; `batch_size`: scans of all processes and parts."""
+
+    steps: int
+    batch_size: int
+    accumulate: int = Options.accumulate
+    seed: int = Options.seed
+    log_every: int = Options.log_every
+    save_every: int = Options.save_every
+    workers: int = 1
+    bf16: bool = False  # `nnssl.train.precision`
+    compile: bool = Options.compile
+    tensorboard: bool = Options.tensorboard
+    wandb: bool = Options.wandb
+    graph: bool = Options.graph  # `nnssl.train.graph`
+
+    # How a run is monitored and fed changes no weight, so a resumed run may differ in it.
+    FREE = ("log_every", "save_every", "workers", "tensorboard", "wandb", "graph")
+    # These do, but a run that could not continue for them would be lost: it continues and says so.
+    REPORTED = ("steps", "bf16", "compile")
+
+    def __post_init__(self) -> None:
+        require(self, Options)
+
+    @classmethod
+    def of(cls, options: Options, **derived: int) -> RunConfig:
+        """As `options` say, but for what is derived."""
+        said = {
+            each.name: vars(options)[each.name]
+            for each in fields(cls)
+            if each.name in vars(options)
+        }
+        return cls(**{**said, **derived})
+
+
+def what_changed(before: dict, now: RunConfig, step: int) -> list[str]:
+    """Of a run that continues behind `step`: in which of `RunConfig.REPORTED` it differs, in words."""
+    notes = [
+        f"{name}: was {before[name]}, now {getattr(now, name)}"
+        for name in RunConfig.REPORTED
+        if before.get(name, getattr(now, name)) != getattr(now, name)
+    ]
+    if before["steps"] != now.steps:
+        notes.append(
+            f"the learning rate and all that follows the run's course go from step {step} on as in "
+            f"a run of {now.steps} steps"
+        )
+    return notes

@@ -1,0 +1,83 @@
+"""Weights that come with the package: a folder each, whose hash is pinned here.
+
+    NAME/model.safetensors   the checkpoint in half precision, with all of its header
+    NAME/config.json         the header once more, for people
+    NAME/README.md           the model card
+    NAME.md                  the part of the card that no header holds: scans, figures, limits
+
+    nnssl_convert CHECKPOINT -o nnssl/weights/NAME --hub --half --licence LICENCE \\
+        --about nnssl/weights/NAME.md
+
+makes the folder, and prints the sha256 for `RELEASED`. Who uses them: `nnssl.address` by name,
+`nnssl.finetune.checkpoint_choice` by default.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+FOLDER = Path(__file__).resolve().parent
+MODEL, CARD = "model.safetensors", "README.md"  # of a folder for Hugging Face
+
+
+@dataclass(frozen=True)
+class Released:
+    """What is said of weights wherever they are used without being asked for."""
+
+    name: str
+    sha256: str  # of MODEL
+    made: str
+    good_for: str
+    unknown: str
+
+    @property
+    def file(self) -> Path:
+        return FOLDER / self.name / MODEL
+
+    @property
+    def card(self) -> Path:
+        return FOLDER / self.name / CARD
+
+
+DEFAULT = "smit_tiny"
+RELEASED = {
+    one.name: one
+    for one in (
+        Released(
+            "smit_tiny",
+            "9570cdf70af989128cebcbb3b25c33d4cafd3804a3077cf923f0f27bf9950715",
+            "SMIT with parcels, preset tiny (2.2 M parameters), light decoder, 196 CT of head and "
+            "neck at 2.5 x 3.9 x 3.9 mm",
+            "CT of head and neck at some 2.5 to 4 mm, few labels, short trainings",
+            "other regions, finer spacings, long trainings; MRI and PET are not CT",
+        ),
+    )
+}
+NAMES = ", ".join(RELEASED)
+
+
+def of_hash(sha256: str) -> Released | None:
+    """The released weights whose file has this hash."""
+    return next((one for one in RELEASED.values() if one.sha256 == sha256), None)
+
+
+def about(sha256: str, is_ct: bool = True) -> list[str]:
+    """Lines for a log on the weights with this hash; none where they are not of this package.
+
+    is_ct: whether any channel of the images at hand is CT.
+    """
+    if (one := of_hash(sha256)) is None:
+        return []
+    lines = [
+        f"  released with nnssl-swin as {one.name}: {one.made}",
+        f"  good for: {one.good_for}; not known: {one.unknown}",
+        f"  model card: {one.card}",
+    ]
+    if not is_ct:
+        lines.append(
+            f"  WARNING: no channel of this dataset is CT, and {one.name} has seen CT alone. Name "
+            "other weights: nnssl_plan -d DATASET -c CHECKPOINT, or export "
+            "nnssl_checkpoint=CHECKPOINT"
+        )
+    return lines

@@ -1,0 +1,71 @@
+"""What `nnssl_plan` is asked for, beside the recipe; without importing PyTorch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nnssl import address, weights
+from nnssl.options import option
+from nnssl.types import NAME, Shape, Spacing
+
+DATASET, PRETRAINING = "dataset", "pretraining"  # whose spacing
+MEMORY = 8  # GB, nnU-Net's own target
+
+
+def _spacing(given: list[str]) -> str | Spacing:
+    """`--spacing dataset`, `--spacing pretraining` or `--spacing Z Y X`."""
+    try:
+        return tuple(float(word) for word in given)
+    except ValueError:
+        return " ".join(given)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `nnssl_plan` is asked for."""
+
+    dataset: str | int = option(help="dataset ID or name, as nnU-Net's -d", flag="-d", metavar="ID")
+    checkpoint: Path | str | None = option(
+        None,
+        "checkpoint_final.pth of nnssl_pretrain, hf://owner/repo/file, https://..., or a name of "
+        f"released weights: {weights.NAMES}; default: $nnssl_checkpoint, the only one, or "
+        f"{weights.DEFAULT}",
+        flag="-c",
+        metavar="CHECKPOINT",
+        read=address.named,
+    )
+    preset: str | None = option(
+        None,
+        "no checkpoint but an encoder of this size, for SwinScratchTrainer",
+        flag="-a",
+        metavar="PRESET",
+    )
+    gpu_memory_target: float | None = option(
+        None,
+        f"GPU memory that a training may take; default: {MEMORY}",
+        flag="-gpu_memory_target",
+        metavar="GB",
+    )
+    spacing: str | Spacing = option(  # z y x as read
+        DATASET,
+        "dataset (nnU-Net's choice, default), pretraining (the checkpoint's), or Z Y X in mm",
+        metavar="MM",
+        nargs="+",
+        join=_spacing,
+    )
+    base: str | None = option(
+        None,
+        "take spacing, patch and batch size from these plans, such as nnUNetPlans",
+        flag="-p",
+        metavar="PLANS",
+    )
+    name: str = option(NAME, "name of the new plans; default: %(default)s")
+    decoder: str | None = option(
+        None, "swinunetr, light or nnunet; default: the one that was pretrained, or swinunetr"
+    )
+    patch: Shape | None = option(  # for the configurations of as many axes
+        None, "patch size Z Y X, or Y X for 2d", metavar="N"
+    )
+    batch_size: int | None = option(None, metavar="B")
+    recipe: dict = field(default_factory=dict)  # fields of `Recipe`; None counts as left out

@@ -1,0 +1,275 @@
+"""The weights that come with the package: what they are, and that they are found by default."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from made_checkpoints import pretrained
+from made_plans import DATASET, nnunet_plans
+from safetensors.torch import load_file
+
+import nnssl
+from nnssl import address, checkpoint, cli, files, finetune, weights
+from nnssl.checkpoint.card import CONFIG, card
+from nnssl.convert.conversion import Request, convert
+from nnssl.embed import run
+from nnssl.finetune import checkpoint_choice
+from nnssl.finetune.architecture import BASE, INFO
+from nnssl.network.swin_unetr import SwinUNETR
+from nnssl.plans import derive
+from nnssl.study.design import values
+
+MIB = 2**20
+NAMES = list(weights.RELEASED)
+SMIT = weights.RELEASED["smit_tiny"]
+
+
+@pytest.fixture
+def copied(tmp_path, monkeypatch) -> weights.Released:
+    """Released weights that a test may damage."""
+    folder = tmp_path / "weights"
+    shutil.copytree(SMIT.file.parent, folder / SMIT.name)
+    monkeypatch.setattr(weights, "FOLDER", folder)
+    return SMIT
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_file_is_the_one_that_is_pinned_and_loads_as_float32(name):
+    loaded = checkpoint.load(name)
+    assert loaded.sha256 == weights.RELEASED[name].sha256, (
+        f"pin this file: sha256 {loaded.sha256} in nnssl/weights/__init__.py"
+    )
+    assert {tensor.dtype for tensor in loaded.weights.values()} == {torch.float32}
+    assert {tensor.dtype for tensor in load_file(loaded.path).values()} == {torch.float16}
+
+
+def test_they_are_small():
+    sizes = {path: path.stat().st_size for path in weights.FOLDER.rglob("*") if path.is_file()}
+    assert max(sizes.values()) < 16 * MIB
+    assert sum(sizes.values()) < 60 * MIB
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_in_them_names_a_machine_or_a_scan(name):
+    """No path, no user, no training state: all strings of the file are those of the header."""
+    one = weights.RELEASED[name]
+    content = checkpoint.read(one.file)
+    assert content.keys() == checkpoint.KEYS
+    texts = [*_texts([content["header"], content["citations"]]), *content["network_weights"]]
+    assert not [text for text in texts if re.search(r"[/\\~]|\.nii|@", text)], texts
+    assert "start" not in content["header"]
+    with one.file.open("rb") as file:
+        said = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    assert said.keys() - content["network_weights"].keys() == {"__metadata__"}
+    assert said["__metadata__"].keys() == {"nnssl"}
+
+
+def _texts(value: object) -> list[str]:
+    if isinstance(value, dict):
+        return [text for pair in value.items() for part in pair for text in _texts(part)]
+    if isinstance(value, list):
+        return [text for part in value for text in _texts(part)]
+    return [value] if isinstance(value, str) else []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_card_and_configuration_are_those_of_the_file(name):
+    one = weights.RELEASED[name]
+    loaded = checkpoint.load(one.file)
+    about = (weights.FOLDER / f"{name}.md").read_text(encoding="utf-8")
+    text = one.card.read_text(encoding="utf-8")
+    (licence,) = re.findall(r"^license: (\S+)$", text, flags=re.MULTILINE)
+    assert text == card(loaded, licence, about, name), "type the lines of the card again"
+    config = files.read_json(one.file.parent / CONFIG)
+    assert (config["sha256"], config["header"]) == (loaded.sha256, loaded.header)
+    for needed in ("Licence of the scans", "nnssl_pretrain", "mean Dice", "## Limits"):
+        assert needed in text
+
+
+def test_the_documented_line_makes_the_same_file(tmp_path, monkeypatch):
+    """From the checkpoint in single precision; here from one that was made of the file."""
+    content = checkpoint.read(SMIT.file)
+    checkpoint.write(tmp_path / "checkpoint_final.pth", content)
+    words = f"nnssl_convert {tmp_path / 'checkpoint_final.pth'} -o {tmp_path / SMIT.name} --hub"
+    about = f"--half --licence apache-2.0 --about {weights.FOLDER / SMIT.name}.md"
+    monkeypatch.setattr(sys, "argv", f"{words} {about}".split())
+    monkeypatch.setattr(weights, "FOLDER", tmp_path)  # where the folder is named as in the package
+    assert cli.convert() == 0
+    for path in SMIT.file.parent.iterdir():
+        theirs = Path(nnssl.__file__).parent / "weights" / SMIT.name / path.name
+        assert files.sha256(path) == files.sha256(theirs), path.name
+
+
+def test_half_precision_is_half_the_size_and_within_a_thousandth(tmp_path):
+    path = pretrained(tmp_path)
+    for half in (False, True):
+        convert(Request(path, tmp_path / f"{half}.safetensors", half=half))
+    whole, half = (tmp_path / f"{half}.safetensors" for half in (False, True))
+    assert half.stat().st_size < 0.65 * whole.stat().st_size  # headers included
+    one, other = checkpoint.load(whole).weights, checkpoint.load(half).weights
+    for name, tensor in one.items():
+        torch.testing.assert_close(other[name], tensor, rtol=1e-3, atol=1e-6)
+
+
+def test_a_weight_beyond_half_precision_is_refused(tmp_path):
+    content = checkpoint.read(pretrained(tmp_path))
+    name = next(iter(content["network_weights"]))
+    content["network_weights"][name].fill_(1e6)
+    with pytest.raises(checkpoint.CheckpointError, match=rf"{name} holds a number beyond half"):
+        checkpoint.halved(content)
+
+
+def test_a_training_starts_from_them_where_nothing_else_is_named(nnunet_env):
+    plans = nnunet_plans()
+    plans["configurations"]["3d_fullres"]["spacing"] = [2.5, 3.0, 3.0]
+    finetune.resolve_architecture(plans, "3d_fullres", random_start=False)
+    info = plans[INFO]
+    assert (info["checkpoint_path"], info["sha256"]) == (SMIT.name, SMIT.sha256)
+    network = finetune.build(finetune.resolve(plans, "3d_fullres"), 1, 3, deep_supervision=False)
+    lines = "\n".join(finetune.load(network, plans))
+    assert info["matched"] == info["total"]
+    assert "named by default: the plans and nnssl_checkpoint name none" in lines
+    for said in (SMIT.sha256, str(SMIT.card), SMIT.good_for, SMIT.unknown):
+        assert said in lines
+    assert "tensors of the decoder light matched" in lines
+    assert "WARNING" not in lines
+    given = checkpoint.load(SMIT.name).weights
+    name = "encoder.layers3.0.blocks.1.attn.qkv.weight"
+    torch.testing.assert_close(network.state_dict()[name], given[name])
+
+
+def test_images_that_are_not_ct_are_told_that_the_weights_are(nnunet_env):
+    plans = nnunet_plans(("ZScoreNormalization",))
+    finetune.resolve_architecture(plans, "3d_fullres", random_start=False)
+    network = finetune.build(finetune.resolve(plans, "3d_fullres"), 1, 3, deep_supervision=False)
+    lines = "\n".join(finetune.load(network, plans))
+    assert "WARNING: no channel of this dataset is CT" in lines
+    assert "export nnssl_checkpoint=CHECKPOINT" in lines
+
+
+def test_both_starts_have_the_same_network_by_default(nnunet_env):
+    twins = nnunet_plans(), nnunet_plans()
+    for plans, random_start in zip(twins, (True, False), strict=True):
+        finetune.resolve_architecture(plans, "3d_fullres", random_start)
+    assert twins[0] == twins[1]
+    (line,) = finetune.random_start(twins[0])
+    assert f"as in {SMIT.name}, whose weights are not loaded" in line
+
+
+def test_a_checkpoint_of_ones_own_comes_first(nnunet_env, monkeypatch, tmp_path):
+    assert checkpoint_choice.choose({}).default
+    own = pretrained(nnunet_env["nnUNet_results"] / "nnssl" / "ct" / "smit__micro")
+    assert checkpoint_choice.choose({}).path == own
+    monkeypatch.setenv(checkpoint_choice.VARIABLE, SMIT.name)
+    named = checkpoint_choice.choose({})
+    assert (named.path, named.default) == (SMIT.file, False)
+
+
+def test_plans_name_them_however_they_were_named(nnunet_env):
+    loaded = checkpoint.load(SMIT.name)
+    for path in (SMIT.name, str(SMIT.file), str(SMIT.file.parent)):
+        choice = checkpoint_choice.choose({"checkpoint_path": path})
+        info = checkpoint_choice.pretrain_info(choice, loaded)
+        assert (info["checkpoint_path"], info["checkpoint_name"]) == (SMIT.name, SMIT.name)
+
+
+def test_plans_of_another_machine_find_them_by_hash(nnunet_env):
+    info = {"checkpoint_path": "/site-packages/nnssl/x.safetensors", "sha256": SMIT.sha256}
+    assert checkpoint_choice.choose(info).path == SMIT.file
+
+
+def test_a_path_of_that_name_comes_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / SMIT.name).mkdir()  # holds no weights
+    assert address.local(SMIT.name) == SMIT.file
+    (tmp_path / SMIT.name).rmdir()
+    convert(Request(pretrained(tmp_path / "own"), tmp_path / SMIT.name, hub=True))
+    assert address.local(SMIT.name) == Path(SMIT.name, address.MODEL)
+    planned = {"checkpoint_path": SMIT.name, "sha256": SMIT.sha256}
+    assert checkpoint_choice.choose(planned).path == SMIT.file
+    assert checkpoint.load(SMIT.name).method == "smit"
+
+
+def test_a_study_names_them(tmp_path):
+    assert values.weights(SMIT.name, tmp_path, "arm a: checkpoint") == SMIT.file
+    own = tmp_path / SMIT.name
+    own.touch()
+    assert values.weights(SMIT.name, tmp_path, "arm a: checkpoint") == own
+
+
+@pytest.mark.parametrize("damage", ["changed", "cut short", "missing"])
+def test_what_is_not_as_released_is_refused(copied, nnunet_env, damage):
+    whole = copied.file.read_bytes()
+    copied.file.unlink()
+    if damage != "missing":
+        other = bytearray(whole)
+        other[-1] ^= 1
+        copied.file.write_bytes(other if damage == "changed" else whole[:-100])
+    says = "missing" if damage == "missing" else "damaged or changed"
+    for use in (
+        lambda: checkpoint_choice.choose({}),
+        lambda: checkpoint.load(copied.name),
+        lambda: nnssl.load_encoder(),
+        lambda: values.weights(copied.name, Path(), "arm a"),
+    ):
+        with pytest.raises(ValueError, match=rf"released weights smit_tiny are {says}(.|\n)*again"):
+            use()
+
+
+def test_an_unknown_name_lists_the_names(nnunet_env):
+    with pytest.raises(
+        checkpoint_choice.NoCheckpointError, match=f"in place of a path: {SMIT.name}"
+    ):
+        checkpoint_choice.choose({"checkpoint_path": "smit_huge"})
+    with pytest.raises(FileNotFoundError, match=SMIT.name):
+        checkpoint.load("smit_huge")
+
+
+def test_the_encoder_is_loaded_without_a_name(nnunet_env):
+    encoder = nnssl.load_encoder()
+    assert encoder.about["sha256"] == SMIT.sha256
+    assert encoder.spacing == (2.5, 3.906, 3.906)
+
+
+def test_inspect_shows_what_a_training_would_start_from(nnunet_env, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["nnssl_inspect"])
+    assert cli.inspect() == 0
+    assert SMIT.sha256 in capsys.readouterr().out
+
+
+def test_the_names_of_the_networks_parts_fit(nnunet_env):
+    """Heads alone start at random: all other tensors of the network are in the file."""
+    plans = nnunet_plans()
+    finetune.resolve_architecture(plans, "3d_fullres", random_start=False)
+    network: SwinUNETR = finetune.build(
+        finetune.resolve(plans, "3d_fullres"), 1, 3, deep_supervision=False
+    )
+    given = checkpoint.load(SMIT.name).weights
+    new = [name for name, _ in network.named_parameters() if name not in given]
+    assert new
+    assert all("seg_layers" in name for name in new)
+
+
+def test_plans_without_a_name_carry_and_describe_them(nnunet_env):
+    folder = nnunet_env["nnUNet_preprocessed"] / DATASET
+    files.write_json(folder / f"{BASE}.json", nnunet_plans())
+    request = derive.Request(DATASET, base=BASE)
+    path = derive.derive(request)
+    assert files.read_json(path)[INFO]["checkpoint_path"] == SMIT.name
+    said = derive.describe(path, request)
+    assert f"released with nnssl-swin as {SMIT.name}" in said
+    assert "decoder light (pretrained)" in said
+
+
+def test_features_without_a_name_say_whose_they_are(nnunet_env, tmp_path):
+    said = []
+    encoder = run.encoder_of(run.Options([tmp_path], tmp_path), said.append)
+    assert encoder.about["sha256"] == SMIT.sha256
+    assert "by default: nnssl_embed -c and nnssl_checkpoint name none" in said[0]
+    assert SMIT.good_for in said[0]
