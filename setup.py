@@ -58,7 +58,7 @@ setup(
     package_data={
         "nnssl": ["py.typed"],
         "nnssl.study.report": ["page.html"],
-        "nnssl.weights": ["*/model.safetensors", "*/config.json", "*/README.md"],
+        "nnssl.weights": ["*.md", "*/model.safetensors", "*/config.json", "*/README.md"],
     },
     cmdclass={"build_py": BuildWithStartUpFile},
     install_requires=[
@@ -84,6 +84,7 @@ setup(
         # Oracles and tools of the tests, never imported by the package.
         "test": [
             "pytest",
+            "pytest-xdist",  # half the time on two cores
             "monai>=1.6",
             "lightly",
             "timm",

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 # Before torch and nnU-Net are imported, here and in every process that a test starts.
-THREADS = str(min(2, os.cpu_count() or 1))
+PROCESSES = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+THREADS = str(max(1, min(2, (os.cpu_count() or 1) // PROCESSES)))
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(variable, THREADS)
 # waiting in a busy loop starves the other processes of a test

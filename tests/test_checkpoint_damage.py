@@ -144,10 +144,10 @@ def test_what_must_not_become_weights_is_refused(whole, tmp_path, case):
         checkpoint.load(saved(tmp_path, content))
 
 
-def test_half_precision_is_no_fault(whole, tmp_path):
+def test_half_precision_is_no_fault_and_is_read_as_single(whole, tmp_path):
     content = content_of(whole)
     content["network_weights"] = {n: w.half() for n, w in content["network_weights"].items()}
-    assert checkpoint.load(saved(tmp_path, content)).weights[NAME].dtype is torch.float16
+    assert checkpoint.load(saved(tmp_path, content)).weights[NAME].dtype is torch.float32
 
 
 # -- headers -------------------------------------------------------------------------------------

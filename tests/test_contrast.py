@@ -343,7 +343,7 @@ def test_a_step_that_does_not_count_moves_no_running_state():
         parts[1].note(torch.randn(5, 3))
         decide(parts, counts)
         update_all(parts)
-        parts[2].update(student, 0.9)
+        parts[2].update(student, 0.1)
         states.append({name: value.clone() for name, value in parts.state_dict().items()})
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert not any(

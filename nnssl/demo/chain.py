@@ -33,7 +33,7 @@ class Size:
     shape: tuple[int, int, int] | None = None  # voxels of every phantom; None: varied
     crop: tuple[int, int, int] = (32, 48, 48)
     batch_size: int = 4  # what SMIT needs
-    steps: int = 80  # with parcels, two minutes or three
+    steps: int = 150  # until the hidden blocks show organs
     patch: tuple[int, int, int] = (40, 40, 40)
     epochs: int = 5
     iterations: int = 25

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from math import prod
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -15,8 +15,11 @@ from torch import Tensor
 from nnssl.encoder.windows import StageWindows, stage_windows
 from nnssl.types import GradContext, Shape
 
+# of a table of zeros and ones; windows of 7 x 7 x 7 would take a gigabyte
+MOST_SHOWN = 1 << 23
+
 if TYPE_CHECKING:
-    from nnssl.encoder.blocks import Stage
+    from nnssl.encoder.blocks import Block, Stage
 
 Kept = tuple[Tensor, Tensor]
 
@@ -52,11 +55,18 @@ def _biases(stages: Sequence[Stage], windows: Sequence[StageWindows]) -> list[li
     found: list[list[Tensor]] = [[] for _ in stages]
     for size, numbers in alike.items():
         owners = [number for number in numbers for _ in stages[number].blocks]
-        tables = [b.attn.relative_position_bias_table for n in numbers for b in stages[n].blocks]  # pyright: ignore[reportAttributeAccessIssue]
-        biases = _LookUp.apply(windows[numbers[0]].relative, *tables)
+        blocks = [cast("Block", block) for number in numbers for block in stages[number].blocks]
+        tables = [block.attn.relative_position_bias_table for block in blocks]
+        rows = _LookUp.apply if torch.is_grad_enabled() else _rows  # which a compiler can follow
+        biases = rows(windows[numbers[0]].relative, *tables)
         for number, bias in zip(owners, biases, strict=True):
             found[number].append(bias.unflatten(1, (prod(size), prod(size))))
     return found
+
+
+def _rows(index: Tensor, *tables: Tensor) -> tuple[Tensor, ...]:
+    joined = torch.cat([table.t() for table in tables])
+    return joined.index_select(1, index).split([table.shape[1] for table in tables])
 
 
 class _Shapes(GradContext, Protocol):
@@ -74,8 +84,7 @@ class _LookUp(torch.autograd.Function):
     def forward(ctx: _Shapes, index: Tensor, *tables: Tensor) -> tuple[Tensor, ...]:
         ctx.save_for_backward(index)
         ctx.shapes = [table.shape for table in tables]
-        joined = torch.cat([table.t() for table in tables])
-        return joined.index_select(1, index).split([heads for _, heads in ctx.shapes])
+        return _rows(index, *tables)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -97,6 +106,9 @@ def _summed(by_pair: Tensor, index: Tensor, rows: int) -> Tensor:
     if by_pair.device.type == "cpu":
         sums = by_pair.new_zeros(len(by_pair), rows, by_pair.shape[2])
         return sums.scatter_add_(1, index[:, None].expand_as(by_pair), by_pair)
+    if rows * len(index) > MOST_SHOWN:  # sorts first, so that its sums have an order as well
+        sums = by_pair.new_zeros(rows, len(by_pair), by_pair.shape[2])
+        return sums.index_put_((index,), by_pair.transpose(0, 1), accumulate=True).transpose(0, 1)
     return torch.matmul(_shown(index, rows, by_pair.dtype), by_pair)
 
 

@@ -126,7 +126,7 @@ def is_ours(configuration: dict) -> bool:
 
 def is_ct(plans: dict) -> bool:
     """Whether any channel is normalised as CT."""
-    entries = plans["configurations"].values()
+    entries = plans.get("configurations", {}).values()
     return any("CTNormalization" in entry.get("normalization_schemes", ()) for entry in entries)
 
 

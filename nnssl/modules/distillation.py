@@ -5,7 +5,7 @@ Caron et al. 2021 (DINO, arXiv 2104.14294); Zhou et al. 2022 (iBOT, arXiv 2111.0
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, NamedTuple
 
@@ -55,7 +55,7 @@ class DistillationConfig:
 class DistillationOutput(NamedTuple):
     """What student or teacher says of N views."""
 
-    maps: list[Tensor | None]  # those that a head reads or that were asked for
+    maps: Sequence[Tensor | None]  # those that a head reads or that were asked for
     embedding: Tensor  # [N d]
     image: Tensor | None  # [N K] logits
     patch: Tensor | None  # [selected tokens, K] logits

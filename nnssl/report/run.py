@@ -222,13 +222,13 @@ def _time(run: Pretraining) -> list[Section]:
     return [Section("Time", [table], [], "", [Tiles(panels, 340)])]
 
 
-def _devices(run: Pretraining) -> list[list[str]]:
+def _devices(run: Pretraining) -> list[list[Cell]]:
     """What it ran on, for how long and with what energy, by its manifest."""
     if not run.manifest:  # of a version that did not write one
         return []
     hardware, energy = run.manifest["sittings"][-1]["hardware"], run.manifest["energy_wh"]
     many = f"{hardware['processes']} processes" if hardware["processes"] > 1 else "one process"
-    rows = [
+    rows: list[list[Cell]] = [
         ["device", hardware.get("gpu") or hardware["processor"], many],
         ["hours of devices", f"{run.manifest['device_hours']:.3g}", "with saving and pictures"],
     ]

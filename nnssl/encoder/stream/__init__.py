@@ -30,8 +30,8 @@ def serves(stage: Stage, tokens: Tensor) -> bool:
     """
     return (
         not torch.compiler.is_compiling()
-        and not torch.is_autocast_enabled(tokens.device.type)
         and choice.kernel_serves(tokens.device, tokens.dtype, tokens.shape[-1])
+        and not torch.is_autocast_enabled(tokens.device.type)
         and all(_is_plain(block, tokens.dtype) for block in _blocks(stage))
     )
 
@@ -88,7 +88,8 @@ def through(stage: Stage, tokens: Tensor, given: Given) -> Tensor:
             x, _ = step(x, branch, second, stage.way_out(windows), None)
         else:
             way = windows.shift
-            way = way[::-1] if way is not None and number % 2 else way
+            if way is not None and number % 2:
+                way = way[1], way[0]
             x, normed = step(x, branch, second, way, blocks[number + 1].norm1)
     return x
 
