@@ -90,6 +90,8 @@ setup(
             "timm",
             "setuptools>=70.1",
             "submitit",
+            "jaxtyping",  # with beartype: the shapes in annotations are checked by a test
+            "beartype",
             *EXPORT,
         ],
         "export": EXPORT,

@@ -1,6 +1,16 @@
 """Self-supervised pretraining of Swin encoders on raw CT, fine-tuned inside stock nnU-Net."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from nnssl import conflict, hook
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from nnssl.embed.encoder import Encoder
+    from nnssl.types import Spacing
 
 __version__ = "0.1.0"
 
@@ -11,7 +21,7 @@ if _repository := hook.source_checkout():
     __path__.append(_repository)
 
 
-def load_encoder(path=None, spacing=None):
+def load_encoder(path: Path | str | None = None, spacing: Spacing | None = None) -> Encoder:
     """The encoder of a checkpoint, by path, address or name, as a plain `nn.Module` that prepares
     scans.
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import argparse
 import atexit
 import functools
+import io
 import os
 import signal
 import sys
@@ -29,7 +30,7 @@ def _command(function: Callable[[], int]) -> Callable[[], int]:
     @functools.wraps(function)
     def command() -> int:
         for stream in (sys.stdout, sys.stderr):
-            if getattr(stream, "errors", None) == "strict":
+            if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
                 stream.reconfigure(errors="backslashreplace")
         try:
             return function()

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 import torch.distributed as td
+
+from nnssl.types import GradContext
 
 
 def is_initialized() -> bool:
@@ -49,14 +53,18 @@ def all_gather(tensor: torch.Tensor) -> torch.Tensor:
     return torch.cat(parts)
 
 
+class _GatherContext(GradContext, Protocol):
+    own: slice
+
+
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, tensor: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: _GatherContext, tensor: torch.Tensor) -> torch.Tensor:
         ctx.own = slice(rank() * len(tensor), (rank() + 1) * len(tensor))
         return all_gather(tensor)
 
     @staticmethod
-    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
+    def backward(ctx: _GatherContext, gradient: torch.Tensor) -> torch.Tensor:
         gradient = gradient.contiguous().clone()
         td.all_reduce(gradient)
         return gradient[ctx.own]

@@ -94,13 +94,13 @@ class Option:
         return self.join(typed) if isinstance(typed, list) else typed
 
 
-def option(  # pyright: ignore[reportInvalidTypeVarUse]  # of the type that the field is said to be
+def option(
     default: object = MISSING,
     help: str | None = None,
     *,
     factory: Callable[[], object] | None = None,
     **how: object,
-) -> T:
+) -> T:  # pyright: ignore[reportInvalidTypeVarUse]  # of the type that the field is said to be
     """A dataclass field that is an option; `factory` computes a default, `how`: of `Option`."""
     stored = {KEY: replace(Option(help), **how)}
     if factory is not None:
@@ -146,11 +146,12 @@ def add(parser: argparse.ArgumentParser, cls: type, unset: bool = False) -> None
             if each.group not in groups:
                 groups[each.group] = parser.add_argument_group(each.group)
             target = groups[each.group]
-        said = _for_argparse(each) | {"help": each.meaning}
+        said = _for_argparse(each)
+        said["help"] = each.meaning
         if not unset and each.default is not MISSING:
             said["default"] = each.default
         if each.flag.startswith("-"):
-            target.add_argument(each.flag, dest=each.name, required=each.required, **said)
+            target.add_argument(each.flag, dest=each.name, required=bool(each.required), **said)
         else:
             target.add_argument(each.name, **said)
 

@@ -9,6 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TYPE_CHECKING, Protocol, TypeVar, cast
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
 
 # nnU-Net's variables
 RAW, PREPROCESSED, RESULTS = "nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"
@@ -20,6 +25,7 @@ LAST = (4,)  # the number of an encoder's coarsest map, where it is wanted alone
 
 Shape = tuple[int, ...]
 Spacing = tuple[float, ...]
+Values = TypeVar("Values", "np.ndarray", "np.float32", "Tensor")  # of the input of a network
 
 # as checkpoints and plans name it; pydoc.locate finds it
 NETWORK_CLASS = "nnssl.network.swin_unetr.SwinUNETR"
@@ -83,24 +89,24 @@ class HUPolicy:
         """`knots` with their HU in standardised units."""
         return [((hu - self.mean) / self.std, value) for hu, value in self.knots]
 
-    def standardise(self, hu):
+    def standardise(self, hu: Values) -> Values:
         """HU to (clipped HU - mean) / sd, out of place: as nnU-Net's CTNormalization with these
         numbers.
         """
         return (hu.clip(self.low, self.high) - self.mean) / self.std
 
-    def bend(self, standardised):
+    def bend(self, standardised: Values) -> Values:
         """What `standardise` gave, resampled or not, to network input; as it is for a linear map."""
         if not self.interior:
             return standardised
         clipped = standardised.clip(self.bends[0][0], self.bends[-1][1])
         return clipped + sum(gain * (clipped.clip(x0, x1) - x0) for x0, x1, gain in self.bends)
 
-    def normalise(self, hu):
+    def normalise(self, hu: Values) -> Values:
         """HU (numpy array or tensor) to network input, out of place."""
         return self.bend(self.standardise(hu))
 
-    def restore(self, normalised):
+    def restore(self, normalised: Values) -> Values:
         """Network input back to (clipped) HU."""
         values = normalised
         if self.interior:
@@ -109,7 +115,7 @@ class HUPolicy:
             values = normalised + sum(
                 (slope - 1) * (normalised.clip(y0, y1) - y0) for slope, (y0, y1) in pieces
             )
-        return values * self.std + self.mean
+        return cast("Values", values * self.std + self.mean)
 
     def describe(self) -> str:
         """For people: what is done to HU."""
@@ -134,3 +140,15 @@ class HUPolicy:
         return linear | (
             {"interior": [list(knot) for knot in self.interior]} if self.interior else {}
         )
+
+
+class GradContext(Protocol):
+    """The `ctx` of an autograd function, of which PyTorch declares less."""
+
+    saved_tensors: tuple[Tensor, ...]
+
+    def save_for_backward(self, *tensors: Tensor | None) -> None: ...
+
+    def mark_dirty(self, *tensors: Tensor) -> None: ...
+
+    def set_materialize_grads(self, value: bool) -> None: ...

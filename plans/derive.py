@@ -13,6 +13,7 @@ import os
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nnssl import files, weights
 from nnssl.encoder.presets import preset
@@ -31,6 +32,9 @@ from nnssl.plans.cautions import cautions, fold_to_train
 from nnssl.plans.request import DATASET, MEMORY, PRETRAINING, Request
 from nnssl.types import PREPROCESSED, RAW
 
+if TYPE_CHECKING:
+    from nnssl.plans.planner import Start
+
 
 def derive(request: Request) -> Path:
     """Write the plans file and give its path.
@@ -45,7 +49,8 @@ def derive(request: Request) -> Path:
     path = files.inside(folder, f"{request.name}.json")
     base = _base_plans(folder, request) if request.base else None
     start = Start(preset(request.preset)) if request.preset else Start.of(request.checkpoint)
-    request = replace(request, decoder=request.decoder or start.decoder)
+    decoder = request.decoder or start.decoder
+    request = replace(request, decoder=decoder)
     _refuse_to_overwrite(path)
     plans = base or _planned(request, folder, start)
     plans["plans_name"] = request.name
@@ -56,7 +61,7 @@ def derive(request: Request) -> Path:
         if "architecture" in configuration:  # else inherited, as the cascade's
             _resize(configuration, request)
             configuration["architecture"] = architecture(
-                plans, configuration, start.encoder, request.decoder, start.hu
+                plans, configuration, start.encoder, decoder, start.hu
             )
     plans[PLANNED] = {
         "from": request.base or "the dataset's fingerprint",
@@ -219,7 +224,7 @@ def _base_plans(folder: Path, request: Request) -> dict:
     return plans
 
 
-def _planned(request: Request, folder: Path, start) -> dict:
+def _planned(request: Request, folder: Path, start: Start) -> dict:
     """Plans by our planner, which are not written yet; the dataset's fingerprint is taken first
     where it is missing.
     """

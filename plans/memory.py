@@ -109,9 +109,8 @@ def terms(
         "coarser": sum(v * w for v, w in zip(voxels[1:], widths[1:], strict=False)),
         "logits": classes * sum(voxels[:OUTPUTS]),
     }
-    return {"parameters": parameters(config, decoder)} | {
-        name: batch * value for name, value in a_sample.items()
-    }
+    found: dict[str, float] = {"parameters": parameters(config, decoder)}
+    return found | {name: batch * value for name, value in a_sample.items()}
 
 
 def decoder_widths(config: SwinConfig, decoder: str) -> tuple[int, ...]:

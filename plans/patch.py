@@ -17,7 +17,11 @@ Peak = Callable[[Shape, int], float]
 
 
 def plan_patch(
-    spacing: Spacing, image: Shape, peak: Peak, grain: Callable[[Shape], Shape], gigabytes: float
+    spacing: Spacing,
+    image: tuple[float, ...],
+    peak: Peak,
+    grain: Callable[[Shape], Shape],
+    gigabytes: float,
 ) -> Shape:
     """The largest patch of which two fit, of the image's proportions.
 

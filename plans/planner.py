@@ -7,6 +7,7 @@ cascade. `-pl` of nnU-Net's commands finds its own planners only; `nnssl_plan` r
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
@@ -71,7 +72,7 @@ class Start:
         return ((self.info or {}).get("decoder") or {"name": DECODER})["name"]
 
     @classmethod
-    def of(cls, named: Path | None = None) -> Start:
+    def of(cls, named: Path | str | None = None) -> Start:
         """From a checkpoint: `named`, or found as the trainers find it. Raises NoCheckpointError,
         CheckpointError.
         """
@@ -100,28 +101,33 @@ class SwinPlanner(ExperimentPlanner):
         start: Start | None = None,
         decoder: str | None = None,
         patch: Shape | None = None,
-    ):
+    ) -> None:
         super().__init__(
             dataset_name_or_id,
             gpu_memory_target_in_gb,
             preprocessor_name,
             plans_name,
-            overwrite_target_spacing,
+            overwrite_target_spacing,  # pyright: ignore[reportArgumentType] its default is None
             suppress_transpose,
         )
         self.start, self.patch = start or Start.of(), patch
         self.decoder = decoder or self.start.decoder
 
     @staticmethod
-    def static_estimate_VRAM_usage(*args, **kwargs) -> float:  # noqa: N802 nnU-Net's name
+    def static_estimate_VRAM_usage(*args: object, **kwargs: object) -> float:  # noqa: N802 nnU-Net's name
         """Of the U-Net that nnU-Net would plan: nothing, so that it does not look for a patch of
         its own.
         """
         return 1
 
     def get_plans_for_configuration(
-        self, spacing, median_shape, data_identifier, approximate_n_voxels_dataset, _cache
-    ):
+        self,
+        spacing: np.ndarray | tuple[float, ...] | list[float],
+        median_shape: np.ndarray | tuple[int, ...],
+        data_identifier: str,
+        approximate_n_voxels_dataset: float,
+        _cache: dict,
+    ) -> dict:
         plan = super().get_plans_for_configuration(
             spacing, median_shape, data_identifier, approximate_n_voxels_dataset, _cache
         )
@@ -167,7 +173,7 @@ class SwinPlanner(ExperimentPlanner):
         }
         return about | self._about_all()
 
-    def _peak(self, plan: dict):
+    def _peak(self, plan: dict) -> Callable[[Shape, int], float]:
         """`peak_bytes` of the network in a configuration, by patch and batch."""
         channels, classes = len(self._channels), self._classes
 
@@ -179,7 +185,7 @@ class SwinPlanner(ExperimentPlanner):
 
         return peak
 
-    def _grain(self, plan: dict):
+    def _grain(self, plan: dict) -> Callable[[Shape], Shape]:
         def grain(patch: Shape) -> Shape:
             config = self._encoder(plan, patch)
             return tuple(
@@ -221,5 +227,6 @@ class SwinPlanner(ExperimentPlanner):
 
 def _equal(a: object, b: object) -> bool:
     if isinstance(a, np.ndarray):
-        return b is not None and len(a) == len(b) and bool(np.allclose(a, b, rtol=1e-5))
+        other = np.asarray(b if b is not None else [])
+        return a.shape == other.shape and bool(np.allclose(a, other, rtol=1e-5))
     return a == b

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import micro
 import pytest
@@ -63,6 +66,16 @@ def test_a_copy_for_a_method_that_hides_nothing_has_no_mask_token():
     assert masked.state_dict().keys() - plain.state_dict().keys() == {"mask_token"}
     for key, value in plain.state_dict().items():
         assert torch.equal(value, encoder.state_dict()[key]), key
+
+
+def test_shapes_are_as_annotations_say():
+    """In a process of its own: the checks are put in while modules are imported."""
+    script = Path(__file__).with_name("checked_shapes.py")
+    done = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, cwd=script.parent
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "all shapes are as they are said to be" in done.stdout
 
 
 # -- trainers --------------------------------------------------------------------------

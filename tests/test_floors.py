@@ -14,8 +14,8 @@ from nnssl.__main__ import COMMANDS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 FLOORS = (
+    {"types"},
     {
-        "types",
         "files",
         "dist",
         "memory",
@@ -39,7 +39,7 @@ FLOORS = (
     {"__main__"},
 )
 LEVEL = {part: level for level, parts in enumerate(FLOORS, start=1) for part in parts}
-APART = FLOORS[1]  # the parts of the second floor do not import each other
+APART = FLOORS[2]  # the parts of this floor do not import each other
 
 
 def own_modules() -> dict[str, Path]:
@@ -130,6 +130,7 @@ print(*{{name.split(".")[0] for name in sys.modules}})
 APART_FROM_IT = {"SimpleITK", "nnunetv2", "huggingface_hub", "safetensors", "sklearn", "pandas"}
 # what only a flag, another command or a test needs
 OPTIONAL = {"wandb", "tensorboard", "onnx", "onnxscript", "onnxruntime", "IPython", "submitit"}
+OPTIONAL |= {"jaxtyping", "beartype"}
 PRETRAINING = [
     "nnssl.cli",
     "nnssl.train.loop",

@@ -36,7 +36,9 @@ class PrimusTrainer(DefaultNetworkTrainer):
         # not Primus's own, which since PyTorch 2.6 cannot read the files of its own training
         nnUNetTrainer.load_checkpoint(self, filename_or_checkpoint)
         if self.current_epoch >= self.warmup_duration_whole_net:
-            self.optimizer, self.lr_scheduler = self.configure_optimizers("train")
+            self.optimizer, self.lr_scheduler = self.configure_optimizers(
+                "train"  # pyright: ignore[reportCallIssue] of Primus, the base of our subclasses
+            )
 
 
 class DefaultPrimusSTrainer(PrimusTrainer, nnUNet_Primus_S_Trainer):

@@ -4,6 +4,9 @@ the weights start as, and in what learns.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, cast
+
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
@@ -14,9 +17,17 @@ from nnssl.finetune.architecture import INFO, Recipe
 from nnssl.finetune.pretrained_weights import Watch
 from nnssl.trainers.nnssl_default_network import DefaultNetworkTrainer
 
+if TYPE_CHECKING:
+    from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
+
 
 class SwinTrainer(DefaultNetworkTrainer):
     """The base: a trainer says by `start` what the weights are, and may have another `schedule`."""
+
+    # nnU-Net declares these as None, which they are before they are needed
+    num_input_channels: int
+    output_folder_base: str
+    dataloader_train: Iterator[dict]
 
     random_start = False  # whether plans may name no checkpoint
     schedule: type[finetune.Schedule] = finetune.Schedule
@@ -139,5 +150,6 @@ class SwinTrainer(DefaultNetworkTrainer):
     def _build_loss(self) -> nn.Module:
         loss = super()._build_loss()
         if scales := self._get_deep_supervision_scales():
-            loss.weight_factors = finetune.deep_supervision_weights(len(scales))
+            wrapped = cast("DeepSupervisionWrapper", loss)  # where there are several outputs
+            wrapped.weight_factors = finetune.deep_supervision_weights(len(scales))
         return loss

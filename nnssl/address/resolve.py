@@ -18,6 +18,7 @@ import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
 
 from nnssl import files, weights
 from nnssl.weights import MODEL
@@ -199,11 +200,11 @@ def _check_size(wanted: HubFile, endpoint: str | None) -> None:
         return
     except Exception:  # no connection, by whichever library
         return
-    if (about.size or 0) > LARGEST:
+    if about.size is not None and about.size > LARGEST:
         raise AddressError(web.too_large(str(wanted), about.size, LARGEST))
 
 
-def _why(wanted: HubFile, error: Exception, errors, offline: bool) -> str:
+def _why(wanted: HubFile, error: Exception, errors: ModuleType, offline: bool) -> str:
     page = f"https://huggingface.co/{wanted.repo}"
     if isinstance(error, errors.LocalEntryNotFoundError):
         if offline:

@@ -9,7 +9,9 @@ import urllib.error
 import urllib.request
 import warnings
 from contextlib import suppress
+from http.client import HTTPMessage, HTTPResponse
 from pathlib import Path
+from typing import IO
 from urllib.parse import unquote, urlsplit
 
 from nnssl import files
@@ -116,7 +118,7 @@ def _use_earlier(url: str, why: object) -> None:
     )
 
 
-def _store(answer, url: str, path: Path, largest: int) -> None:
+def _store(answer: HTTPResponse, url: str, path: Path, largest: int) -> None:
     headers = answer.headers
     if headers.get_content_type() == "text/html":
         raise WebError(
@@ -125,7 +127,7 @@ def _store(answer, url: str, path: Path, largest: int) -> None:
         )
     said = headers.get("Content-Length", "")
     size = int(said) if said.isdigit() else None
-    if (size or 0) > largest:
+    if size is not None and size > largest:
         raise WebError(too_large(url, size, largest))
     with files.atomic(path) as temporary:
         got = _copy(answer, temporary, path.name, size, largest, url)
@@ -135,7 +137,9 @@ def _store(answer, url: str, path: Path, largest: int) -> None:
     files.write_json(path.parent / NOTE, {"url": url, "bytes": got, **kept})
 
 
-def _copy(answer, to: Path, name: str, size: int | None, largest: int, url: str) -> int:
+def _copy(
+    answer: HTTPResponse, to: Path, name: str, size: int | None, largest: int, url: str
+) -> int:
     """Bytes written."""
     from tqdm import tqdm
 
@@ -156,6 +160,14 @@ def _copy(answer, to: Path, name: str, size: int | None, largest: int, url: str)
 class _Redirects(urllib.request.HTTPRedirectHandler):
     """Followed to https alone: what was asked for safely is not to come unsafely."""
 
-    def redirect_request(self, req, fp, code, msg, headers, newurl):
+    def redirect_request(
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: HTTPMessage,
+        newurl: str,
+    ) -> urllib.request.Request | None:
         _check(newurl)
         return super().redirect_request(req, fp, code, msg, headers, newurl)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import reduce
+from operator import add
 
 import torch
 
@@ -28,15 +30,17 @@ def correctness(sizes: Sizes, device: torch.device) -> dict:
         with precision.weights():
             with precision.autocast():
                 maps = encoder(image.to(where), masked.to(where))
-            sum(
+            terms = (
                 (m.float() * torch.linspace(-1, 1, m.numel(), device=where).view_as(m)).mean()
                 for m in maps
-            ).backward()
+            )
+            reduce(add, terms).backward()
         gradients = [p.grad for p in encoder.parameters() if p.grad is not None]
-        return tuple(
+        of_maps, of_gradients = (
             torch.cat([t.detach().float().cpu().flatten() for t in part])
             for part in (maps, gradients)
         )
+        return of_maps, of_gradients
 
     found: dict = {}
     exact = look(torch.device("cpu"), False)

@@ -81,7 +81,7 @@ def _overlap(views: dict[str, Tensor], crop: Shape) -> float:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--crops", type=int, default=200, help="for each method and group")
     parser.add_argument("--crop", type=int, nargs="+", help="default: the plan's")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
+from typing import cast
 
 import torch
 from torch import nn
@@ -54,7 +55,8 @@ def training_step(model: nn.Module, x: torch.Tensor) -> Callable[[], None]:
     def step() -> None:
         with torch.autocast(x.device.type, torch.bfloat16, enabled=x.device.type == "cuda"):
             maps = model(x)
-        sum((m.float() * target).mean() for m, target in zip(maps, targets, strict=True)).backward()
+        terms = [(m.float() * t).mean() for m, t in zip(maps, targets, strict=True)]
+        torch.stack(terms).sum().backward()
         model.zero_grad(set_to_none=True)  # at the end, so that the gradients count in the peak
 
     return step
@@ -68,7 +70,7 @@ def compare(name: str, size: int, batch: int, device: torch.device, rounds: int)
     ours, theirs = Swin(config).to(device).train(), monai_swin(config).to(device).train()
     steps = {"MONAI": training_step(theirs, x), "ours": training_step(ours, x)}
     if device.type == "cuda":
-        steps["ours, compiled"] = training_step(torch.compile(ours), x)
+        steps["ours, compiled"] = training_step(cast("nn.Module", torch.compile(ours)), x)
     yield f"\n{name}, {size}^{config.spatial_dims}, batch {batch}"
     yield table(side_by_side(steps, rounds, device=device), "MONAI")
     memory = {label: peak_memory(step, device) for label, step in steps.items()}

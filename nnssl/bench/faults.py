@@ -86,8 +86,13 @@ def stopped(trial: Trial, chance: random.Random, whole: Undisturbed) -> int:
     return done
 
 
-def stop(trial: Trial, chance: random.Random, seconds: float, **how) -> int:
-    run = trial.start(**how)
+def stop(
+    trial: Trial,
+    chance: random.Random,
+    seconds: float,
+    prelude: Callable[[], object] = lambda: None,
+) -> int:
+    run = trial.start(prelude=prelude)
     trial.until(run, lambda: "scans: " in trial.said())  # the fork itself is no part of it
     trial.sleep(run, chance, seconds)
     with contextlib.suppress(ProcessLookupError):
@@ -263,7 +268,7 @@ def campaign(top: Path, minutes: float, seed: int, only: Sequence[str]) -> bool:
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m nnssl.bench.faults",
-        description=__doc__.partition("\n")[0],
+        description=(__doc__ or "").partition("\n")[0],
     )
     parser.add_argument("--minutes", type=float, default=0.0, help="default: each fault once")
     parser.add_argument("--seed", type=int, default=0, help="of the moments; default: %(default)s")

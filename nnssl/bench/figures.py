@@ -16,6 +16,7 @@ import argparse
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -28,6 +29,9 @@ from nnssl.phantoms import phantom
 from nnssl.types import HUPolicy, Shape, Spacing
 from nnssl.views.intensity import Ranges
 from nnssl.views.spatial import cut
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SOFT_TISSUE = HUPolicy(low=-1000, high=400, mean=0, std=200)
 SMALL = SwinConfig(embed_dim=12, depths=(1, 1, 1, 1), heads=(1, 1, 1, 1))
@@ -97,7 +101,7 @@ def draw(subject: Subject, path: Path, seed: int = SEED) -> None:
     places = [
         find(region, [v[row, 0] for v in shown.values() if row < len(v)]) for row in range(rows)
     ]
-    panels = [
+    panels: list[list[tuple[str, Tensor] | None]] = [
         [
             (title, slice_of(v[row, 0], region, places[row]))
             for title, v in shown.items()
@@ -168,7 +172,7 @@ def slice_of(volume: Tensor, region: Tensor, place: tuple[Shape, Shape] | None) 
     return volume[depth]
 
 
-def picture(panels: list[list], places: list, greys: tuple[float, float]):
+def picture(panels: list[list], places: list, greys: tuple[float, float]) -> Figure:
     """One row of panels (title, image) a view; a single long row is wrapped. None leaves a gap."""
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
@@ -200,7 +204,7 @@ def picture(panels: list[list], places: list, greys: tuple[float, float]):
     return figure
 
 
-def save(figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
     """In 64 colours, and as sharp as MOST_BYTES allow."""
     from PIL import Image
 

@@ -21,7 +21,7 @@ from torch import nn
 from nnssl.bench.timing import Rounds, arguments, peak_memory, side_by_side, table
 from nnssl.encoder.presets import preset
 from nnssl.encoder.swin import SwinConfig
-from nnssl.finetune import deep_supervision_weights, optimise
+from nnssl.finetune import deep_supervision_weights, optimise, unwrap
 from nnssl.finetune.architecture import Recipe
 from nnssl.memory import keep_freed_memory
 from nnssl.network.swin_unetr import SwinUNETR
@@ -117,7 +117,7 @@ def step(
         0, CLASSES, (image.shape[0], 1, *image.shape[2:]), device=image.device
     ).float()
     if ours:
-        optimizer, _ = optimise(network, Recipe(), image.device)
+        optimizer, _ = optimise(unwrap(network), Recipe(), image.device)
     else:
         optimizer = torch.optim.AdamW(network.parameters(), 1e-4)
     run = torch.compile(network) if cuda and compiled else network
@@ -128,8 +128,8 @@ def step(
             outputs = run(image)
         outputs = list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
         weights = deep_supervision_weights(len(outputs))
-        loss = sum(w * _cross_entropy(o, labels) for w, o in zip(weights, outputs, strict=True))
-        loss.backward()
+        terms = [w * _cross_entropy(o, labels) for w, o in zip(weights, outputs, strict=True)]
+        sum(terms[1:], terms[0]).backward()
         optimizer.step()
 
     return one

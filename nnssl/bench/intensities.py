@@ -10,6 +10,7 @@ of 1.
 from __future__ import annotations
 
 import argparse
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,7 @@ def histogram(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def policies(bodies: list[np.ndarray]) -> dict[str, HUPolicy]:
     """The maps that are compared, each derived from the same scans."""
-    pooled = sum(body / body.sum() for body in bodies)
+    pooled = functools.reduce(np.add, (body / body.sum() for body in bodies))
     low, high = (BODY_HU + np.searchsorted(pooled.cumsum() / pooled.sum(), q) for q in PERCENTILES)
     linear = {f"linear [{low:g}, {high:g}]": (low, high) for low, high in ((low, high), SOFT)}
     return {name: hu_policy(bodies, clip) for name, clip in linear.items()} | {
@@ -78,7 +79,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("scans", nargs="+", type=Path, help="files of CT scans")
     scans, bodies = zip(*map(histogram, parser.parse_args(argv).scans), strict=True)
-    weights = sum(scans)
+    weights = functools.reduce(np.add, scans)
     print(f"{len(scans)} scans\n")
     heads = [
         *(f"std of {name}" for name in TISSUES),

@@ -9,18 +9,20 @@ of the residual stream, are one operation each way.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from types import SimpleNamespace
+from typing import Protocol
 from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from nnssl.bench.memory import Autocast
 from nnssl.encoder import attention, stream
 from nnssl.train import optimiser
+from nnssl.types import GradContext
 
 META = torch.device("meta")
 BF16 = torch.bfloat16
@@ -33,7 +35,9 @@ class Switched(Autocast):
         super().__init__(BF16)
         self.on = False
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(
+        self, func: Callable, types: Sequence, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
         if self.on:
             return super().__torch_function__(func, types, args, kwargs)
         return func(*args, **(kwargs or {}))
@@ -47,13 +51,25 @@ class Switched(Autocast):
             self.on = before
 
 
+class _KernelContext(GradContext, Protocol):
+    parts: torch.Size | None
+
+
+class _StreamContext(GradContext, Protocol):
+    adds: bool
+    drops: bool
+    parts: torch.Size
+
+
 class Kernel(torch.autograd.Function):
     """The shapes and types of `nnssl.encoder.attention.launch`, and nothing else of it."""
 
     note: Callable[[str, tuple[Tensor, ...]], None] = staticmethod(lambda *_: None)
 
     @staticmethod
-    def forward(ctx, qkv: Tensor, bias: Tensor, parts: Tensor | None = None) -> Tensor:
+    def forward(
+        ctx: _KernelContext, qkv: Tensor, bias: Tensor, parts: Tensor | None = None
+    ) -> Tensor:
         windows, n, _, heads, d = qkv.shape
         ctx.parts = None if parts is None else parts.shape
         out = qkv.new_empty(windows, n, heads * d)
@@ -62,7 +78,7 @@ class Kernel(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def backward(ctx: _KernelContext, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         qkv, bias = ctx.saved_tensors
         found = torch.empty_like(qkv), torch.empty_like(bias)
         sums = bias.new_empty(ctx.parts) if ctx.parts else None
@@ -74,7 +90,15 @@ class Stream(torch.autograd.Function):
     """The same of `nnssl.encoder.stream.launch`."""
 
     @staticmethod
-    def forward(ctx, x, branch, kept, order, norm, parts):
+    def forward(
+        ctx: _StreamContext,
+        x: Tensor,
+        branch: Tensor | None,
+        kept: Tensor | None,
+        order: Tensor | None,
+        norm: nn.LayerNorm | None,
+        parts: Tensor,
+    ) -> tuple[Tensor, Tensor | None]:
         ctx.set_materialize_grads(False)
         ctx.adds, ctx.drops, ctx.parts = branch is not None, kept is not None, parts.shape
         total, out = torch.empty_like(x), None if norm is None else torch.empty_like(x)
@@ -84,7 +108,9 @@ class Stream(torch.autograd.Function):
         return total, out
 
     @staticmethod
-    def backward(ctx, to_total, to_out):
+    def backward(
+        ctx: _StreamContext, to_total: Tensor | None, to_out: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
         (total,) = ctx.saved_tensors
         to_x = torch.empty_like(total)
         to_branch = torch.empty_like(total) if ctx.drops else to_x
@@ -98,12 +124,12 @@ class Gelu(torch.autograd.Function):
     """The same of `nnssl.encoder.stream.launch`."""
 
     @staticmethod
-    def forward(ctx, x, bias):
+    def forward(ctx: GradContext, x: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(x, bias)
         return F.gelu(x)
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx: GradContext, gradient: Tensor) -> tuple[Tensor, Tensor]:
         x, bias = ctx.saved_tensors
         to_x, parts = torch.empty_like(x), bias.new_empty(bias.shape)
         Kernel.note("gelu and bias, backward", (x, gradient, to_x, parts))
@@ -126,18 +152,28 @@ def lent() -> Iterator[torch.device]:
     def a_generator(device: torch.device | str = "cpu") -> torch.Generator:
         return generator("cpu" if torch.device(device) == META else device)
 
-    def an_autocast(device: str, *args, enabled: bool = True, **kwargs):
+    def an_autocast(
+        device: str,
+        dtype: torch.dtype | None = None,
+        enabled: bool = True,
+        cache_enabled: bool | None = None,
+    ) -> AbstractContextManager:
         if device == META.type:
             return mode.switched(enabled)
-        return autocast(device, *args, enabled=enabled, **kwargs)
+        return autocast(device, dtype, enabled, cache_enabled)
 
-    def a_tensor(*args, device: torch.device | str | None = None, **kwargs) -> Tensor:
+    def a_tensor(
+        data: object,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        **more: bool,
+    ) -> Tensor:
         if torch.device(device or "cpu") == META:
             raise AssertionError(
                 "torch.tensor(..., device=...) waits: make it on the CPU and use "
                 "nnssl.memory.to_device"
             )
-        return tensor(*args, device=device, **kwargs)
+        return tensor(data, dtype=dtype, device=device, **more)
 
     with ExitStack() as stack:
         for where, name, stands_in in (

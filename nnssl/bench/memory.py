@@ -19,6 +19,8 @@ from __future__ import annotations
 
 import argparse
 import weakref
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pprint import pformat
 
@@ -71,12 +73,14 @@ class Accounting(TorchDispatchMode):
     highest.
     """
 
-    def __init__(self, device: str):
+    def __init__(self, device: str) -> None:
         super().__init__()
         self.device, self.alive, self.peak = device, 0, 0
         self._known: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self, func: Callable, types: Sequence, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor) and tensor.device.type == self.device:
@@ -103,29 +107,22 @@ class Autocast(TorchFunctionMode):
 
     LOWER = frozenset({F.linear, F.conv2d, F.conv3d, F.conv_transpose2d, F.conv_transpose3d,
                        torch.matmul, F.scaled_dot_product_attention})  # fmt: skip
-    SINGLE = frozenset(
-        {
-            F.layer_norm,
-            F.group_norm,
-            F.softmax,
-            torch.softmax,
-            F.log_softmax,
-            F.cross_entropy,
-            Tensor.sum,
-            torch.sum,
-        }
-    )
+    SINGLE = frozenset({F.layer_norm, F.group_norm, F.softmax, torch.softmax, F.log_softmax,
+                        F.cross_entropy, Tensor.sum, torch.sum})  # fmt: skip
 
-    def __init__(self, half: torch.dtype = HALF):
+    def __init__(self, half: torch.dtype = HALF) -> None:
         super().__init__()
         self.half = half
         self._weights: dict[int, Tensor] = {}
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(
+        self, func: Callable, types: Sequence, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
         kwargs = kwargs or {}
         if func in self.LOWER or func in self.SINGLE:
             kind = self.half if func in self.LOWER else torch.float32
-            args, kwargs = tree_map(lambda x: self._cast(x, kind), (args, kwargs))
+            args = tree_map(lambda x: self._cast(x, kind), args)
+            kwargs = {name: self._cast(x, kind) for name, x in kwargs.items()}
         return func(*args, **kwargs)
 
     def _cast(self, x: object, kind: torch.dtype) -> object:
@@ -155,13 +152,13 @@ def loss_function(outputs: int) -> nn.Module:
     from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 
     dice = {"batch_dice": False, "smooth": 1e-5, "do_bg": False, "ddp": False}
-    one = DC_and_CE_loss(
-        dice, {}, weight_ce=1, weight_dice=1, dice_class=MemoryEfficientSoftDiceLoss
-    )
+    # declared as the default, which is another class
+    kind: type = MemoryEfficientSoftDiceLoss
+    one = DC_and_CE_loss(dice, {}, weight_ce=1, weight_dice=1, dice_class=kind)
     return DeepSupervisionWrapper(one, deep_supervision_weights(outputs))
 
 
-def step(network: nn.Module, case: Case, device: str, autocast) -> None:
+def step(network: nn.Module, case: Case, device: str, autocast: AbstractContextManager) -> None:
     """Forward, loss and backward of a made batch."""
     image = torch.zeros(case.batch, case.config.in_channels, *case.patch, device=device)
     sizes = output_sizes(case.patch, case.config.steps)

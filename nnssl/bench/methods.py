@@ -78,7 +78,7 @@ def step_of(
     )
     bf16 = half_precision(device) == torch.bfloat16
     length = RunConfig(10_000, len(scans), bf16=bf16)
-    run = Run(method, parts, length, Path(), {"method": variant}, device)
+    run = Run(method, [], length, Path(), {"method": variant}, device)
 
     def step() -> None:
         run.gradients([batch])

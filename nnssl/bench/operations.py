@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -27,10 +29,13 @@ from nnssl.bench.lent import META, Kernel, lent
 from nnssl.encoder.attention import fused
 from nnssl.encoder.presets import PRESETS, preset
 from nnssl.encoder.swin import PATCH, Swin, SwinConfig
-from nnssl.encoder.windows import stage_windows
+from nnssl.encoder.windows import Mask, stage_windows
 from nnssl.methods import METHODS
 from nnssl.train.run import Run, RunConfig
 from nnssl.types import Shape
+
+if TYPE_CHECKING:
+    from torch._ops import OpOverload
 
 # neither views by their schema nor work
 FREE = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach",
@@ -49,15 +54,22 @@ class Count(TorchDispatchMode):
         self._before, Kernel.note = Kernel.note, staticmethod(self._note)
         return super().__enter__()
 
-    def __exit__(self, *args) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         Kernel.note = staticmethod(self._before)
-        super().__exit__(*args)
+        super().__exit__(kind, error, trace)
 
     @property
     def total(self) -> int:
         return self.kernels.total()
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self, function: OpOverload, types: Sequence, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
         kwargs = kwargs or {}
         result = function(*args, **kwargs)
         given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
@@ -114,7 +126,7 @@ def counted(name: str, config: SwinConfig, crop: Shape, batch_size: int) -> dict
 # -- the first stage's attention -------------------------------------------------------------------
 
 
-def copied_masks(qkv: Tensor, bias: Tensor, mask) -> Tensor:
+def copied_masks(qkv: Tensor, bias: Tensor, mask: Mask | None) -> Tensor:
     """Attention as it was before there was a kernel: PyTorch's, with a mask for every window."""
     if mask is not None:
         patterns = mask.patterns[mask.which][:, None]

@@ -11,7 +11,7 @@ import argparse
 import os
 import tempfile
 import time
-from collections import Counter
+from collections import defaultdict
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -34,7 +34,7 @@ def timed(case: Case, plan: Plan, folder: Path) -> tuple[int, float]:
 
 def seconds(plan: Plan, num_processes: int) -> tuple[float, float]:
     """Wall seconds for all cases, and CPU seconds of the busiest worker."""
-    busy: Counter[int] = Counter()
+    busy: defaultdict[int, float] = defaultdict(float)
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         for case, result in parallel_map(
@@ -47,7 +47,7 @@ def seconds(plan: Plan, num_processes: int) -> tuple[float, float]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--scans", type=int, default=24)
     parser.add_argument(
         "--shape", type=int, nargs=3, default=(64, 96, 112), metavar=("Z", "Y", "X")

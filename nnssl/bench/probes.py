@@ -93,10 +93,10 @@ def correlation(x: Sequence[float], y: Sequence[float], ranked: bool) -> tuple[f
     """
     pairs = np.array([x, y], dtype=float)
     drawn = np.random.default_rng(0).integers(len(x), size=(DRAWS, len(x)))
-    every = _correlations(*pairs[:, drawn], ranked)
+    every = _correlations(pairs[0, drawn], pairs[1, drawn], ranked)
     every = every[np.isfinite(every)]
     low, high = np.percentile(every, [2.5, 97.5]) if len(every) else (math.nan, math.nan)
-    return float(_correlations(*pairs[:, None], ranked)[0]), float(low), float(high)
+    return float(_correlations(pairs[:1], pairs[1:], ranked)[0]), float(low), float(high)
 
 
 def _correlations(x: np.ndarray, y: np.ndarray, ranked: bool) -> np.ndarray:
@@ -119,7 +119,7 @@ def report(rows: Sequence[Row]) -> str:
     known = [row for row in rows if row.entry.dice is not None]
     if len(known) >= FEWEST:
         lines += ["", "| probe | Pearson [95 %] | Spearman [95 %] |", "|---|---|---|"]
-        dice = [row.entry.dice for row in known]
+        dice = [row.entry.dice for row in known if row.entry.dice is not None]
         for name, key in KINDS.items():
             values = [row.told[key] for row in known]
             cells = (

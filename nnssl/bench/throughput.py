@@ -7,11 +7,17 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
-from nnssl.bench.timing import peak_memory
+from nnssl.bench.timing import events, peak_memory
 from nnssl.train.peak import peak_of
+
+if TYPE_CHECKING:
+    from torch._C._autograd import _KinetoEvent
+
+Found = TypeVar("Found")
 
 
 def measure(
@@ -61,7 +67,11 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _or_none(ask: Callable, step: Callable[[], object], device: torch.device):
+def _or_none(
+    ask: Callable[[Callable[[], object], torch.device], Found],
+    step: Callable[[], object],
+    device: torch.device,
+) -> Found | None:
     """What `ask` finds on a GPU; None elsewhere, and where its tool does not work: the times stand
     without it.
     """
@@ -94,14 +104,15 @@ def idle(step: Callable[[], object], device: torch.device) -> float:
             step()
         _wait(device)
         whole = time.perf_counter() - began
-    events = profile.profiler.kineto_results.events()
     kernels = [
-        e for e in events if e.device_type() == torch.autograd.DeviceType.CUDA and not _is_note(e)
+        e
+        for e in events(profile)
+        if e.device_type() == torch.autograd.DeviceType.CUDA and not _is_note(e)
     ]
     return max(0.0, 1 - sum(e.duration_ns() for e in kernels) / 1e9 / whole)
 
 
-def _is_note(event) -> bool:
+def _is_note(event: _KinetoEvent) -> bool:
     """A name for a stretch of time, such as "Optimizer.step", rather than a kernel or a copy."""
     return (
         event.name().startswith(("Optimizer.", "ProfilerStep"))

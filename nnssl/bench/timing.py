@@ -92,11 +92,19 @@ def peak_memory(call: Callable[[], object], device: torch.device | str = "cpu") 
     ) as profile:
         call()
     alive = peak = 0
-    for event in profile.profiler.kineto_results.events():
+    for event in events(profile):
         if event.name() == "[memory]":
             alive += event.nbytes()
             peak = max(peak, alive)
     return peak
+
+
+def events(profile: torch.profiler.profile) -> list:
+    """What a profile has seen, once it is over."""
+    seen = profile.profiler and profile.profiler.kineto_results
+    if seen is None:
+        raise RuntimeError("the profiler has seen nothing")
+    return seen.events()
 
 
 def table(costs: Rounds, base: str, memory: Mapping[str, int] | None = None) -> str:
@@ -123,7 +131,7 @@ def table(costs: Rounds, base: str, memory: Mapping[str, int] | None = None) -> 
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def arguments(description: str) -> argparse.ArgumentParser:
+def arguments(description: str | None) -> argparse.ArgumentParser:
     """The options that all benchmarks share: -device, --threads, --rounds."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("-device", default="cpu", help="cpu or cuda")

@@ -180,12 +180,12 @@ def _as_command(words: list[str], folder: Path, log: Path, prelude: Callable[[],
         try:
             runpy.run_module("nnssl", run_name="__main__")
         except SystemExit as ended:
-            status = ended.code or 0
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
+            status = ended.code if isinstance(ended.code, int) else int(bool(ended.code))
+    except BaseException as error:
+        sys.excepthook(type(error), error, error.__traceback__)
     finally:
         with contextlib.suppress(BaseException):
-            threading._shutdown()
+            threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue] Python's own
             atexit._run_exitfuncs()
             sys.stdout.flush()
             sys.stderr.flush()
@@ -272,10 +272,10 @@ def require_equal(ours: object, theirs: object, where: str = "") -> None:
         for name in ours:
             require_equal(ours[name], theirs[name], f"{where}.{name}")
         same = True
-    elif isinstance(ours, (list, tuple)) and len(ours) == len(theirs):
-        for number, pair in enumerate(zip(ours, theirs, strict=True)):
-            require_equal(*pair, f"{where}[{number}]")
-        same = True
+    elif isinstance(ours, (list, tuple)) and isinstance(theirs, (list, tuple)):
+        same = len(ours) == len(theirs)
+        for number, (a, b) in enumerate(zip(ours, theirs, strict=False)):
+            require_equal(a, b, f"{where}[{number}]")
     else:
         same = ours == theirs
     if not same:

@@ -127,7 +127,7 @@ def read(path: Path | str) -> dict:
         )
     safe = is_safe(path)
     content = read_safe(path) if safe else read_plain(path)
-    if why := problem(content):
+    if (why := problem(content)) or not isinstance(content, dict):
         raise CheckpointError(f"{path} {why}")
     if safe:
         content["nnssl_adaptation_plan"] = _adaptation_plan(content["header"])

@@ -116,7 +116,8 @@ def _check_hu(hu: object) -> None:
     """A linear map has four numbers; one with knots a list of pairs as well."""
     linear = {"low", "high", "mean", "sd"}
     known = linear | {"interior"}
-    _require(isinstance(hu, dict) and linear <= hu.keys() <= known, f"hu says {sorted(linear)}", hu)
+    if not isinstance(hu, dict) or not linear <= hu.keys() <= known:
+        raise _unlike(f"hu says {sorted(linear)}", hu)
     knots = hu.get("interior", [])
     pairs = isinstance(knots, list) and all(
         isinstance(knot, list) and len(knot) == 2 for knot in knots
@@ -131,11 +132,8 @@ def _check_hu(hu: object) -> None:
 
 def _check_encoder(encoder: object) -> None:
     """Of the types that `SwinConfig` has; the rest it checks by itself."""
-    _require(
-        isinstance(encoder, dict) and all(isinstance(name, str) for name in encoder),
-        "encoder is fields",
-        encoder,
-    )
+    if not isinstance(encoder, dict) or not all(isinstance(name, str) for name in encoder):
+        raise _unlike("encoder is fields", encoder)
     for field in fields(SwinConfig):
         value, default = encoder.get(field.name, field.default), field.default
         if isinstance(default, tuple):
@@ -186,7 +184,11 @@ def without_heads(decoder: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _require(holds: bool, rule: str, got: object) -> None:
     if not holds:
-        raise ValueError(f"{rule}; got {str(got)[:200]}")
+        raise _unlike(rule, got)
+
+
+def _unlike(rule: str, got: object) -> ValueError:
+    return ValueError(f"{rule}; got {str(got)[:200]}")
 
 
 def _is_whole(value: object) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import zipfile
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -94,18 +95,27 @@ def _check_archive(path: Path) -> None:
         )
 
 
+ORDERS: tuple[Literal["<", ">", "=", "|"], ...] = ("<", ">", "=", "|")  # of bytes, as numpy's
+
+
 class _DType:
     """Stands in for numpy.dtype in a file."""
 
     def __init__(self, code: str, *_: object) -> None:
         if not isinstance(code, str) or not re.fullmatch(r"[biuf][1248]", code):
             raise ValueError("not the type of a number")
-        self.code, self.order = code, "="
+        self.code = code
+        self.order: Literal["<", ">", "=", "|"] = "="
 
     def __setstate__(self, state: tuple) -> None:
-        if state[1] not in ("<", ">", "=", "|"):
-            raise ValueError("not an order of bytes")
-        self.order = state[1]
+        self.order = _order(state[1])
+
+
+def _order(word: object) -> Literal["<", ">", "=", "|"]:
+    for order in ORDERS:
+        if word == order:
+            return order
+    raise ValueError("not an order of bytes")
 
 
 def _number(dtype: _DType, content: bytes) -> float | int | bool:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -58,12 +59,13 @@ def convert(request: Request) -> str:
         raise ForeignError(f"{request.output} exists; choose another -o, or remove it")
     if (request.licence or request.about) and not request.hub:
         raise ForeignError("--licence and --about are for the card of a folder: add --hub")
-    request = replace(request, file=address.local(request.file))
-    content = opened(request.file)
+    file = address.local(request.file)
+    request = replace(request, file=file)
+    content = opened(file)
     if is_ours(content):
         content = _own(request)
     else:
-        done = encoder_from(tensors_in(content, request.file), request)
+        done = encoder_from(tensors_in(content, file), request)
         content = checkpoint.pack(done.encoder, _header(request, done), [done.source.citation])
     content = checkpoint.halved(content) if request.half else content
     if request.hub:
@@ -86,7 +88,7 @@ def _own(request: Request) -> dict:
             f"{request.file} is a checkpoint of this package, which says itself what it is: leave "
             f"out --{' --'.join(name.replace('_', '-') for name in given)}"
         )
-    if not request.hub and request.output.suffix == request.file.suffix:
+    if not request.hub and request.output.suffix == Path(request.file).suffix:
         raise ForeignError(
             f"{request.file} is a checkpoint of this package already; use it: nnssl_plan -d "
             f"DATASET -c {request.file}, or write it as a folder for Hugging Face: --hub -o FOLDER"
@@ -99,7 +101,7 @@ def encoder_from(tensors: dict[str, Tensor], request: Request) -> Converted:
     """Raises ForeignError when a tensor of the encoder is missing, unexpected or of another
     shape.
     """
-    found = encoder_in(request.file, list(tensors), request.prefix)
+    found = encoder_in(Path(request.file), list(tensors), request.prefix)
     source = _source(found, list(tensors), request)
     weights, left_out = _ours_by_name(tensors, found)
     try:
@@ -192,7 +194,7 @@ def _adapted(
         theirs = adapt.CHUNKS[source.chunks] if dims == 3 else corners((2, 2))
         theirs = [corner[::-1] for corner in theirs] if source.axes == "xyz" else theirs
         weights = adapt.reorder_merge(weights, theirs, corners((2,) * dims))
-    semantics = {
+    semantics: dict = {
         "windows": source.windows,
         "merging": "legacy" if legacy else "all",
         "taps": source.taps,
@@ -240,7 +242,7 @@ def _header(request: Request, done: Converted) -> dict:
     source, dims = done.source, done.encoder.config.spatial_dims
     hu, spacing = _hu(request, source), request.spacing or source.spacing
     account = {
-        "file": request.file.name,
+        "file": Path(request.file).name,
         "sha256": files.sha256(request.file),
         "title": source.title,
         "licence": source.licence,

@@ -53,8 +53,8 @@ class Source:
         return HUPolicy(low, high, low + mean * (high - low), std * (high - low))
 
 
-MONAI = {"layouts": ("monai",)}
-SMIT = {
+MONAI: dict = {"layouts": ("monai",)}
+SMIT: dict = {
     "layouts": ("smit",),
     "windows": "smit",
     "merging": "all",

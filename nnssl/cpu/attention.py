@@ -13,6 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from nnssl.types import GradContext
+
 # values a thread works on at a time: 1 MiB in fp32, about a core's second-level cache
 CACHED = 1 << 18
 
@@ -20,8 +22,11 @@ CACHED = 1 << 18
 class Mask(Protocol):
     """Of `nnssl.encoder.windows.Mask`: window w adds patterns[which[w]], [P n n], to its scores."""
 
-    patterns: Tensor
-    which: Tensor
+    @property
+    def patterns(self) -> Tensor: ...
+
+    @property
+    def which(self) -> Tensor: ...
 
 
 def is_supported(x: Tensor) -> bool:
@@ -58,7 +63,7 @@ class _Attention(torch.autograd.Function):
     """parts [3 heads d W n], bias, mask to [heads d W n]."""
 
     @staticmethod
-    def forward(ctx, parts, bias, mask):
+    def forward(ctx: GradContext, parts: Tensor, bias: Tensor, mask: Mask | None) -> Tensor:
         _, heads, _, windows, n = parts.shape
         probabilities = parts.new_empty(windows, heads, n, n)
         out, by_window = _attend(parts, bias, mask, probabilities)
@@ -67,8 +72,9 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, gradient):
-        return *_attend_back(gradient, *ctx.saved_tensors), None
+    def backward(ctx: GradContext, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        by_window, probabilities = ctx.saved_tensors
+        return *_attend_back(gradient, by_window, probabilities), None
 
 
 def _attend(
@@ -87,7 +93,7 @@ def _attend(
         end = min(start + step, windows)
         q, k, v = by_window[:, start:end].flatten(1, 2)
         scores = scratch[: end - start]
-        if mask is None:
+        if mask is None or which is None:
             scores.copy_(bias)
         else:
             torch.add(bias, mask.patterns[which[start:end], None], out=scores)

@@ -7,9 +7,13 @@ Bulò et al., In-Place Activated BatchNorm, arXiv 1712.02616).
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from nnssl.types import GradContext
 
 SLOPE = 0.01
 EPSILON = 1e-5
@@ -43,9 +47,13 @@ def _parts(x: Tensor) -> tuple[Tensor, ...]:
     return _rows(x).split(max(1, PART // (x.shape[0] * x.shape[1])), dim=1)
 
 
+class _Context(GradContext, Protocol):
+    act: bool
+
+
 class _NormActInPlace(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, act: bool) -> Tensor:
+    def forward(ctx: _Context, x: Tensor, act: bool) -> Tensor:
         rows = _rows(x)
         mean = rows.mean(1, keepdim=True)
         square = torch.zeros_like(mean)
@@ -63,7 +71,7 @@ class _NormActInPlace(torch.autograd.Function):
         return x
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: _Context, gradient: Tensor) -> tuple[Tensor, None]:
         y, rstd = ctx.saved_tensors
         out = torch.empty_like(y)
         parts = list(zip(*(_parts(t) for t in (y, _channels_last(gradient), out)), strict=True))

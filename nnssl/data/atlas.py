@@ -7,10 +7,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nnssl.data.crops import stored_array
 from nnssl.types import HUPolicy, Shape, Spacing
+
+if TYPE_CHECKING:
+    import SimpleITK
 
 SOFT = (-500.0, 400.0)  # HU; what is beyond tells little of where one is
 STARTS = (0.0, -60.0, 60.0)  # mm along z: how much of neck or legs is in a scan differs
@@ -77,7 +82,7 @@ def register(template: np.ndarray, voxels: np.ndarray, spacing: Spacing) -> Affi
     return Affine(tuple(map(tuple, matrix.tolist())), tuple(offset.tolist()))
 
 
-def _coarse(voxels: np.ndarray, spacing: Spacing):
+def _coarse(voxels: np.ndarray, spacing: Spacing) -> SimpleITK.Image:
     """A small smoothed image; its origin is the first voxel."""
     import SimpleITK
 
@@ -87,7 +92,9 @@ def _coarse(voxels: np.ndarray, spacing: Spacing):
     return SimpleITK.Shrink(SimpleITK.DiscreteGaussian(image, [9.0] * 3), factors)
 
 
-def _register(fixed, moving, start: float):
+def _register(
+    fixed: SimpleITK.Image, moving: SimpleITK.Image, start: float
+) -> tuple[float, SimpleITK.AffineTransform] | None:
     """(metric, transform from fixed to moving), or None where it fails."""
     import SimpleITK
 
@@ -121,7 +128,5 @@ def check_spread(voxels: np.ndarray) -> None:
 
 def load(path: Path) -> np.ndarray:
     """A stored volume as [Z Y X]: float32, or integers of labels and parcels as they are."""
-    import blosc2
-
-    voxels = blosc2.open(str(path), mode="r", dparams={"nthreads": 1})[:][0]
+    voxels = stored_array(path)[:][0]
     return voxels.astype(np.float32, copy=False) if voxels.dtype.kind == "f" else voxels

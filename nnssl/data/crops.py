@@ -24,7 +24,19 @@ LEAST_BODY = 0.35
 DRAWS = 10
 # nnU-Net opens its store in the same way; mapping does not work on Windows (MIC-DKFZ/nnUNet issue
 # 2723)
-OPEN = {"mode": "r", "dparams": {"nthreads": 1}, **({} if os.name == "nt" else {"mmap_mode": "r"})}
+OPEN: dict = {
+    "mode": "r",
+    "dparams": {"nthreads": 1},
+    **({} if os.name == "nt" else {"mmap_mode": "r"}),
+}
+
+
+def stored_array(path: Path | str) -> blosc2.NDArray:
+    """A volume [1 *size] as nnU-Net and we store it, opened and not read."""
+    array = blosc2.open(str(path), **OPEN)
+    if not isinstance(array, blosc2.NDArray):
+        raise ValueError(f"{path} is no stored volume: it holds a {type(array).__name__}")
+    return array
 
 
 class Source(Protocol):
@@ -195,7 +207,7 @@ class Crops(torch.utils.data.Dataset):
         body = _body(properties)
         room = (size - self._box).clip(0)
         voxels = _body_voxels(body, size, block).ravel().cumsum()
-        best, most = None, -1.0
+        best, most = room, -1.0
         for draw in range(DRAWS):
             chosen = np.searchsorted(voxels, generator.random() * voxels[-1], side="right")
             corner = np.array(np.unravel_index(min(chosen, len(voxels) - 1), body.shape)) * block
@@ -223,9 +235,10 @@ class Crops(torch.utils.data.Dataset):
 
 def read_box(path: Path, start: np.ndarray, box: np.ndarray, padding: float) -> np.ndarray:
     """The box [*box] at `start` of a stored volume [1 *size]; what lies outside of it is `padding`."""
-    array = blosc2.open(str(path), **OPEN)
+    array = stored_array(path)
     low, high = start.clip(0), np.minimum(start + box, array.shape[1:])
-    voxels = array[(0, *(slice(int(a), int(b)) for a, b in zip(low, high, strict=True)))]
+    place = (slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
+    voxels = np.asarray(array[(0, *place)])
     if voxels.shape != tuple(box):
         padded = np.full(box, padding, voxels.dtype)
         padded[tuple(slice(a, b) for a, b in zip(low - start, high - start, strict=True))] = voxels

@@ -106,9 +106,10 @@ def _kept(place: Path, signature: list) -> list[Series] | None:
         return None
     if content["signature"] != signature:
         return None
-    return [
-        Series(**{key: _tuples(value) for key, value in one.items()}) for one in content["series"]
+    known: list[dict] = [
+        {key: _tuples(value) for key, value in one.items()} for one in content["series"]
     ]
+    return [Series(**one) for one in known]
 
 
 def _tuples(value: object) -> object:
@@ -245,7 +246,8 @@ def read_series(folder: Path | str, uid: str, cache: Path | None = None) -> Scan
     orientation = np.array(series.orientation)
     if series.positions:
         fill = AIR if series.modality == "CT" else float(voxels.min())
-        positions, pixel = np.array(series.positions), series.spacing[:0:-1]
+        _, height, width = series.spacing
+        positions, pixel = np.array(series.positions), (width, height)
         voxels, origin = straighten(voxels, positions, orientation, pixel, series.spacing[0], fill)
     direction = np.column_stack([orientation[:3], orientation[3:], normal_of(orientation)])
     return unify(Scan(voxels, series.spacing, note=series.note), direction, origin)
@@ -256,13 +258,15 @@ def _voxels(folder: Path, series: Series) -> tuple[np.ndarray, np.ndarray | None
     import SimpleITK
 
     SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
-    reader = SimpleITK.ImageFileReader() if series.frames else SimpleITK.ImageSeriesReader()
-    reader.SetImageIO("GDCMImageIO")
     if not series.frames:
-        reader.SetFileNames([str(folder / name) for name in series.files])
-        image = reader.Execute()  # the view below is of its memory
+        stack = SimpleITK.ImageSeriesReader()
+        stack.SetImageIO("GDCMImageIO")
+        stack.SetFileNames([str(folder / name) for name in series.files])
+        image = stack.Execute()  # the view below is of its memory
         voxels = SimpleITK.GetArrayViewFromImage(image).astype(np.float32)
         return voxels, np.array(image.GetOrigin())
+    reader = SimpleITK.ImageFileReader()
+    reader.SetImageIO("GDCMImageIO")
     frames = {}
     for name in dict.fromkeys(series.files):
         reader.SetFileName(str(folder / name))

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from io import BufferedReader
 from pathlib import Path
+from typing import Literal
 
 from nnssl.data.refusals import UnusableScanError
 
@@ -44,7 +45,7 @@ class Elements:
     def text(self, tag: int) -> str:
         return self.values.get(tag, b"").decode("latin-1").strip(" \0")
 
-    def number(self, tag: int, default: int, order: str = "little") -> int:
+    def number(self, tag: int, default: int, order: Literal["little", "big"] = "little") -> int:
         """An unsigned short (VR US)."""
         return int.from_bytes(self.values[tag][:2], order) if tag in self.values else default
 

@@ -87,6 +87,8 @@ def is_done(case_id: str, fingerprint: str, folder: Path) -> bool:
 
 
 def _is_note(properties: object) -> bool:
+    if not isinstance(properties, dict):
+        return False
     try:
         blocks = [-(-size // properties["body_block"]) for size in properties["shape"]]
         body = zlib.decompress(base64.b64decode(properties["body"]))

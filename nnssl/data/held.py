@@ -13,14 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import blosc2
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from nnssl import dist, limits
-from nnssl.data.crops import OPEN
+from nnssl.data.crops import stored_array
 from nnssl.files import read_json
 from nnssl.types import Shape
 
@@ -66,7 +65,7 @@ def layout(folder: Path, cases: Sequence[str], endings: Sequence[str]) -> Layout
 
 def _kind(path: Path) -> tuple[Shape, torch.dtype]:
     """Shape [Z Y X] and type of a stored volume [1 Z Y X]."""
-    array = blosc2.open(str(path), **OPEN)
+    array = stored_array(path)
     return tuple(array.shape[1:]), torch.from_numpy(np.empty(0, array.dtype)).dtype
 
 
@@ -94,7 +93,7 @@ class Held:
                 bar.update()
 
     def _fill(self, path: Path, name: str) -> None:
-        self._volume(name).copy_(torch.from_numpy(blosc2.open(str(path), **OPEN)[:][0]))
+        self._volume(name).copy_(torch.from_numpy(stored_array(path)[:][0]))
 
     def __getstate__(self) -> dict:
         """For a reading process: it needs the notes alone where crops are cut late."""
@@ -119,6 +118,8 @@ class Held:
 
     def _volume(self, name: str) -> Tensor:
         volume = self._volumes[name]
+        if self._block is None:
+            raise RuntimeError("a reading process holds no volumes: crops are cut late")
         part = self._block[volume.first : volume.first + volume.bytes]
         return part.view(volume.dtype).view(volume.shape)
 

@@ -68,7 +68,7 @@ def find_labelled(dataset: Path, count: int) -> Labelled:
     complete = [
         LabelledCase(case.id, case.image, case.labels, raw.reader)
         for case in raw.training
-        if case.image.is_file() and case.labels.is_file()
+        if case.image.is_file() and case.labels is not None and case.labels.is_file()
     ]
     if len(complete) < FEWEST:
         raise ValueError(

@@ -13,11 +13,16 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 from nnssl.data.refusals import UnusableScanError, passing_errors, summarise_error
 from nnssl.types import Spacing
+
+if TYPE_CHECKING:
+    from nibabel import Nifti1Header
+    from nibabel.spatialimages import SpatialImage
 
 NIFTI_ENDINGS = (".nii", ".nii.gz")
 BLOCK = 1 << 20  # bytes; divisible by the size of every voxel type
@@ -77,7 +82,7 @@ def _is_zipped(path: Path) -> bool:
         return file.read(2) == b"\x1f\x8b"
 
 
-def _parsed(block: bytes):
+def _parsed(block: bytes) -> Nifti1Header:
     import nibabel
 
     kinds = {348: (nibabel.Nifti1Header, 348, b"n+1"), 540: (nibabel.Nifti2Header, 540, b"n+2")}
@@ -91,17 +96,16 @@ def _parsed(block: bytes):
     raise _bad("it has no NIfTI header with the voxels in the same file")
 
 
-def _layout(header) -> tuple[tuple[int, ...], np.dtype, int]:
-    import nibabel
+def _layout(header: Nifti1Header) -> tuple[tuple[int, ...], np.dtype, int]:
+    from nibabel.nifti1 import data_type_codes
 
     count = int(header["dim"][0])
     shape = tuple(int(n) for n in header["dim"][1 : count + 1])
     if not 1 <= count <= 7 or min(shape) < 1:
         raise _bad(f"its header gives the size {shape}")
     try:
-        dtype = nibabel.nifti1.data_type_codes.dtype[int(header["datatype"])].newbyteorder(
-            header.endianness
-        )
+        known = cast("np.dtype", data_type_codes.dtype[int(header["datatype"])])
+        dtype = known.newbyteorder(header.endianness)
     except KeyError as error:
         raise _bad(f"its header gives the unknown voxel type {int(header['datatype'])}") from error
     offset = float(header["vox_offset"])
@@ -110,11 +114,11 @@ def _layout(header) -> tuple[tuple[int, ...], np.dtype, int]:
     return shape, dtype, int(offset)
 
 
-def _check_spacing(header) -> None:
+def _check_spacing(header: Nifti1Header) -> None:
     spacing = np.abs(header["pixdim"][1:4].astype(float))
     if not (np.isfinite(spacing).all() and spacing.all()):
         raise UnusableScanError(f"says no spacing: pixdim {spacing.tolist()}")
-    if header["sform_code"] > 0:
+    if int(header["sform_code"]) > 0:
         axes = np.stack([header[f"srow_{axis}"][:3].astype(float) for axis in "xyz"])
         other = np.linalg.norm(axes, axis=0)
         if not np.allclose(spacing, other, rtol=SAME_SPACING):
@@ -162,12 +166,13 @@ def read_by_nibabel(path: Path | str) -> tuple[np.ndarray, Spacing, np.ndarray]:
     """
     import nibabel
 
-    image = nibabel.load(path)
+    # nibabel declares the base of all that it loads
+    image = cast("SpatialImage", nibabel.load(path))
     voxels = np.asarray(image.dataobj, np.float32)
     if voxels.ndim > 3 and set(voxels.shape[3:]) == {1}:
         voxels = voxels.reshape(voxels.shape[:3])
     return (
         voxels.transpose(),
         tuple(float(zoom) for zoom in image.header.get_zooms()[2::-1]),
-        image.affine,
+        np.asarray(image.affine),
     )

@@ -182,8 +182,13 @@ def cluster(rows: np.ndarray, classes: int) -> np.ndarray:
     """The centres [classes F] of k-means over `rows` [N F]; the same for the same rows."""
     from sklearn.cluster import MiniBatchKMeans
 
-    means = MiniBatchKMeans(classes, random_state=0, n_init=2, batch_size=8192).fit(rows)
-    return means.cluster_centers_.astype(np.float32)
+    means = MiniBatchKMeans(
+        classes,
+        random_state=0,
+        n_init=2,  # pyright: ignore[reportArgumentType] scikit-learn declares no types
+        batch_size=8192,
+    ).fit(rows)
+    return np.asarray(means.cluster_centers_, np.float32)
 
 
 def nearest(rows: np.ndarray, centres: np.ndarray) -> np.ndarray:

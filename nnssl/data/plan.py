@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -170,7 +172,20 @@ def make_plan(
     return Plan(name, spacing, hu, check_crop(crop or default_crop(shapes)), cases)
 
 
-def case_of(scan) -> Case:
+class _Scan(Protocol):
+    """A line of the survey (`nnssl.data.survey.ScanReport`)."""
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def series(self) -> str: ...
+    @property
+    def shape(self) -> Shape: ...
+    @property
+    def spacing(self) -> Spacing: ...
+
+
+def case_of(scan: _Scan) -> Case:
     """Of a line of the survey."""
     return Case(
         case_id(scan.path, scan.series),
@@ -209,7 +224,9 @@ def check_clip(clip: tuple[float, float]) -> tuple[float, float]:
 
 def median_spacing(spacings: Sequence[Spacing]) -> Spacing:
     """The median of each axis in mm, within SANE_SPACING."""
-    return tuple(round(float(s), 4) for s in np.median(spacings, axis=0).clip(*SANE_SPACING))
+    return tuple(
+        round(float(s), 4) for s in np.median(np.array(spacings), axis=0).clip(*SANE_SPACING)
+    )
 
 
 def resampled_shape(shape: Shape, spacing: Spacing, new_spacing: Spacing) -> Shape:
@@ -223,7 +240,8 @@ def default_crop(shapes: Sequence[Shape]) -> Shape:
     A crop as large as the scan shows the same in every view, and much air.
     """
     return tuple(
-        next((c for c in CROPS if c <= MOST * m), CROPS[-1]) for m in np.median(shapes, axis=0)
+        next((c for c in CROPS if c <= MOST * m), CROPS[-1])
+        for m in np.median(np.array(shapes), axis=0)
     )
 
 
@@ -241,14 +259,13 @@ def hu_policy(
     `clip` (HU) asks for the plain linear map of that range instead.
     `histograms`: counts at each whole HU from BODY_HU upwards (survey.body_histogram).
     """
-    pooled: np.ndarray | float = 0.0
-    for histogram in histograms:
-        pooled = pooled + histogram / histogram.sum()
+    fractions = (histogram / histogram.sum() for histogram in histograms)
+    pooled = functools.reduce(np.add, fractions)
     pooled = pooled / pooled.sum()
     hu = np.arange(len(pooled)) + WIDEST[1] - (len(pooled) - 1)
     low, high = check_clip(clip) if clip else WIDEST
     interior = () if clip else tuple(zip(KNOTS, _levels(hu, pooled), strict=True))
-    values = np.interp(hu, *np.transpose([(low, low), *interior, (high, high)]))
+    values = np.interp(hu, *np.array([(low, low), *interior, (high, high)]).T)
     mean = float((pooled * values).sum())
     std = float(np.sqrt((pooled * (values - mean) ** 2).sum()))
     return HUPolicy(low, high, round(mean, 4), round(max(std, 1.0), 4), interior)

@@ -17,6 +17,8 @@ from nnssl.data.survey import ScanReport, adopt, body_histograms, nothing_usable
 from nnssl.files import sweep
 from nnssl.types import Shape, Spacing
 
+# spacing, crop and HU range where they are asked for by name
+Overrides = tuple["Spacing | None", "Shape | None", "tuple[float, float] | None"]
 STALE = 3600  # seconds after which a temporary file belongs to no living process
 
 
@@ -113,7 +115,17 @@ def _say_failed(failed: dict[str, str], plan: Plan) -> None:
 
 
 def _planned(
-    name, folder, sources, datasets, overrides, how, in_hu, update, pattern, channels, say
+    name: str,
+    folder: Path,
+    sources: Sequence[Path | str],
+    datasets: Sequence[Path | str],
+    overrides: Overrides,
+    how: tuple[int, int, int],
+    in_hu: bool,
+    update: bool,
+    pattern: Sequence[str],
+    channels: Sequence[int] | None,
+    say: Callable[[str], None],
 ) -> tuple[Plan, dict[str, str]]:
     """The plan, and where those of its scans are now that have moved."""
     path, pattern = folder / "plan.json", patterns.check(pattern)
@@ -144,7 +156,12 @@ def _planned(
 
 
 def _kept_plan(
-    old: Plan, kept: Sequence[ScanReport], moved: dict[str, str], folder: Path, update: bool, say
+    old: Plan,
+    kept: Sequence[ScanReport],
+    moved: dict[str, str],
+    folder: Path,
+    update: bool,
+    say: Callable[[str], None],
 ) -> Plan:
     """The plan that is there, with the new scans where `update` asks for them; says what differs.
 
@@ -188,7 +205,9 @@ def _kept_plan(
     return old.with_added([case_of(line) for line in new]) if update and new else old
 
 
-def _check_options(old: Plan, overrides: tuple, in_hu: bool, pattern: tuple, folder: Path) -> None:
+def _check_options(
+    old: Plan, overrides: Overrides, in_hu: bool, pattern: tuple, folder: Path
+) -> None:
     """Raise ValueError where what is asked for by name is not what the plan has."""
     spacing, crop, clip = overrides
     has = {

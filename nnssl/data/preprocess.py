@@ -144,7 +144,7 @@ def network_input(standardised: np.ndarray, spacing: Spacing, plan: Plan) -> np.
 
 
 def resample(
-    voxels: np.ndarray, shape: Shape, spacing, new_spacing, labels: bool = False
+    voxels: np.ndarray, shape: Shape, spacing: Spacing, new_spacing: Spacing, labels: bool = False
 ) -> np.ndarray:
     """nnU-Net's own resampling of images or labels [1 Z Y X], as its planner sets it for every
     dataset.
@@ -201,7 +201,7 @@ def store(voxels: np.ndarray, path: Path, crop: Shape, dtype: type = np.float16)
     }
     with atomic(path) as temporary:
         blosc2.asarray(
-            voxels,
+            voxels,  # pyright: ignore[reportArgumentType] an array of numpy, as its page says
             urlpath=str(temporary),
             mode="w",
             chunks=chunks,

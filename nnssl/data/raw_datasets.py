@@ -181,7 +181,9 @@ def _reader(dataset: Path, content: dict, images: list[Path]) -> str:
     try:
         with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
             return determine_reader_writer_from_dataset_json(
-                content, example, verbose=False
+                content,
+                example,  # pyright: ignore[reportArgumentType] None where no image can be given
+                verbose=False,
             ).__name__
     except RuntimeError as error:
         raise ValueError(

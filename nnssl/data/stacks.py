@@ -52,8 +52,8 @@ def arrange(positions: np.ndarray, orientation: np.ndarray, table: bool = True) 
     along = positions @ normal
     order = np.argsort(along, kind="stable")
     path = positions[order[-1]] - positions[order[0]]
-    length = np.linalg.norm(path)
-    tilt = _degrees(abs(path @ normal) / length) if length > 0 else 0.0
+    length = float(np.linalg.norm(path))
+    tilt = _degrees(float(abs(path @ normal)) / length) if length > 0 else 0.0
     if table:
         _check_axial(_degrees(abs(normal[2])), tilt, path[2] / length if length > 0 else 1.0)
     if len(positions) < SMALLEST_AXIS:

@@ -28,7 +28,10 @@ from nnssl.types import BODY_HU, Shape, Spacing
 
 HISTOGRAM = (int(BODY_HU), 3000)  # HU of the first and the last bin of the body histogram
 PERCENTILES = (0.5, 5.0, 50.0, 95.0, 99.5)
-NAMES = {"encoding": "utf-8", "errors": "surrogateescape"}  # file names need not be valid UTF-8
+NAMES: dict = {
+    "encoding": "utf-8",
+    "errors": "surrogateescape",
+}  # file names need not be valid UTF-8
 SURVEY_VERSION = 2  # goes up when a change in these rules makes old answers wrong
 
 
@@ -88,11 +91,12 @@ def survey(
                 if result.no_room:
                     raise NoRoomError(result.reason)
                 failed[scan] = result.reason
-    lines = [
+    answers = (
         known[scan] or _known(scan, signature, folder)  # each answer is read once
         for scan, signature in signatures.items()
         if scan not in failed
-    ]
+    )
+    lines = [line for line in answers if line is not None]
     lines += [ScanReport(scan.path, scan.series, False, reason) for scan, reason in failed.items()]
     lines.sort(key=_by_path)
     write_report(lines, folder, in_hu)
@@ -230,7 +234,8 @@ def _known(scan: Found, signature: list, folder: Path) -> ScanReport | None:
     try:
         kept = read_json(place(scan, folder))
         line = {**kept["line"], "histogram": ""}
-        known = ScanReport(**{k: tuple(v) if isinstance(v, list) else v for k, v in line.items()})
+        given: dict = {k: tuple(v) if isinstance(v, list) else v for k, v in line.items()}
+        known = ScanReport(**given)
         return known if kept["signature"] == signature else None
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None

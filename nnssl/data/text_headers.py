@@ -33,7 +33,7 @@ META_TYPES = {
     "ULONG": 4,
 }
 META_TYPES |= {"LONG_LONG": 8, "ULONG_LONG": 8, "FLOAT": 4, "DOUBLE": 8}
-META_COUNTS = {
+META_COUNTS: dict[int, tuple[str, ...]] = {
     3: (
         "DimSize",
         "ElementSpacing",

@@ -5,6 +5,7 @@ a shear.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,6 +14,9 @@ from nnssl.data.orientation import Scan, is_permuted, unify
 from nnssl.data.refusals import NOT_CT, UnusableScanError, check_grid, check_name, itk_error
 from nnssl.data.text_headers import META_ENDINGS, NRRD_ENDINGS, read_text_header
 from nnssl.data.text_volumes import check_text_volume
+
+if TYPE_CHECKING:
+    import SimpleITK
 
 VOLUME_ENDINGS = (*NIFTI_ENDINGS, *NRRD_ENDINGS, *META_ENDINGS)
 SHEARED = "sheared: read as a straight grid, as nnU-Net does"
@@ -78,9 +82,9 @@ def read_volume(path: Path | str) -> Scan:
     """
     note = check_header(check_name(path))
     try:
-        image = _information(path)
-        check_grid(image.GetSize(), image.GetSpacing(), image.GetNumberOfComponents())
-        image = image.Execute()
+        reader = _information(path)
+        check_grid(reader.GetSize(), reader.GetSpacing(), reader.GetNumberOfComponents())
+        image = reader.Execute()
     except RuntimeError as error:
         if ending(path) in NIFTI_ENDINGS and (known := _only_nibabel(error)):
             return _by_nibabel(path, known)
@@ -93,7 +97,7 @@ def read_volume(path: Path | str) -> Scan:
     return unify(Scan(voxels, spacing, note=note), direction, origin)
 
 
-def _information(path: Path | str):
+def _information(path: Path | str) -> SimpleITK.ImageFileReader:
     """An ITK reader that has read the header."""
     import SimpleITK
 

@@ -6,16 +6,19 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from typing import Any
+from multiprocessing.context import BaseContext
+from typing import TypeVar
 
 from tqdm import tqdm
 
 from nnssl import files, signals
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 FEWER = "fewer workers (-np) leave more memory for each"
 NOT_STARTED = (EOFError, ConnectionError)  # what starting says when the fork server was killed
 OUT_OF_MEMORY = f"out of memory; {FEWER}"
@@ -39,9 +42,15 @@ class Failed:
     no_room: bool = False
 
 
+Pairs = Generator[tuple[Item, Result | Failed], None, None]
+
+
 def parallel_map(
-    function: Callable, items: Sequence, num_processes: int, description: str
-) -> Iterator[tuple[Any, Any]]:
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    num_processes: int,
+    description: str,
+) -> Pairs[Item, Result]:
     """Yield `(item, function(item))` as they get done, in any order, with a progress bar and the
     time left.
 
@@ -65,7 +74,7 @@ def parallel_map(
             yield pair
 
 
-def _serial(function: Callable, items: Sequence) -> Iterator[tuple[Any, Any]]:
+def _serial(function: Callable[[Item], Result], items: Sequence[Item]) -> Pairs[Item, Result]:
     for item in items:
         try:
             result = function(item)
@@ -74,22 +83,27 @@ def _serial(function: Callable, items: Sequence) -> Iterator[tuple[Any, Any]]:
         yield item, result
 
 
-def _pooled(function: Callable, items: Sequence, num_processes: int) -> Iterator[tuple[Any, Any]]:
+def _pooled(
+    function: Callable[[Item], Result], items: Sequence[Item], num_processes: int
+) -> Pairs[Item, Result]:
     waiting = list(reversed(items))
     while waiting:
-        suspects: list = []
+        suspects: list[Item] = []
         yield from _until_broken(function, waiting, suspects, min(num_processes, len(waiting)))
         for item in suspects:
             yield from _alone(function, item)
 
 
 def _until_broken(
-    function: Callable, waiting: list, suspects: list, num_processes: int
-) -> Iterator[tuple[Any, Any]]:
+    function: Callable[[Item], Result],
+    waiting: list[Item],
+    suspects: list[Item],
+    num_processes: int,
+) -> Pairs[Item, Result]:
     """Take items from the end of `waiting`. When a worker dies, those in flight are left in
     `suspects`.
     """
-    running: dict[Future, Any] = {}
+    running: dict[Future[Result], Item] = {}
     pool = _pool(num_processes)
     try:
         while waiting or running:
@@ -109,7 +123,7 @@ def _until_broken(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _alone(function: Callable, item: Any) -> Iterator[tuple[Any, Any]]:
+def _alone(function: Callable[[Item], Result], item: Item) -> Pairs[Item, Result]:
     """A suspect gets a process of its own: if that one dies as well, the item is to blame."""
     pool = _pool(1)
     (worker,) = pool._processes.values()
@@ -126,7 +140,7 @@ def _alone(function: Callable, item: Any) -> Iterator[tuple[Any, Any]]:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _result(future: Future) -> Any:
+def _result(future: Future[Result]) -> Result | Failed:
     try:
         return future.result()
     except BrokenProcessPool:
@@ -166,7 +180,7 @@ def _pool(num_processes: int) -> ProcessPoolExecutor:
     return pool
 
 
-def _context() -> multiprocessing.context.BaseContext:
+def _context() -> BaseContext:
     """A fork server where there is one: it imports HEAVY once, for all workers of both stages."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
@@ -186,5 +200,6 @@ def _start_worker() -> None:
 
 
 def _leave_with_parent() -> None:
-    multiprocessing.parent_process().join()
+    if parent := multiprocessing.parent_process():
+        parent.join()
     os._exit(1)

@@ -41,10 +41,11 @@ def _processors() -> Finding:
     import torch
     from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    there = os.cpu_count() or 1
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else there
     augmenting = get_allowed_n_proc_DA()
     says = (
-        f"{usable} of {os.cpu_count()} processors usable, PyTorch takes {torch.get_num_threads()} "
+        f"{usable} of {there} processors usable, PyTorch takes {torch.get_num_threads()} "
         f"threads, nnU-Net {augmenting} processes for augmentation"
     )
     if augmenting > usable:

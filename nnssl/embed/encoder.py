@@ -30,7 +30,7 @@ class Encoder(nn.Module):
     about:    method, sha256 and citations of the checkpoint.
     """
 
-    def __init__(self, loaded: checkpoint.Checkpoint, spacing: Spacing | None = None):
+    def __init__(self, loaded: checkpoint.Checkpoint, spacing: Spacing | None = None) -> None:
         super().__init__()
         config = loaded.encoder_config
         if config.in_channels != 1:
@@ -93,7 +93,10 @@ class Encoder(nn.Module):
         return image[None, None] if self.dims == 3 else image[:, None]
 
     def embed(
-        self, scan: Path | str | np.ndarray, spacing: Spacing | None = None, window: object = None
+        self,
+        scan: Path | str | np.ndarray,
+        spacing: Spacing | None = None,
+        window: pooling.Window = None,
     ) -> list[np.ndarray]:
         """Five vectors [channels[i]]: the maps' means over the body, as `nnssl_embed` writes them.
 
@@ -125,9 +128,9 @@ def _spacing(loaded: checkpoint.Checkpoint, given: Spacing | None) -> Spacing:
             f"{loaded.path} was pretrained at {loaded.spacing} mm (z, y, x), and {tuple(given)} "
             "was asked for: leave the spacing out"
         )
-    if not (loaded.spacing or given):
+    if not (spacing := loaded.spacing or given):
         raise ValueError(
             f"{loaded.path} does not say the spacing of its pretraining: say one in mm (z, y, x), "
             "--spacing Z Y X, in Python load_encoder(path, spacing=(z, y, x))"
         )
-    return tuple(float(mm) for mm in loaded.spacing or given)
+    return tuple(float(mm) for mm in spacing)

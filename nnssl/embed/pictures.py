@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from nnssl import files
 from nnssl.embed.table import Table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SHOWN = 3  # the stage whose maps have a stride of 16, where no folders tell
 FEWEST = 5  # scans
@@ -86,7 +90,9 @@ def _queries(table: Table, groups: list[str]) -> list[int]:
     return chosen[:QUERIES]
 
 
-def _neighbours(table, near, groups, stage: int, thumbnails: bool, path: Path) -> None:
+def _neighbours(
+    table: Table, near: np.ndarray, groups: list[str], stage: int, thumbnails: bool, path: Path
+) -> None:
     """One row a query: the scan, and those nearest to it."""
     from matplotlib.figure import Figure
 
@@ -139,6 +145,6 @@ def _projection(table: Table, groups: list[str], stage: int, path: Path) -> None
     _save(figure, path)
 
 
-def _save(figure, path: Path) -> None:
+def _save(figure: Figure, path: Path) -> None:
     with files.atomic(path) as temporary:
         figure.savefig(temporary, dpi=80, format="png")

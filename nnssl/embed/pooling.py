@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -28,6 +28,9 @@ SLICES = 16  # of a 2D encoder at once
 BODY = 0  # the region that every scan has
 
 
+Window = Literal["whole"] | Shape | None  # voxels (z, y, x); None: by the rule of `window_for`
+
+
 @dataclass(frozen=True)
 class Pooled:
     """means: five arrays [1 + labels, channels]; the first row is the body's.
@@ -43,7 +46,7 @@ class Pooled:
     windows: int
 
 
-def window_for(encoder: Encoder, shape: Shape, window: object = None) -> Shape:
+def window_for(encoder: Encoder, shape: Shape, window: Window = None) -> Shape:
     """Voxels (z, y, x) of a window, multiples of the last stride; the scan's own: as a whole.
 
     window: "whole", three numbers, or None: as a whole up to WHOLE.
@@ -64,7 +67,7 @@ def pool(
     encoder: Encoder,
     prepared: Prepared,
     dense: int | None = None,
-    window: object = None,
+    window: Window = None,
 ) -> Pooled:
     """Features of one scan; `dense`: the number of the map that is wanted in full."""
     image = torch.from_numpy(prepared.image)
@@ -87,7 +90,7 @@ def pool(
             flat = (tokens * weight).flatten(1)
             region = counts[number][(slice(None), *at)].to(tokens.device, torch.float32).flatten(1)
             sums[number] += (region @ flat.T).cpu().double()
-            if number == dense:
+            if whole is not None and number == dense:
                 whole[(slice(None), *at)] += (tokens * weight).cpu()
     means = []
     for one, count in zip(sums, counts, strict=True):

@@ -86,7 +86,7 @@ def encoder_of(options: Options, say: Callable[[str], None]) -> Encoder:
     """The one that is named, or that a training would start from; then `say` gets what it is."""
     given = {"checkpoint_path": str(options.checkpoint)} if options.checkpoint else {}
     choice = checkpoint_choice.choose(given, "nnssl_embed -c")
-    if choice.default:
+    if choice.default and choice.sha256:
         lines = [f"Weights: {choice.path}, by {choice.named_by}", *weights.about(choice.sha256)]
         say("\n".join(lines))
     return load_encoder(choice.path, options.spacing)
@@ -199,7 +199,7 @@ def _encode(
                 continue
             scan, about = result
             pooled = _pooled(encoder, scan, number, options.window)
-            if number is not None:
+            if number is not None and pooled.dense is not None:
                 dense.write(folder, task.row, encoder, scan, pooled.dense, number, options.nifti)
             small = table.thumbnail(scan.image, encoder.hu, about["grid"], scan.affine)
             table.keep(folder, task.row, task.signature, pooled, about, small)
@@ -229,7 +229,9 @@ def prepared(
     return made, about
 
 
-def _pooled(encoder: Encoder, scan: Prepared, number: int | None, window: object) -> pooling.Pooled:
+def _pooled(
+    encoder: Encoder, scan: Prepared, number: int | None, window: pooling.Window
+) -> pooling.Pooled:
     try:
         return pooling.pool(encoder, scan, number, window)
     except (torch.OutOfMemoryError, MemoryError) as error:
@@ -240,7 +242,15 @@ def _pooled(encoder: Encoder, scan: Prepared, number: int | None, window: object
         ) from error
 
 
-def _tell(folder, lines, tasks, failed, made, has_labels: bool, say: Callable) -> None:
+def _tell(
+    folder: Path,
+    lines: Sequence[ScanReport],
+    tasks: Sequence[Task],
+    failed: dict[str, str],
+    made: table.Table,
+    has_labels: bool,
+    say: Callable,
+) -> None:
     out = len(lines) - len(tasks)
     say(
         f"{len(made.id)} scans embedded, {out} left out ({folder / 'report.csv'}), {len(failed)} "

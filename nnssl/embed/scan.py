@@ -90,7 +90,7 @@ def outlined(tissue: np.ndarray) -> np.ndarray:
     """
     from scipy.ndimage import binary_fill_holes
 
-    return np.stack([binary_fill_holes(plane) for plane in tissue])
+    return np.stack([np.asarray(binary_fill_holes(plane)) for plane in tissue])
 
 
 def nearest(volume: np.ndarray, shape: Shape) -> np.ndarray:
@@ -102,7 +102,9 @@ def nearest(volume: np.ndarray, shape: Shape) -> np.ndarray:
     return volume[np.ix_(*where)]
 
 
-def resampled_affine(affine: np.ndarray, old: Shape, new: Shape, stride: Shape = (1, 1, 1)):
+def resampled_affine(
+    affine: np.ndarray, old: Shape, new: Shape, stride: Shape = (1, 1, 1)
+) -> np.ndarray:
     """The affine of a grid with tokens of `stride` voxels of the shape `new`, on a scan of `old`.
 
     Shapes and stride are (z, y, x), affines take (x, y, z). Token i stands for the voxels from

@@ -17,7 +17,7 @@ import numpy as np
 from nnssl import files
 from nnssl.data.survey import NAMES
 from nnssl.embed.pooling import BODY, Pooled
-from nnssl.types import Shape
+from nnssl.types import HUPolicy, Shape
 
 STAGES = 5
 SCANS, FEATURES, LABELS = "scans", "features", "labels"
@@ -68,7 +68,7 @@ def keep(
             labels=np.array(pooled.labels, int),
             voxels=np.array(pooled.voxels, int),
             thumbnail=small,
-            **stages,
+            **stages,  # pyright: ignore[reportArgumentType] names of arrays, none of options
         )
 
 
@@ -134,7 +134,7 @@ def _write_npz(path: Path, texts: dict[str, list[str]], numbers: dict) -> None:
     arrays = {name: np.array([_text(v) for v in values], str) for name, values in texts.items()}
     arrays |= {name: np.array(values) for name, values in numbers.items()}
     with files.atomic(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, **arrays)
+        np.savez(file, **arrays)  # pyright: ignore[reportArgumentType] as above
 
 
 def _text(name: str) -> str:
@@ -152,7 +152,9 @@ def _write_csv(path: Path, columns: dict[str, list], stages: list[np.ndarray]) -
             table.writerow([*cells, *vectors])
 
 
-def thumbnail(image: np.ndarray, hu, spacing: Sequence[float], affine) -> np.ndarray:
+def thumbnail(
+    image: np.ndarray, hu: HUPolicy | None, spacing: Sequence[float], affine: np.ndarray | None
+) -> np.ndarray:
     """uint8 [h w]: the middle coronal slice, head up, of square pixels; SHOWN_HU is black to white.
 
     image: network input [Z Y X]; without `hu` its middle 98 % are shown.

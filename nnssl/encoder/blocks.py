@@ -6,6 +6,7 @@ Module names follow `monai.networks.nets.swin_unetr` 1.6.1.
 from __future__ import annotations
 
 from math import prod
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +17,13 @@ from nnssl.encoder import stream
 from nnssl.encoder.attention import window_attention
 from nnssl.encoder.config import SwinConfig
 from nnssl.encoder.given import Given
-from nnssl.encoder.norms import instance_norm
 from nnssl.encoder.windows import StageWindows, WindowPartition, corners, merging_order
-from nnssl.types import Shape
+from nnssl.types import GradContext, Shape
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from jaxtyping import Float
 
 HALF = (torch.bfloat16, torch.float16)
 
@@ -27,12 +32,12 @@ class _Reorder(torch.autograd.Function):
     """x[:, index], whose gradient is a gather by the known inverse rather than a scatter."""
 
     @staticmethod
-    def forward(ctx, x, index, inverse):
+    def forward(ctx: GradContext, x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
         ctx.save_for_backward(inverse)
         return x.index_select(1, index)
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx: GradContext, gradient: Tensor) -> tuple[Tensor, None, None]:
         (inverse,) = ctx.saved_tensors
         return gradient.index_select(1, inverse), None, None
 
@@ -44,9 +49,13 @@ def _reorder(x: Tensor, way: tuple[Tensor, Tensor | None]) -> Tensor:
     return x.index_select(1, way[0]) if way[1] is None else _Reorder.apply(x, *way)
 
 
+def _inverse(way: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    return way[1], way[0]
+
+
 def to_slots(x: Tensor, cut: WindowPartition, pads_are_zero: bool) -> Tensor:
     """Tokens [B N C] to slots [B nW*n C]."""
-    if cut.slots is None:
+    if cut.slots is None or cut.real is None:
         return x
     # A padding slot shows the first token, and no gradient leaves it: it is zeroed, or nobody
     # attends to it.
@@ -60,7 +69,9 @@ def from_slots(x: Tensor, cut: WindowPartition) -> Tensor:
 
 
 class WindowAttention(nn.Module):
-    def __init__(self, dim: int, heads: int, window: int, spatial_dims: int, qkv_bias: bool):
+    def __init__(
+        self, dim: int, heads: int, window: int, spatial_dims: int, qkv_bias: bool
+    ) -> None:
         super().__init__()
         self.heads = heads
         self.relative_position_bias_table = nn.Parameter(
@@ -69,7 +80,12 @@ class WindowAttention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, cut: WindowPartition, bias: Tensor) -> Tensor:
+    def forward(
+        self,
+        x: Float[Tensor, "batch slots channels"],
+        cut: WindowPartition,
+        bias: Float[Tensor, "heads window window"],
+    ) -> Float[Tensor, "batch slots channels"]:
         """Slots [B nW*n C] to slots [B nW*n C], each window by itself; bias [heads n n]."""
         return self.proj(self.attend(x, cut, bias))
 
@@ -85,7 +101,7 @@ class WindowAttention(nn.Module):
 
 
 class Mlp(nn.Module):
-    def __init__(self, dim: int, hidden: int):
+    def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
         self.linear1 = nn.Linear(dim, hidden)
         self.linear2 = nn.Linear(hidden, dim)
@@ -95,7 +111,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, dim: int, heads: int, config: SwinConfig):
+    def __init__(self, dim: int, heads: int, config: SwinConfig) -> None:
         super().__init__()
         self.pads_are_zero = config.windows != "exact"
         self.norm1 = nn.LayerNorm(dim)
@@ -123,12 +139,12 @@ class _Added(torch.autograd.Function):
     """x + branch * kept, for `kept` without gradient: a kernel each way."""
 
     @staticmethod
-    def forward(ctx, x, branch, kept):
+    def forward(ctx: GradContext, x: Tensor, branch: Tensor, kept: Tensor) -> Tensor:
         ctx.save_for_backward(kept)
         return torch.addcmul(x, branch, kept)
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx: GradContext, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         (kept,) = ctx.saved_tensors
         return gradient, gradient * kept, None
 
@@ -159,14 +175,16 @@ class PatchMerging(nn.Module):
     merging "all" has a bias, which a pretrained merge's norm is folded into (`adapt`).
     """
 
-    def __init__(self, dim: int, step: Shape, config: SwinConfig):
+    def __init__(self, dim: int, step: Shape, config: SwinConfig) -> None:
         super().__init__()
         self.step, self.merging, self.axes = step, config.merging, config.axes
         joined = len(corners(step, self.merging, self.axes)) * dim
         self.norm = nn.LayerNorm(joined)
         self.reduction = nn.Linear(joined, 2 * dim, bias=1 in step and self.merging == "all")
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(
+        self, x: Float[Tensor, "batch *grid channels"]
+    ) -> Float[Tensor, "batch *merged wider"]:
         """[B *grid C] to [B *ceil(grid/step) 2C]; what is missing to a multiple of the step is
         zeros.
         """
@@ -182,14 +200,16 @@ class PatchMerging(nn.Module):
 class Stage(nn.Module):
     def __init__(
         self, dim: int, heads: int, drop_path: list[float], step: Shape, config: SwinConfig
-    ):
+    ) -> None:
         super().__init__()
         self.window, self.mode, self.axes = config.window, config.windows, config.axes
         self.blocks = nn.ModuleList(Block(dim, heads, config) for _ in drop_path)
         self.rates = tuple(drop_path)
         self.downsample = PatchMerging(dim, step, config)
 
-    def forward(self, x: Tensor, given: Given, checkpointing: bool) -> Tensor:
+    def forward(
+        self, x: Float[Tensor, "batch *grid channels"], given: Given, checkpointing: bool
+    ) -> Float[Tensor, "batch *grid channels"]:
         """[B *grid C] to the same, before merging; `given` for this stage and x."""
         windows, recompute = given.windows, checkpointing and self.training
         if not recompute and stream.serves(self, x):
@@ -198,7 +218,7 @@ class Stage(nn.Module):
         for number, block in enumerate(self.blocks):
             cut = windows.shifted if number % 2 else windows.plain
             if number > 0 and windows.shift is not None:
-                tokens = _reorder(tokens, windows.shift if number % 2 else windows.shift[::-1])
+                tokens = _reorder(tokens, windows.shift if number % 2 else _inverse(windows.shift))
             rest = (cut, given.biases[number], given.kept[number])
             if recompute:
                 tokens = checkpoint(block, tokens, *rest, use_reentrant=False)
@@ -207,41 +227,22 @@ class Stage(nn.Module):
         return _reorder(tokens, self.way_out(windows)).view(x.shape)
 
     def way_out(self, windows: StageWindows) -> tuple[Tensor, Tensor]:
-        return windows.leave if len(self.blocks) % 2 == 0 else windows.enter[::-1]
-
-
-class ResidualConvolution(nn.Module):
-    """Two 3^d convolutions with instance norm around a skip: what Swin UNETR v2 (He 2023) puts
-    before each stage.
-    """
-
-    def __init__(self, dim: int, spatial_dims: int):
-        super().__init__()
-        convolution = nn.Conv3d if spatial_dims == 3 else nn.Conv2d
-        self.layer = nn.ModuleDict(  # the names are MONAI's
-            {
-                name: nn.ModuleDict({"conv": convolution(dim, dim, 3, padding=1, bias=False)})
-                for name in ("conv1", "conv2")
-            }
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B *grid C] to the same."""
-        image = x.movedim(-1, 1)
-        inner = F.leaky_relu(instance_norm(self.layer["conv1"]["conv"](image)), 0.01)
-        out = instance_norm(self.layer["conv2"]["conv"](inner)) + image
-        return F.leaky_relu(out, 0.01).movedim(1, -1).contiguous()
+        return windows.leave if len(self.blocks) % 2 == 0 else _inverse(windows.enter)
 
 
 class PatchEmbed(nn.Module):
-    def __init__(self, config: SwinConfig):
+    def __init__(self, config: SwinConfig) -> None:
         super().__init__()
         self.step = config.step(0)
         convolution = nn.Conv3d if config.spatial_dims == 3 else nn.Conv2d
-        self.proj = convolution(config.in_channels, config.embed_dim, self.step, stride=self.step)
+        # PyTorch declares kernels of a known number of axes
+        make = cast("Callable[..., nn.Conv2d | nn.Conv3d]", convolution)
+        self.proj = make(config.in_channels, config.embed_dim, self.step, stride=self.step)
         self.norm = nn.LayerNorm(config.embed_dim) if config.patch_norm else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(
+        self, x: Float[Tensor, "batch channels *size"]
+    ) -> Float[Tensor, "batch *grid width"]:
         """[B C *spatial] to tokens [B *ceil(spatial/step) E]; what is missing to a multiple is
         zeros.
         """

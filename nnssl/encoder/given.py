@@ -7,19 +7,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from math import prod
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
 
 from nnssl.encoder.windows import StageWindows, stage_windows
-from nnssl.types import Shape
+from nnssl.types import GradContext, Shape
 
 # of a table of zeros and ones; windows of 7 x 7 x 7 would take a gigabyte
 MOST_SHOWN = 1 << 23
 
 if TYPE_CHECKING:
-    from nnssl.encoder.blocks import Stage
+    from nnssl.encoder.blocks import Block, Stage
 
 Kept = tuple[Tensor, Tensor]
 
@@ -55,7 +55,8 @@ def _biases(stages: Sequence[Stage], windows: Sequence[StageWindows]) -> list[li
     found: list[list[Tensor]] = [[] for _ in stages]
     for size, numbers in alike.items():
         owners = [number for number in numbers for _ in stages[number].blocks]
-        tables = [b.attn.relative_position_bias_table for n in numbers for b in stages[n].blocks]
+        blocks = [cast("Block", block) for number in numbers for block in stages[number].blocks]
+        tables = [block.attn.relative_position_bias_table for block in blocks]
         rows = _LookUp.apply if torch.is_grad_enabled() else _rows  # which a compiler can follow
         biases = rows(windows[numbers[0]].relative, *tables)
         for number, bias in zip(owners, biases, strict=True):
@@ -68,6 +69,10 @@ def _rows(index: Tensor, *tables: Tensor) -> tuple[Tensor, ...]:
     return joined.index_select(1, index).split([table.shape[1] for table in tables])
 
 
+class _Shapes(GradContext, Protocol):
+    shapes: list[torch.Size]
+
+
 class _LookUp(torch.autograd.Function):
     """Rows `index` [P] of each table [R heads]: a list of [heads P].
 
@@ -76,14 +81,14 @@ class _LookUp(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, index: Tensor, *tables: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: _Shapes, index: Tensor, *tables: Tensor) -> tuple[Tensor, ...]:
         ctx.save_for_backward(index)
         ctx.shapes = [table.shape for table in tables]
         return _rows(index, *tables)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _Shapes, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (index,) = ctx.saved_tensors
         alike: dict[torch.Size, list[int]] = {}
         for number, shape in enumerate(ctx.shapes):

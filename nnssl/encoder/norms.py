@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from nnssl.cpu.norm_act import EPSILON
 
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
-def instance_norm(x: Tensor) -> Tensor:
+
+def instance_norm(
+    x: Float[Tensor, "batch channels *size"],
+) -> Float[Tensor, "batch channels *size"]:
     """[B C *spatial], each channel of each sample minus its mean, over its std; without affine.
 
     Statistics in fp32 at least. A map of one voxel has none and passes as it is. PyTorch's own puts
@@ -27,7 +34,7 @@ def instance_norm(x: Tensor) -> Tensor:
     return torch.cat(samples).unflatten(2, x.shape[2:-1])
 
 
-def formula(x: Tensor) -> Tensor:
+def formula(x: Float[Tensor, "batch channels *size"]) -> Float[Tensor, "batch channels *size"]:
     """The same in steps that keep the memory format: slow, if not fused."""
     wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
     variance, mean = torch.var_mean(wide, tuple(range(2, x.ndim)), correction=0, keepdim=True)

@@ -14,17 +14,22 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnssl.encoder import visible
-from nnssl.encoder.blocks import HALF, PatchEmbed, ResidualConvolution, Stage, initialise
+from nnssl.encoder.blocks import HALF, PatchEmbed, Stage, initialise
 from nnssl.encoder.config import PATCH, STEPS, SwinConfig
+from nnssl.encoder.convolutions import ResidualConvolution
 from nnssl.encoder.given import given
 from nnssl.encoder.visible import Visible
 from nnssl.types import Shape
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
 
 __all__ = ["PATCH", "STEPS", "STRIDES", "Swin", "SwinConfig"]
 
@@ -45,7 +50,9 @@ class Swin(nn.Module):
     time.
     """
 
-    def __init__(self, config: SwinConfig, maskable: bool = False, checkpointing: bool = False):
+    def __init__(
+        self, config: SwinConfig, maskable: bool = False, checkpointing: bool = False
+    ) -> None:
         super().__init__()
         self.config = config
         self.checkpointing = checkpointing
@@ -98,8 +105,11 @@ class Swin(nn.Module):
         return encoder
 
     def forward(
-        self, x: Tensor, masked: Tensor | Visible | None = None, wanted: Collection[int] = ALL
-    ) -> list[Tensor | None]:
+        self,
+        x: Float[Tensor, "batch channels *size"],
+        masked: Bool[Tensor, "batch *grid"] | Visible | None = None,
+        wanted: Collection[int] = ALL,
+    ) -> list[Float[Tensor, "batch _ *_"] | None]:
         """Encode an image.
 
         x:      [B C *spatial], any size.
@@ -130,7 +140,7 @@ class Swin(nn.Module):
             tokens, first = visible.coarse_tokens(self, x, masked), visible.STAGES
         else:
             tokens, first = self.patch_embed(x), 0
-            if masked is not None:
+            if masked is not None and self.mask_token is not None:
                 tokens = torch.where(masked[..., None], self.mask_token.to(tokens.dtype), tokens)
         # Each map is normalised where it arises: its fraction of the backward pass then comes late,
         # when most memory is free again.
@@ -180,7 +190,7 @@ class Swin(nn.Module):
             )
 
 
-def _as_map(tokens: Tensor, norm: nn.LayerNorm | None = None) -> Tensor:
+def _as_map(tokens: Tensor, norm: nn.Module | None = None) -> Tensor:
     """[B *grid C] to a normalised [B C *grid]."""
     normalised = F.layer_norm(tokens, tokens.shape[-1:]) if norm is None else norm(tokens)
     return normalised.movedim(-1, 1)

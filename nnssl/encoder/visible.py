@@ -28,8 +28,11 @@ from nnssl.encoder.given import given
 from nnssl.types import Shape
 
 if TYPE_CHECKING:
+    from jaxtyping import Float
+
     from nnssl.encoder.swin import Swin
 
+NO_TOKEN = "this encoder has no mask token of stride 8; call mask_at_stride_8(encoder) first"
 STAGES = 2  # that compute the visible blocks alone
 
 
@@ -68,9 +71,7 @@ def check(encoder: Swin, x: Tensor, visible: Visible) -> None:
     """Raises ValueError where `visible` does not fit the image [B C *spatial] or the encoder."""
     config, (blocks, side) = encoder.config, visible
     if encoder.mask_token is None or len(encoder.mask_token) != encoder.channels[STAGES]:
-        raise ValueError(
-            "this encoder has no mask token of stride 8; call mask_at_stride_8(encoder) first"
-        )
+        raise ValueError(NO_TOKEN)
     stride = _stride(encoder)
     spatial = tuple(x.shape[2:])
     fits = len(side) == config.spatial_dims and all(
@@ -88,7 +89,9 @@ def check(encoder: Swin, x: Tensor, visible: Visible) -> None:
         )
 
 
-def coarse_tokens(encoder: Swin, x: Tensor, visible: Visible) -> Tensor:
+def coarse_tokens(
+    encoder: Swin, x: Float[Tensor, "batch channels *size"], visible: Visible
+) -> Float[Tensor, "batch *grid width"]:
     """[B C *spatial] to the tokens of stride 8 [B *grid 4E]: visible ones computed, others the mask
     token.
     """
@@ -105,6 +108,8 @@ def coarse_tokens(encoder: Swin, x: Tensor, visible: Visible) -> Tensor:
     for stage, prepared in zip(stages, given(stages, tokens), strict=True):
         tokens = stage.downsample(stage(tokens, prepared, encoder.checkpointing))
     # The rows are distinct, so the gradient is a plain selection: no sum whose order could vary.
+    if encoder.mask_token is None:
+        raise ValueError(NO_TOKEN)
     token = encoder.mask_token.to(tokens.dtype)
     everywhere = token.expand(batch * count, *tokens.shape[1:]).index_copy(0, rows, tokens)
     return _together(everywhere.view(batch, *blocks, *tokens.shape[1:]))

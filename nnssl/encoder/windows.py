@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -235,6 +236,7 @@ def _stage_windows(
         return _to(StageWindows(plain=plain, shifted=shifted, relative=index, **ways), device)
 
 
+Moved = TypeVar("Moved")
 CORNERS = {  # in MONAI's order, the first axis first
     (2, "all"): ("00", "10", "01", "11"),
     (3, "all"): ("000", "100", "010", "001", "110", "101", "011", "111"),
@@ -286,12 +288,12 @@ def _merging_order(
         return _to((index, index.argsort() if once else None), device)
 
 
-def _to(x, device: torch.device):
+def _to(x: Moved, device: torch.device) -> Moved:
     """`x` with every tensor in it on `device`."""
-    if isinstance(x, Tensor):
-        return x.to(device)
+    moved: object = x.to(device) if isinstance(x, Tensor) else x
     if isinstance(x, tuple):
-        return tuple(_to(y, device) for y in x)
-    if isinstance(x, WindowPartition | Mask | StageWindows):
-        return type(x)(**{name: _to(value, device) for name, value in vars(x).items()})
-    return x
+        moved = tuple(_to(y, device) for y in x)
+    elif isinstance(x, WindowPartition | Mask | StageWindows):
+        parts: dict = {name: _to(value, device) for name, value in vars(x).items()}
+        moved = type(x)(**parts)
+    return cast("Moved", moved)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 import nnssl
@@ -31,8 +29,7 @@ def card(model: Trained, written: dict[str, dict]) -> dict:
     `transpose_forward`. Spacing is in mm, patch in voxels, in that order.
     """
     patch = ["batch", model.channels, *model.patch]
-    labels = model.predictor.label_manager
-    heads = labels.num_segmentation_heads
+    heads = model.labels.num_segmentation_heads
     return {
         "format_version": FORMAT_VERSION,
         "files": written,
@@ -51,7 +48,7 @@ def card(model: Trained, written: dict[str, dict]) -> dict:
 
 
 def _axes(model: Trained) -> list[str]:
-    read = [("z", "y", "x")[axis] for axis in model.predictor.plans_manager.transpose_forward]
+    read = [("z", "y", "x")[axis] for axis in model.plans.transpose_forward]
     return ["batch", "channel", *read[-len(model.patch) :]]
 
 
@@ -60,8 +57,8 @@ def _mirror_axes(model: Trained) -> list[int]:
     return list(model.predictor.allowed_mirroring_axes or ())
 
 
-def _preprocessing(model: Trained) -> dict[str, Any]:
-    plans, configuration = model.predictor.plans_manager, model.configuration
+def _preprocessing(model: Trained) -> dict:
+    plans, configuration = model.plans, model.configuration
     return {
         "reader": plans.plans.get("image_reader_writer"),
         "transpose_forward": list(plans.transpose_forward),
@@ -81,11 +78,11 @@ def _schemes(model: Trained) -> list[str]:
     return model.configuration.normalization_schemes
 
 
-def _channel(model: Trained, number: int) -> dict[str, Any]:
-    plans, dataset = model.predictor.plans_manager.plans, model.predictor.dataset_json
+def _channel(model: Trained, number: int) -> dict:
+    plans, dataset = model.plans.plans, model.dataset
     names = dataset.get("channel_names") or dataset.get("modality") or {}
     masks = model.configuration.configuration.get("use_mask_for_norm") or []
-    found = {"name": names.get(str(number)), "normalisation": _schemes(model)[number]}
+    found: dict = {"name": names.get(str(number)), "normalisation": _schemes(model)[number]}
     if number < len(masks):
         found["within_nonzero_mask"] = masks[number]
     if found["normalisation"] == "CTNormalization":
@@ -95,12 +92,12 @@ def _channel(model: Trained, number: int) -> dict[str, Any]:
     return found
 
 
-def _labels(model: Trained) -> dict[str, Any]:
-    manager, dataset = model.predictor.label_manager, model.predictor.dataset_json
+def _labels(model: Trained) -> dict:
+    manager, dataset = model.labels, model.dataset
     found = {"of_dataset": dataset["labels"], "regions": manager.has_regions}
     if manager.has_regions:
         regions = [list(r) if isinstance(r, tuple) else r for r in manager.foreground_regions]
-        order = list(manager.regions_class_order)
+        order = list(manager.regions_class_order or ())
         return found | {
             "channels": regions,
             "read_as": "sigmoid; a voxel above 0.5 takes the channel's label, later ones win",
@@ -112,13 +109,12 @@ def _labels(model: Trained) -> dict[str, Any]:
     }
 
 
-def _origin(model: Trained) -> dict[str, Any]:
-    predictor = model.predictor
-    plans = predictor.plans_manager.plans
+def _origin(model: Trained) -> dict:
+    plans = model.plans.plans
     pretrained = plans.get(INFO, {})
     return {
         "dataset": plans.get("dataset_name"),
-        "trainer": predictor.trainer_name,
+        "trainer": model.predictor.trainer_name,
         "plans": plans.get("plans_name"),
         "configuration": model.checkpoint.parents[1].name.split("__")[-1],
         "fold": model.fold,

@@ -113,6 +113,8 @@ def _save_onnx(program: ExportedProgram, path: Path) -> None:
     made = torch.onnx.export(
         program, dynamo=True, input_names=[INPUT], output_names=[OUTPUT], verbose=False
     )
+    if made is None:
+        raise ExportError("PyTorch gave no ONNX program: leave onnx out of --formats")
     made.save(path, external_data=False)
 
 

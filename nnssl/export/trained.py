@@ -6,7 +6,7 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from torch import nn
 
@@ -16,22 +16,23 @@ from nnssl.types import Shape
 
 if TYPE_CHECKING:
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+    from nnunetv2.utilities.label_handling.label_handling import LabelManager
+    from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 
 @dataclass(frozen=True)
 class Trained:
-    """One fold. `predictor` holds the network with its weights, plans, labels and mirror axes."""
+    """One fold, and what nnU-Net's `predictor` has read of it."""
 
     predictor: nnUNetPredictor
+    plans: PlansManager
+    configuration: ConfigurationManager
+    labels: LabelManager
+    dataset: dict  # dataset.json
     network: nn.Module  # on the CPU, in evaluation
     checkpoint: Path
     fold: str
     channels: int  # of the network's input; a cascade's previous labels among them
-
-    @property
-    def configuration(self):
-        """nnU-Net's ConfigurationManager."""
-        return self.predictor.configuration_manager
 
     @property
     def patch(self) -> Shape:
@@ -53,11 +54,14 @@ def load(model: Path, fold: str, checkpoint: str) -> Trained:
     with redirect_stdout(StringIO()):  # it tells of each module that it looks at for the trainer
         predictor = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
         predictor.initialize_from_trained_model_folder(str(model), (fold,), checkpoint)
-    network = unwrap(predictor.network)
-    channels = determine_num_input_channels(
-        predictor.plans_manager, predictor.configuration_manager, predictor.dataset_json
-    )
-    return Trained(predictor, network.eval().requires_grad_(False), path, fold, channels)
+    # nnU-Net declares as None what it has not read yet
+    plans = cast("PlansManager", predictor.plans_manager)
+    configuration = cast("ConfigurationManager", predictor.configuration_manager)
+    labels = cast("LabelManager", predictor.label_manager)
+    dataset = cast("dict", predictor.dataset_json)
+    network = unwrap(cast("nn.Module", predictor.network)).eval().requires_grad_(False)
+    channels = determine_num_input_channels(plans, configuration, dataset)
+    return Trained(predictor, plans, configuration, labels, dataset, network, path, fold, channels)
 
 
 def _require(model: Path, fold: str, checkpoint: str) -> Path:

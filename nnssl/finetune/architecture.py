@@ -94,7 +94,9 @@ def encoder_for(plans: dict, resolved: dict, encoder: SwinConfig) -> SwinConfig:
     axes = axes_of(plans, dims)
     read = [axes.index(axis) for axis in range(dims)]  # the encoder sees the axes as read
     steps = steps_for(
-        [spacing[i] for i in read], [patch[i] for i in read], pretrained and pretrained[-dims:]
+        tuple(spacing[i] for i in read),
+        tuple(patch[i] for i in read),
+        pretrained and pretrained[-dims:],
     )
     # Weights of other dimensions cannot be loaded, so nothing is to be computed as they would want
     # it.

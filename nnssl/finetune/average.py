@@ -31,7 +31,7 @@ class Average:
     parameters themselves.
     """
 
-    def __init__(self, network: nn.Module, optimizer: torch.optim.Optimizer, decay: float):
+    def __init__(self, network: nn.Module, optimizer: torch.optim.Optimizer, decay: float) -> None:
         self.decay, self.updates, self.in_use = decay, 0, False
         self._named = {name: p for name, p in network.named_parameters() if p.requires_grad}
         self._others: dict[str, Tensor] = {}  # the average; while that is in use, the raw weights
@@ -59,7 +59,7 @@ class Average:
             self._others[name].copy_(kept)
 
     @torch.no_grad()
-    def _update(self, *_) -> None:
+    def _update(self, *_: object) -> None:
         if not self.decay:
             return
         raw = [p.detach() for p in self._named.values()]
@@ -70,13 +70,13 @@ class Average:
             torch._foreach_lerp_(list(self._others.values()), raw, 1 - kept)
         self.updates += 1
 
-    def _save(self, _, state: dict) -> dict:
+    def _save(self, _: object, state: dict) -> dict:
         if self.in_use:  # else the network's weights in the same file are the raw ones
             state |= {RAW: dict(self._others), UPDATES: self.updates}
         return state
 
     @torch.no_grad()
-    def _load(self, _, state: dict) -> dict:
+    def _load(self, _: object, state: dict) -> dict:
         """The network has its weights already: nnU-Net loads them before the optimiser's state."""
         self.in_use, self.updates = False, state.pop(UPDATES, 0)
         if raw := state.pop(RAW, None):

@@ -11,10 +11,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from nnssl import address, files, weights
 from nnssl.types import FINAL, RESULTS
+
+if TYPE_CHECKING:
+    from nnssl.checkpoint import Checkpoint
 
 VARIABLE = "nnssl_checkpoint"
 REMEDY = f"""Name the one to start from, in one of these ways:
@@ -124,8 +127,8 @@ def check(choice: Choice, sha256: str) -> None:
         )
 
 
-def pretrain_info(choice: Choice, loaded: Any) -> dict:
-    """The entry `pretrain_info` of the plans, from the chosen file's `checkpoint.Checkpoint`.
+def pretrain_info(choice: Choice, loaded: Checkpoint) -> dict:
+    """The entry `pretrain_info` of the plans, from what the chosen file holds.
 
     It has upstream's keys (nnunetv2/experiment_planning/like_nnssl.py) and ours.
     """

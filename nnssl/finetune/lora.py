@@ -14,6 +14,7 @@ where `--c` continues.
 from __future__ import annotations
 
 from math import sqrt
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +32,7 @@ INSIDE = "parametrizations.weight."  # PyTorch's name for what a weight is compu
 class LowRank(nn.Module):
     """A weight [rows columns] to the sum that stands in its place, in the weight's precision."""
 
-    def __init__(self, weight: Tensor, rank: int, alpha: float):
+    def __init__(self, weight: Tensor, rank: int, alpha: float) -> None:
         super().__init__()
         rows, columns = weight.shape
         self.scale = alpha / rank
@@ -55,7 +56,7 @@ def add_lora(network: SwinUNETR, recipe: Recipe) -> None:
     for stage in encoder.stages:
         for block in stage.blocks:
             for name in MATRICES:
-                layer = block.get_submodule(name)
+                layer = cast("nn.Linear", block.get_submodule(name))  # as all of MATRICES are
                 factors = LowRank(layer.weight, recipe.lora_rank, recipe.lora_alpha)
                 parametrize.register_parametrization(layer, "weight", factors)
                 layer.register_state_dict_post_hook(_merge)
@@ -70,11 +71,11 @@ def keep_factors(network: SwinUNETR, optimizer: torch.optim.Optimizer) -> None:
     """
     inner = {name: p for name, p in network.named_parameters() if INSIDE in name}
 
-    def save(_, state: dict) -> dict:
+    def save(_: object, state: dict) -> dict:
         return state | {STATE: {name: p.detach().clone() for name, p in inner.items()}}
 
     @torch.no_grad()
-    def load(_, state: dict) -> dict:
+    def load(_: object, state: dict) -> dict:
         for name, tensor in state.pop(STATE, {}).items():
             inner[name].copy_(tensor)
         return state
@@ -97,17 +98,17 @@ def describe_lora(network: SwinUNETR, recipe: Recipe) -> str:
     )
 
 
-def _merge(layer: nn.Module, state: dict, prefix: str, *_) -> None:
+def _merge(layer: nn.Linear, state: dict, prefix: str, *_: object) -> None:
     """After a layer has written its parts: the sum in their place."""
     for name in [name for name in state if name.startswith(prefix + INSIDE)]:
         del state[name]
     state[prefix + "weight"] = layer.weight.detach()
 
 
-def _split(layer: nn.Module, state: dict, prefix: str, *_) -> None:
+def _split(layer: nn.Linear, state: dict, prefix: str, *_: object) -> None:
     """Before a layer reads its parts: a weight is W, and nothing has been added to it yet."""
     if (weight := state.pop(prefix + "weight", None)) is not None:
-        factors = layer.parametrizations.weight[0]
+        factors = next(part for part in layer.modules() if isinstance(part, LowRank))
         state[prefix + INSIDE + "original"] = weight
         state[prefix + INSIDE + "0.a"] = factors.a.detach()
         state[prefix + INSIDE + "0.b"] = torch.zeros_like(factors.b)

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping
 from math import log
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from nnssl.network.layers import DatasetNorm
+from nnssl.network.layers import DatasetNorm, Heads, Pointwise
 from nnssl.network.swin_unetr import SwinUNETR
 
 PATCHES = 32  # whose maps are measured
@@ -33,15 +33,17 @@ def measure(network: SwinUNETR, images: Iterable[Tensor]) -> None:
 
     The pass is in single precision and without stochastic depth. The network's mode is as before.
     """
-    training, (count, sums) = network.training, (0, None)
+    training, count = network.training, 0
+    sums: list[Tensor] = []
     network.eval()
     for image in images:
         rows = [each.double().movedim(1, -1).flatten(0, -2) for each in network.encode(image)[1]]
         found = [torch.stack([r.mean(0), r.square().mean(0)]) * len(image) for r in rows]
-        sums = found if sums is None else [a + b for a, b in zip(sums, found, strict=True)]
+        sums = found if not sums else [a + b for a, b in zip(sums, found, strict=True)]
         count += len(image)
     network.train(training)
-    for norm, both in zip(network.decoder.norms, sums, strict=True):
+    norms = [part for part in network.decoder.modules() if isinstance(part, DatasetNorm)]
+    for norm, both in zip(norms, sums, strict=True):
         mean, square = both / count
         norm.mean.copy_(mean)
         norm.std.copy_((square - mean.square()).clamp_min(0).sqrt().clamp_min(1e-3))
@@ -54,10 +56,20 @@ def start_heads(network: SwinUNETR, regions: bool) -> None:
 
     regions: the logits are of overlapping regions (sigmoid), and there is none of the background.
     """
-    for head in network.decoder.heads.seg_layers:
+    for head in _heads(network.decoder):
         classes = len(head.bias)
         if regions:
             head.bias.fill_(log(FOREGROUND / (1 - FOREGROUND)))
         else:
             head.bias.fill_(log(FOREGROUND / max(1, classes - 1)))
             head.bias[0] = log(1 - FOREGROUND)
+
+
+def _heads(decoder: nn.Module) -> list[Pointwise]:
+    return [
+        head
+        for part in decoder.modules()
+        if isinstance(part, Heads)
+        for head in part.seg_layers
+        if isinstance(head, Pointwise)
+    ]

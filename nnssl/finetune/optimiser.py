@@ -101,7 +101,7 @@ def optimise(
         groups, lr=recipe.lr, betas=BETAS, fused=device.type in ("cpu", "cuda")
     )
 
-    def clip(*_) -> None:
+    def clip(*_: object) -> None:
         learning = [
             p for group in optimizer.param_groups if group["lr"] > 0 for p in group["params"]
         ]

@@ -49,7 +49,7 @@ def resolve_architecture(plans: dict, name: str, random_start: bool) -> None:
 def require_architecture(resolved: dict, why_not: Exception | None) -> None:
     """Raise what kept `resolve_architecture` from its work, now that the network is needed."""
     if not is_ours(resolved):
-        raise why_not
+        raise why_not or OriginError("these plans name another network than ours")
 
 
 def restore_plans(plans: dict, resolved: dict, name: str, saved: dict) -> None:

@@ -37,7 +37,7 @@ class Watch:
     say:  gets each line for the log.
     """
 
-    def __init__(self, network: nn.Module, info: Mapping, say: Callable[[str], None]):
+    def __init__(self, network: nn.Module, info: Mapping, say: Callable[[str], None]) -> None:
         self.info, self.say, self.about = dict(info), say, ""
         self.own = network.state_dict()  # shares the network's memory
         self.hooks = [
@@ -50,7 +50,7 @@ class Watch:
         for hook in self.hooks:
             hook.remove()
 
-    def _before_comparing(self, *_) -> None:
+    def _before_comparing(self, *_: object) -> None:
         if (held := _held_by_the_loader()) is None:
             return
         file, saved = held
@@ -66,7 +66,7 @@ class Watch:
                 f"checkpoint: {_replan(saved, file)}"
             )
 
-    def _before_loading(self, _: nn.Module, state_dict: dict, *__) -> None:
+    def _before_loading(self, _: nn.Module, state_dict: dict, *__: object) -> None:
         state_dict |= {
             name: tensor for name, tensor in self.own.items() if name.startswith(INTENSITY)
         }

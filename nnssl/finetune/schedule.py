@@ -17,7 +17,7 @@ class Schedule:
     one.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, recipe: Recipe):
+    def __init__(self, optimizer: torch.optim.Optimizer, recipe: Recipe) -> None:
         self.optimizer, self.recipe, self.iteration = optimizer, recipe, 0
         optimizer.register_step_pre_hook(self._advance)
 
@@ -32,7 +32,7 @@ class Schedule:
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["lr_scale"]
 
-    def _advance(self, *_) -> None:
+    def _advance(self, *_: object) -> None:
         self.set()
         self.iteration += 1
 

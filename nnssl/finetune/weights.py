@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import nn
+from typing import cast
 
 from nnssl import checkpoint, weights
 from nnssl.finetune.architecture import INFO, describe_map, is_ct
@@ -117,10 +117,11 @@ def freeze(network: SwinUNETR) -> None:
     network.encoder.requires_grad_(False)
 
 
-def unwrap(network: nn.Module) -> SwinUNETR:
+def unwrap(network: object) -> SwinUNETR:
     """The network itself, out of what DDP and torch.compile wrap it in."""
     network = getattr(network, "module", network)
-    return getattr(network, "_orig_mod", network)
+    # neither of the two says what it wraps
+    return cast("SwinUNETR", getattr(network, "_orig_mod", network))
 
 
 def _round(numbers: list[float]) -> list[float]:

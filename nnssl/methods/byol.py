@@ -55,6 +55,7 @@ class BYOL(PairMethod):
     citation = "Grill et al., Bootstrap your own latent: a new approach to self-supervised learning, NeurIPS 2020"
     smallest_batch = 4
     Config = BYOLConfig
+    config: BYOLConfig
 
     def __init__(self, encoder: Swin, config: BYOLConfig) -> None:
         super().__init__()

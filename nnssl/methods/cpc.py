@@ -25,6 +25,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +39,9 @@ from nnssl.modules.heads import pooled
 from nnssl.types import LAST, Shape
 from nnssl.views.intensity import apply_intensity, draw_intensity
 from nnssl.views.spatial import cut, draw_offset
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,10 @@ class CPCConfig(MethodConfig):
             raise ValueError(f"temperature must be above 0, got {self.temperature}")
 
 
+class _Predictors(nn.ModuleList):
+    keeps_fp32 = True  # see `CPC._predict`
+
+
 class CPC(Method):
     title = "contrastive predictive coding"
     family = "contrastive (predictive coding)"
@@ -71,6 +79,7 @@ class CPC(Method):
     citation = "van den Oord et al., Representation learning with contrastive predictive coding, 2018, arXiv 1807.03748"
     smallest_batch = 2
     Config = CPCConfig
+    config: CPCConfig
 
     def __init__(self, encoder: Swin, config: CPCConfig) -> None:
         super().__init__()
@@ -79,10 +88,9 @@ class CPC(Method):
         channels = encoder.channels[-1]
         self.projector = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, config.head_out))
         self.context = nn.GRU(config.head_out, config.head_hidden, batch_first=True)
-        self.predictors = nn.ModuleList(
+        self.predictors = _Predictors(
             nn.Linear(config.head_hidden, config.head_out) for _ in range(config.ahead)
         )
-        self.predictors.keeps_fp32 = True  # see `_predict`
 
     @staticmethod
     def region(crop: Shape) -> Shape:
@@ -96,7 +104,10 @@ class CPC(Method):
         return self.student
 
     def views(
-        self, regions: Tensor, generators: Sequence[torch.Generator], within: Tensor | None = None
+        self,
+        regions: Float[Tensor, "batch 1 *region"],
+        generators: Sequence[torch.Generator],
+        within: Int[Tensor, "batch dims 2"] | None = None,
     ) -> dict[str, Tensor]:
         """{"cubes": [B steps lines 1 *cube]}, in the order of a walk along a random axis, either
         way.
@@ -142,7 +153,7 @@ class CPC(Method):
         middle = seen[:, cubes.shape[1] // 2, cubes.shape[2] // 2]
         return Step(losses, {"embedding": middle, "accuracy": torch.stack(right).mean()})
 
-    def show(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
+    def show(self, views: dict[str, Tensor]) -> dict[str, Float[Tensor, "batch 1 *_"]]:
         """The cubes as a wall, walked from left to right; and what is known when the last ones are
         to be found.
         """
@@ -154,7 +165,9 @@ class CPC(Method):
             "known before the last": self._wall(known),
         }
 
-    def _predict(self, z: Tensor) -> list[Tensor]:
+    def _predict(
+        self, z: Float[Tensor, "batch steps lines dim"]
+    ) -> list[Float[Tensor, "batch steps lines dim"]]:
         """For 1, 2, ... ahead: z_t + W_k c_t, [B steps lines d], of each step of a line and those
         before it alone.
 

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -33,6 +33,9 @@ from nnssl.methods.method import Step
 from nnssl.modules.distillation import EncoderWithHeads
 from nnssl.modules.losses import Centre, cross_view
 from nnssl.views.multicrop import MultiCropConfig, multicrop
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,7 @@ class DINO(DistillationMethod):
     citation = "Caron et al., Emerging properties in self-supervised vision transformers, ICCV 2021, arXiv 2104.14294"
     smallest_batch = 4
     Config = DINOConfig
+    config: DINOConfig
 
     def __init__(self, encoder: Swin, config: DINOConfig) -> None:
         encoder = encoder.copied(maskable=False)  # nothing is hidden
@@ -70,7 +74,10 @@ class DINO(DistillationMethod):
         self.image_centre = Centre(config.prototypes, config.centre_momentum)
 
     def views(
-        self, regions: Tensor, generators: Sequence[torch.Generator], within: Tensor | None = None
+        self,
+        regions: Float[Tensor, "batch 1 *region"],
+        generators: Sequence[torch.Generator],
+        within: Int[Tensor, "batch dims 2"] | None = None,
     ) -> dict[str, Tensor]:
         """{"global": [2 B 1 *crop], "local": [n B 1 *half]}; `regions` [B 1 *region]."""
         return multicrop(regions, generators, self.config, self.ranges, within)
@@ -90,7 +97,7 @@ class DINO(DistillationMethod):
         )
         return Step({"total": total}, {"embedding": teacher.embedding, "teacher_image": target})
 
-    def show(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
+    def show(self, views: dict[str, Tensor]) -> dict[str, Float[Tensor, "batch 1 *_"]]:
         kinds = [kind for kind in ("global", "local") if kind in views]
         return {
             f"{kind} view {n}": view

@@ -33,7 +33,7 @@ class DistillationMethod(Method):
 
     config: DistillationMethodConfig
 
-    def __init__(self, student: EncoderWithHeads, config: DistillationMethodConfig) -> None:
+    def __init__(self, student: EncoderWithHeads[Swin], config: DistillationMethodConfig) -> None:
         super().__init__()
         self.config = config
         self.progress = 0.0
@@ -51,7 +51,8 @@ class DistillationMethod(Method):
     @property
     def encoder(self) -> Swin:
         """The teacher's, or the student's where the config says so."""
-        return (self.teacher.model if self.config.export == "teacher" else self.student).encoder
+        chosen = self.teacher.model if self.config.export == "teacher" else self.student
+        return chosen.encoder
 
     def teacher_temperature(self, delay: float = 0.0) -> float | Tensor:
         """The teacher's temperature now; its warm-up begins at `delay` (fraction of the run)."""

@@ -23,7 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -43,6 +43,9 @@ from nnssl.types import Shape
 from nnssl.views.masking import block_grid, draw_cuboids, repeat_blocks
 from nnssl.views.multicrop import GLOBAL_VIEWS, MultiCropConfig, multicrop
 from nnssl.views.spatial import crop_size
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
 BLOCKS = (16, 32)  # finer tokens (T3) have not seen enough to stand for a view
 
@@ -101,6 +104,7 @@ class IBOT(DistillationMethod):
     citation = "Zhou et al., iBOT: image BERT pre-training with online tokenizer, ICLR 2022, arXiv 2111.07832"
     smallest_batch = 4
     Config = IBOTConfig
+    config: IBOTConfig
 
     def __init__(self, encoder: Swin, config: IBOTConfig) -> None:
         stage = STAGE_OF_STRIDE[config.mask_block]
@@ -114,7 +118,10 @@ class IBOT(DistillationMethod):
         self.patch_centre = Centre(config.prototypes, config.centre_momentum)
 
     def views(
-        self, regions: Tensor, generators: Sequence[torch.Generator], within: Tensor | None = None
+        self,
+        regions: Float[Tensor, "batch 1 *region"],
+        generators: Sequence[torch.Generator],
+        within: Int[Tensor, "batch dims 2"] | None = None,
     ) -> dict[str, Tensor]:
         """{"global": [2 B 1 *crop], "hidden": Bool [2 B *blocks], "local": [n B 1 *half]};
         `regions` [B 1 *region].
@@ -154,7 +161,7 @@ class IBOT(DistillationMethod):
             {"embedding": teacher.embedding, "teacher_image": targets, "teacher_patch": patches},
         )
 
-    def show(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
+    def show(self, views: dict[str, Tensor]) -> dict[str, Float[Tensor, "batch 1 *_"]]:
         image = views["global"].flatten(0, 1)
         covered = repeat_blocks(views["hidden"].flatten(0, 1), self.config.mask_block).unsqueeze(1)
         shown = {"teacher sees": image, "student sees": image.masked_fill(covered, math.nan)}

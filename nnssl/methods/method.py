@@ -7,7 +7,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, fields
-from typing import ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,9 @@ from nnssl.types import Shape
 from nnssl.views.intensity import STANDARD, Ranges
 from nnssl.views.pairs import two_views
 from nnssl.views.spatial import crop_size, cut_each, inside, region_size
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
 
 class Step(NamedTuple):
@@ -108,7 +111,7 @@ class MethodConfig:
         return values
 
 
-def _read(text: str, kind: type, setting: str):
+def _read(text: str, kind: type, setting: str) -> object:
     if kind is bool:
         if text.lower() not in ("true", "false"):
             raise ValueError(f"cannot set {setting!r}: {text!r} is neither true nor false")
@@ -156,7 +159,10 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def views(
-        self, regions: Tensor, generators: Sequence[torch.Generator], within: Tensor | None = None
+        self,
+        regions: Float[Tensor, "batch 1 *region"],
+        generators: Sequence[torch.Generator],
+        within: Int[Tensor, "batch dims 2"] | None = None,
     ) -> dict[str, Tensor]:
         """What this method looks at, on the device of `regions` [B 1 *region].
 
@@ -170,12 +176,12 @@ class Method(nn.Module, ABC):
 
     def prepare_views(
         self,
-        regions: Tensor,
+        regions: Float[Tensor, "batch 1 *region"],
         generators: Sequence[torch.Generator],
-        scans: Tensor,
-        starts: Tensor | None = None,
-        sizes: Tensor | None = None,
-        parcels: Tensor | None = None,
+        scans: Int[Tensor, " batch"],
+        starts: Int[Tensor, "batch dims"] | None = None,
+        sizes: Int[Tensor, "batch dims"] | None = None,
+        parcels: Int[Tensor, "batch *region"] | None = None,
     ) -> dict[str, Tensor]:
         """What `loss` and `show` get: the views, which scan each region is of, and where it lies in
         it.
@@ -228,7 +234,7 @@ class Method(nn.Module, ABC):
         discard_all(self)
 
     @abstractmethod
-    def show(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
+    def show(self, views: dict[str, Tensor]) -> dict[str, Float[Tensor, "batch 1 *_"]]:
         """Title -> [B 1 *size] for views.png: what is looked at and, where voxels are predicted,
         the prediction.
 
@@ -247,12 +253,15 @@ class PairMethod(Method):
         return region_size(crop)
 
     def views(
-        self, regions: Tensor, generators: Sequence[torch.Generator], within: Tensor | None = None
+        self,
+        regions: Float[Tensor, "batch 1 *region"],
+        generators: Sequence[torch.Generator],
+        within: Int[Tensor, "batch dims 2"] | None = None,
     ) -> dict[str, Tensor]:
         """{"image": [2 B 1 *crop]}; `regions` [B 1 *region]."""
         crop = crop_size(tuple(regions.shape[2:]))
         return {"image": two_views(regions, generators, crop, self.ranges, within)}
 
-    def show(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
+    def show(self, views: dict[str, Tensor]) -> dict[str, Float[Tensor, "batch 1 *_"]]:
         first, second = views["image"]
         return {"view 1": first, "view 2": second}

@@ -21,7 +21,7 @@ are clipped.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -34,6 +34,9 @@ from nnssl.modules.replay import number
 from nnssl.modules.running import Standardise
 from nnssl.modules.schedules import cosine
 from nnssl.modules.teacher import Teacher
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ class MoCoV3(PairMethod):
     )
     smallest_batch = 8
     Config = MoCoV3Config
+    config: MoCoV3Config
 
     def __init__(self, encoder: Swin, config: MoCoV3Config) -> None:
         super().__init__()
@@ -103,7 +107,12 @@ class MoCoV3(PairMethod):
         start = self.config.teacher_momentum
         self.teacher.update(self.student, number(lambda: 1 - cosine(start, 1.0, self.progress)))
 
-    def _contrast(self, query: Tensor, key: Tensor, scans: Tensor) -> tuple[Tensor, Tensor]:
+    def _contrast(
+        self,
+        query: Float[Tensor, "batch dim"],
+        key: Float[Tensor, "batch dim"],
+        scans: Int[Tensor, " batch"],
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         """Algorithm 1 of the paper; 2 temperature makes the gradient nearly independent of the
         temperature.
         """

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -26,6 +27,9 @@ from nnssl.modules.heads import pooled
 from nnssl.network.decoders import full_options
 from nnssl.network.reconstruction import ParcelDecoder
 from nnssl.views.intensity import apply_intensity, draw_intensity
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
 GOLDEN = 0.618  # of the way from one grey to the next: labels of any number spread evenly
 
@@ -59,6 +63,7 @@ class Parcels(Method):
     )
     smallest_batch = 1
     Config = ParcelsConfig
+    config: ParcelsConfig
 
     def __init__(self, encoder: Swin, config: ParcelsConfig) -> None:
         super().__init__()
@@ -75,7 +80,10 @@ class Parcels(Method):
         return self.decoder
 
     def views(
-        self, regions: Tensor, generators: Sequence[torch.Generator], within: Tensor | None = None
+        self,
+        regions: Float[Tensor, "batch 1 *region"],
+        generators: Sequence[torch.Generator],
+        within: Int[Tensor, "batch dims 2"] | None = None,
     ) -> dict[str, Tensor]:
         """{"image" [B 1 *crop]}; `regions` [B 1 *crop]. No voxel moves, so that the parcels stay
         where they are.
@@ -94,7 +102,7 @@ class Parcels(Method):
             {"embedding": pooled(maps[-1].detach()), "accuracy": accuracy},
         )
 
-    def show(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
+    def show(self, views: dict[str, Tensor]) -> dict[str, Float[Tensor, "batch 1 *_"]]:
         image, parcels = views["image"], views["parcels"]
         predicted = self.decoder(self.student(image), image)[0].argmax(dim=1)
         return {

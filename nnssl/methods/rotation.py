@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,9 @@ from nnssl.modules.heads import pooled
 from nnssl.types import LAST, Shape
 from nnssl.views.intensity import apply_windows, blur, draw_window
 from nnssl.views.spatial import rotate, rotate_back, rotations
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class Rotation(Method):
     citation = "Gidaris et al., Unsupervised representation learning by predicting image rotations, ICLR 2018"
     smallest_batch = 4
     Config = RotationConfig
+    config: RotationConfig
 
     def __init__(self, encoder: Swin, config: RotationConfig) -> None:
         super().__init__()
@@ -64,10 +68,11 @@ class Rotation(Method):
         dims = encoder.config.spatial_dims
         self.rotations = rotations(dims, config.classes or {2: 4, 3: 24}[dims])
         channels = encoder.channels[-1]
-        self.head = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, len(self.rotations)))
+        last = nn.Linear(channels, len(self.rotations))
+        self.head = nn.Sequential(nn.LayerNorm(channels), last)
         # as Swin's own classifier: first answers near chance
-        nn.init.trunc_normal_(self.head[-1].weight, std=0.02)
-        nn.init.zeros_(self.head[-1].bias)
+        nn.init.trunc_normal_(last.weight, std=0.02)
+        nn.init.zeros_(last.bias)
 
     @staticmethod
     def region(crop: Shape) -> Shape:
@@ -87,7 +92,10 @@ class Rotation(Method):
         return self.student
 
     def views(
-        self, regions: Tensor, generators: Sequence[torch.Generator], within: Tensor | None = None
+        self,
+        regions: Float[Tensor, "batch 1 *region"],
+        generators: Sequence[torch.Generator],
+        within: Int[Tensor, "batch dims 2"] | None = None,
     ) -> dict[str, Tensor]:
         """{"image": [B 1 *cube], "turn": [B], which rotation it was}; `regions` [B 1 *cube]."""
         windows, turns, stds = [], [], []
@@ -108,7 +116,7 @@ class Rotation(Method):
         accuracy = (logits.detach().argmax(dim=1) == views["turn"]).float().mean()
         return Step({"total": total}, {"embedding": embedding.detach(), "accuracy": accuracy})
 
-    def show(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
+    def show(self, views: dict[str, Tensor]) -> dict[str, Float[Tensor, "batch 1 *_"]]:
         """Where the answer is right, the prediction, turned back by it, lies as the cube did
         before.
         """
@@ -119,7 +127,9 @@ class Rotation(Method):
             "predicted to lie": self._turn_back(views["image"], answers),
         }
 
-    def _answer(self, image: Tensor) -> tuple[Tensor, Tensor]:
+    def _answer(
+        self, image: Float[Tensor, "batch 1 *size"]
+    ) -> tuple[Float[Tensor, "batch channels"], Float[Tensor, "batch turns"]]:
         """The pooled tokens [B d], and the logits [B classes]."""
         embedding = pooled(self.student(image, wanted=LAST)[-1])
         return embedding, self.head(embedding)

@@ -59,6 +59,7 @@ class SimCLR(PairMethod):
     citation = "Chen et al., A simple framework for contrastive learning of visual representations, ICML 2020"
     smallest_batch = 8
     Config = SimCLRConfig
+    config: SimCLRConfig
 
     def __init__(self, encoder: Swin, config: SimCLRConfig) -> None:
         super().__init__()

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -37,6 +37,9 @@ from nnssl.network.reconstruction import (
 from nnssl.views.intensity import apply_windows, draw_window
 from nnssl.views.masking import draw_masks, draw_visible
 
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+
 
 @dataclass(frozen=True)
 class SimMIMConfig(MaskedConfig, MethodConfig):
@@ -53,6 +56,7 @@ class SimMIM(Method):
     citation = "Xie et al., SimMIM: a simple framework for masked image modeling, CVPR 2022, arXiv 2111.09886"
     smallest_batch = 1
     Config = SimMIMConfig
+    config: SimMIMConfig
 
     def __init__(self, encoder: Swin, config: SimMIMConfig) -> None:
         super().__init__()
@@ -71,7 +75,10 @@ class SimMIM(Method):
         return self.decoder if isinstance(self.decoder, Reconstruction) else None
 
     def views(
-        self, regions: Tensor, generators: Sequence[torch.Generator], within: Tensor | None = None
+        self,
+        regions: Float[Tensor, "batch 1 *region"],
+        generators: Sequence[torch.Generator],
+        within: Int[Tensor, "batch dims 2"] | None = None,
     ) -> dict[str, Tensor]:
         """{"image" [B 1 *crop], "masked" Bool [B *blocks], "offset" [1 B dims]: zeros}; `regions`
         [B 1 *crop].
@@ -97,7 +104,7 @@ class SimMIM(Method):
         total = masked_l1(predicted, views["image"], covered, self.config.smooth_l1)
         return Step({"total": total}, {"embedding": pooled(maps[-1].detach())})
 
-    def show(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
+    def show(self, views: dict[str, Tensor]) -> dict[str, Float[Tensor, "batch 1 *_"]]:
         image, covered = views["image"], on_voxels(views["masked"], self.config)
         _, predicted = self._predict(views)
         return {

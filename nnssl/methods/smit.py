@@ -30,7 +30,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -60,6 +60,9 @@ from nnssl.network.reconstruction import (
 from nnssl.views.intensity import apply_windows, draw_window
 from nnssl.views.masking import draw_masks, draw_visible, keep_at_most, repeat_blocks
 from nnssl.views.spatial import crop_size, cut, draw_offset
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,7 @@ class SMIT(DistillationMethod):
     citation = "Jiang et al., Self-supervised 3D anatomy segmentation using SMIT, MICCAI 2022, arXiv 2205.10342"
     smallest_batch = 4  # with 2 the targets became one prototype within 200 steps
     Config = SMITConfig
+    config: SMITConfig
 
     def __init__(self, encoder: Swin, config: SMITConfig) -> None:
         encoder = encoder.copied(maskable=True)
@@ -157,7 +161,10 @@ class SMIT(DistillationMethod):
         return decoder if isinstance(decoder, PretrainedDecoder) else None
 
     def views(
-        self, regions: Tensor, generators: Sequence[torch.Generator], within: Tensor | None = None
+        self,
+        regions: Float[Tensor, "batch 1 *region"],
+        generators: Sequence[torch.Generator],
+        within: Int[Tensor, "batch dims 2"] | None = None,
     ) -> dict[str, Tensor]:
         """{"image" [2 B 1 *crop], "masked" Bool [2 B *blocks], "selected" Bool [2 B *tokens], "offset"
         [2 B dims]}.
@@ -179,7 +186,7 @@ class SMIT(DistillationMethod):
             [cut(region, offset, crop) for region, offset in zip(shown, offsets, strict=True)]
         )
         masked = draw_masks(image, block, c.mask_ratio, c.mask_air, twice)
-        selected = repeat_blocks(masked, [side // c.patch_stride for side in block])
+        selected = repeat_blocks(masked, tuple(side // c.patch_stride for side in block))
         if c.patch_tokens:
             draws = torch.stack(
                 [torch.rand(selected.shape[1:], generator=generator) for generator in twice]
@@ -208,7 +215,7 @@ class SMIT(DistillationMethod):
         shown, wanted = shown_to_encoder(hidden, visible, config), self._decoded()
         student = self.student(image, shown, selected, wanted)
         losses, monitored = {}, {}
-        if config.w_mip > 0:
+        if self.decoder is not None:
             covered = on_voxels(hidden, config)
             predicted = self.decoder(student.maps, image, covered)
             losses["mip"] = masked_l1(predicted, image, covered, config.smooth_l1)
@@ -232,7 +239,7 @@ class SMIT(DistillationMethod):
                 soft_cross_entropy(student.patch, target, config.student_temperature)
             )
             monitored["teacher_patch"] = target
-        if config.w_parcels > 0:
+        if self.segmenter is not None:
             first = views["image"][0]
             losses["parcels"], monitored["accuracy"] = self.segmenter.loss(
                 self.student.encoder(first), first, views["parcels"][0]
@@ -245,14 +252,14 @@ class SMIT(DistillationMethod):
 
     def _decoded(self) -> tuple[int, ...]:
         """The maps from which voxels are predicted."""
-        return () if self.decoder is None else self.decoder.maps
+        return () if self.decoder is None else cast("tuple[int, ...]", self.decoder.maps)
 
     def _most(self, blocks: int, tokens: int) -> int:
         """How many of the so many patch tokens of a view are selected at most."""
         hidden = math.ceil(self.config.mask_ratio * blocks) * (tokens // blocks)
         return min(hidden, self.config.patch_tokens or hidden)
 
-    def show(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
+    def show(self, views: dict[str, Tensor]) -> dict[str, Float[Tensor, "batch 1 *_"]]:
         config, (image, hidden, visible) = self.config, self._hidden(views)
         covered = on_voxels(hidden, config)
         student = as_seen(image, hidden, visible, config)

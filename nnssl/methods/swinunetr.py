@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +39,9 @@ from nnssl.types import LAST, Shape
 from nnssl.views.cutout import covered, draw_cutout
 from nnssl.views.intensity import apply_windows, draw_window
 from nnssl.views.spatial import rotate, rotations
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,9 @@ class ConvDecoder(nn.Module):
         )
         self.to_voxels = convolution(widths[-1], 1, 1)
 
-    def forward(self, tokens: Tensor, size: Shape) -> Tensor:
+    def forward(
+        self, tokens: Float[Tensor, "batch channels *grid"], size: Shape
+    ) -> Float[Tensor, "batch 1 *size"]:
         *layers, last = self.layers
         for layer in layers:
             tokens = self._double(layer(tokens))
@@ -111,6 +116,7 @@ class SwinUNETRPretext(Method):
     citation = "Tang et al., Self-supervised pre-training of Swin transformers for 3D medical image analysis, CVPR 2022"
     smallest_batch = 4
     Config = SwinUNETRConfig
+    config: SwinUNETRConfig
 
     def __init__(self, encoder: Swin, config: SwinUNETRConfig) -> None:
         super().__init__()
@@ -142,7 +148,10 @@ class SwinUNETRPretext(Method):
         return self.student
 
     def views(
-        self, regions: Tensor, generators: Sequence[torch.Generator], within: Tensor | None = None
+        self,
+        regions: Float[Tensor, "batch 1 *region"],
+        generators: Sequence[torch.Generator],
+        within: Int[Tensor, "batch dims 2"] | None = None,
     ) -> dict[str, Tensor]:
         """{"image" [2 B 1 *crop]: turned; "noisy": the same with blocks of noise; "swapped" Bool [2
         B 1 *crop]: what another scan will cover (see `_seen`); "turn" [2 B]}; `regions` [B 1
@@ -188,7 +197,8 @@ class SwinUNETRPretext(Method):
             "contrast": contrast,
             "voxels": F.l1_loss(self.decoder(last, image.shape[2:]).float(), image),
         }
-        losses["total"] = sum(getattr(c, f"w_{name}") * value for name, value in losses.items())
+        weighed: list[Tensor] = [getattr(c, f"w_{name}") * v for name, v in losses.items()]
+        losses["total"] = sum(weighed[1:], weighed[0])
         right = (logits.detach().argmax(dim=1) == turn).float().mean()
         return Step(
             losses,
@@ -199,7 +209,7 @@ class SwinUNETRPretext(Method):
             },
         )
 
-    def show(self, views: dict[str, Tensor]) -> dict[str, Tensor]:
+    def show(self, views: dict[str, Tensor]) -> dict[str, Float[Tensor, "batch 1 *_"]]:
         image, seen = views["image"].flatten(0, 1), self._seen(views).flatten(0, 1)
         last = self.student(seen, wanted=LAST)[-1]
         predicted = self.decoder(last, image.shape[2:]).float()

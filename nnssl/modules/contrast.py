@@ -8,12 +8,17 @@ negative and is left out.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from nnssl import dist
 from nnssl.modules.running import Running
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
 EMPTY = -1  # the scan of a place in the queue that was never written
 
@@ -28,6 +33,10 @@ class Queue(Running):
     from.
     """
 
+    keys: Tensor
+    scans: Tensor
+    position: Tensor
+
     def __init__(self, size: int, dim: int) -> None:
         super().__init__()
         self.register_buffer("keys", torch.zeros(size, dim))
@@ -35,7 +44,7 @@ class Queue(Running):
         self.register_buffer("position", torch.zeros((), dtype=torch.long))
 
     @torch.no_grad()
-    def note(self, keys: Tensor, scans: Tensor) -> None:
+    def note(self, keys: Float[Tensor, "batch views dim"], scans: Int[Tensor, " batch"]) -> None:
         """`keys` [B views d], any length; `scans` [B]. Every note of a step has the same size."""
         keys = F.normalize(keys.detach().float(), dim=-1)
         self._noted.append((keys, scans[:, None].expand(keys.shape[:2])))
@@ -54,12 +63,12 @@ class Queue(Running):
 
 
 def nt_xent(
-    first: Tensor,
-    second: Tensor,
+    first: Float[Tensor, "batch dim"],
+    second: Float[Tensor, "batch dim"],
     temperature: float,
-    scans: Tensor | None = None,
+    scans: Int[Tensor, " batch"] | None = None,
     queue: Queue | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Which of all embeddings is my other view? `first`, `second` [B d], any length -> loss,
     accuracy.
 
@@ -75,12 +84,12 @@ def nt_xent(
 
 
 def info_nce(
-    query: Tensor,
-    key: Tensor,
+    query: Float[Tensor, "batch dim"],
+    key: Float[Tensor, "batch dim"],
     temperature: float,
-    scans: Tensor | None = None,
+    scans: Int[Tensor, " batch"] | None = None,
     queue: Queue | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Which of all keys is mine? `query`, `key` [B d], any length; row i belongs to row i -> loss,
     accuracy.
 
@@ -94,7 +103,9 @@ def info_nce(
     )
 
 
-def negative_cosine(query: Tensor, key: Tensor) -> Tensor:
+def negative_cosine(
+    query: Float[Tensor, "batch dim"], key: Float[Tensor, "batch dim"]
+) -> Float[Tensor, ""]:
     """-cos between rows of `query` and `key` [B d], mean over rows (Grill 2020, eq. 2, is 2 + 2 times it)."""
     return -F.cosine_similarity(query.float(), key.float(), dim=-1).mean()
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from nnssl.modules.encoder import EncoderLike
 from nnssl.types import Shape
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Shaped
 
 
 class VoxelDecoder(nn.Module):
@@ -24,7 +29,9 @@ class VoxelDecoder(nn.Module):
         self.spatial_dims = spatial_dims
         self.to_voxels = nn.Linear(channels, stride**spatial_dims)
 
-    def forward(self, tokens: Tensor, size: Shape) -> Tensor:
+    def forward(
+        self, tokens: Float[Tensor, "batch channels *grid"], size: Shape
+    ) -> Float[Tensor, "batch 1 *size"]:
         voxels = self.to_voxels(tokens.movedim(1, -1))
         cubes = voxels.unflatten(-1, [self.stride] * self.spatial_dims)
         return unfold_cubes(cubes)[(..., *(slice(s) for s in size))].unsqueeze(1)
@@ -40,7 +47,7 @@ class MultiScaleDecoder(nn.Module):
     nobody needed then, became a constant.
     """
 
-    def __init__(self, encoder: nn.Module, from_stride: int) -> None:
+    def __init__(self, encoder: EncoderLike, from_stride: int) -> None:
         super().__init__()
         self.first = encoder.strides.index(from_stride)
         self.maps = tuple(range(self.first, len(encoder.strides)))  # that are read
@@ -51,7 +58,12 @@ class MultiScaleDecoder(nn.Module):
             )
         )
 
-    def forward(self, maps: list[Tensor], image: Tensor, hidden: Tensor) -> list[Tensor]:
+    def forward(
+        self,
+        maps: list[Float[Tensor, "batch _ *_"] | None],
+        image: Float[Tensor, "batch _ *size"],
+        hidden: Bool[Tensor, "batch 1 *size"],
+    ) -> list[Float[Tensor, "batch 1 *size"]]:
         """The encoder's five maps -> a prediction [B 1 *size] from each that is decoded, the finest
         first.
 
@@ -64,7 +76,7 @@ class MultiScaleDecoder(nn.Module):
         ]
 
 
-def unfold_cubes(cubes: Tensor) -> Tensor:
+def unfold_cubes(cubes: Shaped[Tensor, "batch *grid_and_cube"]) -> Shaped[Tensor, "batch *size"]:
     """[B *grid *cube] -> [B *(grid * cube)]: a grid of cubes put together, each at its place; in
     fp32 at least.
     """

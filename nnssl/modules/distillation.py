@@ -5,15 +5,19 @@ Caron et al. 2021 (DINO, arXiv 2104.14294); Zhou et al. 2022 (iBOT, arXiv 2111.0
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Generic, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from nnssl.modules.encoder import EncoderLike, EncoderT
 from nnssl.modules.heads import PrototypeHead, pooled
 from nnssl.modules.selected import SelectedTokens
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 # which of the encoder's maps has tokens of this stride
 STAGE_OF_STRIDE = {4: 1, 8: 2, 16: 3, 32: 4}
@@ -51,13 +55,13 @@ class DistillationConfig:
 class DistillationOutput(NamedTuple):
     """What student or teacher says of N views."""
 
-    maps: list[Tensor | None]  # those that a head reads or that were asked for
+    maps: Sequence[Tensor | None]  # those that a head reads or that were asked for
     embedding: Tensor  # [N d]
     image: Tensor | None  # [N K] logits
     patch: Tensor | None  # [selected tokens, K] logits
 
 
-class EncoderWithHeads(nn.Module):
+class EncoderWithHeads(nn.Module, Generic[EncoderT]):
     """What student and teacher have in common: the encoder and the heads in use.
 
     pooled: the maps whose means over tokens, side by side, are the embedding.
@@ -70,7 +74,7 @@ class EncoderWithHeads(nn.Module):
 
     def __init__(
         self,
-        encoder: nn.Module,
+        encoder: EncoderT,
         config: DistillationConfig,
         pooled: tuple[int, ...],
         image: bool = True,
@@ -86,16 +90,14 @@ class EncoderWithHeads(nn.Module):
         self.patch_head = (
             PrototypeHead(encoder.channels[patch], *head) if patch is not None else None
         )
-        if shared:
-            self.patch_head.mlp, self.patch_head.prototypes = (
-                self.image_head.mlp,
-                self.image_head.prototypes,
-            )
+        if shared and self.image_head is not None and self.patch_head is not None:
+            self.patch_head.mlp = self.image_head.mlp
+            self.patch_head.prototypes = self.image_head.prototypes
 
     def forward(
         self,
-        image: Tensor,
-        masked: Tensor | None = None,
+        image: Float[Tensor, "batch channels *size"],
+        masked: object = None,
         selected: SelectedTokens | None = None,
         wanted: Collection[int] = (),
     ) -> DistillationOutput:
@@ -107,7 +109,7 @@ class EncoderWithHeads(nn.Module):
         means = [pooled(maps[number]) for number in self.pooled]
         embedding = means[0] if len(means) == 1 else torch.cat(means, dim=1)
         patch = None
-        if patches:
+        if self.patch_head is not None and self.patch is not None and selected is not None:
             patch = self.patch_head(selected.of(maps[self.patch]), selected.counts)
         return DistillationOutput(
             maps,
@@ -117,7 +119,7 @@ class EncoderWithHeads(nn.Module):
         )
 
 
-def freeze_unused_layers(encoder: nn.Module, last: int) -> None:
+def freeze_unused_layers(encoder: EncoderLike, last: int) -> None:
     """Ask for no gradient where nothing reads the maps after number `last`: DDP waits for every one
     asked for.
     """

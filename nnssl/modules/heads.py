@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Generic
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nnssl.modules.encoder import EncoderT
 from nnssl.modules.running import Standardise
-from nnssl.types import LAST
+from nnssl.types import LAST, GradContext
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 
-def pooled(tokens: Tensor) -> Tensor:
+def pooled(tokens: Float[Tensor, "batch channels *grid"]) -> Float[Tensor, "batch channels"]:
     """The mean over tokens: [B C *grid] -> [B C]; in fp32 at least, as crops differ by little."""
     kind = torch.promote_types(tokens.dtype, torch.float32)
     return tokens.flatten(2).mean(dim=2, dtype=kind)
@@ -25,7 +31,7 @@ class _Unit(torch.autograd.Function):
     """As `F.normalize`, with 4 kernels backward in place of 13."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, eps: float) -> Tensor:
+    def forward(ctx: GradContext, x: Tensor, eps: float) -> Tensor:
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(eps)
         out = x / length
         ctx.save_for_backward(out, length)
@@ -33,7 +39,7 @@ class _Unit(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: GradContext, gradient: Tensor) -> tuple[Tensor, None]:
         out, length = ctx.saved_tensors
         along = (gradient * out).sum(dim=-1, keepdim=True)
         return torch.addcmul(gradient, out, along, value=-1) / length, None
@@ -47,12 +53,13 @@ class Prototypes(nn.Linear):
     """
 
     keeps_fp32 = True
+    lengths: Tensor
 
     def __init__(self, bottleneck: int, count: int) -> None:
         super().__init__(bottleneck, count, bias=False)
         self.register_buffer("lengths", torch.ones(count, 1), persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "rows bottleneck"]) -> Float[Tensor, "rows prototypes"]:
         """In fp32 whatever autocast says: bf16's error of 0.004 is 0.1 once divided by a
         temperature of 0.04.
         """
@@ -80,11 +87,14 @@ class PrototypeHead(nn.Module):
             nn.Linear(hidden, bottleneck),
         )
         self.prototypes = Prototypes(bottleneck, prototypes)
-        for layer in self.mlp[::2]:
-            nn.init.trunc_normal_(layer.weight, std=0.02)
-            nn.init.zeros_(layer.bias)
+        for layer in self.mlp:
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
 
-    def forward(self, x: Tensor, counts: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Float[Tensor, "rows channels"], counts: Float[Tensor, " rows"] | None = None
+    ) -> Float[Tensor, "rows prototypes"]:
         """`counts` [N]: which rows move the running moments; None: all of them."""
         answers = self.mlp(self.standardise(x, counts))
         return self.prototypes(unit(answers, eps=1e-6))
@@ -114,7 +124,7 @@ class Projector(nn.Module):
         super().__init__()
         self.mlp = _layers(dim, hidden, out, layers)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "rows channels"]) -> Float[Tensor, "rows out"]:
         return self.mlp(x)
 
 
@@ -129,20 +139,22 @@ class Predictor(nn.Module):
         super().__init__()
         self.mlp = _layers(out, hidden, out, 2)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "rows out"]) -> Float[Tensor, "rows out"]:
         return self.mlp(x)
 
 
-class Branch(nn.Module):
+class Branch(nn.Module, Generic[EncoderT]):
     """Encoder, mean of its last tokens, projector: images [N 1 *size] -> pooled [N d], projected [N
     out].
     """
 
-    def __init__(self, encoder: nn.Module, hidden: int, out: int, layers: int) -> None:
+    def __init__(self, encoder: EncoderT, hidden: int, out: int, layers: int) -> None:
         super().__init__()
         self.encoder = encoder
         self.projector = Projector(encoder.channels[-1], hidden, out, layers)
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, image: Float[Tensor, "batch _ *size"]
+    ) -> tuple[Float[Tensor, "batch channels"], Float[Tensor, "batch out"]]:
         embedding = pooled(self.encoder(image, wanted=LAST)[-1])
         return embedding, self.projector(embedding)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import reduce
 from operator import add
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -12,10 +13,16 @@ from torch import Tensor
 
 from nnssl.modules.running import RunningMean
 
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
+
 
 def masked_l1(
-    predictions: Sequence[Tensor], target: Tensor, masked: Tensor, beta: float = 0.0
-) -> Tensor:
+    predictions: Sequence[Float[Tensor, "batch 1 *size"]],
+    target: Float[Tensor, "batch 1 *size"],
+    masked: Bool[Tensor, "batch 1 *size"],
+    beta: float = 0.0,
+) -> Float[Tensor, ""]:
     """Mean over views of each view's mean error over its hidden voxels, and over the predictions.
 
     All [B 1 *spatial], `masked` True = hidden. sum(|x - x^| * M) / sum(M) (Xie 2022, eq. 2, one
@@ -33,7 +40,11 @@ def masked_l1(
     return reduce(add, (torch.dot(error, weight.flatten()) for error in errors))
 
 
-def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+def soft_cross_entropy(
+    student: Float[Tensor, "rows prototypes"],
+    teacher: Float[Tensor, "rows prototypes"],
+    temperature: float,
+) -> Float[Tensor, " rows"]:
     """CE(p_t, p_s) for each row: student logits [N K], teacher probabilities [N K] -> [N].
 
     Caron 2021 (DINO), eq. 2: -sum_k p_t log softmax(student / temperature).
@@ -41,7 +52,11 @@ def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float) -> 
     return -(teacher * F.log_softmax(student.float() / temperature, dim=-1)).sum(dim=-1)
 
 
-def cross_view(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+def cross_view(
+    student: Float[Tensor, "views batch prototypes"],
+    teacher: Float[Tensor, "taught batch prototypes"],
+    temperature: float,
+) -> Float[Tensor, ""]:
     """The mean CE over all pairs of a teacher's and another view: logits [V B K], probabilities [T
     B K] -> scalar.
 
@@ -70,7 +85,12 @@ class Centre(RunningMean):
         super().__init__(prototypes, momentum)
 
     @torch.no_grad()
-    def sharpen(self, logits: Tensor, temperature: float, counts: Tensor | None = None) -> Tensor:
+    def sharpen(
+        self,
+        logits: Float[Tensor, "rows prototypes"],
+        temperature: float | Tensor,
+        counts: Float[Tensor, " rows"] | None = None,
+    ) -> Float[Tensor, "rows prototypes"]:
         """p_t = softmax((logits - centre) / temperature), [N K] -> [N K], without gradient; notes
         the logits, or those of which `counts` [N] is 1.
         """

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnssl import dist
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 
 class Stepped(nn.Module):
@@ -64,6 +67,9 @@ class RunningMean(Running):
     of after 1 / (1 - momentum) steps.
     """
 
+    value: Tensor
+    updates: Tensor
+
     def __init__(
         self, size: int, momentum: float, prompt: bool = False, start: Tensor | None = None
     ) -> None:
@@ -73,7 +79,9 @@ class RunningMean(Running):
         self.register_buffer("updates", torch.zeros((), dtype=torch.long))
 
     @torch.no_grad()
-    def note(self, rows: Tensor, counts: Tensor | None = None) -> None:
+    def note(
+        self, rows: Float[Tensor, "rows size"], counts: Float[Tensor, " rows"] | None = None
+    ) -> None:
         """`rows` [N size]; N may be 0 and may differ between processes. `counts` [N]: 1 for a row
         that counts, 0 for one that does not; None: all of them do.
         """
@@ -200,7 +208,9 @@ class Standardise(nn.Module):
             2 * size, momentum, prompt=True, start=torch.cat([torch.zeros(size), torch.ones(size)])
         )
 
-    def forward(self, x: Tensor, counts: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Float[Tensor, "rows dim"], counts: Float[Tensor, " rows"] | None = None
+    ) -> Float[Tensor, "rows dim"]:
         """Rows [N d]; `counts` as in `RunningMean.note`. In fp32, whatever autocast says."""
         x = x.float()
         with torch.no_grad():  # the ones give the number of rows

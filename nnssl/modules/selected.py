@@ -6,10 +6,13 @@ changes the shapes of all that follows, which no CUDA graph may.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
 
 
 class SelectedTokens(NamedTuple):
@@ -23,11 +26,13 @@ class SelectedTokens(NamedTuple):
     counts: Tensor
     weight: Tensor
 
-    def of(self, tokens: Tensor) -> Tensor:
+    def of(
+        self, tokens: Float[Tensor, "batch channels *grid"]
+    ) -> Float[Tensor, "selected channels"]:
         """Tokens [B C *grid] -> [K C]."""
         return tokens.movedim(1, -1).flatten(0, -2).index_select(0, self.index)
 
-    def mean(self, values: Tensor) -> Tensor:
+    def mean(self, values: Float[Tensor, " selected"]) -> Float[Tensor, ""]:
         """The mean over views of each view's mean over its selected tokens: [K] -> scalar.
 
         A view of which none is selected counts as 0, as in iBOT's code (Zhou 2022, eq. 2), so the
@@ -36,7 +41,7 @@ class SelectedTokens(NamedTuple):
         return torch.dot(values, self.weight)
 
 
-def select_tokens(hidden: Tensor, most: int) -> SelectedTokens:
+def select_tokens(hidden: Bool[Tensor, "batch *grid"], most: int) -> SelectedTokens:
     """The True ones of Bool [B *grid], of which there are at most `most` in the batch."""
     flat = hidden.flatten(1)
     index = flat.flatten().byte().argsort(descending=True, stable=True)[:most]

@@ -3,29 +3,36 @@
 from __future__ import annotations
 
 import copy
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from nnssl.modules.running import Stepped
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
-class Teacher(Stepped):
+
+Student = TypeVar("Student", bound=nn.Module)
+
+
+class Teacher(Stepped, Generic[Student]):
     """Starts as a copy of the student; moves towards it by `update`; always in evaluation mode (no
     drop path).
     """
 
-    def __init__(self, student: nn.Module) -> None:
+    def __init__(self, student: Student) -> None:
         super().__init__()
-        self.model = copy.deepcopy(student).requires_grad_(False)
+        self.model: Student = copy.deepcopy(student).requires_grad_(False)
         self.train(False)
 
-    def train(self, mode: bool = True) -> Teacher:
+    def train(self, mode: bool = True) -> Self:
         return super().train(False)
 
     @torch.no_grad()
-    def forward(self, *args, **kwargs):
-        return self.model(*args, **kwargs)
+    def forward(self, *args: object) -> object:
+        return self.model(*args)
 
     @torch.no_grad()
     def update(self, student: nn.Module, share: float | Tensor) -> None:
@@ -38,7 +45,8 @@ class Teacher(Stepped):
         names, own = zip(*self.model.named_parameters(), strict=True)
         theirs = [parameters[name].detach() for name in names]
         if self.counts is None:
-            torch._foreach_lerp_(own, theirs, share)
+            # a scalar on the device is taken too
+            torch._foreach_lerp_(own, theirs, share)  # pyright: ignore[reportCallIssue, reportArgumentType]
             return
         way = torch._foreach_sub(theirs, own)
         torch._foreach_mul_(way, self.counts * share)

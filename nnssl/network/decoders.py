@@ -35,7 +35,7 @@ OUTPUTS = 4  # logits at 1, 1/2, 1/4 and 1/8 of the image's size, where every st
 class ResidualBlock(nn.Module):
     """Two 3^d convolutions with instance norm around a shortcut (MONAI's UnetResBlock)."""
 
-    def __init__(self, dims: int, inputs: int, outputs: int):
+    def __init__(self, dims: int, inputs: int, outputs: int) -> None:
         super().__init__()
         self.conv1 = conv(dims, inputs, outputs)
         self.conv2 = conv(dims, outputs, outputs)
@@ -54,7 +54,7 @@ class ResidualBlock(nn.Module):
 class UpBlock(nn.Module):
     """Upsampling, concatenation with the skip, residual block (MONAI's UnetrUpBlock)."""
 
-    def __init__(self, step: Shape, inputs: int, outputs: int):
+    def __init__(self, step: Shape, inputs: int, outputs: int) -> None:
         super().__init__()
         self.step = step
         self.upsample = upsampling(step, inputs, outputs)
@@ -62,15 +62,20 @@ class UpBlock(nn.Module):
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         if composed.is_supported(x, skip, self.step):
-            weights = (self.upsample, self.block.conv1, self.block.conv3)
-            first, shortcut = composed.join(x, skip, self.step, *(part.weight for part in weights))
+            weights = (self.upsample.weight, self.block.conv1.weight, self._pointwise().weight)
+            first, shortcut = composed.join(x, skip, self.step, *weights)
         else:
             first, shortcut = self._one_by_one(x, skip)
         return self.block.tail(first, norm_act(shortcut, act=False))
 
     def _one_by_one(self, x: Tensor, skip: Tensor) -> tuple[Tensor, Tensor]:
         joined = torch.cat([cut(self.upsample(x), skip.shape[2:]), skip], dim=1)
-        return self.block.conv1(joined), self.block.conv3(joined)
+        return self.block.conv1(joined), self._pointwise()(joined)
+
+    def _pointwise(self) -> Pointwise:
+        if self.block.conv3 is None:
+            raise RuntimeError("a block that halves its channels has a shortcut of its own")
+        return self.block.conv3
 
 
 class SwinUNETRDecoder(nn.Module):
@@ -86,7 +91,7 @@ class SwinUNETRDecoder(nn.Module):
         channels: tuple[int, ...],
         classes: int,
         deep_supervision: bool,
-    ):
+    ) -> None:
         super().__init__()
         self.deep_supervision = deep_supervision
         dims = len(steps[0])
@@ -125,7 +130,7 @@ class Lift(nn.Module):
 
     def __init__(
         self, step: Shape, inputs: int, skip: int, outputs: int, pointwise: bool, grouped: bool
-    ):
+    ) -> None:
         super().__init__()
         dims = len(step)
         norms = [nn.GroupNorm(groups_of(outputs), outputs) for _ in range(2)] if grouped else []
@@ -168,7 +173,7 @@ class LightDecoder(nn.Module):
         deep_supervision: bool,
         widths: tuple[int, ...] | None = None,
         norm: str = "space",
-    ):
+    ) -> None:
         super().__init__()
         if norm not in ("dataset", "space"):
             raise ValueError(f"norm of the light decoder is dataset or space, got {norm!r}")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,7 +12,7 @@ from torch import Tensor, nn
 from nnssl.types import Shape
 
 
-def conv(dims: int, inputs: int, outputs: int) -> nn.Module:
+def conv(dims: int, inputs: int, outputs: int) -> nn.Conv2d | nn.Conv3d:
     """3^d, same size out as in."""
     kind = nn.Conv2d if dims == 2 else nn.Conv3d
     return kind(inputs, outputs, 3, padding=1, bias=False)
@@ -27,10 +30,12 @@ def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return F.linear(x.movedim(1, -1), weight, bias).movedim(-1, 1)
 
 
-def upsampling(step: Shape, inputs: int, outputs: int) -> nn.Module:
+def upsampling(step: Shape, inputs: int, outputs: int) -> nn.ConvTranspose2d | nn.ConvTranspose3d:
     """`step` times the size out, by axis."""
     kind = nn.ConvTranspose2d if len(step) == 2 else nn.ConvTranspose3d
-    return kind(inputs, outputs, step, stride=step, bias=False)
+    # PyTorch declares kernels of a known number of axes
+    make = cast("Callable[..., nn.ConvTranspose2d | nn.ConvTranspose3d]", kind)
+    return make(inputs, outputs, step, stride=step, bias=False)
 
 
 def cut(x: Tensor, size: Shape) -> Tensor:
@@ -51,7 +56,10 @@ class DatasetNorm(nn.Module):
     common to all goes.
     """
 
-    def __init__(self, channels: int):
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, channels: int) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("std", torch.ones(channels))
@@ -70,7 +78,7 @@ class Heads(nn.Module):
     vain.
     """
 
-    def __init__(self, widths: tuple[int, ...], classes: int, deep_supervision: bool):
+    def __init__(self, widths: tuple[int, ...], classes: int, deep_supervision: bool) -> None:
         super().__init__()
         # nnU-Net's -pretrained_weights leaves out what has `.seg_layers.` in its name: the heads,
         # and only they.

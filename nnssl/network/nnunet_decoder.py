@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -34,7 +37,7 @@ class NNUNetDecoder(nn.Module):
         classes: int,
         deep_supervision: bool,
         widths: tuple[int, ...] | None = None,
-    ):
+    ) -> None:
         from dynamic_network_architectures.building_blocks.helper import get_matching_convtransp
         from dynamic_network_architectures.initialization.weight_init import InitWeights_He
 
@@ -54,7 +57,8 @@ class NNUNetDecoder(nn.Module):
             _blocks(2 if level == 0 else 1, dims, inputs, widths[level], kernels[level], level)
             for level, inputs in zip(levels, (image_channels, *channels), strict=True)
         )
-        raising = get_matching_convtransp(dimension=dims)
+        # declared as the base, which takes more
+        raising = cast("Callable[..., nn.Module]", get_matching_convtransp(dimension=dims))
         self.transpconvs = nn.ModuleList(
             raising(widths[level + 1], widths[level], step, step, bias=False)
             for level, step in enumerate(steps)
@@ -85,6 +89,7 @@ def _blocks(
     from dynamic_network_architectures.building_blocks.simple_conv_blocks import StackedConvBlocks
 
     instance, options = get_matching_instancenorm(dimension=dims), {"eps": 1e-5, "affine": True}
+    norm: Callable[..., nn.Module] = instance if level < FINE else _group_norm
     return StackedConvBlocks(
         count,
         nn.Conv2d if dims == 2 else nn.Conv3d,
@@ -93,7 +98,7 @@ def _blocks(
         kernel,
         1,
         conv_bias=False,
-        norm_op=instance if level < FINE else _group_norm,
+        norm_op=norm,  # pyright: ignore[reportArgumentType] declared as a class, called as a maker
         norm_op_kwargs=options if level < FINE else {},
         nonlin=nn.LeakyReLU,
         nonlin_kwargs={"inplace": True},

@@ -53,7 +53,8 @@ class Reconstruction(PretrainedDecoder):
 
     def forward(self, maps: list[Tensor], image: Tensor, hidden: Tensor) -> list[Tensor]:
         """As above, and Bool [B 1 *size] -> one prediction [B 1 *size]."""
-        return [super().forward(maps, image.masked_fill(hidden, 0.0))]
+        predicted = super().forward(maps, image.masked_fill(hidden, 0.0))
+        return predicted if isinstance(predicted, list) else [predicted]
 
 
 class ParcelDecoder(PretrainedDecoder):
@@ -73,7 +74,8 @@ class ParcelDecoder(PretrainedDecoder):
             F.cross_entropy(logits.float(), at_size(parcels, logits.shape[2:]))
             for logits in outputs
         ]
-        total = sum(weight * term for weight, term in zip(weights, terms, strict=True))
+        first, *others = (weight * term for weight, term in zip(weights, terms, strict=True))
+        total = sum(others, first)
         right = (outputs[0].detach().argmax(dim=1) == parcels).float()
         body = (parcels > 0).float()
         return total / sum(weights), (right * body).sum() / body.sum().clamp(min=1)
@@ -108,9 +110,8 @@ def as_seen(image: Tensor, hidden: Tensor, visible: Tensor | None, config: Maske
 
 def on_tokens(masked: Tensor, config: MaskedConfig) -> Tensor:
     """Hidden blocks Bool [B *blocks] on the encoder's token grid."""
-    return repeat_blocks(
-        masked, [side // PATCH for side in config.mask_block.along(masked.ndim - 1)]
-    )
+    block = config.mask_block.along(masked.ndim - 1)
+    return repeat_blocks(masked, tuple(side // PATCH for side in block))
 
 
 def on_voxels(masked: Tensor, config: MaskedConfig) -> Tensor:

@@ -4,6 +4,7 @@ patch size.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -60,7 +61,7 @@ class SwinUNETR(nn.Module):
         image_skip: str = "mapped",
         axes: list[int] | None = None,
         checkpointing: bool = False,
-    ):
+    ) -> None:
         super().__init__()
         config = SwinConfig.from_dict(encoder) if encoder else preset("smit")
         config = replace(config, in_channels=input_channels)
@@ -85,7 +86,8 @@ class SwinUNETR(nn.Module):
         five maps.
         """
         image = image.permute(self.to_file_axes)
-        mapped = self.encoder.intensity(image)
+        # a module that only this network gives its encoder
+        mapped = self.encoder.intensity(image)  # pyright: ignore[reportCallIssue]
         return image if self.raw_skip else mapped, self.encoder(mapped)
 
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
@@ -127,7 +129,12 @@ class Intensity(nn.Module):
     A checkpoint without these buffers, such as that of an encoder alone, leaves them as they are.
     """
 
-    def __init__(self, channels: int, *, bends: list | None = None, **values: list[float | None]):
+    scale: Tensor
+    start: Tensor | None
+
+    def __init__(
+        self, channels: int, *, bends: list | None = None, **values: list[float | None]
+    ) -> None:
         super().__init__()
         if unknown := sorted(values.keys() - NEUTRAL.keys()):
             raise ValueError(
@@ -161,22 +168,33 @@ class Intensity(nn.Module):
             bent = bent + gain * beyond
         return bent
 
-    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:
+    def _load_from_state_dict(
+        self,
+        state_dict: dict,
+        prefix: str,
+        local_metadata: dict,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
         # of a whole network: bend as that one does, or not at all
         if prefix + "scale" in state_dict:
             self._set_bends([state_dict.get(prefix + name) for name in BENDS])
         for name, own in self.named_buffers(recurse=False):
             state_dict.setdefault(prefix + name, own)
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
 
-    def _set_bends(self, columns: list[Tensor | None]) -> None:
+    def _set_bends(self, columns: Sequence[Tensor | None]) -> None:
         for name, column in zip(BENDS, columns, strict=True):
             self.register_buffer(
                 name, None if column is None else column.detach().clone().to(self.scale.device)
             )
 
 
-def _by_channel(name: str, entries: list | None, channels: int, default) -> list:
+def _by_channel(name: str, entries: list | None, channels: int, default: object) -> list:
     """`entries`, null and what is missing replaced by `default`."""
     entries = [default if entry is None else entry for entry in entries or []]
     if len(entries) > channels:

@@ -75,7 +75,8 @@ def _grid(shape: Shape, spacing: Spacing) -> Grid:
         (np.arange(n, dtype=np.float32) - (n - 1) / 2) * s
         for n, s in zip(shape, spacing, strict=True)
     ]
-    return tuple(np.meshgrid(*axes, indexing="ij"))
+    z, y, x = np.meshgrid(*axes, indexing="ij")
+    return z, y, x
 
 
 def _bent(grid: Grid, bend: np.ndarray) -> Grid:
@@ -90,7 +91,7 @@ def blur(volume: np.ndarray, passes: int, fraction: float = 0.25) -> np.ndarray:
     """Each neighbour gives `fraction` of itself, along every axis, `passes` times; edges repeated."""
     for _ in range(passes):
         for axis in range(volume.ndim):
-            pad = [(1, 1) if a == axis else (0, 0) for a in range(volume.ndim)]
+            pad = np.array([(1, 1) if a == axis else (0, 0) for a in range(volume.ndim)])
             wide = np.moveaxis(np.pad(volume, pad, mode="edge"), axis, 0)
             volume = np.moveaxis(
                 fraction * (wide[:-2] + wide[2:]) + (1 - 2 * fraction) * wide[1:-1], 0, axis

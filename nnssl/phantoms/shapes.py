@@ -7,6 +7,7 @@ the patient's left.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import reduce
 
 import numpy as np
 
@@ -18,9 +19,8 @@ Inside = Callable[[Grid], np.ndarray]  # Bool, True inside the part
 
 def ellipsoid(centre: Spacing, radii: Spacing) -> Inside:
     def inside(grid: Grid) -> np.ndarray:
-        return (
-            sum(((axis - c) / r) ** 2 for axis, c, r in zip(grid, centre, radii, strict=True)) < 1
-        )
+        parts = (((axis - c) / r) ** 2 for axis, c, r in zip(grid, centre, radii, strict=True))
+        return reduce(np.add, parts) < 1
 
     return inside
 

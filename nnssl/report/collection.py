@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from nnssl import files
-from nnssl.data.crops import OPEN
+from nnssl.data.crops import stored_array
 from nnssl.data.plan import Case, Plan, case_id
 from nnssl.data.survey import HISTOGRAM, ScanReport, body_histograms
 from nnssl.report import left_out
@@ -18,6 +18,7 @@ from nnssl.report.thumbnails import Planes, picture
 from nnssl.study.report import drawing
 from nnssl.study.report.page import Section, Tile, Tiles, page
 from nnssl.study.report.tables import Table
+from nnssl.types import HUPolicy
 
 REPORT, PLAN = "report.json", "plan.json"
 STEP = 10  # HU: width of a bin
@@ -204,20 +205,22 @@ def _each(collection: Collection, states: dict[str, str]) -> Table:
 
 
 def _tiles(collection: Collection, states: dict[str, str], most: int) -> Tiles:
-    stored = [case for case in collection.cases if states[case.id] == "stored"]
+    if (plan := collection.plan) is None:
+        return Tiles([])
+    stored = [case for case in plan.cases if states[case.id] == "stored"]
     places = np.linspace(0, len(stored) - 1, min(most, len(stored))).round().astype(int)
-    return Tiles([_tile(collection, stored[place]) for place in places])
+    return Tiles([_tile(collection, plan, stored[place]) for place in places])
 
 
-def _tile(collection: Collection, case: Case) -> Tile:
-    import blosc2
-
-    plan, orientation = collection.plan, collection.line_of(case).get("orientation", "")
-    volume = blosc2.open(str(files.inside(collection.folder, f"{case.id}.b2nd")), **OPEN)
-    planes = Planes.of(lambda index: volume[(0, *index)], volume.shape[1:], plan.spacing)
+def _tile(collection: Collection, plan: Plan, case: Case) -> Tile:
+    orientation = collection.line_of(case).get("orientation", "")
+    volume = stored_array(files.inside(collection.folder, f"{case.id}.b2nd"))
+    shape = tuple(volume.shape[1:])
+    planes = Planes.of(lambda index: np.asarray(volume[(0, *index)]), shape, plan.spacing)
     counts = collection.histogram(case)
     if plan.hu:
-        limits = tuple(float(plan.hu.normalise(np.float32(hu))) for hu in GREYS)
+        black, white = (float(plan.hu.normalise(np.float32(hu))) for hu in GREYS)
+        limits = black, white
     else:
         limits = planes.limits()
     if counts is None:
@@ -232,9 +235,9 @@ def _tile(collection: Collection, case: Case) -> Tile:
 
 
 def _panels(collection: Collection) -> Tiles:
-    if not collection.cases:
+    if (plan := collection.plan) is None or not plan.cases:
         return Tiles([])
-    drawn = [_hu_panel(collection)] if collection.plan.hu else []
+    drawn = [_hu_panel(collection, plan.hu)] if plan.hu else []
     spacing = [case.spacing for case in collection.cases]
     sizes = [np.multiply(case.shape, case.spacing) for case in collection.cases]
     drawn += [
@@ -244,7 +247,7 @@ def _panels(collection: Collection) -> Tiles:
     return Tiles([tile for tile in drawn if tile], 340)
 
 
-def _hu_panel(collection: Collection) -> Tile | None:
+def _hu_panel(collection: Collection, policy: HUPolicy) -> Tile | None:
     found = [counts for counts in map(collection.histogram, collection.cases) if counts is not None]
     if not found:
         return None
@@ -257,7 +260,7 @@ def _hu_panel(collection: Collection) -> Tile | None:
     axes.plot(hu, 100 * fractions.mean(axis=0), lw=1.2, label="mean")
     axes.set(xlim=SHOWN_HU, ylim=(0, None), xlabel="HU", ylabel=f"% of the body in {STEP} HU")
     other = axes.twinx()
-    knots = np.array(collection.plan.hu.knots)
+    knots = np.array(policy.knots)
     other.plot(knots[:, 0], knots[:, 1], ls="--", lw=1, color=drawing.GREY)
     inside = np.interp(SHOWN_HU, *knots.T)
     other.set(xlim=SHOWN_HU, ylim=inside, ylabel="network's input (dashed)")

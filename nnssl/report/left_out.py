@@ -15,7 +15,7 @@ from nnssl.data.scans import NOT_READ, Found, read
 from nnssl.files import fingerprint
 from nnssl.report.thumbnails import Planes, picture
 from nnssl.study.report.page import Tile, Tiles
-from nnssl.study.report.tables import Table
+from nnssl.study.report.tables import Cell, Table
 
 SHOWN = 24  # pictures of scans that were left out
 BINS = 56
@@ -54,7 +54,7 @@ def tables(lines: list[dict]) -> list[Table]:
     first = {kind(line): reason(line) for line in reversed(lines)}
     counts = Counter(map(kind, lines))
     rows = [[first[name], count] for name, count in counts.most_common()]
-    each = [[line_id(line), reason(line)] for line in lines]
+    each: list[list[Cell]] = [[line_id(line), reason(line)] for line in lines]
     note = "Of reasons that differ in their numbers only, the first is shown."
     where = "The scan's path stands in report.csv, in the line with the same reason."
     return [

@@ -12,7 +12,7 @@ from nnssl.report import collection, cost
 from nnssl.report.collection import Collection
 from nnssl.study.report import drawing
 from nnssl.study.report.page import Section, Tile, Tiles, page
-from nnssl.study.report.tables import Table
+from nnssl.study.report.tables import Cell, Table
 from nnssl.train import pictures
 from nnssl.train.log import LOG, duration
 from nnssl.train.run import FINAL, LATEST
@@ -71,7 +71,8 @@ class Pretraining:
         if not all((folder / name).is_file() for name in (collection.REPORT, collection.PLAN)):
             return None
         found = Collection.read(folder)
-        return found if found.plan.fingerprint == plan["fingerprint"] else None
+        known = found.plan.fingerprint if found.plan else None
+        return found if known == plan["fingerprint"] else None
 
 
 def render(folder: Path) -> str:
@@ -176,7 +177,7 @@ def _course(run: Pretraining, keys: list[str], title: str) -> Table:
         first, last = steps[0][0], steps[-1][0]
         rows.append([key, first, lowest[0], lowest[1], highest[0], highest[1], last])
     columns = ["what", "first", "lowest", "lowest at", "highest", "highest at", "last"]
-    formats = dict.fromkeys(("first", "lowest", "highest", "last"), ".4g")
+    formats: dict[str, str] = dict.fromkeys(("first", "lowest", "highest", "last"), ".4g")
     note = "As logged, without smoothing: one row is one step, and jumps from row to row."
     return Table("", title, note, columns, rows, formats)
 
@@ -200,7 +201,7 @@ def _time(run: Pretraining) -> list[Section]:
     if not run.rows or not run.header:
         return []
     speed, waited = cost.middle(run.rows, "samples_per_second"), cost.middle(run.rows, "data_wait")
-    rows = [
+    rows: list[list[Cell]] = [
         ["training", duration(cost.seconds(run.rows, run.batch_size)), "pauses do not count"],
         ["scans per second", f"{speed:.3g}", "median of the logged rows"],
         ["waiting for crops", f"{waited:.1%}", "of the time; median"],
@@ -221,13 +222,13 @@ def _time(run: Pretraining) -> list[Section]:
     return [Section("Time", [table], [], "", [Tiles(panels, 340)])]
 
 
-def _devices(run: Pretraining) -> list[list[str]]:
+def _devices(run: Pretraining) -> list[list[Cell]]:
     """What it ran on, for how long and with what energy, by its manifest."""
     if not run.manifest:  # of a version that did not write one
         return []
     hardware, energy = run.manifest["sittings"][-1]["hardware"], run.manifest["energy_wh"]
     many = f"{hardware['processes']} processes" if hardware["processes"] > 1 else "one process"
-    rows = [
+    rows: list[list[Cell]] = [
         ["device", hardware.get("gpu") or hardware["processor"], many],
         ["hours of devices", f"{run.manifest['device_hours']:.3g}", "with saving and pictures"],
     ]

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing.connection import wait
+from typing import Protocol, cast
 
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
@@ -80,19 +81,27 @@ class MicroBatches:
         return (self.steps - self.start) * self.accumulate
 
 
+class Samples(Protocol):
+    """What a run is trained on: `nnssl.data.crops.Crops`, or made samples."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> dict: ...
+
+
 def collate(samples: Sequence[dict]) -> dict:
     """A batch of samples. Crops of float16 beside some of float32, of a collection that an earlier
     version began, become float32.
     """
     if len({sample["crop"].dtype for sample in samples if "crop" in sample}) > 1:
         samples = [{**sample, "crop": sample["crop"].float()} for sample in samples]
-    return default_collate(samples)
+    return default_collate(list(samples))
 
 
-def loader(crops: Dataset, batches: MicroBatches, workers: int, pin_memory: bool) -> DataLoader:
+def loader(crops: Samples, batches: MicroBatches, workers: int, pin_memory: bool) -> DataLoader:
     """Crops in the order of `batches`, read ahead by `workers` processes (0: in this one)."""
     return DataLoader(
-        crops,
+        cast("Dataset", crops),  # of which it asks no more than `Samples` has
         batch_sampler=batches,
         num_workers=workers,
         pin_memory=pin_memory,
@@ -104,7 +113,7 @@ def loader(crops: Dataset, batches: MicroBatches, workers: int, pin_memory: bool
 
 @contextmanager
 def reading(
-    crops: Dataset, batches: MicroBatches, workers: int, pin_memory: bool
+    crops: Samples, batches: MicroBatches, workers: int, pin_memory: bool
 ) -> Iterator[Iterator[dict]]:
     """The batches of `loader`; its readers have ended when the block is left, whatever keeps what
     alive.
@@ -158,7 +167,7 @@ def _end(stream: Iterator, readers: list) -> None:
         deadline.daemon = True
         deadline.start()
         with suppress(RuntimeError):  # that a reader was killed
-            stream._shutdown_workers()
+            stream._shutdown_workers()  # pyright: ignore[reportAttributeAccessIssue] of its class
         deadline.cancel()
         _kill(readers)
 
@@ -195,7 +204,9 @@ def _quiet_worker(_: int) -> None:
     signals.unmoved()
     # By itself the thread that hands over says an error and drops the batch, for which the loop
     # would wait for ever.
-    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_give_up)
+    handler = staticmethod(_give_up)
+    # typeshed leaves it out
+    multiprocessing.queues.Queue._on_queue_feeder_error = handler  # pyright: ignore[reportAttributeAccessIssue]
     torch.set_num_threads(1)
 
 

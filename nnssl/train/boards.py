@@ -79,7 +79,7 @@ class WeightsAndBiases:
     """One run of the project that nnU-Net's variable names; its files lie in the folder `wandb`."""
 
     def __init__(self, run: Run) -> None:
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports] an extra
 
         note = run.folder / NOTE
         known = note.is_file() and run.step > 0

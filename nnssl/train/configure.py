@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
@@ -36,7 +35,7 @@ class Choice:
     """One field of a method's config, and why it has this value."""
 
     name: str
-    value: Any
+    value: object
     reason: str
 
     def __str__(self) -> str:

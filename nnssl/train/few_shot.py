@@ -12,6 +12,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import reduce
+from operator import add
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -78,8 +81,8 @@ def fit(
         decoder = Decoder([tokens.shape[0] for tokens in maps[0]], classes, dims)
     targets = [_fractions(one, stride, classes) for one in labels]
     for level, norm in enumerate(decoder.norms):
-        _set(norm, [one[level] for one in maps])
-    counts = sum(target.flatten(1).sum(1) for target in targets)
+        _set(cast("DatasetNorm", norm), [one[level] for one in maps])
+    counts = reduce(add, (target.flatten(1).sum(1) for target in targets))
     with torch.no_grad():
         decoder.head.bias.copy_((counts / counts.sum()).clamp(min=1e-4).log())
     decoder.to(device)
@@ -128,8 +131,8 @@ def _set(norm: DatasetNorm, maps: Sequence[Tensor]) -> None:
     """Mean and std by channel over all crops."""
     flat = [tokens.flatten(1).double() for tokens in maps]
     count = sum(one.shape[1] for one in flat)
-    mean = sum(one.sum(1) for one in flat) / count
-    square = sum((one - mean[:, None]).square().sum(1) for one in flat) / count
+    mean = reduce(add, (one.sum(1) for one in flat)) / count
+    square = reduce(add, ((one - mean[:, None]).square().sum(1) for one in flat)) / count
     norm.mean.copy_(mean)
     norm.std.copy_(square.sqrt().clamp(min=STD))
 

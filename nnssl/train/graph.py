@@ -65,7 +65,9 @@ class StepGraph:
     Where the capture fails, `say` gets one line and all steps are made as they come.
     """
 
-    def __init__(self, run: Run, say: Callable[[str], None], capture: Capture = cuda_capture):
+    def __init__(
+        self, run: Run, say: Callable[[str], None], capture: Capture = cuda_capture
+    ) -> None:
         self.run, self.say, self.capture = run, say, capture
         self.host = HostPart(run.device)
         self.done, self.failed = 0, False
@@ -81,7 +83,7 @@ class StepGraph:
         views = run.prepare_views(batch)
         if self._replay is None:
             self._try_capture(views)
-        if self.failed or not self._fits(views):
+        if self.failed or self._replay is None or not self._fits(views):
             return run.advance(micro_batches)
         for name, place in self._inputs.items():
             place.copy_(views[name])

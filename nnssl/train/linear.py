@@ -35,7 +35,8 @@ def ridge(
     w = weights.double().cpu() / weights.double().sum().cpu()
     y = targets.double().cpu()
     parts = [slice(first, first + ROWS) for first in range(0, len(w), ROWS)]
-    mean = sum(w[part] @ features[part].double().cpu() for part in parts)
+    products = [w[part] @ features[part].double().cpu() for part in parts]
+    mean = sum(products[1:], products[0])
     middle = w @ y
     gram = torch.zeros(len(mean), len(mean), dtype=torch.float64)
     moment = torch.zeros(len(mean), len(middle), dtype=torch.float64)
@@ -94,7 +95,7 @@ def _interpolated(tokens: Tensor, stride: int, points: Tensor) -> Tensor:
     place = torch.minimum(place, (grid - 1).to(place.dtype))
     low = place.floor().long()
     fraction = (place - low).to(tokens.dtype)
-    flat, out = tokens.flatten(1), 0.0
+    flat, out = tokens.flatten(1), tokens.new_zeros(())
     for corner in itertools.product((0, 1), repeat=points.shape[1]):
         side = torch.tensor(corner, device=tokens.device)
         at = torch.minimum(low + side, grid - 1)
@@ -116,7 +117,9 @@ def everywhere(
     parts = coefficients.split([tokens.shape[1] for tokens in maps])
     scores = offset.view(1, -1, *[1] * len(size))
     for tokens, stride, part in zip(maps, strides, parts, strict=True):
-        coarse = torch.tensordot(tokens.float(), part, dims=([1], [0])).movedim(-1, 1)
+        # PyTorch declares dims as a number alone
+        product = torch.tensordot(tokens.float(), part, dims=([1], [0]))  # pyright: ignore[reportArgumentType]
+        coarse = product.movedim(-1, 1)
         fine = F.interpolate(coarse, scale_factor=stride, mode=mode, align_corners=False)
         scores = scores + fine[(..., *(slice(n) for n in size))]
     return scores

@@ -68,12 +68,13 @@ def train(run: Run, say: Callable[[str], None] = print) -> Path:
                 )
                 run.keep_best(row)
                 log.pace(timed["seconds"])
-                speed = {
+                shown = {
+                    "loss": f"{row['total']:.4f}",
+                    **({"of peak": f"{row['of_peak']:.1%}"} if "of_peak" in row else {}),
                     "scans/s": f"{row['samples_per_second']:.1f}",
                     "wait": f"{row['data_wait']:.0%}",
-                    **({"of peak": f"{row['of_peak']:.1%}"} if "of_peak" in row else {}),
                 }
-                bar.set_postfix(loss=f"{row['total']:.4f}", **speed, refresh=False)
+                bar.set_postfix(shown, refresh=False)
             bar.update()
             stop = signals.stop_requested(run.step)
             at_step = run.step % config.save_every == 0 or run.step == config.steps

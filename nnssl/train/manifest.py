@@ -85,7 +85,7 @@ class Manifest:
 
 
 def _whole(run: Run, sittings: list[dict]) -> dict:
-    energy = [one.get("energy_wh") for one in sittings]
+    energy = [one["energy_wh"] for one in sittings if one.get("energy_wh") is not None]
     return {
         "format_version": FORMAT_VERSION,
         "method": run.header["method"],
@@ -95,7 +95,7 @@ def _whole(run: Run, sittings: list[dict]) -> dict:
         "hours": round(sum(one["hours"] for one in sittings), 5),
         "device_hours": round(sum(one["device_hours"] for one in sittings), 5),
         # of the GPUs of the first process's machine; null where a sitting could not be metered
-        "energy_wh": None if None in energy else round(sum(energy), 3),
+        "energy_wh": round(sum(energy), 3) if len(energy) == len(sittings) else None,
         "sittings": sittings,
     }
 
@@ -151,7 +151,7 @@ def _meters(device: torch.device) -> list[Callable[[], int]]:
     if device.type != "cuda":
         return []
     try:
-        import pynvml  # of nvidia-ml-py
+        import pynvml  # pyright: ignore[reportMissingImports] nvidia-ml-py, an extra
 
         pynvml.nvmlInit()
         count = int(os.environ.get("LOCAL_WORLD_SIZE", 1))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,9 @@ from nnssl.train.schedule import parameter_groups
 FUSED = ("cpu", "cuda")
 
 
-def adamw(model: nn.Module, config: MethodConfig, device: torch.device, captured: bool):
+def adamw(
+    model: nn.Module, config: MethodConfig, device: torch.device, captured: bool
+) -> torch.optim.AdamW:
     """`torch.optim.AdamW`; `captured`: its step will be part of a CUDA graph."""
     return torch.optim.AdamW(
         parameter_groups(model, config.weight_decay),
@@ -37,7 +39,7 @@ def restore(
 
 def step(
     optimizer: torch.optim.Optimizer,
-    parameters: list[Tensor],
+    parameters: Sequence[Tensor],
     device: torch.device,
     most: float,
     rate: Callable[[], float],
@@ -55,7 +57,8 @@ def step(
         group["lr"] = rate_there
     if fused:
         # the words of PyTorch's own scaler: it divides the gradient, or moves no weight
-        optimizer.grad_scale, optimizer.found_inf = _excess(norm, most), (~finite).float()
+        optimizer.grad_scale = _excess(norm, most)  # pyright: ignore[reportAttributeAccessIssue]
+        optimizer.found_inf = (~finite).float()  # pyright: ignore[reportAttributeAccessIssue]
     if fused or finite:
         optimizer.step()
     for group in optimizer.param_groups:
@@ -78,7 +81,7 @@ def clip(parameters: Iterable[Tensor], most: float) -> Tensor:
     """
     parameters = [p for p in parameters if p.grad is not None]
     norm = gradient_norm(parameters)
-    torch._foreach_div_([p.grad for p in parameters], _excess(norm, most))
+    torch._foreach_div_([p.grad for p in parameters if p.grad is not None], _excess(norm, most))
     return norm
 
 

@@ -34,7 +34,7 @@ def _channel(word: str) -> int | None:
 
 
 def _channels(numbers: list[int | None]) -> tuple[int | None, ...] | None:
-    return None if None in numbers else tuple(sorted(set(numbers)))
+    return None if None in numbers else tuple(sorted({n for n in numbers if n is not None}))
 
 
 @dataclass(frozen=True)

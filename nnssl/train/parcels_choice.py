@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, cast
 
 from nnssl.data import parcels
 from nnssl.data.plan import Plan
@@ -29,6 +29,12 @@ REGISTERED = 0.8  # of the scans, at least: of several regions of the body most 
 REMEDY = "choose another method (nnssl_pretrain --list), or a collection of one region of the body"
 
 
+class _WithParcels(Protocol):
+    """Settings of the methods that have `WEIGHT`."""
+
+    classes: int
+
+
 def choose(
     options: Options, plan: Plan, folder: Path, earlier: Before, say: Callable[[str], None]
 ) -> tuple[Choice, ...]:
@@ -43,7 +49,7 @@ def choose(
     given = kind.read(options.settings)
     automatic = hasattr(config, WEIGHT) and WEIGHT not in given and not config.published
     if automatic and not earlier.method_config:
-        return (_chosen(options, config, given, plan, folder, say),)
+        return (_chosen(options, cast("_WithParcels", config), given, plan, folder, say),)
     if classes := _config(options, earlier).parcel_classes:
         try:
             parcels.make(folder, plan, classes, options.num_processes, say, earlier.cases)
@@ -70,7 +76,7 @@ def _config(options: Options, earlier: Before, chosen: Sequence[Choice] = ()) ->
 
 def _chosen(
     options: Options,
-    config: MethodConfig,
+    config: _WithParcels,
     given: dict,
     plan: Plan,
     folder: Path,

@@ -5,10 +5,15 @@ picture is made.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from nnssl import files
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Panel title -> the rows' keys (or their beginnings) that it shows. What no panel names is a loss
 # term.
@@ -50,7 +55,9 @@ def panels(rows: list[dict], title: str) -> dict[str, list[str]]:
     return {name: keys for name, keys in shown.items() if keys}
 
 
-def draw(axes, rows: list[dict], keys: list[str], title: str, most: int | None = None) -> None:
+def draw(
+    axes: Axes, rows: list[dict], keys: list[str], title: str, most: int | None = None
+) -> None:
     """One panel: raw values pale, their moving average strong; at `most` so many points per line."""
     for key in keys:
         steps, values = zip(*((row["step"], row[key]) for row in rows if key in row), strict=True)
@@ -120,12 +127,12 @@ def _smooth(values: tuple[float, ...]) -> list[float]:
     return out
 
 
-def _figure(width: float, height: float):
+def _figure(width: float, height: float) -> Figure:
     from matplotlib.figure import Figure  # the object interface: no window, no global state
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _save(figure, path: Path) -> None:
+def _save(figure: Figure, path: Path) -> None:
     with files.atomic(path) as temporary:
         figure.savefig(temporary, dpi=100, format="png")

@@ -66,7 +66,7 @@ def dimensions(options: Options) -> int:
     given = len(options.crop) if options.crop else options.dims or 3
     if given not in (2, 3) or (options.dims or given) != given:
         raise ValueError(
-            f"--crop {' '.join(map(str, options.crop))} has {given} numbers, but --dims is "
+            f"--crop {' '.join(map(str, options.crop or ()))} has {given} numbers, but --dims is "
             f"{options.dims or 3}; a crop is Z Y X in 3D, Y X in 2D"
         )
     return given

@@ -12,8 +12,9 @@ Autocast is on as well, for what lies between: it has little left to do.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -56,10 +57,13 @@ class Precision:
 
         They are cast once, on entering; gradients arrive at the weights themselves, in fp32.
         """
-        own = [module._parameters[name] for module, name in self._places]
-        if own:
-            for (module, name), low in zip(self._places, _lowered(own, self.half), strict=True):
-                module._parameters[name] = low
+        # `_places` names those that are there
+        own = [cast("nn.Parameter", module._parameters[name]) for module, name in self._places]
+        if own and self.half is not None:
+            copies = _lowered([*own], self.half)
+            for (module, name), low in zip(self._places, copies, strict=True):
+                # for the length of a step a tensor that is no Parameter
+                module._parameters[name] = low  # pyright: ignore[reportArgumentType]
         try:
             yield
         finally:
@@ -115,21 +119,25 @@ def _parts(weights: list[Tensor]) -> list[list[Tensor]]:
     return parts
 
 
+class _Context(Protocol):
+    def set_materialize_grads(self, value: bool) -> None: ...
+
+
 class _Lower(torch.autograd.Function):
     """Weights to `half`, and their gradients back: one kernel for all of them, each way."""
 
     @staticmethod
-    def forward(ctx, half: torch.dtype, *weights: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: _Context, half: torch.dtype, *weights: Tensor) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)  # a weight that had no part in the loss gets no gradient
         return tuple(_cast(weights, half))
 
     @staticmethod
-    def backward(ctx, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _Context, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         raised = iter(_cast([g for g in gradients if g is not None], torch.float32))
         return None, *(None if gradient is None else next(raised) for gradient in gradients)
 
 
-def _cast(tensors, kind: torch.dtype) -> list[Tensor]:
+def _cast(tensors: Sequence[Tensor], kind: torch.dtype) -> list[Tensor]:
     copies = [torch.empty(t.shape, dtype=kind, device=t.device) for t in tensors]
     if copies:
         torch._foreach_copy_(copies, list(tensors))

@@ -84,7 +84,15 @@ def _pretrain(options: Options, say: Callable[[str], None], held: ExitStack) -> 
         processes.destroy_process_group()
 
 
-def build(options: Options, plan: Plan, data: Path, device, earlier, decided, say) -> Run:
+def build(
+    options: Options,
+    plan: Plan,
+    data: Path,
+    device: torch.device,
+    earlier: before.Before,
+    decided: Sequence[configure.Choice],
+    say: Callable[[str], None],
+) -> Run:
     """The run that `options` describe, resumed where asked for; `earlier` is what it was,
     `decided` the choices that were made for it already.
     """

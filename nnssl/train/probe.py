@@ -13,15 +13,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from itertools import product
+from operator import add
 from pathlib import Path
 
-import blosc2
 import numpy as np
 import torch
 from torch import Tensor
 
-from nnssl.data.crops import OPEN, read_box
+from nnssl.data.crops import read_box, stored_array
 from nnssl.data.labelled import NOTE
 from nnssl.encoder.swin import Swin
 from nnssl.files import read_json
@@ -67,7 +68,7 @@ class Probe:
             tuple(c for case in crops[half::2] for c in case) for half in (0, 1)
         )
         counts = [
-            np.sum([crop.classes for crop in half], axis=0)
+            np.sum(np.array([crop.classes for crop in half]), axis=0)
             for half in (self.fitted_on, self.tested_on)
         ]
         self.scored_classes = [
@@ -139,7 +140,8 @@ class Probe:
             ]
             for crop, maps in zip(halves[tested], kept[tested], strict=True):
                 one = [tokens[None].to(device).float() for tokens in maps]
-                scores = sum(decoder.everywhere(one, stride, self.crop) for decoder in decoders)
+                found = (decoder.everywhere(one, stride, self.crop) for decoder in decoders)
+                scores = reduce(add, found)
                 confusion += self._confusion([crop], scores)
         return confusion
 
@@ -215,8 +217,8 @@ class Probe:
         """At most MOST_CROPS, one after the other, each that with the largest fractions of labels
         not yet covered.
         """
-        stored = blosc2.open(str(self.folder / f"{case}_labels.b2nd"), **OPEN)
-        volume = self._classes(stored[0])
+        stored = stored_array(self.folder / f"{case}_labels.b2nd")
+        volume = self._classes(np.asarray(stored[0]))
         labelled = np.argwhere(volume > 0)
         if not len(labelled):
             return []

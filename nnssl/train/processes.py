@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Callable
 from datetime import timedelta
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as td
@@ -90,7 +91,10 @@ def destroy_process_group() -> None:
         td.destroy_process_group()
 
 
-def rank_zero_first(work: Callable[[], object]):
+Result = TypeVar("Result")
+
+
+def rank_zero_first(work: Callable[[], Result]) -> Result:
     """Rank 0 does `work` first, then the others do it and find it done. Returns what `work`
     returns.
 
@@ -98,9 +102,9 @@ def rank_zero_first(work: Callable[[], object]):
     """
     if not dist.is_initialized():
         return work()
-    patient = td.new_group(backend="gloo", timeout=LONG)
+    # a number only where a process is no member
+    patient = cast("td.ProcessGroup", td.new_group(backend="gloo", timeout=LONG))
     outcome: list = [None, False]
-    result = None
     if dist.is_main():
         try:
             result = work()
@@ -108,7 +112,9 @@ def rank_zero_first(work: Callable[[], object]):
             outcome = [f"{type(error).__name__}: {error}", isinstance(error, signals.Interrupted)]
             td.broadcast_object_list(outcome, src=0, group=patient)
             raise
+        td.broadcast_object_list(outcome, src=0, group=patient)
+        return result
     td.broadcast_object_list(outcome, src=0, group=patient)
     if outcome[0] is not None:
         raise signals.Interrupted if outcome[1] else RuntimeError(f"rank 0 failed: {outcome[0]}")
-    return result if dist.is_main() else work()
+    return work()

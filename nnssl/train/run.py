@@ -6,12 +6,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import Dataset
 
 from nnssl import checkpoint, dist
 from nnssl.encoder.swin import Swin
@@ -29,6 +28,7 @@ from nnssl.train.schedule import learning_rate
 from nnssl.types import FINAL
 
 if TYPE_CHECKING:  # it reads files, for which a benchmark has no library
+    from nnssl.data.crops import Crops
     from nnssl.train.probe import Probe
 
 LATEST, BEST = "checkpoint_latest.pth", "checkpoint_best.pth"
@@ -48,7 +48,7 @@ class Run:
     def __init__(
         self,
         method: Method,
-        crops: Dataset,
+        crops: batches.Samples,
         config: RunConfig,
         folder: Path,
         header: dict,
@@ -77,7 +77,7 @@ class Run:
             for module in method.modules():
                 if isinstance(module, Swin):
                     module.compile(dynamic=False)  # views have a fixed size, or two of them
-        self.model = method
+        self.model: nn.Module = method
         if dist.is_initialized():
             self.model = DistributedDataParallel(method, broadcast_buffers=False)
 
@@ -107,10 +107,14 @@ class Run:
         monitored = []
         with self.precision.weights():
             for part, view in enumerate(views, start=1):
-                last = part == parts
-                with nullcontext() if last or not dist.is_initialized() else self.model.no_sync():
+                model, last = self.model, part == parts
+                with (
+                    nullcontext()
+                    if last or not isinstance(model, DistributedDataParallel)
+                    else model.no_sync()
+                ):
                     with self.precision.autocast():
-                        out: Step = self.model(view)
+                        out: Step = model(view)
                     total = out.losses["total"]
                     (total if parts == 1 else total / parts).backward()
                 monitored.append(out.monitored)
@@ -164,7 +168,7 @@ class Run:
     def prepare_views(self, batch: dict) -> dict[str, Tensor]:
         """What the method looks at in `batch`, on the device: samples of `crops`, collated."""
         if "crop" not in batch:  # the collection is on the device
-            batch = self.crops.cut(batch)
+            batch = cast("Crops", self.crops).cut(batch)
         regions = batch["crop"].to(self.device, non_blocking=True).float()
         generators = [
             batches.generator_for(self.config.seed, index) for index in batch["index"].tolist()
@@ -196,7 +200,7 @@ class Run:
         """At its steps, what the probe says of the encoder that would be exported now; the first
         process asks.
         """
-        if not self.probes():
+        if self.probe is None or not self.probes():
             return {}
         found = {}
         if dist.is_main():
@@ -209,7 +213,7 @@ class Run:
         """checkpoint_best.pth, when the probe in `metrics` is better than at any earlier step on
         the same cases.
         """
-        if "probe_dice" not in metrics:
+        if self.probe is None or "probe_dice" not in metrics:
             return
         self.probed = best_so_far(self.probed, self.probe, self.step, metrics)
         if self.probed["best_step"] == self.step:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -10,8 +11,13 @@ from torch import Tensor
 from nnssl.memory import to_device
 from nnssl.types import Shape
 
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
 
-def draw_cutout(fraction: float, edge: float, dims: int, generator: torch.Generator) -> Tensor:
+
+def draw_cutout(
+    fraction: float, edge: float, dims: int, generator: torch.Generator
+) -> Float[Tensor, "boxes dims 2"]:
     """Random boxes that together hold at most a fraction of a view: [N dims 2], start and side as
     fractions of its sides.
 
@@ -26,7 +32,9 @@ def draw_cutout(fraction: float, edge: float, dims: int, generator: torch.Genera
     return torch.stack([places * (1 - sides), sides * fits[:, None]], dim=2)
 
 
-def covered(boxes: Tensor, size: Shape, device: torch.device | str = "cpu") -> Tensor:
+def covered(
+    boxes: Float[Tensor, "batch boxes dims 2"], size: Shape, device: torch.device | str = "cpu"
+) -> Bool[Tensor, "batch *size"]:
     """The voxels whose middle lies in some box: [B N dims 2], on the CPU -> Bool [B *size] on
     `device`.
     """

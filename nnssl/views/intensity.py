@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from torch import Tensor
 from nnssl.memory import to_device
 from nnssl.types import HUPolicy
 from nnssl.views.spatial import separable_filter
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 # In HU:
 LOWS, HIGHS = (-460.0, -60.0), (240.0, 1290.0)  # of a window's lower and upper end
@@ -82,7 +85,9 @@ def draw_window(
     return _within(ranges.lows, low), _within(ranges.highs, high)
 
 
-def apply_windows(regions: Tensor, windows: Sequence[tuple[float, float]]) -> Tensor:
+def apply_windows(
+    regions: Float[Tensor, "batch *shape"], windows: Sequence[tuple[float, float]]
+) -> Float[Tensor, "batch *shape"]:
     """[B ...], each clipped to its own window (lower, upper)."""
     bounds = to_device(torch.tensor(windows, dtype=regions.dtype), regions.device)
     low, high = bounds.view(-1, 2, *[1] * (regions.ndim - 1)).unbind(1)
@@ -119,10 +124,13 @@ def draw_intensity(generator: torch.Generator, ranges: Ranges = STANDARD) -> Int
             effects, happens, CHANCES[1:], strengths, strict=True
         )
     ]
-    return Intensity(low, high, *drawn, seed)
+    contrast, brightness, gamma, noise, std = drawn
+    return Intensity(low, high, contrast, brightness, gamma, noise, std, seed)
 
 
-def apply_intensity(images: Tensor, draws: Sequence[Intensity]) -> Tensor:
+def apply_intensity(
+    images: Float[Tensor, "batch 1 *size"], draws: Sequence[Intensity]
+) -> Float[Tensor, "batch 1 *size"]:
     """[B 1 *s] -> the same, each image by its own draw.
 
     First what a scanner does (blur, noise), then what a display does (window, contrast, brightness,
@@ -140,7 +148,9 @@ def apply_intensity(images: Tensor, draws: Sequence[Intensity]) -> Tensor:
     return _curve(images, gamma) if any(draw.gamma != 1 for draw in draws) else images
 
 
-def blur(images: Tensor, stds: Tensor) -> Tensor:
+def blur(
+    images: Float[Tensor, "batch 1 *size"], stds: Float[Tensor, "batch dims"]
+) -> Float[Tensor, "batch 1 *size"]:
     """Gaussian blur of [B 1 *s], its std in voxels given for each image and axis, [B dims]; 0
     changes nothing.
     """

@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from nnssl.memory import to_device
 from nnssl.types import Shape
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int, Shaped
 
 FLAT = 0.1  # in units of the input, some 25 HU: blocks that vary less are one constant
 # longest over shortest side of a box of hidden cells, at most; BEiT's boxes reach 3.3
@@ -33,7 +37,11 @@ def block_grid(crop: Shape, block: int | Shape) -> Shape:
     return tuple(size // side for size, side in zip(crop, sides, strict=True))
 
 
-def hide_blocks(draws: Tensor, ratio: float, within: Tensor | None = None) -> Tensor:
+def hide_blocks(
+    draws: Float[Tensor, "batch *grid"],
+    ratio: float,
+    within: Bool[Tensor, "batch *grid"] | None = None,
+) -> Bool[Tensor, "batch *grid"]:
     """Bool [B *grid] with exactly ceil(ratio * n) of the n blocks of each image hidden (Xie 2022,
     SimMIM).
 
@@ -46,7 +54,9 @@ def hide_blocks(draws: Tensor, ratio: float, within: Tensor | None = None) -> Te
     return _lowest(draws, hidden[within.flatten(1).sum(dim=1)], within)
 
 
-def keep_at_most(masked: Tensor, most: int, draws: Tensor) -> Tensor:
+def keep_at_most(
+    masked: Bool[Tensor, "batch *grid"], most: int, draws: Float[Tensor, "batch *grid"]
+) -> Bool[Tensor, "batch *grid"]:
     """Bool [B *grid]: of each image's True cells `most` chosen at random, or all where they are
     fewer.
     """
@@ -66,7 +76,9 @@ def _lowest(draws: Tensor, counts: Tensor, within: Tensor) -> Tensor:
     return (ranks < counts[:, None]).view_as(within)
 
 
-def varied_blocks(images: Tensor, block: Shape) -> Tensor:
+def varied_blocks(
+    images: Float[Tensor, "batch 1 *size"], block: Shape
+) -> Bool[Tensor, "batch *grid"]:
     """Bool [B *grid]: the blocks of [B 1 *size] that are not one constant, and so show some
     anatomy.
 
@@ -84,8 +96,12 @@ def varied_blocks(images: Tensor, block: Shape) -> Tensor:
 
 
 def draw_masks(
-    images: Tensor, block: Shape, ratio: float, air: bool, generators: Sequence[torch.Generator]
-) -> Tensor:
+    images: Float[Tensor, "batch 1 *size"],
+    block: Shape,
+    ratio: float,
+    air: bool,
+    generators: Sequence[torch.Generator],
+) -> Bool[Tensor, "batch *grid"]:
     """Bool [B *grid]: the blocks of [B 1 *size] that are hidden, drawn from a generator for each
     image.
 
@@ -113,12 +129,12 @@ def visible_count(blocks: int, ratio: float) -> int:
 
 
 def draw_visible(
-    masked: Tensor,
-    images: Tensor,
+    masked: Bool[Tensor, "batch *grid"],
+    images: Float[Tensor, "batch 1 *size"],
     block: Shape,
     ratio: float,
     generators: Sequence[torch.Generator],
-) -> Tensor:
+) -> Int[Tensor, "batch visible"]:
     """int64 [B m], ascending: raster numbers of the blocks that a `Visible` encoder computes.
 
     masked: Bool [B *grid], what `draw_masks` has hidden of [B 1 *size]; never taken.
@@ -134,13 +150,15 @@ def draw_visible(
     return order[:, :count].sort(dim=1).values
 
 
-def all_but(visible: Tensor, grid: Shape) -> Tensor:
+def all_but(visible: Int[Tensor, "batch visible"], grid: Shape) -> Bool[Tensor, "batch *grid"]:
     """Bool [B *grid], True but at the raster numbers `visible` [B m]."""
     everywhere = torch.ones(len(visible), math.prod(grid), dtype=torch.bool, device=visible.device)
     return everywhere.scatter(1, visible, False).view(-1, *grid)
 
 
-def repeat_blocks(masked: Tensor, factor: int | Shape) -> Tensor:
+def repeat_blocks(
+    masked: Shaped[Tensor, "batch *grid"], factor: int | Shape
+) -> Shaped[Tensor, "batch *finer"]:
     """[B *grid] to [B *(factor * grid)], nearest neighbour: every finer cell takes its block's
     value.
     """
@@ -152,7 +170,7 @@ def repeat_blocks(masked: Tensor, factor: int | Shape) -> Tensor:
     return cells.reshape(batch, *(size * times for size, times in sides))
 
 
-def draw_cuboids(grid: Shape, ratio: float, generator: torch.Generator) -> Tensor:
+def draw_cuboids(grid: Shape, ratio: float, generator: torch.Generator) -> Bool[Tensor, "*grid"]:
     """Bool [*grid] on the CPU with round(ratio * n), at least 1, of its n cells hidden by random
     boxes.
 

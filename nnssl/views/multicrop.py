@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,6 +14,9 @@ from torch import Tensor
 from nnssl.types import Shape
 from nnssl.views.intensity import STANDARD, Ranges, apply_intensity, draw_intensity
 from nnssl.views.spatial import crop_size, draw_box, draw_flips, flip, resample
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
 GLOBAL_VIEWS = 2
 
@@ -48,12 +52,12 @@ def local_size(crop: Shape) -> Shape:
 
 
 def multicrop(
-    regions: Tensor,
+    regions: Float[Tensor, "batch 1 *region"],
     generators: Sequence[torch.Generator],
     config: MultiCropConfig,
     ranges: Ranges = STANDARD,
-    within: Tensor | None = None,
-) -> dict[str, Tensor]:
+    within: Int[Tensor, "batch dims 2"] | None = None,
+) -> dict[str, Float[Tensor, "views batch 1 *size"]]:
     """{"global": [2 B 1 *crop], "local": [n B 1 *half]} of regions [B 1 *region]; "local" only
     where n > 0.
 
@@ -74,14 +78,14 @@ def multicrop(
 
 
 def random_views(
-    regions: Tensor,
+    regions: Float[Tensor, "batch 1 *region"],
     generators: Sequence[torch.Generator],
     count: int,
     sides: tuple[float, float],
     size: Shape,
     ranges: Ranges = STANDARD,
-    within: Tensor | None = None,
-) -> Tensor:
+    within: Int[Tensor, "batch dims 2"] | None = None,
+) -> Float[Tensor, "views batch 1 *size"]:
     """`count` random boxes of each region, resampled to `size`, flipped, with intensities of their
     own.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,14 +12,17 @@ from nnssl.types import Shape
 from nnssl.views.intensity import STANDARD, Ranges, apply_intensity, draw_intensity
 from nnssl.views.spatial import cut, draw_flips, draw_offset, flip
 
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+
 
 def two_views(
-    regions: Tensor,
+    regions: Float[Tensor, "batch 1 *region"],
     generators: Sequence[torch.Generator],
     crop: Shape,
     ranges: Ranges = STANDARD,
-    within: Tensor | None = None,
-) -> Tensor:
+    within: Int[Tensor, "batch dims 2"] | None = None,
+) -> Float[Tensor, "2 batch 1 *crop"]:
     """Two random cuts of each region, each with its own flips and intensities: [B 1 *region] -> [2
     B 1 *crop].
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,11 +17,16 @@ from torch import Tensor
 from nnssl.memory import to_device
 from nnssl.types import Shape
 
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int, Shaped
+
 # axis i of the result is axis permutation[i]; then axes to flip
 Rotation = tuple[tuple[int, ...], tuple[int, ...]]
 
 
-def inside(region: Shape, starts: Tensor, sizes: Tensor) -> Tensor:
+def inside(
+    region: Shape, starts: Int[Tensor, "batch dims"], sizes: Int[Tensor, "batch dims"]
+) -> Int[Tensor, "batch dims 2"]:
     """Where the scan lies in its region: [B dims 2], the first voxel and one past the last.
 
     `starts`, `sizes` [B dims]: the region's first voxel in the scan, and the scan's size, in
@@ -32,7 +38,10 @@ def inside(region: Shape, starts: Tensor, sizes: Tensor) -> Tensor:
 
 
 def draw_offset(
-    region: Shape, crop: Shape, generator: torch.Generator, within: Tensor | None = None
+    region: Shape,
+    crop: Shape,
+    generator: torch.Generator,
+    within: Int[Tensor, "dims 2"] | None = None,
 ) -> Shape:
     """A uniformly random corner at which `crop` still lies inside `region`, and inside the scan.
 
@@ -48,12 +57,16 @@ def draw_offset(
     return tuple(corner)
 
 
-def cut(volume: Tensor, offset: Shape, crop: Shape) -> Tensor:
+def cut(
+    volume: Shaped[Tensor, "channels *region"], offset: Shape, crop: Shape
+) -> Shaped[Tensor, "channels *crop"]:
     """The part of `volume` [C *region] at `offset`: [C *crop], a view."""
     return volume[(slice(None), *(slice(o, o + c) for o, c in zip(offset, crop, strict=True)))]
 
 
-def cut_each(volumes: Tensor, offsets: Tensor, crop: Shape) -> Tensor:
+def cut_each(
+    volumes: Shaped[Tensor, "batch *region"], offsets: Int[Tensor, "views batch dims"], crop: Shape
+) -> Shaped[Tensor, "views batch *crop"]:
     """Several cuts of each volume: [B *region] at whole `offsets` [V B dims] -> [V B *crop]."""
     scans = torch.arange(len(volumes), device=volumes.device)
     index = [scans.view(1, -1, *[1] * len(crop))]
@@ -84,8 +97,8 @@ def draw_box(
     region: Shape,
     sides: tuple[float, float],
     generator: torch.Generator,
-    within: Tensor | None = None,
-) -> Tensor:
+    within: Int[Tensor, "dims 2"] | None = None,
+) -> Float[Tensor, "dims 2"]:
     """A random box inside the region: [dims 2], start and side in voxels, neither of them whole
     numbers.
 
@@ -110,7 +123,11 @@ def draw_box(
     return torch.tensor(rows, dtype=torch.float64)
 
 
-def resample(regions: Tensor, boxes: Tensor, size: Shape) -> Tensor:
+def resample(
+    regions: Float[Tensor, "batch channels *region"],
+    boxes: Float[Tensor, "batch dims 2"],
+    size: Shape,
+) -> Float[Tensor, "batch channels *size"]:
     """What lies in the boxes, on a grid of `size`: [B C *region], [B dims 2] -> [B C *size].
 
     (Tri)linear. Where a box has more voxels than the grid, the kernel widens to the grid's step, so
@@ -138,7 +155,9 @@ def _linear_weights(spans: Tensor, inner: int, outer: int) -> Tensor:
     return weights / weights.sum(dim=-1, keepdim=True)
 
 
-def separable_filter(images: Tensor, weights: Sequence[Tensor]) -> Tensor:
+def separable_filter(
+    images: Float[Tensor, "batch channels *size"], weights: Sequence[Float[Tensor, "batch _ _"]]
+) -> Float[Tensor, "batch channels *outer"]:
     """Weighted sums along each axis in turn: [B C *s] with one [B outer inner] an axis -> [B C
     *outer].
 
@@ -158,12 +177,14 @@ def separable_filter(images: Tensor, weights: Sequence[Tensor]) -> Tensor:
 # -- flips and rotations ---------------------------------------------------------------------------
 
 
-def draw_flips(dims: int, generator: torch.Generator) -> Tensor:
+def draw_flips(dims: int, generator: torch.Generator) -> Bool[Tensor, " dims"]:
     """Bool [dims]: each axis is flipped with probability 1/2 (nnU-Net's mirroring)."""
     return torch.rand(dims, generator=generator) < 0.5
 
 
-def flip(images: Tensor, flips: Tensor) -> Tensor:
+def flip(
+    images: Shaped[Tensor, "batch channels *size"], flips: Bool[Tensor, "batch dims"]
+) -> Shaped[Tensor, "batch channels *size"]:
     """[B C *s] with the axes flipped that `flips` [B dims] names for each image."""
     flips = to_device(flips, images.device)
     for axis in range(flips.shape[1]):
@@ -189,8 +210,11 @@ def rotations(dims: int, classes: int) -> tuple[Rotation, ...]:
     planes = [(0, 1)] if dims == 2 else [(1, 2), (0, 2), (0, 1)]
     turned = [_quarter_turns(dims, plane, turns) for plane in planes for turns in (1, 2, 3)]
     first = [still, *turned]
-    every = itertools.product(itertools.permutations(range(dims)), *[(False, True)] * dims)
-    whole = [(axes, tuple(axis for axis in range(dims) if flags[axis])) for axes, *flags in every]
+    flags = itertools.product((False, True), repeat=dims)
+    every = itertools.product(itertools.permutations(range(dims)), flags)
+    whole: list[Rotation] = [
+        (axes, tuple(axis for axis in range(dims) if flipped[axis])) for axes, flipped in every
+    ]
     return tuple([*first, *(r for r in whole if _is_proper(r) and r not in first)][:classes])
 
 
@@ -212,7 +236,9 @@ def _is_proper(rotation: Rotation) -> bool:
     return (inversions + len(flipped)) % 2 == 0
 
 
-def rotate(volume: Tensor, rotation: Rotation) -> Tensor:
+def rotate(
+    volume: Shaped[Tensor, "channels *size"], rotation: Rotation
+) -> Shaped[Tensor, "channels *turned"]:
     """`volume` [C *cube] turned; no voxel changes. Works on any shape, of which it permutes the
     axes.
     """
@@ -220,7 +246,9 @@ def rotate(volume: Tensor, rotation: Rotation) -> Tensor:
     return volume.permute(0, *(1 + axis for axis in axes)).flip([1 + axis for axis in flipped])
 
 
-def rotate_back(volume: Tensor, rotation: Rotation) -> Tensor:
+def rotate_back(
+    volume: Shaped[Tensor, "channels *size"], rotation: Rotation
+) -> Shaped[Tensor, "channels *turned"]:
     """The inverse of `rotate`."""
     axes, flipped = rotation
     places = [axes.index(axis) for axis in range(len(axes))]

@@ -8,6 +8,8 @@ plain      the formula, word for word: what the kernel is compared with, and wha
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -16,19 +18,22 @@ from nnssl.cpu import attention as cached
 from nnssl.encoder.attention import choice, fused, plain
 from nnssl.encoder.windows import Mask
 
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
 # PyTorch 2.6 has no word for it
 _is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
 
 
 def window_attention(
-    x: Tensor,
-    weight: Tensor,
-    offset: Tensor | None,
+    x: Float[Tensor, "windows slots channels"],
+    weight: Float[Tensor, "threefold channels"],
+    offset: Float[Tensor, " threefold"] | None,
     heads: int,
-    bias: Tensor,
+    bias: Float[Tensor, "heads slots slots"],
     mask: Mask | None,
-    parts: Tensor | None = None,
-) -> Tensor:
+    parts: Float[Tensor, "rows 3 channels"] | None = None,
+) -> Float[Tensor, "windows slots channels"]:
     """softmax(q k^T / sqrt(d) + bias + mask) v in each window, where q, k, v = x @ weight.T +
     offset.
 
@@ -47,7 +52,11 @@ def window_attention(
         parts = weight @ rows if offset is None else torch.addmm(offset[:, None], weight, rows)
         out = cached.attention(parts.view(3, heads, d, windows, n), bias, mask)
         return out.view(channels, -1).t().view(x.shape)
-    if parts is not None and choice.kernel_serves(x.device, x.dtype, n, heads, d):
+    if (
+        parts is not None
+        and offset is not None
+        and choice.kernel_serves(x.device, x.dtype, n, heads, d)
+    ):
         from nnssl.encoder.attention import launch
 
         qkv = F.linear(x, weight, offset.detach()).view(windows, n, 3, heads, d)

@@ -97,8 +97,8 @@ def compare(
             bias = torch.randn(heads, n, n, generator=chance).to(device).requires_grad_()
             gradient = torch.randn(6, n, heads * d, generator=chance).to(device, dtype)
             got = _all(launch.attention, qkv, bias, mask, gradient)
-            exact = [t.detach().double().requires_grad_() for t in (qkv, bias)]
-            wanted = _all(plain.attention, *exact, mask, gradient.double())
+            exact, exact_bias = (t.detach().double().requires_grad_() for t in (qkv, bias))
+            wanted = _all(plain.attention, exact, exact_bias, mask, gradient.double())
             for name, a, b in zip(
                 ("output", "gradient", "bias gradient"), got, wanted, strict=True
             ):
@@ -112,9 +112,17 @@ def _mask(n: int, device: torch.device, chance: torch.Generator) -> Mask:
     """Two patterns of two regions each, over three windows a sample."""
     regions = torch.randint(2, (2, n), generator=chance)
     mask = Mask.of(regions, torch.tensor([1, 0, 1]), -torch.inf)
-    return Mask(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(mask).items()})
+    parts = vars(mask).items()
+    moved: dict = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in parts}
+    return Mask(**moved)
 
 
-def _all(function, qkv: Tensor, bias: Tensor, mask: Mask, gradient: Tensor) -> list[Tensor]:
+def _all(
+    function: Callable[[Tensor, Tensor, Mask | None], Tensor],
+    qkv: Tensor,
+    bias: Tensor,
+    mask: Mask | None,
+    gradient: Tensor,
+) -> list[Tensor]:
     out = function(qkv, bias, mask)
     return [out.detach(), *torch.autograd.grad(out, (qkv, bias), gradient)]

@@ -7,17 +7,27 @@ of the bias for every window of a call, and fails beyond 65,535 of them.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from nnssl.encoder.windows import Mask
+from nnssl.types import GradContext
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 MOST_WINDOWS = 1 << 15
 MOST_SCORES = 1 << 26  # of a call: 256 MiB of gradients in fp32
 
 
-def attention(qkv: Tensor, bias: Tensor, mask: Mask | None) -> Tensor:
+def attention(
+    qkv: Float[Tensor, "windows slots 3 heads dim"],
+    bias: Float[Tensor, "heads slots slots"],
+    mask: Mask | None,
+) -> Float[Tensor, "windows slots channels"]:
     """softmax(q k^T / sqrt(d) + bias + mask) v; qkv [W n 3 heads d], bias [heads n n] to [W n
     heads*d].
     """
@@ -51,11 +61,11 @@ class _Permute(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+    def forward(ctx: GradContext, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
         ctx.save_for_backward(inverse)
         return x.index_select(0, order)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: GradContext, gradient: Tensor) -> tuple[Tensor, None, None]:
         (inverse,) = ctx.saved_tensors
         return gradient.index_select(0, inverse), None, None

@@ -13,6 +13,8 @@ of half precision add up in fp32.
 
 # ruff: noqa: N803 - pointers and constants in capitals, as in Triton's own kernels
 
+# pyright: reportCallIssue=false, reportArgumentType=false
+
 from __future__ import annotations
 
 import triton

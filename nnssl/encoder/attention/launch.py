@@ -5,12 +5,17 @@ need to know.
 from __future__ import annotations
 
 from contextlib import nullcontext
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
 from nnssl.encoder.attention import kernel
 from nnssl.encoder.windows import Mask
+from nnssl.types import GradContext
+
+if TYPE_CHECKING:
+    from triton.runtime.jit import KernelInterface
 
 # Programs a multiprocessor: multiples of the 4 or 5, and 2, whose registers fit at a time, so that
 # all end together. Each backward one writes a partial gradient of the bias, so there are fewer of
@@ -59,14 +64,14 @@ def _grid(qkv: Tensor, per_multiprocessor: int) -> tuple[int, int]:
 
 
 def _run(
-    function,
+    function: KernelInterface,
     grid: tuple[int, int],
     qkv: Tensor,
     bias: Tensor,
-    which,
-    regions,
+    which: Tensor | None,
+    regions: Tensor | None,
     hidden: float,
-    *more,
+    *more: Tensor | int,
     **flags: bool,
 ) -> None:
     masked = regions is not None
@@ -78,7 +83,7 @@ def _run(
             regions if masked else qkv,
             *more,
             len(qkv),
-            len(which) if masked else 1,
+            1 if which is None else len(which),
             qkv.shape[-1] ** -0.5,
             hidden,
             **shape(qkv, masked),
@@ -118,7 +123,13 @@ def _attend_back(
 
 
 def _back(
-    gradient: Tensor, qkv: Tensor, bias: Tensor, which, regions, hidden: float, rows: int = 0
+    gradient: Tensor,
+    qkv: Tensor,
+    bias: Tensor,
+    which: Tensor | None,
+    regions: Tensor | None,
+    hidden: float,
+    rows: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Gradients of qkv and bias, and sums [rows 3 heads*d] of the first if there are to be any."""
     qkv, gradient = qkv.contiguous(), gradient.to(qkv.dtype).contiguous()
@@ -145,24 +156,39 @@ def _back(
     return to_qkv, parts.sum(0).to(bias.dtype), sums
 
 
+class _Context(GradContext, Protocol):
+    hidden: float
+    rows: int
+
+
 class _Attention(torch.autograd.Function):
     """As `_attend`."""
 
     @staticmethod
-    def forward(ctx, *inputs):
-        *inputs, parts = inputs
-        _keep(ctx, inputs, None)
+    def forward(
+        ctx: _Context,
+        qkv: Tensor,
+        bias: Tensor,
+        which: Tensor | None,
+        regions: Tensor | None,
+        hidden: float,
+        parts: Tensor | None,
+    ) -> Tensor:
+        _keep(ctx, (qkv, bias, which, regions, hidden), None)
         ctx.rows = 0 if parts is None else len(parts)
-        return _attend(*inputs)
+        return _attend(qkv, bias, which, regions, hidden)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, gradient):
-        to_qkv, to_bias, sums = _back(gradient, *ctx.saved_tensors, ctx.hidden, ctx.rows)
+    def backward(
+        ctx: _Context, gradient: Tensor
+    ) -> tuple[Tensor, Tensor, None, None, None, Tensor | None]:
+        qkv, bias, which, regions = ctx.saved_tensors
+        to_qkv, to_bias, sums = _back(gradient, qkv, bias, which, regions, ctx.hidden, ctx.rows)
         return to_qkv, to_bias, None, None, None, sums
 
 
-def _keep(ctx, inputs: tuple, output: Tensor | None) -> None:
+def _keep(ctx: _Context, inputs: tuple, output: Tensor | None) -> None:
     *tensors, ctx.hidden = inputs
     ctx.save_for_backward(*tensors)
 
@@ -176,17 +202,26 @@ _operator_back = torch.library.custom_op(
 
 
 @_operator.register_fake
-def _(qkv, bias, which, regions, hidden):
+def _(
+    qkv: Tensor, bias: Tensor, which: Tensor | None, regions: Tensor | None, hidden: float
+) -> Tensor:
     windows, n, _, heads, d = qkv.shape
     return qkv.new_empty(windows, n, heads * d)
 
 
 @_operator_back.register_fake
-def _(gradient, qkv, bias, which, regions, hidden):
+def _(
+    gradient: Tensor,
+    qkv: Tensor,
+    bias: Tensor,
+    which: Tensor | None,
+    regions: Tensor | None,
+    hidden: float,
+) -> tuple[Tensor, Tensor]:
     return qkv.new_empty(qkv.shape), bias.new_empty(bias.shape)
 
 
-def _gradient(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+def _gradient(ctx: _Context, gradient: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
     return *_operator_back(gradient, *ctx.saved_tensors, ctx.hidden), None, None, None
 
 

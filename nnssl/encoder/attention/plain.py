@@ -4,13 +4,22 @@ differentiable by PyTorch.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from nnssl.encoder.windows import Mask
 
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
-def attention(qkv: Tensor, bias: Tensor, mask: Mask | None) -> Tensor:
+
+def attention(
+    qkv: Float[Tensor, "windows slots 3 heads dim"],
+    bias: Float[Tensor, "heads slots slots"],
+    mask: Mask | None,
+) -> Float[Tensor, "windows slots channels"]:
     """softmax(q k^T / sqrt(d) + bias + mask) v; qkv [W n 3 heads d], bias [heads n n] to [W n
     heads*d].
     """

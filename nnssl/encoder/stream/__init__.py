@@ -9,7 +9,8 @@ and biases arrive in parts, which are added up for all blocks of the stage at on
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from nnssl.encoder.given import Given
 from nnssl.encoder.stream import choice
+from nnssl.types import GradContext
 
 if TYPE_CHECKING:
     from nnssl.encoder.blocks import Block, Stage
@@ -30,8 +32,13 @@ def serves(stage: Stage, tokens: Tensor) -> bool:
         not torch.compiler.is_compiling()
         and choice.kernel_serves(tokens.device, tokens.dtype, tokens.shape[-1])
         and not torch.is_autocast_enabled(tokens.device.type)
-        and all(_is_plain(block, tokens.dtype) for block in stage.blocks)
+        and all(_is_plain(block, tokens.dtype) for block in _blocks(stage))
     )
+
+
+def _blocks(stage: Stage) -> Sequence[Block]:
+    """What a ModuleList does not say."""
+    return cast("Sequence[Block]", stage.blocks)
 
 
 def _is_plain(block: Block, dtype: torch.dtype) -> bool:
@@ -49,12 +56,19 @@ def through(stage: Stage, tokens: Tensor, given: Given) -> Tensor:
     from nnssl.encoder.blocks import from_slots, to_slots
     from nnssl.encoder.stream import launch  # Triton comes with PyTorch for CUDA only
 
-    windows, blocks = given.windows, stage.blocks
+    windows, blocks = given.windows, _blocks(stage)
     parts = iter(_parts(blocks, launch.programs(tokens)))
 
-    def step(x, branch, kept, way, norm):
+    def step(
+        x: Tensor,
+        branch: Tensor | None,
+        kept: Tensor | None,
+        way: tuple[Tensor, Tensor] | None,
+        norm: nn.LayerNorm | None,
+    ) -> tuple[Tensor, Tensor]:
         order = None if way is None else way[0]
-        return launch.added_norm(x, branch, kept, order, norm, next(parts))
+        made = launch.added_norm(x, branch, kept, order, norm, next(parts))
+        return cast("tuple[Tensor, Tensor]", made)  # without a norm nobody reads the second
 
     x, normed = step(tokens, None, None, windows.enter, blocks[0].norm1)
     for number, (block, bias, kept) in enumerate(
@@ -74,7 +88,8 @@ def through(stage: Stage, tokens: Tensor, given: Given) -> Tensor:
             x, _ = step(x, branch, second, stage.way_out(windows), None)
         else:
             way = windows.shift
-            way = way[::-1] if way is not None and number % 2 else way
+            if way is not None and number % 2:
+                way = way[1], way[0]
             x, normed = step(x, branch, second, way, blocks[number + 1].norm1)
     return x
 
@@ -84,7 +99,7 @@ def _without_bias_gradient(layer: nn.Linear, x: Tensor) -> Tensor:
     return F.linear(x, layer.weight, layer.bias.detach())
 
 
-def _parts(blocks: nn.ModuleList, programs: int) -> tuple[Tensor, ...]:
+def _parts(blocks: Sequence[Block], programs: int) -> tuple[Tensor, ...]:
     """Where each kernel of the stage, in order, puts its gradients of vectors, [programs rows C]:
     norm's scale and offset and the bias of the branch before; or that of q, k and v, or of the
     MLP's hidden layer.
@@ -104,19 +119,26 @@ def _parts(blocks: nn.ModuleList, programs: int) -> tuple[Tensor, ...]:
     return _Parts.apply(programs, channels, sizes, *(v for some in vectors for v in some))
 
 
+class _PartsContext(GradContext, Protocol):
+    lengths: list[int]
+    dtype: torch.dtype
+
+
 class _Parts(torch.autograd.Function):
     """Vectors as so many tensors [programs rows C] for the sake of their gradients: nothing is read
     of them. One sum adds up what arrives.
     """
 
     @staticmethod
-    def forward(ctx, programs: int, channels: int, sizes: list[int], *vectors: Tensor):
+    def forward(
+        ctx: _PartsContext, programs: int, channels: int, sizes: list[int], *vectors: Tensor
+    ) -> tuple[Tensor, ...]:
         ctx.lengths, ctx.dtype = [len(vector) for vector in vectors], vectors[0].dtype
         nothing = vectors[0].new_empty(1, dtype=torch.float32)
         return tuple(nothing.expand(programs, size, channels) for size in sizes)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, *gradients: Tensor):
+    def backward(ctx: _PartsContext, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         total = torch.cat(gradients, dim=1).sum(0).to(ctx.dtype)
         return None, None, None, *total.flatten().split(ctx.lengths)

@@ -101,10 +101,17 @@ def compare(device: torch.device, dtype: torch.dtype, channels: int) -> dict[str
             kept, way = drawn(3, 1, 1) if drops else None, order if moves else None
             leaves = [drawn(*shape) for _ in range(1 + adds)] + [zeros(1, 3, channels)]
             norm = nn.LayerNorm(channels, device=device, dtype=dtype) if norms else None
-            if norms:
+            if norm is not None:
                 norm.weight.data, norm.bias.data = drawn(channels), drawn(channels)
 
-            def called(function, *given, adds=adds, kept=kept, way=way, norm=norm):
+            def called(
+                function: Callable,
+                *given: Tensor,
+                adds: bool = adds,
+                kept: Tensor | None = kept,
+                way: Tensor | None = way,
+                norm: nn.LayerNorm | None = norm,
+            ) -> tuple[Tensor, Tensor | None]:
                 *tensors, parts = given
                 x, branch = tensors if adds else (*tensors, None)
                 kept = kept if kept is None else kept.to(x.dtype)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnssl.encoder.stream import kernel
+from nnssl.types import GradContext
+
+if TYPE_CHECKING:
+    from triton.runtime.jit import KernelInterface
 
 TILE = 2048  # numbers of a tile, at least one row
 PROGRAMS = 4  # a multiprocessor
@@ -53,11 +58,18 @@ def _shape(x: Tensor) -> dict[str, int]:
     return {"C": channels, "BC": padded, "BR": max(1, TILE // padded)}
 
 
-def _on(device: torch.device):
+def _on(device: torch.device) -> AbstractContextManager:
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
-def _run(function, grid: int, x: Tensor, tensors: tuple, numbers: tuple, **flags: bool) -> None:
+def _run(
+    function: KernelInterface,
+    grid: int,
+    x: Tensor,
+    tensors: tuple,
+    numbers: tuple,
+    **flags: bool,
+) -> None:
     """A tensor that is None is not read: any other stands in for it."""
     with _on(x.device):
         function[(grid,)](
@@ -71,11 +83,30 @@ def _run(function, grid: int, x: Tensor, tensors: tuple, numbers: tuple, **flags
         )
 
 
+class _NormContext(GradContext, Protocol):
+    flags: dict[str, bool]
+    programs: int
+
+
+class _GeluContext(GradContext, Protocol):
+    shape: torch.Size
+
+
 class _AddedNorm(torch.autograd.Function):
     """As `added_norm`."""
 
     @staticmethod
-    def forward(ctx, x, branch, kept, order, scale, offset, parts, norms):
+    def forward(
+        ctx: _NormContext,
+        x: Tensor,
+        branch: Tensor | None,
+        kept: Tensor | None,
+        order: Tensor | None,
+        scale: Tensor,
+        offset: Tensor,
+        parts: Tensor,
+        norms: bool,
+    ) -> tuple[Tensor, Tensor | None]:
         ctx.set_materialize_grads(False)
         x, branch = x.contiguous(), None if branch is None else branch.contiguous()
         ctx.flags = {
@@ -94,7 +125,9 @@ class _AddedNorm(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, to_total, to_out):
+    def backward(
+        ctx: _NormContext, to_total: Tensor | None, to_out: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
         total, mean, rstd, scale, kept, order = ctx.saved_tensors
         to_total, to_out = (
             None if g is None else g.to(total.dtype).contiguous() for g in (to_total, to_out)
@@ -113,14 +146,14 @@ class _Gelu(torch.autograd.Function):
     """As `gelu`."""
 
     @staticmethod
-    def forward(ctx, x, parts):
+    def forward(ctx: _GeluContext, x: Tensor, parts: Tensor) -> Tensor:
         ctx.shape = parts.shape
         ctx.save_for_backward(x)
         return F.gelu(x)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, gradient):
+    def backward(ctx: _GeluContext, gradient: Tensor) -> tuple[Tensor, Tensor]:
         (x,) = ctx.saved_tensors
         x, gradient = x.contiguous(), gradient.to(x.dtype).contiguous()
         to_x, channels = torch.empty_like(x), x.shape[-1]
@@ -130,7 +163,7 @@ class _Gelu(torch.autograd.Function):
         with _on(x.device):
             kernel.gelu_backward[grid](
                 x, gradient, to_x, parts, x.numel() // channels,
-                C=channels, BC=block, BR=TILE // block, num_warps=4,
+                C=channels, BC=block, BR=TILE // block, num_warps=4,  # pyright: ignore[reportCallIssue]
             )  # fmt: skip
         return to_x, parts.view(ctx.shape)
 

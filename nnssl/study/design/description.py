@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from nnssl.study.design import values
 from nnssl.study.design.parts import (
@@ -66,9 +65,9 @@ class Study:
     seeds: tuple[int, ...]
     by_fold: bool  # `seeds` are folds: each with validation cases of its own
     device: str = "cuda"
-    recipe: Mapping[str, Any] = field(default_factory=dict)
-    slurm: Mapping[str, Any] = field(default_factory=dict)  # submitit's parameters of a job
-    source: Mapping[str, Any] = field(default_factory=dict)  # the file's content, as it is
+    recipe: Mapping = field(default_factory=dict)
+    slurm: Mapping = field(default_factory=dict)  # submitit's parameters of a job
+    source: Mapping = field(default_factory=dict)  # the file's content, as it is
 
     @property
     def results(self) -> Path:
@@ -85,7 +84,7 @@ class Study:
     def budgets_of(self, arm: Arm) -> tuple[Budget, ...]:
         return tuple(budget for budget in self.budgets if not arm.budgets or budget in arm.budgets)
 
-    def recipe_of(self, task: Task, arm: Arm) -> dict[str, Any]:
+    def recipe_of(self, task: Task, arm: Arm) -> dict:
         return {**self.recipe, **task.recipe, **arm.recipe}
 
 
@@ -103,7 +102,7 @@ def load(path: Path | str) -> Study:
         raise DescriptionError(f"{path}: {error}") from None
 
 
-def _study(content: Any, path: Path) -> Study:
+def _study(given: object, path: Path) -> Study:
     known = (
         "name",
         "folder",
@@ -116,7 +115,7 @@ def _study(content: Any, path: Path) -> Study:
         "recipe",
         "slurm",
     )
-    content = values.mapping(content, "the description")
+    content = values.mapping(given, "the description")
     values.require_known(content, known, "the description")
     for needed in ("arms", "tasks"):
         if not content.get(needed):

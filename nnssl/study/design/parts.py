@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
 
 from nnssl.options import options_of
 from nnssl.recipe import Recipe
@@ -45,7 +44,7 @@ class Arm:
     datasets: tuple[str, ...] = ()  # nnU-Net raw datasets, for nnssl_pretrain -d
     encoder: str | None = None  # a preset
     # further flags of nnssl_pretrain or nnssl_convert
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping = field(default_factory=dict)
     weights: Path | None = None  # a local file, for nnssl_convert
     dataset: str | None = None  # labelled, for the supervised pretraining
     configuration: str | None = None  # of that dataset
@@ -58,7 +57,7 @@ class Arm:
     tasks: tuple[str, ...] = ()  # none named: all
     budgets: tuple[Budget, ...] = ()  # none named: all
     modality: str | None = None  # of the pretraining, for the report
-    recipe: Mapping[str, Any] = field(default_factory=dict)  # over the task's and the study's
+    recipe: Mapping = field(default_factory=dict)  # over the task's and the study's
 
 
 @dataclass(frozen=True)
@@ -75,11 +74,11 @@ class Task:
     # a regular expression: what it finds in a case's name is the subject
     subject: str | None = None
     tolerance: float = 2.0  # mm, of the surface Dice
-    recipe: Mapping[str, Any] = field(default_factory=dict)  # over the study's
+    recipe: Mapping = field(default_factory=dict)  # over the study's
 
 
-def arm_of(entry: Any, beside: Path) -> Arm:
-    entry = dict(values.mapping(entry, "an arm"))
+def arm_of(given: object, beside: Path) -> Arm:
+    entry = dict(values.mapping(given, "an arm"))
     name = values.name(entry.get("name"), "an arm's name")
     start = values.one_of(entry.get("start"), STARTS, f"arm {name}: start")
     needed, may = NEEDS[start]
@@ -129,8 +128,8 @@ def arm_of(entry: Any, beside: Path) -> Arm:
     )  # fmt: skip
 
 
-def task_of(entry: Any) -> Task:
-    entry = dict(values.mapping(entry, "a task"))
+def task_of(given: object) -> Task:
+    entry = dict(values.mapping(given, "a task"))
     name = values.name(entry.get("name"), "a task's name")
     values.require_known(entry, [f.name for f in fields(Task)], f"task {name}")
     if "dataset" not in entry:
@@ -157,8 +156,8 @@ def task_of(entry: Any) -> Task:
     return Task(**entry)
 
 
-def recipe_of(entry: Any, whose: str) -> dict:
-    entry = values.mapping(entry or {}, f"{whose}: recipe")
+def recipe_of(given: object, whose: str) -> dict:
+    entry = values.mapping(given or {}, f"{whose}: recipe")
     values.require_known(entry, RECIPE, f"{whose}: recipe")
     if "trainer" in entry:
         values.file_name(
@@ -167,7 +166,7 @@ def recipe_of(entry: Any, whose: str) -> dict:
     return dict(entry)
 
 
-def budget_of(entry: Any) -> Budget:
+def budget_of(entry: object) -> Budget:
     return (
         ALL
         if entry == ALL

@@ -152,11 +152,11 @@ def take(
     """
     chosen: list[str] = []
     for cases in order:
-        if budget != ALL and len(chosen) + len(cases) > budget:
+        if isinstance(budget, int) and len(chosen) + len(cases) > budget:
             break
         chosen += cases
     total = sum(map(len, order))
-    if budget != ALL and budget > total:
+    if isinstance(budget, int) and budget > total:
         raise SplitError(
             f"task {task}: {budget} cases are asked for, there are {total} to train on; {ALL} is a "
             "budget"

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
 
 from nnssl import address
 from nnssl.weights import RELEASED
@@ -24,7 +23,7 @@ class DescriptionError(ValueError):
     """The description is wrong; the message says where, what was got and what is allowed."""
 
 
-def read(path: Path) -> Any:
+def read(path: Path) -> object:
     """The content of a YAML file. Raises DescriptionError, also where its aliases are endless."""
     import yaml
 
@@ -50,7 +49,7 @@ def read(path: Path) -> Any:
         ) from None
 
 
-def _size(node: Any, known: dict[int, int]) -> int:
+def _size(node: object, known: dict[int, int]) -> int:
     """How many values a node of YAML is, aliases written out; RecursionError for an endless one."""
     if id(node) not in known:
         inner = getattr(node, "value", None)
@@ -62,19 +61,19 @@ def _size(node: Any, known: dict[int, int]) -> int:
     return known[id(node)]
 
 
-def mapping(entry: Any, what: str) -> Mapping:
+def mapping(entry: object, what: str) -> Mapping:
     if not isinstance(entry, Mapping):
         raise DescriptionError(f"{what} must be a mapping of names to values, got {shown(entry)}")
     return entry
 
 
-def a_list(entry: Any, what: str) -> list:
+def a_list(entry: object, what: str) -> list:
     if not isinstance(entry, list) or not entry:
         raise DescriptionError(f"{what} must be a list with at least one entry, got {shown(entry)}")
     return entry
 
 
-def require_known(entry: Mapping, known: Any, what: str) -> None:
+def require_known(entry: Mapping, known: Collection[str], what: str) -> None:
     if unknown := sorted(set(map(str, entry)) - set(known)):
         raise DescriptionError(
             f"{what}: unknown {', '.join(unknown)[:200]}; known: {', '.join(known)}"
@@ -88,7 +87,7 @@ def require_once(what: str, values: list) -> None:
         raise DescriptionError(f"named twice as {what}: {', '.join(doubled[:10])}")
 
 
-def name(entry: Any, what: str) -> str:
+def name(entry: object, what: str) -> str:
     if not isinstance(entry, str) or not NAME.fullmatch(entry):
         raise DescriptionError(
             f"{what} is made of letters, digits and single - and _, got {shown(entry)}"
@@ -100,19 +99,19 @@ def name(entry: Any, what: str) -> str:
     return entry
 
 
-def text(entry: Any, what: str) -> str:
+def text(entry: object, what: str) -> str:
     if not isinstance(entry, str) or not entry:
         raise DescriptionError(f"{what} is a word, got {shown(entry)}")
     return entry
 
 
-def file_name(entry: Any, what: str) -> str:
+def file_name(entry: object, what: str) -> str:
     if not isinstance(entry, str) or not FILE_NAME.fullmatch(entry):
         raise DescriptionError(f"{what}; got {shown(entry)}")
     return entry
 
 
-def dataset(entry: Any, what: str) -> str:
+def dataset(entry: object, what: str) -> str:
     number = str(entry) if isinstance(entry, int) and not isinstance(entry, bool) else entry
     if not isinstance(number, str) or not DATASET.fullmatch(number):
         raise DescriptionError(
@@ -122,13 +121,13 @@ def dataset(entry: Any, what: str) -> str:
     return number
 
 
-def one_of(entry: Any, allowed: tuple[str, ...], what: str) -> str:
-    if entry not in allowed:
+def one_of(entry: object, allowed: tuple[str, ...], what: str) -> str:
+    if not isinstance(entry, str) or entry not in allowed:
         raise DescriptionError(f"{what} must be one of {', '.join(allowed)}; got {shown(entry)}")
     return entry
 
 
-def count(entry: Any, what: str) -> int:
+def count(entry: object, what: str) -> int:
     if isinstance(entry, bool) or not isinstance(entry, int) or not 0 <= entry <= LARGEST_COUNT:
         raise DescriptionError(
             f"{what} is a whole number from 0 to {LARGEST_COUNT}, got {shown(entry)}"
@@ -136,40 +135,42 @@ def count(entry: Any, what: str) -> int:
     return entry
 
 
-def positive(entry: Any, what: str) -> float:
+def positive(entry: object, what: str) -> float:
     try:  # YAML reads 1e0 as a word
-        number = float(entry)
-    except (TypeError, ValueError):
+        number = float(entry) if isinstance(entry, str | int | float) else 0.0
+    except (ValueError, OverflowError):
         number = 0.0
     if not 0 < number < float("inf"):
         raise DescriptionError(f"{what} is a positive number, got {shown(entry)}")
     return number
 
 
-def expression(entry: Any, what: str) -> str:
+def expression(entry: object, what: str) -> str:
+    pattern = text(entry, what)
     try:
-        re.compile(text(entry, what))
+        re.compile(pattern)
     except re.error as error:
         raise DescriptionError(f"{what} is no regular expression: {error}") from None
-    return entry
+    return pattern
 
 
-def shown(entry: Any) -> str:
+def shown(entry: object) -> str:
     return repr(entry)[:200]
 
 
-def path(entry: Any, beside: Path, what: str) -> Path:
+def path(entry: object, beside: Path, what: str) -> Path:
     """Relative paths are relative to the description."""
     return (beside / Path(text(entry, what)).expanduser()).resolve()
 
 
-def weights(entry: Any, beside: Path, what: str) -> Path:
+def weights(entry: object, beside: Path, what: str) -> Path:
     """A path as `path`; or an address (`nnssl.address`), whose file is fetched, or a name."""
-    if not address.is_address(text(entry, what)):
-        there = path(entry, beside, what)
-        if there.exists() or entry not in RELEASED:
+    where = text(entry, what)
+    if not address.is_address(where):
+        there = path(where, beside, what)
+        if there.exists() or where not in RELEASED:
             return there
     try:
-        return address.local(entry)
+        return address.local(where)
     except address.AddressError as error:
         raise DescriptionError(f"{what}: {error}") from error

@@ -119,7 +119,9 @@ def paired_test(
     means = (sums.sum(axis=0)[total > 0] / total[total > 0]).round(12)
     other = means[means != 0]
     up, down = int((other > 0).sum()), int((other < 0).sum())
-    p = float(stats.wilcoxon(other).pvalue) if len(other) else 1.0
+    p = 1.0
+    if len(other):  # statistic and p, which SciPy leaves untyped
+        p = float(np.asarray(stats.wilcoxon(other))[1])
     better, worse = (down, up) if smaller_is_better else (up, down)
     return Test(len(means), better, worse, p, min(1.0, 2.0 ** (1 - len(means))))
 

@@ -1,0 +1,43 @@
+"""What heads and decoders ask of an encoder: that of this package, or another one."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Protocol, TypeVar
+
+from torch import Tensor, nn
+
+
+class Dims(Protocol):
+    @property
+    def spatial_dims(self) -> int: ...
+
+
+class Stage(Protocol):
+    """Blocks, and the merge behind them."""
+
+    @property
+    def blocks(self) -> nn.Module: ...
+
+    @property
+    def downsample(self) -> nn.Module: ...
+
+
+class EncoderLike(Protocol):
+    """Publishes channels and strides of its five maps, as `nnssl.encoder.swin.Swin` does."""
+
+    channels: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    @property
+    def config(self) -> Dims: ...
+
+    @property
+    def stages(self) -> Sequence[Stage]: ...
+
+    def __call__(
+        self, x: Tensor, masked: object = None, wanted: Collection[int] = ...
+    ) -> list[Tensor]: ...
+
+
+EncoderT = TypeVar("EncoderT", bound=EncoderLike)
