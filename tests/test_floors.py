@@ -14,8 +14,8 @@ from nnssl.__main__ import COMMANDS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 FLOORS = (
+    {"types"},
     {
-        "types",
         "files",
         "dist",
         "memory",
@@ -38,8 +38,8 @@ FLOORS = (
     {"cli"},
     {"__main__"},
 )
-LEVEL = {part: level for level, parts in enumerate(FLOORS, start=1) for part in parts}
-APART = FLOORS[1]  # the parts of the second floor do not import each other
+LEVEL = {part: level for level, parts in enumerate(FLOORS) for part in parts}
+APART = FLOORS[2]  # the parts of the second floor do not import each other
 
 
 def own_modules() -> dict[str, Path]:
