@@ -55,17 +55,12 @@ def read(path: Path) -> object:
     """The content of a YAML file. Raises DescriptionError, also where its aliases are endless."""
     import yaml
 
-    if path.stat().st_size > LARGEST_FILE:
-        raise DescriptionError(
-            f"{path} has {path.stat().st_size} bytes; a description has {LARGEST_FILE} at most"
-        )
+    size = path.stat().st_size
+    if size > LARGEST_FILE:
+        raise DescriptionError(f"{path} has {size} bytes; a description has {LARGEST_FILE} at most")
     try:
         text = path.read_text(encoding="utf-8")
-        size = _size(yaml.compose(text, Loader=yaml.SafeLoader), {})
-        if size > MOST_VALUES:
-            raise DescriptionError(
-                f"{path} holds {size:g} values, its aliases written out; {MOST_VALUES} at most"
-            )
+        _require_few_values(text, path)
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise DescriptionError(f"{path} is not YAML: {error}") from error
@@ -75,6 +70,16 @@ def read(path: Path) -> object:
         raise DescriptionError(
             f"{path} holds an alias within itself, or thousands of nested lists"
         ) from None
+
+
+def _require_few_values(text: str, path: Path) -> None:
+    import yaml
+
+    size = _size(yaml.compose(text, Loader=yaml.SafeLoader), {})
+    if size > MOST_VALUES:
+        raise DescriptionError(
+            f"{path} holds {size:g} values, its aliases written out; {MOST_VALUES} at most"
+        )
 
 
 def _size(node: object, known: dict[int, int]) -> int:
