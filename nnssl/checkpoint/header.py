@@ -44,11 +44,9 @@ MOST_KNOTS = 64  # of a HU map
 def problem(content: object) -> str | None:
     """Why `content` is not that of a checkpoint; None where it is."""
     if not isinstance(content, dict) or not content.keys() >= KEYS:
-        found = (
-            sorted(map(str, content))[:10] if isinstance(content, dict) else type(content).__name__
-        )
-        expected = f"expected {sorted(KEYS)}"
-        return f"is not a checkpoint of nnssl_pretrain: it holds {found}, {expected}"
+        is_dict = isinstance(content, dict)
+        found = sorted(map(str, content))[:10] if is_dict else type(content).__name__
+        return f"is not a checkpoint of nnssl_pretrain: it holds {found}, expected {sorted(KEYS)}"
     version = content["format_version"]
     if not _is_whole(version) or version != FORMAT_VERSION:
         return (
@@ -58,18 +56,30 @@ def problem(content: object) -> str | None:
     header, weights = content["header"], content["network_weights"]
     if not isinstance(header, dict) or not header.keys() >= HEADER:
         return f"has a header without some of {sorted(HEADER)}"
-    if not isinstance(weights, dict) or not all(isinstance(w, Tensor) for w in weights.values()):
-        return "holds network_weights that are not tensors by name"
-    allowed = (PREFIX, DECODER) if "decoder" in header else (PREFIX,)
-    if stray := [str(name) for name in weights if not str(name).startswith(allowed)]:
-        return f"holds weights that are not the encoder's: {stray[:5]}"
+    if why := _misnamed(weights, "decoder" in header):
+        return why
     try:
         _check_header(header, content["citations"])
         _check_fit(SwinConfig.from_dict(header["encoder"]), weights)
     except (ValueError, TypeError) as error:
         return f"has a header that cannot be right: {printable(error)}"
-    bad = ((name, why) for name, tensor in weights.items() if (why := why_no_weights(tensor)))
-    return next((f"holds {name}, which {why}; it was not written so" for name, why in bad), None)
+    return _unusable(weights)
+
+
+def _misnamed(weights: object, with_decoder: bool) -> str | None:
+    if not isinstance(weights, dict) or not all(isinstance(w, Tensor) for w in weights.values()):
+        return "holds network_weights that are not tensors by name"
+    allowed = (PREFIX, DECODER) if with_decoder else (PREFIX,)
+    if stray := [str(name) for name in weights if not str(name).startswith(allowed)]:
+        return f"holds weights that are not the encoder's: {stray[:5]}"
+    return None
+
+
+def _unusable(weights: Mapping[str, Tensor]) -> str | None:
+    for name, tensor in weights.items():
+        if why := why_no_weights(tensor):
+            return f"holds {name}, which {why}; it was not written so"
+    return None
 
 
 def _check_header(header: Mapping, citations: object) -> None:
@@ -84,32 +94,30 @@ def _check_header(header: Mapping, citations: object) -> None:
     if "decoder" in header:  # its tensors are compared with the network's when they are loaded
         _require(_is_text(header["decoder"].get("name")), "decoder has a name", header["decoder"])
     dims = header["encoder"].get("spatial_dims", SwinConfig.spatial_dims)
-    crop, plan = header["crop"], header["plan"]
+    _check_crop(header["crop"], dims)
+    _check_plan(header["plan"], dims)
+
+
+def _check_crop(crop: object, dims: int) -> None:
     whole = isinstance(crop, list) and len(crop) == dims and all(map(_is_whole, crop))
-    _require(
-        whole and all(0 < n <= LARGEST_CROP for n in crop),
-        f"crop is {dims} numbers of voxels",
-        crop,
-    )
-    _require(
-        isinstance(plan, dict) and plan.keys() >= {"hu", "spacing"},
-        "plan says hu and spacing",
-        plan,
-    )
-    spacing, hu = plan["spacing"], plan["hu"]
-    if spacing is not None:
-        mm = (
-            isinstance(spacing, list)
-            and dims <= len(spacing) <= 3
-            and all(map(_is_number, spacing))
-        )
-        _require(
-            mm and all(0 < n <= WIDEST_SPACING for n in spacing),
-            "spacing is numbers of mm",
-            spacing,
-        )
-    if hu is not None:
-        _check_hu(hu)
+    fits = whole and all(0 < n <= LARGEST_CROP for n in crop)
+    _require(fits, f"crop is {dims} numbers of voxels", crop)
+
+
+def _check_plan(plan: object, dims: int) -> None:
+    if not isinstance(plan, dict) or not plan.keys() >= {"hu", "spacing"}:
+        raise _unlike("plan says hu and spacing", plan)
+    if plan["spacing"] is not None:
+        _check_spacing(plan["spacing"], dims)
+    if plan["hu"] is not None:
+        _check_hu(plan["hu"])
+
+
+def _check_spacing(spacing: object, dims: int) -> None:
+    several = isinstance(spacing, list) and dims <= len(spacing) <= 3
+    numbers = several and all(map(_is_number, spacing))
+    fits = numbers and all(0 < mm <= WIDEST_SPACING for mm in spacing)
+    _require(fits, "spacing is numbers of mm", spacing)
 
 
 def _check_hu(hu: object) -> None:
@@ -118,16 +126,17 @@ def _check_hu(hu: object) -> None:
     known = linear | {"interior"}
     if not isinstance(hu, dict) or not linear <= hu.keys() <= known:
         raise _unlike(f"hu says {sorted(linear)}", hu)
-    knots = hu.get("interior", [])
-    pairs = isinstance(knots, list) and all(
-        isinstance(knot, list) and len(knot) == 2 for knot in knots
-    )
-    _require(
-        pairs and len(knots) <= MOST_KNOTS, f"hu.interior is at most {MOST_KNOTS} pairs", knots
-    )
-    numbers = [hu[name] for name in linear] + [number for knot in knots for number in knot]
+    _check_knots(hu.get("interior", []))
+    numbers = [hu[name] for name in linear]
+    numbers += [number for knot in hu.get("interior", []) for number in knot]
     _require(all(map(_is_number, numbers)), "hu is of numbers", hu)
     HUPolicy.from_dict(hu)
+
+
+def _check_knots(knots: object) -> None:
+    few = isinstance(knots, list) and len(knots) <= MOST_KNOTS
+    pairs = few and all(isinstance(knot, list) and len(knot) == 2 for knot in knots)
+    _require(pairs, f"hu.interior is at most {MOST_KNOTS} pairs", knots)
 
 
 def _check_encoder(encoder: object) -> None:
@@ -135,16 +144,24 @@ def _check_encoder(encoder: object) -> None:
     if not isinstance(encoder, dict) or not all(isinstance(name, str) for name in encoder):
         raise _unlike("encoder is fields", encoder)
     for field in fields(SwinConfig):
-        value, default = encoder.get(field.name, field.default), field.default
-        if isinstance(default, tuple):
-            rows = value if isinstance(value, (list, tuple)) else [None]
-            flat = [n for row in rows for n in (row if isinstance(row, (list, tuple)) else [row])]
-            fits = all(map(_is_whole, flat))
-        elif isinstance(default, float):
-            fits = _is_number(value)
-        else:
-            fits = type(value) is type(default)
-        _require(fits, f"encoder.{field.name} is like {default!r}", value)
+        value = encoder.get(field.name, field.default)
+        rule = f"encoder.{field.name} is like {field.default!r}"
+        _require(_is_like(value, field.default), rule, value)
+
+
+def _is_like(value: object, default: object) -> bool:
+    """Whether a value has the type of a default; a tuple's is whole numbers, in rows or not."""
+    if isinstance(default, tuple):
+        return all(map(_is_whole, _flat(value)))
+    if isinstance(default, float):
+        return _is_number(value)
+    return type(value) is type(default)
+
+
+def _flat(value: object) -> list:
+    """The numbers of a list, or of a list of lists; [None] of anything else."""
+    rows = value if isinstance(value, (list, tuple)) else [None]
+    return [n for row in rows for n in (row if isinstance(row, (list, tuple)) else [row])]
 
 
 def _check_fit(config: SwinConfig, weights: Mapping[str, Tensor]) -> None:
@@ -153,22 +170,26 @@ def _check_fit(config: SwinConfig, weights: Mapping[str, Tensor]) -> None:
     Width, window and depth come first: an encoder on "meta" takes no memory for its tensors, but
     its blocks are Python objects.
     """
-    stem = (config.embed_dim, config.in_channels, *config.step(0))
-    table = ((2 * config.window - 1) ** config.spatial_dims, config.heads[0])
-    hidden = (int(config.embed_dim * config.mlp_ratio), config.embed_dim)
-    for name, shape in ((STEM, stem), (TABLE, table), (HIDDEN, hidden)):
+    for name, shape in _telling_shapes(config).items():
         got = tuple(weights[name].shape) if name in weights else "none"
         _require(got == shape, f"the encoder has {name} {shape}", got)
     _require(sum(config.depths) <= len(weights), "a block has tensors", config.depths)
-    wanted = _shapes(config)
-    given = {
-        name: tuple(w.shape)
-        for name, w in weights.items()
-        if name != MASK and not name.startswith(DECODER)
-    }
-    other = sorted({*wanted.items()} ^ {*given.items()})
+    own = {name for name in weights if name != MASK and not name.startswith(DECODER)}
+    given = {(name, tuple(weights[name].shape)) for name in own}
+    other = sorted(set(_shapes(config).items()) ^ given)
     rule = f"the tensors are those of the encoder {config.to_dict()}"
     _require(not other, rule, [name for name, _ in other[:3]])
+
+
+def _telling_shapes(config: SwinConfig) -> dict[str, tuple[int, ...]]:
+    """Of the tensors that tell width, window and hidden width."""
+    table = (2 * config.window - 1) ** config.spatial_dims
+    hidden = int(config.embed_dim * config.mlp_ratio)
+    return {
+        STEM: (config.embed_dim, config.in_channels, *config.step(0)),
+        TABLE: (table, config.heads[0]),
+        HIDDEN: (hidden, config.embed_dim),
+    }
 
 
 @lru_cache(maxsize=4)
