@@ -47,31 +47,41 @@ def problem(content: object) -> str | None:
         is_dict = isinstance(content, dict)
         found = sorted(map(str, content))[:10] if is_dict else type(content).__name__
         return f"is not a checkpoint of nnssl_pretrain: it holds {found}, expected {sorted(KEYS)}"
-    version = content["format_version"]
-    if not _is_whole(version) or version != FORMAT_VERSION:
-        return (
-            f"has format version {printable(repr(version))}, this installation reads "
-            f"{FORMAT_VERSION}; install the version that wrote it, or a newer one"
-        )
-    header, weights = content["header"], content["network_weights"]
+    return (
+        _unreadable(content["format_version"])
+        or _misnamed(content["header"], content["network_weights"])
+        or _misfit(content)
+        or _unusable(content["network_weights"])
+    )
+
+
+def _unreadable(version: object) -> str | None:
+    if _is_whole(version) and version == FORMAT_VERSION:
+        return None
+    return (
+        f"has format version {printable(repr(version))}, this installation reads "
+        f"{FORMAT_VERSION}; install the version that wrote it, or a newer one"
+    )
+
+
+def _misnamed(header: object, weights: object) -> str | None:
     if not isinstance(header, dict) or not header.keys() >= HEADER:
         return f"has a header without some of {sorted(HEADER)}"
-    if why := _misnamed(weights, "decoder" in header):
-        return why
-    try:
-        _check_header(header, content["citations"])
-        _check_fit(SwinConfig.from_dict(header["encoder"]), weights)
-    except (ValueError, TypeError) as error:
-        return f"has a header that cannot be right: {printable(error)}"
-    return _unusable(weights)
-
-
-def _misnamed(weights: object, with_decoder: bool) -> str | None:
     if not isinstance(weights, dict) or not all(isinstance(w, Tensor) for w in weights.values()):
         return "holds network_weights that are not tensors by name"
-    allowed = (PREFIX, DECODER) if with_decoder else (PREFIX,)
+    allowed = (PREFIX, DECODER) if "decoder" in header else (PREFIX,)
     if stray := [str(name) for name in weights if not str(name).startswith(allowed)]:
         return f"holds weights that are not the encoder's: {stray[:5]}"
+    return None
+
+
+def _misfit(content: dict) -> str | None:
+    header = content["header"]
+    try:
+        _check_header(header, content["citations"])
+        _check_fit(SwinConfig.from_dict(header["encoder"]), content["network_weights"])
+    except (ValueError, TypeError) as error:
+        return f"has a header that cannot be right: {printable(error)}"
     return None
 
 
@@ -87,15 +97,19 @@ def _check_header(header: Mapping, citations: object) -> None:
     _require(_is_text(header["method"]), "method is a word", header["method"])
     text = isinstance(citations, list) and all(isinstance(one, str) for one in citations)
     _require(text, "citations are a list of text", citations)
-    for name, kind in INFORMS.items():
-        value = header.get(name, kind())
-        _require(isinstance(value, kind), f"{name} is a {kind.__name__}", value)
+    _check_kinds(header)
     _check_encoder(header["encoder"])
     if "decoder" in header:  # its tensors are compared with the network's when they are loaded
         _require(_is_text(header["decoder"].get("name")), "decoder has a name", header["decoder"])
     dims = header["encoder"].get("spatial_dims", SwinConfig.spatial_dims)
     _check_crop(header["crop"], dims)
     _check_plan(header["plan"], dims)
+
+
+def _check_kinds(header: Mapping) -> None:
+    for name, kind in INFORMS.items():
+        value = header.get(name, kind())
+        _require(isinstance(value, kind), f"{name} is a {kind.__name__}", value)
 
 
 def _check_crop(crop: object, dims: int) -> None:
@@ -174,11 +188,17 @@ def _check_fit(config: SwinConfig, weights: Mapping[str, Tensor]) -> None:
         got = tuple(weights[name].shape) if name in weights else "none"
         _require(got == shape, f"the encoder has {name} {shape}", got)
     _require(sum(config.depths) <= len(weights), "a block has tensors", config.depths)
-    own = {name for name in weights if name != MASK and not name.startswith(DECODER)}
-    given = {(name, tuple(weights[name].shape)) for name in own}
-    other = sorted(set(_shapes(config).items()) ^ given)
+    other = sorted(set(_shapes(config).items()) ^ _encoder_shapes(weights))
     rule = f"the tensors are those of the encoder {config.to_dict()}"
     _require(not other, rule, [name for name, _ in other[:3]])
+
+
+def _encoder_shapes(weights: Mapping[str, Tensor]) -> set[tuple[str, tuple[int, ...]]]:
+    return {
+        (name, tuple(tensor.shape))
+        for name, tensor in weights.items()
+        if name != MASK and not name.startswith(DECODER)
+    }
 
 
 def _telling_shapes(config: SwinConfig) -> dict[str, tuple[int, ...]]:

@@ -44,13 +44,12 @@ def transfer(checkpoint: Checkpoint, encoder: Swin, labels: int = 0) -> Transfer
     """
     wanted = dict(encoder.named_parameters())
     given, explained = adapt(checkpoint.part(PREFIX), checkpoint.encoder_config, encoder.config)
-    for name, reason in PRETRAINING_ONLY.items():
-        if name in given and name not in wanted:
-            del given[name]
-            explained[name] = reason
-    channels = wanted[STEM].shape[1]
-    if STEM in given and given[STEM].shape[1] != channels:
-        given[STEM], done = _inflate(checkpoint, given[STEM], channels - labels, labels)
+    for name in PRETRAINING_ONLY.keys() & (given.keys() - wanted.keys()):
+        del given[name]
+        explained[name] = PRETRAINING_ONLY[name]
+    images = wanted[STEM].shape[1] - labels
+    if STEM in given and given[STEM].shape[1] != images + labels:
+        given[STEM], done = _inflate(checkpoint, given[STEM], images, labels)
         explained[STEM] = ", ".join(filter(None, [explained.get(STEM), *done]))
     _require_match(checkpoint, given, wanted)
     encoder.load_state_dict(given, strict=False)  # the buffers are no part of a pretraining

@@ -75,26 +75,48 @@ def pool(
     """Features of one scan; `dense`: the number of the map that is wanted in full."""
     image = torch.from_numpy(prepared.image)
     labels, regions = _regions(prepared)
-    counts = _counts(regions, encoder.strides)
+    sums = Sums.of(encoder, _counts(regions, encoder.strides), dense)
     windows = Windows.of(encoder, tuple(image.shape), window)
-    sums = [torch.zeros(len(regions), c, dtype=torch.float64) for c in encoder.channels]
-    whole = None
-    if dense is not None:
-        whole = torch.zeros(encoder.channels[dense], *counts[dense].shape[1:])
     for start in windows.starts:
         for number, tokens in enumerate(_maps(encoder, image[windows.voxels(start)])):
+            weights = windows.weights(start, number).to(tokens.device)
             at = windows.tokens(start, number, tokens.shape[1:])
-            weighted = tokens * windows.weights(start, number).to(tokens.device)
-            sums[number] += _by_region(weighted, counts[number][at])
-            if whole is not None and number == dense:
-                whole[at] += weighted.cpu()
-    return Pooled(
-        tuple(_mean(total, count) for total, count in zip(sums, counts, strict=True)),
-        labels,
-        tuple(int(region.sum()) for region in regions[1:]),
-        None if whole is None else whole.numpy(),
-        len(windows.starts),
-    )
+            sums.add(number, at, tokens * weights)
+    voxels = tuple(int(region.sum()) for region in regions[1:])
+    whole = None if sums.whole is None else sums.whole.numpy()
+    return Pooled(sums.means(), labels, voxels, whole, len(windows.starts))
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What the windows add up to so far.
+
+    counts: for each map, voxels of each region in each token [regions *grid]; sums: float64
+    [regions C]; whole: [C *grid] of the map `dense`, None where none is wanted in full.
+    """
+
+    counts: list[Tensor]
+    sums: list[Tensor]
+    dense: int | None
+    whole: Tensor | None
+
+    @classmethod
+    def of(cls, encoder: Encoder, counts: list[Tensor], dense: int | None) -> Sums:
+        regions = len(counts[0])
+        sums = [torch.zeros(regions, c, dtype=torch.float64) for c in encoder.channels]
+        whole = None
+        if dense is not None:
+            whole = torch.zeros(encoder.channels[dense], *counts[dense].shape[1:])
+        return cls(counts, sums, dense, whole)
+
+    def add(self, number: int, at: tuple[slice, ...], tokens: Tensor) -> None:
+        """A window's weighted tokens of a map; `at`: where they lie in it."""
+        self.sums[number] += _by_region(tokens, self.counts[number][at])
+        if self.whole is not None and number == self.dense:
+            self.whole[at] += tokens.cpu()
+
+    def means(self) -> tuple[np.ndarray, ...]:
+        return tuple(_mean(*one) for one in zip(self.sums, self.counts, strict=True))
 
 
 def _by_region(tokens: Tensor, counts: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from nnssl.report.charts import SHOWN_HU, STEP
 from nnssl.report.thumbnails import Planes, picture
 from nnssl.study.report.page import Section, Tile, Tiles, page
 from nnssl.study.report.tables import Cell, Table
-from nnssl.types import HUPolicy
+from nnssl.types import HUPolicy, Spacing
 
 REPORT, PLAN = "report.json", "plan.json"
 GREYS = (-1000.0, 1000.0)  # HU that are black and white
@@ -226,19 +226,28 @@ def _tiles(collection: Collection, states: dict[str, str], most: int) -> Tiles:
 
 def _tile(collection: Collection, plan: Plan, case: Case) -> Tile:
     orientation = collection.line_of(case).get("orientation", "")
-    volume = stored_array(files.inside(collection.folder, f"{case.id}.b2nd"))
-    shape = tuple(volume.shape[1:])
-    planes = Planes.of(lambda index: np.asarray(volume[(0, *index)]), shape, plan.spacing)
-    limits = planes.limits()
-    if plan.hu:
-        low, high = (float(plan.hu.normalise(np.float32(hu))) for hu in GREYS)
-        limits = low, high
+    planes = _planes(files.inside(collection.folder, f"{case.id}.b2nd"), plan.spacing)
+    limits = _grey_limits(plan) or planes.limits()
     counts = _shown_counts(collection.histogram(case))
     if counts is None:
         counts = np.histogram(planes.voxels, 112, limits)[0]
     words = filter(None, [orientation, f"{by(case.spacing, '.3g')} mm", by(case.shape)])
     made = picture(planes, counts, orientation, limits)
     return Tile(case.id, f"three planes and histogram of {case.id}", made, ", ".join(words))
+
+
+def _planes(path: Path, spacing: Spacing) -> Planes:
+    volume = stored_array(path)
+    shape = tuple(volume.shape[1:])
+    return Planes.of(lambda index: np.asarray(volume[(0, *index)]), shape, spacing)
+
+
+def _grey_limits(plan: Plan) -> tuple[float, float] | None:
+    """The network's input of GREYS; None where there are no HU."""
+    if plan.hu is None:
+        return None
+    black, white = (float(plan.hu.normalise(np.float32(hu))) for hu in GREYS)
+    return black, white
 
 
 def _shown_counts(counts: np.ndarray | None) -> np.ndarray | None:
@@ -272,10 +281,10 @@ def _facts(collection: Collection) -> dict[str, str]:
     if plan is None:
         return {}
     values = plan.hu.describe() if plan.hu else "each scan by its own mean and std"
-    lines = [
-        f"fingerprint  {plan.fingerprint}",
-        f"spacing      {plan.spacing} mm (z y x)",
-        f"crop         {plan.crop} voxels",
-        f"intensities  {values}",
-    ]
-    return {"Plan": "\n".join(lines)}
+    lines = {
+        "fingerprint": plan.fingerprint,
+        "spacing": f"{plan.spacing} mm (z y x)",
+        "crop": f"{plan.crop} voxels",
+        "intensities": values,
+    }
+    return {"Plan": "\n".join(f"{name:13}{value}" for name, value in lines.items())}
