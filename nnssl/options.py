@@ -138,19 +138,23 @@ def options_of(cls: type, plain: bool = False) -> list[Option]:
 def _of_field(each: Field, hint: object) -> Option:
     stored: Option = each.metadata.get(KEY, Option(None))
     default = each.default if each.default_factory is MISSING else each.default_factory()
-    kind, nargs = _kind(hint)
+    kind, words = _kind(hint)
     if isinstance(stored.metavar, tuple):
-        nargs = len(stored.metavar)
-    flag = f"--{'no-' if default is True else ''}{each.name.replace('_', '-')}"
+        words = len(stored.metavar)
     return replace(
         stored,
         name=each.name,
         default=default,
         kind=kind,
-        flag=flag if stored.flag == "" else stored.flag,
-        nargs=stored.nargs or nargs,
+        flag=_flag(each.name, default) if stored.flag == "" else stored.flag,
+        nargs=stored.nargs or words,
         required=default is MISSING if stored.required is None else stored.required,
     )
+
+
+def _flag(name: str, default: object) -> str:
+    """What is on by default is turned off: --no-NAME."""
+    return f"--{'no-' if default is True else ''}{name.replace('_', '-')}"
 
 
 def add(parser: argparse.ArgumentParser, cls: type, unset: bool = False) -> None:
@@ -254,12 +258,12 @@ def require(config: object, cls: type | None = None) -> None:
 
 def _kind(hint: object) -> tuple[object, int | str | None]:
     """The type of one word, and how many words: of `tuple[float, float] | None` float and 2."""
-    if get_origin(hint) in (Union, UnionType):
-        hint = next(part for part in get_args(hint) if part is not NoneType)
     origin, inner = get_origin(hint), get_args(hint)
-    if origin is None:
-        return hint, None
+    if origin in (Union, UnionType):
+        return _kind(next(part for part in inner if part is not NoneType))
     if origin is Literal:
         return type(inner[0]), None
-    exact = origin is tuple and Ellipsis not in inner
-    return _kind(inner[0])[0], len(inner) if exact else "+"
+    if origin is None:
+        return hint, None
+    is_exact = origin is tuple and Ellipsis not in inner
+    return _kind(inner[0])[0], len(inner) if is_exact else "+"

@@ -24,19 +24,23 @@ def describe(checkpoint: Checkpoint) -> str:
 def _lines(checkpoint: Checkpoint) -> dict[str, str]:
     header, plan = checkpoint.header, checkpoint.header["plan"]
     mebibytes = checkpoint.path.stat().st_size / 2**20
-    decoder = checkpoint.decoder
     versions, created = header.get("versions", {}), header.get("created", UNKNOWN)
-    return {
+    lines = {
         "file": f"{checkpoint.path} ({mebibytes:.1f} MiB)",
         "sha256": checkpoint.sha256,
         "method": header["method"],
         "encoder": _encoder(checkpoint),
         "": _pairs(header["encoder"]),
-        **({"decoder": f"{decoder['name']}, pretrained too"} if decoder else {}),
+    }
+    if decoder := checkpoint.decoder:
+        lines["decoder"] = f"{decoder['name']}, pretrained too"
+    lines |= {
         "spacing": describe_spacing(plan["spacing"]),
         "crop": describe_crop(header["crop"]),
         "HU policy": describe_hu(checkpoint.hu),
-        **(_foreign(header["foreign"]) if "foreign" in header else _training(header)),
+    }
+    lines |= _foreign(header["foreign"]) if "foreign" in header else _training(header)
+    return lines | {
         "written by": f"{_pairs(versions) or UNKNOWN}, {created}",
         "cite": "; ".join(checkpoint.citations),
     }
@@ -87,15 +91,17 @@ def _training(header: Mapping) -> dict[str, str]:
     name, cases, fingerprint = _of(header["plan"], "name", "cases", "fingerprint")
     steps, batch, seed = _of(header.get("run", {}), "steps", "batch_size", "seed")
     step = header.get("step", UNKNOWN)
-    metrics = header.get("metrics", {})
-    own = {name: v for name, v in metrics.items() if not str(name).startswith(PROBE)}
-    return {
+    found = {
         "data": f"{name}, {cases} scans, plan {fingerprint}",
         "trained": f"step {step} of {steps}, {batch} scans per step, seed {seed}",
         "settings": _pairs(header.get("method_config", {})) or UNKNOWN,
-        "metrics": _pairs(own),
-        **({"probe": _probe(header["probe"])} if "probe" in header else {}),
+        "metrics": _pairs(_without_probe(header.get("metrics", {}))),
     }
+    return found | ({"probe": _probe(header["probe"])} if "probe" in header else {})
+
+
+def _without_probe(metrics: Mapping) -> dict:
+    return {name: v for name, v in metrics.items() if not str(name).startswith(PROBE)}
 
 
 def _foreign(origin: Mapping) -> dict[str, str]:

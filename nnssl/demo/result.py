@@ -107,11 +107,15 @@ def _draw_case(row: Sequence[Axes], demo: Demo, name: str) -> None:
     maps |= {f"predicted, {start}": read(demo.predictions(start) / name) for start in TRAINERS}
     shown = most_organs(truth)
     for axes, (title, labels) in zip(row, maps.items(), strict=True):
-        axes.imshow(scan[shown], cmap="gray", vmin=WINDOW[0], vmax=WINDOW[1])
-        if labels is not None:
-            axes.imshow(coloured(labels[shown]))
+        _draw_slice(axes, scan[shown], None if labels is None else labels[shown])
         axes.set_title(title)
-        axes.axis("off")
+
+
+def _draw_slice(axes: Axes, scan: np.ndarray, labels: np.ndarray | None) -> None:
+    axes.imshow(scan, cmap="gray", vmin=WINDOW[0], vmax=WINDOW[1])
+    if labels is not None:
+        axes.imshow(coloured(labels))
+    axes.axis("off")
 
 
 def most_organs(labels: np.ndarray) -> int:

@@ -107,12 +107,15 @@ def _neighbours(
     for line, query in zip(grid, rows, strict=True):
         for axes, scan in zip(line, [query, *near[query]], strict=True):
             _show_scan(axes, table, scan, thumbnails)
-            width = 4 if axes is line[0] else 2
-            for side in axes.spines.values():
-                side.set(color=colours[table.group[scan]], linewidth=width)
+            _frame(axes, colours[table.group[scan]], 4 if axes is line[0] else 2)
     grid[0, 0].set_title(f"asked for: {grid[0, 0].get_title()}".rstrip(": "), fontsize=8)
     figure.suptitle(f"nearest by cosine, stage{stage}", fontsize=9)
     return figure
+
+
+def _frame(axes: Axes, colour: tuple, width: int) -> None:
+    for side in axes.spines.values():
+        side.set(color=colour, linewidth=width)
 
 
 def _show_scan(axes: Axes, table: Table, scan: int, thumbnails: bool) -> None:
@@ -135,13 +138,17 @@ def _projection(table: Table, groups: list[str], stage: int) -> Figure:
     places = _projected(standardised(table.stages[stage]))
     for axes, (name, points) in zip(figure.subplots(1, 2), places.items(), strict=True):
         for group in groups:
-            chosen = [g == group for g in table.group]
-            label = f"{group or 'scans'} ({sum(chosen)})"
-            axes.scatter(*points[chosen].T, s=14, color=colours[group], label=label, alpha=0.8)
+            _scatter(axes, table, group, points, colours[group])
         axes.set_title(f"{name}, stage{stage}", fontsize=9)
         axes.set(xticks=[], yticks=[])
     axes.legend(fontsize=8)
     return figure
+
+
+def _scatter(axes: Axes, table: Table, group: str, points: np.ndarray, colour: tuple) -> None:
+    chosen = [name == group for name in table.group]
+    label = f"{group or 'scans'} ({sum(chosen)})"
+    axes.scatter(*points[chosen].T, s=14, color=colour, label=label, alpha=0.8)
 
 
 def _projected(vectors: np.ndarray) -> dict[str, np.ndarray]:

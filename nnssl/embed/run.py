@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -19,10 +18,10 @@ from nnssl.data.plan import case_id
 from nnssl.data.refusals import UnusableScanError
 from nnssl.data.scans import Found, find_scans, read
 from nnssl.data.survey import ScanReport, nothing_usable, survey
-from nnssl.data.volumes import VOLUME_ENDINGS, ending
 from nnssl.data.workers import Failed, parallel_map
 from nnssl.embed import dense, pooling, table
 from nnssl.embed.encoder import Encoder, grid_spacing, load_encoder
+from nnssl.embed.masks import Masks, find, mask_of, stem
 from nnssl.embed.options import Options
 from nnssl.embed.scan import Prepared, grid_plan, prepare, read_labels
 from nnssl.embed.table import Row
@@ -32,8 +31,6 @@ from nnssl.types import HUPolicy, Spacing
 
 NOTE = "embed.json"
 VERSION = 1  # goes up when the same settings would give other numbers
-Masks = dict[str, list[Path]]  # label files by name, endings left out
-CHANNEL = "_0000"  # at the end of an image's name in nnU-Net's datasets; its labels have none
 
 
 @dataclass(frozen=True)
@@ -74,8 +71,8 @@ def embed(options: Options, say: Callable[[str], None] = print) -> Path:
     encoder = encoder_of(options, say).to(choose_device(options.device))
     number = None if options.dense is None else dense.stage_of(encoder, options.dense)
     scans = find_scans(options.sources)  # a mistake is reported before anything is written
-    masks = None if options.masks is None else _find_masks(options.masks)
-    work = Work(encoder, options, number, masks, say)
+    label_files = None if options.masks is None else find(options.masks)
+    work = Work(encoder, options, number, label_files, say)
     work.folder.mkdir(parents=True, exist_ok=True)
     hint = "wait for it, or choose another -o"
     with signals.handled(_stop), files.locked(work.folder, hint):
@@ -90,8 +87,7 @@ def embed(options: Options, say: Callable[[str], None] = print) -> Path:
 
 def _embed(work: Work, scans: list[Found]) -> table.Table:
     settings = _store_settings(work)
-    in_hu = work.encoder.hu is not None
-    lines = survey(scans, work.folder, work.options.num_processes, in_hu=in_hu)
+    lines = _surveyed(work, scans)
     kept = [line for line in lines if line.kept]
     if not kept:
         raise nothing_usable(lines, work.options.sources)
@@ -99,12 +95,16 @@ def _embed(work: Work, scans: list[Found]) -> table.Table:
     failed = _encode(work, tasks)
     rows = [task.row for task in tasks if task.row.id not in failed]
     made = table.write(work.folder, rows, work.has_labels)
-    work.say(
-        f"{len(made.id)} scans embedded, {len(lines) - len(tasks)} left out "
-        f"({work.folder / 'report.csv'}), {len(failed)} failed"
-    )
-    _tell(work, tasks, failed, made)
+    out, report = len(lines) - len(tasks), work.folder / "report.csv"
+    work.say(f"{len(made.id)} scans embedded, {out} left out ({report}), {len(failed)} failed")
+    _tell_failures(work, tasks, failed)
+    _tell_tables(work, made)
     return made
+
+
+def _surveyed(work: Work, scans: list[Found]) -> list[ScanReport]:
+    in_hu = work.encoder.hu is not None
+    return survey(scans, work.folder, work.options.num_processes, in_hu=in_hu)
 
 
 def _stop(*_: object) -> None:
@@ -153,35 +153,6 @@ def _settings(encoder: Encoder, options: Options) -> dict:
     }
 
 
-def _find_masks(folder: Path) -> Masks:
-    """Label files at any depth by name, endings left out. Raises FileNotFoundError, ValueError."""
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no folder of masks at {folder}")
-    found: Masks = {}
-    for where, _, names in os.walk(folder, followlinks=True):
-        for name in sorted(names):
-            if ending(name) and not name.startswith("."):
-                found.setdefault(_stem(name), []).append(Path(where, name))
-    if not found:
-        raise ValueError(f"no masks in {folder}: looked for {', '.join(VOLUME_ENDINGS)}")
-    return found
-
-
-def _stem(name: str) -> str:
-    """Without the ending of a volume's file."""
-    return name[: len(name) - len(ending(name))]
-
-
-def _mask_of(found: Found, masks: Masks) -> Path | None:
-    """The label file of the same name, with or without nnU-Net's _0000; of several the nearest."""
-    stem = _stem(Path(found.path).name)
-    for wanted in (stem, stem.removesuffix(CHANNEL)):
-        if there := masks.get(wanted):
-            parts = set(Path(found.path).parts)
-            return max(there, key=lambda path: (len(parts & set(path.parts)), str(path)))
-    return None
-
-
 def _tasks(
     lines: Sequence[ScanReport], sources: Sequence[Path], masks: Masks | None, settings: str
 ) -> list[Task]:
@@ -190,7 +161,7 @@ def _tasks(
 
 
 def _task(line: ScanReport, row: Row, masks: Masks | None, settings: str) -> Task:
-    labels = None if masks is None else _mask_of(line.found, masks)
+    labels = None if masks is None else mask_of(line.found, masks)
     status = labels and labels.stat()
     seen = [settings, line.path, line.series, line.shape, line.spacing, line.percentiles]
     seen += [str(labels), status.st_size, status.st_mtime_ns] if status else []
@@ -212,7 +183,7 @@ def _row(line: ScanReport, tops: Sequence[Path]) -> Row:
     below = path.relative_to(top) if path != top else Path(path.name)
     in_a_subfolder = len(below.parts) > 1 and len(tops) == 1
     group = below.parts[0] if in_a_subfolder else top.name
-    name = _stem(below.as_posix()) or path.name
+    name = stem(below.as_posix()) or path.name
     return Row(name, line.path, group, case_id(line.path, line.series))
 
 
@@ -282,13 +253,15 @@ def _pooled(
         ) from error
 
 
-def _tell(work: Work, tasks: Sequence[Task], failed: dict[str, str], made: table.Table) -> None:
-    """What failed, what has no mask, and what the tables hold."""
+def _tell_failures(work: Work, tasks: Sequence[Task], failed: dict[str, str]) -> None:
     for scan, reason in list(failed.items())[:10]:
         work.say(f"  {scan}: {reason}")
     bare = [task.row.id for task in tasks if task.labels is None]
     if work.has_labels and bare:
         work.say(f"  {len(bare)} without a mask of their name, such as {bare[0]}")
+
+
+def _tell_tables(work: Work, made: table.Table) -> None:
     widths = " ".join(str(stage.shape[1]) for stage in made.stages)
     path = work.folder / table.FEATURES
     work.say(f"{path}.npz, {path}.csv: one row per scan; stage0 to stage4 with {widths} numbers")

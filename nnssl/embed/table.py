@@ -151,8 +151,11 @@ def _write_csv(path: Path, columns: dict[str, list], stages: list[np.ndarray]) -
         table = csv.writer(file)
         table.writerow([*columns, *names])
         for number, cells in enumerate(zip(*columns.values(), strict=True)):
-            vectors = (f"{float(v):.6g}" for values in stages for v in values[number])
-            table.writerow([*cells, *vectors])
+            table.writerow([*cells, *_digits(stages, number)])
+
+
+def _digits(stages: list[np.ndarray], row: int) -> list[str]:
+    return [f"{float(value):.6g}" for values in stages for value in values[row]]
 
 
 def thumbnail(

@@ -64,15 +64,23 @@ class Pretraining:
 
     def collection(self) -> Collection | None:
         """The scans it was trained on, where they are still below $nnUNet_preprocessed."""
-        root, plan = os.environ.get(PREPROCESSED), self.header.get("plan", {})
-        if not root or not plan.get("name"):
-            return None
-        folder = Path(root) / "nnssl" / plan["name"]
-        if not all((folder / name).is_file() for name in (collection.REPORT, collection.PLAN)):
+        plan = self.header.get("plan", {})
+        folder = _preprocessed(plan.get("name"))
+        if folder is None:
             return None
         found = Collection.read(folder)
         known = found.plan.fingerprint if found.plan else None
         return found if known == plan["fingerprint"] else None
+
+
+def _preprocessed(name: str | None) -> Path | None:
+    """The folder of a collection; None where it is not there, or not whole."""
+    root = os.environ.get(PREPROCESSED)
+    if not root or not name:
+        return None
+    folder = Path(root) / "nnssl" / name
+    needed = (collection.REPORT, collection.PLAN)
+    return folder if all((folder / file).is_file() for file in needed) else None
 
 
 def render(folder: Path) -> str:
@@ -237,10 +245,11 @@ def _devices(run: Pretraining) -> list[list[Cell]]:
     if not run.manifest:  # of a version that did not write one
         return []
     hardware, energy = run.manifest["sittings"][-1]["hardware"], run.manifest["energy_wh"]
-    many = f"{hardware['processes']} processes" if hardware["processes"] > 1 else "one process"
+    count, hours = hardware["processes"], f"{run.manifest['device_hours']:.3g}"
+    many = f"{count} processes" if count > 1 else "one process"
     rows: list[list[Cell]] = [
         ["device", hardware.get("gpu") or hardware["processor"], many],
-        ["hours of devices", f"{run.manifest['device_hours']:.3g}", "with saving and pictures"],
+        ["hours of devices", hours, "with saving and pictures"],
     ]
     if energy is not None:
         rows.append(["energy", f"{energy / 1000:.3g} kWh", "of the first machine's GPUs"])

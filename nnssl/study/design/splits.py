@@ -53,15 +53,20 @@ def append(path: Path, study: Study, task: Task, labels: Labels) -> dict[Key, Sp
     with _locked(path):
         stored = list(files.read_json(path)) if path.is_file() else None
         entries = first_folds(sorted(labels), task.subject) if stored is None else list(stored)
-        found = {}
-        for key, cases in wanted(entries, study, task, labels).items():
-            entry = _entry(study, task, key, cases)
-            if entry not in entries:
-                entries.append(entry)
-            found[key] = Split(entries.index(entry), *cases)
+        found = {
+            key: Split(_add(entries, _entry(study, task, key, cases)), *cases)
+            for key, cases in wanted(entries, study, task, labels).items()
+        }
         if entries != stored:
             files.write_json(path, entries)
         return found
+
+
+def _add(entries: list[dict], entry: dict) -> int:
+    """The place of an entry, which is added behind the others where it is missing."""
+    if entry not in entries:
+        entries.append(entry)
+    return entries.index(entry)
 
 
 def _entry(study: Study, task: Task, key: Key, cases: Cases) -> dict:

@@ -106,15 +106,13 @@ def wanted(study: Study) -> list[tuple[Dataset, str, str]]:
     pretrained with labels; each once.
     """
     found = [(task.dataset, task.configuration, task.plans) for task in study.tasks]
-    for task, arm in study.pairs:
-        if arm.start == "default" and arm.plans:
-            found.append((task.dataset, task.configuration, arm.plans))
-    for arm in study.arms:
-        if arm.start == "supervised":
-            found.append((*labelled(arm), BASE))
-    return [
-        (Dataset(name), configuration, plans) for name, configuration, plans in dict.fromkeys(found)
+    found += [
+        (task.dataset, task.configuration, arm.plans)
+        for task, arm in study.pairs
+        if arm.start == "default" and arm.plans
     ]
+    found += [(*labelled(arm), BASE) for arm in study.arms if arm.start == "supervised"]
+    return [(Dataset(name), *data) for name, *data in dict.fromkeys(found)]
 
 
 def labelled(arm: Arm) -> tuple[str, str]:
