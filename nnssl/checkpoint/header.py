@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from functools import lru_cache
 from math import isfinite
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -113,9 +114,12 @@ def _check_kinds(header: Mapping) -> None:
 
 
 def _check_crop(crop: object, dims: int) -> None:
-    whole = isinstance(crop, list) and len(crop) == dims and all(map(_is_whole, crop))
-    fits = whole and all(0 < n <= LARGEST_CROP for n in crop)
+    fits = isinstance(crop, list) and len(crop) == dims and all(map(_is_edge, crop))
     _require(fits, f"crop is {dims} numbers of voxels", crop)
+
+
+def _is_edge(voxels: object) -> bool:
+    return _is_whole(voxels) and 0 < voxels <= LARGEST_CROP
 
 
 def _check_plan(plan: object, dims: int) -> None:
@@ -128,10 +132,12 @@ def _check_plan(plan: object, dims: int) -> None:
 
 
 def _check_spacing(spacing: object, dims: int) -> None:
-    several = isinstance(spacing, list) and dims <= len(spacing) <= 3
-    numbers = several and all(map(_is_number, spacing))
-    fits = numbers and all(0 < mm <= WIDEST_SPACING for mm in spacing)
+    fits = isinstance(spacing, list) and dims <= len(spacing) <= 3 and all(map(_is_step, spacing))
     _require(fits, "spacing is numbers of mm", spacing)
+
+
+def _is_step(mm: object) -> bool:
+    return _is_number(mm) and 0 < mm <= WIDEST_SPACING
 
 
 def _check_hu(hu: object) -> None:
@@ -148,9 +154,12 @@ def _check_hu(hu: object) -> None:
 
 
 def _check_knots(knots: object) -> None:
-    few = isinstance(knots, list) and len(knots) <= MOST_KNOTS
-    pairs = few and all(isinstance(knot, list) and len(knot) == 2 for knot in knots)
-    _require(pairs, f"hu.interior is at most {MOST_KNOTS} pairs", knots)
+    fits = isinstance(knots, list) and len(knots) <= MOST_KNOTS and all(map(_is_pair, knots))
+    _require(fits, f"hu.interior is at most {MOST_KNOTS} pairs", knots)
+
+
+def _is_pair(knot: object) -> bool:
+    return isinstance(knot, list) and len(knot) == 2
 
 
 def _check_encoder(encoder: object) -> None:
@@ -232,11 +241,11 @@ def _unlike(rule: str, got: object) -> ValueError:
     return ValueError(f"{rule}; got {str(got)[:200]}")
 
 
-def _is_whole(value: object) -> bool:
+def _is_whole(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)
 
 

@@ -181,8 +181,8 @@ def _row(line: ScanReport, tops: Sequence[Path]) -> Row:
     path = Path(line.path)
     top = next((t for t in tops if path == t or path.is_relative_to(t)), path.parent)
     below = path.relative_to(top) if path != top else Path(path.name)
-    in_a_subfolder = len(below.parts) > 1 and len(tops) == 1
-    group = below.parts[0] if in_a_subfolder else top.name
+    *folders, _ = below.parts
+    group = folders[0] if folders and len(tops) == 1 else top.name
     name = stem(below.as_posix()) or path.name
     return Row(name, line.path, group, case_id(line.path, line.series))
 

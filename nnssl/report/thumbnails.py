@@ -98,7 +98,7 @@ def _boxed(plane: np.ndarray, spacing: Spacing, flips: tuple[bool, bool]) -> np.
     """uint8 [BOX BOX]: the plane as large as fits, in its true proportions, in the middle."""
     from PIL import Image  # matplotlib brings it along
 
-    plane = np.flip(plane, [axis for axis, turned in enumerate(flips) if turned])
+    plane = np.flip(plane, tuple(axis for axis, turned in enumerate(flips) if turned))
     extent = np.multiply(plane.shape, spacing)
     rows, columns = np.rint(BOX * extent / extent.max()).astype(int).clip(1)
     image = Image.fromarray(np.ascontiguousarray(plane))

@@ -112,7 +112,9 @@ def wanted(study: Study) -> list[tuple[Dataset, str, str]]:
         if arm.start == "default" and arm.plans
     ]
     found += [(*labelled(arm), BASE) for arm in study.arms if arm.start == "supervised"]
-    return [(Dataset(name), *data) for name, *data in dict.fromkeys(found)]
+    return [
+        (Dataset(name), configuration, plans) for name, configuration, plans in dict.fromkeys(found)
+    ]
 
 
 def labelled(arm: Arm) -> tuple[str, str]:
