@@ -114,7 +114,8 @@ class HUPolicy:
         corners = list(pairwise(self._corners))
         slopes = [(x1 - x0) / (y1 - y0) for (x0, y0), (x1, y1) in corners]
         pieces = zip(slopes, ((y0, y1) for (_, y0), (_, y1) in corners), strict=True)
-        return bent + sum((slope - 1) * (bent.clip(y0, y1) - y0) for slope, (y0, y1) in pieces)
+        parts = sum((slope - 1) * (bent.clip(y0, y1) - y0) for slope, (y0, y1) in pieces)
+        return cast("Values", bent + parts)
 
     def describe(self) -> str:
         """For people: what is done to HU."""
