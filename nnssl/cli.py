@@ -12,11 +12,10 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
-from nnssl import address, conflict, options, parsers, signals, weights
+from nnssl import conflict, options, parsers, signals
 from nnssl.signals import Interrupted
-from nnssl.train.options import DEVICE, Options
+from nnssl.train.options import Options
 
 conflict.refuse()  # again: MIC-DKFZ's `__init__.py` may lie in the place of ours
 
@@ -51,11 +50,7 @@ def pretrain() -> int:
         from nnssl.bench import listing
 
         return _report_errors(lambda: print(listing.table()))
-    if args.method is None:
-        parser.error("say which method with -m; nnssl_pretrain --list shows them")
-    if not (args.sources or args.dataset_ids or args.name):
-        parser.error("say where the scans are: -i FOLDER, or -d ID of an nnU-Net raw dataset")
-
+    _require_method_and_scans(parser, args)
     with signals.handled(_leave):
         from nnssl.train.pretrain import pretrain as run
         from nnssl.train.pretrain import processes
@@ -67,31 +62,17 @@ def pretrain() -> int:
         atexit.register(_end_undisturbed)  # what is registered last comes first
 
 
+def _require_method_and_scans(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    if args.method is None:
+        parser.error("say which method with -m; nnssl_pretrain --list shows them")
+    if not (args.sources or args.dataset_ids or args.name):
+        parser.error("say where the scans are: -i FOLDER, or -d ID of an nnU-Net raw dataset")
+
+
 @_command
 def inspect() -> int:
     """nnssl_inspect: what is in a checkpoint, or the line that lets nnU-Net find our trainers."""
-    parser = argparse.ArgumentParser(
-        prog="nnssl_inspect", description="What is in a checkpoint of nnssl_pretrain."
-    )
-    parser.add_argument(
-        "checkpoint",
-        nargs="?",
-        type=address.named,
-        help="a checkpoint_final.pth or checkpoint_latest.pth, hf://owner/repo/file, https://..., "
-        f"or a name: {weights.NAMES}; default: the one that a training would start from",
-    )
-    parser.add_argument(
-        "--json",
-        action="store_true",
-        help="for programs: all of the header, the file's hash, and the run's manifest beside it",
-    )
-    parser.add_argument(
-        "--nnunet-env",
-        action="store_true",
-        help="print the line that lets nnU-Net find our trainers; needed after an editable install "
-        "only",
-    )
-    args = parser.parse_args()
+    args = parsers.inspect_parser().parse_args()
     if args.nnunet_env:
         from nnssl.hook import trainers_folder
 
@@ -101,12 +82,12 @@ def inspect() -> int:
     from nnssl import checkpoint
     from nnssl.finetune import checkpoint_choice
 
-    describe = checkpoint.to_json if args.json else checkpoint.describe
-    return _report_errors(
-        lambda: print(
-            describe(checkpoint.load(args.checkpoint or checkpoint_choice.choose({}).path))
-        )
-    )
+    def work() -> None:
+        path = args.checkpoint or checkpoint_choice.choose({}).path
+        describe = checkpoint.to_json if args.json else checkpoint.describe
+        print(describe(checkpoint.load(path)))
+
+    return _report_errors(work)
 
 
 @_command
@@ -160,36 +141,7 @@ def embed() -> int:
 @_command
 def demo() -> int:
     """nnssl_demo: the whole chain on synthetic CT."""
-    parser = argparse.ArgumentParser(
-        prog="nnssl_demo",
-        description="Pretraining, planning, training and prediction on CT phantoms that are made "
-        "on the spot, through the same commands that you would type. Needs no data and no GPU; "
-        "made for under 10 minutes on two cores.",
-        epilog="The same line continues after the last finished stage. Nothing is written outside "
-        "of the folder.",
-    )
-    parser.add_argument(
-        "-o",
-        dest="output",
-        metavar="FOLDER",
-        type=Path,
-        default=Path("nnssl_demo"),
-        help="a new folder, or one of an earlier demo; default: %(default)s",
-    )
-    parser.add_argument(
-        "-i",
-        dest="scans",
-        metavar="FOLDER",
-        type=Path,
-        help="your own CT scans for the pretraining",
-    )
-    parser.add_argument("-device", choices=DEVICE["choices"], help=DEVICE["help"])
-    parser.add_argument(
-        "--quick",
-        action="store_true",
-        help="a minute or two: every command runs, nothing is learnt",
-    )
-    args = parser.parse_args()
+    args = parsers.demo_parser().parse_args()
 
     from nnssl.demo import chain, result, run
     from nnssl.train.processes import choose_device
@@ -227,39 +179,13 @@ def study() -> int:
     from nnssl.study import command
 
     args = command.parser().parse_args()
-    return _report_errors(lambda: command.do(args))
+    return _report_errors(lambda: command.dispatch(args))
 
 
 @_command
 def report() -> int:
     """nnssl_report: one HTML page of a pretraining, or of a collection of scans."""
-    parser = argparse.ArgumentParser(
-        prog="nnssl_report",
-        description="One HTML page, which opens anywhere without a network: of a pretraining its "
-        "losses, monitors, views, probe, time and what was left out; of a collection, before it is "
-        "trained on, three planes and the histogram of its scans, and what was left out and why.",
-    )
-    parser.add_argument(
-        "folder",
-        metavar="FOLDER",
-        type=Path,
-        help="results of nnssl_pretrain, or a collection of preprocessed scans",
-    )
-    parser.add_argument(
-        "-o",
-        dest="page",
-        metavar="PAGE",
-        type=Path,
-        help="where to write; default: report.html in the folder",
-    )
-    parser.add_argument(
-        "--scans",
-        metavar="N",
-        type=int,
-        default=60,
-        help="scans of a collection that are shown; default: %(default)s",
-    )
-    args = parser.parse_args()
+    args = parsers.report_parser().parse_args()
 
     from nnssl.report.write import write
 

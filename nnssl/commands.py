@@ -56,19 +56,28 @@ def run_logged(
     with log.open("a", encoding="utf-8") as file:
         print(f"$ {shlex.join(command)}", file=file, flush=True)
         process = subprocess.Popen(
-            executable(command), stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=environment,
-            pass_fds=[] if lock is None else [lock], start_new_session=True,
-        )  # fmt: skip
+            executable(command),
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            pass_fds=[] if lock is None else [lock],
+            start_new_session=True,
+        )
         try:
             wait(process)
         finally:
-            # it may want to save something, with its helpers still there
-            if process.poll() is None:
-                process.terminate()
-                with suppress(subprocess.TimeoutExpired):
-                    process.wait(TO_SAVE)
-            _end_group(process)
+            _end(process)
     return process.returncode
+
+
+def _end(process: subprocess.Popen) -> None:
+    """It may want to save something, with its helpers still there."""
+    if process.poll() is None:
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(TO_SAVE)
+    _end_group(process)
 
 
 def _end_group(process: subprocess.Popen) -> None:

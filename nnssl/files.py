@@ -1,4 +1,4 @@
-"""Files that are whole or absent: atomic writes, JSON, hashes, and names that stay in their folder."""
+"""Files that are whole or absent: atomic writes, JSON, hashes, names that stay in their folder."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TextIO
 
 try:
     import fcntl
@@ -31,7 +32,7 @@ SOCKET_PATH, SOCKET_NAME = 107, len("/pymp-12345678/listener-12345678")
 
 
 class NoRoomError(OSError):
-    """The disk or the quota is full, or the disk is read-only: nothing more can be written there."""
+    """The disk or the quota is full, or the disk is read-only: nothing can be written there."""
 
 
 class LockedError(RuntimeError):
@@ -55,11 +56,7 @@ def atomic(path: Path | str) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        # mkstemp makes files that only their owner can read; results are shared like any other
-        # file.
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
+        _share(temporary)
         temporary.replace(path)
     except (OSError, RuntimeError) as error:  # PyTorch and blosc2 raise RuntimeError
         if clearer := _no_room(error, path):
@@ -70,33 +67,45 @@ def atomic(path: Path | str) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def _share(path: Path) -> None:
+    """Give a file the usual permissions: those of mkstemp let only its owner read it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
+
+
 def _no_room(error: Exception, path: Path) -> NoRoomError | None:
-    """What is said where `path` could not be written for want of room; None where that is not why."""
-    number, largest = getattr(error, "errno", None), _largest_file()
-    if (
-        number is None and largest is not None
-    ):  # what libraries say of a refused write has no number
-        number = errno.EFBIG
-    try:
-        free = shutil.disk_usage(path.parent).free
-    except OSError:
-        free = None
-    if isinstance(error, NoRoomError) or (
-        number not in NO_ROOM and (free is None or free > LITTLE)
-    ):
+    """The error where `path` could not be written for want of room; None for another cause."""
+    number, free = getattr(error, "errno", None), _free(path.parent)
+    if number is None and _largest_file() is not None:
+        number = errno.EFBIG  # what libraries say of a refused write has no number
+    is_full = free is not None and free <= LITTLE
+    if isinstance(error, NoRoomError) or not (number in NO_ROOM or is_full):
         return None
-    if number == errno.EFBIG:
-        limit = "" if largest is None else f" of {largest / 1e6:.1f} MB (ulimit -f)"
-        cause = f"the file would be larger than the limit{limit}"
-    elif number == errno.EROFS:
-        cause = "the disk is read-only"
-    else:
-        left = "" if free is None else f", {free / 1e6:.1f} MB are left"
-        cause = f"the disk is full or the quota used up{left}"
     return NoRoomError(
-        f"{path} cannot be written: {cause}. Free some space for {path.parent}, or choose another "
-        "disk (nnUNet_preprocessed, nnUNet_results, -o); what was written before is whole"
+        f"{path} cannot be written: {_cause(number, free)}. Free some space for {path.parent}, or "
+        "choose another disk (nnUNet_preprocessed, nnUNet_results, -o); what was written before is "
+        "whole"
     )
+
+
+def _free(folder: Path) -> int | None:
+    """Bytes; None where they are unknown."""
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return None
+
+
+def _cause(number: int | None, free: int | None) -> str:
+    if number == errno.EFBIG:
+        largest = _largest_file()
+        limit = "" if largest is None else f" of {largest / 1e6:.1f} MB (ulimit -f)"
+        return f"the file would be larger than the limit{limit}"
+    if number == errno.EROFS:
+        return "the disk is read-only"
+    left = "" if free is None else f", {free / 1e6:.1f} MB are left"
+    return f"the disk is full or the quota used up{left}"
 
 
 def _largest_file() -> int | None:
@@ -131,19 +140,28 @@ def locked(folder: Path | str, hint: str) -> Iterator[None]:
     path = Path(folder) / LOCK
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", encoding="utf-8") as file:
-        if fcntl is not None:
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError):
-                file.seek(0)
-                holder = file.read().strip() or "another process"
-                raise LockedError(f"{folder} is being written by {holder}: {hint}") from None
-            except OSError:  # a network disk without locks
-                pass
+        try:
+            _lock(file)
+        except (BlockingIOError, PermissionError):
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise LockedError(f"{folder} is being written by {holder}: {hint}") from None
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
         yield
+
+
+def _lock(file: TextIO) -> None:
+    """Raises BlockingIOError or PermissionError where another process holds it."""
+    if fcntl is None:
+        return
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        raise
+    except OSError:  # a network disk without locks
+        pass
 
 
 def room_for_sockets() -> None:
@@ -152,12 +170,11 @@ def room_for_sockets() -> None:
     A socket's path has 107 bytes at most; folders of batch systems can be longer. Call before
     processes are started. Raises OSError where there is no short folder.
     """
-    if len(os.fsencode(tempfile.gettempdir())) + SOCKET_NAME <= SOCKET_PATH or os.name == "nt":
+    if os.name == "nt" or _holds_sockets(tempfile.gettempdir()):
         return
     before = tempfile.tempdir
     for short in (os.environ.get("XDG_RUNTIME_DIR", ""), "/tmp", "/var/tmp", "/dev/shm"):
-        fits = short and len(os.fsencode(short)) + SOCKET_NAME <= SOCKET_PATH
-        if fits and os.access(short, os.W_OK | os.X_OK):
+        if short and _holds_sockets(short) and os.access(short, os.W_OK | os.X_OK):
             tempfile.tempdir = short
             try:
                 multiprocessing.util.get_temp_dir()  # made once; processes inherit it
@@ -168,6 +185,10 @@ def room_for_sockets() -> None:
         f"the path of the temporary folder {before} is too long for sockets, and no shorter one "
         "can be written to; type: export TMPDIR=/a/short/folder"
     )
+
+
+def _holds_sockets(folder: str) -> bool:
+    return len(os.fsencode(folder)) + SOCKET_NAME <= SOCKET_PATH
 
 
 def write_json(path: Path | str, value: object) -> None:
@@ -212,11 +233,8 @@ def read_json_lines(path: Path | str) -> list[dict]:
     numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
     rows = []
     for number, line in numbered:
-        try:
-            row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError):
-            row = None
-        if isinstance(row, dict):
+        row = _row(line)
+        if row is not None:
             rows.append(row)
         elif number != numbered[-1][0]:
             raise ValueError(
@@ -224,6 +242,14 @@ def read_json_lines(path: Path | str) -> list[dict]:
                 "older copy of the file back, or take that line out"
             )
     return rows
+
+
+def _row(line: str) -> dict | None:
+    try:
+        row = json.loads(line)
+    except (json.JSONDecodeError, RecursionError):
+        return None
+    return row if isinstance(row, dict) else None
 
 
 def fingerprint(value: object) -> str:

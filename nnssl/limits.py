@@ -1,4 +1,4 @@
-"""What this process may use of its machine: a batch system or a container gives less than is there."""
+"""What this process may use of its machine: batch systems and containers give less than all."""
 
 from __future__ import annotations
 
@@ -14,18 +14,26 @@ def cores() -> int:
     """Cores that this process may count on: by affinity, SLURM's --cpus-per-task and the cgroup's
     quota.
     """
-    found = [
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    ]
+    found = [_affinity()]
     if (cores_of_slurm := os.environ.get("SLURM_CPUS_PER_TASK", "")).isdigit():
         found.append(int(cores_of_slurm))
     for folder in _folders("cpu"):
-        quota, period = _words(folder / "cpu.max") or (
-            *_words(folder / "cpu.cfs_quota_us"), *_words(folder / "cpu.cfs_period_us")
-        ) or ("max", "1")  # fmt: skip
+        quota, period = _quota(folder)
         if quota.isdigit() and int(period):
             found.append(-(-int(quota) // int(period)))
     return max(1, min(found))
+
+
+def _affinity() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _quota(folder: Path) -> list[str]:
+    """A cgroup's quota and period in microseconds, of version 2 or 1; "max" where there is none."""
+    version_1 = [*_words(folder / "cpu.cfs_quota_us"), *_words(folder / "cpu.cfs_period_us")]
+    return _words(folder / "cpu.max") or version_1 or ["max", "1"]
 
 
 def free_memory() -> int | None:
@@ -47,19 +55,24 @@ def _reclaimable(folder: Path) -> int:
 
 
 def _folders(controller: str) -> list[Path]:
-    """The cgroup of this process and those above it, of version 2 or of `controller` in version 1."""
+    """The cgroup of this process and those above it: of version 2, or of `controller` in 1."""
     try:
         lines = [line.split(":", 2) for line in OWN.read_text(encoding="utf-8").splitlines()]
     except OSError:
         return []
     found = []
     for number, controllers, path in lines:
-        if number == "0" or controller in controllers.split(","):
-            top = CGROUPS if number == "0" else CGROUPS / controller
-            own = top / path.lstrip("/")
-            # In a container the path is that of the host, and the top is the container's own.
-            found += [own, *(above for above in own.parents if above.is_relative_to(top)), top]
+        if number == "0":
+            found += _upwards(CGROUPS, path)
+        elif controller in controllers.split(","):
+            found += _upwards(CGROUPS / controller, path)
     return list(dict.fromkeys(found))
+
+
+def _upwards(top: Path, path: str) -> list[Path]:
+    """From a cgroup up to `top`: in a container `path` is the host's, and `top` its own."""
+    own = top / path.lstrip("/")
+    return [own, *(above for above in own.parents if above.is_relative_to(top)), top]
 
 
 def _words(path: Path) -> list[str]:

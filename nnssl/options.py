@@ -51,10 +51,10 @@ class Option:
 
     help:    `%(default)s` in it is the default; "; default: ..." says one that is derived.
     flag:    by default the name with dashes, and --no-NAME for what is on; "NAME" without a dash:
-             not a flag but a place; None: not on the command line.
+             a positional argument; None: not on the command line.
     group:   the title under which this option and those after it stand; "": none.
     read:    a word to a value, in place of the field's type; raises ValueError or
-             argparse.ArgumentTypeError.
+             argparse.ArgumentTypeError. In a study's description: `nnssl.study.design.values`.
     join:    the values of several words to the field's value.
     check:   what it may be (`require`); the value None always passes.
     choices, metavar, nargs, const, required: as argparse has them.
@@ -67,13 +67,17 @@ class Option:
     nargs: int | str | None = None
     const: object = None
     choices: Sequence[object] | None = None
-    read: Callable[[str], object] | None = None
+    read: Callable[..., object] | None = None
     join: Callable[[list], object] = tuple
     check: Check = ANY
     required: bool | None = None
     name: str = ""
     default: object = None
     kind: object = str
+
+    @property
+    def is_flag(self) -> bool:
+        return bool(self.flag) and self.flag.startswith("-")
 
     @property
     def key(self) -> str:
@@ -93,6 +97,21 @@ class Option:
         """The field's value: several words are a tuple, or what `join` makes of them."""
         return self.join(typed) if isinstance(typed, list) else typed
 
+    def words(self, value: object) -> list[str]:
+        """What to type for a value: [] where there is nothing to say. Raises ValueError for a
+        switch that is neither true nor false.
+        """
+        if self.kind is bool and not (value is None or isinstance(value, bool)):
+            raise ValueError(f"{self.key} is true or false, got {value!r}")
+        flag = str(self.flag)
+        if self.default is True:
+            return [flag] if value is False else []
+        if value is None or value is False:
+            return []
+        if value is True:
+            return [flag]
+        return [flag, *map(str, value if isinstance(value, (list, tuple)) else [value])]
+
 
 def option(
     default: object = MISSING,
@@ -108,65 +127,71 @@ def option(
     return cast("T", field(default=default, metadata=stored))
 
 
-def options_of(cls: type) -> list[Option]:
-    """The options of a dataclass, in the order of its fields."""
+def options_of(cls: type, plain: bool = False) -> list[Option]:
+    """The options of a dataclass, in the order of its fields; `plain`: its other fields as well."""
     hints = get_type_hints(cls)
-    return [_of_field(each, hints[each.name]) for each in fields(cls) if KEY in each.metadata]
+    return [
+        _of_field(each, hints[each.name]) for each in fields(cls) if plain or KEY in each.metadata
+    ]
 
 
 def _of_field(each: Field, hint: object) -> Option:
-    stored: Option = each.metadata[KEY]
+    stored: Option = each.metadata.get(KEY, Option(None))
     default = each.default if each.default_factory is MISSING else each.default_factory()
-    kind, nargs = _kind(hint)
+    kind, words = _kind(hint)
     if isinstance(stored.metavar, tuple):
-        nargs = len(stored.metavar)
-    flag = f"--{'no-' if default is True else ''}{each.name.replace('_', '-')}"
+        words = len(stored.metavar)
     return replace(
         stored,
         name=each.name,
         default=default,
         kind=kind,
-        flag=flag if stored.flag == "" else stored.flag,
-        nargs=stored.nargs or nargs,
+        flag=_flag(each.name, default) if stored.flag == "" else stored.flag,
+        nargs=stored.nargs or words,
         required=default is MISSING if stored.required is None else stored.required,
     )
+
+
+def _flag(name: str, default: object) -> str:
+    """What is on by default is turned off: --no-NAME."""
+    return f"--{'no-' if default is True else ''}{name.replace('_', '-')}"
 
 
 def add(parser: argparse.ArgumentParser, cls: type, unset: bool = False) -> None:
     """The options of a dataclass as flags of `parser`.
 
-    unset: their default is None, for a command that has to know what was said.
+    unset: their default is None, for a command that has to know what was typed.
     """
     groups: dict[str, argparse._ActionsContainer] = {"": parser}
-    target: argparse._ActionsContainer = parser
+    title = ""
     for each in options_of(cls):
         if each.flag is None:
             continue
-        if each.group is not None:
-            if each.group not in groups:
-                groups[each.group] = parser.add_argument_group(each.group)
-            target = groups[each.group]
-        said = _for_argparse(each)
-        said["help"] = each.meaning
+        title = title if each.group is None else each.group
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title)
+        args = _for_argparse(each)
         if not unset and each.default is not MISSING:
-            said["default"] = each.default
-        if each.flag.startswith("-"):
-            target.add_argument(each.flag, dest=each.name, required=bool(each.required), **said)
-        else:
-            target.add_argument(each.name, **said)
+            args["default"] = each.default
+        groups[title].add_argument(each.flag if each.is_flag else each.name, **args)
 
 
 def _for_argparse(each: Option) -> dict:
+    """The keyword arguments of `add_argument`, without the default."""
+    args = {"help": each.meaning}
+    if each.is_flag:
+        args |= {"dest": each.name, "required": bool(each.required)}
     if each.kind is bool:
-        return {"action": "store_false" if each.default is True else "store_true", "default": None}
-    said = {
+        action = "store_false" if each.default is True else "store_true"
+        return args | {"action": action, "default": None}
+    given = {
         "type": each.read or (None if each.kind is str else each.kind),
         "nargs": each.nargs,
         "const": each.const,
         "choices": each.choices,
         "metavar": each.metavar,
     }
-    return {key: value for key, value in said.items() if value is not None}
+    return args | {key: value for key, value in given.items() if value is not None}
 
 
 def values_of(cls: type, args: argparse.Namespace) -> dict:
@@ -187,20 +212,13 @@ def words(values: Mapping[str, object], *classes: type) -> list[str]:
     A key that no class knows becomes a flag all the same, for the command to refuse. Raises
     ValueError for a switch that is neither true nor false.
     """
-    every = [each for cls in classes for each in options_of(cls)]
-    known = {each.key: each for each in every if each.flag and each.flag.startswith("-")}
+    every = [each for cls in classes for each in options_of(cls) if each.is_flag]
+    known = {each.key: each for each in every}
     typed: list[str] = []
     turned_off: list[str] = []  # last: plans of earlier studies are known by their command
     for key, value in values.items():
-        each = known.get(key)
-        flag = (each and each.flag) or f"--{key.replace('_', '-')}"
-        if each and each.kind is bool and not (value is None or isinstance(value, bool)):
-            raise ValueError(f"{key} is true or false, got {value!r}")
-        if each and each.default is True:
-            turned_off += [flag] if value is False else []
-        elif value is not None and value is not False:
-            several = value if isinstance(value, (list, tuple)) else [value]
-            typed += [flag] if value is True else [flag, *map(str, several)]
+        each = known.get(key, Option(None, flag=f"--{key.replace('_', '-')}"))
+        (turned_off if each.default is True else typed).extend(each.words(value))
     return typed + turned_off
 
 
@@ -240,12 +258,12 @@ def require(config: object, cls: type | None = None) -> None:
 
 def _kind(hint: object) -> tuple[object, int | str | None]:
     """The type of one word, and how many words: of `tuple[float, float] | None` float and 2."""
-    if get_origin(hint) in (Union, UnionType):
-        hint = next(part for part in get_args(hint) if part is not NoneType)
     origin, inner = get_origin(hint), get_args(hint)
-    if origin is None:
-        return hint, None
+    if origin in (Union, UnionType):
+        return _kind(next(part for part in inner if part is not NoneType))
     if origin is Literal:
         return type(inner[0]), None
-    exact = origin is tuple and Ellipsis not in inner
-    return _kind(inner[0])[0], len(inner) if exact else "+"
+    if origin is None:
+        return hint, None
+    is_exact = origin is tuple and Ellipsis not in inner
+    return _kind(inner[0])[0], len(inner) if is_exact else "+"

@@ -1,4 +1,4 @@
-"""What the larger commands take: what each is for, and the dataclass that its options are of.
+"""What the commands take: what each is for, and its options, mostly of a dataclass.
 
 Made without importing PyTorch.
 """
@@ -6,14 +6,15 @@ Made without importing PyTorch.
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
-from nnssl import options
+from nnssl import address, options, weights
 from nnssl.convert.request import Request as ConvertRequest
 from nnssl.embed.options import Options as EmbedOptions
 from nnssl.export import Request as ExportRequest
 from nnssl.plans.request import Request as PlanRequest
 from nnssl.recipe import Recipe
-from nnssl.train.options import CommandOptions
+from nnssl.train.options import DEVICE, CommandOptions
 
 
 def pretrain_parser() -> argparse.ArgumentParser:
@@ -74,4 +75,92 @@ def export_parser() -> argparse.ArgumentParser:
         "is kept. Resampling, normalisation and the sliding window are not in the files.",
     )
     options.add(parser, ExportRequest)
+    return parser
+
+
+def inspect_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="nnssl_inspect", description="What is in a checkpoint of nnssl_pretrain."
+    )
+    parser.add_argument(
+        "checkpoint",
+        nargs="?",
+        type=address.named,
+        help="a checkpoint_final.pth or checkpoint_latest.pth, hf://owner/repo/file, https://..., "
+        f"or a name: {weights.NAMES}; default: the one that a training would start from",
+    )
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="for programs: all of the header, the file's hash, and the run's manifest beside it",
+    )
+    parser.add_argument(
+        "--nnunet-env",
+        action="store_true",
+        help="print the line that lets nnU-Net find our trainers; needed after an editable install "
+        "only",
+    )
+    return parser
+
+
+def demo_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="nnssl_demo",
+        description="Pretraining, planning, training and prediction on CT phantoms that are made "
+        "on the spot, through the same commands that you would type. Needs no data and no GPU; "
+        "made for under 10 minutes on two cores.",
+        epilog="The same line continues after the last finished stage. Nothing is written outside "
+        "of the folder.",
+    )
+    parser.add_argument(
+        "-o",
+        dest="output",
+        metavar="FOLDER",
+        type=Path,
+        default=Path("nnssl_demo"),
+        help="a new folder, or one of an earlier demo; default: %(default)s",
+    )
+    parser.add_argument(
+        "-i",
+        dest="scans",
+        metavar="FOLDER",
+        type=Path,
+        help="your own CT scans for the pretraining",
+    )
+    parser.add_argument("-device", choices=DEVICE["choices"], help=DEVICE["help"])
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="a minute or two: every command runs, nothing is learnt",
+    )
+    return parser
+
+
+def report_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="nnssl_report",
+        description="One HTML page, which opens anywhere without a network: of a pretraining its "
+        "losses, monitors, views, probe, time and what was left out; of a collection, before it is "
+        "trained on, three planes and the histogram of its scans, and what was left out and why.",
+    )
+    parser.add_argument(
+        "folder",
+        metavar="FOLDER",
+        type=Path,
+        help="results of nnssl_pretrain, or a collection of preprocessed scans",
+    )
+    parser.add_argument(
+        "-o",
+        dest="page",
+        metavar="PAGE",
+        type=Path,
+        help="where to write; default: report.html in the folder",
+    )
+    parser.add_argument(
+        "--scans",
+        metavar="N",
+        type=int,
+        default=60,
+        help="scans of a collection that are shown; default: %(default)s",
+    )
     return parser

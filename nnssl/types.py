@@ -1,4 +1,4 @@
-"""The words of this project: axes, masks, spacing, and the Hounsfield policy.
+"""Shared types and conventions: axes, masks, spacing, and the Hounsfield policy.
 
 Axes.     Every array is (z, y, x) as nnU-Net reads it; batches are [B C Z Y X]; in 2D [B C Y X].
 Spacing.  Millimetres, in the same order as the axes.
@@ -60,13 +60,10 @@ class HUPolicy:
             )
         interior = tuple((float(hu), float(level)) for hu, level in self.interior)
         object.__setattr__(self, "interior", interior)
-        for axis in zip(*interior, strict=True):
-            ends = (self.low, *axis, self.high)
-            if not all(before < after for before, after in pairwise(ends)):
-                raise ValueError(
-                    "HU policy needs knots that rise from low to high in HU and in level, got "
-                    f"{self}"
-                )
+        if not all(_rises(self.low, *axis, self.high) for axis in zip(*interior, strict=True)):
+            raise ValueError(
+                f"HU policy needs knots that rise from low to high in HU and in level, got {self}"
+            )
 
     @property
     def knots(self) -> tuple[tuple[float, float], ...]:
@@ -96,7 +93,7 @@ class HUPolicy:
         return (hu.clip(self.low, self.high) - self.mean) / self.std
 
     def bend(self, standardised: Values) -> Values:
-        """What `standardise` gave, resampled or not, to network input; as it is for a linear map."""
+        """From `standardise`, resampled or not, to network input; as it is for a linear map."""
         if not self.interior:
             return standardised
         clipped = standardised.clip(self.bends[0][0], self.bends[-1][1])
@@ -108,14 +105,17 @@ class HUPolicy:
 
     def restore(self, normalised: Values) -> Values:
         """Network input back to (clipped) HU."""
-        values = normalised
-        if self.interior:
-            slopes = [(x1 - x0) / (y1 - y0) for (x0, y0), (x1, y1) in pairwise(self._corners)]
-            pieces = zip(slopes, pairwise(y for _, y in self._corners), strict=True)
-            values = normalised + sum(
-                (slope - 1) * (normalised.clip(y0, y1) - y0) for slope, (y0, y1) in pieces
-            )
-        return cast("Values", values * self.std + self.mean)
+        return cast("Values", self._straighten(normalised) * self.std + self.mean)
+
+    def _straighten(self, bent: Values) -> Values:
+        """The inverse of `bend`."""
+        if not self.interior:
+            return bent
+        corners = list(pairwise(self._corners))
+        slopes = [(x1 - x0) / (y1 - y0) for (x0, y0), (x1, y1) in corners]
+        pieces = zip(slopes, ((y0, y1) for (_, y0), (_, y1) in corners), strict=True)
+        parts = sum((slope - 1) * (bent.clip(y0, y1) - y0) for slope, (y0, y1) in pieces)
+        return cast("Values", bent + parts)
 
     def describe(self) -> str:
         """For people: what is done to HU."""
@@ -140,6 +140,10 @@ class HUPolicy:
         return linear | (
             {"interior": [list(knot) for knot in self.interior]} if self.interior else {}
         )
+
+
+def _rises(*values: float) -> bool:
+    return all(before < after for before, after in pairwise(values))
 
 
 class GradContext(Protocol):

@@ -252,11 +252,11 @@ def test_the_doctor_fetches_nothing(server, monkeypatch):
 
 
 def test_a_study_names_weights_by_address(weights, tmp_path, server):
-    path = values.weights(weights[0], tmp_path, "arm a: checkpoint")
+    path = values.weights(weights[0], values.Place("arm a: checkpoint", tmp_path))
     assert path.read_bytes() == weights[1].read_bytes()
-    assert values.weights("a.pth", tmp_path, "") == tmp_path / "a.pth"
+    assert values.weights("a.pth", values.Place("", tmp_path)) == tmp_path / "a.pth"
     with pytest.raises(values.DescriptionError, match=r"arm a: weights: .*not in the repository"):
-        values.weights(f"hf://{REPO}/none.pth", tmp_path, "arm a: weights")
+        values.weights(f"hf://{REPO}/none.pth", values.Place("arm a: weights", tmp_path))
 
 
 def test_what_is_fetched_is_not_executed(server):

@@ -28,7 +28,7 @@ FLOORS = (
         "cpu",
         "weights",
     },
-    {"address", "data", "views", "encoder", "modules", "phantoms", "recipe"},
+    {"address", "data", "views", "encoder", "modules", "phantoms", "recipe", "settings"},
     {"network"},
     {"methods", "checkpoint"},
     {"train", "finetune", "convert"},

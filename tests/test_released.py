@@ -197,10 +197,10 @@ def test_a_path_of_that_name_comes_first(tmp_path, monkeypatch):
 
 
 def test_a_study_names_them(tmp_path):
-    assert values.weights(SMIT.name, tmp_path, "arm a: checkpoint") == SMIT.file
+    assert values.weights(SMIT.name, values.Place("arm a: checkpoint", tmp_path)) == SMIT.file
     own = tmp_path / SMIT.name
     own.touch()
-    assert values.weights(SMIT.name, tmp_path, "arm a: checkpoint") == own
+    assert values.weights(SMIT.name, values.Place("arm a: checkpoint", tmp_path)) == own
 
 
 @pytest.mark.parametrize("damage", ["changed", "cut short", "missing"])
@@ -216,7 +216,7 @@ def test_what_is_not_as_released_is_refused(copied, nnunet_env, damage):
         lambda: checkpoint_choice.choose({}),
         lambda: checkpoint.load(copied.name),
         lambda: nnssl.load_encoder(),
-        lambda: values.weights(copied.name, Path(), "arm a"),
+        lambda: values.weights(copied.name, values.Place("arm a")),
     ):
         with pytest.raises(ValueError, match=rf"released weights smit_tiny are {says}(.|\n)*again"):
             use()

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from nnssl import files, weights
 from nnssl.address import MODEL
-from nnssl.checkpoint.describe import UNKNOWN, describe_hu
+from nnssl.checkpoint.describe import UNKNOWN, by, describe_crop, describe_hu, describe_spacing
 from nnssl.checkpoint.file import Checkpoint, load
 from nnssl.checkpoint.header import PREFIX
 from nnssl.checkpoint.plain import printable
@@ -38,26 +38,29 @@ def publish(
     their source, or unknown. about: a text for the card, in Markdown: what no header holds, as
     whose the scans were.
     """
-    told = about and about.read_text(encoding="utf-8")
+    text = about and about.read_text(encoding="utf-8")
     folder.parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(prefix=files.TEMPORARY, dir=folder.parent))
     try:
         write_safe(made / MODEL, content)
-        loaded = load(made / MODEL)  # what is said is of the file, as whoever takes it reads it
-        config = {
-            "library_name": "nnssl-swin",
-            "model_type": "swin",
-            "parameters": parameters(loaded),
-            "sha256": loaded.sha256,
-            **{name: content[name] for name in STORED},
-        }
-        files.write_json(made / CONFIG, config)
+        loaded = load(made / MODEL)  # the card is of the file, as whoever takes it reads it
+        files.write_json(made / CONFIG, _config(loaded, content))
         with files.atomic(made / CARD) as temporary:
-            temporary.write_text(card(loaded, licence, told, _named(folder)), encoding="utf-8")
+            temporary.write_text(card(loaded, licence, text, _named(folder)), encoding="utf-8")
         made.chmod(0o755)  # mkdtemp lets only its owner in
         made.rename(folder)
     finally:
         shutil.rmtree(made, ignore_errors=True)
+
+
+def _config(loaded: Checkpoint, content: dict) -> dict:
+    return {
+        "library_name": "nnssl-swin",
+        "model_type": "swin",
+        "parameters": parameters(loaded),
+        "sha256": loaded.sha256,
+        **{name: content[name] for name in STORED},
+    }
 
 
 def parameters(loaded: Checkpoint, prefix: str = "") -> int:
@@ -66,50 +69,67 @@ def parameters(loaded: Checkpoint, prefix: str = "") -> int:
 
 
 def card(
-    loaded: Checkpoint, licence: str | None = None, told: str | None = None, named: str = HUB
+    loaded: Checkpoint, licence: str | None = None, about: str | None = None, named: str = HUB
 ) -> str:
     """The text of README.md. named: how a command names these weights; others as in `publish`."""
-    header, hu = loaded.header, loaded.hu
-    plan, foreign, run = header["plan"], header.get("foreign", {}), header.get("run", {})
+    header = loaded.header
+    foreign = header.get("foreign", {})
     licence = licence or foreign.get("licence") or UNKNOWN
-    dims = header["encoder"]["spatial_dims"]
-    axes = "z y x"[-2 * len(header["crop"]) + 1 :]
-    rows = {
-        "method": header["method"],
-        "encoder": f"Swin, {dims}D, {parameters(loaded, PREFIX) / 1e6:.2f} M parameters "
-        f"({header.get('preset', 'preset ' + UNKNOWN)})",
-        **({"decoder": f"{loaded.decoder['name']}, pretrained too"} if loaded.decoder else {}),
-        "pretrained on": _data(plan, foreign, told),
-        "trained": f"step {header.get('step', UNKNOWN)} of {run.get('steps', UNKNOWN)}, "
-        f"{run.get('batch_size', UNKNOWN)} scans per step",
-        "spacing": f"{_by(plan['spacing'])} mm (z y x)" if plan["spacing"] else UNKNOWN,
-        "crop": f"{_by(header['crop'])} voxels ({axes})",
-        "input": describe_hu(hu),
-        "licence of the weights": licence,
-        "sha256": f"`{loaded.sha256}`",
-        "written by": f"{_pairs(header.get('versions', {}))}, {header.get('created', UNKNOWN)}",
-    }
-    table = "\n".join(f"| {name} | {_cell(text)} |" for name, text in rows.items())
     parts = [
         _front(licence),
         f"# {_cell(header['method'])}: a pretrained Swin encoder for CT\n",
-        "An encoder for medical images, pretrained without labels, for fine-tuning in nnU-Net and "
-        "for features of scans. For research; not a medical device.\n"
-        if not foreign
-        else "An encoder for medical images from third-party weights, in the form of nnssl-swin. "
-        "For research; not a medical device.\n",
-        f"| | |\n|---|---|\n{table}\n",
-        told,
+        CONVERTED if foreign else PRETRAINED,
+        _table(_rows(loaded, licence, about)),
+        about,
         "## Use\n\n" + USE.replace(HUB, named),
-        _input(plan, dims, hu),
+        _input(header["plan"], header["encoder"]["spatial_dims"], loaded.hu),
         _figures(header),
         _adapted(foreign),
         "## Cite\n\n" + "\n".join(f"- {printable(one)}" for one in loaded.citations or [UNKNOWN]),
-        "\n## Not known\n\n" + _unknown(header, licence, told),
+        "\n## Not known\n\n" + _unknown(header, licence, about),
     ]
     return "\n".join(part for part in parts if part) + "\n"
 
 
+def _rows(loaded: Checkpoint, licence: str, about: str | None) -> dict[str, str]:
+    header, plan = loaded.header, loaded.header["plan"]
+    decoder = {"decoder": f"{loaded.decoder['name']}, pretrained too"} if loaded.decoder else {}
+    return {
+        "method": header["method"],
+        "encoder": _encoder(loaded),
+        **decoder,
+        "pretrained on": _data(plan, header.get("foreign", {}), about),
+        "trained": _training(header),
+        "spacing": describe_spacing(plan["spacing"]),
+        "crop": describe_crop(header["crop"]),
+        "input": describe_hu(loaded.hu),
+        "licence of the weights": licence,
+        "sha256": f"`{loaded.sha256}`",
+        "written by": f"{_pairs(header.get('versions', {}))}, {header.get('created', UNKNOWN)}",
+    }
+
+
+def _encoder(loaded: Checkpoint) -> str:
+    header = loaded.header
+    dims, millions = header["encoder"]["spatial_dims"], parameters(loaded, PREFIX) / 1e6
+    preset = header.get("preset", f"preset {UNKNOWN}")
+    return f"Swin, {dims}D, {millions:.2f} M parameters ({preset})"
+
+
+def _training(header: Mapping) -> str:
+    run = header.get("run", {})
+    steps, scans = run.get("steps", UNKNOWN), run.get("batch_size", UNKNOWN)
+    return f"step {header.get('step', UNKNOWN)} of {steps}, {scans} scans per step"
+
+
+PRETRAINED = (
+    "An encoder for medical images, pretrained without labels, for fine-tuning in nnU-Net and "
+    "for features of scans. For research; not a medical device.\n"
+)
+CONVERTED = (
+    "An encoder for medical images from third-party weights, in the form of nnssl-swin. "
+    "For research; not a medical device.\n"
+)
 USE = """With nnssl-swin installed beside nnU-Net:
 
 ```bash
@@ -129,12 +149,10 @@ maps = encoder(encoder.preprocess("scan.nii.gz"))  # five maps [1 C Z Y X], of s
 
 def _front(licence: str) -> str:
     """YAML, as the Hub reads it; a licence that is no short name is left to the table."""
-    named = (
-        licence if re.fullmatch(r"[a-z0-9.-]{2,40}", licence) and licence != UNKNOWN else "unknown"
-    )
+    is_short = re.fullmatch(r"[a-z0-9.-]{2,40}", licence) and licence != UNKNOWN
     tags = "".join(f"\n- {tag}" for tag in TAGS)
     return (
-        f"---\nlibrary_name: nnssl-swin\nlicense: {named}\n"
+        f"---\nlibrary_name: nnssl-swin\nlicense: {licence if is_short else 'unknown'}\n"
         f"pipeline_tag: image-feature-extraction\ntags:{tags}\n---\n"
     )
 
@@ -144,12 +162,12 @@ def _named(folder: Path) -> str:
     return folder.name if folder.resolve().parent == weights.FOLDER else HUB
 
 
-def _data(plan: Mapping, foreign: Mapping, told: str | None) -> str:
+def _data(plan: Mapping, foreign: Mapping, about: str | None) -> str:
     if foreign:
         return f"{foreign.get('title', UNKNOWN)} (third-party weights, converted)"
     cases = plan.get("cases")
     count = UNKNOWN if cases is None else f"{cases} scans"
-    if told:
+    if about:
         return f"{count}, see below"
     licence = f"{UNKNOWN}, to be said by the publisher"
     return f"{plan.get('name', UNKNOWN)}: {count}; their licence: {licence}"
@@ -157,37 +175,41 @@ def _data(plan: Mapping, foreign: Mapping, told: str | None) -> str:
 
 def _input(plan: Mapping, dims: int, hu: HUPolicy | None) -> str:
     spacing = (
-        f"resampled to {_by(plan['spacing'])} mm"
+        f"resampled to {by(plan['spacing'])} mm"
         if plan["spacing"]
         else "at a spacing that is unknown"
     )
     axes = "[B 1 Z Y X]" if dims == 3 else "[B 1 Y X], axial slices"
-    lines = [f"## Input\n\nOne channel, {axes}, axes (z, y, x) as nnU-Net reads them, {spacing}."]
+    return (
+        f"## Input\n\nOne channel, {axes}, axes (z, y, x) as nnU-Net reads them, {spacing}.\n"
+        + _intensities(hu)
+    )
+
+
+def _intensities(hu: HUPolicy | None) -> str:
     if hu is None:
-        lines.append("Not in HU: each scan minus its mean, divided by its standard deviation.\n")
-    else:
-        lines.append(
-            "HU become input by this map, linear between its points and constant beyond:\n"
-        )
-        lines.append("| HU | input |\n|---|---|")
-        lines += [f"| {x:g} | {value:.4f} |" for x, value in hu.knots]
-        lines.append("")
-    return "\n".join(lines)
+        return "Not in HU: each scan minus its mean, divided by its standard deviation.\n"
+    knots = "".join(f"| {x:g} | {value:.4f} |\n" for x, value in hu.knots)
+    return (
+        "HU become input by this map, linear between its points and constant beyond:\n\n"
+        f"| HU | input |\n|---|---|\n{knots}"
+    )
 
 
 def _figures(header: Mapping) -> str:
-    shown = {
-        **{k: v for k, v in header.get("metrics", {}).items() if _is_figure(k)},
-        **{k: v for k, v in header.get("probe", {}).items() if isinstance(v, (int, float))},
-    }
+    metrics, probe = header.get("metrics", {}), header.get("probe", {})
+    shown = {name: value for name, value in metrics.items() if _is_figure(name)}
+    shown |= {name: value for name, value in probe.items() if isinstance(value, (int, float))}
     if not shown:
         return f"## Figures\n\n{UNKNOWN.capitalize()}: the file holds none.\n"
-    rows = "\n".join(f"| {_cell(name)} | {_short(value)} |" for name, value in shown.items())
-    return (
-        "## Figures\n\nOf the pretraining's last logged step; `probe_` is the Dice of a linear "
-        "classifier on held-out labels, `probe_decoder` that of a small decoder. None says how good a fine-tuning will be.\n\n"
-        f"| | |\n|---|---|\n{rows}\n"
-    )
+    return FIGURES + _table({name: _short(value) for name, value in shown.items()})
+
+
+FIGURES = (
+    "## Figures\n\nOf the pretraining's last logged step; `probe_` is the Dice of a linear "
+    "classifier on held-out labels, `probe_decoder` that of a small decoder. None says how good a "
+    "fine-tuning will be.\n\n"
+)
 
 
 def _is_figure(name: object) -> bool:
@@ -197,34 +219,36 @@ def _is_figure(name: object) -> bool:
 def _adapted(foreign: Mapping) -> str:
     if not foreign:
         return ""
+    file, sha256 = _cell(foreign.get("file", UNKNOWN)), foreign.get("sha256", UNKNOWN)
+    loaded, total = foreign.get("loaded", UNKNOWN), foreign.get("total", UNKNOWN)
     adapted = foreign.get("adapted") or ["nothing"]
-    lines = [
-        f"From `{_cell(foreign.get('file', UNKNOWN))}`, sha256 `{foreign.get('sha256', UNKNOWN)}`: "
-        f"{foreign.get('loaded', UNKNOWN)} of {foreign.get('total', UNKNOWN)} tensors.",
-        *(f"- {printable(one)}" for one in (adapted if isinstance(adapted, list) else [adapted])),
-    ]
-    return "## Converted\n\n" + "\n".join(lines) + "\n"
+    steps = adapted if isinstance(adapted, list) else [adapted]
+    lines = "".join(f"- {printable(step)}\n" for step in steps)
+    return (
+        f"## Converted\n\nFrom `{file}`, sha256 `{sha256}`: {loaded} of {total} tensors.\n{lines}"
+    )
 
 
-def _unknown(header: Mapping, licence: str, told: str | None) -> str:
-    plan, foreign = header["plan"], header.get("foreign")
-    missing = [
-        "the licence of the weights" if licence == UNKNOWN else "",
-        "the licence of the scans, and whose they are" if not (foreign or told) else "",
-        "the number of scans" if plan.get("cases") is None else "",
-        "the spacing of the pretraining" if not plan["spacing"] else "",
-        "how good it is after a fine-tuning on your data",
-    ]
-    return "\n".join(f"- {one}" for one in missing if one)
+def _unknown(header: Mapping, licence: str, about: str | None) -> str:
+    plan = header["plan"]
+    known = {
+        "the licence of the weights": licence != UNKNOWN,
+        "the licence of the scans, and whose they are": header.get("foreign") or about,
+        "the number of scans": plan.get("cases") is not None,
+        "the spacing of the pretraining": plan["spacing"],
+        "how good it is after a fine-tuning on your data": False,
+    }
+    return "\n".join(f"- {what}" for what, is_known in known.items() if not is_known)
+
+
+def _table(rows: Mapping[str, str]) -> str:
+    lines = "\n".join(f"| {_cell(name)} | {_cell(text)} |" for name, text in rows.items())
+    return f"| | |\n|---|---|\n{lines}\n"
 
 
 def _cell(text: object) -> str:
     """On one line of a table."""
     return printable(text).replace("|", "\\|")
-
-
-def _by(numbers: list) -> str:
-    return " x ".join(f"{number:g}" for number in numbers)
 
 
 def _pairs(values: Mapping) -> str:

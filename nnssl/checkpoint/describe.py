@@ -12,33 +12,45 @@ from nnssl.checkpoint.plain import printable
 from nnssl.types import MANIFEST, HUPolicy
 
 UNKNOWN = "unknown"
+PROBE = "probe_"  # begins the names of its figures
 
 
 def describe(checkpoint: Checkpoint) -> str:
     """What `nnssl_inspect` prints: everything a user of the weights must know."""
+    lines = _lines(checkpoint)
+    return "\n".join(f"{name:11s}{printable(text)}" for name, text in lines.items())
+
+
+def _lines(checkpoint: Checkpoint) -> dict[str, str]:
     header, plan = checkpoint.header, checkpoint.header["plan"]
-    encoder = checkpoint.part(PREFIX)
-    parameters = sum(tensor.numel() for tensor in encoder.values())
-    preset, created = header.get("preset", UNKNOWN), header.get("created", UNKNOWN)
+    mebibytes = checkpoint.path.stat().st_size / 2**20
+    versions, created = header.get("versions", {}), header.get("created", UNKNOWN)
     lines = {
-        "file": f"{checkpoint.path} ({checkpoint.path.stat().st_size / 2**20:.1f} MiB)",
+        "file": f"{checkpoint.path} ({mebibytes:.1f} MiB)",
         "sha256": checkpoint.sha256,
         "method": header["method"],
-        "encoder": f"{preset}: {len(encoder)} tensors, {parameters / 1e6:.2f} M parameters",
+        "encoder": _encoder(checkpoint),
         "": _pairs(header["encoder"]),
-        **(
-            {"decoder": f"{checkpoint.decoder['name']}, pretrained too"}
-            if checkpoint.decoder
-            else {}
-        ),
-        "spacing": f"{_by(plan['spacing'])} mm (z y x)" if plan["spacing"] else UNKNOWN,
-        "crop": f"{_by(header['crop'])} voxels ({'z y x'[-2 * len(header['crop']) + 1 :]})",
+    }
+    if decoder := checkpoint.decoder:
+        lines["decoder"] = f"{decoder['name']}, pretrained too"
+    lines |= {
+        "spacing": describe_spacing(plan["spacing"]),
+        "crop": describe_crop(header["crop"]),
         "HU policy": describe_hu(checkpoint.hu),
-        **(_foreign(header["foreign"]) if "foreign" in header else _training(header)),
-        "written by": f"{_pairs(header.get('versions', {})) or UNKNOWN}, {created}",
+    }
+    lines |= _foreign(header["foreign"]) if "foreign" in header else _training(header)
+    return lines | {
+        "written by": f"{_pairs(versions) or UNKNOWN}, {created}",
         "cite": "; ".join(checkpoint.citations),
     }
-    return "\n".join(f"{name:11s}{printable(text)}" for name, text in lines.items())
+
+
+def _encoder(checkpoint: Checkpoint) -> str:
+    tensors = checkpoint.part(PREFIX)
+    millions = sum(tensor.numel() for tensor in tensors.values()) / 1e6
+    preset = checkpoint.header.get("preset", UNKNOWN)
+    return f"{preset}: {len(tensors)} tensors, {millions:.2f} M parameters"
 
 
 def to_json(checkpoint: Checkpoint) -> str:
@@ -60,6 +72,15 @@ def to_json(checkpoint: Checkpoint) -> str:
     return json.dumps(found, indent=2, allow_nan=False)
 
 
+def describe_spacing(spacing: list | None) -> str:
+    return f"{by(spacing)} mm (z y x)" if spacing else UNKNOWN
+
+
+def describe_crop(crop: list) -> str:
+    axes = "z y x" if len(crop) == 3 else "y x"
+    return f"{by(crop)} voxels ({axes})"
+
+
 def describe_hu(hu: HUPolicy | None) -> str:
     if hu is None:
         return "none: images pass as nnU-Net normalises them"
@@ -67,35 +88,34 @@ def describe_hu(hu: HUPolicy | None) -> str:
 
 
 def _training(header: Mapping) -> dict[str, str]:
-    plan, run, metrics = header["plan"], header.get("run", {}), header.get("metrics", {})
-    name, cases, fingerprint = _of(plan, "name", "cases", "fingerprint")
-    steps, batch, seed = _of(run, "steps", "batch_size", "seed")
-    return {
+    name, cases, fingerprint = _of(header["plan"], "name", "cases", "fingerprint")
+    steps, batch, seed = _of(header.get("run", {}), "steps", "batch_size", "seed")
+    step = header.get("step", UNKNOWN)
+    found = {
         "data": f"{name}, {cases} scans, plan {fingerprint}",
-        "trained": f"step {header.get('step', UNKNOWN)} of {steps}, {batch} scans per step, "
-        f"seed {seed}",
+        "trained": f"step {step} of {steps}, {batch} scans per step, seed {seed}",
         "settings": _pairs(header.get("method_config", {})) or UNKNOWN,
-        "metrics": _pairs(
-            {name: v for name, v in metrics.items() if not str(name).startswith("probe_")}
-        ),
-        **({"probe": _probe(header["probe"])} if "probe" in header else {}),
+        "metrics": _pairs(_without_probe(header.get("metrics", {}))),
     }
+    return found | ({"probe": _probe(header["probe"])} if "probe" in header else {})
+
+
+def _without_probe(metrics: Mapping) -> dict:
+    return {name: v for name, v in metrics.items() if not str(name).startswith(PROBE)}
 
 
 def _foreign(origin: Mapping) -> dict[str, str]:
     """Of weights that `nnssl_convert` took from another project's file."""
-    file, sha256, title, licence, loaded, total = _of(
-        origin, "file", "sha256", "title", "licence", "loaded", "total"
-    )
-    left_out = origin.get("left_out", {})
+    file, sha256, title, licence = _of(origin, "file", "sha256", "title", "licence")
+    loaded, total = _of(origin, "loaded", "total")
     adapted = origin.get("adapted", [])
+    steps = adapted if isinstance(adapted, list) else [adapted]
     return {
         "converted": f"{file}, sha256 {sha256}",
         "source": f"{title}; {licence}",
         "loaded": f"{loaded} of {total} tensors from the file",
-        "adapted": "; ".join(map(str, adapted if isinstance(adapted, list) else [adapted]))
-        or "nothing",
-        "left out": _reasons(left_out) or "nothing",
+        "adapted": "; ".join(map(str, steps)) or "nothing",
+        "left out": _reasons(origin.get("left_out", {})) or "nothing",
     }
 
 
@@ -106,16 +126,13 @@ def _reasons(left_out: object) -> str:
 
 
 def _probe(probe: Mapping) -> str:
-    labels = {
-        str(name).removeprefix("probe_"): v
-        for name, v in probe.items()
-        if str(name).startswith("probe_")
-    }
+    dice = {str(name): value for name, value in probe.items() if str(name).startswith(PROBE)}
+    labels = {name.removeprefix(PROBE): value for name, value in dice.items()}
+    decoder = labels.pop("decoder", None)  # its mean over the labels
     cases, dataset, step, best, best_step = _of(
         probe, "cases", "dataset", "step", "best", "best_step"
     )
     count = len(cases) if isinstance(cases, list) else cases
-    decoder = labels.pop("decoder", None)  # its mean over the labels
     shown = f"on {count} cases of {dataset} at step {step}: {_pairs(labels)} (mean)"
     decoded = "" if decoder is None else f"; small decoder {_short(decoder)}"
     return f"{shown}; best {_short(best)} at step {best_step}{decoded}"
@@ -125,7 +142,7 @@ def _of(values: Mapping, *names: str) -> list:
     return [values.get(name, UNKNOWN) for name in names]
 
 
-def _by(numbers: list) -> str:
+def by(numbers: list) -> str:
     return " x ".join(f"{number:g}" for number in numbers)
 
 

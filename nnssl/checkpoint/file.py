@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,21 +76,12 @@ def pack(
     decoder: of the fine-tuning network, where it was pretrained too; its heads are left out.
     Raises CheckpointError for weights that are not finite and a header that `load` would refuse.
     """
-    state = {PREFIX + name: tensor for name, tensor in encoder.state_dict().items()}
+    weights = _copied(encoder.state_dict(), PREFIX)
     if decoder is not None:
-        state |= {
-            DECODER + name: tensor for name, tensor in without_heads(decoder.state_dict()).items()
-        }
-    weights = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
-    broken = [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]
-    if broken:
-        raise CheckpointError(
-            f"{len(broken)} tensors hold NaN or infinite values, first {broken[0]}; nothing was "
-            "written. Continue from the last checkpoint with a lower learning rate (--set lr=...)"
-        )
-    header = json.loads(
-        json.dumps({**header, "encoder": encoder.config.to_dict()}, allow_nan=False)
-    )
+        weights |= _copied(without_heads(decoder.state_dict()), DECODER)
+    _require_finite(weights)
+    header = {**header, "encoder": encoder.config.to_dict()}
+    header = json.loads(json.dumps(header, allow_nan=False))
     content = {
         "format_version": FORMAT_VERSION,
         "header": header,
@@ -100,6 +92,23 @@ def pack(
     if why := problem(content):
         raise CheckpointError(f"nothing was written: the content {why}")
     return content
+
+
+def _copied(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """On the CPU, their names with a prefix."""
+    return {prefix + name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+
+
+def _not_finite(weights: Mapping[str, Tensor]) -> list[str]:
+    return [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]
+
+
+def _require_finite(weights: Mapping[str, Tensor]) -> None:
+    if broken := _not_finite(weights):
+        raise CheckpointError(
+            f"{len(broken)} tensors hold NaN or infinite values, first {broken[0]}; nothing was "
+            "written. Continue from the last checkpoint with a lower learning rate (--set lr=...)"
+        )
 
 
 def write(path: Path | str, content: dict) -> None:
@@ -131,11 +140,13 @@ def read(path: Path | str) -> dict:
         raise CheckpointError(f"{path} {why}")
     if safe:
         content["nnssl_adaptation_plan"] = _adaptation_plan(content["header"])
-    content["network_weights"] = {
-        name: tensor.float() if tensor.element_size() < FULL else tensor
-        for name, tensor in content["network_weights"].items()
-    }
+    stored = content["network_weights"]
+    content["network_weights"] = {name: _at_least_single(w) for name, w in stored.items()}
     return content
+
+
+def _at_least_single(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.element_size() < FULL else tensor
 
 
 def halved(content: dict) -> dict:
@@ -144,7 +155,7 @@ def halved(content: dict) -> dict:
     Raises CheckpointError for a weight that has no such number.
     """
     half = {name: tensor.half() for name, tensor in content["network_weights"].items()}
-    if broken := [name for name, tensor in half.items() if not torch.isfinite(tensor).all()]:
+    if broken := _not_finite(half):
         raise CheckpointError(
             f"{broken[0]} holds a number beyond half precision ({torch.finfo(torch.half).max:g}): "
             "leave out --half"
@@ -171,10 +182,11 @@ def _adaptation_plan(header: dict) -> dict:
     (nnunetv2/experiment_planning/like_nnssl.py).
     """
     config = SwinConfig.from_dict(header["encoder"])  # what is left out is the default
-    dims = config.spatial_dims
-    # None where it is unknown
-    spacing = header["plan"]["spacing"] and header["plan"]["spacing"][-dims:]
-    configuration = {"spacing": spacing, "patch_size": header["crop"]}
+    dims, spacing = config.spatial_dims, header["plan"]["spacing"]
+    configuration = {
+        "spacing": spacing and spacing[-dims:],  # None where it is unknown
+        "patch_size": header["crop"],
+    }
     return {
         "architecture_plans": {
             "arch_class_name": NETWORK_CLASS,

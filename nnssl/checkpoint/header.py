@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from functools import lru_cache
 from math import isfinite
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -44,18 +45,27 @@ MOST_KNOTS = 64  # of a HU map
 def problem(content: object) -> str | None:
     """Why `content` is not that of a checkpoint; None where it is."""
     if not isinstance(content, dict) or not content.keys() >= KEYS:
-        found = (
-            sorted(map(str, content))[:10] if isinstance(content, dict) else type(content).__name__
-        )
-        expected = f"expected {sorted(KEYS)}"
-        return f"is not a checkpoint of nnssl_pretrain: it holds {found}, {expected}"
-    version = content["format_version"]
-    if not _is_whole(version) or version != FORMAT_VERSION:
-        return (
-            f"has format version {printable(repr(version))}, this installation reads "
-            f"{FORMAT_VERSION}; install the version that wrote it, or a newer one"
-        )
-    header, weights = content["header"], content["network_weights"]
+        is_dict = isinstance(content, dict)
+        found = sorted(map(str, content))[:10] if is_dict else type(content).__name__
+        return f"is not a checkpoint of nnssl_pretrain: it holds {found}, expected {sorted(KEYS)}"
+    return (
+        _unreadable(content["format_version"])
+        or _misnamed(content["header"], content["network_weights"])
+        or _misfit(content)
+        or _unusable(content["network_weights"])
+    )
+
+
+def _unreadable(version: object) -> str | None:
+    if _is_whole(version) and version == FORMAT_VERSION:
+        return None
+    return (
+        f"has format version {printable(repr(version))}, this installation reads "
+        f"{FORMAT_VERSION}; install the version that wrote it, or a newer one"
+    )
+
+
+def _misnamed(header: object, weights: object) -> str | None:
     if not isinstance(header, dict) or not header.keys() >= HEADER:
         return f"has a header without some of {sorted(HEADER)}"
     if not isinstance(weights, dict) or not all(isinstance(w, Tensor) for w in weights.values()):
@@ -63,13 +73,24 @@ def problem(content: object) -> str | None:
     allowed = (PREFIX, DECODER) if "decoder" in header else (PREFIX,)
     if stray := [str(name) for name in weights if not str(name).startswith(allowed)]:
         return f"holds weights that are not the encoder's: {stray[:5]}"
+    return None
+
+
+def _misfit(content: dict) -> str | None:
+    header = content["header"]
     try:
         _check_header(header, content["citations"])
-        _check_fit(SwinConfig.from_dict(header["encoder"]), weights)
+        _check_fit(SwinConfig.from_dict(header["encoder"]), content["network_weights"])
     except (ValueError, TypeError) as error:
         return f"has a header that cannot be right: {printable(error)}"
-    bad = ((name, why) for name, tensor in weights.items() if (why := why_no_weights(tensor)))
-    return next((f"holds {name}, which {why}; it was not written so" for name, why in bad), None)
+    return None
+
+
+def _unusable(weights: Mapping[str, Tensor]) -> str | None:
+    for name, tensor in weights.items():
+        if why := why_no_weights(tensor):
+            return f"holds {name}, which {why}; it was not written so"
+    return None
 
 
 def _check_header(header: Mapping, citations: object) -> None:
@@ -77,39 +98,46 @@ def _check_header(header: Mapping, citations: object) -> None:
     _require(_is_text(header["method"]), "method is a word", header["method"])
     text = isinstance(citations, list) and all(isinstance(one, str) for one in citations)
     _require(text, "citations are a list of text", citations)
-    for name, kind in INFORMS.items():
-        value = header.get(name, kind())
-        _require(isinstance(value, kind), f"{name} is a {kind.__name__}", value)
+    _check_kinds(header)
     _check_encoder(header["encoder"])
     if "decoder" in header:  # its tensors are compared with the network's when they are loaded
         _require(_is_text(header["decoder"].get("name")), "decoder has a name", header["decoder"])
     dims = header["encoder"].get("spatial_dims", SwinConfig.spatial_dims)
-    crop, plan = header["crop"], header["plan"]
-    whole = isinstance(crop, list) and len(crop) == dims and all(map(_is_whole, crop))
-    _require(
-        whole and all(0 < n <= LARGEST_CROP for n in crop),
-        f"crop is {dims} numbers of voxels",
-        crop,
-    )
-    _require(
-        isinstance(plan, dict) and plan.keys() >= {"hu", "spacing"},
-        "plan says hu and spacing",
-        plan,
-    )
-    spacing, hu = plan["spacing"], plan["hu"]
-    if spacing is not None:
-        mm = (
-            isinstance(spacing, list)
-            and dims <= len(spacing) <= 3
-            and all(map(_is_number, spacing))
-        )
-        _require(
-            mm and all(0 < n <= WIDEST_SPACING for n in spacing),
-            "spacing is numbers of mm",
-            spacing,
-        )
-    if hu is not None:
-        _check_hu(hu)
+    _check_crop(header["crop"], dims)
+    _check_plan(header["plan"], dims)
+
+
+def _check_kinds(header: Mapping) -> None:
+    for name, kind in INFORMS.items():
+        value = header.get(name, kind())
+        _require(isinstance(value, kind), f"{name} is a {kind.__name__}", value)
+
+
+def _check_crop(crop: object, dims: int) -> None:
+    fits = isinstance(crop, list) and len(crop) == dims and all(map(_is_edge, crop))
+    _require(fits, f"crop is {dims} numbers of voxels", crop)
+
+
+def _is_edge(voxels: object) -> bool:
+    return _is_whole(voxels) and 0 < voxels <= LARGEST_CROP
+
+
+def _check_plan(plan: object, dims: int) -> None:
+    if not isinstance(plan, dict) or not plan.keys() >= {"hu", "spacing"}:
+        raise _unlike("plan says hu and spacing", plan)
+    if plan["spacing"] is not None:
+        _check_spacing(plan["spacing"], dims)
+    if plan["hu"] is not None:
+        _check_hu(plan["hu"])
+
+
+def _check_spacing(spacing: object, dims: int) -> None:
+    fits = isinstance(spacing, list) and dims <= len(spacing) <= 3 and all(map(_is_step, spacing))
+    _require(fits, "spacing is numbers of mm", spacing)
+
+
+def _is_step(mm: object) -> bool:
+    return _is_number(mm) and 0 < mm <= WIDEST_SPACING
 
 
 def _check_hu(hu: object) -> None:
@@ -118,16 +146,20 @@ def _check_hu(hu: object) -> None:
     known = linear | {"interior"}
     if not isinstance(hu, dict) or not linear <= hu.keys() <= known:
         raise _unlike(f"hu says {sorted(linear)}", hu)
-    knots = hu.get("interior", [])
-    pairs = isinstance(knots, list) and all(
-        isinstance(knot, list) and len(knot) == 2 for knot in knots
-    )
-    _require(
-        pairs and len(knots) <= MOST_KNOTS, f"hu.interior is at most {MOST_KNOTS} pairs", knots
-    )
-    numbers = [hu[name] for name in linear] + [number for knot in knots for number in knot]
+    _check_knots(hu.get("interior", []))
+    numbers = [hu[name] for name in linear]
+    numbers += [number for knot in hu.get("interior", []) for number in knot]
     _require(all(map(_is_number, numbers)), "hu is of numbers", hu)
     HUPolicy.from_dict(hu)
+
+
+def _check_knots(knots: object) -> None:
+    fits = isinstance(knots, list) and len(knots) <= MOST_KNOTS and all(map(_is_pair, knots))
+    _require(fits, f"hu.interior is at most {MOST_KNOTS} pairs", knots)
+
+
+def _is_pair(knot: object) -> bool:
+    return isinstance(knot, list) and len(knot) == 2
 
 
 def _check_encoder(encoder: object) -> None:
@@ -135,16 +167,24 @@ def _check_encoder(encoder: object) -> None:
     if not isinstance(encoder, dict) or not all(isinstance(name, str) for name in encoder):
         raise _unlike("encoder is fields", encoder)
     for field in fields(SwinConfig):
-        value, default = encoder.get(field.name, field.default), field.default
-        if isinstance(default, tuple):
-            rows = value if isinstance(value, (list, tuple)) else [None]
-            flat = [n for row in rows for n in (row if isinstance(row, (list, tuple)) else [row])]
-            fits = all(map(_is_whole, flat))
-        elif isinstance(default, float):
-            fits = _is_number(value)
-        else:
-            fits = type(value) is type(default)
-        _require(fits, f"encoder.{field.name} is like {default!r}", value)
+        value = encoder.get(field.name, field.default)
+        rule = f"encoder.{field.name} is like {field.default!r}"
+        _require(_is_like(value, field.default), rule, value)
+
+
+def _is_like(value: object, default: object) -> bool:
+    """Whether a value has the type of a default; a tuple's is whole numbers, in rows or not."""
+    if isinstance(default, tuple):
+        return all(map(_is_whole, _flat(value)))
+    if isinstance(default, float):
+        return _is_number(value)
+    return type(value) is type(default)
+
+
+def _flat(value: object) -> list:
+    """The numbers of a list, or of a list of lists; [None] of anything else."""
+    rows = value if isinstance(value, (list, tuple)) else [None]
+    return [n for row in rows for n in (row if isinstance(row, (list, tuple)) else [row])]
 
 
 def _check_fit(config: SwinConfig, weights: Mapping[str, Tensor]) -> None:
@@ -153,22 +193,32 @@ def _check_fit(config: SwinConfig, weights: Mapping[str, Tensor]) -> None:
     Width, window and depth come first: an encoder on "meta" takes no memory for its tensors, but
     its blocks are Python objects.
     """
-    stem = (config.embed_dim, config.in_channels, *config.step(0))
-    table = ((2 * config.window - 1) ** config.spatial_dims, config.heads[0])
-    hidden = (int(config.embed_dim * config.mlp_ratio), config.embed_dim)
-    for name, shape in ((STEM, stem), (TABLE, table), (HIDDEN, hidden)):
+    for name, shape in _telling_shapes(config).items():
         got = tuple(weights[name].shape) if name in weights else "none"
         _require(got == shape, f"the encoder has {name} {shape}", got)
     _require(sum(config.depths) <= len(weights), "a block has tensors", config.depths)
-    wanted = _shapes(config)
-    given = {
-        name: tuple(w.shape)
-        for name, w in weights.items()
-        if name != MASK and not name.startswith(DECODER)
-    }
-    other = sorted({*wanted.items()} ^ {*given.items()})
+    other = sorted(set(_shapes(config).items()) ^ _encoder_shapes(weights))
     rule = f"the tensors are those of the encoder {config.to_dict()}"
     _require(not other, rule, [name for name, _ in other[:3]])
+
+
+def _encoder_shapes(weights: Mapping[str, Tensor]) -> set[tuple[str, tuple[int, ...]]]:
+    return {
+        (name, tuple(tensor.shape))
+        for name, tensor in weights.items()
+        if name != MASK and not name.startswith(DECODER)
+    }
+
+
+def _telling_shapes(config: SwinConfig) -> dict[str, tuple[int, ...]]:
+    """Of the tensors that tell width, window and hidden width."""
+    table = (2 * config.window - 1) ** config.spatial_dims
+    hidden = int(config.embed_dim * config.mlp_ratio)
+    return {
+        STEM: (config.embed_dim, config.in_channels, *config.step(0)),
+        TABLE: (table, config.heads[0]),
+        HIDDEN: (hidden, config.embed_dim),
+    }
 
 
 @lru_cache(maxsize=4)
@@ -191,11 +241,11 @@ def _unlike(rule: str, got: object) -> ValueError:
     return ValueError(f"{rule}; got {str(got)[:200]}")
 
 
-def _is_whole(value: object) -> bool:
+def _is_whole(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)
 
 

@@ -46,12 +46,12 @@ def why_no_weights(tensor: object) -> str | None:
     """Why something is no tensor of weights; None for a dense, floating, finite one."""
     if not isinstance(tensor, Tensor):
         return f"is a {type(tensor).__name__}, not a tensor"
-    if (
-        tensor.layout is not torch.strided
-        or tensor.device.type != "cpu"
-        or not tensor.is_floating_point()
-    ):
-        return f"is a {tensor.device.type} tensor of {tensor.dtype}, {tensor.layout}; weights are dense floating numbers"
+    dense = tensor.layout is torch.strided and tensor.device.type == "cpu"
+    if not (dense and tensor.is_floating_point()):
+        return (
+            f"is a {tensor.device.type} tensor of {tensor.dtype}, {tensor.layout}; weights are "
+            "dense floating numbers"
+        )
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():  # a stride of 0
         return f"claims {tensor.numel()} numbers, of which the file holds fewer"
     return None if torch.isfinite(tensor.float()).all() else "holds NaN or infinite values"
@@ -73,17 +73,14 @@ def _check_archive(path: Path) -> None:
             return  # PyTorch before 1.6, or no file of it: its reader will tell
     try:
         with zipfile.ZipFile(path) as archive:
-            records = archive.infolist()
-            stored = all(record.compress_type == zipfile.ZIP_STORED for record in records)
-            whole = sum(record.file_size for record in records) <= path.stat().st_size
-            once = len({record.filename for record in records}) == len(records)
-            damaged = archive.testzip() if stored and whole and once else None
+            is_torch = _is_torch(archive, path.stat().st_size)
+            damaged = archive.testzip() if is_torch else None
     except Exception as error:  # as above
         raise CheckpointError(
             f"{path} cannot be read as a checkpoint: it is truncated or damaged "
             f"({printable(error)}). Copy it again from where it was made"
         ) from error
-    if not (stored and whole and once):
+    if not is_torch:
         raise CheckpointError(
             f"{path} cannot be read as a checkpoint: PyTorch did not write it, for its records are "
             "compressed, overlap or share a name. Save it again with torch.save"
@@ -93,6 +90,14 @@ def _check_archive(path: Path) -> None:
             f"{path} cannot be read as a checkpoint: it is damaged, the checksum of "
             f"{printable(damaged)} is another. Copy it again from where it was made"
         )
+
+
+def _is_torch(archive: zipfile.ZipFile, size: int) -> bool:
+    """Whether the records are as PyTorch writes them: stored, one after another, each name once."""
+    records = archive.infolist()
+    stored = all(record.compress_type == zipfile.ZIP_STORED for record in records)
+    apart = sum(record.file_size for record in records) <= size
+    return stored and apart and len({record.filename for record in records}) == len(records)
 
 
 ORDERS: tuple[Literal["<", ">", "=", "|"], ...] = ("<", ">", "=", "|")  # of bytes, as numpy's
@@ -119,7 +124,7 @@ def _order(word: object) -> Literal["<", ">", "=", "|"]:
 
 
 def _number(dtype: _DType, content: bytes) -> float | int | bool:
-    """Stands in for numpy's maker of scalars: others keep losses and scores beside their weights."""
+    """Stands in for numpy's maker of scalars: others keep scores beside their weights."""
     if not isinstance(dtype, _DType) or not isinstance(content, bytes):
         raise ValueError("not a number of numpy")
     return np.frombuffer(content, np.dtype(dtype.code).newbyteorder(dtype.order))[0].item()

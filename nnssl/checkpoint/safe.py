@@ -11,6 +11,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from torch import Tensor
+
 from nnssl import files
 from nnssl.checkpoint.plain import CheckpointError
 
@@ -34,40 +36,45 @@ def write_safe(path: Path, content: dict) -> None:
     from safetensors.torch import save_file
 
     weights = content["network_weights"]
-    said = {key: content[key] for key in STORED} | {"order": list(weights)}
+    entry = {key: content[key] for key in STORED} | {"order": list(weights)}
     tensors = {name: tensor.contiguous() for name, tensor in weights.items()}
     with files.atomic(path) as temporary:
-        save_file(tensors, temporary, {ENTRY: json.dumps(said, allow_nan=False)})
+        save_file(tensors, temporary, {ENTRY: json.dumps(entry, allow_nan=False)})
 
 
 def read_safe(path: Path) -> dict:
     """The content with an empty `nnssl_adaptation_plan`, unchecked. Raises CheckpointError."""
+    stored, weights = _entry_and_tensors(path)
+    if not isinstance(stored, dict) or not stored.keys() >= {*STORED, "order"}:
+        raise CheckpointError(
+            f"{path} is a file of safetensors, but not of nnssl_convert --hub; third-party weights "
+            f"become a checkpoint by: nnssl_convert {path} -o CHECKPOINT"
+        )
+    order = stored["order"]
+    if not isinstance(order, list) or sorted(map(str, order)) != sorted(weights):
+        raise CheckpointError(f"{path} is damaged: it names other tensors than it holds")
+    return {
+        "format_version": stored["format_version"],
+        "header": stored["header"],
+        "network_weights": {name: weights[name] for name in order},
+        "nnssl_adaptation_plan": {},  # is made of the header, once that is checked
+        "citations": stored["citations"],
+    }
+
+
+def _entry_and_tensors(path: Path) -> tuple[object, dict[str, Tensor]]:
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
-            said = json.loads((file.metadata() or {}).get(ENTRY, "null"))
+            entry = json.loads((file.metadata() or {}).get(ENTRY, "null"))
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 no dict
     except (SafetensorError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{path} cannot be read as a checkpoint: it is truncated or damaged ({error}). Copy it "
             "again from where it was made"
         ) from error
-    if not isinstance(said, dict) or not said.keys() >= {*STORED, "order"}:
-        raise CheckpointError(
-            f"{path} is a file of safetensors, but not of nnssl_convert --hub; third-party weights "
-            f"become a checkpoint by: nnssl_convert {path} -o CHECKPOINT"
-        )
-    order = said["order"]
-    if not isinstance(order, list) or sorted(map(str, order)) != sorted(weights):
-        raise CheckpointError(f"{path} is damaged: it names other tensors than it holds")
-    return {
-        "format_version": said["format_version"],
-        "header": said["header"],
-        "network_weights": {name: weights[name] for name in order},
-        "nnssl_adaptation_plan": {},  # is made of the header, once that is checked
-        "citations": said["citations"],
-    }
+    return entry, weights
 
 
 def names_ours(path: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -41,18 +42,14 @@ def transfer(checkpoint: Checkpoint, encoder: Swin, labels: int = 0) -> Transfer
     first the encoder sees what it saw there. Where `encoder` leaves an axis as it is that the
     checkpoint's halves, patch embedding and merges are adapted (`nnssl.encoder.adapt`).
     """
-    given = checkpoint.part(PREFIX)
-    buffers = dict(encoder.named_buffers())
-    wanted = {name: t for name, t in encoder.state_dict().items() if name not in buffers}
-    given, explained = adapt(given, checkpoint.encoder_config, encoder.config)
-    for name, reason in PRETRAINING_ONLY.items():
-        if name in given and name not in wanted:
-            del given[name]
-            explained[name] = reason
-    if STEM in given and STEM in wanted and given[STEM].shape[1] != wanted[STEM].shape[1]:
-        given[STEM], done = _inflate(
-            checkpoint, given[STEM], wanted[STEM].shape[1] - labels, labels
-        )
+    wanted = dict(encoder.named_parameters())
+    given, explained = adapt(checkpoint.part(PREFIX), checkpoint.encoder_config, encoder.config)
+    for name in PRETRAINING_ONLY.keys() & (given.keys() - wanted.keys()):
+        del given[name]
+        explained[name] = PRETRAINING_ONLY[name]
+    images = wanted[STEM].shape[1] - labels
+    if STEM in given and given[STEM].shape[1] != images + labels:
+        given[STEM], done = _inflate(checkpoint, given[STEM], images, labels)
         explained[STEM] = ", ".join(filter(None, [explained.get(STEM), *done]))
     _require_match(checkpoint, given, wanted)
     encoder.load_state_dict(given, strict=False)  # the buffers are no part of a pretraining
@@ -66,18 +63,11 @@ def transfer_decoder(
     TransferError.
 
     images, labels: channels of the image and of a cascade's labels, for the layers that read the
-    image;
-                    they are inflated as the encoder's first one.
+    image; they are inflated as the encoder's first one.
     """
     given, wanted, explained = checkpoint.part(DECODER), without_heads(decoder.state_dict()), {}
     for name in given.keys() & wanted.keys():
-        here, there = given[name].shape, wanted[name].shape
-        if (
-            len(here) > 1
-            and here[1] == 1
-            and there == (here[0], images + labels, *here[2:])
-            and there != here
-        ):
+        if _is_inflatable(given[name], wanted[name], images + labels):
             given[name], done = _inflate(checkpoint, given[name], images, labels)
             explained[name] = ", ".join(done)
     _require_match(checkpoint, given, wanted)
@@ -85,6 +75,14 @@ def transfer_decoder(
         for name, tensor in wanted.items():
             tensor.copy_(given[name])  # shares the decoder's memory
     return Transfer(matched=len(wanted), total=len(wanted), explained=explained)
+
+
+def _is_inflatable(given: Tensor, wanted: Tensor, channels: int) -> bool:
+    """Whether the layers differ only in that `given` reads one channel and `wanted` `channels`."""
+    here, there = tuple(given.shape), tuple(wanted.shape)
+    return (
+        here != there and len(here) > 1 and here[1] == 1 and there == (here[0], channels, *here[2:])
+    )
 
 
 def _inflate(
@@ -104,32 +102,28 @@ def _inflate(
         stem = stem.repeat_interleave(images, dim=1) / images
         done.append(f"inflated from 1 to {images} input channels")
     if labels:
-        stem = torch.cat(
-            [stem, torch.zeros_like(stem[:, :1]).repeat_interleave(labels, dim=1)], dim=1
-        )
+        zeros = torch.zeros_like(stem[:, :1]).repeat_interleave(labels, dim=1)
+        stem = torch.cat([stem, zeros], dim=1)
         done.append(f"{labels} channels of labels start at zero")
     return stem, done
 
 
-def differences(given: dict[str, Tensor], wanted: dict[str, Tensor]) -> str:
+def differences(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
     """A line for every tensor that is missing, unexpected or of another shape; the first twenty; ""
     for none.
     """
     problems = [f"missing in the file: {name}" for name in sorted(wanted.keys() - given.keys())]
     problems += [f"unexpected in the file: {name}" for name in sorted(given.keys() - wanted.keys())]
-    problems += [
-        f"other shape: {name} is {tuple(given[name].shape)} in the file, "
-        f"{tuple(wanted[name].shape)} in the network"
-        for name in sorted(given.keys() & wanted.keys())
-        if given[name].shape != wanted[name].shape
-    ]
-    return "\n  ".join(
-        problems[:20] + ([f"... and {len(problems) - 20} more"] if len(problems) > 20 else [])
-    )
+    for name in sorted(given.keys() & wanted.keys()):
+        here, there = tuple(given[name].shape), tuple(wanted[name].shape)
+        if here != there:
+            problems.append(f"other shape: {name} is {here} in the file, {there} in the network")
+    more = [f"... and {len(problems) - 20} more"] if len(problems) > 20 else []
+    return "\n  ".join(problems[:20] + more)
 
 
 def _require_match(
-    checkpoint: Checkpoint, given: dict[str, Tensor], wanted: dict[str, Tensor]
+    checkpoint: Checkpoint, given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]
 ) -> None:
     if shown := differences(given, wanted):
         raise TransferError(

@@ -1,7 +1,7 @@
 """What the demo does: its sizes, its stages, and the very commands that a user types.
 
-phantoms -> nnssl_pretrain -> nnU-Net's planning -> nnUNetv2_train from the checkpoint and from
-scratch
+phantoms -> nnssl_pretrain -> nnU-Net's planning
+         -> nnUNetv2_train, from the checkpoint and from scratch
          -> nnUNetv2_predict on unseen phantoms
 """
 
@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from nnssl import hook, phantoms
+from nnssl.types import PREPROCESSED, RAW, RESULTS
 
 DATASET, NAME, PLANS, CONFIGURATION = "901", "Dataset901_Phantoms", "nnsslDemoPlans", "3d_fullres"
 TRAINERS = {"from the checkpoint": "SwinSSLTrainer", "from scratch": "SwinScratchTrainer"}
@@ -78,10 +79,7 @@ class Demo:
         """nnU-Net's three, turned to the demo's folder; and where our trainers are, unless that is
         known already.
         """
-        own = {
-            name: str(self.folder / name)
-            for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
-        }
+        own = {name: str(self.folder / name) for name in (RAW, PREPROCESSED, RESULTS)}
         trainers = hook.trainers_folder()
         known = trainers in os.environ.get(hook.VARIABLE, "").split(os.pathsep)
         return own if known else {**own, hook.VARIABLE: trainers}
@@ -106,33 +104,26 @@ class Demo:
 
     def stages(self) -> list[Stage]:
         """The chain, in order."""
-        before = [
-            Stage(
-                "phantoms", "making CT-like phantoms", self._make_phantoms, ("scans", "nnUNet_raw")
-            ),
+        made = ("scans", "nnUNet_raw")
+        return [
+            Stage("phantoms", "making CT-like phantoms", self._make_phantoms, made),
             # resumes by itself
             Stage("pretrain", "pretraining with SMIT, without labels", [self._pretrain()], ()),
             Stage("plan", "planning by nnU-Net", self._plan(), (f"nnUNet_preprocessed/{NAME}",)),
+            *(self._train_stage(start) for start in TRAINERS),
+            *(self._predict_stage(start) for start in TRAINERS),
         ]
-        train = [
-            Stage(
-                f"train {start}",
-                f"training {start}: fold 0 of {self.size.labelled} labelled phantoms",
-                [self._train(trainer)],
-                (f"nnUNet_results/{NAME}/{trainer}__{PLANS}__{CONFIGURATION}",),
-            )
-            for start, trainer in TRAINERS.items()
-        ]
-        predict = [
-            Stage(
-                f"predict {start}",
-                f"segmenting {self.size.unseen} unseen phantoms, trained {start}",
-                [self._predict(start)],
-                (str(self.predictions(start).relative_to(self.folder)),),
-            )
-            for start in TRAINERS
-        ]
-        return before + train + predict
+
+    def _train_stage(self, start: str) -> Stage:
+        trainer = TRAINERS[start]
+        title = f"training {start}: fold 0 of {self.size.labelled} labelled phantoms"
+        made = f"nnUNet_results/{NAME}/{trainer}__{PLANS}__{CONFIGURATION}"
+        return Stage(f"train {start}", title, [self._train(trainer)], (made,))
+
+    def _predict_stage(self, start: str) -> Stage:
+        title = f"segmenting {self.size.unseen} unseen phantoms, trained {start}"
+        made = str(self.predictions(start).relative_to(self.folder))
+        return Stage(f"predict {start}", title, [self._predict(start)], (made,))
 
     def _make_phantoms(self) -> None:
         size = self.size
@@ -146,54 +137,24 @@ class Demo:
         )
 
     def _pretrain(self) -> Command:
-        size = self.size
-        command = [
-            "nnssl_pretrain",
-            "-m",
-            "smit",
-            "-a",
-            "tiny",
-            "-i",
-            str(self.scans or self.folder / "scans"),
+        size, scans = self.size, str(self.scans or self.folder / "scans")
+        return [
+            *("nnssl_pretrain", "-m", "smit", "-a", "tiny", "-i", scans, "--spacing", *SPACING),
+            *("--steps", str(size.steps), "--batch-size", str(size.batch_size)),
+            *("--crop", *map(str, size.crop), "-device", self.device, "-np", str(size.processes)),
+            "--c",  # an interrupted demo continues; where there is nothing yet, it starts
         ]
-        command += [
-            "--spacing",
-            *SPACING,
-            "--steps",
-            str(size.steps),
-            "--batch-size",
-            str(size.batch_size),
-        ]
-        command += [
-            "--crop",
-            *map(str, size.crop),
-            "-device",
-            self.device,
-            "-np",
-            str(self.size.processes),
-        ]
-        # an interrupted demo continues; where there is nothing yet, it starts
-        return [*command, "--c"]
 
     def _plan(self) -> list[Command]:
         size, processes = self.size, str(self.size.processes)
+        plan = ["nnUNetv2_plan_and_preprocess", "-d", DATASET, "-c", CONFIGURATION]
         # what two cores can do in minutes
         recipe = ["--decoder", "light", "--patch", *map(str, size.patch)]
         recipe += ["--epochs", str(size.epochs), "--iterations", str(size.iterations)]
         # short: every patch shows an organ, upright
         recipe += ["--lr", "2e-3", "--foreground", "1", "--no-mirror"]
         return [
-            [
-                "nnUNetv2_plan_and_preprocess",
-                "-d",
-                DATASET,
-                "-c",
-                CONFIGURATION,
-                "-npfp",
-                processes,
-                "-np",
-                processes,
-            ],
+            [*plan, "-npfp", processes, "-np", processes],
             ["nnssl_plan", "-d", DATASET, "-p", "nnUNetPlans", "--name", PLANS, *recipe],
         ]
 
@@ -203,27 +164,6 @@ class Demo:
 
     def _predict(self, start: str) -> Command:
         places = ["-i", str(self.raw / "imagesTs"), "-o", str(self.predictions(start))]
-        model = [
-            "-c",
-            CONFIGURATION,
-            "-f",
-            "0",
-            "-p",
-            PLANS,
-            "-tr",
-            TRAINERS[start],
-            "-device",
-            self.device,
-        ]
-        return [
-            "nnUNetv2_predict",
-            "-d",
-            DATASET,
-            *places,
-            *model,
-            "--disable_tta",
-            "-npp",
-            "0",
-            "-nps",
-            "0",
-        ]
+        model = ["-c", CONFIGURATION, "-f", "0", "-p", PLANS, "-tr", TRAINERS[start]]
+        speed = ["-device", self.device, "--disable_tta", "-npp", "0", "-nps", "0"]
+        return ["nnUNetv2_predict", "-d", DATASET, *places, *model, *speed]

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from nnssl.demo.chain import TRAINERS, Demo
 from nnssl.files import atomic, write_json
 from nnssl.phantoms import LABELS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 ORGANS = {name: value for name, value in LABELS.items() if value}
 WINDOW = (-160, 240)  # HU shown, the usual abdominal window
@@ -32,12 +37,10 @@ def mean_dice(predictions: Path, truths: Path) -> dict[str, float]:
     cases = [
         (read(predictions / path.name), read(path)) for path in sorted(truths.glob("*.nii.gz"))
     ]
-    per_organ = {
-        name: float(
-            np.mean([dice(prediction == value, truth == value) for prediction, truth in cases])
-        )
-        for name, value in ORGANS.items()
-    }
+    per_organ = {}
+    for name, value in ORGANS.items():
+        scores = [dice(prediction == value, truth == value) for prediction, truth in cases]
+        per_organ[name] = float(np.mean(scores))
     return {**per_organ, "mean": float(np.mean(list(per_organ.values())))}
 
 
@@ -53,60 +56,66 @@ def summarise(demo: Demo, seconds: dict[str, float]) -> dict:
 
 def describe(demo: Demo, result: dict) -> str:
     """The result as text: two tables and where the picture is."""
-    scores, seconds = result["dice"], result["seconds"]
-    rows = [
-        f"{'Dice, mean over ' + str(demo.size.unseen) + ' unseen phantoms':40}"
-        + "".join(f"{s:>21}" for s in scores)
-    ]
+    return "\n".join(
+        [
+            *_dice_table(result["dice"], demo.size.unseen),
+            "",
+            *_time_table(result["seconds"]),
+            "",
+            f"Picture: {demo.folder / 'demo.png'}",
+            "One seed, few cases, minutes of training: this shows that the chain works, not what "
+            "pretraining is worth.",
+        ]
+    )
+
+
+def _dice_table(scores: dict[str, dict[str, float]], unseen: int) -> list[str]:
+    title = f"Dice, mean over {unseen} unseen phantoms"
+    rows = [f"{title:40}" + "".join(f"{start:>21}" for start in scores)]
     for organ in (*ORGANS, "mean"):
-        rows.append(f"  {organ:38}" + "".join(f"{scores[start][organ]:21.3f}" for start in scores))
-    rows += ["", "Time"]
-    rows += [
-        f"  {name:38}{value:19.0f} s"
-        for name, value in (*seconds.items(), ("total", sum(seconds.values())))
-    ]
-    rows += [
-        "",
-        f"Picture: {demo.folder / 'demo.png'}",
-        "One seed, few cases, minutes of training: this shows that the chain works, not what "
-        "pretraining is worth.",
-    ]
-    return "\n".join(rows)
+        rows.append(f"  {organ:38}" + "".join(f"{by[organ]:21.3f}" for by in scores.values()))
+    return rows
+
+
+def _time_table(seconds: dict[str, float]) -> list[str]:
+    with_total = {**seconds, "total": sum(seconds.values())}
+    return ["Time", *(f"  {name:38}{value:19.0f} s" for name, value in with_total.items())]
 
 
 def draw(demo: Demo, path: Path) -> None:
     """Two unseen cases, one row each: scan, truth, and both predictions, on the slice with the most
     organs.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
     names = [path.name for path in sorted((demo.raw / "labelsTs").glob("*.nii.gz"))][:2]
-    figure, axes = plt.subplots(
-        len(names), 2 + len(TRAINERS), figsize=(13, 3.2 * len(names)), squeeze=False
-    )
-    for row, name in zip(axes, names, strict=True):
-        scan = read(demo.raw / "imagesTs" / name.replace(".nii.gz", "_0000.nii.gz"))
-        truth = read(demo.raw / "labelsTs" / name)
-        maps = {"scan": None, "truth": truth}
-        maps |= {f"predicted, {start}": read(demo.predictions(start) / name) for start in TRAINERS}
-        shown = most_organs(truth)
-        for axis, (title, labels) in zip(row, maps.items(), strict=True):
-            axis.imshow(scan[shown], cmap="gray", vmin=WINDOW[0], vmax=WINDOW[1])
-            if labels is not None:
-                axis.imshow(coloured(labels[shown]))
-            axis.set_title(title)
-            axis.axis("off")
-    figure.legend(
-        handles=[plt.Line2D([], [], lw=6, color=COLOURS[v], label=n) for n, v in ORGANS.items()],
-        loc="lower center",
-        ncols=len(ORGANS),
-    )
+    figure = Figure(figsize=(13, 3.2 * len(names)))
+    grid = figure.subplots(len(names), 2 + len(TRAINERS), squeeze=False)
+    for row, name in zip(grid, names, strict=True):
+        _draw_case(row, demo, name)
+    handles = [Line2D([], [], lw=6, color=COLOURS[v], label=n) for n, v in ORGANS.items()]
+    figure.legend(handles=handles, loc="lower center", ncols=len(ORGANS))
     with atomic(path) as temporary:
         figure.savefig(temporary, dpi=110, bbox_inches="tight")
-    plt.close(figure)
+
+
+def _draw_case(row: Sequence[Axes], demo: Demo, name: str) -> None:
+    scan = read(demo.raw / "imagesTs" / name.replace(".nii.gz", "_0000.nii.gz"))
+    truth = read(demo.raw / "labelsTs" / name)
+    maps = {"scan": None, "truth": truth}
+    maps |= {f"predicted, {start}": read(demo.predictions(start) / name) for start in TRAINERS}
+    shown = most_organs(truth)
+    for axes, (title, labels) in zip(row, maps.items(), strict=True):
+        _draw_slice(axes, scan[shown], None if labels is None else labels[shown])
+        axes.set_title(title)
+
+
+def _draw_slice(axes: Axes, scan: np.ndarray, labels: np.ndarray | None) -> None:
+    axes.imshow(scan, cmap="gray", vmin=WINDOW[0], vmax=WINDOW[1])
+    if labels is not None:
+        axes.imshow(coloured(labels))
+    axes.axis("off")
 
 
 def most_organs(labels: np.ndarray) -> int:

@@ -32,40 +32,53 @@ def run(demo: Demo) -> dict[str, float]:
     the demo's.
     """
     finished = open_folder(demo)
-    print(f"The demo works in {demo.folder}, as if you had typed:\n")
-    for name, folder in demo.variables.items():
-        print(f"    export {name}={shlex.quote(folder)}")
+    _print_variables(demo)
     stages = demo.stages()
     for number, stage in enumerate(stages, start=1):
         print(f"\n[{number}/{len(stages)}] {stage.title}", flush=True)
         if stage.name in finished:
             print(f"    finished earlier, in {finished[stage.name]:.0f} s")
             continue
-        finished[stage.name] = round(do(stage, demo), 1)
-        write_json(demo.folder / MARKER, {"settings": demo.settings(), "finished": finished})
+        finished[stage.name] = round(run_stage(stage, demo), 1)
+        _mark(demo, finished)
         print(f"    {finished[stage.name]:.0f} s")
     return finished
+
+
+def _print_variables(demo: Demo) -> None:
+    print(f"The demo works in {demo.folder}, as if you had typed:\n")
+    for name, folder in demo.variables.items():
+        print(f"    export {name}={shlex.quote(folder)}")
+
+
+def _mark(demo: Demo, finished: dict[str, float]) -> None:
+    write_json(demo.folder / MARKER, {"settings": demo.settings(), "finished": finished})
 
 
 def open_folder(demo: Demo) -> dict[str, float]:
     """Make the folder, or find what earlier runs with the same settings finished; other settings
     start afresh.
     """
-    marker, finished = demo.folder / MARKER, {}
-    if marker.is_file():
-        earlier = read_json(marker)
-        finished = earlier["finished"] if earlier["settings"] == demo.settings() else {}
-    elif demo.folder.exists() and (not demo.folder.is_dir() or any(demo.folder.iterdir())):
-        raise DemoError(
-            f"{demo.folder} is not empty and not the demo's; give a new folder: nnssl_demo -o "
-            "FOLDER"
-        )
+    finished = _finished_earlier(demo)
     if not finished:
         clear(demo.folder, OURS)
     for name in OURS:
         (demo.folder / name).mkdir(parents=True, exist_ok=True)
-    write_json(marker, {"settings": demo.settings(), "finished": finished})
+    _mark(demo, finished)
     return finished
+
+
+def _finished_earlier(demo: Demo) -> dict[str, float]:
+    """The seconds of each stage; raises DemoError for a folder that is not the demo's."""
+    folder = demo.folder
+    if (folder / MARKER).is_file():
+        earlier = read_json(folder / MARKER)
+        return earlier["finished"] if earlier["settings"] == demo.settings() else {}
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise DemoError(
+            f"{folder} is not empty and not the demo's; give a new folder: nnssl_demo -o FOLDER"
+        )
+    return {}
 
 
 def clear(folder: Path, names: tuple[str, ...]) -> None:
@@ -73,19 +86,23 @@ def clear(folder: Path, names: tuple[str, ...]) -> None:
         shutil.rmtree(folder / name, ignore_errors=True)
 
 
-def do(stage: Stage, demo: Demo) -> float:
+def run_stage(stage: Stage, demo: Demo) -> float:
     """The stage from its start; returns its seconds."""
     started = time.perf_counter()
     clear(demo.folder, stage.makes)
     if callable(stage.work):
         stage.work()
     else:
-        log = demo.folder / "logs" / f"{stage.name.replace(' ', '_')}.log"
-        log.unlink(missing_ok=True)
-        for command in stage.work:
-            print(f"    $ {shlex.join(command)}", flush=True)
-            execute(command, log, environment(demo))
+        _execute_all(stage.work, demo, f"{stage.name.replace(' ', '_')}.log")
     return time.perf_counter() - started
+
+
+def _execute_all(commands: list[Command], demo: Demo, log_name: str) -> None:
+    log = demo.folder / "logs" / log_name
+    log.unlink(missing_ok=True)
+    for command in commands:
+        print(f"    $ {shlex.join(command)}", flush=True)
+        execute(command, log, environment(demo))
 
 
 def environment(demo: Demo) -> dict[str, str]:
@@ -110,18 +127,25 @@ def execute(command: Command, log: Path, variables: dict[str, str]) -> None:
 
 
 def follow(process: subprocess.Popen, log: Path) -> None:
-    """Wait; on a terminal, keep one line with the seconds and the last thing that the command
-    said.
-    """
-    started, live = time.perf_counter(), sys.stdout.isatty()
-    while True:
-        try:
-            process.wait(timeout=0.5)
-            break
-        except subprocess.TimeoutExpired:
-            if live:
-                width = shutil.get_terminal_size().columns - 1
-                said = f"    {time.perf_counter() - started:4.0f} s  {tail(log, 1)}"
-                print(f"\r{said[:width]:{width}}", end="", flush=True)
-    if live:
-        print(f"\r{'':{shutil.get_terminal_size().columns - 1}}\r", end="", flush=True)
+    """Wait; on a terminal, keep one line with the seconds and the last line of the log."""
+    started, is_terminal = time.perf_counter(), sys.stdout.isatty()
+    while _is_running(process):
+        if is_terminal:
+            _overwrite_line(f"    {time.perf_counter() - started:4.0f} s  {tail(log, 1)}")
+    if is_terminal:
+        _overwrite_line("")
+        print("\r", end="", flush=True)
+
+
+def _is_running(process: subprocess.Popen) -> bool:
+    """Whether it still runs after half a second."""
+    try:
+        process.wait(timeout=0.5)
+    except subprocess.TimeoutExpired:
+        return True
+    return False
+
+
+def _overwrite_line(text: str) -> None:
+    width = shutil.get_terminal_size().columns - 1
+    print(f"\r{text[:width]:{width}}", end="", flush=True)

@@ -10,6 +10,7 @@ from nnssl import files
 from nnssl.embed.encoder import Encoder
 from nnssl.embed.scan import Prepared, resampled_affine
 from nnssl.embed.table import Row
+from nnssl.types import Shape
 
 FOLDER = "dense"
 ENDING = {False: ".npz", True: ".nii.gz"}  # by whether it is to be NIfTI
@@ -45,18 +46,9 @@ def write(
     zero.
     """
     path, stride = place(folder, row, nifti), encoder.strides[number]
-    placed = scan.affine
-    if placed is None:
-        placed = np.diag([*encoder.spacing[::-1], 1.0])
-    affine = resampled_affine(placed, scan.image.shape, scan.image.shape, stride)
+    affine = _affine(encoder, scan, stride)
     if nifti:
-        import nibabel
-
-        volume = np.ascontiguousarray(features.transpose(3, 2, 1, 0)[:, :, :, None], np.float32)
-        image = nibabel.Nifti1Image(volume, affine)
-        image.header.set_intent("vector")
-        with files.atomic(path) as temporary:
-            nibabel.save(image, temporary)
+        _write_nifti(path, features, affine)
         return
     with files.atomic(path) as temporary, temporary.open("wb") as file:
         np.savez(
@@ -66,3 +58,21 @@ def write(
             stride=np.array(stride),
             id=np.array(row.id),
         )
+
+
+def _affine(encoder: Encoder, scan: Prepared, stride: Shape) -> np.ndarray:
+    """[4 4], from a token's indices (x, y, z) to mm."""
+    affine = scan.affine
+    if affine is None:
+        affine = np.diag([*encoder.spacing[::-1], 1.0])
+    return resampled_affine(affine, scan.image.shape, scan.image.shape, stride)
+
+
+def _write_nifti(path: Path, features: np.ndarray, affine: np.ndarray) -> None:
+    import nibabel
+
+    volume = np.ascontiguousarray(features.transpose(3, 2, 1, 0)[:, :, :, None], np.float32)
+    image = nibabel.Nifti1Image(volume, affine)
+    image.header.set_intent("vector")
+    with files.atomic(path) as temporary:
+        nibabel.save(image, temporary)

@@ -14,7 +14,7 @@ from nnssl.data.orientation import Scan
 from nnssl.data.scans import Found
 from nnssl.embed import pooling
 from nnssl.embed.scan import Prepared, checked, found_at, grid_plan, prepare
-from nnssl.encoder.config import STEPS
+from nnssl.encoder.config import STEPS, SwinConfig
 from nnssl.encoder.swin import Swin
 from nnssl.finetune import checkpoint_choice
 from nnssl.types import HUPolicy, Shape, Spacing
@@ -43,18 +43,10 @@ class Encoder(nn.Module):
         self.hu: HUPolicy | None = loaded.hu
         self.crop: Shape = loaded.crop
         self.spacing: Spacing = _spacing(loaded, spacing)
-        self.about = {
-            "checkpoint": str(loaded.path),
-            "sha256": loaded.sha256,
-            "method": loaded.method,
-            "citations": list(loaded.citations),
-        }
+        self.about = _about(loaded)
         self.dims: int = config.spatial_dims
         self.channels: tuple[int, ...] = self.encoder.channels
-        steps = [(1,) * (3 - self.dims) + tuple(config.step(i)) for i in range(STEPS)]
-        self.strides: tuple[Shape, ...] = tuple(
-            accumulate(steps, lambda a, b: tuple(m * n for m, n in zip(a, b, strict=True)))
-        )
+        self.strides: tuple[Shape, ...] = _strides(config)
         self.eval()
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -75,12 +67,7 @@ class Encoder(nn.Module):
     ) -> Prepared:
         """As `preprocess`, with the scan's body and affine."""
         if isinstance(scan, np.ndarray):
-            if spacing is None or len(spacing) != 3 or scan.ndim != 3:
-                raise ValueError(
-                    "voxels are an array [Z Y X] and come with spacing=(z, y, x) in mm; got shape "
-                    f"{scan.shape}, spacing {spacing}"
-                )
-            scan = Scan(np.asarray(scan, np.float32), tuple(map(float, spacing)))
+            scan = _scan_of(scan, spacing)
         elif spacing is not None:
             raise ValueError("a file says its own spacing; leave spacing out")
         if not isinstance(scan, Scan):
@@ -104,6 +91,30 @@ class Encoder(nn.Module):
         """
         prepared = self.prepare(scan, spacing)
         return [stage[0] for stage in pooling.pool(self, prepared, window=window).means]
+
+
+def _about(loaded: checkpoint.Checkpoint) -> dict:
+    return {
+        "checkpoint": str(loaded.path),
+        "sha256": loaded.sha256,
+        "method": loaded.method,
+        "citations": list(loaded.citations),
+    }
+
+
+def _strides(config: SwinConfig) -> tuple[Shape, ...]:
+    """Voxels (z, y, x) from one token of each map to the next; in 2D z is 1."""
+    steps = [(1,) * (3 - config.spatial_dims) + tuple(config.step(i)) for i in range(STEPS)]
+    return tuple(accumulate(steps, lambda a, b: tuple(m * n for m, n in zip(a, b, strict=True))))
+
+
+def _scan_of(voxels: np.ndarray, spacing: Spacing | None) -> Scan:
+    if spacing is None or len(spacing) != 3 or voxels.ndim != 3:
+        raise ValueError(
+            "voxels are an array [Z Y X] and come with spacing=(z, y, x) in mm; got shape "
+            f"{voxels.shape}, spacing {spacing}"
+        )
+    return Scan(np.asarray(voxels, np.float32), tuple(map(float, spacing)))
 
 
 def grid_spacing(wanted: Spacing, own: Spacing) -> Spacing:

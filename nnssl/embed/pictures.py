@@ -7,6 +7,7 @@ same folder best; where there is one folder only, SHOWN.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from nnssl import files
 from nnssl.embed.table import Table
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 SHOWN = 3  # the stage whose maps have a stride of 16, where no folders tell
@@ -29,15 +31,20 @@ def draw(table: Table, folder: Path, thumbnails: bool, say: Callable[[str], None
     if len(table.id) < FEWEST:
         raise ValueError(f"pictures need {FEWEST} scans or more, there are {len(table.id)}")
     groups = sorted(set(table.group))
-    agree = [same_group(stage, table.group) for stage in table.stages]
-    stage = int(np.argmax(agree)) if len(groups) > 1 else SHOWN
-    if len(groups) > 1:
-        shown = ", ".join(f"stage{n} {value:.3f}" for n, value in enumerate(agree))
-        say(f"scans whose nearest neighbour is of their folder, folders weighing the same: {shown}")
+    stage = SHOWN if len(groups) == 1 else _most_alike(table, say)
     near = nearest(table.stages[stage], NEAREST)
-    _neighbours(table, near, groups, stage, thumbnails, folder / "neighbours.png")
-    _projection(table, groups, stage, folder / "projection.png")
-    say(f"{folder / 'neighbours.png'}, {folder / 'projection.png'}: by stage{stage}")
+    neighbours, projection = folder / "neighbours.png", folder / "projection.png"
+    _save(_neighbours(table, near, groups, stage, thumbnails), neighbours)
+    _save(_projection(table, groups, stage), projection)
+    say(f"{neighbours}, {projection}: by stage{stage}")
+
+
+def _most_alike(table: Table, say: Callable[[str], None]) -> int:
+    """The stage where scans of the same folder are nearest to each other."""
+    agree = [same_group(stage, table.group) for stage in table.stages]
+    shown = ", ".join(f"stage{n} {value:.3f}" for n, value in enumerate(agree))
+    say(f"scans whose nearest neighbour is of their folder, folders weighing the same: {shown}")
+    return int(np.argmax(agree))
 
 
 def standardised(features: np.ndarray) -> np.ndarray:
@@ -78,22 +85,19 @@ def _colours(groups: list[str]) -> dict[str, tuple]:
 def _queries(table: Table, groups: list[str]) -> list[int]:
     """One scan of each group in turn, evenly from its sorted ids."""
     order = np.argsort(table.id, kind="stable")
-    of = {name: [int(i) for i in order if table.group[i] == name] for name in groups}
+    scans = {name: [int(i) for i in order if table.group[i] == name] for name in groups}
     rounds = -(-QUERIES // len(groups))
     chosen = []
-    for turn in range(rounds):
-        for name in groups:
-            there = of[name]
-            place = len(there) * (2 * turn + 1) // (2 * rounds)
-            if there[place] not in chosen:
-                chosen.append(there[place])
-    return chosen[:QUERIES]
+    for turn, name in product(range(rounds), groups):
+        place = len(scans[name]) * (2 * turn + 1) // (2 * rounds)
+        chosen.append(scans[name][place])
+    return list(dict.fromkeys(chosen))[:QUERIES]
 
 
 def _neighbours(
-    table: Table, near: np.ndarray, groups: list[str], stage: int, thumbnails: bool, path: Path
-) -> None:
-    """One row a query: the scan, and those nearest to it."""
+    table: Table, near: np.ndarray, groups: list[str], stage: int, thumbnails: bool
+) -> Figure:
+    """One row per query: the scan, and those nearest to it."""
     from matplotlib.figure import Figure
 
     colours, rows = _colours(groups), _queries(table, groups)
@@ -101,48 +105,65 @@ def _neighbours(
     figure = Figure(figsize=(1.5 * columns, 1.75 * len(rows) + 0.4), layout="constrained")
     grid = figure.subplots(len(rows), columns, squeeze=False)
     for line, query in zip(grid, rows, strict=True):
-        for place, (axes, scan) in enumerate(zip(line, [query, *near[query]], strict=True)):
-            axes.set(xticks=[], yticks=[])
-            if thumbnails:
-                axes.imshow(
-                    table.thumbnails[scan], cmap="gray", vmin=0, vmax=255, interpolation="nearest"
-                )
-            else:
-                axes.text(0.5, 0.5, table.group[scan], ha="center", va="center", fontsize=9)
-            for side in axes.spines.values():
-                side.set(color=colours[table.group[scan]], linewidth=4 if place == 0 else 2)
-            axes.set_title(table.group[scan] if thumbnails else "", fontsize=8)
+        for axes, scan in zip(line, [query, *near[query]], strict=True):
+            _show_scan(axes, table, scan, thumbnails)
+            _frame(axes, colours[table.group[scan]], 4 if axes is line[0] else 2)
     grid[0, 0].set_title(f"asked for: {grid[0, 0].get_title()}".rstrip(": "), fontsize=8)
     figure.suptitle(f"nearest by cosine, stage{stage}", fontsize=9)
-    _save(figure, path)
+    return figure
 
 
-def _projection(table: Table, groups: list[str], stage: int, path: Path) -> None:
+def _frame(axes: Axes, colour: tuple, width: int) -> None:
+    for side in axes.spines.values():
+        side.set(color=colour, linewidth=width)
+
+
+def _show_scan(axes: Axes, table: Table, scan: int, thumbnails: bool) -> None:
+    """Its thumbnail under its group, or the group alone."""
+    axes.set(xticks=[], yticks=[])
+    group = table.group[scan]
+    if thumbnails:
+        grey = {"cmap": "gray", "vmin": 0, "vmax": 255, "interpolation": "nearest"}
+        axes.imshow(table.thumbnails[scan], **grey)
+        axes.set_title(group, fontsize=8)
+    else:
+        axes.text(0.5, 0.5, group, ha="center", va="center", fontsize=9)
+
+
+def _projection(table: Table, groups: list[str], stage: int) -> Figure:
     from matplotlib.figure import Figure
-    from sklearn.decomposition import PCA
-    from sklearn.manifold import TSNE
 
-    vectors = standardised(table.stages[stage])
-    perplexity = min(PERPLEXITY, (len(vectors) - 1) / 3)
-    pca = PCA(2, random_state=0).fit(vectors)
-    fraction = pca.explained_variance_ratio_.sum()
-    places = {
-        f"PCA ({fraction:.0%} of the variance)": pca.transform(vectors),
-        f"t-SNE (perplexity {perplexity:.0f})": TSNE(
-            2, perplexity=perplexity, init="pca", random_state=0
-        ).fit_transform(vectors),
-    }
-    colours = _colours(groups)
     figure = Figure(figsize=(9, 4.2), layout="constrained")
+    colours = _colours(groups)
+    places = _projected(standardised(table.stages[stage]))
     for axes, (name, points) in zip(figure.subplots(1, 2), places.items(), strict=True):
         for group in groups:
-            chosen = [g == group for g in table.group]
-            label = f"{group or 'scans'} ({sum(chosen)})"
-            axes.scatter(*points[chosen].T, s=14, color=colours[group], label=label, alpha=0.8)
+            _scatter(axes, table, group, points, colours[group])
         axes.set_title(f"{name}, stage{stage}", fontsize=9)
         axes.set(xticks=[], yticks=[])
     axes.legend(fontsize=8)
-    _save(figure, path)
+    return figure
+
+
+def _scatter(axes: Axes, table: Table, group: str, points: np.ndarray, colour: tuple) -> None:
+    chosen = [name == group for name in table.group]
+    label = f"{group or 'scans'} ({sum(chosen)})"
+    axes.scatter(*points[chosen].T, s=14, color=colour, label=label, alpha=0.8)
+
+
+def _projected(vectors: np.ndarray) -> dict[str, np.ndarray]:
+    """[n C] in the plane, [n 2], by the name of the projection."""
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
+    pca = PCA(2, random_state=0).fit(vectors)
+    fraction = pca.explained_variance_ratio_.sum()
+    perplexity = min(PERPLEXITY, (len(vectors) - 1) / 3)
+    tsne = TSNE(2, perplexity=perplexity, init="pca", random_state=0)
+    return {
+        f"PCA ({fraction:.0%} of the variance)": pca.transform(vectors),
+        f"t-SNE (perplexity {perplexity:.0f})": tsne.fit_transform(vectors),
+    }
 
 
 def _save(figure: Figure, path: Path) -> None:

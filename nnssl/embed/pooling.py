@@ -51,15 +51,18 @@ def window_for(encoder: Encoder, shape: Shape, window: Window = None) -> Shape:
 
     window: "whole", three numbers, or None: as a whole up to WHOLE.
     """
-    unit = encoder.strides[-1]
-    least = (encoder.crop[0],) * (3 - len(encoder.crop)) + tuple(encoder.crop)
-    if window == "whole" or (window is None and np.prod(shape) * encoder.channels[0] <= WHOLE):
+    if window == "whole" or (window is None and _fits(encoder, shape)):
         size = shape
     elif window is None:
-        size = tuple(max(n, WINDOW) for n in least)
+        crop = (encoder.crop[0],) * (3 - len(encoder.crop)) + tuple(encoder.crop)
+        size = tuple(max(n, WINDOW) for n in crop)
     else:
         size = tuple(window)
-    return tuple(-(-n // step) * step for n, step in zip(size, unit, strict=True))
+    return tuple(-(-n // unit) * unit for n, unit in zip(size, encoder.strides[-1], strict=True))
+
+
+def _fits(encoder: Encoder, shape: Shape) -> bool:
+    return bool(np.prod(shape) * encoder.channels[0] <= WHOLE)
 
 
 @torch.inference_mode()
@@ -71,34 +74,97 @@ def pool(
 ) -> Pooled:
     """Features of one scan; `dense`: the number of the map that is wanted in full."""
     image = torch.from_numpy(prepared.image)
-    shape = tuple(image.shape)
     labels, regions = _regions(prepared)
-    counts = _counts(regions, encoder.strides)
-    size = window_for(encoder, shape, window)
-    starts = [_starts(*axis) for axis in zip(shape, size, encoder.strides[-1], strict=True)]
-    tents = [_tents(starts, shape, size, stride) for stride in encoder.strides]
-    sums = [torch.zeros(len(regions), c, dtype=torch.float64) for c in encoder.channels]
-    whole = None
-    if dense is not None:
-        whole = torch.zeros(encoder.channels[dense], *counts[dense].shape[1:])
-    boxes = list(product(*starts))
-    for box in boxes:
-        cut = tuple(slice(a, a + n) for a, n in zip(box, size, strict=True))
-        for number, tokens in enumerate(_maps(encoder, image[cut])):
-            at, weight = _placed(box, tokens.shape[1:], encoder.strides[number], tents[number])
-            weight = weight.to(tokens.device)
-            flat = (tokens * weight).flatten(1)
-            region = counts[number][(slice(None), *at)].to(tokens.device, torch.float32).flatten(1)
-            sums[number] += (region @ flat.T).cpu().double()
-            if whole is not None and number == dense:
-                whole[(slice(None), *at)] += (tokens * weight).cpu()
-    means = []
-    for one, count in zip(sums, counts, strict=True):
-        total = count.flatten(1).sum(1, dtype=torch.int64).clamp(min=1)
-        means.append((one / total[:, None]).float().numpy())
+    sums = Sums.of(encoder, _counts(regions, encoder.strides), dense)
+    windows = Windows.of(encoder, tuple(image.shape), window)
+    for start in windows.starts:
+        for number, tokens in enumerate(_maps(encoder, image[windows.voxels(start)])):
+            weights = windows.weights(start, number).to(tokens.device)
+            at = windows.tokens(start, number, tokens.shape[1:])
+            sums.add(number, at, tokens * weights)
     voxels = tuple(int(region.sum()) for region in regions[1:])
-    dense_map = None if whole is None else whole.numpy()
-    return Pooled(tuple(means), labels, voxels, dense_map, len(boxes))
+    whole = None if sums.whole is None else sums.whole.numpy()
+    return Pooled(sums.means(), labels, voxels, whole, len(windows.starts))
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What the windows add up to so far.
+
+    counts: for each map, voxels of each region in each token [regions *grid]; sums: float64
+    [regions C]; whole: [C *grid] of the map `dense`, None where none is wanted in full.
+    """
+
+    counts: list[Tensor]
+    sums: list[Tensor]
+    dense: int | None
+    whole: Tensor | None
+
+    @classmethod
+    def of(cls, encoder: Encoder, counts: list[Tensor], dense: int | None) -> Sums:
+        regions = len(counts[0])
+        sums = [torch.zeros(regions, c, dtype=torch.float64) for c in encoder.channels]
+        whole = None
+        if dense is not None:
+            whole = torch.zeros(encoder.channels[dense], *counts[dense].shape[1:])
+        return cls(counts, sums, dense, whole)
+
+    def add(self, number: int, at: tuple[slice, ...], tokens: Tensor) -> None:
+        """A window's weighted tokens of a map; `at`: where they lie in it."""
+        self.sums[number] += _by_region(tokens, self.counts[number][at])
+        if self.whole is not None and number == self.dense:
+            self.whole[at] += tokens.cpu()
+
+    def means(self) -> tuple[np.ndarray, ...]:
+        return tuple(_mean(*one) for one in zip(self.sums, self.counts, strict=True))
+
+
+def _by_region(tokens: Tensor, counts: Tensor) -> Tensor:
+    """Tokens [C *grid] summed by region, each as often as it has voxels there: float64 [regions C].
+
+    counts: [regions *grid], voxels of each region in each token.
+    """
+    voxels = counts.to(tokens.device, torch.float32).flatten(1)
+    return (voxels @ tokens.flatten(1).T).cpu().double()
+
+
+def _mean(sums: Tensor, counts: Tensor) -> np.ndarray:
+    """float32 [regions C] of sums over the voxels."""
+    voxels = counts.flatten(1).sum(1, dtype=torch.int64).clamp(min=1)
+    return (sums / voxels[:, None]).float().numpy()
+
+
+@dataclass(frozen=True)
+class Windows:
+    """The windows of one scan: first voxels, size, and for every map the weights of their tokens.
+
+    tents: for each map and axis, a window's start to the weights of its tokens (`_tents`).
+    """
+
+    starts: list[Shape]
+    size: Shape
+    strides: tuple[Shape, ...]
+    tents: list[list[dict[int, Tensor]]]
+
+    @classmethod
+    def of(cls, encoder: Encoder, shape: Shape, window: Window) -> Windows:
+        size, strides = window_for(encoder, shape, window), encoder.strides
+        by_axis = [_starts(*axis) for axis in zip(shape, size, strides[-1], strict=True)]
+        tents = [_tents(by_axis, shape, size, stride) for stride in strides]
+        return cls(list(product(*by_axis)), size, strides, tents)
+
+    def voxels(self, start: Shape) -> tuple[slice, ...]:
+        return tuple(slice(a, a + n) for a, n in zip(start, self.size, strict=True))
+
+    def tokens(self, start: Shape, number: int, grid: Shape) -> tuple[slice, ...]:
+        """Where a window's tokens lie in the map [C *grid] of the whole scan."""
+        axes = zip(start, grid, self.strides[number], strict=True)
+        return (slice(None), *(slice(a // step, a // step + n) for a, n, step in axes))
+
+    def weights(self, start: Shape, number: int) -> Tensor:
+        """What each of a window's tokens weighs, [*grid]."""
+        z, y, x = (tent[a] for tent, a in zip(self.tents[number], start, strict=True))
+        return z[:, None, None] * y[:, None] * x
 
 
 def _maps(encoder: Encoder, image: Tensor) -> list[Tensor]:
@@ -122,12 +188,13 @@ def _regions(prepared: Prepared) -> tuple[tuple[int, ...], list[np.ndarray]]:
 
 def _counts(regions: list[np.ndarray], strides: tuple[Shape, ...]) -> list[Tensor]:
     """For each map [regions *grid]: voxels of each region in each token. Few bytes per token."""
-    found, before = [], (1, 1, 1)
+    found, parts, before = [], [torch.from_numpy(region) for region in regions], (1, 1, 1)
     for stride in strides:
         step = tuple(b // a for a, b in zip(before, stride, strict=True))
+        # of voxels fewer than 256, which one byte can count
         kind = torch.uint8 if not found and np.prod(step) < 256 else torch.int32
-        parts = [torch.from_numpy(r) for r in regions] if not found else list(found[-1])
-        found.append(torch.stack([_summed(part, step).to(kind) for part in parts]))
+        parts = torch.stack([_summed(part, step).to(kind) for part in parts])
+        found.append(parts)
         before = stride
     return found
 
@@ -150,31 +217,21 @@ def _starts(length: int, size: int, unit: int) -> list[int]:
     return [*range(0, last, step), last]
 
 
-def _tents(starts: list[list[int]], shape: Shape, size: Shape, stride: Shape) -> list[dict]:
+def _tents(
+    starts: list[list[int]], shape: Shape, size: Shape, stride: Shape
+) -> list[dict[int, Tensor]]:
     """For each axis: a window's start to the weights of its tokens, everywhere 1 in all."""
-    axes = []
-    for begins, length, edge, step in zip(starts, shape, size, stride, strict=True):
-        tokens = {begin: -(-(min(length, begin + edge) - begin) // step) for begin in begins}
-        total = torch.zeros(-(-length // step))
-        tents = {}
-        for begin, count in tokens.items():
-            up = torch.arange(1.0, count + 1)
-            tents[begin] = torch.minimum(up, up.flip(0))
-            total[begin // step : begin // step + count] += tents[begin]
-        axes.append(
-            {
-                begin: tent / total[begin // step : begin // step + len(tent)]
-                for begin, tent in tents.items()
-            }
-        )
-    return axes
+    axes = zip(starts, shape, size, stride, strict=True)
+    return [_tents_along(*axis) for axis in axes]
 
 
-def _placed(box: Shape, grid: Shape, stride: Shape, tents: list[dict]) -> tuple[tuple, Tensor]:
-    """Where a window's tokens lie in the scan's grid, and what each weighs [*grid]."""
-    at = tuple(
-        slice(start // step, start // step + n)
-        for start, n, step in zip(box, grid, stride, strict=True)
-    )
-    z, y, x = (tent[start] for tent, start in zip(tents, box, strict=True))
-    return at, z[:, None, None] * y[:, None] * x
+def _tents_along(starts: list[int], length: int, size: int, step: int) -> dict[int, Tensor]:
+    total = torch.zeros(-(-length // step))
+    places, tents = {}, {}
+    for start in starts:
+        count = -(-(min(length, start + size) - start) // step)
+        up = torch.arange(1.0, count + 1)
+        places[start] = slice(start // step, start // step + count)
+        tents[start] = torch.minimum(up, up.flip(0))
+        total[places[start]] += tents[start]
+    return {start: tent / total[places[start]] for start, tent in tents.items()}

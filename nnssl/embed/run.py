@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -10,17 +9,19 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from nnssl import files, signals, weights
+from nnssl.data.orientation import Scan
 from nnssl.data.plan import case_id
 from nnssl.data.refusals import UnusableScanError
 from nnssl.data.scans import Found, find_scans, read
 from nnssl.data.survey import ScanReport, nothing_usable, survey
-from nnssl.data.volumes import VOLUME_ENDINGS, ending
 from nnssl.data.workers import Failed, parallel_map
 from nnssl.embed import dense, pooling, table
 from nnssl.embed.encoder import Encoder, grid_spacing, load_encoder
+from nnssl.embed.masks import Masks, find, mask_of, stem
 from nnssl.embed.options import Options
 from nnssl.embed.scan import Prepared, grid_plan, prepare, read_labels
 from nnssl.embed.table import Row
@@ -30,7 +31,6 @@ from nnssl.types import HUPolicy, Spacing
 
 NOTE = "embed.json"
 VERSION = 1  # goes up when the same settings would give other numbers
-CHANNEL = "_0000"  # at the end of an image's name in nnU-Net's datasets; its labels have none
 
 
 @dataclass(frozen=True)
@@ -43,39 +43,68 @@ class Task:
     signature: str
 
 
+@dataclass(frozen=True)
+class Work:
+    """What all scans share. number: of the map that is wanted in full; masks: files by name."""
+
+    encoder: Encoder
+    options: Options
+    number: int | None
+    masks: Masks | None
+    say: Callable[[str], None]
+
+    @property
+    def folder(self) -> Path:
+        return self.options.output
+
+    @property
+    def has_labels(self) -> bool:
+        return self.masks is not None
+
+
 def embed(options: Options, say: Callable[[str], None] = print) -> Path:
     """Embed what is not embedded yet, and write the tables; the path of `features.npz`.
 
     Raises ValueError, FileNotFoundError, OSError, files.LockedError where another process writes
     there, and Interrupted.
     """
-    device = choose_device(options.device)
-    encoder = encoder_of(options, say).to(device)
+    encoder = encoder_of(options, say).to(choose_device(options.device))
     number = None if options.dense is None else dense.stage_of(encoder, options.dense)
-    folder = options.output
     scans = find_scans(options.sources)  # a mistake is reported before anything is written
-    labels = None if options.masks is None else _find_masks(options.masks)
-    folder.mkdir(parents=True, exist_ok=True)
+    label_files = None if options.masks is None else find(options.masks)
+    work = Work(encoder, options, number, label_files, say)
+    work.folder.mkdir(parents=True, exist_ok=True)
     hint = "wait for it, or choose another -o"
-    with signals.handled(_stop), files.locked(folder, hint):
-        files.sweep(folder)
-        settings = _settle(folder, encoder, options)
-        in_hu = encoder.hu is not None
-        lines = survey(scans, folder, options.num_processes, in_hu=in_hu)
-        kept = [line for line in lines if line.kept]
-        if not kept:
-            raise nothing_usable(lines, options.sources)
-        tasks = _tasks(kept, options.sources, labels, settings)
-        failed = _encode(encoder, tasks, folder, options, number, say)
-        has_labels = labels is not None
-        rows = [task.row for task in tasks if task.row.id not in failed]
-        made = table.write(folder, rows, has_labels)
-        _tell(folder, lines, tasks, failed, made, has_labels, say)
+    with signals.handled(_stop), files.locked(work.folder, hint):
+        files.sweep(work.folder)
+        made = _embed(work, scans)
         if options.picture:
             from nnssl.embed import pictures
 
-            pictures.draw(made, folder, options.picture == "thumbnails", say)
-    return folder / f"{table.FEATURES}.npz"
+            pictures.draw(made, work.folder, options.picture == "thumbnails", say)
+    return work.folder / f"{table.FEATURES}.npz"
+
+
+def _embed(work: Work, scans: list[Found]) -> table.Table:
+    settings = _store_settings(work)
+    lines = _surveyed(work, scans)
+    kept = [line for line in lines if line.kept]
+    if not kept:
+        raise nothing_usable(lines, work.options.sources)
+    tasks = _tasks(kept, work.options.sources, work.masks, settings)
+    failed = _encode(work, tasks)
+    rows = [task.row for task in tasks if task.row.id not in failed]
+    made = table.write(work.folder, rows, work.has_labels)
+    out, report = len(lines) - len(tasks), work.folder / "report.csv"
+    work.say(f"{len(made.id)} scans embedded, {out} left out ({report}), {len(failed)} failed")
+    _tell_failures(work, tasks, failed)
+    _tell_tables(work, made)
+    return made
+
+
+def _surveyed(work: Work, scans: list[Found]) -> list[ScanReport]:
+    in_hu = work.encoder.hu is not None
+    return survey(scans, work.folder, work.options.num_processes, in_hu=in_hu)
 
 
 def _stop(*_: object) -> None:
@@ -92,9 +121,24 @@ def encoder_of(options: Options, say: Callable[[str], None]) -> Encoder:
     return load_encoder(choice.path, options.spacing)
 
 
-def _settle(folder: Path, encoder: Encoder, options: Options) -> str:
+def _store_settings(work: Work) -> str:
     """A fingerprint of what the features depend on. ValueError where the folder has others."""
-    settings = {
+    path, settings = work.folder / NOTE, _settings(work.encoder, work.options)
+    before = files.read_json(path) if path.exists() else settings
+    other = [key for key in settings if before.get(key) != settings[key]]
+    if other:
+        was = "; ".join(f"{key}: was {before.get(key)}, now {settings[key]}" for key in other)
+        raise ValueError(
+            f"{work.folder} holds features that were made otherwise ({was}); choose another -o, or "
+            f"remove {work.folder}"
+        )
+    files.write_json(path, settings)
+    return files.fingerprint(settings)
+
+
+def _settings(encoder: Encoder, options: Options) -> dict:
+    window = options.window
+    return {
         "version": VERSION,
         "method": encoder.about["method"],
         "sha256": encoder.about["sha256"],
@@ -102,108 +146,74 @@ def _settle(folder: Path, encoder: Encoder, options: Options) -> str:
         "hu": encoder.hu and encoder.hu.to_dict(),
         "channels": list(encoder.channels),
         "strides": [list(stride) for stride in encoder.strides],
-        "window": list(options.window) if isinstance(options.window, tuple) else options.window,
+        "window": list(window) if isinstance(window, tuple) else window,
         "dense": options.dense,
         "format": dense.ENDING[options.nifti] if options.dense else None,
         "masks": str(options.masks.absolute()) if options.masks else None,
     }
-    path = folder / NOTE
-    if path.exists():
-        before = files.read_json(path)
-        other = [key for key in settings if before.get(key) != settings[key]]
-        if other:
-            was = "; ".join(f"{key}: was {before.get(key)}, now {settings[key]}" for key in other)
-            raise ValueError(
-                f"{folder} holds features that were made otherwise ({was}); choose another -o, or "
-                f"remove {folder}"
-            )
-    files.write_json(path, settings)
-    return files.fingerprint(settings)
-
-
-def _find_masks(folder: Path) -> dict[str, list[Path]]:
-    """Label files at any depth by name, endings left out. Raises FileNotFoundError, ValueError."""
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no folder of masks at {folder}")
-    found: dict[str, list[Path]] = {}
-    for where, _, names in os.walk(folder, followlinks=True):
-        for name in sorted(names):
-            if (end := ending(name)) and not name.startswith("."):
-                found.setdefault(name[: -len(end)], []).append(Path(where, name))
-    if not found:
-        raise ValueError(f"no masks in {folder}: looked for {', '.join(VOLUME_ENDINGS)}")
-    return found
-
-
-def _mask_of(found: Found, masks: dict[str, list[Path]]) -> Path | None:
-    """The label file of the same name, with or without nnU-Net's _0000; of several the nearest."""
-    name = Path(found.path).name
-    stem = name[: len(name) - len(ending(name))]
-    for wanted in (stem, stem.removesuffix(CHANNEL)):
-        if there := masks.get(wanted):
-            parts = set(Path(found.path).parts)
-            return max(there, key=lambda path: (len(parts & set(path.parts)), str(path)))
-    return None
 
 
 def _tasks(
-    lines: Sequence[ScanReport], sources: Sequence[Path], masks: dict | None, settings: str
+    lines: Sequence[ScanReport], sources: Sequence[Path], masks: Masks | None, settings: str
 ) -> list[Task]:
     rows = _rows(lines, sources)
-    tasks = []
-    for line, row in zip(lines, rows, strict=True):
-        labels = None if masks is None else _mask_of(line.found, masks)
-        status = labels and labels.stat()
-        seen = [settings, line.path, line.series, line.shape, line.spacing, line.percentiles]
-        seen += [str(labels), status.st_size, status.st_mtime_ns] if status else []
-        tasks.append(Task(row, line.found, labels, files.fingerprint(seen)))
-    return tasks
+    return [_task(line, row, masks, settings) for line, row in zip(lines, rows, strict=True)]
+
+
+def _task(line: ScanReport, row: Row, masks: Masks | None, settings: str) -> Task:
+    labels = None if masks is None else mask_of(line.found, masks)
+    status = labels and labels.stat()
+    seen = [settings, line.path, line.series, line.shape, line.spacing, line.percentiles]
+    seen += [str(labels), status.st_size, status.st_mtime_ns] if status else []
+    return Task(row, line.found, labels, files.fingerprint(seen))
 
 
 def _rows(lines: Sequence[ScanReport], sources: Sequence[Path]) -> list[Row]:
     """Ids are paths below the given folder; where two would be the same, with a hash."""
     tops = sorted((Path(s).absolute() for s in sources), key=lambda p: -len(p.parts))
-    rows = []
-    for line in lines:
-        path = Path(line.path)
-        top = next((t for t in tops if path == t or path.is_relative_to(t)), path.parent)
-        below = path.relative_to(top) if path != top else Path(path.name)
-        text = below.as_posix()
-        text = text[: len(text) - len(ending(text))] or path.name
-        first = below.parts[0] if len(below.parts) > 1 and len(tops) == 1 else top.name
-        rows.append(Row(text, line.path, first, case_id(line.path, line.series)))
+    rows = [_row(line, tops) for line in lines]
     often = Counter(row.id for row in rows)
     return [row if often[row.id] == 1 else replace(row, id=row.case) for row in rows]
 
 
-def _encode(
-    encoder: Encoder,
-    tasks: list[Task],
-    folder: Path,
-    options: Options,
-    number: int | None,
-    say: Callable,
-) -> dict[str, str]:
+def _row(line: ScanReport, tops: Sequence[Path]) -> Row:
+    """tops: the given folders and files, the deepest first."""
+    path = Path(line.path)
+    top = next((t for t in tops if path == t or path.is_relative_to(t)), path.parent)
+    below = path.relative_to(top) if path != top else Path(path.name)
+    *folders, _ = below.parts
+    group = folders[0] if folders and len(tops) == 1 else top.name
+    name = stem(below.as_posix()) or path.name
+    return Row(name, line.path, group, case_id(line.path, line.series))
+
+
+def _encode(work: Work, tasks: list[Task]) -> dict[str, str]:
     """Embed what is not done; {id: reason} of what could not be."""
-    todo = [task for task in tasks if not _is_done(folder, task, options)]
+    todo = [task for task in tasks if not _is_done(work.folder, task, work.options)]
     if len(todo) < len(tasks):
-        say(f"{len(tasks) - len(todo)} of {len(tasks)} scans were done before")
+        work.say(f"{len(tasks) - len(todo)} of {len(tasks)} scans were done before")
     failed: dict[str, str] = {}
-    work = partial(prepared, spacing=encoder.spacing, hu=encoder.hu, cache=folder)
-    with closing(parallel_map(work, todo, options.num_processes, "embed")) as results:
+    encoder = work.encoder
+    read_one = partial(prepared, spacing=encoder.spacing, hu=encoder.hu, cache=work.folder)
+    with closing(parallel_map(read_one, todo, work.options.num_processes, "embed")) as results:
         for task, result in results:
-            if isinstance(result, Failed):
-                if result.no_room:
-                    raise files.NoRoomError(result.reason)
-                failed[task.row.id] = result.reason
+            if not isinstance(result, Failed):
+                _keep(work, task, *result)
                 continue
-            scan, about = result
-            pooled = _pooled(encoder, scan, number, options.window)
-            if number is not None and pooled.dense is not None:
-                dense.write(folder, task.row, encoder, scan, pooled.dense, number, options.nifti)
-            small = table.thumbnail(scan.image, encoder.hu, about["grid"], scan.affine)
-            table.keep(folder, task.row, task.signature, pooled, about, small)
+            if result.no_room:
+                raise files.NoRoomError(result.reason)
+            failed[task.row.id] = result.reason
     return failed
+
+
+def _keep(work: Work, task: Task, scan: Prepared, about: dict) -> None:
+    """Encode one scan and write its features."""
+    encoder, folder, number = work.encoder, work.folder, work.number
+    pooled = _pooled(encoder, scan, number, work.options.window)
+    if number is not None and pooled.dense is not None:
+        dense.write(folder, task.row, encoder, scan, pooled.dense, number, work.options.nifti)
+    small = table.thumbnail(scan.image, encoder.hu, about["grid"], scan.affine)
+    table.keep(folder, task.row, task.signature, pooled, about, small)
 
 
 def _is_done(folder: Path, task: Task, options: Options) -> bool:
@@ -217,16 +227,17 @@ def prepared(
 ) -> tuple[Prepared, dict]:
     """What a worker does: read, resample; the survey has checked the scan."""
     scan = read(task.found, cache)
-    labels = None
-    if task.labels is not None:
-        try:
-            labels = read_labels(task.labels, scan)
-        except UnusableScanError as refusal:
-            raise UnusableScanError(f"{task.found.path}: {refusal}") from refusal
+    labels = None if task.labels is None else _labels(task, task.labels, scan)
     grid = grid_spacing(spacing, scan.spacing)
-    made = prepare(scan, grid_plan(grid, hu), labels)
     about = {"shape": scan.voxels.shape, "spacing": scan.spacing, "grid": grid}
-    return made, about
+    return prepare(scan, grid_plan(grid, hu), labels), about
+
+
+def _labels(task: Task, path: Path, scan: Scan) -> np.ndarray:
+    try:
+        return read_labels(path, scan)
+    except UnusableScanError as refusal:
+        raise UnusableScanError(f"{task.found.path}: {refusal}") from refusal
 
 
 def _pooled(
@@ -242,26 +253,17 @@ def _pooled(
         ) from error
 
 
-def _tell(
-    folder: Path,
-    lines: Sequence[ScanReport],
-    tasks: Sequence[Task],
-    failed: dict[str, str],
-    made: table.Table,
-    has_labels: bool,
-    say: Callable,
-) -> None:
-    out = len(lines) - len(tasks)
-    say(
-        f"{len(made.id)} scans embedded, {out} left out ({folder / 'report.csv'}), {len(failed)} "
-        "failed"
-    )
+def _tell_failures(work: Work, tasks: Sequence[Task], failed: dict[str, str]) -> None:
     for scan, reason in list(failed.items())[:10]:
-        say(f"  {scan}: {reason}")
-    if has_labels and (bare := [task.row.id for task in tasks if task.labels is None]):
-        say(f"  {len(bare)} without a mask of their name, such as {bare[0]}")
+        work.say(f"  {scan}: {reason}")
+    bare = [task.row.id for task in tasks if task.labels is None]
+    if work.has_labels and bare:
+        work.say(f"  {len(bare)} without a mask of their name, such as {bare[0]}")
+
+
+def _tell_tables(work: Work, made: table.Table) -> None:
     widths = " ".join(str(stage.shape[1]) for stage in made.stages)
-    path = folder / table.FEATURES
-    say(f"{path}.npz, {path}.csv: one row per scan; stage0 to stage4 with {widths} numbers")
-    if has_labels:
-        say(f"{folder / table.LABELS}.npz, .csv: one row per scan and label")
+    path = work.folder / table.FEATURES
+    work.say(f"{path}.npz, {path}.csv: one row per scan; stage0 to stage4 with {widths} numbers")
+    if work.has_labels:
+        work.say(f"{work.folder / table.LABELS}.npz, .csv: one row per scan and label")

@@ -19,7 +19,7 @@ from nnssl.data.survey import NAMES
 from nnssl.embed.pooling import BODY, Pooled
 from nnssl.types import HUPolicy, Shape
 
-STAGES = 5
+STAGES = tuple(f"stage{number}" for number in range(5))
 SCANS, FEATURES, LABELS = "scans", "features", "labels"
 SHOWN_HU = (-160.0, 240.0)  # black and white of a thumbnail
 THUMBNAIL = 72  # pixels an edge at most
@@ -57,7 +57,7 @@ def keep(
     folder: Path, row: Row, signature: str, pooled: Pooled, about: dict, small: np.ndarray
 ) -> None:
     """Write one scan. about: `shape` and `spacing` as they were in the file."""
-    stages = {f"stage{number}": means for number, means in enumerate(pooled.means)}
+    stages = _by_stage(pooled.means)
     with files.atomic(place(folder, row)) as temporary, temporary.open("wb") as file:
         np.savez(
             file,
@@ -93,36 +93,38 @@ def is_done(folder: Path, row: Row, signature: str) -> bool:
 def write(folder: Path, rows: Sequence[Row], has_labels: bool) -> Table:
     """The tables of the scans that are done, in the order of `rows`."""
     done = [(row, one) for row in rows if (one := kept(folder, row)) is not None]
-    who = [row for row, _ in done]
-    stages = [_stack([one[f"stage{n}"][BODY] for _, one in done]) for n in range(STAGES)]
-    texts = {name: [getattr(row, name) for row in who] for name in ("id", "path", "group")}
-    more = {name: [one[name] for _, one in done] for name in ("shape", "spacing", "windows")}
+    arrays = [one for _, one in done]
+    texts = {name: [getattr(row, name) for row, _ in done] for name in ("id", "path", "group")}
+    more = {name: [one[name] for one in arrays] for name in ("shape", "spacing", "windows")}
+    stages = [_stack([one[stage][BODY] for one in arrays]) for stage in STAGES]
     _write_npz(folder / f"{FEATURES}.npz", texts, {**more, **_by_stage(stages)})
     columns = {**texts, **{name: _joined(values) for name, values in more.items()}}
     _write_csv(folder / f"{FEATURES}.csv", columns, stages)
     if has_labels:
         _write_labels(folder, done)
-    return Table(texts["id"], texts["group"], stages, [one["thumbnail"] for _, one in done])
+    return Table(texts["id"], texts["group"], stages, [one["thumbnail"] for one in arrays])
 
 
 def _write_labels(folder: Path, done: list[tuple[Row, dict]]) -> None:
+    arrays = [one for _, one in done]
     ids = [row.id for row, one in done for _ in one["labels"]]
-    more = {name: [int(n) for _, one in done for n in one[name]] for name in ("labels", "voxels")}
-    stages = [
-        _stack([mean for _, one in done for mean in one[f"stage{n}"][BODY + 1 :]])
-        for n in range(STAGES)
-    ]
-    named = {"label": more["labels"], "voxels": more["voxels"]}
+    named = {"label": _whole(arrays, "labels"), "voxels": _whole(arrays, "voxels")}
+    after_body = slice(BODY + 1, None)
+    stages = [_stack([mean for one in arrays for mean in one[s][after_body]]) for s in STAGES]
     _write_npz(folder / f"{LABELS}.npz", {"id": ids}, {**named, **_by_stage(stages)})
     _write_csv(folder / f"{LABELS}.csv", {"id": ids, **named}, stages)
+
+
+def _whole(arrays: list[dict], name: str) -> list[int]:
+    return [int(n) for one in arrays for n in one[name]]
 
 
 def _stack(vectors: list[np.ndarray]) -> np.ndarray:
     return np.stack(vectors) if vectors else np.empty((0, 0), np.float32)
 
 
-def _by_stage(stages: list[np.ndarray]) -> dict[str, np.ndarray]:
-    return {f"stage{number}": values for number, values in enumerate(stages)}
+def _by_stage(stages: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    return dict(zip(STAGES, stages, strict=True))
 
 
 def _joined(values: Iterable) -> list[str]:
@@ -143,13 +145,17 @@ def _text(name: str) -> str:
 
 
 def _write_csv(path: Path, columns: dict[str, list], stages: list[np.ndarray]) -> None:
-    names = [f"stage{n}_{c}" for n, values in enumerate(stages) for c in range(values.shape[1])]
+    names = [f"{stage}_{c}" for stage, values in zip(STAGES, stages, strict=True)
+             for c in range(values.shape[1])]  # fmt: skip
     with files.atomic(path) as temporary, temporary.open("w", newline="", **NAMES) as file:
         table = csv.writer(file)
         table.writerow([*columns, *names])
         for number, cells in enumerate(zip(*columns.values(), strict=True)):
-            vectors = (f"{float(v):.6g}" for values in stages for v in values[number])
-            table.writerow([*cells, *vectors])
+            table.writerow([*cells, *_digits(stages, number)])
+
+
+def _digits(stages: list[np.ndarray], row: int) -> list[str]:
+    return [f"{float(value):.6g}" for values in stages for value in values[row]]
 
 
 def thumbnail(
@@ -160,19 +166,34 @@ def thumbnail(
     image: network input [Z Y X]; without `hu` its middle 98 % are shown.
     """
     plane = image[:, image.shape[1] // 2]
-    low, high = (
-        [float(hu.normalise(np.float32(end))) for end in SHOWN_HU]
-        if hu is not None
-        else np.percentile(image, (1, 99))
-    )
+    low, high = _grey_ends(image, hu)
     grey = ((plane - low) / max(high - low, 1e-6)).clip(0, 1)
-    height, width = plane.shape[0] * spacing[0], plane.shape[1] * spacing[2]
-    scale = THUMBNAIL / max(height, width)
-    size: Shape = (max(1, round(height * scale)), max(1, round(width * scale)))
-    where = [
-        np.minimum((np.arange(n) + 0.5) * old / n, old - 1).astype(int)
-        for n, old in zip(size, plane.shape, strict=True)
-    ]
-    small = (grey[np.ix_(*where)] * 255).astype(np.uint8)
+    size = _size(plane.shape, (spacing[0], spacing[2]))
+    small = (_sampled(grey, size) * 255).astype(np.uint8)
     upwards = affine is None or affine[2, 2] >= 0
     return small[::-1] if upwards else small
+
+
+def _grey_ends(image: np.ndarray, hu: HUPolicy | None) -> tuple[float, float]:
+    """The network input that is black, and that which is white."""
+    if hu is None:
+        low, high = np.percentile(image, (1, 99))
+    else:
+        low, high = (hu.normalise(np.float32(end)) for end in SHOWN_HU)
+    return float(low), float(high)
+
+
+def _size(shape: Shape, spacing: Sequence[float]) -> Shape:
+    """Pixels of a plane in square ones; the longer edge has THUMBNAIL."""
+    edges = [n * mm for n, mm in zip(shape, spacing, strict=True)]
+    scale = THUMBNAIL / max(edges)
+    return tuple(max(1, round(edge * scale)) for edge in edges)
+
+
+def _sampled(plane: np.ndarray, size: Shape) -> np.ndarray:
+    """By nearest neighbour."""
+    where = [
+        np.minimum((np.arange(new) + 0.5) * old / new, old - 1).astype(int)
+        for new, old in zip(size, plane.shape, strict=True)
+    ]
+    return plane[np.ix_(*where)]

@@ -57,6 +57,7 @@ def export(request: Request, say: Callable[[str], None] = print) -> Path:
         difference = formats.write(program, model, path)
         written[path.name] = {"sha256": files.sha256(path), "largest_difference": difference}
         say(f"{path}: logits within {difference:.1e} of PyTorch's, relative to the largest")
-    files.write_json(request.output / CARD, expects.card(model, written))
-    say(f"{request.output / CARD}: what the network expects, and what its logits mean")
-    return request.output / CARD
+    card = request.output / CARD
+    files.write_json(card, expects.card(model, written))
+    say(f"{card}: what the network expects, and what its logits mean")
+    return card

@@ -53,7 +53,7 @@ def _axes(model: Trained) -> list[str]:
 
 
 def _mirror_axes(model: Trained) -> list[int]:
-    """Of the spatial ones; over each combination of them nnU-Net averages, unless it is switched off."""
+    """Spatial ones: nnU-Net averages over each combination of them, unless it is switched off."""
     return list(model.predictor.allowed_mirroring_axes or ())
 
 
@@ -79,39 +79,40 @@ def _schemes(model: Trained) -> list[str]:
 
 
 def _channel(model: Trained, number: int) -> dict:
-    plans, dataset = model.plans.plans, model.dataset
+    dataset, scheme = model.dataset, _schemes(model)[number]
     names = dataset.get("channel_names") or dataset.get("modality") or {}
     masks = model.configuration.configuration.get("use_mask_for_norm") or []
-    found: dict = {"name": names.get(str(number)), "normalisation": _schemes(model)[number]}
+    found: dict = {"name": names.get(str(number)), "normalisation": scheme}
     if number < len(masks):
         found["within_nonzero_mask"] = masks[number]
-    if found["normalisation"] == "CTNormalization":
-        seen = plans["foreground_intensity_properties_per_channel"][str(number)]
-        low, high = seen.get("percentile_00_5"), seen.get("percentile_99_5")
-        found |= {"clip": [low, high], "subtract": seen["mean"], "divide_by": seen["std"]}
-    return found
+    return found | (_ct(model, number) if scheme == "CTNormalization" else {})
+
+
+def _ct(model: Trained, number: int) -> dict:
+    """The numbers of nnU-Net's CTNormalization of a channel."""
+    seen = model.plans.plans["foreground_intensity_properties_per_channel"][str(number)]
+    ends = [seen.get("percentile_00_5"), seen.get("percentile_99_5")]
+    return {"clip": ends, "subtract": seen["mean"], "divide_by": seen["std"]}
 
 
 def _labels(model: Trained) -> dict:
     manager, dataset = model.labels, model.dataset
     found = {"of_dataset": dataset["labels"], "regions": manager.has_regions}
-    if manager.has_regions:
-        regions = [list(r) if isinstance(r, tuple) else r for r in manager.foreground_regions]
-        order = list(manager.regions_class_order or ())
-        return found | {
-            "channels": regions,
-            "read_as": "sigmoid; a voxel above 0.5 takes the channel's label, later ones win",
-            "label_of_channel": order,
-        }
+    if not manager.has_regions:
+        channels = [int(label) for label in manager.all_labels]
+        return found | {"channels": channels, "read_as": "argmax over the channels"}
+    regions = [list(r) if isinstance(r, tuple) else r for r in manager.foreground_regions]
     return found | {
-        "channels": [int(label) for label in manager.all_labels],
-        "read_as": "argmax over the channels",
+        "channels": regions,
+        "read_as": "sigmoid; a voxel above 0.5 takes the channel's label, later ones win",
+        "label_of_channel": list(manager.regions_class_order or ()),
     }
 
 
 def _origin(model: Trained) -> dict:
     plans = model.plans.plans
     pretrained = plans.get(INFO, {})
+    known = [name for name in ("method", "sha256", "citations") if name in pretrained]
     return {
         "dataset": plans.get("dataset_name"),
         "trainer": model.predictor.trainer_name,
@@ -120,10 +121,6 @@ def _origin(model: Trained) -> dict:
         "fold": model.fold,
         "checkpoint": model.checkpoint.name,
         "sha256": files.sha256(model.checkpoint),
-        "pretrained": {
-            name: pretrained[name]
-            for name in ("method", "sha256", "citations")
-            if name in pretrained
-        },
+        "pretrained": {name: pretrained[name] for name in known},
         "versions": {"nnssl": nnssl.__version__, "torch": torch.__version__},
     }

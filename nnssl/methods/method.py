@@ -6,12 +6,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from nnssl import settings
 from nnssl.encoder.swin import Swin
 from nnssl.memory import to_device
 from nnssl.modules.running import discard_all, update_all
@@ -83,43 +84,20 @@ class MethodConfig:
         return cls(**before, **{name: value for name, value in values.items() if name in known})
 
     @classmethod
-    def parse(cls, settings: Sequence[str], derived: dict | None = None) -> MethodConfig:
+    def parse(cls, words: Sequence[str], derived: dict | None = None) -> MethodConfig:
         """From `["mask_ratio=0.6", ...]`; ValueError, listing what is known, for an unknown field
         or a bad value.
 
         `derived` stands in for our defaults, and with "published=true" the papers' values do.
         """
-        values = cls.read(settings)
+        values = cls.read(words)
         base = cls.of_the_papers() if values.get("published") else derived or {}
         return cls(**{**base, **values})
 
     @classmethod
-    def read(cls, settings: Sequence[str]) -> dict:
-        """The fields that `settings` name; ValueError as `parse`."""
-        known = {field.name: field for field in fields(cls)}
-        values = {}
-        for setting in settings:
-            name, _, text = setting.partition("=")
-            if name not in known or not text:
-                defaults = ", ".join(
-                    f"{n}={f.default}" for n, f in known.items() if f.default is not MISSING
-                )
-                raise ValueError(
-                    f"cannot set {setting!r}; write FIELD=VALUE with one of: {defaults}"
-                )
-            values[name] = _read(text, type(known[name].default), setting)
-        return values
-
-
-def _read(text: str, kind: type, setting: str) -> object:
-    if kind is bool:
-        if text.lower() not in ("true", "false"):
-            raise ValueError(f"cannot set {setting!r}: {text!r} is neither true nor false")
-        return text.lower() == "true"
-    try:
-        return kind(text)
-    except ValueError as error:
-        raise ValueError(f"cannot set {setting!r}: {text!r} is not a {kind.__name__}") from error
+    def read(cls, words: Sequence[str]) -> dict:
+        """The fields that `words` name; ValueError as `parse`."""
+        return settings.read(words, cls)
 
 
 class Method(nn.Module, ABC):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,19 +14,17 @@ from nnssl import files
 from nnssl.data.crops import stored_array
 from nnssl.data.plan import Case, Plan, case_id
 from nnssl.data.survey import HISTOGRAM, ScanReport, body_histograms
-from nnssl.report import left_out
+from nnssl.report import charts, left_out
+from nnssl.report.charts import SHOWN_HU, STEP
 from nnssl.report.thumbnails import Planes, picture
-from nnssl.study.report import drawing
 from nnssl.study.report.page import Section, Tile, Tiles, page
-from nnssl.study.report.tables import Table
-from nnssl.types import HUPolicy
+from nnssl.study.report.tables import Cell, Table
+from nnssl.types import HUPolicy, Spacing
 
 REPORT, PLAN = "report.json", "plan.json"
-STEP = 10  # HU: width of a bin
-SHOWN_HU = (-500, 1000)  # of a thumbnail's histogram
 GREYS = (-1000.0, 1000.0)  # HU that are black and white
-PANEL = (4.6, 3.1)  # inches
 MOST_ROWS = 2000  # of the table of scans
+PERCENTILES = {5: "5 %", 50: "median", 95: "95 %"}
 
 
 @dataclass(frozen=True)
@@ -49,6 +48,10 @@ class Collection:
     @property
     def left_out(self) -> list[dict]:
         return [line for line in self.lines if not line["kept"]]
+
+    @property
+    def kept(self) -> list[dict]:
+        return [line for line in self.lines if line["kept"]]
 
     @property
     def cases(self) -> tuple[Case, ...]:
@@ -88,22 +91,14 @@ def render(folder: Path, scans: int) -> str:
     """The page, with thumbnails of `scans` scans spread evenly over the collection."""
     collection = Collection.read(folder)
     states = {case.id: collection.state(case) for case in collection.cases}
+    scans_shown = [_tiles(collection, states, scans)]
     sections = [
         Section("What is in it", _tables(collection), [], _IN_IT, [_panels(collection)]),
-        Section(
-            "Scans", [_each(collection, states)], [], _SCANS, [_tiles(collection, states, scans)]
-        ),
+        Section("Scans", [_each(collection, states)], [], _SCANS, scans_shown),
         left_out_section(collection),
     ]
-    title = f"Collection {collection.name}"
-    return page(
-        title,
-        _lead(collection),
-        _look_at(collection, states),
-        sections,
-        _facts(collection),
-        "Look at",
-    )
+    title, warnings = f"Collection {collection.name}", _look_at(collection, states)
+    return page(title, _lead(collection), warnings, sections, _facts(collection), "Look at")
 
 
 def left_out_section(collection: Collection, shown: int = left_out.SHOWN) -> Section:
@@ -131,13 +126,16 @@ _SCANS = (
 )
 
 
+def by(numbers: Iterable[float], form: str = "g") -> str:
+    return " x ".join(f"{number:{form}}" for number in numbers)
+
+
 def _lead(collection: Collection) -> list[str]:
     lines, plan = collection.lines, collection.plan
     found = f"{len(lines)} found, {len(lines) - len(collection.left_out)} kept."
     if plan is None:
         return [found, "There is no plan: no scan can be used."]
-    spacing = " x ".join(f"{s:g}" for s in plan.spacing)
-    crop = " x ".join(map(str, plan.crop))
+    spacing, crop = by(plan.spacing), by(plan.crop)
     values = "CT in HU" if plan.hu else "not CT: each scan is normalised by itself"
     return [
         found,
@@ -148,60 +146,74 @@ def _lead(collection: Collection) -> list[str]:
 
 def _look_at(collection: Collection, states: dict[str, str]) -> list[str]:
     """What a user should know before a training."""
-    notes = []
-    if collection.left_out:
-        notes.append(
-            f"{len(collection.left_out)} of {len(collection.lines)} are left out; see below why"
-        )
-    orientations = Counter(line["orientation"] for line in collection.lines if line["kept"])
+    return [
+        *_left_out_note(collection),
+        *_orientations_note(collection),
+        *_preprocessing_notes(states),
+        *_changed_note(collection),
+    ]
+
+
+def _left_out_note(collection: Collection) -> Iterator[str]:
+    if out := len(collection.left_out):
+        yield f"{out} of {len(collection.lines)} are left out; see below why"
+
+
+def _orientations_note(collection: Collection) -> Iterator[str]:
+    orientations = Counter(line["orientation"] for line in collection.kept)
     if len(orientations) > 1:
         named = ", ".join(f"{name or 'unknown'} {n}" for name, n in orientations.most_common())
-        notes.append(f"scans are stored in {len(orientations)} orientations: {named}")
-    open_ = Counter(state.partition(":")[0] for state in states.values())
-    if open_["not yet"]:
-        notes.append(f"{open_['not yet']} scans are not preprocessed yet; the same line continues")
-    if open_["failed"]:
-        notes.append(f"{open_['failed']} scans could not be preprocessed; the next run tries again")
-    changed = sum(bool(line["note"]) for line in collection.lines if line["kept"])
-    if changed:
-        notes.append(f"{changed} scans were changed in reading; the column “note” says how")
-    return notes
+        yield f"scans are stored in {len(orientations)} orientations: {named}"
+
+
+def _preprocessing_notes(states: dict[str, str]) -> Iterator[str]:
+    counts = Counter(state.partition(":")[0] for state in states.values())
+    if waiting := counts["not yet"]:
+        yield f"{waiting} scans are not preprocessed yet; the same line continues"
+    if failed := counts["failed"]:
+        yield f"{failed} scans could not be preprocessed; the next run tries again"
+
+
+def _changed_note(collection: Collection) -> Iterator[str]:
+    if changed := sum(bool(line["note"]) for line in collection.kept):
+        yield f"{changed} scans were changed in reading; the column “note” says how"
 
 
 def _tables(collection: Collection) -> list[Table]:
-    counts = Counter(line["orientation"] or "unknown" for line in collection.lines if line["kept"])
+    counts = Counter(line["orientation"] or "unknown" for line in collection.kept)
     note = "The directions in which x, y and z run as stored: LPS is a supine patient's CT."
     rows = [[name, count] for name, count in counts.most_common()]
     return [Table("", "Orientations", note, ["orientation", "scans"], rows)] if rows else []
 
 
 def _each(collection: Collection, states: dict[str, str]) -> Table:
-    unit = "hu" if collection.plan and collection.plan.hu else "value"
-    measures = {f"{unit}_5": "5 %", f"{unit}_50": "median", f"{unit}_95": "95 %"}
-    rows = []
-    for case in collection.cases[:MOST_ROWS]:
-        line = collection.line_of(case)
-        rows.append([
-            case.id, " x ".join(map(str, case.shape)), " x ".join(f"{s:.3g}" for s in case.spacing),
-            " x ".join(f"{n * s:.0f}" for n, s in zip(case.shape, case.spacing, strict=True)),
-            line.get("orientation", ""), *(line.get(key) for key in measures), states[case.id],
-            line.get("note", ""),
-        ])  # fmt: skip
-    named = [f"{'HU' if unit == 'hu' else 'values'}, {word}" for word in measures.values()]
-    columns = [
-        "scan",
-        "voxels",
-        "spacing (mm)",
-        "size (mm)",
-        "orientation",
-        *named,
-        "preprocessed",
-        "note",
-    ]
+    is_hu = bool(collection.plan and collection.plan.hu)
+    unit, key = ("HU", "hu") if is_hu else ("values", "value")
+    percentiles = {f"{unit}, {word}": f"{key}_{n}" for n, word in PERCENTILES.items()}
+    cases = collection.cases[:MOST_ROWS]
+    rows = [_row(collection, case, states[case.id], list(percentiles.values())) for case in cases]
+    shape = ["scan", "voxels", "spacing (mm)", "size (mm)", "orientation"]
+    columns = [*shape, *percentiles, "preprocessed", "note"]
     note = "As stored, z y x. Sort by a column to find what is unlike the others."
     if len(collection.cases) > MOST_ROWS:
         note += f" The first {MOST_ROWS} of {len(collection.cases)}; report.csv has all."
-    return Table("", "Each scan", note, columns, rows, dict.fromkeys(named, "g"))
+    return Table("", "Each scan", note, columns, rows, dict.fromkeys(percentiles, "g"))
+
+
+def _row(collection: Collection, case: Case, state: str, percentiles: list[str]) -> list[Cell]:
+    """percentiles: names of the survey's columns."""
+    line = collection.line_of(case)
+    size = [n * mm for n, mm in zip(case.shape, case.spacing, strict=True)]
+    return [
+        case.id,
+        by(case.shape),
+        by(case.spacing, ".3g"),
+        by(size, ".0f"),
+        line.get("orientation", ""),
+        *(line.get(name) for name in percentiles),
+        state,
+        line.get("note", ""),
+    ]
 
 
 def _tiles(collection: Collection, states: dict[str, str], most: int) -> Tiles:
@@ -214,74 +226,54 @@ def _tiles(collection: Collection, states: dict[str, str], most: int) -> Tiles:
 
 def _tile(collection: Collection, plan: Plan, case: Case) -> Tile:
     orientation = collection.line_of(case).get("orientation", "")
-    volume = stored_array(files.inside(collection.folder, f"{case.id}.b2nd"))
-    shape = tuple(volume.shape[1:])
-    planes = Planes.of(lambda index: np.asarray(volume[(0, *index)]), shape, plan.spacing)
-    counts = collection.histogram(case)
-    if plan.hu:
-        black, white = (float(plan.hu.normalise(np.float32(hu))) for hu in GREYS)
-        limits = black, white
-    else:
-        limits = planes.limits()
+    planes = _planes(files.inside(collection.folder, f"{case.id}.b2nd"), plan.spacing)
+    limits = _grey_limits(plan) or planes.limits()
+    counts = _shown_counts(collection.histogram(case))
     if counts is None:
         counts = np.histogram(planes.voxels, 112, limits)[0]
-    else:
-        first, last = ((hu - HISTOGRAM[0]) // STEP for hu in SHOWN_HU)
-        counts = counts[first:last]
-    words = [orientation, f"{' x '.join(f'{s:.3g}' for s in case.spacing)} mm"]
-    text = ", ".join(filter(None, [*words, " x ".join(map(str, case.shape))]))
+    words = filter(None, [orientation, f"{by(case.spacing, '.3g')} mm", by(case.shape)])
     made = picture(planes, counts, orientation, limits)
-    return Tile(case.id, f"three planes and histogram of {case.id}", made, text)
+    return Tile(case.id, f"three planes and histogram of {case.id}", made, ", ".join(words))
+
+
+def _planes(path: Path, spacing: Spacing) -> Planes:
+    volume = stored_array(path)
+    shape = tuple(volume.shape[1:])
+    return Planes.of(lambda index: np.asarray(volume[(0, *index)]), shape, spacing)
+
+
+def _grey_limits(plan: Plan) -> tuple[float, float] | None:
+    """The network's input of GREYS; None where there are no HU."""
+    if plan.hu is None:
+        return None
+    black, white = (float(plan.hu.normalise(np.float32(hu))) for hu in GREYS)
+    return black, white
+
+
+def _shown_counts(counts: np.ndarray | None) -> np.ndarray | None:
+    """Of the body's histogram, the bins of SHOWN_HU."""
+    first, last = ((hu - HISTOGRAM[0]) // STEP for hu in SHOWN_HU)
+    return None if counts is None else counts[first:last]
 
 
 def _panels(collection: Collection) -> Tiles:
     if (plan := collection.plan) is None or not plan.cases:
         return Tiles([])
-    drawn = [_hu_panel(collection, plan.hu)] if plan.hu else []
-    spacing = [case.spacing for case in collection.cases]
-    sizes = [np.multiply(case.shape, case.spacing) for case in collection.cases]
-    drawn += [
-        Tile("", "Spacing by axis", _axes_panel("spacing", np.array(spacing))),
-        Tile("", "Size by axis", _axes_panel("size", np.array(sizes))),
+    spacing = np.array([case.spacing for case in plan.cases])
+    sizes = np.array([np.multiply(case.shape, case.spacing) for case in plan.cases])
+    tiles = [
+        *_hu_tile(collection, plan.hu),
+        Tile("", "Spacing by axis", charts.axes_panel("spacing", spacing)),
+        Tile("", "Size by axis", charts.axes_panel("size", sizes)),
     ]
-    return Tiles([tile for tile in drawn if tile], 340)
+    return Tiles(tiles, 340)
 
 
-def _hu_panel(collection: Collection, policy: HUPolicy) -> Tile | None:
-    found = [counts for counts in map(collection.histogram, collection.cases) if counts is not None]
-    if not found:
-        return None
-    fractions = np.array([counts / max(counts.sum(), 1) for counts in found])
-    hu = HISTOGRAM[0] + STEP * (np.arange(fractions.shape[1]) + 0.5)
-    made = drawing.figure(*PANEL)
-    axes = made.subplots()
-    low, high = np.percentile(fractions, (5, 95), axis=0)
-    axes.fill_between(hu, 100 * low, 100 * high, alpha=0.3, lw=0, label="5 to 95 % of the scans")
-    axes.plot(hu, 100 * fractions.mean(axis=0), lw=1.2, label="mean")
-    axes.set(xlim=SHOWN_HU, ylim=(0, None), xlabel="HU", ylabel=f"% of the body in {STEP} HU")
-    other = axes.twinx()
-    knots = np.array(policy.knots)
-    other.plot(knots[:, 0], knots[:, 1], ls="--", lw=1, color=drawing.GREY)
-    inside = np.interp(SHOWN_HU, *knots.T)
-    other.set(xlim=SHOWN_HU, ylim=inside, ylabel="network's input (dashed)")
-    axes.legend(fontsize=8, loc="center right")
-    axes.set_title(f"HU of the body, {len(found)} scans", fontsize=10)
-    return Tile(
-        "", "Histogram of the body's HU, and the map to the network's input", drawing.svg(made)
-    )
-
-
-def _axes_panel(what: str, values: np.ndarray) -> str:
-    """SVG of the distribution of `values` [scans 3], in mm."""
-    made = drawing.figure(*PANEL)
-    axes = made.subplots()
-    edges = np.linspace(0, 1.05 * values.max(), 40)
-    for name, column, colour in zip("zyx", values.T, drawing.COLOURS, strict=False):
-        axes.hist(column, edges, histtype="step", lw=1.5, color=colour, label=name)
-    axes.set(xlabel=f"{what} (mm), as stored", ylabel="scans")
-    axes.legend(fontsize=8)
-    axes.set_title(f"{what.capitalize()} by axis", fontsize=10)
-    return drawing.svg(made)
+def _hu_tile(collection: Collection, policy: HUPolicy | None) -> Iterator[Tile]:
+    histograms = [h for h in map(collection.histogram, collection.cases) if h is not None]
+    if policy is not None and histograms:
+        alt = "Histogram of the body's HU, and the map to the network's input"
+        yield Tile("", alt, charts.hu_panel(histograms, policy))
 
 
 def _facts(collection: Collection) -> dict[str, str]:
@@ -289,10 +281,10 @@ def _facts(collection: Collection) -> dict[str, str]:
     if plan is None:
         return {}
     values = plan.hu.describe() if plan.hu else "each scan by its own mean and std"
-    lines = [
-        f"fingerprint  {plan.fingerprint}",
-        f"spacing      {plan.spacing} mm (z y x)",
-        f"crop         {plan.crop} voxels",
-        f"intensities  {values}",
-    ]
-    return {"Plan": "\n".join(lines)}
+    lines = {
+        "fingerprint": plan.fingerprint,
+        "spacing": f"{plan.spacing} mm (z y x)",
+        "crop": f"{plan.crop} voxels",
+        "intensities": values,
+    }
+    return {"Plan": "\n".join(f"{name:13}{value}" for name, value in lines.items())}

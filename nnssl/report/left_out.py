@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -71,11 +72,9 @@ def tiles(lines: list[dict], folder: Path, shown: int = SHOWN) -> Tiles:
     for line in lines:
         if line["shape"]:
             kinds[kind(line)].append(line)
-    in_turn = sorted(
-        ((place, name, line) for name, some in kinds.items() for place, line in enumerate(some)),
-        key=lambda entry: entry[:2],
-    )
-    return Tiles([_tile(line, folder) for *_, line in in_turn[:shown]])
+    by_kind = [kinds[name] for name in sorted(kinds)]
+    in_turn = [line for round_ in zip_longest(*by_kind) for line in round_ if line is not None]
+    return Tiles([_tile(line, folder) for line in in_turn[:shown]])
 
 
 def _tile(line: dict, folder: Path) -> Tile:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from nnssl import checkpoint, files
 from nnssl.report import collection, cost
-from nnssl.report.collection import Collection
+from nnssl.report.charts import PANEL
+from nnssl.report.collection import Collection, by
 from nnssl.study.report import drawing
 from nnssl.study.report.page import Section, Tile, Tiles, page
 from nnssl.study.report.tables import Cell, Table
@@ -18,7 +19,6 @@ from nnssl.train.log import LOG, duration
 from nnssl.train.run import FINAL, LATEST
 from nnssl.types import MANIFEST, PREPROCESSED
 
-PANEL = (4.6, 3.1)  # inches
 POINTS = 600  # of a line
 SHOWN_LEFT_OUT = 12
 WAITING = 0.1  # of the time: a larger fraction is reported
@@ -64,15 +64,23 @@ class Pretraining:
 
     def collection(self) -> Collection | None:
         """The scans it was trained on, where they are still below $nnUNet_preprocessed."""
-        root, plan = os.environ.get(PREPROCESSED), self.header.get("plan", {})
-        if not root or not plan.get("name"):
-            return None
-        folder = Path(root) / "nnssl" / plan["name"]
-        if not all((folder / name).is_file() for name in (collection.REPORT, collection.PLAN)):
+        plan = self.header.get("plan", {})
+        folder = _preprocessed(plan.get("name"))
+        if folder is None:
             return None
         found = Collection.read(folder)
         known = found.plan.fingerprint if found.plan else None
         return found if known == plan["fingerprint"] else None
+
+
+def _preprocessed(name: str | None) -> Path | None:
+    """The folder of a collection; None where it is not there, or not whole."""
+    root = os.environ.get(PREPROCESSED)
+    if not root or not name:
+        return None
+    folder = Path(root) / "nnssl" / name
+    needed = (collection.REPORT, collection.PLAN)
+    return folder if all((folder / file).is_file() for file in needed) else None
 
 
 def render(folder: Path) -> str:
@@ -108,12 +116,11 @@ def _lead(run: Pretraining) -> list[str]:
     if not run.header:
         return [f"Step {run.step}; nothing is saved yet."]
     header, plan = run.header, run.header["plan"]
-    crop = " x ".join(map(str, header["crop"]))
-    spacing = " x ".join(f"{s:g}" for s in plan["spacing"][-len(header["crop"]) :])
+    crop, spacing = header["crop"], plan["spacing"][-len(header["crop"]) :]
     took = duration(cost.seconds(run.rows, run.batch_size)) if run.rows else "no time"
     return [
         f"{header['method']} on {plan['cases']} scans of {plan['name']}:",
-        f"encoder {header['preset']}, crops of {crop} voxels at {spacing} mm,",
+        f"encoder {header['preset']}, crops of {by(crop)} voxels at {by(spacing)} mm,",
         f"{run.batch_size} scans per step. Step {run.step} of {header['run']['steps']}, {took}.",
     ]
 
@@ -138,19 +145,23 @@ def _curves(run: Pretraining) -> list[Section]:
     """Losses, probe and monitors: a panel each, and a table of their course."""
     if not run.rows:
         return []
-    method = run.header.get("method", "pretraining")
-    panels = pictures.panels(run.rows, method)
+    panels = pictures.panels(run.rows, run.header.get("method", "pretraining"))
     tiles = {name: _panel(run, keys, name) for name, keys in panels.items()}
-    probe = [name for name, keys in panels.items() if keys[0].startswith(PROBE)]
-    losses = [name for name in tiles if name.endswith(": loss")]
-    others = [name for name in tiles if name not in (*probe, *losses)]
-    made = []
-    for title, names in (("Losses", losses), ("Probe", probe), ("Monitors", others)):
+    sections = []
+    for title, names in _grouped(panels).items():
         keys = [key for name in names for key in panels[name]]
         tables = [_course(run, keys, f"{title} in numbers")] if keys else []
         group = Tiles([tiles[name] for name in names], 340)
-        made.append(Section(title, tables, [], _LEADS[title] if names else "", [group]))
-    return made
+        sections.append(Section(title, tables, [], _LEADS[title] if names else "", [group]))
+    return sections
+
+
+def _grouped(panels: dict[str, list[str]]) -> dict[str, list[str]]:
+    """The names of the panels of each section."""
+    probe = [name for name, keys in panels.items() if keys[0].startswith(PROBE)]
+    losses = [name for name in panels if name.endswith(": loss")]
+    others = [name for name in panels if name not in (*probe, *losses)]
+    return {"Losses": losses, "Probe": probe, "Monitors": others}
 
 
 _LEADS = {
@@ -170,56 +181,63 @@ def _panel(run: Pretraining, keys: list[str], title: str) -> Tile:
 
 
 def _course(run: Pretraining, keys: list[str], title: str) -> Table:
-    rows = []
-    for key in keys:
-        steps = [(row[key], row["step"]) for row in run.rows if key in row]
-        lowest, highest = min(steps), max(steps, key=lambda pair: pair[0])
-        first, last = steps[0][0], steps[-1][0]
-        rows.append([key, first, lowest[0], lowest[1], highest[0], highest[1], last])
+    rows = [_extremes(run, key) for key in keys]
     columns = ["what", "first", "lowest", "lowest at", "highest", "highest at", "last"]
     formats: dict[str, str] = dict.fromkeys(("first", "lowest", "highest", "last"), ".4g")
     note = "As logged, without smoothing: one row is one step, and jumps from row to row."
     return Table("", title, note, columns, rows, formats)
 
 
+def _extremes(run: Pretraining, key: str) -> list[Cell]:
+    """First, lowest with its step, highest with its step, last."""
+    course = [(row[key], row["step"]) for row in run.rows if key in row]
+    lowest, highest = min(course), max(course, key=lambda pair: pair[0])
+    return [key, course[0][0], *lowest, *highest, course[-1][0]]
+
+
 def _views(run: Pretraining) -> Tiles:
     """The pictures kept of several steps; of a run from before they were kept, the last one."""
-    kept = sorted((run.folder / pictures.VIEWS).glob("[0-9]*.png"))
-    if not kept and (run.folder / "views.png").exists():
-        tile = Tile(
-            "at the last save", "views at the last save", (run.folder / "views.png").read_bytes()
-        )
-        return Tiles([tile], 520, 560)
-    tiles = [
-        Tile(f"step {int(path.stem)}", f"views at step {int(path.stem)}", path.read_bytes())
-        for path in kept
-    ]
+    last = run.folder / "views.png"
+    kept = {
+        f"step {int(path.stem)}": path
+        for path in sorted((run.folder / pictures.VIEWS).glob("[0-9]*.png"))
+    }
+    if not kept and last.exists():
+        kept = {"at the last save": last}
+    tiles = [Tile(when, f"views {_at(when)}", path.read_bytes()) for when, path in kept.items()]
     return Tiles(tiles, 520, 560)
+
+
+def _at(when: str) -> str:
+    return when if when.startswith("at ") else f"at {when}"
 
 
 def _time(run: Pretraining) -> list[Section]:
     if not run.rows or not run.header:
         return []
+    panels = [
+        _panel(run, ["samples_per_second"], "scans per second"),
+        _panel(run, ["data_wait"], "waiting for crops, fraction of the time"),
+    ]
+    rows = [*_training_time(run), *_devices(run), *_fraction_of_peak(run)]
+    table = Table("", "Time in numbers", "", ["what", "how much", "note"], rows)
+    return [Section("Time", [table], [], "", [Tiles(panels, 340)])]
+
+
+def _training_time(run: Pretraining) -> list[list[Cell]]:
     speed, waited = cost.middle(run.rows, "samples_per_second"), cost.middle(run.rows, "data_wait")
-    rows: list[list[Cell]] = [
+    return [
         ["training", duration(cost.seconds(run.rows, run.batch_size)), "pauses do not count"],
         ["scans per second", f"{speed:.3g}", "median of the logged rows"],
         ["waiting for crops", f"{waited:.1%}", "of the time; median"],
-        *_devices(run),
     ]
-    of_peak = cost.middle(run.rows, "of_peak")
-    if of_peak is not None:
-        note = "median; dense bf16, by its data sheet"
-        rows.append(["of the device's peak", f"{of_peak:.0%}", note])
-    panels = [
-        _panel(run, [key], title)
-        for key, title in (
-            ("samples_per_second", "scans per second"),
-            ("data_wait", "waiting for crops, fraction of the time"),
-        )
-    ]
-    table = Table("", "Time in numbers", "", ["what", "how much", "note"], rows)
-    return [Section("Time", [table], [], "", [Tiles(panels, 340)])]
+
+
+def _fraction_of_peak(run: Pretraining) -> list[list[Cell]]:
+    fraction = cost.middle(run.rows, "of_peak")
+    if fraction is None:
+        return []
+    return [["of the device's peak", f"{fraction:.0%}", "median; dense bf16, by its data sheet"]]
 
 
 def _devices(run: Pretraining) -> list[list[Cell]]:
@@ -227,10 +245,11 @@ def _devices(run: Pretraining) -> list[list[Cell]]:
     if not run.manifest:  # of a version that did not write one
         return []
     hardware, energy = run.manifest["sittings"][-1]["hardware"], run.manifest["energy_wh"]
-    many = f"{hardware['processes']} processes" if hardware["processes"] > 1 else "one process"
+    count, hours = hardware["processes"], f"{run.manifest['device_hours']:.3g}"
+    many = f"{count} processes" if count > 1 else "one process"
     rows: list[list[Cell]] = [
         ["device", hardware.get("gpu") or hardware["processor"], many],
-        ["hours of devices", f"{run.manifest['device_hours']:.3g}", "with saving and pictures"],
+        ["hours of devices", hours, "with saving and pictures"],
     ]
     if energy is not None:
         rows.append(["energy", f"{energy / 1000:.3g} kWh", "of the first machine's GPUs"])

@@ -5,6 +5,7 @@ histogram.
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -83,10 +84,7 @@ def bars(counts: np.ndarray) -> np.ndarray:
 
 def _reversed(orientation: str) -> tuple[bool, bool, bool]:
     """Which of z, y and x a picture turns round. Permuted axes were brought to LPS in reading."""
-    axes = ("LR", "PA", "SI")
-    straight = len(orientation) == 3 and all(
-        letter in axis for letter, axis in zip(orientation, axes, strict=True)
-    )
+    straight = re.fullmatch("[LR][PA][SI]", orientation)
     x, y, z = orientation if straight else "LPS"
     return z == "S", y == "A", x == "R"
 
@@ -100,16 +98,14 @@ def _boxed(plane: np.ndarray, spacing: Spacing, flips: tuple[bool, bool]) -> np.
     """uint8 [BOX BOX]: the plane as large as fits, in its true proportions, in the middle."""
     from PIL import Image  # matplotlib brings it along
 
-    for axis, turned in enumerate(flips):
-        plane = np.flip(plane, axis) if turned else plane
+    plane = np.flip(plane, tuple(axis for axis, turned in enumerate(flips) if turned))
     extent = np.multiply(plane.shape, spacing)
     rows, columns = np.rint(BOX * extent / extent.max()).astype(int).clip(1)
     image = Image.fromarray(np.ascontiguousarray(plane))
+    scaled = np.asarray(image.resize((int(columns), int(rows)), Image.Resampling.BILINEAR))
     box = np.zeros((BOX, BOX), np.uint8)
     top, left = (BOX - rows) // 2, (BOX - columns) // 2
-    box[top : top + rows, left : left + columns] = np.asarray(
-        image.resize((int(columns), int(rows)), Image.Resampling.BILINEAR)
-    )
+    box[top : top + rows, left : left + columns] = scaled
     return box
 
 

@@ -23,19 +23,22 @@ def write(folder: Path | str, path: Path | str | None = None, scans: int = SCANS
         raise FileNotFoundError(f"{folder} is no folder; {EXPECTED}")
     if scans < 0:
         raise ValueError(f"--scans must be 0 or more, got {scans}")
-    if (folder / LOG).is_file():
-        html = run.render(folder)
-    elif (folder / collection.REPORT).is_file():
-        html = collection.render(folder, scans)
-    else:
-        raise ValueError(
-            f"{folder} holds neither {LOG} (a pretraining) nor {collection.REPORT} (a collection); "
-            f"{EXPECTED}"
-        )
     path = Path(path) if path else folder / PAGE
+    html = _render(folder, scans)
     with files.atomic(path) as temporary:
         temporary.write_text(html, encoding="utf-8")
     return path
+
+
+def _render(folder: Path, scans: int) -> str:
+    if (folder / LOG).is_file():
+        return run.render(folder)
+    if (folder / collection.REPORT).is_file():
+        return collection.render(folder, scans)
+    raise ValueError(
+        f"{folder} holds neither {LOG} (a pretraining) nor {collection.REPORT} (a collection); "
+        f"{EXPECTED}"
+    )
 
 
 EXPECTED = (

@@ -1,4 +1,4 @@
-"""The words of `nnssl_study`, and which function does what they ask; `nnssl.cli` calls it."""
+"""The command-line parser of `nnssl_study` and its steps; `nnssl.cli` calls them."""
 
 from __future__ import annotations
 
@@ -34,19 +34,7 @@ def parser() -> argparse.ArgumentParser:
         type=Path,
         help="the description; for report, a results.jsonl does too",
     )
-    run = made.add_argument_group("run")
-    run.add_argument(
-        "--dry-run", action="store_true", help="only say what would be done and what it costs"
-    )
-    run.add_argument(
-        "--executor", choices=("local", "slurm"), default="local", help="default: %(default)s"
-    )
-    run.add_argument(
-        "--parallel",
-        metavar="N",
-        type=int,
-        help="local runs beside each other; default: one for each GPU",
-    )
+    _add_run(made.add_argument_group("run"))
     features = made.add_argument_group("features")
     features.add_argument(
         "--volumes", metavar="N", type=int, default=50, help="crops each; default: %(default)s"
@@ -54,7 +42,22 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def do(args: argparse.Namespace) -> None:
+def _add_run(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--dry-run", action="store_true", help="only say what would be done and what it costs"
+    )
+    group.add_argument(
+        "--executor", choices=("local", "slurm"), default="local", help="default: %(default)s"
+    )
+    group.add_argument(
+        "--parallel",
+        metavar="N",
+        type=int,
+        help="local runs beside each other; default: one for each GPU",
+    )
+
+
+def dispatch(args: argparse.Namespace) -> None:
     {"init": _init, "run": _run, "features": _features, "report": _report}[args.step](args)
 
 

@@ -6,8 +6,8 @@ A wrong word that `nnssl_plan` finds after a night of pretraining has cost the n
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from contextlib import redirect_stdout
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from nnssl.encoder.presets import preset
 from nnssl.network.decoders import DECODERS
 from nnssl.plans.request import Request as PlanRequest
 from nnssl.recipe import Recipe
-from nnssl.study.design.description import Arm, Study
+from nnssl.study.design.description import Arm, Study, Task
 from nnssl.study.design.values import DescriptionError
 from nnssl.study.execution import pretraining
 from nnssl.study.execution.flags import flags, recipe_flags
@@ -46,59 +46,70 @@ def check(study: Study) -> None:
     refuse.
     """
     for arm in study.arms:
-        try:
+        with _said_of(f"arm {arm.name}"):
             _check_start(study, arm)
-            _check_trainer(study, arm)
+            _check_trainers(study, arm)
             if arm.encoder:
                 preset(arm.encoder)
-        except (ValueError, TypeError) as error:
-            raise DescriptionError(f"arm {arm.name}: {error}") from error
         for task in study.tasks:
-            recipe = study.recipe_of(task, arm)
-            try:
-                _check_recipe(recipe)
-            except (ValueError, TypeError) as error:
-                raise DescriptionError(
-                    f"recipe of arm {arm.name} on task {task.name}: {error}"
-                ) from error
+            with _said_of(f"recipe of arm {arm.name} on task {task.name}"):
+                _check_recipe(study.recipe_of(task, arm))
+
+
+@contextmanager
+def _said_of(what: str) -> Iterator[None]:
+    """An error of a command's becomes one of the description, which says whose it is."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise DescriptionError(f"{what}: {error}") from error
 
 
 def _check_start(study: Study, arm: Arm) -> None:
     if arm.start not in ("pretrain", "imagenet"):
         return
-    command: type = CommandOptions if arm.start == "pretrain" else ConvertRequest
     if taken := sorted(OF_THE_STUDY.intersection(flags(arm.options))):
         raise ValueError(f"options: {', '.join(taken)} is for the study itself to say")
     ((_, *typed),) = pretraining.commands_of(Start(study, arm), Path("made"))
+    command: type = CommandOptions if arm.start == "pretrain" else ConvertRequest
     args = options.parse(typed, command)
     if arm.start == "pretrain":
-        from nnssl.methods import METHODS
-
-        if args.method not in METHODS:
-            raise ValueError(f"method: unknown {args.method!r}; known: {', '.join(METHODS)}")
-        METHODS[args.method].Config.parse(args.settings)
+        _check_method(args.method, args.settings)
     options.build(command, args)
 
 
-def _check_trainer(study: Study, arm: Arm) -> None:
-    """That nnU-Net will find it, and that it trains as long as the recipe says."""
+def _check_method(name: str, settings: list[str]) -> None:
+    from nnssl.methods import METHODS
+
+    if name not in METHODS:
+        raise ValueError(f"method: unknown {name!r}; known: {', '.join(METHODS)}")
+    METHODS[name].Config.parse(settings)
+
+
+def _check_trainers(study: Study, arm: Arm) -> None:
     if arm.start == "elsewhere":
         return
-    for task in [task for task in study.tasks if arm in study.arms_of(task)]:
-        name = ArmOnTask(study, task, arm).trainer
-        ancestors = _ancestors(name)
-        if arm.start == "default" and (DEFAULT not in ancestors or SWIN in ancestors):
-            known = ", ".join(each for each in _ours() if each.startswith("DefaultPrimus"))
-            raise ValueError(
-                f"trainer {name} is not one that heeds a recipe's epochs and iterations, so its "
-                f"runs would be of another length than all others; such are {DEFAULT} and those "
-                f"made of it: {known}. What is trained otherwise: start: elsewhere"
-            )
-        if PRIMUS in ancestors and task.configuration == "2d":
-            raise ValueError(
-                f"trainer {name} is of a 3D network, and task {task.name} is 2d; restrict the arm "
-                "with tasks: [...]"
-            )
+    for task in study.tasks:
+        if arm in study.arms_of(task):
+            _check_trainer(arm, task, ArmOnTask(study, task, arm).trainer)
+
+
+def _check_trainer(arm: Arm, task: Task, name: str) -> None:
+    """That nnU-Net will find it, and that it trains as long as the recipe says."""
+    ancestors = _ancestors(name)
+    heeds_the_recipe = DEFAULT in ancestors and SWIN not in ancestors
+    if arm.start == "default" and not heeds_the_recipe:
+        known = ", ".join(each for each in _ours() if each.startswith("DefaultPrimus"))
+        raise ValueError(
+            f"trainer {name} is not one that heeds a recipe's epochs and iterations, so its "
+            f"runs would be of another length than all others; such are {DEFAULT} and those "
+            f"made of it: {known}. What is trained otherwise: start: elsewhere"
+        )
+    if PRIMUS in ancestors and task.configuration == "2d":
+        raise ValueError(
+            f"trainer {name} is of a 3D network, and task {task.name} is 2d; restrict the arm "
+            "with tasks: [...]"
+        )
 
 
 def _ours() -> dict[str, list[str]]:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from nnssl.options import option, options_of
 from nnssl.study.design import values
 from nnssl.study.design.parts import (
     ALL,
@@ -30,7 +31,7 @@ from nnssl.study.design.parts import (
     settings,
     task_of,
 )
-from nnssl.study.design.values import DescriptionError
+from nnssl.study.design.values import DescriptionError, Place
 
 __all__ = [
     "ALL",
@@ -51,22 +52,24 @@ __all__ = [
 MOST_RUNS = 100_000
 
 
+def seed_of(entry: object, at: Place) -> int:
+    return values.count(entry, at.named("a seed or fold"))
+
+
 @dataclass(frozen=True)
 class Study:
-    """A whole description. `folder` is where the study writes; nnU-Net's files stay in nnU-Net's
-    folders.
-    """
+    """A whole description. nnU-Net's files stay in nnU-Net's folders."""
 
-    name: str
-    folder: Path
-    arms: tuple[Arm, ...]
-    tasks: tuple[Task, ...]
-    budgets: tuple[Budget, ...]
-    seeds: tuple[int, ...]
-    by_fold: bool  # `seeds` are folds: each with validation cases of its own
-    device: str = "cuda"
-    recipe: Mapping = field(default_factory=dict)
-    slurm: Mapping = field(default_factory=dict)  # submitit's parameters of a job
+    name: str = option(help="of the study", read=values.name)
+    folder: Path = option(help="where the study writes")
+    arms: tuple[Arm, ...] = option(help="starts of the training", read=arm_of)
+    tasks: tuple[Task, ...] = option(help="labelled datasets", read=task_of)
+    budgets: tuple[Budget, ...] = option((ALL,), "numbers of training cases", read=budget_of)
+    seeds: tuple[int, ...] = option((0,), "of the subsets; or folds", read=seed_of)
+    by_fold: bool = False  # `seeds` are folds: each with validation cases of its own
+    device: str = option("cuda", "of the trainings", choices=("cuda", "cpu", "mps"))
+    recipe: Mapping = option(factory=dict, help="of every fine-tuning", read=recipe_of)
+    slurm: Mapping = option(factory=dict, help="submitit's parameters of a job")
     source: Mapping = field(default_factory=dict)  # the file's content, as it is
 
     @property
@@ -88,6 +91,9 @@ class Study:
         return {**self.recipe, **task.recipe, **arm.recipe}
 
 
+STUDY = {each.name: each for each in options_of(Study)}
+
+
 def load(path: Path | str) -> Study:
     """Read and check. Raises FileNotFoundError or DescriptionError."""
     path = Path(path)
@@ -103,106 +109,58 @@ def load(path: Path | str) -> Study:
 
 
 def _study(given: object, path: Path) -> Study:
-    known = (
-        "name",
-        "folder",
-        "arms",
-        "tasks",
-        "budgets",
-        "seeds",
-        "folds",
-        "device",
-        "recipe",
-        "slurm",
-    )
-    content = values.mapping(given, "the description")
-    values.require_known(content, known, "the description")
-    for needed in ("arms", "tasks"):
-        if not content.get(needed):
-            raise DescriptionError(
-                f"the description names no {needed}; see what nnssl_study init writes"
-            )
-    if "seeds" in content and "folds" in content:
-        raise DescriptionError(
-            "give seeds or folds, not both: a fold is repeated by its other cases"
-        )
-    name = values.name(content.get("name", path.stem), "the study's name")
-    folder = values.path(content.get("folder", path.with_suffix("").name), path.parent, "folder")
-    if folder == path:
-        raise DescriptionError(f"folder {folder} is the description itself; name another one")
+    at = Place("", path.parent)
+    content = values.mapping(given, at.named("the description"))
+    _check_keys(content, at.named("the description"))
+    defaults = {"name": path.stem, "folder": path.with_suffix("").name}
+    entry = defaults | {key: value for key, value in content.items() if value is not None}
+    folds = entry.pop("folds", None)
+    if folds is not None:
+        entry["seeds"] = folds
     study = Study(
-        name=name,
-        folder=folder,
-        arms=tuple(arm_of(entry, path.parent) for entry in values.a_list(content["arms"], "arms")),
-        tasks=tuple(task_of(entry) for entry in values.a_list(content["tasks"], "tasks")),
-        budgets=tuple(
-            budget_of(entry) for entry in values.a_list(content.get("budgets", [ALL]), "budgets")
-        ),
-        seeds=tuple(
-            values.count(n, "a seed or fold")
-            for n in values.a_list(content.get("folds", content.get("seeds", [0])), "seeds")
-        ),
-        by_fold="folds" in content,
-        device=values.one_of(content.get("device", "cuda"), ("cuda", "cpu", "mps"), "device"),
-        recipe=recipe_of(content.get("recipe", {}), "the study"),
-        slurm=values.mapping(content.get("slurm", {}), "slurm"),
-        source=content,
+        **values.fields(entry, STUDY.values(), at), by_fold=folds is not None, source=content
     )
+    if study.folder == path:
+        raise DescriptionError(f"folder {path} is the description itself; name another one")
     _check(study)
     return study
 
 
+def _check_keys(content: Mapping, at: Place) -> None:
+    values.require_known(content, [*STUDY, "folds"], at)
+    for needed in ("arms", "tasks"):
+        if not content.get(needed):
+            raise DescriptionError(f"{at} names no {needed}; see what nnssl_study init writes")
+    if "seeds" in content and "folds" in content:
+        raise DescriptionError(
+            "give seeds or folds, not both: a fold is repeated by its other cases"
+        )
+
+
 def _check(study: Study) -> None:
-    for what, named in {
-        "arm": [arm.name for arm in study.arms],
-        "task": [task.name for task in study.tasks],
-        "budget": list(study.budgets),
-        "seed": list(study.seeds),
-    }.items():
-        values.require_once(what, named)
-    count = len(study.arms) * len(study.tasks) * len(study.budgets) * len(study.seeds)
+    """Raises DescriptionError where the parts do not fit each other."""
+    values.require_once("arm", [arm.name for arm in study.arms])
+    values.require_once("task", [task.name for task in study.tasks])
+    values.require_once("budget", list(study.budgets))
+    values.require_once("seed", list(study.seeds))
+    _check_count(study)
+    _check_rest(study)
+    _check_plans(study)
+    _check_baseline(study)
+    for arm in study.arms:
+        _check_limits(study, arm)
+        _check_encoder(study, arm)
+
+
+def _check_count(study: Study) -> None:
+    arms, tasks = len(study.arms), len(study.tasks)
+    budgets, seeds = len(study.budgets), len(study.seeds)
+    count = arms * tasks * budgets * seeds
     if count > MOST_RUNS:
         raise DescriptionError(
-            f"{len(study.arms)} arms x {len(study.tasks)} tasks x {len(study.budgets)} budgets x "
-            f"{len(study.seeds)} seeds are {count} runs; a study has {MOST_RUNS} at most"
+            f"{arms} arms x {tasks} tasks x {budgets} budgets x {seeds} seeds are {count} runs; "
+            f"a study has {MOST_RUNS} at most"
         )
-    _check_rest(study)
-    plans = Counter(f"{task.name}-{arm.name}" for task in study.tasks for arm in study.arms)
-    if same := [name for name, times in plans.items() if times > 1]:
-        raise DescriptionError(
-            f"a task's name and an arm's joined by - make the same plans twice: {', '.join(same)}; "
-            "rename one of them"
-        )
-    baseline = [arm for arm in study.arms if arm.name == BASELINE]
-    if not baseline or baseline[0].start != "scratch" or baseline[0].tasks or baseline[0].budgets:
-        raise DescriptionError(
-            "one arm is the baseline of all comparisons, on every task and budget: {name: "
-            f"{BASELINE}, start: scratch}}; the arms are "
-            f"{', '.join(f'{arm.name} ({arm.start})' for arm in study.arms)}"
-        )
-    arms, tasks = {arm.name: arm for arm in study.arms}, {task.name for task in study.tasks}
-    for arm in study.arms:
-        if unknown := sorted(set(arm.tasks) - tasks):
-            raise DescriptionError(
-                f"arm {arm.name} names tasks that are not there: {', '.join(unknown)}"
-            )
-        if unknown := [str(budget) for budget in arm.budgets if budget not in study.budgets]:
-            raise DescriptionError(
-                f"arm {arm.name} names budgets that the study does not have: {', '.join(unknown)}; "
-                f"it has {', '.join(map(str, study.budgets))}"
-            )
-        pretrained = [other.name for other in study.arms if other.start not in (BASELINE, *OTHERS)]
-        if arm.like and arm.like not in pretrained:
-            raise DescriptionError(
-                f"arm {arm.name} is to be like {arm.like}, which has no pretrained encoder; with "
-                f"one: {pretrained}"
-            )
-        first = [name for name in pretrained if arms[name].after is None]
-        if arm.after and arm.after not in first:
-            raise DescriptionError(
-                f"arm {arm.name} is pretrained after {arm.after}, which has no encoder before it; "
-                f"with one: {first}"
-            )
 
 
 def _check_rest(study: Study) -> None:
@@ -211,4 +169,58 @@ def _check_rest(study: Study) -> None:
         raise DescriptionError(
             f"task {on_the_rest[0]} validates on the rest, on all cases that are not trained on: "
             f"give seeds and numbers of cases, not folds and not the budget {ALL}"
+        )
+
+
+def _check_plans(study: Study) -> None:
+    """That every arm on a task has plans of its own: their names join both."""
+    plans = Counter(f"{task.name}-{arm.name}" for task in study.tasks for arm in study.arms)
+    if same := [name for name, times in plans.items() if times > 1]:
+        raise DescriptionError(
+            f"a task's name and an arm's joined by - make the same plans twice: {', '.join(same)}; "
+            "rename one of them"
+        )
+
+
+def _check_baseline(study: Study) -> None:
+    baselines = [
+        arm
+        for arm in study.arms
+        if arm.name == BASELINE and arm.start == "scratch" and not (arm.tasks or arm.budgets)
+    ]
+    if not baselines:
+        arms = ", ".join(f"{arm.name} ({arm.start})" for arm in study.arms)
+        raise DescriptionError(
+            "one arm is the baseline of all comparisons, on every task and budget: {name: "
+            f"{BASELINE}, start: scratch}}; the arms are {arms}"
+        )
+
+
+def _check_limits(study: Study, arm: Arm) -> None:
+    """That the tasks and budgets to which an arm is limited are the study's."""
+    if unknown := sorted(set(arm.tasks) - {task.name for task in study.tasks}):
+        raise DescriptionError(
+            f"arm {arm.name} names tasks that are not there: {', '.join(unknown)}"
+        )
+    if unknown := [str(budget) for budget in arm.budgets if budget not in study.budgets]:
+        raise DescriptionError(
+            f"arm {arm.name} names budgets that the study does not have: {', '.join(unknown)}; "
+            f"it has {', '.join(map(str, study.budgets))}"
+        )
+
+
+def _check_encoder(study: Study, arm: Arm) -> None:
+    """That the arm whose encoder this one has, or starts from, has a pretrained one."""
+    pretrained = [other for other in study.arms if other.start not in (BASELINE, *OTHERS)]
+    names = [other.name for other in pretrained]
+    if arm.like and arm.like not in names:
+        raise DescriptionError(
+            f"arm {arm.name} is to be like {arm.like}, which has no pretrained encoder; with "
+            f"one: {names}"
+        )
+    first = [other.name for other in pretrained if other.after is None]
+    if arm.after and arm.after not in first:
+        raise DescriptionError(
+            f"arm {arm.name} is pretrained after {arm.after}, which has no encoder before it; "
+            f"with one: {first}"
         )

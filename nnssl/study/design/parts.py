@@ -1,15 +1,19 @@
-"""The parts of a description: an arm and a task, each read strictly from its entry in the YAML."""
+"""The parts of a description: an arm and a task, each read strictly from its entry in the YAML.
+
+A field is an `option` (nnssl.options): its name is the key, and its help, default, type and reader
+(nnssl.study.design.values) are beside it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 
-from nnssl.options import options_of
+from nnssl.options import option, options_of
 from nnssl.recipe import Recipe
 from nnssl.study.design import values
-from nnssl.study.design.values import DescriptionError
+from nnssl.study.design.values import DescriptionError, Place, named_as
 from nnssl.types import BASE
 
 Budget = int | str  # a number of cases, or ALL
@@ -32,150 +36,141 @@ NETWORK = ("decoder", "patch", "batch_size")  # of `nnssl_plan`, and as well of 
 RECIPE = ("trainer", *NETWORK, *(each.key for each in options_of(Recipe) if each.flag))
 
 
+def recipe_of(entry: object, at: Place) -> dict:
+    recipe = values.a_dict(entry, at)
+    values.require_known(recipe, RECIPE, at)
+    if "trainer" in recipe:
+        values.file_name(recipe["trainer"], f"{at}: trainer is a class, such as SwinSSLTrainer")
+    return recipe
+
+
+def budget_of(entry: object, at: Place) -> Budget:
+    if entry == ALL:
+        return ALL
+    budget = values.count(entry, at.inside(f"a budget (a number of cases, or {ALL})"))
+    if budget == 0:
+        raise DescriptionError(f"{at}: a budget of 0 cases trains nothing")
+    return budget
+
+
+def millimetres(entry: object, at: Place) -> float:
+    return values.positive(entry, at.named(f"{at} (mm)"))
+
+
 @dataclass(frozen=True)
 class Arm:
     """One start of the training. `NEEDS` says which fields belong to which start."""
 
-    name: str
-    start: str
-    checkpoint: Path | None = None  # a checkpoint_final.pth
-    method: str | None = None  # of nnssl_pretrain
-    scans: tuple[Path, ...] = ()  # folders, for nnssl_pretrain -i
-    datasets: tuple[str, ...] = ()  # nnU-Net raw datasets, for nnssl_pretrain -d
-    encoder: str | None = None  # a preset
-    # further flags of nnssl_pretrain or nnssl_convert
-    options: Mapping = field(default_factory=dict)
-    weights: Path | None = None  # a local file, for nnssl_convert
-    dataset: str | None = None  # labelled, for the supervised pretraining
-    configuration: str | None = None  # of that dataset
-    plans: str | None = None  # another network's, from which its patch, batch and data come
-    trainer: str | None = None  # another network's, a class
-    # the program of another environment that trains it; None: somebody trains by hand
-    train: Path | None = None
-    after: str | None = None  # the arm whose encoder the pretraining starts from
-    like: str | None = None  # the arm whose encoder and intensities the random start has
-    tasks: tuple[str, ...] = ()  # none named: all
-    budgets: tuple[Budget, ...] = ()  # none named: all
-    modality: str | None = None  # of the pretraining, for the report
-    recipe: Mapping = field(default_factory=dict)  # over the task's and the study's
+    name: str = option(help="of the runs and their files", read=values.name)
+    start: str = option(help="how the training starts", choices=STARTS)
+    checkpoint: Path | None = option(
+        None, "a checkpoint_final.pth, an address or a name", read=values.weights
+    )
+    method: str | None = option(None, "of nnssl_pretrain")
+    scans: tuple[Path, ...] = option((), "folders, for nnssl_pretrain -i")
+    datasets: tuple[str, ...] = option(
+        (), "nnU-Net raw datasets, for nnssl_pretrain -d", read=values.dataset
+    )
+    encoder: str | None = option(None, "a preset")
+    options: Mapping = option(factory=dict, help="more flags of nnssl_pretrain or nnssl_convert")
+    weights: Path | None = option(None, "a local file, for nnssl_convert", read=values.weights)
+    dataset: str | None = option(
+        None, "labelled, for the supervised pretraining", read=values.dataset
+    )
+    configuration: str | None = option(
+        None, "of that dataset", read=named_as("is nnU-Net's, such as 3d_fullres")
+    )
+    plans: str | None = option(
+        None,
+        "another network's, from which its patch, batch and data come",
+        read=named_as("is the name of plans of the dataset, such as nnUNetResEncUNetLPlans"),
+    )
+    trainer: str | None = option(
+        None,
+        "another network's, a class",
+        read=named_as("is a class, such as DefaultPrimusMTrainer"),
+    )
+    train: Path | None = option(
+        None, "the program of another environment that trains it; left out: trained by hand"
+    )
+    after: str | None = option(None, "the arm whose encoder the pretraining starts from")
+    like: str | None = option(None, "the arm whose encoder and intensities the random start has")
+    tasks: tuple[str, ...] = option((), "none named: all")
+    budgets: tuple[Budget, ...] = option((), "none named: all", read=budget_of)
+    modality: str | None = option(None, "of the pretraining, for the report")
+    recipe: Mapping = option(factory=dict, help="over the task's and the study's", read=recipe_of)
 
 
 @dataclass(frozen=True)
 class Task:
     """One labelled nnU-Net dataset."""
 
-    name: str
-    dataset: str  # ID or name
-    configuration: str = "3d_fullres"
-    plans: str = BASE  # nnU-Net's, from which spacing and data come
-    fold: int = 0  # whose validation cases are every run's
-    validate: str = FOLD  # or REST: a seed's runs on all cases that none of them trains on
-    modality: str | None = None  # CT, MR, ...: for the report
-    # a regular expression: what it finds in a case's name is the subject
-    subject: str | None = None
-    tolerance: float = 2.0  # mm, of the surface Dice
-    recipe: Mapping = field(default_factory=dict)  # over the study's
+    name: str = option(help="of the runs and their files", read=values.name)
+    dataset: str = option(help="which nnU-Net dataset it is, such as 501", read=values.dataset)
+    configuration: str = option(
+        "3d_fullres",
+        "of that dataset",
+        read=named_as("is the name of configuration of the dataset, such as 3d_fullres"),
+    )
+    plans: str = option(
+        BASE,
+        "nnU-Net's, from which spacing and data come",
+        read=named_as(f"is the name of plans of the dataset, such as {BASE}"),
+    )
+    fold: int = option(0, "whose validation cases are every run's")
+    validate: str = option(
+        FOLD,
+        f"{FOLD}: on those; {REST}: a seed's runs on all cases that none of them trains on",
+        choices=(FOLD, REST),
+    )
+    modality: str | None = option(None, "CT, MR, ...: for the report")
+    subject: str | None = option(
+        None,
+        "a regular expression: what it finds in a case's name is the subject",
+        read=values.expression,
+    )
+    tolerance: float = option(2.0, "mm, of the surface Dice", read=millimetres)
+    recipe: Mapping = option(factory=dict, help="over the study's", read=recipe_of)
 
 
-def arm_of(given: object, beside: Path) -> Arm:
-    entry = dict(values.mapping(given, "an arm"))
-    name = values.name(entry.get("name"), "an arm's name")
-    start = values.one_of(entry.get("start"), STARTS, f"arm {name}: start")
-    needed, may = NEEDS[start]
-    known = ("name", "start", *needed, *may, "tasks", "budgets", "modality", "recipe")
-    values.require_known(entry, known, f"arm {name} ({start})")
-    if absent := [key for key in needed if not entry.get(key)]:
-        raise DescriptionError(f"arm {name} ({start}) must say {' and '.join(absent)}")
+ARM = {each.name: each for each in options_of(Arm)}
+TASK = {each.name: each for each in options_of(Task)}
+OF_EVERY_ARM = ("name", "start", "tasks", "budgets", "modality", "recipe")
+
+
+def arm_of(given: object, at: Place) -> Arm:
+    entry = values.mapping(given, at.named("an arm"))
+    name = values.name(entry.get("name"), at.named("an arm's name"))
+    at = at.named(f"arm {name}")
+    start = values.one_of(entry.get("start"), STARTS, at.inside("start"))
+    _check_keys(entry, start, at.named(f"{at} ({start})"))
+    return Arm(**values.fields(entry, ARM.values(), at))
+
+
+def _check_keys(entry: Mapping, start: str, at: Place) -> None:
+    """That an arm says what its start needs, and nothing that its start does not know."""
+    needed, optional = NEEDS[start]
+    allowed = {*OF_EVERY_ARM, *needed, *optional}
+    values.require_known(entry, [key for key in ARM if key in allowed], at)
+    values.require_said(entry, [ARM[key] for key in needed], at)
     if start == "pretrain" and not (entry.get("scans") or entry.get("datasets")):
         raise DescriptionError(
-            f"arm {name} must say on what to pretrain: scans (folders) or datasets (nnU-Net's)"
+            f"{at} must say on what to pretrain: scans (folders) or datasets (nnU-Net's)"
         )
-    what = f"arm {name}: "
-    convert: dict[str, Callable] = {
-        "checkpoint": lambda value: values.weights(value, beside, f"{what}checkpoint"),
-        "weights": lambda value: values.weights(value, beside, f"{what}weights"),
-        "train": lambda value: values.path(value, beside, f"{what}train"),
-        "plans": lambda value: values.file_name(
-            value,
-            f"{what}plans is the name of plans of the dataset, such as nnUNetResEncUNetLPlans",
-        ),
-        "trainer": lambda value: values.file_name(
-            value, f"{what}trainer is a class, such as DefaultPrimusMTrainer"
-        ),
-        "scans": lambda value: tuple(
-            values.path(one, beside, f"{what}scans") for one in values.a_list(value, f"{what}scans")
-        ),
-        "datasets": lambda value: tuple(
-            values.dataset(one, f"{what}datasets")
-            for one in values.a_list(value, f"{what}datasets")
-        ),
-        "dataset": lambda value: values.dataset(value, f"{what}dataset"),
-        "tasks": lambda value: tuple(
-            values.text(one, f"{what}tasks") for one in values.a_list(value, f"{what}tasks")
-        ),
-        "budgets": lambda value: tuple(
-            budget_of(one) for one in values.a_list(value, f"{what}budgets")
-        ),
-        "options": lambda value: dict(values.mapping(value, f"{what}options")),
-        "recipe": lambda value: recipe_of(value, f"arm {name}"),
-        "configuration": lambda value: values.file_name(
-            value, f"{what}configuration is nnU-Net's, such as 3d_fullres"
-        ),
-    }
-    return Arm(
-        **{key: convert.get(key, lambda value, key=key: values.text(value, what + key))(value)
-           for key, value in entry.items() if value is not None}
-    )  # fmt: skip
 
 
-def task_of(given: object) -> Task:
-    entry = dict(values.mapping(given, "a task"))
-    name = values.name(entry.get("name"), "a task's name")
-    values.require_known(entry, [f.name for f in fields(Task)], f"task {name}")
-    if "dataset" not in entry:
-        raise DescriptionError(f"task {name} must say which nnU-Net dataset it is: dataset: 501")
-    what = f"task {name}: "
-    entry["dataset"] = values.dataset(entry["dataset"], f"{what}dataset")
-    for key, example in (("plans", BASE), ("configuration", "3d_fullres")):
-        if key in entry:
-            rule = f"{what}{key} is the name of {key} of the dataset, such as {example}"
-            entry[key] = values.file_name(entry[key], rule)
-    if entry.get("subject") is not None:
-        values.expression(entry["subject"], f"{what}subject")
-    if entry.get("modality") is not None:
-        values.text(entry["modality"], f"{what}modality")
-    if "tolerance" in entry:
-        entry["tolerance"] = values.positive(entry["tolerance"], f"{what}tolerance (mm)")
-    entry["fold"] = values.count(entry.get("fold", 0), f"{what}fold")
-    validate = values.one_of(entry.get("validate", FOLD), (FOLD, REST), f"{what}validate")
-    if validate == REST and entry["fold"]:
+def task_of(given: object, at: Place) -> Task:
+    entry = values.mapping(given, at.named("a task"))
+    name = values.name(entry.get("name"), at.named("a task's name"))
+    at = at.named(f"task {name}")
+    values.require_known(entry, TASK, at)
+    values.require_said(entry, [TASK["dataset"]], at)
+    task = Task(**values.fields(entry, TASK.values(), at))
+    if task.validate == REST and task.fold:
         raise DescriptionError(
-            f"{what}validate: {REST} is instead of a fold; leave out one of them"
+            f"{at}: validate: {REST} is instead of a fold; leave out one of them"
         )
-    entry["recipe"] = recipe_of(entry.get("recipe", {}), f"task {name}")
-    return Task(**entry)
-
-
-def recipe_of(given: object, whose: str) -> dict:
-    entry = values.mapping(given or {}, f"{whose}: recipe")
-    values.require_known(entry, RECIPE, f"{whose}: recipe")
-    if "trainer" in entry:
-        values.file_name(
-            entry["trainer"], f"{whose}: recipe: trainer is a class, such as SwinSSLTrainer"
-        )
-    return dict(entry)
-
-
-def budget_of(entry: object) -> Budget:
-    return (
-        ALL
-        if entry == ALL
-        else values.count(entry, f"a budget (a number of cases, or {ALL})") or _no_cases()
-    )
-
-
-def _no_cases() -> int:
-    raise DescriptionError("a budget of 0 cases trains nothing")
+    return task
 
 
 def settings(part: Arm | Task) -> dict:

@@ -26,6 +26,8 @@ FILE, OWNER = "splits_final.json", "nnssl_study"
 FOLDS, FOLD_SEED = 5, 12345  # nnU-Net's own
 
 Labels = Mapping[str, frozenset]  # case -> the labels that occur in it
+Key = tuple[Budget, int]  # with the seed
+Cases = tuple[tuple[str, ...], tuple[str, ...]]  # to train and to validate on
 
 
 class SplitError(ValueError):
@@ -41,57 +43,73 @@ class Split:
     val: tuple[str, ...]
 
 
-def append(path: Path, study: Study, task: Task, labels: Labels) -> dict[tuple[Budget, int], Split]:
-    """Add what is missing to the file at `path`; the splits of all budgets and seeds. Made twice,
-    it changes nothing.
+def append(path: Path, study: Study, task: Task, labels: Labels) -> dict[Key, Split]:
+    """Add what is missing to the file at `path`; the splits of all budgets and seeds. A second call
+    changes nothing.
 
     Where there is no file yet, nnU-Net's own five folds are written first (by subject where the
     task has subjects). Raises SplitError.
     """
     with _locked(path):
-        known = (
-            list(files.read_json(path))
-            if path.is_file()
-            else first_folds(sorted(labels), task.subject)
-        )
-        found = {}
-        for key, (train, val) in wanted(known, study, task, labels).items():
-            owner = {"study": study.name, "task": task.name, "budget": key[0], "seed": key[1]}
-            entry = {"train": list(train), "val": list(val), OWNER: owner}
-            if entry not in known:
-                known.append(entry)
-            found[key] = Split(known.index(entry), train, val)
-        if not path.is_file() or known != files.read_json(path):
-            files.write_json(path, known)
+        stored = list(files.read_json(path)) if path.is_file() else None
+        entries = first_folds(sorted(labels), task.subject) if stored is None else list(stored)
+        found = {
+            key: Split(_add(entries, _entry(study, task, key, cases)), *cases)
+            for key, cases in wanted(entries, study, task, labels).items()
+        }
+        if entries != stored:
+            files.write_json(path, entries)
         return found
 
 
-def wanted(
-    folds: Sequence[Mapping], study: Study, task: Task, labels: Labels
-) -> dict[tuple[Budget, int], tuple[tuple[str, ...], tuple[str, ...]]]:
+def _add(entries: list[dict], entry: dict) -> int:
+    """The place of an entry, which is added behind the others where it is missing."""
+    if entry not in entries:
+        entries.append(entry)
+    return entries.index(entry)
+
+
+def _entry(study: Study, task: Task, key: Key, cases: Cases) -> dict:
+    budget, seed = key
+    train, val = cases
+    owner = {"study": study.name, "task": task.name, "budget": budget, "seed": seed}
+    return {"train": list(train), "val": list(val), OWNER: owner}
+
+
+def wanted(folds: Sequence[Mapping], study: Study, task: Task, labels: Labels) -> dict[Key, Cases]:
     """Training and validation cases by budget and seed, of the `folds` that are in the file. Raises
     SplitError.
     """
     found = {}
     for seed in study.seeds:
         if task.validate == REST:
-            found |= _with_the_rest(study, task, labels, seed)
-            continue
-        fold = seed if study.by_fold else task.fold
-        if fold >= len(folds) or OWNER in folds[fold]:
-            own = sum(OWNER not in entry for entry in folds)
-            raise SplitError(
-                f"task {task.name}: no fold {fold} in {FILE}; there are 0 to {own - 1}"
-            )
-        val = tuple(folds[fold]["val"])
-        pool = apart(folds[fold]["train"], val, task.subject)
-        order = nested_order(pool, labels, task.subject, f"{task.name} {seed}")
-        for budget in study.budgets:
-            found[budget, seed] = (take(order, budget, labels, task.name), val)
+            found |= _on_the_rest(study, task, labels, seed)
+        else:
+            found |= _on_a_fold(folds, study, task, labels, seed)
     return found
 
 
-def _with_the_rest(study: Study, task: Task, labels: Labels, seed: int) -> dict:
+def _on_a_fold(
+    folds: Sequence[Mapping], study: Study, task: Task, labels: Labels, seed: int
+) -> dict[Key, Cases]:
+    """As `wanted`, for one seed: validated on a fold of nnU-Net's."""
+    fold = _nnunet_fold(folds, task, seed if study.by_fold else task.fold)
+    val = tuple(fold["val"])
+    pool = apart(fold["train"], val, task.subject)
+    order = nested_order(pool, labels, task.subject, f"{task.name} {seed}")
+    return {
+        (budget, seed): (take(order, budget, labels, task.name), val) for budget in study.budgets
+    }
+
+
+def _nnunet_fold(folds: Sequence[Mapping], task: Task, number: int) -> Mapping:
+    if number >= len(folds) or OWNER in folds[number]:
+        own = sum(OWNER not in entry for entry in folds)
+        raise SplitError(f"task {task.name}: no fold {number} in {FILE}; there are 0 to {own - 1}")
+    return folds[number]
+
+
+def _on_the_rest(study: Study, task: Task, labels: Labels, seed: int) -> dict[Key, Cases]:
     """As `wanted`, for one seed: drawn of all cases, and validated on those that not even the
     largest budget trains on.
     """
@@ -131,17 +149,22 @@ def nested_order(
     groups: dict[str, list[str]] = defaultdict(list)
     for case in sorted(pool):
         groups[subject_of(case, subject)].append(case)
-    left = list(groups.values())
-    random.Random(seed).shuffle(left)
-    missing = _labels(left, labels)
-    first = []
+    shuffled = list(groups.values())
+    random.Random(seed).shuffle(shuffled)
+    first = _cover(shuffled, labels)
+    others = [cases for cases in shuffled if cases not in first]
+    return [tuple(cases) for cases in first + others]
+
+
+def _cover(groups: Sequence[list[str]], labels: Labels) -> list[list[str]]:
+    """Groups that hold all labels: each the first of those that add most to those before it."""
+    cover = []
+    missing = _labels(groups, labels)
     while missing:
-        # the first of several
-        best = max(left, key=lambda cases: len(_labels([cases], labels) & missing))
-        left.remove(best)
-        first.append(best)
+        best = max(groups, key=lambda cases: len(_labels([cases], labels) & missing))
+        cover.append(best)
         missing -= _labels([best], labels)
-    return [tuple(cases) for cases in first + left]
+    return cover
 
 
 def take(
@@ -150,17 +173,13 @@ def take(
     """The longest prefix of at most `budget` cases. Raises SplitError where it lacks a label that
     `order` holds.
     """
-    chosen: list[str] = []
-    for cases in order:
-        if isinstance(budget, int) and len(chosen) + len(cases) > budget:
-            break
-        chosen += cases
     total = sum(map(len, order))
     if isinstance(budget, int) and budget > total:
         raise SplitError(
             f"task {task}: {budget} cases are asked for, there are {total} to train on; {ALL} is a "
             "budget"
         )
+    chosen = _prefix(order, total if budget == ALL else int(budget))
     if lacking := _labels(order, labels) - _labels([chosen], labels):
         raise SplitError(
             f"task {task}: {budget} case(s) cannot hold every label (missing: "
@@ -170,12 +189,23 @@ def take(
     return tuple(sorted(chosen))
 
 
-def _smallest(order: Sequence[Sequence[str]], labels: Labels) -> int:
-    wanted, held, count = _labels(order, labels), set(), 0
+def _prefix(order: Sequence[Sequence[str]], most: int) -> list[str]:
+    """The cases of the first subjects, as many as `most` cases hold whole."""
+    chosen: list[str] = []
     for cases in order:
-        if wanted <= held:
+        if len(chosen) + len(cases) > most:
             break
-        held |= _labels([cases], labels)
+        chosen += cases
+    return chosen
+
+
+def _smallest(order: Sequence[Sequence[str]], labels: Labels) -> int:
+    """How many cases the shortest prefix has that holds every label."""
+    missing, count = _labels(order, labels), 0
+    for cases in order:
+        if not missing:
+            break
+        missing -= _labels([cases], labels)
         count += len(cases)
     return count
 
@@ -197,12 +227,13 @@ def first_folds(cases: Sequence[str], subject: str | None) -> list[dict]:
         )
     folds = generate_crossval_split(subjects, seed=FOLD_SEED, n_splits=FOLDS)
     return [
-        {
-            part: [case for case in cases if subject_of(case, subject) in set(fold[part])]
-            for part in ("train", "val")
-        }
-        for fold in folds
+        {part: _cases_of(fold[part], cases, subject) for part in ("train", "val")} for fold in folds
     ]
+
+
+def _cases_of(subjects: Sequence[str], cases: Sequence[str], subject: str | None) -> list[str]:
+    wanted = set(subjects)
+    return [case for case in cases if subject_of(case, subject) in wanted]
 
 
 def labels_of(preprocessed: Path) -> dict[str, frozenset]:

@@ -9,17 +9,19 @@ TEMPLATE = """\
 #   nnssl_study run THIS_FILE --dry-run      what would be done, and what it costs
 #   nnssl_study run THIS_FILE                does what is missing
 #   nnssl_study report THIS_FILE             tables, plots, one HTML page
-# Relative paths are relative to this file. The study writes into the folder of its name beside this file
-# (folder: elsewhere), and into nnU-Net's three folders.
+# Relative paths are relative to this file. The study writes into the folder of its name beside
+# this file (folder: elsewhere), and into nnU-Net's three folders.
 
 name: few-shot
 
 # How a training starts. The arm called scratch is what all others are compared with.
 arms:
-  - {name: scratch, start: scratch}          # random; encoder and intensities as the first pretrained arm's
+  # random; encoder and intensities as the first pretrained arm's
+  - {name: scratch, start: scratch}
   - {name: smit, start: checkpoint, checkpoint: path/to/smit/checkpoint_final.pth}
-  # Pretrain here: a method of nnssl_pretrain on folders of scans or on the images of nnU-Net datasets. Any of its
-  # flags may stand under options. Restrict an arm with tasks: [organs] or budgets: [2, 5].
+  # Pretrain here: a method of nnssl_pretrain on folders of scans or on the images of nnU-Net
+  # datasets. Any of its flags may stand under options. Restrict an arm with tasks: [organs] or
+  # budgets: [2, 5].
   # - name: byol
   #   start: pretrain
   #   method: byol
@@ -27,14 +29,14 @@ arms:
   #   encoder: smit                          # the preset
   #   options: {dims: 2, epochs: 5}
   #   tasks: [heart]
-  # - {name: nnunet, start: default}         # nnU-Net's own network and optimiser, as many iterations
+  # - {name: nnunet, start: default}         # nnU-Net's own network, as many iterations
   # - {name: resenc-l, start: default, plans: nnUNetResEncUNetLPlans}
   # - {name: primus-m, start: default, trainer: DefaultPrimusMTrainer, tasks: [organs]}  # 3D only
   # - {name: mae, start: elsewhere, trainer: PretrainedTrainer, plans: ptPlans_MAE, tasks: [organs]}
-  # - {name: imagenet, start: imagenet, weights: path/to/swin.pth, tasks: [heart]}    # by nnssl_convert; 2d
-  # - {name: supervised, start: supervised, dataset: 501, configuration: 3d_fullres}  # by labels of another dataset
+  # - {name: imagenet, start: imagenet, weights: path/to/swin.pth, tasks: [heart]}  # 2d
+  # - {name: supervised, start: supervised, dataset: 501, configuration: 3d_fullres}  # labels
 
-# nnU-Net datasets. The validation cases are those of the given fold, for every budget and every seed.
+# nnU-Net datasets. The validation cases are those of the given fold, for every budget and seed.
 tasks:
   - name: organs
     dataset: 501
@@ -42,21 +44,22 @@ tasks:
     fold: 0
     modality: CT                             # for the report: the drop from CT to MRI
     tolerance: 2.0                           # mm, of the surface Dice
-    # plans: coarse                          # others of nnU-Net's than nnUNetPlans, for another spacing
+    # plans: coarse                          # others than nnUNetPlans, for another spacing
   # - name: heart
   #   dataset: 503
   #   configuration: 2d
   #   modality: MR
-  #   subject: "(patient[0-9]+)_"            # scans of one patient stay together: what this finds in the case's name
+  #   subject: "(patient[0-9]+)_"            # cases of one patient stay together
 
 # Numbers of training cases, or all. Smaller ones are subsets of larger ones, and hold every label.
 budgets: [2, 5, 10, all]
 
-# Each seed draws other subsets. Instead: folds: [0, 1, 2, 3, 4], for other validation cases as well.
+# Each seed draws other subsets. Instead: folds: [0, 1, 2, 3, 4], for other validation cases too.
 seeds: [0, 1, 2]
 
-# As the flags of nnssl_plan are called; what is left out takes its default. Tasks and arms may have a recipe too, which
-# goes before this one. trainer: one of ours for the pretrained arms (default SwinSSLTrainer).
+# As the flags of nnssl_plan are called; what is left out takes its default. Tasks and arms may have
+# a recipe too, which goes before this one. trainer: one of ours for the pretrained arms (default
+# SwinSSLTrainer).
 recipe:
   epochs: 100
   iterations: 100

@@ -1,12 +1,20 @@
-"""A description's file and its single values: each of its type, within limits, or refused."""
+"""A description's file, its entries and their single values: each of its type, within limits, or
+refused.
+
+A reader takes a value as YAML gives it and the `Place` where it stands, and returns the value of a
+dataclass's field. Which reader a field has, its `option` says by `read` or `choices`; else its type
+does.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nnssl import address
+from nnssl.options import Option
 from nnssl.weights import RELEASED
 
 # no "__": nnU-Net and the runs' names join by it
@@ -23,21 +31,36 @@ class DescriptionError(ValueError):
     """The description is wrong; the message says where, what was got and what is allowed."""
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a value stands: in words for errors, and in the folder that its paths start from."""
+
+    what: str
+    folder: Path = Path()
+
+    def __str__(self) -> str:
+        return self.what
+
+    def named(self, what: str) -> Place:
+        return replace(self, what=what)
+
+    def inside(self, key: str) -> Place:
+        return self.named(f"{self.what}: {key}" if self.what else key)
+
+
+Reader = Callable[[object, Place], object]
+
+
 def read(path: Path) -> object:
     """The content of a YAML file. Raises DescriptionError, also where its aliases are endless."""
     import yaml
 
-    if path.stat().st_size > LARGEST_FILE:
-        raise DescriptionError(
-            f"{path} has {path.stat().st_size} bytes; a description has {LARGEST_FILE} at most"
-        )
+    size = path.stat().st_size
+    if size > LARGEST_FILE:
+        raise DescriptionError(f"{path} has {size} bytes; a description has {LARGEST_FILE} at most")
     try:
         text = path.read_text(encoding="utf-8")
-        size = _size(yaml.compose(text, Loader=yaml.SafeLoader), {})
-        if size > MOST_VALUES:
-            raise DescriptionError(
-                f"{path} holds {size:g} values, its aliases written out; {MOST_VALUES} at most"
-            )
+        _require_few_values(text, path)
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise DescriptionError(f"{path} is not YAML: {error}") from error
@@ -47,6 +70,16 @@ def read(path: Path) -> object:
         raise DescriptionError(
             f"{path} holds an alias within itself, or thousands of nested lists"
         ) from None
+
+
+def _require_few_values(text: str, path: Path) -> None:
+    import yaml
+
+    size = _size(yaml.compose(text, Loader=yaml.SafeLoader), {})
+    if size > MOST_VALUES:
+        raise DescriptionError(
+            f"{path} holds {size:g} values, its aliases written out; {MOST_VALUES} at most"
+        )
 
 
 def _size(node: object, known: dict[int, int]) -> int:
@@ -61,23 +94,66 @@ def _size(node: object, known: dict[int, int]) -> int:
     return known[id(node)]
 
 
-def mapping(entry: object, what: str) -> Mapping:
+def fields(entry: Mapping, options: Iterable[Option], at: Place) -> dict:
+    """The fields that an entry gives, each as its option reads it; null counts as left out."""
+    known = {each.name: each for each in options}
+    return {
+        key: _field(value, known[key], at.inside(key))
+        for key, value in entry.items()
+        if value is not None
+    }
+
+
+def _field(value: object, option: Option, at: Place) -> object:
+    reader = _reader(option)
+    if option.nargs == "+":
+        return option.join([reader(one, at) for one in a_list(value, at)])
+    return reader(value, at)
+
+
+def _reader(option: Option) -> Reader:
+    if option.choices:
+        return choice_of(tuple(map(str, option.choices)))
+    return option.read or OF_TYPE[option.kind]
+
+
+def choice_of(allowed: tuple[str, ...]) -> Reader:
+    return lambda entry, at: one_of(entry, allowed, at)
+
+
+def named_as(rule: str) -> Reader:
+    """Of a name that becomes part of a file's; `rule` says whose."""
+    return lambda entry, at: file_name(entry, f"{at} {rule}")
+
+
+def mapping(entry: object, at: Place) -> Mapping:
     if not isinstance(entry, Mapping):
-        raise DescriptionError(f"{what} must be a mapping of names to values, got {shown(entry)}")
+        raise DescriptionError(f"{at} must be a mapping of names to values, got {shown(entry)}")
     return entry
 
 
-def a_list(entry: object, what: str) -> list:
+def a_dict(entry: object, at: Place) -> dict:
+    return dict(mapping(entry, at))
+
+
+def a_list(entry: object, at: Place) -> list:
     if not isinstance(entry, list) or not entry:
-        raise DescriptionError(f"{what} must be a list with at least one entry, got {shown(entry)}")
+        raise DescriptionError(f"{at} must be a list with at least one entry, got {shown(entry)}")
     return entry
 
 
-def require_known(entry: Mapping, known: Collection[str], what: str) -> None:
+def require_known(entry: Mapping, known: Collection[str], at: Place) -> None:
     if unknown := sorted(set(map(str, entry)) - set(known)):
         raise DescriptionError(
-            f"{what}: unknown {', '.join(unknown)[:200]}; known: {', '.join(known)}"
+            f"{at}: unknown {', '.join(unknown)[:200]}; known: {', '.join(known)}"
         )
+
+
+def require_said(entry: Mapping, needed: Iterable[Option], at: Place) -> None:
+    absent = [each for each in needed if entry.get(each.name) in (None, "", [])]
+    if absent:
+        said = " and ".join(f"{each.name} ({each.help})" for each in absent)
+        raise DescriptionError(f"{at} must say {said}")
 
 
 def require_once(what: str, values: list) -> None:
@@ -87,70 +163,70 @@ def require_once(what: str, values: list) -> None:
         raise DescriptionError(f"named twice as {what}: {', '.join(doubled[:10])}")
 
 
-def name(entry: object, what: str) -> str:
+def name(entry: object, at: Place) -> str:
     if not isinstance(entry, str) or not NAME.fullmatch(entry):
         raise DescriptionError(
-            f"{what} is made of letters, digits and single - and _, got {shown(entry)}"
+            f"{at} is made of letters, digits and single - and _, got {shown(entry)}"
         )
     if len(entry) > LONGEST_NAME:
         raise DescriptionError(
-            f"{what} has {len(entry)} letters, {LONGEST_NAME} at most: it is part of file names"
+            f"{at} has {len(entry)} letters, {LONGEST_NAME} at most: it is part of file names"
         )
     return entry
 
 
-def text(entry: object, what: str) -> str:
+def text(entry: object, at: Place) -> str:
     if not isinstance(entry, str) or not entry:
-        raise DescriptionError(f"{what} is a word, got {shown(entry)}")
+        raise DescriptionError(f"{at} is a word, got {shown(entry)}")
     return entry
 
 
-def file_name(entry: object, what: str) -> str:
+def file_name(entry: object, rule: str) -> str:
     if not isinstance(entry, str) or not FILE_NAME.fullmatch(entry):
-        raise DescriptionError(f"{what}; got {shown(entry)}")
+        raise DescriptionError(f"{rule}; got {shown(entry)}")
     return entry
 
 
-def dataset(entry: object, what: str) -> str:
+def dataset(entry: object, at: Place) -> str:
     number = str(entry) if isinstance(entry, int) and not isinstance(entry, bool) else entry
     if not isinstance(number, str) or not DATASET.fullmatch(number):
         raise DescriptionError(
-            f"{what} is the ID or name of an nnU-Net dataset, 501 or Dataset501_Name; got "
+            f"{at} is the ID or name of an nnU-Net dataset, 501 or Dataset501_Name; got "
             f"{shown(entry)}"
         )
     return number
 
 
-def one_of(entry: object, allowed: tuple[str, ...], what: str) -> str:
+def one_of(entry: object, allowed: tuple[str, ...], at: Place) -> str:
     if not isinstance(entry, str) or entry not in allowed:
-        raise DescriptionError(f"{what} must be one of {', '.join(allowed)}; got {shown(entry)}")
+        raise DescriptionError(f"{at} must be one of {', '.join(allowed)}; got {shown(entry)}")
     return entry
 
 
-def count(entry: object, what: str) -> int:
+def count(entry: object, at: Place) -> int:
     if isinstance(entry, bool) or not isinstance(entry, int) or not 0 <= entry <= LARGEST_COUNT:
         raise DescriptionError(
-            f"{what} is a whole number from 0 to {LARGEST_COUNT}, got {shown(entry)}"
+            f"{at} is a whole number from 0 to {LARGEST_COUNT}, got {shown(entry)}"
         )
     return entry
 
 
-def positive(entry: object, what: str) -> float:
+def positive(entry: object, at: Place) -> float:
     try:  # YAML reads 1e0 as a word
         number = float(entry) if isinstance(entry, str | int | float) else 0.0
     except (ValueError, OverflowError):
         number = 0.0
     if not 0 < number < float("inf"):
-        raise DescriptionError(f"{what} is a positive number, got {shown(entry)}")
+        raise DescriptionError(f"{at} is a positive number, got {shown(entry)}")
     return number
 
 
-def expression(entry: object, what: str) -> str:
-    pattern = text(entry, what)
+def expression(entry: object, at: Place) -> str:
+    pattern = text(entry, at)
     try:
         re.compile(pattern)
     except re.error as error:
-        raise DescriptionError(f"{what} is no regular expression: {error}") from None
+        raise DescriptionError(f"{at} is no regular expression: {error}") from None
     return pattern
 
 
@@ -158,19 +234,28 @@ def shown(entry: object) -> str:
     return repr(entry)[:200]
 
 
-def path(entry: object, beside: Path, what: str) -> Path:
+def path(entry: object, at: Place) -> Path:
     """Relative paths are relative to the description."""
-    return (beside / Path(text(entry, what)).expanduser()).resolve()
+    return (at.folder / Path(text(entry, at)).expanduser()).resolve()
 
 
-def weights(entry: object, beside: Path, what: str) -> Path:
+def weights(entry: object, at: Place) -> Path:
     """A path as `path`; or an address (`nnssl.address`), whose file is fetched, or a name."""
-    where = text(entry, what)
+    where = text(entry, at)
     if not address.is_address(where):
-        there = path(where, beside, what)
+        there = path(where, at)
         if there.exists() or where not in RELEASED:
             return there
     try:
         return address.local(where)
     except address.AddressError as error:
-        raise DescriptionError(f"{what}: {error}") from error
+        raise DescriptionError(f"{at}: {error}") from error
+
+
+OF_TYPE: dict[object, Reader] = {
+    str: text,
+    int: count,
+    float: positive,
+    Path: path,
+    Mapping: a_dict,
+}

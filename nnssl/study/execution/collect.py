@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 
 from nnssl import __version__, files
@@ -24,13 +23,11 @@ OURS = [kind.KIND for kind in (StudyRow, RunRow, EpochRow, CaseRow)]
 def collect(study: Study) -> dict[str, str]:
     """Write `study.results`, whole or not at all; the state of every run by its name."""
     before = files.read_json_lines(study.results) if study.results.exists() else []
+    earlier = next((row for row in before if row["kind"] == StudyRow.KIND), None)
+    others = [row for row in before if row["kind"] not in OURS]
     of_runs = {run.name: rows_of(run) for run in runs.all_runs(study)}
-    rows = [
-        _study_row(study, next((row for row in before if row["kind"] == StudyRow.KIND), None)),
-        *(row for rows in of_runs.values() for row in rows),
-        *(row for row in before if row["kind"] not in OURS),
-    ]
-    files.write_json_lines(study.results, rows)
+    every = [row for rows in of_runs.values() for row in rows]
+    files.write_json_lines(study.results, [_study_row(study, earlier), *every, *others])
     return {name: rows[0]["state"] for name, rows in of_runs.items()}
 
 
@@ -79,23 +76,26 @@ def _study_row(study: Study, before: dict | None) -> dict:
     description = json.loads(json.dumps(study.source, default=str))
     if before and before["description"] == description:
         return before
-    versions = {
-        "nnssl": __version__,
-        **_versions(("nnunetv2", "torch")),
-        "python": platform.python_version(),
-    }
-    machine = {
+    row = StudyRow(
+        name=study.name,
+        description=description,
+        versions={"nnssl": __version__, **_versions(), "python": platform.python_version()},
+        machine=_machine(),
+    )
+    return row.to_json()
+
+
+def _machine() -> dict:
+    return {
         "system": platform.platform(),
         "processors": os.cpu_count(),
         "accelerator": _accelerator(),
     }
-    row = StudyRow(name=study.name, description=description, versions=versions, machine=machine)
-    return row.to_json()
 
 
-def _versions(packages: Iterable[str]) -> dict[str, str]:
+def _versions() -> dict[str, str]:
     found = {}
-    for package in packages:
+    for package in ("nnunetv2", "torch"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

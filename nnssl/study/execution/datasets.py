@@ -106,12 +106,12 @@ def wanted(study: Study) -> list[tuple[Dataset, str, str]]:
     pretrained with labels; each once.
     """
     found = [(task.dataset, task.configuration, task.plans) for task in study.tasks]
-    for task, arm in study.pairs:
-        if arm.start == "default" and arm.plans:
-            found.append((task.dataset, task.configuration, arm.plans))
-    for arm in study.arms:
-        if arm.start == "supervised":
-            found.append((*labelled(arm), BASE))
+    found += [
+        (task.dataset, task.configuration, arm.plans)
+        for task, arm in study.pairs
+        if arm.start == "default" and arm.plans
+    ]
+    found += [(*labelled(arm), BASE) for arm in study.arms if arm.start == "supervised"]
     return [
         (Dataset(name), configuration, plans) for name, configuration, plans in dict.fromkeys(found)
     ]

@@ -16,18 +16,19 @@ from nnssl.study.rows import RunRow
 def describe(study: Study, parallel: int) -> str:
     """parallel: runs beside each other."""
     requirements.check(study)
-    commands = [shlex.join(command) for command in commands_before(study)]
     every = runs.all_runs(study)
     todo = [run for run in every if not run.is_done]
-    lines = [
-        _size(study),
-        "Before the runs:",
-        *(f"  $ {command}" for command in commands or ["nothing"]),
-        f"Runs: {len(every)}, done {len(every) - len(todo)}, to do {len(todo)}",
-        *(f"  {run.name}  ({run.trainer}, {run.epochs or 'its own'} epochs)" for run in todo),
-        cost(every, todo, parallel),
-    ]
-    return "\n".join(lines)
+    commands = [f"$ {shlex.join(command)}" for command in commands_before(study)]
+    return "\n".join(
+        [
+            _size(study),
+            "Before the runs:",
+            *(f"  {command}" for command in commands or ["$ nothing"]),
+            f"Runs: {len(every)}, done {len(every) - len(todo)}, to do {len(todo)}",
+            *(f"  {run.name}  ({run.trainer}, {run.epochs or 'its own'} epochs)" for run in todo),
+            cost(every, todo, parallel),
+        ]
+    )
 
 
 def _size(study: Study) -> str:

@@ -91,8 +91,9 @@ def commands_of(start: Start, made: Path) -> list[Command]:
 def _pretrain(start: Start, made: Path) -> list[Command]:
     arm, study = start.arm, start.study
     before = [Start(study, other).checkpoint for other in study.arms if other.name == arm.after]
-    said = {"-i": arm.scans, "-d": arm.datasets, "-a": [arm.encoder or ""], "--from": before}
-    data = [str(word) for flag, values in said.items() if any(values) for word in (flag, *values)]
+    encoder = [arm.encoder] if arm.encoder else []
+    flagged = {"-i": arm.scans, "-d": arm.datasets, "-a": encoder, "--from": before}
+    data = [str(word) for flag, words in flagged.items() if words for word in (flag, *words)]
     place = ["-device", study.device, "-o", str(made.parent)]
     return [["nnssl_pretrain", "-m", str(arm.method), *data, *place, *flags(arm.options), "--c"]]
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from nnssl import checkpoint, finetune
 from nnssl.encoder.blocks import Block
@@ -129,18 +130,20 @@ class Layers:
         """crop [1 C *patch]; places [n dims], in voxels of the encoder's axes; a list of [n
         channels].
         """
-        encoder, reading = self.network.encoder, _Reading(self.network.encoder, places)
+        reading = _Reading(self.network.encoder, places)
         with ExitStack() as hooks:
-            embedding = encoder.patch_embed.register_forward_hook(reading.embedded)
-            hooks.callback(embedding.remove)
-            for number, stage in enumerate(encoder.stages):
-                entered = stage.register_forward_pre_hook(partial(reading.entered, number))
-                hooks.callback(entered.remove)
-            for index, (number, _, block) in enumerate(self.blocks, start=1):
-                left = block.register_forward_hook(partial(reading.left, index, number))
-                hooks.callback(left.remove)
-            encoder(as_seen(self.network, crop))
+            for hook in self._hooked(reading):
+                hooks.callback(hook.remove)
+            self.network.encoder(as_seen(self.network, crop))
         return [reading.found[index] for index in sorted(reading.found)]
+
+    def _hooked(self, reading: _Reading) -> Iterator[RemovableHandle]:
+        encoder = self.network.encoder
+        yield encoder.patch_embed.register_forward_hook(reading.embedded)
+        for number, stage in enumerate(encoder.stages):
+            yield stage.register_forward_pre_hook(partial(reading.entered, number))
+        for index, (number, _, block) in enumerate(self.blocks, start=1):
+            yield block.register_forward_hook(partial(reading.left, index, number))
 
 
 @dataclass

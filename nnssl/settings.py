@@ -1,0 +1,46 @@
+"""Fields of a dataclass from words such as `mask_ratio=0.6`, as `--set` takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING
+from typing import cast
+
+from nnssl.options import Option, options_of
+
+
+def read(words: Sequence[str], cls: type) -> dict:
+    """The fields of `cls` that `words` name, each of its field's type, an option or not.
+
+    Raises ValueError for an unknown field, listing those that are known, and for a bad value.
+    """
+    known = {each.name: each for each in options_of(cls, plain=True)}
+    values = {}
+    for word in words:
+        name, _, text = word.partition("=")
+        if name not in known or not text:
+            raise ValueError(
+                f"cannot set {word!r}; write FIELD=VALUE with one of: {_defaults(known)}"
+            )
+        try:
+            values[name] = _value(text, known[name])
+        except ValueError as error:
+            raise ValueError(f"cannot set {word!r}: {error}") from error
+    return values
+
+
+def _defaults(known: dict[str, Option]) -> str:
+    with_default = [each for each in known.values() if each.default is not MISSING]
+    return ", ".join(f"{each.name}={each.default}" for each in with_default)
+
+
+def _value(text: str, field: Option) -> object:
+    if field.kind is bool:
+        if text.lower() not in ("true", "false"):
+            raise ValueError(f"{text!r} is neither true nor false")
+        return text.lower() == "true"
+    kind = cast("Callable[[str], object]", field.read or field.kind)
+    try:
+        return kind(text)
+    except ValueError as error:
+        raise ValueError(f"{text!r} is not a {getattr(kind, '__name__', kind)}") from error
