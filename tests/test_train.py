@@ -18,10 +18,11 @@ from torch.utils.data import default_collate
 
 from nnssl import checkpoint, dist
 from nnssl.methods.method import MethodConfig, Step
-from nnssl.train import batches, before, capacity, loop, pretrain
+from nnssl.train import batches, before, build, capacity, loop
 from nnssl.train.log import LOG, Log
 from nnssl.train.loop import Interrupted, train
 from nnssl.train.monitors import PATIENCE, Monitors
+from nnssl.train.options import DEFAULT_STEPS, Options
 from nnssl.train.run import FINAL, LATEST, Diverged, Run, RunConfig
 from nnssl.train.schedule import learning_rate, parameter_groups
 from nnssl.train.signals import Signals
@@ -609,13 +610,13 @@ def test_processes_of_one_machine_share_its_memory(monkeypatch):
 
 def test_epochs_become_steps():
     def steps(before: dict | None = None, **options) -> int:
-        return pretrain._steps(
-            pretrain.Options(method="smit", **options), before or {}, cases=10, batch_size=4
+        return build.steps_of(
+            Options(method="smit", **options), before or {}, cases=10, batch_size=4
         )
 
     assert steps(epochs=3) == 8
     assert steps(steps=7) == 7
-    assert steps() == pretrain.DEFAULT_STEPS
+    assert steps() == DEFAULT_STEPS
     assert steps({"steps": 12}) == 12
 
 

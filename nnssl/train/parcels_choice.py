@@ -21,7 +21,7 @@ from nnssl.train.configure import FEW, Choice
 from nnssl.train.places import dimensions
 
 if TYPE_CHECKING:
-    from nnssl.train.pretrain import Options
+    from nnssl.train.options import Options
 
 WEIGHT = "w_parcels"
 FEWEST = 10  # scans: an atlas of fewer shows the anatomy of single patients
