@@ -19,6 +19,7 @@ from torch.utils.data import default_collate
 from nnssl import checkpoint, dist
 from nnssl.methods.method import MethodConfig, Step
 from nnssl.train import batches, before, build, capacity, loop
+from nnssl.train.graph import StepResult
 from nnssl.train.log import LOG, Log
 from nnssl.train.loop import Interrupted, train
 from nnssl.train.monitors import PATIENCE, Monitors
@@ -440,11 +441,8 @@ def test_a_collapse_that_lasts_is_said_once_and_loudly(tmp_path):
     for step in range(1, PATIENCE + 4):
         run.step = step
         run.monitors.note(monitored)
-        written.append(
-            log.row(
-                {"total": 1.0}, monitored, norm=1.0, rate=1e-4, seconds=1.0, waited=0.0, rejected=0
-            )
-        )
+        result = StepResult({"total": torch.ones(())}, monitored, torch.ones(()), rate=1e-4)
+        written.append(log.row(result, seconds=1.0, waited=0.0, rejected=0))
     (warning,) = warnings(said)
     assert f"WARNING: this run may have collapsed at step {PATIENCE}" in warning
     assert "all crops look alike" in warning

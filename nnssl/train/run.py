@@ -179,7 +179,7 @@ class Run:
         )
 
     @contextmanager
-    def looking(self) -> Iterator[None]:
+    def evaluation_mode(self) -> Iterator[None]:
         """Inside, the method is in evaluation mode, and a compiled encoder runs uncompiled: for
         other shapes it would be compiled again, which takes a minute or two, at the last step too.
         """
@@ -196,7 +196,7 @@ class Run:
     def probes(self) -> bool:
         return self.probe is not None and self.probe.due(self.step, self.config.steps)
 
-    def ask_probe(self) -> dict[str, float]:
+    def evaluate_probe(self) -> dict[str, float]:
         """At its steps, what the probe says of the encoder that would be exported now; the first
         process asks.
         """
@@ -204,8 +204,8 @@ class Run:
             return {}
         found = {}
         if dist.is_main():
-            with self.looking():
-                found = self.probe.ask(self.method.encoder, self.device, self.config.bf16)
+            with self.evaluation_mode():
+                found = self.probe.evaluate(self.method.encoder, self.device, self.config.bf16)
         dist.barrier()
         return found
 
