@@ -31,7 +31,7 @@ Capture = Callable[[Callable[[], tuple]], tuple[tuple, Callable[[], None]]]
 
 
 class StepResult(NamedTuple):
-    """What a step says of itself: mean losses, what the last part has to watch, the gradient's norm
+    """What a step returns: mean losses, what the last part has to watch, the gradient's norm
     and the learning rate.
     """
 
@@ -85,12 +85,16 @@ class StepGraph:
             self._try_capture(views)
         if self.failed or self._replay is None or not self._fits(views):
             return run.advance(micro_batches)
-        for name, place in self._inputs.items():
-            place.copy_(views[name])
+        return self._replayed(views, self._replay)
+
+    def _replayed(self, views: dict[str, Tensor], replay: Callable[[], None]) -> StepResult:
+        run = self.run
+        for name, buffer in self._inputs.items():
+            buffer.copy_(views[name])
         rate = run.rate()
         run.begin_step()
         self.host.again()
-        self._replay()
+        replay()
         losses, monitored, norm = self._result
         # the next replay overwrites what this one has left
         run.monitors.note({n: value.clone() for n, value in monitored.items() if n == "embedding"})
@@ -105,8 +109,7 @@ class StepGraph:
             return self.run.advance(micro_batches)
 
     def _fits(self, views: dict[str, Tensor]) -> bool:
-        alike = {name: (view.shape, view.dtype) for name, view in views.items()}
-        return alike == {name: (x.shape, x.dtype) for name, x in self._inputs.items()}
+        return _shapes(views) == _shapes(self._inputs)
 
     def _try_capture(self, views: dict[str, Tensor]) -> None:
         self._inputs = {name: view.clone() for name, view in views.items()}
@@ -126,3 +129,7 @@ class StepGraph:
     def _captured(self) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
         losses, (monitored,) = self.run.backward([self._inputs], 1)
         return losses, monitored, self.run.update()[0]
+
+
+def _shapes(tensors: dict[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
