@@ -62,7 +62,10 @@ class DINO(DistillationMethod):
     title = "self-distillation without labels"
     family = "self-distillation"
     signal = "a teacher's answers for other views of the same region"
-    citation = "Caron et al., Emerging properties in self-supervised vision transformers, ICCV 2021, arXiv 2104.14294"
+    citation = (
+        "Caron et al., Emerging properties in self-supervised vision transformers, ICCV 2021, "
+        "arXiv 2104.14294"
+    )
     smallest_batch = 4
     Config = DINOConfig
     config: DINOConfig

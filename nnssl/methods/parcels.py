@@ -5,7 +5,8 @@ unsupervised learning of visual features", ECCV, arXiv 1807.05520, but of voxels
 the training; that segmenting made classes teaches few-shot segmentation is from Ouyang et al. 2020,
 "Self-supervision with superpixels", ECCV, arXiv 2007.09886.
 
-    crop -> window, contrast, noise -> encoder -> the fine-tuning network's decoder -> which parcel?    CE, all voxels
+    crop -> window, contrast, noise -> encoder -> the fine-tuning network's decoder
+         -> which parcel?    CE, all voxels
 
 The task has the form of the one that follows: scans of one region lie alike, so that tissue and
 place name organs and their parts, coarsely. Encoder and decoder are pretrained as one; all but the

@@ -56,7 +56,10 @@ class Rotation(Method):
     title = "rotation prediction"
     family = "rotation"
     signal = "by which quarter turns a cube was turned"
-    citation = "Gidaris et al., Unsupervised representation learning by predicting image rotations, ICLR 2018"
+    citation = (
+        "Gidaris et al., Unsupervised representation learning by predicting image rotations, "
+        "ICLR 2018"
+    )
     smallest_batch = 4
     Config = RotationConfig
     config: RotationConfig
@@ -104,11 +107,9 @@ class Rotation(Method):
             turns.append(int(torch.randint(len(self.rotations), (), generator=generator)))
             stds.append(torch.rand(regions.ndim - 2, generator=generator) * self.config.blur)
         seen = blur(apply_windows(regions, windows), torch.stack(stds))
-        turned = [
-            rotate(cube, self.rotations[turn]) for cube, turn in zip(seen, turns, strict=True)
-        ]
-        turn = to_device(torch.tensor(turns), regions.device)
-        return {"image": torch.stack(turned), "turn": turn}
+        pairs = zip(seen, turns, strict=True)
+        turned = torch.stack([rotate(cube, self.rotations[turn]) for cube, turn in pairs])
+        return {"image": turned, "turn": to_device(torch.tensor(turns), regions.device)}
 
     def loss(self, views: dict[str, Tensor]) -> Step:
         embedding, logits = self._answer(views["image"])

@@ -3,7 +3,8 @@
 Xie et al. 2022, "SimMIM: a simple framework for masked image modeling", CVPR, arXiv 2111.09886; in
 3D as the masked image prediction of SMIT (Jiang 2022).
 
-    crop -> hidden blocks -> encoder -> T3, T4, T5 -> a linear layer each -> voxels     smooth L1 on hidden voxels
+    crop -> hidden blocks -> encoder -> T3, T4, T5 -> a linear layer each -> voxels
+            smooth L1 on hidden voxels
 
 T3, T4, T5: the tokens of stages 3 and 4 and after the last merge (strides 8, 16, 32).
 Differs from the paper: blocks of 16 voxels (32 pixels there), of which only those that show some
@@ -53,7 +54,10 @@ class SimMIM(Method):
     title = "simple masked image modelling"
     family = "masked image modelling"
     signal = "hidden voxels"
-    citation = "Xie et al., SimMIM: a simple framework for masked image modeling, CVPR 2022, arXiv 2111.09886"
+    citation = (
+        "Xie et al., SimMIM: a simple framework for masked image modeling, CVPR 2022, "
+        "arXiv 2111.09886"
+    )
     smallest_batch = 1
     Config = SimMIMConfig
     config: SimMIMConfig

@@ -1,4 +1,4 @@
-"""Heads: projections to prototypes (self-distillation), and to what is compared (contrast, BYOL)."""
+"""Heads: projections to prototypes (self-distillation) and to embeddings (contrast, BYOL)."""
 
 from __future__ import annotations
 
