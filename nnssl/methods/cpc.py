@@ -1,4 +1,4 @@
-"""CPC: from the sub-cubes passed so far, tell the next ones from all others.
+"""CPC: from the sub-cubes passed so far, distinguish the next ones from all others.
 
 van den Oord et al. 2018, "Representation learning with contrastive predictive coding", arXiv
 1807.03748; in 3D Taleb et al. 2020, "3D self-supervised methods for medical imaging", NeurIPS,

@@ -136,7 +136,7 @@ class Method(nn.Module, ABC):
 
     config: MethodConfig
     ranges: Ranges = STANDARD  # of its views' intensities; the engine sets those of the plan
-    progress: float = 0.0  # fraction of the run that is done, as `after_step` was last told
+    progress: float = 0.0  # fraction of the run that is done, as of the last `after_step`
 
     @staticmethod
     def region(crop: Shape) -> Shape:

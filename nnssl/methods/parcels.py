@@ -89,19 +89,14 @@ class Parcels(Method):
         """{"image" [B 1 *crop]}; `regions` [B 1 *crop]. No voxel moves, so that the parcels stay
         where they are.
         """
-        return {
-            "image": apply_intensity(
-                regions, [draw_intensity(one, self.ranges) for one in generators]
-            )
-        }
+        draws = [draw_intensity(generator, self.ranges) for generator in generators]
+        return {"image": apply_intensity(regions, draws)}
 
     def loss(self, views: dict[str, Tensor]) -> Step:
         maps = self.student(views["image"])
         total, accuracy = self.decoder.loss(maps, views["image"], views["parcels"])
-        return Step(
-            {"total": total},
-            {"embedding": pooled(maps[-1].detach()), "accuracy": accuracy},
-        )
+        embedding = pooled(maps[-1].detach())
+        return Step({"total": total}, {"embedding": embedding, "accuracy": accuracy})
 
     def show(self, views: dict[str, Tensor]) -> dict[str, Float[Tensor, "batch 1 *_"]]:
         image, parcels = views["image"], views["parcels"]
@@ -114,7 +109,7 @@ class Parcels(Method):
 
     @staticmethod
     def _shaded(labels: Tensor, image: Tensor) -> Tensor:
-        """Labels [B *s] as greys of each image's own range [B 1 *s]; neighbours in number differ."""
+        """Labels [B *s] as greys of each image's own range [B 1 *s]; adjacent numbers differ."""
         flat = image.flatten(1)
         low, high = flat.amin(dim=1), flat.amax(dim=1)
         shade = torch.where(labels > 0, 0.2 + 0.8 * (GOLDEN * labels % 1), 0.0)[:, None]

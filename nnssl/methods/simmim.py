@@ -93,14 +93,14 @@ class SimMIM(Method):
         windows = [draw_window(c.window_jitter, generator, self.ranges) for generator in generators]
         image = apply_windows(regions, windows)
         block = c.mask_block.along(dims)
-        made = {
+        shown = {
             "image": image,
             "masked": draw_masks(image, block, c.mask_ratio, c.mask_air, generators),
             "offset": torch.zeros(1, len(regions), dims, dtype=torch.long, device=image.device),
         }
         if c.visible_only:
-            made["visible"] = draw_visible(made["masked"], image, block, c.mask_ratio, generators)
-        return made
+            shown["visible"] = draw_visible(shown["masked"], image, block, c.mask_ratio, generators)
+        return shown
 
     def loss(self, views: dict[str, Tensor]) -> Step:
         maps, predicted = self._predict(views)

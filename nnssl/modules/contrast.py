@@ -73,7 +73,7 @@ def nt_xent(
     accuracy.
 
     Chen 2020 (SimCLR), eq. 1: -log exp(s_ij / t) / sum_{k != i} exp(s_ik / t) over cosines s, the
-    mean over both directions. `scans` [B] says which columns are left out; without it, only i
+    mean over both directions. `scans` [B] decides which columns are left out; without it, only i
     itself is. The `queue` adds columns.
     Accuracy: the fraction of rows whose positive is above every negative; 0 where there is none.
     """

@@ -51,7 +51,7 @@ def build(
     run = builder.run(sized)
     if options.resume:
         _resume(run, say)
-    configure.tell(sized.choices, say)
+    configure.report(sized.choices, say)
     say(_summary(run, plan))
     return run
 
@@ -60,7 +60,7 @@ def build(
 class _Sized:
     """A method with the settings derived for a batch size.
 
-    started: what the header says of the encoder's start.
+    started: the header's entry on the encoder's start.
     choices: the settings that were chosen here.
     """
 

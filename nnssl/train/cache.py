@@ -44,7 +44,7 @@ def hold(
     found: Layout | None = None
     for memory in _memories(choice, device):
         if _fits(expected, memory.allowed, device):
-            # Volumes of earlier versions are larger than expected, which their headers tell.
+            # Volumes of earlier versions are larger than expected; their headers give the size.
             found = found or layout(Path(crops.folder), crops.cases, crops.endings)
             expected = found.bytes
         if found is not None and _fits(found.bytes, memory.allowed, device):

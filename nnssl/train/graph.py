@@ -4,9 +4,9 @@
     host: chance, learning rate, temperature, momentum -> scalars of the graph
 
 A step can be captured because it waits for nothing, computes the same with the same shapes
-whatever the views, reads and writes all that outlives it at fixed places, and takes from the device
-the numbers that the host changes (`nnssl.modules.replay`). tests/test_graph.py proves this on a
-CPU: it records the operations of a step, replays them, and compares with steps that were not.
+whatever the views, reads and writes all that outlives it at fixed addresses, and takes from the
+device the numbers that the host changes (`nnssl.modules.replay`). tests/test_graph.py proves this
+on a CPU: it records the operations of a step, replays them, and compares with steps that were not.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from nnssl.modules.running import discard_all
 if TYPE_CHECKING:
     from nnssl.train.run import Run
 
-WARM_UP = 3  # steps before the capture: they make what is made once
+WARM_UP = 3  # steps before the capture: they allocate what is allocated once
 
 # What is returned by a function, and what repeats on the device all that the function did there.
 Capture = Callable[[Callable[[], tuple]], tuple[tuple, Callable[[], None]]]
@@ -62,7 +62,7 @@ def why_not(device: torch.device, accumulate: int) -> str:
 class StepGraph:
     """Makes the steps of `run`: the first ones as they come, then by replay.
 
-    Where the capture fails, `say` gets one line and all steps are made as they come.
+    Where the capture fails, `say` gets one line and no step is replayed.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class StepGraph:
         return StepResult(losses, monitored, norm, rate)
 
     def _as_it_comes(self, micro_batches: list[dict]) -> StepResult:
-        """The last of these is recorded, which makes the places of the host's numbers."""
+        """The last of these is recorded, which allocates the host's numbers on the device."""
         self.done += 1
         if self.done != WARM_UP:
             return self.run.advance(micro_batches)

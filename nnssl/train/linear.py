@@ -31,8 +31,8 @@ def ridge(
     offset [k].
 
     Minimises mean_w |z a + c - y|^2 + penalty |a|^2 over a and c, with z the features at mean 0 and
-    variance 1 under the weights (Hoerl and Kennard 1970); the coefficients are in units of the features.
-    In float64 on the CPU.
+    variance 1 under the weights (Hoerl and Kennard 1970); the coefficients are in units of the
+    features. In float64 on the CPU.
     """
     w = weights.double().cpu() / weights.double().sum().cpu()
     y = targets.double().cpu()
@@ -70,23 +70,28 @@ def _products(features: Tensor, y: Tensor, w: Tensor, mean: Tensor) -> tuple[Ten
 
 
 def offsets(scores: Tensor, classes: Tensor, weights: Tensor) -> Tensor:
-    """What to add to the scores [n k] so that the Dice of each class but the first is best; points
-    weigh `weights`.
+    """What to add to the scores [n k] so that the Dice of each class but the first is best, with
+    `weights` [n] of the points: [k].
 
     For each class alone: a point is of it where its score beats all others by more than a
-    threshold. Returns [k].
+    threshold.
     """
     best = torch.zeros(scores.shape[1], dtype=scores.dtype)
     for k in range(1, len(best)):
         others = scores.clone()
         others[:, k] = -torch.inf
-        lead, order = (scores[:, k] - others.amax(dim=1)).sort(descending=True)
-        weight, right = weights[order], classes[order] == k
-        hit = (weight * right).cumsum(0)
-        dice = 2 * hit / (weight.cumsum(0) + hit[-1])
-        at = int(dice.argmax())
-        best[k] = -(lead[at] + lead[min(at + 1, len(lead) - 1)]) / 2
+        best[k] = -_best_threshold(scores[:, k] - others.amax(dim=1), classes == k, weights)
     return best
+
+
+def _best_threshold(lead: Tensor, right: Tensor, weights: Tensor) -> Tensor:
+    """The threshold of `lead` [n] above which the points have the best Dice with `right` [n]."""
+    lead, order = lead.sort(descending=True)
+    weight = weights[order]
+    hit = (weight * right[order]).cumsum(0)
+    dice = 2 * hit / (weight.cumsum(0) + hit[-1])
+    at = int(dice.argmax())
+    return (lead[at] + lead[min(at + 1, len(lead) - 1)]) / 2
 
 
 def at_points(maps: Sequence[Tensor], strides: Sequence[int], points: Tensor) -> Tensor:

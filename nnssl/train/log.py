@@ -1,4 +1,4 @@
-"""What a run writes while it runs: log.jsonl, the two pictures, and boards where asked for."""
+"""What a run writes while it runs: log.jsonl, the two pictures, and boards where enabled."""
 
 from __future__ import annotations
 

@@ -31,15 +31,14 @@ def train(run: Run, say: Callable[[str], None] = print) -> Path:
     gradients stay not finite, and batches.ReaderError when a process that reads crops is gone.
     However it ends, no process that it started is left.
     """
-    config, log, bar = run.config, Log(run, say), _bar(run)
-    saver = _Saver(log, Manifest(run, say), _Picture(log, run, say))
+    config, log, manifest, bar = run.config, Log(run, say), Manifest(run, say), _bar(run)
     micro = batches.MicroBatches(run.step, config.steps, config.batch_size, config.accumulate)
     reading = batches.reading(
         run.crops, micro, config.workers, pin_memory=run.device.type == "cuda"
     )
     step = StepGraph(run, say).step if config.graph else run.advance
     with closing(log), Signals() as signals, reading as stream, bar:
-        clock, since_save = _Clock(), _SinceSave(run.device)
+        clock, saver = _Clock(), _Saver(log, manifest, _Picture(log, run, say))
         while run.step < config.steps:
             try:
                 with signals.waiting(), clock.waiting():
@@ -58,11 +57,7 @@ def train(run: Run, say: Callable[[str], None] = print) -> Path:
                 bar.set_postfix(_postfix(row), refresh=False)
             bar.update()
             stop = signals.stop_requested(run.step)
-            saved = stop or _saves(run) or (logged and since_save.is_long())
-            if saved:
-                saver.save()
-                since_save = _SinceSave(run.device)
-                saver.picture.draw()
+            saved = saver.after_step(stop, logged)
             if stop:
                 raise _stopped(run)
             if logged or saved:
@@ -79,11 +74,6 @@ def _bar(run: Run) -> tqdm:
         dynamic_ncols=True,
         smoothing=0.05,
     )
-
-
-def _saves(run: Run) -> bool:
-    """Whether the step that is done is one after which every run is saved."""
-    return run.step % run.config.save_every == 0 or run.step == run.config.steps
 
 
 def _write_row(log: Log, result: StepResult, clock: _Clock, parts: list[dict]) -> dict:
@@ -119,6 +109,20 @@ class _Saver:
 
     def __init__(self, log: Log, manifest: Manifest, picture: _Picture) -> None:
         self.log, self.manifest, self.picture = log, manifest, picture
+        self.since_save = _SinceSave(log.run.device)
+
+    def after_step(self, stop: bool, logged: bool) -> bool:
+        """Save where it is due, and draw the pictures; whether it was."""
+        if not (stop or self._is_due() or (logged and self.since_save.is_long())):
+            return False
+        self.save()
+        self.since_save = _SinceSave(self.log.run.device)
+        self.picture.draw()
+        return True
+
+    def _is_due(self) -> bool:
+        run = self.log.run
+        return run.step % run.config.save_every == 0 or run.step == run.config.steps
 
     def save(self) -> None:
         self.log.run.save(self.log.last)
@@ -152,7 +156,7 @@ class _Picture:
 
 
 class _Clock:
-    """Seconds per step, and of them waited for data: means over the steps since it was made."""
+    """Seconds per step, and of them waited for data: means over the steps since its creation."""
 
     def __init__(self) -> None:
         self.began, self.waited, self.steps = time.perf_counter(), 0.0, 0
@@ -173,7 +177,7 @@ class _Clock:
 
 
 class _SinceSave:
-    """The time since the last save; all processes come to the same answer."""
+    """The time since the last save; all processes decide alike."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.began = device, time.perf_counter()
@@ -185,7 +189,7 @@ class _SinceSave:
 
 
 def _look(run: Run, losses: dict[str, Tensor], steps: int, say: Callable[[str], None]) -> bool:
-    """Whether the last step was skipped; says so once, and what was skipped of the `steps` since
+    """Whether the last step was skipped; warns once, and of what was skipped in the `steps` since
     the last look.
     """
     in_a_row, since = run.skipped()

@@ -58,7 +58,7 @@ def panels(rows: list[dict], title: str) -> dict[str, list[str]]:
 def draw(
     axes: Axes, rows: list[dict], keys: list[str], title: str, most: int | None = None
 ) -> None:
-    """One panel: raw values pale, their moving average strong; at `most` so many points per line."""
+    """One panel: raw values pale, their moving average strong; at most `most` points per line."""
     for key in keys:
         _curve(axes, rows, key, most)
     axes.set_title(title, fontsize=9)
@@ -89,17 +89,19 @@ def progress(rows: list[dict], path: Path, title: str) -> None:
 
 
 def keep(path: Path, step: int) -> None:
-    """A copy of views.png at `path` as `views/<step>.png` beside it; of many, KEPT spread evenly."""
+    """Copy views.png at `path` to `views/<step>.png`; of many copies KEPT stay, spread evenly."""
     folder = path.parent / VIEWS
     with files.atomic(folder / f"{step:09d}.png") as temporary:
         temporary.write_bytes(path.read_bytes())
     kept = sorted(folder.glob("[0-9]*.png"))
-    steps = [int(picture.stem) for picture in kept]
     while len(kept) > KEPT:
-        gaps = [after - before for before, after in zip(steps, steps[2:], strict=False)]
-        closest = 1 + gaps.index(min(gaps))  # neither the first picture nor the last
-        kept.pop(closest).unlink()
-        steps.pop(closest)
+        kept.pop(_closest([int(picture.stem) for picture in kept])).unlink()
+
+
+def _closest(steps: list[int]) -> int:
+    """The index of the step whose neighbours are nearest to each other; neither first nor last."""
+    gaps = [after - before for before, after in zip(steps, steps[2:], strict=False)]
+    return 1 + gaps.index(min(gaps))
 
 
 def views(volumes: dict[str, Tensor], path: Path) -> None:

@@ -2,10 +2,10 @@
 classifier and by a small decoder.
 
 Half of the cases fit the classifier, in closed form: on voxels in which every class weighs the
-same, and then, on other voxels, one threshold per class for the best Dice. They train the decoder as
-well (`nnssl.train.few_shot`). The Dice that is reported is that of the other half; the decoder's is
-that of all cases, since the halves change places for a second one. Both see a few crops around the
-labels. Nothing here draws from a global source of chance and nothing of the encoder is
+same, and then, on other voxels, one threshold per class for the best Dice. They train the decoder
+as well (`nnssl.train.few_shot`). The Dice that is reported is that of the other half; the
+decoder's is that of all cases, since the halves change roles for a second one. Both see a few crops
+around the labels. Nothing here draws from a global source of chance and nothing of the encoder is
 trained: a run with a probe learns the same, bit for bit, as one without.
 """
 

@@ -16,7 +16,7 @@ from nnssl.encoder.swin import Swin
 def encoder(
     name: str, earlier: Path | str | None, dims: int, drop_path: float, checkpointing: bool
 ) -> tuple[Swin, dict]:
-    """The encoder, and what the header says of its start.
+    """The encoder, and the header's entry on its start.
 
     name:    the preset, where there is no checkpoint; with one, the encoder is of its size.
     earlier: of nnssl_pretrain or nnssl_convert, or its address. What it lacks (a mask token) stays

@@ -26,10 +26,10 @@ def draw_cutout(
     """
     most = math.ceil(fraction / (edge / 2) ** dims)
     wanted = fraction * torch.rand((), generator=generator)
-    places, lengths = torch.rand(2, most, dims, generator=generator)
+    positions, lengths = torch.rand(2, most, dims, generator=generator)
     sides = edge / 2 * (1 + lengths)
     fits = sides.prod(dim=1).cumsum(dim=0) <= wanted
-    return torch.stack([places * (1 - sides), sides * fits[:, None]], dim=2)
+    return torch.stack([positions * (1 - sides), sides * fits[:, None]], dim=2)
 
 
 def covered(

@@ -16,9 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nnssl.memory import to_device
 from nnssl.types import HUPolicy
-from nnssl.views.spatial import separable_filter
+from nnssl.views.spatial import per_image, separable_filter
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -89,8 +88,7 @@ def apply_windows(
     regions: Float[Tensor, "batch *shape"], windows: Sequence[tuple[float, float]]
 ) -> Float[Tensor, "batch *shape"]:
     """[B ...], each clipped to its own window (lower, upper)."""
-    bounds = to_device(torch.tensor(windows, dtype=regions.dtype), regions.device)
-    low, high = bounds.view(-1, 2, *[1] * (regions.ndim - 1)).unbind(1)
+    low, high = per_image(torch.tensor(windows, dtype=regions.dtype), regions)
     return regions.clamp(low, high)
 
 
@@ -141,8 +139,7 @@ def apply_intensity(
 def _display(images: Tensor, draws: Sequence[Intensity]) -> Tensor:
     """Window, contrast and brightness, then gamma."""
     numbers = torch.tensor([draw[:5] for draw in draws], dtype=images.dtype)
-    numbers = to_device(numbers, images.device).view(-1, 5, *[1] * (images.ndim - 1))
-    low, high, contrast, brightness, gamma = numbers.unbind(1)
+    low, high, contrast, brightness, gamma = per_image(numbers, images)
     images = torch.clamp(images, low, high) * contrast + brightness
     return _curve(images, gamma) if any(draw.gamma != 1 for draw in draws) else images
 

@@ -61,7 +61,7 @@ def multicrop(
     """{"global": [2 B 1 *crop], "local": [n B 1 *half]} of regions [B 1 *region]; "local" only
     where n > 0.
 
-    `within` [B dims 2]: where the scan lies in each region, as `nnssl.views.spatial.inside` says.
+    `within` [B dims 2]: where the scan lies in each region, see `nnssl.views.spatial.inside`.
     """
     crop = crop_size(tuple(regions.shape[2:]))
     views = {

@@ -90,8 +90,8 @@ def cut_each(
 
 
 def region_size(crop: Shape) -> Shape:
-    """4/3 of the crop, so that any two cuts of it share at least (2/3)^3 = 30 % of the crop's
-    volume.
+    """4/3 of the crop, so that any two cuts of it have at least (2/3)^3 = 30 % of the crop's volume
+    in common.
     """
     return tuple(size + size // 3 for size in crop)
 
@@ -204,11 +204,17 @@ def flip(
     images: Shaped[Tensor, "batch channels *size"], flips: Bool[Tensor, "batch dims"]
 ) -> Shaped[Tensor, "batch channels *size"]:
     """[B C *s] with the axes flipped that `flips` [B dims] names for each image."""
-    flips = to_device(flips, images.device)
-    for axis in range(flips.shape[1]):
-        chosen = flips[:, axis].view(-1, *[1] * (images.ndim - 1))
-        images = torch.where(chosen, images.flip(2 + axis), images)
+    for axis, flipped in enumerate(per_image(flips, images)):
+        images = torch.where(flipped, images.flip(2 + axis), images)
     return images
+
+
+def per_image(
+    values: Shaped[Tensor, "batch count"], images: Shaped[Tensor, "batch *shape"]
+) -> tuple[Shaped[Tensor, "batch *_"], ...]:
+    """`count` tensors of one value per image, on the device of `images` and as many axes."""
+    values = to_device(values, images.device)
+    return values.view(*values.shape, *[1] * (images.ndim - 1)).unbind(1)
 
 
 def rotations(dims: int, classes: int) -> tuple[Rotation, ...]:
