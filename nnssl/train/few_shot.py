@@ -87,7 +87,7 @@ def fit(
     with torch.enable_grad():
         for step in range(steps):
             for group in optimizer.param_groups:
-                group["lr"] = RATE * min(1, (step + 1) / 10) * _cosine(step / steps)
+                group["lr"] = _rate(step, steps)
             chosen = order[step * crops : (step + 1) * crops]
             batch = [torch.stack(level).to(device).float() for level in _levels(maps, chosen)]
             target = torch.stack([targets[i] for i in chosen]).to(device)
@@ -158,5 +158,7 @@ def _levels(maps: Sequence[Sequence[Tensor]], chosen: Sequence[int]) -> list[lis
     return [list(level) for level in zip(*(maps[i] for i in chosen), strict=True)]
 
 
-def _cosine(fraction: float) -> float:
-    return (1 + math.cos(math.pi * fraction)) / 2
+def _rate(step: int, steps: int) -> float:
+    """Up within ten steps, then down to 0 along a cosine."""
+    cosine = (1 + math.cos(math.pi * (step / steps))) / 2
+    return RATE * min(1, (step + 1) / 10) * cosine
