@@ -51,7 +51,7 @@ class Decoder(nn.Module):
             x = y + F.relu(self.mixes[level](F.relu(y)))
         return self.head(x)
 
-    def upsampled_to(self, x: Tensor, grid: Sequence[int]) -> Tensor:
+    def upsampled_to(self, x: Tensor, grid: Shape) -> Tensor:
         step = [math.ceil(n / m) for n, m in zip(grid, x.shape[2:], strict=True)]
         return cut(self.upsampled(x, step), grid)
 
