@@ -43,7 +43,7 @@ def test_pictures_and_the_probe_compile_nothing(tmp_path, monkeypatch, graphs) -
     before = graphs()
     assert before == 2  # the student's and the teacher's
     Log(run, print).draw()
-    with run.looking(), torch.no_grad():  # as the probe does
+    with run.evaluation_mode(), torch.no_grad():  # as the probe does
         run.method.encoder(torch.zeros(3, 1, 16, 16, 16))
     step()
     assert graphs() == before

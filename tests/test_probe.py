@@ -266,20 +266,20 @@ def test_features_that_tell_beat_constant_ones(stored, crop, decoder_learns):
     assert 0 < len(probe.fitted_on) <= 2 * MOST_CROPS[len(crop)]
     assert {c.case for c in probe.fitted_on} == {"case_0", "case_2"}
     assert {c.case for c in probe.tested_on} == {"case_1", "case_3"}
-    good, bad = (probe.ask(Telling(constant), micro.CPU) for constant in (False, True))
+    good, bad = (probe.evaluate(Telling(constant), micro.CPU) for constant in (False, True))
     assert set(good) == {"probe_bone", "probe_left half", "probe_dice", "probe_decoder"}
     assert good["probe_dice"] == pytest.approx((good["probe_bone"] + good["probe_left half"]) / 2)
     assert good["probe_bone"] > 0.6
     assert good["probe_left half"] > 0.6
     assert bad["probe_dice"] < 0.4
     assert good["probe_decoder"] > 0.6 > 0.4 > bad["probe_decoder"]
-    assert good == probe.ask(Telling(), micro.CPU), "asked twice, it says the same"
+    assert good == probe.evaluate(Telling(), micro.CPU), "asked twice, it says the same"
 
 
 def test_crops_larger_than_the_scan(stored):
     probe = Probe(stored[1], (64, 64, 64), every=1)
     assert len(probe.fitted_on) == 2
-    assert 0.3 < probe.ask(Telling(), micro.CPU)["probe_dice"] <= 1
+    assert 0.3 < probe.evaluate(Telling(), micro.CPU)["probe_dice"] <= 1
 
 
 def test_voxels_to_ignore_count_neither_way(stored, tmp_path):
@@ -293,7 +293,11 @@ def test_voxels_to_ignore_count_neither_way(stored, tmp_path):
     assert probe.names == ["background", "bone"]
     values = probe._labels(probe.fitted_on[0])
     assert (values == -1).any()
-    assert set(probe.ask(Telling(), micro.CPU)) == {"probe_bone", "probe_dice", "probe_decoder"}
+    assert set(probe.evaluate(Telling(), micro.CPU)) == {
+        "probe_bone",
+        "probe_dice",
+        "probe_decoder",
+    }
 
 
 # -- in a run --------------------------------------------------------------------------
@@ -374,7 +378,7 @@ def test_the_best_encoder_is_kept(tmp_path, stored, quiet):
         assert not encoder.training
         return {"probe_bone": (dice := next(told)), "probe_dice": dice}
 
-    run.probe.ask = ask
+    run.probe.evaluate = ask
     train(run, lambda _: None)
     best = checkpoint.load(tmp_path / BEST)
     assert best.header["step"] == 4
@@ -425,5 +429,5 @@ def test_the_picture_has_the_probes_panel(tmp_path, monkeypatch):
 @pytest.mark.parametrize("dims", [2, 3])
 def test_a_real_encoder_is_asked(stored, dims):
     method = micro.method("simmim", spatial_dims=dims).eval()
-    told = Probe(stored[1], (32, 32, 32)[:dims], every=1).ask(method.encoder, micro.CPU)
+    told = Probe(stored[1], (32, 32, 32)[:dims], every=1).evaluate(method.encoder, micro.CPU)
     assert all(0 <= value <= 1 for value in told.values())

@@ -112,8 +112,8 @@ def signalled_run(folder: Path, heard_by: tuple[int, ...]) -> tuple[str, int]:
     return "not stopped", len(writes)
 
 
-class AskedBy:
-    """In the place of a probe: it notes which process asks, at each step."""
+class EvaluatedBy:
+    """In the place of a probe: it notes which process evaluates it, at each step."""
 
     dataset, cases = "Dataset007_Made", ["a", "b"]
 
@@ -123,14 +123,16 @@ class AskedBy:
     def due(self, step: int, steps: int) -> bool:
         return True
 
-    def ask(self, encoder: torch.nn.Module, device: torch.device, bf16: bool) -> dict[str, float]:
+    def evaluate(
+        self, encoder: torch.nn.Module, device: torch.device, bf16: bool
+    ) -> dict[str, float]:
         self.ranks.append(dist.rank())
         return {"probe_dice": len(self.ranks) / 10}
 
 
 def probed_run(folder: Path) -> dict:
     run = plain_run(folder)
-    run.probe = AskedBy()
+    run.probe = EvaluatedBy()
     return watch_run(run) | {"ranks": run.probe.ranks}
 
 

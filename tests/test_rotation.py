@@ -67,7 +67,7 @@ def test_loss_and_accuracy_by_hand():
     method = micro.method("rotation")
     views = micro.views(method, batch=3)
     out = method(views)
-    logits = method._answer(views["image"])[1]
+    logits = method._classify(views["image"])[1]
     by_hand = [
         -F.log_softmax(row, dim=0)[turn] for row, turn in zip(logits, views["turn"], strict=True)
     ]

@@ -18,10 +18,12 @@ from torch.utils.data import default_collate
 
 from nnssl import checkpoint, dist
 from nnssl.methods.method import MethodConfig, Step
-from nnssl.train import batches, before, capacity, loop, pretrain
+from nnssl.train import batches, before, build, capacity, loop
+from nnssl.train.graph import StepResult
 from nnssl.train.log import LOG, Log
 from nnssl.train.loop import Interrupted, train
 from nnssl.train.monitors import PATIENCE, Monitors
+from nnssl.train.options import DEFAULT_STEPS, Options
 from nnssl.train.run import FINAL, LATEST, Diverged, Run, RunConfig
 from nnssl.train.schedule import learning_rate, parameter_groups
 from nnssl.train.signals import Signals
@@ -439,11 +441,8 @@ def test_a_collapse_that_lasts_is_said_once_and_loudly(tmp_path):
     for step in range(1, PATIENCE + 4):
         run.step = step
         run.monitors.note(monitored)
-        written.append(
-            log.row(
-                {"total": 1.0}, monitored, norm=1.0, rate=1e-4, seconds=1.0, waited=0.0, rejected=0
-            )
-        )
+        result = StepResult({"total": torch.ones(())}, monitored, torch.ones(()), rate=1e-4)
+        written.append(log.row(result, seconds=1.0, waited=0.0, rejected=0))
     (warning,) = warnings(said)
     assert f"WARNING: this run may have collapsed at step {PATIENCE}" in warning
     assert "all crops look alike" in warning
@@ -609,13 +608,13 @@ def test_processes_of_one_machine_share_its_memory(monkeypatch):
 
 def test_epochs_become_steps():
     def steps(before: dict | None = None, **options) -> int:
-        return pretrain._steps(
-            pretrain.Options(method="smit", **options), before or {}, cases=10, batch_size=4
+        return build.steps_of(
+            Options(method="smit", **options), before or {}, cases=10, batch_size=4
         )
 
     assert steps(epochs=3) == 8
     assert steps(steps=7) == 7
-    assert steps() == pretrain.DEFAULT_STEPS
+    assert steps() == DEFAULT_STEPS
     assert steps({"steps": 12}) == 12
 
 

@@ -170,7 +170,7 @@ def probed(
             checkpoint.transfer(source, encoder)
         began = time.process_time()
         rows.append(
-            Row(entry, probe.ask(encoder, torch.device("cpu")), time.process_time() - began)
+            Row(entry, probe.evaluate(encoder, torch.device("cpu")), time.process_time() - began)
         )
         say(f"{len(rows)} of {len(entries)}: {_line(rows[-1])}")
     return rows

@@ -1,15 +1,16 @@
-"""BYOL: say what a slow copy of the network says of another view. No negatives.
+"""BYOL: predict what a slow copy of the network gives for another view. No negatives.
 
 Grill et al. 2020, "Bootstrap your own latent: a new approach to self-supervised learning", NeurIPS,
 arXiv 2006.07733. On 2D slices of medical scans as in arXiv 2209.00314 (2022).
 
-    region -> two views -+- student: encoder -> mean of T5 -> projector -> predictor -> q1 q2
-                         +- teacher (EMA): encoder -> mean of T5 -> projector -> standardised -> z1 z2
-                                           2 - 2 cos(q1, z2)  +  2 - 2 cos(q2, z1)
+    region -> two views
+      +- student: encoder -> mean of T5 -> projector -> predictor -> q1 q2
+      +- teacher (EMA): encoder -> mean of T5 -> projector -> standardised -> z1 z2
+                        2 - 2 cos(q1, z2)  +  2 - 2 cos(q2, z1)
 
 T5: the tokens after the last merge (stride 32).
 Differs from the paper: views are cuts without zoom, with flips and CT's intensities in place of
-colour; layer norm instead of batch norm in the heads, and the teacher's answers are standardised by
+colour; layer norm instead of batch norm in the heads, and the teacher's outputs are standardised by
 running moments, without which batches of a few scans collapsed; AdamW instead of LARS, gradients
 are clipped.
 """
@@ -52,7 +53,10 @@ class BYOL(PairMethod):
     title = "bootstrap your own latent"
     family = "self-distillation without negatives"
     signal = "what a teacher says of another view"
-    citation = "Grill et al., Bootstrap your own latent: a new approach to self-supervised learning, NeurIPS 2020"
+    citation = (
+        "Grill et al., Bootstrap your own latent: a new approach to self-supervised learning, "
+        "NeurIPS 2020"
+    )
     smallest_batch = 4
     Config = BYOLConfig
     config: BYOLConfig

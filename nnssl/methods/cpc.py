@@ -1,4 +1,4 @@
-"""CPC: from the sub-cubes passed so far, tell the next ones from all others.
+"""CPC: from the sub-cubes passed so far, distinguish the next ones from all others.
 
 van den Oord et al. 2018, "Representation learning with contrastive predictive coding", arXiv
 1807.03748; in 3D Taleb et al. 2020, "3D self-supervised methods for medical imaging", NeurIPS,
@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -76,7 +76,10 @@ class CPC(Method):
     title = "contrastive predictive coding"
     family = "contrastive (predictive coding)"
     signal = "which cube comes next along a line"
-    citation = "van den Oord et al., Representation learning with contrastive predictive coding, 2018, arXiv 1807.03748"
+    citation = (
+        "van den Oord et al., Representation learning with contrastive predictive coding, 2018, "
+        "arXiv 1807.03748"
+    )
     smallest_batch = 2
     Config = CPCConfig
     config: CPCConfig
@@ -115,25 +118,27 @@ class CPC(Method):
         `regions` [B 1 *region]. No two cubes have a voxel in common. Raises ValueError where a cube
         would be smaller than an encoder's patch.
         """
-        count, region = self.config.cubes, tuple(regions.shape[2:])
-        cell, cube = tuple(size // count for size in region), self._cube(region)
-        corners = [
-            [c * n for c, n in zip(place, cell, strict=True)] for place in self._places(len(region))
-        ]
+        size = tuple(regions.shape[2:])
         cubes, intensities, walks = [], [], []
-        for volume, generator in zip(regions, generators, strict=True):
-            walks.append(self._draw_walk(len(region), generator))
-            for corner in corners:
-                moved = [
-                    c + o for c, o in zip(corner, draw_offset(cell, cube, generator), strict=True)
-                ]
-                cubes.append(cut(volume, tuple(moved), cube))
+        for region, generator in zip(regions, generators, strict=True):
+            walks.append(self._draw_walk(len(size), generator))
+            for offset in self._draw_offsets(size, generator):
+                cubes.append(cut(region, offset, self._cube(size)))
                 intensities.append(draw_intensity(generator, self.ranges))
         seen = apply_intensity(torch.stack(cubes), intensities).unflatten(0, (len(regions), -1))
         walk = torch.stack(walks)  # [B steps lines]
         scan = torch.arange(len(walk))[:, None, None]
         rows = to_device((scan * seen.shape[1] + walk).flatten(), seen.device)
         return {"cubes": seen.flatten(0, 1).index_select(0, rows).unflatten(0, walk.shape)}
+
+    def _draw_offsets(self, region: Shape, generator: torch.Generator) -> Iterator[Shape]:
+        """Where each cube starts: anywhere in its cell of the region."""
+        cube = self._cube(region)
+        cell = tuple(size // self.config.cubes for size in region)
+        for position in itertools.product(range(self.config.cubes), repeat=len(region)):
+            moved = draw_offset(cell, cube, generator)
+            steps = zip(position, cell, moved, strict=True)
+            yield tuple(number * side + move for number, side, move in steps)
 
     def loss(self, views: dict[str, Tensor]) -> Step:
         cubes = views["cubes"]
@@ -193,23 +198,14 @@ class CPC(Method):
             )
         return cube
 
-    def _places(self, dims: int) -> list[tuple[int, ...]]:
-        return list(itertools.product(range(self.config.cubes), repeat=dims))
-
     def _draw_walk(self, dims: int, generator: torch.Generator) -> Tensor:
         """[steps lines]: the numbers of the cubes, step by step along a random axis in a random
         direction.
         """
-        axis, backwards = (
-            int(torch.randint(dims, (), generator=generator)),
-            torch.rand((), generator=generator) < 0.5,
-        )
-        numbers = (
-            torch.arange(self.config.cubes**dims)
-            .view([self.config.cubes] * dims)
-            .movedim(axis, 0)
-            .flatten(1)
-        )
+        axis = int(torch.randint(dims, (), generator=generator))
+        backwards = torch.rand((), generator=generator) < 0.5
+        numbers = torch.arange(self.config.cubes**dims).view([self.config.cubes] * dims)
+        numbers = numbers.movedim(axis, 0).flatten(1)
         return numbers.flip(0) if backwards else numbers
 
     def _wall(self, cubes: Tensor) -> Tensor:

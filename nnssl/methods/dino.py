@@ -45,9 +45,15 @@ class DINOConfig(MultiCropConfig, DistillationMethodConfig):
     pooled_maps: int = 1  # the last map alone (Caron 2021); 5: all five
 
     PUBLISHED: ClassVar[dict] = {
-        "lr": 5e-4, "lr_batch": 256, "prototypes": 65536, "freeze_prototypes": 0.01, "local_views": 8,
-        "global_side": 0.63, "local_side_low": 0.22, "local_side_high": 0.63,
-    }  # fmt: skip
+        "lr": 5e-4,
+        "lr_batch": 256,
+        "prototypes": 65536,
+        "freeze_prototypes": 0.01,
+        "local_views": 8,
+        "global_side": 0.63,
+        "local_side_low": 0.22,
+        "local_side_high": 0.63,
+    }
 
     def __post_init__(self) -> None:
         MultiCropConfig.__post_init__(self)
@@ -62,7 +68,10 @@ class DINO(DistillationMethod):
     title = "self-distillation without labels"
     family = "self-distillation"
     signal = "a teacher's answers for other views of the same region"
-    citation = "Caron et al., Emerging properties in self-supervised vision transformers, ICCV 2021, arXiv 2104.14294"
+    citation = (
+        "Caron et al., Emerging properties in self-supervised vision transformers, ICCV 2021, "
+        "arXiv 2104.14294"
+    )
     smallest_batch = 4
     Config = DINOConfig
     config: DINOConfig

@@ -1,4 +1,4 @@
-"""A method whose student learns what a teacher says, which follows the student.
+"""A method whose student learns the output of a teacher, which follows the student.
 
 Caron et al. 2021 (DINO, arXiv 2104.14294); Zhou et al. 2022 (iBOT, arXiv 2111.07832).
 """
@@ -50,7 +50,7 @@ class DistillationMethod(Method):
 
     @property
     def encoder(self) -> Swin:
-        """The teacher's, or the student's where the config says so."""
+        """The teacher's, or the student's with `export=student`."""
         chosen = self.teacher.model if self.config.export == "teacher" else self.student
         return chosen.encoder
 

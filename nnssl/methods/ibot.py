@@ -1,12 +1,13 @@
-"""iBOT: hide boxes of a view, and say what a teacher who sees all says of each hidden patch, and of
-the other view.
+"""iBOT: hide boxes of a view, and predict the output of a teacher, who sees all, for each hidden
+patch and for the other view.
 
 Zhou et al. 2022, "iBOT: image BERT pre-training with online tokenizer", ICLR, arXiv 2111.07832.
 
-    region -> 2 global views -+- boxes hidden -> student -+- hidden tokens of T4 -> head     CE, same view   (patch)
-                              |                           +- mean of T4          -> head     CE, other views (image)
-                              +- nothing hidden -> teacher (EMA) -> the same two, centred apart, sharpened
-           -> n local views -------------------> student ---- mean of T4         -> head     CE with both    (image)
+    region -> 2 global views
+      +- boxes hidden -> student -+- hidden tokens of T4 -> head   CE, same view   (patch)
+      |                           +- mean of T4 -> head            CE, other views (image)
+      +- nothing hidden -> teacher (EMA) -> the same two, centred apart, sharpened
+    region -> n local views -> student -> mean of T4 -> head       CE with both    (image)
 
 T4: the tokens of stage 4 before its merge (stride 16), where blocks have 16 voxels; T5 (stride 32)
 for blocks of 32. A Swin has no class token, the mean of its tokens stands for it, as in the
@@ -84,9 +85,8 @@ class IBOTConfig(MultiCropConfig, DistillationMethodConfig):
                 "mask_chance must lie within 0.5 and 1, so that each scan hides something, got "
                 f"{self.mask_chance}"
             )
-        if not 0 <= self.mask_spread <= min(
-            self.mask_ratio, 1 - self.mask_ratio
-        ) or self.mask_ratio in (0, 1):
+        widest = min(self.mask_ratio, 1 - self.mask_ratio)
+        if not 0 <= self.mask_spread <= widest or self.mask_ratio in (0, 1):
             raise ValueError(
                 "mask_ratio lies between 0 and 1, and so must mask_ratio - mask_spread and "
                 f"mask_ratio + mask_spread; got {self.mask_ratio} and {self.mask_spread}"
@@ -101,7 +101,10 @@ class IBOT(DistillationMethod):
     title = "masked self-distillation with an online tokenizer"
     family = "self-distillation"
     signal = "a teacher's answers for hidden patches and for the other view"
-    citation = "Zhou et al., iBOT: image BERT pre-training with online tokenizer, ICLR 2022, arXiv 2111.07832"
+    citation = (
+        "Zhou et al., iBOT: image BERT pre-training with online tokenizer, ICLR 2022, "
+        "arXiv 2111.07832"
+    )
     smallest_batch = 4
     Config = IBOTConfig
     config: IBOTConfig
@@ -140,14 +143,14 @@ class IBOT(DistillationMethod):
         selected = select_tokens(hidden, batch * self._most(hidden[0].numel()))
         teacher = self.teacher(image, None, selected)
         student = self.student(image, repeat_blocks(hidden, config.mask_block // 2), selected)
-        answers = [student.image]
+        predicted = [student.image]
         if "local" in views:
-            answers.append(self.student(views["local"].flatten(0, 1)).image)
+            predicted.append(self.student(views["local"].flatten(0, 1)).image)
         targets = self.image_centre.sharpen(teacher.image, temperature)
         patches = self.patch_centre.sharpen(teacher.patch, temperature, selected.counts)
         losses = {
             "image": cross_view(
-                torch.cat(answers).unflatten(0, (-1, batch)),
+                torch.cat(predicted).unflatten(0, (-1, batch)),
                 targets.unflatten(0, (count, batch)),
                 config.student_temperature,
             ),
@@ -165,26 +168,23 @@ class IBOT(DistillationMethod):
         image = views["global"].flatten(0, 1)
         covered = repeat_blocks(views["hidden"].flatten(0, 1), self.config.mask_block).unsqueeze(1)
         shown = {"teacher sees": image, "student sees": image.masked_fill(covered, math.nan)}
-        return (
-            {**shown, "student sees too": views["local"].flatten(0, 1)}
-            if "local" in views
-            else shown
-        )
+        if "local" in views:
+            shown["student sees too"] = views["local"].flatten(0, 1)
+        return shown
 
     def _most(self, patches: int) -> int:
-        """How many of the so many patches of a view are hidden at most, in both views of a scan."""
+        """How many patches are hidden at most in both views of a scan; `patches`: of a view."""
         c = self.config
         views = 1 if c.mask_chance == 1 / GLOBAL_VIEWS else GLOBAL_VIEWS
         return views * max(1, round((c.mask_ratio + c.mask_spread) * patches))
 
     def _draw_hidden(self, grid: Shape, generator: torch.Generator) -> Tensor:
-        """Bool [2 *grid]. Each view hides something with `mask_chance`; never does none of the two."""
+        """Bool [2 *grid]. A view hides something with `mask_chance`; one of the two always does."""
         c = self.config
         first, *fractions = torch.rand(1 + GLOBAL_VIEWS, generator=generator).tolist()
         hidden = torch.zeros(GLOBAL_VIEWS, *grid, dtype=torch.bool)
         for view, fraction in enumerate(fractions):
             if (first + view / GLOBAL_VIEWS) % 1 < c.mask_chance:
-                hidden[view] = draw_cuboids(
-                    grid, c.mask_ratio + (2 * fraction - 1) * c.mask_spread, generator
-                )
+                ratio = c.mask_ratio + (2 * fraction - 1) * c.mask_spread
+                hidden[view] = draw_cuboids(grid, ratio, generator)
         return hidden

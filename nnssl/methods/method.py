@@ -7,6 +7,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import reduce
+from operator import add
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import torch
@@ -112,7 +114,7 @@ class Method(nn.Module, ABC):
 
     config: MethodConfig
     ranges: Ranges = STANDARD  # of its views' intensities; the engine sets those of the plan
-    progress: float = 0.0  # fraction of the run that is done, as `after_step` was last told
+    progress: float = 0.0  # fraction of the run that is done, as of the last `after_step`
 
     @staticmethod
     def region(crop: Shape) -> Shape:
@@ -148,7 +150,7 @@ class Method(nn.Module, ABC):
         None: everywhere. A method whose views are parts of the region gives "offset" [views B dims]
         as well: each view's first voxel in the region.
 
-        All chance comes from `generators`, one a scan (on the CPU), so that a scan's views do not
+        All chance comes from `generators`, one per scan (on the CPU), so that a scan's views do not
         depend on which process, batch or micro-batch it falls into.
         """
 
@@ -171,21 +173,16 @@ class Method(nn.Module, ABC):
         Adds "scan" [B], "start" and "size" [B dims]; "offset" [views B dims], where `views` gives
         it, is from here on each view's first voxel in the scan.
         """
-        region = regions.shape[2:]
-        starts = (
-            torch.zeros(len(regions), len(region), dtype=torch.long)
-            if starts is None
-            else starts.cpu()
-        )
+        region = tuple(regions.shape[2:])
+        whole = torch.zeros(len(regions), len(region), dtype=torch.long)
+        starts = whole if starts is None else starts.cpu()
         sizes = torch.tensor(region).expand_as(starts) if sizes is None else sizes.cpu()
-        views = self.views(regions, generators, inside(tuple(region), starts, sizes))
+        views = self.views(regions, generators, inside(region, starts, sizes))
         starts, sizes = (to_device(part, regions.device) for part in (starts, sizes))
         if self.config.parcel_classes:
             nothing = torch.zeros(len(regions), *region, dtype=torch.uint8)
             labels = to_device(nothing if parcels is None else parcels, regions.device)
-            if "offset" in views:
-                labels = cut_each(labels, views["offset"], views["image"].shape[-len(region) :])
-            views["parcels"] = labels.long()
+            views["parcels"] = _cut_as_views(labels, views).long()
         if "offset" in views:
             views["offset"] = views["offset"] + starts
         return {**views, "scan": scans, "start": starts, "size": sizes}
@@ -219,6 +216,22 @@ class Method(nn.Module, ABC):
         Sizes may differ between titles; NaN is drawn as hidden. Called in evaluation mode, without
         gradient.
         """
+
+
+def _cut_as_views(labels: Tensor, views: dict[str, Tensor]) -> Tensor:
+    """[B *region] -> [views B *crop], where the views have an "offset"."""
+    if "offset" not in views:
+        return labels
+    return cut_each(labels, views["offset"], tuple(views["image"].shape[1 - labels.ndim :]))
+
+
+def weighted_total(losses: dict[str, Tensor], config: MethodConfig) -> Tensor:
+    """The sum of the losses, each times the config's `w_<name>`."""
+    total: list[Tensor] = []
+    for name, value in losses.items():
+        weight = getattr(config, f"w_{name}")
+        total.append(value if weight == 1 else weight * value)
+    return reduce(add, total)
 
 
 class PairMethod(Method):

@@ -4,10 +4,10 @@ crop?
 Chen, Xie and He 2021, "An empirical study of training self-supervised vision transformers", ICCV,
 arXiv 2104.02057.
 
-    region -> two views -+- student: encoder -> mean of T5 -> projector -> predictor -> q1 q2
-                         +- teacher (EMA): encoder -> mean of T5 -> projector -> standardised -> k1 k2
-                                           q1 is closer to k2, and q2 to k1, than to all other keys
-                                           (InfoNCE)
+    region -> two views
+      +- student: encoder -> mean of T5 -> projector -> predictor -> q1 q2
+      +- teacher (EMA): encoder -> mean of T5 -> projector -> standardised -> k1 k2
+                        q1 is closer to k2, and q2 to k1, than to all other keys (InfoNCE)
 
 T5: the tokens after the last merge (stride 32). Written from the paper; its code was not read.
 Differs from the paper: a batch of 8 scans has 7 other keys where the paper has 4095, so the keys of

@@ -5,7 +5,8 @@ unsupervised learning of visual features", ECCV, arXiv 1807.05520, but of voxels
 the training; that segmenting made classes teaches few-shot segmentation is from Ouyang et al. 2020,
 "Self-supervision with superpixels", ECCV, arXiv 2007.09886.
 
-    crop -> window, contrast, noise -> encoder -> the fine-tuning network's decoder -> which parcel?    CE, all voxels
+    crop -> window, contrast, noise -> encoder -> the fine-tuning network's decoder
+         -> which parcel?    CE, all voxels
 
 The task has the form of the one that follows: scans of one region lie alike, so that tissue and
 place name organs and their parts, coarsely. Encoder and decoder are pretrained as one; all but the
@@ -88,19 +89,14 @@ class Parcels(Method):
         """{"image" [B 1 *crop]}; `regions` [B 1 *crop]. No voxel moves, so that the parcels stay
         where they are.
         """
-        return {
-            "image": apply_intensity(
-                regions, [draw_intensity(one, self.ranges) for one in generators]
-            )
-        }
+        draws = [draw_intensity(generator, self.ranges) for generator in generators]
+        return {"image": apply_intensity(regions, draws)}
 
     def loss(self, views: dict[str, Tensor]) -> Step:
         maps = self.student(views["image"])
         total, accuracy = self.decoder.loss(maps, views["image"], views["parcels"])
-        return Step(
-            {"total": total},
-            {"embedding": pooled(maps[-1].detach()), "accuracy": accuracy},
-        )
+        embedding = pooled(maps[-1].detach())
+        return Step({"total": total}, {"embedding": embedding, "accuracy": accuracy})
 
     def show(self, views: dict[str, Tensor]) -> dict[str, Float[Tensor, "batch 1 *_"]]:
         image, parcels = views["image"], views["parcels"]
@@ -113,7 +109,7 @@ class Parcels(Method):
 
     @staticmethod
     def _shaded(labels: Tensor, image: Tensor) -> Tensor:
-        """Labels [B *s] as greys of each image's own range [B 1 *s]; neighbours in number differ."""
+        """Labels [B *s] as greys of each image's own range [B 1 *s]; adjacent numbers differ."""
         flat = image.flatten(1)
         low, high = flat.amin(dim=1), flat.amax(dim=1)
         shade = torch.where(labels > 0, 0.2 + 0.8 * (GOLDEN * labels % 1), 0.0)[:, None]

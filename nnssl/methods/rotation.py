@@ -56,7 +56,10 @@ class Rotation(Method):
     title = "rotation prediction"
     family = "rotation"
     signal = "by which quarter turns a cube was turned"
-    citation = "Gidaris et al., Unsupervised representation learning by predicting image rotations, ICLR 2018"
+    citation = (
+        "Gidaris et al., Unsupervised representation learning by predicting image rotations, "
+        "ICLR 2018"
+    )
     smallest_batch = 4
     Config = RotationConfig
     config: RotationConfig
@@ -70,7 +73,7 @@ class Rotation(Method):
         channels = encoder.channels[-1]
         last = nn.Linear(channels, len(self.rotations))
         self.head = nn.Sequential(nn.LayerNorm(channels), last)
-        # as Swin's own classifier: first answers near chance
+        # as Swin's own classifier: first predictions near chance
         nn.init.trunc_normal_(last.weight, std=0.02)
         nn.init.zeros_(last.bias)
 
@@ -104,30 +107,28 @@ class Rotation(Method):
             turns.append(int(torch.randint(len(self.rotations), (), generator=generator)))
             stds.append(torch.rand(regions.ndim - 2, generator=generator) * self.config.blur)
         seen = blur(apply_windows(regions, windows), torch.stack(stds))
-        turned = [
-            rotate(cube, self.rotations[turn]) for cube, turn in zip(seen, turns, strict=True)
-        ]
-        turn = to_device(torch.tensor(turns), regions.device)
-        return {"image": torch.stack(turned), "turn": turn}
+        pairs = zip(seen, turns, strict=True)
+        turned = torch.stack([rotate(cube, self.rotations[turn]) for cube, turn in pairs])
+        return {"image": turned, "turn": to_device(torch.tensor(turns), regions.device)}
 
     def loss(self, views: dict[str, Tensor]) -> Step:
-        embedding, logits = self._answer(views["image"])
+        embedding, logits = self._classify(views["image"])
         total = F.cross_entropy(logits.float(), views["turn"])
         accuracy = (logits.detach().argmax(dim=1) == views["turn"]).float().mean()
         return Step({"total": total}, {"embedding": embedding.detach(), "accuracy": accuracy})
 
     def show(self, views: dict[str, Tensor]) -> dict[str, Float[Tensor, "batch 1 *_"]]:
-        """Where the answer is right, the prediction, turned back by it, lies as the cube did
+        """Where the prediction is right, the cube that is turned back by it lies as it did
         before.
         """
-        answers = self._answer(views["image"])[1].argmax(dim=1)
+        predicted = self._classify(views["image"])[1].argmax(dim=1)
         return {
             "turned": views["image"],
             "as it lay": self._turn_back(views["image"], views["turn"]),
-            "predicted to lie": self._turn_back(views["image"], answers),
+            "predicted to lie": self._turn_back(views["image"], predicted),
         }
 
-    def _answer(
+    def _classify(
         self, image: Float[Tensor, "batch 1 *size"]
     ) -> tuple[Float[Tensor, "batch channels"], Float[Tensor, "batch turns"]]:
         """The pooled tokens [B d], and the logits [B classes]."""

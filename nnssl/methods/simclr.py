@@ -3,11 +3,10 @@
 Chen et al. 2020, "A simple framework for contrastive learning of visual representations", ICML,
 arXiv 2002.05709.
 
-    region -+- view 1 -> encoder -> mean of T5 -> projector -> z1 -+
-            |                                                      +- z1 is closer to z2 than to all others (NT-Xent)
-            +- view 2 -> encoder -> mean of T5 -> projector -> z2 -+
-                         others: the batch, of all processes, and on request the embeddings of
-                         earlier steps
+    region -+- view 1 -> encoder -> mean of T5 -> projector -> z1
+            +- view 2 -> encoder -> mean of T5 -> projector -> z2
+                         z1 is closer to z2 than to all others (NT-Xent): the batch, of all
+                         processes, and on request the embeddings of earlier steps
 
 T5: the tokens after the last merge (stride 32).
 Differs from the paper: a batch of 8 scans has 14 negatives where the paper has thousands (a queue
@@ -56,7 +55,10 @@ class SimCLR(PairMethod):
     title = "simple contrastive learning"
     family = "contrastive"
     signal = "which crop is another view of this one"
-    citation = "Chen et al., A simple framework for contrastive learning of visual representations, ICML 2020"
+    citation = (
+        "Chen et al., A simple framework for contrastive learning of visual representations, "
+        "ICML 2020"
+    )
     smallest_batch = 8
     Config = SimCLRConfig
     config: SimCLRConfig

@@ -3,7 +3,8 @@
 Xie et al. 2022, "SimMIM: a simple framework for masked image modeling", CVPR, arXiv 2111.09886; in
 3D as the masked image prediction of SMIT (Jiang 2022).
 
-    crop -> hidden blocks -> encoder -> T3, T4, T5 -> a linear layer each -> voxels     smooth L1 on hidden voxels
+    crop -> hidden blocks -> encoder -> T3, T4, T5 -> a linear layer each -> voxels
+            smooth L1 on hidden voxels
 
 T3, T4, T5: the tokens of stages 3 and 4 and after the last merge (strides 8, 16, 32).
 Differs from the paper: blocks of 16 voxels (32 pixels there), of which only those that show some
@@ -53,7 +54,10 @@ class SimMIM(Method):
     title = "simple masked image modelling"
     family = "masked image modelling"
     signal = "hidden voxels"
-    citation = "Xie et al., SimMIM: a simple framework for masked image modeling, CVPR 2022, arXiv 2111.09886"
+    citation = (
+        "Xie et al., SimMIM: a simple framework for masked image modeling, CVPR 2022, "
+        "arXiv 2111.09886"
+    )
     smallest_batch = 1
     Config = SimMIMConfig
     config: SimMIMConfig
@@ -89,14 +93,14 @@ class SimMIM(Method):
         windows = [draw_window(c.window_jitter, generator, self.ranges) for generator in generators]
         image = apply_windows(regions, windows)
         block = c.mask_block.along(dims)
-        made = {
+        shown = {
             "image": image,
             "masked": draw_masks(image, block, c.mask_ratio, c.mask_air, generators),
             "offset": torch.zeros(1, len(regions), dims, dtype=torch.long, device=image.device),
         }
         if c.visible_only:
-            made["visible"] = draw_visible(made["masked"], image, block, c.mask_ratio, generators)
-        return made
+            shown["visible"] = draw_visible(shown["masked"], image, block, c.mask_ratio, generators)
+        return shown
 
     def loss(self, views: dict[str, Tensor]) -> Step:
         maps, predicted = self._predict(views)

@@ -1,14 +1,15 @@
-"""SMIT: hide blocks of two views, predict the voxels, and what a teacher says of the patches and of
-the whole.
+"""SMIT: hide blocks of two views; predict the voxels, and a teacher's output for the patches and
+for the whole.
 
 Jiang et al. 2022, "Self-supervised 3D anatomy segmentation using self-distilled masked image
 transformer (SMIT)", MICCAI, arXiv 2205.10342. Heads and targets are those of DINO (Caron 2021) and
 iBOT (Zhou 2022).
 
-    region -> two views -+- hidden blocks -> student -+- T3, T4, T5 -> linear -> voxels  smooth L1      (MIP)
-                         |                            +- T4 -> patch head -> hidden tokens  CE, same view  (MPD)
-                         |                            +- mean of T4 -> global head          CE, cross view (ITD)
-                         +- nothing hidden -> teacher (EMA) -> the same two heads, centred and sharpened
+    region -> two views
+      +- hidden blocks -> student -+- T3, T4, T5 -> linear -> voxels     smooth L1      (MIP)
+      |                            +- T4 -> patch head -> hidden tokens  CE, same view  (MPD)
+      |                            +- mean of T4 -> global head          CE, cross view (ITD)
+      +- nothing hidden -> teacher (EMA) -> the same two heads, centred and sharpened
 
 T3, T4: the tokens of stages 3 and 4 before their merge (strides 8, 16); T5: after the last one
 (stride 32). Patch tokens are T4's where blocks have the paper's 16 voxels, and T3's where their
@@ -17,8 +18,8 @@ Differs from the paper's code, whose faults are not inherited: the teacher start
 has no drop path, its momentum follows the schedule at every step, centres are shared between
 processes, and it carries no decoder; schedules are fractions of the run instead of epochs;
 gradients are clipped; only blocks that show some anatomy are hidden and scored, T3 and T4 predict
-voxels as well, each by itself, with smooth L1 (`nnssl.modules.masked`), and patches are compared in at
-most `patch_tokens` tokens per view; half of the regions are shown through a random HU window,
+voxels as well, each by itself, with smooth L1 (`nnssl.modules.masked`), and patches are compared in
+at most `patch_tokens` tokens per view; half of the regions are shown through a random HU window,
 because nnU-Net clips every CT dataset at percentiles of its own; tokens are standardised by running
 moments before the heads, without which small batches end in uniform targets.
 """
@@ -28,8 +29,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
-from operator import add
 from typing import TYPE_CHECKING, ClassVar, cast
 
 import torch
@@ -39,7 +38,7 @@ from nnssl.encoder.swin import Swin
 from nnssl.encoder.visible import mask_at_stride_8
 from nnssl.memory import to_device
 from nnssl.methods.distillation import DistillationMethod, DistillationMethodConfig
-from nnssl.methods.method import Step
+from nnssl.methods.method import Step, weighted_total
 from nnssl.modules.distillation import (
     STAGE_OF_STRIDE,
     EncoderWithHeads,
@@ -47,7 +46,7 @@ from nnssl.modules.distillation import (
 )
 from nnssl.modules.losses import Centre, cross_view, masked_l1, soft_cross_entropy
 from nnssl.modules.masked import MaskedConfig
-from nnssl.modules.selected import select_tokens
+from nnssl.modules.selected import SelectedTokens, select_tokens
 from nnssl.network.reconstruction import (
     LINEAR,
     ParcelDecoder,
@@ -58,8 +57,8 @@ from nnssl.network.reconstruction import (
     voxel_decoder,
 )
 from nnssl.views.intensity import apply_windows, draw_window
-from nnssl.views.masking import draw_masks, draw_visible, keep_at_most, repeat_blocks
-from nnssl.views.spatial import crop_size, cut, draw_offset
+from nnssl.views.masking import draw_masks, draw_visible, keep_at_most, repeat_blocks, uniform
+from nnssl.views.spatial import crop_size, cut, draw_offset, per_scan
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -114,7 +113,7 @@ class SMITConfig(MaskedConfig, DistillationMethodConfig):
 
     @property
     def patch_stride(self) -> int:
-        """Voxels, of the tokens that stand for hidden patches: several a block where it is longer."""
+        """Voxels, of the tokens that stand for hidden patches: several per block if longer."""
         return min(self.mask_block)
 
 
@@ -122,7 +121,10 @@ class SMIT(DistillationMethod):
     title = "self-distilled masked image transformer"
     family = "masked image modelling + self-distillation"
     signal = "hidden voxels; a teacher's answers for hidden patches and for another view"
-    citation = "Jiang et al., Self-supervised 3D anatomy segmentation using SMIT, MICCAI 2022, arXiv 2205.10342"
+    citation = (
+        "Jiang et al., Self-supervised 3D anatomy segmentation using SMIT, MICCAI 2022, "
+        "arXiv 2205.10342"
+    )
     smallest_batch = 4  # with 2 the targets became one prototype within 200 steps
     Config = SMITConfig
     config: SMITConfig
@@ -139,16 +141,13 @@ class SMIT(DistillationMethod):
         )
         self.image_centre = Centre(config.prototypes, config.centre_momentum)
         self.patch_centre = Centre(config.prototypes, config.centre_momentum)
-        self.decoder = None
-        if config.w_mip > 0:
-            self.decoder = voxel_decoder(encoder, config)
+        self.decoder = voxel_decoder(encoder, config) if config.w_mip > 0 else None
         self.segmenter = None
         if config.w_parcels > 0:
             self.segmenter = ParcelDecoder(config.parcels_decoder, encoder, config.classes)
         all_maps = config.w_mip > 0 or config.w_parcels > 0
-        freeze_unused_layers(
-            encoder, max(4 * all_maps, 3 * (config.w_itd > 0), stage * (config.w_mpd > 0))
-        )
+        read = max(4 * all_maps, 3 * (config.w_itd > 0), stage * (config.w_mpd > 0))
+        freeze_unused_layers(encoder, read)
 
     @property
     def encoder(self) -> Swin:
@@ -166,52 +165,49 @@ class SMIT(DistillationMethod):
         generators: Sequence[torch.Generator],
         within: Int[Tensor, "batch dims 2"] | None = None,
     ) -> dict[str, Tensor]:
-        """{"image" [2 B 1 *crop], "masked" Bool [2 B *blocks], "selected" Bool [2 B *tokens], "offset"
-        [2 B dims]}.
+        """{"image" [2 B 1 *crop], "masked" Bool [2 B *blocks], "selected" Bool [2 B *tokens],
+        "offset" [2 B dims]}.
 
         "selected": the hidden patch tokens that the patch heads look at. `regions` [B 1 *region].
         With `visible_only` also "visible" int64 [2 B m], the blocks that are computed.
         """
-        c, dims = self.config, regions.ndim - 2
-        crop, block = crop_size(tuple(regions.shape[2:])), c.mask_block.along(dims)
-        bounds = [None] * len(regions) if within is None else within
-        size, windows, pairs = tuple(regions.shape[2:]), [], []
-        for generator, own in zip(generators, bounds, strict=True):
-            windows.append(draw_window(c.window_jitter, generator, self.ranges))
-            pairs.append([draw_offset(size, crop, generator, own) for _ in range(2)])
-        # The first views of all scans, then the second ones: a batch of views needs no copy.
-        offsets, twice = [pair[view] for view in range(2) for pair in pairs], [*generators] * 2
-        shown = [*apply_windows(regions, windows)] * 2
-        image = torch.stack(
-            [cut(region, offset, crop) for region, offset in zip(shown, offsets, strict=True)]
-        )
+        c = self.config
+        block = c.mask_block.along(regions.ndim - 2)
+        image, offset = self._cut_twice(regions, generators, within)
+        twice = [*generators] * 2
         masked = draw_masks(image, block, c.mask_ratio, c.mask_air, twice)
         selected = repeat_blocks(masked, tuple(side // c.patch_stride for side in block))
         if c.patch_tokens:
-            draws = torch.stack(
-                [torch.rand(selected.shape[1:], generator=generator) for generator in twice]
-            )
-            selected = keep_at_most(selected, c.patch_tokens, to_device(draws, image.device))
-        made = {
-            "image": image,
-            "masked": masked,
-            "selected": selected,
-            "offset": to_device(torch.tensor(offsets), image.device),
-        }
+            draws = uniform(tuple(selected.shape[1:]), twice, image.device)
+            selected = keep_at_most(selected, c.patch_tokens, draws)
+        both = {"image": image, "masked": masked, "selected": selected, "offset": offset}
         if c.visible_only:
-            made["visible"] = draw_visible(masked, image, block, c.mask_ratio, twice)
-        return {name: value.unflatten(0, (2, -1)) for name, value in made.items()}
+            both["visible"] = draw_visible(masked, image, block, c.mask_ratio, twice)
+        return {name: value.unflatten(0, (2, -1)) for name, value in both.items()}
+
+    def _cut_twice(
+        self,
+        regions: Tensor,
+        generators: Sequence[torch.Generator],
+        within: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Two cuts of each region [2B 1 *crop] and their offsets [2B dims]: the first views of all
+        scans, then the second ones, so that a batch of views needs no copy.
+        """
+        size = tuple(regions.shape[2:])
+        crop, windows, pairs = crop_size(size), [], []
+        for generator, own in zip(generators, per_scan(within, len(regions)), strict=True):
+            windows.append(draw_window(self.config.window_jitter, generator, self.ranges))
+            pairs.append([draw_offset(size, crop, generator, own) for _ in range(2)])
+        offsets = [pair[view] for view in range(2) for pair in pairs]
+        shown = [*apply_windows(regions, windows)] * 2
+        cuts = [cut(region, offset, crop) for region, offset in zip(shown, offsets, strict=True)]
+        return torch.stack(cuts), to_device(torch.tensor(offsets), regions.device)
 
     def loss(self, views: dict[str, Tensor]) -> Step:
         config = self.config
         image, hidden, visible = self._hidden(views)
-        # Both views are drawn alike, so a teacher of one view may always see the first.
-        taught, marked = (
-            views[name][: config.teacher_views].flatten(0, 1) for name in ("image", "selected")
-        )
-        selected = select_tokens(
-            marked, len(taught) * self._most(hidden[0].numel(), marked[0].numel())
-        )
+        taught, selected = self._taught(views)
         shown, wanted = shown_to_encoder(hidden, visible, config), self._decoded()
         student = self.student(image, shown, selected, wanted)
         losses, monitored = {}, {}
@@ -221,41 +217,53 @@ class SMIT(DistillationMethod):
             losses["mip"] = masked_l1(predicted, image, covered, config.smooth_l1)
         teacher = self.teacher(taught, None, selected)
         if config.w_itd > 0:
-            target = self.image_centre.sharpen(teacher.image, self.teacher_temperature())
-            pair = (2, -1)  # view 1 is asked what the teacher says of view 2
-            losses["itd"] = cross_view(
-                student.image.unflatten(0, pair),
-                target.unflatten(0, (config.teacher_views, -1)),
-                config.student_temperature,
-            )
-            monitored["teacher_image"] = target
+            losses["itd"], monitored["teacher_image"] = self._itd(student.image, teacher.image)
         if config.w_mpd > 0:
-            target = self.patch_centre.sharpen(
-                teacher.patch,
-                self.teacher_temperature(delay=config.temperature_warmup),
-                selected.counts,
+            losses["mpd"], monitored["teacher_patch"] = self._mpd(
+                student.patch, teacher.patch, selected
             )
-            losses["mpd"] = selected.mean(
-                soft_cross_entropy(student.patch, target, config.student_temperature)
-            )
-            monitored["teacher_patch"] = target
         if self.segmenter is not None:
-            first = views["image"][0]
-            losses["parcels"], monitored["accuracy"] = self.segmenter.loss(
-                self.student.encoder(first), first, views["parcels"][0]
-            )
+            first, parcels = views["image"][0], views["parcels"][0]
+            maps = self.student.encoder(first)
+            losses["parcels"], monitored["accuracy"] = self.segmenter.loss(maps, first, parcels)
         monitored["embedding"] = teacher.embedding
-        weights = {name: getattr(config, f"w_{name}") for name in losses}
-        terms = (v if weights[name] == 1 else weights[name] * v for name, v in losses.items())
-        losses["total"] = reduce(add, terms)
+        losses["total"] = weighted_total(losses, config)
         return Step(losses, monitored)
+
+    def _taught(self, views: dict[str, Tensor]) -> tuple[Tensor, SelectedTokens]:
+        """What the teacher sees, and the patch tokens that are compared in it. Both views are drawn
+        alike, so a teacher of one view may always see the first.
+        """
+        names, count = ("image", "selected"), self.config.teacher_views
+        taught, marked = (views[name][:count].flatten(0, 1) for name in names)
+        most = self._most(views["masked"][0, 0].numel(), marked[0].numel())
+        return taught, select_tokens(marked, len(taught) * most)
+
+    def _itd(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        """The whole: view 1 predicts the target of view 2. Logits [N K] -> loss, target [N K]."""
+        target = self.image_centre.sharpen(teacher, self.teacher_temperature())
+        loss = cross_view(
+            student.unflatten(0, (2, -1)),
+            target.unflatten(0, (self.config.teacher_views, -1)),
+            self.config.student_temperature,
+        )
+        return loss, target
+
+    def _mpd(
+        self, student: Tensor, teacher: Tensor, selected: SelectedTokens
+    ) -> tuple[Tensor, Tensor]:
+        """Hidden patches: the student predicts the teacher's target, who sees them. As `_itd`."""
+        temperature = self.teacher_temperature(delay=self.config.temperature_warmup)
+        target = self.patch_centre.sharpen(teacher, temperature, selected.counts)
+        errors = soft_cross_entropy(student, target, self.config.student_temperature)
+        return selected.mean(errors), target
 
     def _decoded(self) -> tuple[int, ...]:
         """The maps from which voxels are predicted."""
         return () if self.decoder is None else cast("tuple[int, ...]", self.decoder.maps)
 
     def _most(self, blocks: int, tokens: int) -> int:
-        """How many of the so many patch tokens of a view are selected at most."""
+        """How many of a view's patch tokens are selected at most."""
         hidden = math.ceil(self.config.mask_ratio * blocks) * (tokens // blocks)
         return min(hidden, self.config.patch_tokens or hidden)
 

@@ -6,9 +6,9 @@ CVPR, arXiv 2111.14791.
 
     crop -> two views, each turned by k x 90 degrees about z, then cut out: blocks of noise, blocks
     of another scan
-         -> encoder -> T5 -+- mean -> linear -> which k?                     CE over 4            (rotation)
-                           +- mean -> linear -> the other view of this crop  NT-Xent              (contrast)
-                           +- 5 x (conv, norm, double) -> voxels             L1 over all of them  (voxels)
+      -> encoder -> T5 -+- mean -> linear -> which k?                     CE over 4  (rotation)
+                        +- mean -> linear -> the other view of this crop  NT-Xent    (contrast)
+                        +- 5 x (conv, norm, double) -> voxels             L1, all    (voxels)
 
 T5: the tokens after the last merge (stride 32).
 Differs from the authors' code: rotation and contrast read the mean of all tokens, not token 0 and
@@ -32,12 +32,12 @@ from torch import Tensor, nn
 
 from nnssl.encoder.swin import Swin
 from nnssl.memory import to_device
-from nnssl.methods.method import Method, MethodConfig, Step
+from nnssl.methods.method import Method, MethodConfig, Step, weighted_total
 from nnssl.modules.contrast import nt_xent
 from nnssl.modules.heads import pooled
 from nnssl.types import LAST, Shape
 from nnssl.views.cutout import covered, draw_cutout
-from nnssl.views.intensity import apply_windows, draw_window
+from nnssl.views.intensity import apply_windows, draw_window, gaussian
 from nnssl.views.spatial import rotate, rotations
 
 if TYPE_CHECKING:
@@ -113,7 +113,10 @@ class SwinUNETRPretext(Method):
     title = "Swin UNETR's pretext"
     family = "rotation + contrastive + inpainting"
     signal = "how a view was turned, which is its twin, and its voxels before blocks were cut out"
-    citation = "Tang et al., Self-supervised pre-training of Swin transformers for 3D medical image analysis, CVPR 2022"
+    citation = (
+        "Tang et al., Self-supervised pre-training of Swin transformers for 3D medical image "
+        "analysis, CVPR 2022"
+    )
     smallest_batch = 4
     Config = SwinUNETRConfig
     config: SwinUNETRConfig
@@ -158,33 +161,37 @@ class SwinUNETRPretext(Method):
         *crop].
         """
         c, size = self.config, tuple(regions.shape[2:])
-        images, turns, cuts, noises = [], [], [], []
         windows = [draw_window(c.window_jitter, generator, self.ranges) for generator in generators]
         shown = apply_windows(regions, windows)
-        for region, generator in zip(shown, generators, strict=True):
-            for _ in range(2):
-                turns.append(int(torch.randint(4, (), generator=generator)))
-                images.append(rotate(region, self.rotations[turns[-1]]))
-                cuts.append(
-                    torch.stack(
-                        [draw_cutout(c.cut_share, c.cut_edge, len(size), generator) for _ in "12"]
-                    )
-                )
-                source = torch.Generator(regions.device).manual_seed(
-                    int(torch.randint(2**62, (), generator=generator))
-                )
-                # std 1: the body's
-                noises.append(torch.randn(region.shape, generator=source, device=region.device))
+        drawn = [
+            self._draw_view(region, generator)
+            for region, generator in zip(shown, generators, strict=True)
+            for _ in range(2)
+        ]
+        images, turns, boxes, noises = zip(*drawn, strict=True)
         image, noise = torch.stack(images), torch.stack(noises)
-        holes = covered(torch.stack(cuts, dim=1).flatten(0, 1), size, image.device)
+        holes = covered(torch.stack(boxes, dim=1).flatten(0, 1), size, image.device)
         noised, swapped = holes.unsqueeze(1).chunk(2)
-        made = {
+        by_scan = {
             "image": image,
             "noisy": torch.where(noised, noise, image),
             "swapped": swapped,
             "turn": to_device(torch.tensor(turns), image.device),
         }
-        return {name: _by_view(value) for name, value in made.items()}
+        return {name: _by_view(value) for name, value in by_scan.items()}
+
+    def _draw_view(
+        self, region: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, int, Tensor, Tensor]:
+        """The region [1 *crop] turned, how it was; boxes of noise and of another scan [2 N dims 2];
+        noise [1 *crop] of std 1, the body's.
+        """
+        c, dims = self.config, region.ndim - 1
+        turn = int(torch.randint(4, (), generator=generator))
+        boxes = [draw_cutout(c.cut_share, c.cut_edge, dims, generator) for _ in range(2)]
+        seed = int(torch.randint(2**62, (), generator=generator))
+        image = rotate(region, self.rotations[turn])
+        return image, turn, torch.stack(boxes), gaussian(region, seed)
 
     def loss(self, views: dict[str, Tensor]) -> Step:
         c, image, turn = self.config, views["image"].flatten(0, 1), views["turn"].flatten()
@@ -197,17 +204,13 @@ class SwinUNETRPretext(Method):
             "contrast": contrast,
             "voxels": F.l1_loss(self.decoder(last, image.shape[2:]).float(), image),
         }
-        weighed: list[Tensor] = [getattr(c, f"w_{name}") * v for name, v in losses.items()]
-        losses["total"] = sum(weighed[1:], weighed[0])
-        right = (logits.detach().argmax(dim=1) == turn).float().mean()
-        return Step(
-            losses,
-            {
-                "embedding": pooled(last.detach()),
-                "accuracy_rotation": right,
-                "accuracy_contrast": found.detach(),
-            },
-        )
+        losses["total"] = weighted_total(losses, c)
+        monitored = {
+            "embedding": pooled(last.detach()),
+            "accuracy_rotation": (logits.detach().argmax(dim=1) == turn).float().mean(),
+            "accuracy_contrast": found.detach(),
+        }
+        return Step(losses, monitored)
 
     def show(self, views: dict[str, Tensor]) -> dict[str, Float[Tensor, "batch 1 *_"]]:
         image, seen = views["image"].flatten(0, 1), self._seen(views).flatten(0, 1)

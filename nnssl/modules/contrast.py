@@ -20,7 +20,7 @@ from nnssl.modules.running import Running
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
-EMPTY = -1  # the scan of a place in the queue that was never written
+EMPTY = -1  # the scan of a slot of the queue that was never written
 
 
 class Queue(Running):
@@ -56,9 +56,9 @@ class Queue(Running):
         if self.counts is not None:
             good = good & self.counts
         keys, scans = keys[-len(self.keys) :], scans[-len(self.keys) :]
-        places = (self.position + torch.arange(len(keys), device=keys.device)) % len(self.keys)
-        self.keys[places] = torch.where(good, keys, self.keys[places])
-        self.scans[places] = torch.where(good, scans, self.scans[places])
+        slots = (self.position + torch.arange(len(keys), device=keys.device)) % len(self.keys)
+        self.keys[slots] = torch.where(good, keys, self.keys[slots])
+        self.scans[slots] = torch.where(good, scans, self.scans[slots])
         self.position.add_(good * len(keys)).remainder_(len(self.keys))
 
 
@@ -73,7 +73,7 @@ def nt_xent(
     accuracy.
 
     Chen 2020 (SimCLR), eq. 1: -log exp(s_ij / t) / sum_{k != i} exp(s_ik / t) over cosines s, the
-    mean over both directions. `scans` [B] says which columns are left out; without it, only i
+    mean over both directions. `scans` [B] decides which columns are left out; without it, only i
     itself is. The `queue` adds columns.
     Accuracy: the fraction of rows whose positive is above every negative; 0 where there is none.
     """
@@ -106,7 +106,10 @@ def info_nce(
 def negative_cosine(
     query: Float[Tensor, "batch dim"], key: Float[Tensor, "batch dim"]
 ) -> Float[Tensor, ""]:
-    """-cos between rows of `query` and `key` [B d], mean over rows (Grill 2020, eq. 2, is 2 + 2 times it)."""
+    """-cos between rows of `query` and `key` [B d], mean over rows.
+
+    Grill 2020, eq. 2, is 2 + 2 times it.
+    """
     return -F.cosine_similarity(query.float(), key.float(), dim=-1).mean()
 
 
@@ -140,7 +143,7 @@ def _contrast(
 
 
 def _unlike(rows: Tensor) -> Tensor:
-    """Numbers [B] for scans that are all different, over processes as well, and not in any queue."""
+    """Numbers [B] of scans that all differ, over processes as well, and are not in any queue."""
     first = EMPTY - 1 - dist.rank() * len(rows)
     return first - torch.arange(len(rows), device=rows.device)
 

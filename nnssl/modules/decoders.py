@@ -51,11 +51,10 @@ class MultiScaleDecoder(nn.Module):
         super().__init__()
         self.first = encoder.strides.index(from_stride)
         self.maps = tuple(range(self.first, len(encoder.strides)))  # that are read
+        dims = encoder.config.spatial_dims
         self.decoders = nn.ModuleList(
-            VoxelDecoder(channels, stride, encoder.config.spatial_dims)
-            for channels, stride in zip(
-                encoder.channels[self.first :], encoder.strides[self.first :], strict=True
-            )
+            VoxelDecoder(encoder.channels[number], encoder.strides[number], dims)
+            for number in self.maps
         )
 
     def forward(

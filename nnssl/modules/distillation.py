@@ -53,9 +53,9 @@ class DistillationConfig:
 
 
 class DistillationOutput(NamedTuple):
-    """What student or teacher says of N views."""
+    """The output of student or teacher for N views."""
 
-    maps: Sequence[Tensor | None]  # those that a head reads or that were asked for
+    maps: Sequence[Tensor | None]  # those that a head reads or that were wanted
     embedding: Tensor  # [N d]
     image: Tensor | None  # [N K] logits
     patch: Tensor | None  # [selected tokens, K] logits
@@ -66,10 +66,9 @@ class EncoderWithHeads(nn.Module, Generic[EncoderT]):
 
     pooled: the maps whose means over tokens, side by side, are the embedding.
     image:  whether there is a head for the embedding.
-    patch:  the map whose tokens per second head takes, if any.
+    patch:  the map whose tokens a second head takes, if any.
     shared: the two heads have one MLP and one set of prototypes; each standardises its tokens by
-    itself, because
-            means over tokens vary less than tokens do.
+            itself, because means over tokens vary less than tokens do.
     """
 
     def __init__(
@@ -101,8 +100,8 @@ class EncoderWithHeads(nn.Module, Generic[EncoderT]):
         selected: SelectedTokens | None = None,
         wanted: Collection[int] = (),
     ) -> DistillationOutput:
-        """`masked`: what the encoder may not see; `selected`: the patch tokens that are asked for, of
-        all views or of the first ones; `wanted`: maps that others read.
+        """`masked`: what the encoder may not see; `selected`: the patch tokens to compute, of all
+        views or of the first ones; `wanted`: maps that others read.
         """
         patches = () if selected is None or self.patch is None else (self.patch,)
         maps = self.encoder(image, masked, (*self.pooled, *patches, *wanted))
@@ -111,17 +110,13 @@ class EncoderWithHeads(nn.Module, Generic[EncoderT]):
         patch = None
         if self.patch_head is not None and self.patch is not None and selected is not None:
             patch = self.patch_head(selected.of(maps[self.patch]), selected.counts)
-        return DistillationOutput(
-            maps,
-            embedding,
-            self.image_head(embedding) if self.image_head is not None else None,
-            patch,
-        )
+        whole = self.image_head(embedding) if self.image_head is not None else None
+        return DistillationOutput(maps, embedding, whole, patch)
 
 
 def freeze_unused_layers(encoder: EncoderLike, last: int) -> None:
-    """Ask for no gradient where nothing reads the maps after number `last`: DDP waits for every one
-    asked for.
+    """Require no gradient where nothing reads the maps after number `last`: DDP waits for every
+    gradient that is required.
     """
     for stage in range(last, 4):
         encoder.stages[stage].downsample.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""What heads and decoders ask of an encoder: that of this package, or another one."""
+"""What heads and decoders need of an encoder: that of this package, or another one."""
 
 from __future__ import annotations
 

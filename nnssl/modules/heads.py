@@ -1,4 +1,4 @@
-"""Heads: projections to prototypes (self-distillation), and to what is compared (contrast, BYOL)."""
+"""Heads: projections to prototypes (self-distillation) and to embeddings (contrast, BYOL)."""
 
 from __future__ import annotations
 
@@ -96,8 +96,8 @@ class PrototypeHead(nn.Module):
         self, x: Float[Tensor, "rows channels"], counts: Float[Tensor, " rows"] | None = None
     ) -> Float[Tensor, "rows prototypes"]:
         """`counts` [N]: which rows move the running moments; None: all of them."""
-        answers = self.mlp(self.standardise(x, counts))
-        return self.prototypes(unit(answers, eps=1e-6))
+        bottleneck = self.mlp(self.standardise(x, counts))
+        return self.prototypes(unit(bottleneck, eps=1e-6))
 
 
 def _layers(dim: int, hidden: int, out: int, count: int) -> nn.Sequential:

@@ -1,4 +1,4 @@
-"""Losses that at least two methods share. Everything is computed in fp32, whatever autocast says."""
+"""Losses that at least two methods share; computed in fp32, whatever autocast says."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def cross_view(
 
 
 class Centre(RunningMean):
-    """The running mean of the teacher's logits, subtracted before its softmax (Caron 2021, eq. 4)."""
+    """The running mean of a teacher's logits, subtracted before its softmax (Caron 2021, eq. 4)."""
 
     def __init__(self, prototypes: int, momentum: float = 0.9) -> None:
         super().__init__(prototypes, momentum)

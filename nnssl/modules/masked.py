@@ -13,7 +13,7 @@ COARSE = 8  # stride behind stage 2
 
 
 class Block(tuple):
-    """Sides of a hidden block in voxels: one for all axes, or one an axis. Written 16, or 16x8x8."""
+    """Sides of a hidden block in voxels: one for all axes, or one per axis: 16, or 16x8x8."""
 
     def __new__(cls, sides: str | int | Iterable[int]) -> Block:
         if isinstance(sides, str):

@@ -19,9 +19,8 @@ class Stepped(nn.Module):
     """State that moves once per step, unless the step does not count.
 
     counts: a bool scalar on the device, set by `decide` for the length of `Method.after_step`.
-    Whether a gradient was
-            finite is known there first, and asking would make the host wait for it; None: the step
-            counts.
+            Whether a gradient was finite is known there first, and reading it would make the host
+            wait; None: the step counts.
     """
 
     counts: Tensor | None = None
@@ -126,7 +125,7 @@ def _total(noted: list[Tensor]) -> Tensor:
 class _Layout(NamedTuple):
     """Where the means lie in the vector of all sums, each with its number of rows behind it.
 
-    means: [S] the mean that each place is of; last: [S] the place of that mean's number of rows.
+    means: [S] the mean that each entry is of; last: [S] the index of that mean's number of rows.
     slowest: [M] each mean's own fraction of a step; prompt: [M] 1 where the first steps count more.
     """
 
@@ -156,9 +155,7 @@ def _take(parts: list[RunningMean], totals: Tensor) -> None:
     kinds = tuple((len(part.value), part.momentum, part.prompt) for part in parts)
     layout = _layout(kinds, totals.device)
     new = totals / totals[layout.last]
-    # else there were no rows, or they overflowed and would poison every later mean
-    faults = new.new_zeros(len(parts)).index_add_(0, layout.means, new - new)
-    good = faults == 0  # a difference is 0, or not a number
+    good = _finite(new, layout)
     if parts[0].counts is not None:
         good = good & parts[0].counts
     updates = torch.stack([part.updates for part in parts])
@@ -168,6 +165,12 @@ def _take(parts: list[RunningMean], totals: Tensor) -> None:
     values = [part[:-1] for part in new.split([size + 1 for size, _, _ in kinds])]
     torch._foreach_copy_([part.value for part in parts], values)
     torch._foreach_copy_([part.updates for part in parts], list((updates + good).unbind()))
+
+
+def _finite(new: Tensor, layout: _Layout) -> Tensor:
+    """Bool [M]: the means with rows that did not overflow; others would poison all later ones."""
+    faults = new.new_zeros(len(layout.slowest)).index_add_(0, layout.means, new - new)
+    return faults == 0  # a difference is 0, or not a number
 
 
 @torch.no_grad()

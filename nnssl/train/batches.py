@@ -72,9 +72,8 @@ class MicroBatches:
     def __iter__(self) -> Iterator[list[int]]:
         for step in range(self.start, self.steps):
             for part in range(self.accumulate):
-                first = (
-                    step * self.batch_size + (part * dist.world_size() + dist.rank()) * self.size
-                )
+                block = part * dist.world_size() + dist.rank()
+                first = step * self.batch_size + block * self.size
                 yield list(range(first, first + self.size))
 
     def __len__(self) -> int:
@@ -82,7 +81,7 @@ class MicroBatches:
 
 
 class Samples(Protocol):
-    """What a run is trained on: `nnssl.data.crops.Crops`, or made samples."""
+    """What a run is trained on: `nnssl.data.crops.Crops`, or synthetic samples."""
 
     def __len__(self) -> int: ...
 
@@ -101,7 +100,7 @@ def collate(samples: Sequence[dict]) -> dict:
 def loader(crops: Samples, batches: MicroBatches, workers: int, pin_memory: bool) -> DataLoader:
     """Crops in the order of `batches`, read ahead by `workers` processes (0: in this one)."""
     return DataLoader(
-        cast("Dataset", crops),  # of which it asks no more than `Samples` has
+        cast("Dataset", crops),  # of which it needs no more than `Samples` has
         batch_sampler=batches,
         num_workers=workers,
         pin_memory=pin_memory,
@@ -131,14 +130,17 @@ def reading(
     except (RuntimeError, OSError, EOFError) as error:
         codes = _exit_codes(readers)
         if codes or _is_readers(error):
-            gone = [signals.how_ended(code) for code in codes if code]
-            said = [str(error) or type(error).__name__, *(f"A reader {how}" for how in gone)]
-            raise ReaderError("\n".join([*said, WHEN_GONE])) from error
+            raise ReaderError(_what_happened(error, codes)) from error
         raise
     finally:
         if readers:
             _end(stream, readers)
         atexit.unregister(at_exit)
+
+
+def _what_happened(error: Exception, codes: list[int]) -> str:
+    gone = [f"A reader {signals.how_ended(code)}" for code in codes if code]
+    return "\n".join([str(error) or type(error).__name__, *gone, WHEN_GONE])
 
 
 def _exit_codes(readers: list) -> list[int]:
@@ -153,9 +155,9 @@ def _exit_codes(readers: list) -> list[int]:
 
 def _is_readers(error: Exception) -> bool:
     """Whether an error is about the reading processes rather than about what they read."""
-    said = str(error)
-    from_torch = said.startswith(("DataLoader worker", "Pin memory thread"))
-    return isinstance(error, EOFError) or from_torch or "shared memory" in said
+    text = str(error)
+    from_torch = text.startswith(("DataLoader worker", "Pin memory thread"))
+    return isinstance(error, EOFError) or from_torch or "shared memory" in text
 
 
 def _end(stream: Iterator, readers: list) -> None:
@@ -202,7 +204,7 @@ def default_workers(device: torch.device) -> int:
 def _quiet_worker(_: int) -> None:
     # A cluster signals every process of a job; the loop decides when reading stops, not the reader.
     signals.unmoved()
-    # By itself the thread that hands over says an error and drops the batch, for which the loop
+    # By itself the thread that hands over prints an error and drops the batch, for which the loop
     # would wait for ever.
     handler = staticmethod(_give_up)
     # typeshed leaves it out

@@ -43,9 +43,8 @@ def read(folder: Path, data: Path, plan: Plan, say: Callable[[str], None]) -> Be
         return Before()
     content = checkpoint.read(folder / LATEST)
     header, stored = content["header"], _stored(plan, data)
-    cases = content["training_state"].get("cases") or _began_with(
-        header["plan"]["cases"], stored, data
-    )
+    cases = content["training_state"].get("cases")
+    cases = cases or _began_with(header["plan"]["cases"], stored, data)
     if cases and set(cases) != set(stored):
         say(
             f"the run continues with the {len(cases)} scans that it is on; the collection has "
@@ -60,9 +59,9 @@ def _stored(plan: Plan, data: Path) -> list[str]:
 
 
 def _began_with(number: int, stored: list[str], data: Path) -> list[str]:
-    """Checkpoints of earlier versions know how many scans there were: those that were stored first."""
-    when = {case: ((data / f"{case}.json").stat().st_mtime_ns, case) for case in stored}
-    first = set(sorted(stored, key=when.__getitem__)[:number])
+    """The `number` scans that were stored first: checkpoints of earlier versions know no more."""
+    stored_at = {case: (data / f"{case}.json").stat().st_mtime_ns for case in stored}
+    first = sorted(stored, key=lambda case: (stored_at[case], case))[:number]
     return [case for case in stored if case in first]
 
 

@@ -1,4 +1,4 @@
-"""Where numbers are monitored from elsewhere: TensorBoard and Weights & Biases, when asked for.
+"""Where numbers are monitored from elsewhere: TensorBoard and Weights & Biases, where chosen.
 
 Weights & Biases follows nnU-Net's own variables, so that pretraining and fine-tuning land in one
 project: nnUNet_wandb_enabled, nnUNet_wandb_project, nnUNet_wandb_mode
@@ -30,14 +30,14 @@ class Board(Protocol):
 
 
 def wandb_enabled() -> bool:
-    """Whether nnU-Net's variable asks for Weights & Biases, as nnU-Net reads it."""
+    """Whether nnU-Net's variable enables Weights & Biases, as nnU-Net reads it."""
     return os.environ.get(ENABLED, "0").lower() in ("1", "true", "t")
 
 
 def require_packages(tensorboard: bool, wandb: bool) -> None:
     """Raises ValueError that names the extra, before any scan is read."""
     wanted = {"tensorboard": tensorboard, "wandb": wandb}
-    for name in (name for name, yes in wanted.items() if yes):
+    for name in [name for name, yes in wanted.items() if yes]:
         spec = find_spec(name)
         # without origin: some folder of that name, such as W&B's own in the current one
         if spec is None or spec.origin is None:
@@ -46,13 +46,13 @@ def require_packages(tensorboard: bool, wandb: bool) -> None:
 
 
 def boards(run: Run) -> list[Board]:
-    """Those that `run` asks for; a resumed run continues in its own."""
-    made: list[Board] = []
+    """Those that the config of `run` enables; a resumed run continues in its own."""
+    enabled: list[Board] = []
     if run.config.tensorboard:
-        made.append(TensorBoard(run))
+        enabled.append(TensorBoard(run))
     if run.config.wandb:
-        made.append(WeightsAndBiases(run))
-    return made
+        enabled.append(WeightsAndBiases(run))
+    return enabled
 
 
 def _numbers(row: dict) -> dict[str, float]:
@@ -75,23 +75,29 @@ class TensorBoard:
         self.writer.close()
 
 
+def _wandb_id(run: Run) -> tuple[str, bool]:
+    """The id of `run`, kept in its folder, and whether it was there already."""
+    note = run.folder / NOTE
+    resumed = note.is_file() and run.step > 0
+    name = files.read_json(note)["id"] if resumed else secrets.token_hex(4)
+    files.write_json(note, {"id": name})
+    return name, resumed
+
+
 class WeightsAndBiases:
     """One run of the project that nnU-Net's variable names; its files lie in the folder `wandb`."""
 
     def __init__(self, run: Run) -> None:
         import wandb  # pyright: ignore[reportMissingImports] an extra
 
-        note = run.folder / NOTE
-        known = note.is_file() and run.step > 0
-        name = files.read_json(note)["id"] if known else secrets.token_hex(4)
-        files.write_json(note, {"id": name})
+        name, resumed = _wandb_id(run)
         self.run = wandb.init(
             project=os.environ.get(PROJECT, DEFAULT_PROJECT),
             mode=os.environ.get(MODE, DEFAULT_MODE),
             dir=str(run.folder),
             id=name,
             name="/".join(run.folder.parts[-2:]),
-            resume="allow" if known else "never",
+            resume="allow" if resumed else "never",
             config=run.header,
         )
         # what was sent before the run fell back to its last checkpoint cannot be sent again

@@ -6,7 +6,8 @@ again.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,46 +23,71 @@ CHOICES = ("auto", "ram", "gpu", "off")
 # Of the free memory, what `auto` takes at most: training needs the rest (capacity.SHARE).
 AUTO = {"gpu": 0.25, "ram": 0.5}
 AUTO_ON_CPU = 0.25  # for "ram", where training takes the same memory
-ASKED = 0.8  # of the free memory, what is taken at most where it is asked for by name
+BY_NAME = 0.8  # of the free memory, what is taken at most where it is chosen by name
 WORDS = {"gpu": "GPU memory", "ram": "host memory for this process"}
 
 
 def hold(
     crops: Crops, plan: Plan, choice: str, device: torch.device, say: Callable[[str], None]
 ) -> None:
-    """Let `crops` come from memory where `choice` (one of CHOICES) and the free memory allow it; say
-    in one line what was chosen, and why.
+    """Let `crops` come from memory where `choice` (one of CHOICES) and the free memory allow it.
 
-    All processes of a run choose alike, and each holds all of it. Raises ValueError where what is
-    asked for by name cannot be.
+    Says in one line what was chosen, and why.
+
+    All processes of a run choose alike, and each holds all of it. Raises ValueError where what
+    was chosen by name cannot be.
     """
     check(choice, device)
     if choice == "off":
         return say("cache: off, as asked; crops are read from the disk")
-    places = [choice] if choice != "auto" else ["gpu", "ram"] if device.type == "cuda" else ["ram"]
     expected, reasons = least_bytes(crops, plan), []
     found: Layout | None = None
-    for place in places:
-        fraction = _fraction(place, choice, device)
-        free = free_bytes(device if place == "gpu" else torch.device("cpu"))
-        allowed = int(fraction * free)
-        if _fits(expected, allowed, device):
-            # Volumes of earlier versions are larger than expected, which their headers tell.
+    for memory in _memories(choice, device):
+        if _fits(expected, memory.allowed, device):
+            # Volumes of earlier versions are larger than expected; their headers give the size.
             found = found or layout(Path(crops.folder), crops.cases, crops.endings)
             expected = found.bytes
-        rule = f"{fraction:.0%} of {free / 1e9:.1f} GB of free {WORDS[place]}"
-        if found is not None and _fits(found.bytes, allowed, device):
-            say(f"cache: {place}, {size(found.bytes)} in all, within {rule}")
-            where = device if place == "gpu" else torch.device("cpu")
-            crops.source = Held(found, where)
+        if found is not None and _fits(found.bytes, memory.allowed, device):
+            say(f"cache: {memory.name}, {size(found.bytes)} in all, within {memory}")
+            crops.source = Held(found, memory.device)
             return None
-        reasons.append(f"{size(expected)} are more than {rule}")
+        reasons.append(f"{size(expected)} are more than {memory}")
     if choice != "auto":
         raise ValueError(
             f"--cache {choice}: {reasons[0]}; --cache auto takes what fits, --cache off reads from "
             "the disk"
         )
     return say(f"cache: off, crops are read from the disk: {'; '.join(reasons)}")
+
+
+@dataclass(frozen=True)
+class _Memory:
+    """A memory that may hold the collection, and how much of it is free.
+
+    name:     "gpu" or "ram".
+    free:     bytes.
+    fraction: of the free bytes, what is taken at most.
+    """
+
+    name: str
+    device: torch.device
+    free: int
+    fraction: float
+
+    @property
+    def allowed(self) -> int:
+        return int(self.fraction * self.free)
+
+    def __str__(self) -> str:
+        return f"{self.fraction:.0%} of {self.free / 1e9:.1f} GB of free {WORDS[self.name]}"
+
+
+def _memories(choice: str, device: torch.device) -> Iterator[_Memory]:
+    """Those to try, in this order."""
+    automatic = ["gpu", "ram"] if device.type == "cuda" else ["ram"]
+    for name in automatic if choice == "auto" else [choice]:
+        of = device if name == "gpu" else torch.device("cpu")
+        yield _Memory(name, of, free_bytes(of), _fraction(name, choice, device))
 
 
 def check(choice: str, device: torch.device) -> None:
@@ -76,25 +102,24 @@ def check(choice: str, device: torch.device) -> None:
 
 
 def least_bytes(crops: Crops, plan: Plan) -> int:
-    """What the crops' volumes take in half precision, by the plan: no file is asked."""
+    """What the crops' volumes take in half precision, by the plan: no file is read."""
     taken = set(crops.cases)
-    shapes = [
-        resampled_shape(case.shape, case.spacing, plan.spacing)
-        for case in plan.cases
-        if case.id in taken
-    ]
+    cases = [case for case in plan.cases if case.id in taken]
+    shapes = [resampled_shape(case.shape, case.spacing, plan.spacing) for case in cases]
     voxels = int(np.prod(np.array(shapes, dtype=np.int64), axis=1).sum())
-    return voxels * (2 + (len(crops.endings) - 1))  # of parcels a byte each
+    return voxels * (2 + (len(crops.endings) - 1))  # parcels are one byte per voxel
 
 
 def size(number: float) -> str:
     return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.0f} MB"
 
 
-def _fraction(place: str, choice: str, device: torch.device) -> float:
+def _fraction(name: str, choice: str, device: torch.device) -> float:
     if choice != "auto":
-        return ASKED
-    return AUTO_ON_CPU if place == "ram" and device.type == "cpu" else AUTO[place]
+        return BY_NAME
+    if name == "ram" and device.type == "cpu":
+        return AUTO_ON_CPU
+    return AUTO[name]
 
 
 def _fits(needed: int, allowed: int, device: torch.device) -> bool:

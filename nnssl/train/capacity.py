@@ -24,7 +24,7 @@ STEP_SECONDS = 1.5  # of a step on a CPU: progress is seen, and a scan's gradien
 
 
 def trial(method: Method, crop: Shape, device: torch.device) -> dict:
-    """The views of one made scan. Of noise: in a constant one masked methods would hide nothing."""
+    """The views of one synthetic scan, of noise: in a constant one nothing would be hidden."""
     noise = torch.randn(1, 1, *method.region(crop), generator=generator_for(0, 1)).to(device)
     return method.prepare_views(
         noise, [generator_for(0, 0)], torch.zeros(1, dtype=torch.long, device=device)
@@ -43,7 +43,7 @@ def timely_batch_size(method: Method, crop: Shape, device: torch.device) -> int:
 
 
 def fitting_batch_size(method: Method, crop: Shape, device: torch.device, bf16: bool) -> int:
-    """Scans per process can hold at once, from 1 to `MOST`: one scan is tried, its saved
+    """Scans that a process can hold at once, from 1 to `MOST`: one scan is tried, its saved
     activations are counted.
     """
     needed = saved_bytes(method, trial(method, crop, device), device, bf16)
@@ -56,7 +56,7 @@ def fitting_batch_size(method: Method, crop: Shape, device: torch.device, bf16: 
 def saved_bytes(model: nn.Module, views: dict, device: torch.device, bf16: bool) -> int:
     """Bytes that autograd keeps for the backward pass of `model(views)`, parameters apart."""
     precision, kept = Precision(model, device, torch.bfloat16 if bf16 else None), {}
-    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    own = _storages(model)
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
@@ -65,7 +65,7 @@ def saved_bytes(model: nn.Module, views: dict, device: torch.device, bf16: bool)
         return tensor
 
     with precision.weights():
-        own |= {p.untyped_storage().data_ptr() for p in model.parameters()}
+        own |= _storages(model)
         with (
             torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
             precision.autocast(),
@@ -75,20 +75,28 @@ def saved_bytes(model: nn.Module, views: dict, device: torch.device, bf16: bool)
     return sum(kept.values())
 
 
+def _storages(model: nn.Module) -> set[int]:
+    return {p.untyped_storage().data_ptr() for p in model.parameters()}
+
+
 def free_bytes(device: torch.device) -> int:
     """Free memory of the device; for a CPU this process's fraction of the machine's or of what its
     cgroup may have.
 
-    8 GiB if the system is silent.
+    8 GiB where the system does not report it.
     """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
+    free, allowed = _available_bytes(), limits.free_memory()
+    if allowed is not None:
+        free = min(free, allowed)
+    return free // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
+def _available_bytes() -> int:
     try:
         with open("/proc/meminfo") as file:  # noqa: PTH123 - a file of the kernel's, not of ours
             lines = dict(line.split(":", 1) for line in file)
-        free = int(lines["MemAvailable"].split()[0]) * 1024
+        return int(lines["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError):
-        free = 8 << 30
-    allowed = limits.free_memory()
-    free = free if allowed is None else min(free, allowed)
-    return free // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        return 8 << 30

@@ -28,6 +28,9 @@ LEAST_CUBE, MOST_CUBES = 24, 3  # voxels of a cube of CPC; with 16 its last stag
 SHORT, LONG = 5_000, 20_000  # steps
 FEW = 1_000  # scans
 TRIAL_BATCH = 8  # scans, for what is tried before a batch size is known
+TITLE = (
+    "chosen here (--set FIELD=VALUE wins over it, --set published=true keeps the papers' settings):"
+)
 
 
 @dataclass(frozen=True)
@@ -73,23 +76,22 @@ def configure(
         return replace(method.Config.stored(stored), **given), []
     if given.get("published"):
         return method.Config.parse(settings), []
-    every = [
+    choices = [
         *before,
         *_of_masks(method, sizes, given),
         *_of_teachers(method, sizes),
         *_of_cubes(method, sizes, given),
         *_of_length(sizes),
     ]
-    chosen = [choice for choice in every if choice.name not in given]
+    chosen = [choice for choice in choices if choice.name not in given]
     config = method.Config.parse(settings, {choice.name: choice.value for choice in chosen})
     return config, chosen
 
 
-def tell(chosen: list[Choice], say: Callable[[str], None]) -> None:
-    """One line a choice."""
+def report(chosen: list[Choice], say: Callable[[str], None]) -> None:
+    """One line per choice."""
     if chosen:
-        title = "chosen here (--set FIELD=VALUE wins over it, --set published=true keeps the papers' settings):"
-        say("\n".join([title, *map(str, chosen)]))
+        say("\n".join([TITLE, *map(str, chosen)]))
 
 
 def batch_size(method: Method, crop: Shape, device: torch.device, bf16: bool) -> tuple[int, str]:
@@ -98,15 +100,13 @@ def batch_size(method: Method, crop: Shape, device: torch.device, bf16: bool) ->
     """
     fits = dist.all_reduce_min(fitting_batch_size(method, crop, device, bf16), device)
     reason = f"{fits} fit into the memory of one process"
-    if device.type == "cpu" and fits > method.smallest_batch:
-        timely = dist.all_reduce_min(timely_batch_size(method, crop, device), device)
-        if timely < fits:
-            return (
-                timely,
-                f"on this CPU a step of {timely} takes a second or two, or the method needs as "
-                "many",
-            )
-    return fits, reason
+    if device.type != "cpu" or fits <= method.smallest_batch:
+        return fits, reason
+    timely = dist.all_reduce_min(timely_batch_size(method, crop, device), device)
+    if timely >= fits:
+        return fits, reason
+    seconds = f"on this CPU a step of {timely} takes a second or two"
+    return timely, f"{seconds}, or the method needs as many"
 
 
 def warn_small(method: Method, together: int, say: Callable[[str], None]) -> None:
@@ -141,14 +141,15 @@ def hidden_block(crop: Shape, spacing: Spacing, allowed: Sequence[int] = BLOCK_S
     """Some 32 mm along each axis as a power of two of voxels among `allowed`, and at least four
     blocks where the crop allows.
     """
-    sides = []
-    for size, mm in zip(crop, spacing, strict=True):
-        wanted = 2 ** round(math.log2(BLOCK_MM / mm))
-        fits = [side for side in allowed if size % side == 0 and size // side >= BLOCKS] or [
-            allowed[0]
-        ]
-        sides.append(min(fits, key=lambda side: abs(math.log2(side / wanted))))
-    return Block(sides)
+    pairs = zip(crop, spacing, strict=True)
+    return Block(_block_side(size, mm, allowed) for size, mm in pairs)
+
+
+def _block_side(size: int, mm: float, allowed: Sequence[int]) -> int:
+    """Of one axis of `size` voxels of `mm`."""
+    wanted = 2 ** round(math.log2(BLOCK_MM / mm))
+    fitting = [side for side in allowed if size % side == 0 and size // side >= BLOCKS]
+    return min(fitting or allowed[:1], key=lambda side: abs(math.log2(side / wanted)))
 
 
 def _of_masks(method: type[Method], sizes: Sizes, given: dict) -> list[Choice]:
@@ -157,55 +158,57 @@ def _of_masks(method: type[Method], sizes: Sizes, given: dict) -> list[Choice]:
     alone = given.get("visible_only", False)
     block = hidden_block(sizes.crop, sizes.spacing, WHOLE_SIDES if alone else BLOCK_SIDES)
     size = " x ".join(f"{side * mm:.0f}" for side, mm in zip(block, sizes.spacing, strict=True))
-    return [
-        Choice(
-            "mask_block",
-            block,
-            f"{size} mm at this spacing, near the {BLOCK_MM:.0f} mm of SMIT's authors"
-            + (" as far as whole windows allow" if alone else ""),
-        )
-    ]
+    reason = f"{size} mm at this spacing, near the {BLOCK_MM:.0f} mm of SMIT's authors"
+    if alone:
+        reason += " as far as whole windows allow"
+    return [Choice("mask_block", block, reason)]
 
 
 def _of_teachers(method: type[Method], sizes: Sizes) -> list[Choice]:
     if not issubclass(method.Config, DistillationConfig):
         return []
     scans, steps = sizes.scans, sizes.steps
-    prototypes = 1024 if scans < FEW else 4096 if scans < 10_000 else 8192
+    return [_prototypes(scans), _momentum(steps), *_head_hidden(scans), *_temperature(steps)]
+
+
+def _prototypes(scans: int) -> Choice:
+    count = 1024 if scans < FEW else 4096 if scans < 10_000 else 8192
+    reason = f"{scans} scans; the 8192 of the papers are for ten thousand"
+    return Choice("prototypes", count, reason)
+
+
+def _momentum(steps: int) -> Choice:
     momentum = round(min(max(1 - 10 / steps, 0.99), 0.999), 4)
-    made = [
-        Choice(
-            "prototypes", prototypes, f"{scans} scans; the 8192 of the papers are for ten thousand"
-        ),
-        Choice(
-            "teacher_momentum",
-            momentum,
-            f"{steps} steps: the teacher follows within a tenth of the run",
-        ),
-    ]
-    if scans < FEW:
-        reason = f"{scans} scans; 2048 of the papers cost more time than a small encoder"
-        made.append(Choice("head_hidden", 512, reason))
-    if steps <= LONG:
-        reason = f"{steps} steps: a softer teacher pays off in runs above {LONG}"
-        made.append(Choice("teacher_temperature_end", 0.04, reason))
-    return made
+    reason = f"{steps} steps: the teacher follows within a tenth of the run"
+    return Choice("teacher_momentum", momentum, reason)
+
+
+def _head_hidden(scans: int) -> list[Choice]:
+    if scans >= FEW:
+        return []
+    reason = f"{scans} scans; 2048 of the papers cost more time than a small encoder"
+    return [Choice("head_hidden", 512, reason)]
+
+
+def _temperature(steps: int) -> list[Choice]:
+    if steps > LONG:
+        return []
+    reason = f"{steps} steps: a softer teacher pays off in runs above {LONG}"
+    return [Choice("teacher_temperature_end", 0.04, reason)]
 
 
 def _of_cubes(method: type[Method], sizes: Sizes, given: dict) -> list[Choice]:
     if not hasattr(method.Config, "cubes"):  # CPC's
         return []
     shortest = min(sizes.crop)
-    cubes = min(max(shortest // LEAST_CUBE, 2, given.get("ahead", 1) + 1), MOST_CUBES)
-    cubes = given.get("cubes", cubes)
+    fitting = max(shortest // LEAST_CUBE, 2, given.get("ahead", 1) + 1)
+    cubes = given.get("cubes", min(fitting, MOST_CUBES))
     side = shortest // cubes
-    reason = f"cubes of {side} voxels" + (
-        "" if side >= LEAST_CUBE else f"; take a --crop of {2 * LEAST_CUBE} or more"
-    )
-    return [
-        Choice("cubes", cubes, reason),
-        Choice("ahead", min(2, cubes - 1), f"lines have {cubes} cubes"),
-    ]
+    reason = f"cubes of {side} voxels"
+    if side < LEAST_CUBE:
+        reason += f"; take a --crop of {2 * LEAST_CUBE} or more"
+    ahead = Choice("ahead", min(2, cubes - 1), f"lines have {cubes} cubes")
+    return [Choice("cubes", cubes, reason), ahead]
 
 
 def _of_length(sizes: Sizes) -> list[Choice]:
@@ -213,10 +216,5 @@ def _of_length(sizes: Sizes) -> list[Choice]:
     steps = sizes.steps
     if steps >= LONG:
         return []
-    return [
-        Choice(
-            "beta2",
-            0.95 if steps < SHORT else 0.98,
-            f"{steps} steps; 0.999 remembers a thousand of them",
-        )
-    ]
+    reason = f"{steps} steps; 0.999 remembers a thousand of them"
+    return [Choice("beta2", 0.95 if steps < SHORT else 0.98, reason)]

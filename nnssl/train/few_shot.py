@@ -2,7 +2,7 @@
 
 It is the second classifier of the probe (`nnssl.train.probe`): where the linear one reads each
 voxel by itself, this one may combine neighbours and stages, as the decoder of a fine-tuning does.
-Maps are standardised by channel, lifted to one width, and joined from coarse to fine; the answer is
+Maps are standardised by channel, lifted to one width, and joined from coarse to fine; the output is
 at the finest map's stride and interpolated to the voxels. It gets nothing of the image. Two
 decoders are averaged: the Dice of one varied by 0.04 to 0.06 with its first weights. These and the
 order of the crops are drawn from fixed seeds, and no global source of chance is used.
@@ -47,10 +47,13 @@ class Decoder(nn.Module):
         for level in reversed(range(len(maps))):
             y = self.lifts[level](self.norms[level](maps[level]))
             if x is not None:
-                step = [math.ceil(n / m) for n, m in zip(y.shape[2:], x.shape[2:], strict=True)]
-                y = y + cut(self.upsampled(x, step), y.shape[2:])
+                y = y + self.upsampled_to(x, y.shape[2:])
             x = y + F.relu(self.mixes[level](F.relu(y)))
         return self.head(x)
+
+    def upsampled_to(self, x: Tensor, grid: Shape) -> Tensor:
+        step = [math.ceil(n / m) for n, m in zip(grid, x.shape[2:], strict=True)]
+        return cut(self.upsampled(x, step), grid)
 
     def upsampled(self, x: Tensor, step: Sequence[int]) -> Tensor:
         scale = [float(n) for n in step]
@@ -58,7 +61,8 @@ class Decoder(nn.Module):
 
     def everywhere(self, maps: Sequence[Tensor], stride: int, size: Shape) -> Tensor:
         """The probabilities at every voxel [B classes *size]; `stride`: of the finest map."""
-        return cut(self.upsampled(self(maps), [stride] * len(size)), size).softmax(dim=1)
+        logits = cut(self.upsampled(self(maps), [stride] * len(size)), size)
+        return logits.softmax(dim=1)
 
 
 def fit(
@@ -75,24 +79,15 @@ def fit(
     maps:   of each crop, [C *grid] of every stage, finest first; kept where they are, in any type.
     labels: of each crop, int [*crop], negative where a voxel counts neither way.
     """
-    dims = labels[0].ndim
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        decoder = Decoder([tokens.shape[0] for tokens in maps[0]], classes, dims)
-    targets = [_fractions(one, stride, classes) for one in labels]
-    for level, norm in enumerate(decoder.norms):
-        _set(cast("DatasetNorm", norm), [one[level] for one in maps])
-    counts = reduce(add, (target.flatten(1).sum(1) for target in targets))
-    with torch.no_grad():
-        decoder.head.bias.copy_((counts / counts.sum()).clamp(min=1e-4).log())
-    decoder.to(device)
+    targets = [_fractions(of_crop, stride, classes) for of_crop in labels]
+    decoder = _initialised(maps, targets, seed).to(device)
     crops = max(1, min(BATCH_VOXELS // labels[0].numel(), MOST_CROPS, len(maps)))
     order = _order(len(maps), steps * crops, seed)
     optimizer = torch.optim.AdamW(decoder.parameters(), lr=RATE, weight_decay=DECAY)
     with torch.enable_grad():
         for step in range(steps):
             for group in optimizer.param_groups:
-                group["lr"] = RATE * min(1, (step + 1) / 10) * _cosine(step / steps)
+                group["lr"] = _rate(step, steps)
             chosen = order[step * crops : (step + 1) * crops]
             batch = [torch.stack(level).to(device).float() for level in _levels(maps, chosen)]
             target = torch.stack([targets[i] for i in chosen]).to(device)
@@ -101,6 +96,21 @@ def fit(
             loss.backward()
             optimizer.step()
     return decoder.eval()
+
+
+def _initialised(maps: Sequence[Sequence[Tensor]], targets: Sequence[Tensor], seed: int) -> Decoder:
+    """Random weights of `seed`, the maps' moments, and a bias for the classes' frequencies."""
+    channels = [tokens.shape[0] for tokens in maps[0]]
+    classes, dims = targets[0].shape[0], targets[0].ndim - 1
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        decoder = Decoder(channels, classes, dims)
+    for level, norm in enumerate(decoder.norms):
+        _set_moments(cast("DatasetNorm", norm), [of_crop[level] for of_crop in maps])
+    counts = reduce(add, (target.flatten(1).sum(1) for target in targets))
+    with torch.no_grad():
+        decoder.head.bias.copy_((counts / counts.sum()).clamp(min=1e-4).log())
+    return decoder
 
 
 def _loss(logits: Tensor, target: Tensor) -> Tensor:
@@ -127,7 +137,7 @@ def _fractions(labels: Tensor, stride: int, classes: int) -> Tensor:
     return pool(one_hot[None], stride, ceil_mode=True)[0]
 
 
-def _set(norm: DatasetNorm, maps: Sequence[Tensor]) -> None:
+def _set_moments(norm: DatasetNorm, maps: Sequence[Tensor]) -> None:
     """Mean and std by channel over all crops."""
     flat = [tokens.flatten(1).double() for tokens in maps]
     count = sum(one.shape[1] for one in flat)
@@ -148,5 +158,7 @@ def _levels(maps: Sequence[Sequence[Tensor]], chosen: Sequence[int]) -> list[lis
     return [list(level) for level in zip(*(maps[i] for i in chosen), strict=True)]
 
 
-def _cosine(fraction: float) -> float:
-    return (1 + math.cos(math.pi * fraction)) / 2
+def _rate(step: int, steps: int) -> float:
+    """Up within ten steps, then down to 0 along a cosine."""
+    cosine = (1 + math.cos(math.pi * (step / steps))) / 2
+    return RATE * min(1, (step + 1) / 10) * cosine

@@ -4,9 +4,9 @@
     host: chance, learning rate, temperature, momentum -> scalars of the graph
 
 A step can be captured because it waits for nothing, computes the same with the same shapes
-whatever the views, reads and writes all that outlives it at fixed places, and takes from the device
-the numbers that the host changes (`nnssl.modules.replay`). tests/test_graph.py proves this on a
-CPU: it records the operations of a step, replays them, and compares with steps that were not.
+whatever the views, reads and writes all that outlives it at fixed addresses, and takes from the
+device the numbers that the host changes (`nnssl.modules.replay`). tests/test_graph.py proves this
+on a CPU: it records the operations of a step, replays them, and compares with steps that were not.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from nnssl.modules.running import discard_all
 if TYPE_CHECKING:
     from nnssl.train.run import Run
 
-WARM_UP = 3  # steps before the capture: they make what is made once
+WARM_UP = 3  # steps before the capture: they allocate what is allocated once
 
 # What is returned by a function, and what repeats on the device all that the function did there.
 Capture = Callable[[Callable[[], tuple]], tuple[tuple, Callable[[], None]]]
 
 
 class StepResult(NamedTuple):
-    """What a step says of itself: mean losses, what the last part has to watch, the gradient's norm
+    """What a step returns: mean losses, what the last part has to watch, the gradient's norm
     and the learning rate.
     """
 
@@ -62,7 +62,7 @@ def why_not(device: torch.device, accumulate: int) -> str:
 class StepGraph:
     """Makes the steps of `run`: the first ones as they come, then by replay.
 
-    Where the capture fails, `say` gets one line and all steps are made as they come.
+    Where the capture fails, `say` gets one line and no step is replayed.
     """
 
     def __init__(
@@ -85,19 +85,23 @@ class StepGraph:
             self._try_capture(views)
         if self.failed or self._replay is None or not self._fits(views):
             return run.advance(micro_batches)
-        for name, place in self._inputs.items():
-            place.copy_(views[name])
+        return self._replayed(views, self._replay)
+
+    def _replayed(self, views: dict[str, Tensor], replay: Callable[[], None]) -> StepResult:
+        run = self.run
+        for name, buffer in self._inputs.items():
+            buffer.copy_(views[name])
         rate = run.rate()
         run.begin_step()
         self.host.again()
-        self._replay()
+        replay()
         losses, monitored, norm = self._result
         # the next replay overwrites what this one has left
         run.monitors.note({n: value.clone() for n, value in monitored.items() if n == "embedding"})
         return StepResult(losses, monitored, norm, rate)
 
     def _as_it_comes(self, micro_batches: list[dict]) -> StepResult:
-        """The last of these is recorded, which makes the places of the host's numbers."""
+        """The last of these is recorded, which allocates the host's numbers on the device."""
         self.done += 1
         if self.done != WARM_UP:
             return self.run.advance(micro_batches)
@@ -105,8 +109,7 @@ class StepGraph:
             return self.run.advance(micro_batches)
 
     def _fits(self, views: dict[str, Tensor]) -> bool:
-        alike = {name: (view.shape, view.dtype) for name, view in views.items()}
-        return alike == {name: (x.shape, x.dtype) for name, x in self._inputs.items()}
+        return _shapes(views) == _shapes(self._inputs)
 
     def _try_capture(self, views: dict[str, Tensor]) -> None:
         self._inputs = {name: view.clone() for name, view in views.items()}
@@ -126,3 +129,7 @@ class StepGraph:
     def _captured(self) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
         losses, (monitored,) = self.run.backward([self._inputs], 1)
         return losses, monitored, self.run.update()[0]
+
+
+def _shapes(tensors: dict[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}

@@ -1,18 +1,21 @@
-"""What a run writes while it runs: log.jsonl, the two pictures, and boards where asked for."""
+"""What a run writes while it runs: log.jsonl, the two pictures, and boards where enabled."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from nnssl import dist, files
 from nnssl.modules.running import discard_all
 from nnssl.train import batches, boards, pictures
+from nnssl.train.graph import StepResult
 from nnssl.train.run import Run
 
 LOG = "log.jsonl"
 HOUR = 3600.0  # seconds
+SHORTER = "; shorter: fewer --steps, a smaller --crop or preset (-a tiny), a smaller --batch-size"
 
 
 def duration(seconds: float) -> str:
@@ -22,9 +25,9 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     if minutes < 90:
         return f"{minutes} min"
-    return (
-        f"{minutes // 60} h {minutes % 60} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
-    )
+    if hours < 48:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{hours // 24} d {hours % 24} h"
 
 
 class Log:
@@ -39,62 +42,67 @@ class Log:
         if not dist.is_main():
             return
         run.folder.mkdir(parents=True, exist_ok=True)
-        kept = (
-            [row for row in files.read_json_lines(self.path) if row["step"] <= run.step]
-            if self.path.exists()
-            else []
-        )
+        kept = self._rows_before()
         self.last = kept[-1] if kept else {}
         files.write_json_lines(self.path, kept)
         self.boards = boards.boards(run)
 
-    def row(
-        self,
-        losses: dict,
-        monitored: dict,
-        *,
-        norm: float,
-        rate: float,
-        seconds: float,
-        waited: float,
-        rejected: int,
-    ) -> dict:
-        """One row of log.jsonl, averaged over processes."""
+    def _rows_before(self) -> list[dict]:
+        """Of the log that is there already, the rows up to the step of the run."""
+        if not self.path.exists():
+            return []
+        return [row for row in files.read_json_lines(self.path) if row["step"] <= self.run.step]
+
+    def row(self, result: StepResult, *, seconds: float, waited: float, rejected: int) -> dict:
+        """One row of log.jsonl, averaged over processes.
+
+        seconds, waited: per step, and of them waited for data.
+        rejected: crops of this process that were redrawn for lack of body.
+        """
         run, config = self.run, self.run.config
-        values = {
-            **{name: float(value) for name, value in losses.items()},
-            **run.monitors.read(monitored),
-        }
-        values["data_wait"] = waited / seconds  # fraction of the step
-        # crops redrawn for lack of body
-        values["rejected"] = rejected / (config.batch_size / dist.world_size())
-        # where NCCL and gloo look; mps knows no float64
-        on = "cuda" if run.device.type == "cuda" else "cpu"
-        averaged = dist.all_reduce_mean(
-            torch.tensor(list(values.values()), dtype=torch.float64, device=on)
-        ).tolist()
+        norm, speed = float(result.norm), config.batch_size / seconds
         row = {
             "step": run.step,
             "epoch": round(run.step * config.batch_size / len(run.crops), 3),
-            **dict(zip(values, averaged, strict=True)),
-            "lr": rate,
+            **self._averaged(result, waited / seconds, rejected),
+            "lr": result.rate,
             "grad_norm": norm,
-            "samples_per_second": config.batch_size / seconds,
-            **self._used(config.batch_size / seconds),
-            **run.ask_probe(),
+            "samples_per_second": speed,
+            **self._used(speed),
+            **run.evaluate_probe(),
         }
-        if alarms := run.monitors.alarms(row):
+        self._add_alarms(row)
+        self._write(row)
+        return row
+
+    def _averaged(self, result: StepResult, data_wait: float, rejected: int) -> dict[str, float]:
+        """What each process measures for itself: the mean over processes."""
+        run, config = self.run, self.run.config
+        values = {
+            **{name: float(value) for name, value in result.losses.items()},
+            **run.monitors.read(result.monitored),
+            "data_wait": data_wait,  # fraction of the step
+            "rejected": rejected / (config.batch_size / dist.world_size()),
+        }
+        # where NCCL and gloo look; mps knows no float64
+        on = "cuda" if run.device.type == "cuda" else "cpu"
+        own = torch.tensor(list(values.values()), dtype=torch.float64, device=on)
+        return dict(zip(values, dist.all_reduce_mean(own).tolist(), strict=True))
+
+    def _add_alarms(self, row: dict) -> None:
+        if alarms := self.run.monitors.alarms(row):
             row["alarm"] = "; ".join(alarms)
             if dist.is_main():
                 self.say(
-                    f"\nWARNING: this run may have collapsed at step {run.step}: {row['alarm']}"
+                    f"\nWARNING: this run may have collapsed at step {row['step']}: {row['alarm']}"
                 )
+
+    def _write(self, row: dict) -> None:
         self.last = row
         if dist.is_main():
             files.append_json_line(self.path, row)
         for board in self.boards:
-            board.add(row, run.step)
-        return row
+            board.add(row, row["step"])
 
     def close(self) -> None:
         for board in self.boards:
@@ -113,26 +121,25 @@ class Log:
         if self.paced or not left or not dist.is_main():
             return
         self.paced, total = True, step * left
-        shorter = (
-            "; shorter: fewer --steps, a smaller --crop or preset (-a tiny), a smaller --batch-size"
-        )
-        self.say(
-            f"\n{step:.2g} s per step: {duration(total)} to go{shorter if total > HOUR else ''}"
-        )
+        shorter = SHORTER if total > HOUR else ""
+        self.say(f"\n{step:.2g} s per step: {duration(total)} to go{shorter}")
 
     def draw(self) -> None:
         """progress.png, and views.png: what the method looks at and predicts."""
         if not dist.is_main():
             return
         run = self.run
-        pictures.progress(
-            files.read_json_lines(self.path), run.folder / "progress.png", run.header["method"]
-        )
+        rows, path = files.read_json_lines(self.path), run.folder / "views.png"
+        pictures.progress(rows, run.folder / "progress.png", run.header["method"])
+        pictures.views(self._volumes(), path)
+        pictures.keep(path, run.step)
+
+    def _volumes(self) -> dict[str, Tensor]:
+        """What the method shows of the first two crops, on the CPU."""
+        run = self.run
         samples = batches.collate([run.crops[index] for index in range(2)])
-        with run.looking(), torch.no_grad():
+        with run.evaluation_mode(), torch.no_grad():
             volumes = run.method.show(run.prepare_views(samples))
             # rank zero alone draws, and a resumed run does not: no running moment may move
             discard_all(run.method)
-        path = run.folder / "views.png"
-        pictures.views({k: v.float().cpu() for k, v in volumes.items()}, path)
-        pictures.keep(path, run.step)
+        return {name: volume.float().cpu() for name, volume in volumes.items()}

@@ -8,12 +8,13 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from nnssl import dist
 from nnssl.signals import Interrupted
 from nnssl.train import batches
-from nnssl.train.graph import StepGraph
+from nnssl.train.graph import StepGraph, StepResult
 from nnssl.train.log import Log
 from nnssl.train.manifest import Manifest
 from nnssl.train.run import WHEN_DIVERGED, Diverged, Run
@@ -30,74 +31,108 @@ def train(run: Run, say: Callable[[str], None] = print) -> Path:
     gradients stay not finite, and batches.ReaderError when a process that reads crops is gone.
     However it ends, no process that it started is left.
     """
-    config, log, manifest = run.config, Log(run, say), Manifest(run, say)
+    config, log, manifest, bar = run.config, Log(run, say), Manifest(run, say), _bar(run)
     micro = batches.MicroBatches(run.step, config.steps, config.batch_size, config.accumulate)
     reading = batches.reading(
         run.crops, micro, config.workers, pin_memory=run.device.type == "cuda"
     )
-    picture = _Picture(log, run, say)
     step = StepGraph(run, say).step if config.graph else run.advance
-    bar = tqdm(
-        total=config.steps,
+    with closing(log), Signals() as signals, reading as stream, bar:
+        clock, saver = _Clock(), _Saver(log, manifest, _Picture(log, run, say))
+        while run.step < config.steps:
+            try:
+                with signals.waiting(), clock.waiting():
+                    parts = [next(stream) for _ in range(config.accumulate)]
+            except Interrupted:
+                saver.save()  # no picture: it would wait for the same data
+                raise _stopped(run) from None
+            result = step(parts)
+            clock.steps += 1
+            logged = run.step % config.log_every == 0 or run.step == config.steps or run.probes()
+            # Between two looks the host does not wait for the device.
+            looked = logged or run.step % PATIENCE == 0
+            failing = looked and _look(run, result.losses, clock.steps, say)
+            if logged and not failing:
+                row = _write_row(log, result, clock, parts)
+                bar.set_postfix(_postfix(row), refresh=False)
+            bar.update()
+            stop = signals.stop_requested(run.step)
+            saved = saver.after_step(stop, logged)
+            if stop:
+                raise _stopped(run)
+            if logged or saved:
+                clock = _Clock()
+    return saver.finish()
+
+
+def _bar(run: Run) -> tqdm:
+    return tqdm(
+        total=run.config.steps,
         initial=run.step,
         unit="step",
         disable=not dist.is_main(),
         dynamic_ncols=True,
         smoothing=0.05,
     )
-    with closing(log), Signals() as signals, reading as stream, bar:
-        clock, since_save = _Clock(), _SinceSave(run.device)
-        while run.step < config.steps:
-            try:
-                with signals.waiting(), clock.waiting():
-                    parts = [next(stream) for _ in range(config.accumulate)]
-            except Interrupted:  # no picture: it would wait for the same data
-                run.save(log.last)
-                manifest.write()
-                raise _stopped(run) from None
-            losses, monitored, norm, rate = step(parts)
-            clock.steps += 1
-            logged = run.step % config.log_every == 0 or run.step == config.steps or run.probes()
-            # Between two looks the host does not wait for the device.
-            failing = (logged or run.step % PATIENCE == 0) and _look(run, losses, clock.steps, say)
-            if logged and not failing:
-                timed = clock.read()
-                rejected = sum(int(part["rejected"].sum()) for part in parts)
-                row = log.row(
-                    losses, monitored, norm=float(norm), rate=rate, rejected=rejected, **timed
-                )
-                run.keep_best(row)
-                log.pace(timed["seconds"])
-                shown = {
-                    "loss": f"{row['total']:.4f}",
-                    **({"of peak": f"{row['of_peak']:.1%}"} if "of_peak" in row else {}),
-                    "scans/s": f"{row['samples_per_second']:.1f}",
-                    "wait": f"{row['data_wait']:.0%}",
-                }
-                bar.set_postfix(shown, refresh=False)
-            bar.update()
-            stop = signals.stop_requested(run.step)
-            at_step = run.step % config.save_every == 0 or run.step == config.steps
-            saved = stop or at_step or (logged and since_save.is_long())
-            if saved:
-                run.save(log.last)
-                since_save = _SinceSave(run.device)
-                manifest.write()
-                picture.draw()
-            if stop:
-                raise _stopped(run)
-            if logged or saved:
-                clock = _Clock()
-    final = run.finish(log.last)
-    manifest.write()
-    dist.barrier()
-    return final
+
+
+def _write_row(log: Log, result: StepResult, clock: _Clock, parts: list[dict]) -> dict:
+    """The row of the log for this step, and what follows from it: the best encoder, the pace."""
+    timed = clock.read()
+    rejected = sum(int(part["rejected"].sum()) for part in parts)
+    row = log.row(result, rejected=rejected, **timed)
+    log.run.keep_best(row)
+    log.pace(timed["seconds"])
+    return row
+
+
+def _postfix(row: dict) -> dict[str, str]:
+    """What the progress bar shows of a row."""
+    shown = {"loss": f"{row['total']:.4f}"}
+    if "of_peak" in row:
+        shown["of peak"] = f"{row['of_peak']:.1%}"
+    return {
+        **shown,
+        "scans/s": f"{row['samples_per_second']:.1f}",
+        "wait": f"{row['data_wait']:.0%}",
+    }
 
 
 def _stopped(run: Run) -> Interrupted:
     return Interrupted(
         f"stopped at step {run.step} of {run.config.steps}; the same line with --c continues"
     )
+
+
+class _Saver:
+    """Writes the checkpoints of a run, and the manifest after each."""
+
+    def __init__(self, log: Log, manifest: Manifest, picture: _Picture) -> None:
+        self.log, self.manifest, self.picture = log, manifest, picture
+        self.since_save = _SinceSave(log.run.device)
+
+    def after_step(self, stop: bool, logged: bool) -> bool:
+        """Save where it is due, and draw the pictures; whether it was."""
+        if not (stop or self._is_due() or (logged and self.since_save.is_long())):
+            return False
+        self.save()
+        self.since_save = _SinceSave(self.log.run.device)
+        self.picture.draw()
+        return True
+
+    def _is_due(self) -> bool:
+        run = self.log.run
+        return run.step % run.config.save_every == 0 or run.step == run.config.steps
+
+    def save(self) -> None:
+        self.log.run.save(self.log.last)
+        self.manifest.write()
+
+    def finish(self) -> Path:
+        final = self.log.run.finish(self.log.last)
+        self.manifest.write()
+        dist.barrier()
+        return final
 
 
 class _Picture:
@@ -121,7 +156,7 @@ class _Picture:
 
 
 class _Clock:
-    """Seconds a step, and of it waited for data: means over the steps since it was made."""
+    """Seconds per step, and of them waited for data: means over the steps since its creation."""
 
     def __init__(self) -> None:
         self.began, self.waited, self.steps = time.perf_counter(), 0.0, 0
@@ -142,7 +177,7 @@ class _Clock:
 
 
 class _SinceSave:
-    """The time since the last save; all processes come to the same answer."""
+    """The time since the last save; all processes decide alike."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.began = device, time.perf_counter()
@@ -153,17 +188,13 @@ class _SinceSave:
         return float(dist.all_reduce_mean(seconds)) > SAVE_SECONDS
 
 
-def _look(run: Run, losses: dict, steps: int, say: Callable[[str], None]) -> bool:
-    """Whether the last step was skipped; says so once, and what was skipped of the `steps` since
+def _look(run: Run, losses: dict[str, Tensor], steps: int, say: Callable[[str], None]) -> bool:
+    """Whether the last step was skipped; warns once, and of what was skipped in the `steps` since
     the last look.
     """
     in_a_row, since = run.skipped()
     if dist.is_main() and (0 < in_a_row <= steps or in_a_row >= PATIENCE):
-        shown = {name: float(value) for name, value in losses.items()}
-        say(
-            f"\nWARNING: the gradient of step {run.step} is not finite, losses {shown}; the step "
-            f"was skipped. {WHEN_DIVERGED}"
-        )
+        _warn_skipping(run.step, losses, say)
     elif dist.is_main() and since and not in_a_row:
         say(
             f"\nWARNING: {since} of the steps up to step {run.step} had a gradient that is not "
@@ -175,3 +206,11 @@ def _look(run: Run, losses: dict, steps: int, say: Callable[[str], None]) -> boo
             f"{WHEN_DIVERGED}"
         )
     return in_a_row > 0
+
+
+def _warn_skipping(step: int, losses: dict[str, Tensor], say: Callable[[str], None]) -> None:
+    shown = {name: float(value) for name, value in losses.items()}
+    say(
+        f"\nWARNING: the gradient of step {step} is not finite, losses {shown}; the step "
+        f"was skipped. {WHEN_DIVERGED}"
+    )

@@ -1,4 +1,4 @@
-"""manifest.json beside a run's checkpoints: by what command, with what and on what it was made.
+"""manifest.json beside a run's checkpoints: its command, versions, machine, hours and energy.
 
 A run that is resumed adds a sitting. Times and energy count from the start of the training loop to
 the last checkpoint, so that what a killed process did is not in it.
@@ -12,7 +12,7 @@ import shlex
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -42,10 +42,7 @@ class Manifest:
         self.before: list[dict] = []
         if not dist.is_main():
             return
-        # a folder may still hold that of a run that was removed
-        if run.step:
-            with suppress(OSError, ValueError, KeyError):
-                self.before = list(files.read_json(self.path)["sittings"])
+        self.before = self._sittings_before()
         self.began, self.clock = time.time(), time.perf_counter()
         self.meters = _meters(run.device)
         self.joules = _read(self.meters)
@@ -57,12 +54,27 @@ class Manifest:
             "hardware": _hardware(run.device),
         }
 
+    def _sittings_before(self) -> list[dict]:
+        """None at the first step: a folder may hold the manifest of a run that was removed."""
+        if self.run.step:
+            with suppress(OSError, ValueError, KeyError):
+                return list(files.read_json(self.path)["sittings"])
+        return []
+
     def write(self) -> None:
         """After a checkpoint; the first process alone. What cannot be written costs a warning."""
         if not dist.is_main():
             return
+        try:
+            files.write_json(self.path, _whole(self.run, [*self.before, self._sitting_now()]))
+        except OSError as error:
+            if not self.warned:
+                self.say(f"\nWARNING: the manifest could not be written: {error}")
+            self.warned = True
+
+    def _sitting_now(self) -> dict:
         hours = (time.perf_counter() - self.clock) / HOUR
-        now = {
+        return {
             **self.sitting,
             "to_step": self.run.step,
             "ended": _stamp(time.time()),
@@ -70,12 +82,6 @@ class Manifest:
             "device_hours": round(hours * dist.world_size(), 5),
             "energy_wh": self._watt_hours(),
         }
-        try:
-            files.write_json(self.path, _whole(self.run, [*self.before, now]))
-        except OSError as error:
-            if not self.warned:
-                self.say(f"\nWARNING: the manifest could not be written: {error}")
-            self.warned = True
 
     def _watt_hours(self) -> float | None:
         now = _read(self.meters)
@@ -85,15 +91,15 @@ class Manifest:
 
 
 def _whole(run: Run, sittings: list[dict]) -> dict:
-    energy = [one["energy_wh"] for one in sittings if one.get("energy_wh") is not None]
+    energy = [each["energy_wh"] for each in sittings if each.get("energy_wh") is not None]
     return {
         "format_version": FORMAT_VERSION,
         "method": run.header["method"],
         "collection": run.header["plan"].get("name"),
         "step": run.step,
         "steps": run.config.steps,
-        "hours": round(sum(one["hours"] for one in sittings), 5),
-        "device_hours": round(sum(one["device_hours"] for one in sittings), 5),
+        "hours": round(sum(each["hours"] for each in sittings), 5),
+        "device_hours": round(sum(each["device_hours"] for each in sittings), 5),
         # of the GPUs of the first process's machine; null where a sitting could not be metered
         "energy_wh": round(sum(energy), 3) if len(energy) == len(sittings) else None,
         "sittings": sittings,
@@ -144,7 +150,7 @@ def _processor() -> str:
 
 
 def _meters(device: torch.device) -> list[Callable[[], int]]:
-    """One a GPU that this run uses on this machine: millijoules since its driver was loaded.
+    """One per GPU that this run uses on this machine: millijoules since its driver was loaded.
 
     Empty where there is no GPU, no nvidia-ml-py, or one of them has no meter (before Volta, MIG).
     """
@@ -154,15 +160,17 @@ def _meters(device: torch.device) -> list[Callable[[], int]]:
         import pynvml  # pyright: ignore[reportMissingImports] nvidia-ml-py, an extra
 
         pynvml.nvmlInit()
-        count = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        used = range(count) if count > 1 else [device.index or 0]
-        handles = [
-            pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(i).uuid}")
-            for i in used
-        ]
+        uuids = (torch.cuda.get_device_properties(gpu).uuid for gpu in _gpus(device))
+        handles = [pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}") for uuid in uuids]
         return [lambda h=h: pynvml.nvmlDeviceGetTotalEnergyConsumption(h) for h in handles]
     except Exception:  # whatever a driver may say: a run does not fail for a meter
         return []
+
+
+def _gpus(device: torch.device) -> Sequence[int]:
+    """Those of all processes of this machine."""
+    count = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return range(count) if count > 1 else [device.index or 0]
 
 
 def _read(meters: list[Callable[[], int]]) -> float | None:

@@ -1,12 +1,14 @@
-"""Is it learning, or has it collapsed? Numbers for the log, and words when something is wrong for
+"""Is it learning, or has it collapsed? Numbers for the log, and advice when something is wrong for
 long.
 
-embedding_std   mean over dimensions of std over the last `RECENT` crops of z/|z|, times sqrt(d): near 1 when healthy, 0
-                when every crop looks the same (Chen 2021, SimSiam, section 4.1). No more than
-                these: embeddings of a network that moves differ for that reason too.
-rankme          exp of the entropy of the singular values of the last `WINDOW` embeddings (Garrido 2023).
+embedding_std   mean over dimensions of std over the last `RECENT` crops of z/|z|, times sqrt(d):
+                near 1 when healthy, 0 when every crop looks the same (Chen 2021, SimSiam, section
+                4.1). No more than these: embeddings of a network that moves differ for that reason
+                too.
+rankme          exp of the entropy of the singular values of the last `WINDOW` embeddings (Garrido
+                2023).
 entropy_<head>  mean entropy of the teacher's targets, as a fraction of log K: 1 = uniform collapse.
-spread_<head>   entropy of the mean target, as a fraction of log K: 0 = one prototype for everything.
+spread_<head>   entropy of the mean target, as a fraction of log K: 0 = one prototype for all.
 used_<head>     how many prototypes are the first choice of some token or crop.
 accuracy        fraction of right answers, where the method asks a question that has one.
 """
@@ -29,21 +31,21 @@ PATIENCE = 30
 ALIKE = 0.05
 
 ADVICE = {
-    "embedding": "all crops look alike to the encoder (embedding_std < 0.05). Try a larger batch (--batch-size, or "
-    "--accumulate), a lower learning rate (--set lr=...), or a slower teacher (--set "
-    "teacher_momentum=0.999)",
-    "uniform": "the teacher's targets carry no information (entropy near log K). Try a sharper teacher "
-    "(--set teacher_temperature_end=0.04), a lower learning rate (--set lr=...) or fewer "
+    "embedding": "all crops look alike to the encoder (embedding_std < 0.05). Try a larger batch "
+    "(--batch-size, or --accumulate), a lower learning rate (--set lr=...), or a slower teacher "
+    "(--set teacher_momentum=0.999)",
+    "uniform": "the teacher's targets carry no information (entropy near log K). Try a sharper "
+    "teacher (--set teacher_temperature_end=0.04), a lower learning rate (--set lr=...) or fewer "
     "prototypes (--set prototypes=1024)",
-    "single": "the teacher names one prototype for everything. Try a faster centre (--set centre_momentum=0.8) "
-    "or a softer teacher (--set teacher_temperature_start=0.06)",
-    "solved": "the question is answered nearly always (accuracy > 0.99), so more steps teach little: stop here and use "
-    "checkpoint_latest.pth, or make it harder",
+    "single": "the teacher names one prototype for everything. Try a faster centre "
+    "(--set centre_momentum=0.8) or a softer teacher (--set teacher_temperature_start=0.06)",
+    "solved": "the question is answered nearly always (accuracy > 0.99), so more steps teach "
+    "little: stop here and use checkpoint_latest.pth, or make it harder",
 }
 
 
 def embedding_std(embedding: Tensor) -> float:
-    """[N d] -> a scalar that is near 1 for embeddings spread over the sphere and 0 for equal ones."""
+    """[N d] -> near 1 for embeddings spread over the sphere and 0 for equal ones."""
     unit = torch.nn.functional.normalize(embedding.float(), dim=-1)
     return float(unit.std(dim=0, correction=0).mean() * math.sqrt(unit.shape[1]))
 
@@ -65,6 +67,11 @@ def entropies(probabilities: Tensor) -> tuple[float, float, int]:
     scale = math.log(p.shape[-1])
     used = p.argmax(dim=-1).unique().numel()
     return float(entropy(p).mean()) / scale, float(entropy(p.mean(dim=0))) / scale, used
+
+
+def _of_targets(head: str, probabilities: Tensor) -> dict[str, float]:
+    entropy, spread, used = entropies(probabilities)
+    return {f"entropy_{head}": entropy, f"spread_{head}": spread, f"used_{head}": used}
 
 
 class Monitors:
@@ -107,15 +114,12 @@ class Monitors:
             if value.ndim == 0:
                 row[name] = float(value)
             elif name.startswith("teacher_"):
-                head = name.removeprefix("teacher_")
-                row[f"entropy_{head}"], row[f"spread_{head}"], row[f"used_{head}"] = entropies(
-                    value
-                )
+                row |= _of_targets(name.removeprefix("teacher_"), value)
         return row
 
     def alarms(self, row: dict[str, float]) -> list[str]:
-        """Advice for what has been wrong for exactly PATIENCE readings: each is said once, when it
-        is certain.
+        """Advice for what has been wrong for exactly PATIENCE readings: each is given once, when
+        it is certain.
         """
         wrong = {
             "embedding": row.get("embedding_std", 1.0) < ALIKE,

@@ -12,7 +12,7 @@ from nnssl.methods.method import MethodConfig
 from nnssl.modules.replay import number
 from nnssl.train.schedule import parameter_groups
 
-# devices on which PyTorch's AdamW can be told there that a step does not count
+# devices on which PyTorch's AdamW reads from the device that a step does not count
 FUSED = ("cpu", "cuda")
 
 
@@ -44,7 +44,7 @@ def step(
     most: float,
     rate: Callable[[], float],
 ) -> tuple[Tensor, Tensor]:
-    """Shorten the gradient to the length `most` and move the weights, at the rate that `rate` says.
+    """Shorten the gradient to the length `most` and move the weights at the rate `rate()`.
 
     Returns the gradient's length before, and whether it was finite; if not, no weight moves. Both
     are on the device.

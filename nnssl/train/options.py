@@ -1,4 +1,4 @@
-"""What `nnssl_pretrain` is asked for; without importing PyTorch."""
+"""The options of `nnssl_pretrain`; without importing PyTorch."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _channels(numbers: list[int | None]) -> tuple[int | None, ...] | None:
 
 @dataclass(frozen=True)
 class Options:
-    """What `nnssl_pretrain` is asked for; None: derived, and reported."""
+    """The options of `nnssl_pretrain`; None: derived, and reported."""
 
     method: str = option(
         help="the method; --list shows them",

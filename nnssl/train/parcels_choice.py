@@ -1,8 +1,8 @@
 """Whether a run learns from parcels (`nnssl.data.parcels`), and that they are there before it
 starts.
 
-`-m parcels` always does, and SMIT where it is told to (`--set w_parcels=1`). SMIT that is told
-nothing does so where parcels have been shown to help: CT volumes of up to a thousand scans that can
+`-m parcels` always does, and SMIT with `--set w_parcels=1`. SMIT without that setting
+does so where parcels have been shown to help: CT volumes of up to a thousand scans that can
 be registered to one another. What it was decided by is one line, as for the other choices of a run.
 """
 
@@ -21,7 +21,7 @@ from nnssl.train.configure import FEW, Choice
 from nnssl.train.places import dimensions
 
 if TYPE_CHECKING:
-    from nnssl.train.pretrain import Options
+    from nnssl.train.options import Options
 
 WEIGHT = "w_parcels"
 FEWEST = 10  # scans: an atlas of fewer shows the anatomy of single patients
@@ -42,7 +42,7 @@ def choose(
     set, for other methods, and for a run that continues, which keeps what it had.
 
     Parcels that the run needs lie in `folder`, beside the preprocessed scans, afterwards. Raises
-    ValueError where they were asked for and cannot be made.
+    ValueError where they were set and cannot be made.
     """
     kind = METHODS[options.method].Config
     config = kind.parse(options.settings)

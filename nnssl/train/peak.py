@@ -40,7 +40,7 @@ def fraction_of_peak_per_scan(method: Method, crop: Shape, device: torch.device)
     """The fraction of the peak of all devices that one scan a second takes; 0 where no peak is
     known.
 
-    Counted on a step of one made scan, before anything is compiled.
+    Counted on a step of one synthetic scan, before anything is compiled.
     """
     peak = peak_of(name_of(device))
     if peak is None:

@@ -1,4 +1,4 @@
-"""progress.png, views.png and views/: a run at one look. Matplotlib is imported only when a
+"""progress.png, views.png and views/: a run at a glance. Matplotlib is imported only when a
 picture is made.
 """
 
@@ -58,18 +58,22 @@ def panels(rows: list[dict], title: str) -> dict[str, list[str]]:
 def draw(
     axes: Axes, rows: list[dict], keys: list[str], title: str, most: int | None = None
 ) -> None:
-    """One panel: raw values pale, their moving average strong; at `most` so many points per line."""
+    """One panel: raw values pale, their moving average strong; at most `most` points per line."""
     for key in keys:
-        steps, values = zip(*((row["step"], row[key]) for row in rows if key in row), strict=True)
-        smooth = values if key.startswith(EXACT) else _smooth(values)
-        thin = slice(None, None, -(-len(steps) // most) if most else 1)
-        (line,) = axes.plot(steps[thin], values[thin], alpha=0.25)
-        axes.plot(steps[thin], smooth[thin], color=line.get_color(), label=key)
+        _curve(axes, rows, key, most)
     axes.set_title(title, fontsize=9)
     axes.set_xlabel("step", fontsize=8)
     axes.tick_params(labelsize=8)
     if len(keys) <= MOST_NAMED:
         axes.legend(fontsize=8)
+
+
+def _curve(axes: Axes, rows: list[dict], key: str, most: int | None) -> None:
+    steps, values = zip(*((row["step"], row[key]) for row in rows if key in row), strict=True)
+    smooth = values if key.startswith(EXACT) else _smooth(values)
+    thin = slice(None, None, -(-len(steps) // most) if most else 1)
+    (line,) = axes.plot(steps[thin], values[thin], alpha=0.25)
+    axes.plot(steps[thin], smooth[thin], color=line.get_color(), label=key)
 
 
 def progress(rows: list[dict], path: Path, title: str) -> None:
@@ -79,44 +83,53 @@ def progress(rows: list[dict], path: Path, title: str) -> None:
     shown = panels(rows, title)
     columns = -(-len(shown) // 2)
     figure = _figure(4 * columns, 7)
-    for place, (name, keys) in enumerate(shown.items(), start=1):
-        draw(figure.add_subplot(2, columns, place), rows, keys, name)
+    for number, (name, keys) in enumerate(shown.items(), start=1):
+        draw(figure.add_subplot(2, columns, number), rows, keys, name)
     _save(figure, path)
 
 
 def keep(path: Path, step: int) -> None:
-    """A copy of views.png at `path` as `views/<step>.png` beside it; of many, KEPT spread evenly."""
+    """Copy views.png at `path` to `views/<step>.png`; of many copies KEPT stay, spread evenly."""
     folder = path.parent / VIEWS
     with files.atomic(folder / f"{step:09d}.png") as temporary:
         temporary.write_bytes(path.read_bytes())
     kept = sorted(folder.glob("[0-9]*.png"))
-    steps = [int(picture.stem) for picture in kept]
     while len(kept) > KEPT:
-        gaps = [after - before for before, after in zip(steps, steps[2:], strict=False)]
-        closest = 1 + gaps.index(min(gaps))  # neither the first picture nor the last
-        kept.pop(closest).unlink()
-        steps.pop(closest)
+        kept.pop(_closest([int(picture.stem) for picture in kept])).unlink()
+
+
+def _closest(steps: list[int]) -> int:
+    """The index of the step whose neighbours are nearest to each other; neither first nor last."""
+    gaps = [after - before for before, after in zip(steps, steps[2:], strict=False)]
+    return 1 + gaps.index(min(gaps))
 
 
 def views(volumes: dict[str, Tensor], path: Path) -> None:
-    """The middle axial slice of the first crops: one row per crop, one column a volume ([B 1
-    *size]); NaN is blue.
+    """The middle axial slice of the first crops: one row per crop, one column per volume
+    ([B 1 *size]); NaN is blue.
     """
-    crops = min(SHOWN_CROPS, len(next(iter(volumes.values()))))
+    first = next(iter(volumes.values()))
+    crops = min(SHOWN_CROPS, len(first))
     figure = _figure(3 * len(volumes), 3 * crops)
     grid = figure.subplots(crops, len(volumes), squeeze=False)
-    first = next(iter(volumes.values()))
-    for row in range(crops):
-        low, high = float(first[row].min()), float(first[row].max())
-        for axes, (name, volume) in zip(grid[row], volumes.items(), strict=True):
-            image = volume[min(row, len(volume) - 1), 0]
-            image = image[image.shape[0] // 2] if image.ndim == 3 else image
-            axes.imshow(image.numpy(), cmap="gray", vmin=low, vmax=high)
-            axes.set_facecolor("tab:blue")
-            axes.set(xticks=[], yticks=[])
-            if row == 0:
-                axes.set_title(name)
+    for axes, name in zip(grid[0], volumes, strict=True):
+        axes.set_title(name)
+    for number, row in enumerate(grid):
+        limits = float(first[number].min()), float(first[number].max())
+        for axes, volume in zip(row, volumes.values(), strict=True):
+            _show(axes, _middle_slice(volume[min(number, len(volume) - 1), 0]), limits)
     _save(figure, path)
+
+
+def _middle_slice(volume: Tensor) -> Tensor:
+    """[*size] -> the middle axial slice [y x]; a slice is its own."""
+    return volume[volume.shape[0] // 2] if volume.ndim == 3 else volume
+
+
+def _show(axes: Axes, image: Tensor, limits: tuple[float, float]) -> None:
+    axes.imshow(image.numpy(), cmap="gray", vmin=limits[0], vmax=limits[1])
+    axes.set_facecolor("tab:blue")
+    axes.set(xticks=[], yticks=[])
 
 
 def _smooth(values: tuple[float, ...]) -> list[float]:

@@ -1,4 +1,4 @@
-"""Where a pretraining reads and writes: nnU-Net's folders, the collection's name, the run's name."""
+"""Where a pretraining reads and writes: nnU-Net's folders, names of collection and run."""
 
 from __future__ import annotations
 
@@ -21,11 +21,7 @@ def data_folder(options: Options) -> tuple[str, Path]:
     $nnUNet_preprocessed/nnssl/<name>.
     """
     root = _variable("nnUNet_preprocessed") / "nnssl"
-    parts = [*(Path(s).resolve().name for s in options.sources), *options.dataset_ids]
-    if options.channels != (0,):
-        chosen = ["all"] if options.channels is None else map(str, options.channels)
-        parts.append(f"channels_{'_'.join(chosen)}")
-    name = options.name or _name_of(parts, root)
+    name = options.name or _name_of(_parts(options), root)
     if not name or name != Path(name).name or name.startswith("."):
         raise ValueError(
             f"{name!r} cannot name a collection; give it a name with --name, such as --name my_ct"
@@ -33,18 +29,27 @@ def data_folder(options: Options) -> tuple[str, Path]:
     return name, root / name
 
 
+def _parts(options: Options) -> list[str]:
+    """The names of what the collection is made of."""
+    parts = [*(Path(s).resolve().name for s in options.sources), *options.dataset_ids]
+    if options.channels != (0,):
+        chosen = ["all"] if options.channels is None else map(str, options.channels)
+        parts.append(f"channels_{'_'.join(chosen)}")
+    return parts
+
+
 def _name_of(parts: Sequence[str], root: Path) -> str:
-    """The parts' names joined; of many the first, their number and a hash, the same in any order."""
+    """The parts joined; of many the first, their number and a hash, the same in any order."""
     joined = "_".join(parts)
-    if (
-        len(parts) < 2
-        or len(joined) <= LONGEST_NAME
-        or (len(os.fsencode(joined)) < 256 and (root / joined).is_dir())
-    ):
+    if len(parts) < 2 or len(joined) <= LONGEST_NAME or _is_folder(root, joined):
         return joined
-    return (
-        f"{min(parts)[:LONGEST_NAME]}_and_{len(parts) - 1}_more_{files.fingerprint(sorted(parts))}"
-    )
+    first, more = min(parts)[:LONGEST_NAME], len(parts) - 1
+    return f"{first}_and_{more}_more_{files.fingerprint(sorted(parts))}"
+
+
+def _is_folder(root: Path, name: str) -> bool:
+    """Whether it is there; file systems know no name of 256 bytes or more."""
+    return len(os.fsencode(name)) < 256 and (root / name).is_dir()
 
 
 def results_folder(options: Options, plan: Plan) -> Path:

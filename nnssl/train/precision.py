@@ -12,7 +12,7 @@ Autocast is on as well, for what lies between: it has little left to do.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol, cast
 
@@ -49,7 +49,7 @@ class Precision:
 
     def __init__(self, model: nn.Module, device: torch.device, half: torch.dtype | None) -> None:
         self.device, self.half = device, half
-        self._places = [] if half is None else _places(model)
+        self._slots = [] if half is None else _weight_slots(model)
 
     @contextmanager
     def weights(self) -> Iterator[None]:
@@ -57,17 +57,17 @@ class Precision:
 
         They are cast once, on entering; gradients arrive at the weights themselves, in fp32.
         """
-        # `_places` names those that are there
-        own = [cast("nn.Parameter", module._parameters[name]) for module, name in self._places]
+        # `_slots` names those that are there
+        own = [cast("nn.Parameter", module._parameters[name]) for module, name in self._slots]
         if own and self.half is not None:
             copies = _lowered([*own], self.half)
-            for (module, name), low in zip(self._places, copies, strict=True):
+            for (module, name), low in zip(self._slots, copies, strict=True):
                 # for the length of a step a tensor that is no Parameter
                 module._parameters[name] = low  # pyright: ignore[reportArgumentType]
         try:
             yield
         finally:
-            for (module, name), weight in zip(self._places, own, strict=True):
+            for (module, name), weight in zip(self._slots, own, strict=True):
                 module._parameters[name] = weight
 
     def autocast(self) -> torch.autocast:
@@ -76,20 +76,24 @@ class Precision:
         return torch.autocast(self.device.type, kind, enabled=self.half is not None)
 
 
-def _places(model: nn.Module) -> list[tuple[nn.Module, str]]:
+def _weight_slots(model: nn.Module) -> list[tuple[nn.Module, str]]:
     """Module and name of each weight that is cast: an encoder's, and of products elsewhere."""
-    modules = list(model.modules())
-    keeping = [part for part in modules if getattr(part, "keeps_fp32", False)]
-    kept = {id(inner) for part in keeping for inner in part.modules()}
-    encoders = [part for part in modules if isinstance(part, Swin)]
-    within = {id(inner) for encoder in encoders for inner in encoder.modules()}
+    kept = _inside(model, lambda module: getattr(module, "keeps_fp32", False))
+    encoders = _inside(model, lambda module: isinstance(module, Swin))
+    products = {module for module in model.modules() if isinstance(module, nn.Linear | _ConvNd)}
     return [
-        (part, name)
-        for part in modules
-        if id(part) not in kept and (id(part) in within or isinstance(part, nn.Linear | _ConvNd))
-        for name, weight in part._parameters.items()
+        (module, name)
+        for module in model.modules()
+        if module not in kept and module in encoders | products
+        for name, weight in module._parameters.items()
         if weight is not None and weight.dtype == torch.float32 and name != BIAS
     ]
+
+
+def _inside(model: nn.Module, matches: Callable[[nn.Module], bool]) -> set[nn.Module]:
+    """The modules of `model` that match, with all their parts."""
+    found = filter(matches, model.modules())
+    return {part for module in found for part in module.modules()}
 
 
 def _lowered(weights: list[Tensor], half: torch.dtype) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""Several processes: PyTorch's own launcher and DDP, on GPUs through NCCL and on CPUs through gloo."""
+"""Several processes: PyTorch's own launcher and DDP, through NCCL on GPUs and gloo on CPUs."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ LONG = timedelta(days=14)  # one process prepares ten thousand scans while the o
 
 
 def choose_device(requested: str | None) -> torch.device:
-    """The device of this process: `requested`, or a GPU where there is one. Raises ValueError when it
-    is not there.
+    """The device of this process: `requested`, or a GPU where there is one.
+
+    Raises ValueError when it is not there.
     """
     name = requested or ("cuda" if torch.cuda.is_available() else "cpu")
     available = {
@@ -71,6 +72,15 @@ def init_process_group(device: torch.device) -> None:
 
     Raises ValueError where srun started several that do not know of each other.
     """
+    _require_one_launcher()
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    td.init_process_group("nccl" if device.type == "cuda" else "gloo")
+
+
+def _require_one_launcher() -> None:
     together = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
     if together not in ("", "1") and "RANK" not in os.environ:
         raise ValueError(
@@ -79,11 +89,6 @@ def init_process_group(device: torch.device) -> None:
             "torchrun each: srun --ntasks-per-node=1 torchrun --nnodes=M --nproc-per-node=N ... "
             "-m nnssl pretrain ..."
         )
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
-        return
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    td.init_process_group("nccl" if device.type == "cuda" else "gloo")
 
 
 def destroy_process_group() -> None:

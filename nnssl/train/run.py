@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -25,6 +25,7 @@ from nnssl.train.precision import Precision
 from nnssl.train.run_config import RunConfig, what_changed
 from nnssl.train.same import require_same_run
 from nnssl.train.schedule import learning_rate
+from nnssl.train.skipped import SkippedSteps
 from nnssl.types import FINAL
 
 if TYPE_CHECKING:  # it reads files, for which a benchmark has no library
@@ -67,16 +68,11 @@ class Run:
         self.cases = cases  # ids of the scans, which a resumed run continues on
         # that one scan a second takes; 0: not known
         self.fraction_of_peak_per_scan = fraction_of_peak_per_scan
-        self.probed: dict = {}  # what the probe last said, and what its best was
+        self.probed: dict = {}  # the probe's last result and its best
         self.step = 0
-        # How many of the last steps in a row, and how many since the last look, had a gradient that
-        # is not finite.
-        self._skipped = torch.zeros(2, dtype=torch.long, device=device)
-        self._since = torch.tensor([0, 1]).to(device)  # what is left of that by a step that counts
+        self._skipped = SkippedSteps(device)
         if config.compile:
-            for module in method.modules():
-                if isinstance(module, Swin):
-                    module.compile(dynamic=False)  # views have a fixed size, or two of them
+            _compile_encoders(method)
         self.model: nn.Module = method
         if dist.is_initialized():
             self.model = DistributedDataParallel(method, broadcast_buffers=False)
@@ -85,7 +81,7 @@ class Run:
 
     def gradients(self, micro_batches: list[dict]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Backward over all parts of one step; the mean losses (detached) and what the last part
-        has to watch.
+        monitors.
         """
         self.begin_step()
         views = (self.prepare_views(batch) for batch in micro_batches)
@@ -102,27 +98,31 @@ class Run:
     def backward(
         self, views: Iterable[dict[str, Tensor]], parts: int
     ) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
-        """Of so many parts of a step: the mean losses (detached), and what each has to watch."""
+        """Of the `parts` of a step: the mean losses (detached), and what each monitors."""
         sums: dict[str, Tensor] = {}
         monitored = []
         with self.precision.weights():
             for part, view in enumerate(views, start=1):
-                model, last = self.model, part == parts
-                with (
-                    nullcontext()
-                    if last or not isinstance(model, DistributedDataParallel)
-                    else model.no_sync()
-                ):
-                    with self.precision.autocast():
-                        out: Step = model(view)
-                    total = out.losses["total"]
-                    (total if parts == 1 else total / parts).backward()
+                with self._unsynchronised() if part < parts else nullcontext():
+                    out = self._backward_part(view, parts)
                 monitored.append(out.monitored)
                 for name, value in out.losses.items():
                     value = value.detach()
                     sums[name] = sums[name] + value if name in sums else value
         means = sums if parts == 1 else {name: value / parts for name, value in sums.items()}
         return means, monitored
+
+    def _unsynchronised(self) -> AbstractContextManager:
+        """Inside, gradients are not exchanged: that is done once per step, at its last part."""
+        model = self.model
+        return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
+
+    def _backward_part(self, view: dict[str, Tensor], parts: int) -> Step:
+        with self.precision.autocast():
+            out: Step = self.model(view)
+        total = out.losses["total"]
+        (total if parts == 1 else total / parts).backward()
+        return out
 
     def advance(self, micro_batches: list[dict]) -> StepResult:
         """One step."""
@@ -149,8 +149,7 @@ class Run:
         decide(self.method, finite)
         self.method.after_step(self.step / self.config.steps)
         decide(self.method, None)
-        since = self._skipped * self._since
-        torch.where(finite, since, self._skipped + 1, out=self._skipped)
+        self._skipped.count(finite)
         return norm, rate
 
     def _count_step(self) -> None:
@@ -158,12 +157,10 @@ class Run:
         self.method.progress = self.step / self.config.steps
 
     def skipped(self) -> tuple[int, int]:
-        """How many of the last steps in a row were skipped, and how many since this was last asked;
-        waits.
+        """How many of the last steps in a row were skipped, and how many since the last call; waits
+        for the device.
         """
-        in_a_row, since = self._skipped.tolist()
-        self._skipped[1] = 0
-        return in_a_row, since
+        return self._skipped.read()
 
     def prepare_views(self, batch: dict) -> dict[str, Tensor]:
         """What the method looks at in `batch`, on the device: samples of `crops`, collated."""
@@ -179,7 +176,7 @@ class Run:
         )
 
     @contextmanager
-    def looking(self) -> Iterator[None]:
+    def evaluation_mode(self) -> Iterator[None]:
         """Inside, the method is in evaluation mode, and a compiled encoder runs uncompiled: for
         other shapes it would be compiled again, which takes a minute or two, at the last step too.
         """
@@ -196,16 +193,16 @@ class Run:
     def probes(self) -> bool:
         return self.probe is not None and self.probe.due(self.step, self.config.steps)
 
-    def ask_probe(self) -> dict[str, float]:
-        """At its steps, what the probe says of the encoder that would be exported now; the first
-        process asks.
+    def evaluate_probe(self) -> dict[str, float]:
+        """At its steps, the probe's Dice of the encoder that would be exported now; evaluated by
+        rank zero.
         """
         if self.probe is None or not self.probes():
             return {}
         found = {}
         if dist.is_main():
-            with self.looking():
-                found = self.probe.ask(self.method.encoder, self.device, self.config.bf16)
+            with self.evaluation_mode():
+                found = self.probe.evaluate(self.method.encoder, self.device, self.config.bf16)
         dist.barrier()
         return found
 
@@ -228,10 +225,17 @@ class Run:
         if not dist.is_main():
             return
         content = self._pack(metrics)
-        broken = [n for n, p in self.method.named_parameters() if not torch.isfinite(p).all()]
-        if broken:
-            raise Diverged(f"{broken[0]} is not finite; nothing was written. {WHEN_DIVERGED}")
-        content["training_state"] = {
+        self._require_finite()
+        content["training_state"] = self._state()
+        checkpoint.write(self.folder / LATEST, content)
+
+    def _require_finite(self) -> None:
+        for name, parameter in self.method.named_parameters():
+            if not torch.isfinite(parameter).all():
+                raise Diverged(f"{name} is not finite; nothing was written. {WHEN_DIVERGED}")
+
+    def _state(self) -> dict:
+        return {
             "step": self.step,
             "method": self.method.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -241,7 +245,6 @@ class Run:
             # files.
             "cases": list(self.cases),
         }
-        checkpoint.write(self.folder / LATEST, content)
 
     def finish(self, metrics: dict) -> Path:
         """checkpoint_final.pth: what nnU-Net's trainers take."""
@@ -264,12 +267,15 @@ class Run:
                 f"the run in {self.folder} has done {state['step']} steps of {before['steps']}, "
                 f"more than --steps {self.config.steps}: give a larger number, or leave it out"
             )
+        self._load(state)
+        return what_changed(before, self.config, self.step)
+
+    def _load(self, state: dict) -> None:
         self.method.load_state_dict(state["method"])
         optimiser.restore(self.optimizer, state["optimizer"], self.device, self.config.graph)
         self.monitors.load_state_dict(state["monitors"])
         self.probed = state.get("probe", {})
         self.step = state["step"]
-        return what_changed(before, self.config, self.step)
 
     def _pack(self, metrics: dict) -> dict:
         header = {**self.header, "step": self.step, "metrics": metrics}
@@ -279,3 +285,9 @@ class Run:
         if decoder is not None:
             header["decoder"], decoder = decoder.options, decoder.decoder
         return checkpoint.pack(self.method.encoder, header, [self.method.citation], decoder)
+
+
+def _compile_encoders(method: Method) -> None:
+    for module in method.modules():
+        if isinstance(module, Swin):
+            module.compile(dynamic=False)  # views have a fixed size, or two of them

@@ -27,7 +27,8 @@ class RunConfig:
 
     # How a run is monitored and fed changes no weight, so a resumed run may differ in it.
     FREE = ("log_every", "save_every", "workers", "tensorboard", "wandb", "graph")
-    # These do, but a run that could not continue for them would be lost: it continues and says so.
+    # These do, but a run that could not continue for them would be lost: it continues and reports
+    # them.
     REPORTED = ("steps", "bf16", "compile")
 
     def __post_init__(self) -> None:
@@ -36,16 +37,13 @@ class RunConfig:
     @classmethod
     def of(cls, options: Options, **derived: int) -> RunConfig:
         """As `options` say, but for what is derived."""
-        said = {
-            each.name: vars(options)[each.name]
-            for each in fields(cls)
-            if each.name in vars(options)
-        }
-        return cls(**{**said, **derived})
+        given = vars(options)
+        names = [field.name for field in fields(cls) if field.name in given]
+        return cls(**{**{name: given[name] for name in names}, **derived})
 
 
 def what_changed(before: dict, now: RunConfig, step: int) -> list[str]:
-    """Of a run that continues behind `step`: in which of `RunConfig.REPORTED` it differs, in words."""
+    """In which of `RunConfig.REPORTED` a run that continues after `step` differs, in words."""
     notes = [
         f"{name}: was {before[name]}, now {getattr(now, name)}"
         for name in RunConfig.REPORTED

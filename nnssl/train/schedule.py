@@ -24,7 +24,7 @@ def learning_rate(config: MethodConfig, step: int, steps: int, batch_size: int) 
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Two groups: matrices and kernels decay; norms, biases, bias tables and the mask token do not."""
+    """Two groups: matrices and kernels decay; norms, biases, bias tables and mask token do not."""
     decayed, plain = [], []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:

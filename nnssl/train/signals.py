@@ -17,8 +17,8 @@ EVERY = 10
 
 
 class Signals:
-    """What asks a program to stop (signals.STOPS) becomes a question that the loop asks after each
-    step.
+    """Turns the signals that stop a program (signals.STOPS) into a flag that the loop reads after
+    each step.
     """
 
     def __enter__(self) -> Signals:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from nnssl import checkpoint
+from nnssl.encoder.config import SwinConfig
 from nnssl.encoder.presets import preset
 from nnssl.encoder.swin import Swin
 
@@ -15,29 +16,31 @@ from nnssl.encoder.swin import Swin
 def encoder(
     name: str, earlier: Path | str | None, dims: int, drop_path: float, checkpointing: bool
 ) -> tuple[Swin, dict]:
-    """The encoder, and what the header says of its start.
+    """The encoder, and the header's entry on its start.
 
-    name:    the preset, where there is no checkpoint; with one, the encoder is of the checkpoint's size.
+    name:    the preset, where there is no checkpoint; with one, the encoder is of its size.
     earlier: of nnssl_pretrain or nnssl_convert, or its address. What it lacks (a mask token) stays
              random.
     Raises FileNotFoundError, or ValueError (CheckpointError, TransferError) where it does not fit.
     """
     if earlier is None:
-        return Swin(
-            preset(name, dims, drop_path=drop_path), maskable=True, checkpointing=checkpointing
-        ), {}
+        config = preset(name, dims, drop_path=drop_path)
+        return Swin(config, maskable=True, checkpointing=checkpointing), {}
     loaded = checkpoint.load(earlier)
     config = replace(loaded.encoder_config, drop_path=drop_path)
+    _require_fitting(config, dims, earlier)
+    plain = Swin(config)
+    checkpoint.transfer(loaded, plain)
+    maskable = Swin(config, maskable=True, checkpointing=checkpointing)
+    maskable.load_state_dict(plain.state_dict(), strict=False)
+    started = {"checkpoint": str(earlier), "sha256": loaded.sha256, "method": loaded.method}
+    return maskable, {"start": started}
+
+
+def _require_fitting(config: SwinConfig, dims: int, earlier: Path | str) -> None:
     if (config.spatial_dims, config.in_channels) != (dims, 1):
         raise ValueError(
             f"{earlier} holds an encoder for {config.spatial_dims}D images of {config.in_channels} "
             f"channel(s); this pretraining is {dims}D, of one channel: choose another checkpoint, "
             f"or --dims {config.spatial_dims}"
         )
-    plain = Swin(config)
-    checkpoint.transfer(loaded, plain)
-    made = Swin(config, maskable=True, checkpointing=checkpointing)
-    made.load_state_dict(plain.state_dict(), strict=False)
-    return made, {
-        "start": {"checkpoint": str(earlier), "sha256": loaded.sha256, "method": loaded.method}
-    }

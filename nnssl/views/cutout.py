@@ -21,31 +21,35 @@ def draw_cutout(
     """Random boxes that together hold at most a fraction of a view: [N dims 2], start and side as
     fractions of its sides.
 
-    The share is uniform in 0 to `fraction`, each side in `edge` / 2 to `edge`. Boxes that would
-    exceed the share are empty and come last, so that N depends on the settings alone.
+    Their fraction is uniform in 0 to `fraction`, each side in `edge` / 2 to `edge`. Boxes that
+    would exceed it are empty and come last, so that N depends on the settings alone.
     """
     most = math.ceil(fraction / (edge / 2) ** dims)
     wanted = fraction * torch.rand((), generator=generator)
-    places, lengths = torch.rand(2, most, dims, generator=generator)
+    positions, lengths = torch.rand(2, most, dims, generator=generator)
     sides = edge / 2 * (1 + lengths)
     fits = sides.prod(dim=1).cumsum(dim=0) <= wanted
-    return torch.stack([places * (1 - sides), sides * fits[:, None]], dim=2)
+    return torch.stack([positions * (1 - sides), sides * fits[:, None]], dim=2)
 
 
 def covered(
     boxes: Float[Tensor, "batch boxes dims 2"], size: Shape, device: torch.device | str = "cpu"
 ) -> Bool[Tensor, "batch *size"]:
-    """The voxels whose middle lies in some box: [B N dims 2], on the CPU -> Bool [B *size] on
+    """The voxels whose centre lies in some box: [B N dims 2], on the CPU -> Bool [B *size] on
     `device`.
     """
     boxes = boxes[:, : int((boxes[..., 0, 1] > 0).sum(dim=1).max()) if boxes.numel() else 0]
     boxes = to_device(boxes, torch.device(device))
-    inside = []
-    for axis, length in enumerate(size):
-        start, side = boxes[:, :, axis].unsqueeze(-1).unbind(dim=2)
-        middles = (torch.arange(length, device=boxes.device) + 0.5) / length
-        inside.append(((middles >= start) & (middles < start + side)).float())  # [B N length]
-    first, rest = inside[0], inside[1]
-    for last in inside[2:]:
+    first, rest, *others = [_inside(boxes[:, :, axis], length) for axis, length in enumerate(size)]
+    for last in others:
         rest = (rest.unsqueeze(-1) * last.unsqueeze(-2)).flatten(2)
     return ((first.transpose(1, 2) @ rest) > 0.5).unflatten(2, size[1:])
+
+
+def _inside(spans: Tensor, length: int) -> Tensor:
+    """Start and side of boxes along one axis [B N 2] -> [B N length], 1 where a voxel's centre lies
+    in the box, else 0.
+    """
+    start, side = spans.unsqueeze(-1).unbind(dim=2)
+    centres = (torch.arange(length, device=spans.device) + 0.5) / length
+    return ((centres >= start) & (centres < start + side)).float()

@@ -16,9 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nnssl.memory import to_device
 from nnssl.types import HUPolicy
-from nnssl.views.spatial import separable_filter
+from nnssl.views.spatial import per_image, separable_filter
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -38,7 +37,7 @@ CHANCES = (0.5, 0.5, 0.5, 0.3, 0.3, 0.3)
 
 @dataclass(frozen=True)
 class Ranges:
-    """From where to where strengths are drawn, in network input."""
+    """The bounds between which strengths are drawn, in network input."""
 
     lows: tuple[float, float]
     highs: tuple[float, float]
@@ -89,8 +88,7 @@ def apply_windows(
     regions: Float[Tensor, "batch *shape"], windows: Sequence[tuple[float, float]]
 ) -> Float[Tensor, "batch *shape"]:
     """[B ...], each clipped to its own window (lower, upper)."""
-    bounds = to_device(torch.tensor(windows, dtype=regions.dtype), regions.device)
-    low, high = bounds.view(-1, 2, *[1] * (regions.ndim - 1)).unbind(1)
+    low, high = per_image(torch.tensor(windows, dtype=regions.dtype), regions)
     return regions.clamp(low, high)
 
 
@@ -116,16 +114,12 @@ def draw_intensity(generator: torch.Generator, ranges: Ranges = STANDARD) -> Int
     happens = torch.rand(5, generator=generator).tolist()
     strengths = torch.rand(5, generator=generator).tolist()
     seed = int(torch.randint(2**62, (), generator=generator))
-    all_bounds = (CONTRASTS, ranges.brightnesses, GAMMAS, ranges.noises, BLURS)
-    effects = zip(all_bounds, (1.0, 0.0, 1.0, 0.0, 0.0), strict=True)
-    drawn = [
-        _within(bounds, strength) if fraction < chance else nothing
-        for (bounds, nothing), fraction, chance, strength in zip(
-            effects, happens, CHANCES[1:], strengths, strict=True
-        )
-    ]
-    contrast, brightness, gamma, noise, std = drawn
-    return Intensity(low, high, contrast, brightness, gamma, noise, std, seed)
+    bounds = (CONTRASTS, ranges.brightnesses, GAMMAS, ranges.noises, BLURS)
+    effects = list(Intensity()[2:7])  # none
+    for effect, chance in enumerate(CHANCES[1:]):
+        if happens[effect] < chance:
+            effects[effect] = _within(bounds[effect], strengths[effect])
+    return Intensity(low, high, *effects, seed=seed)
 
 
 def apply_intensity(
@@ -139,11 +133,13 @@ def apply_intensity(
     """
     if any(draw.blur for draw in draws):
         images = blur(images, torch.tensor([[draw.blur] * (images.ndim - 2) for draw in draws]))
-    images = _add_noise(images, draws)
+    return _display(_add_noise(images, draws), draws)
 
+
+def _display(images: Tensor, draws: Sequence[Intensity]) -> Tensor:
+    """Window, contrast and brightness, then gamma."""
     numbers = torch.tensor([draw[:5] for draw in draws], dtype=images.dtype)
-    numbers = to_device(numbers, images.device).view(-1, 5, *[1] * (images.ndim - 1))
-    low, high, contrast, brightness, gamma = numbers.unbind(1)
+    low, high, contrast, brightness, gamma = per_image(numbers, images)
     images = torch.clamp(images, low, high) * contrast + brightness
     return _curve(images, gamma) if any(draw.gamma != 1 for draw in draws) else images
 
@@ -156,11 +152,9 @@ def blur(
     """
     weights = []
     for axis, size in enumerate(images.shape[2:]):
-        places = torch.arange(size, dtype=torch.float64)
-        apart = (places[:, None] - places) / stds[:, axis].double().cpu().clamp(min=1e-6)[
-            :, None, None
-        ]
-        kernel = torch.exp(-0.5 * apart**2)
+        voxels = torch.arange(size, dtype=torch.float64)
+        std = stds[:, axis].double().cpu().clamp(min=1e-6)[:, None, None]
+        kernel = torch.exp(-0.5 * ((voxels[:, None] - voxels) / std) ** 2)
         weights.append(kernel / kernel.sum(dim=-1, keepdim=True))
     return separable_filter(images, weights)
 
@@ -169,11 +163,14 @@ def _add_noise(images: Tensor, draws: Sequence[Intensity]) -> Tensor:
     noisy = images.clone()
     for image, draw in zip(noisy, draws, strict=True):
         if draw.noise:
-            source = torch.Generator(device=image.device).manual_seed(draw.seed)
-            image += draw.noise * torch.randn(
-                image.shape, generator=source, device=image.device, dtype=image.dtype
-            )
+            image += draw.noise * gaussian(image, draw.seed)
     return noisy
+
+
+def gaussian(image: Float[Tensor, "1 *size"], seed: int) -> Float[Tensor, "1 *size"]:
+    """Noise of mean 0 and std 1, of the image's shape and on its device."""
+    source = torch.Generator(device=image.device).manual_seed(seed)
+    return torch.randn(image.shape, generator=source, device=image.device, dtype=image.dtype)
 
 
 def _curve(images: Tensor, gamma: Tensor) -> Tensor:

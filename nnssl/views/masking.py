@@ -22,19 +22,21 @@ LONGEST = 3.0
 
 
 def block_grid(crop: Shape, block: int | Shape) -> Shape:
-    """The number of blocks along each axis; `block` in voxels, one number or one an axis.
+    """The number of blocks along each axis; `block` in voxels, one number or one per axis.
 
     Raises ValueError where they do not divide the crop.
     """
     sides = (block,) * len(crop) if isinstance(block, int) else block
+    grid = tuple(size // side for size, side in zip(crop, sides, strict=True))
     for axis, (size, side) in enumerate(zip(crop, sides, strict=True)):
         if size % side:
-            nearest = " ".join(str(max(b, s // b * b)) for s, b in zip(crop, sides, strict=True))
+            nearest = (max(1, count) * b for count, b in zip(grid, sides, strict=True))
             raise ValueError(
                 f"mask block {side} does not divide crop {'x'.join(map(str, crop))} (axis {axis}); "
-                f"choose a crop of multiples of {side}, such as --crop {nearest}"
+                f"choose a crop of multiples of {side}, such as --crop "
+                f"{' '.join(map(str, nearest))}"
             )
-    return tuple(size // side for size, side in zip(crop, sides, strict=True))
+    return grid
 
 
 def hide_blocks(
@@ -49,9 +51,17 @@ def hide_blocks(
     within: Bool [B *grid], the blocks that may be hidden; n counts these. None: all of them.
     """
     within = torch.ones_like(draws, dtype=torch.bool) if within is None else within
-    # A device is not asked how many there are: what follows from each number is looked up there.
+    # The host does not wait for their number: what follows from each is looked up on the device.
     hidden = _hidden_of(ratio, draws[0].numel(), draws.device)
     return _lowest(draws, hidden[within.flatten(1).sum(dim=1)], within)
+
+
+def uniform(
+    shape: Shape, generators: Sequence[torch.Generator], device: torch.device
+) -> Float[Tensor, "batch *shape"]:
+    """Numbers in [0, 1) on `device`, drawn from a generator for each image."""
+    draws = [torch.rand(shape, generator=generator) for generator in generators]
+    return to_device(torch.stack(draws), device)
 
 
 def keep_at_most(
@@ -83,9 +93,8 @@ def varied_blocks(
     anatomy.
 
     Air and padding are one value once clipped, whatever the scan's units, and so is what a window
-    cuts
-    off: there is nothing to predict in them. A threshold in HU would not do for MRI, nor for what a
-    window has moved.
+    cuts off: there is nothing to predict in them. A threshold in HU would not do for MRI, nor for
+    what a window has moved.
     """
     grid = block_grid(tuple(images.shape[2:]), block)
     cells = images[:, 0]
@@ -108,10 +117,8 @@ def draw_masks(
     air: whether blocks of one constant count too; see `varied_blocks`.
     """
     grid = block_grid(tuple(images.shape[2:]), block)
-    draws = torch.stack([torch.rand(grid, generator=generator) for generator in generators])
-    return hide_blocks(
-        to_device(draws, images.device), ratio, None if air else varied_blocks(images, block)
-    )
+    draws = uniform(grid, generators, images.device)
+    return hide_blocks(draws, ratio, None if air else varied_blocks(images, block))
 
 
 def visible_count(blocks: int, ratio: float) -> int:
@@ -142,11 +149,9 @@ def draw_visible(
     anatomy all come first, constant ones by chance.
     """
     count = visible_count(math.prod(masked.shape[1:]), ratio)
-    draws = torch.stack(
-        [torch.rand(masked.shape[1:], generator=generator) for generator in generators]
-    )
+    draws = uniform(tuple(masked.shape[1:]), generators, images.device)
     later = masked * 4 + ~varied_blocks(images, block)
-    order = (to_device(draws, images.device) + later).flatten(1).argsort(dim=1, stable=True)
+    order = (draws + later).flatten(1).argsort(dim=1, stable=True)
     return order[:, :count].sort(dim=1).values
 
 
@@ -181,22 +186,29 @@ def draw_cuboids(grid: Shape, ratio: float, generator: torch.Generator) -> Bool[
     masked = torch.zeros(grid, dtype=torch.bool)
     missing = max(1, round(ratio * math.prod(grid)))
     while missing:
-        size, *draws = torch.rand(1 + 2 * len(grid), generator=generator).tolist()
-        volume = 1 + size * (missing - 1)
-        shape = [LONGEST ** (draw - 0.5) for draw in draws[: len(grid)]]
-        scale = (volume / math.prod(shape)) ** (1 / len(grid))
-        sides = [
-            min(cells, max(1, round(scale * side))) for cells, side in zip(grid, shape, strict=True)
-        ]
-        corner = [
-            int(draw * (cells - side + 1))
-            for draw, cells, side in zip(draws[len(grid) :], grid, sides, strict=True)
-        ]
-        box = torch.zeros_like(masked)
-        box[
-            tuple(slice(start, start + side) for start, side in zip(corner, sides, strict=True))
-        ] = True
+        box = _draw_cuboid(grid, missing, generator)
         new = (box & ~masked).view(-1).nonzero()[:missing, 0]
         masked.view(-1)[new] = True
         missing -= len(new)
     return masked
+
+
+def _draw_cuboid(grid: Shape, most: int, generator: torch.Generator) -> Tensor:
+    """Bool [*grid]: one box, of 1 to `most` cells but for the rounding of its sides."""
+    size, *draws = torch.rand(1 + 2 * len(grid), generator=generator).tolist()
+    sides = _cuboid_sides(grid, 1 + size * (most - 1), draws[: len(grid)])
+    inside = []
+    for draw, cells, side in zip(draws[len(grid) :], grid, sides, strict=True):
+        start = int(draw * (cells - side + 1))
+        inside.append(slice(start, start + side))
+    box = torch.zeros(grid, dtype=torch.bool)
+    box[tuple(inside)] = True
+    return box
+
+
+def _cuboid_sides(grid: Shape, volume: float, draws: Sequence[float]) -> list[int]:
+    """Sides in cells of a box of some `volume` cells; `draws` in [0, 1) give its shape."""
+    shape = [LONGEST ** (draw - 0.5) for draw in draws]
+    scale = (volume / math.prod(shape)) ** (1 / len(grid))
+    wanted = (max(1, round(scale * side)) for side in shape)
+    return list(map(min, grid, wanted))

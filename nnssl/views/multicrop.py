@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nnssl.types import Shape
 from nnssl.views.intensity import STANDARD, Ranges, apply_intensity, draw_intensity
-from nnssl.views.spatial import crop_size, draw_box, draw_flips, flip, resample
+from nnssl.views.spatial import crop_size, draw_box, draw_flips, flip, per_scan, resample
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -61,7 +61,7 @@ def multicrop(
     """{"global": [2 B 1 *crop], "local": [n B 1 *half]} of regions [B 1 *region]; "local" only
     where n > 0.
 
-    `within` [B dims 2]: where the scan lies in each region, as `nnssl.views.spatial.inside` says.
+    `within` [B dims 2]: where the scan lies in each region, see `nnssl.views.spatial.inside`.
     """
     crop = crop_size(tuple(regions.shape[2:]))
     views = {
@@ -92,8 +92,7 @@ def random_views(
     [B 1 *region] -> [count B 1 *size]; `sides` are fractions of the region's; `within` as in
     `multicrop`.
     """
-    region = tuple(regions.shape[2:])
-    bounds = [None] * len(regions) if within is None else within
+    region, bounds = tuple(regions.shape[2:]), per_scan(within, len(regions))
     images, flips, intensities = [], [], []
     for _ in range(count):
         boxes = [draw_box(region, sides, *pair) for pair in zip(generators, bounds, strict=True)]

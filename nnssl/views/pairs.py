@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nnssl.types import Shape
 from nnssl.views.intensity import STANDARD, Ranges, apply_intensity, draw_intensity
-from nnssl.views.spatial import cut, draw_flips, draw_offset, flip
+from nnssl.views.spatial import cut, draw_flips, draw_offset, flip, per_scan
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -26,17 +26,16 @@ def two_views(
     """Two random cuts of each region, each with its own flips and intensities: [B 1 *region] -> [2
     B 1 *crop].
 
-    With regions of 4/3 of the crop on every axis any two views share at least (2/3)^3 = 30 % of
-    their volume. The first entry holds the first views of all, the second the second ones. `within`
-    [B dims 2]: where the scan lies in each region; both views lie in it, where it is large enough.
+    With regions of 4/3 of the crop on every axis any two views have in common at least (2/3)^3 =
+    30 % of their volume. The first entry holds the first views of all, the second the second ones.
+    `within` [B dims 2]: where the scan lies in each region; both views lie in it, where it is large
+    enough.
     """
-    bounds = [None] * len(regions) if within is None else within
+    size, bounds = tuple(regions.shape[2:]), per_scan(within, len(regions))
     images, flips, intensities = [], [], []
     for _ in range(2):
         for region, generator, own in zip(regions, generators, bounds, strict=True):
-            images.append(
-                cut(region, draw_offset(tuple(region.shape[1:]), crop, generator, own), crop)
-            )
+            images.append(cut(region, draw_offset(size, crop, generator, own), crop))
             flips.append(draw_flips(len(crop), generator))
             intensities.append(draw_intensity(generator, ranges))
     views = apply_intensity(flip(torch.stack(images), torch.stack(flips)), intensities)

@@ -48,13 +48,24 @@ def draw_offset(
     `within` [dims 2], whole numbers: see `inside`; None: the whole region. Along an axis on which
     the scan is smaller than the crop, the crop is centred on it.
     """
-    bounds = [(0, outer) for outer in region] if within is None else within.tolist()
     corner = []
-    for outer, size, (low, high) in zip(region, crop, bounds, strict=True):
+    for outer, size, (low, high) in zip(region, crop, _bounds(region, within), strict=True):
         room = high - low - size
         drawn = int(torch.randint(max(room, 0) + 1, (), generator=generator))
         corner.append(low + drawn if room >= 0 else min(max(low + room // 2, 0), outer - size))
     return tuple(corner)
+
+
+def _bounds(region: Shape, within: Int[Tensor, "dims 2"] | None) -> list[tuple[int, int]]:
+    """Along each axis the first voxel of the scan and one past the last."""
+    return [(0, size) for size in region] if within is None else within.tolist()
+
+
+def per_scan(
+    within: Int[Tensor, "batch dims 2"] | None, count: int
+) -> Sequence[Int[Tensor, "dims 2"] | None]:
+    """`within` of each of `count` scans, as `draw_offset` and `draw_box` take it."""
+    return [None] * count if within is None else list(within)
 
 
 def cut(
@@ -79,8 +90,8 @@ def cut_each(
 
 
 def region_size(crop: Shape) -> Shape:
-    """4/3 of the crop, so that any two cuts of it share at least (2/3)^3 = 30 % of the crop's
-    volume.
+    """4/3 of the crop, so that any two cuts of it have at least (2/3)^3 = 30 % of the crop's volume
+    in common.
     """
     return tuple(size + size // 3 for size in crop)
 
@@ -103,24 +114,31 @@ def draw_box(
     numbers.
 
     Every side is the same fraction of the region's, drawn uniformly from `sides`. `within` as in
-    `draw_offset`. Raises ValueError for shares outside (0, 1].
+    `draw_offset`. Raises ValueError for fractions outside (0, 1].
     """
     low, high = sides
     if not 0 < low <= high <= 1:
         raise ValueError(
             f"the sides of a box are fractions of the region's, 0 < low <= high <= 1, got {sides}"
         )
-    fraction, *places = torch.rand(
-        1 + len(region), generator=generator, dtype=torch.float64
-    ).tolist()
-    bounds = [(0, size) for size in region] if within is None else within.tolist()
+    draws = torch.rand(1 + len(region), generator=generator, dtype=torch.float64)
+    fraction, *positions = draws.tolist()
     rows = []
-    for place, size, (first, end) in zip(places, region, bounds, strict=True):
+    for position, size, bounds in zip(positions, region, _bounds(region, within), strict=True):
         side = size * (low + fraction * (high - low))
-        room = end - first - side
-        start = first + place * room if room >= 0 else min(max(first + room / 2, 0.0), size - side)
-        rows.append([start, side])
+        rows.append([_start(position, size, side, bounds), side])
     return torch.tensor(rows, dtype=torch.float64)
+
+
+def _start(position: float, size: int, side: float, bounds: tuple[int, int]) -> float:
+    """Where a box of `side` starts on an axis of `size` voxels: at `position` in [0, 1) of the room
+    within `bounds`, or centred on them where there is none.
+    """
+    first, end = bounds
+    room = end - first - side
+    if room >= 0:
+        return first + position * room
+    return min(max(first + room / 2, 0.0), size - side)
 
 
 def resample(
@@ -142,23 +160,23 @@ def resample(
 
 
 def _linear_weights(spans: Tensor, inner: int, outer: int) -> Tensor:
-    """[B outer inner]: the fraction of each voxel of an axis in each place of the grid on it;
-    `spans` [B 2].
+    """[B outer inner]: the weight of each voxel of an axis at each point of the grid on it; `spans`
+    [B 2].
     """
     start, side = spans.double().unsqueeze(-1).unbind(dim=1)
     step = side / outer
     # [B outer], where whole numbers are middles of voxels
-    places = start + (torch.arange(outer) + 0.5) * step - 0.5
-    places = places.clamp(0, inner - 1)
-    apart = (places.unsqueeze(-1) - torch.arange(inner)).abs()
-    weights = (1 - apart / step.clamp(min=1).unsqueeze(-1)).clamp(min=0)
+    points = start + (torch.arange(outer) + 0.5) * step - 0.5
+    points = points.clamp(0, inner - 1)
+    distance = (points.unsqueeze(-1) - torch.arange(inner)).abs()
+    weights = (1 - distance / step.clamp(min=1).unsqueeze(-1)).clamp(min=0)
     return weights / weights.sum(dim=-1, keepdim=True)
 
 
 def separable_filter(
     images: Float[Tensor, "batch channels *size"], weights: Sequence[Float[Tensor, "batch _ _"]]
 ) -> Float[Tensor, "batch channels *outer"]:
-    """Weighted sums along each axis in turn: [B C *s] with one [B outer inner] an axis -> [B C
+    """Weighted sums along each axis in turn: [B C *s] with one [B outer inner] per axis -> [B C
     *outer].
 
     A matrix product for each axis, of all images at once: the one it contracts is always the first,
@@ -186,11 +204,17 @@ def flip(
     images: Shaped[Tensor, "batch channels *size"], flips: Bool[Tensor, "batch dims"]
 ) -> Shaped[Tensor, "batch channels *size"]:
     """[B C *s] with the axes flipped that `flips` [B dims] names for each image."""
-    flips = to_device(flips, images.device)
-    for axis in range(flips.shape[1]):
-        chosen = flips[:, axis].view(-1, *[1] * (images.ndim - 1))
-        images = torch.where(chosen, images.flip(2 + axis), images)
+    for axis, flipped in enumerate(per_image(flips, images)):
+        images = torch.where(flipped, images.flip(2 + axis), images)
     return images
+
+
+def per_image(
+    values: Shaped[Tensor, "batch count"], images: Shaped[Tensor, "batch *shape"]
+) -> tuple[Shaped[Tensor, "batch *_"], ...]:
+    """`count` tensors of one value per image, on the device of `images` and as many axes."""
+    values = to_device(values, images.device)
+    return values.view(*values.shape, *[1] * (images.ndim - 1)).unbind(1)
 
 
 def rotations(dims: int, classes: int) -> tuple[Rotation, ...]:
@@ -210,12 +234,15 @@ def rotations(dims: int, classes: int) -> tuple[Rotation, ...]:
     planes = [(0, 1)] if dims == 2 else [(1, 2), (0, 2), (0, 1)]
     turned = [_quarter_turns(dims, plane, turns) for plane in planes for turns in (1, 2, 3)]
     first = [still, *turned]
+    others = [r for r in _permutations_with_flips(dims) if _is_proper(r) and r not in first]
+    return tuple([*first, *others][:classes])
+
+
+def _permutations_with_flips(dims: int) -> list[Rotation]:
+    """All orders of the axes, each with all sets of flipped axes: rotations and mirror images."""
     flags = itertools.product((False, True), repeat=dims)
-    every = itertools.product(itertools.permutations(range(dims)), flags)
-    whole: list[Rotation] = [
-        (axes, tuple(axis for axis in range(dims) if flipped[axis])) for axes, flipped in every
-    ]
-    return tuple([*first, *(r for r in whole if _is_proper(r) and r not in first)][:classes])
+    flips = [tuple(itertools.compress(range(dims), flipped)) for flipped in flags]
+    return list(itertools.product(itertools.permutations(range(dims)), flips))
 
 
 def _quarter_turns(dims: int, plane: tuple[int, int], turns: int) -> Rotation:
@@ -251,5 +278,5 @@ def rotate_back(
 ) -> Shaped[Tensor, "channels *turned"]:
     """The inverse of `rotate`."""
     axes, flipped = rotation
-    places = [axes.index(axis) for axis in range(len(axes))]
-    return volume.flip([1 + axis for axis in flipped]).permute(0, *(1 + place for place in places))
+    inverse = [axes.index(axis) for axis in range(len(axes))]
+    return volume.flip([1 + axis for axis in flipped]).permute(0, *(1 + axis for axis in inverse))

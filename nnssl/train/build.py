@@ -1,0 +1,241 @@
+"""From options to a run that can be trained: crops, method, batch size, header, probe."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+import nnssl
+from nnssl import dist
+from nnssl.data import parcels
+from nnssl.data.crops import Crops
+from nnssl.data.plan import Plan
+from nnssl.methods import METHODS, Method
+from nnssl.train import batches, boards, cache, configure, graph, parcels_choice, peak, start
+from nnssl.train.before import Before
+from nnssl.train.options import DEFAULT_STEPS, PROBES, Options
+from nnssl.train.places import dimensions, raw_dataset, results_folder
+from nnssl.train.precision import half_precision
+from nnssl.train.probe import Probe
+from nnssl.train.run import LATEST, Run, RunConfig
+from nnssl.types import Shape
+from nnssl.views.intensity import Ranges
+
+
+def build(
+    options: Options,
+    plan: Plan,
+    data: Path,
+    device: torch.device,
+    earlier: Before,
+    decided: Sequence[configure.Choice],
+    say: Callable[[str], None],
+) -> Run:
+    """The run that `options` describe, resumed with `--c`.
+
+    data:    the folder of the preprocessed scans.
+    earlier: the run that continues, or an empty one.
+    decided: settings that were already chosen, from the scans themselves.
+    """
+    _require_graph(options, device)
+    builder = _Builder(options, plan, data, device, earlier, decided)
+    sized = builder.sized(say)
+    configure.warn_small(sized.method, sized.batch_size // options.accumulate, say)
+    cache.hold(builder.crops, plan, options.cache, device, say)
+    run = builder.run(sized)
+    if options.resume:
+        _resume(run, say)
+    configure.report(sized.choices, say)
+    say(_summary(run, plan))
+    return run
+
+
+@dataclass(frozen=True)
+class _Sized:
+    """A method with the settings derived for a batch size.
+
+    started: the header's entry on the encoder's start.
+    choices: the settings that were chosen here.
+    """
+
+    method: Method
+    started: dict
+    choices: list[configure.Choice]
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class _Builder:
+    """The arguments of `build`, and what follows from them."""
+
+    options: Options
+    plan: Plan
+    data: Path
+    device: torch.device
+    earlier: Before
+    decided: Sequence[configure.Choice]
+
+    @property
+    def kind(self) -> type[Method]:
+        return method_class(self.options.method)
+
+    @property
+    def dims(self) -> int:
+        return dimensions(self.options)
+
+    @property
+    def bf16(self) -> bool:
+        return not self.options.fp32 and half_precision(self.device) == torch.bfloat16
+
+    @cached_property
+    def crop(self) -> Shape:
+        """Voxels: as typed, as the run that continues has it, or fitted to the plan's."""
+        return (
+            self.options.crop
+            or self.earlier.crop
+            or configure.fitting_crop(self.kind, self.plan.crop[-self.dims :])
+        )
+
+    @cached_property
+    def parcel_cases(self) -> list[str] | None:
+        """The scans that have parcels, for a run that learns from them."""
+        return parcels_choice.cases(self.options, self.plan, self.data, self.earlier, self.decided)
+
+    @cached_property
+    def crops(self) -> Crops:
+        return Crops(
+            self.data,
+            self.plan,
+            self.kind.region(self.crop),
+            self.options.seed,
+            self.earlier.cases or self.parcel_cases,
+            parcels=self.parcel_cases is not None,
+        )
+
+    def steps(self, batch_size: int) -> int:
+        return steps_of(self.options, self.earlier.run, len(self.crops), batch_size)
+
+    def sized(self, say: Callable[[str], None]) -> _Sized:
+        """The method with the batch size that was typed, was used before, or fits."""
+        given = self.options.batch_size or self.earlier.run.get("batch_size")
+        if given is not None:
+            return self._method(given)
+        trial = self._method(configure.TRIAL_BATCH).method
+        fits, reason = configure.batch_size(trial, self.crop, self.device, self.bf16)
+        batch_size = fits * dist.world_size() * self.options.accumulate
+        say(f"batch size: {batch_size} ({reason}; --batch-size N chooses another)")
+        return self._method(batch_size)
+
+    def _method(self, batch_size: int) -> _Sized:
+        options, scans = self.options, len(self.crops)
+        spacing = self.plan.spacing[-self.dims :]
+        sizes = configure.Sizes(self.crop, spacing, scans, self.steps(batch_size), batch_size)
+        config, choices = configure.configure(
+            self.kind, options.settings, sizes, self.earlier.method_config, self.decided
+        )
+        torch.manual_seed(batches.mixed_seed(options.seed, "weights"))
+        encoder, started = start.encoder(
+            options.preset, options.start, self.dims, config.drop_path, options.checkpointing
+        )
+        method = self.kind(encoder, config).to(self.device)
+        method.ranges = Ranges.of(self.plan.hu)
+        return _Sized(method, started, choices, batch_size)
+
+    def run(self, sized: _Sized) -> Run:
+        config = self._run_config(sized.batch_size)
+        header = self._header(sized.started)
+        probe = self._probe(config.steps)
+        fraction = peak.fraction_of_peak_per_scan(sized.method, self.crop, self.device)
+        folder, cases = results_folder(self.options, self.plan), self.crops.cases
+        return Run(
+            sized.method, self.crops, config, folder, header, self.device, probe, cases, fraction
+        )
+
+    def _run_config(self, batch_size: int) -> RunConfig:
+        workers = self.options.workers
+        return RunConfig.of(
+            self.options,
+            steps=self.steps(batch_size),
+            batch_size=batch_size,
+            workers=batches.default_workers(self.device) if workers is None else workers,
+            bf16=self.bf16,
+            wandb=self.options.wandb or boards.wandb_enabled(),
+        )
+
+    def _header(self, started: dict) -> dict:
+        """The checkpoint's, as far as it is known before the first step."""
+        learns_parcels = self.parcel_cases is not None
+        return {
+            "method": self.options.method,
+            "preset": self.options.preset,
+            "crop": list(self.crop),
+            "plan": self._plan_entry(),
+            "versions": {"nnssl": nnssl.__version__, "torch": torch.__version__},
+            "created": time.strftime("%Y-%m-%d"),
+            **({"parcels": parcels.identity(self.data)} if learns_parcels else {}),
+            **started,
+        }
+
+    def _plan_entry(self) -> dict:
+        plan = self.plan
+        return {
+            "name": plan.name,
+            "fingerprint": plan.fingerprint,
+            "spacing": list(plan.spacing),
+            "hu": plan.hu and plan.hu.to_dict(),
+            "cases": len(self.crops),
+        }
+
+    def _probe(self, steps: int) -> Probe | None:
+        """Every process has one and so knows its steps; only rank zero evaluates it."""
+        if self.options.probe is None:
+            return None
+        folder = self.data / f"probe_{raw_dataset(self.options.probe, '--probe').name}"
+        return Probe(folder, self.crop, self.options.probe_every or max(1, steps // PROBES))
+
+
+def method_class(name: str) -> type[Method]:
+    if name not in METHODS:
+        raise ValueError(f"unknown method {name!r}; known: {', '.join(METHODS)}")
+    return METHODS[name]
+
+
+def steps_of(options: Options, before: dict, cases: int, batch_size: int) -> int:
+    """Optimiser steps: as typed, from --epochs, or those of the run that continues (`before`)."""
+    if options.steps is not None:
+        return options.steps
+    if options.epochs is not None:
+        return math.ceil(options.epochs * cases / batch_size)
+    return before.get("steps", DEFAULT_STEPS)
+
+
+def _require_graph(options: Options, device: torch.device) -> None:
+    if options.graph and (reason := graph.why_not(device, options.accumulate)):
+        raise ValueError(f"--graph cannot be used: {reason}. Leave it out")
+
+
+def _resume(run: Run, say: Callable[[str], None]) -> None:
+    if not (run.folder / LATEST).exists():
+        return say(f"nothing to continue in {run.folder}: starting again")
+    changes = run.resume()
+    return say("\n".join([f"continuing at step {run.step} of {run.config.steps}", *changes]))
+
+
+def _summary(run: Run, plan: Plan) -> str:
+    config, header = run.config, run.header
+    parameters = sum(p.numel() for p in run.method.encoder.parameters()) / 1e6
+    crop = "x".join(map(str, header["crop"]))
+    spacing = "x".join(f"{mm:g}" for mm in plan.spacing)
+    precision = " in bf16" if config.bf16 else ""
+    return (
+        f"{header['method']} on {len(run.crops)} scans: encoder {header['preset']} "
+        f"({parameters:.1f} M parameters), crop {crop} at {spacing} mm, {config.steps} steps of "
+        f"{config.batch_size} scans, {run.device}{precision}, {dist.world_size()} process(es)\n"
+        f"results: {run.folder}"
+    )

@@ -1,0 +1,92 @@
+"""The scans of a pretraining: found, checked to be of one kind, and preprocessed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from nnssl.data.labelled import Labelled, find_labelled, prepare_labelled
+from nnssl.data.plan import Plan
+from nnssl.data.prepare import prepare
+from nnssl.data.raw_datasets import chosen_channels
+from nnssl.train.options import Options
+from nnssl.train.places import raw_dataset
+
+
+def prepare_scans(options: Options, name: str, folder: Path, say: Callable[[str], None]) -> Plan:
+    """Preprocess the scans of `options` into `folder`, and the labelled cases of the probe.
+
+    Raises ValueError where the options do not fit the scans.
+    """
+    datasets = [raw_dataset(identifier) for identifier in options.dataset_ids]
+    _require_datasets(options, datasets)
+    labelled = _labelled(options)
+    say(f"scans: {', '.join(map(str, [*options.sources, *datasets]))}\npreprocessed: {folder}")
+    plan = prepare(
+        name,
+        folder,
+        options.sources,
+        datasets,
+        spacing=options.spacing,
+        clip=options.clip,
+        in_hu=are_in_hu(options, datasets),
+        num_processes=options.num_processes,
+        part_id=options.part_id,
+        num_parts=options.num_parts,
+        update=options.update,
+        pattern=options.pattern,
+        say=say,
+        channels=options.channels,
+        check=options.check,
+    )
+    if labelled is not None:
+        say(f"probe: {len(labelled.cases)} labelled cases of {labelled.dataset}")
+        target = folder / f"probe_{labelled.dataset}"
+        prepare_labelled(labelled, target, plan, options.num_processes)
+    return plan
+
+
+def are_in_hu(options: Options, datasets: Sequence[Path]) -> bool:
+    """Whether the scans are CT: not with --no-hu, nor where all scans are of channels that are not,
+    by nnU-Net's own rule, the name in dataset.json.
+
+    Raises ValueError for a mixture of both, and for a HU range of what has no HU.
+    """
+    is_ct = _channels_are_ct(options, datasets)
+    other = [channel for channel, ct in is_ct.items() if not ct]
+    if other and not options.no_hu and (options.sources or len(other) < len(is_ct)):
+        raise ValueError(
+            f"{', '.join(other)} is not CT (dataset.json), the other scans are: pretrain on one "
+            "kind, or say --no-hu to normalise every scan by its own mean and std"
+        )
+    in_hu = not (options.no_hu or other)
+    if options.clip and not in_hu:
+        raise ValueError(
+            "--hu gives a range of Hounsfield units, and these scans are not CT: leave one of the "
+            "two out"
+        )
+    return in_hu
+
+
+def _channels_are_ct(options: Options, datasets: Sequence[Path]) -> dict[str, bool]:
+    """ "channel 0 of Dataset001_Name" -> whether it is CT."""
+    return {
+        f"channel {number} of {folder.name}": name.lower() == "ct"
+        for folder in datasets
+        for number, name in chosen_channels(folder, options.channels).items()
+    }
+
+
+def _require_datasets(options: Options, datasets: Sequence[Path]) -> None:
+    if options.channels != (0,) and not datasets:
+        raise ValueError(
+            "--channels chooses of the datasets of -d, and there is none; in a folder of -i every "
+            "file is a scan by itself"
+        )
+
+
+def _labelled(options: Options) -> Labelled | None:
+    """The probe's cases; of several preparing jobs only the first takes care of them."""
+    if options.probe is None or options.part_id != 0:
+        return None
+    return find_labelled(raw_dataset(options.probe, "--probe"), options.probe_cases)
