@@ -25,6 +25,7 @@ except ImportError:  # Windows: no lock, no limits
 TEMPORARY = ".tmp-"
 LOCK = ".lock"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+LONG = 1000  # items, beyond which JSON has a line for each
 LITTLE = 1 << 20  # bytes: with less room on a disk, a writer's failure is for want of it
 # sun_path holds 108 bytes, of which multiprocessing puts this many behind the temporary folder.
 SOCKET_PATH, SOCKET_NAME = 107, len("/pymp-12345678/listener-12345678")
@@ -171,10 +172,47 @@ def room_for_sockets() -> None:
 
 
 def write_json(path: Path | str, value: object) -> None:
-    """As it goes along: the text of a million scans is never in memory as a whole."""
+    """As it goes along: the text of a million scans is never in memory as a whole.
+
+    A list or dictionary of more than LONG items right in `value` gets a line an item, which
+    Python's encoder writes ten times faster than with indents.
+    """
     with atomic(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2, allow_nan=False)
+        file.writelines(_json_parts(value))
         file.write("\n")
+
+
+def _json_parts(value: object) -> Iterator[str]:
+    if not (isinstance(value, dict) and any(map(_is_long, value.values()))):
+        yield json.dumps(value, indent=2, allow_nan=False)
+        return
+    begin = "{"
+    for key, item in value.items():
+        if _is_long(item):
+            yield f"{begin}\n  {json.dumps({key: None})[1:-5]}"
+            yield from _json_lines(item)
+        else:
+            text = json.dumps({key: item}, indent=2, allow_nan=False)
+            yield f"{begin}\n  {text[4:-2]}"
+        begin = ","
+    yield "\n}"
+
+
+def _json_lines(items: list | tuple | dict) -> Iterator[str]:
+    encode = json.JSONEncoder(allow_nan=False).encode
+    if named := isinstance(items, dict):
+        lines = (encode({key: item})[1:-1] for key, item in items.items())
+    else:
+        lines = map(encode, items)
+    begin, end = "{}" if named else "[]"
+    for line in lines:
+        yield f"{begin}\n    {line}"
+        begin = ","
+    yield f"\n  {end}"
+
+
+def _is_long(value: object) -> bool:
+    return isinstance(value, list | tuple | dict) and len(value) > LONG
 
 
 def read_json(path: Path | str) -> dict:

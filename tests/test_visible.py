@@ -1,5 +1,5 @@
-"""Fine stages on visible blocks alone, two or three: equal to the dense form where they share, to MONAI's
-stages block by block everywhere, and blind to what is hidden.
+"""Fine stages, two or three, on visible blocks alone: equal to the dense form where they share, to
+MONAI's stages block by block everywhere, and blind to what is hidden.
 """
 
 from __future__ import annotations

@@ -4,9 +4,10 @@
                                                           mask tokens elsewhere -+
 
 Or one stage later: stage 3 as well, and the grid of stride 16. The fine stages make most of the
-cost and see little beyond a block, so what is hidden need not be computed there. He et al. 2022 (MAE, arXiv 2111.06377) leave hidden tokens out of the whole
-encoder; Huang et al. 2022 (GreenMIM, arXiv 2205.13515) do so in a Swin, whose unevenly filled
-windows they group. Here windows are never uneven, because they end where a block does.
+cost and see little beyond a block, so what is hidden need not be computed there. He et al. 2022
+(MAE, arXiv 2111.06377) leave hidden tokens out of the whole encoder; Huang et al. 2022 (GreenMIM,
+arXiv 2205.13515) do so in a Swin, whose unevenly filled windows they group. Here windows are never
+uneven, because they end where a block does.
 
 Every visible block passes as a small image of its own. Attention stays inside it; windows begin
 at its corner; shifted windows are shifted and masked inside its borders, as they are inside those
@@ -59,7 +60,9 @@ def mask_at_stride(encoder: Swin, stride: int) -> None:
     nobody could do without.
     """
     if stride not in STRIDES:
-        raise ValueError(f"mask tokens enter at stride 8 or 16 (visible blocks alone), got {stride}")
+        raise ValueError(
+            f"mask tokens enter at stride 8 or 16 (visible blocks alone), got {stride}"
+        )
     config, stages = encoder.config, encoder.strides.index(stride)
     if config.taps != "stage" or config.convolutions:
         raise ValueError(
