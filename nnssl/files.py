@@ -27,6 +27,7 @@ LOCK = ".lock"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 LONG = 1000  # items, beyond which JSON has a line for each
 LITTLE = 1 << 20  # bytes: with less room on a disk, a writer's failure is for want of it
+_SORTED = json.JSONEncoder(sort_keys=True)
 # sun_path holds 108 bytes, of which multiprocessing puts this many behind the temporary folder.
 SOCKET_PATH, SOCKET_NAME = 107, len("/pymp-12345678/listener-12345678")
 
@@ -172,10 +173,8 @@ def room_for_sockets() -> None:
 
 
 def write_json(path: Path | str, value: object) -> None:
-    """As it goes along: the text of a million scans is never in memory as a whole.
-
-    A list or dictionary of more than LONG items right in `value` gets a line an item, which
-    Python's encoder writes ten times faster than with indents.
+    """As it goes along: the text of a million scans is never in memory as a whole. Of more than
+    LONG items right in `value` each has a line, which is ten times faster than with indents.
     """
     with atomic(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.writelines(_json_parts(value))
@@ -199,12 +198,9 @@ def _json_parts(value: object) -> Iterator[str]:
 
 
 def _json_lines(items: list | tuple | dict) -> Iterator[str]:
-    encode = json.JSONEncoder(allow_nan=False).encode
-    if named := isinstance(items, dict):
-        lines = (encode({key: item})[1:-1] for key, item in items.items())
-    else:
-        lines = map(encode, items)
+    encode, named = json.JSONEncoder(allow_nan=False).encode, isinstance(items, dict)
     begin, end = "{}" if named else "[]"
+    lines = (encode({k: v})[1:-1] for k, v in items.items()) if named else map(encode, items)
     for line in lines:
         yield f"{begin}\n    {line}"
         begin = ","
@@ -266,7 +262,7 @@ def read_json_lines(path: Path | str) -> list[dict]:
 
 def fingerprint(value: object) -> str:
     """Twelve hex digits that change when the JSON of `value` changes."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
+    return hashlib.sha256(_SORTED.encode(value).encode()).hexdigest()[:12]
 
 
 def sha256(path: Path | str) -> str:
