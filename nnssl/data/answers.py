@@ -48,11 +48,7 @@ class ScanReport:
 
 def place(scan: Found, folder: Path) -> Path:
     """Where the answer to a scan is kept."""
-    return folder / ANSWERS / _name(scan.path, scan.series)
-
-
-def _name(path: str, series: str) -> str:
-    return f"{fingerprint([path, series])}.json"
+    return folder / ANSWERS / f"{fingerprint([scan.path, scan.series])}.json"
 
 
 class Index:
@@ -76,12 +72,11 @@ class Index:
     ) -> Iterator[tuple[Found, ScanReport]]:
         there = sizes_in(self._answers) if signatures else {}
         for text in file:
-            size, signature, path, series, kept, reason, *tuples, orientation, note = json.loads(
-                text
-            )
+            answer, size, signature, path, series, *verdict, orientation, note = json.loads(text)
+            kept, reason, *tuples = verdict
             self._lines += 1
             scan = Found(path, series)
-            if signatures.get(scan) == signature and there.get(_name(path, series)) == size:
+            if signatures.get(scan) == signature and there.get(answer) == size:
                 shape, spacing, percentiles = map(tuple, tuples)
                 yield (
                     scan,
@@ -106,10 +101,12 @@ class Index:
         with atomic(self.path) as temporary, temporary.open("w", encoding="utf-8") as file:
             file.write(encode(_rows(failed)) + "\n")
             for scan, of in lines.items():
-                size = there.get(_name(of.path, of.series))
+                answer = place(scan, self._answers).name
                 about = (of.path, of.series, of.kept, of.reason, of.shape, of.spacing)
                 last = (of.percentiles, of.orientation, of.note)
-                file.write(encode([size, signatures[scan], *about, *last]) + "\n")
+                file.write(
+                    encode([answer, there.get(answer), signatures[scan], *about, *last]) + "\n"
+                )
 
 
 def _rows(failed: Mapping[Found, str]) -> list[list[str]]:
