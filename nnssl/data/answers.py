@@ -58,8 +58,9 @@ class Index:
 
     @uncollected()
     def __init__(self, folder: Path, signatures: Mapping[Found, list]) -> None:
-        self.path, self.known, self._lines, self._failed = folder / INDEX, {}, 0, None
-        self._answers = folder / ANSWERS
+        self.path, self._answers, self._lines = folder / INDEX, folder / ANSWERS, 0
+        self.known: dict[Found, ScanReport] = {}
+        self._failed: list | None = None
         try:
             with self.path.open(encoding="utf-8") as file:
                 self._failed = json.loads(next(file))

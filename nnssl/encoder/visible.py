@@ -33,9 +33,7 @@ if TYPE_CHECKING:
 
     from nnssl.encoder.swin import Swin
 
-NO_TOKEN = (
-    "this encoder has no mask token of stride 8 or 16; call mask_at_stride(encoder, 8) first"
-)
+NO_TOKEN = "this encoder has no mask token of stride 8 or 16; call mask_at_stride(encoder, 8) first"
 STRIDES = (8, 16)  # where mask tokens may enter; at 32 no stage would be left to fill them
 
 
