@@ -1,4 +1,5 @@
-"""Freed memory is kept, and copies to a GPU are not waited for.
+"""Freed memory is kept, copies to a GPU are not waited for, and lists of a million records are not
+searched for garbage.
 
 Memory that a training step frees is kept for the next step instead of going back to the system.
 
@@ -10,6 +11,9 @@ pays for mapping, zeroing and faulting in the same gigabytes.
 from __future__ import annotations
 
 import ctypes
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # a light import for those who need no tensors
@@ -33,6 +37,22 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError, TypeError):
         return False
     return bool(mallopt(M_MMAP_MAX, 0)) and bool(mallopt(M_TRIM_THRESHOLD, NEVER))
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Python's collector of cycles rests while the block, or the function it decorates, lasts.
+
+    For records of a whole collection. The collector goes through all that there is again and again
+    while their number grows, and none of them is garbage.
+    """
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def to_device(x: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -21,6 +21,7 @@ def test_what_is_counted() -> None:
         torch.zeros(2).to(META)
         torch.zeros(2) + 1  # not the device's
     assert count.kernels == {"mm": 1, "_to_copy": 1, "sum": 1}
+    assert count.flops == 2 * 4 * 3 * 5
     assert (count.casts, count.copies) == (1, 1)
     assert count.views == 2  # weight.T and y
 
@@ -36,6 +37,25 @@ def test_a_step_of_smit_stays_small() -> None:
     # a norm each, one where each stage begins, and its last residual
     assert parts["gradients"].kernels["residual and norm"] == 2 * (2 * 18 + 4)
     assert parts["gradients"].kernels["residual and norm, backward"] == 2 * 18 + 4
+
+
+def test_visible_blocks_alone_are_less_than_half_of_a_step() -> None:
+    """Preset smit at 96^3, 8 scans, mask tokens from stride 16; from stride 8 they are not."""
+
+    def cost(variant: str) -> tuple[int, int]:
+        parts = operations.counted(variant, preset("smit"), (96, 96, 96), 8).values()
+        return sum(part.flops for part in parts), sum(part.bytes for part in parts)
+
+    dense, later, early = (
+        cost(f"simmim{settings}")
+        for settings in (
+            "",
+            ":visible_only=true,decode_from=16",
+            ":visible_only=true",
+        )
+    )
+    assert all(a < 0.5 * b for a, b in zip(later, dense, strict=True))
+    assert all(a > 0.5 * b for a, b in zip(early, dense, strict=True))
 
 
 def test_the_first_stages_attention_moves_less_than_a_third() -> None:

@@ -1,5 +1,5 @@
-"""Stages 1 and 2 on visible blocks alone: equal to the dense form where they share, to MONAI's
-stages block by block everywhere, and blind to what is hidden.
+"""Fine stages, two or three, on visible blocks alone: equal to the dense form where they share, to
+MONAI's stages block by block everywhere, and blind to what is hidden.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from test_encoder import image, monai_twin, seeded, small
 from torch import Tensor
 
 from nnssl.encoder.swin import Swin, SwinConfig
-from nnssl.encoder.visible import Visible, coarse_tokens, mask_at_stride_8
+from nnssl.encoder.visible import Visible, coarse_tokens, mask_at_stride
 from nnssl.views.masking import all_but, draw_masks, draw_visible
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def masked_encoder(config: SwinConfig) -> Swin:
+def masked_encoder(config: SwinConfig, stride: int = 8) -> Swin:
     encoder = seeded(config)
-    mask_at_stride_8(encoder)
+    mask_at_stride(encoder, stride)
     torch.nn.init.normal_(encoder.mask_token, std=0.5)
     return encoder.double()
 
@@ -53,26 +53,30 @@ def everything(batch: int, shape: tuple[int, ...], side: tuple[int, ...]) -> Vis
 
 
 @pytest.mark.parametrize(
-    ("depths", "shape", "side"),
+    ("stride", "depths", "shape", "side"),
     [
-        ((2, 3, 2, 1), (32, 16, 16), (32, 16, 16)),  # one block: all that the dense form does
-        ((1, 1, 2, 2), (32, 16, 48), (16, 16, 16)),  # whole windows, none of them shifted
-        ((2, 2, 2, 1), (64, 32), (64, 32)),
-        ((1, 1, 2, 2), (64, 32), (32, 16)),
+        (8, (2, 3, 2, 1), (32, 16, 16), (32, 16, 16)),  # one block: all that the dense form does
+        (8, (1, 1, 2, 2), (32, 16, 48), (16, 16, 16)),  # whole windows, none of them shifted
+        (8, (2, 2, 2, 1), (64, 32), (64, 32)),
+        (8, (1, 1, 2, 2), (64, 32), (32, 16)),
+        (16, (2, 2, 3, 2), (32, 16, 16), (32, 16, 16)),
+        (16, (2, 2, 2, 1), (64, 32), (64, 32)),
+        (16, (1, 1, 1, 2), (128, 64), (64, 32)),
     ],
 )
-def test_with_nothing_hidden_it_is_the_dense_form(depths, shape, side) -> None:
-    encoder = masked_encoder(small(depths=depths, spatial_dims=len(shape)))
+def test_with_nothing_hidden_it_is_the_dense_form(stride, depths, shape, side) -> None:
+    encoder = masked_encoder(small(depths=depths, spatial_dims=len(shape)), stride)
+    first = {8: 2, 16: 3}[stride]
     x = image(encoder.config, shape).double()
     dense = encoder(x)
-    projection(dense[2:]).backward()
+    projection(dense[first:]).backward()
     expected = gradients(encoder)
     encoder.zero_grad()
     maps = encoder(x, everything(2, shape, side))
-    assert maps[:2] == [None, None]
-    for ours, theirs in zip(maps[2:], dense[2:], strict=True):
+    assert maps[:first] == [None] * first
+    for ours, theirs in zip(maps[first:], dense[first:], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
-    projection(maps[2:]).backward()
+    projection(maps[first:]).backward()
     assert_same_gradients(gradients(encoder), expected)
 
 
@@ -88,11 +92,15 @@ def test_shifted_windows_end_at_the_block() -> None:
 
 
 def by_loop(twin: SwinTransformer, token: Tensor, x: Tensor, visible: Visible) -> list[Tensor]:
-    """MONAI's stages on one visible block after the other, and its last two on what they give.
+    """MONAI's stages on one visible block after the other, and the others on what they give.
 
-    The maps before the merges of stages 3 and 4, and the last one, not normalised.
+    Two stages before `token`, or three, by its width. The maps before the merges of the others, and
+    the last one, not normalised.
     """
-    grid = [size // 8 for size in x.shape[2:]]
+    layers = [twin.layers1[0], twin.layers2[0], twin.layers3[0], twin.layers4[0]]
+    first = 2 if len(token) == layers[2].blocks[0].norm1.normalized_shape[0] else 3
+    stride = 2 ** (1 + first)
+    grid = [size // stride for size in x.shape[2:]]
     tokens = token.view(1, -1, 1, 1, 1).expand(len(x), -1, *grid).clone()
     blocks = list(
         itertools.product(*(range(s // n) for s, n in zip(x.shape[2:], visible.side, strict=True)))
@@ -101,21 +109,23 @@ def by_loop(twin: SwinTransformer, token: Tensor, x: Tensor, visible: Visible) -
         for place in (blocks[number] for number in numbers):
             voxels = [slice(p * n, p * n + n) for p, n in zip(place, visible.side, strict=True)]
             part = twin.patch_embed(x[(slice(sample, sample + 1), slice(None), *voxels)])
-            part = twin.layers2[0](twin.layers1[0](part))
+            for layer in layers[:first]:
+                part = layer(part)
             cells = [
-                slice(p * n // 8, (p + 1) * n // 8)
+                slice(p * n // stride, (p + 1) * n // stride)
                 for p, n in zip(place, visible.side, strict=True)
             ]
             tokens[(sample, slice(None), *cells)] = part[0]
     before = []
     hooks = [
-        stage[0].downsample.register_forward_pre_hook(lambda _, args: before.append(args[0]))
-        for stage in (twin.layers3, twin.layers4)
+        layer.downsample.register_forward_pre_hook(lambda _, args: before.append(args[0]))
+        for layer in layers[first:]
     ]
-    last = twin.layers4[0](twin.layers3[0](tokens))
+    for layer in layers[first:]:
+        tokens = layer(tokens)
     for hook in hooks:
         hook.remove()
-    return [b.movedim(-1, 1) for b in before] + [last]
+    return [b.movedim(-1, 1) for b in before] + [tokens]
 
 
 def normalised(x: Tensor) -> Tensor:
@@ -125,21 +135,24 @@ def normalised(x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("shape", "side", "blocks"),
+    ("stride", "shape", "side", "blocks"),
     [
-        ((32, 32, 16), (16, 16, 16), [[0, 3], [1, 2]]),
-        ((32, 32, 32), (32, 16, 16), [[0], [3]]),  # windows shifted in both stages
-        ((32, 32, 32), (16, 32, 16), [[3, 1], [2, 0]]),  # in any order
+        (8, (32, 32, 16), (16, 16, 16), [[0, 3], [1, 2]]),
+        (8, (32, 32, 32), (32, 16, 16), [[0], [3]]),  # windows shifted in both stages
+        (8, (32, 32, 32), (16, 32, 16), [[3, 1], [2, 0]]),  # in any order
+        (16, (32, 32, 16), (16, 16, 16), [[0, 3], [1, 2]]),
+        (16, (32, 32, 64), (16, 32, 32), [[3, 1], [2, 0]]),
     ],
 )
-def test_it_is_monais_stages_block_by_block(shape, side, blocks) -> None:
-    encoder = masked_encoder(small(windows="monai"))
+def test_it_is_monais_stages_block_by_block(stride, shape, side, blocks) -> None:
+    encoder = masked_encoder(small(windows="monai"), stride)
+    first = {8: 2, 16: 3}[stride]
     twin = monai_twin(seeded(encoder.config)).double()
     x = image(encoder.config, shape).double()
     visible = Visible(torch.tensor(blocks), side)
     token = encoder.mask_token.detach().clone().requires_grad_()
     wanted = [normalised(m) for m in by_loop(twin, token, x, visible)]
-    maps = encoder(x, visible)[2:]
+    maps = encoder(x, visible)[first:]
     for ours, theirs in zip(maps, wanted, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
     projection(maps).backward()
@@ -172,11 +185,12 @@ def test_it_is_one_graph_for_a_compiler() -> None:
 # --- what is hidden ------------------------------------------------------------------------------
 
 
-def test_no_map_depends_on_what_is_hidden() -> None:
-    encoder = masked_encoder(small())
+@pytest.mark.parametrize(("stride", "first"), [(8, 2), (16, 3)])
+def test_no_map_depends_on_what_is_hidden(stride: int, first: int) -> None:
+    encoder = masked_encoder(small(), stride)
     x = image(encoder.config, (32, 32, 16)).double().requires_grad_()
     visible = Visible(torch.tensor([[0, 3], [1, 2]]), (16, 16, 16))
-    projection(encoder(x, visible)[2:]).backward()
+    projection(encoder(x, visible)[first:]).backward()
     hidden = all_but(visible.blocks, (2, 2, 1))
     for axis in (1, 2, 3):
         hidden = hidden.repeat_interleave(16, axis)
@@ -185,16 +199,17 @@ def test_no_map_depends_on_what_is_hidden() -> None:
 
 
 @pytest.mark.parametrize(
-    ("blocks", "side", "message"),
+    ("stride", "blocks", "side", "message"),
     [
-        ([[0]], (12, 16, 16), r"multiples of \(8, 8, 8\) voxels and divide the image"),
-        ([[0]], (16, 16, 64), "divide the image"),
-        ([[0]], (16, 16), "must have sides"),
-        ([[0], [1], [2]], (16, 16, 16), r"must be int64 \[1 m\]"),
+        (8, [[0]], (12, 16, 16), r"multiples of \(8, 8, 8\) voxels and divide the image"),
+        (16, [[0]], (8, 16, 16), r"multiples of \(16, 16, 16\) voxels and divide the image"),
+        (8, [[0]], (16, 16, 64), "divide the image"),
+        (8, [[0]], (16, 16), "must have sides"),
+        (8, [[0], [1], [2]], (16, 16, 16), r"must be int64 \[1 m\]"),
     ],
 )
-def test_blocks_that_do_not_fit_are_refused(blocks, side, message) -> None:
-    encoder = masked_encoder(small())
+def test_blocks_that_do_not_fit_are_refused(stride, blocks, side, message) -> None:
+    encoder = masked_encoder(small(), stride)
     with pytest.raises(ValueError, match=message):
         encoder(torch.zeros(1, 1, 32, 32, 32).double(), Visible(torch.tensor(blocks), side))
 
@@ -204,14 +219,17 @@ def test_each_mask_token_takes_its_own_kind_of_mask() -> None:
         torch.zeros(1, 1, 16, 16, 16),
         Visible(torch.zeros(1, 1, dtype=torch.long), (8,) * 3),
     )
-    with pytest.raises(ValueError, match="no mask token of stride 8"):
+    with pytest.raises(ValueError, match="no mask token of stride 8 or 16"):
         Swin(small(), maskable=True)(x, blocks)
-    late = Swin(small(), maskable=True)
-    mask_at_stride_8(late)
-    with pytest.raises(ValueError, match="give it Visible blocks"):
-        late(x, torch.zeros(1, 8, 8, 8, dtype=torch.bool))
+    for stride in (8, 16):
+        late = Swin(small(), maskable=True)
+        mask_at_stride(late, stride)
+        with pytest.raises(ValueError, match=f"enters at stride {stride}; give it Visible blocks"):
+            late(x, torch.zeros(1, 8, 8, 8, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"enter at stride 8 or 16 .*got 32"):
+        mask_at_stride(Swin(small(), maskable=True), 32)
     with pytest.raises(ValueError, match='need an encoder of taps "stage"'):
-        mask_at_stride_8(Swin(small(taps="merge"), maskable=True))
+        mask_at_stride(Swin(small(taps="merge"), maskable=True), 8)
 
 
 # --- which blocks are computed -------------------------------------------------------------------

@@ -16,9 +16,12 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 CROP = (32, 32, 32)
 
 
+@pytest.mark.parametrize("decode_from", [8, 16, 32])
 @pytest.mark.parametrize("name", ["simmim", "smit"])
-def test_methods_train_and_export_the_encoder_as_ever(tmp_path, name: str) -> None:
-    method = micro.method(name, visible_only=True)
+def test_methods_train_and_export_the_encoder_as_ever(tmp_path, name, decode_from) -> None:
+    """Mask tokens enter where the finest map is decoded, at stride 16 at the latest."""
+    method = micro.method(name, visible_only=True, decode_from=decode_from)
+    assert len(method.encoder.mask_token) == method.encoder.channels[2 if decode_from == 8 else 3]
     rows = micro.steps(method, 2, crop=CROP)
     assert all(torch.isfinite(torch.tensor(list(row.values()))).all() for row in rows)
     waiting = {n for n, p in method.named_parameters() if p.requires_grad and p.grad is None}
@@ -69,10 +72,20 @@ def test_what_is_not_visible_reaches_no_student(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{"decode_from": 4}, {"mask_block": "16x8x4"}, {"decoder": "light"}], ids=str
+    ("settings", "message"),
+    [
+        ({"decode_from": 4}, "needs a decode_from of at least 8, and decoder=linear"),
+        ({"decoder": "light"}, "needs a decode_from of at least 8, and decoder=linear"),
+        ({"mask_block": "16x8x4"}, "with decode_from=8 needs a mask_block of at least 8"),
+        (
+            {"mask_block": 8, "decode_from": 16},
+            "with decode_from=16 needs a mask_block of at least 16",
+        ),
+    ],
+    ids=str,
 )
-def test_what_reads_the_finest_maps_is_refused(settings) -> None:
-    with pytest.raises(ValueError, match="visible_only=true needs a mask_block and a decode_from"):
+def test_what_reads_the_finest_maps_is_refused(settings, message) -> None:
+    with pytest.raises(ValueError, match=f"visible_only=true {message}"):
         micro.config("simmim", visible_only=True, **settings)
 
 

@@ -1,6 +1,8 @@
-"""What a pretraining step asks of a GPU, counted without one: kernels, casts, copies, bytes.
+"""What a pretraining step asks of a GPU, counted without one: kernels, casts, copies, bytes,
+multiplications.
 
-    python -m nnssl.bench.operations [--methods smit] [--preset smit] [--crop 96 96 96]
+    python -m nnssl.bench.operations [--methods smit simmim:visible_only=true] [--preset smit]
+                                     [--crop 96 96 96]
 
 A step of the engine's own `Run` in bf16 on PyTorch's meta device (`nnssl.bench.lent`): views,
 losses, backward, clipping, optimiser, running means, teacher. An operation that gives no view is
@@ -24,13 +26,14 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import default_collate
+from torch.utils.flop_counter import flop_registry
 
 from nnssl.bench.lent import META, Kernel, lent
+from nnssl.bench.methods import named
 from nnssl.encoder.attention import fused
 from nnssl.encoder.presets import PRESETS, preset
 from nnssl.encoder.swin import PATCH, Swin, SwinConfig
 from nnssl.encoder.windows import Mask, stage_windows
-from nnssl.methods import METHODS
 from nnssl.train.run import Run, RunConfig
 from nnssl.types import Shape
 
@@ -43,12 +46,14 @@ FREE = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"
 
 
 class Count(TorchDispatchMode):
-    """`kernels` by name, `views`, `casts`, `copies` from the CPU, and `bytes` read and written."""
+    """`kernels` by name, `views`, `casts`, `copies` from the CPU, `bytes` read and written, and
+    `flops` of matrix products, convolutions and window attention.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.kernels: Counter[str] = Counter()
-        self.views = self.casts = self.copies = self.bytes = 0
+        self.views = self.casts = self.copies = self.bytes = self.flops = 0
 
     def __enter__(self) -> Count:
         self._before, Kernel.note = Kernel.note, staticmethod(self._note)
@@ -83,6 +88,8 @@ class Count(TorchDispatchMode):
             self.copies += 1
         else:
             self._note(name, (*given, *made))
+            if count := flop_registry.get(function.overloadpacket):
+                self.flops += count(*args, **kwargs, out_val=result)
             kinds = {x.dtype for x in (*given, *made)}
             self.casts += name in ("_to_copy", "_foreach_copy_", "copy_") and len(kinds) > 1
         return result
@@ -90,14 +97,18 @@ class Count(TorchDispatchMode):
     def _note(self, name: str, tensors: tuple[Tensor, ...]) -> None:
         self.kernels[name] += 1
         self.bytes += sum(x.numel() * x.element_size() for x in tensors)
+        if name.startswith("window attention"):
+            windows, n, _, heads, d = tensors[0].shape
+            products = 5 if "backward" in name else 2  # of n x n by d, or n x d by n
+            self.flops += products * 2 * windows * heads * n * n * d
 
 
 def counted(name: str, config: SwinConfig, crop: Shape, batch_size: int) -> dict[str, Count]:
-    """Of each part of a step of method `name`: "views", "gradients", "update"."""
+    """Of each part of a step of `nnssl.bench.methods.named`: "views", "gradients", "update"."""
     with lent():
         torch.manual_seed(0)
-        chosen = METHODS[name].Config()
-        method = METHODS[name](Swin(config, maskable=True), chosen)
+        kind, chosen = named(name)
+        method = kind(Swin(config, maskable=True), chosen)
         region = method.region(crop)
         sample = {
             "crop": torch.randn(1, *region),
@@ -118,7 +129,7 @@ def counted(name: str, config: SwinConfig, crop: Shape, batch_size: int) -> dict
             run.prepare_views(batch)
         whole, views = parts["gradients"], parts["views"]
         whole.kernels = whole.kernels - views.kernels
-        for field in ("views", "casts", "copies", "bytes"):
+        for field in ("views", "casts", "copies", "bytes", "flops"):
             setattr(whole, field, getattr(whole, field) - getattr(views, field))
     return parts
 
@@ -170,7 +181,7 @@ def attention_bytes(config: SwinConfig, crop: Shape, views: int) -> dict[str, in
 def table(rows: dict[str, dict[str, Count]]) -> str:
     """Markdown: a row per method."""
     head = ("method", "kernels", "of views", "of losses and gradients", "of the update", "casts",
-            "views", "copies to the GPU", "waits")  # fmt: skip
+            "views", "copies to the GPU", "waits", "GB moved", "TFLOP")  # fmt: skip
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for name, parts in rows.items():
         numbers = [sum(part.total for part in parts.values())]
@@ -178,7 +189,9 @@ def table(rows: dict[str, dict[str, Count]]) -> str:
         numbers += [
             sum(getattr(part, f) for part in parts.values()) for f in ("casts", "views", "copies")
         ]
-        lines.append(f"| {name} | " + " | ".join(map(str, [*numbers, 0])) + " |")
+        moved, products = (sum(getattr(p, f) for p in parts.values()) for f in ("bytes", "flops"))
+        cells = [*map(str, [*numbers, 0]), f"{moved / 1e9:.1f}", f"{products / 1e12:.2f}"]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -186,7 +199,13 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=["smit", "simmim"])
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        type=lambda variant: named(variant) and variant,
+        default=["smit", "simmim"],
+        metavar="NAME[:FIELD=VALUE,...]",
+    )
     parser.add_argument("--preset", choices=PRESETS, default="smit")
     parser.add_argument("--crop", type=int, nargs="+", default=[96, 96, 96], help="voxels")
     parser.add_argument("--batch-size", type=int, default=8, help="scans per step")

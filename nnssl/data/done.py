@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from nnssl.files import inside, read_json, write_json
+from nnssl.memory import uncollected
 
 # the sizes of each case's voxels and note, of all that were stored when a run began
 INDEX = "stored.json"
@@ -23,20 +24,29 @@ class Done:
     `is_done`.
     """
 
+    @uncollected()
     def __init__(self, folder: Path, fingerprint: str) -> None:
         self.folder, self.fingerprint = folder, fingerprint
         self._known = self._read()
-        self._there = _sizes(folder) if self._known else {}
+        self._there = sizes_in(folder) if self._known else {}
+        self._all_known = True  # of the cases that were asked for
 
     def __contains__(self, case_id: str) -> bool:
         known = self._known.get(case_id)
         if known is not None and known == _sizes_of(case_id, self._there):
             return True
+        self._all_known = False
         return is_done(case_id, self.fingerprint, self.folder)
 
     def keep(self, cases: Iterable[str]) -> None:
-        """Write the index of `cases`, which are stored now, unless it says so already."""
-        there = _sizes(self.folder)
+        """Write the index of `cases`, which are stored now, unless it says so already.
+
+        Where it knew all that were asked for, and no others, the folder is not listed again.
+        """
+        cases = list(cases)
+        if self._all_known and len(cases) == len(self._known):
+            return
+        there = sizes_in(self.folder)
         known = {case: _sizes_of(case, there) for case in cases if f"{case}.b2nd" in there}
         if known != self._known:
             content = {"fingerprint": self.fingerprint, "bytes": known}
@@ -57,7 +67,7 @@ def _sizes_of(case_id: str, there: dict[str, int]) -> list:
     return [there.get(f"{case_id}.b2nd"), there.get(f"{case_id}.json")]
 
 
-def _sizes(folder: Path) -> dict[str, int]:
+def sizes_in(folder: Path) -> dict[str, int]:
     """The bytes of each file in `folder`."""
     if not folder.is_dir():
         return {}
@@ -70,10 +80,12 @@ def is_done(case_id: str, fingerprint: str, folder: Path) -> bool:
 
     A note that is damaged, or of another form, counts as none: the case is stored again.
     """
-    note, array = inside(folder, f"{case_id}.json"), inside(folder, f"{case_id}.b2nd")
+    # A plain name stays in its folder; to ask the disk that of each of a million takes minutes.
+    under = inside if set(case_id) & set("/\\:") else os.path.join
+    note, array = under(folder, f"{case_id}.json"), under(folder, f"{case_id}.b2nd")
     try:
         properties = read_json(note)
-        size = array.stat().st_size
+        size = os.stat(array).st_size  # noqa: PTH116
     except (FileNotFoundError, ValueError):
         return False
     if not _is_note(properties):

@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from nnssl.files import fingerprint, read_json, write_json
+from nnssl.memory import uncollected
 from nnssl.types import HUPolicy, Shape, Spacing
 
 FORMAT_VERSION = 1
@@ -109,6 +110,7 @@ class Plan:
         )
 
     @classmethod
+    @uncollected()
     def load(cls, path: Path | str) -> Plan:
         """Raises ValueError for a file of another version, or one that was changed by hand."""
         try:
@@ -148,6 +150,7 @@ class Plan:
         return plan
 
 
+@uncollected()
 def make_plan(
     name: str,
     scans: Sequence,

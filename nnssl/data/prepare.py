@@ -15,6 +15,7 @@ from nnssl.data.preprocess import forget_damaged, preprocess
 from nnssl.data.scans import Found, find_scans
 from nnssl.data.survey import ScanReport, adopt, body_histograms, nothing_usable, survey
 from nnssl.files import sweep
+from nnssl.memory import uncollected
 from nnssl.types import Shape, Spacing
 
 # spacing, crop and HU range where they are asked for by name
@@ -139,7 +140,7 @@ def _planned(
         for case, now in moved_cases(old, scans, [*sources, *datasets]):
             if adopt(Found(case.source, case.series), now, folder):
                 moved[case.source] = now.path
-    lines = survey(scans, folder, *how, in_hu=in_hu)
+    lines = survey(scans, folder, *how, in_hu=in_hu, planned=old is not None)
     kept = [line for line in lines if line.kept]
     if not kept:
         raise nothing_usable(lines, [*sources, *datasets])
@@ -155,6 +156,7 @@ def _planned(
     return plan, moved
 
 
+@uncollected()
 def _kept_plan(
     old: Plan,
     kept: Sequence[ScanReport],

@@ -23,6 +23,7 @@ from nnssl.data.orientation import Scan
 from nnssl.data.raw_datasets import READER, chosen_channels, open_raw, read_image, series_of
 from nnssl.data.refusals import check_grid
 from nnssl.data.volumes import VOLUME_ENDINGS, check_not_labels, check_voxels, read_volume
+from nnssl.memory import uncollected
 from nnssl.types import Spacing
 
 LOOKED_FOR = f"{', '.join(VOLUME_ENDINGS)} and DICOM series"
@@ -54,6 +55,7 @@ class Found:
     series: str = ""
 
 
+@uncollected()
 def find_scans(
     folders: Sequence[Path | str],
     nnunet_dataset: Sequence[Path | str] | None = None,
@@ -109,7 +111,8 @@ def _below(top: Path, seen: set, wanted: Sequence[str]) -> Iterator[Found]:
             labels = set() if wanted else set(_labels(folder))
             others = sorted(n for n in names if not n.startswith(".") and n not in labels)
             below = Path(folder).relative_to(top)
-            others = [n for n in others if patterns.matches((below / n).as_posix(), wanted)]
+            if wanted:
+                others = [n for n in others if patterns.matches((below / n).as_posix(), wanted)]
             yield from _in_folder(Path(folder), others, seen)
             if labels:
                 yield Found(folder, LABELS)
@@ -128,8 +131,8 @@ def _in_folder(folder: Path, names: Sequence[str], seen: set) -> Iterator[Found]
     for name in names:
         if not name.lower().endswith(VOLUME_ENDINGS):
             others.append(name)
-        elif _first_time(folder / name, seen):
-            yield Found(str(folder / name))
+        elif _first_time(path := os.path.join(folder, name), seen):  # noqa: PTH118 - see there
+            yield Found(path)
     if any(looks_like_dicom(folder / name) for name in others):
         yield Found(str(folder), ALL_SERIES)
 

@@ -2,30 +2,34 @@
 scan.
 
 Each scan's answer is kept in `<folder>/survey/`, by path, size and time of change, so that no scan
-is read twice.
+is read twice; all of them without histograms in one file besides (`nnssl.data.answers`).
 """
 
 from __future__ import annotations
 
 import base64
 import csv
+import os
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from nnssl.data.answers import Index, ScanReport, place
 from nnssl.data.dicom import series_in
 from nnssl.data.refusals import UnusableScanError, check_hu, check_values
 from nnssl.data.scans import ALL_SERIES, LOOKED_FOR, NOT_READ, Found, check_stored, not_read, read
 from nnssl.data.workers import Failed, parallel_map
-from nnssl.files import NoRoomError, atomic, fingerprint, read_json, write_json
-from nnssl.types import BODY_HU, Shape, Spacing
+from nnssl.files import NoRoomError, atomic, read_json, write_json
+from nnssl.memory import uncollected
+from nnssl.types import BODY_HU
 
+REPORTS = ("report.json", "report.csv")
 HISTOGRAM = (int(BODY_HU), 3000)  # HU of the first and the last bin of the body histogram
 PERCENTILES = (0.5, 5.0, 50.0, 95.0, 99.5)
 NAMES: dict = {
@@ -35,30 +39,6 @@ NAMES: dict = {
 SURVEY_VERSION = 2  # goes up when a change in these rules makes old answers wrong
 
 
-@dataclass(frozen=True)
-class ScanReport:
-    """One line of the report. `histogram`: of the body voxels in HU, one bin a unit, compressed.
-
-    `orientation`: where x, y and z run, as stored. `note`: what reading changed, of a scan that is
-    kept.
-    """
-
-    path: str
-    series: str
-    kept: bool
-    reason: str = ""
-    shape: Shape = ()
-    spacing: Spacing = ()
-    percentiles: tuple[float, ...] = ()
-    histogram: str = ""
-    orientation: str = ""
-    note: str = ""
-
-    @property
-    def found(self) -> Found:
-        return Found(self.path, self.series)
-
-
 def survey(
     scans: Sequence[Found],
     folder: Path | str,
@@ -66,11 +46,14 @@ def survey(
     part_id: int = 0,
     num_parts: int = 1,
     in_hu: bool = True,
+    planned: bool = False,
 ) -> list[ScanReport]:
     """Look at every scan once; returns one line a scan, sorted by path and series, and writes the
     report.
 
     in_hu: the scans are CT, and what is not in HU is left out.
+    planned: there is a plan, so nobody will read the histograms, and known answers need not be
+    opened: what `answers.Index` says of them is taken.
 
     With several parts each looks at its own part first, then at what the others have not done yet:
     no part waits for another, and each ends with the whole survey. The lines come without their
@@ -80,7 +63,12 @@ def survey(
     own_first = partial(_own_first, part_id=part_id, num_parts=num_parts)
     rules = [SURVEY_VERSION, *([] if in_hu else ["any"])]
     signatures, failed = _signatures(scans, folder, num_processes, own_first, rules)
-    known = {scan: _known(scan, signature, folder) for scan, signature in signatures.items()}
+    index = Index(folder, signatures if planned else {})
+    with uncollected():
+        known = {
+            scan: index.known.get(scan) or _known(scan, signature, folder)
+            for scan, signature in signatures.items()
+        }
     new = sorted((s for s, line in known.items() if line is None), key=_by_path)
     todo = own_first([(scan, signatures[scan]) for scan in new])
     # Failures are not kept: with more memory, or fewer workers, the next run may do better.
@@ -91,15 +79,19 @@ def survey(
                 if result.no_room:
                     raise NoRoomError(result.reason)
                 failed[scan] = result.reason
-    answers = (
-        known[scan] or _known(scan, signature, folder)  # each answer is read once
+    read_once = (
+        (scan, known[scan] or _known(scan, signature, folder))
         for scan, signature in signatures.items()
         if scan not in failed
     )
-    lines = [line for line in answers if line is not None]
+    answers = {scan: line for scan, line in read_once if line is not None}
+    lines = list(answers.values())
     lines += [ScanReport(scan.path, scan.series, False, reason) for scan, reason in failed.items()]
     lines.sort(key=_by_path)
-    write_report(lines, folder, in_hu)
+    there = all((folder / name).exists() for name in REPORTS)
+    if not (there and index.says(answers, failed)):
+        write_report(lines, folder, in_hu)
+        index.keep(answers, signatures, failed)
     return lines
 
 
@@ -120,16 +112,7 @@ def _signatures(
     """What changes when a scan changes, for each; DICOM folders become their series. And what
     failed already.
     """
-    signatures, failed = {}, {}
-    for scan in scans:
-        if scan.series in NOT_READ:
-            failed[scan] = not_read(scan)
-        elif scan.series != ALL_SERIES:
-            try:
-                status = Path(scan.path).stat()
-                signatures[scan] = [*rules, status.st_size, status.st_mtime_ns]
-            except OSError as error:
-                failed[scan] = f"cannot be read: {error.strerror}"
+    signatures, failed = _of_files(scans, rules)
     dicom = own_first([scan for scan in scans if scan.series == ALL_SERIES])
     work = partial(_series_signatures, folder=folder)
     with closing(parallel_map(work, dicom, num_processes, "DICOM headers")) as results:
@@ -140,6 +123,22 @@ def _signatures(
                 signatures |= {
                     Found(scan.path, uid): [*rules, *signature] for uid, signature in uids.items()
                 }
+    return signatures, failed
+
+
+@uncollected()
+def _of_files(scans: Sequence[Found], rules: list) -> tuple[dict[Found, list], dict[Found, str]]:
+    """The same, of all but DICOM folders."""
+    signatures, failed = {}, {}
+    for scan in scans:
+        if scan.series in NOT_READ:
+            failed[scan] = not_read(scan)
+        elif scan.series != ALL_SERIES:
+            try:
+                status = os.stat(scan.path)  # noqa: PTH116 - for every scan of the collection
+                signatures[scan] = [*rules, status.st_size, status.st_mtime_ns]
+            except OSError as error:
+                failed[scan] = f"cannot be read: {error.strerror}"
     return signatures, failed
 
 
@@ -197,11 +196,6 @@ def body_histograms(lines: Sequence[ScanReport], folder: Path | str) -> Iterator
         yield np.frombuffer(zlib.decompress(base64.b64decode(packed)), "<i8")
 
 
-def place(scan: Found, folder: Path) -> Path:
-    """Where the answer to a scan is kept."""
-    return folder / "survey" / f"{fingerprint([scan.path, scan.series])}.json"
-
-
 def adopt(before: Found, now: Found, folder: Path | str) -> bool:
     """Whether `now` is the scan that was `before`; its answer then serves for the new path, if
     nothing changed.
@@ -241,6 +235,7 @@ def _known(scan: Found, signature: list, folder: Path) -> ScanReport | None:
         return None
 
 
+@uncollected()
 def write_report(lines: Sequence[ScanReport], folder: Path | str, in_hu: bool = True) -> None:
     """`report.json` and `report.csv`: path, kept or left out, why, shape, spacing, percentiles (HU
     for CT) and more.

@@ -45,7 +45,7 @@ class Swin(nn.Module):
     longer.
 
     maskable:      own a `mask_token` and accept `masked`. For pretraining only. It enters behind the
-                   patch embedding, or behind stage 2 (`visible.mask_at_stride_8`).
+                   patch embedding, or behind stage 2 or 3 (`visible.mask_at_stride`).
     checkpointing: recompute each block in the backward pass: much less memory, about a third more
     time.
     """
@@ -114,8 +114,8 @@ class Swin(nn.Module):
 
         x:      [B C *spatial], any size.
         masked: Bool [B *token_grid(spatial)], True = hidden: the token is replaced by the mask
-        token. Or `Visible`: the blocks that stages 1 and 2 compute, beside mask tokens behind them;
-        maps 0 and 1 are then None.
+        token. Or `Visible`: the blocks that the stages before the mask token compute; their maps
+        are then None.
         wanted: the numbers of the maps that are read; the others are None, and what lies behind the
         last one is not computed.
         Returns five maps [B channels[i] *ceil(spatial / strides[i])], each layer-normalised,
@@ -137,7 +137,7 @@ class Swin(nn.Module):
         self, x: Tensor, masked: Tensor | Visible | None, wanted: Collection[int]
     ) -> list[Tensor | None]:
         if isinstance(masked, Visible):
-            tokens, first = visible.coarse_tokens(self, x, masked), visible.STAGES
+            tokens, first = visible.coarse_tokens(self, x, masked), visible.stages_before(self)
         else:
             tokens, first = self.patch_embed(x), 0
             if masked is not None and self.mask_token is not None:
@@ -180,8 +180,11 @@ class Swin(nn.Module):
             raise ValueError(
                 "this encoder has no mask token; build it with Swin(config, maskable=True)"
             )
-        if len(self.mask_token) != self.channels[0]:
-            raise ValueError("this encoder's mask token enters at stride 8; give it Visible blocks")
+        if stages := visible.stages_before(self):
+            raise ValueError(
+                f"this encoder's mask token enters at stride {self.strides[stages]}; give it "
+                "Visible blocks"
+            )
         wanted = (x.shape[0], *self.token_grid(tuple(x.shape[2:])))
         if tuple(masked.shape) != wanted or masked.dtype != torch.bool:
             raise ValueError(

@@ -1,12 +1,13 @@
-"""Stages 1 and 2 on an image's visible blocks alone; mask tokens enter the grid of stride 8.
+"""Fine stages on an image's visible blocks alone; mask tokens enter the grid behind them.
 
     image -> visible blocks -> patches -> stage 1 -> merge -> stage 2 -> merge -+-> grid of stride 8
                                                           mask tokens elsewhere -+
 
-The first two stages make most of the cost and see little beyond a block, so what is hidden need not
-be computed there. He et al. 2022 (MAE, arXiv 2111.06377) leave hidden tokens out of the whole
-encoder; Huang et al. 2022 (GreenMIM, arXiv 2205.13515) do so in a Swin, whose unevenly filled
-windows they group. Here windows are never uneven, because they end where a block does.
+Or one stage later: stage 3 as well, and the grid of stride 16. The fine stages make most of the
+cost and see little beyond a block, so what is hidden need not be computed there. He et al. 2022
+(MAE, arXiv 2111.06377) leave hidden tokens out of the whole encoder; Huang et al. 2022 (GreenMIM,
+arXiv 2205.13515) do so in a Swin, whose unevenly filled windows they group. Here windows are never
+uneven, because they end where a block does.
 
 Every visible block passes as a small image of its own. Attention stays inside it; windows begin
 at its corner; shifted windows are shifted and masked inside its borders, as they are inside those
@@ -32,12 +33,12 @@ if TYPE_CHECKING:
 
     from nnssl.encoder.swin import Swin
 
-NO_TOKEN = "this encoder has no mask token of stride 8; call mask_at_stride_8(encoder) first"
-STAGES = 2  # that compute the visible blocks alone
+NO_TOKEN = "this encoder has no mask token of stride 8 or 16; call mask_at_stride(encoder, 8) first"
+STRIDES = (8, 16)  # where mask tokens may enter; at 32 no stage would be left to fill them
 
 
 class Visible(NamedTuple):
-    """What of an image is computed by the first two stages.
+    """What of an image is computed by the stages before the mask token.
 
     blocks: int64 [B m], raster numbers on the grid of blocks, each at most once an image. The same
     number m for every image, so that shapes are static.
@@ -48,13 +49,19 @@ class Visible(NamedTuple):
     side: Shape
 
 
-def mask_at_stride_8(encoder: Swin) -> None:
-    """Give `encoder` a mask token that enters behind stage 2, in place of the one of the patches.
+def mask_at_stride(encoder: Swin, stride: int) -> None:
+    """Give `encoder` a mask token that enters the grid of `stride` voxels, in place of the one of
+    the patches.
 
-    It has the same name, but four times the width. Raises ValueError for an encoder whose finer
-    maps nobody could do without.
+    At 8 stages 1 and 2 compute visible blocks alone, at 16 stage 3 too. It has the same name, and
+    that grid's width. Raises ValueError for another stride, or for an encoder whose finer maps
+    nobody could do without.
     """
-    config = encoder.config
+    if stride not in STRIDES:
+        raise ValueError(
+            f"mask tokens enter at stride 8 or 16 (visible blocks alone), got {stride}"
+        )
+    config, stages = encoder.config, encoder.strides.index(stride)
     if config.taps != "stage" or config.convolutions:
         raise ValueError(
             'visible blocks alone need an encoder of taps "stage" without convolutions, as our '
@@ -62,15 +69,23 @@ def mask_at_stride_8(encoder: Swin) -> None:
             "visible_only=false, or start from a preset"
         )
     if encoder.out_norms is not None:  # of maps that do not exist
-        encoder.out_norms[:STAGES].requires_grad_(False)
-    token = torch.randn(encoder.channels[STAGES]) * 0.02  # as that of the patches
+        encoder.out_norms[:stages].requires_grad_(False)
+    token = torch.randn(encoder.channels[stages]) * 0.02  # as that of the patches
     encoder.mask_token = nn.Parameter(token)
+
+
+def stages_before(encoder: Swin) -> int:
+    """How many stages come before the mask token: 2 or 3, or 0 where it is that of the patches, or
+    there is none.
+    """
+    token = encoder.mask_token
+    return 0 if token is None else encoder.channels.index(len(token))
 
 
 def check(encoder: Swin, x: Tensor, visible: Visible) -> None:
     """Raises ValueError where `visible` does not fit the image [B C *spatial] or the encoder."""
     config, (blocks, side) = encoder.config, visible
-    if encoder.mask_token is None or len(encoder.mask_token) != encoder.channels[STAGES]:
+    if not stages_before(encoder):
         raise ValueError(NO_TOKEN)
     stride = _stride(encoder)
     spatial = tuple(x.shape[2:])
@@ -92,8 +107,8 @@ def check(encoder: Swin, x: Tensor, visible: Visible) -> None:
 def coarse_tokens(
     encoder: Swin, x: Float[Tensor, "batch channels *size"], visible: Visible
 ) -> Float[Tensor, "batch *grid width"]:
-    """[B C *spatial] to the tokens of stride 8 [B *grid 4E]: visible ones computed, others the mask
-    token.
+    """[B C *spatial] to the tokens of the grid that the mask token enters [B *grid C']: visible
+    ones computed, others the mask token.
     """
     side = visible.side
     blocks = tuple(size // n for size, n in zip(x.shape[2:], side, strict=True))
@@ -104,7 +119,7 @@ def coarse_tokens(
     x = x.to(kind) if kind in HALF else x
     parts = _apart(x.movedim(1, -1), blocks).flatten(0, 1).index_select(0, rows)
     tokens = encoder.patch_embed(parts.movedim(-1, 1))
-    stages = encoder.stages[:STAGES]
+    stages = encoder.stages[: stages_before(encoder)]
     for stage, prepared in zip(stages, given(stages, tokens), strict=True):
         tokens = stage.downsample(stage(tokens, prepared, encoder.checkpointing))
     # The rows are distinct, so the gradient is a plain selection: no sum whose order could vary.
@@ -116,8 +131,8 @@ def coarse_tokens(
 
 
 def _stride(encoder: Swin) -> Shape:
-    """Voxels of a token behind stage 2, one an axis."""
-    steps = [encoder.config.step(number) for number in range(STAGES + 1)]
+    """Voxels of a token of the grid that the mask token enters, one an axis."""
+    steps = [encoder.config.step(number) for number in range(stages_before(encoder) + 1)]
     return tuple(prod(along) for along in zip(*steps, strict=True))
 
 

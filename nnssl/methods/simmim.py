@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from nnssl.encoder.swin import Swin
-from nnssl.encoder.visible import mask_at_stride_8
+from nnssl.encoder.visible import mask_at_stride
 from nnssl.methods.method import Method, MethodConfig, Step
 from nnssl.modules.heads import pooled
 from nnssl.modules.losses import masked_l1
@@ -67,7 +67,7 @@ class SimMIM(Method):
         self.config = config
         self.student = encoder.copied(maskable=True)
         if config.visible_only:
-            mask_at_stride_8(self.student)
+            mask_at_stride(self.student, config.mask_stride)
         self.decoder = voxel_decoder(encoder, config)
 
     @property

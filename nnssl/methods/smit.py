@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 
 from nnssl.encoder.swin import Swin
-from nnssl.encoder.visible import mask_at_stride_8
+from nnssl.encoder.visible import mask_at_stride
 from nnssl.memory import to_device
 from nnssl.methods.distillation import DistillationMethod, DistillationMethodConfig
 from nnssl.methods.method import Step, weighted_total
@@ -132,7 +132,7 @@ class SMIT(DistillationMethod):
     def __init__(self, encoder: Swin, config: SMITConfig) -> None:
         encoder = encoder.copied(maskable=True)
         if config.visible_only:
-            mask_at_stride_8(encoder)
+            mask_at_stride(encoder, config.mask_stride)
         stage = STAGE_OF_STRIDE[config.patch_stride]
         patch = stage if config.w_mpd > 0 else None
         super().__init__(

@@ -9,7 +9,7 @@ from typing import ClassVar
 from nnssl.types import Shape
 
 STRIDES = (2, 4, 8, 16, 32)  # of the encoder's maps, in voxels
-COARSE = 8  # stride behind stage 2
+COARSE, COARSER = 8, 16  # strides behind stages 2 and 3
 
 
 class Block(tuple):
@@ -52,8 +52,7 @@ class MaskedConfig:
     decode_from: int = 8
     # errors below count by their square, in units of the input; 0: L1, as the papers
     smooth_l1: float = 0.15
-    # stages 1 and 2 see visible blocks alone, each by itself; mask tokens enter at stride 8
-    # (`nnssl.encoder.visible`)
+    # stages before `mask_stride` see visible blocks alone, each by itself (`nnssl.encoder.visible`)
     visible_only: bool = False
     window_jitter: float = 0.5  # chance of a narrower HU window; not in the papers
 
@@ -84,12 +83,24 @@ class MaskedConfig:
         if self.visible_only:
             self._check_visible_only()
 
+    @property
+    def mask_stride(self) -> int:
+        """Voxels: where mask tokens enter a `visible_only` encoder, as late as what is decoded
+        allows. Stage 4 must see them: nothing else could fill them.
+        """
+        return min(self.decode_from, COARSER)
+
     def _check_visible_only(self) -> None:
-        """Nothing may read the maps of stages 1 and 2: they exist at visible blocks only."""
-        if min(self.mask_block) < COARSE or self.decode_from < COARSE or self.decoder != "linear":
+        """Nothing may read the maps of the stages before: they exist at visible blocks only."""
+        if self.decode_from < COARSE or self.decoder != "linear":
             raise ValueError(
-                f"visible_only=true needs a mask_block and a decode_from of at least {COARSE}, and "
-                f"decoder=linear; got mask_block={self.mask_block}, "
-                f"decode_from={self.decode_from}, decoder={self.decoder}. Set visible_only=false "
-                "to keep these"
+                f"visible_only=true needs a decode_from of at least {COARSE}, and decoder=linear; "
+                f"got decode_from={self.decode_from}, decoder={self.decoder}. Set "
+                "visible_only=false to keep these"
+            )
+        if min(self.mask_block) < self.mask_stride:
+            raise ValueError(
+                f"visible_only=true with decode_from={self.decode_from} needs a mask_block of at "
+                f"least {self.mask_stride}, got {self.mask_block}. Set mask_block="
+                f"{self.mask_stride}, or visible_only=false to keep it"
             )
