@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -95,20 +95,14 @@ class Crops(torch.utils.data.Dataset):
         cases: Sequence[str] | None = None,
         parcels: bool = False,
     ) -> None:
-        shape = tuple(shape or plan.crop)
-        if len(shape) not in (2, 3) or min(shape) < 1:
-            raise ValueError(
-                f"a crop has two or three axes of at least one voxel, got {shape}; the plan's is "
-                f"{plan.crop}"
-            )
         self.folder = Path(folder)
         self.fingerprint = plan.fingerprint
-        self.shape = shape
+        self.shape = _check_shape(shape or plan.crop, plan)
         self.seed = seed
-        self.cases = self._stored(plan) if cases is None else self._asked_for(cases)
+        self.cases = self._stored(plan) if cases is None else self._requested(cases)
         self.padding, self.parcels = plan.padding, parcels
         self.source: Source = Stored(self.folder)
-        self._box = np.array((1,) * (3 - len(shape)) + shape)
+        self._box = np.array((1,) * (3 - len(self.shape)) + self.shape)
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0))
 
     def _stored(self, plan: Plan) -> tuple[str, ...]:
@@ -116,9 +110,7 @@ class Crops(torch.utils.data.Dataset):
         absent is an error.
         """
         names = names_in(self.folder)
-        stored = tuple(
-            c.id for c in plan.cases if f"{c.id}.json" in names and f"{c.id}.b2nd" in names
-        )
+        stored = tuple(case.id for case in plan.cases if _is_stored(case.id, names))
         done = set(stored)
         failed = sum(c.id not in done and f"{c.id}.failed.json" in names for c in plan.cases)
         if not stored or len(stored) + failed < len(plan.cases):
@@ -129,9 +121,9 @@ class Crops(torch.utils.data.Dataset):
             )
         return stored
 
-    def _asked_for(self, cases: Sequence[str]) -> tuple[str, ...]:
+    def _requested(self, cases: Sequence[str]) -> tuple[str, ...]:
         names = names_in(self.folder)
-        gone = [c for c in cases if f"{c}.json" not in names or f"{c}{VOXELS}" not in names]
+        gone = [case for case in cases if not _is_stored(case, names)]
         if gone:
             raise ValueError(
                 f"{len(gone)} of the {len(cases)} scans that the run is on are not in "
@@ -147,14 +139,14 @@ class Crops(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> dict:
         if index < 0:
             raise IndexError(f"samples are numbered from 0, got {index}")
-        generator = np.random.default_rng((self.seed, index))
         scan = self._scan(index)
         case = self.cases[scan]
         properties = self._properties(case)
-        start, rejected = self._position(generator, properties)
-        dims, late = len(self.shape), self.source.late
+        start, rejected = self._position(np.random.default_rng((self.seed, index)), properties)
+        corner = {"corner": torch.tensor(start.tolist())}
+        dims = len(self.shape)
         return {
-            **({"corner": torch.tensor(start.tolist())} if late else self._read(case, start)),
+            **(corner if self.source.late else self._read(case, start)),
             "index": index,
             "scan": scan,
             "rejected": rejected,
@@ -169,11 +161,18 @@ class Crops(torch.utils.data.Dataset):
 
     def cut(self, batch: dict) -> dict:
         """The batch, whose crops are cut late, with "crop" [B 1 *shape], and "parcels"."""
-        cut = [
-            self._read(self.cases[scan], np.array(start))
-            for scan, start in zip(batch["scan"].tolist(), batch["corner"].tolist(), strict=True)
-        ]
-        return {**batch, **{key: torch.cat([one[key][None] for one in cut]) for key in cut[0]}}
+        places = zip(batch["scan"].tolist(), batch["corner"].tolist(), strict=True)
+        cut = [self._read(self.cases[scan], np.array(corner)) for scan, corner in places]
+        return {**batch, **{key: torch.stack([one[key] for one in cut]) for key in cut[0]}}
+
+    def _scan(self, index: int) -> int:
+        """The place in `cases` of sample `index`."""
+        epoch, place = divmod(index, len(self.cases))
+        if self._order[0] != epoch:
+            # A stream of its own: (seed, index) above has no third entry.
+            generator = np.random.default_rng((self.seed, epoch, 1))
+            self._order = epoch, generator.permutation(len(self.cases))
+        return int(self._order[1][place])
 
     def _scan(self, index: int) -> int:
         epoch, place = divmod(index, len(self.cases))
@@ -205,23 +204,30 @@ class Crops(torch.utils.data.Dataset):
         """
         size, block = np.array(properties["shape"]), properties["body_block"]
         body = _body(properties)
-        room = (size - self._box).clip(0)
         voxels = _body_voxels(body, size, block).ravel().cumsum()
-        best, most = room, -1.0
+        best, most = np.zeros(3, int), -1.0
         for draw in range(DRAWS):
             chosen = np.searchsorted(voxels, generator.random() * voxels[-1], side="right")
             corner = np.array(np.unravel_index(min(chosen, len(voxels) - 1), body.shape)) * block
             voxel = generator.integers(corner, np.minimum(corner + block, size))
-            first, last = (voxel - self._box + 1).clip(0), np.minimum(voxel, room)
-            # A scan smaller than the crop is centred in it, as nnU-Net does.
-            placed = generator.integers(first, last + 1)
-            start = np.where(size > self._box, placed, (size - self._box) // 2)
+            start = self._start_around(voxel, size, generator)
             fraction = _body_fraction(body, start, self._box, size, block)
             if fraction >= LEAST_BODY:
                 return start, draw
             if fraction > most:
                 best, most = start, fraction
         return best, DRAWS
+
+    def _start_around(
+        self, voxel: np.ndarray, size: np.ndarray, generator: np.random.Generator
+    ) -> np.ndarray:
+        """The start [3] of a box that holds `voxel`, drawn from all that lie in a scan [*size].
+
+        A scan smaller than the crop is centred in it, as nnU-Net does.
+        """
+        room = size - self._box
+        first, last = (voxel - self._box + 1).clip(0), np.minimum(voxel, room.clip(0))
+        return np.where(room > 0, generator.integers(first, last + 1), room // 2)
 
     def _read(self, case: str, start: np.ndarray) -> dict:
         """The crop [1 *shape], and its parcels; what is outside of the scan is air, and none."""
@@ -237,13 +243,32 @@ def read_box(path: Path, start: np.ndarray, box: np.ndarray, padding: float) -> 
     """The box [*box] at `start` of a stored volume [1 *size]; what lies outside of it is `padding`."""
     array = stored_array(path)
     low, high = start.clip(0), np.minimum(start + box, array.shape[1:])
-    place = (slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
-    voxels = np.asarray(array[(0, *place)])
-    if voxels.shape != tuple(box):
-        padded = np.full(box, padding, voxels.dtype)
-        padded[tuple(slice(a, b) for a, b in zip(low - start, high - start, strict=True))] = voxels
-        voxels = padded
-    return voxels
+    voxels = np.asarray(array[(0, *slices(low, high))])
+    if voxels.shape == tuple(box):
+        return voxels
+    padded = np.full(box, padding, voxels.dtype)
+    padded[slices(low - start, high - start)] = voxels
+    return padded
+
+
+def slices(low: np.ndarray, high: np.ndarray) -> tuple[slice, ...]:
+    """The part of an array from `low` to before `high`, along each axis."""
+    return tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
+
+
+def _check_shape(shape: Sequence[int], plan: Plan) -> Shape:
+    shape = tuple(shape)
+    if len(shape) not in (2, 3) or min(shape) < 1:
+        raise ValueError(
+            f"a crop has two or three axes of at least one voxel, got {shape}; the plan's is "
+            f"{plan.crop}"
+        )
+    return shape
+
+
+def _is_stored(case: str, names: Container[str]) -> bool:
+    """`names`: of the files in the folder."""
+    return f"{case}.json" in names and f"{case}{VOXELS}" in names
 
 
 def _body(properties: dict) -> np.ndarray:

@@ -41,6 +41,12 @@ class Failed:
     reason: str
     no_room: bool = False
 
+    def unless_no_room(self) -> str:
+        """The reason. Raises NoRoomError where the other items will fail too."""
+        if self.no_room:
+            raise files.NoRoomError(self.reason)
+        return self.reason
+
 
 Pairs = Generator[tuple[Item, Result | Failed], None, None]
 
