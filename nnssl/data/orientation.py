@@ -37,10 +37,19 @@ def turns(direction: np.ndarray) -> np.ndarray:
     """nibabel's orientation [3 2] of axes whose unit vectors are the columns of `direction` [3 3]."""
     from nibabel.orientations import io_orientation
 
+    return io_orientation(_nibabel_affine(direction))
+
+
+def _nibabel_affine(direction: np.ndarray, origin: np.ndarray | None = None) -> np.ndarray:
+    """[4 4] of the axes [3 3] and the first voxel [3] in DICOM's frame; nibabel's runs to the right
+    and to the front.
+    """
     affine = np.eye(4)
-    # nibabel's frame runs to the right and to the front
-    affine[:3, :3] = np.diag([-1.0, -1.0, 1.0]) @ direction
-    return io_orientation(affine)
+    flips = np.diag([-1.0, -1.0, 1.0])
+    affine[:3, :3] = flips @ direction
+    if origin is not None:
+        affine[:3, 3] = flips @ origin
+    return affine
 
 
 def is_permuted(direction: np.ndarray) -> bool:
@@ -72,29 +81,40 @@ def unify(scan: Scan, direction: np.ndarray, origin: np.ndarray | None = None) -
     Permuted axes would mix the spacing of slices with that in their plane. Axes that only run the
     other way stay as they are, since nnU-Net leaves them too.
     """
+    from nibabel.orientations import aff2axcodes
+
+    name = "".join(code or "?" for code in aff2axcodes(_nibabel_affine(direction)))
+    affine = None
+    if origin is not None:
+        affine = _nibabel_affine(direction, origin) @ np.diag([*scan.spacing[::-1], 1.0])
+    placed = replace(scan, orientation=name, affine=affine)
+    if "?" in name or not is_permuted(direction):
+        return placed
+    return _reordered(placed, direction)
+
+
+def _reordered(scan: Scan, direction: np.ndarray) -> Scan:
+    """`scan` with its axes in the order of UNIFIED."""
     from nibabel.orientations import (
-        aff2axcodes,
         apply_orientation,
         axcodes2ornt,
         inv_ornt_aff,
         ornt_transform,
     )
 
-    affine = np.eye(4)
-    affine[:3, :3] = np.diag([-1.0, -1.0, 1.0]) @ direction
-    name = "".join(code or "?" for code in aff2axcodes(affine))
-    placed = None
-    if origin is not None:
-        placed = affine @ np.diag([*scan.spacing[::-1], 1.0])
-        placed[:3, 3] = np.diag([-1.0, -1.0, 1.0]) @ origin
-    if "?" in name or not is_permuted(direction):
-        return replace(scan, orientation=name, affine=placed)
     change = ornt_transform(turns(direction), axcodes2ornt(UNIFIED))
     turned = apply_orientation(scan.voxels.transpose(), change)
     spacing = [0.0, 0.0, 0.0]
     for own, (axis, _) in zip(scan.spacing[::-1], change, strict=True):
         spacing[int(axis)] = own
-    note = "; ".join(filter(None, [scan.note, f"axes reordered from {name} to {UNIFIED}"]))
-    if placed is not None:
-        placed = placed @ inv_ornt_aff(change, scan.voxels.shape[::-1])
-    return Scan(np.ascontiguousarray(turned.transpose()), tuple(spacing[::-1]), name, note, placed)
+    affine = scan.affine
+    if affine is not None:
+        affine = affine @ inv_ornt_aff(change, scan.voxels.shape[::-1])
+    note = f"axes reordered from {scan.orientation} to {UNIFIED}"
+    return replace(
+        scan,
+        voxels=np.ascontiguousarray(turned.transpose()),
+        spacing=tuple(spacing[::-1]),
+        note="; ".join(filter(None, [scan.note, note])),
+        affine=affine,
+    )
