@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import os
-import zlib
 from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -15,13 +13,11 @@ import torch
 from torch import Tensor
 
 from nnssl.data.plan import Plan
+from nnssl.data.positions import Body, draw_start
 from nnssl.files import names_in, read_json
 from nnssl.types import Shape
 
 VOXELS, PARCELS = ".b2nd", ".parcels.b2nd"  # of a case
-# fraction of body in the whole box, padding counted, below which it is drawn again
-LEAST_BODY = 0.35
-DRAWS = 10
 # nnU-Net opens its store in the same way; mapping does not work on Windows (MIC-DKFZ/nnUNet issue
 # 2723)
 OPEN: dict = {
@@ -142,7 +138,8 @@ class Crops(torch.utils.data.Dataset):
         scan = self._scan(index)
         case = self.cases[scan]
         properties = self._properties(case)
-        start, rejected = self._position(np.random.default_rng((self.seed, index)), properties)
+        generator = np.random.default_rng((self.seed, index))
+        start, rejected = draw_start(Body.from_note(properties), self._box, generator)
         corner = {"corner": torch.tensor(start.tolist())}
         dims = len(self.shape)
         return {
@@ -174,16 +171,6 @@ class Crops(torch.utils.data.Dataset):
             self._order = epoch, generator.permutation(len(self.cases))
         return int(self._order[1][place])
 
-    def _scan(self, index: int) -> int:
-        epoch, place = divmod(index, len(self.cases))
-        if self._order[0] != epoch:
-            # A stream of its own: (seed, index) above has no third entry.
-            self._order = (
-                epoch,
-                np.random.default_rng((self.seed, epoch, 1)).permutation(len(self.cases)),
-            )
-        return int(self._order[1][place])
-
     def _properties(self, case: str) -> dict:
         properties = self.source.note(case)
         if properties["fingerprint"] != self.fingerprint:
@@ -193,41 +180,6 @@ class Crops(torch.utils.data.Dataset):
                 "or choose another name"
             )
         return properties
-
-    def _position(self, generator: np.random.Generator, properties: dict) -> tuple[np.ndarray, int]:
-        """The first drawn start [3] with enough body, or else the best of DRAWS; and the number
-        rejected.
-
-        A body voxel is drawn, and the box around it uniformly from all that lie in the scan, so
-        that every part of the body is seen and none more often for lying at the scan's end. Judged
-        by the stored fraction of body in each block, so a rejected position costs no decompression.
-        """
-        size, block = np.array(properties["shape"]), properties["body_block"]
-        body = _body(properties)
-        voxels = _body_voxels(body, size, block).ravel().cumsum()
-        best, most = np.zeros(3, int), -1.0
-        for draw in range(DRAWS):
-            chosen = np.searchsorted(voxels, generator.random() * voxels[-1], side="right")
-            corner = np.array(np.unravel_index(min(chosen, len(voxels) - 1), body.shape)) * block
-            voxel = generator.integers(corner, np.minimum(corner + block, size))
-            start = self._start_around(voxel, size, generator)
-            fraction = _body_fraction(body, start, self._box, size, block)
-            if fraction >= LEAST_BODY:
-                return start, draw
-            if fraction > most:
-                best, most = start, fraction
-        return best, DRAWS
-
-    def _start_around(
-        self, voxel: np.ndarray, size: np.ndarray, generator: np.random.Generator
-    ) -> np.ndarray:
-        """The start [3] of a box that holds `voxel`, drawn from all that lie in a scan [*size].
-
-        A scan smaller than the crop is centred in it, as nnU-Net does.
-        """
-        room = size - self._box
-        first, last = (voxel - self._box + 1).clip(0), np.minimum(voxel, room.clip(0))
-        return np.where(room > 0, generator.integers(first, last + 1), room // 2)
 
     def _read(self, case: str, start: np.ndarray) -> dict:
         """The crop [1 *shape], and its parcels; what is outside of the scan is air, and none."""
@@ -269,32 +221,3 @@ def _check_shape(shape: Sequence[int], plan: Plan) -> Shape:
 def _is_stored(case: str, names: Container[str]) -> bool:
     """`names`: of the files in the folder."""
     return f"{case}.json" in names and f"{case}{VOXELS}" in names
-
-
-def _body(properties: dict) -> np.ndarray:
-    """Fraction of body voxels of each block, 0 to 255, as float32."""
-    blocks = [-(-s // properties["body_block"]) for s in properties["shape"]]
-    packed = zlib.decompress(base64.b64decode(properties["body"]))
-    return np.frombuffer(packed, np.uint8).reshape(blocks).astype(np.float32)
-
-
-def _body_voxels(body: np.ndarray, size: np.ndarray, block: int) -> np.ndarray:
-    """255 times the body voxels of each block; where a scan has none, every block counts as full."""
-    edges = [np.arange(blocks) * block for blocks in body.shape]
-    z, y, x = (np.minimum(e + block, length) - e for e, length in zip(edges, size, strict=True))
-    full = np.einsum("z,y,x->zyx", *(sides.astype(np.float64) for sides in (z, y, x)))
-    return full * body if body.any() else full
-
-
-def _body_fraction(
-    body: np.ndarray, start: np.ndarray, box: np.ndarray, size: np.ndarray, block: int
-) -> float:
-    """Fraction of body voxels of the whole box, taking each block as uniform; what is outside is
-    none.
-    """
-    low, high = start.clip(0), np.minimum(start + box, size)
-    for axis in range(3):  # contracting the first axis brings the next one to the front
-        edges = np.arange(body.shape[0]) * block
-        overlap = (np.minimum(edges + block, high[axis]) - np.maximum(edges, low[axis])).clip(0)
-        body = np.tensordot(overlap, body, 1)
-    return float(body) / 255 / float(box.prod())
