@@ -169,11 +169,16 @@ def _ours_by_name(tensors: dict[str, Tensor], found: Found) -> tuple[adapt.Weigh
             left_out[reason] += 1
             if ours.endswith(layouts.INDEX):
                 _require_usual_index(name, tensor, tensors, dims)
-        elif why := checkpoint.why_no_weights(tensor):
-            raise ForeignError(f"{name} {why}; nothing was written")
         else:
-            weights[ours] = tensor.float()
+            weights[ours] = _readable(name, tensor)
     return weights, dict(left_out)
+
+
+def _readable(name: str, tensor: Tensor) -> Tensor:
+    """float32. Raises ForeignError for what are no weights."""
+    if why := checkpoint.why_no_weights(tensor):
+        raise ForeignError(f"{name} {why}; nothing was written")
+    return tensor.float()
 
 
 def _require_usual_index(name: str, index: Tensor, tensors: dict[str, Tensor], dims: int) -> None:

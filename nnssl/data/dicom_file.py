@@ -222,21 +222,18 @@ class _Reader:
                 f"it holds no image (modality {image.text(MODALITY)[:16] or 'not given'})"
             )
         image.size = (columns, rows, frames)
-        wanted = (math.prod(image.size) * image.components * bits + 7) // 8
-        length, fragments = self.pixels
-        if (syntax in NATIVE) == bool(fragments):
-            raise UnusableScanError("it is damaged: its transfer syntax and its voxels disagree")
-        if fragments:
-            _check_compressed(length, fragments, frames, wanted)
-        elif length < wanted:
-            raise UnusableScanError(
-                f"it is cut short, {length} of {wanted} bytes of voxels are there"
-            )
+        _check_length(image, bits, *self.pixels, is_native=syntax in NATIVE)
 
 
-def _check_compressed(length: int, fragments: int, frames: int, wanted: int) -> None:
-    """Refuse compressed voxels that cannot become the `wanted` bytes of all frames."""
-    if fragments < frames or wanted > COMPRESSED * length:
+def _check_length(image: Image, bits: int, length: int, fragments: int, is_native: bool) -> None:
+    """Refuse voxels of `length` bytes in so many compressed pieces that cannot be the image."""
+    frames = image.size[2]
+    wanted = (math.prod(image.size) * image.components * bits + 7) // 8
+    if is_native == bool(fragments):
+        raise UnusableScanError("it is damaged: its transfer syntax and its voxels disagree")
+    if fragments and (fragments < frames or wanted > COMPRESSED * length):
         raise UnusableScanError(
             f"it is cut short: {length} compressed bytes in {fragments} pieces for {frames} frames"
         )
+    if not fragments and length < wanted:
+        raise UnusableScanError(f"it is cut short, {length} of {wanted} bytes of voxels are there")

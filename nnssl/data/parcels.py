@@ -87,20 +87,16 @@ def make(
         f"(in {max(1, num_processes)} processes)"
     )
     work = _Work(folder, plan.hu, plan.spacing)
-    found = _register(stored, work, num_processes)
-    registered = list(found.affines)
-    if len(registered) < needed:
-        failure = {"cases": registered, "left_out": found.left_out}
-        write_json(inside(folder, FAILED), {**made_for, **failure})
-    _require(needed, registered, found.left_out)
-    centres = cluster(np.concatenate(list(found.rows.values())), classes)
-    found = found.without(_label_all(found, work, centres, num_processes))
-    write_json(inside(folder, NOTE), {**made_for, **found.note(centres)})
-    if found.left_out:
-        left_out = f"{len(found.left_out)} of {len(stored)} scans are left out"
+    registered = _register(stored, work, num_processes)
+    registered.require(needed, inside(folder, FAILED), made_for)
+    centres = cluster(np.concatenate(list(registered.rows.values())), classes)
+    made = registered.without(_label_all(registered, work, centres, num_processes))
+    write_json(inside(folder, NOTE), {**made_for, **made.note(centres)})
+    if made.left_out:
+        left_out = f"{len(made.left_out)} of {len(stored)} scans are left out"
         say(f"parcels: {left_out}, see {folder / NOTE}")
-    _require(needed, list(found.affines), found.left_out)
-    return list(found.affines)
+    _require(needed, made.cases, made.left_out)
+    return made.cases
 
 
 def _check_classes(classes: int) -> None:
@@ -121,6 +117,16 @@ class _Registered:
     rows: dict[str, np.ndarray]
     left_out: dict[str, str]
 
+    @property
+    def cases(self) -> list[str]:
+        return list(self.affines)
+
+    def require(self, needed: int, path: Path, made_for: dict) -> None:
+        """Raises TooFewRegistered for fewer than `needed`, which is noted in `path`."""
+        if len(self.cases) < needed:
+            write_json(path, {**made_for, "cases": self.cases, "left_out": self.left_out})
+        _require(needed, self.cases, self.left_out)
+
     def without(self, failed: dict[str, str]) -> _Registered:
         """Without those that failed later, {case: reason}."""
         affines = {case: affine for case, affine in self.affines.items() if case not in failed}
@@ -130,7 +136,7 @@ class _Registered:
         """What parcels.json says of how the parcels with these `centres` [classes F] were made."""
         return {
             "template": self.template,
-            "cases": list(self.affines),
+            "cases": self.cases,
             "left_out": self.left_out,
             "centres": centres.round(5).tolist(),
             "affine": {case: asdict(affine) for case, affine in self.affines.items()},
@@ -138,8 +144,7 @@ class _Registered:
 
 
 def _register(stored: Sequence[str], work: _Work, num_processes: int) -> _Registered:
-    shapes = [tuple(read_json(inside(work.folder, f"{case}.json"))["shape"]) for case in stored]
-    template = stored[atlas.template_of(shapes)]
+    template = _template(stored, work.folder)
     function = partial(_place, work=work, template=template)
     found = _results(function, stored, num_processes, "register")
     affines, rows, left_out = {}, {}, {}
@@ -149,6 +154,12 @@ def _register(stored: Sequence[str], work: _Work, num_processes: int) -> _Regist
         else:
             affines[case], rows[case] = found[case]
     return _Registered(template, affines, rows, left_out)
+
+
+def _template(stored: Sequence[str], folder: Path) -> str:
+    """The scan that the others are registered to."""
+    notes = (read_json(inside(folder, f"{case}.json")) for case in stored)
+    return stored[atlas.template_of([tuple(note["shape"]) for note in notes])]
 
 
 def _label_all(

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from nnssl.data import orientation, patterns
 from nnssl.data.moved import moved_cases
-from nnssl.data.plan import Case, Plan, case_of, make_plan
+from nnssl.data.plan import Plan, case_of, make_plan
+from nnssl.data.plan_comparison import Comparison, Overrides, other_kind, other_values
 from nnssl.data.preprocess import forget_damaged, preprocess
 from nnssl.data.scans import Found, find_scans
 from nnssl.data.survey import nothing_usable, survey
@@ -19,8 +20,6 @@ from nnssl.data.survey_report import ScanReport
 from nnssl.files import sweep
 from nnssl.types import Shape, Spacing
 
-# spacing, crop and HU range where they are asked for by name
-Overrides = tuple["Spacing | None", "Shape | None", "tuple[float, float] | None"]
 STALE = 3600  # seconds after which a temporary file belongs to no living process
 
 
@@ -161,15 +160,16 @@ def _surveyed(request: _Request) -> tuple[Plan, dict[str, str]]:
     scans = find_scans(request.sources, request.datasets, request.channels, pattern)
     moved = {} if old is None else _adopted(old, scans, request)
     kept = _usable(scans, request)
-    if old is None:
-        histograms = body_histograms(kept, request.folder) if request.in_hu else None
-        plan = make_plan(request.name, kept, histograms, *request.overrides)
-    else:
-        plan = _kept_plan(old, kept, moved, request)
+    plan = _new_plan(kept, request) if old is None else _kept_plan(old, kept, moved, request)
     plan = replace(plan, pattern=pattern)
     if plan != old:
         plan.save(request.plan_file)
     return plan, moved
+
+
+def _new_plan(kept: Sequence[ScanReport], request: _Request) -> Plan:
+    histograms = body_histograms(kept, request.folder) if request.in_hu else None
+    return make_plan(request.name, kept, histograms, *request.overrides)
 
 
 def _adopted(old: Plan, scans: Sequence[Found], request: _Request) -> dict[str, str]:
@@ -192,40 +192,6 @@ def _usable(scans: Sequence[Found], request: _Request) -> list[ScanReport]:
     return kept
 
 
-@dataclass(frozen=True)
-class _Comparison:
-    """The scans of a plan `before`, and those that are there `now`, by path and series."""
-
-    before: dict[tuple[str, str], Case]
-    now: dict[tuple[str, str], ScanReport]
-
-    @property
-    def new(self) -> list[ScanReport]:
-        return [self.now[key] for key in sorted(self.now.keys() - self.before.keys())]
-
-    @property
-    def both(self) -> set[tuple[str, str]]:
-        return self.now.keys() & self.before.keys()
-
-    @property
-    def gone(self) -> int:
-        return len(self.before) - len(self.both)
-
-    @property
-    def changed(self) -> int:
-        pairs = ((self.now[key], self.before[key]) for key in self.both)
-        return sum((now.shape, now.spacing) != (old.shape, old.spacing) for now, old in pairs)
-
-    def describe(self) -> str:
-        """In words; nothing where there is no difference."""
-        counts = {
-            "new": len(self.new),
-            "gone (what is preprocessed of them stays in use)": self.gone,
-            "changed (what is preprocessed of them stays in use)": self.changed,
-        }
-        return ", ".join(f"{number} {what}" for what, number in counts.items() if number)
-
-
 def _kept_plan(
     old: Plan, kept: Sequence[ScanReport], moved: dict[str, str], request: _Request
 ) -> Plan:
@@ -233,7 +199,7 @@ def _kept_plan(
 
     Raises ValueError when no scan of the plan is among those that are there now.
     """
-    compared = _Comparison(
+    compared = Comparison(
         {(moved.get(case.source, case.source), case.series): case for case in old.cases},
         {(line.path, line.series): line for line in kept},
     )
@@ -247,12 +213,7 @@ def _kept_plan(
     if moved:
         number = sum(case.source in moved for case in old.cases)
         request.say(f"{number} scans of the plan have moved, and are the same")
-    if differences := compared.describe():
-        cure = "" if request.update or not new else "; --update takes the new ones in"
-        request.say(
-            f"{request.plan_file} is kept, with its {count} scans, spacing, HU range and crop. "
-            f"Scans there now: {differences}{cure}"
-        )
+    _say_differences(compared, request)
     if not request.update:
         return old
     request.say(
@@ -261,22 +222,23 @@ def _kept_plan(
     return old.with_added([case_of(line) for line in new]) if new else old
 
 
+def _say_differences(compared: Comparison, request: _Request) -> None:
+    """Between the plan and the scans that are there now, where there are any."""
+    if not (differences := compared.describe()):
+        return
+    cure = "; --update takes the new ones in" if compared.new and not request.update else ""
+    request.say(
+        f"{request.plan_file} is kept, with its {len(compared.before)} scans, spacing, HU range "
+        f"and crop. Scans there now: {differences}{cure}"
+    )
+
+
 def _check_options(old: Plan, request: _Request, pattern: tuple[str, ...]) -> None:
     """Raise ValueError where what is asked for by name is not what the plan has."""
-    hu_range = old.hu and (old.hu.low, old.hu.high)
-    has = {"spacing": old.spacing, "crop": old.crop, "HU range": hu_range}
-    given = dict(zip(has, request.overrides, strict=True))
-    differences = [
-        f"{word} {has[word]}, asked for {tuple(value)}"
-        for word, value in given.items()
-        if value is not None and has[word] != tuple(map(float, value))
-    ]
-    if pattern and pattern != old.pattern:
-        has_one = f"--pattern {' '.join(old.pattern)}" if old.pattern else "no --pattern"
-        differences.append(f"{has_one}, asked for {' '.join(pattern)} (--update changes it)")
-    if request.in_hu != (old.hu is not None):
-        differences.append("scans in HU" if old.hu else "scans that are not in HU (--no-hu)")
-    if differences:
+    if differences := [
+        *other_values(old, request.overrides),
+        *other_kind(old, request.in_hu, pattern),
+    ]:
         raise ValueError(
             f"{request.plan_file} has {'; '.join(differences)}. Files of two plans are not "
             "mixed: leave the option out to continue with the plan, choose another name with "

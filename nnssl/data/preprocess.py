@@ -111,21 +111,33 @@ def preprocess_case(case: Case, plan: Plan, fingerprint: str, folder: Path) -> N
     del voxels  # the scan itself is not kept while nnU-Net resamples
     path = inside(folder, f"{case.id}.b2nd")
     store(network_input(standardised, spacing, plan), path, plan.crop)
-    properties = {
+    note = {
         "fingerprint": fingerprint,
         "bytes": path.stat().st_size,
         "crc32": crc32(path),
         "shape": list(shape),
         "spacing": list(plan.spacing),
+        **_origin(case),
+        **_packed(body),
+    }
+    write_json(inside(folder, f"{case.id}.json"), note)
+    inside(folder, f"{case.id}.failed.json").unlink(missing_ok=True)
+
+
+def _origin(case: Case) -> dict:
+    """Of a note: the scan before preprocessing."""
+    return {
         "source": case.source,
         "series": case.series,
         "original_shape": list(case.shape),
         "original_spacing": list(case.spacing),
-        "body_block": BLOCK,
-        "body": base64.b64encode(zlib.compress(body.tobytes())).decode(),
     }
-    write_json(inside(folder, f"{case.id}.json"), properties)
-    inside(folder, f"{case.id}.failed.json").unlink(missing_ok=True)
+
+
+def _packed(body: np.ndarray) -> dict:
+    """Of a note: what `body_blocks` gave."""
+    packed = zlib.compress(body.tobytes())
+    return {"body_block": BLOCK, "body": base64.b64encode(packed).decode()}
 
 
 def _read_unchanged(case: Case, folder: Path) -> tuple[np.ndarray, Spacing]:

@@ -56,19 +56,27 @@ def arrange(positions: np.ndarray, orientation: np.ndarray, table: bool = True) 
     tilt = _tilt(path, normal)
     if table:
         _check_axial(normal, path, tilt)
-    if len(positions) < SMALLEST_AXIS:
-        raise UnusableScanError(
-            f"has too few slices: {len(positions)}, at least {SMALLEST_AXIS} are needed"
-        )
+    _check_number(len(positions))
     gaps = np.diff(along[order])
     even = _check_gaps(gaps)
+    _check_tilt(tilt)
+    _check_line(positions[order], path)
+    spacing = float(gaps.mean() if even else np.median(gaps))
+    return Arranged(order, spacing, "; ".join(_notes(tilt, None if even else gaps, spacing)))
+
+
+def _check_number(slices: int) -> None:
+    if slices < SMALLEST_AXIS:
+        raise UnusableScanError(
+            f"has too few slices: {slices}, at least {SMALLEST_AXIS} are needed"
+        )
+
+
+def _check_tilt(tilt: float) -> None:
     if tilt > MOST_TILT:
         raise UnusableScanError(
             f"is skewed: its slices are shifted by {tilt:.0f} degrees against their normal"
         )
-    _check_line(positions[order], path)
-    spacing = float(gaps.mean() if even else np.median(gaps))
-    return Arranged(order, spacing, "; ".join(_notes(tilt, None if even else gaps, spacing)))
 
 
 def _tilt(path: np.ndarray, normal: np.ndarray) -> float:

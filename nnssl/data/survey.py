@@ -47,17 +47,22 @@ def survey(
     own_first = partial(_own_first, part_id=part_id, num_parts=num_parts)
     rules = [SURVEY_VERSION, *([] if in_hu else ["any"])]
     signatures, failed = _signatures(scans, folder, num_processes, own_first, rules)
-    known = {scan: kept_line(scan, signature, folder) for scan, signature in signatures.items()}
-    new = sorted((scan for scan, line in known.items() if line is None), key=_by_path)
+    known = _kept_lines(signatures, folder)
+    new = sorted(signatures.keys() - known.keys(), key=_by_path)
     todo = own_first([(scan, signatures[scan]) for scan in new])
     failed |= _inspect_all(todo, folder, num_processes, in_hu)
-    for scan in new:  # each line is read once
-        known[scan] = kept_line(scan, signatures[scan], folder) if scan not in failed else None
-    lines = [line for line in known.values() if line is not None]
-    lines += [ScanReport(scan.path, scan.series, False, reason) for scan, reason in failed.items()]
-    lines.sort(key=_by_path)
+    inspected = {scan: signatures[scan] for scan in new if scan not in failed}
+    known |= _kept_lines(inspected, folder)
+    left_out = [ScanReport(scan.path, scan.series, False, why) for scan, why in failed.items()]
+    lines = sorted([*known.values(), *left_out], key=_by_path)
     write_report(lines, folder, in_hu)
     return lines
+
+
+def _kept_lines(signatures: dict[Found, list], folder: Path) -> dict[Found, ScanReport]:
+    """The lines of the scans that have not changed since."""
+    lines = {scan: kept_line(scan, signature, folder) for scan, signature in signatures.items()}
+    return {scan: line for scan, line in lines.items() if line is not None}
 
 
 def _inspect_all(

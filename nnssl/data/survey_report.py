@@ -47,20 +47,22 @@ def write_report(lines: Sequence[ScanReport], folder: Path | str, in_hu: bool = 
     """
     rows = [_row(line, in_hu) for line in lines]
     kept = [line for line in lines if line.kept]
-    write_json(
-        Path(folder) / "report.json",
-        {
-            "found": len(lines),
-            "kept": len(kept),
-            "left_out": len(lines) - len(kept),
-            "orientations": dict(Counter(line.orientation for line in kept)),
-            "scans": rows,
-        },
-    )
-    header = list(_row(ScanReport("", "", False), in_hu))
-    with atomic(Path(folder) / "report.csv") as path, path.open("w", newline="", **NAMES) as file:
+    content = {
+        "found": len(lines),
+        "kept": len(kept),
+        "left_out": len(lines) - len(kept),
+        "orientations": dict(Counter(line.orientation for line in kept)),
+        "scans": rows,
+    }
+    write_json(Path(folder) / "report.json", content)
+    columns = list(_row(ScanReport("", "", False), in_hu))
+    _write_table(Path(folder) / "report.csv", columns, rows)
+
+
+def _write_table(path: Path, columns: Sequence[str], rows: Sequence[dict]) -> None:
+    with atomic(path) as temporary, temporary.open("w", newline="", **NAMES) as file:
         table = csv.writer(file)
-        table.writerow(header)
+        table.writerow(columns)
         for row in rows:
             joined = {key: "x".join(map(str, row[key])) for key in ("shape", "spacing")}
             table.writerow((row | joined).values())
