@@ -135,23 +135,31 @@ def _warn_of_earlier(url: str, why: object) -> None:
 def _store(response: HTTPResponse, url: str, path: Path, largest: int) -> None:
     """Write the file and the note beside it. Raises WebError for what is not the whole file."""
     headers = response.headers
+    size = _promised_size(headers, url)
+    _check_size(url, size, largest)
+    with files.atomic(path) as temporary, _bar(path.name, size) as bar:
+        got = _copy(response, temporary, bar, largest)
+        _check_size(url, got, largest)
+        if size is not None and got != size:
+            raise WebError(f"{url} broke off after {got} of {size} bytes; type the same line again")
+    kept = {key: headers[key] for key in CHANGED if headers.get(key)}
+    files.write_json(path.parent / NOTE, {"url": url, "bytes": got, **kept})
+
+
+def _promised_size(headers: HTTPMessage, url: str) -> int | None:
+    """Bytes; None where the server does not say. Raises WebError for a page."""
     if headers.get_content_type() == "text/html":
         raise WebError(
             f"{url} is a web page, not a file of weights; take the address of the file itself, as "
             "the page's download button has it"
         )
     length = headers.get("Content-Length", "")
-    size = int(length) if length.isdigit() else None
+    return int(length) if length.isdigit() else None
+
+
+def _check_size(url: str, size: int | None, largest: int) -> None:
     if size is not None and size > largest:
         raise WebError(too_large(url, size, largest))
-    with files.atomic(path) as temporary, _bar(path.name, size) as bar:
-        got = _copy(response, temporary, bar, largest)
-        if got > largest:
-            raise WebError(too_large(url, got, largest))
-        if size is not None and got != size:
-            raise WebError(f"{url} broke off after {got} of {size} bytes; type the same line again")
-    kept = {key: headers[key] for key in CHANGED if headers.get(key)}
-    files.write_json(path.parent / NOTE, {"url": url, "bytes": got, **kept})
 
 
 def _bar(name: str, size: int | None) -> tqdm:

@@ -223,26 +223,31 @@ def _named_hu(hu: tuple[float, ...], source: Source) -> HUPolicy:
 
 
 def _header(request: Request, done: Converted) -> dict:
-    source, layout = done.source, done.found.layout.name
+    source = done.source
     return {
         "method": source.name,
-        "preset": f"as in the file ({layout})",
+        "preset": f"as in the file ({done.found.layout.name})",
         "crop": list(request.crop or (source.crop * 3)[: done.encoder.config.spatial_dims]),
         "plan": _plan(request, source),
-        "foreign": {
-            "file": Path(request.file).name,
-            "sha256": files.sha256(request.file),
-            "title": source.title,
-            "licence": source.licence,
-            "layout": layout,
-            "prefix": done.found.prefix,
-            "loaded": done.loaded,
-            "total": len(done.encoder.state_dict()),
-            "adapted": list(done.adapted),
-            "left_out": done.left_out,
-        },
+        "foreign": _account(request, done),
         "versions": {"nnssl": nnssl.__version__, "torch": torch.__version__},
         "created": time.strftime("%Y-%m-%d"),
+    }
+
+
+def _account(request: Request, done: Converted) -> dict:
+    """Which file it was, whose, and what became of its tensors."""
+    return {
+        "file": Path(request.file).name,
+        "sha256": files.sha256(request.file),
+        "title": done.source.title,
+        "licence": done.source.licence,
+        "layout": done.found.layout.name,
+        "prefix": done.found.prefix,
+        "loaded": done.loaded,
+        "total": len(done.encoder.state_dict()),
+        "adapted": list(done.adapted),
+        "left_out": done.left_out,
     }
 
 

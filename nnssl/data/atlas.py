@@ -76,14 +76,18 @@ def register(template: np.ndarray, voxels: np.ndarray, spacing: Spacing) -> Affi
 def _affine_of(transform: SimpleITK.AffineTransform) -> Affine:
     """Raises RegistrationError for a map that stretches more than anatomy differs."""
     matrix = np.array(transform.GetMatrix()).reshape(3, 3)
+    _check_stretch(matrix)
+    centre, shift = np.array(transform.GetCenter()), np.array(transform.GetTranslation())
+    offset = shift + centre - matrix @ centre
+    return Affine(tuple(map(tuple, matrix.tolist())), tuple(offset.tolist()))
+
+
+def _check_stretch(matrix: np.ndarray) -> None:
     stretch = np.linalg.svd(matrix, compute_uv=False)
     if not (STRETCH[0] <= stretch.min() and stretch.max() <= STRETCH[1]):
         raise RegistrationError(
             f"would have to be stretched by {stretch.min():.2f} to {stretch.max():.2f}"
         )
-    centre, shift = np.array(transform.GetCenter()), np.array(transform.GetTranslation())
-    offset = shift + centre - matrix @ centre
-    return Affine(tuple(map(tuple, matrix.tolist())), tuple(offset.tolist()))
 
 
 def _coarse(voxels: np.ndarray, spacing: Spacing) -> SimpleITK.Image:

@@ -96,11 +96,7 @@ def read_series(folder: Path | str, uid: str, cache: Path | None = None) -> Scan
     """One series on a straight grid, its axes in the patient's order. Raises UnusableScanError or
     PassingError.
     """
-    series = series_in(folder, cache).get(uid)
-    if series is None:
-        raise UnusableScanError(f"the series is no longer in {folder}")
-    if series.reason:
-        raise UnusableScanError(series.reason)
+    series = _usable(folder, uid, cache)
     try:
         voxels, origin = _voxels(Path(folder), series)
     except RuntimeError as error:
@@ -110,6 +106,16 @@ def read_series(folder: Path | str, uid: str, cache: Path | None = None) -> Scan
     orientation = np.array(series.orientation)
     direction = np.column_stack([orientation[:3], orientation[3:], normal_of(orientation)])
     return unify(Scan(voxels, series.spacing, note=series.note), direction, origin)
+
+
+def _usable(folder: Path | str, uid: str, cache: Path | None) -> Series:
+    """Raises UnusableScanError for a series that is left out, or gone."""
+    series = series_in(folder, cache).get(uid)
+    if series is None:
+        raise UnusableScanError(f"the series is no longer in {folder}")
+    if series.reason:
+        raise UnusableScanError(series.reason)
+    return series
 
 
 def _straightened(voxels: np.ndarray, series: Series) -> tuple[np.ndarray, np.ndarray]:

@@ -55,11 +55,19 @@ def layout(folder: Path, cases: Sequence[str], endings: Sequence[str]) -> Layout
     with ThreadPoolExecutor(limits.cores()) as pool:
         notes = list(pool.map(lambda case: read_json(folder / f"{case}.json"), cases))
         kinds = list(pool.map(lambda name: _kind(folder / name), names))
+    volumes, end = _side_by_side(dict(zip(names, kinds, strict=True)))
+    return Layout(folder, volumes, dict(zip(cases, notes, strict=True)), end)
+
+
+def _side_by_side(
+    kinds: dict[str, tuple[Shape, torch.dtype]],
+) -> tuple[dict[str, Volume], int]:
+    """A place for each volume of these shapes and types, and the bytes of all."""
     volumes, first = {}, 0
-    for name, (shape, dtype) in zip(names, kinds, strict=True):
+    for name, (shape, dtype) in kinds.items():
         volumes[name] = volume = Volume(first, shape, dtype)
         first += -(-volume.bytes // ALIGNED) * ALIGNED
-    return Layout(folder, volumes, dict(zip(cases, notes, strict=True)), first)
+    return volumes, first
 
 
 def _kind(path: Path) -> tuple[Shape, torch.dtype]:

@@ -61,11 +61,15 @@ def find_labelled(dataset: Path, count: int) -> Labelled:
         )
     raw = open_raw(dataset)
     labels = _labels(dataset, raw)
-    complete = _complete(dataset, raw)
-    evenly = np.linspace(0, len(complete) - 1, min(count, len(complete)))
-    chosen = np.unique(evenly.round().astype(int))
-    kept = {name: value for name, value in labels.items() if value != 0 and name != IGNORE}
-    return Labelled(dataset.name, kept, labels.get(IGNORE), tuple(complete[i] for i in chosen))
+    classes = {name: value for name, value in labels.items() if value != 0 and name != IGNORE}
+    cases = _evenly(_complete(dataset, raw), count)
+    return Labelled(dataset.name, classes, labels.get(IGNORE), cases)
+
+
+def _evenly(cases: list[LabelledCase], count: int) -> tuple[LabelledCase, ...]:
+    """At most `count` of them, from the first to the last."""
+    numbers = np.linspace(0, len(cases) - 1, min(count, len(cases))).round().astype(int)
+    return tuple(cases[number] for number in np.unique(numbers))
 
 
 def _labels(dataset: Path, raw: RawDataset) -> dict[str, int]:
@@ -117,7 +121,11 @@ def prepare_labelled(
                 raise ValueError(
                     f"{case.id} of {labelled.dataset} cannot be used by the probe: {result.reason}"
                 )
-    note = {
+    write_json(folder / NOTE, _note(labelled, plan))
+
+
+def _note(labelled: Labelled, plan: Plan) -> dict:
+    return {
         "dataset": labelled.dataset,
         "labels": labelled.labels,
         "ignore": labelled.ignore,
@@ -125,7 +133,6 @@ def prepare_labelled(
         "plan": plan.fingerprint,
         "cases": [case.id for case in labelled.cases],
     }
-    write_json(folder / NOTE, note)
 
 
 def store_case(case: LabelledCase, plan: Plan, plan_fingerprint: str, folder: Path) -> None:

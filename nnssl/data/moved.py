@@ -31,15 +31,14 @@ def moved_sources(
     its scans had the same relative path. A source that is found where it was is not moved.
     """
     found, known = {scan.path for scan in scans}, {case.source for case in plan.cases}
-    lost, new = known - found, sorted(found - known)
+    lost = known - found
     lost_by_end = _by_end(lost)
     moved = {}
-    for root in roots:
-        relative = {path: _relative(path, Path(root).absolute()) for path in new}
+    for root in map(Path, roots):
+        relative = {path: _relative(path, root.absolute()) for path in sorted(found - known)}
         below = {path: end for path, end in relative.items() if end in lost_by_end}
-        if below:
-            old = _old_root(below.values(), lost_by_end)
-            moved |= {old + end: path for path, end in below.items() if old + end in lost}
+        old = _old_root(below.values(), lost_by_end)
+        moved |= {old + end: path for path, end in below.items() if old + end in lost}
     return moved
 
 
@@ -56,7 +55,7 @@ def _by_end(paths: Iterable[str]) -> dict[str, list[str]]:
 def _old_root(ends: Iterable[str], lost_by_end: dict[str, list[str]]) -> str:
     """The folder below which most of the lost paths with these ends were; the first of several."""
     counts = Counter(source[: -len(end)] for end in ends for source in lost_by_end[end])
-    return min(counts, key=lambda old: (-counts[old], old))
+    return min(counts, key=lambda old: (-counts[old], old), default="")
 
 
 def _relative(path: str, root: Path) -> str:

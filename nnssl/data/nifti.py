@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 import numpy as np
 
@@ -53,19 +53,16 @@ def read_nifti_header(path: Path | str) -> Header:
     """
     path = Path(path)
     with passing_errors(), _damage():
-        zipped = _is_zipped(path)
-        with gzip.open(path) if zipped else path.open("rb") as file:
-            block = file.read(540)
+        with _opened(path) as file:
+            most = DEFLATE if isinstance(file, gzip.GzipFile) else 1
+            header = _parsed(file.read(540))
         size = path.stat().st_size
-    header = _parsed(block)
     _check_spacing(header)
-    shape, dtype, offset = _layout(header)
-    scaled = header["scl_slope"] not in (0, 1) or header["scl_inter"] != 0
-    found = Header(shape, dtype, offset, scaled)
-    if offset + found.bytes > size * (DEFLATE if zipped else 1):
+    found = _promised(header)
+    needed = found.offset + found.bytes
+    if needed > most * size:
         raise _bad(
-            f"it is cut short, {size} bytes cannot hold the {offset + found.bytes} that its header "
-            "promises"
+            f"it is cut short, {size} bytes cannot hold the {needed} that its header promises"
         )
     return found
 
@@ -88,6 +85,11 @@ def _is_zipped(path: Path) -> bool:
         return file.read(2) == b"\x1f\x8b"
 
 
+def _opened(path: Path) -> BinaryIO | gzip.GzipFile:
+    """What is stored, uncompressed."""
+    return gzip.open(path) if _is_zipped(path) else path.open("rb")
+
+
 def _parsed(block: bytes) -> Nifti1Header:
     import nibabel
 
@@ -102,17 +104,21 @@ def _parsed(block: bytes) -> Nifti1Header:
     raise _bad("it has no NIfTI header with the voxels in the same file")
 
 
-def _layout(header: Nifti1Header) -> tuple[tuple[int, ...], np.dtype, int]:
-    """Shape, type of voxel, and the byte at which the voxels begin."""
+def _promised(header: Nifti1Header) -> Header:
+    shape, dtype = _shape(header), _dtype(header)
+    offset = float(header["vox_offset"])
+    if not (dtype.itemsize and math.isfinite(offset) and offset >= int(header["sizeof_hdr"])):
+        raise _bad(f"its header says that the voxels begin at byte {offset:g}")
+    scaled = header["scl_slope"] not in (0, 1) or header["scl_inter"] != 0
+    return Header(shape, dtype, int(offset), scaled)
+
+
+def _shape(header: Nifti1Header) -> tuple[int, ...]:
     count = int(header["dim"][0])
     shape = tuple(int(n) for n in header["dim"][1 : count + 1])
     if not 1 <= count <= 7 or min(shape) < 1:
         raise _bad(f"its header gives the size {shape}")
-    dtype = _dtype(header)
-    offset = float(header["vox_offset"])
-    if not (dtype.itemsize and math.isfinite(offset) and offset >= int(header["sizeof_hdr"])):
-        raise _bad(f"its header says that the voxels begin at byte {offset:g}")
-    return shape, dtype, int(offset)
+    return shape
 
 
 def _dtype(header: Nifti1Header) -> np.dtype:
@@ -153,7 +159,7 @@ def check_nifti(path: Path | str) -> None:
 
 
 def _blocks(path: Path, offset: int) -> Iterator[bytes]:
-    with gzip.open(path) if _is_zipped(path) else path.open("rb") as file:
+    with _opened(path) as file:
         while offset and (skipped := file.read(min(offset, BLOCK))):
             offset -= len(skipped)
         while block := file.read(BLOCK):

@@ -107,11 +107,17 @@ def _is_sheared(fields: dict[str, str]) -> bool:
         if len(floats(fields.get("spacings", ""))) != 3:
             raise UnusableScanError("says no spacing")
         return False
-    parts = re.findall(r"\(([^()]*)\)", fields["spacedirections"])
-    vectors = [floats(part.replace(",", " ")) for part in parts]
-    if [len(vector) for vector in vectors] != [3, 3, 3]:
-        raise UnusableScanError("says no spacing")
-    axes = np.array(vectors) / np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-9)
+    vectors = _directions(fields["spacedirections"])
+    axes = vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-9)
     if abs(np.linalg.det(axes)) < 1e-3:
         raise unreadable("its space directions lie in one plane")
     return bool(np.abs(axes @ axes.T - np.eye(3)).max() > 1e-3)
+
+
+def _directions(text: str) -> np.ndarray:
+    """The vectors [3 3] of (a,b,c) (d,e,f) (g,h,i)."""
+    parts = re.findall(r"\(([^()]*)\)", text)
+    vectors = [floats(part.replace(",", " ")) for part in parts]
+    if [len(vector) for vector in vectors] != [3, 3, 3]:
+        raise UnusableScanError("says no spacing")
+    return np.array(vectors)

@@ -44,10 +44,7 @@ def preprocess(
     A failed case is also noted in `<case>.failed.json` and tried again by the next run. Files that
     were made with another plan are never mixed in: ValueError.
     """
-    if not 0 <= part_id < num_parts:
-        raise ValueError(
-            f"-part_id must be 0 to {num_parts - 1} with -num_parts {num_parts}, got {part_id}"
-        )
+    _check_part(part_id, num_parts)
     folder, moved = Path(folder), moved or {}
     part, done = plan.cases[part_id::num_parts], Done(folder, plan.fingerprint)
     missing = [case for case in part if case.id not in done]
@@ -56,6 +53,13 @@ def preprocess(
     if num_parts == 1:
         done.keep(case.id for case in part if case.id not in failed)
     return failed
+
+
+def _check_part(part_id: int, num_parts: int) -> None:
+    if not 0 <= part_id < num_parts:
+        raise ValueError(
+            f"-part_id must be 0 to {num_parts - 1} with -num_parts {num_parts}, got {part_id}"
+        )
 
 
 def _preprocess_all(

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -28,6 +29,10 @@ from nnssl.data.refusals import (
 )
 from nnssl.data.volumes import check_header, is_plain
 from nnssl.files import read_json
+from nnssl.types import Spacing
+
+if TYPE_CHECKING:
+    from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 
 READER = "nnU-Net "  # before a reader's name, where the name of a DICOM series stands otherwise
 SAME_AS_OURS = "SimpleITKIO"
@@ -212,20 +217,32 @@ def read_image(path: Path | str, reader: str, labels: bool = False) -> Scan:
     when it does not read it.
     """
     check_header(check_name(path))
-    read = _reader_class(reader)()
+    nnunet_reader = _reader_class(reader)()
     try:
-        with passing_errors(), contextlib.redirect_stdout(io.StringIO()):
-            found = read.read_seg(str(path)) if labels else read.read_images((str(path),))
+        voxels, spacing = _read(str(path), nnunet_reader, labels)
     except (PassingError, MemoryError):
         raise
     except Exception as error:  # each reader has its own
         raise UnusableScanError(
             f"cannot be read by nnU-Net's {reader}: {summarise_error(error)}"
         ) from error
-    voxels, properties = found
-    spacing = tuple(float(mm) for mm in properties["spacing"])
     note = f"read by nnU-Net's {reader}"
     return Scan(np.ascontiguousarray(voxels[0], np.float32), spacing, note=note)
+
+
+def _read(path: str, reader: BaseReaderWriter, labels: bool) -> tuple[np.ndarray, Spacing]:
+    """Voxels [C Z Y X] and spacing as the reader gives them."""
+    with passing_errors(), contextlib.redirect_stdout(io.StringIO()):
+        voxels, properties = reader.read_seg(path) if labels else reader.read_images((path,))
+    return voxels, tuple(float(mm) for mm in properties["spacing"])
+
+
+def _read(path: str, reader: str, labels: bool) -> tuple[np.ndarray, Spacing]:
+    """Voxels [C Z Y X] and spacing as the reader gives them."""
+    read = _reader_class(reader)()
+    with passing_errors(), contextlib.redirect_stdout(io.StringIO()):
+        voxels, properties = read.read_seg(path) if labels else read.read_images((path,))
+    return voxels, tuple(float(mm) for mm in properties["spacing"])
 
 
 @lru_cache

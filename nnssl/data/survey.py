@@ -101,18 +101,29 @@ def _signatures(
             failed[scan] = not_read(scan)
         elif scan.series != ALL_SERIES:
             try:
-                signatures[scan] = [*rules, *size_and_time(scan)]
+                signatures[scan] = size_and_time(scan)
             except OSError as error:
                 failed[scan] = f"cannot be read: {error.strerror}"
     dicom = own_first([scan for scan in scans if scan.series == ALL_SERIES])
+    signatures |= _dicom_signatures(dicom, folder, num_processes, failed)
+    return {scan: [*rules, *signature] for scan, signature in signatures.items()}, failed
+
+
+def _dicom_signatures(
+    folders: Sequence[Found], folder: Path, num_processes: int, failed: dict[Found, str]
+) -> dict[Found, list]:
+    """Of each series in `folders`, scans that stand for all series of a folder. Those that cannot
+    be read are added to `failed`.
+    """
+    signatures = {}
     work = partial(_series_signatures, folder=folder)
-    with closing(parallel_map(work, dicom, num_processes, "DICOM headers")) as results:
+    with closing(parallel_map(work, folders, num_processes, "DICOM headers")) as results:
         for scan, found in results:
             if isinstance(found, Failed):
                 failed[scan] = found.reason
             else:
-                signatures |= {series: [*rules, *signature] for series, signature in found.items()}
-    return signatures, failed
+                signatures |= found
+    return signatures
 
 
 def _series_signatures(scan: Found, folder: Path) -> dict[Found, list]:

@@ -47,22 +47,30 @@ def draw_anatomy(rng: np.random.Generator) -> Anatomy:
         *_abdomen(rng, trunk, soft, contrast),
         *_spine(rng, trunk, soft),
     )
+    return Anatomy(parts, _bend(rng), noise=rng.uniform(8, 22))
+
+
+def _bend(rng: np.random.Generator) -> np.ndarray:
+    """[3 axes, 3 numbers]: amplitude, wavelength, phase."""
     amplitude, wavelength = rng.uniform(2, 6, 3), rng.uniform(120, 260, 3)
-    bend = np.stack([amplitude, wavelength, rng.uniform(0, 2 * np.pi, 3)], axis=1)
-    return Anatomy(parts, bend, noise=rng.uniform(8, 22))
+    return np.stack([amplitude, wavelength, rng.uniform(0, 2 * np.pi, 3)], axis=1)
 
 
 def _body(rng: np.random.Generator, trunk: np.ndarray, soft: float) -> Iterable[Part]:
     """The table, skin and fat, muscle, and the fat around the organs."""
     if rng.uniform() < 0.5:
-        lower = trunk[0] + rng.uniform(12, 18)
-        yield Part(column((lower + 8, 0.0), (8.0, 190.0), power=8), hu=-780, texture=3)
+        yield _table(trunk[0] + rng.uniform(12, 18))
     power = rng.uniform(2.1, 2.6)
     muscle = trunk - rng.uniform(8, 24)
     yield Part(column((0, 0), tuple(trunk), power), hu=rng.uniform(-115, -95), texture=6)
     yield Part(column((0, 0), tuple(muscle), power), hu=soft, texture=14)
     cavity = column((-6, 0), tuple(muscle - 16), power)
     yield Part(cavity, hu=rng.uniform(-105, -85), texture=10)
+
+
+def _table(top: float) -> Part:
+    """`top`: y of its upper side, mm."""
+    return Part(column((top + 8, 0.0), (8.0, 190.0), power=8), hu=-780, texture=3)
 
 
 def _chest(rng: np.random.Generator, trunk: np.ndarray, contrast: float) -> Iterable[Part]:
@@ -136,15 +144,19 @@ def _vessels(rng: np.random.Generator, trunk: np.ndarray, hu: float) -> Iterable
 
 def _bowel(rng: np.random.Generator, trunk: np.ndarray, hu: float) -> Iterable[Part]:
     """Loops with the HU and the size of a kidney, in front of where kidneys are; some hold gas."""
-    depth, width = trunk
     for _ in range(int(rng.integers(5, 10))):
-        z, y, x = rng.uniform(-130, -10), -depth * rng.uniform(0.0, 0.6), rng.uniform(-0.6, 0.6)
-        radii = tuple(rng.uniform(16, 34, 3))
-        centre = (z, y, x * width)
-        yield Part(ellipsoid(centre, radii), hu=hu + rng.uniform(-12, 12), texture=16)
-        if rng.uniform() < 0.35:
-            gas = (z, y - radii[1] * 0.4, x * width)
-            yield Part(ellipsoid(gas, tuple(0.5 * r for r in radii)), hu=-850, texture=10)
+        yield from _loop(rng, trunk, hu)
+
+
+def _loop(rng: np.random.Generator, trunk: np.ndarray, hu: float) -> Iterable[Part]:
+    depth, width = trunk
+    z, y = rng.uniform(-130, -10), -depth * rng.uniform(0.0, 0.6)
+    x = rng.uniform(-0.6, 0.6) * width
+    radii = tuple(rng.uniform(16, 34, 3))
+    yield Part(ellipsoid((z, y, x), radii), hu=hu + rng.uniform(-12, 12), texture=16)
+    if rng.uniform() < 0.35:
+        bubble = ellipsoid((z, y - radii[1] * 0.4, x), tuple(0.5 * mm for mm in radii))
+        yield Part(bubble, hu=-850, texture=10)
 
 
 def _spine(rng: np.random.Generator, trunk: np.ndarray, soft: float) -> Iterable[Part]:
