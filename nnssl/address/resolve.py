@@ -65,7 +65,7 @@ def named(text: str) -> Path | str:
 def local(where: Path | str) -> Path:
     """The file on this machine; a path stays a path, there or not. Raises AddressError.
 
-    Downloads what is new. Where the server does not answer, or HF_HUB_OFFLINE is set, the file of
+    Downloads what is new. Where the server does not respond, or HF_HUB_OFFLINE is set, the file of
     an earlier download is taken.
     """
     if not is_address(where):
@@ -188,7 +188,7 @@ def _from_hub(wanted: HubFile) -> Path:
 
 
 def _check_size(wanted: HubFile, endpoint: str | None) -> None:
-    """Nothing where the server does not answer: the cache may still have the file."""
+    """Nothing where the server does not respond: the cache may still have the file."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError
 

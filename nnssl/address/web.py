@@ -31,7 +31,7 @@ class WebError(ValueError):
 
 
 def offline() -> bool:
-    """Whether HF_HUB_OFFLINE forbids to ask any server."""
+    """Whether HF_HUB_OFFLINE forbids contacting any server."""
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
 
 
@@ -51,8 +51,8 @@ def too_large(what: str, size: int, largest: int) -> str:
 def fetch(url: str, largest: int) -> Path:
     """The file of `url` in the cache, at most `largest` bytes. Raises WebError.
 
-    The server is asked whether it changed. Where it does not answer, or is not to be asked
-    (`offline`), the file of an earlier download is taken, with a warning where that was not asked.
+    The server says whether it changed. Where it does not respond, or must not be contacted
+    (`offline`), the file of an earlier download is taken; in the first case with a warning.
     """
     _check(url)
     path = _place(url)
@@ -182,7 +182,7 @@ def _copy(response: HTTPResponse, to: Path, bar: tqdm, largest: int) -> int:
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Followed to https alone: what was asked for safely is not to come unsafely."""
+    """Followed to https alone: what was requested safely must not come unsafely."""
 
     def redirect_request(
         self,

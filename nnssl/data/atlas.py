@@ -30,7 +30,7 @@ class RegistrationError(ValueError):
 
 @dataclass(frozen=True)
 class Affine:
-    """mm in a scan to mm in the template: matrix [3 3] @ place [3] + offset [3], all (x, y, z)."""
+    """mm in a scan to mm in the template: matrix [3 3] @ position [3] + offset [3], by (x, y, z)."""
 
     matrix: tuple[tuple[float, ...], ...]
     offset: tuple[float, ...]
@@ -41,8 +41,8 @@ class Affine:
         """
         axes = [np.arange(size) * mm for size, mm in zip(shape, spacing, strict=True)]
         z, y, x = np.meshgrid(*axes, indexing="ij")
-        places = np.stack([x, y, z], axis=-1) @ np.array(self.matrix).T + np.array(self.offset)
-        return places.astype(np.float32)
+        positions = np.stack([x, y, z], axis=-1) @ np.array(self.matrix).T + np.array(self.offset)
+        return positions.astype(np.float32)
 
 
 def template_of(shapes: Sequence[Shape]) -> int:

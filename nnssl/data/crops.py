@@ -71,7 +71,7 @@ class Crops(torch.utils.data.Dataset):
 
     `index` is the number of the sample in the whole run: index // len(crops) is the epoch, in which
     every case comes once, in an order of its own. A shape of two axes gives axial slices [1 Y X].
-    `rejected` counts the positions that held too little body; `scan` is the place in `cases` of the
+    `rejected` counts the positions that held too little body; `scan` is the index in `cases` of the
     scan that was read, `start` the crop's first voxel in it (negative where the crop is larger than
     the scan), and `size` the scan's own size. Files are opened where they are read, so workers may
     fork or spawn. Raises IndexError below 0.
@@ -158,18 +158,18 @@ class Crops(torch.utils.data.Dataset):
 
     def cut(self, batch: dict) -> dict:
         """The batch, whose crops are cut late, with "crop" [B 1 *shape], and "parcels"."""
-        places = zip(batch["scan"].tolist(), batch["corner"].tolist(), strict=True)
-        cut = [self._read(self.cases[scan], np.array(corner)) for scan, corner in places]
+        corners = zip(batch["scan"].tolist(), batch["corner"].tolist(), strict=True)
+        cut = [self._read(self.cases[scan], np.array(corner)) for scan, corner in corners]
         return {**batch, **{key: torch.stack([one[key] for one in cut]) for key in cut[0]}}
 
     def _scan(self, index: int) -> int:
-        """The place in `cases` of sample `index`."""
-        epoch, place = divmod(index, len(self.cases))
+        """The index in `cases` of the scan of sample `index`."""
+        epoch, position = divmod(index, len(self.cases))
         if self._order[0] != epoch:
             # A stream of its own: (seed, index) above has no third entry.
             generator = np.random.default_rng((self.seed, epoch, 1))
             self._order = epoch, generator.permutation(len(self.cases))
-        return int(self._order[1][place])
+        return int(self._order[1][position])
 
     def _properties(self, case: str) -> dict:
         properties = self.source.note(case)
@@ -192,7 +192,7 @@ class Crops(torch.utils.data.Dataset):
 
 
 def read_box(path: Path, start: np.ndarray, box: np.ndarray, padding: float) -> np.ndarray:
-    """The box [*box] at `start` of a stored volume [1 *size]; what lies outside of it is `padding`."""
+    """The box [*box] at `start` of a stored volume [1 *size]; what is outside is `padding`."""
     array = stored_array(path)
     low, high = start.clip(0), np.minimum(start + box, array.shape[1:])
     voxels = np.asarray(array[(0, *slices(low, high))])

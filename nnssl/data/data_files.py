@@ -16,25 +16,25 @@ def unreadable(words: str) -> UnusableScanError:
     return UnusableScanError(f"cannot be read: {words}")
 
 
-def data_files(header: Path, said: str, following: Iterator[str]) -> tuple[Path, ...]:
+def data_files(header: Path, named: str, following: Iterator[str]) -> tuple[Path, ...]:
     """The data files that a header names: one, a list, or numbered ones."""
-    if said.startswith("LIST"):  # which MetaIO and NRRD take for a list whatever follows
+    if named.startswith("LIST"):  # which MetaIO and NRRD take for a list whatever follows
         names = [line.strip() for line in following if line.strip()]
-    elif "%" in said:
-        names = _numbered(said)
+    elif "%" in named:
+        names = _numbered(named)
     else:
-        names = [said]
+        names = [named]
     if not 0 < len(names) <= MOST_FILES:
         raise unreadable(f"its header names {len(names)} data files")
     return tuple(_beside(header, name) for name in names)
 
 
-def _numbered(said: str) -> list[str]:
+def _numbered(named: str) -> list[str]:
     """The names of NAME%03d.raw FIRST LAST STEP; one more than MOST_FILES at most."""
-    words = said.split()
+    words = named.split()
     if len(words) not in (4, 5) or not NUMBERED.fullmatch(words[0]):
         raise unreadable(
-            f"its data file is {said[:60]!r}, allowed are a name, LIST, or NAME%03d.raw FIRST "
+            f"its data file is {named[:60]!r}, allowed are a name, LIST, or NAME%03d.raw FIRST "
             "LAST STEP"
         )
     first, last, step = map(int, words[1:4])

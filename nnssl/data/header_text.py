@@ -1,6 +1,4 @@
-"""What the text headers of MetaImage and NRRD have in common: lines, lists of numbers, and what they
-promise.
-"""
+"""What the text headers of MetaImage and NRRD have in common: lines, numbers, promises."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class LabelledCase:
 
 @dataclass(frozen=True)
 class Labelled:
-    """A choice of a raw dataset's cases. `labels`: name -> value, without background and `ignore`."""
+    """Some cases of a raw dataset. `labels`: name -> value, without background and `ignore`."""
 
     dataset: str
     labels: dict[str, int]

@@ -1,7 +1,7 @@
-"""Parcels: every body voxel of a collection gets a class by its tissue and its place, without any
-label.
+"""Parcels: every body voxel of a collection gets a class by its tissue and its position, without
+any label.
 
-Tissue is what the voxel and its neighbourhood measure (HU at several widths); place is where it
+Tissue is what the voxel and its neighbourhood measure (HU at several widths); position is where it
 lies in a template to which each scan is registered (`nnssl.data.atlas`). Both together are
 clustered by k-means over all scans. The classes are stored beside the preprocessed scans,
 <case>.parcels.b2nd, uint8, 0 for what is no body; parcels.json says how they were made.
@@ -22,7 +22,7 @@ from nnssl.data import atlas
 from nnssl.data.crops import PARCELS
 from nnssl.data.plan import Plan
 from nnssl.data.preprocess import store
-from nnssl.data.tissue import cluster, nearest, tissue_and_place
+from nnssl.data.tissue import cluster, nearest, tissue_and_position
 from nnssl.data.workers import Failed, parallel_map
 from nnssl.files import fingerprint, inside, names_in, read_json, write_json
 from nnssl.types import BODY_HU, HUPolicy, Spacing
@@ -109,7 +109,7 @@ def _check_classes(classes: int) -> None:
 @dataclass(frozen=True)
 class _Registered:
     """The scans that were registered to `template`, each with its map and some rows [SAMPLES F] of
-    tissue and place; and why others were not.
+    tissue and position; and why others were not.
     """
 
     template: str
@@ -145,7 +145,7 @@ class _Registered:
 
 def _register(stored: Sequence[str], work: _Work, num_processes: int) -> _Registered:
     template = _template(stored, work.folder)
-    function = partial(_place, work=work, template=template)
+    function = partial(_register_and_sample, work=work, template=template)
     found = _results(function, stored, num_processes, "register")
     affines, rows, left_out = {}, {}, {}
     for case in stored:  # in the plan's order, whichever was done first
@@ -197,8 +197,8 @@ def identity(folder: Path) -> str:
     return f"{note['classes']} classes of {len(note['cases'])} scans ({which})"
 
 
-def _place(case: str, work: _Work, template: str) -> tuple[atlas.Affine, np.ndarray]:
-    """The scan's map to the template, and tissue and place of some of its voxels: [SAMPLES F]."""
+def _register_and_sample(case: str, work: _Work, template: str) -> tuple[atlas.Affine, np.ndarray]:
+    """The scan's map to the template; tissue and position of some of its voxels, [SAMPLES F]."""
     voxels = work.volume(case)
     atlas.check_spread(voxels)
     affine = atlas.register(work.volume(template), voxels, work.spacing)
@@ -207,7 +207,7 @@ def _place(case: str, work: _Work, template: str) -> tuple[atlas.Affine, np.ndar
         raise atlas.RegistrationError("shows no body")
     seed = np.frombuffer(case.encode(), np.uint8).tolist()
     chosen = np.random.default_rng(seed).integers(len(body), size=SAMPLES)
-    return affine, tissue_and_place(voxels, affine, work.spacing)[tuple(body[chosen].T)]
+    return affine, tissue_and_position(voxels, affine, work.spacing)[tuple(body[chosen].T)]
 
 
 def _label(item: tuple[str, atlas.Affine], work: _Work, centres: np.ndarray) -> None:
@@ -216,7 +216,7 @@ def _label(item: tuple[str, atlas.Affine], work: _Work, centres: np.ndarray) -> 
     voxels = work.volume(case)
     body = work.body(voxels)
     labels = np.zeros(voxels.shape, np.uint8)
-    rows = tissue_and_place(voxels, affine, work.spacing)[body]
+    rows = tissue_and_position(voxels, affine, work.spacing)[body]
     labels[body] = 1 + nearest(rows, centres)
     store(labels[None], inside(work.folder, case + PARCELS), labels.shape, np.uint8)
 

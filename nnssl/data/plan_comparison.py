@@ -1,4 +1,4 @@
-"""A plan that is there, compared with the scans that are there now and with what is asked for."""
+"""A plan that is there, compared with the scans that are there now and with the options."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from nnssl.data.plan import Case, Plan
 from nnssl.data.survey_report import ScanReport
 from nnssl.types import Shape, Spacing
 
-# spacing, crop and HU range where they are asked for by name
+# spacing, crop and HU range where they are given by name
 Overrides = tuple["Spacing | None", "Shape | None", "tuple[float, float] | None"]
 
 

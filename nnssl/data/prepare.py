@@ -1,4 +1,4 @@
-"""From raw scans to crops in one call that can be stopped and repeated: survey, plan, preprocess."""
+"""From raw scans to crops in one call that can be repeated: survey, plan, preprocess."""
 
 from __future__ import annotations
 
@@ -45,14 +45,17 @@ def prepare(
     into `folder`; of the datasets `channels` (None: all), each a scan by itself.
 
     Whatever an earlier run finished is not repeated. A `plan.json` that is there already is kept:
-    scans that came, went or changed since are reported through `say`, and with `update` those that
-    came are taken in, preprocessed as the plan says. Scans are known by their path, or by their path
-    below `sources` where these lie elsewhere now. A ValueError says what is asked for otherwise
-    than planned, or that no scan is of the plan. Without any source the plan that is there is
-    completed. `pattern` says which files of `sources` are scans (`patterns`); the plan keeps it,
-    and another one is taken with `update` alone. Without `in_hu` the scans are not CT: nothing is
-    asked of their values, and each is normalised by its own mean and std. With `check` all that is
-    stored is read, and what is damaged is stored again. Raises ValueError when
+    scans that were added, removed or changed since are reported through `say`, and with `update`
+    the new ones are added, preprocessed as the plan says. Scans are known by their path, or by
+    their path below `sources` where these lie elsewhere now. Without any source the plan that is
+    there is completed.
+
+    pattern: which files of `sources` are scans (`patterns`); the plan keeps it, and another one is
+    taken with `update` alone. in_hu: False for scans that are not CT; their values are not checked,
+    and each is normalised by its own mean and std. check: read all that is stored, and store again
+    what is damaged.
+
+    Raises ValueError where options differ from the plan, where no scan is of the plan, and where
     there is no usable scan.
     """
     request = _Request(
@@ -234,7 +237,7 @@ def _say_differences(compared: Comparison, request: _Request) -> None:
 
 
 def _check_options(old: Plan, request: _Request, pattern: tuple[str, ...]) -> None:
-    """Raise ValueError where what is asked for by name is not what the plan has."""
+    """Raise ValueError where an option differs from what the plan has."""
     if differences := [
         *other_values(old, request.overrides),
         *other_kind(old, request.in_hu, pattern),

@@ -40,7 +40,7 @@ SAME_AS_OURS = "SimpleITKIO"
 
 @dataclass(frozen=True)
 class RawCase:
-    """`images`: a file a channel. `labels`: None for test images."""
+    """`images`: one file per channel. `labels`: None for test images."""
 
     id: str
     images: tuple[Path, ...]
@@ -234,14 +234,6 @@ def _read(path: str, reader: BaseReaderWriter, labels: bool) -> tuple[np.ndarray
     """Voxels [C Z Y X] and spacing as the reader gives them."""
     with passing_errors(), contextlib.redirect_stdout(io.StringIO()):
         voxels, properties = reader.read_seg(path) if labels else reader.read_images((path,))
-    return voxels, tuple(float(mm) for mm in properties["spacing"])
-
-
-def _read(path: str, reader: str, labels: bool) -> tuple[np.ndarray, Spacing]:
-    """Voxels [C Z Y X] and spacing as the reader gives them."""
-    read = _reader_class(reader)()
-    with passing_errors(), contextlib.redirect_stdout(io.StringIO()):
-        voxels, properties = read.read_seg(path) if labels else read.read_images((path,))
     return voxels, tuple(float(mm) for mm in properties["spacing"])
 
 

@@ -159,7 +159,7 @@ def inspect_scan(found: Found, cache: Path | None = None, in_hu: bool = True) ->
 
 
 def body_histogram(hu: np.ndarray) -> np.ndarray:
-    """Number of body voxels at each whole HU from BODY_HU to 3000; what is higher counts as 3000."""
+    """Number of body voxels at each whole HU from BODY_HU to 3000, which higher ones count as."""
     low, high = HISTOGRAM
     body = np.rint(hu[hu > BODY_HU]).clip(low, high).astype(np.int64)
     return np.bincount(body - low, minlength=high - low + 1)

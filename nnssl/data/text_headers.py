@@ -21,8 +21,7 @@ def read_text_header(path: Path | str) -> Stored:
     """What the header of a .mha, .mhd, .nrrd or .nhdr promises, compared with the sizes of the
     files.
 
-    UnusableScanError for what ITK cannot be asked to read; PassingError when the disk does not
-    answer.
+    UnusableScanError for what ITK cannot read safely; PassingError when the disk does not respond.
     """
     path = Path(path)
     parse = metaimage.parse if path.suffix.lower() in META_ENDINGS else nrrd.parse
@@ -38,7 +37,7 @@ def read_text_header(path: Path | str) -> Stored:
 
 
 def _check_sizes(stored: Stored) -> None:
-    """No more may be promised than the files can hold, so that no memory is asked for that they
+    """No more may be promised than the files can hold, so that no memory is allocated that they
     cannot fill.
     """
     with passing_errors():

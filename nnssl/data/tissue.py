@@ -1,4 +1,4 @@
-"""Tissue and place of each voxel of a scan, and the clusters of both."""
+"""Tissue and position of each voxel of a scan, and the clusters of both."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import numpy as np
 from nnssl.data.atlas import Affine
 from nnssl.types import Spacing
 
-PLACE_MM = 40.0  # of a place that weighs as much as one unit of tissue
+POSITION_MM = 40.0  # of a position that weighs as much as one unit of tissue
 
 
-def tissue_and_place(voxels: np.ndarray, affine: Affine, spacing: Spacing) -> np.ndarray:
+def tissue_and_position(voxels: np.ndarray, affine: Affine, spacing: Spacing) -> np.ndarray:
     """Of each voxel of a scan in HU [Z Y X] whose map to the template is `affine`: [Z Y X 8]."""
-    places = affine.places(voxels.shape, spacing) / PLACE_MM
-    return np.concatenate([features(voxels, spacing), places], axis=-1)
+    positions = affine.places(voxels.shape, spacing) / POSITION_MM
+    return np.concatenate([features(voxels, spacing), positions], axis=-1)
 
 
 def features(voxels: np.ndarray, spacing: Spacing) -> np.ndarray:

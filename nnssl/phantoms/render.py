@@ -104,7 +104,7 @@ def _bent(grid: Grid, bend: np.ndarray) -> Grid:
 
 
 def blur(volume: np.ndarray, passes: int, fraction: float = 0.25) -> np.ndarray:
-    """Each neighbour gives `fraction` of itself, along every axis, `passes` times; edges repeated."""
+    """Each neighbour gives `fraction` of itself, along every axis, `passes` times; edges repeat."""
     for _ in range(passes):
         for axis in range(volume.ndim):
             volume = _blur_along(volume, axis, fraction)
