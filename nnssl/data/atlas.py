@@ -30,7 +30,7 @@ class RegistrationError(ValueError):
 
 @dataclass(frozen=True)
 class Affine:
-    """mm in a scan to mm in the template: matrix [3 3] @ position [3] + offset [3], by (x, y, z)."""
+    """mm in a scan to mm in the template, (x, y, z): matrix [3 3] @ position [3] + offset [3]."""
 
     matrix: tuple[tuple[float, ...], ...]
     offset: tuple[float, ...]

@@ -94,8 +94,9 @@ def _parsed(block: bytes) -> Nifti1Header:
     import nibabel
 
     kinds = {348: (nibabel.Nifti1Header, b"n+1"), 540: (nibabel.Nifti2Header, b"n+2")}
-    for order, endianness in (("little", "<"), ("big", ">")):
-        size = int.from_bytes(block[:4], order)
+    first = block[:4]  # the header's own size
+    sizes = {"<": int.from_bytes(first, "little"), ">": int.from_bytes(first, "big")}
+    for endianness, size in sizes.items():
         if size in kinds and len(block) >= size:
             kind, magic = kinds[size]
             header = kind(block[:size], endianness=endianness, check=False)

@@ -34,7 +34,7 @@ class Scan:
 
 
 def turns(direction: np.ndarray) -> np.ndarray:
-    """nibabel's orientation [3 2] of axes; their unit vectors are the columns of `direction` [3 3]."""
+    """nibabel's orientation [3 2] of axes whose unit vectors are the columns of [3 3]."""
     from nibabel.orientations import io_orientation
 
     return io_orientation(_nibabel_affine(direction))

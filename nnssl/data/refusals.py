@@ -165,7 +165,7 @@ def _check_dense(body: np.ndarray) -> None:
 
 def _count_within(values: np.ndarray, bounds: tuple[float, float]) -> int:
     low, high = bounds
-    return np.count_nonzero((values >= low) & (values <= high))
+    return int(np.count_nonzero((values >= low) & (values <= high)))
 
 
 def summarise_error(error: Exception) -> str:

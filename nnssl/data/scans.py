@@ -162,7 +162,7 @@ def _lost(folder: Path | str) -> list[str]:
 
 
 def _labels(folder: Path | str) -> list[str]:
-    """Labels that public datasets keep beside their scans: `segmentations/liver.nii.gz`, `a_seg.nii`."""
+    """Labels of public datasets, beside their scans: `segmentations/liver.nii.gz`, `a_seg.nii`."""
     all_of_it = Path(folder).name.lower() in LABEL_FOLDERS
     return [
         name

@@ -70,7 +70,7 @@ def _is_unsigned(path: Path | str) -> bool:
 
 
 def check_voxels(path: Path | str) -> None:
-    """Read the file to its end. UnusableScanError when it is broken, though a reader may accept it."""
+    """Read the file to its end. UnusableScanError when it is broken, which readers may not say."""
     kind = ending(path)
     if kind in NIFTI_ENDINGS:
         check_nifti(path)
