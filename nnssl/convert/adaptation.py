@@ -22,22 +22,12 @@ def adapted(
     if request.dims not in (None, dims, 3):
         raise ValueError("weights in 3D cannot become 2D")
     is_legacy = source.merging == "legacy" and dims == 3
+    is_inflated = request.dims == 3 and dims == 2
     work = _Adaptation(weights)
     work.adapt_stem(request.rgb)
-    if source.axes == "xyz":
-        work.replace(
-            adapt.zyx_from_xyz(work.weights),
-            "axes (x, y, z) -> (z, y, x): kernels, bias tables, merges",
-        )
-    if not is_legacy:
-        work.weights = adapt.reorder_merge(
-            work.weights, _their_corners(source, dims), corners((2,) * dims)
-        )
-    is_inflated = request.dims == 3 and dims == 2
+    work.adapt_axes(source, is_legacy)
     if is_inflated:
-        work.replace(
-            adapt.inflated(work.weights), "2D -> 3D, as though a volume was constant along z"
-        )
+        work.inflate()
     work.drop_idle_norms()
     semantics = _semantics(source, "exact" if is_inflated else source.windows, is_legacy)
     config = SwinConfig(**adapt.facts(work.weights), **semantics, drop_path=source.drop_path)
@@ -68,6 +58,23 @@ class _Adaptation:
                 adapt.grey(self.weights),
                 "red, green, blue -> one channel, as though all were equal",
             )
+
+    def adapt_axes(self, source: Source, is_legacy: bool) -> None:
+        """Axes (z, y, x), and merges in our order of the corners."""
+        if source.axes == "xyz":
+            self.replace(
+                adapt.zyx_from_xyz(self.weights),
+                "axes (x, y, z) -> (z, y, x): kernels, bias tables, merges",
+            )
+        if not is_legacy:
+            dims = adapt.dims_of(self.weights)
+            theirs, ours = _their_corners(source, dims), corners((2,) * dims)
+            self.weights = adapt.reorder_merge(self.weights, theirs, ours)
+
+    def inflate(self) -> None:
+        self.replace(
+            adapt.inflated(self.weights), "2D -> 3D, as though a volume was constant along z"
+        )
 
     def drop_idle_norms(self) -> None:
         kept = adapt.without_idle_norms(self.weights)

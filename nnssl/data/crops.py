@@ -140,16 +140,21 @@ class Crops(torch.utils.data.Dataset):
         properties = self._properties(case)
         generator = np.random.default_rng((self.seed, index))
         start, rejected = draw_start(Body.from_note(properties), self._box, generator)
-        corner = {"corner": torch.tensor(start.tolist())}
         dims = len(self.shape)
         return {
-            **(corner if self.source.late else self._read(case, start)),
+            **self._crop_or_corner(case, start),
             "index": index,
             "scan": scan,
             "rejected": rejected,
             "start": torch.tensor(start[-dims:].tolist()),
             "size": torch.tensor(properties["shape"][-dims:]),
         }
+
+    def _crop_or_corner(self, case: str, start: np.ndarray) -> dict:
+        """What `cut` needs where crops are cut late."""
+        if self.source.late:
+            return {"corner": torch.tensor(start.tolist())}
+        return self._read(case, start)
 
     @property
     def endings(self) -> tuple[str, ...]:
@@ -194,18 +199,27 @@ class Crops(torch.utils.data.Dataset):
 def read_box(path: Path, start: np.ndarray, box: np.ndarray, padding: float) -> np.ndarray:
     """The box [*box] at `start` of a stored volume [1 *size]; what is outside is `padding`."""
     array = stored_array(path)
-    low, high = start.clip(0), np.minimum(start + box, array.shape[1:])
-    voxels = np.asarray(array[(0, *slices(low, high))])
+    source, target = overlap(start, box, array.shape[1:])
+    voxels = np.asarray(array[(0, *source)])
     if voxels.shape == tuple(box):
         return voxels
     padded = np.full(box, padding, voxels.dtype)
-    padded[slices(low - start, high - start)] = voxels
+    padded[target] = voxels
     return padded
 
 
-def slices(low: np.ndarray, high: np.ndarray) -> tuple[slice, ...]:
-    """The part of an array from `low` to before `high`, along each axis."""
-    return tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
+def overlap(
+    start: np.ndarray, box: np.ndarray, shape: Shape
+) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """What the box [*box] at `start` and a volume [*shape] have in common: its slices in the
+    volume, and in the box.
+    """
+    low, high = start.clip(0), np.minimum(start + box, shape)
+    return _slices(low, high), _slices(low - start, high - start)
+
+
+def _slices(low: np.ndarray, high: np.ndarray) -> tuple[slice, ...]:
+    return tuple(map(slice, low.tolist(), high.tolist()))
 
 
 def _check_shape(shape: Sequence[int], plan: Plan) -> Shape:

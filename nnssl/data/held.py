@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nnssl import dist, limits
-from nnssl.data.crops import slices, stored_array
+from nnssl.data.crops import overlap, stored_array
 from nnssl.files import read_json
 from nnssl.types import Shape
 
@@ -117,12 +117,12 @@ class Held:
     def box(self, name: str, start: np.ndarray, box: np.ndarray, padding: float) -> Tensor:
         """The box [*box] at `start` of a volume; what lies outside of it is `padding`."""
         volume = self._volume(name)
-        low, high = start.clip(0), np.minimum(start + box, volume.shape)
-        inner = volume[slices(low, high)]
+        source, target = overlap(start, box, volume.shape)
+        inner = volume[source]
         if inner.shape == tuple(box):
             return inner.clone(memory_format=torch.contiguous_format)
         padded = volume.new_full(tuple(box), _rounded(padding, volume.dtype))
-        padded[slices(low - start, high - start)] = inner
+        padded[target] = inner
         return padded
 
     def _volume(self, name: str) -> Tensor:

@@ -16,6 +16,8 @@ import numpy as np
 from nnssl.types import Spacing
 
 UNIFIED = "LPS"
+# between DICOM's frame and nibabel's, which runs to the right and to the front
+FLIPS = np.diag([-1.0, -1.0, 1.0])
 
 
 @dataclass(frozen=True)
@@ -41,15 +43,18 @@ def turns(direction: np.ndarray) -> np.ndarray:
 
 
 def _nibabel_affine(direction: np.ndarray, origin: np.ndarray | None = None) -> np.ndarray:
-    """[4 4] of the axes [3 3] and the first voxel [3] in DICOM's frame; nibabel's runs to the right
-    and to the front.
-    """
+    """[4 4] of the axes [3 3] and the first voxel [3] in DICOM's frame."""
     affine = np.eye(4)
-    flips = np.diag([-1.0, -1.0, 1.0])
-    affine[:3, :3] = flips @ direction
+    affine[:3, :3] = FLIPS @ direction
     if origin is not None:
-        affine[:3, 3] = flips @ origin
+        affine[:3, 3] = FLIPS @ origin
     return affine
+
+
+def from_nibabel(affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The axes' unit vectors [3 3] and the first voxel [3] in DICOM's frame."""
+    axes = FLIPS @ affine[:3, :3]
+    return axes / np.linalg.norm(axes, axis=0).clip(1e-9), FLIPS @ affine[:3, 3]
 
 
 def is_permuted(direction: np.ndarray) -> bool:
@@ -104,9 +109,6 @@ def _reordered(scan: Scan, direction: np.ndarray) -> Scan:
 
     change = ornt_transform(turns(direction), axcodes2ornt(UNIFIED))
     turned = apply_orientation(scan.voxels.transpose(), change)
-    spacing = [0.0, 0.0, 0.0]
-    for own, (axis, _) in zip(scan.spacing[::-1], change, strict=True):
-        spacing[int(axis)] = own
     affine = scan.affine
     if affine is not None:
         affine = affine @ inv_ornt_aff(change, scan.voxels.shape[::-1])
@@ -114,7 +116,15 @@ def _reordered(scan: Scan, direction: np.ndarray) -> Scan:
     return replace(
         scan,
         voxels=np.ascontiguousarray(turned.transpose()),
-        spacing=tuple(spacing[::-1]),
+        spacing=_permuted(scan.spacing, change),
         note="; ".join(filter(None, [scan.note, note])),
         affine=affine,
     )
+
+
+def _permuted(spacing: Spacing, change: np.ndarray) -> Spacing:
+    """(z, y, x) of axes reordered by nibabel's `change` [3 2] of (x, y, z)."""
+    permuted = [0.0, 0.0, 0.0]
+    for own, (axis, _) in zip(spacing[::-1], change, strict=True):
+        permuted[int(axis)] = own
+    return tuple(permuted[::-1])

@@ -230,15 +230,20 @@ def _ready(folder: Path, made_for: dict, cases: Sequence[str] | None) -> list[st
     """The scans that have parcels, where these were made for the same scans, plan and number of
     classes; of a run that continues with `cases`, where all of them have some.
     """
-    if (note := _read_note(inside(folder, NOTE))) is None:
-        return None
-    same = {name for name, value in made_for.items() if note.get(name) == value}
-    enough = cases and set(cases) <= set(note.get("cases", ()))
-    if made_for.keys() - same - ({"stored"} if enough else set()):
+    note = _read_note(inside(folder, NOTE))
+    if note is None or not _holds(note, made_for, cases):
         return None
     names = names_in(folder)
     there = all(case + PARCELS in names for case in note["cases"])
     return note["cases"] if there else None
+
+
+def _holds(note: dict, made_for: dict, cases: Sequence[str] | None) -> bool:
+    """Whether `note` was made for the same; other scans do not matter where it has all `cases`."""
+    differing = {name for name, value in made_for.items() if note.get(name) != value}
+    if cases and set(cases) <= set(note.get("cases", ())):
+        differing -= {"stored"}
+    return not differing
 
 
 def _read_note(path: Path) -> dict | None:

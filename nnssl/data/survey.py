@@ -153,9 +153,13 @@ def inspect_scan(found: Found, cache: Path | None = None, in_hu: bool = True) ->
         (check_hu if in_hu else check_values)(scan.voxels)
     except UnusableScanError as refusal:
         return replace(line, reason=str(refusal))
-    percentiles = tuple(round(float(p), 2) for p in np.percentile(scan.voxels, PERCENTILES))
     histogram = pack_histogram(body_histogram(scan.voxels)) if in_hu else ""
+    percentiles = _percentiles(scan.voxels)
     return replace(line, kept=True, percentiles=percentiles, histogram=histogram, note=scan.note)
+
+
+def _percentiles(voxels: np.ndarray) -> tuple[float, ...]:
+    return tuple(round(float(value), 2) for value in np.percentile(voxels, PERCENTILES))
 
 
 def body_histogram(hu: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nnssl.data.nifti import NIFTI_ENDINGS, check_nifti, read_by_nibabel, read_nifti_header
-from nnssl.data.orientation import Scan, is_permuted, unify
+from nnssl.data.orientation import Scan, from_nibabel, is_permuted, unify
 from nnssl.data.refusals import NOT_CT, UnusableScanError, check_grid, check_name, itk_error
 from nnssl.data.text_headers import META_ENDINGS, NRRD_ENDINGS, read_text_header
 from nnssl.data.text_volumes import check_text_volume
@@ -127,10 +127,7 @@ def _by_nibabel(path: Path | str, note: str) -> Scan:
     voxels, spacing, affine = read_by_nibabel(path)
     if voxels.ndim != 3:
         raise UnusableScanError(f"is not three-dimensional: size {voxels.shape[::-1]}")
-    flips = np.diag([-1.0, -1.0, 1.0])  # from nibabel's frame to DICOM's
-    axes, origin = flips @ affine[:3, :3], flips @ affine[:3, 3]
-    direction = axes / np.linalg.norm(axes, axis=0).clip(1e-9)
-    return unify(Scan(voxels, spacing, note=note), direction, origin)
+    return unify(Scan(voxels, spacing, note=note), *from_nibabel(affine))
 
 
 def is_plain(path: Path | str) -> bool:
