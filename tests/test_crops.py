@@ -12,8 +12,9 @@ import pytest
 import torch
 from made_scans import ct_array, small_plan, write_volume
 
-from nnssl.data.crops import DRAWS, LEAST_BODY, Crops, _body_fraction
+from nnssl.data.crops import Crops
 from nnssl.data.plan import Case, Plan
+from nnssl.data.positions import DRAWS, LEAST_BODY, Body
 from nnssl.data.preprocess import BLOCK, body_blocks, preprocess
 from nnssl.types import HUPolicy
 
@@ -168,12 +169,12 @@ def test_partly_padded_crops_slide_along_the_other_axes(stored):
 def test_share_equals_the_share_of_body_voxels_in_aligned_boxes():
     body = ct_array((64, 64, 64)) > -500
     blocks = body_blocks(body, body.shape).astype(np.float32)
-    size = np.array(body.shape)
+    there = Body(blocks, np.array(body.shape), BLOCK)
     for start in ([0, 0, 0], [16, 32, 0], [32, 32, 32]):
         box = body[tuple(slice(a, a + 32) for a in start)]
-        fraction = _body_fraction(blocks, np.array(start), np.array([32, 32, 32]), size, BLOCK)
+        fraction = there.fraction_in(np.array(start), np.array([32, 32, 32]))
         assert fraction == pytest.approx(box.mean(), abs=0.01)
-    whole = _body_fraction(blocks, np.array([-10, -10, -10]), np.array([90, 90, 90]), size, BLOCK)
+    whole = there.fraction_in(np.array([-10, -10, -10]), np.array([90, 90, 90]))
     assert whole == pytest.approx(body.sum() / 90**3, abs=0.01)  # padding is no body
 
 

@@ -18,7 +18,6 @@ import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
 
 from nnssl import files, weights
 from nnssl.weights import MODEL
@@ -66,24 +65,29 @@ def named(text: str) -> Path | str:
 def local(where: Path | str) -> Path:
     """The file on this machine; a path stays a path, there or not. Raises AddressError.
 
-    Downloads what is new. Where the server does not answer, or HF_HUB_OFFLINE is set, the file of
+    Downloads what is new. Where the server does not respond, or HF_HUB_OFFLINE is set, the file of
     an earlier download is taken.
     """
     if not is_address(where):
-        there, inside = Path(where), Path(where, MODEL)
-        if inside.is_file():
-            return inside
-        return there if there.is_file() or not is_released(where) else released(str(where))
+        return _local_path(where)
     text, sha256 = _unpinned(str(where))
     hub = _hub_file(text)
     path = _from_hub(hub) if hub else _from_web(text)
-    if sha256 and files.sha256(path) != sha256:
+    if sha256 and (found := files.sha256(path)) != sha256:
         raise AddressError(
-            f"{text} has the sha256 {files.sha256(path)}, and {sha256} was asked for: it has "
+            f"{text} has the sha256 {found}, and {sha256} was asked for: it has "
             "changed, or is another file. Take the revision that was meant (@REVISION), or leave "
             "#sha256 out"
         )
     return path
+
+
+def _local_path(where: Path | str) -> Path:
+    """Of a path, a folder that `nnssl_convert --hub` wrote, or released weights."""
+    path, inside = Path(where), Path(where, MODEL)
+    if inside.is_file():
+        return inside
+    return released(str(where)) if is_released(where) and not path.is_file() else path
 
 
 def is_released(where: Path | str) -> bool:
@@ -157,7 +161,6 @@ def _from_web(url: str) -> Path:
 def _from_hub(wanted: HubFile) -> Path:
     try:
         import huggingface_hub
-        from huggingface_hub import errors
     except ImportError as error:
         raise AddressError(
             f"{wanted} needs huggingface_hub, which is not installed; type: pip install "
@@ -181,11 +184,11 @@ def _from_hub(wanted: HubFile) -> Path:
     except AddressError:
         raise
     except Exception as error:  # those of several libraries
-        raise AddressError(_why(wanted, error, errors, offline)) from error
+        raise AddressError(f"{wanted} {_why(wanted, error, offline)}") from error
 
 
 def _check_size(wanted: HubFile, endpoint: str | None) -> None:
-    """Nothing where the server does not answer: the cache may still have the file."""
+    """Nothing where the server does not respond: the cache may still have the file."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -193,29 +196,24 @@ def _check_size(wanted: HubFile, endpoint: str | None) -> None:
 
     url = hf_hub_url(wanted.repo, wanted.file, revision=wanted.revision, endpoint=endpoint)
     try:
-        about = get_hf_file_metadata(url, endpoint=endpoint)
+        size = get_hf_file_metadata(url, endpoint=endpoint).size
     except HfHubHTTPError as error:
         if getattr(getattr(error, "response", None), "status_code", 500) < 500:
             raise
         return
     except Exception:  # no connection, by whichever library
         return
-    if about.size is not None and about.size > LARGEST:
-        raise AddressError(web.too_large(str(wanted), about.size, LARGEST))
+    if size is not None and size > LARGEST:
+        raise AddressError(web.too_large(str(wanted), size, LARGEST))
 
 
-def _why(wanted: HubFile, error: Exception, errors: ModuleType, offline: bool) -> str:
-    page = f"https://huggingface.co/{wanted.repo}"
+def _why(wanted: HubFile, error: Exception, offline: bool) -> str:
+    """Why a file of Hugging Face cannot be had, and what to type."""
+    from huggingface_hub import errors
+
     if isinstance(error, errors.LocalEntryNotFoundError):
-        if offline:
-            return (
-                f"{wanted} is not in the cache, and HF_HUB_OFFLINE is set: unset it, or download "
-                f"it on a machine with a connection: hf download {wanted.repo} {wanted.file}"
-            )
-        return (
-            f"{wanted} is not in the cache, and Hugging Face does not answer: check the connection "
-            "(HTTPS_PROXY, HF_ENDPOINT) and type the same line again"
-        )
+        return _why_not_cached(wanted, offline)
+    page = f"https://huggingface.co/{wanted.repo}"
     known = {
         errors.GatedRepoError: (
             f"wants its conditions accepted: do so at {page}, then: hf auth login"
@@ -227,8 +225,18 @@ def _why(wanted: HubFile, error: Exception, errors: ModuleType, offline: bool) -
         errors.RevisionNotFoundError: f"has no such revision: see {page}/tree/main",
         errors.EntryNotFoundError: f"is not in the repository: see its files at {page}/tree/main",
     }
-    for kind, says in known.items():
-        if isinstance(error, kind):
-            return f"{wanted} {says}"
-    first = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return f"{wanted} cannot be downloaded: {first}"
+    first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    reasons = (reason for kind, reason in known.items() if isinstance(error, kind))
+    return next(reasons, f"cannot be downloaded: {first_line}")
+
+
+def _why_not_cached(wanted: HubFile, offline: bool) -> str:
+    if offline:
+        return (
+            "is not in the cache, and HF_HUB_OFFLINE is set: unset it, or download "
+            f"it on a machine with a connection: hf download {wanted.repo} {wanted.file}"
+        )
+    return (
+        "is not in the cache, and Hugging Face does not answer: check the connection "
+        "(HTTPS_PROXY, HF_ENDPOINT) and type the same line again"
+    )

@@ -11,10 +11,13 @@ import warnings
 from contextlib import suppress
 from http.client import HTTPMessage, HTTPResponse
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from nnssl import files
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 TIMEOUT = 30.0  # seconds without a byte
 BLOCK = 1 << 20
@@ -28,7 +31,7 @@ class WebError(ValueError):
 
 
 def offline() -> bool:
-    """Whether HF_HUB_OFFLINE forbids to ask any server."""
+    """Whether HF_HUB_OFFLINE forbids contacting any server."""
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
 
 
@@ -48,12 +51,11 @@ def too_large(what: str, size: int, largest: int) -> str:
 def fetch(url: str, largest: int) -> Path:
     """The file of `url` in the cache, at most `largest` bytes. Raises WebError.
 
-    The server is asked whether it changed. Where it does not answer, or is not to be asked
-    (`offline`), the file of an earlier download is taken, with a warning where that was not asked.
+    The server says whether it changed. Where it does not respond, or must not be contacted
+    (`offline`), the file of an earlier download is taken; in the first case with a warning.
     """
     _check(url)
-    name = re.sub(r"[^\w.-]", "_", unquote(urlsplit(url).path).rsplit("/", 1)[-1]) or "file"
-    path = cache() / files.fingerprint(url) / name.lstrip(".")
+    path = _place(url)
     known = _known(path)
     if offline():
         if known:
@@ -62,32 +64,44 @@ def fetch(url: str, largest: int) -> Path:
             f"{url} was not downloaded before, and HF_HUB_OFFLINE is set: unset it, or give the "
             "path of a file"
         )
-    conditions = {CHANGED[key]: value for key, value in known.items() if key in CHANGED}
-    request = urllib.request.Request(url, headers={"User-Agent": "nnssl-swin", **conditions})
     try:
-        with urllib.request.build_opener(_Redirects).open(request, timeout=TIMEOUT) as answer:
-            _store(answer, url, path, largest)
+        with _opened(url, known) as response:
+            _store(response, url, path, largest)
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == 304 and known:
             return path
+        reason = f"{error.code} {error.reason}"
         if error.code < 500 or not known:
             raise WebError(
-                f"{url} cannot be downloaded: the server says {error.code} {error.reason}; open "
-                "the address in a browser to see whether it is right and public"
+                f"{url} cannot be downloaded: the server says {reason}; open the address in a "
+                "browser to see whether it is right and public"
             ) from error
-        _use_earlier(url, f"{error.code} {error.reason}")
+        _warn_of_earlier(url, reason)
     except files.NoRoomError:
         raise
     except (OSError, http.client.HTTPException) as error:
-        why = getattr(error, "reason", None) or error
+        reason = getattr(error, "reason", None) or error
         if not known:
             raise WebError(
-                f"{url} cannot be downloaded: {why}. Check the connection (HTTPS_PROXY) and type "
-                "the same line again"
+                f"{url} cannot be downloaded: {reason}. Check the connection (HTTPS_PROXY) and "
+                "type the same line again"
             ) from error
-        _use_earlier(url, why)
+        _warn_of_earlier(url, reason)
     return path
+
+
+def _place(url: str) -> Path:
+    """Where the file of `url` is kept."""
+    name = re.sub(r"[^\w.-]", "_", unquote(urlsplit(url).path).rsplit("/", 1)[-1]) or "file"
+    return cache() / files.fingerprint(url) / name.lstrip(".")
+
+
+def _opened(url: str, known: dict) -> HTTPResponse:
+    """The server's response; HTTPError 304 where the file is still that of the note `known`."""
+    conditions = {CHANGED[key]: value for key, value in known.items() if key in CHANGED}
+    request = urllib.request.Request(url, headers={"User-Agent": "nnssl-swin", **conditions})
+    return urllib.request.build_opener(_Redirects).open(request, timeout=TIMEOUT)
 
 
 def _check(url: str) -> None:
@@ -111,54 +125,64 @@ def _known(path: Path) -> dict:
     return {}
 
 
-def _use_earlier(url: str, why: object) -> None:
+def _warn_of_earlier(url: str, why: object) -> None:
     warnings.warn(
         f"{url} could not be asked for ({why}); the file of an earlier download is used",
         stacklevel=4,
     )
 
 
-def _store(answer: HTTPResponse, url: str, path: Path, largest: int) -> None:
-    headers = answer.headers
-    if headers.get_content_type() == "text/html":
-        raise WebError(
-            f"{url} is a web page, not a file of weights; take the address of the file itself, as "
-            "the page's download button has it"
-        )
-    said = headers.get("Content-Length", "")
-    size = int(said) if said.isdigit() else None
-    if size is not None and size > largest:
-        raise WebError(too_large(url, size, largest))
-    with files.atomic(path) as temporary:
-        got = _copy(answer, temporary, path.name, size, largest, url)
+def _store(response: HTTPResponse, url: str, path: Path, largest: int) -> None:
+    """Write the file and the note beside it. Raises WebError for what is not the whole file."""
+    headers = response.headers
+    size = _promised_size(headers, url)
+    _check_size(url, size, largest)
+    with files.atomic(path) as temporary, _bar(path.name, size) as bar:
+        got = _copy(response, temporary, bar, largest)
+        _check_size(url, got, largest)
         if size is not None and got != size:
             raise WebError(f"{url} broke off after {got} of {size} bytes; type the same line again")
     kept = {key: headers[key] for key in CHANGED if headers.get(key)}
     files.write_json(path.parent / NOTE, {"url": url, "bytes": got, **kept})
 
 
-def _copy(
-    answer: HTTPResponse, to: Path, name: str, size: int | None, largest: int, url: str
-) -> int:
-    """Bytes written."""
+def _promised_size(headers: HTTPMessage, url: str) -> int | None:
+    """Bytes; None where the server does not say. Raises WebError for a page."""
+    if headers.get_content_type() == "text/html":
+        raise WebError(
+            f"{url} is a web page, not a file of weights; take the address of the file itself, as "
+            "the page's download button has it"
+        )
+    length = headers.get("Content-Length", "")
+    return int(length) if length.isdigit() else None
+
+
+def _check_size(url: str, size: int | None, largest: int) -> None:
+    if size is not None and size > largest:
+        raise WebError(too_large(url, size, largest))
+
+
+def _bar(name: str, size: int | None) -> tqdm:
     from tqdm import tqdm
 
+    return tqdm(total=size, desc=name, unit="B", unit_scale=True, delay=1, dynamic_ncols=True)
+
+
+def _copy(response: HTTPResponse, to: Path, bar: tqdm, largest: int) -> int:
+    """The bytes that came; more than `largest` are not written."""
     got = 0
-    with (
-        to.open("wb") as file,
-        tqdm(total=size, desc=name, unit="B", unit_scale=True, delay=1, dynamic_ncols=True) as bar,
-    ):
-        while block := answer.read(BLOCK):
+    with to.open("wb") as file:
+        while block := response.read(BLOCK):
             got += len(block)
             if got > largest:
-                raise WebError(too_large(url, got, largest))
+                break
             file.write(block)
             bar.update(len(block))
     return got
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Followed to https alone: what was asked for safely is not to come unsafely."""
+    """Followed to https alone: what was requested safely must not come unsafely."""
 
     def redirect_request(
         self,

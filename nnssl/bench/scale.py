@@ -31,14 +31,9 @@ from nnssl.data.plan import Case, Plan, make_plan, resampled_shape
 from nnssl.data.prepare import prepare
 from nnssl.data.preprocess import BLOCK
 from nnssl.data.scans import Found, find_scans
-from nnssl.data.survey import (
-    HISTOGRAM,
-    SURVEY_VERSION,
-    ScanReport,
-    body_histograms,
-    place,
-    survey,
-)
+from nnssl.data.survey import HISTOGRAM, SURVEY_VERSION, survey
+from nnssl.data.survey_lines import body_histograms, line_file
+from nnssl.data.survey_report import ScanReport
 from nnssl.train import batches, before, cache
 from nnssl.train.places import results_folder
 from nnssl.train.pretrain import Options, build
@@ -97,7 +92,7 @@ def make_raw(made: Made) -> None:
             "signature": [SURVEY_VERSION, status.st_size, status.st_mtime_ns],
             "line": asdict(replace(line, path=str(path))) | {"histogram": histogram},
         }
-        place(Found(str(path)), made.folder).write_text(json.dumps(answer))
+        line_file(Found(str(path)), made.folder).write_text(json.dumps(answer))
 
 
 def make_notes(made: Made, plan: Plan) -> None:

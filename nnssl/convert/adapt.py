@@ -47,20 +47,18 @@ def zyx_from_xyz(weights: Weights) -> Weights:
     the merges.
     """
     dims = dims_of(weights)
+    reverse = tuple(reversed(range(dims)))
 
-    def turn(name: str, tensor: Tensor) -> Tensor:
+    def permute_axes(name: str, tensor: Tensor) -> Tensor:
         if tensor.ndim == dims + 2:
-            return tensor.permute(0, 1, *reversed(range(2, 2 + dims))).contiguous()
+            return tensor.permute(0, 1, *(axis + 2 for axis in reverse)).contiguous()
         if name.endswith(TABLE):
             side = round(len(tensor) ** (1 / dims))
-            return (
-                tensor.view(*[side] * dims, -1)
-                .permute(*reversed(range(dims)), dims)
-                .flatten(0, dims - 1)
-            )
+            grid = tensor.view(*[side] * dims, -1)
+            return grid.permute(*reverse, dims).flatten(0, dims - 1)
         return tensor
 
-    return {name: turn(name, tensor) for name, tensor in weights.items()}
+    return {name: permute_axes(name, tensor) for name, tensor in weights.items()}
 
 
 def reorder_merge(weights: Weights, theirs: list[Shape], ours: list[Shape]) -> Weights:
@@ -70,13 +68,19 @@ def reorder_merge(weights: Weights, theirs: list[Shape], ours: list[Shape]) -> W
     if theirs == ours:
         return weights
     order = [theirs.index(corner) for corner in ours]
+    return {
+        name: _pick_corners(tensor, order, len(order)) if _is_merge(name) else tensor
+        for name, tensor in weights.items()
+    }
 
-    def reorder(name: str, tensor: Tensor) -> Tensor:
-        if re.fullmatch(NORM, name) or re.fullmatch(REDUCTION, name):
-            return tensor.unflatten(-1, (len(order), -1))[..., order, :].flatten(-2)
-        return tensor
 
-    return {name: reorder(name, tensor) for name, tensor in weights.items()}
+def _is_merge(name: str) -> bool:
+    return re.fullmatch(NORM, name) is not None or re.fullmatch(REDUCTION, name) is not None
+
+
+def _pick_corners(tensor: Tensor, chosen: list[int], corners: int) -> Tensor:
+    """Of a last axis [corners * channels] the `chosen` corners, in their order."""
+    return tensor.unflatten(-1, (corners, -1))[..., chosen, :].flatten(-2)
 
 
 def grey(weights: Weights) -> Weights:
@@ -108,9 +112,10 @@ def inflated(weights: Weights) -> Weights:
             return torch.stack([tensor, tensor], 2) / 2
         if name.endswith(TABLE):
             return tensor.repeat(round(len(tensor) ** 0.5), 1)
-        if re.fullmatch(NORM, name) or re.fullmatch(REDUCTION, name):
-            repeated = tensor.unflatten(-1, (len(slices), -1))[..., which, :].flatten(-2)
-            return repeated if re.fullmatch(NORM, name) else repeated / 2
+        if re.fullmatch(NORM, name):
+            return _pick_corners(tensor, which, len(slices))
+        if re.fullmatch(REDUCTION, name):
+            return _pick_corners(tensor, which, len(slices)) / 2
         return tensor
 
     return {name: inflate(name, tensor) for name, tensor in weights.items()}
@@ -155,31 +160,37 @@ def facts(weights: Weights) -> dict:
     """The fields of `SwinConfig` that tensors tell; those of the other blocks have to agree when
     they are loaded.
     """
-    dims = dims_of(weights)
-    counts = [
-        sum(
-            re.fullmatch(rf"layers{stage}\.0\.blocks\.\d+\.norm1\.weight", name) is not None
-            for name in weights
-        )
-        for stage in range(1, 5)
-    ]
-    if 0 in counts:
-        raise ValueError(f"the four stages of a Swin have blocks; those found here have {counts}")
+    dims, counts = dims_of(weights), _depths(weights)
     firsts = [f"layers{stage}.0.blocks.0." for stage in range(1, 5)]
-    needed = [first + part for first in firsts for part in (f"attn.{TABLE}", "mlp.linear1.weight")]
-    if missing := [name for name in needed if name not in weights]:
-        raise ValueError(f"a Swin has {missing[0]}, which is missing here")
-    hidden, width = weights["layers1.0.blocks.0.mlp.linear1.weight"].shape
+    _require_first_blocks(weights, firsts)
+    tables = [weights[f"{first}attn.{TABLE}"] for first in firsts]
+    hidden, width = weights[f"{firsts[0]}mlp.linear1.weight"].shape
     return {
         "spatial_dims": dims,
         "in_channels": weights[STEM].shape[1],
         "embed_dim": weights[STEM].shape[0],
-        "depths": tuple(counts),
-        "heads": tuple(weights[f"{first}attn.{TABLE}"].shape[1] for first in firsts),
-        "window": window_of(weights[f"{firsts[0]}attn.{TABLE}"], dims),
+        "depths": counts,
+        "heads": tuple(table.shape[1] for table in tables),
+        "window": window_of(tables[0], dims),
         "mlp_ratio": hidden / width,
-        "qkv_bias": "layers1.0.blocks.0.attn.qkv.bias" in weights,
+        "qkv_bias": f"{firsts[0]}attn.qkv.bias" in weights,
         "patch_norm": "patch_embed.norm.weight" in weights,
         "convolutions": any(name.startswith("layers1c.") for name in weights),
         "out_norms": any(name.startswith("out_norms.") for name in weights),
     }
+
+
+def _depths(weights: Weights) -> tuple[int, ...]:
+    """The number of blocks of each stage. Raises ValueError for a stage without any."""
+    patterns = [rf"layers{stage}\.0\.blocks\.\d+\.norm1\.weight" for stage in range(1, 5)]
+    counts = [sum(bool(re.fullmatch(pattern, name)) for name in weights) for pattern in patterns]
+    if 0 in counts:
+        raise ValueError(f"the four stages of a Swin have blocks; those found here have {counts}")
+    return tuple(counts)
+
+
+def _require_first_blocks(weights: Weights, firsts: list[str]) -> None:
+    """Raises ValueError where one of the stages' first blocks lacks what `facts` looks at."""
+    needed = [first + part for first in firsts for part in (f"attn.{TABLE}", "mlp.linear1.weight")]
+    if missing := [name for name in needed if name not in weights]:
+        raise ValueError(f"a Swin has {missing[0]}, which is missing here")

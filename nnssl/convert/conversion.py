@@ -20,13 +20,13 @@ from torch import Tensor
 
 import nnssl
 from nnssl import address, checkpoint, files
-from nnssl.convert import adapt, layouts, sources
-from nnssl.convert.layouts import STEM, Found
+from nnssl.convert import adapt, adaptation, layouts, sources
+from nnssl.convert.layouts import Found
 from nnssl.convert.opening import ForeignError, encoder_in, is_ours, opened, tensors_in
 from nnssl.convert.request import Request
 from nnssl.convert.sources import Source
 from nnssl.encoder.swin import Swin, SwinConfig
-from nnssl.encoder.windows import corners, relative_index
+from nnssl.encoder.windows import relative_index
 from nnssl.types import HUPolicy
 
 MERGE = (
@@ -59,26 +59,37 @@ def convert(request: Request) -> str:
         raise ForeignError(f"{request.output} exists; choose another -o, or remove it")
     if (request.licence or request.about) and not request.hub:
         raise ForeignError("--licence and --about are for the card of a folder: add --hub")
-    file = address.local(request.file)
-    request = replace(request, file=file)
-    content = opened(file)
-    if is_ours(content):
-        content = _own(request)
-    else:
-        done = encoder_from(tensors_in(content, file), request)
-        content = checkpoint.pack(done.encoder, _header(request, done), [done.source.citation])
-    content = checkpoint.halved(content) if request.half else content
+    request = replace(request, file=address.local(request.file))
+    content = _content(request)
+    if request.half:
+        content = checkpoint.halved(content)
     if request.hub:
         checkpoint.publish(request.output, content, request.licence, request.about)
     else:
         checkpoint.write(request.output, content)
+    return _report(request)
+
+
+def _report(request: Request) -> str:
+    """What was written, and what to do with it."""
     description = checkpoint.describe(checkpoint.load(request.output))
     if not request.hub:
         return f"{description}\nUse it: nnssl_plan -d DATASET -c {request.output}"
     return (
-        f"{description}\nRead README.md, and config.json, which names your collection, before others do:\n"
+        f"{description}\n"
+        "Read README.md, and config.json, which names your collection, before others do:\n"
         f"  hf upload OWNER/REPO {request.output}\nUse it: nnssl_plan -d DATASET -c hf://OWNER/REPO"
     )
+
+
+def _content(request: Request) -> dict:
+    """The content of the checkpoint of what `request` names, a file on this machine."""
+    file = Path(request.file)
+    content = opened(file)
+    if is_ours(content):
+        return _own(request)
+    done = encoder_from(tensors_in(content, file), request)
+    return checkpoint.pack(done.encoder, _header(request, done), [done.source.citation])
 
 
 def _own(request: Request) -> dict:
@@ -105,30 +116,35 @@ def encoder_from(tensors: dict[str, Tensor], request: Request) -> Converted:
     source = _source(found, list(tensors), request)
     weights, left_out = _ours_by_name(tensors, found)
     try:
-        weights, config, adapted = _adapted(weights, source, request)
+        weights, config, adapted = adaptation.adapted(weights, source, request)
         encoder = _built(config)
     except ValueError as error:
         raise ForeignError(f"the encoder in {request.file} cannot be used: {error}") from error
-    anew = source.name == "imagenet" and not any(name in weights for name in MERGE)
-    made = {name: w for name, w in encoder.state_dict().items() if anew and name in MERGE}
-    if made:
+    new = _new_merge(weights, source, encoder)
+    if new:
         adapted += ("the last merge, which the file has not, is new (truncated normal, seed 0)",)
-    if problems := checkpoint.differences(weights | made, encoder.state_dict()):
+    if problems := checkpoint.differences(weights | new, encoder.state_dict()):
         raise ForeignError(
             f"{request.file} is not the encoder it seems to be; nothing was written:\n  {problems}"
         )
-    encoder.load_state_dict(weights | made)
+    encoder.load_state_dict(weights | new)
     return Converted(encoder, source, found, len(weights), adapted, left_out)
+
+
+def _new_merge(weights: adapt.Weights, source: Source, encoder: Swin) -> adapt.Weights:
+    """Our encoder's last merge where the file has none, as the 2D networks of ImageNet have not."""
+    if source.name != "imagenet" or any(name in weights for name in MERGE):
+        return {}
+    return {name: tensor for name, tensor in encoder.state_dict().items() if name in MERGE}
 
 
 def _source(found: Found, names: list[str], request: Request) -> Source:
     """The source with what the request says otherwise."""
     layout = found.layout.name
-    source = (
-        sources.named(request.source, layout)
-        if request.source
-        else sources.identify_source(layout, names)
-    )
+    if request.source:
+        source = sources.named(request.source, layout)
+    else:
+        source = sources.identify_source(layout, names)
     given = {name: value for name in ("axes", "merging") if (value := getattr(request, name))}
     source = replace(source, **given)
     if source.merging is None:
@@ -153,11 +169,16 @@ def _ours_by_name(tensors: dict[str, Tensor], found: Found) -> tuple[adapt.Weigh
             left_out[reason] += 1
             if ours.endswith(layouts.INDEX):
                 _require_usual_index(name, tensor, tensors, dims)
-        elif why := checkpoint.why_no_weights(tensor):
-            raise ForeignError(f"{name} {why}; nothing was written")
         else:
-            weights[ours] = tensor.float()
+            weights[ours] = _readable(name, tensor)
     return weights, dict(left_out)
+
+
+def _readable(name: str, tensor: Tensor) -> Tensor:
+    """float32. Raises ForeignError for what are no weights."""
+    if why := checkpoint.why_no_weights(tensor):
+        raise ForeignError(f"{name} {why}; nothing was written")
+    return tensor.float()
 
 
 def _require_usual_index(name: str, index: Tensor, tensors: dict[str, Tensor], dims: int) -> None:
@@ -171,46 +192,6 @@ def _require_usual_index(name: str, index: Tensor, tensors: dict[str, Tensor], d
         )
 
 
-def _adapted(
-    weights: adapt.Weights, source: Source, request: Request
-) -> tuple[adapt.Weights, SwinConfig, tuple]:
-    """The weights for our encoder, what it has to compute differently, and what was done, in
-    words.
-    """
-    dims, done = adapt.dims_of(weights), []
-    if request.dims not in (None, dims, 3):
-        raise ValueError("weights in 3D cannot become 2D")
-    if adapt.patch(weights) == 4:
-        weights = adapt.halved_patch(weights)
-        done.append("patches of 4 x 4 pixels -> 2 x 2, as though each pixel was doubled")
-    if dims == 2 and weights[STEM].shape[1] == 3 and not request.rgb:
-        weights = adapt.grey(weights)
-        done.append("red, green, blue -> one channel, as though all were equal")
-    if source.axes == "xyz":
-        weights = adapt.zyx_from_xyz(weights)
-        done.append("axes (x, y, z) -> (z, y, x): kernels, bias tables, merges")
-    legacy = source.merging == "legacy" and dims == 3
-    if not legacy:
-        theirs = adapt.CHUNKS[source.chunks] if dims == 3 else corners((2, 2))
-        theirs = [corner[::-1] for corner in theirs] if source.axes == "xyz" else theirs
-        weights = adapt.reorder_merge(weights, theirs, corners((2,) * dims))
-    semantics: dict = {
-        "windows": source.windows,
-        "merging": "legacy" if legacy else "all",
-        "taps": source.taps,
-    }
-    if request.dims == 3 and dims == 2:
-        weights, semantics["windows"] = adapt.inflated(weights), "exact"
-        done.append("2D -> 3D, as though a volume was constant along z")
-    kept = adapt.without_idle_norms(weights)
-    if len(kept) < len(weights):
-        done.append("norms of the four maps: not trained, the same without")
-    if legacy or semantics["windows"] != "exact":
-        semantics["axes"] = source.axes
-    config = SwinConfig(**adapt.facts(kept), **semantics, drop_path=source.drop_path)
-    return kept, config, tuple(done)
-
-
 def _built(config: SwinConfig) -> Swin:
     """Our encoder; what the file may lack is the same in every run."""
     with torch.random.fork_rng(devices=[]):
@@ -219,33 +200,48 @@ def _built(config: SwinConfig) -> Swin:
 
 
 def _hu(request: Request, source: Source) -> HUPolicy | None:
-    if request.hu and len(request.hu) == 4:
-        return HUPolicy(*request.hu)
-    if request.hu and len(request.hu) == 2:
-        return source.policy(request.hu)
     if request.hu:
-        raise ForeignError(
-            f"--hu takes LOW HIGH, which became 0 and 1, or LOW HIGH MEAN SD; got {request.hu}"
-        )
-    if request.no_hu or (source.range is None and source.plain):
+        return _named_hu(request.hu, source)
+    if source.range is not None and not request.no_hu:
+        return source.policy(source.range)
+    if request.no_hu or source.plain:
         return None
-    if source.range is None:
-        raise ForeignError(
-            f"it is not known which HU the weights of {source.name} ({source.title}) saw: say "
-            "which became 0 and 1, --hu LOW HIGH, or --no-hu to let images pass as nnU-Net "
-            "normalises them"
-        )
-    return source.policy(source.range)
+    raise ForeignError(
+        f"it is not known which HU the weights of {source.name} ({source.title}) saw: say "
+        "which became 0 and 1, --hu LOW HIGH, or --no-hu to let images pass as nnU-Net "
+        "normalises them"
+    )
+
+
+def _named_hu(hu: tuple[float, ...], source: Source) -> HUPolicy:
+    """Of --hu."""
+    if len(hu) == 4:
+        return HUPolicy(*hu)
+    if len(hu) == 2:
+        return source.policy(hu)
+    raise ForeignError(f"--hu takes LOW HIGH, which became 0 and 1, or LOW HIGH MEAN SD; got {hu}")
 
 
 def _header(request: Request, done: Converted) -> dict:
-    source, dims = done.source, done.encoder.config.spatial_dims
-    hu, spacing = _hu(request, source), request.spacing or source.spacing
-    account = {
+    source = done.source
+    return {
+        "method": source.name,
+        "preset": f"as in the file ({done.found.layout.name})",
+        "crop": list(request.crop or (source.crop * 3)[: done.encoder.config.spatial_dims]),
+        "plan": _plan(request, source),
+        "foreign": _account(request, done),
+        "versions": {"nnssl": nnssl.__version__, "torch": torch.__version__},
+        "created": time.strftime("%Y-%m-%d"),
+    }
+
+
+def _account(request: Request, done: Converted) -> dict:
+    """Which file it was, whose, and what became of its tensors."""
+    return {
         "file": Path(request.file).name,
         "sha256": files.sha256(request.file),
-        "title": source.title,
-        "licence": source.licence,
+        "title": done.source.title,
+        "licence": done.source.licence,
         "layout": done.found.layout.name,
         "prefix": done.found.prefix,
         "loaded": done.loaded,
@@ -253,18 +249,15 @@ def _header(request: Request, done: Converted) -> dict:
         "adapted": list(done.adapted),
         "left_out": done.left_out,
     }
+
+
+def _plan(request: Request, source: Source) -> dict:
+    """What is known of the pretraining, in place of a plan of ours."""
+    hu, spacing = _hu(request, source), request.spacing or source.spacing
     return {
-        "method": source.name,
-        "preset": f"as in the file ({done.found.layout.name})",
-        "crop": list(request.crop or (source.crop * 3)[:dims]),
-        "plan": {
-            "name": source.title,
-            "fingerprint": None,
-            "spacing": list(spacing) if spacing else None,
-            "hu": hu.to_dict() if hu else None,
-            "cases": None,
-        },
-        "foreign": account,
-        "versions": {"nnssl": nnssl.__version__, "torch": torch.__version__},
-        "created": time.strftime("%Y-%m-%d"),
+        "name": source.title,
+        "fingerprint": None,
+        "spacing": list(spacing) if spacing else None,
+        "hu": hu.to_dict() if hu else None,
+        "cases": None,
     }

@@ -41,14 +41,9 @@ def tensors_in(content: object, path: Path) -> dict[str, Tensor]:
 
     Raises ForeignError.
     """
-    for _ in range(DEEPEST):  # a dictionary may hold itself
-        if not isinstance(content, dict):
-            break
-        inner = (content[key] for key in WRAPPERS if isinstance(content.get(key), dict))
-        content = next(inner, content)
-    tensors = {}
-    if isinstance(content, dict):
-        tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+    content = _unwrapped(content)
+    values = content if isinstance(content, dict) else {}
+    tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
     if not tensors:
         shown = list(content)[:10] if isinstance(content, dict) else type(content).__name__
         raise ForeignError(
@@ -58,6 +53,16 @@ def tensors_in(content: object, path: Path) -> dict[str, Tensor]:
     if odd := [name for name in tensors if not (isinstance(name, str) and name.isprintable())]:
         raise ForeignError(f"{path} holds tensors whose names are no names: {odd[:3]!s:.300}")
     return tensors
+
+
+def _unwrapped(content: object) -> object:
+    """What is under the keys that hold the weights, as deep as there are any."""
+    for _ in range(DEEPEST):  # a dictionary may hold itself
+        if not isinstance(content, dict):
+            break
+        inner = (content[key] for key in WRAPPERS if isinstance(content.get(key), dict))
+        content = next(inner, content)
+    return content
 
 
 def _safetensors(path: Path) -> dict:
@@ -78,15 +83,10 @@ def encoder_in(path: Path, names: list[str], prefix: str | None) -> Found:
     ForeignError.
     """
     found = find(names)
+    if not found:
+        raise _unknown(path, names)
     if prefix is not None:
         found = [candidate for candidate in found if candidate.prefix == prefix] or found
-    if not found:
-        known = ", ".join(layout.name for layout in LAYOUTS)
-        tops = sorted({name.split(".")[0] for name in names})[:8]
-        raise ForeignError(
-            f"no Swin encoder of a known layout is in {path}: {guess(names)}. Its names begin with "
-            f"{tops}; known layouts: {known}"
-        )
     if len(found) > 1 or (prefix is not None and found[0].prefix != prefix):
         shown = ", ".join(repr(candidate.prefix) for candidate in found)
         raise ForeignError(
@@ -94,3 +94,12 @@ def encoder_in(path: Path, names: list[str], prefix: str | None) -> Found:
             "--prefix"
         )
     return found[0]
+
+
+def _unknown(path: Path, names: list[str]) -> ForeignError:
+    known = ", ".join(layout.name for layout in LAYOUTS)
+    tops = sorted({name.split(".")[0] for name in names})[:8]
+    return ForeignError(
+        f"no Swin encoder of a known layout is in {path}: {guess(names)}. Its names begin with "
+        f"{tops}; known layouts: {known}"
+    )

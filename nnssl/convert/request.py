@@ -1,4 +1,4 @@
-"""What `nnssl_convert` is asked for; without importing PyTorch."""
+"""The options of `nnssl_convert`; without importing PyTorch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nnssl.types import Shape, Spacing
 
 @dataclass(frozen=True)
 class Request:
-    """What `nnssl_convert` is asked for; None: as the file or its source says."""
+    """The options of `nnssl_convert`; None: as the file or its source says."""
 
     file: Path | str = option(
         help="a file of PyTorch or safetensors, or its address: hf://owner/repo/file, https://...; "

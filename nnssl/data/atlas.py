@@ -30,7 +30,7 @@ class RegistrationError(ValueError):
 
 @dataclass(frozen=True)
 class Affine:
-    """mm in a scan to mm in the template: matrix [3 3] @ place [3] + offset [3], all (x, y, z)."""
+    """mm in a scan to mm in the template, (x, y, z): matrix [3 3] @ position [3] + offset [3]."""
 
     matrix: tuple[tuple[float, ...], ...]
     offset: tuple[float, ...]
@@ -41,8 +41,8 @@ class Affine:
         """
         axes = [np.arange(size) * mm for size, mm in zip(shape, spacing, strict=True)]
         z, y, x = np.meshgrid(*axes, indexing="ij")
-        places = np.stack([x, y, z], axis=-1) @ np.array(self.matrix).T + np.array(self.offset)
-        return places.astype(np.float32)
+        positions = np.stack([x, y, z], axis=-1) @ np.array(self.matrix).T + np.array(self.offset)
+        return positions.astype(np.float32)
 
 
 def template_of(shapes: Sequence[Shape]) -> int:
@@ -70,16 +70,24 @@ def register(template: np.ndarray, voxels: np.ndarray, spacing: Spacing) -> Affi
     if not found:
         raise RegistrationError("shows nothing that could be registered")
     _, transform = min(found, key=lambda one: one[0])
-    inverse = transform.GetInverse()
-    matrix = np.array(inverse.GetMatrix()).reshape(3, 3)
-    centre, shift = np.array(inverse.GetCenter()), np.array(inverse.GetTranslation())
+    return _affine_of(transform.GetInverse())
+
+
+def _affine_of(transform: SimpleITK.AffineTransform) -> Affine:
+    """Raises RegistrationError for a map that stretches more than anatomy differs."""
+    matrix = np.array(transform.GetMatrix()).reshape(3, 3)
+    _check_stretch(matrix)
+    centre, shift = np.array(transform.GetCenter()), np.array(transform.GetTranslation())
+    offset = shift + centre - matrix @ centre
+    return Affine(tuple(map(tuple, matrix.tolist())), tuple(offset.tolist()))
+
+
+def _check_stretch(matrix: np.ndarray) -> None:
     stretch = np.linalg.svd(matrix, compute_uv=False)
     if not (STRETCH[0] <= stretch.min() and stretch.max() <= STRETCH[1]):
         raise RegistrationError(
             f"would have to be stretched by {stretch.min():.2f} to {stretch.max():.2f}"
         )
-    offset = shift + centre - matrix @ centre
-    return Affine(tuple(map(tuple, matrix.tolist())), tuple(offset.tolist()))
 
 
 def _coarse(voxels: np.ndarray, spacing: Spacing) -> SimpleITK.Image:
@@ -99,12 +107,38 @@ def _register(
     import SimpleITK
 
     SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(1)  # the same result on every machine
-    kind = SimpleITK.CenteredTransformInitializerFilter.GEOMETRY
-    first = SimpleITK.AffineTransform(
-        SimpleITK.CenteredTransformInitializer(fixed, moving, SimpleITK.AffineTransform(3), kind)
+    transform = _initial(fixed, moving, start)
+    method = _method()
+    method.SetInitialTransform(transform, inPlace=True)
+    try:
+        method.Execute(fixed, moving)
+    except RuntimeError:  # images that do not overlap, or hold one value
+        return None
+    return method.GetMetricValue(), transform
+
+
+def _initial(
+    fixed: SimpleITK.Image, moving: SimpleITK.Image, start: float
+) -> SimpleITK.AffineTransform:
+    """The images' centres on each other, then `start` mm along z."""
+    import SimpleITK
+
+    centred = SimpleITK.CenteredTransformInitializer(
+        fixed,
+        moving,
+        SimpleITK.AffineTransform(3),
+        SimpleITK.CenteredTransformInitializerFilter.GEOMETRY,
     )
-    x, y, z = first.GetTranslation()
-    first.SetTranslation((x, y, z + start))
+    transform = SimpleITK.AffineTransform(centred)
+    x, y, z = transform.GetTranslation()
+    transform.SetTranslation((x, y, z + start))
+    return transform
+
+
+def _method() -> SimpleITK.ImageRegistrationMethod:
+    """Metric and optimiser; without the transform that it begins with."""
+    import SimpleITK
+
     method = SimpleITK.ImageRegistrationMethod()
     method.SetMetricAsMattesMutualInformation(32)
     method.SetMetricSamplingStrategy(method.RANDOM)
@@ -112,12 +146,7 @@ def _register(
     method.SetOptimizerAsRegularStepGradientDescent(2.0, 0.05, 25)
     method.SetOptimizerScalesFromPhysicalShift()
     method.SetInterpolator(SimpleITK.sitkLinear)
-    method.SetInitialTransform(first, inPlace=True)
-    try:
-        method.Execute(fixed, moving)
-    except RuntimeError:  # images that do not overlap, or hold one value
-        return None
-    return method.GetMetricValue(), first
+    return method
 
 
 def check_spread(voxels: np.ndarray) -> None:

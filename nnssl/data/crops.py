@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import os
-import zlib
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -15,13 +13,11 @@ import torch
 from torch import Tensor
 
 from nnssl.data.plan import Plan
+from nnssl.data.positions import Body, draw_start
 from nnssl.files import names_in, read_json
 from nnssl.types import Shape
 
 VOXELS, PARCELS = ".b2nd", ".parcels.b2nd"  # of a case
-# fraction of body in the whole box, padding counted, below which it is drawn again
-LEAST_BODY = 0.35
-DRAWS = 10
 # nnU-Net opens its store in the same way; mapping does not work on Windows (MIC-DKFZ/nnUNet issue
 # 2723)
 OPEN: dict = {
@@ -75,7 +71,7 @@ class Crops(torch.utils.data.Dataset):
 
     `index` is the number of the sample in the whole run: index // len(crops) is the epoch, in which
     every case comes once, in an order of its own. A shape of two axes gives axial slices [1 Y X].
-    `rejected` counts the positions that held too little body; `scan` is the place in `cases` of the
+    `rejected` counts the positions that held too little body; `scan` is the index in `cases` of the
     scan that was read, `start` the crop's first voxel in it (negative where the crop is larger than
     the scan), and `size` the scan's own size. Files are opened where they are read, so workers may
     fork or spawn. Raises IndexError below 0.
@@ -95,20 +91,14 @@ class Crops(torch.utils.data.Dataset):
         cases: Sequence[str] | None = None,
         parcels: bool = False,
     ) -> None:
-        shape = tuple(shape or plan.crop)
-        if len(shape) not in (2, 3) or min(shape) < 1:
-            raise ValueError(
-                f"a crop has two or three axes of at least one voxel, got {shape}; the plan's is "
-                f"{plan.crop}"
-            )
         self.folder = Path(folder)
         self.fingerprint = plan.fingerprint
-        self.shape = shape
+        self.shape = _check_shape(shape or plan.crop, plan)
         self.seed = seed
-        self.cases = self._stored(plan) if cases is None else self._asked_for(cases)
+        self.cases = self._stored(plan) if cases is None else self._requested(cases)
         self.padding, self.parcels = plan.padding, parcels
         self.source: Source = Stored(self.folder)
-        self._box = np.array((1,) * (3 - len(shape)) + shape)
+        self._box = np.array((1,) * (3 - len(self.shape)) + self.shape)
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0))
 
     def _stored(self, plan: Plan) -> tuple[str, ...]:
@@ -116,9 +106,7 @@ class Crops(torch.utils.data.Dataset):
         absent is an error.
         """
         names = names_in(self.folder)
-        stored = tuple(
-            c.id for c in plan.cases if f"{c.id}.json" in names and f"{c.id}.b2nd" in names
-        )
+        stored = tuple(case.id for case in plan.cases if _is_stored(case.id, names))
         done = set(stored)
         failed = sum(c.id not in done and f"{c.id}.failed.json" in names for c in plan.cases)
         if not stored or len(stored) + failed < len(plan.cases):
@@ -129,9 +117,9 @@ class Crops(torch.utils.data.Dataset):
             )
         return stored
 
-    def _asked_for(self, cases: Sequence[str]) -> tuple[str, ...]:
+    def _requested(self, cases: Sequence[str]) -> tuple[str, ...]:
         names = names_in(self.folder)
-        gone = [c for c in cases if f"{c}.json" not in names or f"{c}{VOXELS}" not in names]
+        gone = [case for case in cases if not _is_stored(case, names)]
         if gone:
             raise ValueError(
                 f"{len(gone)} of the {len(cases)} scans that the run is on are not in "
@@ -147,20 +135,26 @@ class Crops(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> dict:
         if index < 0:
             raise IndexError(f"samples are numbered from 0, got {index}")
-        generator = np.random.default_rng((self.seed, index))
         scan = self._scan(index)
         case = self.cases[scan]
         properties = self._properties(case)
-        start, rejected = self._position(generator, properties)
-        dims, late = len(self.shape), self.source.late
+        generator = np.random.default_rng((self.seed, index))
+        start, rejected = draw_start(Body.from_note(properties), self._box, generator)
+        dims = len(self.shape)
         return {
-            **({"corner": torch.tensor(start.tolist())} if late else self._read(case, start)),
+            **self._crop_or_corner(case, start),
             "index": index,
             "scan": scan,
             "rejected": rejected,
             "start": torch.tensor(start[-dims:].tolist()),
             "size": torch.tensor(properties["shape"][-dims:]),
         }
+
+    def _crop_or_corner(self, case: str, start: np.ndarray) -> dict:
+        """What `cut` needs where crops are cut late."""
+        if self.source.late:
+            return {"corner": torch.tensor(start.tolist())}
+        return self._read(case, start)
 
     @property
     def endings(self) -> tuple[str, ...]:
@@ -169,21 +163,18 @@ class Crops(torch.utils.data.Dataset):
 
     def cut(self, batch: dict) -> dict:
         """The batch, whose crops are cut late, with "crop" [B 1 *shape], and "parcels"."""
-        cut = [
-            self._read(self.cases[scan], np.array(start))
-            for scan, start in zip(batch["scan"].tolist(), batch["corner"].tolist(), strict=True)
-        ]
-        return {**batch, **{key: torch.cat([one[key][None] for one in cut]) for key in cut[0]}}
+        corners = zip(batch["scan"].tolist(), batch["corner"].tolist(), strict=True)
+        cut = [self._read(self.cases[scan], np.array(corner)) for scan, corner in corners]
+        return {**batch, **{key: torch.stack([one[key] for one in cut]) for key in cut[0]}}
 
     def _scan(self, index: int) -> int:
-        epoch, place = divmod(index, len(self.cases))
+        """The index in `cases` of the scan of sample `index`."""
+        epoch, position = divmod(index, len(self.cases))
         if self._order[0] != epoch:
             # A stream of its own: (seed, index) above has no third entry.
-            self._order = (
-                epoch,
-                np.random.default_rng((self.seed, epoch, 1)).permutation(len(self.cases)),
-            )
-        return int(self._order[1][place])
+            generator = np.random.default_rng((self.seed, epoch, 1))
+            self._order = epoch, generator.permutation(len(self.cases))
+        return int(self._order[1][position])
 
     def _properties(self, case: str) -> dict:
         properties = self.source.note(case)
@@ -194,34 +185,6 @@ class Crops(torch.utils.data.Dataset):
                 "or choose another name"
             )
         return properties
-
-    def _position(self, generator: np.random.Generator, properties: dict) -> tuple[np.ndarray, int]:
-        """The first drawn start [3] with enough body, or else the best of DRAWS; and the number
-        rejected.
-
-        A body voxel is drawn, and the box around it uniformly from all that lie in the scan, so
-        that every part of the body is seen and none more often for lying at the scan's end. Judged
-        by the stored fraction of body in each block, so a rejected position costs no decompression.
-        """
-        size, block = np.array(properties["shape"]), properties["body_block"]
-        body = _body(properties)
-        room = (size - self._box).clip(0)
-        voxels = _body_voxels(body, size, block).ravel().cumsum()
-        best, most = room, -1.0
-        for draw in range(DRAWS):
-            chosen = np.searchsorted(voxels, generator.random() * voxels[-1], side="right")
-            corner = np.array(np.unravel_index(min(chosen, len(voxels) - 1), body.shape)) * block
-            voxel = generator.integers(corner, np.minimum(corner + block, size))
-            first, last = (voxel - self._box + 1).clip(0), np.minimum(voxel, room)
-            # A scan smaller than the crop is centred in it, as nnU-Net does.
-            placed = generator.integers(first, last + 1)
-            start = np.where(size > self._box, placed, (size - self._box) // 2)
-            fraction = _body_fraction(body, start, self._box, size, block)
-            if fraction >= LEAST_BODY:
-                return start, draw
-            if fraction > most:
-                best, most = start, fraction
-        return best, DRAWS
 
     def _read(self, case: str, start: np.ndarray) -> dict:
         """The crop [1 *shape], and its parcels; what is outside of the scan is air, and none."""
@@ -234,42 +197,41 @@ class Crops(torch.utils.data.Dataset):
 
 
 def read_box(path: Path, start: np.ndarray, box: np.ndarray, padding: float) -> np.ndarray:
-    """The box [*box] at `start` of a stored volume [1 *size]; what lies outside of it is `padding`."""
+    """The box [*box] at `start` of a stored volume [1 *size]; what is outside is `padding`."""
     array = stored_array(path)
-    low, high = start.clip(0), np.minimum(start + box, array.shape[1:])
-    place = (slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
-    voxels = np.asarray(array[(0, *place)])
-    if voxels.shape != tuple(box):
-        padded = np.full(box, padding, voxels.dtype)
-        padded[tuple(slice(a, b) for a, b in zip(low - start, high - start, strict=True))] = voxels
-        voxels = padded
-    return voxels
+    source, target = overlap(start, box, array.shape[1:])
+    voxels = np.asarray(array[(0, *source)])
+    if voxels.shape == tuple(box):
+        return voxels
+    padded = np.full(box, padding, voxels.dtype)
+    padded[target] = voxels
+    return padded
 
 
-def _body(properties: dict) -> np.ndarray:
-    """Fraction of body voxels of each block, 0 to 255, as float32."""
-    blocks = [-(-s // properties["body_block"]) for s in properties["shape"]]
-    packed = zlib.decompress(base64.b64decode(properties["body"]))
-    return np.frombuffer(packed, np.uint8).reshape(blocks).astype(np.float32)
-
-
-def _body_voxels(body: np.ndarray, size: np.ndarray, block: int) -> np.ndarray:
-    """255 times the body voxels of each block; where a scan has none, every block counts as full."""
-    edges = [np.arange(blocks) * block for blocks in body.shape]
-    z, y, x = (np.minimum(e + block, length) - e for e, length in zip(edges, size, strict=True))
-    full = np.einsum("z,y,x->zyx", *(sides.astype(np.float64) for sides in (z, y, x)))
-    return full * body if body.any() else full
-
-
-def _body_fraction(
-    body: np.ndarray, start: np.ndarray, box: np.ndarray, size: np.ndarray, block: int
-) -> float:
-    """Fraction of body voxels of the whole box, taking each block as uniform; what is outside is
-    none.
+def overlap(
+    start: np.ndarray, box: np.ndarray, shape: Shape
+) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """What the box [*box] at `start` and a volume [*shape] have in common: its slices in the
+    volume, and in the box.
     """
-    low, high = start.clip(0), np.minimum(start + box, size)
-    for axis in range(3):  # contracting the first axis brings the next one to the front
-        edges = np.arange(body.shape[0]) * block
-        overlap = (np.minimum(edges + block, high[axis]) - np.maximum(edges, low[axis])).clip(0)
-        body = np.tensordot(overlap, body, 1)
-    return float(body) / 255 / float(box.prod())
+    low, high = start.clip(0), np.minimum(start + box, shape)
+    return _slices(low, high), _slices(low - start, high - start)
+
+
+def _slices(low: np.ndarray, high: np.ndarray) -> tuple[slice, ...]:
+    return tuple(map(slice, low.tolist(), high.tolist()))
+
+
+def _check_shape(shape: Sequence[int], plan: Plan) -> Shape:
+    shape = tuple(shape)
+    if len(shape) not in (2, 3) or min(shape) < 1:
+        raise ValueError(
+            f"a crop has two or three axes of at least one voxel, got {shape}; the plan's is "
+            f"{plan.crop}"
+        )
+    return shape
+
+
+def _is_stored(case: str, names: Container[str]) -> bool:
+    """`names`: of the files in the folder."""
+    return f"{case}.json" in names and f"{case}{VOXELS}" in names

@@ -6,6 +6,7 @@ memory was, and SimpleITK does not pass on what a file of many frames says of ea
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ from typing import Literal
 
 from nnssl.data.refusals import UnusableScanError
 
+SYNTAX, MODALITY = 0x00020010, 0x00080060
+COMPONENTS, FRAMES, ROWS, COLUMNS, BITS = 0x00280002, 0x00280008, 0x00280010, 0x00280011, 0x00280100
 PIXELS = 0x7FE00010
 ITEM, ITEM_END, SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 UNDEFINED = 0xFFFFFFFF
@@ -88,20 +91,24 @@ class _Reader:
 
     def image(self) -> Image:
         image = Image()
-        self.file.seek(128)
-        if self.file.read(4) != b"DICM":
-            self.file.seek(0)
-        if self.file.peek(2)[:2] == b"\x02\0":
-            self._elements(image, self.size, meta=True)
-        else:
-            image.values[0x00020010] = self._guessed()
-        syntax = image.text(0x00020010)
+        self._file_meta(image)
+        syntax = image.text(SYNTAX)
         if syntax == DEFLATED:
             raise UnusableScanError("it is a deflated DICOM file; convert it, e.g. with dcm2niix")
         self.explicit, self.order = syntax != IMPLICIT, ">" if syntax == BIG_ENDIAN else "<"
         self._elements(image, self.size)
         self._check(image, syntax)
         return image
+
+    def _file_meta(self, image: Image) -> None:
+        """Read group 2, which names the transfer syntax; guess it where there is none."""
+        self.file.seek(128)
+        if self.file.read(4) != b"DICM":
+            self.file.seek(0)
+        if self.file.peek(2)[:2] == b"\x02\0":
+            self._elements(image, self.size, meta=True)
+        else:
+            image.values[SYNTAX] = self._guessed()
 
     def _guessed(self) -> bytes:
         """The transfer syntax of a file that does not name it, by its first element."""
@@ -121,38 +128,43 @@ class _Reader:
             if tag in (ITEM_END, SEQUENCE_END):
                 return
             if tag == PIXELS and depth == 0:
-                self.pixels = self._fragments() if length == UNDEFINED else (length, 0)
-                if length != UNDEFINED and self.file.tell() + length > self.size:
-                    raise UnusableScanError("it is cut short, fewer bytes than the header promises")
+                self.pixels = self._voxels(length)
             elif length == UNDEFINED or kind == b"SQ" or tag in OPENED:
                 into.sequences[tag] = self._sequence(tag, kind, length, end, depth)
             else:
                 self._value(into, tag, length, end)
 
     def _element(self) -> tuple[int, bytes, int]:
+        """Tag, type (nothing where the file names none) and length in bytes of the next element."""
         self.count += 1
         if self.count > MOST_ELEMENTS:
             raise UnusableScanError(f"it holds more than {MOST_ELEMENTS} elements")
-        group, element = struct.unpack(self.order + "HH", self.file.read(4))
+        group, element = self._unpack("HH")
         tag = group << 16 | element
         if not self.explicit or group == 0xFFFE:
-            return tag, b"", struct.unpack(self.order + "I", self.file.read(4))[0]
-        kind, short = struct.unpack(self.order + "2sH", self.file.read(4))
+            return tag, b"", self._unpack("I")[0]
+        kind, length = self._unpack("2sH")
         if not (kind.isalpha() and kind.isupper()):
             raise UnusableScanError("it is damaged: an element has no type")
-        return (
-            tag,
-            kind,
-            struct.unpack(self.order + "I", self.file.read(4))[0] if kind in LONG else short,
-        )
+        return tag, kind, self._unpack("I")[0] if kind in LONG else length
+
+    def _unpack(self, form: str) -> tuple:
+        """The next 4 bytes by a format of `struct`, in the file's order of bytes."""
+        return struct.unpack(self.order + form, self.file.read(4))
 
     def _value(self, into: Elements, tag: int, length: int, end: int) -> None:
-        if self.file.tell() + length > end:
-            raise UnusableScanError("it is cut short, fewer bytes than the header promises")
+        self._within(length, end)
         if length <= LONGEST_VALUE:
             into.values.setdefault(tag, self.file.read(length))
         else:
             self.file.seek(length, 1)
+
+    def _voxels(self, length: int) -> tuple[int, int]:
+        """Bytes and number of the compressed pieces; 0 pieces where they are not compressed."""
+        if length == UNDEFINED:
+            return self._fragments()
+        self._within(length, self.size)
+        return length, 0
 
     def _sequence(self, tag: int, kind: bytes, length: int, end: int, depth: int) -> list[Elements]:
         if depth >= DEEPEST:
@@ -175,12 +187,12 @@ class _Reader:
             if tag != ITEM:
                 raise UnusableScanError("it is damaged: a sequence holds something else than items")
             item = Elements()
-            self._elements(
-                item, end if length == UNDEFINED else self._within(length, end), depth + 1
-            )
+            item_end = end if length == UNDEFINED else self._within(length, end)
+            self._elements(item, item_end, depth + 1)
             yield item
 
     def _within(self, length: int, end: int) -> int:
+        """Where `length` bytes from here end, which must not be beyond `end`."""
         stop = self.file.tell() + length
         if stop > end:
             raise UnusableScanError("it is cut short, fewer bytes than the header promises")
@@ -200,29 +212,28 @@ class _Reader:
         raise UnusableScanError("it is cut short: its compressed voxels do not end")
 
     def _check(self, image: Image, syntax: str) -> None:
+        """Note the image's size; refuse what is no image, or has fewer voxels than that."""
         order = "big" if self.order == ">" else "little"
-        columns, rows, bits = (
-            image.number(tag, 0, order) for tag in (0x00280011, 0x00280010, 0x00280100)
-        )
-        frames, image.components = (
-            int(image.text(0x00280008) or 1),
-            image.number(0x00280002, 1, order),
-        )
+        columns, rows, bits = (image.number(tag, 0, order) for tag in (COLUMNS, ROWS, BITS))
+        frames = int(image.text(FRAMES) or 1)
+        image.components = image.number(COMPONENTS, 1, order)
         if self.pixels is None or min(columns, rows, bits, frames, image.components) < 1:
             raise UnusableScanError(
-                f"it holds no image (modality {image.text(0x00080060)[:16] or 'not given'})"
+                f"it holds no image (modality {image.text(MODALITY)[:16] or 'not given'})"
             )
         image.size = (columns, rows, frames)
-        wanted = (columns * rows * frames * image.components * bits + 7) // 8
-        length, fragments = self.pixels
-        if (syntax in NATIVE) == bool(fragments):
-            raise UnusableScanError("it is damaged: its transfer syntax and its voxels disagree")
-        if fragments and (fragments < frames or wanted > COMPRESSED * length):
-            raise UnusableScanError(
-                f"it is cut short: {length} compressed bytes in {fragments} pieces for {frames} "
-                "frames"
-            )
-        if not fragments and length < wanted:
-            raise UnusableScanError(
-                f"it is cut short, {length} of {wanted} bytes of voxels are there"
-            )
+        _check_length(image, bits, *self.pixels, is_native=syntax in NATIVE)
+
+
+def _check_length(image: Image, bits: int, length: int, fragments: int, is_native: bool) -> None:
+    """Refuse voxels of `length` bytes in so many compressed pieces that cannot be the image."""
+    frames = image.size[2]
+    wanted = (math.prod(image.size) * image.components * bits + 7) // 8
+    if is_native == bool(fragments):
+        raise UnusableScanError("it is damaged: its transfer syntax and its voxels disagree")
+    if fragments and (fragments < frames or wanted > COMPRESSED * length):
+        raise UnusableScanError(
+            f"it is cut short: {length} compressed bytes in {fragments} pieces for {frames} frames"
+        )
+    if not fragments and length < wanted:
+        raise UnusableScanError(f"it is cut short, {length} of {wanted} bytes of voxels are there")

@@ -54,8 +54,8 @@ class Slice:
 
 
 def read_slices(paths: Sequence[Path]) -> Iterator[Slice]:
-    """One a frame; a file that cannot be read is a slice with an error. PassingError when the disk
-    does not answer.
+    """One per frame; a file that cannot be read is a slice with an error. PassingError when the
+    disk does not answer.
     """
     for path in paths:
         try:
@@ -63,44 +63,56 @@ def read_slices(paths: Sequence[Path]) -> Iterator[Slice]:
                 image = read_image(check_name(path))
             yield from _frames(path.name, image)
         except UnusableScanError as error:
-            yield Slice(
-                path.name,
-                UNREADABLE,
-                str(error).removeprefix("cannot be read: "),
-                instance=path.name,
-            )
+            reason = str(error).removeprefix("cannot be read: ")
+            yield Slice(path.name, UNREADABLE, reason, instance=path.name)
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """The headers that speak of one frame: its own, the one that all share, and the file's."""
+
+    own: Elements
+    shared: Elements
+    file: Image
+
+    def text(self, sequence: int, tag: int) -> str:
+        """What the nearest of them says under `tag`, which the first two have in `sequence`."""
+        nested = (self.own.first(sequence), self.shared.first(sequence), self.file)
+        return next((elements.text(tag) for elements in nested if tag in elements.values), "")
+
+    def numbers(self, sequence: int, tag: int, count: int) -> tuple[float, ...]:
+        return _numbers(self.text(sequence, tag), count)
 
 
 def _frames(name: str, image: Image) -> Iterator[Slice]:
     """A slice for each frame; what a file of many does not say of each frame it says for all."""
-    columns, rows, count = image.size
+    *_, count = image.size
     each = image.sequences.get(EACH, [])
     shared = image.first(SHARED)
     if len(each) not in (0, count):
         raise UnusableScanError(f"it has {count} frames and describes {len(each)}")
     for number in range(count):
-        own = each[number] if each else Elements()
+        yield _slice(name, number, _Frame(each[number] if each else Elements(), shared, image))
 
-        def said(sequence: int, tag: int, own: Elements = own) -> str:
-            nested = (own.first(sequence), shared.first(sequence), image)
-            return next((elements.text(tag) for elements in nested if tag in elements.values), "")
 
-        pixel = _numbers(said(MEASURES, PIXEL), 2)
-        yield Slice(
-            name=name,
-            series=image.text(SERIES) or "no series UID",
-            frame=number,
-            instance=f"{image.text(INSTANCE) or name}/{number}",
-            modality=image.text(MODALITY),
-            echo=image.text(ECHO),
-            image_type=image.text(IMAGE_TYPE).upper(),
-            size=(columns, rows, count),
-            components=image.components,
-            pixel=pixel[::-1],
-            position=_numbers(said(PLANE, POSITION), 3),
-            orientation=_numbers(said(PLANE_ORIENTATION, ORIENTATION), 6),
-            rescaling=(said(RESCALING, SLOPE), said(RESCALING, INTERCEPT)),
-        )
+def _slice(name: str, number: int, frame: _Frame) -> Slice:
+    """Frame `number` of the file `name`."""
+    image = frame.file
+    return Slice(
+        name=name,
+        series=image.text(SERIES) or "no series UID",
+        frame=number,
+        instance=f"{image.text(INSTANCE) or name}/{number}",
+        modality=image.text(MODALITY),
+        echo=image.text(ECHO),
+        image_type=image.text(IMAGE_TYPE).upper(),
+        size=image.size,
+        components=image.components,
+        pixel=frame.numbers(MEASURES, PIXEL, 2)[::-1],
+        position=frame.numbers(PLANE, POSITION, 3),
+        orientation=frame.numbers(PLANE_ORIENTATION, ORIENTATION, 6),
+        rescaling=(frame.text(RESCALING, SLOPE), frame.text(RESCALING, INTERCEPT)),
+    )
 
 
 def _numbers(text: str, count: int) -> tuple[float, ...]:

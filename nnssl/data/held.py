@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nnssl import dist, limits
-from nnssl.data.crops import stored_array
+from nnssl.data.crops import overlap, stored_array
 from nnssl.files import read_json
 from nnssl.types import Shape
 
@@ -53,14 +53,21 @@ def layout(folder: Path, cases: Sequence[str], endings: Sequence[str]) -> Layout
     """Of the files <case><ending> of each case; opens each of them, and reads no voxel."""
     names = [f"{case}{ending}" for case in cases for ending in endings]
     with ThreadPoolExecutor(limits.cores()) as pool:
-        read = pool.map(lambda case: read_json(folder / f"{case}.json"), cases)
-        notes = dict(zip(cases, read, strict=True))
+        notes = list(pool.map(lambda case: read_json(folder / f"{case}.json"), cases))
         kinds = list(pool.map(lambda name: _kind(folder / name), names))
+    volumes, end = _side_by_side(dict(zip(names, kinds, strict=True)))
+    return Layout(folder, volumes, dict(zip(cases, notes, strict=True)), end)
+
+
+def _side_by_side(
+    kinds: dict[str, tuple[Shape, torch.dtype]],
+) -> tuple[dict[str, Volume], int]:
+    """A place for each volume of these shapes and types, and the bytes of all."""
     volumes, first = {}, 0
-    for name, (shape, dtype) in zip(names, kinds, strict=True):
+    for name, (shape, dtype) in kinds.items():
         volumes[name] = volume = Volume(first, shape, dtype)
         first += -(-volume.bytes // ALIGNED) * ALIGNED
-    return Layout(folder, volumes, notes, first)
+    return volumes, first
 
 
 def _kind(path: Path) -> tuple[Shape, torch.dtype]:
@@ -80,20 +87,25 @@ class Held:
         self.late = device.type != "cpu" if late is None else late
         self.notes, self._volumes = layout.notes, layout.volumes
         self._block: Tensor | None = torch.empty(layout.bytes, dtype=torch.uint8, device=device)
+        self._fill(layout.folder)
+
+    def _read(self, path: Path, name: str) -> None:
+        self._volume(name).copy_(torch.from_numpy(stored_array(path)[:][0]))
+
+    def _fill(self, folder: Path) -> None:
+        """Read every volume. Decompression lets other threads run; a volume at a time is in memory
+        twice for each.
+        """
         bar = tqdm(
-            total=len(layout.volumes),
+            total=len(self._volumes),
             desc="into memory",
             unit="volume",
             disable=not dist.is_main(),
             dynamic_ncols=True,
         )
-        # Decompression lets other threads run; a volume at a time is in memory twice for each.
         with ThreadPoolExecutor(limits.cores()) as pool, bar:
-            for _ in pool.map(lambda name: self._fill(layout.folder / name, name), self._volumes):
+            for _ in pool.map(lambda name: self._read(folder / name, name), self._volumes):
                 bar.update()
-
-    def _fill(self, path: Path, name: str) -> None:
-        self._volume(name).copy_(torch.from_numpy(stored_array(path)[:][0]))
 
     def __getstate__(self) -> dict:
         """For a reading process: it needs the notes alone where crops are cut late."""
@@ -105,15 +117,12 @@ class Held:
     def box(self, name: str, start: np.ndarray, box: np.ndarray, padding: float) -> Tensor:
         """The box [*box] at `start` of a volume; what lies outside of it is `padding`."""
         volume = self._volume(name)
-        low, high = start.clip(0), np.minimum(start + box, volume.shape)
-        inner = volume[tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))]
+        source, target = overlap(start, box, volume.shape)
+        inner = volume[source]
         if inner.shape == tuple(box):
             return inner.clone(memory_format=torch.contiguous_format)
-        # rounded once, as NumPy does
-        exact = torch.from_numpy(np.asarray(padding).astype(_numpy(volume.dtype))).item()
-        padded = volume.new_full(tuple(box), exact)
-        place = zip(low - start, high - start, strict=True)
-        padded[tuple(slice(int(a), int(b)) for a, b in place)] = inner
+        padded = volume.new_full(tuple(box), _rounded(padding, volume.dtype))
+        padded[target] = inner
         return padded
 
     def _volume(self, name: str) -> Tensor:
@@ -124,5 +133,7 @@ class Held:
         return part.view(volume.dtype).view(volume.shape)
 
 
-def _numpy(dtype: torch.dtype) -> np.dtype:
-    return torch.empty(0, dtype=dtype).numpy().dtype
+def _rounded(value: float, dtype: torch.dtype) -> float:
+    """Rounded once, as NumPy does where it fills an array of this type."""
+    numpy_dtype = torch.empty(0, dtype=dtype).numpy().dtype
+    return np.asarray(value).astype(numpy_dtype).item()

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nnssl.data.orientation import Scan
 from nnssl.data.plan import Plan, resampled_shape
 from nnssl.data.preprocess import network_input, resample, store
 from nnssl.data.raw_datasets import RawDataset, open_raw, read_image
@@ -35,7 +36,7 @@ class LabelledCase:
 
 @dataclass(frozen=True)
 class Labelled:
-    """A choice of a raw dataset's cases. `labels`: name -> value, without background and `ignore`."""
+    """Some cases of a raw dataset. `labels`: name -> value, without background and `ignore`."""
 
     dataset: str
     labels: dict[str, int]
@@ -59,12 +60,30 @@ def find_labelled(dataset: Path, count: int) -> Labelled:
             f"{dataset} holds no dataset.json; a probe needs an nnU-Net raw dataset with labels"
         )
     raw = open_raw(dataset)
+    labels = _labels(dataset, raw)
+    classes = {name: value for name, value in labels.items() if value != 0 and name != IGNORE}
+    cases = _evenly(_complete(dataset, raw), count)
+    return Labelled(dataset.name, classes, labels.get(IGNORE), cases)
+
+
+def _evenly(cases: list[LabelledCase], count: int) -> tuple[LabelledCase, ...]:
+    """At most `count` of them, from the first to the last."""
+    numbers = np.linspace(0, len(cases) - 1, min(count, len(cases))).round().astype(int)
+    return tuple(cases[number] for number in np.unique(numbers))
+
+
+def _labels(dataset: Path, raw: RawDataset) -> dict[str, int]:
     labels = raw.content.get("labels", {})
     if not labels or not all(isinstance(value, int) for value in labels.values()):
         raise ValueError(
             f"{dataset / 'dataset.json'}: a probe needs one number for each label, got {labels}; "
             "labels that are regions of several numbers are not supported"
         )
+    return labels
+
+
+def _complete(dataset: Path, raw: RawDataset) -> list[LabelledCase]:
+    """The training cases of which both image and labels are there; ValueError where too few are."""
     complete = [
         LabelledCase(case.id, case.image, case.labels, raw.reader)
         for case in raw.training
@@ -75,18 +94,15 @@ def find_labelled(dataset: Path, count: int) -> Labelled:
             f"{dataset}: {_there(dataset, raw)}, {len(complete)} of them with an image; a probe "
             f"needs at least {FEWEST} labelled cases"
         )
-    chosen = np.unique(
-        np.linspace(0, len(complete) - 1, min(count, len(complete))).round().astype(int)
-    )
-    kept = {name: value for name, value in labels.items() if value != 0 and name != IGNORE}
-    return Labelled(dataset.name, kept, labels.get(IGNORE), tuple(complete[i] for i in chosen))
+    return complete
 
 
 def _there(dataset: Path, raw: RawDataset) -> str:
     if raw.listed:
         return f"{len(raw.training)} cases listed in dataset.json"
     ending = raw.content["file_ending"]
-    return f"{len(list((dataset / 'labelsTr').glob(f'*{ending}')))} files *{ending} in labelsTr"
+    files = list((dataset / "labelsTr").glob(f"*{ending}"))
+    return f"{len(files)} files *{ending} in labelsTr"
 
 
 def prepare_labelled(
@@ -95,16 +111,21 @@ def prepare_labelled(
     """Store what is not stored yet. ValueError, naming the case, for one that cannot be used."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    bare = Plan(plan.name, plan.spacing, plan.hu, plan.crop, ())
     todo = [case for case in labelled.cases if not _is_done(case, plan.fingerprint, folder)]
-    work = partial(store_case, plan=bare, plan_fingerprint=plan.fingerprint, folder=folder)
+    work = partial(
+        store_case, plan=plan.without_cases(), plan_fingerprint=plan.fingerprint, folder=folder
+    )
     with closing(parallel_map(work, todo, min(num_processes, len(todo)), "probe")) as results:
         for case, result in results:
             if isinstance(result, Failed):
                 raise ValueError(
                     f"{case.id} of {labelled.dataset} cannot be used by the probe: {result.reason}"
                 )
-    note = {
+    write_json(folder / NOTE, _note(labelled, plan))
+
+
+def _note(labelled: Labelled, plan: Plan) -> dict:
+    return {
         "dataset": labelled.dataset,
         "labels": labelled.labels,
         "ignore": labelled.ignore,
@@ -112,22 +133,15 @@ def prepare_labelled(
         "plan": plan.fingerprint,
         "cases": [case.id for case in labelled.cases],
     }
-    write_json(folder / NOTE, note)
 
 
 def store_case(case: LabelledCase, plan: Plan, plan_fingerprint: str, folder: Path) -> None:
     """Read, normalise, resample and store one image and its labels."""
-    scan = read_image(case.image, case.reader)
-    voxels, spacing = scan.voxels, scan.spacing
-    labels = read_image(case.labels, case.reader, labels=True).voxels
-    if labels.shape != voxels.shape:
-        raise ValueError(f"the image has shape {voxels.shape}, its labels {labels.shape}")
-    shape = resampled_shape(voxels.shape, spacing, plan.spacing)
-    voxels = network_input(plan.standardise(voxels), spacing, plan)
-    values = resample(
-        np.rint(labels).astype(np.int16)[None], shape, spacing, plan.spacing, labels=True
-    )
-    store(voxels, inside(folder, f"{case.id}.b2nd"), plan.crop)
+    scan, labels = _read(case)
+    shape = resampled_shape(scan.voxels.shape, scan.spacing, plan.spacing)
+    image = network_input(plan.standardise(scan.voxels), scan.spacing, plan)
+    values = resample(labels[None], shape, scan.spacing, plan.spacing, labels=True)
+    store(image, inside(folder, f"{case.id}.b2nd"), plan.crop)
     store(values, inside(folder, f"{case.id}_labels.b2nd"), plan.crop, np.int16)
     done = {
         "fingerprint": _fingerprint(case, plan_fingerprint),
@@ -137,17 +151,23 @@ def store_case(case: LabelledCase, plan: Plan, plan_fingerprint: str, folder: Pa
     write_json(inside(folder, f"{case.id}.json"), done)
 
 
+def _read(case: LabelledCase) -> tuple[Scan, np.ndarray]:
+    """The image, and its labels int16 [Z Y X]. Raises ValueError where their shapes differ."""
+    scan = read_image(case.image, case.reader)
+    labels = read_image(case.labels, case.reader, labels=True).voxels
+    if labels.shape != scan.voxels.shape:
+        raise ValueError(f"the image has shape {scan.voxels.shape}, its labels {labels.shape}")
+    return scan, np.rint(labels).astype(np.int16)
+
+
 def _is_done(case: LabelledCase, plan_fingerprint: str, folder: Path) -> bool:
     """Whether the case is stored whole, by this plan and from these files; if not, it is stored
     again.
     """
     try:
         note = read_json(inside(folder, f"{case.id}.json"))
-        return note == {
-            **note,
-            "fingerprint": _fingerprint(case, plan_fingerprint),
-            "bytes": _bytes(case, folder),
-        }
+        whole = {"fingerprint": _fingerprint(case, plan_fingerprint), "bytes": _bytes(case, folder)}
+        return note == {**note, **whole}
     except (FileNotFoundError, ValueError):
         return False
 
@@ -155,9 +175,8 @@ def _is_done(case: LabelledCase, plan_fingerprint: str, folder: Path) -> bool:
 def _fingerprint(case: LabelledCase, plan_fingerprint: str) -> str:
     """Changes with the plan, the reader, and either file."""
     stats = [path.stat() for path in (case.image, case.labels)]
-    return fingerprint(
-        [plan_fingerprint, case.reader, *([stat.st_size, stat.st_mtime_ns] for stat in stats)]
-    )
+    files = [[stat.st_size, stat.st_mtime_ns] for stat in stats]
+    return fingerprint([plan_fingerprint, case.reader, *files])
 
 
 def _bytes(case: LabelledCase, folder: Path) -> list[int]:

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from nnssl.data.plan import Case, Plan
@@ -30,23 +30,32 @@ def moved_sources(
     roots: the folders that were searched; each stands for that folder of old below which most of
     its scans had the same relative path. A source that is found where it was is not moved.
     """
-    found = {scan.path for scan in scans}
-    lost = {case.source for case in plan.cases} - found
-    by_end = defaultdict(list)  # every end of a lost path, from one name on
-    for source in lost:
-        names = Path(source).parts
-        for first in range(1, len(names)):
-            by_end["/".join(names[first:])].append(source)
-    known = {case.source for case in plan.cases}
+    found, known = {scan.path for scan in scans}, {case.source for case in plan.cases}
+    lost = known - found
+    lost_by_end = _by_end(lost)
     moved = {}
     for root in map(Path, roots):
-        root = root.absolute()
-        below = {path: _relative(path, root) for path in sorted(found - known)}
-        below = {path: end for path, end in below.items() if end in by_end}
-        olds = Counter(source[: -len(end)] for end in below.values() for source in by_end[end])
-        for old, _ in sorted(olds.items(), key=lambda item: (-item[1], item[0]))[:1]:
-            moved |= {old + end: path for path, end in below.items() if old + end in lost}
+        relative = {path: _relative(path, root.absolute()) for path in sorted(found - known)}
+        below = {path: end for path, end in relative.items() if end in lost_by_end}
+        old = _old_root(below.values(), lost_by_end)
+        moved |= {old + end: path for path, end in below.items() if old + end in lost}
     return moved
+
+
+def _by_end(paths: Iterable[str]) -> dict[str, list[str]]:
+    """The paths by each of their ends, from one name on."""
+    by_end = defaultdict(list)
+    for path in paths:
+        names = Path(path).parts
+        for first in range(1, len(names)):
+            by_end["/".join(names[first:])].append(path)
+    return by_end
+
+
+def _old_root(ends: Iterable[str], lost_by_end: dict[str, list[str]]) -> str:
+    """The folder below which most of the lost paths with these ends were; the first of several."""
+    counts = Counter(source[: -len(end)] for end in ends for source in lost_by_end[end])
+    return min(counts, key=lambda old: (-counts[old], old), default="")
 
 
 def _relative(path: str, root: Path) -> str:

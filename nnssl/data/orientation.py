@@ -16,6 +16,8 @@ import numpy as np
 from nnssl.types import Spacing
 
 UNIFIED = "LPS"
+# between DICOM's frame and nibabel's, which runs to the right and to the front
+FLIPS = np.diag([-1.0, -1.0, 1.0])
 
 
 @dataclass(frozen=True)
@@ -34,13 +36,25 @@ class Scan:
 
 
 def turns(direction: np.ndarray) -> np.ndarray:
-    """nibabel's orientation [3 2] of axes whose unit vectors are the columns of `direction` [3 3]."""
+    """nibabel's orientation [3 2] of axes whose unit vectors are the columns of [3 3]."""
     from nibabel.orientations import io_orientation
 
+    return io_orientation(_nibabel_affine(direction))
+
+
+def _nibabel_affine(direction: np.ndarray, origin: np.ndarray | None = None) -> np.ndarray:
+    """[4 4] of the axes [3 3] and the first voxel [3] in DICOM's frame."""
     affine = np.eye(4)
-    # nibabel's frame runs to the right and to the front
-    affine[:3, :3] = np.diag([-1.0, -1.0, 1.0]) @ direction
-    return io_orientation(affine)
+    affine[:3, :3] = FLIPS @ direction
+    if origin is not None:
+        affine[:3, 3] = FLIPS @ origin
+    return affine
+
+
+def from_nibabel(affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The axes' unit vectors [3 3] and the first voxel [3] in DICOM's frame."""
+    axes = FLIPS @ affine[:3, :3]
+    return axes / np.linalg.norm(axes, axis=0).clip(1e-9), FLIPS @ affine[:3, 3]
 
 
 def is_permuted(direction: np.ndarray) -> bool:
@@ -72,29 +86,45 @@ def unify(scan: Scan, direction: np.ndarray, origin: np.ndarray | None = None) -
     Permuted axes would mix the spacing of slices with that in their plane. Axes that only run the
     other way stay as they are, since nnU-Net leaves them too.
     """
+    from nibabel.orientations import aff2axcodes
+
+    name = "".join(code or "?" for code in aff2axcodes(_nibabel_affine(direction)))
+    affine = None
+    if origin is not None:
+        affine = _nibabel_affine(direction, origin) @ np.diag([*scan.spacing[::-1], 1.0])
+    placed = replace(scan, orientation=name, affine=affine)
+    if "?" in name or not is_permuted(direction):
+        return placed
+    return _reordered(placed, direction)
+
+
+def _reordered(scan: Scan, direction: np.ndarray) -> Scan:
+    """`scan` with its axes in the order of UNIFIED."""
     from nibabel.orientations import (
-        aff2axcodes,
         apply_orientation,
         axcodes2ornt,
         inv_ornt_aff,
         ornt_transform,
     )
 
-    affine = np.eye(4)
-    affine[:3, :3] = np.diag([-1.0, -1.0, 1.0]) @ direction
-    name = "".join(code or "?" for code in aff2axcodes(affine))
-    placed = None
-    if origin is not None:
-        placed = affine @ np.diag([*scan.spacing[::-1], 1.0])
-        placed[:3, 3] = np.diag([-1.0, -1.0, 1.0]) @ origin
-    if "?" in name or not is_permuted(direction):
-        return replace(scan, orientation=name, affine=placed)
     change = ornt_transform(turns(direction), axcodes2ornt(UNIFIED))
     turned = apply_orientation(scan.voxels.transpose(), change)
-    spacing = [0.0, 0.0, 0.0]
-    for own, (axis, _) in zip(scan.spacing[::-1], change, strict=True):
-        spacing[int(axis)] = own
-    note = "; ".join(filter(None, [scan.note, f"axes reordered from {name} to {UNIFIED}"]))
-    if placed is not None:
-        placed = placed @ inv_ornt_aff(change, scan.voxels.shape[::-1])
-    return Scan(np.ascontiguousarray(turned.transpose()), tuple(spacing[::-1]), name, note, placed)
+    affine = scan.affine
+    if affine is not None:
+        affine = affine @ inv_ornt_aff(change, scan.voxels.shape[::-1])
+    note = f"axes reordered from {scan.orientation} to {UNIFIED}"
+    return replace(
+        scan,
+        voxels=np.ascontiguousarray(turned.transpose()),
+        spacing=_permuted(scan.spacing, change),
+        note="; ".join(filter(None, [scan.note, note])),
+        affine=affine,
+    )
+
+
+def _permuted(spacing: Spacing, change: np.ndarray) -> Spacing:
+    """(z, y, x) of axes reordered by nibabel's `change` [3 2] of (x, y, z)."""
+    permuted = [0.0, 0.0, 0.0]
+    for own, (axis, _) in zip(spacing[::-1], change, strict=True):
+        permuted[int(axis)] = own
+    return tuple(permuted[::-1])

@@ -1,7 +1,7 @@
-"""Parcels: every body voxel of a collection gets a class by its tissue and its place, without any
-label.
+"""Parcels: every body voxel of a collection gets a class by its tissue and its position, without
+any label.
 
-Tissue is what the voxel and its neighbourhood measure (HU at several widths); place is where it
+Tissue is what the voxel and its neighbourhood measure (HU at several widths); position is where it
 lies in a template to which each scan is registered (`nnssl.data.atlas`). Both together are
 clustered by k-means over all scans. The classes are stored beside the preprocessed scans,
 <case>.parcels.b2nd, uint8, 0 for what is no body; parcels.json says how they were made.
@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from nnssl.data import atlas
 from nnssl.data.crops import PARCELS
 from nnssl.data.plan import Plan
 from nnssl.data.preprocess import store
+from nnssl.data.tissue import cluster, nearest, tissue_and_position
 from nnssl.data.workers import Failed, parallel_map
 from nnssl.files import fingerprint, inside, names_in, read_json, write_json
 from nnssl.types import BODY_HU, HUPolicy, Spacing
@@ -31,7 +32,6 @@ NOTE = "parcels.json"
 FAILED = "parcels_failed.json"  # for what they were tried, and which scans could not be registered
 MOST_CLASSES = 250  # uint8, with 0 for what is no body
 SAMPLES = 600  # body voxels of each scan that the clusters are made of
-PLACE_MM = 40.0  # of a place that weighs as much as one unit of tissue
 FEWEST = 2  # scans
 
 
@@ -74,10 +74,7 @@ def make(
     Raises ValueError for a number of classes that cannot be, and TooFewRegistered where fewer than
     two scans or fewer than `least` are left; this is noted, so that no scan is registered again.
     """
-    if not 2 <= classes <= MOST_CLASSES:
-        raise ValueError(
-            f"classes must be from 2 to {MOST_CLASSES}, got {classes}: --set classes=64"
-        )
+    _check_classes(classes)
     made_for = _made_for(folder, plan, classes, cases)
     stored = made_for["stored"]
     needed = max(FEWEST, math.ceil(least * len(stored)))
@@ -90,41 +87,88 @@ def make(
         f"(in {max(1, num_processes)} processes)"
     )
     work = _Work(folder, plan.hu, plan.spacing)
-    shapes = [tuple(read_json(inside(folder, f"{case}.json"))["shape"]) for case in stored]
-    template = stored[atlas.template_of(shapes)]
-    found = _results(
-        partial(_place, work=work, template=template), stored, num_processes, "register"
-    )
-    affines, rows, failed = {}, [], {}
+    registered = _register(stored, work, num_processes)
+    registered.require(needed, inside(folder, FAILED), made_for)
+    centres = cluster(np.concatenate(list(registered.rows.values())), classes)
+    made = registered.without(_label_all(registered, work, centres, num_processes))
+    write_json(inside(folder, NOTE), {**made_for, **made.note(centres)})
+    if made.left_out:
+        left_out = f"{len(made.left_out)} of {len(stored)} scans are left out"
+        say(f"parcels: {left_out}, see {folder / NOTE}")
+    _require(needed, made.cases, made.left_out)
+    return made.cases
+
+
+def _check_classes(classes: int) -> None:
+    if not 2 <= classes <= MOST_CLASSES:
+        raise ValueError(
+            f"classes must be from 2 to {MOST_CLASSES}, got {classes}: --set classes=64"
+        )
+
+
+@dataclass(frozen=True)
+class _Registered:
+    """The scans that were registered to `template`, each with its map and some rows [SAMPLES F] of
+    tissue and position; and why others were not.
+    """
+
+    template: str
+    affines: dict[str, atlas.Affine]
+    rows: dict[str, np.ndarray]
+    left_out: dict[str, str]
+
+    @property
+    def cases(self) -> list[str]:
+        return list(self.affines)
+
+    def require(self, needed: int, path: Path, made_for: dict) -> None:
+        """Raises TooFewRegistered for fewer than `needed`, which is noted in `path`."""
+        if len(self.cases) < needed:
+            write_json(path, {**made_for, "cases": self.cases, "left_out": self.left_out})
+        _require(needed, self.cases, self.left_out)
+
+    def without(self, failed: dict[str, str]) -> _Registered:
+        """Without those that failed later, {case: reason}."""
+        affines = {case: affine for case, affine in self.affines.items() if case not in failed}
+        return replace(self, affines=affines, left_out=self.left_out | failed)
+
+    def note(self, centres: np.ndarray) -> dict:
+        """What parcels.json says of how the parcels with these `centres` [classes F] were made."""
+        return {
+            "template": self.template,
+            "cases": self.cases,
+            "left_out": self.left_out,
+            "centres": centres.round(5).tolist(),
+            "affine": {case: asdict(affine) for case, affine in self.affines.items()},
+        }
+
+
+def _register(stored: Sequence[str], work: _Work, num_processes: int) -> _Registered:
+    template = _template(stored, work.folder)
+    function = partial(_register_and_sample, work=work, template=template)
+    found = _results(function, stored, num_processes, "register")
+    affines, rows, left_out = {}, {}, {}
     for case in stored:  # in the plan's order, whichever was done first
         if isinstance(found[case], Failed):
-            failed[case] = found[case].reason
+            left_out[case] = found[case].reason
         else:
-            affines[case], sampled = found[case]
-            rows.append(sampled)
-    if len(affines) < needed:
-        write_json(inside(folder, FAILED), {**made_for, "cases": list(affines), "left_out": failed})
-    _require(needed, list(affines), failed)
-    centres = cluster(np.concatenate(rows), classes)
-    done = _results(
-        partial(_label, work=work, centres=centres), list(affines.items()), num_processes, "parcels"
-    )
-    failed |= {
-        case: result.reason for (case, _), result in done.items() if isinstance(result, Failed)
-    }
-    kept = [case for case in affines if case not in failed]
-    note = {
-        "template": template,
-        "cases": kept,
-        "left_out": failed,
-        "centres": centres.round(5).tolist(),
-    }
-    affine = {case: asdict(affines[case]) for case in kept}
-    write_json(inside(folder, NOTE), {**made_for, **note, "affine": affine})
-    if failed:
-        say(f"parcels: {len(failed)} of {len(stored)} scans are left out, see {folder / NOTE}")
-    _require(needed, kept, failed)
-    return kept
+            affines[case], rows[case] = found[case]
+    return _Registered(template, affines, rows, left_out)
+
+
+def _template(stored: Sequence[str], folder: Path) -> str:
+    """The scan that the others are registered to."""
+    notes = (read_json(inside(folder, f"{case}.json")) for case in stored)
+    return stored[atlas.template_of([tuple(note["shape"]) for note in notes])]
+
+
+def _label_all(
+    found: _Registered, work: _Work, centres: np.ndarray, num_processes: int
+) -> dict[str, str]:
+    """Store the parcels of all registered scans; {case: reason} of those that failed."""
+    function = partial(_label, work=work, centres=centres)
+    done = _results(function, list(found.affines.items()), num_processes, "parcels")
+    return {case: result.reason for (case, _), result in done.items() if isinstance(result, Failed)}
 
 
 def preprocessed(folder: Path, plan: Plan) -> list[str]:
@@ -153,53 +197,8 @@ def identity(folder: Path) -> str:
     return f"{note['classes']} classes of {len(note['cases'])} scans ({which})"
 
 
-def features(voxels: np.ndarray, spacing: Spacing) -> np.ndarray:
-    """Tissue at each voxel of a scan in HU [Z Y X]: float32 [Z Y X 5].
-
-    Soft tissue (-175 to 250 HU, in units of 110) and bone (150 to 700, in units of 200) at the
-    voxel, both over their neighbourhood, and how much soft tissue varies there.
-    """
-    from scipy.ndimage import gaussian_filter
-
-    def wide(image: np.ndarray, mm: float) -> np.ndarray:
-        return gaussian_filter(image, [mm / step for step in spacing])
-
-    soft = np.clip(voxels, -175, 250).astype(np.float32) / 110
-    bone = np.clip(voxels, 150, 700).astype(np.float32) / 200
-    mean = wide(soft, 6.0)
-    varies = np.sqrt(np.maximum(wide(soft**2, 6.0) - mean**2, 0))
-    local = [
-        wide(soft, 2.5),
-        0.8 * wide(bone, 2.5),
-        0.8 * wide(soft, 8.0),
-        0.8 * wide(bone, 10.0),
-        0.8 * varies,
-    ]
-    return np.stack(local, axis=-1)
-
-
-def cluster(rows: np.ndarray, classes: int) -> np.ndarray:
-    """The centres [classes F] of k-means over `rows` [N F]; the same for the same rows."""
-    from sklearn.cluster import MiniBatchKMeans
-
-    means = MiniBatchKMeans(
-        classes,
-        random_state=0,
-        n_init=2,  # pyright: ignore[reportArgumentType] scikit-learn declares no types
-        batch_size=8192,
-    ).fit(rows)
-    return np.asarray(means.cluster_centers_, np.float32)
-
-
-def nearest(rows: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    """The nearest of `centres` [K F] to each of `rows` [N F]: int [N]."""
-    squares = (centres**2).sum(axis=1)
-    parts = (rows[first : first + 65536] for first in range(0, len(rows), 65536))
-    return np.concatenate([(squares - 2 * part @ centres.T).argmin(axis=1) for part in parts])
-
-
-def _place(case: str, work: _Work, template: str) -> tuple[atlas.Affine, np.ndarray]:
-    """The scan's map to the template, and tissue and place of some of its voxels: [SAMPLES F]."""
+def _register_and_sample(case: str, work: _Work, template: str) -> tuple[atlas.Affine, np.ndarray]:
+    """The scan's map to the template; tissue and position of some of its voxels, [SAMPLES F]."""
     voxels = work.volume(case)
     atlas.check_spread(voxels)
     affine = atlas.register(work.volume(template), voxels, work.spacing)
@@ -207,8 +206,8 @@ def _place(case: str, work: _Work, template: str) -> tuple[atlas.Affine, np.ndar
     if not len(body):
         raise atlas.RegistrationError("shows no body")
     seed = np.frombuffer(case.encode(), np.uint8).tolist()
-    chosen = tuple(body[np.random.default_rng(seed).integers(len(body), size=SAMPLES)].T)
-    return affine, _rows(voxels, affine, work.spacing)[chosen]
+    chosen = np.random.default_rng(seed).integers(len(body), size=SAMPLES)
+    return affine, tissue_and_position(voxels, affine, work.spacing)[tuple(body[chosen].T)]
 
 
 def _label(item: tuple[str, atlas.Affine], work: _Work, centres: np.ndarray) -> None:
@@ -217,17 +216,12 @@ def _label(item: tuple[str, atlas.Affine], work: _Work, centres: np.ndarray) -> 
     voxels = work.volume(case)
     body = work.body(voxels)
     labels = np.zeros(voxels.shape, np.uint8)
-    labels[body] = 1 + nearest(_rows(voxels, affine, work.spacing)[body], centres)
+    rows = tissue_and_position(voxels, affine, work.spacing)[body]
+    labels[body] = 1 + nearest(rows, centres)
     store(labels[None], inside(work.folder, case + PARCELS), labels.shape, np.uint8)
 
 
-def _rows(voxels: np.ndarray, affine: atlas.Affine, spacing: Spacing) -> np.ndarray:
-    """Tissue and place of each voxel: [Z Y X 8]."""
-    places = affine.places(voxels.shape, spacing) / PLACE_MM
-    return np.concatenate([features(voxels, spacing), places], axis=-1)
-
-
-def _results(function: Callable, items: list, num_processes: int, title: str) -> dict:
+def _results(function: Callable, items: Sequence, num_processes: int, title: str) -> dict:
     with closing(parallel_map(function, items, num_processes, title)) as done:
         return dict(done)
 
@@ -236,19 +230,29 @@ def _ready(folder: Path, made_for: dict, cases: Sequence[str] | None) -> list[st
     """The scans that have parcels, where these were made for the same scans, plan and number of
     classes; of a run that continues with `cases`, where all of them have some.
     """
-    try:
-        note = read_json(inside(folder, NOTE))
-    except (OSError, ValueError):
-        return None
-    if not isinstance(note, dict):
-        return None
-    same = {name for name, value in made_for.items() if note.get(name) == value}
-    enough = cases and set(cases) <= set(note.get("cases", ()))
-    if made_for.keys() - same - ({"stored"} if enough else set()):
+    note = _read_note(inside(folder, NOTE))
+    if note is None or not _holds(note, made_for, cases):
         return None
     names = names_in(folder)
     there = all(case + PARCELS in names for case in note["cases"])
     return note["cases"] if there else None
+
+
+def _holds(note: dict, made_for: dict, cases: Sequence[str] | None) -> bool:
+    """Whether `note` was made for the same; other scans do not matter where it has all `cases`."""
+    differing = {name for name, value in made_for.items() if note.get(name) != value}
+    if cases and set(cases) <= set(note.get("cases", ())):
+        differing -= {"stored"}
+    return not differing
+
+
+def _read_note(path: Path) -> dict | None:
+    """None where there is none, or a damaged one."""
+    try:
+        note = read_json(path)
+    except (OSError, ValueError):
+        return None
+    return note if isinstance(note, dict) else None
 
 
 def _made_for(folder: Path, plan: Plan, classes: int, cases: Sequence[str] | None) -> dict:
@@ -260,20 +264,16 @@ def _made_for(folder: Path, plan: Plan, classes: int, cases: Sequence[str] | Non
 
 def _require_not_failed(folder: Path, made_for: dict, needed: int) -> None:
     """Raises TooFewRegistered where the same scans were tried before; classes do not matter."""
-    try:
-        note = read_json(inside(folder, FAILED))
-    except (OSError, ValueError):
-        return
-    if not isinstance(note, dict):
-        return
+    note = _read_note(inside(folder, FAILED)) or {}
     same = all(note.get(name) == made_for[name] for name in ("format", "plan", "stored"))
     if same and isinstance(note.get("cases"), list) and isinstance(note.get("left_out"), dict):
         _require(needed, note["cases"], note["left_out"])
 
 
-def _require(needed: int, cases: Sequence[str], failed: dict) -> None:
+def _require(needed: int, cases: Sequence[str], failed: dict[str, str]) -> None:
     if len(cases) < needed:
-        first = next((f" (the first that could not: {reason})" for reason in failed.values()), "")
+        reasons = list(failed.values())
+        first = f" (the first that could not: {reasons[0]})" if reasons else ""
         raise TooFewRegistered(
             f"{len(cases)} of {len(cases) + len(failed)} scans could be registered to one another, "
             f"{needed} are needed{first}"

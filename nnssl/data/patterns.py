@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
-from itertools import islice
 from pathlib import Path, PurePosixPath
 
 EXAMPLES = 3
@@ -39,14 +38,14 @@ def _match(path: Sequence[str], pattern: Sequence[str]) -> bool:
 
 def nothing(folder: Path, patterns: Sequence[str], there: Iterable[str]) -> ValueError:
     """The error where nothing in `folder` matches; `there`: paths of what could be scans."""
-    there = sorted(
-        str(Path(path).relative_to(folder)) for path in there if Path(path).is_relative_to(folder)
-    )
-    found = ", ".join(islice(there, EXAMPLES)) + (", ..." if len(there) > EXAMPLES else "")
-    quoted = " ".join(map(repr, patterns))
-    cure = "Write it from that folder on (* within a name, ** for any number of folders)"
+    paths = [Path(path) for path in there]
+    names = sorted(str(path.relative_to(folder)) for path in paths if path.is_relative_to(folder))
+    found = "it has no scan"
+    if names:
+        examples = ", ".join(names[:EXAMPLES]) + (", ..." if len(names) > EXAMPLES else "")
+        found = f"there are {len(names)} files or DICOM folders: {examples}"
     return ValueError(
-        f"nothing in {folder} matches --pattern {quoted}; "
-        + (f"there are {len(there)} files or DICOM folders: {found}" if there else "it has no scan")
-        + f". {cure}, or leave --pattern out"
+        f"nothing in {folder} matches --pattern {' '.join(map(repr, patterns))}; {found}. Write it "
+        "from that folder on (* within a name, ** for any number of folders), or leave --pattern "
+        "out"
     )

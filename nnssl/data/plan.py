@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -11,6 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
+from nnssl.data.hu_map import hu_policy
 from nnssl.files import fingerprint, read_json, write_json
 from nnssl.memory import uncollected
 from nnssl.types import HUPolicy, Shape, Spacing
@@ -19,12 +19,6 @@ FORMAT_VERSION = 1
 SANE_SPACING = (0.5, 5.0)  # mm: finer is more noise than anatomy, coarser loses the organs
 CROPS = (96, 64, 48, 32)  # voxels per axis: SMIT's own size, then what smaller scans can hold
 MOST = 0.7  # of the median scan along an axis, for a crop
-WIDEST = (-1000.0, 3000.0)  # HU
-# HU of the map's interior knots. Between them: air and lung; lung's edge and skin; fat; organs;
-# organs with contrast agent; bone; dense bone and metal.
-KNOTS = (-500.0, -150.0, 0.0, 100.0, 250.0, 1000.0)
-# fraction of the output that the pieces share evenly; the rest follows the body's voxels
-EVEN = 0.75
 
 
 @dataclass(frozen=True)
@@ -36,6 +30,11 @@ class Case:
     series: str
     shape: Shape
     spacing: Spacing
+
+    @classmethod
+    def from_dict(cls, content: dict) -> Case:
+        lists = {name: tuple(content[name]) for name in ("shape", "spacing")}
+        return cls(**{**content, **lists})
 
 
 @dataclass(frozen=True)
@@ -89,32 +88,37 @@ class Plan:
     def _content(self) -> dict:
         """What decides about what is stored: without the cases that were added, and the pattern."""
         content = {field.name: getattr(self, field.name) for field in fields(self)}
-        content["cases"] = [vars(case) for case in self.cases[: len(self.cases) - self.added]]
+        content["cases"] = [vars(case) for case in self._at_first]
         content["hu"] = self.hu and self.hu.to_dict()
         del content["fingerprint"], content["added"], content["pattern"]
         return content
+
+    @property
+    def _at_first(self) -> tuple[Case, ...]:
+        """The cases that the plan was made of."""
+        return self.cases[: len(self.cases) - self.added]
+
+    def without_cases(self) -> Plan:
+        """What a worker needs: ten thousand cases need not travel with each task."""
+        return Plan(self.name, self.spacing, self.hu, self.crop, ())
 
     def with_added(self, cases: Sequence[Case]) -> Plan:
         return replace(self, cases=(*self.cases, *cases), added=self.added + len(cases))
 
     def save(self, path: Path | str) -> None:
-        added = [vars(case) for case in self.cases[len(self.cases) - self.added :]]
-        write_json(
-            path,
-            {
-                **self._content(),
-                **({"added": added} if added else {}),
-                **({"pattern": list(self.pattern)} if self.pattern else {}),
-                "fingerprint": self.fingerprint,
-            },
-        )
+        content = self._content()
+        if self.added:
+            content["added"] = [vars(case) for case in self.cases[-self.added :]]
+        if self.pattern:
+            content["pattern"] = list(self.pattern)
+        write_json(path, {**content, "fingerprint": self.fingerprint})
 
     @classmethod
     @uncollected()
     def load(cls, path: Path | str) -> Plan:
         """Raises ValueError for a file of another version, or one that was changed by hand."""
         try:
-            return cls._of(path, read_json(path))
+            return cls._checked(path, read_json(path))
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{path} is not a plan, or a damaged one ({type(error).__name__}: {error}); put an "
@@ -122,25 +126,14 @@ class Plan:
             ) from error
 
     @classmethod
-    def _of(cls, path: Path | str, content: dict) -> Plan:
+    def _checked(cls, path: Path | str, content: dict) -> Plan:
         version = content.get("format_version")
         if version != FORMAT_VERSION:
             raise ValueError(
                 f"{path} has plan format {version}, this program reads {FORMAT_VERSION}; delete "
                 "its folder and run nnssl_pretrain again"
             )
-        plan = cls(
-            name=content["name"],
-            spacing=tuple(content["spacing"]),
-            hu=HUPolicy.from_dict(content["hu"]) if content["hu"] else None,
-            crop=tuple(content["crop"]),
-            cases=tuple(
-                Case(**{**case, "shape": tuple(case["shape"]), "spacing": tuple(case["spacing"])})
-                for case in [*content["cases"], *content.get("added", [])]
-            ),
-            added=len(content.get("added", [])),
-            pattern=tuple(content.get("pattern", [])),
-        )
+        plan = cls._from_dict(content)
         if plan.fingerprint != content["fingerprint"]:
             raise ValueError(
                 f"{path} was changed after it was written (fingerprint {content['fingerprint']}, "
@@ -148,6 +141,19 @@ class Plan:
                 "a new name"
             )
         return plan
+
+    @classmethod
+    def _from_dict(cls, content: dict) -> Plan:
+        added = content.get("added", [])
+        return cls(
+            name=content["name"],
+            spacing=tuple(content["spacing"]),
+            hu=HUPolicy.from_dict(content["hu"]) if content["hu"] else None,
+            crop=tuple(content["crop"]),
+            cases=tuple(Case.from_dict(case) for case in [*content["cases"], *added]),
+            added=len(added),
+            pattern=tuple(content.get("pattern", [])),
+        )
 
 
 @uncollected()
@@ -190,13 +196,8 @@ class _Scan(Protocol):
 
 def case_of(scan: _Scan) -> Case:
     """Of a line of the survey."""
-    return Case(
-        case_id(scan.path, scan.series),
-        scan.path,
-        scan.series,
-        tuple(scan.shape),
-        tuple(scan.spacing),
-    )
+    name = case_id(scan.path, scan.series)
+    return Case(name, scan.path, scan.series, tuple(scan.shape), tuple(scan.spacing))
 
 
 def check_spacing(spacing: Spacing) -> Spacing:
@@ -215,21 +216,10 @@ def check_crop(crop: Shape) -> Shape:
     return tuple(int(c) for c in crop)
 
 
-def check_clip(clip: tuple[float, float]) -> tuple[float, float]:
-    low, high = (float(end) for end in clip)
-    if not WIDEST[0] <= low < high <= WIDEST[1]:
-        raise ValueError(
-            f"the HU range must rise and lie within {WIDEST[0]:g} to {WIDEST[1]:g}, got {low:g} "
-            f"{high:g}"
-        )
-    return low, high
-
-
 def median_spacing(spacings: Sequence[Spacing]) -> Spacing:
     """The median of each axis in mm, within SANE_SPACING."""
-    return tuple(
-        round(float(s), 4) for s in np.median(np.array(spacings), axis=0).clip(*SANE_SPACING)
-    )
+    median = np.median(np.array(spacings), axis=0).clip(*SANE_SPACING)
+    return tuple(round(float(mm), 4) for mm in median)
 
 
 def resampled_shape(shape: Shape, spacing: Spacing, new_spacing: Spacing) -> Shape:
@@ -246,41 +236,6 @@ def default_crop(shapes: Sequence[Shape]) -> Shape:
         next((c for c in CROPS if c <= MOST * m), CROPS[-1])
         for m in np.median(np.array(shapes), axis=0)
     )
-
-
-def hu_policy(
-    histograms: Iterable[np.ndarray], clip: tuple[float, float] | None = None
-) -> HUPolicy:
-    """Network input of mean 0 and std 1 over body voxels, each scan weighing the same.
-
-    The map rises piecewise between fixed HU (KNOTS). A piece's part of the output is a mixture of
-    an even part and of its fraction of the body's voxels: a tempered histogram equalisation. So
-    soft tissue, a tenth of the range in HU, gets half of the output, while air, lung, bone and
-    metal keep parts of their own. Even parts alone would not know the collection; the histogram
-    alone would leave nothing to lung, which is below BODY_HU.
-
-    `clip` (HU) asks for the plain linear map of that range instead.
-    `histograms`: counts at each whole HU from BODY_HU upwards (survey.body_histogram).
-    """
-    fractions = (histogram / histogram.sum() for histogram in histograms)
-    pooled = functools.reduce(np.add, fractions)
-    pooled = pooled / pooled.sum()
-    hu = np.arange(len(pooled)) + WIDEST[1] - (len(pooled) - 1)
-    low, high = check_clip(clip) if clip else WIDEST
-    interior = () if clip else tuple(zip(KNOTS, _levels(hu, pooled), strict=True))
-    values = np.interp(hu, *np.array([(low, low), *interior, (high, high)]).T)
-    mean = float((pooled * values).sum())
-    std = float(np.sqrt((pooled * (values - mean) ** 2).sum()))
-    return HUPolicy(low, high, round(mean, 4), round(max(std, 1.0), 4), interior)
-
-
-def _levels(hu: np.ndarray, pooled: np.ndarray) -> list[float]:
-    """Where KNOTS come to lie within WIDEST; `pooled`: fraction of body voxels at each of `hu`."""
-    body = np.histogram(hu, bins=(WIDEST[0], *KNOTS, WIDEST[1]), weights=pooled)[0]
-    parts = EVEN / len(body) + (1 - EVEN) * body
-    return [
-        round(float(WIDEST[0] + (WIDEST[1] - WIDEST[0]) * part), 4) for part in parts.cumsum()[:-1]
-    ]
 
 
 def case_id(path: str, series: str = "") -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -21,7 +21,7 @@ from nnssl.data.done import Done
 from nnssl.data.plan import Case, Plan, resampled_shape
 from nnssl.data.scans import Found, read_scan
 from nnssl.data.workers import Failed, parallel_map
-from nnssl.files import NoRoomError, atomic, crc32, inside, read_json, write_json
+from nnssl.files import atomic, crc32, inside, read_json, write_json
 from nnssl.types import BODY_HU, Shape, Spacing
 
 BLOCK = 16  # voxels: edge of the blocks whose fraction of body voxels is stored
@@ -44,30 +44,37 @@ def preprocess(
     A failed case is also noted in `<case>.failed.json` and tried again by the next run. Files that
     were made with another plan are never mixed in: ValueError.
     """
+    _check_part(part_id, num_parts)
+    folder, moved = Path(folder), moved or {}
+    part, done = plan.cases[part_id::num_parts], Done(folder, plan.fingerprint)
+    missing = [case for case in part if case.id not in done]
+    todo = [replace(case, source=moved.get(case.source, case.source)) for case in missing]
+    failed = _preprocess_all(todo, plan, folder, num_processes)
+    if num_parts == 1:
+        done.keep(case.id for case in part if case.id not in failed)
+    return failed
+
+
+def _check_part(part_id: int, num_parts: int) -> None:
     if not 0 <= part_id < num_parts:
         raise ValueError(
             f"-part_id must be 0 to {num_parts - 1} with -num_parts {num_parts}, got {part_id}"
         )
-    folder = Path(folder)
-    part, done = plan.cases[part_id::num_parts], Done(folder, plan.fingerprint)
-    todo = [
-        replace(case, source=(moved or {}).get(case.source, case.source))
-        for case in part
-        if case.id not in done
-    ]
+
+
+def _preprocess_all(
+    todo: Sequence[Case], plan: Plan, folder: Path, num_processes: int
+) -> dict[str, str]:
+    """{case id: reason} of those that failed, which are noted in the folder as well."""
     failed = {}
     work = partial(
-        preprocess_case, plan=_without_cases(plan), fingerprint=plan.fingerprint, folder=folder
+        preprocess_case, plan=plan.without_cases(), fingerprint=plan.fingerprint, folder=folder
     )
     with closing(parallel_map(work, todo, num_processes, "preprocess")) as results:
         for case, result in results:
             if isinstance(result, Failed):
-                if result.no_room:
-                    raise NoRoomError(result.reason)
-                failed[case.id] = result.reason
-                write_json(inside(folder, f"{case.id}.failed.json"), {"reason": result.reason})
-    if num_parts == 1:
-        done.keep(case.id for case in part if case.id not in failed)
+                failed[case.id] = reason = result.unless_no_room()
+                write_json(inside(folder, f"{case.id}.failed.json"), {"reason": reason})
     return failed
 
 
@@ -96,43 +103,55 @@ def _is_damaged(case: str, folder: Path) -> bool:
         return False  # nothing whole is stored, which `preprocess` sees by itself
 
 
-def _without_cases(plan: Plan) -> Plan:
-    """What a worker needs of the plan: ten thousand cases need not travel with each task."""
-    return Plan(plan.name, plan.spacing, plan.hu, plan.crop, ())
-
-
 def preprocess_case(case: Case, plan: Plan, fingerprint: str, folder: Path) -> None:
     """Read, normalise, resample, store. nnU-Net resamples in float64: some 40 bytes per voxel at
     the peak.
     """
-    voxels, spacing = read_scan(Found(case.source, case.series), folder)
-    if voxels.shape != case.shape:
-        raise ValueError(
-            f"has shape {voxels.shape}, at planning it was {case.shape}: the scan has changed"
-        )
+    voxels, spacing = _read_unchanged(case, folder)
     shape = resampled_shape(voxels.shape, spacing, plan.spacing)
     standardised = plan.standardise(voxels)
     # Without HU: what is brighter than the scan's mean.
     body = body_blocks(voxels > BODY_HU if plan.hu is not None else standardised > 0, shape)
-    voxels = standardised  # the scan itself is not kept while nnU-Net resamples
-    voxels = network_input(voxels, spacing, plan)
+    del voxels  # the scan itself is not kept while nnU-Net resamples
     path = inside(folder, f"{case.id}.b2nd")
-    store(voxels, path, plan.crop)
-    properties = {
+    store(network_input(standardised, spacing, plan), path, plan.crop)
+    note = {
         "fingerprint": fingerprint,
         "bytes": path.stat().st_size,
         "crc32": crc32(path),
         "shape": list(shape),
         "spacing": list(plan.spacing),
+        **_origin(case),
+        **_packed(body),
+    }
+    write_json(inside(folder, f"{case.id}.json"), note)
+    inside(folder, f"{case.id}.failed.json").unlink(missing_ok=True)
+
+
+def _origin(case: Case) -> dict:
+    """Of a note: the scan before preprocessing."""
+    return {
         "source": case.source,
         "series": case.series,
         "original_shape": list(case.shape),
         "original_spacing": list(case.spacing),
-        "body_block": BLOCK,
-        "body": base64.b64encode(zlib.compress(body.tobytes())).decode(),
     }
-    write_json(inside(folder, f"{case.id}.json"), properties)
-    inside(folder, f"{case.id}.failed.json").unlink(missing_ok=True)
+
+
+def _packed(body: np.ndarray) -> dict:
+    """Of a note: what `body_blocks` gave."""
+    packed = zlib.compress(body.tobytes())
+    return {"body_block": BLOCK, "body": base64.b64encode(packed).decode()}
+
+
+def _read_unchanged(case: Case, folder: Path) -> tuple[np.ndarray, Spacing]:
+    """Voxels [Z Y X] and spacing. Raises ValueError for a scan of another shape than planned."""
+    voxels, spacing = read_scan(Found(case.source, case.series), folder)
+    if voxels.shape != case.shape:
+        raise ValueError(
+            f"has shape {voxels.shape}, at planning it was {case.shape}: the scan has changed"
+        )
+    return voxels, spacing
 
 
 def network_input(standardised: np.ndarray, spacing: Spacing, plan: Plan) -> np.ndarray:
@@ -151,14 +170,13 @@ def resample(
     """
     from nnunetv2.preprocessing.resampling.default_resampling import resample_data_or_seg_to_shape
 
-    order = 1 if labels else 3
     return resample_data_or_seg_to_shape(
         voxels,
         shape,
         spacing,
         new_spacing,
         is_seg=labels,
-        order=order,
+        order=1 if labels else 3,
         order_z=0,
         force_separate_z=None,
     )

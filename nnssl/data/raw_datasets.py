@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -28,6 +29,10 @@ from nnssl.data.refusals import (
 )
 from nnssl.data.volumes import check_header, is_plain
 from nnssl.files import read_json
+from nnssl.types import Spacing
+
+if TYPE_CHECKING:
+    from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 
 READER = "nnU-Net "  # before a reader's name, where the name of a DICOM series stands otherwise
 SAME_AS_OURS = "SimpleITKIO"
@@ -35,7 +40,7 @@ SAME_AS_OURS = "SimpleITKIO"
 
 @dataclass(frozen=True)
 class RawCase:
-    """`images`: a file a channel. `labels`: None for test images."""
+    """`images`: one file per channel. `labels`: None for test images."""
 
     id: str
     images: tuple[Path, ...]
@@ -76,17 +81,10 @@ def open_raw(dataset: Path) -> RawDataset:
     content = read_content(dataset)
     ending, listed = content["file_ending"], "dataset" in content
     training = tuple(_listed(dataset, content) if listed else _in_folders(dataset, ending))
-    test = tuple(
-        RawCase(case, tuple(images))
-        for case, images in _cases(dataset / "imagesTs", ending).items()
-    )
-    return RawDataset(
-        content,
-        _reader(dataset, content, [case.image for case in training + test]),
-        training,
-        test,
-        listed,
-    )
+    unseen = _cases(dataset / "imagesTs", ending)
+    test = tuple(RawCase(case, tuple(images)) for case, images in unseen.items())
+    reader = _reader(dataset, content, [case.image for case in training + test])
+    return RawDataset(content, reader, training, test, listed)
 
 
 def read_content(dataset: Path) -> dict:
@@ -127,19 +125,18 @@ def channel_names(content: dict) -> dict[int, str]:
 
 
 def chosen_channels(dataset: Path, wanted: Sequence[int] | None) -> dict[int, str]:
-    """Numbers and names of the channels `wanted` for; None: all. ValueError for one that is not
+    """Numbers and names of the channels `wanted`; None: all. ValueError for one that is not
     there.
     """
     names = channel_names(read_content(dataset))
-    if wanted is None or not (unknown := sorted(set(wanted) - set(names))):
-        return {
-            number: names[number] for number in sorted(names if wanted is None else set(wanted))
-        }
-    there = ", ".join(f"{number} ({name})" for number, name in sorted(names.items()))
-    raise ValueError(
-        f"{dataset.name} has no channel {', '.join(map(str, unknown))}; its dataset.json names "
-        f"{there}. --channels takes these, or all"
-    )
+    chosen = set(names) if wanted is None else set(wanted)
+    if unknown := sorted(chosen - set(names)):
+        there = ", ".join(f"{number} ({name})" for number, name in sorted(names.items()))
+        raise ValueError(
+            f"{dataset.name} has no channel {', '.join(map(str, unknown))}; its dataset.json names "
+            f"{there}. --channels takes these, or all"
+        )
+    return {number: names[number] for number in sorted(chosen)}
 
 
 def _in_folders(dataset: Path, ending: str) -> list[RawCase]:
@@ -163,14 +160,21 @@ def _cases(folder: Path, ending: str) -> dict[str, list[Path]]:
 
     if not folder.is_dir():
         return {}
-    names = defaultdict(list)
-    for name in sorted(
-        path.name for path in folder.iterdir() if path.is_file() and path.name.endswith(ending)
-    ):
-        names[name[: -(len(ending) + len("_0000"))]].append(name)
-    identifiers = map(str, get_identifiers_from_splitted_dataset_folder(str(folder), ending))
-    found = {case: create_paths_fn(str(folder), names[case], ending, case) for case in identifiers}
-    return {case: [Path(path) for path in paths] for case, paths in found.items() if paths}
+    files = _files_by_case(folder, ending)
+    found = {}
+    for case in map(str, get_identifiers_from_splitted_dataset_folder(str(folder), ending)):
+        if paths := create_paths_fn(str(folder), files[case], ending, case):
+            found[case] = [Path(path) for path in paths]
+    return found
+
+
+def _files_by_case(folder: Path, ending: str) -> dict[str, list[str]]:
+    """Names of files, sorted, by what stands before the number of the channel."""
+    paths = (path for path in folder.iterdir() if path.is_file() and path.name.endswith(ending))
+    files = defaultdict(list)
+    for name in sorted(path.name for path in paths):
+        files[name[: -(len(ending) + len("_0000"))]].append(name)
+    return files
 
 
 def _reader(dataset: Path, content: dict, images: list[Path]) -> str:
@@ -180,15 +184,16 @@ def _reader(dataset: Path, content: dict, images: list[Path]) -> str:
     example = next((str(image) for image in images if _harmless(image)), None)
     try:
         with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
-            return determine_reader_writer_from_dataset_json(
+            reader = determine_reader_writer_from_dataset_json(
                 content,
                 example,  # pyright: ignore[reportArgumentType] None where no image can be given
                 verbose=False,
-            ).__name__
+            )
     except RuntimeError as error:
         raise ValueError(
             f"{dataset}: none of nnU-Net's readers reads {example or content['file_ending']}"
         ) from error
+    return reader.__name__
 
 
 def _harmless(image: Path) -> bool:
@@ -212,22 +217,24 @@ def read_image(path: Path | str, reader: str, labels: bool = False) -> Scan:
     when it does not read it.
     """
     check_header(check_name(path))
-    read = _reader_class(reader)()
+    nnunet_reader = _reader_class(reader)()
     try:
-        with passing_errors(), contextlib.redirect_stdout(io.StringIO()):
-            voxels, properties = (
-                read.read_seg(str(path)) if labels else read.read_images((str(path),))
-            )
+        voxels, spacing = _read(str(path), nnunet_reader, labels)
     except (PassingError, MemoryError):
         raise
     except Exception as error:  # each reader has its own
         raise UnusableScanError(
             f"cannot be read by nnU-Net's {reader}: {summarise_error(error)}"
         ) from error
-    spacing = tuple(float(size) for size in properties["spacing"])
-    return Scan(
-        np.ascontiguousarray(voxels[0], np.float32), spacing, note=f"read by nnU-Net's {reader}"
-    )
+    note = f"read by nnU-Net's {reader}"
+    return Scan(np.ascontiguousarray(voxels[0], np.float32), spacing, note=note)
+
+
+def _read(path: str, reader: BaseReaderWriter, labels: bool) -> tuple[np.ndarray, Spacing]:
+    """Voxels [C Z Y X] and spacing as the reader gives them."""
+    with passing_errors(), contextlib.redirect_stdout(io.StringIO()):
+        voxels, properties = reader.read_seg(path) if labels else reader.read_images((path,))
+    return voxels, tuple(float(mm) for mm in properties["spacing"])
 
 
 @lru_cache

@@ -103,35 +103,56 @@ def check_hu(hu: np.ndarray) -> None:
     gives the reasons).
     """
     check_values(hu)
-    low, high = float(hu.min()), float(hu.max())
-    if max(-low, high) > LARGEST_HU:
-        raise UnusableScanError(f"is not in HU: values {low:g} to {high:g}")
-    scanned = hu.size - np.count_nonzero(hu < PADDING_HU)
-    rim = np.count_nonzero((hu >= RIM_HU[0]) & (hu <= RIM_HU[1]))
+    values = _check_range(hu)
     body = hu[hu > BODY_HU]
     if body.size < 0.001 * hu.size:
         raise UnusableScanError(
             f"holds nothing but air: {body.size} of {hu.size} voxels above {BODY_HU:g} HU"
         )
+    _check_rim(hu, values)
+    _check_tissue(body)
+    _check_dense(body)
+
+
+def _check_range(hu: np.ndarray) -> str:
+    """The range of the values, in words."""
+    low, high = float(hu.min()), float(hu.max())
+    values = f"values {low:g} to {high:g}"
+    if max(-low, high) > LARGEST_HU:
+        raise UnusableScanError(f"is not in HU: {values}")
+    return values
+
+
+def _check_rim(hu: np.ndarray, values: str) -> None:
+    """Every CT has lung, or a rim between air and skin."""
+    scanned = hu.size - np.count_nonzero(hu < PADDING_HU)
+    rim = _count_within(hu, RIM_HU)
     if rim < SMALLEST_RIM * scanned:
         raise UnusableScanError(
             f"is not in HU: {rim} of {scanned} voxels between {RIM_HU[0]:g} and {RIM_HU[1]:g}, "
-            f"where every CT has lung, or the rim between air and skin (values {low:g} to "
-            f"{high:g}). Values stored without their intercept look so: convert the scan again. "
-            f"{NOT_CT}"
+            f"where every CT has lung, or the rim between air and skin ({values}). Values stored "
+            f"without their intercept look so: convert the scan again. {NOT_CT}"
         )
-    middle = float(np.median(body))
-    if not TISSUE_HU[0] <= middle <= TISSUE_HU[1]:
+
+
+def _check_tissue(body: np.ndarray) -> None:
+    """`body`: the HU of the body's voxels. Most of them, and their median, are those of tissue."""
+    median = float(np.median(body))
+    if not TISSUE_HU[0] <= median <= TISSUE_HU[1]:
         raise UnusableScanError(
-            f"is not in HU: the median of the voxels above {BODY_HU:g} is {middle:g}, tissue lies "
+            f"is not in HU: the median of the voxels above {BODY_HU:g} is {median:g}, tissue lies "
             f"in {TISSUE_HU[0]:g} to {TISSUE_HU[1]:g}. {NOT_CT}"
         )
-    tissue = np.count_nonzero((body >= TISSUE_HU[0]) & (body <= TISSUE_HU[1])) / body.size
+    tissue = _count_within(body, TISSUE_HU) / body.size
     if tissue < LEAST_TISSUE:
         raise UnusableScanError(
             f"is not in HU: {tissue:.0%} of the voxels above {BODY_HU:g} lie in {TISSUE_HU[0]:g} "
             f"to {TISSUE_HU[1]:g}, in CT at least {LEAST_TISSUE:.0%} do. {NOT_CT}"
         )
+
+
+def _check_dense(body: np.ndarray) -> None:
+    """`body`: the HU of the body's voxels. Bone has a rim that is less dense."""
     dense = np.count_nonzero(body > DENSE_HU)
     bone = np.count_nonzero((body > TISSUE_HU[1]) & (body <= DENSE_HU))
     if dense > MOST_DENSE * body.size and dense > MOST_BY_BONE * bone:
@@ -140,6 +161,11 @@ def check_hu(hu: np.ndarray) -> None:
             f"{DENSE_HU:g}; bone is not so dense without a rim, tissue stored without its "
             "intercept is"
         )
+
+
+def _count_within(values: np.ndarray, bounds: tuple[float, float]) -> int:
+    low, high = bounds
+    return int(np.count_nonzero((values >= low) & (values <= high)))
 
 
 def summarise_error(error: Exception) -> str:

@@ -103,24 +103,35 @@ def _below(top: Path, seen: set, wanted: Sequence[str]) -> Iterator[Found]:
         yield from _in_folder(top.parent, [top.name], seen)
         return
     closed: list[str] = []
-    for folder, subfolders, names in os.walk(
-        top, followlinks=True, onerror=lambda e: closed.append(e.filename)
-    ):
+
+    def note_closed(error: OSError) -> None:
+        closed.append(error.filename)
+
+    for folder, subfolders, names in os.walk(top, followlinks=True, onerror=note_closed):
         subfolders[:] = sorted(n for n in subfolders if not n.startswith(".") and n != "__MACOSX")
         if _first_time(folder, seen):
-            labels = set() if wanted else set(_labels(folder))
-            others = sorted(n for n in names if not n.startswith(".") and n not in labels)
-            below = Path(folder).relative_to(top)
-            if wanted:
-                others = [n for n in others if patterns.matches((below / n).as_posix(), wanted)]
-            yield from _in_folder(Path(folder), others, seen)
-            if labels:
-                yield Found(folder, LABELS)
-            if any(patterns.matches((below / n).as_posix(), wanted) for n in _lost(folder)):
-                yield Found(folder, LOST)
+            yield from _of_folder(Path(folder), names, top, seen, wanted)
         else:
             subfolders.clear()
     yield from (Found(folder, CLOSED) for folder in closed)
+
+
+def _of_folder(
+    folder: Path, names: Sequence[str], top: Path, seen: set, wanted: Sequence[str]
+) -> Iterator[Found]:
+    """What is wanted of the files `names` of a folder below `top`."""
+    below = folder.relative_to(top)
+
+    def is_wanted(name: str) -> bool:
+        return not wanted or patterns.matches((below / name).as_posix(), wanted)
+
+    labels = set() if wanted else set(_labels(folder))
+    others = sorted(name for name in names if not name.startswith(".") and name not in labels)
+    yield from _in_folder(folder, list(filter(is_wanted, others)), seen)
+    if labels:
+        yield Found(str(folder), LABELS)
+    if any(map(is_wanted, _lost(folder))):
+        yield Found(str(folder), LOST)
 
 
 def _in_folder(folder: Path, names: Sequence[str], seen: set) -> Iterator[Found]:
@@ -137,41 +148,51 @@ def _in_folder(folder: Path, names: Sequence[str], seen: set) -> Iterator[Found]
         yield Found(str(folder), ALL_SERIES)
 
 
-def _lost(folder: str) -> list[str]:
+def _lost(folder: Path | str) -> list[str]:
     """Broken links that are scans by their names, or have no ending, as slices of DICOM often have
     none.
     """
-    endings = (*VOLUME_ENDINGS, *DICOM_ENDINGS)
     with os.scandir(folder) as entries:  # says what a link is without asking the disk for each file
         links = [
             entry for entry in entries if entry.is_symlink() and not entry.name.startswith(".")
         ]
-    named = [
+    endings = (*VOLUME_ENDINGS, *DICOM_ENDINGS)
+    scans = (
         link for link in links if link.name.lower().endswith(endings) or not Path(link.name).suffix
-    ]
-    return [link.name for link in named if not Path(link.path).exists()]
+    )
+    return [link.name for link in scans if not Path(link.path).exists()]
 
 
-def _labels(folder: str) -> list[str]:
-    """What public data sets lay beside their scans: `segmentations/liver.nii.gz`, `case_1_seg.nii`."""
+def _labels(folder: Path | str) -> list[str]:
+    """Labels of public datasets, beside their scans: `segmentations/liver.nii.gz`, `a_seg.nii`."""
     all_of_it = Path(folder).name.lower() in LABEL_FOLDERS
     return [
         name
         for name in os.listdir(folder)  # noqa: PTH208 - called for every folder of the collection
         if name.lower().endswith(VOLUME_ENDINGS)
         and not name.startswith(".")
-        and (all_of_it or re.split("[_-]", name.lower().split(".")[0])[-1] in LABEL_WORDS)
+        and (all_of_it or _last_word(name) in LABEL_WORDS)
     ]
+
+
+def _last_word(name: str) -> str:
+    """Of a file's name without its ending."""
+    return re.split("[_-]", name.lower().split(".")[0])[-1]
 
 
 def not_read(found: Found) -> str:
     """Why nothing is read for a line of the report that is one of NOT_READ."""
     if found.series == LABELS:
-        return f"files named as labels (by folder, or the last word of the name), not read: {len(_labels(found.path))}"
+        return (
+            "files named as labels (by folder, or the last word of the name), not read: "
+            f"{len(_labels(found.path))}"
+        )
     if found.series == CLOSED:
         return "is a folder that cannot be listed: permission denied, or the disk does not answer"
-    lost = len(_lost(found.path))
-    return f"links that lead nowhere: {lost} (with DataLad or git-annex, get the files first: git annex get .)"
+    return (
+        f"links that lead nowhere: {len(_lost(found.path))} (with DataLad or git-annex, get the "
+        "files first: git annex get .)"
+    )
 
 
 def _first_time(path: Path | str, seen: set) -> bool:
@@ -199,16 +220,14 @@ def _of_dataset(dataset: Path, channels: Sequence[int] | None) -> Iterator[Found
 def read(found: Found, cache: Path | None = None) -> Scan:
     """One scan, in memory. Raises UnusableScanError for what cannot be read or is no volume.
 
-    `cache`: folder where the answers of earlier looks into DICOM folders are kept.
+    `cache`: folder where the series that were found in DICOM folders before are kept.
     """
     if found.series.startswith(READER):
         scan = read_image(found.path, found.series.removeprefix(READER))
+    elif found.series:
+        scan = read_series(found.path, found.series, cache)
     else:
-        scan = (
-            read_series(found.path, found.series, cache)
-            if found.series
-            else read_volume(found.path)
-        )
+        scan = read_volume(found.path)
     check_grid(scan.voxels.shape[::-1], scan.spacing[::-1], 1)
     return scan
 

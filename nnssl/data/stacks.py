@@ -8,6 +8,7 @@ looked at.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,39 +53,58 @@ def arrange(positions: np.ndarray, orientation: np.ndarray, table: bool = True) 
     along = positions @ normal
     order = np.argsort(along, kind="stable")
     path = positions[order[-1]] - positions[order[0]]
-    length = float(np.linalg.norm(path))
-    tilt = _degrees(float(abs(path @ normal)) / length) if length > 0 else 0.0
+    tilt = _tilt(path, normal)
     if table:
-        _check_axial(_degrees(abs(normal[2])), tilt, path[2] / length if length > 0 else 1.0)
-    if len(positions) < SMALLEST_AXIS:
-        raise UnusableScanError(
-            f"has too few slices: {len(positions)}, at least {SMALLEST_AXIS} are needed"
-        )
+        _check_axial(normal, path, tilt)
+    _check_number(len(positions))
     gaps = np.diff(along[order])
     even = _check_gaps(gaps)
+    _check_tilt(tilt)
+    _check_line(positions[order], path)
+    spacing = float(gaps.mean() if even else np.median(gaps))
+    return Arranged(order, spacing, "; ".join(_notes(tilt, None if even else gaps, spacing)))
+
+
+def _check_number(slices: int) -> None:
+    if slices < SMALLEST_AXIS:
+        raise UnusableScanError(
+            f"has too few slices: {slices}, at least {SMALLEST_AXIS} are needed"
+        )
+
+
+def _check_tilt(tilt: float) -> None:
     if tilt > MOST_TILT:
         raise UnusableScanError(
             f"is skewed: its slices are shifted by {tilt:.0f} degrees against their normal"
         )
-    _check_line(positions[order], path)
-    spacing = float(gaps.mean() if even else np.median(gaps))
-    notes = (
-        [f"tilted gantry ({tilt:.1f} degrees): slices shifted onto a straight grid"]
-        if tilt > TILT
-        else []
-    )
-    if not even:
-        notes.append(
-            f"unevenly spaced ({gaps.min():.3g} to {gaps.max():.3g} mm): resampled to "
+
+
+def _tilt(path: np.ndarray, normal: np.ndarray) -> float:
+    """Degrees between the way from the first slice to the last and their normal."""
+    length = float(np.linalg.norm(path))
+    return _degrees(float(abs(path @ normal)) / length) if length > 0 else 0.0
+
+
+def _notes(tilt: float, uneven: np.ndarray | None, spacing: float) -> Iterator[str]:
+    """What `straighten` does; uneven: the gaps, where they are not even."""
+    if tilt > TILT:
+        yield f"tilted gantry ({tilt:.1f} degrees): slices shifted onto a straight grid"
+    if uneven is not None:
+        yield (
+            f"unevenly spaced ({uneven.min():.3g} to {uneven.max():.3g} mm): resampled to "
             f"{spacing:.3g} mm"
         )
-    return Arranged(order, spacing, "; ".join(notes))
 
 
-def _check_axial(off_axis: float, tilt: float, along_table: float) -> None:
-    if off_axis > 45 or (
-        off_axis > OBLIQUE and (tilt <= TILT or _degrees(abs(along_table)) > OBLIQUE)
-    ):
+def _check_axial(normal: np.ndarray, path: np.ndarray, tilt: float) -> None:
+    """Refuse reformats: slices that are not axial, unless the gantry was tilted and the table moved
+    along its axis.
+    """
+    off_axis = _degrees(abs(normal[2]))
+    length = float(np.linalg.norm(path))
+    off_table = _degrees(abs(path[2]) / length) if length > 0 else 0.0
+    is_gantry = tilt > TILT and off_table <= OBLIQUE
+    if off_axis > 45 or (off_axis > OBLIQUE and not is_gantry):
         raise UnusableScanError(
             f"is a reformat, not the primary stack: its slices are turned by {off_axis:.0f} "
             "degrees from axial"
@@ -93,15 +113,16 @@ def _check_axial(off_axis: float, tilt: float, along_table: float) -> None:
 
 def _check_gaps(gaps: np.ndarray) -> bool:
     """Whether they are even. UnusableScanError when a grid cannot be made of them."""
-    if gaps.min() < SAME_PLACE:
+    smallest, largest = gaps.min(), gaps.max()
+    if smallest < SAME_PLACE:
         raise UnusableScanError(
             f"has several slices at the same position ({int((gaps < SAME_PLACE).sum())} of them)"
         )
     if _even(gaps):
         return True
-    if gaps.max() > min(WIDEST_GAP, MOST_UNEVEN * gaps.min()):
+    if largest > min(WIDEST_GAP, MOST_UNEVEN * smallest):
         raise UnusableScanError(
-            f"is unevenly spaced: {gaps.min():.3g} to {gaps.max():.3g} mm between slices; gaps up "
+            f"is unevenly spaced: {smallest:.3g} to {largest:.3g} mm between slices; gaps up "
             f"to {WIDEST_GAP:g} mm and {MOST_UNEVEN:g} times the smallest are filled"
         )
     if len(gaps) >= 2 * SMALLEST_AXIS and _even(gaps[::2]) and _even(gaps[1::2]):
@@ -149,7 +170,8 @@ def straighten(
     """
     off = positions - positions[0]
     corner = positions[0].astype(float).copy()
-    for axis, direction, size in ((2, orientation[:3], pixel[0]), (1, orientation[3:], pixel[1])):
+    in_plane = ((2, orientation[:3], pixel[0]), (1, orientation[3:], pixel[1]))
+    for axis, direction, size in in_plane:
         shifts = off @ direction / size
         if np.abs(shifts).max() > STILL:
             voxels = _shifted(voxels, shifts, axis, fill)
@@ -164,19 +186,22 @@ def _shifted(voxels: np.ndarray, shifts: np.ndarray, axis: int, fill: float) -> 
     """Each slice moved by its own number of pixels along `axis` (1: y, 2: x); the axis grows so
     that all fit.
     """
-    low = int(np.floor(shifts.min()))
-    whole = np.floor(shifts).astype(int) - low
+    low, high = int(np.floor(shifts.min())), int(np.ceil(shifts.max()))
     shape = list(voxels.shape)
-    shape[axis] += int(np.ceil(shifts.max())) - low
+    shape[axis] += high - low
     out = np.full(shape, fill, np.float32)
-    for number, plane in enumerate(voxels):
-        rows = plane if axis == 1 else plane.T
-        target = out[number] if axis == 1 else out[number].T
-        part = np.float32(shifts[number] - np.floor(shifts[number]))
-        edge = np.full((int(part > 0), rows.shape[1]), fill, np.float32)
-        moved = (1 - part) * np.concatenate([rows, edge]) + part * np.concatenate([edge, rows])
-        target[whole[number] : whole[number] + len(moved)] = moved
+    for plane, target, shift in zip(voxels, out, shifts, strict=True):
+        rows, target = (plane, target) if axis == 1 else (plane.T, target.T)
+        first = int(np.floor(shift)) - low
+        moved = _moved(rows, np.float32(shift - np.floor(shift)), fill)
+        target[first : first + len(moved)] = moved
     return out
+
+
+def _moved(rows: np.ndarray, part: np.float32, fill: float) -> np.ndarray:
+    """Rows shifted by a `part` of a row, below 1; one row more unless it is 0."""
+    edge = np.full((int(part > 0), rows.shape[1]), fill, np.float32)
+    return (1 - part) * np.concatenate([rows, edge]) + part * np.concatenate([edge, rows])
 
 
 def _between(voxels: np.ndarray, along: np.ndarray, wanted: np.ndarray) -> np.ndarray:
@@ -184,8 +209,7 @@ def _between(voxels: np.ndarray, along: np.ndarray, wanted: np.ndarray) -> np.nd
     out = np.empty((len(wanted), *voxels.shape[1:]), np.float32)
     for number, height in enumerate(wanted):
         upper = int(np.clip(np.searchsorted(along, height), 1, len(along) - 1))
-        part = np.float32(
-            np.clip((height - along[upper - 1]) / (along[upper] - along[upper - 1]), 0, 1)
-        )
+        below, above = along[upper - 1], along[upper]
+        part = np.float32(np.clip((height - below) / (above - below), 0, 1))
         out[number] = (1 - part) * voxels[upper - 1] + part * voxels[upper]
     return out

@@ -8,12 +8,14 @@ import bz2
 import gzip
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from nnssl.data.data_files import unreadable
+from nnssl.data.header_text import Stored
 from nnssl.data.refusals import passing_errors, summarise_error
-from nnssl.data.text_headers import Stored, read_text_header
+from nnssl.data.text_headers import read_text_header
 
 BLOCK = 1 << 20
 
@@ -23,18 +25,24 @@ def check_text_volume(path: Path | str) -> None:
     damaged.
     """
     stored = read_text_header(path)
+    with passing_errors(), _damage():
+        count = sum(sum(map(len, _blocks(file, stored))) for file in stored.files)
     wanted = stored.count * stored.size
-    with passing_errors():
-        try:
-            count = sum(sum(map(len, _blocks(file, stored))) for file in stored.files)
-        except (EOFError, zlib.error, OSError) as error:
-            if isinstance(error, OSError) and error.errno is not None:
-                raise
-            raise unreadable(
-                f"its compressed voxels are damaged or cut short ({summarise_error(error)})"
-            ) from error
     if stored.encoding in ("zlib", "gzip", "bzip2") and count < wanted:
         raise unreadable(f"it is cut short, {count} of {wanted} bytes of voxels are there")
+
+
+@contextmanager
+def _damage() -> Iterator[None]:
+    """What is wrong inside of compressed voxels becomes UnusableScanError."""
+    try:
+        yield
+    except (EOFError, zlib.error, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise unreadable(
+            f"its compressed voxels are damaged or cut short ({summarise_error(error)})"
+        ) from error
 
 
 def _blocks(path: Path, stored: Stored) -> Iterator[bytes]:
@@ -43,12 +51,15 @@ def _blocks(path: Path, stored: Stored) -> Iterator[bytes]:
         if stored.encoding == "zlib":
             yield from _inflated(file, stored.limit)
             return
-        opened = {"gzip": gzip.GzipFile, "bzip2": bz2.BZ2File}.get(stored.encoding)
-        source = (
-            opened(fileobj=file) if opened is gzip.GzipFile else opened(file) if opened else file
-        )
+        source = _decompressed(file, stored.encoding)
         while block := source.read(BLOCK):
             yield block
+
+
+def _decompressed(file: BinaryIO, encoding: str) -> BinaryIO | gzip.GzipFile | bz2.BZ2File:
+    if encoding == "gzip":
+        return gzip.GzipFile(fileobj=file)
+    return bz2.BZ2File(file) if encoding == "bzip2" else file
 
 
 def _inflated(file: BinaryIO, limit: int | None) -> Iterator[bytes]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nnssl.data.nifti import NIFTI_ENDINGS, check_nifti, read_by_nibabel, read_nifti_header
-from nnssl.data.orientation import Scan, is_permuted, unify
+from nnssl.data.orientation import Scan, from_nibabel, is_permuted, unify
 from nnssl.data.refusals import NOT_CT, UnusableScanError, check_grid, check_name, itk_error
 from nnssl.data.text_headers import META_ENDINGS, NRRD_ENDINGS, read_text_header
 from nnssl.data.text_volumes import check_text_volume
@@ -29,10 +29,8 @@ BY_NIBABEL = {
 
 def ending(path: Path | str) -> str:
     """The ending by which a volume is recognised, or nothing."""
-    return next(
-        (e for e in sorted(VOLUME_ENDINGS, key=len, reverse=True) if str(path).lower().endswith(e)),
-        "",
-    )
+    longest_first = sorted(VOLUME_ENDINGS, key=len, reverse=True)
+    return next((end for end in longest_first if str(path).lower().endswith(end)), "")
 
 
 def check_header(path: Path | str) -> str:
@@ -53,22 +51,26 @@ def check_not_labels(path: Path | str) -> None:
 
     So that of a folder of masks none is decompressed.
     """
-    kind = ending(path)
-    if kind in NIFTI_ENDINGS:
-        header = read_nifti_header(path)
-        unsigned = not header.scaled and (header.dtype.kind == "u" or header.dtype == np.int8)
-    else:
-        stored = read_text_header(path) if kind else None
-        unsigned = stored is not None and (stored.unsigned or stored.size == 1)
-    if unsigned:
+    if _is_unsigned(path):
         raise UnusableScanError(
             "is not in HU: stored as integers that cannot hold the values of air and lung, and "
             f"without an intercept, as labels are. {NOT_CT}"
         )
 
 
+def _is_unsigned(path: Path | str) -> bool:
+    kind = ending(path)
+    if kind in NIFTI_ENDINGS:
+        header = read_nifti_header(path)
+        return not header.scaled and (header.dtype.kind == "u" or header.dtype == np.int8)
+    if not kind:
+        return False
+    stored = read_text_header(path)
+    return stored.unsigned or stored.size == 1
+
+
 def check_voxels(path: Path | str) -> None:
-    """Read the file to its end: UnusableScanError when it is broken though a reader might take it."""
+    """Read the file to its end. UnusableScanError when it is broken, which readers may not say."""
     kind = ending(path)
     if kind in NIFTI_ENDINGS:
         check_nifti(path)
@@ -83,18 +85,26 @@ def read_volume(path: Path | str) -> Scan:
     note = check_header(check_name(path))
     try:
         reader = _information(path)
-        check_grid(reader.GetSize(), reader.GetSpacing(), reader.GetNumberOfComponents())
+        _check_grid(reader)
         image = reader.Execute()
     except RuntimeError as error:
         if ending(path) in NIFTI_ENDINGS and (known := _only_nibabel(error)):
             return _by_nibabel(path, known)
         raise itk_error(error) from error
+    return _scan_of(image, note)
+
+
+def _scan_of(image: SimpleITK.Image, note: str) -> Scan:
     import SimpleITK
 
-    spacing = tuple(abs(float(s)) for s in image.GetSpacing()[::-1])
+    spacing = tuple(abs(float(mm)) for mm in image.GetSpacing()[::-1])
     voxels = SimpleITK.GetArrayViewFromImage(image).astype(np.float32)
-    direction, origin = np.reshape(image.GetDirection(), (3, 3)), np.array(image.GetOrigin())
-    return unify(Scan(voxels, spacing, note=note), direction, origin)
+    direction = np.reshape(image.GetDirection(), (3, 3))
+    return unify(Scan(voxels, spacing, note=note), direction, np.array(image.GetOrigin()))
+
+
+def _check_grid(reader: SimpleITK.ImageFileReader) -> None:
+    check_grid(reader.GetSize(), reader.GetSpacing(), reader.GetNumberOfComponents())
 
 
 def _information(path: Path | str) -> SimpleITK.ImageFileReader:
@@ -117,21 +127,18 @@ def _by_nibabel(path: Path | str, note: str) -> Scan:
     voxels, spacing, affine = read_by_nibabel(path)
     if voxels.ndim != 3:
         raise UnusableScanError(f"is not three-dimensional: size {voxels.shape[::-1]}")
-    axes = np.diag([-1.0, -1.0, 1.0]) @ affine[:3, :3]
-    direction = axes / np.linalg.norm(axes, axis=0).clip(1e-9)
-    origin = np.diag([-1.0, -1.0, 1.0]) @ affine[:3, 3]
-    return unify(Scan(voxels, spacing, note=note), direction, origin)
+    return unify(Scan(voxels, spacing, note=note), *from_nibabel(affine))
 
 
 def is_plain(path: Path | str) -> bool:
     """Whether ITK reads one channel on straight axes that `read_volume` leaves in their order."""
     try:
         check_header(check_name(path))
-        image = _information(path)
+        reader = _information(path)
     except (RuntimeError, UnusableScanError):
-        return True  # to be refused, tried again, or read by nibabel, whoever is asked
+        return True  # to be refused, tried again, or read by nibabel, whoever reads it
     try:
-        check_grid(image.GetSize(), image.GetSpacing(), image.GetNumberOfComponents())
+        _check_grid(reader)
     except UnusableScanError:
         return False
-    return not is_permuted(np.reshape(image.GetDirection(), (3, 3)))
+    return not is_permuted(np.reshape(reader.GetDirection(), (3, 3)))

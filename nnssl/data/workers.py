@@ -41,6 +41,12 @@ class Failed:
     reason: str
     no_room: bool = False
 
+    def unless_no_room(self) -> str:
+        """The reason. Raises NoRoomError where the other items will fail too."""
+        if self.no_room:
+            raise files.NoRoomError(self.reason)
+        return self.reason
+
 
 Pairs = Generator[tuple[Item, Result | Failed], None, None]
 
@@ -56,20 +62,18 @@ def parallel_map(
 
     An item whose function raises, or whose worker is killed, yields `(item, Failed(reason))`; the
     others continue. `num_processes` = 0 works in this process. Otherwise `function` and the items
-    must pickle, as processes start afresh; at most two items a worker are in flight. The workers
+    must pickle, as processes start afresh; at most two items per worker are in flight. The workers
     are killed when the generator is closed or an error passes through it (close it where others may
     hold on to it), and end when this process ends, however it ends. RuntimeError when no worker can
     start.
     """
     if not items:
         return
+    in_process = num_processes <= 0
+    pairs = _serial(function, items) if in_process else _pooled(function, items, num_processes)
     bar = tqdm(total=len(items), desc=description, unit="scan", smoothing=0.05, dynamic_ncols=True)
     with bar:
-        for pair in (
-            _serial(function, items)
-            if num_processes <= 0
-            else _pooled(function, items, num_processes)
-        ):
+        for pair in pairs:
             bar.update()
             yield pair
 
@@ -194,7 +198,7 @@ def _nothing() -> None:
 
 
 def _start_worker() -> None:
-    """One thread a worker, deaf to Ctrl-C (the parent ends us), and gone when the parent is gone."""
+    """One thread per worker; it ignores Ctrl-C (the parent ends it), and ends with the parent."""
     signals.unmoved([signal.SIGINT])
     threading.Thread(target=_leave_with_parent, daemon=True).start()
 

@@ -18,12 +18,8 @@ class Report:
 
     @property
     def wrong(self) -> list[Finding]:
-        return [
-            finding
-            for findings in self.sections.values()
-            for finding in findings
-            if finding.state == WRONG
-        ]
+        every = (finding for findings in self.sections.values() for finding in findings)
+        return [finding for finding in every if finding.state == WRONG]
 
 
 def examine() -> Report:
@@ -46,11 +42,15 @@ def describe(report: Report) -> str:
     for title, findings in report.sections.items():
         lines.append(f"\n{title}")
         for finding in findings:
-            first, *more = finding.says.splitlines()
-            lines += [f"  {finding.state:6s}{first}", *(f"        {line}" for line in more)]
-            if finding.remedy:
-                lines.append(f"        > {finding.remedy}")
+            lines += _lines(finding)
     count = len(report.wrong)
     ends = {0: "Nothing is wrong.", 1: "1 thing is wrong; the line after > fixes it."}
     lines.append("\n" + ends.get(count, f"{count} things are wrong; the lines after > fix them."))
     return "\n".join(lines).strip()
+
+
+def _lines(finding: Finding) -> list[str]:
+    first, *more = finding.says.splitlines()
+    if finding.remedy:
+        more.append(f"> {finding.remedy}")
+    return [f"  {finding.state:6s}{first}", *(f"        {line}" for line in more)]

@@ -31,57 +31,48 @@ SETUP = "setup.py"
 
 def trainers() -> list[Finding]:
     """By nnU-Net's own search, unless it would import what must not be imported."""
-    named = [
-        Path(folder)
-        for folder in os.environ.get(hook.VARIABLE, "").split(os.pathsep)
-        if folder.strip()
-    ]
+    value = os.environ.get(hook.VARIABLE, "")
+    named = [Path(folder) for folder in value.split(os.pathsep) if folder.strip()]
     if misleading := [finding for folder in named for finding in _misleading(folder)]:
         return misleading
-    found = {}
+    classes = []
     for name in TRAINERS:
         try:
-            found[name] = _search(name)
+            classes.append(_search(name))
         except (Exception, SystemExit) as error:  # it imports all Python files of those folders
-            value = os.environ.get(hook.VARIABLE)
             where = f"{hook.VARIABLE}={value}" if value else f"{hook.VARIABLE} is not set"
-            return [
-                wrong(
-                    f"nnU-Net does not find -tr {name}; {where}\n{first_line(error)[:200]}",
-                    FIND_OURS,
-                )
-            ]
+            says = f"nnU-Net does not find -tr {name}; {where}\n{first_line(error)[:200]}"
+            return [wrong(says, FIND_OURS)]
+    return [_found(classes)]
+
+
+def _found(classes: list[type]) -> Finding:
+    """Where the trainers are, and whether nnU-Net's own commands find them as well."""
     # Not by the class's module: nnU-Net takes those that it found out of sys.modules again.
-    places = sorted({str(Path(cls.__init__.__code__.co_filename).parent) for cls in found.values()})
-    says = f"-tr {', '.join(found)} in {', '.join(places)}"
-    if hook.trainers_folder() in (hook.BEFORE or "").split(os.pathsep):
-        return [ok(f"{says}, by {ways.way()}")]
+    places = sorted({str(Path(cls.__init__.__code__.co_filename).parent) for cls in classes})
+    says = f"-tr {', '.join(TRAINERS)} in {', '.join(places)}"
+    before = hook.BEFORE or ""
+    if hook.trainers_folder() in before.split(os.pathsep):
+        return ok(f"{says}, by {ways.way()}")
     says = (
         f"{says},\nbut only here, where nnssl is imported, as in a notebook that does. This "
         f"package is {ways.installation()},"
     )
-    if others := ways.other_copies(hook.BEFORE or ""):
+    if others := ways.other_copies(before):
         copy = "nnU-Net's commands take those of another copy"
-        return [note(f"{says}\nand {copy}: {', '.join(others)}", FIND_OURS)]
-    return [
-        wrong(
-            f"{says}\nand {hook.VARIABLE} is not set to them, so that nnU-Net's commands do not",
-            FIND_OURS,
-        )
-    ]
+        return note(f"{says}\nand {copy}: {', '.join(others)}", FIND_OURS)
+    return wrong(
+        f"{says}\nand {hook.VARIABLE} is not set to them, so that nnU-Net's commands do not",
+        FIND_OURS,
+    )
 
 
 def _misleading(folder: Path) -> Iterator[Finding]:
+    names = f"{hook.VARIABLE} names {folder}, which"
     if not folder.is_dir():
-        yield wrong(
-            f"{hook.VARIABLE} names {folder}, which is no folder: nnU-Net passes over it silently",
-            FIND_OURS,
-        )
+        yield wrong(f"{names} is no folder: nnU-Net passes over it silently", FIND_OURS)
     if (folder / SETUP).is_file():
-        says = (
-            f"{hook.VARIABLE} names {folder}, which holds {SETUP}: nnU-Net imports every Python "
-            "file below it"
-        )
+        says = f"{names} holds {SETUP}: nnU-Net imports every Python file below it"
         yield wrong(f"{says}.\nName the folder of the trainers, not the repository", FIND_OURS)
 
 
@@ -103,48 +94,62 @@ def checkpoints() -> list[Finding]:
 
 def _named_by_plans() -> Iterator[Finding]:
     top = os.environ.get(PREPROCESSED)
-    for path in sorted(Path(top).glob("Dataset*/*.json")) if top else ():
-        if path.name in NOT_PLANS:
-            continue
-        try:
-            plans = files.read_json(path)
-        except (ValueError, OSError) as error:
-            yield wrong(f"{path} cannot be read: {first_line(error)}", f"rm {path}")
-            continue
-        if INFO in plans or any(map(is_ours, plans.get("configurations", {}).values())):
-            yield _judge(path, plans)
-            for says, remedy in cautions(path.parent, plans):
-                yield note(f"{path.parent.name} -p {path.stem}: {says}", remedy)
+    paths = sorted(Path(top).glob("Dataset*/*.json")) if top else []
+    for path in paths:
+        if path.name not in NOT_PLANS:
+            yield from _of_plans(path)
+
+
+def _of_plans(path: Path) -> Iterator[Finding]:
+    """Nothing where the plans have no network of ours."""
+    try:
+        plans = files.read_json(path)
+    except (ValueError, OSError) as error:
+        yield wrong(f"{path} cannot be read: {first_line(error)}", f"rm {path}")
+        return
+    if INFO in plans or any(map(is_ours, plans.get("configurations", {}).values())):
+        yield _judge(path, plans)
+        for says, remedy in cautions(path.parent, plans):
+            yield note(f"{path.parent.name} -p {path.stem}: {says}", remedy)
 
 
 def _judge(path: Path, plans: dict) -> Finding:
     dataset, name = path.parent.name, path.stem
-    info = plans.get(INFO, {})
-    again = f"nnssl_plan -d {dataset} -c CHECKPOINT --name {'NAME' if '__' in name else name}"
     try:
-        Recipe.of(plans)
-        if not info.get("checkpoint_path"):
-            return ok(f"{dataset} -p {name}: no checkpoint, for -tr SwinScratchTrainer")
-        if address.is_address(info["checkpoint_path"]):  # nothing is fetched for a look
-            return ok(f"{dataset} -p {name}: {info['checkpoint_path']}, fetched where it is used")
-        choice = checkpoint_choice.choose(info, f"{dataset}/{name}.json")
-        loaded = _load(choice.path)
-        checkpoint_choice.check(choice, loaded.sha256)
+        return ok(f"{dataset} -p {name}: {_starts_from(path, plans)}")
     except (ValueError, TypeError, OSError) as error:
+        other = "NAME" if "__" in name else name
+        again = f"nnssl_plan -d {dataset} -c CHECKPOINT --name {other}"
         return wrong(f"{dataset} -p {name}: {_without_remedy(error)}", again)
-    return ok(f"{dataset} -p {name}: {_about(loaded)}")
+
+
+def _starts_from(path: Path, plans: dict) -> str:
+    """The checkpoint that plans name. Raises where it is not there, or not the one that was
+    planned.
+    """
+    Recipe.of(plans)
+    info = plans.get(INFO, {})
+    named = info.get("checkpoint_path")
+    if not named:
+        return "no checkpoint, for -tr SwinScratchTrainer"
+    if address.is_address(named):  # nothing is fetched for a look
+        return f"{named}, fetched where it is used"
+    choice = checkpoint_choice.choose(info, f"{path.parent.name}/{path.name}")
+    loaded = _load(choice.path)
+    checkpoint_choice.check(choice, loaded.sha256)
+    return _about(loaded)
 
 
 def _default() -> Finding:
     choose_one = f"export {checkpoint_choice.VARIABLE}=PATH_TO_CHECKPOINT"
-    if address.is_address(named := os.environ.get(checkpoint_choice.VARIABLE, "")):
+    named = os.environ.get(checkpoint_choice.VARIABLE, "")
+    if address.is_address(named):
         return ok(f"plans that name no checkpoint: {named}, fetched where it is used")
     try:
         choice = checkpoint_choice.choose({})
+        return ok(f"plans that name no checkpoint: {_about(_load(choice.path))}, {choice.named_by}")
     except checkpoint_choice.NoCheckpointError as error:
         return wrong(f"plans that name no checkpoint: {_without_remedy(error)}", choose_one)
-    try:
-        return ok(f"plans that name no checkpoint: {_about(_load(choice.path))}, {choice.named_by}")
     except (ValueError, OSError) as error:
         return wrong(
             f"plans that name no checkpoint: {first_line(error)}",
@@ -169,9 +174,6 @@ def _about(loaded: checkpoint.Checkpoint) -> str:
 
 def _without_remedy(error: BaseException) -> str:
     """A message without the ways to fix it that the trainers' log lists: here one line follows."""
-    return (
-        str(error)
-        .partition(checkpoint_choice.REMEDY)[0]
-        .partition("Put the old file back")[0]
-        .strip()
-    )
+    before, *_ = str(error).partition(checkpoint_choice.REMEDY)
+    before, *_ = before.partition("Put the old file back")
+    return before.strip()

@@ -18,19 +18,20 @@ def folders() -> list[Finding]:
 
 
 def _folder(variable: str, written: bool = True) -> Finding:
+    export = f"export {variable}=/path/to/{variable}"
     if not os.environ.get(variable):
-        return wrong(f"{variable} is not set", f"export {variable}=/path/to/{variable}")
+        return wrong(f"{variable} is not set", export)
     path = Path(os.environ[variable])
     if not path.exists():
         return wrong(f"{variable}: there is no folder {path}", f"mkdir -p {path}")
     if not path.is_dir():
-        return wrong(
-            f"{variable}: {path} is not a folder", f"export {variable}=/path/to/{variable}"
-        )
+        return wrong(f"{variable}: {path} is not a folder", export)
     if not os.access(path, os.R_OK | os.X_OK):
         return wrong(f"{variable}: {path} is not readable", f"chmod u+rx {path}")
-    if not written:
-        return ok(f"{variable}: {path}")
+    return _writable(variable, path) if written else ok(f"{variable}: {path}")
+
+
+def _writable(variable: str, path: Path) -> Finding:
     if (error := _cannot_write(path)) is not None:
         return wrong(f"{variable}: {path} is not writable ({error.strerror})", f"chmod u+w {path}")
     free = shutil.disk_usage(path).free / 2**30

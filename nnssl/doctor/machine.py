@@ -21,19 +21,19 @@ def _devices() -> list[Finding]:
     import torch
 
     if torch.cuda.is_available():
-        every = (torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count()))
-        return [
-            ok(f"GPU {i}: {gpu.name}, {gpu.total_memory / GIB:.0f} GiB")
-            for i, gpu in enumerate(every)
-        ]
+        return [_gpu(number) for number in range(torch.cuda.device_count())]
     if torch.backends.mps.is_available():
         return [ok("no CUDA; Apple's GPU: -device mps")]
     built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
-    return [
-        note(
-            f"no GPU is visible, and PyTorch is {built}: everything runs, slowly, with -device cpu"
-        )
-    ]
+    slowly = "everything runs, slowly, with -device cpu"
+    return [note(f"no GPU is visible, and PyTorch is {built}: {slowly}")]
+
+
+def _gpu(number: int) -> Finding:
+    import torch
+
+    gpu = torch.cuda.get_device_properties(number)
+    return ok(f"GPU {number}: {gpu.name}, {gpu.total_memory / GIB:.0f} GiB")
 
 
 def _processors() -> Finding:

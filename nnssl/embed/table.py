@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from nnssl import files
-from nnssl.data.survey import NAMES
+from nnssl.data.survey_report import NAMES
 from nnssl.embed.pooling import BODY, Pooled
 from nnssl.types import HUPolicy, Shape
 

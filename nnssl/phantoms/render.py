@@ -36,12 +36,15 @@ def phantom(seed: int, shape: Shape | None = None, spacing: Spacing | None = Non
     coarse = (rng.uniform(4.0, 7.0), *[rng.uniform(5.0, 6.5)] * 2)
     _check(shape, spacing)
     if spacing is None:
-        spacing = (
-            coarse if shape is None else tuple(e / n for e, n in zip(extent, shape, strict=True))
-        )
+        spacing = coarse if shape is None else _spacing(extent, shape)
     if shape is None:
         shape = tuple(max(2, round(e / s)) for e, s in zip(extent, spacing, strict=True))
     return render(anatomy, shape, spacing, rng)
+
+
+def _spacing(extent: Spacing, shape: Shape) -> Spacing:
+    """So that `shape` voxels fill `extent` mm."""
+    return tuple(mm / voxels for mm, voxels in zip(extent, shape, strict=True))
 
 
 def _check(shape: Shape | None, spacing: Spacing | None) -> None:
@@ -55,6 +58,18 @@ def _check(shape: Shape | None, spacing: Spacing | None) -> None:
 
 def render(anatomy: Anatomy, shape: Shape, spacing: Spacing, rng: np.random.Generator) -> Phantom:
     """Paint the parts, blur over the voxel borders (partial volume), add texture and noise."""
+    hu, texture, labels = _painted(anatomy, shape, spacing)
+    hu = blur(hu, passes=1, fraction=0.12)
+    hu += texture * _noise(rng, shape, passes=3)
+    hu += anatomy.noise * _noise(rng, shape, passes=1)
+    rounded = np.clip(np.rint(hu), -1024, 3071).astype(np.int16)
+    return Phantom(rounded, labels, tuple(map(float, spacing)))
+
+
+def _painted(
+    anatomy: Anatomy, shape: Shape, spacing: Spacing
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """HU, std of the texture, and labels, each [Z Y X]."""
     grid = _bent(_grid(shape, spacing), anatomy.bend)
     hu = np.full(shape, AIR, np.float32)
     texture = np.zeros(shape, np.float32)
@@ -62,12 +77,13 @@ def render(anatomy: Anatomy, shape: Shape, spacing: Spacing, rng: np.random.Gene
     for part in anatomy.parts:
         inside = part.inside(grid)
         hu[inside], texture[inside], labels[inside] = part.hu, part.texture, part.label
-    hu = blur(hu, passes=1, fraction=0.12)
-    hu += texture * _unit(blur(rng.standard_normal(shape, np.float32), passes=3))
-    hu += anatomy.noise * _unit(blur(rng.standard_normal(shape, np.float32), passes=1))
-    return Phantom(
-        np.clip(np.rint(hu), -1024, 3071).astype(np.int16), labels, tuple(map(float, spacing))
-    )
+    return hu, texture, labels
+
+
+def _noise(rng: np.random.Generator, shape: Shape, passes: int) -> np.ndarray:
+    """Smooth noise [Z Y X] of std 1."""
+    noise = blur(rng.standard_normal(shape, np.float32), passes)
+    return noise / noise.std()
 
 
 def _grid(shape: Shape, spacing: Spacing) -> Grid:
@@ -88,16 +104,15 @@ def _bent(grid: Grid, bend: np.ndarray) -> Grid:
 
 
 def blur(volume: np.ndarray, passes: int, fraction: float = 0.25) -> np.ndarray:
-    """Each neighbour gives `fraction` of itself, along every axis, `passes` times; edges repeated."""
+    """Each neighbour gives `fraction` of itself, along every axis, `passes` times; edges repeat."""
     for _ in range(passes):
         for axis in range(volume.ndim):
-            pad = np.array([(1, 1) if a == axis else (0, 0) for a in range(volume.ndim)])
-            wide = np.moveaxis(np.pad(volume, pad, mode="edge"), axis, 0)
-            volume = np.moveaxis(
-                fraction * (wide[:-2] + wide[2:]) + (1 - 2 * fraction) * wide[1:-1], 0, axis
-            )
+            volume = _blur_along(volume, axis, fraction)
     return np.ascontiguousarray(volume)
 
 
-def _unit(noise: np.ndarray) -> np.ndarray:
-    return noise / noise.std()
+def _blur_along(volume: np.ndarray, axis: int, fraction: float) -> np.ndarray:
+    pad = np.array([(1, 1) if a == axis else (0, 0) for a in range(volume.ndim)])
+    wide = np.moveaxis(np.pad(volume, pad, mode="edge"), axis, 0)
+    blurred = fraction * (wide[:-2] + wide[2:]) + (1 - 2 * fraction) * wide[1:-1]
+    return np.moveaxis(blurred, 0, axis)

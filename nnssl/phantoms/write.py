@@ -26,7 +26,7 @@ def write_scan(path: Path | str, volume: np.ndarray, spacing: Spacing) -> None:
 def write_folder(
     folder: Path | str, seeds: Iterable[int], shape: Shape | None = None
 ) -> list[Path]:
-    """Unlabelled phantoms, one `phantom_<seed>.nii.gz` a seed, for pretraining."""
+    """Unlabelled phantoms, one `phantom_<seed>.nii.gz` per seed, for pretraining."""
     paths = []
     for seed in seeds:
         made = phantom(seed, shape)
@@ -48,10 +48,7 @@ def write_nnunet_dataset(
     training = list(training)
     for part, seeds in (("Tr", training), ("Ts", unseen)):
         for seed in seeds:
-            made = phantom(seed, shape)
-            case = f"phantom_{seed:04d}"
-            write_scan(folder / f"images{part}" / f"{case}_0000.nii.gz", made.hu, made.spacing)
-            write_scan(folder / f"labels{part}" / f"{case}.nii.gz", made.labels, made.spacing)
+            _write_case(folder, part, seed, shape)
     description = {
         "channel_names": {"0": "CT"},
         "labels": LABELS,
@@ -59,3 +56,11 @@ def write_nnunet_dataset(
         "file_ending": ".nii.gz",
     }
     write_json(folder / "dataset.json", description)
+
+
+def _write_case(folder: Path, part: str, seed: int, shape: Shape | None) -> None:
+    """Image and labels of one case; `part`: Tr or Ts, as nnU-Net's folders end."""
+    made = phantom(seed, shape)
+    case = f"phantom_{seed:04d}"
+    write_scan(folder / f"images{part}" / f"{case}_0000.nii.gz", made.hu, made.spacing)
+    write_scan(folder / f"labels{part}" / f"{case}.nii.gz", made.labels, made.spacing)

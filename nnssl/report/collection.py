@@ -13,7 +13,9 @@ import numpy as np
 from nnssl import files
 from nnssl.data.crops import stored_array
 from nnssl.data.plan import Case, Plan, case_id
-from nnssl.data.survey import HISTOGRAM, ScanReport, body_histograms
+from nnssl.data.survey import HISTOGRAM
+from nnssl.data.survey_lines import body_histograms
+from nnssl.data.survey_report import ScanReport
 from nnssl.report import charts, left_out
 from nnssl.report.charts import SHOWN_HU, STEP
 from nnssl.report.thumbnails import Planes, picture

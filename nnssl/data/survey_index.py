@@ -1,54 +1,24 @@
-"""The survey's answers in one file, `surveyed.jsonl`, so that a start need not open one for each
-scan.
+"""The survey's lines in one file, `surveyed.jsonl`, so that a start need not open one for each scan.
 
-What each answer says but for its histogram, a line a scan, below a line of what failed. It says
-nothing that the files in `survey/` do not say: an answer whose file is gone or has another size is
-not taken from here, and neither is that of a scan which has changed.
+It holds each line but for its histogram, below a row of what failed. It says nothing that the files
+in `survey/` do not say. A line whose file is gone or has another size is not taken from here, and
+neither is that of a scan which has changed.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from nnssl.data.done import sizes_in
 from nnssl.data.scans import Found
-from nnssl.files import atomic, fingerprint
+from nnssl.data.survey_lines import LINES, line_file
+from nnssl.data.survey_report import ScanReport
+from nnssl.files import atomic
 from nnssl.memory import uncollected
-from nnssl.types import Shape, Spacing
 
-ANSWERS, INDEX = "survey", "surveyed.jsonl"
-
-
-@dataclass(frozen=True)
-class ScanReport:
-    """One line of the report. `histogram`: of the body voxels in HU, one bin a unit, compressed.
-
-    `orientation`: where x, y and z run, as stored. `note`: what reading changed, of a scan that is
-    kept.
-    """
-
-    path: str
-    series: str
-    kept: bool
-    reason: str = ""
-    shape: Shape = ()
-    spacing: Spacing = ()
-    percentiles: tuple[float, ...] = ()
-    histogram: str = ""
-    orientation: str = ""
-    note: str = ""
-
-    @property
-    def found(self) -> Found:
-        return Found(self.path, self.series)
-
-
-def place(scan: Found, folder: Path) -> Path:
-    """Where the answer to a scan is kept."""
-    return folder / ANSWERS / f"{fingerprint([scan.path, scan.series])}.json"
+INDEX = "surveyed.jsonl"
 
 
 class Index:
@@ -58,7 +28,7 @@ class Index:
 
     @uncollected()
     def __init__(self, folder: Path, signatures: Mapping[Found, list]) -> None:
-        self.path, self._answers, self._lines = folder / INDEX, folder / ANSWERS, 0
+        self.path, self._folder, self._lines = folder / INDEX, folder / LINES, 0
         self.known: dict[Found, ScanReport] = {}
         self._failed: list | None = None
         try:
@@ -71,13 +41,13 @@ class Index:
     def _read(
         self, file: Iterator[str], signatures: Mapping[Found, list]
     ) -> Iterator[tuple[Found, ScanReport]]:
-        there = sizes_in(self._answers) if signatures else {}
+        there = sizes_in(self._folder) if signatures else {}
         for text in file:
-            answer, size, signature, path, series, *verdict, orientation, note = json.loads(text)
+            file_name, size, signature, path, series, *verdict, orientation, note = json.loads(text)
             kept, reason, *tuples = verdict
             self._lines += 1
             scan = Found(path, series)
-            if signatures.get(scan) == signature and there.get(answer) == size:
+            if signatures.get(scan) == signature and there.get(file_name) == size:
                 shape, spacing, percentiles = map(tuple, tuples)
                 yield (
                     scan,
@@ -98,15 +68,16 @@ class Index:
         signatures: Mapping[Found, list],
         failed: Mapping[Found, str],
     ) -> None:
-        encode, there = json.JSONEncoder().encode, sizes_in(self._answers)
+        encode, there = json.JSONEncoder().encode, sizes_in(self._folder)
         with atomic(self.path) as temporary, temporary.open("w", encoding="utf-8") as file:
             file.write(encode(_rows(failed)) + "\n")
             for scan, of in lines.items():
-                answer = place(scan, self._answers).name
+                file_name = line_file(scan, self._folder).name
                 about = (of.path, of.series, of.kept, of.reason, of.shape, of.spacing)
                 last = (of.percentiles, of.orientation, of.note)
                 file.write(
-                    encode([answer, there.get(answer), signatures[scan], *about, *last]) + "\n"
+                    encode([file_name, there.get(file_name), signatures[scan], *about, *last])
+                    + "\n"
                 )
 
 

@@ -1,4 +1,4 @@
-"""The survey's answers in one file: what it says is taken where nothing has changed, and only
+"""The survey's lines in one file: what it says is taken where nothing has changed, and only
 there.
 """
 
@@ -10,9 +10,12 @@ from pathlib import Path
 import pytest
 
 from nnssl.data import survey as survey_module
-from nnssl.data.answers import INDEX, Index, ScanReport, place
+from nnssl.data import survey_lines
 from nnssl.data.scans import Found
 from nnssl.data.survey import survey
+from nnssl.data.survey_index import INDEX, Index
+from nnssl.data.survey_lines import line_file
+from nnssl.data.survey_report import ScanReport
 from nnssl.files import LONG, read_json, write_json
 
 SHAPE = (4, 5, 6)
@@ -43,9 +46,9 @@ def looked(monkeypatch) -> list[str]:
 @pytest.fixture
 def opened(monkeypatch) -> list[str]:
     names: list[str] = []
-    read = survey_module.read_json
+    read = survey_lines.read_json
     monkeypatch.setattr(
-        survey_module, "read_json", lambda path: names.append(Path(path).name) or read(path)
+        survey_lines, "read_json", lambda path: names.append(Path(path).name) or read(path)
     )
     return names
 
@@ -74,7 +77,7 @@ def test_no_answer_is_opened_and_no_report_written_again(tmp_path, scans, looked
 
 
 @pytest.mark.parametrize("damage", ["{", "", "[]\n[1]\n", '[]\n"text"\n'], ids=repr)
-def test_a_damaged_file_is_made_anew(tmp_path, scans, looked, damage: str) -> None:
+def test_a_damaged_file_is_made_again(tmp_path, scans, looked, damage: str) -> None:
     out = tmp_path / "out"
     whole = (out / INDEX).read_bytes()
     (out / INDEX).write_text(damage)
@@ -86,8 +89,8 @@ def test_a_damaged_file_is_made_anew(tmp_path, scans, looked, damage: str) -> No
 def test_what_has_changed_is_looked_at_again(tmp_path, scans, looked) -> None:
     out = tmp_path / "out"
     Path(scans[0].path).write_bytes(b"1234")  # another size
-    place(scans[1], out).unlink()
-    place(scans[2], out).write_text("[]")  # damaged
+    line_file(scans[1], out).unlink()
+    line_file(scans[2], out).write_text("[]")  # damaged
     assert len(survey(scans, out, 0, planned=True)) == 3
     assert looked == ["a.nii.gz", "b.nii.gz", "c.nii.gz"]
     looked.clear()
@@ -116,7 +119,7 @@ def test_the_report_follows_what_is_there(tmp_path, scans) -> None:
 def test_names_that_are_not_utf8_are_kept(tmp_path) -> None:
     scan = Found("/raw/\udce4.nii.gz", "")
     line = ScanReport(scan.path, "", True, "", SHAPE, (1.0, 1.0, 1.0))
-    write_json(place(scan, tmp_path), {})
+    write_json(line_file(scan, tmp_path), {})
     index = Index(tmp_path, {})
     index.keep({scan: line}, {scan: [2, 3, 4]}, {})
     assert Index(tmp_path, {scan: [2, 3, 4]}).known == {scan: line}

@@ -1,0 +1,161 @@
+"""The stacks that the slices of a DICOM folder make, and which of them are no scan."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from nnssl.data.dicom_slices import Slice
+from nnssl.data.refusals import UnusableScanError
+from nnssl.data.stacks import arrange
+from nnssl.files import fingerprint
+from nnssl.types import Spacing
+
+VERSION = 2  # goes up when a change in these rules makes kept results wrong
+READ = ("CT", "MR")  # modalities
+
+LOCALIZER_WORDS = {"LOCALIZER", "LOCALISER", "SCOUT", "TOPOGRAM"}
+REFORMAT_WORDS = {"REFORMATTED", "MPR", "CPR", "MIP", "MINIP", "PROJECTION", "VRT", "VOLREN"}
+
+
+@dataclass(frozen=True)
+class Series:
+    """Slices that make one stack: file names in order along the stack, spacing (z, y, x), or why it
+    is left out.
+
+    `frames`: of the files, where one has several. `positions` where the slices make no straight and
+    even grid; `note` says so then.
+    """
+
+    uid: str
+    files: tuple[str, ...]
+    spacing: Spacing = ()
+    reason: str = ""
+    modality: str = ""
+    frames: tuple[int, ...] = ()
+    orientation: tuple[float, ...] = ()
+    positions: tuple[tuple[float, ...], ...] = ()
+    note: str = ""
+
+    def signature(self, folder: Path | str) -> list:
+        """What changes when one of its files changes."""
+        paths = [Path(folder, name) for name in dict.fromkeys(self.files)]
+        return [*signature_of(paths), self.reason]
+
+
+def signature_of(paths: Sequence[Path]) -> list:
+    """What changes when one of the files changes."""
+    states = [(path.name, (status := path.stat()).st_size, status.st_mtime_ns) for path in paths]
+    return [VERSION, fingerprint(states)]
+
+
+def judge(slices: Iterable[Slice]) -> list[Series]:
+    """Group slices to stacks and order each. A UID that holds several stacks (size, orientation)
+    names them #2, #3.
+    """
+    groups: dict[str, dict[tuple, list[Slice]]] = defaultdict(lambda: defaultdict(list))
+    for one in slices:
+        groups[one.series][_stack(one)].append(one)
+    series = []
+    for uid, stacks in groups.items():
+        largest_first = sorted(stacks.values(), key=len, reverse=True)
+        for number, stack in enumerate(largest_first, start=1):
+            series.append(_judge_stack(uid if number == 1 else f"{uid}#{number}", stack))
+    return series
+
+
+def _stack(one: Slice) -> tuple:
+    """Slices for which this is equal can be one volume."""
+    return (
+        tuple(round(v, 3) for v in one.orientation),
+        tuple(round(v, 4) for v in one.pixel),
+        one.size,
+        one.components,
+        one.modality,
+        one.echo if one.modality == "MR" else "",
+        bool(_words(one) & LOCALIZER_WORDS),
+        bool(one.position),
+    )
+
+
+def _words(one: Slice) -> set[str]:
+    return set(re.split(r"[^A-Z0-9]+", one.image_type))
+
+
+def _judge_stack(uid: str, slices: list[Slice]) -> Series:
+    # the same slice copied under another name
+    stack = list({one.instance: one for one in slices}.values())
+    try:
+        _check_kind(stack)
+        return _arranged(uid, stack)
+    except UnusableScanError as refusal:
+        names = tuple(dict.fromkeys(one.name for one in stack))
+        return Series(uid, names, reason=str(refusal), modality=stack[0].modality)
+
+
+def _arranged(uid: str, stack: list[Slice]) -> Series:
+    """In order along the stack. UnusableScanError for slices that are no grid."""
+    first = stack[0]
+    positions = np.array([one.position for one in stack])
+    found = arrange(positions, np.array(first.orientation), table=first.modality == "CT")
+    ordered = [stack[number] for number in found.order]
+    return Series(
+        uid,
+        tuple(one.name for one in ordered),
+        (found.spacing, *first.pixel[::-1]),
+        modality=first.modality,
+        frames=tuple(one.frame for one in ordered) if first.size[2] > 1 else (),
+        orientation=first.orientation,
+        positions=tuple(one.position for one in ordered) if found.note else (),
+        note=found.note,
+    )
+
+
+def _check_kind(stack: list[Slice]) -> None:
+    """Refuse what is not a stack of slices of a scan."""
+    one = stack[0]
+    if one.error:
+        raise UnusableScanError(
+            f"{len(stack)} files cannot be read as DICOM images; the first: {one.error}"
+        )
+    if one.modality not in READ:
+        raise UnusableScanError(f"is {one.modality or 'of no modality'}, not {' or '.join(READ)}")
+    _check_image_type(_words(one))
+    if one.components != 1:
+        raise UnusableScanError(f"has {one.components} components per voxel, a CT has one")
+    _check_geometry(one)
+    if one.size[2] > 1 and len({each.rescaling for each in stack}) > 1:
+        raise UnusableScanError(
+            "is a multi-frame file that rescales each frame differently; convert it to NIfTI"
+        )
+
+
+def _check_image_type(words: set[str]) -> None:
+    if localizer := words & LOCALIZER_WORDS:
+        raise UnusableScanError(f"is a localizer: image type {'/'.join(localizer)}")
+    if reformat := words & REFORMAT_WORDS:
+        raise UnusableScanError(
+            f"is a reformat, not the primary stack: image type {'/'.join(sorted(reformat))}"
+        )
+
+
+def _check_geometry(one: Slice) -> None:
+    """Refuse a slice that does not say where it lies, or how large its pixels are."""
+    if not (one.position and one.orientation):
+        raise UnusableScanError(
+            "has no ImagePositionPatient or ImageOrientationPatient, so its slices cannot be placed"
+        )
+    if not one.pixel or min(one.pixel) <= 0:
+        raise UnusableScanError(
+            f"says no spacing: PixelSpacing {one.pixel or 'is absent or no two numbers'}"
+        )
+    axes = np.reshape(one.orientation, (2, 3))
+    if np.abs(axes @ axes.T - np.eye(2)).max() > 1e-2:
+        raise UnusableScanError(
+            "has an ImageOrientationPatient whose directions are not at right angles"
+        )

@@ -1,0 +1,114 @@
+"""The text header of a MetaImage file (.mha, .mhd)."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from nnssl.data.data_files import data_files, unreadable
+from nnssl.data.header_text import Stored, floats, lines, sizes
+from nnssl.data.refusals import UnusableScanError
+
+# bytes on disk; a long is one of 4 in MetaImage
+TYPES = {
+    "CHAR": 1,
+    "UCHAR": 1,
+    "SHORT": 2,
+    "USHORT": 2,
+    "INT": 4,
+    "UINT": 4,
+    "LONG": 4,
+    "ULONG": 4,
+    "LONG_LONG": 8,
+    "ULONG_LONG": 8,
+    "FLOAT": 4,
+    "DOUBLE": 8,
+}
+VECTORS = (
+    "DimSize",
+    "ElementSpacing",
+    "ElementSize",
+    "Offset",
+    "Position",
+    "Origin",
+    "CenterOfRotation",
+)
+MATRICES = ("TransformMatrix", "Rotation", "Orientation")
+
+
+def parse(path: Path, file: BinaryIO) -> Stored:
+    """Raises UnusableScanError, or ValueError or KeyError for what is not understood."""
+    fields = _fields(file)
+    _check(fields)
+    kind = fields["ElementType"].removeprefix("MET_")
+    encoding, limit = _encoding(fields)
+    files, offset = (path,), file.tell()
+    if fields["ElementDataFile"].upper() != "LOCAL":
+        files, offset = data_files(path, fields["ElementDataFile"], lines(file)), 0
+    if (skipped := int(fields.get("HeaderSize", "0"))) < -1:
+        raise unreadable(f"its header says HeaderSize {skipped}")
+    return Stored(
+        files,
+        max(offset, skipped),
+        encoding,
+        count=math.prod(sizes(fields["DimSize"])),
+        size=TYPES[kind],
+        unsigned=kind.startswith("U"),
+        limit=limit,
+    )
+
+
+def _fields(file: BinaryIO) -> dict[str, str]:
+    fields: dict[str, str] = {}
+    for line in lines(file):
+        if not line.strip():
+            continue
+        # Strict, since MetaIO would find another key or value in what is not of this form.
+        found = re.fullmatch(r"\s*(\w+)\s*=\s*(\S[^\r]*?)\s*", line)
+        if not found or found[1] in fields:
+            raise unreadable(
+                f"line {len(fields) + 1} of its header is not KEY = VALUE, or a key is there twice"
+            )
+        fields[found[1]] = found[2]
+        if found[1] == "ElementDataFile":
+            return fields
+    raise unreadable("its header names no ElementDataFile")
+
+
+def _check(fields: dict[str, str]) -> None:
+    """Refuse other than scalars on three axes, and what is not finite."""
+    if fields.get("NDims") != "3":
+        raise UnusableScanError(f"is not three-dimensional: NDims {fields.get('NDims')}")
+    _check_counts(fields, VECTORS, 3)
+    _check_counts(fields, MATRICES, 9)
+    if not {"ElementSpacing", "ElementSize"} & set(fields):
+        raise UnusableScanError("says no spacing")
+    for key in MATRICES:
+        if key in fields and abs(np.linalg.det(np.reshape(floats(fields[key]), (3, 3)))) < 1e-3:
+            raise unreadable(f"its {key} gives axes that lie in one plane")
+    if (channels := int(fields.get("ElementNumberOfChannels", "1"))) != 1:
+        raise UnusableScanError(f"has {channels} components per voxel, a CT has one")
+
+
+def _check_counts(fields: dict[str, str], keys: tuple[str, ...], count: int) -> None:
+    """Refuse one of `keys` that does not give `count` finite numbers."""
+    if any(len(floats(fields[key])) != count for key in keys if key in fields):
+        raise unreadable(
+            f"its header does not give {count} finite numbers for one of {', '.join(keys)}"
+        )
+
+
+def _encoding(fields: dict[str, str]) -> tuple[str, int | None]:
+    """How the voxels are encoded, and the bytes of compressed ones where the header says so."""
+    if _true(fields.get("CompressedData", "False")):
+        size = fields.get("CompressedDataSize")
+        return "zlib", None if size is None else int(size)
+    return "raw" if _true(fields.get("BinaryData", "True")) else "text", None
+
+
+def _true(text: str) -> bool:
+    return text[:1].upper() in ("T", "1")

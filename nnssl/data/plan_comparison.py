@@ -1,0 +1,65 @@
+"""A plan that is there, compared with the scans that are there now and with the options."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from nnssl.data.plan import Case, Plan
+from nnssl.data.survey_report import ScanReport
+from nnssl.types import Shape, Spacing
+
+# spacing, crop and HU range where they are given by name
+Overrides = tuple["Spacing | None", "Shape | None", "tuple[float, float] | None"]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The scans of a plan `before`, and those that are there `now`, by path and series."""
+
+    before: dict[tuple[str, str], Case]
+    now: dict[tuple[str, str], ScanReport]
+
+    @property
+    def new(self) -> list[ScanReport]:
+        return [self.now[key] for key in sorted(self.now.keys() - self.before.keys())]
+
+    @property
+    def both(self) -> set[tuple[str, str]]:
+        return self.now.keys() & self.before.keys()
+
+    @property
+    def gone(self) -> int:
+        return len(self.before) - len(self.both)
+
+    @property
+    def changed(self) -> int:
+        pairs = ((self.now[key], self.before[key]) for key in self.both)
+        return sum((now.shape, now.spacing) != (old.shape, old.spacing) for now, old in pairs)
+
+    def describe(self) -> str:
+        """In words; nothing where there is no difference."""
+        counts = {
+            "new": len(self.new),
+            "gone (what is preprocessed of them stays in use)": self.gone,
+            "changed (what is preprocessed of them stays in use)": self.changed,
+        }
+        return ", ".join(f"{number} {what}" for what, number in counts.items() if number)
+
+
+def other_values(old: Plan, overrides: Overrides) -> Iterator[str]:
+    """Spacing, crop and HU range that are not those of the plan."""
+    hu_range = old.hu and (old.hu.low, old.hu.high)
+    has = {"spacing": old.spacing, "crop": old.crop, "HU range": hu_range}
+    for (word, planned), value in zip(has.items(), overrides, strict=True):
+        if value is not None and planned != tuple(map(float, value)):
+            yield f"{word} {planned}, asked for {tuple(value)}"
+
+
+def other_kind(old: Plan, in_hu: bool, pattern: tuple[str, ...]) -> Iterator[str]:
+    """Files or a modality that are not those of the plan."""
+    if pattern and pattern != old.pattern:
+        planned = f"--pattern {' '.join(old.pattern)}" if old.pattern else "no --pattern"
+        yield f"{planned}, asked for {' '.join(pattern)} (--update changes it)"
+    if in_hu != (old.hu is not None):
+        yield "scans in HU" if old.hu else "scans that are not in HU (--no-hu)"

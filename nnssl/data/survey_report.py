@@ -1,0 +1,88 @@
+"""The survey's report: one line per scan, and the files that people read."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nnssl.data.scans import Found
+from nnssl.files import atomic, write_json
+from nnssl.memory import uncollected
+from nnssl.types import Shape, Spacing
+
+PERCENTILES = (0.5, 5.0, 50.0, 95.0, 99.5)
+JSON_REPORT, CSV_REPORT = "report.json", "report.csv"
+# file names need not be valid UTF-8
+NAMES: dict = {"encoding": "utf-8", "errors": "surrogateescape"}
+
+
+@dataclass(frozen=True)
+class ScanReport:
+    """One line of the report. `histogram`: of the body voxels in HU, one bin a unit, compressed.
+
+    `orientation`: where x, y and z run, as stored. `note`: what reading changed, of a scan that is
+    kept.
+    """
+
+    path: str
+    series: str
+    kept: bool
+    reason: str = ""
+    shape: Shape = ()
+    spacing: Spacing = ()
+    percentiles: tuple[float, ...] = ()
+    histogram: str = ""
+    orientation: str = ""
+    note: str = ""
+
+    @property
+    def found(self) -> Found:
+        return Found(self.path, self.series)
+
+
+@uncollected()
+def write_report(lines: Sequence[ScanReport], folder: Path | str, in_hu: bool = True) -> None:
+    """`report.json` and `report.csv`: path, kept or left out, why, shape, spacing, percentiles (HU
+    for CT) and more.
+    """
+    rows = [_row(line, in_hu) for line in lines]
+    kept = [line for line in lines if line.kept]
+    content = {
+        "found": len(lines),
+        "kept": len(kept),
+        "left_out": len(lines) - len(kept),
+        "orientations": dict(Counter(line.orientation for line in kept)),
+        "scans": rows,
+    }
+    write_json(Path(folder) / JSON_REPORT, content)
+    columns = list(_row(ScanReport("", "", False), in_hu))
+    _write_table(Path(folder) / CSV_REPORT, columns, rows)
+
+
+def _write_table(path: Path, columns: Sequence[str], rows: Sequence[dict]) -> None:
+    with atomic(path) as temporary, temporary.open("w", newline="", **NAMES) as file:
+        table = csv.writer(file)
+        table.writerow(columns)
+        for row in rows:
+            joined = {key: "x".join(map(str, row[key])) for key in ("shape", "spacing")}
+            table.writerow((row | joined).values())
+
+
+def _row(line: ScanReport, in_hu: bool) -> dict:
+    """A line as it is read by people, by the names of the table's columns."""
+    names = [f"{'hu' if in_hu else 'value'}_{percent:g}" for percent in PERCENTILES]
+    percentiles = line.percentiles or [None] * len(names)
+    return {
+        "path": line.path,
+        "series": line.series,
+        "kept": line.kept,
+        "reason": line.reason,
+        "shape": list(line.shape),
+        "spacing": [round(mm, 4) for mm in line.spacing],
+        **dict(zip(names, percentiles, strict=True)),
+        "orientation": line.orientation,
+        "note": line.note,
+    }
