@@ -31,7 +31,8 @@ from nnssl.bench.steps import sample
 from nnssl.encoder.attention import fused
 from nnssl.encoder.presets import PRESETS, preset
 from nnssl.encoder.swin import PATCH, Swin, SwinConfig
-from nnssl.encoder.windows import Mask, WindowPartition, stage_windows
+from nnssl.encoder.partition import Mask, WindowPartition
+from nnssl.encoder.windows import stage_windows
 from nnssl.methods import METHODS
 from nnssl.train.run import Run, RunConfig
 from nnssl.types import Shape
@@ -178,7 +179,8 @@ def _attention_inputs(
 ) -> tuple[Tensor, Tensor]:
     """qkv [W n 3 heads d] of so many views, and the bias [heads n n], on the meta device."""
     n = config.window**config.spatial_dims
-    slots = len(partition.tokens if partition.slots is None else partition.slots)
+    filled = partition.token_of_slot
+    slots = len(partition.tokens if filled is None else filled)
     heads = config.heads[0]
     shape = (views * slots // n, n, 3, heads, config.embed_dim // heads)
     qkv = torch.empty(shape, dtype=torch.bfloat16, device=META, requires_grad=True)

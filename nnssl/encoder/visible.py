@@ -69,16 +69,11 @@ def mask_at_stride_8(encoder: Swin) -> None:
 
 def check(encoder: Swin, x: Tensor, visible: Visible) -> None:
     """Raises ValueError where `visible` does not fit the image [B C *spatial] or the encoder."""
-    config, (blocks, side) = encoder.config, visible
+    blocks, side = visible
     if encoder.mask_token is None or len(encoder.mask_token) != encoder.channels[STAGES]:
         raise ValueError(NO_TOKEN)
-    stride = _stride(encoder)
-    spatial = tuple(x.shape[2:])
-    fits = len(side) == config.spatial_dims and all(
-        n > 0 and n % s == 0 and size % n == 0
-        for n, s, size in zip(side, stride, spatial, strict=True)
-    )
-    if not fits:
+    stride, spatial = _stride(encoder), tuple(x.shape[2:])
+    if not _fits(side, stride, spatial):
         raise ValueError(
             f"visible blocks must have sides that are multiples of {stride} voxels and divide the "
             f"image {spatial}, got {tuple(side)}"
@@ -89,30 +84,43 @@ def check(encoder: Swin, x: Tensor, visible: Visible) -> None:
         )
 
 
+def _fits(side: Shape, stride: Shape, spatial: Shape) -> bool:
+    """Whether a block is of whole tokens, and the image of whole blocks."""
+    return len(side) == len(stride) and all(
+        n > 0 and n % s == 0 and size % n == 0
+        for n, s, size in zip(side, stride, spatial, strict=True)
+    )
+
+
 def coarse_tokens(
     encoder: Swin, x: Float[Tensor, "batch channels *size"], visible: Visible
 ) -> Float[Tensor, "batch *grid width"]:
     """[B C *spatial] to the tokens of stride 8 [B *grid 4E]: visible ones computed, others the mask
     token.
     """
-    side = visible.side
-    blocks = tuple(size // n for size, n in zip(x.shape[2:], side, strict=True))
+    if encoder.mask_token is None:
+        raise ValueError(NO_TOKEN)
+    blocks = tuple(size // n for size, n in zip(x.shape[2:], visible.side, strict=True))
     batch, count = len(x), prod(blocks)
-    starts = torch.arange(batch, device=x.device)[:, None] * count
-    rows = (starts + visible.blocks).flatten()
+    first = torch.arange(batch, device=x.device)[:, None] * count  # of each image
+    rows = (first + visible.blocks).flatten()
     kind = encoder.patch_embed.proj.weight.dtype
     x = x.to(kind) if kind in HALF else x
     parts = _apart(x.movedim(1, -1), blocks).flatten(0, 1).index_select(0, rows)
-    tokens = encoder.patch_embed(parts.movedim(-1, 1))
-    stages = encoder.stages[:STAGES]
-    for stage, prepared in zip(stages, given(stages, tokens), strict=True):
-        tokens = stage.downsample(stage(tokens, prepared, encoder.checkpointing))
+    tokens = _computed(encoder, parts.movedim(-1, 1))
     # The rows are distinct, so the gradient is a plain selection: no sum whose order could vary.
-    if encoder.mask_token is None:
-        raise ValueError(NO_TOKEN)
     token = encoder.mask_token.to(tokens.dtype)
     everywhere = token.expand(batch * count, *tokens.shape[1:]).index_copy(0, rows, tokens)
     return _together(everywhere.view(batch, *blocks, *tokens.shape[1:]))
+
+
+def _computed(encoder: Swin, parts: Tensor) -> Tensor:
+    """Blocks [n C *side] to their tokens of stride 8 [n *grid 4E]."""
+    tokens = encoder.patch_embed(parts)
+    stages = encoder.stages[:STAGES]
+    for stage, own in zip(stages, given(stages, tokens), strict=True):
+        tokens = stage.downsample(stage(tokens, own, encoder.checkpointing))
+    return tokens
 
 
 def _stride(encoder: Swin) -> Shape:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nnssl.encoder.attention import kernel
-from nnssl.encoder.windows import Mask
+from nnssl.encoder.partition import Mask
 from nnssl.types import GradContext
 
 if TYPE_CHECKING:
