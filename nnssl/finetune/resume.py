@@ -16,10 +16,8 @@ def whole(checkpoint: dict | str, say: Callable[[str], object]) -> dict | str:
     if isinstance(checkpoint, dict) or not Path(checkpoint).is_file() or _is_whole(checkpoint):
         return checkpoint
     path = Path(checkpoint)
-    best, damage = (
-        path.with_name(BEST),
-        f"{path} is cut short: it was being written when a run ended",
-    )
+    best = path.with_name(BEST)
+    damage = f"{path} is cut short: it was being written when a run ended"
     if best != path and best.is_file() and _is_whole(best):
         say(f"WARNING: {damage}. {BEST} is taken instead, and continues from its epoch")
         return str(best)

@@ -17,18 +17,16 @@ def steps_for(
     """`SwinConfig.steps` for images of `size` voxels of `spacing` mm, by axis.
 
     pretrained: the spacing of the pretraining, in the same order. There every axis was halved, so
-    what counts is how
-                much wider an axis is here than there; None counts as isotropic.
+                what counts is how much wider an axis is here than there; None counts as isotropic.
     An axis of a single token is not halved either: its other half would be padding.
     """
-    width = [
-        here / there
-        for here, there in zip(spacing, pretrained or [1.0] * len(spacing), strict=True)
-    ]
+    pairs = zip(spacing, pretrained or [1.0] * len(spacing), strict=True)
+    width = [here / there for here, there in pairs]
     tokens, steps = list(size), []
     for _ in range(STEPS):
         halved = [w < WIDER * min(width) and n > 1 for w, n in zip(width, tokens, strict=True)]
-        steps.append(tuple(PATCH if half else 1 for half in halved))
-        width = [w * step for w, step in zip(width, steps[-1], strict=True)]
-        tokens = [-(-n // step) for n, step in zip(tokens, steps[-1], strict=True)]
+        step = tuple(PATCH if half else 1 for half in halved)
+        width = [w * s for w, s in zip(width, step, strict=True)]
+        tokens = [-(-n // s) for n, s in zip(tokens, step, strict=True)]
+        steps.append(step)
     return tuple(steps)
