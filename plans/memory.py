@@ -19,6 +19,7 @@ from nnssl.encoder.swin import STEPS, SwinConfig
 from nnssl.encoder.windows import window_and_shift
 from nnssl.network.decoders import OUTPUTS, full_options
 from nnssl.network.swin_unetr import SwinUNETR
+from nnssl.shapes import ceil_div, round_up
 from nnssl.types import Shape
 
 TOLERANCE = 0.15  # of the estimate, over the measured grid
@@ -98,8 +99,7 @@ def _grids(config: SwinConfig, patch: Shape) -> list[Shape]:
     """The patch in voxels, and the grid of tokens behind each step of the encoder."""
     grids = [tuple(patch)]
     for number in range(STEPS):
-        pairs = zip(grids[-1], config.step(number), strict=True)
-        grids.append(tuple(-(-n // step) for n, step in pairs))
+        grids.append(ceil_div(grids[-1], config.step(number)))
     return grids
 
 
@@ -109,7 +109,7 @@ def _encoder_terms(config: SwinConfig, grids: list[Shape]) -> dict[str, float]:
     for stage, (depth, heads, grid) in enumerate(stages):
         width = config.embed_dim * 2**stage
         window, _ = window_and_shift(grid, config.window, config.windows)
-        filled = prod(-(-n // w) * w for n, w in zip(grid, window, strict=True))
+        filled = prod(round_up(grid, window))
         tokens += depth * prod(grid) * width
         slots += depth * filled * width
         scores += depth * filled * prod(window) * heads

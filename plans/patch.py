@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import prod
 
+from nnssl.shapes import round_up
 from nnssl.types import Shape, Spacing
 
 SAMPLES = 2  # nnU-Net's smallest batch
@@ -32,7 +33,7 @@ def plan_patch(
     most of the image. Raises ValueError when even the smallest patch does not fit.
     """
     patch = _cube(spacing, image, gigabytes)
-    patch = _up(patch, grain(patch))
+    patch = round_up(patch, grain(patch))
     while (needed := peak(patch, SAMPLES)) > gigabytes * 1e9:
         steps = grain(patch)
         axis = _axis_to_shorten(patch, steps, image)
@@ -43,7 +44,7 @@ def plan_patch(
                 "--decoder light, or an encoder of fewer channels"
             )
         shorter = tuple(n - steps[axis] * (i == axis) for i, n in enumerate(patch))
-        patch = _up(shorter, grain(shorter))
+        patch = round_up(shorter, grain(shorter))
     return patch
 
 
@@ -68,7 +69,3 @@ def plan_batch(patch: Shape, peak: Peak, gigabytes: float, most: float) -> int:
     one = peak(patch, SAMPLES) - peak(patch, SAMPLES - 1)
     room = gigabytes * 1e9 - peak(patch, SAMPLES)
     return max(SAMPLES, min(SAMPLES + int(room // one), round(most)))
-
-
-def _up(patch: Shape, grain: Shape) -> Shape:
-    return tuple(-(-n // g) * g for n, g in zip(patch, grain, strict=True))

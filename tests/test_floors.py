@@ -23,6 +23,7 @@ FLOORS = (
         "hook",
         "commands",
         "signals",
+        "shapes",
         "limits",
         "options",
         "cpu",

@@ -19,6 +19,7 @@ from nnssl.encoder.config import SwinConfig
 from nnssl.encoder.given import Given
 from nnssl.encoder.partition import WindowPartition
 from nnssl.encoder.windows import Reordering, StageWindows, corners, merging_order
+from nnssl.shapes import floor_div
 from nnssl.types import GradContext, Shape
 
 if TYPE_CHECKING:
@@ -198,7 +199,7 @@ class PatchMerging(nn.Module):
         grid = tuple(x.shape[1:-1])
         order = merging_order(grid, self.step, x.device, self.merging, self.axes)
         neighbours = _reorder(x.flatten(1, -2), order)
-        cells = (g // s for g, s in zip(grid, self.step, strict=True))
+        cells = floor_div(grid, self.step)
         return self.reduction(self.norm(neighbours.view(x.shape[0], *cells, -1)))
 
 
@@ -264,7 +265,7 @@ class PatchEmbed(nn.Module):
 
     def _project(self, x: Tensor) -> Tensor:
         """The convolution, as one matrix product that leaves the channels last."""
-        grid = [size // step for size, step in zip(x.shape[2:], self.step, strict=True)]
+        grid = floor_div(x.shape[2:], self.step)
         patches, dtype = _patches(x, grid, self.step), self.proj.weight.dtype
         if dtype in HALF:  # cast and reordering are one kernel
             patches = patches.to(dtype, memory_format=torch.contiguous_format)

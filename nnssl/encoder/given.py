@@ -14,6 +14,7 @@ from torch import Tensor
 
 from nnssl.encoder.partition import WindowPartition
 from nnssl.encoder.windows import StageWindows, stage_windows
+from nnssl.shapes import ceil_div
 from nnssl.types import GradContext, Shape
 
 # of a table of zeros and ones; windows of 7 x 7 x 7 would take a gigabyte
@@ -48,7 +49,7 @@ def given(stages: Sequence[Stage], tokens: Tensor) -> list[Given]:
     grid, windows = tuple(tokens.shape[1:-1]), []
     for stage in stages:
         windows.append(stage_windows(grid, stage.window, stage.mode, tokens.device, stage.axes))
-        grid = tuple(-(-g // s) for g, s in zip(grid, stage.downsample.step, strict=True))
+        grid = ceil_div(grid, stage.downsample.step)
     biases, kept = _biases(stages, windows), _kept(stages, tokens)
     return [Given(*one) for one in zip(windows, biases, kept, strict=True)]
 

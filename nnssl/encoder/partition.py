@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from nnssl.shapes import floor_div, round_up
 from nnssl.types import Shape
 
 
@@ -94,7 +95,7 @@ def partition(
         token_of_slot[slot_of_token] = torch.arange(len(slot_of_token))
     output_slot = slot_of_token
     if mode == "smit":
-        output_slot = _misplaced(_padded_grid(grid, size), size, axes)[occupied]
+        output_slot = _misplaced(round_up(grid, size), size, axes)[occupied]
     return WindowPartition(
         size=size,
         tokens=slots.raster.flatten()[occupied],
@@ -119,7 +120,7 @@ class _Slots(NamedTuple):
 
 
 def _padded_slots(grid: Shape, size: Shape, shift: Shape) -> _Slots:
-    padded = _padded_grid(grid, size)
+    padded = round_up(grid, size)
     raster = torch.zeros((1,) * len(grid), dtype=torch.long)
     region = torch.zeros_like(raster)
     padding = torch.zeros_like(raster, dtype=torch.bool)
@@ -130,11 +131,6 @@ def _padded_slots(grid: Shape, size: Shape, shift: Shape) -> _Slots:
         region = region * 2 + (moved >= p)
         padding = padding | (moved % p >= g)
     return _Slots(*(to_windows(x.expand(padded), size) for x in (raster, region, padding)))
-
-
-def _padded_grid(grid: Shape, size: Shape) -> Shape:
-    """The next multiples of the window."""
-    return tuple(-(-g // s) * s for g, s in zip(grid, size, strict=True))
 
 
 def _mask(slots: _Slots, mode: str) -> Mask | None:
@@ -156,7 +152,7 @@ def _misplaced(padded: Shape, size: Shape, axes: str) -> Tensor:
     if axes == "xyz":
         padded, size = padded[::-1], size[::-1]
     numbers = torch.arange(prod(padded))
-    slots = numbers.view([p // s for p, s in zip(padded, size, strict=True)] + list(size))
+    slots = numbers.view(*floor_div(padded, size), *size)
     laid_out = slots.permute(0, 2, 4, 1, 3, 5).flatten()
     sources = laid_out[to_windows(numbers.view(padded), size).flatten()]
     if axes == "zyx":
@@ -167,7 +163,7 @@ def _misplaced(padded: Shape, size: Shape, axes: str) -> Tensor:
 
 def to_windows(x: Tensor, size: Shape) -> Tensor:
     """[*padded] to [nW n], windows and slots in raster order."""
-    split = [n for p, s in zip(x.shape, size, strict=True) for n in (p // s, s)]
-    dims = len(size)
-    order = [2 * a for a in range(dims)] + [2 * a + 1 for a in range(dims)]
-    return x.reshape(split).permute(order).reshape(-1, prod(size))
+    windows = floor_div(x.shape, size)
+    split = [n for pair in zip(windows, size, strict=True) for n in pair]
+    axes = range(len(split))
+    return x.reshape(split).permute(*axes[::2], *axes[1::2]).reshape(-1, prod(size))

@@ -27,6 +27,7 @@ from nnssl.encoder.config import PATCH, STEPS, SwinConfig
 from nnssl.encoder.convolutions import ResidualConvolution
 from nnssl.encoder.given import given
 from nnssl.encoder.visible import Visible
+from nnssl.shapes import ceil_div
 from nnssl.types import Shape
 
 if TYPE_CHECKING:
@@ -85,8 +86,7 @@ class Swin(nn.Module):
         """The grid on which `masked` lives: one token for 2^d voxels, fewer where the patch
         embedding is thinner.
         """
-        steps = self.config.step(0)
-        return tuple(-(-size // step) for size, step in zip(spatial, steps, strict=True))
+        return ceil_div(spatial, self.config.step(0))
 
     def copied(self, maskable: bool) -> Swin:
         """A copy for a pretraining method to train and to edit; this encoder stays as it is.
@@ -148,27 +148,36 @@ class Swin(nn.Module):
         self, tokens: Tensor, first: int, wanted: Collection[int]
     ) -> list[Tensor | None]:
         """The maps behind `tokens`, which stage `first` takes."""
-        # Each map is normalised where it arises: its fraction of the backward pass then comes late,
-        # when most memory is free again.
         maps: list[Tensor | None] = [None] * len(STRIDES)
+
+        def keep(number: int, tokens: Tensor, norm: nn.Module | None = None) -> None:
+            # Normalised where it arises: its fraction of the backward pass then comes late, when
+            # most memory is free again.
+            if number in wanted:
+                maps[number] = _as_map(tokens, norm)
+
         by_merge, last = self.config.taps == "merge", max(wanted)
-        if by_merge and 0 in wanted:
-            maps[0] = _as_map(tokens)
+        if by_merge:
+            keep(0, tokens)
         stages = self.stages[first : last + (not by_merge)]
         all_given = given(stages, tokens)
         for number, (stage, own) in enumerate(zip(stages, all_given, strict=True), first):
-            if self.config.convolutions:
-                tokens = getattr(self, f"layers{number + 1}c")[0](tokens)
-            tokens = stage(tokens, own, self.checkpointing)
-            if not by_merge and number in wanted:
-                maps[number] = _as_map(tokens, self.out_norms[number] if self.out_norms else None)
+            tokens = stage(self._convolved(tokens, number), own, self.checkpointing)
+            if not by_merge:
+                keep(number, tokens, self.out_norms[number] if self.out_norms else None)
             if by_merge or number < last:
                 tokens = stage.downsample(tokens)
-            if by_merge and number + 1 in wanted:
-                maps[number + 1] = _as_map(tokens)
+            if by_merge:
+                keep(number + 1, tokens)
         if not by_merge and last == len(self.stages):
-            maps[last] = _as_map(tokens)
+            keep(last, tokens)
         return maps
+
+    def _convolved(self, tokens: Tensor, number: int) -> Tensor:
+        """What stage `number` takes."""
+        if not self.config.convolutions:
+            return tokens
+        return getattr(self, f"layers{number + 1}c")[0](tokens)
 
     def _check(self, x: Tensor, masked: Tensor | Visible | None) -> None:
         config = self.config

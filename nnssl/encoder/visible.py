@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from nnssl.encoder.blocks import HALF
 from nnssl.encoder.given import given
+from nnssl.shapes import floor_div
 from nnssl.types import Shape
 
 if TYPE_CHECKING:
@@ -100,18 +101,22 @@ def coarse_tokens(
     """
     if encoder.mask_token is None:
         raise ValueError(NO_TOKEN)
-    blocks = tuple(size // n for size, n in zip(x.shape[2:], visible.side, strict=True))
-    batch, count = len(x), prod(blocks)
-    first = torch.arange(batch, device=x.device)[:, None] * count  # of each image
-    rows = (first + visible.blocks).flatten()
+    blocks = floor_div(x.shape[2:], visible.side)
+    rows = _rows(visible.blocks, prod(blocks))
     kind = encoder.patch_embed.proj.weight.dtype
     x = x.to(kind) if kind in HALF else x
     parts = _apart(x.movedim(1, -1), blocks).flatten(0, 1).index_select(0, rows)
     tokens = _computed(encoder, parts.movedim(-1, 1))
+    shape = tokens.shape[1:]
     # The rows are distinct, so the gradient is a plain selection: no sum whose order could vary.
-    token = encoder.mask_token.to(tokens.dtype)
-    everywhere = token.expand(batch * count, *tokens.shape[1:]).index_copy(0, rows, tokens)
-    return _together(everywhere.view(batch, *blocks, *tokens.shape[1:]))
+    token = encoder.mask_token.to(tokens.dtype).expand(len(x) * prod(blocks), *shape)
+    return _together(token.index_copy(0, rows, tokens).view(len(x), *blocks, *shape))
+
+
+def _rows(blocks: Tensor, count: int) -> Tensor:
+    """The numbers of `blocks` [B m] among the `count` blocks of each of all images, [B*m]."""
+    first = torch.arange(len(blocks), device=blocks.device)[:, None] * count
+    return (first + blocks).flatten()
 
 
 def _computed(encoder: Swin, parts: Tensor) -> Tensor:
@@ -132,7 +137,8 @@ def _stride(encoder: Swin) -> Shape:
 def _apart(x: Tensor, blocks: Shape) -> Tensor:
     """[B *size C] to [B count *side C], the blocks in raster order."""
     dims = len(blocks)
-    split = [n for size, b in zip(x.shape[1:-1], blocks, strict=True) for n in (b, size // b)]
+    side = floor_div(x.shape[1:-1], blocks)
+    split = [n for pair in zip(blocks, side, strict=True) for n in pair]
     order = [0, *range(1, 2 * dims, 2), *range(2, 2 * dims + 1, 2), 2 * dims + 1]
     return x.reshape(len(x), *split, x.shape[-1]).permute(order).flatten(1, dims)
 

@@ -17,6 +17,7 @@ from nnssl.finetune.checkpoint_choice import (
     pretrain_info,
 )
 from nnssl.network.swin_unetr import SwinUNETR, output_sizes
+from nnssl.shapes import round_up
 from nnssl.types import FINAL
 
 PRESET = "smit"  # of a random start that no pretrained one can be compared with
@@ -94,8 +95,7 @@ def round_patch(plans: dict, name: str, multiple: int = 8) -> None:
         raise ValueError(
             f"Primus is a 3D network, and {name} has patches of {tuple(patch)}; train 3d_fullres"
         )
-    rounded = [-(-size // multiple) * multiple for size in patch]
-    plans["configurations"][name]["patch_size"] = rounded
+    plans["configurations"][name]["patch_size"] = list(round_up(patch, [multiple] * 3))
 
 
 def cascaded_labels(resolved: dict, input_channels: int) -> int:

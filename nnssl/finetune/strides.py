@@ -5,6 +5,7 @@ pretraining saw them.
 from __future__ import annotations
 
 from nnssl.encoder.config import PATCH, STEPS
+from nnssl.shapes import ceil_div
 from nnssl.types import Shape, Spacing
 
 # an axis waits while its tokens are this many times as wide as the narrowest: nnU-Net's own rule
@@ -22,11 +23,11 @@ def steps_for(
     """
     pairs = zip(spacing, pretrained or [1.0] * len(spacing), strict=True)
     width = [here / there for here, there in pairs]
-    tokens, steps = list(size), []
+    tokens, steps = size, []
     for _ in range(STEPS):
         halved = [w < WIDER * min(width) and n > 1 for w, n in zip(width, tokens, strict=True)]
         step = tuple(PATCH if half else 1 for half in halved)
         width = [w * s for w, s in zip(width, step, strict=True)]
-        tokens = [-(-n // s) for n, s in zip(tokens, step, strict=True)]
+        tokens = ceil_div(tokens, step)
         steps.append(step)
     return tuple(steps)

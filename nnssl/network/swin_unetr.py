@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from nnssl.encoder.presets import preset
 from nnssl.encoder.swin import PATCH, Swin, SwinConfig
 from nnssl.network.decoders import OUTPUTS, make_decoder
+from nnssl.shapes import ceil_div
 from nnssl.types import Shape
 
 
@@ -112,7 +113,7 @@ def output_sizes(size: Shape, steps: tuple[Shape, ...] = ()) -> list[Shape]:
     sizes = [tuple(size)]
     for number in range(OUTPUTS - 1):
         step = steps[number] if steps else (PATCH,) * len(size)
-        sizes.append(tuple(-(-n // s) for n, s in zip(sizes[-1], step, strict=True)))
+        sizes.append(ceil_div(sizes[-1], step))
     return sizes
 
 
