@@ -1,8 +1,8 @@
 """`nnssl_plan`: a plans file that names our network, the checkpoint and the recipe.
 
 Patch and batch are planned again for this network (`nnssl.plans.planner`), or taken from plans that
-nnU-Net has made (`-p`). Preprocessed data are those of nnU-Net's own plans wherever both would preprocess
-the same.
+nnU-Net has made (`-p`). Preprocessed data are those of nnU-Net's own plans wherever both would
+preprocess the same.
 """
 
 from __future__ import annotations

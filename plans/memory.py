@@ -24,7 +24,7 @@ from nnssl.types import Shape
 
 TOLERANCE = 0.15  # of the estimate, over the measured grid
 
-# Bytes a number of each of `terms`, by decoder.
+# Bytes per number of each of `terms`, by decoder.
 COEFFICIENTS: dict[str, dict[str, float]] = {
     "swinunetr": {
         "parameters": 18.03,

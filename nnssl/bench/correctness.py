@@ -14,11 +14,11 @@ from nnssl.encoder.attention import choice
 from nnssl.encoder.swin import Swin
 from nnssl.train.precision import Precision
 
-LIMITS = {"fp32": 1e-3, "bf16": 3e-2}  # errors beside the CPU's fp32, as fractions
+LIMITS = {"fp32": 1e-3, "bf16": 3e-2}  # errors against the CPU's fp32, as fractions
 
 
 def correctness(sizes: Sizes, device: torch.device) -> dict:
-    """Errors of maps and gradients beside the CPU's in fp32, as fractions of their length; and
+    """Errors of maps and gradients against the CPU's in fp32, as fractions of their length; and
     those of the attention kernel.
     """
     torch.manual_seed(0)

@@ -109,7 +109,7 @@ def _overlap(views: dict[str, Tensor], crop: Shape) -> float:
     return float((1 - apart).clamp(min=0).prod(dim=1).mean())
 
 
-def main(argv: list[str] | None = None) -> None:
+def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--crops", type=int, default=200, help="for each method and group")
@@ -118,7 +118,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--methods", nargs="+", choices=METHODS, default=["smit", "simmim", "dino", "simclr"]
     )
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
     plan = Plan.load(args.folder / "plan.json")
     crop = tuple(args.crop or plan.crop)
     print(markdown.header(["method", "part", *HEADER]))

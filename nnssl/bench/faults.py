@@ -206,7 +206,8 @@ FAULTS: dict[str, Fault] = {
 
 def campaign(top: Path, minutes: float, seed: int, only: Sequence[str]) -> bool:
     """Do faults in turn, each at least once; print the table; whether all were survived."""
-    done, survived = Counter(), Counter()
+    done: Counter[str] = Counter()
+    survived: Counter[str] = Counter()
     raw = top / "Aufnahmen für den Versuch"  # no ASCII
     phantoms.write_folder(raw, seeds=range(SCANS), shape=(24, 36, 40))
     whole = undisturbed(top, raw)
@@ -223,10 +224,14 @@ def campaign(top: Path, minutes: float, seed: int, only: Sequence[str]) -> bool:
             survived[fault] += count
         shutil.rmtree(trial.folder)
         number += 1
-    rows = [(fault, done[fault], survived[fault]) for fault in only]
-    rows.append((f"all, in {number} rounds", done.total(), survived.total()))
-    print("\n" + markdown.table(("fault", "done", "survived"), rows))
+    print(f"\n{_table(only, done, survived, number)}")
     return done == survived
+
+
+def _table(only: Sequence[str], done: Counter[str], survived: Counter[str], rounds: int) -> str:
+    rows = [(fault, done[fault], survived[fault]) for fault in only]
+    rows.append((f"all, in {rounds} rounds", done.total(), survived.total()))
+    return markdown.table(("fault", "done", "survived"), rows)
 
 
 def inflict(

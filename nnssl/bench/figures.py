@@ -113,13 +113,19 @@ def draw(subject: Subject, path: Path, seed: int = SEED) -> None:
     shown = _shown(subject, region, seed)
     rows = [_row(shown, number, region) for number in range(max(map(len, shown.values())))]
     if size != subject.crop and any(row.frame for row in rows):
-        middle_slice = region[0, size[0] // 2] if len(size) == 3 else region[0]
-        gaps: list[Panel | None] = [None] * (len(rows) - 1)
-        for row, panel in zip(rows, [("region", middle_slice), *gaps], strict=True):
-            row.panels.insert(0, panel)
+        _put_region_first(rows, region[0])
     else:
         rows = [replace(row, frame=None) for row in rows]
     save(picture(rows, _greys(subject.hu)), path)
+
+
+def _put_region_first(rows: list[Row], region: Tensor) -> None:
+    """Its middle slice, into the first row; a gap into the others."""
+    middle_slice = region[region.shape[0] // 2] if region.ndim == 3 else region
+    first, *others = rows
+    first.panels.insert(0, ("region", middle_slice))
+    for row in others:
+        row.panels.insert(0, None)
 
 
 def _shown(subject: Subject, region: Tensor, seed: int) -> dict[str, Tensor]:
@@ -209,17 +215,11 @@ def slice_of(volume: Tensor, region: Tensor, frame: Frame | None) -> Tensor:
 
 def picture(rows: list[Row], greys: tuple[float, float]) -> Figure:
     """One row of panels per view; a single long row is wrapped. The first panel has the frames."""
-    from matplotlib.figure import Figure
-
     lines = [row.panels for row in rows]
     if len(lines) == 1:
         starts = range(0, len(lines[0]), MOST_COLUMNS)
         lines = [lines[0][start : start + MOST_COLUMNS] for start in starts]
-    columns = max(map(len, lines))
-    figure = Figure(figsize=(2.1 * columns, 2.25 * len(lines)), layout="constrained")
-    grid = figure.subplots(len(lines), columns, squeeze=False)
-    for axes in grid.flat:
-        axes.set(xticks=[], yticks=[], frame_on=False)
+    figure, grid = _empty_grid(len(lines), max(map(len, lines)))
     for line, line_axes in zip(lines, grid, strict=True):
         for panel, axes in zip(line, line_axes, strict=False):
             if panel is not None:
@@ -230,6 +230,17 @@ def picture(rows: list[Row], greys: tuple[float, float]) -> Figure:
                 _colour_borders(line_axes, row.panels, colour)
             _add_frame(grid[0, 0], row.frame, colour)
     return figure
+
+
+def _empty_grid(rows: int, columns: int) -> tuple[Figure, np.ndarray]:
+    """The figure, and its axes [rows columns]."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(2.1 * columns, 2.25 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.set(xticks=[], yticks=[], frame_on=False)
+    return figure, grid
 
 
 def _draw_panel(axes: Axes, panel: Panel, greys: tuple[float, float]) -> None:

@@ -1,4 +1,4 @@
-"""What `nnssl_pretrain --list` shows: one row per method, with what a step of it costs beside one
+"""What `nnssl_pretrain --list` shows: one row per method, with what a step of it costs in steps
 of SimMIM.
 
 python -m nnssl.bench.listing      counts the costs again and prints COSTS

@@ -1,4 +1,4 @@
-"""Do the probes predict the Dice after fine-tuning? Both probes of several encoders beside it.
+"""Do the probes predict the Dice after fine-tuning? Both probes of several encoders against it.
 
     python -m nnssl.bench.probes -d 501 smit.pth=0.673 parcels.pth=0.681 random=0.634 unknown.pth
     python -m nnssl.bench.probes -d 501 --csv encoders.csv          # columns checkpoint, dice

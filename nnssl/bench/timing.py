@@ -136,7 +136,7 @@ def _ratios(costs: Rounds, name: str, base: str) -> list[str]:
 
 
 def arguments(description: str | None) -> argparse.ArgumentParser:
-    """The options that all benchmarks share: -device, --threads, --rounds."""
+    """The options of all benchmarks: -device, --threads, --rounds."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("-device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")

@@ -94,7 +94,7 @@ class SwinConfig:
                 )
 
     def _checked_steps(self) -> tuple[Shape, ...]:
-        """`steps` as tuples; () where they are 2 everywhere, so that equal architectures are equal."""
+        """`steps` as tuples; () for 2 everywhere, so that equal architectures are equal."""
         steps = tuple(tuple(step) for step in self.steps)
         fitting = len(steps) in (0, STEPS) and all(len(step) == self.spatial_dims for step in steps)
         values = set(chain.from_iterable(steps))

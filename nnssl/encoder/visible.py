@@ -42,7 +42,7 @@ class Visible(NamedTuple):
 
     blocks: int64 [B m], raster numbers on the grid of blocks, each at most once an image. The same
     number m for every image, so that shapes are static.
-    side:   of a block, in voxels, one an axis.
+    side:   of a block, in voxels, one per axis.
     """
 
     blocks: Tensor
@@ -129,7 +129,7 @@ def _computed(encoder: Swin, parts: Tensor) -> Tensor:
 
 
 def _stride(encoder: Swin) -> Shape:
-    """Voxels of a token behind stage 2, one an axis."""
+    """Voxels of a token behind stage 2, one per axis."""
     steps = [encoder.config.step(number) for number in range(STAGES + 1)]
     return tuple(prod(along) for along in zip(*steps, strict=True))
 

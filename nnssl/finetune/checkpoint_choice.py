@@ -47,8 +47,8 @@ class Choice:
 def choose(info: Mapping, whose: str = "the plans") -> Choice:
     """The checkpoint to start from. Addresses are fetched.
 
-    info:  the plans' `pretrain_info`, or what stands in its place, with its name for messages. A
-    file that is no longer where it says is looked for by its hash.
+    info:  the plans' `pretrain_info`, or what takes its part; `whose` is its name in messages. A
+           file that is no longer where it says is looked for by its hash.
     Raises NoCheckpointError where a named file is missing, or several are found and none is named;
     AddressError where one cannot be fetched, or released weights are not what was released.
     """

@@ -1,5 +1,5 @@
-"""Which axes the encoder halves: those whose tokens are not yet wider than the others, as the
-pretraining saw them.
+"""Which axes each step of the encoder halves, so that its tokens stay about as isotropic as in the
+pretraining.
 """
 
 from __future__ import annotations

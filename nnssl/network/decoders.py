@@ -106,7 +106,7 @@ class SwinUNETRDecoder(nn.Module):
         self.heads = Heads((e, e, e2, e4), classes, deep_supervision)
 
     def forward(self, image: Tensor, maps: list[Tensor]) -> Tensor | list[Tensor]:
-        """[B C *spatial] and the encoder's maps to logits [B classes *spatial], or a list of them."""
+        """[B C *spatial] and the encoder's maps to logits [B classes *spatial], or several."""
         *fine, middle, bottom = maps
         skips = [block(x) for block, x in zip(self.skips, (image, *fine), strict=True)]
         x, decoded = self.bottom(bottom), []
@@ -120,7 +120,7 @@ class Lift(nn.Module):
     """Upsampling plus a projection of the skip, then one 3^d convolution; a norm and LeakyReLU
     after each.
 
-    grouped: group norm in the place of instance norm, for grids of a few voxels, of which a channel
+    grouped: group norm instead of instance norm, for grids of a few voxels, of which a channel
     has no statistics.
     """
 
@@ -148,7 +148,7 @@ class Lift(nn.Module):
 
 
 class LightDecoder(nn.Module):
-    """Sums in the place of concatenations, one 3^d convolution per level, and few channels at full
+    """Sums instead of concatenations, one 3^d convolution per level, and few channels at full
     resolution.
 
     widths: at strides 1 to 16: most of a decoder's time goes to the first. None: 16, then the
@@ -185,7 +185,7 @@ class LightDecoder(nn.Module):
         self.heads = Heads(tuple(widths[:OUTPUTS]), classes, deep_supervision)
 
     def forward(self, image: Tensor, maps: list[Tensor]) -> Tensor | list[Tensor]:
-        """[B C *spatial] and the encoder's maps to logits [B classes *spatial], or a list of them."""
+        """[B C *spatial] and the encoder's maps to logits [B classes *spatial], or several."""
         *fine, x = self._standardised(maps)
         decoded = []
         for lift, skip in zip(self.lifts[::-1], (image, *fine)[::-1], strict=True):

@@ -63,7 +63,7 @@ class NNUNetDecoder(nn.Module):
         self.heads = Heads(tuple(widths[: len(widths) - 2]), classes, deep_supervision)
 
     def forward(self, image: Tensor, maps: list[Tensor]) -> Tensor | list[Tensor]:
-        """[B C *spatial] and the encoder's maps to logits [B classes *spatial], or a list of them."""
+        """[B C *spatial] and the encoder's maps to logits [B classes *spatial], or several."""
         maps = [norm(each) for norm, each in zip(self.norms, maps, strict=True)]
         *skips, x = [block(each) for block, each in zip(self.skips, (image, *maps), strict=True)]
         decoded = []

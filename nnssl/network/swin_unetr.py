@@ -155,8 +155,10 @@ class Intensity(nn.Module):
         shape = (-1, *[1] * (x.ndim - 2))
         scale, shift, low, high = (getattr(self, name).view(shape) for name in NEUTRAL)
         x = torch.clamp(x * scale + shift, low, high)
-        if self.start is None:
-            return x
+        return x if self.start is None else self._bent(x)
+
+    def _bent(self, x: Tensor) -> Tensor:
+        shape = (-1, *[1] * (x.ndim - 2))
         bent = x
         columns = (getattr(self, name).unbind(1) for name in BENDS)
         for piece in zip(*columns, strict=True):

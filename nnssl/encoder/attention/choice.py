@@ -50,7 +50,7 @@ def _fault(device: torch.device, dtype: torch.dtype, n: int, heads: int, d: int)
 def compare(
     device: torch.device, dtype: torch.dtype, n: int, heads: int, d: int
 ) -> dict[str, float]:
-    """The kernel's errors beside the formula in fp64 on one small input, with and without a mask,
+    """The kernel's errors against the formula in fp64 on one small input, with and without a mask,
     as fractions.
     """
     from nnssl.encoder.attention import launch

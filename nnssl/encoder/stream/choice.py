@@ -80,7 +80,7 @@ SHAPE = (3, 37)  # samples and tokens
 
 
 def compare(device: torch.device, dtype: torch.dtype, channels: int) -> dict[str, float]:
-    """The kernels' largest errors beside the formula in fp64, as fractions of the lengths."""
+    """The kernels' largest errors against the formula in fp64, as fractions of the lengths."""
     from nnssl.encoder.stream import launch
 
     trial = _Trial(device, dtype, channels)
