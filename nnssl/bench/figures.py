@@ -172,9 +172,7 @@ def middle(volume: Tensor, size: Shape) -> Tensor:
 
 
 def find(region: Tensor, images: list[Tensor]) -> Frame | None:
-    """Corner and size of the first of `images` [*size] that is an exact part of `region` [1
-    *region].
-    """
+    """That of the first of `images` [*size] which is an exact part of `region` [1 *region]."""
     frames = (_exact_part(region[0], image) for image in images)
     return next((frame for frame in frames if frame is not None), None)
 

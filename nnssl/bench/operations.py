@@ -29,9 +29,9 @@ from nnssl.bench import markdown
 from nnssl.bench.lent import META, Kernel, lent
 from nnssl.bench.steps import sample
 from nnssl.encoder.attention import fused
+from nnssl.encoder.partition import Mask, WindowPartition
 from nnssl.encoder.presets import PRESETS, preset
 from nnssl.encoder.swin import PATCH, Swin, SwinConfig
-from nnssl.encoder.partition import Mask, WindowPartition
 from nnssl.encoder.windows import stage_windows
 from nnssl.methods import METHODS
 from nnssl.train.run import Run, RunConfig

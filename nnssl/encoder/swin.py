@@ -4,9 +4,9 @@ Liu et al. 2021 (arXiv 2103.14030); in 3D as Swin UNETR (Tang 2022, arXiv 2111.1
 (Jiang 2022). Parameter names follow `monai.networks.nets.swin_unetr.SwinTransformer` 1.6.1, the
 oracle of the tests.
 
-    image [B C *spatial] -> patches -> stage 1 -> merge -> stage 2 -> merge -> ... stage 4 -> merge
-    taps "stage"                             | 0              | 1                        | 3      | 4
-    taps "merge"                   | 0                | 1              | 2                        | 4
+    image [B C *size] -> patches -> stage 1 -> merge -> stage 2 -> merge -> ... stage 4 -> merge
+    taps "stage"                          | 0              | 1                       | 3      | 4
+    taps "merge"                | 0                | 1              | 2                       | 4
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class Swin(nn.Module):
     `strides` are in voxels, along an axis that every step halves; `config.steps` may leave others
     longer.
 
-    maskable:      own a `mask_token` and accept `masked`. For pretraining only. It enters behind the
-                   patch embedding, or behind stage 2 (`visible.mask_at_stride_8`).
+    maskable:      own a `mask_token` and accept `masked`. For pretraining only. It enters behind
+                   the patch embedding, or behind stage 2 (`visible.mask_at_stride_8`).
     checkpointing: recompute each block in the backward pass: much less memory, about a third more
                    time.
     """

@@ -39,13 +39,13 @@ class Average:
         optimizer.register_load_state_dict_pre_hook(self._load)
 
     def use(self) -> None:
-        """From here on the network has the averaged weights; before the first step nothing changes."""
+        """The network has the averaged weights from now on, if there has been a step."""
         if not self.in_use and self.updates:
             self._exchange()
             self.in_use = True
 
     def restore(self) -> None:
-        """From here on the network has the raw weights, those that learn."""
+        """The network has the raw weights from now on, those that learn."""
         if self.in_use:
             self._exchange()
             self.in_use = False

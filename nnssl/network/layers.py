@@ -52,8 +52,8 @@ class DatasetNorm(nn.Module):
     """(x - mean) / std by channel, of the dataset and not of the patch; buffers, set before the
     training.
 
-    So what distinguishes one patch from another stays, such as where in the body it lies, and what is
-    common to all goes.
+    So what distinguishes one patch from another stays, such as where in the body it lies, and what
+    is common to all goes.
     """
 
     mean: Tensor
