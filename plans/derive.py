@@ -97,7 +97,7 @@ def fitting(plans: dict) -> list[str]:
 
 def describe(path: Path, request: Request) -> str:
     """What was written, and the lines to type next."""
-    plans = files.read_json(path)
+    plans, folder = files.read_json(path), path.parent
     fits = plans[PLANNED]["checkpoint_fits"] if INFO in plans else list(plans["configurations"])
     named = {name: c for name, c in plans["configurations"].items() if "architecture" in c}
     lines = [
@@ -105,15 +105,21 @@ def describe(path: Path, request: Request) -> str:
         *_about_checkpoint(plans),
         f"  decoder {_decoder_of(plans)}; {_recipe_of(plans)}",
         *(_about_configuration(name, named[name], name in fits) for name in named),
+        *_preprocessing_lines(named, folder, request),
+        *(f"WARNING: {caution.says}:\n  {caution.remedy}" for caution in cautions(folder, plans)),
+        _training_line(plans, fits, folder, request),
     ]
-    folder = path.parent
-    missing = [n for n, c in named.items() if not (folder / c["data_identifier"]).is_dir()]
-    if missing:
-        which = f"-plans_name {request.name} -c {' '.join(missing)}"
-        lines.append(f"Preprocess: nnUNetv2_preprocess -d {request.dataset} {which}")
-    for caution in cautions(folder, plans):
-        lines.append(f"WARNING: {caution.says}:\n  {caution.remedy}")
-    return "\n".join([*lines, _training_line(plans, fits, folder, request)])
+    return "\n".join(lines)
+
+
+def _preprocessing_lines(configurations: dict, folder: Path, request: Request) -> list[str]:
+    """None where the data of all are there."""
+    data = {name: folder / entry["data_identifier"] for name, entry in configurations.items()}
+    missing = [name for name, path in data.items() if not path.is_dir()]
+    if not missing:
+        return []
+    which = f"-plans_name {request.name} -c {' '.join(missing)}"
+    return [f"Preprocess: nnUNetv2_preprocess -d {request.dataset} {which}"]
 
 
 def _about_checkpoint(plans: dict) -> list[str]:

@@ -25,6 +25,8 @@ INTENSITY = "encoder.intensity."
 STEM = "encoder.patch_embed.proj.weight"
 PRETRAINING = "nnssl_adaptation_plan"  # a key of a pretraining's checkpoint, and of no other file
 
+Shapes = dict[str, tuple[int, ...]]  # of tensors by name
+
 
 class PretrainedWeightsError(ValueError):
     """The file of `-pretrained_weights` is not for this network; nothing of it was loaded."""
@@ -87,22 +89,25 @@ def require_fit(file: str, saved: Mapping, own: Mapping[str, Tensor]) -> None:
     """
     _require_our_network(file, saved)
     ours, theirs = _shapes(own), _shapes(saved["network_weights"])
+    _require_same_channels(file, saved, ours, theirs)
     other = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
-    if not other:
-        return
-    channels, given = (shapes.get(STEM, (0, 0))[1] for shapes in (ours, theirs))
-    if given != channels:
+    if other:
+        first = other[0]
         raise PretrainedWeightsError(
-            f"{file} was trained on images of {given} channel(s), these have {channels}: start "
-            "from a pretraining's checkpoint, whose first layer is inflated to any number: "
+            f"{file} is of another encoder or decoder: {len(other)} tensors differ, such as "
+            f"{first} ({theirs.get(first, 'missing')} in the file, {ours.get(first, 'missing')} "
+            f"here). Plan this dataset with the same ones: {_replan(saved, file)}"
+        )
+
+
+def _require_same_channels(file: str, saved: Mapping, ours: Shapes, theirs: Shapes) -> None:
+    here, there = (shapes.get(STEM, (0, 0))[1] for shapes in (ours, theirs))
+    if here != there:
+        raise PretrainedWeightsError(
+            f"{file} was trained on images of {there} channel(s), these have {here}: start from a "
+            "pretraining's checkpoint, whose first layer is inflated to any number: "
             f"{_replan(saved, file)}"
         )
-    first = other[0]
-    raise PretrainedWeightsError(
-        f"{file} is of another encoder or decoder: {len(other)} tensors differ, such as {first} "
-        f"({theirs.get(first, 'missing')} in the file, {ours.get(first, 'missing')} here). Plan "
-        f"this dataset with the same ones: {_replan(saved, file)}"
-    )
 
 
 def _require_our_network(file: str, saved: Mapping) -> None:
@@ -123,7 +128,7 @@ def _require_our_network(file: str, saved: Mapping) -> None:
         )
 
 
-def _shapes(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+def _shapes(weights: Mapping[str, Tensor]) -> Shapes:
     """By name, of what has to be the same in two trainings."""
     return {name: tuple(tensor.shape) for name, tensor in weights.items() if _counts(name)}
 
