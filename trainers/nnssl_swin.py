@@ -104,7 +104,8 @@ class SwinTrainer(DefaultNetworkTrainer):
             self.watch.end()
         super().load_checkpoint(filename_or_checkpoint)
 
-    def _restore_plans(self, saved: dict | str) -> None:
+    def _restore_plans(self, checkpoint: dict | str) -> None:
+        saved = checkpoint
         if not isinstance(saved, dict):
             saved = torch.load(saved, map_location="cpu", weights_only=False, mmap=True)
         plans, resolved = self.plans_manager.plans, self.configuration_manager.configuration

@@ -131,7 +131,9 @@ def _parts(blocks: Sequence[Block], programs: int) -> tuple[Tensor, ...]:
 def _vectors(block: Block, branch: Tensor) -> list[list[Tensor]]:
     """Those of each kernel of a block; `branch` is the bias with which the block before ends."""
     attention, mlp = block.attn, block.mlp
-    of_qkv = [] if attention.qkv.bias is None else [[attention.qkv.bias]]
+    of_qkv: list[list[Tensor]] = []
+    if attention.qkv.bias is not None:
+        of_qkv.append([attention.qkv.bias])
     return [
         [block.norm1.weight, block.norm1.bias, branch],
         *of_qkv,
