@@ -17,8 +17,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nnssl.encoder import attention
-from nnssl.encoder import kernel_check
+from nnssl.encoder import attention, kernel_check
 from nnssl.encoder.attention import choice, fused, plain
 from nnssl.encoder.presets import PRESETS
 from nnssl.encoder.windows import Mask
