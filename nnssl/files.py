@@ -17,6 +17,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
+from nnssl import json_text
+
 try:
     import fcntl
     import resource
@@ -26,7 +28,6 @@ except ImportError:  # Windows: no lock, no limits
 TEMPORARY = ".tmp-"
 LOCK = ".lock"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
-LONG = 1000  # items, beyond which JSON has a line for each
 LITTLE = 1 << 20  # bytes: with less room on a disk, a writer's failure is for want of it
 _SORTED = json.JSONEncoder(sort_keys=True)
 # sun_path holds 108 bytes, of which multiprocessing puts this many behind the temporary folder.
@@ -194,42 +195,10 @@ def _holds_sockets(folder: str) -> bool:
 
 
 def write_json(path: Path | str, value: object) -> None:
-    """As it goes along: the text of a million scans is never in memory as a whole. Of more than
-    LONG items right in `value` each has a line, which is ten times faster than with indents.
-    """
+    """As it goes along: the text of a million scans is never in memory as a whole."""
     with atomic(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        file.writelines(_json_parts(value))
+        file.writelines(json_text.parts(value))
         file.write("\n")
-
-
-def _json_parts(value: object) -> Iterator[str]:
-    if not (isinstance(value, dict) and any(map(_is_long, value.values()))):
-        yield json.dumps(value, indent=2, allow_nan=False)
-        return
-    begin = "{"
-    for key, item in value.items():
-        if _is_long(item):
-            yield f"{begin}\n  {json.dumps({key: None})[1:-5]}"
-            yield from _json_lines(item)
-        else:
-            text = json.dumps({key: item}, indent=2, allow_nan=False)
-            yield f"{begin}\n  {text[4:-2]}"
-        begin = ","
-    yield "\n}"
-
-
-def _json_lines(items: list | tuple | dict) -> Iterator[str]:
-    encode, named = json.JSONEncoder(allow_nan=False).encode, isinstance(items, dict)
-    begin, end = "{}" if named else "[]"
-    lines = (encode({k: v})[1:-1] for k, v in items.items()) if named else map(encode, items)
-    for line in lines:
-        yield f"{begin}\n    {line}"
-        begin = ","
-    yield f"\n  {end}"
-
-
-def _is_long(value: object) -> bool:
-    return isinstance(value, list | tuple | dict) and len(value) > LONG
 
 
 def read_json(path: Path | str) -> dict:

@@ -14,7 +14,7 @@ from nnssl.finetune.architecture import INFO
 from nnssl.types import RAW
 
 FOLDS = 5  # nnU-Net's own
-SPLITS = "splits_final.json"
+SPLITS, DATASET = "splits_final.json", "dataset.json"
 # HU: the foreground of any CT spans more, that of images scaled to 0..1 does not
 LEAST_RANGE = 10.0
 GREY = 255.0  # the last grey value of 8 bits
@@ -37,11 +37,11 @@ def fold_to_train(folder: Path) -> str:
 
 def _cases_without_folds(folder: Path) -> int:
     """How many labelled cases there are, where these are too few for nnU-Net's folds; else 0."""
-    places = (folder / "dataset.json", Path(os.environ.get(RAW, ""), folder.name, "dataset.json"))
-    there = [path for path in places if path.is_file()]
-    if not there or (folder / SPLITS).is_file():
+    raw = Path(os.environ.get(RAW, ""), folder.name)
+    found = [path for path in (folder / DATASET, raw / DATASET) if path.is_file()]
+    if not found or (folder / SPLITS).is_file():
         return 0
-    count = files.read_json(there[0]).get("numTraining", FOLDS)
+    count = files.read_json(found[0]).get("numTraining", FOLDS)
     return count if count < FOLDS else 0
 
 
@@ -51,41 +51,40 @@ def _too_few_cases(folder: Path, plans: Mapping) -> list[Caution]:
     configurations = list(plans["configurations"])
     trainer = "SwinSSLTrainer" if INFO in plans else "SwinScratchTrainer"
     first = "3d_fullres" if "3d_fullres" in configurations else configurations[0]
+    name = plans.get("plans_name", "NAME")
     return [
         Caution(
             f"{count} labelled case(s): nnU-Net's {FOLDS} folds need {FOLDS} of them, and folds 0 "
             f"to {FOLDS - 1} fail. Train on all cases, or put folds of your own into "
             f"{folder / SPLITS}, a list of "
             '{"train": [CASES], "val": [CASES]}',
-            f"nnUNetv2_train {folder.name} {first} all -tr {trainer} -p "
-            f"{plans.get('plans_name', 'NAME')}",
+            f"nnUNetv2_train {folder.name} {first} all -tr {trainer} -p {name}",
         )
     ]
 
 
 def _values_that_are_no_hu(folder: Path, plans: Mapping) -> list[Caution]:
-    schemes = {
-        str(channel)
-        for configuration in plans["configurations"].values()
-        for channel, scheme in enumerate(configuration.get("normalization_schemes", ()))
-        if scheme == "CTNormalization"
-    }
+    properties = plans.get("foreground_intensity_properties_per_channel", {})
+    remedy = f"nnUNetv2_plan_and_preprocess -d {folder.name} --clean"
     found = []
-    for channel, values in sorted(
-        plans.get("foreground_intensity_properties_per_channel", {}).items()
-    ):
-        if channel in schemes and (what := _no_hu(values)):
-            found.append(
-                Caution(
-                    f"channel {channel} calls itself CT, but its labelled voxels are from "
-                    f"{values['min']:g} to {values['max']:g}: {what}, no Hounsfield units, and the "
-                    "map to the pretraining's HU is of no use. Put the HU back into the images, or "
-                    'call the channel otherwise ("channel_names" in '
-                    "dataset.json), and plan again",
-                    f"nnUNetv2_plan_and_preprocess -d {folder.name} --clean",
-                )
+    for channel in sorted(_ct_channels(plans) & properties.keys()):
+        values = properties[channel]
+        if what := _no_hu(values):
+            says = (
+                f"channel {channel} calls itself CT, but its labelled voxels are from "
+                f"{values['min']:g} to {values['max']:g}: {what}, no Hounsfield units, and the "
+                "map to the pretraining's HU is of no use. Put the HU back into the images, or "
+                'call the channel otherwise ("channel_names" in dataset.json), and plan again'
             )
+            found.append(Caution(says, remedy))
     return found
+
+
+def _ct_channels(plans: Mapping) -> set[str]:
+    """The numbers of the channels that some configuration normalises as CT."""
+    schemes = [c.get("normalization_schemes", ()) for c in plans["configurations"].values()]
+    numbered = [pair for own in schemes for pair in enumerate(own)]
+    return {str(channel) for channel, scheme in numbered if scheme == "CTNormalization"}
 
 
 def _no_hu(values: Mapping) -> str | None:

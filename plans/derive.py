@@ -1,7 +1,7 @@
 """`nnssl_plan`: a plans file that names our network, the checkpoint and the recipe.
 
 Patch and batch are planned again for this network (`nnssl.plans.planner`), or taken from plans that
-nnU-Net has made (`-p`). Preprocessed data are shared with nnU-Net's own plans wherever both would
+nnU-Net has made (`-p`). Preprocessed data are those of nnU-Net's own plans wherever both would
 preprocess the same.
 """
 
@@ -27,9 +27,9 @@ from nnssl.finetune.architecture import (
     is_ct,
     is_ours,
 )
-from nnssl.network.decoders import full_options
 from nnssl.plans.cautions import cautions, fold_to_train
-from nnssl.plans.request import DATASET, MEMORY, PRETRAINING, Request
+from nnssl.plans.check import check, target
+from nnssl.plans.request import DATASET, PRETRAINING, Request
 from nnssl.types import PREPROCESSED, RAW
 
 if TYPE_CHECKING:
@@ -43,34 +43,43 @@ def derive(request: Request) -> Path:
     """
     from nnssl.plans.planner import Start
 
-    _check(request)
+    check(request)
     recipe = Recipe.chosen(request.recipe)
     folder = _dataset_folder(request.dataset)
     path = files.inside(folder, f"{request.name}.json")
     base = _base_plans(folder, request) if request.base else None
     start = Start(preset(request.preset)) if request.preset else Start.of(request.checkpoint)
-    decoder = request.decoder or start.decoder
-    request = replace(request, decoder=decoder)
+    request = replace(request, decoder=request.decoder or start.decoder)
     _refuse_to_overwrite(path)
     plans = base or _planned(request, folder, start)
     plans["plans_name"] = request.name
     plans[RECIPE] = recipe.to_dict()
     if start.info:
         plans[INFO] = start.info
-    for configuration in plans["configurations"].values():
-        if "architecture" in configuration:  # else inherited, as the cascade's
-            _resize(configuration, request)
-            configuration["architecture"] = architecture(
-                plans, configuration, start.encoder, decoder, start.hu
-            )
-    plans[PLANNED] = {
-        "from": request.base or "the dataset's fingerprint",
-        "gpu_memory_target_gb": None if request.base else _target(request),
-        "spacing": None if request.base else request.spacing,
-        "checkpoint_fits": fitting(plans) if start.info else [],
-    }
+    _name_network(plans, request, start)
+    plans[PLANNED] = _how_planned(plans, request)
     files.write_json(path, plans)
     return path
+
+
+def _name_network(plans: dict, request: Request, start: Start) -> None:
+    """Into each configuration; but for those that inherit it, as the cascade's."""
+    decoder = request.decoder or start.decoder
+    for configuration in plans["configurations"].values():
+        if "architecture" in configuration:
+            _resize(configuration, request)
+            entry = architecture(plans, configuration, start.encoder, decoder, start.hu)
+            configuration["architecture"] = entry
+
+
+def _how_planned(plans: dict, request: Request) -> dict:
+    """For the record: nothing depends on it."""
+    return {
+        "from": request.base or "the dataset's fingerprint",
+        "gpu_memory_target_gb": None if request.base else target(request),
+        "spacing": None if request.base else request.spacing,
+        "checkpoint_fits": fitting(plans) if INFO in plans else [],
+    }
 
 
 def fitting(plans: dict) -> list[str]:
@@ -88,113 +97,80 @@ def fitting(plans: dict) -> list[str]:
 
 def describe(path: Path, request: Request) -> str:
     """What was written, and the lines to type next."""
-    plans = files.read_json(path)
-    info = plans.get(INFO)
-    start = ["  no checkpoint"]
-    if info:
-        start = [f"  checkpoint {info['checkpoint_path']} (sha256 {info['sha256'][:12]})"]
-        start += weights.about(info["sha256"], is_ct(plans))
-    fits = plans[PLANNED]["checkpoint_fits"] if info else list(plans["configurations"])
-    trainer = "SwinSSLTrainer" if info and fits else "SwinScratchTrainer"
-    recipe = ", ".join(
-        f"{key} {value}" for key, value in plans[RECIPE].items() if value is not None
-    )
-    lines = [str(path), *start, f"  decoder {_decoder_of(plans)}; {recipe}"]
-    missing = []
-    for name, configuration in plans["configurations"].items():
-        if "architecture" not in configuration:
-            continue
-        data = path.parent / configuration["data_identifier"]
-        missing += [] if data.is_dir() else [name]
-        lines.append(
-            f"  {name}: patch {_by(configuration['patch_size'])}, batch "
-            f"{configuration['batch_size']}, spacing {_by(configuration['spacing'])}, data "
-            f"{data.name}{_strides(configuration)}"
-            + ("" if name in fits else " (the checkpoint does not fit: SwinScratchTrainer only)")
-        )
-    if missing:
-        which = f"-plans_name {request.name} -c {' '.join(missing)}"
-        lines.append(f"Preprocess: nnUNetv2_preprocess -d {request.dataset} {which}")
-    first = next(
-        name for name in ("3d_fullres", *fits, *plans["configurations"]) if name in fits or not fits
-    )
-    lines += [
-        f"WARNING: {caution.says}:\n  {caution.remedy}" for caution in cautions(path.parent, plans)
+    plans, folder = files.read_json(path), path.parent
+    fits = plans[PLANNED]["checkpoint_fits"] if INFO in plans else list(plans["configurations"])
+    named = {name: c for name, c in plans["configurations"].items() if "architecture" in c}
+    lines = [
+        str(path),
+        *_about_checkpoint(plans),
+        f"  decoder {_decoder_of(plans)}; {_recipe_of(plans)}",
+        *(_about_configuration(name, named[name], name in fits) for name in named),
+        *_preprocessing_lines(named, folder, request),
+        *(f"WARNING: {caution.says}:\n  {caution.remedy}" for caution in cautions(folder, plans)),
+        _training_line(plans, fits, folder, request),
     ]
-    fold = fold_to_train(path.parent)
-    lines.append(
-        f"Train with: nnUNetv2_train {request.dataset} {first} {fold} -tr {trainer} -p "
-        f"{request.name}"
-    )
     return "\n".join(lines)
+
+
+def _preprocessing_lines(configurations: dict, folder: Path, request: Request) -> list[str]:
+    """None where the data of all are there."""
+    data = {name: folder / entry["data_identifier"] for name, entry in configurations.items()}
+    missing = [name for name, path in data.items() if not path.is_dir()]
+    if not missing:
+        return []
+    which = f"-plans_name {request.name} -c {' '.join(missing)}"
+    return [f"Preprocess: nnUNetv2_preprocess -d {request.dataset} {which}"]
+
+
+def _about_checkpoint(plans: dict) -> list[str]:
+    info = plans.get(INFO)
+    if not info:
+        return ["  no checkpoint"]
+    about = weights.about(info["sha256"], is_ct(plans))
+    return [f"  checkpoint {info['checkpoint_path']} (sha256 {info['sha256'][:12]})", *about]
+
+
+def _recipe_of(plans: dict) -> str:
+    numbers = plans[RECIPE].items()
+    return ", ".join(f"{key} {value}" for key, value in numbers if value is not None)
+
+
+def _about_configuration(name: str, configuration: dict, fits: bool) -> str:
+    line = (
+        f"  {name}: patch {_by(configuration['patch_size'])}, batch "
+        f"{configuration['batch_size']}, spacing {_by(configuration['spacing'])}, data "
+        f"{configuration['data_identifier']}{_strides(configuration)}"
+    )
+    return line if fits else f"{line} (the checkpoint does not fit: SwinScratchTrainer only)"
+
+
+def _training_line(plans: dict, fits: list[str], folder: Path, request: Request) -> str:
+    """For the first configuration that the checkpoint fits; where it fits none, the first."""
+    names = ("3d_fullres", *fits, *plans["configurations"])
+    first = next(name for name in names if name in fits or not fits)
+    trainer = "SwinSSLTrainer" if plans.get(INFO) and fits else "SwinScratchTrainer"
+    return (
+        f"Train with: nnUNetv2_train {request.dataset} {first} {fold_to_train(folder)} "
+        f"-tr {trainer} -p {request.name}"
+    )
 
 
 def _decoder_of(plans: dict) -> str:
     """The decoder of the configurations, and whether its weights are pretrained."""
-    options = next(
-        c["architecture"]["arch_kwargs"]["decoder"]
-        for c in plans["configurations"].values()
-        if is_ours(c)
-    )
+    ours = next(entry for entry in plans["configurations"].values() if is_ours(entry))
+    options = ours["architecture"]["arch_kwargs"]["decoder"]
     pretrained = plans.get(INFO, {}).get("decoder") == options
     return options["name"] + (" (pretrained)" if pretrained else "")
 
 
 def _strides(configuration: dict) -> str:
     steps = configuration["architecture"]["arch_kwargs"]["encoder"]["steps"]
-    return (
-        f", steps {' '.join('x'.join(map(str, step)) for step in steps)} (as read)" if steps else ""
-    )
+    by_step = " ".join("x".join(map(str, step)) for step in steps)
+    return f", steps {by_step} (as read)" if steps else ""
 
 
 def _by(numbers: list) -> str:
     return " x ".join(f"{number:g}" for number in numbers)
-
-
-def _check(request: Request) -> None:
-    if request.decoder:
-        full_options(request.decoder)
-    if request.preset and request.checkpoint:
-        raise ValueError("a checkpoint says which encoder it holds: give -c or -a, not both")
-    if "__" in request.name or not request.name.replace("_", "").replace("-", "").isalnum():
-        raise ValueError(
-            f"plans are named by letters, digits, - and single _, got {request.name!r}: nnU-Net "
-            "joins trainer, plans and configuration by __ into a folder's name"
-        )
-    if request.name in (request.base, BASE):
-        raise ValueError(
-            f"--name {request.name} would overwrite the plans that nnU-Net has made; choose another"
-        )
-    if request.base and (request.gpu_memory_target or request.spacing != DATASET):
-        raise ValueError(
-            f"-p {request.base} takes patch, batch size and spacing from these plans; leave out -p "
-            "to plan them by -gpu_memory_target and --spacing"
-        )
-    if not _target(request) > 0:
-        raise ValueError(
-            f"-gpu_memory_target is in GB and positive, got {request.gpu_memory_target:g}"
-        )
-    _check_spacing(request)
-
-
-def _check_spacing(request: Request) -> None:
-    spacing = request.spacing
-    if isinstance(spacing, str):
-        if spacing not in (DATASET, PRETRAINING):
-            raise ValueError(
-                f"--spacing is {DATASET}, {PRETRAINING}, or three numbers Z Y X in mm; got "
-                f"{spacing!r}"
-            )
-        if spacing == PRETRAINING and request.preset:
-            raise ValueError(
-                f"--spacing {PRETRAINING} is that of a checkpoint; -a names a preset that has none"
-            )
-    elif len(spacing) != 3 or not all(mm > 0 for mm in spacing):
-        raise ValueError(f"--spacing takes three positive numbers Z Y X in mm, got {spacing}")
-
-
-def _target(request: Request) -> float:
-    return float(MEMORY) if request.gpu_memory_target is None else request.gpu_memory_target
 
 
 def _dataset_folder(dataset: str | int) -> Path:
@@ -217,7 +193,7 @@ def _base_plans(folder: Path, request: Request) -> dict:
             f"nnUNetv2_plan_and_preprocess -d {request.dataset}"
         )
     plans = deepcopy(files.read_json(path))
-    if any(is_ours(configuration) for configuration in plans["configurations"].values()):
+    if _has_ours(plans):
         raise ValueError(
             f"{path} was made by nnssl_plan; derive new plans from nnU-Net's own: -p {BASE}"
         )
@@ -241,24 +217,32 @@ def _planned(request: Request, folder: Path, start: Start) -> dict:
     from nnssl.plans.planner import SwinPlanner
 
     DatasetFingerprintExtractor(folder.name).run(overwrite_existing=False)
-    pretraining = (start.info or {}).get("spacing")
-    if request.spacing == PRETRAINING and not pretraining:
-        raise ValueError(
-            "the checkpoint does not say what spacing it was pretrained at: give --spacing Z Y X "
-            "in mm"
-        )
-    named = {DATASET: None, PRETRAINING: pretraining}
-    chosen = named[request.spacing] if isinstance(request.spacing, str) else request.spacing
+    spacing = _target_spacing(request, start)
     with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net prints each plan as a dictionary
         return SwinPlanner(
             folder.name,
-            _target(request),
+            target(request),
             plans_name=request.name,
-            overwrite_target_spacing=chosen and [float(mm) for mm in chosen],
+            overwrite_target_spacing=spacing,
             start=start,
             decoder=request.decoder,
             patch=request.patch,
         ).plan_experiment()
+
+
+def _target_spacing(request: Request, start: Start) -> list[float] | None:
+    """In mm; None: nnU-Net's choice for the dataset. Raises ValueError where it is not known."""
+    if request.spacing == DATASET:
+        return None
+    spacing = request.spacing
+    if spacing == PRETRAINING:
+        spacing = (start.info or {}).get("spacing")
+        if not spacing:
+            raise ValueError(
+                "the checkpoint does not say what spacing it was pretrained at: give --spacing Z "
+                "Y X in mm"
+            )
+    return [float(mm) for mm in spacing]
 
 
 def _resize(configuration: dict, request: Request) -> None:
@@ -269,7 +253,9 @@ def _resize(configuration: dict, request: Request) -> None:
 
 
 def _refuse_to_overwrite(path: Path) -> None:
-    if path.is_file() and not any(
-        is_ours(c) for c in files.read_json(path)["configurations"].values()
-    ):
+    if path.is_file() and not _has_ours(files.read_json(path)):
         raise ValueError(f"{path} exists and was not made by nnssl_plan; choose another --name")
+
+
+def _has_ours(plans: dict) -> bool:
+    return any(is_ours(configuration) for configuration in plans["configurations"].values())

@@ -19,11 +19,12 @@ from nnssl.encoder.swin import STEPS, SwinConfig
 from nnssl.encoder.windows import window_and_shift
 from nnssl.network.decoders import OUTPUTS, full_options
 from nnssl.network.swin_unetr import SwinUNETR
+from nnssl.shapes import ceil_div, round_up
 from nnssl.types import Shape
 
 TOLERANCE = 0.15  # of the estimate, over the measured grid
 
-# Bytes a number of each of `terms`, by decoder.
+# Bytes per number of each of `terms`, by decoder.
 COEFFICIENTS: dict[str, dict[str, float]] = {
     "swinunetr": {
         "parameters": 18.03,
@@ -68,49 +69,59 @@ def peak_bytes(config: SwinConfig, decoder: str, patch: Shape, batch: int, class
     """Bytes at the peak of a training step under fp16 autocast, with AdamW and deep supervision.
 
     config:  of the encoder, with the image's channels and, by axis, its steps in the order of
-    `patch`.
+             `patch`.
     classes: channels of the logits.
     """
-    weights = COEFFICIENTS[decoder]
-    return sum(
-        weights[name] * number
-        for name, number in terms(config, decoder, patch, batch, classes).items()
-    )
+    coefficients = COEFFICIENTS[decoder]
+    numbers = terms(config, decoder, patch, batch, classes)
+    return sum(coefficients[name] * number for name, number in numbers.items())
 
 
 def terms(
     config: SwinConfig, decoder: str, patch: Shape, batch: int, classes: int
 ) -> dict[str, float]:
     """What the memory is proportional to: numbers in the maps of each kind, and parameters."""
-    levels = [tuple(patch)]
-    for number in range(STEPS):
-        levels.append(
-            tuple(-(-n // s) for n, s in zip(levels[-1], config.step(number), strict=True))
-        )
-    voxels = [prod(level) for level in levels]
-    tokens, slots, scores, maps = 0.0, 0.0, 0.0, 0.0
-    for stage, (depth, heads) in enumerate(zip(config.depths, config.heads, strict=True)):
-        width, grid = config.embed_dim * 2**stage, levels[stage + 1]
-        window, _ = window_and_shift(grid, config.window, config.windows)
-        filled = prod(-(-n // w) * w for n, w in zip(grid, window, strict=True))
-        tokens += depth * voxels[stage + 1] * width
-        slots += depth * filled * width
-        scores += depth * filled * prod(window) * heads
-        maps += voxels[stage + 1] * width
+    grids = _grids(config, patch)
+    voxels = [prod(grid) for grid in grids]
     widths = decoder_widths(config, decoder)
-    a_sample = {
-        "tokens": tokens,
-        "slots": slots,
-        "scores": scores,
-        "maps": maps,
-        "convolutions": maps * config.convolutions,
+    per_sample = {
+        **_encoder_terms(config, grids),
         "image": voxels[0] * config.in_channels,
         "finest": voxels[0] * widths[0],
         "coarser": sum(v * w for v, w in zip(voxels[1:], widths[1:], strict=False)),
         "logits": classes * sum(voxels[:OUTPUTS]),
     }
     found: dict[str, float] = {"parameters": parameters(config, decoder)}
-    return found | {name: batch * value for name, value in a_sample.items()}
+    return found | {name: batch * value for name, value in per_sample.items()}
+
+
+def _grids(config: SwinConfig, patch: Shape) -> list[Shape]:
+    """The patch in voxels, and the grid of tokens behind each step of the encoder."""
+    grids = [tuple(patch)]
+    for number in range(STEPS):
+        grids.append(ceil_div(grids[-1], config.step(number)))
+    return grids
+
+
+def _encoder_terms(config: SwinConfig, grids: list[Shape]) -> dict[str, float]:
+    tokens, slots, scores, maps = 0.0, 0.0, 0.0, 0.0
+    stages = zip(config.depths, config.heads, grids[1:-1], strict=True)
+    for stage, (depth, heads, grid) in enumerate(stages):
+        width = config.embed_dim * 2**stage
+        window, _ = window_and_shift(grid, config.window, config.windows)
+        filled = prod(round_up(grid, window))
+        tokens += depth * prod(grid) * width
+        slots += depth * filled * width
+        scores += depth * filled * prod(window) * heads
+        maps += prod(grid) * width
+    convolutions = maps * config.convolutions
+    return {
+        "tokens": tokens,
+        "slots": slots,
+        "scores": scores,
+        "maps": maps,
+        "convolutions": convolutions,
+    }
 
 
 def decoder_widths(config: SwinConfig, decoder: str) -> tuple[int, ...]:

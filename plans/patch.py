@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import prod
 
+from nnssl.shapes import round_up
 from nnssl.types import Shape, Spacing
 
 SAMPLES = 2  # nnU-Net's smallest batch
@@ -31,24 +32,34 @@ def plan_patch(
     As in nnU-Net: a cube in mm, cut to the median image, then shortened along the axis that covers
     most of the image. Raises ValueError when even the smallest patch does not fit.
     """
-    volume = START[len(spacing)] * max(1, gigabytes / START_GB)
-    side = (volume * prod(spacing)) ** (1 / len(spacing))  # mm
-    wanted = [min(side / s, n) for s, n in zip(spacing, image, strict=True)]
-    patch = tuple(max(1, round(n)) for n in wanted)
-    patch = _up(patch, grain(patch))
+    patch = _cube(spacing, image, gigabytes)
+    patch = round_up(patch, grain(patch))
     while (needed := peak(patch, SAMPLES)) > gigabytes * 1e9:
         steps = grain(patch)
-        cuttable = [axis for axis, step in enumerate(steps) if patch[axis] - step >= SMALLEST]
-        if not cuttable:
+        axis = _axis_to_shorten(patch, steps, image)
+        if axis is None:
             raise ValueError(
                 f"{gigabytes:.1f} GB are too little: {SAMPLES} patches of {patch} need "
                 f"{needed / 1e9:.1f} GB. Raise -gpu_memory_target, or take a smaller network: "
                 "--decoder light, or an encoder of fewer channels"
             )
-        axis = max(cuttable, key=lambda axis: patch[axis] / image[axis])
         shorter = tuple(n - steps[axis] * (i == axis) for i, n in enumerate(patch))
-        patch = _up(shorter, grain(shorter))
+        patch = round_up(shorter, grain(shorter))
     return patch
+
+
+def _cube(spacing: Spacing, image: tuple[float, ...], gigabytes: float) -> Shape:
+    """In voxels: of equal sides in mm, but nowhere larger than the image."""
+    voxels = START[len(spacing)] * max(1, gigabytes / START_GB)
+    side = (voxels * prod(spacing)) ** (1 / len(spacing))  # mm
+    wanted = (min(side / mm, size) for mm, size in zip(spacing, image, strict=True))
+    return tuple(max(1, round(n)) for n in wanted)
+
+
+def _axis_to_shorten(patch: Shape, steps: Shape, image: tuple[float, ...]) -> int | None:
+    """The one that covers most of the image, of those that can be shorter by a step."""
+    axes = [axis for axis, step in enumerate(steps) if patch[axis] - step >= SMALLEST]
+    return max(axes, key=lambda axis: patch[axis] / image[axis]) if axes else None
 
 
 def plan_batch(patch: Shape, peak: Peak, gigabytes: float, most: float) -> int:
@@ -58,7 +69,3 @@ def plan_batch(patch: Shape, peak: Peak, gigabytes: float, most: float) -> int:
     one = peak(patch, SAMPLES) - peak(patch, SAMPLES - 1)
     room = gigabytes * 1e9 - peak(patch, SAMPLES)
     return max(SAMPLES, min(SAMPLES + int(room // one), round(most)))
-
-
-def _up(patch: Shape, grain: Shape) -> Shape:
-    return tuple(-(-n // g) * g for n, g in zip(patch, grain, strict=True))

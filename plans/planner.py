@@ -38,7 +38,7 @@ from nnssl.finetune.architecture import (
 )
 from nnssl.plans import memory
 from nnssl.plans.patch import plan_batch, plan_patch
-from nnssl.types import HUPolicy, Shape
+from nnssl.types import HUPolicy, Shape, Spacing
 
 # What preprocessed data depend on; the rest of a configuration is about the network.
 OF_THE_DATA = (
@@ -132,19 +132,20 @@ class SwinPlanner(ExperimentPlanner):
             spacing, median_shape, data_identifier, approximate_n_voxels_dataset, _cache
         )
         image = tuple(float(n) for n in median_shape[: len(spacing)])
-        peak, grain = self._peak(plan), self._grain(plan)
-        fixed = self.patch if self.patch and len(self.patch) == len(spacing) else None
-        patch = fixed or plan_patch(tuple(spacing), image, peak, grain, self._gb)
+        patch = self._patch(plan, tuple(spacing), image)
         most = approximate_n_voxels_dataset * self.max_dataset_covered / prod(patch)
-        plan["patch_size"], plan["batch_size"] = (
-            list(patch),
-            plan_batch(patch, peak, self._gb, most),
-        )
-        plan["architecture"] = architecture(
-            self._top, plan, self.start.encoder, self.decoder, self.start.hu
-        )
+        plan["patch_size"] = list(patch)
+        plan["batch_size"] = plan_batch(patch, self._peak(plan), self._gb, most)
+        start = self.start
+        plan["architecture"] = architecture(self._top, plan, start.encoder, self.decoder, start.hu)
         plan["data_identifier"] = self._data_identifier(plan, data_identifier)
         return plan
+
+    def _patch(self, plan: dict, spacing: Spacing, image: tuple[float, ...]) -> Shape:
+        """The one that was given for so many axes, or the planned one."""
+        if self.patch and len(self.patch) == len(spacing):
+            return self.patch
+        return plan_patch(spacing, image, self._peak(plan), self._grain(plan), self._gb)
 
     def save_plans(self, plans: dict) -> None:
         plans |= self._about_all()
@@ -186,11 +187,11 @@ class SwinPlanner(ExperimentPlanner):
         return peak
 
     def _grain(self, plan: dict) -> Callable[[Shape], Shape]:
+        """What the sides of a patch are multiples of, so that the fine maps have no odd sizes."""
+
         def grain(patch: Shape) -> Shape:
             config = self._encoder(plan, patch)
-            return tuple(
-                prod(config.step(i)[axis] for i in range(FINE)) for axis in range(len(patch))
-            )
+            return tuple(map(prod, zip(*(config.step(i) for i in range(FINE)), strict=True)))
 
         return grain
 
@@ -217,12 +218,10 @@ class SwinPlanner(ExperimentPlanner):
             return own
         theirs, name = files.read_json(path), own.removeprefix(f"{self.plans_identifier}_")
         other = theirs["configurations"].get(name, {})
-        same = list(theirs.get("transpose_forward", [])) == self._top["transpose_forward"]
-        return (
-            other["data_identifier"]
-            if same and all(_equal(plan[k], other.get(k)) for k in OF_THE_DATA)
-            else own
-        )
+        same_axes = list(theirs.get("transpose_forward", [])) == self._top["transpose_forward"]
+        if same_axes and all(_equal(plan[key], other.get(key)) for key in OF_THE_DATA):
+            return other["data_identifier"]
+        return own
 
 
 def _equal(a: object, b: object) -> bool:

@@ -1,4 +1,4 @@
-"""What `nnssl_plan` is asked for, beside the recipe; without importing PyTorch."""
+"""The arguments of `nnssl_plan`, besides the recipe; without importing PyTorch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _spacing(given: list[str]) -> str | Spacing:
 
 @dataclass(frozen=True)
 class Request:
-    """What `nnssl_plan` is asked for."""
+    """The arguments of `nnssl_plan`."""
 
     dataset: str | int = option(help="dataset ID or name, as nnU-Net's -d", flag="-d", metavar="ID")
     checkpoint: Path | str | None = option(

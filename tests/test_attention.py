@@ -17,7 +17,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nnssl.encoder import attention
+from nnssl.encoder import attention, kernel_check
 from nnssl.encoder.attention import choice, fused, plain
 from nnssl.encoder.presets import PRESETS
 from nnssl.encoder.windows import Mask
@@ -183,7 +183,7 @@ def test_what_the_presets_need_is_what_the_kernel_has() -> None:
 def fresh(monkeypatch):
     """No shape has been tried yet, and nothing said."""
     choice._tried.cache_clear()
-    monkeypatch.setattr(choice, "_said", set())
+    monkeypatch.setattr(kernel_check, "_warned", set())
     yield
     choice._tried.cache_clear()
 

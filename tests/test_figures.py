@@ -40,7 +40,7 @@ def test_a_view_is_found_in_its_region(dims):
     assert figures.find(region, [hidden, cut + 1, torch.randn((20,) * dims)]) is None
 
 
-def test_the_same_depth_is_shown_where_the_place_is_known():
+def test_the_same_depth_is_shown_where_the_frame_is_known():
     region = torch.arange(12.0).reshape(1, 12, 1, 1).expand(1, 12, 4, 4)
     cut = region[0, 2:10]
     assert figures.slice_of(cut, region, ((2, 0, 0), (8, 4, 4)))[0, 0] == 6
@@ -54,7 +54,7 @@ def test_predictions_are_shown_of_trained_weights_only(tmp_path, monkeypatch):
     monkeypatch.setattr(
         figures,
         "picture",
-        lambda panels, *_: titles.append([panel[0] for row in panels for panel in row]),
+        lambda rows, *_: titles.append([panel[0] for row in rows for panel in row.panels]),
     )
     for trained in (False, True):
         figures.draw(subject("simmim", trained), tmp_path / "figure.png")

@@ -14,7 +14,7 @@ from nnssl.__main__ import COMMANDS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 FLOORS = (
-    {"types"},
+    {"types", "json_text"},
     {
         "files",
         "dist",
@@ -23,6 +23,7 @@ FLOORS = (
         "hook",
         "commands",
         "signals",
+        "shapes",
         "limits",
         "options",
         "cpu",

@@ -386,7 +386,7 @@ def test_channels_without_numbers_pass_as_they_are():
     seen = Intensity(3, scale=[2.0], shift=[1.0], low=[-1.0], high=[1.0])(image)
     torch.testing.assert_close(seen[:, 1:], image[:, 1:])
     torch.testing.assert_close(seen[:, 0], (2 * image[:, 0] + 1).clamp(-1, 1))
-    with pytest.raises(ValueError, match="one entry a channel, 1 in all"):
+    with pytest.raises(ValueError, match="one entry per channel, 1 in all"):
         Intensity(1, scale=[1.0, 1.0])
 
 

@@ -16,7 +16,8 @@ from nnssl.data.survey import survey
 from nnssl.data.survey_index import INDEX, Index
 from nnssl.data.survey_lines import line_file
 from nnssl.data.survey_report import ScanReport
-from nnssl.files import LONG, read_json, write_json
+from nnssl.files import read_json, write_json
+from nnssl.json_text import LONG
 
 SHAPE = (4, 5, 6)
 

@@ -93,10 +93,16 @@ def test_monai_windows_are_another_function_where_monai_clips() -> None:
 def test_ways_between_window_orders_are_permutations(grid: tuple[int, ...], window: int) -> None:
     windows = stage_windows(grid, window, "exact", CPU)
     raster = torch.arange(windows.plain.tokens.numel())
-    assert torch.equal(raster[windows.enter[0]], windows.plain.tokens)
-    assert torch.equal(raster[windows.enter[0]][windows.shift[0]], windows.shifted.tokens)
-    assert torch.equal(windows.shifted.tokens[windows.leave[0]], raster)
-    for index, inverse in (windows.enter, windows.shift, windows.leave):
+    assert torch.equal(raster[windows.raster_to_plain[0]], windows.plain.tokens)
+    assert torch.equal(
+        raster[windows.raster_to_plain[0]][windows.plain_to_shifted[0]], windows.shifted.tokens
+    )
+    assert torch.equal(windows.shifted.tokens[windows.shifted_to_raster[0]], raster)
+    for index, inverse in (
+        windows.raster_to_plain,
+        windows.plain_to_shifted,
+        windows.shifted_to_raster,
+    ):
         assert torch.equal(index[inverse], raster)
 
 

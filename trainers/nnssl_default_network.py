@@ -23,15 +23,13 @@ class DefaultNetworkTrainer(nnUNetTrainer):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008 nnU-Net's own signature
     ) -> None:
-        self.recipe = Recipe.of(plans)
+        self.recipe = recipe = Recipe.of(plans)
         super().__init__(plans, configuration, fold, dataset_json, device)
-        self.oversample_foreground_percent = self.recipe.foreground
-        self.num_epochs, self.save_every = (
-            self.recipe.epochs,
-            max(1, min(50, self.recipe.epochs // 10)),
-        )
-        self.num_iterations_per_epoch = self.recipe.iterations
-        self.num_val_iterations_per_epoch = self.recipe.val_iterations
+        self.oversample_foreground_percent = recipe.foreground
+        self.num_epochs = recipe.epochs
+        self.save_every = max(1, min(50, recipe.epochs // 10))
+        self.num_iterations_per_epoch = recipe.iterations
+        self.num_val_iterations_per_epoch = recipe.val_iterations
         if self.device.type == "cpu":
             finetune.prepare_cpu()
 

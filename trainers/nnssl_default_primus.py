@@ -18,7 +18,7 @@ from nnssl.trainers.nnssl_default_network import DefaultNetworkTrainer
 
 
 class PrimusTrainer(DefaultNetworkTrainer):
-    """What all sizes share."""
+    """The base of all sizes."""
 
     def __init__(
         self,

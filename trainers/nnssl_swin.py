@@ -1,4 +1,4 @@
-"""What the trainers of our network share: nnU-Net's training with our recipe. They differ in what
+"""The base of the trainers of our network: nnU-Net's training with our recipe. They differ in what
 the weights start as, and in what learns.
 """
 
@@ -40,13 +40,13 @@ class SwinTrainer(DefaultNetworkTrainer):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008 nnU-Net's own signature
     ) -> None:
-        self.unsettled: ValueError | None = None
+        self.unresolved: ValueError | None = None
         try:
             finetune.resolve_architecture(plans, configuration, self.random_start)
         # raised when the network is built, unless a saved model brings its own
         except ValueError as error:
-            self.unsettled = error
-        self.starts_anew = True
+            self.unresolved = error
+        self.continues = False
         self.watch: Watch | None = None
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.initial_lr, self.weight_decay = self.recipe.lr, self.recipe.weight_decay
@@ -66,18 +66,23 @@ class SwinTrainer(DefaultNetworkTrainer):
         )
 
     def initialize(self) -> None:
-        resolved, plans = self.configuration_manager.configuration, self.plans_manager.plans
-        finetune.require_architecture(resolved, self.unsettled)
+        finetune.require_architecture(self.configuration_manager.configuration, self.unresolved)
         super().initialize()
-        if self.starts_anew:
-            finetune.refuse_mixed_folds(self.output_folder_base, self.fold, plans.get(INFO, {}))
-            lines = self.start() + finetune.intensities(resolved, plans.get(INFO, {}))
-            finetune.start_heads(finetune.unwrap(self.network), self.label_manager.has_regions)
-            lines.append(finetune.describe(self.recipe, not self.random_start))
-            self.print_to_log_file("\n".join(lines), add_timestamp=False)
-            self.watch = Watch(
-                finetune.unwrap(self.network), plans.get(INFO, {}), self.print_to_log_file
-            )
+        if not self.continues:
+            self._start()
+
+    def _start(self) -> None:
+        network, info = finetune.unwrap(self.network), self._pretrain_info
+        finetune.refuse_mixed_folds(self.output_folder_base, self.fold, info)
+        lines = self.start() + finetune.intensities(self.configuration_manager.configuration, info)
+        finetune.start_heads(network, self.label_manager.has_regions)
+        lines.append(finetune.describe(self.recipe, not self.random_start))
+        self.print_to_log_file("\n".join(lines), add_timestamp=False)
+        self.watch = Watch(network, info, self.print_to_log_file)
+
+    @property
+    def _pretrain_info(self) -> dict:
+        return self.plans_manager.plans.get(INFO, {})
 
     def start(self) -> list[str]:
         """Set the weights; lines for the log."""
@@ -93,17 +98,19 @@ class SwinTrainer(DefaultNetworkTrainer):
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
         filename_or_checkpoint = resume.whole(filename_or_checkpoint, self.print_to_log_file)
         if not self.was_initialized:
-            saved = filename_or_checkpoint
-            if not isinstance(saved, dict):
-                saved = torch.load(saved, map_location="cpu", weights_only=False, mmap=True)
-            plans, resolved = self.plans_manager.plans, self.configuration_manager.configuration
-            finetune.restore_plans(
-                plans, resolved, self.configuration_name, saved["init_args"]["plans"]
-            )
-            self.starts_anew = False
+            self._restore_plans(filename_or_checkpoint)
+            self.continues = True
         if self.watch is not None:
             self.watch.end()
         super().load_checkpoint(filename_or_checkpoint)
+
+    def _restore_plans(self, checkpoint: dict | str) -> None:
+        saved = checkpoint
+        if not isinstance(saved, dict):
+            saved = torch.load(saved, map_location="cpu", weights_only=False, mmap=True)
+        plans, resolved = self.plans_manager.plans, self.configuration_manager.configuration
+        theirs = saved["init_args"]["plans"]
+        finetune.restore_plans(plans, resolved, self.configuration_name, theirs)
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, finetune.Schedule]:
         network, pretrained = finetune.unwrap(self.network), not self.random_start
@@ -116,12 +123,13 @@ class SwinTrainer(DefaultNetworkTrainer):
     def on_train_start(self) -> None:
         super().on_train_start()
         network = finetune.unwrap(self.network)
-        info = self.plans_manager.plans.get(INFO, {})
-        if self.starts_anew and finetune.needs_moments(network, info):
-            batches = range(-(-finetune.PATCHES // self.batch_size))
-            finetune.measure(
-                network, (next(self.dataloader_train)["data"].to(self.device) for _ in batches)
-            )
+        if not self.continues and finetune.needs_moments(network, self._pretrain_info):
+            finetune.measure(network, self._images(finetune.PATCHES))
+
+    def _images(self, patches: int) -> Iterator[torch.Tensor]:
+        """Batches of at least so many patches in all, as the training loads them."""
+        for _ in range(-(-patches // self.batch_size)):
+            yield next(self.dataloader_train)["data"].to(self.device)
 
     def on_train_epoch_start(self) -> None:
         self.average.restore()

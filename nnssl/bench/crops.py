@@ -11,15 +11,19 @@ low clip.
 from __future__ import annotations
 
 import argparse
+import itertools
+import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from nnssl.bench import markdown
 from nnssl.data.crops import Crops
 from nnssl.data.plan import Plan
 from nnssl.encoder.swin import Swin, SwinConfig
-from nnssl.methods import METHODS
+from nnssl.methods import METHODS, Method
 from nnssl.train.batches import collate, generator_for
 from nnssl.types import Shape
 from nnssl.views.masking import varied_blocks
@@ -44,32 +48,57 @@ def fractions(
     "offset".
     """
     torch.manual_seed(0)
-    known = METHODS[name].Config.parse(
-        ["window_jitter=0"] if hasattr(METHODS[name].Config(), "window_jitter") else []
-    )
-    method = METHODS[name](Swin(SMALL, maskable=True), known)
-    rows, index = [], 0
+    method = _untrained(name)
+    samples = _of_scans(crops, chosen)
+    rows = []
     while len(rows) < count:
-        samples = []
-        while len(samples) < min(AT_ONCE, count - len(rows)):
-            if crops._scan(index) in chosen:
-                samples.append(crops[index])
-            index += 1
-        batch = collate(samples)
-        generators = [generator_for(0, sample["index"]) for sample in samples]
-        views = method.prepare_views(
-            batch["crop"].float(), generators, batch["scan"], batch["start"], batch["size"]
-        )
-        image = next(views[key] for key in ("image", "global", "cubes") if key in views)
-        images = image.movedim(-len(crop) - 1, 0)[0].reshape(-1, *image.shape[-len(crop) :])
-        inner = [size // WINDOW * WINDOW for size in images.shape[1:]]
-        cut = images[(slice(None), *(slice(size) for size in inner))][:, None]
-        flat = 1 - float(varied_blocks(cut, (WINDOW,) * len(inner)).float().mean())
-        body, seen = (float((part > air).float().mean()) for part in (batch["crop"], images))
-        if "offset" not in views:  # their intensities are not the scan's
-            seen = float("nan")
-        rows += [torch.tensor([body, seen, flat, _overlap(views, crop)])] * len(samples)
+        part = list(itertools.islice(samples, min(AT_ONCE, count - len(rows))))
+        rows += [torch.tensor(_measured(method, part, crop, air))] * len(part)
     return torch.stack(rows).mean(dim=0).tolist()
+
+
+def _untrained(name: str) -> Method:
+    """With its default settings, but without a jitter of the HU window where it has one."""
+    kind = METHODS[name]
+    changed = ["window_jitter=0"] if hasattr(kind.Config(), "window_jitter") else []
+    return kind(Swin(SMALL, maskable=True), kind.Config.parse(changed))
+
+
+def _of_scans(crops: Crops, chosen: list[int]) -> Iterator[dict]:
+    """The crops of the scans `chosen`, without an end."""
+    return (crops[index] for index in itertools.count() if crops._scan(index) in chosen)
+
+
+def _measured(method: Method, samples: list[dict], crop: Shape, air: float) -> list[float]:
+    """Of one batch: body of crops and of views, constant windows, overlap."""
+    batch = collate(samples)
+    generators = [generator_for(0, sample["index"]) for sample in samples]
+    views = method.prepare_views(
+        batch["crop"].float(), generators, batch["scan"], batch["start"], batch["size"]
+    )
+    images = _images(views, crop)
+    body = _body(batch["crop"], air)
+    # without offsets the intensities of views are not the scan's
+    body_of_views = _body(images, air) if "offset" in views else float("nan")
+    return [body, body_of_views, _constant_windows(images), _overlap(views, crop)]
+
+
+def _images(views: dict[str, Tensor], crop: Shape) -> Tensor:
+    """The first channel of what the encoder sees, [n *size]."""
+    image = next(views[key] for key in ("image", "global", "cubes") if key in views)
+    dims = len(crop)
+    return image.movedim(-dims - 1, 0)[0].reshape(-1, *image.shape[-dims:])
+
+
+def _body(voxels: Tensor, air: float) -> float:
+    return float((voxels > air).float().mean())
+
+
+def _constant_windows(images: Tensor) -> float:
+    """The fraction of the windows of [n *size] that hold one value only."""
+    whole = [slice(size // WINDOW * WINDOW) for size in images.shape[1:]]
+    cut = images[(slice(None), *whole)][:, None]
+    return 1 - float(varied_blocks(cut, (WINDOW,) * len(whole)).float().mean())
 
 
 def _overlap(views: dict[str, Tensor], crop: Shape) -> float:
@@ -80,7 +109,7 @@ def _overlap(views: dict[str, Tensor], crop: Shape) -> float:
     return float((1 - apart).clamp(min=0).prod(dim=1).mean())
 
 
-def main(argv: list[str] | None = None) -> None:
+def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--crops", type=int, default=200, help="for each method and group")
@@ -89,20 +118,29 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--methods", nargs="+", choices=METHODS, default=["smit", "simmim", "dino", "simclr"]
     )
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
     plan = Plan.load(args.folder / "plan.json")
     crop = tuple(args.crop or plan.crop)
-    print("| method | part | " + " | ".join(HEADER) + " |\n|" + "---|" * (2 + len(HEADER)))
+    print(markdown.header(["method", "part", *HEADER]))
     for name in args.methods:
         crops = Crops(args.folder, plan, METHODS[name].region(crop))
         for group in args.regions:
-            title, _, words = group.partition("=")
-            chosen = [
-                n for n, case in enumerate(crops.cases) if case.startswith(tuple(words.split(",")))
-            ]
-            row = fractions(name, crops, crop, chosen, args.crops, plan.padding + 0.05)
-            cells = " | ".join("" if value != value else f"{value:.2f}" for value in row)
-            print(f"| `{name}` | {title} | {len(chosen)} | {args.crops} | {cells} |", flush=True)
+            title, chosen = _scans_of(group, crops.cases)
+            means = fractions(name, crops, crop, chosen, args.crops, plan.padding + 0.05)
+            cells = ("" if math.isnan(value) else f"{value:.2f}" for value in means)
+            row = [f"`{name}`", title, len(chosen), args.crops, *cells]
+            print(markdown.row(row), flush=True)
+
+
+def _scans_of(group: str, cases: Sequence[str]) -> tuple[str, list[int]]:
+    """Of `NAME=WORD,WORD`: the name, and the numbers of the cases that begin with a word."""
+    title, _, words = group.partition("=")
+    begins = tuple(words.split(","))
+    return title, [number for number, case in enumerate(cases) if case.startswith(begins)]
 
 
 if __name__ == "__main__":

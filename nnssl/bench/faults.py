@@ -25,39 +25,19 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from nnssl import phantoms, signals
-from nnssl.bench import trials
+from nnssl.bench import markdown, processes, trials
 from nnssl.bench.trials import Lost, Trial
+from nnssl.bench.undisturbed import Undisturbed, end_as, undisturbed
 
 STOPPED, REFUSED = 75, 1  # exit statuses
 KILLS = 3  # in a row
 SAID = 20_000  # bytes, more than a run prints
-MOUNT = ("mount", "-t", "tmpfs", "-o")
 SCANS = 3
 YEARS = 10 * 365 * 86400.0
-
-
-@dataclass(frozen=True)
-class Undisturbed:
-    """The run to compare with: folders, outcome, the seconds of all of it and of training."""
-
-    trial: Trial
-    outcome: dict
-    seconds: float
-    training: float
-
-    def lend(self, trial: Trial, chance: random.Random | None = None) -> float:
-        """The seconds of a run of `trial`. It finds its scans preprocessed; with `chance` half
-        of the time.
-        """
-        if chance and chance.random() < 0.5:
-            return self.seconds
-        shutil.copytree(self.trial.data, trial.data, dirs_exist_ok=True)
-        return self.training
 
 
 Fault = Callable[[Trial, random.Random, Undisturbed], int]  # how many were done to the run
@@ -73,6 +53,12 @@ def killed(trial: Trial, chance: random.Random, whole: Undisturbed) -> int:
             (os.killpg if chance.random() < 0.3 else os.kill)(run, signal.SIGKILL)
         done += trial.wait(run) == -signal.SIGKILL
     return done
+
+
+def kill(process: int, number: int = signal.SIGKILL) -> None:
+    """Send a signal, unless the process has ended already."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process, number)
 
 
 def stopped(trial: Trial, chance: random.Random, whole: Undisturbed) -> int:
@@ -95,8 +81,7 @@ def stop(
     run = trial.start(prelude=prelude)
     trial.until(run, lambda: "scans: " in trial.said())  # the fork itself is no part of it
     trial.sleep(run, chance, seconds)
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(run, chance.choice(signals.STOPS))
+    kill(run, chance.choice(signals.STOPS))
     return trial.wait(run)
 
 
@@ -104,12 +89,11 @@ def reader_killed(trial: Trial, chance: random.Random, whole: Undisturbed) -> in
     """The process that reads crops, as the kernel does it where memory is short."""
     whole.lend(trial)
     run = trial.start()
-    trial.until(run, lambda: trial.rows())
+    trial.until(run, trial.rows)
     trial.sleep(run, chance, whole.training)
-    readers = trials.children(run)
+    readers = processes.children(run)
     for reader in readers:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(reader, signal.SIGKILL)
+        kill(reader)
     status = trial.wait(run)
     if status and "A process that reads crops is gone" not in trial.said():
         raise Lost(f"it ended with {status} and did not say why: {trial.said()[-500:]}")
@@ -119,15 +103,13 @@ def reader_killed(trial: Trial, chance: random.Random, whole: Undisturbed) -> in
 def worker_killed(trial: Trial, chance: random.Random, _: Undisturbed) -> int:
     """One of two processes that survey and preprocess scans, or what started them."""
     run = trial.start("-np", 2)
-    trial.until(run, lambda: trials.grandchildren(run))
+    trial.until(run, lambda: processes.grandchildren(run))
     time.sleep(chance.uniform(0, 2))
-    of = trials.grandchildren if chance.random() < 0.7 else trials.fork_servers
-    workers = of(run)[:1]
+    victims = processes.grandchildren if chance.random() < 0.7 else processes.fork_servers
+    workers = victims(run)[:1]
     for worker in workers:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(worker, signal.SIGKILL)
-    if (status := trial.wait(run)) not in (0, REFUSED):
-        raise Lost(f"it ended with {status}: {trial.said()[-500:]}")
+        kill(worker)
+    require_done_or_refused(trial, trial.wait(run))
     return len(workers)
 
 
@@ -147,11 +129,11 @@ def full_disk(trial: Trial, chance: random.Random, whole: Undisturbed) -> int:
         return small_files(trial, chance, whole)
     needed = sum(path.stat().st_size for path in whole.trial.folder.rglob("*") if path.is_file())
     size = chance.randrange(64, needed // 1024)
-    subprocess.run([*MOUNT, f"size={size}k,nr_inodes=0", "tmpfs", trial.folder], check=True)
+    mount(trial.folder, f"size={size}k,nr_inodes=0", "tmpfs")
     try:
         trial.make_folders()
         require_no_room(trial, trial.wait(trial.start()))
-        subprocess.run([*MOUNT, "remount,size=1g", trial.folder], check=True)
+        mount(trial.folder, "remount,size=1g")
         end_as(trial, whole)
     finally:
         subprocess.run(["umount", trial.folder], check=True)
@@ -160,11 +142,16 @@ def full_disk(trial: Trial, chance: random.Random, whole: Undisturbed) -> int:
     return 1
 
 
+def mount(folder: Path, options: str, *source: str) -> None:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, *source, folder], check=True)
+
+
 def clock(trial: Trial, chance: random.Random, whole: Undisturbed) -> int:
     """A clock that is years off and runs as it likes, and files of any age."""
     seconds = whole.lend(trial, chance)
     for path in trial.folder.rglob("*"):
-        os.utime(path, (when := time.time() + chance.uniform(-YEARS, YEARS), when))
+        changed = time.time() + chance.uniform(-YEARS, YEARS)
+        os.utime(path, (changed, changed))
     away, pace = chance.uniform(-YEARS, YEARS), chance.choice([-600.0, 0.0, 1e4])
     stop(trial, chance, seconds, prelude=partial(trials.set_clock, away, pace))
     return 1
@@ -184,10 +171,10 @@ def twice(trial: Trial, chance: random.Random, whole: Undisturbed) -> int:
     first = trial.start()
     trial.sleep(first, chance, seconds)
     second = trial.start(log=other)
-    ended = [trial.wait(run) for run in (first, second)]
+    ended = {trial.wait(first), trial.wait(second)}
     said = trial.said() + other.read_text(encoding="utf-8")
-    if not set(ended) <= {0, REFUSED} or 0 not in ended:
-        raise Lost(f"they ended with {ended}: {said[-1000:]}")
+    if ended not in ({0}, {0, REFUSED}):
+        raise Lost(f"they ended with {sorted(ended)}: {said[-1000:]}")
     if REFUSED in ended and "is being written by process" not in said:
         raise Lost(f"one was refused and did not say why: {said[-1000:]}")
     return 1
@@ -196,6 +183,10 @@ def twice(trial: Trial, chance: random.Random, whole: Undisturbed) -> int:
 def require_no_room(trial: Trial, status: int) -> None:
     if status == REFUSED and "cannot be written: " not in trial.said():
         raise Lost(f"it did not say what cannot be written: {trial.said()[-500:]}")
+    require_done_or_refused(trial, status)
+
+
+def require_done_or_refused(trial: Trial, status: int) -> None:
     if status not in (0, REFUSED):
         raise Lost(f"it ended with {status}: {trial.said()[-500:]}")
 
@@ -213,32 +204,10 @@ FAULTS: dict[str, Fault] = {
 }
 
 
-def end_as(trial: Trial, whole: Undisturbed) -> None:
-    """The line typed once more ends well, and as the undisturbed run did. Raises Lost."""
-    trial.finish()
-    trials.require_equal(trials.outcome(trial), whole.outcome)
-    if left := [path.name for path in trial.results.rglob(".tmp-*")]:
-        raise Lost(f"half a file is left: {left}")
-
-
-def undisturbed(top: Path, raw: Path) -> Undisturbed:
-    """Twice: the same bits, and the second time with the scans of the first."""
-    took, made = [], Trial(top / "undisturbed", raw)
-    again = Trial(top / "again", raw)
-    for trial in (made, again):
-        began = time.monotonic()
-        trial.finish()
-        took.append(time.monotonic() - began)
-        if trial is made:
-            shutil.copytree(made.data, again.data, dirs_exist_ok=True)
-    whole = Undisturbed(made, trials.outcome(made), *took)
-    end_as(again, whole)
-    return whole
-
-
 def campaign(top: Path, minutes: float, seed: int, only: Sequence[str]) -> bool:
     """Do faults in turn, each at least once; print the table; whether all were survived."""
-    done, survived = Counter(), Counter()
+    done: Counter[str] = Counter()
+    survived: Counter[str] = Counter()
     raw = top / "Aufnahmen für den Versuch"  # no ASCII
     phantoms.write_folder(raw, seeds=range(SCANS), shape=(24, 36, 40))
     whole = undisturbed(top, raw)
@@ -246,37 +215,61 @@ def campaign(top: Path, minutes: float, seed: int, only: Sequence[str]) -> bool:
     end, number = time.monotonic() + 60 * minutes, 0
     while number < len(only) or time.monotonic() < end:
         fault, trial = only[number % len(only)], Trial(top / f"{number}", raw)
-        count = 1
         print(f"number {number}: {fault}", file=sys.stderr, flush=True)
-        try:
-            count = FAULTS[fault](trial, random.Random(f"{seed} {number}"), whole)
-            end_as(trial, whole)
-            survived[fault] += count
-        except Lost as lost:
-            print(f"\nLOST, number {number}, {fault}: {lost}", flush=True)
-            count = max(count, 1)
+        count, lost = inflict(fault, trial, random.Random(f"{seed} {number}"), whole)
         done[fault] += count
+        if lost:
+            print(f"\nLOST, number {number}, {fault}: {lost}", flush=True)
+        else:
+            survived[fault] += count
         shutil.rmtree(trial.folder)
         number += 1
-    print("\n| fault | done | survived |\n|---|---|---|")
-    for fault in only:
-        print(f"| {fault} | {done[fault]} | {survived[fault]} |")
-    print(f"| all, in {number} rounds | {done.total()} | {survived.total()} |")
+    print(f"\n{_table(only, done, survived, number)}")
     return done == survived
 
 
-def main() -> int:
+def _table(only: Sequence[str], done: Counter[str], survived: Counter[str], rounds: int) -> str:
+    rows = [(fault, done[fault], survived[fault]) for fault in only]
+    rows.append((f"all, in {rounds} rounds", done.total(), survived.total()))
+    return markdown.table(("fault", "done", "survived"), rows)
+
+
+def inflict(
+    fault: str, trial: Trial, chance: random.Random, whole: Undisturbed
+) -> tuple[int, Lost | None]:
+    """How many were done, at least one where it was not survived, and how it was lost."""
+    count = 1
+    try:
+        count = FAULTS[fault](trial, chance, whole)
+        end_as(trial, whole)
+    except Lost as lost:
+        return max(count, 1), lost
+    return count, None
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m nnssl.bench.faults",
         description=(__doc__ or "").partition("\n")[0],
     )
     parser.add_argument("--minutes", type=float, default=0.0, help="default: each fault once")
     parser.add_argument("--seed", type=int, default=0, help="of the moments; default: %(default)s")
-    parser.add_argument("--only", nargs="+", choices=FAULTS, default=list(FAULTS), metavar="FAULT",
-                        help=f"some of: {', '.join(FAULTS)}")  # fmt: skip
-    args = parser.parse_args()
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=FAULTS,
+        default=list(FAULTS),
+        metavar="FAULT",
+        help=f"some of: {', '.join(FAULTS)}",
+    )
+    args = parser.parse_args(argv)
     if not Path("/proc/self/stat").exists():
         parser.error("processes are monitored through /proc, which only Linux has")
+    return args
+
+
+def main() -> int:
+    args = parse()
     trials.import_libraries()
     top = Path(tempfile.mkdtemp(prefix="faults"))  # not one that a forked child would remove
     try:

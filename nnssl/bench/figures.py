@@ -6,15 +6,16 @@ python -m nnssl.bench.figures smit documentation/methods/smit.png
 
 One row per view, one column for each title of `Method.show`; what is hidden is blue. Where a view
 is an exact part of the region that was read, the region is shown as well, with the view's frame.
-Without a checkpoint the weights are
-random: views do not depend on them, and predictions are left out.
+Without a checkpoint the weights are random: views do not depend on them, and predictions are left
+out.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,7 @@ from nnssl.views.intensity import Ranges
 from nnssl.views.spatial import cut
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 SOFT_TISSUE = HUPolicy(low=-1000, high=400, mean=0, std=200)
@@ -54,6 +56,18 @@ class Subject:
     trained: bool
 
 
+Panel = tuple[str, Tensor]  # title and image
+Frame = tuple[Shape, Shape]  # corner and size, in voxels of the region
+
+
+@dataclass(frozen=True)
+class Row:
+    """The panels of one view, None for a gap, and where the view lies in its region if known."""
+
+    panels: list[Panel | None]
+    frame: Frame | None
+
+
 def untrained(name: str) -> Subject:
     """A small encoder with random weights, on crops of 96 voxels at 2 mm (those of SMIT's
     authors).
@@ -64,8 +78,9 @@ def untrained(name: str) -> Subject:
 
 
 def trained(name: str, path: Path) -> Subject:
-    """The method as `path`, a checkpoint_latest.pth, holds it. ValueError when it is another
-    method's, or final.
+    """The method as `path`, a checkpoint_latest.pth, holds it.
+
+    Raises ValueError where it is of another method, or a final one, which holds no heads.
     """
     content = checkpoint.read(path)
     header = content["header"]
@@ -74,52 +89,71 @@ def trained(name: str, path: Path) -> Subject:
             f"a checkpoint_latest.pth of {name} is needed (the final one holds no heads); {path} "
             f"is of {header['method']}, with {sorted(content)}"
         )
-    encoder = Swin(SwinConfig.from_dict(header["encoder"]), maskable=True)
-    method = METHODS[name](encoder, METHODS[name].Config.stored(header["method_config"]))
-    method.load_state_dict(content["training_state"]["method"])
     plan = header["plan"]
     hu = HUPolicy.from_dict(plan["hu"])
+    method = _restored(content)
     method.ranges = Ranges.of(hu)
     return Subject(method, tuple(header["crop"]), tuple(plan["spacing"]), hu, trained=True)
+
+
+def _restored(content: dict) -> Method:
+    header = content["header"]
+    kind = METHODS[header["method"]]
+    encoder = Swin(SwinConfig.from_dict(header["encoder"]), maskable=True)
+    method = kind(encoder, kind.Config.stored(header["method_config"]))
+    method.load_state_dict(content["training_state"]["method"])
+    return method
 
 
 def draw(subject: Subject, path: Path, seed: int = SEED) -> None:
     """What the method shows of one region; one row per view."""
     method = subject.method.eval()
-    region = read(method.region(subject.crop), subject)
+    size = method.region(subject.crop)
+    region = read(size, subject)
+    shown = _shown(subject, region, seed)
+    rows = [_row(shown, number, region) for number in range(max(map(len, shown.values())))]
+    if size != subject.crop and any(row.frame for row in rows):
+        _put_region_first(rows, region[0])
+    else:
+        rows = [replace(row, frame=None) for row in rows]
+    save(picture(rows, _greys(subject.hu)), path)
+
+
+def _put_region_first(rows: list[Row], region: Tensor) -> None:
+    """Its middle slice, into the first row; a gap into the others."""
+    middle_slice = region[region.shape[0] // 2] if region.ndim == 3 else region
+    first, *others = rows
+    first.panels.insert(0, ("region", middle_slice))
+    for row in others:
+        row.panels.insert(0, None)
+
+
+def _shown(subject: Subject, region: Tensor, seed: int) -> dict[str, Tensor]:
+    """Title to volumes [n 1 *size], of what the weights say only where they are trained."""
+    generators = [torch.Generator().manual_seed(seed)]
+    scans = torch.zeros(1, dtype=torch.long)
     with torch.no_grad():
-        generators = [torch.Generator().manual_seed(seed)]
-        shown = method.show(
-            method.prepare_views(region[None], generators, torch.zeros(1, dtype=torch.long))
-        )
-    shown = {
-        title: v[:MOST_ROWS]
-        for title, v in shown.items()
+        views = subject.method.prepare_views(region[None], generators, scans)
+        shown = subject.method.show(views)
+    return {
+        title: volumes[:MOST_ROWS]
+        for title, volumes in shown.items()
         if subject.trained or not title.startswith(PREDICTED)
     }
-    rows = max(len(volumes) for volumes in shown.values())
-    places = [
-        find(region, [v[row, 0] for v in shown.values() if row < len(v)]) for row in range(rows)
-    ]
-    panels: list[list[tuple[str, Tensor] | None]] = [
-        [
-            (title, slice_of(v[row, 0], region, places[row]))
-            for title, v in shown.items()
-            if row < len(v)
-        ]
-        for row in range(rows)
-    ]
-    framed = [place for place in places if place is not None]
-    if framed and method.region(subject.crop) != subject.crop:
-        panels[0].insert(
-            0, ("region", region[0, region.shape[1] // 2] if region.ndim == 4 else region[0])
-        )
-        for row in panels[1:]:
-            row.insert(0, None)
-    else:
-        places = [None] * rows
-    low, high = (subject.hu.normalise(np.float32(hu)) for hu in GREYS)
-    save(picture(panels, places, (float(low), float(high))), path)
+
+
+def _row(shown: dict[str, Tensor], number: int, region: Tensor) -> Row:
+    """Of view `number`, as far as each title has so many."""
+    volumes = {title: own[number, 0] for title, own in shown.items() if number < len(own)}
+    frame = find(region, list(volumes.values()))
+    panels = [(title, slice_of(volume, region, frame)) for title, volume in volumes.items()]
+    return Row([*panels], frame)
+
+
+def _greys(hu: HUPolicy) -> tuple[float, float]:
+    """GREYS as network input."""
+    low, high = (float(hu.normalise(np.float32(value))) for value in GREYS)
+    return low, high
 
 
 def read(size: Shape, subject: Subject) -> Tensor:
@@ -137,98 +171,129 @@ def middle(volume: Tensor, size: Shape) -> Tensor:
     )
 
 
-def find(region: Tensor, images: list[Tensor]) -> tuple[Shape, Shape] | None:
-    """Corner and size of the first of `images` [*size] that is an exact part of `region` [1
-    *region].
-    """
-    for image in images:
-        if image.isnan().any() or any(
-            n > s for n, s in zip(image.shape, region.shape[1:], strict=True)
-        ):
-            continue
-        row = image[(0,) * (image.ndim - 1)]
-        rows = region[0][
-            tuple(
-                slice(s - n + 1) for n, s in zip(image.shape[:-1], region.shape[1:], strict=False)
-            )
-        ]
-        for corner in (rows.unfold(-1, len(row), 1) == row).all(dim=-1).nonzero().tolist():
-            part = region[(0, *(slice(c, c + n) for c, n in zip(corner, image.shape, strict=True)))]
-            if torch.equal(part, image):
-                return tuple(corner), tuple(image.shape)
+def find(region: Tensor, images: list[Tensor]) -> Frame | None:
+    """That of the first of `images` [*size] which is an exact part of `region` [1 *region]."""
+    frames = (_exact_part(region[0], image) for image in images)
+    return next((frame for frame in frames if frame is not None), None)
+
+
+def _exact_part(whole: Tensor, image: Tensor) -> Frame | None:
+    """Where `image` [*size] lies in `whole` [*larger]; None where it is no part of it."""
+    fits = all(n <= s for n, s in zip(image.shape, whole.shape, strict=True))
+    if not fits or image.isnan().any():
+        return None
+    for corner in _candidates(whole, image):
+        part = tuple(slice(c, c + n) for c, n in zip(corner, image.shape, strict=True))
+        if torch.equal(whole[part], image):
+            return tuple(corner), tuple(image.shape)
     return None
 
 
-def slice_of(volume: Tensor, region: Tensor, place: tuple[Shape, Shape] | None) -> Tensor:
-    """The axial slice that is the region's middle one, where the place is known; otherwise the
+def _candidates(whole: Tensor, image: Tensor) -> list[list[int]]:
+    """The corners in `whole` at which the first row of `image` lies."""
+    first = image[(0,) * (image.ndim - 1)]
+    starts = (s - n + 1 for s, n in zip(whole.shape, image.shape, strict=True))
+    *others, _ = starts
+    rows = whole[tuple(slice(start) for start in others)]
+    return (rows.unfold(-1, len(first), 1) == first).all(dim=-1).nonzero().tolist()
+
+
+def slice_of(volume: Tensor, region: Tensor, frame: Frame | None) -> Tensor:
+    """The axial slice that is the region's middle one, where the frame is known; otherwise the
     volume's own middle.
     """
     if volume.ndim == 2:
         return volume
     depth = volume.shape[0] // 2
-    if place is not None and place[1] == tuple(volume.shape):
-        wanted = region.shape[1] // 2 - place[0][0]
+    if frame is not None and frame[1] == tuple(volume.shape):
+        wanted = region.shape[1] // 2 - frame[0][0]
         depth = wanted if 0 <= wanted < volume.shape[0] else depth
     return volume[depth]
 
 
-def picture(panels: list[list], places: list, greys: tuple[float, float]) -> Figure:
-    """One row of panels (title, image) a view; a single long row is wrapped. None leaves a gap."""
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Rectangle
+def picture(rows: list[Row], greys: tuple[float, float]) -> Figure:
+    """One row of panels per view; a single long row is wrapped. The first panel has the frames."""
+    lines = [row.panels for row in rows]
+    if len(lines) == 1:
+        starts = range(0, len(lines[0]), MOST_COLUMNS)
+        lines = [lines[0][start : start + MOST_COLUMNS] for start in starts]
+    figure, grid = _empty_grid(len(lines), max(map(len, lines)))
+    for line, line_axes in zip(lines, grid, strict=True):
+        for panel, axes in zip(line, line_axes, strict=False):
+            if panel is not None:
+                _draw_panel(axes, panel, greys)
+    for row, line_axes, colour in zip(rows, grid, COLOURS, strict=False):
+        if row.frame is not None:
+            if len(rows) > 1:
+                _colour_borders(line_axes, row.panels, colour)
+            _add_frame(grid[0, 0], row.frame, colour)
+    return figure
 
-    lines = panels
-    if len(panels) == 1:
-        lines = [panels[0][i : i + MOST_COLUMNS] for i in range(0, len(panels[0]), MOST_COLUMNS)]
-    columns = max(map(len, lines))
-    figure = Figure(figsize=(2.1 * columns, 2.25 * len(lines)), layout="constrained")
-    grid = figure.subplots(len(lines), columns, squeeze=False)
+
+def _empty_grid(rows: int, columns: int) -> tuple[Figure, np.ndarray]:
+    """The figure, and its axes [rows columns]."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(2.1 * columns, 2.25 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
         axes.set(xticks=[], yticks=[], frame_on=False)
-    for number, line in enumerate(lines):
-        for axes, panel in zip(grid[number], line, strict=False):
-            if panel is None:
-                continue
-            axes.imshow(panel[1].float().numpy(), cmap="gray", vmin=greys[0], vmax=greys[1])
-            axes.set_title(panel[0], fontsize=9)
-            axes.set(frame_on=True, facecolor="tab:blue")
-            if panel[0] != "region" and len(panels) > 1 and places[number] is not None:
-                for spine in axes.spines.values():
-                    spine.set(color=COLOURS[number], linewidth=3)
-    for place, colour in zip(places, COLOURS, strict=False):
-        if place is not None:
-            (y, x), (height, width) = place[0][-2:], place[1][-2:]
-            grid[0, 0].add_patch(
-                Rectangle((x, y), width, height, fill=False, edgecolor=colour, linewidth=2)
-            )
-    return figure
+    return figure, grid
+
+
+def _draw_panel(axes: Axes, panel: Panel, greys: tuple[float, float]) -> None:
+    title, image = panel
+    axes.imshow(image.float().numpy(), cmap="gray", vmin=greys[0], vmax=greys[1])
+    axes.set_title(title, fontsize=9)
+    axes.set(frame_on=True, facecolor="tab:blue")
+
+
+def _colour_borders(line: Iterable[Axes], panels: list[Panel | None], colour: str) -> None:
+    """In the colour of the frame; the region itself has none."""
+    for axes, panel in zip(line, panels, strict=False):
+        if panel is not None and panel[0] != "region":
+            for spine in axes.spines.values():
+                spine.set(color=colour, linewidth=3)
+
+
+def _add_frame(axes: Axes, frame: Frame, colour: str) -> None:
+    from matplotlib.patches import Rectangle
+
+    (y, x), (height, width) = (numbers[-2:] for numbers in frame)
+    axes.add_patch(Rectangle((x, y), width, height, fill=False, edgecolor=colour, linewidth=2))
 
 
 def save(figure: Figure, path: Path) -> None:
     """In 64 colours, and as sharp as MOST_BYTES allow."""
-    from PIL import Image
-
     for dpi in (100, 84, 72, 60, 48):
-        drawn, packed = io.BytesIO(), io.BytesIO()
-        figure.savefig(drawn, dpi=dpi, format="png")
-        Image.open(drawn).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(
-            packed, "png", optimize=True
-        )
-        if packed.tell() <= MOST_BYTES:
+        content = _packed(figure, dpi)
+        if len(content) <= MOST_BYTES:
             break
     with files.atomic(path) as temporary:
-        temporary.write_bytes(packed.getvalue())
+        temporary.write_bytes(content)
 
 
-if __name__ == "__main__":
+def _packed(figure: Figure, dpi: int) -> bytes:
+    from PIL import Image
+
+    drawn, packed = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, dpi=dpi, format="png")
+    image = Image.open(drawn).convert("RGB").quantize(64, dither=Image.Dither.NONE)
+    image.save(packed, "png", optimize=True)
+    return packed.getvalue()
+
+
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m nnssl.bench.figures", description=__doc__)
     parser.add_argument("method", choices=METHODS)
     parser.add_argument("path", type=Path)
     parser.add_argument(
         "--checkpoint", type=Path, help="a checkpoint_latest.pth: its weights, crop and HU policy"
     )
-    args = parser.parse_args()
-    draw(
-        trained(args.method, args.checkpoint) if args.checkpoint else untrained(args.method),
-        args.path,
-    )
+    args = parser.parse_args(argv)
+    given = args.checkpoint
+    draw(trained(args.method, given) if given else untrained(args.method), args.path)
+
+
+if __name__ == "__main__":
+    main()

@@ -22,9 +22,8 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch.utils.data import default_collate
 
-from nnssl.bench import finetuning, throughput
+from nnssl.bench import finetuning, markdown, steps, throughput
 from nnssl.bench.correctness import correctness
 from nnssl.bench.sizes import TINY, Sizes
 from nnssl.encoder.presets import PRESETS, preset
@@ -32,13 +31,13 @@ from nnssl.encoder.swin import Swin
 from nnssl.methods import METHODS
 from nnssl.network.decoders import DECODERS
 from nnssl.train.peak import operations, peak_of
-from nnssl.train.precision import half_precision
-from nnssl.train.run import Run, RunConfig
+from nnssl.types import Shape
 
+Parts = list[tuple[str, Callable[[float], dict]]]
 COLUMNS = {  # of the table: field, heading, format
     "part": ("", "{}"),
     "scans": ("scans", "{}"),
-    "ms": ("ms a step", "{:.1f}"),
+    "ms": ("ms per step", "{:.1f}"),
     "scans_per_second": ("scans/s", "{:.1f}"),
     "peak_mib": ("peak MiB", "{:.0f}"),
     "waits": ("waits", "{}"),
@@ -53,7 +52,7 @@ COLUMNS = {  # of the table: field, heading, format
 
 
 def pretraining(name: str, sizes: Sizes, device: torch.device, seconds: float) -> dict:
-    """A step of method `name` through the engine's own `Run`, on made scans; fewer scans where
+    """A step of method `name` through the engine's own `Run`, on noise; fewer scans where the
     memory ends.
     """
     flops = operations(_pretraining_step(name, sizes, 2, device)) / 2
@@ -70,38 +69,23 @@ def _pretraining_step(
     name: str, sizes: Sizes, scans: int, device: torch.device
 ) -> Callable[[], None]:
     torch.manual_seed(0)
-    fields = METHODS[name].Config.__dataclass_fields__
-    config = METHODS[name].Config.parse(
-        [s for s in sizes.settings if s.partition("=")[0] in fields]
-    )
+    config = METHODS[name].Config.parse(_known_settings(name, sizes))
     encoder = Swin(replace(sizes.encoder, drop_path=config.drop_path), maskable=True)
     method = METHODS[name](encoder, config)
     region = method.region(sizes.crop)
-    samples = [
-        {
-            "crop": torch.randn(1, *region),
-            "index": i,
-            "scan": i,
-            "rejected": 0,
-            "start": torch.zeros(len(region), dtype=torch.long),
-            "size": torch.tensor(region),
-            "parcels": torch.randint(2, region),
-        }
-        for i in range(scans)
-    ]
-    batch = default_collate(samples)
-    if device.type == "cuda":
-        batch = {key: value.pin_memory() for key, value in batch.items()}
-    bf16 = half_precision(device) == torch.bfloat16
-    run = Run(
-        method, samples, RunConfig(10_000, scans, bf16=bf16), Path(), {"method": name}, device
-    )
+    samples = [_noise(region, number) for number in range(scans)]
+    return steps.step_of(method, name, samples, device)
 
-    def step() -> None:
-        run.gradients([batch])
-        run.update()
 
-    return step
+def _known_settings(name: str, sizes: Sizes) -> list[str]:
+    """Those of `sizes.settings` that the method has."""
+    fields = METHODS[name].Config.__dataclass_fields__
+    return [setting for setting in sizes.settings if setting.partition("=")[0] in fields]
+
+
+def _noise(region: Shape, number: int) -> dict:
+    crop = torch.randn(1, *region)
+    return {**steps.sample(crop, number), "parcels": torch.randint(2, region)}
 
 
 def tuning(
@@ -144,23 +128,25 @@ def _fitting(
 # -- all of it -------------------------------------------------------------------------------------
 
 
+RIVALS = {
+    "nnU-Net PlainConvUNet": finetuning.nnunet_network,
+    "nnU-Net ResEnc L": finetuning.nnunet_residual,
+    "MONAI SwinUNETR": finetuning.monai_network,
+}
+
+
 def parts(sizes: Sizes, device: torch.device) -> Iterator[tuple[str, Callable[[float], dict]]]:
     """Name and call of every part, what matters most first; a call takes the seconds that it may
     last.
     """
     yield "correctness", lambda seconds: correctness(sizes, device)
-    first = ("smit", "simmim")
-    for name in (*first, *(name for name in METHODS if name not in first)):
+    for name in dict.fromkeys(("smit", "simmim", *METHODS)):
         yield f"pretraining, {name}", partial(pretraining, name, sizes, device)
     config = replace(sizes.encoder, drop_path=0.0)
     for name in DECODERS:
         build = partial(finetuning.our_network, config, name, True)
         yield f"fine-tuning, {name}", partial(tuning, build, True, sizes, device)
-    for name, rival in (
-        ("nnU-Net PlainConvUNet", finetuning.nnunet_network),
-        ("nnU-Net ResEnc L", finetuning.nnunet_residual),
-        ("MONAI SwinUNETR", finetuning.monai_network),
-    ):
+    for name, rival in RIVALS.items():
         yield f"fine-tuning, {name}", partial(tuning, partial(rival, config), False, sizes, device)
 
 
@@ -172,21 +158,23 @@ def guarded(call: Callable[[float], dict], seconds: float) -> dict:
     except ModuleNotFoundError as error:
         found = {"left_out": f"{error.name} is not installed"}
     except Exception as error:  # one part's failure must not lose the rest
-        found = {
-            "failed": f"{type(error).__name__}: {error}"[:500],
-            "trace": traceback.format_exc()[-2000:],
-        }
+        found = _failure(error)
     return {**found, "took_s": time.perf_counter() - began}
 
 
+def _failure(error: Exception) -> dict:
+    what = f"{type(error).__name__}: {error}"
+    return {"failed": what[:500], "trace": traceback.format_exc()[-2000:]}
+
+
 def machine(sizes: Sizes, device: torch.device) -> dict:
-    cuda = device.type == "cuda"
-    name = torch.cuda.get_device_name(device) if cuda else "CPU"
+    name, memory = "CPU", None
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        memory = torch.cuda.get_device_properties(device).total_memory / 2**30
     return {
         "device": name,
-        "memory_gib": torch.cuda.get_device_properties(device).total_memory / 2**30
-        if cuda
-        else None,
+        "memory_gib": memory,
         "peak_tflops": peak_of(name),
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
@@ -197,34 +185,40 @@ def machine(sizes: Sizes, device: torch.device) -> dict:
 
 
 def table(result: dict) -> str:
-    """Markdown: one line of what it is, one of the errors, one row a part."""
-    about = result["machine"]
-    lines = [
-        f"{about['device']}, torch {about['torch']}, preset {about['preset']}, "
-        f"{'x'.join(map(str, about['crop']))}\n",
-        "| " + " | ".join(heading for heading, _ in COLUMNS.values()) + " |",
-        "|" + "---|" * len(COLUMNS),
+    """Markdown: one line of what it is, one row per part that was timed, one line per other."""
+    timed = {name: found for name, found in result["parts"].items() if "ms" in found}
+    others = {name: found for name, found in result["parts"].items() if "ms" not in found}
+    headings = [heading for heading, _ in COLUMNS.values()]
+    rows = (_cells({"part": name, **found}) for name, found in timed.items())
+    notes = (_note(name, found) for name, found in others.items())
+    lines = [_about(result["machine"]), "", markdown.table(headings, rows), "", *notes]
+    return "\n".join(lines) + "\n"
+
+
+def _about(machine: dict) -> str:
+    crop = "x".join(map(str, machine["crop"]))
+    return f"{machine['device']}, torch {machine['torch']}, preset {machine['preset']}, {crop}"
+
+
+def _cells(row: dict) -> list[str]:
+    """One per column; empty where the value is not known."""
+    return [
+        "" if row.get(field) is None else form.format(row[field])
+        for field, (_, form) in COLUMNS.items()
     ]
-    notes = []
-    for name, found in result["parts"].items():
-        if "ms" in found:
-            row = {"part": name, **found}
-            cells = [
-                form.format(row[f]) if row.get(f) is not None else ""
-                for f, (_, form) in COLUMNS.items()
-            ]
-            lines.append("| " + " | ".join(cells) + " |")
-        else:
-            figures = {
-                k: f"{v:.1e}" if isinstance(v, float) else v
-                for k, v in found.items()
-                if k not in ("trace", "took_s")
-            }
-            notes.append(f"{name}: " + ", ".join(f"{k} {v}" for k, v in figures.items()))
-    return "\n".join([*lines, "", *notes]) + "\n"
 
 
-def main(argv: list[str] | None = None) -> None:
+def _note(name: str, found: dict) -> str:
+    values = {key: value for key, value in found.items() if key not in ("trace", "took_s")}
+    figures = (
+        f"{key} {value:.1e}" if isinstance(value, float) else f"{key} {value}"
+        for key, value in values.items()
+    )
+    return f"{name}: {', '.join(figures)}"
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The arguments. Exits where they ask for a GPU that is not there."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -246,40 +240,49 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("PyTorch sees no NVIDIA GPU; a dry run without one is: --device cpu --quick")
-    sizes = (
-        TINY
-        if args.quick
-        else Sizes(
-            args.preset,
-            preset(args.preset),
-            tuple(args.crop),
-            tuple(args.crop),
-            args.batch_size,
-        )
-    )
-    device = torch.device(args.device, 0) if args.device == "cuda" else torch.device("cpu")
+    return args
+
+
+def sizes_of(args: argparse.Namespace) -> Sizes:
+    if args.quick:
+        return TINY
+    crop = tuple(args.crop)
+    return Sizes(args.preset, preset(args.preset), crop, crop, args.batch_size)
+
+
+def run_parts(
+    chosen: Parts, minutes: float, quick: bool, finished: Callable[[str, dict], None]
+) -> None:
+    """Every part in its fraction of the time that is left; `finished` takes name and result."""
+    end = time.perf_counter() + 60 * minutes
+    for number, (name, call) in enumerate(chosen):
+        left = end - time.perf_counter()
+        if left > 0:
+            found = guarded(call, 0.0 if quick else left / (len(chosen) - number))
+        else:
+            found = {"left_out": "no time left; --minutes gives more"}
+        finished(name, found)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    sizes = sizes_of(args)
+    device = torch.device("cuda", 0) if args.device == "cuda" else torch.device("cpu")
     folder = Path(os.environ.get("OUT") or ".")
     folder.mkdir(parents=True, exist_ok=True)
     result: dict = {"machine": machine(sizes, device), "parts": {}}
-    end = time.perf_counter() + 60 * args.minutes
-    todo = [(name, call) for name, call in parts(sizes, device) if args.only in name]
-    for number, (name, call) in enumerate(todo):
-        left = end - time.perf_counter()
-        fraction = 0.0 if args.quick else left / (len(todo) - number)
-        found = (
-            guarded(call, fraction)
-            if left > 0
-            else {"left_out": "no time left; --minutes gives more"}
-        )
+
+    def finished(name: str, found: dict) -> None:
         result["parts"][name] = found
-        print(
-            f"{name}: {found.get('failed') or found.get('left_out') or f'''{found['took_s']:.0f} s'''}",
-            flush=True,
-        )
+        outcome = found.get("failed") or found.get("left_out") or f"{found['took_s']:.0f} s"
+        print(f"{name}: {outcome}", flush=True)
         (folder / "gpu.json").write_text(json.dumps(result, indent=1))
         (folder / "gpu.md").write_text(table(result))
         if device.type == "cuda":
             torch.cuda.empty_cache()
+
+    chosen = [(name, call) for name, call in parts(sizes, device) if args.only in name]
+    run_parts(chosen, args.minutes, args.quick, finished)
     print("\n" + table(result))
 
 

@@ -86,6 +86,11 @@ class Kernel(torch.autograd.Function):
         return *found, sums
 
 
+def _note(name: str, *tensors: Tensor | None) -> None:
+    """Tells what a kernel reads and writes; None: nothing."""
+    Kernel.note(name, tuple(tensor for tensor in tensors if tensor is not None))
+
+
 class Stream(torch.autograd.Function):
     """The same of `nnssl.encoder.stream.launch`."""
 
@@ -103,8 +108,7 @@ class Stream(torch.autograd.Function):
         ctx.adds, ctx.drops, ctx.parts = branch is not None, kept is not None, parts.shape
         total, out = torch.empty_like(x), None if norm is None else torch.empty_like(x)
         ctx.save_for_backward(total)
-        moved = (x, branch, kept, order, total, out)
-        Kernel.note("residual and norm", tuple(t for t in moved if t is not None))
+        _note("residual and norm", x, branch, kept, order, total, out)
         return total, out
 
     @staticmethod
@@ -115,8 +119,8 @@ class Stream(torch.autograd.Function):
         to_x = torch.empty_like(total)
         to_branch = torch.empty_like(total) if ctx.drops else to_x
         parts = total.new_empty(ctx.parts, dtype=torch.float32)
-        moved = (total, to_total, to_out, to_x, parts, *([to_branch] * ctx.drops))
-        Kernel.note("residual and norm, backward", tuple(t for t in moved if t is not None))
+        own_branch = to_branch if ctx.drops else None  # else the same tensor as to_x
+        _note("residual and norm, backward", total, to_total, to_out, to_x, parts, own_branch)
         return to_x, to_branch if ctx.adds else None, None, None, None, parts
 
 
@@ -136,69 +140,79 @@ class Gelu(torch.autograd.Function):
         return to_x, parts
 
 
-@contextmanager
-def lent() -> Iterator[torch.device]:
-    """The device, ready for a `Run`. `torch.tensor` on it is refused: it waits, unseen by modes."""
-    fused = (*optimiser.FUSED, META.type)
-    generator, autocast, tensor = torch.Generator, torch.autocast, torch.tensor
-    mode = Switched()
-    kernel = SimpleNamespace(attention=lambda qkv, bias, _, *parts: Kernel.apply(qkv, bias, *parts))
-    # an H100's 132 multiprocessors
-    of_stream = SimpleNamespace(
-        added_norm=Stream.apply, gelu=Gelu.apply, programs=lambda x: 4 * 132
-    )
-    autocasts = torch.is_autocast_enabled
+class _Lent:
+    """What stands in for PyTorch's own while the meta device is lent what it lacks."""
 
-    def a_generator(device: torch.device | str = "cpu") -> torch.Generator:
-        return generator("cpu" if torch.device(device) == META else device)
+    def __init__(self, mode: Switched) -> None:
+        self.mode = mode
+        self.own_generator, self.own_tensor = torch.Generator, torch.tensor
+        self.own_autocast, self.own_is_autocast = torch.autocast, torch.is_autocast_enabled
 
-    def an_autocast(
+    def generator(self, device: torch.device | str = "cpu") -> torch.Generator:
+        return self.own_generator("cpu" if torch.device(device) == META else device)
+
+    def autocast(
+        self,
         device: str,
         dtype: torch.dtype | None = None,
         enabled: bool = True,
         cache_enabled: bool | None = None,
     ) -> AbstractContextManager:
         if device == META.type:
-            return mode.switched(enabled)
-        return autocast(device, dtype, enabled, cache_enabled)
+            return self.mode.switched(enabled)
+        return self.own_autocast(device, dtype, enabled, cache_enabled)
 
-    def a_tensor(
+    def is_autocast_enabled(self, *device: str) -> bool:
+        return self.mode.on if META.type in device else self.own_is_autocast(*device)
+
+    def tensor(
+        self,
         data: object,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
         **more: bool,
     ) -> Tensor:
+        """Refused on the device: it waits there, where no mode can see it."""
         if torch.device(device or "cpu") == META:
             raise AssertionError(
                 "torch.tensor(..., device=...) waits: make it on the CPU and use "
                 "nnssl.memory.to_device"
             )
-        return tensor(data, dtype=dtype, device=device, **more)
+        return self.own_tensor(data, dtype=dtype, device=device, **more)
 
+    def substitutes(self) -> Iterator[tuple[object, str, object]]:
+        """Where each name lives, the name, and what stands in for it."""
+        for name in ("Generator", "autocast", "is_autocast_enabled", "tensor"):
+            yield torch, name, getattr(self, name.lower())
+        fused = [*optimiser.FUSED, META.type]
+        yield optimiser, "FUSED", tuple(fused)
+        optim = sys.modules[torch.optim.Optimizer.__module__]
+        yield optim, "_get_fused_kernels_supported_devices", lambda: list(fused)
+        for part in (attention, stream):
+            yield part.choice, "kernel_serves", lambda device, *_: device.type == META.type
+
+
+ATTENTION_LAUNCH = SimpleNamespace(
+    attention=lambda qkv, bias, _, *parts: Kernel.apply(qkv, bias, *parts)
+)
+STREAM_LAUNCH = SimpleNamespace(
+    added_norm=Stream.apply,
+    gelu=Gelu.apply,
+    programs=lambda x: 4 * 132,  # of an H100's 132 multiprocessors
+)
+
+
+@contextmanager
+def lent() -> Iterator[torch.device]:
+    """The device, ready for a `Run`."""
+    mode = Switched()
     with ExitStack() as stack:
-        for where, name, stands_in in (
-            (torch, "Generator", a_generator),
-            (torch, "autocast", an_autocast),
-            (torch, "tensor", a_tensor),
-            (
-                torch,
-                "is_autocast_enabled",
-                lambda *on: mode.on if META.type in on else autocasts(*on),
-            ),
-            (optimiser, "FUSED", fused),
-            (
-                sys.modules[torch.optim.Optimizer.__module__],
-                "_get_fused_kernels_supported_devices",
-                lambda: list(fused),
-            ),
-            (attention.choice, "kernel_serves", lambda device, *_: device.type == "meta"),
-            (stream.choice, "kernel_serves", lambda device, *_: device.type == "meta"),
-        ):
+        for where, name, stands_in in _Lent(mode).substitutes():
             stack.enter_context(patch.object(where, name, stands_in))
         library = stack.enter_context(torch.library._scoped_library("aten", "IMPL"))
         # the rate as a tensor, which the device does not know either
         library.impl("_fused_adamw_.tensor_lr", lambda *_, **__: None, "Meta")
-        stack.enter_context(patch.object(attention, "launch", kernel, create=True))
-        stack.enter_context(patch.object(stream, "launch", of_stream, create=True))
+        stack.enter_context(patch.object(attention, "launch", ATTENTION_LAUNCH, create=True))
+        stack.enter_context(patch.object(stream, "launch", STREAM_LAUNCH, create=True))
         stack.enter_context(mode)
         yield META

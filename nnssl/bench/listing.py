@@ -1,4 +1,4 @@
-"""What `nnssl_pretrain --list` shows: one row per method, with what a step of it costs beside one
+"""What `nnssl_pretrain --list` shows: one row per method, with what a step of it costs in steps
 of SimMIM.
 
 python -m nnssl.bench.listing      counts the costs again and prints COSTS
@@ -11,7 +11,8 @@ well.
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -42,16 +43,15 @@ COSTS: dict[str, float] = {
 COLUMNS = {"method": 9, "family": 22, "learns from": 33, "batch": 5, "cost": 5, "paper": 40}
 
 
-def operations(method: type[Method]) -> int:
+def operations(kind: type[Method]) -> int:
     """Floating-point operations of one training step with the default settings."""
     torch.manual_seed(0)
-    made = method(Swin(preset(PRESET), maskable=True), method.Config()).train()
-    regions = torch.randn(SCANS, 1, *made.region(CROP))
+    method = kind(Swin(preset(PRESET), maskable=True), kind.Config()).train()
+    regions = torch.randn(SCANS, 1, *method.region(CROP))
     generators = [torch.Generator().manual_seed(scan) for scan in range(SCANS)]
     with FlopCounterMode(display=False) as counter:
-        made(made.prepare_views(regions, generators, torch.arange(SCANS))).losses[
-            "total"
-        ].backward()
+        views = method.prepare_views(regions, generators, torch.arange(SCANS))
+        method(views).losses["total"].backward()
     return counter.get_total_flops()
 
 
@@ -60,35 +60,35 @@ def table(methods: Mapping[str, type[Method]] = METHODS) -> str:
     lines = [
         _row({name: name for name in COLUMNS}),
         _row({name: "-" * width for name, width in COLUMNS.items()}),
+        *(_row(_cells(name, method)) for name, method in methods.items()),
+        "",
+        "batch: scans per step that it needs at least",
+        f"cost:  of a step, in steps of {UNIT}",
     ]
-    for name, method in methods.items():
-        cost = f"{COSTS[name]:.1f}" if name in COSTS else "?"
-        cells = (
-            name,
-            method.family,
-            method.signal,
-            str(method.smallest_batch),
-            cost,
-            method.citation,
-        )
-        lines.append(_row(dict(zip(COLUMNS, cells, strict=True))))
-    return "\n".join(
-        [
-            *lines,
-            f"\nbatch: scans per step that it needs at least\ncost:  of a step, in steps of {UNIT}",
-        ]
-    )
+    return "\n".join(lines)
+
+
+def _cells(name: str, method: type[Method]) -> dict[str, str]:
+    return {
+        "method": name,
+        "family": method.family,
+        "learns from": method.signal,
+        "batch": str(method.smallest_batch),
+        "cost": f"{COSTS[name]:.1f}" if name in COSTS else "?",
+        "paper": method.citation,
+    }
 
 
 def _row(cells: dict[str, str]) -> str:
-    wrapped = [textwrap.wrap(cells[name], width) or [""] for name, width in COLUMNS.items()]
-    height = max(map(len, wrapped))
-    padded = [lines + [""] * (height - len(lines)) for lines in wrapped]
-    widths = COLUMNS.values()
-    return "\n".join(
-        "  ".join(f"{text:{w}s}" for text, w in zip(line, widths, strict=True)).rstrip()
-        for line in zip(*padded, strict=True)
-    )
+    """The cells side by side, each wrapped to the width of its column."""
+    wrapped = [textwrap.wrap(cells[name], width) for name, width in COLUMNS.items()]
+    lines = zip_longest(*wrapped, fillvalue="")
+    return "\n".join(map(_padded, lines))
+
+
+def _padded(line: Sequence[str]) -> str:
+    texts = (f"{text:{width}s}" for text, width in zip(line, COLUMNS.values(), strict=True))
+    return "  ".join(texts).rstrip()
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import argparse
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pprint import pformat
 
 import numpy as np
@@ -32,6 +32,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from nnssl.bench import markdown
 from nnssl.encoder.presets import preset
 from nnssl.encoder.swin import SwinConfig
 from nnssl.finetune import deep_supervision_weights
@@ -55,17 +56,15 @@ class Case:
     classes: int = 6
 
     def __str__(self) -> str:
+        config, patch = self.config, "x".join(map(str, self.patch))
+        channels = f"{config.in_channels} to {self.classes}"
+        return " | ".join([self._encoder(), self.decoder, patch, str(self.batch), channels])
+
+    def _encoder(self) -> str:
         config = self.config
-        patch = "x".join(map(str, self.patch))
+        depths = "-".join(map(str, config.depths))
         thin, v2 = ", thin" if config.steps else "", ", v2" if config.convolutions else ""
-        encoder = (
-            f"embed {config.embed_dim}, depths {'-'.join(map(str, config.depths))}, window "
-            f"{config.window}{thin}{v2}"
-        )
-        return (
-            f"{encoder} | {self.decoder} | {patch} | {self.batch} | {config.in_channels} to "
-            f"{self.classes}"
-        )
+        return f"embed {config.embed_dim}, depths {depths}, window {config.window}{thin}{v2}"
 
 
 class Accounting(TorchDispatchMode):
@@ -120,18 +119,18 @@ class Autocast(TorchFunctionMode):
     ) -> object:
         kwargs = kwargs or {}
         if func in self.LOWER or func in self.SINGLE:
-            kind = self.half if func in self.LOWER else torch.float32
-            args = tree_map(lambda x: self._cast(x, kind), args)
-            kwargs = {name: self._cast(x, kind) for name, x in kwargs.items()}
+            dtype = self.half if func in self.LOWER else torch.float32
+            args = tree_map(lambda x: self._cast(x, dtype), args)
+            kwargs = {name: self._cast(x, dtype) for name, x in kwargs.items()}
         return func(*args, **kwargs)
 
-    def _cast(self, x: object, kind: torch.dtype) -> object:
-        if not isinstance(x, Tensor) or not x.is_floating_point() or x.dtype == kind:
+    def _cast(self, x: object, dtype: torch.dtype) -> object:
+        if not isinstance(x, Tensor) or not x.is_floating_point() or x.dtype == dtype:
             return x
         if not (x.is_leaf and x.requires_grad):
-            return x.to(kind)
+            return x.to(dtype)
         if id(x) not in self._weights:  # a weight is cast once in a step
-            self._weights[id(x)] = x.to(kind)
+            self._weights[id(x)] = x.to(dtype)
         return self._weights[id(x)]
 
 
@@ -159,12 +158,11 @@ def loss_function(outputs: int) -> nn.Module:
 
 
 def step(network: nn.Module, case: Case, device: str, autocast: AbstractContextManager) -> None:
-    """Forward, loss and backward of a made batch."""
+    """Forward, loss and backward of a batch of zeros."""
     image = torch.zeros(case.batch, case.config.in_channels, *case.patch, device=device)
     sizes = output_sizes(case.patch, case.config.steps)
-    targets = [
-        torch.zeros(case.batch, 1, *size, dtype=torch.int16, device=device) for size in sizes
-    ]
+    labels: dict = {"dtype": torch.int16, "device": device}
+    targets = [torch.zeros(case.batch, 1, *size, **labels) for size in sizes]
     loss = loss_function(len(sizes))
     with autocast:
         total = loss(network(image), targets)
@@ -177,8 +175,7 @@ def measured(case: Case, device: str = "meta") -> int:
         return _on_a_gpu(case)
     with Accounting("meta") as accounting:
         network, moments = build(case, "meta")
-        autocast = Autocast()
-        step(network, case, "meta", autocast)
+        step(network, case, "meta", Autocast())
         peak = accounting.peak
     del network, moments
     return peak
@@ -219,39 +216,43 @@ CHANNELS = {
 
 def grid() -> list[Case]:
     """What the documentation's table shows: all presets, all decoders, patches of 32 to 1024 voxels
-    a side.
+    per side.
     """
-    cases = []
-    for name, patches in PATCHES.items():
-        for patch, batch in patches:
-            channels, classes = CHANNELS[name]
-            base, *v2 = name.split()
-            changes = {"steps": THIN if patch[0] < 32 else (), "in_channels": channels} | (
-                V2 if v2 else {}
-            )
-            config = preset(base, len(patch), **changes)
-            cases += [Case(config, decoder, patch, batch, classes) for decoder in DECODERS]
-    return cases
+    return [
+        Case(_config(name, patch), decoder, patch, batch, CHANNELS[name][1])
+        for name, patches in PATCHES.items()
+        for patch, batch in patches
+        for decoder in DECODERS
+    ]
+
+
+def _config(name: str, patch: Shape) -> SwinConfig:
+    """A preset, or one with " v2" behind its name, for the channels and axes of its patches."""
+    base, *v2 = name.split()
+    steps = THIN if patch[0] < 32 else ()
+    config = preset(base, len(patch), steps=steps, in_channels=CHANNELS[name][0])
+    return replace(config, **V2) if v2 else config
 
 
 def fit(cases: list[Case], bytes_: list[int]) -> dict[str, dict[str, float]]:
     """`memory.COEFFICIENTS` that bring the relative errors down: least squares, none negative."""
-    from scipy.optimize import nnls
-
     found = {}
     for decoder in dict.fromkeys(case.decoder for case in cases):
-        chosen = [
-            (terms_of(case), size)
-            for case, size in zip(cases, bytes_, strict=True)
-            if case.decoder == decoder
-        ]
-        rows = np.array([[value / size for value in terms.values()] for terms, size in chosen])
-        scale = rows.max(0)
-        solution = nnls(rows / scale, np.ones(len(rows)))[0] / scale
-        found[decoder] = dict(
-            zip(chosen[0][0], (round(float(c), 2) for c in solution), strict=True)
-        )
+        own = [(c, size) for c, size in zip(cases, bytes_, strict=True) if c.decoder == decoder]
+        terms = [terms_of(case) for case, _ in own]
+        relative = [[v / size for v in t.values()] for t, (_, size) in zip(terms, own, strict=True)]
+        values = _non_negative(np.array(relative))
+        found[decoder] = dict(zip(terms[0], (round(v, 2) for v in values), strict=True))
     return found
+
+
+def _non_negative(rows: np.ndarray) -> list[float]:
+    """The coefficients [columns] with which every row sums up to about 1."""
+    from scipy.optimize import nnls
+
+    scale = rows.max(axis=0)
+    solution, _ = nnls(rows / scale, np.ones(len(rows)))
+    return (solution / scale).tolist()
 
 
 def terms_of(case: Case) -> dict[str, float]:
@@ -262,21 +263,20 @@ def estimated(case: Case) -> float:
     return memory.peak_bytes(case.config, case.decoder, case.patch, case.batch, case.classes)
 
 
+COLUMNS = ("encoder", "decoder", "patch", "batch", "channels to classes", "measured GB",
+           "estimated GB", "error")  # fmt: skip
+
+
 def table(cases: list[Case], bytes_: list[int]) -> str:
     """A Markdown table, and the largest error of the estimate."""
-    head = (
-        "encoder | decoder | patch | batch | channels to classes | measured GB | estimated GB | "
-        "error"
-    )
-    rows = [f"| {head} |", "|---" * 8 + "|"]
-    errors = []
-    for case, size in zip(cases, bytes_, strict=True):
-        errors.append(estimated(case) / size - 1)
-        rows.append(
-            f"| {case} | {size / 1e9:.2f} | {estimated(case) / 1e9:.2f} | {100 * errors[-1]:+.0f} "
-            "% |"
-        )
-    return "\n".join([*rows, f"\nlargest error {100 * max(map(abs, errors)):.1f} %"])
+    estimates = [estimated(case) for case in cases]
+    errors = [100 * (e / size - 1) for e, size in zip(estimates, bytes_, strict=True)]
+    rows = [
+        [case, f"{size / 1e9:.2f}", f"{estimate / 1e9:.2f}", f"{error:+.0f} %"]
+        for case, size, estimate, error in zip(cases, bytes_, estimates, errors, strict=True)
+    ]
+    largest = max(map(abs, errors))
+    return f"{markdown.table(COLUMNS, rows)}\n\nlargest error {largest:.1f} %"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -287,10 +287,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--fit", action="store_true", help="print the coefficients for nnssl.plans.memory instead"
     )
-    options = parser.parse_args(argv)
+    args = parser.parse_args(argv)
     cases = grid()
-    bytes_ = [measured(case, options.device) for case in cases]
-    print(pformat(fit(cases, bytes_)) if options.fit else table(cases, bytes_))
+    bytes_ = [measured(case, args.device) for case in cases]
+    print(pformat(fit(cases, bytes_)) if args.fit else table(cases, bytes_))
 
 
 if __name__ == "__main__":

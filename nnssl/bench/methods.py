@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import default_collate
 
+from nnssl.bench import steps
 from nnssl.bench.figures import middle
 from nnssl.bench.timing import arguments, peak_memory, side_by_side, table
 from nnssl.encoder.presets import preset
@@ -25,8 +24,6 @@ from nnssl.encoder.swin import Swin
 from nnssl.memory import keep_freed_memory
 from nnssl.methods import METHODS, Method, MethodConfig
 from nnssl.phantoms import phantom
-from nnssl.train.precision import half_precision
-from nnssl.train.run import Run, RunConfig
 from nnssl.types import HUPolicy, Shape
 
 BASE = "simmim"
@@ -58,37 +55,18 @@ def named(variant: str) -> tuple[type[Method], MethodConfig]:
 def step_of(
     variant: str, encoder: str, scans: list[Tensor], crop: Shape, device: torch.device
 ) -> Callable[[], None]:
-    """One training step of a `named` method on the middles of `scans`, through the engine's own
-    `Run`.
-    """
+    """One training step of a `named` method on the middles of `scans`."""
     torch.manual_seed(0)
     kind, config = named(variant)
     network = Swin(preset(encoder, len(crop), drop_path=config.drop_path), maskable=True)
     method = kind(network, config)
-    parts = [middle(scan, method.region(crop)) for scan in scans]
-    whole = {
-        "start": torch.zeros(len(crop), dtype=torch.long),
-        "size": torch.tensor(parts[0].shape[1:]),
-    }
-    batch = default_collate(
-        [
-            {"crop": part, "index": i, "scan": i, "rejected": 0, **whole}
-            for i, part in enumerate(parts)
-        ]
-    )
-    bf16 = half_precision(device) == torch.bfloat16
-    length = RunConfig(10_000, len(scans), bf16=bf16)
-    run = Run(method, [], length, Path(), {"method": variant}, device)
-
-    def step() -> None:
-        run.gradients([batch])
-        run.update()
-
-    return step
+    region = method.region(crop)
+    samples = [steps.sample(middle(scan, region), number) for number, scan in enumerate(scans)]
+    return steps.step_of(method, variant, samples, device)
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser: argparse.ArgumentParser = arguments(__doc__)
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = arguments(__doc__)
     parser.add_argument("--preset", default="tiny")
     parser.add_argument("--crop", type=int, nargs="+", default=[64, 64, 64])
     parser.add_argument("--batch-size", type=int, default=2, help="scans per step")
@@ -100,24 +78,31 @@ def main(argv: list[str] | None = None) -> None:
         metavar="NAME[:FIELD=VALUE,...]",
         help=f"besides {BASE}: {', '.join(METHODS)}",
     )
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
     torch.set_num_threads(args.threads)
     kept = keep_freed_memory()
     device, crop = torch.device(args.device), tuple(args.crop)
-    names = [BASE, *(name for name in args.methods if name != BASE)]
-    widest = tuple(
-        max(named(name)[0].region(crop)[axis] for name in names) for axis in range(len(crop))
-    )
-    scans = volumes(widest, args.batch_size)
-    steps = {name: step_of(name, args.preset, scans, crop, device) for name in names}
+    names = list(dict.fromkeys([BASE, *args.methods]))
+    scans = volumes(_largest_region(names, crop), args.batch_size)
+    calls = {name: step_of(name, args.preset, scans, crop, device) for name in names}
     print(
         f"{args.preset}, crop {'x'.join(map(str, crop))}, {args.batch_size} scans per step, "
         f"{args.device}, {args.threads} threads, torch {torch.__version__}, freed memory kept: "
         f"{kept}"
     )
-    costs = side_by_side(steps, args.rounds, device=device)
-    memory = {name: peak_memory(step, device) for name, step in steps.items()}
+    costs = side_by_side(calls, args.rounds, device=device)
+    memory = {name: peak_memory(step, device) for name, step in calls.items()}
     print(table(costs, BASE, memory))
+
+
+def _largest_region(variants: list[str], crop: Shape) -> Shape:
+    """That the regions of all methods fit into, in voxels."""
+    regions = [named(variant)[0].region(crop) for variant in variants]
+    return tuple(max(sides) for sides in zip(*regions, strict=True))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -28,12 +28,15 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import default_collate
 from torch.utils.flop_counter import flop_registry
 
+from nnssl.bench import markdown
 from nnssl.bench.lent import META, Kernel, lent
 from nnssl.bench.methods import named
+from nnssl.bench.steps import sample
 from nnssl.encoder.attention import fused
+from nnssl.encoder.partition import Mask, WindowPartition
 from nnssl.encoder.presets import PRESETS, preset
 from nnssl.encoder.swin import PATCH, Swin, SwinConfig
-from nnssl.encoder.windows import Mask, stage_windows
+from nnssl.encoder.windows import stage_windows
 from nnssl.train.run import Run, RunConfig
 from nnssl.types import Shape
 
@@ -43,6 +46,7 @@ if TYPE_CHECKING:
 # neither views by their schema nor work
 FREE = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach",
         "_unsafe_view", "lift_fresh", "set_", "resize_"}  # fmt: skip
+COPIES = ("_to_copy", "_foreach_copy_", "copy_")  # which may cast
 
 
 class Count(TorchDispatchMode):
@@ -77,22 +81,25 @@ class Count(TorchDispatchMode):
     ) -> object:
         kwargs = kwargs or {}
         result = function(*args, **kwargs)
-        given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-        made = [x for x in tree_leaves(result) if isinstance(x, Tensor)]
-        if not any(x.is_meta for x in (*given, *made)):
-            return result
+        given = _tensors((args, kwargs))
+        tensors = (*given, *_tensors(result))
+        if any(x.is_meta for x in tensors):
+            self._count(function, given, tensors)
+            if count := flop_registry.get(function.overloadpacket):
+                self.flops += count(*args, **kwargs, out_val=result)
+        return result
+
+    def _count(
+        self, function: OpOverload, given: list[Tensor], tensors: tuple[Tensor, ...]
+    ) -> None:
         name = function.overloadpacket.__name__
         if function.is_view or name in FREE:
             self.views += 1
         elif not all(x.is_meta or x.ndim == 0 for x in given):
             self.copies += 1
         else:
-            self._note(name, (*given, *made))
-            if count := flop_registry.get(function.overloadpacket):
-                self.flops += count(*args, **kwargs, out_val=result)
-            kinds = {x.dtype for x in (*given, *made)}
-            self.casts += name in ("_to_copy", "_foreach_copy_", "copy_") and len(kinds) > 1
-        return result
+            self._note(name, tensors)
+            self.casts += name in COPIES and len({x.dtype for x in tensors}) > 1
 
     def _note(self, name: str, tensors: tuple[Tensor, ...]) -> None:
         self.kernels[name] += 1
@@ -102,6 +109,18 @@ class Count(TorchDispatchMode):
             products = 5 if "backward" in name else 2  # of n x n by d, or n x d by n
             self.flops += products * 2 * windows * heads * n * n * d
 
+    def without(self, part: Count) -> Count:
+        """What is left of this count when a part of it is taken away."""
+        rest = Count()
+        rest.kernels = self.kernels - part.kernels
+        for field in ("views", "casts", "copies", "bytes", "flops"):
+            setattr(rest, field, getattr(self, field) - getattr(part, field))
+        return rest
+
+
+def _tensors(tree: object) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
 
 def counted(name: str, config: SwinConfig, crop: Shape, batch_size: int) -> dict[str, Count]:
     """Of each part of a step of `nnssl.bench.methods.named`: "views", "gradients", "update"."""
@@ -109,29 +128,26 @@ def counted(name: str, config: SwinConfig, crop: Shape, batch_size: int) -> dict
         torch.manual_seed(0)
         kind, chosen = named(name)
         method = kind(Swin(config, maskable=True), chosen)
-        region = method.region(crop)
-        sample = {
-            "crop": torch.randn(1, *region),
-            "scan": 0,
-            "start": torch.zeros(len(region), dtype=torch.long),
-            "size": torch.tensor(region),
-            "parcels": torch.zeros(region, dtype=torch.long),
-        }
-        batch = default_collate([{**sample, "index": i} for i in range(batch_size)])
+        batch = _batch(method.region(crop), batch_size)
         run = Run(method, [], RunConfig(10, batch_size, bf16=True), Path(), {"method": name}, META)
-        for _ in range(2):  # the first one makes what is made once
-            parts = {part: Count() for part in ("views", "gradients", "update")}
-            with parts["gradients"]:
-                run.gradients([batch])
-            with parts["update"]:
-                run.update()
-        with parts["views"]:
+        views, gradients, update = Count(), Count(), Count()
+        run.gradients([batch])  # the first step makes what is made once
+        run.update()
+        with gradients:
+            run.gradients([batch])
+        with update:
+            run.update()
+        with views:
             run.prepare_views(batch)
-        whole, views = parts["gradients"], parts["views"]
-        whole.kernels = whole.kernels - views.kernels
-        for field in ("views", "casts", "copies", "bytes", "flops"):
-            setattr(whole, field, getattr(whole, field) - getattr(views, field))
-    return parts
+    return {"views": views, "gradients": gradients.without(views), "update": update}
+
+
+def _batch(region: Shape, size: int) -> dict:
+    """Crops of one scan."""
+    crop = torch.randn(1, *region)
+    parcels = torch.zeros(region, dtype=torch.long)
+    shared = {**sample(crop, 0), "parcels": parcels}
+    return default_collate([{**shared, "index": number} for number in range(size)])
 
 
 # -- the first stage's attention -------------------------------------------------------------------
@@ -159,43 +175,53 @@ def attention_bytes(config: SwinConfig, crop: Shape, views: int) -> dict[str, in
     grid = tuple(size // PATCH for size in crop)
     windows = stage_windows(grid, config.window, config.windows, META, config.axes)
     found = {}
-    for name, way in WAYS.items():
+    for name, attention in WAYS.items():
         with lent(), Count() as count:
             for number in range(config.depths[0]):
-                cut = windows.shifted if number % 2 else windows.plain
-                n = config.window ** len(crop)
-                slots = len(cut.tokens) if cut.slots is None else len(cut.slots)
-                heads, d = config.heads[0], config.embed_dim // config.heads[0]
-                shape = (views * slots // n, n, 3, heads, d)
-                qkv = torch.empty(shape, dtype=torch.bfloat16, device=META, requires_grad=True)
-                bias = torch.empty(heads, n, n, device=META, requires_grad=True)
-                out = way(qkv, bias, cut.mask)
+                partition = windows.shifted if number % 2 else windows.plain
+                qkv, bias = _attention_inputs(config, partition, views)
+                out = attention(qkv, bias, partition.mask)
                 out.backward(torch.empty_like(out))
         found[name] = count.bytes
     return found
 
 
+def _attention_inputs(
+    config: SwinConfig, partition: WindowPartition, views: int
+) -> tuple[Tensor, Tensor]:
+    """qkv [W n 3 heads d] of so many views, and the bias [heads n n], on the meta device."""
+    n = config.window**config.spatial_dims
+    filled = partition.token_of_slot
+    slots = len(partition.tokens if filled is None else filled)
+    heads = config.heads[0]
+    shape = (views * slots // n, n, 3, heads, config.embed_dim // heads)
+    qkv = torch.empty(shape, dtype=torch.bfloat16, device=META, requires_grad=True)
+    bias = torch.empty(heads, n, n, device=META, requires_grad=True)
+    return qkv, bias
+
+
 # -- the table -------------------------------------------------------------------------------------
+
+
+COLUMNS = ("method", "kernels", "of views", "of losses and gradients", "of the update", "casts",
+           "views", "copies to the GPU", "waits", "GB moved", "TFLOP")  # fmt: skip
 
 
 def table(rows: dict[str, dict[str, Count]]) -> str:
     """Markdown: a row per method."""
-    head = ("method", "kernels", "of views", "of losses and gradients", "of the update", "casts",
-            "views", "copies to the GPU", "waits", "GB moved", "TFLOP")  # fmt: skip
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    for name, parts in rows.items():
-        numbers = [sum(part.total for part in parts.values())]
-        numbers += [part.total for part in parts.values()]
-        numbers += [
-            sum(getattr(part, f) for part in parts.values()) for f in ("casts", "views", "copies")
-        ]
-        moved, products = (sum(getattr(p, f) for p in parts.values()) for f in ("bytes", "flops"))
-        cells = [*map(str, [*numbers, 0]), f"{moved / 1e9:.1f}", f"{products / 1e12:.2f}"]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    return markdown.table(COLUMNS, [_row(name, [*parts.values()]) for name, parts in rows.items()])
 
 
-def main(argv: list[str] | None = None) -> None:
+def _row(name: str, parts: list[Count]) -> list[str | int]:
+    kernels = [part.total for part in parts]
+    others = [sum(getattr(part, f) for part in parts) for f in ("casts", "views", "copies")]
+    waits = 0  # what waits fails
+    moved, products = (sum(getattr(part, f) for part in parts) for f in ("bytes", "flops"))
+    last = [f"{moved / 1e9:.1f}", f"{products / 1e12:.2f}"]
+    return [name, sum(kernels), *kernels, *others, waits, *last]
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -210,17 +236,28 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--crop", type=int, nargs="+", default=[96, 96, 96], help="voxels")
     parser.add_argument("--batch-size", type=int, default=8, help="scans per step")
     parser.add_argument("--most", type=int, default=0, metavar="N", help="list the N most frequent")
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def most_frequent(rows: dict[str, dict[str, Count]], most: int) -> Iterator[str]:
+    """A line per method and part of its step: the `most` frequent kernels."""
+    for name, parts in rows.items():
+        for part, count in parts.items():
+            kernels = (f"{n} {kernel}" for kernel, n in count.kernels.most_common(most))
+            yield f"{name}, {part}: {', '.join(kernels)}"
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
     crop, config = tuple(args.crop), preset(args.preset, len(args.crop))
     rows = {name: counted(name, config, crop, args.batch_size) for name in args.methods}
     print(f"preset {args.preset}, {'x'.join(map(str, crop))}, {args.batch_size} scans per step\n")
     print(table(rows))
-    for name, parts in rows.items():
-        for part, count in parts.items() if args.most else ():
-            most = ", ".join(f"{n} {kernel}" for kernel, n in count.kernels.most_common(args.most))
-            print(f"\n{name}, {part}: {most}")
-    print(f"\nattention of stage 1, {2 * args.batch_size} views, forward and backward:")
-    for way, moved in attention_bytes(config, crop, 2 * args.batch_size).items():
+    for line in most_frequent(rows, args.most) if args.most else ():
+        print(f"\n{line}")
+    views = 2 * args.batch_size
+    print(f"\nattention of stage 1, {views} views, forward and backward:")
+    for way, moved in attention_bytes(config, crop, views).items():
         print(f"  {way}: {moved / 1e9:.2f} GB")
 
 

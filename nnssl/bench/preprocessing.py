@@ -15,6 +15,7 @@ from collections import defaultdict
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 from nnssl.data.plan import Case, Plan
 from nnssl.data.prepare import prepare
@@ -25,6 +26,13 @@ from nnssl.phantoms import write_folder
 GOAL = 1.7
 
 
+class Costs(NamedTuple):
+    """Seconds of a preprocessing: of the wall clock, and of the CPU in the busiest worker."""
+
+    wall: float
+    cpu: float
+
+
 def timed(case: Case, plan: Plan, folder: Path) -> tuple[int, float]:
     """The worker's process id and the CPU seconds that the case took."""
     start = time.process_time()
@@ -32,21 +40,21 @@ def timed(case: Case, plan: Plan, folder: Path) -> tuple[int, float]:
     return os.getpid(), time.process_time() - start
 
 
-def seconds(plan: Plan, num_processes: int) -> tuple[float, float]:
-    """Wall seconds for all cases, and CPU seconds of the busiest worker."""
+def costs(plan: Plan, num_processes: int) -> Costs:
+    """Of all cases, with so many workers."""
     busy: defaultdict[int, float] = defaultdict(float)
     with tempfile.TemporaryDirectory() as folder:
+        preprocess = partial(timed, plan=plan, folder=Path(folder))
         start = time.perf_counter()
-        for case, result in parallel_map(
-            partial(timed, plan=plan, folder=Path(folder)), plan.cases, num_processes, "bench"
-        ):
+        for case, result in parallel_map(preprocess, plan.cases, num_processes, "bench"):
             if isinstance(result, Failed):
                 raise RuntimeError(f"{case.source}: {result.reason}")
-            busy[result[0]] += result[1]
-        return time.perf_counter() - start, max(busy.values())
+            worker, seconds = result
+            busy[worker] += seconds
+        return Costs(time.perf_counter() - start, max(busy.values()))
 
 
-def main(argv: list[str] | None = None) -> None:
+def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--scans", type=int, default=24)
     parser.add_argument(
@@ -64,29 +72,42 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--rounds", type=int, default=3, help="one and many workers in turn; medians are reported"
     )
-    options = parser.parse_args(argv)
-    with tempfile.TemporaryDirectory() as folder:
-        raw = Path(folder, "raw")
-        write_folder(raw, range(options.scans), tuple(options.shape))
-        how = {
-            "spacing": tuple(options.spacing),
-            "crop": (64, 64, 64),
-            "num_processes": options.workers,
-        }
-        plan = prepare("bench", Path(folder, "out"), [raw], **how)
-        rounds = [(seconds(plan, 1), seconds(plan, options.workers)) for _ in range(options.rounds)]
-    print(
-        f"{options.scans} phantoms of {tuple(options.shape)} voxels to {tuple(options.spacing)} mm"
+    return parser.parse_args(argv)
+
+
+def measured(args: argparse.Namespace, folder: Path) -> list[tuple[Costs, Costs]]:
+    """Of every round: with one worker, and with many."""
+    raw, spacing = folder / "raw", tuple(args.spacing)
+    write_folder(raw, range(args.scans), tuple(args.shape))
+    plan = prepare(
+        "bench",
+        folder / "out",
+        [raw],
+        spacing=spacing,
+        crop=(64, 64, 64),
+        num_processes=args.workers,
     )
-    for place, word in enumerate(("wall time", "CPU time of the busiest worker")):
-        one, many = (
-            median(costs[place] for costs in column) for column in zip(*rounds, strict=True)
-        )
-        ratio = median(few[place] / more[place] for few, more in rounds)
-        print(
-            f"{word}: 1 worker {one:.1f} s, {options.workers} workers {many:.1f} s, {ratio:.2f} "
-            "times as fast"
-        )
+    return [(costs(plan, 1), costs(plan, args.workers)) for _ in range(args.rounds)]
+
+
+def compared(name: str, one: list[float], many: list[float], workers: int) -> str:
+    """The medians of the rounds' seconds with one and with many workers, and of their ratios."""
+    ratio = median(few / more for few, more in zip(one, many, strict=True))
+    return (
+        f"{name}: 1 worker {median(one):.1f} s, {workers} workers {median(many):.1f} s, "
+        f"{ratio:.2f} times as fast"
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    with tempfile.TemporaryDirectory() as folder:
+        rounds = measured(args, Path(folder))
+    print(f"{args.scans} phantoms of {tuple(args.shape)} voxels to {tuple(args.spacing)} mm")
+    one, many = zip(*rounds, strict=True)
+    for field, name in (("wall", "wall time"), ("cpu", "CPU time of the busiest worker")):
+        few, more = ([getattr(costs, field) for costs in column] for column in (one, many))
+        print(compared(name, few, more, args.workers))
     print(f"goal: {GOAL} times with 2 workers")
 
 

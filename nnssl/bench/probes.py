@@ -1,4 +1,4 @@
-"""Do the probes predict the Dice after fine-tuning? Both probes of several encoders beside it.
+"""Do the probes predict the Dice after fine-tuning? Both probes of several encoders against it.
 
     python -m nnssl.bench.probes -d 501 smit.pth=0.673 parcels.pth=0.681 random=0.634 unknown.pth
     python -m nnssl.bench.probes -d 501 --csv encoders.csv          # columns checkpoint, dice
@@ -17,7 +17,7 @@ import csv
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,6 +26,8 @@ import torch
 from scipy.stats import rankdata
 
 from nnssl import checkpoint
+from nnssl.bench import markdown
+from nnssl.checkpoint import Checkpoint
 from nnssl.data.labelled import find_labelled, prepare_labelled
 from nnssl.data.plan import Plan
 from nnssl.encoder.swin import Swin
@@ -36,7 +38,8 @@ from nnssl.types import HUPolicy
 
 RANDOM = "random"
 KINDS = {"linear": "probe_dice", "decoder": "probe_decoder"}
-ENOUGH = 10  # encoders, for a correlation to be told as shown
+COLUMNS = ("encoder", "fine-tuned Dice", "linear probe", "decoder probe", "CPU seconds")
+ENOUGH = 10  # encoders, for a correlation to count as shown
 FEWEST = 3  # encoders, for any
 DRAWS = 10_000
 TINY = 1e-12
@@ -70,10 +73,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class Row:
-    """What the probes said of one encoder, and in how many CPU seconds."""
+    """What the probes found of one encoder, and in how many CPU seconds."""
 
     entry: Entry
-    told: dict[str, float]
+    values: dict[str, float]
     seconds: float
 
 
@@ -111,46 +114,41 @@ def _correlations(x: np.ndarray, y: np.ndarray, ranked: bool) -> np.ndarray:
 
 def report(rows: Sequence[Row]) -> str:
     """Two tables, and a sentence where they show nothing yet."""
-    lines = [
-        "| encoder | fine-tuned Dice | linear probe | decoder probe | CPU seconds |",
-        "|---|---|---|---|---|",
-    ]
-    lines += [_line(row) for row in rows]
+    parts = [markdown.table(COLUMNS, map(_cells, rows))]
     known = [row for row in rows if row.entry.dice is not None]
     if len(known) >= FEWEST:
-        lines += ["", "| probe | Pearson [95 %] | Spearman [95 %] |", "|---|---|---|"]
-        dice = [row.entry.dice for row in known if row.entry.dice is not None]
-        for name, key in KINDS.items():
-            values = [row.told[key] for row in known]
-            cells = (
-                "{:.2f} [{:.2f}, {:.2f}]".format(*correlation(values, dice, ranked))
-                for ranked in (False, True)
-            )
-            lines.append(f"| {name} | {' | '.join(cells)} |")
+        columns = ("probe", "Pearson [95 %]", "Spearman [95 %]")
+        parts.append(markdown.table(columns, _correlation_rows(known)))
     if len(known) < ENOUGH:
-        lines += [
-            "",
+        parts.append(
             f"The fine-tuned Dice of {len(known)} encoders is given: a correlation is not shown by "
-            f"fewer than {ENOUGH}.",
-        ]
-    return "\n".join(lines)
+            f"fewer than {ENOUGH}."
+        )
+    return "\n\n".join(parts)
 
 
-def _line(row: Row) -> str:
+def _correlation_rows(known: Sequence[Row]) -> Iterator[tuple[str, ...]]:
+    """Per probe: its correlations with the fine-tuned Dice, which all of `known` have."""
+    dice = [row.entry.dice for row in known if row.entry.dice is not None]
+    for name, key in KINDS.items():
+        values = [row.values[key] for row in known]
+        both = (correlation(values, dice, ranked) for ranked in (False, True))
+        yield name, *("{:.2f} [{:.2f}, {:.2f}]".format(*found) for found in both)
+
+
+def _cells(row: Row) -> list[str]:
     dice = "not known" if row.entry.dice is None else f"{row.entry.dice:.3f}"
-    told = " | ".join(f"{row.told[key]:.3f}" for key in KINDS.values())
-    return f"| {row.entry.checkpoint} | {dice} | {told} | {row.seconds:.1f} |"
+    values = [f"{row.values[key]:.3f}" for key in KINDS.values()]
+    return [row.entry.checkpoint, dice, *values, f"{row.seconds:.1f}"]
 
 
 def probed(
     entries: Sequence[Entry],
-    dataset: str,
-    cases: int,
-    folder: Path,
+    cases: Cases,
     crop: tuple[int, ...] | None,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> list[Row]:
-    """Both probes of each encoder, on the CPU; each is said as it is done.
+    """Both probes of each encoder, on the CPU; each is logged when it is done.
 
     crop: in voxels; None: that of the first one's pretraining.
     Raises ValueError where there is no checkpoint, or a file is none.
@@ -163,30 +161,45 @@ def probed(
     rows = []
     for entry in entries:
         source = loaded.get(entry)
-        probe = _probe((source or first).header["plan"], dataset, cases, folder, crop)
-        torch.manual_seed(0)
-        encoder = Swin(replace((source or first).encoder_config, drop_path=0.0)).eval()
-        if source is not None:
-            checkpoint.transfer(source, encoder)
+        probe = cases.probe((source or first).header["plan"], crop)
+        encoder = _encoder(first, source)
         began = time.process_time()
-        rows.append(
-            Row(entry, probe.evaluate(encoder, torch.device("cpu")), time.process_time() - began)
-        )
-        say(f"{len(rows)} of {len(entries)}: {_line(rows[-1])}")
+        values = probe.evaluate(encoder, torch.device("cpu"))
+        rows.append(Row(entry, values, time.process_time() - began))
+        log(f"{len(rows)} of {len(entries)}: {markdown.row(_cells(rows[-1]))}")
     return rows
 
 
-def _probe(plan: dict, dataset: str, cases: int, folder: Path, crop: tuple[int, ...]) -> Probe:
-    """The cases as a pretraining with this plan stores them, kept in `folder` for the next call."""
-    hu = plan.get("hu")
-    kept = folder / f"{dataset}_{cases}_{fingerprint([plan['spacing'], hu])}"
-    box = crop if len(crop) == 3 else (16, *crop)
-    made = Plan("probes", tuple(plan["spacing"]), HUPolicy.from_dict(hu) if hu else None, box, ())
-    prepare_labelled(find_labelled(raw_dataset(dataset), cases), kept, made, 0)
-    return Probe(kept, crop, every=1)
+def _encoder(first: Checkpoint, source: Checkpoint | None) -> Swin:
+    """That of `source`; None: a random one of the size of `first`."""
+    torch.manual_seed(0)
+    config = (source or first).encoder_config
+    encoder = Swin(replace(config, drop_path=0.0)).eval()
+    if source is not None:
+        checkpoint.transfer(source, encoder)
+    return encoder
 
 
-def main(argv: list[str] | None = None) -> None:
+@dataclass(frozen=True)
+class Cases:
+    """The first so many labelled cases of a raw dataset, kept in `folder` for the next call."""
+
+    dataset: str
+    count: int
+    folder: Path
+
+    def probe(self, plan: dict, crop: tuple[int, ...]) -> Probe:
+        """Of the cases as a pretraining with this plan stores them."""
+        hu = plan.get("hu")
+        policy = HUPolicy.from_dict(hu) if hu else None
+        box = crop if len(crop) == 3 else (16, *crop)
+        kept = self.folder / f"{self.dataset}_{self.count}_{fingerprint([plan['spacing'], hu])}"
+        cases = find_labelled(raw_dataset(self.dataset), self.count)
+        prepare_labelled(cases, kept, Plan("probes", tuple(plan["spacing"]), policy, box, ()), 0)
+        return Probe(kept, crop, every=1)
+
+
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -200,21 +213,19 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "-o", dest="folder", type=Path, default=Path("probes"), help="where cases are kept"
     )
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parser().parse_args(argv)
+    cases = Cases(args.dataset, args.cases, args.folder)
+    crop = tuple(args.crop) if args.crop else None
     try:
         entries = [*map(Entry.parse, args.encoders), *(read_csv(args.csv) if args.csv else [])]
-        crop = tuple(args.crop) if args.crop else None
-        rows = probed(
-            entries,
-            args.dataset,
-            args.cases,
-            args.folder,
-            crop,
-            lambda line: print(line, file=sys.stderr),
-        )
+        rows = probed(entries, cases, crop, lambda line: print(line, file=sys.stderr))
         print(report(rows))
     except (ValueError, FileNotFoundError) as error:
-        parser.error(str(error))
+        parser().error(str(error))
 
 
 if __name__ == "__main__":

@@ -101,7 +101,7 @@ def make_notes(made: Made, plan: Plan) -> None:
     blocks = [-(-side // BLOCK) for side in shape]
     fractions = np.random.default_rng(0).integers(100, 256, blocks).astype(np.uint8)
     body = base64.b64encode(zlib.compress(fractions.tobytes())).decode()
-    first: tuple[Path, ...] = ()
+    first = Path(), Path()
     for number, case in enumerate(plan.cases):
         voxels, note = (made.folder / f"{case.id}{ending}" for ending in (".b2nd", ".json"))
         if number % LINKS:

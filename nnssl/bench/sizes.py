@@ -11,7 +11,7 @@ from nnssl.types import Shape
 @dataclass(frozen=True)
 class Sizes:
     """What is measured: an encoder, pretraining crops and fine-tuning patches in voxels, and scans
-    a step.
+    per step.
     """
 
     preset: str

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
-from nnssl.bench.timing import events, peak_memory
+from nnssl.bench.timing import events, peak_memory, wait_for
 from nnssl.train.peak import peak_of
 
 if TYPE_CHECKING:
@@ -30,24 +30,10 @@ def measure(
     """Costs of `step`, which sees so many `scans` and makes so many `flops`, within about so many
     seconds.
     """
-    began = time.perf_counter()
-    step()
-    _wait(device)
-    first = time.perf_counter() - began  # with all that is compiled
+    first, _ = _timed(step, 1, device)  # with all that is compiled
     memory = peak_memory(step, device)
-    began = time.perf_counter()
-    step()
-    _wait(device)
-    once = time.perf_counter() - began
-    count = max(1, min(50, int(0.5 * seconds / once)))
-    began = time.perf_counter()
-    for _ in range(count):
-        step()
-    issued = (time.perf_counter() - began) / count
-    _wait(device)
-    whole = (time.perf_counter() - began) / count
-    peak = peak_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
-    rate = None if flops is None else flops / whole / 1e12
+    once, _ = _timed(step, 1, device)
+    whole, issued = _timed(step, max(1, min(50, int(0.5 * seconds / once))), device)
     return {
         "ms": 1e3 * whole,
         "scans_per_second": scans / whole,
@@ -57,14 +43,27 @@ def measure(
         "host_ms": 1e3 * issued,
         "waits": _or_none(waits, step, device),
         "idle": _or_none(idle, step, device),
-        "tflops": rate,
-        "of_peak": rate / peak if rate is not None and peak else None,
+        **_rate(flops, whole, device),
     }
 
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def _timed(step: Callable[[], object], count: int, device: torch.device) -> tuple[float, float]:
+    """Seconds of a step, over so many: until the device has ended it, and until it was issued."""
+    began = time.perf_counter()
+    for _ in range(count):
+        step()
+    issued = (time.perf_counter() - began) / count
+    wait_for(device)
+    return (time.perf_counter() - began) / count, issued
+
+
+def _rate(flops: float | None, seconds: float, device: torch.device) -> dict:
+    """In TFLOP/s, and as a fraction of the device's peak; None where either is not known."""
+    if flops is None:
+        return {"tflops": None, "of_peak": None}
+    rate = flops / seconds / 1e12
+    peak = peak_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    return {"tflops": rate, "of_peak": rate / peak if peak else None}
 
 
 def _or_none(
@@ -98,23 +97,15 @@ def waits(step: Callable[[], object], device: torch.device) -> int:
 def idle(step: Callable[[], object], device: torch.device) -> float:
     """The fraction of three steps in which no kernel ran, while they were traced."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        _wait(device)
-        began = time.perf_counter()
-        for _ in range(3):
-            step()
-        _wait(device)
-        whole = time.perf_counter() - began
-    kernels = [
-        e
-        for e in events(profile)
-        if e.device_type() == torch.autograd.DeviceType.CUDA and not _is_note(e)
-    ]
-    return max(0.0, 1 - sum(e.duration_ns() for e in kernels) / 1e9 / whole)
+        wait_for(device)
+        each, _ = _timed(step, 3, device)
+    busy = sum(event.duration_ns() for event in events(profile) if _is_kernel(event)) / 1e9
+    return max(0.0, 1 - busy / (3 * each))
 
 
-def _is_note(event: _KinetoEvent) -> bool:
-    """A name for a stretch of time, such as "Optimizer.step", rather than a kernel or a copy."""
-    return (
-        event.name().startswith(("Optimizer.", "ProfilerStep"))
-        or getattr(event, "is_user_annotation", bool)()
-    )
+def _is_kernel(event: _KinetoEvent) -> bool:
+    """Or a copy; not a name for a stretch of time, such as "Optimizer.step"."""
+    is_name = event.name().startswith(("Optimizer.", "ProfilerStep"))
+    is_note = getattr(event, "is_user_annotation", bool)()
+    on_device = event.device_type() == torch.autograd.DeviceType.CUDA
+    return on_device and not (is_name or is_note)

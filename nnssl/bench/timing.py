@@ -11,10 +11,13 @@ import argparse
 import resource
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from itertools import accumulate
 from statistics import median
 
 import torch
+
+from nnssl.bench import markdown
 
 
 @dataclass(frozen=True)
@@ -27,20 +30,22 @@ class Cost:
     faults: float
 
     def __sub__(self, other: Cost) -> Cost:
-        return Cost(*(a - b for a, b in zip(self._row(), other._row(), strict=True)))
-
-    def _row(self) -> tuple[float, ...]:
-        return self.wall, self.cpu, self.system, self.faults
+        return Cost(*(a - b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
 
 Rounds = dict[str, list[Cost]]
 
 
 def _now(device: torch.device) -> Cost:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    wait_for(device)
     used = resource.getrusage(resource.RUSAGE_SELF)
     return Cost(time.perf_counter(), used.ru_utime + used.ru_stime, used.ru_stime, used.ru_minflt)
+
+
+def wait_for(device: torch.device) -> None:
+    """Until the device has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def side_by_side(
@@ -80,23 +85,25 @@ def peak_memory(call: Callable[[], object], device: torch.device | str = "cpu") 
     part in it.
     """
     device = torch.device(device)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        call()
-        torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - before
+    return _peak_on_gpu(call, device) if device.type == "cuda" else _peak_on_cpu(call)
+
+
+def _peak_on_gpu(call: Callable[[], object], device: torch.device) -> int:
+    wait_for(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    call()
+    wait_for(device)
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def _peak_on_cpu(call: Callable[[], object]) -> int:
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
     ) as profile:
         call()
-    alive = peak = 0
-    for event in events(profile):
-        if event.name() == "[memory]":
-            alive += event.nbytes()
-            peak = max(peak, alive)
-    return peak
+    changes = [event.nbytes() for event in events(profile) if event.name() == "[memory]"]
+    return max(accumulate(changes, initial=0))
 
 
 def events(profile: torch.profiler.profile) -> list:
@@ -109,30 +116,27 @@ def events(profile: torch.profiler.profile) -> list:
 
 def table(costs: Rounds, base: str, memory: Mapping[str, int] | None = None) -> str:
     """A Markdown table of medians, and of ratios to `base`; `memory` in bytes by the same names."""
-    head = ["", "wall s", "CPU s", "system s", "page faults", "wall ratio", "CPU ratio"]
-    rows = []
-    for name, own in costs.items():
-        middle = [
-            median(getattr(cost, field) for cost in own)
-            for field in ("wall", "cpu", "system", "faults")
-        ]
-        rows.append(
-            [name, *(f"{value:.3f}" for value in middle[:3]), f"{middle[3]:.0f}"]
-            + [f"{ratio(costs, name, base, what):.2f}" for what in ("wall", "cpu")]
-        )
-        if memory is not None:
-            rows[-1] += [
-                f"{memory[name] / 2**20:.0f}",
-                f"{memory[name] / max(memory[base], 1):.2f}",
-            ]
+    columns = ["", "wall s", "CPU s", "system s", "page faults", "wall ratio", "CPU ratio"]
+    rows = [[name, *_medians(own), *_ratios(costs, name, base)] for name, own in costs.items()]
     if memory is not None:
-        head += ["peak MiB", "peak ratio"]
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        columns += ["peak MiB", "peak ratio"]
+        for row in rows:
+            peak, least = memory[row[0]], max(memory[base], 1)
+            row += [f"{peak / 2**20:.0f}", f"{peak / least:.2f}"]
+    return markdown.table(columns, rows)
+
+
+def _medians(costs: list[Cost]) -> list[str]:
+    wall, cpu, system, faults = map(median, zip(*map(astuple, costs), strict=True))
+    return [f"{wall:.3f}", f"{cpu:.3f}", f"{system:.3f}", f"{faults:.0f}"]
+
+
+def _ratios(costs: Rounds, name: str, base: str) -> list[str]:
+    return [f"{ratio(costs, name, base, field):.2f}" for field in ("wall", "cpu")]
 
 
 def arguments(description: str | None) -> argparse.ArgumentParser:
-    """The options that all benchmarks share: -device, --threads, --rounds."""
+    """The options of all benchmarks: -device, --threads, --rounds."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("-device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")

@@ -20,10 +20,11 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from nnssl.bench.processes import processes, state
 from nnssl.types import FINAL
 
 VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
@@ -111,14 +112,18 @@ class Trial:
         while time.monotonic() < deadline:
             pid, status = os.waitpid(run, os.WNOHANG)
             if pid:
-                self._require_alone(run)
-                if "Traceback (most recent call last)" in self.said():
-                    raise Lost(f"a traceback was printed: {self.said()[-1500:]}")
+                self._require_clean_end(run)
                 return os.waitstatus_to_exitcode(status)
             time.sleep(0.03)
         os.killpg(run, signal.SIGKILL)
         os.waitpid(run, 0)
         raise Lost(f"a run did not end within {LONGEST:.0f} s: {self.said()[-500:]}")
+
+    def _require_clean_end(self, run: int) -> None:
+        """No process of it may be left, and no traceback printed. Raises Lost."""
+        self._require_alone(run)
+        if "Traceback (most recent call last)" in self.said():
+            raise Lost(f"a traceback was printed: {self.said()[-1500:]}")
 
     def finish(self, *more: object, prelude: Callable[[], object] = lambda: None) -> None:
         """The line typed once more, undisturbed, must end well."""
@@ -145,7 +150,7 @@ class Trial:
     def until(self, run: int, holds: Callable[[], object]) -> None:
         """Wait until something holds, or the run has ended."""
         deadline = time.monotonic() + LONGEST
-        while not holds() and time.monotonic() < deadline and _state(run) not in ("Z", ""):
+        while not holds() and time.monotonic() < deadline and state(run) not in ("Z", ""):
             time.sleep(0.03)
 
     def sleep(self, run: int, chance: random.Random, seconds: float) -> None:
@@ -170,26 +175,41 @@ def _as_command(words: list[str], folder: Path, log: Path, prelude: Callable[[],
     status = 1
     try:
         os.setsid()
-        with log.open("wb") as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
+        _print_into(log)
         for name in VARIABLES:
             os.environ[name] = str(folder / name)
         sys.argv = ["nnssl", "pretrain", *words]
         prelude()
-        try:
-            runpy.run_module("nnssl", run_name="__main__")
-        except SystemExit as ended:
-            status = ended.code if isinstance(ended.code, int) else int(bool(ended.code))
+        status = _run_main()
     except BaseException as error:
         sys.excepthook(type(error), error, error.__traceback__)
     finally:
-        with contextlib.suppress(BaseException):
-            threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue] Python's own
-            atexit._run_exitfuncs()
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(status)
+        _end(status)
+
+
+def _print_into(log: Path) -> None:
+    with log.open("wb") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+
+
+def _run_main() -> int:
+    """The exit status of the command in `sys.argv`."""
+    try:
+        runpy.run_module("nnssl", run_name="__main__")
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else int(bool(ended.code))
+    return 1
+
+
+def _end(status: int) -> None:
+    """What Python does when it ends, but nothing of the process that was forked."""
+    with contextlib.suppress(BaseException):
+        threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue] Python's own
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(status)
 
 
 def set_clock(away: float, pace: float) -> None:
@@ -200,11 +220,7 @@ def set_clock(away: float, pace: float) -> None:
 
 def set_language(chance: random.Random) -> None:
     """Another locale, time zone, and encoding of what is printed."""
-    for name in chance.sample(LANGUAGES, len(LANGUAGES)):
-        with contextlib.suppress(locale.Error):
-            locale.setlocale(locale.LC_ALL, name)
-            os.environ["LC_ALL"] = os.environ["LANG"] = name
-            break
+    name = _set_locale(chance.sample(LANGUAGES, len(LANGUAGES)))
     os.environ["TZ"] = chance.choice(["UTC", "Asia/Kathmandu", "America/St_Johns", "nowhere"])
     time.tzset()
     if "UTF-8" not in name:  # Python's own choice for such a terminal
@@ -212,39 +228,14 @@ def set_language(chance: random.Random) -> None:
         sys.stderr = io.TextIOWrapper(sys.stderr.buffer, "ascii", "backslashreplace")
 
 
-def processes() -> Iterator[tuple[int, int, int]]:
-    """Process, its group and its parent, of all that live; nothing where there is no /proc."""
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            words = path.read_text(errors="replace").rpartition(")")[2].split()
-            if words[0] not in "ZX":
-                yield int(path.parent.name), int(words[2]), int(words[1])
-
-
-def children(run: int) -> list[int]:
-    return [pid for pid, _, parent in processes() if parent == run]
-
-
-def fork_servers(run: int) -> list[int]:
-    """What starts the workers of a run."""
-    found = []
-    for pid in children(run):
-        with contextlib.suppress(OSError):
-            if b"multiprocessing.forkserver" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                found.append(pid)
-    return found
-
-
-def grandchildren(run: int) -> list[int]:
-    return [pid for child in children(run) for pid in children(child)]
-
-
-def _state(run: int) -> str:
-    """Of a process in /proc: Z for one that has ended and was not waited for."""
-    try:
-        return Path(f"/proc/{run}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return ""
+def _set_locale(names: list[str]) -> str:
+    """The first that this machine has, which is set; the C locale is on every one."""
+    for name in names:
+        with contextlib.suppress(locale.Error):
+            locale.setlocale(locale.LC_ALL, name)
+            os.environ["LC_ALL"] = os.environ["LANG"] = name
+            return name
+    return "C"
 
 
 def outcome(trial: Trial) -> dict:
@@ -263,19 +254,19 @@ def outcome(trial: Trial) -> dict:
 
 
 def require_equal(ours: object, theirs: object, where: str = "") -> None:
-    """Bit for bit. Raises Lost, which names the place of the first difference."""
+    """Bit for bit. Raises Lost, which names where the first difference is."""
     import torch
 
     if isinstance(ours, torch.Tensor) and isinstance(theirs, torch.Tensor):
         same = torch.equal(ours, theirs)
-    elif isinstance(ours, dict) and isinstance(theirs, dict) and ours.keys() == theirs.keys():
-        for name in ours:
+    elif isinstance(ours, dict) and isinstance(theirs, dict):
+        same = ours.keys() == theirs.keys()
+        for name in ours if same else ():
             require_equal(ours[name], theirs[name], f"{where}.{name}")
-        same = True
     elif isinstance(ours, (list, tuple)) and isinstance(theirs, (list, tuple)):
         same = len(ours) == len(theirs)
-        for number, (a, b) in enumerate(zip(ours, theirs, strict=False)):
-            require_equal(a, b, f"{where}[{number}]")
+        for number, pair in enumerate(zip(ours, theirs, strict=False)):
+            require_equal(*pair, f"{where}[{number}]")
     else:
         same = ours == theirs
     if not same:

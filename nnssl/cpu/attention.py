@@ -15,12 +15,12 @@ from torch import Tensor
 
 from nnssl.types import GradContext
 
-# values a thread works on at a time: 1 MiB in fp32, about a core's second-level cache
+# values that a thread works on at a time: 1 MiB in fp32, about a core's second-level cache
 CACHED = 1 << 18
 
 
 class Mask(Protocol):
-    """Of `nnssl.encoder.windows.Mask`: window w adds patterns[which[w]], [P n n], to its scores."""
+    """Of `nnssl.encoder.partition`: window w adds patterns[which[w]], [P n n], to its scores."""
 
     @property
     def patterns(self) -> Tensor: ...
@@ -46,8 +46,9 @@ def attention(parts: Tensor, bias: Tensor, mask: Mask | None) -> Tensor:
 
     parts: [3 heads d W n], that is q, k and v, the windows of one sample after the other's.
     bias:  [heads n n], the same for all windows.
-    mask:  as in `nnssl.encoder.windows.WindowPartition`, the same for all samples; W is a multiple
-    of nW. Returns [heads d W n].
+    mask:  as in `nnssl.encoder.partition.WindowPartition`, the same for all samples; W is a
+           multiple of nW.
+    Returns [heads d W n].
     """
     if torch.is_grad_enabled():
         return _Attention.apply(parts, bias, mask)

@@ -20,13 +20,21 @@ def is_supported(x: Tensor, skip: Tensor, step: tuple[int, ...]) -> bool:
     # an exported network serves batches of any size
     if x.device.type != "cpu" or not exact or torch.compiler.is_compiling():
         return False
-    coarse, fine = x.shape[1], skip.shape[1]
     voxels = skip.shape[0] * skip[0, 0].numel()
-    # of the composed kernel, that a voxel is reached by
-    taps = prod(2 if s == 2 else 3 for s in step)
-    making = prod(12 if s == 2 else 9 for s in step)  # multiplications, by pair of taps
-    saved = voxels * fine * (3 ** len(step) * fine + coarse - taps * coarse)
-    return saved > 2 * making * coarse * fine * fine
+    channels = x.shape[1], skip.shape[1]
+    return voxels * _saved_per_voxel(*channels, step) > 2 * _of_composing(*channels, step)
+
+
+def _saved_per_voxel(coarse: int, fine: int, step: tuple[int, ...]) -> int:
+    """Multiplications, for maps of so many channels."""
+    taps = prod(2 if s == 2 else 3 for s in step)  # of the composed kernel, that reach a voxel
+    return fine * (3 ** len(step) * fine + coarse - taps * coarse)
+
+
+def _of_composing(coarse: int, fine: int, step: tuple[int, ...]) -> int:
+    """Multiplications that make the composed kernel."""
+    pairs_of_taps = prod(12 if s == 2 else 9 for s in step)
+    return pairs_of_taps * coarse * fine * fine
 
 
 def join(

@@ -37,20 +37,22 @@ def adapt(
         return weights, explained
     for number in range(STEPS):
         before, after = theirs.step(number), ours.step(number)
-        if before == after or any(b < a for b, a in zip(before, after, strict=True)):
+        if not _becomes_thinner(before, after):
             continue
-        if number > 0 and theirs.merging == "legacy":
+        if number == 0:
+            changed = _adapt_stem(weights, before, after)
+        elif theirs.merging == "legacy":
             # it joins as many tokens as before, and those of a stretched volume are the same
-            continue
-        changed = (
-            _adapt_stem(weights, before, after)
-            if number == 0
-            else _adapt_merge(weights, number, before, after)
-        )
-        explained |= dict.fromkeys(
-            changed, f"adapted exactly from a step of {_by(before)} to one of {_by(after)}"
-        )
+            changed = []
+        else:
+            changed = _adapt_merge(weights, number, before, after)
+        reason = f"adapted exactly from a step of {_by(before)} to one of {_by(after)}"
+        explained |= dict.fromkeys(changed, reason)
     return weights, explained
+
+
+def _becomes_thinner(before: Shape, after: Shape) -> bool:
+    return before != after and all(b >= a for b, a in zip(before, after, strict=True))
 
 
 def _adapt_stem(weights: dict[str, Tensor], before: Shape, after: Shape) -> list[str]:
@@ -66,20 +68,28 @@ def _adapt_merge(weights: dict[str, Tensor], number: int, before: Shape, after: 
     names = [prefix + name for name in ("norm.weight", "norm.bias", "reduction.weight")]
     if any(name not in weights for name in names):
         return []
-    old, new = corners(before), corners(after)
     scale, offset, reduction = (weights[name].double() for name in names)
-    by_corner = (reduction * scale).unflatten(1, (len(old), -1))
-    joined = by_corner.new_zeros(len(reduction), len(new), by_corner.shape[-1])
-    for place, part in zip(old, by_corner.unbind(1), strict=True):
-        joined[:, new.index(tuple(p % a for p, a in zip(place, after, strict=True)))] += part
     bias = reduction @ offset
-    if (own := weights.get(prefix + "reduction.bias")) is not None:
-        bias = bias + own.double()
-    kind, width = weights[names[2]].dtype, joined[0].numel()
-    adapted = torch.ones(width), torch.zeros(width), joined.flatten(1), bias
-    names.append(prefix + "reduction.bias")
-    weights.update((name, tensor.to(kind)) for name, tensor in zip(names, adapted, strict=True))
+    bias_name = prefix + "reduction.bias"
+    if bias_name in weights:
+        bias = bias + weights[bias_name].double()
+    joined = _join_corners(reduction * scale, before, after)
+    width, dtype = joined.shape[1], weights[names[2]].dtype
+    adapted = torch.ones(width), torch.zeros(width), joined, bias
+    names.append(bias_name)
+    weights.update((name, tensor.to(dtype)) for name, tensor in zip(names, adapted, strict=True))
     return names
+
+
+def _join_corners(reduction: Tensor, before: Shape, after: Shape) -> Tensor:
+    """The columns of corners that are one corner after the thinner step, added up."""
+    old, new = corners(before), corners(after)
+    by_corner = reduction.unflatten(1, (len(old), -1))
+    joined = by_corner.new_zeros(len(reduction), len(new), by_corner.shape[-1])
+    for corner, columns in zip(old, by_corner.unbind(1), strict=True):
+        inside = tuple(c % step for c, step in zip(corner, after, strict=True))
+        joined[:, new.index(inside)] += columns
+    return joined.flatten(1)
 
 
 def _by(step: Shape) -> str:

@@ -17,11 +17,13 @@ from nnssl.encoder import stream
 from nnssl.encoder.attention import window_attention
 from nnssl.encoder.config import SwinConfig
 from nnssl.encoder.given import Given
-from nnssl.encoder.windows import StageWindows, WindowPartition, corners, merging_order
+from nnssl.encoder.partition import WindowPartition
+from nnssl.encoder.windows import Reordering, StageWindows, corners, merging_order
+from nnssl.shapes import floor_div
 from nnssl.types import GradContext, Shape
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from jaxtyping import Float
 
@@ -43,29 +45,31 @@ class _Reorder(torch.autograd.Function):
 
 
 def _reorder(x: Tensor, way: tuple[Tensor, Tensor | None]) -> Tensor:
-    """[B N C] to [B N C] along a way of `StageWindows`, or of `merging_order`, which may have no
-    inverse.
+    """[B N C] to [B N C] by a reordering of `StageWindows`, or by `merging_order`, which may have
+    no inverse.
     """
-    return x.index_select(1, way[0]) if way[1] is None else _Reorder.apply(x, *way)
+    index, inverse = way
+    return x.index_select(1, index) if inverse is None else _Reorder.apply(x, index, inverse)
 
 
-def _inverse(way: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def inverse(way: Reordering) -> Reordering:
     return way[1], way[0]
 
 
-def to_slots(x: Tensor, cut: WindowPartition, pads_are_zero: bool) -> Tensor:
+def to_slots(x: Tensor, partition: WindowPartition, pads_are_zero: bool) -> Tensor:
     """Tokens [B N C] to slots [B nW*n C]."""
-    if cut.slots is None or cut.real is None:
+    if partition.token_of_slot is None or partition.occupied is None:
         return x
     # A padding slot shows the first token, and no gradient leaves it: it is zeroed, or nobody
     # attends to it.
-    x = _Reorder.apply(x, cut.slots, cut.filled)
-    return x * cut.real.to(x.dtype) if pads_are_zero else x
+    x = _Reorder.apply(x, partition.token_of_slot, partition.slot_of_token)
+    return x * partition.occupied.to(x.dtype) if pads_are_zero else x
 
 
-def from_slots(x: Tensor, cut: WindowPartition) -> Tensor:
+def from_slots(x: Tensor, partition: WindowPartition) -> Tensor:
     """Slots [B nW*n C] to tokens [B N C]."""
-    return x if cut.answers is None else x.index_select(1, cut.answers)
+    slots = partition.output_slot
+    return x if slots is None else x.index_select(1, slots)
 
 
 class WindowAttention(nn.Module):
@@ -83,19 +87,20 @@ class WindowAttention(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "batch slots channels"],
-        cut: WindowPartition,
+        partition: WindowPartition,
         bias: Float[Tensor, "heads window window"],
     ) -> Float[Tensor, "batch slots channels"]:
         """Slots [B nW*n C] to slots [B nW*n C], each window by itself; bias [heads n n]."""
-        return self.proj(self.attend(x, cut, bias))
+        return self.proj(self.attend(x, partition, bias))
 
     def attend(
-        self, x: Tensor, cut: WindowPartition, bias: Tensor, parts: Tensor | None = None
+        self, x: Tensor, partition: WindowPartition, bias: Tensor, parts: Tensor | None = None
     ) -> Tensor:
         """The same without the last layer; `parts` as in `window_attention`."""
-        windows = x.view(-1, prod(cut.size), x.shape[-1])
+        windows = x.view(-1, prod(partition.size), x.shape[-1])
+        weight, offset = self.qkv.weight, self.qkv.bias
         attended = window_attention(
-            windows, self.qkv.weight, self.qkv.bias, self.heads, bias, cut.mask, parts
+            windows, weight, offset, self.heads, bias, partition.mask, parts
         )
         return attended.view(x.shape)
 
@@ -122,17 +127,19 @@ class Block(nn.Module):
     def forward(
         self,
         x: Tensor,
-        cut: WindowPartition,
+        partition: WindowPartition,
         bias: Tensor,
         kept: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """Tokens [B N C] in the window order of `cut`; bias [heads n n].
+        """Tokens [B N C] in the window order of `partition`; bias [heads n n].
 
         kept: what its two branches count for each of the batch (`given`); None: all of it.
         """
-        attended = self.attn(to_slots(self.norm1(x), cut, self.pads_are_zero), cut, bias)
-        x = _added(x, from_slots(attended, cut), kept and kept[0])
-        return _added(x, self.mlp(self.norm2(x)), kept and kept[1])
+        first, second = kept or (None, None)
+        slots = to_slots(self.norm1(x), partition, self.pads_are_zero)
+        attended = from_slots(self.attn(slots, partition, bias), partition)
+        x = _added(x, attended, first)
+        return _added(x, self.mlp(self.norm2(x)), second)
 
 
 class _Added(torch.autograd.Function):
@@ -159,13 +166,13 @@ def _padded(x: Tensor, step: Shape, behind: int) -> Tensor:
     """`x` with zeros at the ends of its grid up to multiples of `step`; `behind` axes follow those
     of the grid.
     """
-    grid = x.shape[x.ndim - behind - len(step) : x.ndim - behind]
+    end = x.ndim - behind
+    grid = x.shape[end - len(step) : end]
     missing = [-g % s for g, s in zip(grid, step, strict=True)]
-    return (
-        F.pad(x, (0, 0) * behind + tuple(n for m in reversed(missing) for n in (0, m)))
-        if any(missing)
-        else x
-    )
+    if not any(missing):
+        return x
+    ends = (n for m in reversed(missing) for n in (0, m))
+    return F.pad(x, (*(0, 0) * behind, *ends))
 
 
 class PatchMerging(nn.Module):
@@ -190,10 +197,9 @@ class PatchMerging(nn.Module):
         """
         x = _padded(x, self.step, behind=1)
         grid = tuple(x.shape[1:-1])
-        neighbours = _reorder(
-            x.flatten(1, -2), merging_order(grid, self.step, x.device, self.merging, self.axes)
-        )
-        cells = (g // s for g, s in zip(grid, self.step, strict=True))
+        order = merging_order(grid, self.step, x.device, self.merging, self.axes)
+        neighbours = _reorder(x.flatten(1, -2), order)
+        cells = floor_div(grid, self.step)
         return self.reduction(self.norm(neighbours.view(x.shape[0], *cells, -1)))
 
 
@@ -211,23 +217,32 @@ class Stage(nn.Module):
         self, x: Float[Tensor, "batch *grid channels"], given: Given, checkpointing: bool
     ) -> Float[Tensor, "batch *grid channels"]:
         """[B *grid C] to the same, before merging; `given` for this stage and x."""
-        windows, recompute = given.windows, checkpointing and self.training
+        recompute = checkpointing and self.training
         if not recompute and stream.serves(self, x):
             return stream.through(self, x.flatten(1, -2), given).view(x.shape)
-        tokens = _reorder(x.flatten(1, -2), windows.enter)
+        tokens = x.flatten(1, -2)
         for number, block in enumerate(self.blocks):
-            cut = windows.shifted if number % 2 else windows.plain
-            if number > 0 and windows.shift is not None:
-                tokens = _reorder(tokens, windows.shift if number % 2 else _inverse(windows.shift))
-            rest = (cut, given.biases[number], given.kept[number])
+            way = self.way_to(number, given.windows)
+            tokens = tokens if way is None else _reorder(tokens, way)
+            rest = given.of_block(number)
             if recompute:
                 tokens = checkpoint(block, tokens, *rest, use_reentrant=False)
             else:
                 tokens = block(tokens, *rest)
-        return _reorder(tokens, self.way_out(windows)).view(x.shape)
+        return _reorder(tokens, self.way_out(given.windows)).view(x.shape)
 
-    def way_out(self, windows: StageWindows) -> tuple[Tensor, Tensor]:
-        return windows.leave if len(self.blocks) % 2 == 0 else _inverse(windows.enter)
+    def way_to(self, number: int, windows: StageWindows) -> Reordering | None:
+        """From the order of the block before, or the raster, to that of block `number`."""
+        if number == 0:
+            return windows.raster_to_plain
+        way = windows.plain_to_shifted
+        return way if way is None or number % 2 else inverse(way)
+
+    def way_out(self, windows: StageWindows) -> Reordering:
+        """From the order of the last block to the raster."""
+        if len(self.blocks) % 2 == 0:
+            return windows.shifted_to_raster
+        return inverse(windows.raster_to_plain)
 
 
 class PatchEmbed(nn.Module):
@@ -250,17 +265,20 @@ class PatchEmbed(nn.Module):
 
     def _project(self, x: Tensor) -> Tensor:
         """The convolution, as one matrix product that leaves the channels last."""
-        grid = [size // step for size, step in zip(x.shape[2:], self.step, strict=True)]
-        dims = len(grid)
-        split = x.view(
-            *x.shape[:2], *(n for pair in zip(grid, self.step, strict=True) for n in pair)
-        )
-        cells, inner = range(2, 2 + 2 * dims, 2), range(3, 3 + 2 * dims, 2)
-        patches, kind = split.permute(0, *cells, 1, *inner), self.proj.weight.dtype
-        if kind in HALF:  # cast and reordering are one kernel
-            patches = patches.to(kind, memory_format=torch.contiguous_format)
+        grid = floor_div(x.shape[2:], self.step)
+        patches, dtype = _patches(x, grid, self.step), self.proj.weight.dtype
+        if dtype in HALF:  # cast and reordering are one kernel
+            patches = patches.to(dtype, memory_format=torch.contiguous_format)
         patches = patches.reshape(x.shape[0], *grid, -1)
         return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
+
+
+def _patches(x: Tensor, grid: Sequence[int], step: Shape) -> Tensor:
+    """[B C *(grid * step)] to a view [B *grid C *step]."""
+    split = (n for pair in zip(grid, step, strict=True) for n in pair)
+    dims = len(grid)
+    cells, inner = range(2, 2 + 2 * dims, 2), range(3, 3 + 2 * dims, 2)
+    return x.view(*x.shape[:2], *split).permute(0, *cells, 1, *inner)
 
 
 def initialise(module: nn.Module) -> None:

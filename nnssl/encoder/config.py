@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
+from itertools import chain
 
 from nnssl.types import Shape
 
@@ -12,26 +13,36 @@ OWN = {"windows": "exact", "merging": "all", "axes": "zyx"}
 STEPS = 5  # of the patch embedding and the four merges, each of which shortens the grid
 
 
+CHOICES = {
+    "spatial_dims": (2, 3),
+    "taps": ("stage", "merge"),
+    "windows": ("exact", "monai", "smit"),
+    "merging": ("all", "legacy"),
+    "axes": ("zyx", "xyz"),
+}
+
+
 @dataclass(frozen=True)
 class SwinConfig:
     """The architecture of a `Swin`, and all that is needed to build it again.
 
-    taps:    "stage": maps 0-3 are the stages' outputs before merging, as in SMIT, map 4 the last merge's.
+    taps:    "stage": maps 0-3 are the stages' outputs before merging, as in SMIT, map 4 the last
+             merge's.
              "merge": map 0 is the patch embedding, maps 1-4 follow the merges, as in MONAI.
     windows: "exact": the bias of a pair of tokens is that of its true offset, and padding is not
-    attended to.
+             attended to.
              "monai": MONAI 1.6.1's clipped windows and attended padding, for weights that were
              trained so.
              "smit": SMIT's, which are never clipped, always shifted, and put together in another
              order than they were cut; for its published weights.
-    merging: "all": a merge joins the 2^d tokens of a cell. "legacy": MONAI's before 1.5 (its PR
-    8285), which in 3D
-             joins six of the eight, two of them twice.
-    axes:    in which order the code that trained the weights counted the axes, "zyx" or "xyz". It only matters to
-             windows "monai" and "smit" and to merging "legacy", which are not symmetric in the
-             axes.
-    steps:   by how much the patch embedding and the four merges shorten each axis, 1 or 2, as five tuples of
-             `spatial_dims` numbers. (): 2 everywhere. 1 is for axes of wide spacing
+    merging: "all": a merge joins the 2^d tokens of a cell.
+             "legacy": MONAI's before 1.5 (its PR 8285), which in 3D joins six of the eight, two of
+             them twice.
+    axes:    in which order the code that trained the weights counted the axes, "zyx" or "xyz". It
+             only matters to windows "monai" and "smit" and to merging "legacy", which are not
+             symmetric in the axes.
+    steps:   by how much the patch embedding and the four merges shorten each axis, 1 or 2, as five
+             tuples of `spatial_dims` numbers. (): 2 everywhere. 1 is for axes of wide spacing
              (documentation/encoder.md).
     convolutions: a residual convolution block before each stage, as in Swin UNETR v2.
     out_norms:    maps 0-3 pass a layer norm with parameters, as SMIT's; for taps "stage".
@@ -59,12 +70,17 @@ class SwinConfig:
         object.__setattr__(self, "depths", tuple(self.depths))
         object.__setattr__(self, "heads", tuple(self.heads))
         object.__setattr__(self, "steps", self._checked_steps())
-        _one_of("spatial_dims", self.spatial_dims, (2, 3))
-        _one_of("taps", self.taps, ("stage", "merge"))
-        _one_of("windows", self.windows, ("exact", "monai", "smit"))
-        _one_of("merging", self.merging, ("all", "legacy"))
-        _one_of("axes", self.axes, ("zyx", "xyz"))
+        for name, allowed in CHOICES.items():
+            _one_of(name, getattr(self, name), allowed)
         self._check_combinations()
+        self._check_stages()
+        if self.window < 2 or self.in_channels < 1 or not 0 <= self.drop_path < 1:
+            raise ValueError(
+                "a Swin needs window >= 2, in_channels >= 1 and 0 <= drop_path < 1, got "
+                f"window={self.window}, in_channels={self.in_channels}, drop_path={self.drop_path}"
+            )
+
+    def _check_stages(self) -> None:
         if len(self.depths) != 4 or len(self.heads) != 4 or min(self.depths + self.heads) < 1:
             raise ValueError(
                 "a Swin has 4 stages: depths and heads need 4 positive numbers each, got "
@@ -76,22 +92,18 @@ class SwinConfig:
                     f"stage {stage + 1} has {width} channels, which {heads} heads do not divide; "
                     f"choose heads[{stage}] among the divisors of {width}"
                 )
-        if self.window < 2 or self.in_channels < 1 or not 0 <= self.drop_path < 1:
-            raise ValueError(
-                "a Swin needs window >= 2, in_channels >= 1 and 0 <= drop_path < 1, got "
-                f"window={self.window}, in_channels={self.in_channels}, drop_path={self.drop_path}"
-            )
 
     def _checked_steps(self) -> tuple[Shape, ...]:
-        """`steps` as tuples; () where they are 2 everywhere, so that equal architectures are equal."""
+        """`steps` as tuples; () for 2 everywhere, so that equal architectures are equal."""
         steps = tuple(tuple(step) for step in self.steps)
         fitting = len(steps) in (0, STEPS) and all(len(step) == self.spatial_dims for step in steps)
-        if not fitting or {n for step in steps for n in step} - {1, PATCH}:
+        values = set(chain.from_iterable(steps))
+        if not fitting or values - {1, PATCH}:
             raise ValueError(
                 f"steps are {STEPS} tuples of {self.spatial_dims} numbers, each 1 or {PATCH}, or "
                 f"() for {PATCH} everywhere; got {self.steps}"
             )
-        return steps if any(1 in step for step in steps) else ()
+        return steps if 1 in values else ()
 
     def step(self, number: int) -> Shape:
         """By how much the patch embedding (0) or a merge (1 to 4) shortens each axis."""

@@ -7,12 +7,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from math import prod
-from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
 
+from nnssl.encoder.partition import WindowPartition
 from nnssl.encoder.windows import StageWindows, stage_windows
+from nnssl.shapes import ceil_div
 from nnssl.types import GradContext, Shape
 
 # of a table of zeros and ones; windows of 7 x 7 x 7 would take a gigabyte
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from nnssl.encoder.blocks import Block, Stage
 
 Kept = tuple[Tensor, Tensor]
+Alike = TypeVar("Alike", Shape, torch.Size)
 
 
 class Given(NamedTuple):
@@ -33,13 +36,20 @@ class Given(NamedTuple):
     biases: Sequence[Tensor]
     kept: Sequence[Kept | None]
 
+    def partition(self, number: int) -> WindowPartition:
+        """Of block `number`: every second one is shifted."""
+        return self.windows.shifted if number % 2 else self.windows.plain
+
+    def of_block(self, number: int) -> tuple[WindowPartition, Tensor, Kept | None]:
+        return self.partition(number), self.biases[number], self.kept[number]
+
 
 def given(stages: Sequence[Stage], tokens: Tensor) -> list[Given]:
     """For `stages` that follow each other, of which the first takes `tokens` [B *grid C]."""
     grid, windows = tuple(tokens.shape[1:-1]), []
     for stage in stages:
         windows.append(stage_windows(grid, stage.window, stage.mode, tokens.device, stage.axes))
-        grid = tuple(-(-g // s) for g, s in zip(grid, stage.downsample.step, strict=True))
+        grid = ceil_div(grid, stage.downsample.step)
     biases, kept = _biases(stages, windows), _kept(stages, tokens)
     return [Given(*one) for one in zip(windows, biases, kept, strict=True)]
 
@@ -48,20 +58,29 @@ def given(stages: Sequence[Stage], tokens: Tensor) -> list[Given]:
 
 
 def _biases(stages: Sequence[Stage], windows: Sequence[StageWindows]) -> list[list[Tensor]]:
-    """Stages whose windows are alike share one look-up."""
-    alike: dict[Shape, list[int]] = {}
-    for number, cut in enumerate(windows):
-        alike.setdefault(cut.plain.size, []).append(number)
+    """Stages whose windows are alike have one look-up together."""
     found: list[list[Tensor]] = [[] for _ in stages]
-    for size, numbers in alike.items():
+    for size, numbers in _alike([of_stage.plain.size for of_stage in windows]).items():
         owners = [number for number in numbers for _ in stages[number].blocks]
-        blocks = [cast("Block", block) for number in numbers for block in stages[number].blocks]
-        tables = [block.attn.relative_position_bias_table for block in blocks]
+        tables = [table for number in numbers for table in _tables(stages[number])]
         rows = _LookUp.apply if torch.is_grad_enabled() else _rows  # which a compiler can follow
         biases = rows(windows[numbers[0]].relative, *tables)
         for number, bias in zip(owners, biases, strict=True):
             found[number].append(bias.unflatten(1, (prod(size), prod(size))))
     return found
+
+
+def _alike(shapes: Sequence[Alike]) -> dict[Alike, list[int]]:
+    """The numbers at which each shape occurs."""
+    numbers: dict[Alike, list[int]] = {}
+    for number, shape in enumerate(shapes):
+        numbers.setdefault(shape, []).append(number)
+    return numbers
+
+
+def _tables(stage: Stage) -> list[Tensor]:
+    blocks = cast("Sequence[Block]", stage.blocks)  # what a ModuleList does not say
+    return [block.attn.relative_position_bias_table for block in blocks]
 
 
 def _rows(index: Tensor, *tables: Tensor) -> tuple[Tensor, ...]:
@@ -90,11 +109,8 @@ class _LookUp(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: _Shapes, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (index,) = ctx.saved_tensors
-        alike: dict[torch.Size, list[int]] = {}
-        for number, shape in enumerate(ctx.shapes):
-            alike.setdefault(shape, []).append(number)
         found: list[Tensor | None] = [None] * len(gradients)
-        for (rows, _), numbers in alike.items():
+        for (rows, _), numbers in _alike(ctx.shapes).items():
             by_pair = torch.stack([gradients[number] for number in numbers]).transpose(1, 2)
             for number, gradient in zip(numbers, _summed(by_pair, index, rows), strict=True):
                 found[number] = gradient
@@ -129,11 +145,13 @@ def _kept(stages: Sequence[Stage], tokens: Tensor) -> list[list[Kept | None]]:
     drawing = [stage for stage in stages if stage.training and any(stage.rates)]
     rates = tuple(rate for stage in drawing for rate in stage.rates for _ in range(2))
     branches = iter(draw_kept(rates, tokens).unbind() if rates else ())
-    found: list[list[Kept | None]] = [[None] * len(stage.blocks) for stage in stages]
-    for stage, of_blocks in zip(stages, found, strict=True):
-        for number, rate in enumerate(stage.rates if stage in drawing else ()):
-            both = next(branches), next(branches)
-            of_blocks[number] = both if rate else None
+    found: list[list[Kept | None]] = []
+    for stage in stages:
+        if stage not in drawing:
+            found.append([None] * len(stage.blocks))
+            continue
+        both = [(next(branches), next(branches)) for _ in stage.rates]
+        found.append([kept if rate else None for kept, rate in zip(both, stage.rates, strict=True)])
     return found
 
 
@@ -153,11 +171,11 @@ def _constants(
     rates: tuple[float, ...], device: torch.device, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """[R 1 1 1] each: the rates, and what a branch counts that is not left out."""
-    return _made_constants(rates, device, dtype)
+    return _constants_once(rates, device, dtype)
 
 
 @lru_cache(maxsize=64)
-def _made_constants(
+def _constants_once(
     rates: tuple[float, ...], device: torch.device, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     with torch.inference_mode(False):

@@ -1,4 +1,4 @@
-"""The encoders that can be asked for by name; each is one line of differences to `SwinConfig`'s
+"""The encoders that have a name; each is one line of differences to `SwinConfig`'s
 defaults.
 """
 

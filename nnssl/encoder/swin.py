@@ -4,16 +4,16 @@ Liu et al. 2021 (arXiv 2103.14030); in 3D as Swin UNETR (Tang 2022, arXiv 2111.1
 (Jiang 2022). Parameter names follow `monai.networks.nets.swin_unetr.SwinTransformer` 1.6.1, the
 oracle of the tests.
 
-    image [B C *spatial] -> 2^d patches -> stage 1 -> merge -> stage 2 -> merge -> ... -> stage 4 ->
-    merge
-    taps "stage"                                 | 0              | 1                       | 3       | 4
-    taps "merge"                        | 0             | 1             | 2                           | 4
+    image [B C *size] -> patches -> stage 1 -> merge -> stage 2 -> merge -> ... stage 4 -> merge
+    taps "stage"                          | 0              | 1                       | 3      | 4
+    taps "merge"                | 0                | 1              | 2                       | 4
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Collection
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,6 +26,7 @@ from nnssl.encoder.config import PATCH, STEPS, SwinConfig
 from nnssl.encoder.convolutions import ResidualConvolution
 from nnssl.encoder.given import given
 from nnssl.encoder.visible import Visible
+from nnssl.shapes import ceil_div
 from nnssl.types import Shape
 
 if TYPE_CHECKING:
@@ -44,10 +45,10 @@ class Swin(nn.Module):
     `strides` are in voxels, along an axis that every step halves; `config.steps` may leave others
     longer.
 
-    maskable:      own a `mask_token` and accept `masked`. For pretraining only. It enters behind the
-                   patch embedding, or behind stage 2 or 3 (`visible.mask_at_stride`).
+    maskable:      own a `mask_token` and accept `masked`. For pretraining only. It enters behind
+                   the patch embedding, or behind stage 2 or 3 (`visible.mask_at_stride`).
     checkpointing: recompute each block in the backward pass: much less memory, about a third more
-    time.
+                   time.
     """
 
     def __init__(
@@ -59,27 +60,22 @@ class Swin(nn.Module):
         self.channels: tuple[int, ...] = tuple(config.embed_dim * 2**i for i in range(5))
         self.strides: tuple[int, ...] = STRIDES
         self.patch_embed = PatchEmbed(config)
-        blocks = sum(config.depths)
-        rates = [config.drop_path * i / max(1, blocks - 1) for i in range(blocks)]
-        for i, (depth, heads) in enumerate(zip(config.depths, config.heads, strict=True)):
-            stage = Stage(
-                self.channels[i],
-                heads,
-                [rates.pop(0) for _ in range(depth)],
-                config.step(i + 1),
-                config,
-            )
-            setattr(self, f"layers{i + 1}", nn.ModuleList([stage]))
-            if config.convolutions:
-                branch = ResidualConvolution(self.channels[i], config.spatial_dims)
-                setattr(self, f"layers{i + 1}c", nn.ModuleList([branch]))
-        self.out_norms = (
-            nn.ModuleList(map(nn.LayerNorm, self.channels[:4])) if config.out_norms else None
-        )
+        for number, rates in enumerate(_drop_path_rates(config)):
+            self._add_stage(number, rates)
+        norms = nn.ModuleList(map(nn.LayerNorm, self.channels[:4])) if config.out_norms else None
+        self.out_norms = norms
         # Not zeros (SMIT): the layer norm of a zero token has a gradient 1/sqrt(eps) times too
         # large at the first step. SimMIM's 0.02
         self.mask_token = nn.Parameter(torch.randn(config.embed_dim) * 0.02) if maskable else None
         self.apply(initialise)
+
+    def _add_stage(self, number: int, rates: list[float]) -> None:
+        config, dim = self.config, self.channels[number]
+        stage = Stage(dim, config.heads[number], rates, config.step(number + 1), config)
+        setattr(self, f"layers{number + 1}", nn.ModuleList([stage]))
+        if config.convolutions:
+            branch = ResidualConvolution(dim, config.spatial_dims)
+            setattr(self, f"layers{number + 1}c", nn.ModuleList([branch]))
 
     @property
     def stages(self) -> list[Stage]:
@@ -89,9 +85,7 @@ class Swin(nn.Module):
         """The grid on which `masked` lives: one token for 2^d voxels, fewer where the patch
         embedding is thinner.
         """
-        return tuple(
-            -(-size // step) for size, step in zip(spatial, self.config.step(0), strict=True)
-        )
+        return ceil_div(spatial, self.config.step(0))
 
     def copied(self, maskable: bool) -> Swin:
         """A copy for a pretraining method to train and to edit; this encoder stays as it is.
@@ -139,43 +133,64 @@ class Swin(nn.Module):
         if isinstance(masked, Visible):
             tokens, first = visible.coarse_tokens(self, x, masked), visible.stages_before(self)
         else:
-            tokens, first = self.patch_embed(x), 0
-            if masked is not None and self.mask_token is not None:
-                tokens = torch.where(masked[..., None], self.mask_token.to(tokens.dtype), tokens)
-        # Each map is normalised where it arises: its fraction of the backward pass then comes late,
-        # when most memory is free again.
+            tokens, first = self._tokens(x, masked), 0
+        return self._stage_maps(tokens, first, wanted)
+
+    def _tokens(self, x: Tensor, masked: Tensor | None) -> Tensor:
+        """[B C *spatial] to [B *grid E], hidden ones replaced by the mask token."""
+        tokens = self.patch_embed(x)
+        if masked is None or self.mask_token is None:
+            return tokens
+        return torch.where(masked[..., None], self.mask_token.to(tokens.dtype), tokens)
+
+    def _stage_maps(
+        self, tokens: Tensor, first: int, wanted: Collection[int]
+    ) -> list[Tensor | None]:
+        """The maps behind `tokens`, which stage `first` takes."""
         maps: list[Tensor | None] = [None] * len(STRIDES)
+
+        def keep(number: int, tokens: Tensor, norm: nn.Module | None = None) -> None:
+            # Normalised where it arises: its fraction of the backward pass then comes late, when
+            # most memory is free again.
+            if number in wanted:
+                maps[number] = _as_map(tokens, norm)
+
         by_merge, last = self.config.taps == "merge", max(wanted)
-        if by_merge and 0 in wanted:
-            maps[0] = _as_map(tokens)
+        if by_merge:
+            keep(0, tokens)
         stages = self.stages[first : last + (not by_merge)]
-        for number, (stage, prepared) in enumerate(
-            zip(stages, given(stages, tokens), strict=True), first
-        ):
-            if self.config.convolutions:
-                tokens = getattr(self, f"layers{number + 1}c")[0](tokens)
-            tokens = stage(tokens, prepared, self.checkpointing)
-            if not by_merge and number in wanted:
-                maps[number] = _as_map(tokens, self.out_norms[number] if self.out_norms else None)
+        all_given = given(stages, tokens)
+        for number, (stage, own) in enumerate(zip(stages, all_given, strict=True), first):
+            tokens = stage(self._convolved(tokens, number), own, self.checkpointing)
+            if not by_merge:
+                keep(number, tokens, self.out_norms[number] if self.out_norms else None)
             if by_merge or number < last:
                 tokens = stage.downsample(tokens)
-            if by_merge and number + 1 in wanted:
-                maps[number + 1] = _as_map(tokens)
+            if by_merge:
+                keep(number + 1, tokens)
         if not by_merge and last == len(self.stages):
-            maps[last] = _as_map(tokens)
+            keep(last, tokens)
         return maps
 
+    def _convolved(self, tokens: Tensor, number: int) -> Tensor:
+        """What stage `number` takes."""
+        if not self.config.convolutions:
+            return tokens
+        return getattr(self, f"layers{number + 1}c")[0](tokens)
+
     def _check(self, x: Tensor, masked: Tensor | Visible | None) -> None:
-        axes = "Z Y X" if self.config.spatial_dims == 3 else "Y X"
-        if x.ndim != self.config.spatial_dims + 2 or x.shape[1] != self.config.in_channels:
+        config = self.config
+        axes = "Z Y X" if config.spatial_dims == 3 else "Y X"
+        if x.ndim != config.spatial_dims + 2 or x.shape[1] != config.in_channels:
             raise ValueError(
-                f"the encoder takes [B {self.config.in_channels} {axes}], got {tuple(x.shape)}"
+                f"the encoder takes [B {config.in_channels} {axes}], got {tuple(x.shape)}"
             )
-        if masked is None:
-            return
         if isinstance(masked, Visible):
             visible.check(self, x, masked)
-            return
+        elif masked is not None:
+            self._check_mask(x, masked)
+
+    def _check_mask(self, x: Tensor, masked: Tensor) -> None:
         if self.mask_token is None:
             raise ValueError(
                 "this encoder has no mask token; build it with Swin(config, maskable=True)"
@@ -191,6 +206,13 @@ class Swin(nn.Module):
                 f"masked must be bool on the token grid {wanted}, got {masked.dtype} "
                 f"{tuple(masked.shape)}"
             )
+
+
+def _drop_path_rates(config: SwinConfig) -> list[list[float]]:
+    """Of each stage and block: from 0 up to `config.drop_path`, linear over all blocks."""
+    count = sum(config.depths)
+    rates = (config.drop_path * i / max(1, count - 1) for i in range(count))
+    return [list(islice(rates, depth)) for depth in config.depths]
 
 
 def _as_map(tokens: Tensor, norm: nn.Module | None = None) -> Tensor:

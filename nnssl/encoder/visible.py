@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from nnssl.encoder.blocks import HALF
 from nnssl.encoder.given import given
+from nnssl.shapes import floor_div
 from nnssl.types import Shape
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class Visible(NamedTuple):
 
     blocks: int64 [B m], raster numbers on the grid of blocks, each at most once an image. The same
     number m for every image, so that shapes are static.
-    side:   of a block, in voxels, one an axis.
+    side:   of a block, in voxels, one per axis.
     """
 
     blocks: Tensor
@@ -84,16 +85,11 @@ def stages_before(encoder: Swin) -> int:
 
 def check(encoder: Swin, x: Tensor, visible: Visible) -> None:
     """Raises ValueError where `visible` does not fit the image [B C *spatial] or the encoder."""
-    config, (blocks, side) = encoder.config, visible
+    blocks, side = visible
     if not stages_before(encoder):
         raise ValueError(NO_TOKEN)
-    stride = _stride(encoder)
-    spatial = tuple(x.shape[2:])
-    fits = len(side) == config.spatial_dims and all(
-        n > 0 and n % s == 0 and size % n == 0
-        for n, s, size in zip(side, stride, spatial, strict=True)
-    )
-    if not fits:
+    stride, spatial = _stride(encoder), tuple(x.shape[2:])
+    if not _fits(side, stride, spatial):
         raise ValueError(
             f"visible blocks must have sides that are multiples of {stride} voxels and divide the "
             f"image {spatial}, got {tuple(side)}"
@@ -104,34 +100,51 @@ def check(encoder: Swin, x: Tensor, visible: Visible) -> None:
         )
 
 
+def _fits(side: Shape, stride: Shape, spatial: Shape) -> bool:
+    """Whether a block is of whole tokens, and the image of whole blocks."""
+    return len(side) == len(stride) and all(
+        n > 0 and n % s == 0 and size % n == 0
+        for n, s, size in zip(side, stride, spatial, strict=True)
+    )
+
+
 def coarse_tokens(
     encoder: Swin, x: Float[Tensor, "batch channels *size"], visible: Visible
 ) -> Float[Tensor, "batch *grid width"]:
     """[B C *spatial] to the tokens of the grid that the mask token enters [B *grid C']: visible
     ones computed, others the mask token.
     """
-    side = visible.side
-    blocks = tuple(size // n for size, n in zip(x.shape[2:], side, strict=True))
-    batch, count = len(x), prod(blocks)
-    starts = torch.arange(batch, device=x.device)[:, None] * count
-    rows = (starts + visible.blocks).flatten()
+    if encoder.mask_token is None:
+        raise ValueError(NO_TOKEN)
+    blocks = floor_div(x.shape[2:], visible.side)
+    rows = _rows(visible.blocks, prod(blocks))
     kind = encoder.patch_embed.proj.weight.dtype
     x = x.to(kind) if kind in HALF else x
     parts = _apart(x.movedim(1, -1), blocks).flatten(0, 1).index_select(0, rows)
-    tokens = encoder.patch_embed(parts.movedim(-1, 1))
-    stages = encoder.stages[: stages_before(encoder)]
-    for stage, prepared in zip(stages, given(stages, tokens), strict=True):
-        tokens = stage.downsample(stage(tokens, prepared, encoder.checkpointing))
+    tokens = _computed(encoder, parts.movedim(-1, 1))
+    shape = tokens.shape[1:]
     # The rows are distinct, so the gradient is a plain selection: no sum whose order could vary.
-    if encoder.mask_token is None:
-        raise ValueError(NO_TOKEN)
-    token = encoder.mask_token.to(tokens.dtype)
-    everywhere = token.expand(batch * count, *tokens.shape[1:]).index_copy(0, rows, tokens)
-    return _together(everywhere.view(batch, *blocks, *tokens.shape[1:]))
+    token = encoder.mask_token.to(tokens.dtype).expand(len(x) * prod(blocks), *shape)
+    return _together(token.index_copy(0, rows, tokens).view(len(x), *blocks, *shape))
+
+
+def _rows(blocks: Tensor, count: int) -> Tensor:
+    """The numbers of `blocks` [B m] among the `count` blocks of each of all images, [B*m]."""
+    first = torch.arange(len(blocks), device=blocks.device)[:, None] * count
+    return (first + blocks).flatten()
+
+
+def _computed(encoder: Swin, parts: Tensor) -> Tensor:
+    """Blocks [n C *side] to their tokens of the grid that the mask token enters [n *grid C']."""
+    tokens = encoder.patch_embed(parts)
+    stages = encoder.stages[: stages_before(encoder)]
+    for stage, own in zip(stages, given(stages, tokens), strict=True):
+        tokens = stage.downsample(stage(tokens, own, encoder.checkpointing))
+    return tokens
 
 
 def _stride(encoder: Swin) -> Shape:
-    """Voxels of a token of the grid that the mask token enters, one an axis."""
+    """Voxels of a token of the grid that the mask token enters, one per axis."""
     steps = [encoder.config.step(number) for number in range(stages_before(encoder) + 1)]
     return tuple(prod(along) for along in zip(*steps, strict=True))
 
@@ -139,7 +152,8 @@ def _stride(encoder: Swin) -> Shape:
 def _apart(x: Tensor, blocks: Shape) -> Tensor:
     """[B *size C] to [B count *side C], the blocks in raster order."""
     dims = len(blocks)
-    split = [n for size, b in zip(x.shape[1:-1], blocks, strict=True) for n in (b, size // b)]
+    side = floor_div(x.shape[1:-1], blocks)
+    split = [n for pair in zip(blocks, side, strict=True) for n in pair]
     order = [0, *range(1, 2 * dims, 2), *range(2, 2 * dims + 1, 2), 2 * dims + 1]
     return x.reshape(len(x), *split, x.shape[-1]).permute(order).flatten(1, dims)
 

@@ -1,11 +1,11 @@
-"""What our nnU-Net trainers share: which network, which weights, which optimiser. The trainers only
-call it.
+"""The work of our nnU-Net trainers: which network, which weights, which optimiser. The trainers
+only call it.
 
-__init__         resolve_architecture    -> the plans say which network; nnU-Net saves them beside the model
-initialize       load      -> the encoder's weights, all of them or none
-                 optimise  -> AdamW by layer, the learning rate a closed form of the iteration
-                 Average   -> of the weights, which are validated and predicted with
-load_checkpoint  restore_plans     -> a resumed or validated model is that of its own checkpoint, not of today's plans
+__init__         resolve_architecture -> the plans name the network; nnU-Net saves them with a model
+initialize       load                 -> the encoder's weights, all of them or none
+                 optimise             -> AdamW by layer, the learning rate by the iteration alone
+                 Average              -> of the weights, which are validated and predicted with
+load_checkpoint  restore_plans        -> a model is that of its own checkpoint, not of today's plans
 """
 
 from nnssl.finetune.average import Average

@@ -49,21 +49,17 @@ def architecture(
 
     plans:    with the entry `pretrain_info`, where there is a checkpoint.
     resolved: the configuration, its inheritance resolved
-    (`PlansManager.get_configuration(...).configuration`).
+              (`PlansManager.get_configuration(...).configuration`).
     hu:       what the encoder was pretrained on; None: nnU-Net's own intensities.
     """
     # that is a matter of the recipe
     encoder = replace(encoder_for(plans, resolved, encoder), drop_path=0.0)
-    properties = plans.get("foreground_intensity_properties_per_channel", {})
-    intensity = intensity_map(resolved["normalization_schemes"], properties, hu)
     decoder = full_options(decoder)
-    # then its skip sees what it saw there
-    pretrained = plans.get(INFO, {}).get("decoder") == decoder
     arguments = {
         "encoder": encoder.to_dict(),
         "decoder": decoder,
-        "intensity": intensity,
-        "image_skip": "mapped" if pretrained else "raw",
+        "intensity": _intensity(plans, resolved, hu),
+        "image_skip": _image_skip(plans, decoder),
     }
     axes = axes_of(plans, encoder.spatial_dims)
     if axes != sorted(axes):
@@ -73,6 +69,16 @@ def architecture(
         "arch_kwargs": arguments,
         "_kw_requires_import": [],
     }
+
+
+def _intensity(plans: dict, resolved: dict, hu: HUPolicy | None) -> dict | None:
+    properties = plans.get("foreground_intensity_properties_per_channel", {})
+    return intensity_map(resolved["normalization_schemes"], properties, hu)
+
+
+def _image_skip(plans: dict, decoder: dict) -> str:
+    """A pretrained decoder sees what it saw there."""
+    return "mapped" if plans.get(INFO, {}).get("decoder") == decoder else "raw"
 
 
 def axes_of(plans: dict, dims: int) -> list[int]:
@@ -86,23 +92,25 @@ def encoder_for(plans: dict, resolved: dict, encoder: SwinConfig) -> SwinConfig:
     """`encoder` in the configuration's dimensions; an axis of wide spacing is not halved at once
     (`steps_for`).
     """
-    patch, spacing = resolved["patch_size"], resolved["spacing"]
-    dims = len(patch)
-    if encoder.steps and encoder.spatial_dims == dims:
+    dims = len(resolved["patch_size"])
+    same_dims = encoder.spatial_dims == dims
+    if encoder.steps and same_dims:
         return encoder  # it was pretrained so
-    pretrained = plans.get(INFO, {}).get("spacing")
-    axes = axes_of(plans, dims)
-    read = [axes.index(axis) for axis in range(dims)]  # the encoder sees the axes as read
-    steps = steps_for(
-        tuple(spacing[i] for i in read),
-        tuple(patch[i] for i in read),
-        pretrained and pretrained[-dims:],
-    )
+    steps = _steps(plans, resolved, dims)
     # Weights of other dimensions cannot be loaded, so nothing is to be computed as they would want
     # it.
-    return replace(
-        encoder, spatial_dims=dims, steps=steps, **({} if encoder.spatial_dims == dims else OWN)
+    return replace(encoder, spatial_dims=dims, steps=steps, **({} if same_dims else OWN))
+
+
+def _steps(plans: dict, resolved: dict, dims: int) -> tuple[Shape, ...]:
+    """`steps_for` the configuration, by the axes as read, which are those that the encoder sees."""
+    axes = axes_of(plans, dims)
+    as_read = [axes.index(axis) for axis in range(dims)]
+    spacing, patch = (
+        tuple(resolved[name][axis] for axis in as_read) for name in ("spacing", "patch_size")
     )
+    pretrained = plans.get(INFO, {}).get("spacing")
+    return steps_for(spacing, patch, pretrained and pretrained[-dims:])
 
 
 def steps_of(resolved: dict) -> tuple[Shape, ...]:
@@ -134,23 +142,24 @@ def intensity_map(schemes: list[str], properties: dict, hu: HUPolicy | None) -> 
     """`SwinUNETR`'s `intensity`: nnU-Net's normalised CT back to HU, and on to what the pretraining
     saw.
 
-    schemes:    a configuration's `normalization_schemes`, one a channel.
+    schemes:    a configuration's `normalization_schemes`, one per channel.
     properties: the plans' `foreground_intensity_properties_per_channel`.
     hu:         the pretraining's policy; None where there was none.
     Channels of another scheme than CTNormalization pass as they are. None: nothing to do.
     """
-    if hu is None or "CTNormalization" not in schemes:
+    is_ct_channel = [scheme == "CTNormalization" for scheme in schemes]
+    if hu is None or not any(is_ct_channel):
         return None
     rows = [
-        _from_ct(properties[str(c)], hu) if s == "CTNormalization" else _as_it_is()
-        for c, s in enumerate(schemes)
+        _from_ct(properties[str(channel)], hu) if ct else _as_it_is()
+        for channel, ct in enumerate(is_ct_channel)
     ]
     mapped = {name: [row[name] for row in rows] for name in rows[0]}
-    if not hu.interior:
-        return mapped
-    return mapped | {
-        "bends": [[*map(list, hu.bends)] if s == "CTNormalization" else None for s in schemes]
-    }
+    if hu.interior:
+        mapped["bends"] = [
+            [list(bend) for bend in hu.bends] if ct else None for ct in is_ct_channel
+        ]
+    return mapped
 
 
 def describe_map(intensity: dict | None, info: dict) -> list[str]:

@@ -22,10 +22,9 @@ class Average:
     """Of all the weights of `network` that learn, moved towards them after every step of
     `optimizer`.
 
-    decay: what is kept of the average in a step; 0: no average is kept. At first it is less, (1 +
-    t) / (10 + t) after
-           t steps, so that the random start is soon forgotten: the average is over the last ninth
-           of the training.
+    decay: what is kept of the average in a step; 0: no average is kept. At first it is less,
+           (1 + t) / (10 + t) after t steps, so that the random start is soon forgotten: the average
+           is over the last ninth of the training.
 
     The weights are exchanged in place, since DDP, torch.compile and the optimiser hold the
     parameters themselves.
@@ -40,13 +39,13 @@ class Average:
         optimizer.register_load_state_dict_pre_hook(self._load)
 
     def use(self) -> None:
-        """From here on the network has the averaged weights. Nothing happens before the first step."""
+        """The network has the averaged weights from now on, if there has been a step."""
         if not self.in_use and self.updates:
             self._exchange()
             self.in_use = True
 
     def restore(self) -> None:
-        """From here on the network has the raw weights, those that learn."""
+        """The network has the raw weights from now on, those that learn."""
         if self.in_use:
             self._exchange()
             self.in_use = False
@@ -62,12 +61,13 @@ class Average:
     def _update(self, *_: object) -> None:
         if not self.decay:
             return
-        raw = [p.detach() for p in self._named.values()]
+        raw = {name: parameter.detach() for name, parameter in self._named.items()}
         if not self.updates:
-            self._others = {name: p.clone() for name, p in zip(self._named, raw, strict=True)}
+            self._others = {name: tensor.clone() for name, tensor in raw.items()}
         else:
             kept = min(self.decay, (1 + self.updates) / (10 + self.updates))
-            torch._foreach_lerp_(list(self._others.values()), raw, 1 - kept)
+            average = list(self._others.values())
+            torch._foreach_lerp_(average, list(raw.values()), 1 - kept)
         self.updates += 1
 
     def _save(self, _: object, state: dict) -> dict:

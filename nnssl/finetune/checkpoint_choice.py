@@ -1,4 +1,4 @@
-"""Which pretraining a network starts from, when nobody says it twice.
+"""Selects the checkpoint that fine-tuning starts from.
 
 First hit wins: `pretrain_info.checkpoint_path` in the plans, the variable `nnssl_checkpoint`, the
 only `checkpoint_final.pth` under `$nnUNet_results/nnssl/`, the weights that came with the package
@@ -8,7 +8,7 @@ only `checkpoint_final.pth` under `$nnUNet_results/nnssl/`, the weights that cam
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,8 +47,8 @@ class Choice:
 def choose(info: Mapping, whose: str = "the plans") -> Choice:
     """The checkpoint to start from. Addresses are fetched.
 
-    info:  the plans' `pretrain_info`, or what stands in its place, with its name for messages. A
-    file that is no longer where it says is looked for by its hash.
+    info:  the plans' `pretrain_info`, or what takes its part; `whose` is its name in messages. A
+           file that is no longer where it says is looked for by its hash.
     Raises NoCheckpointError where a named file is missing, or several are found and none is named;
     AddressError where one cannot be fetched, or released weights are not what was released.
     """
@@ -64,10 +64,13 @@ def choose(info: Mapping, whose: str = "the plans") -> Choice:
         )
     if found:
         return Choice(found[0], f"the only one under {_searched()}")
+    return _released(whose)
+
+
+def _released(whose: str) -> Choice:
     name = weights.DEFAULT
     by = f"default: {whose} and {VARIABLE} name none, and there is no {FINAL} under {_searched()}"
-    sha256 = weights.RELEASED[name].sha256
-    return Choice(address.released(name), by, sha256, name, default=True)
+    return Choice(address.released(name), by, weights.RELEASED[name].sha256, name, default=True)
 
 
 def finals() -> list[Path]:
@@ -84,36 +87,44 @@ def _listed(paths: list[Path]) -> str:
 
 
 def _named(path: str, by: str, sha256: str | None = None) -> Choice:
-    unreachable, ours = None, weights.of_hash(sha256 or "")
+    ours = weights.of_hash(sha256 or "")
     if ours and path == ours.name:  # as plans record it, whatever lies here under that name
         return Choice(address.released(ours.name), by, sha256, path)
+    there, unreachable = _fetched(path)
+    if there.is_file() and not unreachable:
+        return Choice(there, by, sha256, path)
+    if sha256 and (moved := _moved(there.name, sha256)):
+        return Choice(moved, f"{by}, by its sha256: it is no longer at {path}", sha256)
+    raise unreachable or NoCheckpointError(
+        f"no file at {path}, the checkpoint named by {by}. Found "
+        f"instead:\n{_listed(finals())}\n{REMEDY}"
+    )
+
+
+def _fetched(path: str) -> tuple[Path, address.AddressError | None]:
+    """Where the named file should be, and why it could not be fetched."""
     try:
-        there = address.local(path)
+        return address.local(path), None
     except address.AddressError as error:
-        there, unreachable = Path(path), error
-    if unreachable or not there.is_file():
-        if sha256 and (moved := _moved(there.name, sha256)):
-            return Choice(moved, f"{by}, by its sha256: it is no longer at {path}", sha256)
-        if unreachable:
-            raise unreachable
-        raise NoCheckpointError(
-            f"no file at {path}, the checkpoint named by {by}. Found "
-            f"instead:\n{_listed(finals())}\n{REMEDY}"
-        )
-    return Choice(there, by, sha256, path)
+        return Path(path), error
 
 
 def _moved(name: str, sha256: str) -> Path | None:
     """A file with this hash that the variable names, that came with this package, or that lies
     under the results with this or the usual name.
     """
-    under = sorted(_searched().rglob(name)) if RESULTS in os.environ else []
+    candidates = [path for path in dict.fromkeys(_candidates(name, sha256)) if path.is_file()]
+    return next((path for path in candidates if files.sha256(path) == sha256), None)
+
+
+def _candidates(name: str, sha256: str) -> Iterator[Path]:
     variable = os.environ.get(VARIABLE, "")
-    named = [] if address.is_address(variable) else [Path(variable)]
-    of_ours = [one.file for one in weights.RELEASED.values() if one.sha256 == sha256]
-    candidates = [*named, *of_ours, *under, *finals()]
-    there = (path for path in dict.fromkeys(candidates) if path.is_file())
-    return next((path for path in there if files.sha256(path) == sha256), None)
+    if not address.is_address(variable):
+        yield Path(variable)
+    yield from (known.file for known in weights.RELEASED.values() if known.sha256 == sha256)
+    if RESULTS in os.environ:
+        yield from sorted(_searched().rglob(name))
+    yield from finals()
 
 
 def check(choice: Choice, sha256: str) -> None:
@@ -132,7 +143,6 @@ def pretrain_info(choice: Choice, loaded: Checkpoint) -> dict:
 
     It has upstream's keys (nnunetv2/experiment_planning/like_nnssl.py) and ours.
     """
-    adaptation = loaded.adaptation_plan
     where = address.settled(choice.named or choice.path, choice.path)
     return {
         "checkpoint_path": where,
@@ -143,12 +153,17 @@ def pretrain_info(choice: Choice, loaded: Checkpoint) -> dict:
         "spacing": loaded.spacing and list(loaded.spacing),
         "hu": loaded.hu and loaded.hu.to_dict(),
         "decoder": loaded.decoder,
-        **{
-            key: adaptation[key]
-            for key in ("key_to_encoder", "key_to_stem", "keys_to_in_proj", "key_to_lpe")
-        },
+        **_upstream_entries(loaded),
+        "citations": list(loaded.citations),
+    }
+
+
+def _upstream_entries(loaded: Checkpoint) -> dict:
+    adaptation = loaded.adaptation_plan
+    keys = ("key_to_encoder", "key_to_stem", "keys_to_in_proj", "key_to_lpe")
+    return {
+        **{key: adaptation[key] for key in keys},
         "pt_num_in_channels": adaptation["pretrain_num_input_channels"],
         "pt_used_patchsize": list(loaded.crop),
         "pt_recommended_downstream_patchsize": list(adaptation["recommended_downstream_patchsize"]),
-        "citations": list(loaded.citations),
     }

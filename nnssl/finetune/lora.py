@@ -13,6 +13,7 @@ where `--c` continues.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from math import sqrt
 from typing import cast
 
@@ -53,14 +54,17 @@ def add_lora(network: SwinUNETR, recipe: Recipe) -> None:
     encoder = network.encoder
     for name, parameter in encoder.named_parameters():
         parameter.requires_grad_(parameter.ndim == 1 or any(part in name for part in WHOLE))
-    for stage in encoder.stages:
-        for block in stage.blocks:
-            for name in MATRICES:
-                layer = cast("nn.Linear", block.get_submodule(name))  # as all of MATRICES are
-                factors = LowRank(layer.weight, recipe.lora_rank, recipe.lora_alpha)
-                parametrize.register_parametrization(layer, "weight", factors)
-                layer.register_state_dict_post_hook(_merge)
-                layer.register_load_state_dict_pre_hook(_split)
+    blocks = [block for stage in encoder.stages for block in stage.blocks]
+    for block in blocks:
+        for name in MATRICES:
+            _add_factors(cast("nn.Linear", block.get_submodule(name)), recipe)
+
+
+def _add_factors(layer: nn.Linear, recipe: Recipe) -> None:
+    factors = LowRank(layer.weight, recipe.lora_rank, recipe.lora_alpha)
+    parametrize.register_parametrization(layer, "weight", factors)
+    layer.register_state_dict_post_hook(_merge)
+    layer.register_load_state_dict_pre_hook(_split)
 
 
 def keep_factors(network: SwinUNETR, optimizer: torch.optim.Optimizer) -> None:
@@ -86,16 +90,20 @@ def keep_factors(network: SwinUNETR, optimizer: torch.optim.Optimizer) -> None:
 
 def describe_lora(network: SwinUNETR, recipe: Recipe) -> str:
     """Line for the log."""
-    parameters = list(network.encoder.parameters())
-    learning = sum(p.numel() for p in parameters if p.requires_grad)
-    factors = sum(
-        m.a.numel() + m.b.numel() for m in network.encoder.modules() if isinstance(m, LowRank)
-    )
+    encoder = network.encoder
+    parameters = list(encoder.parameters())
+    learning = [p for p in parameters if p.requires_grad]
+    factors = [m for m in encoder.modules() if isinstance(m, LowRank)]
+    in_factors = _count(p for part in factors for p in (part.a, part.b))
     return (
         f"LoRA of rank {recipe.lora_rank}, alpha {recipe.lora_alpha:g}: of the encoder's "
-        f"{sum(p.numel() for p in parameters) - factors} parameters the matrices stay; {factors} "
-        f"in factors learn, and {learning - factors} in biases, norms and patch embedding"
+        f"{_count(parameters) - in_factors} parameters the matrices stay; {in_factors} in factors "
+        f"learn, and {_count(learning) - in_factors} in biases, norms and patch embedding"
     )
+
+
+def _count(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() for tensor in tensors)
 
 
 def _merge(layer: nn.Linear, state: dict, prefix: str, *_: object) -> None:

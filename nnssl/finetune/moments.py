@@ -33,20 +33,33 @@ def measure(network: SwinUNETR, images: Iterable[Tensor]) -> None:
 
     The pass is in single precision and without stochastic depth. The network's mode is as before.
     """
-    training, count = network.training, 0
-    sums: list[Tensor] = []
+    training = network.training
     network.eval()
-    for image in images:
-        rows = [each.double().movedim(1, -1).flatten(0, -2) for each in network.encode(image)[1]]
-        found = [torch.stack([r.mean(0), r.square().mean(0)]) * len(image) for r in rows]
-        sums = found if not sums else [a + b for a, b in zip(sums, found, strict=True)]
-        count += len(image)
+    moments = _moments(network, images)
     network.train(training)
     norms = [part for part in network.decoder.modules() if isinstance(part, DatasetNorm)]
-    for norm, both in zip(norms, sums, strict=True):
-        mean, square = both / count
+    for norm, (mean, square) in zip(norms, moments, strict=True):
         norm.mean.copy_(mean)
         norm.std.copy_((square - mean.square()).clamp_min(0).sqrt().clamp_min(1e-3))
+
+
+def _moments(network: SwinUNETR, images: Iterable[Tensor]) -> list[Tensor]:
+    """[2 C] per map: the means of its channels and of their squares, each image weighing the
+    same.
+    """
+    sums: list[Tensor] = []
+    count = 0
+    for image in images:
+        _, maps = network.encode(image)
+        found = [_mean_and_square(each) * len(image) for each in maps]
+        sums = found if not sums else [a + b for a, b in zip(sums, found, strict=True)]
+        count += len(image)
+    return [both / count for both in sums]
+
+
+def _mean_and_square(x: Tensor) -> Tensor:
+    rows = x.double().movedim(1, -1).flatten(0, -2)
+    return torch.stack([rows.mean(0), rows.square().mean(0)])
 
 
 @torch.no_grad()
@@ -57,19 +70,15 @@ def start_heads(network: SwinUNETR, regions: bool) -> None:
     regions: the logits are of overlapping regions (sigmoid), and there is none of the background.
     """
     for head in _heads(network.decoder):
-        classes = len(head.bias)
         if regions:
             head.bias.fill_(log(FOREGROUND / (1 - FOREGROUND)))
-        else:
-            head.bias.fill_(log(FOREGROUND / max(1, classes - 1)))
-            head.bias[0] = log(1 - FOREGROUND)
+            continue
+        foreground_classes = max(1, len(head.bias) - 1)
+        head.bias.fill_(log(FOREGROUND / foreground_classes))
+        head.bias[0] = log(1 - FOREGROUND)
 
 
 def _heads(decoder: nn.Module) -> list[Pointwise]:
-    return [
-        head
-        for part in decoder.modules()
-        if isinstance(part, Heads)
-        for head in part.seg_layers
-        if isinstance(head, Pointwise)
-    ]
+    parts = [part for part in decoder.modules() if isinstance(part, Heads)]
+    heads = [head for part in parts for head in part.seg_layers]
+    return [head for head in heads if isinstance(head, Pointwise)]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from itertools import accumulate
+from itertools import accumulate, chain
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -28,28 +29,19 @@ def parameter_groups(network: SwinUNETR, recipe: Recipe, pretrained: bool = True
     patch embedding (Clark et al. 2020; Bao et al. 2022). Norms, biases, position biases and the
     heads do not decay.
 
-    The heads' is `head_lr`: Adam moves a weight by the learning rate a step, whatever its gradient,
-    and a head that reads a dozen normalised channels is sure of a class only with weights of
-    several units. At the decoder's rate that takes thousands of steps, in which all is background.
+    The heads' is `head_lr`: Adam moves a weight by the learning rate per step, whatever its
+    gradient, and a head that reads a dozen normalised channels is sure of a class only with weights
+    of several units. At the decoder's rate that takes thousands of steps, in which all is
+    background.
     """
-    depths = network.encoder.config.depths
+    rules = _Rules(network.encoder.config.depths, recipe, recipe.encoder_scale(pretrained))
     groups: dict[tuple[float, float, int], list[nn.Parameter]] = {}
     last_first = reversed(list(network.named_parameters()))
     # nnU-Net logs the first one's
     for name, parameter in sorted(last_first, key=lambda named: HEADS in named[0]):
-        if not parameter.requires_grad:
-            continue
-        head, layer = HEADS in name, layer_of(name, depths)
-        below = sum(depths) - layer  # -1 for the decoder
-        scale = 1.0 if below < 0 else recipe.encoder_scale(pretrained) * recipe.layer_decay**below
-        scale = recipe.head_lr if head else scale
-        decays = (
-            parameter.ndim > 1 and not head and not name.endswith("relative_position_bias_table")
-        )
-        part = PARTS - sum(layer > below for below in accumulate((0, *depths)))
-        groups.setdefault((scale, recipe.weight_decay if decays else 0.0, part), []).append(
-            parameter
-        )
+        if parameter.requires_grad:
+            key = rules.lr_scale(name), rules.weight_decay(name, parameter), rules.part(name)
+            groups.setdefault(key, []).append(parameter)
     return [
         {
             "params": parameters,
@@ -62,25 +54,47 @@ def parameter_groups(network: SwinUNETR, recipe: Recipe, pretrained: bool = True
     ]
 
 
+class _Rules(NamedTuple):
+    """What a parameter of some name learns with."""
+
+    depths: tuple[int, ...]
+    recipe: Recipe
+    encoder_scale: float
+
+    def lr_scale(self, name: str) -> float:
+        if HEADS in name:
+            return self.recipe.head_lr
+        below = sum(self.depths) - layer_of(name, self.depths)  # -1 for the decoder
+        return 1.0 if below < 0 else self.encoder_scale * self.recipe.layer_decay**below
+
+    def weight_decay(self, name: str, parameter: nn.Parameter) -> float:
+        matrix = parameter.ndim > 1 and not name.endswith("relative_position_bias_table")
+        return self.recipe.weight_decay if matrix and HEADS not in name else 0.0
+
+    def part(self, name: str) -> int:
+        layer = layer_of(name, self.depths)
+        return PARTS - sum(layer > below for below in accumulate((0, *self.depths)))
+
+
 def layer_of(name: str, depths: tuple[int, ...]) -> int:
     """0 for the patch embedding, 1 to n for the n blocks, n + 1 for the decoder.
 
     A merge and a stage's convolutions belong to the block after, the norm of a stage's map to the
     block before.
     """
-    words = name.split(".")
-    if words[0] != "encoder":
+    top, part, *inner = name.split(".")
+    if top != "encoder":
         return sum(depths) + 1
-    if words[1] == "out_norms":
-        return sum(depths[: int(words[2]) + 1])
-    if not words[1].startswith("layers"):
+    if part == "out_norms":
+        return sum(depths[: int(inner[0]) + 1])
+    if not part.startswith("layers"):
         return 0
-    stage = int(words[1].removeprefix("layers").removesuffix("c"))
+    stage = int(part.removeprefix("layers").removesuffix("c"))
     before = sum(depths[: stage - 1])
-    if words[1].endswith("c"):
+    if part.endswith("c"):
         return before + 1
-    if words[3] == "blocks":
-        return before + int(words[4]) + 1
+    if inner[1] == "blocks":
+        return before + int(inner[2]) + 1
     return min(before + depths[stage - 1] + 1, sum(depths))
 
 
@@ -97,17 +111,14 @@ def optimise(
     undercuts. What has the learning rate 0 does not count.
     """
     groups = parameter_groups(network, recipe, pretrained)
-    optimizer = torch.optim.AdamW(
-        groups, lr=recipe.lr, betas=BETAS, fused=device.type in ("cpu", "cuda")
-    )
+    fused = device.type in ("cpu", "cuda")
+    optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=BETAS, fused=fused)
 
     def clip(*_: object) -> None:
-        learning = [
-            p for group in optimizer.param_groups if group["lr"] > 0 for p in group["params"]
-        ]
-        torch.nn.utils.clip_grad_norm_(learning, recipe.clip)
+        learning = (group["params"] for group in optimizer.param_groups if group["lr"] > 0)
+        torch.nn.utils.clip_grad_norm_([*chain.from_iterable(learning)], recipe.clip)
 
-    scheduled = schedule(optimizer, recipe)  # its hook goes first: the clipping asks for the rates
+    scheduled = schedule(optimizer, recipe)  # its hook goes first: the clipping needs the rates
     optimizer.register_step_pre_hook(clip)
     return optimizer, scheduled
 

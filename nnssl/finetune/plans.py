@@ -1,4 +1,4 @@
-"""A plans file and the network it names: settled before a training, adopted from a model's own
+"""A plans file and the network it names: resolved before a training, restored from a model's own
 checkpoint after it.
 """
 
@@ -17,6 +17,7 @@ from nnssl.finetune.checkpoint_choice import (
     pretrain_info,
 )
 from nnssl.network.swin_unetr import SwinUNETR, output_sizes
+from nnssl.shapes import round_up
 from nnssl.types import FINAL
 
 PRESET = "smit"  # of a random start that no pretrained one can be compared with
@@ -35,15 +36,14 @@ def resolve_architecture(plans: dict, name: str, random_start: bool) -> None:
         return
     choice = choose(plans.get(INFO, {}))
     loaded = opened(choice)
-    alone = len(loaded.crop) != len(resolved["patch_size"])
-    if random_start and choice.default and alone:
-        encoder, hu, decoder = preset(PRESET), None, DECODER
+    other_dims = len(loaded.crop) != len(resolved["patch_size"])
+    if random_start and choice.default and other_dims:
+        entry = architecture(plans, resolved, preset(PRESET), DECODER, None)
     else:
-        encoder, hu, decoder = loaded.encoder_config, loaded.hu, loaded.decoder or DECODER
         plans[INFO] = {**plans.get(INFO, {}), **pretrain_info(choice, loaded)}
-    plans["configurations"][name]["architecture"] = architecture(
-        plans, resolved, encoder, decoder, hu
-    )
+        decoder = loaded.decoder or DECODER
+        entry = architecture(plans, resolved, loaded.encoder_config, decoder, loaded.hu)
+    plans["configurations"][name]["architecture"] = entry
 
 
 def require_architecture(resolved: dict, why_not: Exception | None) -> None:
@@ -78,7 +78,7 @@ def build(
     deep_supervision: bool,
     drop_path: float = 0.0,
 ) -> SwinUNETR:
-    """The network that a settled configuration names; `drop_path` is the training's, whatever the
+    """The network that a resolved configuration names; `drop_path` is the training's, whatever the
     pretraining had.
     """
     arguments = dict(resolved["architecture"]["arch_kwargs"])
@@ -95,8 +95,7 @@ def round_patch(plans: dict, name: str, multiple: int = 8) -> None:
         raise ValueError(
             f"Primus is a 3D network, and {name} has patches of {tuple(patch)}; train 3d_fullres"
         )
-    rounded = [-(-size // multiple) * multiple for size in patch]
-    plans["configurations"][name]["patch_size"] = rounded
+    plans["configurations"][name]["patch_size"] = list(round_up(patch, [multiple] * 3))
 
 
 def cascaded_labels(resolved: dict, input_channels: int) -> int:
@@ -110,18 +109,18 @@ def refuse_mixed_folds(model: Path | str, fold: int | str, info: dict) -> None:
     """Raises OriginError when other folds in this model's folder came from another checkpoint than
     this run's.
 
-    plans.json is shared by the folds, and an ensemble of different pretrainings should be
-    somebody's decision.
+    All folds have one plans.json, and an ensemble of different pretrainings should be somebody's
+    decision.
     """
-    model = Path(model)
-    others = [path for path in model.glob(f"fold_*/{FINAL}") if path.parent.name != f"fold_{fold}"]
-    if not others or not (model / "plans.json").is_file():
+    plans, own = Path(model, "plans.json"), f"fold_{fold}"
+    others = [path for path in Path(model).glob(f"fold_*/{FINAL}") if path.parent.name != own]
+    if not others or not plans.is_file():
         return
-    before = files.read_json(model / "plans.json").get(INFO, {}).get("sha256")
-    if before != info.get("sha256"):
+    before, now = files.read_json(plans).get(INFO, {}).get("sha256"), info.get("sha256")
+    if before != now:
         raise OriginError(
             f"{model} holds {len(others)} fold(s) trained from the checkpoint with sha256 "
-            f"{before}, this run has {info.get('sha256')}. Give each pretraining its plans: "
+            f"{before}, this run has {now}. Give each pretraining its plans: "
             "nnssl_plan -d DATASET -c CHECKPOINT --name NAME, and train with -p NAME"
         )
 
@@ -131,10 +130,8 @@ def deep_supervision_scales(resolved: dict) -> list[list[float]]:
     is odd.
     """
     patch = resolved["patch_size"]
-    return [
-        [m / n for m, n in zip(size, patch, strict=True)]
-        for size in output_sizes(patch, steps_of(resolved))
-    ]
+    sizes = output_sizes(patch, steps_of(resolved))
+    return [[m / n for m, n in zip(size, patch, strict=True)] for size in sizes]
 
 
 def deep_supervision_weights(outputs: int) -> tuple[float, ...]:

@@ -25,6 +25,8 @@ INTENSITY = "encoder.intensity."
 STEM = "encoder.patch_embed.proj.weight"
 PRETRAINING = "nnssl_adaptation_plan"  # a key of a pretraining's checkpoint, and of no other file
 
+Shapes = dict[str, tuple[int, ...]]  # of tensors by name
+
 
 class PretrainedWeightsError(ValueError):
     """The file of `-pretrained_weights` is not for this network; nothing of it was loaded."""
@@ -55,21 +57,18 @@ class Watch:
             return
         file, saved = held
         require_fit(file, saved, self.own)
-        weights = saved["network_weights"]
-        weights |= {name: tensor for name, tensor in self.own.items() if name.startswith(INTENSITY)}
+        saved["network_weights"].update(self._own_intensity())
         self.about = f" {file}"
-        theirs = _plans(saved).get(INFO, {}).get("hu")
-        if theirs != self.info.get("hu"):
+        theirs, ours = _plans(saved).get(INFO, {}).get("hu"), self.info.get("hu")
+        if theirs != ours:
             self.say(
                 f"WARNING: the network in {file} saw other intensities (HU policy {theirs}) than "
-                f"these plans give it ({self.info.get('hu')}). For the same, plan from the same "
-                f"checkpoint: {_replan(saved, file)}"
+                f"these plans give it ({ours}). For the same, plan from the same checkpoint: "
+                f"{_replan(saved, file)}"
             )
 
     def _before_loading(self, _: nn.Module, state_dict: dict, *__: object) -> None:
-        state_dict |= {
-            name: tensor for name, tensor in self.own.items() if name.startswith(INTENSITY)
-        }
+        state_dict |= self._own_intensity()
         learnt = [name for name in self.own if not name.startswith(INTENSITY)]
         heads = sum(HEADS in name for name in learnt)
         self.say(
@@ -78,6 +77,9 @@ class Watch:
             "stays that of this dataset)"
         )
 
+    def _own_intensity(self) -> dict[str, Tensor]:
+        return {name: tensor for name, tensor in self.own.items() if name.startswith(INTENSITY)}
+
 
 def require_fit(file: str, saved: Mapping, own: Mapping[str, Tensor]) -> None:
     """Raises PretrainedWeightsError where the tensors of `saved`, a file's content, are not those
@@ -85,41 +87,50 @@ def require_fit(file: str, saved: Mapping, own: Mapping[str, Tensor]) -> None:
 
     By name and shape; heads and intensity map do not count.
     """
-    given = saved["network_weights"]
+    _require_our_network(file, saved)
+    ours, theirs = _shapes(own), _shapes(saved["network_weights"])
+    _require_same_channels(file, saved, ours, theirs)
+    other = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
+    if other:
+        first = other[0]
+        raise PretrainedWeightsError(
+            f"{file} is of another encoder or decoder: {len(other)} tensors differ, such as "
+            f"{first} ({theirs.get(first, 'missing')} in the file, {ours.get(first, 'missing')} "
+            f"here). Plan this dataset with the same ones: {_replan(saved, file)}"
+        )
+
+
+def _require_same_channels(file: str, saved: Mapping, ours: Shapes, theirs: Shapes) -> None:
+    here, there = (shapes.get(STEM, (0, 0))[1] for shapes in (ours, theirs))
+    if here != there:
+        raise PretrainedWeightsError(
+            f"{file} was trained on images of {there} channel(s), these have {here}: start from a "
+            "pretraining's checkpoint, whose first layer is inflated to any number: "
+            f"{_replan(saved, file)}"
+        )
+
+
+def _require_our_network(file: str, saved: Mapping) -> None:
+    """Raises PretrainedWeightsError for a pretraining, or a labelled training of another one."""
     if PRETRAINING in saved:
         raise PretrainedWeightsError(
             f"{file} is the checkpoint of a pretraining, not of a labelled training: leave out "
             f"-pretrained_weights and make plans that name it, nnssl_plan -d DATASET -c {file} "
             "--name NAME, to train with -p NAME"
         )
-    if not any(name.startswith("encoder.patch_embed.") for name in given):
-        trainer, plans = (
-            saved.get("trainer_name", "its trainer"),
-            _plans(saved).get("plans_name", "PLANS"),
-        )
+    if not any(name.startswith("encoder.patch_embed.") for name in saved["network_weights"]):
+        trainer = saved.get("trainer_name", "its trainer")
+        plans = _plans(saved).get("plans_name", "PLANS")
         raise PretrainedWeightsError(
             f"{file} holds another network than ours; start from it with its own trainer and "
             f"plans: nnUNetv2_train DATASET CONFIGURATION FOLD -tr {trainer} -p {plans} "
             f"-pretrained_weights {file}"
         )
-    ours = {name: tuple(tensor.shape) for name, tensor in own.items() if _counts(name)}
-    theirs = {name: tuple(tensor.shape) for name, tensor in given.items() if _counts(name)}
-    other = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
-    if not other:
-        return
-    channels = [shapes.get(STEM, (0, 0))[1] for shapes in (theirs, ours)]
-    if channels[0] != channels[1]:
-        raise PretrainedWeightsError(
-            f"{file} was trained on images of {channels[0]} channel(s), these have {channels[1]}: "
-            "start from a pretraining's checkpoint, whose first layer is inflated to any number: "
-            f"{_replan(saved, file)}"
-        )
-    first = other[0]
-    raise PretrainedWeightsError(
-        f"{file} is of another encoder or decoder: {len(other)} tensors differ, such as {first} "
-        f"({theirs.get(first, 'missing')} in the file, {ours.get(first, 'missing')} here). Plan "
-        f"this dataset with the same ones: {_replan(saved, file)}"
-    )
+
+
+def _shapes(weights: Mapping[str, Tensor]) -> Shapes:
+    """By name, of what has to be the same in two trainings."""
+    return {name: tuple(tensor.shape) for name, tensor in weights.items() if _counts(name)}
 
 
 def _counts(name: str) -> bool:
@@ -147,12 +158,14 @@ def _replan(saved: Mapping, file: str) -> str:
     plans = _plans(saved)
     checkpoint = plans.get(INFO, {}).get("checkpoint_path")
     start = f"-c {checkpoint}" if checkpoint else f"-a PRESET_OF_{file.rsplit('/', 1)[-1]}"
-    entries = [entry.get("architecture", {}) for entry in plans.get("configurations", {}).values()]
-    named = [
-        entry["arch_kwargs"]["decoder"]
-        for entry in entries
-        if "decoder" in entry.get("arch_kwargs", {})
-    ]
-    decoders = {options["name"] if isinstance(options, dict) else options for options in named}
+    decoders = _decoders(plans)
     decoder = f" --decoder {decoders.pop()}" if len(decoders) == 1 else ""
     return f"nnssl_plan -d DATASET {start}{decoder} --name NAME"
+
+
+def _decoders(plans: dict) -> set[str]:
+    """The names of those in the configurations of the plans."""
+    entries = [entry.get("architecture", {}) for entry in plans.get("configurations", {}).values()]
+    arguments = [entry.get("arch_kwargs", {}) for entry in entries]
+    named = [own["decoder"] for own in arguments if "decoder" in own]
+    return {options["name"] if isinstance(options, dict) else options for options in named}

@@ -1,4 +1,4 @@
-"""Fine-tuning checkpoints that a kill or a full disk has cut short: nnU-Net writes them in place."""
+"""Fine-tuning checkpoints that are cut short by a kill or a full disk: nnU-Net overwrites them."""
 
 from __future__ import annotations
 
@@ -11,15 +11,13 @@ BEST = "checkpoint_best.pth"
 
 def whole(checkpoint: dict | str, say: Callable[[str], object]) -> dict | str:
     """What to load in the place of `checkpoint`, a path or its content: itself, or the best one of
-    its folder where it is cut short, which is said. Raises ValueError where there is none.
+    its folder where it is cut short, which is logged. Raises ValueError where there is none.
     """
     if isinstance(checkpoint, dict) or not Path(checkpoint).is_file() or _is_whole(checkpoint):
         return checkpoint
     path = Path(checkpoint)
-    best, damage = (
-        path.with_name(BEST),
-        f"{path} is cut short: it was being written when a run ended",
-    )
+    best = path.with_name(BEST)
+    damage = f"{path} is cut short: it was being written when a run ended"
     if best != path and best.is_file() and _is_whole(best):
         say(f"WARNING: {damage}. {BEST} is taken instead, and continues from its epoch")
         return str(best)

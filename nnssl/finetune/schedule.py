@@ -72,6 +72,5 @@ def learning_rate(iteration: int, recipe: Recipe) -> float:
     if iteration < warmup:
         return recipe.lr * (iteration + 1) / warmup
     progress = min(1.0, (iteration - warmup) / max(1, recipe.total - warmup))
-    return recipe.lr * (
-        (1 - progress) ** 0.9 if recipe.schedule == "poly" else (1 + cos(pi * progress)) / 2
-    )
+    poly, cosine = (1 - progress) ** 0.9, (1 + cos(pi * progress)) / 2
+    return recipe.lr * (poly if recipe.schedule == "poly" else cosine)

@@ -1,10 +1,11 @@
-"""Which axes the encoder halves: those whose tokens are not yet wider than the others, as the
-pretraining saw them.
+"""Which axes each step of the encoder halves, so that its tokens stay about as isotropic as in the
+pretraining.
 """
 
 from __future__ import annotations
 
 from nnssl.encoder.config import PATCH, STEPS
+from nnssl.shapes import ceil_div
 from nnssl.types import Shape, Spacing
 
 # an axis waits while its tokens are this many times as wide as the narrowest: nnU-Net's own rule
@@ -17,18 +18,16 @@ def steps_for(
     """`SwinConfig.steps` for images of `size` voxels of `spacing` mm, by axis.
 
     pretrained: the spacing of the pretraining, in the same order. There every axis was halved, so
-    what counts is how
-                much wider an axis is here than there; None counts as isotropic.
+                what counts is how much wider an axis is here than there; None counts as isotropic.
     An axis of a single token is not halved either: its other half would be padding.
     """
-    width = [
-        here / there
-        for here, there in zip(spacing, pretrained or [1.0] * len(spacing), strict=True)
-    ]
-    tokens, steps = list(size), []
+    pairs = zip(spacing, pretrained or [1.0] * len(spacing), strict=True)
+    width = [here / there for here, there in pairs]
+    tokens, steps = size, []
     for _ in range(STEPS):
         halved = [w < WIDER * min(width) and n > 1 for w, n in zip(width, tokens, strict=True)]
-        steps.append(tuple(PATCH if half else 1 for half in halved))
-        width = [w * step for w, step in zip(width, steps[-1], strict=True)]
-        tokens = [-(-n // step) for n, step in zip(tokens, steps[-1], strict=True)]
+        step = tuple(PATCH if half else 1 for half in halved)
+        width = [w * s for w, s in zip(width, step, strict=True)]
+        tokens = ceil_div(tokens, step)
+        steps.append(step)
     return tuple(steps)

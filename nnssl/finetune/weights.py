@@ -12,7 +12,7 @@ from nnssl.network.swin_unetr import SwinUNETR
 
 
 def load(network: SwinUNETR, plans: dict, labels: int = 0) -> list[str]:
-    """Load the encoder that the settled `plans` name; lines for the log. The counts go into the
+    """Load the encoder that the resolved `plans` name; lines for the log. The counts go into the
     plans.
 
     labels: how many of the network's last input channels are a cascade's labels
@@ -20,20 +20,8 @@ def load(network: SwinUNETR, plans: dict, labels: int = 0) -> list[str]:
     nothing was loaded.
     """
     info = plans.get(INFO, {})
-    if not info.get("checkpoint_path"):
-        raise NoCheckpointError(
-            "these plans name our network but no checkpoint: train them with -tr "
-            "SwinScratchTrainer, or make plans from one: nnssl_plan -d DATASET -c "
-            "PATH_TO_CHECKPOINT --name NAME"
-        )
-    loaded = opened(choose(info))
-    theirs, ours = loaded.encoder_config.spatial_dims, network.encoder.config.spatial_dims
-    if theirs != ours:
-        raise OriginError(
-            f"{loaded.path} was pretrained in {theirs}D, this configuration is {ours}D: train a "
-            f"{theirs}D one, pretrain in {ours}D (nnssl_pretrain --dims {ours}), or use -tr "
-            "SwinScratchTrainer"
-        )
+    loaded = _named_checkpoint(info)
+    _require_same_dimensions(loaded, network)
     done = checkpoint.transfer(loaded, network.encoder, labels)
     info.update(sha256=loaded.sha256, matched=done.matched, total=done.total)
     of_decoder = _load_decoder(loaded, network, info, labels)
@@ -47,6 +35,26 @@ def load(network: SwinUNETR, plans: dict, labels: int = 0) -> list[str]:
     ]
 
 
+def _named_checkpoint(info: dict) -> checkpoint.Checkpoint:
+    if not info.get("checkpoint_path"):
+        raise NoCheckpointError(
+            "these plans name our network but no checkpoint: train them with -tr "
+            "SwinScratchTrainer, or make plans from one: nnssl_plan -d DATASET -c "
+            "PATH_TO_CHECKPOINT --name NAME"
+        )
+    return opened(choose(info))
+
+
+def _require_same_dimensions(loaded: checkpoint.Checkpoint, network: SwinUNETR) -> None:
+    theirs, ours = loaded.encoder_config.spatial_dims, network.encoder.config.spatial_dims
+    if theirs != ours:
+        raise OriginError(
+            f"{loaded.path} was pretrained in {theirs}D, this configuration is {ours}D: train a "
+            f"{theirs}D one, pretrain in {ours}D (nnssl_pretrain --dims {ours}), or use -tr "
+            "SwinScratchTrainer"
+        )
+
+
 def _load_decoder(
     loaded: checkpoint.Checkpoint, network: SwinUNETR, info: dict, labels: int
 ) -> list[str]:
@@ -56,25 +64,27 @@ def _load_decoder(
     """
     if loaded.decoder is None:
         return []
-    name, here, there = loaded.decoder["name"], network.encoder.config, loaded.encoder_config
-    if network.decoder_options != loaded.decoder:
-        ours = network.decoder_options["name"]
-        return [
-            f"  the decoder starts at random: it is {ours} here, the checkpoint has one named "
-            f"{name}"
-        ]
-    if here.steps != there.steps:
-        return [
-            f"  the decoder starts at random: its steps are {here.steps}, pretrained were "
-            f"{there.steps}"
-        ]
-    done = checkpoint.transfer_decoder(loaded, network.decoder, here.in_channels - labels, labels)
+    if difference := _other_decoder(loaded, loaded.decoder, network):
+        return [f"  the decoder starts at random: {difference}"]
+    channels = network.encoder.config.in_channels - labels
+    done = checkpoint.transfer_decoder(loaded, network.decoder, channels, labels)
     info["decoder_matched"] = done.matched
     return [
-        f"  {done.matched} of {done.total} tensors of the decoder {name} matched; its heads start "
-        "again",
+        f"  {done.matched} of {done.total} tensors of the decoder {loaded.decoder['name']} "
+        "matched; its heads start again",
         *(f"  decoder.{tensor}: {reason}" for tensor, reason in done.explained.items()),
     ]
+
+
+def _other_decoder(
+    loaded: checkpoint.Checkpoint, pretrained: dict, network: SwinUNETR
+) -> str | None:
+    """How the network's decoder differs from the pretrained one; None where it is the same."""
+    if network.decoder_options != pretrained:
+        ours = network.decoder_options["name"]
+        return f"it is {ours} here, the checkpoint has one named {pretrained['name']}"
+    here, there = network.encoder.config.steps, loaded.encoder_config.steps
+    return None if here == there else f"its steps are {here}, pretrained were {there}"
 
 
 def random_start(plans: dict) -> list[str]:
@@ -92,22 +102,26 @@ def intensities(resolved: dict, info: dict) -> list[str]:
     """Lines for the log: what becomes of the image's values, and where the pretraining saw another
     spacing.
     """
-    lines = describe_map(resolved["architecture"]["arch_kwargs"].get("intensity"), info)
+    arguments = resolved["architecture"]["arch_kwargs"]
+    lines = describe_map(arguments.get("intensity"), info)
     others = sorted(set(resolved["normalization_schemes"]) - {"CTNormalization"})
     if info.get("hu") and others:
         lines.append(
             f"  channels of {', '.join(others)} pass as they are, though the pretraining saw HU"
         )
     if info.get("spacing"):
-        axes = resolved["architecture"]["arch_kwargs"].get("axes") or range(
-            len(resolved["spacing"])
-        )
-        here = [spacing for _, spacing in sorted(zip(axes, resolved["spacing"], strict=True))]
+        here = _as_read(resolved["spacing"], arguments.get("axes"))
         lines.append(
             f"Spacing (as read): {_round(here)} mm here, {_round(info['spacing'])} mm in the "
             "pretraining"
         )
     return lines
+
+
+def _as_read(spacing: list[float], axes: list[int] | None) -> list[float]:
+    """`spacing` by the axes of the file; `axes` as in `SwinUNETR`."""
+    pairs = zip(axes or range(len(spacing)), spacing, strict=True)
+    return [along for _, along in sorted(pairs)]
 
 
 def freeze(network: SwinUNETR) -> None:

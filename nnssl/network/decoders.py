@@ -96,21 +96,17 @@ class SwinUNETRDecoder(nn.Module):
         self.deep_supervision = deep_supervision
         dims = len(steps[0])
         e, e2, e4, e8, e16 = channels
-        self.skips = nn.ModuleList(
-            ResidualBlock(dims, inputs, outputs)
-            for inputs, outputs in ((image_channels, e), (e, e), (e2, e2), (e4, e4))
-        )
+        skips = ((image_channels, e), (e, e), (e2, e2), (e4, e4))
+        ups = ((e16, e8), (e8, e4), (e4, e2), (e2, e), (e, e))
+        self.skips = nn.ModuleList(ResidualBlock(dims, *widths) for widths in skips)
         self.bottom = ResidualBlock(dims, e16, e16)
         self.ups = nn.ModuleList(
-            UpBlock(step, inputs, outputs)
-            for step, inputs, outputs in zip(
-                steps[::-1], (e16, e8, e4, e2, e), (e8, e4, e2, e, e), strict=True
-            )
+            UpBlock(step, *widths) for step, widths in zip(steps[::-1], ups, strict=True)
         )
         self.heads = Heads((e, e, e2, e4), classes, deep_supervision)
 
     def forward(self, image: Tensor, maps: list[Tensor]) -> Tensor | list[Tensor]:
-        """[B C *spatial] and the encoder's maps to logits [B classes *spatial], or a list of them."""
+        """[B C *spatial] and the encoder's maps to logits [B classes *spatial], or several."""
         *fine, middle, bottom = maps
         skips = [block(x) for block, x in zip(self.skips, (image, *fine), strict=True)]
         x, decoded = self.bottom(bottom), []
@@ -124,7 +120,7 @@ class Lift(nn.Module):
     """Upsampling plus a projection of the skip, then one 3^d convolution; a norm and LeakyReLU
     after each.
 
-    grouped: group norm in the place of instance norm, for grids of a few voxels, of which a channel
+    grouped: group norm instead of instance norm, for grids of a few voxels, of which a channel
     has no statistics.
     """
 
@@ -136,9 +132,10 @@ class Lift(nn.Module):
         norms = [nn.GroupNorm(groups_of(outputs), outputs) for _ in range(2)] if grouped else []
         self.norms = nn.ModuleList(norms)
         self.upsample = upsampling(step, inputs, outputs)
-        self.project = (
-            Pointwise(skip, outputs, bias=False) if pointwise else conv(dims, skip, outputs)
-        )
+        if pointwise:
+            self.project = Pointwise(skip, outputs, bias=False)
+        else:
+            self.project = conv(dims, skip, outputs)
         self.conv = conv(dims, outputs, outputs)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
@@ -151,17 +148,16 @@ class Lift(nn.Module):
 
 
 class LightDecoder(nn.Module):
-    """Sums in the place of concatenations, one 3^d convolution a level, and few channels at full
+    """Sums instead of concatenations, one 3^d convolution per level, and few channels at full
     resolution.
 
     widths: at strides 1 to 16: most of a decoder's time goes to the first. None: 16, then the
-    encoder's channels,
-            256 at most.
-    norm:   how each map is standardised first. Pretrained tokens share a large common part, beside which the skips'
-            projections would hardly see where a token differs. "dataset": by the moments of the
-            training set, and the lifts to strides 8 and 16 have group norms. "space": by those of
-            the patch itself, with instance norms throughout, as models before 0.2 have it; over a
-            few tokens that is mostly noise.
+            encoder's channels, 256 at most.
+    norm:   how each map is standardised first. Pretrained tokens have a large common part, beside
+            which the skips' projections would hardly see where a token differs. "dataset": by the
+            moments of the training set, and the lifts to strides 8 and 16 have group norms.
+            "space": by those of the patch itself, with instance norms throughout, as models before
+            0.2 have it; over a few tokens that is mostly noise.
     """
 
     def __init__(
@@ -178,30 +174,29 @@ class LightDecoder(nn.Module):
         if norm not in ("dataset", "space"):
             raise ValueError(f"norm of the light decoder is dataset or space, got {norm!r}")
         self.deep_supervision = deep_supervision
-        grouped = [norm == "dataset" and level > 2 for level in range(len(steps))]
-        self.norms = nn.ModuleList(DatasetNorm(width) for width in channels if norm == "dataset")
+        by_dataset = norm == "dataset"
+        self.norms = nn.ModuleList(DatasetNorm(width) for width in channels if by_dataset)
         widths = widths or (16, *(min(width, 256) for width in channels[:4]))
-        skips = (image_channels, *channels[:4])
-        below = (*widths[1:], channels[4])
+        below, skips = (*widths[1:], channels[4]), (image_channels, *channels[:4])
         self.lifts = nn.ModuleList(
-            Lift(step, inputs, skip, outputs, pointwise=level > 0, grouped=grouped[level])
-            for level, (step, inputs, skip, outputs) in enumerate(
-                zip(steps, below, skips, widths, strict=True)
-            )
+            Lift(step, *own, pointwise=level > 0, grouped=by_dataset and level > 2)
+            for level, (step, *own) in enumerate(zip(steps, below, skips, widths, strict=True))
         )
         self.heads = Heads(tuple(widths[:OUTPUTS]), classes, deep_supervision)
 
     def forward(self, image: Tensor, maps: list[Tensor]) -> Tensor | list[Tensor]:
-        """[B C *spatial] and the encoder's maps to logits [B classes *spatial], or a list of them."""
-        if self.norms:
-            *fine, x = [norm(each) for norm, each in zip(self.norms, maps, strict=True)]
-        else:
-            *fine, x = [norm_of(each) for each in maps]
+        """[B C *spatial] and the encoder's maps to logits [B classes *spatial], or several."""
+        *fine, x = self._standardised(maps)
         decoded = []
         for lift, skip in zip(self.lifts[::-1], (image, *fine)[::-1], strict=True):
             x = lift(x, skip)
             decoded.insert(0, x)
         return self.heads(decoded[:OUTPUTS], self.deep_supervision)
+
+    def _standardised(self, maps: list[Tensor]) -> list[Tensor]:
+        if not self.norms:
+            return [norm_of(each) for each in maps]
+        return [norm(each) for norm, each in zip(self.norms, maps, strict=True)]
 
 
 DECODERS = {"swinunetr": SwinUNETRDecoder, "light": LightDecoder, "nnunet": NNUNetDecoder}
@@ -231,11 +226,10 @@ def make_decoder(
     name = full_options({"name": "light", **options})["name"]
     options.pop("name", None)
     config = encoder.config
+    steps = tuple(config.step(number) for number in range(STEPS))
+    shared = (steps, config.in_channels, encoder.channels, classes, deep_supervision)
     try:
-        steps = tuple(config.step(number) for number in range(STEPS))
-        return DECODERS[name](
-            steps, config.in_channels, encoder.channels, classes, deep_supervision, **options
-        )
+        return DECODERS[name](*shared, **options)
     except TypeError as error:
         raise ValueError(
             f"decoder {name!r} does not take these options: {options} ({error})"

@@ -52,8 +52,8 @@ class DatasetNorm(nn.Module):
     """(x - mean) / std by channel, of the dataset and not of the patch; buffers, set before the
     training.
 
-    So what tells one patch from another stays, such as where in the body it lies, and what is
-    common to all goes.
+    So what distinguishes one patch from another stays, such as where in the body it lies, and what
+    is common to all goes.
     """
 
     mean: Tensor
@@ -74,8 +74,7 @@ class Heads(nn.Module):
     """One pointwise convolution to logits per output size.
 
     All heads always exist, so that the state_dict is the same with and without deep supervision.
-    Without it the lower ones take no gradient, since DDP refuses parameters that wait for one in
-    vain.
+    Without it the lower ones take no gradient, since DDP refuses parameters that get none.
     """
 
     def __init__(self, widths: tuple[int, ...], classes: int, deep_supervision: bool) -> None:

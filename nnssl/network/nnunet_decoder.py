@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +23,8 @@ class NNUNetDecoder(nn.Module):
     LeakyReLU, of the classes that nnU-Net's default network is made of and with its initialisation.
     It differs where the encoder does: skips are the image and the five maps, each standardised by
     the moments of the training set and passed through one such block (two for the image), and odd
-    sizes are cut. As in nnU-Net, a kernel is 1 along an axis until that is
-    halved: it is that of the map below which tells whether neighbours there are near.
+    sizes are cut. As in nnU-Net, a kernel is 1 along an axis until that is halved: only below are
+    neighbours there near.
 
     widths: channels at strides 1 to 32. None: 32, then the encoder's, 320 at most.
     """
@@ -38,7 +38,6 @@ class NNUNetDecoder(nn.Module):
         deep_supervision: bool,
         widths: tuple[int, ...] | None = None,
     ) -> None:
-        from dynamic_network_architectures.building_blocks.helper import get_matching_convtransp
         from dynamic_network_architectures.initialization.weight_init import InitWeights_He
 
         super().__init__()
@@ -50,28 +49,21 @@ class NNUNetDecoder(nn.Module):
                 f"{widths}"
             )
         self.norms = nn.ModuleList(DatasetNorm(width) for width in channels)
-        # Of the level at each stride; at the deepest one nothing is left to halve.
-        kernels = [*([3 if s > 1 else 1 for s in step] for step in steps), [3] * len(steps[0])]
-        dims, levels = len(steps[0]), range(len(widths))
+        levels = _levels(steps, widths)
+        maps = zip(levels, (image_channels, *channels), strict=True)
         self.skips = nn.ModuleList(
-            _blocks(2 if level == 0 else 1, dims, inputs, widths[level], kernels[level], level)
-            for level, inputs in zip(levels, (image_channels, *channels), strict=True)
+            level.blocks(1 if level.number else 2, inputs) for level, inputs in maps
         )
-        # declared as the base, which takes more
-        raising = cast("Callable[..., nn.Module]", get_matching_convtransp(dimension=dims))
         self.transpconvs = nn.ModuleList(
-            raising(widths[level + 1], widths[level], step, step, bias=False)
-            for level, step in enumerate(steps)
+            _transposed(below, width, step)
+            for below, width, step in zip(widths[1:], widths, steps, strict=False)
         )
-        self.stages = nn.ModuleList(
-            _blocks(2, dims, 2 * widths[level], widths[level], kernels[level], level)
-            for level in levels[:-1]
-        )
+        self.stages = nn.ModuleList(level.blocks(2, 2 * level.width) for level in levels[:-1])
         self.apply(InitWeights_He(1e-2))
-        self.heads = Heads(tuple(widths[: len(levels) - 2]), classes, deep_supervision)
+        self.heads = Heads(tuple(widths[: len(widths) - 2]), classes, deep_supervision)
 
     def forward(self, image: Tensor, maps: list[Tensor]) -> Tensor | list[Tensor]:
-        """[B C *spatial] and the encoder's maps to logits [B classes *spatial], or a list of them."""
+        """[B C *spatial] and the encoder's maps to logits [B classes *spatial], or several."""
         maps = [norm(each) for norm, each in zip(self.norms, maps, strict=True)]
         *skips, x = [block(each) for block, each in zip(self.skips, (image, *maps), strict=True)]
         decoded = []
@@ -82,27 +74,58 @@ class NNUNetDecoder(nn.Module):
         return self.heads(decoded[: len(self.heads.seg_layers)], self.deep_supervision)
 
 
-def _blocks(
-    count: int, dims: int, inputs: int, outputs: int, kernel: list[int], level: int
-) -> nn.Module:
-    from dynamic_network_architectures.building_blocks.helper import get_matching_instancenorm
-    from dynamic_network_architectures.building_blocks.simple_conv_blocks import StackedConvBlocks
+class Level(NamedTuple):
+    """What the blocks at one stride have in common: channels and kernel by axis."""
 
-    instance, options = get_matching_instancenorm(dimension=dims), {"eps": 1e-5, "affine": True}
-    norm: Callable[..., nn.Module] = instance if level < FINE else _group_norm
-    return StackedConvBlocks(
-        count,
-        nn.Conv2d if dims == 2 else nn.Conv3d,
-        inputs,
-        outputs,
-        kernel,
-        1,
-        conv_bias=False,
-        norm_op=norm,  # pyright: ignore[reportArgumentType] declared as a class, called as a maker
-        norm_op_kwargs=options if level < FINE else {},
-        nonlin=nn.LeakyReLU,
-        nonlin_kwargs={"inplace": True},
-    )
+    number: int
+    width: int
+    kernel: list[int]
+
+    def blocks(self, count: int, inputs: int) -> nn.Module:
+        """So many of convolution, norm and LeakyReLU, from so many channels."""
+        from dynamic_network_architectures.building_blocks.simple_conv_blocks import (
+            StackedConvBlocks,
+        )
+
+        norm, norm_options = self._norm()
+        return StackedConvBlocks(
+            count,
+            nn.Conv2d if len(self.kernel) == 2 else nn.Conv3d,
+            inputs,
+            self.width,
+            self.kernel,
+            1,
+            conv_bias=False,
+            norm_op=norm,  # pyright: ignore[reportArgumentType] declared as a class, only called
+            norm_op_kwargs=norm_options,
+            nonlin=nn.LeakyReLU,
+            nonlin_kwargs={"inplace": True},
+        )
+
+    def _norm(self) -> tuple[Callable[..., nn.Module], dict]:
+        """Makes the norm of so many channels, and its options."""
+        from dynamic_network_architectures.building_blocks.helper import get_matching_instancenorm
+
+        if self.number >= FINE:
+            return _group_norm, {}
+        return get_matching_instancenorm(dimension=len(self.kernel)), {"eps": 1e-5, "affine": True}
+
+
+def _levels(steps: tuple[Shape, ...], widths: tuple[int, ...]) -> list[Level]:
+    """That of each stride; at the deepest one nothing is left to halve."""
+    kernels = [[3 if s > 1 else 1 for s in step] for step in steps]
+    kernels.append([3] * len(steps[0]))
+    pairs = zip(widths, kernels, strict=True)
+    return [Level(number, *own) for number, own in enumerate(pairs)]
+
+
+def _transposed(inputs: int, outputs: int, step: Shape) -> nn.Module:
+    """The convolution that upsamples by `step`."""
+    from dynamic_network_architectures.building_blocks.helper import get_matching_convtransp
+
+    # declared as the base, which takes more
+    kind = cast("Callable[..., nn.Module]", get_matching_convtransp(dimension=len(step)))
+    return kind(inputs, outputs, step, step, bias=False)
 
 
 def _group_norm(channels: int) -> nn.GroupNorm:

@@ -70,15 +70,21 @@ class ParcelDecoder(PretrainedDecoder):
         """
         outputs = self(maps, image)
         weights = [0.5**level for level in range(len(outputs))]  # nnU-Net's, for coarser outputs
-        terms = [
-            F.cross_entropy(logits.float(), at_size(parcels, logits.shape[2:]))
-            for logits in outputs
-        ]
+        terms = (_cross_entropy(logits, parcels) for logits in outputs)
         first, *others = (weight * term for weight, term in zip(weights, terms, strict=True))
-        total = sum(others, first)
-        right = (outputs[0].detach().argmax(dim=1) == parcels).float()
-        body = (parcels > 0).float()
-        return total / sum(weights), (right * body).sum() / body.sum().clamp(min=1)
+        return sum(others, first) / sum(weights), _accuracy_in_body(outputs[0].detach(), parcels)
+
+
+def _cross_entropy(logits: Tensor, parcels: Tensor) -> Tensor:
+    """At the size of the logits [B classes *s]."""
+    return F.cross_entropy(logits.float(), at_size(parcels, logits.shape[2:]))
+
+
+def _accuracy_in_body(logits: Tensor, parcels: Tensor) -> Tensor:
+    """The fraction of the voxels of some parcel that are predicted right."""
+    right = (logits.argmax(dim=1) == parcels).float()
+    body = (parcels > 0).float()
+    return (right * body).sum() / body.sum().clamp(min=1)
 
 
 def voxel_decoder(encoder: Swin, config: MaskedConfig) -> nn.Module:

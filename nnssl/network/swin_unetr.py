@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from nnssl.encoder.presets import preset
 from nnssl.encoder.swin import PATCH, Swin, SwinConfig
 from nnssl.network.decoders import OUTPUTS, make_decoder
+from nnssl.shapes import ceil_div
 from nnssl.types import Shape
 
 
@@ -22,22 +23,24 @@ class SwinUNETR(nn.Module):
     input_channels:   channels of the image, in nnU-Net's normalisation.
     num_classes:      channels of the logits.
     deep_supervision: give a list of logits, of the image's size and after each of the first three
-    of the encoder's
-                      steps (1/2, 1/4 and 1/8 of it, where all halve). May be switched later by
-                      `network.decoder.deep_supervision`; the state_dict is the same.
-    encoder:          `SwinConfig.to_dict()`; its `in_channels` is replaced by `input_channels`. None: preset smit.
-    decoder:          {"name": "swinunetr" | "light", ...options of that decoder}, or the name alone.
-    intensity:        {"scale", "shift", "low", "high", "bends"}, an entry a channel each
+                      of the encoder's steps (1/2, 1/4 and 1/8 of it, where all halve). May be
+                      switched later by `network.decoder.deep_supervision`; the state_dict is the
+                      same.
+    encoder:          `SwinConfig.to_dict()`; its `in_channels` is replaced by `input_channels`.
+                      None: preset smit.
+    decoder:          {"name": "swinunetr" | "light", ...options of that decoder}, or the name
+                      alone.
+    intensity:        {"scale", "shift", "low", "high", "bends"}, one entry per channel each
                       (`Intensity`): from nnU-Net's values to those of the pretraining
-                      (`planned.intensity_map`), for the encoder. Channels without an entry, such as
-                      a cascade's previous segmentation, pass as they are.
+                      (`nnssl.finetune.architecture.intensity_map`), for the encoder. Channels
+                      without an entry, such as a cascade's previous segmentation, pass as they are.
     image_skip:       what the decoder's skip of the image sees: "raw", nnU-Net's own values, which
                       lose nothing to the pretraining's clipping; or "mapped", the encoder's, as in
                       plans from before this key.
-    axes:             nnU-Net's `transpose_forward`: which of the file's axes each axis of the image is. nnU-Net puts
-                      the axis of the widest spacing first; the network turns the image back to (z,
-                      y, x) as read, which is what the encoder was pretrained on, and its logits
-                      forth again. None: (z, y, x).
+    axes:             nnU-Net's `transpose_forward`: which of the file's axes each axis of the image
+                      is. nnU-Net puts the axis of the widest spacing first; the network permutes
+                      the image to (z, y, x) as read, on which the encoder was pretrained, and its
+                      logits to the order of the plans. None: (z, y, x).
     checkpointing:    recompute the encoder's blocks in the backward pass: less memory, more time.
 
     Raises ValueError for an unknown decoder, option or image_skip.
@@ -65,14 +68,8 @@ class SwinUNETR(nn.Module):
         super().__init__()
         config = SwinConfig.from_dict(encoder) if encoder else preset("smit")
         config = replace(config, in_channels=input_channels)
-        self.to_plans_axes = [0, 1, *(2 + axis for axis in axes or range(config.spatial_dims))]
-        if sorted(self.to_plans_axes) != list(range(config.spatial_dims + 2)):
-            raise ValueError(
-                f"axes must be an order of {list(range(config.spatial_dims))}, got {axes}"
-            )
-        self.to_file_axes = [
-            self.to_plans_axes.index(axis) for axis in range(len(self.to_plans_axes))
-        ]
+        self.to_plans_axes = _to_plans_axes(axes, config.spatial_dims)
+        self.to_file_axes = [self.to_plans_axes.index(a) for a in range(len(self.to_plans_axes))]
         self.encoder = Swin(config, checkpointing=checkpointing)
         self.encoder.intensity = Intensity(input_channels, **(intensity or {}))
         if image_skip not in SKIPS:
@@ -101,6 +98,14 @@ class SwinUNETR(nn.Module):
         return logits.permute(self.to_plans_axes)
 
 
+def _to_plans_axes(axes: list[int] | None, dims: int) -> list[int]:
+    """Of [B C *spatial]. Raises ValueError where `axes` are no order of the spatial ones."""
+    order = [0, 1, *(2 + axis for axis in axes or range(dims))]
+    if sorted(order) != list(range(dims + 2)):
+        raise ValueError(f"axes must be an order of {list(range(dims))}, got {axes}")
+    return order
+
+
 def output_sizes(size: Shape, steps: tuple[Shape, ...] = ()) -> list[Shape]:
     """The sizes of the four outputs for an image of `size`; `steps` as in `SwinConfig`, in the axes
     of `size`.
@@ -108,7 +113,7 @@ def output_sizes(size: Shape, steps: tuple[Shape, ...] = ()) -> list[Shape]:
     sizes = [tuple(size)]
     for number in range(OUTPUTS - 1):
         step = steps[number] if steps else (PATCH,) * len(size)
-        sizes.append(tuple(-(-n // s) for n, s in zip(sizes[-1], step, strict=True)))
+        sizes.append(ceil_div(sizes[-1], step))
     return sizes
 
 
@@ -121,8 +126,8 @@ STRAIGHT = (0.0, 0.0, 0.0)  # a piece without effect
 class Intensity(nn.Module):
     """x * scale + shift, clipped to [low, high], then bent; by channel, fixed, in the state_dict.
 
-    scale, shift, low, high: a number a channel each; null: no bound.
-    bends: (start, end, slope - 1) of each linear piece, a list a channel (`HUPolicy.bends`);
+    scale, shift, low, high: one number per channel each; null: no bound.
+    bends: (start, end, slope - 1) of each linear piece, one list per channel (`HUPolicy.bends`);
            null: the channel stays as it is, bit by bit. Buffers [C pieces], only where some channel
            bends. y = x + sum of (slope - 1) * (clamp(x, start, end) - start).
 
@@ -143,25 +148,21 @@ class Intensity(nn.Module):
         for name, default in NEUTRAL.items():
             numbers = _by_channel(name, values.get(name), channels, default)
             self.register_buffer(name, torch.tensor(numbers, dtype=torch.float32))
-        pieces = _by_channel("bends", bends, channels, [])
-        most = max(map(len, pieces))
-        table = torch.tensor(
-            [[*own, *[STRAIGHT] * (most - len(own))] for own in pieces], dtype=torch.float32
-        )
-        self._set_bends(table.unbind(-1) if most else [None] * len(BENDS))
+        self._set_bends(_columns(_by_channel("bends", bends, channels, [])))
 
     def forward(self, x: Tensor) -> Tensor:
         """[B C *spatial] to the same shape."""
         shape = (-1, *[1] * (x.ndim - 2))
         scale, shift, low, high = (getattr(self, name).view(shape) for name in NEUTRAL)
         x = torch.clamp(x * scale + shift, low, high)
-        if self.start is None:
-            return x
+        return x if self.start is None else self._bent(x)
+
+    def _bent(self, x: Tensor) -> Tensor:
+        shape = (-1, *[1] * (x.ndim - 2))
         bent = x
-        for start, end, gain in zip(
-            *(getattr(self, name).unbind(1) for name in BENDS), strict=True
-        ):
-            start, end, gain = start.view(shape), end.view(shape), gain.view(shape)
+        columns = (getattr(self, name).unbind(1) for name in BENDS)
+        for piece in zip(*columns, strict=True):
+            start, end, gain = (by_channel.view(shape) for by_channel in piece)
             # Not clamp(x, start, end) - start, which is the same bit by bit: of several clips of
             # one tensor the ONNX exporter (onnxscript 0.7) makes an invalid file.
             beyond = torch.clamp(x - start, torch.zeros_like(start), end - start)
@@ -194,11 +195,20 @@ class Intensity(nn.Module):
             )
 
 
+def _columns(pieces: list[list]) -> Sequence[Tensor | None]:
+    """Of the pieces of each channel their starts, ends and gains, [C pieces] each, or None."""
+    most = max(map(len, pieces))
+    if not most:
+        return [None] * len(BENDS)
+    rows = [[*own, *[STRAIGHT] * (most - len(own))] for own in pieces]
+    return torch.tensor(rows, dtype=torch.float32).unbind(-1)
+
+
 def _by_channel(name: str, entries: list | None, channels: int, default: object) -> list:
     """`entries`, null and what is missing replaced by `default`."""
     entries = [default if entry is None else entry for entry in entries or []]
     if len(entries) > channels:
         raise ValueError(
-            f"intensity {name} takes one entry a channel, {channels} in all, got {entries}"
+            f"intensity {name} takes one entry per channel, {channels} in all, got {entries}"
         )
     return entries + [default] * (channels - len(entries))

@@ -1,9 +1,11 @@
-"""Attention inside windows, with a bias to every pair of slots.
+"""Attention inside windows, with a bias for every pair of slots.
 
 `nnssl.cpu.attention`: CPUs, a few windows at a time through all steps. Here:
-kernel     NVIDIA GPUs: one Triton kernel forward and one backward; `launch` starts them, `choice` says when.
+kernel     NVIDIA GPUs: one Triton kernel forward and one backward; `launch` starts them, `choice`
+           says when.
 fused      everything else: PyTorch's fused attention, without a copy of the mask for every window.
-plain      the formula, word for word: what the kernel is compared with, and what an exported network computes.
+plain      the formula, word for word: what the kernel is compared with, and what an exported
+           network computes.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from torch import Tensor
 
 from nnssl.cpu import attention as cached
 from nnssl.encoder.attention import choice, fused, plain
-from nnssl.encoder.windows import Mask
+from nnssl.encoder.partition import Mask
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -42,30 +44,48 @@ def window_attention(
     bias:   [heads n n], the same for all windows.
     mask:   as in `WindowPartition`, the same for all samples; W is a multiple of nW.
     parts:  [rows 3 C], of which nothing is read: where the Triton kernel serves, the offset's
-    gradient arrives there, in parts (`nnssl.encoder.stream`); elsewhere at the offset.
+            gradient arrives there, in parts (`nnssl.encoder.stream`); elsewhere at the offset.
     Returns [W n C].
     """
-    windows, n, channels = x.shape
-    d = channels // heads
     if cached.is_supported(x):
-        rows = x.reshape(-1, channels).t()
-        parts = weight @ rows if offset is None else torch.addmm(offset[:, None], weight, rows)
-        out = cached.attention(parts.view(3, heads, d, windows, n), bias, mask)
-        return out.view(channels, -1).t().view(x.shape)
-    if (
-        parts is not None
-        and offset is not None
-        and choice.kernel_serves(x.device, x.dtype, n, heads, d)
-    ):
+        return _cached(x, weight, offset, heads, bias, mask)
+    if parts is not None and offset is not None and _kernel_serves(_split(x, heads)):
         from nnssl.encoder.attention import launch
 
-        qkv = F.linear(x, weight, offset.detach()).view(windows, n, 3, heads, d)
+        qkv = _split(F.linear(x, weight, offset.detach()), 3, heads)
         return launch.attention(qkv, bias, mask, parts)
-    qkv = F.linear(x, weight, offset).view(windows, n, 3, heads, d)
+    qkv = _split(F.linear(x, weight, offset), 3, heads)
     if _is_exporting():
         return plain.attention(qkv, bias, mask)
-    if choice.kernel_serves(qkv.device, qkv.dtype, n, heads, d):
+    if _kernel_serves(qkv):
         from nnssl.encoder.attention import launch  # Triton comes with PyTorch for CUDA only
 
         return launch.attention(qkv, bias, mask)
     return fused.attention(qkv, bias, mask)
+
+
+def _split(x: Tensor, *parts: int) -> Tensor:
+    """[W n parts*d] to [W n *parts d]."""
+    return x.unflatten(-1, (*parts, -1))
+
+
+def _kernel_serves(x: Tensor) -> bool:
+    """For [W n ... heads d]."""
+    heads, d = x.shape[-2:]
+    return choice.kernel_serves(x.device, x.dtype, x.shape[1], heads, d)
+
+
+def _cached(
+    x: Tensor,
+    weight: Tensor,
+    offset: Tensor | None,
+    heads: int,
+    bias: Tensor,
+    mask: Mask | None,
+) -> Tensor:
+    """The products have their channels first, as `nnssl.cpu.attention` wants them."""
+    windows, n, channels = x.shape
+    rows = x.reshape(-1, channels).t()
+    parts = weight @ rows if offset is None else torch.addmm(offset[:, None], weight, rows)
+    out = cached.attention(parts.view(3, heads, channels // heads, windows, n), bias, mask)
+    return out.view(channels, -1).t().view(x.shape)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nnssl.encoder.windows import Mask
+from nnssl.encoder.partition import Mask
 from nnssl.types import GradContext
 
 if TYPE_CHECKING:
@@ -31,28 +31,37 @@ def attention(
     """softmax(q k^T / sqrt(d) + bias + mask) v; qkv [W n 3 heads d], bias [heads n n] to [W n
     heads*d].
     """
-    windows, n, _, heads, _ = qkv.shape
-    most = max(1, min(MOST_WINDOWS, MOST_SCORES // (heads * n * n)))
     if mask is None:
-        return torch.cat([_call(part, bias) for part in qkv.split(most)])
-    samples = torch.arange(windows // len(mask.which), device=qkv.device)
-    sorted_by_pattern = (mask.order[:, None] + samples * len(mask.which)).flatten()
-    back = (mask.rank * len(samples) + samples[:, None]).flatten()
-    qkv = _Permute.apply(qkv, sorted_by_pattern, back)
-    outputs, groups = [], qkv.split([count * len(samples) for count in mask.counts])
+        return torch.cat(_calls(qkv, bias))
+    order, back = _by_pattern(mask, len(qkv))
+    samples = len(qkv) // len(mask.which)
+    groups = _Permute.apply(qkv, order, back).split([count * samples for count in mask.counts])
+    outputs = []
     for group, pattern in zip(groups, mask.patterns, strict=True):
-        outputs += [_call(part, bias + pattern) for part in group.split(most)]
-    return _Permute.apply(torch.cat(outputs), back, sorted_by_pattern)
+        outputs += _calls(group, bias + pattern)
+    return _Permute.apply(torch.cat(outputs), back, order)
+
+
+def _by_pattern(mask: Mask, windows: int) -> tuple[Tensor, Tensor]:
+    """[W] the windows of all samples sorted by the pattern of their mask, and the inverse."""
+    samples = torch.arange(windows // len(mask.which), device=mask.order.device)
+    order = (mask.order[:, None] + samples * len(mask.which)).flatten()
+    back = (mask.rank * len(samples) + samples[:, None]).flatten()
+    return order, back
+
+
+def _calls(qkv: Tensor, bias: Tensor) -> list[Tensor]:
+    """The outputs of one call for all windows, or of several where that would be too large."""
+    _, n, _, heads, _ = qkv.shape
+    most = max(1, min(MOST_WINDOWS, MOST_SCORES // (heads * n * n)))
+    return [_call(part, bias) for part in qkv.split(most)]
 
 
 def _call(qkv: Tensor, bias: Tensor) -> Tensor:
     """[W n 3 heads d] with the same bias [heads n n] for all to [W n heads*d]."""
     q, k, v = qkv.permute(2, 0, 3, 1, 4)
-    return (
-        F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None].to(q.dtype))
-        .transpose(1, 2)
-        .flatten(2)
-    )
+    attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None].to(q.dtype))
+    return attended.transpose(1, 2).flatten(2)
 
 
 class _Permute(torch.autograd.Function):

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from nnssl.encoder.attention import kernel
-from nnssl.encoder.windows import Mask
+from nnssl.encoder.partition import Mask
 from nnssl.types import GradContext
 
 if TYPE_CHECKING:
     from triton.runtime.jit import KernelInterface
 
-# Programs a multiprocessor: multiples of the 4 or 5, and 2, whose registers fit at a time, so that
-# all end together. Each backward one writes a partial gradient of the bias, so there are fewer of
-# these.
+# Programs per multiprocessor: multiples of the 4 or 5, and 2, whose registers fit at a time, so
+# that all end together. Each backward one writes a partial gradient of the bias, so there are fewer
+# of these.
 FORWARD, BACKWARD = 20, 4
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from nnssl.encoder.windows import Mask
+from nnssl.encoder.partition import Mask
 
 if TYPE_CHECKING:
     from jaxtyping import Float

@@ -9,7 +9,8 @@ and biases arrive in parts, which are added up for all blocks of the stage at on
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from nnssl.encoder.given import Given
 from nnssl.encoder.stream import choice
+from nnssl.encoder.windows import Reordering
 from nnssl.types import GradContext
 
 if TYPE_CHECKING:
@@ -42,11 +44,13 @@ def _blocks(stage: Stage) -> Sequence[Block]:
 
 
 def _is_plain(block: Block, dtype: torch.dtype) -> bool:
-    layers = (block.attn.qkv, block.attn.proj, block.mlp.linear1, block.mlp.linear2)
+    """Whether nothing is added to it or watches it, and all is in one precision."""
+    mlp = block.mlp
+    layers = (block.attn.qkv, block.attn.proj, mlp.linear1, mlp.linear2)
     return (
         all(type(layer) is nn.Linear and layer.weight.dtype == dtype for layer in layers)
         and block.norm1.weight.dtype == dtype
-        and block.mlp.linear1.out_features % block.mlp.linear1.in_features == 0
+        and mlp.linear1.out_features % mlp.linear1.in_features == 0
         and not any(part._forward_hooks or part._forward_pre_hooks for part in block.modules())
     )
 
@@ -56,42 +60,51 @@ def through(stage: Stage, tokens: Tensor, given: Given) -> Tensor:
     from nnssl.encoder.blocks import from_slots, to_slots
     from nnssl.encoder.stream import launch  # Triton comes with PyTorch for CUDA only
 
-    windows, blocks = given.windows, _blocks(stage)
+    blocks = _blocks(stage)
     parts = iter(_parts(blocks, launch.programs(tokens)))
-
-    def step(
-        x: Tensor,
-        branch: Tensor | None,
-        kept: Tensor | None,
-        way: tuple[Tensor, Tensor] | None,
-        norm: nn.LayerNorm | None,
-    ) -> tuple[Tensor, Tensor]:
-        order = None if way is None else way[0]
-        made = launch.added_norm(x, branch, kept, order, norm, next(parts))
-        return cast("tuple[Tensor, Tensor]", made)  # without a norm nobody reads the second
-
-    x, normed = step(tokens, None, None, windows.enter, blocks[0].norm1)
-    for number, (block, bias, kept) in enumerate(
-        zip(blocks, given.biases, given.kept, strict=True)
-    ):
-        cut = windows.shifted if number % 2 else windows.plain
+    stream = _Stream(launch.added_norm, parts, tokens)
+    normed = stream.enter(given.windows.raster_to_plain, blocks[0].norm1)
+    for number, block in enumerate(blocks):
+        partition, bias, kept = given.of_block(number)
         first, second = kept or (None, None)
-        slots = to_slots(normed, cut, block.pads_are_zero)
+        slots = to_slots(normed, partition, block.pads_are_zero)
         of_qkv = None if block.attn.qkv.bias is None else next(parts)
-        attended = block.attn.attend(slots, cut, bias, of_qkv)
+        attended = block.attn.attend(slots, partition, bias, of_qkv)
         attended = _without_bias_gradient(block.attn.proj, attended)
-        x, normed = step(x, from_slots(attended, cut), first, None, block.norm2)
+        normed = stream.add(from_slots(attended, partition), first, None, block.norm2)
         hidden = _without_bias_gradient(block.mlp.linear1, normed)
         inner = launch.gelu(hidden, next(parts))
         branch = _without_bias_gradient(block.mlp.linear2, inner)
-        if number + 1 == len(blocks):
-            x, _ = step(x, branch, second, stage.way_out(windows), None)
+        if block is blocks[-1]:
+            stream.leave(branch, second, stage.way_out(given.windows))
         else:
-            way = windows.shift
-            if way is not None and number % 2:
-                way = way[1], way[0]
-            x, normed = step(x, branch, second, way, blocks[number + 1].norm1)
-    return x
+            way = stage.way_to(number + 1, given.windows)
+            normed = stream.add(branch, second, way, blocks[number + 1].norm1)
+    return stream.x
+
+
+class _Stream:
+    """The residual stream `x` [B N C], and the kernel that adds to it; each call takes a part."""
+
+    def __init__(self, added_norm: Callable, parts: Iterator[Tensor], x: Tensor) -> None:
+        self._added_norm, self._parts, self.x = added_norm, parts, x
+
+    def enter(self, way: Reordering, norm: nn.LayerNorm) -> Tensor:
+        """Reorder; the normalised stream."""
+        self.x, normed = self._added_norm(self.x, None, None, way[0], norm, next(self._parts))
+        return normed
+
+    def add(
+        self, branch: Tensor, kept: Tensor | None, way: Reordering | None, norm: nn.LayerNorm
+    ) -> Tensor:
+        """Add a branch, as far as it is kept, and reorder; the normalised stream."""
+        order = None if way is None else way[0]
+        self.x, normed = self._added_norm(self.x, branch, kept, order, norm, next(self._parts))
+        return normed
+
+    def leave(self, branch: Tensor, kept: Tensor | None, way: Reordering) -> None:
+        """Add the last branch and reorder: no norm follows."""
+        self.x, _ = self._added_norm(self.x, branch, kept, way[0], None, next(self._parts))
 
 
 def _without_bias_gradient(layer: nn.Linear, x: Tensor) -> Tensor:
@@ -108,15 +121,25 @@ def _parts(blocks: Sequence[Block], programs: int) -> tuple[Tensor, ...]:
     vectors: list[list[Tensor]] = []
     branch = blocks[0].norm1.bias.detach()  # there is none before the first norm
     for block in blocks:
-        vectors.append([block.norm1.weight, block.norm1.bias, branch])
-        if block.attn.qkv.bias is not None:
-            vectors.append([block.attn.qkv.bias])
-        vectors.append([block.norm2.weight, block.norm2.bias, block.attn.proj.bias])
-        vectors.append([block.mlp.linear1.bias])
+        vectors += _vectors(block, branch)
         branch = block.mlp.linear2.bias
     vectors.append([branch.detach(), branch.detach(), branch])  # no norm follows
-    sizes = [sum(map(len, some)) // channels for some in vectors]
-    return _Parts.apply(programs, channels, sizes, *(v for some in vectors for v in some))
+    sizes = [sum(map(len, group)) // channels for group in vectors]
+    return _Parts.apply(programs, channels, sizes, *chain.from_iterable(vectors))
+
+
+def _vectors(block: Block, branch: Tensor) -> list[list[Tensor]]:
+    """Those of each kernel of a block; `branch` is the bias with which the block before ends."""
+    attention, mlp = block.attn, block.mlp
+    of_qkv: list[list[Tensor]] = []
+    if attention.qkv.bias is not None:
+        of_qkv.append([attention.qkv.bias])
+    return [
+        [block.norm1.weight, block.norm1.bias, branch],
+        *of_qkv,
+        [block.norm2.weight, block.norm2.bias, attention.proj.bias],
+        [mlp.linear1.bias],
+    ]
 
 
 class _PartsContext(GradContext, Protocol):

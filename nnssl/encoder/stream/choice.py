@@ -1,26 +1,28 @@
-"""Whether the Triton kernels of the residual stream serve: they are tried on a small input, once.
-
-They were proven without a GPU. So the first time a process needs them for a width, they are
-compared with the formula in fp64 on the GPU at hand; where they differ or cannot run, PyTorch's own
-operations are taken and one line says so.
+"""Whether the Triton kernels of the residual stream serve: they are tried on a small input of each
+width, once (`nnssl.encoder.kernel_check`).
 """
 
 from __future__ import annotations
 
 import copy
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache, partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnssl import dist
-from nnssl.encoder.attention.choice import TOLERANCES, fault
+from nnssl.encoder.kernel_check import (
+    TOLERANCES,
+    as_in_training,
+    fault,
+    keep_largest,
+    warn_once,
+)
 
 MOST_CHANNELS = 4096
-_said: set[torch.device] = set()
+Outputs = Sequence[Tensor | None]
 
 
 def kernel_serves(device: torch.device, dtype: torch.dtype, channels: int) -> bool:
@@ -33,13 +35,8 @@ def kernel_serves(device: torch.device, dtype: torch.dtype, channels: int) -> bo
 @lru_cache(maxsize=64)
 def _tried(device: torch.device, dtype: torch.dtype, channels: int) -> bool:
     reason = fault(device, dtype, lambda: compare(device, dtype, channels), f"{channels} channels")
-    if reason and device not in _said and dist.is_main():
-        _said.add(device)
-        warnings.warn(
-            f"residuals and norms on {device} go without the Triton kernel, which is slower: "
-            f"{reason}",
-            stacklevel=2,
-        )
+    if reason:
+        warn_once(device, "the residual stream", reason)
     return not reason
 
 
@@ -61,81 +58,112 @@ def formula(
     return x, F.layer_norm(x, x.shape[-1:], norm.weight + scale, norm.bias + offset)
 
 
+@dataclass(frozen=True)
+class Case:
+    """What a stage asks of the kernel: to add a branch, drop part of it, reorder, normalise."""
+
+    adds: bool
+    drops: bool
+    moves: bool
+    norms: bool
+
+
+CASES = (
+    Case(adds=False, drops=False, moves=True, norms=True),
+    Case(adds=True, drops=False, moves=False, norms=True),
+    Case(adds=True, drops=True, moves=True, norms=True),
+    Case(adds=True, drops=True, moves=False, norms=True),
+    Case(adds=True, drops=False, moves=True, norms=False),
+    Case(adds=True, drops=True, moves=True, norms=False),
+)
+SHAPE = (3, 37)  # samples and tokens
+
+
 def compare(device: torch.device, dtype: torch.dtype, channels: int) -> dict[str, float]:
-    """The kernels' largest errors beside the formula in fp64, as fractions of the lengths."""
+    """The kernels' largest errors against the formula in fp64, as fractions of the lengths."""
     from nnssl.encoder.stream import launch
 
-    errors: dict[str, float] = {}
-    chance = torch.Generator().manual_seed(0)  # of its own: a run's must not move
-
-    def drawn(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=chance).to(device, dtype)
-
-    def zeros(*shape: int) -> Tensor:
-        return torch.zeros(shape, device=device)
-
-    def note(ours: Callable, exact: Callable, leaves: list[Tensor], gradients: int) -> None:
-        """Outputs and gradients of both, the last leaf given to `ours` once a program."""
-        parts = launch.programs(leaves[0])
-        into = [drawn(*leaves[0].shape) for _ in range(gradients)]
-        found = []
-        for function, wide in ((ours, False), (exact, True)):
-            own = [(x.double() if wide else x).detach().requires_grad_() for x in leaves]
-            last = own[-1] if wide else own[-1].expand(parts, *own[-1].shape[1:])
-            outs = [out for out in function(*own[:-1], last) if out is not None]
-            back = torch.autograd.grad(outs, own, [x.double() for x in into] if wide else into)
-            found.append([*(out.detach() for out in outs), *back])
-        names = ["output"] * gradients + ["gradient"] * len(leaves)
-        for name, a, b in zip(names, *found, strict=True):
-            error = float((a.double() - b).norm() / b.norm().clamp(min=1e-6))
-            errors[name] = error if error != error else max(errors.get(name, 0.0), error)
-
-    shape = (3, 37, channels)
-    order = torch.randperm(shape[1], generator=chance).to(device)
-    with (
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        torch.autocast(device.type, enabled=False),
-    ):
-        for adds, drops, moves, norms in CASES:
-            kept, way = drawn(3, 1, 1) if drops else None, order if moves else None
-            leaves = [drawn(*shape) for _ in range(1 + adds)] + [zeros(1, 3, channels)]
-            norm = nn.LayerNorm(channels, device=device, dtype=dtype) if norms else None
-            if norm is not None:
-                norm.weight.data, norm.bias.data = drawn(channels), drawn(channels)
-
-            def called(
-                function: Callable,
-                *given: Tensor,
-                adds: bool = adds,
-                kept: Tensor | None = kept,
-                way: Tensor | None = way,
-                norm: nn.LayerNorm | None = norm,
-            ) -> tuple[Tensor, Tensor | None]:
-                *tensors, parts = given
-                x, branch = tensors if adds else (*tensors, None)
-                kept = kept if kept is None else kept.to(x.dtype)
-                norm = norm if norm is None else copy.deepcopy(norm).to(x.dtype)
-                return function(x, branch, kept, way, norm, parts)
-
-            ours, exact = partial(called, launch.added_norm), partial(called, formula)
-            note(ours, exact, leaves, 1 + norms)
-        leaves = [drawn(*shape), zeros(1, channels)]
-        note(
+    trial = _Trial(device, dtype, channels)
+    with as_in_training(device):
+        for case in CASES:
+            added_norm = trial.inputs_of(case)
+            leaves = [*trial.tokens(1 + case.adds), trial.zeros(1, 3, channels)]
+            ours, exact = partial(added_norm, launch.added_norm), partial(added_norm, formula)
+            trial.compare(ours, exact, leaves, outputs=1 + case.norms)
+        trial.compare(
             lambda x, parts: [launch.gelu(x, parts)],
             lambda x, parts: [F.gelu(x + parts)],
-            leaves,
-            1,
+            [*trial.tokens(1), trial.zeros(1, channels)],
+            outputs=1,
         )
-    return errors
+    return trial.errors
 
 
-# adds, drops, moves, norms: all that a stage asks for
-CASES = (
-    (False, False, True, True),
-    (True, False, False, True),
-    (True, True, True, True),
-    (True, True, False, True),
-    (True, False, True, False),
-    (True, True, True, False),
-)
+class _Trial:
+    """Small inputs, and the largest `errors` so far."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype, channels: int) -> None:
+        self.device, self.dtype, self.channels = device, dtype, channels
+        self.errors: dict[str, float] = {}
+        self._generator = torch.Generator().manual_seed(0)  # of its own: a run's must not move
+        self._order = torch.randperm(SHAPE[1], generator=self._generator).to(device)
+
+    def drawn(self, *shape: int) -> Tensor:
+        return torch.randn(shape, generator=self._generator).to(self.device, self.dtype)
+
+    def zeros(self, *shape: int) -> Tensor:
+        return torch.zeros(shape, device=self.device)
+
+    def tokens(self, count: int) -> list[Tensor]:
+        return [self.drawn(*SHAPE, self.channels) for _ in range(count)]
+
+    def inputs_of(self, case: Case) -> Callable[..., Outputs]:
+        """Calls a function like `formula` with x, a branch if one is added, and `parts`."""
+        kept = self.drawn(SHAPE[0], 1, 1) if case.drops else None
+        order = self._order if case.moves else None
+        norm = self._norm() if case.norms else None
+
+        def call(function: Callable[..., Outputs], *given: Tensor) -> Outputs:
+            *tensors, parts = given
+            x, branch = tensors if case.adds else (*tensors, None)
+            own_kept = None if kept is None else kept.to(x.dtype)
+            own_norm = None if norm is None else copy.deepcopy(norm).to(x.dtype)
+            return function(x, branch, own_kept, order, own_norm, parts)
+
+        return call
+
+    def _norm(self) -> nn.LayerNorm:
+        norm = nn.LayerNorm(self.channels, device=self.device, dtype=self.dtype)
+        norm.weight.data, norm.bias.data = self.drawn(self.channels), self.drawn(self.channels)
+        return norm
+
+    def compare(
+        self,
+        ours: Callable[..., Outputs],
+        exact: Callable[..., Outputs],
+        leaves: list[Tensor],
+        outputs: int,
+    ) -> None:
+        """Outputs and gradients of both; `ours` is given the last leaf once per program."""
+        from nnssl.encoder.stream import launch
+
+        programs = launch.programs(leaves[0])
+        gradients = self.tokens(outputs)
+        *own, parts = _leaves(leaves)
+        spread = parts.expand(programs, *parts.shape[1:])
+        found = _all(ours(*own, spread), [*own, parts], gradients)
+        wide = _leaves([leaf.double() for leaf in leaves])
+        wanted = _all(exact(*wide), wide, [gradient.double() for gradient in gradients])
+        names = ["output"] * outputs + ["gradient"] * len(leaves)
+        keep_largest(self.errors, names, found, wanted)
+
+
+def _leaves(tensors: list[Tensor]) -> list[Tensor]:
+    return [tensor.detach().requires_grad_() for tensor in tensors]
+
+
+def _all(outputs: Outputs, leaves: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
+    """The outputs, and the gradients of the leaves."""
+    outs = [out for out in outputs if out is not None]
+    back = torch.autograd.grad(outs, leaves, gradients)
+    return [*(out.detach() for out in outs), *back]

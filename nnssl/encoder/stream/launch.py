@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from triton.runtime.jit import KernelInterface
 
 TILE = 2048  # numbers of a tile, at least one row
-PROGRAMS = 4  # a multiprocessor
+PROGRAMS = 4  # per multiprocessor
 
 
 def programs(x: Tensor) -> int:
-    """How many share the rows of `x` [B N C]; each gives one partial sum of the gradients."""
+    """How many divide the rows of `x` [B N C]; each gives one partial sum of the gradients."""
     count = 1
     if x.device.type == "cuda":
         count = torch.cuda.get_device_properties(x.device).multi_processor_count * PROGRAMS
@@ -39,7 +39,7 @@ def added_norm(
 
     x, branch: [B N C] in one precision; kept [B 1 1]; order [N], a permutation.
     parts:     [programs 3 C], of which nothing is read. Its gradient are those of the norm's scale
-    and offset and of the bias with which the branch ended, in parts, a row a program, in fp32.
+    and offset and of the bias with which the branch ended, in parts, one row per program, in fp32.
     """
     scale, offset = (x, x) if norm is None else (norm.weight.detach(), norm.bias.detach())
     return _AddedNorm.apply(x, branch, kept, order, scale, offset, parts, norm is not None)

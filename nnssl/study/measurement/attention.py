@@ -151,9 +151,9 @@ def _token(encoder: Swin, spacing: Spacing, stage: int) -> Spacing:
 
 def _real(cut: WindowPartition, windows: Tensor, samples: int) -> Tensor:
     """[W n] 1 for slots that hold a token, 0 for those that fill a window up."""
-    if cut.real is None:
+    if cut.occupied is None:
         return windows.new_ones(windows.shape[:2])
-    return cut.real.view(-1, windows.shape[1]).repeat(samples, 1)
+    return cut.occupied.view(-1, windows.shape[1]).repeat(samples, 1)
 
 
 def _mask_of(part: Tensor, cut: WindowPartition) -> Tensor | None:

@@ -1,0 +1,42 @@
+"""The processes of a run, seen from outside, in /proc."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def processes() -> Iterator[tuple[int, int, int]]:
+    """Process, its group and its parent, of all that live; nothing where there is no /proc."""
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            words = path.read_text(errors="replace").rpartition(")")[2].split()
+            if words[0] not in "ZX":
+                yield int(path.parent.name), int(words[2]), int(words[1])
+
+
+def children(run: int) -> list[int]:
+    return [pid for pid, _, parent in processes() if parent == run]
+
+
+def fork_servers(run: int) -> list[int]:
+    """What starts the workers of a run."""
+    found = []
+    for pid in children(run):
+        with contextlib.suppress(OSError):
+            if b"multiprocessing.forkserver" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(pid)
+    return found
+
+
+def grandchildren(run: int) -> list[int]:
+    return [pid for child in children(run) for pid in children(child)]
+
+
+def state(run: int) -> str:
+    """Of a process in /proc: Z for one that has ended and was not waited for."""
+    try:
+        return Path(f"/proc/{run}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return ""

@@ -1,0 +1,72 @@
+"""How a Triton kernel is tried on the GPU at hand: against the formula in fp64, once.
+
+The kernels were proven without a GPU. Where one differs from its formula or cannot run, PyTorch's
+own operations are taken and one line says so.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from nnssl import dist
+
+# The largest error, as a fraction of the length of what is right. Seen in Triton's interpreter:
+# 1e-6, 4e-3, 5e-4.
+TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 4e-3}
+_warned: set[tuple[torch.device, str]] = set()
+
+
+def warn_once(device: torch.device, operations: str, reason: str) -> None:
+    """By rank zero, of the first fault of a kind of `operations` on a device."""
+    if (device, operations) in _warned or not dist.is_main():
+        return
+    _warned.add((device, operations))
+    warnings.warn(
+        f"{operations} on {device} goes without the Triton kernel, which is slower: {reason}",
+        stacklevel=3,
+    )
+
+
+def fault(
+    device: torch.device, dtype: torch.dtype, compare: Callable[[], dict[str, float]], case: str
+) -> str:
+    """Why a kernel does not serve for a `case`, by its errors in a comparison; "" where it does."""
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
+        return "it needs an NVIDIA GPU of compute capability 8.0 (A100, RTX 30) or later"
+    try:
+        errors = compare()
+    except Exception as error:  # whatever a compiler or driver may say
+        first_line = str(error).partition("\n")[0]
+        return f"it cannot run ({type(error).__name__}: {first_line})"
+    # not a number is the worst of all
+    worst = max(errors, key=lambda name: math.inf if math.isnan(errors[name]) else errors[name])
+    if errors[worst] <= TOLERANCES[dtype]:
+        return ""
+    return f"its {worst} is wrong by {errors[worst]:.1e} for {dtype}, {case}; please report this"
+
+
+@contextmanager
+def as_in_training(device: torch.device) -> Iterator[None]:
+    """Gradients are on and autocast is off, whatever holds outside."""
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast(device.type, enabled=False),
+    ):
+        yield
+
+
+def keep_largest(
+    errors: dict[str, float], names: Iterable[str], ours: Iterable[Tensor], exact: Iterable[Tensor]
+) -> None:
+    """The largest error of each name so far, as a fraction of the exact length; or NaN."""
+    for name, a, b in zip(names, ours, exact, strict=True):
+        # 0 in windows of one token
+        error = float((a.double() - b).norm() / b.norm().clamp(min=1e-6))
+        errors[name] = error if math.isnan(error) else max(errors.get(name, 0.0), error)

@@ -1,0 +1,60 @@
+"""Refuses what cannot be meant by a line of `nnssl_plan`, before anything is read or written."""
+
+from __future__ import annotations
+
+from nnssl.network.decoders import full_options
+from nnssl.plans.request import DATASET, MEMORY, PRETRAINING, Request
+from nnssl.types import BASE
+
+
+def check(request: Request) -> None:
+    """Raises ValueError, which says what to type."""
+    if request.decoder:
+        full_options(request.decoder)
+    if request.preset and request.checkpoint:
+        raise ValueError("a checkpoint says which encoder it holds: give -c or -a, not both")
+    _check_name(request)
+    if request.base and (request.gpu_memory_target or request.spacing != DATASET):
+        raise ValueError(
+            f"-p {request.base} takes patch, batch size and spacing from these plans; leave out -p "
+            "to plan them by -gpu_memory_target and --spacing"
+        )
+    if not target(request) > 0:
+        raise ValueError(
+            f"-gpu_memory_target is in GB and positive, got {request.gpu_memory_target:g}"
+        )
+    _check_spacing(request)
+
+
+def _check_name(request: Request) -> None:
+    name = request.name
+    if "__" in name or not name.replace("_", "").replace("-", "").isalnum():
+        raise ValueError(
+            f"plans are named by letters, digits, - and single _, got {name!r}: nnU-Net joins "
+            "trainer, plans and configuration by __ into a folder's name"
+        )
+    if name in (request.base, BASE):
+        raise ValueError(
+            f"--name {name} would overwrite the plans that nnU-Net has made; choose another"
+        )
+
+
+def _check_spacing(request: Request) -> None:
+    spacing = request.spacing
+    if isinstance(spacing, str):
+        if spacing not in (DATASET, PRETRAINING):
+            raise ValueError(
+                f"--spacing is {DATASET}, {PRETRAINING}, or three numbers Z Y X in mm; got "
+                f"{spacing!r}"
+            )
+        if spacing == PRETRAINING and request.preset:
+            raise ValueError(
+                f"--spacing {PRETRAINING} is that of a checkpoint; -a names a preset that has none"
+            )
+    elif len(spacing) != 3 or not all(mm > 0 for mm in spacing):
+        raise ValueError(f"--spacing takes three positive numbers Z Y X in mm, got {spacing}")
+
+
+def target(request: Request) -> float:
+    """The GPU memory that a training may take, in GB."""
+    return float(MEMORY) if request.gpu_memory_target is None else request.gpu_memory_target
