@@ -36,9 +36,10 @@ from nnssl.finetune.architecture import (
     encoder_for,
     permute_axes,
 )
+from nnssl.hu import HUPolicy
 from nnssl.plans import memory
 from nnssl.plans.patch import plan_batch, plan_patch
-from nnssl.types import HUPolicy, Shape, Spacing
+from nnssl.types import Shape, Spacing
 
 # What preprocessed data depend on; the rest of a configuration is about the network.
 OF_THE_DATA = (

@@ -10,9 +10,10 @@ from made_plans import nnunet_plans
 from micro import ENCODER
 
 from nnssl import finetune
-from nnssl.finetune.architecture import Recipe, architecture
+from nnssl.finetune.architecture import architecture
 from nnssl.network.decoders import DECODERS
 from nnssl.network.swin_unetr import SwinUNETR
+from nnssl.recipe import Recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 # slices: the same code as volumes, in a tenth of the time

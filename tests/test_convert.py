@@ -22,9 +22,10 @@ from nnssl.convert import sources
 from nnssl.convert.conversion import Request, convert
 from nnssl.encoder.swin import Swin, SwinConfig
 from nnssl.finetune import checkpoint_choice
-from nnssl.finetune.architecture import Recipe, architecture
+from nnssl.finetune.architecture import architecture
 from nnssl.network.swin_unetr import SwinUNETR
 from nnssl.plans import derive
+from nnssl.recipe import Recipe
 
 SMALL = {"depths": (1, 1, 1, 1), "window_size": (2, 2, 2)}
 

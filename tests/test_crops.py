@@ -16,7 +16,7 @@ from nnssl.data.crops import Crops
 from nnssl.data.plan import Case, Plan
 from nnssl.data.positions import DRAWS, LEAST_BODY, Body
 from nnssl.data.preprocess import BLOCK, body_blocks, preprocess
-from nnssl.types import HUPolicy
+from nnssl.hu import HUPolicy
 
 SHAPES = ((40, 70, 60), (20, 90, 50), (50, 30, 64), (48, 48, 48), (33, 65, 47))
 

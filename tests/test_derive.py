@@ -15,9 +15,10 @@ from micro import ENCODER
 
 from nnssl import cli, files, finetune
 from nnssl.encoder.presets import preset
-from nnssl.finetune.architecture import BASE, INFO, PLANNED, RECIPE, Recipe, is_ours
+from nnssl.finetune.architecture import BASE, INFO, PLANNED, RECIPE, is_ours
 from nnssl.network.decoders import OPTIONS
 from nnssl.plans.derive import Request, derive
+from nnssl.recipe import Recipe
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from nnssl import cli, parsers
-from nnssl.finetune.architecture import Recipe
+from nnssl.recipe import Recipe
 from nnssl.study.design import check, description, template
 from nnssl.study.design.description import DescriptionError, load
 

@@ -15,9 +15,10 @@ from nnssl import checkpoint, files, finetune
 from nnssl.encoder.presets import preset
 from nnssl.encoder.swin import SwinConfig
 from nnssl.finetune import checkpoint_choice
-from nnssl.finetune.architecture import INFO, RECIPE, Recipe
+from nnssl.finetune.architecture import INFO, RECIPE
 from nnssl.finetune.checkpoint_choice import NoCheckpointError, OriginError
 from nnssl.network.swin_unetr import SwinUNETR, output_sizes
+from nnssl.recipe import Recipe
 
 
 def test_a_recipe_takes_nnunets_length_by_default_and_refuses_unknown_keys():

@@ -14,7 +14,7 @@ from nnssl.__main__ import COMMANDS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 FLOORS = (
-    {"types", "json_text"},
+    {"types", "json_text", "hu"},
     {
         "files",
         "dist",

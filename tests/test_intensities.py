@@ -17,7 +17,7 @@ from made_plans import nnunet_plans
 
 from nnssl import finetune
 from nnssl.finetune import checkpoint_choice
-from nnssl.types import HUPolicy
+from nnssl.hu import HUPolicy
 
 POLICY = HUPolicy.from_dict(HU)  # clips to [-900, 1100]
 # beyond all clip ranges

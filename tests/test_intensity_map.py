@@ -13,8 +13,8 @@ from micro import ENCODER
 
 from nnssl.encoder.swin import Swin
 from nnssl.finetune.architecture import intensity_map
+from nnssl.hu import HUPolicy
 from nnssl.network.swin_unetr import Intensity, SwinUNETR
-from nnssl.types import HUPolicy
 
 HU = HUPolicy(low=-900.0, high=1100.0, mean=-40.0, std=310.0)
 BENT = HUPolicy(

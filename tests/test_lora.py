@@ -13,8 +13,8 @@ from made_trainers import DATASET_JSON, batch, made_plans, made_trainer, train_e
 
 from nnssl import checkpoint, files, finetune
 from nnssl.finetune import checkpoint_choice
-from nnssl.finetune.architecture import Recipe
 from nnssl.finetune.lora import MATRICES, STATE, LowRank
+from nnssl.recipe import Recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

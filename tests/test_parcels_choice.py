@@ -11,12 +11,12 @@ from nnssl.data import atlas, parcels
 from nnssl.data.plan import Case, Plan
 from nnssl.data.prepare import prepare
 from nnssl.files import read_json
+from nnssl.hu import HUPolicy
 from nnssl.train import parcels_choice, pretrain
 from nnssl.train.before import Before
 from nnssl.train.log import Log
 from nnssl.train.pretrain import Options
 from nnssl.train.run import LATEST
-from nnssl.types import HUPolicy
 
 SPACING = (5.0, 6.0, 6.0)
 HU = HUPolicy(-1000.0, 1000.0, 40.0, 250.0)

@@ -19,7 +19,8 @@ from nnssl.data.plan import (
     resampled_shape,
 )
 from nnssl.data.survey import body_histogram
-from nnssl.types import BODY_HU, HUPolicy
+from nnssl.hu import HUPolicy
+from nnssl.types import BODY_HU
 
 
 def plan_of(shapes=((100, 300, 300),), spacings=((2.0, 1.0, 1.0),), **options) -> Plan:

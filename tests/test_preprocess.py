@@ -24,8 +24,8 @@ from nnssl.data.prepare import STALE, prepare
 from nnssl.data.preprocess import BLOCK, body_blocks, forget_damaged, preprocess, store
 from nnssl.data.survey import body_histogram
 from nnssl.files import read_json, write_json
+from nnssl.hu import HUPolicy
 from nnssl.train.batches import collate
-from nnssl.types import HUPolicy
 
 
 def nnunet_preprocessed(path: Path, plan: Plan) -> np.ndarray:

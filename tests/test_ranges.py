@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from nnssl.hu import HUPolicy
 from nnssl.methods import METHODS
 from nnssl.train.batches import generator_for
-from nnssl.types import HUPolicy
 from nnssl.views.intensity import HIGHS, LOWS, STANDARD, Ranges, draw_intensity, draw_window
 
 

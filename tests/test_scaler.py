@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from nnssl.finetune import Average, optimise
-from nnssl.finetune.architecture import Recipe
 from nnssl.network.swin_unetr import SwinUNETR
+from nnssl.recipe import Recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -15,12 +15,12 @@ from made_plans import nnunet_plans
 
 from nnssl.encoder.swin import Swin, SwinConfig
 from nnssl.finetune.architecture import architecture
+from nnssl.hu import HUPolicy
 from nnssl.network.swin_unetr import SwinUNETR
 from nnssl.study.measurement import attention, features
 from nnssl.study.measurement.attention import AttentionDistance
 from nnssl.study.measurement.features import Layers
 from nnssl.study.rows import AttentionRow
-from nnssl.types import HUPolicy
 
 CONFIG = SwinConfig(embed_dim=12, depths=(2, 2, 2, 1), heads=(1, 2, 2, 3), window=2)
 STRIDES = [(2,) * 3, (2,) * 3, (2,) * 3, (4,) * 3, (4,) * 3, (8,) * 3, (8,) * 3, (16,) * 3]

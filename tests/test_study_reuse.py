@@ -18,12 +18,12 @@ from made_study import study as described
 from nnssl import files
 from nnssl.encoder.swin import SwinConfig
 from nnssl.finetune.architecture import architecture
+from nnssl.hu import HUPolicy
 from nnssl.network.swin_unetr import SwinUNETR
 from nnssl.study.design.description import Study
 from nnssl.study.execution import jobs
 from nnssl.study.measurement import reuse
 from nnssl.study.report.results import Results
-from nnssl.types import HUPolicy
 
 CONFIG = SwinConfig(embed_dim=12, depths=(1, 1, 1, 1), heads=(1, 1, 2, 2), window=2)
 TRAINERS = {

@@ -18,8 +18,8 @@ from micro import ENCODER
 
 from nnssl import checkpoint, finetune
 from nnssl.finetune import checkpoint_choice
-from nnssl.finetune.architecture import Recipe
 from nnssl.network.decoders import DECODERS
+from nnssl.recipe import Recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TRAINERS = (

@@ -11,7 +11,7 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnssl import finetune
-from nnssl.finetune.architecture import Recipe
+from nnssl.recipe import Recipe
 
 
 class DefaultNetworkTrainer(nnUNetTrainer):

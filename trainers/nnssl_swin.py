@@ -13,8 +13,9 @@ from torch import nn
 
 from nnssl import finetune
 from nnssl.finetune import resume
-from nnssl.finetune.architecture import INFO, Recipe
+from nnssl.finetune.architecture import INFO
 from nnssl.finetune.pretrained_weights import Watch
+from nnssl.recipe import Recipe
 from nnssl.trainers.nnssl_default_network import DefaultNetworkTrainer
 
 if TYPE_CHECKING:

@@ -25,9 +25,10 @@ from torch import Tensor
 
 from nnssl import checkpoint, files
 from nnssl.encoder.swin import Swin, SwinConfig
+from nnssl.hu import HUPolicy
 from nnssl.methods import METHODS, Method
 from nnssl.phantoms import phantom
-from nnssl.types import HUPolicy, Shape, Spacing
+from nnssl.types import Shape, Spacing
 from nnssl.views.intensity import Ranges
 from nnssl.views.spatial import cut
 

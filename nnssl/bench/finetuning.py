@@ -22,9 +22,9 @@ from nnssl.bench.timing import Rounds, arguments, peak_memory, side_by_side, tab
 from nnssl.encoder.presets import preset
 from nnssl.encoder.swin import SwinConfig
 from nnssl.finetune import deep_supervision_weights, optimise, unwrap
-from nnssl.finetune.architecture import Recipe
 from nnssl.memory import keep_freed_memory
 from nnssl.network.swin_unetr import SwinUNETR
+from nnssl.recipe import Recipe
 
 CLASSES = 6
 STAGES = (32, 64, 128, 256, 320, 320)

@@ -19,7 +19,8 @@ from nnssl.bench import markdown
 from nnssl.data.plan import hu_policy
 from nnssl.data.scans import Found, read_scan
 from nnssl.data.survey import body_histogram
-from nnssl.types import BODY_HU, HUPolicy
+from nnssl.hu import HUPolicy
+from nnssl.types import BODY_HU
 
 RANGE = (-1024, 3071)  # HU of the first and the last bin
 HU = np.arange(RANGE[0], RANGE[1] + 1.0)  # of each bin

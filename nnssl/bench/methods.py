@@ -21,10 +21,11 @@ from nnssl.bench.figures import middle
 from nnssl.bench.timing import arguments, peak_memory, side_by_side, table
 from nnssl.encoder.presets import preset
 from nnssl.encoder.swin import Swin
+from nnssl.hu import HUPolicy
 from nnssl.memory import keep_freed_memory
 from nnssl.methods import METHODS, Method, MethodConfig
 from nnssl.phantoms import phantom
-from nnssl.types import HUPolicy, Shape
+from nnssl.types import Shape
 
 BASE = "simmim"
 BODY = HUPolicy(low=-1000.0, high=1000.0, mean=0.0, std=250.0)

@@ -32,9 +32,9 @@ from nnssl.data.labelled import find_labelled, prepare_labelled
 from nnssl.data.plan import Plan
 from nnssl.encoder.swin import Swin
 from nnssl.files import fingerprint
+from nnssl.hu import HUPolicy
 from nnssl.train.places import raw_dataset
 from nnssl.train.probe import Probe
-from nnssl.types import HUPolicy
 
 RANDOM = "random"
 KINDS = {"linear": "probe_dice", "decoder": "probe_decoder"}

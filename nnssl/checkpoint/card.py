@@ -21,7 +21,7 @@ from nnssl.checkpoint.file import Checkpoint, load
 from nnssl.checkpoint.header import PREFIX
 from nnssl.checkpoint.plain import printable
 from nnssl.checkpoint.safe import STORED, write_safe
-from nnssl.types import HUPolicy
+from nnssl.hu import HUPolicy
 
 CONFIG, CARD = "config.json", weights.CARD
 HUB = "hf://OWNER/REPO"

@@ -9,7 +9,8 @@ from nnssl import files
 from nnssl.checkpoint.file import Checkpoint
 from nnssl.checkpoint.header import PREFIX
 from nnssl.checkpoint.plain import printable
-from nnssl.types import MANIFEST, HUPolicy
+from nnssl.hu import HUPolicy
+from nnssl.types import MANIFEST
 
 UNKNOWN = "unknown"
 PROBE = "probe_"  # begins the names of its figures

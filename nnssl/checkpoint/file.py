@@ -15,14 +15,15 @@ from nnssl.checkpoint.header import DECODER, FORMAT_VERSION, PREFIX, problem, wi
 from nnssl.checkpoint.plain import CheckpointError, read_plain
 from nnssl.checkpoint.safe import SAFE, is_safe, read_safe, write_safe
 from nnssl.encoder.swin import Swin, SwinConfig
-from nnssl.types import NETWORK_CLASS, HUPolicy, Shape, Spacing
+from nnssl.hu import HUPolicy
+from nnssl.types import NETWORK_CLASS, Shape, Spacing
 
 FULL = 4  # bytes of a weight in single precision
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint as read; see the module's docstring for the file."""
+    """A checkpoint as read; the docstring of `nnssl.checkpoint` describes the file."""
 
     path: Path
     sha256: str

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nnssl.checkpoint.plain import printable, why_no_weights
 from nnssl.encoder.swin import Swin, SwinConfig
-from nnssl.types import HUPolicy
+from nnssl.hu import HUPolicy
 
 FORMAT_VERSION = 1
 KEYS = {"format_version", "header", "network_weights", "nnssl_adaptation_plan", "citations"}

@@ -27,7 +27,7 @@ from nnssl.convert.request import Request
 from nnssl.convert.sources import Source
 from nnssl.encoder.swin import Swin, SwinConfig
 from nnssl.encoder.windows import relative_index
-from nnssl.types import HUPolicy
+from nnssl.hu import HUPolicy
 
 MERGE = (
     "layers4.0.downsample.norm.weight",

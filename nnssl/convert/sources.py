@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from nnssl.types import HUPolicy, Shape, Spacing
+from nnssl.hu import HUPolicy
+from nnssl.types import Shape, Spacing
 
 UNSTATED = "licence of the weights: unstated"
 ABDOMEN = (-175.0, 250.0)  # HU that become 0 and 1

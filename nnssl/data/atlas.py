@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nnssl.data.crops import stored_array
-from nnssl.types import HUPolicy, Shape, Spacing
+from nnssl.hu import HUPolicy
+from nnssl.types import Shape, Spacing
 
 if TYPE_CHECKING:
     import SimpleITK

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from nnssl.types import HUPolicy
+from nnssl.hu import HUPolicy
 
 WIDEST = (-1000.0, 3000.0)  # HU
 # HU of the map's interior knots. Between them: air and lung; lung's edge and skin; fat; organs;

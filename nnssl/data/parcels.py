@@ -25,7 +25,8 @@ from nnssl.data.preprocess import store
 from nnssl.data.tissue import cluster, nearest, tissue_and_position
 from nnssl.data.workers import Failed, parallel_map
 from nnssl.files import fingerprint, inside, names_in, read_json, write_json
-from nnssl.types import BODY_HU, HUPolicy, Spacing
+from nnssl.hu import HUPolicy
+from nnssl.types import BODY_HU, Spacing
 
 FORMAT = 1
 NOTE = "parcels.json"

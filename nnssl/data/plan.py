@@ -12,8 +12,9 @@ import numpy as np
 
 from nnssl.data.hu_map import hu_policy
 from nnssl.files import fingerprint, read_json, write_json
+from nnssl.hu import HUPolicy
 from nnssl.memory import uncollected
-from nnssl.types import HUPolicy, Shape, Spacing
+from nnssl.types import Shape, Spacing
 
 FORMAT_VERSION = 1
 SANE_SPACING = (0.5, 5.0)  # mm: finer is more noise than anatomy, coarser loses the organs

@@ -13,8 +13,9 @@ from nnssl import address, checkpoint, files, hook
 from nnssl.doctor import ways
 from nnssl.doctor.finding import Finding, first_line, note, ok, wrong
 from nnssl.finetune import checkpoint_choice
-from nnssl.finetune.architecture import INFO, Recipe, is_ours
+from nnssl.finetune.architecture import INFO, is_ours
 from nnssl.plans.cautions import cautions
+from nnssl.recipe import Recipe
 from nnssl.types import PREPROCESSED
 
 TRAINERS = (

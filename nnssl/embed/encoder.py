@@ -17,7 +17,8 @@ from nnssl.embed.scan import Prepared, checked, found_at, grid_plan, prepare
 from nnssl.encoder.config import STEPS, SwinConfig
 from nnssl.encoder.swin import Swin
 from nnssl.finetune import checkpoint_choice
-from nnssl.types import HUPolicy, Shape, Spacing
+from nnssl.hu import HUPolicy
+from nnssl.types import Shape, Spacing
 
 
 class Encoder(nn.Module):

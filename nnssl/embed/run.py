@@ -26,8 +26,9 @@ from nnssl.embed.options import Options
 from nnssl.embed.scan import Prepared, grid_plan, prepare, read_labels
 from nnssl.embed.table import Row
 from nnssl.finetune import checkpoint_choice
+from nnssl.hu import HUPolicy
 from nnssl.train.processes import choose_device
-from nnssl.types import HUPolicy, Spacing
+from nnssl.types import Spacing
 
 NOTE = "embed.json"
 VERSION = 1  # goes up when the same settings would give other numbers

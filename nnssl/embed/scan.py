@@ -14,7 +14,8 @@ from nnssl.data.preprocess import network_input
 from nnssl.data.refusals import UnusableScanError, check_hu, check_values
 from nnssl.data.scans import Found, check_stored, read
 from nnssl.data.volumes import read_volume
-from nnssl.types import BODY_HU, HUPolicy, Shape, Spacing
+from nnssl.hu import HUPolicy
+from nnssl.types import BODY_HU, Shape, Spacing
 
 ANY_CROP = (96, 96, 96)  # a plan has one; preprocessing does not ask for it
 

@@ -17,7 +17,8 @@ import numpy as np
 from nnssl import files
 from nnssl.data.survey_report import NAMES
 from nnssl.embed.pooling import BODY, Pooled
-from nnssl.types import HUPolicy, Shape
+from nnssl.hu import HUPolicy
+from nnssl.types import Shape
 
 STAGES = tuple(f"stage{number}" for number in range(5))
 SCANS, FEATURES, LABELS = "scans", "features", "labels"

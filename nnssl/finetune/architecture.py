@@ -14,9 +14,10 @@ from dataclasses import replace
 
 from nnssl.encoder.config import OWN, SwinConfig
 from nnssl.finetune.strides import steps_for
+from nnssl.hu import HUPolicy
 from nnssl.network.decoders import full_options
-from nnssl.recipe import RECIPE, Recipe
-from nnssl.types import BASE, NAME, NETWORK_CLASS, HUPolicy, Shape
+from nnssl.recipe import RECIPE
+from nnssl.types import BASE, NAME, NETWORK_CLASS, Shape
 
 __all__ = [
     "BASE",
@@ -26,7 +27,6 @@ __all__ = [
     "NETWORK_CLASS",
     "PLANNED",
     "RECIPE",
-    "Recipe",
     "architecture",
     "axes_of",
     "describe_map",

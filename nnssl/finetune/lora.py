@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from nnssl.finetune.architecture import Recipe
 from nnssl.network.swin_unetr import SwinUNETR
+from nnssl.recipe import Recipe
 
 MATRICES = ("attn.qkv", "attn.proj", "mlp.linear1", "mlp.linear2")  # of a block
 WHOLE = ("patch_embed.", "relative_position_bias_table")  # in the names of what learns as it is

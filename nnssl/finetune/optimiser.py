@@ -9,10 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from nnssl.finetune.architecture import Recipe
 from nnssl.finetune.schedule import Schedule
 from nnssl.memory import keep_freed_memory
 from nnssl.network.swin_unetr import SwinUNETR
+from nnssl.recipe import Recipe
 
 HEADS = ".seg_layers."  # in the names of the layers that give the logits
 PARTS = 5  # of the encoder: the patch embedding and four stages

@@ -6,7 +6,7 @@ from math import ceil, cos, pi
 
 import torch
 
-from nnssl.finetune.architecture import Recipe
+from nnssl.recipe import Recipe
 
 
 class Schedule:

@@ -26,7 +26,7 @@ from nnssl.network.layers import (
     upsampling,
 )
 from nnssl.network.nnunet_decoder import NNUNetDecoder
-from nnssl.network.normalise import norm_act, norm_of
+from nnssl.network.norm_act import norm_act, norm_of
 from nnssl.types import Shape
 
 OUTPUTS = 4  # logits at 1, 1/2, 1/4 and 1/8 of the image's size, where every step halves

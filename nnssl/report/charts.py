@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nnssl.data.survey import HISTOGRAM
+from nnssl.hu import HUPolicy
 from nnssl.study.report import drawing
-from nnssl.types import HUPolicy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

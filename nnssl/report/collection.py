@@ -16,12 +16,13 @@ from nnssl.data.plan import Case, Plan, case_id
 from nnssl.data.survey import HISTOGRAM
 from nnssl.data.survey_lines import body_histograms
 from nnssl.data.survey_report import ScanReport
+from nnssl.hu import HUPolicy
 from nnssl.report import charts, left_out
 from nnssl.report.charts import SHOWN_HU, STEP
 from nnssl.report.thumbnails import Planes, picture
 from nnssl.study.report.page import Section, Tile, Tiles, page
 from nnssl.study.report.tables import Cell, Table
-from nnssl.types import HUPolicy, Spacing
+from nnssl.types import Spacing
 
 REPORT, PLAN = "report.json", "plan.json"
 GREYS = (-1000.0, 1000.0)  # HU that are black and white

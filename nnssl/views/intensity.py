@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nnssl.types import HUPolicy
+from nnssl.hu import HUPolicy
 from nnssl.views.spatial import per_image, separable_filter
 
 if TYPE_CHECKING:

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from nnssl import __version__, checkpoint, files
 from nnssl.encoder.swin import Swin, SwinConfig
-from nnssl.types import FINAL, HUPolicy
+from nnssl.hu import HUPolicy
+from nnssl.types import FINAL
 
 
 def export(fold: Path, path: Path) -> None:
