@@ -95,10 +95,10 @@ def export() -> int:
     """nnssl_export: a trained network as ONNX and torch.export, with what it expects."""
     args = parsers.export_parser().parse_args()
 
-    from nnssl.export import Request
+    from nnssl.export import ExportRequest
     from nnssl.export import export as run
 
-    return _report_errors(lambda: run(options.build(Request, args)))
+    return _report_errors(lambda: run(options.build(ExportRequest, args)))
 
 
 @_command
@@ -106,10 +106,10 @@ def plan() -> int:
     """nnssl_plan: a plans file that carries a checkpoint and a recipe."""
     args = parsers.plan_parser().parse_args()
 
-    from nnssl.plans.derive import Request, derive, describe
+    from nnssl.plans.derive import PlansRequest, derive, describe
     from nnssl.recipe import Recipe
 
-    request = options.build(Request, args, recipe=options.values_of(Recipe, args))
+    request = options.build(PlansRequest, args, recipe=options.values_of(Recipe, args))
     return _report_errors(lambda: print(describe(derive(request), request)))
 
 
@@ -118,10 +118,10 @@ def convert() -> int:
     """nnssl_convert: third-party weights as a checkpoint of ours."""
     args = parsers.convert_parser().parse_args()
 
-    from nnssl.convert.conversion import Request
+    from nnssl.convert.conversion import ConvertRequest
     from nnssl.convert.conversion import convert as run
 
-    return _report_errors(lambda: print(run(options.build(Request, args))))
+    return _report_errors(lambda: print(run(options.build(ConvertRequest, args))))
 
 
 @_command
@@ -130,10 +130,10 @@ def embed() -> int:
     args = parsers.embed_parser().parse_args()
 
     def work() -> None:
-        from nnssl.embed.run import Options
+        from nnssl.embed.run import EmbedOptions
         from nnssl.embed.run import embed as run
 
-        run(options.build(Options, args))
+        run(options.build(EmbedOptions, args))
 
     return _report_errors(work)
 

@@ -9,10 +9,10 @@ import argparse
 from pathlib import Path
 
 from nnssl import address, options, weights
-from nnssl.convert.request import Request as ConvertRequest
-from nnssl.embed.options import Options as EmbedOptions
-from nnssl.export import Request as ExportRequest
-from nnssl.plans.request import Request as PlanRequest
+from nnssl.convert.request import ConvertRequest
+from nnssl.embed.options import EmbedOptions
+from nnssl.export import ExportRequest
+from nnssl.plans.request import PlansRequest
 from nnssl.recipe import Recipe
 from nnssl.train.options import DEVICE, CommandOptions
 
@@ -38,7 +38,7 @@ def plan_parser() -> argparse.ArgumentParser:
         "share the data of nnU-Net's own plans where both would preprocess the same. Train with: "
         "nnUNetv2_train ... -p NAME.",
     )
-    options.add(parser, PlanRequest)
+    options.add(parser, PlansRequest)
     options.add(parser, Recipe, unset=True)
     return parser
 

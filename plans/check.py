@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from nnssl.network.decoders import full_options
-from nnssl.plans.request import DATASET, MEMORY, PRETRAINING, Request
+from nnssl.plans.request import DATASET, MEMORY, PRETRAINING, PlansRequest
 from nnssl.types import BASE
 
 
-def check(request: Request) -> None:
+def check(request: PlansRequest) -> None:
     """Raises ValueError, which says what to type."""
     if request.decoder:
         full_options(request.decoder)
@@ -26,7 +26,7 @@ def check(request: Request) -> None:
     _check_spacing(request)
 
 
-def _check_name(request: Request) -> None:
+def _check_name(request: PlansRequest) -> None:
     name = request.name
     if "__" in name or not name.replace("_", "").replace("-", "").isalnum():
         raise ValueError(
@@ -39,7 +39,7 @@ def _check_name(request: Request) -> None:
         )
 
 
-def _check_spacing(request: Request) -> None:
+def _check_spacing(request: PlansRequest) -> None:
     spacing = request.spacing
     if isinstance(spacing, str):
         if spacing not in (DATASET, PRETRAINING):
@@ -55,6 +55,6 @@ def _check_spacing(request: Request) -> None:
         raise ValueError(f"--spacing takes three positive numbers Z Y X in mm, got {spacing}")
 
 
-def target(request: Request) -> float:
+def target(request: PlansRequest) -> float:
     """The GPU memory that a training may take, in GB."""
     return float(MEMORY) if request.gpu_memory_target is None else request.gpu_memory_target

@@ -22,33 +22,37 @@ from nnssl.finetune.architecture import (
     INFO,
     PLANNED,
     RECIPE,
-    Recipe,
     architecture,
     is_ct,
     is_ours,
 )
 from nnssl.plans.cautions import cautions, fold_to_train
 from nnssl.plans.check import check, target
-from nnssl.plans.request import DATASET, PRETRAINING, Request
+from nnssl.plans.request import DATASET, PRETRAINING, PlansRequest
+from nnssl.recipe import Recipe
 from nnssl.types import PREPROCESSED, RAW
 
 if TYPE_CHECKING:
-    from nnssl.plans.planner import Start
+    from nnssl.plans.planner import PlannedStart
 
 
-def derive(request: Request) -> Path:
+def derive(request: PlansRequest) -> Path:
     """Write the plans file and give its path.
 
     Raises ValueError and FileNotFoundError, each saying what to type.
     """
-    from nnssl.plans.planner import Start
+    from nnssl.plans.planner import PlannedStart
 
     check(request)
     recipe = Recipe.chosen(request.recipe)
     folder = _dataset_folder(request.dataset)
     path = files.inside(folder, f"{request.name}.json")
     base = _base_plans(folder, request) if request.base else None
-    start = Start(preset(request.preset)) if request.preset else Start.of(request.checkpoint)
+    start = (
+        PlannedStart(preset(request.preset))
+        if request.preset
+        else PlannedStart.of(request.checkpoint)
+    )
     request = replace(request, decoder=request.decoder or start.decoder)
     _refuse_to_overwrite(path)
     plans = base or _planned(request, folder, start)
@@ -62,7 +66,7 @@ def derive(request: Request) -> Path:
     return path
 
 
-def _name_network(plans: dict, request: Request, start: Start) -> None:
+def _name_network(plans: dict, request: PlansRequest, start: PlannedStart) -> None:
     """Into each configuration; but for those that inherit it, as the cascade's."""
     decoder = request.decoder or start.decoder
     for configuration in plans["configurations"].values():
@@ -72,7 +76,7 @@ def _name_network(plans: dict, request: Request, start: Start) -> None:
             configuration["architecture"] = entry
 
 
-def _how_planned(plans: dict, request: Request) -> dict:
+def _how_planned(plans: dict, request: PlansRequest) -> dict:
     """For the record: nothing depends on it."""
     return {
         "from": request.base or "the dataset's fingerprint",
@@ -95,7 +99,7 @@ def fitting(plans: dict) -> list[str]:
     return [name for name, configuration in configurations.items() if dims(configuration) == wanted]
 
 
-def describe(path: Path, request: Request) -> str:
+def describe(path: Path, request: PlansRequest) -> str:
     """What was written, and the lines to type next."""
     plans, folder = files.read_json(path), path.parent
     fits = plans[PLANNED]["checkpoint_fits"] if INFO in plans else list(plans["configurations"])
@@ -112,7 +116,7 @@ def describe(path: Path, request: Request) -> str:
     return "\n".join(lines)
 
 
-def _preprocessing_lines(configurations: dict, folder: Path, request: Request) -> list[str]:
+def _preprocessing_lines(configurations: dict, folder: Path, request: PlansRequest) -> list[str]:
     """None where the data of all are there."""
     data = {name: folder / entry["data_identifier"] for name, entry in configurations.items()}
     missing = [name for name, path in data.items() if not path.is_dir()]
@@ -144,7 +148,7 @@ def _about_configuration(name: str, configuration: dict, fits: bool) -> str:
     return line if fits else f"{line} (the checkpoint does not fit: SwinScratchTrainer only)"
 
 
-def _training_line(plans: dict, fits: list[str], folder: Path, request: Request) -> str:
+def _training_line(plans: dict, fits: list[str], folder: Path, request: PlansRequest) -> str:
     """For the first configuration that the checkpoint fits; where it fits none, the first."""
     names = ("3d_fullres", *fits, *plans["configurations"])
     first = next(name for name in names if name in fits or not fits)
@@ -184,7 +188,7 @@ def _dataset_folder(dataset: str | int) -> Path:
     return Path(os.environ[PREPROCESSED], maybe_convert_to_dataset_name(dataset))
 
 
-def _base_plans(folder: Path, request: Request) -> dict:
+def _base_plans(folder: Path, request: PlansRequest) -> dict:
     path = files.inside(folder, f"{request.base}.json")
     if not path.is_file():
         found = sorted(other.stem for other in folder.glob("*lans*.json")) or "none"
@@ -200,7 +204,7 @@ def _base_plans(folder: Path, request: Request) -> dict:
     return plans
 
 
-def _planned(request: Request, folder: Path, start: Start) -> dict:
+def _planned(request: PlansRequest, folder: Path, start: PlannedStart) -> dict:
     """Plans by our planner, which are not written yet; the dataset's fingerprint is taken first
     where it is missing.
     """
@@ -230,7 +234,7 @@ def _planned(request: Request, folder: Path, start: Start) -> dict:
         ).plan_experiment()
 
 
-def _target_spacing(request: Request, start: Start) -> list[float] | None:
+def _target_spacing(request: PlansRequest, start: PlannedStart) -> list[float] | None:
     """In mm; None: nnU-Net's choice for the dataset. Raises ValueError where it is not known."""
     if request.spacing == DATASET:
         return None
@@ -245,7 +249,7 @@ def _target_spacing(request: Request, start: Start) -> list[float] | None:
     return [float(mm) for mm in spacing]
 
 
-def _resize(configuration: dict, request: Request) -> None:
+def _resize(configuration: dict, request: PlansRequest) -> None:
     if request.patch and len(request.patch) == len(configuration["patch_size"]):
         configuration["patch_size"] = list(request.patch)
     if request.batch_size:

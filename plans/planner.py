@@ -30,7 +30,6 @@ from nnssl.finetune.architecture import (
     INFO,
     NAME,
     RECIPE,
-    Recipe,
     architecture,
     axes_of,
     encoder_for,
@@ -39,6 +38,7 @@ from nnssl.finetune.architecture import (
 from nnssl.hu import HUPolicy
 from nnssl.plans import memory
 from nnssl.plans.patch import plan_batch, plan_patch
+from nnssl.recipe import Recipe
 from nnssl.types import Shape, Spacing
 
 # What preprocessed data depend on; the rest of a configuration is about the network.
@@ -58,7 +58,7 @@ FINE = 3
 
 
 @dataclass(frozen=True)
-class Start:
+class PlannedStart:
     """The network that is planned for: its encoder, the HU it was pretrained on, and the plans'
     `pretrain_info`.
     """
@@ -73,7 +73,7 @@ class Start:
         return ((self.info or {}).get("decoder") or {"name": DECODER})["name"]
 
     @classmethod
-    def of(cls, named: Path | str | None = None) -> Start:
+    def of(cls, named: Path | str | None = None) -> PlannedStart:
         """From a checkpoint: `named`, or found as the trainers find it. Raises NoCheckpointError,
         CheckpointError.
         """
@@ -99,7 +99,7 @@ class SwinPlanner(ExperimentPlanner):
         plans_name: str = NAME,
         overwrite_target_spacing: list[float] | tuple[float, ...] | None = None,
         suppress_transpose: bool = False,
-        start: Start | None = None,
+        start: PlannedStart | None = None,
         decoder: str | None = None,
         patch: Shape | None = None,
     ) -> None:
@@ -111,7 +111,7 @@ class SwinPlanner(ExperimentPlanner):
             overwrite_target_spacing,  # pyright: ignore[reportArgumentType] its default is None
             suppress_transpose,
         )
-        self.start, self.patch = start or Start.of(), patch
+        self.start, self.patch = start or PlannedStart.of(), patch
         self.decoder = decoder or self.start.decoder
 
     @staticmethod

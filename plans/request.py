@@ -22,7 +22,7 @@ def _spacing(given: list[str]) -> str | Spacing:
 
 
 @dataclass(frozen=True)
-class Request:
+class PlansRequest:
     """The arguments of `nnssl_plan`."""
 
     dataset: str | int = option(help="dataset ID or name, as nnU-Net's -d", flag="-d", metavar="ID")

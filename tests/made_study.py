@@ -69,7 +69,7 @@ def fine_tuning(**changes) -> FineTuningJob:
     return FineTuningJob(**about | changes)
 
 
-def finished(run: runs.Run, dice: float = 0.8, hours: float = 0.5, case: str = "a") -> None:
+def finished(run: runs.StudyRun, dice: float = 0.8, hours: float = 0.5, case: str = "a") -> None:
     """Give `run` an outcome and rows."""
     head = RunRow(
         run=run.name,

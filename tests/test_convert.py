@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from nnssl import checkpoint, cli, files, finetune
 from nnssl.convert import sources
-from nnssl.convert.conversion import Request, convert
+from nnssl.convert.conversion import ConvertRequest, convert
 from nnssl.encoder.swin import Swin, SwinConfig
 from nnssl.finetune import checkpoint_choice
 from nnssl.finetune.architecture import architecture
@@ -107,7 +107,7 @@ def test_it_fine_tunes_like_any_other(call, network, saved, requested):
     loaded = checkpoint.load(path)
     plans = nnunet_plans(("CTNormalization", "ZScoreNormalization"))
     plans["pretrain_info"] = checkpoint_choice.pretrain_info(
-        checkpoint_choice.Choice(path, "a test"), loaded
+        checkpoint_choice.CheckpointChoice(path, "a test"), loaded
     )
     entry = architecture(
         plans, finetune.resolve(plans, "3d_fullres"), loaded.encoder_config, "light", loaded.hu
@@ -127,7 +127,7 @@ def test_all_configurations_of_a_dataset_can_be_planned_with_smit(call, nnunet_e
     path = call(made.smit(window=2).published())[3]
     folder = nnunet_env["nnUNet_preprocessed"] / DATASET
     files.write_json(folder / "nnUNetPlans.json", nnunet_plans())
-    request = derive.Request(
+    request = derive.PlansRequest(
         DATASET, base="nnUNetPlans", name="smit", checkpoint=path, decoder="light"
     )
     plans = files.read_json(derive.derive(request))
@@ -217,7 +217,7 @@ def test_files_of_safetensors_and_half_precision(tmp_path):
         name: tensor.half().contiguous() for name, tensor in made.timm_swin().state_dict().items()
     }
     save_file(tensors, tmp_path / "model.safetensors")
-    convert(Request(tmp_path / "model.safetensors", tmp_path / "ours.pth", hu=(-160, 240)))
+    convert(ConvertRequest(tmp_path / "model.safetensors", tmp_path / "ours.pth", hu=(-160, 240)))
     loaded = checkpoint.load(tmp_path / "ours.pth")
     assert loaded.spacing is None
     assert (loaded.hu.normalise(torch.tensor(240.0)) * 0.226 + 0.449).item() == pytest.approx(1)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from nnssl.methods.cpc import CPC
 from nnssl.train.batches import generator_for
-from nnssl.views.intensity import Intensity
+from nnssl.views.intensity import IntensityDraw
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture
 def _plain(monkeypatch):
     """Cubes as they are in the region."""
-    monkeypatch.setattr("nnssl.methods.cpc.draw_intensity", lambda *_: Intensity())
+    monkeypatch.setattr("nnssl.methods.cpc.draw_intensity", lambda *_: IntensityDraw())
 
 
 def numbered(region: tuple[int, ...]) -> torch.Tensor:

@@ -14,7 +14,7 @@ import pytest
 from nnssl import cli, commands, hook
 from nnssl.commands import CommandError
 from nnssl.demo import result, run
-from nnssl.demo.chain import QUICK, TRAINERS, Demo, Stage
+from nnssl.demo.chain import QUICK, TRAINERS, ChainStage, Demo
 
 NOTEBOOK = Path(__file__).resolve().parents[1] / "documentation" / "demo.ipynb"
 
@@ -34,7 +34,7 @@ def plain_commands(monkeypatch) -> None:
     monkeypatch.setattr(commands, "executable", lambda command: command)
 
 
-def with_stages(monkeypatch, *stages: Stage) -> None:
+def with_stages(monkeypatch, *stages: ChainStage) -> None:
     monkeypatch.setattr(Demo, "stages", lambda self: list(stages))
 
 
@@ -42,15 +42,15 @@ def test_finished_stages_are_not_done_again(demo, monkeypatch, plain_commands):
     done = []
     with_stages(
         monkeypatch,
-        Stage("first", "", lambda: done.append("first"), ()),
-        Stage("second", "", [python("import sys; sys.exit(3)")], ()),
+        ChainStage("first", "", lambda: done.append("first"), ()),
+        ChainStage("second", "", [python("import sys; sys.exit(3)")], ()),
     )
     with pytest.raises(run.DemoError):
         run.run(demo)
     with_stages(
         monkeypatch,
-        Stage("first", "", lambda: done.append("first again"), ()),
-        Stage("second", "", lambda: done.append("second"), ()),
+        ChainStage("first", "", lambda: done.append("first again"), ()),
+        ChainStage("second", "", lambda: done.append("second"), ()),
     )
     assert list(run.run(demo)) == ["first", "second"]
     assert done == ["first", "second"]
@@ -58,7 +58,7 @@ def test_finished_stages_are_not_done_again(demo, monkeypatch, plain_commands):
 
 def test_other_settings_start_afresh(demo, monkeypatch):
     done = []
-    with_stages(monkeypatch, Stage("only", "", lambda: done.append(1), ()))
+    with_stages(monkeypatch, ChainStage("only", "", lambda: done.append(1), ()))
     run.run(demo)
     (demo.folder / "scans" / "old.nii.gz").touch()
     run.run(dataclasses.replace(demo, device="cuda"))
@@ -68,9 +68,11 @@ def test_other_settings_start_afresh(demo, monkeypatch):
 
 def test_a_stage_starts_on_clean_ground(demo, monkeypatch):
     left = demo.folder / "predictions" / "from_scratch" / "left_by_a_kill.nii.gz"
-    with_stages(monkeypatch, Stage("make", "", lambda: (left.parent.mkdir(), left.touch()), ()))
+    with_stages(
+        monkeypatch, ChainStage("make", "", lambda: (left.parent.mkdir(), left.touch()), ())
+    )
     run.run(demo)
-    with_stages(monkeypatch, Stage("again", "", lambda: None, ("predictions/from_scratch",)))
+    with_stages(monkeypatch, ChainStage("again", "", lambda: None, ("predictions/from_scratch",)))
     run.run(demo)
     assert not left.exists()
 
@@ -85,7 +87,7 @@ def test_a_folder_of_the_users_is_left_alone(demo):
 
 def test_a_failed_command_shows_its_last_lines(demo, monkeypatch, plain_commands):
     code = "import sys; print('line\\n' * 100); sys.stderr.write('the cause'); sys.exit(7)"
-    with_stages(monkeypatch, Stage("fails", "", [python(code)], ()))
+    with_stages(monkeypatch, ChainStage("fails", "", [python(code)], ()))
     with pytest.raises(run.DemoError, match="status 7") as error:
         run.run(demo)
     assert "the cause" in str(error.value)

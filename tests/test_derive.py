@@ -17,7 +17,7 @@ from nnssl import cli, files, finetune
 from nnssl.encoder.presets import preset
 from nnssl.finetune.architecture import BASE, INFO, PLANNED, RECIPE, is_ours
 from nnssl.network.decoders import OPTIONS
-from nnssl.plans.derive import Request, derive
+from nnssl.plans.derive import PlansRequest, derive
 from nnssl.recipe import Recipe
 
 
@@ -115,7 +115,7 @@ def test_a_2d_checkpoint_is_planned_for_the_2d_configuration(
 
 
 def test_plans_for_a_random_start_alone(planned_dataset):
-    plans = files.read_json(derive(Request(DATASET, base=BASE, preset="tiny", name="random")))
+    plans = files.read_json(derive(PlansRequest(DATASET, base=BASE, preset="tiny", name="random")))
     assert INFO not in plans
     assert (
         plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["encoder"]
@@ -140,7 +140,7 @@ def test_plans_for_a_random_start_alone(planned_dataset):
 def test_wrong_requests_say_what_is_wrong(planned_dataset, wrong, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         derive(
-            Request(
+            PlansRequest(
                 DATASET,
                 **{"base": BASE}
                 | ({"preset": "tiny"} if "checkpoint" not in wrong else {})
@@ -153,16 +153,16 @@ def test_wrong_requests_say_what_is_wrong(planned_dataset, wrong, message):
 def test_plans_of_others_are_not_overwritten_and_ours_are(planned_dataset):
     files.write_json(planned_dataset / "theirs.json", nnunet_plans())
     with pytest.raises(ValueError, match="was not made by nnssl_plan"):
-        derive(Request(DATASET, base=BASE, preset="tiny", name="theirs"))
+        derive(PlansRequest(DATASET, base=BASE, preset="tiny", name="theirs"))
     for epochs in (1, 2):
         path = derive(
-            Request(DATASET, base=BASE, preset="tiny", name="mine", recipe={"epochs": epochs})
+            PlansRequest(DATASET, base=BASE, preset="tiny", name="mine", recipe={"epochs": epochs})
         )
         assert files.read_json(path)[RECIPE]["epochs"] == epochs
     with pytest.raises(
         ValueError, match="was made by nnssl_plan; derive new plans from nnU-Net's own"
     ):
-        derive(Request(DATASET, preset="tiny", base="mine"))
+        derive(PlansRequest(DATASET, preset="tiny", base="mine"))
 
 
 def test_the_command_answers_errors_without_a_traceback(nnunet_env, monkeypatch, capsys):

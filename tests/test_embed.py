@@ -23,7 +23,7 @@ from nnssl.data.preprocess import preprocess_case
 from nnssl.data.scans import Found
 from nnssl.data.survey import inspect_scan
 from nnssl.embed import pictures, pooling, run, table
-from nnssl.embed.run import Options
+from nnssl.embed.run import EmbedOptions
 
 SPACING = (3.0, 2.0, 2.0)  # of made checkpoints
 
@@ -129,7 +129,7 @@ def test_an_unknown_spacing_has_to_be_said(tmp_path):
 def embedded(weights, scans, tmp_path_factory):
     """The folder of a whole run with maps and pictures, and what it said."""
     folder, said = tmp_path_factory.mktemp("out") / "features", []
-    options = Options(
+    options = EmbedOptions(
         [scans], folder, weights, dense=8, nifti=True, num_processes=0, picture="thumbnails",
         device="cpu",
     )  # fmt: skip
@@ -224,7 +224,7 @@ def test_means_by_label(weights, encoder, scans, tmp_path):
     said = []
     out = tmp_path / "out"
     run.embed(
-        Options(
+        EmbedOptions(
             [tmp_path / "images"], out, weights, tmp_path / "masks", num_processes=0, device="cpu"
         ),
         said.append,
@@ -279,14 +279,14 @@ def test_neighbours_of_the_same_group_are_counted():
     assert pictures.same_group(features, ["a", "a", "b", "b", "b"]) == 1.0
     assert pictures.same_group(features, ["a", "b", "a", "b", "a"]) < 1.0
     assert pictures.nearest(features, 10).shape == (5, 4)
-    one = table.Table(["a"], ["a"], [features[:1]] * 5, [])
+    one = table.FeatureTable(["a"], ["a"], [features[:1]] * 5, [])
     with pytest.raises(ValueError, match="pictures need 5 scans or more, there are 1"):
         pictures.draw(one, None, False, print)
 
 
 def test_queries_take_every_group_in_turn():
     groups = ["a"] * 10 + ["b"] * 2
-    made = table.Table([f"{n:02}" for n in range(12)], groups, [], [])
+    made = table.FeatureTable([f"{n:02}" for n in range(12)], groups, [], [])
     queries = pictures._queries(made, ["a", "b"])
     assert {groups[q] for q in queries[:2]} == {"a", "b"}
     assert len(set(queries)) == len(queries)

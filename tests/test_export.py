@@ -109,7 +109,7 @@ def test_a_2d_network_with_regions(tmp_path):
         "regions_class_order": [1, 2],
     }
     model = model_folder(tmp_path, "2d", regions)
-    path = export.export(export.Request(model, tmp_path / "out", formats=("pt2",)))
+    path = export.export(export.ExportRequest(model, tmp_path / "out", formats=("pt2",)))
     card = json.loads(path.read_text())
     assert list(card["files"]) == ["model.pt2"]
     assert card["input"]["axes"] == ["batch", "channel", "y", "x"]

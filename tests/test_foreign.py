@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnssl.convert.conversion import Converted, Request, encoder_from
+from nnssl.convert.conversion import Converted, ConvertRequest, encoder_from
 from nnssl.convert.opening import tensors_of
 from nnssl.encoder.swin import Swin, SwinConfig
 
@@ -29,7 +29,9 @@ def encoder_of(tmp_path):
     def converted(content: dict, **requested: object) -> Converted:
         path = tmp_path / "foreign.pt"
         torch.save(content, path)
-        done = encoder_from(tensors_of(path), Request(path, tmp_path / "ours.pth", **requested))
+        done = encoder_from(
+            tensors_of(path), ConvertRequest(path, tmp_path / "ours.pth", **requested)
+        )
         # Conversion is in single precision, as files are: the weights made in double are rounded to
         # it first.
         done.encoder.double().eval()

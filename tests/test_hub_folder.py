@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from nnssl import checkpoint, cli, files
 from nnssl.checkpoint.card import CARD, CONFIG, card
-from nnssl.convert.conversion import Request, convert
+from nnssl.convert.conversion import ConvertRequest, convert
 from nnssl.encoder.swin import Swin
 
 
@@ -60,7 +60,7 @@ def test_the_way_there_and_back_is_the_same_file(call, tmp_path):
 
 def test_the_folder_is_a_checkpoint_by_itself(tmp_path):
     path = trained(tmp_path / "checkpoint_final.pth")
-    convert(Request(path, tmp_path / "hub", hub=True))
+    convert(ConvertRequest(path, tmp_path / "hub", hub=True))
     ours, theirs = checkpoint.load(path), checkpoint.load(tmp_path / "hub")
     assert (theirs.header, theirs.citations) == (ours.header, ours.citations)
     assert theirs.adaptation_plan == ours.adaptation_plan
@@ -68,7 +68,7 @@ def test_the_folder_is_a_checkpoint_by_itself(tmp_path):
     assert all(torch.equal(theirs.weights[name], ours.weights[name]) for name in ours.weights)
     assert theirs.sha256 == json.loads((tmp_path / "hub" / CONFIG).read_text())["sha256"]
     again = tmp_path / "again"
-    convert(Request(path, again, hub=True))
+    convert(ConvertRequest(path, again, hub=True))
     for name in (CARD, CONFIG, "model.safetensors"):
         assert files.sha256(again / name) == files.sha256(tmp_path / "hub" / name)
 
@@ -77,13 +77,15 @@ def test_training_state_is_not_published(tmp_path):
     content = torch.load(trained(tmp_path / "a.pth"), weights_only=True)
     content["training_state"] = {"cases": ["a patient's name"]}
     checkpoint.write(tmp_path / "checkpoint_latest.pth", content)
-    convert(Request(tmp_path / "checkpoint_latest.pth", tmp_path / "hub", hub=True))
+    convert(ConvertRequest(tmp_path / "checkpoint_latest.pth", tmp_path / "hub", hub=True))
     for path in (tmp_path / "hub").iterdir():
         assert b"a patient's name" not in path.read_bytes()
 
 
 def test_the_card_says_what_is_known(tmp_path):
-    convert(Request(trained(tmp_path / "a.pth"), tmp_path / "hub", hub=True, licence="cc-by-4.0"))
+    convert(
+        ConvertRequest(trained(tmp_path / "a.pth"), tmp_path / "hub", hub=True, licence="cc-by-4.0")
+    )
     text = (tmp_path / "hub" / CARD).read_text()
     front = yaml.safe_load(text.split("---")[1])
     assert (front["license"], front["library_name"]) == ("cc-by-4.0", "nnssl-swin")
@@ -104,7 +106,7 @@ def test_the_card_says_what_is_known(tmp_path):
 
 def test_the_card_says_what_is_unknown(tmp_path):
     path = pretrained(tmp_path, hu=None)
-    convert(Request(path, tmp_path / "hub", hub=True))
+    convert(ConvertRequest(path, tmp_path / "hub", hub=True))
     text = (tmp_path / "hub" / CARD).read_text()
     assert "license: unknown" in text
     for said in (
@@ -162,7 +164,7 @@ def test_a_folder_that_exists_stays(call, tmp_path):
 
 
 def test_damage_is_noticed(tmp_path):
-    convert(Request(pretrained(tmp_path), tmp_path / "hub", hub=True))
+    convert(ConvertRequest(pretrained(tmp_path), tmp_path / "hub", hub=True))
     path = tmp_path / "hub" / "model.safetensors"
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
@@ -181,7 +183,7 @@ def test_a_header_of_another_encoder_is_refused(tmp_path):
     """As in a file of PyTorch: what the metadata says is checked before it is used."""
     from safetensors import safe_open
 
-    convert(Request(pretrained(tmp_path), tmp_path / "hub", hub=True))
+    convert(ConvertRequest(pretrained(tmp_path), tmp_path / "hub", hub=True))
     path = tmp_path / "hub" / "model.safetensors"
     with safe_open(path, framework="pt") as file:
         said = json.loads(file.metadata()["nnssl"])

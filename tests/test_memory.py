@@ -14,7 +14,7 @@ from micro import ENCODER
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from nnssl.bench import memory as bench
-from nnssl.bench.memory import Accounting, Autocast, Case
+from nnssl.bench.memory import Accounting, Autocast, MemoryCase
 from nnssl.bench.timing import peak_memory
 from nnssl.cpu import upsampling
 from nnssl.encoder.presets import preset
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_the_accounting_counts_what_pytorchs_allocator_hands_out(monkeypatch, decoder):
     monkeypatch.setattr(upsampling, "is_supported", lambda *_: False)  # as on a GPU
-    case = Case(replace(ENCODER, embed_dim=12), decoder, (32, 32, 32))
+    case = MemoryCase(replace(ENCODER, embed_dim=12), decoder, (32, 32, 32))
 
     def work() -> None:
         network, moments = bench.build(case, "cpu")
@@ -113,12 +113,12 @@ def test_the_meta_device_has_the_types_of_cudas_autocast():
 )
 def test_the_estimate_is_within_15_percent_of_the_measurement(decoder, name, patch, batch, changes):
     """None of these is among those that the estimate was fitted to."""
-    case = Case(preset(name, len(patch), **changes), decoder, patch, batch)
+    case = MemoryCase(preset(name, len(patch), **changes), decoder, patch, batch)
     assert bench.estimated(case) == pytest.approx(bench.measured(case), rel=memory.TOLERANCE)
 
 
 def test_the_bench_prints_a_row_a_case(monkeypatch, capsys):
-    case = Case(preset("tiny"), "light", (32, 32, 32))
+    case = MemoryCase(preset("tiny"), "light", (32, 32, 32))
     monkeypatch.setattr(bench, "grid", lambda: [case])
     bench.main([])
     out = capsys.readouterr().out
@@ -134,7 +134,7 @@ def test_a_fit_finds_what_the_sizes_are_made_of():
     ]
     known = {"parameters": 14.0, "tokens": 12.0, "finest": 20.0}
 
-    def size(case: Case) -> float:
+    def size(case: MemoryCase) -> float:
         return sum(known.get(name, 0.0) * value for name, value in bench.terms_of(case).items())
 
     both = cases + [replace(case, decoder="swinunetr") for case in cases]

@@ -20,7 +20,7 @@ from micro import ENCODER
 from nnssl import files, hook
 from nnssl.finetune import checkpoint_choice
 from nnssl.finetune.architecture import BASE, INFO, RECIPE
-from nnssl.plans.derive import Request, derive
+from nnssl.plans.derive import PlansRequest, derive
 
 DATASET, ID = "Dataset902_Phantoms", "902"
 PATCH = (12, 32, 28)  # thin, and no multiple of 32
@@ -82,7 +82,7 @@ def plans_named(name: str, epochs: int = 1, mirror: bool = True, **options) -> N
         "mirror": mirror,
     }
     derive(
-        Request(
+        PlansRequest(
             DATASET,
             base=BASE,
             name=name,

@@ -13,7 +13,7 @@ import pytest
 
 from nnssl import options
 from nnssl.options import above, at_least, option
-from nnssl.plans.request import Request as PlanRequest
+from nnssl.plans.request import PlansRequest as PlanRequest
 from nnssl.recipe import Recipe
 from nnssl.train.options import CommandOptions, Options
 from nnssl.train.run_config import RunConfig

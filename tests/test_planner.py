@@ -17,7 +17,7 @@ from nnssl import cli, files, finetune
 from nnssl.encoder.presets import preset
 from nnssl.finetune.architecture import INFO, PLANNED, RECIPE, is_ours, steps_of
 from nnssl.plans import memory
-from nnssl.plans.derive import Request, derive
+from nnssl.plans.derive import PlansRequest, derive
 from nnssl.plans.patch import plan_batch, plan_patch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -35,7 +35,7 @@ KINDS = {  # shape and spacing (z y x), and the dataset's other properties
 def plan(folders, kind: str, **options) -> dict:
     shape, spacing, more = KINDS[kind]
     made_dataset(folders, shape, spacing, **more)
-    return files.read_json(derive(Request(NAME, **({"preset": "smit"} | options))))
+    return files.read_json(derive(PlansRequest(NAME, **({"preset": "smit"} | options))))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -212,7 +212,7 @@ def test_the_commands_plan_preprocess_and_say_what_to_type(nnunet_env, monkeypat
 def test_wrong_requests_say_what_is_wrong(nnunet_env, wrong, message):
     (nnunet_env["nnUNet_raw"] / NAME).mkdir()
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        derive(Request(NAME, **({"preset": "tiny"} | wrong)))
+        derive(PlansRequest(NAME, **({"preset": "tiny"} | wrong)))
 
 
 def simple_peak(patch: tuple[int, ...], batch: int) -> float:

@@ -9,14 +9,14 @@ from scipy.stats import pearsonr, spearmanr
 from test_probe import write_dataset
 
 from nnssl.bench import probes
-from nnssl.bench.probes import Entry, Row
+from nnssl.bench.probes import Entry, ProbeRow
 from nnssl.train import few_shot
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def row(name: str, dice: float | None, linear: float, decoder: float) -> Row:
-    return Row(Entry(name, dice), {"probe_dice": linear, "probe_decoder": decoder}, 1.25)
+def row(name: str, dice: float | None, linear: float, decoder: float) -> ProbeRow:
+    return ProbeRow(Entry(name, dice), {"probe_dice": linear, "probe_decoder": decoder}, 1.25)
 
 
 def test_correlations_are_scipys_and_lie_in_their_interval():

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 import nnssl
 from nnssl import address, checkpoint, cli, files, finetune, weights
 from nnssl.checkpoint.card import CONFIG, card
-from nnssl.convert.conversion import Request, convert
+from nnssl.convert.conversion import ConvertRequest, convert
 from nnssl.embed import run
 from nnssl.finetune import checkpoint_choice
 from nnssl.finetune.architecture import BASE, INFO
@@ -109,7 +109,7 @@ def test_the_documented_line_makes_the_same_file(tmp_path, monkeypatch):
 def test_half_precision_is_half_the_size_and_within_a_thousandth(tmp_path):
     path = pretrained(tmp_path)
     for half in (False, True):
-        convert(Request(path, tmp_path / f"{half}.safetensors", half=half))
+        convert(ConvertRequest(path, tmp_path / f"{half}.safetensors", half=half))
     whole, half = (tmp_path / f"{half}.safetensors" for half in (False, True))
     assert half.stat().st_size < 0.65 * whole.stat().st_size  # headers included
     one, other = checkpoint.load(whole).weights, checkpoint.load(half).weights
@@ -189,7 +189,7 @@ def test_a_path_of_that_name_comes_first(tmp_path, monkeypatch):
     (tmp_path / SMIT.name).mkdir()  # holds no weights
     assert address.local(SMIT.name) == SMIT.file
     (tmp_path / SMIT.name).rmdir()
-    convert(Request(pretrained(tmp_path / "own"), tmp_path / SMIT.name, hub=True))
+    convert(ConvertRequest(pretrained(tmp_path / "own"), tmp_path / SMIT.name, hub=True))
     assert address.local(SMIT.name) == Path(SMIT.name, address.MODEL)
     planned = {"checkpoint_path": SMIT.name, "sha256": SMIT.sha256}
     assert checkpoint_choice.choose(planned).path == SMIT.file
@@ -259,7 +259,7 @@ def test_the_names_of_the_networks_parts_fit(nnunet_env):
 def test_plans_without_a_name_carry_and_describe_them(nnunet_env):
     folder = nnunet_env["nnUNet_preprocessed"] / DATASET
     files.write_json(folder / f"{BASE}.json", nnunet_plans())
-    request = derive.Request(DATASET, base=BASE)
+    request = derive.PlansRequest(DATASET, base=BASE)
     path = derive.derive(request)
     assert files.read_json(path)[INFO]["checkpoint_path"] == SMIT.name
     said = derive.describe(path, request)
@@ -269,7 +269,7 @@ def test_plans_without_a_name_carry_and_describe_them(nnunet_env):
 
 def test_features_without_a_name_say_whose_they_are(nnunet_env, tmp_path):
     said = []
-    encoder = run.encoder_of(run.Options([tmp_path], tmp_path), said.append)
+    encoder = run.encoder_of(run.EmbedOptions([tmp_path], tmp_path), said.append)
     assert encoder.about["sha256"] == SMIT.sha256
     assert "by default: nnssl_embed -c and nnssl_checkpoint name none" in said[0]
     assert SMIT.good_for in said[0]

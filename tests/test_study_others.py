@@ -155,7 +155,7 @@ def test_primus_gets_patches_of_whole_cubes_and_none_in_2d(nnunet_env):
 # -- elsewhere
 
 
-def ready(folder: Path, **arm) -> tuple[runs.Run, FineTuningJob]:
+def ready(folder: Path, **arm) -> tuple[runs.StudyRun, FineTuningJob]:
     """The run of an arm that is trained elsewhere, and its job."""
     made = study(folder, arms=[ARMS[0], MAE | arm])
     one = runs.all_runs(made)[1]

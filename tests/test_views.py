@@ -13,7 +13,7 @@ from nnssl.methods import METHODS
 from nnssl.methods.smit import SMIT
 from nnssl.train.batches import generator_for, mixed_seed
 from nnssl.views.intensity import (
-    Intensity,
+    IntensityDraw,
     apply_intensity,
     apply_windows,
     blur,
@@ -333,17 +333,17 @@ def test_other_numbers_of_rotations_are_refused(dims, classes):
 
 def test_an_intensity_that_changes_nothing_changes_no_bit():
     images = randn(2, 1, 6, 7, 8)
-    assert torch.equal(apply_intensity(images, [Intensity()] * 2), images)
+    assert torch.equal(apply_intensity(images, [IntensityDraw()] * 2), images)
     assert torch.equal(blur(images, torch.zeros(2, 3)), images)
 
 
 def test_intensities_by_hand():
     images = randn(4, 1, 6, 7)
     draws = [
-        Intensity(low=-0.5, high=0.8),
-        Intensity(contrast=1.2, brightness=-0.3),
-        Intensity(gamma=1.5),
-        Intensity(),
+        IntensityDraw(low=-0.5, high=0.8),
+        IntensityDraw(contrast=1.2, brightness=-0.3),
+        IntensityDraw(gamma=1.5),
+        IntensityDraw(),
     ]
     got = apply_intensity(images, draws)
     assert torch.equal(got[0], images[0].clamp(-0.5, 0.8))
@@ -357,7 +357,7 @@ def test_intensities_by_hand():
 
 def test_noise_has_its_sd_and_comes_from_its_seed():
     images = torch.zeros(3, 1, 30, 30, 30)
-    noise = apply_intensity(images, [Intensity(noise=0.2, seed=seed) for seed in (1, 1, 2)])
+    noise = apply_intensity(images, [IntensityDraw(noise=0.2, seed=seed) for seed in (1, 1, 2)])
     assert float(noise[0].std()) == pytest.approx(0.2, rel=0.02)
     assert torch.equal(noise[0], noise[1])
     assert not torch.equal(noise[0], noise[2])
@@ -379,9 +379,9 @@ def test_blur_is_a_gaussian_along_each_axis():
 
 def test_drawn_intensities_differ_and_use_up_the_same_chance():
     draws = [draw_intensity(source) for source in [generator()] for _ in range(500)]
-    names = Intensity._fields[2:7]
+    names = IntensityDraw._fields[2:7]
     quiet = {
-        name: sum(getattr(d, name) == getattr(Intensity(), name) for d in draws) / 500
+        name: sum(getattr(d, name) == getattr(IntensityDraw(), name) for d in draws) / 500
         for name in names
     }
     assert quiet == pytest.approx(
@@ -429,7 +429,7 @@ def test_two_views_do_not_depend_on_the_batch(dims):
 
 
 def test_two_views_are_flipped_parts_where_intensities_are_left_out(monkeypatch):
-    monkeypatch.setattr("nnssl.views.pairs.draw_intensity", lambda *_: Intensity())
+    monkeypatch.setattr("nnssl.views.pairs.draw_intensity", lambda *_: IntensityDraw())
     region = randn(1, 1, 8, 8)
     views = two_views(region, [generator(3)], (6, 6))
     parts = [region[0, 0, y : y + 6, x : x + 6] for y in range(3) for x in range(3)]
@@ -559,7 +559,7 @@ def test_a_method_knows_where_in_the_scan_each_view_lies(name, dims):
 @pytest.mark.parametrize("name", ["smit", "simclr", "byol", "mocov3"])
 def test_two_views_lie_in_a_scan_smaller_than_their_region(name, monkeypatch):
     """A scan of 18 voxels in a region of 21: no voxel of a view of 16 is padding."""
-    monkeypatch.setattr("nnssl.views.pairs.draw_intensity", lambda *_: Intensity())
+    monkeypatch.setattr("nnssl.views.pairs.draw_intensity", lambda *_: IntensityDraw())
     method = micro.method(name)
     region = torch.full((1, 1, 21, 21, 21), AIR)
     region[:, :, 1:19] = 5.0
@@ -576,7 +576,7 @@ def test_two_views_lie_in_a_scan_smaller_than_their_region(name, monkeypatch):
 
 def test_random_views_lie_in_a_scan_smaller_than_their_region(monkeypatch):
     """A scan of 20 voxels in a region of 42, boxes of at most 19."""
-    monkeypatch.setattr("nnssl.views.multicrop.draw_intensity", lambda *_: Intensity())
+    monkeypatch.setattr("nnssl.views.multicrop.draw_intensity", lambda *_: IntensityDraw())
     region = torch.full((1, 1, 42, 42, 42), AIR)
     region[:, :, 11:31] = 5.0
     within = inside((42, 42, 42), torch.tensor([[-11, 0, 0]]), torch.tensor([[20, 42, 42]]))

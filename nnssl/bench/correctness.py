@@ -9,7 +9,7 @@ from operator import add
 import torch
 from torch import Tensor
 
-from nnssl.bench.sizes import Sizes
+from nnssl.bench.sizes import BenchSizes
 from nnssl.encoder.attention import choice
 from nnssl.encoder.swin import Swin
 from nnssl.train.precision import Precision
@@ -17,7 +17,7 @@ from nnssl.train.precision import Precision
 LIMITS = {"fp32": 1e-3, "bf16": 3e-2}  # errors against the CPU's fp32, as fractions
 
 
-def correctness(sizes: Sizes, device: torch.device) -> dict:
+def correctness(sizes: BenchSizes, device: torch.device) -> dict:
     """Errors of maps and gradients against the CPU's in fp32, as fractions of their length; and
     those of the attention kernel.
     """

@@ -62,7 +62,7 @@ Frame = tuple[Shape, Shape]  # corner and size, in voxels of the region
 
 
 @dataclass(frozen=True)
-class Row:
+class PanelRow:
     """The panels of one view, None for a gap, and where the view lies in its region if known."""
 
     panels: list[Panel | None]
@@ -120,7 +120,7 @@ def draw(subject: Subject, path: Path, seed: int = SEED) -> None:
     save(picture(rows, _greys(subject.hu)), path)
 
 
-def _put_region_first(rows: list[Row], region: Tensor) -> None:
+def _put_region_first(rows: list[PanelRow], region: Tensor) -> None:
     """Its middle slice, into the first row; a gap into the others."""
     middle_slice = region[region.shape[0] // 2] if region.ndim == 3 else region
     first, *others = rows
@@ -143,12 +143,12 @@ def _shown(subject: Subject, region: Tensor, seed: int) -> dict[str, Tensor]:
     }
 
 
-def _row(shown: dict[str, Tensor], number: int, region: Tensor) -> Row:
+def _row(shown: dict[str, Tensor], number: int, region: Tensor) -> PanelRow:
     """Of view `number`, as far as each title has so many."""
     volumes = {title: own[number, 0] for title, own in shown.items() if number < len(own)}
     frame = find(region, list(volumes.values()))
     panels = [(title, slice_of(volume, region, frame)) for title, volume in volumes.items()]
-    return Row([*panels], frame)
+    return PanelRow([*panels], frame)
 
 
 def _greys(hu: HUPolicy) -> tuple[float, float]:
@@ -212,7 +212,7 @@ def slice_of(volume: Tensor, region: Tensor, frame: Frame | None) -> Tensor:
     return volume[depth]
 
 
-def picture(rows: list[Row], greys: tuple[float, float]) -> Figure:
+def picture(rows: list[PanelRow], greys: tuple[float, float]) -> Figure:
     """One row of panels per view; a single long row is wrapped. The first panel has the frames."""
     lines = [row.panels for row in rows]
     if len(lines) == 1:

@@ -25,7 +25,7 @@ import torch
 
 from nnssl.bench import finetuning, markdown, steps, throughput
 from nnssl.bench.correctness import correctness
-from nnssl.bench.sizes import TINY, Sizes
+from nnssl.bench.sizes import TINY, BenchSizes
 from nnssl.encoder.presets import PRESETS, preset
 from nnssl.encoder.swin import Swin
 from nnssl.methods import METHODS
@@ -51,7 +51,7 @@ COLUMNS = {  # of the table: field, heading, format
 # -- how fast --------------------------------------------------------------------------------------
 
 
-def pretraining(name: str, sizes: Sizes, device: torch.device, seconds: float) -> dict:
+def pretraining(name: str, sizes: BenchSizes, device: torch.device, seconds: float) -> dict:
     """A step of method `name` through the engine's own `Run`, on noise; fewer scans where the
     memory ends.
     """
@@ -66,7 +66,7 @@ def pretraining(name: str, sizes: Sizes, device: torch.device, seconds: float) -
 
 
 def _pretraining_step(
-    name: str, sizes: Sizes, scans: int, device: torch.device
+    name: str, sizes: BenchSizes, scans: int, device: torch.device
 ) -> Callable[[], None]:
     torch.manual_seed(0)
     config = METHODS[name].Config.parse(_known_settings(name, sizes))
@@ -77,7 +77,7 @@ def _pretraining_step(
     return steps.step_of(method, name, samples, device)
 
 
-def _known_settings(name: str, sizes: Sizes) -> list[str]:
+def _known_settings(name: str, sizes: BenchSizes) -> list[str]:
     """Those of `sizes.settings` that the method has."""
     fields = METHODS[name].Config.__dataclass_fields__
     return [setting for setting in sizes.settings if setting.partition("=")[0] in fields]
@@ -91,7 +91,7 @@ def _noise(region: Shape, number: int) -> dict:
 def tuning(
     build: Callable[[], torch.nn.Module],
     ours: bool,
-    sizes: Sizes,
+    sizes: BenchSizes,
     device: torch.device,
     seconds: float,
 ) -> dict:
@@ -135,7 +135,7 @@ RIVALS = {
 }
 
 
-def parts(sizes: Sizes, device: torch.device) -> Iterator[tuple[str, Callable[[float], dict]]]:
+def parts(sizes: BenchSizes, device: torch.device) -> Iterator[tuple[str, Callable[[float], dict]]]:
     """Name and call of every part, what matters most first; a call takes the seconds that it may
     last.
     """
@@ -167,7 +167,7 @@ def _failure(error: Exception) -> dict:
     return {"failed": what[:500], "trace": traceback.format_exc()[-2000:]}
 
 
-def machine(sizes: Sizes, device: torch.device) -> dict:
+def machine(sizes: BenchSizes, device: torch.device) -> dict:
     name, memory = "CPU", None
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
@@ -243,11 +243,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def sizes_of(args: argparse.Namespace) -> Sizes:
+def sizes_of(args: argparse.Namespace) -> BenchSizes:
     if args.quick:
         return TINY
     crop = tuple(args.crop)
-    return Sizes(args.preset, preset(args.preset), crop, crop, args.batch_size)
+    return BenchSizes(args.preset, preset(args.preset), crop, crop, args.batch_size)
 
 
 def run_parts(

@@ -46,7 +46,7 @@ HALF = torch.float16
 
 
 @dataclass(frozen=True)
-class Case:
+class MemoryCase:
     """A step to be measured."""
 
     config: SwinConfig
@@ -134,7 +134,7 @@ class Autocast(TorchFunctionMode):
         return self._weights[id(x)]
 
 
-def build(case: Case, device: str) -> tuple[nn.Module, list[Tensor]]:
+def build(case: MemoryCase, device: str) -> tuple[nn.Module, list[Tensor]]:
     """The network, and of each of its parameters AdamW's two moments and the average."""
     encoder, decoder = case.config.to_dict(), full_options(case.decoder)
     with torch.device(device):
@@ -157,7 +157,9 @@ def loss_function(outputs: int) -> nn.Module:
     return DeepSupervisionWrapper(one, deep_supervision_weights(outputs))
 
 
-def step(network: nn.Module, case: Case, device: str, autocast: AbstractContextManager) -> None:
+def step(
+    network: nn.Module, case: MemoryCase, device: str, autocast: AbstractContextManager
+) -> None:
     """Forward, loss and backward of a batch of zeros."""
     image = torch.zeros(case.batch, case.config.in_channels, *case.patch, device=device)
     sizes = output_sizes(case.patch, case.config.steps)
@@ -169,7 +171,7 @@ def step(network: nn.Module, case: Case, device: str, autocast: AbstractContextM
     total.backward()
 
 
-def measured(case: Case, device: str = "meta") -> int:
+def measured(case: MemoryCase, device: str = "meta") -> int:
     """Bytes at the peak of one training step."""
     if device == "cuda":
         return _on_a_gpu(case)
@@ -181,7 +183,7 @@ def measured(case: Case, device: str = "meta") -> int:
     return peak
 
 
-def _on_a_gpu(case: Case) -> int:
+def _on_a_gpu(case: MemoryCase) -> int:
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated()
     network, moments = build(case, "cuda")
@@ -214,12 +216,12 @@ CHANNELS = {
 }  # of the image, of the logits
 
 
-def grid() -> list[Case]:
+def grid() -> list[MemoryCase]:
     """What the documentation's table shows: all presets, all decoders, patches of 32 to 1024 voxels
     per side.
     """
     return [
-        Case(_config(name, patch), decoder, patch, batch, CHANNELS[name][1])
+        MemoryCase(_config(name, patch), decoder, patch, batch, CHANNELS[name][1])
         for name, patches in PATCHES.items()
         for patch, batch in patches
         for decoder in DECODERS
@@ -234,7 +236,7 @@ def _config(name: str, patch: Shape) -> SwinConfig:
     return replace(config, **V2) if v2 else config
 
 
-def fit(cases: list[Case], bytes_: list[int]) -> dict[str, dict[str, float]]:
+def fit(cases: list[MemoryCase], bytes_: list[int]) -> dict[str, dict[str, float]]:
     """`memory.COEFFICIENTS` that bring the relative errors down: least squares, none negative."""
     found = {}
     for decoder in dict.fromkeys(case.decoder for case in cases):
@@ -255,11 +257,11 @@ def _non_negative(rows: np.ndarray) -> list[float]:
     return (solution / scale).tolist()
 
 
-def terms_of(case: Case) -> dict[str, float]:
+def terms_of(case: MemoryCase) -> dict[str, float]:
     return memory.terms(case.config, case.decoder, case.patch, case.batch, case.classes)
 
 
-def estimated(case: Case) -> float:
+def estimated(case: MemoryCase) -> float:
     return memory.peak_bytes(case.config, case.decoder, case.patch, case.batch, case.classes)
 
 
@@ -267,7 +269,7 @@ COLUMNS = ("encoder", "decoder", "patch", "batch", "channels to classes", "measu
            "estimated GB", "error")  # fmt: skip
 
 
-def table(cases: list[Case], bytes_: list[int]) -> str:
+def table(cases: list[MemoryCase], bytes_: list[int]) -> str:
     """A Markdown table, and the largest error of the estimate."""
     estimates = [estimated(case) for case in cases]
     errors = [100 * (e / size - 1) for e, size in zip(estimates, bytes_, strict=True)]

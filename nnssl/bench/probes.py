@@ -72,7 +72,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Row:
+class ProbeRow:
     """What the probes found of one encoder, and in how many CPU seconds."""
 
     entry: Entry
@@ -112,7 +112,7 @@ def _correlations(x: np.ndarray, y: np.ndarray, ranked: bool) -> np.ndarray:
     return (x * y).sum(axis=1) / scale
 
 
-def report(rows: Sequence[Row]) -> str:
+def report(rows: Sequence[ProbeRow]) -> str:
     """Two tables, and a sentence where they show nothing yet."""
     parts = [markdown.table(COLUMNS, map(_cells, rows))]
     known = [row for row in rows if row.entry.dice is not None]
@@ -127,7 +127,7 @@ def report(rows: Sequence[Row]) -> str:
     return "\n\n".join(parts)
 
 
-def _correlation_rows(known: Sequence[Row]) -> Iterator[tuple[str, ...]]:
+def _correlation_rows(known: Sequence[ProbeRow]) -> Iterator[tuple[str, ...]]:
     """Per probe: its correlations with the fine-tuned Dice, which all of `known` have."""
     dice = [row.entry.dice for row in known if row.entry.dice is not None]
     for name, key in KINDS.items():
@@ -136,7 +136,7 @@ def _correlation_rows(known: Sequence[Row]) -> Iterator[tuple[str, ...]]:
         yield name, *("{:.2f} [{:.2f}, {:.2f}]".format(*found) for found in both)
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: ProbeRow) -> list[str]:
     dice = "not known" if row.entry.dice is None else f"{row.entry.dice:.3f}"
     values = [f"{row.values[key]:.3f}" for key in KINDS.values()]
     return [row.entry.checkpoint, dice, *values, f"{row.seconds:.1f}"]
@@ -147,7 +147,7 @@ def probed(
     cases: Cases,
     crop: tuple[int, ...] | None,
     log: Callable[[str], None],
-) -> list[Row]:
+) -> list[ProbeRow]:
     """Both probes of each encoder, on the CPU; each is logged when it is done.
 
     crop: in voxels; None: that of the first one's pretraining.
@@ -165,7 +165,7 @@ def probed(
         encoder = _encoder(first, source)
         began = time.process_time()
         values = probe.evaluate(encoder, torch.device("cpu"))
-        rows.append(Row(entry, values, time.process_time() - began))
+        rows.append(ProbeRow(entry, values, time.process_time() - began))
         log(f"{len(rows)} of {len(entries)}: {markdown.row(_cells(rows[-1]))}")
     return rows
 

@@ -9,7 +9,7 @@ from nnssl.types import Shape
 
 
 @dataclass(frozen=True)
-class Sizes:
+class BenchSizes:
     """What is measured: an encoder, pretraining crops and fine-tuning patches in voxels, and scans
     per step.
     """
@@ -23,7 +23,7 @@ class Sizes:
     settings: tuple[str, ...] = ()  # of the methods that know them
 
 
-TINY = Sizes(
+TINY = BenchSizes(
     "none, a dry run",
     SwinConfig(embed_dim=12, depths=(1, 1, 1, 1), heads=(1, 1, 2, 2)),
     (32, 32, 32),

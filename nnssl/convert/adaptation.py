@@ -6,14 +6,14 @@ from __future__ import annotations
 
 from nnssl.convert import adapt
 from nnssl.convert.layouts import STEM
-from nnssl.convert.request import Request
+from nnssl.convert.request import ConvertRequest
 from nnssl.convert.sources import Source
 from nnssl.encoder.swin import SwinConfig
 from nnssl.encoder.windows import corners
 
 
 def adapted(
-    weights: adapt.Weights, source: Source, request: Request
+    weights: adapt.Weights, source: Source, request: ConvertRequest
 ) -> tuple[adapt.Weights, SwinConfig, tuple[str, ...]]:
     """The weights for our encoder, what it has to compute differently, and what was done, in
     words.

@@ -21,9 +21,9 @@ from torch import Tensor
 import nnssl
 from nnssl import address, checkpoint, files
 from nnssl.convert import adapt, adaptation, layouts, sources
-from nnssl.convert.layouts import Found
+from nnssl.convert.layouts import LayoutMatch
 from nnssl.convert.opening import ForeignError, encoder_in, is_ours, opened, tensors_in
-from nnssl.convert.request import Request
+from nnssl.convert.request import ConvertRequest
 from nnssl.convert.sources import Source
 from nnssl.encoder.swin import Swin, SwinConfig
 from nnssl.encoder.windows import relative_index
@@ -42,13 +42,13 @@ class Converted:
 
     encoder: Swin
     source: Source
-    found: Found
+    found: LayoutMatch
     loaded: int  # tensors of the encoder that come from the file
     adapted: tuple[str, ...]
     left_out: dict[str, int]  # reason: tensors
 
 
-def convert(request: Request) -> str:
+def convert(request: ConvertRequest) -> str:
     """Write the checkpoint, or with `hub` its folder, and give the report.
 
     A checkpoint of ours is written again in the other form: as a folder, or out of one.
@@ -70,7 +70,7 @@ def convert(request: Request) -> str:
     return _report(request)
 
 
-def _report(request: Request) -> str:
+def _report(request: ConvertRequest) -> str:
     """What was written, and what to do with it."""
     description = checkpoint.describe(checkpoint.load(request.output))
     if not request.hub:
@@ -82,7 +82,7 @@ def _report(request: Request) -> str:
     )
 
 
-def _content(request: Request) -> dict:
+def _content(request: ConvertRequest) -> dict:
     """The content of the checkpoint of what `request` names, a file on this machine."""
     file = Path(request.file)
     content = opened(file)
@@ -92,7 +92,7 @@ def _content(request: Request) -> dict:
     return checkpoint.pack(done.encoder, _header(request, done), [done.source.citation])
 
 
-def _own(request: Request) -> dict:
+def _own(request: ConvertRequest) -> dict:
     """The content of a checkpoint of ours, without training state."""
     if given := request.about_others:
         raise ForeignError(
@@ -108,7 +108,7 @@ def _own(request: Request) -> dict:
     return {key: value for key, value in content.items() if key in checkpoint.KEYS}
 
 
-def encoder_from(tensors: dict[str, Tensor], request: Request) -> Converted:
+def encoder_from(tensors: dict[str, Tensor], request: ConvertRequest) -> Converted:
     """Raises ForeignError when a tensor of the encoder is missing, unexpected or of another
     shape.
     """
@@ -138,7 +138,7 @@ def _new_merge(weights: adapt.Weights, source: Source, encoder: Swin) -> adapt.W
     return {name: tensor for name, tensor in encoder.state_dict().items() if name in MERGE}
 
 
-def _source(found: Found, names: list[str], request: Request) -> Source:
+def _source(found: LayoutMatch, names: list[str], request: ConvertRequest) -> Source:
     """The source with what the request says otherwise."""
     layout = found.layout.name
     if request.source:
@@ -155,7 +155,9 @@ def _source(found: Found, names: list[str], request: Request) -> Source:
     return source
 
 
-def _ours_by_name(tensors: dict[str, Tensor], found: Found) -> tuple[adapt.Weights, dict[str, int]]:
+def _ours_by_name(
+    tensors: dict[str, Tensor], found: LayoutMatch
+) -> tuple[adapt.Weights, dict[str, int]]:
     """The encoder's tensors in our names, in single precision, and how many were left out for which
     reason.
     """
@@ -199,7 +201,7 @@ def _built(config: SwinConfig) -> Swin:
         return Swin(config)
 
 
-def _hu(request: Request, source: Source) -> HUPolicy | None:
+def _hu(request: ConvertRequest, source: Source) -> HUPolicy | None:
     if request.hu:
         return _named_hu(request.hu, source)
     if source.range is not None and not request.no_hu:
@@ -222,7 +224,7 @@ def _named_hu(hu: tuple[float, ...], source: Source) -> HUPolicy:
     raise ForeignError(f"--hu takes LOW HIGH, which became 0 and 1, or LOW HIGH MEAN SD; got {hu}")
 
 
-def _header(request: Request, done: Converted) -> dict:
+def _header(request: ConvertRequest, done: Converted) -> dict:
     source = done.source
     return {
         "method": source.name,
@@ -235,7 +237,7 @@ def _header(request: Request, done: Converted) -> dict:
     }
 
 
-def _account(request: Request, done: Converted) -> dict:
+def _account(request: ConvertRequest, done: Converted) -> dict:
     """Which file it was, whose, and what became of its tensors."""
     return {
         "file": Path(request.file).name,
@@ -251,7 +253,7 @@ def _account(request: Request, done: Converted) -> dict:
     }
 
 
-def _plan(request: Request, source: Source) -> dict:
+def _plan(request: ConvertRequest, source: Source) -> dict:
     """What is known of the pretraining, in place of a plan of ours."""
     hu, spacing = _hu(request, source), request.spacing or source.spacing
     return {

@@ -102,16 +102,16 @@ OTHERS = {  # of what else a file may be, by a part of its names
 }
 
 
-class Found(NamedTuple):
+class LayoutMatch(NamedTuple):
     layout: Layout
     prefix: str  # of the encoder's names in the file
 
 
-def find(names: Iterable[str]) -> list[Found]:
+def find(names: Iterable[str]) -> list[LayoutMatch]:
     """Every encoder of a known layout among `names`."""
     names = set(names)
     return [
-        Found(layout, name.removesuffix(layout.stem))
+        LayoutMatch(layout, name.removesuffix(layout.stem))
         for layout in LAYOUTS
         for name in sorted(names)
         if name == layout.stem or name.endswith("." + layout.stem)

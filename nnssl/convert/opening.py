@@ -8,7 +8,7 @@ from torch import Tensor
 
 from nnssl.checkpoint import KEYS, CheckpointError, read_plain
 from nnssl.checkpoint.safe import is_safe, names_ours, read_safe
-from nnssl.convert.layouts import LAYOUTS, WRAPPERS, Found, find, guess
+from nnssl.convert.layouts import LAYOUTS, WRAPPERS, LayoutMatch, find, guess
 
 DEEPEST = 5  # wrappers within each other
 
@@ -78,7 +78,7 @@ def _safetensors(path: Path) -> dict:
         ) from error
 
 
-def encoder_in(path: Path, names: list[str], prefix: str | None) -> Found:
+def encoder_in(path: Path, names: list[str], prefix: str | None) -> LayoutMatch:
     """The one encoder among `names`, or the one whose names begin with `prefix`. Raises
     ForeignError.
     """

@@ -11,7 +11,7 @@ from nnssl.types import Shape, Spacing
 
 
 @dataclass(frozen=True)
-class Request:
+class ConvertRequest:
     """The options of `nnssl_convert`; None: as the file or its source says."""
 
     file: Path | str = option(

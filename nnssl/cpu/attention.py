@@ -19,7 +19,7 @@ from nnssl.types import GradContext
 CACHED = 1 << 18
 
 
-class Mask(Protocol):
+class MaskLike(Protocol):
     """Of `nnssl.encoder.partition`: window w adds patterns[which[w]], [P n n], to its scores."""
 
     @property
@@ -41,7 +41,7 @@ def is_supported(x: Tensor) -> bool:
     )
 
 
-def attention(parts: Tensor, bias: Tensor, mask: Mask | None) -> Tensor:
+def attention(parts: Tensor, bias: Tensor, mask: MaskLike | None) -> Tensor:
     """softmax(q k^T / sqrt(d) + bias + mask) v in each window.
 
     parts: [3 heads d W n], that is q, k and v, the windows of one sample after the other's.
@@ -64,7 +64,7 @@ class _Attention(torch.autograd.Function):
     """parts [3 heads d W n], bias, mask to [heads d W n]."""
 
     @staticmethod
-    def forward(ctx: GradContext, parts: Tensor, bias: Tensor, mask: Mask | None) -> Tensor:
+    def forward(ctx: GradContext, parts: Tensor, bias: Tensor, mask: MaskLike | None) -> Tensor:
         _, heads, _, windows, n = parts.shape
         probabilities = parts.new_empty(windows, heads, n, n)
         out, by_window = _attend(parts, bias, mask, probabilities)
@@ -79,7 +79,7 @@ class _Attention(torch.autograd.Function):
 
 
 def _attend(
-    parts: Tensor, bias: Tensor, mask: Mask | None, probabilities: Tensor | None
+    parts: Tensor, bias: Tensor, mask: MaskLike | None, probabilities: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """The output [heads d W n], and q, k, v as [3 W heads d n]; `probabilities` [W heads n n] is
     filled if given.

@@ -35,7 +35,7 @@ def stored_array(path: Path | str) -> blosc2.NDArray:
     return array
 
 
-class Source(Protocol):
+class CropSource(Protocol):
     """Where the notes and voxels of preprocessed scans come from.
 
     late: only the process that trains can cut boxes (`Crops.cut`), not those that read.
@@ -97,7 +97,7 @@ class Crops(torch.utils.data.Dataset):
         self.seed = seed
         self.cases = self._stored(plan) if cases is None else self._requested(cases)
         self.padding, self.parcels = plan.padding, parcels
-        self.source: Source = Stored(self.folder)
+        self.source: CropSource = Stored(self.folder)
         self._box = np.array((1,) * (3 - len(self.shape)) + self.shape)
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0))
 

@@ -15,7 +15,7 @@ LONGEST_HEADER, LONGEST_LINE = 1 << 20, 1 << 14  # bytes
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredVoxels:
     """Where the voxels are: `files` in order, from byte `offset` of the first, `count` voxels of
     `size` bytes.
     """

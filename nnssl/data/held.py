@@ -40,7 +40,7 @@ class Volume:
 
 
 @dataclass(frozen=True)
-class Layout:
+class HeldVolumes:
     """The volumes of a collection by their files' names, their notes, and the bytes of all."""
 
     folder: Path
@@ -49,14 +49,14 @@ class Layout:
     bytes: int
 
 
-def layout(folder: Path, cases: Sequence[str], endings: Sequence[str]) -> Layout:
+def layout(folder: Path, cases: Sequence[str], endings: Sequence[str]) -> HeldVolumes:
     """Of the files <case><ending> of each case; opens each of them, and reads no voxel."""
     names = [f"{case}{ending}" for case in cases for ending in endings]
     with ThreadPoolExecutor(limits.cores()) as pool:
         notes = list(pool.map(lambda case: read_json(folder / f"{case}.json"), cases))
         kinds = list(pool.map(lambda name: _kind(folder / name), names))
     volumes, end = _side_by_side(dict(zip(names, kinds, strict=True)))
-    return Layout(folder, volumes, dict(zip(cases, notes, strict=True)), end)
+    return HeldVolumes(folder, volumes, dict(zip(cases, notes, strict=True)), end)
 
 
 def _side_by_side(
@@ -83,7 +83,7 @@ class Held:
     late: crops are not cut by the processes that read, but where the block is: `Crops.cut`.
     """
 
-    def __init__(self, layout: Layout, device: torch.device, late: bool | None = None) -> None:
+    def __init__(self, layout: HeldVolumes, device: torch.device, late: bool | None = None) -> None:
         self.late = device.type != "cpu" if late is None else late
         self.notes, self._volumes = layout.notes, layout.volumes
         self._block: Tensor | None = torch.empty(layout.bytes, dtype=torch.uint8, device=device)

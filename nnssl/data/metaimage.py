@@ -10,7 +10,7 @@ from typing import BinaryIO
 import numpy as np
 
 from nnssl.data.data_files import data_files, unreadable
-from nnssl.data.header_text import Stored, floats, lines, sizes
+from nnssl.data.header_text import StoredVoxels, floats, lines, sizes
 from nnssl.data.refusals import UnusableScanError
 
 # bytes on disk; a long is one of 4 in MetaImage
@@ -40,7 +40,7 @@ VECTORS = (
 MATRICES = ("TransformMatrix", "Rotation", "Orientation")
 
 
-def parse(path: Path, file: BinaryIO) -> Stored:
+def parse(path: Path, file: BinaryIO) -> StoredVoxels:
     """Raises UnusableScanError, or ValueError or KeyError for what is not understood."""
     fields = _fields(file)
     _check(fields)
@@ -51,7 +51,7 @@ def parse(path: Path, file: BinaryIO) -> Stored:
         files, offset = data_files(path, fields["ElementDataFile"], lines(file)), 0
     if (skipped := int(fields.get("HeaderSize", "0"))) < -1:
         raise unreadable(f"its header says HeaderSize {skipped}")
-    return Stored(
+    return StoredVoxels(
         files,
         max(offset, skipped),
         encoding,

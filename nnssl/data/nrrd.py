@@ -11,7 +11,7 @@ from typing import BinaryIO
 import numpy as np
 
 from nnssl.data.data_files import data_files, unreadable
-from nnssl.data.header_text import Stored, floats, lines, sizes
+from nnssl.data.header_text import StoredVoxels, floats, lines, sizes
 from nnssl.data.refusals import UnusableScanError
 
 # bytes on disk
@@ -41,7 +41,7 @@ ENCODINGS = {
 }
 
 
-def parse(path: Path, file: BinaryIO) -> Stored:
+def parse(path: Path, file: BinaryIO) -> StoredVoxels:
     """Raises UnusableScanError, or ValueError or KeyError for what is not understood."""
     header = lines(file)
     if not re.fullmatch(r"NRRD000[1-6]", next(header, "")):
@@ -54,7 +54,7 @@ def parse(path: Path, file: BinaryIO) -> Stored:
     files, offset = (path,), file.tell()
     if "datafile" in fields:
         files, offset = data_files(path, fields["datafile"], rest), 0
-    return Stored(
+    return StoredVoxels(
         files,
         offset + _skipped(fields, encoding),
         encoding,

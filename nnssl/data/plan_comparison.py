@@ -14,7 +14,7 @@ Overrides = tuple["Spacing | None", "Shape | None", "tuple[float, float] | None"
 
 
 @dataclass(frozen=True)
-class Comparison:
+class PlanComparison:
     """The scans of a plan `before`, and those that are there `now`, by path and series."""
 
     before: dict[tuple[str, str], Case]

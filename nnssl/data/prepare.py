@@ -11,7 +11,7 @@ from pathlib import Path
 from nnssl.data import orientation, patterns
 from nnssl.data.moved import moved_cases
 from nnssl.data.plan import Plan, case_of, make_plan
-from nnssl.data.plan_comparison import Comparison, Overrides, other_kind, other_values
+from nnssl.data.plan_comparison import Overrides, PlanComparison, other_kind, other_values
 from nnssl.data.preprocess import forget_damaged, preprocess
 from nnssl.data.scans import Found, find_scans
 from nnssl.data.survey import nothing_usable, survey
@@ -205,7 +205,7 @@ def _kept_plan(
 
     Raises ValueError when no scan of the plan is among those that are there now.
     """
-    compared = Comparison(
+    compared = PlanComparison(
         {(moved.get(case.source, case.source), case.series): case for case in old.cases},
         {(line.path, line.series): line for line in kept},
     )
@@ -228,7 +228,7 @@ def _kept_plan(
     return old.with_added([case_of(line) for line in new]) if new else old
 
 
-def _say_differences(compared: Comparison, request: _Request) -> None:
+def _say_differences(compared: PlanComparison, request: _Request) -> None:
     """Between the plan and the scans that are there now, where there are any."""
     if not (differences := compared.describe()):
         return

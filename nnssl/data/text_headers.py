@@ -10,14 +10,14 @@ from pathlib import Path
 
 from nnssl.data import metaimage, nrrd
 from nnssl.data.data_files import unreadable
-from nnssl.data.header_text import Stored
+from nnssl.data.header_text import StoredVoxels
 from nnssl.data.refusals import UnusableScanError, passing_errors, summarise_error
 
 META_ENDINGS, NRRD_ENDINGS = (".mha", ".mhd"), (".nrrd", ".nhdr")
 DEFLATE = 1032  # the most that one byte can become, by the format
 
 
-def read_text_header(path: Path | str) -> Stored:
+def read_text_header(path: Path | str) -> StoredVoxels:
     """What the header of a .mha, .mhd, .nrrd or .nhdr promises, compared with the sizes of the
     files.
 
@@ -36,7 +36,7 @@ def read_text_header(path: Path | str) -> Stored:
     return stored
 
 
-def _check_sizes(stored: Stored) -> None:
+def _check_sizes(stored: StoredVoxels) -> None:
     """No more may be promised than the files can hold, so that no memory is allocated that they
     cannot fill.
     """
@@ -54,7 +54,7 @@ def _check_sizes(stored: Stored) -> None:
         )
 
 
-def _most(stored: Stored, there: int) -> int:
+def _most(stored: StoredVoxels, there: int) -> int:
     """The most bytes of voxels that the bytes `there` can become."""
     factors = {"text": stored.size, "zlib": DEFLATE, "gzip": DEFLATE}
     return factors.get(stored.encoding, 1) * there

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from nnssl.data.data_files import unreadable
-from nnssl.data.header_text import Stored
+from nnssl.data.header_text import StoredVoxels
 from nnssl.data.refusals import passing_errors, summarise_error
 from nnssl.data.text_headers import read_text_header
 
@@ -45,7 +45,7 @@ def _damage() -> Iterator[None]:
         ) from error
 
 
-def _blocks(path: Path, stored: Stored) -> Iterator[bytes]:
+def _blocks(path: Path, stored: StoredVoxels) -> Iterator[bytes]:
     with path.open("rb") as file:
         file.seek(stored.offset if path == stored.files[0] else 0)
         if stored.encoding == "zlib":

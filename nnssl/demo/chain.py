@@ -48,7 +48,7 @@ QUICK = Size(
 
 
 @dataclass(frozen=True)
-class Stage:
+class ChainStage:
     """One step: commands, or a function of ours, and the folders (within the demo's) that it starts
     afresh.
     """
@@ -102,28 +102,30 @@ class Demo:
             "size": repr(asdict(self.size)),
         }
 
-    def stages(self) -> list[Stage]:
+    def stages(self) -> list[ChainStage]:
         """The chain, in order."""
         made = ("scans", "nnUNet_raw")
         return [
-            Stage("phantoms", "making CT-like phantoms", self._make_phantoms, made),
+            ChainStage("phantoms", "making CT-like phantoms", self._make_phantoms, made),
             # resumes by itself
-            Stage("pretrain", "pretraining with SMIT, without labels", [self._pretrain()], ()),
-            Stage("plan", "planning by nnU-Net", self._plan(), (f"nnUNet_preprocessed/{NAME}",)),
+            ChainStage("pretrain", "pretraining with SMIT, without labels", [self._pretrain()], ()),
+            ChainStage(
+                "plan", "planning by nnU-Net", self._plan(), (f"nnUNet_preprocessed/{NAME}",)
+            ),
             *(self._train_stage(start) for start in TRAINERS),
             *(self._predict_stage(start) for start in TRAINERS),
         ]
 
-    def _train_stage(self, start: str) -> Stage:
+    def _train_stage(self, start: str) -> ChainStage:
         trainer = TRAINERS[start]
         title = f"training {start}: fold 0 of {self.size.labelled} labelled phantoms"
         made = f"nnUNet_results/{NAME}/{trainer}__{PLANS}__{CONFIGURATION}"
-        return Stage(f"train {start}", title, [self._train(trainer)], (made,))
+        return ChainStage(f"train {start}", title, [self._train(trainer)], (made,))
 
-    def _predict_stage(self, start: str) -> Stage:
+    def _predict_stage(self, start: str) -> ChainStage:
         title = f"segmenting {self.size.unseen} unseen phantoms, trained {start}"
         made = str(self.predictions(start).relative_to(self.folder))
-        return Stage(f"predict {start}", title, [self._predict(start)], (made,))
+        return ChainStage(f"predict {start}", title, [self._predict(start)], (made,))
 
     def _make_phantoms(self) -> None:
         size = self.size

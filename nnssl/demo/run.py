@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from nnssl.commands import Command, CommandError, run_logged, tail
-from nnssl.demo.chain import Demo, Stage
+from nnssl.demo.chain import ChainStage, Demo
 from nnssl.files import read_json, write_json
 
 MARKER = "nnssl_demo.json"  # its presence says that the folder is the demo's to write in
@@ -86,7 +86,7 @@ def clear(folder: Path, names: tuple[str, ...]) -> None:
         shutil.rmtree(folder / name, ignore_errors=True)
 
 
-def run_stage(stage: Stage, demo: Demo) -> float:
+def run_stage(stage: ChainStage, demo: Demo) -> float:
     """The stage from its start; returns its seconds."""
     started = time.perf_counter()
     clear(demo.folder, stage.makes)

@@ -9,7 +9,7 @@ import numpy as np
 from nnssl import files
 from nnssl.embed.encoder import Encoder
 from nnssl.embed.scan import Prepared, resampled_affine
-from nnssl.embed.table import Row
+from nnssl.embed.table import ScanRow
 from nnssl.types import Shape
 
 FOLDER = "dense"
@@ -27,13 +27,13 @@ def stage_of(encoder: Encoder, stride: int) -> int:
     return known.index(stride)
 
 
-def place(folder: Path, row: Row, nifti: bool) -> Path:
+def place(folder: Path, row: ScanRow, nifti: bool) -> Path:
     return files.inside(folder / FOLDER, row.case + ENDING[nifti])
 
 
 def write(
     folder: Path,
-    row: Row,
+    row: ScanRow,
     encoder: Encoder,
     scan: Prepared,
     features: np.ndarray,

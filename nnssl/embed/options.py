@@ -26,7 +26,7 @@ def _window(given: list[str]) -> Literal["whole"] | Shape:
 
 
 @dataclass(frozen=True)
-class Options:
+class EmbedOptions:
     """What `nnssl_embed` is asked for. Raises ValueError for --nifti without --dense."""
 
     sources: Sequence[Path] = option(**FOLDERS)

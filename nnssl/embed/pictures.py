@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nnssl import files
-from nnssl.embed.table import Table
+from nnssl.embed.table import FeatureTable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,7 +26,7 @@ QUERIES, NEAREST = 6, 5
 PERPLEXITY = 30.0  # of t-SNE, where there are enough scans
 
 
-def draw(table: Table, folder: Path, thumbnails: bool, say: Callable[[str], None]) -> None:
+def draw(table: FeatureTable, folder: Path, thumbnails: bool, say: Callable[[str], None]) -> None:
     """Write both. Raises ValueError where there are too few scans."""
     if len(table.id) < FEWEST:
         raise ValueError(f"pictures need {FEWEST} scans or more, there are {len(table.id)}")
@@ -39,7 +39,7 @@ def draw(table: Table, folder: Path, thumbnails: bool, say: Callable[[str], None
     say(f"{neighbours}, {projection}: by stage{stage}")
 
 
-def _most_alike(table: Table, say: Callable[[str], None]) -> int:
+def _most_alike(table: FeatureTable, say: Callable[[str], None]) -> int:
     """The stage where scans of the same folder are nearest to each other."""
     agree = [same_group(stage, table.group) for stage in table.stages]
     shown = ", ".join(f"stage{n} {value:.3f}" for n, value in enumerate(agree))
@@ -82,7 +82,7 @@ def _colours(groups: list[str]) -> dict[str, tuple]:
     return {name: palette(number % palette.N) for number, name in enumerate(groups)}
 
 
-def _queries(table: Table, groups: list[str]) -> list[int]:
+def _queries(table: FeatureTable, groups: list[str]) -> list[int]:
     """One scan of each group in turn, evenly from its sorted ids."""
     order = np.argsort(table.id, kind="stable")
     scans = {name: [int(i) for i in order if table.group[i] == name] for name in groups}
@@ -95,7 +95,7 @@ def _queries(table: Table, groups: list[str]) -> list[int]:
 
 
 def _neighbours(
-    table: Table, near: np.ndarray, groups: list[str], stage: int, thumbnails: bool
+    table: FeatureTable, near: np.ndarray, groups: list[str], stage: int, thumbnails: bool
 ) -> Figure:
     """One row per query: the scan, and those nearest to it."""
     from matplotlib.figure import Figure
@@ -118,7 +118,7 @@ def _frame(axes: Axes, colour: tuple, width: int) -> None:
         side.set(color=colour, linewidth=width)
 
 
-def _show_scan(axes: Axes, table: Table, scan: int, thumbnails: bool) -> None:
+def _show_scan(axes: Axes, table: FeatureTable, scan: int, thumbnails: bool) -> None:
     """Its thumbnail under its group, or the group alone."""
     axes.set(xticks=[], yticks=[])
     group = table.group[scan]
@@ -130,7 +130,7 @@ def _show_scan(axes: Axes, table: Table, scan: int, thumbnails: bool) -> None:
         axes.text(0.5, 0.5, group, ha="center", va="center", fontsize=9)
 
 
-def _projection(table: Table, groups: list[str], stage: int) -> Figure:
+def _projection(table: FeatureTable, groups: list[str], stage: int) -> Figure:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 4.2), layout="constrained")
@@ -145,7 +145,9 @@ def _projection(table: Table, groups: list[str], stage: int) -> Figure:
     return figure
 
 
-def _scatter(axes: Axes, table: Table, group: str, points: np.ndarray, colour: tuple) -> None:
+def _scatter(
+    axes: Axes, table: FeatureTable, group: str, points: np.ndarray, colour: tuple
+) -> None:
     chosen = [name == group for name in table.group]
     label = f"{group or 'scans'} ({sum(chosen)})"
     axes.scatter(*points[chosen].T, s=14, color=colour, label=label, alpha=0.8)

@@ -22,9 +22,9 @@ from nnssl.data.workers import Failed, parallel_map
 from nnssl.embed import dense, pooling, table
 from nnssl.embed.encoder import Encoder, grid_spacing, load_encoder
 from nnssl.embed.masks import Masks, find, mask_of, stem
-from nnssl.embed.options import Options
+from nnssl.embed.options import EmbedOptions
 from nnssl.embed.scan import Prepared, grid_plan, prepare, read_labels
-from nnssl.embed.table import Row
+from nnssl.embed.table import ScanRow
 from nnssl.finetune import checkpoint_choice
 from nnssl.hu import HUPolicy
 from nnssl.train.processes import choose_device
@@ -35,21 +35,21 @@ VERSION = 1  # goes up when the same settings would give other numbers
 
 
 @dataclass(frozen=True)
-class Task:
+class EmbedTask:
     """One scan for a worker."""
 
-    row: Row
+    row: ScanRow
     found: Found
     labels: Path | None
     signature: str
 
 
 @dataclass(frozen=True)
-class Work:
+class EmbedWork:
     """What all scans share. number: of the map that is wanted in full; masks: files by name."""
 
     encoder: Encoder
-    options: Options
+    options: EmbedOptions
     number: int | None
     masks: Masks | None
     say: Callable[[str], None]
@@ -63,7 +63,7 @@ class Work:
         return self.masks is not None
 
 
-def embed(options: Options, say: Callable[[str], None] = print) -> Path:
+def embed(options: EmbedOptions, say: Callable[[str], None] = print) -> Path:
     """Embed what is not embedded yet, and write the tables; the path of `features.npz`.
 
     Raises ValueError, FileNotFoundError, OSError, files.LockedError where another process writes
@@ -73,7 +73,7 @@ def embed(options: Options, say: Callable[[str], None] = print) -> Path:
     number = None if options.dense is None else dense.stage_of(encoder, options.dense)
     scans = find_scans(options.sources)  # a mistake is reported before anything is written
     label_files = None if options.masks is None else find(options.masks)
-    work = Work(encoder, options, number, label_files, say)
+    work = EmbedWork(encoder, options, number, label_files, say)
     work.folder.mkdir(parents=True, exist_ok=True)
     hint = "wait for it, or choose another -o"
     with signals.handled(_stop), files.locked(work.folder, hint):
@@ -86,7 +86,7 @@ def embed(options: Options, say: Callable[[str], None] = print) -> Path:
     return work.folder / f"{table.FEATURES}.npz"
 
 
-def _embed(work: Work, scans: list[Found]) -> table.Table:
+def _embed(work: EmbedWork, scans: list[Found]) -> table.FeatureTable:
     settings = _store_settings(work)
     lines = _surveyed(work, scans)
     kept = [line for line in lines if line.kept]
@@ -103,7 +103,7 @@ def _embed(work: Work, scans: list[Found]) -> table.Table:
     return made
 
 
-def _surveyed(work: Work, scans: list[Found]) -> list[ScanReport]:
+def _surveyed(work: EmbedWork, scans: list[Found]) -> list[ScanReport]:
     in_hu = work.encoder.hu is not None
     return survey(scans, work.folder, work.options.num_processes, in_hu=in_hu)
 
@@ -112,7 +112,7 @@ def _stop(*_: object) -> None:
     raise signals.Interrupted("stopped; the same line continues where it was")
 
 
-def encoder_of(options: Options, say: Callable[[str], None]) -> Encoder:
+def encoder_of(options: EmbedOptions, say: Callable[[str], None]) -> Encoder:
     """The one that is named, or that a training would start from; then `say` gets what it is."""
     given = {"checkpoint_path": str(options.checkpoint)} if options.checkpoint else {}
     choice = checkpoint_choice.choose(given, "nnssl_embed -c")
@@ -122,7 +122,7 @@ def encoder_of(options: Options, say: Callable[[str], None]) -> Encoder:
     return load_encoder(choice.path, options.spacing)
 
 
-def _store_settings(work: Work) -> str:
+def _store_settings(work: EmbedWork) -> str:
     """A fingerprint of what the features depend on. ValueError where the folder has others."""
     path, settings = work.folder / NOTE, _settings(work.encoder, work.options)
     before = files.read_json(path) if path.exists() else settings
@@ -137,7 +137,7 @@ def _store_settings(work: Work) -> str:
     return files.fingerprint(settings)
 
 
-def _settings(encoder: Encoder, options: Options) -> dict:
+def _settings(encoder: Encoder, options: EmbedOptions) -> dict:
     window = options.window
     return {
         "version": VERSION,
@@ -156,20 +156,20 @@ def _settings(encoder: Encoder, options: Options) -> dict:
 
 def _tasks(
     lines: Sequence[ScanReport], sources: Sequence[Path], masks: Masks | None, settings: str
-) -> list[Task]:
+) -> list[EmbedTask]:
     rows = _rows(lines, sources)
     return [_task(line, row, masks, settings) for line, row in zip(lines, rows, strict=True)]
 
 
-def _task(line: ScanReport, row: Row, masks: Masks | None, settings: str) -> Task:
+def _task(line: ScanReport, row: ScanRow, masks: Masks | None, settings: str) -> EmbedTask:
     labels = None if masks is None else mask_of(line.found, masks)
     status = labels and labels.stat()
     seen = [settings, line.path, line.series, line.shape, line.spacing, line.percentiles]
     seen += [str(labels), status.st_size, status.st_mtime_ns] if status else []
-    return Task(row, line.found, labels, files.fingerprint(seen))
+    return EmbedTask(row, line.found, labels, files.fingerprint(seen))
 
 
-def _rows(lines: Sequence[ScanReport], sources: Sequence[Path]) -> list[Row]:
+def _rows(lines: Sequence[ScanReport], sources: Sequence[Path]) -> list[ScanRow]:
     """Ids are paths below the given folder; where two would be the same, with a hash."""
     tops = sorted((Path(s).absolute() for s in sources), key=lambda p: -len(p.parts))
     rows = [_row(line, tops) for line in lines]
@@ -177,7 +177,7 @@ def _rows(lines: Sequence[ScanReport], sources: Sequence[Path]) -> list[Row]:
     return [row if often[row.id] == 1 else replace(row, id=row.case) for row in rows]
 
 
-def _row(line: ScanReport, tops: Sequence[Path]) -> Row:
+def _row(line: ScanReport, tops: Sequence[Path]) -> ScanRow:
     """tops: the given folders and files, the deepest first."""
     path = Path(line.path)
     top = next((t for t in tops if path == t or path.is_relative_to(t)), path.parent)
@@ -185,10 +185,10 @@ def _row(line: ScanReport, tops: Sequence[Path]) -> Row:
     *folders, _ = below.parts
     group = folders[0] if folders and len(tops) == 1 else top.name
     name = stem(below.as_posix()) or path.name
-    return Row(name, line.path, group, case_id(line.path, line.series))
+    return ScanRow(name, line.path, group, case_id(line.path, line.series))
 
 
-def _encode(work: Work, tasks: list[Task]) -> dict[str, str]:
+def _encode(work: EmbedWork, tasks: list[EmbedTask]) -> dict[str, str]:
     """Embed what is not done; {id: reason} of what could not be."""
     todo = [task for task in tasks if not _is_done(work.folder, task, work.options)]
     if len(todo) < len(tasks):
@@ -207,7 +207,7 @@ def _encode(work: Work, tasks: list[Task]) -> dict[str, str]:
     return failed
 
 
-def _keep(work: Work, task: Task, scan: Prepared, about: dict) -> None:
+def _keep(work: EmbedWork, task: EmbedTask, scan: Prepared, about: dict) -> None:
     """Encode one scan and write its features."""
     encoder, folder, number = work.encoder, work.folder, work.number
     pooled = _pooled(encoder, scan, number, work.options.window)
@@ -217,14 +217,14 @@ def _keep(work: Work, task: Task, scan: Prepared, about: dict) -> None:
     table.keep(folder, task.row, task.signature, pooled, about, small)
 
 
-def _is_done(folder: Path, task: Task, options: Options) -> bool:
+def _is_done(folder: Path, task: EmbedTask, options: EmbedOptions) -> bool:
     if options.dense and not dense.place(folder, task.row, options.nifti).exists():
         return False
     return table.is_done(folder, task.row, task.signature)
 
 
 def prepared(
-    task: Task, spacing: Spacing, hu: HUPolicy | None, cache: Path
+    task: EmbedTask, spacing: Spacing, hu: HUPolicy | None, cache: Path
 ) -> tuple[Prepared, dict]:
     """What a worker does: read, resample; the survey has checked the scan."""
     scan = read(task.found, cache)
@@ -234,7 +234,7 @@ def prepared(
     return prepare(scan, grid_plan(grid, hu), labels), about
 
 
-def _labels(task: Task, path: Path, scan: Scan) -> np.ndarray:
+def _labels(task: EmbedTask, path: Path, scan: Scan) -> np.ndarray:
     try:
         return read_labels(path, scan)
     except UnusableScanError as refusal:
@@ -254,7 +254,7 @@ def _pooled(
         ) from error
 
 
-def _tell_failures(work: Work, tasks: Sequence[Task], failed: dict[str, str]) -> None:
+def _tell_failures(work: EmbedWork, tasks: Sequence[EmbedTask], failed: dict[str, str]) -> None:
     for scan, reason in list(failed.items())[:10]:
         work.say(f"  {scan}: {reason}")
     bare = [task.row.id for task in tasks if task.labels is None]
@@ -262,7 +262,7 @@ def _tell_failures(work: Work, tasks: Sequence[Task], failed: dict[str, str]) ->
         work.say(f"  {len(bare)} without a mask of their name, such as {bare[0]}")
 
 
-def _tell_tables(work: Work, made: table.Table) -> None:
+def _tell_tables(work: EmbedWork, made: table.FeatureTable) -> None:
     widths = " ".join(str(stage.shape[1]) for stage in made.stages)
     path = work.folder / table.FEATURES
     work.say(f"{path}.npz, {path}.csv: one row per scan; stage0 to stage4 with {widths} numbers")

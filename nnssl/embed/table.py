@@ -27,7 +27,7 @@ THUMBNAIL = 72  # pixels an edge at most
 
 
 @dataclass(frozen=True)
-class Row:
+class ScanRow:
     """Who a scan is. id: its path below the folder that was given, without ending; unique.
 
     group: the folder that it lies in, for pictures and as a first label to try.
@@ -41,7 +41,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Table:
+class FeatureTable:
     """Rows of `features.npz`: texts [n], stages five arrays [n C], thumbnails uint8 or empty."""
 
     id: list[str]
@@ -50,12 +50,12 @@ class Table:
     thumbnails: list[np.ndarray]
 
 
-def place(folder: Path, row: Row) -> Path:
+def place(folder: Path, row: ScanRow) -> Path:
     return files.inside(folder / SCANS, f"{row.case}.npz")
 
 
 def keep(
-    folder: Path, row: Row, signature: str, pooled: Pooled, about: dict, small: np.ndarray
+    folder: Path, row: ScanRow, signature: str, pooled: Pooled, about: dict, small: np.ndarray
 ) -> None:
     """Write one scan. about: `shape` and `spacing` as they were in the file."""
     stages = _by_stage(pooled.means)
@@ -73,7 +73,7 @@ def keep(
         )
 
 
-def kept(folder: Path, row: Row) -> dict[str, np.ndarray] | None:
+def kept(folder: Path, row: ScanRow) -> dict[str, np.ndarray] | None:
     """What `keep` wrote; None where it is not there, or not whole."""
     try:
         with place(folder, row).open("rb") as file, np.load(file, allow_pickle=False) as stored:
@@ -86,12 +86,12 @@ def kept(folder: Path, row: Row) -> dict[str, np.ndarray] | None:
         return None
 
 
-def is_done(folder: Path, row: Row, signature: str) -> bool:
+def is_done(folder: Path, row: ScanRow, signature: str) -> bool:
     there = kept(folder, row)
     return there is not None and str(there.get("signature")) == signature
 
 
-def write(folder: Path, rows: Sequence[Row], has_labels: bool) -> Table:
+def write(folder: Path, rows: Sequence[ScanRow], has_labels: bool) -> FeatureTable:
     """The tables of the scans that are done, in the order of `rows`."""
     done = [(row, one) for row in rows if (one := kept(folder, row)) is not None]
     arrays = [one for _, one in done]
@@ -103,10 +103,10 @@ def write(folder: Path, rows: Sequence[Row], has_labels: bool) -> Table:
     _write_csv(folder / f"{FEATURES}.csv", columns, stages)
     if has_labels:
         _write_labels(folder, done)
-    return Table(texts["id"], texts["group"], stages, [one["thumbnail"] for one in arrays])
+    return FeatureTable(texts["id"], texts["group"], stages, [one["thumbnail"] for one in arrays])
 
 
-def _write_labels(folder: Path, done: list[tuple[Row, dict]]) -> None:
+def _write_labels(folder: Path, done: list[tuple[ScanRow, dict]]) -> None:
     arrays = [one for _, one in done]
     ids = [row.id for row, one in done for _ in one["labels"]]
     named = {"label": _whole(arrays, "labels"), "voxels": _whole(arrays, "voxels")}

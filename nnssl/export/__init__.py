@@ -25,7 +25,7 @@ class ExportError(ValueError):
 
 
 @dataclass(frozen=True)
-class Request:
+class ExportRequest:
     """What `nnssl_export` is asked for."""
 
     model: Path = option(
@@ -39,7 +39,7 @@ class Request:
     formats: Sequence[str] = option(FORMATS, "default: all", choices=FORMATS)
 
 
-def export(request: Request, say: Callable[[str], None] = print) -> Path:
+def export(request: ExportRequest, say: Callable[[str], None] = print) -> Path:
     """Write the files that `request` asks for, and model.json; the path of the latter.
 
     Every file is read back and run on random images, one and two at a time, before it gets its

@@ -36,7 +36,7 @@ class OriginError(ValueError):
 
 
 @dataclass(frozen=True)
-class Choice:
+class CheckpointChoice:
     path: Path
     named_by: str
     sha256: str | None = None  # as recorded where it was named, if it was
@@ -44,7 +44,7 @@ class Choice:
     default: bool = False  # nothing was named or found: released weights
 
 
-def choose(info: Mapping, whose: str = "the plans") -> Choice:
+def choose(info: Mapping, whose: str = "the plans") -> CheckpointChoice:
     """The checkpoint to start from. Addresses are fetched.
 
     info:  the plans' `pretrain_info`, or what takes its part; `whose` is its name in messages. A
@@ -63,14 +63,16 @@ def choose(info: Mapping, whose: str = "the plans") -> Choice:
             f"named:\n{_listed(found)}\n{REMEDY}"
         )
     if found:
-        return Choice(found[0], f"the only one under {_searched()}")
+        return CheckpointChoice(found[0], f"the only one under {_searched()}")
     return _released(whose)
 
 
-def _released(whose: str) -> Choice:
+def _released(whose: str) -> CheckpointChoice:
     name = weights.DEFAULT
     by = f"default: {whose} and {VARIABLE} name none, and there is no {FINAL} under {_searched()}"
-    return Choice(address.released(name), by, weights.RELEASED[name].sha256, name, default=True)
+    return CheckpointChoice(
+        address.released(name), by, weights.RELEASED[name].sha256, name, default=True
+    )
 
 
 def finals() -> list[Path]:
@@ -86,15 +88,15 @@ def _listed(paths: list[Path]) -> str:
     return "\n".join(f"  {path}" for path in paths) or "  none"
 
 
-def _named(path: str, by: str, sha256: str | None = None) -> Choice:
+def _named(path: str, by: str, sha256: str | None = None) -> CheckpointChoice:
     ours = weights.of_hash(sha256 or "")
     if ours and path == ours.name:  # as plans record it, whatever lies here under that name
-        return Choice(address.released(ours.name), by, sha256, path)
+        return CheckpointChoice(address.released(ours.name), by, sha256, path)
     there, unreachable = _fetched(path)
     if there.is_file() and not unreachable:
-        return Choice(there, by, sha256, path)
+        return CheckpointChoice(there, by, sha256, path)
     if sha256 and (moved := _moved(there.name, sha256)):
-        return Choice(moved, f"{by}, by its sha256: it is no longer at {path}", sha256)
+        return CheckpointChoice(moved, f"{by}, by its sha256: it is no longer at {path}", sha256)
     raise unreachable or NoCheckpointError(
         f"no file at {path}, the checkpoint named by {by}. Found "
         f"instead:\n{_listed(finals())}\n{REMEDY}"
@@ -127,7 +129,7 @@ def _candidates(name: str, sha256: str) -> Iterator[Path]:
     yield from finals()
 
 
-def check(choice: Choice, sha256: str) -> None:
+def check(choice: CheckpointChoice, sha256: str) -> None:
     """Raises OriginError when the file's hash is not the one recorded where it was named."""
     if choice.sha256 not in (None, sha256):
         raise OriginError(
@@ -138,7 +140,7 @@ def check(choice: Choice, sha256: str) -> None:
         )
 
 
-def pretrain_info(choice: Choice, loaded: Checkpoint) -> dict:
+def pretrain_info(choice: CheckpointChoice, loaded: Checkpoint) -> dict:
     """The entry `pretrain_info` of the plans, from what the chosen file holds.
 
     It has upstream's keys (nnunetv2/experiment_planning/like_nnssl.py) and ours.

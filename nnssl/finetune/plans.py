@@ -10,7 +10,7 @@ from nnssl import checkpoint, files
 from nnssl.encoder.presets import preset
 from nnssl.finetune.architecture import DECODER, INFO, architecture, is_ours, steps_of
 from nnssl.finetune.checkpoint_choice import (
-    Choice,
+    CheckpointChoice,
     OriginError,
     check,
     choose,
@@ -142,7 +142,7 @@ def deep_supervision_weights(outputs: int) -> tuple[float, ...]:
     return tuple(weight / sum(weights) for weight in weights)
 
 
-def opened(choice: Choice) -> checkpoint.Checkpoint:
+def opened(choice: CheckpointChoice) -> checkpoint.Checkpoint:
     loaded = checkpoint.load(choice.path)
     check(choice, loaded.sha256)
     return loaded

@@ -27,7 +27,7 @@ from nnssl.encoder.visible import mask_at_stride
 from nnssl.methods.method import Method, MethodConfig, Step
 from nnssl.modules.heads import pooled
 from nnssl.modules.losses import masked_l1
-from nnssl.modules.masked import Block, MaskedConfig
+from nnssl.modules.masked import BlockSides, MaskedConfig
 from nnssl.network.reconstruction import (
     Reconstruction,
     as_seen,
@@ -47,7 +47,7 @@ class SimMIMConfig(MaskedConfig, MethodConfig):
     mask_ratio: float = 0.6  # Xie 2022, table 2: 0.6 with blocks of 32 pixels
     drop_path: float = 0.0  # Xie 2022, for Swin
 
-    PUBLISHED: ClassVar[dict] = {"mask_block": Block(32)}
+    PUBLISHED: ClassVar[dict] = {"mask_block": BlockSides(32)}
 
 
 class SimMIM(Method):

@@ -13,7 +13,7 @@ class Dims(Protocol):
     def spatial_dims(self) -> int: ...
 
 
-class Stage(Protocol):
+class StageLike(Protocol):
     """Blocks, and the merge behind them."""
 
     @property
@@ -33,7 +33,7 @@ class EncoderLike(Protocol):
     def config(self) -> Dims: ...
 
     @property
-    def stages(self) -> Sequence[Stage]: ...
+    def stages(self) -> Sequence[StageLike]: ...
 
     def __call__(
         self, x: Tensor, masked: object = None, wanted: Collection[int] = ...

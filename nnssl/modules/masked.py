@@ -12,10 +12,10 @@ STRIDES = (2, 4, 8, 16, 32)  # of the encoder's maps, in voxels
 COARSE, COARSER = 8, 16  # strides behind stages 2 and 3
 
 
-class Block(tuple):
+class BlockSides(tuple):
     """Sides of a hidden block in voxels: one for all axes, or one per axis: 16, or 16x8x8."""
 
-    def __new__(cls, sides: str | int | Iterable[int]) -> Block:
+    def __new__(cls, sides: str | int | Iterable[int]) -> BlockSides:
         if isinstance(sides, str):
             sides = [int(side) for side in sides.split("x")]
         return super().__new__(cls, (sides,) if isinstance(sides, int) else sides)
@@ -33,7 +33,7 @@ class Block(tuple):
         return tuple(self) * (dims if len(self) == 1 else 1)
 
 
-SIXTEEN = Block(16)
+SIXTEEN = BlockSides(16)
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class MaskedConfig:
 
     mask_ratio: float = 0.6  # of the blocks that may be hidden
     # voxels (Jiang 2022, at 2 mm); nnssl_pretrain takes some 32 mm along each axis
-    mask_block: Block = SIXTEEN
+    mask_block: BlockSides = SIXTEEN
     # hide blocks of one constant as well, as the papers do; ours: air says nothing
     mask_air: bool = False
     # what predicts voxels: one linear layer per map, as the papers; or a decoder
@@ -65,7 +65,7 @@ class MaskedConfig:
 
     def __post_init__(self) -> None:
         # a file knows lists, an old one numbers
-        object.__setattr__(self, "mask_block", Block(self.mask_block))
+        object.__setattr__(self, "mask_block", BlockSides(self.mask_block))
         if not 1 <= len(self.mask_block) <= 3 or not set(self.mask_block) <= set(STRIDES):
             raise ValueError(
                 f"mask_block must be a stride of the encoder, {list(STRIDES)}, or one for each "

@@ -15,7 +15,7 @@ import torch
 
 from nnssl import dist
 from nnssl.data.crops import Crops
-from nnssl.data.held import Held, Layout, layout
+from nnssl.data.held import Held, HeldVolumes, layout
 from nnssl.data.plan import Plan, resampled_shape
 from nnssl.train.capacity import free_bytes
 
@@ -41,7 +41,7 @@ def hold(
     if choice == "off":
         return say("cache: off, as asked; crops are read from the disk")
     expected, reasons = least_bytes(crops, plan), []
-    found: Layout | None = None
+    found: HeldVolumes | None = None
     for memory in _memories(choice, device):
         if _fits(expected, memory.allowed, device):
             # Volumes of earlier versions are larger than expected; their headers give the size.

@@ -16,7 +16,7 @@ import torch
 from nnssl import dist
 from nnssl.methods import Method, MethodConfig
 from nnssl.modules.distillation import DistillationConfig
-from nnssl.modules.masked import Block, MaskedConfig
+from nnssl.modules.masked import BlockSides, MaskedConfig
 from nnssl.train.capacity import fitting_batch_size, timely_batch_size
 from nnssl.types import Shape, Spacing
 
@@ -137,12 +137,12 @@ def fitting_crop(method: type[Method], crop: Shape) -> Shape:
     return cube
 
 
-def hidden_block(crop: Shape, spacing: Spacing, allowed: Sequence[int] = BLOCK_SIDES) -> Block:
+def hidden_block(crop: Shape, spacing: Spacing, allowed: Sequence[int] = BLOCK_SIDES) -> BlockSides:
     """Some 32 mm along each axis as a power of two of voxels among `allowed`, and at least four
     blocks where the crop allows.
     """
     pairs = zip(crop, spacing, strict=True)
-    return Block(_block_side(size, mm, allowed) for size, mm in pairs)
+    return BlockSides(_block_side(size, mm, allowed) for size, mm in pairs)
 
 
 def _block_side(size: int, mm: float, allowed: Sequence[int]) -> int:

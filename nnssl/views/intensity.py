@@ -92,7 +92,7 @@ def apply_windows(
     return regions.clamp(low, high)
 
 
-class Intensity(NamedTuple):
+class IntensityDraw(NamedTuple):
     """One draw; the defaults change nothing."""
 
     low: float = -math.inf  # the window's ends, in network input, as brightness and noise
@@ -105,7 +105,7 @@ class Intensity(NamedTuple):
     seed: int = 0  # of the noise
 
 
-def draw_intensity(generator: torch.Generator, ranges: Ranges = STANDARD) -> Intensity:
+def draw_intensity(generator: torch.Generator, ranges: Ranges = STANDARD) -> IntensityDraw:
     """Each effect with its chance and a uniformly random strength (see the head of this file).
 
     Takes the same number of draws whatever happens.
@@ -115,15 +115,15 @@ def draw_intensity(generator: torch.Generator, ranges: Ranges = STANDARD) -> Int
     strengths = torch.rand(5, generator=generator).tolist()
     seed = int(torch.randint(2**62, (), generator=generator))
     bounds = (CONTRASTS, ranges.brightnesses, GAMMAS, ranges.noises, BLURS)
-    effects = list(Intensity()[2:7])  # none
+    effects = list(IntensityDraw()[2:7])  # none
     for effect, chance in enumerate(CHANCES[1:]):
         if happens[effect] < chance:
             effects[effect] = _within(bounds[effect], strengths[effect])
-    return Intensity(low, high, *effects, seed=seed)
+    return IntensityDraw(low, high, *effects, seed=seed)
 
 
 def apply_intensity(
-    images: Float[Tensor, "batch 1 *size"], draws: Sequence[Intensity]
+    images: Float[Tensor, "batch 1 *size"], draws: Sequence[IntensityDraw]
 ) -> Float[Tensor, "batch 1 *size"]:
     """[B 1 *s] -> the same, each image by its own draw.
 
@@ -136,7 +136,7 @@ def apply_intensity(
     return _display(_add_noise(images, draws), draws)
 
 
-def _display(images: Tensor, draws: Sequence[Intensity]) -> Tensor:
+def _display(images: Tensor, draws: Sequence[IntensityDraw]) -> Tensor:
     """Window, contrast and brightness, then gamma."""
     numbers = torch.tensor([draw[:5] for draw in draws], dtype=images.dtype)
     low, high, contrast, brightness, gamma = per_image(numbers, images)
@@ -159,7 +159,7 @@ def blur(
     return separable_filter(images, weights)
 
 
-def _add_noise(images: Tensor, draws: Sequence[Intensity]) -> Tensor:
+def _add_noise(images: Tensor, draws: Sequence[IntensityDraw]) -> Tensor:
     noisy = images.clone()
     for image, draw in zip(noisy, draws, strict=True):
         if draw.noise:

@@ -59,7 +59,7 @@ def formula(
 
 
 @dataclass(frozen=True)
-class Case:
+class StreamCase:
     """What a stage asks of the kernel: to add a branch, drop part of it, reorder, normalise."""
 
     adds: bool
@@ -69,12 +69,12 @@ class Case:
 
 
 CASES = (
-    Case(adds=False, drops=False, moves=True, norms=True),
-    Case(adds=True, drops=False, moves=False, norms=True),
-    Case(adds=True, drops=True, moves=True, norms=True),
-    Case(adds=True, drops=True, moves=False, norms=True),
-    Case(adds=True, drops=False, moves=True, norms=False),
-    Case(adds=True, drops=True, moves=True, norms=False),
+    StreamCase(adds=False, drops=False, moves=True, norms=True),
+    StreamCase(adds=True, drops=False, moves=False, norms=True),
+    StreamCase(adds=True, drops=True, moves=True, norms=True),
+    StreamCase(adds=True, drops=True, moves=False, norms=True),
+    StreamCase(adds=True, drops=False, moves=True, norms=False),
+    StreamCase(adds=True, drops=True, moves=True, norms=False),
 )
 SHAPE = (3, 37)  # samples and tokens
 
@@ -117,7 +117,7 @@ class _Trial:
     def tokens(self, count: int) -> list[Tensor]:
         return [self.drawn(*SHAPE, self.channels) for _ in range(count)]
 
-    def inputs_of(self, case: Case) -> Callable[..., Outputs]:
+    def inputs_of(self, case: StreamCase) -> Callable[..., Outputs]:
         """Calls a function like `formula` with x, a branch if one is added, and `parts`."""
         kept = self.drawn(SHAPE[0], 1, 1) if case.drops else None
         order = self._order if case.moves else None

@@ -12,10 +12,10 @@ from io import StringIO
 from pathlib import Path
 
 from nnssl import hook, options
-from nnssl.convert.request import Request as ConvertRequest
+from nnssl.convert.request import ConvertRequest
 from nnssl.encoder.presets import preset
 from nnssl.network.decoders import DECODERS
-from nnssl.plans.request import Request as PlanRequest
+from nnssl.plans.request import PlansRequest
 from nnssl.recipe import Recipe
 from nnssl.study.design.description import Arm, Study, Task
 from nnssl.study.design.values import DescriptionError
@@ -141,7 +141,7 @@ def _ancestors(name: str) -> set[str]:
 def _check_recipe(recipe: Mapping) -> None:
     """As `nnssl_plan` reads it."""
     typed = ["-d", "1", *recipe_flags(recipe)]
-    args = options.parse(typed, PlanRequest, Recipe, unset=True)
+    args = options.parse(typed, PlansRequest, Recipe, unset=True)
     if args.decoder and args.decoder not in DECODERS:
         raise ValueError(f"unknown decoder {args.decoder!r}; known: {', '.join(DECODERS)}")
     Recipe.chosen(options.values_of(Recipe, args))

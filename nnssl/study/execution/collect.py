@@ -14,7 +14,7 @@ from nnssl.study.design import splits
 from nnssl.study.design.description import Study
 from nnssl.study.execution import jobs, runs
 from nnssl.study.execution.jobs import DONE, NOT_DONE, FineTuningJob
-from nnssl.study.execution.runs import Run
+from nnssl.study.execution.runs import StudyRun
 from nnssl.study.rows import CaseRow, EpochRow, RunRow, StudyRow
 
 OURS = [kind.KIND for kind in (StudyRow, RunRow, EpochRow, CaseRow)]
@@ -31,7 +31,7 @@ def collect(study: Study) -> dict[str, str]:
     return {name: rows[0]["state"] for name, rows in of_runs.items()}
 
 
-def rows_of(run: Run) -> list[dict]:
+def rows_of(run: StudyRun) -> list[dict]:
     """A finished run's rows as its job wrote them, cases with their subject where the task has
     subjects; else one that says that it failed, and why, or is missing."""
     path = run.folder / jobs.ROWS
@@ -40,7 +40,7 @@ def rows_of(run: Run) -> list[dict]:
     return [_unfinished(run).to_json()]
 
 
-def row_of(run: Run) -> RunRow:
+def row_of(run: StudyRun) -> RunRow:
     """Of the run itself."""
     return RunRow.from_json(rows_of(run)[0])
 
@@ -51,7 +51,7 @@ def _with_subject(row: dict, subject: str | None) -> dict:
     return {**row, "subject": splits.subject_of(row["case"], subject)}
 
 
-def _unfinished(run: Run) -> RunRow:
+def _unfinished(run: StudyRun) -> RunRow:
     begun = (run.folder / jobs.JOB).is_file()
     job, outcome = jobs.read(run.folder) if begun else None, run.outcome
     return RunRow(

@@ -9,7 +9,7 @@ from nnssl.commands import Command
 from nnssl.study.design.description import Study
 from nnssl.study.execution import collect, datasets, pretraining, requirements, runs
 from nnssl.study.execution.plans import Plans
-from nnssl.study.execution.runs import Run
+from nnssl.study.execution.runs import StudyRun
 from nnssl.study.rows import RunRow
 
 
@@ -51,7 +51,7 @@ def commands_before(study: Study) -> list[Command]:
     return commands
 
 
-def cost(every: Sequence[Run], todo: Sequence[Run], parallel: int) -> str:
+def cost(every: Sequence[StudyRun], todo: Sequence[StudyRun], parallel: int) -> str:
     """By the hours an epoch took in runs of the same task and arm, or of the task, or of any that
     is done.
     """
@@ -73,7 +73,7 @@ def cost(every: Sequence[Run], todo: Sequence[Run], parallel: int) -> str:
     )
 
 
-def _hours_an_epoch(run: Run, done: Sequence[RunRow]) -> float:
+def _hours_an_epoch(run: StudyRun, done: Sequence[RunRow]) -> float:
     on_task = [row for row in done if row.task == run.task.name]
     alike = [row for row in on_task if row.arm == run.arm.name] or on_task or done
     return sum(row.hours or 0.0 for row in alike) / max(1, sum(row.epochs or 0 for row in alike))

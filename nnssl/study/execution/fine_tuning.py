@@ -10,7 +10,7 @@ from nnssl.study.design.description import Budget, settings
 from nnssl.study.design.splits import Split
 from nnssl.study.execution.jobs import FineTuningJob
 from nnssl.study.execution.plans import Plans
-from nnssl.study.execution.runs import ArmOnTask, Run
+from nnssl.study.execution.runs import ArmOnTask, StudyRun
 from nnssl.study.execution.shell import Foreground
 
 Splits = dict[tuple[Budget, int], Split]  # by budget and seed
@@ -18,7 +18,7 @@ Splits = dict[tuple[Budget, int], Split]  # by budget and seed
 DATA = ("dataset", "configuration", "plans")  # what of a task decides on the training's data
 
 
-def write_jobs(pairs: Sequence[ArmOnTask], here: Foreground) -> list[Run]:
+def write_jobs(pairs: Sequence[ArmOnTask], here: Foreground) -> list[StudyRun]:
     """Splits, plans and each run's job.json; the runs that have all they need, in their order. The
     others have failed from now on, with the reason.
     """
@@ -28,7 +28,7 @@ def write_jobs(pairs: Sequence[ArmOnTask], here: Foreground) -> list[Run]:
     return sorted(ready, key=lambda run: run.turn)
 
 
-def _begin(pair: ArmOnTask, splits: Splits, here: Foreground) -> list[Run]:
+def _begin(pair: ArmOnTask, splits: Splits, here: Foreground) -> list[StudyRun]:
     """The runs of an arm on a task, none where it cannot have its plans."""
     plans, runs = Plans(pair), pair.runs
     if reason := plans.obstacle:
@@ -48,7 +48,7 @@ def split(pair: ArmOnTask) -> Splits:
     return splits.append(dataset.folder / splits.FILE, pair.study, task, labels)
 
 
-def job(run: Run, dataset: str, split: Split, plans: dict) -> FineTuningJob:
+def job(run: StudyRun, dataset: str, split: Split, plans: dict) -> FineTuningJob:
     """dataset: the full name; plans: the content of the plans file."""
     by_others = run.arm.start == "elsewhere"
     return FineTuningJob(
@@ -71,7 +71,7 @@ def job(run: Run, dataset: str, split: Split, plans: dict) -> FineTuningJob:
     )
 
 
-def _made_of(run: Run, split: Split, plans: dict) -> dict:
+def _made_of(run: StudyRun, split: Split, plans: dict) -> dict:
     """What would make it another training: arm, recipe, checkpoint, cases."""
     made_of = {
         "task": {key: value for key, value in settings(run.task).items() if key in DATA},

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from nnssl.convert.request import Request as ConvertRequest
+from nnssl.convert.request import ConvertRequest
 from nnssl.options import words
-from nnssl.plans.request import Request as PlanRequest
+from nnssl.plans.request import PlansRequest
 from nnssl.recipe import Recipe
 from nnssl.train.options import CommandOptions
 
@@ -19,4 +19,4 @@ def flags(options: Mapping) -> list[str]:
 def recipe_flags(recipe: Mapping) -> list[str]:
     """Of nnssl_plan."""
     said = {key: value for key, value in recipe.items() if key != "trainer"}
-    return words(said, PlanRequest, Recipe)
+    return words(said, PlansRequest, Recipe)

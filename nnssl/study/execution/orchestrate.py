@@ -14,7 +14,7 @@ from nnssl.study.design.description import Study
 from nnssl.study.execution import collect, datasets, fine_tuning, pretraining, requirements, runs
 from nnssl.study.execution.executor import Executor
 from nnssl.study.execution.jobs import LOG
-from nnssl.study.execution.runs import Run
+from nnssl.study.execution.runs import StudyRun
 from nnssl.study.execution.shell import Foreground, Say
 
 
@@ -35,7 +35,7 @@ def run(study: Study, executor: Executor, say: Say) -> dict[str, str]:
     return states
 
 
-def prepare(study: Study, executor: Executor, say: Say) -> list[Run]:
+def prepare(study: Study, executor: Executor, say: Say) -> list[StudyRun]:
     """Data, pretrained checkpoints, plans, splits and jobs; the runs that can be done, in their
     order, without those that are done.
     """
@@ -56,5 +56,5 @@ def summary(study: Study, states: Mapping[str, str]) -> str:
     return "\n".join([f"Runs: {counts}. Results: {study.results}", *map(_failure, failed)])
 
 
-def _failure(run: Run) -> str:
+def _failure(run: StudyRun) -> str:
     return f"  failed: {run.name}: {run.outcome.in_short} (log: {run.folder / LOG})"

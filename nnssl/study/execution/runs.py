@@ -74,17 +74,17 @@ class ArmOnTask:
         return next(iter(named or pretrained), None)
 
     @property
-    def runs(self) -> list[Run]:
+    def runs(self) -> list[StudyRun]:
         """All of them, done or not."""
         return [
-            Run(self.study, self.task, self.arm, budget, seed)
+            StudyRun(self.study, self.task, self.arm, budget, seed)
             for seed in self.study.seeds
             for budget in self.study.budgets_of(self.arm)
         ]
 
 
 @dataclass(frozen=True)
-class Run(ArmOnTask, Work):
+class StudyRun(ArmOnTask, Work):
     """One training: an arm on a task with a budget of cases and a seed (or fold)."""
 
     budget: Budget
@@ -108,6 +108,6 @@ def all_pairs(study: Study) -> list[ArmOnTask]:
     return [ArmOnTask(study, task, arm) for task, arm in study.pairs]
 
 
-def all_runs(study: Study) -> list[Run]:
+def all_runs(study: Study) -> list[StudyRun]:
     """All runs, in the order in which they are done."""
     return sorted((run for pair in all_pairs(study) for run in pair.runs), key=lambda run: run.turn)

@@ -45,7 +45,7 @@ def measure(
     """
     known = _known(study.results)
     before = len(known)
-    for one in [Comparison(ends, volumes) for ends in _ends(study)]:
+    for one in [ReuseComparison(ends, volumes) for ends in _ends(study)]:
         if not one.is_ours or known.issuperset(one.wanted()):
             continue
         say(f"feature reuse: {one.job.task}, {one.job.arm}, seed {one.job.seed}")
@@ -76,7 +76,7 @@ def _ends(study: Study) -> list[list[FineTuningJob]]:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ReuseComparison:
     """Of the networks of one arm, task and seed. jobs: of the fewest and the most labels."""
 
     jobs: list[FineTuningJob]
