@@ -393,7 +393,7 @@ def test_a_signal_in_the_preparation_ends_with_75_and_no_traceback(
     call, nnunet_env, tmp_path, monkeypatch, number
 ):
     monkeypatch.setattr(
-        "nnssl.train.pretrain.prepare", lambda *_, **__: signal.raise_signal(number)
+        "nnssl.train.scans.prepare", lambda *_, **__: signal.raise_signal(number)
     )
     code, _, err = call("pretrain", "-m", "smit", "-i", tmp_path, "-device", "cpu")
     assert (code, err) == (

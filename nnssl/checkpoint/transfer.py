@@ -42,7 +42,9 @@ def transfer(checkpoint: Checkpoint, encoder: Swin, labels: int = 0) -> Transfer
     first the encoder sees what it saw there. Where `encoder` leaves an axis as it is that the
     checkpoint's halves, patch embedding and merges are adapted (`nnssl.encoder.adapt`).
     """
-    wanted = dict(encoder.named_parameters())
+    buffers = dict(encoder.named_buffers())
+    # not named_parameters: LoRA's factors are written as the sums that they stand for
+    wanted = {name: t for name, t in encoder.state_dict().items() if name not in buffers}
     given, explained = adapt(checkpoint.part(PREFIX), checkpoint.encoder_config, encoder.config)
     for name in PRETRAINING_ONLY.keys() & (given.keys() - wanted.keys()):
         del given[name]

@@ -58,7 +58,9 @@ def draw_offset(
 
 def _bounds(region: Shape, within: Int[Tensor, "dims 2"] | None) -> list[tuple[int, int]]:
     """Along each axis the first voxel of the scan and one past the last."""
-    return [(0, size) for size in region] if within is None else within.tolist()
+    if within is None:
+        return [(0, size) for size in region]
+    return [(low, high) for low, high in within.tolist()]
 
 
 def per_scan(
