@@ -18,12 +18,12 @@ class HUPolicy:
     """How Hounsfield units become network input: a rising piecewise linear map, clipped at its
     ends.
 
-    HU are clipped to [low, high], moved by the interior knots, then (level - mean) / sd. The ends
+    HU are clipped to [low, high], moved by the interior knots, then (level - mean) / std. The ends
     keep their values, so without knots this is the plain linear map: clip, minus mean, divided by
-    sd.
+    std.
 
     interior:  (HU, level) of each knot between the ends, both rising within (low, high).
-    mean, sd:  over body voxels, of the clipped and moved values.
+    mean, std: over body voxels, of the clipped and moved values.
     Raises ValueError where the map does not rise.
     """
 
@@ -37,7 +37,7 @@ class HUPolicy:
         if not (self.low < self.high and self.std > 0):
             raise ValueError(
                 f"HU policy needs low < high and std > 0, got low={self.low}, high={self.high}, "
-                f"sd={self.std}"
+                f"std={self.std}"
             )
         interior = tuple((float(hu), float(level)) for hu, level in self.interior)
         object.__setattr__(self, "interior", interior)
@@ -68,7 +68,7 @@ class HUPolicy:
         return [((hu - self.mean) / self.std, value) for hu, value in self.knots]
 
     def standardise(self, hu: Values) -> Values:
-        """HU to (clipped HU - mean) / sd, out of place: as nnU-Net's CTNormalization with these
+        """HU to (clipped HU - mean) / std, out of place: as nnU-Net's CTNormalization with these
         numbers.
         """
         return (hu.clip(self.low, self.high) - self.mean) / self.std

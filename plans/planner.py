@@ -115,7 +115,9 @@ class SwinPlanner(ExperimentPlanner):
         self.decoder = decoder or self.start.decoder
 
     @staticmethod
-    def static_estimate_VRAM_usage(*args: object, **kwargs: object) -> float:  # noqa: N802 nnU-Net's name
+    def static_estimate_VRAM_usage(  # noqa: N802 nnU-Net's name
+        *args: object, **kwargs: object
+    ) -> float:
         """Of the U-Net that nnU-Net would plan: nothing, so that it does not look for a patch of
         its own.
         """

@@ -33,7 +33,9 @@ class DefaultNetworkTrainer(nnUNetTrainer):
         if self.device.type == "cpu":
             finetune.prepare_cpu()
 
-    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple:  # noqa: N802 nnU-Net's name
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(  # noqa: N802 nnU-Net's name
+        self,
+    ) -> tuple:
         *others, axes = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         if not self.recipe.mirror:  # nnU-Net saves the second name with the model, for prediction
             axes = self.inference_allowed_mirroring_axes = None

@@ -1,4 +1,5 @@
-"""The survey's lines in one file, `surveyed.jsonl`, so that a start need not open one for each scan.
+"""The survey's lines in one file, `surveyed.jsonl`, so that a start need not open one file per
+scan.
 
 It holds each line but for its histogram, below a row of what failed. It says nothing that the files
 in `survey/` do not say. A line whose file is gone or has another size is not taken from here, and

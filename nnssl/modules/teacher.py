@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -35,8 +35,10 @@ class Teacher(Stepped, Generic[Student]):
         return self.model(*args)
 
     @torch.no_grad()
-    def update(self, student: nn.Module, share: float | Tensor) -> None:
-        """theta_t <- (1 - share) theta_t + share theta_s, matched by name; share: 1 - momentum.
+    def update(self, student: nn.Module, fraction: float | Tensor) -> None:
+        """theta_t <- (1 - fraction) theta_t + fraction theta_s, matched by name.
+
+        fraction: 1 - momentum; a number, or a scalar on the device.
 
         Buffers stay the teacher's own: what they hold (running moments) is of what the teacher
         sees, which is not masked.
@@ -45,9 +47,9 @@ class Teacher(Stepped, Generic[Student]):
         names, own = zip(*self.model.named_parameters(), strict=True)
         theirs = [parameters[name].detach() for name in names]
         if self.counts is None:
-            # a scalar on the device is taken too
-            torch._foreach_lerp_(own, theirs, share)  # pyright: ignore[reportCallIssue, reportArgumentType]
+            # its declaration knows no scalar tensor
+            torch._foreach_lerp_(own, theirs, cast("float", fraction))
             return
         way = torch._foreach_sub(theirs, own)
-        torch._foreach_mul_(way, self.counts * share)
+        torch._foreach_mul_(way, self.counts * fraction)
         torch._foreach_add_(own, way)

@@ -208,7 +208,8 @@ def _quiet_worker(_: int) -> None:
     # would wait for ever.
     handler = staticmethod(_give_up)
     # typeshed leaves it out
-    multiprocessing.queues.Queue._on_queue_feeder_error = handler  # pyright: ignore[reportAttributeAccessIssue]
+    queue: type = multiprocessing.queues.Queue
+    queue._on_queue_feeder_error = handler  # pyright: ignore[reportAttributeAccessIssue]
     torch.set_num_threads(1)
 
 

@@ -13,6 +13,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from functools import reduce
 from operator import add
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -143,8 +144,8 @@ def everywhere(
     scores = offset.view(1, -1, *[1] * len(size))
     for tokens, stride, part in zip(maps, strides, parts, strict=True):
         # PyTorch declares dims as a number alone
-        product = torch.tensordot(tokens.float(), part, dims=([1], [0]))  # pyright: ignore[reportArgumentType]
-        coarse = product.movedim(-1, 1)
+        dims = cast("int", ([1], [0]))
+        coarse = torch.tensordot(tokens.float(), part, dims).movedim(-1, 1)
         fine = F.interpolate(coarse, scale_factor=stride, mode=mode, align_corners=False)
         scores = scores + fine[(..., *(slice(n) for n in size))]
     return scores

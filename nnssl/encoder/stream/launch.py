@@ -163,7 +163,8 @@ class _Gelu(torch.autograd.Function):
         with _on(x.device):
             kernel.gelu_backward[grid](
                 x, gradient, to_x, parts, x.numel() // channels,
-                C=channels, BC=block, BR=TILE // block, num_warps=4,  # pyright: ignore[reportCallIssue]
+                C=channels, BC=block, BR=TILE // block,
+                num_warps=4,  # pyright: ignore[reportCallIssue]
             )  # fmt: skip
         return to_x, parts.view(ctx.shape)
 
