@@ -195,7 +195,9 @@ def _holds_sockets(folder: str) -> bool:
 
 
 def write_json(path: Path | str, value: object) -> None:
-    """As it goes along: the text of a million scans is never in memory as a whole."""
+    """As it goes along: the text of a list or dict with many items right in `value` is never in
+    memory as a whole.
+    """
     with atomic(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.writelines(json_text.parts(value))
         file.write("\n")

@@ -32,8 +32,11 @@ def _affinity() -> int:
 
 def _quota(folder: Path) -> list[str]:
     """A cgroup's quota and period in microseconds, of version 2 or 1; "max" where there is none."""
-    version_1 = [*_words(folder / "cpu.cfs_quota_us"), *_words(folder / "cpu.cfs_period_us")]
-    return _words(folder / "cpu.max") or version_1 or ["max", "1"]
+    return (
+        _words(folder / "cpu.max")
+        or [*_words(folder / "cpu.cfs_quota_us"), *_words(folder / "cpu.cfs_period_us")]
+        or ["max", "1"]
+    )
 
 
 def free_memory() -> int | None:

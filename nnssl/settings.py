@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import MISSING
 from typing import cast
 
@@ -39,8 +39,8 @@ def _value(text: str, field: Option) -> object:
         if text.lower() not in ("true", "false"):
             raise ValueError(f"{text!r} is neither true nor false")
         return text.lower() == "true"
-    kind = cast("Callable[[str], object]", field.read or field.kind)
+    kind = cast("type", field.kind)
     try:
         return kind(text)
     except ValueError as error:
-        raise ValueError(f"{text!r} is not a {getattr(kind, '__name__', kind)}") from error
+        raise ValueError(f"{text!r} is not a {kind.__name__}") from error

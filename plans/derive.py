@@ -53,22 +53,22 @@ def derive(request: PlansRequest) -> Path:
         if request.preset
         else PlannedStart.of(request.checkpoint)
     )
-    request = replace(request, decoder=request.decoder or start.decoder)
+    decoder = request.decoder or start.decoder
+    request = replace(request, decoder=decoder)
     _refuse_to_overwrite(path)
     plans = base or _planned(request, folder, start)
     plans["plans_name"] = request.name
     plans[RECIPE] = recipe.to_dict()
     if start.info:
         plans[INFO] = start.info
-    _name_network(plans, request, start)
-    plans[PLANNED] = _how_planned(plans, request)
+    _name_network(plans, request, start, decoder)
+    plans[PLANNED] = _how_planned(request, fitting(plans) if start.info else [])
     files.write_json(path, plans)
     return path
 
 
-def _name_network(plans: dict, request: PlansRequest, start: PlannedStart) -> None:
+def _name_network(plans: dict, request: PlansRequest, start: PlannedStart, decoder: str) -> None:
     """Into each configuration; but for those that inherit it, as the cascade's."""
-    decoder = request.decoder or start.decoder
     for configuration in plans["configurations"].values():
         if "architecture" in configuration:
             _resize(configuration, request)
@@ -76,13 +76,13 @@ def _name_network(plans: dict, request: PlansRequest, start: PlannedStart) -> No
             configuration["architecture"] = entry
 
 
-def _how_planned(plans: dict, request: PlansRequest) -> dict:
+def _how_planned(request: PlansRequest, fits: list[str]) -> dict:
     """For the record: nothing depends on it."""
     return {
         "from": request.base or "the dataset's fingerprint",
         "gpu_memory_target_gb": None if request.base else target(request),
         "spacing": None if request.base else request.spacing,
-        "checkpoint_fits": fitting(plans) if INFO in plans else [],
+        "checkpoint_fits": fits,
     }
 
 
@@ -108,7 +108,7 @@ def describe(path: Path, request: PlansRequest) -> str:
         str(path),
         *_about_checkpoint(plans),
         f"  decoder {_decoder_of(plans)}; {_recipe_of(plans)}",
-        *(_about_configuration(name, named[name], name in fits) for name in named),
+        *(_about_configuration(name, own, name in fits) for name, own in named.items()),
         *_preprocessing_lines(named, folder, request),
         *(f"WARNING: {caution.says}:\n  {caution.remedy}" for caution in cautions(folder, plans)),
         _training_line(plans, fits, folder, request),

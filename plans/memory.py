@@ -114,13 +114,12 @@ def _encoder_terms(config: SwinConfig, grids: list[Shape]) -> dict[str, float]:
         slots += depth * filled * width
         scores += depth * filled * prod(window) * heads
         maps += prod(grid) * width
-    convolutions = maps * config.convolutions
     return {
         "tokens": tokens,
         "slots": slots,
         "scores": scores,
         "maps": maps,
-        "convolutions": convolutions,
+        "convolutions": maps * config.convolutions,
     }
 
 

@@ -72,7 +72,7 @@ def test_no_answer_is_opened_and_no_report_written_again(tmp_path, scans, looked
     assert len(opened) == 3  # a plan may be made of them
     opened.clear()
     when = {name: (out / name).stat().st_mtime_ns for name in ("report.json", "report.csv", INDEX)}
-    assert survey(scans, out, 0, planned=True) == first
+    assert survey(scans, out, 0, histograms=False) == first
     assert (looked, opened) == ([], [])
     assert {name: (out / name).stat().st_mtime_ns for name in when} == when
 
@@ -82,7 +82,7 @@ def test_a_damaged_file_is_made_again(tmp_path, scans, looked, damage: str) -> N
     out = tmp_path / "out"
     whole = (out / INDEX).read_bytes()
     (out / INDEX).write_text(damage)
-    assert len(survey(scans, out, 0, planned=True)) == 3
+    assert len(survey(scans, out, 0, histograms=False)) == 3
     assert looked == []
     assert (out / INDEX).read_bytes() == whole
 
@@ -92,10 +92,10 @@ def test_what_has_changed_is_looked_at_again(tmp_path, scans, looked) -> None:
     Path(scans[0].path).write_bytes(b"1234")  # another size
     line_file(scans[1], out).unlink()
     line_file(scans[2], out).write_text("[]")  # damaged
-    assert len(survey(scans, out, 0, planned=True)) == 3
+    assert len(survey(scans, out, 0, histograms=False)) == 3
     assert looked == ["a.nii.gz", "b.nii.gz", "c.nii.gz"]
     looked.clear()
-    survey(scans, out, 0, planned=True)
+    survey(scans, out, 0, histograms=False)
     assert looked == []
 
 
@@ -104,7 +104,7 @@ def test_the_report_follows_what_is_there(tmp_path, scans) -> None:
     out = tmp_path / "out"
 
     def reported(found: list[Found]) -> list[str]:
-        survey(found, out, 0, planned=True)
+        survey(found, out, 0, histograms=False)
         return [Path(line["path"]).name for line in read_json(out / "report.json")["scans"]]
 
     gone = Found(str(tmp_path / "gone.nii.gz"))

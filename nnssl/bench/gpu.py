@@ -33,7 +33,7 @@ from nnssl.network.decoders import DECODERS
 from nnssl.train.peak import operations, peak_of
 from nnssl.types import Shape
 
-Parts = list[tuple[str, Callable[[float], dict]]]
+Part = tuple[str, Callable[[float], dict]]
 COLUMNS = {  # of the table: field, heading, format
     "part": ("", "{}"),
     "scans": ("scans", "{}"),
@@ -135,7 +135,7 @@ RIVALS = {
 }
 
 
-def parts(sizes: BenchSizes, device: torch.device) -> Iterator[tuple[str, Callable[[float], dict]]]:
+def parts(sizes: BenchSizes, device: torch.device) -> Iterator[Part]:
     """Name and call of every part, what matters most first; a call takes the seconds that it may
     last.
     """
@@ -251,7 +251,7 @@ def sizes_of(args: argparse.Namespace) -> BenchSizes:
 
 
 def run_parts(
-    chosen: Parts, minutes: float, quick: bool, finished: Callable[[str, dict], None]
+    chosen: list[Part], minutes: float, quick: bool, finished: Callable[[str, dict], None]
 ) -> None:
     """Every part in its fraction of the time that is left; `finished` takes name and result."""
     end = time.perf_counter() + 60 * minutes

@@ -217,7 +217,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parser().parse_args(argv)
+    own = parser()
+    args = own.parse_args(argv)
     cases = Cases(args.dataset, args.cases, args.folder)
     crop = tuple(args.crop) if args.crop else None
     try:
@@ -225,7 +226,7 @@ def main(argv: list[str] | None = None) -> None:
         rows = probed(entries, cases, crop, lambda line: print(line, file=sys.stderr))
         print(report(rows))
     except (ValueError, FileNotFoundError) as error:
-        parser().error(str(error))
+        own.error(str(error))
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from nnssl.bench import markdown
 from nnssl.data.crops import Crops, Stored
 from nnssl.data.plan import Case, Plan, make_plan, resampled_shape
 from nnssl.data.prepare import prepare
@@ -201,17 +202,16 @@ def main(argv: list[str] | None = None) -> None:
         made = Made(Path(top), args.scans)
         os.environ |= {PREPROCESSED: f"{top}/preprocessed", RESULTS: f"{top}/results"}
         make_raw(made)
-        print(
-            f"{args.scans} made scans\n\n| stage | s | CPU s | us a scan | peak MiB |\n"
-            "|---|---|---|---|---|"
-        )
+        print(f"{args.scans} synthetic scans\n")
+        print(markdown.header(("stage", "s", "CPU s", "us per scan", "peak MiB")))
         for name, work in stages(made):
             wall, cpu = time.perf_counter(), time.process_time()
             work()
             wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
             each = 1e6 * cpu / args.scans
-            print(f"| {name} | {wall:.2f} | {cpu:.2f} | {each:.1f} | {peak:.0f} |", flush=True)
+            cells = (name, f"{wall:.2f}", f"{cpu:.2f}", f"{each:.1f}", f"{peak:.0f}")
+            print(markdown.row(cells), flush=True)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,14 @@ from pathlib import Path
 
 from nnssl import files, weights
 from nnssl.address import MODEL
-from nnssl.checkpoint.describe import UNKNOWN, by, describe_crop, describe_hu, describe_spacing
+from nnssl.checkpoint.describe import (
+    PROBE,
+    UNKNOWN,
+    by,
+    describe_crop,
+    describe_hu,
+    describe_spacing,
+)
 from nnssl.checkpoint.file import Checkpoint, load
 from nnssl.checkpoint.header import PREFIX
 from nnssl.checkpoint.plain import printable
@@ -213,7 +220,7 @@ FIGURES = (
 
 
 def _is_figure(name: object) -> bool:
-    return not str(name).startswith("probe_") and name not in OF_THE_RUN
+    return not str(name).startswith(PROBE) and name not in OF_THE_RUN
 
 
 def _adapted(foreign: Mapping) -> str:

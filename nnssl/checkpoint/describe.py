@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from nnssl import files
 from nnssl.checkpoint.file import Checkpoint
@@ -143,8 +143,8 @@ def _of(values: Mapping, *names: str) -> list:
     return [values.get(name, UNKNOWN) for name in names]
 
 
-def by(numbers: list) -> str:
-    return " x ".join(f"{number:g}" for number in numbers)
+def by(numbers: Iterable[float], form: str = "g") -> str:
+    return " x ".join(f"{number:{form}}" for number in numbers)
 
 
 def _pairs(values: Mapping) -> str:

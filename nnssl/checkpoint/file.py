@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -137,8 +138,9 @@ def read(path: Path | str) -> dict:
         )
     safe = is_safe(path)
     content = read_safe(path) if safe else read_plain(path)
-    if (why := problem(content)) or not isinstance(content, dict):
+    if why := problem(content):
         raise CheckpointError(f"{path} {why}")
+    content = cast("dict", content)  # or it had a problem
     if safe:
         content["nnssl_adaptation_plan"] = _adaptation_plan(content["header"])
     stored = content["network_weights"]

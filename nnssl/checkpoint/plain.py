@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import zipfile
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast, get_args
 
 import numpy as np
 import torch
@@ -100,7 +100,7 @@ def _is_torch(archive: zipfile.ZipFile, size: int) -> bool:
     return stored and apart and len({record.filename for record in records}) == len(records)
 
 
-ORDERS: tuple[Literal["<", ">", "=", "|"], ...] = ("<", ">", "=", "|")  # of bytes, as numpy's
+Order = Literal["<", ">", "=", "|"]  # of bytes, as numpy's
 
 
 class _DType:
@@ -110,17 +110,12 @@ class _DType:
         if not isinstance(code, str) or not re.fullmatch(r"[biuf][1248]", code):
             raise ValueError("not the type of a number")
         self.code = code
-        self.order: Literal["<", ">", "=", "|"] = "="
+        self.order: Order = "="
 
     def __setstate__(self, state: tuple) -> None:
-        self.order = _order(state[1])
-
-
-def _order(word: object) -> Literal["<", ">", "=", "|"]:
-    for order in ORDERS:
-        if word == order:
-            return order
-    raise ValueError("not an order of bytes")
+        if state[1] not in get_args(Order):
+            raise ValueError("not an order of bytes")
+        self.order = cast("Order", state[1])
 
 
 def _number(dtype: _DType, content: bytes) -> float | int | bool:

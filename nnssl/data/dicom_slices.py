@@ -8,17 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from nnssl.data.dicom_file import EACH, SHARED, Elements, Image, read_image
+from nnssl.data.dicom_file import EACH, MODALITY, SHARED, Elements, Image, read_image
 from nnssl.data.refusals import UnusableScanError, check_name, passing_errors
 
 UNREADABLE = "unreadable files"
-MODALITY, IMAGE_TYPE, SERIES, INSTANCE, ECHO = (
-    0x00080060,
-    0x00080008,
-    0x0020000E,
-    0x00080018,
-    0x00180081,
-)
+IMAGE_TYPE, SERIES, INSTANCE, ECHO = 0x00080008, 0x0020000E, 0x00080018, 0x00180081
 POSITION, ORIENTATION, PIXEL, SLOPE, INTERCEPT = (
     0x00200032,
     0x00200037,

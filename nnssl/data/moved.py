@@ -34,8 +34,8 @@ def moved_sources(
     lost = known - found
     lost_by_end = _by_end(lost)
     moved = {}
-    for root in map(Path, roots):
-        relative = {path: _relative(path, root.absolute()) for path in sorted(found - known)}
+    for root in (Path(root).absolute() for root in roots):
+        relative = {path: _relative(path, root) for path in sorted(found - known)}
         below = {path: end for path, end in relative.items() if end in lost_by_end}
         old = _old_root(below.values(), lost_by_end)
         moved |= {old + end: path for path, end in below.items() if old + end in lost}

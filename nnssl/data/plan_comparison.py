@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 from nnssl.data.plan import Case, Plan
 from nnssl.data.survey_report import ScanReport
@@ -20,11 +21,11 @@ class PlanComparison:
     before: dict[tuple[str, str], Case]
     now: dict[tuple[str, str], ScanReport]
 
-    @property
+    @cached_property
     def new(self) -> list[ScanReport]:
         return [self.now[key] for key in sorted(self.now.keys() - self.before.keys())]
 
-    @property
+    @cached_property
     def both(self) -> set[tuple[str, str]]:
         return self.now.keys() & self.before.keys()
 

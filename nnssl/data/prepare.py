@@ -163,7 +163,7 @@ def _surveyed(request: _Request) -> tuple[Plan, dict[str, str]]:
         pattern = pattern or old.pattern
     scans = find_scans(request.sources, request.datasets, request.channels, pattern)
     moved = {} if old is None else _adopted(old, scans, request)
-    kept = _usable(scans, request)
+    kept = _usable(scans, request, is_new=old is None)
     plan = _new_plan(kept, request) if old is None else _kept_plan(old, kept, moved, request)
     plan = replace(plan, pattern=pattern)
     if plan != old:
@@ -185,10 +185,9 @@ def _adopted(old: Plan, scans: Sequence[Found], request: _Request) -> dict[str, 
     }
 
 
-def _usable(scans: Sequence[Found], request: _Request) -> list[ScanReport]:
+def _usable(scans: Sequence[Found], request: _Request, is_new: bool) -> list[ScanReport]:
     """The survey's lines of what is kept. Raises ValueError where that is nothing."""
-    planned = request.plan_file.exists()
-    lines = survey(scans, request.folder, *request.workers, request.in_hu, planned)
+    lines = survey(scans, request.folder, *request.workers, request.in_hu, histograms=is_new)
     kept = [line for line in lines if line.kept]
     if not kept:
         raise nothing_usable(lines, request.searched)

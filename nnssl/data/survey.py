@@ -41,14 +41,14 @@ def survey(
     part_id: int = 0,
     num_parts: int = 1,
     in_hu: bool = True,
-    planned: bool = False,
+    histograms: bool = True,
 ) -> list[ScanReport]:
     """Inspect every scan once; returns one line per scan, sorted by path and series, and writes the
     report.
 
     in_hu: the scans are CT, and what is not in HU is left out.
-    planned: there is a plan, so that nobody will read the histograms. Kept lines need not be opened
-        then: the index of them will do.
+    histograms: somebody will read them (`body_histograms`), so that each kept line is opened. Else
+        the index of the lines will do.
 
     With several parts each looks at its own part first, then at what the others have not done yet:
     no part waits for another, and each ends with the whole survey. The lines come without their
@@ -58,13 +58,15 @@ def survey(
     own_first = partial(_own_first, part_id=part_id, num_parts=num_parts)
     rules = [SURVEY_VERSION, *([] if in_hu else ["any"])]
     signatures, failed = _signatures(scans, folder, num_processes, own_first, rules)
-    index = Index(folder, signatures if planned else {})
+    index = Index(folder, {} if histograms else signatures)
     known = index.known | _kept_lines(_but(signatures, index.known), folder)
     new = sorted(signatures.keys() - known.keys(), key=_by_path)
     todo = own_first([(scan, signatures[scan]) for scan in new])
     failed |= _inspect_all(todo, folder, num_processes, in_hu)
     inspected = {scan: signatures[scan] for scan in new if scan not in failed}
     known |= _kept_lines(inspected, folder)
+    lost = inspected.keys() - known.keys()
+    failed |= dict.fromkeys(lost, "its line of the survey cannot be read back")
     left_out = [ScanReport(scan.path, scan.series, False, why) for scan, why in failed.items()]
     lines = sorted([*known.values(), *left_out], key=_by_path)
     if not (index.says(known, failed) and _is_reported(folder)):

@@ -36,7 +36,13 @@ class Index:
             with self.path.open(encoding="utf-8") as file:
                 self._failed = json.loads(next(file))
                 self.known = dict(self._read(file, signatures))
-        except (OSError, ValueError, TypeError, StopIteration):  # absent or damaged: not used
+        except (
+            OSError,
+            ValueError,
+            TypeError,
+            KeyError,
+            StopIteration,
+        ):  # absent or damaged: not used
             self.known, self._failed = {}, None
 
     def _read(
@@ -44,19 +50,11 @@ class Index:
     ) -> Iterator[tuple[Found, ScanReport]]:
         there = sizes_in(self._folder) if signatures else {}
         for text in file:
-            file_name, size, signature, path, series, *verdict, orientation, note = json.loads(text)
-            kept, reason, *tuples = verdict
+            file_name, size, signature, line = json.loads(text)
             self._lines += 1
-            scan = Found(path, series)
+            scan = Found(line["path"], line["series"])
             if signatures.get(scan) == signature and there.get(file_name) == size:
-                shape, spacing, percentiles = map(tuple, tuples)
-                yield (
-                    scan,
-                    ScanReport(
-                        path, series, kept, reason, shape, spacing, percentiles, "",
-                        orientation, note,
-                    ),
-                )  # fmt: skip
+                yield scan, ScanReport.without_histogram(line)
 
     def says(self, lines: Mapping[Found, ScanReport], failed: Mapping[Found, str]) -> bool:
         """Whether it says just this already, so that nothing need be written."""
@@ -72,14 +70,11 @@ class Index:
         encode, there = json.JSONEncoder().encode, sizes_in(self._folder)
         with atomic(self.path) as temporary, temporary.open("w", encoding="utf-8") as file:
             file.write(encode(_rows(failed)) + "\n")
-            for scan, of in lines.items():
+            for scan, line in lines.items():
                 file_name = line_file(scan, self._folder).name
-                about = (of.path, of.series, of.kept, of.reason, of.shape, of.spacing)
-                last = (of.percentiles, of.orientation, of.note)
-                file.write(
-                    encode([file_name, there.get(file_name), signatures[scan], *about, *last])
-                    + "\n"
-                )
+                about = {name: value for name, value in vars(line).items() if name != "histogram"}
+                row = [file_name, there.get(file_name), signatures[scan], about]
+                file.write(encode(row) + "\n")
 
 
 def _rows(failed: Mapping[Found, str]) -> list[list[str]]:

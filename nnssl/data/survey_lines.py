@@ -64,9 +64,7 @@ def kept_line(scan: Found, signature: list, folder: Path) -> ScanReport | None:
     """
     try:
         kept = read_json(line_file(scan, folder))
-        line = {**kept["line"], "histogram": ""}
-        given: dict = {k: tuple(v) if isinstance(v, list) else v for k, v in line.items()}
-        known = ScanReport(**given)
+        known = ScanReport.without_histogram(kept["line"])
         return known if kept["signature"] == signature else None
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None

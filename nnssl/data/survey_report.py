@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +38,13 @@ class ScanReport:
     orientation: str = ""
     note: str = ""
 
+    @classmethod
+    def without_histogram(cls, line: Mapping) -> ScanReport:
+        """From its fields as JSON has them. Raises TypeError for others."""
+        lists = {name: tuple(value) for name, value in line.items() if isinstance(value, list)}
+        fields: dict = {**line, **lists, "histogram": ""}
+        return cls(**fields)
+
     @property
     def found(self) -> Found:
         return Found(self.path, self.series)
@@ -48,7 +55,8 @@ def write_report(lines: Sequence[ScanReport], folder: Path | str, in_hu: bool = 
     """`report.json` and `report.csv`: path, kept or left out, why, shape, spacing, percentiles (HU
     for CT) and more.
     """
-    rows = [_row(line, in_hu) for line in lines]
+    names = [f"{'hu' if in_hu else 'value'}_{percent:g}" for percent in PERCENTILES]
+    rows = [_row(line, names) for line in lines]
     kept = [line for line in lines if line.kept]
     content = {
         "found": len(lines),
@@ -58,7 +66,8 @@ def write_report(lines: Sequence[ScanReport], folder: Path | str, in_hu: bool = 
         "scans": rows,
     }
     write_json(Path(folder) / JSON_REPORT, content)
-    columns = list(_row(ScanReport("", "", False), in_hu))
+    columns = ["path", "series", "kept", "reason", "shape", "spacing"]
+    columns += [*names, "orientation", "note"]
     _write_table(Path(folder) / CSV_REPORT, columns, rows)
 
 
@@ -71,9 +80,8 @@ def _write_table(path: Path, columns: Sequence[str], rows: Sequence[dict]) -> No
             table.writerow((row | joined).values())
 
 
-def _row(line: ScanReport, in_hu: bool) -> dict:
+def _row(line: ScanReport, names: Sequence[str]) -> dict:
     """A line as it is read by people, by the names of the table's columns."""
-    names = [f"{'hu' if in_hu else 'value'}_{percent:g}" for percent in PERCENTILES]
     percentiles = line.percentiles or [None] * len(names)
     return {
         "path": line.path,

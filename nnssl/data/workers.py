@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import dataclass
 from multiprocessing.context import BaseContext
 from typing import TypeVar
@@ -72,7 +73,7 @@ def parallel_map(
     in_process = num_processes <= 0
     pairs = _serial(function, items) if in_process else _pooled(function, items, num_processes)
     bar = tqdm(total=len(items), desc=description, unit="scan", smoothing=0.05, dynamic_ncols=True)
-    with bar:
+    with bar, closing(pairs):
         for pair in pairs:
             bar.update()
             yield pair

@@ -72,7 +72,7 @@ class Demo:
 
     @property
     def raw(self) -> Path:
-        return self.folder / "nnUNet_raw" / NAME
+        return self.folder / RAW / NAME
 
     @property
     def variables(self) -> dict[str, str]:
@@ -104,14 +104,12 @@ class Demo:
 
     def stages(self) -> list[ChainStage]:
         """The chain, in order."""
-        made = ("scans", "nnUNet_raw")
+        made = ("scans", RAW)
         return [
             ChainStage("phantoms", "making CT-like phantoms", self._make_phantoms, made),
             # resumes by itself
             ChainStage("pretrain", "pretraining with SMIT, without labels", [self._pretrain()], ()),
-            ChainStage(
-                "plan", "planning by nnU-Net", self._plan(), (f"nnUNet_preprocessed/{NAME}",)
-            ),
+            ChainStage("plan", "planning by nnU-Net", self._plan(), (f"{PREPROCESSED}/{NAME}",)),
             *(self._train_stage(start) for start in TRAINERS),
             *(self._predict_stage(start) for start in TRAINERS),
         ]
@@ -119,7 +117,7 @@ class Demo:
     def _train_stage(self, start: str) -> ChainStage:
         trainer = TRAINERS[start]
         title = f"training {start}: fold 0 of {self.size.labelled} labelled phantoms"
-        made = f"nnUNet_results/{NAME}/{trainer}__{PLANS}__{CONFIGURATION}"
+        made = f"{RESULTS}/{NAME}/{trainer}__{PLANS}__{CONFIGURATION}"
         return ChainStage(f"train {start}", title, [self._train(trainer)], (made,))
 
     def _predict_stage(self, start: str) -> ChainStage:

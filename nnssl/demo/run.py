@@ -15,9 +15,10 @@ from pathlib import Path
 from nnssl.commands import Command, CommandError, run_logged, tail
 from nnssl.demo.chain import ChainStage, Demo
 from nnssl.files import read_json, write_json
+from nnssl.types import PREPROCESSED, RAW, RESULTS
 
 MARKER = "nnssl_demo.json"  # its presence says that the folder is the demo's to write in
-OURS = ("scans", "nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "predictions", "logs")
+OURS = ("scans", RAW, PREPROCESSED, RESULTS, "predictions", "logs")
 LINES = 25  # of the log, shown when a command fails
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from nnssl.embed.scan import Prepared
+from nnssl.shapes import ceil_div, round_up
 from nnssl.types import Shape
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def window_for(encoder: Encoder, shape: Shape, window: Window = None) -> Shape:
         size = tuple(max(n, WINDOW) for n in crop)
     else:
         size = tuple(window)
-    return tuple(-(-n // unit) * unit for n, unit in zip(size, encoder.strides[-1], strict=True))
+    return round_up(size, encoder.strides[-1])
 
 
 def _fits(encoder: Encoder, shape: Shape) -> bool:
@@ -201,7 +202,7 @@ def _counts(regions: list[np.ndarray], strides: tuple[Shape, ...]) -> list[Tenso
 
 def _summed(volume: Tensor, step: Shape) -> Tensor:
     """[Z Y X] summed over cells of `step`, the last ones as far as they go."""
-    cells = [-(-n // s) for n, s in zip(volume.shape, step, strict=True)]
+    cells = ceil_div(volume.shape, step)
     padded = volume.new_zeros([c * s for c, s in zip(cells, step, strict=True)])
     padded[tuple(slice(n) for n in volume.shape)] = volume
     pairs = [number for pair in zip(cells, step, strict=True) for number in pair]

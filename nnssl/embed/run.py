@@ -69,7 +69,8 @@ def embed(options: EmbedOptions, say: Callable[[str], None] = print) -> Path:
     Raises ValueError, FileNotFoundError, OSError, files.LockedError where another process writes
     there, and Interrupted.
     """
-    encoder = encoder_of(options, say).to(choose_device(options.device))
+    device = choose_device(options.device)  # a mistake is reported before weights are loaded
+    encoder = encoder_of(options, say).to(device)
     number = None if options.dense is None else dense.stage_of(encoder, options.dense)
     scans = find_scans(options.sources)  # a mistake is reported before anything is written
     label_files = None if options.masks is None else find(options.masks)
@@ -105,7 +106,8 @@ def _embed(work: EmbedWork, scans: list[Found]) -> table.FeatureTable:
 
 def _surveyed(work: EmbedWork, scans: list[Found]) -> list[ScanReport]:
     in_hu = work.encoder.hu is not None
-    return survey(scans, work.folder, work.options.num_processes, in_hu=in_hu)
+    processes = work.options.num_processes
+    return survey(scans, work.folder, processes, in_hu=in_hu, histograms=False)
 
 
 def _stop(*_: object) -> None:

@@ -95,7 +95,7 @@ def outlined(tissue: np.ndarray) -> np.ndarray:
 
 
 def nearest(volume: np.ndarray, shape: Shape) -> np.ndarray:
-    """[Z Y X] on a grid of `shape` whose outer edges are the same, as nnU-Net resamples."""
+    """A volume or plane on a grid of `shape` with the same outer edges, as nnU-Net resamples."""
     where = [
         np.minimum(((np.arange(new) + 0.5) * old / new).astype(int), old - 1)
         for old, new in zip(volume.shape, shape, strict=True)

@@ -17,6 +17,7 @@ import numpy as np
 from nnssl import files
 from nnssl.data.survey_report import NAMES
 from nnssl.embed.pooling import BODY, Pooled
+from nnssl.embed.scan import nearest
 from nnssl.hu import HUPolicy
 from nnssl.types import Shape
 
@@ -170,7 +171,7 @@ def thumbnail(
     low, high = _grey_ends(image, hu)
     grey = ((plane - low) / max(high - low, 1e-6)).clip(0, 1)
     size = _size(plane.shape, (spacing[0], spacing[2]))
-    small = (_sampled(grey, size) * 255).astype(np.uint8)
+    small = (nearest(grey, size) * 255).astype(np.uint8)
     upwards = affine is None or affine[2, 2] >= 0
     return small[::-1] if upwards else small
 
@@ -189,12 +190,3 @@ def _size(shape: Shape, spacing: Sequence[float]) -> Shape:
     edges = [n * mm for n, mm in zip(shape, spacing, strict=True)]
     scale = THUMBNAIL / max(edges)
     return tuple(max(1, round(edge * scale)) for edge in edges)
-
-
-def _sampled(plane: np.ndarray, size: Shape) -> np.ndarray:
-    """By nearest neighbour."""
-    where = [
-        np.minimum((np.arange(new) + 0.5) * old / new, old - 1).astype(int)
-        for new, old in zip(size, plane.shape, strict=True)
-    ]
-    return plane[np.ix_(*where)]

@@ -78,9 +78,13 @@ def _alike(shapes: Sequence[Alike]) -> dict[Alike, list[int]]:
     return numbers
 
 
+def blocks_of(stage: Stage) -> Sequence[Block]:
+    """What a ModuleList does not say."""
+    return cast("Sequence[Block]", stage.blocks)
+
+
 def _tables(stage: Stage) -> list[Tensor]:
-    blocks = cast("Sequence[Block]", stage.blocks)  # what a ModuleList does not say
-    return [block.attn.relative_position_bias_table for block in blocks]
+    return [block.attn.relative_position_bias_table for block in blocks_of(stage)]
 
 
 def _rows(index: Tensor, *tables: Tensor) -> tuple[Tensor, ...]:

@@ -28,6 +28,7 @@ __all__ = [
     "PLANNED",
     "RECIPE",
     "architecture",
+    "as_read",
     "axes_of",
     "describe_map",
     "encoder_for",
@@ -79,6 +80,11 @@ def _intensity(plans: dict, resolved: dict, hu: HUPolicy | None) -> dict | None:
 def _image_skip(plans: dict, decoder: dict) -> str:
     """A pretrained decoder sees what it saw there."""
     return "mapped" if plans.get(INFO, {}).get("decoder") == decoder else "raw"
+
+
+def as_read(values: Iterable, axes: Iterable[int]) -> list:
+    """`values` by axis of the plans, in the order in which files are read."""
+    return [value for _, value in sorted(zip(axes, values, strict=True))]
 
 
 def axes_of(plans: dict, dims: int) -> list[int]:

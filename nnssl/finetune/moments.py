@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from math import log
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +22,11 @@ def needs_moments(network: SwinUNETR, info: Mapping) -> bool:
     """Not where the decoder was pretrained with moments of its own; `info`: the plans'
     `pretrain_info`.
     """
-    if "decoder_matched" in info:
-        return False
-    return any(isinstance(module, DatasetNorm) for module in network.decoder.modules())
+    return "decoder_matched" not in info and bool(_norms(network))
+
+
+def _norms(network: SwinUNETR) -> list[DatasetNorm]:
+    return [part for part in network.decoder.modules() if isinstance(part, DatasetNorm)]
 
 
 @torch.no_grad()
@@ -37,8 +40,7 @@ def measure(network: SwinUNETR, images: Iterable[Tensor]) -> None:
     network.eval()
     moments = _moments(network, images)
     network.train(training)
-    norms = [part for part in network.decoder.modules() if isinstance(part, DatasetNorm)]
-    for norm, (mean, square) in zip(norms, moments, strict=True):
+    for norm, (mean, square) in zip(_norms(network), moments, strict=True):
         norm.mean.copy_(mean)
         norm.std.copy_((square - mean.square()).clamp_min(0).sqrt().clamp_min(1e-3))
 
@@ -79,6 +81,5 @@ def start_heads(network: SwinUNETR, regions: bool) -> None:
 
 
 def _heads(decoder: nn.Module) -> list[Pointwise]:
-    parts = [part for part in decoder.modules() if isinstance(part, Heads)]
-    heads = [head for part in parts for head in part.seg_layers]
-    return [head for head in heads if isinstance(head, Pointwise)]
+    heads = cast("Heads", decoder.heads)  # which every decoder has
+    return [cast("Pointwise", head) for head in heads.seg_layers]

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import cast
 
 from nnssl import checkpoint, weights
-from nnssl.finetune.architecture import INFO, describe_map, is_ct
+from nnssl.finetune.architecture import INFO, as_read, describe_map, is_ct
 from nnssl.finetune.checkpoint_choice import NoCheckpointError, OriginError, choose
 from nnssl.finetune.plans import opened
 from nnssl.network.swin_unetr import SwinUNETR
+from nnssl.types import Shape
 
 
 def load(network: SwinUNETR, plans: dict, labels: int = 0) -> list[str]:
@@ -64,7 +65,7 @@ def _load_decoder(
     """
     if loaded.decoder is None:
         return []
-    if difference := _other_decoder(loaded, loaded.decoder, network):
+    if difference := _other_decoder(network, loaded.decoder, loaded.encoder_config.steps):
         return [f"  the decoder starts at random: {difference}"]
     channels = network.encoder.config.in_channels - labels
     done = checkpoint.transfer_decoder(loaded, network.decoder, channels, labels)
@@ -76,15 +77,15 @@ def _load_decoder(
     ]
 
 
-def _other_decoder(
-    loaded: checkpoint.Checkpoint, pretrained: dict, network: SwinUNETR
-) -> str | None:
-    """How the network's decoder differs from the pretrained one; None where it is the same."""
+def _other_decoder(network: SwinUNETR, pretrained: dict, steps: tuple[Shape, ...]) -> str | None:
+    """How the network's decoder differs from the pretrained one, whose encoder had these `steps`;
+    None where it is the same.
+    """
     if network.decoder_options != pretrained:
         ours = network.decoder_options["name"]
         return f"it is {ours} here, the checkpoint has one named {pretrained['name']}"
-    here, there = network.encoder.config.steps, loaded.encoder_config.steps
-    return None if here == there else f"its steps are {here}, pretrained were {there}"
+    here = network.encoder.config.steps
+    return None if here == steps else f"its steps are {here}, pretrained were {steps}"
 
 
 def random_start(plans: dict) -> list[str]:
@@ -110,18 +111,13 @@ def intensities(resolved: dict, info: dict) -> list[str]:
             f"  channels of {', '.join(others)} pass as they are, though the pretraining saw HU"
         )
     if info.get("spacing"):
-        here = _as_read(resolved["spacing"], arguments.get("axes"))
+        spacing = resolved["spacing"]
+        here = as_read(spacing, arguments.get("axes") or range(len(spacing)))
         lines.append(
             f"Spacing (as read): {_round(here)} mm here, {_round(info['spacing'])} mm in the "
             "pretraining"
         )
     return lines
-
-
-def _as_read(spacing: list[float], axes: list[int] | None) -> list[float]:
-    """`spacing` by the axes of the file; `axes` as in `SwinUNETR`."""
-    pairs = zip(axes or range(len(spacing)), spacing, strict=True)
-    return [along for _, along in sorted(pairs)]
 
 
 def freeze(network: SwinUNETR) -> None:

@@ -119,11 +119,13 @@ class CPC(Method):
         would be smaller than an encoder's patch.
         """
         size = tuple(regions.shape[2:])
+        cube = self._cube(size)
         cubes, intensities, walks = [], [], []
         for region, generator in zip(regions, generators, strict=True):
             walks.append(self._draw_walk(len(size), generator))
-            for offset in self._draw_offsets(size, generator):
-                cubes.append(cut(region, offset, self._cube(size)))
+            # lazily: a cube's offset is drawn, then its intensities, then the next cube's offset
+            for offset in self._draw_offsets(size, cube, generator):
+                cubes.append(cut(region, offset, cube))
                 intensities.append(draw_intensity(generator, self.ranges))
         seen = apply_intensity(torch.stack(cubes), intensities).unflatten(0, (len(regions), -1))
         walk = torch.stack(walks)  # [B steps lines]
@@ -131,9 +133,10 @@ class CPC(Method):
         rows = to_device((scan * seen.shape[1] + walk).flatten(), seen.device)
         return {"cubes": seen.flatten(0, 1).index_select(0, rows).unflatten(0, walk.shape)}
 
-    def _draw_offsets(self, region: Shape, generator: torch.Generator) -> Iterator[Shape]:
+    def _draw_offsets(
+        self, region: Shape, cube: Shape, generator: torch.Generator
+    ) -> Iterator[Shape]:
         """Where each cube starts: anywhere in its cell of the region."""
-        cube = self._cube(region)
         cell = tuple(size // self.config.cubes for size in region)
         for position in itertools.product(range(self.config.cubes), repeat=len(region)):
             moved = draw_offset(cell, cube, generator)

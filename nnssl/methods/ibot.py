@@ -32,7 +32,7 @@ from torch import Tensor
 from nnssl.encoder.swin import Swin
 from nnssl.memory import to_device
 from nnssl.methods.distillation import DistillationMethod, DistillationMethodConfig
-from nnssl.methods.method import Step
+from nnssl.methods.method import Step, weighted_total
 from nnssl.modules.distillation import (
     STAGE_OF_STRIDE,
     EncoderWithHeads,
@@ -158,7 +158,7 @@ class IBOT(DistillationMethod):
                 soft_cross_entropy(student.patch, patches, config.student_temperature)
             ),
         }
-        losses["total"] = config.w_image * losses["image"] + config.w_patch * losses["patch"]
+        losses["total"] = weighted_total(losses, config)
         return Step(
             losses,
             {"embedding": teacher.embedding, "teacher_image": targets, "teacher_patch": patches},

@@ -5,6 +5,7 @@ encoder.
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -54,7 +55,7 @@ class Reconstruction(PretrainedDecoder):
     def forward(self, maps: list[Tensor], image: Tensor, hidden: Tensor) -> list[Tensor]:
         """As above, and Bool [B 1 *size] -> one prediction [B 1 *size]."""
         predicted = super().forward(maps, image.masked_fill(hidden, 0.0))
-        return predicted if isinstance(predicted, list) else [predicted]
+        return [cast("Tensor", predicted)]  # without deep supervision it is no list
 
 
 class ParcelDecoder(PretrainedDecoder):

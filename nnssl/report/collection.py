@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from nnssl import files
+from nnssl.checkpoint.describe import by
 from nnssl.data.crops import stored_array
 from nnssl.data.plan import Case, Plan, case_id
 from nnssl.data.survey import HISTOGRAM
@@ -127,10 +128,6 @@ _SCANS = (
     f"histogram of the body from {SHOWN_HU[0]} to {SHOWN_HU[1]} HU (without HU: of these planes). "
     "Each plane is as large as fits."
 )
-
-
-def by(numbers: Iterable[float], form: str = "g") -> str:
-    return " x ".join(f"{number:{form}}" for number in numbers)
 
 
 def _lead(collection: Collection) -> list[str]:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nnssl import checkpoint, files
+from nnssl.checkpoint.describe import PROBE, by
 from nnssl.report import collection, cost
 from nnssl.report.charts import PANEL
-from nnssl.report.collection import Collection, by
+from nnssl.report.collection import Collection
 from nnssl.study.report import drawing
 from nnssl.study.report.page import Section, Tile, Tiles, page
 from nnssl.study.report.tables import Cell, Table
@@ -22,7 +23,6 @@ from nnssl.types import MANIFEST, PREPROCESSED
 POINTS = 600  # of a line
 SHOWN_LEFT_OUT = 12
 WAITING = 0.1  # of the time: a larger fraction is reported
-PROBE = "probe_"
 
 
 @dataclass(frozen=True)
@@ -198,18 +198,15 @@ def _extremes(run: Pretraining, key: str) -> list[Cell]:
 def _views(run: Pretraining) -> Tiles:
     """The pictures kept of several steps; of a run from before they were kept, the last one."""
     last = run.folder / "views.png"
-    kept = {
-        f"step {int(path.stem)}": path
-        for path in sorted((run.folder / pictures.VIEWS).glob("[0-9]*.png"))
-    }
-    if not kept and last.exists():
-        kept = {"at the last save": last}
-    tiles = [Tile(when, f"views {_at(when)}", path.read_bytes()) for when, path in kept.items()]
+    steps = sorted((run.folder / pictures.VIEWS).glob("[0-9]*.png"))
+    tiles = [_view(f"step {int(path.stem)}", f"step {int(path.stem)}", path) for path in steps]
+    if not tiles and last.exists():
+        tiles = [_view("at the last save", "the last save", last)]
     return Tiles(tiles, 520, 560)
 
 
-def _at(when: str) -> str:
-    return when if when.startswith("at ") else f"at {when}"
+def _view(caption: str, when: str, path: Path) -> Tile:
+    return Tile(caption, f"views at {when}", path.read_bytes())
 
 
 def _time(run: Pretraining) -> list[Section]:

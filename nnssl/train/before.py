@@ -61,7 +61,7 @@ def _stored(plan: Plan, data: Path) -> list[str]:
 def _began_with(number: int, stored: list[str], data: Path) -> list[str]:
     """The `number` scans that were stored first: checkpoints of earlier versions know no more."""
     stored_at = {case: (data / f"{case}.json").stat().st_mtime_ns for case in stored}
-    first = sorted(stored, key=lambda case: (stored_at[case], case))[:number]
+    first = set(sorted(stored, key=lambda case: (stored_at[case], case))[:number])
     return [case for case in stored if case in first]
 
 

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nnssl.modules.schedules import cosine
 from nnssl.network.layers import DatasetNorm, Pointwise, conv, cut
 from nnssl.types import Shape
 
@@ -160,5 +161,4 @@ def _levels(maps: Sequence[Sequence[Tensor]], chosen: Sequence[int]) -> list[lis
 
 def _rate(step: int, steps: int) -> float:
     """Up within ten steps, then down to 0 along a cosine."""
-    cosine = (1 + math.cos(math.pi * (step / steps))) / 2
-    return RATE * min(1, (step + 1) / 10) * cosine
+    return RATE * min(1, (step + 1) / 10) * cosine(1.0, 0.0, step / steps)

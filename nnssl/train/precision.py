@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from nnssl import dist
 from nnssl.encoder.swin import Swin
+from nnssl.types import GradContext
 
 # Numbers that are cast at once. The gradients of a part are back when its last one is there; with
 # several GPUs they are then exchanged while the backward pass continues.
@@ -79,12 +80,12 @@ class Precision:
 def _weight_slots(model: nn.Module) -> list[tuple[nn.Module, str]]:
     """Module and name of each weight that is cast: an encoder's, and of products elsewhere."""
     kept = _inside(model, lambda module: getattr(module, "keeps_fp32", False))
-    encoders = _inside(model, lambda module: isinstance(module, Swin))
-    products = {module for module in model.modules() if isinstance(module, nn.Linear | _ConvNd)}
+    cast_in = _inside(model, lambda module: isinstance(module, Swin))
+    cast_in |= {module for module in model.modules() if isinstance(module, nn.Linear | _ConvNd)}
     return [
         (module, name)
         for module in model.modules()
-        if module not in kept and module in encoders | products
+        if module in cast_in and module not in kept
         for name, weight in module._parameters.items()
         if weight is not None and weight.dtype == torch.float32 and name != BIAS
     ]
@@ -123,20 +124,16 @@ def _parts(weights: list[Tensor]) -> list[list[Tensor]]:
     return parts
 
 
-class _Context(Protocol):
-    def set_materialize_grads(self, value: bool) -> None: ...
-
-
 class _Lower(torch.autograd.Function):
     """Weights to `half`, and their gradients back: one kernel for all of them, each way."""
 
     @staticmethod
-    def forward(ctx: _Context, half: torch.dtype, *weights: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: GradContext, half: torch.dtype, *weights: Tensor) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)  # a weight that had no part in the loss gets no gradient
         return tuple(_cast(weights, half))
 
     @staticmethod
-    def backward(ctx: _Context, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: GradContext, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         raised = iter(_cast([g for g in gradients if g is not None], torch.float32))
         return None, *(None if gradient is None else next(raised) for gradient in gradients)
 

@@ -32,7 +32,8 @@ POINTS = 3000  # of background for each case, and as many of all labels together
 MOST_POINTS = 300  # of one label for each case
 PENALTY = 0.03  # of the ridge, for features of variance 1
 AT_ONCE = 96**3  # voxels that the encoder takes at once
-HALF, REST = slice(0, None, 2), slice(1, None, 2)  # points for coefficients and for thresholds
+# every other one: cases to fit and to test, points for coefficients and for thresholds
+HALF, REST = slice(0, None, 2), slice(1, None, 2)
 
 Maps = list[Tensor]  # of one image or of several, of every stage, finest first
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from nnssl.memory import to_device
+from nnssl.shapes import floor_div
 from nnssl.types import Shape
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def block_grid(crop: Shape, block: int | Shape) -> Shape:
     Raises ValueError where they do not divide the crop.
     """
     sides = (block,) * len(crop) if isinstance(block, int) else block
-    grid = tuple(size // side for size, side in zip(crop, sides, strict=True))
+    grid = floor_div(crop, sides)
     for axis, (size, side) in enumerate(zip(crop, sides, strict=True)):
         if size % side:
             nearest = (max(1, count) * b for count, b in zip(grid, sides, strict=True))

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnssl.encoder.given import Given
+from nnssl.encoder.given import Given, blocks_of
 from nnssl.encoder.stream import choice
 from nnssl.encoder.windows import Reordering
 from nnssl.types import GradContext
@@ -32,15 +32,12 @@ def serves(stage: Stage, tokens: Tensor) -> bool:
     """
     return (
         not torch.compiler.is_compiling()
+        # before the trial, which compiles; not every other device knows autocast
+        and not (tokens.is_cuda and torch.is_autocast_enabled("cuda"))
         and choice.kernel_serves(tokens.device, tokens.dtype, tokens.shape[-1])
         and not torch.is_autocast_enabled(tokens.device.type)
-        and all(_is_plain(block, tokens.dtype) for block in _blocks(stage))
+        and all(_is_plain(block, tokens.dtype) for block in blocks_of(stage))
     )
-
-
-def _blocks(stage: Stage) -> Sequence[Block]:
-    """What a ModuleList does not say."""
-    return cast("Sequence[Block]", stage.blocks)
 
 
 def _is_plain(block: Block, dtype: torch.dtype) -> bool:
@@ -60,10 +57,10 @@ def through(stage: Stage, tokens: Tensor, given: Given) -> Tensor:
     from nnssl.encoder.blocks import from_slots, to_slots
     from nnssl.encoder.stream import launch  # Triton comes with PyTorch for CUDA only
 
-    blocks = _blocks(stage)
+    blocks = blocks_of(stage)
     parts = iter(_parts(blocks, launch.programs(tokens)))
     stream = _Stream(launch.added_norm, parts, tokens)
-    normed = stream.enter(given.windows.raster_to_plain, blocks[0].norm1)
+    normed = stream.add(None, None, stage.way_to(0, given.windows), blocks[0].norm1)
     for number, block in enumerate(blocks):
         partition, bias, kept = given.of_block(number)
         first, second = kept or (None, None)
@@ -76,7 +73,7 @@ def through(stage: Stage, tokens: Tensor, given: Given) -> Tensor:
         inner = launch.gelu(hidden, next(parts))
         branch = _without_bias_gradient(block.mlp.linear2, inner)
         if block is blocks[-1]:
-            stream.leave(branch, second, stage.way_out(given.windows))
+            stream.add(branch, second, stage.way_out(given.windows), None)
         else:
             way = stage.way_to(number + 1, given.windows)
             normed = stream.add(branch, second, way, blocks[number + 1].norm1)
@@ -89,22 +86,19 @@ class _Stream:
     def __init__(self, added_norm: Callable, parts: Iterator[Tensor], x: Tensor) -> None:
         self._added_norm, self._parts, self.x = added_norm, parts, x
 
-    def enter(self, way: Reordering, norm: nn.LayerNorm) -> Tensor:
-        """Reorder; the normalised stream."""
-        self.x, normed = self._added_norm(self.x, None, None, way[0], norm, next(self._parts))
-        return normed
-
     def add(
-        self, branch: Tensor, kept: Tensor | None, way: Reordering | None, norm: nn.LayerNorm
+        self,
+        branch: Tensor | None,
+        kept: Tensor | None,
+        way: Reordering | None,
+        norm: nn.LayerNorm | None,
     ) -> Tensor:
-        """Add a branch, as far as it is kept, and reorder; the normalised stream."""
+        """Add a branch, as far as it is kept, and reorder; the normalised stream, if there is a
+        norm.
+        """
         order = None if way is None else way[0]
         self.x, normed = self._added_norm(self.x, branch, kept, order, norm, next(self._parts))
         return normed
-
-    def leave(self, branch: Tensor, kept: Tensor | None, way: Reordering) -> None:
-        """Add the last branch and reorder: no norm follows."""
-        self.x, _ = self._added_norm(self.x, branch, kept, way[0], None, next(self._parts))
 
 
 def _without_bias_gradient(layer: nn.Linear, x: Tensor) -> Tensor:

@@ -117,9 +117,7 @@ def _study(given: object, path: Path) -> Study:
     folds = entry.pop("folds", None)
     if folds is not None:
         entry["seeds"] = folds
-    study = Study(
-        **values.fields(entry, STUDY.values(), at), by_fold=folds is not None, source=content
-    )
+    study = Study(**values.fields(entry, STUDY, at), by_fold=folds is not None, source=content)
     if study.folder == path:
         raise DescriptionError(f"folder {path} is the description itself; name another one")
     _check(study)

@@ -144,7 +144,7 @@ def arm_of(given: object, at: Place) -> Arm:
     at = at.named(f"arm {name}")
     start = values.one_of(entry.get("start"), STARTS, at.inside("start"))
     _check_keys(entry, start, at.named(f"{at} ({start})"))
-    return Arm(**values.fields(entry, ARM.values(), at))
+    return Arm(**values.fields(entry, ARM, at))
 
 
 def _check_keys(entry: Mapping, start: str, at: Place) -> None:
@@ -165,7 +165,7 @@ def task_of(given: object, at: Place) -> Task:
     at = at.named(f"task {name}")
     values.require_known(entry, TASK, at)
     values.require_said(entry, [TASK["dataset"]], at)
-    task = Task(**values.fields(entry, TASK.values(), at))
+    task = Task(**values.fields(entry, TASK, at))
     if task.validate == REST and task.fold:
         raise DescriptionError(
             f"{at}: validate: {REST} is instead of a fold; leave out one of them"

@@ -179,7 +179,7 @@ def take(
             f"task {task}: {budget} cases are asked for, there are {total} to train on; {ALL} is a "
             "budget"
         )
-    chosen = _prefix(order, total if budget == ALL else int(budget))
+    chosen = _prefix(order, budget if isinstance(budget, int) else total)
     if lacking := _labels(order, labels) - _labels([chosen], labels):
         raise SplitError(
             f"task {task}: {budget} case(s) cannot hold every label (missing: "

@@ -94,9 +94,8 @@ def _size(node: object, known: dict[int, int]) -> int:
     return known[id(node)]
 
 
-def fields(entry: Mapping, options: Iterable[Option], at: Place) -> dict:
+def fields(entry: Mapping, known: Mapping[str, Option], at: Place) -> dict:
     """The fields that an entry gives, each as its option reads it; null counts as left out."""
-    known = {each.name: each for each in options}
     return {
         key: _field(value, known[key], at.inside(key))
         for key, value in entry.items()
@@ -113,12 +112,9 @@ def _field(value: object, option: Option, at: Place) -> object:
 
 def _reader(option: Option) -> Reader:
     if option.choices:
-        return choice_of(tuple(map(str, option.choices)))
+        allowed = tuple(map(str, option.choices))
+        return lambda entry, at: one_of(entry, allowed, at)
     return option.read or OF_TYPE[option.kind]
-
-
-def choice_of(allowed: tuple[str, ...]) -> Reader:
-    return lambda entry, at: one_of(entry, allowed, at)
 
 
 def named_as(rule: str) -> Reader:

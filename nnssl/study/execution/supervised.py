@@ -8,7 +8,7 @@ own.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from nnssl import __version__, checkpoint, files
 from nnssl.encoder.swin import Swin, SwinConfig
+from nnssl.finetune.architecture import as_read
 from nnssl.hu import HUPolicy
 from nnssl.types import FINAL
 
@@ -68,7 +69,7 @@ def _data(plans: dict, resolved: dict, axes: Sequence[int]) -> dict:
         "name": plans["dataset_name"],
         "cases": "all",
         "fingerprint": files.fingerprint(plans),
-        "spacing": _as_read(resolved["spacing"], axes),
+        "spacing": as_read(resolved["spacing"], axes),
         "hu": hu and hu.to_dict(),
     }
 
@@ -78,7 +79,7 @@ def _header(plans: dict, resolved: dict, name: str, epochs: int) -> dict:
     return {
         "method": "supervised",
         "preset": name,
-        "crop": _as_read(resolved["patch_size"], axes),
+        "crop": as_read(resolved["patch_size"], axes),
         "plan": _data(plans, resolved, axes),
         "step": epochs,
         "run": {"steps": epochs, "batch_size": resolved["batch_size"], "seed": None},
@@ -87,11 +88,6 @@ def _header(plans: dict, resolved: dict, name: str, epochs: int) -> dict:
         "versions": {"nnssl": __version__},
         "created": "by nnUNetv2_train",
     }
-
-
-def _as_read(values: Iterable, axes: Iterable[int]) -> list:
-    """`values` by axis of the plans, in the order in which files are read."""
-    return [value for _, value in sorted(zip(axes, values, strict=True))]
 
 
 def policy(scheme: str, properties: dict) -> HUPolicy | None:

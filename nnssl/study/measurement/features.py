@@ -25,6 +25,7 @@ from nnssl.encoder.blocks import Block
 from nnssl.encoder.swin import Swin
 from nnssl.finetune.architecture import is_ours
 from nnssl.network.swin_unetr import SwinUNETR
+from nnssl.shapes import ceil_div
 from nnssl.study.measurement.attention import AttentionDistance, blocks_of, strides
 from nnssl.study.measurement.cka import LEAST, MinibatchCKA
 from nnssl.study.rows import AttentionRow, Budget, CkaRow
@@ -181,7 +182,7 @@ def as_seen(network: SwinUNETR, crop: Tensor) -> Tensor:
 
 def draw_places(spatial: Shape, stride: Shape, generator: torch.Generator) -> Tensor:
     """[n dims] voxels, n at most PLACES: in different tokens of that stride, anywhere in each."""
-    grid = [-(-size // step) for size, step in zip(spatial, stride, strict=True)]
+    grid = ceil_div(spatial, stride)
     cells = torch.randperm(int(np.prod(grid)), generator=generator)[:PLACES]
     corner = torch.stack(torch.unravel_index(cells, grid), dim=1) * torch.tensor(stride)
     room = torch.minimum(torch.tensor(stride), torch.tensor(spatial) - corner)
