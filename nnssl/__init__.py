@@ -9,7 +9,7 @@ from nnssl import conflict, hook
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from nnssl.embed.encoder import Encoder
+    from nnssl.embed.scan_encoder import Encoder
     from nnssl.types import Spacing
 
 __version__ = "0.1.0"
@@ -25,8 +25,8 @@ def load_encoder(path: Path | str | None = None, spacing: Spacing | None = None)
     """The encoder of a checkpoint, by path, address or name, as a plain `nn.Module` that prepares
     scans.
 
-    See `nnssl.embed.encoder.load_encoder`; it is imported here only when it is called.
+    See `nnssl.embed.scan_encoder.load_encoder`; it is imported here only when it is called.
     """
-    from nnssl.embed.encoder import load_encoder as load
+    from nnssl.embed.scan_encoder import load_encoder as load
 
     return load(path, spacing)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from nnssl import conflict, options, parsers, signals
 from nnssl.signals import Interrupted
-from nnssl.train.options import Options
+from nnssl.train.pretrain_options import Options
 
 conflict.refuse()  # again: MIC-DKFZ's `__init__.py` may lie in the place of ours
 
@@ -52,9 +52,9 @@ def pretrain() -> int:
         return _report_errors(lambda: print(listing.table()))
     _require_method_and_scans(parser, args)
     with signals.handled(_leave):
+        from nnssl.train.pretrain import distributed
         from nnssl.train.pretrain import pretrain as run
-        from nnssl.train.pretrain import processes
-    if ended := processes.launch(args.num_gpus, arguments):
+    if ended := distributed.launch(args.num_gpus, arguments):
         return {"done": 0, "failed": EXIT_ERROR, "stopped": EXIT_INTERRUPTED}[ended]
     try:
         return _report_errors(lambda: run(options.build(Options, args)))
@@ -130,8 +130,8 @@ def embed() -> int:
     args = parsers.embed_parser().parse_args()
 
     def work() -> None:
-        from nnssl.embed.run import EmbedOptions
-        from nnssl.embed.run import embed as run
+        from nnssl.embed.work import EmbedOptions
+        from nnssl.embed.work import embed as run
 
         run(options.build(EmbedOptions, args))
 
@@ -143,15 +143,15 @@ def demo() -> int:
     """nnssl_demo: the whole chain on synthetic CT."""
     args = parsers.demo_parser().parse_args()
 
-    from nnssl.demo import chain, result, run
-    from nnssl.train.processes import choose_device
+    from nnssl.demo import chain, result, stages
+    from nnssl.train.distributed import choose_device
 
     size = chain.QUICK if args.quick else chain.Size()
     scans = args.scans.resolve() if args.scans else None
 
     def work() -> None:
         made = chain.Demo(args.output.resolve(), choose_device(args.device).type, scans, size)
-        print(result.describe(made, result.summarise(made, run.run(made))))
+        print(result.describe(made, result.summarise(made, stages.run(made))))
 
     return _report_errors(work)
 
@@ -187,7 +187,7 @@ def report() -> int:
     """nnssl_report: one HTML page of a pretraining, or of a collection of scans."""
     args = parsers.report_parser().parse_args()
 
-    from nnssl.report.write import write
+    from nnssl.report.from_folder import write
 
     return _report_errors(lambda: print(write(args.folder, args.page, args.scans)))
 

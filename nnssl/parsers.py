@@ -10,11 +10,11 @@ from pathlib import Path
 
 from nnssl import address, options, weights
 from nnssl.convert.request import ConvertRequest
-from nnssl.embed.options import EmbedOptions
+from nnssl.embed.embed_options import EmbedOptions
 from nnssl.export import ExportRequest
-from nnssl.plans.request import PlansRequest
+from nnssl.plans.plans_request import PlansRequest
 from nnssl.recipe import Recipe
-from nnssl.train.options import DEVICE, CommandOptions
+from nnssl.train.pretrain_options import DEVICE, CommandOptions
 
 
 def pretrain_parser() -> argparse.ArgumentParser:

@@ -27,8 +27,8 @@ from nnssl.finetune.architecture import (
     is_ours,
 )
 from nnssl.plans.cautions import cautions, fold_to_train
-from nnssl.plans.check import check, target
-from nnssl.plans.request import DATASET, PRETRAINING, PlansRequest
+from nnssl.plans.plan_checks import check, target
+from nnssl.plans.plans_request import DATASET, PRETRAINING, PlansRequest
 from nnssl.recipe import Recipe
 from nnssl.types import PREPROCESSED, RAW
 

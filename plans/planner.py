@@ -36,7 +36,7 @@ from nnssl.finetune.architecture import (
     permute_axes,
 )
 from nnssl.hu import HUPolicy
-from nnssl.plans import memory
+from nnssl.plans import memory_model
 from nnssl.plans.patch import plan_batch, plan_patch
 from nnssl.recipe import Recipe
 from nnssl.types import Shape, Spacing
@@ -160,7 +160,7 @@ class SwinPlanner(ExperimentPlanner):
     @property
     def _gb(self) -> float:
         """The target less what the estimate may be too low by."""
-        return self.UNet_vram_target_GB / (1 + memory.TOLERANCE)
+        return self.UNet_vram_target_GB / (1 + memory_model.TOLERANCE)
 
     def _about_all(self) -> dict:
         """The entries of the plans that are ours."""
@@ -183,7 +183,7 @@ class SwinPlanner(ExperimentPlanner):
 
         def peak(patch: Shape, batch: int) -> float:
             config = self._encoder(plan, patch)
-            return memory.peak_bytes(
+            return memory_model.peak_bytes(
                 replace(config, in_channels=channels), self.decoder, patch, batch, classes
             )
 

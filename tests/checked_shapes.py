@@ -36,7 +36,7 @@ import torch  # noqa: E402
 from micro import method, steps, views  # noqa: E402
 
 from nnssl.encoder import swin, visible  # noqa: E402
-from nnssl.encoder.attention import fused, plain  # noqa: E402
+from nnssl.encoder.attention import fused, reference  # noqa: E402
 from nnssl.methods import METHODS  # noqa: E402
 
 hook.uninstall()
@@ -62,7 +62,7 @@ def look(name: str, settings: dict, crop: tuple[int, ...]) -> None:
 
 def attend() -> None:
     qkv, bias = torch.randn(4, 8, 3, 2, 5), torch.randn(2, 8, 8)
-    for kind in (fused, plain):
+    for kind in (fused, reference):
         kind.attention(qkv, bias, None)
 
 

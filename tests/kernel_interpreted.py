@@ -18,7 +18,7 @@ import triton.language as tl
 from triton.runtime import interpreter
 
 from nnssl.encoder import attention, stream
-from nnssl.encoder.attention import choice, kernel, launch, plain
+from nnssl.encoder.attention import choice, kernel, launch, reference
 from nnssl.encoder.swin import Swin, SwinConfig
 
 CPU = torch.device("cpu")
@@ -62,7 +62,7 @@ def twice() -> list[bool]:
         torch.autograd.grad(launch.attention(qkv, bias, None), (qkv, bias), gradient)
         for _ in range(2)
     ]
-    wanted = torch.autograd.grad(plain.attention(qkv, bias, None), (qkv, bias), gradient)
+    wanted = torch.autograd.grad(reference.attention(qkv, bias, None), (qkv, bias), gradient)
     same = [torch.equal(a, b) for a, b in zip(*runs, strict=True)]
     return [*same, *(torch.allclose(a, b, atol=1e-5) for a, b in zip(runs[0], wanted, strict=True))]
 
@@ -144,10 +144,10 @@ def wrong() -> dict:
     kernel.forward = Fails()
     found["fails"] = choice._fault(CPU, torch.float32, 8, 1, 4)
     kernel.forward = right
-    exact = plain.attention
-    plain.attention = lambda qkv, bias, mask: exact(qkv, bias * 1.1, mask)
+    exact = reference.attention
+    reference.attention = lambda qkv, bias, mask: exact(qkv, bias * 1.1, mask)
     found["differs"] = choice._fault(CPU, torch.float32, 8, 1, 4)
-    plain.attention = exact
+    reference.attention = exact
     return {**found, "right": choice._fault(CPU, torch.float32, 8, 1, 4)}
 
 

@@ -11,8 +11,8 @@ from torch.utils.data import Dataset
 from nnssl.encoder.swin import Swin, SwinConfig
 from nnssl.methods import METHODS, Method
 from nnssl.train import batches
+from nnssl.train.learning_rate import parameter_groups
 from nnssl.train.run import Run, RunConfig
-from nnssl.train.schedule import parameter_groups
 
 ENCODER = SwinConfig(embed_dim=6, depths=(1, 1, 1, 1), heads=(1, 1, 2, 2))
 CROP = (16, 16, 16)

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from nnssl.encoder import attention, kernel_check
-from nnssl.encoder.attention import choice, fused, plain
+from nnssl.encoder.attention import choice, fused, reference
 from nnssl.encoder.presets import PRESETS
 from nnssl.encoder.windows import Mask
 
@@ -244,7 +244,7 @@ def test_fused_attention_equals_the_formula(monkeypatch, most: int, with_mask: b
     qkv = torch.randn(3 * 7, 6, 3, 2, 5, dtype=torch.float64, requires_grad=True)
     bias = torch.randn(2, 6, 6, dtype=torch.float64, requires_grad=True)
     mask = masked(6, 7) if with_mask else None
-    got, wanted = (function(qkv, bias, mask) for function in (fused.attention, plain.attention))
+    got, wanted = (function(qkv, bias, mask) for function in (fused.attention, reference.attention))
     torch.testing.assert_close(got, wanted)
     weight = torch.randn_like(got)
     for a, b in zip(

@@ -13,9 +13,9 @@ from nnssl import parsers
 from nnssl.data.prepare import prepare
 from nnssl.data.raw_datasets import chosen_channels
 from nnssl.data.scans import find_scans, read
-from nnssl.train import scans
-from nnssl.train.options import Options
+from nnssl.train import prepared_scans
 from nnssl.train.places import data_folder
+from nnssl.train.pretrain_options import Options
 
 NAMES = {"0": "T1", "1": "T2", "2": "CT"}
 
@@ -81,10 +81,10 @@ def test_channels_in_one_file_cannot_be_taken_apart(raw):
 def test_ct_and_others_are_told_apart_by_the_channels_names(raw, channels, in_hu):
     options = Options("smit", dataset_ids=("905",), channels=channels)
     if in_hu is not None:
-        assert scans.are_in_hu(options, [raw]) == in_hu
+        assert prepared_scans.are_in_hu(options, [raw]) == in_hu
         return
     with pytest.raises(ValueError, match="channel 1 of Dataset905_Many is not CT"):
-        scans.are_in_hu(options, [raw])
+        prepared_scans.are_in_hu(options, [raw])
 
 
 def test_the_command_says_which_and_the_collection_is_named_after_them(nnunet_env):
@@ -104,4 +104,4 @@ def test_the_command_says_which_and_the_collection_is_named_after_them(nnunet_en
 def test_channels_are_those_of_datasets(nnunet_env, tmp_path):
     options = Options("smit", sources=(tmp_path,), channels=(1,))
     with pytest.raises(ValueError, match="in a folder of -i every file is a scan by itself"):
-        scans.prepare_scans(options, "x", tmp_path, print)
+        prepared_scans.prepare_scans(options, "x", tmp_path, print)

@@ -392,7 +392,9 @@ def test_two_processes_from_one_line_are_stopped_and_go_on(terminal, stopped, tm
 def test_a_signal_in_the_preparation_ends_with_75_and_no_traceback(
     call, nnunet_env, tmp_path, monkeypatch, number
 ):
-    monkeypatch.setattr("nnssl.train.scans.prepare", lambda *_, **__: signal.raise_signal(number))
+    monkeypatch.setattr(
+        "nnssl.train.prepared_scans.prepare", lambda *_, **__: signal.raise_signal(number)
+    )
     code, _, err = call("pretrain", "-m", "smit", "-i", tmp_path, "-device", "cpu")
     assert (code, err) == (
         75,

@@ -13,7 +13,7 @@ import pytest
 
 from nnssl import cli, commands, hook
 from nnssl.commands import CommandError
-from nnssl.demo import result, run
+from nnssl.demo import result, stages
 from nnssl.demo.chain import QUICK, TRAINERS, ChainStage, Demo
 
 NOTEBOOK = Path(__file__).resolve().parents[1] / "documentation" / "demo.ipynb"
@@ -45,23 +45,23 @@ def test_finished_stages_are_not_done_again(demo, monkeypatch, plain_commands):
         ChainStage("first", "", lambda: done.append("first"), ()),
         ChainStage("second", "", [python("import sys; sys.exit(3)")], ()),
     )
-    with pytest.raises(run.DemoError):
-        run.run(demo)
+    with pytest.raises(stages.DemoError):
+        stages.run(demo)
     with_stages(
         monkeypatch,
         ChainStage("first", "", lambda: done.append("first again"), ()),
         ChainStage("second", "", lambda: done.append("second"), ()),
     )
-    assert list(run.run(demo)) == ["first", "second"]
+    assert list(stages.run(demo)) == ["first", "second"]
     assert done == ["first", "second"]
 
 
 def test_other_settings_start_afresh(demo, monkeypatch):
     done = []
     with_stages(monkeypatch, ChainStage("only", "", lambda: done.append(1), ()))
-    run.run(demo)
+    stages.run(demo)
     (demo.folder / "scans" / "old.nii.gz").touch()
-    run.run(dataclasses.replace(demo, device="cuda"))
+    stages.run(dataclasses.replace(demo, device="cuda"))
     assert done == [1, 1]
     assert not (demo.folder / "scans" / "old.nii.gz").exists()
 
@@ -71,27 +71,27 @@ def test_a_stage_starts_on_clean_ground(demo, monkeypatch):
     with_stages(
         monkeypatch, ChainStage("make", "", lambda: (left.parent.mkdir(), left.touch()), ())
     )
-    run.run(demo)
+    stages.run(demo)
     with_stages(monkeypatch, ChainStage("again", "", lambda: None, ("predictions/from_scratch",)))
-    run.run(demo)
+    stages.run(demo)
     assert not left.exists()
 
 
 def test_a_folder_of_the_users_is_left_alone(demo):
     demo.folder.mkdir()
     (demo.folder / "thesis.tex").touch()
-    with pytest.raises(run.DemoError, match=r"not empty.*nnssl_demo -o"):
-        run.run(demo)
+    with pytest.raises(stages.DemoError, match=r"not empty.*nnssl_demo -o"):
+        stages.run(demo)
     assert [path.name for path in demo.folder.iterdir()] == ["thesis.tex"]
 
 
 def test_a_failed_command_shows_its_last_lines(demo, monkeypatch, plain_commands):
     code = "import sys; print('line\\n' * 100); sys.stderr.write('the cause'); sys.exit(7)"
     with_stages(monkeypatch, ChainStage("fails", "", [python(code)], ()))
-    with pytest.raises(run.DemoError, match="status 7") as error:
-        run.run(demo)
+    with pytest.raises(stages.DemoError, match="status 7") as error:
+        stages.run(demo)
     assert "the cause" in str(error.value)
-    assert str(error.value).count("\nline") < run.LINES
+    assert str(error.value).count("\nline") < stages.LINES
 
 
 def test_tail_takes_the_newest_of_a_progress_bar(tmp_path):
@@ -104,7 +104,7 @@ def test_tail_takes_the_newest_of_a_progress_bar(tmp_path):
 def test_the_users_nnunet_stays_out_of_it(demo, monkeypatch):
     monkeypatch.setenv("nnUNet_results", "/somewhere/of/the/user")
     monkeypatch.setenv("nnssl_checkpoint", "/somewhere/else.pth")
-    variables = run.environment(demo)
+    variables = stages.environment(demo)
     assert variables["nnUNet_results"] == str(demo.folder / "nnUNet_results")
     assert "nnssl_checkpoint" not in variables
 
@@ -141,7 +141,7 @@ def test_quick_demo_end_to_end(demo, capsys, monkeypatch):
     """Every public command once: pretrain, plan, both trainings, both predictions, Dice,
     picture.
     """
-    outcome = result.summarise(demo, run.run(demo))
+    outcome = result.summarise(demo, stages.run(demo))
     text = capsys.readouterr().out + result.describe(demo, outcome)
     for command in (
         "nnssl_pretrain -m smit",
@@ -158,7 +158,7 @@ def test_quick_demo_end_to_end(demo, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["nnssl_inspect", str(checkpoint)])
     assert cli.inspect() == 0
     assert "method     smit" in capsys.readouterr().out
-    assert list(run.run(demo)) == list(outcome["seconds"])  # all finished: nothing is done twice
+    assert list(stages.run(demo)) == list(outcome["seconds"])  # all finished: nothing is done twice
     run_the_notebook(demo.folder, monkeypatch)
 
 

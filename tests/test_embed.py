@@ -22,8 +22,8 @@ from nnssl.data.plan import Plan, case_of, resampled_shape
 from nnssl.data.preprocess import preprocess_case
 from nnssl.data.scans import Found
 from nnssl.data.survey import inspect_scan
-from nnssl.embed import pictures, pooling, run, table
-from nnssl.embed.run import EmbedOptions
+from nnssl.embed import neighbours, pooling, table, work
+from nnssl.embed.work import EmbedOptions
 
 SPACING = (3.0, 2.0, 2.0)  # of made checkpoints
 
@@ -133,7 +133,7 @@ def embedded(weights, scans, tmp_path_factory):
         [scans], folder, weights, dense=8, nifti=True, num_processes=0, picture="thumbnails",
         device="cpu",
     )  # fmt: skip
-    run.embed(options, said.append)
+    work.embed(options, said.append)
     return folder, said, options
 
 
@@ -188,7 +188,7 @@ def test_the_same_line_goes_on(embedded, monkeypatch):
     before = {path.name: path.stat().st_mtime_ns for path in lost[2:]}
     said, pooled, whole = [], [], pooling.pool
     monkeypatch.setattr(pooling, "pool", lambda *a: pooled.append(1) or whole(*a))
-    run.embed(replace(options, picture=None), said.append)
+    work.embed(replace(options, picture=None), said.append)
     assert said[0] == "4 of 6 scans were done before"
     assert len(pooled) == 2
     assert {path.name: path.stat().st_mtime_ns for path in lost[2:]} == before
@@ -196,12 +196,12 @@ def test_the_same_line_goes_on(embedded, monkeypatch):
 
 def test_other_settings_are_not_mixed(embedded):
     with pytest.raises(ValueError, match=r"dense: was 8, now 16.*choose another -o"):
-        run.embed(replace(embedded[2], dense=16), print)
+        work.embed(replace(embedded[2], dense=16), print)
 
 
 def test_a_stop_exits_with_75_and_leaves_whole_files(weights, scans, tmp_path, monkeypatch, capsys):
     def stop(*_):
-        raise run.signals.Interrupted("stopped; the same line continues where it was")
+        raise work.signals.Interrupted("stopped; the same line continues where it was")
 
     monkeypatch.setattr(pooling, "pool", stop)
     line = ["nnssl_embed", "-c", weights, "-i", scans, "-o", tmp_path / "out", "-np", 0]
@@ -223,7 +223,7 @@ def test_means_by_label(weights, encoder, scans, tmp_path):
     write_volume(tmp_path / "masks" / "s6.nii.gz", labels, SPACING)
     said = []
     out = tmp_path / "out"
-    run.embed(
+    work.embed(
         EmbedOptions(
             [tmp_path / "images"], out, weights, tmp_path / "masks", num_processes=0, device="cpu"
         ),
@@ -256,7 +256,7 @@ def test_mistakes_are_told_before_anything_is_written(embedded, tmp_path, change
     given = {k: Path(v) if k == "masks" else v for k, v in change.items()}
     options = replace(embedded[2], output=tmp_path / "out", **given)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        run.embed(options, print)
+        work.embed(options, print)
     assert not (tmp_path / "out").exists()
 
 
@@ -265,10 +265,10 @@ def test_ids_are_unique(tmp_path):
     from nnssl.data.survey import ScanReport
 
     lines = [ScanReport(str(tmp_path / top / "s.nii.gz"), "", True) for top in ("a", "b")]
-    both = run._rows(lines, [tmp_path / "a", tmp_path / "b"])
+    both = work._rows(lines, [tmp_path / "a", tmp_path / "b"])
     assert len({row.id for row in both}) == 2
     assert [row.group for row in both] == ["a", "b"]
-    assert [row.id for row in run._rows(lines, [tmp_path])] == ["a/s", "b/s"]
+    assert [row.id for row in work._rows(lines, [tmp_path])] == ["a/s", "b/s"]
 
 
 # --- pictures
@@ -276,18 +276,18 @@ def test_ids_are_unique(tmp_path):
 
 def test_neighbours_of_the_same_group_are_counted():
     features = np.array([[0.0, 1], [0.1, 1], [1, 0], [1, 0.1], [0.9, 0]], np.float32)
-    assert pictures.same_group(features, ["a", "a", "b", "b", "b"]) == 1.0
-    assert pictures.same_group(features, ["a", "b", "a", "b", "a"]) < 1.0
-    assert pictures.nearest(features, 10).shape == (5, 4)
+    assert neighbours.same_group(features, ["a", "a", "b", "b", "b"]) == 1.0
+    assert neighbours.same_group(features, ["a", "b", "a", "b", "a"]) < 1.0
+    assert neighbours.nearest(features, 10).shape == (5, 4)
     one = table.FeatureTable(["a"], ["a"], [features[:1]] * 5, [])
     with pytest.raises(ValueError, match="pictures need 5 scans or more, there are 1"):
-        pictures.draw(one, None, False, print)
+        neighbours.draw(one, None, False, print)
 
 
 def test_queries_take_every_group_in_turn():
     groups = ["a"] * 10 + ["b"] * 2
     made = table.FeatureTable([f"{n:02}" for n in range(12)], groups, [], [])
-    queries = pictures._queries(made, ["a", "b"])
+    queries = neighbours._queries(made, ["a", "b"])
     assert {groups[q] for q in queries[:2]} == {"a", "b"}
     assert len(set(queries)) == len(queries)
 

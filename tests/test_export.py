@@ -13,7 +13,7 @@ from made_checkpoints import HU, pretrained
 from made_trainers import DATASET_JSON, PATCH, made_plans, made_trainer
 
 from nnssl import export, files
-from nnssl.encoder.attention import fused, plain
+from nnssl.encoder.attention import fused, reference
 from nnssl.encoder.windows import Mask
 from nnssl.export import formats, trained
 from nnssl.finetune.architecture import INFO
@@ -153,5 +153,5 @@ def test_the_formula_of_an_exported_network_is_the_attention_of_all_others():
     mask = Mask.of(torch.randint(2, (2, 8), generator=chance), torch.tensor([1, 0, 1]), -100.0)
     for each in (None, mask):
         torch.testing.assert_close(
-            plain.attention(qkv, bias, each), fused.attention(qkv, bias, each)
+            reference.attention(qkv, bias, each), fused.attention(qkv, bias, each)
         )

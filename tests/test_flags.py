@@ -66,7 +66,7 @@ LINES = {
         ],
     ),
     "embed": (
-        "nnssl.embed.run.embed",
+        "nnssl.embed.work.embed",
         [
             "-i a b -o c",
             "-i a -o c -c a.pth --masks m --dense 4 --nifti --window 16 32 32 --spacing 3 2 1 "
@@ -199,7 +199,7 @@ def typed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]
 
     from nnssl.study.design.description import load
     from nnssl.study.execution import datasets, pretraining
-    from nnssl.study.execution.plans import Plans
+    from nnssl.study.execution.arm_plans import Plans
     from nnssl.study.execution.pretraining import Start
     from nnssl.study.execution.runs import ArmOnTask
 

@@ -18,7 +18,7 @@ FLOORS = (
     {
         "files",
         "dist",
-        "memory",
+        "host_memory",
         "conflict",
         "hook",
         "commands",
@@ -97,6 +97,24 @@ def test_every_part_has_a_floor():
 def test_imports_only_go_down(module):
     found = [violations(module, name) for name in imports(MODULES[module])]
     assert [text for text in found if text] == []
+
+
+KERNELS = {"kernel", "launch", "choice"}  # a package of Triton kernels has all three
+
+
+@pytest.mark.parametrize("kind", ["module", "class"])
+def test_no_name_stands_twice(kind):
+    """Whoever reads `memory.` or `Options` knows which one is meant."""
+    places: dict[str, list[str]] = {}
+    for name, path in MODULES.items():
+        if kind == "class":
+            classes = [n for n in ast.parse(path.read_text()).body if isinstance(n, ast.ClassDef)]
+            names = [node.name for node in classes if not node.name.startswith("_")]
+        else:
+            names = [path.stem] if path.stem not in {"__init__", "__main__", *KERNELS} else []
+        for own in names:
+            places.setdefault(own, []).append(name)
+    assert {own: where for own, where in places.items() if len(where) > 1} == {}
 
 
 def test_no_relative_imports():

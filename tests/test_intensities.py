@@ -53,7 +53,7 @@ EXACT = {"rtol": 0, "atol": 8 * np.finfo(np.float32).eps * 4000 / HU["sd"]}
 def seen(nnunet_env, monkeypatch, tmp_path):
     """A function: plans and nnU-Net's image to what reaches the encoder's first layer."""
     monkeypatch.setenv(checkpoint_choice.VARIABLE, str(pretrained(tmp_path)))
-    monkeypatch.setattr(finetune.plans, "DECODER", "light")
+    monkeypatch.setattr(finetune.plans_file, "DECODER", "light")
 
     def run(plans: dict, image: torch.Tensor, configuration: str = "3d_fullres") -> torch.Tensor:
         finetune.resolve_architecture(plans, configuration, random_start=False)

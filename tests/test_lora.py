@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture
 def ready(nnunet_env, monkeypatch, tmp_path):
     monkeypatch.setenv(checkpoint_choice.VARIABLE, str(pretrained(tmp_path / "ssl")))
-    monkeypatch.setattr(finetune.plans, "DECODER", "light")
+    monkeypatch.setattr(finetune.plans_file, "DECODER", "light")
 
     def make(name: str = "SwinLoRATrainer", **recipe):
         trainer = made_trainer(name, made_plans({"iterations": 2, "lr": 1e-2, **recipe}))

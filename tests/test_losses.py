@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from nnssl.encoder.swin import Swin, SwinConfig
-from nnssl.modules.decoders import VoxelDecoder, unfold_cubes
 from nnssl.modules.heads import PrototypeHead, Prototypes
 from nnssl.modules.losses import Centre, masked_l1, soft_cross_entropy
 from nnssl.modules.running import Running, RunningMean, Standardise, discard_all, update_all
 from nnssl.modules.schedules import cosine, ramp
 from nnssl.modules.teacher import Teacher
+from nnssl.modules.voxel_decoders import VoxelDecoder, unfold_cubes
 
 TEMPERATURES = [(0.1, 0.04), (0.1, 0.07), (0.5, 0.2)]  # student, teacher
 

@@ -19,7 +19,7 @@ from nnssl.bench.timing import peak_memory
 from nnssl.cpu import upsampling
 from nnssl.encoder.presets import preset
 from nnssl.network.decoders import DECODERS
-from nnssl.plans import memory
+from nnssl.plans import memory_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -114,7 +114,7 @@ def test_the_meta_device_has_the_types_of_cudas_autocast():
 def test_the_estimate_is_within_15_percent_of_the_measurement(decoder, name, patch, batch, changes):
     """None of these is among those that the estimate was fitted to."""
     case = MemoryCase(preset(name, len(patch), **changes), decoder, patch, batch)
-    assert bench.estimated(case) == pytest.approx(bench.measured(case), rel=memory.TOLERANCE)
+    assert bench.estimated(case) == pytest.approx(bench.measured(case), rel=memory_model.TOLERANCE)
 
 
 def test_the_bench_prints_a_row_a_case(monkeypatch, capsys):

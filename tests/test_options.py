@@ -13,9 +13,9 @@ import pytest
 
 from nnssl import options
 from nnssl.options import above, at_least, option
-from nnssl.plans.request import PlansRequest as PlanRequest
+from nnssl.plans.plans_request import PlansRequest as PlanRequest
 from nnssl.recipe import Recipe
-from nnssl.train.options import CommandOptions, Options
+from nnssl.train.pretrain_options import CommandOptions, Options
 from nnssl.train.run_config import RunConfig
 
 REFERENCE = Path(__file__).resolve().parents[1] / "documentation" / "nnunet_reference.md"

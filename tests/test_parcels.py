@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional
 
 from nnssl import phantoms
-from nnssl.data import atlas, parcels
+from nnssl.data import atlas, parcel_maps
 from nnssl.data.crops import PARCELS, Crops
 from nnssl.data.prepare import prepare
 from nnssl.files import read_json, write_json
@@ -33,7 +33,7 @@ def collection(tmp_path_factory) -> tuple[Path, object, list[str]]:
     raw, folder = tmp_path_factory.mktemp("raw"), tmp_path_factory.mktemp("prepared")
     phantoms.write_folder(raw, seeds=range(3), shape=(24, 36, 40))
     plan = prepare("made", folder, [raw], spacing=SPACING, num_processes=0)
-    return folder, plan, parcels.make(folder, plan, classes=8, num_processes=0, say=print)
+    return folder, plan, parcel_maps.make(folder, plan, classes=8, num_processes=0, say=print)
 
 
 def test_an_affine_map_is_found_again():
@@ -68,7 +68,7 @@ def test_nearest_is_the_nearest():
         rng.normal(size=(7, 5)).astype(np.float32),
     )
     naive = [int(np.argmin([np.linalg.norm(row - centre) for centre in centres])) for row in rows]
-    assert parcels.nearest(rows, centres).tolist() == naive
+    assert parcel_maps.nearest(rows, centres).tolist() == naive
 
 
 def test_body_has_parcels_and_air_has_none(collection):
@@ -105,19 +105,19 @@ def test_the_same_place_has_the_same_parcel_in_all_scans(collection):
 def test_they_are_made_once_and_anew_for_another_number(collection):
     folder, plan, cases = collection
     before = (folder / f"{cases[0]}{PARCELS}").stat().st_mtime_ns
-    assert parcels.make(folder, plan, 8, 0, print) == cases
+    assert parcel_maps.make(folder, plan, 8, 0, print) == cases
     assert (folder / f"{cases[0]}{PARCELS}").stat().st_mtime_ns == before
     (folder / f"{cases[0]}{PARCELS}").unlink()
-    assert parcels.make(folder, plan, 8, 0, print) == cases
+    assert parcel_maps.make(folder, plan, 8, 0, print) == cases
     assert (folder / f"{cases[0]}{PARCELS}").is_file()
-    assert read_json(folder / parcels.NOTE)["classes"] == 8
+    assert read_json(folder / parcel_maps.NOTE)["classes"] == 8
 
 
 @pytest.mark.parametrize("classes", [1, 251])
 def test_impossible_numbers_of_classes_are_refused(collection, classes):
     folder, plan, _ = collection
     with pytest.raises(ValueError, match="classes must be from 2 to 250, got"):
-        parcels.make(folder, plan, classes, 0, print)
+        parcel_maps.make(folder, plan, classes, 0, print)
 
 
 @pytest.mark.parametrize("shape", [(16, 16, 16), (16, 32)])
@@ -198,20 +198,20 @@ def test_a_run_goes_on_with_its_classes_and_its_parcels(trains, nnunet_env, tmp_
     """No --set is repeated, and scans that came since change nothing of what was made for it."""
     trains(settings=("classes=6",))
     folder = nnunet_env["nnUNet_preprocessed"] / "nnssl" / "made"
-    note, made = folder / parcels.NOTE, parcels.identity(folder)
+    note, made = folder / parcel_maps.NOTE, parcel_maps.identity(folder)
     before = note.stat().st_mtime_ns
     phantoms.write_folder(tmp_path / "more", seeds=[7], shape=(24, 36, 40))
     sources = (tmp_path / "raw", tmp_path / "more")
     assert "continuing at step 1 of 2" in trains(resume=True, steps=2, sources=sources, update=True)
-    assert (note.stat().st_mtime_ns, parcels.identity(folder)) == (before, made)
+    assert (note.stat().st_mtime_ns, parcel_maps.identity(folder)) == (before, made)
     with pytest.raises(ValueError, match="classes: was 6, now 5"):
         trains(resume=True, steps=3, settings=("classes=5",))
     assert note.stat().st_mtime_ns == before
 
     trains(settings=("classes=5",), output=tmp_path / "other")  # overwrites them, with four scans
-    assert parcels.identity(folder) != made
+    assert parcel_maps.identity(folder) != made
     assert "continuing at step 2 of 3" in trains(resume=True, steps=3)
-    assert parcels.identity(folder) == made  # the same again
+    assert parcel_maps.identity(folder) == made  # the same again
     content = read_json(note)
     write_json(note, content | {"centres": content["centres"][::-1]})
     with pytest.raises(ValueError, match=r"parcels: was 6 classes of 3 scans \("):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nnssl import checkpoint, phantoms
-from nnssl.data import atlas, parcels
+from nnssl.data import atlas, parcel_maps
 from nnssl.data.plan import Case, Plan
 from nnssl.data.prepare import prepare
 from nnssl.files import read_json
@@ -41,9 +41,11 @@ def makes(monkeypatch) -> list[tuple]:
         calls.append((classes, least))
         return [case.id for case in plan.cases]
 
-    monkeypatch.setattr(parcels, "make", make)
-    monkeypatch.setattr(parcels, "preprocessed", lambda _, plan: [case.id for case in plan.cases])
-    monkeypatch.setattr(parcels, "are_made", lambda *_: False)
+    monkeypatch.setattr(parcel_maps, "make", make)
+    monkeypatch.setattr(
+        parcel_maps, "preprocessed", lambda _, plan: [case.id for case in plan.cases]
+    )
+    monkeypatch.setattr(parcel_maps, "are_made", lambda *_: False)
     return calls
 
 
@@ -80,7 +82,7 @@ def test_smit_says_why_it_has_none(makes, options, plan, reason):
 
 
 def test_parcels_that_are_there_are_used_however_many_scans(makes, monkeypatch):
-    monkeypatch.setattr(parcels, "are_made", lambda *_: True)
+    monkeypatch.setattr(parcel_maps, "are_made", lambda *_: True)
     assert choose(smit(), plan_of(1000))[0].value == 1.0
 
 
@@ -147,10 +149,10 @@ def test_scans_that_are_not_alike_have_no_parcels(raw, tmp_path, few_are_enough,
         assert "shows nothing that could be registered" in choice.reason
         assert "\n" not in str(choice)
         assert len(registered) == SCANS
-    assert not (tmp_path / parcels.NOTE).exists()
-    assert read_json(tmp_path / parcels.FAILED)["cases"]
+    assert not (tmp_path / parcel_maps.NOTE).exists()
+    assert read_json(tmp_path / parcel_maps.FAILED)["cases"]
     assert choose(smit("w_parcels=1", "classes=6"), plan, tmp_path) == ()
-    assert len(parcels.cases(tmp_path, plan)) == 2
+    assert len(parcel_maps.cases(tmp_path, plan)) == 2
     # they are there now, but of too few scans
     assert choose(smit("classes=6"), plan, tmp_path)[0].value == 0.0
 
@@ -217,4 +219,4 @@ def test_a_run_of_few_scans_says_that_it_has_none(pretrains, nnunet_env):
     said = pretrains()
     assert "w_parcels=0.0: no parcels: 3 scans, fewer than 10, make no atlas" in said
     folder = nnunet_env["nnUNet_preprocessed"] / "nnssl" / "made"
-    assert not (folder / parcels.NOTE).exists()
+    assert not (folder / parcel_maps.NOTE).exists()

@@ -26,7 +26,7 @@ def test_every_size_of_patch_trains_and_predicts(nnunet_env, monkeypatch, tmp_pa
     dims = len(patch)
     config = type(ENCODER).from_dict(ENCODER.to_dict() | {"spatial_dims": dims})
     monkeypatch.setenv(checkpoint_choice.VARIABLE, str(pretrained(tmp_path, config)))
-    monkeypatch.setattr(finetune.plans, "DECODER", decoder)
+    monkeypatch.setattr(finetune.plans_file, "DECODER", decoder)
     name, plans = {2: "2d", 3: "3d_fullres"}[dims], made_plans()
     plans["configurations"][name]["patch_size"] = list(patch)
     trainer = made_trainer("SwinSSLTrainer", plans, name)

@@ -16,7 +16,7 @@ from made_datasets import ID, NAME, made_dataset
 from nnssl import cli, files, finetune
 from nnssl.encoder.presets import preset
 from nnssl.finetune.architecture import INFO, PLANNED, RECIPE, is_ours, steps_of
-from nnssl.plans import memory
+from nnssl.plans import memory_model
 from nnssl.plans.derive import PlansRequest, derive
 from nnssl.plans.patch import plan_batch, plan_patch
 
@@ -60,11 +60,13 @@ def test_plans_fit_the_memory_and_the_images(nnunet_env, kind):
         config = replace(
             preset("smit", len(patch)), steps=steps_of(configuration), in_channels=channels
         )
-        needed = memory.peak_bytes(config, "swinunetr", patch, batch, classes)
-        assert needed * (1 + memory.TOLERANCE) <= 8e9
+        needed = memory_model.peak_bytes(config, "swinunetr", patch, batch, classes)
+        assert needed * (1 + memory_model.TOLERANCE) <= 8e9
         covers = all(n >= m for n, m in zip(patch, median, strict=True))
-        larger = memory.peak_bytes(config, "swinunetr", tuple(n + 8 for n in patch), 2, classes)
-        assert covers or name == "3d_lowres" or larger * (1 + memory.TOLERANCE) > 8e9
+        larger = memory_model.peak_bytes(
+            config, "swinunetr", tuple(n + 8 for n in patch), 2, classes
+        )
+        assert covers or name == "3d_lowres" or larger * (1 + memory_model.TOLERANCE) > 8e9
 
 
 def test_a_thin_axis_comes_first_in_the_plans_and_is_not_halved_at_once(nnunet_env):

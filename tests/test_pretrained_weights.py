@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def ready(nnunet_env, monkeypatch, tmp_path):
     """A function that gives an initialised trainer on a dataset whose foreground has this mean."""
     monkeypatch.setenv(checkpoint_choice.VARIABLE, str(pretrained(tmp_path / "ssl")))
-    monkeypatch.setattr(finetune.plans, "DECODER", "light")
+    monkeypatch.setattr(finetune.plans_file, "DECODER", "light")
 
     def make(
         mean: float,

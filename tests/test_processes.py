@@ -24,7 +24,7 @@ from nnssl.data import preprocess, survey
 from nnssl.data.crops import Crops
 from nnssl.data.prepare import prepare
 from nnssl.modules.running import RunningMean
-from nnssl.train import batches, cache, loop, processes
+from nnssl.train import batches, cache, distributed, loop
 from nnssl.train.log import Log
 from nnssl.train.loop import Interrupted, train
 from nnssl.train.run import BEST, LATEST, Run
@@ -149,7 +149,7 @@ def failed_preparation() -> str:
         raise ValueError("no scans")
 
     try:
-        processes.rank_zero_first(fail if dist.is_main() else lambda: "never called")
+        distributed.rank_zero_first(fail if dist.is_main() else lambda: "never called")
     except (ValueError, RuntimeError) as error:
         return f"{type(error).__name__}: {error}"
     return "no error"
@@ -162,7 +162,7 @@ def shared_preparation(folder: Path) -> dict:
     survey.inspect_scan = lambda *how: done.append("looked at") or look(*how)
     preprocess.preprocess_case = lambda *a, **how: done.append("stored") or store(*a, **how)
     out, said = folder / "prepared", []
-    plan = processes.rank_zero_first(
+    plan = distributed.rank_zero_first(
         lambda: prepare("made", out, [folder / "raw"], num_processes=0)
     )
     crops = Crops(out, plan, (8, 16, 16))
@@ -178,7 +178,7 @@ def as_rank(rank: int, folder: Path) -> None:
     td.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=WORLD)
     order = []
     found = {
-        "alone": processes.rank_zero_first(lambda: order.append(rank) or f"made by {rank}"),
+        "alone": distributed.rank_zero_first(lambda: order.append(rank) or f"made by {rank}"),
         "failed": failed_preparation(),
         "least": dist.all_reduce_min(10 - rank, micro.CPU),
         "gathered": dist.all_gather(torch.full((2, 3), float(rank))),
@@ -194,7 +194,7 @@ def as_rank(rank: int, folder: Path) -> None:
         "shared": shared_preparation(folder),
     }
     torch.save(found, folder / f"found{rank}.pth")
-    processes.destroy_process_group()
+    distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
@@ -327,20 +327,20 @@ def test_the_words_cost_nothing_in_one_process():
     assert dist.all_reduce_min(3, micro.CPU) == 3
     assert (dist.rank(), dist.world_size(), dist.is_main()) == (0, 1, True)
     dist.barrier()
-    processes.destroy_process_group()
+    distributed.destroy_process_group()
 
 
 def test_devices(monkeypatch):
-    assert processes.choose_device("cpu") == torch.device("cpu")
+    assert distributed.choose_device("cpu") == torch.device("cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert processes.choose_device(None) == torch.device("cpu")
+    assert distributed.choose_device(None) == torch.device("cpu")
     with pytest.raises(
         ValueError, match="-device cuda is not available on this machine; available: cpu"
     ):
-        processes.choose_device("cuda")
+        distributed.choose_device("cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert processes.choose_device(None) == torch.device("cuda", 1)
+    assert distributed.choose_device(None) == torch.device("cuda", 1)
 
 
 FAILURE = ChildFailedError(
@@ -362,16 +362,16 @@ def test_the_launcher_runs_the_same_command_and_tells_how_it_ended(monkeypatch, 
 
     monkeypatch.setattr("torch.distributed.run.run", run)
     monkeypatch.delenv("LOCAL_RANK", raising=False)
-    assert processes.launch(1, ["-m", "smit"]) is None
+    assert distributed.launch(1, ["-m", "smit"]) is None
     assert started == []
-    assert processes.launch(3, ["-m", "smit", "-num_gpus", "3"]) == ended
+    assert distributed.launch(3, ["-m", "smit", "-num_gpus", "3"]) == ended
     (line,) = started
     assert line.nproc_per_node == "3"
     assert line.standalone
     assert (line.module, line.training_script) == (True, "nnssl")
     assert line.training_script_args == ["pretrain", "-m", "smit", "-num_gpus", "3"]
     monkeypatch.setenv("LOCAL_RANK", "0")
-    assert processes.launch(3, []) is None  # one of those that were launched
+    assert distributed.launch(3, []) is None  # one of those that were launched
     assert len(started) == 1
 
 
@@ -393,18 +393,18 @@ def test_srun_without_torchrun_is_refused(monkeypatch):
     with pytest.raises(
         ValueError, match=r"srun started this command 4 times.*-num_gpus N.*torchrun"
     ):
-        processes.init_process_group(torch.device("cpu"))
+        distributed.init_process_group(torch.device("cpu"))
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "1")
-    processes.init_process_group(torch.device("cpu"))
+    distributed.init_process_group(torch.device("cpu"))
 
 
 def test_the_launcher_hears_what_torchrun_does_not(monkeypatch):
     heard = []
     monkeypatch.setattr(
-        processes.os, "kill", lambda pid, number: heard.append((pid == os.getpid(), number))
+        distributed.os, "kill", lambda pid, number: heard.append((pid == os.getpid(), number))
     )
     monkeypatch.setattr("torch.distributed.run.run", lambda _: signal.raise_signal(signal.SIGUSR1))
     monkeypatch.delenv("LOCAL_RANK", raising=False)
-    assert processes.launch(2, []) == "done"
+    assert distributed.launch(2, []) == "done"
     assert heard == [(True, signal.SIGTERM)]

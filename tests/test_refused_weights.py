@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture
 def place(nnunet_env, monkeypatch, tmp_path) -> Path:
     """Where the checkpoint of a test lies: the only one, found without being named."""
-    monkeypatch.setattr(finetune.plans, "DECODER", "light")
+    monkeypatch.setattr(finetune.plans_file, "DECODER", "light")
     return nnunet_env[checkpoint_choice.RESULTS] / "nnssl" / "ct" / "smit__micro"
 
 

@@ -18,7 +18,7 @@ import nnssl
 from nnssl import address, checkpoint, cli, files, finetune, weights
 from nnssl.checkpoint.card import CONFIG, card
 from nnssl.convert.conversion import ConvertRequest, convert
-from nnssl.embed import run
+from nnssl.embed import work
 from nnssl.finetune import checkpoint_choice
 from nnssl.finetune.architecture import BASE, INFO
 from nnssl.network.swin_unetr import SwinUNETR
@@ -269,7 +269,7 @@ def test_plans_without_a_name_carry_and_describe_them(nnunet_env):
 
 def test_features_without_a_name_say_whose_they_are(nnunet_env, tmp_path):
     said = []
-    encoder = run.encoder_of(run.EmbedOptions([tmp_path], tmp_path), said.append)
+    encoder = work.encoder_of(work.EmbedOptions([tmp_path], tmp_path), said.append)
     assert encoder.about["sha256"] == SMIT.sha256
     assert "by default: nnssl_embed -c and nnssl_checkpoint name none" in said[0]
     assert SMIT.good_for in said[0]

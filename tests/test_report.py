@@ -23,8 +23,8 @@ from nnssl.data.plan import Plan, case_id
 from nnssl.data.prepare import prepare
 from nnssl.report import cost, left_out
 from nnssl.report.collection import Collection
+from nnssl.report.from_folder import write
 from nnssl.report.thumbnails import BOX, Planes, bars, picture
-from nnssl.report.write import write
 from nnssl.train import pictures
 from nnssl.train.loop import train
 

@@ -17,7 +17,7 @@ from nnssl import signals
 from nnssl.data import workers
 from nnssl.study.execution import job, orchestrate
 from nnssl.train import batches
-from nnssl.train.signals import Signals
+from nnssl.train.stopping import Signals
 
 LONGEST = 20  # seconds after which a child does not end any more
 Act = Callable[[], object]

@@ -15,7 +15,7 @@ from micro import ENCODER
 
 from nnssl import checkpoint, finetune
 from nnssl.cpu import upsampling
-from nnssl.encoder.adapt import adapt
+from nnssl.encoder.adapt_strides import adapt
 from nnssl.encoder.swin import Swin, SwinConfig
 from nnssl.finetune.architecture import architecture, steps_of
 from nnssl.finetune.strides import steps_for

@@ -31,9 +31,9 @@ from nnssl.study.execution import (
     shell,
     supervised,
 )
+from nnssl.study.execution.arm_plans import Plans
 from nnssl.study.execution.datasets import Dataset
 from nnssl.study.execution.jobs import PretrainingJob, StudyError
-from nnssl.study.execution.plans import Plans
 from nnssl.study.execution.runs import ArmOnTask
 
 DATASET = "Dataset902_Phantoms"

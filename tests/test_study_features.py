@@ -17,8 +17,8 @@ from nnssl.encoder.swin import Swin, SwinConfig
 from nnssl.finetune.architecture import architecture
 from nnssl.hu import HUPolicy
 from nnssl.network.swin_unetr import SwinUNETR
-from nnssl.study.measurement import attention, features
-from nnssl.study.measurement.attention import AttentionDistance
+from nnssl.study.measurement import attention_distance, features
+from nnssl.study.measurement.attention_distance import AttentionDistance
 from nnssl.study.measurement.features import Layers
 from nnssl.study.rows import AttentionRow
 
@@ -215,7 +215,7 @@ def test_the_weights_are_those_that_the_encoder_uses():
         made(made_crops(1)[0])
         x, cut, relative = seen["inputs"]
         windows = x.view(-1, prod(cut.size), x.shape[-1])
-        by_head = attention.weights(
+        by_head = attention_distance.weights(
             block.attn, windows, relative, cut.mask.patterns[cut.mask.which]
         )
         values = (

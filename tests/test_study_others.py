@@ -26,11 +26,11 @@ from nnssl.study.execution import (
     runs,
     shell,
 )
+from nnssl.study.execution.arm_plans import Plans
 from nnssl.study.execution.datasets import Dataset
 from nnssl.study.execution.jobs import FineTuningJob, NnunetTraining, StudyError
-from nnssl.study.execution.plans import Plans
 from nnssl.study.execution.runs import ArmOnTask
-from nnssl.study.report import build
+from nnssl.study.report import write
 
 DATASET = "Dataset902_Phantoms"
 RESENC = {"name": "resenc", "start": "default", "plans": "nnUNetResEncUNetMPlans"}
@@ -242,7 +242,7 @@ def test_one_table_of_the_report_holds_all_networks(tmp_path):
     for number, one in enumerate(runs.all_runs(made)):
         finished(one, dice=0.7 + number / 100)
     collect.collect(made)
-    page = build.write(made.results, tmp_path / "report").read_text(encoding="utf-8")
+    page = write.write(made.results, tmp_path / "report").read_text(encoding="utf-8")
     scores = (tmp_path / "report" / "tables" / "scores.csv").read_text().splitlines()
     assert [line.split(",")[2] for line in scores[1:]] == [
         "scratch", "smit", "resenc", "primus", "mae"

@@ -16,7 +16,7 @@ import pytest
 from made_results import case_row, run_row
 
 from nnssl import cli, files
-from nnssl.study.report import build, efficiency, feature_reuse, scores
+from nnssl.study.report import efficiency, feature_reuse, scores, write
 from nnssl.study.report.page import Section, Tile, Tiles
 from nnssl.study.report.page import page as page_of
 from nnssl.study.report.results import Group, Results, ResultsError
@@ -28,7 +28,7 @@ SMALL = {"arms": ("scratch", "smit"), "budgets": (2, "all"), "seeds": 2, "cases"
 
 def written(folder: Path, rows: list[dict]) -> Path:
     files.write_json_lines(folder / "results.jsonl", rows)
-    return build.write(folder / "results.jsonl", folder / "report")
+    return write.write(folder / "results.jsonl", folder / "report")
 
 
 def read_csv(path: Path) -> list[dict]:
@@ -184,7 +184,7 @@ def test_a_row_cut_short_by_a_kill_is_left_out(tmp_path):
     before = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
     with (tmp_path / "results.jsonl").open("a") as file:
         file.write('{"kind": "case", "run": "organs__scr')
-    build.write(tmp_path / "results.jsonl", tmp_path / "report")
+    write.write(tmp_path / "results.jsonl", tmp_path / "report")
     assert (tmp_path / "report" / "report.html").read_text(encoding="utf-8") == before
 
 
@@ -227,7 +227,7 @@ def test_to_be_as_good_as_a_scratch_that_learnt_nothing_takes_no_time_and_is_not
 
 def test_files_of_something_else_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="nnssl_study run"):
-        build.write(tmp_path / "results.jsonl", tmp_path)
+        write.write(tmp_path / "results.jsonl", tmp_path)
     with pytest.raises(ResultsError, match=r"row 1 .* kind 'loss'; known: study, run"):
         Results([{"kind": "loss"}])
     with pytest.raises(ResultsError, match="a case, lacks run, label"):
@@ -282,7 +282,7 @@ def test_five_hundred_runs_in_time(tmp_path):
     assert sum(row["kind"] == "run" for row in rows) == 500
     files.write_json_lines(tmp_path / "results.jsonl", rows)
     before = time.process_time()
-    build.write(tmp_path / "results.jsonl", tmp_path / "report")
+    write.write(tmp_path / "results.jsonl", tmp_path / "report")
     assert time.process_time() - before < 30
 
 

@@ -11,7 +11,7 @@ import torch
 
 from nnssl.bench.methods import named
 from nnssl.bench.timing import Cost, peak_memory, ratio, side_by_side, table
-from nnssl.memory import keep_freed_memory
+from nnssl.host_memory import keep_freed_memory
 from nnssl.methods import METHODS
 
 

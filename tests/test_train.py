@@ -20,13 +20,13 @@ from nnssl import checkpoint, dist
 from nnssl.methods.method import MethodConfig, Step
 from nnssl.train import batches, before, build, capacity, loop
 from nnssl.train.graph import StepResult
+from nnssl.train.learning_rate import learning_rate, parameter_groups
 from nnssl.train.log import LOG, Log
 from nnssl.train.loop import Interrupted, train
 from nnssl.train.monitors import PATIENCE, Monitors
-from nnssl.train.options import DEFAULT_STEPS, Options
+from nnssl.train.pretrain_options import DEFAULT_STEPS, Options
 from nnssl.train.run import FINAL, LATEST, Diverged, Run, RunConfig
-from nnssl.train.schedule import learning_rate, parameter_groups
-from nnssl.train.signals import Signals
+from nnssl.train.stopping import Signals
 
 pytestmark = pytest.mark.usefixtures("one_thread", "_no_pictures")
 TIMINGS = {"samples_per_second", "data_wait"}

@@ -38,7 +38,7 @@ def ready(nnunet_env, monkeypatch, tmp_path):
     one.
     """
     monkeypatch.setenv(checkpoint_choice.VARIABLE, str(pretrained(tmp_path / "ssl")))
-    monkeypatch.setattr(finetune.plans, "DECODER", "light")
+    monkeypatch.setattr(finetune.plans_file, "DECODER", "light")
 
     def make(name: str, seed: int = 0, **recipe):
         torch.manual_seed(seed)  # decoders and factors start at random
@@ -267,9 +267,9 @@ def as_rank(rank: int, folder: Path) -> None:
     for name in TRAINERS:
         for decoder in DECODERS:
             for deep in (True, False):
-                finetune.plans.DECODER = decoder
+                finetune.plans_file.DECODER = decoder
                 found[name, decoder, deep] = two_steps(name, deep, rank)
-    finetune.plans.DECODER = "light"
+    finetune.plans_file.DECODER = "light"
     found["control"] = two_steps("SwinSSLTrainer", True, rank, control=True)
     torch.save(found, folder / f"found{rank}.pth")
     td.destroy_process_group()

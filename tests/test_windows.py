@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nnssl.cpu import attention as cached
+from nnssl.cpu import window_attention as cached
 from nnssl.encoder import blocks
 from nnssl.encoder.windows import Mask, stage_windows
 

@@ -19,7 +19,7 @@ from torch import nn
 from nnssl.bench.timing import arguments, peak_memory, side_by_side, table
 from nnssl.encoder.presets import preset
 from nnssl.encoder.swin import Swin, SwinConfig
-from nnssl.memory import keep_freed_memory
+from nnssl.host_memory import keep_freed_memory
 
 
 def monai_swin(config: SwinConfig) -> nn.Module:
@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None) -> None:
         "--allocator",
         choices=("keep", "default"),
         default="keep",
-        help="nnssl.memory, or glibc's own",
+        help="nnssl.host_memory, or glibc's own",
     )
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)

@@ -22,7 +22,7 @@ from nnssl.bench.timing import Rounds, arguments, peak_memory, side_by_side, tab
 from nnssl.encoder.presets import preset
 from nnssl.encoder.swin import SwinConfig
 from nnssl.finetune import deep_supervision_weights, optimise, unwrap
-from nnssl.memory import keep_freed_memory
+from nnssl.host_memory import keep_freed_memory
 from nnssl.network.swin_unetr import SwinUNETR
 from nnssl.recipe import Recipe
 
@@ -169,7 +169,7 @@ def main(argv: list[str] | None = None) -> None:
         "--allocator",
         choices=("keep", "default"),
         default="keep",
-        help="nnssl.memory, or glibc's own",
+        help="nnssl.host_memory, or glibc's own",
     )
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)

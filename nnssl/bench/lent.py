@@ -176,7 +176,7 @@ class _Lent:
         if torch.device(device or "cpu") == META:
             raise AssertionError(
                 "torch.tensor(..., device=...) waits: make it on the CPU and use "
-                "nnssl.memory.to_device"
+                "nnssl.host_memory.to_device"
             )
         return self.own_tensor(data, dtype=dtype, device=device, **more)
 

@@ -1,5 +1,5 @@
 """Peak memory of a fine-tuning step, measured, beside the estimate that plans go by
-(`nnssl.plans.memory`).
+(`nnssl.plans.memory_model`).
 
     python -m nnssl.bench.memory [-device cuda] [--fit]
 
@@ -38,7 +38,7 @@ from nnssl.encoder.swin import SwinConfig
 from nnssl.finetune import deep_supervision_weights
 from nnssl.network.decoders import DECODERS, full_options
 from nnssl.network.swin_unetr import SwinUNETR, output_sizes
-from nnssl.plans import memory
+from nnssl.plans import memory_model
 from nnssl.types import Shape
 
 BLOCK = 512  # bytes; CUDA's caching allocator rounds up to it
@@ -237,7 +237,8 @@ def _config(name: str, patch: Shape) -> SwinConfig:
 
 
 def fit(cases: list[MemoryCase], bytes_: list[int]) -> dict[str, dict[str, float]]:
-    """`memory.COEFFICIENTS` that bring the relative errors down: least squares, none negative."""
+    """`memory_model.COEFFICIENTS` that bring the relative errors down: least squares, none
+    negative."""
     found = {}
     for decoder in dict.fromkeys(case.decoder for case in cases):
         own = [(c, size) for c, size in zip(cases, bytes_, strict=True) if c.decoder == decoder]
@@ -258,11 +259,11 @@ def _non_negative(rows: np.ndarray) -> list[float]:
 
 
 def terms_of(case: MemoryCase) -> dict[str, float]:
-    return memory.terms(case.config, case.decoder, case.patch, case.batch, case.classes)
+    return memory_model.terms(case.config, case.decoder, case.patch, case.batch, case.classes)
 
 
 def estimated(case: MemoryCase) -> float:
-    return memory.peak_bytes(case.config, case.decoder, case.patch, case.batch, case.classes)
+    return memory_model.peak_bytes(case.config, case.decoder, case.patch, case.batch, case.classes)
 
 
 COLUMNS = ("encoder", "decoder", "patch", "batch", "channels to classes", "measured GB",
@@ -287,7 +288,9 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("-device", choices=("meta", "cuda"), default="meta")
     parser.add_argument(
-        "--fit", action="store_true", help="print the coefficients for nnssl.plans.memory instead"
+        "--fit",
+        action="store_true",
+        help="print the coefficients for nnssl.plans.memory_model instead",
     )
     args = parser.parse_args(argv)
     cases = grid()

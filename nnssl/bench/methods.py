@@ -21,8 +21,8 @@ from nnssl.bench.figures import middle
 from nnssl.bench.timing import arguments, peak_memory, side_by_side, table
 from nnssl.encoder.presets import preset
 from nnssl.encoder.swin import Swin
+from nnssl.host_memory import keep_freed_memory
 from nnssl.hu import HUPolicy
-from nnssl.memory import keep_freed_memory
 from nnssl.methods import METHODS, Method, MethodConfig
 from nnssl.phantoms import phantom
 from nnssl.types import Shape

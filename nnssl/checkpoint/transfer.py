@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from nnssl.checkpoint.file import Checkpoint
 from nnssl.checkpoint.header import DECODER, PREFIX, without_heads
-from nnssl.encoder.adapt import STEM, adapt
+from nnssl.encoder.adapt_strides import STEM, adapt
 from nnssl.encoder.swin import Swin
 
 PRETRAINING_ONLY = {"mask_token": "pretraining only: nothing is hidden when fine-tuning"}
@@ -40,7 +40,7 @@ def transfer(checkpoint: Checkpoint, encoder: Swin, labels: int = 0) -> Transfer
     several channels fits only as many. The last `labels` of `encoder`'s input channels are a
     cascade's: the pretraining knew nothing of them, and their weights start at zero, so that at
     first the encoder sees what it saw there. Where `encoder` leaves an axis as it is that the
-    checkpoint's halves, patch embedding and merges are adapted (`nnssl.encoder.adapt`).
+    checkpoint's halves, patch embedding and merges are adapted (`nnssl.encoder.adapt_strides`).
     """
     buffers = dict(encoder.named_buffers())
     # not named_parameters: LoRA's factors are written as the sums that they stand for

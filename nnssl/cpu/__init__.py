@@ -3,7 +3,7 @@
 Each module says when it `is_supported`, and has the plain formula beside it, which its tests
 compare it with:
 
-attention   window attention, a few windows at a time     | `nnssl.encoder.attention.plain`
-norm_act    instance norm and LeakyReLU, in place         | `nnssl.encoder.norms.instance_norm`
-upsampling  upsampling, joining and convolving in one     | `nnssl.network.decoders.UpBlock`
+window_attention    window attention, a few windows at a time | `nnssl.encoder.attention.reference`
+norm_act_in_place   instance norm and LeakyReLU               | `nnssl.encoder.norms.instance_norm`
+upsampling          upsampling, joining, convolving in one    | `nnssl.network.decoders.UpBlock`
 """

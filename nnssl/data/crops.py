@@ -76,7 +76,8 @@ class Crops(torch.utils.data.Dataset):
     the scan), and `size` the scan's own size. Files are opened where they are read, so workers may
     fork or spawn. Raises IndexError below 0.
 
-    parcels: read "parcels" uint8 [*shape] as well (`nnssl.data.parcels`), 0 outside of the scan.
+    parcels: read "parcels" uint8 [*shape] as well (`nnssl.data.parcel_maps`), 0 outside of the
+    scan.
     cases: ids of the scans, in their order; default: those of the plan that could be preprocessed.
     source: the folder's files; `nnssl.data.held.Held` may take their place. Where it is late, a
     sample has "corner" int64 [3], the crop's first voxel by (z, y, x), in place of "crop".

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from nnssl.files import inside, read_json, write_json
-from nnssl.memory import uncollected
+from nnssl.host_memory import uncollected
 
 # the sizes of each case's voxels and note, of all that were stored when a run began
 INDEX = "stored.json"

@@ -12,8 +12,8 @@ import numpy as np
 
 from nnssl.data.hu_map import hu_policy
 from nnssl.files import fingerprint, read_json, write_json
+from nnssl.host_memory import uncollected
 from nnssl.hu import HUPolicy
-from nnssl.memory import uncollected
 from nnssl.types import Shape, Spacing
 
 FORMAT_VERSION = 1

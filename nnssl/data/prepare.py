@@ -18,7 +18,7 @@ from nnssl.data.survey import nothing_usable, survey
 from nnssl.data.survey_lines import adopt, body_histograms
 from nnssl.data.survey_report import ScanReport
 from nnssl.files import sweep
-from nnssl.memory import uncollected
+from nnssl.host_memory import uncollected
 from nnssl.types import Shape, Spacing
 
 STALE = 3600  # seconds after which a temporary file belongs to no living process

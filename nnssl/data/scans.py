@@ -23,7 +23,7 @@ from nnssl.data.orientation import Scan
 from nnssl.data.raw_datasets import READER, chosen_channels, open_raw, read_image, series_of
 from nnssl.data.refusals import check_grid
 from nnssl.data.volumes import VOLUME_ENDINGS, check_not_labels, check_voxels, read_volume
-from nnssl.memory import uncollected
+from nnssl.host_memory import uncollected
 from nnssl.types import Spacing
 
 LOOKED_FOR = f"{', '.join(VOLUME_ENDINGS)} and DICOM series"

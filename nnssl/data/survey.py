@@ -27,7 +27,7 @@ from nnssl.data.survey_report import (
     write_report,
 )
 from nnssl.data.workers import Failed, parallel_map
-from nnssl.memory import uncollected
+from nnssl.host_memory import uncollected
 from nnssl.types import BODY_HU
 
 HISTOGRAM = (int(BODY_HU), 3000)  # HU of the first and the last bin of the body histogram

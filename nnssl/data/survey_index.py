@@ -17,7 +17,7 @@ from nnssl.data.scans import Found
 from nnssl.data.survey_lines import LINES, line_file
 from nnssl.data.survey_report import ScanReport
 from nnssl.files import atomic
-from nnssl.memory import uncollected
+from nnssl.host_memory import uncollected
 
 INDEX = "surveyed.jsonl"
 

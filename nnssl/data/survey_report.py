@@ -10,7 +10,7 @@ from pathlib import Path
 
 from nnssl.data.scans import Found
 from nnssl.files import atomic, write_json
-from nnssl.memory import uncollected
+from nnssl.host_memory import uncollected
 from nnssl.types import Shape, Spacing
 
 PERCENTILES = (0.5, 5.0, 50.0, 95.0, 99.5)

@@ -1,10 +1,10 @@
 """Features of scans from a pretrained encoder: `nnssl_embed`, and `nnssl.load_encoder` in Python.
 
-encoder   the encoder as a plain module that prepares its own scans
-scan      a scan read, checked and put on the pretraining's grid, with its body and its labels
-pooling   maps of whole scans, in windows where they are large; their means over regions
-table     what is kept of each scan, and the tables of all of them
-run       the command: survey, encode, tables; continues where it was stopped
-pictures  nearest neighbours and a projection
-options   what it is asked for
+scan_encoder   the encoder as a plain module that prepares its own scans
+scan           a scan read, checked and put on the pretraining's grid, with its body and its labels
+pooling        maps of whole scans, in windows where they are large; their means over regions
+table          what is kept of each scan, and the tables of all of them
+work           the command: survey, encode, tables; continues where it was stopped
+neighbours     nearest neighbours and a projection
+embed_options  the options of the command
 """

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from nnssl import files
-from nnssl.embed.encoder import Encoder
 from nnssl.embed.scan import Prepared, resampled_affine
+from nnssl.embed.scan_encoder import Encoder
 from nnssl.embed.table import ScanRow
 from nnssl.types import Shape
 

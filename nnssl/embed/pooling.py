@@ -21,7 +21,7 @@ from nnssl.shapes import ceil_div, round_up
 from nnssl.types import Shape
 
 if TYPE_CHECKING:
-    from nnssl.embed.encoder import Encoder
+    from nnssl.embed.scan_encoder import Encoder
 
 WHOLE = 160**3 * 48  # voxels times channels of the first map; some 2 GB of activations
 WINDOW = 96  # voxels per edge at least

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from nnssl.cpu.norm_act import EPSILON
+from nnssl.cpu.norm_act_in_place import EPSILON
 
 if TYPE_CHECKING:
     from jaxtyping import Float

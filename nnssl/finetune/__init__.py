@@ -9,9 +9,7 @@ load_checkpoint  restore_plans        -> a model is that of its own checkpoint, 
 """
 
 from nnssl.finetune.average import Average
-from nnssl.finetune.lora import add_lora, describe_lora, keep_factors
-from nnssl.finetune.moments import PATCHES, measure, needs_moments, start_heads
-from nnssl.finetune.optimiser import (
+from nnssl.finetune.layer_decay import (
     HEADS,
     describe,
     layer_of,
@@ -19,7 +17,9 @@ from nnssl.finetune.optimiser import (
     parameter_groups,
     prepare_cpu,
 )
-from nnssl.finetune.plans import (
+from nnssl.finetune.lora import add_lora, describe_lora, keep_factors
+from nnssl.finetune.moments import PATCHES, measure, needs_moments, start_heads
+from nnssl.finetune.plans_file import (
     build,
     cascaded_labels,
     deep_supervision_scales,

@@ -7,7 +7,7 @@ from typing import cast
 from nnssl import checkpoint, weights
 from nnssl.finetune.architecture import INFO, as_read, describe_map, is_ct
 from nnssl.finetune.checkpoint_choice import NoCheckpointError, OriginError, choose
-from nnssl.finetune.plans import opened
+from nnssl.finetune.plans_file import opened
 from nnssl.network.swin_unetr import SwinUNETR
 from nnssl.types import Shape
 

@@ -31,11 +31,11 @@ import torch
 from torch import Tensor, nn
 
 from nnssl.encoder.swin import PATCH, Swin
-from nnssl.memory import to_device
+from nnssl.host_memory import to_device
 from nnssl.methods.method import Method, MethodConfig, Step
 from nnssl.modules.contrast import info_nce
-from nnssl.modules.decoders import unfold_cubes
 from nnssl.modules.heads import pooled
+from nnssl.modules.voxel_decoders import unfold_cubes
 from nnssl.types import LAST, Shape
 from nnssl.views.intensity import apply_intensity, draw_intensity
 from nnssl.views.spatial import cut, draw_offset

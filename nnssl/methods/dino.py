@@ -30,7 +30,7 @@ from torch import Tensor
 from nnssl.encoder.swin import Swin
 from nnssl.methods.distillation import DistillationMethod, DistillationMethodConfig
 from nnssl.methods.method import Step
-from nnssl.modules.distillation import EncoderWithHeads
+from nnssl.modules.encoder_with_heads import EncoderWithHeads
 from nnssl.modules.losses import Centre, cross_view
 from nnssl.views.multicrop import MultiCropConfig, multicrop
 

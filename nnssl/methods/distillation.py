@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nnssl.encoder.swin import Swin
 from nnssl.methods.method import Method, MethodConfig
-from nnssl.modules.distillation import DistillationConfig, EncoderWithHeads
+from nnssl.modules.encoder_with_heads import DistillationConfig, EncoderWithHeads
 from nnssl.modules.heads import Prototypes
 from nnssl.modules.replay import number
 from nnssl.modules.schedules import cosine, ramp

@@ -30,10 +30,10 @@ import torch
 from torch import Tensor
 
 from nnssl.encoder.swin import Swin
-from nnssl.memory import to_device
+from nnssl.host_memory import to_device
 from nnssl.methods.distillation import DistillationMethod, DistillationMethodConfig
 from nnssl.methods.method import Step, weighted_total
-from nnssl.modules.distillation import (
+from nnssl.modules.encoder_with_heads import (
     STAGE_OF_STRIDE,
     EncoderWithHeads,
     freeze_unused_layers,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from nnssl import settings
 from nnssl.encoder.swin import Swin
-from nnssl.memory import to_device
+from nnssl.host_memory import to_device
 from nnssl.modules.running import discard_all, update_all
 from nnssl.network.reconstruction import PretrainedDecoder
 from nnssl.types import Shape
@@ -64,7 +64,7 @@ class MethodConfig:
 
     @property
     def parcel_classes(self) -> int:
-        """How many parcels (`nnssl.data.parcels`) the method learns from; 0: it needs none."""
+        """How many parcels (`nnssl.data.parcel_maps`) the method learns from; 0: it needs none."""
         return 0
 
     @classmethod

@@ -1,8 +1,8 @@
 """Parcels: segment the collection into classes of tissue and place that were found without labels.
 
-Ours. The classes are clusters (`nnssl.data.parcels`), as in Caron et al. 2018, "Deep clustering for
-unsupervised learning of visual features", ECCV, arXiv 1807.05520, but of voxels, and fixed before
-the training; that segmenting made classes teaches few-shot segmentation is from Ouyang et al. 2020,
+Ours. The classes are clusters (`nnssl.data.parcel_maps`), as in Caron et al. 2018, "Deep clustering
+for unsupervised learning of visual features", ECCV, arXiv 1807.05520, but of voxels, and fixed
+before the training; that segmenting made classes teaches few-shot segmentation is from Ouyang et al. 2020,
 "Self-supervision with superpixels", ECCV, arXiv 2007.09886.
 
     crop -> window, contrast, noise -> encoder -> the fine-tuning network's decoder

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnssl.encoder.swin import Swin
-from nnssl.memory import to_device
+from nnssl.host_memory import to_device
 from nnssl.methods.method import Method, MethodConfig, Step
 from nnssl.modules.heads import pooled
 from nnssl.types import LAST, Shape

@@ -36,10 +36,10 @@ from torch import Tensor
 
 from nnssl.encoder.swin import Swin
 from nnssl.encoder.visible import mask_at_stride
-from nnssl.memory import to_device
+from nnssl.host_memory import to_device
 from nnssl.methods.distillation import DistillationMethod, DistillationMethodConfig
 from nnssl.methods.method import Step, weighted_total
-from nnssl.modules.distillation import (
+from nnssl.modules.encoder_with_heads import (
     STAGE_OF_STRIDE,
     EncoderWithHeads,
     freeze_unused_layers,
@@ -75,7 +75,7 @@ class SMITConfig(MaskedConfig, DistillationMethodConfig):
     teacher_temperature_end: float = 0.07  # Jiang 2022
     # fraction of the run: 30 of 500 epochs; the patch head starts this much later
     temperature_warmup: float = 0.06
-    # of `nnssl.data.parcels`, segmented in the first view with nothing hidden; not in the paper
+    # of `nnssl.data.parcel_maps`, segmented in the first view with nothing hidden; not in the paper
     w_parcels: float = 0.0
     classes: int = 64  # parcels
     parcels_decoder: str = "light"  # of the fine-tuning network: light, swinunetr or nnunet

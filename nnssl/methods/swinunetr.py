@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnssl.encoder.swin import Swin
-from nnssl.memory import to_device
+from nnssl.host_memory import to_device
 from nnssl.methods.method import Method, MethodConfig, Step, weighted_total
 from nnssl.modules.contrast import nt_xent
 from nnssl.modules.heads import pooled

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnssl.modules.encoder import EncoderT
+from nnssl.modules.encoder_protocol import EncoderT
 from nnssl.modules.running import Standardise
 from nnssl.types import LAST, GradContext
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from nnssl.cpu import norm_act as in_place
+from nnssl.cpu import norm_act_in_place as in_place
 from nnssl.encoder.norms import instance_norm
 
 SLOPE = in_place.SLOPE

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from nnssl.encoder.swin import ALL, PATCH, Swin
 from nnssl.encoder.visible import Visible
-from nnssl.modules.decoders import MultiScaleDecoder
 from nnssl.modules.masked import MaskedConfig
+from nnssl.modules.voxel_decoders import MultiScaleDecoder
 from nnssl.network.decoders import full_options, make_decoder
 from nnssl.views.masking import all_but, repeat_blocks
 

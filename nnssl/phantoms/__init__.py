@@ -13,8 +13,8 @@ from the middle of the trunk: z to the head, y to the back, x to the patient's l
 """
 
 from nnssl.phantoms.anatomy import LABELS, Anatomy, Part, draw_anatomy
+from nnssl.phantoms.image_files import write_folder, write_nnunet_dataset, write_scan
 from nnssl.phantoms.render import AIR, Phantom, blur, phantom, render
-from nnssl.phantoms.write import write_folder, write_nnunet_dataset, write_scan
 
 __all__ = [
     "AIR",

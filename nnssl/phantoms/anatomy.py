@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nnssl.phantoms.shapes import Inside, between, both, column, ellipsoid, stripes, without
+from nnssl.phantoms.solids import Inside, between, both, column, ellipsoid, stripes, without
 
 LABELS = {"background": 0, "liver": 1, "kidney": 2, "canal": 3}
 CANAL = (11.0, 13.0)  # radii of the spinal canal (y, x), mm

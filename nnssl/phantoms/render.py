@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nnssl.phantoms.anatomy import Anatomy, draw_anatomy
-from nnssl.phantoms.shapes import Grid
+from nnssl.phantoms.solids import Grid
 from nnssl.types import Shape, Spacing
 
 AIR = -1000.0

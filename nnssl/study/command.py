@@ -95,14 +95,14 @@ def _features(args: argparse.Namespace) -> None:
 
 
 def _report(args: argparse.Namespace) -> None:
-    from nnssl.study.report import build
+    from nnssl.study.report import write
 
     rows = args.description
     if rows.is_dir():
         rows /= "results.jsonl"
     elif rows.suffix in (".yaml", ".yml"):
         rows = _collected(rows).results
-    _say(f"Wrote {build.write(rows, rows.parent / 'report')}")
+    _say(f"Wrote {write.write(rows, rows.parent / 'report')}")
 
 
 def _say(text: str) -> None:

@@ -13,15 +13,15 @@ import torch
 
 import nnssl
 from nnssl import dist
-from nnssl.data import parcels
+from nnssl.data import parcel_maps
 from nnssl.data.crops import Crops
 from nnssl.data.plan import Plan
 from nnssl.methods import METHODS, Method
 from nnssl.train import batches, boards, cache, configure, graph, parcels_choice, peak, start
 from nnssl.train.before import Before
-from nnssl.train.options import DEFAULT_STEPS, PROBES, Options
 from nnssl.train.places import dimensions, raw_dataset, results_folder
 from nnssl.train.precision import half_precision
+from nnssl.train.pretrain_options import DEFAULT_STEPS, PROBES, Options
 from nnssl.train.probe import Probe
 from nnssl.train.run import LATEST, Run, RunConfig
 from nnssl.types import Shape
@@ -178,7 +178,7 @@ class _Builder:
             "plan": self._plan_entry(),
             "versions": {"nnssl": nnssl.__version__, "torch": torch.__version__},
             "created": time.strftime("%Y-%m-%d"),
-            **({"parcels": parcels.identity(self.data)} if learns_parcels else {}),
+            **({"parcels": parcel_maps.identity(self.data)} if learns_parcels else {}),
             **started,
         }
 

@@ -15,7 +15,7 @@ import torch
 
 from nnssl import dist
 from nnssl.methods import Method, MethodConfig
-from nnssl.modules.distillation import DistillationConfig
+from nnssl.modules.encoder_with_heads import DistillationConfig
 from nnssl.modules.masked import BlockSides, MaskedConfig
 from nnssl.train.capacity import fitting_batch_size, timely_batch_size
 from nnssl.types import Shape, Spacing

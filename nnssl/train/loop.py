@@ -18,7 +18,7 @@ from nnssl.train.graph import StepGraph, StepResult
 from nnssl.train.log import Log
 from nnssl.train.manifest import Manifest
 from nnssl.train.run import WHEN_DIVERGED, Diverged, Run
-from nnssl.train.signals import Signals
+from nnssl.train.stopping import Signals
 
 SAVE_SECONDS = 600.0  # a run is saved at least this often, however slow its steps are
 PATIENCE = 20  # steps in a row without a finite gradient before a run gives up

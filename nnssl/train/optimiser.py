@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from nnssl.methods.method import MethodConfig
 from nnssl.modules.replay import number
-from nnssl.train.schedule import parameter_groups
+from nnssl.train.learning_rate import parameter_groups
 
 # devices on which PyTorch's AdamW reads from the device that a step does not count
 FUSED = ("cpu", "cuda")

@@ -1,4 +1,4 @@
-"""Whether a run learns from parcels (`nnssl.data.parcels`), and that they are there before it
+"""Whether a run learns from parcels (`nnssl.data.parcel_maps`), and that they are there before it
 starts.
 
 `-m parcels` always does, and SMIT with `--set w_parcels=1`. SMIT without that setting
@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
-from nnssl.data import parcels
+from nnssl.data import parcel_maps
 from nnssl.data.plan import Plan
 from nnssl.methods import METHODS, MethodConfig
 from nnssl.modules.masked import MaskedConfig
@@ -21,7 +21,7 @@ from nnssl.train.configure import FEW, Choice
 from nnssl.train.places import dimensions
 
 if TYPE_CHECKING:
-    from nnssl.train.options import Options
+    from nnssl.train.pretrain_options import Options
 
 WEIGHT = "w_parcels"
 FEWEST = 10  # scans: an atlas of fewer shows the anatomy of single patients
@@ -52,8 +52,8 @@ def choose(
         return (_chosen(options, cast("_WithParcels", config), given, plan, folder, say),)
     if classes := _config(options, earlier).parcel_classes:
         try:
-            parcels.make(folder, plan, classes, options.num_processes, say, earlier.cases)
-        except parcels.TooFewRegistered as error:
+            parcel_maps.make(folder, plan, classes, options.num_processes, say, earlier.cases)
+        except parcel_maps.TooFewRegistered as error:
             raise ValueError(f"{error}: {REMEDY}") from error
     return ()
 
@@ -64,7 +64,7 @@ def cases(
     """The ids of the scans that have parcels, for a run that learns from them; None for others."""
     if not _config(options, earlier, chosen).parcel_classes:
         return None
-    return parcels.cases(folder, plan)
+    return parcel_maps.cases(folder, plan)
 
 
 def _config(options: Options, earlier: Before, chosen: Sequence[Choice] = ()) -> MethodConfig:
@@ -85,12 +85,12 @@ def _chosen(
     if reason := _unsuitable(given, dimensions(options), plan, folder, config.classes):
         return Choice(WEIGHT, 0.0, f"no parcels: {reason}")
     try:
-        made = parcels.make(
+        made = parcel_maps.make(
             folder, plan, config.classes, options.num_processes, say, least=REGISTERED
         )
-    except parcels.TooFewRegistered as error:
+    except parcel_maps.TooFewRegistered as error:
         return Choice(WEIGHT, 0.0, f"no parcels: {error}")
-    scans = len(parcels.preprocessed(folder, plan))
+    scans = len(parcel_maps.preprocessed(folder, plan))
     return Choice(
         WEIGHT,
         1.0,
@@ -102,7 +102,7 @@ def _chosen(
 def _unsuitable(given: dict, dims: int, plan: Plan, folder: Path, classes: int) -> str | None:
     """Why parcels would not be tried; None where they would."""
     decoder = given.get("decoder", MaskedConfig.decoder)
-    scans = len(parcels.preprocessed(folder, plan))
+    scans = len(parcel_maps.preprocessed(folder, plan))
     if dims == 2:
         return "they are of volumes, and this run is of slices"
     if plan.hu is None:
@@ -113,6 +113,6 @@ def _unsuitable(given: dict, dims: int, plan: Plan, folder: Path, classes: int) 
         return "their decoder belongs to the student, and export=teacher was asked for"
     if scans < FEWEST:
         return f"{scans} scans, fewer than {FEWEST}, make no atlas"
-    if scans >= FEW and not parcels.are_made(folder, plan, classes):
+    if scans >= FEW and not parcel_maps.are_made(folder, plan, classes):
         return f"{scans} scans; they are tried below {FEW}, where they have been shown to help"
     return None

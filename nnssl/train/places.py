@@ -11,7 +11,7 @@ from nnssl import files
 from nnssl.data.plan import Plan
 
 if TYPE_CHECKING:
-    from nnssl.train.options import Options
+    from nnssl.train.pretrain_options import Options
 
 LONGEST_NAME = 80  # letters of a collection's name that is made of several
 

@@ -9,14 +9,14 @@ from pathlib import Path
 import torch
 
 from nnssl import dist, files, signals
-from nnssl.memory import keep_freed_memory
-from nnssl.train import before, boards, cache, parcels_choice, processes
+from nnssl.host_memory import keep_freed_memory
+from nnssl.train import before, boards, cache, distributed, parcels_choice
 from nnssl.train.build import build, method_class
 from nnssl.train.loop import train
-from nnssl.train.options import Options
 from nnssl.train.places import data_folder, dimensions, results_folder
+from nnssl.train.prepared_scans import prepare_scans
+from nnssl.train.pretrain_options import Options
 from nnssl.train.run import FINAL
-from nnssl.train.scans import prepare_scans
 
 
 def pretrain(options: Options, say: Callable[[str], None] = print) -> Path | None:
@@ -27,13 +27,13 @@ def pretrain(options: Options, say: Callable[[str], None] = print) -> Path | Non
     well.
     """
     with signals.handled(_stop), ExitStack() as held:
-        device = processes.choose_device(options.device)
+        device = distributed.choose_device(options.device)
         keep_freed_memory()
-        processes.init_process_group(device)
+        distributed.init_process_group(device)
         try:
             return _pretrain(options, device, say if dist.is_main() else _silent, held)
         finally:
-            processes.destroy_process_group()
+            distributed.destroy_process_group()
 
 
 def _pretrain(
@@ -41,13 +41,13 @@ def _pretrain(
 ) -> Path | None:
     _check(options, device)
     name, folder = data_folder(options)
-    plan = processes.rank_zero_first(lambda: prepare_scans(options, name, folder, say))
+    plan = distributed.rank_zero_first(lambda: prepare_scans(options, name, folder, say))
     if options.only_prepare:
         return None
     results = results_folder(options, plan)
-    processes.rank_zero_first(lambda: _lock(results, held))
+    distributed.rank_zero_first(lambda: _lock(results, held))
     earlier = before.of(results, options.resume, folder, plan, say)
-    chosen = processes.rank_zero_first(
+    chosen = distributed.rank_zero_first(
         lambda: parcels_choice.choose(options, plan, folder, earlier, say)
     )
     run = build(options, plan, folder, device, earlier, chosen, say)

@@ -20,11 +20,11 @@ from nnssl.modules.running import decide
 from nnssl.train import batches, optimiser
 from nnssl.train.best import best_so_far
 from nnssl.train.graph import StepResult
+from nnssl.train.learning_rate import learning_rate
 from nnssl.train.monitors import Monitors
 from nnssl.train.precision import Precision
 from nnssl.train.run_config import RunConfig, what_changed
 from nnssl.train.same import require_same_run
-from nnssl.train.schedule import learning_rate
 from nnssl.train.skipped import SkippedSteps
 from nnssl.types import FINAL
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from nnssl.options import require
-from nnssl.train.options import Options
+from nnssl.train.pretrain_options import Options
 
 
 @dataclass(frozen=True)

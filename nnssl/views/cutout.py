@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from nnssl.memory import to_device
+from nnssl.host_memory import to_device
 from nnssl.types import Shape
 
 if TYPE_CHECKING:

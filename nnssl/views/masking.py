@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from nnssl.memory import to_device
+from nnssl.host_memory import to_device
 from nnssl.shapes import floor_div
 from nnssl.types import Shape
 

@@ -1,10 +1,10 @@
 """Attention inside windows, with a bias for every pair of slots.
 
-`nnssl.cpu.attention`: CPUs, a few windows at a time through all steps. Here:
+`nnssl.cpu.window_attention`: CPUs, a few windows at a time through all steps. Here:
 kernel     NVIDIA GPUs: one Triton kernel forward and one backward; `launch` starts them, `choice`
            says when.
 fused      everything else: PyTorch's fused attention, without a copy of the mask for every window.
-plain      the formula, word for word: what the kernel is compared with, and what an exported
+reference  the formula, word for word: what the kernel is compared with, and what an exported
            network computes.
 """
 
@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nnssl.cpu import attention as cached
-from nnssl.encoder.attention import choice, fused, plain
+from nnssl.cpu import window_attention as cached
+from nnssl.encoder.attention import choice, fused, reference
 from nnssl.encoder.partition import Mask
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def window_attention(
         return launch.attention(qkv, bias, mask, parts)
     qkv = _split(F.linear(x, weight, offset), 3, heads)
     if _is_exporting():
-        return plain.attention(qkv, bias, mask)
+        return reference.attention(qkv, bias, mask)
     if _kernel_serves(qkv):
         from nnssl.encoder.attention import launch  # Triton comes with PyTorch for CUDA only
 
@@ -83,7 +83,7 @@ def _cached(
     bias: Tensor,
     mask: Mask | None,
 ) -> Tensor:
-    """The products have their channels first, as `nnssl.cpu.attention` wants them."""
+    """The products have their channels first, as `nnssl.cpu.window_attention` wants them."""
     windows, n, channels = x.shape
     rows = x.reshape(-1, channels).t()
     parts = weight @ rows if offset is None else torch.addmm(offset[:, None], weight, rows)

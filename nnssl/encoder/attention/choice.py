@@ -10,7 +10,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from nnssl.encoder.attention import plain
+from nnssl.encoder.attention import reference
 from nnssl.encoder.kernel_check import (
     TOLERANCES,
     as_in_training,
@@ -68,7 +68,7 @@ def compare(
             gradient = drawn(6, n, heads * d).to(dtype)
             exact, exact_bias = (t.detach().double().requires_grad_() for t in (qkv, bias))
             got = _all(launch.attention, qkv, bias, mask, gradient)
-            wanted = _all(plain.attention, exact, exact_bias, mask, gradient.double())
+            wanted = _all(reference.attention, exact, exact_bias, mask, gradient.double())
             keep_largest(errors, ("output", "gradient", "bias gradient"), got, wanted)
     return errors
 

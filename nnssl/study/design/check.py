@@ -15,7 +15,7 @@ from nnssl import hook, options
 from nnssl.convert.request import ConvertRequest
 from nnssl.encoder.presets import preset
 from nnssl.network.decoders import DECODERS
-from nnssl.plans.request import PlansRequest
+from nnssl.plans.plans_request import PlansRequest
 from nnssl.recipe import Recipe
 from nnssl.study.design.description import Arm, Study, Task
 from nnssl.study.design.values import DescriptionError
@@ -23,7 +23,7 @@ from nnssl.study.execution import pretraining
 from nnssl.study.execution.flags import flags, recipe_flags
 from nnssl.study.execution.pretraining import Start
 from nnssl.study.execution.runs import ArmOnTask
-from nnssl.train.options import CommandOptions
+from nnssl.train.pretrain_options import CommandOptions
 
 DEFAULT, PRIMUS, SWIN = "DefaultNetworkTrainer", "PrimusTrainer", "SwinSSLTrainer"
 OF_THE_STUDY = {

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from nnssl.commands import Command
 from nnssl.study.design.description import Study
 from nnssl.study.execution import collect, datasets, pretraining, requirements, runs
-from nnssl.study.execution.plans import Plans
+from nnssl.study.execution.arm_plans import Plans
 from nnssl.study.execution.runs import StudyRun
 from nnssl.study.rows import RunRow
 

@@ -8,8 +8,8 @@ from nnssl import files
 from nnssl.study.design import splits
 from nnssl.study.design.description import Budget, settings
 from nnssl.study.design.splits import Split
+from nnssl.study.execution.arm_plans import Plans
 from nnssl.study.execution.jobs import FineTuningJob
-from nnssl.study.execution.plans import Plans
 from nnssl.study.execution.runs import ArmOnTask, StudyRun
 from nnssl.study.execution.shell import Foreground
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 from nnssl.convert.request import ConvertRequest
 from nnssl.options import words
-from nnssl.plans.request import PlansRequest
+from nnssl.plans.plans_request import PlansRequest
 from nnssl.recipe import Recipe
-from nnssl.train.options import CommandOptions
+from nnssl.train.pretrain_options import CommandOptions
 
 
 def flags(options: Mapping) -> list[str]:

@@ -26,7 +26,7 @@ from nnssl.encoder.swin import Swin
 from nnssl.finetune.architecture import is_ours
 from nnssl.network.swin_unetr import SwinUNETR
 from nnssl.shapes import ceil_div
-from nnssl.study.measurement.attention import AttentionDistance, blocks_of, strides
+from nnssl.study.measurement.attention_distance import AttentionDistance, blocks_of, strides
 from nnssl.study.measurement.cka import LEAST, MinibatchCKA
 from nnssl.study.rows import AttentionRow, Budget, CkaRow
 from nnssl.types import FINAL, Shape, Spacing

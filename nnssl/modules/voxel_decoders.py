@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from nnssl.modules.encoder import EncoderLike
+from nnssl.modules.encoder_protocol import EncoderLike
 from nnssl.types import Shape
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from nnssl.data.labelled import Labelled, find_labelled, prepare_labelled
 from nnssl.data.plan import Plan
 from nnssl.data.prepare import prepare
 from nnssl.data.raw_datasets import chosen_channels
-from nnssl.train.options import Options
 from nnssl.train.places import raw_dataset
+from nnssl.train.pretrain_options import Options
 
 
 def prepare_scans(options: Options, name: str, folder: Path, say: Callable[[str], None]) -> Plan:

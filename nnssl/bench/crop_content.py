@@ -1,6 +1,6 @@
 """What crops and views show of real scans: body, windows of one constant, overlap of two views.
 
-    python -m nnssl.bench.crops FOLDER [--crops 200] [--crop 64 48 64]
+    python -m nnssl.bench.crop_content FOLDER [--crops 200] [--crop 64 48 64]
         [--regions head=okbp chest=lidc ...]
 
 FOLDER is what nnssl_pretrain has preprocessed ($nnUNet_preprocessed/nnssl/NAME). A group is of the

@@ -9,7 +9,7 @@ from typing import Literal
 
 from nnssl import address, limits, weights
 from nnssl.options import option
-from nnssl.train.options import DEVICE, FOLDERS
+from nnssl.train.pretrain_options import DEVICE, FOLDERS
 from nnssl.types import Shape, Spacing
 
 STRIDES = "2, 4, 8, 16 or 32"

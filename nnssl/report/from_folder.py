@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from nnssl import files
-from nnssl.report import collection, run
+from nnssl.report import collection, pretraining_page
 from nnssl.train.log import LOG
 
 PAGE = "report.html"
@@ -32,7 +32,7 @@ def write(folder: Path | str, path: Path | str | None = None, scans: int = SCANS
 
 def _render(folder: Path, scans: int) -> str:
     if (folder / LOG).is_file():
-        return run.render(folder)
+        return pretraining_page.render(folder)
     if (folder / collection.REPORT).is_file():
         return collection.render(folder, scans)
     raise ValueError(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Generic, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from nnssl.modules.encoder import EncoderLike, EncoderT
+from nnssl.modules.encoder_protocol import EncoderLike, EncoderT
 from nnssl.modules.heads import PrototypeHead, pooled
 from nnssl.modules.selected import SelectedTokens
 

@@ -20,14 +20,14 @@ from nnssl.data.scans import Found, find_scans, read
 from nnssl.data.survey import ScanReport, nothing_usable, survey
 from nnssl.data.workers import Failed, parallel_map
 from nnssl.embed import dense, pooling, table
-from nnssl.embed.encoder import Encoder, grid_spacing, load_encoder
+from nnssl.embed.embed_options import EmbedOptions
 from nnssl.embed.masks import Masks, find, mask_of, stem
-from nnssl.embed.options import EmbedOptions
 from nnssl.embed.scan import Prepared, grid_plan, prepare, read_labels
+from nnssl.embed.scan_encoder import Encoder, grid_spacing, load_encoder
 from nnssl.embed.table import ScanRow
 from nnssl.finetune import checkpoint_choice
 from nnssl.hu import HUPolicy
-from nnssl.train.processes import choose_device
+from nnssl.train.distributed import choose_device
 from nnssl.types import Spacing
 
 NOTE = "embed.json"
@@ -81,9 +81,9 @@ def embed(options: EmbedOptions, say: Callable[[str], None] = print) -> Path:
         files.sweep(work.folder)
         made = _embed(work, scans)
         if options.picture:
-            from nnssl.embed import pictures
+            from nnssl.embed import neighbours
 
-            pictures.draw(made, work.folder, options.picture == "thumbnails", say)
+            neighbours.draw(made, work.folder, options.picture == "thumbnails", say)
     return work.folder / f"{table.FEATURES}.npz"
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from nnssl.finetune.schedule import Schedule
-from nnssl.memory import keep_freed_memory
+from nnssl.host_memory import keep_freed_memory
 from nnssl.network.swin_unetr import SwinUNETR
 from nnssl.recipe import Recipe
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nnssl.network.decoders import full_options
-from nnssl.plans.request import DATASET, MEMORY, PRETRAINING, PlansRequest
+from nnssl.plans.plans_request import DATASET, MEMORY, PRETRAINING, PlansRequest
 from nnssl.types import BASE
 
 
