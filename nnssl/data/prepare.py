@@ -165,7 +165,8 @@ def _surveyed(request: _Request) -> tuple[Plan, dict[str, str]]:
     moved = {} if old is None else _adopted(old, scans, request)
     kept = _usable(scans, request, is_new=old is None)
     plan = _new_plan(kept, request) if old is None else _kept_plan(old, kept, moved, request)
-    plan = replace(plan, pattern=pattern)
+    if pattern != plan.pattern:
+        plan = replace(plan, pattern=pattern)
     if plan != old:
         plan.save(request.plan_file)
     return plan, moved

@@ -6,8 +6,8 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -40,8 +40,7 @@ LABEL_FOLDERS = {"segmentations", "segmentation", "labels", "labelstr", "labelst
 LABEL_WORDS = {"seg", "segmentation", "segmentations", "label", "labels", "mask", "masks"}
 
 
-@dataclass(frozen=True, order=True)
-class Found:
+class Found(NamedTuple):
     """A scan that was found: a file, or one DICOM series (by its UID) of a folder.
 
     For a file of an nnU-Net raw dataset `series` names nnU-Net's reader, where that reads it

@@ -41,7 +41,7 @@ class ScanReport:
     @classmethod
     def without_histogram(cls, line: Mapping) -> ScanReport:
         """From its fields as JSON has them. Raises TypeError for others."""
-        lists = {name: tuple(value) for name, value in line.items() if isinstance(value, list)}
+        lists = {name: tuple(line[name]) for name in ("shape", "spacing", "percentiles")}
         fields: dict = {**line, **lists, "histogram": ""}
         return cls(**fields)
 
