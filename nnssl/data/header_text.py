@@ -29,6 +29,16 @@ class StoredVoxels:
     limit: int | None = None  # bytes of compressed voxels, where the header says so
     sheared: bool = False
 
+    @property
+    def holds_no_air(self) -> bool:
+        """Whether no voxel can be as low as the HU of air, for want of a sign or of bits."""
+        return self.unsigned or self.size == 1
+
+    @property
+    def bytes(self) -> int:
+        """Of all voxels, decoded."""
+        return self.count * self.size
+
 
 def lines(file: BinaryIO) -> Iterator[str]:
     """Raises UnusableScanError for what is no text, or longer than any header."""
