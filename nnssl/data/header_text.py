@@ -60,6 +60,10 @@ def floats(text: str) -> list[float]:
 def sizes(text: str) -> list[int]:
     """Voxels along each axis."""
     found = [int(part) for part in text.split()]
-    if not 1 <= len(found) <= 16 or not all(1 <= size < 1 << 31 for size in found):
+    if not _is_shape(found):
         raise unreadable(f"its header gives the size {text[:60]}")
     return found
+
+
+def _is_shape(found: list[int]) -> bool:
+    return 1 <= len(found) <= 16 and all(1 <= size < 1 << 31 for size in found)

@@ -212,15 +212,19 @@ def check_spacing(spacing: Spacing) -> Spacing:
         raise ValueError(
             f"spacing must be three numbers from 0.05 to 15 mm (z y x), got {tuple(spacing)}"
         )
-    return tuple(float(s) for s in spacing)
+    return tuple(map(float, spacing))
 
 
 def check_crop(crop: Shape) -> Shape:
-    if len(crop) != 3 or not all(c > 0 and c % 16 == 0 for c in crop):
+    if not _is_crop(crop):
         raise ValueError(
             f"crop must be three positive multiples of 16 (z y x), got {tuple(crop)}; try 96 96 96"
         )
-    return tuple(int(c) for c in crop)
+    return tuple(map(int, crop))
+
+
+def _is_crop(crop: Shape) -> bool:
+    return len(crop) == 3 and all(c > 0 and c % 16 == 0 for c in crop)
 
 
 def median_spacing(spacings: Sequence[Spacing]) -> Spacing:

@@ -179,13 +179,14 @@ def _may_be_scan(name: str) -> bool:
 def _labels(folder: Path | str) -> list[str]:
     """Labels of public datasets, beside their scans: `segmentations/liver.nii.gz`, `a_seg.nii`."""
     all_of_it = Path(folder).name.lower() in LABEL_FOLDERS
-    return [
-        name
-        for name in os.listdir(folder)  # noqa: PTH208 - called for every folder of the collection
-        if name.lower().endswith(VOLUME_ENDINGS)
-        and not name.startswith(".")
-        and (all_of_it or _last_word(name) in LABEL_WORDS)
-    ]
+    names = os.listdir(folder)  # noqa: PTH208 - called for every folder of the collection
+    volumes = filter(_is_volume, names)
+    return [name for name in volumes if all_of_it or _last_word(name) in LABEL_WORDS]
+
+
+def _is_volume(name: str) -> bool:
+    """By its ending; hidden ones are none."""
+    return name.lower().endswith(VOLUME_ENDINGS) and not name.startswith(".")
 
 
 def _last_word(name: str) -> str:
