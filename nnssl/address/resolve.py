@@ -73,13 +73,18 @@ def local(where: Path | str) -> Path:
     text, sha256 = _unpinned(str(where))
     hub = _hub_file(text)
     path = _from_hub(hub) if hub else _from_web(text)
-    if sha256 and (found := files.sha256(path)) != sha256:
+    if sha256:
+        _check_sha256(text, files.sha256(path), sha256)
+    return path
+
+
+def _check_sha256(text: str, found: str, wanted: str) -> None:
+    if found != wanted:
         raise AddressError(
-            f"{text} has the sha256 {found}, and {sha256} was asked for: it has "
+            f"{text} has the sha256 {found}, and {wanted} was asked for: it has "
             "changed, or is another file. Take the revision that was meant (@REVISION), or leave "
             "#sha256 out"
         )
-    return path
 
 
 def _local_path(where: Path | str) -> Path:
@@ -119,11 +124,14 @@ def settled(where: Path | str, path: Path) -> str:
     for name, one in weights.RELEASED.items():
         if path.resolve() == one.file:
             return name
-    if not is_address(where):
-        return str(path.resolve())
-    hub = _hub_file(_unpinned(str(where))[0])
+    return _at_commit(str(where), path) if is_address(where) else str(path.resolve())
+
+
+def _at_commit(text: str, path: Path) -> str:
+    """The address of the commit by which the cache of Hugging Face keeps `path`; others stay."""
+    hub = _hub_file(_unpinned(text)[0])
     commit = next(filter(COMMIT.fullmatch, reversed(path.parts)), None)
-    return str(replace(hub, revision=commit)) if hub and commit else str(where)
+    return str(replace(hub, revision=commit)) if hub and commit else text
 
 
 def _unpinned(text: str) -> tuple[str, str | None]:
@@ -140,13 +148,18 @@ def _unpinned(text: str) -> tuple[str, str | None]:
 def _hub_file(text: str) -> HubFile | None:
     """None for other addresses. Raises AddressError for one of Hugging Face that is incomplete."""
     if found := HUB.fullmatch(text) or HUB_PAGE.fullmatch(text):
-        file = found["file"] or MODEL
-        if ".." in file.split("/"):
-            raise AddressError(f"{text!r} leads out of the repository; addresses are {EXAMPLES}")
-        return HubFile(found["repo"], file, found["before"] or found["after"] or None)
+        return _hub_file_of(found)
     if text.startswith(("https://", "http://")):
         return None
     raise AddressError(f"{text!r} is no address of a file; addresses are {EXAMPLES}")
+
+
+def _hub_file_of(found: re.Match[str]) -> HubFile:
+    """Of an address that HUB or HUB_PAGE matches."""
+    file = found["file"] or MODEL
+    if ".." in file.split("/"):
+        raise AddressError(f"{found[0]!r} leads out of the repository; addresses are {EXAMPLES}")
+    return HubFile(found["repo"], file, found["before"] or found["after"] or None)
 
 
 def _from_web(url: str) -> Path:
@@ -198,7 +211,7 @@ def _check_size(wanted: HubFile, endpoint: str | None) -> None:
     try:
         size = get_hf_file_metadata(url, endpoint=endpoint).size
     except HfHubHTTPError as error:
-        if getattr(getattr(error, "response", None), "status_code", 500) < 500:
+        if _is_refusal(error):
             raise
         return
     except Exception:  # no connection, by whichever library
@@ -207,14 +220,28 @@ def _check_size(wanted: HubFile, endpoint: str | None) -> None:
         raise AddressError(web.too_large(str(wanted), size, LARGEST))
 
 
+def _is_refusal(error: Exception) -> bool:
+    """Whether the server responded, and found fault with the request."""
+    return getattr(getattr(error, "response", None), "status_code", 500) < 500
+
+
 def _why(wanted: HubFile, error: Exception, offline: bool) -> str:
     """Why a file of Hugging Face cannot be had, and what to type."""
     from huggingface_hub import errors
 
     if isinstance(error, errors.LocalEntryNotFoundError):
         return _why_not_cached(wanted, offline)
-    page = f"https://huggingface.co/{wanted.repo}"
-    known = {
+    first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    known = _known_reasons(f"https://huggingface.co/{wanted.repo}")
+    reasons = (reason for kind, reason in known.items() if isinstance(error, kind))
+    return next(reasons, f"cannot be downloaded: {first_line}")
+
+
+def _known_reasons(page: str) -> dict[type[Exception], str]:
+    """By huggingface_hub's errors, the special ones first; `page`: of the repository."""
+    from huggingface_hub import errors
+
+    return {
         errors.GatedRepoError: (
             f"wants its conditions accepted: do so at {page}, then: hf auth login"
         ),
@@ -225,9 +252,6 @@ def _why(wanted: HubFile, error: Exception, offline: bool) -> str:
         errors.RevisionNotFoundError: f"has no such revision: see {page}/tree/main",
         errors.EntryNotFoundError: f"is not in the repository: see its files at {page}/tree/main",
     }
-    first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-    reasons = (reason for kind, reason in known.items() if isinstance(error, kind))
-    return next(reasons, f"cannot be downloaded: {first_line}")
 
 
 def _why_not_cached(wanted: HubFile, offline: bool) -> str:

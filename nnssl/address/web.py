@@ -58,12 +58,8 @@ def fetch(url: str, largest: int) -> Path:
     path = _place(url)
     known = _known(path)
     if offline():
-        if known:
-            return path
-        raise WebError(
-            f"{url} was not downloaded before, and HF_HUB_OFFLINE is set: unset it, or give the "
-            "path of a file"
-        )
+        _require_earlier(url, known)
+        return path
     try:
         with _opened(url, known) as response:
             _store(response, url, path, largest)
@@ -91,10 +87,24 @@ def fetch(url: str, largest: int) -> Path:
     return path
 
 
+def _require_earlier(url: str, known: dict) -> None:
+    """`known`: the note of an earlier download, or nothing."""
+    if not known:
+        raise WebError(
+            f"{url} was not downloaded before, and HF_HUB_OFFLINE is set: unset it, or give the "
+            "path of a file"
+        )
+
+
 def _place(url: str) -> Path:
     """Where the file of `url` is kept."""
-    name = re.sub(r"[^\w.-]", "_", unquote(urlsplit(url).path).rsplit("/", 1)[-1]) or "file"
-    return cache() / files.fingerprint(url) / name.lstrip(".")
+    return cache() / files.fingerprint(url) / _file_name(url)
+
+
+def _file_name(url: str) -> str:
+    """A safe one, after the last part of the path."""
+    name = unquote(urlsplit(url).path).rsplit("/", 1)[-1]
+    return (re.sub(r"[^\w.-]", "_", name) or "file").lstrip(".")
 
 
 def _opened(url: str, known: dict) -> HTTPResponse:
@@ -105,15 +115,18 @@ def _opened(url: str, known: dict) -> HTTPResponse:
 
 
 def _check(url: str) -> None:
+    if not _is_safe(url):
+        raise WebError(
+            f"{url!r} is not read: addresses begin with https:// or hf://, since what comes by "
+            "http:// may be changed on its way; only this machine may be asked by it"
+        )
+
+
+def _is_safe(url: str) -> bool:
     parts = urlsplit(url)
-    if parts.scheme == "https" and parts.hostname:
-        return
-    if parts.scheme == "http" and parts.hostname in THIS_MACHINE:
-        return
-    raise WebError(
-        f"{url!r} is not read: addresses begin with https:// or hf://, since what comes by http:// "
-        "may be changed on its way; only this machine may be asked by it"
-    )
+    if parts.scheme == "https":
+        return bool(parts.hostname)
+    return parts.scheme == "http" and parts.hostname in THIS_MACHINE
 
 
 def _known(path: Path) -> dict:
@@ -134,16 +147,19 @@ def _warn_of_earlier(url: str, why: object) -> None:
 
 def _store(response: HTTPResponse, url: str, path: Path, largest: int) -> None:
     """Write the file and the note beside it. Raises WebError for what is not the whole file."""
-    headers = response.headers
-    size = _promised_size(headers, url)
+    size = _promised_size(response.headers, url)
     _check_size(url, size, largest)
     with files.atomic(path) as temporary, _bar(path.name, size) as bar:
         got = _copy(response, temporary, bar, largest)
         _check_size(url, got, largest)
         if size is not None and got != size:
             raise WebError(f"{url} broke off after {got} of {size} bytes; type the same line again")
-    kept = {key: headers[key] for key in CHANGED if headers.get(key)}
-    files.write_json(path.parent / NOTE, {"url": url, "bytes": got, **kept})
+    files.write_json(path.parent / NOTE, {"url": url, "bytes": got, **_version(response.headers)})
+
+
+def _version(headers: HTTPMessage) -> dict[str, str]:
+    """What the server needs to know to say later whether the file changed."""
+    return {key: headers[key] for key in CHANGED if headers.get(key)}
 
 
 def _promised_size(headers: HTTPMessage, url: str) -> int | None:

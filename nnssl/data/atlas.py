@@ -40,10 +40,15 @@ class Affine:
         """Where each voxel of a scan [Z Y X] lies in the template, in mm: float32 [Z Y X 3], (x, y,
         z).
         """
-        axes = [np.arange(size) * mm for size, mm in zip(shape, spacing, strict=True)]
-        z, y, x = np.meshgrid(*axes, indexing="ij")
-        positions = np.stack([x, y, z], axis=-1) @ np.array(self.matrix).T + np.array(self.offset)
+        positions = _positions(shape, spacing) @ np.array(self.matrix).T + np.array(self.offset)
         return positions.astype(np.float32)
+
+
+def _positions(shape: Shape, spacing: Spacing) -> np.ndarray:
+    """Of each voxel of a scan [Z Y X], in mm from the first: [Z Y X 3], (x, y, z)."""
+    axes = [np.arange(size) * mm for size, mm in zip(shape, spacing, strict=True)]
+    z, y, x = np.meshgrid(*axes, indexing="ij")
+    return np.stack([x, y, z], axis=-1)
 
 
 def template_of(shapes: Sequence[Shape]) -> int:
@@ -67,11 +72,16 @@ def register(template: np.ndarray, voxels: np.ndarray, spacing: Spacing) -> Affi
     Raises RegistrationError where none succeeds or the result cannot be anatomy.
     """
     fixed, moving = _coarse(template, spacing), _coarse(voxels, spacing)
+    return _affine_of(_best(fixed, moving).GetInverse())
+
+
+def _best(fixed: SimpleITK.Image, moving: SimpleITK.Image) -> SimpleITK.AffineTransform:
+    """The transform from fixed to moving of the lowest metric, over all STARTS."""
     found = [one for start in STARTS if (one := _register(fixed, moving, start)) is not None]
     if not found:
         raise RegistrationError("shows nothing that could be registered")
     _, transform = min(found, key=lambda one: one[0])
-    return _affine_of(transform.GetInverse())
+    return transform
 
 
 def _affine_of(transform: SimpleITK.AffineTransform) -> Affine:

@@ -110,13 +110,17 @@ class Crops(torch.utils.data.Dataset):
         stored = tuple(case.id for case in plan.cases if _is_stored(case.id, names))
         done = set(stored)
         failed = sum(c.id not in done and f"{c.id}.failed.json" in names for c in plan.cases)
-        if not stored or len(stored) + failed < len(plan.cases):
+        self._check_complete(len(stored), failed, len(plan.cases))
+        return stored
+
+    def _check_complete(self, stored: int, failed: int, planned: int) -> None:
+        """The numbers of cases."""
+        if not stored or stored + failed < planned:
             raise ValueError(
-                f"{len(stored)} of the {len(plan.cases)} cases of the plan are preprocessed in "
+                f"{stored} of the {planned} cases of the plan are preprocessed in "
                 f"{self.folder}; run nnssl_pretrain with the same -i or -d again, it continues "
                 "where it stopped"
             )
-        return stored
 
     def _requested(self, cases: Sequence[str]) -> tuple[str, ...]:
         names = names_in(self.folder)
@@ -171,11 +175,15 @@ class Crops(torch.utils.data.Dataset):
     def _scan(self, index: int) -> int:
         """The index in `cases` of the scan of sample `index`."""
         epoch, position = divmod(index, len(self.cases))
+        return int(self._order_in(epoch)[position])
+
+    def _order_in(self, epoch: int) -> np.ndarray:
+        """The indices in `cases` as they come in this epoch; the last epoch's is kept."""
         if self._order[0] != epoch:
             # A stream of its own: (seed, index) above has no third entry.
             generator = np.random.default_rng((self.seed, epoch, 1))
             self._order = epoch, generator.permutation(len(self.cases))
-        return int(self._order[1][position])
+        return self._order[1]
 
     def _properties(self, case: str) -> dict:
         properties = self.source.note(case)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nnssl.data.blockwise import blocks
 from nnssl.data.dicom_slices import read_slices
 from nnssl.data.dicom_stacks import Series, judge, signature_of
 from nnssl.data.orientation import Scan, unify
@@ -24,8 +25,10 @@ def looks_like_dicom(path: Path) -> bool:
     """
     if path.name.upper() == "DICOMDIR" or not path.is_file():
         return False
-    if path.suffix.lower() in DICOM_ENDINGS:
-        return True
+    return path.suffix.lower() in DICOM_ENDINGS or _begins_as_dicom(path)
+
+
+def _begins_as_dicom(path: Path) -> bool:
     try:
         with path.open("rb") as file:
             return file.read(132)[128:] == b"DICM"
@@ -41,30 +44,40 @@ def series_in(folder: Path | str, cache: Path | None = None) -> dict[str, Series
     """
     folder = Path(folder)
     with passing_errors():
-        visible = (path for path in folder.iterdir() if not path.name.startswith("."))
-        paths = sorted(filter(looks_like_dicom, visible))
+        paths = _dicom_files(folder)
         signature = signature_of(paths)
     kept = cache / "survey" / f"{fingerprint(['dicom', str(folder)])}.json" if cache else None
     found = _kept(kept, signature) if kept else None
     if found is None:
         found = judge(read_slices(paths))
         if kept:
-            content = {"signature": signature, "series": [asdict(series) for series in found]}
-            write_json(kept, content)
+            _keep(kept, signature, found)
     return {series.uid: series for series in found}
 
 
+def _dicom_files(folder: Path) -> list[Path]:
+    visible = (path for path in folder.iterdir() if not path.name.startswith("."))
+    return sorted(filter(looks_like_dicom, visible))
+
+
+def _keep(path: Path, signature: list, found: list[Series]) -> None:
+    content = {"signature": signature, "series": [asdict(series) for series in found]}
+    write_json(path, content)
+
+
 def _kept(path: Path, signature: list) -> list[Series] | None:
+    """What `_keep` wrote; None where that is absent, damaged, or of other files."""
     try:
         content = read_json(path)
     except (FileNotFoundError, ValueError):
         return None
-    if content["signature"] != signature:
-        return None
-    known: list[dict] = [
-        {key: _tuples(value) for key, value in one.items()} for one in content["series"]
-    ]
-    return [Series(**one) for one in known]
+    return list(map(_series, content["series"])) if content["signature"] == signature else None
+
+
+def _series(content: dict) -> Series:
+    """From its fields as JSON has them."""
+    fields: dict = {name: _tuples(value) for name, value in content.items()}
+    return Series(**fields)
 
 
 def _tuples(value: object) -> object:
@@ -87,9 +100,13 @@ def check_files(folder: Path | str, uid: str, cache: Path | None = None) -> None
         return
     with passing_errors():
         for name in dict.fromkeys(series.files):
-            with Path(folder, name).open("rb") as file:
-                while file.read(1 << 20):
-                    pass
+            _read_to_end(Path(folder, name))
+
+
+def _read_to_end(path: Path) -> None:
+    with path.open("rb") as file:
+        for _ in blocks(file):
+            pass
 
 
 def read_series(folder: Path | str, uid: str, cache: Path | None = None) -> Scan:
@@ -103,9 +120,13 @@ def read_series(folder: Path | str, uid: str, cache: Path | None = None) -> Scan
         raise error if isinstance(error, PassingError) else itk_error(error) from error
     if series.positions:
         voxels, origin = _straightened(voxels, series)
+    return unify(Scan(voxels, series.spacing, note=series.note), _direction(series), origin)
+
+
+def _direction(series: Series) -> np.ndarray:
+    """The axes' unit vectors, the columns of [3 3]."""
     orientation = np.array(series.orientation)
-    direction = np.column_stack([orientation[:3], orientation[3:], normal_of(orientation)])
-    return unify(Scan(voxels, series.spacing, note=series.note), direction, origin)
+    return np.column_stack([orientation[:3], orientation[3:], normal_of(orientation)])
 
 
 def _usable(folder: Path | str, uid: str, cache: Path | None) -> Series:
@@ -135,9 +156,16 @@ def _voxels(folder: Path, series: Series) -> tuple[np.ndarray, np.ndarray | None
     SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
     if series.frames:
         return _of_frames(folder, series), None
+    return _of_slices([str(folder / name) for name in series.files])
+
+
+def _of_slices(files: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """float32 [Z Y X] of files that hold one slice each, and its origin."""
+    import SimpleITK
+
     stack = SimpleITK.ImageSeriesReader()
     stack.SetImageIO("GDCMImageIO")
-    stack.SetFileNames([str(folder / name) for name in series.files])
+    stack.SetFileNames(files)
     image = stack.Execute()  # the view below is of its memory
     voxels = SimpleITK.GetArrayViewFromImage(image).astype(np.float32)
     return voxels, np.array(image.GetOrigin())
@@ -145,13 +173,16 @@ def _voxels(folder: Path, series: Series) -> tuple[np.ndarray, np.ndarray | None
 
 def _of_frames(folder: Path, series: Series) -> np.ndarray:
     """float32 [Z Y X] of files that hold several frames each."""
+    frames = {name: _frames_in(folder / name) for name in dict.fromkeys(series.files)}
+    pairs = zip(series.files, series.frames, strict=True)
+    return np.stack([frames[name][number] for name, number in pairs]).astype(np.float32)
+
+
+def _frames_in(path: Path) -> np.ndarray:
+    """[Z Y X] as they are stored, rescaled."""
     import SimpleITK
 
     reader = SimpleITK.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
-    frames = {}
-    for name in dict.fromkeys(series.files):
-        reader.SetFileName(str(folder / name))
-        frames[name] = SimpleITK.GetArrayFromImage(reader.Execute())
-    pairs = zip(series.files, series.frames, strict=True)
-    return np.stack([frames[name][number] for name, number in pairs]).astype(np.float32)
+    reader.SetFileName(str(path))
+    return SimpleITK.GetArrayFromImage(reader.Execute())

@@ -67,6 +67,10 @@ class Image(Elements):
     size: tuple[int, int, int] = (0, 0, 0)
     components: int = 1
 
+    def bytes(self, bits: int) -> int:
+        """Of all voxels, of `bits` each, not compressed."""
+        return (math.prod(self.size) * self.components * bits + 7) // 8
+
 
 def read_image(path: Path | str) -> Image:
     """Raises UnusableScanError for what is no DICOM image or is cut short, and OSError when the
@@ -93,12 +97,16 @@ class _Reader:
         image = Image()
         self._file_meta(image)
         syntax = image.text(SYNTAX)
-        if syntax == DEFLATED:
-            raise UnusableScanError("it is a deflated DICOM file; convert it, e.g. with dcm2niix")
-        self.explicit, self.order = syntax != IMPLICIT, ">" if syntax == BIG_ENDIAN else "<"
+        self._follow(syntax)
         self._elements(image, self.size)
         self._check(image, syntax)
         return image
+
+    def _follow(self, syntax: str) -> None:
+        """Read by this transfer syntax from here on."""
+        if syntax == DEFLATED:
+            raise UnusableScanError("it is a deflated DICOM file; convert it, e.g. with dcm2niix")
+        self.explicit, self.order = syntax != IMPLICIT, ">" if syntax == BIG_ENDIAN else "<"
 
     def _file_meta(self, image: Image) -> None:
         """Read group 2, which names the transfer syntax; guess it where there is none."""
@@ -143,10 +151,13 @@ class _Reader:
         tag = group << 16 | element
         if not self.explicit or group == 0xFFFE:
             return tag, b"", self._unpack("I")[0]
+        return tag, *self._kind_and_length()
+
+    def _kind_and_length(self) -> tuple[bytes, int]:
         kind, length = self._unpack("2sH")
         if not (kind.isalpha() and kind.isupper()):
             raise UnusableScanError("it is damaged: an element has no type")
-        return tag, kind, self._unpack("I")[0] if kind in LONG else length
+        return kind, self._unpack("I")[0] if kind in LONG else length
 
     def _unpack(self, form: str) -> tuple:
         """The next 4 bytes by a format of `struct`, in the file's order of bytes."""
@@ -227,13 +238,18 @@ class _Reader:
 
 def _check_length(image: Image, bits: int, length: int, fragments: int, is_native: bool) -> None:
     """Refuse voxels of `length` bytes in so many compressed pieces that cannot be the image."""
-    frames = image.size[2]
-    wanted = (math.prod(image.size) * image.components * bits + 7) // 8
+    wanted = image.bytes(bits)
     if is_native == bool(fragments):
         raise UnusableScanError("it is damaged: its transfer syntax and its voxels disagree")
-    if fragments and (fragments < frames or wanted > COMPRESSED * length):
+    if fragments:
+        _check_compressed(length, fragments, image.size[2], wanted)
+    elif length < wanted:
+        raise UnusableScanError(f"it is cut short, {length} of {wanted} bytes of voxels are there")
+
+
+def _check_compressed(length: int, fragments: int, frames: int, wanted: int) -> None:
+    """`wanted` bytes of so many frames from `length` compressed ones."""
+    if fragments < frames or wanted > COMPRESSED * length:
         raise UnusableScanError(
             f"it is cut short: {length} compressed bytes in {fragments} pieces for {frames} frames"
         )
-    if not fragments and length < wanted:
-        raise UnusableScanError(f"it is cut short, {length} of {wanted} bytes of voxels are there")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -53,12 +54,16 @@ def read_slices(paths: Sequence[Path]) -> Iterator[Slice]:
     """
     for path in paths:
         try:
-            with passing_errors():
-                image = read_image(check_name(path))
-            yield from _frames(path.name, image)
+            yield from _slices_in(path)
         except UnusableScanError as error:
             reason = str(error).removeprefix("cannot be read: ")
             yield Slice(path.name, UNREADABLE, reason, instance=path.name)
+
+
+def _slices_in(path: Path) -> Iterator[Slice]:
+    with passing_errors():
+        image = read_image(check_name(path))
+    return _frames(path.name, image)
 
 
 @dataclass(frozen=True)
@@ -80,13 +85,18 @@ class _Frame:
 
 def _frames(name: str, image: Image) -> Iterator[Slice]:
     """A slice for each frame; what a file of many does not say of each frame it says for all."""
+    shared = image.first(SHARED)
+    for number, own in enumerate(_descriptions(image)):
+        yield _slice(name, number, _Frame(own, shared, image))
+
+
+def _descriptions(image: Image) -> Iterable[Elements]:
+    """What the file says of each of its frames alone."""
     *_, count = image.size
     each = image.sequences.get(EACH, [])
-    shared = image.first(SHARED)
     if len(each) not in (0, count):
         raise UnusableScanError(f"it has {count} frames and describes {len(each)}")
-    for number in range(count):
-        yield _slice(name, number, _Frame(each[number] if each else Elements(), shared, image))
+    return each or repeat(Elements(), count)
 
 
 def _slice(name: str, number: int, frame: _Frame) -> Slice:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from nnssl.data.dicom_slices import Slice
-from nnssl.data.refusals import UnusableScanError
+from nnssl.data.orientation import off_right_angles
+from nnssl.data.refusals import UnusableScanError, check_components
 from nnssl.data.stacks import arrange
 from nnssl.files import fingerprint
 from nnssl.types import Spacing
@@ -58,15 +59,18 @@ def judge(slices: Iterable[Slice]) -> list[Series]:
     """Group slices to stacks and order each. A UID that holds several stacks (size, orientation)
     names them #2, #3.
     """
+    return [_judge_stack(uid, stack) for uid, stack in _named_stacks(slices)]
+
+
+def _named_stacks(slices: Iterable[Slice]) -> Iterator[tuple[str, list[Slice]]]:
+    """Each stack with its name, of a UID the largest first."""
     groups: dict[str, dict[tuple, list[Slice]]] = defaultdict(lambda: defaultdict(list))
     for one in slices:
         groups[one.series][_stack(one)].append(one)
-    series = []
     for uid, stacks in groups.items():
         largest_first = sorted(stacks.values(), key=len, reverse=True)
         for number, stack in enumerate(largest_first, start=1):
-            series.append(_judge_stack(uid if number == 1 else f"{uid}#{number}", stack))
-    return series
+            yield (uid if number == 1 else f"{uid}#{number}"), stack
 
 
 def _stack(one: Slice) -> tuple:
@@ -123,13 +127,22 @@ def _check_kind(stack: list[Slice]) -> None:
         raise UnusableScanError(
             f"{len(stack)} files cannot be read as DICOM images; the first: {one.error}"
         )
-    if one.modality not in READ:
-        raise UnusableScanError(f"is {one.modality or 'of no modality'}, not {' or '.join(READ)}")
+    _check_modality(one.modality)
     _check_image_type(_words(one))
-    if one.components != 1:
-        raise UnusableScanError(f"has {one.components} components per voxel, a CT has one")
-    _check_geometry(one)
-    if one.size[2] > 1 and len({each.rescaling for each in stack}) > 1:
+    check_components(one.components)
+    _check_orientation(one)
+    _check_pixel(one.pixel)
+    _check_right_angles(one.orientation)
+    _check_rescaling(stack)
+
+
+def _check_modality(modality: str) -> None:
+    if modality not in READ:
+        raise UnusableScanError(f"is {modality or 'of no modality'}, not {' or '.join(READ)}")
+
+
+def _check_rescaling(stack: list[Slice]) -> None:
+    if stack[0].size[2] > 1 and len({each.rescaling for each in stack}) > 1:
         raise UnusableScanError(
             "is a multi-frame file that rescales each frame differently; convert it to NIfTI"
         )
@@ -144,18 +157,25 @@ def _check_image_type(words: set[str]) -> None:
         )
 
 
-def _check_geometry(one: Slice) -> None:
-    """Refuse a slice that does not say where it lies, or how large its pixels are."""
+def _check_orientation(one: Slice) -> None:
+    """Refuse a slice that does not say where it lies."""
     if not (one.position and one.orientation):
         raise UnusableScanError(
             "has no ImagePositionPatient or ImageOrientationPatient, so its slices cannot be placed"
         )
-    if not one.pixel or min(one.pixel) <= 0:
+
+
+def _check_pixel(pixel: tuple[float, ...]) -> None:
+    """Refuse a slice that does not say how large its pixels are, in mm."""
+    if not pixel or min(pixel) <= 0:
         raise UnusableScanError(
-            f"says no spacing: PixelSpacing {one.pixel or 'is absent or no two numbers'}"
+            f"says no spacing: PixelSpacing {pixel or 'is absent or no two numbers'}"
         )
-    axes = np.reshape(one.orientation, (2, 3))
-    if np.abs(axes @ axes.T - np.eye(2)).max() > 1e-2:
+
+
+def _check_right_angles(orientation: tuple[float, ...]) -> None:
+    """Refuse rows and columns, whose directions are [6], that are skewed or no unit vectors."""
+    if off_right_angles(np.reshape(orientation, (2, 3))) > 1e-2:
         raise UnusableScanError(
             "has an ImageOrientationPatient whose directions are not at right angles"
         )

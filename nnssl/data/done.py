@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import base64
 import math
 import os
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
+from nnssl.data.packing import unpack
+from nnssl.data.positions import block_grid
 from nnssl.files import inside, read_json, write_json
 from nnssl.host_memory import uncollected
 
 # the sizes of each case's voxels and note, of all that were stored when a run began
 INDEX = "stored.json"
+NAMES = {"fingerprint", "bytes", "spacing"}  # of a note, beside those of the body
 
 
 class Done:
@@ -80,9 +82,7 @@ def is_done(case_id: str, fingerprint: str, folder: Path) -> bool:
 
     A note that is damaged, or of another form, counts as none: the case is stored again.
     """
-    # A plain name stays in its folder; to ask the disk that of each of a million takes minutes.
-    under = inside if set(case_id) & set("/\\:") else os.path.join
-    note, array = under(folder, f"{case_id}.json"), under(folder, f"{case_id}.b2nd")
+    note, array = _files_of(case_id, folder)
     try:
         properties = read_json(note)
         size = os.stat(array).st_size  # noqa: PTH116
@@ -98,13 +98,23 @@ def is_done(case_id: str, fingerprint: str, folder: Path) -> bool:
     return properties["bytes"] == size
 
 
+def _files_of(case_id: str, folder: Path) -> tuple[Path | str, Path | str]:
+    """The case's note and voxels."""
+    # A plain name stays in its folder; to ask the disk that of each of a million takes minutes.
+    under = inside if set(case_id) & set("/\\:") else os.path.join
+    return under(folder, f"{case_id}.json"), under(folder, f"{case_id}.b2nd")
+
+
 def _is_note(properties: object) -> bool:
     if not isinstance(properties, dict):
         return False
     try:
-        blocks = [-(-size // properties["body_block"]) for size in properties["shape"]]
-        body = zlib.decompress(base64.b64decode(properties["body"]))
-        numbers = len(blocks) == 3 and len(body) == math.prod(blocks)
-        return numbers and properties.keys() >= {"fingerprint", "bytes", "spacing"}
+        return _is_body_whole(properties) and properties.keys() >= NAMES
     except (KeyError, TypeError, AttributeError, ValueError, ZeroDivisionError, zlib.error):
         return False
+
+
+def _is_body_whole(note: dict) -> bool:
+    """Whether it has a number for each block of the scan."""
+    blocks = block_grid(note["shape"], note["body_block"])
+    return len(blocks) == 3 and len(unpack(note["body"])) == math.prod(blocks)

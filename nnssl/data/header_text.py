@@ -29,6 +29,16 @@ class StoredVoxels:
     limit: int | None = None  # bytes of compressed voxels, where the header says so
     sheared: bool = False
 
+    @property
+    def holds_no_air(self) -> bool:
+        """Whether no voxel can be as low as the HU of air, for want of a sign or of bits."""
+        return self.unsigned or self.size == 1
+
+    @property
+    def bytes(self) -> int:
+        """Of all voxels, decoded."""
+        return self.count * self.size
+
 
 def lines(file: BinaryIO) -> Iterator[str]:
     """Raises UnusableScanError for what is no text, or longer than any header."""
@@ -50,6 +60,10 @@ def floats(text: str) -> list[float]:
 def sizes(text: str) -> list[int]:
     """Voxels along each axis."""
     found = [int(part) for part in text.split()]
-    if not 1 <= len(found) <= 16 or not all(1 <= size < 1 << 31 for size in found):
+    if not _is_shape(found):
         raise unreadable(f"its header gives the size {text[:60]}")
     return found
+
+
+def _is_shape(found: list[int]) -> bool:
+    return 1 <= len(found) <= 16 and all(1 <= size < 1 << 31 for size in found)

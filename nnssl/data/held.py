@@ -38,6 +38,11 @@ class Volume:
     def bytes(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize
 
+    def of(self, block: Tensor) -> Tensor:
+        """A view of the volume in the block, uint8 [bytes]."""
+        part = block[self.first : self.first + self.bytes]
+        return part.view(self.dtype).view(self.shape)
+
 
 @dataclass(frozen=True)
 class HeldVolumes:
@@ -96,14 +101,7 @@ class Held:
         """Read every volume. Decompression lets other threads run; a volume at a time is in memory
         twice for each.
         """
-        bar = tqdm(
-            total=len(self._volumes),
-            desc="into memory",
-            unit="volume",
-            disable=not dist.is_main(),
-            dynamic_ncols=True,
-        )
-        with ThreadPoolExecutor(limits.cores()) as pool, bar:
+        with ThreadPoolExecutor(limits.cores()) as pool, _bar(len(self._volumes)) as bar:
             for _ in pool.map(lambda name: self._read(folder / name, name), self._volumes):
                 bar.update()
 
@@ -126,11 +124,19 @@ class Held:
         return padded
 
     def _volume(self, name: str) -> Tensor:
-        volume = self._volumes[name]
         if self._block is None:
             raise RuntimeError("a reading process holds no volumes: crops are cut late")
-        part = self._block[volume.first : volume.first + volume.bytes]
-        return part.view(volume.dtype).view(volume.shape)
+        return self._volumes[name].of(self._block)
+
+
+def _bar(volumes: int) -> tqdm:
+    return tqdm(
+        total=volumes,
+        desc="into memory",
+        unit="volume",
+        disable=not dist.is_main(),
+        dynamic_ncols=True,
+    )
 
 
 def _rounded(value: float, dtype: torch.dtype) -> float:

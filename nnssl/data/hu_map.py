@@ -35,9 +35,14 @@ def hu_policy(
     low, high = check_clip(clip) if clip else WIDEST
     interior = () if clip else tuple(zip(KNOTS, _levels(hu, pooled), strict=True))
     values = np.interp(hu, *np.array([(low, low), *interior, (high, high)]).T)
-    mean = float((pooled * values).sum())
-    std = float(np.sqrt((pooled * (values - mean) ** 2).sum()))
+    mean, std = _mean_and_std(values, pooled)
     return HUPolicy(low, high, round(mean, 4), round(max(std, 1.0), 4), interior)
+
+
+def _mean_and_std(values: np.ndarray, fractions: np.ndarray) -> tuple[float, float]:
+    """Of values that are each of a fraction of the voxels."""
+    mean = float((fractions * values).sum())
+    return mean, float(np.sqrt((fractions * (values - mean) ** 2).sum()))
 
 
 def _pooled(histograms: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

@@ -7,6 +7,7 @@ where it is done.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -50,11 +51,7 @@ def find_labelled(dataset: Path, count: int) -> Labelled:
     Raises ValueError when there are no labels, when classes overlap, or when fewer than two cases
     are complete.
     """
-    if count < FEWEST:
-        raise ValueError(
-            f"a probe needs at least {FEWEST} labelled cases, one to fit and one to test; got "
-            f"{count}"
-        )
+    _check_count(count)
     if not (dataset / "dataset.json").is_file():
         raise ValueError(
             f"{dataset} holds no dataset.json; a probe needs an nnU-Net raw dataset with labels"
@@ -64,6 +61,14 @@ def find_labelled(dataset: Path, count: int) -> Labelled:
     classes = {name: value for name, value in labels.items() if value != 0 and name != IGNORE}
     cases = _evenly(_complete(dataset, raw), count)
     return Labelled(dataset.name, classes, labels.get(IGNORE), cases)
+
+
+def _check_count(count: int) -> None:
+    if count < FEWEST:
+        raise ValueError(
+            f"a probe needs at least {FEWEST} labelled cases, one to fit and one to test; got "
+            f"{count}"
+        )
 
 
 def _evenly(cases: list[LabelledCase], count: int) -> tuple[LabelledCase, ...]:
@@ -84,17 +89,19 @@ def _labels(dataset: Path, raw: RawDataset) -> dict[str, int]:
 
 def _complete(dataset: Path, raw: RawDataset) -> list[LabelledCase]:
     """The training cases of which both image and labels are there; ValueError where too few are."""
-    complete = [
-        LabelledCase(case.id, case.image, case.labels, raw.reader)
-        for case in raw.training
-        if case.image.is_file() and case.labels is not None and case.labels.is_file()
-    ]
+    complete = list(_labelled_cases(raw))
     if len(complete) < FEWEST:
         raise ValueError(
             f"{dataset}: {_there(dataset, raw)}, {len(complete)} of them with an image; a probe "
             f"needs at least {FEWEST} labelled cases"
         )
     return complete
+
+
+def _labelled_cases(raw: RawDataset) -> Iterator[LabelledCase]:
+    for case in raw.training:
+        if case.image.is_file() and case.labels is not None and case.labels.is_file():
+            yield LabelledCase(case.id, case.image, case.labels, raw.reader)
 
 
 def _there(dataset: Path, raw: RawDataset) -> str:

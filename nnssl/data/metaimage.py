@@ -9,9 +9,10 @@ from typing import BinaryIO
 
 import numpy as np
 
-from nnssl.data.data_files import data_files, unreadable
+from nnssl.data.data_files import unreadable, voxel_files
 from nnssl.data.header_text import StoredVoxels, floats, lines, sizes
-from nnssl.data.refusals import UnusableScanError
+from nnssl.data.orientation import are_coplanar
+from nnssl.data.refusals import UnusableScanError, check_components
 
 # bytes on disk; a long is one of 4 in MetaImage
 TYPES = {
@@ -46,14 +47,10 @@ def parse(path: Path, file: BinaryIO) -> StoredVoxels:
     _check(fields)
     kind = fields["ElementType"].removeprefix("MET_")
     encoding, limit = _encoding(fields)
-    files, offset = (path,), file.tell()
-    if fields["ElementDataFile"].upper() != "LOCAL":
-        files, offset = data_files(path, fields["ElementDataFile"], lines(file)), 0
-    if (skipped := int(fields.get("HeaderSize", "0"))) < -1:
-        raise unreadable(f"its header says HeaderSize {skipped}")
+    files, offset = voxel_files(path, file.tell(), _data_file(fields), lines(file))
     return StoredVoxels(
         files,
-        max(offset, skipped),
+        max(offset, _skipped(fields)),
         encoding,
         count=math.prod(sizes(fields["DimSize"])),
         size=TYPES[kind],
@@ -62,21 +59,36 @@ def parse(path: Path, file: BinaryIO) -> StoredVoxels:
     )
 
 
+def _data_file(fields: dict[str, str]) -> str | None:
+    """What the header says of other files; None where the voxels follow it."""
+    named = fields["ElementDataFile"]
+    return None if named.upper() == "LOCAL" else named
+
+
+def _skipped(fields: dict[str, str]) -> int:
+    """Bytes before the voxels; -1 where they end the file."""
+    if (skipped := int(fields.get("HeaderSize", "0"))) < -1:
+        raise unreadable(f"its header says HeaderSize {skipped}")
+    return skipped
+
+
 def _fields(file: BinaryIO) -> dict[str, str]:
     fields: dict[str, str] = {}
-    for line in lines(file):
-        if not line.strip():
-            continue
-        # Strict, since MetaIO would find another key or value in what is not of this form.
-        found = re.fullmatch(r"\s*(\w+)\s*=\s*(\S[^\r]*?)\s*", line)
-        if not found or found[1] in fields:
-            raise unreadable(
-                f"line {len(fields) + 1} of its header is not KEY = VALUE, or a key is there twice"
-            )
-        fields[found[1]] = found[2]
-        if found[1] == "ElementDataFile":
+    for line in filter(str.strip, lines(file)):
+        _add_field(fields, line)
+        if "ElementDataFile" in fields:
             return fields
     raise unreadable("its header names no ElementDataFile")
+
+
+def _add_field(fields: dict[str, str], line: str) -> None:
+    # Strict, since MetaIO would find another key or value in what is not of this form.
+    found = re.fullmatch(r"\s*(\w+)\s*=\s*(\S[^\r]*?)\s*", line)
+    if not found or found[1] in fields:
+        raise unreadable(
+            f"line {len(fields) + 1} of its header is not KEY = VALUE, or a key is there twice"
+        )
+    fields[found[1]] = found[2]
 
 
 def _check(fields: dict[str, str]) -> None:
@@ -87,11 +99,14 @@ def _check(fields: dict[str, str]) -> None:
     _check_counts(fields, MATRICES, 9)
     if not {"ElementSpacing", "ElementSize"} & set(fields):
         raise UnusableScanError("says no spacing")
+    _check_axes(fields)
+    check_components(int(fields.get("ElementNumberOfChannels", "1")))
+
+
+def _check_axes(fields: dict[str, str]) -> None:
     for key in MATRICES:
-        if key in fields and abs(np.linalg.det(np.reshape(floats(fields[key]), (3, 3)))) < 1e-3:
+        if key in fields and are_coplanar(np.reshape(floats(fields[key]), (3, 3))):
             raise unreadable(f"its {key} gives axes that lie in one plane")
-    if (channels := int(fields.get("ElementNumberOfChannels", "1"))) != 1:
-        raise UnusableScanError(f"has {channels} components per voxel, a CT has one")
 
 
 def _check_counts(fields: dict[str, str], keys: tuple[str, ...], count: int) -> None:

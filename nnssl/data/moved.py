@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from nnssl.data.plan import Case, Plan
@@ -34,12 +34,17 @@ def moved_sources(
     lost = known - found
     lost_by_end = _by_end(lost)
     moved = {}
-    for root in (Path(root).absolute() for root in roots):
-        relative = {path: _relative(path, root) for path in sorted(found - known)}
-        below = {path: end for path, end in relative.items() if end in lost_by_end}
+    for root in roots:
+        below = _below(Path(root).absolute(), sorted(found - known), lost_by_end)
         old = _old_root(below.values(), lost_by_end)
         moved |= {old + end: path for path, end in below.items() if old + end in lost}
     return moved
+
+
+def _below(root: Path, paths: Iterable[str], ends: Container[str]) -> dict[str, str]:
+    """{path: what follows the root} of those whose end is one of `ends`."""
+    relative = {path: _relative(path, root) for path in paths}
+    return {path: end for path, end in relative.items() if end in ends}
 
 
 def _by_end(paths: Iterable[str]) -> dict[str, list[str]]:

@@ -14,10 +14,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO, Literal, cast
 
 import numpy as np
 
+from nnssl.data.blockwise import BLOCK, blocks
 from nnssl.data.refusals import UnusableScanError, passing_errors, summarise_error
 from nnssl.types import Spacing
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from nibabel.spatialimages import SpatialImage
 
 NIFTI_ENDINGS = (".nii", ".nii.gz")
-BLOCK = 1 << 20  # bytes; divisible by the size of every voxel type
 DEFLATE = 1032  # the most that one byte can become, by the format
 SAME_SPACING = 0.01  # relative: what rounding in pixdim or sform can explain
 
@@ -41,6 +41,11 @@ class Header:
     dtype: np.dtype
     offset: int
     scaled: bool
+
+    @property
+    def holds_no_air(self) -> bool:
+        """Whether no voxel, unless scaled, can be as low as the HU of air: no sign, or one byte."""
+        return self.dtype.kind == "u" or self.dtype == np.int8
 
     @property
     def bytes(self) -> int:
@@ -59,12 +64,17 @@ def read_nifti_header(path: Path | str) -> Header:
         size = path.stat().st_size
     _check_spacing(header)
     found = _promised(header)
-    needed = found.offset + found.bytes
+    _check_length(found, size, most)
+    return found
+
+
+def _check_length(promised: Header, size: int, most: int) -> None:
+    """`size` of the file in bytes, each of which can become `most`."""
+    needed = promised.offset + promised.bytes
     if needed > most * size:
         raise _bad(
             f"it is cut short, {size} bytes cannot hold the {needed} that its header promises"
         )
-    return found
 
 
 @contextmanager
@@ -91,32 +101,43 @@ def _opened(path: Path) -> BinaryIO | gzip.GzipFile:
 
 
 def _parsed(block: bytes) -> Nifti1Header:
+    for order in ("little", "big"):
+        if (header := _header_in(block, order)) is not None:
+            return header
+    raise _bad("it has no NIfTI header with the voxels in the same file")
+
+
+def _header_in(block: bytes, order: Literal["little", "big"]) -> Nifti1Header | None:
+    """The header that `block` begins with in this order of bytes, where it does."""
     import nibabel
 
     kinds = {348: (nibabel.Nifti1Header, b"n+1"), 540: (nibabel.Nifti2Header, b"n+2")}
-    first = block[:4]  # the header's own size
-    sizes = {"<": int.from_bytes(first, "little"), ">": int.from_bytes(first, "big")}
-    for endianness, size in sizes.items():
-        if size in kinds and len(block) >= size:
-            kind, magic = kinds[size]
-            header = kind(block[:size], endianness=endianness, check=False)
-            if header["magic"].item()[:3] == magic:
-                return header
-    raise _bad("it has no NIfTI header with the voxels in the same file")
+    size = int.from_bytes(block[:4], order)  # the header's own
+    if size not in kinds or len(block) < size:
+        return None
+    kind, magic = kinds[size]
+    header = kind(block[:size], endianness=order, check=False)
+    return header if header["magic"].item()[:3] == magic else None
 
 
 def _promised(header: Nifti1Header) -> Header:
     shape, dtype = _shape(header), _dtype(header)
+    offset = _offset(header, dtype)
+    scaled = header["scl_slope"] not in (0, 1) or header["scl_inter"] != 0
+    return Header(shape, dtype, offset, scaled)
+
+
+def _offset(header: Nifti1Header, dtype: np.dtype) -> int:
+    """The byte at which the voxels begin. UnusableScanError for voxels of no byte as well."""
     offset = float(header["vox_offset"])
     if not (dtype.itemsize and math.isfinite(offset) and offset >= int(header["sizeof_hdr"])):
         raise _bad(f"its header says that the voxels begin at byte {offset:g}")
-    scaled = header["scl_slope"] not in (0, 1) or header["scl_inter"] != 0
-    return Header(shape, dtype, int(offset), scaled)
+    return int(offset)
 
 
 def _shape(header: Nifti1Header) -> tuple[int, ...]:
     count = int(header["dim"][0])
-    shape = tuple(int(n) for n in header["dim"][1 : count + 1])
+    shape = tuple(header["dim"][1 : count + 1].tolist())
     if not 1 <= count <= 7 or min(shape) < 1:
         raise _bad(f"its header gives the size {shape}")
     return shape
@@ -137,14 +158,21 @@ def _check_spacing(header: Nifti1Header) -> None:
     spacing = np.abs(header["pixdim"][1:4].astype(float))
     if not (np.isfinite(spacing).all() and spacing.all()):
         raise UnusableScanError(f"says no spacing: pixdim {spacing.tolist()}")
-    if int(header["sform_code"]) <= 0:
-        return
+    if int(header["sform_code"]) > 0:
+        _check_same(spacing, _sform_spacing(header))
+
+
+def _sform_spacing(header: Nifti1Header) -> np.ndarray:
     axes = np.stack([header[f"srow_{axis}"][:3].astype(float) for axis in "xyz"])
-    other = np.linalg.norm(axes, axis=0)
-    if not np.allclose(spacing, other, rtol=SAME_SPACING):
+    return np.linalg.norm(axes, axis=0)
+
+
+def _check_same(pixdim: np.ndarray, sform: np.ndarray) -> None:
+    """The spacing by either."""
+    if not np.allclose(pixdim, sform, rtol=SAME_SPACING):
         raise UnusableScanError(
-            f"says two spacings: {spacing.round(4).tolist()} (pixdim) and "
-            f"{other.round(4).tolist()} (sform) mm"
+            f"says two spacings: {pixdim.round(4).tolist()} (pixdim) and "
+            f"{sform.round(4).tolist()} (sform) mm"
         )
 
 
@@ -154,7 +182,7 @@ def check_nifti(path: Path | str) -> None:
     """
     header = read_nifti_header(path)
     with passing_errors(), _damage():
-        count = sum(_checked(block, header.dtype) for block in _blocks(Path(path), header.offset))
+        count = _count_bytes(Path(path), header)
     if count < header.bytes:
         raise _bad(f"it is cut short, {count} of {header.bytes} bytes of voxels are there")
 
@@ -163,16 +191,22 @@ def _blocks(path: Path, offset: int) -> Iterator[bytes]:
     with _opened(path) as file:
         while offset and (skipped := file.read(min(offset, BLOCK))):
             offset -= len(skipped)
-        while block := file.read(BLOCK):
-            yield block
+        yield from blocks(file)
 
 
-def _checked(block: bytes, dtype: np.dtype) -> int:
-    """Length of the block in bytes."""
+def _count_bytes(path: Path, header: Header) -> int:
+    """Of voxels that are there. UnusableScanError where one is NaN or infinite."""
+    count = 0
+    for block in _blocks(path, header.offset):
+        _check_finite(block, header.dtype)
+        count += len(block)
+    return count
+
+
+def _check_finite(block: bytes, dtype: np.dtype) -> None:
     whole = len(block) - len(block) % dtype.itemsize
     if dtype.kind == "f" and not np.isfinite(np.frombuffer(block[:whole], dtype)).all():
         raise UnusableScanError("holds NaN or infinite voxels")
-    return len(block)
 
 
 def read_by_nibabel(path: Path | str) -> tuple[np.ndarray, Spacing, np.ndarray]:
@@ -183,8 +217,13 @@ def read_by_nibabel(path: Path | str) -> tuple[np.ndarray, Spacing, np.ndarray]:
 
     # nibabel declares the base of all that it loads
     image = cast("SpatialImage", nibabel.load(path))
-    voxels = np.asarray(image.dataobj, np.float32)
-    if voxels.ndim > 3 and set(voxels.shape[3:]) == {1}:
-        voxels = voxels.reshape(voxels.shape[:3])
+    voxels = _without_empty_axes(np.asarray(image.dataobj, np.float32))
     spacing = tuple(float(zoom) for zoom in image.header.get_zooms()[2::-1])
     return voxels.transpose(), spacing, np.asarray(image.affine)
+
+
+def _without_empty_axes(voxels: np.ndarray) -> np.ndarray:
+    """Three axes, where those after them have one voxel each."""
+    if voxels.ndim > 3 and set(voxels.shape[3:]) == {1}:
+        return voxels.reshape(voxels.shape[:3])
+    return voxels

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
-from nnssl.data.data_files import data_files, unreadable
+from nnssl.data.data_files import unreadable, voxel_files
 from nnssl.data.header_text import StoredVoxels, floats, lines, sizes
+from nnssl.data.orientation import are_coplanar, off_right_angles
 from nnssl.data.refusals import UnusableScanError
 
 # bytes on disk
@@ -39,6 +41,7 @@ ENCODINGS = {
     "ascii": "text",
     "hex": "hex",
 }
+NO_FIELD = "a line of its header is not FIELD: VALUE, or a field is there twice"
 
 
 def parse(path: Path, file: BinaryIO) -> StoredVoxels:
@@ -51,36 +54,44 @@ def parse(path: Path, file: BinaryIO) -> StoredVoxels:
     sheared = len(shape) == 3 and _is_sheared(fields)
     kind = fields["type"].lower()
     encoding = ENCODINGS[fields["encoding"].lower()]
-    files, offset = (path,), file.tell()
-    if "datafile" in fields:
-        files, offset = data_files(path, fields["datafile"], rest), 0
+    files, offset = voxel_files(path, file.tell(), fields.get("datafile"), rest)
     return StoredVoxels(
         files,
         offset + _skipped(fields, encoding),
         encoding,
         count=math.prod(shape),
-        size=TYPES[re.sub(r"^(unsigned |signed |u)|( int|_t)$", "", kind)],
+        size=_bytes_per_voxel(kind),
         unsigned=kind.startswith("u"),
         sheared=sheared,
     )
 
 
+def _bytes_per_voxel(kind: str) -> int:
+    """`kind`: such as `unsigned short int` or `uint16_t`. Raises KeyError for an unknown one."""
+    return TYPES[re.sub(r"^(unsigned |signed |u)|( int|_t)$", "", kind)]
+
+
 def _fields(header: Iterator[str]) -> tuple[dict[str, str], Iterator[str]]:
     """The fields, and the lines after them where these list the data files."""
     fields: dict[str, str] = {}
-    for line in header:
-        if not line:
-            break
+    for key, value in _pairs(header):
+        if key in fields:
+            raise unreadable(NO_FIELD)
+        fields[key] = value
+        if key == "datafile" and value.upper().startswith("LIST"):
+            return fields, header
+    return fields, iter(())
+
+
+def _pairs(header: Iterator[str]) -> Iterator[tuple[str, str]]:
+    """Field and value of the lines before the empty one, without comments and KEY:=VALUE."""
+    for line in takewhile(bool, header):
         key, separator, value = line.partition(":")
         if line.startswith("#") or value.startswith("="):
             continue
-        key = key.lower().replace(" ", "")
-        if not separator or key in fields:
-            raise unreadable("a line of its header is not FIELD: VALUE, or a field is there twice")
-        fields[key] = value.strip()
-        if key == "datafile" and value.strip().upper().startswith("LIST"):
-            return fields, header
-    return fields, iter(())
+        if not separator:
+            raise unreadable(NO_FIELD)
+        yield key.lower().replace(" ", ""), value.strip()
 
 
 def _shape(fields: dict[str, str]) -> list[int]:
@@ -107,11 +118,16 @@ def _is_sheared(fields: dict[str, str]) -> bool:
         if len(floats(fields.get("spacings", ""))) != 3:
             raise UnusableScanError("says no spacing")
         return False
-    vectors = _directions(fields["spacedirections"])
+    return off_right_angles(_axes(fields["spacedirections"])) > 1e-3
+
+
+def _axes(space_directions: str) -> np.ndarray:
+    """The axes' unit vectors [3 3]."""
+    vectors = _directions(space_directions)
     axes = vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-9)
-    if abs(np.linalg.det(axes)) < 1e-3:
+    if are_coplanar(axes):
         raise unreadable("its space directions lie in one plane")
-    return bool(np.abs(axes @ axes.T - np.eye(3)).max() > 1e-3)
+    return axes
 
 
 def _directions(text: str) -> np.ndarray:

@@ -57,6 +57,16 @@ def from_nibabel(affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return axes / np.linalg.norm(axes, axis=0).clip(1e-9), FLIPS @ affine[:3, 3]
 
 
+def are_coplanar(axes: np.ndarray) -> bool:
+    """Whether three unit vectors [3 3] lie in one plane, or nearly so."""
+    return bool(abs(np.linalg.det(axes)) < 1e-3)
+
+
+def off_right_angles(axes: np.ndarray) -> float:
+    """How far unit vectors [N 3] are from right angles; 0 for orthonormal ones."""
+    return float(np.abs(axes @ axes.T - np.eye(len(axes))).max())
+
+
 def is_permuted(direction: np.ndarray) -> bool:
     """Whether z of the array is not the patient's axis from feet to head, as in volumes stored
     sagittally.
@@ -66,7 +76,7 @@ def is_permuted(direction: np.ndarray) -> bool:
 
 def describe_mixture(names: Iterable[str]) -> str:
     """What to say of the orientations of a collection; nothing where there is one."""
-    counts = Counter(name for name in names if name)
+    counts = Counter(filter(None, names))
     if len(counts) < 2:
         return ""
     listed = ", ".join(f"{name} {number}" for name, number in counts.most_common())
@@ -86,16 +96,24 @@ def unify(scan: Scan, direction: np.ndarray, origin: np.ndarray | None = None) -
     Permuted axes would mix the spacing of slices with that in their plane. Axes that only run the
     other way stay as they are, since nnU-Net leaves them too.
     """
-    from nibabel.orientations import aff2axcodes
-
-    name = "".join(code or "?" for code in aff2axcodes(_nibabel_affine(direction)))
-    affine = None
-    if origin is not None:
-        affine = _nibabel_affine(direction, origin) @ np.diag([*scan.spacing[::-1], 1.0])
+    name = _name_of(direction)
+    affine = None if origin is None else _affine_of(scan.spacing, direction, origin)
     placed = replace(scan, orientation=name, affine=affine)
     if "?" in name or not is_permuted(direction):
         return placed
     return _reordered(placed, direction)
+
+
+def _name_of(direction: np.ndarray) -> str:
+    """Such as LPS; a ? for an axis that has no direction."""
+    from nibabel.orientations import aff2axcodes
+
+    return "".join(code or "?" for code in aff2axcodes(_nibabel_affine(direction)))
+
+
+def _affine_of(spacing: Spacing, direction: np.ndarray, origin: np.ndarray) -> np.ndarray:
+    """`Scan.affine`, of axes and first voxel in DICOM's frame."""
+    return _nibabel_affine(direction, origin) @ np.diag([*spacing[::-1], 1.0])
 
 
 def _reordered(scan: Scan, direction: np.ndarray) -> Scan:

@@ -203,12 +203,18 @@ def _register_and_sample(case: str, work: _Work, template: str) -> tuple[atlas.A
     voxels = work.volume(case)
     atlas.check_spread(voxels)
     affine = atlas.register(work.volume(template), voxels, work.spacing)
-    body = np.argwhere(work.body(voxels))
-    if not len(body):
+    samples = _samples(case, work.body(voxels))
+    return affine, tissue_and_position(voxels, affine, work.spacing)[samples]
+
+
+def _samples(case: str, body: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Indices (z, y, x) of SAMPLES voxels of the body, the same in every run."""
+    voxels = np.argwhere(body)
+    if not len(voxels):
         raise atlas.RegistrationError("shows no body")
     seed = np.frombuffer(case.encode(), np.uint8).tolist()
-    chosen = np.random.default_rng(seed).integers(len(body), size=SAMPLES)
-    return affine, tissue_and_position(voxels, affine, work.spacing)[tuple(body[chosen].T)]
+    chosen = np.random.default_rng(seed).integers(len(voxels), size=SAMPLES)
+    return tuple(voxels[chosen].T)
 
 
 def _label(item: tuple[str, atlas.Affine], work: _Work, centres: np.ndarray) -> None:
@@ -234,9 +240,13 @@ def _ready(folder: Path, made_for: dict, cases: Sequence[str] | None) -> list[st
     note = _read_note(inside(folder, NOTE))
     if note is None or not _holds(note, made_for, cases):
         return None
+    return note["cases"] if _are_there(folder, note["cases"]) else None
+
+
+def _are_there(folder: Path, cases: Sequence[str]) -> bool:
+    """Whether the parcels of all of them are stored."""
     names = names_in(folder)
-    there = all(case + PARCELS in names for case in note["cases"])
-    return note["cases"] if there else None
+    return all(case + PARCELS in names for case in cases)
 
 
 def _holds(note: dict, made_for: dict, cases: Sequence[str] | None) -> bool:
@@ -273,9 +283,12 @@ def _require_not_failed(folder: Path, made_for: dict, needed: int) -> None:
 
 def _require(needed: int, cases: Sequence[str], failed: dict[str, str]) -> None:
     if len(cases) < needed:
-        reasons = list(failed.values())
-        first = f" (the first that could not: {reasons[0]})" if reasons else ""
         raise TooFewRegistered(
             f"{len(cases)} of {len(cases) + len(failed)} scans could be registered to one another, "
-            f"{needed} are needed{first}"
+            f"{needed} are needed{_first_reason(failed)}"
         )
+
+
+def _first_reason(failed: dict[str, str]) -> str:
+    reasons = list(failed.values())
+    return f" (the first that could not: {reasons[0]})" if reasons else ""

@@ -40,12 +40,15 @@ def nothing(folder: Path, patterns: Sequence[str], there: Iterable[str]) -> Valu
     """The error where nothing in `folder` matches; `there`: paths of what could be scans."""
     paths = [Path(path) for path in there]
     names = sorted(str(path.relative_to(folder)) for path in paths if path.is_relative_to(folder))
-    found = "it has no scan"
-    if names:
-        examples = ", ".join(names[:EXAMPLES]) + (", ..." if len(names) > EXAMPLES else "")
-        found = f"there are {len(names)} files or DICOM folders: {examples}"
     return ValueError(
-        f"nothing in {folder} matches --pattern {' '.join(map(repr, patterns))}; {found}. Write it "
-        "from that folder on (* within a name, ** for any number of folders), or leave --pattern "
-        "out"
+        f"nothing in {folder} matches --pattern {' '.join(map(repr, patterns))}; {_listed(names)}. "
+        "Write it from that folder on (* within a name, ** for any number of folders), or leave "
+        "--pattern out"
     )
+
+
+def _listed(names: Sequence[str]) -> str:
+    if not names:
+        return "it has no scan"
+    examples = ", ".join(names[:EXAMPLES]) + (", ..." if len(names) > EXAMPLES else "")
+    return f"there are {len(names)} files or DICOM folders: {examples}"

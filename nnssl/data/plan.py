@@ -65,12 +65,7 @@ class Plan:
 
     def standardise(self, voxels: np.ndarray) -> np.ndarray:
         """A whole scan [Z Y X] as nnU-Net normalises one before it resamples, float32."""
-        if self.hu is not None:
-            return self.hu.standardise(voxels)
-        from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
-
-        within, *_ = crop_to_nonzero(voxels[None])
-        return (voxels - within.mean()) / max(within.std(), 1e-8)
+        return _by_own_values(voxels) if self.hu is None else self.hu.standardise(voxels)
 
     def bend(self, resampled: np.ndarray) -> np.ndarray:
         """What `standardise` gave, resampled since, to network input.
@@ -128,12 +123,7 @@ class Plan:
 
     @classmethod
     def _checked(cls, path: Path | str, content: dict) -> Plan:
-        version = content.get("format_version")
-        if version != FORMAT_VERSION:
-            raise ValueError(
-                f"{path} has plan format {version}, this program reads {FORMAT_VERSION}; delete "
-                "its folder and run nnssl_pretrain again"
-            )
+        _check_version(path, content.get("format_version"))
         plan = cls._from_dict(content)
         if plan.fingerprint != content["fingerprint"]:
             raise ValueError(
@@ -154,6 +144,14 @@ class Plan:
             cases=tuple(Case.from_dict(case) for case in [*content["cases"], *added]),
             added=len(added),
             pattern=tuple(content.get("pattern", [])),
+        )
+
+
+def _check_version(path: Path | str, version: object) -> None:
+    if version != FORMAT_VERSION:
+        raise ValueError(
+            f"{path} has plan format {version}, this program reads {FORMAT_VERSION}; delete "
+            "its folder and run nnssl_pretrain again"
         )
 
 
@@ -195,6 +193,14 @@ class _Scan(Protocol):
     def spacing(self) -> Spacing: ...
 
 
+def _by_own_values(voxels: np.ndarray) -> np.ndarray:
+    """nnU-Net's ZScoreNormalization."""
+    from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
+
+    within, *_ = crop_to_nonzero(voxels[None])
+    return (voxels - within.mean()) / max(within.std(), 1e-8)
+
+
 def case_of(scan: _Scan) -> Case:
     """Of a line of the survey."""
     name = case_id(scan.path, scan.series)
@@ -206,15 +212,19 @@ def check_spacing(spacing: Spacing) -> Spacing:
         raise ValueError(
             f"spacing must be three numbers from 0.05 to 15 mm (z y x), got {tuple(spacing)}"
         )
-    return tuple(float(s) for s in spacing)
+    return tuple(map(float, spacing))
 
 
 def check_crop(crop: Shape) -> Shape:
-    if len(crop) != 3 or not all(c > 0 and c % 16 == 0 for c in crop):
+    if not _is_crop(crop):
         raise ValueError(
             f"crop must be three positive multiples of 16 (z y x), got {tuple(crop)}; try 96 96 96"
         )
-    return tuple(int(c) for c in crop)
+    return tuple(map(int, crop))
+
+
+def _is_crop(crop: Shape) -> bool:
+    return len(crop) == 3 and all(c > 0 and c % 16 == 0 for c in crop)
 
 
 def median_spacing(spacings: Sequence[Spacing]) -> Spacing:
@@ -245,6 +255,10 @@ def case_id(path: str, series: str = "") -> str:
 
     The same scan has the same id in every run; scans of the same name in different folders do not.
     """
-    stem = re.sub(r"\.(nii\.gz|nii|nrrd|nhdr|mha|mhd)$", "", Path(path).name, flags=re.IGNORECASE)
-    readable = re.sub(r"[^A-Za-z0-9]+", "_", stem).strip("_")[:40]
-    return f"{readable or 'scan'}_{fingerprint([path, series])}"
+    return f"{_readable(Path(path).name) or 'scan'}_{fingerprint([path, series])}"
+
+
+def _readable(file_name: str) -> str:
+    """Its letters and digits without the ending, 40 at most."""
+    stem = re.sub(r"\.(nii\.gz|nii|nrrd|nhdr|mha|mhd)$", "", file_name, flags=re.IGNORECASE)
+    return re.sub(r"[^A-Za-z0-9]+", "_", stem).strip("_")[:40]

@@ -35,8 +35,11 @@ class PlanComparison:
 
     @property
     def changed(self) -> int:
-        pairs = ((self.now[key], self.before[key]) for key in self.both)
-        return sum((now.shape, now.spacing) != (old.shape, old.spacing) for now, old in pairs)
+        return sum(self._is_changed(key) for key in self.both)
+
+    def _is_changed(self, key: tuple[str, str]) -> bool:
+        now, before = self.now[key], self.before[key]
+        return (now.shape, now.spacing) != (before.shape, before.spacing)
 
     def describe(self) -> str:
         """In words; nothing where there is no difference."""
@@ -50,11 +53,15 @@ class PlanComparison:
 
 def other_values(old: Plan, overrides: Overrides) -> Iterator[str]:
     """Spacing, crop and HU range that are not those of the plan."""
-    hu_range = old.hu and (old.hu.low, old.hu.high)
-    has = {"spacing": old.spacing, "crop": old.crop, "HU range": hu_range}
-    for (word, planned), value in zip(has.items(), overrides, strict=True):
+    for (word, planned), value in zip(_planned(old).items(), overrides, strict=True):
         if value is not None and planned != tuple(map(float, value)):
             yield f"{word} {planned}, asked for {tuple(value)}"
+
+
+def _planned(plan: Plan) -> dict:
+    """What can be overridden, by its name, in the order of Overrides."""
+    hu_range = plan.hu and (plan.hu.low, plan.hu.high)
+    return {"spacing": plan.spacing, "crop": plan.crop, "HU range": hu_range}
 
 
 def other_kind(old: Plan, in_hu: bool, pattern: tuple[str, ...]) -> Iterator[str]:

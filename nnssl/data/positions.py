@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-import base64
-import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from nnssl.data.packing import unpack
+
 # fraction of body in the whole box, padding counted, below which it is drawn again
 LEAST_BODY = 0.35
 DRAWS = 10
+
+
+def block_grid(shape: Sequence[int], block: int) -> list[int]:
+    """Blocks along each axis of a scan; the last one may be cut off by the scan's end."""
+    return [-(-size // block) for size in shape]
 
 
 @dataclass(frozen=True)
@@ -29,10 +35,8 @@ class Body:
     def from_note(cls, properties: dict) -> Body:
         """Of what lies beside the scan's voxels (`nnssl.data.preprocess`)."""
         size, block = properties["shape"], properties["body_block"]
-        blocks = [-(-length // block) for length in size]
-        packed = zlib.decompress(base64.b64decode(properties["body"]))
-        fraction = np.frombuffer(packed, np.uint8).reshape(blocks).astype(np.float32)
-        return cls(fraction, np.array(size), block)
+        fraction = np.frombuffer(unpack(properties["body"]), np.uint8).astype(np.float32)
+        return cls(fraction.reshape(block_grid(size, block)), np.array(size), block)
 
     def cumulative_voxels(self) -> np.ndarray:
         """255 times the body voxels of all blocks up to each; where a scan has none, every block

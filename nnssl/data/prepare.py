@@ -205,25 +205,38 @@ def _kept_plan(
 
     Raises ValueError when no scan of the plan is among those that are there now.
     """
-    compared = PlanComparison(
-        {(moved.get(case.source, case.source), case.series): case for case in old.cases},
-        {(line.path, line.series): line for line in kept},
-    )
-    count, new = len(compared.before), compared.new
-    if not compared.both and not request.update:
-        raise ValueError(
-            f"{request.plan_file} is of other scans: none of its {count} is among the "
-            f"{len(compared.now)} that were found. Choose another name with --name, type --update "
-            "to take these in as well, or leave out -i and -d to continue with the old plan"
-        )
+    compared = _compared(old, kept, moved)
+    _check_any_known(compared, request)
     if moved:
         number = sum(case.source in moved for case in old.cases)
         request.say(f"{number} scans of the plan have moved, and are the same")
     _say_differences(compared, request)
-    if not request.update:
-        return old
+    return _updated(old, compared, request) if request.update else old
+
+
+def _compared(old: Plan, kept: Sequence[ScanReport], moved: dict[str, str]) -> PlanComparison:
+    return PlanComparison(
+        {(moved.get(case.source, case.source), case.series): case for case in old.cases},
+        {(line.path, line.series): line for line in kept},
+    )
+
+
+def _check_any_known(compared: PlanComparison, request: _Request) -> None:
+    if not compared.both and not request.update:
+        raise ValueError(
+            f"{request.plan_file} is of other scans: none of its {len(compared.before)} is among "
+            f"the {len(compared.now)} that were found. Choose another name with --name, type "
+            "--update to take these in as well, or leave out -i and -d to continue with the old "
+            "plan"
+        )
+
+
+def _updated(old: Plan, compared: PlanComparison, request: _Request) -> Plan:
+    """The plan with the new scans."""
+    new = compared.new
     request.say(
-        f"--update: {len(new)} scans are taken into the plan, {count + len(new)} are in it now"
+        f"--update: {len(new)} scans are taken into the plan, "
+        f"{len(compared.before) + len(new)} are in it now"
     )
     return old.with_added([case_of(line) for line in new]) if new else old
 

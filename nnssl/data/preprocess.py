@@ -7,8 +7,6 @@ written last: where it is, the case is done.
 
 from __future__ import annotations
 
-import base64
-import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -18,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from nnssl.data.done import Done
+from nnssl.data.packing import pack
 from nnssl.data.plan import Case, Plan, resampled_shape
 from nnssl.data.scans import Found, read_scan
 from nnssl.data.workers import Failed, parallel_map
@@ -74,8 +73,13 @@ def _preprocess_all(
         for case, result in results:
             if isinstance(result, Failed):
                 failed[case.id] = reason = result.unless_no_room()
-                write_json(inside(folder, f"{case.id}.failed.json"), {"reason": reason})
+                write_json(_failure(case, folder), {"reason": reason})
     return failed
+
+
+def _failure(case: Case, folder: Path) -> Path:
+    """Where it is noted that a case failed."""
+    return inside(folder, f"{case.id}.failed.json")
 
 
 def forget_damaged(
@@ -85,14 +89,18 @@ def forget_damaged(
     stores it again. The ids of these cases; notes of earlier versions hold no checksum to compare
     with.
     """
-    folder = Path(folder)
     cases = [case.id for case in plan.cases[part_id::num_parts]]
-    work = partial(_is_damaged, folder=folder)
-    with closing(parallel_map(work, cases, num_processes, "check")) as results:
-        damaged = [case for case, is_bad in results if is_bad is True]
+    damaged = _damaged(cases, Path(folder), num_processes)
     for case in damaged:
         inside(folder, f"{case}.json").unlink()
     return damaged
+
+
+def _damaged(cases: Sequence[str], folder: Path, num_processes: int) -> list[str]:
+    """The ids of those that are not as they were written."""
+    work = partial(_is_damaged, folder=folder)
+    with closing(parallel_map(work, cases, num_processes, "check")) as results:
+        return [case for case, is_bad in results if is_bad is True]
 
 
 def _is_damaged(case: str, folder: Path) -> bool:
@@ -117,15 +125,19 @@ def preprocess_case(case: Case, plan: Plan, fingerprint: str, folder: Path) -> N
     store(network_input(standardised, spacing, plan), path, plan.crop)
     note = {
         "fingerprint": fingerprint,
-        "bytes": path.stat().st_size,
-        "crc32": crc32(path),
+        **_state(path),
         "shape": list(shape),
         "spacing": list(plan.spacing),
         **_origin(case),
         **_packed(body),
     }
     write_json(inside(folder, f"{case.id}.json"), note)
-    inside(folder, f"{case.id}.failed.json").unlink(missing_ok=True)
+    _failure(case, folder).unlink(missing_ok=True)
+
+
+def _state(path: Path) -> dict:
+    """Of a note: the file of voxels as it was written."""
+    return {"bytes": path.stat().st_size, "crc32": crc32(path)}
 
 
 def _origin(case: Case) -> dict:
@@ -140,8 +152,7 @@ def _origin(case: Case) -> dict:
 
 def _packed(body: np.ndarray) -> dict:
     """Of a note: what `body_blocks` gave."""
-    packed = zlib.compress(body.tobytes())
-    return {"body_block": BLOCK, "body": base64.b64encode(packed).decode()}
+    return {"body_block": BLOCK, "body": pack(body)}
 
 
 def _read_unchanged(case: Case, folder: Path) -> tuple[np.ndarray, Spacing]:
@@ -190,12 +201,19 @@ def body_blocks(body: np.ndarray, shape: Shape) -> np.ndarray:
     body.
     """
     fraction = body.astype(np.float32)
-    for axis, (old, new) in enumerate(zip(body.shape, shape, strict=True)):
-        edges = np.arange(0, new, BLOCK) * old // new
-        counts = np.diff([*edges, old]).clip(1)
-        fraction = np.add.reduceat(fraction, edges, axis=axis)
-        fraction /= counts.reshape([-1 if a == axis else 1 for a in range(3)])
+    for axis, size in enumerate(shape):
+        fraction = _block_means(fraction, axis, size)
     return np.rint(fraction * 255).astype(np.uint8)
+
+
+def _block_means(values: np.ndarray, axis: int, size: int) -> np.ndarray:
+    """Means along one of three axes, of the blocks that it has once it is resampled to `size`."""
+    old = values.shape[axis]
+    edges = np.arange(0, size, BLOCK) * old // size
+    counts = np.diff([*edges, old]).clip(1)
+    means = np.add.reduceat(values, edges, axis=axis)
+    means /= counts.reshape([-1 if a == axis else 1 for a in range(3)])
+    return means
 
 
 def store(voxels: np.ndarray, path: Path, crop: Shape, dtype: type = np.float16) -> None:
@@ -211,12 +229,6 @@ def store(voxels: np.ndarray, path: Path, crop: Shape, dtype: type = np.float16)
     voxels = np.ascontiguousarray(voxels, dtype)
     blocks, chunks = comp_blosc2_params(voxels.shape, crop, voxels.itemsize)
     blosc2.set_nthreads(1)
-    compression = {
-        "codec": blosc2.Codec.LZ4HC,
-        "clevel": 5,
-        "filters": [blosc2.Filter.SHUFFLE],
-        "nthreads": 1,
-    }
     with atomic(path) as temporary:
         blosc2.asarray(
             voxels,  # pyright: ignore[reportArgumentType] an array of numpy, as its page says
@@ -224,5 +236,17 @@ def store(voxels: np.ndarray, path: Path, crop: Shape, dtype: type = np.float16)
             mode="w",
             chunks=chunks,
             blocks=blocks,
-            cparams=compression,
+            cparams=_compression(),
         )
+
+
+def _compression() -> dict:
+    """nnU-Net's, in one thread."""
+    import blosc2
+
+    return {
+        "codec": blosc2.Codec.LZ4HC,
+        "clevel": 5,
+        "filters": [blosc2.Filter.SHUFFLE],
+        "nthreads": 1,
+    }

@@ -81,8 +81,7 @@ def open_raw(dataset: Path) -> RawDataset:
     content = read_content(dataset)
     ending, listed = content["file_ending"], "dataset" in content
     training = tuple(_listed(dataset, content) if listed else _in_folders(dataset, ending))
-    unseen = _cases(dataset / "imagesTs", ending)
-    test = tuple(RawCase(case, tuple(images)) for case, images in unseen.items())
+    test = tuple(_unlabelled(dataset / "imagesTs", ending))
     reader = _reader(dataset, content, [case.image for case in training + test])
     return RawDataset(content, reader, training, test, listed)
 
@@ -131,12 +130,15 @@ def chosen_channels(dataset: Path, wanted: Sequence[int] | None) -> dict[int, st
     names = channel_names(read_content(dataset))
     chosen = set(names) if wanted is None else set(wanted)
     if unknown := sorted(chosen - set(names)):
-        there = ", ".join(f"{number} ({name})" for number, name in sorted(names.items()))
         raise ValueError(
             f"{dataset.name} has no channel {', '.join(map(str, unknown))}; its dataset.json names "
-            f"{there}. --channels takes these, or all"
+            f"{_numbered(names)}. --channels takes these, or all"
         )
     return {number: names[number] for number in sorted(chosen)}
+
+
+def _numbered(names: dict[int, str]) -> str:
+    return ", ".join(f"{number} ({name})" for number, name in sorted(names.items()))
 
 
 def _in_folders(dataset: Path, ending: str) -> list[RawCase]:
@@ -145,6 +147,10 @@ def _in_folders(dataset: Path, ending: str) -> list[RawCase]:
         RawCase(case, tuple(images), dataset / "labelsTr" / f"{case}{ending}")
         for case, images in cases.items()
     ]
+
+
+def _unlabelled(folder: Path, ending: str) -> list[RawCase]:
+    return [RawCase(case, tuple(images)) for case, images in _cases(folder, ending).items()]
 
 
 def _cases(folder: Path, ending: str) -> dict[str, list[Path]]:

@@ -74,14 +74,27 @@ def check_name(path: Path | str) -> str:
 
 def check_grid(size: Sequence[int], spacing: Sequence[float], components: int) -> None:
     """`size` in voxels and `spacing` in mm, both as SimpleITK gives them (x, y, z)."""
-    if components != 1:
-        raise UnusableScanError(f"has {components} components per voxel, a CT has one")
-    if len(size) != 3:
-        raise UnusableScanError(f"is not three-dimensional: size {tuple(size)}")
+    check_components(components)
+    check_dimensions(size)
     if min(size) < SMALLEST_AXIS:
         raise UnusableScanError(
             f"is too small: size {tuple(size)}, at least {SMALLEST_AXIS} voxels per axis are needed"
         )
+    _check_spacing(spacing)
+
+
+def check_components(components: int) -> None:
+    if components != 1:
+        raise UnusableScanError(f"has {components} components per voxel, a CT has one")
+
+
+def check_dimensions(size: Sequence[int]) -> None:
+    """`size` in voxels (x, y, z)."""
+    if len(size) != 3:
+        raise UnusableScanError(f"is not three-dimensional: size {tuple(size)}")
+
+
+def _check_spacing(spacing: Sequence[float]) -> None:
     low, high = SPACING_BOUNDS
     if not all(low <= abs(s) <= high for s in spacing):
         raise UnusableScanError(
@@ -91,7 +104,7 @@ def check_grid(size: Sequence[int], spacing: Sequence[float], components: int) -
 
 def check_values(voxels: np.ndarray) -> None:
     """Raise UnusableScanError unless the voxels [Z Y X] are finite and differ."""
-    low, high = float(voxels.min()), float(voxels.max())
+    low, high = _range(voxels)
     if not np.isfinite([low, high]).all():
         raise UnusableScanError("holds NaN or infinite voxels")
     if low == high:
@@ -104,19 +117,30 @@ def check_hu(hu: np.ndarray) -> None:
     """
     check_values(hu)
     values = _check_range(hu)
+    body = _body(hu)
+    _check_rim(hu, values)
+    _check_median(body)
+    _check_tissue(body)
+    _check_dense(body)
+
+
+def _range(voxels: np.ndarray) -> tuple[float, float]:
+    return float(voxels.min()), float(voxels.max())
+
+
+def _body(hu: np.ndarray) -> np.ndarray:
+    """The HU of the body's voxels. UnusableScanError where there are next to none."""
     body = hu[hu > BODY_HU]
     if body.size < 0.001 * hu.size:
         raise UnusableScanError(
             f"holds nothing but air: {body.size} of {hu.size} voxels above {BODY_HU:g} HU"
         )
-    _check_rim(hu, values)
-    _check_tissue(body)
-    _check_dense(body)
+    return body
 
 
 def _check_range(hu: np.ndarray) -> str:
     """The range of the values, in words."""
-    low, high = float(hu.min()), float(hu.max())
+    low, high = _range(hu)
     values = f"values {low:g} to {high:g}"
     if max(-low, high) > LARGEST_HU:
         raise UnusableScanError(f"is not in HU: {values}")
@@ -135,14 +159,18 @@ def _check_rim(hu: np.ndarray, values: str) -> None:
         )
 
 
-def _check_tissue(body: np.ndarray) -> None:
-    """`body`: the HU of the body's voxels. Most of them, and their median, are those of tissue."""
+def _check_median(body: np.ndarray) -> None:
+    """`body`: the HU of the body's voxels. Their median is that of tissue."""
     median = float(np.median(body))
     if not TISSUE_HU[0] <= median <= TISSUE_HU[1]:
         raise UnusableScanError(
             f"is not in HU: the median of the voxels above {BODY_HU:g} is {median:g}, tissue lies "
             f"in {TISSUE_HU[0]:g} to {TISSUE_HU[1]:g}. {NOT_CT}"
         )
+
+
+def _check_tissue(body: np.ndarray) -> None:
+    """`body`: the HU of the body's voxels. Most of them are those of tissue."""
     tissue = _count_within(body, TISSUE_HU) / body.size
     if tissue < LEAST_TISSUE:
         raise UnusableScanError(
@@ -172,6 +200,7 @@ def summarise_error(error: Exception) -> str:
     """The telling line of an ITK error: the last, but for what the operating system happened to say
     before.
     """
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = list(filter(None, map(str.strip, str(error).splitlines())))
     telling = [line for line in lines if not line.startswith("Reason:")]
-    return re.sub(r"\(0x[0-9a-f]+\)", "", (telling or lines or [type(error).__name__])[-1])[:300]
+    last = (telling or lines or [type(error).__name__])[-1]
+    return re.sub(r"\(0x[0-9a-f]+\)", "", last)[:300]

@@ -53,6 +53,11 @@ class Found(NamedTuple):
     path: str
     series: str = ""
 
+    @property
+    def reader(self) -> str:
+        """Of nnU-Net's, where one is to read it; else nothing."""
+        return self.series.removeprefix(READER) if self.series.startswith(READER) else ""
+
 
 @uncollected()
 def find_scans(
@@ -107,12 +112,17 @@ def _below(top: Path, seen: set, wanted: Sequence[str]) -> Iterator[Found]:
         closed.append(error.filename)
 
     for folder, subfolders, names in os.walk(top, followlinks=True, onerror=note_closed):
-        subfolders[:] = sorted(n for n in subfolders if not n.startswith(".") and n != "__MACOSX")
+        subfolders[:] = _searched(subfolders)
         if _first_time(folder, seen):
             yield from _of_folder(Path(folder), names, top, seen, wanted)
         else:
             subfolders.clear()
     yield from (Found(folder, CLOSED) for folder in closed)
+
+
+def _searched(subfolders: Sequence[str]) -> list[str]:
+    """Neither hidden ones nor what macOS adds to archives."""
+    return sorted(name for name in subfolders if not name.startswith(".") and name != "__MACOSX")
 
 
 def _of_folder(
@@ -151,27 +161,31 @@ def _lost(folder: Path | str) -> list[str]:
     """Broken links that are scans by their names, or have no ending, as slices of DICOM often have
     none.
     """
-    with os.scandir(folder) as entries:  # says what a link is without asking the disk for each file
-        links = [
-            entry for entry in entries if entry.is_symlink() and not entry.name.startswith(".")
-        ]
-    endings = (*VOLUME_ENDINGS, *DICOM_ENDINGS)
-    scans = (
-        link for link in links if link.name.lower().endswith(endings) or not Path(link.name).suffix
-    )
+    scans = (link for link in _links(folder) if _may_be_scan(link.name))
     return [link.name for link in scans if not Path(link.path).exists()]
+
+
+def _links(folder: Path | str) -> list[os.DirEntry[str]]:
+    """Those that are not hidden."""
+    with os.scandir(folder) as entries:  # says what a link is without asking the disk for each file
+        return [entry for entry in entries if entry.is_symlink() and not entry.name.startswith(".")]
+
+
+def _may_be_scan(name: str) -> bool:
+    return name.lower().endswith((*VOLUME_ENDINGS, *DICOM_ENDINGS)) or not Path(name).suffix
 
 
 def _labels(folder: Path | str) -> list[str]:
     """Labels of public datasets, beside their scans: `segmentations/liver.nii.gz`, `a_seg.nii`."""
     all_of_it = Path(folder).name.lower() in LABEL_FOLDERS
-    return [
-        name
-        for name in os.listdir(folder)  # noqa: PTH208 - called for every folder of the collection
-        if name.lower().endswith(VOLUME_ENDINGS)
-        and not name.startswith(".")
-        and (all_of_it or _last_word(name) in LABEL_WORDS)
-    ]
+    names = os.listdir(folder)  # noqa: PTH208 - called for every folder of the collection
+    volumes = filter(_is_volume, names)
+    return [name for name in volumes if all_of_it or _last_word(name) in LABEL_WORDS]
+
+
+def _is_volume(name: str) -> bool:
+    """By its ending; hidden ones are none."""
+    return name.lower().endswith(VOLUME_ENDINGS) and not name.startswith(".")
 
 
 def _last_word(name: str) -> str:
@@ -203,9 +217,13 @@ def _first_time(path: Path | str, seen: set) -> bool:
     except OSError:
         return False
     key = (status.st_dev, status.st_ino)
-    new = key not in seen and (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode))
+    new = key not in seen and _is_file_or_folder(status.st_mode)
     seen.add(key)
     return new
+
+
+def _is_file_or_folder(mode: int) -> bool:
+    return stat.S_ISREG(mode) or stat.S_ISDIR(mode)
 
 
 def _of_dataset(dataset: Path, channels: Sequence[int] | None) -> Iterator[Found]:
@@ -221,14 +239,17 @@ def read(found: Found, cache: Path | None = None) -> Scan:
 
     `cache`: folder where the series that were found in DICOM folders before are kept.
     """
-    if found.series.startswith(READER):
-        scan = read_image(found.path, found.series.removeprefix(READER))
-    elif found.series:
-        scan = read_series(found.path, found.series, cache)
-    else:
-        scan = read_volume(found.path)
+    scan = _read(found, cache)
     check_grid(scan.voxels.shape[::-1], scan.spacing[::-1], 1)
     return scan
+
+
+def _read(found: Found, cache: Path | None) -> Scan:
+    if found.reader:
+        return read_image(found.path, found.reader)
+    if found.series:
+        return read_series(found.path, found.series, cache)
+    return read_volume(found.path)
 
 
 def read_scan(found: Found, cache: Path | None = None) -> tuple[np.ndarray, Spacing]:
@@ -245,7 +266,7 @@ def check_stored(found: Found, in_hu: bool, cache: Path | None = None) -> None:
     UnusableScanError when they are broken, or cannot be CT (with in_hu); PassingError when the disk
     does not answer.
     """
-    if found.series and not found.series.startswith(READER):
+    if found.series and not found.reader:
         require_modality(found.path, found.series, in_hu, cache)
         check_files(found.path, found.series, cache)
         return

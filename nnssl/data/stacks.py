@@ -20,6 +20,7 @@ TILT = 1.0
 MOST_TILT = 35.0  # degrees: gantries tilt by 30
 # degrees from the table's axis; a scanner moves the table, so other stacks are reformats
 OBLIQUE = 10.0
+TABLE = np.array([0.0, 0.0, 1.0])  # the direction in which the table moves, in the patient's frame
 UNEVEN = 0.1  # of the slice spacing, and in mm at least: positions are often rounded to 0.1 mm
 WIDEST_GAP = 10.0  # mm between slices that may be interpolated
 MOST_UNEVEN = 4.0  # times the smallest gap
@@ -79,10 +80,12 @@ def _check_tilt(tilt: float) -> None:
         )
 
 
-def _tilt(path: np.ndarray, normal: np.ndarray) -> float:
-    """Degrees between the way from the first slice to the last and their normal."""
+def _tilt(path: np.ndarray, axis: np.ndarray) -> float:
+    """Degrees between the way from the first slice to the last and an axis, such as their
+    normal.
+    """
     length = float(np.linalg.norm(path))
-    return _degrees(float(abs(path @ normal)) / length) if length > 0 else 0.0
+    return _degrees(float(abs(path @ axis)) / length) if length > 0 else 0.0
 
 
 def _notes(tilt: float, uneven: np.ndarray | None, spacing: float) -> Iterator[str]:
@@ -101,9 +104,7 @@ def _check_axial(normal: np.ndarray, path: np.ndarray, tilt: float) -> None:
     along its axis.
     """
     off_axis = _degrees(abs(normal[2]))
-    length = float(np.linalg.norm(path))
-    off_table = _degrees(abs(path[2]) / length) if length > 0 else 0.0
-    is_gantry = tilt > TILT and off_table <= OBLIQUE
+    is_gantry = tilt > TILT and _tilt(path, TABLE) <= OBLIQUE
     if off_axis > 45 or (off_axis > OBLIQUE and not is_gantry):
         raise UnusableScanError(
             f"is a reformat, not the primary stack: its slices are turned by {off_axis:.0f} "
@@ -113,24 +114,33 @@ def _check_axial(normal: np.ndarray, path: np.ndarray, tilt: float) -> None:
 
 def _check_gaps(gaps: np.ndarray) -> bool:
     """Whether they are even. UnusableScanError when a grid cannot be made of them."""
-    smallest, largest = gaps.min(), gaps.max()
-    if smallest < SAME_PLACE:
+    if gaps.min() < SAME_PLACE:
         raise UnusableScanError(
             f"has several slices at the same position ({int((gaps < SAME_PLACE).sum())} of them)"
         )
     if _even(gaps):
         return True
-    if largest > min(WIDEST_GAP, MOST_UNEVEN * smallest):
-        raise UnusableScanError(
-            f"is unevenly spaced: {smallest:.3g} to {largest:.3g} mm between slices; gaps up "
-            f"to {WIDEST_GAP:g} mm and {MOST_UNEVEN:g} times the smallest are filled"
-        )
-    if len(gaps) >= 2 * SMALLEST_AXIS and _even(gaps[::2]) and _even(gaps[1::2]):
+    _check_fillable(gaps)
+    if _alternate(gaps):
         raise UnusableScanError(
             f"is two stacks in one: its slices are {gaps[0]:.3g} and {gaps[1]:.3g} mm apart in "
             "turn; separate them"
         )
     return False
+
+
+def _check_fillable(gaps: np.ndarray) -> None:
+    smallest, largest = gaps.min(), gaps.max()
+    if largest > min(WIDEST_GAP, MOST_UNEVEN * smallest):
+        raise UnusableScanError(
+            f"is unevenly spaced: {smallest:.3g} to {largest:.3g} mm between slices; gaps up "
+            f"to {WIDEST_GAP:g} mm and {MOST_UNEVEN:g} times the smallest are filled"
+        )
+
+
+def _alternate(gaps: np.ndarray) -> bool:
+    """Whether the gaps are of two sizes in turn."""
+    return len(gaps) >= 2 * SMALLEST_AXIS and _even(gaps[::2]) and _even(gaps[1::2])
 
 
 def _even(gaps: np.ndarray) -> bool:
@@ -140,13 +150,18 @@ def _even(gaps: np.ndarray) -> bool:
 
 def _check_line(positions: np.ndarray, path: np.ndarray) -> None:
     """Slices beside the line from the first to the last: the field of view moved."""
-    direction = path / np.linalg.norm(path)
-    off = positions - positions[0]
-    aside = np.linalg.norm(off - (off @ direction)[:, None] * direction, axis=1).max()
+    aside = _farthest_aside(positions, path / np.linalg.norm(path))
     if aside > 1.0:
         raise UnusableScanError(
             f"is unevenly placed: slices lie up to {aside:.1f} mm beside the stack's axis"
         )
+
+
+def _farthest_aside(positions: np.ndarray, direction: np.ndarray) -> float:
+    """The largest distance from the line through the first of `positions`."""
+    off = positions - positions[0]
+    across = off - (off @ direction)[:, None] * direction
+    return float(np.linalg.norm(across, axis=1).max())
 
 
 def _degrees(cosine: float) -> float:
@@ -209,7 +224,11 @@ def _between(voxels: np.ndarray, along: np.ndarray, wanted: np.ndarray) -> np.nd
     out = np.empty((len(wanted), *voxels.shape[1:]), np.float32)
     for number, height in enumerate(wanted):
         upper = int(np.clip(np.searchsorted(along, height), 1, len(along) - 1))
-        below, above = along[upper - 1], along[upper]
-        part = np.float32(np.clip((height - below) / (above - below), 0, 1))
+        part = _part_of_gap(along[upper - 1], along[upper], height)
         out[number] = (1 - part) * voxels[upper - 1] + part * voxels[upper]
     return out
+
+
+def _part_of_gap(below: float, above: float, height: float) -> np.float32:
+    """How far `height` is from one slice to the next, 0 to 1."""
+    return np.float32(np.clip((height - below) / (above - below), 0, 1))

@@ -185,9 +185,12 @@ def inspect_scan(found: Found, cache: Path | None = None, in_hu: bool = True) ->
         (check_hu if in_hu else check_values)(scan.voxels)
     except UnusableScanError as refusal:
         return replace(line, reason=str(refusal))
-    histogram = pack_histogram(body_histogram(scan.voxels)) if in_hu else ""
-    percentiles = _percentiles(scan.voxels)
-    return replace(line, kept=True, percentiles=percentiles, histogram=histogram, note=scan.note)
+    return _with_statistics(replace(line, kept=True, note=scan.note), scan.voxels, in_hu)
+
+
+def _with_statistics(line: ScanReport, voxels: np.ndarray, in_hu: bool) -> ScanReport:
+    histogram = pack_histogram(body_histogram(voxels)) if in_hu else ""
+    return replace(line, percentiles=_percentiles(voxels), histogram=histogram)
 
 
 def _percentiles(voxels: np.ndarray) -> tuple[float, ...]:
@@ -210,8 +213,11 @@ def nothing_usable(lines: Sequence[ScanReport], sources: Sequence) -> ValueError
         return ValueError(
             f"no scans in {where}: looked for {LOOKED_FOR} at any depth and found none"
         )
-    reasons = "\n".join(f"  {line.path}: {line.reason}" for line in lines[:10])
     return ValueError(
         f"none of the {len(lines)} scans found in {where} can be used; looked for {LOOKED_FOR}. "
-        f"Left out:\n{reasons}"
+        f"Left out:\n{_reasons(lines[:10])}"
     )
+
+
+def _reasons(lines: Sequence[ScanReport]) -> str:
+    return "\n".join(f"  {line.path}: {line.reason}" for line in lines)

@@ -33,9 +33,7 @@ class Index:
         self.known: dict[Found, ScanReport] = {}
         self._failed: list | None = None
         try:
-            with self.path.open(encoding="utf-8") as file:
-                self._failed = json.loads(next(file))
-                self.known = dict(self._read(file, signatures))
+            self._load(signatures)
         except (
             OSError,
             ValueError,
@@ -44,6 +42,11 @@ class Index:
             StopIteration,
         ):  # absent or damaged: not used
             self.known, self._failed = {}, None
+
+    def _load(self, signatures: Mapping[Found, list]) -> None:
+        with self.path.open(encoding="utf-8") as file:
+            self._failed = json.loads(next(file))
+            self.known = dict(self._read(file, signatures))
 
     def _read(
         self, file: Iterator[str], signatures: Mapping[Found, list]
@@ -72,9 +75,12 @@ class Index:
             file.write(encode(_rows(failed)) + "\n")
             for scan, line in lines.items():
                 file_name = line_file(scan, self._folder).name
-                about = {name: value for name, value in vars(line).items() if name != "histogram"}
-                row = [file_name, there.get(file_name), signatures[scan], about]
+                row = [file_name, there.get(file_name), signatures[scan], _about(line)]
                 file.write(encode(row) + "\n")
+
+
+def _about(line: ScanReport) -> dict:
+    return {name: value for name, value in vars(line).items() if name != "histogram"}
 
 
 def _rows(failed: Mapping[Found, str]) -> list[list[str]]:

@@ -5,15 +5,14 @@ A line holds as long as the signature of its scan stays the same: path, size and
 
 from __future__ import annotations
 
-import base64
 import os
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
+from nnssl.data.packing import pack, unpack
 from nnssl.data.scans import Found
 from nnssl.data.survey_report import ScanReport
 from nnssl.files import fingerprint, read_json, write_json
@@ -43,19 +42,23 @@ def adopt(before: Found, now: Found, folder: Path | str) -> bool:
     A DICOM series has its UID. A file has its size, and where the old one is still there, so that
     this may be another collection of the same names, its time of change as well.
     """
-    file, old_file = line_file(now, Path(folder)), line_file(before, Path(folder))
     try:
-        kept = read_json(old_file)
+        kept = read_json(line_file(before, Path(folder)))
         known = list(kept["signature"][-2:])
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return not Path(before.path).exists()
-    compared = 2 if Path(before.path).exists() else 1
-    if not now.series and size_and_time(now)[:compared] != known[:compared]:
+    if not _is_same(before, now, known):
         return False
-    if not file.exists():
+    if not (file := line_file(now, Path(folder))).exists():
         line = {**kept["line"], "path": now.path, "series": now.series}
         write_json(file, {**kept, "line": line})
     return True
+
+
+def _is_same(before: Found, now: Found, known: list[int]) -> bool:
+    """`known`: size and time of change of a file that was `before`."""
+    compared = 2 if Path(before.path).exists() else 1
+    return bool(now.series) or size_and_time(now)[:compared] == known[:compared]
 
 
 def kept_line(scan: Found, signature: list, folder: Path) -> ScanReport | None:
@@ -71,11 +74,11 @@ def kept_line(scan: Found, signature: list, folder: Path) -> ScanReport | None:
 
 
 def pack_histogram(histogram: np.ndarray) -> str:
-    return base64.b64encode(zlib.compress(histogram.astype("<i8").tobytes())).decode()
+    return pack(histogram.astype("<i8"))
 
 
 def body_histograms(lines: Sequence[ScanReport], folder: Path | str) -> Iterator[np.ndarray]:
     """Of each line in turn, read from where it is kept."""
     for line in lines:
         packed = read_json(line_file(line.found, Path(folder)))["line"]["histogram"]
-        yield np.frombuffer(zlib.decompress(base64.b64decode(packed)), "<i8")
+        yield np.frombuffer(unpack(packed), "<i8")

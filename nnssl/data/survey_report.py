@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,27 +57,33 @@ def write_report(lines: Sequence[ScanReport], folder: Path | str, in_hu: bool = 
     """
     names = [f"{'hu' if in_hu else 'value'}_{percent:g}" for percent in PERCENTILES]
     rows = [_row(line, names) for line in lines]
+    write_json(Path(folder) / JSON_REPORT, {**_counts(lines), "scans": rows})
+    columns = ["path", "series", "kept", "reason", "shape", "spacing"]
+    columns += [*names, "orientation", "note"]
+    _write_table(Path(folder) / CSV_REPORT, columns, rows)
+
+
+def _counts(lines: Sequence[ScanReport]) -> dict:
     kept = [line for line in lines if line.kept]
-    content = {
+    return {
         "found": len(lines),
         "kept": len(kept),
         "left_out": len(lines) - len(kept),
         "orientations": dict(Counter(line.orientation for line in kept)),
-        "scans": rows,
     }
-    write_json(Path(folder) / JSON_REPORT, content)
-    columns = ["path", "series", "kept", "reason", "shape", "spacing"]
-    columns += [*names, "orientation", "note"]
-    _write_table(Path(folder) / CSV_REPORT, columns, rows)
 
 
 def _write_table(path: Path, columns: Sequence[str], rows: Sequence[dict]) -> None:
     with atomic(path) as temporary, temporary.open("w", newline="", **NAMES) as file:
         table = csv.writer(file)
         table.writerow(columns)
-        for row in rows:
-            joined = {key: "x".join(map(str, row[key])) for key in ("shape", "spacing")}
-            table.writerow((row | joined).values())
+        table.writerows(map(_cells, rows))
+
+
+def _cells(row: dict) -> Iterable:
+    """Of the table: shape and spacing in a cell each, such as 512x512x60."""
+    joined = {key: "x".join(map(str, row[key])) for key in ("shape", "spacing")}
+    return (row | joined).values()
 
 
 def _row(line: ScanReport, names: Sequence[str]) -> dict:

@@ -6,6 +6,8 @@ opens any file they name, and takes a pattern of file names as the format of a C
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from nnssl.data import metaimage, nrrd
@@ -25,33 +27,42 @@ def read_text_header(path: Path | str) -> StoredVoxels:
     """
     path = Path(path)
     parse = metaimage.parse if path.suffix.lower() in META_ENDINGS else nrrd.parse
-    with passing_errors(), path.open("rb") as file:
-        try:
-            stored = parse(path, file)
-        except UnusableScanError:
-            raise
-        except (ValueError, KeyError, OverflowError) as error:
-            raise unreadable(f"its header is not understood ({summarise_error(error)})") from error
+    with passing_errors(), path.open("rb") as file, _not_understood():
+        stored = parse(path, file)
     _check_sizes(stored)
     return stored
+
+
+@contextmanager
+def _not_understood() -> Iterator[None]:
+    """What a parser cannot make sense of becomes UnusableScanError."""
+    try:
+        yield
+    except UnusableScanError:
+        raise
+    except (ValueError, KeyError, OverflowError) as error:
+        raise unreadable(f"its header is not understood ({summarise_error(error)})") from error
 
 
 def _check_sizes(stored: StoredVoxels) -> None:
     """No more may be promised than the files can hold, so that no memory is allocated that they
     cannot fill.
     """
-    with passing_errors():
-        there = sum(path.stat().st_size for path in stored.files) - stored.offset
+    there = _bytes_there(stored)
     if stored.limit is not None and not 0 < stored.limit <= there:
         raise unreadable(f"it is cut short, {there} of {stored.limit} bytes are there")
-    if stored.encoding == "bzip2":
-        return  # counted where it is read: bzip2 has no useful bound
-    wanted = stored.count * stored.size
-    if _most(stored, there) < wanted:
+    # of bzip2 counted where it is read: it has no useful bound
+    if stored.encoding != "bzip2" and _most(stored, there) < stored.bytes:
         raise unreadable(
-            f"it is cut short, {max(there, 0)} bytes cannot hold the {wanted} that its header "
-            "promises"
+            f"it is cut short, {max(there, 0)} bytes cannot hold the {stored.bytes} that its "
+            "header promises"
         )
+
+
+def _bytes_there(stored: StoredVoxels) -> int:
+    """From where the voxels begin to the end of the last file; below 0 where they begin behind."""
+    with passing_errors():
+        return sum(path.stat().st_size for path in stored.files) - stored.offset
 
 
 def _most(stored: StoredVoxels, there: int) -> int:

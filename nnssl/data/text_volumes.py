@@ -12,12 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from nnssl.data.blockwise import BLOCK, blocks
 from nnssl.data.data_files import unreadable
 from nnssl.data.header_text import StoredVoxels
 from nnssl.data.refusals import passing_errors, summarise_error
 from nnssl.data.text_headers import read_text_header
-
-BLOCK = 1 << 20
 
 
 def check_text_volume(path: Path | str) -> None:
@@ -25,11 +24,15 @@ def check_text_volume(path: Path | str) -> None:
     damaged.
     """
     stored = read_text_header(path)
+    count = _count_bytes(stored)
+    if stored.encoding in ("zlib", "gzip", "bzip2") and count < stored.bytes:
+        raise unreadable(f"it is cut short, {count} of {stored.bytes} bytes of voxels are there")
+
+
+def _count_bytes(stored: StoredVoxels) -> int:
+    """Of voxels that are there, decompressed."""
     with passing_errors(), _damage():
-        count = sum(sum(map(len, _blocks(file, stored))) for file in stored.files)
-    wanted = stored.count * stored.size
-    if stored.encoding in ("zlib", "gzip", "bzip2") and count < wanted:
-        raise unreadable(f"it is cut short, {count} of {wanted} bytes of voxels are there")
+        return sum(sum(map(len, _blocks(file, stored))) for file in stored.files)
 
 
 @contextmanager
@@ -50,10 +53,8 @@ def _blocks(path: Path, stored: StoredVoxels) -> Iterator[bytes]:
         file.seek(stored.offset if path == stored.files[0] else 0)
         if stored.encoding == "zlib":
             yield from _inflated(file, stored.limit)
-            return
-        source = _decompressed(file, stored.encoding)
-        while block := source.read(BLOCK):
-            yield block
+        else:
+            yield from blocks(_decompressed(file, stored.encoding))
 
 
 def _decompressed(file: BinaryIO, encoding: str) -> BinaryIO | gzip.GzipFile | bz2.BZ2File:

@@ -22,23 +22,29 @@ def features(voxels: np.ndarray, spacing: Spacing) -> np.ndarray:
     Soft tissue (-175 to 250 HU, in units of 110) and bone (150 to 700, in units of 200) at the
     voxel, both over their neighbourhood, and how much soft tissue varies there.
     """
-    from scipy.ndimage import gaussian_filter
-
-    def wide(image: np.ndarray, mm: float) -> np.ndarray:
-        return gaussian_filter(image, [mm / step for step in spacing])
-
     soft = np.clip(voxels, -175, 250).astype(np.float32) / 110
     bone = np.clip(voxels, 150, 700).astype(np.float32) / 200
-    mean = wide(soft, 6.0)
-    varies = np.sqrt(np.maximum(wide(soft**2, 6.0) - mean**2, 0))
     local = [
-        wide(soft, 2.5),
-        0.8 * wide(bone, 2.5),
-        0.8 * wide(soft, 8.0),
-        0.8 * wide(bone, 10.0),
-        0.8 * varies,
+        _smoothed(soft, 2.5, spacing),
+        0.8 * _smoothed(bone, 2.5, spacing),
+        0.8 * _smoothed(soft, 8.0, spacing),
+        0.8 * _smoothed(bone, 10.0, spacing),
+        0.8 * _local_std(soft, 6.0, spacing),
     ]
     return np.stack(local, axis=-1)
+
+
+def _smoothed(image: np.ndarray, mm: float, spacing: Spacing) -> np.ndarray:
+    """By a Gaussian whose std is `mm`."""
+    from scipy.ndimage import gaussian_filter
+
+    return gaussian_filter(image, [mm / step for step in spacing])
+
+
+def _local_std(image: np.ndarray, mm: float, spacing: Spacing) -> np.ndarray:
+    """Within a Gaussian whose own std is `mm`."""
+    mean = _smoothed(image, mm, spacing)
+    return np.sqrt(np.maximum(_smoothed(image**2, mm, spacing) - mean**2, 0))
 
 
 def cluster(rows: np.ndarray, classes: int) -> np.ndarray:

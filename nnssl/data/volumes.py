@@ -11,7 +11,14 @@ import numpy as np
 
 from nnssl.data.nifti import NIFTI_ENDINGS, check_nifti, read_by_nibabel, read_nifti_header
 from nnssl.data.orientation import Scan, from_nibabel, is_permuted, unify
-from nnssl.data.refusals import NOT_CT, UnusableScanError, check_grid, check_name, itk_error
+from nnssl.data.refusals import (
+    NOT_CT,
+    UnusableScanError,
+    check_dimensions,
+    check_grid,
+    check_name,
+    itk_error,
+)
 from nnssl.data.text_headers import META_ENDINGS, NRRD_ENDINGS, read_text_header
 from nnssl.data.text_volumes import check_text_volume
 
@@ -62,11 +69,8 @@ def _is_unsigned(path: Path | str) -> bool:
     kind = ending(path)
     if kind in NIFTI_ENDINGS:
         header = read_nifti_header(path)
-        return not header.scaled and (header.dtype.kind == "u" or header.dtype == np.int8)
-    if not kind:
-        return False
-    stored = read_text_header(path)
-    return stored.unsigned or stored.size == 1
+        return header.holds_no_air and not header.scaled
+    return bool(kind) and read_text_header(path).holds_no_air
 
 
 def check_voxels(path: Path | str) -> None:
@@ -99,8 +103,13 @@ def _scan_of(image: SimpleITK.Image, note: str) -> Scan:
 
     spacing = tuple(abs(float(mm)) for mm in image.GetSpacing()[::-1])
     voxels = SimpleITK.GetArrayViewFromImage(image).astype(np.float32)
-    direction = np.reshape(image.GetDirection(), (3, 3))
-    return unify(Scan(voxels, spacing, note=note), direction, np.array(image.GetOrigin()))
+    scan = Scan(voxels, spacing, note=note)
+    return unify(scan, _direction(image), np.array(image.GetOrigin()))
+
+
+def _direction(image: SimpleITK.Image | SimpleITK.ImageFileReader) -> np.ndarray:
+    """The axes' unit vectors, the columns of [3 3]."""
+    return np.reshape(image.GetDirection(), (3, 3))
 
 
 def _check_grid(reader: SimpleITK.ImageFileReader) -> None:
@@ -125,8 +134,7 @@ def _only_nibabel(error: Exception) -> str:
 
 def _by_nibabel(path: Path | str, note: str) -> Scan:
     voxels, spacing, affine = read_by_nibabel(path)
-    if voxels.ndim != 3:
-        raise UnusableScanError(f"is not three-dimensional: size {voxels.shape[::-1]}")
+    check_dimensions(voxels.shape[::-1])
     return unify(Scan(voxels, spacing, note=note), *from_nibabel(affine))
 
 
@@ -141,4 +149,4 @@ def is_plain(path: Path | str) -> bool:
         _check_grid(reader)
     except UnusableScanError:
         return False
-    return not is_permuted(np.reshape(reader.GetDirection(), (3, 3)))
+    return not is_permuted(_direction(reader))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nnssl.doctor import folders, packages
-from nnssl.doctor.finding import WRONG, Finding, note
+from nnssl.doctor.finding import Finding, note
 
 
 @dataclass(frozen=True)
@@ -19,22 +19,26 @@ class Report:
     @property
     def wrong(self) -> list[Finding]:
         every = (finding for findings in self.sections.values() for finding in findings)
-        return [finding for finding in every if finding.state == WRONG]
+        return [finding for finding in every if finding.is_wrong]
 
 
 def examine() -> Report:
     sections = {"Installed": packages.installed(), "Folders": folders.folders()}
-    if any(finding.state == WRONG for finding in sections["Installed"]):
-        sections["Machine, trainers, checkpoints"] = [
-            note("not looked at before the packages are right")
-        ]
-        return Report(sections)
-    from nnssl.doctor import finds, machine  # only now: they import torch and nnU-Net
+    if any(finding.is_wrong for finding in sections["Installed"]):
+        unseen = [note("not looked at before the packages are right")]
+        return Report({**sections, "Machine, trainers, checkpoints": unseen})
+    return Report({**sections, **_by_packages()})
 
-    sections["Machine"] = machine.machine()
-    sections["Trainers that nnU-Net finds"] = finds.trainers()
-    sections["Checkpoints that a training starts from"] = finds.checkpoints()
-    return Report(sections)
+
+def _by_packages() -> dict[str, list[Finding]]:
+    """The sections that need torch and nnU-Net, which are imported only now."""
+    from nnssl.doctor import finds, machine
+
+    return {
+        "Machine": machine.machine(),
+        "Trainers that nnU-Net finds": finds.trainers(),
+        "Checkpoints that a training starts from": finds.checkpoints(),
+    }
 
 
 def describe(report: Report) -> str:
@@ -43,10 +47,13 @@ def describe(report: Report) -> str:
         lines.append(f"\n{title}")
         for finding in findings:
             lines += _lines(finding)
-    count = len(report.wrong)
-    ends = {0: "Nothing is wrong.", 1: "1 thing is wrong; the line after > fixes it."}
-    lines.append("\n" + ends.get(count, f"{count} things are wrong; the lines after > fix them."))
+    lines.append("\n" + _conclusion(len(report.wrong)))
     return "\n".join(lines).strip()
+
+
+def _conclusion(wrong: int) -> str:
+    ends = {0: "Nothing is wrong.", 1: "1 thing is wrong; the line after > fixes it."}
+    return ends.get(wrong, f"{wrong} things are wrong; the lines after > fix them.")
 
 
 def _lines(finding: Finding) -> list[str]:

@@ -16,8 +16,12 @@ class Finding:
     remedy: str = ""  # the line to type; of what is wrong, always
 
     def __post_init__(self) -> None:
-        if self.state == WRONG and not self.remedy:
+        if self.is_wrong and not self.remedy:
             raise ValueError(f"what is wrong needs the line that fixes it: {self.says}")
+
+    @property
+    def is_wrong(self) -> bool:
+        return self.state == WRONG
 
 
 def ok(says: str) -> Finding:

@@ -28,12 +28,13 @@ TRAINERS = (
 FIND_OURS = f'export {hook.VARIABLE}="{hook.trainers_folder()}"'
 NOT_PLANS = ("dataset.json", "dataset_fingerprint.json", "splits_final.json")
 SETUP = "setup.py"
+OTHER_PLANS = "plans that name no checkpoint"
 
 
 def trainers() -> list[Finding]:
     """By nnU-Net's own search, unless it would import what must not be imported."""
     value = os.environ.get(hook.VARIABLE, "")
-    named = [Path(folder) for folder in value.split(os.pathsep) if folder.strip()]
+    named = map(Path, ways.named_in(value))
     if misleading := [finding for folder in named for finding in _misleading(folder)]:
         return misleading
     classes = []
@@ -41,20 +42,33 @@ def trainers() -> list[Finding]:
         try:
             classes.append(_search(name))
         except (Exception, SystemExit) as error:  # it imports all Python files of those folders
-            where = f"{hook.VARIABLE}={value}" if value else f"{hook.VARIABLE} is not set"
-            says = f"nnU-Net does not find -tr {name}; {where}\n{first_line(error)[:200]}"
-            return [wrong(says, FIND_OURS)]
+            return [_not_found(name, value, error)]
     return [_found(classes)]
+
+
+def _not_found(name: str, value: str, error: BaseException) -> Finding:
+    """`value`: of the variable."""
+    where = f"{hook.VARIABLE}={value}" if value else f"{hook.VARIABLE} is not set"
+    says = f"nnU-Net does not find -tr {name}; {where}\n{first_line(error)[:200]}"
+    return wrong(says, FIND_OURS)
 
 
 def _found(classes: list[type]) -> Finding:
     """Where the trainers are, and whether nnU-Net's own commands find them as well."""
-    # Not by the class's module: nnU-Net takes those that it found out of sys.modules again.
-    places = sorted({str(Path(cls.__init__.__code__.co_filename).parent) for cls in classes})
-    says = f"-tr {', '.join(TRAINERS)} in {', '.join(places)}"
+    says = f"-tr {', '.join(TRAINERS)} in {', '.join(sorted(map(_folder_of, classes)))}"
     before = hook.BEFORE or ""
     if hook.trainers_folder() in before.split(os.pathsep):
         return ok(f"{says}, by {ways.way()}")
+    return _only_here(says, before)
+
+
+def _folder_of(trainer: type) -> str:
+    # Not by the class's module: nnU-Net takes those that it found out of sys.modules again.
+    return str(Path(trainer.__init__.__code__.co_filename).parent)
+
+
+def _only_here(says: str, before: str) -> Finding:
+    """`before`: the variable's value before nnssl was imported."""
     says = (
         f"{says},\nbut only here, where nnssl is imported, as in a notebook that does. This "
         f"package is {ways.installation()},"
@@ -88,15 +102,14 @@ def checkpoints() -> list[Finding]:
     """Those that plans name, then the one for plans that name none."""
     named = list(_named_by_plans())
     default = _default()
-    if any(finding.state == "ok" for finding in named) and default.state == "wrong":
+    if any(finding.state == "ok" for finding in named) and default.is_wrong:
         default = note(default.says, default.remedy)
     return [*named, default]
 
 
 def _named_by_plans() -> Iterator[Finding]:
     top = os.environ.get(PREPROCESSED)
-    paths = sorted(Path(top).glob("Dataset*/*.json")) if top else []
-    for path in paths:
+    for path in sorted(Path(top).glob("Dataset*/*.json")) if top else []:
         if path.name not in NOT_PLANS:
             yield from _of_plans(path)
 
@@ -110,8 +123,12 @@ def _of_plans(path: Path) -> Iterator[Finding]:
         return
     if INFO in plans or any(map(is_ours, plans.get("configurations", {}).values())):
         yield _judge(path, plans)
-        for says, remedy in cautions(path.parent, plans):
-            yield note(f"{path.parent.name} -p {path.stem}: {says}", remedy)
+        yield from _cautions(path, plans)
+
+
+def _cautions(path: Path, plans: dict) -> Iterator[Finding]:
+    for says, remedy in cautions(path.parent, plans):
+        yield note(f"{path.parent.name} -p {path.stem}: {says}", remedy)
 
 
 def _judge(path: Path, plans: dict) -> Finding:
@@ -135,7 +152,11 @@ def _starts_from(path: Path, plans: dict) -> str:
         return "no checkpoint, for -tr SwinScratchTrainer"
     if address.is_address(named):  # nothing is fetched for a look
         return f"{named}, fetched where it is used"
-    choice = checkpoint_choice.choose(info, f"{path.parent.name}/{path.name}")
+    return _about_checked(checkpoint_choice.choose(info, f"{path.parent.name}/{path.name}"))
+
+
+def _about_checked(choice: checkpoint_choice.CheckpointChoice) -> str:
+    """Raises where the file is not the one that was planned."""
     loaded = _load(choice.path)
     checkpoint_choice.check(choice, loaded.sha256)
     return _about(loaded)
@@ -143,19 +164,22 @@ def _starts_from(path: Path, plans: dict) -> str:
 
 def _default() -> Finding:
     choose_one = f"export {checkpoint_choice.VARIABLE}=PATH_TO_CHECKPOINT"
+    try:
+        return ok(f"{OTHER_PLANS}: {_default_checkpoint()}")
+    except checkpoint_choice.NoCheckpointError as error:
+        return wrong(f"{OTHER_PLANS}: {_without_remedy(error)}", choose_one)
+    except (ValueError, OSError) as error:
+        says = f"{OTHER_PLANS}: {first_line(error)}"
+        return wrong(says, f"{choose_one}   # or copy the file again")
+
+
+def _default_checkpoint() -> str:
+    """Of plans that name none. Raises where there is none, or a damaged one."""
     named = os.environ.get(checkpoint_choice.VARIABLE, "")
     if address.is_address(named):
-        return ok(f"plans that name no checkpoint: {named}, fetched where it is used")
-    try:
-        choice = checkpoint_choice.choose({})
-        return ok(f"plans that name no checkpoint: {_about(_load(choice.path))}, {choice.named_by}")
-    except checkpoint_choice.NoCheckpointError as error:
-        return wrong(f"plans that name no checkpoint: {_without_remedy(error)}", choose_one)
-    except (ValueError, OSError) as error:
-        return wrong(
-            f"plans that name no checkpoint: {first_line(error)}",
-            f"{choose_one}   # or copy the file again",
-        )
+        return f"{named}, fetched where it is used"
+    choice = checkpoint_choice.choose({})
+    return f"{_about(_load(choice.path))}, {choice.named_by}"
 
 
 def _load(path: Path) -> checkpoint.Checkpoint:

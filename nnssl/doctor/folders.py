@@ -26,16 +26,23 @@ def _folder(variable: str, written: bool = True) -> Finding:
         return wrong(f"{variable}: there is no folder {path}", f"mkdir -p {path}")
     if not path.is_dir():
         return wrong(f"{variable}: {path} is not a folder", export)
+    return _access(f"{variable}: {path}", path, written)
+
+
+def _access(says: str, path: Path, written: bool) -> Finding:
+    """`says`: what it is called, and where it is."""
     if not os.access(path, os.R_OK | os.X_OK):
-        return wrong(f"{variable}: {path} is not readable", f"chmod u+rx {path}")
-    return _writable(variable, path) if written else ok(f"{variable}: {path}")
-
-
-def _writable(variable: str, path: Path) -> Finding:
+        return wrong(f"{says} is not readable", f"chmod u+rx {path}")
+    if not written:
+        return ok(says)
     if (error := _cannot_write(path)) is not None:
-        return wrong(f"{variable}: {path} is not writable ({error.strerror})", f"chmod u+w {path}")
+        return wrong(f"{says} is not writable ({error.strerror})", f"chmod u+w {path}")
+    return _space(f"{says}, writable", path)
+
+
+def _space(says: str, path: Path) -> Finding:
     free = shutil.disk_usage(path).free / 2**30
-    says = f"{variable}: {path}, writable, {free:.0f} GiB free"
+    says = f"{says}, {free:.0f} GiB free"
     return note(f"{says}: little") if free < LITTLE else ok(says)
 
 

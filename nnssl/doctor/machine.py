@@ -24,9 +24,14 @@ def _devices() -> list[Finding]:
         return [_gpu(number) for number in range(torch.cuda.device_count())]
     if torch.backends.mps.is_available():
         return [ok("no CUDA; Apple's GPU: -device mps")]
-    built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
+    return [_no_gpu(torch.version.cuda)]
+
+
+def _no_gpu(cuda: str | None) -> Finding:
+    """`cuda`: the version that PyTorch was built for."""
+    built = f"built for CUDA {cuda}" if cuda else "built without CUDA"
     slowly = "everything runs, slowly, with -device cpu"
-    return [note(f"no GPU is visible, and PyTorch is {built}: {slowly}")]
+    return note(f"no GPU is visible, and PyTorch is {built}: {slowly}")
 
 
 def _gpu(number: int) -> Finding:
@@ -41,8 +46,7 @@ def _processors() -> Finding:
     import torch
     from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
-    there = os.cpu_count() or 1
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else there
+    usable, there = _usable_processors()
     augmenting = get_allowed_n_proc_DA()
     says = (
         f"{usable} of {there} processors usable, PyTorch takes {torch.get_num_threads()} "
@@ -53,17 +57,19 @@ def _processors() -> Finding:
     return ok(says)
 
 
+def _usable_processors() -> tuple[int, int]:
+    """Those that this process may use, and the machine's."""
+    there = os.cpu_count() or 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else there, there
+
+
 def _shared_memory() -> list[Finding]:
     """nnU-Net's and our own reading processes hand batches over through it."""
     if not SHARED.is_dir():
         return []
     total = shutil.disk_usage(SHARED).total
     says = f"{total / GIB:.1f} GiB of shared memory"
-    if total < LEAST_SHARED:
-        return [
-            wrong(
-                f"{says}: too little for the processes that read batches",
-                "docker run --shm-size=8g ...",
-            )
-        ]
-    return [ok(says)]
+    if total >= LEAST_SHARED:
+        return [ok(says)]
+    little = f"{says}: too little for the processes that read batches"
+    return [wrong(little, "docker run --shm-size=8g ...")]

@@ -58,7 +58,12 @@ def _torch() -> Finding:
     found, error = _version("torch"), _import("torch")
     if error:
         return wrong(_cannot("torch", found, error), "pip install torch torchvision")
-    numbers = _numbers(found or "")
+    return _unfit_torch(found or "") or ok(f"torch {found}")
+
+
+def _unfit_torch(found: str) -> Finding | None:
+    """What is wrong with a version that can be imported; None where nothing is."""
+    numbers = _numbers(found)
     if numbers and numbers < OLDEST_TORCH:
         says = (
             f"torch {found} is too old: {_dotted(OLDEST_TORCH)} is the first that reads "
@@ -71,7 +76,7 @@ def _torch() -> Finding:
             "after"
         )
         return wrong(says, 'pip install -U "torch!=2.9.*" torchvision')
-    return ok(f"torch {found}")
+    return None
 
 
 def _torchvision() -> Finding:
@@ -100,12 +105,10 @@ def _nnunet() -> Finding:
 
 
 def _plain(module: str, name: str) -> Finding:
-    found, error = _version(name), _import(module)
-    return (
-        wrong(_cannot(name, found, error), f"pip install {name}")
-        if error
-        else ok(f"{name} {found}")
-    )
+    found = _version(name)
+    if error := _import(module):
+        return wrong(_cannot(name, found, error), f"pip install {name}")
+    return ok(f"{name} {found}")
 
 
 def _cannot(name: str, found: str | None, error: str) -> str:

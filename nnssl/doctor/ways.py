@@ -37,21 +37,26 @@ def way() -> str:
 
 def start_up_file() -> Path | None:
     """The one that Python reads and that names our folder."""
-    ours = Path(hook.trainers_folder())
-    there = (
-        folder / hook.START_UP for folder in site_folders() if ours.is_relative_to(folder / "nnssl")
-    )
-    return next((file for file in there if file.is_file()), None)
+    there = (folder / hook.START_UP for folder in site_folders() if _holds_ours(folder))
+    return next(filter(Path.is_file, there), None)
+
+
+def _holds_ours(folder: Path) -> bool:
+    return Path(hook.trainers_folder()).is_relative_to(folder / "nnssl")
 
 
 def other_copies(before: str) -> list[str]:
     """Folders of another copy of this package that `before`, a value of the variable, names."""
-    folders = [folder for folder in before.split(os.pathsep) if folder.strip()]
-    return [
-        folder
-        for folder in folders
-        if folder != hook.trainers_folder() and Path(folder, "nnssl_swin_ssl.py").is_file()
-    ]
+    return [folder for folder in named_in(before) if _is_other_copy(folder)]
+
+
+def named_in(value: str) -> list[str]:
+    """The folders that a value of the variable names."""
+    return [folder for folder in value.split(os.pathsep) if folder.strip()]
+
+
+def _is_other_copy(folder: str) -> bool:
+    return folder != hook.trainers_folder() and Path(folder, "nnssl_swin_ssl.py").is_file()
 
 
 def site_folders() -> list[Path]:

@@ -27,12 +27,14 @@ def write_folder(
     folder: Path | str, seeds: Iterable[int], shape: Shape | None = None
 ) -> list[Path]:
     """Unlabelled phantoms, one `phantom_<seed>.nii.gz` per seed, for pretraining."""
-    paths = []
-    for seed in seeds:
-        made = phantom(seed, shape)
-        paths.append(Path(folder) / f"phantom_{seed:04d}.nii.gz")
-        write_scan(paths[-1], made.hu, made.spacing)
-    return paths
+    return [_write_unlabelled(Path(folder), seed, shape) for seed in seeds]
+
+
+def _write_unlabelled(folder: Path, seed: int, shape: Shape | None) -> Path:
+    made = phantom(seed, shape)
+    path = folder / f"phantom_{seed:04d}.nii.gz"
+    write_scan(path, made.hu, made.spacing)
+    return path
 
 
 def write_nnunet_dataset(
@@ -49,13 +51,17 @@ def write_nnunet_dataset(
     for part, seeds in (("Tr", training), ("Ts", unseen)):
         for seed in seeds:
             _write_case(folder, part, seed, shape)
-    description = {
+    write_json(folder / "dataset.json", _description(len(training)))
+
+
+def _description(cases: int) -> dict:
+    """dataset.json of so many training cases."""
+    return {
         "channel_names": {"0": "CT"},
         "labels": LABELS,
-        "numTraining": len(training),
+        "numTraining": cases,
         "file_ending": ".nii.gz",
     }
-    write_json(folder / "dataset.json", description)
 
 
 def _write_case(folder: Path, part: str, seed: int, shape: Shape | None) -> None:

@@ -34,12 +34,18 @@ def phantom(seed: int, shape: Shape | None = None, spacing: Spacing | None = Non
     # the field of view, mm
     extent = (rng.uniform(190, 230), rng.uniform(275, 310), rng.uniform(350, 385))
     coarse = (rng.uniform(4.0, 7.0), *[rng.uniform(5.0, 6.5)] * 2)
-    _check(shape, spacing)
+    _check_shape(shape)
+    _check_spacing(spacing)
     if spacing is None:
         spacing = coarse if shape is None else _spacing(extent, shape)
     if shape is None:
-        shape = tuple(max(2, round(e / s)) for e, s in zip(extent, spacing, strict=True))
+        shape = _shape(extent, spacing)
     return render(anatomy, shape, spacing, rng)
+
+
+def _shape(extent: Spacing, spacing: Spacing) -> Shape:
+    """Voxels of `spacing` mm that fill `extent` mm, two at least."""
+    return tuple(max(2, round(mm / step)) for mm, step in zip(extent, spacing, strict=True))
 
 
 def _spacing(extent: Spacing, shape: Shape) -> Spacing:
@@ -47,11 +53,14 @@ def _spacing(extent: Spacing, shape: Shape) -> Spacing:
     return tuple(mm / voxels for mm, voxels in zip(extent, shape, strict=True))
 
 
-def _check(shape: Shape | None, spacing: Spacing | None) -> None:
+def _check_shape(shape: Shape | None) -> None:
     if shape is not None and (len(shape) != 3 or min(shape) < 2):
         raise ValueError(
             f"a phantom needs three axes of at least 2 voxels, got shape {tuple(shape)}"
         )
+
+
+def _check_spacing(spacing: Spacing | None) -> None:
     if spacing is not None and (len(spacing) != 3 or min(spacing) <= 0):
         raise ValueError(f"a phantom needs three spacings above 0 mm, got {tuple(spacing)}")
 
@@ -87,20 +96,26 @@ def _noise(rng: np.random.Generator, shape: Shape, passes: int) -> np.ndarray:
 
 
 def _grid(shape: Shape, spacing: Spacing) -> Grid:
-    axes = [
-        (np.arange(n, dtype=np.float32) - (n - 1) / 2) * s
-        for n, s in zip(shape, spacing, strict=True)
-    ]
-    z, y, x = np.meshgrid(*axes, indexing="ij")
+    z, y, x = np.meshgrid(*map(_coordinates, shape, spacing), indexing="ij")
     return z, y, x
+
+
+def _coordinates(voxels: int, mm: float) -> np.ndarray:
+    """Along one axis, from its middle."""
+    return (np.arange(voxels, dtype=np.float32) - (voxels - 1) / 2) * mm
 
 
 def _bent(grid: Grid, bend: np.ndarray) -> Grid:
     """Each axis shifted by a slow wave along the next one: no organ stays an exact ellipsoid."""
-    return tuple(
-        grid[axis] + amplitude * np.sin(2 * np.pi * grid[(axis + 1) % 3] / wavelength + phase)
-        for axis, (amplitude, wavelength, phase) in enumerate(bend.astype(np.float32))
-    )
+    z, y, x = grid
+    bend_z, bend_y, bend_x = bend.astype(np.float32)
+    return z + _wave(y, bend_z), y + _wave(x, bend_y), x + _wave(z, bend_x)
+
+
+def _wave(along: np.ndarray, bend: np.ndarray) -> np.ndarray:
+    """mm; `bend`: amplitude and wavelength in mm, and phase."""
+    amplitude, wavelength, phase = bend
+    return amplitude * np.sin(2 * np.pi * along / wavelength + phase)
 
 
 def blur(volume: np.ndarray, passes: int, fraction: float = 0.25) -> np.ndarray:
