@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nnssl.data.plan import Plan
 from nnssl.data.positions import Body, draw_start
-from nnssl.files import names_in, read_json
+from nnssl.files import inside, names_in, read_json
 from nnssl.types import Shape
 
 VOXELS, PARCELS = ".b2nd", ".parcels.b2nd"  # of a case
@@ -59,10 +59,10 @@ class Stored:
         self.folder = folder
 
     def note(self, case: str) -> dict:
-        return read_json(self.folder / f"{case}.json")
+        return read_json(inside(self.folder, f"{case}.json"))
 
     def box(self, name: str, start: np.ndarray, box: np.ndarray, padding: float) -> Tensor:
-        return torch.from_numpy(read_box(self.folder / name, start, box, padding))
+        return torch.from_numpy(read_box(inside(self.folder, name), start, box, padding))
 
 
 class Crops(torch.utils.data.Dataset):

@@ -98,11 +98,9 @@ def is_done(case_id: str, fingerprint: str, folder: Path) -> bool:
     return properties["bytes"] == size
 
 
-def _files_of(case_id: str, folder: Path) -> tuple[Path | str, Path | str]:
+def _files_of(case_id: str, folder: Path) -> tuple[Path, Path]:
     """The case's note and voxels."""
-    # A plain name stays in its folder; to ask the disk that of each of a million takes minutes.
-    under = inside if set(case_id) & set("/\\:") else os.path.join
-    return under(folder, f"{case_id}.json"), under(folder, f"{case_id}.b2nd")
+    return inside(folder, f"{case_id}.json"), inside(folder, f"{case_id}.b2nd")
 
 
 def _is_note(properties: object) -> bool:

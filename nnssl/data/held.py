@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from nnssl import dist, limits
 from nnssl.data.crops import overlap, stored_array
-from nnssl.files import read_json
+from nnssl.files import inside, read_json
 from nnssl.types import Shape
 
 ALIGNED = 64  # bytes: where a volume may begin
@@ -58,8 +58,8 @@ def layout(folder: Path, cases: Sequence[str], endings: Sequence[str]) -> HeldVo
     """Of the files <case><ending> of each case; opens each of them, and reads no voxel."""
     names = [f"{case}{ending}" for case in cases for ending in endings]
     with ThreadPoolExecutor(limits.cores()) as pool:
-        notes = list(pool.map(lambda case: read_json(folder / f"{case}.json"), cases))
-        kinds = list(pool.map(lambda name: _kind(folder / name), names))
+        notes = list(pool.map(lambda case: read_json(inside(folder, f"{case}.json")), cases))
+        kinds = list(pool.map(lambda name: _kind(inside(folder, name)), names))
     volumes, end = _side_by_side(dict(zip(names, kinds, strict=True)))
     return HeldVolumes(folder, volumes, dict(zip(cases, notes, strict=True)), end)
 
