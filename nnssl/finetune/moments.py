@@ -15,6 +15,7 @@ from nnssl.network.layers import DatasetNorm, Heads, Pointwise
 from nnssl.network.swin_unetr import SwinUNETR
 
 PATCHES = 32  # whose maps are measured
+CONSTANT = 1e-3  # std of a channel that varies less
 FOREGROUND = 0.01  # of the voxels, all classes together: what the heads believe at first
 
 
@@ -42,7 +43,12 @@ def measure(network: SwinUNETR, images: Iterable[Tensor]) -> None:
     network.train(training)
     for norm, (mean, square) in zip(_norms(network), moments, strict=True):
         norm.mean.copy_(mean)
-        norm.std.copy_((square - mean.square()).clamp_min(0).sqrt().clamp_min(1e-3))
+        norm.std.copy_(_std(mean, square))
+
+
+def _std(mean: Tensor, square: Tensor) -> Tensor:
+    """From the means of values and squares, by channel; not below that of a constant."""
+    return (square - mean.square()).clamp_min(0).sqrt().clamp_min(CONSTANT)
 
 
 def _moments(network: SwinUNETR, images: Iterable[Tensor]) -> list[Tensor]:
@@ -74,10 +80,15 @@ def start_heads(network: SwinUNETR, regions: bool) -> None:
     for head in _heads(network.decoder):
         if regions:
             head.bias.fill_(log(FOREGROUND / (1 - FOREGROUND)))
-            continue
-        foreground_classes = max(1, len(head.bias) - 1)
-        head.bias.fill_(log(FOREGROUND / foreground_classes))
-        head.bias[0] = log(1 - FOREGROUND)
+        else:
+            _start_classes(head.bias)
+
+
+def _start_classes(bias: Tensor) -> None:
+    """The logarithms of the frequencies; class 0 is the background."""
+    foreground_classes = max(1, len(bias) - 1)
+    bias.fill_(log(FOREGROUND / foreground_classes))
+    bias[0] = log(1 - FOREGROUND)
 
 
 def _heads(decoder: nn.Module) -> list[Pointwise]:
