@@ -49,7 +49,9 @@ def plan_patch(
 def _shorter(patch: Shape, steps: Shape, image: tuple[float, ...]) -> Shape | None:
     """The patch less one step along the axis to shorten; None where no axis can be shorter."""
     axis = _axis_to_shorten(patch, steps, image)
-    return axis if axis is None else (*patch[:axis], patch[axis] - steps[axis], *patch[axis + 1 :])
+    if axis is None:
+        return None
+    return (*patch[:axis], patch[axis] - steps[axis], *patch[axis + 1 :])
 
 
 def _cube(spacing: Spacing, image: tuple[float, ...], gigabytes: float) -> Shape:

@@ -51,8 +51,7 @@ def why_no_weights(tensor: object) -> str | None:
     """Why something is no tensor of weights; None for a dense, floating, finite one."""
     if not isinstance(tensor, Tensor):
         return f"is a {type(tensor).__name__}, not a tensor"
-    dense = tensor.layout is torch.strided and tensor.device.type == "cpu"
-    if not (dense and tensor.is_floating_point()):
+    if not _is_dense_floating(tensor):
         return (
             f"is a {tensor.device.type} tensor of {tensor.dtype}, {tensor.layout}; weights are "
             "dense floating numbers"
@@ -60,6 +59,11 @@ def why_no_weights(tensor: object) -> str | None:
     if tensor.nbytes > tensor.untyped_storage().nbytes():  # a stride of 0
         return f"claims {tensor.numel()} numbers, of which the file holds fewer"
     return None if torch.isfinite(tensor.float()).all() else "holds NaN or infinite values"
+
+
+def _is_dense_floating(tensor: Tensor) -> bool:
+    dense = tensor.layout is torch.strided and tensor.device.type == "cpu"
+    return dense and tensor.is_floating_point()
 
 
 def printable(text: object) -> str:

@@ -101,7 +101,11 @@ def _named(path: str, by: str, sha256: str | None = None) -> CheckpointChoice:
         return CheckpointChoice(there, by, sha256, path)
     if sha256 and (moved := _moved(there.name, sha256)):
         return CheckpointChoice(moved, f"{by}, by its sha256: it is no longer at {path}", sha256)
-    raise unreachable or NoCheckpointError(
+    raise unreachable or _missing(path, by)
+
+
+def _missing(path: str, by: str) -> NoCheckpointError:
+    return NoCheckpointError(
         f"no file at {path}, the checkpoint named by {by}. Found "
         f"instead:\n{_listed(finals())}\n{REMEDY}"
     )

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from math import log
+from operator import add
 from typing import cast
 
 import torch
@@ -60,7 +61,7 @@ def _moments(network: SwinUNETR, images: Iterable[Tensor]) -> list[Tensor]:
     for image in images:
         _, maps = network.encode(image)
         found = [_mean_and_square(each) * len(image) for each in maps]
-        sums = found if not sums else [a + b for a, b in zip(sums, found, strict=True)]
+        sums = [*map(add, sums, found)] if sums else found
         count += len(image)
     return [both / count for both in sums]
 

@@ -121,13 +121,17 @@ def refuse_mixed_folds(model: Path | str, fold: int | str, info: dict) -> None:
     plans, others = Path(model, "plans.json"), _other_folds(Path(model), fold)
     if not others or not plans.is_file():
         return
-    before, now = files.read_json(plans).get(INFO, {}).get("sha256"), info.get("sha256")
+    before, now = _pretrained_sha256(files.read_json(plans)), info.get("sha256")
     if before != now:
         raise OriginError(
             f"{model} holds {others} fold(s) trained from the checkpoint with sha256 "
             f"{before}, this run has {now}. Give each pretraining its plans: "
             "nnssl_plan -d DATASET -c CHECKPOINT --name NAME, and train with -p NAME"
         )
+
+
+def _pretrained_sha256(plans: dict) -> str | None:
+    return plans.get(INFO, {}).get("sha256")
 
 
 def _other_folds(model: Path, fold: int | str) -> int:

@@ -25,14 +25,13 @@ def load(network: SwinUNETR, plans: dict, labels: int = 0) -> list[str]:
     _require_same_dimensions(loaded, network)
     done = checkpoint.transfer(loaded, network.encoder, labels)
     info.update(sha256=loaded.sha256, matched=done.matched, total=done.total)
-    of_decoder = _load_decoder(loaded, network, info, labels)
     return [
         f"Pretrained weights: {loaded.path} (method {loaded.method}, sha256 {loaded.sha256})",
         f"  named by {info.get('named_by', 'the plans')}",
         *weights.about(loaded.sha256, is_ct(plans)),
         f"  {done.matched} of {done.total} encoder tensors matched",
         *_explanations(done),
-        *of_decoder,
+        *_load_decoder(loaded, network, info, labels),
     ]
 
 

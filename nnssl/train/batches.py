@@ -24,7 +24,7 @@ from typing import Protocol, cast
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from nnssl import dist, files, limits, signals
+from nnssl import dist, limits, signals, sockets
 
 CHILD = (signal.SIGCHLD,) if hasattr(signal, "SIGCHLD") else ()
 TO_SEE = 5.0  # seconds within which the end of a reader that caused an error is seen
@@ -124,7 +124,7 @@ def reading(
     Raises ReaderError within seconds when a reader is killed or cannot hand over what it has read.
     """
     if workers:
-        files.room_for_sockets()
+        sockets.room_for_sockets()
     stream = iter(loader(crops, batches, workers, pin_memory))
     readers = list(getattr(stream, "_workers", ()))
     at_exit = partial(_end_all, readers)
