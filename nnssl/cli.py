@@ -28,9 +28,7 @@ def _command(function: Callable[[], int]) -> Callable[[], int]:
 
     @functools.wraps(function)
     def command() -> int:
-        for stream in (sys.stdout, sys.stderr):
-            if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
-                stream.reconfigure(errors="backslashreplace")
+        _show_all_names()
         try:
             return function()
         except KeyboardInterrupt:
@@ -38,6 +36,13 @@ def _command(function: Callable[[], int]) -> Callable[[], int]:
             return EXIT_CTRL_C
 
     return command
+
+
+def _show_all_names() -> None:
+    """In terminals of few letters the others are written out."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
 
 
 @_command
@@ -78,16 +83,16 @@ def inspect() -> int:
 
         print(f'export nnUNet_extTrainer="{trainers_folder()}"')
         return 0
+    return _report_errors(lambda: _inspect(args))
 
+
+def _inspect(args: argparse.Namespace) -> None:
     from nnssl import checkpoint
     from nnssl.finetune import checkpoint_choice
 
-    def work() -> None:
-        path = args.checkpoint or checkpoint_choice.choose({}).path
-        describe = checkpoint.to_json if args.json else checkpoint.describe
-        print(describe(checkpoint.load(path)))
-
-    return _report_errors(work)
+    path = args.checkpoint or checkpoint_choice.choose({}).path
+    describe = checkpoint.to_json if args.json else checkpoint.describe
+    print(describe(checkpoint.load(path)))
 
 
 @_command
@@ -216,7 +221,11 @@ def _report_errors(work: Callable[[], object]) -> int:
         print(f"\nerror: {error}", file=sys.stderr)
         return EXIT_ERROR
     except Interrupted as error:
-        if os.environ.get("RANK", "0") == "0":  # all processes stop after the same step
-            print(f"\n{error}", file=sys.stderr)
+        _report_stop(error)
         return EXIT_INTERRUPTED
     return 0
+
+
+def _report_stop(error: Interrupted) -> None:
+    if os.environ.get("RANK", "0") == "0":  # all processes stop after the same step
+        print(f"\n{error}", file=sys.stderr)

@@ -82,23 +82,30 @@ def _end(process: subprocess.Popen) -> None:
 
 def _end_group(process: subprocess.Popen) -> None:
     """End what is left of a command and its helpers, also what is deaf to SIGTERM."""
-    for number, patience in ((signal.SIGTERM, TO_END), (signal.SIGKILL, 0.0)):
-        deadline = time.monotonic() + patience
-        try:
-            os.killpg(process.pid, number)
-            while time.monotonic() < deadline:
-                process.poll()
-                os.killpg(process.pid, 0)
-                time.sleep(0.02)
-        except (ProcessLookupError, PermissionError):  # none is left, or (macOS) only dead ones
-            break
+    with suppress(ProcessLookupError, PermissionError):  # none is left, or (macOS) only dead ones
+        _signal_group(process, signal.SIGTERM, TO_END)
+        _signal_group(process, signal.SIGKILL, 0.0)
     process.wait()
+
+
+def _signal_group(process: subprocess.Popen, number: int, patience: float) -> None:
+    """Raises ProcessLookupError or PermissionError as soon as none is left."""
+    deadline = time.monotonic() + patience
+    os.killpg(process.pid, number)
+    while time.monotonic() < deadline:
+        process.poll()
+        os.killpg(process.pid, 0)
+        time.sleep(0.02)
 
 
 def tail(log: Path, lines: int) -> str:
     """The last lines, cut to WIDTH; a progress bar's carriage returns count as line ends."""
+    ends = _end_of(log).replace("\r", "\n").split("\n")
+    said = [line.rstrip() for line in ends if line.strip()]
+    return "\n".join(line[:WIDTH] for line in said[-lines:])
+
+
+def _end_of(log: Path) -> str:
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - 20_000))
-        text = file.read().decode(errors="replace")
-    said = [line.rstrip() for line in text.replace("\r", "\n").split("\n") if line.strip()]
-    return "\n".join(line[:WIDTH] for line in said[-lines:])
+        return file.read().decode(errors="replace")

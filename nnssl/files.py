@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import multiprocessing.util
 import os
 import shutil
 import socket
@@ -30,8 +29,6 @@ LOCK = ".lock"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 LITTLE = 1 << 20  # bytes: with less room on a disk, a writer's failure is for want of it
 _SORTED = json.JSONEncoder(sort_keys=True)
-# sun_path holds 108 bytes, of which multiprocessing puts this many behind the temporary folder.
-SOCKET_PATH, SOCKET_NAME = 107, len("/pymp-12345678/listener-12345678")
 
 
 class NoRoomError(OSError):
@@ -52,22 +49,34 @@ def atomic(path: Path | str) -> Iterator[Path]:
     """
     path, temporary = Path(path), None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=TEMPORARY, suffix=path.name, dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        _share(temporary)
-        temporary.replace(path)
+        with _room_named(path):
+            temporary = _temporary_beside(path)
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            _share(temporary)
+            temporary.replace(path)
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _temporary_beside(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=TEMPORARY, suffix=path.name, dir=path.parent)
+    os.close(handle)
+    return Path(name)
+
+
+@contextmanager
+def _room_named(path: Path) -> Iterator[None]:
+    """Inside, an error for want of room becomes a NoRoomError."""
+    try:
+        yield
     except (OSError, RuntimeError) as error:  # PyTorch and blosc2 raise RuntimeError
         if clearer := _no_room(error, path):
             raise clearer from error
         raise
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
 
 
 def _share(path: Path) -> None:
@@ -79,9 +88,7 @@ def _share(path: Path) -> None:
 
 def _no_room(error: Exception, path: Path) -> NoRoomError | None:
     """The error where `path` could not be written for want of room; None for another cause."""
-    number, free = getattr(error, "errno", None), _free(path.parent)
-    if number is None and _largest_file() is not None:
-        number = errno.EFBIG  # what libraries say of a refused write has no number
+    number, free = _number(error), _free(path.parent)
     is_full = free is not None and free <= LITTLE
     if isinstance(error, NoRoomError) or not (number in NO_ROOM or is_full):
         return None
@@ -90,6 +97,12 @@ def _no_room(error: Exception, path: Path) -> NoRoomError | None:
         "choose another disk (nnUNet_preprocessed, nnUNet_results, -o); what was written before is "
         "whole"
     )
+
+
+def _number(error: Exception) -> int | None:
+    """Its errno. What libraries say of a refused write has none; it was too large."""
+    number = getattr(error, "errno", None)
+    return errno.EFBIG if number is None and _largest_file() is not None else number
 
 
 def _free(folder: Path) -> int | None:
@@ -102,13 +115,16 @@ def _free(folder: Path) -> int | None:
 
 def _cause(number: int | None, free: int | None) -> str:
     if number == errno.EFBIG:
-        largest = _largest_file()
-        limit = "" if largest is None else f" of {largest / 1e6:.1f} MB (ulimit -f)"
-        return f"the file would be larger than the limit{limit}"
+        return f"the file would be larger than the limit{_limit()}"
     if number == errno.EROFS:
         return "the disk is read-only"
     left = "" if free is None else f", {free / 1e6:.1f} MB are left"
     return f"the disk is full or the quota used up{left}"
+
+
+def _limit() -> str:
+    largest = _largest_file()
+    return "" if largest is None else f" of {largest / 1e6:.1f} MB (ulimit -f)"
 
 
 def _largest_file() -> int | None:
@@ -146,13 +162,16 @@ def locked(folder: Path | str, hint: str) -> Iterator[None]:
         try:
             _lock(file)
         except (BlockingIOError, PermissionError):
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            raise LockedError(f"{folder} is being written by {holder}: {hint}") from None
+            raise LockedError(f"{folder} is being written by {_holder(file)}: {hint}") from None
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
         yield
+
+
+def _holder(lock: TextIO) -> str:
+    lock.seek(0)
+    return lock.read().strip() or "another process"
 
 
 def _lock(file: TextIO) -> None:
@@ -165,33 +184,6 @@ def _lock(file: TextIO) -> None:
         raise
     except OSError:  # a network disk without locks
         pass
-
-
-def room_for_sockets() -> None:
-    """Let multiprocessing put its sockets into a short folder where TMPDIR is too long for them.
-
-    A socket's path has 107 bytes at most; folders of batch systems can be longer. Call before
-    processes are started. Raises OSError where there is no short folder.
-    """
-    if os.name == "nt" or _holds_sockets(tempfile.gettempdir()):
-        return
-    before = tempfile.tempdir
-    for short in (os.environ.get("XDG_RUNTIME_DIR", ""), "/tmp", "/var/tmp", "/dev/shm"):
-        if short and _holds_sockets(short) and os.access(short, os.W_OK | os.X_OK):
-            tempfile.tempdir = short
-            try:
-                multiprocessing.util.get_temp_dir()  # made once; processes inherit it
-            finally:
-                tempfile.tempdir = before
-            return
-    raise OSError(
-        f"the path of the temporary folder {before} is too long for sockets, and no shorter one "
-        "can be written to; type: export TMPDIR=/a/short/folder"
-    )
-
-
-def _holds_sockets(folder: str) -> bool:
-    return len(os.fsencode(folder)) + SOCKET_NAME <= SOCKET_PATH
 
 
 def write_json(path: Path | str, value: object) -> None:
@@ -213,14 +205,8 @@ def read_json(path: Path | str) -> dict:
 
 def append_json_line(path: Path | str, row: dict) -> None:
     """Raises NoRoomError where the disk is full or read-only."""
-    path = Path(path)
-    try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-    except OSError as error:
-        if clearer := _no_room(error, path):
-            raise clearer from error
-        raise
+    with _room_named(Path(path)), Path(path).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
 
 
 def write_json_lines(path: Path | str, rows: list[dict]) -> None:
@@ -234,9 +220,7 @@ def read_json_lines(path: Path | str) -> list[dict]:
     Raises ValueError, naming file and line, where an earlier line is damaged: what follows it would
     be lost.
     """
-    lines = Path(path).read_text(encoding="utf-8", errors="replace").split("\n")
-    numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
-    rows = []
+    numbered, rows = _numbered_lines(Path(path)), []
     for number, line in numbered:
         row = _row(line)
         if row is not None:
@@ -247,6 +231,12 @@ def read_json_lines(path: Path | str) -> list[dict]:
                 "older copy of the file back, or take that line out"
             )
     return rows
+
+
+def _numbered_lines(path: Path) -> list[tuple[int, str]]:
+    """All but the blank ones, from 1."""
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    return [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
 
 
 def _row(line: str) -> dict | None:
@@ -264,19 +254,23 @@ def fingerprint(value: object) -> str:
 
 def sha256(path: Path | str) -> str:
     digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+    for block in _blocks(path):
+        digest.update(block)
     return digest.hexdigest()
 
 
 def crc32(path: Path | str) -> int:
     """Of a whole file: for faults of disks, not against people."""
     value = 0
+    for block in _blocks(path):
+        value = zlib.crc32(block, value)
+    return value
+
+
+def _blocks(path: Path | str) -> Iterator[bytes]:
     with Path(path).open("rb") as file:
         while block := file.read(1 << 20):
-            value = zlib.crc32(block, value)
-    return value
+            yield block
 
 
 def names_in(folder: Path | str) -> set[str]:

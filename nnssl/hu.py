@@ -41,7 +41,11 @@ class HUPolicy:
             )
         interior = tuple((float(hu), float(level)) for hu, level in self.interior)
         object.__setattr__(self, "interior", interior)
-        if not all(_rises(self.low, *axis, self.high) for axis in zip(*interior, strict=True)):
+        self._require_rising_knots()
+
+    def _require_rising_knots(self) -> None:
+        axes = zip(*self.interior, strict=True)
+        if not all(_rises(self.low, *axis, self.high) for axis in axes):
             raise ValueError(
                 f"HU policy needs knots that rise from low to high in HU and in level, got {self}"
             )
@@ -55,12 +59,7 @@ class HUPolicy:
     @property
     def bends(self) -> tuple[tuple[float, float, float], ...]:
         """(start, end, slope - 1) of each piece of `bend`, standardised; () for a linear map."""
-        if not self.interior:
-            return ()
-        corners = self._corners
-        return tuple(
-            (x0, x1, (y1 - y0) / (x1 - x0) - 1) for (x0, y0), (x1, y1) in pairwise(corners)
-        )
+        return _bends(self._corners) if self.interior else ()
 
     @property
     def _corners(self) -> list[tuple[float, float]]:
@@ -92,20 +91,18 @@ class HUPolicy:
         """The inverse of `bend`."""
         if not self.interior:
             return bent
-        corners = list(pairwise(self._corners))
-        slopes = [(x1 - x0) / (y1 - y0) for (x0, y0), (x1, y1) in corners]
-        pieces = zip(slopes, ((y0, y1) for (_, y0), (_, y1) in corners), strict=True)
-        parts = sum((slope - 1) * (bent.clip(y0, y1) - y0) for slope, (y0, y1) in pieces)
-        return cast("Values", bent + parts)
+        pieces = _bends([(value, hu) for hu, value in self._corners])
+        return cast(
+            "Values", bent + sum(gain * (bent.clip(y0, y1) - y0) for y0, y1, gain in pieces)
+        )
 
     def describe(self) -> str:
         """For people: what is done to HU."""
         clip = f"clip to [{self.low:g}, {self.high:g}]"
         if not self.interior:
             return f"{clip}, minus {self.mean:g}, divided by {self.std:g}"
-        return f"{clip}, piecewise linear: " + ", ".join(
-            f"{hu:g} -> {value:.2f}" for hu, value in self.knots
-        )
+        knots = ", ".join(f"{hu:g} -> {value:.2f}" for hu, value in self.knots)
+        return f"{clip}, piecewise linear: {knots}"
 
     @classmethod
     def from_dict(cls, values: dict) -> HUPolicy:
@@ -121,6 +118,11 @@ class HUPolicy:
         return linear | (
             {"interior": [list(knot) for knot in self.interior]} if self.interior else {}
         )
+
+
+def _bends(corners: list[tuple[float, float]]) -> tuple[tuple[float, float, float], ...]:
+    """(start, end, slope - 1) of each piece between (x, y) corners."""
+    return tuple((x0, x1, (y1 - y0) / (x1 - x0) - 1) for (x0, y0), (x1, y1) in pairwise(corners))
 
 
 def _rises(*values: float) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from typing import TypeGuard
 
 LONG = 1000  # items, beyond which JSON has a line for each
 
@@ -17,29 +18,35 @@ def parts(value: object) -> Iterator[str]:
         return
     begin = "{"
     for key, item in value.items():
-        if _is_long(item):
-            yield f"{begin}\n  {json.dumps({key: None})[1:-5]}"
-            yield from _lines(item)
-        else:
-            text = json.dumps({key: item}, indent=2, allow_nan=False)
-            yield f"{begin}\n  {text[4:-2]}"
+        yield f"{begin}\n  "
+        yield from _entry(key, item)
         begin = ","
     yield "\n}"
 
 
-def _lines(items: list | tuple | dict) -> Iterator[str]:
-    encode = json.JSONEncoder(allow_nan=False).encode
-    if isinstance(items, dict):
-        begin, end = "{}"
-        lines = (encode({key: item})[1:-1] for key, item in items.items())
+def _entry(key: str, item: object) -> Iterator[str]:
+    """`key: item`, the latter with a line per item where it is long."""
+    if _is_long(item):
+        yield json.dumps({key: None})[1:-5]
+        yield from _lines(item)
     else:
-        begin, end = "[]"
-        lines = map(encode, items)
-    for line in lines:
+        yield json.dumps({key: item}, indent=2, allow_nan=False)[4:-2]
+
+
+def _lines(items: list | tuple | dict) -> Iterator[str]:
+    begin, end = "{}" if isinstance(items, dict) else "[]"
+    for line in _encoded(items):
         yield f"{begin}\n    {line}"
         begin = ","
     yield f"\n  {end}"
 
 
-def _is_long(value: object) -> bool:
+def _encoded(items: list | tuple | dict) -> Iterator[str]:
+    encode = json.JSONEncoder(allow_nan=False).encode
+    if isinstance(items, dict):
+        return (encode({key: item})[1:-1] for key, item in items.items())
+    return map(encode, items)
+
+
+def _is_long(value: object) -> TypeGuard[list | tuple | dict]:
     return isinstance(value, list | tuple | dict) and len(value) > LONG

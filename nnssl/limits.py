@@ -14,14 +14,16 @@ def cores() -> int:
     """Cores that this process may count on: by affinity, SLURM's --cpus-per-task and the cgroup's
     quota.
     """
-    found = [_affinity()]
+    found = [_affinity(), *map(_cores_of, _folders("cpu"))]
     if (cores_of_slurm := os.environ.get("SLURM_CPUS_PER_TASK", "")).isdigit():
         found.append(int(cores_of_slurm))
-    for folder in _folders("cpu"):
-        quota, period = _quota(folder)
-        if quota.isdigit() and int(period):
-            found.append(-(-int(quota) // int(period)))
-    return max(1, min(found))
+    return max(1, min(each for each in found if each is not None))
+
+
+def _cores_of(folder: Path) -> int | None:
+    """Those that a cgroup's quota comes to; None without one."""
+    quota, period = _quota(folder)
+    return -(-int(quota) // int(period)) if quota.isdigit() and int(period) else None
 
 
 def _affinity() -> int:
@@ -41,13 +43,17 @@ def _quota(folder: Path) -> list[str]:
 
 def free_memory() -> int | None:
     """Bytes that this process's cgroups leave it; None where they set no limit."""
-    free = []
-    for folder in _folders("memory"):
-        limit = _number(folder / "memory.max") or _number(folder / "memory.limit_in_bytes")
-        used = _number(folder / "memory.current") or _number(folder / "memory.usage_in_bytes") or 0
-        if limit and limit < UNLIMITED:
-            free.append(max(0, limit - used + _reclaimable(folder)))
-    return min(free, default=None)
+    free = map(_free_memory_of, _folders("memory"))
+    return min((each for each in free if each is not None), default=None)
+
+
+def _free_memory_of(folder: Path) -> int | None:
+    """Of a cgroup; None where it sets no limit."""
+    limit = _number(folder / "memory.max") or _number(folder / "memory.limit_in_bytes")
+    used = _number(folder / "memory.current") or _number(folder / "memory.usage_in_bytes") or 0
+    if limit and limit < UNLIMITED:
+        return max(0, limit - used + _reclaimable(folder))
+    return None
 
 
 def _reclaimable(folder: Path) -> int:
@@ -59,17 +65,21 @@ def _reclaimable(folder: Path) -> int:
 
 def _folders(controller: str) -> list[Path]:
     """The cgroup of this process and those above it: of version 2, or of `controller` in 1."""
-    try:
-        lines = [line.split(":", 2) for line in OWN.read_text(encoding="utf-8").splitlines()]
-    except OSError:
-        return []
     found = []
-    for number, controllers, path in lines:
+    for number, controllers, path in _own_cgroups():
         if number == "0":
             found += _upwards(CGROUPS, path)
         elif controller in controllers.split(","):
             found += _upwards(CGROUPS / controller, path)
     return list(dict.fromkeys(found))
+
+
+def _own_cgroups() -> list[list[str]]:
+    """(number, controllers, path) of each hierarchy; none where there are no cgroups."""
+    try:
+        return [line.split(":", 2) for line in OWN.read_text(encoding="utf-8").splitlines()]
+    except OSError:
+        return []
 
 
 def _upwards(top: Path, path: str) -> list[Path]:

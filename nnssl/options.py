@@ -101,8 +101,8 @@ class Option:
         """What to type for a value: [] where there is nothing to say. Raises ValueError for a
         switch that is neither true nor false.
         """
-        if self.kind is bool and not (value is None or isinstance(value, bool)):
-            raise ValueError(f"{self.key} is true or false, got {value!r}")
+        if self.kind is bool:
+            self._require_switch(value)
         flag = str(self.flag)
         if self.default is True:
             return [flag] if value is False else []
@@ -111,6 +111,10 @@ class Option:
         if value is True:
             return [flag]
         return [flag, *map(str, value if isinstance(value, (list, tuple)) else [value])]
+
+    def _require_switch(self, value: object) -> None:
+        if not (value is None or isinstance(value, bool)):
+            raise ValueError(f"{self.key} is true or false, got {value!r}")
 
 
 def option(
@@ -139,17 +143,20 @@ def _of_field(each: Field, hint: object) -> Option:
     stored: Option = each.metadata.get(KEY, Option(None))
     default = each.default if each.default_factory is MISSING else each.default_factory()
     kind, words = _kind(hint)
-    if isinstance(stored.metavar, tuple):
-        words = len(stored.metavar)
     return replace(
         stored,
         name=each.name,
         default=default,
         kind=kind,
         flag=_flag(each.name, default) if stored.flag == "" else stored.flag,
-        nargs=stored.nargs or words,
+        nargs=stored.nargs or _named_words(stored) or words,
         required=default is MISSING if stored.required is None else stored.required,
     )
+
+
+def _named_words(stored: Option) -> int:
+    """How many words the help names one by one."""
+    return len(stored.metavar) if isinstance(stored.metavar, tuple) else 0
 
 
 def _flag(name: str, default: object) -> str:
@@ -184,14 +191,18 @@ def _for_argparse(each: Option) -> dict:
     if each.kind is bool:
         action = "store_false" if each.default is True else "store_true"
         return args | {"action": action, "default": None}
-    given = {
+    return args | {key: value for key, value in _of_words(each).items() if value is not None}
+
+
+def _of_words(each: Option) -> dict[str, object]:
+    """How the words of what is no switch are read and shown; None: as argparse does."""
+    return {
         "type": each.read or (None if each.kind is str else each.kind),
         "nargs": each.nargs,
         "const": each.const,
         "choices": each.choices,
         "metavar": each.metavar,
     }
-    return args | {key: value for key, value in given.items() if value is not None}
 
 
 def values_of(cls: type, args: argparse.Namespace) -> dict:
@@ -212,14 +223,18 @@ def words(values: Mapping[str, object], *classes: type) -> list[str]:
     A key that no class knows becomes a flag all the same, for the command to refuse. Raises
     ValueError for a switch that is neither true nor false.
     """
-    every = [each for cls in classes for each in options_of(cls) if each.is_flag]
-    known = {each.key: each for each in every}
+    known = _flags(*classes)
     typed: list[str] = []
     turned_off: list[str] = []  # last: plans of earlier studies are known by their command
     for key, value in values.items():
         each = known.get(key, Option(None, flag=f"--{key.replace('_', '-')}"))
         (turned_off if each.default is True else typed).extend(each.words(value))
     return typed + turned_off
+
+
+def _flags(*classes: type) -> dict[str, Option]:
+    """By `Option.key`; positional arguments are none."""
+    return {each.key: each for cls in classes for each in options_of(cls) if each.is_flag}
 
 
 class _Strict(argparse.ArgumentParser):

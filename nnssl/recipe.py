@@ -107,12 +107,7 @@ class Recipe:
     def of(cls, plans: dict) -> Recipe:
         """From the plans; an unknown key raises ValueError that lists the known ones."""
         values = plans.get(RECIPE, {})
-        known = [field.name for field in fields(cls)]
-        if unknown := sorted(set(values) - set(known)):
-            raise ValueError(
-                f"unknown key(s) in the plans' {RECIPE}: {', '.join(unknown)}; known: "
-                f"{', '.join(known)}"
-            )
+        _require_known(values, [field.name for field in fields(cls)])
         return cls(**values)
 
     @classmethod
@@ -173,3 +168,11 @@ class Recipe:
     def unfreeze(self) -> float:
         """Epochs."""
         return self.epochs / 20 if self.unfreeze_every is None else self.unfreeze_every
+
+
+def _require_known(values: Mapping, known: list[str]) -> None:
+    if unknown := sorted(set(values) - set(known)):
+        raise ValueError(
+            f"unknown key(s) in the plans' {RECIPE}: {', '.join(unknown)}; known: "
+            f"{', '.join(known)}"
+        )

@@ -15,18 +15,18 @@ def read(words: Sequence[str], cls: type) -> dict:
     Raises ValueError for an unknown field, listing those that are known, and for a bad value.
     """
     known = {each.name: each for each in options_of(cls, plain=True)}
-    values = {}
-    for word in words:
-        name, _, text = word.partition("=")
-        if name not in known or not text:
-            raise ValueError(
-                f"cannot set {word!r}; write FIELD=VALUE with one of: {_defaults(known)}"
-            )
-        try:
-            values[name] = _value(text, known[name])
-        except ValueError as error:
-            raise ValueError(f"cannot set {word!r}: {error}") from error
-    return values
+    return dict(_setting(word, known) for word in words)
+
+
+def _setting(word: str, known: dict[str, Option]) -> tuple[str, object]:
+    """Name and value of one word."""
+    name, _, text = word.partition("=")
+    if name not in known or not text:
+        raise ValueError(f"cannot set {word!r}; write FIELD=VALUE with one of: {_defaults(known)}")
+    try:
+        return name, _value(text, known[name])
+    except ValueError as error:
+        raise ValueError(f"cannot set {word!r}: {error}") from error
 
 
 def _defaults(known: dict[str, Option]) -> str:
@@ -34,11 +34,15 @@ def _defaults(known: dict[str, Option]) -> str:
     return ", ".join(f"{each.name}={each.default}" for each in with_default)
 
 
+def _is_true(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise ValueError(f"{text!r} is neither true nor false")
+    return text.lower() == "true"
+
+
 def _value(text: str, field: Option) -> object:
     if field.kind is bool:
-        if text.lower() not in ("true", "false"):
-            raise ValueError(f"{text!r} is neither true nor false")
-        return text.lower() == "true"
+        return _is_true(text)
     kind = cast("type", field.kind)
     try:
         return kind(text)

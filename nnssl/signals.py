@@ -49,11 +49,15 @@ def how_ended(exitcode: int | None) -> str:
     """Of a process that has ended: the signal's name, and what such an end mostly means."""
     if exitcode is None or exitcode >= 0:
         return f"ended with status {exitcode}" if exitcode else "ended"
-    try:
-        name = signal.Signals(-exitcode).name
-    except ValueError:
-        name = f"signal {-exitcode}"
+    name = _name_of(-exitcode)
     return f"was ended by {name}{MEANS.get(name, '')}"
+
+
+def _name_of(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 @contextmanager
@@ -65,15 +69,19 @@ def handled(handler: Handler, numbers: Sequence[int] = STOPS) -> Iterator[None]:
     """
     before, outer = {}, set(_ours)
     if threading.current_thread() is threading.main_thread():
-        for number in numbers:
-            if number not in ASKED_TO_IGNORE or signal.getsignal(number) is not signal.SIG_IGN:
-                before[number] = _set(number, handler)
+        for number in filter(_is_heard, numbers):
+            before[number] = _set(number, handler)
     try:
         yield
     finally:
         for number, was in before.items():
             signal.signal(number, signal.SIG_DFL if was is None else was)
         _ours.intersection_update(outer)
+
+
+def _is_heard(number: int) -> bool:
+    """Whether the caller of this program does not ignore it."""
+    return number not in ASKED_TO_IGNORE or signal.getsignal(number) is not signal.SIG_IGN
 
 
 def unmoved(numbers: Sequence[int] = STOPS) -> None:

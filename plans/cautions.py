@@ -48,36 +48,43 @@ def _cases_without_folds(folder: Path) -> int:
 def _too_few_cases(folder: Path, plans: Mapping) -> list[Caution]:
     if not (count := _cases_without_folds(folder)):
         return []
-    configurations = list(plans["configurations"])
-    trainer = "SwinSSLTrainer" if INFO in plans else "SwinScratchTrainer"
-    first = "3d_fullres" if "3d_fullres" in configurations else configurations[0]
-    name = plans.get("plans_name", "NAME")
     return [
         Caution(
             f"{count} labelled case(s): nnU-Net's {FOLDS} folds need {FOLDS} of them, and folds 0 "
             f"to {FOLDS - 1} fail. Train on all cases, or put folds of your own into "
             f"{folder / SPLITS}, a list of "
             '{"train": [CASES], "val": [CASES]}',
-            f"nnUNetv2_train {folder.name} {first} all -tr {trainer} -p {name}",
+            _train_on_all(folder.name, plans),
         )
     ]
+
+
+def _train_on_all(dataset: str, plans: Mapping) -> str:
+    """The line to type."""
+    configurations = list(plans["configurations"])
+    trainer = "SwinSSLTrainer" if INFO in plans else "SwinScratchTrainer"
+    first = "3d_fullres" if "3d_fullres" in configurations else configurations[0]
+    name = plans.get("plans_name", "NAME")
+    return f"nnUNetv2_train {dataset} {first} all -tr {trainer} -p {name}"
 
 
 def _values_that_are_no_hu(folder: Path, plans: Mapping) -> list[Caution]:
     properties = plans.get("foreground_intensity_properties_per_channel", {})
     remedy = f"nnUNetv2_plan_and_preprocess -d {folder.name} --clean"
-    found = []
-    for channel in sorted(_ct_channels(plans) & properties.keys()):
-        values = properties[channel]
-        if what := _no_hu(values):
-            says = (
-                f"channel {channel} calls itself CT, but its labelled voxels are from "
-                f"{values['min']:g} to {values['max']:g}: {what}, no Hounsfield units, and the "
-                "map to the pretraining's HU is of no use. Put the HU back into the images, or "
-                'call the channel otherwise ("channel_names" in dataset.json), and plan again'
-            )
-            found.append(Caution(says, remedy))
-    return found
+    return [
+        Caution(_says_no_hu(channel, properties[channel], what), remedy)
+        for channel in sorted(_ct_channels(plans) & properties.keys())
+        if (what := _no_hu(properties[channel]))
+    ]
+
+
+def _says_no_hu(channel: str, values: Mapping, what: str) -> str:
+    return (
+        f"channel {channel} calls itself CT, but its labelled voxels are from "
+        f"{values['min']:g} to {values['max']:g}: {what}, no Hounsfield units, and the "
+        "map to the pretraining's HU is of no use. Put the HU back into the images, or "
+        'call the channel otherwise ("channel_names" in dataset.json), and plan again'
+    )
 
 
 def _ct_channels(plans: Mapping) -> set[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-from copy import deepcopy
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,22 +53,27 @@ def derive(request: PlansRequest) -> Path:
         if request.preset
         else PlannedStart.of(request.checkpoint)
     )
-    decoder = request.decoder or start.decoder
-    request = replace(request, decoder=decoder)
+    request = replace(request, decoder=request.decoder or start.decoder)
     _refuse_to_overwrite(path)
     plans = base or _planned(request, folder, start)
-    plans["plans_name"] = request.name
-    plans[RECIPE] = recipe.to_dict()
-    if start.info:
-        plans[INFO] = start.info
-    _name_network(plans, request, start, decoder)
-    plans[PLANNED] = _how_planned(request, fitting(plans) if start.info else [])
+    _complete(plans, request, start, recipe)
     files.write_json(path, plans)
     return path
 
 
-def _name_network(plans: dict, request: PlansRequest, start: PlannedStart, decoder: str) -> None:
+def _complete(plans: dict, request: PlansRequest, start: PlannedStart, recipe: Recipe) -> None:
+    """Write what is ours into `plans`."""
+    plans["plans_name"] = request.name
+    plans[RECIPE] = recipe.to_dict()
+    if start.info:
+        plans[INFO] = start.info
+    _name_network(plans, request, start)
+    plans[PLANNED] = _how_planned(request, fitting(plans) if start.info else [])
+
+
+def _name_network(plans: dict, request: PlansRequest, start: PlannedStart) -> None:
     """Into each configuration; but for those that inherit it, as the cascade's."""
+    decoder = request.decoder or start.decoder
     for configuration in plans["configurations"].values():
         if "architecture" in configuration:
             _resize(configuration, request)
@@ -90,13 +95,14 @@ def fitting(plans: dict) -> list[str]:
     """The configurations that the checkpoint fits: it is 2D or 3D, the plans are both."""
     configurations = plans["configurations"]
     wanted = len(plans[INFO]["pt_used_patchsize"])
+    return [name for name in configurations if _dims(configurations, name) == wanted]
 
-    def dims(configuration: dict) -> int:
-        while "patch_size" not in configuration:
-            configuration = configurations[configuration["inherits_from"]]
-        return len(configuration["patch_size"])
 
-    return [name for name, configuration in configurations.items() if dims(configuration) == wanted]
+def _dims(configurations: dict, name: str) -> int:
+    configuration = configurations[name]
+    while "patch_size" not in configuration:
+        configuration = configurations[configuration["inherits_from"]]
+    return len(configuration["patch_size"])
 
 
 def describe(path: Path, request: PlansRequest) -> str:
@@ -110,20 +116,29 @@ def describe(path: Path, request: PlansRequest) -> str:
         f"  decoder {_decoder_of(plans)}; {_recipe_of(plans)}",
         *(_about_configuration(name, own, name in fits) for name, own in named.items()),
         *_preprocessing_lines(named, folder, request),
-        *(f"WARNING: {caution.says}:\n  {caution.remedy}" for caution in cautions(folder, plans)),
+        *_warnings(folder, plans),
         _training_line(plans, fits, folder, request),
     ]
     return "\n".join(lines)
 
 
+def _warnings(folder: Path, plans: dict) -> list[str]:
+    found = cautions(folder, plans)
+    return [f"WARNING: {caution.says}:\n  {caution.remedy}" for caution in found]
+
+
 def _preprocessing_lines(configurations: dict, folder: Path, request: PlansRequest) -> list[str]:
     """None where the data of all are there."""
-    data = {name: folder / entry["data_identifier"] for name, entry in configurations.items()}
-    missing = [name for name, path in data.items() if not path.is_dir()]
+    missing = _unpreprocessed(configurations, folder)
     if not missing:
         return []
     which = f"-plans_name {request.name} -c {' '.join(missing)}"
     return [f"Preprocess: nnUNetv2_preprocess -d {request.dataset} {which}"]
+
+
+def _unpreprocessed(configurations: dict, folder: Path) -> list[str]:
+    data = {name: folder / entry["data_identifier"] for name, entry in configurations.items()}
+    return [name for name, path in data.items() if not path.is_dir()]
 
 
 def _about_checkpoint(plans: dict) -> list[str]:
@@ -190,13 +205,8 @@ def _dataset_folder(dataset: str | int) -> Path:
 
 def _base_plans(folder: Path, request: PlansRequest) -> dict:
     path = files.inside(folder, f"{request.base}.json")
-    if not path.is_file():
-        found = sorted(other.stem for other in folder.glob("*lans*.json")) or "none"
-        raise FileNotFoundError(
-            f"no plans at {path}; found: {found}. Let nnU-Net plan first: "
-            f"nnUNetv2_plan_and_preprocess -d {request.dataset}"
-        )
-    plans = deepcopy(files.read_json(path))
+    _require_plans(path, request.dataset)
+    plans = files.read_json(path)
     if _has_ours(plans):
         raise ValueError(
             f"{path} was made by nnssl_plan; derive new plans from nnU-Net's own: -p {BASE}"
@@ -204,16 +214,29 @@ def _base_plans(folder: Path, request: PlansRequest) -> dict:
     return plans
 
 
+def _require_plans(path: Path, dataset: str | int) -> None:
+    if not path.is_file():
+        found = sorted(other.stem for other in path.parent.glob("*lans*.json")) or "none"
+        raise FileNotFoundError(
+            f"no plans at {path}; found: {found}. Let nnU-Net plan first: "
+            f"nnUNetv2_plan_and_preprocess -d {dataset}"
+        )
+
+
+def _require_raw(dataset: str | int, name: str) -> None:
+    raw = Path(os.environ.get(RAW, f"${RAW}"), name)
+    if not (raw / "dataset.json").is_file():
+        raise FileNotFoundError(
+            f"no raw dataset at {raw}, which planning needs. Set {RAW}, or take patch and batch "
+            f"size from plans that nnU-Net has made: nnssl_plan -d {dataset} -p {BASE}"
+        )
+
+
 def _planned(request: PlansRequest, folder: Path, start: PlannedStart) -> dict:
     """Plans by our planner, which are not written yet; the dataset's fingerprint is taken first
     where it is missing.
     """
-    raw = Path(os.environ.get(RAW, f"${RAW}"), folder.name)
-    if not (raw / "dataset.json").is_file():
-        raise FileNotFoundError(
-            f"no raw dataset at {raw}, which planning needs. Set {RAW}, or take patch and batch "
-            f"size from plans that nnU-Net has made: nnssl_plan -d {request.dataset} -p {BASE}"
-        )
+    _require_raw(request.dataset, folder.name)
     from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import (
         DatasetFingerprintExtractor,
     )
@@ -238,15 +261,16 @@ def _target_spacing(request: PlansRequest, start: PlannedStart) -> list[float] |
     """In mm; None: nnU-Net's choice for the dataset. Raises ValueError where it is not known."""
     if request.spacing == DATASET:
         return None
-    spacing = request.spacing
-    if spacing == PRETRAINING:
-        spacing = (start.info or {}).get("spacing")
-        if not spacing:
-            raise ValueError(
-                "the checkpoint does not say what spacing it was pretrained at: give --spacing Z "
-                "Y X in mm"
-            )
+    spacing = _pretrained_spacing(start) if request.spacing == PRETRAINING else request.spacing
     return [float(mm) for mm in spacing]
+
+
+def _pretrained_spacing(start: PlannedStart) -> Sequence[float]:
+    if spacing := (start.info or {}).get("spacing"):
+        return spacing
+    raise ValueError(
+        "the checkpoint does not say what spacing it was pretrained at: give --spacing Z Y X in mm"
+    )
 
 
 def _resize(configuration: dict, request: PlansRequest) -> None:

@@ -83,16 +83,19 @@ def terms(
     """What the memory is proportional to: numbers in the maps of each kind, and parameters."""
     grids = _grids(config, patch)
     voxels = [prod(grid) for grid in grids]
-    widths = decoder_widths(config, decoder)
     per_sample = {
         **_encoder_terms(config, grids),
         "image": voxels[0] * config.in_channels,
-        "finest": voxels[0] * widths[0],
-        "coarser": sum(v * w for v, w in zip(voxels[1:], widths[1:], strict=False)),
+        **_decoder_terms(decoder_widths(config, decoder), voxels),
         "logits": classes * sum(voxels[:OUTPUTS]),
     }
     found: dict[str, float] = {"parameters": parameters(config, decoder)}
     return found | {name: batch * value for name, value in per_sample.items()}
+
+
+def _decoder_terms(widths: tuple[int, ...], voxels: list[int]) -> dict[str, float]:
+    numbers = [v * w for v, w in zip(voxels, widths, strict=False)]
+    return {"finest": numbers[0], "coarser": sum(numbers[1:])}
 
 
 def _grids(config: SwinConfig, patch: Shape) -> list[Shape]:

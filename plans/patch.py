@@ -35,25 +35,36 @@ def plan_patch(
     patch = _cube(spacing, image, gigabytes)
     patch = round_up(patch, grain(patch))
     while (needed := peak(patch, SAMPLES)) > gigabytes * 1e9:
-        steps = grain(patch)
-        axis = _axis_to_shorten(patch, steps, image)
-        if axis is None:
+        shorter = _shorter(patch, grain(patch), image)
+        if shorter is None:
             raise ValueError(
                 f"{gigabytes:.1f} GB are too little: {SAMPLES} patches of {patch} need "
                 f"{needed / 1e9:.1f} GB. Raise -gpu_memory_target, or take a smaller network: "
                 "--decoder light, or an encoder of fewer channels"
             )
-        shorter = tuple(n - steps[axis] * (i == axis) for i, n in enumerate(patch))
         patch = round_up(shorter, grain(shorter))
     return patch
 
 
+def _shorter(patch: Shape, steps: Shape, image: tuple[float, ...]) -> Shape | None:
+    """The patch less one step along the axis to shorten; None where no axis can be shorter."""
+    axis = _axis_to_shorten(patch, steps, image)
+    if axis is None:
+        return None
+    return (*patch[:axis], patch[axis] - steps[axis], *patch[axis + 1 :])
+
+
 def _cube(spacing: Spacing, image: tuple[float, ...], gigabytes: float) -> Shape:
     """In voxels: of equal sides in mm, but nowhere larger than the image."""
-    voxels = START[len(spacing)] * max(1, gigabytes / START_GB)
-    side = (voxels * prod(spacing)) ** (1 / len(spacing))  # mm
+    side = _side_of_cube(spacing, gigabytes)
     wanted = (min(side / mm, size) for mm, size in zip(spacing, image, strict=True))
     return tuple(max(1, round(n)) for n in wanted)
+
+
+def _side_of_cube(spacing: Spacing, gigabytes: float) -> float:
+    """In mm."""
+    voxels = START[len(spacing)] * max(1, gigabytes / START_GB)
+    return (voxels * prod(spacing)) ** (1 / len(spacing))
 
 
 def _axis_to_shorten(patch: Shape, steps: Shape, image: tuple[float, ...]) -> int | None:

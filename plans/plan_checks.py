@@ -14,16 +14,20 @@ def check(request: PlansRequest) -> None:
     if request.preset and request.checkpoint:
         raise ValueError("a checkpoint says which encoder it holds: give -c or -a, not both")
     _check_name(request)
-    if request.base and (request.gpu_memory_target or request.spacing != DATASET):
-        raise ValueError(
-            f"-p {request.base} takes patch, batch size and spacing from these plans; leave out -p "
-            "to plan them by -gpu_memory_target and --spacing"
-        )
+    _check_base(request)
     if not target(request) > 0:
         raise ValueError(
             f"-gpu_memory_target is in GB and positive, got {request.gpu_memory_target:g}"
         )
     _check_spacing(request)
+
+
+def _check_base(request: PlansRequest) -> None:
+    if request.base and (request.gpu_memory_target or request.spacing != DATASET):
+        raise ValueError(
+            f"-p {request.base} takes patch, batch size and spacing from these plans; leave out -p "
+            "to plan them by -gpu_memory_target and --spacing"
+        )
 
 
 def _check_name(request: PlansRequest) -> None:
@@ -42,17 +46,20 @@ def _check_name(request: PlansRequest) -> None:
 def _check_spacing(request: PlansRequest) -> None:
     spacing = request.spacing
     if isinstance(spacing, str):
-        if spacing not in (DATASET, PRETRAINING):
-            raise ValueError(
-                f"--spacing is {DATASET}, {PRETRAINING}, or three numbers Z Y X in mm; got "
-                f"{spacing!r}"
-            )
-        if spacing == PRETRAINING and request.preset:
-            raise ValueError(
-                f"--spacing {PRETRAINING} is that of a checkpoint; -a names a preset that has none"
-            )
+        _check_whose_spacing(spacing, request.preset)
     elif len(spacing) != 3 or not all(mm > 0 for mm in spacing):
         raise ValueError(f"--spacing takes three positive numbers Z Y X in mm, got {spacing}")
+
+
+def _check_whose_spacing(whose: str, preset: str | None) -> None:
+    if whose not in (DATASET, PRETRAINING):
+        raise ValueError(
+            f"--spacing is {DATASET}, {PRETRAINING}, or three numbers Z Y X in mm; got {whose!r}"
+        )
+    if whose == PRETRAINING and preset:
+        raise ValueError(
+            f"--spacing {PRETRAINING} is that of a checkpoint; -a names a preset that has none"
+        )
 
 
 def target(request: PlansRequest) -> float:

@@ -139,10 +139,13 @@ class SwinPlanner(ExperimentPlanner):
         most = approximate_n_voxels_dataset * self.max_dataset_covered / prod(patch)
         plan["patch_size"] = list(patch)
         plan["batch_size"] = plan_batch(patch, self._peak(plan), self._gb, most)
-        start = self.start
-        plan["architecture"] = architecture(self._top, plan, start.encoder, self.decoder, start.hu)
+        plan["architecture"] = self._architecture(plan)
         plan["data_identifier"] = self._data_identifier(plan, data_identifier)
         return plan
+
+    def _architecture(self, plan: dict) -> dict:
+        start = self.start
+        return architecture(self._top, plan, start.encoder, self.decoder, start.hu)
 
     def _patch(self, plan: dict, spacing: Spacing, image: tuple[float, ...]) -> Shape:
         """The one that was given for so many axes, or the planned one."""
@@ -169,13 +172,12 @@ class SwinPlanner(ExperimentPlanner):
     @cached_property
     def _top(self) -> dict:
         """What the plans say of all configurations, as far as a network depends on it."""
-        properties = self.dataset_fingerprint["foreground_intensity_properties_per_channel"]
-        axes = [int(axis) for axis in self.determine_transpose()[0]]
-        about = {
-            "transpose_forward": axes,
-            "foreground_intensity_properties_per_channel": properties,
+        properties = "foreground_intensity_properties_per_channel"
+        return {
+            "transpose_forward": [int(axis) for axis in self.determine_transpose()[0]],
+            properties: self.dataset_fingerprint[properties],
+            **self._about_all(),
         }
-        return about | self._about_all()
 
     def _peak(self, plan: dict) -> Callable[[Shape, int], float]:
         """`peak_bytes` of the network in a configuration, by patch and batch."""
@@ -193,8 +195,8 @@ class SwinPlanner(ExperimentPlanner):
         """What the sides of a patch are multiples of, so that the fine maps have no odd sizes."""
 
         def grain(patch: Shape) -> Shape:
-            config = self._encoder(plan, patch)
-            return tuple(map(prod, zip(*(config.step(i) for i in range(FINE)), strict=True)))
+            steps = map(self._encoder(plan, patch).step, range(FINE))
+            return tuple(map(prod, zip(*steps, strict=True)))
 
         return grain
 
@@ -222,9 +224,12 @@ class SwinPlanner(ExperimentPlanner):
         theirs, name = files.read_json(path), own.removeprefix(f"{self.plans_identifier}_")
         other = theirs["configurations"].get(name, {})
         same_axes = list(theirs.get("transpose_forward", [])) == self._top["transpose_forward"]
-        if same_axes and all(_equal(plan[key], other.get(key)) for key in OF_THE_DATA):
-            return other["data_identifier"]
-        return own
+        return other["data_identifier"] if same_axes and _same_data(plan, other) else own
+
+
+def _same_data(plan: dict, other: dict) -> bool:
+    """Whether two configurations preprocess the same."""
+    return all(_equal(plan[key], other.get(key)) for key in OF_THE_DATA)
 
 
 def _equal(a: object, b: object) -> bool:

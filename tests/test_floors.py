@@ -23,6 +23,7 @@ FLOORS = (
         "hook",
         "commands",
         "signals",
+        "sockets",
         "shapes",
         "limits",
         "options",

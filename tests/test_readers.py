@@ -21,7 +21,7 @@ import micro
 import pytest
 import torch
 
-from nnssl import checkpoint, files
+from nnssl import checkpoint, sockets
 from nnssl.train import batches, pictures
 from nnssl.train.log import Log
 from nnssl.train.loop import Interrupted, train
@@ -158,7 +158,7 @@ def test_sockets_find_room_when_the_temporary_folder_is_long(tmp_path, monkeypat
     with pytest.raises(OSError, match="too long"):
         Listener(family="AF_UNIX")
     del multiprocessing.process.current_process()._config["tempdir"]
-    files.room_for_sockets()
+    sockets.room_for_sockets()
     Listener(family="AF_UNIX").close()
     shutil.rmtree(multiprocessing.util.get_temp_dir())
     assert tempfile.gettempdir() == str(long)  # all else stays where the user wants it
@@ -167,6 +167,6 @@ def test_sockets_find_room_when_the_temporary_folder_is_long(tmp_path, monkeypat
 def test_a_long_folder_without_a_short_one_is_said(tmp_path, monkeypatch):
     """T3: "AF_UNIX path too long", and no cure."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / ("x" * 100)))
-    monkeypatch.setattr(files.os, "access", lambda *_: False)
+    monkeypatch.setattr(sockets.os, "access", lambda *_: False)
     with pytest.raises(OSError, match="export TMPDIR="):
-        files.room_for_sockets()
+        sockets.room_for_sockets()

@@ -75,11 +75,19 @@ class SwinTrainer(DefaultNetworkTrainer):
     def _start(self) -> None:
         network, info = finetune.unwrap(self.network), self._pretrain_info
         finetune.refuse_mixed_folds(self.output_folder_base, self.fold, info)
-        lines = self.start() + finetune.intensities(self.configuration_manager.configuration, info)
+        started = self.start()
         finetune.start_heads(network, self.label_manager.has_regions)
-        lines.append(finetune.describe(self.recipe, not self.random_start))
+        lines = [*started, *self._lines()]
         self.print_to_log_file("\n".join(lines), add_timestamp=False)
         self.watch = Watch(network, info, self.print_to_log_file)
+
+    def _lines(self) -> list[str]:
+        """For the log: intensities and recipe."""
+        resolved = self.configuration_manager.configuration
+        return [
+            *finetune.intensities(resolved, self._pretrain_info),
+            finetune.describe(self.recipe, not self.random_start),
+        ]
 
     @property
     def _pretrain_info(self) -> dict:
@@ -106,11 +114,8 @@ class SwinTrainer(DefaultNetworkTrainer):
         super().load_checkpoint(filename_or_checkpoint)
 
     def _restore_plans(self, checkpoint: dict | str) -> None:
-        saved = checkpoint
-        if not isinstance(saved, dict):
-            saved = torch.load(saved, map_location="cpu", weights_only=False, mmap=True)
         plans, resolved = self.plans_manager.plans, self.configuration_manager.configuration
-        theirs = saved["init_args"]["plans"]
+        theirs = _content(checkpoint)["init_args"]["plans"]
         finetune.restore_plans(plans, resolved, self.configuration_name, theirs)
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, finetune.Schedule]:
@@ -162,3 +167,9 @@ class SwinTrainer(DefaultNetworkTrainer):
             wrapped = cast("DeepSupervisionWrapper", loss)  # where there are several outputs
             wrapped.weight_factors = finetune.deep_supervision_weights(len(scales))
         return loss
+
+
+def _content(checkpoint: dict | str) -> dict:
+    if isinstance(checkpoint, dict):
+        return checkpoint
+    return torch.load(checkpoint, map_location="cpu", weights_only=False, mmap=True)

@@ -11,7 +11,8 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from nnssl import files, weights
@@ -19,10 +20,15 @@ from nnssl.address import MODEL
 from nnssl.checkpoint.describe import (
     PROBE,
     UNKNOWN,
+    adaptations,
     by,
+    decoder_row,
     describe_crop,
     describe_hu,
     describe_spacing,
+    known,
+    trained,
+    written_by,
 )
 from nnssl.checkpoint.file import Checkpoint, load
 from nnssl.checkpoint.header import PREFIX
@@ -46,14 +52,21 @@ def publish(
     whose the scans were.
     """
     text = about and about.read_text(encoding="utf-8")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=files.TEMPORARY, dir=folder.parent))
-    try:
+    with _whole_folder(folder) as made:
         write_safe(made / MODEL, content)
         loaded = load(made / MODEL)  # the card is of the file, as whoever takes it reads it
         files.write_json(made / CONFIG, _config(loaded, content))
         with files.atomic(made / CARD) as temporary:
             temporary.write_text(card(loaded, licence, text, _named(folder)), encoding="utf-8")
+
+
+@contextmanager
+def _whole_folder(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder; on success it becomes `folder`, on error it is removed."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(prefix=files.TEMPORARY, dir=folder.parent))
+    try:
+        yield made
         made.chmod(0o755)  # mkdtemp lets only its owner in
         made.rename(folder)
     finally:
@@ -64,15 +77,10 @@ def _config(loaded: Checkpoint, content: dict) -> dict:
     return {
         "library_name": "nnssl-swin",
         "model_type": "swin",
-        "parameters": parameters(loaded),
+        "parameters": loaded.parameters(),
         "sha256": loaded.sha256,
         **{name: content[name] for name in STORED},
     }
-
-
-def parameters(loaded: Checkpoint, prefix: str = "") -> int:
-    """Of the tensors whose names begin with `prefix`."""
-    return sum(tensor.numel() for tensor in loaded.part(prefix).values())
 
 
 def card(
@@ -92,7 +100,7 @@ def card(
         _input(header["plan"], header["encoder"]["spatial_dims"], loaded.hu),
         _figures(header),
         _adapted(foreign),
-        "## Cite\n\n" + "\n".join(f"- {printable(one)}" for one in loaded.citations or [UNKNOWN]),
+        "## Cite\n\n" + _bullets(loaded.citations or [UNKNOWN]),
         "\n## Not known\n\n" + _unknown(header, licence, about),
     ]
     return "\n".join(part for part in parts if part) + "\n"
@@ -100,33 +108,26 @@ def card(
 
 def _rows(loaded: Checkpoint, licence: str, about: str | None) -> dict[str, str]:
     header, plan = loaded.header, loaded.header["plan"]
-    decoder = {"decoder": f"{loaded.decoder['name']}, pretrained too"} if loaded.decoder else {}
     return {
         "method": header["method"],
         "encoder": _encoder(loaded),
-        **decoder,
+        **decoder_row(loaded),
         "pretrained on": _data(plan, header.get("foreign", {}), about),
-        "trained": _training(header),
+        "trained": trained(header),
         "spacing": describe_spacing(plan["spacing"]),
         "crop": describe_crop(header["crop"]),
         "input": describe_hu(loaded.hu),
         "licence of the weights": licence,
         "sha256": f"`{loaded.sha256}`",
-        "written by": f"{_pairs(header.get('versions', {}))}, {header.get('created', UNKNOWN)}",
+        "written by": written_by(header),
     }
 
 
 def _encoder(loaded: Checkpoint) -> str:
     header = loaded.header
-    dims, millions = header["encoder"]["spatial_dims"], parameters(loaded, PREFIX) / 1e6
+    dims, millions = header["encoder"]["spatial_dims"], loaded.parameters(PREFIX) / 1e6
     preset = header.get("preset", f"preset {UNKNOWN}")
     return f"Swin, {dims}D, {millions:.2f} M parameters ({preset})"
-
-
-def _training(header: Mapping) -> str:
-    run = header.get("run", {})
-    steps, scans = run.get("steps", UNKNOWN), run.get("batch_size", UNKNOWN)
-    return f"step {header.get('step', UNKNOWN)} of {steps}, {scans} scans per step"
 
 
 PRETRAINED = (
@@ -172,12 +173,15 @@ def _named(folder: Path) -> str:
 def _data(plan: Mapping, foreign: Mapping, about: str | None) -> str:
     if foreign:
         return f"{foreign.get('title', UNKNOWN)} (third-party weights, converted)"
-    cases = plan.get("cases")
-    count = UNKNOWN if cases is None else f"{cases} scans"
     if about:
-        return f"{count}, see below"
+        return f"{_scans(plan)}, see below"
     licence = f"{UNKNOWN}, to be said by the publisher"
-    return f"{plan.get('name', UNKNOWN)}: {count}; their licence: {licence}"
+    return f"{plan.get('name', UNKNOWN)}: {_scans(plan)}; their licence: {licence}"
+
+
+def _scans(plan: Mapping) -> str:
+    cases = plan.get("cases")
+    return UNKNOWN if cases is None else f"{cases} scans"
 
 
 def _input(plan: Mapping, dims: int, hu: HUPolicy | None) -> str:
@@ -204,12 +208,19 @@ def _intensities(hu: HUPolicy | None) -> str:
 
 
 def _figures(header: Mapping) -> str:
-    metrics, probe = header.get("metrics", {}), header.get("probe", {})
-    shown = {name: value for name, value in metrics.items() if _is_figure(name)}
-    shown |= {name: value for name, value in probe.items() if isinstance(value, (int, float))}
+    shown = _of_last_step(header)
     if not shown:
         return f"## Figures\n\n{UNKNOWN.capitalize()}: the file holds none.\n"
     return FIGURES + _table({name: _short(value) for name, value in shown.items()})
+
+
+def _of_last_step(header: Mapping) -> dict[str, object]:
+    """Its losses and monitors, then what the probe found."""
+    metrics, probe = header.get("metrics", {}), header.get("probe", {})
+    return {
+        **{name: value for name, value in metrics.items() if _is_figure(name)},
+        **{name: value for name, value in probe.items() if isinstance(value, (int, float))},
+    }
 
 
 FIGURES = (
@@ -226,26 +237,27 @@ def _is_figure(name: object) -> bool:
 def _adapted(foreign: Mapping) -> str:
     if not foreign:
         return ""
-    file, sha256 = _cell(foreign.get("file", UNKNOWN)), foreign.get("sha256", UNKNOWN)
-    loaded, total = foreign.get("loaded", UNKNOWN), foreign.get("total", UNKNOWN)
-    adapted = foreign.get("adapted") or ["nothing"]
-    steps = adapted if isinstance(adapted, list) else [adapted]
-    lines = "".join(f"- {printable(step)}\n" for step in steps)
+    file, sha256, loaded, total = known(foreign, "file", "sha256", "loaded", "total")
     return (
-        f"## Converted\n\nFrom `{file}`, sha256 `{sha256}`: {loaded} of {total} tensors.\n{lines}"
+        f"## Converted\n\nFrom `{_cell(file)}`, sha256 `{sha256}`: {loaded} of {total} tensors.\n"
+        f"{_bullets(adaptations(foreign))}\n"
     )
+
+
+def _bullets(texts: Iterable[object]) -> str:
+    return "\n".join(f"- {printable(text)}" for text in texts)
 
 
 def _unknown(header: Mapping, licence: str, about: str | None) -> str:
     plan = header["plan"]
-    known = {
+    facts = {
         "the licence of the weights": licence != UNKNOWN,
         "the licence of the scans, and whose they are": header.get("foreign") or about,
         "the number of scans": plan.get("cases") is not None,
         "the spacing of the pretraining": plan["spacing"],
         "how good it is after a fine-tuning on your data": False,
     }
-    return "\n".join(f"- {what}" for what, is_known in known.items() if not is_known)
+    return _bullets(what for what, is_known in facts.items() if not is_known)
 
 
 def _table(rows: Mapping[str, str]) -> str:
@@ -256,10 +268,6 @@ def _table(rows: Mapping[str, str]) -> str:
 def _cell(text: object) -> str:
     """On one line of a table."""
     return printable(text).replace("|", "\\|")
-
-
-def _pairs(values: Mapping) -> str:
-    return ", ".join(f"{name} {value}" for name, value in values.items()) or UNKNOWN
 
 
 def _short(value: object) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 from nnssl import files
 from nnssl.checkpoint.file import Checkpoint
@@ -23,35 +24,50 @@ def describe(checkpoint: Checkpoint) -> str:
 
 
 def _lines(checkpoint: Checkpoint) -> dict[str, str]:
-    header, plan = checkpoint.header, checkpoint.header["plan"]
-    mebibytes = checkpoint.path.stat().st_size / 2**20
-    versions, created = header.get("versions", {}), header.get("created", UNKNOWN)
-    lines = {
-        "file": f"{checkpoint.path} ({mebibytes:.1f} MiB)",
-        "sha256": checkpoint.sha256,
+    header = checkpoint.header
+    return {
+        **_file(checkpoint),
         "method": header["method"],
         "encoder": _encoder(checkpoint),
         "": _pairs(header["encoder"]),
-    }
-    if decoder := checkpoint.decoder:
-        lines["decoder"] = f"{decoder['name']}, pretrained too"
-    lines |= {
-        "spacing": describe_spacing(plan["spacing"]),
-        "crop": describe_crop(header["crop"]),
-        "HU policy": describe_hu(checkpoint.hu),
-    }
-    lines |= _foreign(header["foreign"]) if "foreign" in header else _training(header)
-    return lines | {
-        "written by": f"{_pairs(versions) or UNKNOWN}, {created}",
+        **decoder_row(checkpoint),
+        **_input(checkpoint),
+        **(_foreign(header["foreign"]) if "foreign" in header else _training(header)),
+        "written by": written_by(header),
         "cite": "; ".join(checkpoint.citations),
     }
 
 
+def _file(checkpoint: Checkpoint) -> dict[str, str]:
+    mebibytes = checkpoint.path.stat().st_size / 2**20
+    return {"file": f"{checkpoint.path} ({mebibytes:.1f} MiB)", "sha256": checkpoint.sha256}
+
+
 def _encoder(checkpoint: Checkpoint) -> str:
-    tensors = checkpoint.part(PREFIX)
-    millions = sum(tensor.numel() for tensor in tensors.values()) / 1e6
+    tensors, millions = len(checkpoint.part(PREFIX)), checkpoint.parameters(PREFIX) / 1e6
     preset = checkpoint.header.get("preset", UNKNOWN)
-    return f"{preset}: {len(tensors)} tensors, {millions:.2f} M parameters"
+    return f"{preset}: {tensors} tensors, {millions:.2f} M parameters"
+
+
+def decoder_row(checkpoint: Checkpoint) -> dict[str, str]:
+    """A row for the decoder that was pretrained as well; none where there is none."""
+    decoder = checkpoint.decoder
+    return {"decoder": f"{decoder['name']}, pretrained too"} if decoder else {}
+
+
+def _input(checkpoint: Checkpoint) -> dict[str, str]:
+    header = checkpoint.header
+    return {
+        "spacing": describe_spacing(header["plan"]["spacing"]),
+        "crop": describe_crop(header["crop"]),
+        "HU policy": describe_hu(checkpoint.hu),
+    }
+
+
+def written_by(header: Mapping) -> str:
+    """The versions of what wrote the file, and the day."""
+    versions = _pairs(header.get("versions", {})) or UNKNOWN
+    return f"{versions}, {header.get('created', UNKNOWN)}"
 
 
 def to_json(checkpoint: Checkpoint) -> str:
@@ -59,18 +75,22 @@ def to_json(checkpoint: Checkpoint) -> str:
 
     `manifest` is that of the run whose folder the file lies in, null where there is none.
     """
-    manifest = checkpoint.path.parent / MANIFEST
     found = {
         "file": str(checkpoint.path),
         "bytes": checkpoint.path.stat().st_size,
         "sha256": checkpoint.sha256,
         "tensors": len(checkpoint.weights),
-        "parameters": sum(tensor.numel() for tensor in checkpoint.weights.values()),
+        "parameters": checkpoint.parameters(),
         "header": checkpoint.header,
         "citations": list(checkpoint.citations),
-        "manifest": files.read_json(manifest) if manifest.is_file() else None,
+        "manifest": _manifest_beside(checkpoint.path),
     }
     return json.dumps(found, indent=2, allow_nan=False)
+
+
+def _manifest_beside(path: Path) -> dict | None:
+    manifest = path.parent / MANIFEST
+    return files.read_json(manifest) if manifest.is_file() else None
 
 
 def describe_spacing(spacing: list | None) -> str:
@@ -89,16 +109,25 @@ def describe_hu(hu: HUPolicy | None) -> str:
 
 
 def _training(header: Mapping) -> dict[str, str]:
-    name, cases, fingerprint = _of(header["plan"], "name", "cases", "fingerprint")
-    steps, batch, seed = _of(header.get("run", {}), "steps", "batch_size", "seed")
-    step = header.get("step", UNKNOWN)
+    seed = header.get("run", {}).get("seed", UNKNOWN)
     found = {
-        "data": f"{name}, {cases} scans, plan {fingerprint}",
-        "trained": f"step {step} of {steps}, {batch} scans per step, seed {seed}",
+        "data": _collection(header["plan"]),
+        "trained": f"{trained(header)}, seed {seed}",
         "settings": _pairs(header.get("method_config", {})) or UNKNOWN,
         "metrics": _pairs(_without_probe(header.get("metrics", {}))),
     }
     return found | ({"probe": _probe(header["probe"])} if "probe" in header else {})
+
+
+def _collection(plan: Mapping) -> str:
+    name, cases, fingerprint = known(plan, "name", "cases", "fingerprint")
+    return f"{name}, {cases} scans, plan {fingerprint}"
+
+
+def trained(header: Mapping) -> str:
+    """How long, and on how many scans at a time."""
+    steps, batch = known(header.get("run", {}), "steps", "batch_size")
+    return f"step {header.get('step', UNKNOWN)} of {steps}, {batch} scans per step"
 
 
 def _without_probe(metrics: Mapping) -> dict:
@@ -107,17 +136,21 @@ def _without_probe(metrics: Mapping) -> dict:
 
 def _foreign(origin: Mapping) -> dict[str, str]:
     """Of weights that `nnssl_convert` took from another project's file."""
-    file, sha256, title, licence = _of(origin, "file", "sha256", "title", "licence")
-    loaded, total = _of(origin, "loaded", "total")
-    adapted = origin.get("adapted", [])
-    steps = adapted if isinstance(adapted, list) else [adapted]
+    file, sha256, title, licence = known(origin, "file", "sha256", "title", "licence")
+    loaded, total = known(origin, "loaded", "total")
     return {
         "converted": f"{file}, sha256 {sha256}",
         "source": f"{title}; {licence}",
         "loaded": f"{loaded} of {total} tensors from the file",
-        "adapted": "; ".join(map(str, steps)) or "nothing",
+        "adapted": "; ".join(adaptations(origin)),
         "left out": _reasons(origin.get("left_out", {})) or "nothing",
     }
+
+
+def adaptations(origin: Mapping) -> list[str]:
+    """What `nnssl_convert` did to the tensors of another project's file."""
+    adapted = origin.get("adapted") or "nothing"
+    return list(map(str, adapted)) if isinstance(adapted, list) else [str(adapted)]
 
 
 def _reasons(left_out: object) -> str:
@@ -127,19 +160,29 @@ def _reasons(left_out: object) -> str:
 
 
 def _probe(probe: Mapping) -> str:
-    dice = {str(name): value for name, value in probe.items() if str(name).startswith(PROBE)}
-    labels = {name.removeprefix(PROBE): value for name, value in dice.items()}
+    labels = _dice_by_label(probe)
     decoder = labels.pop("decoder", None)  # its mean over the labels
-    cases, dataset, step, best, best_step = _of(
-        probe, "cases", "dataset", "step", "best", "best_step"
-    )
-    count = len(cases) if isinstance(cases, list) else cases
-    shown = f"on {count} cases of {dataset} at step {step}: {_pairs(labels)} (mean)"
+    step, best, best_step = known(probe, "step", "best", "best_step")
     decoded = "" if decoder is None else f"; small decoder {_short(decoder)}"
-    return f"{shown}; best {_short(best)} at step {best_step}{decoded}"
+    return (
+        f"on {_probe_cases(probe)} at step {step}: {_pairs(labels)} (mean); "
+        f"best {_short(best)} at step {best_step}{decoded}"
+    )
 
 
-def _of(values: Mapping, *names: str) -> list:
+def _dice_by_label(probe: Mapping) -> dict[str, object]:
+    named = {str(name): value for name, value in probe.items()}
+    return {n.removeprefix(PROBE): value for n, value in named.items() if n.startswith(PROBE)}
+
+
+def _probe_cases(probe: Mapping) -> str:
+    cases, dataset = known(probe, "cases", "dataset")
+    count = len(cases) if isinstance(cases, list) else cases
+    return f"{count} cases of {dataset}"
+
+
+def known(values: Mapping, *names: str) -> list:
+    """The values by these names; UNKNOWN for what is not there."""
     return [values.get(name, UNKNOWN) for name in names]
 
 

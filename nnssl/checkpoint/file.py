@@ -64,6 +64,10 @@ class Checkpoint:
             if name.startswith(prefix)
         }
 
+    def parameters(self, prefix: str = "") -> int:
+        """How many numbers the tensors hold whose names begin with `prefix`."""
+        return sum(w.numel() for name, w in self.weights.items() if name.startswith(prefix))
+
     @property
     def crop(self) -> Shape:
         return tuple(self.header["crop"])
@@ -78,12 +82,9 @@ def pack(
     decoder: of the fine-tuning network, where it was pretrained too; its heads are left out.
     Raises CheckpointError for weights that are not finite and a header that `load` would refuse.
     """
-    weights = _copied(encoder.state_dict(), PREFIX)
-    if decoder is not None:
-        weights |= _copied(without_heads(decoder.state_dict()), DECODER)
+    weights = _copies_of(encoder, decoder)
     _require_finite(weights)
-    header = {**header, "encoder": encoder.config.to_dict()}
-    header = json.loads(json.dumps(header, allow_nan=False))
+    header = _as_json({**header, "encoder": encoder.config.to_dict()})
     content = {
         "format_version": FORMAT_VERSION,
         "header": header,
@@ -94,6 +95,18 @@ def pack(
     if why := problem(content):
         raise CheckpointError(f"nothing was written: the content {why}")
     return content
+
+
+def _as_json(header: dict) -> dict:
+    """As it comes back from a file: tuples are lists. Raises ValueError for NaN."""
+    return json.loads(json.dumps(header, allow_nan=False))
+
+
+def _copies_of(encoder: Swin, decoder: nn.Module | None) -> dict[str, Tensor]:
+    weights = _copied(encoder.state_dict(), PREFIX)
+    if decoder is not None:
+        weights |= _copied(without_heads(decoder.state_dict()), DECODER)
+    return weights
 
 
 def _copied(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -130,22 +143,35 @@ def read(path: Path | str) -> dict:
     """The whole content of a file (or `nnssl.address`), training state included. Raises
     FileNotFoundError, AddressError or CheckpointError.
     """
+    content = _checked(_existing(path))
+    stored = content["network_weights"]
+    content["network_weights"] = {name: _at_least_single(w) for name, w in stored.items()}
+    return content
+
+
+def _existing(path: Path | str) -> Path:
+    """The file at a path or an address; raises FileNotFoundError."""
     path = address.local(path)
     if not path.is_file():
         raise FileNotFoundError(
             f"no checkpoint at {path}; pretrain one with: nnssl_pretrain -m smit -i FOLDER, or "
             f"name one that came with this package: {weights.NAMES}"
         )
-    safe = is_safe(path)
-    content = read_safe(path) if safe else read_plain(path)
+    return path
+
+
+def _checked(path: Path) -> dict:
+    """The content as the file holds it; raises CheckpointError."""
+    if is_safe(path):
+        content = _without_problem(read_safe(path), path)
+        return content | {"nnssl_adaptation_plan": _adaptation_plan(content["header"])}
+    return _without_problem(read_plain(path), path)
+
+
+def _without_problem(content: object, path: Path) -> dict:
     if why := problem(content):
         raise CheckpointError(f"{path} {why}")
-    content = cast("dict", content)  # or it had a problem
-    if safe:
-        content["nnssl_adaptation_plan"] = _adaptation_plan(content["header"])
-    stored = content["network_weights"]
-    content["network_weights"] = {name: _at_least_single(w) for name, w in stored.items()}
-    return content
+    return cast("dict", content)  # or it had a problem
 
 
 def _at_least_single(tensor: Tensor) -> Tensor:
@@ -185,18 +211,13 @@ def _adaptation_plan(header: dict) -> dict:
     (nnunetv2/experiment_planning/like_nnssl.py).
     """
     config = SwinConfig.from_dict(header["encoder"])  # what is left out is the default
-    dims, spacing = config.spatial_dims, header["plan"]["spacing"]
-    configuration = {
-        "spacing": spacing and spacing[-dims:],  # None where it is unknown
-        "patch_size": header["crop"],
-    }
     return {
         "architecture_plans": {
             "arch_class_name": NETWORK_CLASS,
             "arch_kwargs": {"encoder": header["encoder"]},
             "arch_kwargs_requiring_import": [],
         },
-        "pretrain_plan": {"configurations": {f"{dims}d_pretraining": configuration}},
+        "pretrain_plan": {"configurations": _configuration(header, config.spatial_dims)},
         "pretrain_num_input_channels": config.in_channels,
         "recommended_downstream_patchsize": header["crop"],
         "key_to_encoder": "encoder",
@@ -204,3 +225,10 @@ def _adaptation_plan(header: dict) -> dict:
         "keys_to_in_proj": ["encoder.patch_embed.proj"],
         "key_to_lpe": None,
     }
+
+
+def _configuration(header: dict, dims: int) -> dict[str, dict]:
+    """By its name, that in which the encoder was pretrained."""
+    spacing = header["plan"]["spacing"]
+    spacing = spacing and spacing[-dims:]  # None where it is unknown
+    return {f"{dims}d_pretraining": {"spacing": spacing, "patch_size": header["crop"]}}

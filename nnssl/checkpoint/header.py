@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import fields
 from functools import lru_cache
+from itertools import chain
 from math import isfinite
 from typing import TypeGuard
 
@@ -38,22 +39,31 @@ STEM = f"{PREFIX}patch_embed.proj.weight"
 TABLE = f"{PREFIX}layers1.0.blocks.0.attn.relative_position_bias_table"
 HIDDEN = f"{PREFIX}layers1.0.blocks.0.mlp.linear1.weight"
 MASK = f"{PREFIX}mask_token"  # pretraining only
+LINEAR = {"low", "high", "mean", "sd"}  # of a HU map
 LARGEST_CROP, WIDEST_SPACING = 10_000, 1000.0  # voxels, mm: beyond any scan
 MOST_KNOTS = 64  # of a HU map
 
 
 def problem(content: object) -> str | None:
     """Why `content` is not that of a checkpoint; None where it is."""
-    if not isinstance(content, dict) or not content.keys() >= KEYS:
-        is_dict = isinstance(content, dict)
-        found = sorted(map(str, content))[:10] if is_dict else type(content).__name__
-        return f"is not a checkpoint of nnssl_pretrain: it holds {found}, expected {sorted(KEYS)}"
+    if not _has_keys(content, KEYS):
+        return _foreign(content)
     return (
         _unreadable(content["format_version"])
         or _misnamed(content["header"], content["network_weights"])
         or _misfit(content)
         or _unusable(content["network_weights"])
     )
+
+
+def _has_keys(value: object, keys: set[str]) -> TypeGuard[dict]:
+    return isinstance(value, dict) and value.keys() >= keys
+
+
+def _foreign(content: object) -> str:
+    is_dict = isinstance(content, dict)
+    found = sorted(map(str, content))[:10] if is_dict else type(content).__name__
+    return f"is not a checkpoint of nnssl_pretrain: it holds {found}, expected {sorted(KEYS)}"
 
 
 def _unreadable(version: object) -> str | None:
@@ -66,14 +76,18 @@ def _unreadable(version: object) -> str | None:
 
 
 def _misnamed(header: object, weights: object) -> str | None:
-    if not isinstance(header, dict) or not header.keys() >= HEADER:
+    if not _has_keys(header, HEADER):
         return f"has a header without some of {sorted(HEADER)}"
-    if not isinstance(weights, dict) or not all(isinstance(w, Tensor) for w in weights.values()):
+    if not _are_tensors(weights):
         return "holds network_weights that are not tensors by name"
     allowed = (PREFIX, DECODER) if "decoder" in header else (PREFIX,)
     if stray := [str(name) for name in weights if not str(name).startswith(allowed)]:
         return f"holds weights that are not the encoder's: {stray[:5]}"
     return None
+
+
+def _are_tensors(weights: object) -> TypeGuard[dict[object, Tensor]]:
+    return isinstance(weights, dict) and all(isinstance(w, Tensor) for w in weights.values())
 
 
 def _misfit(content: dict) -> str | None:
@@ -95,16 +109,25 @@ def _unusable(weights: Mapping[str, Tensor]) -> str | None:
 
 def _check_header(header: Mapping, citations: object) -> None:
     """Raises ValueError or TypeError."""
-    _require(_is_text(header["method"]), "method is a word", header["method"])
-    text = isinstance(citations, list) and all(isinstance(one, str) for one in citations)
-    _require(text, "citations are a list of text", citations)
+    _check_text(header, citations)
     _check_kinds(header)
     _check_encoder(header["encoder"])
-    if "decoder" in header:  # its tensors are compared with the network's when they are loaded
-        _require(_is_text(header["decoder"].get("name")), "decoder has a name", header["decoder"])
+    if "decoder" in header:
+        _check_decoder(header["decoder"])
     dims = header["encoder"].get("spatial_dims", SwinConfig.spatial_dims)
     _check_crop(header["crop"], dims)
     _check_plan(header["plan"], dims)
+
+
+def _check_text(header: Mapping, citations: object) -> None:
+    _require(_is_text(header["method"]), "method is a word", header["method"])
+    are_text = isinstance(citations, list) and all(isinstance(one, str) for one in citations)
+    _require(are_text, "citations are a list of text", citations)
+
+
+def _check_decoder(decoder: Mapping) -> None:
+    """Its tensors are compared with the network's when they are loaded."""
+    _require(_is_text(decoder.get("name")), "decoder has a name", decoder)
 
 
 def _check_kinds(header: Mapping) -> None:
@@ -123,7 +146,7 @@ def _is_edge(voxels: object) -> bool:
 
 
 def _check_plan(plan: object, dims: int) -> None:
-    if not isinstance(plan, dict) or not plan.keys() >= {"hu", "spacing"}:
+    if not _has_keys(plan, {"hu", "spacing"}):
         raise _unlike("plan says hu and spacing", plan)
     if plan["spacing"] is not None:
         _check_spacing(plan["spacing"], dims)
@@ -142,13 +165,11 @@ def _is_step(mm: object) -> bool:
 
 def _check_hu(hu: object) -> None:
     """A linear map has four numbers; one with knots a list of pairs as well."""
-    linear = {"low", "high", "mean", "sd"}
-    known = linear | {"interior"}
-    if not isinstance(hu, dict) or not linear <= hu.keys() <= known:
-        raise _unlike(f"hu says {sorted(linear)}", hu)
-    _check_knots(hu.get("interior", []))
-    numbers = [hu[name] for name in linear]
-    numbers += [number for knot in hu.get("interior", []) for number in knot]
+    if not _has_keys(hu, LINEAR) or hu.keys() - LINEAR - {"interior"}:
+        raise _unlike(f"hu says {sorted(LINEAR)}", hu)
+    knots = hu.get("interior", [])
+    _check_knots(knots)
+    numbers = [*(hu[name] for name in LINEAR), *chain.from_iterable(knots)]
     _require(all(map(_is_number, numbers)), "hu is of numbers", hu)
     HUPolicy.from_dict(hu)
 
@@ -162,9 +183,13 @@ def _is_pair(knot: object) -> bool:
     return isinstance(knot, list) and len(knot) == 2
 
 
+def _are_fields(encoder: object) -> TypeGuard[dict[str, object]]:
+    return isinstance(encoder, dict) and all(isinstance(name, str) for name in encoder)
+
+
 def _check_encoder(encoder: object) -> None:
     """Of the types that `SwinConfig` has; the rest it checks by itself."""
-    if not isinstance(encoder, dict) or not all(isinstance(name, str) for name in encoder):
+    if not _are_fields(encoder):
         raise _unlike("encoder is fields", encoder)
     for field in fields(SwinConfig):
         value = encoder.get(field.name, field.default)
@@ -193,13 +218,21 @@ def _check_fit(config: SwinConfig, weights: Mapping[str, Tensor]) -> None:
     Width, window and depth come first: an encoder on "meta" takes no memory for its tensors, but
     its blocks are Python objects.
     """
-    for name, shape in _telling_shapes(config).items():
-        got = tuple(weights[name].shape) if name in weights else "none"
-        _require(got == shape, f"the encoder has {name} {shape}", got)
+    _check_telling_shapes(config, weights)
     _require(sum(config.depths) <= len(weights), "a block has tensors", config.depths)
+    _check_all_shapes(config, weights)
+
+
+def _check_all_shapes(config: SwinConfig, weights: Mapping[str, Tensor]) -> None:
     other = sorted(set(_shapes(config).items()) ^ _encoder_shapes(weights))
     rule = f"the tensors are those of the encoder {config.to_dict()}"
     _require(not other, rule, [name for name, _ in other[:3]])
+
+
+def _check_telling_shapes(config: SwinConfig, weights: Mapping[str, Tensor]) -> None:
+    for name, shape in _telling_shapes(config).items():
+        got = tuple(weights[name].shape) if name in weights else "none"
+        _require(got == shape, f"the encoder has {name} {shape}", got)
 
 
 def _encoder_shapes(weights: Mapping[str, Tensor]) -> set[tuple[str, tuple[int, ...]]]:

@@ -29,32 +29,41 @@ def read_plain(path: Path) -> object:
         with torch.serialization.safe_globals([*_NUMPY]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what the reader of pickles raises on noise has no common class
-        if refused := GLOBAL.search(str(error)):
-            raise CheckpointError(
-                f"{path} cannot be read as a checkpoint: it holds more than tensors and plain "
-                f"values, namely {refused[1]}, which would have to be executed. Ask who made it "
-                "for a file of tensors alone: torch.save(model.state_dict(), FILE)"
-            ) from error
-        raise CheckpointError(
-            f"{path} cannot be read as a checkpoint: it is truncated, damaged, or holds more than "
-            f"tensors and plain values ({type(error).__name__}). Copy it again from where it was "
-            "made"
-        ) from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    """The error that says what PyTorch's reader has met in a file."""
+    if refused := GLOBAL.search(str(error)):
+        return CheckpointError(
+            f"{path} cannot be read as a checkpoint: it holds more than tensors and plain "
+            f"values, namely {refused[1]}, which would have to be executed. Ask who made it "
+            "for a file of tensors alone: torch.save(model.state_dict(), FILE)"
+        )
+    return CheckpointError(
+        f"{path} cannot be read as a checkpoint: it is truncated, damaged, or holds more than "
+        f"tensors and plain values ({type(error).__name__}). Copy it again from where it was "
+        "made"
+    )
 
 
 def why_no_weights(tensor: object) -> str | None:
     """Why something is no tensor of weights; None for a dense, floating, finite one."""
     if not isinstance(tensor, Tensor):
         return f"is a {type(tensor).__name__}, not a tensor"
-    dense = tensor.layout is torch.strided and tensor.device.type == "cpu"
-    if not (dense and tensor.is_floating_point()):
+    if not _is_dense_floating(tensor):
         return (
             f"is a {tensor.device.type} tensor of {tensor.dtype}, {tensor.layout}; weights are "
             "dense floating numbers"
         )
-    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():  # a stride of 0
+    if tensor.nbytes > tensor.untyped_storage().nbytes():  # a stride of 0
         return f"claims {tensor.numel()} numbers, of which the file holds fewer"
     return None if torch.isfinite(tensor.float()).all() else "holds NaN or infinite values"
+
+
+def _is_dense_floating(tensor: Tensor) -> bool:
+    dense = tensor.layout is torch.strided and tensor.device.type == "cpu"
+    return dense and tensor.is_floating_point()
 
 
 def printable(text: object) -> str:
@@ -68,18 +77,9 @@ def _check_archive(path: Path) -> None:
     PyTorch's reader compares no checksum, so that a flipped bit would be a wrong weight. PyTorch
     compresses nothing, so nothing has to be unpacked here: what is compressed may be a bomb.
     """
-    with path.open("rb") as file:
-        if file.read(len(MAGIC)) != MAGIC:
-            return  # PyTorch before 1.6, or no file of it: its reader will tell
-    try:
-        with zipfile.ZipFile(path) as archive:
-            is_torch = _is_torch(archive, path.stat().st_size)
-            damaged = archive.testzip() if is_torch else None
-    except Exception as error:  # as above
-        raise CheckpointError(
-            f"{path} cannot be read as a checkpoint: it is truncated or damaged "
-            f"({printable(error)}). Copy it again from where it was made"
-        ) from error
+    if not _is_archive(path):
+        return  # PyTorch before 1.6, or no file of it: its reader will tell
+    is_torch, damaged = _tested(path)
     if not is_torch:
         raise CheckpointError(
             f"{path} cannot be read as a checkpoint: PyTorch did not write it, for its records are "
@@ -90,6 +90,24 @@ def _check_archive(path: Path) -> None:
             f"{path} cannot be read as a checkpoint: it is damaged, the checksum of "
             f"{printable(damaged)} is another. Copy it again from where it was made"
         )
+
+
+def _is_archive(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
+
+
+def _tested(path: Path) -> tuple[bool, str | None]:
+    """Whether PyTorch wrote the archive, and the first of its records that is damaged."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            is_torch = _is_torch(archive, path.stat().st_size)
+            return is_torch, archive.testzip() if is_torch else None
+    except Exception as error:  # as above
+        raise CheckpointError(
+            f"{path} cannot be read as a checkpoint: it is truncated or damaged "
+            f"({printable(error)}). Copy it again from where it was made"
+        ) from error
 
 
 def _is_torch(archive: zipfile.ZipFile, size: int) -> bool:

@@ -35,31 +35,45 @@ def write_safe(path: Path, content: dict) -> None:
     """Whole or not at all; the same content gives the same bytes. Training state is left out."""
     from safetensors.torch import save_file
 
-    weights = content["network_weights"]
-    entry = {key: content[key] for key in STORED} | {"order": list(weights)}
+    weights, metadata = content["network_weights"], {ENTRY: _entry(content)}
     tensors = {name: tensor.contiguous() for name, tensor in weights.items()}
     with files.atomic(path) as temporary:
-        save_file(tensors, temporary, {ENTRY: json.dumps(entry, allow_nan=False)})
+        save_file(tensors, temporary, metadata)
+
+
+def _entry(content: dict) -> str:
+    entry = {key: content[key] for key in STORED} | {"order": list(content["network_weights"])}
+    return json.dumps(entry, allow_nan=False)
 
 
 def read_safe(path: Path) -> dict:
     """The content with an empty `nnssl_adaptation_plan`, unchecked. Raises CheckpointError."""
-    stored, weights = _entry_and_tensors(path)
-    if not isinstance(stored, dict) or not stored.keys() >= {*STORED, "order"}:
-        raise CheckpointError(
-            f"{path} is a file of safetensors, but not of nnssl_convert --hub; third-party weights "
-            f"become a checkpoint by: nnssl_convert {path} -o CHECKPOINT"
-        )
-    order = stored["order"]
-    if not isinstance(order, list) or sorted(map(str, order)) != sorted(weights):
-        raise CheckpointError(f"{path} is damaged: it names other tensors than it holds")
+    entry, weights = _entry_and_tensors(path)
+    stored = _ours(entry, path)
     return {
         "format_version": stored["format_version"],
         "header": stored["header"],
-        "network_weights": {name: weights[name] for name in order},
+        "network_weights": _in_order(weights, stored["order"], path),
         "nnssl_adaptation_plan": {},  # is made of the header, once that is checked
         "citations": stored["citations"],
     }
+
+
+def _in_order(weights: dict[str, Tensor], order: object, path: Path) -> dict[str, Tensor]:
+    """The tensors as they were written; raises CheckpointError where `order` names others."""
+    if not isinstance(order, list) or sorted(map(str, order)) != sorted(weights):
+        raise CheckpointError(f"{path} is damaged: it names other tensors than it holds")
+    return {name: weights[name] for name in order}
+
+
+def _ours(entry: object, path: Path) -> dict:
+    """The entry of the metadata, if `write_safe` has written it; raises CheckpointError."""
+    if isinstance(entry, dict) and entry.keys() >= {*STORED, "order"}:
+        return entry
+    raise CheckpointError(
+        f"{path} is a file of safetensors, but not of nnssl_convert --hub; third-party weights "
+        f"become a checkpoint by: nnssl_convert {path} -o CHECKPOINT"
+    )
 
 
 def _entry_and_tensors(path: Path) -> tuple[object, dict[str, Tensor]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -42,20 +42,32 @@ def transfer(checkpoint: Checkpoint, encoder: Swin, labels: int = 0) -> Transfer
     first the encoder sees what it saw there. Where `encoder` leaves an axis as it is that the
     checkpoint's halves, patch embedding and merges are adapted (`nnssl.encoder.adapt_strides`).
     """
-    buffers = dict(encoder.named_buffers())
-    # not named_parameters: LoRA's factors are written as the sums that they stand for
-    wanted = {name: t for name, t in encoder.state_dict().items() if name not in buffers}
+    wanted = _weights_of(encoder)
     given, explained = adapt(checkpoint.part(PREFIX), checkpoint.encoder_config, encoder.config)
-    for name in PRETRAINING_ONLY.keys() & (given.keys() - wanted.keys()):
-        del given[name]
-        explained[name] = PRETRAINING_ONLY[name]
-    images = wanted[STEM].shape[1] - labels
-    if STEM in given and given[STEM].shape[1] != images + labels:
-        given[STEM], done = _inflate(checkpoint, given[STEM], images, labels)
+    explained |= _without_pretraining_only(given, wanted)
+    channels = wanted[STEM].shape[1]
+    if STEM in given and given[STEM].shape[1] != channels:
+        given[STEM], done = _inflate(checkpoint, given[STEM], channels - labels, labels)
         explained[STEM] = ", ".join(filter(None, [explained.get(STEM), *done]))
     _require_match(checkpoint, given, wanted)
     encoder.load_state_dict(given, strict=False)  # the buffers are no part of a pretraining
     return Transfer(matched=len(wanted), total=len(wanted), explained=explained)
+
+
+def _weights_of(encoder: Swin) -> dict[str, Tensor]:
+    """Not named_parameters: LoRA's factors are written as the sums that they stand for."""
+    buffers = dict(encoder.named_buffers())
+    return {name: t for name, t in encoder.state_dict().items() if name not in buffers}
+
+
+def _without_pretraining_only(
+    given: dict[str, Tensor], wanted: Mapping[str, Tensor]
+) -> dict[str, str]:
+    """Take from `given`, in place, what only a pretraining has; the reason of each by its name."""
+    unused = PRETRAINING_ONLY.keys() & (given.keys() - wanted.keys())
+    for name in unused:
+        del given[name]
+    return {name: PRETRAINING_ONLY[name] for name in unused}
 
 
 def transfer_decoder(
@@ -73,25 +85,39 @@ def transfer_decoder(
             given[name], done = _inflate(checkpoint, given[name], images, labels)
             explained[name] = ", ".join(done)
     _require_match(checkpoint, given, wanted)
-    with torch.no_grad():
-        for name, tensor in wanted.items():
-            tensor.copy_(given[name])  # shares the decoder's memory
+    _copy_into(wanted, given)  # which share the decoder's memory
     return Transfer(matched=len(wanted), total=len(wanted), explained=explained)
+
+
+@torch.no_grad()
+def _copy_into(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
+    for name, tensor in wanted.items():
+        tensor.copy_(given[name])
 
 
 def _is_inflatable(given: Tensor, wanted: Tensor, channels: int) -> bool:
     """Whether the layers differ only in that `given` reads one channel and `wanted` `channels`."""
-    here, there = tuple(given.shape), tuple(wanted.shape)
-    return (
-        here != there and len(here) > 1 and here[1] == 1 and there == (here[0], channels, *here[2:])
-    )
+    if channels == 1 or given.ndim < 2 or given.shape[1] != 1:
+        return False
+    return tuple(wanted.shape) == (given.shape[0], channels, *given.shape[2:])
 
 
 def _inflate(
     checkpoint: Checkpoint, stem: Tensor, images: int, labels: int
 ) -> tuple[Tensor, list[str]]:
     """`stem` for `images` channels and `labels`, and what was done to it."""
-    given = stem.shape[1]
+    _require_inflatable(checkpoint, stem.shape[1], images)
+    done = []
+    if stem.shape[1] != images:
+        stem = stem.repeat_interleave(images, dim=1) / images
+        done.append(f"inflated from 1 to {images} input channels")
+    if labels:
+        stem = _with_zeros(stem, labels)
+        done.append(f"{labels} channels of labels start at zero")
+    return stem, done
+
+
+def _require_inflatable(checkpoint: Checkpoint, given: int, images: int) -> None:
     if given not in (1, images):
         raise TransferError(
             f"{checkpoint.path} was pretrained on {given} channels, this image has {images}; "
@@ -99,29 +125,36 @@ def _inflate(
             "one for several fits only as many. Pretrain on one channel, as nnssl_pretrain does, "
             "convert without --rgb, or train from a random start: -tr SwinScratchTrainer"
         )
-    done = []
-    if given != images:
-        stem = stem.repeat_interleave(images, dim=1) / images
-        done.append(f"inflated from 1 to {images} input channels")
-    if labels:
-        zeros = torch.zeros_like(stem[:, :1]).repeat_interleave(labels, dim=1)
-        stem = torch.cat([stem, zeros], dim=1)
-        done.append(f"{labels} channels of labels start at zero")
-    return stem, done
+
+
+def _with_zeros(stem: Tensor, channels: int) -> Tensor:
+    """`stem` for as many more input channels, whose weights are zero."""
+    zeros = torch.zeros_like(stem[:, :1]).repeat_interleave(channels, dim=1)
+    return torch.cat([stem, zeros], dim=1)
 
 
 def differences(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
     """A line for every tensor that is missing, unexpected or of another shape; the first twenty; ""
     for none.
     """
-    problems = [f"missing in the file: {name}" for name in sorted(wanted.keys() - given.keys())]
-    problems += [f"unexpected in the file: {name}" for name in sorted(given.keys() - wanted.keys())]
+    problems = [*_other_names(given, wanted), *_other_shapes(given, wanted)]
+    more = [f"... and {len(problems) - 20} more"] if len(problems) > 20 else []
+    return "\n  ".join(problems[:20] + more)
+
+
+def _other_names(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
+    missing, unexpected = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
+    return [
+        *(f"missing in the file: {name}" for name in missing),
+        *(f"unexpected in the file: {name}" for name in unexpected),
+    ]
+
+
+def _other_shapes(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Iterator[str]:
     for name in sorted(given.keys() & wanted.keys()):
         here, there = tuple(given[name].shape), tuple(wanted[name].shape)
         if here != there:
-            problems.append(f"other shape: {name} is {here} in the file, {there} in the network")
-    more = [f"... and {len(problems) - 20} more"] if len(problems) > 20 else []
-    return "\n  ".join(problems[:20] + more)
+            yield f"other shape: {name} is {here} in the file, {there} in the network"
 
 
 def _require_match(

@@ -22,6 +22,7 @@ TABLE, NORM, REDUCTION = (
     r".*downsample\.norm\..*",
     ".*downsample.reduction.weight",
 )
+FIRST_BLOCKS = [f"layers{stage}.0.blocks.0." for stage in range(1, 5)]
 # the corners of a cell that merging "all" joins, in their order, with the first axis first
 CHUNKS = {
     "monai": corners((2, 2, 2)),
@@ -47,18 +48,20 @@ def zyx_from_xyz(weights: Weights) -> Weights:
     the merges.
     """
     dims = dims_of(weights)
-    reverse = tuple(reversed(range(dims)))
+    return {name: _reversed_axes(name, tensor, dims) for name, tensor in weights.items()}
 
-    def permute_axes(name: str, tensor: Tensor) -> Tensor:
-        if tensor.ndim == dims + 2:
-            return tensor.permute(0, 1, *(axis + 2 for axis in reverse)).contiguous()
-        if name.endswith(TABLE):
-            side = round(len(tensor) ** (1 / dims))
-            grid = tensor.view(*[side] * dims, -1)
-            return grid.permute(*reverse, dims).flatten(0, dims - 1)
-        return tensor
 
-    return {name: permute_axes(name, tensor) for name, tensor in weights.items()}
+def _reversed_axes(name: str, tensor: Tensor, dims: int) -> Tensor:
+    """A kernel or a bias table with its axes in the other order; others as they are."""
+    if tensor.ndim == dims + 2:
+        return tensor.permute(0, 1, *reversed(range(2, dims + 2))).contiguous()
+    return _reversed_table(tensor, dims) if name.endswith(TABLE) else tensor
+
+
+def _reversed_table(table: Tensor, dims: int) -> Tensor:
+    side = round(len(table) ** (1 / dims))
+    grid = table.view(*[side] * dims, -1)
+    return grid.permute(*reversed(range(dims)), dims).flatten(0, dims - 1)
 
 
 def reorder_merge(weights: Weights, theirs: list[Shape], ours: list[Shape]) -> Weights:
@@ -104,21 +107,25 @@ def inflated(weights: Weights) -> Weights:
 
     Kernels and merges are repeated along z and halved, norms of merges and bias tables repeated.
     """
-    slices = corners((2, 2))
-    which = [slices.index(corner[1:]) for corner in corners((2, 2, 2))]
+    return {name: _repeated(name, tensor) for name, tensor in weights.items()}
 
-    def inflate(name: str, tensor: Tensor) -> Tensor:
-        if name == STEM:
-            return torch.stack([tensor, tensor], 2) / 2
-        if name.endswith(TABLE):
-            return tensor.repeat(round(len(tensor) ** 0.5), 1)
-        if re.fullmatch(NORM, name):
-            return _pick_corners(tensor, which, len(slices))
-        if re.fullmatch(REDUCTION, name):
-            return _pick_corners(tensor, which, len(slices)) / 2
-        return tensor
 
-    return {name: inflate(name, tensor) for name, tensor in weights.items()}
+def _repeated(name: str, tensor: Tensor) -> Tensor:
+    """A tensor of a 2D encoder along z."""
+    if name == STEM:
+        return torch.stack([tensor, tensor], 2) / 2
+    if name.endswith(TABLE):
+        return tensor.repeat(round(len(tensor) ** 0.5), 1)
+    if re.fullmatch(NORM, name):
+        return _repeated_corners(tensor)
+    return _repeated_corners(tensor) / 2 if re.fullmatch(REDUCTION, name) else tensor
+
+
+def _repeated_corners(tensor: Tensor) -> Tensor:
+    """Of a last axis [4 * channels] each corner of a square twice, in the order of a cube's."""
+    square = corners((2, 2))
+    which = [square.index(corner[1:]) for corner in corners((2, 2, 2))]
+    return _pick_corners(tensor, which, len(square))
 
 
 def without_idle_norms(weights: Weights) -> Weights:
@@ -126,9 +133,14 @@ def without_idle_norms(weights: Weights) -> Weights:
     no parameters.
     """
     norms = {name: tensor for name, tensor in weights.items() if name.startswith("out_norms.")}
-    if all((tensor == name.endswith("weight")).all() for name, tensor in norms.items()):
+    if all(_is_untrained(name, tensor) for name, tensor in norms.items()):
         return {name: tensor for name, tensor in weights.items() if name not in norms}
     return weights
+
+
+def _is_untrained(name: str, tensor: Tensor) -> bool:
+    """Whether all weights of a norm are 1, or all its biases 0."""
+    return bool((tensor == name.endswith("weight")).all())
 
 
 def patch(weights: Weights) -> int:
@@ -160,20 +172,33 @@ def facts(weights: Weights) -> dict:
     """The fields of `SwinConfig` that tensors tell; those of the other blocks have to agree when
     they are loaded.
     """
-    dims, counts = dims_of(weights), _depths(weights)
-    firsts = [f"layers{stage}.0.blocks.0." for stage in range(1, 5)]
-    _require_first_blocks(weights, firsts)
-    tables = [weights[f"{first}attn.{TABLE}"] for first in firsts]
-    hidden, width = weights[f"{firsts[0]}mlp.linear1.weight"].shape
+    depths = _depths(weights)
+    _require_first_blocks(weights)
     return {
-        "spatial_dims": dims,
+        "spatial_dims": dims_of(weights),
         "in_channels": weights[STEM].shape[1],
         "embed_dim": weights[STEM].shape[0],
-        "depths": counts,
+        "depths": depths,
+        **_attention_facts(weights),
+        **_parts_there(weights),
+    }
+
+
+def _attention_facts(weights: Weights) -> dict:
+    """Of the stages' first blocks."""
+    tables = [weights[f"{first}attn.{TABLE}"] for first in FIRST_BLOCKS]
+    hidden, width = weights[f"{FIRST_BLOCKS[0]}mlp.linear1.weight"].shape
+    return {
         "heads": tuple(table.shape[1] for table in tables),
-        "window": window_of(tables[0], dims),
+        "window": window_of(tables[0], dims_of(weights)),
         "mlp_ratio": hidden / width,
-        "qkv_bias": f"{firsts[0]}attn.qkv.bias" in weights,
+    }
+
+
+def _parts_there(weights: Weights) -> dict[str, bool]:
+    """Which of the parts are there that not every Swin has."""
+    return {
+        "qkv_bias": f"{FIRST_BLOCKS[0]}attn.qkv.bias" in weights,
         "patch_norm": "patch_embed.norm.weight" in weights,
         "convolutions": any(name.startswith("layers1c.") for name in weights),
         "out_norms": any(name.startswith("out_norms.") for name in weights),
@@ -182,15 +207,20 @@ def facts(weights: Weights) -> dict:
 
 def _depths(weights: Weights) -> tuple[int, ...]:
     """The number of blocks of each stage. Raises ValueError for a stage without any."""
-    patterns = [rf"layers{stage}\.0\.blocks\.\d+\.norm1\.weight" for stage in range(1, 5)]
-    counts = [sum(bool(re.fullmatch(pattern, name)) for name in weights) for pattern in patterns]
+    counts = [_blocks_of(stage, weights) for stage in range(1, 5)]
     if 0 in counts:
         raise ValueError(f"the four stages of a Swin have blocks; those found here have {counts}")
     return tuple(counts)
 
 
-def _require_first_blocks(weights: Weights, firsts: list[str]) -> None:
+def _blocks_of(stage: int, weights: Weights) -> int:
+    pattern = rf"layers{stage}\.0\.blocks\.\d+\.norm1\.weight"
+    return sum(re.fullmatch(pattern, name) is not None for name in weights)
+
+
+def _require_first_blocks(weights: Weights) -> None:
     """Raises ValueError where one of the stages' first blocks lacks what `facts` looks at."""
-    needed = [first + part for first in firsts for part in (f"attn.{TABLE}", "mlp.linear1.weight")]
+    parts = (f"attn.{TABLE}", "mlp.linear1.weight")
+    needed = [first + part for first in FIRST_BLOCKS for part in parts]
     if missing := [name for name in needed if name not in weights]:
         raise ValueError(f"a Swin has {missing[0]}, which is missing here")

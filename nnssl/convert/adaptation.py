@@ -24,11 +24,7 @@ def adapted(
     is_legacy = source.merging == "legacy" and dims == 3
     is_inflated = request.dims == 3 and dims == 2
     work = _Adaptation(weights)
-    work.adapt_stem(request.rgb)
-    work.adapt_axes(source, is_legacy)
-    if is_inflated:
-        work.inflate()
-    work.drop_idle_norms()
+    work.run(source, request.rgb, is_legacy, is_inflated)
     semantics = _semantics(source, "exact" if is_inflated else source.windows, is_legacy)
     config = SwinConfig(**adapt.facts(work.weights), **semantics, drop_path=source.drop_path)
     return work.weights, config, tuple(work.done)
@@ -41,19 +37,28 @@ class _Adaptation:
         self.weights = weights
         self.done: list[str] = []
 
+    def run(self, source: Source, keep_rgb: bool, is_legacy: bool, is_inflated: bool) -> None:
+        self.adapt_patch()
+        if not keep_rgb:
+            self.adapt_channels()
+        self.adapt_axes(source, is_legacy)
+        if is_inflated:
+            self.inflate()
+        self.drop_idle_norms()
+
     def replace(self, weights: adapt.Weights, what: str) -> None:
         self.weights = weights
         self.done.append(what)
 
-    def adapt_stem(self, keep_rgb: bool) -> None:
-        """Patches and channels as ours."""
+    def adapt_patch(self) -> None:
         if adapt.patch(self.weights) == 4:
             self.replace(
                 adapt.halved_patch(self.weights),
                 "patches of 4 x 4 pixels -> 2 x 2, as though each pixel was doubled",
             )
-        is_rgb = adapt.dims_of(self.weights) == 2 and self.weights[STEM].shape[1] == 3
-        if is_rgb and not keep_rgb:
+
+    def adapt_channels(self) -> None:
+        if adapt.dims_of(self.weights) == 2 and self.weights[STEM].shape[1] == 3:
             self.replace(
                 adapt.grey(self.weights),
                 "red, green, blue -> one channel, as though all were equal",
@@ -67,9 +72,12 @@ class _Adaptation:
                 "axes (x, y, z) -> (z, y, x): kernels, bias tables, merges",
             )
         if not is_legacy:
-            dims = adapt.dims_of(self.weights)
-            theirs, ours = _their_corners(source, dims), corners((2,) * dims)
-            self.weights = adapt.reorder_merge(self.weights, theirs, ours)
+            self.reorder_merge(source)
+
+    def reorder_merge(self, source: Source) -> None:
+        dims = adapt.dims_of(self.weights)
+        theirs, ours = _their_corners(source, dims), corners((2,) * dims)
+        self.weights = adapt.reorder_merge(self.weights, theirs, ours)
 
     def inflate(self) -> None:
         self.replace(

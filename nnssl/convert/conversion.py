@@ -55,10 +55,7 @@ def convert(request: ConvertRequest) -> str:
     Raises FileNotFoundError, AddressError, CheckpointError (damaged, or more than tensors),
     ForeignError; then nothing was written.
     """
-    if request.output.exists():
-        raise ForeignError(f"{request.output} exists; choose another -o, or remove it")
-    if (request.licence or request.about) and not request.hub:
-        raise ForeignError("--licence and --about are for the card of a folder: add --hub")
+    _check_output(request)
     request = replace(request, file=address.local(request.file))
     content = _content(request)
     if request.half:
@@ -68,6 +65,13 @@ def convert(request: ConvertRequest) -> str:
     else:
         checkpoint.write(request.output, content)
     return _report(request)
+
+
+def _check_output(request: ConvertRequest) -> None:
+    if request.output.exists():
+        raise ForeignError(f"{request.output} exists; choose another -o, or remove it")
+    if (request.licence or request.about) and not request.hub:
+        raise ForeignError("--licence and --about are for the card of a folder: add --hub")
 
 
 def _report(request: ConvertRequest) -> str:
@@ -94,6 +98,13 @@ def _content(request: ConvertRequest) -> dict:
 
 def _own(request: ConvertRequest) -> dict:
     """The content of a checkpoint of ours, without training state."""
+    _require_another_form(request)
+    content = checkpoint.read(request.file)
+    return {key: value for key, value in content.items() if key in checkpoint.KEYS}
+
+
+def _require_another_form(request: ConvertRequest) -> None:
+    """Raises ForeignError where a checkpoint of ours would be written as it is, or described."""
     if given := request.about_others:
         raise ForeignError(
             f"{request.file} is a checkpoint of this package, which says itself what it is: leave "
@@ -104,8 +115,6 @@ def _own(request: ConvertRequest) -> dict:
             f"{request.file} is a checkpoint of this package already; use it: nnssl_plan -d "
             f"DATASET -c {request.file}, or write it as a folder for Hugging Face: --hub -o FOLDER"
         )
-    content = checkpoint.read(request.file)
-    return {key: value for key, value in content.items() if key in checkpoint.KEYS}
 
 
 def encoder_from(tensors: dict[str, Tensor], request: ConvertRequest) -> Converted:
@@ -115,20 +124,32 @@ def encoder_from(tensors: dict[str, Tensor], request: ConvertRequest) -> Convert
     found = encoder_in(Path(request.file), list(tensors), request.prefix)
     source = _source(found, list(tensors), request)
     weights, left_out = _ours_by_name(tensors, found)
-    try:
-        weights, config, adapted = adaptation.adapted(weights, source, request)
-        encoder = _built(config)
-    except ValueError as error:
-        raise ForeignError(f"the encoder in {request.file} cannot be used: {error}") from error
+    encoder, weights, adapted = _adapted(weights, source, request)
     new = _new_merge(weights, source, encoder)
     if new:
         adapted += ("the last merge, which the file has not, is new (truncated normal, seed 0)",)
-    if problems := checkpoint.differences(weights | new, encoder.state_dict()):
+    _fill(encoder, weights | new, request)
+    return Converted(encoder, source, found, len(weights), adapted, left_out)
+
+
+def _fill(encoder: Swin, weights: adapt.Weights, request: ConvertRequest) -> None:
+    """Raises ForeignError where they are not just the encoder's."""
+    if problems := checkpoint.differences(weights, encoder.state_dict()):
         raise ForeignError(
             f"{request.file} is not the encoder it seems to be; nothing was written:\n  {problems}"
         )
-    encoder.load_state_dict(weights | new)
-    return Converted(encoder, source, found, len(weights), adapted, left_out)
+    encoder.load_state_dict(weights)
+
+
+def _adapted(
+    weights: adapt.Weights, source: Source, request: ConvertRequest
+) -> tuple[Swin, adapt.Weights, tuple[str, ...]]:
+    """Our encoder, still without the weights, these, and what was done to them, in words."""
+    try:
+        weights, config, adapted = adaptation.adapted(weights, source, request)
+        return _built(config), weights, adapted
+    except ValueError as error:
+        raise ForeignError(f"the encoder in {request.file} cannot be used: {error}") from error
 
 
 def _new_merge(weights: adapt.Weights, source: Source, encoder: Swin) -> adapt.Weights:
@@ -145,8 +166,11 @@ def _source(found: LayoutMatch, names: list[str], request: ConvertRequest) -> So
         source = sources.named(request.source, layout)
     else:
         source = sources.identify_source(layout, names)
-    given = {name: value for name in ("axes", "merging") if (value := getattr(request, name))}
-    source = replace(source, **given)
+    source = replace(
+        source,
+        axes=request.axes or source.axes,
+        merging=request.merging or source.merging,
+    )
     if source.merging is None:
         raise ForeignError(
             "MONAI 1.5 changed which tokens a merge joins, and no file says which it was trained "
@@ -162,17 +186,15 @@ def _ours_by_name(
     reason.
     """
     weights, left_out = {}, Counter()
-    dims = tensors[found.prefix + found.layout.stem].ndim - 2
     for name, tensor in tensors.items():
-        ours = layouts.our_name(found.layout, name.removeprefix(found.prefix))
-        if not name.startswith(found.prefix):
+        ours = found.our_name(name)
+        if ours is None:
             left_out["outside of the encoder"] += 1
         elif reason := layouts.reason_to_leave_out(ours):
             left_out[reason] += 1
-            if ours.endswith(layouts.INDEX):
-                _require_usual_index(name, tensor, tensors, dims)
         else:
             weights[ours] = _readable(name, tensor)
+    _require_usual_indices(tensors, found)
     return weights, dict(left_out)
 
 
@@ -183,9 +205,16 @@ def _readable(name: str, tensor: Tensor) -> Tensor:
     return tensor.float()
 
 
-def _require_usual_index(name: str, index: Tensor, tensors: dict[str, Tensor], dims: int) -> None:
+def _require_usual_indices(tensors: dict[str, Tensor], found: LayoutMatch) -> None:
     """Raises ForeignError when the rows of a bias table are not counted as in every Swin."""
-    table = tensors.get(name.replace(layouts.INDEX, adapt.TABLE))
+    dims = tensors[found.prefix + found.layout.stem].ndim - 2
+    for name, index in tensors.items():
+        if name.startswith(found.prefix) and name.endswith(layouts.INDEX):
+            table = tensors.get(name.replace(layouts.INDEX, adapt.TABLE))
+            _require_usual_index(name, index, table, dims)
+
+
+def _require_usual_index(name: str, index: Tensor, table: Tensor | None, dims: int) -> None:
     window = 0 if table is None else adapt.window_of(table, dims)
     usual = relative_index((window,) * dims, window, "exact")
     if not torch.equal(index.flatten().long(), usual):
@@ -229,7 +258,7 @@ def _header(request: ConvertRequest, done: Converted) -> dict:
     return {
         "method": source.name,
         "preset": f"as in the file ({done.found.layout.name})",
-        "crop": list(request.crop or (source.crop * 3)[: done.encoder.config.spatial_dims]),
+        "crop": list(request.crop or source.crop_in(done.encoder.config.spatial_dims)),
         "plan": _plan(request, source),
         "foreign": _account(request, done),
         "versions": {"nnssl": nnssl.__version__, "torch": torch.__version__},

@@ -106,6 +106,12 @@ class LayoutMatch(NamedTuple):
     layout: Layout
     prefix: str  # of the encoder's names in the file
 
+    def our_name(self, name: str) -> str | None:
+        """The name in our encoder of a tensor of the file; None outside of the encoder."""
+        if not name.startswith(self.prefix):
+            return None
+        return our_name(self.layout, name.removeprefix(self.prefix))
+
 
 def find(names: Iterable[str]) -> list[LayoutMatch]:
     """Every encoder of a known layout among `names`."""

@@ -45,14 +45,18 @@ def tensors_in(content: object, path: Path) -> dict[str, Tensor]:
     values = content if isinstance(content, dict) else {}
     tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
     if not tensors:
-        shown = list(content)[:10] if isinstance(content, dict) else type(content).__name__
-        raise ForeignError(
-            f"{path} holds no tensors by name, but {shown!s:.300}; looked for them at the top and "
-            f"under {', '.join(WRAPPERS)}"
-        )
+        raise _without_tensors(content, path)
     if odd := [name for name in tensors if not (isinstance(name, str) and name.isprintable())]:
         raise ForeignError(f"{path} holds tensors whose names are no names: {odd[:3]!s:.300}")
     return tensors
+
+
+def _without_tensors(content: object, path: Path) -> ForeignError:
+    shown = list(content)[:10] if isinstance(content, dict) else type(content).__name__
+    return ForeignError(
+        f"{path} holds no tensors by name, but {shown!s:.300}; looked for them at the top and "
+        f"under {', '.join(WRAPPERS)}"
+    )
 
 
 def _unwrapped(content: object) -> object:
@@ -85,15 +89,17 @@ def encoder_in(path: Path, names: list[str], prefix: str | None) -> LayoutMatch:
     found = find(names)
     if not found:
         raise _unknown(path, names)
-    if prefix is not None:
-        found = [candidate for candidate in found if candidate.prefix == prefix] or found
-    if len(found) > 1 or (prefix is not None and found[0].prefix != prefix):
-        shown = ", ".join(repr(candidate.prefix) for candidate in found)
-        raise ForeignError(
-            f"{path} holds {len(found)} encoder(s), with names that begin with {shown}: choose "
-            "--prefix"
-        )
-    return found[0]
+    meant = [each for each in found if prefix in (None, each.prefix)]
+    if len(meant) != 1:
+        raise _ambiguous(path, meant or found)
+    return meant[0]
+
+
+def _ambiguous(path: Path, found: list[LayoutMatch]) -> ForeignError:
+    shown = ", ".join(repr(each.prefix) for each in found)
+    return ForeignError(
+        f"{path} holds {len(found)} encoder(s), with names that begin with {shown}: choose --prefix"
+    )
 
 
 def _unknown(path: Path, names: list[str]) -> ForeignError:

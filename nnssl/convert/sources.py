@@ -48,6 +48,9 @@ class Source:
     spacing: Spacing | None = None
     crop: Shape = (96, 96, 96)
 
+    def crop_in(self, dims: int) -> Shape:
+        return (self.crop * 3)[:dims]
+
     def policy(self, clip: tuple[float, float]) -> HUPolicy:
         low, high = clip
         mean, std = self.scale
@@ -156,21 +159,19 @@ SOURCES = (
 def identify_source(layout: str, names: Iterable[str]) -> Source:
     """The source of a file in `layout` with these names of tensors."""
     text = "\n".join(names)
-    fitting = (
-        source
-        for source in SOURCES
-        if layout in source.layouts and all(mark in text for mark in source.marks)
-    )
-    return next(fitting)
+    return next(source for source in _of_layout(layout) if all(m in text for m in source.marks))
+
+
+def _of_layout(layout: str) -> list[Source]:
+    return [source for source in SOURCES if layout in source.layouts]
 
 
 def named(name: str, layout: str) -> Source:
     """Raises ValueError for a name that is unknown, or is of files in other layouts."""
-    source = next((source for source in SOURCES if source.name == name), None)
-    if source is None or layout not in source.layouts:
-        fitting = ", ".join(source.name for source in SOURCES if layout in source.layouts)
+    fitting = {source.name: source for source in _of_layout(layout)}
+    if name not in fitting:
         raise ValueError(
             f"--source {name} does not go with a file in layout {layout}; such files are of: "
-            f"{fitting}"
+            f"{', '.join(fitting)}"
         )
-    return source
+    return fitting[name]

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from nnssl import files, signals
+from nnssl import files, signals, sockets
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -168,7 +168,7 @@ def _kill(pool: ProcessPoolExecutor) -> None:
 
 
 def _pool(num_processes: int) -> ProcessPoolExecutor:
-    files.room_for_sockets()
+    sockets.room_for_sockets()
     pool = ProcessPoolExecutor(num_processes, mp_context=_context(), initializer=_start_worker)
     try:
         pool.submit(_nothing).result()  # so that a start that fails is not blamed on an item

@@ -61,15 +61,18 @@ def architecture(
         "decoder": decoder,
         "intensity": _intensity(plans, resolved, hu),
         "image_skip": _image_skip(plans, decoder),
+        **_axes_argument(axes_of(plans, encoder.spatial_dims)),
     }
-    axes = axes_of(plans, encoder.spatial_dims)
-    if axes != sorted(axes):
-        arguments["axes"] = axes
     return {
         "network_class_name": NETWORK_CLASS,
         "arch_kwargs": arguments,
         "_kw_requires_import": [],
     }
+
+
+def _axes_argument(axes: list[int]) -> dict[str, list[int]]:
+    """Only where the plans' order of the axes is another than that of the files."""
+    return {} if axes == sorted(axes) else {"axes": axes}
 
 
 def _intensity(plans: dict, resolved: dict, hu: HUPolicy | None) -> dict | None:
@@ -111,10 +114,7 @@ def encoder_for(plans: dict, resolved: dict, encoder: SwinConfig) -> SwinConfig:
 def _steps(plans: dict, resolved: dict, dims: int) -> tuple[Shape, ...]:
     """`steps_for` the configuration, by the axes as read, which are those that the encoder sees."""
     axes = axes_of(plans, dims)
-    as_read = [axes.index(axis) for axis in range(dims)]
-    spacing, patch = (
-        tuple(resolved[name][axis] for axis in as_read) for name in ("spacing", "patch_size")
-    )
+    spacing, patch = (tuple(as_read(resolved[name], axes)) for name in ("spacing", "patch_size"))
     pretrained = plans.get(INFO, {}).get("spacing")
     return steps_for(spacing, patch, pretrained and pretrained[-dims:])
 
@@ -162,9 +162,8 @@ def intensity_map(schemes: list[str], properties: dict, hu: HUPolicy | None) -> 
     ]
     mapped = {name: [row[name] for row in rows] for name in rows[0]}
     if hu.interior:
-        mapped["bends"] = [
-            [list(bend) for bend in hu.bends] if ct else None for ct in is_ct_channel
-        ]
+        bends = [list(bend) for bend in hu.bends]
+        mapped["bends"] = [bends if ct else None for ct in is_ct_channel]
     return mapped
 
 

@@ -61,14 +61,17 @@ class Average:
     def _update(self, *_: object) -> None:
         if not self.decay:
             return
-        raw = {name: parameter.detach() for name, parameter in self._named.items()}
         if not self.updates:
-            self._others = {name: tensor.clone() for name, tensor in raw.items()}
+            self._others = self._copies()
         else:
             kept = min(self.decay, (1 + self.updates) / (10 + self.updates))
-            average = list(self._others.values())
-            torch._foreach_lerp_(average, list(raw.values()), 1 - kept)
+            raw = [parameter.detach() for parameter in self._named.values()]
+            torch._foreach_lerp_(list(self._others.values()), raw, 1 - kept)
         self.updates += 1
+
+    def _copies(self) -> dict[str, Tensor]:
+        """Of the weights that the network has."""
+        return {name: p.detach().clone() for name, p in self._named.items()}
 
     def _save(self, _: object, state: dict) -> dict:
         if self.in_use:  # else the network's weights in the same file are the raw ones
@@ -80,7 +83,7 @@ class Average:
         """The network has its weights already: nnU-Net loads them before the optimiser's state."""
         self.in_use, self.updates = False, state.pop(UPDATES, 0)
         if raw := state.pop(RAW, None):
-            self._others = {name: p.detach().clone() for name, p in self._named.items()}
+            self._others = self._copies()
             for name, parameter in self._named.items():
                 parameter.copy_(raw[name])
         return state

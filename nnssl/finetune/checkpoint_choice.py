@@ -56,15 +56,19 @@ def choose(info: Mapping, whose: str = "the plans") -> CheckpointChoice:
         return _named(path, whose, info.get("sha256"))
     if path := os.environ.get(VARIABLE):
         return _named(path, f"the variable {VARIABLE}")
+    return _only_one() or _released(whose)
+
+
+def _only_one() -> CheckpointChoice | None:
+    """The only final checkpoint; None where there is none. Raises NoCheckpointError."""
     found = finals()
     if len(found) > 1:
         raise NoCheckpointError(
             f"{len(found)} pretrained checkpoints were found, and none is "
             f"named:\n{_listed(found)}\n{REMEDY}"
         )
-    if found:
-        return CheckpointChoice(found[0], f"the only one under {_searched()}")
-    return _released(whose)
+    by = f"the only one under {_searched()}"
+    return CheckpointChoice(found[0], by) if found else None
 
 
 def _released(whose: str) -> CheckpointChoice:
@@ -97,7 +101,11 @@ def _named(path: str, by: str, sha256: str | None = None) -> CheckpointChoice:
         return CheckpointChoice(there, by, sha256, path)
     if sha256 and (moved := _moved(there.name, sha256)):
         return CheckpointChoice(moved, f"{by}, by its sha256: it is no longer at {path}", sha256)
-    raise unreachable or NoCheckpointError(
+    raise unreachable or _missing(path, by)
+
+
+def _missing(path: str, by: str) -> NoCheckpointError:
+    return NoCheckpointError(
         f"no file at {path}, the checkpoint named by {by}. Found "
         f"instead:\n{_listed(finals())}\n{REMEDY}"
     )
@@ -151,12 +159,18 @@ def pretrain_info(choice: CheckpointChoice, loaded: Checkpoint) -> dict:
         "checkpoint_name": Path(where).parent.name or where,
         "sha256": loaded.sha256,
         "named_by": choice.named_by,
+        **_pretraining(loaded),
+        **_upstream_entries(loaded),
+        "citations": list(loaded.citations),
+    }
+
+
+def _pretraining(loaded: Checkpoint) -> dict:
+    return {
         "method": loaded.method,
         "spacing": loaded.spacing and list(loaded.spacing),
         "hu": loaded.hu and loaded.hu.to_dict(),
         "decoder": loaded.decoder,
-        **_upstream_entries(loaded),
-        "citations": list(loaded.citations),
     }
 
 

@@ -35,13 +35,6 @@ def parameter_groups(network: SwinUNETR, recipe: Recipe, pretrained: bool = True
     background.
     """
     rules = _Rules(network.encoder.config.depths, recipe, recipe.encoder_scale(pretrained))
-    groups: dict[tuple[float, float, int], list[nn.Parameter]] = {}
-    last_first = reversed(list(network.named_parameters()))
-    # nnU-Net logs the first one's
-    for name, parameter in sorted(last_first, key=lambda named: HEADS in named[0]):
-        if parameter.requires_grad:
-            key = rules.lr_scale(name), rules.weight_decay(name, parameter), rules.part(name)
-            groups.setdefault(key, []).append(parameter)
     return [
         {
             "params": parameters,
@@ -50,8 +43,19 @@ def parameter_groups(network: SwinUNETR, recipe: Recipe, pretrained: bool = True
             "weight_decay": decay,
             "part": part,
         }
-        for (scale, decay, part), parameters in groups.items()
+        for (scale, decay, part), parameters in _grouped(network, rules).items()
     ]
+
+
+def _grouped(network: SwinUNETR, rules: _Rules) -> dict[tuple, list[nn.Parameter]]:
+    """By (lr_scale, weight_decay, part), the decoder's without its heads first."""
+    groups: dict[tuple, list[nn.Parameter]] = {}
+    last_first = reversed(list(network.named_parameters()))
+    # nnU-Net logs the first one's
+    for name, parameter in sorted(last_first, key=lambda named: HEADS in named[0]):
+        if parameter.requires_grad:
+            groups.setdefault(rules.key(name, parameter), []).append(parameter)
+    return groups
 
 
 class _Rules(NamedTuple):
@@ -60,6 +64,9 @@ class _Rules(NamedTuple):
     depths: tuple[int, ...]
     recipe: Recipe
     encoder_scale: float
+
+    def key(self, name: str, parameter: nn.Parameter) -> tuple[float, float, int]:
+        return self.lr_scale(name), self.weight_decay(name, parameter), self.part(name)
 
     def lr_scale(self, name: str) -> float:
         if HEADS in name:
@@ -87,8 +94,10 @@ def layer_of(name: str, depths: tuple[int, ...]) -> int:
         return sum(depths) + 1
     if part == "out_norms":
         return sum(depths[: int(inner[0]) + 1])
-    if not part.startswith("layers"):
-        return 0
+    return _layer_in_stage(part, inner, depths) if part.startswith("layers") else 0
+
+
+def _layer_in_stage(part: str, inner: list[str], depths: tuple[int, ...]) -> int:
     stage = int(part.removeprefix("layers").removesuffix("c"))
     before = sum(depths[: stage - 1])
     if part.endswith("c"):
@@ -113,14 +122,14 @@ def optimise(
     groups = parameter_groups(network, recipe, pretrained)
     fused = device.type in ("cpu", "cuda")
     optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=BETAS, fused=fused)
-
-    def clip(*_: object) -> None:
-        learning = (group["params"] for group in optimizer.param_groups if group["lr"] > 0)
-        torch.nn.utils.clip_grad_norm_([*chain.from_iterable(learning)], recipe.clip)
-
     scheduled = schedule(optimizer, recipe)  # its hook goes first: the clipping needs the rates
-    optimizer.register_step_pre_hook(clip)
+    optimizer.register_step_pre_hook(lambda *_: _clip_gradient(optimizer, recipe.clip))
     return optimizer, scheduled
+
+
+def _clip_gradient(optimizer: torch.optim.Optimizer, most: float) -> None:
+    learning = (group["params"] for group in optimizer.param_groups if group["lr"] > 0)
+    torch.nn.utils.clip_grad_norm_([*chain.from_iterable(learning)], most)
 
 
 def describe(recipe: Recipe, pretrained: bool) -> str:

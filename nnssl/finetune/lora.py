@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from nnssl.encoder.swin import Swin
 from nnssl.network.swin_unetr import SwinUNETR
 from nnssl.recipe import Recipe
 
@@ -51,13 +52,16 @@ def add_lora(network: SwinUNETR, recipe: Recipe) -> None:
 
     Before the optimiser is made and DDP wraps the network.
     """
-    encoder = network.encoder
-    for name, parameter in encoder.named_parameters():
-        parameter.requires_grad_(parameter.ndim == 1 or any(part in name for part in WHOLE))
-    blocks = [block for stage in encoder.stages for block in stage.blocks]
+    _freeze_matrices(network.encoder)
+    blocks = [block for stage in network.encoder.stages for block in stage.blocks]
     for block in blocks:
         for name in MATRICES:
             _add_factors(cast("nn.Linear", block.get_submodule(name)), recipe)
+
+
+def _freeze_matrices(encoder: Swin) -> None:
+    for name, parameter in encoder.named_parameters():
+        parameter.requires_grad_(parameter.ndim == 1 or any(part in name for part in WHOLE))
 
 
 def _add_factors(layer: nn.Linear, recipe: Recipe) -> None:
@@ -90,16 +94,18 @@ def keep_factors(network: SwinUNETR, optimizer: torch.optim.Optimizer) -> None:
 
 def describe_lora(network: SwinUNETR, recipe: Recipe) -> str:
     """Line for the log."""
-    encoder = network.encoder
-    parameters = list(encoder.parameters())
-    learning = [p for p in parameters if p.requires_grad]
-    factors = [m for m in encoder.modules() if isinstance(m, LowRank)]
-    in_factors = _count(p for part in factors for p in (part.a, part.b))
+    parameters = list(network.encoder.parameters())
+    in_factors = _count(p for part in _factors(network.encoder) for p in part.parameters())
+    learning = _count(p for p in parameters if p.requires_grad)
     return (
         f"LoRA of rank {recipe.lora_rank}, alpha {recipe.lora_alpha:g}: of the encoder's "
         f"{_count(parameters) - in_factors} parameters the matrices stay; {in_factors} in factors "
-        f"learn, and {_count(learning) - in_factors} in biases, norms and patch embedding"
+        f"learn, and {learning - in_factors} in biases, norms and patch embedding"
     )
+
+
+def _factors(module: nn.Module) -> list[LowRank]:
+    return [part for part in module.modules() if isinstance(part, LowRank)]
 
 
 def _count(tensors: Iterable[Tensor]) -> int:
@@ -116,7 +122,8 @@ def _merge(layer: nn.Linear, state: dict, prefix: str, *_: object) -> None:
 def _split(layer: nn.Linear, state: dict, prefix: str, *_: object) -> None:
     """Before a layer reads its parts: a weight is W, and nothing has been added to it yet."""
     if (weight := state.pop(prefix + "weight", None)) is not None:
-        factors = next(part for part in layer.modules() if isinstance(part, LowRank))
-        state[prefix + INSIDE + "original"] = weight
-        state[prefix + INSIDE + "0.a"] = factors.a.detach()
-        state[prefix + INSIDE + "0.b"] = torch.zeros_like(factors.b)
+        (factors,) = _factors(layer)
+        inside = prefix + INSIDE
+        state[inside + "original"] = weight
+        state[inside + "0.a"] = factors.a.detach()
+        state[inside + "0.b"] = torch.zeros_like(factors.b)

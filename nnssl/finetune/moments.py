@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from math import log
+from operator import add
 from typing import cast
 
 import torch
@@ -15,6 +16,7 @@ from nnssl.network.layers import DatasetNorm, Heads, Pointwise
 from nnssl.network.swin_unetr import SwinUNETR
 
 PATCHES = 32  # whose maps are measured
+CONSTANT = 1e-3  # std of a channel that varies less
 FOREGROUND = 0.01  # of the voxels, all classes together: what the heads believe at first
 
 
@@ -42,7 +44,12 @@ def measure(network: SwinUNETR, images: Iterable[Tensor]) -> None:
     network.train(training)
     for norm, (mean, square) in zip(_norms(network), moments, strict=True):
         norm.mean.copy_(mean)
-        norm.std.copy_((square - mean.square()).clamp_min(0).sqrt().clamp_min(1e-3))
+        norm.std.copy_(_std(mean, square))
+
+
+def _std(mean: Tensor, square: Tensor) -> Tensor:
+    """From the means of values and squares, by channel; not below that of a constant."""
+    return (square - mean.square()).clamp_min(0).sqrt().clamp_min(CONSTANT)
 
 
 def _moments(network: SwinUNETR, images: Iterable[Tensor]) -> list[Tensor]:
@@ -54,7 +61,7 @@ def _moments(network: SwinUNETR, images: Iterable[Tensor]) -> list[Tensor]:
     for image in images:
         _, maps = network.encode(image)
         found = [_mean_and_square(each) * len(image) for each in maps]
-        sums = found if not sums else [a + b for a, b in zip(sums, found, strict=True)]
+        sums = [*map(add, sums, found)] if sums else found
         count += len(image)
     return [both / count for both in sums]
 
@@ -74,10 +81,15 @@ def start_heads(network: SwinUNETR, regions: bool) -> None:
     for head in _heads(network.decoder):
         if regions:
             head.bias.fill_(log(FOREGROUND / (1 - FOREGROUND)))
-            continue
-        foreground_classes = max(1, len(head.bias) - 1)
-        head.bias.fill_(log(FOREGROUND / foreground_classes))
-        head.bias[0] = log(1 - FOREGROUND)
+        else:
+            _start_classes(head.bias)
+
+
+def _start_classes(bias: Tensor) -> None:
+    """The logarithms of the frequencies; class 0 is the background."""
+    foreground_classes = max(1, len(bias) - 1)
+    bias.fill_(log(FOREGROUND / foreground_classes))
+    bias[0] = log(1 - FOREGROUND)
 
 
 def _heads(decoder: nn.Module) -> list[Pointwise]:

@@ -41,9 +41,15 @@ def resolve_architecture(plans: dict, name: str, random_start: bool) -> None:
         entry = architecture(plans, resolved, preset(PRESET), DECODER, None)
     else:
         plans[INFO] = {**plans.get(INFO, {}), **pretrain_info(choice, loaded)}
-        decoder = loaded.decoder or DECODER
-        entry = architecture(plans, resolved, loaded.encoder_config, decoder, loaded.hu)
+        entry = _pretrained_architecture(plans, resolved, loaded)
     plans["configurations"][name]["architecture"] = entry
+
+
+def _pretrained_architecture(
+    plans: dict, resolved: dict, loaded: checkpoint.Checkpoint
+) -> dict[str, object]:
+    decoder = loaded.decoder or DECODER
+    return architecture(plans, resolved, loaded.encoder_config, decoder, loaded.hu)
 
 
 def require_architecture(resolved: dict, why_not: Exception | None) -> None:
@@ -112,17 +118,25 @@ def refuse_mixed_folds(model: Path | str, fold: int | str, info: dict) -> None:
     All folds have one plans.json, and an ensemble of different pretrainings should be somebody's
     decision.
     """
-    plans, own = Path(model, "plans.json"), f"fold_{fold}"
-    others = [path for path in Path(model).glob(f"fold_*/{FINAL}") if path.parent.name != own]
+    plans, others = Path(model, "plans.json"), _other_folds(Path(model), fold)
     if not others or not plans.is_file():
         return
-    before, now = files.read_json(plans).get(INFO, {}).get("sha256"), info.get("sha256")
+    before, now = _pretrained_sha256(files.read_json(plans)), info.get("sha256")
     if before != now:
         raise OriginError(
-            f"{model} holds {len(others)} fold(s) trained from the checkpoint with sha256 "
+            f"{model} holds {others} fold(s) trained from the checkpoint with sha256 "
             f"{before}, this run has {now}. Give each pretraining its plans: "
             "nnssl_plan -d DATASET -c CHECKPOINT --name NAME, and train with -p NAME"
         )
+
+
+def _pretrained_sha256(plans: dict) -> str | None:
+    return plans.get(INFO, {}).get("sha256")
+
+
+def _other_folds(model: Path, fold: int | str) -> int:
+    """How many folds but this one were trained to the end."""
+    return sum(path.parent.name != f"fold_{fold}" for path in model.glob(f"fold_*/{FINAL}"))
 
 
 def deep_supervision_scales(resolved: dict) -> list[list[float]]:

@@ -59,6 +59,9 @@ class Watch:
         require_fit(file, saved, self.own)
         saved["network_weights"].update(self._own_intensity())
         self.about = f" {file}"
+        self._warn_of_intensities(file, saved)
+
+    def _warn_of_intensities(self, file: str, saved: Mapping) -> None:
         theirs, ours = _plans(saved).get(INFO, {}).get("hu"), self.info.get("hu")
         if theirs != ours:
             self.say(
@@ -90,6 +93,10 @@ def require_fit(file: str, saved: Mapping, own: Mapping[str, Tensor]) -> None:
     _require_our_network(file, saved)
     ours, theirs = _shapes(own), _shapes(saved["network_weights"])
     _require_same_channels(file, saved, ours, theirs)
+    _require_same_shapes(file, saved, ours, theirs)
+
+
+def _require_same_shapes(file: str, saved: Mapping, ours: Shapes, theirs: Shapes) -> None:
     other = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
     if other:
         first = other[0]
@@ -140,12 +147,11 @@ def _counts(name: str) -> bool:
 def _held_by_the_loader() -> tuple[str, Mapping] | None:
     """(path, content) of the file that nnU-Net's loader has read; None where it is not at work."""
     frame = sys._getframe()
-    while frame is not None:
-        if frame.f_code.co_name == LOADER:
-            saved = frame.f_locals.get("saved_model")
-            return (str(frame.f_locals.get("fname")), saved) if isinstance(saved, dict) else None
+    while frame is not None and frame.f_code.co_name != LOADER:
         frame = frame.f_back
-    return None
+    held = frame.f_locals if frame is not None else {}
+    saved = held.get("saved_model")
+    return (str(held.get("fname")), saved) if isinstance(saved, dict) else None
 
 
 def _plans(saved: Mapping) -> dict:
@@ -158,9 +164,13 @@ def _replan(saved: Mapping, file: str) -> str:
     plans = _plans(saved)
     checkpoint = plans.get(INFO, {}).get("checkpoint_path")
     start = f"-c {checkpoint}" if checkpoint else f"-a PRESET_OF_{file.rsplit('/', 1)[-1]}"
+    return f"nnssl_plan -d DATASET {start}{_decoder_option(plans)} --name NAME"
+
+
+def _decoder_option(plans: dict) -> str:
+    """Nothing where the configurations of the plans differ in it, or name none."""
     decoders = _decoders(plans)
-    decoder = f" --decoder {decoders.pop()}" if len(decoders) == 1 else ""
-    return f"nnssl_plan -d DATASET {start}{decoder} --name NAME"
+    return f" --decoder {decoders.pop()}" if len(decoders) == 1 else ""
 
 
 def _decoders(plans: dict) -> set[str]:

@@ -16,15 +16,20 @@ def whole(checkpoint: dict | str, say: Callable[[str], object]) -> dict | str:
     if isinstance(checkpoint, dict) or not Path(checkpoint).is_file() or _is_whole(checkpoint):
         return checkpoint
     path = Path(checkpoint)
-    best = path.with_name(BEST)
     damage = f"{path} is cut short: it was being written when a run ended"
-    if best != path and best.is_file() and _is_whole(best):
+    if best := _whole_best(path):
         say(f"WARNING: {damage}. {BEST} is taken instead, and continues from its epoch")
         return str(best)
     raise ValueError(
         f"{damage}, and there is no {BEST} to continue from. Start this fold again without --c, or "
         "use another of its checkpoints with -chk"
     )
+
+
+def _whole_best(path: Path) -> Path | None:
+    """The best checkpoint beside another one, where it is whole."""
+    best = path.with_name(BEST)
+    return best if best != path and best.is_file() and _is_whole(best) else None
 
 
 def _is_whole(path: Path | str) -> bool:

@@ -72,5 +72,13 @@ def learning_rate(iteration: int, recipe: Recipe) -> float:
     if iteration < warmup:
         return recipe.lr * (iteration + 1) / warmup
     progress = min(1.0, (iteration - warmup) / max(1, recipe.total - warmup))
-    poly, cosine = (1 - progress) ** 0.9, (1 + cos(pi * progress)) / 2
-    return recipe.lr * (poly if recipe.schedule == "poly" else cosine)
+    return recipe.lr * (_poly if recipe.schedule == "poly" else _cosine)(progress)
+
+
+def _poly(progress: float) -> float:
+    """nnU-Net's own."""
+    return (1 - progress) ** 0.9
+
+
+def _cosine(progress: float) -> float:
+    return (1 + cos(pi * progress)) / 2

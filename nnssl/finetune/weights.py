@@ -25,15 +25,19 @@ def load(network: SwinUNETR, plans: dict, labels: int = 0) -> list[str]:
     _require_same_dimensions(loaded, network)
     done = checkpoint.transfer(loaded, network.encoder, labels)
     info.update(sha256=loaded.sha256, matched=done.matched, total=done.total)
-    of_decoder = _load_decoder(loaded, network, info, labels)
     return [
         f"Pretrained weights: {loaded.path} (method {loaded.method}, sha256 {loaded.sha256})",
         f"  named by {info.get('named_by', 'the plans')}",
         *weights.about(loaded.sha256, is_ct(plans)),
         f"  {done.matched} of {done.total} encoder tensors matched",
-        *(f"  {name}: {reason}" for name, reason in done.explained.items()),
-        *of_decoder,
+        *_explanations(done),
+        *_load_decoder(loaded, network, info, labels),
     ]
+
+
+def _explanations(done: checkpoint.Transfer, prefix: str = "") -> list[str]:
+    """A line for the log per tensor that is not loaded as it is in the file."""
+    return [f"  {prefix}{name}: {reason}" for name, reason in done.explained.items()]
 
 
 def _named_checkpoint(info: dict) -> checkpoint.Checkpoint:
@@ -73,7 +77,7 @@ def _load_decoder(
     return [
         f"  {done.matched} of {done.total} tensors of the decoder {loaded.decoder['name']} "
         "matched; its heads start again",
-        *(f"  decoder.{tensor}: {reason}" for tensor, reason in done.explained.items()),
+        *_explanations(done, "decoder."),
     ]
 
 
@@ -111,13 +115,13 @@ def intensities(resolved: dict, info: dict) -> list[str]:
             f"  channels of {', '.join(others)} pass as they are, though the pretraining saw HU"
         )
     if info.get("spacing"):
-        spacing = resolved["spacing"]
-        here = as_read(spacing, arguments.get("axes") or range(len(spacing)))
-        lines.append(
-            f"Spacing (as read): {_round(here)} mm here, {_round(info['spacing'])} mm in the "
-            "pretraining"
-        )
+        lines.append(_spacings(resolved["spacing"], arguments.get("axes"), info["spacing"]))
     return lines
+
+
+def _spacings(spacing: list[float], axes: list[int] | None, pretrained: list[float]) -> str:
+    here = as_read(spacing, axes or range(len(spacing)))
+    return f"Spacing (as read): {_round(here)} mm here, {_round(pretrained)} mm in the pretraining"
 
 
 def freeze(network: SwinUNETR) -> None:

@@ -24,7 +24,7 @@ from typing import Protocol, cast
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from nnssl import dist, files, limits, signals
+from nnssl import dist, limits, signals, sockets
 
 CHILD = (signal.SIGCHLD,) if hasattr(signal, "SIGCHLD") else ()
 TO_SEE = 5.0  # seconds within which the end of a reader that caused an error is seen
@@ -58,16 +58,10 @@ class MicroBatches:
     """
 
     def __init__(self, start: int, steps: int, batch_size: int, accumulate: int) -> None:
-        parts = dist.world_size() * accumulate
-        if batch_size % parts:
-            raise ValueError(
-                f"a total batch of {batch_size} cannot be shared by {dist.world_size()} processes "
-                f"x {accumulate} accumulated parts; choose a --batch-size that is a multiple of "
-                f"{parts}"
-            )
+        _require_shared(batch_size, accumulate)
         self.start, self.steps = start, steps
         self.batch_size, self.accumulate = batch_size, accumulate
-        self.size = batch_size // parts
+        self.size = batch_size // (dist.world_size() * accumulate)
 
     def __iter__(self) -> Iterator[list[int]]:
         for step in range(self.start, self.steps):
@@ -78,6 +72,16 @@ class MicroBatches:
 
     def __len__(self) -> int:
         return (self.steps - self.start) * self.accumulate
+
+
+def _require_shared(batch_size: int, accumulate: int) -> None:
+    parts = dist.world_size() * accumulate
+    if batch_size % parts:
+        raise ValueError(
+            f"a total batch of {batch_size} cannot be shared by {dist.world_size()} processes "
+            f"x {accumulate} accumulated parts; choose a --batch-size that is a multiple of "
+            f"{parts}"
+        )
 
 
 class Samples(Protocol):
@@ -120,7 +124,7 @@ def reading(
     Raises ReaderError within seconds when a reader is killed or cannot hand over what it has read.
     """
     if workers:
-        files.room_for_sockets()
+        sockets.room_for_sockets()
     stream = iter(loader(crops, batches, workers, pin_memory))
     readers = list(getattr(stream, "_workers", ()))
     at_exit = partial(_end_all, readers)

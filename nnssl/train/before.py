@@ -45,12 +45,16 @@ def read(folder: Path, data: Path, plan: Plan, say: Callable[[str], None]) -> Be
     header, stored = content["header"], _stored(plan, data)
     cases = content["training_state"].get("cases")
     cases = cases or _began_with(header["plan"]["cases"], stored, data)
+    _tell_of_others(cases, stored, say)
+    return Before(header["run"], cases or None, tuple(header["crop"]), header["method_config"])
+
+
+def _tell_of_others(cases: list[str], stored: list[str], say: Callable[[str], None]) -> None:
     if cases and set(cases) != set(stored):
         say(
             f"the run continues with the {len(cases)} scans that it is on; the collection has "
             f"{len(stored)} now"
         )
-    return Before(header["run"], cases or None, tuple(header["crop"]), header["method_config"])
 
 
 def _stored(plan: Plan, data: Path) -> list[str]:

@@ -16,7 +16,11 @@ def best_so_far(before: dict, probe: Probe, step: int, metrics: dict) -> dict:
     probed = {name: value for name, value in metrics.items() if name.startswith("probe_")}
     if before.get("cases") != probe.cases:
         before = {}
-    best = {name: before.get(name) for name in ("best", "best_step")}
-    if probed["probe_dice"] > before.get("best", -1.0):
-        best = {"best": probed["probe_dice"], "best_step": step}
+    best = _best(before, probed["probe_dice"], step)
     return {**best, "dataset": probe.dataset, "cases": probe.cases, "step": step, **probed}
+
+
+def _best(before: dict, dice: float, step: int) -> dict:
+    if dice > before.get("best", -1.0):
+        return {"best": dice, "best_step": step}
+    return {name: before.get(name) for name in ("best", "best_step")}

@@ -36,13 +36,17 @@ def wandb_enabled() -> bool:
 
 def require_packages(tensorboard: bool, wandb: bool) -> None:
     """Raises ValueError that names the extra, before any scan is read."""
-    wanted = {"tensorboard": tensorboard, "wandb": wandb}
-    for name in [name for name, yes in wanted.items() if yes]:
-        spec = find_spec(name)
-        # without origin: some folder of that name, such as W&B's own in the current one
-        if spec is None or spec.origin is None:
-            why = f"--{name}" if name == "tensorboard" else f"--wandb (or {ENABLED}=1)"
-            raise ValueError(f'{why} needs {name}: pip install "nnssl-swin[{name}]"')
+    if tensorboard:
+        _require_package("tensorboard", "--tensorboard")
+    if wandb:
+        _require_package("wandb", f"--wandb (or {ENABLED}=1)")
+
+
+def _require_package(name: str, why: str) -> None:
+    spec = find_spec(name)
+    # without origin: some folder of that name, such as W&B's own in the current one
+    if spec is None or spec.origin is None:
+        raise ValueError(f'{why} needs {name}: pip install "nnssl-swin[{name}]"')
 
 
 def boards(run: Run) -> list[Board]:

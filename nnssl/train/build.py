@@ -24,7 +24,7 @@ from nnssl.train.precision import half_precision
 from nnssl.train.pretrain_options import DEFAULT_STEPS, PROBES, Options
 from nnssl.train.probe import Probe
 from nnssl.train.run import LATEST, Run, RunConfig
-from nnssl.types import Shape
+from nnssl.types import Shape, Spacing
 from nnssl.views.intensity import Ranges
 
 
@@ -133,9 +133,7 @@ class _Builder:
         return self._method(batch_size)
 
     def _method(self, batch_size: int) -> _Sized:
-        options, scans = self.options, len(self.crops)
-        spacing = self.plan.spacing[-self.dims :]
-        sizes = configure.Sizes(self.crop, spacing, scans, self.steps(batch_size), batch_size)
+        options, sizes = self.options, self._sizes(batch_size)
         config, choices = configure.configure(
             self.kind, options.settings, sizes, self.earlier.method_config, self.decided
         )
@@ -146,6 +144,10 @@ class _Builder:
         method = self.kind(encoder, config).to(self.device)
         method.ranges = Ranges.of(self.plan.hu)
         return _Sized(method, started, choices, batch_size)
+
+    def _sizes(self, batch_size: int) -> configure.Sizes:
+        spacing, scans = self.plan.spacing[-self.dims :], len(self.crops)
+        return configure.Sizes(self.crop, spacing, scans, self.steps(batch_size), batch_size)
 
     def run(self, sized: _Sized) -> Run:
         config = self._run_config(sized.batch_size)
@@ -158,19 +160,21 @@ class _Builder:
         )
 
     def _run_config(self, batch_size: int) -> RunConfig:
-        workers = self.options.workers
         return RunConfig.of(
             self.options,
             steps=self.steps(batch_size),
             batch_size=batch_size,
-            workers=batches.default_workers(self.device) if workers is None else workers,
+            workers=self._workers(),
             bf16=self.bf16,
             wandb=self.options.wandb or boards.wandb_enabled(),
         )
 
+    def _workers(self) -> int:
+        typed = self.options.workers
+        return batches.default_workers(self.device) if typed is None else typed
+
     def _header(self, started: dict) -> dict:
         """The checkpoint's, as far as it is known before the first step."""
-        learns_parcels = self.parcel_cases is not None
         return {
             "method": self.options.method,
             "preset": self.options.preset,
@@ -178,9 +182,14 @@ class _Builder:
             "plan": self._plan_entry(),
             "versions": {"nnssl": nnssl.__version__, "torch": torch.__version__},
             "created": time.strftime("%Y-%m-%d"),
-            **({"parcels": parcel_maps.identity(self.data)} if learns_parcels else {}),
+            **self._parcels_entry(),
             **started,
         }
+
+    def _parcels_entry(self) -> dict[str, str]:
+        if self.parcel_cases is None:
+            return {}
+        return {"parcels": parcel_maps.identity(self.data)}
 
     def _plan_entry(self) -> dict:
         plan = self.plan
@@ -196,8 +205,9 @@ class _Builder:
         """Every process has one and so knows its steps; only rank zero evaluates it."""
         if self.options.probe is None:
             return None
-        folder = self.data / f"probe_{raw_dataset(self.options.probe, '--probe').name}"
-        return Probe(folder, self.crop, self.options.probe_every or max(1, steps // PROBES))
+        dataset = raw_dataset(self.options.probe, "--probe").name
+        every = self.options.probe_every or max(1, steps // PROBES)
+        return Probe(self.data / f"probe_{dataset}", self.crop, every)
 
 
 def method_class(name: str) -> type[Method]:
@@ -229,13 +239,19 @@ def _resume(run: Run, say: Callable[[str], None]) -> None:
 
 def _summary(run: Run, plan: Plan) -> str:
     config, header = run.config, run.header
-    parameters = sum(p.numel() for p in run.method.encoder.parameters()) / 1e6
-    crop = "x".join(map(str, header["crop"]))
-    spacing = "x".join(f"{mm:g}" for mm in plan.spacing)
     precision = " in bf16" if config.bf16 else ""
     return (
-        f"{header['method']} on {len(run.crops)} scans: encoder {header['preset']} "
-        f"({parameters:.1f} M parameters), crop {crop} at {spacing} mm, {config.steps} steps of "
+        f"{header['method']} on {len(run.crops)} scans: encoder {_encoder_of(run)}, "
+        f"crop {_crop_at(header['crop'], plan.spacing)}, {config.steps} steps of "
         f"{config.batch_size} scans, {run.device}{precision}, {dist.world_size()} process(es)\n"
         f"results: {run.folder}"
     )
+
+
+def _encoder_of(run: Run) -> str:
+    parameters = sum(p.numel() for p in run.method.encoder.parameters()) / 1e6
+    return f"{run.header['preset']} ({parameters:.1f} M parameters)"
+
+
+def _crop_at(crop: Sequence[int], spacing: Spacing) -> str:
+    return f"{'x'.join(map(str, crop))} at {'x'.join(f'{mm:g}' for mm in spacing)} mm"

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from nnssl import dist
@@ -52,12 +52,16 @@ def hold(
             crops.source = Held(found, memory.device)
             return None
         reasons.append(f"{size(expected)} are more than {memory}")
+    _require_automatic(choice, reasons)
+    return say(f"cache: off, crops are read from the disk: {'; '.join(reasons)}")
+
+
+def _require_automatic(choice: str, reasons: list[str]) -> None:
     if choice != "auto":
         raise ValueError(
             f"--cache {choice}: {reasons[0]}; --cache auto takes what fits, --cache off reads from "
             "the disk"
         )
-    return say(f"cache: off, crops are read from the disk: {'; '.join(reasons)}")
 
 
 @dataclass(frozen=True)
@@ -104,9 +108,12 @@ def check(choice: str, device: torch.device) -> None:
 def least_bytes(crops: Crops, plan: Plan) -> int:
     """What the crops' volumes take in half precision, by the plan: no file is read."""
     taken = set(crops.cases)
-    cases = [case for case in plan.cases if case.id in taken]
-    shapes = [resampled_shape(case.shape, case.spacing, plan.spacing) for case in cases]
-    voxels = int(np.prod(np.array(shapes, dtype=np.int64), axis=1).sum())
+    shapes = (
+        resampled_shape(case.shape, case.spacing, plan.spacing)
+        for case in plan.cases
+        if case.id in taken
+    )
+    voxels = sum(map(prod, shapes))
     return voxels * (2 + (len(crops.endings) - 1))  # parcels are one byte per voxel
 
 

@@ -33,13 +33,17 @@ def trial(method: Method, crop: Shape, device: torch.device) -> dict:
 
 def timely_batch_size(method: Method, crop: Shape, device: torch.device) -> int:
     """Scans of a CPU's step of some `STEP_SECONDS`, at least as many as the method needs."""
-    views = trial(method, crop, device)
+    seconds = _seconds_per_scan(method, trial(method, crop, device))
+    return min(max(round(STEP_SECONDS / seconds), method.smallest_batch), MOST[device.type])
+
+
+def _seconds_per_scan(method: Method, views: dict) -> float:
     began = time.perf_counter()
     method(views).losses["total"].backward()
     seconds = time.perf_counter() - began
     method.zero_grad(set_to_none=True)
     method.skipped_step()
-    return min(max(round(STEP_SECONDS / seconds), method.smallest_batch), MOST[device.type])
+    return seconds
 
 
 def fitting_batch_size(method: Method, crop: Shape, device: torch.device, bf16: bool) -> int:
@@ -48,9 +52,13 @@ def fitting_batch_size(method: Method, crop: Shape, device: torch.device, bf16: 
     """
     needed = saved_bytes(method, trial(method, crop, device), device, bf16)
     method.skipped_step()
-    parameters = sum(p.numel() * p.element_size() for p in method.parameters() if p.requires_grad)
-    free = SHARE * free_bytes(device) - 3 * parameters  # a gradient and AdamW's two moments
+    # a gradient and AdamW's two moments
+    free = SHARE * free_bytes(device) - 3 * _trained_bytes(method)
     return int(max(1, min(MOST[device.type], free // needed)))
+
+
+def _trained_bytes(model: nn.Module) -> int:
+    return sum(p.nbytes for p in model.parameters() if p.requires_grad)
 
 
 def saved_bytes(model: nn.Module, views: dict, device: torch.device, bf16: bool) -> int:

@@ -76,16 +76,20 @@ def configure(
         return replace(method.Config.stored(stored), **given), []
     if given.get("published"):
         return method.Config.parse(settings), []
-    choices = [
-        *before,
+    choices = [*before, *_choices(method, sizes, given)]
+    chosen = [choice for choice in choices if choice.name not in given]
+    config = method.Config.parse(settings, {choice.name: choice.value for choice in chosen})
+    return config, chosen
+
+
+def _choices(method: type[Method], sizes: Sizes, given: dict) -> list[Choice]:
+    """For all fields, also for those that are `given`."""
+    return [
         *_of_masks(method, sizes, given),
         *_of_teachers(method, sizes),
         *_of_cubes(method, sizes, given),
         *_of_length(sizes),
     ]
-    chosen = [choice for choice in choices if choice.name not in given]
-    config = method.Config.parse(settings, {choice.name: choice.value for choice in chosen})
-    return config, chosen
 
 
 def report(chosen: list[Choice], say: Callable[[str], None]) -> None:
@@ -157,11 +161,15 @@ def _of_masks(method: type[Method], sizes: Sizes, given: dict) -> list[Choice]:
         return []
     alone = given.get("visible_only", False)
     block = hidden_block(sizes.crop, sizes.spacing, WHOLE_SIDES if alone else BLOCK_SIDES)
-    size = " x ".join(f"{side * mm:.0f}" for side, mm in zip(block, sizes.spacing, strict=True))
-    reason = f"{size} mm at this spacing, near the {BLOCK_MM:.0f} mm of SMIT's authors"
+    reason = _reason_for_block(block, sizes.spacing)
     if alone:
         reason += " as far as whole windows allow"
     return [Choice("mask_block", block, reason)]
+
+
+def _reason_for_block(block: Shape, spacing: Spacing) -> str:
+    size = " x ".join(f"{side * mm:.0f}" for side, mm in zip(block, spacing, strict=True))
+    return f"{size} mm at this spacing, near the {BLOCK_MM:.0f} mm of SMIT's authors"
 
 
 def _of_teachers(method: type[Method], sizes: Sizes) -> list[Choice]:
@@ -203,12 +211,13 @@ def _of_cubes(method: type[Method], sizes: Sizes, given: dict) -> list[Choice]:
     shortest = min(sizes.crop)
     fitting = max(shortest // LEAST_CUBE, 2, given.get("ahead", 1) + 1)
     cubes = given.get("cubes", min(fitting, MOST_CUBES))
-    side = shortest // cubes
-    reason = f"cubes of {side} voxels"
-    if side < LEAST_CUBE:
-        reason += f"; take a --crop of {2 * LEAST_CUBE} or more"
     ahead = Choice("ahead", min(2, cubes - 1), f"lines have {cubes} cubes")
-    return [Choice("cubes", cubes, reason), ahead]
+    return [Choice("cubes", cubes, _reason_for_cubes(shortest // cubes)), ahead]
+
+
+def _reason_for_cubes(side: int) -> str:
+    reason = f"cubes of {side} voxels"
+    return reason if side >= LEAST_CUBE else f"{reason}; take a --crop of {2 * LEAST_CUBE} or more"
 
 
 def _of_length(sizes: Sizes) -> list[Choice]:

@@ -24,18 +24,23 @@ def choose_device(requested: str | None) -> torch.device:
 
     Raises ValueError when it is not there.
     """
-    name = requested or ("cuda" if torch.cuda.is_available() else "cpu")
-    available = {
-        "cpu": True,
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    if not available.get(name, False):
-        there = ", ".join(name for name, yes in available.items() if yes)
+    available = _available_devices()
+    name = requested or ("cuda" if "cuda" in available else "cpu")
+    if name not in available:
+        there = ", ".join(available)
         raise ValueError(f"-device {name} is not available on this machine; available: {there}")
     if name == "cuda":
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     return torch.device(name)
+
+
+def _available_devices() -> list[str]:
+    here = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    return [name for name, is_here in here.items() if is_here]
 
 
 def launch(num_gpus: int, arguments: list[str]) -> str | None:

@@ -11,7 +11,7 @@ order of the crops are drawn from fixed seeds, and no global source of chance is
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import reduce
 from operator import add
 from typing import cast
@@ -90,9 +90,8 @@ def fit(
             for group in optimizer.param_groups:
                 group["lr"] = _rate(step, steps)
             chosen = order[step * crops : (step + 1) * crops]
-            batch = [torch.stack(level).to(device).float() for level in _levels(maps, chosen)]
             target = torch.stack([targets[i] for i in chosen]).to(device)
-            loss = _loss(decoder(batch).float(), target)
+            loss = _loss(decoder(_batch(maps, chosen, device)).float(), target)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -108,25 +107,33 @@ def _initialised(maps: Sequence[Sequence[Tensor]], targets: Sequence[Tensor], se
         decoder = Decoder(channels, classes, dims)
     for level, norm in enumerate(decoder.norms):
         _set_moments(cast("DatasetNorm", norm), [of_crop[level] for of_crop in maps])
-    counts = reduce(add, (target.flatten(1).sum(1) for target in targets))
     with torch.no_grad():
-        decoder.head.bias.copy_((counts / counts.sum()).clamp(min=1e-4).log())
+        decoder.head.bias.copy_(_log_frequencies(targets))
     return decoder
+
+
+def _log_frequencies(targets: Sequence[Tensor]) -> Tensor:
+    """[classes], of all crops together."""
+    counts = _sum(target.flatten(1) for target in targets)
+    return (counts / counts.sum()).clamp(min=1e-4).log()
 
 
 def _loss(logits: Tensor, target: Tensor) -> Tensor:
     """Cross entropy and 1 - Dice over the batch, as nnU-Net; target [B classes *grid] in
     fractions.
     """
-    log = logits.log_softmax(dim=1)
-    counted = target.sum(dim=1)
+    log, counted = logits.log_softmax(dim=1), target.sum(dim=1)
     entropy = -(target * log).sum() / counted.sum().clamp(min=1)
-    axes = [0, *range(2, logits.ndim)]
-    probability = log.exp() * counted[:, None]
+    return entropy + 1 - _mean_dice(log.exp() * counted[:, None], target)
+
+
+def _mean_dice(probability: Tensor, target: Tensor) -> Tensor:
+    """Over the classes of the batch but the first."""
+    axes = [0, *range(2, target.ndim)]
     hit, both = (probability * target).sum(axes), (probability + target).sum(axes)
     there = (target.sum(axes) > 0)[1:]
     dice = (2 * hit / both.clamp(min=1e-5))[1:]
-    return entropy + 1 - (dice * there).sum() / there.sum().clamp(min=1)
+    return (dice * there).sum() / there.sum().clamp(min=1)
 
 
 def _fractions(labels: Tensor, stride: int, classes: int) -> Tensor:
@@ -142,10 +149,15 @@ def _set_moments(norm: DatasetNorm, maps: Sequence[Tensor]) -> None:
     """Mean and std by channel over all crops."""
     flat = [tokens.flatten(1).double() for tokens in maps]
     count = sum(one.shape[1] for one in flat)
-    mean = reduce(add, (one.sum(1) for one in flat)) / count
-    square = reduce(add, ((one - mean[:, None]).square().sum(1) for one in flat)) / count
+    mean = _sum(flat) / count
+    square = _sum((one - mean[:, None]).square() for one in flat) / count
     norm.mean.copy_(mean)
     norm.std.copy_(square.sqrt().clamp(min=STD))
+
+
+def _sum(parts: Iterable[Tensor]) -> Tensor:
+    """Parts [C n] -> [C], over all of them."""
+    return reduce(add, (part.sum(1) for part in parts))
 
 
 def _order(crops: int, count: int, seed: int) -> list[int]:
@@ -155,8 +167,12 @@ def _order(crops: int, count: int, seed: int) -> list[int]:
     return torch.cat(rounds)[:count].tolist()
 
 
-def _levels(maps: Sequence[Sequence[Tensor]], chosen: Sequence[int]) -> list[list[Tensor]]:
-    return [list(level) for level in zip(*(maps[i] for i in chosen), strict=True)]
+def _batch(
+    maps: Sequence[Sequence[Tensor]], chosen: Sequence[int], device: torch.device
+) -> list[Tensor]:
+    """The maps of the chosen crops, [B C *grid] of every stage."""
+    levels = zip(*(maps[i] for i in chosen), strict=True)
+    return [torch.stack(level).to(device).float() for level in levels]
 
 
 def _rate(step: int, steps: int) -> float:

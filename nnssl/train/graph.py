@@ -120,11 +120,14 @@ class StepGraph:
         except Exception as error:  # whatever a driver may say
             self.failed = True
             discard_all(self.run.method)
-            reason = str(error).splitlines()[0] if str(error) else ""
-            self.say(
-                "\nWARNING: the step could not be captured as a CUDA graph, the training continues "
-                f"without: {type(error).__name__}: {reason}"
-            )
+            self._warn(error)
+
+    def _warn(self, error: Exception) -> None:
+        reason = str(error).splitlines()[0] if str(error) else ""
+        self.say(
+            "\nWARNING: the step could not be captured as a CUDA graph, the training continues "
+            f"without: {type(error).__name__}: {reason}"
+        )
 
     def _captured(self) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
         losses, (monitored,) = self.run.backward([self._inputs], 1)

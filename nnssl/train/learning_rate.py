@@ -14,24 +14,28 @@ def learning_rate(config: MethodConfig, step: int, steps: int, batch_size: int) 
     The peak grows with the square root of the batch size (Krizhevsky 2014), as 3DINO does, up to
     `lr_most`, which no larger batch exceeds unless `lr` itself does.
     """
-    peak = config.lr * (batch_size / config.lr_batch) ** 0.5
-    if batch_size > config.lr_batch:
-        peak = min(peak, max(config.lr, config.lr_most))
-    warmup = round(config.warmup * steps)
+    peak, warmup = _peak(config, batch_size), round(config.warmup * steps)
     if step < warmup:
         return peak * (step + 1) / warmup
     return cosine(peak, config.lr_floor, (step - warmup) / max(1, steps - warmup))
 
 
+def _peak(config: MethodConfig, batch_size: int) -> float:
+    peak = config.lr * (batch_size / config.lr_batch) ** 0.5
+    return min(peak, max(config.lr, config.lr_most)) if batch_size > config.lr_batch else peak
+
+
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     """Two groups: matrices and kernels decay; norms, biases, bias tables and mask token do not."""
-    decayed, plain = [], []
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        exempt = parameter.ndim < 2 or name.endswith(("relative_position_bias_table", "mask_token"))
-        (plain if exempt else decayed).append(parameter)
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    decayed = [p for name, p in trained if not _is_exempt(name, p)]
+    plain = [p for name, p in trained if _is_exempt(name, p)]
     return [
         {"params": decayed, "weight_decay": weight_decay},
         {"params": plain, "weight_decay": 0.0},
     ]
+
+
+def _is_exempt(name: str, parameter: nn.Parameter) -> bool:
+    """Whether a parameter does not decay."""
+    return parameter.ndim < 2 or name.endswith(("relative_position_bias_table", "mask_token"))

@@ -79,10 +79,15 @@ def offsets(scores: Tensor, classes: Tensor, weights: Tensor) -> Tensor:
     """
     best = torch.zeros(scores.shape[1], dtype=scores.dtype)
     for k in range(1, len(best)):
-        others = scores.clone()
-        others[:, k] = -torch.inf
-        best[k] = -_best_threshold(scores[:, k] - others.amax(dim=1), classes == k, weights)
+        best[k] = -_best_threshold(_lead(scores, k), classes == k, weights)
     return best
+
+
+def _lead(scores: Tensor, k: int) -> Tensor:
+    """[n k] -> [n]: by how much class k beats the best of the others."""
+    others = scores.clone()
+    others[:, k] = -torch.inf
+    return scores[:, k] - others.amax(dim=1)
 
 
 def _best_threshold(lead: Tensor, right: Tensor, weights: Tensor) -> Tensor:
@@ -111,8 +116,7 @@ def _interpolated(tokens: Tensor, stride: int, points: Tensor) -> Tensor:
     the outermost.
     """
     grid = torch.tensor(tokens.shape[1:], device=tokens.device)
-    position = ((points.to(tokens.device) + 0.5) / stride - 0.5).clamp(min=0)
-    position = torch.minimum(position, (grid - 1).to(position.dtype))
+    position = _on_grid(points.to(tokens.device), stride, grid)
     low = position.floor().long()
     fraction = (position - low).to(tokens.dtype)
     flat, out = tokens.flatten(1), tokens.new_zeros(())
@@ -122,6 +126,12 @@ def _interpolated(tokens: Tensor, stride: int, points: Tensor) -> Tensor:
         weight = torch.where(side.bool(), fraction, 1 - fraction).prod(dim=1)
         out = out + flat[:, _raster_index(at, tokens.shape[1:])] * weight
     return out.T
+
+
+def _on_grid(points: Tensor, stride: int, grid: Tensor) -> Tensor:
+    """Voxels in units of the grid's tokens, whose centres are whole numbers; not beyond these."""
+    position = ((points + 0.5) / stride - 0.5).clamp(min=0)
+    return torch.minimum(position, (grid - 1).to(position.dtype))
 
 
 def _raster_index(at: Tensor, grid: Sequence[int]) -> Tensor:
@@ -139,13 +149,18 @@ def everywhere(
     *size].
     """
     coefficients, offset = (part.to(maps[0].device, torch.float32) for part in fitted)
-    mode = "trilinear" if len(size) == 3 else "bilinear"
     parts = coefficients.split([tokens.shape[1] for tokens in maps])
     scores = offset.view(1, -1, *[1] * len(size))
     for tokens, stride, part in zip(maps, strides, parts, strict=True):
         # PyTorch declares dims as a number alone
         dims = cast("int", ([1], [0]))
         coarse = torch.tensordot(tokens.float(), part, dims).movedim(-1, 1)
-        fine = F.interpolate(coarse, scale_factor=stride, mode=mode, align_corners=False)
-        scores = scores + fine[(..., *(slice(n) for n in size))]
+        scores = scores + _at_voxels(coarse, stride, size)
     return scores
+
+
+def _at_voxels(coarse: Tensor, stride: int, size: Shape) -> Tensor:
+    """[B k *grid] -> [B k *size], linear between the tokens' centres."""
+    mode = "trilinear" if len(size) == 3 else "bilinear"
+    fine = F.interpolate(coarse, scale_factor=stride, mode=mode, align_corners=False)
+    return fine[(..., *(slice(n) for n in size))]

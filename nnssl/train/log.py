@@ -30,6 +30,13 @@ def duration(seconds: float) -> str:
     return f"{hours // 24} d {hours % 24} h"
 
 
+def _mean_over_processes(values: dict[str, float], device: torch.device) -> dict[str, float]:
+    # where NCCL and gloo look; mps knows no float64
+    on = "cuda" if device.type == "cuda" else "cpu"
+    own = torch.tensor(list(values.values()), dtype=torch.float64, device=on)
+    return dict(zip(values, dist.all_reduce_mean(own).tolist(), strict=True))
+
+
 class Log:
     """The log of one run; rows beyond the step that a resume starts from are dropped."""
 
@@ -42,10 +49,13 @@ class Log:
         if not dist.is_main():
             return
         run.folder.mkdir(parents=True, exist_ok=True)
+        self._begin()
+
+    def _begin(self) -> None:
         kept = self._rows_before()
         self.last = kept[-1] if kept else {}
         files.write_json_lines(self.path, kept)
-        self.boards = boards.boards(run)
+        self.boards = boards.boards(self.run)
 
     def _rows_before(self) -> list[dict]:
         """Of the log that is there already, the rows up to the step of the run."""
@@ -59,11 +69,11 @@ class Log:
         seconds, waited: per step, and of them waited for data.
         rejected: crops of this process that were redrawn for lack of body.
         """
-        run, config = self.run, self.run.config
-        norm, speed = float(result.norm), config.batch_size / seconds
+        run = self.run
+        norm, speed = float(result.norm), run.config.batch_size / seconds
         row = {
             "step": run.step,
-            "epoch": round(run.step * config.batch_size / len(run.crops), 3),
+            "epoch": self._epoch(),
             **self._averaged(result, waited / seconds, rejected),
             "lr": result.rate,
             "grad_norm": norm,
@@ -75,6 +85,10 @@ class Log:
         self._write(row)
         return row
 
+    def _epoch(self) -> float:
+        run = self.run
+        return round(run.step * run.config.batch_size / len(run.crops), 3)
+
     def _averaged(self, result: StepResult, data_wait: float, rejected: int) -> dict[str, float]:
         """What each process measures for itself: the mean over processes."""
         run, config = self.run, self.run.config
@@ -84,10 +98,7 @@ class Log:
             "data_wait": data_wait,  # fraction of the step
             "rejected": rejected / (config.batch_size / dist.world_size()),
         }
-        # where NCCL and gloo look; mps knows no float64
-        on = "cuda" if run.device.type == "cuda" else "cpu"
-        own = torch.tensor(list(values.values()), dtype=torch.float64, device=on)
-        return dict(zip(values, dist.all_reduce_mean(own).tolist(), strict=True))
+        return _mean_over_processes(values, run.device)
 
     def _add_alarms(self, row: dict) -> None:
         if alarms := self.run.monitors.alarms(row):
@@ -129,10 +140,10 @@ class Log:
         if not dist.is_main():
             return
         run = self.run
-        rows, path = files.read_json_lines(self.path), run.folder / "views.png"
+        rows, views = files.read_json_lines(self.path), run.folder / "views.png"
         pictures.progress(rows, run.folder / "progress.png", run.header["method"])
-        pictures.views(self._volumes(), path)
-        pictures.keep(path, run.step)
+        pictures.views(self._volumes(), views)
+        pictures.keep(views, run.step)
 
     def _volumes(self) -> dict[str, Tensor]:
         """What the method shows of the first two crops, on the CPU."""

@@ -79,11 +79,15 @@ def _bar(run: Run) -> tqdm:
 def _write_row(log: Log, result: StepResult, clock: _Clock, parts: list[dict]) -> dict:
     """The row of the log for this step, and what follows from it: the best encoder, the pace."""
     timed = clock.read()
-    rejected = sum(int(part["rejected"].sum()) for part in parts)
-    row = log.row(result, rejected=rejected, **timed)
+    row = log.row(result, rejected=_rejected(parts), **timed)
     log.run.keep_best(row)
     log.pace(timed["seconds"])
     return row
+
+
+def _rejected(parts: list[dict]) -> int:
+    """Crops that were redrawn for lack of body."""
+    return sum(int(part["rejected"].sum()) for part in parts)
 
 
 def _postfix(row: dict) -> dict[str, str]:
@@ -196,16 +200,20 @@ def _look(run: Run, losses: dict[str, Tensor], steps: int, say: Callable[[str], 
     if dist.is_main() and (0 < in_a_row <= steps or in_a_row >= PATIENCE):
         _warn_skipping(run.step, losses, say)
     elif dist.is_main() and since and not in_a_row:
-        say(
-            f"\nWARNING: {since} of the steps up to step {run.step} had a gradient that is not "
-            f"finite and were skipped. {WHEN_DIVERGED}"
-        )
+        _warn_skipped(run.step, since, say)
     if in_a_row >= PATIENCE:
         raise Diverged(
             f"no finite gradient for {PATIENCE} steps in a row, up to step {run.step}. "
             f"{WHEN_DIVERGED}"
         )
     return in_a_row > 0
+
+
+def _warn_skipped(step: int, count: int, say: Callable[[str], None]) -> None:
+    say(
+        f"\nWARNING: {count} of the steps up to step {step} had a gradient that is not "
+        f"finite and were skipped. {WHEN_DIVERGED}"
+    )
 
 
 def _warn_skipping(step: int, losses: dict[str, Tensor], say: Callable[[str], None]) -> None:

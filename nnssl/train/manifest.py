@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,16 +44,9 @@ class Manifest:
         if not dist.is_main():
             return
         self.before = self._sittings_before()
-        self.began, self.clock = time.time(), time.perf_counter()
-        self.meters = _meters(run.device)
+        self.clock, self.meters = time.perf_counter(), _meters(run.device)
         self.joules = _read(self.meters)
-        self.sitting = {
-            "command": _command(),
-            "from_step": run.step,
-            "started": _stamp(self.began),
-            "versions": _versions(),
-            "hardware": _hardware(run.device),
-        }
+        self.sitting = _sitting(run)
 
     def _sittings_before(self) -> list[dict]:
         """None at the first step: a folder may hold the manifest of a run that was removed."""
@@ -90,8 +84,18 @@ class Manifest:
         return round((now - self.joules) / JOULES, 3)
 
 
+def _sitting(run: Run) -> dict:
+    """What is known of one at its start."""
+    return {
+        "command": _command(),
+        "from_step": run.step,
+        "started": _stamp(time.time()),
+        "versions": _versions(),
+        "hardware": _hardware(run.device),
+    }
+
+
 def _whole(run: Run, sittings: list[dict]) -> dict:
-    energy = [each["energy_wh"] for each in sittings if each.get("energy_wh") is not None]
     return {
         "format_version": FORMAT_VERSION,
         "method": run.header["method"],
@@ -100,10 +104,15 @@ def _whole(run: Run, sittings: list[dict]) -> dict:
         "steps": run.config.steps,
         "hours": round(sum(each["hours"] for each in sittings), 5),
         "device_hours": round(sum(each["device_hours"] for each in sittings), 5),
-        # of the GPUs of the first process's machine; null where a sitting could not be metered
-        "energy_wh": round(sum(energy), 3) if len(energy) == len(sittings) else None,
+        "energy_wh": _energy(sittings),
         "sittings": sittings,
     }
+
+
+def _energy(sittings: list[dict]) -> float | None:
+    """Of the GPUs of the first process's machine; None where a sitting could not be metered."""
+    metered = [each["energy_wh"] for each in sittings if each.get("energy_wh") is not None]
+    return round(sum(metered), 3) if len(metered) == len(sittings) else None
 
 
 def _stamp(seconds: float) -> str:
@@ -162,7 +171,7 @@ def _meters(device: torch.device) -> list[Callable[[], int]]:
         pynvml.nvmlInit()
         uuids = (torch.cuda.get_device_properties(gpu).uuid for gpu in _gpus(device))
         handles = [pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}") for uuid in uuids]
-        return [lambda h=h: pynvml.nvmlDeviceGetTotalEnergyConsumption(h) for h in handles]
+        return [partial(pynvml.nvmlDeviceGetTotalEnergyConsumption, each) for each in handles]
     except Exception:  # whatever a driver may say: a run does not fail for a meter
         return []
 

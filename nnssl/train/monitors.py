@@ -59,19 +59,37 @@ def rankme(embedding: Tensor) -> float:
 
 def entropies(probabilities: Tensor) -> tuple[float, float, int]:
     """[N K] -> mean entropy / log K, entropy of the mean / log K, prototypes in use."""
-
-    def entropy(p: Tensor) -> Tensor:
-        return -(p * p.clamp(min=1e-12).log()).sum(dim=-1)
-
     p = probabilities.float()
     scale = math.log(p.shape[-1])
     used = p.argmax(dim=-1).unique().numel()
-    return float(entropy(p).mean()) / scale, float(entropy(p.mean(dim=0))) / scale, used
+    return float(_entropy(p).mean()) / scale, float(_entropy(p.mean(dim=0))) / scale, used
+
+
+def _entropy(p: Tensor) -> Tensor:
+    return -(p * p.clamp(min=1e-12).log()).sum(dim=-1)
 
 
 def _of_targets(head: str, probabilities: Tensor) -> dict[str, float]:
     entropy, spread, used = entropies(probabilities)
     return {f"entropy_{head}": entropy, f"spread_{head}": spread, f"used_{head}": used}
+
+
+def _finite_rows(embeddings: Tensor) -> Tensor:
+    return embeddings[embeddings.isfinite().all(dim=1)]
+
+
+def _wrong(row: dict[str, float]) -> dict[str, bool]:
+    """Which of ADVICE one reading calls for."""
+    return {
+        "embedding": row.get("embedding_std", 1.0) < ALIKE,
+        "uniform": any(value > 0.98 for value in _of_heads(row, "entropy_")),
+        "single": any(value < 0.02 for value in _of_heads(row, "spread_")),
+        "solved": row.get("accuracy", 0.0) > 0.99,
+    }
+
+
+def _of_heads(row: dict[str, float], monitor: str) -> list[float]:
+    return [value for name, value in row.items() if name.startswith(monitor)]
 
 
 class Monitors:
@@ -97,9 +115,8 @@ class Monitors:
         out.
         """
         if self._noted:
-            latest = torch.cat(self._noted).cpu()
+            latest = _finite_rows(torch.cat(self._noted).cpu())
             self._noted.clear()
-            latest = latest[latest.isfinite().all(dim=1)]
             kept = self._kept if self._kept.numel() else latest[:0]
             self._kept = torch.cat([kept, latest])[-WINDOW:]
         return self._kept
@@ -121,12 +138,7 @@ class Monitors:
         """Advice for what has been wrong for exactly PATIENCE readings: each is given once, when
         it is certain.
         """
-        wrong = {
-            "embedding": row.get("embedding_std", 1.0) < ALIKE,
-            "uniform": any(v > 0.98 for k, v in row.items() if k.startswith("entropy_")),
-            "single": any(v < 0.02 for k, v in row.items() if k.startswith("spread_")),
-            "solved": row.get("accuracy", 0.0) > 0.99,
-        }
+        wrong = _wrong(row)
         self.lasting = {name: self.lasting[name] + 1 if wrong[name] else 0 for name in ADVICE}
         return [ADVICE[name] for name, count in self.lasting.items() if count == PATIENCE]
 

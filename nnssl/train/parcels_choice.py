@@ -50,12 +50,19 @@ def choose(
     automatic = hasattr(config, WEIGHT) and WEIGHT not in given and not config.published
     if automatic and not earlier.method_config:
         return (_chosen(options, cast("_WithParcels", config), given, plan, folder, say),)
+    _make(options, plan, folder, earlier, say)
+    return ()
+
+
+def _make(
+    options: Options, plan: Plan, folder: Path, earlier: Before, say: Callable[[str], None]
+) -> None:
+    """The parcels of a run that learns from them, for the scans that it is on."""
     if classes := _config(options, earlier).parcel_classes:
         try:
             parcel_maps.make(folder, plan, classes, options.num_processes, say, earlier.cases)
         except parcel_maps.TooFewRegistered as error:
             raise ValueError(f"{error}: {REMEDY}") from error
-    return ()
 
 
 def cases(
@@ -90,27 +97,33 @@ def _chosen(
         )
     except parcel_maps.TooFewRegistered as error:
         return Choice(WEIGHT, 0.0, f"no parcels: {error}")
-    scans = len(parcel_maps.preprocessed(folder, plan))
-    return Choice(
-        WEIGHT,
-        1.0,
-        f"{len(made)} of {scans} scans could be registered to one another; parcels of such scans "
-        "have raised the Dice of few labels",
+    reason = (
+        f"{len(made)} of {len(parcel_maps.preprocessed(folder, plan))} scans could be registered "
+        "to one another; parcels of such scans have raised the Dice of few labels"
     )
+    return Choice(WEIGHT, 1.0, reason)
 
 
 def _unsuitable(given: dict, dims: int, plan: Plan, folder: Path, classes: int) -> str | None:
     """Why parcels would not be tried; None where they would."""
-    decoder = given.get("decoder", MaskedConfig.decoder)
-    scans = len(parcel_maps.preprocessed(folder, plan))
     if dims == 2:
         return "they are of volumes, and this run is of slices"
     if plan.hu is None:
         return "they are of tissue in HU, and these scans have none"
+    return _unsuitable_settings(given) or _unsuitable_number(plan, folder, classes)
+
+
+def _unsuitable_settings(given: dict) -> str | None:
+    decoder = given.get("decoder", MaskedConfig.decoder)
     if decoder != MaskedConfig.decoder:
         return f"decoder={decoder} pretrains a decoder already"
     if given.get("export") == "teacher":
         return "their decoder belongs to the student, and export=teacher was asked for"
+    return None
+
+
+def _unsuitable_number(plan: Plan, folder: Path, classes: int) -> str | None:
+    scans = len(parcel_maps.preprocessed(folder, plan))
     if scans < FEWEST:
         return f"{scans} scans, fewer than {FEWEST}, make no atlas"
     if scans >= FEW and not parcel_maps.are_made(folder, plan, classes):

@@ -4,6 +4,7 @@ picture is made.
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,8 +47,8 @@ KEPT = 8  # of them
 
 def panels(rows: list[dict], title: str) -> dict[str, list[str]]:
     """Panel title -> the keys of `rows` that it shows: the losses of `title`, then the monitors."""
-    known = tuple(key for keys in PANELS.values() for key in keys) + UNSHOWN
-    there = list(dict.fromkeys(key for row in rows for key in row))
+    known = (*chain.from_iterable(PANELS.values()), *UNSHOWN)
+    there = list(dict.fromkeys(chain.from_iterable(rows)))
     shown = {f"{title}: loss": [key for key in there if not key.startswith(known)]}
     for name, keys in PANELS.items():
         shown[name] = [key for key in there if key.startswith(keys)]
@@ -117,8 +118,13 @@ def views(volumes: dict[str, Tensor], path: Path) -> None:
     for number, row in enumerate(grid):
         limits = float(first[number].min()), float(first[number].max())
         for axes, volume in zip(row, volumes.values(), strict=True):
-            _show(axes, _middle_slice(volume[min(number, len(volume) - 1), 0]), limits)
+            _show(axes, _slice_of_crop(volume, number), limits)
     _save(figure, path)
+
+
+def _slice_of_crop(volumes: Tensor, number: int) -> Tensor:
+    """[B 1 *size] -> of one crop the middle axial slice [y x]; of fewer crops that of the last."""
+    return _middle_slice(volumes[min(number, len(volumes) - 1), 0])
 
 
 def _middle_slice(volume: Tensor) -> Tensor:

@@ -22,20 +22,27 @@ def data_folder(options: Options) -> tuple[str, Path]:
     """
     root = _variable("nnUNet_preprocessed") / "nnssl"
     name = options.name or _name_of(_parts(options), root)
-    if not name or name != Path(name).name or name.startswith("."):
+    if not _is_name(name):
         raise ValueError(
             f"{name!r} cannot name a collection; give it a name with --name, such as --name my_ct"
         )
     return name, root / name
 
 
+def _is_name(name: str) -> bool:
+    """Whether it is that of a folder right in another one, and not of a hidden one."""
+    return bool(name) and name == Path(name).name and not name.startswith(".")
+
+
 def _parts(options: Options) -> list[str]:
     """The names of what the collection is made of."""
     parts = [*(Path(s).resolve().name for s in options.sources), *options.dataset_ids]
-    if options.channels != (0,):
-        chosen = ["all"] if options.channels is None else map(str, options.channels)
-        parts.append(f"channels_{'_'.join(chosen)}")
-    return parts
+    return parts if options.channels == (0,) else [*parts, _channels(options.channels)]
+
+
+def _channels(channels: Sequence[int] | None) -> str:
+    chosen = ["all"] if channels is None else map(str, channels)
+    return f"channels_{'_'.join(chosen)}"
 
 
 def _name_of(parts: Sequence[str], root: Path) -> str:
@@ -83,14 +90,17 @@ def raw_dataset(identifier: str, flag: str = "-d") -> Path:
     """
     raw = _variable("nnUNet_raw")
     wanted = f"Dataset{int(identifier):03d}_*" if identifier.isdigit() else identifier
-    found = sorted(path for path in raw.glob(wanted) if path.is_dir())
+    found = [path for path in raw.glob(wanted) if path.is_dir()]
     if len(found) != 1:
-        there = ", ".join(sorted(path.name for path in raw.glob("Dataset*"))) or "nothing"
         raise ValueError(
             f"{flag} {identifier}: expected one folder {wanted} in {raw}, found {len(found)}; "
-            f"there is: {there}"
+            f"there is: {_datasets(raw)}"
         )
     return found[0]
+
+
+def _datasets(raw: Path) -> str:
+    return ", ".join(sorted(path.name for path in raw.glob("Dataset*"))) or "nothing"
 
 
 def _variable(name: str) -> Path:

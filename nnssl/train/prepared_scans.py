@@ -40,10 +40,15 @@ def prepare_scans(options: Options, name: str, folder: Path, say: Callable[[str]
         check=options.check,
     )
     if labelled is not None:
-        say(f"probe: {len(labelled.cases)} labelled cases of {labelled.dataset}")
-        target = folder / f"probe_{labelled.dataset}"
-        prepare_labelled(labelled, target, plan, options.num_processes)
+        _prepare_probe(labelled, folder, plan, options.num_processes, say)
     return plan
+
+
+def _prepare_probe(
+    labelled: Labelled, folder: Path, plan: Plan, processes: int, say: Callable[[str], None]
+) -> None:
+    say(f"probe: {len(labelled.cases)} labelled cases of {labelled.dataset}")
+    prepare_labelled(labelled, folder / f"probe_{labelled.dataset}", plan, processes)
 
 
 def are_in_hu(options: Options, datasets: Sequence[Path]) -> bool:
@@ -54,11 +59,8 @@ def are_in_hu(options: Options, datasets: Sequence[Path]) -> bool:
     """
     is_ct = _channels_are_ct(options, datasets)
     other = [channel for channel, ct in is_ct.items() if not ct]
-    if other and not options.no_hu and (options.sources or len(other) < len(is_ct)):
-        raise ValueError(
-            f"{', '.join(other)} is not CT (dataset.json), the other scans are: pretrain on one "
-            "kind, or say --no-hu to normalise every scan by its own mean and std"
-        )
+    if options.sources or len(other) < len(is_ct):
+        _require_ct(other, options)
     in_hu = not (options.no_hu or other)
     if options.clip and not in_hu:
         raise ValueError(
@@ -66,6 +68,14 @@ def are_in_hu(options: Options, datasets: Sequence[Path]) -> bool:
             "two out"
         )
     return in_hu
+
+
+def _require_ct(other: list[str], options: Options) -> None:
+    if other and not options.no_hu:
+        raise ValueError(
+            f"{', '.join(other)} is not CT (dataset.json), the other scans are: pretrain on one "
+            "kind, or say --no-hu to normalise every scan by its own mean and std"
+        )
 
 
 def _channels_are_ct(options: Options, datasets: Sequence[Path]) -> dict[str, bool]:

@@ -96,19 +96,22 @@ class Probe:
         targets = F.one_hot(classes[HALF], count)
         coefficients, offset = linear.ridge(features[HALF], targets, equal[classes[HALF]], PENALTY)
         scores = features[REST].double() @ coefficients + offset
-        voxels = voxels_by_class(self.fitted_on, len(self.names))[self.scored_classes]
-        weights = torch.from_numpy(voxels) * equal
+        weights = self._voxels() * equal
         thresholds = linear.offsets(scores, classes[REST], weights[classes[REST]])
         return coefficients, offset + thresholds
+
+    def _voxels(self) -> Tensor:
+        """Of each scored class in the fitted crops."""
+        voxels = voxels_by_class(self.fitted_on, len(self.names))
+        return torch.from_numpy(voxels[self.scored_classes])
 
     def _features(self, encoding: _Encoding, kept: list[Maps]) -> tuple[Tensor, Tensor]:
         """At the points of the fitted crops: features [n d] and classes [n]. Adds to `kept`."""
         features, classes = [], []
         for crops, maps in self._encoded(encoding, self.fitted_on):
             kept.extend(_kept(maps))
-            for number, crop in enumerate(crops):
+            for crop, own in zip(crops, _each(maps), strict=True):
                 points, of_points = self._points[crop]
-                own = [tokens[number : number + 1] for tokens in maps]
                 features.append(linear.at_points(own, encoding.encoder.strides, points).cpu())
                 classes.append(of_points)
         return torch.cat(features), torch.cat(classes)
@@ -131,8 +134,12 @@ class Probe:
         count = max(1, AT_ONCE // int(np.prod(self.crop)))
         for first in range(0, len(crops), count):
             batch = crops[first : first + count]
-            images = np.stack([self._crops.image(crop) for crop in batch]).astype(np.float32)
-            yield batch, encoding.maps(torch.from_numpy(images).view(len(batch), 1, *self.crop))
+            yield batch, encoding.maps(self._images(batch))
+
+    def _images(self, crops: Sequence[Crop]) -> Tensor:
+        """[B 1 *crop]"""
+        images = np.stack([self._crops.image(crop) for crop in crops]).astype(np.float32)
+        return torch.from_numpy(images).view(len(crops), 1, *self.crop)
 
     # -- the small decoder
 
@@ -145,9 +152,12 @@ class Probe:
             decoders = self._decoders(halves[fitted], kept[fitted], stride, device)
             for crop, maps in zip(halves[tested], kept[tested], strict=True):
                 own = [tokens[None].to(device).float() for tokens in maps]
-                each = (decoder.everywhere(own, stride, self.crop) for decoder in decoders)
-                confusion += self._confusion([crop], reduce(add, each))
+                confusion += self._confusion([crop], self._decoded(decoders, own, stride))
         return confusion
+
+    def _decoded(self, decoders: Sequence[few_shot.Decoder], maps: Maps, stride: int) -> Tensor:
+        """The sum of the decoders' probabilities at every voxel [1 classes *crop]."""
+        return reduce(add, (decoder.everywhere(maps, stride, self.crop) for decoder in decoders))
 
     def _decoders(
         self, crops: Sequence[Crop], maps: list[Maps], stride: int, device: torch.device
@@ -227,6 +237,12 @@ class Probe:
         points = np.concatenate(drawn)[:, 3 - len(self.crop) :]
         classes = np.repeat(np.arange(count), [len(voxels) for voxels in drawn])
         return torch.from_numpy(points), torch.from_numpy(classes)
+
+
+def _each(maps: Maps) -> Iterator[Maps]:
+    """Of each image its maps [1 C *grid]."""
+    for number in range(len(maps[0])):
+        yield [tokens[number : number + 1] for tokens in maps]
 
 
 def _kept(maps: Maps) -> Iterator[Maps]:

@@ -39,9 +39,8 @@ class LabelledCrops:
         note = read_json(folder / NOTE)
         self.dataset, self.padding, self.cases = note["dataset"], note["padding"], note["cases"]
         self.names = ["background", *note["labels"]]
-        self._class_of_value = {0: 0}
-        for number, value in enumerate(note["labels"].values(), start=1):
-            self._class_of_value[value] = number
+        values = (0, *note["labels"].values())
+        self._class_of_value = {value: number for number, value in enumerate(values)}
         self._ignored = {NOTHING, note["ignore"]} - {None}
         self._box = np.array((1,) * (3 - len(size)) + size)
 
@@ -70,17 +69,22 @@ class LabelledCrops:
         fractions of labels not yet covered.
         """
         volume = self._classes(np.asarray(stored_array(self.folder / f"{case}_labels.b2nd")[0]))
+        return [self._crop(case, volume, start) for start in self._starts(volume, most)]
+
+    def _crop(self, case: str, volume: np.ndarray, start: Shape) -> Crop:
+        return Crop(case, start, tuple(self._count(volume[self._slices(start)]).tolist()))
+
+    def _starts(self, volume: np.ndarray, most: int) -> list[Shape]:
+        """Of the crops that `choose` takes from a volume of classes."""
         totals = self._count(volume[volume > 0]).clip(1)[1:]
         candidates, uncovered = self._candidates(volume), volume.copy()
-        chosen: list[Crop] = []
+        chosen: list[Shape] = []
         while candidates and len(chosen) < most:
             gains = [self._gain(uncovered, start, totals) for start in candidates]
             if max(gains) <= 0:
                 break
-            start = candidates.pop(int(np.argmax(gains)))
-            inside = self._slices(start)
-            chosen.append(Crop(case, start, tuple(self._count(volume[inside]).tolist())))
-            uncovered[inside] = 0
+            chosen.append(candidates.pop(int(np.argmax(gains))))
+            uncovered[self._slices(chosen[-1])] = 0
         return chosen
 
     def _candidates(self, volume: np.ndarray) -> list[Shape]:

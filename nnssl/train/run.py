@@ -262,13 +262,16 @@ class Run:
         require_same_run(content["header"], self.header, self.folder, may_differ)
         state = content["training_state"]
         before = content["header"]["run"]
-        if state["step"] > self.config.steps:
-            raise ValueError(
-                f"the run in {self.folder} has done {state['step']} steps of {before['steps']}, "
-                f"more than --steps {self.config.steps}: give a larger number, or leave it out"
-            )
+        self._require_not_beyond(state["step"], before["steps"])
         self._load(state)
         return what_changed(before, self.config, self.step)
+
+    def _require_not_beyond(self, done: int, steps: int) -> None:
+        if done > self.config.steps:
+            raise ValueError(
+                f"the run in {self.folder} has done {done} steps of {steps}, "
+                f"more than --steps {self.config.steps}: give a larger number, or leave it out"
+            )
 
     def _load(self, state: dict) -> None:
         self.method.load_state_dict(state["method"])

@@ -16,12 +16,7 @@ def require_same_run(saved: dict, now: dict, folder: Path, may_differ: Sequence[
     before, after = _fixed(saved, may_differ), _fixed(json.loads(json.dumps(now)), may_differ)
     if before["parcels"] is None:  # of an earlier version, which did not note them
         del after["parcels"]
-    changed = [
-        f"{name}: was {before.get(name)}, now {value}"
-        for name, value in after.items()
-        if before.get(name) != value
-    ]
-    if changed:
+    if changed := _changes(before, after):
         lines = "\n  ".join(changed)
         raise ValueError(
             f"the run in {folder} was started with other settings and cannot be continued with "
@@ -30,15 +25,20 @@ def require_same_run(saved: dict, now: dict, folder: Path, may_differ: Sequence[
         )
 
 
+def _changes(before: dict, after: dict) -> list[str]:
+    return [
+        f"{name}: was {before.get(name)}, now {value}"
+        for name, value in after.items()
+        if before.get(name) != value
+    ]
+
+
 def _fixed(header: dict, may_differ: Sequence[str]) -> dict:
     """What may not change in a run, by name."""
-    run = {name: value for name, value in header["run"].items() if name not in may_differ}
     return {
-        **run,
+        **{name: value for name, value in header["run"].items() if name not in may_differ},
         **header["method_config"],
-        "method": header["method"],
-        "crop": header["crop"],
-        "preset": header["preset"],
+        **{name: header[name] for name in ("method", "crop", "preset")},
         "plan": header["plan"]["fingerprint"],
         "cases": header["plan"]["cases"],
         "parcels": header.get("parcels"),

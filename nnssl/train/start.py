@@ -29,12 +29,16 @@ def encoder(
     loaded = checkpoint.load(earlier)
     config = replace(loaded.encoder_config, drop_path=drop_path)
     _require_fitting(config, dims, earlier)
+    started = {"checkpoint": str(earlier), "sha256": loaded.sha256, "method": loaded.method}
+    return _loaded(loaded, config, checkpointing), {"start": started}
+
+
+def _loaded(loaded: checkpoint.Checkpoint, config: SwinConfig, checkpointing: bool) -> Swin:
     plain = Swin(config)
     checkpoint.transfer(loaded, plain)
     maskable = Swin(config, maskable=True, checkpointing=checkpointing)
     maskable.load_state_dict(plain.state_dict(), strict=False)
-    started = {"checkpoint": str(earlier), "sha256": loaded.sha256, "method": loaded.method}
-    return maskable, {"start": started}
+    return maskable
 
 
 def _require_fitting(config: SwinConfig, dims: int, earlier: Path | str) -> None:
