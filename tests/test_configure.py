@@ -46,6 +46,18 @@ def test_visible_blocks_alone_are_whole_windows():
     assert chosen("simmim", HEADS, "visible_only=true")["mask_block"] == (16, 16, 16)
 
 
+def test_parcels_have_the_rate_of_parcels():
+    """All SMIT that has helped was trained at it."""
+    own = METHODS["parcels"].Config()
+    config, choices = configure.configure(METHODS["smit"], ["w_parcels=1"], HEADS)
+    assert (config.lr, config.lr_most) == (own.lr, own.lr_most)
+    assert [choice.name for choice in choices][-2:] == ["lr", "lr_most"]
+    given, _ = configure.configure(METHODS["smit"], ["w_parcels=1", "lr=2e-4"], HEADS)
+    assert given.lr == 2e-4
+    without, _ = configure.configure(METHODS["smit"], [], HEADS)
+    assert without.lr == METHODS["smit"].Config().lr < own.lr
+
+
 def test_a_large_run_of_smit():
     config, _ = configure.configure(METHODS["smit"], [], LARGE)
     assert (config.mask_block, config.prototypes, config.teacher_momentum) == (

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from nnssl.finetune.resume import whole
+from nnssl.train.same import load_weights
 from nnssl.trainers.nnssl_swin_ssl import SwinSSLTrainer
 
 
@@ -33,3 +34,13 @@ def test_a_checkpoint_cut_short_gives_way_to_the_best(tmp_path, fraction):
 def test_what_is_no_file_is_nnunets_to_judge(tmp_path):
     assert whole({"epoch": 3}, print) == {"epoch": 3}
     assert whole(str(tmp_path / "gone.pth"), print) == str(tmp_path / "gone.pth")
+
+
+def test_a_pretraining_of_another_version_is_not_continued(tmp_path):
+    """Its method was built otherwise: the error says what to type, and the error of PyTorch is kept in it."""
+    method, file = torch.nn.Linear(3, 2), tmp_path / "checkpoint_latest.pth"
+    before = torch.nn.Linear(4, 2).state_dict()
+    with pytest.raises(
+        ValueError, match=r"latest.pth cannot be continued.*weight.*\[2, 4\].*--from"
+    ):
+        load_weights(method, before, file)

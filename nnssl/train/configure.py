@@ -27,6 +27,7 @@ BLOCKS = 4  # along an axis of the crop, at least
 LEAST_CUBE, MOST_CUBES = 24, 3  # voxels of a cube of CPC; with 16 its last stage has one token
 SHORT, LONG = 5_000, 20_000  # steps
 FEW = 1_000  # scans
+PARCELS_LR = 1e-3  # of `nnssl.methods.parcels`
 TRIAL_BATCH = 8  # scans, for what is tried before a batch size is known
 TITLE = (
     "chosen here (--set FIELD=VALUE wins over it, --set published=true keeps the papers' settings):"
@@ -79,7 +80,8 @@ def configure(
     choices = [*before, *_choices(method, sizes, given)]
     chosen = [choice for choice in choices if choice.name not in given]
     config = method.Config.parse(settings, {choice.name: choice.value for choice in chosen})
-    return config, chosen
+    rates = [choice for choice in _of_parcels(config) if choice.name not in given]
+    return replace(config, **{rate.name: rate.value for rate in rates}), [*chosen, *rates]
 
 
 def _choices(method: type[Method], sizes: Sizes, given: dict) -> list[Choice]:
@@ -90,6 +92,14 @@ def _choices(method: type[Method], sizes: Sizes, given: dict) -> list[Choice]:
         *_of_cubes(method, sizes, given),
         *_of_length(sizes),
     ]
+
+
+def _of_parcels(config: MethodConfig) -> list[Choice]:
+    """The rate of a run that learns from parcels, where its method's own is lower."""
+    if not config.parcel_classes or config.lr >= PARCELS_LR:
+        return []
+    reason = "parcels are learnt as a segmentation is, at the rate of -m parcels"
+    return [Choice("lr", PARCELS_LR, reason), Choice("lr_most", PARCELS_LR, reason)]
 
 
 def report(chosen: list[Choice], say: Callable[[str], None]) -> None:

@@ -24,7 +24,7 @@ from nnssl.train.learning_rate import learning_rate
 from nnssl.train.monitors import Monitors
 from nnssl.train.precision import Precision
 from nnssl.train.run_config import RunConfig, what_changed
-from nnssl.train.same import require_same_run
+from nnssl.train.same import load_weights, require_same_run
 from nnssl.train.skipped import SkippedSteps
 from nnssl.types import FINAL
 
@@ -274,7 +274,7 @@ class Run:
             )
 
     def _load(self, state: dict) -> None:
-        self.method.load_state_dict(state["method"])
+        load_weights(self.method, state["method"], self.folder / LATEST)
         optimiser.restore(self.optimizer, state["optimizer"], self.device, self.config.graph)
         self.monitors.load_state_dict(state["monitors"])
         self.probed = state.get("probe", {})

@@ -6,6 +6,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from torch import nn
+
 
 def require_same_run(saved: dict, now: dict, folder: Path, may_differ: Sequence[str]) -> None:
     """Raises ValueError, naming the differences, where the headers are not of one run.
@@ -23,6 +25,18 @@ def require_same_run(saved: dict, now: dict, folder: Path, may_differ: Sequence[
             f"these:\n  {lines}\n"
             "Type these as they were, or start again in another folder with -o"
         )
+
+
+def load_weights(method: nn.Module, weights: dict, file: Path) -> None:
+    """Raises ValueError for weights of an earlier version, whose method was built otherwise."""
+    try:
+        method.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{file} cannot be continued: its weights are not those of this version's method "
+            f"({str(error).splitlines()[-1].strip()}). Start from its encoder with --from {file} "
+            "and another -o FOLDER, or continue it with the version of nnssl that began it"
+        ) from error
 
 
 def _changes(before: dict, after: dict) -> list[str]:
