@@ -293,7 +293,7 @@ def test_without_a_checkpoint_of_ones_own_there_are_the_released_ones(sound, mon
     code, said = diagnosis(monkeypatch, capsys)
     assert code == 0
     assert "ok    plans that name no checkpoint: " in said
-    assert "smit_tiny" in said
+    assert "parcels_tiny" in said
 
 
 def test_several_checkpoints_are_no_fault_where_the_plans_name_theirs(sound, monkeypatch, capsys):

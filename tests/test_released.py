@@ -27,16 +27,16 @@ from nnssl.study.design import values
 
 MIB = 2**20
 NAMES = list(weights.RELEASED)
-SMIT = weights.RELEASED["smit_tiny"]
+GIVEN = weights.RELEASED[weights.DEFAULT]
 
 
 @pytest.fixture
 def copied(tmp_path, monkeypatch) -> weights.Released:
     """Released weights that a test may damage."""
     folder = tmp_path / "weights"
-    shutil.copytree(SMIT.file.parent, folder / SMIT.name)
+    shutil.copytree(GIVEN.file.parent, folder / GIVEN.name)
     monkeypatch.setattr(weights, "FOLDER", folder)
-    return SMIT
+    return GIVEN
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -94,15 +94,15 @@ def test_card_and_configuration_are_those_of_the_file(name):
 
 def test_the_documented_line_makes_the_same_file(tmp_path, monkeypatch):
     """From the checkpoint in single precision; here from one that was made of the file."""
-    content = checkpoint.read(SMIT.file)
+    content = checkpoint.read(GIVEN.file)
     checkpoint.write(tmp_path / "checkpoint_final.pth", content)
-    words = f"nnssl_convert {tmp_path / 'checkpoint_final.pth'} -o {tmp_path / SMIT.name} --hub"
-    about = f"--half --licence apache-2.0 --about {weights.FOLDER / SMIT.name}.md"
+    words = f"nnssl_convert {tmp_path / 'checkpoint_final.pth'} -o {tmp_path / GIVEN.name} --hub"
+    about = f"--half --licence apache-2.0 --about {weights.FOLDER / GIVEN.name}.md"
     monkeypatch.setattr(sys, "argv", f"{words} {about}".split())
     monkeypatch.setattr(weights, "FOLDER", tmp_path)  # where the folder is named as in the package
     assert cli.convert() == 0
-    for path in SMIT.file.parent.iterdir():
-        theirs = Path(nnssl.__file__).parent / "weights" / SMIT.name / path.name
+    for path in GIVEN.file.parent.iterdir():
+        theirs = Path(nnssl.__file__).parent / "weights" / GIVEN.name / path.name
         assert files.sha256(path) == files.sha256(theirs), path.name
 
 
@@ -130,16 +130,16 @@ def test_a_training_starts_from_them_where_nothing_else_is_named(nnunet_env):
     plans["configurations"]["3d_fullres"]["spacing"] = [2.5, 3.0, 3.0]
     finetune.resolve_architecture(plans, "3d_fullres", random_start=False)
     info = plans[INFO]
-    assert (info["checkpoint_path"], info["sha256"]) == (SMIT.name, SMIT.sha256)
+    assert (info["checkpoint_path"], info["sha256"]) == (GIVEN.name, GIVEN.sha256)
     network = finetune.build(finetune.resolve(plans, "3d_fullres"), 1, 3, deep_supervision=False)
     lines = "\n".join(finetune.load(network, plans))
     assert info["matched"] == info["total"]
     assert "named by default: the plans and nnssl_checkpoint name none" in lines
-    for said in (SMIT.sha256, str(SMIT.card), SMIT.good_for, SMIT.unknown):
+    for said in (GIVEN.sha256, str(GIVEN.card), GIVEN.good_for, GIVEN.unknown):
         assert said in lines
     assert "tensors of the decoder light matched" in lines
     assert "WARNING" not in lines
-    given = checkpoint.load(SMIT.name).weights
+    given = checkpoint.load(GIVEN.name).weights
     name = "encoder.layers3.0.blocks.1.attn.qkv.weight"
     torch.testing.assert_close(network.state_dict()[name], given[name])
 
@@ -159,48 +159,48 @@ def test_both_starts_have_the_same_network_by_default(nnunet_env):
         finetune.resolve_architecture(plans, "3d_fullres", random_start)
     assert twins[0] == twins[1]
     (line,) = finetune.random_start(twins[0])
-    assert f"as in {SMIT.name}, whose weights are not loaded" in line
+    assert f"as in {GIVEN.name}, whose weights are not loaded" in line
 
 
 def test_a_checkpoint_of_ones_own_comes_first(nnunet_env, monkeypatch, tmp_path):
     assert checkpoint_choice.choose({}).default
     own = pretrained(nnunet_env["nnUNet_results"] / "nnssl" / "ct" / "smit__micro")
     assert checkpoint_choice.choose({}).path == own
-    monkeypatch.setenv(checkpoint_choice.VARIABLE, SMIT.name)
+    monkeypatch.setenv(checkpoint_choice.VARIABLE, GIVEN.name)
     named = checkpoint_choice.choose({})
-    assert (named.path, named.default) == (SMIT.file, False)
+    assert (named.path, named.default) == (GIVEN.file, False)
 
 
 def test_plans_name_them_however_they_were_named(nnunet_env):
-    loaded = checkpoint.load(SMIT.name)
-    for path in (SMIT.name, str(SMIT.file), str(SMIT.file.parent)):
+    loaded = checkpoint.load(GIVEN.name)
+    for path in (GIVEN.name, str(GIVEN.file), str(GIVEN.file.parent)):
         choice = checkpoint_choice.choose({"checkpoint_path": path})
         info = checkpoint_choice.pretrain_info(choice, loaded)
-        assert (info["checkpoint_path"], info["checkpoint_name"]) == (SMIT.name, SMIT.name)
+        assert (info["checkpoint_path"], info["checkpoint_name"]) == (GIVEN.name, GIVEN.name)
 
 
 def test_plans_of_another_machine_find_them_by_hash(nnunet_env):
-    info = {"checkpoint_path": "/site-packages/nnssl/x.safetensors", "sha256": SMIT.sha256}
-    assert checkpoint_choice.choose(info).path == SMIT.file
+    info = {"checkpoint_path": "/site-packages/nnssl/x.safetensors", "sha256": GIVEN.sha256}
+    assert checkpoint_choice.choose(info).path == GIVEN.file
 
 
 def test_a_path_of_that_name_comes_first(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / SMIT.name).mkdir()  # holds no weights
-    assert address.local(SMIT.name) == SMIT.file
-    (tmp_path / SMIT.name).rmdir()
-    convert(ConvertRequest(pretrained(tmp_path / "own"), tmp_path / SMIT.name, hub=True))
-    assert address.local(SMIT.name) == Path(SMIT.name, address.MODEL)
-    planned = {"checkpoint_path": SMIT.name, "sha256": SMIT.sha256}
-    assert checkpoint_choice.choose(planned).path == SMIT.file
-    assert checkpoint.load(SMIT.name).method == "smit"
+    (tmp_path / GIVEN.name).mkdir()  # holds no weights
+    assert address.local(GIVEN.name) == GIVEN.file
+    (tmp_path / GIVEN.name).rmdir()
+    convert(ConvertRequest(pretrained(tmp_path / "own"), tmp_path / GIVEN.name, hub=True))
+    assert address.local(GIVEN.name) == Path(GIVEN.name, address.MODEL)
+    planned = {"checkpoint_path": GIVEN.name, "sha256": GIVEN.sha256}
+    assert checkpoint_choice.choose(planned).path == GIVEN.file
+    assert checkpoint.load(GIVEN.name).method == "smit"
 
 
 def test_a_study_names_them(tmp_path):
-    assert values.weights(SMIT.name, values.Place("arm a: checkpoint", tmp_path)) == SMIT.file
-    own = tmp_path / SMIT.name
+    assert values.weights(GIVEN.name, values.Place("arm a: checkpoint", tmp_path)) == GIVEN.file
+    own = tmp_path / GIVEN.name
     own.touch()
-    assert values.weights(SMIT.name, values.Place("arm a: checkpoint", tmp_path)) == own
+    assert values.weights(GIVEN.name, values.Place("arm a: checkpoint", tmp_path)) == own
 
 
 @pytest.mark.parametrize("damage", ["changed", "cut short", "missing"])
@@ -218,29 +218,31 @@ def test_what_is_not_as_released_is_refused(copied, nnunet_env, damage):
         lambda: nnssl.load_encoder(),
         lambda: values.weights(copied.name, values.Place("arm a")),
     ):
-        with pytest.raises(ValueError, match=rf"released weights smit_tiny are {says}(.|\n)*again"):
+        with pytest.raises(
+            ValueError, match=rf"released weights {GIVEN.name} are {says}(.|\n)*again"
+        ):
             use()
 
 
 def test_an_unknown_name_lists_the_names(nnunet_env):
     with pytest.raises(
-        checkpoint_choice.NoCheckpointError, match=f"in place of a path: {SMIT.name}"
+        checkpoint_choice.NoCheckpointError, match=f"in place of a path: {GIVEN.name}"
     ):
         checkpoint_choice.choose({"checkpoint_path": "smit_huge"})
-    with pytest.raises(FileNotFoundError, match=SMIT.name):
+    with pytest.raises(FileNotFoundError, match=GIVEN.name):
         checkpoint.load("smit_huge")
 
 
 def test_the_encoder_is_loaded_without_a_name(nnunet_env):
     encoder = nnssl.load_encoder()
-    assert encoder.about["sha256"] == SMIT.sha256
+    assert encoder.about["sha256"] == GIVEN.sha256
     assert encoder.spacing == (2.5, 3.906, 3.906)
 
 
 def test_inspect_shows_what_a_training_would_start_from(nnunet_env, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["nnssl_inspect"])
     assert cli.inspect() == 0
-    assert SMIT.sha256 in capsys.readouterr().out
+    assert GIVEN.sha256 in capsys.readouterr().out
 
 
 def test_the_names_of_the_networks_parts_fit(nnunet_env):
@@ -250,7 +252,7 @@ def test_the_names_of_the_networks_parts_fit(nnunet_env):
     network: SwinUNETR = finetune.build(
         finetune.resolve(plans, "3d_fullres"), 1, 3, deep_supervision=False
     )
-    given = checkpoint.load(SMIT.name).weights
+    given = checkpoint.load(GIVEN.name).weights
     new = [name for name, _ in network.named_parameters() if name not in given]
     assert new
     assert all("seg_layers" in name for name in new)
@@ -261,15 +263,15 @@ def test_plans_without_a_name_carry_and_describe_them(nnunet_env):
     files.write_json(folder / f"{BASE}.json", nnunet_plans())
     request = derive.PlansRequest(DATASET, base=BASE)
     path = derive.derive(request)
-    assert files.read_json(path)[INFO]["checkpoint_path"] == SMIT.name
+    assert files.read_json(path)[INFO]["checkpoint_path"] == GIVEN.name
     said = derive.describe(path, request)
-    assert f"released with nnssl-swin as {SMIT.name}" in said
+    assert f"released with nnssl-swin as {GIVEN.name}" in said
     assert "decoder light (pretrained)" in said
 
 
 def test_features_without_a_name_say_whose_they_are(nnunet_env, tmp_path):
     said = []
     encoder = work.encoder_of(work.EmbedOptions([tmp_path], tmp_path), said.append)
-    assert encoder.about["sha256"] == SMIT.sha256
+    assert encoder.about["sha256"] == GIVEN.sha256
     assert "by default: nnssl_embed -c and nnssl_checkpoint name none" in said[0]
-    assert SMIT.good_for in said[0]
+    assert GIVEN.good_for in said[0]
