@@ -74,6 +74,9 @@ class SwinConfig:
             _one_of(name, getattr(self, name), allowed)
         self._check_combinations()
         self._check_stages()
+        self._check_numbers()
+
+    def _check_numbers(self) -> None:
         if self.window < 2 or self.in_channels < 1 or not 0 <= self.drop_path < 1:
             raise ValueError(
                 "a Swin needs window >= 2, in_channels >= 1 and 0 <= drop_path < 1, got "
@@ -86,6 +89,9 @@ class SwinConfig:
                 "a Swin has 4 stages: depths and heads need 4 positive numbers each, got "
                 f"depths={self.depths}, heads={self.heads}"
             )
+        self._check_heads()
+
+    def _check_heads(self) -> None:
         for stage, heads in enumerate(self.heads):
             if (width := self.embed_dim * 2**stage) % heads:
                 raise ValueError(

@@ -44,11 +44,15 @@ def fault(
     except Exception as error:  # whatever a compiler or driver may say
         first_line = str(error).partition("\n")[0]
         return f"it cannot run ({type(error).__name__}: {first_line})"
-    # not a number is the worst of all
-    worst = max(errors, key=lambda name: math.inf if math.isnan(errors[name]) else errors[name])
+    worst = _worst(errors)
     if errors[worst] <= TOLERANCES[dtype]:
         return ""
     return f"its {worst} is wrong by {errors[worst]:.1e} for {dtype}, {case}; please report this"
+
+
+def _worst(errors: dict[str, float]) -> str:
+    """Not a number is the worst of all."""
+    return max(errors, key=lambda name: math.inf if math.isnan(errors[name]) else errors[name])
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Generic, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from nnssl.modules.bounds import require_above_zero
 from nnssl.modules.encoder_protocol import EncoderLike, EncoderT
 from nnssl.modules.heads import PrototypeHead, pooled
 from nnssl.modules.selected import SelectedTokens
@@ -44,9 +45,8 @@ class DistillationConfig:
     def __post_init__(self) -> None:
         if self.export not in ("teacher", "student"):
             raise ValueError(f"export must be teacher or student, got {self.export!r}")
-        for name in ("student_temperature", "teacher_temperature_start", "teacher_temperature_end"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        names = ("student_temperature", "teacher_temperature_start", "teacher_temperature_end")
+        require_above_zero(self, *names)
         for name in ("teacher_momentum", "centre_momentum"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie within 0 and 1, got {getattr(self, name)}")
@@ -105,13 +105,17 @@ class EncoderWithHeads(nn.Module, Generic[EncoderT]):
         """
         patches = () if selected is None or self.patch is None else (self.patch,)
         maps = self.encoder(image, masked, (*self.pooled, *patches, *wanted))
-        means = [pooled(maps[number]) for number in self.pooled]
-        embedding = means[0] if len(means) == 1 else torch.cat(means, dim=1)
+        embedding = self._embedding(maps)
         patch = None
         if self.patch_head is not None and self.patch is not None and selected is not None:
             patch = self.patch_head(selected.of(maps[self.patch]), selected.counts)
         whole = self.image_head(embedding) if self.image_head is not None else None
         return DistillationOutput(maps, embedding, whole, patch)
+
+    def _embedding(self, maps: Sequence[Tensor | None]) -> Tensor:
+        """[N d]"""
+        means = [pooled(maps[number]) for number in self.pooled]
+        return means[0] if len(means) == 1 else torch.cat(means, dim=1)
 
 
 def freeze_unused_layers(encoder: EncoderLike, last: int) -> None:

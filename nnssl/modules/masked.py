@@ -66,6 +66,15 @@ class MaskedConfig:
     def __post_init__(self) -> None:
         # a file knows lists, an old one numbers
         object.__setattr__(self, "mask_block", BlockSides(self.mask_block))
+        self._check_strides()
+        if not 0 < self.mask_ratio < 1:
+            raise ValueError(f"mask_ratio must lie between 0 and 1, got {self.mask_ratio}")
+        if not self.smooth_l1 >= 0:
+            raise ValueError(f"smooth_l1 must be 0 (plain L1) or above, got {self.smooth_l1}")
+        if self.visible_only:
+            self._check_visible_only()
+
+    def _check_strides(self) -> None:
         if not 1 <= len(self.mask_block) <= 3 or not set(self.mask_block) <= set(STRIDES):
             raise ValueError(
                 f"mask_block must be a stride of the encoder, {list(STRIDES)}, or one for each "
@@ -76,12 +85,6 @@ class MaskedConfig:
                 f"decode_from must be a stride of the encoder, {list(STRIDES)}, got "
                 f"{self.decode_from}"
             )
-        if not 0 < self.mask_ratio < 1:
-            raise ValueError(f"mask_ratio must lie between 0 and 1, got {self.mask_ratio}")
-        if not self.smooth_l1 >= 0:
-            raise ValueError(f"smooth_l1 must be 0 (plain L1) or above, got {self.smooth_l1}")
-        if self.visible_only:
-            self._check_visible_only()
 
     @property
     def mask_stride(self) -> int:
@@ -98,6 +101,10 @@ class MaskedConfig:
                 f"got decode_from={self.decode_from}, decoder={self.decoder}. Set "
                 "visible_only=false to keep these"
             )
+        self._check_visible_blocks()
+
+    def _check_visible_blocks(self) -> None:
+        """Each holds a mask token's cell."""
         if min(self.mask_block) < self.mask_stride:
             raise ValueError(
                 f"visible_only=true with decode_from={self.decode_from} needs a mask_block of at "
