@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
 from itertools import chain
+from math import prod
 
 from nnssl.types import Shape
 
@@ -114,6 +115,11 @@ class SwinConfig:
     def step(self, number: int) -> Shape:
         """By how much the patch embedding (0) or a merge (1 to 4) shortens each axis."""
         return self.steps[number] if self.steps else (PATCH,) * self.spatial_dims
+
+    def stride(self, number: int) -> Shape:
+        """Voxels of a token along each axis, behind the step `number`."""
+        steps = [self.step(before) for before in range(number + 1)]
+        return tuple(map(prod, zip(*steps, strict=True)))
 
     def _check_combinations(self) -> None:
         if self.windows == "smit" and self.spatial_dims != 3:

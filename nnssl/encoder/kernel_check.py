@@ -71,6 +71,10 @@ def keep_largest(
 ) -> None:
     """The largest error of each name so far, as a fraction of the exact length; or NaN."""
     for name, a, b in zip(names, ours, exact, strict=True):
-        # 0 in windows of one token
-        error = float((a.double() - b).norm() / b.norm().clamp(min=1e-6))
+        error = _relative_error(a, b)
         errors[name] = error if math.isnan(error) else max(errors.get(name, 0.0), error)
+
+
+def _relative_error(ours: Tensor, exact: Tensor) -> float:
+    # 0 in windows of one token
+    return float((ours.double() - exact).norm() / exact.norm().clamp(min=1e-6))

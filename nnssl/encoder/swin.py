@@ -183,7 +183,6 @@ class Swin(nn.Module):
         if isinstance(masked, Visible):
             visible.check(self, x, masked)
         elif masked is not None:
-            self._check_mask_token()
             self._check_mask(x, masked)
 
     def _check_image(self, x: Tensor) -> None:
@@ -207,6 +206,7 @@ class Swin(nn.Module):
             )
 
     def _check_mask(self, x: Tensor, masked: Tensor) -> None:
+        self._check_mask_token()
         wanted = (x.shape[0], *self.token_grid(tuple(x.shape[2:])))
         if tuple(masked.shape) != wanted or masked.dtype != torch.bool:
             raise ValueError(

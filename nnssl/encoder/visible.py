@@ -92,13 +92,16 @@ def check(encoder: Swin, x: Tensor, visible: Visible) -> None:
     """Raises ValueError where `visible` does not fit the image [B C *spatial] or the encoder."""
     if not stages_before(encoder):
         raise ValueError(NO_TOKEN)
-    stride, spatial = _stride(encoder), tuple(x.shape[2:])
-    if not _fits(visible.side, stride, spatial):
+    _check_side(visible.side, encoder.config.stride(stages_before(encoder)), tuple(x.shape[2:]))
+    _check_numbers(visible.blocks, x)
+
+
+def _check_side(side: Shape, stride: Shape, spatial: Shape) -> None:
+    if not _fits(side, stride, spatial):
         raise ValueError(
             f"visible blocks must have sides that are multiples of {stride} voxels and divide the "
-            f"image {spatial}, got {tuple(visible.side)}"
+            f"image {spatial}, got {tuple(side)}"
         )
-    _check_numbers(visible.blocks, x)
 
 
 def _check_numbers(blocks: Tensor, x: Tensor) -> None:
@@ -149,12 +152,6 @@ def _computed(encoder: Swin, parts: Tensor) -> Tensor:
     for stage, own in zip(stages, given(stages, tokens), strict=True):
         tokens = stage.downsample(stage(tokens, own, encoder.checkpointing))
     return tokens
-
-
-def _stride(encoder: Swin) -> Shape:
-    """Voxels of a token of the grid that the mask token enters, one per axis."""
-    steps = [encoder.config.step(number) for number in range(stages_before(encoder) + 1)]
-    return tuple(prod(along) for along in zip(*steps, strict=True))
 
 
 def _apart(x: Tensor, blocks: Shape) -> Tensor:

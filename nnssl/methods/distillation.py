@@ -75,10 +75,10 @@ class DistillationMethod(Method):
         """The student's `logits` of the global views [2B K], and where there are local views those
         of these: [V B K].
         """
-        every = [logits]
         if "local" in views:
-            every.append(self.student(views["local"].flatten(0, 1)).image)
-        return torch.cat(every).unflatten(0, (-1, views["global"].shape[1]))
+            local = self.student(views["local"].flatten(0, 1)).image
+            logits = torch.cat([logits, local])
+        return logits.unflatten(0, (-1, views["global"].shape[1]))
 
     def get_extra_state(self) -> float:
         return self.progress

@@ -71,14 +71,17 @@ class IBOTConfig(MultiCropConfig, DistillationMethodConfig):
     def __post_init__(self) -> None:
         MultiCropConfig.__post_init__(self)
         DistillationMethodConfig.__post_init__(self)
+        self._check_mask_block()
+        self._check_mask_chance()
+        self._check_mask_ratio()
+        self._check_weights()
+
+    def _check_mask_block(self) -> None:
         if self.mask_block not in BLOCKS:
             raise ValueError(
                 f"mask_block must be the stride of one of the last stages, {BLOCKS}, got "
                 f"{self.mask_block}"
             )
-        self._check_mask_chance()
-        self._check_mask_ratio()
-        self._check_weights()
 
     def _check_mask_chance(self) -> None:
         if not 0.5 <= self.mask_chance <= 1:

@@ -85,7 +85,10 @@ class SMITConfig(MaskedConfig, DistillationMethodConfig):
         DistillationMethodConfig.__post_init__(self)
         MaskedConfig.__post_init__(self)
         self._check_patches()
+        self._check_teacher_views()
         self._check_weights()
+
+    def _check_teacher_views(self) -> None:
         if self.teacher_views not in (1, 2):
             raise ValueError(f"teacher_views must be 1 or 2, got {self.teacher_views}")
 
@@ -119,11 +122,16 @@ class SMITConfig(MaskedConfig, DistillationMethodConfig):
         return min(self.mask_block)
 
     @property
+    def patch_map(self) -> int:
+        """The number of the map with these tokens."""
+        return STAGE_OF_STRIDE[self.patch_stride]
+
+    @property
     def last_map(self) -> int:
         """The number of the last of the encoder's maps that is read."""
         if self.w_mip > 0 or self.w_parcels > 0:
             return 4
-        return max(3 * (self.w_itd > 0), STAGE_OF_STRIDE[self.patch_stride] * (self.w_mpd > 0))
+        return max(3 * (self.w_itd > 0), self.patch_map * (self.w_mpd > 0))
 
 
 class SMIT(DistillationMethod):
@@ -140,8 +148,7 @@ class SMIT(DistillationMethod):
 
     def __init__(self, encoder: Swin, config: SMITConfig) -> None:
         encoder = masked_encoder(encoder, config)
-        stage = STAGE_OF_STRIDE[config.patch_stride]
-        patch = stage if config.w_mpd > 0 else None
+        patch = config.patch_map if config.w_mpd > 0 else None
         super().__init__(
             EncoderWithHeads(encoder, config, pooled=(3,), image=config.w_itd > 0, patch=patch),
             config,
@@ -191,10 +198,7 @@ class SMIT(DistillationMethod):
         return {name: value.unflatten(0, (2, -1)) for name, value in both.items()}
 
     def _cut_twice(
-        self,
-        regions: Tensor,
-        generators: Sequence[torch.Generator],
-        within: Tensor | None,
+        self, regions: Tensor, generators: Sequence[torch.Generator], within: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Two cuts of each region [2B 1 *crop] and their offsets [2B dims]: the first views of all
         scans, then the second ones, so that a batch of views needs no copy.
@@ -280,8 +284,7 @@ class SMIT(DistillationMethod):
     def show(self, views: dict[str, Tensor]) -> dict[str, Float[Tensor, "batch 1 *_"]]:
         config, (image, hidden, visible) = self.config, self._hidden(views)
         covered = on_voxels(hidden, config)
-        student = as_seen(image, hidden, visible, config)
-        shown = {"teacher sees": image, "student sees": student}
+        shown = {"teacher sees": image, "student sees": as_seen(image, hidden, visible, config)}
         if self.decoder is not None:
             shown_student = shown_to_encoder(hidden, visible, config)
             maps = self.student.encoder(image, shown_student, self._decoded())

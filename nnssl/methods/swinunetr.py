@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from nnssl.encoder.swin import Swin
 from nnssl.host_memory import to_device
 from nnssl.methods.method import Method, MethodConfig, Step, weighted_total
-from nnssl.modules.bounds import require_above_zero
+from nnssl.modules.bounds import require_above_zero, require_true_fraction
 from nnssl.modules.contrast import nt_xent
 from nnssl.modules.heads import pooled
 from nnssl.modules.losses import accuracy_of
@@ -65,9 +65,7 @@ class SwinUNETRConfig(MethodConfig):
 
     def __post_init__(self) -> None:
         self._check_weights()
-        for name in ("cut_share", "cut_edge"):
-            if not 0 < getattr(self, name) < 1:
-                raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
+        require_true_fraction(self, "cut_share", "cut_edge")
         require_above_zero(self, "temperature")
 
     def _check_weights(self) -> None:

@@ -16,3 +16,11 @@ def require_fraction(config: object, name: str) -> None:
     value = getattr(config, name)
     if not 0 <= value <= 1:
         raise ValueError(f"{name} must lie between 0 and 1, got {value}")
+
+
+def require_true_fraction(config: object, *names: str) -> None:
+    """Raises ValueError for the first field outside (0, 1)."""
+    for name in names:
+        value = getattr(config, name)
+        if not 0 < value < 1:
+            raise ValueError(f"{name} must lie between 0 and 1, got {value}")

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -111,11 +112,8 @@ def output_sizes(size: Shape, steps: tuple[Shape, ...] = ()) -> list[Shape]:
     """The sizes of the four outputs for an image of `size`; `steps` as in `SwinConfig`, in the axes
     of `size`.
     """
-    sizes = [tuple(size)]
-    for number in range(OUTPUTS - 1):
-        step = steps[number] if steps else (PATCH,) * len(size)
-        sizes.append(ceil_div(sizes[-1], step))
-    return sizes
+    steps = steps or ((PATCH,) * len(size),) * OUTPUTS
+    return list(accumulate(steps[: OUTPUTS - 1], ceil_div, initial=tuple(size)))
 
 
 SKIPS = ("mapped", "raw")

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 # axis i of the result is axis permutation[i]; then axes to flip
 Rotation = tuple[tuple[int, ...], tuple[int, ...]]
+CLASSES = {2: (4,), 3: (4, 10, 24)}  # of rotations, by the number of axes
 
 
 def inside(
@@ -238,7 +239,7 @@ def rotations(dims: int, classes: int) -> tuple[Rotation, ...]:
 
 
 def _check_classes(dims: int, classes: int) -> None:
-    known = {2: (4,), 3: (4, 10, 24)}[dims]
+    known = CLASSES[dims]
     if classes not in known:
         raise ValueError(
             f"in {dims}D there are {' or '.join(map(str, known))} classes of rotation, got "

@@ -9,7 +9,6 @@ head with the distance of attention that is the same for all tokens, which `unif
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
 from typing import NamedTuple
 
 import torch
@@ -150,8 +149,7 @@ def blocks_of(encoder: Swin) -> list[tuple[int, int, Block]]:
 
 def strides(encoder: Swin, stage: int) -> Shape:
     """Voxels from one token to the next in a stage, from 0, by axis."""
-    steps = [encoder.config.step(number) for number in range(stage + 1)]
-    return tuple(map(prod, zip(*steps, strict=True)))
+    return encoder.config.stride(stage)
 
 
 def _token(encoder: Swin, spacing: Spacing, stage: int) -> Spacing:
