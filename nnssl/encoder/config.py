@@ -138,12 +138,15 @@ class SwinConfig:
         """The inverse of `to_dict`; a missing key takes its default, an unknown one raises
         ValueError.
         """
-        known = [field.name for field in fields(cls)]
-        if unknown := sorted(set(values) - set(known)):
-            raise ValueError(
-                f"unknown encoder option(s) {', '.join(unknown)}; known: {', '.join(known)}"
-            )
+        _require_known(values, [field.name for field in fields(cls)])
         return cls(**values)
+
+
+def _require_known(values: dict, known: list[str]) -> None:
+    if unknown := sorted(set(values) - set(known)):
+        raise ValueError(
+            f"unknown encoder option(s) {', '.join(unknown)}; known: {', '.join(known)}"
+        )
 
 
 def _as_list(value: object) -> object:

@@ -79,11 +79,7 @@ class Rotation(Method):
         it was turned.
         """
         if len(set(crop)) > 1:
-            cube = " ".join([str(min(crop))] * len(crop))
-            raise ValueError(
-                f"rotation needs a crop of equal sides, got {'x'.join(map(str, crop))}: type "
-                f"--crop {cube}"
-            )
+            raise _no_cube(crop)
         return crop
 
     @property
@@ -134,6 +130,13 @@ class Rotation(Method):
     def _turn_back(self, images: Tensor, turns: Tensor) -> Tensor:
         pairs = zip(images, turns.tolist(), strict=True)
         return torch.stack([rotate_back(image, self.rotations[turn]) for image, turn in pairs])
+
+
+def _no_cube(crop: Shape) -> ValueError:
+    cube = " ".join([str(min(crop))] * len(crop))
+    return ValueError(
+        f"rotation needs a crop of equal sides, got {'x'.join(map(str, crop))}: type --crop {cube}"
+    )
 
 
 def _classifier(channels: int, classes: int) -> nn.Sequential:

@@ -141,11 +141,7 @@ class SwinUNETRPretext(Method):
         turned.
         """
         if crop[-1] != crop[-2]:
-            works = " ".join(map(str, (*crop[:-2], *[min(crop[-2:])] * 2)))
-            raise ValueError(
-                f"swinunetr needs a crop with equal y and x, got {'x'.join(map(str, crop))}: type "
-                f"--crop {works}"
-            )
+            raise _no_square(crop)
         return crop
 
     @property
@@ -244,6 +240,14 @@ class SwinUNETRPretext(Method):
                 "token0=false"
             )
         return tokens[:, :, number]
+
+
+def _no_square(crop: Shape) -> ValueError:
+    works = " ".join(map(str, (*crop[:-2], *[min(crop[-2:])] * 2)))
+    return ValueError(
+        f"swinunetr needs a crop with equal y and x, got {'x'.join(map(str, crop))}: type --crop "
+        f"{works}"
+    )
 
 
 def _by_view(rows: Tensor) -> Tensor:

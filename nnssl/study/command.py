@@ -103,12 +103,15 @@ def _features(args: argparse.Namespace) -> None:
 def _report(args: argparse.Namespace) -> None:
     from nnssl.study.report import write
 
-    rows = args.description
-    if rows.is_dir():
-        rows /= "results.jsonl"
-    elif rows.suffix in (".yaml", ".yml"):
-        rows = _collected(rows).results
+    rows = _results_of(args.description)
     _say(f"Wrote {write.write(rows, rows.parent / 'report')}")
+
+
+def _results_of(path: Path) -> Path:
+    """Of a study's folder, of its description, or the results themselves."""
+    if path.is_dir():
+        return path / "results.jsonl"
+    return _collected(path).results if path.suffix in (".yaml", ".yml") else path
 
 
 def _say(text: str) -> None:

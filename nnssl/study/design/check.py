@@ -48,9 +48,13 @@ def check(study: Study) -> None:
     for arm in study.arms:
         with _said_of(f"arm {arm.name}"):
             _check_arm(study, arm)
-        for task in study.tasks:
-            with _said_of(f"recipe of arm {arm.name} on task {task.name}"):
-                _check_recipe(study.recipe_of(task, arm))
+        _check_recipes(study, arm)
+
+
+def _check_recipes(study: Study, arm: Arm) -> None:
+    for task in study.tasks:
+        with _said_of(f"recipe of arm {arm.name} on task {task.name}"):
+            _check_recipe(study.recipe_of(task, arm))
 
 
 def _check_arm(study: Study, arm: Arm) -> None:

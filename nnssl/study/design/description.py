@@ -189,21 +189,29 @@ def _check_rest(study: Study) -> None:
 
 def _check_plans(study: Study) -> None:
     """That every arm on a task has plans of its own: their names join both."""
-    plans = Counter(f"{task.name}-{arm.name}" for task in study.tasks for arm in study.arms)
-    if same := [name for name, times in plans.items() if times > 1]:
+    if same := _doubled_plans(study):
         raise DescriptionError(
             f"a task's name and an arm's joined by - make the same plans twice: {', '.join(same)}; "
             "rename one of them"
         )
 
 
+def _doubled_plans(study: Study) -> list[str]:
+    plans = Counter(f"{task.name}-{arm.name}" for task in study.tasks for arm in study.arms)
+    return [name for name, times in plans.items() if times > 1]
+
+
 def _check_baseline(study: Study) -> None:
     if not any(arm.is_baseline for arm in study.arms):
-        arms = ", ".join(f"{arm.name} ({arm.start})" for arm in study.arms)
-        raise DescriptionError(
-            "one arm is the baseline of all comparisons, on every task and budget: {name: "
-            f"{BASELINE}, start: scratch}}; the arms are {arms}"
-        )
+        raise _no_baseline(study)
+
+
+def _no_baseline(study: Study) -> DescriptionError:
+    arms = ", ".join(f"{arm.name} ({arm.start})" for arm in study.arms)
+    return DescriptionError(
+        "one arm is the baseline of all comparisons, on every task and budget: {name: "
+        f"{BASELINE}, start: scratch}}; the arms are {arms}"
+    )
 
 
 def _check_tasks(study: Study, arm: Arm) -> None:

@@ -136,13 +136,17 @@ def _validated_cases(fold: Path) -> set[str]:
 
 def _require_same_cases(fold: Path, wanted: list[str]) -> None:
     """Raises CommandError for a training that was validated on other cases than this study's."""
-    found, own = _validated_cases(fold), set(wanted)
-    if found != own:
-        raise CommandError(
-            f"{fold} was validated on other cases than this study's: {len(found - own)} of "
-            f"{len(found)} are not its, {len(own - found)} of its are missing. It was trained "
-            "with another splits_final.json: remove that fold and train it again"
-        )
+    found = _validated_cases(fold)
+    if found != set(wanted):
+        raise CommandError(f"{fold} {_other_cases(found, set(wanted))}")
+
+
+def _other_cases(found: set[str], own: set[str]) -> str:
+    return (
+        f"was validated on other cases than this study's: {len(found - own)} of "
+        f"{len(found)} are not its, {len(own - found)} of its are missing. It was trained "
+        "with another splits_final.json: remove that fold and train it again"
+    )
 
 
 def _require_validated(fold: Path) -> None:

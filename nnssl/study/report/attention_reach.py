@@ -110,6 +110,8 @@ def _attention_plot(here: list[Reach], results: Results, top: float) -> Figure:
         _heads(axes, reach, look.get(reach.group.arm, {}).get("color"))
         _even_attention(axes, reach)
         _name_stages(axes, reach)
+        axes.set_title(f"{reach.group.arm}, {reach.group.budget}", fontsize=10)
+        axes.set_ylabel("mm", fontsize=9)
         axes.set(ylim=(0, top * 1.25))
     return drawn
 
@@ -128,8 +130,6 @@ def _even_attention(axes: Axes, reach: Reach) -> None:
 def _name_stages(axes: Axes, reach: Reach) -> None:
     stages, starts = stages_of(reach.mm.index.tolist())
     axes.set_xticks(starts, stages, fontsize=8)
-    axes.set_title(f"{reach.group.arm}, {reach.group.budget}", fontsize=10)
-    axes.set_ylabel("mm", fontsize=9)
 
 
 def _by_number(layer: str) -> list[tuple[int, int, str]]:

@@ -101,7 +101,7 @@ LAYERS = Table(
 def similarity(made: list[Pair]) -> Table:
     """By stage: the mean over its blocks of the CKA with the same block."""
     stages = dict.fromkeys(stage_of(name) for pair in made for name in pair.values.index)
-    return SIMILARITY.wider(stages, [_by_stage(pair, stages) for pair in made])
+    return SIMILARITY.wider(stages, (_by_stage(pair, stages) for pair in made))
 
 
 def _by_stage(pair: Pair, stages: Iterable[str]) -> list[Cell]:

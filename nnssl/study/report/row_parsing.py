@@ -48,6 +48,10 @@ def _require_fields(kind: type[Row], content: Mapping, what: str) -> None:
 
 
 def _require_single_values(kind: type[Row], content: Mapping, what: str) -> None:
-    single = [name for name in kind.required() if name not in LISTS]
-    if odd := [name for name in single if isinstance(content[name], (list, dict))]:
+    if odd := [name for name in _single(kind) if isinstance(content[name], (list, dict))]:
         raise ResultsError(f"{what} has a list or mapping as {', '.join(odd)}")
+
+
+def _single(kind: type[Row]) -> list[str]:
+    """The fields that are one value each."""
+    return [name for name in kind.required() if name not in LISTS]

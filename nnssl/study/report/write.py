@@ -255,11 +255,15 @@ def _reason(run: RunRow) -> str:
 
 
 def _without_baseline(results: Results) -> list[str]:
-    alone = {(g.task, str(g.budget)) for g in results.done if g.baseline not in results.done}
     return [
         f"{task}, budget {budget}: no finished run of {BASELINE}, so no comparison"
-        for task, budget in sorted(alone)
+        for task, budget in sorted(_alone(results))
     ]
+
+
+def _alone(results: Results) -> set[tuple[str, str]]:
+    """Tasks and budgets of finished runs that nothing can be compared with."""
+    return {(g.task, str(g.budget)) for g in results.done if g.baseline not in results.done}
 
 
 def _of_one_seed(results: Results) -> list[str]:
