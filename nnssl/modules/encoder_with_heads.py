@@ -105,17 +105,13 @@ class EncoderWithHeads(nn.Module, Generic[EncoderT]):
         """
         patches = () if selected is None or self.patch is None else (self.patch,)
         maps = self.encoder(image, masked, (*self.pooled, *patches, *wanted))
-        embedding = self._embedding(maps)
+        means = [pooled(maps[number]) for number in self.pooled]
+        embedding = means[0] if len(means) == 1 else torch.cat(means, dim=1)
         patch = None
         if self.patch_head is not None and self.patch is not None and selected is not None:
             patch = self.patch_head(selected.of(maps[self.patch]), selected.counts)
         whole = self.image_head(embedding) if self.image_head is not None else None
         return DistillationOutput(maps, embedding, whole, patch)
-
-    def _embedding(self, maps: Sequence[Tensor | None]) -> Tensor:
-        """[N d]"""
-        means = [pooled(maps[number]) for number in self.pooled]
-        return means[0] if len(means) == 1 else torch.cat(means, dim=1)
 
 
 def freeze_unused_layers(encoder: EncoderLike, last: int) -> None:

@@ -114,7 +114,9 @@ def wanted(study: Study) -> list[tuple[Dataset, str, str]]:
     found = [(task.dataset, task.configuration, task.plans) for task in study.tasks]
     found += _of_other_networks(study)
     found += [(*labelled(arm), BASE) for arm in study.arms if arm.start == "supervised"]
-    return [(Dataset(name), *data) for name, *data in dict.fromkeys(found)]
+    return [
+        (Dataset(name), configuration, plans) for name, configuration, plans in dict.fromkeys(found)
+    ]
 
 
 def _of_other_networks(study: Study) -> list[tuple[str, str, str]]:

@@ -99,10 +99,10 @@ def mean_final(curves: list[Curve]) -> float:
 def _convergence(
     arm: list[Curve], scratch: list[Curve], fraction: float, target: float
 ) -> Convergence:
-    ours, theirs = _median_reach(arm, target), _median_reach(scratch, target)
-    ratios = [_ratio(*pair) for pair in zip(ours, theirs, strict=True)]
+    (epochs, hours), theirs = _median_reach(arm, target), _median_reach(scratch, target)
+    ratios = _ratio(epochs, theirs[0]), _ratio(hours, theirs[1])
     reached = sum(curve.meets(target) for curve in arm)
-    return Convergence(fraction, target, *ours, *ratios, reached, len(arm))
+    return Convergence(fraction, target, epochs, hours, *ratios, reached, len(arm))
 
 
 def _median_reach(curves: list[Curve], target: float) -> tuple[float, float]:

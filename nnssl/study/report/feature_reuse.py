@@ -46,8 +46,8 @@ class Pair:
         """Of the table with every value."""
         return [
             [self.task, self.first, self.second, layer, other, float(value)]
-            for layer, row in self.values.iterrows()
-            for other, value in row.items()
+            for layer, row in zip(self.values.index, self.values.to_numpy(), strict=True)
+            for other, value in zip(self.values.columns, row, strict=True)
         ]
 
 
