@@ -58,9 +58,13 @@ def _becomes_thinner(before: Shape, after: Shape) -> bool:
 def _adapt_stem(weights: dict[str, Tensor], before: Shape, after: Shape) -> list[str]:
     if STEM not in weights:
         return []
-    kept = [2 + axis for axis, (b, a) in enumerate(zip(before, after, strict=True)) if a < b]
-    weights[STEM] = weights[STEM].sum(kept, keepdim=True)
+    weights[STEM] = weights[STEM].sum(_thinner_axes(before, after), keepdim=True)
     return [STEM]
+
+
+def _thinner_axes(before: Shape, after: Shape) -> list[int]:
+    """Of a convolution's weights."""
+    return [2 + axis for axis, (b, a) in enumerate(zip(before, after, strict=True)) if a < b]
 
 
 def _adapt_merge(weights: dict[str, Tensor], number: int, before: Shape, after: Shape) -> list[str]:

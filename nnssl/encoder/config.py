@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
 from itertools import chain
+from math import prod
 
 from nnssl.types import Shape
 
@@ -74,6 +75,9 @@ class SwinConfig:
             _one_of(name, getattr(self, name), allowed)
         self._check_combinations()
         self._check_stages()
+        self._check_numbers()
+
+    def _check_numbers(self) -> None:
         if self.window < 2 or self.in_channels < 1 or not 0 <= self.drop_path < 1:
             raise ValueError(
                 "a Swin needs window >= 2, in_channels >= 1 and 0 <= drop_path < 1, got "
@@ -86,6 +90,9 @@ class SwinConfig:
                 "a Swin has 4 stages: depths and heads need 4 positive numbers each, got "
                 f"depths={self.depths}, heads={self.heads}"
             )
+        self._check_heads()
+
+    def _check_heads(self) -> None:
         for stage, heads in enumerate(self.heads):
             if (width := self.embed_dim * 2**stage) % heads:
                 raise ValueError(
@@ -109,6 +116,11 @@ class SwinConfig:
         """By how much the patch embedding (0) or a merge (1 to 4) shortens each axis."""
         return self.steps[number] if self.steps else (PATCH,) * self.spatial_dims
 
+    def stride(self, number: int) -> Shape:
+        """Voxels of a token along each axis, behind the step `number`."""
+        steps = [self.step(before) for before in range(number + 1)]
+        return tuple(map(prod, zip(*steps, strict=True)))
+
     def _check_combinations(self) -> None:
         if self.windows == "smit" and self.spatial_dims != 3:
             raise ValueError(
@@ -126,12 +138,15 @@ class SwinConfig:
         """The inverse of `to_dict`; a missing key takes its default, an unknown one raises
         ValueError.
         """
-        known = [field.name for field in fields(cls)]
-        if unknown := sorted(set(values) - set(known)):
-            raise ValueError(
-                f"unknown encoder option(s) {', '.join(unknown)}; known: {', '.join(known)}"
-            )
+        _require_known(values, [field.name for field in fields(cls)])
         return cls(**values)
+
+
+def _require_known(values: dict, known: list[str]) -> None:
+    if unknown := sorted(set(values) - set(known)):
+        raise ValueError(
+            f"unknown encoder option(s) {', '.join(unknown)}; known: {', '.join(known)}"
+        )
 
 
 def _as_list(value: object) -> object:

@@ -44,11 +44,15 @@ def fault(
     except Exception as error:  # whatever a compiler or driver may say
         first_line = str(error).partition("\n")[0]
         return f"it cannot run ({type(error).__name__}: {first_line})"
-    # not a number is the worst of all
-    worst = max(errors, key=lambda name: math.inf if math.isnan(errors[name]) else errors[name])
+    worst = _worst(errors)
     if errors[worst] <= TOLERANCES[dtype]:
         return ""
     return f"its {worst} is wrong by {errors[worst]:.1e} for {dtype}, {case}; please report this"
+
+
+def _worst(errors: dict[str, float]) -> str:
+    """Not a number is the worst of all."""
+    return max(errors, key=lambda name: math.inf if math.isnan(errors[name]) else errors[name])
 
 
 @contextmanager
@@ -67,6 +71,10 @@ def keep_largest(
 ) -> None:
     """The largest error of each name so far, as a fraction of the exact length; or NaN."""
     for name, a, b in zip(names, ours, exact, strict=True):
-        # 0 in windows of one token
-        error = float((a.double() - b).norm() / b.norm().clamp(min=1e-6))
+        error = _relative_error(a, b)
         errors[name] = error if math.isnan(error) else max(errors.get(name, 0.0), error)
+
+
+def _relative_error(ours: Tensor, exact: Tensor) -> float:
+    # 0 in windows of one token
+    return float((ours.double() - exact).norm() / exact.norm().clamp(min=1e-6))

@@ -25,8 +25,7 @@ def instance_norm(
     """
     if x[0, 0].numel() == 1:
         return x
-    half = x.dtype in (torch.bfloat16, torch.float16)
-    if torch.compiler.is_compiling() or (half and x.device.type == "cpu"):
+    if torch.compiler.is_compiling() or (_is_half(x) and x.device.type == "cpu"):
         return formula(x)
     rest = (None, None, None, None, True, 0.0, EPSILON)
     plane = x.flatten(2, -2)  # the kernels for channels last know two axes
@@ -36,6 +35,10 @@ def instance_norm(
 
 def formula(x: Float[Tensor, "batch channels *size"]) -> Float[Tensor, "batch channels *size"]:
     """The same in steps that keep the memory format: slow, if not fused."""
-    wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+    wide = x.float() if _is_half(x) else x
     variance, mean = torch.var_mean(wide, tuple(range(2, x.ndim)), correction=0, keepdim=True)
     return ((wide - mean) * (variance + EPSILON).rsqrt()).to(x.dtype)
+
+
+def _is_half(x: Tensor) -> bool:
+    return x.dtype in (torch.bfloat16, torch.float16)

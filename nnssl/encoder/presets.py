@@ -28,5 +28,5 @@ def preset(name: str, spatial_dims: int = 3, **overrides: object) -> SwinConfig:
     if name not in PRESETS:
         raise ValueError(f"unknown preset {name!r}; known: {', '.join(PRESETS)}")
     return SwinConfig.from_dict(
-        PRESETS[name].to_dict() | {"spatial_dims": spatial_dims} | overrides
+        {**PRESETS[name].to_dict(), "spatial_dims": spatial_dims, **overrides}
     )

@@ -179,18 +179,22 @@ class Swin(nn.Module):
         return getattr(self, f"layers{number + 1}c")[0](tokens)
 
     def _check(self, x: Tensor, masked: Tensor | Visible | None) -> None:
+        self._check_image(x)
+        if isinstance(masked, Visible):
+            visible.check(self, x, masked)
+        elif masked is not None:
+            self._check_mask(x, masked)
+
+    def _check_image(self, x: Tensor) -> None:
         config = self.config
         axes = "Z Y X" if config.spatial_dims == 3 else "Y X"
         if x.ndim != config.spatial_dims + 2 or x.shape[1] != config.in_channels:
             raise ValueError(
                 f"the encoder takes [B {config.in_channels} {axes}], got {tuple(x.shape)}"
             )
-        if isinstance(masked, Visible):
-            visible.check(self, x, masked)
-        elif masked is not None:
-            self._check_mask(x, masked)
 
-    def _check_mask(self, x: Tensor, masked: Tensor) -> None:
+    def _check_mask_token(self) -> None:
+        """That it enters behind the patch embedding."""
         if self.mask_token is None:
             raise ValueError(
                 "this encoder has no mask token; build it with Swin(config, maskable=True)"
@@ -200,6 +204,9 @@ class Swin(nn.Module):
                 f"this encoder's mask token enters at stride {self.strides[stages]}; give it "
                 "Visible blocks"
             )
+
+    def _check_mask(self, x: Tensor, masked: Tensor) -> None:
+        self._check_mask_token()
         wanted = (x.shape[0], *self.token_grid(tuple(x.shape[2:])))
         if tuple(masked.shape) != wanted or masked.dtype != torch.bool:
             raise ValueError(

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from nnssl.encoder.blocks import HALF
+from nnssl.encoder.config import SwinConfig
 from nnssl.encoder.given import given
 from nnssl.shapes import floor_div
 from nnssl.types import Shape
@@ -62,17 +63,21 @@ def mask_at_stride(encoder: Swin, stride: int) -> None:
         raise ValueError(
             f"mask tokens enter at stride 8 or 16 (visible blocks alone), got {stride}"
         )
-    config, stages = encoder.config, encoder.strides.index(stride)
+    _check_taps(encoder.config)
+    stages = encoder.strides.index(stride)
+    if encoder.out_norms is not None:  # of maps that do not exist
+        encoder.out_norms[:stages].requires_grad_(False)
+    token = torch.randn(encoder.channels[stages]) * 0.02  # as that of the patches
+    encoder.mask_token = nn.Parameter(token)
+
+
+def _check_taps(config: SwinConfig) -> None:
     if config.taps != "stage" or config.convolutions:
         raise ValueError(
             'visible blocks alone need an encoder of taps "stage" without convolutions, as our '
             f"presets are; got taps={config.taps!r}, convolutions={config.convolutions}. Set "
             "visible_only=false, or start from a preset"
         )
-    if encoder.out_norms is not None:  # of maps that do not exist
-        encoder.out_norms[:stages].requires_grad_(False)
-    token = torch.randn(encoder.channels[stages]) * 0.02  # as that of the patches
-    encoder.mask_token = nn.Parameter(token)
 
 
 def stages_before(encoder: Swin) -> int:
@@ -85,15 +90,21 @@ def stages_before(encoder: Swin) -> int:
 
 def check(encoder: Swin, x: Tensor, visible: Visible) -> None:
     """Raises ValueError where `visible` does not fit the image [B C *spatial] or the encoder."""
-    blocks, side = visible
     if not stages_before(encoder):
         raise ValueError(NO_TOKEN)
-    stride, spatial = _stride(encoder), tuple(x.shape[2:])
+    _check_side(visible.side, encoder.config.stride(stages_before(encoder)), tuple(x.shape[2:]))
+    _check_numbers(visible.blocks, x)
+
+
+def _check_side(side: Shape, stride: Shape, spatial: Shape) -> None:
     if not _fits(side, stride, spatial):
         raise ValueError(
             f"visible blocks must have sides that are multiples of {stride} voxels and divide the "
             f"image {spatial}, got {tuple(side)}"
         )
+
+
+def _check_numbers(blocks: Tensor, x: Tensor) -> None:
     if blocks.ndim != 2 or len(blocks) != len(x) or blocks.dtype != torch.int64:
         raise ValueError(
             f"visible blocks must be int64 [{len(x)} m], got {blocks.dtype} {tuple(blocks.shape)}"
@@ -141,12 +152,6 @@ def _computed(encoder: Swin, parts: Tensor) -> Tensor:
     for stage, own in zip(stages, given(stages, tokens), strict=True):
         tokens = stage.downsample(stage(tokens, own, encoder.checkpointing))
     return tokens
-
-
-def _stride(encoder: Swin) -> Shape:
-    """Voxels of a token of the grid that the mask token enters, one per axis."""
-    steps = [encoder.config.step(number) for number in range(stages_before(encoder) + 1)]
-    return tuple(prod(along) for along in zip(*steps, strict=True))
 
 
 def _apart(x: Tensor, blocks: Shape) -> Tensor:

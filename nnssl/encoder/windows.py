@@ -112,7 +112,7 @@ def _stage_windows(
             shifted_to_raster=(shifted.tokens.argsort(), shifted.tokens),
             relative=relative_index(size, window, mode, axes),
         )
-        return _to(windows, device)
+        return moved(windows, device)
 
 
 def _with_inverse(index: Tensor) -> Reordering:
@@ -166,15 +166,15 @@ def _merging_order(
         joined = [int(raster[corner]) for corner in corners(step, merging, axes)]
         index = cells[:, joined].flatten()
         once = sorted(joined) == list(range(prod(step)))
-        return _to((index, index.argsort() if once else None), device)
+        return moved((index, index.argsort() if once else None), device)
 
 
-def _to(x: Moved, device: torch.device) -> Moved:
+def moved(x: Moved, device: torch.device) -> Moved:
     """`x` with every tensor in it on `device`."""
-    moved: object = x.to(device) if isinstance(x, Tensor) else x
+    found: object = x.to(device) if isinstance(x, Tensor) else x
     if isinstance(x, tuple):
-        moved = tuple(_to(y, device) for y in x)
+        found = tuple(moved(y, device) for y in x)
     elif isinstance(x, WindowPartition | Mask | StageWindows):
-        parts: dict = {name: _to(value, device) for name, value in vars(x).items()}
-        moved = type(x)(**parts)
-    return cast("Moved", moved)
+        parts: dict = {name: moved(value, device) for name, value in vars(x).items()}
+        found = type(x)(**parts)
+    return cast("Moved", found)

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from nnssl.encoder.swin import Swin
 from nnssl.methods.method import MethodConfig, PairMethod, Step
+from nnssl.modules.bounds import require_fraction
 from nnssl.modules.contrast import negative_cosine
 from nnssl.modules.heads import Branch, Predictor
 from nnssl.modules.replay import number
@@ -43,10 +44,7 @@ class BYOLConfig(MethodConfig):
     PUBLISHED: ClassVar[dict] = {"teacher_momentum": 0.996}
 
     def __post_init__(self) -> None:
-        if not 0 <= self.teacher_momentum <= 1:
-            raise ValueError(
-                f"teacher_momentum must lie between 0 and 1, got {self.teacher_momentum}"
-            )
+        require_fraction(self, "teacher_momentum")
 
 
 class BYOL(PairMethod):

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from nnssl.encoder.swin import PATCH, Swin
 from nnssl.host_memory import to_device
 from nnssl.methods.method import Method, MethodConfig, Step
+from nnssl.modules.bounds import require_above_zero
 from nnssl.modules.contrast import info_nce
 from nnssl.modules.heads import pooled
 from nnssl.modules.voxel_decoders import unfold_cubes
@@ -64,8 +65,7 @@ class CPCConfig(MethodConfig):
             raise ValueError(
                 f"ahead must be 1 to {self.cubes - 1} (one less than cubes), got {self.ahead}"
             )
-        if not self.temperature > 0:
-            raise ValueError(f"temperature must be above 0, got {self.temperature}")
+        require_above_zero(self, "temperature")
 
 
 class _Predictors(nn.ModuleList):
@@ -149,13 +149,9 @@ class CPC(Method):
         z = self.projector(seen).unflatten(0, cubes.shape[:3])
         losses, right = {}, []
         for ahead, predicted in enumerate(self._predict(z), start=1):
-            predicted, target = predicted[:, :-ahead], z[:, ahead:]
-            # Without scans: the other cubes of the same crop are negatives too, and the best ones.
-            loss, accuracy = info_nce(
-                predicted.flatten(0, 2), target.flatten(0, 2), self.config.temperature
-            )
+            loss, accuracy = self._contrast(predicted[:, :-ahead], z[:, ahead:])
             losses[f"ahead_{ahead}"] = loss
-            right.append(accuracy.detach())
+            right.append(accuracy)
         losses["total"] = torch.stack(list(losses.values())).mean()
         seen = seen.detach().unflatten(0, cubes.shape[:3])
         middle = seen[:, cubes.shape[1] // 2, cubes.shape[2] // 2]
@@ -190,16 +186,27 @@ class CPC(Method):
             )
             return [z + predictor(contexts) for predictor in self.predictors]
 
+    def _contrast(self, predicted: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """[B steps lines d] each -> loss, accuracy."""
+        # Without scans: the other cubes of the same crop are negatives too, and the best ones.
+        loss, accuracy = info_nce(
+            predicted.flatten(0, 2), target.flatten(0, 2), self.config.temperature
+        )
+        return loss, accuracy.detach()
+
     def _cube(self, region: Shape) -> Shape:
         """The size of a cube: a part of the crop that `region` was read for, in whole patches."""
         crop = tuple(size - size // 5 for size in region)
         cube = tuple(size // self.config.cubes // PATCH * PATCH for size in crop)
         if min(cube) < PATCH:
-            raise ValueError(
-                f"a crop of {'x'.join(map(str, crop))} has no room for {self.config.cubes} cubes "
-                "along each axis; take a larger --crop or fewer cubes"
-            )
+            raise self._no_room(crop)
         return cube
+
+    def _no_room(self, crop: Shape) -> ValueError:
+        return ValueError(
+            f"a crop of {'x'.join(map(str, crop))} has no room for {self.config.cubes} cubes "
+            "along each axis; take a larger --crop or fewer cubes"
+        )
 
     def _draw_walk(self, dims: int, generator: torch.Generator) -> Tensor:
         """[steps lines]: the numbers of the cubes, step by step along a random axis in a random

@@ -92,16 +92,13 @@ class DINO(DistillationMethod):
         return multicrop(regions, generators, self.config, self.ranges, within)
 
     def loss(self, views: dict[str, Tensor]) -> Step:
-        count, batch = views["global"].shape[:2]
         image = views["global"].flatten(0, 1)
         teacher = self.teacher(image)
-        student = [self.student(image).image]
-        if "local" in views:
-            student.append(self.student(views["local"].flatten(0, 1)).image)
+        student = self.with_local_views(self.student(image).image, views)
         target = self.image_centre.sharpen(teacher.image, self.teacher_temperature())
         total = cross_view(
-            torch.cat(student).unflatten(0, (-1, batch)),
-            target.unflatten(0, (count, batch)),
+            student,
+            target.unflatten(0, views["global"].shape[:2]),
             self.config.student_temperature,
         )
         return Step({"total": total}, {"embedding": teacher.embedding, "teacher_image": target})

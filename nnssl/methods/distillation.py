@@ -6,6 +6,7 @@ Caron et al. 2021 (DINO, arXiv 2104.14294); Zhou et al. 2022 (iBOT, arXiv 2111.0
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -19,6 +20,9 @@ from nnssl.modules.schedules import cosine, ramp
 from nnssl.modules.teacher import Teacher
 from nnssl.types import Shape
 from nnssl.views.spatial import region_size
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,17 @@ class DistillationMethod(Method):
         super().after_step(progress)
         start = self.config.teacher_momentum
         self.teacher.update(self.student, number(lambda: 1 - cosine(start, 1.0, self.progress)))
+
+    def with_local_views(
+        self, logits: Tensor, views: dict[str, Tensor]
+    ) -> Float[Tensor, "views batch prototypes"]:
+        """The student's `logits` of the global views [2B K], and where there are local views those
+        of these: [V B K].
+        """
+        if "local" in views:
+            local = self.student(views["local"].flatten(0, 1)).image
+            logits = torch.cat([logits, local])
+        return logits.unflatten(0, (-1, views["global"].shape[1]))
 
     def get_extra_state(self) -> float:
         return self.progress

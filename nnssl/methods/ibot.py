@@ -33,11 +33,7 @@ from nnssl.encoder.swin import Swin
 from nnssl.host_memory import to_device
 from nnssl.methods.distillation import DistillationMethod, DistillationMethodConfig
 from nnssl.methods.method import Step, weighted_total
-from nnssl.modules.encoder_with_heads import (
-    STAGE_OF_STRIDE,
-    EncoderWithHeads,
-    freeze_unused_layers,
-)
+from nnssl.modules.encoder_with_heads import STAGE_OF_STRIDE, EncoderWithHeads, freeze_unused_layers
 from nnssl.modules.losses import Centre, cross_view, soft_cross_entropy
 from nnssl.modules.selected import select_tokens
 from nnssl.types import Shape
@@ -75,22 +71,34 @@ class IBOTConfig(MultiCropConfig, DistillationMethodConfig):
     def __post_init__(self) -> None:
         MultiCropConfig.__post_init__(self)
         DistillationMethodConfig.__post_init__(self)
+        self._check_mask_block()
+        self._check_mask_chance()
+        self._check_mask_ratio()
+        self._check_weights()
+
+    def _check_mask_block(self) -> None:
         if self.mask_block not in BLOCKS:
             raise ValueError(
                 f"mask_block must be the stride of one of the last stages, {BLOCKS}, got "
                 f"{self.mask_block}"
             )
+
+    def _check_mask_chance(self) -> None:
         if not 0.5 <= self.mask_chance <= 1:
             raise ValueError(
                 "mask_chance must lie within 0.5 and 1, so that each scan hides something, got "
                 f"{self.mask_chance}"
             )
+
+    def _check_mask_ratio(self) -> None:
         widest = min(self.mask_ratio, 1 - self.mask_ratio)
         if not 0 <= self.mask_spread <= widest or self.mask_ratio in (0, 1):
             raise ValueError(
                 "mask_ratio lies between 0 and 1, and so must mask_ratio - mask_spread and "
                 f"mask_ratio + mask_spread; got {self.mask_ratio} and {self.mask_spread}"
             )
+
+    def _check_weights(self) -> None:
         if self.w_image < 0 or self.w_patch < 0 or self.w_image + self.w_patch == 0:
             raise ValueError(
                 "w_image and w_patch must not be negative, and one of them must be above 0"
@@ -138,22 +146,16 @@ class IBOT(DistillationMethod):
 
     def loss(self, views: dict[str, Tensor]) -> Step:
         config, temperature = self.config, self.teacher_temperature()
-        count, batch = views["global"].shape[:2]
         image, hidden = views["global"].flatten(0, 1), views["hidden"].flatten(0, 1)
-        selected = select_tokens(hidden, batch * self._most(hidden[0].numel()))
+        shape = views["global"].shape[:2]
+        selected = select_tokens(hidden, shape[1] * self._most(hidden[0].numel()))
         teacher = self.teacher(image, None, selected)
         student = self.student(image, repeat_blocks(hidden, config.mask_block // 2), selected)
-        predicted = [student.image]
-        if "local" in views:
-            predicted.append(self.student(views["local"].flatten(0, 1)).image)
+        predicted = self.with_local_views(student.image, views)
         targets = self.image_centre.sharpen(teacher.image, temperature)
         patches = self.patch_centre.sharpen(teacher.patch, temperature, selected.counts)
         losses = {
-            "image": cross_view(
-                torch.cat(predicted).unflatten(0, (-1, batch)),
-                targets.unflatten(0, (count, batch)),
-                config.student_temperature,
-            ),
+            "image": cross_view(predicted, targets.unflatten(0, shape), config.student_temperature),
             "patch": selected.mean(
                 soft_cross_entropy(student.patch, patches, config.student_temperature)
             ),

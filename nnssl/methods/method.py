@@ -173,15 +173,12 @@ class Method(nn.Module, ABC):
         Adds "scan" [B], "start" and "size" [B dims]; "offset" [views B dims], where `views` gives
         it, is from here on each view's first voxel in the scan.
         """
-        region = tuple(regions.shape[2:])
-        whole = torch.zeros(len(regions), len(region), dtype=torch.long)
-        starts = whole if starts is None else starts.cpu()
-        sizes = torch.tensor(region).expand_as(starts) if sizes is None else sizes.cpu()
-        views = self.views(regions, generators, inside(region, starts, sizes))
+        starts, sizes = _places(regions, starts, sizes)
+        within = inside(tuple(regions.shape[2:]), starts, sizes)
+        views = self.views(regions, generators, within)
         starts, sizes = (to_device(part, regions.device) for part in (starts, sizes))
         if self.config.parcel_classes:
-            nothing = torch.zeros(len(regions), *region, dtype=torch.uint8)
-            labels = to_device(nothing if parcels is None else parcels, regions.device)
+            labels = to_device(_labels(regions, parcels), regions.device)
             views["parcels"] = _cut_as_views(labels, views).long()
         if "offset" in views:
             views["offset"] = views["offset"] + starts
@@ -218,6 +215,21 @@ class Method(nn.Module, ABC):
         """
 
 
+def _places(regions: Tensor, starts: Tensor | None, sizes: Tensor | None) -> tuple[Tensor, Tensor]:
+    """`starts` and `sizes` of `prepare_views` on the CPU; None: of whole scans."""
+    region = torch.tensor(regions.shape[2:])
+    starts = torch.zeros(len(regions), len(region), dtype=torch.long) if starts is None else starts
+    sizes = region.expand(len(regions), -1) if sizes is None else sizes
+    return starts.cpu(), sizes.cpu()
+
+
+def _labels(regions: Tensor, parcels: Tensor | None) -> Tensor:
+    """[B *region], zeros where there are none."""
+    if parcels is not None:
+        return parcels
+    return torch.zeros(len(regions), *regions.shape[2:], dtype=torch.uint8)
+
+
 def _cut_as_views(labels: Tensor, views: dict[str, Tensor]) -> Tensor:
     """[B *region] -> [views B *crop], where the views have an "offset"."""
     if "offset" not in views:
@@ -227,11 +239,12 @@ def _cut_as_views(labels: Tensor, views: dict[str, Tensor]) -> Tensor:
 
 def weighted_total(losses: dict[str, Tensor], config: MethodConfig) -> Tensor:
     """The sum of the losses, each times the config's `w_<name>`."""
-    total: list[Tensor] = []
-    for name, value in losses.items():
-        weight = getattr(config, f"w_{name}")
-        total.append(value if weight == 1 else weight * value)
-    return reduce(add, total)
+    terms = (_weighted(value, getattr(config, f"w_{name}")) for name, value in losses.items())
+    return reduce(add, terms)
+
+
+def _weighted(loss: Tensor, weight: float) -> Tensor:
+    return loss if weight == 1 else weight * loss
 
 
 class PairMethod(Method):

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from nnssl.encoder.swin import Swin
 from nnssl.methods.method import MethodConfig, PairMethod, Step
+from nnssl.modules.bounds import require_above_zero, require_fraction
 from nnssl.modules.contrast import Queue, info_nce
 from nnssl.modules.heads import Branch, Predictor
 from nnssl.modules.replay import number
@@ -53,14 +54,10 @@ class MoCoV3Config(MethodConfig):
     PUBLISHED: ClassVar[dict] = {"lr": 1.5e-4, "lr_batch": 256, "queue": 0, "head_hidden": 4096}
 
     def __post_init__(self) -> None:
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be above 0, got {self.temperature}")
+        require_above_zero(self, "temperature")
         if self.queue < 0:
             raise ValueError(f"queue must be a number of keys, or 0 for none, got {self.queue}")
-        if not 0 <= self.teacher_momentum <= 1:
-            raise ValueError(
-                f"teacher_momentum must lie between 0 and 1, got {self.teacher_momentum}"
-            )
+        require_fraction(self, "teacher_momentum")
 
 
 class MoCoV3(PairMethod):

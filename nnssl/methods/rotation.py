@@ -28,6 +28,7 @@ from nnssl.encoder.swin import Swin
 from nnssl.host_memory import to_device
 from nnssl.methods.method import Method, MethodConfig, Step
 from nnssl.modules.heads import pooled
+from nnssl.modules.losses import accuracy_of
 from nnssl.types import LAST, Shape
 from nnssl.views.intensity import apply_windows, blur, draw_window
 from nnssl.views.spatial import rotate, rotate_back, rotations
@@ -70,12 +71,7 @@ class Rotation(Method):
         self.student = encoder.copied(maskable=False)  # nothing is hidden
         dims = encoder.config.spatial_dims
         self.rotations = rotations(dims, config.classes or {2: 4, 3: 24}[dims])
-        channels = encoder.channels[-1]
-        last = nn.Linear(channels, len(self.rotations))
-        self.head = nn.Sequential(nn.LayerNorm(channels), last)
-        # as Swin's own classifier: first predictions near chance
-        nn.init.trunc_normal_(last.weight, std=0.02)
-        nn.init.zeros_(last.bias)
+        self.head = _classifier(encoder.channels[-1], len(self.rotations))
 
     @staticmethod
     def region(crop: Shape) -> Shape:
@@ -83,11 +79,7 @@ class Rotation(Method):
         it was turned.
         """
         if len(set(crop)) > 1:
-            cube = " ".join([str(min(crop))] * len(crop))
-            raise ValueError(
-                f"rotation needs a crop of equal sides, got {'x'.join(map(str, crop))}: type "
-                f"--crop {cube}"
-            )
+            raise _no_cube(crop)
         return crop
 
     @property
@@ -114,7 +106,7 @@ class Rotation(Method):
     def loss(self, views: dict[str, Tensor]) -> Step:
         embedding, logits = self._classify(views["image"])
         total = F.cross_entropy(logits.float(), views["turn"])
-        accuracy = (logits.detach().argmax(dim=1) == views["turn"]).float().mean()
+        accuracy = accuracy_of(logits, views["turn"])
         return Step({"total": total}, {"embedding": embedding.detach(), "accuracy": accuracy})
 
     def show(self, views: dict[str, Tensor]) -> dict[str, Float[Tensor, "batch 1 *_"]]:
@@ -138,3 +130,18 @@ class Rotation(Method):
     def _turn_back(self, images: Tensor, turns: Tensor) -> Tensor:
         pairs = zip(images, turns.tolist(), strict=True)
         return torch.stack([rotate_back(image, self.rotations[turn]) for image, turn in pairs])
+
+
+def _no_cube(crop: Shape) -> ValueError:
+    cube = " ".join([str(min(crop))] * len(crop))
+    return ValueError(
+        f"rotation needs a crop of equal sides, got {'x'.join(map(str, crop))}: type --crop {cube}"
+    )
+
+
+def _classifier(channels: int, classes: int) -> nn.Sequential:
+    """As Swin's own: first predictions near chance."""
+    last = nn.Linear(channels, classes)
+    nn.init.trunc_normal_(last.weight, std=0.02)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(nn.LayerNorm(channels), last)

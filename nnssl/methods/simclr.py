@@ -26,6 +26,7 @@ from torch import Tensor
 
 from nnssl.encoder.swin import Swin
 from nnssl.methods.method import MethodConfig, PairMethod, Step
+from nnssl.modules.bounds import require_above_zero
 from nnssl.modules.contrast import Queue, nt_xent
 from nnssl.modules.heads import Branch
 
@@ -43,8 +44,7 @@ class SimCLRConfig(MethodConfig):
     PUBLISHED: ClassVar[dict] = {"temperature": 0.1}
 
     def __post_init__(self) -> None:
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be above 0, got {self.temperature}")
+        require_above_zero(self, "temperature")
         if self.queue < 0:
             raise ValueError(
                 f"queue must be a number of embeddings, or 0 for none, got {self.queue}"

@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 
 from nnssl.encoder.swin import Swin
-from nnssl.encoder.visible import mask_at_stride
 from nnssl.methods.method import Method, MethodConfig, Step
 from nnssl.modules.heads import pooled
 from nnssl.modules.losses import masked_l1
@@ -31,6 +30,7 @@ from nnssl.modules.masked import BlockSides, MaskedConfig
 from nnssl.network.reconstruction import (
     Reconstruction,
     as_seen,
+    masked_encoder,
     on_voxels,
     shown_to_encoder,
     voxel_decoder,
@@ -65,9 +65,7 @@ class SimMIM(Method):
     def __init__(self, encoder: Swin, config: SimMIMConfig) -> None:
         super().__init__()
         self.config = config
-        self.student = encoder.copied(maskable=True)
-        if config.visible_only:
-            mask_at_stride(self.student, config.mask_stride)
+        self.student = masked_encoder(encoder, config)
         self.decoder = voxel_decoder(encoder, config)
 
     @property

@@ -32,18 +32,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nnssl.encoder.swin import Swin
-from nnssl.encoder.visible import mask_at_stride
 from nnssl.host_memory import to_device
 from nnssl.methods.distillation import DistillationMethod, DistillationMethodConfig
 from nnssl.methods.method import Step, weighted_total
-from nnssl.modules.encoder_with_heads import (
-    STAGE_OF_STRIDE,
-    EncoderWithHeads,
-    freeze_unused_layers,
-)
+from nnssl.modules.encoder_with_heads import STAGE_OF_STRIDE, EncoderWithHeads, freeze_unused_layers
 from nnssl.modules.losses import Centre, cross_view, masked_l1, soft_cross_entropy
 from nnssl.modules.masked import MaskedConfig
 from nnssl.modules.selected import SelectedTokens, select_tokens
@@ -52,6 +47,7 @@ from nnssl.network.reconstruction import (
     ParcelDecoder,
     PretrainedDecoder,
     as_seen,
+    masked_encoder,
     on_voxels,
     shown_to_encoder,
     voxel_decoder,
@@ -88,6 +84,15 @@ class SMITConfig(MaskedConfig, DistillationMethodConfig):
     def __post_init__(self) -> None:
         DistillationMethodConfig.__post_init__(self)
         MaskedConfig.__post_init__(self)
+        self._check_patches()
+        self._check_teacher_views()
+        self._check_weights()
+
+    def _check_teacher_views(self) -> None:
+        if self.teacher_views not in (1, 2):
+            raise ValueError(f"teacher_views must be 1 or 2, got {self.teacher_views}")
+
+    def _check_patches(self) -> None:
         if self.patch_stride not in STAGE_OF_STRIDE:
             raise ValueError(
                 "the shortest side of mask_block must be the stride of a stage, "
@@ -97,13 +102,13 @@ class SMITConfig(MaskedConfig, DistillationMethodConfig):
             raise ValueError(
                 f"patch_tokens must be a number of tokens, or 0 for all, got {self.patch_tokens}"
             )
+
+    def _check_weights(self) -> None:
         if self.w_parcels > 0 and self.decoder != LINEAR:
             raise ValueError(
                 f"decoder={self.decoder} and w_parcels={self.w_parcels} pretrain one decoder each; "
                 "take decoder=linear, or w_parcels=0"
             )
-        if self.teacher_views not in (1, 2):
-            raise ValueError(f"teacher_views must be 1 or 2, got {self.teacher_views}")
         if self.w_mip <= 0 and self.w_itd <= 0 and self.w_mpd <= 0:
             raise ValueError("one of w_mip, w_itd, w_mpd must be above 0")
 
@@ -115,6 +120,18 @@ class SMITConfig(MaskedConfig, DistillationMethodConfig):
     def patch_stride(self) -> int:
         """Voxels, of the tokens that stand for hidden patches: several per block if longer."""
         return min(self.mask_block)
+
+    @property
+    def patch_map(self) -> int:
+        """The number of the map with these tokens."""
+        return STAGE_OF_STRIDE[self.patch_stride]
+
+    @property
+    def last_map(self) -> int:
+        """The number of the last of the encoder's maps that is read."""
+        if self.w_mip > 0 or self.w_parcels > 0:
+            return 4
+        return max(3 * (self.w_itd > 0), self.patch_map * (self.w_mpd > 0))
 
 
 class SMIT(DistillationMethod):
@@ -130,11 +147,8 @@ class SMIT(DistillationMethod):
     config: SMITConfig
 
     def __init__(self, encoder: Swin, config: SMITConfig) -> None:
-        encoder = encoder.copied(maskable=True)
-        if config.visible_only:
-            mask_at_stride(encoder, config.mask_stride)
-        stage = STAGE_OF_STRIDE[config.patch_stride]
-        patch = stage if config.w_mpd > 0 else None
+        encoder = masked_encoder(encoder, config)
+        patch = config.patch_map if config.w_mpd > 0 else None
         super().__init__(
             EncoderWithHeads(encoder, config, pooled=(3,), image=config.w_itd > 0, patch=patch),
             config,
@@ -145,9 +159,7 @@ class SMIT(DistillationMethod):
         self.segmenter = None
         if config.w_parcels > 0:
             self.segmenter = ParcelDecoder(config.parcels_decoder, encoder, config.classes)
-        all_maps = config.w_mip > 0 or config.w_parcels > 0
-        read = max(4 * all_maps, 3 * (config.w_itd > 0), stage * (config.w_mpd > 0))
-        freeze_unused_layers(encoder, read)
+        freeze_unused_layers(encoder, config.last_map)
 
     @property
     def encoder(self) -> Swin:
@@ -186,10 +198,7 @@ class SMIT(DistillationMethod):
         return {name: value.unflatten(0, (2, -1)) for name, value in both.items()}
 
     def _cut_twice(
-        self,
-        regions: Tensor,
-        generators: Sequence[torch.Generator],
-        within: Tensor | None,
+        self, regions: Tensor, generators: Sequence[torch.Generator], within: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Two cuts of each region [2B 1 *crop] and their offsets [2B dims]: the first views of all
         scans, then the second ones, so that a batch of views needs no copy.
@@ -212,9 +221,7 @@ class SMIT(DistillationMethod):
         student = self.student(image, shown, selected, wanted)
         losses, monitored = {}, {}
         if self.decoder is not None:
-            covered = on_voxels(hidden, config)
-            predicted = self.decoder(student.maps, image, covered)
-            losses["mip"] = masked_l1(predicted, image, covered, config.smooth_l1)
+            losses["mip"] = self._mip(self.decoder, student.maps, image, hidden)
         teacher = self.teacher(taught, None, selected)
         if config.w_itd > 0:
             losses["itd"], monitored["teacher_image"] = self._itd(student.image, teacher.image)
@@ -238,6 +245,13 @@ class SMIT(DistillationMethod):
         taught, marked = (views[name][:count].flatten(0, 1) for name in names)
         most = self._most(views["masked"][0, 0].numel(), marked[0].numel())
         return taught, select_tokens(marked, len(taught) * most)
+
+    def _mip(
+        self, decoder: nn.Module, maps: Sequence[Tensor | None], image: Tensor, hidden: Tensor
+    ) -> Tensor:
+        """Hidden voxels of the images [N 1 *crop]."""
+        covered = on_voxels(hidden, self.config)
+        return masked_l1(decoder(maps, image, covered), image, covered, self.config.smooth_l1)
 
     def _itd(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
         """The whole: view 1 predicts the target of view 2. Logits [N K] -> loss, target [N K]."""
@@ -270,8 +284,7 @@ class SMIT(DistillationMethod):
     def show(self, views: dict[str, Tensor]) -> dict[str, Float[Tensor, "batch 1 *_"]]:
         config, (image, hidden, visible) = self.config, self._hidden(views)
         covered = on_voxels(hidden, config)
-        student = as_seen(image, hidden, visible, config)
-        shown = {"teacher sees": image, "student sees": student}
+        shown = {"teacher sees": image, "student sees": as_seen(image, hidden, visible, config)}
         if self.decoder is not None:
             shown_student = shown_to_encoder(hidden, visible, config)
             maps = self.student.encoder(image, shown_student, self._decoded())

@@ -33,8 +33,10 @@ from torch import Tensor, nn
 from nnssl.encoder.swin import Swin
 from nnssl.host_memory import to_device
 from nnssl.methods.method import Method, MethodConfig, Step, weighted_total
+from nnssl.modules.bounds import require_above_zero, require_true_fraction
 from nnssl.modules.contrast import nt_xent
 from nnssl.modules.heads import pooled
+from nnssl.modules.losses import accuracy_of
 from nnssl.types import LAST, Shape
 from nnssl.views.cutout import covered, draw_cutout
 from nnssl.views.intensity import apply_windows, draw_window, gaussian
@@ -62,17 +64,17 @@ class SwinUNETRConfig(MethodConfig):
     PUBLISHED: ClassVar[dict] = {"lr": 4e-4, "token0": True, "window_jitter": 0.0}
 
     def __post_init__(self) -> None:
+        self._check_weights()
+        require_true_fraction(self, "cut_share", "cut_edge")
+        require_above_zero(self, "temperature")
+
+    def _check_weights(self) -> None:
         weights = (self.w_rotation, self.w_contrast, self.w_voxels)
         if min(weights) < 0 or not sum(weights) > 0:
             raise ValueError(
                 "w_rotation, w_contrast and w_voxels must be 0 or more and one above 0, got "
                 f"{weights}"
             )
-        for name in ("cut_share", "cut_edge"):
-            if not 0 < getattr(self, name) < 1:
-                raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
-        if not self.temperature > 0:
-            raise ValueError(f"temperature must be above 0, got {self.temperature}")
 
 
 class ConvDecoder(nn.Module):
@@ -139,11 +141,7 @@ class SwinUNETRPretext(Method):
         turned.
         """
         if crop[-1] != crop[-2]:
-            works = " ".join(map(str, (*crop[:-2], *[min(crop[-2:])] * 2)))
-            raise ValueError(
-                f"swinunetr needs a crop with equal y and x, got {'x'.join(map(str, crop))}: type "
-                f"--crop {works}"
-            )
+            raise _no_square(crop)
         return crop
 
     @property
@@ -207,7 +205,7 @@ class SwinUNETRPretext(Method):
         losses["total"] = weighted_total(losses, c)
         monitored = {
             "embedding": pooled(last.detach()),
-            "accuracy_rotation": (logits.detach().argmax(dim=1) == turn).float().mean(),
+            "accuracy_rotation": accuracy_of(logits, turn),
             "accuracy_contrast": found.detach(),
         }
         return Step(losses, monitored)
@@ -242,6 +240,14 @@ class SwinUNETRPretext(Method):
                 "token0=false"
             )
         return tokens[:, :, number]
+
+
+def _no_square(crop: Shape) -> ValueError:
+    works = " ".join(map(str, (*crop[:-2], *[min(crop[-2:])] * 2)))
+    return ValueError(
+        f"swinunetr needs a crop with equal y and x, got {'x'.join(map(str, crop))}: type --crop "
+        f"{works}"
+    )
 
 
 def _by_view(rows: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Generic, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from nnssl.modules.bounds import require_above_zero
 from nnssl.modules.encoder_protocol import EncoderLike, EncoderT
 from nnssl.modules.heads import PrototypeHead, pooled
 from nnssl.modules.selected import SelectedTokens
@@ -44,9 +45,8 @@ class DistillationConfig:
     def __post_init__(self) -> None:
         if self.export not in ("teacher", "student"):
             raise ValueError(f"export must be teacher or student, got {self.export!r}")
-        for name in ("student_temperature", "teacher_temperature_start", "teacher_temperature_end"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        names = ("student_temperature", "teacher_temperature_start", "teacher_temperature_end")
+        require_above_zero(self, *names)
         for name in ("teacher_momentum", "centre_momentum"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie within 0 and 1, got {getattr(self, name)}")

@@ -87,10 +87,7 @@ class PrototypeHead(nn.Module):
             nn.Linear(hidden, bottleneck),
         )
         self.prototypes = Prototypes(bottleneck, prototypes)
-        for layer in self.mlp:
-            if isinstance(layer, nn.Linear):
-                nn.init.trunc_normal_(layer.weight, std=0.02)
-                nn.init.zeros_(layer.bias)
+        self.mlp.apply(_initialise)
 
     def forward(
         self, x: Float[Tensor, "rows channels"], counts: Float[Tensor, " rows"] | None = None
@@ -98,6 +95,12 @@ class PrototypeHead(nn.Module):
         """`counts` [N]: which rows move the running moments; None: all of them."""
         bottleneck = self.mlp(self.standardise(x, counts))
         return self.prototypes(unit(bottleneck, eps=1e-6))
+
+
+def _initialise(layer: nn.Module) -> None:
+    if isinstance(layer, nn.Linear):
+        nn.init.trunc_normal_(layer.weight, std=0.02)
+        nn.init.zeros_(layer.bias)
 
 
 def _layers(dim: int, hidden: int, out: int, count: int) -> nn.Sequential:

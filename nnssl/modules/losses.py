@@ -14,7 +14,7 @@ from torch import Tensor
 from nnssl.modules.running import RunningMean
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float
+    from jaxtyping import Bool, Float, Int
 
 
 def masked_l1(
@@ -38,6 +38,13 @@ def masked_l1(
         for p in predictions
     ]
     return reduce(add, (torch.dot(error, weight.flatten()) for error in errors))
+
+
+def accuracy_of(
+    logits: Float[Tensor, "rows classes"], answers: Int[Tensor, " rows"]
+) -> Float[Tensor, ""]:
+    """The fraction of rows whose answer has the largest logit, without gradient."""
+    return (logits.detach().argmax(dim=1) == answers).float().mean()
 
 
 def soft_cross_entropy(

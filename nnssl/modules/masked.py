@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
+from nnssl.modules.bounds import require_true_fraction
 from nnssl.types import Shape
 
 STRIDES = (2, 4, 8, 16, 32)  # of the encoder's maps, in voxels
@@ -17,7 +18,7 @@ class BlockSides(tuple):
 
     def __new__(cls, sides: str | int | Iterable[int]) -> BlockSides:
         if isinstance(sides, str):
-            sides = [int(side) for side in sides.split("x")]
+            sides = list(map(int, sides.split("x")))
         return super().__new__(cls, (sides,) if isinstance(sides, int) else sides)
 
     def __str__(self) -> str:
@@ -66,22 +67,27 @@ class MaskedConfig:
     def __post_init__(self) -> None:
         # a file knows lists, an old one numbers
         object.__setattr__(self, "mask_block", BlockSides(self.mask_block))
+        self._check_blocks()
+        self._check_decode_from()
+        require_true_fraction(self, "mask_ratio")
+        if not self.smooth_l1 >= 0:
+            raise ValueError(f"smooth_l1 must be 0 (plain L1) or above, got {self.smooth_l1}")
+        if self.visible_only:
+            self._check_visible_only()
+
+    def _check_blocks(self) -> None:
         if not 1 <= len(self.mask_block) <= 3 or not set(self.mask_block) <= set(STRIDES):
             raise ValueError(
                 f"mask_block must be a stride of the encoder, {list(STRIDES)}, or one for each "
                 f"axis such as 16x8x8, got {self.mask_block}"
             )
+
+    def _check_decode_from(self) -> None:
         if self.decode_from not in STRIDES:
             raise ValueError(
                 f"decode_from must be a stride of the encoder, {list(STRIDES)}, got "
                 f"{self.decode_from}"
             )
-        if not 0 < self.mask_ratio < 1:
-            raise ValueError(f"mask_ratio must lie between 0 and 1, got {self.mask_ratio}")
-        if not self.smooth_l1 >= 0:
-            raise ValueError(f"smooth_l1 must be 0 (plain L1) or above, got {self.smooth_l1}")
-        if self.visible_only:
-            self._check_visible_only()
 
     @property
     def mask_stride(self) -> int:
@@ -98,6 +104,10 @@ class MaskedConfig:
                 f"got decode_from={self.decode_from}, decoder={self.decoder}. Set "
                 "visible_only=false to keep these"
             )
+        self._check_visible_blocks()
+
+    def _check_visible_blocks(self) -> None:
+        """Each holds a mask token's cell."""
         if min(self.mask_block) < self.mask_stride:
             raise ValueError(
                 f"visible_only=true with decode_from={self.decode_from} needs a mask_block of at "

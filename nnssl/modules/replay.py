@@ -53,14 +53,18 @@ class HostPart:
             action()
 
     def place(self, of: Callable[[], float]) -> Tensor:
+        place = self._next_place()
+        self.note(lambda: place.fill_(of()))
+        return place
+
+    def _next_place(self) -> Tensor:
+        """Of the step's next number; made where there is none yet."""
         if self._asked == len(self._places):
             if self._captured:
                 raise RuntimeError("this step asks for a number that the one before did not need")
             self._places.append(torch.zeros((), device=self.device))
-        place = self._places[self._asked]
         self._asked += 1
-        self.note(lambda: place.fill_(of()))
-        return place
+        return self._places[self._asked - 1]
 
 
 def number(of: Callable[[], float]) -> float | Tensor:

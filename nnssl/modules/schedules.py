@@ -9,7 +9,7 @@ def cosine(start: float, end: float, progress: float) -> float:
     """From `start` to `end` along half a cosine: end - (end - start) (1 + cos(pi p)) / 2 (Grill
     2020, BYOL).
     """
-    return end - (end - start) * (1 + math.cos(math.pi * min(max(progress, 0.0), 1.0))) / 2
+    return end - (end - start) * (1 + math.cos(math.pi * _clipped(progress))) / 2
 
 
 def ramp(start: float, end: float, progress: float, begin: float, length: float) -> float:
@@ -18,4 +18,8 @@ def ramp(start: float, end: float, progress: float, begin: float, length: float)
     """
     if length <= 0:
         return end if progress >= begin else start
-    return start + (end - start) * min(max((progress - begin) / length, 0.0), 1.0)
+    return start + (end - start) * _clipped((progress - begin) / length)
+
+
+def _clipped(fraction: float) -> float:
+    return min(max(fraction, 0.0), 1.0)

@@ -210,9 +210,13 @@ def full_options(decoder: str | dict) -> dict:
     Raises ValueError for an unknown decoder.
     """
     options = OPTIONS.get(decoder, {"name": decoder}) if isinstance(decoder, str) else dict(decoder)
-    if options.get("name") not in DECODERS:
-        raise ValueError(f"unknown decoder {options.get('name')!r}; known: {', '.join(DECODERS)}")
+    _require_known(options.get("name"))
     return options
+
+
+def _require_known(name: str | None) -> None:
+    if name not in DECODERS:
+        raise ValueError(f"unknown decoder {name!r}; known: {', '.join(DECODERS)}")
 
 
 def make_decoder(

@@ -38,6 +38,11 @@ def upsampling(step: Shape, inputs: int, outputs: int) -> nn.ConvTranspose2d | n
     return make(inputs, outputs, step, stride=step, bias=False)
 
 
+def by_channel(values: Tensor, x: Tensor) -> Tensor:
+    """[C] as it is combined with `x` [B C *spatial]."""
+    return values.view(-1, *[1] * (x.ndim - 2))
+
+
 def cut(x: Tensor, size: Shape) -> Tensor:
     """The first voxels of [B C *larger] that make [B C *size]."""
     return x[(..., *(slice(0, n) for n in size))]
@@ -66,8 +71,7 @@ class DatasetNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B C *spatial] to the same shape."""
-        shape = (-1, *[1] * (x.ndim - 2))
-        return (x - self.mean.view(shape)) / self.std.view(shape)
+        return (x - by_channel(self.mean, x)) / by_channel(self.std, x)
 
 
 class Heads(nn.Module):

@@ -112,11 +112,15 @@ class Level(NamedTuple):
 
 
 def _levels(steps: tuple[Shape, ...], widths: tuple[int, ...]) -> list[Level]:
-    """That of each stride; at the deepest one nothing is left to halve."""
-    kernels = [[3 if s > 1 else 1 for s in step] for step in steps]
-    kernels.append([3] * len(steps[0]))
-    pairs = zip(widths, kernels, strict=True)
+    """That of each stride."""
+    pairs = zip(widths, _kernels(steps), strict=True)
     return [Level(number, *own) for number, own in enumerate(pairs)]
+
+
+def _kernels(steps: tuple[Shape, ...]) -> list[list[int]]:
+    """Of each stride; at the deepest one nothing is left to halve."""
+    kernels = [[3 if s > 1 else 1 for s in step] for step in steps]
+    return [*kernels, [3] * len(steps[0])]
 
 
 def _transposed(inputs: int, outputs: int, step: Shape) -> nn.Module:

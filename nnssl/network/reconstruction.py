@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnssl.encoder.swin import ALL, PATCH, Swin
-from nnssl.encoder.visible import Visible
+from nnssl.encoder.visible import Visible, mask_at_stride
 from nnssl.modules.masked import MaskedConfig
 from nnssl.modules.voxel_decoders import MultiScaleDecoder
 from nnssl.network.decoders import full_options, make_decoder
@@ -86,6 +86,14 @@ def _accuracy_in_body(logits: Tensor, parcels: Tensor) -> Tensor:
     right = (logits.argmax(dim=1) == parcels).float()
     body = (parcels > 0).float()
     return (right * body).sum() / body.sum().clamp(min=1)
+
+
+def masked_encoder(encoder: Swin, config: MaskedConfig) -> Swin:
+    """A copy that hides blocks: behind the patch embedding, or later with `visible_only`."""
+    encoder = encoder.copied(maskable=True)
+    if config.visible_only:
+        mask_at_stride(encoder, config.mask_stride)
+    return encoder
 
 
 def voxel_decoder(encoder: Swin, config: MaskedConfig) -> nn.Module:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from nnssl.encoder.presets import preset
 from nnssl.encoder.swin import PATCH, Swin, SwinConfig
 from nnssl.network.decoders import OUTPUTS, make_decoder
+from nnssl.network.layers import by_channel
 from nnssl.shapes import ceil_div
 from nnssl.types import Shape
 
@@ -110,11 +112,8 @@ def output_sizes(size: Shape, steps: tuple[Shape, ...] = ()) -> list[Shape]:
     """The sizes of the four outputs for an image of `size`; `steps` as in `SwinConfig`, in the axes
     of `size`.
     """
-    sizes = [tuple(size)]
-    for number in range(OUTPUTS - 1):
-        step = steps[number] if steps else (PATCH,) * len(size)
-        sizes.append(ceil_div(sizes[-1], step))
-    return sizes
+    steps = steps or ((PATCH,) * len(size),) * OUTPUTS
+    return list(accumulate(steps[: OUTPUTS - 1], ceil_div, initial=tuple(size)))
 
 
 SKIPS = ("mapped", "raw")
@@ -152,17 +151,15 @@ class Intensity(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B C *spatial] to the same shape."""
-        shape = (-1, *[1] * (x.ndim - 2))
-        scale, shift, low, high = (getattr(self, name).view(shape) for name in NEUTRAL)
+        scale, shift, low, high = (by_channel(getattr(self, name), x) for name in NEUTRAL)
         x = torch.clamp(x * scale + shift, low, high)
         return x if self.start is None else self._bent(x)
 
     def _bent(self, x: Tensor) -> Tensor:
-        shape = (-1, *[1] * (x.ndim - 2))
         bent = x
         columns = (getattr(self, name).unbind(1) for name in BENDS)
         for piece in zip(*columns, strict=True):
-            start, end, gain = (by_channel.view(shape) for by_channel in piece)
+            start, end, gain = (by_channel(values, x) for values in piece)
             # Not clamp(x, start, end) - start, which is the same bit by bit: of several clips of
             # one tensor the ONNX exporter (onnxscript 0.7) makes an invalid file.
             beyond = torch.clamp(x - start, torch.zeros_like(start), end - start)

@@ -71,17 +71,23 @@ def _init(args: argparse.Namespace) -> None:
 def _run(args: argparse.Namespace) -> None:
     from nnssl.study.design import check
     from nnssl.study.design.description import load
-    from nnssl.study.execution import estimate, executor, orchestrate
+    from nnssl.study.execution import estimate, executor
 
     described = load(args.description)
     check.check(described)
     beside = executor.beside(described.device, args.parallel)
     _say(estimate.describe(described, beside))
     if not args.dry_run:
-        execute = executor.chosen(args.executor, described, args.parallel)
-        states = orchestrate.run(described, execute, _say)
-        _say(orchestrate.summary(described, states))
-        _say(f"Next: nnssl_study report {args.description}")
+        _do_what_is_missing(described, args)
+
+
+def _do_what_is_missing(study: Study, args: argparse.Namespace) -> None:
+    from nnssl.study.execution import executor, orchestrate
+
+    execute = executor.chosen(args.executor, study, args.parallel)
+    states = orchestrate.run(study, execute, _say)
+    _say(orchestrate.summary(study, states))
+    _say(f"Next: nnssl_study report {args.description}")
 
 
 def _features(args: argparse.Namespace) -> None:
@@ -97,12 +103,15 @@ def _features(args: argparse.Namespace) -> None:
 def _report(args: argparse.Namespace) -> None:
     from nnssl.study.report import write
 
-    rows = args.description
-    if rows.is_dir():
-        rows /= "results.jsonl"
-    elif rows.suffix in (".yaml", ".yml"):
-        rows = _collected(rows).results
+    rows = _results_of(args.description)
     _say(f"Wrote {write.write(rows, rows.parent / 'report')}")
+
+
+def _results_of(path: Path) -> Path:
+    """Of a study's folder, of its description, or the results themselves."""
+    if path.is_dir():
+        return path / "results.jsonl"
+    return _collected(path).results if path.suffix in (".yaml", ".yml") else path
 
 
 def _say(text: str) -> None:

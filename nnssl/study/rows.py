@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import ClassVar, TypeVar
 
 Budget = int | str  # a number of labelled cases, or "all"
 BASELINE = "scratch"  # the arm that all others are compared with
 R = TypeVar("R", bound="Row")
+T = TypeVar("T")
+K = TypeVar("K", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -149,3 +151,11 @@ KINDS: dict[str, type[Row]] = {
 def by_size(budget: Budget) -> tuple[int, int, str]:
     """Sorts budgets: numbers, then words."""
     return (0, budget, "") if isinstance(budget, int) else (1, 0, str(budget))
+
+
+def grouped(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
+    """By `key`, groups and their items in the order in which they come."""
+    groups: dict[K, list[T]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups

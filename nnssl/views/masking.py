@@ -31,13 +31,16 @@ def block_grid(crop: Shape, block: int | Shape) -> Shape:
     grid = floor_div(crop, sides)
     for axis, (size, side) in enumerate(zip(crop, sides, strict=True)):
         if size % side:
-            nearest = (max(1, count) * b for count, b in zip(grid, sides, strict=True))
             raise ValueError(
                 f"mask block {side} does not divide crop {'x'.join(map(str, crop))} (axis {axis}); "
-                f"choose a crop of multiples of {side}, such as --crop "
-                f"{' '.join(map(str, nearest))}"
+                f"choose a crop of multiples of {side}, such as --crop {_nearest(grid, sides)}"
             )
     return grid
+
+
+def _nearest(grid: Shape, sides: Shape) -> str:
+    """The crop of whole blocks, one at least along each axis, as --crop takes it."""
+    return " ".join(str(max(1, count) * side) for count, side in zip(grid, sides, strict=True))
 
 
 def hide_blocks(

@@ -39,6 +39,9 @@ class MultiCropConfig:
             raise ValueError(
                 f"global_side must lie above 0 and be at most 1, got {self.global_side}"
             )
+        self._check_local_sides()
+
+    def _check_local_sides(self) -> None:
         if not 0 < self.local_side_low <= self.local_side_high <= 1:
             raise ValueError(
                 f"0 < local_side_low <= local_side_high <= 1 must hold, got {self.local_side_low} "

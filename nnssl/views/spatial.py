@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 # axis i of the result is axis permutation[i]; then axes to flip
 Rotation = tuple[tuple[int, ...], tuple[int, ...]]
+CLASSES = {2: (4,), 3: (4, 10, 24)}  # of rotations, by the number of axes
 
 
 def inside(
@@ -118,11 +119,7 @@ def draw_box(
     Every side is the same fraction of the region's, drawn uniformly from `sides`. `within` as in
     `draw_offset`. Raises ValueError for fractions outside (0, 1].
     """
-    low, high = sides
-    if not 0 < low <= high <= 1:
-        raise ValueError(
-            f"the sides of a box are fractions of the region's, 0 < low <= high <= 1, got {sides}"
-        )
+    low, high = _checked_sides(sides)
     draws = torch.rand(1 + len(region), generator=generator, dtype=torch.float64)
     fraction, *positions = draws.tolist()
     rows = []
@@ -130,6 +127,15 @@ def draw_box(
         side = size * (low + fraction * (high - low))
         rows.append([_start(position, size, side, bounds), side])
     return torch.tensor(rows, dtype=torch.float64)
+
+
+def _checked_sides(sides: tuple[float, float]) -> tuple[float, float]:
+    low, high = sides
+    if not 0 < low <= high <= 1:
+        raise ValueError(
+            f"the sides of a box are fractions of the region's, 0 < low <= high <= 1, got {sides}"
+        )
+    return sides
 
 
 def _start(position: float, size: int, side: float, bounds: tuple[int, int]) -> float:
@@ -226,18 +232,27 @@ def rotations(dims: int, classes: int) -> tuple[Rotation, ...]:
     about z), each list being the beginning of the longer one; in 2D it is 4. Raises ValueError for
     another number.
     """
-    known = {2: (4,), 3: (4, 10, 24)}[dims]
+    _check_classes(dims, classes)
+    first = _about_one_axis(dims)
+    others = [r for r in _permutations_with_flips(dims) if _is_proper(r) and r not in first]
+    return tuple([*first, *others][:classes])
+
+
+def _check_classes(dims: int, classes: int) -> None:
+    known = CLASSES[dims]
     if classes not in known:
         raise ValueError(
             f"in {dims}D there are {' or '.join(map(str, known))} classes of rotation, got "
             f"{classes}"
         )
+
+
+def _about_one_axis(dims: int) -> list[Rotation]:
+    """None, then 1 to 3 turns about each axis."""
     still: Rotation = (tuple(range(dims)), ())
     planes = [(0, 1)] if dims == 2 else [(1, 2), (0, 2), (0, 1)]
     turned = [_quarter_turns(dims, plane, turns) for plane in planes for turns in (1, 2, 3)]
-    first = [still, *turned]
-    others = [r for r in _permutations_with_flips(dims) if _is_proper(r) and r not in first]
-    return tuple([*first, *others][:classes])
+    return [still, *turned]
 
 
 def _permutations_with_flips(dims: int) -> list[Rotation]:

@@ -19,6 +19,7 @@ from nnssl.encoder.kernel_check import (
     warn_once,
 )
 from nnssl.encoder.partition import Mask
+from nnssl.encoder.windows import moved
 
 MOST_SLOTS, MOST_CHANNELS = 64, 128  # of a window, and of a head
 
@@ -76,10 +77,7 @@ def compare(
 def _mask(n: int, device: torch.device, generator: torch.Generator) -> Mask:
     """Two patterns of two regions each, over three windows per sample."""
     regions = torch.randint(2, (2, n), generator=generator)
-    mask = Mask.of(regions, torch.tensor([1, 0, 1]), -torch.inf)
-    parts = vars(mask).items()
-    moved: dict = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in parts}
-    return Mask(**moved)
+    return moved(Mask.of(regions, torch.tensor([1, 0, 1]), -torch.inf), device)
 
 
 def _all(

@@ -47,13 +47,21 @@ def check(study: Study) -> None:
     """
     for arm in study.arms:
         with _said_of(f"arm {arm.name}"):
-            _check_start(study, arm)
-            _check_trainers(study, arm)
-            if arm.encoder:
-                preset(arm.encoder)
-        for task in study.tasks:
-            with _said_of(f"recipe of arm {arm.name} on task {task.name}"):
-                _check_recipe(study.recipe_of(task, arm))
+            _check_arm(study, arm)
+        _check_recipes(study, arm)
+
+
+def _check_recipes(study: Study, arm: Arm) -> None:
+    for task in study.tasks:
+        with _said_of(f"recipe of arm {arm.name} on task {task.name}"):
+            _check_recipe(study.recipe_of(task, arm))
+
+
+def _check_arm(study: Study, arm: Arm) -> None:
+    _check_start(study, arm)
+    _check_trainers(study, arm)
+    if arm.encoder:
+        preset(arm.encoder)
 
 
 @contextmanager
@@ -68,14 +76,18 @@ def _said_of(what: str) -> Iterator[None]:
 def _check_start(study: Study, arm: Arm) -> None:
     if arm.start not in ("pretrain", "imagenet"):
         return
-    if taken := sorted(OF_THE_STUDY.intersection(flags(arm.options))):
-        raise ValueError(f"options: {', '.join(taken)} is for the study itself to say")
+    _check_options(arm.options)
     ((_, *typed),) = pretraining.commands_of(Start(study, arm), Path("made"))
     command: type = CommandOptions if arm.start == "pretrain" else ConvertRequest
     args = options.parse(typed, command)
     if arm.start == "pretrain":
         _check_method(args.method, args.settings)
     options.build(command, args)
+
+
+def _check_options(given: Mapping) -> None:
+    if taken := sorted(OF_THE_STUDY.intersection(flags(given))):
+        raise ValueError(f"options: {', '.join(taken)} is for the study itself to say")
 
 
 def _check_method(name: str, settings: list[str]) -> None:
@@ -97,19 +109,26 @@ def _check_trainers(study: Study, arm: Arm) -> None:
 def _check_trainer(arm: Arm, task: Task, name: str) -> None:
     """That nnU-Net will find it, and that it trains as long as the recipe says."""
     ancestors = _ancestors(name)
-    heeds_the_recipe = DEFAULT in ancestors and SWIN not in ancestors
-    if arm.start == "default" and not heeds_the_recipe:
-        known = ", ".join(each for each in _ours() if each.startswith("DefaultPrimus"))
-        raise ValueError(
-            f"trainer {name} is not one that heeds a recipe's epochs and iterations, so its "
-            f"runs would be of another length than all others; such are {DEFAULT} and those "
-            f"made of it: {known}. What is trained otherwise: start: elsewhere"
-        )
+    if arm.start == "default" and not _heeds_the_recipe(ancestors):
+        raise _other_length(name)
     if PRIMUS in ancestors and task.configuration == "2d":
         raise ValueError(
             f"trainer {name} is of a 3D network, and task {task.name} is 2d; restrict the arm "
             "with tasks: [...]"
         )
+
+
+def _heeds_the_recipe(ancestors: set[str]) -> bool:
+    return DEFAULT in ancestors and SWIN not in ancestors
+
+
+def _other_length(name: str) -> ValueError:
+    known = ", ".join(each for each in _ours() if each.startswith("DefaultPrimus"))
+    return ValueError(
+        f"trainer {name} is not one that heeds a recipe's epochs and iterations, so its "
+        f"runs would be of another length than all others; such are {DEFAULT} and those "
+        f"made of it: {known}. What is trained otherwise: start: elsewhere"
+    )
 
 
 def _ours() -> dict[str, list[str]]:
@@ -126,6 +145,10 @@ def _ancestors(name: str) -> set[str]:
     if name in ours:
         bases = [_ancestors(base) if base in ours else {base} for base in ours[name]]
         return {name}.union(*bases)
+    return _others_ancestors(name)
+
+
+def _others_ancestors(name: str) -> set[str]:
     from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
     try:
@@ -133,15 +156,18 @@ def _ancestors(name: str) -> set[str]:
             return {cls.__name__ for cls in recursive_find_trainer_class_by_name(name).__mro__}
     except RuntimeError as error:
         raise ValueError(
-            f"nnU-Net finds no trainer {name}; ours: {', '.join(ours)}; of your own: name their "
+            f"nnU-Net finds no trainer {name}; ours: {', '.join(_ours())}; of your own: name their "
             f"folder in {hook.VARIABLE}"
         ) from error
 
 
 def _check_recipe(recipe: Mapping) -> None:
     """As `nnssl_plan` reads it."""
-    typed = ["-d", "1", *recipe_flags(recipe)]
-    args = options.parse(typed, PlansRequest, Recipe, unset=True)
-    if args.decoder and args.decoder not in DECODERS:
-        raise ValueError(f"unknown decoder {args.decoder!r}; known: {', '.join(DECODERS)}")
+    args = options.parse(["-d", "1", *recipe_flags(recipe)], PlansRequest, Recipe, unset=True)
+    _check_decoder(args.decoder)
     Recipe.chosen(options.values_of(Recipe, args))
+
+
+def _check_decoder(name: str | None) -> None:
+    if name and name not in DECODERS:
+        raise ValueError(f"unknown decoder {name!r}; known: {', '.join(DECODERS)}")

@@ -96,58 +96,75 @@ STUDY = {each.name: each for each in options_of(Study)}
 
 def load(path: Path | str) -> Study:
     """Read and check. Raises FileNotFoundError or DescriptionError."""
-    path = Path(path)
+    content = _content(Path(path))
+    try:
+        return _study(content, Path(path).resolve())
+    except DescriptionError as error:
+        raise DescriptionError(f"{path}: {error}") from None
+
+
+def _content(path: Path) -> object:
     if not path.is_file():
         raise FileNotFoundError(
             f"no description at {path}; write one with: nnssl_study init {path}"
         )
-    content = values.read(path)
-    try:
-        return _study(content, path.resolve())
-    except DescriptionError as error:
-        raise DescriptionError(f"{path}: {error}") from None
+    return values.read(path)
 
 
 def _study(given: object, path: Path) -> Study:
     at = Place("", path.parent)
     content = values.mapping(given, at.named("the description"))
     _check_keys(content, at.named("the description"))
-    defaults = {"name": path.stem, "folder": path.with_suffix("").name}
-    entry = defaults | {key: value for key, value in content.items() if value is not None}
-    folds = entry.pop("folds", None)
-    if folds is not None:
-        entry["seeds"] = folds
-    study = Study(**values.fields(entry, STUDY, at), by_fold=folds is not None, source=content)
+    entry = {"name": path.stem, "folder": path.with_suffix("").name, **_said(content)}
+    if by_fold := "folds" in entry:
+        entry["seeds"] = entry.pop("folds")
+    study = Study(**values.fields(entry, STUDY, at), by_fold=by_fold, source=content)
     if study.folder == path:
         raise DescriptionError(f"folder {path} is the description itself; name another one")
     _check(study)
     return study
 
 
+def _said(content: Mapping) -> dict:
+    """null counts as left out."""
+    return {key: value for key, value in content.items() if value is not None}
+
+
 def _check_keys(content: Mapping, at: Place) -> None:
     values.require_known(content, [*STUDY, "folds"], at)
-    for needed in ("arms", "tasks"):
-        if not content.get(needed):
-            raise DescriptionError(f"{at} names no {needed}; see what nnssl_study init writes")
+    _require_named(content, "arms", at)
+    _require_named(content, "tasks", at)
     if "seeds" in content and "folds" in content:
         raise DescriptionError(
             "give seeds or folds, not both: a fold is repeated by its other cases"
         )
 
 
+def _require_named(content: Mapping, needed: str, at: Place) -> None:
+    if not content.get(needed):
+        raise DescriptionError(f"{at} names no {needed}; see what nnssl_study init writes")
+
+
 def _check(study: Study) -> None:
     """Raises DescriptionError where the parts do not fit each other."""
-    values.require_once("arm", [arm.name for arm in study.arms])
-    values.require_once("task", [task.name for task in study.tasks])
-    values.require_once("budget", list(study.budgets))
-    values.require_once("seed", list(study.seeds))
+    _check_names(study)
     _check_count(study)
     _check_rest(study)
     _check_plans(study)
     _check_baseline(study)
     for arm in study.arms:
-        _check_limits(study, arm)
-        _check_encoder(study, arm)
+        _check_tasks(study, arm)
+        _check_budgets(study, arm)
+        _check_like(study, arm)
+        _check_after(study, arm)
+
+
+def _check_names(study: Study) -> None:
+    """That none is there twice."""
+    values.require_once("arm", [arm.name for arm in study.arms])
+    values.require_once("task", [task.name for task in study.tasks])
+    values.require_once("budget", list(study.budgets))
+    values.require_once("seed", list(study.seeds))
 
 
 def _check_count(study: Study) -> None:
@@ -172,34 +189,41 @@ def _check_rest(study: Study) -> None:
 
 def _check_plans(study: Study) -> None:
     """That every arm on a task has plans of its own: their names join both."""
-    plans = Counter(f"{task.name}-{arm.name}" for task in study.tasks for arm in study.arms)
-    if same := [name for name, times in plans.items() if times > 1]:
+    if same := _doubled_plans(study):
         raise DescriptionError(
             f"a task's name and an arm's joined by - make the same plans twice: {', '.join(same)}; "
             "rename one of them"
         )
 
 
+def _doubled_plans(study: Study) -> list[str]:
+    plans = Counter(f"{task.name}-{arm.name}" for task in study.tasks for arm in study.arms)
+    return [name for name, times in plans.items() if times > 1]
+
+
 def _check_baseline(study: Study) -> None:
-    baselines = [
-        arm
-        for arm in study.arms
-        if arm.name == BASELINE and arm.start == "scratch" and not (arm.tasks or arm.budgets)
-    ]
-    if not baselines:
-        arms = ", ".join(f"{arm.name} ({arm.start})" for arm in study.arms)
-        raise DescriptionError(
-            "one arm is the baseline of all comparisons, on every task and budget: {name: "
-            f"{BASELINE}, start: scratch}}; the arms are {arms}"
-        )
+    if not any(arm.is_baseline for arm in study.arms):
+        raise _no_baseline(study)
 
 
-def _check_limits(study: Study, arm: Arm) -> None:
-    """That the tasks and budgets to which an arm is limited are the study's."""
+def _no_baseline(study: Study) -> DescriptionError:
+    arms = ", ".join(f"{arm.name} ({arm.start})" for arm in study.arms)
+    return DescriptionError(
+        "one arm is the baseline of all comparisons, on every task and budget: {name: "
+        f"{BASELINE}, start: scratch}}; the arms are {arms}"
+    )
+
+
+def _check_tasks(study: Study, arm: Arm) -> None:
+    """That the tasks to which an arm is limited are the study's."""
     if unknown := sorted(set(arm.tasks) - {task.name for task in study.tasks}):
         raise DescriptionError(
             f"arm {arm.name} names tasks that are not there: {', '.join(unknown)}"
         )
+
+
+def _check_budgets(study: Study, arm: Arm) -> None:
+    """As `_check_tasks`."""
     if unknown := [str(budget) for budget in arm.budgets if budget not in study.budgets]:
         raise DescriptionError(
             f"arm {arm.name} names budgets that the study does not have: {', '.join(unknown)}; "
@@ -207,16 +231,19 @@ def _check_limits(study: Study, arm: Arm) -> None:
         )
 
 
-def _check_encoder(study: Study, arm: Arm) -> None:
-    """That the arm whose encoder this one has, or starts from, has a pretrained one."""
-    pretrained = [other for other in study.arms if other.start not in (BASELINE, *OTHERS)]
-    names = [other.name for other in pretrained]
+def _check_like(study: Study, arm: Arm) -> None:
+    """That the arm whose encoder this one has, has a pretrained one."""
+    names = [other.name for other in study.arms if other.is_pretrained]
     if arm.like and arm.like not in names:
         raise DescriptionError(
             f"arm {arm.name} is to be like {arm.like}, which has no pretrained encoder; with "
             f"one: {names}"
         )
-    first = [other.name for other in pretrained if other.after is None]
+
+
+def _check_after(study: Study, arm: Arm) -> None:
+    """That the arm whose encoder this one starts from has one before it."""
+    first = [other.name for other in study.arms if other.is_pretrained and other.after is None]
     if arm.after and arm.after not in first:
         raise DescriptionError(
             f"arm {arm.name} is pretrained after {arm.after}, which has no encoder before it; "

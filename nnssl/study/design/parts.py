@@ -48,7 +48,7 @@ def budget_of(entry: object, at: Place) -> Budget:
     if entry == ALL:
         return ALL
     budget = values.count(entry, at.inside(f"a budget (a number of cases, or {ALL})"))
-    if budget == 0:
+    if not budget:
         raise DescriptionError(f"{at}: a budget of 0 cases trains nothing")
     return budget
 
@@ -100,6 +100,17 @@ class Arm:
     modality: str | None = option(None, "of the pretraining, for the report")
     recipe: Mapping = option(factory=dict, help="over the task's and the study's", read=recipe_of)
 
+    @property
+    def is_baseline(self) -> bool:
+        """Whether all others can be compared with it, on every task and budget."""
+        is_scratch = self.name == BASELINE and self.start == "scratch"
+        return is_scratch and not (self.tasks or self.budgets)
+
+    @property
+    def is_pretrained(self) -> bool:
+        """Whether it starts from an encoder of ours."""
+        return self.start not in (BASELINE, *OTHERS)
+
 
 @dataclass(frozen=True)
 class Task:
@@ -140,11 +151,14 @@ OF_EVERY_ARM = ("name", "start", "tasks", "budgets", "modality", "recipe")
 
 def arm_of(given: object, at: Place) -> Arm:
     entry = values.mapping(given, at.named("an arm"))
-    name = values.name(entry.get("name"), at.named("an arm's name"))
-    at = at.named(f"arm {name}")
+    at = at.named(f"arm {_name(entry, at.named('an arm'))}")
     start = values.one_of(entry.get("start"), STARTS, at.inside("start"))
     _check_keys(entry, start, at.named(f"{at} ({start})"))
     return Arm(**values.fields(entry, ARM, at))
+
+
+def _name(entry: Mapping, at: Place) -> str:
+    return values.name(entry.get("name"), at.named(f"{at}'s name"))
 
 
 def _check_keys(entry: Mapping, start: str, at: Place) -> None:
@@ -153,7 +167,12 @@ def _check_keys(entry: Mapping, start: str, at: Place) -> None:
     allowed = {*OF_EVERY_ARM, *needed, *optional}
     values.require_known(entry, [key for key in ARM if key in allowed], at)
     values.require_said(entry, [ARM[key] for key in needed], at)
-    if start == "pretrain" and not (entry.get("scans") or entry.get("datasets")):
+    if start == "pretrain":
+        _require_scans(entry, at)
+
+
+def _require_scans(entry: Mapping, at: Place) -> None:
+    if not (entry.get("scans") or entry.get("datasets")):
         raise DescriptionError(
             f"{at} must say on what to pretrain: scans (folders) or datasets (nnU-Net's)"
         )
@@ -161,16 +180,19 @@ def _check_keys(entry: Mapping, start: str, at: Place) -> None:
 
 def task_of(given: object, at: Place) -> Task:
     entry = values.mapping(given, at.named("a task"))
-    name = values.name(entry.get("name"), at.named("a task's name"))
-    at = at.named(f"task {name}")
+    at = at.named(f"task {_name(entry, at.named('a task'))}")
     values.require_known(entry, TASK, at)
     values.require_said(entry, [TASK["dataset"]], at)
     task = Task(**values.fields(entry, TASK, at))
+    _check_validation(task, at)
+    return task
+
+
+def _check_validation(task: Task, at: Place) -> None:
     if task.validate == REST and task.fold:
         raise DescriptionError(
             f"{at}: validate: {REST} is instead of a fold; leave out one of them"
         )
-    return task
 
 
 def settings(part: Arm | Task) -> dict:

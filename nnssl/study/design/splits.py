@@ -13,7 +13,6 @@ import fcntl
 import pickle
 import random
 import re
-from collections import defaultdict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from pathlib import Path
 
 from nnssl import files
 from nnssl.study.design.description import ALL, REST, Budget, Study, Task
+from nnssl.study.rows import grouped
 
 FILE, OWNER = "splits_final.json", "nnssl_study"
 FOLDS, FOLD_SEED = 5, 12345  # nnU-Net's own
@@ -146,10 +146,7 @@ def nested_order(
     """The subjects of `pool`, each as its cases, so that any prefix is a subset: shuffled by
     `seed`, and before the others come as few as cover all labels (greedily: the first of those that
     add most)."""
-    groups: dict[str, list[str]] = defaultdict(list)
-    for case in sorted(pool):
-        groups[subject_of(case, subject)].append(case)
-    shuffled = list(groups.values())
+    shuffled = list(grouped(sorted(pool), lambda case: subject_of(case, subject)).values())
     random.Random(seed).shuffle(shuffled)
     first = _cover(shuffled, labels)
     others = [cases for cases in shuffled if cases not in first]
@@ -181,12 +178,16 @@ def take(
         )
     chosen = _prefix(order, budget if isinstance(budget, int) else total)
     if lacking := _labels(order, labels) - _labels([chosen], labels):
-        raise SplitError(
-            f"task {task}: {budget} case(s) cannot hold every label (missing: "
-            f"{sorted(map(str, lacking))}); the smallest budget that does is "
-            f"{_smallest(order, labels)}"
-        )
+        needed = _smallest(order, labels)
+        raise SplitError(f"task {task}: {budget} {_cannot_hold(lacking, needed)}")
     return tuple(sorted(chosen))
+
+
+def _cannot_hold(lacking: set[Hashable], needed: int) -> str:
+    return (
+        f"case(s) cannot hold every label (missing: {sorted(map(str, lacking))}); the smallest "
+        f"budget that does is {needed}"
+    )
 
 
 def _prefix(order: Sequence[Sequence[str]], most: int) -> list[str]:

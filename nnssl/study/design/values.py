@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
+from math import inf, nan
 from pathlib import Path
 
 from nnssl import address
@@ -85,13 +86,15 @@ def _require_few_values(text: str, path: Path) -> None:
 def _size(node: object, known: dict[int, int]) -> int:
     """How many values a node of YAML is, aliases written out; RecursionError for an endless one."""
     if id(node) not in known:
-        inner = getattr(node, "value", None)
-        parts = inner if isinstance(inner, list) else []
-        children = [
-            child for part in parts for child in (part if isinstance(part, tuple) else (part,))
-        ]
-        known[id(node)] = 1 + sum(_size(child, known) for child in children)
+        known[id(node)] = 1 + sum(_size(child, known) for child in _children(node))
     return known[id(node)]
+
+
+def _children(node: object) -> list[object]:
+    """Of a sequence its entries, of a mapping its keys and values."""
+    inner = getattr(node, "value", None)
+    parts = inner if isinstance(inner, list) else []
+    return [child for part in parts for child in (part if isinstance(part, tuple) else (part,))]
 
 
 def fields(entry: Mapping, known: Mapping[str, Option], at: Place) -> dict:
@@ -164,11 +167,15 @@ def name(entry: object, at: Place) -> str:
         raise DescriptionError(
             f"{at} is made of letters, digits and single - and _, got {shown(entry)}"
         )
-    if len(entry) > LONGEST_NAME:
-        raise DescriptionError(
-            f"{at} has {len(entry)} letters, {LONGEST_NAME} at most: it is part of file names"
-        )
+    _require_short(entry, at)
     return entry
+
+
+def _require_short(name: str, at: Place) -> None:
+    if len(name) > LONGEST_NAME:
+        raise DescriptionError(
+            f"{at} has {len(name)} letters, {LONGEST_NAME} at most: it is part of file names"
+        )
 
 
 def text(entry: object, at: Place) -> str:
@@ -184,7 +191,7 @@ def file_name(entry: object, rule: str) -> str:
 
 
 def dataset(entry: object, at: Place) -> str:
-    number = str(entry) if isinstance(entry, int) and not isinstance(entry, bool) else entry
+    number = str(entry) if type(entry) is int else entry
     if not isinstance(number, str) or not DATASET.fullmatch(number):
         raise DescriptionError(
             f"{at} is the ID or name of an nnU-Net dataset, 501 or Dataset501_Name; got "
@@ -200,7 +207,7 @@ def one_of(entry: object, allowed: tuple[str, ...], at: Place) -> str:
 
 
 def count(entry: object, at: Place) -> int:
-    if isinstance(entry, bool) or not isinstance(entry, int) or not 0 <= entry <= LARGEST_COUNT:
+    if type(entry) is not int or not 0 <= entry <= LARGEST_COUNT:
         raise DescriptionError(
             f"{at} is a whole number from 0 to {LARGEST_COUNT}, got {shown(entry)}"
         )
@@ -208,13 +215,18 @@ def count(entry: object, at: Place) -> int:
 
 
 def positive(entry: object, at: Place) -> float:
-    try:  # YAML reads 1e0 as a word
-        number = float(entry) if isinstance(entry, str | int | float) else 0.0
-    except (ValueError, OverflowError):
-        number = 0.0
-    if not 0 < number < float("inf"):
+    number = _number(entry)
+    if not 0 < number < inf:
         raise DescriptionError(f"{at} is a positive number, got {shown(entry)}")
     return number
+
+
+def _number(entry: object) -> float:
+    """NaN for what is none."""
+    try:  # YAML reads 1e0 as a word
+        return float(entry) if isinstance(entry, str | int | float) else nan
+    except (ValueError, OverflowError):
+        return nan
 
 
 def expression(entry: object, at: Place) -> str:

@@ -47,12 +47,17 @@ class Plans:
     @property
     def command(self) -> Command | None:
         """`nnssl_plan ...`; None for other networks, whose plans are nnU-Net's own."""
-        pair, start = self.pair, self.start
+        pair = self.pair
         if pair.arm.start in OTHERS:
             return None
         words = nnssl_plan(pair.dataset, pair.plans, pair.task.plans)
-        words += ["-c", str(start.checkpoint)] if start else ["-a", pair.arm.encoder or PRESET]
-        return words + recipe_flags(pair.recipe)
+        return [*words, *self._encoder_flags, *recipe_flags(pair.recipe)]
+
+    @property
+    def _encoder_flags(self) -> list[str]:
+        if start := self.start:
+            return ["-c", str(start.checkpoint)]
+        return ["-a", self.pair.arm.encoder or PRESET]
 
     @property
     def is_noted(self) -> bool:
@@ -72,12 +77,16 @@ class Plans:
         """Of another network: its own plans or the task's, with our recipe's length. Patch and
         batch stay nnU-Net's, whose network is made for them.
         """
-        pair, recipe = self.pair, self.pair.recipe
-        heeded = {key: recipe[key] for key in HEEDED if key in recipe}
+        pair = self.pair
         content = pair.dataset.read_plans(pair.arm.plans or pair.task.plans)
-        read = Recipe.chosen(options.read(heeded, Recipe))
-        content |= {"plans_name": pair.plans, RECIPE: read.to_dict()}
+        content |= {"plans_name": pair.plans, RECIPE: self._heeded_recipe.to_dict()}
         files.write_json(self.path, content)
+
+    @property
+    def _heeded_recipe(self) -> Recipe:
+        recipe = self.pair.recipe
+        heeded = {key: recipe[key] for key in HEEDED if key in recipe}
+        return Recipe.chosen(options.read(heeded, Recipe))
 
     @property
     def _note(self) -> Path:

@@ -8,6 +8,7 @@ import json
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
+from itertools import chain
 
 from nnssl import __version__, files
 from nnssl.study.design import splits
@@ -23,11 +24,10 @@ OURS = [kind.KIND for kind in (StudyRow, RunRow, EpochRow, CaseRow)]
 def collect(study: Study) -> dict[str, str]:
     """Write `study.results`, whole or not at all; the state of every run by its name."""
     before = files.read_json_lines(study.results) if study.results.exists() else []
-    earlier = next((row for row in before if row["kind"] == StudyRow.KIND), None)
-    others = [row for row in before if row["kind"] not in OURS]
     of_runs = {run.name: rows_of(run) for run in runs.all_runs(study)}
-    every = [row for rows in of_runs.values() for row in rows]
-    files.write_json_lines(study.results, [_study_row(study, earlier), *every, *others])
+    of_study = [_study_row(study, before), *chain.from_iterable(of_runs.values())]
+    others = [row for row in before if row["kind"] not in OURS]
+    files.write_json_lines(study.results, [*of_study, *others])
     return {name: rows[0]["state"] for name, rows in of_runs.items()}
 
 
@@ -35,9 +35,9 @@ def rows_of(run: StudyRun) -> list[dict]:
     """A finished run's rows as its job wrote them, cases with their subject where the task has
     subjects; else one that says that it failed, and why, or is missing."""
     path = run.folder / jobs.ROWS
-    if run.is_done and path.is_file():
-        return [_with_subject(row, run.task.subject) for row in files.read_json_lines(path)]
-    return [_unfinished(run).to_json()]
+    if not (run.is_done and path.is_file()):
+        return [_unfinished(run).to_json()]
+    return [_with_subject(row, run.task.subject) for row in files.read_json_lines(path)]
 
 
 def row_of(run: StudyRun) -> RunRow:
@@ -52,14 +52,13 @@ def _with_subject(row: dict, subject: str | None) -> dict:
 
 
 def _unfinished(run: StudyRun) -> RunRow:
-    begun = (run.folder / jobs.JOB).is_file()
-    job, outcome = jobs.read(run.folder) if begun else None, run.outcome
+    outcome = run.outcome
     return RunRow(
         run=run.name,
         task=run.task.name,
         arm=run.arm.name,
         budget=run.budget,
-        cases=job.cases if isinstance(job, FineTuningJob) else None,
+        cases=_cases_of(run),
         seed=run.seed,
         configuration=run.task.configuration,
         trainer=run.trainer,
@@ -69,20 +68,27 @@ def _unfinished(run: StudyRun) -> RunRow:
     )
 
 
-def _study_row(study: Study, before: dict | None) -> dict:
-    """That of `before` while the description is the same: versions and machine are those it was
-    begun with.
+def _cases_of(run: StudyRun) -> int | None:
+    """How many it is trained with; None before its job is written."""
+    begun = (run.folder / jobs.JOB).is_file()
+    job = jobs.read(run.folder) if begun else None
+    return job.cases if isinstance(job, FineTuningJob) else None
+
+
+def _study_row(study: Study, before: list[dict]) -> dict:
+    """That of the rows `before` while the description is the same: versions and machine are those
+    it was begun with.
     """
     description = json.loads(json.dumps(study.source, default=str))
-    if before and before["description"] == description:
-        return before
     row = StudyRow(
-        name=study.name,
-        description=description,
-        versions={"nnssl": __version__, **_versions(), "python": platform.python_version()},
-        machine=_machine(),
+        name=study.name, description=description, versions=_versions(), machine=_machine()
     )
-    return row.to_json()
+    return _of_description(description, before) or row.to_json()
+
+
+def _of_description(description: dict, rows: list[dict]) -> dict | None:
+    of_study = (row for row in rows if row["kind"] == StudyRow.KIND)
+    return next((row for row in of_study if row["description"] == description), None)
 
 
 def _machine() -> dict:
@@ -94,13 +100,15 @@ def _machine() -> dict:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
-    for package in ("nnunetv2", "torch"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "unknown"
-    return found
+    others = {package: _version(package) for package in ("nnunetv2", "torch")}
+    return {"nnssl": __version__, **others, "python": platform.python_version()}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
 
 
 def _accelerator() -> str | None:

@@ -71,8 +71,11 @@ class Dataset:
         self._require(configuration, plans)
         if self._stored_cases(configuration, plans) >= self.about["numTraining"]:
             return []
+        return [self._preprocess(configuration, plans)]
+
+    def _preprocess(self, configuration: str, plans: str) -> Command:
         words = ["-plans_name", plans, "-c", configuration, "-np", _processes()]
-        return [["nnUNetv2_preprocess", "-d", self.number, *words]]
+        return ["nnUNetv2_preprocess", "-d", self.number, *words]
 
     def _require(self, configuration: str, plans: str) -> None:
         known = self.read_plans(plans)["configurations"]
@@ -89,7 +92,10 @@ class Dataset:
         if plans == BASE:
             words = ["-c", configuration, "-npfp", _processes(), "-np", _processes()]
             return ["nnUNetv2_plan_and_preprocess", *named, *words]
-        raise StudyError(
+        raise self._no_plans(plans)
+
+    def _no_plans(self, plans: str) -> StudyError:
+        return StudyError(
             f"dataset {self.given} has no plans {plans}; let nnU-Net make them, for example with "
             f"another spacing (mm):\n  nnUNetv2_plan_experiment -d {self.number} "
             f"-overwrite_plans_name {plans} -overwrite_target_spacing Z Y X"
@@ -106,14 +112,19 @@ def wanted(study: Study) -> list[tuple[Dataset, str, str]]:
     pretrained with labels; each once.
     """
     found = [(task.dataset, task.configuration, task.plans) for task in study.tasks]
-    found += [
-        (task.dataset, task.configuration, arm.plans)
-        for task, arm in study.pairs
-        if arm.start == "default" and arm.plans
-    ]
+    found += _of_other_networks(study)
     found += [(*labelled(arm), BASE) for arm in study.arms if arm.start == "supervised"]
     return [
         (Dataset(name), configuration, plans) for name, configuration, plans in dict.fromkeys(found)
+    ]
+
+
+def _of_other_networks(study: Study) -> list[tuple[str, str, str]]:
+    """(name, configuration, plans) where they have plans of their own."""
+    return [
+        (task.dataset, task.configuration, arm.plans)
+        for task, arm in study.pairs
+        if arm.start == "default" and arm.plans
     ]
 
 

@@ -25,10 +25,14 @@ def describe(study: Study, parallel: int) -> str:
             "Before the runs:",
             *(f"  {command}" for command in commands or ["$ nothing"]),
             f"Runs: {len(every)}, done {len(every) - len(todo)}, to do {len(todo)}",
-            *(f"  {run.name}  ({run.trainer}, {run.epochs or 'its own'} epochs)" for run in todo),
+            *map(_in_a_line, todo),
             cost(every, todo, parallel),
         ]
     )
+
+
+def _in_a_line(run: StudyRun) -> str:
+    return f"  {run.name}  ({run.trainer}, {run.epochs or 'its own'} epochs)"
 
 
 def _size(study: Study) -> str:
@@ -64,16 +68,23 @@ def cost(every: Sequence[StudyRun], todo: Sequence[StudyRun], parallel: int) -> 
             f"Cost: {epochs} epochs in all. How long one takes is not known before the first run "
             "is done; this line then says the hours"
         )
-    hours = sum(run.epochs * _hours_an_epoch(run, done) for run in todo)
-    spent = sum(row.hours or 0.0 for row in done)
+    hours = sum(run.epochs * _hours_an_epoch(_alike(run, done)) for run in todo)
     return (
         f"Cost: {epochs} epochs to do, about {hours:.1f} hours of training, {hours / parallel:.1f} "
         f"with {parallel} beside each other, and validation (estimated from {len(done)} run(s) "
-        f"done, which took {spent:.1f} hours)"
+        f"done, which took {_hours(done):.1f} hours)"
     )
 
 
-def _hours_an_epoch(run: StudyRun, done: Sequence[RunRow]) -> float:
+def _alike(run: StudyRun, done: Sequence[RunRow]) -> Sequence[RunRow]:
+    """Those from which the hours of `run` are estimated."""
     on_task = [row for row in done if row.task == run.task.name]
-    alike = [row for row in on_task if row.arm == run.arm.name] or on_task or done
-    return sum(row.hours or 0.0 for row in alike) / max(1, sum(row.epochs or 0 for row in alike))
+    return [row for row in on_task if row.arm == run.arm.name] or on_task or done
+
+
+def _hours_an_epoch(done: Sequence[RunRow]) -> float:
+    return _hours(done) / max(1, sum(row.epochs or 0 for row in done))
+
+
+def _hours(done: Sequence[RunRow]) -> float:
+    return sum(row.hours or 0.0 for row in done)

@@ -8,6 +8,7 @@ is in its outcome.json.
 
 from __future__ import annotations
 
+import itertools
 import os
 import queue
 import subprocess
@@ -78,14 +79,18 @@ class _Local:
     def _process(self, folder: Path, place: Place) -> int:
         """One attempt; the status with which it ended."""
         jobs.forget_failure(folder)
+        process = self._start(folder, place)
+        status = process.wait()
+        self.processes.discard(process)
+        return status
+
+    def _start(self, folder: Path, place: Place) -> subprocess.Popen:
         command = [sys.executable, "-m", "nnssl.study.execution.job", str(folder)]
         process = subprocess.Popen(command, env={**os.environ, **place})
         self.processes.add(process)
         if self.stopping:  # before this one could be seen
             process.terminate()
-        status = process.wait()
-        self.processes.discard(process)
-        return status
+        return process
 
 
 def settled(folder: Path, attempt: int, otherwise: str, say: Say) -> bool:
@@ -115,20 +120,20 @@ def places(device: str, parallel: int | None) -> list[Place]:
     """By default each GPU has one run, and a CPU one in all."""
     if device != "cuda":
         return [{}] * beside(device, parallel)
-    visible = _visible_gpus()
-    if not visible:
+    gpus = itertools.cycle(_visible_gpus())
+    return [{"CUDA_VISIBLE_DEVICES": next(gpus)} for _ in range(beside(device, parallel))]
+
+
+def _visible_gpus() -> list[str]:
+    """Their names, at least one."""
+    import torch
+
+    gpus = torch.cuda.device_count()
+    if not gpus:
         raise StudyError(
             "the description says device: cuda, and there is no GPU; write device: cpu, or "
             "--executor slurm"
         )
-    count = beside(device, parallel)
-    return [{"CUDA_VISIBLE_DEVICES": visible[n % len(visible)]} for n in range(count)]
-
-
-def _visible_gpus() -> list[str]:
-    import torch
-
-    gpus = torch.cuda.device_count()
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     return named.split(",")[:gpus] if named else list(map(str, range(gpus)))
 

@@ -22,10 +22,14 @@ def write_jobs(pairs: Sequence[ArmOnTask], here: Foreground) -> list[StudyRun]:
     """Splits, plans and each run's job.json; the runs that have all they need, in their order. The
     others have failed from now on, with the reason.
     """
-    a_pair = {pair.task.name: pair for pair in pairs}
-    splits_of = {task: split(pair) for task, pair in a_pair.items()}
+    splits_of = _by_task(pairs)
     ready = [run for pair in pairs for run in _begin(pair, splits_of[pair.task.name], here)]
     return sorted(ready, key=lambda run: run.turn)
+
+
+def _by_task(pairs: Sequence[ArmOnTask]) -> dict[str, Splits]:
+    a_pair = {pair.task.name: pair for pair in pairs}
+    return {task: split(pair) for task, pair in a_pair.items()}
 
 
 def _begin(pair: ArmOnTask, splits: Splits, here: Foreground) -> list[StudyRun]:

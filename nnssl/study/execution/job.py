@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from nnssl import files, signals
-from nnssl.commands import CommandError
+from nnssl.commands import Command, CommandError
 from nnssl.study.execution import jobs, shell
 from nnssl.study.execution.jobs import DONE, FAILED, NNUNET, FineTuningJob, Outcome, PretrainingJob
 from nnssl.study.measurement import segmentation, training
@@ -43,26 +43,35 @@ def do(folder: Path | str) -> dict[str, str | None]:
 
 def _attempt(folder: Path, lock: int) -> Outcome:
     try:
-        job = jobs.read(folder)
-        if isinstance(job, PretrainingJob):
-            pretrain(job, folder, lock)
-        else:
-            fine_tune(job, folder, lock)
+        _work(folder, lock)
     except (OSError, ValueError, RuntimeError) as error:
         return Outcome(FAILED, str(error))
     return Outcome(DONE)
 
 
+def _work(folder: Path, lock: int) -> None:
+    job = jobs.read(folder)
+    if isinstance(job, PretrainingJob):
+        pretrain(job, folder, lock)
+    else:
+        fine_tune(job, folder, lock)
+
+
 def pretrain(job: PretrainingJob, folder: Path, lock: int) -> None:
     """Its commands, one after the other; each starts again or continues by itself."""
-    if job.afresh:  # left by a kill, and its command would not overwrite it
-        job.makes.unlink(missing_ok=True)
-    if job.trains:
-        drop_cut_short(job.trains)
+    _clear(job)
     for command in job.commands:
         shell.execute(command, folder / jobs.LOG, lock)
     if not job.makes.is_file():
         raise CommandError(f"all commands ended well, but there is no {job.makes}")
+
+
+def _clear(job: PretrainingJob) -> None:
+    """Remove what a kill has left and no command would overwrite."""
+    if job.afresh:
+        job.makes.unlink(missing_ok=True)
+    if job.trains:
+        drop_cut_short(job.trains)
 
 
 def fine_tune(job: FineTuningJob, folder: Path, lock: int) -> None:
@@ -70,10 +79,7 @@ def fine_tune(job: FineTuningJob, folder: Path, lock: int) -> None:
     fold = job.training.folder
     if not validated(fold):
         _train(job, folder, lock)
-    if not validated(fold):
-        raise CommandError(
-            f"nnU-Net ended well, but there is no whole validation/summary.json in {fold}"
-        )
+    _require_validated(fold)
     if job.val is not None:  # trained elsewhere
         _require_same_cases(fold, job.val)
     files.write_json_lines(folder / jobs.ROWS, [row.to_json() for row in rows(job, fold)])
@@ -102,10 +108,14 @@ def rows(job: FineTuningJob, fold: Path) -> list[Row]:
 def _train(job: FineTuningJob, folder: Path, lock: int) -> None:
     if job.elsewhere == "":
         raise CommandError(_by_hand(job))
+    environment = shell.others_environment() if job.elsewhere else None
+    shell.execute(_training_command(job), folder / jobs.LOG, lock, environment)
+
+
+def _training_command(job: FineTuningJob) -> Command:
+    """It continues where there is something to continue."""
     command = job.training.command(job.device, job.elsewhere or NNUNET)
-    command += ["--c"] if can_continue(job.training.folder) else []
-    others = [shell.others_environment()] if job.elsewhere else []
-    shell.execute(command, folder / jobs.LOG, lock, *others)
+    return [*command, "--c"] if can_continue(job.training.folder) else command
 
 
 def _by_hand(job: FineTuningJob) -> str:
@@ -126,12 +136,23 @@ def _validated_cases(fold: Path) -> set[str]:
 
 def _require_same_cases(fold: Path, wanted: list[str]) -> None:
     """Raises CommandError for a training that was validated on other cases than this study's."""
-    found, own = _validated_cases(fold), set(wanted)
-    if found != own:
+    found = _validated_cases(fold)
+    if found != set(wanted):
+        raise CommandError(f"{fold} {_other_cases(found, set(wanted))}")
+
+
+def _other_cases(found: set[str], own: set[str]) -> str:
+    return (
+        f"was validated on other cases than this study's: {len(found - own)} of "
+        f"{len(found)} are not its, {len(own - found)} of its are missing. It was trained "
+        "with another splits_final.json: remove that fold and train it again"
+    )
+
+
+def _require_validated(fold: Path) -> None:
+    if not validated(fold):
         raise CommandError(
-            f"{fold} was validated on other cases than this study's: {len(found - own)} of "
-            f"{len(found)} are not its, {len(own - found)} of its are missing. It was trained "
-            "with another splits_final.json: remove that fold and train it again"
+            f"nnU-Net ended well, but there is no whole validation/summary.json in {fold}"
         )
 
 

@@ -170,13 +170,18 @@ def read(folder: Path) -> Job:
     """Of job.json. Raises ValueError where it lacks something."""
     content = files.read_json(folder / JOB)
     kind = PretrainingJob if "commands" in content else FineTuningJob
-    if lacking := [f.name for f in fields(kind) if f.default is MISSING and f.name not in content]:
+    _require_whole(folder, kind, content)
+    # another version may have written more
+    return kind.from_json({f.name: content[f.name] for f in fields(kind) if f.name in content})
+
+
+def _require_whole(folder: Path, kind: type[Job], content: dict) -> None:
+    required = [f.name for f in fields(kind) if f.default is MISSING]
+    if lacking := [name for name in required if name not in content]:
         raise ValueError(
             f"{folder / JOB} lacks {', '.join(lacking)}; remove {folder}, and the same line of "
             "nnssl_study writes it again"
         )
-    # another version may have written more
-    return kind.from_json({f.name: content[f.name] for f in fields(kind) if f.name in content})
 
 
 def write(folder: Path, job: Job) -> None:
@@ -188,9 +193,13 @@ def write(folder: Path, job: Job) -> None:
         raise OtherSettingsError(folder, before)
     if before and isinstance(job, FineTuningJob):
         # another tolerance, or another place: measured again, not trained
-        (folder / OUTCOME).unlink(missing_ok=True)
-        (folder / ROWS).unlink(missing_ok=True)
+        _forget_rows(folder)
     files.write_json(folder / JOB, job.to_json())
+
+
+def _forget_rows(folder: Path) -> None:
+    (folder / OUTCOME).unlink(missing_ok=True)
+    (folder / ROWS).unlink(missing_ok=True)
 
 
 def _refuse_others(folder: Path, job: FineTuningJob) -> None:

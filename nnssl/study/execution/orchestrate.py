@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 
 from nnssl import signals
 from nnssl.study.design.description import Study
@@ -50,10 +51,17 @@ def prepare(study: Study, executor: Executor, say: Say) -> list[StudyRun]:
 
 def summary(study: Study, states: Mapping[str, str]) -> str:
     """Counts, the failed runs with their reasons, and the line to type next."""
-    found = list(states.values())
-    counts = ", ".join(f"{found.count(state)} {state}" for state in ("done", "failed", "missing"))
-    failed = [run for run in runs.all_runs(study) if states[run.name] == "failed"]
-    return "\n".join([f"Runs: {counts}. Results: {study.results}", *map(_failure, failed)])
+    first = f"Runs: {_counts(states.values())}. Results: {study.results}"
+    return "\n".join([first, *map(_failure, _failed(study, states))])
+
+
+def _failed(study: Study, states: Mapping[str, str]) -> list[StudyRun]:
+    return [run for run in runs.all_runs(study) if states[run.name] == "failed"]
+
+
+def _counts(states: Iterable[str]) -> str:
+    counts = Counter(states)
+    return ", ".join(f"{counts[state]} {state}" for state in ("done", "failed", "missing"))
 
 
 def _failure(run: StudyRun) -> str:

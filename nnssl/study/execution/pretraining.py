@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,18 +53,21 @@ class Start(Work):
 
     @property
     def job(self) -> PretrainingJob:
-        said = {key: value for key, value in settings(self.arm).items() if key not in NOT_OF_IT}
         training = self.training
-        if training:
-            said["recipe"] = self.recipe
         return PretrainingJob(
             commands=commands_of(self, self.checkpoint),
             makes=self.checkpoint,
             afresh=self.arm.start == "imagenet",
             trains=training.folder if training else None,
             plans=training.plans if training else None,
-            fingerprint=files.fingerprint(said),
+            fingerprint=files.fingerprint(self._made_of),
         )
+
+    @property
+    def _made_of(self) -> dict:
+        """What would make it another pretraining."""
+        said = {key: value for key, value in settings(self.arm).items() if key not in NOT_OF_IT}
+        return said | {"recipe": self.recipe} if self.training else said
 
 
 def all_starts(study: Study) -> list[Start]:
@@ -76,11 +79,16 @@ def pretrain(study: Study, executor: Executor, say: Say) -> None:
     """All that is missing; those that begin from another arm's encoder come after it."""
     for later in (False, True):
         starts = [start for start in all_starts(study) if bool(start.arm.after) == later]
-        for start in starts:
-            start.begin(start.job)
-        if todo := [start.folder for start in starts if not start.is_done]:
+        if todo := [start.folder for start in _begun(starts) if not start.is_done]:
             say(f"{len(todo)} pretrained checkpoint(s)")
             executor(todo, say)
+
+
+def _begun(starts: list[Start]) -> list[Start]:
+    """With their jobs written."""
+    for start in starts:
+        start.begin(start.job)
+    return starts
 
 
 def commands_of(start: Start, made: Path) -> list[Command]:
@@ -92,10 +100,14 @@ def _pretrain(start: Start, made: Path) -> list[Command]:
     arm, study = start.arm, start.study
     before = [Start(study, other).checkpoint for other in study.arms if other.name == arm.after]
     encoder = [arm.encoder] if arm.encoder else []
-    flagged = {"-i": arm.scans, "-d": arm.datasets, "-a": encoder, "--from": before}
-    data = [str(word) for flag, words in flagged.items() if words for word in (flag, *words)]
+    data = _words({"-i": arm.scans, "-d": arm.datasets, "-a": encoder, "--from": before})
     place = ["-device", study.device, "-o", str(made.parent)]
     return [["nnssl_pretrain", "-m", str(arm.method), *data, *place, *flags(arm.options), "--c"]]
+
+
+def _words(flagged: Mapping[str, Sequence[str | Path]]) -> list[str]:
+    """Flags and their values; those without any are left out."""
+    return [str(word) for flag, words in flagged.items() if words for word in (flag, *words)]
 
 
 def _convert(start: Start, made: Path) -> list[Command]:

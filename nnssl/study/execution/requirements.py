@@ -19,7 +19,8 @@ def check(study: Study) -> None:
     _require_files(study)
     for task, arm in study.pairs:
         _require_plans(Dataset(task.dataset), arm)
-    _require_one_channel(study)
+    for arm in study.arms:
+        _require_one_channel(arm)
 
 
 def _require_folders() -> None:
@@ -28,13 +29,7 @@ def _require_folders() -> None:
 
 
 def _require_files(study: Study) -> None:
-    missing = [
-        f"  arm {arm.name}: {path}"
-        for arm in study.arms
-        for path in (arm.checkpoint, arm.weights, arm.train, *arm.scans)
-        if path and not path.exists()
-    ]
-    if missing:
+    if missing := _missing_files(study):
         raise StudyError(
             "the description names files that do not exist:\n"
             + "\n".join(missing)
@@ -42,26 +37,39 @@ def _require_files(study: Study) -> None:
         )
 
 
+def _missing_files(study: Study) -> list[str]:
+    return [
+        f"  arm {arm.name}: {path}"
+        for arm in study.arms
+        for path in (arm.checkpoint, arm.weights, arm.train, *arm.scans)
+        if path and not path.exists()
+    ]
+
+
 def _require_plans(dataset: Dataset, arm: Arm) -> None:
     """Of the environment that trains the arm, where it is trained elsewhere."""
-    if arm.start != "elsewhere":
+    if arm.start == "elsewhere" and not (dataset.folder / f"{arm.plans}.json").is_file():
+        raise _no_plans(dataset, arm)
+
+
+def _no_plans(dataset: Dataset, arm: Arm) -> StudyError:
+    there = sorted(path.stem for path in dataset.folder.glob("*Plans*.json"))
+    return StudyError(
+        f"arm {arm.name}: dataset {dataset.given} has no plans {arm.plans}, which the "
+        f"environment of its trainer makes; there are: {', '.join(there) or 'none'}. For "
+        "checkpoints of MIC-DKFZ's nnssl type, in that environment: "
+        f"nnUNetv2_preprocess_like_nnssl -d {dataset.number} -n NAME -pc CHECKPOINT"
+    )
+
+
+def _require_one_channel(arm: Arm) -> None:
+    """Where the arm is pretrained with labels."""
+    if arm.start != "supervised":
         return
-    path = dataset.folder / f"{arm.plans}.json"
-    if not path.is_file():
-        others = sorted(other.stem for other in path.parent.glob("*Plans*.json"))
+    dataset, _ = labelled(arm)
+    channels = Dataset(dataset).about["channel_names"]
+    if len(channels) > 1:
         raise StudyError(
-            f"arm {arm.name}: dataset {dataset.given} has no plans {arm.plans}, which the "
-            f"environment of its trainer makes; there are: {', '.join(others) or 'none'}. For "
-            "checkpoints of MIC-DKFZ's nnssl type, in that environment: "
-            f"nnUNetv2_preprocess_like_nnssl -d {dataset.number} -n NAME -pc CHECKPOINT"
+            f"arm {arm.name}: dataset {arm.dataset} has {len(channels)} channels, and only an "
+            "encoder of one can be passed on"
         )
-
-
-def _require_one_channel(study: Study) -> None:
-    """Of arms that are pretrained with labels."""
-    for arm in [arm for arm in study.arms if arm.start == "supervised"]:
-        if len(channels := Dataset(labelled(arm)[0]).about["channel_names"]) > 1:
-            raise StudyError(
-                f"arm {arm.name}: dataset {arm.dataset} has {len(channels)} channels, and only an "
-                "encoder of one can be passed on"
-            )

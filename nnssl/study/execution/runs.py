@@ -70,7 +70,7 @@ class ArmOnTask:
             return None
         named = [other for other in self.study.arms if other.name == self.arm.like]
         on_task = self.study.arms_of(self.task)
-        pretrained = [other for other in on_task if other.start not in (BASELINE, *OTHERS)]
+        pretrained = [other for other in on_task if other.is_pretrained]
         return next(iter(named or pretrained), None)
 
     @property

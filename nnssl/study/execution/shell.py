@@ -45,10 +45,14 @@ def execute(
     Raises CommandError, with the end of the log.
     """
     if status := run_logged(command, log, env or environment(), lock=lock):
-        raise CommandError(
-            f"{Path(command[0]).name} ended with status {status}\n$ {shlex.join(command)}\n"
-            f"The end of {log}:\n{tail(log, LINES)}"
-        )
+        raise _failure(command, status, log)
+
+
+def _failure(command: Command, status: int, log: Path) -> CommandError:
+    return CommandError(
+        f"{Path(command[0]).name} ended with status {status}\n$ {shlex.join(command)}\n"
+        f"The end of {log}:\n{tail(log, LINES)}"
+    )
 
 
 def environment() -> dict[str, str]:

@@ -52,13 +52,16 @@ def _require_usable(fold: Path, arguments: dict, weights: dict[str, Tensor]) -> 
 def _encoder(arguments: dict, weights: dict[str, Tensor]) -> Swin:
     """Out of the network's weights."""
     encoder = Swin(SwinConfig.from_dict(arguments["encoder"]))
-    own = {
+    encoder.load_state_dict(_encoder_weights(weights))
+    return encoder
+
+
+def _encoder_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {
         key.removeprefix("encoder."): value
         for key, value in weights.items()
         if key.startswith("encoder.") and not key.startswith("encoder.intensity.")
     }
-    encoder.load_state_dict(own)
-    return encoder
 
 
 def _data(plans: dict, resolved: dict, axes: Sequence[int]) -> dict:

@@ -9,7 +9,6 @@ head with the distance of attention that is the same for all tokens, which `unif
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
 from typing import NamedTuple
 
 import torch
@@ -28,10 +27,8 @@ def distances(size: Shape, token: Spacing) -> Tensor:
     """[n n] mm between the centres of a window's slots; `token` is the mm from one token to the
     next, by axis.
     """
-    axes = torch.meshgrid(
-        *(torch.arange(s) * mm for s, mm in zip(size, token, strict=True)), indexing="ij"
-    )
-    places = torch.stack([axis.flatten() for axis in axes], dim=1).double()
+    steps = [torch.arange(slots) * mm for slots, mm in zip(size, token, strict=True)]
+    places = torch.cartesian_prod(*steps).view(-1, len(size)).double()
     return torch.cdist(places, places)
 
 
@@ -41,12 +38,15 @@ def weights(
     """Softmax attention [W heads n n] of the slots [W n C]; bias [heads n n]; mask: [W n n] to
     add, or None.
     """
-    n, channels = windows.shape[1:]
-    q, k, _ = (
-        attention.qkv(windows).view(len(windows), n, 3, attention.heads, -1).permute(2, 0, 3, 1, 4)
-    )
-    scores = q @ k.transpose(-2, -1) * (channels // attention.heads) ** -0.5 + bias
+    q, k = _queries_and_keys(attention, windows)
+    scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5 + bias
     return (scores if mask is None else scores + mask[:, None]).softmax(-1)
+
+
+def _queries_and_keys(attention: WindowAttention, windows: Tensor) -> tuple[Tensor, Tensor]:
+    """[W heads n C/heads] each."""
+    qkv = attention.qkv(windows).unflatten(-1, (3, attention.heads, -1))
+    return qkv[:, :, 0].transpose(1, 2), qkv[:, :, 1].transpose(1, 2)
 
 
 class HeadDistance(NamedTuple):
@@ -56,6 +56,10 @@ class HeadDistance(NamedTuple):
     head: int
     mm: float
     uniform_mm: float
+
+    @property
+    def rounded(self) -> HeadDistance:
+        return self._replace(mm=round(self.mm, 4), uniform_mm=round(self.uniform_mm, 4))
 
 
 class AttentionDistance:
@@ -107,8 +111,13 @@ class _Seen:
         """Nothing before the first query."""
         if not self.queries:
             return []
-        means, even = self.sums / self.queries, self.uniform / self.queries
-        return [HeadDistance(self.name, n, mm, even) for n, mm in enumerate(means.tolist(), 1)]
+        means = (self.sums / self.queries).tolist()
+        return [HeadDistance(self.name, n, mm, self._even) for n, mm in enumerate(means, 1)]
+
+    @property
+    def _even(self) -> float:
+        """mm, the mean of even attention."""
+        return self.uniform / self.queries
 
     @torch.no_grad()
     def add(self, module: WindowAttention, arguments: tuple) -> None:
@@ -140,8 +149,7 @@ def blocks_of(encoder: Swin) -> list[tuple[int, int, Block]]:
 
 def strides(encoder: Swin, stage: int) -> Shape:
     """Voxels from one token to the next in a stage, from 0, by axis."""
-    steps = [encoder.config.step(number) for number in range(stage + 1)]
-    return tuple(map(prod, zip(*steps, strict=True)))
+    return encoder.config.stride(stage)
 
 
 def _token(encoder: Swin, spacing: Spacing, stage: int) -> Spacing:

@@ -62,11 +62,7 @@ class MinibatchCKA:
         """One minibatch: features [n C] of L layers of the one, of M layers of the other, of the
         same n examples.
         """
-        sizes = {len(x) for x in (*first, *second)}
-        if len(sizes) != 1:
-            raise ValueError(
-                f"CKA compares features of the same examples, got {sorted(sizes)} of them"
-            )
+        _require_same_examples([*first, *second])
         k, m = (grams([centre(x) for x in features]) for features in (first, second))
         self.across = self.across + hsic(k, m)
         self.own = self.own[0] + _own(k), self.own[1] + _own(m)
@@ -77,6 +73,12 @@ class MinibatchCKA:
             raise ValueError("no minibatch was added: there is nothing to compare")
         scale = torch.outer(*self.own)
         return self.across / scale.where(scale > 0, torch.nan).sqrt()
+
+
+def _require_same_examples(features: list[Tensor]) -> None:
+    sizes = {len(x) for x in features}
+    if len(sizes) != 1:
+        raise ValueError(f"CKA compares features of the same examples, got {sorted(sizes)} of them")
 
 
 def _own(gram: Tensor) -> Tensor:

@@ -47,21 +47,30 @@ def finetuned(fold: Path | str) -> SwinUNETR:
     saved = torch.load(path, map_location="cpu", weights_only=False)
     arguments = saved["init_args"]
     resolved = finetune.resolve(arguments["plans"], arguments["configuration"])
+    _require_ours(resolved, path)
+    return _network(resolved, saved["network_weights"])
+
+
+def _require_ours(resolved: dict, path: Path) -> None:
     if not is_ours(resolved):
         raise ValueError(
             f"{path} holds a {resolved.get('architecture', {}).get('network_class_name')}; CKA and "
             "attention distance compare Swin encoders of this package"
         )
-    return _network(resolved, saved["network_weights"])
 
 
 def _network(resolved: dict, weights: dict[str, Tensor]) -> SwinUNETR:
     """With the channels and labels of the weights."""
     channels = weights["encoder.patch_embed.proj.weight"].shape[1]
-    heads = [name for name in weights if finetune.HEADS in name and name.endswith("weight")]
-    network = finetune.build(resolved, channels, len(weights[heads[0]]), deep_supervision=False)
+    network = finetune.build(resolved, channels, _labels(weights), deep_supervision=False)
     network.load_state_dict(weights)
     return network.eval()
+
+
+def _labels(weights: dict[str, Tensor]) -> int:
+    """How many a head of the network tells apart."""
+    heads = [name for name in weights if finetune.HEADS in name and name.endswith("weight")]
+    return len(weights[heads[0]])
 
 
 def pretrained(path: Path | str, like: SwinUNETR) -> SwinUNETR:
@@ -125,6 +134,11 @@ class Layers:
         self.blocks = blocks_of(network.encoder)
         blocks = [f"stage {number + 1} block {place + 1}" for number, place, _ in self.blocks]
         self.names = ["patch embedding", *blocks]
+
+    @property
+    def stride(self) -> Shape:
+        """Of the last stage, in voxels."""
+        return strides(self.network.encoder, 3)
 
     @torch.inference_mode()
     def read(self, crop: Tensor, places: Tensor) -> list[Tensor]:
@@ -210,12 +224,8 @@ def cka_row(
 
     Raises ValueError where a crop has too few tokens in the last stage to be a minibatch.
     """
-    one, two, measured = Layers(network1), Layers(network2), MinibatchCKA()
-    generator = torch.Generator().manual_seed(seed)
-    stride = tuple(map(max, strides(network1.encoder, 3), strides(network2.encoder, 3)))
-    for crop in crops:
-        places = _places(tuple(as_seen(network1, crop).shape[2:]), stride, generator)
-        measured.add(one.read(crop, places), two.read(crop, places))
+    one, two = Layers(network1), Layers(network2)
+    measured = _cka(one, two, crops, torch.Generator().manual_seed(seed))
     return CkaRow(
         task=task,
         first=first,
@@ -226,6 +236,18 @@ def cka_row(
         values=_rounded(measured.value()),
         volumes=measured.minibatches,
     )
+
+
+def _cka(
+    one: Layers, two: Layers, crops: Iterable[Tensor], generator: torch.Generator
+) -> MinibatchCKA:
+    """generator: of the places, in tokens of the coarser last stage."""
+    measured = MinibatchCKA()
+    stride = tuple(map(max, one.stride, two.stride))
+    for crop in crops:
+        places = _places(tuple(as_seen(one.network, crop).shape[2:]), stride, generator)
+        measured.add(one.read(crop, places), two.read(crop, places))
+    return measured
 
 
 def _rounded(values: Tensor) -> list[list[float | None]]:
@@ -260,7 +282,4 @@ def attention_rows(
         for crop in crops:
             network.encoder(as_seen(network, crop))
     of = {"task": task, "arm": arm, "budget": budget, "seed": seed}
-    rounded = [
-        h._replace(mm=round(h.mm, 4), uniform_mm=round(h.uniform_mm, 4)) for h in watch.rows()
-    ]
-    return [AttentionRow(**of, **head._asdict()) for head in rounded]
+    return [AttentionRow(**of, **head.rounded._asdict()) for head in watch.rows()]

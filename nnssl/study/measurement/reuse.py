@@ -25,8 +25,8 @@ from nnssl.study.design.description import Study
 from nnssl.study.execution import jobs, runs
 from nnssl.study.execution.jobs import FineTuningJob
 from nnssl.study.measurement import features
-from nnssl.study.rows import AttentionRow, Budget, CkaRow, Row, by_size
-from nnssl.types import PREPROCESSED
+from nnssl.study.rows import AttentionRow, Budget, CkaRow, Row, by_size, grouped
+from nnssl.types import PREPROCESSED, Shape
 
 VOLUMES = 50
 PRETRAINED = "pretrained"  # in the place of a budget
@@ -46,14 +46,18 @@ def measure(
     known = _known(study.results)
     before = len(known)
     for one in [ReuseComparison(ends, volumes) for ends in _ends(study)]:
-        if not one.is_ours or known.issuperset(one.wanted()):
-            continue
-        say(f"feature reuse: {one.job.task}, {one.job.arm}, seed {one.job.seed}")
-        for row in one.rows():
-            if row.key not in known:
-                files.append_json_line(study.results, row.to_json())
-                known.add(row.key)
+        if one.is_ours and not known.issuperset(one.wanted()):
+            say(f"feature reuse: {one.job.task}, {one.job.arm}, seed {one.job.seed}")
+            _append(study.results, one.rows(), known)
     return len(known) - before
+
+
+def _append(path: Path, rows: Iterator[Row], known: set[Key]) -> None:
+    """Those that are not known yet, each as soon as it is measured."""
+    for row in rows:
+        if row.key not in known:
+            files.append_json_line(path, row.to_json())
+            known.add(row.key)
 
 
 def _known(path: Path) -> set[Key]:
@@ -66,13 +70,18 @@ def _ends(study: Study) -> list[list[FineTuningJob]]:
     """By task, arm and seed: the jobs of the smallest and of the largest budget that is done, or
     the one there is.
     """
-    groups: dict[Key, list[FineTuningJob]] = {}
-    for run in runs.all_runs(study):
-        job = jobs.read(run.folder) if run.is_done else None
-        if isinstance(job, FineTuningJob):
-            groups.setdefault((job.task, job.arm, job.seed), []).append(job)
-    ordered = [sorted(found, key=lambda job: by_size(job.budget)) for found in groups.values()]
-    return [[found[0], *found[1:][-1:]] for found in ordered]
+    groups = grouped(_done(study), lambda job: (job.task, job.arm, job.seed))
+    return list(map(_fewest_and_most, groups.values()))
+
+
+def _fewest_and_most(found: list[FineTuningJob]) -> list[FineTuningJob]:
+    ordered = sorted(found, key=lambda job: by_size(job.budget))
+    return [ordered[0], *ordered[1:][-1:]]
+
+
+def _done(study: Study) -> list[FineTuningJob]:
+    done = [jobs.read(run.folder) for run in runs.all_runs(study) if run.is_done]
+    return [job for job in done if isinstance(job, FineTuningJob)]
 
 
 @dataclass(frozen=True)
@@ -133,13 +142,20 @@ class ReuseComparison:
         return f"stage {len(depths)} block {depths[-1]}", encoder["heads"][-1]
 
     def rows(self) -> Iterator[Row]:
-        task, arm, seed = self.job.task, self.job.arm, self.job.seed
         networks = self._networks()
-        named = [(f"{arm} {budget}", each) for budget, each in networks]
+        yield from self._cka_rows(networks)
+        yield from self._attention_rows(networks)
+
+    def _cka_rows(self, networks: list[tuple[Budget, SwinUNETR]]) -> Iterator[Row]:
+        job = self.job
+        named = [(f"{job.arm} {budget}", each) for budget, each in networks]
         for first, second in combinations(named, 2):
-            yield features.cka_row(task, *first, *second, self._crops(), seed)
+            yield features.cka_row(job.task, *first, *second, self._crops(), job.seed)
+
+    def _attention_rows(self, networks: list[tuple[Budget, SwinUNETR]]) -> Iterator[Row]:
+        job, spacing = self.job, self.configuration["spacing"]
         for budget, network in networks:
-            of, spacing = (task, arm, budget, seed), self.configuration["spacing"]
+            of = (job.task, job.arm, budget, job.seed)
             yield from features.attention_rows(*of, network, spacing, self._crops())
 
     def _networks(self) -> list[tuple[Budget, SwinUNETR]]:
@@ -149,7 +165,14 @@ class ReuseComparison:
         return list(zip(self.budgets, found, strict=True))
 
     def _crops(self) -> Iterator[Tensor]:
-        cases = files.read_json(self.data / "splits_final.json")[self.job.fold]["val"]
         folder = self.data / self.configuration["data_identifier"]
-        patch = tuple(self.configuration["patch_size"])
-        return features.crops(folder, cases, patch, self.volumes, self.job.seed)
+        return features.crops(folder, self._cases, self._patch, self.volumes, self.job.seed)
+
+    @property
+    def _patch(self) -> Shape:
+        return tuple(self.configuration["patch_size"])
+
+    @property
+    def _cases(self) -> list[str]:
+        """That the runs are validated on."""
+        return files.read_json(self.data / "splits_final.json")[self.job.fold]["val"]

@@ -15,6 +15,8 @@ FRACTIONS = (0.90, 0.95, 0.99)  # of scratch's final validation Dice
 MOMENTUM = 0.9  # of nnU-Net's own "mean validation Dice (moving average)" in progress.png
 NEVER = float("inf")
 
+Point = tuple[float, float]  # number of labelled cases, Dice
+
 
 def smooth(values: Sequence[float]) -> np.ndarray:
     """nnU-Net's exponential moving average of an epoch's validation Dice; it begins at the first
@@ -48,8 +50,15 @@ class Curve:
         """The epochs and hours after which the Dice is first at `target`; (NEVER, NEVER) where it
         is not.
         """
-        there = np.flatnonzero(self.dice >= target)
-        return (float(there[0] + 1), float(self.hours[there[0]])) if len(there) else (NEVER, NEVER)
+        there = self.dice >= target
+        if not there.any():
+            return NEVER, NEVER
+        first = int(there.argmax())
+        return float(first + 1), float(self.hours[first])
+
+    def meets(self, target: float) -> bool:
+        """Whether the Dice is ever at `target`."""
+        return bool(np.any(self.dice >= target))
 
 
 def _hours(epochs: Sequence[EpochRow]) -> np.ndarray:
@@ -79,24 +88,28 @@ def convergence(arm: list[Curve], scratch: list[Curve]) -> list[Convergence]:
     """For each of FRACTIONS; the target is that of the mean of scratch's final Dice over its
     seeds.
     """
-    final = float(np.mean([curve.final for curve in scratch]))
+    final = mean_final(scratch)
     return [_convergence(arm, scratch, fraction, fraction * final) for fraction in FRACTIONS]
+
+
+def mean_final(curves: list[Curve]) -> float:
+    return float(np.mean([curve.final for curve in curves]))
 
 
 def _convergence(
     arm: list[Curve], scratch: list[Curve], fraction: float, target: float
 ) -> Convergence:
-    ours, theirs = ([curve.reaches(target) for curve in curves] for curves in (arm, scratch))
-    (epochs, hours), (their_epochs, their_hours) = _medians(ours), _medians(theirs)
-    ratios = _ratio(epochs, their_epochs), _ratio(hours, their_hours)
-    reached = sum(epoch < NEVER for epoch, _ in ours)
+    (epochs, hours), theirs = _median_reach(arm, target), _median_reach(scratch, target)
+    ratios = _ratio(epochs, theirs[0]), _ratio(hours, theirs[1])
+    reached = sum(curve.meets(target) for curve in arm)
     return Convergence(fraction, target, epochs, hours, *ratios, reached, len(arm))
 
 
-def _medians(reached: list[tuple[float, float]]) -> tuple[float, float]:
-    """The upper one of two in the middle, so that a median with one NEVER in it is NEVER, and none
-    is made up.
+def _median_reach(curves: list[Curve], target: float) -> tuple[float, float]:
+    """Epochs and hours to `target`, each the median over the seeds. The upper one of two in the
+    middle, so that a median with one NEVER in it is NEVER, and none is made up.
     """
+    reached = [curve.reaches(target) for curve in curves]
     return tuple(sorted(column)[len(column) // 2] for column in zip(*reached, strict=True))
 
 
@@ -126,27 +139,36 @@ class Saving:
         return self.saved / self.cases
 
 
-def savings(scratch: list[tuple[float, float]], arm: list[tuple[float, float]]) -> list[Saving]:
+def savings(scratch: list[Point], arm: list[Point]) -> list[Saving]:
     """Labels saved at equal Dice, at each of scratch's budgets.
 
-    scratch, arm: (number of cases, Dice). Between an arm's budgets the Dice is linear in the
-    logarithm of the number; the first crossing counts. A budget of scratch's that is no better than
-    a smaller one of its own is left out.
+    Between an arm's budgets the Dice is linear in the logarithm of the number; the first crossing
+    counts. A budget of scratch's that is no better than a smaller one of its own is left out.
     """
-    scratch = sorted(scratch)
-    rising = [
-        (n, dice)
-        for place, (n, dice) in enumerate(scratch)
-        if all(dice > less for _, less in scratch[:place])
-    ]
+    rising = _rising(sorted(scratch))
     return [Saving(cases, dice, *_needed(sorted(arm), dice)) for cases, dice in rising]
 
 
-def _needed(points: list[tuple[float, float]], dice: float) -> tuple[float, str]:
-    if points[0][1] >= dice:
-        return points[0][0], "" if points[0][1] == dice else "at most"
-    for (few, low), (many, high) in pairwise(points):
-        if high >= dice:
-            way = (dice - low) / (high - low)
-            return float(few * (many / few) ** way), ""
+def _rising(points: list[Point]) -> list[Point]:
+    """Those with a better Dice than all before them."""
+    return [
+        (cases, dice)
+        for place, (cases, dice) in enumerate(points)
+        if all(dice > less for _, less in points[:place])
+    ]
+
+
+def _needed(points: list[Point], dice: float) -> tuple[float, str]:
+    fewest, worst = points[0]
+    if worst >= dice:
+        return fewest, "" if worst == dice else "at most"
+    for before, after in pairwise(points):
+        if after[1] >= dice:
+            return _cases_at(dice, before, after), ""
     return points[-1][0], "more than"
+
+
+def _cases_at(dice: float, before: Point, after: Point) -> float:
+    """The number of cases at which the line between two points is at `dice`."""
+    (few, low), (many, high) = before, after
+    return few * (many / few) ** ((dice - low) / (high - low))

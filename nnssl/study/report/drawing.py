@@ -31,16 +31,18 @@ COLOURS = (
     "#4d4d00",
 )
 MARKERS = "osD^vP*Xph"
+SCRATCH = {"color": GREY, "marker": "s"}
 
 
 def style(arms: Sequence[str]) -> dict[str, dict[str, str]]:
     """Colour and marker of each arm; scratch is grey."""
     others = [arm for arm in arms if arm != BASELINE]
-    look = {
-        arm: {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)]}
-        for place, arm in enumerate(others)
-    }
-    return {BASELINE: {"color": GREY, "marker": "s"}, **look}
+    look = {arm: _style_of(place) for place, arm in enumerate(others)}
+    return {BASELINE: SCRATCH, **look}
+
+
+def _style_of(place: int) -> dict[str, str]:
+    return {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)]}
 
 
 def figure(width: float, height: float) -> Figure:
@@ -55,16 +57,23 @@ def panels(count: int, height: float = 2.9, across: int = ACROSS) -> tuple[Figur
     rows = -(-count // across)
     made = figure(WIDTH * (0.6 if across == 1 else 1), height * rows + 0.5)
     grid = made.subplots(rows, across, squeeze=False)
-    for axes in grid.flat[count:]:
+    shown, spare = list(grid.flat[:count]), grid.flat[count:]
+    for axes in spare:
         axes.set_visible(False)
-    for axes in grid.flat[:count]:
-        axes.tick_params(labelsize=9)
-        axes.spines[["top", "right"]].set_visible(False)
-    return made, list(grid.flat[:count])
+    for axes in shown:
+        _open_frame(axes)
+    return made, shown
 
 
-def label(axes: Axes, title: str, across: str, upwards: str) -> None:
-    axes.set_title(title, fontsize=10)
+def _open_frame(axes: Axes) -> None:
+    """No lines above and on the right."""
+    axes.tick_params(labelsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def label(axes: Axes, title: str, across: str, upwards: str, size: int = 10) -> None:
+    """size: of the title."""
+    axes.set_title(title, fontsize=size)
     axes.set_xlabel(across, fontsize=9)
     axes.set_ylabel(upwards, fontsize=9)
 

@@ -9,11 +9,11 @@ from itertools import product
 import numpy as np
 
 from nnssl.study.report import statistics
-from nnssl.study.report.curves import Curve, Saving, convergence, savings
+from nnssl.study.report.curves import Convergence, Curve, Point, Saving, convergence, savings
 from nnssl.study.report.results import Group, Results, Scores
 from nnssl.study.report.statistics import Interval
 from nnssl.study.report.tables import Cell, Table
-from nnssl.study.rows import BASELINE, Budget
+from nnssl.study.rows import BASELINE, Budget, grouped
 
 MODALITY = "CT"  # of an arm's pretraining, where the description says nothing
 
@@ -68,17 +68,24 @@ def _speed(results: Results, task: str, budget: Budget) -> Iterator[list[Cell]]:
     for arm in results.arms:
         curves = curves_of(results, Group(task, arm, budget))
         for row in convergence(curves, scratch) if curves else ():
-            yield [
-                *(task, str(budget), arm, f"{row.fraction:.0%}", row.target),
-                *(row.epochs, row.hours, row.epoch_ratio, row.hour_ratio),
-                f"{row.reached} of {row.seeds}",
-            ]
+            yield [task, str(budget), arm, *_convergence_cells(row)]
 
 
-def points(results: Results, task: str, arm: str) -> list[tuple[float, float]]:
-    """(labelled cases, Dice) of an arm's budgets in a task."""
-    groups = results.groups(task, arm)
-    scored = [group for group in groups if not results.scores(group, "dice").is_empty]
+def _convergence_cells(row: Convergence) -> list[Cell]:
+    return [
+        f"{row.fraction:.0%}",
+        row.target,
+        row.epochs,
+        row.hours,
+        row.epoch_ratio,
+        row.hour_ratio,
+        f"{row.reached} of {row.seeds}",
+    ]
+
+
+def points(results: Results, task: str, arm: str) -> list[Point]:
+    """Of an arm's budgets in a task."""
+    scored = results.scored_groups(task, arm)
     return [(results.cases_of(group), results.scores(group, "dice").mean) for group in scored]
 
 
@@ -116,8 +123,12 @@ def _saved(results: Results, task: str, arm: str) -> Iterator[list[Cell]]:
     if arm == BASELINE or len(ours) < 2 or not scratch:
         return
     for saving in savings(scratch, ours):
-        needed = f"{saving.bound} {saving.needed:.3g}".strip()
-        yield [task, arm, saving.cases, saving.dice, needed, *_known_to_be_saved(saving)]
+        yield [task, arm, *_saving_cells(saving)]
+
+
+def _saving_cells(saving: Saving) -> list[Cell]:
+    needed = f"{saving.bound} {saving.needed:.3g}".strip()
+    return [saving.cases, saving.dice, needed, *_known_to_be_saved(saving)]
 
 
 def _known_to_be_saved(saving: Saving) -> list[float | None]:
@@ -181,13 +192,11 @@ def modality(results: Results) -> Table:
 
 def _across(results: Results, arm: str) -> Iterator[list[Cell]]:
     """To each other modality, at each budget."""
-    of_task = {task: results.modality("tasks", task) for task in results.tasks}
     own = results.modality("arms", arm) or MODALITY
-    within = [task for task in results.tasks if of_task[task] == own]
-    others = sorted({kind for kind in of_task.values() if kind and kind != own})
+    tasks = grouped(results.tasks, lambda task: results.modality("tasks", task))
+    others = sorted(kind for kind in tasks if kind and kind != own)
     for other, budget in product(others, results.budgets):
-        across = [task for task in results.tasks if of_task[task] == other]
-        if cells := _lost(results, within, across, arm, budget):
+        if cells := _lost(results, tasks.get(own, []), tasks[other], arm, budget):
             yield [arm, f"{own} to {other}", str(budget), *cells]
 
 
@@ -217,6 +226,12 @@ class Gain:
     mean: float
     drawn: np.ndarray
 
+    @classmethod
+    def over(cls, pairs: list[Scores], seeds: list[int]) -> Gain:
+        """pairs: of each task, over scratch; seeds: of their replicates."""
+        drawn = [pair.replicates(seed) for pair, seed in zip(pairs, seeds, strict=True)]
+        return cls(float(np.mean([pair.mean for pair in pairs])), np.mean(drawn, axis=0))
+
     def minus(self, other: Gain) -> Gain:
         return Gain(self.mean - other.mean, self.drawn - other.drawn)
 
@@ -227,19 +242,10 @@ class Gain:
 
 def _gain(results: Results, tasks: list[str], arm: str, budget: Budget) -> Gain | None:
     """Its replicates are independent from task to task; None where a task has no pair."""
-    pairs = [_over_scratch(results, Group(task, arm, budget)) for task in tasks]
+    pairs = [results.over_scratch(Group(task, arm, budget), "dice") for task in tasks]
     if not pairs or not all(pair.values.size for pair in pairs):
         return None
-    drawn = [
-        statistics.replicates(pair.values, pair.subjects, seed=results.tasks.index(task))
-        for task, pair in zip(tasks, pairs, strict=True)
-    ]
-    return Gain(float(np.mean([pair.mean for pair in pairs])), np.mean(drawn, axis=0))
-
-
-def _over_scratch(results: Results, group: Group) -> Scores:
-    baseline = Group(group.task, BASELINE, group.budget)
-    return results.scores(group, "dice").minus(results.scores(baseline, "dice"))
+    return Gain.over(pairs, [results.tasks.index(task) for task in tasks])
 
 
 def _intervals(within: Gain | None, across: Gain | None) -> list[Interval | None]:

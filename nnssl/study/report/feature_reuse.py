@@ -1,8 +1,8 @@
-"""Feature reuse: CKA of encoders by stage and block, and how far their heads look."""
+"""Feature reuse: CKA of encoders by stage and block."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,13 +10,14 @@ import numpy as np
 import pandas as pd
 
 from nnssl.study.report import drawing
-from nnssl.study.report.results import Group, Results
-from nnssl.study.report.tables import Table
-from nnssl.study.rows import AttentionRow, CkaRow
+from nnssl.study.report.results import Results
+from nnssl.study.report.tables import Cell, Table
+from nnssl.study.rows import CkaRow, grouped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
 
 MAPS_A_FIGURE = 9
 
@@ -40,14 +41,25 @@ class Pair:
         values = self.values.loc[both, both].to_numpy().diagonal()
         return dict(zip(both, values.tolist(), strict=True))
 
+    @property
+    def rows(self) -> list[list[Cell]]:
+        """Of the table with every value."""
+        return [
+            [self.task, self.first, self.second, layer, other, float(value)]
+            for layer, row in zip(self.values.index, self.values.to_numpy(), strict=True)
+            for other, value in zip(self.values.columns, row, strict=True)
+        ]
+
 
 def pairs(results: Results) -> list[Pair]:
     """By task and arm, in the description's order."""
-    found: dict[tuple, list[CkaRow]] = {}
-    for row in results.cka:
-        key = (row.task, row.first, row.second, tuple(row.rows), tuple(row.columns))
-        found.setdefault(key, []).append(row)
-    return sorted(map(_pair, found.values()), key=lambda pair: _order(results, pair))
+    found = map(_pair, grouped(results.cka, _networks).values())
+    return sorted(found, key=lambda pair: _order(results, pair))
+
+
+def _networks(row: CkaRow) -> tuple:
+    """What rows have in common that differ by their seed only."""
+    return row.task, row.first, row.second, tuple(row.rows), tuple(row.columns)
 
 
 def _pair(seeds: list[CkaRow]) -> Pair:
@@ -63,43 +75,49 @@ def _order(results: Results, pair: Pair) -> tuple:
     goes first.
     """
     arm, _, budget = pair.first.rpartition(" ")
-    places = _place(results.tasks, pair.task), _place(results.arms, arm)
-    return (*places, budget != "pretrained", pair.first, pair.second)
+    return (*places(results, pair.task, arm), budget != "pretrained", pair.first, pair.second)
 
 
-def similarity(made: list[Pair]) -> Table:
-    """By stage: the mean over its blocks of the CKA with the same block."""
-    stages = list(dict.fromkeys(stage_of(name) for pair in made for name in pair.values.index))
-    rows = [
-        [pair.task, pair.first, pair.second, pair.seeds, *_by_stage(pair, stages)] for pair in made
-    ]
-    note = (
+SIMILARITY = Table(
+    name="cka",
+    title="Feature reuse: CKA",
+    note=(
         "Linear CKA, unbiased, of the same layers of two encoders on the same places of the same "
         "scans, the mean over a stage's blocks: 1 is the same up to rotation and scale, 0 is "
         "unrelated. High between pretrained and fine-tuned: the features were reused; low: they "
         "were learnt again. What a pair of random starts has is what architecture and data alone "
         "explain."
-    )
-    columns = ["task", "first", "second", "seeds", *stages]
-    return Table("cka", "Feature reuse: CKA", note, columns, rows)
+    ),
+    columns=["task", "first", "second", "seeds"],
+)
+LAYERS = Table(
+    name="cka_layers",
+    title="CKA by layer",
+    note="",
+    columns=["task", "first", "second", "layer", "other layer", "CKA"],
+)
 
 
-def _by_stage(pair: Pair, stages: list[str]) -> list[float | None]:
-    same = pair.same().items()
-    of_stage = [[v for name, v in same if stage_of(name) == stage] for stage in stages]
-    return [float(np.mean(values)) if values else None for values in of_stage]
+def similarity(made: list[Pair]) -> Table:
+    """By stage: the mean over its blocks of the CKA with the same block."""
+    stages = dict.fromkeys(stage_of(name) for pair in made for name in pair.values.index)
+    return SIMILARITY.wider(stages, (_by_stage(pair, stages) for pair in made))
+
+
+def _by_stage(pair: Pair, stages: Iterable[str]) -> list[Cell]:
+    same = pair.same()
+    means = [_mean_of_stage(same, stage) for stage in stages]
+    return [pair.task, pair.first, pair.second, pair.seeds, *means]
+
+
+def _mean_of_stage(by_layer: dict[str, float], stage: str) -> float | None:
+    values = [value for name, value in by_layer.items() if stage_of(name) == stage]
+    return float(np.mean(values)) if values else None
 
 
 def layers(made: list[Pair]) -> Table:
     """Every value of every heat map."""
-    rows = [
-        [pair.task, pair.first, pair.second, layer, other, float(value)]
-        for pair in made
-        for layer, row in pair.values.iterrows()
-        for other, value in row.items()
-    ]
-    columns = ["task", "first", "second", "layer", "other layer", "CKA"]
-    return Table("cka_layers", "CKA by layer", "", columns, rows)
+    return LAYERS.of(row for pair in made for row in pair.rows)
 
 
 def stage_of(layer: str) -> str:
@@ -109,43 +127,43 @@ def stage_of(layer: str) -> str:
 
 def heat_maps(made: list[Pair], task: str) -> list[Figure]:
     """Figures of up to nine maps of a task's pairs; lines part the stages."""
-    return list(map(_heat_maps, _parts([pair for pair in made if pair.task == task])))
+    return list(map(_heat_maps, parts([pair for pair in made if pair.task == task])))
 
 
-def _parts(panels: list) -> list[list]:
+def parts(panels: list) -> list[list]:
     """As many as a figure holds."""
     return [panels[i : i + MAPS_A_FIGURE] for i in range(0, len(panels), MAPS_A_FIGURE)]
 
 
 def _heat_maps(shown: list[Pair]) -> Figure:
     made, grid = drawing.panels(len(shown), height=3.3)
-    for axes, pair in zip(grid, shown, strict=True):
-        image = axes.imshow(
-            pair.values, vmin=0, vmax=1, cmap="viridis", origin="lower", interpolation="nearest"
-        )
-        _part_stages(axes, pair)
-        axes.set_title(f"{pair.task}, mean of {pair.seeds} seed(s)", fontsize=9)
-        axes.set_xlabel(pair.second, fontsize=9)
-        axes.set_ylabel(pair.first, fontsize=9)
-    made.colorbar(image, ax=grid, shrink=0.6, label="CKA")
+    images = [_heat_map(axes, pair) for axes, pair in zip(grid, shown, strict=True)]
+    made.colorbar(images[-1], ax=grid, shrink=0.6, label="CKA")
     return made
 
 
-def _part_stages(axes: Axes, pair: Pair) -> None:
+def _heat_map(axes: Axes, pair: Pair) -> AxesImage:
+    image = axes.imshow(
+        pair.values, vmin=0, vmax=1, cmap="viridis", origin="lower", interpolation="nearest"
+    )
+    _part_stages(pair.values.columns.tolist(), axes.set_xticks, axes.axvline)
+    _part_stages(pair.values.index.tolist(), axes.set_yticks, axes.axhline)
+    title = f"{pair.task}, mean of {pair.seeds} seed(s)"
+    drawing.label(axes, title, pair.second, pair.first, size=9)
+    return image
+
+
+def _part_stages(names: list[str], ticks: Callable, line: Callable) -> None:
     """A tick in the middle of each stage, and white lines between them."""
-    for names, ticks, line in (
-        (pair.values.columns.tolist(), axes.set_xticks, axes.axvline),
-        (pair.values.index.tolist(), axes.set_yticks, axes.axhline),
-    ):
-        stages, starts = _stages(names)
-        ends = [*starts[1:], len(names)]
-        middles = [(a + b - 1) / 2 for a, b in zip(starts, ends, strict=True)]
-        ticks(middles, [_short(stage) for stage in stages])
-        for start in starts[1:]:
-            line(start - 0.5, color="white", lw=0.8)
+    stages, starts = stages_of(names)
+    ends = [*starts[1:], len(names)]
+    middles = [(a + b - 1) / 2 for a, b in zip(starts, ends, strict=True)]
+    ticks(middles, [_short(stage) for stage in stages])
+    for end in ends[:-1]:
+        line(end - 0.5, color="white", lw=0.8)
 
 
-def _stages(layers: Sequence[str]) -> tuple[list[str], list[int]]:
+def stages_of(layers: Sequence[str]) -> tuple[list[str], list[int]]:
     """The stages of some layers, one after the other, and where each begins."""
     of = [stage_of(name) for name in layers]
     starts = [n for n, stage in enumerate(of) if n == 0 or stage != of[n - 1]]
@@ -156,98 +174,9 @@ def _short(stage: str) -> str:
     return stage.removeprefix("stage ") if stage.startswith("stage ") else "patch"
 
 
-@dataclass(frozen=True)
-class Reach:
-    """A group's mean attention distance, the mean over its seeds: mm [layers heads], NaN where a
-    layer has no such head; uniform: [layers], that of even attention, NaN where it is not known.
-    """
-
-    group: Group
-    mm: pd.DataFrame
-    uniform: pd.Series
-
-
-def reaches(results: Results) -> list[Reach]:
-    found: dict[Group, list[AttentionRow]] = {}
-    for row in results.attention:
-        found.setdefault(Group(row.task, row.arm, row.budget), []).append(row)
-    made = [_reach(group, pd.DataFrame(map(vars, rows))) for group, rows in found.items()]
-    budgets = [*results.budgets, *(reach.group.budget for reach in made)]
-
-    def order(reach: Reach) -> tuple:
-        group = reach.group
-        places = _place(results.tasks, group.task), _place(results.arms, group.arm)
-        return (*places, budgets.index(group.budget))
-
-    return sorted(made, key=order)
-
-
-def _reach(group: Group, rows: pd.DataFrame) -> Reach:
-    """rows: layer, head, mm and uniform_mm, by seed."""
-    layers = sorted(rows["layer"].unique(), key=_by_number)
-    heads = range(1, rows["head"].max() + 1)
-    mm = rows.pivot_table(index="layer", columns="head", values="mm")
-    uniform = rows.astype({"uniform_mm": float}).groupby("layer")["uniform_mm"]
-    even = uniform.agg(lambda values: values.mean(skipna=False))
-    return Reach(group, mm.reindex(index=layers, columns=heads), even.reindex(layers))
-
-
-DISTANCES = Table(
-    name="attention",
-    title="Attention distance (mm)",
-    note=(
-        "Mean distance in mm from a token to what it attends to, by layer: the mean of the heads, "
-        "the nearest- and the farthest-looking head. Even: what attention to all tokens of the "
-        "window alike would give; windows bound how far a head can look. Heads near even mix, "
-        "heads far below it are local."
-    ),
-    columns=["task", "budget", "arm", "layer", "mean", "nearest head", "farthest head", "even"],
-    formats=dict.fromkeys(["mean", "nearest head", "farthest head", "even"], ".2f"),
-)
-
-
-def distances(made: list[Reach]) -> Table:
-    rows = [
-        [
-            *(reach.group.task, str(reach.group.budget), reach.group.arm, layer),
-            *(float(np.nanmean(mm)), float(np.nanmin(mm)), float(np.nanmax(mm)), float(even)),
-        ]
-        for reach in made
-        for layer, mm, even in zip(reach.mm.index, reach.mm.to_numpy(), reach.uniform, strict=True)
-    ]
-    return DISTANCES.of(rows)
-
-
-def attention_plots(made: list[Reach], results: Results, task: str) -> list[Figure]:
-    """Figures of up to nine panels, one an arm and budget: a point a head along the layers."""
-    here = [reach for reach in made if reach.group.task == task]
-    top = max((float(reach.mm.max(axis=None)) for reach in here), default=0.0)
-    return [_attention_plot(part, results, top) for part in _parts(here)]
-
-
-def _attention_plot(here: list[Reach], results: Results, top: float) -> Figure:
-    drawn, grid = drawing.panels(len(here))
-    look = drawing.style(results.arms)
-    for axes, reach in zip(grid, here, strict=True):
-        _heads(axes, reach, look.get(reach.group.arm, {}).get("color"))
-        axes.set(ylim=(0, top * 1.25))
-        axes.set_title(f"{reach.group.arm}, {reach.group.budget}", fontsize=10)
-        axes.set_ylabel("mm", fontsize=9)
-    return drawn
-
-
-def _heads(axes: Axes, reach: Reach, colour: str | None) -> None:
-    along = np.arange(len(reach.mm))
-    for head in reach.mm.to_numpy().T:
-        axes.plot(along, head, ls="", marker="o", ms=4, alpha=0.7, color=colour)
-    even = reach.uniform.to_numpy()
-    axes.plot(along, even, color=drawing.GREY, lw=1, drawstyle="steps-mid")
-    stages, starts = _stages(reach.mm.index.tolist())
-    axes.set_xticks(starts, stages, fontsize=8)
-
-
-def _by_number(layer: str) -> list[tuple[int, int, str]]:
-    return [(0, int(word), "") if word.isdigit() else (1, 0, word) for word in layer.split()]
+def places(results: Results, task: str, arm: str) -> tuple:
+    """Where both stand in the description."""
+    return _place(results.tasks, task), _place(results.arms, arm)
 
 
 def _place(names: list[str], name: str) -> tuple[int, str]:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nnssl.study.report import drawing
-from nnssl.study.report.curves import FRACTIONS, Curve
+from nnssl.study.report.curves import FRACTIONS, Curve, mean_final
 from nnssl.study.report.efficiency import curves_of
 from nnssl.study.report.results import Group, Results
 from nnssl.study.report.scores import Comparison, Ranking
-from nnssl.study.report.statistics import Ranks
+from nnssl.study.report.statistics import Interval, Ranks
 from nnssl.study.rows import BASELINE, Budget
 
 if TYPE_CHECKING:
@@ -22,22 +22,26 @@ if TYPE_CHECKING:
     from matplotlib.container import ErrorbarContainer
     from matplotlib.figure import Figure
 
-BUDGETS_SHOWN = 3  # columns of the figure of convergence: the fewest, a middle one, the most
-
 
 def against_cases(results: Results) -> Figure | None:
     """Dice against the number of labelled cases, a panel per task, with the intervals."""
     made, grid = drawing.panels(len(results.tasks))
     handles: dict[str, ErrorbarContainer] = {}
     for axes, task in zip(grid, results.tasks, strict=True):
-        groups = {arm: _with_dice(results, task, arm) for arm in results.arms}
-        handles |= {arm: _errorbar(axes, results, found) for arm, found in groups.items() if found}
-        _cases_axis(axes, [results.cases_of(g) for found in groups.values() for g in found])
-        drawing.label(axes, task, "labelled cases", "Dice")
+        handles |= _against_cases(axes, results, task)
     if not handles:
         return None
     drawing.legend(made, handles)
     return made
+
+
+def _against_cases(axes: Axes, results: Results, task: str) -> dict[str, ErrorbarContainer]:
+    """The points of each arm."""
+    groups = {arm: results.scored_groups(task, arm) for arm in results.arms}
+    handles = {arm: _errorbar(axes, results, found) for arm, found in groups.items() if found}
+    _cases_axis(axes, [results.cases_of(g) for found in groups.values() for g in found])
+    drawing.label(axes, task, "labelled cases", "Dice")
+    return handles
 
 
 def _cases_axis(axes: Axes, cases: list[float]) -> None:
@@ -47,23 +51,15 @@ def _cases_axis(axes: Axes, cases: list[float]) -> None:
     axes.minorticks_off()
 
 
-def _with_dice(results: Results, task: str, arm: str) -> list[Group]:
-    groups = results.groups(task, arm)
-    return [group for group in groups if not results.scores(group, "dice").is_empty]
-
-
 def _errorbar(axes: Axes, results: Results, groups: list[Group]) -> ErrorbarContainer:
     """Of one arm, side by side with the others'."""
     intervals = [results.scores(group, "dice").interval for group in groups]
-    low = [i.mean - min(i.low, i.mean) for i in intervals]
-    high = [max(i.high, i.mean) - i.mean for i in intervals]
     arm = groups[0].arm
-    aside = 1.03 ** (results.arms.index(arm) - len(results.arms) / 2)
     look = drawing.style(results.arms)[arm]
     return axes.errorbar(
-        np.array([results.cases_of(group) for group in groups]) * aside,
+        np.array([results.cases_of(group) for group in groups]) * _aside(results, arm),
         [i.mean for i in intervals],
-        [low, high],
+        _bar_lengths(intervals),
         capsize=2,
         lw=1.4,
         ms=5,
@@ -72,19 +68,36 @@ def _errorbar(axes: Axes, results: Results, groups: list[Group]) -> ErrorbarCont
     )
 
 
+def _bar_lengths(intervals: list[Interval]) -> list[list[float]]:
+    """Below and above the means."""
+    below = [i.mean - min(i.low, i.mean) for i in intervals]
+    above = [max(i.high, i.mean) - i.mean for i in intervals]
+    return [below, above]
+
+
+def _aside(results: Results, arm: str) -> float:
+    """A factor by which an arm's points are moved, so that none covers another's."""
+    return 1.03 ** (results.arms.index(arm) - len(results.arms) / 2)
+
+
 def differences(made_comparisons: list[Comparison], results: Results) -> Figure | None:
     """Dice minus scratch's with its interval, a panel per task; filled where it differs after
     correction.
     """
-    dice = [comparison for comparison in made_comparisons if comparison.measure == "dice"]
-    by_task = [[c for c in dice if c.group.task == task] for task in results.tasks]
-    shown = [found for found in by_task if found]
+    shown = _dice_by_task(made_comparisons, results.tasks)
     if not shown:
         return None
     made, grid = drawing.panels(len(shown), height=0.9 + 0.2 * max(map(len, shown)))
     for axes, here in zip(grid, shown, strict=True):
         _differences(axes, here, drawing.style(results.arms))
     return made
+
+
+def _dice_by_task(comparisons: list[Comparison], tasks: list[str]) -> list[list[Comparison]]:
+    """Of the tasks that have any."""
+    dice = [comparison for comparison in comparisons if comparison.measure == "dice"]
+    by_task = [[c for c in dice if c.group.task == task] for task in tasks]
+    return [found for found in by_task if found]
 
 
 def _differences(axes: Axes, here: list[Comparison], look: dict[str, dict[str, str]]) -> None:
@@ -115,7 +128,7 @@ def critical_difference(ranking: Ranking, results: Results) -> Figure | None:
     axes = made.subplots()
     _arms(axes, ranking, drawing.style(results.arms), depth)
     _bars(axes, overall)
-    if overall.difference == overall.difference:
+    if overall.is_tested:
         _ruler(axes, overall.difference, count - 1)
     _ranks_axis(axes, count)
     axes.set(xlim=(-1.2, count + 2.2), ylim=(depth + 0.8 * half, -1.6))
@@ -132,8 +145,13 @@ def _bars(axes: Axes, ranks: Ranks) -> None:
 def _ranks_axis(axes: Axes, count: int) -> None:
     axes.plot([1, count], [0, 0], color="black", lw=1)
     for rank in range(1, count + 1):
-        axes.plot([rank, rank], [0, -0.15], color="black", lw=1)
-        axes.text(rank, -0.25, str(rank), ha="center", va="bottom", fontsize=9)
+        _rank(axes, rank)
+
+
+def _rank(axes: Axes, rank: int) -> None:
+    """A tick with its number."""
+    axes.plot([rank, rank], [0, -0.15], color="black", lw=1)
+    axes.text(rank, -0.25, str(rank), ha="center", va="bottom", fontsize=9)
 
 
 def _arms(axes: Axes, ranking: Ranking, look: dict[str, dict[str, str]], depth: float) -> None:
@@ -160,17 +178,22 @@ def _ruler(axes: Axes, difference: float, longest: int) -> None:
 
 def training(results: Results, task: str) -> Figure | None:
     """Smoothed validation Dice by epoch, mean and range over the seeds, for up to three budgets."""
-    there = [budget for budget in results.budgets if _curves(results, task, budget)]
-    if not there:
+    chosen = _ends_and_middle([b for b in results.budgets if _curves(results, task, b)])
+    if not chosen:
         return None
-    chosen = sorted({0, len(there) // 2, len(there) - 1})[:BUDGETS_SHOWN]
     made, grid = drawing.panels(len(chosen))
     handles: dict[str, Artist] = {}
-    for axes, budget in zip(grid, (there[place] for place in chosen), strict=True):
+    for axes, budget in zip(grid, chosen, strict=True):
         handles |= _training(axes, _curves(results, task, budget), drawing.style(results.arms))
         drawing.label(axes, f"{task}, budget {budget}", "epoch", "validation Dice, smoothed")
     drawing.legend(made, handles)
     return made
+
+
+def _ends_and_middle(budgets: list[Budget]) -> list[Budget]:
+    """The fewest, a middle one and the most, each once."""
+    last = len(budgets) - 1
+    return [b for place, b in enumerate(budgets) if place in (0, len(budgets) // 2, last)]
 
 
 def _training(
@@ -194,18 +217,26 @@ def _curves(results: Results, task: str, budget: Budget) -> dict[str, list[Curve
 def _band(axes: Axes, curves: list[Curve], colour: str) -> Artist:
     """Mean and range of one arm, as far as all of its runs go; the line of the mean."""
     length = min(len(curve.dice) for curve in curves)
-    stack, epochs = np.stack([curve.dice[:length] for curve in curves]), np.arange(1, length + 1)
-    (mean,) = axes.plot(epochs, stack.mean(axis=0), color=colour, lw=1.5)
+    stack = np.stack([curve.dice[:length] for curve in curves])
+    (mean,) = axes.plot(np.arange(1, length + 1), stack.mean(axis=0), color=colour, lw=1.5)
     if len(stack) > 1:
-        low, high = stack.min(axis=0), stack.max(axis=0)
-        axes.fill_between(epochs, low, high, color=colour, alpha=0.15, lw=0)
+        _shade_range(axes, stack, colour)
     return mean
+
+
+def _shade_range(axes: Axes, stack: np.ndarray, colour: str) -> None:
+    """stack: [curves epochs]."""
+    epochs, low, high = np.arange(1, stack.shape[1] + 1), stack.min(axis=0), stack.max(axis=0)
+    axes.fill_between(epochs, low, high, color=colour, alpha=0.15, lw=0)
 
 
 def _targets(axes: Axes, scratch: list[Curve]) -> None:
     """Fractions of its final Dice."""
+    final = mean_final(scratch)
     for fraction in FRACTIONS:
-        target = fraction * float(np.mean([curve.final for curve in scratch]))
-        axes.axhline(target, color=drawing.GREY, lw=0.7, ls=":")
-        text = f"{fraction:.0%}"
-        axes.text(1, target, text, fontsize=7, color=drawing.GREY, va="bottom")
+        _target(axes, fraction * final, f"{fraction:.0%}")
+
+
+def _target(axes: Axes, dice: float, text: str) -> None:
+    axes.axhline(dice, color=drawing.GREY, lw=0.7, ls=":")
+    axes.text(1, dice, text, fontsize=7, color=drawing.GREY, va="bottom")

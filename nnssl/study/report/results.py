@@ -17,9 +17,10 @@ import pandas as pd
 
 from nnssl import files
 from nnssl.study.report import statistics
+from nnssl.study.report.row_parsing import ResultsError, parse
 from nnssl.study.report.statistics import Interval
 from nnssl.study.rows import (
-    KINDS,
+    BASELINE,
     AttentionRow,
     Budget,
     CaseRow,
@@ -30,11 +31,11 @@ from nnssl.study.rows import (
     RunRow,
     StudyRow,
     by_size,
+    grouped,
 )
 
 MEASURES = {"dice": "Dice", "surface_dice": "surface Dice", "hd95": "HD95 (mm)"}
 SMALLER_IS_BETTER = ("hd95",)
-LISTS = ("rows", "columns", "values")  # of CKA
 
 
 @dataclass(frozen=True, order=True)
@@ -45,9 +46,14 @@ class Group:
     arm: str
     budget: Budget
 
+    @classmethod
+    def of(cls, row: RunRow | AttentionRow) -> Group:
+        return cls(row.task, row.arm, row.budget)
 
-class ResultsError(ValueError):
-    """The file is not a study's results; the message says which line and what it lacks."""
+    @property
+    def baseline(self) -> Group:
+        """What it is compared with."""
+        return Group(self.task, BASELINE, self.budget)
 
 
 class Results:
@@ -60,12 +66,12 @@ class Results:
     """
 
     def __init__(self, rows: Iterable[Mapping]) -> None:
-        kept = _once(rows)
+        kept = parse(rows)
         self.study = next(iter(_of(StudyRow, kept)), StudyRow())
         self.runs = {row.run: row for row in _of(RunRow, kept)}
         self.cka = _of(CkaRow, kept)
         self.attention = _of(AttentionRow, kept)
-        self._epochs = _by_run(_of(EpochRow, kept))
+        self._epochs = grouped(_of(EpochRow, kept), lambda row: row.run)
         self._cases = _frame(_of(CaseRow, kept))
         self._pivots: dict[tuple[str, str | None], pd.DataFrame] = {}
         self._subjects_of: dict[Group, pd.Series] = {}
@@ -93,15 +99,32 @@ class Results:
             )
         return cls(files.read_json_lines(path))
 
+    @classmethod
+    def of_runs(cls, path: Path | str) -> Results:
+        """As `read`. Raises ResultsError where no run is told of."""
+        results = cls.read(path)
+        if not results.runs:
+            raise ResultsError(
+                f"{path} tells of no run yet; a study writes them: nnssl_study run study.yaml"
+            )
+        return results
+
     def labels(self, task: str) -> list[str]:
-        task_of = {run.run: run.task for run in self.runs.values()}
-        of_task = self._cases["run"].map(task_of) == task
-        return sorted(set(_where(self._cases, of_task)["label"]))
+        runs = [run for run in self.runs.values() if run.task == task]
+        return sorted(set(self._cases_of(runs)["label"]))
 
     def groups(self, task: str, arm: str) -> list[Group]:
         """With a finished run, by budget."""
         every = [Group(task, arm, budget) for budget in self.budgets]
         return [group for group in every if group in self.done]
+
+    def scored_groups(self, task: str, arm: str) -> list[Group]:
+        """With a Dice, by budget."""
+        groups = self.groups(task, arm)
+        return [group for group in groups if not self.scores(group, "dice").is_empty]
+
+    def over_scratch(self, group: Group, measure: str) -> Scores:
+        return self.scores(group, measure).minus(self.scores(group.baseline, measure))
 
     def scores(self, group: Group, measure: str, label: str | None = None) -> Scores:
         """A group's measure by seed and case; the mean over a case's labels where `label` is
@@ -109,30 +132,36 @@ class Results:
         """
         key = (group, measure, label)
         if key not in self._scores:
-            subjects = self._subjects(group)
-            seeds = {run.run: run.seed for run in self.done.get(group, ())}
-            values = self._pivot(measure, label).reindex(index=list(seeds), columns=subjects.index)
-            self._scores[key] = Scores(values.set_axis(list(seeds.values())), subjects)
+            self._scores[key] = self._scores_of(*key)
         return self._scores[key]
+
+    def _scores_of(self, group: Group, measure: str, label: str | None) -> Scores:
+        subjects = self._subjects(group)
+        seeds = {run.run: run.seed for run in self.done.get(group, ())}
+        values = self._pivot(measure, label).reindex(index=list(seeds), columns=subjects.index)
+        return Scores(values.set_axis(list(seeds.values())), subjects)
 
     def _subjects(self, group: Group) -> pd.Series:
         """By case, in order."""
         if group not in self._subjects_of:
-            runs = [run.run for run in self.done.get(group, ())]
-            cases = _where(self._cases, self._cases["run"].isin(runs)).sort_values("case")
+            cases = self._cases_of(self.done.get(group, ())).sort_values("case")
             last = cases.drop_duplicates("case", keep="last")
             self._subjects_of[group] = last.set_index("case")["subject"]
         return self._subjects_of[group]
+
+    def _cases_of(self, runs: Iterable[RunRow]) -> pd.DataFrame:
+        return _where(self._cases, self._cases["run"].isin([run.run for run in runs]))
 
     def _pivot(self, measure: str, label: str | None) -> pd.DataFrame:
         """Of all runs (rows) and all cases (columns); the mean over the labels."""
         key = (measure, label)
         if key not in self._pivots:
-            cases = self._cases
-            if label is not None:
-                cases = _where(cases, cases["label"] == label)
+            cases = self._cases if label is None else self._cases_with(label)
             self._pivots[key] = cases.pivot_table(index="run", columns="case", values=measure)
         return self._pivots[key]
+
+    def _cases_with(self, label: str) -> pd.DataFrame:
+        return _where(self._cases, self._cases["label"] == label)
 
     def epochs(self, run: str) -> list[EpochRow]:
         """Of a run, in order."""
@@ -163,7 +192,7 @@ class Results:
         found: dict[Group, dict[int, RunRow]] = {}
         for run in sorted(self.runs.values(), key=self._place):
             if run.state == "done":
-                found.setdefault(Group(run.task, run.arm, run.budget), {})[run.seed] = run
+                found.setdefault(Group.of(run), {})[run.seed] = run
         return {group: list(by_seed.values()) for group, by_seed in found.items()}
 
     def _place(self, run: RunRow) -> tuple:
@@ -200,6 +229,14 @@ class Scores:
     def interval(self) -> Interval:
         return statistics.interval(self.values, self.subjects)
 
+    def replicates(self, seed: int) -> np.ndarray:
+        """[draws]"""
+        return statistics.replicates(self.values, self.subjects, seed=seed)
+
+    def test(self, smaller_is_better: bool) -> statistics.Test:
+        """Of paired differences against none."""
+        return statistics.paired_test(self.values, self.subjects, smaller_is_better)
+
     @property
     def is_empty(self) -> bool:
         return bool(self.frame.isna().all(axis=None))
@@ -215,46 +252,8 @@ class Scores:
         return Scores(ours - theirs, self.subject)
 
 
-def _once(rows: Iterable[Mapping]) -> list[Row]:
-    """Each row once, sorted by its key."""
-    kept: dict[tuple, Row] = {}
-    for number, content in enumerate(rows, start=1):
-        row = _parsed(content, number)
-        kept[row.key] = row
-    return [
-        kept[key] for key in sorted(kept, key=lambda key: [(isinstance(k, str), k) for k in key])
-    ]
-
-
 def _of(kind: type[R], rows: list[Row]) -> list[R]:
     return [row for row in rows if isinstance(row, kind)]
-
-
-def _parsed(content: Mapping, number: int) -> Row:
-    """Raises ResultsError for what is no row of a study."""
-    if not isinstance(content, dict) or content.get("kind") not in KINDS:
-        got = content.get("kind") if isinstance(content, dict) else type(content).__name__
-        raise ResultsError(
-            f"row {number} of the results has kind {got!r}; known: {', '.join(KINDS)}"
-        )
-    kind = KINDS[content["kind"]]
-    _require(kind, content, f"row {number} of the results, a {kind.KIND},")
-    return kind.from_json(content)
-
-
-def _require(kind: type[Row], content: Mapping, what: str) -> None:
-    if missing := [name for name in kind.required() if name not in content]:
-        raise ResultsError(f"{what} lacks {', '.join(missing)}")
-    single = [name for name in kind.required() if name not in LISTS]
-    if odd := [name for name in single if isinstance(content[name], (list, dict))]:
-        raise ResultsError(f"{what} has a list or mapping as {', '.join(odd)}")
-
-
-def _by_run(rows: Iterable[EpochRow]) -> dict[str, list[EpochRow]]:
-    grouped: dict[str, list[EpochRow]] = {}
-    for row in rows:
-        grouped.setdefault(row.run, []).append(row)
-    return grouped
 
 
 def _where(frame: pd.DataFrame, mask: pd.Series) -> pd.DataFrame:

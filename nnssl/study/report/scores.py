@@ -4,13 +4,14 @@ tasks.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import compress, product
 
 import numpy as np
 
 from nnssl.study.report import statistics
-from nnssl.study.report.results import MEASURES, SMALLER_IS_BETTER, Group, Results
+from nnssl.study.report.results import MEASURES, SMALLER_IS_BETTER, Group, Results, Scores
 from nnssl.study.report.statistics import Interval, Ranks
 from nnssl.study.report.tables import Cell, Table
 from nnssl.study.rows import BASELINE, Budget, by_size
@@ -62,12 +63,22 @@ BY_LABEL = Table(
 def tables(results: Results) -> list[Table]:
     """Scores over the labels, and by label."""
     there = measures(results)
-    found = groups(results)
-    by_label = [(group, label) for group in found for label in results.labels(group.task)]
-    rows = [[*_about(results, group), *_intervals(results, there, group)] for group in found]
-    each = [[*_names(g), label, *_intervals(results, there, g, label)] for g, label in by_label]
     named = [MEASURES[measure] for measure in there]
-    return [SCORES.wider(named, rows), BY_LABEL.wider(named, each)]
+    return [
+        SCORES.wider(named, _score_rows(results, there)),
+        BY_LABEL.wider(named, _label_rows(results, there)),
+    ]
+
+
+def _score_rows(results: Results, measures: list[str]) -> Iterator[list[Cell]]:
+    for group in groups(results):
+        yield [*_about(results, group), *_intervals(results, measures, group)]
+
+
+def _label_rows(results: Results, measures: list[str]) -> Iterator[list[Cell]]:
+    for group in groups(results):
+        for label in results.labels(group.task):
+            yield [*_names(group), label, *_intervals(results, measures, group, label)]
 
 
 def _names(group: Group) -> list[Cell]:
@@ -100,6 +111,15 @@ class Comparison:
         return self.adjusted < ERROR
 
     @property
+    def is_better(self) -> bool:
+        """After correction, where more is better."""
+        return self.differs and self.difference.mean > 0
+
+    @property
+    def is_worse(self) -> bool:
+        return self.differs and self.difference.mean < 0
+
+    @property
     def cells(self) -> list[Cell]:
         """Of the table of comparisons."""
         group, test = self.group, self.test
@@ -119,21 +139,20 @@ def compare(results: Results) -> list[Comparison]:
 
 
 def _compare(results: Results, measure: str) -> list[Comparison]:
-    tested = []
-    for group in groups(results):
-        baseline = Group(group.task, BASELINE, group.budget)
-        if group.arm == BASELINE or baseline not in results.done:
-            continue
-        paired = results.scores(group, measure).minus(results.scores(baseline, measure))
-        if not paired.is_empty:
-            smaller = measure in SMALLER_IS_BETTER
-            test = statistics.paired_test(paired.values, paired.subjects, smaller)
-            tested.append((group, paired.interval, test))
-    adjusted = statistics.holm([test.p for *_, test in tested])
+    pairs = _paired_with_scratch(results, measure)
+    tests = [pair.test(measure in SMALLER_IS_BETTER) for pair in pairs.values()]
+    adjusted = statistics.holm([test.p for test in tests])
     return [
-        Comparison(group, measure, interval, test, p)
-        for (group, interval, test), p in zip(tested, adjusted, strict=True)
+        Comparison(group, measure, pair.interval, test, p)
+        for (group, pair), test, p in zip(pairs.items(), tests, adjusted, strict=True)
     ]
+
+
+def _paired_with_scratch(results: Results, measure: str) -> dict[Group, Scores]:
+    """The differences of the groups that have any."""
+    others = [group for group in groups(results) if group.arm != BASELINE]
+    pairs = {g: results.over_scratch(g, measure) for g in others if g.baseline in results.done}
+    return {group: pair for group, pair in pairs.items() if not pair.is_empty}
 
 
 COMPARISONS = Table(
@@ -223,17 +242,20 @@ def ranks(ranking: Ranking) -> Table:
 
 
 def _about_ranks(ranking: Ranking) -> str:
-    overall = ranking.overall
     note = "Mean rank by Dice over the tasks; 1 is the best. "
-    if overall.difference == overall.difference:
-        note += (
-            f"Friedman's test on the last row: p = {overall.p:.2g}. Nemenyi's critical difference "
-            f"at 0.05 is {overall.difference:.2f}: arms whose ranks differ by less cannot be told "
-            "apart. A task is one observation; budgets of a task are not independent and are "
-            "averaged first. "
-        )
+    if ranking.overall.is_tested:
+        note += _about_tests(ranking.overall)
     elif ranking.arms:
         note += "One task is one observation: there is no test. "
     if ranking.left_out:
         note += f"Left out, having no result in some task or budget: {', '.join(ranking.left_out)}."
     return note
+
+
+def _about_tests(overall: Ranks) -> str:
+    return (
+        f"Friedman's test on the last row: p = {overall.p:.2g}. Nemenyi's critical difference "
+        f"at 0.05 is {overall.difference:.2f}: arms whose ranks differ by less cannot be told "
+        "apart. A task is one observation; budgets of a task are not independent and are "
+        "averaged first. "
+    )

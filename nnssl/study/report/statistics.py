@@ -63,12 +63,14 @@ def replicates(
     of_rows, of_columns = _drawn(rows, columns, draws, seed)
     # A seed's mean first, then the mean over the drawn seeds, as `Scores.mean`.
     weights = of_columns @ counts.T
-    means = np.divide(of_columns @ sums.T, weights, out=np.zeros_like(weights), where=weights > 0)
+    means = _divided(of_columns @ sums.T, weights, otherwise=0.0)
     of_rows = of_rows * (weights > 0)
-    total = of_rows.sum(axis=1)
-    return np.divide(
-        (of_rows * means).sum(axis=1), total, out=np.full(draws, np.nan), where=total > 0
-    )
+    return _divided((of_rows * means).sum(axis=1), of_rows.sum(axis=1), otherwise=np.nan)
+
+
+def _divided(sums: np.ndarray, counts: np.ndarray, otherwise: float) -> np.ndarray:
+    """otherwise: where nothing was counted."""
+    return np.divide(sums, counts, out=np.full(counts.shape, otherwise), where=counts > 0)
 
 
 @lru_cache(maxsize=32)
@@ -113,17 +115,25 @@ def paired_test(
     same people are not more people. Differences of zero are left out, as Wilcoxon did; with none
     left p is 1.
     """
-    sums, counts = by_subject(differences, subjects)
-    total = counts.sum(axis=0)
-    # rounding noise is no difference
-    means = (sums.sum(axis=0)[total > 0] / total[total > 0]).round(12)
-    other = means[means != 0]
-    up, down = int((other > 0).sum()), int((other < 0).sum())
-    p = 1.0
-    if len(other):  # statistic and p, which SciPy leaves untyped
-        p = float(np.asarray(stats.wilcoxon(other))[1])
+    means = _means_by_subject(differences, subjects)
+    up, down = int((means > 0).sum()), int((means < 0).sum())
     better, worse = (down, up) if smaller_is_better else (up, down)
-    return Test(len(means), better, worse, p, min(1.0, 2.0 ** (1 - len(means))))
+    smallest = min(1.0, 2.0 ** (1 - len(means)))
+    return Test(len(means), better, worse, _wilcoxon(means[means != 0]), smallest)
+
+
+def _means_by_subject(values: np.ndarray, subjects: list[str]) -> np.ndarray:
+    """Of the subjects that have any of the values [S C]; rounding noise is no difference."""
+    sums, counts = (of_seeds.sum(axis=0) for of_seeds in by_subject(values, subjects))
+    return (sums[counts > 0] / counts[counts > 0]).round(12)
+
+
+def _wilcoxon(differences: np.ndarray) -> float:
+    """p of some that are not zero."""
+    if not len(differences):
+        return 1.0
+    # statistic and p, which SciPy leaves untyped
+    return float(np.asarray(stats.wilcoxon(differences))[1])
 
 
 def holm(p_values: list[float]) -> list[float]:
@@ -155,6 +165,10 @@ class Ranks:
     difference: float
     groups: list[list[int]]
 
+    @property
+    def is_tested(self) -> bool:
+        return not np.isnan(self.difference)
+
 
 def ranks(scores: np.ndarray) -> Ranks:
     """[N k] scores, larger is better, of k arms in N blocks: Friedman's test and Nemenyi's critical
@@ -171,11 +185,15 @@ def ranks(scores: np.ndarray) -> Ranks:
     means = stats.rankdata(-scores.round(12), axis=1).mean(axis=0)
     if blocks < 2:
         return Ranks(means.tolist(), blocks, float("nan"), float("nan"), [])
+    difference = critical_difference(arms, blocks)
+    p, groups = _friedman(scores, means), _alike(means, difference)
+    return Ranks(means.tolist(), blocks, p, difference, groups)
+
+
+def critical_difference(arms: int, blocks: int) -> float:
+    """Nemenyi's: q sqrt(k (k + 1) / (6 N)) of k arms in N blocks."""
     q = stats.studentized_range.ppf(LEVEL, arms, np.inf) / np.sqrt(2)
-    difference = float(q * np.sqrt(arms * (arms + 1) / (6 * blocks)))
-    return Ranks(
-        means.tolist(), blocks, _friedman(scores, means), difference, _alike(means, difference)
-    )
+    return float(q * np.sqrt(arms * (arms + 1) / (6 * blocks)))
 
 
 def _friedman(scores: np.ndarray, means: np.ndarray) -> float:
@@ -191,10 +209,8 @@ def _friedman(scores: np.ndarray, means: np.ndarray) -> float:
 def _alike(means: np.ndarray, difference: float) -> list[list[int]]:
     order = np.argsort(means, kind="stable")
     found: list[list[int]] = []
-    for start in range(len(order)):
-        group = [
-            int(arm) for arm in order[start:] if means[arm] - means[order[start]] <= difference
-        ]
+    for start, best in enumerate(order):
+        group = [int(arm) for arm in order[start:] if means[arm] - means[best] <= difference]
         if len(group) > 1 and not (found and set(group) <= set(found[-1])):
             found.append(group)
     return found

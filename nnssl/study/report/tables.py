@@ -14,8 +14,9 @@ from nnssl import files
 from nnssl.study.report.statistics import Interval
 
 if TYPE_CHECKING:
-    from pandas import DataFrame, Series
+    from pandas import DataFrame
 
+NO_INTERVAL = Interval(nan, nan, nan)
 Cell = str | int | float | Interval | None
 
 
@@ -52,23 +53,15 @@ class Table:
 
         columns = [list(cells) for cells in zip(*self.rows, strict=True)]
         named = zip(self.columns, columns, strict=True)
-        parts = [part for name, cells in named for part in _columns(name, cells)]
-        return pd.concat(parts, axis=1)
+        return pd.concat([_frame_of(name, cells) for name, cells in named], axis=1)
 
     def shown(self) -> list[ShownRow]:
         """As the page shows it."""
-        differs = self.columns.index("differs") if "differs" in self.columns else None
         forms = [self.formats.get(column, ".3f") for column in self.columns]
-        return [
-            ShownRow(
-                [
-                    Shown(text(cell, form), order(cell))
-                    for cell, form in zip(row, forms, strict=True)
-                ],
-                differs is not None and row[differs] == "yes",
-            )
-            for row in self.rows
-        ]
+        return [ShownRow(_shown(row, forms), self._is_marked(row)) for row in self.rows]
+
+    def _is_marked(self, row: list[Cell]) -> bool:
+        return "differs" in self.columns and row[self.columns.index("differs")] == "yes"
 
 
 class Shown(NamedTuple):
@@ -85,15 +78,30 @@ class ShownRow(NamedTuple):
     is_marked: bool
 
 
+def _shown(row: list[Cell], forms: list[str]) -> list[Shown]:
+    cells = zip(row, forms, strict=True)
+    return [Shown(text(cell, form), order(cell)) for cell, form in cells]
+
+
 def text(cell: Cell, form: str) -> str:
     """form: of numbers."""
     if isinstance(cell, Interval):
-        if isnan(cell.mean):
-            return "-"
-        return f"{cell.mean:{form}} [{cell.low:{form}}, {cell.high:{form}}]"
+        return _interval_text(cell, form)
     if isinstance(cell, float):
-        return "-" if isnan(cell) else "not reached" if cell == inf else f"{cell:{form}}"
+        return _number_text(cell, form)
     return "-" if cell is None else str(cell)
+
+
+def _number_text(number: float, form: str) -> str:
+    if isnan(number):
+        return "-"
+    return "not reached" if number == inf else f"{number:{form}}"
+
+
+def _interval_text(interval: Interval, form: str) -> str:
+    if isnan(interval.mean):
+        return "-"
+    return f"{interval.mean:{form}} [{interval.low:{form}}, {interval.high:{form}}]"
 
 
 def order(cell: Cell) -> str | None:
@@ -105,16 +113,12 @@ def order(cell: Cell) -> str | None:
     return f"{number:.8g}".replace("inf", "Infinity")
 
 
-def _columns(name: str, cells: list[Cell]) -> list[Series]:
-    """One, or three where a cell is an interval."""
+def _frame_of(name: str, cells: list[Cell]) -> DataFrame:
+    """Of one column; of three where a cell is an interval."""
     import pandas as pd
 
     if not any(isinstance(cell, Interval) for cell in cells):
-        return [pd.Series(cells, name=name)]
-    none = Interval(nan, nan, nan)
-    intervals = [cell if isinstance(cell, Interval) else none for cell in cells]
-    ends = {name: "mean", f"{name} low": "low", f"{name} high": "high"}
-    return [
-        pd.Series([getattr(interval, end) for interval in intervals], name=column, dtype=float)
-        for column, end in ends.items()
-    ]
+        return pd.Series(cells, name=name).to_frame()
+    intervals = [cell if isinstance(cell, Interval) else NO_INTERVAL for cell in cells]
+    frame = pd.DataFrame(map(vars, intervals), dtype=float)
+    return frame.set_axis([name, f"{name} low", f"{name} high"], axis=1)

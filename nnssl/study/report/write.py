@@ -9,12 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nnssl import files
-from nnssl.study.report import drawing, efficiency, feature_reuse, plots, scores
+from nnssl.study.report import (
+    attention_reach,
+    drawing,
+    efficiency,
+    feature_reuse,
+    plots,
+    scores,
+)
 from nnssl.study.report.page import Section, page
-from nnssl.study.report.results import Results, ResultsError
+from nnssl.study.report.results import Results
 from nnssl.study.report.scores import Comparison
 from nnssl.study.report.tables import Cell, Table
-from nnssl.study.rows import BASELINE, RunRow
+from nnssl.study.rows import BASELINE, RunRow, StudyRow
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,23 +43,32 @@ def write(rows: Path | str, folder: Path | str) -> Path:
     Nothing but the file is read, so the report can be made again anywhere; the same rows give the
     same files. Raises FileNotFoundError, or ResultsError for a file of something else.
     """
-    results, path = Results.read(rows), Path(folder, "report.html")
-    if not results.runs:
-        raise ResultsError(
-            f"{rows} tells of no run yet; a study writes them: nnssl_study run study.yaml"
-        )
+    results, path = Results.of_runs(rows), Path(folder, "report.html")
     name = results.study.name or Path(rows).resolve().parent.name
-    compared = scores.compare(results)
-    sections = _sections(_Report(path.parent), results, compared)
-    facts = {
-        what.capitalize(): json.dumps(value, indent=2, ensure_ascii=False)
-        for what in ("description", "versions", "machine")
-        if (value := getattr(results.study, what))
-    }
-    html = page(f"Study {name}", _lead(results, compared), _missing(results), sections, facts)
+    html = _page(f"Study {name}", results, path.parent)
     with files.atomic(path) as temporary:
         temporary.write_text(html, encoding="utf-8")
     return path
+
+
+def _page(title: str, results: Results, folder: Path) -> str:
+    """The page; its tables and figures are written beside it into `folder`."""
+    compared = scores.compare(results)
+    return page(
+        title,
+        _lead(results, compared),
+        _missing(results),
+        _sections(_Report(folder), results, compared),
+        _facts(results.study),
+    )
+
+
+def _facts(study: StudyRow) -> dict[str, str]:
+    return {
+        what.capitalize(): json.dumps(value, indent=2, ensure_ascii=False)
+        for what in ("description", "versions", "machine")
+        if (value := getattr(study, what))
+    }
 
 
 class _Report:
@@ -133,26 +149,27 @@ def _reuse(report: _Report, results: Results) -> Section:
     pairs = feature_reuse.pairs(results)
     if pairs:
         feature_reuse.layers(pairs).write(report.tables)
-    maps = {
-        f"cka_{task}_{number}": (f"CKA by layer, {task}", figure)
-        for task in results.tasks
-        for number, figure in enumerate(feature_reuse.heat_maps(pairs, task), start=1)
-    }
+    drawn = {task: feature_reuse.heat_maps(pairs, task) for task in results.tasks}
+    maps = _numbered(drawn, "cka", "CKA by layer")
     lead = "Axes: stages, a cell a block."
     return report.section("Feature reuse", [feature_reuse.similarity(pairs)], maps, lead)
 
 
 def _attention(report: _Report, results: Results) -> Section:
-    reaches = feature_reuse.reaches(results)
-    heads = {
-        f"attention_{task}_{number}": (f"Attention distance by head, {task}", figure)
-        for task in results.tasks
-        for number, figure in enumerate(
-            feature_reuse.attention_plots(reaches, results, task), start=1
-        )
-    }
+    reaches = attention_reach.reaches(results)
+    drawn = {task: attention_reach.plots(reaches, results, task) for task in results.tasks}
+    heads = _numbered(drawn, "attention", "Attention distance by head")
     lead = "A point a head; the grey line is even attention."
-    return report.section("Attention distance", [feature_reuse.distances(reaches)], heads, lead)
+    return report.section("Attention distance", [attention_reach.distances(reaches)], heads, lead)
+
+
+def _numbered(drawn: Mapping[str, list[Figure]], name: str, shows: str) -> Figures:
+    """Of each task, its figures as <name>_<task>_<number>."""
+    return {
+        f"{name}_{task}_{number}": (f"{shows}, {task}", figure)
+        for task, figures in drawn.items()
+        for number, figure in enumerate(figures, start=1)
+    }
 
 
 RUNS = Table(
@@ -191,14 +208,26 @@ def _word(value: object) -> Cell:
 
 def _lead(results: Results, compared: list[Comparison]) -> list[str]:
     states = Counter(run.state for run in results.runs.values())
-    seeds = {run.seed for run in results.runs.values()}
-    dice = [c for c in compared if c.measure == "dice"]
-    up = sum(c.differs and c.difference.mean > 0 for c in dice)
-    down = sum(c.differs and c.difference.mean < 0 for c in dice)
     return [
         f"{states['done']} of {states.total()} runs are finished:",
+        _extent(results),
+        *_verdicts([c for c in compared if c.measure == "dice"]),
+    ]
+
+
+def _extent(results: Results) -> str:
+    seeds = {run.seed for run in results.runs.values()}
+    return (
         f"{_counted(results.arms, 'arm')}, {_counted(results.tasks, 'task')}, "
-        f"{_counted(results.budgets, 'budget')}, {_counted(seeds, 'seed')}.",
+        f"{_counted(results.budgets, 'budget')}, {_counted(seeds, 'seed')}."
+    )
+
+
+def _verdicts(dice: list[Comparison]) -> list[str]:
+    """How many comparisons came out which way."""
+    up = sum(c.is_better for c in dice)
+    down = sum(c.is_worse for c in dice)
+    return [
         f"Of {len(dice)} comparisons of Dice with {BASELINE}, {up} came out better and {down} "
         "worse after correction,",
         f"{len(dice) - up - down} cannot be told.",
@@ -226,13 +255,15 @@ def _reason(run: RunRow) -> str:
 
 
 def _without_baseline(results: Results) -> list[str]:
-    places = {(group.task, group.budget) for group in results.done}
-    compared = {(group.task, group.budget) for group in results.done if group.arm == BASELINE}
-    alone = sorted((task, str(budget)) for task, budget in places - compared)
     return [
         f"{task}, budget {budget}: no finished run of {BASELINE}, so no comparison"
-        for task, budget in alone
+        for task, budget in sorted(_alone(results))
     ]
+
+
+def _alone(results: Results) -> set[tuple[str, str]]:
+    """Tasks and budgets of finished runs that nothing can be compared with."""
+    return {(g.task, str(g.budget)) for g in results.done if g.baseline not in results.done}
 
 
 def _of_one_seed(results: Results) -> list[str]:

@@ -1,0 +1,26 @@
+"""Bounds of a config's fields, with the same words for all of them."""
+
+from __future__ import annotations
+
+
+def require_above_zero(config: object, *names: str) -> None:
+    """Raises ValueError for the first field that is not."""
+    for name in names:
+        value = getattr(config, name)
+        if not value > 0:
+            raise ValueError(f"{name} must be above 0, got {value}")
+
+
+def require_fraction(config: object, name: str) -> None:
+    """Raises ValueError for a field outside [0, 1]."""
+    value = getattr(config, name)
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must lie between 0 and 1, got {value}")
+
+
+def require_true_fraction(config: object, *names: str) -> None:
+    """Raises ValueError for the first field outside (0, 1)."""
+    for name in names:
+        value = getattr(config, name)
+        if not 0 < value < 1:
+            raise ValueError(f"{name} must lie between 0 and 1, got {value}")
