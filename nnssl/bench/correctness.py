@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import reduce
+from itertools import product
 from operator import add
 
 import torch
@@ -27,13 +28,19 @@ def correctness(sizes: BenchSizes, device: torch.device) -> dict:
     exact = _outputs(encoder, image, masked, torch.device("cpu"))
     found: dict = {}
     for name, half in (("fp32", None), ("bf16", torch.bfloat16)):
-        outputs = _outputs(encoder, image, masked, device, half)
-        for part in exact:
-            error = float((exact[part] - outputs[part]).norm() / exact[part].norm())
-            found[f"{part}_{name}"] = error
-            found[f"{part}_{name}_right"] = error < LIMITS[name]
+        found |= _errors(exact, _outputs(encoder, image, masked, device, half), name)
     if device.type == "cuda":
         found |= kernel(encoder, device)
+    return found
+
+
+def _errors(exact: dict[str, Tensor], outputs: dict[str, Tensor], precision: str) -> dict:
+    """Of each part, and whether it is within LIMITS."""
+    found: dict = {}
+    for part, right in exact.items():
+        error = float((right - outputs[part]).norm() / right.norm())
+        found[f"{part}_{precision}"] = error
+        found[f"{part}_{precision}_right"] = error < LIMITS[precision]
     return found
 
 
@@ -69,19 +76,21 @@ def kernel(encoder: Swin, device: torch.device) -> dict:
     """For the shapes of attention in full windows: the Triton kernel's largest error, or why it
     does not serve.
     """
-    config = encoder.config
-    slots = config.window**3
+    slots = encoder.config.window**3
     if slots > choice.MOST_SLOTS:
         return {}
-    # the fifth width is that of the last map, which has no attention
-    widths = zip(config.heads, encoder.channels, strict=False)
-    shapes = {(heads, channels // heads) for heads, channels in widths}
     found: dict = {}
-    for heads, d in sorted(shapes):
-        for dtype in (torch.bfloat16, torch.float32):
-            key = f"attention_{str(dtype)[6:]}_{heads}x{d}"
-            try:
-                found[key] = max(choice.compare(device, dtype, slots, heads, d).values())
-            except Exception as error:
-                found[key] = f"{type(error).__name__}: {error}"[:300]
+    for (heads, d), dtype in product(_heads(encoder), (torch.bfloat16, torch.float32)):
+        key = f"attention_{str(dtype)[6:]}_{heads}x{d}"
+        try:
+            found[key] = max(choice.compare(device, dtype, slots, heads, d).values())
+        except Exception as error:
+            found[key] = f"{type(error).__name__}: {error}"[:300]
     return found
+
+
+def _heads(encoder: Swin) -> list[tuple[int, int]]:
+    """How many there are in a stage, and their width; each pair once."""
+    # the fifth width is that of the last map, which has no attention
+    widths = zip(encoder.config.heads, encoder.channels, strict=False)
+    return sorted({(heads, channels // heads) for heads, channels in widths})

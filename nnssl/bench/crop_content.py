@@ -105,7 +105,8 @@ def _overlap(views: dict[str, Tensor], crop: Shape) -> float:
     """The mean fraction of a view that is in the other view of its region as well."""
     if len(views.get("offset", ())) != 2:
         return float("nan")
-    apart = (views["offset"][0] - views["offset"][1]).abs() / torch.tensor(crop)
+    one, other = views["offset"]
+    apart = (one - other).abs() / torch.tensor(crop)
     return float((1 - apart).clamp(min=0).prod(dim=1).mean())
 
 
@@ -131,9 +132,12 @@ def main(argv: list[str] | None = None) -> None:
         for group in args.regions:
             title, chosen = _scans_of(group, crops.cases)
             means = fractions(name, crops, crop, chosen, args.crops, plan.padding + 0.05)
-            cells = ("" if math.isnan(value) else f"{value:.2f}" for value in means)
-            row = [f"`{name}`", title, len(chosen), args.crops, *cells]
+            row = [f"`{name}`", title, len(chosen), args.crops, *map(_cell, means)]
             print(markdown.row(row), flush=True)
+
+
+def _cell(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.2f}"
 
 
 def _scans_of(group: str, cases: Sequence[str]) -> tuple[str, list[int]]:

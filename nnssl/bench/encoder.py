@@ -9,17 +9,16 @@ users have it.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Iterator
 from typing import cast
 
 import torch
 from torch import nn
 
-from nnssl.bench.timing import arguments, peak_memory, side_by_side, table
+from nnssl.bench.command_line import network_arguments, set_up
+from nnssl.bench.timing import peak_memory, side_by_side, table
 from nnssl.encoder.presets import preset
 from nnssl.encoder.swin import Swin, SwinConfig
-from nnssl.host_memory import keep_freed_memory
 
 
 def monai_swin(config: SwinConfig) -> nn.Module:
@@ -62,49 +61,38 @@ def training_step(model: nn.Module, x: torch.Tensor) -> Callable[[], None]:
     return step
 
 
+def _steps(config: SwinConfig, x: torch.Tensor) -> dict[str, Callable[[], None]]:
+    """A training step of each encoder, MONAI's first."""
+    ours, theirs = Swin(config).to(x.device).train(), monai_swin(config).to(x.device).train()
+    steps = {"MONAI": training_step(theirs, x), "ours": training_step(ours, x)}
+    if x.device.type == "cuda":
+        steps["ours, compiled"] = training_step(cast("nn.Module", torch.compile(ours)), x)
+    return steps
+
+
 def compare(name: str, size: int, batch: int, device: torch.device, rounds: int) -> Iterator[str]:
     """Lines to print, each as soon as it is measured."""
     config = preset(name, drop_path=0.0)
     torch.manual_seed(0)
     x = torch.randn(batch, config.in_channels, *(size,) * config.spatial_dims, device=device)
-    ours, theirs = Swin(config).to(device).train(), monai_swin(config).to(device).train()
-    steps = {"MONAI": training_step(theirs, x), "ours": training_step(ours, x)}
-    if device.type == "cuda":
-        steps["ours, compiled"] = training_step(cast("nn.Module", torch.compile(ours)), x)
+    steps = _steps(config, x)
     yield f"\n{name}, {size}^{config.spatial_dims}, batch {batch}"
     yield table(side_by_side(steps, rounds, device=device), "MONAI")
+    yield from _memory_lines(steps, device)
+
+
+def _memory_lines(steps: dict[str, Callable[[], None]], device: torch.device) -> Iterator[str]:
     memory = {label: peak_memory(step, device) for label, step in steps.items()}
-    yield from (
-        f"peak memory of a step, {label}: {peak / 2**20:.0f} MiB, ratio "
-        f"{peak / memory['MONAI']:.2f}"
-        for label, peak in memory.items()
-    )
+    for label, peak in memory.items():
+        ratio = peak / memory["MONAI"]
+        yield f"peak memory of a step, {label}: {peak / 2**20:.0f} MiB, ratio {ratio:.2f}"
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser: argparse.ArgumentParser = arguments(__doc__)
-    parser.add_argument("--preset", default="smit")
-    parser.add_argument(
-        "--sizes", type=int, nargs="+", default=[64, 96], help="edge of the crop in voxels"
-    )
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument(
-        "--allocator",
-        choices=("keep", "default"),
-        default="keep",
-        help="nnssl.host_memory, or glibc's own",
-    )
-    options = parser.parse_args(argv)
-    torch.set_num_threads(options.threads)
-    kept = options.allocator == "keep" and keep_freed_memory()
-    print(
-        f"{options.device}, {options.threads} threads, torch {torch.__version__}, freed memory "
-        f"kept: {kept}"
-    )
+    options = network_arguments(__doc__, "crop", batch=1).parse_args(argv)
+    device = set_up(options)
     for size in options.sizes:
-        for line in compare(
-            options.preset, size, options.batch, torch.device(options.device), options.rounds
-        ):
+        for line in compare(options.preset, size, options.batch, device, options.rounds):
             print(line, flush=True)
 
 

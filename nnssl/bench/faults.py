@@ -23,13 +23,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 from nnssl import phantoms, signals
-from nnssl.bench import markdown, processes, trials
+from nnssl.bench import processes, trials
+from nnssl.bench.tally import Tally
 from nnssl.bench.trials import Lost, Trial
 from nnssl.bench.undisturbed import Undisturbed, end_as, undisturbed
 
@@ -94,10 +94,13 @@ def reader_killed(trial: Trial, chance: random.Random, whole: Undisturbed) -> in
     readers = processes.children(run)
     for reader in readers:
         kill(reader)
-    status = trial.wait(run)
+    _require_reader_named(trial, trial.wait(run))
+    return len(readers)
+
+
+def _require_reader_named(trial: Trial, status: int) -> None:
     if status and "A process that reads crops is gone" not in trial.said():
         raise Lost(f"it ended with {status} and did not say why: {trial.said()[-500:]}")
-    return len(readers)
 
 
 def worker_killed(trial: Trial, chance: random.Random, _: Undisturbed) -> int:
@@ -127,8 +130,7 @@ def full_disk(trial: Trial, chance: random.Random, whole: Undisturbed) -> int:
     """A disk that is too small, and grows afterwards. Without root, as `small_files`."""
     if os.getuid():
         return small_files(trial, chance, whole)
-    needed = sum(path.stat().st_size for path in whole.trial.folder.rglob("*") if path.is_file())
-    size = chance.randrange(64, needed // 1024)
+    size = chance.randrange(64, _bytes(whole.trial.folder) // 1024)
     mount(trial.folder, f"size={size}k,nr_inodes=0", "tmpfs")
     try:
         trial.make_folders()
@@ -142,6 +144,11 @@ def full_disk(trial: Trial, chance: random.Random, whole: Undisturbed) -> int:
     return 1
 
 
+def _bytes(folder: Path) -> int:
+    """Of all files in it."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
 def mount(folder: Path, options: str, *source: str) -> None:
     subprocess.run(["mount", "-t", "tmpfs", "-o", options, *source, folder], check=True)
 
@@ -149,12 +156,17 @@ def mount(folder: Path, options: str, *source: str) -> None:
 def clock(trial: Trial, chance: random.Random, whole: Undisturbed) -> int:
     """A clock that is years off and runs as it likes, and files of any age."""
     seconds = whole.lend(trial, chance)
-    for path in trial.folder.rglob("*"):
-        changed = time.time() + chance.uniform(-YEARS, YEARS)
-        os.utime(path, (changed, changed))
+    _change_ages(trial.folder, chance)
     away, pace = chance.uniform(-YEARS, YEARS), chance.choice([-600.0, 0.0, 1e4])
     stop(trial, chance, seconds, prelude=partial(trials.set_clock, away, pace))
     return 1
+
+
+def _change_ages(folder: Path, chance: random.Random) -> None:
+    """Of all files in it."""
+    for path in folder.rglob("*"):
+        changed = time.time() + chance.uniform(-YEARS, YEARS)
+        os.utime(path, (changed, changed))
 
 
 def language(trial: Trial, chance: random.Random, whole: Undisturbed) -> int:
@@ -172,12 +184,16 @@ def twice(trial: Trial, chance: random.Random, whole: Undisturbed) -> int:
     trial.sleep(first, chance, seconds)
     second = trial.start(log=other)
     ended = {trial.wait(first), trial.wait(second)}
-    said = trial.said() + other.read_text(encoding="utf-8")
+    _require_one_refused(ended, trial.said() + other.read_text(encoding="utf-8"))
+    return 1
+
+
+def _require_one_refused(ended: set[int], said: str) -> None:
+    """At most one of two, which says why."""
     if ended not in ({0}, {0, REFUSED}):
         raise Lost(f"they ended with {sorted(ended)}: {said[-1000:]}")
     if REFUSED in ended and "is being written by process" not in said:
         raise Lost(f"one was refused and did not say why: {said[-1000:]}")
-    return 1
 
 
 def require_no_room(trial: Trial, status: int) -> None:
@@ -206,32 +222,20 @@ FAULTS: dict[str, Fault] = {
 
 def campaign(top: Path, minutes: float, seed: int, only: Sequence[str]) -> bool:
     """Do faults in turn, each at least once; print the table; whether all were survived."""
-    done: Counter[str] = Counter()
-    survived: Counter[str] = Counter()
+    tally = Tally()
     raw = top / "Aufnahmen für den Versuch"  # no ASCII
     phantoms.write_folder(raw, seeds=range(SCANS), shape=(24, 36, 40))
     whole = undisturbed(top, raw)
     print(f"undisturbed: {whole.seconds:.1f} s, of it {whole.training:.1f} s training", flush=True)
-    end, number = time.monotonic() + 60 * minutes, 0
-    while number < len(only) or time.monotonic() < end:
+    end = time.monotonic() + 60 * minutes
+    while tally.rounds < len(only) or time.monotonic() < end:
+        number = tally.rounds
         fault, trial = only[number % len(only)], Trial(top / f"{number}", raw)
         print(f"number {number}: {fault}", file=sys.stderr, flush=True)
-        count, lost = inflict(fault, trial, random.Random(f"{seed} {number}"), whole)
-        done[fault] += count
-        if lost:
-            print(f"\nLOST, number {number}, {fault}: {lost}", flush=True)
-        else:
-            survived[fault] += count
+        tally.add(fault, *inflict(fault, trial, random.Random(f"{seed} {number}"), whole))
         shutil.rmtree(trial.folder)
-        number += 1
-    print(f"\n{_table(only, done, survived, number)}")
-    return done == survived
-
-
-def _table(only: Sequence[str], done: Counter[str], survived: Counter[str], rounds: int) -> str:
-    rows = [(fault, done[fault], survived[fault]) for fault in only]
-    rows.append((f"all, in {rounds} rounds", done.total(), survived.total()))
-    return markdown.table(("fault", "done", "survived"), rows)
+    print(f"\n{tally.table(only)}")
+    return tally.done == tally.survived
 
 
 def inflict(

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import io
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor
 
 from nnssl import checkpoint, files
+from nnssl.bench.panels import MOST_ROWS, Frame, PanelRow, picture
 from nnssl.encoder.swin import Swin, SwinConfig
 from nnssl.hu import HUPolicy
 from nnssl.methods import METHODS, Method
@@ -33,15 +33,12 @@ from nnssl.views.intensity import Ranges
 from nnssl.views.spatial import cut
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 SOFT_TISSUE = HUPolicy(low=-1000, high=400, mean=0, std=200)
 SMALL = SwinConfig(embed_dim=12, depths=(1, 1, 1, 1), heads=(1, 1, 1, 1))
 SEED = 5  # with which SMIT draws no HU window, so that its views are found in their region
 GREYS = (-300.0, 300.0)  # HU
-COLOURS = ("tab:orange", "tab:cyan", "tab:green", "tab:red")
-MOST_ROWS, MOST_COLUMNS = len(COLOURS), 4
 MOST_BYTES = 120_000
 PREDICTED = "predicted"  # how the titles of what the weights say begin
 
@@ -55,18 +52,6 @@ class Subject:
     spacing: Spacing
     hu: HUPolicy
     trained: bool
-
-
-Panel = tuple[str, Tensor]  # title and image
-Frame = tuple[Shape, Shape]  # corner and size, in voxels of the region
-
-
-@dataclass(frozen=True)
-class PanelRow:
-    """The panels of one view, None for a gap, and where the view lies in its region if known."""
-
-    panels: list[Panel | None]
-    frame: Frame | None
 
 
 def untrained(name: str) -> Subject:
@@ -84,26 +69,28 @@ def trained(name: str, path: Path) -> Subject:
     Raises ValueError where it is of another method, or a final one, which holds no heads.
     """
     content = checkpoint.read(path)
-    header = content["header"]
+    header, plan = content["header"], content["header"]["plan"]
     if header["method"] != name or "training_state" not in content:
-        raise ValueError(
-            f"a checkpoint_latest.pth of {name} is needed (the final one holds no heads); {path} "
-            f"is of {header['method']}, with {sorted(content)}"
-        )
-    plan = header["plan"]
+        raise _unsuitable(name, path, content)
     hu = HUPolicy.from_dict(plan["hu"])
-    method = _restored(content)
+    method = _untrained(header)
+    method.load_state_dict(content["training_state"]["method"])
     method.ranges = Ranges.of(hu)
     return Subject(method, tuple(header["crop"]), tuple(plan["spacing"]), hu, trained=True)
 
 
-def _restored(content: dict) -> Method:
-    header = content["header"]
+def _unsuitable(name: str, path: Path, content: dict) -> ValueError:
+    return ValueError(
+        f"a checkpoint_latest.pth of {name} is needed (the final one holds no heads); {path} is of "
+        f"{content['header']['method']}, with {sorted(content)}"
+    )
+
+
+def _untrained(header: dict) -> Method:
+    """The method of a checkpoint, without its weights."""
     kind = METHODS[header["method"]]
     encoder = Swin(SwinConfig.from_dict(header["encoder"]), maskable=True)
-    method = kind(encoder, kind.Config.stored(header["method_config"]))
-    method.load_state_dict(content["training_state"]["method"])
-    return method
+    return kind(encoder, kind.Config.stored(header["method_config"]))
 
 
 def draw(subject: Subject, path: Path, seed: int = SEED) -> None:
@@ -111,8 +98,7 @@ def draw(subject: Subject, path: Path, seed: int = SEED) -> None:
     method = subject.method.eval()
     size = method.region(subject.crop)
     region = read(size, subject)
-    shown = _shown(subject, region, seed)
-    rows = [_row(shown, number, region) for number in range(max(map(len, shown.values())))]
+    rows = _rows(_shown(subject, region, seed), region)
     if size != subject.crop and any(row.frame for row in rows):
         _put_region_first(rows, region[0])
     else:
@@ -131,16 +117,24 @@ def _put_region_first(rows: list[PanelRow], region: Tensor) -> None:
 
 def _shown(subject: Subject, region: Tensor, seed: int) -> dict[str, Tensor]:
     """Title to volumes [n 1 *size], of what the weights say only where they are trained."""
-    generators = [torch.Generator().manual_seed(seed)]
-    scans = torch.zeros(1, dtype=torch.long)
-    with torch.no_grad():
-        views = subject.method.prepare_views(region[None], generators, scans)
-        shown = subject.method.show(views)
+    shown = _all_shown(subject.method, region, seed)
     return {
         title: volumes[:MOST_ROWS]
         for title, volumes in shown.items()
         if subject.trained or not title.startswith(PREDICTED)
     }
+
+
+def _all_shown(method: Method, region: Tensor, seed: int) -> dict[str, Tensor]:
+    generators = [torch.Generator().manual_seed(seed)]
+    scans = torch.zeros(1, dtype=torch.long)
+    with torch.no_grad():
+        return method.show(method.prepare_views(region[None], generators, scans))
+
+
+def _rows(shown: dict[str, Tensor], region: Tensor) -> list[PanelRow]:
+    most = max(map(len, shown.values()))
+    return [_row(shown, number, region) for number in range(most)]
 
 
 def _row(shown: dict[str, Tensor], number: int, region: Tensor) -> PanelRow:
@@ -167,9 +161,8 @@ def read(size: Shape, subject: Subject) -> Tensor:
 
 def middle(volume: Tensor, size: Shape) -> Tensor:
     """The middle of `volume` [C *larger], [C *size]."""
-    return cut(
-        volume, tuple((s - n) // 2 for s, n in zip(volume.shape[1:], size, strict=True)), size
-    )
+    corner = tuple((s - n) // 2 for s, n in zip(volume.shape[1:], size, strict=True))
+    return cut(volume, corner, size)
 
 
 def find(region: Tensor, images: list[Tensor]) -> Frame | None:
@@ -180,14 +173,13 @@ def find(region: Tensor, images: list[Tensor]) -> Frame | None:
 
 def _exact_part(whole: Tensor, image: Tensor) -> Frame | None:
     """Where `image` [*size] lies in `whole` [*larger]; None where it is no part of it."""
-    fits = all(n <= s for n, s in zip(image.shape, whole.shape, strict=True))
+    size = tuple(image.shape)
+    fits = all(n <= s for n, s in zip(size, whole.shape, strict=True))
     if not fits or image.isnan().any():
         return None
-    for corner in _candidates(whole, image):
-        part = tuple(slice(c, c + n) for c, n in zip(corner, image.shape, strict=True))
-        if torch.equal(whole[part], image):
-            return tuple(corner), tuple(image.shape)
-    return None
+    corners = map(tuple, _candidates(whole, image))
+    found = (at for at in corners if torch.equal(cut(whole[None], at, size)[0], image))
+    return next(((corner, size) for corner in found), None)
 
 
 def _candidates(whole: Tensor, image: Tensor) -> list[list[int]]:
@@ -205,63 +197,11 @@ def slice_of(volume: Tensor, region: Tensor, frame: Frame | None) -> Tensor:
     """
     if volume.ndim == 2:
         return volume
-    depth = volume.shape[0] // 2
-    if frame is not None and frame[1] == tuple(volume.shape):
-        wanted = region.shape[1] // 2 - frame[0][0]
-        depth = wanted if 0 <= wanted < volume.shape[0] else depth
-    return volume[depth]
-
-
-def picture(rows: list[PanelRow], greys: tuple[float, float]) -> Figure:
-    """One row of panels per view; a single long row is wrapped. The first panel has the frames."""
-    lines = [row.panels for row in rows]
-    if len(lines) == 1:
-        starts = range(0, len(lines[0]), MOST_COLUMNS)
-        lines = [lines[0][start : start + MOST_COLUMNS] for start in starts]
-    figure, grid = _empty_grid(len(lines), max(map(len, lines)))
-    for line, line_axes in zip(lines, grid, strict=True):
-        for panel, axes in zip(line, line_axes, strict=False):
-            if panel is not None:
-                _draw_panel(axes, panel, greys)
-    for row, line_axes, colour in zip(rows, grid, COLOURS, strict=False):
-        if row.frame is not None:
-            if len(rows) > 1:
-                _colour_borders(line_axes, row.panels, colour)
-            _add_frame(grid[0, 0], row.frame, colour)
-    return figure
-
-
-def _empty_grid(rows: int, columns: int) -> tuple[Figure, np.ndarray]:
-    """The figure, and its axes [rows columns]."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(2.1 * columns, 2.25 * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for axes in grid.flat:
-        axes.set(xticks=[], yticks=[], frame_on=False)
-    return figure, grid
-
-
-def _draw_panel(axes: Axes, panel: Panel, greys: tuple[float, float]) -> None:
-    title, image = panel
-    axes.imshow(image.float().numpy(), cmap="gray", vmin=greys[0], vmax=greys[1])
-    axes.set_title(title, fontsize=9)
-    axes.set(frame_on=True, facecolor="tab:blue")
-
-
-def _colour_borders(line: Iterable[Axes], panels: list[Panel | None], colour: str) -> None:
-    """In the colour of the frame; the region itself has none."""
-    for axes, panel in zip(line, panels, strict=False):
-        if panel is not None and panel[0] != "region":
-            for spine in axes.spines.values():
-                spine.set(color=colour, linewidth=3)
-
-
-def _add_frame(axes: Axes, frame: Frame, colour: str) -> None:
-    from matplotlib.patches import Rectangle
-
-    (y, x), (height, width) = (numbers[-2:] for numbers in frame)
-    axes.add_patch(Rectangle((x, y), width, height, fill=False, edgecolor=colour, linewidth=2))
+    own_middle = len(volume) // 2
+    if frame is None or frame[1] != tuple(volume.shape):
+        return volume[own_middle]
+    wanted = region.shape[1] // 2 - frame[0][0]
+    return volume[wanted if 0 <= wanted < len(volume) else own_middle]
 
 
 def save(figure: Figure, path: Path) -> None:

@@ -12,17 +12,18 @@ GPU both run under bf16 autocast, compiled.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import product
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nnssl.bench.timing import Rounds, arguments, peak_memory, side_by_side, table
+from nnssl.bench.command_line import network_arguments, set_up
+from nnssl.bench.timing import Rounds, peak_memory, side_by_side, table
 from nnssl.encoder.presets import preset
 from nnssl.encoder.swin import SwinConfig
 from nnssl.finetune import deep_supervision_weights, optimise, unwrap
-from nnssl.host_memory import keep_freed_memory
 from nnssl.network.swin_unetr import SwinUNETR
 from nnssl.recipe import Recipe
 
@@ -45,49 +46,32 @@ def monai_network(config: SwinConfig) -> nn.Module:
     )
 
 
+# of both networks of nnU-Net's, as it plans them
+KERNEL, STRIDES = 3, (1, *[2] * (len(STAGES) - 1))
+LAYERS: dict = {
+    "conv_bias": True,
+    "norm_op": nn.InstanceNorm3d,
+    "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+    "nonlin": nn.LeakyReLU,
+    "nonlin_kwargs": {"inplace": True},
+    "deep_supervision": True,
+}
+
+
 def nnunet_network(config: SwinConfig) -> nn.Module:
     from dynamic_network_architectures.architectures.unet import PlainConvUNet
 
-    return PlainConvUNet(
-        config.in_channels,
-        len(STAGES),
-        STAGES,
-        nn.Conv3d,
-        3,
-        (1, *[2] * (len(STAGES) - 1)),
-        2,
-        CLASSES,
-        2,
-        conv_bias=True,
-        norm_op=nn.InstanceNorm3d,
-        norm_op_kwargs={"eps": 1e-5, "affine": True},
-        nonlin=nn.LeakyReLU,
-        nonlin_kwargs={"inplace": True},
-        deep_supervision=True,
-    )
+    shape = config.in_channels, len(STAGES), STAGES, nn.Conv3d, KERNEL, STRIDES
+    return PlainConvUNet(*shape, 2, CLASSES, 2, **LAYERS)
 
 
 def nnunet_residual(config: SwinConfig) -> nn.Module:
     """ResEnc L as nnU-Net plans it for an isotropic CT patch."""
     from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
 
-    return ResidualEncoderUNet(
-        config.in_channels,
-        len(STAGES),
-        STAGES,
-        nn.Conv3d,
-        3,
-        (1, *[2] * (len(STAGES) - 1)),
-        (1, 3, 4, 6, 6, 6),
-        CLASSES,
-        (1,) * (len(STAGES) - 1),
-        conv_bias=True,
-        norm_op=nn.InstanceNorm3d,
-        norm_op_kwargs={"eps": 1e-5, "affine": True},
-        nonlin=nn.LeakyReLU,
-        nonlin_kwargs={"inplace": True},
-        deep_supervision=True,
-    )
+    shape = config.in_channels, len(STAGES), STAGES, nn.Conv3d, KERNEL, STRIDES
+    blocks, decoder_blocks = (1, 3, 4, 6, 6, 6), (1,) * (len(STAGES) - 1)
+    return ResidualEncoderUNet(*shape, blocks, CLASSES, decoder_blocks, **LAYERS)
 
 
 def our_network(config: SwinConfig, decoder: str, deep_supervision: bool) -> nn.Module:
@@ -113,26 +97,33 @@ def step(
     On a GPU in bf16, and `compiled` where wished.
     """
     cuda = image.device.type == "cuda"
-    labels = torch.randint(
-        0, CLASSES, (image.shape[0], 1, *image.shape[2:]), device=image.device
-    ).float()
-    if ours:
-        optimizer, _ = optimise(unwrap(network), Recipe(), image.device)
-    else:
-        optimizer = torch.optim.AdamW(network.parameters(), 1e-4)
+    shape = (image.shape[0], 1, *image.shape[2:])
+    labels = torch.randint(0, CLASSES, shape, device=image.device).float()
+    optimizer = _optimizer(network, ours, image.device)
     run = torch.compile(network) if cuda and compiled else network
 
     def one() -> None:
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast(image.device.type, torch.bfloat16, enabled=cuda):
             outputs = run(image)
-        outputs = list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
-        weights = deep_supervision_weights(len(outputs))
-        terms = [w * _cross_entropy(o, labels) for w, o in zip(weights, outputs, strict=True)]
-        sum(terms[1:], terms[0]).backward()
+        _loss(outputs, labels).backward()
         optimizer.step()
 
     return one
+
+
+def _optimizer(network: nn.Module, ours: bool, device: torch.device) -> torch.optim.Optimizer:
+    if ours:
+        return optimise(unwrap(network), Recipe(), device)[0]
+    return torch.optim.AdamW(network.parameters(), 1e-4)
+
+
+def _loss(outputs: torch.Tensor | Sequence[torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
+    """The weighted cross-entropies of one output, or of those of deep supervision."""
+    outputs = list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
+    weights = deep_supervision_weights(len(outputs))
+    terms = [w * _cross_entropy(o, labels) for w, o in zip(weights, outputs, strict=True)]
+    return sum(terms[1:], terms[0])
 
 
 def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -142,46 +133,33 @@ def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 def compare(
     pair: str, name: str, size: int, batch: int, device: torch.device, rounds: int
 ) -> tuple[Rounds, str]:
-    decoder, deep_supervision, rival, build, target = PAIRS[pair]
     config = preset(name, drop_path=0.0)
     torch.manual_seed(0)
     image = torch.randn(batch, config.in_channels, *(size,) * 3, device=device)
-    mine = our_network(config, decoder, deep_supervision).to(device)
-    steps = {
-        rival: step(build(config).to(device), image, ours=False),
-        f"ours, {decoder}": step(mine, image, ours=True),
-    }
+    steps, rival, target = _steps(pair, config, image), PAIRS[pair][2], PAIRS[pair][-1]
     costs = side_by_side(steps, rounds, warmup=1, device=device)
     memory = {label: peak_memory(one, device) for label, one in steps.items()}
     title = f"{pair}: preset {name}, {size}^3, batch {batch}; wanted: at most {target}"
     return costs, f"{title}\n{table(costs, rival, memory)}\n"
 
 
+def _steps(pair: str, config: SwinConfig, image: torch.Tensor) -> dict[str, Callable[[], None]]:
+    """A training step of each of a pair, the rival's first."""
+    decoder, deep_supervision, rival, build, _ = PAIRS[pair]
+    mine = our_network(config, decoder, deep_supervision).to(image.device)
+    return {
+        rival: step(build(config).to(image.device), image, ours=False),
+        f"ours, {decoder}": step(mine, image, ours=True),
+    }
+
+
 def main(argv: list[str] | None = None) -> None:
-    parser = arguments(__doc__)
+    parser = network_arguments(__doc__, "patch", batch=2)
     parser.add_argument("--pairs", nargs="+", choices=tuple(PAIRS), default=list(PAIRS))
-    parser.add_argument("--preset", default="smit")
-    parser.add_argument(
-        "--sizes", type=int, nargs="+", default=[64, 96], help="edge of the patch in voxels"
-    )
-    parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument(
-        "--allocator",
-        choices=("keep", "default"),
-        default="keep",
-        help="nnssl.host_memory, or glibc's own",
-    )
     options = parser.parse_args(argv)
-    torch.set_num_threads(options.threads)
-    kept = options.allocator == "keep" and keep_freed_memory()
-    print(
-        f"{options.device}, {options.threads} threads, torch {torch.__version__}, freed memory "
-        f"kept: {kept}"
-    )
-    for pair in options.pairs:
-        for size in options.sizes:
-            device = torch.device(options.device)
-            print(compare(pair, options.preset, size, options.batch, device, options.rounds)[1])
+    device = set_up(options)
+    for pair, size in product(options.pairs, options.sizes):
+        print(compare(pair, options.preset, size, options.batch, device, options.rounds)[1])
 
 
 if __name__ == "__main__":

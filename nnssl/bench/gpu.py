@@ -12,7 +12,6 @@ at most.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
 import traceback
@@ -23,29 +22,19 @@ from pathlib import Path
 
 import torch
 
-from nnssl.bench import finetuning, markdown, steps, throughput
+from nnssl.bench import finetuning, steps, throughput
+from nnssl.bench.command_line import parser_of
 from nnssl.bench.correctness import correctness
+from nnssl.bench.gpu_report import GPUReport
 from nnssl.bench.sizes import TINY, BenchSizes
 from nnssl.encoder.presets import PRESETS, preset
 from nnssl.encoder.swin import Swin
-from nnssl.methods import METHODS
+from nnssl.methods import METHODS, Method
 from nnssl.network.decoders import DECODERS
 from nnssl.train.peak import operations, peak_of
 from nnssl.types import Shape
 
 Part = tuple[str, Callable[[float], dict]]
-COLUMNS = {  # of the table: field, heading, format
-    "part": ("", "{}"),
-    "scans": ("scans", "{}"),
-    "ms": ("ms per step", "{:.1f}"),
-    "scans_per_second": ("scans/s", "{:.1f}"),
-    "peak_mib": ("peak MiB", "{:.0f}"),
-    "waits": ("waits", "{}"),
-    "idle": ("GPU idle", "{:.0%}"),
-    "tflops": ("TFLOP/s", "{:.1f}"),
-    "of_peak": ("of peak", "{:.1%}"),
-    "first_s": ("first step s", "{:.1f}"),
-}
 
 
 # -- how fast --------------------------------------------------------------------------------------
@@ -69,12 +58,16 @@ def _pretraining_step(
     name: str, sizes: BenchSizes, scans: int, device: torch.device
 ) -> Callable[[], None]:
     torch.manual_seed(0)
-    config = METHODS[name].Config.parse(_known_settings(name, sizes))
-    encoder = Swin(replace(sizes.encoder, drop_path=config.drop_path), maskable=True)
-    method = METHODS[name](encoder, config)
+    method = _method(name, sizes)
     region = method.region(sizes.crop)
     samples = [_noise(region, number) for number in range(scans)]
     return steps.step_of(method, name, samples, device)
+
+
+def _method(name: str, sizes: BenchSizes) -> Method:
+    config = METHODS[name].Config.parse(_known_settings(name, sizes))
+    encoder = Swin(replace(sizes.encoder, drop_path=config.drop_path), maskable=True)
+    return METHODS[name](encoder, config)
 
 
 def _known_settings(name: str, sizes: BenchSizes) -> list[str]:
@@ -142,24 +135,33 @@ def parts(sizes: BenchSizes, device: torch.device) -> Iterator[Part]:
     yield "correctness", lambda seconds: correctness(sizes, device)
     for name in dict.fromkeys(("smit", "simmim", *METHODS)):
         yield f"pretraining, {name}", partial(pretraining, name, sizes, device)
+    for name, build, ours in _networks(sizes):
+        yield f"fine-tuning, {name}", partial(tuning, build, ours, sizes, device)
+
+
+def _networks(sizes: BenchSizes) -> Iterator[tuple[str, Callable[[], torch.nn.Module], bool]]:
+    """Name, how to build it, and whether it is ours."""
     config = replace(sizes.encoder, drop_path=0.0)
     for name in DECODERS:
-        build = partial(finetuning.our_network, config, name, True)
-        yield f"fine-tuning, {name}", partial(tuning, build, True, sizes, device)
+        yield name, partial(finetuning.our_network, config, name, True), True
     for name, rival in RIVALS.items():
-        yield f"fine-tuning, {name}", partial(tuning, partial(rival, config), False, sizes, device)
+        yield name, partial(rival, config), False
 
 
 def guarded(call: Callable[[float], dict], seconds: float) -> dict:
     """What `call` found, or why it did not; a rival that is not installed is no fault."""
     began = time.perf_counter()
-    try:
-        found = call(seconds)
-    except ModuleNotFoundError as error:
-        found = {"left_out": f"{error.name} is not installed"}
-    except Exception as error:  # one part's failure must not lose the rest
-        found = _failure(error)
+    found = _found(call, seconds)
     return {**found, "took_s": time.perf_counter() - began}
+
+
+def _found(call: Callable[[float], dict], seconds: float) -> dict:
+    try:
+        return call(seconds)
+    except ModuleNotFoundError as error:
+        return {"left_out": f"{error.name} is not installed"}
+    except Exception as error:  # one part's failure must not lose the rest
+        return _failure(error)
 
 
 def _failure(error: Exception) -> dict:
@@ -167,11 +169,16 @@ def _failure(error: Exception) -> dict:
     return {"failed": what[:500], "trace": traceback.format_exc()[-2000:]}
 
 
+def _name_and_memory(device: torch.device) -> tuple[str, float | None]:
+    """Memory in GiB; None of a CPU."""
+    if device.type != "cuda":
+        return "CPU", None
+    properties = torch.cuda.get_device_properties(device)
+    return torch.cuda.get_device_name(device), properties.total_memory / 2**30
+
+
 def machine(sizes: BenchSizes, device: torch.device) -> dict:
-    name, memory = "CPU", None
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        memory = torch.cuda.get_device_properties(device).total_memory / 2**30
+    name, memory = _name_and_memory(device)
     return {
         "device": name,
         "memory_gib": memory,
@@ -184,44 +191,9 @@ def machine(sizes: BenchSizes, device: torch.device) -> dict:
     }
 
 
-def table(result: dict) -> str:
-    """Markdown: one line of what it is, one row per part that was timed, one line per other."""
-    timed = {name: found for name, found in result["parts"].items() if "ms" in found}
-    others = {name: found for name, found in result["parts"].items() if "ms" not in found}
-    headings = [heading for heading, _ in COLUMNS.values()]
-    rows = (_cells({"part": name, **found}) for name, found in timed.items())
-    notes = (_note(name, found) for name, found in others.items())
-    lines = [_about(result["machine"]), "", markdown.table(headings, rows), "", *notes]
-    return "\n".join(lines) + "\n"
-
-
-def _about(machine: dict) -> str:
-    crop = "x".join(map(str, machine["crop"]))
-    return f"{machine['device']}, torch {machine['torch']}, preset {machine['preset']}, {crop}"
-
-
-def _cells(row: dict) -> list[str]:
-    """One per column; empty where the value is not known."""
-    return [
-        "" if row.get(field) is None else form.format(row[field])
-        for field, (_, form) in COLUMNS.items()
-    ]
-
-
-def _note(name: str, found: dict) -> str:
-    values = {key: value for key, value in found.items() if key not in ("trace", "took_s")}
-    figures = (
-        f"{key} {value:.1e}" if isinstance(value, float) else f"{key} {value}"
-        for key, value in values.items()
-    )
-    return f"{name}: {', '.join(figures)}"
-
-
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The arguments. Exits where they ask for a GPU that is not there."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument(
         "--minutes", type=float, default=10.0, help="no part begins later than this"
@@ -262,28 +234,24 @@ def run_parts(
         else:
             found = {"left_out": "no time left; --minutes gives more"}
         finished(name, found)
+        torch.cuda.empty_cache()  # does nothing where no GPU was used
+
+
+def _folder() -> Path:
+    """Where the results go, which is made."""
+    folder = Path(os.environ.get("OUT") or ".")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     sizes = sizes_of(args)
     device = torch.device("cuda", 0) if args.device == "cuda" else torch.device("cpu")
-    folder = Path(os.environ.get("OUT") or ".")
-    folder.mkdir(parents=True, exist_ok=True)
-    result: dict = {"machine": machine(sizes, device), "parts": {}}
-
-    def finished(name: str, found: dict) -> None:
-        result["parts"][name] = found
-        outcome = found.get("failed") or found.get("left_out") or f"{found['took_s']:.0f} s"
-        print(f"{name}: {outcome}", flush=True)
-        (folder / "gpu.json").write_text(json.dumps(result, indent=1))
-        (folder / "gpu.md").write_text(table(result))
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-
+    report = GPUReport(_folder(), machine(sizes, device))
     chosen = [(name, call) for name, call in parts(sizes, device) if args.only in name]
-    run_parts(chosen, args.minutes, args.quick, finished)
-    print("\n" + table(result))
+    run_parts(chosen, args.minutes, args.quick, report.add)
+    print("\n" + report.table())
 
 
 if __name__ == "__main__":

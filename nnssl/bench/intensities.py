@@ -9,13 +9,13 @@ of 1.
 
 from __future__ import annotations
 
-import argparse
 import functools
 from pathlib import Path
 
 import numpy as np
 
 from nnssl.bench import markdown
+from nnssl.bench.command_line import parser_of
 from nnssl.data.plan import hu_policy
 from nnssl.data.scans import Found, read_scan
 from nnssl.data.survey import body_histogram
@@ -34,10 +34,15 @@ SOFT = (-175.0, 250.0)  # what SMIT's authors clip to
 def histogram(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Fractions of a scan's voxels at each whole HU of RANGE, and its `body_histogram`."""
     voxels, _ = read_scan(Found(str(path), ""))
+    counts = _counts(voxels)
+    return counts / counts.sum(), body_histogram(voxels)
+
+
+def _counts(voxels: np.ndarray) -> np.ndarray:
+    """At each whole HU of RANGE."""
     low, high = RANGE
     bins = np.rint(voxels).clip(low, high).astype(np.int64).ravel() - low
-    counts = np.bincount(bins, minlength=high - low + 1)
-    return counts / counts.sum(), body_histogram(voxels)
+    return np.bincount(bins, minlength=high - low + 1)
 
 
 def policies(bodies: list[np.ndarray]) -> dict[str, HUPolicy]:
@@ -62,10 +67,20 @@ def row(policy: HUPolicy, weights: np.ndarray) -> list[float]:
     """
     values = policy.normalise(HU)
     stds = [_std(values, weights * _within(tissue)) for tissue in TISSUES.values()]
-    steps = [np.ptp(policy.normalise(at + np.array([-0.5, 0.5]) * STEP)) for at in STEPS.values()]
+    steps = [_step(policy, hu) for hu in STEPS.values()]
+    return [*stds, *steps, _clipped(policy, weights)]
+
+
+def _step(policy: HUPolicy, middle: float) -> float:
+    """What becomes of a step of STEP HU."""
+    return np.ptp(policy.normalise(middle + np.array([-0.5, 0.5]) * STEP))
+
+
+def _clipped(policy: HUPolicy, weights: np.ndarray) -> float:
+    """The fraction of body and lung voxels beyond the policy's ends."""
     tissue = TISSUES["lung"][0] <= HU
     clipped = tissue & ~_within((policy.low, policy.high))
-    return [*stds, *steps, weights[clipped].sum() / weights[tissue].sum()]
+    return weights[clipped].sum() / weights[tissue].sum()
 
 
 def _within(bounds: tuple[float, float]) -> np.ndarray:
@@ -82,17 +97,19 @@ def _std(values: np.ndarray, weights: np.ndarray) -> float:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("scans", nargs="+", type=Path, help="files of CT scans")
     scans, bodies = zip(*map(histogram, parser.parse_args(argv).scans), strict=True)
     weights = functools.reduce(np.add, scans)
     rows = (_cells(name, row(policy, weights)) for name, policy in policies([*bodies]).items())
+    print(f"{len(scans)} scans\n")
+    print(markdown.table(_columns(), rows))
+
+
+def _columns() -> list[str]:
     stds = (f"std of {name}" for name in TISSUES)
     steps = (f"{STEP:g} HU in {name}" for name in STEPS)
-    print(f"{len(scans)} scans\n")
-    print(markdown.table(["policy", *stds, *steps, "clipped"], rows))
+    return ["policy", *stds, *steps, "clipped"]
 
 
 def _cells(name: str, numbers: list[float]) -> list[str]:

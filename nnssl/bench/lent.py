@@ -26,6 +26,9 @@ from nnssl.types import GradContext
 
 META = torch.device("meta")
 BF16 = torch.bfloat16
+WAITS = (
+    "torch.tensor(..., device=...) waits: make it on the CPU and use nnssl.host_memory.to_device"
+)
 
 
 class Switched(Autocast):
@@ -174,10 +177,7 @@ class _Lent:
     ) -> Tensor:
         """Refused on the device: it waits there, where no mode can see it."""
         if torch.device(device or "cpu") == META:
-            raise AssertionError(
-                "torch.tensor(..., device=...) waits: make it on the CPU and use "
-                "nnssl.host_memory.to_device"
-            )
+            raise AssertionError(WAITS)
         return self.own_tensor(data, dtype=dtype, device=device, **more)
 
     def substitutes(self) -> Iterator[tuple[object, str, object]]:
@@ -202,6 +202,12 @@ STREAM_LAUNCH = SimpleNamespace(
 )
 
 
+def _lend_fused_adamw(stack: ExitStack) -> None:
+    """That whose rate is a tensor, which the device does not know either."""
+    library = stack.enter_context(torch.library._scoped_library("aten", "IMPL"))
+    library.impl("_fused_adamw_.tensor_lr", lambda *_, **__: None, "Meta")
+
+
 @contextmanager
 def lent() -> Iterator[torch.device]:
     """The device, ready for a `Run`."""
@@ -209,9 +215,7 @@ def lent() -> Iterator[torch.device]:
     with ExitStack() as stack:
         for where, name, stands_in in _Lent(mode).substitutes():
             stack.enter_context(patch.object(where, name, stands_in))
-        library = stack.enter_context(torch.library._scoped_library("aten", "IMPL"))
-        # the rate as a tensor, which the device does not know either
-        library.impl("_fused_adamw_.tensor_lr", lambda *_, **__: None, "Meta")
+        _lend_fused_adamw(stack)
         stack.enter_context(patch.object(attention, "launch", ATTENTION_LAUNCH, create=True))
         stack.enter_context(patch.object(stream, "launch", STREAM_LAUNCH, create=True))
         stack.enter_context(mode)

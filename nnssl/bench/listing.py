@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from nnssl.encoder.presets import preset
@@ -48,24 +49,29 @@ def operations(kind: type[Method]) -> int:
     torch.manual_seed(0)
     method = kind(Swin(preset(PRESET), maskable=True), kind.Config()).train()
     regions = torch.randn(SCANS, 1, *method.region(CROP))
-    generators = [torch.Generator().manual_seed(scan) for scan in range(SCANS)]
     with FlopCounterMode(display=False) as counter:
-        views = method.prepare_views(regions, generators, torch.arange(SCANS))
-        method(views).losses["total"].backward()
+        _step(method, regions)
     return counter.get_total_flops()
+
+
+def _step(method: Method, regions: Tensor) -> None:
+    """Views, losses and the backward pass of SCANS scans."""
+    generators = [torch.Generator().manual_seed(scan) for scan in range(SCANS)]
+    views = method.prepare_views(regions, generators, torch.arange(SCANS))
+    method(views).losses["total"].backward()
 
 
 def table(methods: Mapping[str, type[Method]] = METHODS) -> str:
     """The methods as text; a long cell continues in the next line."""
-    lines = [
-        _row({name: name for name in COLUMNS}),
-        _row({name: "-" * width for name, width in COLUMNS.items()}),
-        *(_row(_cells(name, method)) for name, method in methods.items()),
-        "",
-        "batch: scans per step that it needs at least",
-        f"cost:  of a step, in steps of {UNIT}",
-    ]
-    return "\n".join(lines)
+    rows = (_row(_cells(name, method)) for name, method in methods.items())
+    notes = "batch: scans per step that it needs at least", f"cost:  of a step, in steps of {UNIT}"
+    return "\n".join([*_header(), *rows, "", *notes])
+
+
+def _header() -> list[str]:
+    names = {name: name for name in COLUMNS}
+    rule = {name: "-" * width for name, width in COLUMNS.items()}
+    return [_row(names), _row(rule)]
 
 
 def _cells(name: str, method: type[Method]) -> dict[str, str]:

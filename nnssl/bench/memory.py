@@ -17,22 +17,17 @@ max_memory_allocated.
 
 from __future__ import annotations
 
-import argparse
-import weakref
-from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pprint import pformat
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 
 from nnssl.bench import markdown
+from nnssl.bench.accounting import HALF, Accounting, Autocast
+from nnssl.bench.command_line import parser_of
 from nnssl.encoder.presets import preset
 from nnssl.encoder.swin import SwinConfig
 from nnssl.finetune import deep_supervision_weights
@@ -40,9 +35,6 @@ from nnssl.network.decoders import DECODERS, full_options
 from nnssl.network.swin_unetr import SwinUNETR, output_sizes
 from nnssl.plans import memory_model
 from nnssl.types import Shape
-
-BLOCK = 512  # bytes; CUDA's caching allocator rounds up to it
-HALF = torch.float16
 
 
 @dataclass(frozen=True)
@@ -67,81 +59,17 @@ class MemoryCase:
         return f"embed {config.embed_dim}, depths {depths}, window {config.window}{thin}{v2}"
 
 
-class Accounting(TorchDispatchMode):
-    """Counts the bytes of all storages of a device that arise under it: `alive` now, `peak` at the
-    highest.
-    """
-
-    def __init__(self, device: str) -> None:
-        super().__init__()
-        self.device, self.alive, self.peak = device, 0, 0
-        self._known: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
-
-    def __torch_dispatch__(
-        self, func: Callable, types: Sequence, args: tuple = (), kwargs: dict | None = None
-    ) -> object:
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor) and tensor.device.type == self.device:
-                self._note(tensor.untyped_storage())
-        return result
-
-    def _note(self, storage: torch.UntypedStorage) -> None:
-        if storage in self._known or not storage.nbytes():
-            return
-        size = -(-storage.nbytes() // BLOCK) * BLOCK
-        self._known[storage] = size
-        self.alive += size
-        self.peak = max(self.peak, self.alive)
-        weakref.finalize(storage, self._forget, size)
-
-    def _forget(self, size: int) -> None:
-        self.alive -= size
-
-
-class Autocast(TorchFunctionMode):
-    """What CUDA's autocast does to the functions of our networks and of nnU-Net's loss; the meta
-    device has none.
-    """
-
-    LOWER = frozenset({F.linear, F.conv2d, F.conv3d, F.conv_transpose2d, F.conv_transpose3d,
-                       torch.matmul, F.scaled_dot_product_attention})  # fmt: skip
-    SINGLE = frozenset({F.layer_norm, F.group_norm, F.softmax, torch.softmax, F.log_softmax,
-                        F.cross_entropy, Tensor.sum, torch.sum})  # fmt: skip
-
-    def __init__(self, half: torch.dtype = HALF) -> None:
-        super().__init__()
-        self.half = half
-        self._weights: dict[int, Tensor] = {}
-
-    def __torch_function__(
-        self, func: Callable, types: Sequence, args: tuple = (), kwargs: dict | None = None
-    ) -> object:
-        kwargs = kwargs or {}
-        if func in self.LOWER or func in self.SINGLE:
-            dtype = self.half if func in self.LOWER else torch.float32
-            args = tree_map(lambda x: self._cast(x, dtype), args)
-            kwargs = {name: self._cast(x, dtype) for name, x in kwargs.items()}
-        return func(*args, **kwargs)
-
-    def _cast(self, x: object, dtype: torch.dtype) -> object:
-        if not isinstance(x, Tensor) or not x.is_floating_point() or x.dtype == dtype:
-            return x
-        if not (x.is_leaf and x.requires_grad):
-            return x.to(dtype)
-        if id(x) not in self._weights:  # a weight is cast once in a step
-            self._weights[id(x)] = x.to(dtype)
-        return self._weights[id(x)]
-
-
 def build(case: MemoryCase, device: str) -> tuple[nn.Module, list[Tensor]]:
     """The network, and of each of its parameters AdamW's two moments and the average."""
-    encoder, decoder = case.config.to_dict(), full_options(case.decoder)
     with torch.device(device):
-        network = SwinUNETR(
-            case.config.in_channels, case.classes, True, encoder=encoder, decoder=decoder
-        )
+        network = _network(case)
     return network, [torch.zeros_like(p) for p in network.parameters() for _ in range(3)]
+
+
+def _network(case: MemoryCase) -> nn.Module:
+    encoder, decoder = case.config.to_dict(), full_options(case.decoder)
+    channels = case.config.in_channels
+    return SwinUNETR(channels, case.classes, True, encoder=encoder, decoder=decoder)
 
 
 def loss_function(outputs: int) -> nn.Module:
@@ -162,13 +90,18 @@ def step(
 ) -> None:
     """Forward, loss and backward of a batch of zeros."""
     image = torch.zeros(case.batch, case.config.in_channels, *case.patch, device=device)
-    sizes = output_sizes(case.patch, case.config.steps)
-    labels: dict = {"dtype": torch.int16, "device": device}
-    targets = [torch.zeros(case.batch, 1, *size, **labels) for size in sizes]
-    loss = loss_function(len(sizes))
+    targets = _targets(case, device)
+    loss = loss_function(len(targets))
     with autocast:
         total = loss(network(image), targets)
     total.backward()
+
+
+def _targets(case: MemoryCase, device: str) -> list[Tensor]:
+    """Labels 0, of the size of each output."""
+    sizes = output_sizes(case.patch, case.config.steps)
+    labels: dict = {"dtype": torch.int16, "device": device}
+    return [torch.zeros(case.batch, 1, *size, **labels) for size in sizes]
 
 
 def measured(case: MemoryCase, device: str = "meta") -> int:
@@ -239,14 +172,17 @@ def _config(name: str, patch: Shape) -> SwinConfig:
 def fit(cases: list[MemoryCase], bytes_: list[int]) -> dict[str, dict[str, float]]:
     """`memory_model.COEFFICIENTS` that bring the relative errors down: least squares, none
     negative."""
-    found = {}
-    for decoder in dict.fromkeys(case.decoder for case in cases):
-        own = [(c, size) for c, size in zip(cases, bytes_, strict=True) if c.decoder == decoder]
-        terms = [terms_of(case) for case, _ in own]
-        relative = [[v / size for v in t.values()] for t, (_, size) in zip(terms, own, strict=True)]
-        values = _non_negative(np.array(relative))
-        found[decoder] = dict(zip(terms[0], (round(v, 2) for v in values), strict=True))
-    return found
+    by_decoder: dict[str, list[tuple[MemoryCase, int]]] = {}
+    for case, size in zip(cases, bytes_, strict=True):
+        by_decoder.setdefault(case.decoder, []).append((case, size))
+    return {decoder: _coefficients(own) for decoder, own in by_decoder.items()}
+
+
+def _coefficients(measured: list[tuple[MemoryCase, int]]) -> dict[str, float]:
+    """Of cases of one decoder, and their bytes."""
+    relative = [[term / size for term in terms_of(case).values()] for case, size in measured]
+    values = (round(value, 2) for value in _non_negative(np.array(relative)))
+    return dict(zip(terms_of(measured[0][0]), values, strict=True))
 
 
 def _non_negative(rows: np.ndarray) -> list[float]:
@@ -272,20 +208,24 @@ COLUMNS = ("encoder", "decoder", "patch", "batch", "channels to classes", "measu
 
 def table(cases: list[MemoryCase], bytes_: list[int]) -> str:
     """A Markdown table, and the largest error of the estimate."""
-    estimates = [estimated(case) for case in cases]
-    errors = [100 * (e / size - 1) for e, size in zip(estimates, bytes_, strict=True)]
-    rows = [
-        [case, f"{size / 1e9:.2f}", f"{estimate / 1e9:.2f}", f"{error:+.0f} %"]
-        for case, size, estimate, error in zip(cases, bytes_, estimates, errors, strict=True)
-    ]
-    largest = max(map(abs, errors))
+    both = list(zip(cases, bytes_, strict=True))
+    largest = max(abs(_error(case, size)) for case, size in both)
+    rows = (_row(case, size) for case, size in both)
     return f"{markdown.table(COLUMNS, rows)}\n\nlargest error {largest:.1f} %"
 
 
+def _error(case: MemoryCase, size: int) -> float:
+    """Of the estimate, in percent of what was measured."""
+    return 100 * (estimated(case) / size - 1)
+
+
+def _row(case: MemoryCase, size: int) -> list[object]:
+    gigabytes = (f"{value / 1e9:.2f}" for value in (size, estimated(case)))
+    return [case, *gigabytes, f"{_error(case, size):+.0f} %"]
+
+
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("-device", choices=("meta", "cuda"), default="meta")
     parser.add_argument(
         "--fit",

@@ -34,9 +34,13 @@ SPACING = (2.0, 2.0, 2.0)
 
 def volumes(shape: Shape, count: int) -> list[Tensor]:
     """`count` phantoms as network input, [1 *shape]; for two axes the middle slice of each."""
+    return [_volume(shape, seed) for seed in range(count)]
+
+
+def _volume(shape: Shape, seed: int) -> Tensor:
     full = shape if len(shape) == 3 else (16, *shape)
-    scans = [torch.from_numpy(phantom(seed, full, SPACING).hu).float() for seed in range(count)]
-    return [BODY.normalise(scan if len(shape) == 3 else scan[8])[None] for scan in scans]
+    scan = torch.from_numpy(phantom(seed, full, SPACING).hu).float()
+    return BODY.normalise(scan if len(shape) == 3 else scan[8])[None]
 
 
 def named(variant: str) -> tuple[type[Method], MethodConfig]:
@@ -58,12 +62,16 @@ def step_of(
 ) -> Callable[[], None]:
     """One training step of a `named` method on the middles of `scans`."""
     torch.manual_seed(0)
-    kind, config = named(variant)
-    network = Swin(preset(encoder, len(crop), drop_path=config.drop_path), maskable=True)
-    method = kind(network, config)
+    method = _method(variant, encoder, len(crop))
     region = method.region(crop)
     samples = [steps.sample(middle(scan, region), number) for number, scan in enumerate(scans)]
     return steps.step_of(method, variant, samples, device)
+
+
+def _method(variant: str, encoder: str, dims: int) -> Method:
+    kind, config = named(variant)
+    network = Swin(preset(encoder, dims, drop_path=config.drop_path), maskable=True)
+    return kind(network, config)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -71,33 +79,45 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--preset", default="tiny")
     parser.add_argument("--crop", type=int, nargs="+", default=[64, 64, 64])
     parser.add_argument("--batch-size", type=int, default=2, help="scans per step")
+    add_methods(parser, list(METHODS), f"besides {BASE}: {', '.join(METHODS)}")
+    return parser.parse_args(argv)
+
+
+def add_methods(
+    parser: argparse.ArgumentParser, default: list[str], text: str | None = None
+) -> None:
+    """The option --methods; each of its values is one that `named` knows."""
     parser.add_argument(
         "--methods",
         nargs="+",
         type=lambda variant: named(variant) and variant,
-        default=list(METHODS),
+        default=default,
         metavar="NAME[:FIELD=VALUE,...]",
-        help=f"besides {BASE}: {', '.join(METHODS)}",
+        help=text,
     )
-    return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     torch.set_num_threads(args.threads)
     kept = keep_freed_memory()
-    device, crop = torch.device(args.device), tuple(args.crop)
-    names = list(dict.fromkeys([BASE, *args.methods]))
-    scans = volumes(_largest_region(names, crop), args.batch_size)
-    calls = {name: step_of(name, args.preset, scans, crop, device) for name in names}
+    device, calls = torch.device(args.device), _calls(args)
     print(
-        f"{args.preset}, crop {'x'.join(map(str, crop))}, {args.batch_size} scans per step, "
+        f"{args.preset}, crop {'x'.join(map(str, args.crop))}, {args.batch_size} scans per step, "
         f"{args.device}, {args.threads} threads, torch {torch.__version__}, freed memory kept: "
         f"{kept}"
     )
     costs = side_by_side(calls, args.rounds, device=device)
     memory = {name: peak_memory(step, device) for name, step in calls.items()}
     print(table(costs, BASE, memory))
+
+
+def _calls(args: argparse.Namespace) -> dict[str, Callable[[], None]]:
+    """A step of BASE and of each method that is asked for, on the same scans."""
+    device, crop = torch.device(args.device), tuple(args.crop)
+    names = list(dict.fromkeys([BASE, *args.methods]))
+    scans = volumes(_largest_region(names, crop), args.batch_size)
+    return {name: step_of(name, args.preset, scans, crop, device) for name in names}
 
 
 def _largest_region(variants: list[str], crop: Shape) -> Shape:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from itertools import cycle, islice
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -29,8 +30,9 @@ from torch.utils.data import default_collate
 from torch.utils.flop_counter import flop_registry
 
 from nnssl.bench import markdown
+from nnssl.bench.command_line import parser_of
 from nnssl.bench.lent import META, Kernel, lent
-from nnssl.bench.methods import named
+from nnssl.bench.methods import add_methods, named
 from nnssl.bench.steps import sample
 from nnssl.encoder.attention import fused
 from nnssl.encoder.partition import Mask, WindowPartition
@@ -105,9 +107,8 @@ class Count(TorchDispatchMode):
         self.kernels[name] += 1
         self.bytes += sum(x.numel() * x.element_size() for x in tensors)
         if name.startswith("window attention"):
-            windows, n, _, heads, d = tensors[0].shape
-            products = 5 if "backward" in name else 2  # of n x n by d, or n x d by n
-            self.flops += products * 2 * windows * heads * n * n * d
+            products = 5 if "backward" in name else 2
+            self.flops += products * _flops_of_product(tensors[0])
 
     def without(self, part: Count) -> Count:
         """What is left of this count when a part of it is taken away."""
@@ -118,6 +119,12 @@ class Count(TorchDispatchMode):
         return rest
 
 
+def _flops_of_product(qkv: Tensor) -> int:
+    """Of n x n by d, or of n x d by n, in all windows and heads of [W n 3 heads d]."""
+    windows, n, _, heads, d = qkv.shape
+    return 2 * windows * heads * n * n * d
+
+
 def _tensors(tree: object) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
@@ -126,10 +133,8 @@ def counted(name: str, config: SwinConfig, crop: Shape, batch_size: int) -> dict
     """Of each part of a step of `nnssl.bench.methods.named`: "views", "gradients", "update"."""
     with lent():
         torch.manual_seed(0)
-        kind, chosen = named(name)
-        method = kind(Swin(config, maskable=True), chosen)
-        batch = _batch(method.region(crop), batch_size)
-        run = Run(method, [], RunConfig(10, batch_size, bf16=True), Path(), {"method": name}, META)
+        run = _run(name, config, batch_size)
+        batch = _batch(run.method.region(crop), batch_size)
         views, gradients, update = Count(), Count(), Count()
         run.gradients([batch])  # the first step makes what is made once
         run.update()
@@ -140,6 +145,12 @@ def counted(name: str, config: SwinConfig, crop: Shape, batch_size: int) -> dict
         with views:
             run.prepare_views(batch)
     return {"views": views, "gradients": gradients.without(views), "update": update}
+
+
+def _run(name: str, config: SwinConfig, batch_size: int) -> Run:
+    kind, chosen = named(name)
+    method = kind(Swin(config, maskable=True), chosen)
+    return Run(method, [], RunConfig(10, batch_size, bf16=True), Path(), {"method": name}, META)
 
 
 def _batch(region: Shape, size: int) -> dict:
@@ -156,11 +167,16 @@ def _batch(region: Shape, size: int) -> dict:
 def copied_masks(qkv: Tensor, bias: Tensor, mask: Mask | None) -> Tensor:
     """Attention as it was before there was a kernel: PyTorch's, with a mask for every window."""
     if mask is not None:
-        patterns = mask.patterns[mask.which][:, None]
-        bias = (bias + patterns).repeat(len(qkv) // len(mask.which), 1, 1, 1)
+        bias = _repeated(bias, mask, len(qkv))
     q, k, v = qkv.permute(2, 0, 3, 1, 4)
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
     return out.transpose(1, 2).flatten(2)
+
+
+def _repeated(bias: Tensor, mask: Mask, windows: int) -> Tensor:
+    """The bias of every window, with its mask."""
+    patterns = mask.patterns[mask.which][:, None]
+    return (bias + patterns).repeat(windows // len(mask.which), 1, 1, 1)
 
 
 WAYS: dict[str, Callable] = {
@@ -174,30 +190,41 @@ def attention_bytes(config: SwinConfig, crop: Shape, views: int) -> dict[str, in
     """Bytes read and written by the attention of stage 1, from q, k, v to its output and back."""
     grid = tuple(size // PATCH for size in crop)
     windows = stage_windows(grid, config.window, config.windows, META, config.axes)
-    found = {}
+    in_turn = islice(cycle([windows.plain, windows.shifted]), config.depths[0])
+    partitions, found = list(in_turn), {}
     for name, attention in WAYS.items():
         with lent(), Count() as count:
-            for number in range(config.depths[0]):
-                partition = windows.shifted if number % 2 else windows.plain
-                qkv, bias = _attention_inputs(config, partition, views)
-                out = attention(qkv, bias, partition.mask)
-                out.backward(torch.empty_like(out))
+            for partition in partitions:
+                _attend(attention, config, partition, views)
         found[name] = count.bytes
     return found
+
+
+def _attend(
+    attention: Callable, config: SwinConfig, partition: WindowPartition, views: int
+) -> None:
+    """Forward and backward."""
+    qkv, bias = _attention_inputs(config, partition, views)
+    out = attention(qkv, bias, partition.mask)
+    out.backward(torch.empty_like(out))
 
 
 def _attention_inputs(
     config: SwinConfig, partition: WindowPartition, views: int
 ) -> tuple[Tensor, Tensor]:
     """qkv [W n 3 heads d] of so many views, and the bias [heads n n], on the meta device."""
-    n = config.window**config.spatial_dims
-    filled = partition.token_of_slot
-    slots = len(partition.tokens if filled is None else filled)
-    heads = config.heads[0]
-    shape = (views * slots // n, n, 3, heads, config.embed_dim // heads)
+    n, heads = config.window**config.spatial_dims, config.heads[0]
+    windows = views * _slots(partition) // n
+    shape = (windows, n, 3, heads, config.embed_dim // heads)
     qkv = torch.empty(shape, dtype=torch.bfloat16, device=META, requires_grad=True)
     bias = torch.empty(heads, n, n, device=META, requires_grad=True)
     return qkv, bias
+
+
+def _slots(partition: WindowPartition) -> int:
+    """Tokens of all windows, filled ones among them."""
+    filled = partition.token_of_slot
+    return len(partition.tokens if filled is None else filled)
 
 
 # -- the table -------------------------------------------------------------------------------------
@@ -214,24 +241,19 @@ def table(rows: dict[str, dict[str, Count]]) -> str:
 
 def _row(name: str, parts: list[Count]) -> list[str | int]:
     kernels = [part.total for part in parts]
-    others = [sum(getattr(part, f) for part in parts) for f in ("casts", "views", "copies")]
+    others = [_sum(parts, field) for field in ("casts", "views", "copies")]
     waits = 0  # what waits fails
-    moved, products = (sum(getattr(part, f) for part in parts) for f in ("bytes", "flops"))
-    last = [f"{moved / 1e9:.1f}", f"{products / 1e12:.2f}"]
+    last = [f"{_sum(parts, 'bytes') / 1e9:.1f}", f"{_sum(parts, 'flops') / 1e12:.2f}"]
     return [name, sum(kernels), *kernels, *others, waits, *last]
 
 
+def _sum(parts: list[Count], field: str) -> int:
+    return sum(getattr(part, field) for part in parts)
+
+
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--methods",
-        nargs="+",
-        type=lambda variant: named(variant) and variant,
-        default=["smit", "simmim"],
-        metavar="NAME[:FIELD=VALUE,...]",
-    )
+    parser = parser_of(__doc__)
+    add_methods(parser, ["smit", "simmim"])
     parser.add_argument("--preset", choices=PRESETS, default="smit")
     parser.add_argument("--crop", type=int, nargs="+", default=[96, 96, 96], help="voxels")
     parser.add_argument("--batch-size", type=int, default=8, help="scans per step")
@@ -255,7 +277,10 @@ def main(argv: list[str] | None = None) -> None:
     print(table(rows))
     for line in most_frequent(rows, args.most) if args.most else ():
         print(f"\n{line}")
-    views = 2 * args.batch_size
+    _print_attention(config, crop, 2 * args.batch_size)
+
+
+def _print_attention(config: SwinConfig, crop: Shape, views: int) -> None:
     print(f"\nattention of stage 1, {views} views, forward and backward:")
     for way, moved in attention_bytes(config, crop, views).items():
         print(f"  {way}: {moved / 1e9:.2f} GB")

@@ -47,11 +47,16 @@ def costs(plan: Plan, num_processes: int) -> Costs:
         preprocess = partial(timed, plan=plan, folder=Path(folder))
         start = time.perf_counter()
         for case, result in parallel_map(preprocess, plan.cases, num_processes, "bench"):
-            if isinstance(result, Failed):
-                raise RuntimeError(f"{case.source}: {result.reason}")
-            worker, seconds = result
+            worker, seconds = _done(case, result)
             busy[worker] += seconds
         return Costs(time.perf_counter() - start, max(busy.values()))
+
+
+def _done(case: Case, result: tuple[int, float] | Failed) -> tuple[int, float]:
+    """Raises RuntimeError for a failed case."""
+    if isinstance(result, Failed):
+        raise RuntimeError(f"{case.source}: {result.reason}")
+    return result
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

@@ -27,6 +27,7 @@ from scipy.stats import rankdata
 
 from nnssl import checkpoint
 from nnssl.bench import markdown
+from nnssl.bench.command_line import parser_of
 from nnssl.checkpoint import Checkpoint
 from nnssl.data.labelled import find_labelled, prepare_labelled
 from nnssl.data.plan import Plan
@@ -62,13 +63,18 @@ class Entry:
     def of(cls, path: str, dice: str) -> Entry:
         if not dice:
             return cls(path)
-        try:
-            value = float(dice)
-        except ValueError:
-            value = math.nan
+        value = _number(dice)
         if not path or not 0 <= value <= 1:
             raise ValueError(f"write CHECKPOINT=DICE with a Dice from 0 to 1, got {path}={dice}")
         return cls(path, value)
+
+
+def _number(text: str) -> float:
+    """NaN of what is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 @dataclass(frozen=True)
@@ -97,9 +103,14 @@ def correlation(x: Sequence[float], y: Sequence[float], ranked: bool) -> tuple[f
     pairs = np.array([x, y], dtype=float)
     drawn = np.random.default_rng(0).integers(len(x), size=(DRAWS, len(x)))
     every = _correlations(pairs[0, drawn], pairs[1, drawn], ranked)
-    every = every[np.isfinite(every)]
-    low, high = np.percentile(every, [2.5, 97.5]) if len(every) else (math.nan, math.nan)
-    return float(_correlations(pairs[:1], pairs[1:], ranked)[0]), float(low), float(high)
+    return float(_correlations(pairs[:1], pairs[1:], ranked)[0]), *_interval(every)
+
+
+def _interval(values: np.ndarray) -> tuple[float, float]:
+    """That of 95 % of the finite ones."""
+    finite = values[np.isfinite(values)]
+    low, high = np.percentile(finite, [2.5, 97.5]) if len(finite) else (math.nan, math.nan)
+    return float(low), float(high)
 
 
 def _correlations(x: np.ndarray, y: np.ndarray, ranked: bool) -> np.ndarray:
@@ -114,17 +125,17 @@ def _correlations(x: np.ndarray, y: np.ndarray, ranked: bool) -> np.ndarray:
 
 def report(rows: Sequence[ProbeRow]) -> str:
     """Two tables, and a sentence where they show nothing yet."""
-    parts = [markdown.table(COLUMNS, map(_cells, rows))]
     known = [row for row in rows if row.entry.dice is not None]
+    return "\n\n".join([markdown.table(COLUMNS, map(_cells, rows)), *_correlation_parts(known)])
+
+
+def _correlation_parts(known: Sequence[ProbeRow]) -> Iterator[str]:
     if len(known) >= FEWEST:
         columns = ("probe", "Pearson [95 %]", "Spearman [95 %]")
-        parts.append(markdown.table(columns, _correlation_rows(known)))
+        yield markdown.table(columns, _correlation_rows(known))
     if len(known) < ENOUGH:
-        parts.append(
-            f"The fine-tuned Dice of {len(known)} encoders is given: a correlation is not shown by "
-            f"fewer than {ENOUGH}."
-        )
-    return "\n\n".join(parts)
+        given = f"The fine-tuned Dice of {len(known)} encoders is given"
+        yield f"{given}: a correlation is not shown by fewer than {ENOUGH}."
 
 
 def _correlation_rows(known: Sequence[ProbeRow]) -> Iterator[tuple[str, ...]]:
@@ -162,12 +173,15 @@ def probed(
     for entry in entries:
         source = loaded.get(entry)
         probe = cases.probe((source or first).header["plan"], crop)
-        encoder = _encoder(first, source)
-        began = time.process_time()
-        values = probe.evaluate(encoder, torch.device("cpu"))
-        rows.append(ProbeRow(entry, values, time.process_time() - began))
+        rows.append(_evaluated(entry, probe, _encoder(first, source)))
         log(f"{len(rows)} of {len(entries)}: {markdown.row(_cells(rows[-1]))}")
     return rows
+
+
+def _evaluated(entry: Entry, probe: Probe, encoder: Swin) -> ProbeRow:
+    began = time.process_time()
+    values = probe.evaluate(encoder, torch.device("cpu"))
+    return ProbeRow(entry, values, time.process_time() - began)
 
 
 def _encoder(first: Checkpoint, source: Checkpoint | None) -> Swin:
@@ -190,19 +204,22 @@ class Cases:
 
     def probe(self, plan: dict, crop: tuple[int, ...]) -> Probe:
         """Of the cases as a pretraining with this plan stores them."""
-        hu = plan.get("hu")
-        policy = HUPolicy.from_dict(hu) if hu else None
-        box = crop if len(crop) == 3 else (16, *crop)
-        kept = self.folder / f"{self.dataset}_{self.count}_{fingerprint([plan['spacing'], hu])}"
+        grid = fingerprint([plan["spacing"], plan.get("hu")])
+        kept = self.folder / f"{self.dataset}_{self.count}_{grid}"
         cases = find_labelled(raw_dataset(self.dataset), self.count)
-        prepare_labelled(cases, kept, Plan("probes", tuple(plan["spacing"]), policy, box, ()), 0)
+        prepare_labelled(cases, kept, _probe_plan(plan, crop), 0)
         return Probe(kept, crop, every=1)
 
 
+def _probe_plan(stored: dict, crop: tuple[int, ...]) -> Plan:
+    """stored: the plan of a checkpoint."""
+    policy = HUPolicy.from_dict(stored["hu"]) if stored.get("hu") else None
+    box = crop if len(crop) == 3 else (16, *crop)
+    return Plan("probes", tuple(stored["spacing"]), policy, box, ())
+
+
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("encoders", nargs="*", metavar="CHECKPOINT=DICE")
     parser.add_argument("--csv", type=Path, help="a file with columns checkpoint and dice")
     parser.add_argument(
@@ -219,14 +236,17 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     own = parser()
     args = own.parse_args(argv)
-    cases = Cases(args.dataset, args.cases, args.folder)
-    crop = tuple(args.crop) if args.crop else None
     try:
-        entries = [*map(Entry.parse, args.encoders), *(read_csv(args.csv) if args.csv else [])]
-        rows = probed(entries, cases, crop, lambda line: print(line, file=sys.stderr))
-        print(report(rows))
+        print(report(_rows(args)))
     except (ValueError, FileNotFoundError) as error:
         own.error(str(error))
+
+
+def _rows(args: argparse.Namespace) -> list[ProbeRow]:
+    cases = Cases(args.dataset, args.cases, args.folder)
+    crop = tuple(args.crop) if args.crop else None
+    entries = [*map(Entry.parse, args.encoders), *(read_csv(args.csv) if args.csv else [])]
+    return probed(entries, cases, crop, lambda line: print(line, file=sys.stderr))
 
 
 if __name__ == "__main__":

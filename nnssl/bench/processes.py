@@ -22,12 +22,15 @@ def children(run: int) -> list[int]:
 
 def fork_servers(run: int) -> list[int]:
     """What starts the workers of a run."""
-    found = []
-    for pid in children(run):
-        with contextlib.suppress(OSError):
-            if b"multiprocessing.forkserver" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                found.append(pid)
-    return found
+    return [pid for pid in children(run) if b"multiprocessing.forkserver" in _command(pid)]
+
+
+def _command(process: int) -> bytes:
+    """Its line; nothing of one that has ended."""
+    try:
+        return Path(f"/proc/{process}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 def grandchildren(run: int) -> list[int]:

@@ -21,12 +21,15 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import chain, islice, product
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from nnssl.bench import markdown
+from nnssl.bench.command_line import parser_of
 from nnssl.data.crops import Crops, Stored
 from nnssl.data.plan import Case, Plan, make_plan, resampled_shape
 from nnssl.data.prepare import prepare
@@ -38,6 +41,7 @@ from nnssl.data.survey_report import ScanReport
 from nnssl.train import batches, before, cache
 from nnssl.train.places import results_folder
 from nnssl.train.pretrain import Options, build
+from nnssl.train.run import Run
 from nnssl.types import PREPROCESSED, RESULTS
 
 NAME, SHAPE, SPACING = "made", (300, 512, 512), (1.5, 0.8, 0.8)
@@ -76,42 +80,53 @@ class WithoutVoxels(Stored):
 def make_raw(made: Made) -> None:
     """Files that are found as scans, and an answer of the survey for each."""
     (made.folder / "survey").mkdir(parents=True)
-    low, high = HISTOGRAM
-    counts = np.random.default_rng(0).integers(0, 40_000, high - low + 1)
-    counts[HU_VALUES:] = 0
-    histogram = base64.b64encode(zlib.compress(counts.astype("<i8").tobytes(), 1)).decode()
-    line = ScanReport(
-        "", "", True, "", SHAPE, SPACING, (-1000.0, -900.0, 0.0, 90.0, 900.0), "", "LPS"
-    )
+    histogram = _histogram()
     for number in range(made.scans):
         path = made.raw / f"{number // A_FOLDER:04d}" / f"ct_{number:07d}.nii.gz"
         if number % A_FOLDER == 0:
             path.parent.mkdir(parents=True)
         path.touch()
-        status = path.stat()
-        answer = {
-            "signature": [SURVEY_VERSION, status.st_size, status.st_mtime_ns],
-            "line": asdict(replace(line, path=str(path))) | {"histogram": histogram},
-        }
-        line_file(Found(str(path)), made.folder).write_text(json.dumps(answer))
+        answer = json.dumps(_answer(path, histogram))
+        line_file(Found(str(path)), made.folder).write_text(answer)
+
+
+def _histogram() -> str:
+    """Of a body, as the survey keeps it."""
+    low, high = HISTOGRAM
+    counts = np.random.default_rng(0).integers(0, 40_000, high - low + 1)
+    counts[HU_VALUES:] = 0
+    return _packed(counts.astype("<i8"), level=1)
+
+
+def _packed(numbers: np.ndarray, level: int = -1) -> str:
+    return base64.b64encode(zlib.compress(numbers.tobytes(), level)).decode()
+
+
+def _answer(path: Path, histogram: str) -> dict:
+    """What the survey keeps of a scan."""
+    status = path.stat()
+    percentiles = (-1000.0, -900.0, 0.0, 90.0, 900.0)
+    line = ScanReport(str(path), "", True, "", SHAPE, SPACING, percentiles, histogram, "LPS")
+    signature = [SURVEY_VERSION, status.st_size, status.st_mtime_ns]
+    return {"signature": signature, "line": asdict(line)}
 
 
 def make_notes(made: Made, plan: Plan) -> None:
     """Notes as of preprocessed scans, and files of no voxels: each the first of LINKS."""
     shape = resampled_shape(SHAPE, SPACING, plan.spacing)
     blocks = [-(-side // BLOCK) for side in shape]
-    fractions = np.random.default_rng(0).integers(100, 256, blocks).astype(np.uint8)
-    body = base64.b64encode(zlib.compress(fractions.tobytes())).decode()
-    first = Path(), Path()
-    for number, case in enumerate(plan.cases):
-        voxels, note = (made.folder / f"{case.id}{ending}" for ending in (".b2nd", ".json"))
-        if number % LINKS:
-            os.link(first[0], voxels)
-            os.link(first[1], note)
-            continue
-        first = voxels, note
-        voxels.touch()
-        note.write_text(json.dumps(_note(case, plan, shape, body)))
+    body = _packed(np.random.default_rng(0).integers(100, 256, blocks).astype(np.uint8))
+    for first in range(0, len(plan.cases), LINKS):
+        case, *others = plan.cases[first : first + LINKS]
+        (made.folder / f"{case.id}.b2nd").touch()
+        (made.folder / f"{case.id}.json").write_text(json.dumps(_note(case, plan, shape, body)))
+        _link(made.folder, case, others)
+
+
+def _link(folder: Path, first: Case, others: list[Case]) -> None:
+    """Give the others the files of the first."""
+    for case, ending in product(others, (".b2nd", ".json")):
+        os.link(folder / f"{first.id}{ending}", folder / f"{case.id}{ending}")
 
 
 def _note(case: Case, plan: Plan, shape: tuple[int, ...], body: str) -> dict:
@@ -132,72 +147,97 @@ def _note(case: Case, plan: Plan, shape: tuple[int, ...], body: str) -> dict:
 
 def stages(made: Made) -> Iterator[tuple[str, Callable[[], object]]]:
     """Name and call of each piece of work, in order; what is made between them is no part of it."""
-    kept: dict = {}
-    options = Options(
-        "simmim", name=NAME, preset="tiny", crop=(32, 32), batch_size=BATCH, steps=2, workers=0,
-        device="cpu", num_processes=0, cache="off",
-    )  # fmt: skip
+    work = Work(made)
+    yield "find the scans", work.find
+    yield "survey, all answers known, with report", work.survey
+    yield "plan", work.decide
+    make_notes(made, work.plan)
+    start = partial(prepare, NAME, made.folder, num_processes=0)
+    yield "first start, with -i", partial(start, [made.raw])
+    yield "later start, with -i", partial(start, [made.raw])
+    yield "later start, --name alone", start
+    yield "size of it all, for --cache", work.least_bytes
+    yield "build the run", partial(work.build, resume=False)
+    yield "save", work.save
+    yield "resume", partial(work.build, resume=True)
+    yield "order of an epoch", work.order
+    yield f"places of {PLACES} crops", work.places
 
-    def find() -> None:
-        kept["found"] = find_scans([made.raw])
 
-    def look() -> None:
-        kept["lines"] = survey(kept.pop("found"), made.folder, 0)
+class Work:
+    """The pieces of work on a collection; what one leaves, later ones take."""
 
-    def decide() -> None:
-        lines = kept.pop("lines")
-        kept["plan"] = make_plan(NAME, lines, body_histograms(lines, made.folder))
-        kept["plan"].save(made.folder / "plan.json")
+    found: list[Found]
+    lines: list[ScanReport]
+    plan: Plan
+    run: Run
+    crops: Crops
 
-    def run(resume: bool) -> None:
-        chosen = replace(options, resume=resume)
-        plan, results = kept["plan"], results_folder(chosen, kept["plan"])
-        earlier = before.of(results, resume, made.folder, plan, _silent)
-        kept["run"] = build(chosen, plan, made.folder, torch.device("cpu"), earlier, (), _silent)
+    def __init__(self, made: Made) -> None:
+        self.made = made
+        self.options = Options(
+            "simmim", name=NAME, preset="tiny", crop=(32, 32), batch_size=BATCH, steps=2,
+            workers=0, device="cpu", num_processes=0, cache="off",
+        )  # fmt: skip
 
-    def order() -> None:
-        crops = kept["crops"] = Crops(made.folder, kept["plan"], (32, 32, 32))
-        crops.source = WithoutVoxels(made.folder)
-        steps = -(-made.scans // BATCH)
-        samples = (i for part in batches.MicroBatches(0, steps, BATCH, 1) for i in part)
-        seen = {crops._scan(index) for index, _ in zip(samples, range(made.scans), strict=False)}
-        assert len(seen) == made.scans
+    def find(self) -> None:
+        self.found = find_scans([self.made.raw])
 
-    def places() -> None:
+    def survey(self) -> None:
+        self.lines = survey(self.found, self.made.folder, 0)
+        del self.found
+
+    def decide(self) -> None:
+        self.plan = make_plan(NAME, self.lines, body_histograms(self.lines, self.made.folder))
+        self.plan.save(self.made.folder / "plan.json")
+        del self.lines
+
+    def least_bytes(self) -> int:
+        return cache.least_bytes(Crops(self.made.folder, self.plan), self.plan)
+
+    def build(self, resume: bool) -> None:
+        chosen, folder = replace(self.options, resume=resume), self.made.folder
+        results = results_folder(chosen, self.plan)
+        earlier = before.of(results, resume, folder, self.plan, _silent)
+        device = torch.device("cpu")
+        self.run = build(chosen, self.plan, folder, device, earlier, (), _silent)
+
+    def save(self) -> None:
+        self.run.save({})
+
+    def order(self) -> None:
+        crops = self.crops = Crops(self.made.folder, self.plan, (32, 32, 32))
+        crops.source = WithoutVoxels(self.made.folder)
+        seen = set(map(crops._scan, _epoch(self.made.scans)))
+        assert len(seen) == self.made.scans
+
+    def places(self) -> None:
         for index in range(PLACES):
-            kept["crops"][index]
+            self.crops[index]
 
-    yield "find the scans", find
-    yield "survey, all answers known, with report", look
-    yield "plan", decide
-    make_notes(made, kept["plan"])
-    yield "first start, with -i", lambda: prepare(NAME, made.folder, [made.raw], num_processes=0)
-    yield "later start, with -i", lambda: prepare(NAME, made.folder, [made.raw], num_processes=0)
-    yield "later start, --name alone", lambda: prepare(NAME, made.folder, num_processes=0)
-    yield (
-        "size of it all, for --cache",
-        lambda: cache.least_bytes(Crops(made.folder, kept["plan"]), kept["plan"]),
-    )
-    yield "build the run", lambda: run(False)
-    yield "save", lambda: kept["run"].save({})
-    yield "resume", lambda: run(True)
-    yield "order of an epoch", order
-    yield f"places of {PLACES} crops", places
+
+def _epoch(scans: int) -> Iterator[int]:
+    """The samples of the first steps, one for each scan."""
+    steps = -(-scans // BATCH)
+    samples = chain.from_iterable(batches.MicroBatches(0, steps, BATCH, 1))
+    return islice(samples, scans)
 
 
 def _silent(_: str) -> None:
     """What a run says of itself is not wanted here."""
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = parser_of(__doc__)
     parser.add_argument("--scans", type=int, default=10412, help="default: %(default)s, SMIT's")
     parser.add_argument(
         "--folder", type=Path, help="where it is made, some 5 kB and 4 names a scan; removed again"
     )
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
     with tempfile.TemporaryDirectory(dir=args.folder) as top:
         made = Made(Path(top), args.scans)
         os.environ |= {PREPROCESSED: f"{top}/preprocessed", RESULTS: f"{top}/results"}
@@ -205,13 +245,16 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{args.scans} synthetic scans\n")
         print(markdown.header(("stage", "s", "CPU s", "us per scan", "peak MiB")))
         for name, work in stages(made):
-            wall, cpu = time.perf_counter(), time.process_time()
-            work()
-            wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-            each = 1e6 * cpu / args.scans
-            cells = (name, f"{wall:.2f}", f"{cpu:.2f}", f"{each:.1f}", f"{peak:.0f}")
-            print(markdown.row(cells), flush=True)
+            print(markdown.row([name, *_costs(work, args.scans)]), flush=True)
+
+
+def _costs(work: Callable[[], object], scans: int) -> list[str]:
+    """The cells of a piece of work: its seconds, CPU time per scan, and the peak so far."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    work()
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return [f"{wall:.2f}", f"{cpu:.2f}", f"{1e6 * cpu / scans:.1f}", f"{peak:.0f}"]
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -41,10 +42,13 @@ def measure(
         "peak_mib": memory / 2**20,
         "first_s": first,
         "host_ms": 1e3 * issued,
-        "waits": _or_none(waits, step, device),
-        "idle": _or_none(idle, step, device),
+        **_traced(step, device),
         **_rate(flops, whole, device),
     }
+
+
+def _traced(step: Callable[[], object], device: torch.device) -> dict:
+    return {"waits": _or_none(waits, step, device), "idle": _or_none(idle, step, device)}
 
 
 def _timed(step: Callable[[], object], count: int, device: torch.device) -> tuple[float, float]:
@@ -83,15 +87,22 @@ def _or_none(
 
 def waits(step: Callable[[], object], device: torch.device) -> int:
     """How often PyTorch makes the host wait for the GPU in a step."""
-    before = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        torch.cuda.set_sync_debug_mode("warn")
-        try:
+        with _warning_of_waits():
             step()
-        finally:
-            torch.cuda.set_sync_debug_mode(before)
     return sum("synchroniz" in str(warning.message) for warning in said)
+
+
+@contextmanager
+def _warning_of_waits() -> Iterator[None]:
+    """PyTorch warns of each within."""
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
 
 
 def idle(step: Callable[[], object], device: torch.device) -> float:
@@ -99,8 +110,11 @@ def idle(step: Callable[[], object], device: torch.device) -> float:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         wait_for(device)
         each, _ = _timed(step, 3, device)
-    busy = sum(event.duration_ns() for event in events(profile) if _is_kernel(event)) / 1e9
-    return max(0.0, 1 - busy / (3 * each))
+    return max(0.0, 1 - _busy_seconds(profile) / (3 * each))
+
+
+def _busy_seconds(profile: torch.profiler.profile) -> float:
+    return sum(event.duration_ns() for event in events(profile) if _is_kernel(event)) / 1e9
 
 
 def _is_kernel(event: _KinetoEvent) -> bool:

@@ -12,7 +12,7 @@ import resource
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import astuple, dataclass
-from itertools import accumulate
+from itertools import accumulate, product
 from statistics import median
 
 import torch
@@ -62,12 +62,15 @@ def side_by_side(
         for _ in range(warmup):
             call()
     costs: Rounds = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            start = _now(device)
-            call()
-            costs[name].append(_now(device) - start)
+    for _, (name, call) in product(range(rounds), calls.items()):
+        costs[name].append(_cost(call, device))
     return costs
+
+
+def _cost(call: Callable[[], object], device: torch.device) -> Cost:
+    start = _now(device)
+    call()
+    return _now(device) - start
 
 
 def ratio(costs: Rounds, name: str, base: str, what: str = "wall") -> float:
@@ -120,10 +123,12 @@ def table(costs: Rounds, base: str, memory: Mapping[str, int] | None = None) -> 
     rows = [[name, *_medians(own), *_ratios(costs, name, base)] for name, own in costs.items()]
     if memory is not None:
         columns += ["peak MiB", "peak ratio"]
-        for row in rows:
-            peak, least = memory[row[0]], max(memory[base], 1)
-            row += [f"{peak / 2**20:.0f}", f"{peak / least:.2f}"]
+        rows = [[*row, *_peaks(memory[row[0]], memory[base])] for row in rows]
     return markdown.table(columns, rows)
+
+
+def _peaks(peak: int, base: int) -> list[str]:
+    return [f"{peak / 2**20:.0f}", f"{peak / max(base, 1):.2f}"]
 
 
 def _medians(costs: list[Cost]) -> list[str]:

@@ -20,7 +20,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,10 +100,11 @@ class Trial:
     ) -> int:
         """The process of a new run, leader of its own group; `prelude` is what it does first."""
         line = [*LINE, "-i", self.raw, *(more if "-np" in more else ("-np", 0, *more))]
-        (log or self.log).unlink(missing_ok=True)  # what the last run has said
+        log = log or self.log
+        log.unlink(missing_ok=True)  # what the last run has said
         child = os.fork()
         if child == 0:
-            _as_command([str(word) for word in line], self.folder, log or self.log, prelude)
+            _as_command(list(map(str, line)), self.folder, log, prelude)
         return child
 
     def wait(self, run: int) -> int:
@@ -115,8 +116,7 @@ class Trial:
                 self._require_clean_end(run)
                 return os.waitstatus_to_exitcode(status)
             time.sleep(0.03)
-        os.killpg(run, signal.SIGKILL)
-        os.waitpid(run, 0)
+        _kill_all(run)
         raise Lost(f"a run did not end within {LONGEST:.0f} s: {self.said()[-500:]}")
 
     def _require_clean_end(self, run: int) -> None:
@@ -141,11 +141,7 @@ class Trial:
             lines = (self.results / "log.jsonl").read_text(encoding="utf-8").splitlines()
         except OSError:
             return []
-        rows = []
-        for line in lines:
-            with contextlib.suppress(json.JSONDecodeError):
-                rows.append(json.loads(line))
-        return rows
+        return [row for line in lines if (row := _row(line)) is not None]
 
     def until(self, run: int, holds: Callable[[], object]) -> None:
         """Wait until something holds, or the run has ended."""
@@ -168,6 +164,20 @@ class Trial:
                 os.killpg(run, signal.SIGKILL)
                 raise Lost(f"{len(left)} processes outlived their run by {TO_END:.0f} s")
             time.sleep(0.1)
+
+
+def _kill_all(run: int) -> None:
+    """The whole group of a run that does not end."""
+    os.killpg(run, signal.SIGKILL)
+    os.waitpid(run, 0)
+
+
+def _row(line: str) -> dict | None:
+    """Of a log; None of a line that was cut short."""
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:
+        return None
 
 
 def _as_command(words: list[str], folder: Path, log: Path, prelude: Callable[[], object]) -> None:
@@ -223,9 +233,14 @@ def set_language(chance: random.Random) -> None:
     name = _set_locale(chance.sample(LANGUAGES, len(LANGUAGES)))
     os.environ["TZ"] = chance.choice(["UTC", "Asia/Kathmandu", "America/St_Johns", "nowhere"])
     time.tzset()
-    if "UTF-8" not in name:  # Python's own choice for such a terminal
-        sys.stdout = io.TextIOWrapper(sys.stdout.buffer, "ascii", "strict", line_buffering=True)
-        sys.stderr = io.TextIOWrapper(sys.stderr.buffer, "ascii", "backslashreplace")
+    if "UTF-8" not in name:
+        _print_ascii()
+
+
+def _print_ascii() -> None:
+    """As Python does of itself on a terminal that has no UTF-8."""
+    sys.stdout = io.TextIOWrapper(sys.stdout.buffer, "ascii", "strict", line_buffering=True)
+    sys.stderr = io.TextIOWrapper(sys.stderr.buffer, "ascii", "backslashreplace")
 
 
 def _set_locale(names: list[str]) -> str:
@@ -242,8 +257,8 @@ def outcome(trial: Trial) -> dict:
     """Weights, optimiser and losses of a finished run, and nothing that a clock has made."""
     import torch
 
-    latest = torch.load(trial.results / "checkpoint_latest.pth", weights_only=True)
-    final = torch.load(trial.results / FINAL, weights_only=True)
+    names = ("checkpoint_latest.pth", FINAL)
+    latest, final = (torch.load(trial.results / name, weights_only=True) for name in names)
     losses = [(row["step"], row["total"], row["grad_norm"]) for row in trial.rows()]
     return {
         "final": final["network_weights"],
@@ -255,19 +270,29 @@ def outcome(trial: Trial) -> dict:
 
 def require_equal(ours: object, theirs: object, where: str = "") -> None:
     """Bit for bit. Raises Lost, which names where the first difference is."""
+    for name, our_part, their_part in _parts(ours, theirs):
+        require_equal(our_part, their_part, f"{where}{name}")
+    if not _is_equal(ours, theirs):
+        raise Lost(f"{where[1:]} differs from the run that nothing had disturbed")
+
+
+def _parts(ours: object, theirs: object) -> Iterator[tuple[str, object, object]]:
+    """Of two dictionaries or two lists: the name of each part, and what both have there."""
+    if isinstance(ours, dict) and isinstance(theirs, dict) and ours.keys() == theirs.keys():
+        yield from ((f".{name}", ours[name], theirs[name]) for name in ours)
+    if isinstance(ours, (list, tuple)) and isinstance(theirs, (list, tuple)):
+        for number, pair in enumerate(zip(ours, theirs, strict=False)):
+            yield f"[{number}]", *pair
+
+
+def _is_equal(ours: object, theirs: object) -> bool:
+    """Of what has `_parts` only whether they are as many, and of the same names."""
     import torch
 
     if isinstance(ours, torch.Tensor) and isinstance(theirs, torch.Tensor):
-        same = torch.equal(ours, theirs)
-    elif isinstance(ours, dict) and isinstance(theirs, dict):
-        same = ours.keys() == theirs.keys()
-        for name in ours if same else ():
-            require_equal(ours[name], theirs[name], f"{where}.{name}")
-    elif isinstance(ours, (list, tuple)) and isinstance(theirs, (list, tuple)):
-        same = len(ours) == len(theirs)
-        for number, pair in enumerate(zip(ours, theirs, strict=False)):
-            require_equal(*pair, f"{where}[{number}]")
-    else:
-        same = ours == theirs
-    if not same:
-        raise Lost(f"{where[1:]} differs from the run that nothing had disturbed")
+        return torch.equal(ours, theirs)
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        return ours.keys() == theirs.keys()
+    if isinstance(ours, (list, tuple)) and isinstance(theirs, (list, tuple)):
+        return len(ours) == len(theirs)
+    return ours == theirs

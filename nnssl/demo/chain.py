@@ -59,6 +59,15 @@ class ChainStage:
     makes: tuple[str, ...]
 
 
+def _seeds(first: int, count: int) -> range:
+    return range(first, first + count)
+
+
+def _are_known(trainers: str) -> bool:
+    """Whether nnU-Net looks for trainers in that folder already."""
+    return trainers in os.environ.get(hook.VARIABLE, "").split(os.pathsep)
+
+
 @dataclass(frozen=True)
 class Demo:
     """One demo in `folder` (absolute). `scans`: the user's own for pretraining, in the place of
@@ -81,8 +90,7 @@ class Demo:
         """
         own = {name: str(self.folder / name) for name in (RAW, PREPROCESSED, RESULTS)}
         trainers = hook.trainers_folder()
-        known = trainers in os.environ.get(hook.VARIABLE, "").split(os.pathsep)
-        return own if known else {**own, hook.VARIABLE: trainers}
+        return own if _are_known(trainers) else {**own, hook.VARIABLE: trainers}
 
     @property
     def processes(self) -> dict[str, str]:
@@ -129,12 +137,9 @@ class Demo:
         size = self.size
         if not self.scans:
             phantoms.write_folder(self.folder / "scans", range(size.unlabelled), size.shape)
-        phantoms.write_nnunet_dataset(
-            self.raw,
-            training=range(LABELLED_SEEDS, LABELLED_SEEDS + size.labelled),
-            unseen=range(UNSEEN_SEEDS, UNSEEN_SEEDS + size.unseen),
-            shape=size.shape,
-        )
+        training = _seeds(LABELLED_SEEDS, size.labelled)
+        unseen = _seeds(UNSEEN_SEEDS, size.unseen)
+        phantoms.write_nnunet_dataset(self.raw, training, unseen, shape=size.shape)
 
     def _pretrain(self) -> Command:
         size, scans = self.size, str(self.scans or self.folder / "scans")
@@ -146,16 +151,19 @@ class Demo:
         ]
 
     def _plan(self) -> list[Command]:
-        size, processes = self.size, str(self.size.processes)
+        processes = str(self.size.processes)
         plan = ["nnUNetv2_plan_and_preprocess", "-d", DATASET, "-c", CONFIGURATION]
-        # what two cores can do in minutes
-        recipe = ["--decoder", "light", "--patch", *map(str, size.patch)]
-        recipe += ["--epochs", str(size.epochs), "--iterations", str(size.iterations)]
-        # short: every patch shows an organ, upright
-        recipe += ["--lr", "2e-3", "--foreground", "1", "--no-mirror"]
+        ours = ["nnssl_plan", "-d", DATASET, "-p", "nnUNetPlans", "--name", PLANS]
+        return [[*plan, "-npfp", processes, "-np", processes], [*ours, *self._recipe()]]
+
+    def _recipe(self) -> list[str]:
+        size = self.size
         return [
-            [*plan, "-npfp", processes, "-np", processes],
-            ["nnssl_plan", "-d", DATASET, "-p", "nnUNetPlans", "--name", PLANS, *recipe],
+            # what two cores can do in minutes
+            *("--decoder", "light", "--patch", *map(str, size.patch)),
+            *("--epochs", str(size.epochs), "--iterations", str(size.iterations)),
+            # short: every patch shows an organ, upright
+            *("--lr", "2e-3", "--foreground", "1", "--no-mirror"),
         ]
 
     def _train(self, trainer: str) -> Command:

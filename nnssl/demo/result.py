@@ -14,6 +14,7 @@ from nnssl.phantoms import LABELS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 ORGANS = {name: value for name, value in LABELS.items() if value}
 WINDOW = (-160, 240)  # HU shown, the usual abdominal window
@@ -34,14 +35,20 @@ def dice(prediction: np.ndarray, truth: np.ndarray) -> float:
 
 def mean_dice(predictions: Path, truths: Path) -> dict[str, float]:
     """Mean over the cases, per organ, and `mean` over the organs."""
-    cases = [
-        (read(predictions / path.name), read(path)) for path in sorted(truths.glob("*.nii.gz"))
-    ]
-    per_organ = {}
-    for name, value in ORGANS.items():
-        scores = [dice(prediction == value, truth == value) for prediction, truth in cases]
-        per_organ[name] = float(np.mean(scores))
+    names = _names(truths)
+    cases = [(read(predictions / name), read(truths / name)) for name in names]
+    per_organ = {name: _mean_dice_of(value, cases) for name, value in ORGANS.items()}
     return {**per_organ, "mean": float(np.mean(list(per_organ.values())))}
+
+
+def _names(folder: Path) -> list[str]:
+    """Of its cases' files, sorted."""
+    return [path.name for path in sorted(folder.glob("*.nii.gz"))]
+
+
+def _mean_dice_of(value: int, cases: list[tuple[np.ndarray, np.ndarray]]) -> float:
+    """cases: prediction and truth of each."""
+    return float(np.mean([dice(ours == value, truth == value) for ours, truth in cases]))
 
 
 def summarise(demo: Demo, seconds: dict[str, float]) -> dict:
@@ -71,10 +78,12 @@ def describe(demo: Demo, result: dict) -> str:
 
 def _dice_table(scores: dict[str, dict[str, float]], unseen: int) -> list[str]:
     title = f"Dice, mean over {unseen} unseen phantoms"
-    rows = [f"{title:40}" + "".join(f"{start:>21}" for start in scores)]
-    for organ in (*ORGANS, "mean"):
-        rows.append(f"  {organ:38}" + "".join(f"{by[organ]:21.3f}" for by in scores.values()))
-    return rows
+    header = f"{title:40}" + "".join(f"{start:>21}" for start in scores)
+    return [header, *(_dice_row(organ, scores) for organ in (*ORGANS, "mean"))]
+
+
+def _dice_row(organ: str, scores: dict[str, dict[str, float]]) -> str:
+    return f"  {organ:38}" + "".join(f"{by[organ]:21.3f}" for by in scores.values())
 
 
 def _time_table(seconds: dict[str, float]) -> list[str]:
@@ -87,28 +96,39 @@ def draw(demo: Demo, path: Path) -> None:
     organs.
     """
     from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
 
-    names = [path.name for path in sorted((demo.raw / "labelsTs").glob("*.nii.gz"))][:2]
+    names = _names(demo.raw / "labelsTs")[:2]
     figure = Figure(figsize=(13, 3.2 * len(names)))
     grid = figure.subplots(len(names), 2 + len(TRAINERS), squeeze=False)
     for row, name in zip(grid, names, strict=True):
         _draw_case(row, demo, name)
-    handles = [Line2D([], [], lw=6, color=COLOURS[v], label=n) for n, v in ORGANS.items()]
-    figure.legend(handles=handles, loc="lower center", ncols=len(ORGANS))
+    _add_legend(figure)
     with atomic(path) as temporary:
         figure.savefig(temporary, dpi=110, bbox_inches="tight")
+
+
+def _add_legend(figure: Figure) -> None:
+    """The organs' colours."""
+    from matplotlib.lines import Line2D
+
+    handles = [Line2D([], [], lw=6, color=COLOURS[v], label=n) for n, v in ORGANS.items()]
+    figure.legend(handles=handles, loc="lower center", ncols=len(ORGANS))
 
 
 def _draw_case(row: Sequence[Axes], demo: Demo, name: str) -> None:
     scan = read(demo.raw / "imagesTs" / name.replace(".nii.gz", "_0000.nii.gz"))
     truth = read(demo.raw / "labelsTs" / name)
-    maps = {"scan": None, "truth": truth}
-    maps |= {f"predicted, {start}": read(demo.predictions(start) / name) for start in TRAINERS}
     shown = most_organs(truth)
+    maps = {"scan": None, "truth": truth[shown]}
+    maps |= {title: labels[shown] for title, labels in _predicted(demo, name).items()}
     for axes, (title, labels) in zip(row, maps.items(), strict=True):
-        _draw_slice(axes, scan[shown], None if labels is None else labels[shown])
+        _draw_slice(axes, scan[shown], labels)
         axes.set_title(title)
+
+
+def _predicted(demo: Demo, name: str) -> dict[str, np.ndarray]:
+    """The labels of a case by both models, each under its title."""
+    return {f"predicted, {start}": read(demo.predictions(start) / name) for start in TRAINERS}
 
 
 def _draw_slice(axes: Axes, scan: np.ndarray, labels: np.ndarray | None) -> None:
@@ -123,7 +143,8 @@ def most_organs(labels: np.ndarray) -> int:
     organ.
     """
     areas = np.stack([(labels == value).sum(axis=(1, 2)) for value in ORGANS.values()])
-    return int(np.lexsort((areas.min(axis=0), (areas > 0).sum(axis=0)))[-1])
+    organs, smallest = (areas > 0).sum(axis=0), areas.min(axis=0)
+    return int(np.lexsort((smallest, organs))[-1])
 
 
 def coloured(labels: np.ndarray) -> np.ndarray:

@@ -37,13 +37,18 @@ def run(demo: Demo) -> dict[str, float]:
     stages = demo.stages()
     for number, stage in enumerate(stages, start=1):
         print(f"\n[{number}/{len(stages)}] {stage.title}", flush=True)
-        if stage.name in finished:
-            print(f"    finished earlier, in {finished[stage.name]:.0f} s")
-            continue
-        finished[stage.name] = round(run_stage(stage, demo), 1)
-        _mark(demo, finished)
-        print(f"    {finished[stage.name]:.0f} s")
+        _finish(stage, demo, finished)
     return finished
+
+
+def _finish(stage: ChainStage, demo: Demo, finished: dict[str, float]) -> None:
+    """Run it, unless it is in `finished`, and put it there."""
+    if stage.name in finished:
+        print(f"    finished earlier, in {finished[stage.name]:.0f} s")
+        return
+    finished[stage.name] = round(run_stage(stage, demo), 1)
+    _mark(demo, finished)
+    print(f"    {finished[stage.name]:.0f} s")
 
 
 def _print_variables(demo: Demo) -> None:
@@ -71,15 +76,19 @@ def open_folder(demo: Demo) -> dict[str, float]:
 
 def _finished_earlier(demo: Demo) -> dict[str, float]:
     """The seconds of each stage; raises DemoError for a folder that is not the demo's."""
-    folder = demo.folder
-    if (folder / MARKER).is_file():
-        earlier = read_json(folder / MARKER)
-        return earlier["finished"] if earlier["settings"] == demo.settings() else {}
+    marker = demo.folder / MARKER
+    if not marker.is_file():
+        _require_empty(demo.folder)
+        return {}
+    earlier = read_json(marker)
+    return earlier["finished"] if earlier["settings"] == demo.settings() else {}
+
+
+def _require_empty(folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DemoError(
             f"{folder} is not empty and not the demo's; give a new folder: nnssl_demo -o FOLDER"
         )
-    return {}
 
 
 def clear(folder: Path, names: tuple[str, ...]) -> None:
@@ -120,11 +129,15 @@ def environment(demo: Demo) -> dict[str, str]:
 def execute(command: Command, log: Path, variables: dict[str, str]) -> None:
     """Run with all output in `log`; raises DemoError when the command fails."""
     if status := run_logged(command, log, variables, wait=lambda process: follow(process, log)):
-        raise DemoError(
-            f"this command ended with status {status}:\n\n    {shlex.join(command)}\n\n"
-            f"The last lines of {log}:\n\n{tail(log, LINES)}\n\n"
-            "Once the cause is gone, the same nnssl_demo command continues from here."
-        )
+        raise _failed(command, status, log)
+
+
+def _failed(command: Command, status: int, log: Path) -> DemoError:
+    return DemoError(
+        f"this command ended with status {status}:\n\n    {shlex.join(command)}\n\n"
+        f"The last lines of {log}:\n\n{tail(log, LINES)}\n\n"
+        "Once the cause is gone, the same nnssl_demo command continues from here."
+    )
 
 
 def follow(process: subprocess.Popen, log: Path) -> None:

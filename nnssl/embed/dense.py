@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from nnssl import files
+from nnssl.embed.npz import write_npz
 from nnssl.embed.scan import Prepared, resampled_affine
 from nnssl.embed.scan_encoder import Encoder
 from nnssl.embed.table import ScanRow
@@ -50,14 +51,9 @@ def write(
     if nifti:
         _write_nifti(path, features, affine)
         return
-    with files.atomic(path) as temporary, temporary.open("wb") as file:
-        np.savez(
-            file,
-            features=features.astype(np.float16),
-            affine=affine,
-            stride=np.array(stride),
-            id=np.array(row.id),
-        )
+    place_of = {"affine": affine, "stride": np.array(stride)}
+    half = features.astype(np.float16)
+    write_npz(path, {"features": half, **place_of, "id": np.array(row.id)})
 
 
 def _affine(encoder: Encoder, scan: Prepared, stride: Shape) -> np.ndarray:
@@ -71,8 +67,12 @@ def _affine(encoder: Encoder, scan: Prepared, stride: Shape) -> np.ndarray:
 def _write_nifti(path: Path, features: np.ndarray, affine: np.ndarray) -> None:
     import nibabel
 
-    volume = np.ascontiguousarray(features.transpose(3, 2, 1, 0)[:, :, :, None], np.float32)
-    image = nibabel.Nifti1Image(volume, affine)
+    image = nibabel.Nifti1Image(_vector_volume(features), affine)
     image.header.set_intent("vector")
     with files.atomic(path) as temporary:
         nibabel.save(image, temporary)
+
+
+def _vector_volume(features: np.ndarray) -> np.ndarray:
+    """[C Z Y X] as NIfTI stores a vector at each voxel: float32 (x, y, z, 1, C)."""
+    return np.ascontiguousarray(features.transpose(3, 2, 1, 0)[:, :, :, None], np.float32)

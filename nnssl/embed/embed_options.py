@@ -15,10 +15,14 @@ from nnssl.types import Shape, Spacing
 STRIDES = "2, 4, 8, 16 or 32"
 
 
+def _is_positive(word: str) -> bool:
+    return word.isdigit() and int(word) > 0
+
+
 def _window(given: list[str]) -> Literal["whole"] | Shape:
     if given == ["whole"]:
         return "whole"
-    if len(given) == 3 and all(word.isdigit() and int(word) > 0 for word in given):
+    if len(given) == 3 and all(map(_is_positive, given)):
         return tuple(map(int, given))
     raise ValueError(
         f"--window takes three positive numbers Z Y X, or whole; got {' '.join(given)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from nnssl.data.scans import Found
@@ -18,13 +19,21 @@ def find(folder: Path) -> Masks:
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder of masks at {folder}")
     found: Masks = {}
-    for where, _, names in os.walk(folder, followlinks=True):
-        for name in sorted(names):
-            if ending(name) and not name.startswith("."):
-                found.setdefault(stem(name), []).append(Path(where, name))
+    for path in _volumes(folder):
+        found.setdefault(stem(path.name), []).append(path)
     if not found:
         raise ValueError(f"no masks in {folder}: looked for {', '.join(VOLUME_ENDINGS)}")
     return found
+
+
+def _volumes(folder: Path) -> Iterator[Path]:
+    """Files of volumes at any depth; hidden ones are none."""
+    for where, _, names in os.walk(folder, followlinks=True):
+        yield from (Path(where, name) for name in sorted(names) if _is_volume(name))
+
+
+def _is_volume(name: str) -> bool:
+    return bool(ending(name)) and not name.startswith(".")
 
 
 def stem(name: str) -> str:
@@ -34,9 +43,11 @@ def stem(name: str) -> str:
 
 def mask_of(found: Found, masks: Masks) -> Path | None:
     """The label file of the same name, with or without nnU-Net's _0000; of several the nearest."""
-    name = stem(Path(found.path).name)
-    for wanted in (name, name.removesuffix(CHANNEL)):
-        if there := masks.get(wanted):
-            parts = set(Path(found.path).parts)
-            return max(there, key=lambda path: (len(parts & set(path.parts)), str(path)))
-    return None
+    scan = Path(found.path)
+    name = stem(scan.name)
+    there = masks.get(name) or masks.get(name.removesuffix(CHANNEL))
+    return max(there, key=lambda path: (_shared_parts(path, scan), str(path))) if there else None
+
+
+def _shared_parts(one: Path, other: Path) -> int:
+    return len(set(one.parts) & set(other.parts))

@@ -6,8 +6,9 @@ same folder best; where there is one folder only, SHOWN.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
-from itertools import product
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,9 +33,8 @@ def draw(table: FeatureTable, folder: Path, thumbnails: bool, say: Callable[[str
         raise ValueError(f"pictures need {FEWEST} scans or more, there are {len(table.id)}")
     groups = sorted(set(table.group))
     stage = SHOWN if len(groups) == 1 else _most_alike(table, say)
-    near = nearest(table.stages[stage], NEAREST)
     neighbours, projection = folder / "neighbours.png", folder / "projection.png"
-    _save(_neighbours(table, near, groups, stage, thumbnails), neighbours)
+    _save(_neighbours(table, groups, stage, thumbnails), neighbours)
     _save(_projection(table, groups, stage), projection)
     say(f"{neighbours}, {projection}: by stage{stage}")
 
@@ -57,12 +57,18 @@ def standardised(features: np.ndarray) -> np.ndarray:
     return scaled / np.linalg.norm(scaled, axis=1, keepdims=True).clip(1e-9)
 
 
-def nearest(features: np.ndarray, count: int) -> np.ndarray:
-    """[n min(count, n - 1)]: for each scan the others with the largest cosine, best first."""
+def _cosines(features: np.ndarray) -> np.ndarray:
+    """[n n] of each scan with each other; -inf with itself."""
     vectors = standardised(features)
     alike = vectors @ vectors.T
     np.fill_diagonal(alike, -np.inf)
-    return np.argsort(-alike, axis=1, kind="stable")[:, : min(count, len(alike) - 1)]
+    return alike
+
+
+def nearest(features: np.ndarray, count: int) -> np.ndarray:
+    """[n min(count, n - 1)]: for each scan the others with the largest cosine, best first."""
+    order = np.argsort(-_cosines(features), axis=1, kind="stable")
+    return order[:, : min(count, len(order) - 1)]
 
 
 def same_group(features: np.ndarray, groups: list[str]) -> float:
@@ -70,8 +76,8 @@ def same_group(features: np.ndarray, groups: list[str]) -> float:
     more scans.
     """
     of, first = np.array(groups), nearest(features, 1)[:, 0]
-    names = [name for name in sorted(set(groups)) if groups.count(name) > 1]
-    hits = [float((of[first[of == name]] == name).mean()) for name in names]
+    several = sorted(name for name, scans in Counter(groups).items() if scans > 1)
+    hits = [float((of[first[of == name]] == name).mean()) for name in several]
     return float(np.mean(hits)) if hits else 0.0
 
 
@@ -84,33 +90,42 @@ def _colours(groups: list[str]) -> dict[str, tuple]:
 
 def _queries(table: FeatureTable, groups: list[str]) -> list[int]:
     """One scan of each group in turn, evenly from its sorted ids."""
-    order = np.argsort(table.id, kind="stable")
-    scans = {name: [int(i) for i in order if table.group[i] == name] for name in groups}
     rounds = -(-QUERIES // len(groups))
-    chosen = []
-    for turn, name in product(range(rounds), groups):
-        place = len(scans[name]) * (2 * turn + 1) // (2 * rounds)
-        chosen.append(scans[name][place])
-    return list(dict.fromkeys(chosen))[:QUERIES]
+    by_group = [_evenly(_scans_of(table, name), rounds) for name in groups]
+    in_turn = chain.from_iterable(zip(*by_group, strict=True))
+    return list(dict.fromkeys(in_turn))[:QUERIES]
 
 
-def _neighbours(
-    table: FeatureTable, near: np.ndarray, groups: list[str], stage: int, thumbnails: bool
-) -> Figure:
+def _scans_of(table: FeatureTable, group: str) -> list[int]:
+    """Their rows, sorted by id."""
+    order = np.argsort(table.id, kind="stable")
+    return [int(row) for row in order if table.group[row] == group]
+
+
+def _evenly(scans: list[int], count: int) -> list[int]:
+    """The middles of `count` equal parts of the list; of a short one some twice."""
+    return [scans[len(scans) * (2 * part + 1) // (2 * count)] for part in range(count)]
+
+
+def _neighbours(table: FeatureTable, groups: list[str], stage: int, thumbnails: bool) -> Figure:
     """One row per query: the scan, and those nearest to it."""
-    from matplotlib.figure import Figure
-
-    colours, rows = _colours(groups), _queries(table, groups)
-    columns = 1 + near.shape[1]
-    figure = Figure(figsize=(1.5 * columns, 1.75 * len(rows) + 0.4), layout="constrained")
-    grid = figure.subplots(len(rows), columns, squeeze=False)
-    for line, query in zip(grid, rows, strict=True):
-        for axes, scan in zip(line, [query, *near[query]], strict=True):
-            _show_scan(axes, table, scan, thumbnails)
-            _frame(axes, colours[table.group[scan]], 4 if axes is line[0] else 2)
+    near, colours = nearest(table.stages[stage], NEAREST), _colours(groups)
+    rows = [[query, *near[query]] for query in _queries(table, groups)]
+    figure, grid = _empty_grid(len(rows), len(rows[0]))
+    for axes, scan in zip(grid.flat, chain.from_iterable(rows), strict=True):
+        _show_scan(axes, table, scan, thumbnails)
+        _frame(axes, colours[table.group[scan]], 4 if axes in grid[:, 0] else 2)
     grid[0, 0].set_title(f"asked for: {grid[0, 0].get_title()}".rstrip(": "), fontsize=8)
     figure.suptitle(f"nearest by cosine, stage{stage}", fontsize=9)
     return figure
+
+
+def _empty_grid(rows: int, columns: int) -> tuple[Figure, np.ndarray]:
+    """The figure, and its axes [rows columns]."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(1.5 * columns, 1.75 * rows + 0.4), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False)
 
 
 def _frame(axes: Axes, colour: tuple, width: int) -> None:
@@ -123,11 +138,14 @@ def _show_scan(axes: Axes, table: FeatureTable, scan: int, thumbnails: bool) -> 
     axes.set(xticks=[], yticks=[])
     group = table.group[scan]
     if thumbnails:
-        grey = {"cmap": "gray", "vmin": 0, "vmax": 255, "interpolation": "nearest"}
-        axes.imshow(table.thumbnails[scan], **grey)
+        _show_grey(axes, table.thumbnails[scan])
         axes.set_title(group, fontsize=8)
     else:
         axes.text(0.5, 0.5, group, ha="center", va="center", fontsize=9)
+
+
+def _show_grey(axes: Axes, image: np.ndarray) -> None:
+    axes.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
 
 
 def _projection(table: FeatureTable, groups: list[str], stage: int) -> Figure:

@@ -8,8 +8,9 @@ overlap, a token counts more the farther it is from its window's edge.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import pairwise, product
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from nnssl.embed.scan import Prepared
-from nnssl.shapes import ceil_div, round_up
+from nnssl.shapes import ceil_div, floor_div, round_up
 from nnssl.types import Shape
 
 if TYPE_CHECKING:
@@ -55,11 +56,16 @@ def window_for(encoder: Encoder, shape: Shape, window: Window = None) -> Shape:
     if window == "whole" or (window is None and _fits(encoder, shape)):
         size = shape
     elif window is None:
-        crop = (encoder.crop[0],) * (3 - len(encoder.crop)) + tuple(encoder.crop)
-        size = tuple(max(n, WINDOW) for n in crop)
+        size = _usual_window(encoder.crop)
     else:
         size = tuple(window)
     return round_up(size, encoder.strides[-1])
+
+
+def _usual_window(crop: Shape) -> Shape:
+    """The crop of the pretraining, at least WINDOW; of a 2D crop as many slices as rows."""
+    in_3d = (crop[0],) * (3 - len(crop)) + tuple(crop)
+    return tuple(max(n, WINDOW) for n in in_3d)
 
 
 def _fits(encoder: Encoder, shape: Shape) -> bool:
@@ -80,12 +86,13 @@ def pool(
     windows = Windows.of(encoder, tuple(image.shape), window)
     for start in windows.starts:
         for number, tokens in enumerate(_maps(encoder, image[windows.voxels(start)])):
-            weights = windows.weights(start, number).to(tokens.device)
             at = windows.tokens(start, number, tokens.shape[1:])
-            sums.add(number, at, tokens * weights)
-    voxels = tuple(int(region.sum()) for region in regions[1:])
-    whole = None if sums.whole is None else sums.whole.numpy()
-    return Pooled(sums.means(), labels, voxels, whole, len(windows.starts))
+            sums.add(number, at, windows.weighted(tokens, start, number))
+    return sums.pooled(labels, _voxels(regions[1:]), len(windows.starts))
+
+
+def _voxels(regions: list[np.ndarray]) -> tuple[int, ...]:
+    return tuple(int(region.sum()) for region in regions)
 
 
 @dataclass(frozen=True)
@@ -105,9 +112,7 @@ class Sums:
     def of(cls, encoder: Encoder, counts: list[Tensor], dense: int | None) -> Sums:
         regions = len(counts[0])
         sums = [torch.zeros(regions, c, dtype=torch.float64) for c in encoder.channels]
-        whole = None
-        if dense is not None:
-            whole = torch.zeros(encoder.channels[dense], *counts[dense].shape[1:])
+        whole = None if dense is None else _empty_map(encoder.channels[dense], counts[dense])
         return cls(counts, sums, dense, whole)
 
     def add(self, number: int, at: tuple[slice, ...], tokens: Tensor) -> None:
@@ -118,6 +123,15 @@ class Sums:
 
     def means(self) -> tuple[np.ndarray, ...]:
         return tuple(_mean(*one) for one in zip(self.sums, self.counts, strict=True))
+
+    def pooled(self, labels: tuple[int, ...], voxels: tuple[int, ...], windows: int) -> Pooled:
+        whole = None if self.whole is None else self.whole.numpy()
+        return Pooled(self.means(), labels, voxels, whole, windows)
+
+
+def _empty_map(channels: int, counts: Tensor) -> Tensor:
+    """Zeros [C *grid] on the grid of `counts` [regions *grid]."""
+    return torch.zeros(channels, *counts.shape[1:])
 
 
 def _by_region(tokens: Tensor, counts: Tensor) -> Tensor:
@@ -167,6 +181,10 @@ class Windows:
         z, y, x = (tent[a] for tent, a in zip(self.tents[number], start, strict=True))
         return z[:, None, None] * y[:, None] * x
 
+    def weighted(self, tokens: Tensor, start: Shape, number: int) -> Tensor:
+        """A window's tokens [C *grid] of a map, each times what it weighs."""
+        return tokens * self.weights(start, number).to(tokens.device)
+
 
 def _maps(encoder: Encoder, image: Tensor) -> list[Tensor]:
     """[Z Y X] to five maps [C *grid], on the encoder's device."""
@@ -175,38 +193,51 @@ def _maps(encoder: Encoder, image: Tensor) -> list[Tensor]:
     if encoder.dims == 3:
         return [tokens[0].float() for tokens in encoder(batch.to(device))]
     parts = [encoder(some.to(device)) for some in batch.split(SLICES)]
-    return [torch.cat(stage).movedim(0, 1).float() for stage in zip(*parts, strict=True)]
+    return [_stacked(stage) for stage in zip(*parts, strict=True)]
+
+
+def _stacked(slices: Sequence[Tensor]) -> Tensor:
+    """Maps of slices [some C Y X] as one of the volume, [C Z Y X]."""
+    return torch.cat(tuple(slices)).movedim(0, 1).float()
 
 
 def _regions(prepared: Prepared) -> tuple[tuple[int, ...], list[np.ndarray]]:
     """The labels that are there, and bool [Z Y X] of the body and of each of them."""
     body = prepared.body if prepared.body.any() else np.ones_like(prepared.body)
-    if prepared.labels is None:
-        return (), [body]
-    there = tuple(int(label) for label in np.unique(prepared.labels) if label != 0)
-    return there, [body, *(prepared.labels == label for label in there)]
+    labels = _labels(prepared.labels)
+    return labels, [body, *(prepared.labels == label for label in labels)]
+
+
+def _labels(of: np.ndarray | None) -> tuple[int, ...]:
+    """Those that occur, without 0."""
+    return () if of is None else tuple(int(label) for label in np.unique(of) if label != 0)
 
 
 def _counts(regions: list[np.ndarray], strides: tuple[Shape, ...]) -> list[Tensor]:
     """For each map [regions *grid]: voxels of each region in each token. Few bytes per token."""
-    found, parts, before = [], [torch.from_numpy(region) for region in regions], (1, 1, 1)
-    for stride in strides:
-        step = tuple(b // a for a, b in zip(before, stride, strict=True))
+    found, parts = [], [torch.from_numpy(region) for region in regions]
+    for before, stride in pairwise([(1, 1, 1), *strides]):
+        step = floor_div(stride, before)
         # of voxels fewer than 256, which one byte can count
         kind = torch.uint8 if not found and np.prod(step) < 256 else torch.int32
         parts = torch.stack([_summed(part, step).to(kind) for part in parts])
         found.append(parts)
-        before = stride
     return found
 
 
 def _summed(volume: Tensor, step: Shape) -> Tensor:
     """[Z Y X] summed over cells of `step`, the last ones as far as they go."""
     cells = ceil_div(volume.shape, step)
-    padded = volume.new_zeros([c * s for c, s in zip(cells, step, strict=True)])
-    padded[tuple(slice(n) for n in volume.shape)] = volume
     pairs = [number for pair in zip(cells, step, strict=True) for number in pair]
+    padded = _padded(volume, round_up(volume.shape, step))
     return padded.view(pairs).sum((1, 3, 5), dtype=torch.int32)
+
+
+def _padded(volume: Tensor, shape: Shape) -> Tensor:
+    """With zeros at the end of each axis."""
+    padded = volume.new_zeros(shape)
+    padded[tuple(map(slice, volume.shape))] = volume
+    return padded
 
 
 def _starts(length: int, size: int, unit: int) -> list[int]:
@@ -231,8 +262,13 @@ def _tents_along(starts: list[int], length: int, size: int, step: int) -> dict[i
     places, tents = {}, {}
     for start in starts:
         count = -(-(min(length, start + size) - start) // step)
-        up = torch.arange(1.0, count + 1)
         places[start] = slice(start // step, start // step + count)
-        tents[start] = torch.minimum(up, up.flip(0))
+        tents[start] = _tent(count)
         total[places[start]] += tents[start]
     return {start: tent / total[places[start]] for start, tent in tents.items()}
+
+
+def _tent(count: int) -> Tensor:
+    """[count]: 1, 2, ..., 2, 1: how far a token is from its window's edge."""
+    up = torch.arange(1.0, count + 1)
+    return torch.minimum(up, up.flip(0))

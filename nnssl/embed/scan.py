@@ -50,23 +50,32 @@ def found_at(path: Path | str) -> Found:
         raise FileNotFoundError(f"no scan at {path}; give a volume file or a folder of DICOM files")
     if path.is_file():
         return Found(str(path))
-    series = [uid for uid, one in series_in(str(path)).items() if not one.reason]
+    return Found(str(path), _only_series(path))
+
+
+def _only_series(folder: Path) -> str:
+    """The uid of the one DICOM series of a folder. Raises UnusableScanError."""
+    series = [uid for uid, one in series_in(str(folder)).items() if not one.reason]
     if len(series) != 1:
         raise UnusableScanError(
-            f"{path} holds {len(series)} DICOM series that can be read, one is needed; say which: "
-            f"nnssl.data.scans.Found(path, uid), uid one of {series}"
+            f"{folder} holds {len(series)} DICOM series that can be read, one is needed; say "
+            f"which: nnssl.data.scans.Found(path, uid), uid one of {series}"
         )
-    return Found(str(path), series[0])
+    return series[0]
 
 
 def checked(found: Found, in_hu: bool, cache: Path | None = None) -> Scan:
     """Read as the survey of a pretraining does. Raises UnusableScanError, which names the scan."""
     try:
-        check_stored(found, in_hu, cache)
-        scan = read(found, cache)
-        (check_hu if in_hu else check_values)(scan.voxels)
+        return _surveyed(found, in_hu, cache)
     except UnusableScanError as refusal:
         raise UnusableScanError(f"{found.path} {refusal}") from refusal
+
+
+def _surveyed(found: Found, in_hu: bool, cache: Path | None) -> Scan:
+    check_stored(found, in_hu, cache)
+    scan = read(found, cache)
+    (check_hu if in_hu else check_values)(scan.voxels)
     return scan
 
 
@@ -74,14 +83,21 @@ def prepare(scan: Scan, plan: Plan, labels: np.ndarray | None = None) -> Prepare
     """On the plan's grid, by the very functions of the pretraining; labels by nearest neighbour."""
     shape = resampled_shape(scan.voxels.shape, scan.spacing, plan.spacing)
     standardised = plan.standardise(scan.voxels)
-    tissue = scan.voxels > BODY_HU if plan.hu is not None else standardised > 0
     image = network_input(standardised, scan.spacing, plan)[0]
+    tissue = scan.voxels > BODY_HU if plan.hu is not None else standardised > 0
     return Prepared(
         np.ascontiguousarray(image, np.float32),
         outlined(nearest(tissue, shape)),
         None if labels is None else nearest(labels, shape),
-        None if scan.affine is None else resampled_affine(scan.affine, scan.voxels.shape, shape),
+        _affine_on(shape, scan),
     )
+
+
+def _affine_on(shape: Shape, scan: Scan) -> np.ndarray | None:
+    """Of a scan on a grid of `shape`; None where the scan's own is unknown."""
+    if scan.affine is None:
+        return None
+    return resampled_affine(scan.affine, scan.voxels.shape, shape)
 
 
 def outlined(tissue: np.ndarray) -> np.ndarray:
@@ -96,11 +112,13 @@ def outlined(tissue: np.ndarray) -> np.ndarray:
 
 def nearest(volume: np.ndarray, shape: Shape) -> np.ndarray:
     """A volume or plane on a grid of `shape` with the same outer edges, as nnU-Net resamples."""
-    where = [
-        np.minimum(((np.arange(new) + 0.5) * old / new).astype(int), old - 1)
-        for old, new in zip(volume.shape, shape, strict=True)
-    ]
+    where = [_nearest_along(*sizes) for sizes in zip(volume.shape, shape, strict=True)]
     return volume[np.ix_(*where)]
+
+
+def _nearest_along(old: int, new: int) -> np.ndarray:
+    """Along an axis of `old` voxels, the nearest to each of `new` voxels: integers [new]."""
+    return np.minimum(((np.arange(new) + 0.5) * old / new).astype(int), old - 1)
 
 
 def resampled_affine(
@@ -121,12 +139,12 @@ def read_labels(path: Path, like: Scan) -> np.ndarray:
     """int32 [Z Y X] of a label file on the grid of `like`. Raises UnusableScanError for another
     one.
     """
-    labels = read_volume(path)
-    if labels.voxels.shape != like.voxels.shape:
+    labels = read_volume(path).voxels
+    if labels.shape != like.voxels.shape:
         raise UnusableScanError(
-            f"its labels {path} have shape {labels.voxels.shape}, the scan {like.voxels.shape}"
+            f"its labels {path} have shape {labels.shape}, the scan {like.voxels.shape}"
         )
-    whole = np.rint(labels.voxels)
-    if not np.array_equal(whole, labels.voxels):
+    whole = np.rint(labels)
+    if not np.array_equal(whole, labels):
         raise UnusableScanError(f"its labels {path} are not whole numbers")
     return whole.astype(np.int32)

@@ -34,11 +34,7 @@ class Encoder(nn.Module):
     def __init__(self, loaded: checkpoint.Checkpoint, spacing: Spacing | None = None) -> None:
         super().__init__()
         config = loaded.encoder_config
-        if config.in_channels != 1:
-            raise ValueError(
-                f"{loaded.path} takes {config.in_channels} channels, scans have one; convert "
-                "without --rgb for features of scans"
-            )
+        _require_one_channel(loaded)
         self.encoder = Swin(config)
         checkpoint.transfer(loaded, self.encoder)
         self.hu: HUPolicy | None = loaded.hu
@@ -72,9 +68,12 @@ class Encoder(nn.Module):
         elif spacing is not None:
             raise ValueError("a file says its own spacing; leave spacing out")
         if not isinstance(scan, Scan):
-            found = scan if isinstance(scan, Found) else found_at(scan)
-            scan = checked(found, self.hu is not None)
+            scan = self._read(scan)
         return prepare(scan, grid_plan(grid_spacing(self.spacing, scan.spacing), self.hu))
+
+    def _read(self, place: Path | str | Found) -> Scan:
+        found = place if isinstance(place, Found) else found_at(place)
+        return checked(found, in_hu=self.hu is not None)
 
     def batch(self, image: Tensor) -> Tensor:
         """[Z Y X] as `forward` takes it."""
@@ -94,6 +93,14 @@ class Encoder(nn.Module):
         return [stage[0] for stage in pooling.pool(self, prepared, window=window).means]
 
 
+def _require_one_channel(loaded: checkpoint.Checkpoint) -> None:
+    if (channels := loaded.encoder_config.in_channels) != 1:
+        raise ValueError(
+            f"{loaded.path} takes {channels} channels, scans have one; convert without --rgb for "
+            "features of scans"
+        )
+
+
 def _about(loaded: checkpoint.Checkpoint) -> dict:
     return {
         "checkpoint": str(loaded.path),
@@ -106,7 +113,11 @@ def _about(loaded: checkpoint.Checkpoint) -> dict:
 def _strides(config: SwinConfig) -> tuple[Shape, ...]:
     """Voxels (z, y, x) from one token of each map to the next; in 2D z is 1."""
     steps = [(1,) * (3 - config.spatial_dims) + tuple(config.step(i)) for i in range(STEPS)]
-    return tuple(accumulate(steps, lambda a, b: tuple(m * n for m, n in zip(a, b, strict=True))))
+    return tuple(accumulate(steps, _times))
+
+
+def _times(one: Shape, other: Shape) -> Shape:
+    return tuple(m * n for m, n in zip(one, other, strict=True))
 
 
 def _scan_of(voxels: np.ndarray, spacing: Spacing | None) -> Scan:
@@ -134,12 +145,17 @@ def load_encoder(path: Path | str | None = None, spacing: Spacing | None = None)
     return Encoder(checkpoint.load(path or checkpoint_choice.choose({}).path), spacing)
 
 
-def _spacing(loaded: checkpoint.Checkpoint, given: Spacing | None) -> Spacing:
+def _require_own_spacing(loaded: checkpoint.Checkpoint, given: Spacing | None) -> None:
     if loaded.spacing and given and tuple(given) != loaded.spacing:
         raise ValueError(
             f"{loaded.path} was pretrained at {loaded.spacing} mm (z, y, x), and {tuple(given)} "
             "was asked for: leave the spacing out"
         )
+
+
+def _spacing(loaded: checkpoint.Checkpoint, given: Spacing | None) -> Spacing:
+    """mm of the grid: the checkpoint's own, or the given one where it has none."""
+    _require_own_spacing(loaded, given)
     if not (spacing := loaded.spacing or given):
         raise ValueError(
             f"{loaded.path} does not say the spacing of its pretraining: say one in mm (z, y, x), "

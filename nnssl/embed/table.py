@@ -16,6 +16,7 @@ import numpy as np
 
 from nnssl import files
 from nnssl.data.survey_report import NAMES
+from nnssl.embed.npz import write_npz
 from nnssl.embed.pooling import BODY, Pooled
 from nnssl.embed.scan import nearest
 from nnssl.hu import HUPolicy
@@ -25,6 +26,8 @@ STAGES = tuple(f"stage{number}" for number in range(5))
 SCANS, FEATURES, LABELS = "scans", "features", "labels"
 SHOWN_HU = (-160.0, 240.0)  # black and white of a thumbnail
 THUMBNAIL = 72  # pixels an edge at most
+
+Arrays = dict[str, np.ndarray]  # of one scan, by name, as `keep` writes them
 
 
 @dataclass(frozen=True)
@@ -59,22 +62,21 @@ def keep(
     folder: Path, row: ScanRow, signature: str, pooled: Pooled, about: dict, small: np.ndarray
 ) -> None:
     """Write one scan. about: `shape` and `spacing` as they were in the file."""
-    stages = _by_stage(pooled.means)
-    with files.atomic(place(folder, row)) as temporary, temporary.open("wb") as file:
-        np.savez(
-            file,
-            signature=np.array(signature),
-            shape=np.array(about["shape"]),
-            spacing=np.array(about["spacing"]),
-            windows=np.array(pooled.windows),
-            labels=np.array(pooled.labels, int),
-            voxels=np.array(pooled.voxels, int),
-            thumbnail=small,
-            **stages,  # pyright: ignore[reportArgumentType] names of arrays, none of options
-        )
+    own = {name: np.array(about[name]) for name in ("shape", "spacing")}
+    mark = {"signature": np.array(signature)}
+    write_npz(place(folder, row), {**mark, **own, **_arrays(pooled), "thumbnail": small})
 
 
-def kept(folder: Path, row: ScanRow) -> dict[str, np.ndarray] | None:
+def _arrays(pooled: Pooled) -> dict[str, np.ndarray]:
+    return {
+        "windows": np.array(pooled.windows),
+        "labels": np.array(pooled.labels, int),
+        "voxels": np.array(pooled.voxels, int),
+        **_by_stage(pooled.means),
+    }
+
+
+def kept(folder: Path, row: ScanRow) -> Arrays | None:
     """What `keep` wrote; None where it is not there, or not whole."""
     try:
         with place(folder, row).open("rb") as file, np.load(file, allow_pickle=False) as stored:
@@ -95,29 +97,44 @@ def is_done(folder: Path, row: ScanRow, signature: str) -> bool:
 def write(folder: Path, rows: Sequence[ScanRow], has_labels: bool) -> FeatureTable:
     """The tables of the scans that are done, in the order of `rows`."""
     done = [(row, one) for row in rows if (one := kept(folder, row)) is not None]
-    arrays = [one for _, one in done]
-    texts = {name: [getattr(row, name) for row, _ in done] for name in ("id", "path", "group")}
-    more = {name: [one[name] for one in arrays] for name in ("shape", "spacing", "windows")}
-    stages = [_stack([one[stage][BODY] for one in arrays]) for stage in STAGES]
-    _write_npz(folder / f"{FEATURES}.npz", texts, {**more, **_by_stage(stages)})
-    columns = {**texts, **{name: _joined(values) for name, values in more.items()}}
-    _write_csv(folder / f"{FEATURES}.csv", columns, stages)
+    made = _table([row for row, _ in done], [one for _, one in done])
+    _write_features(folder, done, made.stages)
     if has_labels:
         _write_labels(folder, done)
-    return FeatureTable(texts["id"], texts["group"], stages, [one["thumbnail"] for one in arrays])
+    return made
 
 
-def _write_labels(folder: Path, done: list[tuple[ScanRow, dict]]) -> None:
+def _table(rows: list[ScanRow], arrays: list[Arrays]) -> FeatureTable:
+    ids, groups = [row.id for row in rows], [row.group for row in rows]
+    stages = [_stack([one[stage][BODY] for one in arrays]) for stage in STAGES]
+    return FeatureTable(ids, groups, stages, [one["thumbnail"] for one in arrays])
+
+
+def _write_features(
+    folder: Path, done: list[tuple[ScanRow, Arrays]], stages: list[np.ndarray]
+) -> None:
+    texts = {name: [getattr(row, name) for row, _ in done] for name in ("id", "path", "group")}
+    more = {name: [one[name] for _, one in done] for name in ("shape", "spacing", "windows")}
+    _write_npz(folder / f"{FEATURES}.npz", texts, {**more, **_by_stage(stages)})
+    joined = {name: _joined(values) for name, values in more.items()}
+    _write_csv(folder / f"{FEATURES}.csv", {**texts, **joined}, stages)
+
+
+def _write_labels(folder: Path, done: list[tuple[ScanRow, Arrays]]) -> None:
     arrays = [one for _, one in done]
     ids = [row.id for row, one in done for _ in one["labels"]]
     named = {"label": _whole(arrays, "labels"), "voxels": _whole(arrays, "voxels")}
-    after_body = slice(BODY + 1, None)
-    stages = [_stack([mean for one in arrays for mean in one[s][after_body]]) for s in STAGES]
+    stages = [_means_of_labels(arrays, stage) for stage in STAGES]
     _write_npz(folder / f"{LABELS}.npz", {"id": ids}, {**named, **_by_stage(stages)})
     _write_csv(folder / f"{LABELS}.csv", {"id": ids, **named}, stages)
 
 
-def _whole(arrays: list[dict], name: str) -> list[int]:
+def _means_of_labels(arrays: list[Arrays], stage: str) -> np.ndarray:
+    """[labels of all scans, C]: the rows after the body's."""
+    return _stack([mean for one in arrays for mean in one[stage][BODY + 1 :]])
+
+
+def _whole(arrays: list[Arrays], name: str) -> list[int]:
     return [int(n) for one in arrays for n in one[name]]
 
 
@@ -136,9 +153,7 @@ def _joined(values: Iterable) -> list[str]:
 def _write_npz(path: Path, texts: dict[str, list[str]], numbers: dict) -> None:
     """Texts as arrays of text, so that they are read without pickle."""
     arrays = {name: np.array([_text(v) for v in values], str) for name, values in texts.items()}
-    arrays |= {name: np.array(values) for name, values in numbers.items()}
-    with files.atomic(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, **arrays)  # pyright: ignore[reportArgumentType] as above
+    write_npz(path, arrays | {name: np.array(values) for name, values in numbers.items()})
 
 
 def _text(name: str) -> str:
@@ -147,13 +162,19 @@ def _text(name: str) -> str:
 
 
 def _write_csv(path: Path, columns: dict[str, list], stages: list[np.ndarray]) -> None:
-    names = [f"{stage}_{c}" for stage, values in zip(STAGES, stages, strict=True)
-             for c in range(values.shape[1])]  # fmt: skip
     with files.atomic(path) as temporary, temporary.open("w", newline="", **NAMES) as file:
         table = csv.writer(file)
-        table.writerow([*columns, *names])
+        table.writerow([*columns, *_channel_names(stages)])
         for number, cells in enumerate(zip(*columns.values(), strict=True)):
             table.writerow([*cells, *_digits(stages, number)])
+
+
+def _channel_names(stages: list[np.ndarray]) -> list[str]:
+    return [
+        f"{stage}_{channel}"
+        for stage, values in zip(STAGES, stages, strict=True)
+        for channel in range(values.shape[1])
+    ]
 
 
 def _digits(stages: list[np.ndarray], row: int) -> list[str]:
@@ -168,12 +189,15 @@ def thumbnail(
     image: network input [Z Y X]; without `hu` its middle 98 % are shown.
     """
     plane = image[:, image.shape[1] // 2]
-    low, high = _grey_ends(image, hu)
-    grey = ((plane - low) / max(high - low, 1e-6)).clip(0, 1)
     size = _size(plane.shape, (spacing[0], spacing[2]))
-    small = (nearest(grey, size) * 255).astype(np.uint8)
+    small = _grey(nearest(plane, size), *_grey_ends(image, hu))
     upwards = affine is None or affine[2, 2] >= 0
     return small[::-1] if upwards else small
+
+
+def _grey(plane: np.ndarray, low: float, high: float) -> np.ndarray:
+    """uint8, from `low`, which is black, to `high`, which is white."""
+    return (((plane - low) / max(high - low, 1e-6)).clip(0, 1) * 255).astype(np.uint8)
 
 
 def _grey_ends(image: np.ndarray, hu: HUPolicy | None) -> tuple[float, float]:

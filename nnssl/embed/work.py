@@ -19,7 +19,7 @@ from nnssl.data.refusals import UnusableScanError
 from nnssl.data.scans import Found, find_scans, read
 from nnssl.data.survey import ScanReport, nothing_usable, survey
 from nnssl.data.workers import Failed, parallel_map
-from nnssl.embed import dense, pooling, table
+from nnssl.embed import dense, feature_settings, pooling, table
 from nnssl.embed.embed_options import EmbedOptions
 from nnssl.embed.masks import Masks, find, mask_of, stem
 from nnssl.embed.scan import Prepared, grid_plan, prepare, read_labels
@@ -29,9 +29,6 @@ from nnssl.finetune import checkpoint_choice
 from nnssl.hu import HUPolicy
 from nnssl.train.distributed import choose_device
 from nnssl.types import Spacing
-
-NOTE = "embed.json"
-VERSION = 1  # goes up when the same settings would give other numbers
 
 
 @dataclass(frozen=True)
@@ -76,32 +73,41 @@ def embed(options: EmbedOptions, say: Callable[[str], None] = print) -> Path:
     label_files = None if options.masks is None else find(options.masks)
     work = EmbedWork(encoder, options, number, label_files, say)
     work.folder.mkdir(parents=True, exist_ok=True)
-    hint = "wait for it, or choose another -o"
-    with signals.handled(_stop), files.locked(work.folder, hint):
+    with signals.handled(_stop), files.locked(work.folder, "wait for it, or choose another -o"):
         files.sweep(work.folder)
-        made = _embed(work, scans)
-        if options.picture:
-            from nnssl.embed import neighbours
-
-            neighbours.draw(made, work.folder, options.picture == "thumbnails", say)
+        _draw(work, _embed(work, scans))
     return work.folder / f"{table.FEATURES}.npz"
 
 
+def _draw(work: EmbedWork, made: table.FeatureTable) -> None:
+    """The pictures, where they are wanted."""
+    if picture := work.options.picture:
+        from nnssl.embed import neighbours
+
+        neighbours.draw(made, work.folder, picture == "thumbnails", work.say)
+
+
 def _embed(work: EmbedWork, scans: list[Found]) -> table.FeatureTable:
-    settings = _store_settings(work)
+    settings = feature_settings.store(work.folder, work.encoder, work.options)
     lines = _surveyed(work, scans)
     kept = [line for line in lines if line.kept]
     if not kept:
         raise nothing_usable(lines, work.options.sources)
     tasks = _tasks(kept, work.options.sources, work.masks, settings)
     failed = _encode(work, tasks)
-    rows = [task.row for task in tasks if task.row.id not in failed]
-    made = table.write(work.folder, rows, work.has_labels)
+    made = _write_tables(work, tasks, failed)
     out, report = len(lines) - len(tasks), work.folder / "report.csv"
     work.say(f"{len(made.id)} scans embedded, {out} left out ({report}), {len(failed)} failed")
     _tell_failures(work, tasks, failed)
     _tell_tables(work, made)
     return made
+
+
+def _write_tables(
+    work: EmbedWork, tasks: list[EmbedTask], failed: dict[str, str]
+) -> table.FeatureTable:
+    rows = [task.row for task in tasks if task.row.id not in failed]
+    return table.write(work.folder, rows, work.has_labels)
 
 
 def _surveyed(work: EmbedWork, scans: list[Found]) -> list[ScanReport]:
@@ -119,41 +125,9 @@ def encoder_of(options: EmbedOptions, say: Callable[[str], None]) -> Encoder:
     given = {"checkpoint_path": str(options.checkpoint)} if options.checkpoint else {}
     choice = checkpoint_choice.choose(given, "nnssl_embed -c")
     if choice.default and choice.sha256:
-        lines = [f"Weights: {choice.path}, by {choice.named_by}", *weights.about(choice.sha256)]
-        say("\n".join(lines))
+        about = weights.about(choice.sha256)
+        say("\n".join([f"Weights: {choice.path}, by {choice.named_by}", *about]))
     return load_encoder(choice.path, options.spacing)
-
-
-def _store_settings(work: EmbedWork) -> str:
-    """A fingerprint of what the features depend on. ValueError where the folder has others."""
-    path, settings = work.folder / NOTE, _settings(work.encoder, work.options)
-    before = files.read_json(path) if path.exists() else settings
-    other = [key for key in settings if before.get(key) != settings[key]]
-    if other:
-        was = "; ".join(f"{key}: was {before.get(key)}, now {settings[key]}" for key in other)
-        raise ValueError(
-            f"{work.folder} holds features that were made otherwise ({was}); choose another -o, or "
-            f"remove {work.folder}"
-        )
-    files.write_json(path, settings)
-    return files.fingerprint(settings)
-
-
-def _settings(encoder: Encoder, options: EmbedOptions) -> dict:
-    window = options.window
-    return {
-        "version": VERSION,
-        "method": encoder.about["method"],
-        "sha256": encoder.about["sha256"],
-        "spacing": list(encoder.spacing),
-        "hu": encoder.hu and encoder.hu.to_dict(),
-        "channels": list(encoder.channels),
-        "strides": [list(stride) for stride in encoder.strides],
-        "window": list(window) if isinstance(window, tuple) else window,
-        "dense": options.dense,
-        "format": dense.ENDING[options.nifti] if options.dense else None,
-        "masks": str(options.masks.absolute()) if options.masks else None,
-    }
 
 
 def _tasks(
@@ -165,10 +139,15 @@ def _tasks(
 
 def _task(line: ScanReport, row: ScanRow, masks: Masks | None, settings: str) -> EmbedTask:
     labels = None if masks is None else mask_of(line.found, masks)
-    status = labels and labels.stat()
     seen = [settings, line.path, line.series, line.shape, line.spacing, line.percentiles]
-    seen += [str(labels), status.st_size, status.st_mtime_ns] if status else []
-    return EmbedTask(row, line.found, labels, files.fingerprint(seen))
+    signature = files.fingerprint(seen + (_identity(labels) if labels else []))
+    return EmbedTask(row, line.found, labels, signature)
+
+
+def _identity(file: Path) -> list:
+    """What tells a file from a changed one."""
+    status = file.stat()
+    return [str(file), status.st_size, status.st_mtime_ns]
 
 
 def _rows(lines: Sequence[ScanReport], sources: Sequence[Path]) -> list[ScanRow]:
@@ -182,10 +161,9 @@ def _rows(lines: Sequence[ScanReport], sources: Sequence[Path]) -> list[ScanRow]
 def _row(line: ScanReport, tops: Sequence[Path]) -> ScanRow:
     """tops: the given folders and files, the deepest first."""
     path = Path(line.path)
-    top = next((t for t in tops if path == t or path.is_relative_to(t)), path.parent)
+    top = next((t for t in tops if path.is_relative_to(t)), path.parent)
     below = path.relative_to(top) if path != top else Path(path.name)
-    *folders, _ = below.parts
-    group = folders[0] if folders and len(tops) == 1 else top.name
+    group = below.parts[0] if len(below.parts) > 1 and len(tops) == 1 else top.name
     name = stem(below.as_posix()) or path.name
     return ScanRow(name, line.path, group, case_id(line.path, line.series))
 
@@ -196,27 +174,40 @@ def _encode(work: EmbedWork, tasks: list[EmbedTask]) -> dict[str, str]:
     if len(todo) < len(tasks):
         work.say(f"{len(tasks) - len(todo)} of {len(tasks)} scans were done before")
     failed: dict[str, str] = {}
-    encoder = work.encoder
-    read_one = partial(prepared, spacing=encoder.spacing, hu=encoder.hu, cache=work.folder)
+    spacing, hu = work.encoder.spacing, work.encoder.hu
+    read_one = partial(prepared, spacing=spacing, hu=hu, cache=work.folder)
     with closing(parallel_map(read_one, todo, work.options.num_processes, "embed")) as results:
         for task, result in results:
-            if not isinstance(result, Failed):
+            if isinstance(result, Failed):
+                failed[task.row.id] = _reason(result)
+            else:
                 _keep(work, task, *result)
-                continue
-            if result.no_room:
-                raise files.NoRoomError(result.reason)
-            failed[task.row.id] = result.reason
     return failed
+
+
+def _reason(failed: Failed) -> str:
+    """Why one scan failed. Raises NoRoomError for a full disk, which ends the work."""
+    if failed.no_room:
+        raise files.NoRoomError(failed.reason)
+    return failed.reason
 
 
 def _keep(work: EmbedWork, task: EmbedTask, scan: Prepared, about: dict) -> None:
     """Encode one scan and write its features."""
-    encoder, folder, number = work.encoder, work.folder, work.number
-    pooled = _pooled(encoder, scan, number, work.options.window)
-    if number is not None and pooled.dense is not None:
-        dense.write(folder, task.row, encoder, scan, pooled.dense, number, work.options.nifti)
+    encoder, folder = work.encoder, work.folder
+    pooled = _pooled(encoder, scan, work.number, work.options.window)
+    _write_dense(work, task.row, scan, pooled.dense)
     small = table.thumbnail(scan.image, encoder.hu, about["grid"], scan.affine)
     table.keep(folder, task.row, task.signature, pooled, about, small)
+
+
+def _write_dense(
+    work: EmbedWork, row: ScanRow, scan: Prepared, features: np.ndarray | None
+) -> None:
+    number = work.number
+    if number is not None and features is not None:
+        nifti = work.options.nifti
+        dense.write(work.folder, row, work.encoder, scan, features, number, nifti)
 
 
 def _is_done(folder: Path, task: EmbedTask, options: EmbedOptions) -> bool:
@@ -230,15 +221,14 @@ def prepared(
 ) -> tuple[Prepared, dict]:
     """What a worker does: read, resample; the survey has checked the scan."""
     scan = read(task.found, cache)
-    labels = None if task.labels is None else _labels(task, task.labels, scan)
     grid = grid_spacing(spacing, scan.spacing)
     about = {"shape": scan.voxels.shape, "spacing": scan.spacing, "grid": grid}
-    return prepare(scan, grid_plan(grid, hu), labels), about
+    return prepare(scan, grid_plan(grid, hu), _labels(task, scan)), about
 
 
-def _labels(task: EmbedTask, path: Path, scan: Scan) -> np.ndarray:
+def _labels(task: EmbedTask, scan: Scan) -> np.ndarray | None:
     try:
-        return read_labels(path, scan)
+        return None if task.labels is None else read_labels(task.labels, scan)
     except UnusableScanError as refusal:
         raise UnusableScanError(f"{task.found.path}: {refusal}") from refusal
 
@@ -249,11 +239,15 @@ def _pooled(
     try:
         return pooling.pool(encoder, scan, number, window)
     except (torch.OutOfMemoryError, MemoryError) as error:
-        edge = " ".join(map(str, pooling.window_for(encoder, (1, 1, 1), (64, 64, 64))))
-        raise RuntimeError(
-            f"a scan of {scan.image.shape} voxels does not fit into memory; choose smaller "
-            f"windows, such as --window {edge}, with another -o, and fewer -np"
-        ) from error
+        raise _too_large(encoder, scan) from error
+
+
+def _too_large(encoder: Encoder, scan: Prepared) -> RuntimeError:
+    edge = " ".join(map(str, pooling.window_for(encoder, (1, 1, 1), (64, 64, 64))))
+    return RuntimeError(
+        f"a scan of {scan.image.shape} voxels does not fit into memory; choose smaller windows, "
+        f"such as --window {edge}, with another -o, and fewer -np"
+    )
 
 
 def _tell_failures(work: EmbedWork, tasks: Sequence[EmbedTask], failed: dict[str, str]) -> None:

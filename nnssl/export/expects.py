@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 
 import nnssl
@@ -9,6 +11,9 @@ from nnssl import files
 from nnssl.export.formats import INPUT, OUTPUT
 from nnssl.export.trained import Trained
 from nnssl.finetune.architecture import INFO
+
+if TYPE_CHECKING:
+    from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 FORMAT_VERSION = 1
 STEP, SIGMA = 0.5, 0.125  # nnU-Net's defaults for its sliding window
@@ -36,11 +41,7 @@ def card(model: Trained, written: dict[str, dict]) -> dict:
         "input": {"name": INPUT, "dtype": "float32", "shape": patch, "axes": _axes(model)},
         "output": {"name": OUTPUT, "dtype": "float32", "shape": ["batch", heads, *model.patch]},
         "preprocessing": _preprocessing(model),
-        "sliding_window": {
-            "step": STEP,
-            "gaussian_sigma": SIGMA,
-            "mirror_axes": _mirror_axes(model),
-        },
+        "sliding_window": _sliding_window(model),
         "labels": _labels(model),
         "made_from": _origin(model),
         "not_in_the_files": list(NOT_IN_THE_FILES),
@@ -52,25 +53,30 @@ def _axes(model: Trained) -> list[str]:
     return ["batch", "channel", *read[-len(model.patch) :]]
 
 
-def _mirror_axes(model: Trained) -> list[int]:
-    """Spatial ones: nnU-Net averages over each combination of them, unless it is switched off."""
-    return list(model.predictor.allowed_mirroring_axes or ())
+def _sliding_window(model: Trained) -> dict:
+    # spatial axes: nnU-Net averages over each combination of them, unless it is switched off
+    axes = list(model.predictor.allowed_mirroring_axes or ())
+    return {"step": STEP, "gaussian_sigma": SIGMA, "mirror_axes": axes}
 
 
 def _preprocessing(model: Trained) -> dict:
-    plans, configuration = model.plans, model.configuration
+    plans, images = model.plans, len(_schemes(model))
     return {
         "reader": plans.plans.get("image_reader_writer"),
         "transpose_forward": list(plans.transpose_forward),
         "crop": "to the box of voxels that are not 0 in some channel",
-        "channels": [_channel(model, number) for number in range(len(_schemes(model)))],
-        "previous_labels": model.channels - len(_schemes(model)),  # one-hot, of a cascade
-        "spacing": list(configuration.spacing),
+        "channels": [_channel(model, number) for number in range(images)],
+        "previous_labels": model.channels - images,  # one-hot, of a cascade
+        "spacing": list(model.configuration.spacing),
         "order": ["transpose", "crop", "normalise", "resample"],
-        "resampling": {
-            "function": configuration.configuration.get("resampling_fn_data"),
-            "arguments": configuration.configuration.get("resampling_fn_data_kwargs"),
-        },
+        "resampling": _resampling(model.configuration.configuration),
+    }
+
+
+def _resampling(configuration: dict) -> dict:
+    return {
+        "function": configuration.get("resampling_fn_data"),
+        "arguments": configuration.get("resampling_fn_data_kwargs"),
     }
 
 
@@ -79,13 +85,17 @@ def _schemes(model: Trained) -> list[str]:
 
 
 def _channel(model: Trained, number: int) -> dict:
-    dataset, scheme = model.dataset, _schemes(model)[number]
-    names = dataset.get("channel_names") or dataset.get("modality") or {}
+    scheme = _schemes(model)[number]
     masks = model.configuration.configuration.get("use_mask_for_norm") or []
-    found: dict = {"name": names.get(str(number)), "normalisation": scheme}
+    found: dict = {"name": _channel_name(model.dataset, number), "normalisation": scheme}
     if number < len(masks):
         found["within_nonzero_mask"] = masks[number]
     return found | (_ct(model, number) if scheme == "CTNormalization" else {})
+
+
+def _channel_name(dataset: dict, number: int) -> str | None:
+    names = dataset.get("channel_names") or dataset.get("modality") or {}
+    return names.get(str(number))
 
 
 def _ct(model: Trained, number: int) -> dict:
@@ -96,23 +106,32 @@ def _ct(model: Trained, number: int) -> dict:
 
 
 def _labels(model: Trained) -> dict:
-    manager, dataset = model.labels, model.dataset
-    found = {"of_dataset": dataset["labels"], "regions": manager.has_regions}
-    if not manager.has_regions:
-        channels = [int(label) for label in manager.all_labels]
-        return found | {"channels": channels, "read_as": "argmax over the channels"}
+    manager = model.labels
+    found = {"of_dataset": model.dataset["labels"], "regions": manager.has_regions}
+    if manager.has_regions:
+        return found | _regions(manager)
+    channels = [int(label) for label in manager.all_labels]
+    return found | {"channels": channels, "read_as": "argmax over the channels"}
+
+
+def _regions(manager: LabelManager) -> dict:
     regions = [list(r) if isinstance(r, tuple) else r for r in manager.foreground_regions]
-    return found | {
+    return {
         "channels": regions,
         "read_as": "sigmoid; a voxel above 0.5 takes the channel's label, later ones win",
         "label_of_channel": list(manager.regions_class_order or ()),
     }
 
 
+def _pretrained(plans: dict) -> dict:
+    """What is known of the weights that the fine-tuning began with."""
+    pretrained = plans.get(INFO, {})
+    names = ("method", "sha256", "citations")
+    return {name: pretrained[name] for name in names if name in pretrained}
+
+
 def _origin(model: Trained) -> dict:
     plans = model.plans.plans
-    pretrained = plans.get(INFO, {})
-    known = [name for name in ("method", "sha256", "citations") if name in pretrained]
     return {
         "dataset": plans.get("dataset_name"),
         "trainer": model.predictor.trainer_name,
@@ -121,6 +140,6 @@ def _origin(model: Trained) -> dict:
         "fold": model.fold,
         "checkpoint": model.checkpoint.name,
         "sha256": files.sha256(model.checkpoint),
-        "pretrained": {name: pretrained[name] for name in known},
+        "pretrained": _pretrained(plans),
         "versions": {"nnssl": nnssl.__version__, "torch": torch.__version__},
     }

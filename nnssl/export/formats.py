@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from nnssl import files
@@ -26,10 +26,10 @@ def require_packages(formats: Sequence[str]) -> None:
     """Raises ExportError that names the extra where a format's packages are not installed."""
     for name in formats:
         if missing := [package for package in NEEDS[name] if find_spec(package) is None]:
-            others = [other for other in NEEDS if not NEEDS[other]]
+            without = " ".join(other for other in NEEDS if not NEEDS[other])
             raise ExportError(
                 f'{name} needs {", ".join(missing)}: pip install "nnssl-swin[export]"; '
-                f"without: --formats {' '.join(others)}"
+                f"without: --formats {without}"
             )
 
 
@@ -48,10 +48,15 @@ def trace(model: Trained) -> ExportedProgram:
                 model.network, (example,), dynamic_shapes=({0: Dim("batch", min=1)},), strict=False
             )
         except Exception as error:  # whatever a foreign network makes of it
-            raise ExportError(
-                f"{type(model.network).__name__} of {model.checkpoint} cannot be traced by "
-                f"torch.export: {type(error).__name__}: {str(error).strip().splitlines()[0]}"
-            ) from error
+            raise _untraceable(model, error) from error
+
+
+def _untraceable(model: Trained, error: Exception) -> ExportError:
+    first_line = str(error).strip().splitlines()[0]
+    return ExportError(
+        f"{type(model.network).__name__} of {model.checkpoint} cannot be traced by torch.export: "
+        f"{type(error).__name__}: {first_line}"
+    )
 
 
 def write(program: ExportedProgram, model: Trained, path: Path) -> float:
@@ -64,22 +69,29 @@ def write(program: ExportedProgram, model: Trained, path: Path) -> float:
     with files.atomic(path) as temporary:
         save(program, temporary)
         difference = _difference(read(temporary), model)
-        if not difference <= TOLERANCE:
-            raise ExportError(
-                f"{path} was not written: its logits differ from PyTorch's by {difference:.1e} of "
-                f"the largest, more than {TOLERANCE:g}; please report the network and versions"
-            )
+        _require_close(difference, path)
     return difference
 
 
+def _require_close(difference: float, path: Path) -> None:
+    if not difference <= TOLERANCE:  # nor NaN
+        raise ExportError(
+            f"{path} was not written: its logits differ from PyTorch's by {difference:.1e} of "
+            f"the largest, more than {TOLERANCE:g}; please report the network and versions"
+        )
+
+
 def _difference(run: Callable[[Tensor], Tensor], model: Trained) -> float:
-    found = []
-    for batch in BATCHES:
-        images = _images(model, batch)
-        with torch.no_grad():
-            right = model.network(images)
-        found.append(float((run(images) - right).abs().max() / right.abs().max()))
+    """The largest over BATCHES; NaN where one is."""
+    found = [_relative_error(run, model.network, _images(model, batch)) for batch in BATCHES]
     return max(found, key=lambda value: float("inf") if value != value else value)
+
+
+def _relative_error(run: Callable[[Tensor], Tensor], network: nn.Module, images: Tensor) -> float:
+    """The largest, as a fraction of the network's largest absolute logit."""
+    with torch.no_grad():
+        right = network(images)
+    return float((run(images) - right).abs().max() / right.abs().max())
 
 
 def _images(model: Trained, batch: int) -> Tensor:
@@ -104,12 +116,16 @@ def _read_pt2(path: Path) -> Callable[[Tensor], Tensor]:
     return run
 
 
-def _save_onnx(program: ExportedProgram, path: Path) -> None:
+def _require_one_file(program: ExportedProgram) -> None:
     weights = sum(tensor.nbytes for tensor in program.state_dict.values())
     if weights > ONE_FILE:
         raise ExportError(
             f"{weights / 2**30:.1f} GiB of weights do not fit into one ONNX file: --formats pt2"
         )
+
+
+def _save_onnx(program: ExportedProgram, path: Path) -> None:
+    _require_one_file(program)
     made = torch.onnx.export(
         program, dynamo=True, input_names=[INPUT], output_names=[OUTPUT], verbose=False
     )

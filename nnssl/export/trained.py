@@ -47,13 +47,9 @@ def load(model: Path, fold: str, checkpoint: str) -> Trained:
     """
     path = _require(model, fold, checkpoint)
 
-    import torch
-    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
     from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 
-    with redirect_stdout(StringIO()):  # it tells of each module that it looks at for the trainer
-        predictor = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
-        predictor.initialize_from_trained_model_folder(str(model), (fold,), checkpoint)
+    predictor = _predictor(model, fold, checkpoint)
     # nnU-Net declares as None what it has not read yet
     plans = cast("PlansManager", predictor.plans_manager)
     configuration = cast("ConfigurationManager", predictor.configuration_manager)
@@ -62,6 +58,17 @@ def load(model: Path, fold: str, checkpoint: str) -> Trained:
     network = unwrap(cast("nn.Module", predictor.network)).eval().requires_grad_(False)
     channels = determine_num_input_channels(plans, configuration, dataset)
     return Trained(predictor, plans, configuration, labels, dataset, network, path, fold, channels)
+
+
+def _predictor(model: Path, fold: str, checkpoint: str) -> nnUNetPredictor:
+    """nnU-Net's own, on the CPU, with all that it reads of the model."""
+    import torch
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+    with redirect_stdout(StringIO()):  # it tells of each module that it looks at for the trainer
+        predictor = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
+        predictor.initialize_from_trained_model_folder(str(model), (fold,), checkpoint)
+    return predictor
 
 
 def _require(model: Path, fold: str, checkpoint: str) -> Path:
@@ -73,9 +80,13 @@ def _require(model: Path, fold: str, checkpoint: str) -> Path:
         )
     path = model / f"fold_{fold}" / checkpoint
     if not path.is_file():
-        there = sorted(p.relative_to(model).as_posix() for p in model.glob("fold_*/*.pth"))
         raise ExportError(
-            f"there is no {path}; {model.name} holds: {', '.join(there) or 'no fold'}. Choose with "
-            "-f FOLD and -chk FILE"
+            f"there is no {path}; {model.name} holds: {_checkpoints(model)}. Choose with -f FOLD "
+            "and -chk FILE"
         )
     return path
+
+
+def _checkpoints(model: Path) -> str:
+    there = sorted(path.relative_to(model).as_posix() for path in model.glob("fold_*/*.pth"))
+    return ", ".join(there) or "no fold"

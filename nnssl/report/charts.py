@@ -23,14 +23,18 @@ def hu_panel(histograms: list[np.ndarray], policy: HUPolicy) -> str:
 
     histograms: of each scan, in bins of STEP HU from HISTOGRAM[0].
     """
-    fractions = np.array([counts / max(counts.sum(), 1) for counts in histograms])
     made = drawing.figure(*PANEL)
     axes = made.subplots()
-    _draw_fractions(axes, 100 * fractions)
+    _draw_fractions(axes, _percent(histograms))
     _draw_map(axes.twinx(), policy)
     axes.legend(fontsize=8, loc="center right")
     axes.set_title(f"HU of the body, {len(histograms)} scans", fontsize=10)
     return drawing.svg(made)
+
+
+def _percent(histograms: list[np.ndarray]) -> np.ndarray:
+    """Of the body's voxels, [scans bins]."""
+    return 100 * np.array([counts / max(counts.sum(), 1) for counts in histograms])
 
 
 def _draw_fractions(axes: Axes, percent: np.ndarray) -> None:
@@ -49,13 +53,18 @@ def _draw_map(axes: Axes, policy: HUPolicy) -> None:
     axes.set(xlim=SHOWN_HU, ylim=ends, ylabel="network's input (dashed)")
 
 
+def _draw_axes(axes: Axes, values: np.ndarray) -> None:
+    """A histogram of each column of `values` [scans 3]."""
+    edges = np.linspace(0, 1.05 * values.max(), 40)
+    for name, column, colour in zip("zyx", values.T, drawing.COLOURS, strict=False):
+        axes.hist(column, edges, histtype="step", lw=1.5, color=colour, label=name)
+
+
 def axes_panel(what: str, values: np.ndarray) -> str:
     """SVG of the distribution of `values` [scans 3], in mm."""
     made = drawing.figure(*PANEL)
     axes = made.subplots()
-    edges = np.linspace(0, 1.05 * values.max(), 40)
-    for name, column, colour in zip("zyx", values.T, drawing.COLOURS, strict=False):
-        axes.hist(column, edges, histtype="step", lw=1.5, color=colour, label=name)
+    _draw_axes(axes, values)
     axes.set(xlabel=f"{what} (mm), as stored", ylabel="scans")
     axes.legend(fontsize=8)
     axes.set_title(f"{what.capitalize()} by axis", fontsize=10)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from statistics import median
 
 
 def seconds(rows: list[dict], batch_size: int) -> float:
     """Of training: pauses between a stop and `--c` do not count."""
-    before, total = 0, 0.0
-    for row in rows:
-        total += (row["step"] - before) * batch_size / row["samples_per_second"]
-        before = row["step"]
+    total = 0.0
+    for before, row in pairwise([{"step": 0}, *rows]):
+        total += (row["step"] - before["step"]) * batch_size / row["samples_per_second"]
     return total
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from nnssl import files
-from nnssl.report import collection, pretraining_page
+from nnssl.report import collection, collection_page, pretraining_page
 from nnssl.train.log import LOG
 
 PAGE = "report.html"
@@ -19,10 +19,7 @@ def write(folder: Path | str, path: Path | str | None = None, scans: int = SCANS
     not there, ValueError for one that is neither a pretraining's nor a collection's.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is no folder; {EXPECTED}")
-    if scans < 0:
-        raise ValueError(f"--scans must be 0 or more, got {scans}")
+    _check(folder, scans)
     path = Path(path) if path else folder / PAGE
     html = _render(folder, scans)
     with files.atomic(path) as temporary:
@@ -30,15 +27,20 @@ def write(folder: Path | str, path: Path | str | None = None, scans: int = SCANS
     return path
 
 
+def _check(folder: Path, scans: int) -> None:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is no folder; {EXPECTED}")
+    if scans < 0:
+        raise ValueError(f"--scans must be 0 or more, got {scans}")
+
+
 def _render(folder: Path, scans: int) -> str:
     if (folder / LOG).is_file():
         return pretraining_page.render(folder)
     if (folder / collection.REPORT).is_file():
-        return collection.render(folder, scans)
-    raise ValueError(
-        f"{folder} holds neither {LOG} (a pretraining) nor {collection.REPORT} (a collection); "
-        f"{EXPECTED}"
-    )
+        return collection_page.render(folder, scans)
+    kinds = f"neither {LOG} (a pretraining) nor {collection.REPORT} (a collection)"
+    raise ValueError(f"{folder} holds {kinds}; {EXPECTED}")
 
 
 EXPECTED = (

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nnssl.data.orientation import Scan
 from nnssl.data.plan import case_id
 from nnssl.data.scans import NOT_READ, Found, read
 from nnssl.files import fingerprint
@@ -37,12 +38,16 @@ def line_id(line: dict) -> str:
 
 def reason(line: dict) -> str:
     """Why a line was left out, without the file's name and folders."""
-    path, text = Path(line["path"]), line["reason"]
-    # A folder's bare name may be a word of the reason: scans in a folder "reformat".
-    for name in (str(path), str(path.parent), path.name if path.suffix else ""):
+    text = line["reason"]
+    for name in _names(Path(line["path"])):
         if len(name) > 1:
             text = text.replace(name, "…")
     return NAMES.sub("…", text)
+
+
+def _names(path: Path) -> tuple[str, ...]:
+    # A folder's bare name may be a word of the reason: scans in a folder "reformat".
+    return (str(path), str(path.parent), path.name if path.suffix else "")
 
 
 def kind(line: dict) -> str:
@@ -52,29 +57,36 @@ def kind(line: dict) -> str:
 
 def tables(lines: list[dict]) -> list[Table]:
     """How many were left out for each kind of reason, and each of them."""
+    each: list[list[Cell]] = [[line_id(line), reason(line)] for line in lines]
+    where = "The scan's path stands in report.csv, in the line with the same reason."
+    listed = Table("", "Each scan that was left out", where, ["scan", "reason"], each)
+    return [_reasons(lines), listed]
+
+
+def _reasons(lines: list[dict]) -> Table:
+    """How many for each kind, the most frequent first."""
     first = {kind(line): reason(line) for line in reversed(lines)}
     counts = Counter(map(kind, lines))
-    rows = [[first[name], count] for name, count in counts.most_common()]
-    each: list[list[Cell]] = [[line_id(line), reason(line)] for line in lines]
+    rows: list[list[Cell]] = [[first[name], count] for name, count in counts.most_common()]
     note = "Of reasons that differ in their numbers only, the first is shown."
-    where = "The scan's path stands in report.csv, in the line with the same reason."
-    return [
-        Table("", "Reasons", note, ["reason", "scans"], rows),
-        Table("", "Each scan that was left out", where, ["scan", "reason"], each),
-    ]
+    return Table("", "Reasons", note, ["reason", "scans"], rows)
 
 
 def tiles(lines: list[dict], folder: Path, shown: int = SHOWN) -> Tiles:
     """Pictures of some, of each kind of reason alike many. Only what the survey could read is read
     again.
     """
+    in_turn = _in_turn([line for line in lines if line["shape"]])
+    return Tiles([_tile(line, folder) for line in in_turn[:shown]])
+
+
+def _in_turn(lines: list[dict]) -> list[dict]:
+    """The first of each kind, the second of each, and so on."""
     kinds: dict[str, list[dict]] = defaultdict(list)
     for line in lines:
-        if line["shape"]:
-            kinds[kind(line)].append(line)
+        kinds[kind(line)].append(line)
     by_kind = [kinds[name] for name in sorted(kinds)]
-    in_turn = [line for round_ in zip_longest(*by_kind) for line in round_ if line is not None]
-    return Tiles([_tile(line, folder) for line in in_turn[:shown]])
+    return [line for round_ in zip_longest(*by_kind) for line in round_ if line is not None]
 
 
 def _tile(line: dict, folder: Path) -> Tile:
@@ -83,8 +95,11 @@ def _tile(line: dict, folder: Path) -> Tile:
         scan = read(Found(line["path"], line["series"]), folder)
     except (OSError, RuntimeError, ValueError, MemoryError):
         return Tile(name, "no picture: the file cannot be read now", None, words)
+    return Tile(name, f"three planes of {name}", _picture(scan), words)
+
+
+def _picture(scan: Scan) -> bytes:
     planes = Planes.of(scan.voxels.__getitem__, scan.voxels.shape, scan.spacing)
     low, high = planes.limits()
     counts = np.histogram(planes.voxels, BINS, (low, max(high, low + 1e-6)))[0]
-    made = picture(planes, counts, scan.orientation, (low, high))
-    return Tile(name, f"three planes of {name}", made, words)
+    return picture(planes, counts, scan.orientation, (low, high))

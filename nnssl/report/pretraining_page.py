@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from nnssl import checkpoint, files
 from nnssl.checkpoint.describe import PROBE, by
-from nnssl.report import collection, cost
+from nnssl.report import collection, collection_page, cost
 from nnssl.report.charts import PANEL
 from nnssl.report.collection import Collection
 from nnssl.study.report import drawing
@@ -39,12 +41,9 @@ class Pretraining:
     @classmethod
     def read(cls, folder: Path) -> Pretraining:
         rows = files.read_json_lines(folder / LOG)
-        header = {}
-        for name in (FINAL, LATEST):
-            if not header and (folder / name).exists():
-                header = checkpoint.read(folder / name)["header"]
         path = folder / MANIFEST
-        return cls(folder, rows, header, files.read_json(path) if path.is_file() else {})
+        manifest = files.read_json(path) if path.is_file() else {}
+        return cls(folder, rows, _newest_header(folder), manifest)
 
     @property
     def name(self) -> str:
@@ -59,6 +58,11 @@ class Pretraining:
         return self.header["run"]["batch_size"]
 
     @property
+    def duration(self) -> str:
+        """What the training took, in words."""
+        return duration(cost.seconds(self.rows, self.batch_size))
+
+    @property
     def is_finished(self) -> bool:
         return (self.folder / FINAL).exists()
 
@@ -66,11 +70,16 @@ class Pretraining:
         """The scans it was trained on, where they are still below $nnUNet_preprocessed."""
         plan = self.header.get("plan", {})
         folder = _preprocessed(plan.get("name"))
-        if folder is None:
+        found = Collection.read(folder) if folder else None
+        if found is None or found.plan is None:
             return None
-        found = Collection.read(folder)
-        known = found.plan.fingerprint if found.plan else None
-        return found if known == plan["fingerprint"] else None
+        return found if found.plan.fingerprint == plan["fingerprint"] else None
+
+
+def _newest_header(folder: Path) -> dict:
+    """Of its newest checkpoint; {} where it has none."""
+    there = [folder / name for name in (FINAL, LATEST) if (folder / name).exists()]
+    return checkpoint.read(there[0])["header"] if there else {}
 
 
 def _preprocessed(name: str | None) -> Path | None:
@@ -79,21 +88,20 @@ def _preprocessed(name: str | None) -> Path | None:
     if not root or not name:
         return None
     folder = Path(root) / "nnssl" / name
-    needed = (collection.REPORT, collection.PLAN)
-    return folder if all((folder / file).is_file() for file in needed) else None
+    return folder if _is_whole(folder) else None
+
+
+def _is_whole(folder: Path) -> bool:
+    return all((folder / name).is_file() for name in (collection.REPORT, collection.PLAN))
 
 
 def render(folder: Path) -> str:
     run = Pretraining.read(folder)
     scans = run.collection()
-    sections = [
-        *_curves(run),
-        Section("Views", [], [], _VIEWS, [_views(run)]),
-        *_time(run),
-        *_data(run, scans),
-    ]
-    warnings = _look_at(run, scans)
-    return page(f"Pretraining {run.name}", _lead(run), warnings, sections, _facts(run), "Look at")
+    views = Section("Views", [], [], _VIEWS, [_views(run)])
+    sections = [*_curves(run), views, *_time(run), *_data(scans)]
+    title, warnings = f"Pretraining {run.name}", list(_look_at(run, scans))
+    return page(title, _lead(run), warnings, sections, _facts(run), "Look at")
 
 
 _VIEWS = (
@@ -106,39 +114,48 @@ def _facts(run: Pretraining) -> dict[str, str]:
     """The checkpoint's header; of one that it started from the name, not the path."""
     if not run.header:
         return {}
-    start = run.header.get("start", {})
-    named = {**start, "checkpoint": Path(start["checkpoint"]).name} if start else None
-    shown = {**run.header, **({"start": named} if named else {})}
+    shown = dict(run.header)
+    if start := shown.get("start"):
+        shown["start"] = {**start, "checkpoint": Path(start["checkpoint"]).name}
     return {"Settings": json.dumps(shown, indent=2, ensure_ascii=False)}
 
 
 def _lead(run: Pretraining) -> list[str]:
     if not run.header:
         return [f"Step {run.step}; nothing is saved yet."]
-    header, plan = run.header, run.header["plan"]
-    crop, spacing = header["crop"], plan["spacing"][-len(header["crop"]) :]
-    took = duration(cost.seconds(run.rows, run.batch_size)) if run.rows else "no time"
+    return [*_trained(run.header), _progress(run)]
+
+
+def _trained(header: dict) -> list[str]:
+    """The method, its scans, the encoder and its crops."""
+    crop, plan = header["crop"], header["plan"]
+    spacing = plan["spacing"][-len(crop) :]
     return [
         f"{header['method']} on {plan['cases']} scans of {plan['name']}:",
         f"encoder {header['preset']}, crops of {by(crop)} voxels at {by(spacing)} mm,",
-        f"{run.batch_size} scans per step. Step {run.step} of {header['run']['steps']}, {took}.",
     ]
 
 
-def _look_at(run: Pretraining, scans: Collection | None) -> list[str]:
-    notes = [f"step {row['step']}: {row['alarm']}" for row in run.rows if row.get("alarm")]
+def _progress(run: Pretraining) -> str:
+    steps = run.header["run"]["steps"]
+    took = run.duration if run.rows else "no time"
+    return f"{run.batch_size} scans per step. Step {run.step} of {steps}, {took}."
+
+
+def _look_at(run: Pretraining, scans: Collection | None) -> Iterator[str]:
+    """What a user should know of it."""
+    yield from (f"step {row['step']}: {row['alarm']}" for row in run.rows if row.get("alarm"))
     if not run.is_finished:
-        notes.append(
-            "it is not finished: it runs, or was stopped and continues by the same line with --c"
-        )
+        yield "it is not finished: it runs, or was stopped and continues by the same line with --c"
+    yield from _waiting_note(run)
+    if scans is not None and scans.left_out:
+        yield f"{len(scans.left_out)} of {len(scans.lines)} scans were left out of it"
+
+
+def _waiting_note(run: Pretraining) -> Iterator[str]:
     waited = cost.middle(run.rows, "data_wait")
     if waited is not None and waited > WAITING:
-        notes.append(
-            f"the device waited for crops {waited:.0%} of the time: more --workers, a faster disk"
-        )
-    if scans is not None and scans.left_out:
-        notes.append(f"{len(scans.left_out)} of {len(scans.lines)} scans were left out of it")
-    return notes
+        yield f"the device waited for crops {waited:.0%} of the time: more --workers, a faster disk"
 
 
 def _curves(run: Pretraining) -> list[Section]:
@@ -146,22 +163,30 @@ def _curves(run: Pretraining) -> list[Section]:
     if not run.rows:
         return []
     panels = pictures.panels(run.rows, run.header.get("method", "pretraining"))
-    tiles = {name: _panel(run, keys, name) for name, keys in panels.items()}
-    sections = []
-    for title, names in _grouped(panels).items():
-        keys = [key for name in names for key in panels[name]]
-        tables = [_course(run, keys, f"{title} in numbers")] if keys else []
-        group = Tiles([tiles[name] for name in names], 340)
-        sections.append(Section(title, tables, [], _LEADS[title] if names else "", [group]))
-    return sections
+    return [_curves_of(run, title, group) for title, group in _grouped(panels).items()]
 
 
-def _grouped(panels: dict[str, list[str]]) -> dict[str, list[str]]:
-    """The names of the panels of each section."""
-    probe = [name for name, keys in panels.items() if keys[0].startswith(PROBE)]
-    losses = [name for name in panels if name.endswith(": loss")]
-    others = [name for name in panels if name not in (*probe, *losses)]
-    return {"Losses": losses, "Probe": probe, "Monitors": others}
+def _curves_of(run: Pretraining, title: str, panels: dict[str, list[str]]) -> Section:
+    """panels: by its name, the columns of the log in each."""
+    if not panels:
+        return Section(title, [], [])
+    keys = list(chain.from_iterable(panels.values()))
+    tiles = Tiles([_panel(run, keys, name) for name, keys in panels.items()], 340)
+    return Section(title, [_course(run, keys, f"{title} in numbers")], [], _LEADS[title], [tiles])
+
+
+def _grouped(panels: dict[str, list[str]]) -> dict[str, dict[str, list[str]]]:
+    """The panels of each section."""
+    groups: dict[str, dict[str, list[str]]] = {title: {} for title in _LEADS}
+    for name, keys in panels.items():
+        groups[_section_of(name, keys)][name] = keys
+    return groups
+
+
+def _section_of(panel: str, keys: list[str]) -> str:
+    if keys[0].startswith(PROBE):
+        return "Probe"
+    return "Losses" if panel.endswith(": loss") else "Monitors"
 
 
 _LEADS = {
@@ -181,16 +206,16 @@ def _panel(run: Pretraining, keys: list[str], title: str) -> Tile:
 
 
 def _course(run: Pretraining, keys: list[str], title: str) -> Table:
-    rows = [_extremes(run, key) for key in keys]
+    rows = [_extremes(run.rows, key) for key in keys]
     columns = ["what", "first", "lowest", "lowest at", "highest", "highest at", "last"]
     formats: dict[str, str] = dict.fromkeys(("first", "lowest", "highest", "last"), ".4g")
     note = "As logged, without smoothing: one row is one step, and jumps from row to row."
     return Table("", title, note, columns, rows, formats)
 
 
-def _extremes(run: Pretraining, key: str) -> list[Cell]:
+def _extremes(rows: list[dict], key: str) -> list[Cell]:
     """First, lowest with its step, highest with its step, last."""
-    course = [(row[key], row["step"]) for row in run.rows if key in row]
+    course = [(row[key], row["step"]) for row in rows if key in row]
     lowest, highest = min(course), max(course, key=lambda pair: pair[0])
     return [key, course[0][0], *lowest, *highest, course[-1][0]]
 
@@ -199,10 +224,15 @@ def _views(run: Pretraining) -> Tiles:
     """The pictures kept of several steps; of a run from before they were kept, the last one."""
     last = run.folder / "views.png"
     steps = sorted((run.folder / pictures.VIEWS).glob("[0-9]*.png"))
-    tiles = [_view(f"step {int(path.stem)}", f"step {int(path.stem)}", path) for path in steps]
+    tiles = [_view_of_step(path) for path in steps]
     if not tiles and last.exists():
         tiles = [_view("at the last save", "the last save", last)]
     return Tiles(tiles, 520, 560)
+
+
+def _view_of_step(path: Path) -> Tile:
+    step = f"step {int(path.stem)}"
+    return _view(step, step, path)
 
 
 def _view(caption: str, when: str, path: Path) -> Tile:
@@ -212,19 +242,21 @@ def _view(caption: str, when: str, path: Path) -> Tile:
 def _time(run: Pretraining) -> list[Section]:
     if not run.rows or not run.header:
         return []
-    panels = [
-        _panel(run, ["samples_per_second"], "scans per second"),
-        _panel(run, ["data_wait"], "waiting for crops, fraction of the time"),
-    ]
-    rows = [*_training_time(run), *_devices(run), *_fraction_of_peak(run)]
+    rows = [*_training_time(run), *_devices(run.manifest), *_fraction_of_peak(run)]
     table = Table("", "Time in numbers", "", ["what", "how much", "note"], rows)
-    return [Section("Time", [table], [], "", [Tiles(panels, 340)])]
+    return [Section("Time", [table], [], "", [_speed(run)])]
+
+
+def _speed(run: Pretraining) -> Tiles:
+    scans = _panel(run, ["samples_per_second"], "scans per second")
+    waiting = _panel(run, ["data_wait"], "waiting for crops, fraction of the time")
+    return Tiles([scans, waiting], 340)
 
 
 def _training_time(run: Pretraining) -> list[list[Cell]]:
     speed, waited = cost.middle(run.rows, "samples_per_second"), cost.middle(run.rows, "data_wait")
     return [
-        ["training", duration(cost.seconds(run.rows, run.batch_size)), "pauses do not count"],
+        ["training", run.duration, "pauses do not count"],
         ["scans per second", f"{speed:.3g}", "median of the logged rows"],
         ["waiting for crops", f"{waited:.1%}", "of the time; median"],
     ]
@@ -237,24 +269,29 @@ def _fraction_of_peak(run: Pretraining) -> list[list[Cell]]:
     return [["of the device's peak", f"{fraction:.0%}", "median; dense bf16, by its data sheet"]]
 
 
-def _devices(run: Pretraining) -> list[list[Cell]]:
-    """What it ran on, for how long and with what energy, by its manifest."""
-    if not run.manifest:  # of a version that did not write one
+def _devices(manifest: dict) -> list[list[Cell]]:
+    """What it ran on, for how long and with what energy."""
+    if not manifest:  # of a version that did not write one
         return []
-    hardware, energy = run.manifest["sittings"][-1]["hardware"], run.manifest["energy_wh"]
-    count, hours = hardware["processes"], f"{run.manifest['device_hours']:.3g}"
-    many = f"{count} processes" if count > 1 else "one process"
-    rows: list[list[Cell]] = [
-        ["device", hardware.get("gpu") or hardware["processor"], many],
+    hours = f"{manifest['device_hours']:.3g}"
+    return [
+        _device(manifest["sittings"][-1]["hardware"]),
         ["hours of devices", hours, "with saving and pictures"],
+        *_energy(manifest["energy_wh"]),
     ]
-    if energy is not None:
-        rows.append(["energy", f"{energy / 1000:.3g} kWh", "of the first machine's GPUs"])
-    return rows
 
 
-def _data(run: Pretraining, scans: Collection | None) -> list[Section]:
-    if scans is None:
+def _device(hardware: dict) -> list[Cell]:
+    count = hardware["processes"]
+    many = f"{count} processes" if count > 1 else "one process"
+    return ["device", hardware.get("gpu") or hardware["processor"], many]
+
+
+def _energy(watt_hours: float | None) -> list[list[Cell]]:
+    if watt_hours is None:
         return []
-    left_out = collection.left_out_section(scans, SHOWN_LEFT_OUT)
-    return [left_out]
+    return [["energy", f"{watt_hours / 1000:.3g} kWh", "of the first machine's GPUs"]]
+
+
+def _data(scans: Collection | None) -> list[Section]:
+    return [] if scans is None else [collection_page.left_out_section(scans, SHOWN_LEFT_OUT)]

@@ -67,19 +67,27 @@ def picture(
         (planes.coronal, (z, x), (up, left)),
         (planes.sagittal, (z, y), (up, back)),
     )
-    boxes = [_boxed(_grey(plane, limits), spacing, flips) for plane, spacing, flips in shown]
+    boxes = [_boxed(_flipped(_grey(plane, limits), by), mm) for plane, mm, by in shown]
     return _png(np.hstack([*boxes, bars(counts)]))
+
+
+def _flipped(plane: np.ndarray, flips: tuple[bool, bool]) -> np.ndarray:
+    return np.flip(plane, tuple(axis for axis, turned in enumerate(flips) if turned))
 
 
 def bars(counts: np.ndarray) -> np.ndarray:
     """uint8 [BOX BOX]: a histogram as bars from the bottom, the highest as high as the box."""
-    # the mean of a column's bins: of some columns there are more than of others
-    edges = np.linspace(0, len(counts), BOX, endpoint=False).astype(int)
-    widths = np.diff([*edges, len(counts)]).clip(1)
-    columns = np.add.reduceat(np.asarray(counts, float), edges) / widths
+    columns = _column_means(counts)
     heights = np.rint((BOX - 8) * columns / max(columns.max(), 1e-12)).astype(int)
     rows = np.arange(BOX)[::-1, None]
     return np.where(rows < heights, BAR, GROUND).astype(np.uint8)
+
+
+def _column_means(counts: np.ndarray) -> np.ndarray:
+    """[BOX]: the mean of a column's bins, as some columns have more of them than others."""
+    edges = np.linspace(0, len(counts), BOX, endpoint=False).astype(int)
+    widths = np.diff([*edges, len(counts)]).clip(1)
+    return np.add.reduceat(np.asarray(counts, float), edges) / widths
 
 
 def _reversed(orientation: str) -> tuple[bool, bool, bool]:
@@ -94,19 +102,21 @@ def _grey(plane: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
     return (255 * ((plane - low) / max(high - low, 1e-6)).clip(0, 1)).astype(np.uint8)
 
 
-def _boxed(plane: np.ndarray, spacing: Spacing, flips: tuple[bool, bool]) -> np.ndarray:
+def _boxed(plane: np.ndarray, spacing: Spacing) -> np.ndarray:
     """uint8 [BOX BOX]: the plane as large as fits, in its true proportions, in the middle."""
-    from PIL import Image  # matplotlib brings it along
-
-    plane = np.flip(plane, tuple(axis for axis, turned in enumerate(flips) if turned))
     extent = np.multiply(plane.shape, spacing)
     rows, columns = np.rint(BOX * extent / extent.max()).astype(int).clip(1)
-    image = Image.fromarray(np.ascontiguousarray(plane))
-    scaled = np.asarray(image.resize((int(columns), int(rows)), Image.Resampling.BILINEAR))
     box = np.zeros((BOX, BOX), np.uint8)
     top, left = (BOX - rows) // 2, (BOX - columns) // 2
-    box[top : top + rows, left : left + columns] = scaled
+    box[top : top + rows, left : left + columns] = _scaled(plane, int(rows), int(columns))
     return box
+
+
+def _scaled(plane: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    from PIL import Image  # matplotlib brings it along
+
+    image = Image.fromarray(np.ascontiguousarray(plane))
+    return np.asarray(image.resize((columns, rows), Image.Resampling.BILINEAR))
 
 
 def _png(grey: np.ndarray) -> bytes:
