@@ -120,9 +120,9 @@ def _optimizer(network: nn.Module, ours: bool, device: torch.device) -> torch.op
 
 def _loss(outputs: torch.Tensor | Sequence[torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
     """The weighted cross-entropies of one output, or of those of deep supervision."""
-    outputs = list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
-    weights = deep_supervision_weights(len(outputs))
-    terms = [w * _cross_entropy(o, labels) for w, o in zip(weights, outputs, strict=True)]
+    each = [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)
+    weights = deep_supervision_weights(len(each))
+    terms = [w * _cross_entropy(o, labels) for w, o in zip(weights, each, strict=True)]
     return sum(terms[1:], terms[0])
 
 

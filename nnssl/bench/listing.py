@@ -69,9 +69,8 @@ def table(methods: Mapping[str, type[Method]] = METHODS) -> str:
 
 
 def _header() -> list[str]:
-    names = {name: name for name in COLUMNS}
     rule = {name: "-" * width for name, width in COLUMNS.items()}
-    return [_row(names), _row(rule)]
+    return [_row({name: name for name in COLUMNS}), _row(rule)]
 
 
 def _cells(name: str, method: type[Method]) -> dict[str, str]:

@@ -147,7 +147,7 @@ def _note(case: Case, plan: Plan, shape: tuple[int, ...], body: str) -> dict:
 
 def stages(made: Made) -> Iterator[tuple[str, Callable[[], object]]]:
     """Name and call of each piece of work, in order; what is made between them is no part of it."""
-    work = Work(made)
+    work = ScaleWork(made)
     yield "find the scans", work.find
     yield "survey, all answers known, with report", work.survey
     yield "plan", work.decide
@@ -164,7 +164,7 @@ def stages(made: Made) -> Iterator[tuple[str, Callable[[], object]]]:
     yield f"places of {PLACES} crops", work.places
 
 
-class Work:
+class ScaleWork:
     """The pieces of work on a collection; what one leaves, later ones take."""
 
     found: list[Found]

@@ -67,7 +67,7 @@ class Collection:
         return {case_id(line["path"], line["series"]): line for line in self.lines}
 
     def histogram(self, case: Case) -> np.ndarray | None:
-        """Body voxels in bins of STEP HU from HISTOGRAM[0] of the survey; None where there are no HU."""
+        """Body voxels in bins of STEP HU from the survey's HISTOGRAM[0]; None without HU."""
         counts = self._counts_by_hu(case) if self.in_hu else None
         if counts is None:
             return None

@@ -127,7 +127,7 @@ def _changed_note(collection: Collection) -> Iterator[str]:
 
 def _tables(collection: Collection) -> list[Table]:
     note = "The directions in which x, y and z run as stored: LPS is a supine patient's CT."
-    rows = [list(counted) for counted in _orientations(collection)]
+    rows: list[list[Cell]] = [[name, count] for name, count in _orientations(collection)]
     return [Table("", "Orientations", note, ["orientation", "scans"], rows)] if rows else []
 
 
