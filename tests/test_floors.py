@@ -109,7 +109,11 @@ def test_no_name_stands_twice(kind):
     places: dict[str, list[str]] = {}
     for name, path in MODULES.items():
         if kind == "class":
-            classes = [n for n in ast.parse(path.read_text()).body if isinstance(n, ast.ClassDef)]
+            classes = [
+                n
+                for n in ast.parse(path.read_text(encoding="utf-8")).body
+                if isinstance(n, ast.ClassDef)
+            ]
             names = [node.name for node in classes if not node.name.startswith("_")]
         else:
             names = [path.stem] if path.stem not in {"__init__", "__main__", *KERNELS} else []
