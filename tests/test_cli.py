@@ -225,7 +225,7 @@ atexit.register(print, "ended", flush=True)
 atexit.register(lambda: os.kill(os.getpid(), 15))
 made = types.ModuleType("nnssl.train.pretrain")
 made.Options, made.pretrain = dict, lambda _: print("finished", flush=True)
-made.processes = types.SimpleNamespace(launch=lambda *_: None)
+made.distributed = types.SimpleNamespace(launch=lambda *_: None)
 sys.modules["nnssl.train.pretrain"] = made
 sys.argv = ["nnssl_pretrain", "-m", "smit", "-i", "x"]
 from nnssl import cli

@@ -293,10 +293,13 @@ def test_a_supervised_encoder_of_mapped_intensities_is_refused(tmp_path):
         supervised.export(tmp_path, tmp_path / "out.pth")
 
 
-def in_this_process(words: list[str], log: Path, lock: int | None = None) -> None:
+def in_this_process(
+    words: list[str], log: Path, lock: int | None = None, env: dict[str, str] | None = None
+) -> None:
     """In the place of `shell.execute`: the start of nnU-Net's commands takes longer than their work
     here.
     """
+    assert env is None, "no arm of these studies is trained elsewhere"
     with log.open("a") as file:
         print(words, file=file)
     with pytest.MonkeyPatch.context() as patch:
@@ -353,8 +356,8 @@ def test_end_to_end_killed_in_the_middle(nnunet_env, tmp_path, monkeypatch, caps
         for folder in folders:
             job.do(folder)
 
-    def killed_after_the_first_training(command, log, lock=None):
-        in_this_process(command, log, lock)
+    def killed_after_the_first_training(command, *rest):
+        in_this_process(command, *rest)
         if command[0] == "nnUNetv2_train":
             raise KeyboardInterrupt
 
@@ -372,10 +375,7 @@ def test_end_to_end_killed_in_the_middle(nnunet_env, tmp_path, monkeypatch, caps
     monkeypatch.setattr(
         shell,
         "execute",
-        lambda command, log, lock=None: (
-            trained.append(command),
-            in_this_process(command, log, lock),
-        ),
+        lambda command, *rest: (trained.append(command), in_this_process(command, *rest)),
     )
     assert "Runs: 2 done, 0 failed, 0 missing" in command("run", str(path))
     # of the second run only
