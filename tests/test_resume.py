@@ -37,7 +37,7 @@ def test_what_is_no_file_is_nnunets_to_judge(tmp_path):
 
 
 def test_a_pretraining_of_another_version_is_not_continued(tmp_path):
-    """Its method was built otherwise: the error says what to type, and the error of PyTorch is kept in it."""
+    """Its method was built otherwise: the error says what to type."""
     method, file = torch.nn.Linear(3, 2), tmp_path / "checkpoint_latest.pth"
     before = torch.nn.Linear(4, 2).state_dict()
     with pytest.raises(

@@ -12,13 +12,11 @@ same work for twice the scans must take twice as long; tests/test_scale.py count
 from __future__ import annotations
 
 import argparse
-import base64
 import json
 import os
 import resource
 import tempfile
 import time
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -31,13 +29,15 @@ import torch
 from nnssl.bench import markdown
 from nnssl.bench.command_line import parser_of
 from nnssl.data.crops import Crops, Stored
+from nnssl.data.packing import pack
 from nnssl.data.plan import Case, Plan, make_plan, resampled_shape
 from nnssl.data.prepare import prepare
 from nnssl.data.preprocess import BLOCK
 from nnssl.data.scans import Found, find_scans
 from nnssl.data.survey import HISTOGRAM, SURVEY_VERSION, survey
-from nnssl.data.survey_lines import body_histograms, line_file
+from nnssl.data.survey_lines import body_histograms, line_file, pack_histogram
 from nnssl.data.survey_report import ScanReport
+from nnssl.shapes import ceil_div
 from nnssl.train import batches, before, cache
 from nnssl.train.places import results_folder
 from nnssl.train.pretrain import Options, build
@@ -95,11 +95,7 @@ def _histogram() -> str:
     low, high = HISTOGRAM
     counts = np.random.default_rng(0).integers(0, 40_000, high - low + 1)
     counts[HU_VALUES:] = 0
-    return _packed(counts.astype("<i8"), level=1)
-
-
-def _packed(numbers: np.ndarray, level: int = -1) -> str:
-    return base64.b64encode(zlib.compress(numbers.tobytes(), level)).decode()
+    return pack_histogram(counts)
 
 
 def _answer(path: Path, histogram: str) -> dict:
@@ -114,8 +110,8 @@ def _answer(path: Path, histogram: str) -> dict:
 def make_notes(made: Made, plan: Plan) -> None:
     """Notes as of preprocessed scans, and files of no voxels: each the first of LINKS."""
     shape = resampled_shape(SHAPE, SPACING, plan.spacing)
-    blocks = [-(-side // BLOCK) for side in shape]
-    body = _packed(np.random.default_rng(0).integers(100, 256, blocks).astype(np.uint8))
+    blocks = ceil_div(shape, [BLOCK] * len(shape))
+    body = pack(np.random.default_rng(0).integers(100, 256, blocks).astype(np.uint8))
     for first in range(0, len(plan.cases), LINKS):
         case, *others = plan.cases[first : first + LINKS]
         (made.folder / f"{case.id}.b2nd").touch()

@@ -9,9 +9,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from nnssl.data.packing import unpack
-from nnssl.data.positions import block_grid
 from nnssl.files import inside, read_json, write_json
 from nnssl.host_memory import uncollected
+from nnssl.shapes import ceil_div
 
 # the sizes of each case's voxels and note, of all that were stored when a run began
 INDEX = "stored.json"
@@ -114,5 +114,6 @@ def _is_note(properties: object) -> bool:
 
 def _is_body_whole(note: dict) -> bool:
     """Whether it has a number for each block of the scan."""
-    blocks = block_grid(note["shape"], note["body_block"])
+    shape = note["shape"]
+    blocks = ceil_div(shape, [note["body_block"]] * len(shape))
     return len(blocks) == 3 and len(unpack(note["body"])) == math.prod(blocks)

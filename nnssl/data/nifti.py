@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, BinaryIO, Literal, cast
 import numpy as np
 
 from nnssl.data.blockwise import BLOCK, blocks
+from nnssl.data.data_files import unreadable
 from nnssl.data.refusals import UnusableScanError, passing_errors, summarise_error
 from nnssl.types import Spacing
 
@@ -72,7 +73,7 @@ def _check_length(promised: Header, size: int, most: int) -> None:
     """`size` of the file in bytes, each of which can become `most`."""
     needed = promised.offset + promised.bytes
     if needed > most * size:
-        raise _bad(
+        raise unreadable(
             f"it is cut short, {size} bytes cannot hold the {needed} that its header promises"
         )
 
@@ -83,11 +84,7 @@ def _damage() -> Iterator[None]:
     try:
         yield
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise _bad(summarise_error(error)) from error
-
-
-def _bad(words: str) -> UnusableScanError:
-    return UnusableScanError(f"cannot be read: {words}")
+        raise unreadable(summarise_error(error)) from error
 
 
 def _is_zipped(path: Path) -> bool:
@@ -104,7 +101,7 @@ def _parsed(block: bytes) -> Nifti1Header:
     for order in ("little", "big"):
         if (header := _header_in(block, order)) is not None:
             return header
-    raise _bad("it has no NIfTI header with the voxels in the same file")
+    raise unreadable("it has no NIfTI header with the voxels in the same file")
 
 
 def _header_in(block: bytes, order: Literal["little", "big"]) -> Nifti1Header | None:
@@ -131,7 +128,7 @@ def _offset(header: Nifti1Header, dtype: np.dtype) -> int:
     """The byte at which the voxels begin. UnusableScanError for voxels of no byte as well."""
     offset = float(header["vox_offset"])
     if not (dtype.itemsize and math.isfinite(offset) and offset >= int(header["sizeof_hdr"])):
-        raise _bad(f"its header says that the voxels begin at byte {offset:g}")
+        raise unreadable(f"its header says that the voxels begin at byte {offset:g}")
     return int(offset)
 
 
@@ -139,7 +136,7 @@ def _shape(header: Nifti1Header) -> tuple[int, ...]:
     count = int(header["dim"][0])
     shape = tuple(header["dim"][1 : count + 1].tolist())
     if not 1 <= count <= 7 or min(shape) < 1:
-        raise _bad(f"its header gives the size {shape}")
+        raise unreadable(f"its header gives the size {shape}")
     return shape
 
 
@@ -151,7 +148,7 @@ def _dtype(header: Nifti1Header) -> np.dtype:
         known = cast("np.dtype", data_type_codes.dtype[code])
         return known.newbyteorder(header.endianness)
     except KeyError as error:
-        raise _bad(f"its header gives the unknown voxel type {code}") from error
+        raise unreadable(f"its header gives the unknown voxel type {code}") from error
 
 
 def _check_spacing(header: Nifti1Header) -> None:
@@ -184,7 +181,7 @@ def check_nifti(path: Path | str) -> None:
     with passing_errors(), _damage():
         count = _count_bytes(Path(path), header)
     if count < header.bytes:
-        raise _bad(f"it is cut short, {count} of {header.bytes} bytes of voxels are there")
+        raise unreadable(f"it is cut short, {count} of {header.bytes} bytes of voxels are there")
 
 
 def _blocks(path: Path, offset: int) -> Iterator[bytes]:

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from nnssl.data.packing import unpack
+from nnssl.shapes import ceil_div
 
 # fraction of body in the whole box, padding counted, below which it is drawn again
 LEAST_BODY = 0.35
 DRAWS = 10
-
-
-def block_grid(shape: Sequence[int], block: int) -> list[int]:
-    """Blocks along each axis of a scan; the last one may be cut off by the scan's end."""
-    return [-(-size // block) for size in shape]
 
 
 @dataclass(frozen=True)
@@ -36,7 +31,7 @@ class Body:
         """Of what lies beside the scan's voxels (`nnssl.data.preprocess`)."""
         size, block = properties["shape"], properties["body_block"]
         fraction = np.frombuffer(unpack(properties["body"]), np.uint8).astype(np.float32)
-        return cls(fraction.reshape(block_grid(size, block)), np.array(size), block)
+        return cls(fraction.reshape(ceil_div(size, [block] * len(size))), np.array(size), block)
 
     def cumulative_voxels(self) -> np.ndarray:
         """255 times the body voxels of all blocks up to each; where a scan has none, every block

@@ -22,7 +22,13 @@ from nnssl.data.dicom import (
 from nnssl.data.orientation import Scan
 from nnssl.data.raw_datasets import READER, chosen_channels, open_raw, read_image, series_of
 from nnssl.data.refusals import check_grid
-from nnssl.data.volumes import VOLUME_ENDINGS, check_not_labels, check_voxels, read_volume
+from nnssl.data.volumes import (
+    VOLUME_ENDINGS,
+    check_not_labels,
+    check_voxels,
+    is_volume,
+    read_volume,
+)
 from nnssl.host_memory import uncollected
 from nnssl.types import Spacing
 
@@ -179,13 +185,8 @@ def _labels(folder: Path | str) -> list[str]:
     """Labels of public datasets, beside their scans: `segmentations/liver.nii.gz`, `a_seg.nii`."""
     all_of_it = Path(folder).name.lower() in LABEL_FOLDERS
     names = os.listdir(folder)  # noqa: PTH208 - called for every folder of the collection
-    volumes = filter(_is_volume, names)
+    volumes = filter(is_volume, names)
     return [name for name in volumes if all_of_it or _last_word(name) in LABEL_WORDS]
-
-
-def _is_volume(name: str) -> bool:
-    """By its ending; hidden ones are none."""
-    return name.lower().endswith(VOLUME_ENDINGS) and not name.startswith(".")
 
 
 def _last_word(name: str) -> str:

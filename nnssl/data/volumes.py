@@ -40,6 +40,11 @@ def ending(path: Path | str) -> str:
     return next((end for end in longest_first if str(path).lower().endswith(end)), "")
 
 
+def is_volume(name: str) -> bool:
+    """Whether a file is one by its name; hidden ones are none."""
+    return name.lower().endswith(VOLUME_ENDINGS) and not name.startswith(".")
+
+
 def check_header(path: Path | str) -> str:
     """Refuse what no reader may be given. Returns what a reader will change: a note, or nothing.
     Costs nothing.

@@ -31,7 +31,7 @@ def _window(given: list[str]) -> Literal["whole"] | Shape:
 
 @dataclass(frozen=True)
 class EmbedOptions:
-    """What `nnssl_embed` is asked for. Raises ValueError for --nifti without --dense."""
+    """The options of `nnssl_embed`. Raises ValueError for --nifti without --dense."""
 
     sources: Sequence[Path] = option(**FOLDERS)
     output: Path = option(

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nnssl.data.scans import Found
-from nnssl.data.volumes import VOLUME_ENDINGS, ending
+from nnssl.data.volumes import VOLUME_ENDINGS, ending, is_volume
 
 CHANNEL = "_0000"  # at the end of an image's name in nnU-Net's datasets; its labels have none
 
@@ -29,11 +29,7 @@ def find(folder: Path) -> Masks:
 def _volumes(folder: Path) -> Iterator[Path]:
     """Files of volumes at any depth; hidden ones are none."""
     for where, _, names in os.walk(folder, followlinks=True):
-        yield from (Path(where, name) for name in sorted(names) if _is_volume(name))
-
-
-def _is_volume(name: str) -> bool:
-    return bool(ending(name)) and not name.startswith(".")
+        yield from (Path(where, name) for name in sorted(names) if is_volume(name))
 
 
 def stem(name: str) -> str:

@@ -179,17 +179,10 @@ def _encode(work: EmbedWork, tasks: list[EmbedTask]) -> dict[str, str]:
     with closing(parallel_map(read_one, todo, work.options.num_processes, "embed")) as results:
         for task, result in results:
             if isinstance(result, Failed):
-                failed[task.row.id] = _reason(result)
+                failed[task.row.id] = result.unless_no_room()
             else:
                 _keep(work, task, *result)
     return failed
-
-
-def _reason(failed: Failed) -> str:
-    """Why one scan failed. Raises NoRoomError for a full disk, which ends the work."""
-    if failed.no_room:
-        raise files.NoRoomError(failed.reason)
-    return failed.reason
 
 
 def _keep(work: EmbedWork, task: EmbedTask, scan: Prepared, about: dict) -> None:

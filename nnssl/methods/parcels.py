@@ -2,8 +2,8 @@
 
 Ours. The classes are clusters (`nnssl.data.parcel_maps`), as in Caron et al. 2018, "Deep clustering
 for unsupervised learning of visual features", ECCV, arXiv 1807.05520, but of voxels, and fixed
-before the training; that segmenting made classes teaches few-shot segmentation is from Ouyang et al. 2020,
-"Self-supervision with superpixels", ECCV, arXiv 2007.09886.
+before the training; that segmenting made classes teaches few-shot segmentation is from Ouyang et
+al. 2020, "Self-supervision with superpixels", ECCV, arXiv 2007.09886.
 
     crop -> window, contrast, noise -> encoder -> the fine-tuning network's decoder
          -> which parcel?    CE, all voxels

@@ -101,7 +101,7 @@ class Results:
 
     @classmethod
     def of_runs(cls, path: Path | str) -> Results:
-        """As `read`. Raises ResultsError where no run is told of."""
+        """As `read`. Raises ResultsError where they name no run."""
         results = cls.read(path)
         if not results.runs:
             raise ResultsError(
