@@ -46,17 +46,17 @@ def _check_name(request: PlansRequest) -> None:
 def _check_spacing(request: PlansRequest) -> None:
     spacing = request.spacing
     if isinstance(spacing, str):
-        _check_whose_spacing(spacing, request.preset)
+        _check_spacing_source(spacing, request.preset)
     elif len(spacing) != 3 or not all(mm > 0 for mm in spacing):
         raise ValueError(f"--spacing takes three positive numbers Z Y X in mm, got {spacing}")
 
 
-def _check_whose_spacing(whose: str, preset: str | None) -> None:
-    if whose not in (DATASET, PRETRAINING):
+def _check_spacing_source(source: str, preset: str | None) -> None:
+    if source not in (DATASET, PRETRAINING):
         raise ValueError(
-            f"--spacing is {DATASET}, {PRETRAINING}, or three numbers Z Y X in mm; got {whose!r}"
+            f"--spacing is {DATASET}, {PRETRAINING}, or three numbers Z Y X in mm; got {source!r}"
         )
-    if whose == PRETRAINING and preset:
+    if source == PRETRAINING and preset:
         raise ValueError(
             f"--spacing {PRETRAINING} is that of a checkpoint; -a names a preset that has none"
         )

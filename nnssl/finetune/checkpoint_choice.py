@@ -44,19 +44,19 @@ class CheckpointChoice:
     default: bool = False  # nothing was named or found: released weights
 
 
-def choose(info: Mapping, whose: str = "the plans") -> CheckpointChoice:
+def choose(info: Mapping, source: str = "the plans") -> CheckpointChoice:
     """The checkpoint to start from. Addresses are fetched.
 
-    info:  the plans' `pretrain_info`, or what takes its part; `whose` is its name in messages. A
+    info:  the plans' `pretrain_info`, or what takes its part; `source` is its name in messages. A
            file that is no longer where it says is looked for by its hash.
     Raises NoCheckpointError where a named file is missing, or several are found and none is named;
     AddressError where one cannot be fetched, or released weights are not what was released.
     """
     if path := info.get("checkpoint_path"):
-        return _named(path, whose, info.get("sha256"))
+        return _named(path, source, info.get("sha256"))
     if path := os.environ.get(VARIABLE):
         return _named(path, f"the variable {VARIABLE}")
-    return _only_one() or _released(whose)
+    return _only_one() or _released(source)
 
 
 def _only_one() -> CheckpointChoice | None:
@@ -71,9 +71,9 @@ def _only_one() -> CheckpointChoice | None:
     return CheckpointChoice(found[0], by) if found else None
 
 
-def _released(whose: str) -> CheckpointChoice:
+def _released(source: str) -> CheckpointChoice:
     name = weights.DEFAULT
-    by = f"default: {whose} and {VARIABLE} name none, and there is no {FINAL} under {_searched()}"
+    by = f"default: {source} and {VARIABLE} name none, and there is no {FINAL} under {_searched()}"
     return CheckpointChoice(
         address.released(name), by, weights.RELEASED[name].sha256, name, default=True
     )
