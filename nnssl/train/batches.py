@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from nnssl import dist, limits, signals, sockets
 
 CHILD = (signal.SIGCHLD,) if hasattr(signal, "SIGCHLD") else ()
-TO_SEE = 5.0  # seconds within which the end of a reader that caused an error is seen
+TO_SEE = 5.0  # seconds within which the end of a reader that ends, or was killed, is seen
 PATIENCE = 2.0  # seconds that a reader may take to end by itself
 WHEN_GONE = (
     "A process that reads crops is gone. Killed: memory is short, fewer --workers or a smaller "
@@ -153,7 +153,7 @@ def _exit_codes(readers: list) -> list[int]:
         ended = wait([reader.sentinel for reader in readers], TO_SEE) if readers else []
         for reader in readers:
             if reader.sentinel in ended:  # closed a moment before the process has its exit code
-                reader.join(PATIENCE)
+                reader.join(TO_SEE)
         return [reader.exitcode for reader in readers if reader.exitcode is not None]
 
 
@@ -183,7 +183,7 @@ def _kill(readers: list) -> None:
         for reader in readers:
             if reader.is_alive():
                 reader.kill()
-                reader.join(PATIENCE)
+                reader.join(TO_SEE)
 
 
 def _end_all(readers: list) -> None:
