@@ -7,6 +7,7 @@ Masks.    `masked` is Bool on the encoder's token grid (stride 2), True = hidden
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ LAST = (4,)  # the number of an encoder's coarsest map, where it is wanted alone
 
 Shape = tuple[int, ...]
 Spacing = tuple[float, ...]
+PrintFn = Callable[[str], None]  # gets each line that a user is to read; `print` by default
 
 # as checkpoints and plans name it; pydoc.locate finds it
 NETWORK_CLASS = "nnssl.network.swin_unetr.SwinUNETR"

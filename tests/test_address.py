@@ -138,9 +138,9 @@ def test_files_of_the_hub(server, ending):
     path = address.local(f"hf://{REPO}{ending}")
     assert path.read_bytes() == b"content"
     assert path.name == "a.pth"
-    settled = address.settled(f"hf://{REPO}{ending}", path)
-    assert settled == f"hf://{REPO}/sub/a.pth@{COMMIT}"
-    assert address.local(settled) == path
+    pinned = address.pinned(f"hf://{REPO}{ending}", path)
+    assert pinned == f"hf://{REPO}/sub/a.pth@{COMMIT}"
+    assert address.local(pinned) == path
 
 
 def test_pages_of_the_hub_are_files_of_the_hub():

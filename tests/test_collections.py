@@ -31,7 +31,9 @@ def raw_folder(folder: Path, numbers=range(3)) -> Path:
 
 def prepared(tmp_path: Path, raw: Path, **options) -> tuple[Plan, str]:
     said = []
-    plan = prepare("made", tmp_path / "out", [raw], num_processes=0, say=said.append, **options)
+    plan = prepare(
+        "made", tmp_path / "out", [raw], num_processes=0, print_fn=said.append, **options
+    )
     return plan, "\n".join(said)
 
 

@@ -33,7 +33,7 @@ def collection(tmp_path_factory) -> tuple[Path, object, list[str]]:
     raw, folder = tmp_path_factory.mktemp("raw"), tmp_path_factory.mktemp("prepared")
     phantoms.write_folder(raw, seeds=range(3), shape=(24, 36, 40))
     plan = prepare("made", folder, [raw], spacing=SPACING, num_processes=0)
-    return folder, plan, parcel_maps.make(folder, plan, classes=8, num_processes=0, say=print)
+    return folder, plan, parcel_maps.make(folder, plan, classes=8, num_processes=0, print_fn=print)
 
 
 def test_an_affine_map_is_found_again():

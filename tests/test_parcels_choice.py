@@ -37,7 +37,7 @@ def makes(monkeypatch) -> list[tuple]:
     """The calls of `parcels.make`, which makes nothing here; every scan of a plan is there."""
     calls = []
 
-    def make(folder, plan, classes, num_processes, say, cases=None, least=0.0):
+    def make(folder, plan, classes, num_processes, print_fn, cases=None, least=0.0):
         calls.append((classes, least))
         return [case.id for case in plan.cases]
 

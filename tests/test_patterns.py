@@ -74,7 +74,7 @@ def test_public_layouts(tmp_path, layout, pattern):
     """U13: nothing else is looked at, and the report has no line of it."""
     raw, said = layout(tmp_path / "raw"), []
     plan = prepare(
-        "made", tmp_path / "out", [raw], num_processes=0, pattern=[pattern], say=said.append
+        "made", tmp_path / "out", [raw], num_processes=0, pattern=[pattern], print_fn=said.append
     )
     assert [Path(case.source).name for case in plan.cases] == [pattern.rpartition("/")[2]] * 2
     assert read_json(tmp_path / "out" / "report.json")["found"] == 2
@@ -85,7 +85,9 @@ def test_the_plan_keeps_the_pattern(tmp_path):
     raw, said = kits(tmp_path / "raw"), []
 
     def prepared(**options) -> Plan:
-        return prepare("made", tmp_path / "out", [raw], num_processes=0, say=said.append, **options)
+        return prepare(
+            "made", tmp_path / "out", [raw], num_processes=0, print_fn=said.append, **options
+        )
 
     plan = prepared(pattern=["*/imaging.nii.gz"])
     kits(raw, [5])

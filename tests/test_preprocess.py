@@ -165,7 +165,7 @@ def test_what_half_precision_cannot_hold_is_its_largest(tmp_path):
 
 
 def test_what_was_stored_in_full_precision_goes_on(tmp_path):
-    """A collection that an earlier version began is completed in half precision, none made again."""
+    """A collection that an earlier version began is completed in half precision."""
     raw, out = raw_folder(tmp_path / "raw", 3), tmp_path / "out"
     plan = prepare("made", out, [raw], num_processes=0)
     first, second, _ = (out / f"{case.id}.b2nd" for case in plan.cases)
@@ -294,10 +294,10 @@ def test_a_flipped_bit_and_swapped_files_are_found_by_a_check_and_stored_again(t
     c.write_bytes(whole[b.name])
     # another machine's part is its own to check
     assert forget_damaged(plan, out, 0, part_id=3, num_parts=4) == []
-    prepare("made", out, [raw], num_processes=0, check=True, say=said.append)
+    prepare("made", out, [raw], num_processes=0, check=True, print_fn=said.append)
     assert any(line.startswith("3 preprocessed scans are damaged") for line in said)
     assert {path.name: path.read_bytes() for path in (a, b, c)} == whole
-    prepare("made", out, [raw], num_processes=0, check=True, say=said.append)
+    prepare("made", out, [raw], num_processes=0, check=True, print_fn=said.append)
     assert said[-1] == "no preprocessed scan is damaged"
 
 

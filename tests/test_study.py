@@ -352,7 +352,7 @@ def test_end_to_end_killed_in_the_middle(nnunet_env, tmp_path, monkeypatch, caps
     assert "Runs: 2, done 0, to do 2" in told
     assert not (tmp_path / "study").exists()
 
-    def one_after_the_other(folders, say):
+    def one_after_the_other(folders, print_fn):
         for folder in folders:
             job.do(folder)
 

@@ -88,7 +88,7 @@ def finished(
 
 def test_pretrained_few_and_many_are_compared_once(study):
     said: list[str] = []
-    new = reuse.measure(study, volumes=2, say=said.append)
+    new = reuse.measure(study, volumes=2, print_fn=said.append)
     results = Results.read(study.results)
     assert {(row.first, row.second) for row in results.cka} == {
         ("scratch 2", "scratch all"),

@@ -625,6 +625,6 @@ def test_slow_steps_are_saved_by_the_clock(tmp_path, monkeypatch):
     saved = []
     save = run.save
     monkeypatch.setattr(run, "save", lambda metrics: saved.append(run.step) or save(metrics))
-    loop.train(run, say=print)
+    loop.train(run, print_fn=print)
     assert saved[:2] == [2, 4]
     assert run.step == 5

@@ -11,8 +11,8 @@ from nnssl.address.resolve import (
     is_address,
     local,
     named,
+    pinned,
     released,
-    settled,
 )
 
-__all__ = ["MODEL", "AddressError", "is_address", "local", "named", "released", "settled"]
+__all__ = ["MODEL", "AddressError", "is_address", "local", "named", "pinned", "released"]

@@ -115,7 +115,7 @@ def released(name: str) -> Path:
     return one.file
 
 
-def settled(where: Path | str, path: Path) -> str:
+def pinned(where: Path | str, path: Path) -> str:
     """What plans are to say of `where`, whose file is `path`: it means the same file later.
 
     A branch of Hugging Face becomes the commit, a path is made absolute; released weights are

@@ -26,7 +26,7 @@ from nnssl.data.tissue import cluster, nearest, tissue_and_position
 from nnssl.data.workers import Failed, parallel_map
 from nnssl.files import fingerprint, inside, names_in, read_json, write_json
 from nnssl.hu import HUPolicy
-from nnssl.types import BODY_HU, Spacing
+from nnssl.types import BODY_HU, PrintFn, Spacing
 
 FORMAT = 1
 NOTE = "parcels.json"
@@ -61,7 +61,7 @@ def make(
     plan: Plan,
     classes: int,
     num_processes: int,
-    say: Callable[[str], None],
+    print_fn: PrintFn,
     cases: Sequence[str] | None = None,
     least: float = 0.0,
 ) -> list[str]:
@@ -83,7 +83,7 @@ def make(
         _require(needed, ready, read_json(inside(folder, NOTE))["left_out"])
         return ready
     _require_not_failed(folder, made_for, needed)
-    say(
+    print_fn(
         f"parcels: {len(stored)} scans are registered to one of them, a second or two each "
         f"(in {max(1, num_processes)} processes)"
     )
@@ -95,7 +95,7 @@ def make(
     write_json(inside(folder, NOTE), {**made_for, **made.note(centres)})
     if made.left_out:
         left_out = f"{len(made.left_out)} of {len(stored)} scans are left out"
-        say(f"parcels: {left_out}, see {folder / NOTE}")
+        print_fn(f"parcels: {left_out}, see {folder / NOTE}")
     _require(needed, made.cases, made.left_out)
     return made.cases
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from nnssl.data.survey_lines import adopt, body_histograms
 from nnssl.data.survey_report import ScanReport
 from nnssl.files import sweep
 from nnssl.host_memory import uncollected
-from nnssl.types import Shape, Spacing
+from nnssl.types import PrintFn, Shape, Spacing
 
 STALE = 3600  # seconds after which a temporary file belongs to no living process
 
@@ -38,7 +38,7 @@ def prepare(
     in_hu: bool = True,
     update: bool = False,
     pattern: Sequence[str] = (),
-    say: Callable[[str], None] = print,
+    print_fn: PrintFn = print,
     channels: Sequence[int] | None = (0,),
     check: bool = False,
 ) -> Plan:
@@ -46,10 +46,10 @@ def prepare(
     into `folder`; of the datasets `channels` (None: all), each a scan by itself.
 
     Whatever an earlier run finished is not repeated. A `plan.json` that is there already is kept:
-    scans that were added, removed or changed since are reported through `say`, and with `update`
-    the new ones are added, preprocessed as the plan says. Scans are known by their path, or by
-    their path below `sources` where these lie elsewhere now. Without any source the plan that is
-    there is completed.
+    scans that were added, removed or changed since are reported through `print_fn`, and with
+    `update` the new ones are added, preprocessed as the plan says. Scans are known by their path,
+    or by their path below `sources` where these lie elsewhere now. Without any source the plan
+    that is there is completed.
 
     pattern: which files of `sources` are scans (`patterns`); the plan keeps it, and another one is
     taken with `update` alone. in_hu: False for scans that are not CT; their values are not checked,
@@ -70,7 +70,7 @@ def prepare(
         update,
         tuple(pattern),
         channels,
-        say,
+        print_fn,
     )
     request.folder.mkdir(parents=True, exist_ok=True)
     if request.plan_file.exists() and not os.access(folder, os.W_OK) and not update:
@@ -98,7 +98,7 @@ class _Request:
     update: bool
     pattern: tuple[str, ...]
     channels: Sequence[int] | None
-    say: Callable[[str], None]
+    print_fn: PrintFn
 
     @property
     def plan_file(self) -> Path:
@@ -116,7 +116,7 @@ def _read_only(request: _Request, check: bool) -> Plan:
         raise ValueError(
             f"--check stores damaged scans again, and {folder} may only be read: leave it out"
         )
-    request.say(
+    request.print_fn(
         f"{folder} may only be read: its plan and what is preprocessed there are taken as they are"
     )
     plan = _existing(folder)
@@ -128,7 +128,7 @@ def _forget_damaged(plan: Plan, request: _Request) -> None:
     damaged = forget_damaged(plan, request.folder, *request.workers)
     names = ", ".join(damaged[:5])
     stored = f"{len(damaged)} preprocessed scans are damaged and are stored again: {names}"
-    request.say(stored if damaged else "no preprocessed scan is damaged")
+    request.print_fn(stored if damaged else "no preprocessed scan is damaged")
 
 
 def _say_failed(failed: dict[str, str], plan: Plan) -> None:
@@ -193,7 +193,7 @@ def _usable(scans: Sequence[Found], request: _Request, is_new: bool) -> list[Sca
     if not kept:
         raise nothing_usable(lines, request.searched)
     if mixed := orientation.describe_mixture(line.orientation for line in kept):
-        request.say(mixed)
+        request.print_fn(mixed)
     return kept
 
 
@@ -209,7 +209,7 @@ def _kept_plan(
     _check_any_known(compared, request)
     if moved:
         number = sum(case.source in moved for case in old.cases)
-        request.say(f"{number} scans of the plan have moved, and are the same")
+        request.print_fn(f"{number} scans of the plan have moved, and are the same")
     _say_differences(compared, request)
     return _updated(old, compared, request) if request.update else old
 
@@ -234,7 +234,7 @@ def _check_any_known(compared: PlanComparison, request: _Request) -> None:
 def _updated(old: Plan, compared: PlanComparison, request: _Request) -> Plan:
     """The plan with the new scans."""
     new = compared.new
-    request.say(
+    request.print_fn(
         f"--update: {len(new)} scans are taken into the plan, "
         f"{len(compared.before) + len(new)} are in it now"
     )
@@ -246,7 +246,7 @@ def _say_differences(compared: PlanComparison, request: _Request) -> None:
     if not (differences := compared.describe()):
         return
     cure = "; --update takes the new ones in" if compared.new and not request.update else ""
-    request.say(
+    request.print_fn(
         f"{request.plan_file} is kept, with its {len(compared.before)} scans, spacing, HU range "
         f"and crop. Scans there now: {differences}{cure}"
     )

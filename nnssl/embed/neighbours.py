@@ -7,7 +7,6 @@ same folder best; where there is one folder only, SHOWN.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ import numpy as np
 
 from nnssl import files
 from nnssl.embed.table import FeatureTable
+from nnssl.types import PrintFn
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,23 +27,25 @@ QUERIES, NEAREST = 6, 5
 PERPLEXITY = 30.0  # of t-SNE, where there are enough scans
 
 
-def draw(table: FeatureTable, folder: Path, thumbnails: bool, say: Callable[[str], None]) -> None:
+def draw(table: FeatureTable, folder: Path, thumbnails: bool, print_fn: PrintFn) -> None:
     """Write both. Raises ValueError where there are too few scans."""
     if len(table.id) < FEWEST:
         raise ValueError(f"pictures need {FEWEST} scans or more, there are {len(table.id)}")
     groups = sorted(set(table.group))
-    stage = SHOWN if len(groups) == 1 else _most_alike(table, say)
+    stage = SHOWN if len(groups) == 1 else _most_alike(table, print_fn)
     neighbours, projection = folder / "neighbours.png", folder / "projection.png"
     _save(_neighbours(table, groups, stage, thumbnails), neighbours)
     _save(_projection(table, groups, stage), projection)
-    say(f"{neighbours}, {projection}: by stage{stage}")
+    print_fn(f"{neighbours}, {projection}: by stage{stage}")
 
 
-def _most_alike(table: FeatureTable, say: Callable[[str], None]) -> int:
+def _most_alike(table: FeatureTable, print_fn: PrintFn) -> int:
     """The stage where scans of the same folder are nearest to each other."""
     agree = [same_group(stage, table.group) for stage in table.stages]
     shown = ", ".join(f"stage{n} {value:.3f}" for n, value in enumerate(agree))
-    say(f"scans whose nearest neighbour is of their folder, folders weighing the same: {shown}")
+    print_fn(
+        f"scans whose nearest neighbour is of their folder, folders weighing the same: {shown}"
+    )
     return int(np.argmax(agree))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,7 +28,7 @@ from nnssl.embed.table import ScanRow
 from nnssl.finetune import checkpoint_choice
 from nnssl.hu import HUPolicy
 from nnssl.train.distributed import choose_device
-from nnssl.types import Spacing
+from nnssl.types import PrintFn, Spacing
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class EmbedWork:
     options: EmbedOptions
     number: int | None
     masks: Masks | None
-    say: Callable[[str], None]
+    print_fn: PrintFn
 
     @property
     def folder(self) -> Path:
@@ -60,18 +60,18 @@ class EmbedWork:
         return self.masks is not None
 
 
-def embed(options: EmbedOptions, say: Callable[[str], None] = print) -> Path:
+def embed(options: EmbedOptions, print_fn: PrintFn = print) -> Path:
     """Embed what is not embedded yet, and write the tables; the path of `features.npz`.
 
     Raises ValueError, FileNotFoundError, OSError, files.LockedError where another process writes
     there, and Interrupted.
     """
     device = choose_device(options.device)  # a mistake is reported before weights are loaded
-    encoder = encoder_of(options, say).to(device)
+    encoder = encoder_of(options, print_fn).to(device)
     number = None if options.dense is None else dense.stage_of(encoder, options.dense)
     scans = find_scans(options.sources)  # a mistake is reported before anything is written
     label_files = None if options.masks is None else find(options.masks)
-    work = EmbedWork(encoder, options, number, label_files, say)
+    work = EmbedWork(encoder, options, number, label_files, print_fn)
     work.folder.mkdir(parents=True, exist_ok=True)
     with signals.handled(_stop), files.locked(work.folder, "wait for it, or choose another -o"):
         files.sweep(work.folder)
@@ -84,7 +84,7 @@ def _draw(work: EmbedWork, made: table.FeatureTable) -> None:
     if picture := work.options.picture:
         from nnssl.embed import neighbours
 
-        neighbours.draw(made, work.folder, picture == "thumbnails", work.say)
+        neighbours.draw(made, work.folder, picture == "thumbnails", work.print_fn)
 
 
 def _embed(work: EmbedWork, scans: list[Found]) -> table.FeatureTable:
@@ -97,7 +97,7 @@ def _embed(work: EmbedWork, scans: list[Found]) -> table.FeatureTable:
     failed = _encode(work, tasks)
     made = _write_tables(work, tasks, failed)
     out, report = len(lines) - len(tasks), work.folder / "report.csv"
-    work.say(f"{len(made.id)} scans embedded, {out} left out ({report}), {len(failed)} failed")
+    work.print_fn(f"{len(made.id)} scans embedded, {out} left out ({report}), {len(failed)} failed")
     _tell_failures(work, tasks, failed)
     _tell_tables(work, made)
     return made
@@ -120,13 +120,13 @@ def _stop(*_: object) -> None:
     raise signals.Interrupted("stopped; the same line continues where it was")
 
 
-def encoder_of(options: EmbedOptions, say: Callable[[str], None]) -> Encoder:
-    """The one that is named, or that a training would start from; then `say` gets what it is."""
+def encoder_of(options: EmbedOptions, print_fn: PrintFn) -> Encoder:
+    """The one that is named, or that a training would start from; then `print_fn` tells which"""
     given = {"checkpoint_path": str(options.checkpoint)} if options.checkpoint else {}
     choice = checkpoint_choice.choose(given, "nnssl_embed -c")
     if choice.default and choice.sha256:
         about = weights.about(choice.sha256)
-        say("\n".join([f"Weights: {choice.path}, by {choice.named_by}", *about]))
+        print_fn("\n".join([f"Weights: {choice.path}, by {choice.named_by}", *about]))
     return load_encoder(choice.path, options.spacing)
 
 
@@ -172,7 +172,7 @@ def _encode(work: EmbedWork, tasks: list[EmbedTask]) -> dict[str, str]:
     """Embed what is not done; {id: reason} of what could not be."""
     todo = [task for task in tasks if not _is_done(work.folder, task, work.options)]
     if len(todo) < len(tasks):
-        work.say(f"{len(tasks) - len(todo)} of {len(tasks)} scans were done before")
+        work.print_fn(f"{len(tasks) - len(todo)} of {len(tasks)} scans were done before")
     failed: dict[str, str] = {}
     spacing, hu = work.encoder.spacing, work.encoder.hu
     read_one = partial(prepared, spacing=spacing, hu=hu, cache=work.folder)
@@ -245,15 +245,17 @@ def _too_large(encoder: Encoder, scan: Prepared) -> RuntimeError:
 
 def _tell_failures(work: EmbedWork, tasks: Sequence[EmbedTask], failed: dict[str, str]) -> None:
     for scan, reason in list(failed.items())[:10]:
-        work.say(f"  {scan}: {reason}")
+        work.print_fn(f"  {scan}: {reason}")
     bare = [task.row.id for task in tasks if task.labels is None]
     if work.has_labels and bare:
-        work.say(f"  {len(bare)} without a mask of their name, such as {bare[0]}")
+        work.print_fn(f"  {len(bare)} without a mask of their name, such as {bare[0]}")
 
 
 def _tell_tables(work: EmbedWork, made: table.FeatureTable) -> None:
     widths = " ".join(str(stage.shape[1]) for stage in made.stages)
     path = work.folder / table.FEATURES
-    work.say(f"{path}.npz, {path}.csv: one row per scan; stage0 to stage4 with {widths} numbers")
+    work.print_fn(
+        f"{path}.npz, {path}.csv: one row per scan; stage0 to stage4 with {widths} numbers"
+    )
     if work.has_labels:
-        work.say(f"{work.folder / table.LABELS}.npz, .csv: one row per scan and label")
+        work.print_fn(f"{work.folder / table.LABELS}.npz, .csv: one row per scan and label")

@@ -8,13 +8,13 @@ expects    model.json: what must be done to an image before the network, and to 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from nnssl import files
 from nnssl.options import option
-from nnssl.types import FINAL
+from nnssl.types import FINAL, PrintFn
 
 CARD = "model.json"
 FORMATS = ("onnx", "pt2")
@@ -39,7 +39,7 @@ class ExportRequest:
     formats: Sequence[str] = option(FORMATS, "default: all", choices=FORMATS)
 
 
-def export(request: ExportRequest, say: Callable[[str], None] = print) -> Path:
+def export(request: ExportRequest, print_fn: PrintFn = print) -> Path:
     """Write the files that `request` asks for, and model.json; the path of the latter.
 
     Every file is read back and run on random images, one and two at a time, before it gets its
@@ -56,8 +56,8 @@ def export(request: ExportRequest, say: Callable[[str], None] = print) -> Path:
         path = request.output / f"model.{name}"
         difference = formats.write(program, model, path)
         written[path.name] = {"sha256": files.sha256(path), "largest_difference": difference}
-        say(f"{path}: logits within {difference:.1e} of PyTorch's, relative to the largest")
+        print_fn(f"{path}: logits within {difference:.1e} of PyTorch's, relative to the largest")
     card = request.output / CARD
     files.write_json(card, expects.card(model, written))
-    say(f"{card}: what the network expects, and what its logits mean")
+    print_fn(f"{card}: what the network expects, and what its logits mean")
     return card

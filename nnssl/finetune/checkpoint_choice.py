@@ -153,7 +153,7 @@ def pretrain_info(choice: CheckpointChoice, loaded: Checkpoint) -> dict:
 
     It has upstream's keys (nnunetv2/experiment_planning/like_nnssl.py) and ours.
     """
-    where = address.settled(choice.named or choice.path, choice.path)
+    where = address.pinned(choice.named or choice.path, choice.path)
     return {
         "checkpoint_path": where,
         "checkpoint_name": Path(where).parent.name or where,

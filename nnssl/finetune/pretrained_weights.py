@@ -13,11 +13,12 @@ PyTorch watch a network that starts again:
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from torch import Tensor, nn
 
 from nnssl.finetune.architecture import INFO
+from nnssl.types import PrintFn
 
 LOADER = "load_pretrained_weights"  # of nnunetv2.run; its variables are `fname` and `saved_model`
 HEADS = ".seg_layers."  # what it leaves as it is
@@ -36,11 +37,11 @@ class Watch:
     """From now until `end`, weights loaded into `network` are those of another training.
 
     info: the plans' `pretrain_info`, to compare with that of the file.
-    say:  gets each line for the log.
+    print_fn:  gets each line for the log.
     """
 
-    def __init__(self, network: nn.Module, info: Mapping, say: Callable[[str], None]) -> None:
-        self.info, self.say, self.about = dict(info), say, ""
+    def __init__(self, network: nn.Module, info: Mapping, print_fn: PrintFn) -> None:
+        self.info, self.print_fn, self.about = dict(info), print_fn, ""
         self.own = network.state_dict()  # shares the network's memory
         self.hooks = [
             network.register_state_dict_pre_hook(self._before_comparing),
@@ -64,7 +65,7 @@ class Watch:
     def _warn_of_intensities(self, file: str, saved: Mapping) -> None:
         theirs, ours = _plans(saved).get(INFO, {}).get("hu"), self.info.get("hu")
         if theirs != ours:
-            self.say(
+            self.print_fn(
                 f"WARNING: the network in {file} saw other intensities (HU policy {theirs}) than "
                 f"these plans give it ({ours}). For the same, plan from the same checkpoint: "
                 f"{_replan(saved, file)}"
@@ -74,7 +75,7 @@ class Watch:
         state_dict |= self._own_intensity()
         learnt = [name for name in self.own if not name.startswith(INTENSITY)]
         heads = sum(HEADS in name for name in learnt)
-        self.say(
+        self.print_fn(
             f"Pretrained weights of another training:{self.about} ({len(learnt) - heads} of "
             f"{len(learnt)} tensors; the {heads} of the heads start again, and the intensity map "
             "stays that of this dataset)"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
+
+from nnssl.types import PrintFn
 
 BEST = "checkpoint_best.pth"
 
 
-def whole(checkpoint: dict | str, say: Callable[[str], object]) -> dict | str:
+def whole(checkpoint: dict | str, print_fn: PrintFn) -> dict | str:
     """What to load in the place of `checkpoint`, a path or its content: itself, or the best one of
     its folder where it is cut short, which is logged. Raises ValueError where there is none.
     """
@@ -18,7 +19,7 @@ def whole(checkpoint: dict | str, say: Callable[[str], object]) -> dict | str:
     path = Path(checkpoint)
     damage = f"{path} is cut short: it was being written when a run ended"
     if best := _whole_best(path):
-        say(f"WARNING: {damage}. {BEST} is taken instead, and continues from its epoch")
+        print_fn(f"WARNING: {damage}. {BEST} is taken instead, and continues from its epoch")
         return str(best)
     raise ValueError(
         f"{damage}, and there is no {BEST} to continue from. Start this fold again without --c, or "

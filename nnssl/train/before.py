@@ -4,7 +4,6 @@ overwrites it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from nnssl import checkpoint
 from nnssl.data.plan import Plan
 from nnssl.files import names_in
 from nnssl.train.run import FINAL, LATEST
-from nnssl.types import Shape
+from nnssl.types import PrintFn, Shape
 
 
 @dataclass(frozen=True)
@@ -29,13 +28,13 @@ class Before:
     method_config: dict | None = None
 
 
-def of(folder: Path, resume: bool, data: Path, plan: Plan, say: Callable[[str], None]) -> Before:
+def of(folder: Path, resume: bool, data: Path, plan: Plan, print_fn: PrintFn) -> Before:
     """The run in `folder` that continues, or nothing; ValueError as `require_free`."""
     require_free(folder, resume)
-    return read(folder, data, plan, say) if resume else Before()
+    return read(folder, data, plan, print_fn) if resume else Before()
 
 
-def read(folder: Path, data: Path, plan: Plan, say: Callable[[str], None]) -> Before:
+def read(folder: Path, data: Path, plan: Plan, print_fn: PrintFn) -> Before:
     """Of checkpoint_latest.pth in `folder`, nothing where there is none. `data` holds the
     preprocessed scans.
     """
@@ -45,13 +44,13 @@ def read(folder: Path, data: Path, plan: Plan, say: Callable[[str], None]) -> Be
     header, stored = content["header"], _stored(plan, data)
     cases = content["training_state"].get("cases")
     cases = cases or _began_with(header["plan"]["cases"], stored, data)
-    _tell_of_others(cases, stored, say)
+    _tell_of_others(cases, stored, print_fn)
     return Before(header["run"], cases or None, tuple(header["crop"]), header["method_config"])
 
 
-def _tell_of_others(cases: list[str], stored: list[str], say: Callable[[str], None]) -> None:
+def _tell_of_others(cases: list[str], stored: list[str], print_fn: PrintFn) -> None:
     if cases and set(cases) != set(stored):
-        say(
+        print_fn(
             f"the run continues with the {len(cases)} scans that it is on; the collection has "
             f"{len(stored)} now"
         )

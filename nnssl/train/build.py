@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +24,7 @@ from nnssl.train.precision import half_precision
 from nnssl.train.pretrain_options import DEFAULT_STEPS, PROBES, Options
 from nnssl.train.probe import Probe
 from nnssl.train.run import LATEST, Run, RunConfig
-from nnssl.types import Shape, Spacing
+from nnssl.types import PrintFn, Shape, Spacing
 from nnssl.views.intensity import Ranges
 
 
@@ -35,7 +35,7 @@ def build(
     device: torch.device,
     earlier: Before,
     decided: Sequence[configure.Choice],
-    say: Callable[[str], None],
+    print_fn: PrintFn,
 ) -> Run:
     """The run that `options` describe, resumed with `--c`.
 
@@ -45,14 +45,14 @@ def build(
     """
     _require_graph(options, device)
     builder = _Builder(options, plan, data, device, earlier, decided)
-    sized = builder.sized(say)
-    configure.warn_small(sized.method, sized.batch_size // options.accumulate, say)
-    cache.hold(builder.crops, plan, options.cache, device, say)
+    sized = builder.sized(print_fn)
+    configure.warn_small(sized.method, sized.batch_size // options.accumulate, print_fn)
+    cache.hold(builder.crops, plan, options.cache, device, print_fn)
     run = builder.run(sized)
     if options.resume:
-        _resume(run, say)
-    configure.report(sized.choices, say)
-    say(_summary(run, plan))
+        _resume(run, print_fn)
+    configure.report(sized.choices, print_fn)
+    print_fn(_summary(run, plan))
     return run
 
 
@@ -121,7 +121,7 @@ class _Builder:
     def steps(self, batch_size: int) -> int:
         return steps_of(self.options, self.earlier.run, len(self.crops), batch_size)
 
-    def sized(self, say: Callable[[str], None]) -> _Sized:
+    def sized(self, print_fn: PrintFn) -> _Sized:
         """The method with the batch size that was typed, was used before, or fits."""
         given = self.options.batch_size or self.earlier.run.get("batch_size")
         if given is not None:
@@ -129,7 +129,7 @@ class _Builder:
         trial = self._method(configure.TRIAL_BATCH).method
         fits, reason = configure.batch_size(trial, self.crop, self.device, self.bf16)
         batch_size = fits * dist.world_size() * self.options.accumulate
-        say(f"batch size: {batch_size} ({reason}; --batch-size N chooses another)")
+        print_fn(f"batch size: {batch_size} ({reason}; --batch-size N chooses another)")
         return self._method(batch_size)
 
     def _method(self, batch_size: int) -> _Sized:
@@ -230,11 +230,11 @@ def _require_graph(options: Options, device: torch.device) -> None:
         raise ValueError(f"--graph cannot be used: {reason}. Leave it out")
 
 
-def _resume(run: Run, say: Callable[[str], None]) -> None:
+def _resume(run: Run, print_fn: PrintFn) -> None:
     if not (run.folder / LATEST).exists():
-        return say(f"nothing to continue in {run.folder}: starting again")
+        return print_fn(f"nothing to continue in {run.folder}: starting again")
     changes = run.resume()
-    return say("\n".join([f"continuing at step {run.step} of {run.config.steps}", *changes]))
+    return print_fn("\n".join([f"continuing at step {run.step} of {run.config.steps}", *changes]))
 
 
 def _summary(run: Run, plan: Plan) -> str:

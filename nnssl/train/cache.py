@@ -6,7 +6,7 @@ again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -18,6 +18,7 @@ from nnssl.data.crops import Crops
 from nnssl.data.held import Held, HeldVolumes, layout
 from nnssl.data.plan import Plan, resampled_shape
 from nnssl.train.capacity import free_bytes
+from nnssl.types import PrintFn
 
 CHOICES = ("auto", "ram", "gpu", "off")
 # Of the free memory, what `auto` takes at most: training needs the rest (capacity.SHARE).
@@ -27,9 +28,7 @@ BY_NAME = 0.8  # of the free memory, what is taken at most where it is chosen by
 WORDS = {"gpu": "GPU memory", "ram": "host memory for this process"}
 
 
-def hold(
-    crops: Crops, plan: Plan, choice: str, device: torch.device, say: Callable[[str], None]
-) -> None:
+def hold(crops: Crops, plan: Plan, choice: str, device: torch.device, print_fn: PrintFn) -> None:
     """Let `crops` come from memory where `choice` (one of CHOICES) and the free memory allow it.
 
     Says in one line what was chosen, and why.
@@ -39,7 +38,7 @@ def hold(
     """
     check(choice, device)
     if choice == "off":
-        return say("cache: off, as asked; crops are read from the disk")
+        return print_fn("cache: off, as asked; crops are read from the disk")
     expected, reasons = least_bytes(crops, plan), []
     found: HeldVolumes | None = None
     for memory in _memories(choice, device):
@@ -48,12 +47,12 @@ def hold(
             found = found or layout(Path(crops.folder), crops.cases, crops.endings)
             expected = found.bytes
         if found is not None and _fits(found.bytes, memory.allowed, device):
-            say(f"cache: {memory.name}, {size(found.bytes)} in all, within {memory}")
+            print_fn(f"cache: {memory.name}, {size(found.bytes)} in all, within {memory}")
             crops.source = Held(found, memory.device)
             return None
         reasons.append(f"{size(expected)} are more than {memory}")
     _require_automatic(choice, reasons)
-    return say(f"cache: off, crops are read from the disk: {'; '.join(reasons)}")
+    return print_fn(f"cache: off, crops are read from the disk: {'; '.join(reasons)}")
 
 
 def _require_automatic(choice: str, reasons: list[str]) -> None:

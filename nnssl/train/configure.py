@@ -8,7 +8,7 @@ over it, and `--set published=true` keeps the papers' settings.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,7 +18,7 @@ from nnssl.methods import Method, MethodConfig
 from nnssl.modules.encoder_with_heads import DistillationConfig
 from nnssl.modules.masked import BlockSides, MaskedConfig
 from nnssl.train.capacity import fitting_batch_size, timely_batch_size
-from nnssl.types import Shape, Spacing
+from nnssl.types import PrintFn, Shape, Spacing
 
 BLOCK_MM = 32.0  # of a hidden block: SMIT's 16 voxels at 2 mm
 BLOCK_SIDES = (8, 16, 32)  # voxels; tokens of smaller blocks have seen too little
@@ -102,10 +102,10 @@ def _of_parcels(config: MethodConfig) -> list[Choice]:
     return [Choice("lr", PARCELS_LR, reason), Choice("lr_most", PARCELS_LR, reason)]
 
 
-def report(chosen: list[Choice], say: Callable[[str], None]) -> None:
+def report(chosen: list[Choice], print_fn: PrintFn) -> None:
     """One line per choice."""
     if chosen:
-        say("\n".join([TITLE, *map(str, chosen)]))
+        print_fn("\n".join([TITLE, *map(str, chosen)]))
 
 
 def batch_size(method: Method, crop: Shape, device: torch.device, bf16: bool) -> tuple[int, str]:
@@ -123,10 +123,10 @@ def batch_size(method: Method, crop: Shape, device: torch.device, bf16: bool) ->
     return timely, f"{seconds}, or the method needs as many"
 
 
-def warn_small(method: Method, together: int, say: Callable[[str], None]) -> None:
-    """Say it where fewer scans are compared in a step than the method needs."""
+def warn_small(method: Method, together: int, print_fn: PrintFn) -> None:
+    """PrintFn it where fewer scans are compared in a step than the method needs."""
     if together < method.smallest_batch:
-        say(
+        print_fn(
             f"WARNING: {method.title} compares the scans of a step and needs some "
             f"{method.smallest_batch} of them at least; here they are {together}. Try --batch-size "
             f"{method.smallest_batch} with a smaller --crop or --checkpointing, fewer parts "

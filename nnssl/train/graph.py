@@ -20,6 +20,7 @@ from torch import Tensor
 from nnssl import dist
 from nnssl.modules.replay import HostPart
 from nnssl.modules.running import discard_all
+from nnssl.types import PrintFn
 
 if TYPE_CHECKING:
     from nnssl.train.run import Run
@@ -62,13 +63,11 @@ def why_not(device: torch.device, accumulate: int) -> str:
 class StepGraph:
     """Makes the steps of `run`: the first ones as they come, then by replay.
 
-    Where the capture fails, `say` gets one line and no step is replayed.
+    Where the capture fails, `print_fn` gets one line and no step is replayed.
     """
 
-    def __init__(
-        self, run: Run, say: Callable[[str], None], capture: Capture = cuda_capture
-    ) -> None:
-        self.run, self.say, self.capture = run, say, capture
+    def __init__(self, run: Run, print_fn: PrintFn, capture: Capture = cuda_capture) -> None:
+        self.run, self.print_fn, self.capture = run, print_fn, capture
         self.host = HostPart(run.device)
         self.done, self.failed = 0, False
         self._inputs: dict[str, Tensor] = {}
@@ -124,7 +123,7 @@ class StepGraph:
 
     def _warn(self, error: Exception) -> None:
         reason = str(error).splitlines()[0] if str(error) else ""
-        self.say(
+        self.print_fn(
             "\nWARNING: the step could not be captured as a CUDA graph, the training continues "
             f"without: {type(error).__name__}: {reason}"
         )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -12,6 +10,7 @@ from nnssl.modules.running import discard_all
 from nnssl.train import batches, boards, pictures
 from nnssl.train.graph import StepResult
 from nnssl.train.run import Run
+from nnssl.types import PrintFn
 
 LOG = "log.jsonl"
 HOUR = 3600.0  # seconds
@@ -40,8 +39,8 @@ def _mean_over_processes(values: dict[str, float], device: torch.device) -> dict
 class Log:
     """The log of one run; rows beyond the step that a resume starts from are dropped."""
 
-    def __init__(self, run: Run, say: Callable[[str], None]) -> None:
-        self.run, self.say = run, say
+    def __init__(self, run: Run, print_fn: PrintFn) -> None:
+        self.run, self.print_fn = run, print_fn
         self.path = run.folder / LOG
         self.last: dict = {}
         self.paced = False
@@ -104,7 +103,7 @@ class Log:
         if alarms := self.run.monitors.alarms(row):
             row["alarm"] = "; ".join(alarms)
             if dist.is_main():
-                self.say(
+                self.print_fn(
                     f"\nWARNING: this run may have collapsed at step {row['step']}: {row['alarm']}"
                 )
 
@@ -133,7 +132,7 @@ class Log:
             return
         self.paced, total = True, step * left
         shorter = SHORTER if total > HOUR else ""
-        self.say(f"\n{step:.2g} s per step: {duration(total)} to go{shorter}")
+        self.print_fn(f"\n{step:.2g} s per step: {duration(total)} to go{shorter}")
 
     def draw(self) -> None:
         """progress.png, and views.png: what the method looks at and predicts."""

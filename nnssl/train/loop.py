@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -19,26 +19,27 @@ from nnssl.train.log import Log
 from nnssl.train.manifest import Manifest
 from nnssl.train.run import WHEN_DIVERGED, Diverged, Run
 from nnssl.train.stopping import Signals
+from nnssl.types import PrintFn
 
 SAVE_SECONDS = 600.0  # a run is saved at least this often, however slow its steps are
 PATIENCE = 20  # steps in a row without a finite gradient before a run gives up
 
 
-def train(run: Run, say: Callable[[str], None] = print) -> Path:
+def train(run: Run, print_fn: PrintFn = print) -> Path:
     """Train `run` from where it is to its last step; returns the final checkpoint.
 
     Raises Interrupted (after saving) when the run is asked to stop (signals.STOPS), Diverged when
     gradients stay not finite, and batches.ReaderError when a process that reads crops is gone.
     However it ends, no process that it started is left.
     """
-    config, log, manifest, bar = run.config, Log(run, say), Manifest(run, say), _bar(run)
+    config, log, manifest, bar = run.config, Log(run, print_fn), Manifest(run, print_fn), _bar(run)
     micro = batches.MicroBatches(run.step, config.steps, config.batch_size, config.accumulate)
     reading = batches.reading(
         run.crops, micro, config.workers, pin_memory=run.device.type == "cuda"
     )
-    step = StepGraph(run, say).step if config.graph else run.advance
+    step = StepGraph(run, print_fn).step if config.graph else run.advance
     with closing(log), Signals() as signals, reading as stream, bar:
-        clock, saver = _Clock(), _Saver(log, manifest, _Picture(log, run, say))
+        clock, saver = _Clock(), _Saver(log, manifest, _Picture(log, run, print_fn))
         while run.step < config.steps:
             try:
                 with signals.waiting(), clock.waiting():
@@ -51,7 +52,7 @@ def train(run: Run, say: Callable[[str], None] = print) -> Path:
             logged = run.step % config.log_every == 0 or run.step == config.steps or run.probes()
             # Between two looks the host does not wait for the device.
             looked = logged or run.step % PATIENCE == 0
-            failing = looked and _look(run, result.losses, clock.steps, say)
+            failing = looked and _look(run, result.losses, clock.steps, print_fn)
             if logged and not failing:
                 row = _write_row(log, result, clock, parts)
                 bar.set_postfix(_postfix(row), refresh=False)
@@ -144,8 +145,8 @@ class _Picture:
     training.
     """
 
-    def __init__(self, log: Log, run: Run, say: Callable[[str], None]) -> None:
-        self.log, self.run, self.say = log, run, say
+    def __init__(self, log: Log, run: Run, print_fn: PrintFn) -> None:
+        self.log, self.run, self.print_fn = log, run, print_fn
         self.warned = False
 
     def draw(self) -> None:
@@ -153,7 +154,7 @@ class _Picture:
             self.log.draw()
         except Exception as error:
             if not self.warned:
-                self.say(
+                self.print_fn(
                     f"\nWARNING: the pictures could not be written, the training continues: {error}"
                 )
             self.warned = True
@@ -192,15 +193,15 @@ class _SinceSave:
         return float(dist.all_reduce_mean(seconds)) > SAVE_SECONDS
 
 
-def _look(run: Run, losses: dict[str, Tensor], steps: int, say: Callable[[str], None]) -> bool:
+def _look(run: Run, losses: dict[str, Tensor], steps: int, print_fn: PrintFn) -> bool:
     """Whether the last step was skipped; warns once, and of what was skipped in the `steps` since
     the last look.
     """
     in_a_row, since = run.skipped()
     if dist.is_main() and (0 < in_a_row <= steps or in_a_row >= PATIENCE):
-        _warn_skipping(run.step, losses, say)
+        _warn_skipping(run.step, losses, print_fn)
     elif dist.is_main() and since and not in_a_row:
-        _warn_skipped(run.step, since, say)
+        _warn_skipped(run.step, since, print_fn)
     if in_a_row >= PATIENCE:
         raise Diverged(
             f"no finite gradient for {PATIENCE} steps in a row, up to step {run.step}. "
@@ -209,16 +210,16 @@ def _look(run: Run, losses: dict[str, Tensor], steps: int, say: Callable[[str], 
     return in_a_row > 0
 
 
-def _warn_skipped(step: int, count: int, say: Callable[[str], None]) -> None:
-    say(
+def _warn_skipped(step: int, count: int, print_fn: PrintFn) -> None:
+    print_fn(
         f"\nWARNING: {count} of the steps up to step {step} had a gradient that is not "
         f"finite and were skipped. {WHEN_DIVERGED}"
     )
 
 
-def _warn_skipping(step: int, losses: dict[str, Tensor], say: Callable[[str], None]) -> None:
+def _warn_skipping(step: int, losses: dict[str, Tensor], print_fn: PrintFn) -> None:
     shown = {name: float(value) for name, value in losses.items()}
-    say(
+    print_fn(
         f"\nWARNING: the gradient of step {step} is not finite, losses {shown}; the step "
         f"was skipped. {WHEN_DIVERGED}"
     )

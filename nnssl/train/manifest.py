@@ -23,7 +23,7 @@ import torch
 
 import nnssl
 from nnssl import dist, files, limits
-from nnssl.types import MANIFEST
+from nnssl.types import MANIFEST, PrintFn
 
 if TYPE_CHECKING:
     from nnssl.train.run import Run
@@ -37,8 +37,8 @@ JOULES = 3600.0  # a watt hour
 class Manifest:
     """The manifest of `run`, with one more sitting that grows with each `write`."""
 
-    def __init__(self, run: Run, say: Callable[[str], None]) -> None:
-        self.run, self.say, self.warned = run, say, False
+    def __init__(self, run: Run, print_fn: PrintFn) -> None:
+        self.run, self.print_fn, self.warned = run, print_fn, False
         self.path = run.folder / MANIFEST
         self.before: list[dict] = []
         if not dist.is_main():
@@ -63,7 +63,7 @@ class Manifest:
             files.write_json(self.path, _whole(self.run, [*self.before, self._sitting_now()]))
         except OSError as error:
             if not self.warned:
-                self.say(f"\nWARNING: the manifest could not be written: {error}")
+                self.print_fn(f"\nWARNING: the manifest could not be written: {error}")
             self.warned = True
 
     def _sitting_now(self) -> dict:

@@ -8,7 +8,7 @@ be registered to one another. What it was decided by is one line, as for the oth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
@@ -19,6 +19,7 @@ from nnssl.modules.masked import MaskedConfig
 from nnssl.train.before import Before
 from nnssl.train.configure import FEW, Choice
 from nnssl.train.places import dimensions
+from nnssl.types import PrintFn
 
 if TYPE_CHECKING:
     from nnssl.train.pretrain_options import Options
@@ -36,7 +37,7 @@ class _WithParcels(Protocol):
 
 
 def choose(
-    options: Options, plan: Plan, folder: Path, earlier: Before, say: Callable[[str], None]
+    options: Options, plan: Plan, folder: Path, earlier: Before, print_fn: PrintFn
 ) -> tuple[Choice, ...]:
     """The run's weight of parcels with its reason, or () where it is not chosen here: where it was
     set, for other methods, and for a run that continues, which keeps what it had.
@@ -49,18 +50,16 @@ def choose(
     given = kind.read(options.settings)
     automatic = hasattr(config, WEIGHT) and WEIGHT not in given and not config.published
     if automatic and not earlier.method_config:
-        return (_chosen(options, cast("_WithParcels", config), given, plan, folder, say),)
-    _make(options, plan, folder, earlier, say)
+        return (_chosen(options, cast("_WithParcels", config), given, plan, folder, print_fn),)
+    _make(options, plan, folder, earlier, print_fn)
     return ()
 
 
-def _make(
-    options: Options, plan: Plan, folder: Path, earlier: Before, say: Callable[[str], None]
-) -> None:
+def _make(options: Options, plan: Plan, folder: Path, earlier: Before, print_fn: PrintFn) -> None:
     """The parcels of a run that learns from them, for the scans that it is on."""
     if classes := _config(options, earlier).parcel_classes:
         try:
-            parcel_maps.make(folder, plan, classes, options.num_processes, say, earlier.cases)
+            parcel_maps.make(folder, plan, classes, options.num_processes, print_fn, earlier.cases)
         except parcel_maps.TooFewRegistered as error:
             raise ValueError(f"{error}: {REMEDY}") from error
 
@@ -87,13 +86,13 @@ def _chosen(
     given: dict,
     plan: Plan,
     folder: Path,
-    say: Callable[[str], None],
+    print_fn: PrintFn,
 ) -> Choice:
     if reason := _unsuitable(given, dimensions(options), plan, folder, config.classes):
         return Choice(WEIGHT, 0.0, f"no parcels: {reason}")
     try:
         made = parcel_maps.make(
-            folder, plan, config.classes, options.num_processes, say, least=REGISTERED
+            folder, plan, config.classes, options.num_processes, print_fn, least=REGISTERED
         )
     except parcel_maps.TooFewRegistered as error:
         return Choice(WEIGHT, 0.0, f"no parcels: {error}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from nnssl.data.labelled import Labelled, find_labelled, prepare_labelled
@@ -11,9 +11,10 @@ from nnssl.data.prepare import prepare
 from nnssl.data.raw_datasets import chosen_channels
 from nnssl.train.places import raw_dataset
 from nnssl.train.pretrain_options import Options
+from nnssl.types import PrintFn
 
 
-def prepare_scans(options: Options, name: str, folder: Path, say: Callable[[str], None]) -> Plan:
+def prepare_scans(options: Options, name: str, folder: Path, print_fn: PrintFn) -> Plan:
     """Preprocess the scans of `options` into `folder`, and the labelled cases of the probe.
 
     Raises ValueError where the options do not fit the scans.
@@ -21,7 +22,7 @@ def prepare_scans(options: Options, name: str, folder: Path, say: Callable[[str]
     datasets = [raw_dataset(identifier) for identifier in options.dataset_ids]
     _require_datasets(options, datasets)
     labelled = _labelled(options)
-    say(f"scans: {', '.join(map(str, [*options.sources, *datasets]))}\npreprocessed: {folder}")
+    print_fn(f"scans: {', '.join(map(str, [*options.sources, *datasets]))}\npreprocessed: {folder}")
     plan = prepare(
         name,
         folder,
@@ -35,19 +36,19 @@ def prepare_scans(options: Options, name: str, folder: Path, say: Callable[[str]
         num_parts=options.num_parts,
         update=options.update,
         pattern=options.pattern,
-        say=say,
+        print_fn=print_fn,
         channels=options.channels,
         check=options.check,
     )
     if labelled is not None:
-        _prepare_probe(labelled, folder, plan, options.num_processes, say)
+        _prepare_probe(labelled, folder, plan, options.num_processes, print_fn)
     return plan
 
 
 def _prepare_probe(
-    labelled: Labelled, folder: Path, plan: Plan, processes: int, say: Callable[[str], None]
+    labelled: Labelled, folder: Path, plan: Plan, processes: int, print_fn: PrintFn
 ) -> None:
-    say(f"probe: {len(labelled.cases)} labelled cases of {labelled.dataset}")
+    print_fn(f"probe: {len(labelled.cases)} labelled cases of {labelled.dataset}")
     prepare_labelled(labelled, folder / f"probe_{labelled.dataset}", plan, processes)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -17,9 +16,10 @@ from nnssl.train.places import data_folder, dimensions, results_folder
 from nnssl.train.prepared_scans import prepare_scans
 from nnssl.train.pretrain_options import Options
 from nnssl.train.run import FINAL
+from nnssl.types import PrintFn
 
 
-def pretrain(options: Options, say: Callable[[str], None] = print) -> Path | None:
+def pretrain(options: Options, print_fn: PrintFn = print) -> Path | None:
     """Run `options` to the end; the final checkpoint, or None with `only_prepare`.
 
     Raises ValueError for options that cannot work, files.LockedError when another process trains in
@@ -31,29 +31,29 @@ def pretrain(options: Options, say: Callable[[str], None] = print) -> Path | Non
         keep_freed_memory()
         distributed.init_process_group(device)
         try:
-            return _pretrain(options, device, say if dist.is_main() else _silent, held)
+            return _pretrain(options, device, print_fn if dist.is_main() else _silent, held)
         finally:
             distributed.destroy_process_group()
 
 
 def _pretrain(
-    options: Options, device: torch.device, say: Callable[[str], None], held: ExitStack
+    options: Options, device: torch.device, print_fn: PrintFn, held: ExitStack
 ) -> Path | None:
     _check(options, device)
     name, folder = data_folder(options)
-    plan = distributed.rank_zero_first(lambda: prepare_scans(options, name, folder, say))
+    plan = distributed.rank_zero_first(lambda: prepare_scans(options, name, folder, print_fn))
     if options.only_prepare:
         return None
     results = results_folder(options, plan)
     distributed.rank_zero_first(lambda: _lock(results, held))
-    earlier = before.of(results, options.resume, folder, plan, say)
+    earlier = before.of(results, options.resume, folder, plan, print_fn)
     chosen = distributed.rank_zero_first(
-        lambda: parcels_choice.choose(options, plan, folder, earlier, say)
+        lambda: parcels_choice.choose(options, plan, folder, earlier, print_fn)
     )
-    run = build(options, plan, folder, device, earlier, chosen, say)
-    train(run, say)
+    run = build(options, plan, folder, device, earlier, chosen, print_fn)
+    train(run, print_fn)
     final = run.folder / FINAL
-    say(f"finished: {final}\nlook at it with: nnssl_inspect {final}")
+    print_fn(f"finished: {final}\nlook at it with: nnssl_inspect {final}")
     return final
 
 

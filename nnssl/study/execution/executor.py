@@ -20,11 +20,11 @@ from pathlib import Path
 from nnssl.study.design.description import Study
 from nnssl.study.execution import jobs
 from nnssl.study.execution.jobs import DONE, FAILED, NOT_DONE, Outcome, StudyError
-from nnssl.study.execution.shell import Say
+from nnssl.types import PrintFn
 
 ATTEMPTS = 2
 
-Executor = Callable[[Sequence[Path], Say], None]
+Executor = Callable[[Sequence[Path], PrintFn], None]
 Place = Mapping[str, str]  # environment variables, such as CUDA_VISIBLE_DEVICES
 
 
@@ -39,14 +39,14 @@ def chosen(kind: str, study: Study, parallel: int | None) -> Executor:
 
 def local(places: Sequence[Place]) -> Executor:
     """One job at a time in each of `places`."""
-    return lambda folders, say: _Local(places, say).do_all(folders)
+    return lambda folders, print_fn: _Local(places, print_fn).do_all(folders)
 
 
 class _Local:
     """The free places and the processes of one call."""
 
-    def __init__(self, places: Sequence[Place], say: Say) -> None:
-        self.say, self.count = say, len(places)
+    def __init__(self, places: Sequence[Place], print_fn: PrintFn) -> None:
+        self.print_fn, self.count = print_fn, len(places)
         self.free: queue.Queue[Place] = queue.Queue()
         for place in places:
             self.free.put(place)
@@ -71,7 +71,7 @@ class _Local:
             for attempt in range(1, ATTEMPTS + 1):
                 status = self._process(folder, place)
                 silent = f"the process ended with status {status}"
-                if self.stopping or settled(folder, attempt, silent, self.say):
+                if self.stopping or is_over(folder, attempt, silent, self.print_fn):
                     return
         finally:
             self.free.put(place)
@@ -93,14 +93,14 @@ class _Local:
         return process
 
 
-def settled(folder: Path, attempt: int, otherwise: str, say: Say) -> bool:
+def is_over(folder: Path, attempt: int, otherwise: str, print_fn: PrintFn) -> bool:
     """Whether nothing is left to try. A job that ended without a word gets `otherwise` as its
     reason.
     """
     if jobs.outcome(folder).state == NOT_DONE:
-        jobs.settle(folder, Outcome(FAILED, otherwise))
+        jobs.write_outcome(folder, Outcome(FAILED, otherwise))
     outcome, last = jobs.outcome(folder), attempt == ATTEMPTS
-    say(f"  {folder.name}: {_told(folder, outcome, last)}")
+    print_fn(f"  {folder.name}: {_told(folder, outcome, last)}")
     return outcome.state == DONE or last
 
 

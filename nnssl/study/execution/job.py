@@ -37,7 +37,7 @@ def do(folder: Path | str) -> dict[str, str | None]:
         outcome = jobs.outcome(folder)
         if outcome.state != DONE:
             outcome = _attempt(folder, lock)
-            jobs.settle(folder, outcome)
+            jobs.write_outcome(folder, outcome)
         return outcome._asdict()
 
 

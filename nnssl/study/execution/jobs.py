@@ -163,7 +163,7 @@ class Work:
     def fail(self, reason: str) -> None:
         """Note a failure that no process of the job could note; what is done stays done."""
         if not self.is_done:
-            settle(self.folder, Outcome(FAILED, reason))
+            write_outcome(self.folder, Outcome(FAILED, reason))
 
 
 def read(folder: Path) -> Job:
@@ -224,7 +224,7 @@ def outcome(folder: Path) -> Outcome:
     return Outcome(content["state"], content["reason"])
 
 
-def settle(folder: Path, outcome: Outcome) -> None:
+def write_outcome(folder: Path, outcome: Outcome) -> None:
     files.write_json(folder / OUTCOME, outcome._asdict())
 
 

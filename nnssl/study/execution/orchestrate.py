@@ -16,10 +16,11 @@ from nnssl.study.execution import collect, datasets, fine_tuning, pretraining, r
 from nnssl.study.execution.executor import Executor
 from nnssl.study.execution.jobs import LOG
 from nnssl.study.execution.runs import StudyRun
-from nnssl.study.execution.shell import Foreground, Say
+from nnssl.study.execution.shell import Foreground
+from nnssl.types import PrintFn
 
 
-def run(study: Study, executor: Executor, say: Say) -> dict[str, str]:
+def run(study: Study, executor: Executor, print_fn: PrintFn) -> dict[str, str]:
     """All that is missing; the state of each run by its name. Results so far are collected even
     when it is stopped.
 
@@ -29,23 +30,23 @@ def run(study: Study, executor: Executor, say: Say) -> dict[str, str]:
     try:
         # a cluster's notice; as Ctrl-C
         with signals.handled(lambda *_: sys.exit(143), [signal.SIGTERM]):
-            outstanding = prepare(study, executor, say)
-            executor([run.folder for run in outstanding], say)
+            outstanding = prepare(study, executor, print_fn)
+            executor([run.folder for run in outstanding], print_fn)
     finally:
         states = collect.collect(study)
     return states
 
 
-def prepare(study: Study, executor: Executor, say: Say) -> list[StudyRun]:
+def prepare(study: Study, executor: Executor, print_fn: PrintFn) -> list[StudyRun]:
     """Data, pretrained checkpoints, plans, splits and jobs; the runs that can be done, in their
     order, without those that are done.
     """
     requirements.check(study)
-    pairs, here = runs.all_pairs(study), Foreground(study.folder / "logs", say)
+    pairs, here = runs.all_pairs(study), Foreground(study.folder / "logs", print_fn)
     datasets.preprocess(study, here)
-    pretraining.pretrain(study, executor, say)
+    pretraining.pretrain(study, executor, print_fn)
     outstanding = [run for run in fine_tuning.write_jobs(pairs, here) if not run.is_done]
-    say(f"{len(outstanding)} of {sum(len(pair.runs) for pair in pairs)} runs")
+    print_fn(f"{len(outstanding)} of {sum(len(pair.runs) for pair in pairs)} runs")
     return outstanding
 
 

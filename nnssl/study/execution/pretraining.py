@@ -14,8 +14,7 @@ from nnssl.study.execution.datasets import Dataset, labelled
 from nnssl.study.execution.executor import Executor
 from nnssl.study.execution.flags import flags, recipe_flags
 from nnssl.study.execution.jobs import NnunetTraining, PretrainingJob, Work
-from nnssl.study.execution.shell import Say
-from nnssl.types import BASE, FINAL
+from nnssl.types import BASE, FINAL, PrintFn
 
 PRESET = "smit"  # of a random start like no pretrained arm
 NOT_OF_IT = ("tasks", "budgets", "modality", "recipe")  # what of an arm its pretraining ignores
@@ -75,13 +74,13 @@ def all_starts(study: Study) -> list[Start]:
     return [start for arm in study.arms if (start := Start(study, arm)).is_ours]
 
 
-def pretrain(study: Study, executor: Executor, say: Say) -> None:
+def pretrain(study: Study, executor: Executor, print_fn: PrintFn) -> None:
     """All that is missing; those that begin from another arm's encoder come after it."""
     for later in (False, True):
         starts = [start for start in all_starts(study) if bool(start.arm.after) == later]
         if todo := [start.folder for start in _begun(starts) if not start.is_done]:
-            say(f"{len(todo)} pretrained checkpoint(s)")
-            executor(todo, say)
+            print_fn(f"{len(todo)} pretrained checkpoint(s)")
+            executor(todo, print_fn)
 
 
 def _begun(starts: list[Start]) -> list[Start]:

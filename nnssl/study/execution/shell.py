@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from nnssl import hook
 from nnssl.commands import Command, CommandError, run_logged, tail
-
-Say = Callable[[str], object]
+from nnssl.types import PrintFn
 
 LINES = 15  # of the log, in the reason of a failure
 DEFAULTS = {"OMP_WAIT_POLICY": "PASSIVE", "MPLBACKEND": "Agg"}  # where the caller says nothing
@@ -25,14 +24,14 @@ class Foreground:
     """
 
     folder: Path
-    say: Say
+    print_fn: PrintFn
 
     def run(self, commands: Sequence[Command], name: str) -> None:
         """All output is added to <name>.txt. Raises CommandError."""
         log = self.folder / f"{name}.txt"
         log.parent.mkdir(parents=True, exist_ok=True)
         for command in commands:
-            self.say(f"  $ {shlex.join(command)}")
+            self.print_fn(f"  $ {shlex.join(command)}")
             execute(command, log)
 
 

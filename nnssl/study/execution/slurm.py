@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 
 from nnssl import files
 from nnssl.study.execution import job, jobs
-from nnssl.study.execution.executor import Executor, settled
+from nnssl.study.execution.executor import Executor, is_over
 from nnssl.study.execution.jobs import NOT_DONE, StudyError
-from nnssl.study.execution.shell import Say
+from nnssl.types import PrintFn
 
 if TYPE_CHECKING:
     from submitit import AutoExecutor
@@ -49,8 +49,8 @@ def slurm(folder: Path, parameters: Mapping[str, object]) -> Executor:
     maker = _submitit(folder)
     maker.update_parameters(**parameters)
 
-    def execute(folders: Sequence[Path], say: Say) -> None:
-        waiting = [_Job(maker, one, say) for one in folders]
+    def execute(folders: Sequence[Path], print_fn: PrintFn) -> None:
+        waiting = [_Job(maker, one, print_fn) for one in folders]
         while waiting := [one for one in waiting if not one.finished(folder)]:
             time.sleep(SECONDS)
 
@@ -78,7 +78,7 @@ class _Job:
 
     maker: AutoExecutor
     folder: Path
-    say: Say
+    print_fn: PrintFn
     number: str = field(init=False)
     attempt: int = field(init=False, default=1)
 
@@ -86,7 +86,7 @@ class _Job:
         note = self.folder / NUMBER
         if note.is_file() and in_queue(earlier := files.read_json(note)["job"]):
             self.number = earlier
-            self.say(f"  {self.folder.name}: job {earlier}, handed in earlier")
+            self.print_fn(f"  {self.folder.name}: job {earlier}, handed in earlier")
         else:
             self.submit()
 
@@ -94,7 +94,7 @@ class _Job:
         jobs.forget_failure(self.folder)
         self.number = self.maker.submit(job.do, self.folder).job_id
         files.write_json(self.folder / NUMBER, {"job": self.number})
-        self.say(f"  {self.folder.name}: job {self.number}")
+        self.print_fn(f"  {self.folder.name}: job {self.number}")
 
     def finished(self, logs: Path) -> bool:
         """Whether nothing is left to wait for; a job that failed is handed in once more."""
@@ -104,7 +104,7 @@ class _Job:
             f"job {self.number} left the queue without a result; its output is in "
             f"{logs / self.number}"
         )
-        if settled(self.folder, self.attempt, gone, self.say):
+        if is_over(self.folder, self.attempt, gone, self.print_fn):
             return True
         self.attempt += 1
         self.submit()

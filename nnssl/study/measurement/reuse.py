@@ -9,7 +9,7 @@ job.json and nnU-Net's folders; what results.jsonl has already is not measured a
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
@@ -26,7 +26,7 @@ from nnssl.study.execution import jobs, runs
 from nnssl.study.execution.jobs import FineTuningJob
 from nnssl.study.measurement import features
 from nnssl.study.rows import AttentionRow, Budget, CkaRow, Row, by_size, grouped
-from nnssl.types import PREPROCESSED, Shape
+from nnssl.types import PREPROCESSED, PrintFn, Shape
 
 VOLUMES = 50
 PRETRAINED = "pretrained"  # in the place of a budget
@@ -35,9 +35,7 @@ MEASURED = {kind.KIND: kind for kind in (CkaRow, AttentionRow)}
 Key = tuple[str | int, ...]
 
 
-def measure(
-    study: Study, volumes: int = VOLUMES, say: Callable[[str], object] = lambda text: None
-) -> int:
+def measure(study: Study, volumes: int = VOLUMES, print_fn: PrintFn = lambda text: None) -> int:
     """Append to `study.results` what it lacks; returns the number of new rows.
 
     volumes: crops of validation cases that each pair sees. Runs of other networks than ours are
@@ -47,7 +45,7 @@ def measure(
     before = len(known)
     for one in [ReuseComparison(ends, volumes) for ends in _ends(study)]:
         if one.is_ours and not known.issuperset(one.wanted()):
-            say(f"feature reuse: {one.job.task}, {one.job.arm}, seed {one.job.seed}")
+            print_fn(f"feature reuse: {one.job.task}, {one.job.arm}, seed {one.job.seed}")
             _append(study.results, one.rows(), known)
     return len(known) - before
 
