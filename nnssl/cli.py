@@ -23,7 +23,7 @@ EXIT_ERROR, EXIT_INTERRUPTED = 1, 75  # 75: sysexits.h's EX_TEMPFAIL, "try again
 EXIT_CTRL_C = 130  # a shell's own, for a command that has nothing to save
 
 
-def _command(function: Callable[[], int]) -> Callable[[], int]:
+def _console_command(function: Callable[[], int]) -> Callable[[], int]:
     """A command that ends without a traceback on Ctrl-C, and shows names in any terminal."""
 
     @functools.wraps(function)
@@ -45,7 +45,7 @@ def _show_all_names() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-@_command
+@_console_command
 def pretrain() -> int:
     """nnssl_pretrain: raw CT to a pretrained Swin encoder."""
     arguments = sys.argv[1:]
@@ -54,7 +54,7 @@ def pretrain() -> int:
     if args.list:
         from nnssl.bench import listing
 
-        return _report_errors(lambda: print(listing.table()))
+        return _report_errors(lambda: print(listing.method_table()))
     _require_method_and_scans(parser, args)
     with signals.handled(_leave):
         from nnssl.train.pretrain import distributed
@@ -62,7 +62,7 @@ def pretrain() -> int:
     if ended := distributed.launch(args.num_gpus, arguments):
         return {"done": 0, "failed": EXIT_ERROR, "stopped": EXIT_INTERRUPTED}[ended]
     try:
-        return _report_errors(lambda: run(options.build(Options, args)))
+        return _report_errors(lambda: run(options.build_dataclass(Options, args)))
     finally:
         atexit.register(_end_undisturbed)  # what is registered last comes first
 
@@ -74,7 +74,7 @@ def _require_method_and_scans(parser: argparse.ArgumentParser, args: argparse.Na
         parser.error("say where the scans are: -i FOLDER, or -d ID of an nnU-Net raw dataset")
 
 
-@_command
+@_console_command
 def inspect() -> int:
     """nnssl_inspect: what is in a checkpoint, or the line that lets nnU-Net find our trainers."""
     args = parsers.inspect_parser().parse_args()
@@ -95,7 +95,7 @@ def _inspect(args: argparse.Namespace) -> None:
     print(describe(checkpoint.load(path)))
 
 
-@_command
+@_console_command
 def export() -> int:
     """nnssl_export: a trained network as ONNX and torch.export, with what it expects."""
     args = parsers.export_parser().parse_args()
@@ -103,22 +103,22 @@ def export() -> int:
     from nnssl.export import ExportRequest
     from nnssl.export import export as run
 
-    return _report_errors(lambda: run(options.build(ExportRequest, args)))
+    return _report_errors(lambda: run(options.build_dataclass(ExportRequest, args)))
 
 
-@_command
+@_console_command
 def plan() -> int:
     """nnssl_plan: a plans file that carries a checkpoint and a recipe."""
     args = parsers.plan_parser().parse_args()
 
-    from nnssl.plans.derive import PlansRequest, derive, describe
+    from nnssl.plans.derive import PlansRequest, derive, describe_plans
     from nnssl.recipe import Recipe
 
-    request = options.build(PlansRequest, args, recipe=options.values_of(Recipe, args))
-    return _report_errors(lambda: print(describe(derive(request), request)))
+    request = options.build_dataclass(PlansRequest, args, recipe=options.values_of(Recipe, args))
+    return _report_errors(lambda: print(describe_plans(derive(request), request)))
 
 
-@_command
+@_console_command
 def convert() -> int:
     """nnssl_convert: third-party weights as a checkpoint of ours."""
     args = parsers.convert_parser().parse_args()
@@ -126,10 +126,10 @@ def convert() -> int:
     from nnssl.convert.conversion import ConvertRequest
     from nnssl.convert.conversion import convert as run
 
-    return _report_errors(lambda: print(run(options.build(ConvertRequest, args))))
+    return _report_errors(lambda: print(run(options.build_dataclass(ConvertRequest, args))))
 
 
-@_command
+@_console_command
 def embed() -> int:
     """nnssl_embed: features of scans."""
     args = parsers.embed_parser().parse_args()
@@ -138,12 +138,12 @@ def embed() -> int:
         from nnssl.embed.work import EmbedOptions
         from nnssl.embed.work import embed as run
 
-        run(options.build(EmbedOptions, args))
+        run(options.build_dataclass(EmbedOptions, args))
 
     return _report_errors(work)
 
 
-@_command
+@_console_command
 def demo() -> int:
     """nnssl_demo: the whole chain on synthetic CT."""
     args = parsers.demo_parser().parse_args()
@@ -156,12 +156,12 @@ def demo() -> int:
 
     def work() -> None:
         made = chain.Demo(args.output.resolve(), choose_device(args.device).type, scans, size)
-        print(result.describe(made, result.summarise(made, stages.run(made))))
+        print(result.result_text(made, result.summarise(made, stages.run(made))))
 
     return _report_errors(work)
 
 
-@_command
+@_console_command
 def doctor() -> int:
     """nnssl_doctor: what is wrong with this installation, and the line that fixes it."""
     argparse.ArgumentParser(
@@ -171,14 +171,14 @@ def doctor() -> int:
         "is wrong.",
     ).parse_args()
 
-    from nnssl.doctor import describe, examine
+    from nnssl.doctor import examine, report_text
 
     report = examine()
-    print(describe(report))
+    print(report_text(report))
     return EXIT_ERROR if report.wrong else 0
 
 
-@_command
+@_console_command
 def study() -> int:
     """nnssl_study: a comparison of pretrained starts, from one description to its results."""
     from nnssl.study import command
@@ -187,14 +187,14 @@ def study() -> int:
     return _report_errors(lambda: command.dispatch(args))
 
 
-@_command
+@_console_command
 def report() -> int:
     """nnssl_report: one HTML page of a pretraining, or of a collection of scans."""
     args = parsers.report_parser().parse_args()
 
-    from nnssl.report.from_folder import write
+    from nnssl.report.from_folder import write_page
 
-    return _report_errors(lambda: print(write(args.folder, args.page, args.scans)))
+    return _report_errors(lambda: print(write_page(args.folder, args.page, args.scans)))
 
 
 def _leave(*_: object) -> None:

@@ -67,11 +67,11 @@ def run_logged(
         try:
             wait(process)
         finally:
-            _end(process)
+            _terminate_process(process)
     return process.returncode
 
 
-def _end(process: subprocess.Popen) -> None:
+def _terminate_process(process: subprocess.Popen) -> None:
     """It may want to save something, with its helpers still there."""
     if process.poll() is None:
         process.terminate()

@@ -88,7 +88,7 @@ def _share(path: Path) -> None:
 
 def _no_room(error: Exception, path: Path) -> NoRoomError | None:
     """The error where `path` could not be written for want of room; None for another cause."""
-    number, free = _number(error), _free(path.parent)
+    number, free = _error_number(error), _free(path.parent)
     is_full = free is not None and free <= LITTLE
     if isinstance(error, NoRoomError) or not (number in NO_ROOM or is_full):
         return None
@@ -99,7 +99,7 @@ def _no_room(error: Exception, path: Path) -> NoRoomError | None:
     )
 
 
-def _number(error: Exception) -> int | None:
+def _error_number(error: Exception) -> int | None:
     """Its errno. What libraries say of a refused write has none; it was too large."""
     number = getattr(error, "errno", None)
     return errno.EFBIG if number is None and _largest_file() is not None else number
@@ -191,7 +191,7 @@ def write_json(path: Path | str, value: object) -> None:
     memory as a whole.
     """
     with atomic(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        file.writelines(json_text.parts(value))
+        file.writelines(json_text.encoded_chunks(value))
         file.write("\n")
 
 
@@ -222,7 +222,7 @@ def read_json_lines(path: Path | str) -> list[dict]:
     """
     numbered, rows = _numbered_lines(Path(path)), []
     for number, line in numbered:
-        row = _row(line)
+        row = _json_row(line)
         if row is not None:
             rows.append(row)
         elif number != numbered[-1][0]:
@@ -239,7 +239,7 @@ def _numbered_lines(path: Path) -> list[tuple[int, str]]:
     return [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
 
 
-def _row(line: str) -> dict | None:
+def _json_row(line: str) -> dict | None:
     try:
         row = json.loads(line)
     except (json.JSONDecodeError, RecursionError):
@@ -254,7 +254,7 @@ def fingerprint(value: object) -> str:
 
 def sha256(path: Path | str) -> str:
     digest = hashlib.sha256()
-    for block in _blocks(path):
+    for block in _file_blocks(path):
         digest.update(block)
     return digest.hexdigest()
 
@@ -262,12 +262,12 @@ def sha256(path: Path | str) -> str:
 def crc32(path: Path | str) -> int:
     """Of a whole file: for faults of disks, not against people."""
     value = 0
-    for block in _blocks(path):
+    for block in _file_blocks(path):
         value = zlib.crc32(block, value)
     return value
 
 
-def _blocks(path: Path | str) -> Iterator[bytes]:
+def _file_blocks(path: Path | str) -> Iterator[bytes]:
     with Path(path).open("rb") as file:
         while block := file.read(1 << 20):
             yield block

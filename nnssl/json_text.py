@@ -9,7 +9,7 @@ from typing import TypeGuard
 LONG = 1000  # items, beyond which JSON has a line for each
 
 
-def parts(value: object) -> Iterator[str]:
+def encoded_chunks(value: object) -> Iterator[str]:
     """The text of `value`, in parts. Of a list or dict right in it with more than LONG items, each
     item has a line: ten times faster than with indents. Raises ValueError for NaN.
     """
@@ -19,21 +19,21 @@ def parts(value: object) -> Iterator[str]:
     begin = "{"
     for key, item in value.items():
         yield f"{begin}\n  "
-        yield from _entry(key, item)
+        yield from _entry_chunks(key, item)
         begin = ","
     yield "\n}"
 
 
-def _entry(key: str, item: object) -> Iterator[str]:
+def _entry_chunks(key: str, item: object) -> Iterator[str]:
     """`key: item`, the latter with a line per item where it is long."""
     if _is_long(item):
         yield json.dumps({key: None})[1:-5]
-        yield from _lines(item)
+        yield from _item_lines(item)
     else:
         yield json.dumps({key: item}, indent=2, allow_nan=False)[4:-2]
 
 
-def _lines(items: list | tuple | dict) -> Iterator[str]:
+def _item_lines(items: list | tuple | dict) -> Iterator[str]:
     begin, end = "{}" if isinstance(items, dict) else "[]"
     for line in _encoded(items):
         yield f"{begin}\n    {line}"

@@ -35,8 +35,11 @@ def _affinity() -> int:
 def _quota(folder: Path) -> list[str]:
     """A cgroup's quota and period in microseconds, of version 2 or 1; "max" where there is none."""
     return (
-        _words(folder / "cpu.max")
-        or [*_words(folder / "cpu.cfs_quota_us"), *_words(folder / "cpu.cfs_period_us")]
+        _cgroup_words(folder / "cpu.max")
+        or [
+            *_cgroup_words(folder / "cpu.cfs_quota_us"),
+            *_cgroup_words(folder / "cpu.cfs_period_us"),
+        ]
         or ["max", "1"]
     )
 
@@ -49,8 +52,14 @@ def free_memory() -> int | None:
 
 def _free_memory_of(folder: Path) -> int | None:
     """Of a cgroup; None where it sets no limit."""
-    limit = _number(folder / "memory.max") or _number(folder / "memory.limit_in_bytes")
-    used = _number(folder / "memory.current") or _number(folder / "memory.usage_in_bytes") or 0
+    limit = _cgroup_number(folder / "memory.max") or _cgroup_number(
+        folder / "memory.limit_in_bytes"
+    )
+    used = (
+        _cgroup_number(folder / "memory.current")
+        or _cgroup_number(folder / "memory.usage_in_bytes")
+        or 0
+    )
     if limit and limit < UNLIMITED:
         return max(0, limit - used + _reclaimable(folder))
     return None
@@ -58,7 +67,7 @@ def _free_memory_of(folder: Path) -> int | None:
 
 def _reclaimable(folder: Path) -> int:
     """Bytes of the page cache, which count as used and are given back when they are needed."""
-    words = _words(folder / "memory.stat")
+    words = _cgroup_words(folder / "memory.stat")
     stat = dict(zip(words[::2], words[1::2], strict=False))
     return int(stat.get("inactive_file", stat.get("total_inactive_file", 0)))
 
@@ -88,13 +97,13 @@ def _upwards(top: Path, path: str) -> list[Path]:
     return [own, *(above for above in own.parents if above.is_relative_to(top)), top]
 
 
-def _words(path: Path) -> list[str]:
+def _cgroup_words(path: Path) -> list[str]:
     try:
         return path.read_text(encoding="utf-8").split()
     except (OSError, ValueError):
         return []
 
 
-def _number(path: Path) -> int | None:
-    words = _words(path)
+def _cgroup_number(path: Path) -> int | None:
+    words = _cgroup_words(path)
     return int(words[0]) if words and words[0].isdigit() else None

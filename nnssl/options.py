@@ -4,11 +4,11 @@
     class Request:
         steps: int | None = option(None, "optimiser steps", check=at_least(1))
 
-add      the flags of a command
-build    the dataclass, from what was typed
-words    what to type for the values of a study's description
-parse    such words, as the command reads them; `read`: to fields
-require  an error for a value that may not be
+add              the flags of a command
+build_dataclass  the dataclass, from what was typed
+words            what to type for the values of a study's description
+parse_words      such words, as the command reads them; `fields_from`: to fields
+require          an error for a value that may not be
 
 The type of a flag is that of the field: `int | None` reads a number, `tuple[int, ...]` one or more
 of them, `bool` is a switch that turns the default around.
@@ -211,7 +211,7 @@ def values_of(cls: type, args: argparse.Namespace) -> dict:
     return {o.name: o.value(typed[o.name]) for o in options_of(cls) if o.name in typed}
 
 
-def build(cls: type[T], args: argparse.Namespace, **more: object) -> T:
+def build_dataclass(cls: type[T], args: argparse.Namespace, **more: object) -> T:
     """The dataclass from what was typed, and `more`; ValueError, as the dataclass raises it."""
     return cls(**values_of(cls, args), **more)
 
@@ -242,7 +242,7 @@ class _Strict(argparse.ArgumentParser):
         raise ValueError(message)
 
 
-def parse(typed: Sequence[str], *classes: type, unset: bool = False) -> argparse.Namespace:
+def parse_words(typed: Sequence[str], *classes: type, unset: bool = False) -> argparse.Namespace:
     """What the options of `classes` become when `typed`; ValueError with argparse's own message."""
     parser = _Strict(add_help=False)
     for cls in classes:
@@ -250,9 +250,9 @@ def parse(typed: Sequence[str], *classes: type, unset: bool = False) -> argparse
     return parser.parse_args(typed)
 
 
-def read(values: Mapping[str, object], cls: type) -> dict:
+def fields_from(values: Mapping[str, object], cls: type) -> dict:
     """Fields from the values of a description, as the command reads them; None: not said."""
-    return values_of(cls, parse(words(values, cls), cls, unset=True))
+    return values_of(cls, parse_words(words(values, cls), cls, unset=True))
 
 
 def wrong(config: object, cls: type | None = None) -> dict[str, Option]:

@@ -85,7 +85,7 @@ def inspect_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "checkpoint",
         nargs="?",
-        type=address.named,
+        type=address.path_or_address,
         help="a checkpoint_final.pth or checkpoint_latest.pth, hf://owner/repo/file, https://..., "
         f"or a name: {weights.NAMES}; default: the one that a training would start from",
     )

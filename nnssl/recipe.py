@@ -107,7 +107,7 @@ class Recipe:
     def of(cls, plans: dict) -> Recipe:
         """From the plans; an unknown key raises ValueError that lists the known ones."""
         values = plans.get(RECIPE, {})
-        _require_known(values, [field.name for field in fields(cls)])
+        _require_known_keys(values, [field.name for field in fields(cls)])
         return cls(**values)
 
     @classmethod
@@ -170,7 +170,7 @@ class Recipe:
         return self.epochs / 20 if self.unfreeze_every is None else self.unfreeze_every
 
 
-def _require_known(values: Mapping, known: list[str]) -> None:
+def _require_known_keys(values: Mapping, known: list[str]) -> None:
     if unknown := sorted(set(values) - set(known)):
         raise ValueError(
             f"unknown key(s) in the plans' {RECIPE}: {', '.join(unknown)}; known: "

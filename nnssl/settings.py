@@ -9,7 +9,7 @@ from typing import cast
 from nnssl.options import Option, options_of
 
 
-def read(words: Sequence[str], cls: type) -> dict:
+def parse_assignments(words: Sequence[str], cls: type) -> dict:
     """The fields of `cls` that `words` name, each of its field's type, an option or not.
 
     Raises ValueError for an unknown field, listing those that are known, and for a bad value.

@@ -49,11 +49,11 @@ def how_ended(exitcode: int | None) -> str:
     """Of a process that has ended: the signal's name, and what such an end mostly means."""
     if exitcode is None or exitcode >= 0:
         return f"ended with status {exitcode}" if exitcode else "ended"
-    name = _name_of(-exitcode)
+    name = _signal_name(-exitcode)
     return f"was ended by {name}{MEANS.get(name, '')}"
 
 
-def _name_of(number: int) -> str:
+def _signal_name(number: int) -> str:
     try:
         return signal.Signals(number).name
     except ValueError:

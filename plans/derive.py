@@ -27,7 +27,7 @@ from nnssl.finetune.architecture import (
     is_ours,
 )
 from nnssl.plans.cautions import cautions, fold_to_train
-from nnssl.plans.plan_checks import check, target
+from nnssl.plans.plan_checks import check_request, target
 from nnssl.plans.plans_request import DATASET, PRETRAINING, PlansRequest
 from nnssl.recipe import Recipe
 from nnssl.types import PREPROCESSED, RAW
@@ -43,7 +43,7 @@ def derive(request: PlansRequest) -> Path:
     """
     from nnssl.plans.planner import PlannedStart
 
-    check(request)
+    check_request(request)
     recipe = Recipe.chosen(request.recipe)
     folder = _dataset_folder(request.dataset)
     path = files.inside(folder, f"{request.name}.json")
@@ -55,7 +55,7 @@ def derive(request: PlansRequest) -> Path:
     )
     request = replace(request, decoder=request.decoder or start.decoder)
     _refuse_to_overwrite(path)
-    plans = base or _planned(request, folder, start)
+    plans = base or _plans_from_planner(request, folder, start)
     _complete(plans, request, start, recipe)
     files.write_json(path, plans)
     return path
@@ -105,7 +105,7 @@ def _dims(configurations: dict, name: str) -> int:
     return len(configuration["patch_size"])
 
 
-def describe(path: Path, request: PlansRequest) -> str:
+def describe_plans(path: Path, request: PlansRequest) -> str:
     """What was written, and the lines to type next."""
     plans, folder = files.read_json(path), path.parent
     fits = plans[PLANNED]["checkpoint_fits"] if INFO in plans else list(plans["configurations"])
@@ -232,7 +232,7 @@ def _require_raw(dataset: str | int, name: str) -> None:
         )
 
 
-def _planned(request: PlansRequest, folder: Path, start: PlannedStart) -> dict:
+def _plans_from_planner(request: PlansRequest, folder: Path, start: PlannedStart) -> dict:
     """Plans by our planner, which are not written yet; the dataset's fingerprint is taken first
     where it is missing.
     """

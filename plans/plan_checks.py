@@ -7,7 +7,7 @@ from nnssl.plans.plans_request import DATASET, MEMORY, PRETRAINING, PlansRequest
 from nnssl.types import BASE
 
 
-def check(request: PlansRequest) -> None:
+def check_request(request: PlansRequest) -> None:
     """Raises ValueError, which says what to type."""
     if request.decoder:
         full_options(request.decoder)
@@ -19,7 +19,7 @@ def check(request: PlansRequest) -> None:
         raise ValueError(
             f"-gpu_memory_target is in GB and positive, got {request.gpu_memory_target:g}"
         )
-    _check_spacing(request)
+    _check_target_spacing(request)
 
 
 def _check_base(request: PlansRequest) -> None:
@@ -43,7 +43,7 @@ def _check_name(request: PlansRequest) -> None:
         )
 
 
-def _check_spacing(request: PlansRequest) -> None:
+def _check_target_spacing(request: PlansRequest) -> None:
     spacing = request.spacing
     if isinstance(spacing, str):
         _check_spacing_source(spacing, request.preset)

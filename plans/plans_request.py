@@ -13,7 +13,7 @@ DATASET, PRETRAINING = "dataset", "pretraining"  # whose spacing
 MEMORY = 8  # GB, nnU-Net's own target
 
 
-def _spacing(given: list[str]) -> str | Spacing:
+def _parse_spacing(given: list[str]) -> str | Spacing:
     """`--spacing dataset`, `--spacing pretraining` or `--spacing Z Y X`."""
     try:
         return tuple(float(word) for word in given)
@@ -33,7 +33,7 @@ class PlansRequest:
         f"{weights.DEFAULT}",
         flag="-c",
         metavar="CHECKPOINT",
-        read=address.named,
+        read=address.path_or_address,
     )
     preset: str | None = option(
         None,
@@ -52,7 +52,7 @@ class PlansRequest:
         "dataset (nnU-Net's choice, default), pretraining (the checkpoint's), or Z Y X in mm",
         metavar="MM",
         nargs="+",
-        join=_spacing,
+        join=_parse_spacing,
     )
     base: str | None = option(
         None,

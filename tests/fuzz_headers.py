@@ -24,7 +24,7 @@ from made_scans import AXIAL, ct_array, straight, write_series, write_volume
 
 from nnssl.data.dicom import series_in
 from nnssl.data.refusals import PassingError, UnusableScanError
-from nnssl.data.scans import Found, read
+from nnssl.data.scans import Found, read_found
 from nnssl.data.survey import inspect_scan
 
 SHAPE = (9, 11, 13)
@@ -97,7 +97,7 @@ def attempt(found: Found) -> str:
     line = inspect_scan(found)
     if not line.kept:
         return "refused"
-    first, second = read(found), read(found)
+    first, second = read_found(found), read_found(found)
     if not np.array_equal(first.voxels, second.voxels):
         raise AssertionError("two reads differ: voxels of memory that was never written")
     return "kept"

@@ -43,12 +43,17 @@ def errors() -> dict:
         (torch.bfloat16, SHAPES[0]),
         (torch.float16, SHAPES[1]),
     ]
-    return {f"{dtype} {shape}": choice.compare(CPU, dtype, *shape) for dtype, shape in cases}
+    return {
+        f"{dtype} {shape}": choice.attention_errors(CPU, dtype, *shape) for dtype, shape in cases
+    }
 
 
 def stream_errors() -> dict:
     cases = ((torch.float32, 12), (torch.float32, 96), (torch.bfloat16, 12), (torch.float16, 24))
-    return {f"{dtype} {width}": stream.choice.compare(CPU, dtype, width) for dtype, width in cases}
+    return {
+        f"{dtype} {width}": stream.choice.stream_kernel_errors(CPU, dtype, width)
+        for dtype, width in cases
+    }
 
 
 def twice() -> list[bool]:

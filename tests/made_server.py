@@ -13,8 +13,9 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Server:
-    """`files`: path to content; `says`: path to (status, headers), before any file. `requested`: what
-    was asked for, in order.
+    """`files`: path to content; `says`: path to (status, headers), before any file.
+
+    `requested`: (method, path) of each request, in order.
     """
 
     def __init__(self, address: str) -> None:

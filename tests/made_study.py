@@ -32,14 +32,14 @@ def study(folder: Path, **changes) -> description.Study:
     } | changes
     path = folder / "study.yaml"
     path.write_text(yaml.safe_dump(content, sort_keys=False))
-    return description.load(path)
+    return description.load_study(path)
 
 
 def program(folder: Path, code: str, makes: str = "made") -> Path:
     """A job's folder: `code` of Python is its only command; the job is done when `makes` is there
     afterwards.
     """
-    jobs.write(
+    jobs.write_job(
         folder,
         PretrainingJob(
             commands=[[sys.executable, "-c", code]], makes=folder / makes, fingerprint="a"

@@ -120,8 +120,8 @@ def test_a_pinned_file_must_be_the_one(server):
 
 
 def test_paths_stay_paths(tmp_path):
-    assert address.local("some/where.pth") == address.named("some/where.pth")
-    assert address.named("hf://a/b/c") == "hf://a/b/c"
+    assert address.local("some/where.pth") == address.path_or_address("some/where.pth")
+    assert address.path_or_address("hf://a/b/c") == "hf://a/b/c"
     (tmp_path / address.MODEL).write_bytes(b"")
     assert address.local(tmp_path) == tmp_path / address.MODEL
 
@@ -217,7 +217,7 @@ def test_plans_name_the_commit_and_its_hash(weights, server):
     assert info["checkpoint_name"] == "encoders"
     assert info["sha256"] == files.sha256(weights[1])
     again = checkpoint_choice.choose(info)
-    checkpoint_choice.check(again, checkpoint.load(again.path).sha256)
+    checkpoint_choice.require_recorded_hash(again, checkpoint.load(again.path).sha256)
     assert again.path == choice.path
 
 

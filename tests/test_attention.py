@@ -201,7 +201,9 @@ def test_the_kernel_is_for_cuda_halves_and_singles_and_small_windows(monkeypatch
 
 
 def test_without_the_kernel_one_line_says_so(monkeypatch, fresh) -> None:
-    monkeypatch.setattr(choice, "compare", lambda *_: {"output": 1e-3, "gradient": float("nan")})
+    monkeypatch.setattr(
+        choice, "attention_errors", lambda *_: {"output": 1e-3, "gradient": float("nan")}
+    )
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
@@ -220,7 +222,7 @@ def test_an_old_gpu_is_not_tried(monkeypatch) -> None:
 def test_the_comparison_leaves_the_runs_chance_alone(monkeypatch) -> None:
     state = torch.get_rng_state()
     monkeypatch.setattr(choice, "_all", lambda function, *inputs: [torch.ones(1)] * 3)
-    choice.compare(torch.device("cpu"), torch.float32, 4, 1, 4)
+    choice.attention_errors(torch.device("cpu"), torch.float32, 4, 1, 4)
     assert torch.equal(torch.get_rng_state(), state)
 
 

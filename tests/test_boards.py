@@ -173,7 +173,7 @@ def test_a_driver_without_a_meter_costs_nothing(monkeypatch):
     broken = types.ModuleType("pynvml")
     monkeypatch.setitem(sys.modules, "pynvml", broken)  # nvmlInit is missing
     assert manifest._meters(torch.device("cuda", 0)) == []
-    assert manifest._read([lambda: 1 / 0]) is None
+    assert manifest._total_joules([lambda: 1 / 0]) is None
 
 
 def test_inspect_says_the_same_as_json_with_the_manifest(tmp_path, capsys):

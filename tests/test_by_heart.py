@@ -45,7 +45,7 @@ def network_for(decoder: str) -> SwinUNETR:
     plans = nnunet_plans()
     resolved = finetune.resolve(plans, "2d") | {"patch_size": list(SIZE), "spacing": [1.0, 1.0]}
     resolved["architecture"] = architecture(plans, resolved, ENCODER, decoder, None)
-    network = finetune.build(resolved, 1, CLASSES, True)
+    network = finetune.build_network(resolved, 1, CLASSES, True)
     finetune.start_heads(network, regions=False)
     return network
 
@@ -67,7 +67,7 @@ def test_a_batch_is_learnt_by_heart_within_100_iterations(decoder):
 
     network, (images, labels) = network_for(decoder), organs()
     if finetune.needs_moments(network, {}):
-        finetune.measure(network, [images])
+        finetune.calibrate_norms(network, [images])
     recipe = Recipe(epochs=1, iterations=ITERATIONS, lr=2e-3)
     optimizer, schedule = finetune.optimise(network, recipe, torch.device("cpu"), pretrained=False)
     average = finetune.Average(network, optimizer, recipe.average)

@@ -192,9 +192,9 @@ def test_what_is_asked_for_and_does_not_fit_is_an_error(stored, monkeypatch):
     with pytest.raises(ValueError, match=r"--cache ram: 1 MB are more than 80%.*--cache off"):
         chosen(stored, monkeypatch, "ram", host=1 << 19)
     with pytest.raises(ValueError, match=r"--cache gpu needs -device cuda, .* cpu: --cache ram"):
-        cache.check("gpu", CPU)
+        cache.require_supported("gpu", CPU)
     with pytest.raises(ValueError, match="known: auto, ram, gpu, off"):
-        cache.check("disk", CPU)
+        cache.require_supported("disk", CPU)
 
 
 def test_the_expected_size_is_that_of_the_plan(stored):

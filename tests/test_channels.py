@@ -12,7 +12,7 @@ import SimpleITK
 from nnssl import parsers
 from nnssl.data.prepare import prepare
 from nnssl.data.raw_datasets import chosen_channels
-from nnssl.data.scans import find_scans, read
+from nnssl.data.scans import find_scans, read_found
 from nnssl.train import prepared_scans
 from nnssl.train.places import data_folder
 from nnssl.train.pretrain_options import Options
@@ -41,7 +41,7 @@ def raw(nnunet_env) -> Path:
 )
 def test_each_channel_asked_for_is_a_scan_by_itself(raw, requested, numbers):
     found = find_scans([], [raw], requested)
-    means = [round(float(read(one).voxels.mean()) / 100) for one in found]
+    means = [round(float(read_found(one).voxels.mean()) / 100) for one in found]
     assert means == numbers * 2
     assert [Path(one.path).name[0] for one in found] == sorted("ab" * len(numbers))
 

@@ -243,7 +243,7 @@ def test_a_signal_while_python_ends_does_not_change_the_status():
 def test_any_name_can_be_printed_on_any_terminal(monkeypatch):
     terminal = io.TextIOWrapper(io.BytesIO(), "ascii")
     monkeypatch.setattr(sys, "stdout", terminal)
-    assert cli._command(lambda: print("geprüft") or 0)() == 0
+    assert cli._console_command(lambda: print("geprüft") or 0)() == 0
     terminal.flush()
     assert terminal.buffer.getvalue() == b"gepr\\xfcft\n"
 

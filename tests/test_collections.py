@@ -98,7 +98,7 @@ def test_a_folder_that_moved_is_the_same(tmp_path, monkeypatch):
     shutil.move(tmp_path / "old mount", tmp_path / "new")
     surveyed = len(list((tmp_path / "out" / "survey").iterdir()))
     read = []
-    monkeypatch.setattr("nnssl.data.survey.read", lambda *found: read.append(found))
+    monkeypatch.setattr("nnssl.data.survey.read_found", lambda *found: read.append(found))
     again, said = prepared(tmp_path, tmp_path / "new" / "raw")
     assert again == plan == Plan.load(tmp_path / "out" / "plan.json")
     assert said == "3 scans of the plan have moved, and are the same"

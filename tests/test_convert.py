@@ -113,7 +113,7 @@ def test_it_fine_tunes_like_any_other(call, network, saved, requested):
         plans, finetune.resolve(plans, "3d_fullres"), loaded.encoder_config, "light", loaded.hu
     )
     net = SwinUNETR(2, 3, **entry["arch_kwargs"], deep_supervision=True)
-    lines = finetune.load(net, plans)
+    lines = finetune.load_named_checkpoint(net, plans)
     total = len(list(net.encoder.parameters()))
     assert f"  {total} of {total} encoder tensors matched" in lines
     sum(part.square().mean() for part in net(torch.randn(1, 2, 20, 33, 32))).backward()

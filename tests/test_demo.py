@@ -142,7 +142,7 @@ def test_quick_demo_end_to_end(demo, capsys, monkeypatch):
     picture.
     """
     outcome = result.summarise(demo, stages.run(demo))
-    text = capsys.readouterr().out + result.describe(demo, outcome)
+    text = capsys.readouterr().out + result.result_text(demo, outcome)
     for command in (
         "nnssl_pretrain -m smit",
         "nnssl_plan -d 901",

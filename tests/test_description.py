@@ -13,7 +13,7 @@ import yaml
 from nnssl import cli, parsers
 from nnssl.recipe import Recipe
 from nnssl.study.design import check, description, template
-from nnssl.study.design.description import DescriptionError, load
+from nnssl.study.design.description import DescriptionError, load_study
 
 SMALL = {
     "name": "small",
@@ -39,8 +39,8 @@ def written(folder: Path, **changes) -> Path:
 
 def test_what_init_writes_can_be_read_with_all_that_it_comments_out(tmp_path):
     path = tmp_path / "study.yaml"
-    template.write(path)
-    assert load(path).folder == tmp_path / "study"
+    template.write_description(path)
+    assert load_study(path).folder == tmp_path / "study"
     shown = path.read_text()
     for line in shown.splitlines():
         bare = line.lstrip().removeprefix("# ")
@@ -49,15 +49,15 @@ def test_what_init_writes_can_be_read_with_all_that_it_comments_out(tmp_path):
         ):
             shown = shown.replace(line, line.replace("# ", "", 1))
     path.write_text(shown)
-    study = load(path)
+    study = load_study(path)
     assert {arm.start for arm in study.arms} == set(description.STARTS)
     assert [task.name for task in study.tasks] == ["organs", "heart"]
     with pytest.raises(FileExistsError, match="choose another name"):
-        template.write(path)
+        template.write_description(path)
 
 
 def test_defaults_paths_and_the_order_of_recipes(tmp_path):
-    study = load(written(tmp_path))
+    study = load_study(written(tmp_path))
     scratch, smit = study.arms
     (task,) = study.tasks
     assert (study.folder, study.results) == (
@@ -191,16 +191,16 @@ def test_defaults_paths_and_the_order_of_recipes(tmp_path):
 )
 def test_errors_say_what_is_wrong_and_what_is_allowed(tmp_path, changes, message):
     with pytest.raises(DescriptionError, match=message) as error:
-        load(written(tmp_path, **changes))
+        load_study(written(tmp_path, **changes))
     assert "study.yaml" in str(error.value)
 
 
 def test_a_missing_file_and_a_broken_one(tmp_path):
     with pytest.raises(FileNotFoundError, match="nnssl_study init"):
-        load(tmp_path / "none.yaml")
+        load_study(tmp_path / "none.yaml")
     (tmp_path / "broken.yaml").write_text("a: [")
     with pytest.raises(DescriptionError, match="not YAML"):
-        load(tmp_path / "broken.yaml")
+        load_study(tmp_path / "broken.yaml")
 
 
 LAUGHS = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
@@ -221,7 +221,7 @@ LAUGHS = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
 def test_a_file_that_exhausts_the_memory_or_runs_something_is_not_read(tmp_path, text, message):
     (tmp_path / "study.yaml").write_text(text)
     with pytest.raises(DescriptionError, match=message):
-        load(tmp_path / "study.yaml")
+        load_study(tmp_path / "study.yaml")
 
 
 @pytest.mark.parametrize(
@@ -279,7 +279,7 @@ def test_a_trainer_that_is_not_there_or_of_another_length_is_refused(tmp_path, a
     tasks = [*SMALL["tasks"], {"name": "flat", "dataset": 501, "configuration": "2d"}]
     path = written(tmp_path, arms=[SMALL["arms"][0], arm], tasks=tasks)
     with pytest.raises(DescriptionError, match=message):
-        check.check(load(path))
+        check.check_settings(load_study(path))
 
 
 def test_other_networks_pass(tmp_path):
@@ -290,7 +290,7 @@ def test_other_networks_pass(tmp_path):
         {"name": "c", "start": "elsewhere", "trainer": "PretrainedTrainer", "plans": "ptPlans__x"},
     ]
     tasks = [*SMALL["tasks"], {"name": "flat", "dataset": 501, "configuration": "2d"}]
-    check.check(load(written(tmp_path, arms=arms, tasks=tasks)))
+    check.check_settings(load_study(written(tmp_path, arms=arms, tasks=tasks)))
 
 
 def test_what_the_commands_take_passes(tmp_path):
@@ -313,7 +313,7 @@ def test_what_the_commands_take_passes(tmp_path):
         "trainer": "SwinFrozenTrainer",
     }
     arms = [SMALL["arms"][0], ARM | {"options": options, "recipe": {"decoder": "light"}}]
-    check.check(load(written(tmp_path, arms=arms, recipe=recipe)))
+    check.check_settings(load_study(written(tmp_path, arms=arms, recipe=recipe)))
 
 
 def test_every_word_of_a_recipe_is_a_flag_and_every_number_of_the_trainers_can_be_said():

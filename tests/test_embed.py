@@ -265,10 +265,10 @@ def test_ids_are_unique(tmp_path):
     from nnssl.data.survey import ScanReport
 
     lines = [ScanReport(str(tmp_path / top / "s.nii.gz"), "", True) for top in ("a", "b")]
-    both = work._rows(lines, [tmp_path / "a", tmp_path / "b"])
+    both = work._scan_rows(lines, [tmp_path / "a", tmp_path / "b"])
     assert len({row.id for row in both}) == 2
     assert [row.group for row in both] == ["a", "b"]
-    assert [row.id for row in work._rows(lines, [tmp_path])] == ["a/s", "b/s"]
+    assert [row.id for row in work._scan_rows(lines, [tmp_path])] == ["a/s", "b/s"]
 
 
 # --- pictures
@@ -281,7 +281,7 @@ def test_neighbours_of_the_same_group_are_counted():
     assert neighbours.nearest(features, 10).shape == (5, 4)
     one = table.FeatureTable(["a"], ["a"], [features[:1]] * 5, [])
     with pytest.raises(ValueError, match="pictures need 5 scans or more, there are 1"):
-        neighbours.draw(one, None, False, print)
+        neighbours.draw_pictures(one, None, False, print)
 
 
 def test_queries_take_every_group_in_turn():

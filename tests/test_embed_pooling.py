@@ -14,7 +14,7 @@ from micro import ENCODER
 
 import nnssl
 from nnssl.embed import pooling
-from nnssl.embed.scan import Prepared, nearest, outlined, resampled_affine
+from nnssl.embed.scan import Prepared, outlined, resampled_affine, resampled_nearest
 
 
 @pytest.fixture(scope="module")
@@ -131,8 +131,8 @@ def test_the_body_has_its_lungs():
 
 def test_nearest_is_edge_to_edge():
     volume = np.arange(4).reshape(1, 1, 4)
-    assert nearest(volume, (1, 1, 8))[0, 0].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
-    assert nearest(volume, (1, 1, 2))[0, 0].tolist() == [1, 3]
+    assert resampled_nearest(volume, (1, 1, 8))[0, 0].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert resampled_nearest(volume, (1, 1, 2))[0, 0].tolist() == [1, 3]
 
 
 def test_the_affine_is_that_of_the_file(encoder, tmp_path):

@@ -340,5 +340,5 @@ def test_both_ways_to_the_gradient_of_the_position_biases_agree() -> None:
     """A sum of scattered numbers on CPUs, a product with ones elsewhere."""
     torch.manual_seed(0)
     index, by_pair = torch.randint(7, (25,)), torch.randn(2, 25, 3, dtype=torch.double)
-    product = torch.matmul(given._shown(index, 7, torch.double), by_pair)
-    torch.testing.assert_close(given._summed(by_pair, index, 7), product)
+    product = torch.matmul(given._row_indicators(index, 7, torch.double), by_pair)
+    torch.testing.assert_close(given._row_sums(by_pair, index, 7), product)

@@ -68,7 +68,7 @@ def logits_by_file(path: Path, images: torch.Tensor) -> torch.Tensor:
 def test_a_trained_network_is_exported_for_any_number_of_patches(tmp_path, capsys):
     model, out = model_folder(tmp_path, transpose=(1, 0, 2)), tmp_path / "out"
     assert command("nnssl_export", "-m", model, "-f", 0, "-o", out) == 0
-    network = trained.load(model, "0", FINAL).network
+    network = trained.load_model_folder(model, "0", FINAL).network
     images = torch.randn(3, 1, *PATCH, generator=torch.Generator().manual_seed(9))
     with torch.no_grad():
         right = network(images)
@@ -142,7 +142,7 @@ def test_a_file_with_other_logits_is_not_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(formats, "_save_pt2", lambda program, file: file.touch())
     monkeypatch.setattr(formats, "_read_pt2", lambda file: lambda images: model.network(images) + 1)
     with pytest.raises(export.ExportError, match=r"differ from PyTorch's by .* please report"):
-        formats.write(None, model, path)
+        formats.write_verified(None, model, path)
     assert not path.exists()
 
 

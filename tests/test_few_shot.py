@@ -116,6 +116,6 @@ def test_every_voxel_has_an_answer(size):
 
 
 def test_each_crop_is_seen_as_often_as_the_others():
-    order = few_shot._order(7, 7 * 5, 0)
+    order = few_shot._crop_order(7, 7 * 5, 0)
     assert np.bincount(order).tolist() == [5] * 7
-    assert order == few_shot._order(7, 7 * 5, 0)
+    assert order == few_shot._crop_order(7, 7 * 5, 0)

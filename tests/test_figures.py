@@ -23,7 +23,7 @@ def subject(name: str, trained: bool = False) -> figures.Subject:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_has_a_small_figure(name, tmp_path):
-    figures.draw(subject(name), tmp_path / "figure.png")
+    figures.draw_views(subject(name), tmp_path / "figure.png")
     content = (tmp_path / "figure.png").read_bytes()
     assert content[:8] == b"\x89PNG\r\n\x1a\n"
     assert 1000 < len(content) <= figures.MOST_BYTES
@@ -36,8 +36,8 @@ def test_a_view_is_found_in_its_region(dims):
     cut = region[(0, *(slice(c, c + 6) for c in corner))]
     hidden = cut.clone()
     hidden[0] = torch.nan
-    assert figures.find(region, [hidden, cut]) == (corner, (6,) * dims)
-    assert figures.find(region, [hidden, cut + 1, torch.randn((20,) * dims)]) is None
+    assert figures.find_frame(region, [hidden, cut]) == (corner, (6,) * dims)
+    assert figures.find_frame(region, [hidden, cut + 1, torch.randn((20,) * dims)]) is None
 
 
 def test_the_same_depth_is_shown_where_the_frame_is_known():
@@ -57,7 +57,7 @@ def test_predictions_are_shown_of_trained_weights_only(tmp_path, monkeypatch):
         lambda rows, *_: titles.append([panel[0] for row in rows for panel in row.panels]),
     )
     for trained in (False, True):
-        figures.draw(subject("simmim", trained), tmp_path / "figure.png")
+        figures.draw_views(subject("simmim", trained), tmp_path / "figure.png")
     assert titles == [["crop", "seen"], ["crop", "seen", "predicted"]]
 
 

@@ -114,7 +114,7 @@ def test_the_checkpoints_drop_path_is_not_that_of_the_training(nnunet_env, monke
         plans = nnunet_plans()
         finetune.resolve_architecture(plans, "3d_fullres", random_start=rate is None)
         resolved = finetune.resolve(plans, "3d_fullres")
-        network = finetune.build(resolved, 1, 3, True, Recipe.of(plans).stochastic_depth)
+        network = finetune.build_network(resolved, 1, 3, True, Recipe.of(plans).stochastic_depth)
         made.append((resolved["architecture"], network.encoder.config))
     assert made[0] == made[1] == made[2]
     assert made[0][1].drop_path == 0.1
@@ -256,7 +256,9 @@ def test_settling_writes_all_that_a_prediction_needs(nnunet_env, monkeypatch, tm
     plans = nnunet_plans(("CTNormalization", "ZScoreNormalization"))
     finetune.resolve_architecture(plans, "3d_fullres", random_start=False)
     path.unlink()
-    network = finetune.build(finetune.resolve(plans, "3d_fullres"), 2, 3, deep_supervision=False)
+    network = finetune.build_network(
+        finetune.resolve(plans, "3d_fullres"), 2, 3, deep_supervision=False
+    )
     assert network.encoder.config == SwinConfig.from_dict(ENCODER.to_dict() | {"in_channels": 2})
     assert network.encoder.intensity.scale.tolist() == pytest.approx([140 / HU["sd"], 1.0])
     assert len(plans[INFO]["sha256"]) == 64
@@ -270,8 +272,10 @@ def test_every_tensor_is_counted_and_a_changed_file_refused(nnunet_env, monkeypa
     monkeypatch.setenv(checkpoint_choice.VARIABLE, str(path))
     plans = nnunet_plans()
     finetune.resolve_architecture(plans, "3d_fullres", random_start=False)
-    network = finetune.build(finetune.resolve(plans, "3d_fullres"), 1, 3, deep_supervision=False)
-    lines = "\n".join(finetune.load(network, plans))
+    network = finetune.build_network(
+        finetune.resolve(plans, "3d_fullres"), 1, 3, deep_supervision=False
+    )
+    lines = "\n".join(finetune.load_named_checkpoint(network, plans))
     tensors = len(list(network.encoder.parameters()))
     assert f"{tensors} of {tensors} encoder tensors matched" in lines
     assert str(path) in lines
@@ -282,16 +286,16 @@ def test_every_tensor_is_counted_and_a_changed_file_refused(nnunet_env, monkeypa
             torch.testing.assert_close(network.state_dict()[name], tensor)
     pretrained(tmp_path, seed=1)
     with pytest.raises(OriginError, match="has changed since"):
-        finetune.load(network, plans)
+        finetune.load_named_checkpoint(network, plans)
 
 
 def test_a_3d_checkpoint_does_not_start_a_2d_network(nnunet_env, monkeypatch, tmp_path):
     monkeypatch.setenv(checkpoint_choice.VARIABLE, str(pretrained(tmp_path)))
     plans = nnunet_plans()
     finetune.resolve_architecture(plans, "2d", random_start=False)
-    network = finetune.build(finetune.resolve(plans, "2d"), 1, 3, deep_supervision=False)
+    network = finetune.build_network(finetune.resolve(plans, "2d"), 1, 3, deep_supervision=False)
     with pytest.raises(OriginError, match="pretrained in 3D, this configuration is 2D"):
-        finetune.load(network, plans)
+        finetune.load_named_checkpoint(network, plans)
 
 
 def test_a_random_start_is_of_the_same_network_and_in_2d_of_the_default_preset(
@@ -303,7 +307,7 @@ def test_a_random_start_is_of_the_same_network_and_in_2d_of_the_default_preset(
     assert arguments["encoder"] == preset("smit", 2, drop_path=0.0).to_dict()
     assert arguments["intensity"] is None
     with pytest.raises(NoCheckpointError, match="name our network but no checkpoint"):
-        finetune.load(small_network(), alone)
+        finetune.load_named_checkpoint(small_network(), alone)
 
     monkeypatch.setenv(checkpoint_choice.VARIABLE, str(pretrained(tmp_path)))
     twins = nnunet_plans(), nnunet_plans()

@@ -197,7 +197,7 @@ def typed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]
     """What a study types for its arms, as `STUDY` describes them."""
     import yaml
 
-    from nnssl.study.design.description import load
+    from nnssl.study.design.description import load_study
     from nnssl.study.execution import datasets, pretraining
     from nnssl.study.execution.arm_plans import Plans
     from nnssl.study.execution.pretraining import Start
@@ -205,7 +205,7 @@ def typed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]
 
     path = folder / "study.yaml"
     path.write_text(yaml.safe_dump(STUDY, sort_keys=False), encoding="utf-8")
-    study = load(path)
+    study = load_study(path)
     scratch, *made = study.arms
     monkeypatch.setattr(datasets.Dataset, "number", property(lambda self: str(self.given)))
     lines = {arm.name: pretraining.commands_of(Start(study, arm), Path("made"))[0] for arm in made}

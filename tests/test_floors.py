@@ -122,6 +122,21 @@ def test_no_name_stands_twice(kind):
     assert {own: where for own, where in places.items() if len(where) > 1} == {}
 
 
+# `python -m nnssl.bench.X` runs `main`; a formula of attention has the signature of its kernel, and
+# each fast path of the CPU is asked for in the same way
+PROTOCOLS = {"main", "attention", "is_supported"}
+
+
+def test_no_function_stands_three_times():
+    """Whoever searches for `_memory_row`, or meets it in a traceback, knows which one is meant."""
+    places: dict[str, list[str]] = {}
+    for name, path in MODULES.items():
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef) and node.name not in PROTOCOLS:
+                places.setdefault(node.name, []).append(name)
+    assert {own: where for own, where in places.items() if len(where) > 2} == {}
+
+
 def test_no_relative_imports():
     """nnU-Net loads trainer files under their bare names, where a relative import cannot work."""
     for module, path in MODULES.items():

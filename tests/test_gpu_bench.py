@@ -42,7 +42,7 @@ def test_a_dry_run_writes_a_table_and_its_numbers(out, part: str) -> None:
 
 
 def test_every_method_decoder_and_rival_is_a_part() -> None:
-    names = [name for name, _ in gpu.parts(gpu.TINY, CPU)]
+    names = [name for name, _ in gpu.bench_parts(gpu.TINY, CPU)]
     assert names[:3] == ["correctness", "pretraining, smit", "pretraining, simmim"]
     assert {f"pretraining, {name}" for name in gpu.METHODS} <= set(names)
     assert {f"fine-tuning, {name}" for name in gpu.DECODERS} <= set(names)
@@ -59,7 +59,7 @@ def test_a_part_that_fails_or_is_not_installed_loses_no_other(out, monkeypatch) 
         raise ModuleNotFoundError("No module named 'monai'", name="monai")
 
     made = {"one": fails, "two": missing, "three": lambda seconds: {"ms": 1.0, "scans": 2}}
-    monkeypatch.setattr(gpu, "parts", lambda *_: made.items())
+    monkeypatch.setattr(gpu, "bench_parts", lambda *_: made.items())
     gpu.main(["--device", "cpu", "--quick"])
     found = json.loads((out / "gpu.json").read_text())["parts"]
     assert found["one"]["failed"] == "RuntimeError: CUDA error: an illegal memory access"
@@ -71,7 +71,9 @@ def test_a_part_that_fails_or_is_not_installed_loses_no_other(out, monkeypatch) 
 
 
 def test_no_part_begins_when_the_time_is_over(out, monkeypatch) -> None:
-    monkeypatch.setattr(gpu, "parts", lambda *_: [("one", lambda seconds: pytest.fail("began"))])
+    monkeypatch.setattr(
+        gpu, "bench_parts", lambda *_: [("one", lambda seconds: pytest.fail("began"))]
+    )
     gpu.main(["--device", "cpu", "--quick", "--minutes", "0"])
     assert "no time left" in json.loads((out / "gpu.json").read_text())["parts"]["one"]["left_out"]
 
@@ -85,7 +87,7 @@ def test_the_batch_is_halved_until_it_fits(monkeypatch) -> None:
             raise torch.cuda.OutOfMemoryError("no memory")
         return {"scans": scans}
 
-    monkeypatch.setattr(throughput, "measure", measure)
+    monkeypatch.setattr(throughput, "step_costs", measure)
     assert gpu._fitting(lambda scans: f"step of {scans}", 8, CPU, 1.0, 3.0) == {"scans": 2}
     assert tried == [("step of 8", 8, 24.0), ("step of 4", 4, 12.0), ("step of 2", 2, 6.0)]
 

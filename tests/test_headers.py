@@ -20,7 +20,7 @@ from made_scans import AXIAL, ct_array, straight, write_series, write_volume
 from nnssl.data import volumes as volumes_module
 from nnssl.data.dicom import series_in
 from nnssl.data.prepare import prepare
-from nnssl.data.scans import Found, find_scans, read
+from nnssl.data.scans import Found, find_scans, read_found
 from nnssl.data.survey import inspect_scan, survey
 from nnssl.files import read_json
 
@@ -165,7 +165,7 @@ def test_honest_headers_of_several_files_are_read(tmp_path):
     (tmp_path / "a.mhd").write_text(META + "ElementDataFile = s%02d.raw 1 16 1\n")
     (tmp_path / "b.nhdr").write_text(NRRD + DIRECTIONS + "data file: s%02d.raw 1 16 1\n\n")
     for name in ("a.mhd", "b.nhdr"):
-        np.testing.assert_array_equal(read(Found(str(tmp_path / name))).voxels, array)
+        np.testing.assert_array_equal(read_found(Found(str(tmp_path / name))).voxels, array)
         assert reason(tmp_path / name) == ""
 
 
@@ -186,7 +186,7 @@ def test_nifti_2_and_the_other_byte_order_are_read(tmp_path):
     assert (tmp_path / "a.nii").read_bytes()[:4] == b"\0\0\x01\x5c"
     for name in ("a.nii", "b.nii.gz"):
         assert reason(tmp_path / name) == ""
-        np.testing.assert_array_equal(read(Found(str(tmp_path / name))).voxels, ct_array())
+        np.testing.assert_array_equal(read_found(Found(str(tmp_path / name))).voxels, ct_array())
 
 
 def test_compressed_voxels_are_counted(tmp_path):
@@ -256,7 +256,7 @@ def test_compressed_slices_and_slices_without_preamble_are_read(tmp_path, codec)
     (series,) = series_in(tmp_path / "other").values()
     assert len(series.files) == 16
     np.testing.assert_array_equal(
-        read(Found(str(tmp_path / "other"), series.uid)).voxels, ct_array()
+        read_found(Found(str(tmp_path / "other"), series.uid)).voxels, ct_array()
     )
     copy.write_bytes(copy.read_bytes()[:-40])
     assert "cut short" in series_in(tmp_path / "other")["unreadable files"].reason
@@ -268,7 +268,7 @@ def test_a_multi_frame_ct_is_one_scan(tmp_path):
     path = write_frames(tmp_path / "a", array[turned], [positions[i] for i in turned], AXIAL)
     (uid,) = series_in(tmp_path)
     assert series_in(tmp_path)[uid].files == (path.name,) * 12
-    scan = read(Found(str(tmp_path), uid))
+    scan = read_found(Found(str(tmp_path), uid))
     np.testing.assert_array_equal(scan.voxels, array)
     assert scan.spacing == pytest.approx((2.0, 1.5, 1.5))
     assert reason(tmp_path, uid) == ""
@@ -287,7 +287,7 @@ def test_a_sheared_nifti_is_read_as_nnunet_reads_it(tmp_path):
     image.set_qform(None, 0)
     nibabel.save(image, tmp_path / "a.nii.gz")
     theirs, properties = NibabelIO().read_images((str(tmp_path / "a.nii.gz"),))
-    scan = read(Found(str(tmp_path / "a.nii.gz")))
+    scan = read_found(Found(str(tmp_path / "a.nii.gz")))
     np.testing.assert_array_equal(scan.voxels, theirs[0])
     assert scan.spacing == pytest.approx(properties["spacing"])
     assert scan.orientation == "LPS"
@@ -305,7 +305,7 @@ def test_the_order_of_axes_is_counted_and_permuted_axes_are_unified(tmp_path):
     image = SimpleITK.ReadImage(str(raw / "axial.nii.gz"))
     SimpleITK.WriteImage(SimpleITK.PermuteAxes(image, [1, 2, 0]), str(raw / "sagittal.nrrd"))
     SimpleITK.WriteImage(SimpleITK.Flip(image, [True, True, False]), str(raw / "turned.mha"))
-    scans = [read(found) for found in find_scans([raw])]
+    scans = [read_found(found) for found in find_scans([raw])]
     for scan in scans:
         np.testing.assert_allclose(scan.spacing, (5.0, 1.0, 1.5), rtol=1e-6)
     np.testing.assert_array_equal(scans[0].voxels, array)

@@ -57,7 +57,7 @@ def seen(nnunet_env, monkeypatch, tmp_path):
 
     def run(plans: dict, image: torch.Tensor, configuration: str = "3d_fullres") -> torch.Tensor:
         finetune.resolve_architecture(plans, configuration, random_start=False)
-        network = finetune.build(
+        network = finetune.build_network(
             finetune.resolve(plans, configuration), image.shape[1], 2, deep_supervision=False
         )
         caught = []

@@ -283,26 +283,26 @@ def test_a_tasks_cases_have_their_subject(tmp_path):
 
 def test_a_run_of_other_settings_is_not_taken_for_this_one(tmp_path):
     one = fine_tuning(tolerance=1.0)
-    jobs.write(tmp_path / "run", one)
+    jobs.write_job(tmp_path / "run", one)
     files.write_json(tmp_path / "run" / jobs.OUTCOME, {"state": "done", "reason": None})
-    jobs.write(tmp_path / "run", one)
+    jobs.write_job(tmp_path / "run", one)
     assert jobs.outcome(tmp_path / "run").state == "done"
-    jobs.write(tmp_path / "run", replace(one, tolerance=2.0))  # is measured again
+    jobs.write_job(tmp_path / "run", replace(one, tolerance=2.0))  # is measured again
     assert jobs.outcome(tmp_path / "run").state == "missing"
     with pytest.raises(
         StudyError, match=r"other settings.*another name.*training under small-organs-smit"
     ):
-        jobs.write(tmp_path / "run", replace(one, fingerprint="b"))
+        jobs.write_job(tmp_path / "run", replace(one, fingerprint="b"))
 
 
 def test_a_finished_start_is_not_made_again_for_another_device(tmp_path):
     start = program(tmp_path / "start", "")
     files.write_json(start / jobs.OUTCOME, {"state": "done", "reason": None})
-    made = jobs.read(start)
-    jobs.write(start, replace(made, commands=[["nnssl_pretrain", "-device", "cuda"]]))
+    made = jobs.read_job(start)
+    jobs.write_job(start, replace(made, commands=[["nnssl_pretrain", "-device", "cuda"]]))
     assert jobs.outcome(start).state == "done"
     with pytest.raises(StudyError, match="other settings"):
-        jobs.write(start, replace(made, fingerprint="b"))
+        jobs.write_job(start, replace(made, fingerprint="b"))
 
 
 def test_a_start_drops_a_training_checkpoint_that_was_cut_short(tmp_path):
@@ -310,7 +310,7 @@ def test_a_start_drops_a_training_checkpoint_that_was_cut_short(tmp_path):
     fold.mkdir()
     (fold / "checkpoint_latest.pth").write_bytes(b"PK cut short")
     program(start, noting(start))
-    jobs.write(start, replace(jobs.read(start), trains=fold))
+    jobs.write_job(start, replace(jobs.read_job(start), trains=fold))
     assert job.do(start)["state"] == "done"
     assert not (fold / "checkpoint_latest.pth").exists()
 
@@ -373,10 +373,10 @@ def test_job_files_stay_what_earlier_versions_wrote(tmp_path, text):
     """A study that was begun before continues: the same text in, the same text out."""
     (tmp_path / jobs.JOB).write_text(text)
     files.write_json(tmp_path / jobs.OUTCOME, {"state": "done", "reason": None})
-    read = jobs.read(tmp_path)
-    jobs.write(tmp_path, read)  # the same settings: nothing is done again
+    read = jobs.read_job(tmp_path)
+    jobs.write_job(tmp_path, read)  # the same settings: nothing is done again
     assert jobs.outcome(tmp_path).state == "done"
-    jobs.write(tmp_path / "other", read)
+    jobs.write_job(tmp_path / "other", read)
     assert (tmp_path / "other" / jobs.JOB).read_text() == text
 
 

@@ -27,7 +27,7 @@ def test_the_costs_are_counted(name, unit):
 
 
 def test_long_cells_go_on_in_the_next_line():
-    text = listing.table({"smit": METHODS["smit"]})
+    text = listing.method_table({"smit": METHODS["smit"]})
     assert " ".join(text.split()).count("MICCAI 2022") == 1
     lines = text.splitlines()
     assert lines[2].startswith("smit ")

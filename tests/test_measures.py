@@ -97,7 +97,7 @@ def test_rows_of_a_validated_fold_with_an_ignored_label(tmp_path):
     labels = {"background": 0, "liver": 1, "kidney": 2, "ignore": 3}
     fold = validated(tmp_path / "fold_7", labels, {"1": 1.0, "2": math.nan}, prediction, truth)
     liver = {"label": "liver", "dice": 1.0, "surface_dice": 1.0, "hd95": 0.0}
-    assert segmentation.cases("r", fold, 1.0) == [
+    assert segmentation.case_rows("r", fold, 1.0) == [
         CaseRow(run="r", case="a", **liver),
         CaseRow(run="r", case="a", label="kidney"),
     ]
@@ -109,7 +109,7 @@ def test_regions_are_measured_as_nnunet_evaluates_them(tmp_path):
     prediction = np.where(truth == 1, 2, 0).astype(np.uint8)
     labels = {"background": 0, "whole": [1, 2], "core": [2]}
     fold = validated(tmp_path / "fold_7", labels, {"(1, 2)": 1.0, "(2,)": 0.0}, prediction, truth)
-    whole, core = segmentation.cases("r", fold, 1.0)
+    whole, core = segmentation.case_rows("r", fold, 1.0)
     assert (whole.label, whole.surface_dice, whole.hd95) == ("whole", 1.0, 0.0)
     assert (core.label, core.dice, core.surface_dice) == ("core", 0.0, 0.0)
     assert core.hd95 == pytest.approx(math.dist((18, 15, 10), (0, 0, 0)))

@@ -30,8 +30,8 @@ def test_the_accounting_counts_what_pytorchs_allocator_hands_out(monkeypatch, de
     case = MemoryCase(replace(ENCODER, embed_dim=12), decoder, (32, 32, 32))
 
     def work() -> None:
-        network, moments = bench.build(case, "cpu")
-        bench.step(network, case, "cpu", nullcontext())
+        network, moments = bench.network_and_moments(case, "cpu")
+        bench.run_training_step(network, case, "cpu", nullcontext())
         del network, moments
 
     work()  # tables of windows, which are kept

@@ -84,7 +84,7 @@ def test_the_light_decoder_sees_where_a_map_differs_and_no_common_part_or_scale(
 def test_maps_are_standardised_by_the_dataset_and_what_a_patch_has_of_its_own_stays(decoder):
     net = network(2, decoder=decoder)
     patches = [torch.randn(2, 1, 64, 64) + shift for shift in (-3.0, 0.0, 5.0)]
-    moments.measure(net, patches)
+    moments.calibrate_norms(net, patches)
     seen = [net.eval().encode(patch)[1] for patch in patches]
     for norm, *maps in zip(net.decoder.norms, *seen, strict=True):
         done = norm(torch.cat(maps)).movedim(1, -1).flatten(0, -2)

@@ -52,7 +52,7 @@ class Command(Baking):
 
 
 def typed(line: str, cls: type = Baking, **more: Any) -> Any:
-    return options.build(cls, options.parse(line.split(), cls), **more)
+    return options.build_dataclass(cls, options.parse_words(line.split(), cls), **more)
 
 
 def test_the_command_and_python_have_the_same_defaults_and_types():
@@ -97,7 +97,7 @@ def test_help_names_groups_and_defaults_also_where_none_is_set():
         assert "--size Z Y X" in text
         assert text.index("--candles") < text.index("oven:")  # the group of its title
         assert parser.get_default("eggs") == (None if unset else 3)
-    assert vars(options.parse(["plum"], Command, unset=True))["fan"] is None
+    assert vars(options.parse_words(["plum"], Command, unset=True))["fan"] is None
 
 
 def test_a_description_says_what_would_be_typed():
@@ -109,7 +109,7 @@ def test_a_description_says_what_would_be_typed():
     assert " ".join(line) == (
         "-e 4 --sugar-spoons 1e0 --tins a b --size 1 2 3 --grill --icing-of pink --no-fan"
     )
-    assert options.parse(["plum", *line], Baking).sugar_spoons == 1.0
+    assert options.parse_words(["plum", *line], Baking).sugar_spoons == 1.0
     assert options.words({"fan": True, "grill": False, "shelf": 1}, Baking) == ["--shelf", "1"]
     assert options.words({"eggz": 3}, Baking) == ["--eggz", "3"]  # which the command refuses
     for name, value in (("fan", "no"), ("fan", 0), ("grill", 1), ("grill", [True])):
@@ -120,7 +120,7 @@ def test_a_description_says_what_would_be_typed():
 
 
 def test_values_are_read_from_a_description_as_the_command_reads_them():
-    said = options.read({"epochs": 3, "lr": "1e-3", "mirror": False, "ema": None}, Recipe)
+    said = options.fields_from({"epochs": 3, "lr": "1e-3", "mirror": False, "ema": None}, Recipe)
     assert {name: value for name, value in said.items() if value is not None} == {
         "epochs": 3,
         "lr": 1e-3,
@@ -129,7 +129,7 @@ def test_values_are_read_from_a_description_as_the_command_reads_them():
     recipe = Recipe.chosen(said | {"iterations": 4})
     assert (recipe.val_iterations, recipe.foreground) == (1, Recipe.foreground)
     with pytest.raises(ValueError, match=r"argument --epochs: invalid int value: '2\.5'"):
-        options.read({"epochs": 2.5}, Recipe)
+        options.fields_from({"epochs": 2.5}, Recipe)
 
 
 def test_a_run_takes_from_the_options_what_both_know():

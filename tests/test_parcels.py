@@ -75,8 +75,8 @@ def test_body_has_parcels_and_air_has_none(collection):
     folder, plan, cases = collection
     assert cases
     for case in cases:
-        labels = atlas.load(folder / f"{case}{PARCELS}")
-        hu = plan.hu.restore(atlas.load(folder / f"{case}.b2nd"))
+        labels = atlas.load_volume(folder / f"{case}{PARCELS}")
+        hu = plan.hu.restore(atlas.load_volume(folder / f"{case}.b2nd"))
         assert labels.dtype == np.uint8
         assert ((labels > 0) == (hu > -500)).mean() > 0.999
         assert labels.max() <= 8
@@ -88,8 +88,8 @@ def test_the_same_place_has_the_same_parcel_in_all_scans(collection):
     folder, plan, cases = collection
     rows = []
     for case in cases:
-        labels = atlas.load(folder / f"{case}{PARCELS}")
-        hu = plan.hu.restore(atlas.load(folder / f"{case}.b2nd"))
+        labels = atlas.load_volume(folder / f"{case}{PARCELS}")
+        hu = plan.hu.restore(atlas.load_volume(folder / f"{case}.b2nd"))
         rows.append(
             [
                 np.bincount(labels[hu > 300], minlength=9),
@@ -125,7 +125,7 @@ def test_crops_read_the_parcels_of_their_voxels(collection, shape):
     folder, plan, cases = collection
     crops = Crops(folder, plan, shape, cases=cases, parcels=True)
     sample = crops[0]
-    labels = atlas.load(folder / f"{cases[sample['scan']]}{PARCELS}")
+    labels = atlas.load_volume(folder / f"{cases[sample['scan']]}{PARCELS}")
     assert sample["parcels"].shape == shape
     assert sample["parcels"].dtype == torch.uint8
     air = sample["crop"][0] <= float(np.float16(plan.padding))

@@ -152,7 +152,7 @@ def test_scans_that_are_not_alike_have_no_parcels(raw, tmp_path, few_are_enough,
     assert not (tmp_path / parcel_maps.NOTE).exists()
     assert read_json(tmp_path / parcel_maps.FAILED)["cases"]
     assert choose(smit("w_parcels=1", "classes=6"), plan, tmp_path) == ()
-    assert len(parcel_maps.cases(tmp_path, plan)) == 2
+    assert len(parcel_maps.cases_with_parcels(tmp_path, plan)) == 2
     # they are there now, but of too few scans
     assert choose(smit("classes=6"), plan, tmp_path)[0].value == 0.0
 

@@ -185,7 +185,7 @@ def test_the_optimiser_clips_by_itself() -> None:
                 weight.grad = length * torch.randn_like(weight)
             if clipped:
                 clip(weights, 1.0)
-            norm, finite = optimiser.step(
+            norm, finite = optimiser.clip_and_step(
                 optimizer, weights, torch.device("cpu"), 1.0, lambda: 1e-2
             )
             assert bool(finite)

@@ -127,7 +127,9 @@ def test_its_twin_from_a_random_start_is_the_same_network_with_none_of_the_weigh
 
 
 def load(network: SwinUNETR, path: Path) -> str:
-    return "\n".join(finetune.load(network, {INFO: {"checkpoint_path": str(path)}}))
+    return "\n".join(
+        finetune.load_named_checkpoint(network, {INFO: {"checkpoint_path": str(path)}})
+    )
 
 
 def network(path: Path, channels: int = 1, **changes) -> SwinUNETR:

@@ -33,7 +33,7 @@ def test_correlations_are_scipys_and_lie_in_their_interval():
 @pytest.mark.parametrize(("count", "shown"), [(2, False), (5, False), (10, True)])
 def test_too_few_encoders_show_nothing(count, shown):
     rows = [row(f"{i}.pth", 0.6 + 0.01 * i, 0.3 + 0.001 * i, 0.5 - 0.01 * i) for i in range(count)]
-    text = probes.report([*rows, row("unknown.pth", None, 0.4, 0.5)])
+    text = probes.correlation_report([*rows, row("unknown.pth", None, 0.4, 0.5)])
     assert "| unknown.pth | not known | 0.400 | 0.500 | 1.2 |" in text
     assert (
         f"of {count} encoders is given: a correlation is not shown by fewer" in text

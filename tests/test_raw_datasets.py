@@ -19,7 +19,7 @@ from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 from nnssl.data.labelled import find_labelled, prepare_labelled
 from nnssl.data.raw_datasets import READER, open_raw, read_image
 from nnssl.data.refusals import UnusableScanError
-from nnssl.data.scans import Found, find_scans, read
+from nnssl.data.scans import Found, find_scans, read_found
 from nnssl.data.survey import inspect_scan, survey
 
 LABELS = {"background": 0, "bone": 1}
@@ -77,7 +77,7 @@ def test_each_reader_gives_what_fine_tuning_will_read(tmp_path, name):
         found, get_filenames_of_train_images_and_targets(str(raw)).values(), strict=True
     ):
         theirs, properties = reader.read_images(case["images"])
-        scan = read(one)
+        scan = read_found(one)
         assert one.path == case["images"][0]
         np.testing.assert_array_equal(scan.voxels, theirs[0])
         assert scan.spacing == pytest.approx(properties["spacing"])
@@ -150,7 +150,7 @@ def test_one_file_may_hold_several_channels(tmp_path):
     )
     (found,) = find_scans([], [raw])
     assert found.series == READER + "SimpleITKIO"
-    np.testing.assert_array_equal(read(found).voxels, channels[0])
+    np.testing.assert_array_equal(read_found(found).voxels, channels[0])
     assert inspect_scan(found).note == "read by nnU-Net's SimpleITKIO"
 
 

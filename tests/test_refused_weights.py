@@ -164,7 +164,9 @@ def test_a_training_does_not_start_from(place, weights):
     if trainer.network is not None:
         torch.manual_seed(0)
         resolved = trainer.configuration_manager.configuration
-        fresh = finetune.build(resolved, trainer.num_input_channels, 3, deep_supervision=True)
+        fresh = finetune.build_network(
+            resolved, trainer.num_input_channels, 3, deep_supervision=True
+        )
         for name, tensor in trainer.network.state_dict().items():
             assert torch.equal(tensor, fresh.state_dict()[name]), name
     assert "matched" not in trainer.plans_manager.plans.get(INFO, {})

@@ -131,8 +131,10 @@ def test_a_training_starts_from_them_where_nothing_else_is_named(nnunet_env):
     finetune.resolve_architecture(plans, "3d_fullres", random_start=False)
     info = plans[INFO]
     assert (info["checkpoint_path"], info["sha256"]) == (GIVEN.name, GIVEN.sha256)
-    network = finetune.build(finetune.resolve(plans, "3d_fullres"), 1, 3, deep_supervision=False)
-    lines = "\n".join(finetune.load(network, plans))
+    network = finetune.build_network(
+        finetune.resolve(plans, "3d_fullres"), 1, 3, deep_supervision=False
+    )
+    lines = "\n".join(finetune.load_named_checkpoint(network, plans))
     assert info["matched"] == info["total"]
     assert "named by default: the plans and nnssl_checkpoint name none" in lines
     for said in (GIVEN.sha256, str(GIVEN.card), GIVEN.good_for, GIVEN.unknown):
@@ -147,8 +149,10 @@ def test_a_training_starts_from_them_where_nothing_else_is_named(nnunet_env):
 def test_images_that_are_not_ct_are_told_that_the_weights_are(nnunet_env):
     plans = nnunet_plans(("ZScoreNormalization",))
     finetune.resolve_architecture(plans, "3d_fullres", random_start=False)
-    network = finetune.build(finetune.resolve(plans, "3d_fullres"), 1, 3, deep_supervision=False)
-    lines = "\n".join(finetune.load(network, plans))
+    network = finetune.build_network(
+        finetune.resolve(plans, "3d_fullres"), 1, 3, deep_supervision=False
+    )
+    lines = "\n".join(finetune.load_named_checkpoint(network, plans))
     assert "WARNING: no channel of this dataset is CT" in lines
     assert "export nnssl_checkpoint=CHECKPOINT" in lines
 
@@ -249,7 +253,7 @@ def test_the_names_of_the_networks_parts_fit(nnunet_env):
     """Heads alone start at random: all other tensors of the network are in the file."""
     plans = nnunet_plans()
     finetune.resolve_architecture(plans, "3d_fullres", random_start=False)
-    network: SwinUNETR = finetune.build(
+    network: SwinUNETR = finetune.build_network(
         finetune.resolve(plans, "3d_fullres"), 1, 3, deep_supervision=False
     )
     given = checkpoint.load(GIVEN.name).weights
@@ -264,7 +268,7 @@ def test_plans_without_a_name_carry_and_describe_them(nnunet_env):
     request = derive.PlansRequest(DATASET, base=BASE)
     path = derive.derive(request)
     assert files.read_json(path)[INFO]["checkpoint_path"] == GIVEN.name
-    said = derive.describe(path, request)
+    said = derive.describe_plans(path, request)
     assert f"released with nnssl-swin as {GIVEN.name}" in said
     assert "decoder light (pretrained)" in said
 

@@ -23,7 +23,7 @@ from nnssl.data.plan import Plan, case_id
 from nnssl.data.prepare import prepare
 from nnssl.report import cost, left_out
 from nnssl.report.collection import Collection
-from nnssl.report.from_folder import write
+from nnssl.report.from_folder import write_page
 from nnssl.report.thumbnails import BOX, Planes, bars, picture
 from nnssl.train import pictures
 from nnssl.train.loop import train
@@ -63,7 +63,7 @@ def pngs(page: Path) -> list[np.ndarray]:
 
 
 def test_a_collections_page_shows_its_scans_and_why_others_are_left_out(collection):
-    page = write(collection)
+    page = write_page(collection)
     assert page == collection / "report.html"
     text = text_of(page)
     assert "6 found, 3 kept" in text
@@ -78,7 +78,7 @@ def test_a_collections_page_shows_its_scans_and_why_others_are_left_out(collecti
 
 def test_no_path_of_a_scan_reaches_the_page(collection):
     assert PATIENT in (collection / "report.csv").read_text()
-    page = write(collection)
+    page = write_page(collection)
     assert PATIENT not in page.read_text(encoding="utf-8")
     assert str(collection) not in page.read_text(encoding="utf-8")
 
@@ -124,14 +124,14 @@ def test_of_each_kind_of_reason_alike_many_are_shown(collection):
 
 
 def test_fewer_thumbnails_are_spread_over_the_collection(collection):
-    text = text_of(write(collection, scans=2))
+    text = text_of(write_page(collection, scans=2))
     first, _, last = (case.id for case in Plan.load(collection / "plan.json").cases)
     assert re.findall(r"histogram of (scan_\w+)", text) == [first, last]
 
 
 def test_a_collection_without_a_plan_has_a_page(collection, tmp_path):
     (tmp_path / "report.json").write_bytes((collection / "report.json").read_bytes())
-    assert "no scan can be used" in text_of(write(tmp_path))
+    assert "no scan can be used" in text_of(write_page(tmp_path))
 
 
 @pytest.mark.parametrize(("orientation", "turned"), [("LPS", ""), ("RAS", "yx"), ("LPI", "z")])
@@ -164,7 +164,7 @@ def test_equal_counts_are_equal_bars():
 
 
 def test_a_runs_page_shows_losses_monitors_views_and_time(pretraining):
-    page = write(pretraining)
+    page = write_page(pretraining)
     text = text_of(page)
     for part in ("smit: loss", "embedding std", "gradient norm", "Step 6 of 6", "scans per second"):
         assert part in text
@@ -182,7 +182,7 @@ def test_alarms_and_an_early_end_are_told_first(pretraining, tmp_path):
     rows = files.read_json_lines(pretraining / "log.jsonl")
     rows[3]["alarm"] = "all crops look alike"
     files.write_json_lines(tmp_path / "log.jsonl", rows)
-    text = text_of(write(tmp_path))
+    text = text_of(write_page(tmp_path))
     box = text[text.index('class="missing"') : text.index("<section")]
     assert "step 4: all crops look alike" in box
     assert "--c" in box
@@ -199,7 +199,7 @@ def test_a_runs_page_shows_what_was_left_out_of_its_collection(
     run = micro.run(tmp_path / "run", steps=1)
     run.header.update(header)
     train(run, lambda _: None)
-    text = text_of(write(tmp_path / "run"))
+    text = text_of(write_page(tmp_path / "run"))
     assert "3 of 6 scans were left out" in text
     assert f"three planes of {case_id(shifted_path(collection))}" in text
 
@@ -229,12 +229,12 @@ def test_pauses_are_no_training_time():
 def test_the_fraction_of_the_peak_is_shown_where_the_log_has_it(pretraining, tmp_path):
     shutil.copytree(pretraining, tmp_path / "run")
     rows = files.read_json_lines(pretraining / "log.jsonl")
-    assert "device&#39;s peak" not in text_of(write(tmp_path / "run"))
+    assert "device&#39;s peak" not in text_of(write_page(tmp_path / "run"))
     marked = [
         {**row, "of_peak": value} for row, value in zip(rows[:3], (0.1, 0.34, 0.9), strict=True)
     ]
     files.write_json_lines(tmp_path / "run" / "log.jsonl", marked)
-    text = text_of(write(tmp_path / "run"))
+    text = text_of(write_page(tmp_path / "run"))
     assert "<td>of the device&#39;s peak</td><td>34%</td>" in text
 
 
@@ -259,7 +259,7 @@ def test_the_command_and_its_errors(collection, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("window", [browser.LAPTOP, browser.PHONE], ids=["laptop", "phone"])
 @pytest.mark.parametrize("kind", ["collection", "pretraining"])
 def test_in_a_browser_nothing_is_wider_than_the_window(kind, window, request, tmp_path):
-    page = write(request.getfixturevalue(kind), tmp_path / "page.html")
+    page = write_page(request.getfixturevalue(kind), tmp_path / "page.html")
     answer = browser.ask(page, tmp_path, window)
     width, inner = answer["width"]
     assert width <= inner
@@ -272,7 +272,7 @@ def test_in_a_browser_nothing_is_wider_than_the_window(kind, window, request, tm
 
 
 def test_a_page_is_one_file_that_asks_for_nothing(pretraining):
-    page = write(pretraining).read_text(encoding="utf-8")
+    page = write_page(pretraining).read_text(encoding="utf-8")
     assert "default-src 'none'" in page
     assert re.findall(r'(?:src|href)="(?!data:|#)', page) == []
     settings = re.search(r"<h2>Settings</h2><pre>(.*?)</pre>", page, re.DOTALL)[1]

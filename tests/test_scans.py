@@ -16,7 +16,7 @@ from made_scans import ct_array, straight, write_series, write_volume
 
 from nnssl.data import survey as survey_module
 from nnssl.data.dicom import series_in
-from nnssl.data.scans import ALL_SERIES, LOST, Found, find_scans, read, read_scan
+from nnssl.data.scans import ALL_SERIES, LOST, Found, find_scans, read_found, read_scan
 from nnssl.data.survey import inspect_scan, nothing_usable, survey
 
 
@@ -289,7 +289,9 @@ def test_the_survey_reads_no_scan_twice_but_a_changed_one_again(tmp_path, monkey
     first = survey(scans, out, 0)
     looked = []
     monkeypatch.setattr(
-        survey_module, "read", lambda found, cache: looked.append(found) or read(found, cache)
+        survey_module,
+        "read_found",
+        lambda found, cache: looked.append(found) or read_found(found, cache),
     )
     assert survey(scans, out, 0) == first
     assert looked == []

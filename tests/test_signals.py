@@ -26,7 +26,7 @@ Act = Callable[[], object]
 
 
 def within_a_study(monkeypatch, act: Act) -> None:
-    monkeypatch.setattr(orchestrate, "prepare", lambda *_: act() or [])
+    monkeypatch.setattr(orchestrate, "prepare_runs", lambda *_: act() or [])
     monkeypatch.setattr(orchestrate.collect, "collect", lambda _: {})
     orchestrate.run(None, lambda *_: None, lambda _: None)
 

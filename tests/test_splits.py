@@ -11,7 +11,7 @@ import pytest
 from test_description import SMALL, written
 
 from nnssl.study.design import splits
-from nnssl.study.design.description import DescriptionError, load
+from nnssl.study.design.description import DescriptionError, load_study
 from nnssl.study.design.splits import SplitError
 
 CASES = [f"patient{p:02d}_{frame}" for p in range(15) for frame in ("ed", "es")]
@@ -22,7 +22,7 @@ LABELS = {case: frozenset({1, 2, 3} if case.startswith(RARE) else {1, 2}) for ca
 
 def study(tmp_path, subject=SUBJECT, **changes):
     task = SMALL["tasks"][0] | ({"subject": subject} if subject else {})
-    return load(
+    return load_study(
         written(
             tmp_path,
             **({"budgets": [2, 6, 12, "all"], "seeds": [0, 1, 2], "tasks": [task]} | changes),
@@ -67,7 +67,7 @@ def test_all_cases_and_folds_leave_no_rest(tmp_path, changes):
     changes = {key: value for key, value in ({"seeds": [0]} | changes).items() if value}
     task = SMALL["tasks"][0] | {"validate": "rest"}
     with pytest.raises(DescriptionError, match="give seeds and numbers of cases"):
-        load(written(tmp_path, **{"budgets": [2], "tasks": [task]} | changes))
+        load_study(written(tmp_path, **{"budgets": [2], "tasks": [task]} | changes))
 
 
 def test_subjects_stay_together(tmp_path):

@@ -10,7 +10,7 @@ from made_scans import AXIAL, ct_array, straight, write_series
 
 from nnssl.data.dicom import series_in
 from nnssl.data.refusals import UnusableScanError
-from nnssl.data.scans import Found, read, read_scan
+from nnssl.data.scans import Found, read_found, read_scan
 from nnssl.data.stacks import arrange, straighten
 from nnssl.data.survey import inspect_scan
 
@@ -170,7 +170,7 @@ def test_a_tilted_series_is_read_as_hu_with_a_note(tmp_path):
         pixel=1.0,
         **{"0018_1120": "0"},
     )
-    scan = read(Found(str(tmp_path), "1.2.3.4"))
+    scan = read_found(Found(str(tmp_path), "1.2.3.4"))
     assert scan.note.startswith("tilted gantry (13.5 degrees)")
     assert scan.spacing == pytest.approx((2.5 * np.cos(np.radians(13.5)), 1.0, 1.0), rel=1e-4)
     shift = 15 * 2.5 * np.sin(np.radians(13.5))

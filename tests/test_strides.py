@@ -184,7 +184,7 @@ def test_the_encoder_has_its_steps_in_the_axes_as_read_and_the_plans_in_theirs()
     assert steps_of(resolved)[:2] == ((1, 2, 2), (2, 2, 2))
     scales = finetune.deep_supervision_scales(resolved)
     assert [scale[0] for scale in scales] == [1, 1, 0.5, 0.25]
-    network = finetune.build(resolved, 1, 3, True)
+    network = finetune.build_network(resolved, 1, 3, True)
     outputs = network(torch.randn(1, 1, *resolved["patch_size"]))
     sizes = [
         [round(n * s) for n, s in zip(resolved["patch_size"], scale, strict=True)]

@@ -230,15 +230,15 @@ def test_an_arm_may_have_only_some_of_the_budgets(tmp_path, dataset):
 
 def test_what_is_not_there_is_said_before_anything_is_done(tmp_path, dataset, monkeypatch):
     with pytest.raises(StudyError, match=r"do not exist:\n  arm smit: .*smit.pth"):
-        requirements.check(study(tmp_path))
+        requirements.check_inputs(study(tmp_path))
     several = {"name": "byol", "start": "pretrain", "method": "byol", "scans": ["gone", "."]}
     with pytest.raises(StudyError, match=r"do not exist:\n  arm byol: .*gone"):
-        requirements.check(study(tmp_path, arms=[ARMS[0], several]))
+        requirements.check_inputs(study(tmp_path, arms=[ARMS[0], several]))
     with pytest.raises(StudyError, match="nnU-Net knows no dataset 77"):
         Dataset("77").commands("2d")
     monkeypatch.delenv("nnUNet_results")
     with pytest.raises(StudyError, match="export nnUNet_results="):
-        requirements.check(study(tmp_path))
+        requirements.check_inputs(study(tmp_path))
 
 
 def test_an_encoder_of_several_channels_is_refused_before_it_is_trained(tmp_path, dataset):
@@ -246,7 +246,7 @@ def test_an_encoder_of_several_channels_is_refused_before_it_is_trained(tmp_path
     files.write_json(path, files.read_json(path) | {"channel_names": {"0": "T1", "1": "T2"}})
     labels = {"name": "labels", "start": "supervised", "dataset": 902, "configuration": "2d"}
     with pytest.raises(StudyError, match="arm labels: dataset 902 has 2 channels"):
-        requirements.check(study(tmp_path, arms=[ARMS[0], labels]))
+        requirements.check_inputs(study(tmp_path, arms=[ARMS[0], labels]))
 
 
 def test_a_supervised_encoder_becomes_a_checkpoint(tmp_path):
@@ -265,7 +265,7 @@ def test_a_supervised_encoder_becomes_a_checkpoint(tmp_path):
         "network_weights": network.state_dict(),
     }
     torch.save(content, tmp_path / "checkpoint_final.pth")
-    supervised.export(tmp_path, tmp_path / "out.pth")
+    supervised.export_encoder(tmp_path, tmp_path / "out.pth")
     loaded = checkpoint.load(tmp_path / "out.pth")
     assert (loaded.method, loaded.spacing, loaded.crop) == (
         "supervised",
@@ -290,7 +290,7 @@ def test_a_supervised_encoder_of_mapped_intensities_is_refused(tmp_path):
     }
     torch.save(content, tmp_path / "checkpoint_final.pth")
     with pytest.raises(ValueError, match="make its plans without a checkpoint"):
-        supervised.export(tmp_path, tmp_path / "out.pth")
+        supervised.export_encoder(tmp_path, tmp_path / "out.pth")
 
 
 def in_this_process(

@@ -208,7 +208,7 @@ def test_a_program_of_another_environment_trains_it(tmp_path, dataset, monkeypat
     monkeypatch.setattr(job, "rows", lambda *_: [])
     one, about = ready(tmp_path, train="their_train")
     with pytest.raises(StudyError, match=r"do not exist:\n  arm mae: .*their_train"):
-        requirements.check(study(tmp_path, arms=[ARMS[0], MAE | {"train": "their_train"}]))
+        requirements.check_inputs(study(tmp_path, arms=[ARMS[0], MAE | {"train": "their_train"}]))
     assert about.elsewhere == str(program(tmp_path))
     assert job.do(one.folder) == {"state": "done", "reason": None}
     assert "their_train" in (one.folder / jobs.LOG).read_text()
@@ -231,9 +231,9 @@ def test_plans_that_upstream_has_not_made_yet_are_named_before_anything_runs(tmp
     made = study(tmp_path, arms=[ARMS[0], MAE])
     message = "no plans ptPlans__mae, .*there are: nnUNetPlans. .*preprocess_like_nnssl -d 902 -n"
     with pytest.raises(StudyError, match=message):
-        requirements.check(made)
+        requirements.check_inputs(made)
     planned(dataset, "ptPlans__mae")
-    requirements.check(made)
+    requirements.check_inputs(made)
     assert datasets.wanted(made) == [(Dataset("902"), "3d_fullres", "nnUNetPlans")]
 
 

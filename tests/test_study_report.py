@@ -61,7 +61,7 @@ def test_scores_by_hand():
     assert scratch.mean == pytest.approx((0.65 + 0.45) / 2)
     second = results.scores(Group("t", "scratch", 2), "dice", "label 1")
     assert second.mean == pytest.approx(0.5)
-    (compared,) = scores.compare(results)
+    (compared,) = scores.compare_with_scratch(results)
     assert compared.difference.mean == pytest.approx(np.mean([[0.2, 0.1], [0.3, 0.3]]))
     assert (compared.test.n, compared.test.better, compared.test.p) == (2, 2, 0.5)
     assert scores.measures(results) == ["dice"]
@@ -69,18 +69,18 @@ def test_scores_by_hand():
 
 def test_only_seeds_and_cases_that_both_have_are_compared():
     rows = [row for row in by_hand() if row.get("run") != "t__smit__2__1"]
-    (compared,) = scores.compare(Results(rows))
+    (compared,) = scores.compare_with_scratch(Results(rows))
     assert compared.difference.mean == pytest.approx(0.15)
 
 
 def test_subjects_are_one_observation():
     rows = [{**row, "subject": "one"} if row["kind"] == "case" else row for row in by_hand()]
-    (compared,) = scores.compare(Results(rows))
+    (compared,) = scores.compare_with_scratch(Results(rows))
     assert (compared.test.n, compared.test.better) == (1, 1)
 
 
 def test_correction_is_over_all_comparisons_of_a_measure():
-    compared = scores.compare(Results(made_results.rows(reuse_too=False)))
+    compared = scores.compare_with_scratch(Results(made_results.rows(reuse_too=False)))
     for measure in ("dice", "hd95"):
         family = [c for c in compared if c.measure == measure]
         assert len(family) == 2 * 4 * 4

@@ -73,7 +73,7 @@ def finished(
     name = f"t__{arm}__{budget}__0"
     place = {"dataset": DATASET, "fold": fold, "trainer": trainer, "plans": f"p-{arm}"}
     job = fine_tuning(run=name, task="t", arm=arm, budget=budget, **place)
-    jobs.write(folder / "runs" / name, job)
+    jobs.write_job(folder / "runs" / name, job)
     files.write_json(folder / "runs" / name / jobs.OUTCOME, {"state": "done", "reason": None})
     model = job.training.folder
     model.mkdir(parents=True)
@@ -88,7 +88,7 @@ def finished(
 
 def test_pretrained_few_and_many_are_compared_once(study):
     said: list[str] = []
-    new = reuse.measure(study, volumes=2, print_fn=said.append)
+    new = reuse.measure_missing(study, volumes=2, print_fn=said.append)
     results = Results.read(study.results)
     assert {(row.first, row.second) for row in results.cka} == {
         ("scratch 2", "scratch all"),
@@ -101,14 +101,14 @@ def test_pretrained_few_and_many_are_compared_once(study):
     assert new == len(results.cka) + len(results.attention)
     assert len(said) == 2
     before = study.results.read_text(encoding="utf-8")
-    assert reuse.measure(study, volumes=2) == 0
+    assert reuse.measure_missing(study, volumes=2) == 0
     assert study.results.read_text(encoding="utf-8") == before
 
 
 def test_a_killed_measurement_goes_on(study):
-    reuse.measure(study, volumes=1)
+    reuse.measure_missing(study, volumes=1)
     lines = study.results.read_text(encoding="utf-8").splitlines(keepends=True)
     study.results.write_text("".join(lines[: len(lines) // 2]))
-    assert reuse.measure(study, volumes=1) > 0
+    assert reuse.measure_missing(study, volumes=1) > 0
     again = study.results.read_text(encoding="utf-8").splitlines(keepends=True)
     assert sorted(again) == sorted(lines)

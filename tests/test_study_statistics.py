@@ -144,9 +144,9 @@ def test_the_critical_difference_is_that_of_demsars_table(arms, q):
 
 def test_groups_are_the_maximal_ones_within_the_difference():
     means = np.array([3.9, 1.0, 2.0, 2.9])
-    assert statistics._alike(means, 1.1) == [[1, 2], [2, 3], [3, 0]]
-    assert statistics._alike(means, 2.0) == [[1, 2, 3], [2, 3, 0]]
-    assert statistics._alike(means, 0.5) == []
+    assert statistics._rank_cliques(means, 1.1) == [[1, 2], [2, 3], [3, 0]]
+    assert statistics._rank_cliques(means, 2.0) == [[1, 2, 3], [2, 3, 0]]
+    assert statistics._rank_cliques(means, 0.5) == []
 
 
 def test_one_task_has_ranks_but_no_test():

@@ -9,8 +9,8 @@ import time
 import pytest
 import torch
 
-from nnssl.bench.methods import named
-from nnssl.bench.timing import Cost, peak_memory, ratio, side_by_side, table
+from nnssl.bench.methods import parse_variant
+from nnssl.bench.timing import Cost, comparison_table, peak_memory, ratio, side_by_side
 from nnssl.host_memory import keep_freed_memory
 from nnssl.methods import METHODS
 
@@ -30,7 +30,7 @@ def test_the_ratio_is_the_median_over_rounds_not_of_medians():
     }
     assert ratio(costs, "ours", "base") == pytest.approx(0.6)
     assert ratio(costs, "ours", "base", "cpu") == pytest.approx(2)
-    assert "| ours | 2.000 | 2.000 | 0.000 | 0 | 0.60 | 2.00 |" in table(costs, "base")
+    assert "| ours | 2.000 | 2.000 | 0.000 | 0 | 0.60 | 2.00 |" in comparison_table(costs, "base")
 
 
 def test_wall_and_cpu_time_are_told_apart():
@@ -59,9 +59,9 @@ def test_keeping_freed_memory_is_harmless_without_glibc(monkeypatch):
 
 
 def test_a_method_is_named_with_its_settings():
-    assert named("dino") == (METHODS["dino"], METHODS["dino"].Config())
-    method, config = named("smit:teacher_views=1,w_mpd=0")
+    assert parse_variant("dino") == (METHODS["dino"], METHODS["dino"].Config())
+    method, config = parse_variant("smit:teacher_views=1,w_mpd=0")
     assert (method, config.teacher_views, config.w_mpd) == (METHODS["smit"], 1, 0.0)
     for wrong, message in (("smti", "unknown method 'smti'"), ("smit:views=1", "cannot set")):
         with pytest.raises(argparse.ArgumentTypeError, match=message):
-            named(wrong)
+            parse_variant(wrong)

@@ -95,8 +95,10 @@ def test_slices_start_a_2d_network(slices, monkeypatch):
     monkeypatch.setenv(checkpoint_choice.VARIABLE, str(final))
     plans = nnunet_plans()
     finetune.resolve_architecture(plans, "2d", random_start=False)
-    network = finetune.build(finetune.resolve(plans, "2d"), 1, 3, deep_supervision=False)
-    assert any("encoder tensors matched" in line for line in finetune.load(network, plans))
+    network = finetune.build_network(finetune.resolve(plans, "2d"), 1, 3, deep_supervision=False)
+    assert any(
+        "encoder tensors matched" in line for line in finetune.load_named_checkpoint(network, plans)
+    )
     assert plans[INFO]["matched"] == plans[INFO]["total"] == len(list(network.encoder.parameters()))
     for name, tensor in checkpoint.load(final).weights.items():
         if "mask_token" not in name:

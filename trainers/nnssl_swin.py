@@ -62,7 +62,7 @@ class SwinTrainer(DefaultNetworkTrainer):
     ) -> nn.Module:
         resolved = configuration_manager.configuration
         drop_path = Recipe.of(plans_manager.plans).stochastic_depth
-        return finetune.build(
+        return finetune.build_network(
             resolved, num_input_channels, num_output_channels, enable_deep_supervision, drop_path
         )
 
@@ -86,7 +86,7 @@ class SwinTrainer(DefaultNetworkTrainer):
         resolved = self.configuration_manager.configuration
         return [
             *finetune.intensities(resolved, self._pretrain_info),
-            finetune.describe(self.recipe, not self.random_start),
+            finetune.describe_recipe(self.recipe, not self.random_start),
         ]
 
     @property
@@ -102,7 +102,9 @@ class SwinTrainer(DefaultNetworkTrainer):
         labels = finetune.cascaded_labels(
             self.configuration_manager.configuration, self.num_input_channels
         )
-        return finetune.load(finetune.unwrap(self.network), self.plans_manager.plans, labels)
+        return finetune.load_named_checkpoint(
+            finetune.unwrap(self.network), self.plans_manager.plans, labels
+        )
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
         filename_or_checkpoint = resume.whole(filename_or_checkpoint, self.print_to_log_file)
@@ -115,7 +117,7 @@ class SwinTrainer(DefaultNetworkTrainer):
 
     def _restore_plans(self, checkpoint: dict | str) -> None:
         plans, resolved = self.plans_manager.plans, self.configuration_manager.configuration
-        theirs = _content(checkpoint)["init_args"]["plans"]
+        theirs = _checkpoint_content(checkpoint)["init_args"]["plans"]
         finetune.restore_plans(plans, resolved, self.configuration_name, theirs)
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, finetune.Schedule]:
@@ -130,7 +132,7 @@ class SwinTrainer(DefaultNetworkTrainer):
         super().on_train_start()
         network = finetune.unwrap(self.network)
         if not self.continues and finetune.needs_moments(network, self._pretrain_info):
-            finetune.measure(network, self._images(finetune.PATCHES))
+            finetune.calibrate_norms(network, self._images(finetune.PATCHES))
 
     def _images(self, patches: int) -> Iterator[torch.Tensor]:
         """Batches of at least so many patches in all, as the training loads them."""
@@ -169,7 +171,7 @@ class SwinTrainer(DefaultNetworkTrainer):
         return loss
 
 
-def _content(checkpoint: dict | str) -> dict:
+def _checkpoint_content(checkpoint: dict | str) -> dict:
     if isinstance(checkpoint, dict):
         return checkpoint
     return torch.load(checkpoint, map_location="cpu", weights_only=False, mmap=True)

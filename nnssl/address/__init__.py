@@ -10,9 +10,9 @@ from nnssl.address.resolve import (
     AddressError,
     is_address,
     local,
-    named,
+    path_or_address,
     pinned,
     released,
 )
 
-__all__ = ["MODEL", "AddressError", "is_address", "local", "named", "pinned", "released"]
+__all__ = ["MODEL", "AddressError", "is_address", "local", "path_or_address", "pinned", "released"]

@@ -57,7 +57,7 @@ def is_address(named: Path | str) -> bool:
     return "://" in str(named)
 
 
-def named(text: str) -> Path | str:
+def path_or_address(text: str) -> Path | str:
     """What a user typed: a path, or an address as it is. For argparse."""
     return text if is_address(text) else Path(text)
 

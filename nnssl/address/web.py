@@ -54,7 +54,7 @@ def fetch(url: str, largest: int) -> Path:
     The server says whether it changed. Where it does not respond, or must not be contacted
     (`offline`), the file of an earlier download is taken; in the first case with a warning.
     """
-    _check(url)
+    _require_safe_url(url)
     path = _place(url)
     known = _known(path)
     if offline():
@@ -114,7 +114,7 @@ def _opened(url: str, known: dict) -> HTTPResponse:
     return urllib.request.build_opener(_Redirects).open(request, timeout=TIMEOUT)
 
 
-def _check(url: str) -> None:
+def _require_safe_url(url: str) -> None:
     if not _is_safe(url):
         raise WebError(
             f"{url!r} is not read: addresses begin with https:// or hf://, since what comes by "
@@ -149,15 +149,17 @@ def _store(response: HTTPResponse, url: str, path: Path, largest: int) -> None:
     """Write the file and the note beside it. Raises WebError for what is not the whole file."""
     size = _promised_size(response.headers, url)
     _check_size(url, size, largest)
-    with files.atomic(path) as temporary, _bar(path.name, size) as bar:
+    with files.atomic(path) as temporary, _download_bar(path.name, size) as bar:
         got = _copy(response, temporary, bar, largest)
         _check_size(url, got, largest)
         if size is not None and got != size:
             raise WebError(f"{url} broke off after {got} of {size} bytes; type the same line again")
-    files.write_json(path.parent / NOTE, {"url": url, "bytes": got, **_version(response.headers)})
+    files.write_json(
+        path.parent / NOTE, {"url": url, "bytes": got, **_version_headers(response.headers)}
+    )
 
 
-def _version(headers: HTTPMessage) -> dict[str, str]:
+def _version_headers(headers: HTTPMessage) -> dict[str, str]:
     """What the server needs to know to say later whether the file changed."""
     return {key: headers[key] for key in CHANGED if headers.get(key)}
 
@@ -178,7 +180,7 @@ def _check_size(url: str, size: int | None, largest: int) -> None:
         raise WebError(too_large(url, size, largest))
 
 
-def _bar(name: str, size: int | None) -> tqdm:
+def _download_bar(name: str, size: int | None) -> tqdm:
     from tqdm import tqdm
 
     return tqdm(total=size, desc=name, unit="B", unit_scale=True, delay=1, dynamic_ncols=True)
@@ -209,5 +211,5 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         headers: HTTPMessage,
         newurl: str,
     ) -> urllib.request.Request | None:
-        _check(newurl)
+        _require_safe_url(newurl)
         return super().redirect_request(req, fp, code, msg, headers, newurl)

@@ -80,16 +80,16 @@ def kernel(encoder: Swin, device: torch.device) -> dict:
     if slots > choice.MOST_SLOTS:
         return {}
     found: dict = {}
-    for (heads, d), dtype in product(_heads(encoder), (torch.bfloat16, torch.float32)):
+    for (heads, d), dtype in product(_heads_and_widths(encoder), (torch.bfloat16, torch.float32)):
         key = f"attention_{str(dtype)[6:]}_{heads}x{d}"
         try:
-            found[key] = max(choice.compare(device, dtype, slots, heads, d).values())
+            found[key] = max(choice.attention_errors(device, dtype, slots, heads, d).values())
         except Exception as error:
             found[key] = f"{type(error).__name__}: {error}"[:300]
     return found
 
 
-def _heads(encoder: Swin) -> list[tuple[int, int]]:
+def _heads_and_widths(encoder: Swin) -> list[tuple[int, int]]:
     """How many there are in a stage, and their width; each pair once."""
     # the fifth width is that of the last map, which has no attention
     widths = zip(encoder.config.heads, encoder.channels, strict=False)

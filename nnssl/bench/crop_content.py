@@ -77,9 +77,9 @@ def _measured(method: Method, samples: list[dict], crop: Shape, air: float) -> l
         batch["crop"].float(), generators, batch["scan"], batch["start"], batch["size"]
     )
     images = _images(views, crop)
-    body = _body(batch["crop"], air)
+    body = _body_fraction(batch["crop"], air)
     # without offsets the intensities of views are not the scan's
-    body_of_views = _body(images, air) if "offset" in views else float("nan")
+    body_of_views = _body_fraction(images, air) if "offset" in views else float("nan")
     return [body, body_of_views, _constant_windows(images), _overlap(views, crop)]
 
 
@@ -90,7 +90,7 @@ def _images(views: dict[str, Tensor], crop: Shape) -> Tensor:
     return image.movedim(-dims - 1, 0)[0].reshape(-1, *image.shape[-dims:])
 
 
-def _body(voxels: Tensor, air: float) -> float:
+def _body_fraction(voxels: Tensor, air: float) -> float:
     return float((voxels > air).float().mean())
 
 
@@ -110,7 +110,7 @@ def _overlap(views: dict[str, Tensor], crop: Shape) -> float:
     return float((1 - apart).clamp(min=0).prod(dim=1).mean())
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
+def parse_crop_options(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--crops", type=int, default=200, help="for each method and group")
@@ -123,7 +123,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parse(argv)
+    args = parse_crop_options(argv)
     plan = Plan.load(args.folder / "plan.json")
     crop = tuple(args.crop or plan.crop)
     print(markdown.header(["method", "part", *HEADER]))

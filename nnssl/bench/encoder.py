@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from nnssl.bench.command_line import network_arguments, set_up
-from nnssl.bench.timing import peak_memory, side_by_side, table
+from nnssl.bench.timing import comparison_table, peak_memory, side_by_side
 from nnssl.encoder.presets import preset
 from nnssl.encoder.swin import Swin, SwinConfig
 
@@ -61,7 +61,7 @@ def training_step(model: nn.Module, x: torch.Tensor) -> Callable[[], None]:
     return step
 
 
-def _steps(config: SwinConfig, x: torch.Tensor) -> dict[str, Callable[[], None]]:
+def _encoder_steps(config: SwinConfig, x: torch.Tensor) -> dict[str, Callable[[], None]]:
     """A training step of each encoder, MONAI's first."""
     ours, theirs = Swin(config).to(x.device).train(), monai_swin(config).to(x.device).train()
     steps = {"MONAI": training_step(theirs, x), "ours": training_step(ours, x)}
@@ -70,14 +70,16 @@ def _steps(config: SwinConfig, x: torch.Tensor) -> dict[str, Callable[[], None]]
     return steps
 
 
-def compare(name: str, size: int, batch: int, device: torch.device, rounds: int) -> Iterator[str]:
+def comparison_lines(
+    name: str, size: int, batch: int, device: torch.device, rounds: int
+) -> Iterator[str]:
     """Lines to print, each as soon as it is measured."""
     config = preset(name, drop_path=0.0)
     torch.manual_seed(0)
     x = torch.randn(batch, config.in_channels, *(size,) * config.spatial_dims, device=device)
-    steps = _steps(config, x)
+    steps = _encoder_steps(config, x)
     yield f"\n{name}, {size}^{config.spatial_dims}, batch {batch}"
-    yield table(side_by_side(steps, rounds, device=device), "MONAI")
+    yield comparison_table(side_by_side(steps, rounds, device=device), "MONAI")
     yield from _memory_lines(steps, device)
 
 
@@ -92,7 +94,7 @@ def main(argv: list[str] | None = None) -> None:
     options = network_arguments(__doc__, "crop", batch=1).parse_args(argv)
     device = set_up(options)
     for size in options.sizes:
-        for line in compare(options.preset, size, options.batch, device, options.rounds):
+        for line in comparison_lines(options.preset, size, options.batch, device, options.rounds):
             print(line, flush=True)
 
 

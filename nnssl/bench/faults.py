@@ -251,7 +251,7 @@ def inflict(
     return count, None
 
 
-def parse(argv: list[str] | None = None) -> argparse.Namespace:
+def parse_campaign_options(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m nnssl.bench.faults",
         description=(__doc__ or "").partition("\n")[0],
@@ -273,7 +273,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> int:
-    args = parse()
+    args = parse_campaign_options()
     trials.import_libraries()
     top = Path(tempfile.mkdtemp(prefix="faults"))  # not one that a forked child would remove
     try:

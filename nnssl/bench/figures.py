@@ -93,12 +93,12 @@ def _untrained(header: dict) -> Method:
     return kind(encoder, kind.Config.stored(header["method_config"]))
 
 
-def draw(subject: Subject, path: Path, seed: int = SEED) -> None:
+def draw_views(subject: Subject, path: Path, seed: int = SEED) -> None:
     """What the method shows of one region; one row per view."""
     method = subject.method.eval()
     size = method.region(subject.crop)
-    region = read(size, subject)
-    rows = _rows(_shown(subject, region, seed), region)
+    region = phantom_input(size, subject)
+    rows = _panel_rows(_shown_volumes(subject, region, seed), region)
     if size != subject.crop and any(row.frame for row in rows):
         _put_region_first(rows, region[0])
     else:
@@ -115,7 +115,7 @@ def _put_region_first(rows: list[PanelRow], region: Tensor) -> None:
         row.panels.insert(0, None)
 
 
-def _shown(subject: Subject, region: Tensor, seed: int) -> dict[str, Tensor]:
+def _shown_volumes(subject: Subject, region: Tensor, seed: int) -> dict[str, Tensor]:
     """Title to volumes [n 1 *size], of what the weights say only where they are trained."""
     shown = _all_shown(subject.method, region, seed)
     return {
@@ -132,15 +132,15 @@ def _all_shown(method: Method, region: Tensor, seed: int) -> dict[str, Tensor]:
         return method.show(method.prepare_views(region[None], generators, scans))
 
 
-def _rows(shown: dict[str, Tensor], region: Tensor) -> list[PanelRow]:
+def _panel_rows(shown: dict[str, Tensor], region: Tensor) -> list[PanelRow]:
     most = max(map(len, shown.values()))
-    return [_row(shown, number, region) for number in range(most)]
+    return [_panel_row(shown, number, region) for number in range(most)]
 
 
-def _row(shown: dict[str, Tensor], number: int, region: Tensor) -> PanelRow:
+def _panel_row(shown: dict[str, Tensor], number: int, region: Tensor) -> PanelRow:
     """Of view `number`, as far as each title has so many."""
     volumes = {title: own[number, 0] for title, own in shown.items() if number < len(own)}
-    frame = find(region, list(volumes.values()))
+    frame = find_frame(region, list(volumes.values()))
     panels = [(title, slice_of(volume, region, frame)) for title, volume in volumes.items()]
     return PanelRow([*panels], frame)
 
@@ -151,7 +151,7 @@ def _greys(hu: HUPolicy) -> tuple[float, float]:
     return low, high
 
 
-def read(size: Shape, subject: Subject) -> Tensor:
+def phantom_input(size: Shape, subject: Subject) -> Tensor:
     """The middle of a phantom as network input, [1 *size]."""
     box = (1,) * (3 - len(size)) + tuple(size)
     shape = tuple(s + 8 for s in box)
@@ -165,7 +165,7 @@ def middle(volume: Tensor, size: Shape) -> Tensor:
     return cut(volume, corner, size)
 
 
-def find(region: Tensor, images: list[Tensor]) -> Frame | None:
+def find_frame(region: Tensor, images: list[Tensor]) -> Frame | None:
     """That of the first of `images` [*size] which is an exact part of `region` [1 *region]."""
     frames = (_exact_part(region[0], image) for image in images)
     return next((frame for frame in frames if frame is not None), None)
@@ -233,7 +233,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     args = parser.parse_args(argv)
     given = args.checkpoint
-    draw(trained(args.method, given) if given else untrained(args.method), args.path)
+    draw_views(trained(args.method, given) if given else untrained(args.method), args.path)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from nnssl.bench.command_line import network_arguments, set_up
-from nnssl.bench.timing import Rounds, peak_memory, side_by_side, table
+from nnssl.bench.timing import Rounds, comparison_table, peak_memory, side_by_side
 from nnssl.encoder.presets import preset
 from nnssl.encoder.swin import SwinConfig
 from nnssl.finetune import deep_supervision_weights, optimise, unwrap
@@ -88,7 +88,7 @@ PAIRS = {
 }
 
 
-def step(
+def supervised_step(
     network: nn.Module, image: torch.Tensor, ours: bool, compiled: bool = True
 ) -> Callable[[], None]:
     """One training step on made labels; ours with the trainers' optimiser, the rival with PyTorch's
@@ -130,26 +130,28 @@ def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(logits.float(), F.interpolate(labels, logits.shape[2:])[:, 0].long())
 
 
-def compare(
+def compare_pair(
     pair: str, name: str, size: int, batch: int, device: torch.device, rounds: int
 ) -> tuple[Rounds, str]:
     config = preset(name, drop_path=0.0)
     torch.manual_seed(0)
     image = torch.randn(batch, config.in_channels, *(size,) * 3, device=device)
-    steps, rival, target = _steps(pair, config, image), PAIRS[pair][2], PAIRS[pair][-1]
+    steps, rival, target = _pair_steps(pair, config, image), PAIRS[pair][2], PAIRS[pair][-1]
     costs = side_by_side(steps, rounds, warmup=1, device=device)
     memory = {label: peak_memory(one, device) for label, one in steps.items()}
     title = f"{pair}: preset {name}, {size}^3, batch {batch}; wanted: at most {target}"
-    return costs, f"{title}\n{table(costs, rival, memory)}\n"
+    return costs, f"{title}\n{comparison_table(costs, rival, memory)}\n"
 
 
-def _steps(pair: str, config: SwinConfig, image: torch.Tensor) -> dict[str, Callable[[], None]]:
+def _pair_steps(
+    pair: str, config: SwinConfig, image: torch.Tensor
+) -> dict[str, Callable[[], None]]:
     """A training step of each of a pair, the rival's first."""
     decoder, deep_supervision, rival, build, _ = PAIRS[pair]
     mine = our_network(config, decoder, deep_supervision).to(image.device)
     return {
-        rival: step(build(config).to(image.device), image, ours=False),
-        f"ours, {decoder}": step(mine, image, ours=True),
+        rival: supervised_step(build(config).to(image.device), image, ours=False),
+        f"ours, {decoder}": supervised_step(mine, image, ours=True),
     }
 
 
@@ -159,7 +161,7 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     device = set_up(options)
     for pair, size in product(options.pairs, options.sizes):
-        print(compare(pair, options.preset, size, options.batch, device, options.rounds)[1])
+        print(compare_pair(pair, options.preset, size, options.batch, device, options.rounds)[1])
 
 
 if __name__ == "__main__":

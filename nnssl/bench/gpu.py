@@ -58,13 +58,13 @@ def _pretraining_step(
     name: str, sizes: BenchSizes, scans: int, device: torch.device
 ) -> Callable[[], None]:
     torch.manual_seed(0)
-    method = _method(name, sizes)
+    method = _pretraining_method(name, sizes)
     region = method.region(sizes.crop)
     samples = [_noise(region, number) for number in range(scans)]
     return steps.step_of(method, name, samples, device)
 
 
-def _method(name: str, sizes: BenchSizes) -> Method:
+def _pretraining_method(name: str, sizes: BenchSizes) -> Method:
     config = METHODS[name].Config.parse(_known_settings(name, sizes))
     encoder = Swin(replace(sizes.encoder, drop_path=config.drop_path), maskable=True)
     return METHODS[name](encoder, config)
@@ -93,7 +93,7 @@ def tuning(
     def step(patches: int) -> Callable[[], None]:
         torch.manual_seed(0)
         image = torch.randn(patches, 1, *sizes.patch, device=device)
-        return finetuning.step(build().to(device), image, ours, compiled=False)
+        return finetuning.supervised_step(build().to(device), image, ours, compiled=False)
 
     flops = operations(step(1))
     return _fitting(step, sizes.patches, device, seconds, flops)
@@ -106,11 +106,11 @@ def _fitting(
     seconds: float,
     flops: float,
 ) -> dict:
-    """`throughput.measure` of the largest of most, most / 2, ... scans that the memory holds."""
+    """`throughput.step_costs` of the largest of most, most / 2, ... scans that the memory holds."""
     scans = most
     while True:
         try:
-            return throughput.measure(make(scans), scans, device, seconds, flops * scans)
+            return throughput.step_costs(make(scans), scans, device, seconds, flops * scans)
         except torch.cuda.OutOfMemoryError:
             if scans == 1:
                 raise
@@ -128,7 +128,7 @@ RIVALS = {
 }
 
 
-def parts(sizes: BenchSizes, device: torch.device) -> Iterator[Part]:
+def bench_parts(sizes: BenchSizes, device: torch.device) -> Iterator[Part]:
     """Name and call of every part, what matters most first; a call takes the seconds that it may
     last.
     """
@@ -161,10 +161,10 @@ def _found(call: Callable[[float], dict], seconds: float) -> dict:
     except ModuleNotFoundError as error:
         return {"left_out": f"{error.name} is not installed"}
     except Exception as error:  # one part's failure must not lose the rest
-        return _failure(error)
+        return _failed_part(error)
 
 
-def _failure(error: Exception) -> dict:
+def _failed_part(error: Exception) -> dict:
     what = f"{type(error).__name__}: {error}"
     return {"failed": what[:500], "trace": traceback.format_exc()[-2000:]}
 
@@ -191,7 +191,7 @@ def machine(sizes: BenchSizes, device: torch.device) -> dict:
     }
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
+def parse_device_options(argv: list[str] | None) -> argparse.Namespace:
     """The arguments. Exits where they ask for a GPU that is not there."""
     parser = parser_of(__doc__)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
@@ -245,11 +245,11 @@ def _folder() -> Path:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parse(argv)
+    args = parse_device_options(argv)
     sizes = sizes_of(args)
     device = torch.device("cuda", 0) if args.device == "cuda" else torch.device("cpu")
     report = GPUReport(_folder(), machine(sizes, device))
-    chosen = [(name, call) for name, call in parts(sizes, device) if args.only in name]
+    chosen = [(name, call) for name, call in bench_parts(sizes, device) if args.only in name]
     run_parts(chosen, args.minutes, args.quick, report.add)
     print("\n" + report.table())
 

@@ -41,25 +41,27 @@ class GPUReport:
 
     def table(self) -> str:
         """Markdown: one line of what it is, a table of what was timed, one line per other part."""
-        lines = [_about(self.machine), "", self._timed(), "", *self._others()]
+        lines = [_machine_line(self.machine), "", self._timed(), "", *self._others()]
         return "\n".join(lines) + "\n"
 
     def _timed(self) -> str:
         headings = [heading for heading, _ in COLUMNS.values()]
         timed = {name: found for name, found in self.parts.items() if "ms" in found}
-        rows = (_cells({"part": name, **found}) for name, found in timed.items())
-        return markdown.table(headings, rows)
+        rows = (_timing_cells({"part": name, **found}) for name, found in timed.items())
+        return markdown.pipe_table(headings, rows)
 
     def _others(self) -> list[str]:
-        return [_note(name, found) for name, found in self.parts.items() if "ms" not in found]
+        return [
+            _untimed_line(name, found) for name, found in self.parts.items() if "ms" not in found
+        ]
 
 
-def _about(machine: dict) -> str:
+def _machine_line(machine: dict) -> str:
     crop = "x".join(map(str, machine["crop"]))
     return f"{machine['device']}, torch {machine['torch']}, preset {machine['preset']}, {crop}"
 
 
-def _cells(row: dict) -> list[str]:
+def _timing_cells(row: dict) -> list[str]:
     """One per column; empty where the value is not known."""
     return [
         "" if row.get(field) is None else form.format(row[field])
@@ -67,7 +69,7 @@ def _cells(row: dict) -> list[str]:
     ]
 
 
-def _note(name: str, found: dict) -> str:
+def _untimed_line(name: str, found: dict) -> str:
     """Name and figures of a part that has no times."""
     figures = (_figure(*item) for item in found.items() if item[0] not in ("trace", "took_s"))
     return f"{name}: {', '.join(figures)}"

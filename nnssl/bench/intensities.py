@@ -34,11 +34,11 @@ SOFT = (-175.0, 250.0)  # what SMIT's authors clip to
 def histogram(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Fractions of a scan's voxels at each whole HU of RANGE, and its `body_histogram`."""
     voxels, _ = read_scan(Found(str(path), ""))
-    counts = _counts(voxels)
+    counts = _hu_counts(voxels)
     return counts / counts.sum(), body_histogram(voxels)
 
 
-def _counts(voxels: np.ndarray) -> np.ndarray:
+def _hu_counts(voxels: np.ndarray) -> np.ndarray:
     """At each whole HU of RANGE."""
     low, high = RANGE
     bins = np.rint(voxels).clip(low, high).astype(np.int64).ravel() - low
@@ -67,11 +67,11 @@ def row(policy: HUPolicy, weights: np.ndarray) -> list[float]:
     """
     values = policy.normalise(HU)
     stds = [_std(values, weights * _within(tissue)) for tissue in TISSUES.values()]
-    steps = [_step(policy, hu) for hu in STEPS.values()]
+    steps = [_normalised_step(policy, hu) for hu in STEPS.values()]
     return [*stds, *steps, _clipped(policy, weights)]
 
 
-def _step(policy: HUPolicy, middle: float) -> float:
+def _normalised_step(policy: HUPolicy, middle: float) -> float:
     """What becomes of a step of STEP HU."""
     return np.ptp(policy.normalise(middle + np.array([-0.5, 0.5]) * STEP))
 
@@ -101,9 +101,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("scans", nargs="+", type=Path, help="files of CT scans")
     scans, bodies = zip(*map(histogram, parser.parse_args(argv).scans), strict=True)
     weights = functools.reduce(np.add, scans)
-    rows = (_cells(name, row(policy, weights)) for name, policy in policies([*bodies]).items())
+    rows = (
+        _policy_cells(name, row(policy, weights)) for name, policy in policies([*bodies]).items()
+    )
     print(f"{len(scans)} scans\n")
-    print(markdown.table(_columns(), rows))
+    print(markdown.pipe_table(_columns(), rows))
 
 
 def _columns() -> list[str]:
@@ -112,7 +114,7 @@ def _columns() -> list[str]:
     return ["policy", *stds, *steps, "clipped"]
 
 
-def _cells(name: str, numbers: list[float]) -> list[str]:
+def _policy_cells(name: str, numbers: list[float]) -> list[str]:
     *values, clipped = numbers
     return [name, *(f"{value:.2f}" for value in values), f"{100 * clipped:.1f} %"]
 

@@ -89,7 +89,7 @@ class Kernel(torch.autograd.Function):
         return *found, sums
 
 
-def _note(name: str, *tensors: Tensor | None) -> None:
+def _note_kernel(name: str, *tensors: Tensor | None) -> None:
     """Tells what a kernel reads and writes; None: nothing."""
     Kernel.note(name, tuple(tensor for tensor in tensors if tensor is not None))
 
@@ -111,7 +111,7 @@ class Stream(torch.autograd.Function):
         ctx.adds, ctx.drops, ctx.parts = branch is not None, kept is not None, parts.shape
         total, out = torch.empty_like(x), None if norm is None else torch.empty_like(x)
         ctx.save_for_backward(total)
-        _note("residual and norm", x, branch, kept, order, total, out)
+        _note_kernel("residual and norm", x, branch, kept, order, total, out)
         return total, out
 
     @staticmethod
@@ -123,7 +123,9 @@ class Stream(torch.autograd.Function):
         to_branch = torch.empty_like(total) if ctx.drops else to_x
         parts = total.new_empty(ctx.parts, dtype=torch.float32)
         own_branch = to_branch if ctx.drops else None  # else the same tensor as to_x
-        _note("residual and norm, backward", total, to_total, to_out, to_x, parts, own_branch)
+        _note_kernel(
+            "residual and norm, backward", total, to_total, to_out, to_x, parts, own_branch
+        )
         return to_x, to_branch if ctx.adds else None, None, None, None, parts
 
 

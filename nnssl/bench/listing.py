@@ -50,30 +50,30 @@ def operations(kind: type[Method]) -> int:
     method = kind(Swin(preset(PRESET), maskable=True), kind.Config()).train()
     regions = torch.randn(SCANS, 1, *method.region(CROP))
     with FlopCounterMode(display=False) as counter:
-        _step(method, regions)
+        _forward_backward(method, regions)
     return counter.get_total_flops()
 
 
-def _step(method: Method, regions: Tensor) -> None:
+def _forward_backward(method: Method, regions: Tensor) -> None:
     """Views, losses and the backward pass of SCANS scans."""
     generators = [torch.Generator().manual_seed(scan) for scan in range(SCANS)]
     views = method.prepare_views(regions, generators, torch.arange(SCANS))
     method(views).losses["total"].backward()
 
 
-def table(methods: Mapping[str, type[Method]] = METHODS) -> str:
+def method_table(methods: Mapping[str, type[Method]] = METHODS) -> str:
     """The methods as text; a long cell continues in the next line."""
-    rows = (_row(_cells(name, method)) for name, method in methods.items())
+    rows = (_wrapped_row(_method_cells(name, method)) for name, method in methods.items())
     notes = "batch: scans per step that it needs at least", f"cost:  of a step, in steps of {UNIT}"
-    return "\n".join([*_header(), *rows, "", *notes])
+    return "\n".join([*_header_lines(), *rows, "", *notes])
 
 
-def _header() -> list[str]:
+def _header_lines() -> list[str]:
     rule = {name: "-" * width for name, width in COLUMNS.items()}
-    return [_row({name: name for name in COLUMNS}), _row(rule)]
+    return [_wrapped_row({name: name for name in COLUMNS}), _wrapped_row(rule)]
 
 
-def _cells(name: str, method: type[Method]) -> dict[str, str]:
+def _method_cells(name: str, method: type[Method]) -> dict[str, str]:
     return {
         "method": name,
         "family": method.family,
@@ -84,14 +84,14 @@ def _cells(name: str, method: type[Method]) -> dict[str, str]:
     }
 
 
-def _row(cells: dict[str, str]) -> str:
+def _wrapped_row(cells: dict[str, str]) -> str:
     """The cells side by side, each wrapped to the width of its column."""
     wrapped = [textwrap.wrap(cells[name], width) for name, width in COLUMNS.items()]
     lines = zip_longest(*wrapped, fillvalue="")
-    return "\n".join(map(_padded, lines))
+    return "\n".join(map(_padded_line, lines))
 
 
-def _padded(line: Sequence[str]) -> str:
+def _padded_line(line: Sequence[str]) -> str:
     texts = (f"{text:{width}s}" for text, width in zip(line, COLUMNS.values(), strict=True))
     return "  ".join(texts).rstrip()
 

@@ -14,6 +14,6 @@ def row(cells: Iterable[object]) -> str:
     return f"| {' | '.join(map(str, cells))} |"
 
 
-def table(columns: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
+def pipe_table(columns: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
     """The lines of a whole table, without a line break at the end."""
     return "\n".join([header(columns), *map(row, rows)])

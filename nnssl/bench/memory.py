@@ -59,7 +59,7 @@ class MemoryCase:
         return f"embed {config.embed_dim}, depths {depths}, window {config.window}{thin}{v2}"
 
 
-def build(case: MemoryCase, device: str) -> tuple[nn.Module, list[Tensor]]:
+def network_and_moments(case: MemoryCase, device: str) -> tuple[nn.Module, list[Tensor]]:
     """The network, and of each of its parameters AdamW's two moments and the average."""
     with torch.device(device):
         network = _network(case)
@@ -85,7 +85,7 @@ def loss_function(outputs: int) -> nn.Module:
     return DeepSupervisionWrapper(one, deep_supervision_weights(outputs))
 
 
-def step(
+def run_training_step(
     network: nn.Module, case: MemoryCase, device: str, autocast: AbstractContextManager
 ) -> None:
     """Forward, loss and backward of a batch of zeros."""
@@ -109,8 +109,8 @@ def measured(case: MemoryCase, device: str = "meta") -> int:
     if device == "cuda":
         return _on_a_gpu(case)
     with Accounting("meta") as accounting:
-        network, moments = build(case, "meta")
-        step(network, case, "meta", Autocast())
+        network, moments = network_and_moments(case, "meta")
+        run_training_step(network, case, "meta", Autocast())
         peak = accounting.peak
     del network, moments
     return peak
@@ -119,11 +119,11 @@ def measured(case: MemoryCase, device: str = "meta") -> int:
 def _on_a_gpu(case: MemoryCase) -> int:
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated()
-    network, moments = build(case, "cuda")
+    network, moments = network_and_moments(case, "cuda")
     for _ in range(2):  # cuDNN chooses its algorithms in the first
         network.zero_grad(set_to_none=True)
         torch.cuda.reset_peak_memory_stats()
-        step(network, case, "cuda", torch.autocast("cuda", HALF))
+        run_training_step(network, case, "cuda", torch.autocast("cuda", HALF))
         torch.cuda.synchronize()
     del network, moments
     return torch.cuda.max_memory_allocated() - before
@@ -154,14 +154,14 @@ def grid() -> list[MemoryCase]:
     per side.
     """
     return [
-        MemoryCase(_config(name, patch), decoder, patch, batch, CHANNELS[name][1])
+        MemoryCase(_patch_config(name, patch), decoder, patch, batch, CHANNELS[name][1])
         for name, patches in PATCHES.items()
         for patch, batch in patches
         for decoder in DECODERS
     ]
 
 
-def _config(name: str, patch: Shape) -> SwinConfig:
+def _patch_config(name: str, patch: Shape) -> SwinConfig:
     """A preset, or one with " v2" behind its name, for the channels and axes of its patches."""
     base, *v2 = name.split()
     steps = THIN if patch[0] < 32 else ()
@@ -206,12 +206,12 @@ COLUMNS = ("encoder", "decoder", "patch", "batch", "channels to classes", "measu
            "estimated GB", "error")  # fmt: skip
 
 
-def table(cases: list[MemoryCase], bytes_: list[int]) -> str:
+def estimate_table(cases: list[MemoryCase], bytes_: list[int]) -> str:
     """A Markdown table, and the largest error of the estimate."""
     both = list(zip(cases, bytes_, strict=True))
     largest = max(abs(_error(case, size)) for case, size in both)
-    rows = (_row(case, size) for case, size in both)
-    return f"{markdown.table(COLUMNS, rows)}\n\nlargest error {largest:.1f} %"
+    rows = (_memory_row(case, size) for case, size in both)
+    return f"{markdown.pipe_table(COLUMNS, rows)}\n\nlargest error {largest:.1f} %"
 
 
 def _error(case: MemoryCase, size: int) -> float:
@@ -219,7 +219,7 @@ def _error(case: MemoryCase, size: int) -> float:
     return 100 * (estimated(case) / size - 1)
 
 
-def _row(case: MemoryCase, size: int) -> list[object]:
+def _memory_row(case: MemoryCase, size: int) -> list[object]:
     gigabytes = (f"{value / 1e9:.2f}" for value in (size, estimated(case)))
     return [case, *gigabytes, f"{_error(case, size):+.0f} %"]
 
@@ -235,7 +235,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     cases = grid()
     bytes_ = [measured(case, args.device) for case in cases]
-    print(pformat(fit(cases, bytes_)) if args.fit else table(cases, bytes_))
+    print(pformat(fit(cases, bytes_)) if args.fit else estimate_table(cases, bytes_))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from nnssl.bench import steps
 from nnssl.bench.figures import middle
-from nnssl.bench.timing import arguments, peak_memory, side_by_side, table
+from nnssl.bench.timing import arguments, comparison_table, peak_memory, side_by_side
 from nnssl.encoder.presets import preset
 from nnssl.encoder.swin import Swin
 from nnssl.host_memory import keep_freed_memory
@@ -43,7 +43,7 @@ def _volume(shape: Shape, seed: int) -> Tensor:
     return BODY.normalise(scan if len(shape) == 3 else scan[8])[None]
 
 
-def named(variant: str) -> tuple[type[Method], MethodConfig]:
+def parse_variant(variant: str) -> tuple[type[Method], MethodConfig]:
     """Method and config of "smit", or of "smit:teacher_views=1,w_mpd=0".
 
     Raises ArgumentTypeError for an unknown method or setting.
@@ -60,21 +60,21 @@ def named(variant: str) -> tuple[type[Method], MethodConfig]:
 def step_of(
     variant: str, encoder: str, scans: list[Tensor], crop: Shape, device: torch.device
 ) -> Callable[[], None]:
-    """One training step of a `named` method on the middles of `scans`."""
+    """One training step of a `parse_variant` method on the middles of `scans`."""
     torch.manual_seed(0)
-    method = _method(variant, encoder, len(crop))
+    method = _variant_method(variant, encoder, len(crop))
     region = method.region(crop)
     samples = [steps.sample(middle(scan, region), number) for number, scan in enumerate(scans)]
     return steps.step_of(method, variant, samples, device)
 
 
-def _method(variant: str, encoder: str, dims: int) -> Method:
-    kind, config = named(variant)
+def _variant_method(variant: str, encoder: str, dims: int) -> Method:
+    kind, config = parse_variant(variant)
     network = Swin(preset(encoder, dims, drop_path=config.drop_path), maskable=True)
     return kind(network, config)
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
+def parse_comparison_options(argv: list[str] | None) -> argparse.Namespace:
     parser = arguments(__doc__)
     parser.add_argument("--preset", default="tiny")
     parser.add_argument("--crop", type=int, nargs="+", default=[64, 64, 64])
@@ -86,11 +86,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def add_methods(
     parser: argparse.ArgumentParser, default: list[str], text: str | None = None
 ) -> None:
-    """The option --methods; each of its values is one that `named` knows."""
+    """The option --methods; each of its values is one that `parse_variant` knows."""
     parser.add_argument(
         "--methods",
         nargs="+",
-        type=lambda variant: named(variant) and variant,
+        type=lambda variant: parse_variant(variant) and variant,
         default=default,
         metavar="NAME[:FIELD=VALUE,...]",
         help=text,
@@ -98,7 +98,7 @@ def add_methods(
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parse(argv)
+    args = parse_comparison_options(argv)
     torch.set_num_threads(args.threads)
     kept = keep_freed_memory()
     device, calls = torch.device(args.device), _calls(args)
@@ -109,7 +109,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     costs = side_by_side(calls, args.rounds, device=device)
     memory = {name: peak_memory(step, device) for name, step in calls.items()}
-    print(table(costs, BASE, memory))
+    print(comparison_table(costs, BASE, memory))
 
 
 def _calls(args: argparse.Namespace) -> dict[str, Callable[[], None]]:
@@ -122,7 +122,7 @@ def _calls(args: argparse.Namespace) -> dict[str, Callable[[], None]]:
 
 def _largest_region(variants: list[str], crop: Shape) -> Shape:
     """That the regions of all methods fit into, in voxels."""
-    regions = [named(variant)[0].region(crop) for variant in variants]
+    regions = [parse_variant(variant)[0].region(crop) for variant in variants]
     return tuple(max(sides) for sides in zip(*regions, strict=True))
 
 

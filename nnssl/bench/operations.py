@@ -32,7 +32,7 @@ from torch.utils.flop_counter import flop_registry
 from nnssl.bench import markdown
 from nnssl.bench.command_line import parser_of
 from nnssl.bench.lent import META, Kernel, lent
-from nnssl.bench.methods import add_methods, named
+from nnssl.bench.methods import add_methods, parse_variant
 from nnssl.bench.steps import sample
 from nnssl.encoder.attention import fused
 from nnssl.encoder.partition import Mask, WindowPartition
@@ -130,10 +130,10 @@ def _tensors(tree: object) -> list[Tensor]:
 
 
 def counted(name: str, config: SwinConfig, crop: Shape, batch_size: int) -> dict[str, Count]:
-    """Of each part of a step of `nnssl.bench.methods.named`: "views", "gradients", "update"."""
+    """The counts of "views", "gradients" and "update", of a method as `parse_variant` names it."""
     with lent():
         torch.manual_seed(0)
-        run = _run(name, config, batch_size)
+        run = _meta_run(name, config, batch_size)
         batch = _batch(run.method.region(crop), batch_size)
         views, gradients, update = Count(), Count(), Count()
         run.gradients([batch])  # the first step makes what is made once
@@ -147,8 +147,8 @@ def counted(name: str, config: SwinConfig, crop: Shape, batch_size: int) -> dict
     return {"views": views, "gradients": gradients.without(views), "update": update}
 
 
-def _run(name: str, config: SwinConfig, batch_size: int) -> Run:
-    kind, chosen = named(name)
+def _meta_run(name: str, config: SwinConfig, batch_size: int) -> Run:
+    kind, chosen = parse_variant(name)
     method = kind(Swin(config, maskable=True), chosen)
     return Run(method, [], RunConfig(10, batch_size, bf16=True), Path(), {"method": name}, META)
 
@@ -195,12 +195,12 @@ def attention_bytes(config: SwinConfig, crop: Shape, views: int) -> dict[str, in
     for name, attention in WAYS.items():
         with lent(), Count() as count:
             for partition in partitions:
-                _attend(attention, config, partition, views)
+                _run_attention(attention, config, partition, views)
         found[name] = count.bytes
     return found
 
 
-def _attend(
+def _run_attention(
     attention: Callable, config: SwinConfig, partition: WindowPartition, views: int
 ) -> None:
     """Forward and backward."""
@@ -234,12 +234,14 @@ COLUMNS = ("method", "kernels", "of views", "of losses and gradients", "of the u
            "views", "copies to the GPU", "waits", "GB moved", "TFLOP")  # fmt: skip
 
 
-def table(rows: dict[str, dict[str, Count]]) -> str:
+def counts_table(rows: dict[str, dict[str, Count]]) -> str:
     """Markdown: a row per method."""
-    return markdown.table(COLUMNS, [_row(name, [*parts.values()]) for name, parts in rows.items()])
+    return markdown.pipe_table(
+        COLUMNS, [_counts_row(name, [*parts.values()]) for name, parts in rows.items()]
+    )
 
 
-def _row(name: str, parts: list[Count]) -> list[str | int]:
+def _counts_row(name: str, parts: list[Count]) -> list[str | int]:
     kernels = [part.total for part in parts]
     others = [_sum(parts, field) for field in ("casts", "views", "copies")]
     waits = 0  # what waits fails
@@ -251,7 +253,7 @@ def _sum(parts: list[Count], field: str) -> int:
     return sum(getattr(part, field) for part in parts)
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
+def parse_count_options(argv: list[str] | None) -> argparse.Namespace:
     parser = parser_of(__doc__)
     add_methods(parser, ["smit", "simmim"])
     parser.add_argument("--preset", choices=PRESETS, default="smit")
@@ -270,11 +272,11 @@ def most_frequent(rows: dict[str, dict[str, Count]], most: int) -> Iterator[str]
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parse(argv)
+    args = parse_count_options(argv)
     crop, config = tuple(args.crop), preset(args.preset, len(args.crop))
     rows = {name: counted(name, config, crop, args.batch_size) for name in args.methods}
     print(f"preset {args.preset}, {'x'.join(map(str, crop))}, {args.batch_size} scans per step\n")
-    print(table(rows))
+    print(counts_table(rows))
     for line in most_frequent(rows, args.most) if args.most else ():
         print(f"\n{line}")
     _print_attention(config, crop, 2 * args.batch_size)

@@ -59,7 +59,7 @@ def _done(case: Case, result: tuple[int, float] | Failed) -> tuple[int, float]:
     return result
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
+def parse_worker_options(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--scans", type=int, default=24)
     parser.add_argument(
@@ -105,7 +105,7 @@ def compared(name: str, one: list[float], many: list[float], workers: int) -> st
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parse(argv)
+    args = parse_worker_options(argv)
     with tempfile.TemporaryDirectory() as folder:
         rounds = measured(args, Path(folder))
     print(f"{args.scans} phantoms of {tuple(args.shape)} voxels to {tuple(args.spacing)} mm")

@@ -63,13 +63,13 @@ class Entry:
     def of(cls, path: str, dice: str) -> Entry:
         if not dice:
             return cls(path)
-        value = _number(dice)
+        value = _float_or_nan(dice)
         if not path or not 0 <= value <= 1:
             raise ValueError(f"write CHECKPOINT=DICE with a Dice from 0 to 1, got {path}={dice}")
         return cls(path, value)
 
 
-def _number(text: str) -> float:
+def _float_or_nan(text: str) -> float:
     """NaN of what is none."""
     try:
         return float(text)
@@ -123,16 +123,18 @@ def _correlations(x: np.ndarray, y: np.ndarray, ranked: bool) -> np.ndarray:
     return (x * y).sum(axis=1) / scale
 
 
-def report(rows: Sequence[ProbeRow]) -> str:
+def correlation_report(rows: Sequence[ProbeRow]) -> str:
     """Two tables, and a sentence where they show nothing yet."""
     known = [row for row in rows if row.entry.dice is not None]
-    return "\n\n".join([markdown.table(COLUMNS, map(_cells, rows)), *_correlation_parts(known)])
+    return "\n\n".join(
+        [markdown.pipe_table(COLUMNS, map(_probe_cells, rows)), *_correlation_parts(known)]
+    )
 
 
 def _correlation_parts(known: Sequence[ProbeRow]) -> Iterator[str]:
     if len(known) >= FEWEST:
         columns = ("probe", "Pearson [95 %]", "Spearman [95 %]")
-        yield markdown.table(columns, _correlation_rows(known))
+        yield markdown.pipe_table(columns, _correlation_rows(known))
     if len(known) < ENOUGH:
         given = f"The fine-tuned Dice of {len(known)} encoders is given"
         yield f"{given}: a correlation is not shown by fewer than {ENOUGH}."
@@ -147,7 +149,7 @@ def _correlation_rows(known: Sequence[ProbeRow]) -> Iterator[tuple[str, ...]]:
         yield name, *("{:.2f} [{:.2f}, {:.2f}]".format(*found) for found in both)
 
 
-def _cells(row: ProbeRow) -> list[str]:
+def _probe_cells(row: ProbeRow) -> list[str]:
     dice = "not known" if row.entry.dice is None else f"{row.entry.dice:.3f}"
     values = [f"{row.values[key]:.3f}" for key in KINDS.values()]
     return [row.entry.checkpoint, dice, *values, f"{row.seconds:.1f}"]
@@ -173,8 +175,8 @@ def probed(
     for entry in entries:
         source = loaded.get(entry)
         probe = cases.probe((source or first).header["plan"], crop)
-        rows.append(_evaluated(entry, probe, _encoder(first, source)))
-        log(f"{len(rows)} of {len(entries)}: {markdown.row(_cells(rows[-1]))}")
+        rows.append(_evaluated(entry, probe, _probed_encoder(first, source)))
+        log(f"{len(rows)} of {len(entries)}: {markdown.row(_probe_cells(rows[-1]))}")
     return rows
 
 
@@ -184,7 +186,7 @@ def _evaluated(entry: Entry, probe: Probe, encoder: Swin) -> ProbeRow:
     return ProbeRow(entry, values, time.process_time() - began)
 
 
-def _encoder(first: Checkpoint, source: Checkpoint | None) -> Swin:
+def _probed_encoder(first: Checkpoint, source: Checkpoint | None) -> Swin:
     """That of `source`; None: a random one of the size of `first`."""
     torch.manual_seed(0)
     config = (source or first).encoder_config
@@ -237,12 +239,12 @@ def main(argv: list[str] | None = None) -> None:
     own = parser()
     args = own.parse_args(argv)
     try:
-        print(report(_rows(args)))
+        print(correlation_report(_probe_rows(args)))
     except (ValueError, FileNotFoundError) as error:
         own.error(str(error))
 
 
-def _rows(args: argparse.Namespace) -> list[ProbeRow]:
+def _probe_rows(args: argparse.Namespace) -> list[ProbeRow]:
     cases = Cases(args.dataset, args.cases, args.folder)
     crop = tuple(args.crop) if args.crop else None
     entries = [*map(Entry.parse, args.encoders), *(read_csv(args.csv) if args.csv else [])]

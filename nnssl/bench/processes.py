@@ -22,10 +22,10 @@ def children(run: int) -> list[int]:
 
 def fork_servers(run: int) -> list[int]:
     """What starts the workers of a run."""
-    return [pid for pid in children(run) if b"multiprocessing.forkserver" in _command(pid)]
+    return [pid for pid in children(run) if b"multiprocessing.forkserver" in _command_line(pid)]
 
 
-def _command(process: int) -> bytes:
+def _command_line(process: int) -> bytes:
     """Its line; nothing of one that has ended."""
     try:
         return Path(f"/proc/{process}/cmdline").read_bytes()

@@ -40,7 +40,7 @@ from nnssl.data.survey_report import ScanReport
 from nnssl.shapes import ceil_div
 from nnssl.train import batches, before, cache
 from nnssl.train.places import results_folder
-from nnssl.train.pretrain import Options, build
+from nnssl.train.pretrain import Options, build_run
 from nnssl.train.run import Run
 from nnssl.types import PREPROCESSED, RESULTS
 
@@ -115,7 +115,9 @@ def make_notes(made: Made, plan: Plan) -> None:
     for first in range(0, len(plan.cases), LINKS):
         case, *others = plan.cases[first : first + LINKS]
         (made.folder / f"{case.id}.b2nd").touch()
-        (made.folder / f"{case.id}.json").write_text(json.dumps(_note(case, plan, shape, body)))
+        (made.folder / f"{case.id}.json").write_text(
+            json.dumps(_case_note(case, plan, shape, body))
+        )
         _link(made.folder, case, others)
 
 
@@ -125,7 +127,7 @@ def _link(folder: Path, first: Case, others: list[Case]) -> None:
         os.link(folder / f"{first.id}{ending}", folder / f"{case.id}{ending}")
 
 
-def _note(case: Case, plan: Plan, shape: tuple[int, ...], body: str) -> dict:
+def _case_note(case: Case, plan: Plan, shape: tuple[int, ...], body: str) -> dict:
     return {
         "fingerprint": plan.fingerprint,
         "bytes": 0,
@@ -196,7 +198,7 @@ class ScaleWork:
         results = results_folder(chosen, self.plan)
         earlier = before.of(results, resume, folder, self.plan, _silent)
         device = torch.device("cpu")
-        self.run = build(chosen, self.plan, folder, device, earlier, (), _silent)
+        self.run = build_run(chosen, self.plan, folder, device, earlier, (), _silent)
 
     def save(self) -> None:
         self.run.save({})
@@ -223,7 +225,7 @@ def _silent(_: str) -> None:
     """What a run says of itself is not wanted here."""
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
+def parse_collection_options(argv: list[str] | None) -> argparse.Namespace:
     parser = parser_of(__doc__)
     parser.add_argument("--scans", type=int, default=10412, help="default: %(default)s, SMIT's")
     parser.add_argument(
@@ -233,7 +235,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parse(argv)
+    args = parse_collection_options(argv)
     with tempfile.TemporaryDirectory(dir=args.folder) as top:
         made = Made(Path(top), args.scans)
         os.environ |= {PREPROCESSED: f"{top}/preprocessed", RESULTS: f"{top}/results"}

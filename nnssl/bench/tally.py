@@ -30,4 +30,4 @@ class Tally:
     def table(self, faults: Sequence[str]) -> str:
         rows = [(fault, self.done[fault], self.survived[fault]) for fault in faults]
         rows.append((f"all, in {self.rounds} rounds", self.done.total(), self.survived.total()))
-        return markdown.table(("fault", "done", "survived"), rows)
+        return markdown.pipe_table(("fault", "done", "survived"), rows)

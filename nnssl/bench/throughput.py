@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Found = TypeVar("Found")
 
 
-def measure(
+def step_costs(
     step: Callable[[], object],
     scans: int,
     device: torch.device,

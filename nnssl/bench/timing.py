@@ -117,14 +117,14 @@ def events(profile: torch.profiler.profile) -> list:
     return seen.events()
 
 
-def table(costs: Rounds, base: str, memory: Mapping[str, int] | None = None) -> str:
+def comparison_table(costs: Rounds, base: str, memory: Mapping[str, int] | None = None) -> str:
     """A Markdown table of medians, and of ratios to `base`; `memory` in bytes by the same names."""
     columns = ["", "wall s", "CPU s", "system s", "page faults", "wall ratio", "CPU ratio"]
     rows = [[name, *_medians(own), *_ratios(costs, name, base)] for name, own in costs.items()]
     if memory is not None:
         columns += ["peak MiB", "peak ratio"]
         rows = [[*row, *_peaks(memory[row[0]], memory[base])] for row in rows]
-    return markdown.table(columns, rows)
+    return markdown.pipe_table(columns, rows)
 
 
 def _peaks(peak: int, base: int) -> list[str]:

@@ -141,7 +141,7 @@ class Trial:
             lines = (self.results / "log.jsonl").read_text(encoding="utf-8").splitlines()
         except OSError:
             return []
-        return [row for line in lines if (row := _row(line)) is not None]
+        return [row for line in lines if (row := _log_row(line)) is not None]
 
     def until(self, run: int, holds: Callable[[], object]) -> None:
         """Wait until something holds, or the run has ended."""
@@ -172,7 +172,7 @@ def _kill_all(run: int) -> None:
     os.waitpid(run, 0)
 
 
-def _row(line: str) -> dict | None:
+def _log_row(line: str) -> dict | None:
     """Of a log; None of a line that was cut short."""
     try:
         return json.loads(line)
@@ -194,7 +194,7 @@ def _as_command(words: list[str], folder: Path, log: Path, prelude: Callable[[],
     except BaseException as error:
         sys.excepthook(type(error), error, error.__traceback__)
     finally:
-        _end(status)
+        _exit_process(status)
 
 
 def _print_into(log: Path) -> None:
@@ -212,7 +212,7 @@ def _run_main() -> int:
     return 1
 
 
-def _end(status: int) -> None:
+def _exit_process(status: int) -> None:
     """What Python does when it ends, but nothing of the process that was forked."""
     with contextlib.suppress(BaseException):
         threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue] Python's own
@@ -270,13 +270,13 @@ def outcome(trial: Trial) -> dict:
 
 def require_equal(ours: object, theirs: object, where: str = "") -> None:
     """Bit for bit. Raises Lost, which names where the first difference is."""
-    for name, our_part, their_part in _parts(ours, theirs):
+    for name, our_part, their_part in _paired_parts(ours, theirs):
         require_equal(our_part, their_part, f"{where}{name}")
     if not _is_equal(ours, theirs):
         raise Lost(f"{where[1:]} differs from the run that nothing had disturbed")
 
 
-def _parts(ours: object, theirs: object) -> Iterator[tuple[str, object, object]]:
+def _paired_parts(ours: object, theirs: object) -> Iterator[tuple[str, object, object]]:
     """Of two dictionaries or two lists: the name of each part, and what both have there."""
     if isinstance(ours, dict) and isinstance(theirs, dict) and ours.keys() == theirs.keys():
         yield from ((f".{name}", ours[name], theirs[name]) for name in ours)
@@ -286,7 +286,7 @@ def _parts(ours: object, theirs: object) -> Iterator[tuple[str, object, object]]
 
 
 def _is_equal(ours: object, theirs: object) -> bool:
-    """Of what has `_parts` only whether they are as many, and of the same names."""
+    """Of what has `_paired_parts` only whether they are as many, and of the same names."""
     import torch
 
     if isinstance(ours, torch.Tensor) and isinstance(theirs, torch.Tensor):

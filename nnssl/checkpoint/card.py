@@ -55,7 +55,7 @@ def publish(
     with _whole_folder(folder) as made:
         write_safe(made / MODEL, content)
         loaded = load(made / MODEL)  # the card is of the file, as whoever takes it reads it
-        files.write_json(made / CONFIG, _config(loaded, content))
+        files.write_json(made / CONFIG, _hub_config(loaded, content))
         with files.atomic(made / CARD) as temporary:
             temporary.write_text(card(loaded, licence, text, _named(folder)), encoding="utf-8")
 
@@ -73,7 +73,7 @@ def _whole_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(made, ignore_errors=True)
 
 
-def _config(loaded: Checkpoint, content: dict) -> dict:
+def _hub_config(loaded: Checkpoint, content: dict) -> dict:
     return {
         "library_name": "nnssl-swin",
         "model_type": "swin",
@@ -94,7 +94,7 @@ def card(
         _front(licence),
         f"# {_cell(header['method'])}: a pretrained Swin encoder for CT\n",
         CONVERTED if foreign else PRETRAINED,
-        _table(_rows(loaded, licence, about)),
+        _markdown_table(_card_rows(loaded, licence, about)),
         about,
         "## Use\n\n" + USE.replace(HUB, named),
         _input(header["plan"], header["encoder"]["spatial_dims"], loaded.hu),
@@ -106,13 +106,13 @@ def card(
     return "\n".join(part for part in parts if part) + "\n"
 
 
-def _rows(loaded: Checkpoint, licence: str, about: str | None) -> dict[str, str]:
+def _card_rows(loaded: Checkpoint, licence: str, about: str | None) -> dict[str, str]:
     header, plan = loaded.header, loaded.header["plan"]
     return {
         "method": header["method"],
-        "encoder": _encoder(loaded),
+        "encoder": _encoder_summary(loaded),
         **decoder_row(loaded),
-        "pretrained on": _data(plan, header.get("foreign", {}), about),
+        "pretrained on": _pretraining_data(plan, header.get("foreign", {}), about),
         "trained": trained(header),
         "spacing": describe_spacing(plan["spacing"]),
         "crop": describe_crop(header["crop"]),
@@ -123,7 +123,7 @@ def _rows(loaded: Checkpoint, licence: str, about: str | None) -> dict[str, str]
     }
 
 
-def _encoder(loaded: Checkpoint) -> str:
+def _encoder_summary(loaded: Checkpoint) -> str:
     header = loaded.header
     dims, millions = header["encoder"]["spatial_dims"], loaded.parameters(PREFIX) / 1e6
     preset = header.get("preset", f"preset {UNKNOWN}")
@@ -170,7 +170,7 @@ def _named(folder: Path) -> str:
     return folder.name if folder.resolve().parent == weights.FOLDER else HUB
 
 
-def _data(plan: Mapping, foreign: Mapping, about: str | None) -> str:
+def _pretraining_data(plan: Mapping, foreign: Mapping, about: str | None) -> str:
     if foreign:
         return f"{foreign.get('title', UNKNOWN)} (third-party weights, converted)"
     if about:
@@ -211,7 +211,7 @@ def _figures(header: Mapping) -> str:
     shown = _of_last_step(header)
     if not shown:
         return f"## Figures\n\n{UNKNOWN.capitalize()}: the file holds none.\n"
-    return FIGURES + _table({name: _short(value) for name, value in shown.items()})
+    return FIGURES + _markdown_table({name: _figure_text(value) for name, value in shown.items()})
 
 
 def _of_last_step(header: Mapping) -> dict[str, object]:
@@ -260,7 +260,7 @@ def _unknown(header: Mapping, licence: str, about: str | None) -> str:
     return _bullets(what for what, is_known in facts.items() if not is_known)
 
 
-def _table(rows: Mapping[str, str]) -> str:
+def _markdown_table(rows: Mapping[str, str]) -> str:
     lines = "\n".join(f"| {_cell(name)} | {_cell(text)} |" for name, text in rows.items())
     return f"| | |\n|---|---|\n{lines}\n"
 
@@ -270,5 +270,5 @@ def _cell(text: object) -> str:
     return printable(text).replace("|", "\\|")
 
 
-def _short(value: object) -> str:
+def _figure_text(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else json.dumps(value)

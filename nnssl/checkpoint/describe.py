@@ -19,20 +19,20 @@ PROBE = "probe_"  # begins the names of its figures
 
 def describe(checkpoint: Checkpoint) -> str:
     """What `nnssl_inspect` prints: everything a user of the weights must know."""
-    lines = _lines(checkpoint)
+    lines = _inspect_lines(checkpoint)
     return "\n".join(f"{name:11s}{printable(text)}" for name, text in lines.items())
 
 
-def _lines(checkpoint: Checkpoint) -> dict[str, str]:
+def _inspect_lines(checkpoint: Checkpoint) -> dict[str, str]:
     header = checkpoint.header
     return {
         **_file(checkpoint),
         "method": header["method"],
-        "encoder": _encoder(checkpoint),
+        "encoder": _encoder_line(checkpoint),
         "": _pairs(header["encoder"]),
         **decoder_row(checkpoint),
         **_input(checkpoint),
-        **(_foreign(header["foreign"]) if "foreign" in header else _training(header)),
+        **(_foreign(header["foreign"]) if "foreign" in header else _training_lines(header)),
         "written by": written_by(header),
         "cite": "; ".join(checkpoint.citations),
     }
@@ -43,7 +43,7 @@ def _file(checkpoint: Checkpoint) -> dict[str, str]:
     return {"file": f"{checkpoint.path} ({mebibytes:.1f} MiB)", "sha256": checkpoint.sha256}
 
 
-def _encoder(checkpoint: Checkpoint) -> str:
+def _encoder_line(checkpoint: Checkpoint) -> str:
     tensors, millions = len(checkpoint.part(PREFIX)), checkpoint.parameters(PREFIX) / 1e6
     preset = checkpoint.header.get("preset", UNKNOWN)
     return f"{preset}: {tensors} tensors, {millions:.2f} M parameters"
@@ -108,7 +108,7 @@ def describe_hu(hu: HUPolicy | None) -> str:
     return hu.describe()
 
 
-def _training(header: Mapping) -> dict[str, str]:
+def _training_lines(header: Mapping) -> dict[str, str]:
     seed = header.get("run", {}).get("seed", UNKNOWN)
     found = {
         "data": _collection(header["plan"]),
@@ -143,7 +143,7 @@ def _foreign(origin: Mapping) -> dict[str, str]:
         "source": f"{title}; {licence}",
         "loaded": f"{loaded} of {total} tensors from the file",
         "adapted": "; ".join(adaptations(origin)),
-        "left out": _reasons(origin.get("left_out", {})) or "nothing",
+        "left out": _left_out_counts(origin.get("left_out", {})) or "nothing",
     }
 
 
@@ -153,7 +153,7 @@ def adaptations(origin: Mapping) -> list[str]:
     return list(map(str, adapted)) if isinstance(adapted, list) else [str(adapted)]
 
 
-def _reasons(left_out: object) -> str:
+def _left_out_counts(left_out: object) -> str:
     if not isinstance(left_out, dict):
         return str(left_out)
     return "; ".join(f"{count} {reason}" for reason, count in left_out.items())
@@ -163,10 +163,10 @@ def _probe(probe: Mapping) -> str:
     labels = _dice_by_label(probe)
     decoder = labels.pop("decoder", None)  # its mean over the labels
     step, best, best_step = known(probe, "step", "best", "best_step")
-    decoded = "" if decoder is None else f"; small decoder {_short(decoder)}"
+    decoded = "" if decoder is None else f"; small decoder {_rounded_text(decoder)}"
     return (
         f"on {_probe_cases(probe)} at step {step}: {_pairs(labels)} (mean); "
-        f"best {_short(best)} at step {best_step}{decoded}"
+        f"best {_rounded_text(best)} at step {best_step}{decoded}"
     )
 
 
@@ -191,8 +191,8 @@ def by(numbers: Iterable[float], form: str = "g") -> str:
 
 
 def _pairs(values: Mapping) -> str:
-    return ", ".join(f"{name} {_short(value)}" for name, value in values.items())
+    return ", ".join(f"{name} {_rounded_text(value)}" for name, value in values.items())
 
 
-def _short(value: object) -> str:
+def _rounded_text(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -143,13 +143,13 @@ def read(path: Path | str) -> dict:
     """The whole content of a file (or `nnssl.address`), training state included. Raises
     FileNotFoundError, AddressError or CheckpointError.
     """
-    content = _checked(_existing(path))
+    content = _checked(_existing_file(path))
     stored = content["network_weights"]
     content["network_weights"] = {name: _at_least_single(w) for name, w in stored.items()}
     return content
 
 
-def _existing(path: Path | str) -> Path:
+def _existing_file(path: Path | str) -> Path:
     """The file at a path or an address; raises FileNotFoundError."""
     path = address.local(path)
     if not path.is_file():

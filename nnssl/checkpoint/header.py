@@ -67,7 +67,7 @@ def _foreign(content: object) -> str:
 
 
 def _unreadable(version: object) -> str | None:
-    if _is_whole(version) and version == FORMAT_VERSION:
+    if _is_integer(version) and version == FORMAT_VERSION:
         return None
     return (
         f"has format version {printable(repr(version))}, this installation reads "
@@ -120,43 +120,43 @@ def _check_header(header: Mapping, citations: object) -> None:
 
 
 def _check_text(header: Mapping, citations: object) -> None:
-    _require(_is_text(header["method"]), "method is a word", header["method"])
+    _require_valid(_is_text(header["method"]), "method is a word", header["method"])
     are_text = isinstance(citations, list) and all(isinstance(one, str) for one in citations)
-    _require(are_text, "citations are a list of text", citations)
+    _require_valid(are_text, "citations are a list of text", citations)
 
 
 def _check_decoder(decoder: Mapping) -> None:
     """Its tensors are compared with the network's when they are loaded."""
-    _require(_is_text(decoder.get("name")), "decoder has a name", decoder)
+    _require_valid(_is_text(decoder.get("name")), "decoder has a name", decoder)
 
 
 def _check_kinds(header: Mapping) -> None:
     for name, kind in INFORMS.items():
         value = header.get(name, kind())
-        _require(isinstance(value, kind), f"{name} is a {kind.__name__}", value)
+        _require_valid(isinstance(value, kind), f"{name} is a {kind.__name__}", value)
 
 
 def _check_crop(crop: object, dims: int) -> None:
     fits = isinstance(crop, list) and len(crop) == dims and all(map(_is_edge, crop))
-    _require(fits, f"crop is {dims} numbers of voxels", crop)
+    _require_valid(fits, f"crop is {dims} numbers of voxels", crop)
 
 
 def _is_edge(voxels: object) -> bool:
-    return _is_whole(voxels) and 0 < voxels <= LARGEST_CROP
+    return _is_integer(voxels) and 0 < voxels <= LARGEST_CROP
 
 
 def _check_plan(plan: object, dims: int) -> None:
     if not _has_keys(plan, {"hu", "spacing"}):
         raise _unlike("plan says hu and spacing", plan)
     if plan["spacing"] is not None:
-        _check_spacing(plan["spacing"], dims)
+        _check_plan_spacing(plan["spacing"], dims)
     if plan["hu"] is not None:
         _check_hu(plan["hu"])
 
 
-def _check_spacing(spacing: object, dims: int) -> None:
+def _check_plan_spacing(spacing: object, dims: int) -> None:
     fits = isinstance(spacing, list) and dims <= len(spacing) <= 3 and all(map(_is_step, spacing))
-    _require(fits, "spacing is numbers of mm", spacing)
+    _require_valid(fits, "spacing is numbers of mm", spacing)
 
 
 def _is_step(mm: object) -> bool:
@@ -170,13 +170,13 @@ def _check_hu(hu: object) -> None:
     knots = hu.get("interior", [])
     _check_knots(knots)
     numbers = [*(hu[name] for name in LINEAR), *chain.from_iterable(knots)]
-    _require(all(map(_is_number, numbers)), "hu is of numbers", hu)
+    _require_valid(all(map(_is_number, numbers)), "hu is of numbers", hu)
     HUPolicy.from_dict(hu)
 
 
 def _check_knots(knots: object) -> None:
     fits = isinstance(knots, list) and len(knots) <= MOST_KNOTS and all(map(_is_pair, knots))
-    _require(fits, f"hu.interior is at most {MOST_KNOTS} pairs", knots)
+    _require_valid(fits, f"hu.interior is at most {MOST_KNOTS} pairs", knots)
 
 
 def _is_pair(knot: object) -> bool:
@@ -194,13 +194,13 @@ def _check_encoder(encoder: object) -> None:
     for field in fields(SwinConfig):
         value = encoder.get(field.name, field.default)
         rule = f"encoder.{field.name} is like {field.default!r}"
-        _require(_is_like(value, field.default), rule, value)
+        _require_valid(_is_like(value, field.default), rule, value)
 
 
 def _is_like(value: object, default: object) -> bool:
     """Whether a value has the type of a default; a tuple's is whole numbers, in rows or not."""
     if isinstance(default, tuple):
-        return all(map(_is_whole, _flat(value)))
+        return all(map(_is_integer, _flat(value)))
     if isinstance(default, float):
         return _is_number(value)
     return type(value) is type(default)
@@ -219,20 +219,20 @@ def _check_fit(config: SwinConfig, weights: Mapping[str, Tensor]) -> None:
     its blocks are Python objects.
     """
     _check_telling_shapes(config, weights)
-    _require(sum(config.depths) <= len(weights), "a block has tensors", config.depths)
+    _require_valid(sum(config.depths) <= len(weights), "a block has tensors", config.depths)
     _check_all_shapes(config, weights)
 
 
 def _check_all_shapes(config: SwinConfig, weights: Mapping[str, Tensor]) -> None:
-    other = sorted(set(_shapes(config).items()) ^ _encoder_shapes(weights))
+    other = sorted(set(_expected_shapes(config).items()) ^ _encoder_shapes(weights))
     rule = f"the tensors are those of the encoder {config.to_dict()}"
-    _require(not other, rule, [name for name, _ in other[:3]])
+    _require_valid(not other, rule, [name for name, _ in other[:3]])
 
 
 def _check_telling_shapes(config: SwinConfig, weights: Mapping[str, Tensor]) -> None:
     for name, shape in _telling_shapes(config).items():
         got = tuple(weights[name].shape) if name in weights else "none"
-        _require(got == shape, f"the encoder has {name} {shape}", got)
+        _require_valid(got == shape, f"the encoder has {name} {shape}", got)
 
 
 def _encoder_shapes(weights: Mapping[str, Tensor]) -> set[tuple[str, tuple[int, ...]]]:
@@ -255,7 +255,7 @@ def _telling_shapes(config: SwinConfig) -> dict[str, tuple[int, ...]]:
 
 
 @lru_cache(maxsize=4)
-def _shapes(config: SwinConfig) -> dict[str, tuple[int, ...]]:
+def _expected_shapes(config: SwinConfig) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
         return {PREFIX + name: tuple(p.shape) for name, p in Swin(config).named_parameters()}
 
@@ -265,7 +265,7 @@ def without_heads(decoder: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in decoder.items() if not name.startswith(HEADS)}
 
 
-def _require(holds: bool, rule: str, got: object) -> None:
+def _require_valid(holds: bool, rule: str, got: object) -> None:
     if not holds:
         raise _unlike(rule, got)
 
@@ -274,7 +274,7 @@ def _unlike(rule: str, got: object) -> ValueError:
     return ValueError(f"{rule}; got {str(got)[:200]}")
 
 
-def _is_whole(value: object) -> TypeGuard[int]:
+def _is_integer(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 

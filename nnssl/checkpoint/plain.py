@@ -136,7 +136,7 @@ class _DType:
         self.order = cast("Order", state[1])
 
 
-def _number(dtype: _DType, content: bytes) -> float | int | bool:
+def _numpy_scalar(dtype: _DType, content: bytes) -> float | int | bool:
     """Stands in for numpy's maker of scalars: others keep scores beside their weights."""
     if not isinstance(dtype, _DType) or not isinstance(content, bytes):
         raise ValueError("not a number of numpy")
@@ -145,6 +145,6 @@ def _number(dtype: _DType, content: bytes) -> float | int | bool:
 
 _NUMPY = (
     (_DType, "numpy.dtype"),
-    (_number, "numpy.core.multiarray.scalar"),
-    (_number, "numpy._core.multiarray.scalar"),  # numpy 2
+    (_numpy_scalar, "numpy.core.multiarray.scalar"),
+    (_numpy_scalar, "numpy._core.multiarray.scalar"),  # numpy 2
 )

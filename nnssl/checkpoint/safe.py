@@ -35,13 +35,13 @@ def write_safe(path: Path, content: dict) -> None:
     """Whole or not at all; the same content gives the same bytes. Training state is left out."""
     from safetensors.torch import save_file
 
-    weights, metadata = content["network_weights"], {ENTRY: _entry(content)}
+    weights, metadata = content["network_weights"], {ENTRY: _metadata_entry(content)}
     tensors = {name: tensor.contiguous() for name, tensor in weights.items()}
     with files.atomic(path) as temporary:
         save_file(tensors, temporary, metadata)
 
 
-def _entry(content: dict) -> str:
+def _metadata_entry(content: dict) -> str:
     entry = {key: content[key] for key in STORED} | {"order": list(content["network_weights"])}
     return json.dumps(entry, allow_nan=False)
 

@@ -57,7 +57,7 @@ def convert(request: ConvertRequest) -> str:
     """
     _check_output(request)
     request = replace(request, file=address.local(request.file))
-    content = _content(request)
+    content = _converted_content(request)
     if request.half:
         content = checkpoint.halved(content)
     if request.hub:
@@ -86,17 +86,17 @@ def _report(request: ConvertRequest) -> str:
     )
 
 
-def _content(request: ConvertRequest) -> dict:
+def _converted_content(request: ConvertRequest) -> dict:
     """The content of the checkpoint of what `request` names, a file on this machine."""
     file = Path(request.file)
     content = opened(file)
     if is_ours(content):
-        return _own(request)
+        return _native_content(request)
     done = encoder_from(tensors_in(content, file), request)
-    return checkpoint.pack(done.encoder, _header(request, done), [done.source.citation])
+    return checkpoint.pack(done.encoder, _converted_header(request, done), [done.source.citation])
 
 
-def _own(request: ConvertRequest) -> dict:
+def _native_content(request: ConvertRequest) -> dict:
     """The content of a checkpoint of ours, without training state."""
     _require_another_form(request)
     content = checkpoint.read(request.file)
@@ -163,7 +163,7 @@ def _source(found: LayoutMatch, names: list[str], request: ConvertRequest) -> So
     """The source with what the request says otherwise."""
     layout = found.layout.name
     if request.source:
-        source = sources.named(request.source, layout)
+        source = sources.source_by_name(request.source, layout)
     else:
         source = sources.identify_source(layout, names)
     source = replace(
@@ -253,7 +253,7 @@ def _named_hu(hu: tuple[float, ...], source: Source) -> HUPolicy:
     raise ForeignError(f"--hu takes LOW HIGH, which became 0 and 1, or LOW HIGH MEAN SD; got {hu}")
 
 
-def _header(request: ConvertRequest, done: Converted) -> dict:
+def _converted_header(request: ConvertRequest, done: Converted) -> dict:
     source = done.source
     return {
         "method": source.name,

@@ -113,7 +113,7 @@ class LayoutMatch(NamedTuple):
         return our_name(self.layout, name.removeprefix(self.prefix))
 
 
-def find(names: Iterable[str]) -> list[LayoutMatch]:
+def find_encoders(names: Iterable[str]) -> list[LayoutMatch]:
     """Every encoder of a known layout among `names`."""
     names = set(names)
     return [
@@ -121,11 +121,11 @@ def find(names: Iterable[str]) -> list[LayoutMatch]:
         for layout in LAYOUTS
         for name in sorted(names)
         if name == layout.stem or name.endswith("." + layout.stem)
-        if _fits(layout, name.removesuffix(layout.stem), names)
+        if _matches_layout(layout, name.removesuffix(layout.stem), names)
     ]
 
 
-def _fits(layout: Layout, prefix: str, names: set[str]) -> bool:
+def _matches_layout(layout: Layout, prefix: str, names: set[str]) -> bool:
     return all(prefix + name in names for name in layout.has) and not any(
         prefix + name in names for name in layout.lacks
     )

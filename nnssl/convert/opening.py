@@ -8,7 +8,7 @@ from torch import Tensor
 
 from nnssl.checkpoint import KEYS, CheckpointError, read_plain
 from nnssl.checkpoint.safe import is_safe, names_ours, read_safe
-from nnssl.convert.layouts import LAYOUTS, WRAPPERS, LayoutMatch, find, guess
+from nnssl.convert.layouts import LAYOUTS, WRAPPERS, LayoutMatch, find_encoders, guess
 
 DEEPEST = 5  # wrappers within each other
 
@@ -86,7 +86,7 @@ def encoder_in(path: Path, names: list[str], prefix: str | None) -> LayoutMatch:
     """The one encoder among `names`, or the one whose names begin with `prefix`. Raises
     ForeignError.
     """
-    found = find(names)
+    found = find_encoders(names)
     if not found:
         raise _unknown(path, names)
     meant = [each for each in found if prefix in (None, each.prefix)]

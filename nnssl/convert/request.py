@@ -19,7 +19,7 @@ class ConvertRequest:
         "or a checkpoint of ours, for --hub and back",
         flag="FILE",
         metavar="FILE",
-        read=address.named,
+        read=address.path_or_address,
     )
     output: Path = option(
         help="where to write, a file or with --hub a folder; must not exist",

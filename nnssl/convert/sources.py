@@ -166,7 +166,7 @@ def _of_layout(layout: str) -> list[Source]:
     return [source for source in SOURCES if layout in source.layouts]
 
 
-def named(name: str, layout: str) -> Source:
+def source_by_name(name: str, layout: str) -> Source:
     """Raises ValueError for a name that is unknown, or is of files in other layouts."""
     fitting = {source.name: source for source in _of_layout(layout)}
     if name not in fitting:

@@ -37,14 +37,14 @@ def _channels_last(x: Tensor) -> Tensor:
     )
 
 
-def _rows(x: Tensor) -> Tensor:
+def _voxel_view(x: Tensor) -> Tensor:
     """The channels-last [B C *spatial] seen as [B voxels C]."""
     return x.movedim(1, -1).flatten(1, -2)
 
 
-def _parts(x: Tensor) -> tuple[Tensor, ...]:
+def _voxel_chunks(x: Tensor) -> tuple[Tensor, ...]:
     """Views of [B some-voxels C] that make up `x`."""
-    return _rows(x).split(max(1, PART // (x.shape[0] * x.shape[1])), dim=1)
+    return _voxel_view(x).split(max(1, PART // (x.shape[0] * x.shape[1])), dim=1)
 
 
 class _Context(GradContext, Protocol):
@@ -54,14 +54,14 @@ class _Context(GradContext, Protocol):
 class _NormActInPlace(torch.autograd.Function):
     @staticmethod
     def forward(ctx: _Context, x: Tensor, act: bool) -> Tensor:
-        rows = _rows(x)
+        rows = _voxel_view(x)
         mean = rows.mean(1, keepdim=True)
         square = torch.zeros_like(mean)
-        for part in _parts(x):
+        for part in _voxel_chunks(x):
             part.sub_(mean)
             square += (part * part).sum(1, keepdim=True)
         rstd = (square / rows.shape[1] + EPSILON).rsqrt_()
-        for part in _parts(x):
+        for part in _voxel_chunks(x):
             part.mul_(rstd)
             if act:
                 F.leaky_relu_(part, SLOPE)
@@ -74,7 +74,9 @@ class _NormActInPlace(torch.autograd.Function):
     def backward(ctx: _Context, gradient: Tensor) -> tuple[Tensor, None]:
         y, rstd = ctx.saved_tensors
         out = torch.empty_like(y)
-        parts = list(zip(*(_parts(t) for t in (y, _channels_last(gradient), out)), strict=True))
+        parts = list(
+            zip(*(_voxel_chunks(t) for t in (y, _channels_last(gradient), out)), strict=True)
+        )
         total, along = torch.zeros_like(rstd), torch.zeros_like(rstd)
         for y_part, g_part, out_part in parts:
             if ctx.act:
@@ -86,7 +88,7 @@ class _NormActInPlace(torch.autograd.Function):
                 out_part.copy_(g_part)
             total += out_part.sum(1, keepdim=True)
             along += (out_part * y_part).sum(1, keepdim=True)
-        voxels = _rows(y).shape[1]
+        voxels = _voxel_view(y).shape[1]
         shift, tilt = total.mul_(rstd / -voxels), along.mul_(rstd / -voxels)
         for y_part, _, out_part in parts:
             if ctx.act:

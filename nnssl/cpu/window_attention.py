@@ -52,10 +52,10 @@ def attention(parts: Tensor, bias: Tensor, mask: MaskLike | None) -> Tensor:
     """
     if torch.is_grad_enabled():
         return _Attention.apply(parts, bias, mask)
-    return _attend(parts, bias, mask, None)[0]
+    return _attend_in_chunks(parts, bias, mask, None)[0]
 
 
-def _step(values: int) -> int:
+def _chunk_size(values: int) -> int:
     """How many items of so many values each to work on at a time."""
     return max(1, CACHED * torch.get_num_threads() // values)
 
@@ -67,7 +67,7 @@ class _Attention(torch.autograd.Function):
     def forward(ctx: GradContext, parts: Tensor, bias: Tensor, mask: MaskLike | None) -> Tensor:
         _, heads, _, windows, n = parts.shape
         probabilities = parts.new_empty(windows, heads, n, n)
-        out, by_window = _attend(parts, bias, mask, probabilities)
+        out, by_window = _attend_in_chunks(parts, bias, mask, probabilities)
         ctx.save_for_backward(by_window, probabilities)
         return out
 
@@ -78,7 +78,7 @@ class _Attention(torch.autograd.Function):
         return *_attend_back(gradient, by_window, probabilities), None
 
 
-def _attend(
+def _attend_in_chunks(
     parts: Tensor, bias: Tensor, mask: MaskLike | None, probabilities: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """The output [heads d W n], and q, k, v as [3 W heads d n]; `probabilities` [W heads n n] is
@@ -87,7 +87,7 @@ def _attend(
     _, heads, d, windows, n = parts.shape
     by_window = parts.permute(0, 3, 1, 2, 4).contiguous()
     out = parts.new_empty(heads, d, windows, n)
-    step = _step(heads * n * n)
+    step = _chunk_size(heads * n * n)
     scratch = parts.new_empty(min(step, windows), heads, n, n)
     which = None if mask is None else mask.which.repeat(windows // len(mask.which))
     for start in range(0, windows, step):
@@ -116,7 +116,7 @@ def _attend_back(
     _, windows, heads, d, n = by_window.shape
     to_parts = gradient.new_empty(3, heads, d, windows, n)
     to_bias = gradient.new_zeros(1, heads * n * n)
-    step = _step(heads * n * n)
+    step = _chunk_size(heads * n * n)
     ones = gradient.new_ones(1, step)
     for start in range(0, windows, step):
         end = min(start + step, windows)

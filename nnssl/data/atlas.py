@@ -119,7 +119,7 @@ def _register(
 
     SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(1)  # the same result on every machine
     transform = _initial(fixed, moving, start)
-    method = _method()
+    method = _registration_method()
     method.SetInitialTransform(transform, inPlace=True)
     try:
         method.Execute(fixed, moving)
@@ -146,7 +146,7 @@ def _initial(
     return transform
 
 
-def _method() -> SimpleITK.ImageRegistrationMethod:
+def _registration_method() -> SimpleITK.ImageRegistrationMethod:
     """Metric and optimiser; without the transform that it begins with."""
     import SimpleITK
 
@@ -166,7 +166,7 @@ def check_spread(voxels: np.ndarray) -> None:
         raise RegistrationError("holds one value")
 
 
-def load(path: Path) -> np.ndarray:
+def load_volume(path: Path) -> np.ndarray:
     """A stored volume as [Z Y X]: float32, or integers of labels and parcels as they are."""
     voxels = stored_array(path)[:][0]
     return voxels.astype(np.float32, copy=False) if voxels.dtype.kind == "f" else voxels

@@ -27,19 +27,19 @@ def voxel_files(
 
 def data_files(header: Path, named: str, following: Iterator[str]) -> tuple[Path, ...]:
     """The data files that a header names: one, a list, or numbered ones."""
-    names = _names(named, following)
+    names = _data_file_names(named, following)
     if not 0 < len(names) <= MOST_FILES:
         raise unreadable(f"its header names {len(names)} data files")
     return tuple(_beside(header, name) for name in names)
 
 
-def _names(named: str, following: Iterator[str]) -> list[str]:
+def _data_file_names(named: str, following: Iterator[str]) -> list[str]:
     if named.startswith("LIST"):  # which MetaIO and NRRD take for a list whatever follows
         return [line.strip() for line in following if line.strip()]
-    return _numbered(named) if "%" in named else [named]
+    return _names_from_pattern(named) if "%" in named else [named]
 
 
-def _numbered(named: str) -> list[str]:
+def _names_from_pattern(named: str) -> list[str]:
     """The names of NAME%03d.raw FIRST LAST STEP; one more than MOST_FILES at most."""
     pattern, *bounds = _checked_words(named)
     first, last, step = map(int, bounds[:3])

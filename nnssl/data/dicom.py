@@ -47,11 +47,11 @@ def series_in(folder: Path | str, cache: Path | None = None) -> dict[str, Series
         paths = _dicom_files(folder)
         signature = signature_of(paths)
     kept = cache / "survey" / f"{fingerprint(['dicom', str(folder)])}.json" if cache else None
-    found = _kept(kept, signature) if kept else None
+    found = _cached_series(kept, signature) if kept else None
     if found is None:
         found = judge(read_slices(paths))
         if kept:
-            _keep(kept, signature, found)
+            _write_series_cache(kept, signature, found)
     return {series.uid: series for series in found}
 
 
@@ -60,13 +60,13 @@ def _dicom_files(folder: Path) -> list[Path]:
     return sorted(filter(looks_like_dicom, visible))
 
 
-def _keep(path: Path, signature: list, found: list[Series]) -> None:
+def _write_series_cache(path: Path, signature: list, found: list[Series]) -> None:
     content = {"signature": signature, "series": [asdict(series) for series in found]}
     write_json(path, content)
 
 
-def _kept(path: Path, signature: list) -> list[Series] | None:
-    """What `_keep` wrote; None where that is absent, damaged, or of other files."""
+def _cached_series(path: Path, signature: list) -> list[Series] | None:
+    """What `_write_series_cache` wrote; None where that is absent, damaged, or of other files."""
     try:
         content = read_json(path)
     except (FileNotFoundError, ValueError):

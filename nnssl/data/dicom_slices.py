@@ -80,7 +80,7 @@ class _Frame:
         return next((elements.text(tag) for elements in nested if tag in elements.values), "")
 
     def numbers(self, sequence: int, tag: int, count: int) -> tuple[float, ...]:
-        return _numbers(self.text(sequence, tag), count)
+        return _finite_numbers(self.text(sequence, tag), count)
 
 
 def _frames(name: str, image: Image) -> Iterator[Slice]:
@@ -119,7 +119,7 @@ def _slice(name: str, number: int, frame: _Frame) -> Slice:
     )
 
 
-def _numbers(text: str, count: int) -> tuple[float, ...]:
+def _finite_numbers(text: str, count: int) -> tuple[float, ...]:
     """The numbers of a DICOM list, or nothing when they are not `count` finite numbers."""
     try:
         numbers = tuple(float(part) for part in text.split("\\"))

@@ -82,12 +82,12 @@ def _stack(one: Slice) -> tuple:
         one.components,
         one.modality,
         one.echo if one.modality == "MR" else "",
-        bool(_words(one) & LOCALIZER_WORDS),
+        bool(_image_type_words(one) & LOCALIZER_WORDS),
         bool(one.position),
     )
 
 
-def _words(one: Slice) -> set[str]:
+def _image_type_words(one: Slice) -> set[str]:
     return set(re.split(r"[^A-Z0-9]+", one.image_type))
 
 
@@ -128,7 +128,7 @@ def _check_kind(stack: list[Slice]) -> None:
             f"{len(stack)} files cannot be read as DICOM images; the first: {one.error}"
         )
     _check_modality(one.modality)
-    _check_image_type(_words(one))
+    _check_image_type(_image_type_words(one))
     check_components(one.components)
     _check_orientation(one)
     _check_pixel(one.pixel)

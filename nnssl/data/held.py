@@ -101,7 +101,7 @@ class Held:
         """Read every volume. Decompression lets other threads run; a volume at a time is in memory
         twice for each.
         """
-        with ThreadPoolExecutor(limits.cores()) as pool, _bar(len(self._volumes)) as bar:
+        with ThreadPoolExecutor(limits.cores()) as pool, _loading_bar(len(self._volumes)) as bar:
             for _ in pool.map(lambda name: self._read(folder / name, name), self._volumes):
                 bar.update()
 
@@ -129,7 +129,7 @@ class Held:
         return self._volumes[name].of(self._block)
 
 
-def _bar(volumes: int) -> tqdm:
+def _loading_bar(volumes: int) -> tqdm:
     return tqdm(
         total=volumes,
         desc="into memory",

@@ -31,7 +31,7 @@ def hu_policy(
     `clip` (HU) asks for the plain linear map of that range instead.
     `histograms`: counts at each whole HU from BODY_HU upwards (survey.body_histogram).
     """
-    hu, pooled = _pooled(histograms)
+    hu, pooled = _mean_histogram(histograms)
     low, high = check_clip(clip) if clip else WIDEST
     interior = () if clip else tuple(zip(KNOTS, _levels(hu, pooled), strict=True))
     values = np.interp(hu, *np.array([(low, low), *interior, (high, high)]).T)
@@ -45,7 +45,7 @@ def _mean_and_std(values: np.ndarray, fractions: np.ndarray) -> tuple[float, flo
     return mean, float(np.sqrt((fractions * (values - mean) ** 2).sum()))
 
 
-def _pooled(histograms: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def _mean_histogram(histograms: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Each HU of the histograms, and the fraction of body voxels there, averaged over the scans."""
     fractions = (histogram / histogram.sum() for histogram in histograms)
     pooled = functools.reduce(np.add, fractions)

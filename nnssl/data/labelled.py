@@ -57,7 +57,7 @@ def find_labelled(dataset: Path, count: int) -> Labelled:
             f"{dataset} holds no dataset.json; a probe needs an nnU-Net raw dataset with labels"
         )
     raw = open_raw(dataset)
-    labels = _labels(dataset, raw)
+    labels = _integer_labels(dataset, raw)
     classes = {name: value for name, value in labels.items() if value != 0 and name != IGNORE}
     cases = _evenly(_complete(dataset, raw), count)
     return Labelled(dataset.name, classes, labels.get(IGNORE), cases)
@@ -77,7 +77,7 @@ def _evenly(cases: list[LabelledCase], count: int) -> tuple[LabelledCase, ...]:
     return tuple(cases[number] for number in np.unique(numbers))
 
 
-def _labels(dataset: Path, raw: RawDataset) -> dict[str, int]:
+def _integer_labels(dataset: Path, raw: RawDataset) -> dict[str, int]:
     labels = raw.content.get("labels", {})
     if not labels or not all(isinstance(value, int) for value in labels.values()):
         raise ValueError(
@@ -128,10 +128,10 @@ def prepare_labelled(
                 raise ValueError(
                     f"{case.id} of {labelled.dataset} cannot be used by the probe: {result.reason}"
                 )
-    write_json(folder / NOTE, _note(labelled, plan))
+    write_json(folder / NOTE, _probe_metadata(labelled, plan))
 
 
-def _note(labelled: Labelled, plan: Plan) -> dict:
+def _probe_metadata(labelled: Labelled, plan: Plan) -> dict:
     return {
         "dataset": labelled.dataset,
         "labels": labelled.labels,
@@ -144,7 +144,7 @@ def _note(labelled: Labelled, plan: Plan) -> dict:
 
 def store_case(case: LabelledCase, plan: Plan, plan_fingerprint: str, folder: Path) -> None:
     """Read, normalise, resample and store one image and its labels."""
-    scan, labels = _read(case)
+    scan, labels = _read_image_and_labels(case)
     shape = resampled_shape(scan.voxels.shape, scan.spacing, plan.spacing)
     image = network_input(plan.standardise(scan.voxels), scan.spacing, plan)
     values = resample(labels[None], shape, scan.spacing, plan.spacing, labels=True)
@@ -158,7 +158,7 @@ def store_case(case: LabelledCase, plan: Plan, plan_fingerprint: str, folder: Pa
     write_json(inside(folder, f"{case.id}.json"), done)
 
 
-def _read(case: LabelledCase) -> tuple[Scan, np.ndarray]:
+def _read_image_and_labels(case: LabelledCase) -> tuple[Scan, np.ndarray]:
     """The image, and its labels int16 [Z Y X]. Raises ValueError where their shapes differ."""
     scan = read_image(case.image, case.reader)
     labels = read_image(case.labels, case.reader, labels=True).voxels

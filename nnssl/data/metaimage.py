@@ -44,7 +44,7 @@ MATRICES = ("TransformMatrix", "Rotation", "Orientation")
 def parse(path: Path, file: BinaryIO) -> StoredVoxels:
     """Raises UnusableScanError, or ValueError or KeyError for what is not understood."""
     fields = _fields(file)
-    _check(fields)
+    _check_fields(fields)
     kind = fields["ElementType"].removeprefix("MET_")
     encoding, limit = _encoding(fields)
     files, offset = voxel_files(path, file.tell(), _data_file(fields), lines(file))
@@ -91,7 +91,7 @@ def _add_field(fields: dict[str, str], line: str) -> None:
     fields[found[1]] = found[2]
 
 
-def _check(fields: dict[str, str]) -> None:
+def _check_fields(fields: dict[str, str]) -> None:
     """Refuse other than scalars on three axes, and what is not finite."""
     if fields.get("NDims") != "3":
         raise UnusableScanError(f"is not three-dimensional: NDims {fields.get('NDims')}")

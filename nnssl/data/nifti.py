@@ -63,7 +63,7 @@ def read_nifti_header(path: Path | str) -> Header:
             most = DEFLATE if isinstance(file, gzip.GzipFile) else 1
             header = _parsed(file.read(540))
         size = path.stat().st_size
-    _check_spacing(header)
+    _check_pixdim(header)
     found = _promised(header)
     _check_length(found, size, most)
     return found
@@ -118,7 +118,7 @@ def _header_in(block: bytes, order: Literal["little", "big"]) -> Nifti1Header | 
 
 
 def _promised(header: Nifti1Header) -> Header:
-    shape, dtype = _shape(header), _dtype(header)
+    shape, dtype = _header_shape(header), _dtype(header)
     offset = _offset(header, dtype)
     scaled = header["scl_slope"] not in (0, 1) or header["scl_inter"] != 0
     return Header(shape, dtype, offset, scaled)
@@ -132,7 +132,7 @@ def _offset(header: Nifti1Header, dtype: np.dtype) -> int:
     return int(offset)
 
 
-def _shape(header: Nifti1Header) -> tuple[int, ...]:
+def _header_shape(header: Nifti1Header) -> tuple[int, ...]:
     count = int(header["dim"][0])
     shape = tuple(header["dim"][1 : count + 1].tolist())
     if not 1 <= count <= 7 or min(shape) < 1:
@@ -151,7 +151,7 @@ def _dtype(header: Nifti1Header) -> np.dtype:
         raise unreadable(f"its header gives the unknown voxel type {code}") from error
 
 
-def _check_spacing(header: Nifti1Header) -> None:
+def _check_pixdim(header: Nifti1Header) -> None:
     spacing = np.abs(header["pixdim"][1:4].astype(float))
     if not (np.isfinite(spacing).all() and spacing.all()):
         raise UnusableScanError(f"says no spacing: pixdim {spacing.tolist()}")
@@ -184,7 +184,7 @@ def check_nifti(path: Path | str) -> None:
         raise unreadable(f"it is cut short, {count} of {header.bytes} bytes of voxels are there")
 
 
-def _blocks(path: Path, offset: int) -> Iterator[bytes]:
+def _voxel_blocks(path: Path, offset: int) -> Iterator[bytes]:
     with _opened(path) as file:
         while offset and (skipped := file.read(min(offset, BLOCK))):
             offset -= len(skipped)
@@ -194,7 +194,7 @@ def _blocks(path: Path, offset: int) -> Iterator[bytes]:
 def _count_bytes(path: Path, header: Header) -> int:
     """Of voxels that are there. UnusableScanError where one is NaN or infinite."""
     count = 0
-    for block in _blocks(path, header.offset):
+    for block in _voxel_blocks(path, header.offset):
         _check_finite(block, header.dtype)
         count += len(block)
     return count

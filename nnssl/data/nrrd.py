@@ -50,7 +50,7 @@ def parse(path: Path, file: BinaryIO) -> StoredVoxels:
     if not re.fullmatch(r"NRRD000[1-6]", next(header, "")):
         raise unreadable("it does not begin as NRRD does")
     fields, rest = _fields(header)
-    shape = _shape(fields)
+    shape = _checked_sizes(fields)
     sheared = len(shape) == 3 and _is_sheared(fields)
     kind = fields["type"].lower()
     encoding = ENCODINGS[fields["encoding"].lower()]
@@ -94,7 +94,7 @@ def _pairs(header: Iterator[str]) -> Iterator[tuple[str, str]]:
         yield key.lower().replace(" ", ""), value.strip()
 
 
-def _shape(fields: dict[str, str]) -> list[int]:
+def _checked_sizes(fields: dict[str, str]) -> list[int]:
     shape = sizes(fields["sizes"])
     if len(shape) != int(fields["dimension"]):
         raise unreadable(

@@ -96,7 +96,7 @@ def unify(scan: Scan, direction: np.ndarray, origin: np.ndarray | None = None) -
     Permuted axes would mix the spacing of slices with that in their plane. Axes that only run the
     other way stay as they are, since nnU-Net leaves them too.
     """
-    name = _name_of(direction)
+    name = _orientation_name(direction)
     affine = None if origin is None else _affine_of(scan.spacing, direction, origin)
     placed = replace(scan, orientation=name, affine=affine)
     if "?" in name or not is_permuted(direction):
@@ -104,7 +104,7 @@ def unify(scan: Scan, direction: np.ndarray, origin: np.ndarray | None = None) -
     return _reordered(placed, direction)
 
 
-def _name_of(direction: np.ndarray) -> str:
+def _orientation_name(direction: np.ndarray) -> str:
     """Such as LPS; a ? for an axis that has no direction."""
     from nibabel.orientations import aff2axcodes
 

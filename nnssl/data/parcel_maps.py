@@ -22,7 +22,7 @@ from nnssl.data import atlas
 from nnssl.data.crops import PARCELS
 from nnssl.data.plan import Plan
 from nnssl.data.preprocess import store
-from nnssl.data.tissue import cluster, nearest, tissue_and_position
+from nnssl.data.tissue import cluster, nearest_centre, tissue_and_position
 from nnssl.data.workers import Failed, parallel_map
 from nnssl.files import fingerprint, inside, names_in, read_json, write_json
 from nnssl.hu import HUPolicy
@@ -50,7 +50,7 @@ class _Work:
 
     def volume(self, case: str) -> np.ndarray:
         """HU [Z Y X] of a preprocessed scan."""
-        return atlas.hounsfield(atlas.load(inside(self.folder, f"{case}.b2nd")), self.hu)
+        return atlas.hounsfield(atlas.load_volume(inside(self.folder, f"{case}.b2nd")), self.hu)
 
     def body(self, voxels: np.ndarray) -> np.ndarray:
         return voxels > (BODY_HU if self.hu is not None else 0.0)
@@ -80,7 +80,7 @@ def make(
     stored = made_for["stored"]
     needed = max(FEWEST, math.ceil(least * len(stored)))
     if (ready := _ready(folder, made_for, cases)) is not None:
-        _require(needed, ready, read_json(inside(folder, NOTE))["left_out"])
+        _require_enough_scans(needed, ready, read_json(inside(folder, NOTE))["left_out"])
         return ready
     _require_not_failed(folder, made_for, needed)
     print_fn(
@@ -96,7 +96,7 @@ def make(
     if made.left_out:
         left_out = f"{len(made.left_out)} of {len(stored)} scans are left out"
         print_fn(f"parcels: {left_out}, see {folder / NOTE}")
-    _require(needed, made.cases, made.left_out)
+    _require_enough_scans(needed, made.cases, made.left_out)
     return made.cases
 
 
@@ -126,7 +126,7 @@ class _Registered:
         """Raises TooFewRegistered for fewer than `needed`, which is noted in `path`."""
         if len(self.cases) < needed:
             write_json(path, {**made_for, "cases": self.cases, "left_out": self.left_out})
-        _require(needed, self.cases, self.left_out)
+        _require_enough_scans(needed, self.cases, self.left_out)
 
     def without(self, failed: dict[str, str]) -> _Registered:
         """Without those that failed later, {case: reason}."""
@@ -183,7 +183,7 @@ def are_made(folder: Path, plan: Plan, classes: int) -> bool:
     return _ready(folder, _made_for(folder, plan, classes, None), None) is not None
 
 
-def cases(folder: Path, plan: Plan) -> list[str]:
+def cases_with_parcels(folder: Path, plan: Plan) -> list[str]:
     """The ids of the plan's scans that have parcels. Raises OSError where none were made."""
     made = set(read_json(inside(folder, NOTE))["cases"])
     return [case.id for case in plan.cases if case.id in made]
@@ -224,7 +224,7 @@ def _label(item: tuple[str, atlas.Affine], work: _Work, centres: np.ndarray) -> 
     body = work.body(voxels)
     labels = np.zeros(voxels.shape, np.uint8)
     rows = tissue_and_position(voxels, affine, work.spacing)[body]
-    labels[body] = 1 + nearest(rows, centres)
+    labels[body] = 1 + nearest_centre(rows, centres)
     store(labels[None], inside(work.folder, case + PARCELS), labels.shape, np.uint8)
 
 
@@ -278,10 +278,10 @@ def _require_not_failed(folder: Path, made_for: dict, needed: int) -> None:
     note = _read_note(inside(folder, FAILED)) or {}
     same = all(note.get(name) == made_for[name] for name in ("format", "plan", "stored"))
     if same and isinstance(note.get("cases"), list) and isinstance(note.get("left_out"), dict):
-        _require(needed, note["cases"], note["left_out"])
+        _require_enough_scans(needed, note["cases"], note["left_out"])
 
 
-def _require(needed: int, cases: Sequence[str], failed: dict[str, str]) -> None:
+def _require_enough_scans(needed: int, cases: Sequence[str], failed: dict[str, str]) -> None:
     if len(cases) < needed:
         raise TooFewRegistered(
             f"{len(cases)} of {len(cases) + len(failed)} scans could be registered to one another, "

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 EXAMPLES = 3
 
 
-def check(patterns: Sequence[str]) -> tuple[str, ...]:
+def checked_globs(patterns: Sequence[str]) -> tuple[str, ...]:
     """`patterns` as they are kept. Raises ValueError for one that cannot match within a folder."""
     for pattern in patterns:
         parts = PurePosixPath(pattern).parts
@@ -41,13 +41,13 @@ def nothing(folder: Path, patterns: Sequence[str], there: Iterable[str]) -> Valu
     paths = [Path(path) for path in there]
     names = sorted(str(path.relative_to(folder)) for path in paths if path.is_relative_to(folder))
     return ValueError(
-        f"nothing in {folder} matches --pattern {' '.join(map(repr, patterns))}; {_listed(names)}. "
-        "Write it from that folder on (* within a name, ** for any number of folders), or leave "
-        "--pattern out"
+        f"nothing in {folder} matches --pattern {' '.join(map(repr, patterns))}; "
+        f"{_files_summary(names)}. Write it from that folder on (* within a name, "
+        "** for any number of folders), or leave --pattern out"
     )
 
 
-def _listed(names: Sequence[str]) -> str:
+def _files_summary(names: Sequence[str]) -> str:
     if not names:
         return "it has no scan"
     examples = ", ".join(names[:EXAMPLES]) + (", ..." if len(names) > EXAMPLES else "")

@@ -53,12 +53,12 @@ class PlanComparison:
 
 def other_values(old: Plan, overrides: Overrides) -> Iterator[str]:
     """Spacing, crop and HU range that are not those of the plan."""
-    for (word, planned), value in zip(_planned(old).items(), overrides, strict=True):
+    for (word, planned), value in zip(_overridable_values(old).items(), overrides, strict=True):
         if value is not None and planned != tuple(map(float, value)):
             yield f"{word} {planned}, asked for {tuple(value)}"
 
 
-def _planned(plan: Plan) -> dict:
+def _overridable_values(plan: Plan) -> dict:
     """What can be overridden, by its name, in the order of Overrides."""
     hu_range = plan.hu and (plan.hu.low, plan.hu.high)
     return {"spacing": plan.spacing, "crop": plan.crop, "HU range": hu_range}

@@ -76,7 +76,7 @@ def prepare(
     if request.plan_file.exists() and not os.access(folder, os.W_OK) and not update:
         return _read_only(request, check)
     sweep(folder, older=STALE)
-    plan, moved = _planned(request)
+    plan, moved = _plan_and_moved_scans(request)
     if check:
         _forget_damaged(plan, request)
     failed = preprocess(plan, folder, num_processes, part_id, num_parts, moved)
@@ -119,8 +119,8 @@ def _read_only(request: _Request, check: bool) -> Plan:
     request.print_fn(
         f"{folder} may only be read: its plan and what is preprocessed there are taken as they are"
     )
-    plan = _existing(folder)
-    _check_options(plan, request, patterns.check(request.pattern))
+    plan = _existing_plan(folder)
+    _check_options(plan, request, patterns.checked_globs(request.pattern))
     return plan
 
 
@@ -143,20 +143,20 @@ def _say_failed(failed: dict[str, str], plan: Plan) -> None:
     warnings.warn(f"{message}. They are left out; the next run tries them again", stacklevel=3)
 
 
-def _planned(request: _Request) -> tuple[Plan, dict[str, str]]:
+def _plan_and_moved_scans(request: _Request) -> tuple[Plan, dict[str, str]]:
     """The plan, and where those of its scans are now that have moved."""
     if request.searched:
-        return _surveyed(request)
+        return _plan_from_survey(request)
     if request.update:
         raise ValueError(
             "--update takes new scans into the plan: say with -i FOLDER or -d ID where they are"
         )
-    return _existing(request.folder), {}
+    return _existing_plan(request.folder), {}
 
 
-def _surveyed(request: _Request) -> tuple[Plan, dict[str, str]]:
+def _plan_from_survey(request: _Request) -> tuple[Plan, dict[str, str]]:
     """The plan of the scans that are there now, saved; and where those are that have moved."""
-    pattern = patterns.check(request.pattern)
+    pattern = patterns.checked_globs(request.pattern)
     old = Plan.load(request.plan_file) if request.plan_file.exists() else None
     if old is not None:
         _check_options(old, request, () if request.update else pattern)
@@ -265,7 +265,7 @@ def _check_options(old: Plan, request: _Request, pattern: tuple[str, ...]) -> No
         )
 
 
-def _existing(folder: Path) -> Plan:
+def _existing_plan(folder: Path) -> Plan:
     path = folder / "plan.json"
     if not path.exists():
         raise ValueError(

@@ -73,11 +73,11 @@ def _preprocess_all(
         for case, result in results:
             if isinstance(result, Failed):
                 failed[case.id] = reason = result.unless_no_room()
-                write_json(_failure(case, folder), {"reason": reason})
+                write_json(_failure_file(case, folder), {"reason": reason})
     return failed
 
 
-def _failure(case: Case, folder: Path) -> Path:
+def _failure_file(case: Case, folder: Path) -> Path:
     """Where it is noted that a case failed."""
     return inside(folder, f"{case.id}.failed.json")
 
@@ -132,7 +132,7 @@ def preprocess_case(case: Case, plan: Plan, fingerprint: str, folder: Path) -> N
         **_packed(body),
     }
     write_json(inside(folder, f"{case.id}.json"), note)
-    _failure(case, folder).unlink(missing_ok=True)
+    _failure_file(case, folder).unlink(missing_ok=True)
 
 
 def _state(path: Path) -> dict:

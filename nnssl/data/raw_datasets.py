@@ -80,7 +80,7 @@ def open_raw(dataset: Path) -> RawDataset:
     """
     content = read_content(dataset)
     ending, listed = content["file_ending"], "dataset" in content
-    training = tuple(_listed(dataset, content) if listed else _in_folders(dataset, ending))
+    training = tuple(_listed_cases(dataset, content) if listed else _in_folders(dataset, ending))
     test = tuple(_unlabelled(dataset / "imagesTs", ending))
     reader = _reader(dataset, content, [case.image for case in training + test])
     return RawDataset(content, reader, training, test, listed)
@@ -95,7 +95,7 @@ def read_content(dataset: Path) -> dict:
     return {"file_ending": ".nii.gz", **read_json(dataset / "dataset.json")}
 
 
-def _listed(dataset: Path, content: dict) -> list[RawCase]:
+def _listed_cases(dataset: Path, content: dict) -> list[RawCase]:
     from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
     try:
@@ -132,12 +132,12 @@ def chosen_channels(dataset: Path, wanted: Sequence[int] | None) -> dict[int, st
     if unknown := sorted(chosen - set(names)):
         raise ValueError(
             f"{dataset.name} has no channel {', '.join(map(str, unknown))}; its dataset.json names "
-            f"{_numbered(names)}. --channels takes these, or all"
+            f"{_numbered_channels(names)}. --channels takes these, or all"
         )
     return {number: names[number] for number in sorted(chosen)}
 
 
-def _numbered(names: dict[int, str]) -> str:
+def _numbered_channels(names: dict[int, str]) -> str:
     return ", ".join(f"{number} ({name})" for number, name in sorted(names.items()))
 
 
@@ -225,7 +225,7 @@ def read_image(path: Path | str, reader: str, labels: bool = False) -> Scan:
     check_header(check_name(path))
     nnunet_reader = _reader_class(reader)()
     try:
-        voxels, spacing = _read(str(path), nnunet_reader, labels)
+        voxels, spacing = _read_with_reader(str(path), nnunet_reader, labels)
     except (PassingError, MemoryError):
         raise
     except Exception as error:  # each reader has its own
@@ -236,7 +236,9 @@ def read_image(path: Path | str, reader: str, labels: bool = False) -> Scan:
     return Scan(np.ascontiguousarray(voxels[0], np.float32), spacing, note=note)
 
 
-def _read(path: str, reader: BaseReaderWriter, labels: bool) -> tuple[np.ndarray, Spacing]:
+def _read_with_reader(
+    path: str, reader: BaseReaderWriter, labels: bool
+) -> tuple[np.ndarray, Spacing]:
     """Voxels [C Z Y X] and spacing as the reader gives them."""
     with passing_errors(), contextlib.redirect_stdout(io.StringIO()):
         voxels, properties = reader.read_seg(path) if labels else reader.read_images((path,))

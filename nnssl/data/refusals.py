@@ -80,7 +80,7 @@ def check_grid(size: Sequence[int], spacing: Sequence[float], components: int) -
         raise UnusableScanError(
             f"is too small: size {tuple(size)}, at least {SMALLEST_AXIS} voxels per axis are needed"
         )
-    _check_spacing(spacing)
+    _check_spacing_bounds(spacing)
 
 
 def check_components(components: int) -> None:
@@ -94,7 +94,7 @@ def check_dimensions(size: Sequence[int]) -> None:
         raise UnusableScanError(f"is not three-dimensional: size {tuple(size)}")
 
 
-def _check_spacing(spacing: Sequence[float]) -> None:
+def _check_spacing_bounds(spacing: Sequence[float]) -> None:
     low, high = SPACING_BOUNDS
     if not all(low <= abs(s) <= high for s in spacing):
         raise UnusableScanError(
@@ -117,7 +117,7 @@ def check_hu(hu: np.ndarray) -> None:
     """
     check_values(hu)
     values = _check_range(hu)
-    body = _body(hu)
+    body = _body_values(hu)
     _check_rim(hu, values)
     _check_median(body)
     _check_tissue(body)
@@ -128,7 +128,7 @@ def _range(voxels: np.ndarray) -> tuple[float, float]:
     return float(voxels.min()), float(voxels.max())
 
 
-def _body(hu: np.ndarray) -> np.ndarray:
+def _body_values(hu: np.ndarray) -> np.ndarray:
     """The HU of the body's voxels. UnusableScanError where there are next to none."""
     body = hu[hu > BODY_HU]
     if body.size < 0.001 * hu.size:

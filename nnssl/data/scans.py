@@ -85,13 +85,15 @@ def find_scans(
     does.
     """
     seen: set = set()
-    found = [scan for folder in folders for scan in _wanted_below(_existing(folder), seen, wanted)]
+    found = [
+        scan for folder in folders for scan in _wanted_below(_existing_folder(folder), seen, wanted)
+    ]
     for dataset in nnunet_dataset or ():
-        found += _of_dataset(_existing(dataset), channels)
+        found += _of_dataset(_existing_folder(dataset), channels)
     return sorted(set(found), key=lambda scan: (scan.path, scan.series))
 
 
-def _existing(folder: Path | str) -> Path:
+def _existing_folder(folder: Path | str) -> Path:
     path = Path(folder).absolute()
     if not path.exists():
         raise FileNotFoundError(f"no such folder: {folder}; give a folder that holds {LOOKED_FOR}")
@@ -140,7 +142,7 @@ def _of_folder(
     def is_wanted(name: str) -> bool:
         return not wanted or patterns.matches((below / name).as_posix(), wanted)
 
-    labels = set() if wanted else set(_labels(folder))
+    labels = set() if wanted else set(_label_file_names(folder))
     others = sorted(name for name in names if not name.startswith(".") and name not in labels)
     yield from _in_folder(folder, list(filter(is_wanted, others)), seen)
     if labels:
@@ -181,7 +183,7 @@ def _may_be_scan(name: str) -> bool:
     return name.lower().endswith((*VOLUME_ENDINGS, *DICOM_ENDINGS)) or not Path(name).suffix
 
 
-def _labels(folder: Path | str) -> list[str]:
+def _label_file_names(folder: Path | str) -> list[str]:
     """Labels of public datasets, beside their scans: `segmentations/liver.nii.gz`, `a_seg.nii`."""
     all_of_it = Path(folder).name.lower() in LABEL_FOLDERS
     names = os.listdir(folder)  # noqa: PTH208 - called for every folder of the collection
@@ -199,7 +201,7 @@ def not_read(found: Found) -> str:
     if found.series == LABELS:
         return (
             "files named as labels (by folder, or the last word of the name), not read: "
-            f"{len(_labels(found.path))}"
+            f"{len(_label_file_names(found.path))}"
         )
     if found.series == CLOSED:
         return "is a folder that cannot be listed: permission denied, or the disk does not answer"
@@ -235,17 +237,17 @@ def _of_dataset(dataset: Path, channels: Sequence[int] | None) -> Iterator[Found
             yield Found(str(image), series_of(image, raw.reader))
 
 
-def read(found: Found, cache: Path | None = None) -> Scan:
+def read_found(found: Found, cache: Path | None = None) -> Scan:
     """One scan, in memory. Raises UnusableScanError for what cannot be read or is no volume.
 
     `cache`: folder where the series that were found in DICOM folders before are kept.
     """
-    scan = _read(found, cache)
+    scan = _read_unchecked(found, cache)
     check_grid(scan.voxels.shape[::-1], scan.spacing[::-1], 1)
     return scan
 
 
-def _read(found: Found, cache: Path | None) -> Scan:
+def _read_unchecked(found: Found, cache: Path | None) -> Scan:
     if found.reader:
         return read_image(found.path, found.reader)
     if found.series:
@@ -254,10 +256,8 @@ def _read(found: Found, cache: Path | None) -> Scan:
 
 
 def read_scan(found: Found, cache: Path | None = None) -> tuple[np.ndarray, Spacing]:
-    """The voxels as float32 [Z Y X] and the spacing (z, y, x) in mm: `read` without what only the
-    report needs.
-    """
-    scan = read(found, cache)
+    """The voxels as float32 [Z Y X] and the spacing (z, y, x) in mm."""
+    scan = read_found(found, cache)
     return scan.voxels, scan.spacing
 
 

@@ -16,7 +16,15 @@ import numpy as np
 
 from nnssl.data.dicom import series_in
 from nnssl.data.refusals import UnusableScanError, check_hu, check_values
-from nnssl.data.scans import ALL_SERIES, LOOKED_FOR, NOT_READ, Found, check_stored, not_read, read
+from nnssl.data.scans import (
+    ALL_SERIES,
+    LOOKED_FOR,
+    NOT_READ,
+    Found,
+    check_stored,
+    not_read,
+    read_found,
+)
 from nnssl.data.survey_index import Index
 from nnssl.data.survey_lines import keep_line, kept_line, pack_histogram, size_and_time
 from nnssl.data.survey_report import (
@@ -178,7 +186,7 @@ def inspect_scan(found: Found, cache: Path | None = None, in_hu: bool = True) ->
     line = ScanReport(found.path, found.series, False)
     try:
         check_stored(found, in_hu, cache)
-        scan = read(found, cache)
+        scan = read_found(found, cache)
         line = replace(
             line, shape=scan.voxels.shape, spacing=scan.spacing, orientation=scan.orientation
         )
@@ -215,9 +223,9 @@ def nothing_usable(lines: Sequence[ScanReport], sources: Sequence) -> ValueError
         )
     return ValueError(
         f"none of the {len(lines)} scans found in {where} can be used; looked for {LOOKED_FOR}. "
-        f"Left out:\n{_reasons(lines[:10])}"
+        f"Left out:\n{_left_out_text(lines[:10])}"
     )
 
 
-def _reasons(lines: Sequence[ScanReport]) -> str:
+def _left_out_text(lines: Sequence[ScanReport]) -> str:
     return "\n".join(f"  {line.path}: {line.reason}" for line in lines)

@@ -62,7 +62,7 @@ class Index:
     def says(self, lines: Mapping[Found, ScanReport], failed: Mapping[Found, str]) -> bool:
         """Whether it says just this already, so that nothing need be written."""
         same = self._lines == len(self.known) == len(lines) and self.known.keys() == lines.keys()
-        return same and self._failed == _rows(failed)
+        return same and self._failed == _failure_rows(failed)
 
     def keep(
         self,
@@ -72,16 +72,16 @@ class Index:
     ) -> None:
         encode, there = json.JSONEncoder().encode, sizes_in(self._folder)
         with atomic(self.path) as temporary, temporary.open("w", encoding="utf-8") as file:
-            file.write(encode(_rows(failed)) + "\n")
+            file.write(encode(_failure_rows(failed)) + "\n")
             for scan, line in lines.items():
                 file_name = line_file(scan, self._folder).name
-                row = [file_name, there.get(file_name), signatures[scan], _about(line)]
+                row = [file_name, there.get(file_name), signatures[scan], _without_histogram(line)]
                 file.write(encode(row) + "\n")
 
 
-def _about(line: ScanReport) -> dict:
+def _without_histogram(line: ScanReport) -> dict:
     return {name: value for name, value in vars(line).items() if name != "histogram"}
 
 
-def _rows(failed: Mapping[Found, str]) -> list[list[str]]:
+def _failure_rows(failed: Mapping[Found, str]) -> list[list[str]]:
     return sorted([scan.path, scan.series, reason] for scan, reason in failed.items())

@@ -56,14 +56,14 @@ def write_report(lines: Sequence[ScanReport], folder: Path | str, in_hu: bool = 
     for CT) and more.
     """
     names = [f"{'hu' if in_hu else 'value'}_{percent:g}" for percent in PERCENTILES]
-    rows = [_row(line, names) for line in lines]
-    write_json(Path(folder) / JSON_REPORT, {**_counts(lines), "scans": rows})
+    rows = [_survey_row(line, names) for line in lines]
+    write_json(Path(folder) / JSON_REPORT, {**_survey_counts(lines), "scans": rows})
     columns = ["path", "series", "kept", "reason", "shape", "spacing"]
     columns += [*names, "orientation", "note"]
     _write_table(Path(folder) / CSV_REPORT, columns, rows)
 
 
-def _counts(lines: Sequence[ScanReport]) -> dict:
+def _survey_counts(lines: Sequence[ScanReport]) -> dict:
     kept = [line for line in lines if line.kept]
     return {
         "found": len(lines),
@@ -77,16 +77,16 @@ def _write_table(path: Path, columns: Sequence[str], rows: Sequence[dict]) -> No
     with atomic(path) as temporary, temporary.open("w", newline="", **NAMES) as file:
         table = csv.writer(file)
         table.writerow(columns)
-        table.writerows(map(_cells, rows))
+        table.writerows(map(_table_cells, rows))
 
 
-def _cells(row: dict) -> Iterable:
+def _table_cells(row: dict) -> Iterable:
     """Of the table: shape and spacing in a cell each, such as 512x512x60."""
     joined = {key: "x".join(map(str, row[key])) for key in ("shape", "spacing")}
     return (row | joined).values()
 
 
-def _row(line: ScanReport, names: Sequence[str]) -> dict:
+def _survey_row(line: ScanReport, names: Sequence[str]) -> dict:
     """A line as it is read by people, by the names of the table's columns."""
     percentiles = line.percentiles or [None] * len(names)
     return {

@@ -32,7 +32,7 @@ def check_text_volume(path: Path | str) -> None:
 def _count_bytes(stored: StoredVoxels) -> int:
     """Of voxels that are there, decompressed."""
     with passing_errors(), _damage():
-        return sum(sum(map(len, _blocks(file, stored))) for file in stored.files)
+        return sum(sum(map(len, _decoded_blocks(file, stored))) for file in stored.files)
 
 
 @contextmanager
@@ -48,7 +48,7 @@ def _damage() -> Iterator[None]:
         ) from error
 
 
-def _blocks(path: Path, stored: StoredVoxels) -> Iterator[bytes]:
+def _decoded_blocks(path: Path, stored: StoredVoxels) -> Iterator[bytes]:
     with path.open("rb") as file:
         file.seek(stored.offset if path == stored.files[0] else 0)
         if stored.encoding == "zlib":

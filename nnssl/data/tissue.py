@@ -60,7 +60,7 @@ def cluster(rows: np.ndarray, classes: int) -> np.ndarray:
     return np.asarray(means.cluster_centers_, np.float32)
 
 
-def nearest(rows: np.ndarray, centres: np.ndarray) -> np.ndarray:
+def nearest_centre(rows: np.ndarray, centres: np.ndarray) -> np.ndarray:
     """The nearest of `centres` [K F] to each of `rows` [N F]: int [N]."""
     squares = (centres**2).sum(axis=1)
     parts = (rows[first : first + 65536] for first in range(0, len(rows), 65536))

@@ -71,7 +71,11 @@ def parallel_map(
     if not items:
         return
     in_process = num_processes <= 0
-    pairs = _serial(function, items) if in_process else _pooled(function, items, num_processes)
+    pairs = (
+        _serial(function, items)
+        if in_process
+        else _results_from_pool(function, items, num_processes)
+    )
     bar = tqdm(total=len(items), desc=description, unit="scan", smoothing=0.05, dynamic_ncols=True)
     with bar, closing(pairs):
         for pair in pairs:
@@ -84,11 +88,11 @@ def _serial(function: Callable[[Item], Result], items: Sequence[Item]) -> Pairs[
         try:
             result = function(item)
         except Exception as error:
-            result = _failed(error)
+            result = _failure_from_error(error)
         yield item, result
 
 
-def _pooled(
+def _results_from_pool(
     function: Callable[[Item], Result], items: Sequence[Item], num_processes: int
 ) -> Pairs[Item, Result]:
     waiting = list(reversed(items))
@@ -96,7 +100,7 @@ def _pooled(
         suspects: list[Item] = []
         yield from _until_broken(function, waiting, suspects, min(num_processes, len(waiting)))
         for item in suspects:
-            yield from _alone(function, item)
+            yield from _isolated_result(function, item)
 
 
 def _until_broken(
@@ -128,7 +132,7 @@ def _until_broken(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _alone(function: Callable[[Item], Result], item: Item) -> Pairs[Item, Result]:
+def _isolated_result(function: Callable[[Item], Result], item: Item) -> Pairs[Item, Result]:
     """A suspect gets a process of its own: if that one dies as well, the item is to blame."""
     pool = _pool(1)
     (worker,) = pool._processes.values()
@@ -151,10 +155,10 @@ def _result(future: Future[Result]) -> Result | Failed:
     except BrokenProcessPool:
         raise
     except Exception as error:
-        return _failed(error)
+        return _failure_from_error(error)
 
 
-def _failed(error: Exception) -> Failed:
+def _failure_from_error(error: Exception) -> Failed:
     if isinstance(error, MemoryError):
         return Failed(OUT_OF_MEMORY)
     return Failed(

@@ -21,7 +21,7 @@ WINDOW = (-160, 240)  # HU shown, the usual abdominal window
 COLOURS = {1: "tab:orange", 2: "tab:cyan", 3: "tab:pink"}
 
 
-def read(path: Path) -> np.ndarray:
+def read_array(path: Path) -> np.ndarray:
     import SimpleITK  # only who reads files needs it
 
     return SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path)))
@@ -35,13 +35,13 @@ def dice(prediction: np.ndarray, truth: np.ndarray) -> float:
 
 def mean_dice(predictions: Path, truths: Path) -> dict[str, float]:
     """Mean over the cases, per organ, and `mean` over the organs."""
-    names = _names(truths)
-    cases = [(read(predictions / name), read(truths / name)) for name in names]
+    names = _case_files(truths)
+    cases = [(read_array(predictions / name), read_array(truths / name)) for name in names]
     per_organ = {name: _mean_dice_of(value, cases) for name, value in ORGANS.items()}
     return {**per_organ, "mean": float(np.mean(list(per_organ.values())))}
 
 
-def _names(folder: Path) -> list[str]:
+def _case_files(folder: Path) -> list[str]:
     """Of its cases' files, sorted."""
     return [path.name for path in sorted(folder.glob("*.nii.gz"))]
 
@@ -57,11 +57,11 @@ def summarise(demo: Demo, seconds: dict[str, float]) -> dict:
     scores = {start: mean_dice(demo.predictions(start), truths) for start in TRAINERS}
     result = {"dice": scores, "seconds": seconds, "settings": demo.settings()}
     write_json(demo.folder / "result.json", result)
-    draw(demo, demo.folder / "demo.png")
+    draw_unseen_cases(demo, demo.folder / "demo.png")
     return result
 
 
-def describe(demo: Demo, result: dict) -> str:
+def result_text(demo: Demo, result: dict) -> str:
     """The result as text: two tables and where the picture is."""
     return "\n".join(
         [
@@ -91,13 +91,13 @@ def _time_table(seconds: dict[str, float]) -> list[str]:
     return ["Time", *(f"  {name:38}{value:19.0f} s" for name, value in with_total.items())]
 
 
-def draw(demo: Demo, path: Path) -> None:
+def draw_unseen_cases(demo: Demo, path: Path) -> None:
     """Two unseen cases, one row each: scan, truth, and both predictions, on the slice with the most
     organs.
     """
     from matplotlib.figure import Figure
 
-    names = _names(demo.raw / "labelsTs")[:2]
+    names = _case_files(demo.raw / "labelsTs")[:2]
     figure = Figure(figsize=(13, 3.2 * len(names)))
     grid = figure.subplots(len(names), 2 + len(TRAINERS), squeeze=False)
     for row, name in zip(grid, names, strict=True):
@@ -116,8 +116,8 @@ def _add_legend(figure: Figure) -> None:
 
 
 def _draw_case(row: Sequence[Axes], demo: Demo, name: str) -> None:
-    scan = read(demo.raw / "imagesTs" / name.replace(".nii.gz", "_0000.nii.gz"))
-    truth = read(demo.raw / "labelsTs" / name)
+    scan = read_array(demo.raw / "imagesTs" / name.replace(".nii.gz", "_0000.nii.gz"))
+    truth = read_array(demo.raw / "labelsTs" / name)
     shown = most_organs(truth)
     maps = {"scan": None, "truth": truth[shown]}
     maps |= {title: labels[shown] for title, labels in _predicted(demo, name).items()}
@@ -128,7 +128,7 @@ def _draw_case(row: Sequence[Axes], demo: Demo, name: str) -> None:
 
 def _predicted(demo: Demo, name: str) -> dict[str, np.ndarray]:
     """The labels of a case by both models, each under its title."""
-    return {f"predicted, {start}": read(demo.predictions(start) / name) for start in TRAINERS}
+    return {f"predicted, {start}": read_array(demo.predictions(start) / name) for start in TRAINERS}
 
 
 def _draw_slice(axes: Axes, scan: np.ndarray, labels: np.ndarray | None) -> None:

@@ -129,10 +129,10 @@ def environment(demo: Demo) -> dict[str, str]:
 def execute(command: Command, log: Path, variables: dict[str, str]) -> None:
     """Run with all output in `log`; raises DemoError when the command fails."""
     if status := run_logged(command, log, variables, wait=lambda process: follow(process, log)):
-        raise _failed(command, status, log)
+        raise _command_error(command, status, log)
 
 
-def _failed(command: Command, status: int, log: Path) -> DemoError:
+def _command_error(command: Command, status: int, log: Path) -> DemoError:
     return DemoError(
         f"this command ended with status {status}:\n\n    {shlex.join(command)}\n\n"
         f"The last lines of {log}:\n\n{tail(log, LINES)}\n\n"

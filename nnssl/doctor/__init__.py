@@ -41,12 +41,12 @@ def _by_packages() -> dict[str, list[Finding]]:
     }
 
 
-def describe(report: Report) -> str:
+def report_text(report: Report) -> str:
     lines = []
     for title, findings in report.sections.items():
         lines.append(f"\n{title}")
         for finding in findings:
-            lines += _lines(finding)
+            lines += _finding_lines(finding)
     lines.append("\n" + _conclusion(len(report.wrong)))
     return "\n".join(lines).strip()
 
@@ -56,7 +56,7 @@ def _conclusion(wrong: int) -> str:
     return ends.get(wrong, f"{wrong} things are wrong; the lines after > fix them.")
 
 
-def _lines(finding: Finding) -> list[str]:
+def _finding_lines(finding: Finding) -> list[str]:
     first, *more = finding.says.splitlines()
     if finding.remedy:
         more.append(f"> {finding.remedy}")

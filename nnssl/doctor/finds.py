@@ -158,8 +158,8 @@ def _starts_from(path: Path, plans: dict) -> str:
 def _about_checked(choice: checkpoint_choice.CheckpointChoice) -> str:
     """Raises where the file is not the one that was planned."""
     loaded = _load(choice.path)
-    checkpoint_choice.check(choice, loaded.sha256)
-    return _about(loaded)
+    checkpoint_choice.require_recorded_hash(choice, loaded.sha256)
+    return _checkpoint_summary(loaded)
 
 
 def _default() -> Finding:
@@ -179,7 +179,7 @@ def _default_checkpoint() -> str:
     if address.is_address(named):
         return f"{named}, fetched where it is used"
     choice = checkpoint_choice.choose({})
-    return f"{_about(_load(choice.path))}, {choice.named_by}"
+    return f"{_checkpoint_summary(_load(choice.path))}, {choice.named_by}"
 
 
 def _load(path: Path) -> checkpoint.Checkpoint:
@@ -191,7 +191,7 @@ def _loaded(path: Path, written: int) -> checkpoint.Checkpoint:
     return checkpoint.load(path)
 
 
-def _about(loaded: checkpoint.Checkpoint) -> str:
+def _checkpoint_summary(loaded: checkpoint.Checkpoint) -> str:
     config = loaded.encoder_config
     size = f"{config.spatial_dims}D, {config.in_channels} channel(s), embed_dim {config.embed_dim}"
     return f"{loaded.path} ({loaded.method}, {size}, sha256 {loaded.sha256[:12]})"

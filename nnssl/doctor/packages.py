@@ -35,7 +35,7 @@ def installed() -> list[Finding]:
         _torchvision(),
         _nnunet(),
         *(_plain(*names) for names in PLAIN.items()),
-        _own(),
+        _own_package(),
     ]
 
 
@@ -49,13 +49,13 @@ def _python() -> Finding:
     return ok(says)
 
 
-def _own() -> Finding:
-    found = _version(OURS)
+def _own_package() -> Finding:
+    found = _installed_version(OURS)
     return ok(f"{OURS} {found}" if found else f"{OURS}: not installed, but run from its sources")
 
 
 def _torch() -> Finding:
-    found, error = _version("torch"), _import("torch")
+    found, error = _installed_version("torch"), _import("torch")
     if error:
         return wrong(_cannot("torch", found, error), "pip install torch torchvision")
     return _unfit_torch(found or "") or ok(f"torch {found}")
@@ -63,7 +63,7 @@ def _torch() -> Finding:
 
 def _unfit_torch(found: str) -> Finding | None:
     """What is wrong with a version that can be imported; None where nothing is."""
-    numbers = _numbers(found)
+    numbers = _version_numbers(found)
     if numbers and numbers < OLDEST_TORCH:
         says = (
             f"torch {found} is too old: {_dotted(OLDEST_TORCH)} is the first that reads "
@@ -81,20 +81,23 @@ def _unfit_torch(found: str) -> Finding | None:
 
 def _torchvision() -> Finding:
     """A CPU build of the one beside a CUDA build of the other is what pip reports nothing of."""
-    found, error = _version("torchvision"), _import("torchvision")
+    found, error = _installed_version("torchvision"), _import("torchvision")
     if not error:
         return ok(f"torchvision {found}")
     says = (
         f"{_cannot('torchvision', found, error)}.\nnnU-Net then finds no trainer but its own "
-        f"default. torch is {_version('torch')}: both must come from one index, built for the same "
-        "device"
+        f"default. torch is {_installed_version('torch')}: both must come from one "
+        "index, built for the same device"
     )
     return wrong(says, "pip uninstall -y torch torchvision && pip install torch torchvision")
 
 
 def _nnunet() -> Finding:
-    found, remedy = _version("nnunetv2"), f'pip install -U "nnunetv2>={_dotted(OLDEST_NNUNET)}"'
-    if found and _numbers(found) < OLDEST_NNUNET:
+    found, remedy = (
+        _installed_version("nnunetv2"),
+        f'pip install -U "nnunetv2>={_dotted(OLDEST_NNUNET)}"',
+    )
+    if found and _version_numbers(found) < OLDEST_NNUNET:
         return wrong(
             f"nnunetv2 {found} is too old: {_dotted(OLDEST_NNUNET)} is the first that finds ours",
             remedy,
@@ -105,7 +108,7 @@ def _nnunet() -> Finding:
 
 
 def _plain(module: str, name: str) -> Finding:
-    found = _version(name)
+    found = _installed_version(name)
     if error := _import(module):
         return wrong(_cannot(name, found, error), f"pip install {name}")
     return ok(f"{name} {found}")
@@ -115,7 +118,7 @@ def _cannot(name: str, found: str | None, error: str) -> str:
     return f"{name} {found} cannot be imported: {error}" if found else f"{name} is missing: {error}"
 
 
-def _version(name: str) -> str | None:
+def _installed_version(name: str) -> str | None:
     try:
         return version(name)
     except PackageNotFoundError:
@@ -131,7 +134,7 @@ def _import(module: str) -> str | None:
     return None
 
 
-def _numbers(text: str) -> tuple[int, ...]:
+def _version_numbers(text: str) -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"\d+", text)[:3])
 
 

@@ -32,7 +32,7 @@ def place(folder: Path, row: ScanRow, nifti: bool) -> Path:
     return files.inside(folder / FOLDER, row.case + ENDING[nifti])
 
 
-def write(
+def write_feature_map(
     folder: Path,
     row: ScanRow,
     encoder: Encoder,

@@ -43,7 +43,7 @@ class EmbedOptions:
         f"{weights.NAMES}; default: $nnssl_checkpoint, the only one, or {weights.DEFAULT}",
         flag="-c",
         metavar="CHECKPOINT",
-        read=address.named,
+        read=address.path_or_address,
     )
     masks: Path | None = option(
         None,

@@ -14,7 +14,7 @@ CHANNEL = "_0000"  # at the end of an image's name in nnU-Net's datasets; its la
 Masks = dict[str, list[Path]]  # label files by name, endings left out
 
 
-def find(folder: Path) -> Masks:
+def find_label_files(folder: Path) -> Masks:
     """Label files at any depth by name, endings left out. Raises FileNotFoundError, ValueError."""
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder of masks at {folder}")

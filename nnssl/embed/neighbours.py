@@ -27,7 +27,7 @@ QUERIES, NEAREST = 6, 5
 PERPLEXITY = 30.0  # of t-SNE, where there are enough scans
 
 
-def draw(table: FeatureTable, folder: Path, thumbnails: bool, print_fn: PrintFn) -> None:
+def draw_pictures(table: FeatureTable, folder: Path, thumbnails: bool, print_fn: PrintFn) -> None:
     """Write both. Raises ValueError where there are too few scans."""
     if len(table.id) < FEWEST:
         raise ValueError(f"pictures need {FEWEST} scans or more, there are {len(table.id)}")

@@ -53,7 +53,7 @@ def window_for(encoder: Encoder, shape: Shape, window: Window = None) -> Shape:
 
     window: "whole", three numbers, or None: as a whole up to WHOLE.
     """
-    if window == "whole" or (window is None and _fits(encoder, shape)):
+    if window == "whole" or (window is None and _can_encode_whole(encoder, shape)):
         size = shape
     elif window is None:
         size = _usual_window(encoder.crop)
@@ -68,7 +68,7 @@ def _usual_window(crop: Shape) -> Shape:
     return tuple(max(n, WINDOW) for n in in_3d)
 
 
-def _fits(encoder: Encoder, shape: Shape) -> bool:
+def _can_encode_whole(encoder: Encoder, shape: Shape) -> bool:
     return bool(np.prod(shape) * encoder.channels[0] <= WHOLE)
 
 
@@ -82,7 +82,7 @@ def pool(
     """Features of one scan; `dense`: the number of the map that is wanted in full."""
     image = torch.from_numpy(prepared.image)
     labels, regions = _regions(prepared)
-    sums = Sums.of(encoder, _counts(regions, encoder.strides), dense)
+    sums = Sums.of(encoder, _voxel_counts(regions, encoder.strides), dense)
     windows = Windows.of(encoder, tuple(image.shape), window)
     for start in windows.starts:
         for number, tokens in enumerate(_maps(encoder, image[windows.voxels(start)])):
@@ -204,36 +204,36 @@ def _stacked(slices: Sequence[Tensor]) -> Tensor:
 def _regions(prepared: Prepared) -> tuple[tuple[int, ...], list[np.ndarray]]:
     """The labels that are there, and bool [Z Y X] of the body and of each of them."""
     body = prepared.body if prepared.body.any() else np.ones_like(prepared.body)
-    labels = _labels(prepared.labels)
+    labels = _labels_present(prepared.labels)
     return labels, [body, *(prepared.labels == label for label in labels)]
 
 
-def _labels(of: np.ndarray | None) -> tuple[int, ...]:
+def _labels_present(of: np.ndarray | None) -> tuple[int, ...]:
     """Those that occur, without 0."""
     return () if of is None else tuple(int(label) for label in np.unique(of) if label != 0)
 
 
-def _counts(regions: list[np.ndarray], strides: tuple[Shape, ...]) -> list[Tensor]:
+def _voxel_counts(regions: list[np.ndarray], strides: tuple[Shape, ...]) -> list[Tensor]:
     """For each map [regions *grid]: voxels of each region in each token. Few bytes per token."""
     found, parts = [], [torch.from_numpy(region) for region in regions]
     for before, stride in pairwise([(1, 1, 1), *strides]):
         step = floor_div(stride, before)
         # of voxels fewer than 256, which one byte can count
         kind = torch.uint8 if not found and np.prod(step) < 256 else torch.int32
-        parts = torch.stack([_summed(part, step).to(kind) for part in parts])
+        parts = torch.stack([_cell_sums(part, step).to(kind) for part in parts])
         found.append(parts)
     return found
 
 
-def _summed(volume: Tensor, step: Shape) -> Tensor:
+def _cell_sums(volume: Tensor, step: Shape) -> Tensor:
     """[Z Y X] summed over cells of `step`, the last ones as far as they go."""
     cells = ceil_div(volume.shape, step)
     pairs = [number for pair in zip(cells, step, strict=True) for number in pair]
-    padded = _padded(volume, round_up(volume.shape, step))
+    padded = _zero_padded(volume, round_up(volume.shape, step))
     return padded.view(pairs).sum((1, 3, 5), dtype=torch.int32)
 
 
-def _padded(volume: Tensor, shape: Shape) -> Tensor:
+def _zero_padded(volume: Tensor, shape: Shape) -> Tensor:
     """With zeros at the end of each axis."""
     padded = volume.new_zeros(shape)
     padded[tuple(map(slice, volume.shape))] = volume

@@ -12,7 +12,7 @@ from nnssl.data.orientation import Scan
 from nnssl.data.plan import Plan, resampled_shape
 from nnssl.data.preprocess import network_input
 from nnssl.data.refusals import UnusableScanError, check_hu, check_values
-from nnssl.data.scans import Found, check_stored, read
+from nnssl.data.scans import Found, check_stored, read_found
 from nnssl.data.volumes import read_volume
 from nnssl.hu import HUPolicy
 from nnssl.types import BODY_HU, Shape, Spacing
@@ -67,19 +67,19 @@ def _only_series(folder: Path) -> str:
 def checked(found: Found, in_hu: bool, cache: Path | None = None) -> Scan:
     """Read as the survey of a pretraining does. Raises UnusableScanError, which names the scan."""
     try:
-        return _surveyed(found, in_hu, cache)
+        return _validated_scan(found, in_hu, cache)
     except UnusableScanError as refusal:
         raise UnusableScanError(f"{found.path} {refusal}") from refusal
 
 
-def _surveyed(found: Found, in_hu: bool, cache: Path | None) -> Scan:
+def _validated_scan(found: Found, in_hu: bool, cache: Path | None) -> Scan:
     check_stored(found, in_hu, cache)
-    scan = read(found, cache)
+    scan = read_found(found, cache)
     (check_hu if in_hu else check_values)(scan.voxels)
     return scan
 
 
-def prepare(scan: Scan, plan: Plan, labels: np.ndarray | None = None) -> Prepared:
+def prepare_scan(scan: Scan, plan: Plan, labels: np.ndarray | None = None) -> Prepared:
     """On the plan's grid, by the very functions of the pretraining; labels by nearest neighbour."""
     shape = resampled_shape(scan.voxels.shape, scan.spacing, plan.spacing)
     standardised = plan.standardise(scan.voxels)
@@ -87,8 +87,8 @@ def prepare(scan: Scan, plan: Plan, labels: np.ndarray | None = None) -> Prepare
     tissue = scan.voxels > BODY_HU if plan.hu is not None else standardised > 0
     return Prepared(
         np.ascontiguousarray(image, np.float32),
-        outlined(nearest(tissue, shape)),
-        None if labels is None else nearest(labels, shape),
+        outlined(resampled_nearest(tissue, shape)),
+        None if labels is None else resampled_nearest(labels, shape),
         _affine_on(shape, scan),
     )
 
@@ -110,7 +110,7 @@ def outlined(tissue: np.ndarray) -> np.ndarray:
     return np.stack([np.asarray(binary_fill_holes(plane)) for plane in tissue])
 
 
-def nearest(volume: np.ndarray, shape: Shape) -> np.ndarray:
+def resampled_nearest(volume: np.ndarray, shape: Shape) -> np.ndarray:
     """A volume or plane on a grid of `shape` with the same outer edges, as nnU-Net resamples."""
     where = [_nearest_along(*sizes) for sizes in zip(volume.shape, shape, strict=True)]
     return volume[np.ix_(*where)]

@@ -13,7 +13,7 @@ from nnssl import checkpoint
 from nnssl.data.orientation import Scan
 from nnssl.data.scans import Found
 from nnssl.embed import pooling
-from nnssl.embed.scan import Prepared, checked, found_at, grid_plan, prepare
+from nnssl.embed.scan import Prepared, checked, found_at, grid_plan, prepare_scan
 from nnssl.encoder.config import STEPS, SwinConfig
 from nnssl.encoder.swin import Swin
 from nnssl.finetune import checkpoint_choice
@@ -39,8 +39,8 @@ class Encoder(nn.Module):
         checkpoint.transfer(loaded, self.encoder)
         self.hu: HUPolicy | None = loaded.hu
         self.crop: Shape = loaded.crop
-        self.spacing: Spacing = _spacing(loaded, spacing)
-        self.about = _about(loaded)
+        self.spacing: Spacing = _chosen_spacing(loaded, spacing)
+        self.about = _provenance(loaded)
         self.dims: int = config.spatial_dims
         self.channels: tuple[int, ...] = self.encoder.channels
         self.strides: tuple[Shape, ...] = _strides(config)
@@ -69,7 +69,7 @@ class Encoder(nn.Module):
             raise ValueError("a file says its own spacing; leave spacing out")
         if not isinstance(scan, Scan):
             scan = self._read(scan)
-        return prepare(scan, grid_plan(grid_spacing(self.spacing, scan.spacing), self.hu))
+        return prepare_scan(scan, grid_plan(grid_spacing(self.spacing, scan.spacing), self.hu))
 
     def _read(self, place: Path | str | Found) -> Scan:
         found = place if isinstance(place, Found) else found_at(place)
@@ -101,7 +101,7 @@ def _require_one_channel(loaded: checkpoint.Checkpoint) -> None:
         )
 
 
-def _about(loaded: checkpoint.Checkpoint) -> dict:
+def _provenance(loaded: checkpoint.Checkpoint) -> dict:
     return {
         "checkpoint": str(loaded.path),
         "sha256": loaded.sha256,
@@ -153,7 +153,7 @@ def _require_own_spacing(loaded: checkpoint.Checkpoint, given: Spacing | None) -
         )
 
 
-def _spacing(loaded: checkpoint.Checkpoint, given: Spacing | None) -> Spacing:
+def _chosen_spacing(loaded: checkpoint.Checkpoint, given: Spacing | None) -> Spacing:
     """mm of the grid: the checkpoint's own, or the given one where it has none."""
     _require_own_spacing(loaded, given)
     if not (spacing := loaded.spacing or given):

@@ -18,7 +18,7 @@ from nnssl import files
 from nnssl.data.survey_report import NAMES
 from nnssl.embed.npz import write_npz
 from nnssl.embed.pooling import BODY, Pooled
-from nnssl.embed.scan import nearest
+from nnssl.embed.scan import resampled_nearest
 from nnssl.hu import HUPolicy
 from nnssl.types import Shape
 
@@ -94,17 +94,17 @@ def is_done(folder: Path, row: ScanRow, signature: str) -> bool:
     return there is not None and str(there.get("signature")) == signature
 
 
-def write(folder: Path, rows: Sequence[ScanRow], has_labels: bool) -> FeatureTable:
+def write_finished_scans(folder: Path, rows: Sequence[ScanRow], has_labels: bool) -> FeatureTable:
     """The tables of the scans that are done, in the order of `rows`."""
     done = [(row, one) for row in rows if (one := kept(folder, row)) is not None]
-    made = _table([row for row, _ in done], [one for _, one in done])
+    made = _feature_table([row for row, _ in done], [one for _, one in done])
     _write_features(folder, done, made.stages)
     if has_labels:
         _write_labels(folder, done)
     return made
 
 
-def _table(rows: list[ScanRow], arrays: list[Arrays]) -> FeatureTable:
+def _feature_table(rows: list[ScanRow], arrays: list[Arrays]) -> FeatureTable:
     ids, groups = [row.id for row in rows], [row.group for row in rows]
     stages = [_stack([one[stage][BODY] for one in arrays]) for stage in STAGES]
     return FeatureTable(ids, groups, stages, [one["thumbnail"] for one in arrays])
@@ -189,8 +189,8 @@ def thumbnail(
     image: network input [Z Y X]; without `hu` its middle 98 % are shown.
     """
     plane = image[:, image.shape[1] // 2]
-    size = _size(plane.shape, (spacing[0], spacing[2]))
-    small = _grey(nearest(plane, size), *_grey_ends(image, hu))
+    size = _thumbnail_size(plane.shape, (spacing[0], spacing[2]))
+    small = _grey(resampled_nearest(plane, size), *_grey_ends(image, hu))
     upwards = affine is None or affine[2, 2] >= 0
     return small[::-1] if upwards else small
 
@@ -209,7 +209,7 @@ def _grey_ends(image: np.ndarray, hu: HUPolicy | None) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _size(shape: Shape, spacing: Sequence[float]) -> Shape:
+def _thumbnail_size(shape: Shape, spacing: Sequence[float]) -> Shape:
     """Pixels of a plane in square ones; the longer edge has THUMBNAIL."""
     edges = [n * mm for n, mm in zip(shape, spacing, strict=True)]
     scale = THUMBNAIL / max(edges)

@@ -16,13 +16,13 @@ from nnssl import files, signals, weights
 from nnssl.data.orientation import Scan
 from nnssl.data.plan import case_id
 from nnssl.data.refusals import UnusableScanError
-from nnssl.data.scans import Found, find_scans, read
+from nnssl.data.scans import Found, find_scans, read_found
 from nnssl.data.survey import ScanReport, nothing_usable, survey
 from nnssl.data.workers import Failed, parallel_map
 from nnssl.embed import dense, feature_settings, pooling, table
 from nnssl.embed.embed_options import EmbedOptions
-from nnssl.embed.masks import Masks, find, mask_of, stem
-from nnssl.embed.scan import Prepared, grid_plan, prepare, read_labels
+from nnssl.embed.masks import Masks, find_label_files, mask_of, stem
+from nnssl.embed.scan import Prepared, grid_plan, prepare_scan, read_labels
 from nnssl.embed.scan_encoder import Encoder, grid_spacing, load_encoder
 from nnssl.embed.table import ScanRow
 from nnssl.finetune import checkpoint_choice
@@ -70,7 +70,7 @@ def embed(options: EmbedOptions, print_fn: PrintFn = print) -> Path:
     encoder = encoder_of(options, print_fn).to(device)
     number = None if options.dense is None else dense.stage_of(encoder, options.dense)
     scans = find_scans(options.sources)  # a mistake is reported before anything is written
-    label_files = None if options.masks is None else find(options.masks)
+    label_files = None if options.masks is None else find_label_files(options.masks)
     work = EmbedWork(encoder, options, number, label_files, print_fn)
     work.folder.mkdir(parents=True, exist_ok=True)
     with signals.handled(_stop), files.locked(work.folder, "wait for it, or choose another -o"):
@@ -84,12 +84,12 @@ def _draw(work: EmbedWork, made: table.FeatureTable) -> None:
     if picture := work.options.picture:
         from nnssl.embed import neighbours
 
-        neighbours.draw(made, work.folder, picture == "thumbnails", work.print_fn)
+        neighbours.draw_pictures(made, work.folder, picture == "thumbnails", work.print_fn)
 
 
 def _embed(work: EmbedWork, scans: list[Found]) -> table.FeatureTable:
     settings = feature_settings.store(work.folder, work.encoder, work.options)
-    lines = _surveyed(work, scans)
+    lines = _survey_reports(work, scans)
     kept = [line for line in lines if line.kept]
     if not kept:
         raise nothing_usable(lines, work.options.sources)
@@ -107,10 +107,10 @@ def _write_tables(
     work: EmbedWork, tasks: list[EmbedTask], failed: dict[str, str]
 ) -> table.FeatureTable:
     rows = [task.row for task in tasks if task.row.id not in failed]
-    return table.write(work.folder, rows, work.has_labels)
+    return table.write_finished_scans(work.folder, rows, work.has_labels)
 
 
-def _surveyed(work: EmbedWork, scans: list[Found]) -> list[ScanReport]:
+def _survey_reports(work: EmbedWork, scans: list[Found]) -> list[ScanReport]:
     in_hu = work.encoder.hu is not None
     processes = work.options.num_processes
     return survey(scans, work.folder, processes, in_hu=in_hu, histograms=False)
@@ -133,7 +133,7 @@ def encoder_of(options: EmbedOptions, print_fn: PrintFn) -> Encoder:
 def _tasks(
     lines: Sequence[ScanReport], sources: Sequence[Path], masks: Masks | None, settings: str
 ) -> list[EmbedTask]:
-    rows = _rows(lines, sources)
+    rows = _scan_rows(lines, sources)
     return [_task(line, row, masks, settings) for line, row in zip(lines, rows, strict=True)]
 
 
@@ -150,15 +150,15 @@ def _identity(file: Path) -> list:
     return [str(file), status.st_size, status.st_mtime_ns]
 
 
-def _rows(lines: Sequence[ScanReport], sources: Sequence[Path]) -> list[ScanRow]:
+def _scan_rows(lines: Sequence[ScanReport], sources: Sequence[Path]) -> list[ScanRow]:
     """Ids are paths below the given folder; where two would be the same, with a hash."""
     tops = sorted((Path(s).absolute() for s in sources), key=lambda p: -len(p.parts))
-    rows = [_row(line, tops) for line in lines]
+    rows = [_scan_row(line, tops) for line in lines]
     often = Counter(row.id for row in rows)
     return [row if often[row.id] == 1 else replace(row, id=row.case) for row in rows]
 
 
-def _row(line: ScanReport, tops: Sequence[Path]) -> ScanRow:
+def _scan_row(line: ScanReport, tops: Sequence[Path]) -> ScanRow:
     """tops: the given folders and files, the deepest first."""
     path = Path(line.path)
     top = next((t for t in tops if path.is_relative_to(t)), path.parent)
@@ -181,14 +181,14 @@ def _encode(work: EmbedWork, tasks: list[EmbedTask]) -> dict[str, str]:
             if isinstance(result, Failed):
                 failed[task.row.id] = result.unless_no_room()
             else:
-                _keep(work, task, *result)
+                _write_scan_features(work, task, *result)
     return failed
 
 
-def _keep(work: EmbedWork, task: EmbedTask, scan: Prepared, about: dict) -> None:
+def _write_scan_features(work: EmbedWork, task: EmbedTask, scan: Prepared, about: dict) -> None:
     """Encode one scan and write its features."""
     encoder, folder = work.encoder, work.folder
-    pooled = _pooled(encoder, scan, work.number, work.options.window)
+    pooled = _pooled_features(encoder, scan, work.number, work.options.window)
     _write_dense(work, task.row, scan, pooled.dense)
     small = table.thumbnail(scan.image, encoder.hu, about["grid"], scan.affine)
     table.keep(folder, task.row, task.signature, pooled, about, small)
@@ -200,7 +200,7 @@ def _write_dense(
     number = work.number
     if number is not None and features is not None:
         nifti = work.options.nifti
-        dense.write(work.folder, row, work.encoder, scan, features, number, nifti)
+        dense.write_feature_map(work.folder, row, work.encoder, scan, features, number, nifti)
 
 
 def _is_done(folder: Path, task: EmbedTask, options: EmbedOptions) -> bool:
@@ -213,20 +213,20 @@ def prepared(
     task: EmbedTask, spacing: Spacing, hu: HUPolicy | None, cache: Path
 ) -> tuple[Prepared, dict]:
     """What a worker does: read, resample; the survey has checked the scan."""
-    scan = read(task.found, cache)
+    scan = read_found(task.found, cache)
     grid = grid_spacing(spacing, scan.spacing)
     about = {"shape": scan.voxels.shape, "spacing": scan.spacing, "grid": grid}
-    return prepare(scan, grid_plan(grid, hu), _labels(task, scan)), about
+    return prepare_scan(scan, grid_plan(grid, hu), _task_labels(task, scan)), about
 
 
-def _labels(task: EmbedTask, scan: Scan) -> np.ndarray | None:
+def _task_labels(task: EmbedTask, scan: Scan) -> np.ndarray | None:
     try:
         return None if task.labels is None else read_labels(task.labels, scan)
     except UnusableScanError as refusal:
         raise UnusableScanError(f"{task.found.path}: {refusal}") from refusal
 
 
-def _pooled(
+def _pooled_features(
     encoder: Encoder, scan: Prepared, number: int | None, window: pooling.Window
 ) -> pooling.Pooled:
     try:

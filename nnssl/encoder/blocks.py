@@ -162,7 +162,7 @@ def _added(x: Tensor, branch: Tensor, kept: Tensor | None) -> Tensor:
     return _Added.apply(x, branch.to(x.dtype), kept.to(x.dtype))
 
 
-def _padded(x: Tensor, step: Shape, behind: int) -> Tensor:
+def _padded_grid(x: Tensor, step: Shape, behind: int) -> Tensor:
     """`x` with zeros at the ends of its grid up to multiples of `step`; `behind` axes follow those
     of the grid.
     """
@@ -195,7 +195,7 @@ class PatchMerging(nn.Module):
         """[B *grid C] to [B *ceil(grid/step) 2C]; what is missing to a multiple of the step is
         zeros.
         """
-        x = _padded(x, self.step, behind=1)
+        x = _padded_grid(x, self.step, behind=1)
         grid = tuple(x.shape[1:-1])
         order = merging_order(grid, self.step, x.device, self.merging, self.axes)
         neighbours = _reorder(x.flatten(1, -2), order)
@@ -261,7 +261,7 @@ class PatchEmbed(nn.Module):
         """[B C *spatial] to tokens [B *ceil(spatial/step) E]; what is missing to a multiple is
         zeros.
         """
-        return self.norm(self._project(_padded(x, self.step, behind=0)))
+        return self.norm(self._project(_padded_grid(x, self.step, behind=0)))
 
     def _project(self, x: Tensor) -> Tensor:
         """The convolution, as one matrix product that leaves the channels last."""

@@ -138,11 +138,11 @@ class SwinConfig:
         """The inverse of `to_dict`; a missing key takes its default, an unknown one raises
         ValueError.
         """
-        _require_known(values, [field.name for field in fields(cls)])
+        _require_known_options(values, [field.name for field in fields(cls)])
         return cls(**values)
 
 
-def _require_known(values: dict, known: list[str]) -> None:
+def _require_known_options(values: dict, known: list[str]) -> None:
     if unknown := sorted(set(values) - set(known)):
         raise ValueError(
             f"unknown encoder option(s) {', '.join(unknown)}; known: {', '.join(known)}"

@@ -50,7 +50,7 @@ def given(stages: Sequence[Stage], tokens: Tensor) -> list[Given]:
     for stage in stages:
         windows.append(stage_windows(grid, stage.window, stage.mode, tokens.device, stage.axes))
         grid = ceil_div(grid, stage.downsample.step)
-    biases, kept = _biases(stages, windows), _kept(stages, tokens)
+    biases, kept = _biases(stages, windows), _kept_branches(stages, tokens)
     return [Given(*one) for one in zip(windows, biases, kept, strict=True)]
 
 
@@ -60,17 +60,19 @@ def given(stages: Sequence[Stage], tokens: Tensor) -> list[Given]:
 def _biases(stages: Sequence[Stage], windows: Sequence[StageWindows]) -> list[list[Tensor]]:
     """Stages whose windows are alike have one look-up together."""
     found: list[list[Tensor]] = [[] for _ in stages]
-    for size, numbers in _alike([of_stage.plain.size for of_stage in windows]).items():
+    for size, numbers in _numbers_by_shape([of_stage.plain.size for of_stage in windows]).items():
         owners = [number for number in numbers for _ in stages[number].blocks]
         tables = [table for number in numbers for table in _tables(stages[number])]
-        rows = _LookUp.apply if torch.is_grad_enabled() else _rows  # which a compiler can follow
+        rows = (
+            _LookUp.apply if torch.is_grad_enabled() else _look_up_rows
+        )  # which a compiler can follow
         biases = rows(windows[numbers[0]].relative, *tables)
         for number, bias in zip(owners, biases, strict=True):
             found[number].append(bias.unflatten(1, (prod(size), prod(size))))
     return found
 
 
-def _alike(shapes: Sequence[Alike]) -> dict[Alike, list[int]]:
+def _numbers_by_shape(shapes: Sequence[Alike]) -> dict[Alike, list[int]]:
     """The numbers at which each shape occurs."""
     numbers: dict[Alike, list[int]] = {}
     for number, shape in enumerate(shapes):
@@ -87,7 +89,7 @@ def _tables(stage: Stage) -> list[Tensor]:
     return [block.attn.relative_position_bias_table for block in blocks_of(stage)]
 
 
-def _rows(index: Tensor, *tables: Tensor) -> tuple[Tensor, ...]:
+def _look_up_rows(index: Tensor, *tables: Tensor) -> tuple[Tensor, ...]:
     joined = torch.cat([table.t() for table in tables])
     return joined.index_select(1, index).split([table.shape[1] for table in tables])
 
@@ -107,21 +109,21 @@ class _LookUp(torch.autograd.Function):
     def forward(ctx: _Shapes, index: Tensor, *tables: Tensor) -> tuple[Tensor, ...]:
         ctx.save_for_backward(index)
         ctx.shapes = [table.shape for table in tables]
-        return _rows(index, *tables)
+        return _look_up_rows(index, *tables)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: _Shapes, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (index,) = ctx.saved_tensors
         found: list[Tensor | None] = [None] * len(gradients)
-        for (rows, _), numbers in _alike(ctx.shapes).items():
+        for (rows, _), numbers in _numbers_by_shape(ctx.shapes).items():
             by_pair = torch.stack([gradients[number] for number in numbers]).transpose(1, 2)
-            for number, gradient in zip(numbers, _summed(by_pair, index, rows), strict=True):
+            for number, gradient in zip(numbers, _row_sums(by_pair, index, rows), strict=True):
                 found[number] = gradient
         return None, *found
 
 
-def _summed(by_pair: Tensor, index: Tensor, rows: int) -> Tensor:
+def _row_sums(by_pair: Tensor, index: Tensor, rows: int) -> Tensor:
     """[T P heads] to [T R heads]: row r is the sum over the pairs whose `index` [P] is r."""
     if by_pair.device.type == "cpu":
         sums = by_pair.new_zeros(len(by_pair), rows, by_pair.shape[2])
@@ -129,11 +131,11 @@ def _summed(by_pair: Tensor, index: Tensor, rows: int) -> Tensor:
     if rows * len(index) > MOST_SHOWN:  # sorts first, so that its sums have an order as well
         sums = by_pair.new_zeros(rows, len(by_pair), by_pair.shape[2])
         return sums.index_put_((index,), by_pair.transpose(0, 1), accumulate=True).transpose(0, 1)
-    return torch.matmul(_shown(index, rows, by_pair.dtype), by_pair)
+    return torch.matmul(_row_indicators(index, rows, by_pair.dtype), by_pair)
 
 
 @lru_cache(maxsize=64)  # of the indices that `stage_windows` keeps
-def _shown(index: Tensor, rows: int, dtype: torch.dtype) -> Tensor:
+def _row_indicators(index: Tensor, rows: int, dtype: torch.dtype) -> Tensor:
     """[R P]: 1 where a pair shows a row."""
     with torch.inference_mode(False):
         return (torch.arange(rows, device=index.device)[:, None] == index).to(dtype)
@@ -142,7 +144,7 @@ def _shown(index: Tensor, rows: int, dtype: torch.dtype) -> Tensor:
 # -- stochastic depth ------------------------------------------------------------------------------
 
 
-def _kept(stages: Sequence[Stage], tokens: Tensor) -> list[list[Kept | None]]:
+def _kept_branches(stages: Sequence[Stage], tokens: Tensor) -> list[list[Kept | None]]:
     """Of each stage and block. All branches draw at once, the first stage's first, those that are
     never left out as well.
     """

@@ -181,7 +181,7 @@ class Swin(nn.Module):
     def _check(self, x: Tensor, masked: Tensor | Visible | None) -> None:
         self._check_image(x)
         if isinstance(masked, Visible):
-            visible.check(self, x, masked)
+            visible.require_blocks_fit(self, x, masked)
         elif masked is not None:
             self._check_mask(x, masked)
 

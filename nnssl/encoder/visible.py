@@ -88,7 +88,7 @@ def stages_before(encoder: Swin) -> int:
     return 0 if token is None else encoder.channels.index(len(token))
 
 
-def check(encoder: Swin, x: Tensor, visible: Visible) -> None:
+def require_blocks_fit(encoder: Swin, x: Tensor, visible: Visible) -> None:
     """Raises ValueError where `visible` does not fit the image [B C *spatial] or the encoder."""
     if not stages_before(encoder):
         raise ValueError(NO_TOKEN)
@@ -97,7 +97,7 @@ def check(encoder: Swin, x: Tensor, visible: Visible) -> None:
 
 
 def _check_side(side: Shape, stride: Shape, spatial: Shape) -> None:
-    if not _fits(side, stride, spatial):
+    if not _divides_evenly(side, stride, spatial):
         raise ValueError(
             f"visible blocks must have sides that are multiples of {stride} voxels and divide the "
             f"image {spatial}, got {tuple(side)}"
@@ -111,7 +111,7 @@ def _check_numbers(blocks: Tensor, x: Tensor) -> None:
         )
 
 
-def _fits(side: Shape, stride: Shape, spatial: Shape) -> bool:
+def _divides_evenly(side: Shape, stride: Shape, spatial: Shape) -> bool:
     """Whether a block is of whole tokens, and the image of whole blocks."""
     return len(side) == len(stride) and all(
         n > 0 and n % s == 0 and size % n == 0
@@ -128,7 +128,7 @@ def coarse_tokens(
     if encoder.mask_token is None:
         raise ValueError(NO_TOKEN)
     blocks = floor_div(x.shape[2:], visible.side)
-    rows = _rows(visible.blocks, prod(blocks))
+    rows = _numbers_in_batch(visible.blocks, prod(blocks))
     kind = encoder.patch_embed.proj.weight.dtype
     x = x.to(kind) if kind in HALF else x
     parts = _apart(x.movedim(1, -1), blocks).flatten(0, 1).index_select(0, rows)
@@ -139,7 +139,7 @@ def coarse_tokens(
     return _together(token.index_copy(0, rows, tokens).view(len(x), *blocks, *shape))
 
 
-def _rows(blocks: Tensor, count: int) -> Tensor:
+def _numbers_in_batch(blocks: Tensor, count: int) -> Tensor:
     """The numbers of `blocks` [B m] among the `count` blocks of each of all images, [B*m]."""
     first = torch.arange(len(blocks), device=blocks.device)[:, None] * count
     return (first + blocks).flatten()

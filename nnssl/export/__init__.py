@@ -49,12 +49,12 @@ def export(request: ExportRequest, print_fn: PrintFn = print) -> Path:
     from nnssl.export import expects, formats, trained
 
     formats.require_packages(request.formats)
-    model = trained.load(request.model, request.fold, request.checkpoint)
+    model = trained.load_model_folder(request.model, request.fold, request.checkpoint)
     program = formats.trace(model)
     written = {}
     for name in request.formats:
         path = request.output / f"model.{name}"
-        difference = formats.write(program, model, path)
+        difference = formats.write_verified(program, model, path)
         written[path.name] = {"sha256": files.sha256(path), "largest_difference": difference}
         print_fn(f"{path}: logits within {difference:.1e} of PyTorch's, relative to the largest")
     card = request.output / CARD

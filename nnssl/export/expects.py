@@ -42,7 +42,7 @@ def card(model: Trained, written: dict[str, dict]) -> dict:
         "output": {"name": OUTPUT, "dtype": "float32", "shape": ["batch", heads, *model.patch]},
         "preprocessing": _preprocessing(model),
         "sliding_window": _sliding_window(model),
-        "labels": _labels(model),
+        "labels": _label_channels(model),
         "made_from": _origin(model),
         "not_in_the_files": list(NOT_IN_THE_FILES),
     }
@@ -105,7 +105,7 @@ def _ct(model: Trained, number: int) -> dict:
     return {"clip": ends, "subtract": seen["mean"], "divide_by": seen["std"]}
 
 
-def _labels(model: Trained) -> dict:
+def _label_channels(model: Trained) -> dict:
     manager = model.labels
     found = {"of_dataset": model.dataset["labels"], "regions": manager.has_regions}
     if manager.has_regions:

@@ -59,7 +59,7 @@ def _untraceable(model: Trained, error: Exception) -> ExportError:
     )
 
 
-def write(program: ExportedProgram, model: Trained, path: Path) -> float:
+def write_verified(program: ExportedProgram, model: Trained, path: Path) -> float:
     """Write `path`, by its suffix; the largest difference to PyTorch's logits, as a fraction.
 
     The fraction is of the largest absolute logit. Raises ExportError above TOLERANCE; then nothing

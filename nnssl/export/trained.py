@@ -40,12 +40,12 @@ class Trained:
         return tuple(self.configuration.patch_size)
 
 
-def load(model: Path, fold: str, checkpoint: str) -> Trained:
+def load_model_folder(model: Path, fold: str, checkpoint: str) -> Trained:
     """Raises ExportError where the folder, the fold or the file is not there.
 
     nnU-Net reads its model files by pickle, which may execute what it reads.
     """
-    path = _require(model, fold, checkpoint)
+    path = _existing_checkpoint(model, fold, checkpoint)
 
     from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 
@@ -71,7 +71,7 @@ def _predictor(model: Path, fold: str, checkpoint: str) -> nnUNetPredictor:
     return predictor
 
 
-def _require(model: Path, fold: str, checkpoint: str) -> Path:
+def _existing_checkpoint(model: Path, fold: str, checkpoint: str) -> Path:
     """The checkpoint's path."""
     if not (model / "plans.json").is_file():
         raise ExportError(

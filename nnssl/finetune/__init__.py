@@ -1,26 +1,26 @@
 """The work of our nnU-Net trainers: which network, which weights, which optimiser. The trainers
 only call it.
 
-__init__         resolve_architecture -> the plans name the network; nnU-Net saves them with a model
-initialize       load                 -> the encoder's weights, all of them or none
-                 optimise             -> AdamW by layer, the learning rate by the iteration alone
-                 Average              -> of the weights, which are validated and predicted with
-load_checkpoint  restore_plans        -> a model is that of its own checkpoint, not of today's plans
+__init__         resolve_architecture   the plans name the network; nnU-Net saves them with a model
+initialize       load_named_checkpoint  the encoder's weights, all of them or none
+                 optimise               AdamW by layer, the learning rate by the iteration alone
+                 Average                of the weights, which are validated and predicted with
+load_checkpoint  restore_plans          a model is that of its own checkpoint, not of today's plans
 """
 
 from nnssl.finetune.average import Average
 from nnssl.finetune.layer_decay import (
     HEADS,
-    describe,
+    describe_recipe,
     layer_of,
     optimise,
     parameter_groups,
     prepare_cpu,
 )
 from nnssl.finetune.lora import add_lora, describe_lora, keep_factors
-from nnssl.finetune.moments import PATCHES, measure, needs_moments, start_heads
+from nnssl.finetune.moments import PATCHES, calibrate_norms, needs_moments, start_heads
 from nnssl.finetune.plans_file import (
-    build,
+    build_network,
     cascaded_labels,
     deep_supervision_scales,
     deep_supervision_weights,
@@ -32,7 +32,7 @@ from nnssl.finetune.plans_file import (
     round_patch,
 )
 from nnssl.finetune.schedule import Schedule, Unfreezing, learning_rate, unfreezing
-from nnssl.finetune.weights import freeze, intensities, load, random_start, unwrap
+from nnssl.finetune.weights import freeze, intensities, load_named_checkpoint, random_start, unwrap
 
 __all__ = [
     "HEADS",
@@ -41,19 +41,19 @@ __all__ = [
     "Schedule",
     "Unfreezing",
     "add_lora",
-    "build",
+    "build_network",
+    "calibrate_norms",
     "cascaded_labels",
     "deep_supervision_scales",
     "deep_supervision_weights",
-    "describe",
     "describe_lora",
+    "describe_recipe",
     "freeze",
     "intensities",
     "keep_factors",
     "layer_of",
     "learning_rate",
-    "load",
-    "measure",
+    "load_named_checkpoint",
     "needs_moments",
     "optimise",
     "parameter_groups",

@@ -105,13 +105,13 @@ def encoder_for(plans: dict, resolved: dict, encoder: SwinConfig) -> SwinConfig:
     same_dims = encoder.spatial_dims == dims
     if encoder.steps and same_dims:
         return encoder  # it was pretrained so
-    steps = _steps(plans, resolved, dims)
+    steps = _configuration_steps(plans, resolved, dims)
     # Weights of other dimensions cannot be loaded, so nothing is to be computed as they would want
     # it.
     return replace(encoder, spatial_dims=dims, steps=steps, **({} if same_dims else OWN))
 
 
-def _steps(plans: dict, resolved: dict, dims: int) -> tuple[Shape, ...]:
+def _configuration_steps(plans: dict, resolved: dict, dims: int) -> tuple[Shape, ...]:
     """`steps_for` the configuration, by the axes as read, which are those that the encoder sees."""
     axes = axes_of(plans, dims)
     spacing, patch = (tuple(as_read(resolved[name], axes)) for name in ("spacing", "patch_size"))

@@ -65,7 +65,7 @@ def _only_one() -> CheckpointChoice | None:
     if len(found) > 1:
         raise NoCheckpointError(
             f"{len(found)} pretrained checkpoints were found, and none is "
-            f"named:\n{_listed(found)}\n{REMEDY}"
+            f"named:\n{_path_lines(found)}\n{REMEDY}"
         )
     by = f"the only one under {_searched()}"
     return CheckpointChoice(found[0], by) if found else None
@@ -88,7 +88,7 @@ def _searched() -> Path:
     return Path(os.environ.get(RESULTS, f"${RESULTS}"), "nnssl")
 
 
-def _listed(paths: list[Path]) -> str:
+def _path_lines(paths: list[Path]) -> str:
     return "\n".join(f"  {path}" for path in paths) or "  none"
 
 
@@ -107,7 +107,7 @@ def _named(path: str, by: str, sha256: str | None = None) -> CheckpointChoice:
 def _missing(path: str, by: str) -> NoCheckpointError:
     return NoCheckpointError(
         f"no file at {path}, the checkpoint named by {by}. Found "
-        f"instead:\n{_listed(finals())}\n{REMEDY}"
+        f"instead:\n{_path_lines(finals())}\n{REMEDY}"
     )
 
 
@@ -137,7 +137,7 @@ def _candidates(name: str, sha256: str) -> Iterator[Path]:
     yield from finals()
 
 
-def check(choice: CheckpointChoice, sha256: str) -> None:
+def require_recorded_hash(choice: CheckpointChoice, sha256: str) -> None:
     """Raises OriginError when the file's hash is not the one recorded where it was named."""
     if choice.sha256 not in (None, sha256):
         raise OriginError(

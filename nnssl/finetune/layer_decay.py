@@ -132,7 +132,7 @@ def _clip_gradient(optimizer: torch.optim.Optimizer, most: float) -> None:
     torch.nn.utils.clip_grad_norm_([*chain.from_iterable(learning)], most)
 
 
-def describe(recipe: Recipe, pretrained: bool) -> str:
+def describe_recipe(recipe: Recipe, pretrained: bool) -> str:
     """Line for the log: what the recipe comes to in this training."""
     return (
         f"Recipe: {recipe.total} iterations, {recipe.warmup} of them warm-up; learning rate "

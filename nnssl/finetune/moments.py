@@ -32,7 +32,7 @@ def _norms(network: SwinUNETR) -> list[DatasetNorm]:
 
 
 @torch.no_grad()
-def measure(network: SwinUNETR, images: Iterable[Tensor]) -> None:
+def calibrate_norms(network: SwinUNETR, images: Iterable[Tensor]) -> None:
     """Set the moments of the decoder's `DatasetNorm`s from patches [B C *spatial], as the encoder
     sees them now.
 
@@ -78,7 +78,7 @@ def start_heads(network: SwinUNETR, regions: bool) -> None:
 
     regions: the logits are of overlapping regions (sigmoid), and there is none of the background.
     """
-    for head in _heads(network.decoder):
+    for head in _segmentation_heads(network.decoder):
         if regions:
             head.bias.fill_(log(FOREGROUND / (1 - FOREGROUND)))
         else:
@@ -92,6 +92,6 @@ def _start_classes(bias: Tensor) -> None:
     bias[0] = log(1 - FOREGROUND)
 
 
-def _heads(decoder: nn.Module) -> list[Pointwise]:
+def _segmentation_heads(decoder: nn.Module) -> list[Pointwise]:
     heads = cast("Heads", decoder.heads)  # which every decoder has
     return [cast("Pointwise", head) for head in heads.seg_layers]

@@ -12,9 +12,9 @@ from nnssl.finetune.architecture import DECODER, INFO, architecture, is_ours, st
 from nnssl.finetune.checkpoint_choice import (
     CheckpointChoice,
     OriginError,
-    check,
     choose,
     pretrain_info,
+    require_recorded_hash,
 )
 from nnssl.network.swin_unetr import SwinUNETR, output_sizes
 from nnssl.shapes import round_up
@@ -77,7 +77,7 @@ def resolve(plans: dict, name: str) -> dict:
     return PlansManager(plans).get_configuration(name).configuration
 
 
-def build(
+def build_network(
     resolved: dict,
     input_channels: int,
     classes: int,
@@ -158,5 +158,5 @@ def deep_supervision_weights(outputs: int) -> tuple[float, ...]:
 
 def opened(choice: CheckpointChoice) -> checkpoint.Checkpoint:
     loaded = checkpoint.load(choice.path)
-    check(choice, loaded.sha256)
+    require_recorded_hash(choice, loaded.sha256)
     return loaded

@@ -92,7 +92,7 @@ def require_fit(file: str, saved: Mapping, own: Mapping[str, Tensor]) -> None:
     By name and shape; heads and intensity map do not count.
     """
     _require_our_network(file, saved)
-    ours, theirs = _shapes(own), _shapes(saved["network_weights"])
+    ours, theirs = _compared_shapes(own), _compared_shapes(saved["network_weights"])
     _require_same_channels(file, saved, ours, theirs)
     _require_same_shapes(file, saved, ours, theirs)
 
@@ -136,12 +136,12 @@ def _require_our_network(file: str, saved: Mapping) -> None:
         )
 
 
-def _shapes(weights: Mapping[str, Tensor]) -> Shapes:
+def _compared_shapes(weights: Mapping[str, Tensor]) -> Shapes:
     """By name, of what has to be the same in two trainings."""
-    return {name: tuple(tensor.shape) for name, tensor in weights.items() if _counts(name)}
+    return {name: tuple(tensor.shape) for name, tensor in weights.items() if _is_compared(name)}
 
 
-def _counts(name: str) -> bool:
+def _is_compared(name: str) -> bool:
     return HEADS not in name and not name.startswith(INTENSITY)
 
 

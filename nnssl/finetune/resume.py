@@ -14,7 +14,11 @@ def whole(checkpoint: dict | str, print_fn: PrintFn) -> dict | str:
     """What to load in the place of `checkpoint`, a path or its content: itself, or the best one of
     its folder where it is cut short, which is logged. Raises ValueError where there is none.
     """
-    if isinstance(checkpoint, dict) or not Path(checkpoint).is_file() or _is_whole(checkpoint):
+    if (
+        isinstance(checkpoint, dict)
+        or not Path(checkpoint).is_file()
+        or _is_whole_archive(checkpoint)
+    ):
         return checkpoint
     path = Path(checkpoint)
     damage = f"{path} is cut short: it was being written when a run ended"
@@ -30,9 +34,9 @@ def whole(checkpoint: dict | str, print_fn: PrintFn) -> dict | str:
 def _whole_best(path: Path) -> Path | None:
     """The best checkpoint beside another one, where it is whole."""
     best = path.with_name(BEST)
-    return best if best != path and best.is_file() and _is_whole(best) else None
+    return best if best != path and best.is_file() and _is_whole_archive(best) else None
 
 
-def _is_whole(path: Path | str) -> bool:
+def _is_whole_archive(path: Path | str) -> bool:
     """PyTorch writes an archive, whose list of contents stands at its end."""
     return zipfile.is_zipfile(path)

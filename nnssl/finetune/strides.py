@@ -25,14 +25,14 @@ def steps_for(
     width = [here / there for here, there in pairs]
     tokens, steps = size, []
     for _ in range(STEPS):
-        step = _step(width, tokens)
+        step = _next_step(width, tokens)
         width = [w * s for w, s in zip(width, step, strict=True)]
         tokens = ceil_div(tokens, step)
         steps.append(step)
     return tuple(steps)
 
 
-def _step(width: list[float], tokens: Shape) -> Shape:
+def _next_step(width: list[float], tokens: Shape) -> Shape:
     """The next step, by axis: from the tokens' relative width, and their number."""
     halved = [w < WIDER * min(width) and n > 1 for w, n in zip(width, tokens, strict=True)]
     return tuple(PATCH if half else 1 for half in halved)

@@ -12,7 +12,7 @@ from nnssl.network.swin_unetr import SwinUNETR
 from nnssl.types import Shape
 
 
-def load(network: SwinUNETR, plans: dict, labels: int = 0) -> list[str]:
+def load_named_checkpoint(network: SwinUNETR, plans: dict, labels: int = 0) -> list[str]:
     """Load the encoder that the resolved `plans` name; lines for the log. The counts go into the
     plans.
 

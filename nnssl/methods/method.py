@@ -99,7 +99,7 @@ class MethodConfig:
     @classmethod
     def read(cls, words: Sequence[str]) -> dict:
         """The fields that `words` name; ValueError as `parse`."""
-        return settings.read(words, cls)
+        return settings.parse_assignments(words, cls)
 
 
 class Method(nn.Module, ABC):
@@ -178,7 +178,7 @@ class Method(nn.Module, ABC):
         views = self.views(regions, generators, within)
         starts, sizes = (to_device(part, regions.device) for part in (starts, sizes))
         if self.config.parcel_classes:
-            labels = to_device(_labels(regions, parcels), regions.device)
+            labels = to_device(_parcel_labels(regions, parcels), regions.device)
             views["parcels"] = _cut_as_views(labels, views).long()
         if "offset" in views:
             views["offset"] = views["offset"] + starts
@@ -223,7 +223,7 @@ def _places(regions: Tensor, starts: Tensor | None, sizes: Tensor | None) -> tup
     return starts.cpu(), sizes.cpu()
 
 
-def _labels(regions: Tensor, parcels: Tensor | None) -> Tensor:
+def _parcel_labels(regions: Tensor, parcels: Tensor | None) -> Tensor:
     """[B *region], zeros where there are none."""
     if parcels is not None:
         return parcels

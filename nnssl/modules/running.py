@@ -85,8 +85,8 @@ class RunningMean(Running):
         that counts, 0 for one that does not; None: all of them do.
         """
         rows = rows.detach().float()
-        number = _number(len(rows), rows.device) if counts is None else counts.sum(0, True)
-        self._noted.append(torch.cat([_summed(rows, counts), number]))
+        number = _row_count(len(rows), rows.device) if counts is None else counts.sum(0, True)
+        self._noted.append(torch.cat([_weighted_sum(rows, counts), number]))
 
     def note_sum(self, total: Tensor) -> None:
         """[size + 1]: the sum of rows, and behind it their number."""
@@ -96,7 +96,7 @@ class RunningMean(Running):
         _take([self], dist.all_reduce_mean(_total(noted)))
 
 
-def _summed(rows: Tensor, counts: Tensor | None) -> Tensor:
+def _weighted_sum(rows: Tensor, counts: Tensor | None) -> Tensor:
     """[N size] to [size]."""
     if counts is None:
         return rows.sum(dim=0)
@@ -105,7 +105,7 @@ def _summed(rows: Tensor, counts: Tensor | None) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def _number(rows: int, device: torch.device) -> Tensor:
+def _row_count(rows: int, device: torch.device) -> Tensor:
     """[1], which holds it."""
     with torch.inference_mode(False):
         return torch.full((1,), float(rows), device=device)
@@ -218,7 +218,7 @@ class Standardise(nn.Module):
         x = x.float()
         with torch.no_grad():  # the ones give the number of rows
             rows = torch.cat([x, x * x, _ones(len(x), x.device)], dim=-1)
-            self.moments.note_sum(_summed(rows, counts))
+            self.moments.note_sum(_weighted_sum(rows, counts))
         mean, square = self.moments.value.split(self.size)
         variance = torch.addcmul(square, mean, mean, value=-1).clamp(min=0)
         return F.batch_norm(x, mean, variance, eps=self.eps)

@@ -210,11 +210,11 @@ def full_options(decoder: str | dict) -> dict:
     Raises ValueError for an unknown decoder.
     """
     options = OPTIONS.get(decoder, {"name": decoder}) if isinstance(decoder, str) else dict(decoder)
-    _require_known(options.get("name"))
+    _require_known_decoder(options.get("name"))
     return options
 
 
-def _require_known(name: str | None) -> None:
+def _require_known_decoder(name: str | None) -> None:
     if name not in DECODERS:
         raise ValueError(f"unknown decoder {name!r}; known: {', '.join(DECODERS)}")
 

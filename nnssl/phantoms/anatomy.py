@@ -42,7 +42,7 @@ def draw_anatomy(rng: np.random.Generator) -> Anatomy:
     contrast = rng.uniform(0, 1) if is_enhanced else 0.0  # fraction of an enhanced scan's HU
     soft = rng.uniform(45, 60)  # muscle
     parts = (
-        *_body(rng, trunk, soft),
+        *_body_parts(rng, trunk, soft),
         *_chest(rng, trunk, contrast),
         *_abdomen(rng, trunk, soft, contrast),
         *_spine(rng, trunk, soft),
@@ -56,10 +56,10 @@ def _bend(rng: np.random.Generator) -> np.ndarray:
     return np.stack([amplitude, wavelength, rng.uniform(0, 2 * np.pi, 3)], axis=1)
 
 
-def _body(rng: np.random.Generator, trunk: np.ndarray, soft: float) -> Iterable[Part]:
+def _body_parts(rng: np.random.Generator, trunk: np.ndarray, soft: float) -> Iterable[Part]:
     """The table, skin and fat, muscle, and the fat around the organs."""
     if rng.uniform() < 0.5:
-        yield _table(trunk[0] + rng.uniform(12, 18))
+        yield _patient_table(trunk[0] + rng.uniform(12, 18))
     power = rng.uniform(2.1, 2.6)
     muscle = trunk - rng.uniform(8, 24)
     yield Part(column((0, 0), tuple(trunk), power), hu=rng.uniform(-115, -95), texture=6)
@@ -68,7 +68,7 @@ def _body(rng: np.random.Generator, trunk: np.ndarray, soft: float) -> Iterable[
     yield Part(cavity, hu=rng.uniform(-105, -85), texture=10)
 
 
-def _table(top: float) -> Part:
+def _patient_table(top: float) -> Part:
     """`top`: y of its upper side, mm."""
     return Part(column((top + 8, 0.0), (8.0, 190.0), power=8), hu=-780, texture=3)
 

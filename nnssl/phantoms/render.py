@@ -35,20 +35,20 @@ def phantom(seed: int, shape: Shape | None = None, spacing: Spacing | None = Non
     extent = (rng.uniform(190, 230), rng.uniform(275, 310), rng.uniform(350, 385))
     coarse = (rng.uniform(4.0, 7.0), *[rng.uniform(5.0, 6.5)] * 2)
     _check_shape(shape)
-    _check_spacing(spacing)
+    _check_phantom_spacing(spacing)
     if spacing is None:
-        spacing = coarse if shape is None else _spacing(extent, shape)
+        spacing = coarse if shape is None else _spacing_to_fill(extent, shape)
     if shape is None:
-        shape = _shape(extent, spacing)
+        shape = _shape_to_fill(extent, spacing)
     return render(anatomy, shape, spacing, rng)
 
 
-def _shape(extent: Spacing, spacing: Spacing) -> Shape:
+def _shape_to_fill(extent: Spacing, spacing: Spacing) -> Shape:
     """Voxels of `spacing` mm that fill `extent` mm, two at least."""
     return tuple(max(2, round(mm / step)) for mm, step in zip(extent, spacing, strict=True))
 
 
-def _spacing(extent: Spacing, shape: Shape) -> Spacing:
+def _spacing_to_fill(extent: Spacing, shape: Shape) -> Spacing:
     """So that `shape` voxels fill `extent` mm."""
     return tuple(mm / voxels for mm, voxels in zip(extent, shape, strict=True))
 
@@ -60,7 +60,7 @@ def _check_shape(shape: Shape | None) -> None:
         )
 
 
-def _check_spacing(spacing: Spacing | None) -> None:
+def _check_phantom_spacing(spacing: Spacing | None) -> None:
     if spacing is not None and (len(spacing) != 3 or min(spacing) <= 0):
         raise ValueError(f"a phantom needs three spacings above 0 mm, got {tuple(spacing)}")
 

@@ -18,7 +18,7 @@ from nnssl.report.charts import STEP
 REPORT, PLAN = "report.json", "plan.json"
 
 
-def _failure(case: Case, note: Path) -> str:
+def _failure_reason(case: Case, note: Path) -> str:
     """Its reason, without the scan's name and folders."""
     reason = files.read_json(note)["reason"]
     return left_out.reason({"path": case.source, "reason": reason})
@@ -86,4 +86,4 @@ class Collection:
         if (self.folder / f"{case.id}.json").is_file():
             return "stored"
         note = self.folder / f"{case.id}.failed.json"
-        return f"failed: {_failure(case, note)}" if note.is_file() else "not yet"
+        return f"failed: {_failure_reason(case, note)}" if note.is_file() else "not yet"

@@ -27,13 +27,20 @@ MOST_ROWS = 2000  # of the table of scans
 PERCENTILES = {5: "5 %", 50: "median", 95: "95 %"}
 
 
-def render(folder: Path, scans: int) -> str:
+def render_collection(folder: Path, scans: int) -> str:
     """The page, with thumbnails of `scans` scans spread evenly over the collection."""
     collection = Collection.read(folder)
     states = {case.id: collection.state(case) for case in collection.cases}
     sections = _sections(collection, states, scans)
     title, warnings = f"Collection {collection.name}", _look_at(collection, states)
-    return page(title, _lead(collection), warnings, sections, _facts(collection), "Look at")
+    return page(
+        title,
+        _collection_lead(collection),
+        warnings,
+        sections,
+        _plan_listing(collection),
+        "Look at",
+    )
 
 
 def _sections(collection: Collection, states: dict[str, str], scans: int) -> list[Section]:
@@ -70,13 +77,15 @@ _SCANS = (
 )
 
 
-def _lead(collection: Collection) -> list[str]:
+def _collection_lead(collection: Collection) -> list[str]:
     lines, plan = collection.lines, collection.plan
     found = f"{len(lines)} found, {len(collection.kept)} kept."
-    return [found, *_planned(plan)] if plan else [found, "There is no plan: no scan can be used."]
+    return (
+        [found, *_plan_summary(plan)] if plan else [found, "There is no plan: no scan can be used."]
+    )
 
 
-def _planned(plan: Plan) -> list[str]:
+def _plan_summary(plan: Plan) -> list[str]:
     spacing, crop = by(plan.spacing), by(plan.crop)
     values = "CT in HU" if plan.hu else "not CT: each scan is normalised by itself"
     return [
@@ -134,7 +143,7 @@ def _tables(collection: Collection) -> list[Table]:
 def _each(collection: Collection, states: dict[str, str]) -> Table:
     percentiles = _percentiles(collection.in_hu)
     cases, names = collection.cases[:MOST_ROWS], list(percentiles.values())
-    rows = [_row(collection.line_of(case), case, states[case.id], names) for case in cases]
+    rows = [_case_cells(collection.line_of(case), case, states[case.id], names) for case in cases]
     shape = ["scan", "voxels", "spacing (mm)", "size (mm)", "orientation"]
     columns = [*shape, *percentiles, "preprocessed", "note"]
     note = _note_of_rows(len(collection.cases))
@@ -156,7 +165,7 @@ def _note_of_rows(cases: int) -> str:
     )
 
 
-def _row(line: dict, case: Case, state: str, percentiles: list[str]) -> list[Cell]:
+def _case_cells(line: dict, case: Case, state: str, percentiles: list[str]) -> list[Cell]:
     """line: the survey's; percentiles: names of its columns."""
     seen = [line.get(name) for name in percentiles]
     return [*_sizes(case), line.get("orientation", ""), *seen, state, line.get("note", "")]
@@ -172,7 +181,7 @@ def _tiles(collection: Collection, states: dict[str, str], most: int) -> Tiles:
     if (plan := collection.plan) is None:
         return Tiles([])
     stored = [case for case in plan.cases if states[case.id] == "stored"]
-    return Tiles([_tile(collection, plan, case) for case in _spread(stored, most)])
+    return Tiles([_case_tile(collection, plan, case) for case in _spread(stored, most)])
 
 
 def _spread(cases: list[Case], most: int) -> list[Case]:
@@ -181,18 +190,18 @@ def _spread(cases: list[Case], most: int) -> list[Case]:
     return [cases[place] for place in places]
 
 
-def _tile(collection: Collection, plan: Plan, case: Case) -> Tile:
+def _case_tile(collection: Collection, plan: Plan, case: Case) -> Tile:
     orientation = collection.line_of(case).get("orientation", "")
     planes = _planes(files.inside(collection.folder, f"{case.id}.b2nd"), plan.spacing)
     limits = _grey_limits(plan) or planes.limits()
     counts = _shown_counts(collection.histogram(case))
     if counts is None:
         counts = np.histogram(planes.voxels, 112, limits)[0]
-    made, words = picture(planes, counts, orientation, limits), _words(case, orientation)
+    made, words = picture(planes, counts, orientation, limits), _tile_caption(case, orientation)
     return Tile(case.id, f"three planes and histogram of {case.id}", made, words)
 
 
-def _words(case: Case, orientation: str) -> str:
+def _tile_caption(case: Case, orientation: str) -> str:
     """Below its picture."""
     known = [orientation, f"{by(case.spacing, '.3g')} mm", by(case.shape)]
     return ", ".join(filter(None, known))
@@ -239,7 +248,7 @@ def _hu_tile(collection: Collection, policy: HUPolicy | None) -> Iterator[Tile]:
         yield Tile("", alt, charts.hu_panel(histograms, policy))
 
 
-def _facts(collection: Collection) -> dict[str, str]:
+def _plan_listing(collection: Collection) -> dict[str, str]:
     if collection.plan is None:
         return {}
     facts = _plan_facts(collection.plan)

@@ -12,14 +12,14 @@ PAGE = "report.html"
 SCANS = 60  # thumbnails
 
 
-def write(folder: Path | str, path: Path | str | None = None, scans: int = SCANS) -> Path:
+def write_page(folder: Path | str, path: Path | str | None = None, scans: int = SCANS) -> Path:
     """Write the page of `folder` and return its path, `report.html` in the folder by default.
 
     scans: how many of a collection get a thumbnail. Raises FileNotFoundError for a folder that is
     not there, ValueError for one that is neither a pretraining's nor a collection's.
     """
     folder = Path(folder)
-    _check(folder, scans)
+    _check_arguments(folder, scans)
     path = Path(path) if path else folder / PAGE
     html = _render(folder, scans)
     with files.atomic(path) as temporary:
@@ -27,7 +27,7 @@ def write(folder: Path | str, path: Path | str | None = None, scans: int = SCANS
     return path
 
 
-def _check(folder: Path, scans: int) -> None:
+def _check_arguments(folder: Path, scans: int) -> None:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is no folder; {EXPECTED}")
     if scans < 0:
@@ -36,9 +36,9 @@ def _check(folder: Path, scans: int) -> None:
 
 def _render(folder: Path, scans: int) -> str:
     if (folder / LOG).is_file():
-        return pretraining_page.render(folder)
+        return pretraining_page.render_pretraining(folder)
     if (folder / collection.REPORT).is_file():
-        return collection_page.render(folder, scans)
+        return collection_page.render_collection(folder, scans)
     kinds = f"neither {LOG} (a pretraining) nor {collection.REPORT} (a collection)"
     raise ValueError(f"{folder} holds {kinds}; {EXPECTED}")
 

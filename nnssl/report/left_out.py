@@ -13,7 +13,7 @@ import numpy as np
 
 from nnssl.data.orientation import Scan
 from nnssl.data.plan import case_id
-from nnssl.data.scans import NOT_READ, Found, read
+from nnssl.data.scans import NOT_READ, Found, read_found
 from nnssl.files import fingerprint
 from nnssl.report.thumbnails import Planes, picture
 from nnssl.study.report.page import Tile, Tiles
@@ -39,13 +39,13 @@ def line_id(line: dict) -> str:
 def reason(line: dict) -> str:
     """Why a line was left out, without the file's name and folders."""
     text = line["reason"]
-    for name in _names(Path(line["path"])):
+    for name in _identifying_names(Path(line["path"])):
         if len(name) > 1:
             text = text.replace(name, "…")
     return NAMES.sub("…", text)
 
 
-def _names(path: Path) -> tuple[str, ...]:
+def _identifying_names(path: Path) -> tuple[str, ...]:
     # A folder's bare name may be a word of the reason: scans in a folder "reformat".
     return (str(path), str(path.parent), path.name if path.suffix else "")
 
@@ -60,10 +60,10 @@ def tables(lines: list[dict]) -> list[Table]:
     each: list[list[Cell]] = [[line_id(line), reason(line)] for line in lines]
     where = "The scan's path stands in report.csv, in the line with the same reason."
     listed = Table("", "Each scan that was left out", where, ["scan", "reason"], each)
-    return [_reasons(lines), listed]
+    return [_reasons_table(lines), listed]
 
 
-def _reasons(lines: list[dict]) -> Table:
+def _reasons_table(lines: list[dict]) -> Table:
     """How many for each kind, the most frequent first."""
     first = {kind(line): reason(line) for line in reversed(lines)}
     counts = Counter(map(kind, lines))
@@ -77,7 +77,7 @@ def tiles(lines: list[dict], folder: Path, shown: int = SHOWN) -> Tiles:
     again.
     """
     in_turn = _in_turn([line for line in lines if line["shape"]])
-    return Tiles([_tile(line, folder) for line in in_turn[:shown]])
+    return Tiles([_left_out_tile(line, folder) for line in in_turn[:shown]])
 
 
 def _in_turn(lines: list[dict]) -> list[dict]:
@@ -89,10 +89,10 @@ def _in_turn(lines: list[dict]) -> list[dict]:
     return [line for round_ in zip_longest(*by_kind) for line in round_ if line is not None]
 
 
-def _tile(line: dict, folder: Path) -> Tile:
+def _left_out_tile(line: dict, folder: Path) -> Tile:
     name, words = line_id(line), reason(line)
     try:
-        scan = read(Found(line["path"], line["series"]), folder)
+        scan = read_found(Found(line["path"], line["series"]), folder)
     except (OSError, RuntimeError, ValueError, MemoryError):
         return Tile(name, "no picture: the file cannot be read now", None, words)
     return Tile(name, f"three planes of {name}", _picture(scan), words)

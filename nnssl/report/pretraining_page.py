@@ -88,20 +88,20 @@ def _preprocessed(name: str | None) -> Path | None:
     if not root or not name:
         return None
     folder = Path(root) / "nnssl" / name
-    return folder if _is_whole(folder) else None
+    return folder if _holds_collection(folder) else None
 
 
-def _is_whole(folder: Path) -> bool:
+def _holds_collection(folder: Path) -> bool:
     return all((folder / name).is_file() for name in (collection.REPORT, collection.PLAN))
 
 
-def render(folder: Path) -> str:
+def render_pretraining(folder: Path) -> str:
     run = Pretraining.read(folder)
     scans = run.collection()
     views = Section("Views", [], [], _VIEWS, [_views(run)])
-    sections = [*_curves(run), views, *_time(run), *_data(scans)]
+    sections = [*_curves(run), views, *_time(run), *_left_out_sections(scans)]
     title, warnings = f"Pretraining {run.name}", list(_look_at(run, scans))
-    return page(title, _lead(run), warnings, sections, _facts(run), "Look at")
+    return page(title, _training_lead(run), warnings, sections, _settings_listing(run), "Look at")
 
 
 _VIEWS = (
@@ -110,7 +110,7 @@ _VIEWS = (
 )
 
 
-def _facts(run: Pretraining) -> dict[str, str]:
+def _settings_listing(run: Pretraining) -> dict[str, str]:
     """The checkpoint's header; of one that it started from the name, not the path."""
     if not run.header:
         return {}
@@ -120,7 +120,7 @@ def _facts(run: Pretraining) -> dict[str, str]:
     return {"Settings": json.dumps(shown, indent=2, ensure_ascii=False)}
 
 
-def _lead(run: Pretraining) -> list[str]:
+def _training_lead(run: Pretraining) -> list[str]:
     if not run.header:
         return [f"Step {run.step}; nothing is saved yet."]
     return [*_trained(run.header), _progress(run)]
@@ -201,7 +201,7 @@ _LEADS = {
 
 def _panel(run: Pretraining, keys: list[str], title: str) -> Tile:
     made = drawing.figure(*PANEL)
-    pictures.draw(made.subplots(), run.rows, keys, title, POINTS)
+    pictures.draw_panel(made.subplots(), run.rows, keys, title, POINTS)
     return Tile("", f"{title} by step", drawing.svg(made))
 
 
@@ -293,5 +293,5 @@ def _energy(watt_hours: float | None) -> list[list[Cell]]:
     return [["energy", f"{watt_hours / 1000:.3g} kWh", "of the first machine's GPUs"]]
 
 
-def _data(scans: Collection | None) -> list[Section]:
+def _left_out_sections(scans: Collection | None) -> list[Section]:
     return [] if scans is None else [collection_page.left_out_section(scans, SHOWN_LEFT_OUT)]

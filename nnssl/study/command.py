@@ -58,25 +58,25 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
 
 
 def dispatch(args: argparse.Namespace) -> None:
-    {"init": _init, "run": _run, "features": _features, "report": _report}[args.step](args)
+    {"init": _init, "run": _run_study, "features": _features, "report": _report}[args.step](args)
 
 
 def _init(args: argparse.Namespace) -> None:
     from nnssl.study.design import template
 
-    template.write(args.description)
+    template.write_description(args.description)
     print(f"Wrote {args.description}. Edit it, then: nnssl_study run {args.description} --dry-run")
 
 
-def _run(args: argparse.Namespace) -> None:
+def _run_study(args: argparse.Namespace) -> None:
     from nnssl.study.design import check
-    from nnssl.study.design.description import load
+    from nnssl.study.design.description import load_study
     from nnssl.study.execution import estimate, executor
 
-    described = load(args.description)
-    check.check(described)
+    described = load_study(args.description)
+    check.check_settings(described)
     beside = executor.beside(described.device, args.parallel)
-    _say(estimate.describe(described, beside))
+    _say(estimate.describe_study(described, beside))
     if not args.dry_run:
         _do_what_is_missing(described, args)
 
@@ -95,8 +95,8 @@ def _features(args: argparse.Namespace) -> None:
     from nnssl.study.measurement import reuse
 
     described = _collected(args.description)
-    requirements.check(described)
-    new = reuse.measure(described, args.volumes, _say)
+    requirements.check_inputs(described)
+    new = reuse.measure_missing(described, args.volumes, _say)
     _say(f"{new} new rows in {described.results}. Next: nnssl_study report {args.description}")
 
 
@@ -121,10 +121,10 @@ def _say(text: str) -> None:
 
 def _collected(path: Path) -> Study:
     """The `Study` that is described at `path`, its results up to date."""
-    from nnssl.study.design.description import load
+    from nnssl.study.design.description import load_study
     from nnssl.study.execution.collect import collect
 
-    described = load(path)
+    described = load_study(path)
     # elsewhere there are rows alone, which count as they are
     if (described.folder / "runs").is_dir():
         collect(described)

@@ -138,7 +138,7 @@ def reading(
         raise
     finally:
         if readers:
-            _end(stream, readers)
+            _end_readers(stream, readers)
         atexit.unregister(at_exit)
 
 
@@ -164,7 +164,7 @@ def _is_readers(error: Exception) -> bool:
     return isinstance(error, EOFError) or from_torch or "shared memory" in text
 
 
-def _end(stream: Iterator, readers: list) -> None:
+def _end_readers(stream: Iterator, readers: list) -> None:
     """End the readers now: PyTorch does so when nothing refers to `stream` any more, which may be
     never.
     """
@@ -187,7 +187,7 @@ def _kill(readers: list) -> None:
 
 
 def _end_all(readers: list) -> None:
-    """At Python's end, when no thread can be started any more; nothing is left to do for `_end`."""
+    """At Python's end, when no thread can start any more: `_end_readers` has nothing to do."""
     _kill(readers)
     readers.clear()
 

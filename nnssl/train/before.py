@@ -31,10 +31,10 @@ class Before:
 def of(folder: Path, resume: bool, data: Path, plan: Plan, print_fn: PrintFn) -> Before:
     """The run in `folder` that continues, or nothing; ValueError as `require_free`."""
     require_free(folder, resume)
-    return read(folder, data, plan, print_fn) if resume else Before()
+    return read_latest(folder, data, plan, print_fn) if resume else Before()
 
 
-def read(folder: Path, data: Path, plan: Plan, print_fn: PrintFn) -> Before:
+def read_latest(folder: Path, data: Path, plan: Plan, print_fn: PrintFn) -> Before:
     """Of checkpoint_latest.pth in `folder`, nothing where there is none. `data` holds the
     preprocessed scans.
     """

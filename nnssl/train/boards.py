@@ -59,7 +59,7 @@ def boards(run: Run) -> list[Board]:
     return enabled
 
 
-def _numbers(row: dict) -> dict[str, float]:
+def _scalars(row: dict) -> dict[str, float]:
     return {name: value for name, value in row.items() if isinstance(value, float)}
 
 
@@ -72,7 +72,7 @@ class TensorBoard:
         self.writer = SummaryWriter(str(run.folder / "tensorboard"), purge_step=run.step)
 
     def add(self, row: dict, step: int) -> None:
-        for name, value in _numbers(row).items():
+        for name, value in _scalars(row).items():
             self.writer.add_scalar(name, value, step)
 
     def close(self) -> None:
@@ -109,7 +109,7 @@ class WeightsAndBiases:
 
     def add(self, row: dict, step: int) -> None:
         if step >= self.sent:
-            self.run.log(_numbers(row), step=step)
+            self.run.log(_scalars(row), step=step)
 
     def close(self) -> None:
         self.run.finish()

@@ -28,7 +28,7 @@ from nnssl.types import PrintFn, Shape, Spacing
 from nnssl.views.intensity import Ranges
 
 
-def build(
+def build_run(
     options: Options,
     plan: Plan,
     data: Path,
@@ -51,7 +51,7 @@ def build(
     run = builder.run(sized)
     if options.resume:
         _resume(run, print_fn)
-    configure.report(sized.choices, print_fn)
+    configure.print_choices(sized.choices, print_fn)
     print_fn(_summary(run, plan))
     return run
 
@@ -72,7 +72,7 @@ class _Sized:
 
 @dataclass(frozen=True)
 class _Builder:
-    """The arguments of `build`, and what follows from them."""
+    """The arguments of `build_run`, and what follows from them."""
 
     options: Options
     plan: Plan
@@ -105,7 +105,9 @@ class _Builder:
     @cached_property
     def parcel_cases(self) -> list[str] | None:
         """The scans that have parcels, for a run that learns from them."""
-        return parcels_choice.cases(self.options, self.plan, self.data, self.earlier, self.decided)
+        return parcels_choice.parcel_case_ids(
+            self.options, self.plan, self.data, self.earlier, self.decided
+        )
 
     @cached_property
     def crops(self) -> Crops:

@@ -36,17 +36,17 @@ def hold(crops: Crops, plan: Plan, choice: str, device: torch.device, print_fn: 
     All processes of a run choose alike, and each holds all of it. Raises ValueError where what
     was chosen by name cannot be.
     """
-    check(choice, device)
+    require_supported(choice, device)
     if choice == "off":
         return print_fn("cache: off, as asked; crops are read from the disk")
     expected, reasons = least_bytes(crops, plan), []
     found: HeldVolumes | None = None
     for memory in _memories(choice, device):
-        if _fits(expected, memory.allowed, device):
+        if _fits_on_all_ranks(expected, memory.allowed, device):
             # Volumes of earlier versions are larger than expected; their headers give the size.
             found = found or layout(Path(crops.folder), crops.cases, crops.endings)
             expected = found.bytes
-        if found is not None and _fits(found.bytes, memory.allowed, device):
+        if found is not None and _fits_on_all_ranks(found.bytes, memory.allowed, device):
             print_fn(f"cache: {memory.name}, {size(found.bytes)} in all, within {memory}")
             crops.source = Held(found, memory.device)
             return None
@@ -93,7 +93,7 @@ def _memories(choice: str, device: torch.device) -> Iterator[_Memory]:
         yield _Memory(name, of, free_bytes(of), _fraction(name, choice, device))
 
 
-def check(choice: str, device: torch.device) -> None:
+def require_supported(choice: str, device: torch.device) -> None:
     """Raise ValueError for what cannot be on this device."""
     if choice not in CHOICES:
         raise ValueError(f"--cache {choice} is not known; known: {', '.join(CHOICES)}")
@@ -128,6 +128,6 @@ def _fraction(name: str, choice: str, device: torch.device) -> float:
     return AUTO[name]
 
 
-def _fits(needed: int, allowed: int, device: torch.device) -> bool:
+def _fits_on_all_ranks(needed: int, allowed: int, device: torch.device) -> bool:
     """Whether it fits for every process."""
     return bool(dist.all_reduce_min(int(needed <= allowed), device))

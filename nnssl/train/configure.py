@@ -102,7 +102,7 @@ def _of_parcels(config: MethodConfig) -> list[Choice]:
     return [Choice("lr", PARCELS_LR, reason), Choice("lr_most", PARCELS_LR, reason)]
 
 
-def report(chosen: list[Choice], print_fn: PrintFn) -> None:
+def print_choices(chosen: list[Choice], print_fn: PrintFn) -> None:
     """One line per choice."""
     if chosen:
         print_fn("\n".join([TITLE, *map(str, chosen)]))

@@ -83,7 +83,7 @@ def fit(
     targets = [_fractions(of_crop, stride, classes) for of_crop in labels]
     decoder = _initialised(maps, targets, seed).to(device)
     crops = max(1, min(BATCH_VOXELS // labels[0].numel(), MOST_CROPS, len(maps)))
-    order = _order(len(maps), steps * crops, seed)
+    order = _crop_order(len(maps), steps * crops, seed)
     optimizer = torch.optim.AdamW(decoder.parameters(), lr=RATE, weight_decay=DECAY)
     with torch.enable_grad():
         for step in range(steps):
@@ -160,7 +160,7 @@ def _sum(parts: Iterable[Tensor]) -> Tensor:
     return reduce(add, (part.sum(1) for part in parts))
 
 
-def _order(crops: int, count: int, seed: int) -> list[int]:
+def _crop_order(crops: int, count: int, seed: int) -> list[int]:
     """`count` numbers of crops: each as often as the others, in a drawn order."""
     generator = torch.Generator().manual_seed(seed)
     rounds = [torch.randperm(crops, generator=generator) for _ in range(-(-count // crops))]

@@ -108,7 +108,7 @@ class StepGraph:
             return self.run.advance(micro_batches)
 
     def _fits(self, views: dict[str, Tensor]) -> bool:
-        return _shapes(views) == _shapes(self._inputs)
+        return _shapes_and_dtypes(views) == _shapes_and_dtypes(self._inputs)
 
     def _try_capture(self, views: dict[str, Tensor]) -> None:
         self._inputs = {name: view.clone() for name, view in views.items()}
@@ -133,5 +133,5 @@ class StepGraph:
         return losses, monitored, self.run.update()[0]
 
 
-def _shapes(tensors: dict[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
+def _shapes_and_dtypes(tensors: dict[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
     return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}

@@ -79,11 +79,11 @@ def offsets(scores: Tensor, classes: Tensor, weights: Tensor) -> Tensor:
     """
     best = torch.zeros(scores.shape[1], dtype=scores.dtype)
     for k in range(1, len(best)):
-        best[k] = -_best_threshold(_lead(scores, k), classes == k, weights)
+        best[k] = -_best_threshold(_class_margin(scores, k), classes == k, weights)
     return best
 
 
-def _lead(scores: Tensor, k: int) -> Tensor:
+def _class_margin(scores: Tensor, k: int) -> Tensor:
     """[n k] -> [n]: by how much class k beats the best of the others."""
     others = scores.clone()
     others[:, k] = -torch.inf

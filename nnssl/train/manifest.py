@@ -45,7 +45,7 @@ class Manifest:
             return
         self.before = self._sittings_before()
         self.clock, self.meters = time.perf_counter(), _meters(run.device)
-        self.joules = _read(self.meters)
+        self.joules = _total_joules(self.meters)
         self.sitting = _sitting(run)
 
     def _sittings_before(self) -> list[dict]:
@@ -78,7 +78,7 @@ class Manifest:
         }
 
     def _watt_hours(self) -> float | None:
-        now = _read(self.meters)
+        now = _total_joules(self.meters)
         if now is None or self.joules is None:
             return None
         return round((now - self.joules) / JOULES, 3)
@@ -87,7 +87,7 @@ class Manifest:
 def _sitting(run: Run) -> dict:
     """What is known of one at its start."""
     return {
-        "command": _command(),
+        "command": _invocation(),
         "from_step": run.step,
         "started": _stamp(time.time()),
         "versions": _versions(),
@@ -120,7 +120,7 @@ def _stamp(seconds: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(seconds))
 
 
-def _command() -> str:
+def _invocation() -> str:
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
@@ -182,7 +182,7 @@ def _gpus(device: torch.device) -> Sequence[int]:
     return range(count) if count > 1 else [device.index or 0]
 
 
-def _read(meters: list[Callable[[], int]]) -> float | None:
+def _total_joules(meters: list[Callable[[], int]]) -> float | None:
     """Joules of all; None where there is no meter."""
     try:
         return sum(meter() for meter in meters) / 1000 if meters else None

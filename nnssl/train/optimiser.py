@@ -37,7 +37,7 @@ def restore(
         group["fused"], group["capturable"] = device.type in FUSED, captured
 
 
-def step(
+def clip_and_step(
     optimizer: torch.optim.Optimizer,
     parameters: Sequence[Tensor],
     device: torch.device,

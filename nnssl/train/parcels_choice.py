@@ -57,23 +57,25 @@ def choose(
 
 def _make(options: Options, plan: Plan, folder: Path, earlier: Before, print_fn: PrintFn) -> None:
     """The parcels of a run that learns from them, for the scans that it is on."""
-    if classes := _config(options, earlier).parcel_classes:
+    if classes := _method_config(options, earlier).parcel_classes:
         try:
             parcel_maps.make(folder, plan, classes, options.num_processes, print_fn, earlier.cases)
         except parcel_maps.TooFewRegistered as error:
             raise ValueError(f"{error}: {REMEDY}") from error
 
 
-def cases(
+def parcel_case_ids(
     options: Options, plan: Plan, folder: Path, earlier: Before, chosen: Sequence[Choice]
 ) -> list[str] | None:
     """The ids of the scans that have parcels, for a run that learns from them; None for others."""
-    if not _config(options, earlier, chosen).parcel_classes:
+    if not _method_config(options, earlier, chosen).parcel_classes:
         return None
-    return parcel_maps.cases(folder, plan)
+    return parcel_maps.cases_with_parcels(folder, plan)
 
 
-def _config(options: Options, earlier: Before, chosen: Sequence[Choice] = ()) -> MethodConfig:
+def _method_config(
+    options: Options, earlier: Before, chosen: Sequence[Choice] = ()
+) -> MethodConfig:
     kind = METHODS[options.method].Config
     if earlier.method_config:
         return kind.stored(earlier.method_config)

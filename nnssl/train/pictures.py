@@ -56,7 +56,7 @@ def panels(rows: list[dict], title: str) -> dict[str, list[str]]:
     return {name: keys for name, keys in shown.items() if keys}
 
 
-def draw(
+def draw_panel(
     axes: Axes, rows: list[dict], keys: list[str], title: str, most: int | None = None
 ) -> None:
     """One panel: raw values pale, their moving average strong; at most `most` points per line."""
@@ -85,7 +85,7 @@ def progress(rows: list[dict], path: Path, title: str) -> None:
     columns = -(-len(shown) // 2)
     figure = _figure(4 * columns, 7)
     for number, (name, keys) in enumerate(shown.items(), start=1):
-        draw(figure.add_subplot(2, columns, number), rows, keys, name)
+        draw_panel(figure.add_subplot(2, columns, number), rows, keys, name)
     _save(figure, path)
 
 

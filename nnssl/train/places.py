@@ -21,7 +21,7 @@ def data_folder(options: Options) -> tuple[str, Path]:
     $nnUNet_preprocessed/nnssl/<name>.
     """
     root = _variable("nnUNet_preprocessed") / "nnssl"
-    name = options.name or _name_of(_parts(options), root)
+    name = options.name or _collection_name(_source_names(options), root)
     if not _is_name(name):
         raise ValueError(
             f"{name!r} cannot name a collection; give it a name with --name, such as --name my_ct"
@@ -34,7 +34,7 @@ def _is_name(name: str) -> bool:
     return bool(name) and name == Path(name).name and not name.startswith(".")
 
 
-def _parts(options: Options) -> list[str]:
+def _source_names(options: Options) -> list[str]:
     """The names of what the collection is made of."""
     parts = [*(Path(s).resolve().name for s in options.sources), *options.dataset_ids]
     return parts if options.channels == (0,) else [*parts, _channels(options.channels)]
@@ -45,7 +45,7 @@ def _channels(channels: Sequence[int] | None) -> str:
     return f"channels_{'_'.join(chosen)}"
 
 
-def _name_of(parts: Sequence[str], root: Path) -> str:
+def _collection_name(parts: Sequence[str], root: Path) -> str:
     """The parts joined; of many the first, their number and a hash, the same in any order."""
     joined = "_".join(parts)
     if len(parts) < 2 or len(joined) <= LONGEST_NAME or _is_folder(root, joined):

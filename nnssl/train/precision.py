@@ -100,14 +100,14 @@ def _inside(model: nn.Module, matches: Callable[[nn.Module], bool]) -> set[nn.Mo
 def _lowered(weights: list[Tensor], half: torch.dtype) -> list[Tensor]:
     """Copies of `weights` in `half`; differentiable, of those that are trained."""
     trained = [weight for weight in weights if weight.requires_grad and torch.is_grad_enabled()]
-    copies = iter([copy for part in _parts(trained) for copy in _Lower.apply(half, *part)])
+    copies = iter([copy for part in _weight_buckets(trained) for copy in _Lower.apply(half, *part)])
     ids = {id(weight) for weight in trained}
     fixed = [weight.detach() for weight in weights if id(weight) not in ids]
     others = iter(_cast(fixed, half))
     return [next(copies if id(weight) in ids else others) for weight in weights]
 
 
-def _parts(weights: list[Tensor]) -> list[list[Tensor]]:
+def _weight_buckets(weights: list[Tensor]) -> list[list[Tensor]]:
     """`weights`, in their order, in parts of at least `PART` numbers, but for the last.
 
     One process waits for nobody: it casts them all at once.

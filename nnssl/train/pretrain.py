@@ -10,7 +10,7 @@ import torch
 from nnssl import dist, files, signals
 from nnssl.host_memory import keep_freed_memory
 from nnssl.train import before, boards, cache, distributed, parcels_choice
-from nnssl.train.build import build, method_class
+from nnssl.train.build import build_run, method_class
 from nnssl.train.loop import train
 from nnssl.train.places import data_folder, dimensions, results_folder
 from nnssl.train.prepared_scans import prepare_scans
@@ -39,7 +39,7 @@ def pretrain(options: Options, print_fn: PrintFn = print) -> Path | None:
 def _pretrain(
     options: Options, device: torch.device, print_fn: PrintFn, held: ExitStack
 ) -> Path | None:
-    _check(options, device)
+    _refuse_bad_options(options, device)
     name, folder = data_folder(options)
     plan = distributed.rank_zero_first(lambda: prepare_scans(options, name, folder, print_fn))
     if options.only_prepare:
@@ -50,19 +50,19 @@ def _pretrain(
     chosen = distributed.rank_zero_first(
         lambda: parcels_choice.choose(options, plan, folder, earlier, print_fn)
     )
-    run = build(options, plan, folder, device, earlier, chosen, print_fn)
+    run = build_run(options, plan, folder, device, earlier, chosen, print_fn)
     train(run, print_fn)
     final = run.folder / FINAL
     print_fn(f"finished: {final}\nlook at it with: nnssl_inspect {final}")
     return final
 
 
-def _check(options: Options, device: torch.device) -> None:
+def _refuse_bad_options(options: Options, device: torch.device) -> None:
     """Report a mistake before any scan is read."""
     method_class(options.method).Config.parse(options.settings)
     dimensions(options)
     boards.require_packages(options.tensorboard, options.wandb or boards.wandb_enabled())
-    cache.check(options.cache, device)
+    cache.require_supported(options.cache, device)
 
 
 def _lock(folder: Path, held: ExitStack) -> None:

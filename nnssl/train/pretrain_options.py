@@ -105,7 +105,7 @@ class Options:
         "start from this encoder, of its size, instead of a random one; also hf://owner/repo/file",
         flag="--from",
         metavar="CHECKPOINT",
-        read=address.named,
+        read=address.path_or_address,
     )
     steps: int | None = option(
         None, f"optimiser steps; default: {DEFAULT_STEPS}", check=at_least(1)

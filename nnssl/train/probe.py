@@ -109,7 +109,7 @@ class Probe:
         """At the points of the fitted crops: features [n d] and classes [n]. Adds to `kept`."""
         features, classes = [], []
         for crops, maps in self._encoded(encoding, self.fitted_on):
-            kept.extend(_kept(maps))
+            kept.extend(_maps_on_cpu(maps))
             for crop, own in zip(crops, _each(maps), strict=True):
                 points, of_points = self._points[crop]
                 features.append(linear.at_points(own, encoding.encoder.strides, points).cpu())
@@ -122,7 +122,7 @@ class Probe:
         """The confusion on the tested crops. Adds to `kept`."""
         confusion = self._no_confusion()
         for crops, maps in self._encoded(encoding, self.tested_on):
-            kept.extend(_kept(maps))
+            kept.extend(_maps_on_cpu(maps))
             scores = linear.everywhere(maps, encoding.encoder.strides, classifier, self.crop)
             confusion += self._confusion(crops, scores)
         return confusion
@@ -245,7 +245,7 @@ def _each(maps: Maps) -> Iterator[Maps]:
         yield [tokens[number : number + 1] for tokens in maps]
 
 
-def _kept(maps: Maps) -> Iterator[Maps]:
+def _maps_on_cpu(maps: Maps) -> Iterator[Maps]:
     """Of each image its maps [C *grid], on the CPU in half the memory."""
     for number in range(len(maps[0])):
         yield [tokens[number].half().cpu() for tokens in maps]

@@ -142,7 +142,7 @@ class Run:
         not wait for it.
         """
         rate, weights = self.rate(), list(self.method.parameters())
-        norm, finite = optimiser.step(
+        norm, finite = optimiser.clip_and_step(
             self.optimizer, weights, self.device, self.method.config.clip_norm, self.rate
         )
         happen(self._count_step)

@@ -45,10 +45,10 @@ def _tried(device: torch.device, dtype: torch.dtype, n: int, heads: int, d: int)
 def _fault(device: torch.device, dtype: torch.dtype, n: int, heads: int, d: int) -> str:
     """Why the kernel does not serve; "" where it does."""
     case = f"n={n}, heads={heads}, d={d}"
-    return fault(device, dtype, lambda: compare(device, dtype, n, heads, d), case)
+    return fault(device, dtype, lambda: attention_errors(device, dtype, n, heads, d), case)
 
 
-def compare(
+def attention_errors(
     device: torch.device, dtype: torch.dtype, n: int, heads: int, d: int
 ) -> dict[str, float]:
     """The kernel's errors against the formula in fp64 on one small input, with and without a mask,

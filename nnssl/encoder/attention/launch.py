@@ -63,7 +63,7 @@ def _grid(qkv: Tensor, per_multiprocessor: int) -> tuple[int, int]:
     return heads, max(1, min(windows, count * per_multiprocessor // heads))
 
 
-def _run(
+def _launch_attention(
     function: KernelInterface,
     grid: tuple[int, int],
     qkv: Tensor,
@@ -92,13 +92,13 @@ def _run(
         )
 
 
-def _attend(
+def _attend_forward(
     qkv: Tensor, bias: Tensor, which: Tensor | None, regions: Tensor | None, hidden: float
 ) -> Tensor:
     qkv = qkv.contiguous()
     windows, n, _, heads, d = qkv.shape
     out = qkv.new_empty(windows, n, heads * d)
-    _run(
+    _launch_attention(
         kernel.forward,
         _grid(qkv, FORWARD),
         qkv,
@@ -138,7 +138,7 @@ def _back(
     to_qkv = torch.empty_like(qkv)
     sums = qkv.new_empty(rows, 3, heads * qkv.shape[-1], dtype=torch.float32) if rows else None
     parts = bias.new_empty(grid[1], *bias.shape, dtype=torch.float32)
-    _run(
+    _launch_attention(
         kernel.backward,
         grid,
         qkv,
@@ -162,7 +162,7 @@ class _Context(GradContext, Protocol):
 
 
 class _Attention(torch.autograd.Function):
-    """As `_attend`."""
+    """As `_attend_forward`."""
 
     @staticmethod
     def forward(
@@ -174,9 +174,9 @@ class _Attention(torch.autograd.Function):
         hidden: float,
         parts: Tensor | None,
     ) -> Tensor:
-        _keep(ctx, (qkv, bias, which, regions, hidden), None)
+        _save_inputs(ctx, (qkv, bias, which, regions, hidden), None)
         ctx.rows = 0 if parts is None else len(parts)
-        return _attend(qkv, bias, which, regions, hidden)
+        return _attend_forward(qkv, bias, which, regions, hidden)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -188,14 +188,14 @@ class _Attention(torch.autograd.Function):
         return to_qkv, to_bias, None, None, None, sums
 
 
-def _keep(ctx: _Context, inputs: tuple, output: Tensor | None) -> None:
+def _save_inputs(ctx: _Context, inputs: tuple, output: Tensor | None) -> None:
     *tensors, ctx.hidden = inputs
     ctx.save_for_backward(*tensors)
 
 
 # The same as operators, which torch.compile takes as they are; an eager call of one costs 30 us
 # more on the CPU.
-_operator = torch.library.custom_op("nnssl::window_attention", _attend, mutates_args=())
+_operator = torch.library.custom_op("nnssl::window_attention", _attend_forward, mutates_args=())
 _operator_back = torch.library.custom_op(
     "nnssl::window_attention_backward", _attend_back, mutates_args=()
 )
@@ -225,4 +225,4 @@ def _gradient(ctx: _Context, gradient: Tensor) -> tuple[Tensor, Tensor, None, No
     return *_operator_back(gradient, *ctx.saved_tensors, ctx.hidden), None, None, None
 
 
-_operator.register_autograd(_gradient, setup_context=_keep)
+_operator.register_autograd(_gradient, setup_context=_save_inputs)

@@ -58,7 +58,7 @@ def through(stage: Stage, tokens: Tensor, given: Given) -> Tensor:
     from nnssl.encoder.stream import launch  # Triton comes with PyTorch for CUDA only
 
     blocks = blocks_of(stage)
-    parts = iter(_parts(blocks, launch.programs(tokens)))
+    parts = iter(_gradient_parts(blocks, launch.programs(tokens)))
     stream = _Stream(launch.added_norm, parts, tokens)
     normed = stream.add(None, None, stage.way_to(0, given.windows), blocks[0].norm1)
     for number, block in enumerate(blocks):
@@ -106,7 +106,7 @@ def _without_bias_gradient(layer: nn.Linear, x: Tensor) -> Tensor:
     return F.linear(x, layer.weight, layer.bias.detach())
 
 
-def _parts(blocks: Sequence[Block], programs: int) -> tuple[Tensor, ...]:
+def _gradient_parts(blocks: Sequence[Block], programs: int) -> tuple[Tensor, ...]:
     """Where each kernel of the stage, in order, puts its gradients of vectors, [programs rows C]:
     norm's scale and offset and the bias of the branch before; or that of q, k and v, or of the
     MLP's hidden layer.

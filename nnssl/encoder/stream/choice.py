@@ -34,7 +34,9 @@ def kernel_serves(device: torch.device, dtype: torch.dtype, channels: int) -> bo
 
 @lru_cache(maxsize=64)
 def _tried(device: torch.device, dtype: torch.dtype, channels: int) -> bool:
-    reason = fault(device, dtype, lambda: compare(device, dtype, channels), f"{channels} channels")
+    reason = fault(
+        device, dtype, lambda: stream_kernel_errors(device, dtype, channels), f"{channels} channels"
+    )
     if reason:
         warn_once(device, "the residual stream", reason)
     return not reason
@@ -79,7 +81,9 @@ CASES = (
 SHAPE = (3, 37)  # samples and tokens
 
 
-def compare(device: torch.device, dtype: torch.dtype, channels: int) -> dict[str, float]:
+def stream_kernel_errors(
+    device: torch.device, dtype: torch.dtype, channels: int
+) -> dict[str, float]:
     """The kernels' largest errors against the formula in fp64, as fractions of the lengths."""
     from nnssl.encoder.stream import launch
 

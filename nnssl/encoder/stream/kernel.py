@@ -16,7 +16,7 @@ import triton.language as tl
 
 
 @triton.jit
-def _tile(
+def _tile_rows(
     ORDER, first, tokens, rows, BR: tl.constexpr, MOVES: tl.constexpr
 ):  # fmt: skip
     """Rows of a tile, which of them are real, their sample, and the rows that they come from."""
@@ -40,7 +40,7 @@ def forward(
     """
     channel = tl.arange(0, BC)
     for tile in range(tl.program_id(0), tl.cdiv(rows, BR), tl.num_programs(0)):
-        row, inside, sample, source = _tile(ORDER, tile * BR, tokens, rows, BR, MOVES)
+        row, inside, sample, source = _tile_rows(ORDER, tile * BR, tokens, rows, BR, MOVES)
         real = inside[:, None] & (channel[None, :] < C)
         at = source[:, None] * C + channel[None, :]
         to = tl.cast(row, tl.int64)[:, None] * C + channel[None, :]
@@ -79,7 +79,7 @@ def backward(
     of_offset = tl.zeros([BC], tl.float32)
     of_branch = tl.zeros([BC], tl.float32)
     for tile in range(tl.program_id(0), tl.cdiv(rows, BR), tl.num_programs(0)):
-        row, inside, sample, source = _tile(ORDER, tile * BR, tokens, rows, BR, MOVES)
+        row, inside, sample, source = _tile_rows(ORDER, tile * BR, tokens, rows, BR, MOVES)
         real = inside[:, None] & (channel[None, :] < C)
         at = source[:, None] * C + channel[None, :]
         to = tl.cast(row, tl.int64)[:, None] * C + channel[None, :]

@@ -24,7 +24,7 @@ def programs(x: Tensor) -> int:
     count = 1
     if x.device.type == "cuda":
         count = torch.cuda.get_device_properties(x.device).multi_processor_count * PROGRAMS
-    return max(1, min(count, -(-x.shape[0] * x.shape[1] // _shape(x)["BR"])))
+    return max(1, min(count, -(-x.shape[0] * x.shape[1] // _tile_sizes(x)["BR"])))
 
 
 def added_norm(
@@ -52,7 +52,7 @@ def gelu(x: Tensor, parts: Tensor) -> Tensor:
     return _Gelu.apply(x, parts)
 
 
-def _shape(x: Tensor) -> dict[str, int]:
+def _tile_sizes(x: Tensor) -> dict[str, int]:
     channels = x.shape[-1]
     padded = max(16, 1 << (channels - 1).bit_length())
     return {"C": channels, "BC": padded, "BR": max(1, TILE // padded)}
@@ -62,7 +62,7 @@ def _on(device: torch.device) -> AbstractContextManager:
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
-def _run(
+def _launch_over_rows(
     function: KernelInterface,
     grid: int,
     x: Tensor,
@@ -77,7 +77,7 @@ def _run(
             x.shape[1],
             x.shape[0] * x.shape[1],
             *numbers,
-            **_shape(x),
+            **_tile_sizes(x),
             **flags,
             num_warps=4 if x.shape[-1] <= 512 else 8,
         )
@@ -118,7 +118,7 @@ class _AddedNorm(torch.autograd.Function):
         total, out = torch.empty_like(x), torch.empty_like(x) if norms else None
         mean, rstd = x.new_empty(2, x.shape[0] * x.shape[1], dtype=torch.float32)
         tensors = (x, branch, kept, order, scale, offset, total, out, mean, rstd)
-        _run(kernel.forward, len(parts), x, tensors, (EPS,), **ctx.flags)
+        _launch_over_rows(kernel.forward, len(parts), x, tensors, (EPS,), **ctx.flags)
         ctx.programs = len(parts)
         ctx.save_for_backward(total, mean, rstd, scale, kept, order)
         return total, out
@@ -137,7 +137,7 @@ class _AddedNorm(torch.autograd.Function):
         parts = total.new_empty(ctx.programs, 3, total.shape[-1], dtype=torch.float32)
         flags = {**ctx.flags, "NORMS": to_out is not None, "FLOWS": to_total is not None}
         tensors = (total, mean, rstd, scale, kept, order, to_total, to_out, to_x, to_branch, parts)
-        _run(kernel.backward, ctx.programs, total, tensors, (), **flags)
+        _launch_over_rows(kernel.backward, ctx.programs, total, tensors, (), **flags)
         nothing = None, None
         return to_x, to_branch if ctx.flags["ADDS"] else None, *nothing, *nothing, parts, None
 

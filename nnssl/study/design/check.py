@@ -41,7 +41,7 @@ OF_THE_STUDY = {
 }
 
 
-def check(study: Study) -> None:
+def check_settings(study: Study) -> None:
     """Raises DescriptionError for a method, a flag, a setting or a recipe that a command would
     refuse.
     """
@@ -79,10 +79,10 @@ def _check_start(study: Study, arm: Arm) -> None:
     _check_options(arm.options)
     ((_, *typed),) = pretraining.commands_of(Start(study, arm), Path("made"))
     command: type = CommandOptions if arm.start == "pretrain" else ConvertRequest
-    args = options.parse(typed, command)
+    args = options.parse_words(typed, command)
     if arm.start == "pretrain":
         _check_method(args.method, args.settings)
-    options.build(command, args)
+    options.build_dataclass(command, args)
 
 
 def _check_options(given: Mapping) -> None:
@@ -163,7 +163,7 @@ def _others_ancestors(name: str) -> set[str]:
 
 def _check_recipe(recipe: Mapping) -> None:
     """As `nnssl_plan` reads it."""
-    args = options.parse(["-d", "1", *recipe_flags(recipe)], PlansRequest, Recipe, unset=True)
+    args = options.parse_words(["-d", "1", *recipe_flags(recipe)], PlansRequest, Recipe, unset=True)
     _check_decoder(args.decoder)
     Recipe.chosen(options.values_of(Recipe, args))
 

@@ -45,7 +45,7 @@ __all__ = [
     "DescriptionError",
     "Study",
     "Task",
-    "load",
+    "load_study",
     "settings",
 ]
 
@@ -94,21 +94,21 @@ class Study:
 STUDY = {each.name: each for each in options_of(Study)}
 
 
-def load(path: Path | str) -> Study:
+def load_study(path: Path | str) -> Study:
     """Read and check. Raises FileNotFoundError or DescriptionError."""
-    content = _content(Path(path))
+    content = _yaml_content(Path(path))
     try:
         return _study(content, Path(path).resolve())
     except DescriptionError as error:
         raise DescriptionError(f"{path}: {error}") from None
 
 
-def _content(path: Path) -> object:
+def _yaml_content(path: Path) -> object:
     if not path.is_file():
         raise FileNotFoundError(
             f"no description at {path}; write one with: nnssl_study init {path}"
         )
-    return values.read(path)
+    return values.read_yaml(path)
 
 
 def _study(given: object, path: Path) -> Study:
@@ -121,7 +121,7 @@ def _study(given: object, path: Path) -> Study:
     study = Study(**values.fields(entry, STUDY, at), by_fold=by_fold, source=content)
     if study.folder == path:
         raise DescriptionError(f"folder {path} is the description itself; name another one")
-    _check(study)
+    _check_consistency(study)
     return study
 
 
@@ -145,7 +145,7 @@ def _require_named(content: Mapping, needed: str, at: Place) -> None:
         raise DescriptionError(f"{at} names no {needed}; see what nnssl_study init writes")
 
 
-def _check(study: Study) -> None:
+def _check_consistency(study: Study) -> None:
     """Raises DescriptionError where the parts do not fit each other."""
     _check_names(study)
     _check_count(study)

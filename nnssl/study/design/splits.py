@@ -54,7 +54,7 @@ def append(path: Path, study: Study, task: Task, labels: Labels) -> dict[Key, Sp
         stored = list(files.read_json(path)) if path.is_file() else None
         entries = first_folds(sorted(labels), task.subject) if stored is None else list(stored)
         found = {
-            key: Split(_add(entries, _entry(study, task, key, cases)), *cases)
+            key: Split(_add(entries, _split_entry(study, task, key, cases)), *cases)
             for key, cases in wanted(entries, study, task, labels).items()
         }
         if entries != stored:
@@ -69,7 +69,7 @@ def _add(entries: list[dict], entry: dict) -> int:
     return entries.index(entry)
 
 
-def _entry(study: Study, task: Task, key: Key, cases: Cases) -> dict:
+def _split_entry(study: Study, task: Task, key: Key, cases: Cases) -> dict:
     budget, seed = key
     train, val = cases
     owner = {"study": study.name, "task": task.name, "budget": budget, "seed": seed}
@@ -156,11 +156,11 @@ def nested_order(
 def _cover(groups: Sequence[list[str]], labels: Labels) -> list[list[str]]:
     """Groups that hold all labels: each the first of those that add most to those before it."""
     cover = []
-    missing = _labels(groups, labels)
+    missing = _labels_in_groups(groups, labels)
     while missing:
-        best = max(groups, key=lambda cases: len(_labels([cases], labels) & missing))
+        best = max(groups, key=lambda cases: len(_labels_in_groups([cases], labels) & missing))
         cover.append(best)
-        missing -= _labels([best], labels)
+        missing -= _labels_in_groups([best], labels)
     return cover
 
 
@@ -177,7 +177,7 @@ def take(
             "budget"
         )
     chosen = _prefix(order, budget if isinstance(budget, int) else total)
-    if lacking := _labels(order, labels) - _labels([chosen], labels):
+    if lacking := _labels_in_groups(order, labels) - _labels_in_groups([chosen], labels):
         needed = _smallest(order, labels)
         raise SplitError(f"task {task}: {budget} {_cannot_hold(lacking, needed)}")
     return tuple(sorted(chosen))
@@ -202,16 +202,16 @@ def _prefix(order: Sequence[Sequence[str]], most: int) -> list[str]:
 
 def _smallest(order: Sequence[Sequence[str]], labels: Labels) -> int:
     """How many cases the shortest prefix has that holds every label."""
-    missing, count = _labels(order, labels), 0
+    missing, count = _labels_in_groups(order, labels), 0
     for cases in order:
         if not missing:
             break
-        missing -= _labels([cases], labels)
+        missing -= _labels_in_groups([cases], labels)
         count += len(cases)
     return count
 
 
-def _labels(groups: Sequence[Sequence[str]], labels: Labels) -> set[Hashable]:
+def _labels_in_groups(groups: Sequence[Sequence[str]], labels: Labels) -> set[Hashable]:
     return {label for cases in groups for case in cases for label in labels[case]}
 
 

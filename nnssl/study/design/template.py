@@ -72,7 +72,7 @@ device: cuda
 """
 
 
-def write(path: Path) -> None:
+def write_description(path: Path) -> None:
     """Write the commented description. Raises FileExistsError rather than overwriting one."""
     if path.exists():
         raise FileExistsError(f"{path} exists; choose another name, or remove it")

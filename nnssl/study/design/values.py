@@ -52,7 +52,7 @@ class Place:
 Reader = Callable[[object, Place], object]
 
 
-def read(path: Path) -> object:
+def read_yaml(path: Path) -> object:
     """The content of a YAML file. Raises DescriptionError, also where its aliases are endless."""
     import yaml
 
@@ -76,17 +76,17 @@ def read(path: Path) -> object:
 def _require_few_values(text: str, path: Path) -> None:
     import yaml
 
-    size = _size(yaml.compose(text, Loader=yaml.SafeLoader), {})
+    size = _value_count(yaml.compose(text, Loader=yaml.SafeLoader), {})
     if size > MOST_VALUES:
         raise DescriptionError(
             f"{path} holds {size:g} values, its aliases written out; {MOST_VALUES} at most"
         )
 
 
-def _size(node: object, known: dict[int, int]) -> int:
+def _value_count(node: object, known: dict[int, int]) -> int:
     """How many values a node of YAML is, aliases written out; RecursionError for an endless one."""
     if id(node) not in known:
-        known[id(node)] = 1 + sum(_size(child, known) for child in _children(node))
+        known[id(node)] = 1 + sum(_value_count(child, known) for child in _children(node))
     return known[id(node)]
 
 
@@ -215,13 +215,13 @@ def count(entry: object, at: Place) -> int:
 
 
 def positive(entry: object, at: Place) -> float:
-    number = _number(entry)
+    number = _number_or_nan(entry)
     if not 0 < number < inf:
         raise DescriptionError(f"{at} is a positive number, got {shown(entry)}")
     return number
 
 
-def _number(entry: object) -> float:
+def _number_or_nan(entry: object) -> float:
     """NaN for what is none."""
     try:  # YAML reads 1e0 as a word
         return float(entry) if isinstance(entry, str | int | float) else nan

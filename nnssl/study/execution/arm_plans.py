@@ -86,7 +86,7 @@ class Plans:
     def _heeded_recipe(self) -> Recipe:
         recipe = self.pair.recipe
         heeded = {key: recipe[key] for key in HEEDED if key in recipe}
-        return Recipe.chosen(options.read(heeded, Recipe))
+        return Recipe.chosen(options.fields_from(heeded, Recipe))
 
     @property
     def _note(self) -> Path:

@@ -71,7 +71,7 @@ def _unfinished(run: StudyRun) -> RunRow:
 def _cases_of(run: StudyRun) -> int | None:
     """How many it is trained with; None before its job is written."""
     begun = (run.folder / jobs.JOB).is_file()
-    job = jobs.read(run.folder) if begun else None
+    job = jobs.read_job(run.folder) if begun else None
     return job.cases if isinstance(job, FineTuningJob) else None
 
 
@@ -100,11 +100,11 @@ def _machine() -> dict:
 
 
 def _versions() -> dict[str, str]:
-    others = {package: _version(package) for package in ("nnunetv2", "torch")}
+    others = {package: _package_version(package) for package in ("nnunetv2", "torch")}
     return {"nnssl": __version__, **others, "python": platform.python_version()}
 
 
-def _version(package: str) -> str:
+def _package_version(package: str) -> str:
     try:
         return version(package)
     except PackageNotFoundError:

@@ -13,15 +13,15 @@ from nnssl.study.execution.runs import StudyRun
 from nnssl.study.rows import RunRow
 
 
-def describe(study: Study, parallel: int) -> str:
+def describe_study(study: Study, parallel: int) -> str:
     """parallel: runs beside each other."""
-    requirements.check(study)
+    requirements.check_inputs(study)
     every = runs.all_runs(study)
     todo = [run for run in every if not run.is_done]
     commands = [f"$ {shlex.join(command)}" for command in commands_before(study)]
     return "\n".join(
         [
-            _size(study),
+            _study_size(study),
             "Before the runs:",
             *(f"  {command}" for command in commands or ["$ nothing"]),
             f"Runs: {len(every)}, done {len(every) - len(todo)}, to do {len(todo)}",
@@ -35,7 +35,7 @@ def _in_a_line(run: StudyRun) -> str:
     return f"  {run.name}  ({run.trainer}, {run.epochs or 'its own'} epochs)"
 
 
-def _size(study: Study) -> str:
+def _study_size(study: Study) -> str:
     repeats = "fold" if study.by_fold else "seed"
     return (
         f"Study {study.name}: {len(study.tasks)} task(s) x {len(study.arms)} arm(s) x "
@@ -68,7 +68,7 @@ def cost(every: Sequence[StudyRun], todo: Sequence[StudyRun], parallel: int) -> 
             f"Cost: {epochs} epochs in all. How long one takes is not known before the first run "
             "is done; this line then says the hours"
         )
-    hours = sum(run.epochs * _hours_an_epoch(_alike(run, done)) for run in todo)
+    hours = sum(run.epochs * _hours_an_epoch(_similar_runs(run, done)) for run in todo)
     return (
         f"Cost: {epochs} epochs to do, about {hours:.1f} hours of training, {hours / parallel:.1f} "
         f"with {parallel} beside each other, and validation (estimated from {len(done)} run(s) "
@@ -76,7 +76,7 @@ def cost(every: Sequence[StudyRun], todo: Sequence[StudyRun], parallel: int) -> 
     )
 
 
-def _alike(run: StudyRun, done: Sequence[RunRow]) -> Sequence[RunRow]:
+def _similar_runs(run: StudyRun, done: Sequence[RunRow]) -> Sequence[RunRow]:
     """Those from which the hours of `run` are estimated."""
     on_task = [row for row in done if row.task == run.task.name]
     return [row for row in on_task if row.arm == run.arm.name] or on_task or done

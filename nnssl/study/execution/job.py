@@ -33,7 +33,7 @@ def do(folder: Path | str) -> dict[str, str | None]:
     """Do the job; its outcome, {"state": "done" | "failed", "reason"}, is written as well. Only
     exceptions that no command caused leave it."""
     folder = Path(folder)
-    with _alone(folder) as lock:
+    with _folder_lock(folder) as lock:
         outcome = jobs.outcome(folder)
         if outcome.state != DONE:
             outcome = _attempt(folder, lock)
@@ -50,14 +50,14 @@ def _attempt(folder: Path, lock: int) -> Outcome:
 
 
 def _work(folder: Path, lock: int) -> None:
-    job = jobs.read(folder)
+    job = jobs.read_job(folder)
     if isinstance(job, PretrainingJob):
-        pretrain(job, folder, lock)
+        run_pretraining(job, folder, lock)
     else:
         fine_tune(job, folder, lock)
 
 
-def pretrain(job: PretrainingJob, folder: Path, lock: int) -> None:
+def run_pretraining(job: PretrainingJob, folder: Path, lock: int) -> None:
     """Its commands, one after the other; each starts again or continues by itself."""
     _clear(job)
     for command in job.commands:
@@ -102,7 +102,7 @@ def rows(job: FineTuningJob, fold: Path) -> list[Row]:
         hours=sum(row.seconds or 0.0 for row in epochs) / 3600,
         epochs=len(epochs),
     )
-    return [run, *epochs, *segmentation.cases(job.run, fold, job.tolerance)]
+    return [run, *epochs, *segmentation.case_rows(job.run, fold, job.tolerance)]
 
 
 def _train(job: FineTuningJob, folder: Path, lock: int) -> None:
@@ -180,7 +180,7 @@ def can_continue(fold: Path) -> bool:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[int]:
+def _folder_lock(folder: Path) -> Iterator[int]:
     with (folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield lock.fileno()

@@ -158,7 +158,7 @@ class Work:
         """
         if isinstance(job, FineTuningJob):
             _refuse_others(self.folder, job)
-        write(self.folder, job)
+        write_job(self.folder, job)
 
     def fail(self, reason: str) -> None:
         """Note a failure that no process of the job could note; what is done stays done."""
@@ -166,7 +166,7 @@ class Work:
             write_outcome(self.folder, Outcome(FAILED, reason))
 
 
-def read(folder: Path) -> Job:
+def read_job(folder: Path) -> Job:
     """Of job.json. Raises ValueError where it lacks something."""
     content = files.read_json(folder / JOB)
     kind = PretrainingJob if "commands" in content else FineTuningJob
@@ -184,9 +184,9 @@ def _require_whole(folder: Path, kind: type[Job], content: dict) -> None:
         )
 
 
-def write(folder: Path, job: Job) -> None:
+def write_job(folder: Path, job: Job) -> None:
     """Raises OtherSettingsError."""
-    before = read(folder) if (folder / JOB).is_file() else None
+    before = read_job(folder) if (folder / JOB).is_file() else None
     if before == job:
         return
     if before and before.fingerprint != job.fingerprint:

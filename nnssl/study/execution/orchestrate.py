@@ -30,21 +30,21 @@ def run(study: Study, executor: Executor, print_fn: PrintFn) -> dict[str, str]:
     try:
         # a cluster's notice; as Ctrl-C
         with signals.handled(lambda *_: sys.exit(143), [signal.SIGTERM]):
-            outstanding = prepare(study, executor, print_fn)
+            outstanding = prepare_runs(study, executor, print_fn)
             executor([run.folder for run in outstanding], print_fn)
     finally:
         states = collect.collect(study)
     return states
 
 
-def prepare(study: Study, executor: Executor, print_fn: PrintFn) -> list[StudyRun]:
+def prepare_runs(study: Study, executor: Executor, print_fn: PrintFn) -> list[StudyRun]:
     """Data, pretrained checkpoints, plans, splits and jobs; the runs that can be done, in their
     order, without those that are done.
     """
-    requirements.check(study)
+    requirements.check_inputs(study)
     pairs, here = runs.all_pairs(study), Foreground(study.folder / "logs", print_fn)
     datasets.preprocess(study, here)
-    pretraining.pretrain(study, executor, print_fn)
+    pretraining.pretrain_missing(study, executor, print_fn)
     outstanding = [run for run in fine_tuning.write_jobs(pairs, here) if not run.is_done]
     print_fn(f"{len(outstanding)} of {sum(len(pair.runs) for pair in pairs)} runs")
     return outstanding
@@ -52,18 +52,18 @@ def prepare(study: Study, executor: Executor, print_fn: PrintFn) -> list[StudyRu
 
 def summary(study: Study, states: Mapping[str, str]) -> str:
     """Counts, the failed runs with their reasons, and the line to type next."""
-    first = f"Runs: {_counts(states.values())}. Results: {study.results}"
-    return "\n".join([first, *map(_failure, _failed(study, states))])
+    first = f"Runs: {_state_counts(states.values())}. Results: {study.results}"
+    return "\n".join([first, *map(_failure_line, _failed_runs(study, states))])
 
 
-def _failed(study: Study, states: Mapping[str, str]) -> list[StudyRun]:
+def _failed_runs(study: Study, states: Mapping[str, str]) -> list[StudyRun]:
     return [run for run in runs.all_runs(study) if states[run.name] == "failed"]
 
 
-def _counts(states: Iterable[str]) -> str:
+def _state_counts(states: Iterable[str]) -> str:
     counts = Counter(states)
     return ", ".join(f"{counts[state]} {state}" for state in ("done", "failed", "missing"))
 
 
-def _failure(run: StudyRun) -> str:
+def _failure_line(run: StudyRun) -> str:
     return f"  failed: {run.name}: {run.outcome.in_short} (log: {run.folder / LOG})"

@@ -43,7 +43,7 @@ class Start(Work):
     @property
     def training(self) -> NnunetTraining | None:
         """With labels, by nnU-Net."""
-        return _training(self) if self.arm.start == "supervised" else None
+        return _supervised_training(self) if self.arm.start == "supervised" else None
 
     @property
     def recipe(self) -> dict:
@@ -74,7 +74,7 @@ def all_starts(study: Study) -> list[Start]:
     return [start for arm in study.arms if (start := Start(study, arm)).is_ours]
 
 
-def pretrain(study: Study, executor: Executor, print_fn: PrintFn) -> None:
+def pretrain_missing(study: Study, executor: Executor, print_fn: PrintFn) -> None:
     """All that is missing; those that begin from another arm's encoder come after it."""
     for later in (False, True):
         starts = [start for start in all_starts(study) if bool(start.arm.after) == later]
@@ -99,12 +99,12 @@ def _pretrain(start: Start, made: Path) -> list[Command]:
     arm, study = start.arm, start.study
     before = [Start(study, other).checkpoint for other in study.arms if other.name == arm.after]
     encoder = [arm.encoder] if arm.encoder else []
-    data = _words({"-i": arm.scans, "-d": arm.datasets, "-a": encoder, "--from": before})
+    data = _flag_arguments({"-i": arm.scans, "-d": arm.datasets, "-a": encoder, "--from": before})
     place = ["-device", study.device, "-o", str(made.parent)]
     return [["nnssl_pretrain", "-m", str(arm.method), *data, *place, *flags(arm.options), "--c"]]
 
 
-def _words(flagged: Mapping[str, Sequence[str | Path]]) -> list[str]:
+def _flag_arguments(flagged: Mapping[str, Sequence[str | Path]]) -> list[str]:
     """Flags and their values; those without any are left out."""
     return [str(word) for flag, words in flagged.items() if words for word in (flag, *words)]
 
@@ -114,7 +114,7 @@ def _convert(start: Start, made: Path) -> list[Command]:
     return [["nnssl_convert", str(arm.weights), "-o", str(made), *flags(arm.options)]]
 
 
-def _training(start: Start) -> NnunetTraining:
+def _supervised_training(start: Start) -> NnunetTraining:
     """Of a supervised start."""
     dataset, configuration = labelled(start.arm)
     name, plans = Dataset(dataset).name, f"{start.study.name}-{start.arm.name}"
@@ -122,7 +122,7 @@ def _training(start: Start) -> NnunetTraining:
 
 
 def _supervise(start: Start, made: Path) -> list[Command]:
-    training, arm = _training(start), start.arm
+    training, arm = _supervised_training(start), start.arm
     plan = nnssl_plan(Dataset(labelled(arm)[0]), training.plans)
     export = [sys.executable, "-m", "nnssl.study.execution.supervised"]
     return [

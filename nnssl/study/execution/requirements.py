@@ -13,7 +13,7 @@ from nnssl.weights import NAMES
 FOLDERS = (RAW, PREPROCESSED, RESULTS)
 
 
-def check(study: Study) -> None:
+def check_inputs(study: Study) -> None:
     """Raises StudyError where a variable or a file that the description names is not there."""
     _require_folders()
     _require_files(study)

@@ -44,10 +44,10 @@ def execute(
     Raises CommandError, with the end of the log.
     """
     if status := run_logged(command, log, env or environment(), lock=lock):
-        raise _failure(command, status, log)
+        raise _failed_command(command, status, log)
 
 
-def _failure(command: Command, status: int, log: Path) -> CommandError:
+def _failed_command(command: Command, status: int, log: Path) -> CommandError:
     return CommandError(
         f"{Path(command[0]).name} ended with status {status}\n$ {shlex.join(command)}\n"
         f"The end of {log}:\n{tail(log, LINES)}"

@@ -21,7 +21,7 @@ from nnssl.hu import HUPolicy
 from nnssl.types import FINAL
 
 
-def export(fold: Path, path: Path) -> None:
+def export_encoder(fold: Path, path: Path) -> None:
     """Write the encoder of `fold`, a finished training by SwinScratchTrainer. Raises
     FileNotFoundError, ValueError.
     """
@@ -32,8 +32,8 @@ def export(fold: Path, path: Path) -> None:
     resolved = PlansManager(plans).get_configuration(name).configuration
     arguments, weights = resolved["architecture"]["arch_kwargs"], saved["network_weights"]
     _require_usable(fold, arguments, weights)
-    header = _header(plans, resolved, name, len(saved["logging"]["lrs"]))
-    checkpoint.write(path, checkpoint.pack(_encoder(arguments, weights), header, []))
+    header = _checkpoint_header(plans, resolved, name, len(saved["logging"]["lrs"]))
+    checkpoint.write(path, checkpoint.pack(_trained_encoder(arguments, weights), header, []))
 
 
 def _require_usable(fold: Path, arguments: dict, weights: dict[str, Tensor]) -> None:
@@ -49,7 +49,7 @@ def _require_usable(fold: Path, arguments: dict, weights: dict[str, Tensor]) -> 
         )
 
 
-def _encoder(arguments: dict, weights: dict[str, Tensor]) -> Swin:
+def _trained_encoder(arguments: dict, weights: dict[str, Tensor]) -> Swin:
     """Out of the network's weights."""
     encoder = Swin(SwinConfig.from_dict(arguments["encoder"]))
     encoder.load_state_dict(_encoder_weights(weights))
@@ -64,7 +64,7 @@ def _encoder_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def _data(plans: dict, resolved: dict, axes: Sequence[int]) -> dict:
+def _collection_header(plans: dict, resolved: dict, axes: Sequence[int]) -> dict:
     """What the encoder saw, as a checkpoint's header describes a collection."""
     properties = plans["foreground_intensity_properties_per_channel"]["0"]
     hu = policy(resolved["normalization_schemes"][0], properties)
@@ -77,13 +77,13 @@ def _data(plans: dict, resolved: dict, axes: Sequence[int]) -> dict:
     }
 
 
-def _header(plans: dict, resolved: dict, name: str, epochs: int) -> dict:
+def _checkpoint_header(plans: dict, resolved: dict, name: str, epochs: int) -> dict:
     axes = resolved["architecture"]["arch_kwargs"].get("axes") or range(len(resolved["spacing"]))
     return {
         "method": "supervised",
         "preset": name,
         "crop": as_read(resolved["patch_size"], axes),
-        "plan": _data(plans, resolved, axes),
+        "plan": _collection_header(plans, resolved, axes),
         "step": epochs,
         "run": {"steps": epochs, "batch_size": resolved["batch_size"], "seed": None},
         "method_config": plans.get("nnssl_recipe", {}),
@@ -108,4 +108,4 @@ def policy(scheme: str, properties: dict) -> HUPolicy | None:
 
 
 if __name__ == "__main__":
-    export(Path(sys.argv[1]), Path(sys.argv[2]))
+    export_encoder(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -65,7 +65,7 @@ class MinibatchCKA:
         _require_same_examples([*first, *second])
         k, m = (grams([centre(x) for x in features]) for features in (first, second))
         self.across = self.across + hsic(k, m)
-        self.own = self.own[0] + _own(k), self.own[1] + _own(m)
+        self.own = self.own[0] + _self_hsic(k), self.own[1] + _self_hsic(m)
         self.minibatches += 1
 
     def value(self) -> Tensor:
@@ -81,6 +81,6 @@ def _require_same_examples(features: list[Tensor]) -> None:
         raise ValueError(f"CKA compares features of the same examples, got {sorted(sizes)} of them")
 
 
-def _own(gram: Tensor) -> Tensor:
+def _self_hsic(gram: Tensor) -> Tensor:
     """[L] HSIC of each layer with itself."""
     return torch.stack([hsic(g[None], g[None])[0, 0] for g in gram])

@@ -62,12 +62,14 @@ def _require_ours(resolved: dict, path: Path) -> None:
 def _network(resolved: dict, weights: dict[str, Tensor]) -> SwinUNETR:
     """With the channels and labels of the weights."""
     channels = weights["encoder.patch_embed.proj.weight"].shape[1]
-    network = finetune.build(resolved, channels, _labels(weights), deep_supervision=False)
+    network = finetune.build_network(
+        resolved, channels, _num_classes(weights), deep_supervision=False
+    )
     network.load_state_dict(weights)
     return network.eval()
 
 
-def _labels(weights: dict[str, Tensor]) -> int:
+def _num_classes(weights: dict[str, Tensor]) -> int:
     """How many a head of the network tells apart."""
     heads = [name for name in weights if finetune.HEADS in name and name.endswith("weight")]
     return len(weights[heads[0]])

@@ -35,7 +35,9 @@ MEASURED = {kind.KIND: kind for kind in (CkaRow, AttentionRow)}
 Key = tuple[str | int, ...]
 
 
-def measure(study: Study, volumes: int = VOLUMES, print_fn: PrintFn = lambda text: None) -> int:
+def measure_missing(
+    study: Study, volumes: int = VOLUMES, print_fn: PrintFn = lambda text: None
+) -> int:
     """Append to `study.results` what it lacks; returns the number of new rows.
 
     volumes: crops of validation cases that each pair sees. Runs of other networks than ours are
@@ -78,7 +80,7 @@ def _fewest_and_most(found: list[FineTuningJob]) -> list[FineTuningJob]:
 
 
 def _done(study: Study) -> list[FineTuningJob]:
-    done = [jobs.read(run.folder) for run in runs.all_runs(study) if run.is_done]
+    done = [jobs.read_job(run.folder) for run in runs.all_runs(study) if run.is_done]
     return [job for job in done if isinstance(job, FineTuningJob)]
 
 

@@ -83,7 +83,7 @@ def summary(fold: Path) -> list[dict]:
     return files.read_json(fold / "validation" / "summary.json")["metric_per_case"]
 
 
-def cases(run: str, fold: Path, tolerance: float) -> list[CaseRow]:
+def case_rows(run: str, fold: Path, tolerance: float) -> list[CaseRow]:
     """Rows of a validated fold, by case and label; None where undefined.
 
     fold: nnU-Net's fold folder, with validation/summary.json; dataset.json and plans.json lie in

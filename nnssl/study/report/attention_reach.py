@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from nnssl.study.report import drawing
-from nnssl.study.report.feature_reuse import parts, places, stages_of
+from nnssl.study.report.feature_reuse import panels_by_figure, places, stages_of
 from nnssl.study.report.results import Group, Results
 from nnssl.study.report.tables import Cell, Table
 from nnssl.study.rows import AttentionRow, grouped
@@ -51,11 +51,11 @@ def _mean_and_ends(mm: np.ndarray) -> list[float]:
 def reaches(results: Results) -> list[Reach]:
     """By task, arm and budget, in the description's order."""
     found = grouped(results.attention, Group.of)
-    ordered = sorted(found, key=_order(results, found))
+    ordered = sorted(found, key=_group_sort_key(results, found))
     return [_reach(group, found[group]) for group in ordered]
 
 
-def _order(results: Results, groups: Iterable[Group]) -> Callable[[Group], tuple]:
+def _group_sort_key(results: Results, groups: Iterable[Group]) -> Callable[[Group], tuple]:
     budgets = [*results.budgets, *(group.budget for group in groups)]
     return lambda group: (
         *places(results, group.task, group.arm),
@@ -100,14 +100,14 @@ def plots(made: list[Reach], results: Results, task: str) -> list[Figure]:
     """Figures of up to nine panels, one an arm and budget: a point a head along the layers."""
     here = [reach for reach in made if reach.group.task == task]
     top = max((reach.farthest for reach in here), default=0.0)
-    return [_attention_plot(part, results, top) for part in parts(here)]
+    return [_attention_plot(part, results, top) for part in panels_by_figure(here)]
 
 
 def _attention_plot(here: list[Reach], results: Results, top: float) -> Figure:
     drawn, grid = drawing.panels(len(here))
     look = drawing.style(results.arms)
     for axes, reach in zip(grid, here, strict=True):
-        _heads(axes, reach, look.get(reach.group.arm, {}).get("color"))
+        _plot_heads(axes, reach, look.get(reach.group.arm, {}).get("color"))
         _even_attention(axes, reach)
         _name_stages(axes, reach)
         axes.set_title(f"{reach.group.arm}, {reach.group.budget}", fontsize=10)
@@ -116,7 +116,7 @@ def _attention_plot(here: list[Reach], results: Results, top: float) -> Figure:
     return drawn
 
 
-def _heads(axes: Axes, reach: Reach, colour: str | None) -> None:
+def _plot_heads(axes: Axes, reach: Reach, colour: str | None) -> None:
     along = np.arange(len(reach.mm))
     for head in reach.mm.to_numpy().T:
         axes.plot(along, head, ls="", marker="o", ms=4, alpha=0.7, color=colour)

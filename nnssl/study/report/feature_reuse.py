@@ -54,7 +54,7 @@ class Pair:
 def pairs(results: Results) -> list[Pair]:
     """By task and arm, in the description's order."""
     found = map(_pair, grouped(results.cka, _networks).values())
-    return sorted(found, key=lambda pair: _order(results, pair))
+    return sorted(found, key=lambda pair: _pair_sort_key(results, pair))
 
 
 def _networks(row: CkaRow) -> tuple:
@@ -70,7 +70,7 @@ def _pair(seeds: list[CkaRow]) -> Pair:
     return Pair(one.task, one.first, one.second, values, len(seeds), volumes)
 
 
-def _order(results: Results, pair: Pair) -> tuple:
+def _pair_sort_key(results: Results, pair: Pair) -> tuple:
     """By task, then by the arm of the first encoder, as `<arm> <budget>` names it; a pretrained one
     goes first.
     """
@@ -127,10 +127,10 @@ def stage_of(layer: str) -> str:
 
 def heat_maps(made: list[Pair], task: str) -> list[Figure]:
     """Figures of up to nine maps of a task's pairs; lines part the stages."""
-    return list(map(_heat_maps, parts([pair for pair in made if pair.task == task])))
+    return list(map(_heat_maps, panels_by_figure([pair for pair in made if pair.task == task])))
 
 
-def parts(panels: list) -> list[list]:
+def panels_by_figure(panels: list) -> list[list]:
     """As many as a figure holds."""
     return [panels[i : i + MAPS_A_FIGURE] for i in range(0, len(panels), MAPS_A_FIGURE)]
 
@@ -158,7 +158,7 @@ def _part_stages(names: list[str], ticks: Callable, line: Callable) -> None:
     stages, starts = stages_of(names)
     ends = [*starts[1:], len(names)]
     middles = [(a + b - 1) / 2 for a, b in zip(starts, ends, strict=True)]
-    ticks(middles, [_short(stage) for stage in stages])
+    ticks(middles, [_stage_tick_label(stage) for stage in stages])
     for end in ends[:-1]:
         line(end - 0.5, color="white", lw=0.8)
 
@@ -170,7 +170,7 @@ def stages_of(layers: Sequence[str]) -> tuple[list[str], list[int]]:
     return [of[n] for n in starts], starts
 
 
-def _short(stage: str) -> str:
+def _stage_tick_label(stage: str) -> str:
     return stage.removeprefix("stage ") if stage.startswith("stage ") else "patch"
 
 

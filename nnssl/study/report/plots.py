@@ -184,7 +184,9 @@ def training(results: Results, task: str) -> Figure | None:
     made, grid = drawing.panels(len(chosen))
     handles: dict[str, Artist] = {}
     for axes, budget in zip(grid, chosen, strict=True):
-        handles |= _training(axes, _curves(results, task, budget), drawing.style(results.arms))
+        handles |= _plot_training_curves(
+            axes, _curves(results, task, budget), drawing.style(results.arms)
+        )
         drawing.label(axes, f"{task}, budget {budget}", "epoch", "validation Dice, smoothed")
     drawing.legend(made, handles)
     return made
@@ -196,7 +198,7 @@ def _ends_and_middle(budgets: list[Budget]) -> list[Budget]:
     return [b for place, b in enumerate(budgets) if place in (0, len(budgets) // 2, last)]
 
 
-def _training(
+def _plot_training_curves(
     axes: Axes, curves: dict[str, list[Curve]], look: dict[str, dict[str, str]]
 ) -> dict[str, Artist]:
     """The line of each arm."""

@@ -17,7 +17,7 @@ import pandas as pd
 
 from nnssl import files
 from nnssl.study.report import statistics
-from nnssl.study.report.row_parsing import ResultsError, parse
+from nnssl.study.report.row_parsing import ResultsError, parse_rows
 from nnssl.study.report.statistics import Interval
 from nnssl.study.rows import (
     BASELINE,
@@ -66,7 +66,7 @@ class Results:
     """
 
     def __init__(self, rows: Iterable[Mapping]) -> None:
-        kept = parse(rows)
+        kept = parse_rows(rows)
         self.study = next(iter(_of(StudyRow, kept)), StudyRow())
         self.runs = {row.run: row for row in _of(RunRow, kept)}
         self.cka = _of(CkaRow, kept)

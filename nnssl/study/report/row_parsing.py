@@ -14,7 +14,7 @@ class ResultsError(ValueError):
     """The file is not a study's results; the message says which line and what it lacks."""
 
 
-def parse(rows: Iterable[Mapping]) -> list[Row]:
+def parse_rows(rows: Iterable[Mapping]) -> list[Row]:
     """Each row once, sorted by its key."""
     kept = {row.key: row for row in starmap(_parsed, enumerate(rows, start=1))}
     return sorted(kept.values(), key=_numbers_first)

@@ -72,22 +72,22 @@ def tables(results: Results) -> list[Table]:
 
 def _score_rows(results: Results, measures: list[str]) -> Iterator[list[Cell]]:
     for group in groups(results):
-        yield [*_about(results, group), *_intervals(results, measures, group)]
+        yield [*_group_size_cells(results, group), *_intervals(results, measures, group)]
 
 
 def _label_rows(results: Results, measures: list[str]) -> Iterator[list[Cell]]:
     for group in groups(results):
         for label in results.labels(group.task):
-            yield [*_names(group), label, *_intervals(results, measures, group, label)]
+            yield [*_group_name_cells(group), label, *_intervals(results, measures, group, label)]
 
 
-def _names(group: Group) -> list[Cell]:
+def _group_name_cells(group: Group) -> list[Cell]:
     return [group.task, str(group.budget), group.arm]
 
 
-def _about(results: Results, group: Group) -> list[Cell]:
+def _group_size_cells(results: Results, group: Group) -> list[Cell]:
     dice, cases = results.scores(group, "dice"), results.cases_of(group)
-    return [*_names(group), round(cases, 1), *dice.frame.shape]
+    return [*_group_name_cells(group), round(cases, 1), *dice.frame.shape]
 
 
 def _intervals(
@@ -124,14 +124,14 @@ class Comparison:
         """Of the table of comparisons."""
         group, test = self.group, self.test
         return [
-            *(*_names(group), MEASURES[self.measure], self.difference),
+            *(*_group_name_cells(group), MEASURES[self.measure], self.difference),
             *(test.n, test.better, test.worse, test.p, self.adjusted),
             "yes" if self.differs else "no",
             test.smallest,
         ]
 
 
-def compare(results: Results) -> list[Comparison]:
+def compare_with_scratch(results: Results) -> list[Comparison]:
     """Every arm with scratch, in every measure; Holm's correction is over all comparisons of a
     measure.
     """

@@ -186,7 +186,7 @@ def ranks(scores: np.ndarray) -> Ranks:
     if blocks < 2:
         return Ranks(means.tolist(), blocks, float("nan"), float("nan"), [])
     difference = critical_difference(arms, blocks)
-    p, groups = _friedman(scores, means), _alike(means, difference)
+    p, groups = _friedman(scores, means), _rank_cliques(means, difference)
     return Ranks(means.tolist(), blocks, p, difference, groups)
 
 
@@ -206,7 +206,7 @@ def _friedman(scores: np.ndarray, means: np.ndarray) -> float:
     return float(stats.chi2.sf(statistic, arms - 1))
 
 
-def _alike(means: np.ndarray, difference: float) -> list[list[int]]:
+def _rank_cliques(means: np.ndarray, difference: float) -> list[list[int]]:
     order = np.argsort(means, kind="stable")
     found: list[list[int]] = []
     for start, best in enumerate(order):

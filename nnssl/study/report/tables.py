@@ -58,7 +58,7 @@ class Table:
     def shown(self) -> list[ShownRow]:
         """As the page shows it."""
         forms = [self.formats.get(column, ".3f") for column in self.columns]
-        return [ShownRow(_shown(row, forms), self._is_marked(row)) for row in self.rows]
+        return [ShownRow(_formatted_cells(row, forms), self._is_marked(row)) for row in self.rows]
 
     def _is_marked(self, row: list[Cell]) -> bool:
         return "differs" in self.columns and row[self.columns.index("differs")] == "yes"
@@ -78,7 +78,7 @@ class ShownRow(NamedTuple):
     is_marked: bool
 
 
-def _shown(row: list[Cell], forms: list[str]) -> list[Shown]:
+def _formatted_cells(row: list[Cell], forms: list[str]) -> list[Shown]:
     cells = zip(row, forms, strict=True)
     return [Shown(text(cell, form), order(cell)) for cell, form in cells]
 

@@ -53,17 +53,17 @@ def write(rows: Path | str, folder: Path | str) -> Path:
 
 def _page(title: str, results: Results, folder: Path) -> str:
     """The page; its tables and figures are written beside it into `folder`."""
-    compared = scores.compare(results)
+    compared = scores.compare_with_scratch(results)
     return page(
         title,
-        _lead(results, compared),
+        _opening_sentences(results, compared),
         _missing(results),
         _sections(_Report(folder), results, compared),
-        _facts(results.study),
+        _study_provenance(results.study),
     )
 
 
-def _facts(study: StudyRow) -> dict[str, str]:
+def _study_provenance(study: StudyRow) -> dict[str, str]:
     return {
         what.capitalize(): json.dumps(value, indent=2, ensure_ascii=False)
         for what in ("description", "versions", "machine")
@@ -150,7 +150,7 @@ def _reuse(report: _Report, results: Results) -> Section:
     if pairs:
         feature_reuse.layers(pairs).write(report.tables)
     drawn = {task: feature_reuse.heat_maps(pairs, task) for task in results.tasks}
-    maps = _numbered(drawn, "cka", "CKA by layer")
+    maps = _figures_by_name(drawn, "cka", "CKA by layer")
     lead = "Axes: stages, a cell a block."
     return report.section("Feature reuse", [feature_reuse.similarity(pairs)], maps, lead)
 
@@ -158,12 +158,12 @@ def _reuse(report: _Report, results: Results) -> Section:
 def _attention(report: _Report, results: Results) -> Section:
     reaches = attention_reach.reaches(results)
     drawn = {task: attention_reach.plots(reaches, results, task) for task in results.tasks}
-    heads = _numbered(drawn, "attention", "Attention distance by head")
+    heads = _figures_by_name(drawn, "attention", "Attention distance by head")
     lead = "A point a head; the grey line is even attention."
     return report.section("Attention distance", [attention_reach.distances(reaches)], heads, lead)
 
 
-def _numbered(drawn: Mapping[str, list[Figure]], name: str, shows: str) -> Figures:
+def _figures_by_name(drawn: Mapping[str, list[Figure]], name: str, shows: str) -> Figures:
     """Of each task, its figures as <name>_<task>_<number>."""
     return {
         f"{name}_{task}_{number}": (f"{shows}, {task}", figure)
@@ -206,7 +206,7 @@ def _word(value: object) -> Cell:
     return str(value)
 
 
-def _lead(results: Results, compared: list[Comparison]) -> list[str]:
+def _opening_sentences(results: Results, compared: list[Comparison]) -> list[str]:
     states = Counter(run.state for run in results.runs.values())
     return [
         f"{states['done']} of {states.total()} runs are finished:",
@@ -257,11 +257,11 @@ def _reason(run: RunRow) -> str:
 def _without_baseline(results: Results) -> list[str]:
     return [
         f"{task}, budget {budget}: no finished run of {BASELINE}, so no comparison"
-        for task, budget in sorted(_alone(results))
+        for task, budget in sorted(_missing_baselines(results))
     ]
 
 
-def _alone(results: Results) -> set[tuple[str, str]]:
+def _missing_baselines(results: Results) -> set[tuple[str, str]]:
     """Tasks and budgets of finished runs that nothing can be compared with."""
     return {(g.task, str(g.budget)) for g in results.done if g.baseline not in results.done}
 
