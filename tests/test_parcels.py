@@ -68,7 +68,7 @@ def test_nearest_is_the_nearest():
         rng.normal(size=(7, 5)).astype(np.float32),
     )
     naive = [int(np.argmin([np.linalg.norm(row - centre) for centre in centres])) for row in rows]
-    assert parcel_maps.nearest(rows, centres).tolist() == naive
+    assert parcel_maps.nearest_centre(rows, centres).tolist() == naive
 
 
 def test_body_has_parcels_and_air_has_none(collection):

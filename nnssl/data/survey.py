@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,7 @@ from nnssl.types import BODY_HU
 
 HISTOGRAM = (int(BODY_HU), 3000)  # HU of the first and the last bin of the body histogram
 SURVEY_VERSION = 2  # goes up when a change in these rules makes kept lines wrong
+_by_path = attrgetter("path", "series")  # of scans and of their lines
 
 
 def survey(
@@ -75,12 +77,18 @@ def survey(
     known |= _kept_lines(inspected, folder)
     lost = inspected.keys() - known.keys()
     failed |= dict.fromkeys(lost, "its line of the survey cannot be read back")
-    left_out = [ScanReport(scan.path, scan.series, False, why) for scan, why in failed.items()]
-    lines = sorted([*known.values(), *left_out], key=_by_path)
+    lines = _all_lines(known, failed)
     if not (index.says(known, failed) and _is_reported(folder)):
         write_report(lines, folder, in_hu)
         index.keep(known, signatures, failed)
     return lines
+
+
+@uncollected()
+def _all_lines(known: Mapping[Found, ScanReport], failed: Mapping[Found, str]) -> list[ScanReport]:
+    """Those of what is kept and of what is left out, sorted."""
+    left_out = [ScanReport(scan.path, scan.series, False, why) for scan, why in failed.items()]
+    return sorted([*known.values(), *left_out], key=_by_path)
 
 
 def _but(signatures: dict[Found, list], known: Mapping[Found, ScanReport]) -> dict[Found, list]:
@@ -113,10 +121,6 @@ def _inspect_all(
     return failed
 
 
-def _by_path(scan: Found | ScanReport) -> tuple[str, str]:
-    return scan.path, scan.series
-
-
 def _own_first(items: Sequence, part_id: int, num_parts: int) -> list:
     others = [item for number, item in enumerate(items) if number % num_parts != part_id]
     return [*items[part_id::num_parts], *others]
@@ -131,7 +135,13 @@ def _signatures(
     signatures, failed = _file_signatures(scans)
     dicom = own_first([scan for scan in scans if scan.series == ALL_SERIES])
     signatures |= _dicom_signatures(dicom, folder, num_processes, failed)
-    return {scan: [*rules, *signature] for scan, signature in signatures.items()}, failed
+    return _with_rules(signatures, rules), failed
+
+
+@uncollected()
+def _with_rules(signatures: Mapping[Found, list], rules: list) -> dict[Found, list]:
+    """A line that was kept by other rules is made again."""
+    return {scan: [*rules, *signature] for scan, signature in signatures.items()}
 
 
 @uncollected()
