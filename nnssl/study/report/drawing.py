@@ -79,12 +79,13 @@ def label(axes: Axes, title: str, across: str, upwards: str, size: int = 10) -> 
 
 
 def legend(made: Figure, handles: dict) -> None:
-    """One for the whole figure, below it."""
+    """One for the whole figure, below it, in as many rows as its width asks for."""
+    entry = 0.6 + 0.075 * max(map(len, handles))  # inches: a line, and letters of 9 points
     made.legend(
         handles.values(),
         handles.keys(),
         loc="outside lower center",
-        ncols=min(6, len(handles)),
+        ncols=max(1, min(6, len(handles), int(made.get_figwidth() / entry))),
         fontsize=9,
     )
 

@@ -106,7 +106,7 @@ def _differences(axes: Axes, here: list[Comparison], look: dict[str, dict[str, s
         _difference(axes, comparison, place, look)
     axes.axvline(0, color=drawing.GREY, lw=0.8)
     axes.set_yticks(range(len(here)), [f"{c.group.arm}, {c.group.budget}" for c in here])
-    axes.invert_yaxis()
+    axes.set_ylim(len(here) - 0.5, -0.5)  # the first on top, none on the frame
     axes.set_title(here[0].group.task, fontsize=10)
     axes.set_xlabel("Dice minus scratch's", fontsize=9)
 
@@ -188,6 +188,7 @@ def training(results: Results, task: str) -> Figure | None:
             axes, _curves(results, task, budget), drawing.style(results.arms)
         )
         drawing.label(axes, f"{task}, budget {budget}", "epoch", "validation Dice, smoothed")
+        axes.xaxis.get_major_locator().set_params(integer=True)
     drawing.legend(made, handles)
     return made
 
@@ -235,10 +236,12 @@ def _shade_range(axes: Axes, stack: np.ndarray, colour: str) -> None:
 def _targets(axes: Axes, scratch: list[Curve]) -> None:
     """Fractions of its final Dice."""
     final = mean_final(scratch)
-    for fraction in FRACTIONS:
-        _target(axes, fraction * final, f"{fraction:.0%}")
+    for number, fraction in enumerate(FRACTIONS):
+        _target(axes, fraction * final, f"{fraction:.0%}", across=0.02 + 0.07 * number)
 
 
-def _target(axes: Axes, dice: float, text: str) -> None:
+def _target(axes: Axes, dice: float, text: str, across: float) -> None:
+    """across: where the text begins, as a fraction of the panel; side by side, none is hidden."""
     axes.axhline(dice, color=drawing.GREY, lw=0.7, ls=":")
-    axes.text(1, dice, text, fontsize=7, color=drawing.GREY, va="bottom")
+    place = axes.get_yaxis_transform()
+    axes.text(across, dice, text, transform=place, fontsize=7, color=drawing.GREY, va="bottom")
