@@ -22,7 +22,7 @@ from nnssl.types import PrintFn, Shape, Spacing
 
 BLOCK_MM = 32.0  # of a hidden block: SMIT's 16 voxels at 2 mm
 BLOCK_SIDES = (8, 16, 32)  # voxels; tokens of smaller blocks have seen too little
-WHOLE_SIDES = (16, 32)  # of these, whole windows of 4 tokens in stages 1 and 2
+WHOLE_SIDES = (16, 32)  # voxels; blocks that hold whole windows of stages 1 and 2 (4 tokens)
 BLOCKS = 4  # along an axis of the crop, at least
 LEAST_CUBE, MOST_CUBES = 24, 3  # voxels of a cube of CPC; with 16 its last stage has one token
 SHORT, LONG = 5_000, 20_000  # steps
