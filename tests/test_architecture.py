@@ -16,11 +16,13 @@ ROWS = [(row["file"], re.findall(r"`([\w.]+)`", row["names"])) for row in ROW.fi
 
 
 def defined(path: Path) -> set[str]:
-    """Functions, classes, and methods as Class.method."""
+    """Functions, classes, constants, and methods as Class.method."""
     found = set()
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             found.add(node.name)
+        if isinstance(node, (ast.Assign, ast.AnnAssign)):
+            found.add(ast.unparse(node.targets[0] if isinstance(node, ast.Assign) else node.target))
         if isinstance(node, ast.ClassDef):
             methods = [part for part in node.body if isinstance(part, ast.FunctionDef)]
             found |= {f"{node.name}.{method.name}" for method in methods}

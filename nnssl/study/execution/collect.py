@@ -22,12 +22,18 @@ OURS = [kind.KIND for kind in (StudyRow, RunRow, EpochRow, CaseRow)]
 
 
 def collect(study: Study) -> dict[str, str]:
-    """Write `study.results`, whole or not at all; the state of every run by its name."""
-    before = files.read_json_lines(study.results) if study.results.exists() else []
+    """Write `study.results`, whole or not at all; the state of every run by its name.
+
+    While the description is the same, the study's row stays: versions and machine are those that it
+    was begun with.
+    """
+    now = _study_row(study)
     of_runs = {run.name: rows_of(run) for run in runs.all_runs(study)}
-    of_study = [_study_row(study, before), *chain.from_iterable(of_runs.values())]
+    before = files.read_json_lines(study.results) if study.results.exists() else []
+    same = (row for row in before if row.get("description") == now["description"])
     others = [row for row in before if row["kind"] not in OURS]
-    files.write_json_lines(study.results, [*of_study, *others])
+    rows = [next(same, now), *chain.from_iterable(of_runs.values()), *others]
+    files.write_json_lines(study.results, rows)
     return {name: rows[0]["state"] for name, rows in of_runs.items()}
 
 
@@ -75,20 +81,13 @@ def _cases_of(run: StudyRun) -> int | None:
     return job.cases if isinstance(job, FineTuningJob) else None
 
 
-def _study_row(study: Study, before: list[dict]) -> dict:
-    """That of the rows `before` while the description is the same: versions and machine are those
-    it was begun with.
-    """
+def _study_row(study: Study) -> dict:
+    """What the study is, by these versions and on this machine."""
     description = json.loads(json.dumps(study.source, default=str))
     row = StudyRow(
         name=study.name, description=description, versions=_versions(), machine=_machine()
     )
-    return _of_description(description, before) or row.to_json()
-
-
-def _of_description(description: dict, rows: list[dict]) -> dict | None:
-    of_study = (row for row in rows if row["kind"] == StudyRow.KIND)
-    return next((row for row in of_study if row["description"] == description), None)
+    return row.to_json()
 
 
 def _machine() -> dict:
