@@ -155,8 +155,8 @@ def demo() -> int:
     scans = args.scans.resolve() if args.scans else None
 
     def work() -> None:
-        made = chain.Demo(args.output.resolve(), choose_device(args.device).type, scans, size)
-        print(result.result_text(made, result.summarise(made, stages.run(made))))
+        demo_run = chain.Demo(args.output.resolve(), choose_device(args.device).type, scans, size)
+        print(result.result_text(demo_run, result.summarise(demo_run, stages.run(demo_run))))
 
     return _report_errors(work)
 

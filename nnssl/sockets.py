@@ -27,9 +27,9 @@ def room_for_sockets() -> None:
 
 
 def _short_folder() -> str:
-    for short in (os.environ.get("XDG_RUNTIME_DIR", ""), "/tmp", "/var/tmp", "/dev/shm"):
-        if short and _holds_sockets(short) and os.access(short, os.W_OK | os.X_OK):
-            return short
+    for folder in (os.environ.get("XDG_RUNTIME_DIR", ""), "/tmp", "/var/tmp", "/dev/shm"):
+        if folder and _holds_sockets(folder) and os.access(folder, os.W_OK | os.X_OK):
+            return folder
     raise OSError(
         f"the path of the temporary folder {tempfile.tempdir} is too long for sockets, and no "
         "shorter one can be written to; type: export TMPDIR=/a/short/folder"

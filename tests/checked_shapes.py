@@ -53,11 +53,11 @@ CASES = [
 ]
 
 
-def look(name: str, settings: dict, crop: tuple[int, ...]) -> None:
-    made = method(name, spatial_dims=len(crop), **settings)
-    steps(made, 1, crop=crop)
+def check_views(name: str, settings: dict, crop: tuple[int, ...]) -> None:
+    instance = method(name, spatial_dims=len(crop), **settings)
+    steps(instance, 1, crop=crop)
     with torch.no_grad():
-        made.eval().show(views(made, crop=crop))
+        instance.eval().show(views(instance, crop=crop))
 
 
 def attend() -> None:
@@ -99,7 +99,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     for name, settings in CASES[: int(sys.argv[1])] if len(sys.argv) > 1 else CASES:
         for crop in ((32, 32), (32, 32, 32)):
-            look(name, settings, crop)
+            check_views(name, settings, crop)
     attend()
     encode()
     refuses_another_shape()

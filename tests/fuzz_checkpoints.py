@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from made_checkpoints import pretrained
+from synthetic_checkpoints import pretrained
 
 from nnssl import checkpoint
 from nnssl.encoder.swin import Swin

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import fuzz_checkpoints
 import numpy as np
-from made_dicom import write_frames
-from made_scans import AXIAL, ct_array, straight, write_series, write_volume
+from synthetic_dicom import write_frames
+from synthetic_scans import AXIAL, ct_array, straight, write_series, write_volume
 
 from nnssl.data.dicom import series_in
 from nnssl.data.refusals import PassingError, UnusableScanError
@@ -75,20 +75,23 @@ def damage(content: bytes, length: int, rng: np.random.Generator) -> bytes:
     """Bits, bytes, numbers or the length changed, within the first `length` bytes."""
     out = bytearray(content)
     for _ in range(rng.integers(1, 4)):
-        place = int(rng.integers(0, min(length, len(out))))
+        offset = int(rng.integers(0, min(length, len(out))))
         way = rng.integers(0, 5)
         if way == 0:
-            out[place] ^= 1 << int(rng.integers(0, 8))
+            out[offset] ^= 1 << int(rng.integers(0, 8))
         elif way == 1:
-            out[place : place + 4] = rng.bytes(4)
+            out[offset : offset + 4] = rng.bytes(4)
         elif way == 2:
-            out[place : place + 2] = NUMBERS[rng.integers(0, len(NUMBERS))]
+            out[offset : offset + 2] = NUMBERS[rng.integers(0, len(NUMBERS))]
         elif way == 3:
-            out[place : place + 4] = [b"\xff\xff\xff\xff", b"\0\0\0\0", b"\0\0\0\x80", b"\xff\x7f"][
-                rng.integers(0, 4)
-            ]
+            out[offset : offset + 4] = [
+                b"\xff\xff\xff\xff",
+                b"\0\0\0\0",
+                b"\0\0\0\x80",
+                b"\xff\x7f",
+            ][rng.integers(0, 4)]
         else:
-            del out[place : place + int(rng.integers(1, 9))]
+            del out[offset : offset + int(rng.integers(1, 9))]
         out = out or bytearray(b"\0")
     return bytes(out if rng.random() < 0.9 else out[: int(rng.integers(0, len(out)))])
 

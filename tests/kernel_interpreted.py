@@ -82,7 +82,7 @@ def looks(encoder: torch.nn.Module, image: torch.Tensor) -> torch.Tensor:
     )
 
 
-def made(mode: str) -> Swin:
+def small_encoder(mode: str) -> Swin:
     """A small encoder whose first stage has shifted windows."""
     torch.manual_seed(0)
     return Swin(
@@ -103,7 +103,7 @@ def encoders() -> dict:
     """
     found = {}
     for mode in ("exact", "smit"):
-        encoder, image = made(mode), torch.randn(2, 1, 6, 6, 4)
+        encoder, image = small_encoder(mode), torch.randn(2, 1, 6, 6, 4)
         wanted = looks(encoder, image)
         with Everywhere(), mock.patch.object(stream.choice, "kernel_serves", return_value=True):
             found[mode] = float((looks(encoder, image) - wanted).abs().max() / wanted.abs().max())
@@ -114,7 +114,7 @@ def compiled() -> float:
     """Traced into one graph while every shape is tried: the largest difference to the eager
     kernel.
     """
-    encoder, image = made("exact"), torch.randn(1, 1, 6, 6, 4)
+    encoder, image = small_encoder("exact"), torch.randn(1, 1, 6, 6, 4)
     with Everywhere():
         choice.kernel_serves = torch.compiler.assume_constant_result(
             lambda *shape: choice._tried(*shape)

@@ -103,10 +103,10 @@ def steps(
 ) -> list[dict]:
     """`count` plain optimiser steps, on one batch where `fixed`; the losses of each."""
     optimizer = torch.optim.AdamW(parameter_groups(method, 0.05), lr=lr)
-    made, rows = SyntheticCrops(method.region(crop)), []
+    crops, rows = SyntheticCrops(method.region(crop)), []
     for step in range(count):
         indices = [i + (0 if fixed else step * batch) for i in range(batch)]
-        out = method(prepare_views(method, [made[index] for index in indices]))
+        out = method(prepare_views(method, [crops[index] for index in indices]))
         optimizer.zero_grad()
         out.losses["total"].backward()
         torch.nn.utils.clip_grad_norm_(method.parameters(), method.config.clip_norm)
@@ -144,7 +144,12 @@ def run(folder: Path, name: str = "smit", settings: dict | None = None, **option
         "workers": 0,
         **options,
     }
-    made = method(name, **(settings or {}))
+    instance = method(name, **(settings or {}))
     return Run(
-        made, SyntheticCrops(made.region(CROP)), RunConfig(**chosen), folder, header(name), CPU
+        instance,
+        SyntheticCrops(instance.region(CROP)),
+        RunConfig(**chosen),
+        folder,
+        header(name),
+        CPU,
     )

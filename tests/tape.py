@@ -47,8 +47,8 @@ class Tape(TorchDispatchMode):
                 self._remember(x)
         now = _as_now((args, kwargs))
         result = function(*args, **kwargs)
-        places = {_place(x) for x in given}
-        fresh = [x for x in _tensors(result) if _place(x) not in places]
+        addresses = {_place(x) for x in given}
+        fresh = [x for x in _tensors(result) if _place(x) not in addresses]
         self._made |= {_place(x) for x in fresh}
         if writes or (fresh and not name.startswith(("empty", "new_empty"))):
             self.operations.append((function, *now, _as_now(result), bool(fresh)))
@@ -72,8 +72,8 @@ class Tape(TorchDispatchMode):
             for function, args, kwargs, result, fresh in self.operations:
                 again = function(*args, **kwargs)
                 if fresh:
-                    for place, value in zip(_tensors(result), _tensors(again), strict=True):
-                        place.copy_(value)
+                    for target, value in zip(_tensors(result), _tensors(again), strict=True):
+                        target.copy_(value)
 
 
 def capture(function: Callable[[], tuple]) -> tuple[tuple, Callable[[], None]]:

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from made_checkpoints import pretrained
-from made_server import COMMIT, serving
+from synthetic_checkpoints import pretrained
+from synthetic_server import COMMIT, serving
 
 from nnssl import address, checkpoint, cli, files
 from nnssl.address import resolve, web
@@ -28,9 +28,9 @@ def server(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache" / "hub"))
-    with serving() as made:
-        monkeypatch.setenv("HF_ENDPOINT", made.address)
-        yield made
+    with serving() as web_server:
+        monkeypatch.setenv("HF_ENDPOINT", web_server.address)
+        yield web_server
 
 
 def requested(server, method: str = "GET") -> int:
@@ -205,8 +205,8 @@ def test_inspect_takes_an_address(weights, monkeypatch, capsys):
 
 
 def test_a_pretraining_starts_from_an_address(weights):
-    made, header = start.encoder("smit", weights[0], 3, 0.0, checkpointing=False)
-    assert made.config == checkpoint.load(weights[1]).encoder_config
+    encoder, header = start.encoder("smit", weights[0], 3, 0.0, checkpointing=False)
+    assert encoder.config == checkpoint.load(weights[1]).encoder_config
     assert header["start"]["checkpoint"] == weights[0]
 
 

@@ -131,12 +131,12 @@ def resources(function, arch: int, dtype: torch.dtype, n: int, d: int) -> dict[s
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     binary = Path(os.environ["TRITON_CACHE_DIR"]) / f"{function.__name__}.cubin"
     binary.write_bytes(built.asm["cubin"])
-    told = subprocess.run(
+    usage = subprocess.run(
         [tool, "-res-usage", binary], capture_output=True, encoding="utf-8", check=True
     ).stdout
     return {
-        "registers": int(re.search(r"REG:(\d+)", told)[1]),
-        "stack": int(re.search(r"STACK:(\d+)", told)[1]),
+        "registers": int(re.search(r"REG:(\d+)", usage)[1]),
+        "stack": int(re.search(r"STACK:(\d+)", usage)[1]),
         "shared": built.metadata.shared,
     }
 
@@ -257,21 +257,21 @@ def test_fused_attention_equals_the_formula(monkeypatch, most: int, with_mask: b
 
 def test_fused_attention_copies_no_mask_and_stays_within_pytorchs_limits(monkeypatch) -> None:
     """As many windows as the backward pass on a GPU refuses, on the device that holds no data."""
-    seen = []
+    calls = []
 
     def call(q, k, v, attn_mask):
-        seen.append((len(q), tuple(attn_mask.shape)))
+        calls.append((len(q), tuple(attn_mask.shape)))
         return torch.empty_like(q)
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", call)
     mask = masked(8, 7)
     fused.attention(torch.empty(7 * 10_000, 8, 3, 1, 4), torch.zeros(1, 8, 8), mask)
-    assert sum(windows for windows, _ in seen) == 70_000
-    assert max(windows for windows, _ in seen) < 65_535
-    assert {shape for _, shape in seen} == {(1, 1, 8, 8)}
-    seen.clear()
+    assert sum(windows for windows, _ in calls) == 70_000
+    assert max(windows for windows, _ in calls) < 65_535
+    assert {shape for _, shape in calls} == {(1, 1, 8, 8)}
+    calls.clear()
     fused.attention(torch.empty(800, 343, 3, 3, 1), torch.zeros(3, 343, 343), None)  # preset monai
-    assert max(windows * 3 * 343 * 343 * 4 for windows, _ in seen) <= 256 * 2**20
+    assert max(windows * 3 * 343 * 343 * 4 for windows, _ in calls) <= 256 * 2**20
 
 
 def test_off_the_cpu_the_choice_decides(monkeypatch) -> None:

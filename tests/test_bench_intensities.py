@@ -5,7 +5,7 @@ spread.
 from __future__ import annotations
 
 import numpy as np
-from made_scans import write_volume
+from synthetic_scans import write_volume
 
 from nnssl.bench import intensities
 

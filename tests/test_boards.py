@@ -148,13 +148,13 @@ def test_a_run_from_its_start_takes_no_sittings_of_what_was_there(tmp_path):
 
 def test_a_manifest_that_cannot_be_written_costs_one_warning(tmp_path, monkeypatch):
     said: list[str] = []
-    made = manifest.Manifest(micro.run(tmp_path), said.append)
+    run_manifest = manifest.Manifest(micro.run(tmp_path), said.append)
 
     def full(path, value):
         raise files.NoRoomError("the disk is full")
 
     monkeypatch.setattr(files, "write_json", full)
-    made.write(), made.write()
+    run_manifest.write(), run_manifest.write()
     assert len(said) == 1
     assert "the disk is full" in said[0]
 
@@ -163,8 +163,8 @@ def test_energy_is_what_the_meters_of_the_gpus_rose(tmp_path, monkeypatch):
     readings = iter([7_200_000, 1_000, 14_400_000, 3_601_000])  # millijoules, two GPUs, twice
     meters = [lambda: next(readings)] * 2
     monkeypatch.setattr(manifest, "_meters", lambda device: meters)
-    made = manifest.Manifest(micro.run(tmp_path), print)
-    made.write()
+    run_manifest = manifest.Manifest(micro.run(tmp_path), print)
+    run_manifest.write()
     # (7.2 + 3.6) MJ in mJ / 1000 = 10800 J
     assert files.read_json(tmp_path / MANIFEST)["energy_wh"] == pytest.approx(3.0)
 

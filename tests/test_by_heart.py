@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from made_plans import nnunet_plans
 from micro import ENCODER
+from synthetic_plans import nnunet_plans
 
 from nnssl import finetune
 from nnssl.finetune.architecture import architecture
@@ -25,7 +25,7 @@ def organs() -> tuple[torch.Tensor, torch.Tensor]:
     [2 Y X].
     """
     generator = torch.Generator().manual_seed(0)
-    places = torch.stack(torch.meshgrid(*(torch.arange(n) for n in SIZE), indexing="ij"), dim=-1)
+    positions = torch.stack(torch.meshgrid(*(torch.arange(n) for n in SIZE), indexing="ij"), dim=-1)
     images, labels = (
         torch.randn(2, 1, *SIZE, generator=generator) / 2,
         torch.zeros(2, *SIZE, dtype=torch.long),
@@ -33,7 +33,7 @@ def organs() -> tuple[torch.Tensor, torch.Tensor]:
     for image, label in zip(images, labels, strict=True):
         for number, x in enumerate((6, 16, 26), start=1):
             centre = torch.tensor([int(torch.randint(6, 26, (1,), generator=generator)), x])
-            disc = (places - centre).square().sum(-1) < 12
+            disc = (positions - centre).square().sum(-1) < 12
             label[disc] = number
             image[0, disc] += 1
     return images, labels

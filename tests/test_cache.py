@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from accelerator import Waits
-from made_scans import ct_array, small_plan, write_volume
+from synthetic_scans import ct_array, small_plan, write_volume
 
 from nnssl.bench.lent import META, lent
 from nnssl.data.crops import PARCELS, Crops
@@ -100,10 +100,10 @@ def test_readers_share_the_block(stored):
     crops.source = Held(replace(large, bytes=128 << 20), CPU)
     crops.source._block.fill_(1)
     context = multiprocessing.get_context("fork")
-    answers = context.SimpleQueue()
-    reader = context.Process(target=_private, args=(crops, answers))
+    results = context.SimpleQueue()
+    reader = context.Process(target=_private, args=(crops, results))
     reader.start()
-    kilobytes = answers.get()
+    kilobytes = results.get()
     reader.join()
     assert kilobytes < 64 << 10
 
@@ -146,10 +146,10 @@ def test_cutting_on_the_device_waits_for_nothing(stored):
     late = batches.collate([crops[index] for index in range(4)])
     crops.source._block = crops.source._block.to(META)
     with lent(), Waits() as waits:
-        cut = crops.cut(late)
+        batch = crops.cut(late)
     assert waits.found == {}
-    assert cut["crop"].device == META
-    assert cut["crop"].shape == (4, 1, 16, 24, 24)
+    assert batch["crop"].device == META
+    assert batch["crop"].shape == (4, 1, 16, 24, 24)
 
 
 # -- which one -------------------------------------------------------------------------------------
@@ -157,13 +157,13 @@ def test_cutting_on_the_device_waits_for_nothing(stored):
 
 def chosen(stored, monkeypatch, requested: str, device=CPU, host=100 * GB, gpu=80 * GB) -> tuple:
     """Where the crops come from, and what was said."""
-    made, said = [], []
+    devices, said = [], []
     monkeypatch.setattr(cache, "free_bytes", lambda of: gpu if of.type == "cuda" else host)
-    monkeypatch.setattr(cache, "Held", lambda layout, where: made.append(where.type))
+    monkeypatch.setattr(cache, "Held", lambda layout, where: devices.append(where.type))
     crops = crops_of(stored, "off")
     cache.hold(crops, stored[1], requested, device, said.append)
     assert len(said) == 1
-    return (made or ["disk"])[0], said[0]
+    return (devices or ["disk"])[0], said[0]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from made_plans import DATASET, nnunet_plans
+from synthetic_plans import DATASET, nnunet_plans
 
 from nnssl import files
 from nnssl.plans.cautions import cautions, fold_to_train

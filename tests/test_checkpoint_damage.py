@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from made_checkpoints import pretrained
 from micro import ENCODER
+from synthetic_checkpoints import pretrained
 
 from nnssl import checkpoint, cli, files
 from nnssl.checkpoint import CheckpointError
@@ -63,8 +63,8 @@ def test_a_flipped_bit_in_any_record_is_noticed(whole, tmp_path):
     for record in bits.sample(records, 12):
         data = bytearray(original)
         (names, extra) = struct.unpack_from("<HH", data, record.header_offset + 26)
-        place = record.header_offset + 30 + names + extra + bits.randrange(record.file_size)
-        data[place] ^= 1 << bits.randrange(8)
+        offset = record.header_offset + 30 + names + extra + bits.randrange(record.file_size)
+        data[offset] ^= 1 << bits.randrange(8)
         path.write_bytes(data)
         with pytest.raises(CheckpointError, match="cannot be read as a checkpoint"):
             checkpoint.load(path)
@@ -72,8 +72,8 @@ def test_a_flipped_bit_in_any_record_is_noticed(whole, tmp_path):
 
 def test_a_flipped_bit_of_a_weight_is_noticed(whole, tmp_path):
     data = bytearray(whole.read_bytes())
-    place = data.index(content_of(whole)["network_weights"][NAME].numpy().tobytes())
-    data[place + 5] ^= 1
+    offset = data.index(content_of(whole)["network_weights"][NAME].numpy().tobytes())
+    data[offset + 5] ^= 1
     (tmp_path / "flipped.pth").write_bytes(data)
     with pytest.raises(CheckpointError, match=r"it is damaged, the checksum of .* is another"):
         checkpoint.load(tmp_path / "flipped.pth")
@@ -85,14 +85,14 @@ def test_fuzzed_files_are_refused_or_harmless(whole, tmp_path, seed):
     chance, path = random.Random(seed), tmp_path / "fuzzed.pth"
     data = bytearray(whole.read_bytes())
     for _ in range(chance.randint(1, 3)):
-        place, length = chance.randrange(len(data)), chance.choice([1, 4, 100])
+        offset, length = chance.randrange(len(data)), chance.choice([1, 4, 100])
         what = chance.choice(["noise", "cut", "repeat"])
         if what == "noise":
-            data[place : place + length] = chance.randbytes(length)
+            data[offset : offset + length] = chance.randbytes(length)
         elif what == "cut":
-            del data[place : place + length]
+            del data[offset : offset + length]
         else:
-            data[place:place] = data[place : place + length]
+            data[offset:offset] = data[offset : offset + length]
     path.write_bytes(data)
     try:
         loaded = checkpoint.load(path)

@@ -61,7 +61,7 @@ def run(folder: Path, *arguments: str) -> subprocess.Popen:
     return subprocess.Popen(["bash", str(SCRIPT), *arguments], cwd=folder)
 
 
-def told(folder: Path, name: str) -> list[str]:
+def recorded(folder: Path, name: str) -> list[str]:
     return (folder / name).read_text().splitlines()
 
 
@@ -77,7 +77,7 @@ def test_what_torchrun_and_our_command_are_given_is_what_they_take(slurm):
     from torch.distributed.run import parse_args
 
     assert run(slurm, "-m", "smit", "-i", "/data/ct_scans").wait(60) == 0
-    program, *arguments = told(slurm, "srun.txt")
+    program, *arguments = recorded(slurm, "srun.txt")
     assert program == "torchrun"
     parsed = parse_args(arguments)
     assert (parsed.nnodes, parsed.nproc_per_node) == ("2", "4")
@@ -103,15 +103,15 @@ def test_before_the_time_limit_the_step_is_asked_to_save_and_the_job_is_queued_a
         time.sleep(0.02)
     job.send_signal(signal.SIGUSR1)
     assert job.wait(60) == 0
-    assert told(slurm, "scancel.txt") == ["--signal=TERM 41007"]
-    assert told(slurm, "saved.txt") == ["saved"]
-    assert told(slurm, "scontrol.txt")[-1] == "requeue 41007"
+    assert recorded(slurm, "scancel.txt") == ["--signal=TERM 41007"]
+    assert recorded(slurm, "saved.txt") == ["saved"]
+    assert recorded(slurm, "scontrol.txt")[-1] == "requeue 41007"
 
 
 def test_a_failed_step_is_not_queued_again(slurm, monkeypatch):
     monkeypatch.setenv("SRUN_DOES", "false")
     assert run(slurm).wait(60) == 1
-    assert not any("requeue" in line for line in told(slurm, "scontrol.txt"))
+    assert not any("requeue" in line for line in recorded(slurm, "scontrol.txt"))
 
 
 def test_the_image_gets_all_that_an_installation_needs():

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from made_scans import ct_array, write_volume
+from synthetic_scans import ct_array, write_volume
 
 from nnssl import checkpoint, files
 from nnssl.data import preprocess as preprocess_module
@@ -316,10 +316,10 @@ def test_names_of_many_sources_are_short_and_stable(nnunet_env):
 
     assert name("a", "b", dataset_ids=("501",)) == "a_b_501"
     many = [f"patient_{number:03d}" for number in range(26)]
-    short = name(*many)
-    assert short.startswith("patient_000_and_25_more_")
-    assert len(short) < 100
-    assert name(*reversed(many)) == short
+    shortened = name(*many)
+    assert shortened.startswith("patient_000_and_25_more_")
+    assert len(shortened) < 100
+    assert name(*reversed(many)) == shortened
     few = many[:10]
     (nnunet_env["nnUNet_preprocessed"] / "nnssl" / "_".join(few)).mkdir(parents=True)
     assert name(*few) == "_".join(few)  # of before

@@ -20,8 +20,8 @@ def graphs(monkeypatch):
     """How many graphs were made since; the compiler's own work is left out."""
     torch._dynamo.reset()
     counters.clear()
-    made = torch.nn.Module.compile
-    monkeypatch.setattr(Swin, "compile", lambda self, **how: made(self, backend="eager", **how))
+    original = torch.nn.Module.compile
+    monkeypatch.setattr(Swin, "compile", lambda self, **how: original(self, backend="eager", **how))
     yield lambda: counters["stats"]["unique_graphs"]
     torch._dynamo.reset()
 

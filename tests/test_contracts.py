@@ -10,7 +10,7 @@ from pathlib import Path
 import micro
 import pytest
 import torch
-from made_trainers import trainer_class
+from synthetic_trainers import trainer_class
 
 from nnssl.doctor.finds import TRAINERS
 from nnssl.encoder.swin import Swin

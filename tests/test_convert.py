@@ -10,12 +10,12 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import made_foreign as made
 import numpy as np
 import pytest
+import synthetic_foreign as foreign
 import torch
-from made_plans import DATASET, nnunet_plans
 from safetensors.torch import save_file
+from synthetic_plans import DATASET, nnunet_plans
 
 from nnssl import checkpoint, cli, files, finetune
 from nnssl.convert import sources
@@ -32,7 +32,7 @@ SMALL = {"depths": (1, 1, 1, 1), "window_size": (2, 2, 2)}
 
 @pytest.fixture(scope="module")
 def swinvit() -> dict:
-    return made.model_swinvit(made.monai(**SMALL))
+    return foreign.model_swinvit(foreign.monai(**SMALL))
 
 
 @pytest.fixture
@@ -92,9 +92,9 @@ def test_the_checkpoint_is_one_of_ours(call, swinvit, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("network", "saved", "requested"),
     [
-        (lambda: made.monai(**SMALL, use_v2=True), made.voco, ()),
-        (lambda: made.smit(True, window=2), made.smit_10k, ("--hu", "-500", "500")),
-        (made.timm_swin, lambda network: network.state_dict(), ("--dims", "3")),
+        (lambda: foreign.monai(**SMALL, use_v2=True), foreign.voco, ()),
+        (lambda: foreign.smit(True, window=2), foreign.smit_10k, ("--hu", "-500", "500")),
+        (foreign.timm_swin, lambda network: network.state_dict(), ("--dims", "3")),
     ],
     ids=["voco", "smit", "imagenet"],
 )
@@ -124,7 +124,7 @@ def test_it_fine_tunes_like_any_other(call, network, saved, requested):
 
 def test_all_configurations_of_a_dataset_can_be_planned_with_smit(call, nnunet_env):
     """The 2d one too, which its windows do not exist for."""
-    path = call(made.smit(window=2).published())[3]
+    path = call(foreign.smit(window=2).published())[3]
     folder = nnunet_env["nnUNet_preprocessed"] / DATASET
     files.write_json(folder / "nnUNetPlans.json", nnunet_plans())
     request = derive.PlansRequest(
@@ -166,8 +166,8 @@ def test_an_image_is_turned_into_what_the_weights_saw(call, swinvit):
     )
     net = SwinUNETR(1, 2, **entry["arch_kwargs"])
     hu = torch.tensor([-2000.0, -1000.0, -500.0, 0.0, 40.0, 1000.0, 3000.0]).view(1, 1, 1, 1, -1)
-    seen = net.encoder.intensity((hu - 90) / 140)
-    torch.testing.assert_close(seen, ((hu + 1000) / 2000).clamp(0, 1), rtol=1e-5, atol=1e-6)
+    normalised = net.encoder.intensity((hu - 90) / 140)
+    torch.testing.assert_close(normalised, ((hu + 1000) / 2000).clamp(0, 1), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("source", [s for s in sources.SOURCES if s.range], ids=lambda s: s.name)
@@ -214,7 +214,8 @@ def test_without_hu_images_pass_as_nnunet_normalises_them(call, swinvit):
 
 def test_files_of_safetensors_and_half_precision(tmp_path):
     tensors = {
-        name: tensor.half().contiguous() for name, tensor in made.timm_swin().state_dict().items()
+        name: tensor.half().contiguous()
+        for name, tensor in foreign.timm_swin().state_dict().items()
     }
     save_file(tensors, tmp_path / "model.safetensors")
     convert(ConvertRequest(tmp_path / "model.safetensors", tmp_path / "ours.pth", hu=(-160, 240)))
@@ -342,8 +343,8 @@ REFUSED = {
     ),
     "two encoders": (
         lambda c: {
-            "state_dict": made.prefixed("a.", c["state_dict"])
-            | made.prefixed("b.", c["state_dict"])
+            "state_dict": foreign.prefixed("a.", c["state_dict"])
+            | foreign.prefixed("b.", c["state_dict"])
         },
         (),
         r"holds 2 encoder\(s\), with names that begin with 'a.module.', 'b.module.': "
@@ -381,7 +382,11 @@ def test_what_cannot_be_used_is_refused_with_the_reason(call, swinvit, case):
 def test_the_same_weights_under_any_prefix(call, swinvit, prefix):
     """With what training scripts keep beside them: numbers of numpy above all."""
     plain = {name.removeprefix("module."): tensor for name, tensor in swinvit["state_dict"].items()}
-    content = {"epoch": 3, "best_acc": np.float64(0.8), "state_dict": made.prefixed(prefix, plain)}
+    content = {
+        "epoch": 3,
+        "best_acc": np.float64(0.8),
+        "state_dict": foreign.prefixed(prefix, plain),
+    }
     code, out, err, path = call(content)
     assert code == 0, err
     weights = checkpoint.load(path).weights
@@ -392,14 +397,14 @@ def test_the_same_weights_under_any_prefix(call, swinvit, prefix):
 
 def test_one_of_two_encoders_is_chosen_by_its_prefix(call, swinvit):
     weights = swinvit["state_dict"]
-    both = {"state_dict": made.prefixed("a.", weights) | made.prefixed("b.", weights)}
+    both = {"state_dict": foreign.prefixed("a.", weights) | foreign.prefixed("b.", weights)}
     code, out, err, _ = call(both, "--prefix", "b.module.")
     assert code == 0, err
     assert f"{len(weights)} outside of the encoder" in out
 
 
 def test_hu_that_nobody_knows_has_to_be_said(call):
-    content = made.smit(True, window=2).published()
+    content = foreign.smit(True, window=2).published()
     code, _, err, path = call(content)
     assert code == 1
     assert "it is not known which HU the weights of smit_10k" in err

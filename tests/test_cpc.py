@@ -120,19 +120,19 @@ def predictions():
     """
     method = micro.method("cpc", cubes=4, ahead=3).eval()
 
-    def of(cubes):
+    def predict(cubes):
         pooled = method.student(cubes.flatten(0, 2))[-1].flatten(2).mean(dim=2)
         z = method.projector(pooled).unflatten(0, cubes.shape[:3])
         return z, method._predict(z)
 
-    return method, of
+    return method, predict
 
 
 def test_no_gradient_leads_from_a_prediction_to_its_target(predictions):
-    method, of = predictions
+    method, predict = predictions
     cubes = micro.views(method)["cubes"].requires_grad_()
     for step in range(4):
-        for predicted in of(cubes)[1]:
+        for predicted in predict(cubes)[1]:
             (gradient,) = torch.autograd.grad(
                 predicted[:, step].square().sum(), cubes, retain_graph=True
             )
@@ -142,12 +142,12 @@ def test_no_gradient_leads_from_a_prediction_to_its_target(predictions):
 
 
 def test_a_changed_cube_changes_its_own_line_from_its_own_step_on(predictions):
-    method, of = predictions
+    method, predict = predictions
     cubes = micro.views(method)["cubes"]
     changed = cubes.clone()
     changed[1, 2, 5] += 1.0
     with torch.no_grad():
-        (z, before), (other, after) = of(cubes), of(changed)
+        (z, before), (other, after) = predict(cubes), predict(changed)
     differs = (z != other).any(dim=3)
     assert differs.nonzero().tolist() == [[1, 2, 5]], "cubes are encoded apart"
     for first, second in zip(before, after, strict=True):

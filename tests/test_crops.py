@@ -10,7 +10,7 @@ import blosc2
 import numpy as np
 import pytest
 import torch
-from made_scans import ct_array, small_plan, write_volume
+from synthetic_scans import ct_array, small_plan, write_volume
 
 from nnssl.data.crops import Crops
 from nnssl.data.plan import Case, Plan
@@ -113,7 +113,7 @@ def test_workers_and_their_number_change_nothing(stored, start, workers):
 def test_every_epoch_has_each_case_once_in_an_order_of_its_own(stored):
     folder, plan, _ = stored
     crops = Crops(folder, plan, seed=0)
-    orders = [[crops[epoch * 5 + place]["scan"] for place in range(5)] for epoch in range(6)]
+    orders = [[crops[epoch * 5 + index]["scan"] for index in range(5)] for epoch in range(6)]
     assert all(sorted(order) == list(range(5)) for order in orders)
     assert len({tuple(order) for order in orders}) > 3
 
@@ -209,10 +209,10 @@ def test_positions_spread_over_the_body(corner):
     folder, plan = corner
     crops = Crops(folder, plan, (32, 32, 32), seed=0)
     starts = np.array([crops[index]["start"].tolist() for index in range(300)])
-    seen = np.zeros((48, 48, 48), int)
+    counts = np.zeros((48, 48, 48), int)
     for z, y, x in starts:
-        seen[z : z + 32, y : y + 32, x : x + 32] += 1
-    assert seen[4:, 4:, 4:].min() > 0
+        counts[z : z + 32, y : y + 32, x : x + 32] += 1
+    assert counts[4:, 4:, 4:].min() > 0
     assert (starts == 0).mean() < 0.2
     assert len(np.unique(starts, axis=0)) > 290
 
@@ -220,9 +220,9 @@ def test_positions_spread_over_the_body(corner):
 def test_a_rejected_position_reads_nothing(corner, monkeypatch):
     folder, plan = corner
     opened = []
-    real = blosc2.open
+    original = blosc2.open
     monkeypatch.setattr(
-        "nnssl.data.crops.blosc2.open", lambda *a, **k: opened.append(a) or real(*a, **k)
+        "nnssl.data.crops.blosc2.open", lambda *a, **k: opened.append(a) or original(*a, **k)
     )
     crops = Crops(folder, plan, (32, 32, 32), seed=0)
     assert sum(crops[index]["rejected"] for index in range(20)) > 0

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 from commands import command, nnssl_plan, no_plots, pools_of_threads
-from made_checkpoints import pretrained
-from made_raw import IGNORE, TRAINING, UNSEEN, Raw, geometry, voxels, write_raw
 from micro import ENCODER
+from synthetic_checkpoints import pretrained
+from synthetic_raw import IGNORE, TRAINING, UNSEEN, Raw, geometry, voxels, write_raw
 
 from nnssl import files
 from nnssl.finetune.architecture import NAME

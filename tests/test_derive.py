@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from made_checkpoints import pretrained
-from made_plans import DATASET, nnunet_plans
 from micro import ENCODER
+from synthetic_checkpoints import pretrained
+from synthetic_plans import DATASET, nnunet_plans
 
 from nnssl import cli, files, finetune
 from nnssl.encoder.presets import preset

@@ -43,9 +43,9 @@ def test_what_init_writes_can_be_read_with_all_that_it_comments_out(tmp_path):
     assert load_study(path).folder == tmp_path / "study"
     shown = path.read_text()
     for line in shown.splitlines():
-        bare = line.lstrip().removeprefix("# ")
-        if (line.startswith("  # ") and bare[:1] in "-") or (
-            line.startswith("  #   ") and ":" in bare.split("#")[0]
+        uncommented = line.lstrip().removeprefix("# ")
+        if (line.startswith("  # ") and uncommented[:1] in "-") or (
+            line.startswith("  #   ") and ":" in uncommented.split("#")[0]
         ):
             shown = shown.replace(line, line.replace("# ", "", 1))
     path.write_text(shown)

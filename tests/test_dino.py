@@ -133,14 +133,14 @@ def test_each_view_is_asked_what_the_teacher_says_of_the_others():
 
 def test_the_teacher_sees_global_views_alone_and_the_student_is_called_twice():
     method = micro.method("dino")
-    seen = {"teacher": [], "student": []}
+    shapes = {"teacher": [], "student": []}
     for name, model in (("teacher", method.teacher.model), ("student", method.student)):
         model.encoder.register_forward_pre_hook(
-            lambda _, args, name=name: seen[name].append(tuple(args[0].shape))
+            lambda _, args, name=name: shapes[name].append(tuple(args[0].shape))
         )
     method(micro.views(method))
-    assert seen["teacher"] == [(4, 1, 16, 16, 16)]
-    assert seen["student"] == [(4, 1, 16, 16, 16), (8, 1, 8, 8, 8)]
+    assert shapes["teacher"] == [(4, 1, 16, 16, 16)]
+    assert shapes["student"] == [(4, 1, 16, 16, 16), (8, 1, 8, 8, 8)]
 
 
 def test_without_local_views_it_goes_on():

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from made_checkpoints import pretrained
-from made_plans import DATASET, nnunet_plans
+from synthetic_checkpoints import pretrained
+from synthetic_plans import DATASET, nnunet_plans
 
 from nnssl import cli, files, finetune, hook
 from nnssl.doctor import finding, machine

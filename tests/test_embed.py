@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import SimpleITK
 import torch
-from made_checkpoints import pretrained
-from made_scans import ct_array, write_series, write_volume
+from synthetic_checkpoints import pretrained
+from synthetic_scans import ct_array, write_series, write_volume
 
 import nnssl
 from nnssl import cli, files
@@ -74,20 +74,20 @@ def test_scans_are_prepared_as_for_the_pretraining(encoder, scans, tmp_path):
     import blosc2
 
     stored = blosc2.open(str(tmp_path / f"{plan.cases[0].id}.b2nd"), **OPEN)[:]
-    made = encoder.preprocess(path)
-    assert made.shape == (1, *stored.shape)
+    image = encoder.preprocess(path)
+    assert image.shape == (1, *stored.shape)
     # the store may be of half precision
-    np.testing.assert_array_equal(made[0].numpy().astype(stored.dtype), stored)
+    np.testing.assert_array_equal(image[0].numpy().astype(stored.dtype), stored)
     voxels = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path)))
-    assert torch.equal(encoder.preprocess(voxels, (3.0, 2.0, 2.5)), made)
+    assert torch.equal(encoder.preprocess(voxels, (3.0, 2.0, 2.5)), image)
 
 
 def test_a_dicom_folder_is_a_scan(encoder, tmp_path):
     array = ct_array()
     write_series(tmp_path / "s", array, [(5.0, -7.0, 10 + 3.0 * z) for z in range(len(array))])
-    made = encoder.prepare(tmp_path / "s")
-    assert made.image.shape == resampled_shape(array.shape, (3.0, 1.5, 1.5), SPACING)
-    corner = nibabel.affines.apply_affine(made.affine, (-0.5, -0.5, -0.5))
+    prepared = encoder.prepare(tmp_path / "s")
+    assert prepared.image.shape == resampled_shape(array.shape, (3.0, 1.5, 1.5), SPACING)
+    corner = nibabel.affines.apply_affine(prepared.affine, (-0.5, -0.5, -0.5))
     np.testing.assert_allclose(corner, (-5 + 0.75, 7 + 0.75, 10 - 1.5))  # half a voxel before
 
 
@@ -286,8 +286,8 @@ def test_neighbours_of_the_same_group_are_counted():
 
 def test_queries_take_every_group_in_turn():
     groups = ["a"] * 10 + ["b"] * 2
-    made = table.FeatureTable([f"{n:02}" for n in range(12)], groups, [], [])
-    queries = neighbours._queries(made, ["a", "b"])
+    features = table.FeatureTable([f"{n:02}" for n in range(12)], groups, [], [])
+    queries = neighbours._queries(features, ["a", "b"])
     assert {groups[q] for q in queries[:2]} == {"a", "b"}
     assert len(set(queries)) == len(queries)
 

@@ -8,9 +8,9 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from made_checkpoints import pretrained
-from made_scans import ct_array
 from micro import ENCODER
+from synthetic_checkpoints import pretrained
+from synthetic_scans import ct_array
 
 import nnssl
 from nnssl.embed import pooling
@@ -25,7 +25,7 @@ def encoder(tmp_path_factory):
 # --- pooling
 
 
-def made(shape, seed=0, labels=False) -> Prepared:
+def random_scan(shape, seed=0, labels=False) -> Prepared:
     generator = np.random.default_rng(seed)
     image = generator.normal(size=shape).astype(np.float32)
     found = generator.integers(0, 3, shape) * 5 if labels else None
@@ -34,7 +34,7 @@ def made(shape, seed=0, labels=False) -> Prepared:
 
 def test_means_are_over_the_voxels_of_each_region(encoder):
     """Against each token repeated over its voxels, and a mean over the region's voxels."""
-    prepared = made((19, 34, 21), labels=True)
+    prepared = random_scan((19, 34, 21), labels=True)
     found = pooling.pool(encoder, prepared)
     assert (found.labels, found.windows) == ((5, 10), 1)
     assert found.voxels == tuple((prepared.labels == label).sum() for label in found.labels)
@@ -61,7 +61,7 @@ def test_windows_cover_a_scan_once(encoder, monkeypatch):
         ]
 
     monkeypatch.setattr(pooling, "_maps", maps)
-    found = pooling.pool(encoder, made((70, 33, 130)), dense=2, window=(32, 32, 64))
+    found = pooling.pool(encoder, random_scan((70, 33, 130)), dense=2, window=(32, 32, 64))
     assert found.windows > 4
     for means, value in zip(found.means, constant, strict=True):
         np.testing.assert_allclose(means, value, rtol=1e-5)
@@ -70,7 +70,7 @@ def test_windows_cover_a_scan_once(encoder, monkeypatch):
 
 
 def test_one_window_is_the_whole(encoder):
-    prepared = made((20, 20, 20))
+    prepared = random_scan((20, 20, 20))
     one = pooling.pool(encoder, prepared, dense=1, window=(64, 64, 64))
     whole = pooling.pool(encoder, prepared, dense=1, window="whole")
     np.testing.assert_array_equal(one.dense, whole.dense)
@@ -88,7 +88,7 @@ def test_the_window_depends_on_scan_and_encoder_alone(encoder):
 
 def test_slices_of_a_2d_encoder_are_a_batch(tmp_path):
     flat = nnssl.load_encoder(pretrained(tmp_path, replace(ENCODER, spatial_dims=2)))
-    prepared = made((18, 30, 30), labels=True)
+    prepared = random_scan((18, 30, 30), labels=True)
     assert flat.strides[1] == (1, 4, 4)
     assert flat.batch(torch.from_numpy(prepared.image)).shape == (18, 1, 30, 30)
     found = pooling.pool(flat, prepared, dense=1)
@@ -140,9 +140,9 @@ def test_the_affine_is_that_of_the_file(encoder, tmp_path):
     nibabel.save(nibabel.Nifti1Image(ct_array((18, 24, 28)).T, affine), tmp_path / "a.nii.gz")
     np.testing.assert_allclose(encoder.prepare(tmp_path / "a.nii.gz").affine, affine, atol=1e-4)
     # stored sagittally: x, y and z of the file are the patient's y, z and x
-    turned = affine[:, [1, 2, 0, 3]]
+    permuted = affine[:, [1, 2, 0, 3]]
     array = ct_array((18, 24, 28)).T.transpose(1, 2, 0)
-    nibabel.save(nibabel.Nifti1Image(array, turned), tmp_path / "b.nii.gz")
-    made = encoder.prepare(tmp_path / "b.nii.gz")
-    np.testing.assert_allclose(made.affine, affine, atol=1e-4)
-    np.testing.assert_array_equal(made.image, encoder.prepare(tmp_path / "a.nii.gz").image)
+    nibabel.save(nibabel.Nifti1Image(array, permuted), tmp_path / "b.nii.gz")
+    prepared = encoder.prepare(tmp_path / "b.nii.gz")
+    np.testing.assert_allclose(prepared.affine, affine, atol=1e-4)
+    np.testing.assert_array_equal(prepared.image, encoder.prepare(tmp_path / "a.nii.gz").image)

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from commands import command
-from made_checkpoints import HU, pretrained
-from made_trainers import DATASET_JSON, PATCH, made_plans, made_trainer
+from synthetic_checkpoints import HU, pretrained
+from synthetic_trainers import DATASET_JSON, PATCH, synthetic_plans, synthetic_trainer
 
 from nnssl import export, files
 from nnssl.encoder.attention import fused, reference
@@ -32,7 +32,7 @@ def model_folder(
     transpose: tuple[int, ...] = (0, 1, 2),
 ) -> Path:
     """What a training of no steps leaves in $nnUNet_results; its weights are drawn at random."""
-    plans = made_plans() | {
+    plans = synthetic_plans() | {
         INFO: {"checkpoint_path": str(pretrained(tmp_path / "ssl", hu=HU | BENT))},
         "foreground_intensity_properties_per_channel": {"0": CT},
         "transpose_forward": list(transpose),
@@ -40,7 +40,7 @@ def model_folder(
         "image_reader_writer": "SimpleITKIO",
     }
     name = "SwinScratchTrainer" if configuration == "2d" else "SwinSSLTrainer"
-    trainer = made_trainer(name, plans, configuration, dataset_json)
+    trainer = synthetic_trainer(name, plans, configuration, dataset_json)
     trainer.initialize()
     with torch.no_grad():
         for parameter in trainer.network.parameters():
@@ -72,11 +72,11 @@ def test_a_trained_network_is_exported_for_any_number_of_patches(tmp_path, capsy
     images = torch.randn(3, 1, *PATCH, generator=torch.Generator().manual_seed(9))
     with torch.no_grad():
         right = network(images)
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for name in ("model.onnx", "model.pt2"):
         got = logits_by_file(out / name, images)
         assert (got - right).abs().max() < 1e-3 * right.abs().max(), name
-        assert f"{out / name}: logits within" in told
+        assert f"{out / name}: logits within" in printed
     card = json.loads((out / "model.json").read_text())
     assert card["input"] == {
         "name": "image",

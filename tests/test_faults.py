@@ -26,13 +26,13 @@ def test_a_killed_run_ends_as_if_nothing_had_happened():
 def test_a_difference_is_noticed_and_named():
     whole = {"final": {"w": torch.ones(2)}, "losses": [(1, 0.5), (2, 0.25)]}
     trials.require_equal(whole, {"final": {"w": torch.ones(2)}, "losses": [(1, 0.5), (2, 0.25)]})
-    for other, place in [
+    for other, where in [
         ({"final": {"w": torch.ones(2) + 1e-7}, "losses": whole["losses"]}, "final.w"),
         ({"final": whole["final"], "losses": [(1, 0.5), (2, 0.5)]}, r"losses\[1\]\[1\]"),
         ({"final": whole["final"], "losses": [(1, 0.5)]}, "losses"),
         ({"final": {"v": torch.ones(2)}, "losses": whole["losses"]}, "final"),
     ]:
-        with pytest.raises(trials.Lost, match=f"^{place} differs"):
+        with pytest.raises(trials.Lost, match=f"^{where} differs"):
             trials.require_equal(whole, other)
 
 

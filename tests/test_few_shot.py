@@ -42,11 +42,11 @@ def test_it_tells_what_nothing_linear_tells(dims):
     decoder = few_shot.fit(maps, labels, 2, 3, CPU, steps=60)
     size = tuple(labels[0].shape)
     with torch.no_grad():
-        told = [
+        predicted = [
             decoder.everywhere([level[None].float() for level in one], 2, size)[0].argmax(0)
             for one in maps
         ]
-    right = torch.stack(told) == torch.stack(labels)
+    right = torch.stack(predicted) == torch.stack(labels)
     body = torch.stack(labels) > 0
     assert right.float().mean() > 0.85
     decoded = float(right[body].float().mean())
@@ -86,12 +86,12 @@ def test_it_trains_where_gradients_are_off():
 def test_cells_hold_fractions_of_their_voxels():
     """Against a loop; voxels that count neither way are of no class."""
     labels = torch.from_numpy(np.random.default_rng(0).integers(-1, 3, (4, 6)))
-    made = few_shot._fractions(labels, 2, 3)
+    fractions = few_shot._fractions(labels, 2, 3)
     for y in range(2):
         for x in range(3):
             cell = labels[2 * y : 2 * y + 2, 2 * x : 2 * x + 2]
             for k in range(3):
-                assert made[k, y, x] == (cell == k).float().mean()
+                assert fractions[k, y, x] == (cell == k).float().mean()
 
 
 def test_maps_are_standardised_over_all_crops():
@@ -99,11 +99,11 @@ def test_maps_are_standardised_over_all_crops():
     scaled = [[100 * level.float() + 7 for level in one] for one in maps]
     plain, other = (few_shot.fit(m, labels, 2, 3, CPU, steps=3) for m in (maps, scaled))
     with torch.no_grad():
-        answers = [
-            decoder([level[None].float() for level in of[0]])
-            for decoder, of in ((plain, maps), (other, scaled))
+        outputs = [
+            decoder([level[None].float() for level in inputs[0]])
+            for decoder, inputs in ((plain, maps), (other, scaled))
         ]
-    torch.testing.assert_close(*answers, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(*outputs, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("size", [(48, 32, 16), (16, 48)])

@@ -33,19 +33,19 @@ def test_every_method_has_a_small_figure(name, tmp_path):
 def test_a_view_is_found_in_its_region(dims):
     region = torch.randn(1, *(12,) * dims)
     corner = (3, 4, 5)[:dims]
-    cut = region[(0, *(slice(c, c + 6) for c in corner))]
-    hidden = cut.clone()
+    view = region[(0, *(slice(c, c + 6) for c in corner))]
+    hidden = view.clone()
     hidden[0] = torch.nan
-    assert figures.find_frame(region, [hidden, cut]) == (corner, (6,) * dims)
-    assert figures.find_frame(region, [hidden, cut + 1, torch.randn((20,) * dims)]) is None
+    assert figures.find_frame(region, [hidden, view]) == (corner, (6,) * dims)
+    assert figures.find_frame(region, [hidden, view + 1, torch.randn((20,) * dims)]) is None
 
 
 def test_the_same_depth_is_shown_where_the_frame_is_known():
     region = torch.arange(12.0).reshape(1, 12, 1, 1).expand(1, 12, 4, 4)
-    cut = region[0, 2:10]
-    assert figures.slice_of(cut, region, ((2, 0, 0), (8, 4, 4)))[0, 0] == 6
-    assert figures.slice_of(cut, region, None)[0, 0] == 2 + 4
-    assert figures.slice_of(cut[0], region, None).shape == (4, 4)
+    view = region[0, 2:10]
+    assert figures.slice_of(view, region, ((2, 0, 0), (8, 4, 4)))[0, 0] == 6
+    assert figures.slice_of(view, region, None)[0, 0] == 2 + 4
+    assert figures.slice_of(view[0], region, None).shape == (4, 4)
 
 
 def test_predictions_are_shown_of_trained_weights_only(tmp_path, monkeypatch):
@@ -66,16 +66,16 @@ def test_a_checkpoint_gives_its_weights_crop_and_policy(tmp_path):
     run.step = 1
     run.save({})
     run.finish({})
-    made = figures.trained("simmim", tmp_path / LATEST)
-    assert (made.crop, made.spacing, made.hu.std, made.trained) == (
+    trained = figures.trained("simmim", tmp_path / LATEST)
+    assert (trained.crop, trained.spacing, trained.hu.std, trained.trained) == (
         micro.CROP,
         (3.0, 2.0, 2.0),
         250.0,
         True,
     )
-    assert made.method.config == run.method.config
+    assert trained.method.config == run.method.config
     for name, weight in run.method.state_dict().items():
-        assert torch.equal(made.method.state_dict()[name], weight), name
+        assert torch.equal(trained.method.state_dict()[name], weight), name
     with pytest.raises(ValueError, match=r"checkpoint_latest.pth of smit is needed.* is of simmim"):
         figures.trained("smit", tmp_path / LATEST)
     with pytest.raises(ValueError, match="the final one holds no heads"):

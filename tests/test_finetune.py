@@ -7,9 +7,9 @@ from itertools import pairwise
 
 import pytest
 import torch
-from made_checkpoints import HU, pretrained
-from made_plans import nnunet_plans
 from micro import ENCODER
+from synthetic_checkpoints import HU, pretrained
+from synthetic_plans import nnunet_plans
 
 from nnssl import checkpoint, files, finetune
 from nnssl.encoder.presets import preset
@@ -105,7 +105,7 @@ def test_drop_path_and_average_follow_from_the_length_of_the_training():
 
 def test_the_checkpoints_drop_path_is_not_that_of_the_training(nnunet_env, monkeypatch, tmp_path):
     """Two pretrainings that differ by it only, and a random start: one network."""
-    made = []
+    built = []
     for rate in (0.0, 0.1, None):
         config = replace(ENCODER, drop_path=rate or 0.0)
         monkeypatch.setenv(
@@ -115,9 +115,9 @@ def test_the_checkpoints_drop_path_is_not_that_of_the_training(nnunet_env, monke
         finetune.resolve_architecture(plans, "3d_fullres", random_start=rate is None)
         resolved = finetune.resolve(plans, "3d_fullres")
         network = finetune.build_network(resolved, 1, 3, True, Recipe.of(plans).stochastic_depth)
-        made.append((resolved["architecture"], network.encoder.config))
-    assert made[0] == made[1] == made[2]
-    assert made[0][1].drop_path == 0.1
+        built.append((resolved["architecture"], network.encoder.config))
+    assert built[0] == built[1] == built[2]
+    assert built[0][1].drop_path == 0.1
 
 
 def small_network(deep_supervision: bool = True) -> SwinUNETR:
@@ -141,18 +141,18 @@ def test_every_trained_parameter_is_in_one_group_with_its_layers_learning_rate()
     )
     assert groups[0]["lr_scale"] == 1  # the one whose learning rate nnU-Net logs
     named = dict(network.named_parameters())
-    of = {name: rate[id(parameter)] for name, parameter in named.items()}
-    assert of["encoder.patch_embed.proj.weight"] == (0.4 * 0.5**7, 0.05)
-    assert of["encoder.layers1.0.blocks.0.attn.qkv.weight"] == (0.4 * 0.5**6, 0.05)
-    assert of["encoder.layers1.0.downsample.reduction.weight"][0] == 0.4 * 0.5**5
-    assert of["encoder.layers2.0.blocks.0.attn.qkv.weight"][0] == 0.4 * 0.5**5
-    assert of["encoder.layers3.0.blocks.2.norm1.weight"] == (0.4 * 0.5, 0.0)
-    assert of["encoder.layers4.0.blocks.0.attn.relative_position_bias_table"] == (0.4, 0.0)
-    assert of["encoder.layers4.0.downsample.reduction.weight"][0] == 0.4
-    heads = {rate for name, rate in of.items() if ".seg_layers." in name}
+    rates = {name: rate[id(parameter)] for name, parameter in named.items()}
+    assert rates["encoder.patch_embed.proj.weight"] == (0.4 * 0.5**7, 0.05)
+    assert rates["encoder.layers1.0.blocks.0.attn.qkv.weight"] == (0.4 * 0.5**6, 0.05)
+    assert rates["encoder.layers1.0.downsample.reduction.weight"][0] == 0.4 * 0.5**5
+    assert rates["encoder.layers2.0.blocks.0.attn.qkv.weight"][0] == 0.4 * 0.5**5
+    assert rates["encoder.layers3.0.blocks.2.norm1.weight"] == (0.4 * 0.5, 0.0)
+    assert rates["encoder.layers4.0.blocks.0.attn.relative_position_bias_table"] == (0.4, 0.0)
+    assert rates["encoder.layers4.0.downsample.reduction.weight"][0] == 0.4
+    heads = {rate for name, rate in rates.items() if ".seg_layers." in name}
     assert heads == {(10, 0.0)}
-    assert {scale for name, (scale, _) in of.items() if name.startswith("decoder.")} == {1.0, 10}
-    assert all(decay == 0 for name, (_, decay) in of.items() if name.endswith("bias"))
+    assert {scale for name, (scale, _) in rates.items() if name.startswith("decoder.")} == {1.0, 10}
+    assert all(decay == 0 for name, (_, decay) in rates.items() if name.endswith("bias"))
 
 
 def test_frozen_heads_are_left_out():

@@ -206,9 +206,9 @@ def typed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]
     path = folder / "study.yaml"
     path.write_text(yaml.safe_dump(STUDY, sort_keys=False), encoding="utf-8")
     study = load_study(path)
-    scratch, *made = study.arms
+    scratch, *arms = study.arms
     monkeypatch.setattr(datasets.Dataset, "number", property(lambda self: str(self.given)))
-    lines = {arm.name: pretraining.commands_of(Start(study, arm), Path("made"))[0] for arm in made}
+    lines = {arm.name: pretraining.commands_of(Start(study, arm), Path("made"))[0] for arm in arms}
     mirrored = dataclasses.replace(scratch, recipe={"mirror": True})
     for name, arm in (("plans", scratch), ("mirrored", mirrored)):
         lines[name] = Plans(ArmOnTask(study, study.tasks[0], arm)).command

@@ -106,7 +106,7 @@ KERNELS = {"kernel", "launch", "choice"}  # a package of Triton kernels has all 
 @pytest.mark.parametrize("kind", ["module", "class"])
 def test_no_name_stands_twice(kind):
     """Whoever reads `memory.` or `Options` knows which one is meant."""
-    places: dict[str, list[str]] = {}
+    files: dict[str, list[str]] = {}
     for name, path in MODULES.items():
         if kind == "class":
             classes = [
@@ -118,8 +118,8 @@ def test_no_name_stands_twice(kind):
         else:
             names = [path.stem] if path.stem not in {"__init__", "__main__", *KERNELS} else []
         for own in names:
-            places.setdefault(own, []).append(name)
-    assert {own: where for own, where in places.items() if len(where) > 1} == {}
+            files.setdefault(own, []).append(name)
+    assert {own: where for own, where in files.items() if len(where) > 1} == {}
 
 
 # `python -m nnssl.bench.X` runs `main`; a formula of attention has the signature of its kernel, and
@@ -129,12 +129,12 @@ PROTOCOLS = {"main", "attention", "is_supported"}
 
 def test_no_function_stands_three_times():
     """Whoever searches for `_memory_row`, or meets it in a traceback, knows which one is meant."""
-    places: dict[str, list[str]] = {}
+    files: dict[str, list[str]] = {}
     for name, path in MODULES.items():
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.FunctionDef) and node.name not in PROTOCOLS:
-                places.setdefault(node.name, []).append(name)
-    assert {own: where for own, where in places.items() if len(where) > 2} == {}
+                files.setdefault(node.name, []).append(name)
+    assert {own: where for own, where in files.items() if len(where) > 2} == {}
 
 
 def test_no_relative_imports():

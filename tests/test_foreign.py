@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import made_foreign as made
 import pytest
+import synthetic_foreign as foreign
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from nnssl.convert.opening import tensors_of
 from nnssl.encoder.swin import Swin, SwinConfig
 
 
-def turned(x: Tensor) -> Tensor:
+def reverse_axes(x: Tensor) -> Tensor:
     """[B C z y x] to [B C x y z], and back."""
     return x.permute(0, 1, *reversed(range(2, x.ndim)))
 
@@ -65,45 +65,45 @@ def test_smit_is_computed_exactly(encoder_of, qkv_bias, shape):
     """Its reverse and shift of windows, also of one that fills the grid, its merging, its norms,
     (x, y, z) arrays.
     """
-    theirs = single(made.smit(qkv_bias))
-    done = encoder_of(made.smit_10k(theirs) if qkv_bias else theirs.published())
+    theirs = single(foreign.smit(qkv_bias))
+    done = encoder_of(foreign.smit_10k(theirs) if qkv_bias else theirs.published())
     assert done.source.name == ("smit_10k" if qkv_bias else "smit_miccai22")
     x = image(*shape)
-    last, stages = theirs(turned(x))
+    last, stages = theirs(reverse_axes(x))
     expected = [
-        turned(m)
+        reverse_axes(m)
         for m in (*stages, F.layer_norm(last.movedim(1, -1), last.shape[1:2]).movedim(-1, 1))
     ]
     assert_same_maps(done.encoder, expected, x)
 
 
 def test_smit_has_the_same_gradients(encoder_of):
-    theirs = single(made.smit())
+    theirs = single(foreign.smit())
     ours = encoder_of(theirs.published()).encoder
     ours_in, theirs_in = image(32, 32, 32).requires_grad_(), image(32, 32, 32).requires_grad_()
     torch.stack([m.square().mean() * m[..., 0].sum() for m in ours(ours_in)[:4]]).sum().backward()
-    stages = [turned(m) for m in theirs(turned(theirs_in))[1]]
+    stages = [reverse_axes(m) for m in theirs(reverse_axes(theirs_in))[1]]
     torch.stack([m.square().mean() * m[..., 0].sum() for m in stages]).sum().backward()
     torch.testing.assert_close(ours_in.grad, theirs_in.grad, rtol=1e-7, atol=1e-7)
 
 
 def test_smits_norms_are_left_out_where_pretraining_did_not_train_them(encoder_of):
-    theirs = made.smit()
+    theirs = foreign.smit()
     for norm in theirs.norms:
         norm.reset_parameters()
     done = encoder_of(single(theirs).published())
     assert not done.encoder.config.out_norms
     assert any("the same without" in words for words in done.adapted)
     x = image(32, 32, 32)
-    for mine, other in zip(done.encoder(x), theirs(turned(x))[1], strict=False):
-        torch.testing.assert_close(mine, turned(other), rtol=1e-8, atol=1e-8)
+    for mine, other in zip(done.encoder(x), theirs(reverse_axes(x))[1], strict=False):
+        torch.testing.assert_close(mine, reverse_axes(other), rtol=1e-8, atol=1e-8)
 
 
 def test_what_is_peculiar_to_smit_matters(encoder_of):
     """With any one of its peculiarities left out the maps are others: the tests above do test
     them.
     """
-    done = encoder_of(single(made.smit()).published())
+    done = encoder_of(single(foreign.smit()).published())
     x, config = image(32, 32, 32), done.encoder.config
     for change in ({"windows": "exact"}, {"axes": "zyx"}):
         other = Swin(replace(config, **change)).double().eval()
@@ -121,11 +121,11 @@ def test_combinations_that_no_weights_have_are_refused():
 # --- MONAI -----------------------------------------------------------------------------
 
 FILES = {
-    "monai_swinvit": made.model_swinvit,
-    "monai_dae": made.ssl_pretrained,
-    "voco": made.voco,
-    "suprem": made.suprem,
-    "monai": made.retrained,
+    "monai_swinvit": foreign.model_swinvit,
+    "monai_dae": foreign.ssl_pretrained,
+    "voco": foreign.voco,
+    "suprem": foreign.suprem,
+    "monai": foreign.retrained,
 }
 
 
@@ -134,13 +134,13 @@ def test_files_of_the_monai_family_are_computed_exactly(encoder_of, source):
     """Merging before 1.5, clipped windows (16 and less tokens in windows of 7), padding, (x, y, z)
     arrays, v2.
     """
-    theirs = single(made.monai(use_v2=source == "voco"))
+    theirs = single(foreign.monai(use_v2=source == "voco"))
     requested = {"merging": "legacy"} if source == "monai" else {}
     done = encoder_of(FILES[source](theirs), **requested)
     assert done.source.name == source
     assert (done.encoder.config.windows, done.encoder.config.merging) == ("monai", "legacy")
     x = image(24, 32, 40)
-    assert_same_maps(done.encoder, [turned(m) for m in theirs(turned(x))], x)
+    assert_same_maps(done.encoder, [reverse_axes(m) for m in theirs(reverse_axes(x))], x)
 
 
 @pytest.mark.parametrize("axes", ["xyz", "zyx"])
@@ -159,18 +159,18 @@ def test_the_axes_are_turned_exactly(encoder_of, merging, dims, shape, options, 
     """E'(x^T) == E(x)^T, with merging of either kind; and E' == E for weights of (z, y, x)
     arrays.
     """
-    theirs = single(made.monai(dims, legacy=merging == "legacy" and dims == 3, **options))
-    ours = encoder_of(made.retrained(theirs), merging=merging, axes=axes).encoder
+    theirs = single(foreign.monai(dims, legacy=merging == "legacy" and dims == 3, **options))
+    ours = encoder_of(foreign.retrained(theirs), merging=merging, axes=axes).encoder
     x = image(*shape, channels=options.get("in_chans", 1))
-    turn = turned if axes == "xyz" else (lambda m: m)
+    turn = reverse_axes if axes == "xyz" else (lambda m: m)
     assert_same_maps(ours, [turn(m) for m in theirs(turn(x))], x)
 
 
 def test_what_is_peculiar_to_old_monai_matters():
-    theirs, x = made.monai(legacy=True), image(32, 32, 32)
-    new = made.monai(legacy=False)
+    theirs, x = foreign.monai(legacy=True), image(32, 32, 32)
+    new = foreign.monai(legacy=False)
     assert (theirs(x)[4] - new(x)[4]).abs().mean() > 0.1
-    assert (theirs(turned(x))[4] - turned(theirs(x)[4])).abs().mean() > 0.1
+    assert (theirs(reverse_axes(x))[4] - reverse_axes(theirs(x)[4])).abs().mean() > 0.1
 
 
 # --- 2D, ImageNet ----------------------------------------------------------------------
@@ -194,9 +194,13 @@ def torchvision_maps(network: nn.Module, x: Tensor) -> list[Tensor]:
 
 
 IMAGENET = {
-    "timm": (made.timm_swin, timm_maps, lambda network: network.state_dict()),
-    "torchvision": (made.torchvision_swin, torchvision_maps, lambda network: network.state_dict()),
-    "swin": (made.timm_swin, timm_maps, made.authors_swin),
+    "timm": (foreign.timm_swin, timm_maps, lambda network: network.state_dict()),
+    "torchvision": (
+        foreign.torchvision_swin,
+        torchvision_maps,
+        lambda network: network.state_dict(),
+    ),
+    "swin": (foreign.timm_swin, timm_maps, foreign.authors_swin),
 }
 
 
@@ -221,7 +225,7 @@ def test_imagenet_swins_are_computed_exactly_on_doubled_pixels(encoder_of, layou
 
 
 def test_the_new_merge_is_the_same_every_time(encoder_of):
-    content = single(made.timm_swin()).state_dict()
+    content = single(foreign.timm_swin()).state_dict()
     before = torch.random.get_rng_state()
     first, second = (encoder_of(content).encoder.state_dict() for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -230,7 +234,7 @@ def test_the_new_merge_is_the_same_every_time(encoder_of):
 
 @pytest.mark.parametrize("depth", [32, 48])
 def test_inflated_weights_see_in_each_slice_what_they_saw_in_2d(encoder_of, depth):
-    content = single(made.timm_swin()).state_dict()
+    content = single(foreign.timm_swin()).state_dict()
     flat, deep = encoder_of(content).encoder, encoder_of(content, dims=3).encoder
     x = image(64, 32)
     volume = x[:, :, None].expand(-1, -1, depth, -1, -1)
@@ -242,10 +246,10 @@ def test_inflated_weights_see_in_each_slice_what_they_saw_in_2d(encoder_of, dept
 
 
 def test_an_inflated_last_merge_gives_what_it_gave_in_2d(encoder_of):
-    theirs = single(made.monai(2, window_size=(4, 4)))
+    theirs = single(foreign.monai(2, window_size=(4, 4)))
     requested = {"merging": "all", "axes": "zyx"}
-    flat = encoder_of(made.retrained(theirs), **requested).encoder
-    deep = encoder_of(made.retrained(theirs), **requested, dims=3).encoder
+    flat = encoder_of(foreign.retrained(theirs), **requested).encoder
+    deep = encoder_of(foreign.retrained(theirs), **requested, dims=3).encoder
     x = image(64, 64)  # grids of 32, 16, 8, 4: no window is clipped or padded
     for slices, maps in zip(flat(x), deep(x[:, :, None].expand(-1, -1, 32, -1, -1)), strict=True):
         torch.testing.assert_close(maps, slices[:, :, None].expand_as(maps), rtol=1e-8, atol=1e-8)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_scans import ct_array, straight, write_series, write_volume
+from synthetic_scans import ct_array, straight, write_series, write_volume
 
 from nnssl.data import nifti as nifti_module
 from nnssl.data import scans as scans_module

@@ -58,8 +58,8 @@ def test_a_part_that_fails_or_is_not_installed_loses_no_other(out, monkeypatch) 
     def missing(seconds):
         raise ModuleNotFoundError("No module named 'monai'", name="monai")
 
-    made = {"one": fails, "two": missing, "three": lambda seconds: {"ms": 1.0, "scans": 2}}
-    monkeypatch.setattr(gpu, "bench_parts", lambda *_: made.items())
+    parts = {"one": fails, "two": missing, "three": lambda seconds: {"ms": 1.0, "scans": 2}}
+    monkeypatch.setattr(gpu, "bench_parts", lambda *_: parts.items())
     gpu.main(["--device", "cpu", "--quick"])
     found = json.loads((out / "gpu.json").read_text())["parts"]
     assert found["one"]["failed"] == "RuntimeError: CUDA error: an illegal memory access"

@@ -24,7 +24,7 @@ SETTINGS = [
 ]
 
 
-def made(tmp_path, name: str, settings: dict) -> Run:
+def small_run(tmp_path, name: str, settings: dict) -> Run:
     return micro.run(tmp_path, name, settings=settings, steps=STEPS, batch_size=2)
 
 
@@ -37,7 +37,7 @@ def batch(run: Run, step: int) -> dict:
 def test_replayed_steps_are_those_of_the_run(tmp_path, monkeypatch, name, settings) -> None:
     monkeypatch.setattr(graph, "WARM_UP", 2)
     said: list[str] = []
-    plain, replayed = (made(tmp_path / kind, name, settings) for kind in ("plain", "graph"))
+    plain, replayed = (small_run(tmp_path / kind, name, settings) for kind in ("plain", "graph"))
     steps = StepGraph(replayed, said.append, capture)
     for number_of_step in range(STEPS):
         wanted = plain.advance([batch(plain, number_of_step)])
@@ -64,7 +64,7 @@ def test_a_step_that_cannot_be_captured_is_made_as_it_comes(tmp_path, monkeypatc
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
     said: list[str] = []
-    run = made(tmp_path, "simmim", {})
+    run = small_run(tmp_path, "simmim", {})
     steps = StepGraph(run, said.append, fails)
     monkeypatch.setattr(run, "update", lambda: (torch.zeros(()), 0.0))  # nothing runs in a capture
     for step in range(3):
@@ -75,7 +75,7 @@ def test_a_step_that_cannot_be_captured_is_made_as_it_comes(tmp_path, monkeypatc
 
 def test_a_step_of_other_shapes_is_made_as_it_comes(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(graph, "WARM_UP", 1)
-    run = made(tmp_path, "simmim", {})
+    run = small_run(tmp_path, "simmim", {})
     steps = StepGraph(run, pytest.fail, capture)
     for step in range(2):
         steps.step([batch(run, step)])
@@ -87,13 +87,13 @@ def test_a_step_of_other_shapes_is_made_as_it_comes(tmp_path, monkeypatch) -> No
 def test_a_number_of_the_host_is_written_anew_for_each_replay() -> None:
     host, now = HostPart(torch.device("cpu")), [1.0]
     with host.recorded(captured=False):
-        place = number(lambda: now[0])
+        tensor = number(lambda: now[0])
     with host.recorded(captured=True), Tape() as tape:
         doubled = number(lambda: now[0]) * 2
     now[0] = 3.0
     host.again()
     tape.play()
-    assert float(place) == 3
+    assert float(tensor) == 3
     assert float(doubled) == 6
     assert number(lambda: now[0]) == 3.0
 

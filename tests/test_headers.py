@@ -14,8 +14,8 @@ import nibabel
 import numpy as np
 import pytest
 import SimpleITK
-from made_dicom import write_frames
-from made_scans import AXIAL, ct_array, straight, write_series, write_volume
+from synthetic_dicom import write_frames
+from synthetic_scans import AXIAL, ct_array, straight, write_series, write_volume
 
 from nnssl.data import volumes as volumes_module
 from nnssl.data.dicom import series_in
@@ -209,8 +209,8 @@ def test_compressed_voxels_are_counted(tmp_path):
 def spoil(path: Path, tag: bytes, value: bytes) -> None:
     """Overwrite the value of an element: tag, and a length of four bytes."""
     content = bytearray(path.read_bytes())
-    place = content.index(tag) + 8
-    content[place : place + len(value)] = value
+    offset = content.index(tag) + 8
+    content[offset : offset + len(value)] = value
     path.write_bytes(content)
 
 
@@ -264,8 +264,8 @@ def test_compressed_slices_and_slices_without_preamble_are_read(tmp_path, codec)
 
 def test_a_multi_frame_ct_is_one_scan(tmp_path):
     array, positions = ct_array((12, 16, 18)), straight(12)
-    turned = np.random.default_rng(0).permutation(12)
-    path = write_frames(tmp_path / "a", array[turned], [positions[i] for i in turned], AXIAL)
+    order = np.random.default_rng(0).permutation(12)
+    path = write_frames(tmp_path / "a", array[order], [positions[i] for i in order], AXIAL)
     (uid,) = series_in(tmp_path)
     assert series_in(tmp_path)[uid].files == (path.name,) * 12
     scan = read_found(Found(str(tmp_path), uid))

@@ -8,9 +8,9 @@ import sys
 import pytest
 import torch
 import yaml
-from made_checkpoints import pretrained
 from micro import ENCODER, header
 from safetensors.torch import load_file, save_file
+from synthetic_checkpoints import pretrained
 
 from nnssl import checkpoint, cli, files
 from nnssl.checkpoint.card import CARD, CONFIG, card

@@ -26,7 +26,7 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def made_mask(grid: tuple[int, ...], counts: tuple[int, ...]) -> Tensor:
+def synthetic_mask(grid: tuple[int, ...], counts: tuple[int, ...]) -> Tensor:
     """Bool [len(counts) *grid] with so many hidden in each."""
     order = [randn(math.prod(grid), seed=i).argsort().argsort() for i in range(len(counts))]
     return torch.stack([o < count for o, count in zip(order, counts, strict=True)]).view(-1, *grid)
@@ -48,7 +48,7 @@ def test_the_patch_term_is_lightlys_where_views_hide_different_numbers(
     oracle = IBOTPatchLoss(
         prototypes, teacher_temp=teacher_t, student_temp=student_t, center_momentum=0.9
     )
-    centre, hidden = Centre(prototypes, momentum=0.9), made_mask(grid, counts)
+    centre, hidden = Centre(prototypes, momentum=0.9), synthetic_mask(grid, counts)
     for step in range(3):
         student, teacher = (randn(sum(counts), prototypes, seed=seed + step) for seed in (0, 50))
         # [B Z Y X] would be summed over two of its axes only
@@ -67,7 +67,7 @@ def test_the_patch_term_is_lightlys_where_views_hide_different_numbers(
 
 def test_the_patch_term_is_a_loop_over_views():
     counts = (3, 0, 5)
-    hidden, values = made_mask((2, 2, 2), counts), randn(sum(counts))
+    hidden, values = synthetic_mask((2, 2, 2), counts), randn(sum(counts))
     means, at = [], 0
     for count in counts:
         means.append(sum(values[at : at + count].tolist()) / max(count, 1))
@@ -78,7 +78,7 @@ def test_the_patch_term_is_a_loop_over_views():
 
 
 def test_what_is_asked_for_is_what_the_mask_selects_filled_up_to_a_fixed_length():
-    hidden, tokens = made_mask((2, 3), (3, 0, 5)), randn(3, 7, 2, 3)
+    hidden, tokens = synthetic_mask((2, 3), (3, 0, 5)), randn(3, 7, 2, 3)
     selected = select_tokens(hidden, 10)
     assert selected.counts.tolist() == [1] * 8 + [0] * 2
     assert torch.equal(selected.of(tokens)[:8], tokens.movedim(1, -1)[hidden])
@@ -147,16 +147,16 @@ def test_what_is_hidden_does_not_reach_the_student():
         **views,
         "global": views["global"].masked_fill(covered.view_as(views["global"]), 100.0),
     }
-    answers = []
-    for seen in (views, other):
+    outputs = []
+    for inputs in (views, other):
         student = []
         handle = method.student.register_forward_hook(
             lambda *args, to=student: to.append(args[-1].embedding)
         )
-        method(seen)
+        method(inputs)
         handle.remove()
-        answers.append(student[0])
-    assert torch.equal(*answers)
+        outputs.append(student[0])
+    assert torch.equal(*outputs)
 
 
 def test_a_shared_head_is_one_and_stays_one_in_the_teacher():
@@ -165,8 +165,8 @@ def test_a_shared_head_is_one_and_stays_one_in_the_teacher():
         assert model.patch_head.mlp is model.image_head.mlp
         assert model.patch_head.prototypes is model.image_head.prototypes
         assert model.patch_head.standardise is not model.image_head.standardise
-    apart = micro.method("ibot", shared_head=False)
-    assert len(list(apart.student.parameters())) > len(list(method.student.parameters()))
+    separate = micro.method("ibot", shared_head=False)
+    assert len(list(separate.student.parameters())) > len(list(method.student.parameters()))
 
 
 def test_centres_of_views_and_patches_are_apart():

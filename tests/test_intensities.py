@@ -12,8 +12,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from made_checkpoints import HU, pretrained
-from made_plans import nnunet_plans
+from synthetic_checkpoints import HU, pretrained
+from synthetic_plans import nnunet_plans
 
 from nnssl import finetune
 from nnssl.finetune import checkpoint_choice
@@ -50,7 +50,7 @@ EXACT = {"rtol": 0, "atol": 8 * np.finfo(np.float32).eps * 4000 / HU["sd"]}
 
 
 @pytest.fixture
-def seen(nnunet_env, monkeypatch, tmp_path):
+def encoder_input(nnunet_env, monkeypatch, tmp_path):
     """A function: plans and nnU-Net's image to what reaches the encoder's first layer."""
     monkeypatch.setenv(checkpoint_choice.VARIABLE, str(pretrained(tmp_path)))
     monkeypatch.setattr(finetune.plans_file, "DECODER", "light")
@@ -87,9 +87,9 @@ def ct_plans(properties: dict, schemes: tuple[str, ...] = ("CTNormalization",)) 
 
 
 @pytest.mark.parametrize("dataset", CT)
-def test_the_encoder_sees_the_pretrainings_hu_whatever_the_dataset(seen, dataset):
+def test_the_encoder_sees_the_pretrainings_hu_whatever_the_dataset(encoder_input, dataset):
     properties = CT[dataset]
-    got = seen(ct_plans(properties), nnunets("CTNormalization", RAW, properties)).numpy()
+    got = encoder_input(ct_plans(properties), nnunets("CTNormalization", RAW, properties)).numpy()
     low, high = properties["percentile_00_5"], properties["percentile_99_5"]
     np.testing.assert_allclose(got, POLICY.normalise(RAW.clip(low, high)), **EXACT)
     kept = np.equal(RAW, RAW.clip(low, high))
@@ -103,14 +103,14 @@ def test_the_encoder_sees_the_pretrainings_hu_whatever_the_dataset(seen, dataset
 
 @pytest.mark.parametrize("dataset", CT)
 def test_the_encoder_sees_a_piecewise_policy_whatever_the_dataset(
-    seen, dataset, monkeypatch, tmp_path
+    encoder_input, dataset, monkeypatch, tmp_path
 ):
     bent = HUPolicy(
         -1000, 3000, 823.59, 674.9, ((-500, -571.4), (-150, -88.6), (100, 1572.5), (1000, 2556.1))
     )
     monkeypatch.setenv(checkpoint_choice.VARIABLE, str(pretrained(tmp_path, hu=bent.to_dict())))
     properties = CT[dataset]
-    got = seen(ct_plans(properties), nnunets("CTNormalization", RAW, properties)).numpy()
+    got = encoder_input(ct_plans(properties), nnunets("CTNormalization", RAW, properties)).numpy()
     low, high = properties["percentile_00_5"], properties["percentile_99_5"]
     np.testing.assert_allclose(got, bent.normalise(RAW.clip(low, high)), rtol=0, atol=1e-5)
 
@@ -118,27 +118,27 @@ def test_the_encoder_sees_a_piecewise_policy_whatever_the_dataset(
 @pytest.mark.parametrize(
     "scheme", ["ZScoreNormalization", "RescaleTo01Normalization", "NoNormalization"]
 )
-def test_other_images_pass_bit_by_bit(seen, scheme):
+def test_other_images_pass_bit_by_bit(encoder_input, scheme):
     properties = CT["wider than the pretraining"]
     image = nnunets(scheme, 3 * RAW + 7, properties)
-    assert torch.equal(seen(ct_plans(properties, (scheme,)), image), image)
+    assert torch.equal(encoder_input(ct_plans(properties, (scheme,)), image), image)
 
 
-def test_channels_of_mixed_kind_go_each_its_own_way(seen):
+def test_channels_of_mixed_kind_go_each_its_own_way(encoder_input):
     properties = CT["soft tissue alone"]
     schemes = ("ZScoreNormalization", "CTNormalization", "NoNormalization")
     image = torch.cat([nnunets(scheme, RAW, properties) for scheme in schemes], dim=1)
-    got = seen(ct_plans(properties, schemes), image)
+    got = encoder_input(ct_plans(properties, schemes), image)
     assert torch.equal(got[:, ::2], image[:, ::2])
     low, high = properties["percentile_00_5"], properties["percentile_99_5"]
     np.testing.assert_allclose(got[:, 1:2].numpy(), POLICY.normalise(RAW.clip(low, high)), **EXACT)
 
 
-def test_a_cascades_labels_pass_beside_the_ct(seen):
+def test_a_cascades_labels_pass_beside_the_ct(encoder_input):
     properties = CT["lungs"]
     labels = torch.randint(0, 2, (1, 3, 16, 16, 16)).float()
     image = torch.cat([nnunets("CTNormalization", RAW, properties), labels], dim=1)
-    got = seen(ct_plans(properties), image, "3d_cascade_fullres")
+    got = encoder_input(ct_plans(properties), image, "3d_cascade_fullres")
     assert torch.equal(got[:, 1:], labels)
     low, high = properties["percentile_00_5"], properties["percentile_99_5"]
     np.testing.assert_allclose(got[:, :1].numpy(), POLICY.normalise(RAW.clip(low, high)), **EXACT)

@@ -33,9 +33,9 @@ def test_a_piecewise_policy_is_applied_to_nnunets_values_by_channel(std):
     image = torch.cat([other, torch.from_numpy(scheme.run(hu.copy())), other], dim=1)
     entries = intensity_map(["ZScoreNormalization", "CTNormalization"], {"1": properties}, BENT)
     entries = json.loads(json.dumps(entries))  # as they come from plans.json
-    seen = Intensity(3, **entries)(image)
-    np.testing.assert_allclose(seen[:, 1], BENT.normalise(hu[:, 0]), atol=1e-5)
-    assert torch.equal(seen[:, ::2], image[:, ::2])
+    mapped = Intensity(3, **entries)(image)
+    np.testing.assert_allclose(mapped[:, 1], BENT.normalise(hu[:, 0]), atol=1e-5)
+    assert torch.equal(mapped[:, ::2], image[:, ::2])
 
 
 def test_bends_travel_in_the_state_dict_and_old_ones_stay_straight():

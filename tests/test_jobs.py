@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from made_study import ARMS, TASKS, fine_tuning, finished, program, study
+from synthetic_study import ARMS, TASKS, fine_tuning, finished, program, study
 
 from nnssl import files
 from nnssl.commands import run_logged
@@ -38,7 +38,7 @@ def noting(folder: Path, then: str = "") -> str:
     return f"open(r'{folder}/starts', 'a').write('x'); open(r'{folder}/made', 'w'); {then}"
 
 
-def starts(folder: Path) -> int:
+def count_starts(folder: Path) -> int:
     return len((folder / "starts").read_text())
 
 
@@ -56,13 +56,13 @@ def test_a_failure_is_tried_once_more_and_the_others_go_on(tmp_path):
         "failed",
         "done",
     ]
-    assert [starts(folder) for folder in (good, bad, shaky)] == [1, 2, 2]
+    assert [count_starts(folder) for folder in (good, bad, shaky)] == [1, 2, 2]
     assert "ended with status 1" in jobs.outcome(bad).reason
     assert "the cause" in jobs.outcome(bad).reason
     assert sum("tried once more" in line for line in said) == 2
     execute([good, bad], said.append)
     # a new call tries what failed again, and nothing that is done
-    assert (starts(good), starts(bad)) == (1, 4)
+    assert (count_starts(good), count_starts(bad)) == (1, 4)
 
 
 def test_places_are_the_jobs_environment(tmp_path):
@@ -123,7 +123,7 @@ def test_a_job_that_dies_silently_has_a_reason(tmp_path):
     program(folder, noting(folder, "import os; os.kill(os.getppid(), 9)"))
     executor.local([{}])([folder], print)
     assert jobs.outcome(folder) == ("failed", "the process ended with status -9")
-    assert starts(folder) == 2
+    assert count_starts(folder) == 2
 
 
 def test_a_command_outlives_its_killed_job_and_nobody_works_beside_it(tmp_path):
@@ -187,10 +187,10 @@ def test_a_start_that_makes_nothing_has_failed(tmp_path):
 
 
 def test_checkpoints_cut_short_are_not_continued_from(tmp_path):
-    whole, cut = tmp_path / "checkpoint_best.pth", tmp_path / "checkpoint_latest.pth"
-    cut.write_bytes(b"PK\x03\x04 and then the kill")
+    whole, truncated = tmp_path / "checkpoint_best.pth", tmp_path / "checkpoint_latest.pth"
+    truncated.write_bytes(b"PK\x03\x04 and then the kill")
     assert not job.can_continue(tmp_path)
-    assert not cut.exists()
+    assert not truncated.exists()
     with zipfile.ZipFile(whole, "w") as archive:
         archive.writestr("data", "x")
     assert job.can_continue(tmp_path)
@@ -206,78 +206,82 @@ def test_a_summary_cut_short_does_not_count(tmp_path):
 
 
 def test_results_are_the_runs_rows_and_say_what_is_missing(tmp_path):
-    made = study(tmp_path, seeds=[0, 1])
-    first, second, *_ = runs.all_runs(made)
+    small_study = study(tmp_path, seeds=[0, 1])
+    first, second, *_ = runs.all_runs(small_study)
     finished(first)
     second.folder.mkdir(parents=True)
     files.write_json(second.folder / jobs.OUTCOME, {"state": "failed", "reason": "no memory"})
-    states = collect.collect(made)
+    states = collect.collect(small_study)
     assert list(states.values()) == ["done", "failed", "missing", "missing"]
-    once = made.results.read_bytes()
-    rows = files.read_json_lines(made.results)
+    once = small_study.results.read_bytes()
+    rows = files.read_json_lines(small_study.results)
     assert [row["kind"] for row in rows] == ["study", "run", "case", "run", "run", "run"]
     assert rows[0]["description"]["tasks"][0]["dataset"] == "902"
     assert (rows[3]["state"], rows[3]["reason"]) == ("failed", "no memory")
-    collect.collect(made)
-    assert made.results.read_bytes() == once
+    collect.collect(small_study)
+    assert small_study.results.read_bytes() == once
 
     # a row of `nnssl_study features`, and one that a kill cut short
-    with made.results.open("a") as file:
+    with small_study.results.open("a") as file:
         file.write(json.dumps({"kind": "cka", "task": "organs"}) + '\n{"kind": "ru')
     finished(second)
-    collect.collect(made)
-    kinds = [row["kind"] for row in files.read_json_lines(made.results)]
+    collect.collect(small_study)
+    kinds = [row["kind"] for row in files.read_json_lines(small_study.results)]
     assert kinds == ["study", "run", "case", "run", "case", "run", "run", "cka"]
 
 
 def test_what_a_full_disk_cut_off_the_results_comes_back(tmp_path):
-    made = study(tmp_path)
-    finished(runs.all_runs(made)[0])
-    collect.collect(made)
-    whole = made.results.read_text()
+    small_study = study(tmp_path)
+    finished(runs.all_runs(small_study)[0])
+    collect.collect(small_study)
+    whole = small_study.results.read_text()
     # the run's row is there, its case's is not
-    made.results.write_text(whole[: whole.index('"case": ')])
-    collect.collect(made)
-    assert made.results.read_text() == whole
+    small_study.results.write_text(whole[: whole.index('"case": ')])
+    collect.collect(small_study)
+    assert small_study.results.read_text() == whole
 
 
 def test_a_run_measured_or_trained_again_leaves_nothing_of_before(tmp_path):
-    made = study(tmp_path)
-    first = runs.all_runs(made)[0]
+    small_study = study(tmp_path)
+    first = runs.all_runs(small_study)[0]
     finished(first, dice=0.8)
     epoch = {"kind": "epoch", "run": first.name, "epoch": 7, "dice": 0.5}
     files.write_json_lines(
         first.folder / jobs.ROWS, [*files.read_json_lines(first.folder / jobs.ROWS), epoch]
     )
-    collect.collect(made)
+    collect.collect(small_study)
     finished(first, dice=0.3)
-    collect.collect(made)
-    rows = [row for row in files.read_json_lines(made.results) if row.get("run") == first.name]
+    collect.collect(small_study)
+    rows = [
+        row for row in files.read_json_lines(small_study.results) if row.get("run") == first.name
+    ]
     assert [row.get("dice") for row in rows] == [None, 0.3]
 
 
 def test_the_results_follow_the_description(tmp_path):
-    made = study(tmp_path)
-    for one in runs.all_runs(made):
+    small_study = study(tmp_path)
+    for one in runs.all_runs(small_study):
         finished(one)
-    collect.collect(made)
+    collect.collect(small_study)
     collect.collect(study(tmp_path, arms=ARMS[:1]))
-    assert {row["arm"] for row in files.read_json_lines(made.results) if row["kind"] == "run"} == {
-        "scratch"
-    }
+    assert {
+        row["arm"] for row in files.read_json_lines(small_study.results) if row["kind"] == "run"
+    } == {"scratch"}
     collect.collect(study(tmp_path))
-    assert {row["arm"] for row in files.read_json_lines(made.results) if row["kind"] == "run"} == {
+    assert {
+        row["arm"] for row in files.read_json_lines(small_study.results) if row["kind"] == "run"
+    } == {
         "scratch",
         "smit",
     }
 
 
 def test_a_tasks_cases_have_their_subject(tmp_path):
-    made = study(tmp_path, tasks=[TASKS[0] | {"subject": "(patient[0-9]+)_"}])
-    first = runs.all_runs(made)[0]
+    small_study = study(tmp_path, tasks=[TASKS[0] | {"subject": "(patient[0-9]+)_"}])
+    first = runs.all_runs(small_study)[0]
     finished(first, case="patient004_frame01")
-    collect.collect(made)
-    (case,) = [row for row in files.read_json_lines(made.results) if row["kind"] == "case"]
+    collect.collect(small_study)
+    (case,) = [row for row in files.read_json_lines(small_study.results) if row["kind"] == "case"]
     assert case["subject"] == "patient004"
 
 
@@ -387,8 +391,8 @@ def test_a_job_file_that_lacks_something_says_what(tmp_path):
 
 
 def test_the_cost_is_told_from_runs_alike(tmp_path):
-    made = study(tmp_path, seeds=[0, 1, 2], recipe={"epochs": 20})
-    every = runs.all_runs(made)
+    small_study = study(tmp_path, seeds=[0, 1, 2], recipe={"epochs": 20})
+    every = runs.all_runs(small_study)
     assert estimate.cost(every, every, 1).startswith(
         "Cost: 120 epochs in all. How long one takes is not known"
     )
@@ -448,4 +452,4 @@ def test_slurm_does_not_hand_in_what_still_waits(tmp_path, monkeypatch):
     assert not waiting.finished(tmp_path)
     assert waiting.finished(tmp_path)
     assert queue.handed_in == []
-    assert starts(folder) == 1
+    assert count_starts(folder) == 1

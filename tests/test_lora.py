@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from made_checkpoints import pretrained
-from made_trainers import DATASET_JSON, batch, made_plans, made_trainer, train_epoch
+from synthetic_checkpoints import pretrained
+from synthetic_trainers import DATASET_JSON, batch, synthetic_plans, synthetic_trainer, train_epoch
 
 from nnssl import checkpoint, files, finetune
 from nnssl.finetune import checkpoint_choice
@@ -25,7 +25,7 @@ def ready(nnunet_env, monkeypatch, tmp_path):
     monkeypatch.setattr(finetune.plans_file, "DECODER", "light")
 
     def make(name: str = "SwinLoRATrainer", **recipe):
-        trainer = made_trainer(name, made_plans({"iterations": 2, "lr": 1e-2, **recipe}))
+        trainer = synthetic_trainer(name, synthetic_plans({"iterations": 2, "lr": 1e-2, **recipe}))
         trainer.initialize()
         return trainer
 

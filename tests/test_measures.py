@@ -9,9 +9,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from made_scans import write_volume
 from monai.metrics import compute_hausdorff_distance, compute_surface_dice
 from scipy import ndimage
+from synthetic_scans import write_volume
 
 from nnssl import files
 from nnssl.study.measurement import segmentation

@@ -38,11 +38,11 @@ def test_rankme_by_hand():
     values = torch.tensor([4.0, 2.0, 1.0, 1.0])
     fraction = values / values.sum()
     expected = math.exp(-float((fraction * fraction.log()).sum()))
-    turned = (
+    rotated = (
         torch.linalg.qr(randn(4, 4))[0] @ values.diag() @ torch.linalg.qr(randn(4, 4, seed=1))[0]
     )
-    assert rankme(turned) == pytest.approx(expected, rel=1e-4)
-    assert rankme(7 * turned) == pytest.approx(expected, rel=1e-4)
+    assert rankme(rotated) == pytest.approx(expected, rel=1e-4)
+    assert rankme(7 * rotated) == pytest.approx(expected, rel=1e-4)
 
 
 def test_rankme_of_nothing_but_zeros():

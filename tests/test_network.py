@@ -85,8 +85,8 @@ def test_maps_are_standardised_by_the_dataset_and_what_a_patch_has_of_its_own_st
     net = network(2, decoder=decoder)
     patches = [torch.randn(2, 1, 64, 64) + shift for shift in (-3.0, 0.0, 5.0)]
     moments.calibrate_norms(net, patches)
-    seen = [net.eval().encode(patch)[1] for patch in patches]
-    for norm, *maps in zip(net.decoder.norms, *seen, strict=True):
+    encoded = [net.eval().encode(patch)[1] for patch in patches]
+    for norm, *maps in zip(net.decoder.norms, *encoded, strict=True):
         done = norm(torch.cat(maps)).movedim(1, -1).flatten(0, -2)
         torch.testing.assert_close(done.mean(0), torch.zeros(done.shape[1]), atol=1e-4, rtol=0)
         torch.testing.assert_close(
@@ -345,9 +345,9 @@ def test_the_encoder_sees_the_hu_scale_of_the_pretraining():
     entries = intensity_map(
         ["CTNormalization", "ZScoreNormalization"], {"0": properties, "1": {}}, HU
     )
-    seen = Intensity(2, **entries)(image)
-    np.testing.assert_allclose(seen[:, 0], HU.normalise(hu[:, 0].clip(-950, 1300)), atol=3e-6)
-    np.testing.assert_array_equal(seen[:, 1], other[:, 0])
+    mapped = Intensity(2, **entries)(image)
+    np.testing.assert_allclose(mapped[:, 0], HU.normalise(hu[:, 0].clip(-950, 1300)), atol=3e-6)
+    np.testing.assert_array_equal(mapped[:, 1], other[:, 0])
 
 
 def test_intensities_travel_in_the_state_dict():
@@ -383,9 +383,9 @@ def test_the_decoders_image_skip_sees_nnunets_values_where_the_plans_say_so():
 def test_channels_without_numbers_pass_as_they_are():
     """As the one-hot labels of a cascade's previous stage, which have no normalisation scheme."""
     image = 100 * torch.randn(1, 3, 8, 8)
-    seen = Intensity(3, scale=[2.0], shift=[1.0], low=[-1.0], high=[1.0])(image)
-    torch.testing.assert_close(seen[:, 1:], image[:, 1:])
-    torch.testing.assert_close(seen[:, 0], (2 * image[:, 0] + 1).clamp(-1, 1))
+    mapped = Intensity(3, scale=[2.0], shift=[1.0], low=[-1.0], high=[1.0])(image)
+    torch.testing.assert_close(mapped[:, 1:], image[:, 1:])
+    torch.testing.assert_close(mapped[:, 0], (2 * image[:, 0] + 1).clamp(-1, 1))
     with pytest.raises(ValueError, match="one entry per channel, 1 in all"):
         Intensity(1, scale=[1.0, 1.0])
 
@@ -450,14 +450,14 @@ def test_axes_turn_the_image_back_to_file_order():
     """nnU-Net's transpose_forward before the network, and `axes` in it, are together nothing."""
     torch.manual_seed(0)
     plain = SwinUNETR(1, 2, deep_supervision=True, encoder=encoder(), decoder="light").eval()
-    turned = SwinUNETR(
+    permuted = SwinUNETR(
         1, 2, deep_supervision=True, encoder=encoder(), decoder="light", axes=[1, 2, 0]
     ).eval()
-    turned.load_state_dict(plain.state_dict())
+    permuted.load_state_dict(plain.state_dict())
     image = torch.randn(1, 1, 20, 24, 33)
     # numpy's transpose([0, 2, 3, 1]), as nnU-Net's preprocessing does it
     arrives = image.permute(0, 1, 3, 4, 2)
-    for expected, got in zip(plain(image), turned(arrives), strict=True):
+    for expected, got in zip(plain(image), permuted(arrives), strict=True):
         torch.testing.assert_close(got, expected.permute(0, 1, 3, 4, 2))
     with pytest.raises(ValueError, match="axes must be an order"):
         SwinUNETR(1, 2, encoder=encoder(), axes=[0, 0, 1])

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 from commands import command
-from made_checkpoints import pretrained
 from micro import ENCODER
+from synthetic_checkpoints import pretrained
 
 from nnssl import files, hook
 from nnssl.finetune import checkpoint_choice

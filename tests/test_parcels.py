@@ -47,8 +47,8 @@ def test_an_affine_map_is_found_again():
     found = atlas.register(voxels, moved, SPACING)
     body = np.argwhere(moved > -500)[::500]
     truth = (body * scale + shift) * SPACING
-    places = found.places(moved.shape, SPACING)[tuple(body.T)][:, ::-1]
-    assert np.linalg.norm(places - truth, axis=1).mean() < 8.0
+    positions = found.places(moved.shape, SPACING)[tuple(body.T)][:, ::-1]
+    assert np.linalg.norm(positions - truth, axis=1).mean() < 8.0
 
 
 def test_a_scan_that_shows_nothing_is_refused():
@@ -160,8 +160,8 @@ def test_labels_of_an_odd_size_are_every_second_one():
 
 
 def test_the_checkpoint_holds_the_decoder(tmp_path):
-    made = micro.run(tmp_path, "parcels", steps=1)
-    content = made._pack({})
+    run = micro.run(tmp_path, "parcels", steps=1)
+    content = run._pack({})
     assert content["header"]["decoder"]["name"] == "light"
     assert any(name.startswith("decoder.lifts.") for name in content["network_weights"])
 
@@ -198,20 +198,20 @@ def test_a_run_goes_on_with_its_classes_and_its_parcels(trains, nnunet_env, tmp_
     """No --set is repeated, and scans that came since change nothing of what was made for it."""
     trains(settings=("classes=6",))
     folder = nnunet_env["nnUNet_preprocessed"] / "nnssl" / "made"
-    note, made = folder / parcel_maps.NOTE, parcel_maps.identity(folder)
+    note, identity = folder / parcel_maps.NOTE, parcel_maps.identity(folder)
     before = note.stat().st_mtime_ns
     phantoms.write_folder(tmp_path / "more", seeds=[7], shape=(24, 36, 40))
     sources = (tmp_path / "raw", tmp_path / "more")
     assert "continuing at step 1 of 2" in trains(resume=True, steps=2, sources=sources, update=True)
-    assert (note.stat().st_mtime_ns, parcel_maps.identity(folder)) == (before, made)
+    assert (note.stat().st_mtime_ns, parcel_maps.identity(folder)) == (before, identity)
     with pytest.raises(ValueError, match="classes: was 6, now 5"):
         trains(resume=True, steps=3, settings=("classes=5",))
     assert note.stat().st_mtime_ns == before
 
     trains(settings=("classes=5",), output=tmp_path / "other")  # overwrites them, with four scans
-    assert parcel_maps.identity(folder) != made
+    assert parcel_maps.identity(folder) != identity
     assert "continuing at step 2 of 3" in trains(resume=True, steps=3)
-    assert parcel_maps.identity(folder) == made  # the same again
+    assert parcel_maps.identity(folder) == identity  # the same again
     content = read_json(note)
     write_json(note, content | {"centres": content["centres"][::-1]})
     with pytest.raises(ValueError, match=r"parcels: was 6 classes of 3 scans \("):

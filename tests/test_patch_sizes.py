@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from made_checkpoints import pretrained
-from made_trainers import batch, made_plans, made_trainer
 from micro import ENCODER
+from synthetic_checkpoints import pretrained
+from synthetic_trainers import batch, synthetic_plans, synthetic_trainer
 
 from nnssl import finetune
 from nnssl.finetune import checkpoint_choice
@@ -27,14 +27,14 @@ def test_every_size_of_patch_trains_and_predicts(nnunet_env, monkeypatch, tmp_pa
     config = type(ENCODER).from_dict(ENCODER.to_dict() | {"spatial_dims": dims})
     monkeypatch.setenv(checkpoint_choice.VARIABLE, str(pretrained(tmp_path, config)))
     monkeypatch.setattr(finetune.plans_file, "DECODER", decoder)
-    name, plans = {2: "2d", 3: "3d_fullres"}[dims], made_plans()
+    name, plans = {2: "2d", 3: "3d_fullres"}[dims], synthetic_plans()
     plans["configurations"][name]["patch_size"] = list(patch)
-    trainer = made_trainer("SwinSSLTrainer", plans, name)
+    trainer = synthetic_trainer("SwinSSLTrainer", plans, name)
     trainer.initialize()
     trainer.set_deep_supervision_enabled(True)
-    made = batch(trainer, size=1)
-    assert made["data"].shape[2:] == patch
-    assert torch.isfinite(torch.as_tensor(trainer.train_step(made)["loss"]))
+    sample = batch(trainer, size=1)
+    assert sample["data"].shape[2:] == patch
+    assert torch.isfinite(torch.as_tensor(trainer.train_step(sample)["loss"]))
     trainer.set_deep_supervision_enabled(False)
     image = (
         (9, *(n + 3 for n in patch)) if dims == 2 else (patch[0] - 5, *(n + 3 for n in patch[1:]))

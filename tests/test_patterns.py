@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_scans import ct_array, straight, write_series, write_volume
+from synthetic_scans import ct_array, straight, write_series, write_volume
 
 from nnssl.data import patterns
 from nnssl.data.plan import Plan

@@ -23,37 +23,37 @@ def test_same_seed_same_phantom_other_seed_another():
 
 
 def test_values_are_hounsfield_units(some):
-    for made in some:
-        assert made.hu.dtype == np.int16
-        assert made.labels.dtype == np.uint8
-        assert made.hu.min() >= -1024
-        assert made.hu.max() <= 3071
-        body = made.hu > BODY_HU
+    for case in some:
+        assert case.hu.dtype == np.int16
+        assert case.labels.dtype == np.uint8
+        assert case.hu.min() >= -1024
+        assert case.hu.max() <= 3071
+        body = case.hu > BODY_HU
         assert 0.25 < body.mean() < 0.8
-        corner = made.hu[:, :3, :3]
+        corner = case.hu[:, :3, :3]
         assert np.median(corner) == pytest.approx(-1000, abs=30)
-        assert 100 < np.percentile(made.hu[body], 99) < 900  # bone, or an enhanced kidney
-        assert ((made.hu > -950) & (made.hu < -600)).mean() > 0.01  # lung
+        assert 100 < np.percentile(case.hu[body], 99) < 900  # bone, or an enhanced kidney
+        assert ((case.hu > -950) & (case.hu < -600)).mean() > 0.01  # lung
 
 
 def test_every_organ_is_there_and_has_its_hu(some):
-    for made in some:
-        sizes = {name: int((made.labels == value).sum()) for name, value in LABELS.items()}
+    for case in some:
+        sizes = {name: int((case.labels == value).sum()) for name, value in LABELS.items()}
         assert min(sizes.values()) > 30, sizes
         assert sizes["liver"] > sizes["kidney"] > sizes["canal"]
         for name in ("liver", "kidney", "canal"):
-            assert 0 < np.median(made.hu[made.labels == LABELS[name]]) < 250, name
+            assert 0 < np.median(case.hu[case.labels == LABELS[name]]) < 250, name
 
 
 def test_a_threshold_cannot_find_the_organs(some):
     """Even the best HU window, chosen with the truth at hand, stays far from the organ."""
-    for made in some:
+    for case in some:
         for name in ("liver", "kidney", "canal"):
-            truth = made.labels == LABELS[name]
+            truth = case.labels == LABELS[name]
             windows = (
-                np.percentile(made.hu[truth], (low, 100 - low)) for low in (0, 5, 10, 20, 30)
+                np.percentile(case.hu[truth], (low, 100 - low)) for low in (0, 5, 10, 20, 30)
             )
-            best = max(_dice((made.hu >= low) & (made.hu <= high), truth) for low, high in windows)
+            best = max(_dice((case.hu >= low) & (case.hu <= high), truth) for low, high in windows)
             assert best < 0.75, name
 
 
@@ -62,14 +62,14 @@ def _dice(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def test_cases_differ_in_spacing_and_size(some):
-    assert len({made.spacing for made in some}) == len(some)
-    assert len({made.hu.shape for made in some}) == len(some)
+    assert len({case.spacing for case in some}) == len(some)
+    assert len({case.hu.shape for case in some}) == len(some)
 
 
 def test_shape_and_spacing_can_be_given():
-    made = phantom(0, shape=(9, 20, 17), spacing=(5.0, 12.0, 14.0))
-    assert made.hu.shape == made.labels.shape == (9, 20, 17)
-    assert made.spacing == (5.0, 12.0, 14.0)
+    case = phantom(0, shape=(9, 20, 17), spacing=(5.0, 12.0, 14.0))
+    assert case.hu.shape == case.labels.shape == (9, 20, 17)
+    assert case.spacing == (5.0, 12.0, 14.0)
 
 
 def test_labels_follow_the_spacing():
@@ -78,7 +78,7 @@ def test_labels_follow_the_spacing():
     fine = phantom(5, shape=(80, 120, 140), spacing=(3.0, 3.0, 3.0))
     for name in ("liver", "kidney"):
         volumes = [
-            (made.labels == LABELS[name]).sum() * np.prod(made.spacing) for made in (coarse, fine)
+            (case.labels == LABELS[name]).sum() * np.prod(case.spacing) for case in (coarse, fine)
         ]
         assert volumes[0] == pytest.approx(volumes[1], rel=0.05)
 
@@ -108,9 +108,9 @@ def test_files_read_back_as_written(tmp_path):
     import SimpleITK
 
     (path,) = phantoms.write_folder(tmp_path, seeds=[2], shape=(12, 14, 16))
-    made, image = phantom(2, shape=(12, 14, 16)), SimpleITK.ReadImage(str(path))
-    assert np.array_equal(SimpleITK.GetArrayFromImage(image), made.hu)
-    assert tuple(reversed(image.GetSpacing())) == pytest.approx(made.spacing)
+    case, image = phantom(2, shape=(12, 14, 16)), SimpleITK.ReadImage(str(path))
+    assert np.array_equal(SimpleITK.GetArrayFromImage(image), case.hu)
+    assert tuple(reversed(image.GetSpacing())) == pytest.approx(case.spacing)
 
 
 def test_dataset_passes_nnunets_own_check(tmp_path):

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from made_scans import Line, ct_array
+from synthetic_scans import Line, ct_array
 
 from nnssl.data.plan import (
     Plan,
@@ -37,9 +37,9 @@ def test_hu_policy_has_mean_0_and_std_1_over_the_pooled_body_voxels_of_equal_sca
     size = min((scan > BODY_HU).sum() for scan in scans)  # equal weights: as many voxels of each
     bodies = [np.sort(scan[scan > BODY_HU])[-size:] for scan in scans]
     policy = hu_policy(body_histogram(body) for body in bodies)
-    seen = policy.normalise(np.rint(np.concatenate(bodies)).astype(np.float64))
-    assert seen.mean() == pytest.approx(0.0, abs=1e-3)
-    assert seen.std() == pytest.approx(1.0, abs=1e-3)
+    normalised = policy.normalise(np.rint(np.concatenate(bodies)).astype(np.float64))
+    assert normalised.mean() == pytest.approx(0.0, abs=1e-3)
+    assert normalised.std() == pytest.approx(1.0, abs=1e-3)
     assert (policy.low, policy.high) == (-1000.0, 3000.0)
 
 
@@ -69,10 +69,10 @@ def test_soft_tissue_gets_most_of_the_output_and_every_tissue_a_part(bodies):
 
 def test_every_scan_weighs_the_same_whatever_its_size():
     small, large = np.full(10, 0.0), np.full(100_000, 200.0)
-    seen = hu_policy([body_histogram(small), body_histogram(large)]).normalise(
+    normalised = hu_policy([body_histogram(small), body_histogram(large)]).normalise(
         np.array([0.0, 200.0])
     )
-    np.testing.assert_allclose(seen, [-1, 1], atol=1e-5)
+    np.testing.assert_allclose(normalised, [-1, 1], atol=1e-5)
 
 
 def test_hu_policy_stays_in_bounds():
@@ -216,11 +216,11 @@ def test_normalise_is_the_lines_between_the_knots_and_restore_undoes_it(clip):
     hu = np.linspace(policy.low - 100, policy.high + 100, 9999, dtype=np.float32)
     expected = np.interp(hu.astype(np.float64), *np.transpose(policy.knots))
     for values in (hu, torch.from_numpy(hu)):
-        seen = policy.normalise(values)
-        assert seen.dtype == values.dtype
-        np.testing.assert_allclose(np.asarray(seen), expected, atol=1e-5)
+        normalised = policy.normalise(values)
+        assert normalised.dtype == values.dtype
+        np.testing.assert_allclose(np.asarray(normalised), expected, atol=1e-5)
         np.testing.assert_allclose(
-            np.asarray(policy.restore(seen)), hu.clip(policy.low, policy.high), atol=0.02
+            np.asarray(policy.restore(normalised)), hu.clip(policy.low, policy.high), atol=0.02
         )
     assert HUPolicy.from_dict(json.loads(json.dumps(policy.to_dict()))) == policy
 

@@ -10,8 +10,8 @@ from math import prod
 
 import pytest
 import torch
-from made_checkpoints import pretrained
-from made_datasets import ID, NAME, made_dataset
+from synthetic_checkpoints import pretrained
+from synthetic_datasets import ID, NAME, synthetic_dataset
 
 from nnssl import cli, files, finetune
 from nnssl.encoder.presets import preset
@@ -34,7 +34,7 @@ KINDS = {  # shape and spacing (z y x), and the dataset's other properties
 
 def plan(folders, kind: str, **options) -> dict:
     shape, spacing, more = KINDS[kind]
-    made_dataset(folders, shape, spacing, **more)
+    synthetic_dataset(folders, shape, spacing, **more)
     return files.read_json(derive(PlansRequest(NAME, **({"preset": "smit"} | options))))
 
 
@@ -100,7 +100,7 @@ def test_data_are_shared_with_nnunets_plans_only_where_both_would_preprocess_the
     from nnunetv2.experiment_planning.plan_and_preprocess_api import plan_experiment_dataset
 
     shape, spacing, _ = KINDS["head and neck CT"]
-    made_dataset(nnunet_env, shape, spacing)
+    synthetic_dataset(nnunet_env, shape, spacing)
     own = plan(nnunet_env, "head and neck CT", name="own")["configurations"]
     assert own["3d_fullres"]["data_identifier"] == "own_3d_fullres"
     plan_experiment_dataset(ID)
@@ -135,7 +135,7 @@ def test_the_planner_is_nnunets_own_and_works_through_its_interface(
 
     from nnssl.plans.planner import SwinPlanner
 
-    made_dataset(nnunet_env, (24, 32, 32), (2.0, 2.0, 2.0), channels=("CT", "MRI"))
+    synthetic_dataset(nnunet_env, (24, 32, 32), (2.0, 2.0, 2.0), channels=("CT", "MRI"))
     monkeypatch.setenv("nnssl_checkpoint", str(pretrained(tmp_path)))
     returned, name = plan_experiment_dataset(ID, SwinPlanner, gpu_memory_target_in_gb=2)
     assert name == "nnUNetSwinPlans"

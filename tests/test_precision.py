@@ -28,14 +28,14 @@ LOSS, GRADIENT = 1e-2, 0.1  # relative errors; bf16 rounds at 0.004
 
 def step(name: str, bf16: bool) -> tuple[dict, torch.Tensor, Run]:
     """Losses, the gradient as one vector, and the run, of one step on the same views."""
-    made = micro.method(name)
-    crops = micro.SyntheticCrops(made.region((32, 32, 32)))
-    run = Run(made, crops, RunConfig(6, 2, bf16=bf16), Path(), micro.header(name), micro.CPU)
+    method = micro.method(name)
+    crops = micro.SyntheticCrops(method.region((32, 32, 32)))
+    run = Run(method, crops, RunConfig(6, 2, bf16=bf16), Path(), micro.header(name), micro.CPU)
     # oneDNN's bf16 gradient of a convolution's weight reads memory that nobody wrote, on some maps
     # of a few voxels (torch 2.14, under plain autocast too); PyTorch's own convolutions do not
     with torch.backends.mkldnn.flags(enabled=False):
         losses, monitored = run.gradients([default_collate([crops[0], crops[1]])])
-    gradients = [p.grad for p in made.parameters() if p.grad is not None]
+    gradients = [p.grad for p in method.parameters() if p.grad is not None]
     assert {g.dtype for g in gradients} == {torch.float32}
     assert all(value.dtype == torch.float32 for value in (*losses.values(), *monitored.values()))
     return losses, torch.cat([g.flatten() for g in gradients]), run
@@ -85,14 +85,14 @@ def test_weights_are_cast_once_a_step_and_are_themselves_again_after_it(monkeypa
     calls = []
     cast = precision._cast
     monkeypatch.setattr(precision, "_cast", lambda *args: calls.append(args) or cast(*args))
-    made = micro.method("smit")
-    crops = micro.SyntheticCrops(made.region(micro.CROP))
-    run = Run(made, crops, RunConfig(6, 4, 2, bf16=True), Path(), micro.header("smit"), micro.CPU)
-    before = dict(made.named_parameters())
+    method = micro.method("smit")
+    crops = micro.SyntheticCrops(method.region(micro.CROP))
+    run = Run(method, crops, RunConfig(6, 4, 2, bf16=True), Path(), micro.header("smit"), micro.CPU)
+    before = dict(method.named_parameters())
     run.gradients([default_collate([crops[0], crops[1]]), default_collate([crops[2], crops[3]])])
     # to bf16: the student's, the teacher's; and back, the gradients of each part
     assert [kind for _, kind in calls] == [torch.bfloat16] * 2 + [torch.float32] * 2
-    after = dict(made.named_parameters())
+    after = dict(method.named_parameters())
     assert all(after[name] is weight for name, weight in before.items())
 
 
@@ -110,22 +110,22 @@ def test_weights_are_cast_in_parts_with_the_same_gradients(monkeypatch) -> None:
 
 
 def test_an_error_leaves_the_weights_as_they_were() -> None:
-    made = micro.method("simmim")
+    method = micro.method("simmim")
 
     def fails() -> None:
-        with Precision(made, micro.CPU, torch.bfloat16).weights():
-            assert made.student.mask_token.dtype == torch.bfloat16
+        with Precision(method, micro.CPU, torch.bfloat16).weights():
+            assert method.student.mask_token.dtype == torch.bfloat16
             raise RuntimeError("broken")
 
     with pytest.raises(RuntimeError, match="broken"):
         fails()
-    assert {p.dtype for p in made.parameters()} == {torch.float32}
+    assert {p.dtype for p in method.parameters()} == {torch.float32}
 
 
 def test_prototypes_and_position_biases_stay_in_fp32() -> None:
-    made = micro.method("smit")
-    with Precision(made, micro.CPU, torch.bfloat16).weights():
-        kept = {n for n, p in made.student.named_parameters() if p.dtype == torch.float32}
+    method = micro.method("smit")
+    with Precision(method, micro.CPU, torch.bfloat16).weights():
+        kept = {n for n, p in method.student.named_parameters() if p.dtype == torch.float32}
     assert {name.rsplit(".", 2)[-2] for name in kept} == {"prototypes", "attn"}
 
 

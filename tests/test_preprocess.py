@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import SimpleITK
 import torch
-from made_scans import ct_array, small_plan, straight, write_series, write_volume
+from synthetic_scans import ct_array, small_plan, straight, write_series, write_volume
 
 from nnssl import phantoms
 from nnssl.data import preprocess as preprocess_module

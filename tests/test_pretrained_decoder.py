@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from made_checkpoints import pretrained
-from made_trainers import made_plans, made_trainer
 from micro import CROP, method, run, steps, views
+from synthetic_checkpoints import pretrained
+from synthetic_trainers import synthetic_plans, synthetic_trainer
 
 from nnssl import checkpoint, finetune
 from nnssl.checkpoint.header import HEADS
@@ -23,17 +23,19 @@ from nnssl.network.swin_unetr import SwinUNETR
 @pytest.fixture
 def final(tmp_path: Path) -> Path:
     """The checkpoint of a SimMIM with the light decoder, of two steps."""
-    made = run(tmp_path / "ssl", "simmim", {"decoder": "light", "mask_block": 8}, steps=2)
-    for parameter in made.method.parameters():  # nothing is left as another start would have it
+    pretraining = run(tmp_path / "ssl", "simmim", {"decoder": "light", "mask_block": 8}, steps=2)
+    for (
+        parameter
+    ) in pretraining.method.parameters():  # nothing is left as another start would have it
         parameter.data += 0.01 * torch.randn_like(parameter)
-    return made.finish({})
+    return pretraining.finish({})
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
 @pytest.mark.parametrize("name", ["simmim", "smit"])
 def test_the_prediction_of_hidden_voxels_does_not_see_them(name, decoder):
-    made = method(name, decoder=decoder, mask_block=8).eval()
-    looked = views(made)
+    instance = method(name, decoder=decoder, mask_block=8).eval()
+    looked = views(instance)
     covered = (
         looked["masked"].repeat_interleave(8, -1).repeat_interleave(8, -2).repeat_interleave(8, -3)
     )
@@ -42,7 +44,7 @@ def test_the_prediction_of_hidden_voxels_does_not_see_them(name, decoder):
         "image": torch.where(covered, torch.randn_like(looked["image"]), looked["image"])
     }
     with torch.no_grad():
-        first, second = made.show(looked)["predicted"], made.show(other)["predicted"]
+        first, second = instance.show(looked)["predicted"], instance.show(other)["predicted"]
     hidden = covered.flatten(0, covered.ndim - 5)
     assert hidden.any()
     torch.testing.assert_close(first[hidden], second[hidden])
@@ -57,11 +59,11 @@ def test_it_learns_one_batch(name, one_thread):
 
 def test_the_encoder_that_goes_with_the_decoder_is_the_students():
     assert method("smit", decoder="light", mask_block=8).encoder.mask_token is not None
-    made = method("smit", decoder="light", mask_block=8)
-    assert made.encoder is made.student.encoder
-    made = method("smit")
-    assert made.encoder is made.teacher.model.encoder
-    assert made.network_decoder is None
+    instance = method("smit", decoder="light", mask_block=8)
+    assert instance.encoder is instance.student.encoder
+    instance = method("smit")
+    assert instance.encoder is instance.teacher.model.encoder
+    assert instance.network_decoder is None
 
 
 def test_an_unknown_decoder_is_refused():
@@ -73,9 +75,9 @@ def test_an_unknown_decoder_is_refused():
 
 def plans() -> dict:
     """Of patches large enough to be halved five times, as in the pretraining."""
-    made = made_plans()
-    made["configurations"]["3d_fullres"]["patch_size"] = [32, 32, 32]
-    return made
+    adapted = synthetic_plans()
+    adapted["configurations"]["3d_fullres"]["patch_size"] = [32, 32, 32]
+    return adapted
 
 
 def test_all_of_the_decoder_but_its_heads_is_carried_over(final, tmp_path, nnunet_env, monkeypatch):
@@ -83,7 +85,7 @@ def test_all_of_the_decoder_but_its_heads_is_carried_over(final, tmp_path, nnune
     loaded = checkpoint.load(final)
     assert loaded.decoder == {"name": "light", "norm": "dataset"}
     assert not any(HEADS in name for name in loaded.weights)
-    trainer = made_trainer("SwinSSLTrainer", plans())
+    trainer = synthetic_trainer("SwinSSLTrainer", plans())
     trainer.initialize()
     state = finetune.unwrap(trainer.network).state_dict()
     carried = [name for name in state if name in loaded.weights]
@@ -114,7 +116,7 @@ def test_its_twin_from_a_random_start_is_the_same_network_with_none_of_the_weigh
     final, nnunet_env, monkeypatch
 ):
     monkeypatch.setenv(checkpoint_choice.VARIABLE, str(final))
-    trainer = made_trainer("SwinScratchTrainer", plans())
+    trainer = synthetic_trainer("SwinScratchTrainer", plans())
     trainer.initialize()
     arguments = trainer.configuration_manager.configuration["architecture"]["arch_kwargs"]
     assert (arguments["decoder"]["name"], arguments["image_skip"]) == ("light", "mapped")

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from made_checkpoints import pretrained
-from made_trainers import DATASET_JSON, made_plans, made_trainer
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
+from synthetic_checkpoints import pretrained
+from synthetic_trainers import DATASET_JSON, synthetic_plans, synthetic_trainer
 
 from nnssl import finetune
 from nnssl.finetune import checkpoint_choice
@@ -32,13 +32,13 @@ def ready(nnunet_env, monkeypatch, tmp_path):
         channels: int = 1,
         dataset_json: dict | None = None,
     ):
-        plans = made_plans(schemes=("CTNormalization",) * channels)
+        plans = synthetic_plans(schemes=("CTNormalization",) * channels)
         for properties in plans["foreground_intensity_properties_per_channel"].values():
             properties["mean"] = mean
         json = (dataset_json or DATASET_JSON) | {
             "channel_names": {str(c): "CT" for c in range(channels)}
         }
-        trainer = made_trainer(name, plans, dataset_json=json)
+        trainer = synthetic_trainer(name, plans, dataset_json=json)
         trainer.initialize()
         return trainer
 
@@ -90,7 +90,7 @@ def test_a_resumed_model_has_its_own_intensity_map_also_in_a_trainer_that_began_
     """As `--c` and `--val_best` do it."""
     soft = ready(40.0)
     path = trained(soft, tmp_path / "soft.pth")
-    fresh, begun = made_trainer("SwinSSLTrainer", made_plans()), ready(700.0)
+    fresh, begun = synthetic_trainer("SwinSSLTrainer", synthetic_plans()), ready(700.0)
     for trainer in (fresh, begun):
         trainer.load_checkpoint(str(path))
         assert all(

@@ -11,10 +11,10 @@ import signal
 from pathlib import Path
 
 import blosc2
-import made_scans
 import micro
 import numpy as np
 import pytest
+import synthetic_scans
 import torch
 from torch import nn
 
@@ -45,7 +45,7 @@ def decoder_learns() -> None:
     """Marks a test that asks what the decoder has learnt."""
 
 
-def made_labels(hu: np.ndarray) -> np.ndarray:
+def synthetic_labels(hu: np.ndarray) -> np.ndarray:
     """Bone, and the left half of what else is body."""
     labels = np.zeros(hu.shape, np.uint8)
     labels[hu > -300] = 2
@@ -56,9 +56,11 @@ def made_labels(hu: np.ndarray) -> np.ndarray:
 
 def write_dataset(folder: Path, count: int = 4, labels: dict | None = None) -> Path:
     for seed in range(count):
-        hu = made_scans.ct_array(SHAPE, seed)
-        made_scans.write_volume(folder / "imagesTr" / f"case_{seed}_0000.nii.gz", hu)
-        made_scans.write_volume(folder / "labelsTr" / f"case_{seed}.nii.gz", made_labels(hu))
+        hu = synthetic_scans.ct_array(SHAPE, seed)
+        synthetic_scans.write_volume(folder / "imagesTr" / f"case_{seed}_0000.nii.gz", hu)
+        synthetic_scans.write_volume(
+            folder / "labelsTr" / f"case_{seed}.nii.gz", synthetic_labels(hu)
+        )
     content = {"channel_names": {"0": "CT"}, "labels": labels or LABELS, "file_ending": ".nii.gz"}
     (folder / "dataset.json").write_text(json.dumps(content))
     return folder
@@ -69,8 +71,8 @@ def stored(tmp_path_factory) -> tuple[Path, Path, Plan]:
     """The raw dataset, the folder of the prepared probe, the plan. Shared: read, never write."""
     top = tmp_path_factory.mktemp("probe")
     raw = write_dataset(top / "Dataset007_Made")
-    scans = [made_scans.ct_array(SHAPE, seed) for seed in range(2)]
-    plan = made_scans.small_plan([Path("a"), Path("b")], scans)
+    scans = [synthetic_scans.ct_array(SHAPE, seed) for seed in range(2)]
+    plan = synthetic_scans.small_plan([Path("a"), Path("b")], scans)
     labelled.prepare_labelled(labelled.find_labelled(raw, 4), top / "stored", plan, 0)
     return raw, top / "stored", plan
 
@@ -146,9 +148,9 @@ def test_offsets_are_the_best_thresholds():
     weights = torch.where(classes == 1, 1.0, 5.0).double()
 
     def dice(offset: float) -> float:
-        told = scores[:, 1] + offset > 0
-        hit = (weights * (told & (classes == 1))).sum()
-        return float(2 * hit / ((weights * told).sum() + (weights * classes).sum()))
+        predicted = scores[:, 1] + offset > 0
+        hit = (weights * (predicted & (classes == 1))).sum()
+        return float(2 * hit / ((weights * predicted).sum() + (weights * classes).sum()))
 
     best = linear.offsets(scores, classes, weights)
     assert best[0] == 0
@@ -188,9 +190,9 @@ def test_preparing_again_repeats_nothing_and_a_changed_file_is_read_again(
     )
     for touched in ((), (), ("case_1",)):
         for name in touched:
-            hu = made_scans.ct_array(SHAPE, 9)
-            made_scans.write_volume(
-                raw / "labelsTr" / f"{name}.nii.gz", np.roll(made_labels(hu), 3, axis=1)
+            hu = synthetic_scans.ct_array(SHAPE, 9)
+            synthetic_scans.write_volume(
+                raw / "labelsTr" / f"{name}.nii.gz", np.roll(synthetic_labels(hu), 3, axis=1)
             )
         labelled.prepare_labelled(labelled.find_labelled(raw, 4), tmp_path / "stored", plan, 0)
     assert done == ["case_0", "case_1", "case_1"]
@@ -239,7 +241,9 @@ def test_one_case_is_not_enough(stored):
 
 def test_labels_of_another_shape_are_refused_by_name(stored, tmp_path):
     raw = write_dataset(tmp_path / "Dataset010_Other", count=2)
-    made_scans.write_volume(raw / "labelsTr" / "case_1.nii.gz", np.ones((20, 30, 40), np.uint8))
+    synthetic_scans.write_volume(
+        raw / "labelsTr" / "case_1.nii.gz", np.ones((20, 30, 40), np.uint8)
+    )
     with pytest.raises(
         ValueError, match=r"case_1 of Dataset010_Other .*\(20, 36, 40\), its labels \(20, 30, 40\)"
     ):
@@ -248,7 +252,7 @@ def test_labels_of_another_shape_are_refused_by_name(stored, tmp_path):
 
 def test_labels_that_are_on_one_side_only_are_refused(stored, tmp_path):
     raw = write_dataset(tmp_path / "Dataset011_Empty", count=2)
-    made_scans.write_volume(raw / "labelsTr" / "case_1.nii.gz", np.zeros(SHAPE, np.uint8))
+    synthetic_scans.write_volume(raw / "labelsTr" / "case_1.nii.gz", np.zeros(SHAPE, np.uint8))
     labelled.prepare_labelled(labelled.find_labelled(raw, 2), tmp_path / "stored", stored[2], 0)
     with pytest.raises(
         ValueError,
@@ -337,8 +341,8 @@ def test_a_probe_changes_nothing_of_a_run(tmp_path, stored, quiet):
     assert not probed.method.teacher.training
     told = rows(tmp_path / "probed")
     assert ["probe_dice" in row for row in told] == [False, True] * 3
-    bare = [{k: v for k, v in row.items() if not k.startswith("probe_")} for row in told]
-    assert bare == rows(tmp_path / "plain")
+    without_probe = [{k: v for k, v in row.items() if not k.startswith("probe_")} for row in told]
+    assert without_probe == rows(tmp_path / "plain")
 
 
 def test_a_stopped_run_with_a_probe_goes_on_exactly(tmp_path, stored, quiet):
@@ -370,20 +374,20 @@ def test_a_stopped_run_with_a_probe_goes_on_exactly(tmp_path, stored, quiet):
 
 def test_the_best_encoder_is_kept(tmp_path, stored, quiet):
     run = probed_run(tmp_path, stored)
-    told = iter([0.2, 0.5, 0.3])
-    seen = []
+    scores = iter([0.2, 0.5, 0.3])
+    states = []
 
     def ask(encoder, device, bf16):
-        seen.append({k: v.clone() for k, v in encoder.state_dict().items()})
+        states.append({k: v.clone() for k, v in encoder.state_dict().items()})
         assert not encoder.training
-        return {"probe_bone": (dice := next(told)), "probe_dice": dice}
+        return {"probe_bone": (dice := next(scores)), "probe_dice": dice}
 
     run.probe.evaluate = ask
     train(run, lambda _: None)
     best = checkpoint.load(tmp_path / BEST)
     assert best.header["step"] == 4
     assert best.header["metrics"]["probe_dice"] == 0.5
-    assert same(seen[1], {k.removeprefix("encoder."): v for k, v in best.weights.items()})
+    assert same(states[1], {k.removeprefix("encoder."): v for k, v in best.weights.items()})
     assert checkpoint.read(tmp_path / LATEST)["training_state"]["probe"]["best"] == 0.5
     last = checkpoint.load(tmp_path / FINAL)
     assert last.header["probe"]["probe_dice"] == 0.3
@@ -411,12 +415,12 @@ def test_a_row_is_written_when_the_probe_is_asked(tmp_path, stored, quiet):
 def test_the_picture_has_the_probes_panel(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(pictures, "_save", lambda figure, _: drawn.append(figure))
-    told = [
+    records = [
         {"step": 1, "total": 2.0},
         {"step": 2, "total": 1.0, "probe_bone": 0.5, "probe_dice": 0.5},
         {"step": 3, "total": 1},
     ]
-    pictures.progress(told, tmp_path / "progress.png", "smit")
+    pictures.progress(records, tmp_path / "progress.png", "smit")
     panel = next(axes for axes in drawn[0].axes if axes.get_title().startswith("probe"))
     assert [text.get_text() for text in panel.get_legend().get_texts()] == [
         "probe_bone",
@@ -429,5 +433,5 @@ def test_the_picture_has_the_probes_panel(tmp_path, monkeypatch):
 @pytest.mark.parametrize("dims", [2, 3])
 def test_a_real_encoder_is_asked(stored, dims):
     method = micro.method("simmim", spatial_dims=dims).eval()
-    told = Probe(stored[1], (32, 32, 32)[:dims], every=1).evaluate(method.encoder, micro.CPU)
-    assert all(0 <= value <= 1 for value in told.values())
+    scores = Probe(stored[1], (32, 32, 32)[:dims], every=1).evaluate(method.encoder, micro.CPU)
+    assert all(0 <= value <= 1 for value in scores.values())

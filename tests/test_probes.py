@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from made_checkpoints import pretrained
 from scipy.stats import pearsonr, spearmanr
+from synthetic_checkpoints import pretrained
 from test_probe import write_dataset
 
 from nnssl.bench import probes
@@ -70,8 +70,8 @@ def test_both_probes_of_a_checkpoint_and_of_a_random_encoder(
     path, kept = pretrained(tmp_path), tmp_path / "kept"
     line = ["-d", "7", "--cases", "4", "-o", str(kept)]
     probes.main([*line, f"{path}=0.7", "random=0.5"])
-    told = capsys.readouterr().out.splitlines()
-    rows = [text for text in told if text.startswith(("| random", f"| {path}"))]
+    printed = capsys.readouterr().out.splitlines()
+    rows = [text for text in printed if text.startswith(("| random", f"| {path}"))]
     assert len(rows) == 2
     assert all(0 <= float(cell) <= 1 for text in rows for cell in text.split("|")[3:5])
     assert len(list(kept.iterdir())) == 1, "one plan, one set of cases"

@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.distributed as td
 import torch.multiprocessing as mp
-from made_scans import ct_array, write_volume
+from synthetic_scans import ct_array, write_volume
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
@@ -47,30 +47,30 @@ def watch_run(run: Run) -> dict:
     """Train; the losses, averaged gradients and centres (buffers) of each step, and the weights at
     the end.
     """
-    seen = {"losses": [], "gradients": [], "buffers": [], "norms": []}
+    recorded = {"losses": [], "gradients": [], "buffers": [], "norms": []}
     gradients, update = run.gradients, run.update
 
     def note_gradients(parts):
         losses, monitored = gradients(parts)
-        seen["losses"].append({k: float(dist.all_reduce_mean(v)) for k, v in losses.items()})
-        seen["gradients"].append(
+        recorded["losses"].append({k: float(dist.all_reduce_mean(v)) for k, v in losses.items()})
+        recorded["gradients"].append(
             {n: p.grad.clone() for n, p in run.method.named_parameters() if p.grad is not None}
         )
         return losses, monitored
 
     def note_update():
         norm, rate = update()
-        seen["norms"].append(norm)
-        seen["buffers"].append({n: b.clone() for n, b in run.method.named_buffers()})
+        recorded["norms"].append(norm)
+        recorded["buffers"].append({n: b.clone() for n, b in run.method.named_buffers()})
         return norm, rate
 
     run.gradients, run.update = note_gradients, note_update
     train(run, lambda _: None)
-    seen["weights"] = {
+    recorded["weights"] = {
         n: v.clone() for n, v in run.method.state_dict().items() if torch.is_tensor(v)
     }
-    seen["embeddings"] = run.monitors.embeddings
-    return seen
+    recorded["embeddings"] = run.monitors.embeddings
+    return recorded
 
 
 def plain_run(folder: Path, accumulate: int = 1) -> Run:
@@ -158,8 +158,8 @@ def failed_preparation() -> str:
 def shared_preparation(folder: Path) -> dict:
     """Both prepare one folder, as two machines with a shared disk; the second has little memory."""
     done: list[str] = []
-    look, store = survey.inspect_scan, preprocess.preprocess_case
-    survey.inspect_scan = lambda *how: done.append("looked at") or look(*how)
+    inspect, store = survey.inspect_scan, preprocess.preprocess_case
+    survey.inspect_scan = lambda *how: done.append("looked at") or inspect(*how)
     preprocess.preprocess_case = lambda *a, **how: done.append("stored") or store(*a, **how)
     out, said = folder / "prepared", []
     plan = distributed.rank_zero_first(
@@ -243,8 +243,8 @@ def test_two_processes_are_one_with_the_same_total_batch(found, kind, tmp_path, 
     for name, gradient in one["gradients"][0].items():
         assert_close(first[kind]["gradients"][0][name], gradient, name, rtol=1e-3, atol=1e-5)
     for name, weight in one["weights"].items():
-        apart = (first[kind]["weights"][name] - weight).float().norm()
-        assert apart <= 2e-3 * weight.float().norm() + 1e-4, (name, apart)
+        distance = (first[kind]["weights"][name] - weight).float().norm()
+        assert distance <= 2e-3 * weight.float().norm() + 1e-4, (name, distance)
     same_rows = zip(
         sorted(first[kind]["embeddings"].tolist()), sorted(one["embeddings"].tolist()), strict=True
     )
@@ -254,17 +254,17 @@ def test_two_processes_are_one_with_the_same_total_batch(found, kind, tmp_path, 
 
 
 def test_every_row_weighs_the_same_whichever_process_it_is_of(found):
-    for seen in found[1]:
-        torch.testing.assert_close(seen["uneven"], ROWS.mean(dim=0))
+    for result in found[1]:
+        torch.testing.assert_close(result["uneven"], ROWS.mean(dim=0))
 
 
 def test_a_bad_scan_of_one_process_stops_the_step_of_both(found):
-    for seen in found[1]:
-        norms = [math.isfinite(norm) for norm in seen["poisoned"]["norms"]]
+    for result in found[1]:
+        norms = [math.isfinite(norm) for norm in result["poisoned"]["norms"]]
         assert norms == [True, False, True]
-        before, after = seen["poisoned"]["buffers"][:2]
+        before, after = result["poisoned"]["buffers"][:2]
         assert all(torch.equal(buffer, after[name]) for name, buffer in before.items())
-        assert all(weight.isfinite().all() for weight in seen["poisoned"]["weights"].values())
+        assert all(weight.isfinite().all() for weight in result["poisoned"]["weights"].values())
 
 
 @pytest.mark.parametrize(("kind", "name"), [("signalled", "signalled"), ("both signalled", "both")])
@@ -286,9 +286,9 @@ def test_the_first_process_alone_asks_the_probe_and_the_run_stays_the_same(found
     folder, (first, second) = found
     assert first["probed"]["ranks"] == [0] * STEPS
     assert second["probed"]["ranks"] == []
-    for seen in (first, second):
-        for name, weight in seen["plain"]["weights"].items():
-            assert torch.equal(seen["probed"]["weights"][name], weight), name
+    for result in (first, second):
+        for name, weight in result["plain"]["weights"].items():
+            assert torch.equal(result["probed"]["weights"][name], weight), name
     rows = [json.loads(line) for line in (folder / "probed" / "log.jsonl").read_text().splitlines()]
     assert [row["probe_dice"] for row in rows] == [0.1, 0.2, 0.3]
     assert (folder / "probed" / BEST).is_file()
@@ -302,21 +302,21 @@ def test_the_first_process_works_first_and_its_error_ends_all(found):
 
 
 def test_a_collection_is_prepared_once_and_held_alike(found):
-    first, second = (seen["shared"] for seen in found[1])
+    first, second = (result["shared"] for result in found[1])
     assert first["done"] == ["looked at"] * 2 + ["stored"] * 2
     assert second["done"] == []
     assert first["plan"] == second["plan"]
     assert torch.equal(first["samples"], second["samples"])
-    for seen in (first, second):
-        assert seen["said"].startswith("cache: off")
+    for result in (first, second):
+        assert result["said"].startswith("cache: off")
 
 
 def test_words_for_several_processes(found):
-    for seen in found[1]:
-        assert seen["least"] == 9
-        assert seen["mean"] == 0.5
+    for result in found[1]:
+        assert result["least"] == 9
+        assert result["mean"] == 0.5
         assert torch.equal(
-            seen["gathered"], torch.tensor([0.0, 0.0, 1.0, 1.0])[:, None].expand(4, 3)
+            result["gathered"], torch.tensor([0.0, 0.0, 1.0, 1.0])[:, None].expand(4, 3)
         )
 
 

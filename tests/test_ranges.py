@@ -50,10 +50,10 @@ def test_without_a_policy_or_with_one_of_lung_alone_ranges_are_those_of_a_body()
 def test_every_method_draws_its_intensities_by_the_ranges_it_is_given(name):
     method = micro.method(name)
     method.ranges = Ranges((7.0, 7.0), (7.0, 7.0), (0.0, 0.0), (0.0, 0.0))
-    made = micro.SyntheticCrops(method.region((32,) * 3))
-    regions = torch.stack([made[index]["crop"] for index in range(2)])
+    crops = micro.SyntheticCrops(method.region((32,) * 3))
+    regions = torch.stack([crops[index]["crop"] for index in range(2)])
     values = []
     for seed in range(4):
-        seen = method.views(regions, [generator_for(seed, index) for index in range(2)])
-        values += [v.float().max() for v in seen.values()]
+        views = method.views(regions, [generator_for(seed, index) for index in range(2)])
+        values += [v.float().max() for v in views.values()]
     assert max(values) > 5.0

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import SimpleITK
 import tifffile
-from made_scans import ct_array, small_plan, write_volume
 from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer_by_name
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+from synthetic_scans import ct_array, small_plan, write_volume
 
 from nnssl.data.labelled import find_labelled, prepare_labelled
 from nnssl.data.raw_datasets import READER, open_raw, read_image
@@ -111,7 +111,7 @@ def test_files_that_dataset_json_lists_are_found_wherever_they_are(tmp_path, mon
     write_volume(tmp_path / "raw" / "deep" / "y.nii.gz", hu + 1)
     for name in ("x", "y"):
         write_volume(tmp_path / "raw" / "answers" / f"{name}.nii.gz", (hu > 300).astype(np.uint8))
-    listed = {
+    entries = {
         "x": {"images": ["$ELSEWHERE/x.nii.gz"], "label": "answers/x.nii.gz"},
         "y": {"images": ["deep/y.nii.gz"], "label": "answers/y.nii.gz"},
     }
@@ -119,7 +119,7 @@ def test_files_that_dataset_json_lists_are_found_wherever_they_are(tmp_path, mon
         "channel_names": {"0": "CT"},
         "labels": LABELS,
         "file_ending": ".nii.gz",
-        "dataset": listed,
+        "dataset": entries,
     }
     (tmp_path / "raw" / "dataset.json").write_text(json.dumps(content))
     found = find_scans([], [tmp_path / "raw"])

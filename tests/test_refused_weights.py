@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from made_checkpoints import pretrained
-from made_trainers import DATASET_JSON, made_plans, made_trainer
 from micro import ENCODER
+from synthetic_checkpoints import pretrained
+from synthetic_trainers import DATASET_JSON, synthetic_plans, synthetic_trainer
 
 from nnssl import checkpoint, finetune
 from nnssl.checkpoint import CheckpointError, TransferError
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
-def place(nnunet_env, monkeypatch, tmp_path) -> Path:
+def run_folder(nnunet_env, monkeypatch, tmp_path) -> Path:
     """Where the checkpoint of a test lies: the only one, found without being named."""
     monkeypatch.setattr(finetune.plans_file, "DECODER", "light")
     return nnunet_env[checkpoint_choice.RESULTS] / "nnssl" / "ct" / "smit__micro"
@@ -32,25 +32,25 @@ def place(nnunet_env, monkeypatch, tmp_path) -> Path:
 
 def planned(**changes: object) -> dict:
     """Plans that carry the checkpoint found now, and `changes` to what they say of it."""
-    plans = made_plans()
+    plans = synthetic_plans()
     finetune.resolve_architecture(plans, "3d_fullres", random_start=False)
     plans[INFO] |= changes
     return plans
 
 
-def several(place: Path) -> dict:
-    pretrained(place), pretrained(place.with_name("dino__micro"))
-    return made_plans()
+def several(run_folder: Path) -> dict:
+    pretrained(run_folder), pretrained(run_folder.with_name("dino__micro"))
+    return synthetic_plans()
 
 
-def truncated(place: Path) -> dict:
-    path = pretrained(place)
+def truncated(run_folder: Path) -> dict:
+    path = pretrained(run_folder)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    return made_plans()
+    return synthetic_plans()
 
 
-def truncated_after_planning(place: Path) -> dict:
-    path = pretrained(place)
+def truncated_after_planning(run_folder: Path) -> dict:
+    path = pretrained(run_folder)
     plans = planned()
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     return plans
@@ -64,52 +64,54 @@ class Malicious:
         return Path.touch, (self.mark,)
 
 
-def malicious(place: Path) -> dict:
-    path = pretrained(place)
+def malicious(run_folder: Path) -> dict:
+    path = pretrained(run_folder)
     plans = planned(sha256=None)
     content = checkpoint.read(path)
-    torch.save(content | {"citations": [Malicious(place / "executed")]}, path)
+    torch.save(content | {"citations": [Malicious(run_folder / "executed")]}, path)
     return plans
 
 
-def of_another_architecture(place: Path) -> dict:
+def of_another_architecture(run_folder: Path) -> dict:
     """Its last tensors fit and its first do not, or the other way round: either way, none is
     taken.
     """
-    path = pretrained(place)
+    path = pretrained(run_folder)
     plans = planned(sha256=None)
     pretrained(path.parent, replace(ENCODER, depths=(1, 1, 2, 1)))
     return plans
 
 
-def wider(place: Path) -> dict:
-    path = pretrained(place)
+def wider_encoder(run_folder: Path) -> dict:
+    path = pretrained(run_folder)
     plans = planned(sha256=None)
     pretrained(path.parent, replace(ENCODER, embed_dim=12))
     return plans
 
 
-def in_2d(place: Path) -> dict:
-    pretrained(place, replace(ENCODER, spatial_dims=2))
-    return made_plans()
+def in_2d(run_folder: Path) -> dict:
+    pretrained(run_folder, replace(ENCODER, spatial_dims=2))
+    return synthetic_plans()
 
 
-def of_two_channels(place: Path) -> dict:
-    pretrained(place, replace(ENCODER, in_channels=2))
-    return made_plans()
+def of_two_channels(run_folder: Path) -> dict:
+    pretrained(run_folder, replace(ENCODER, in_channels=2))
+    return synthetic_plans()
 
 
-def another_than_planned(place: Path) -> dict:
-    path = pretrained(place)
+def another_than_planned(run_folder: Path) -> dict:
+    path = pretrained(run_folder)
     plans = planned()
     pretrained(path.parent, seed=1)
     return plans
 
 
-def someone_elses(place: Path) -> dict:
-    place.mkdir(parents=True)
-    torch.save({"state_dict": {"conv.weight": torch.zeros(3)}}, place / checkpoint_choice.FINAL)
-    return made_plans()
+def someone_elses(run_folder: Path) -> dict:
+    run_folder.mkdir(parents=True)
+    torch.save(
+        {"state_dict": {"conv.weight": torch.zeros(3)}}, run_folder / checkpoint_choice.FINAL
+    )
+    return synthetic_plans()
 
 
 REFUSED: dict[Callable, tuple[type, str]] = {
@@ -130,7 +132,7 @@ REFUSED: dict[Callable, tuple[type, str]] = {
         TransferError,
         r"does not fit the network; nothing was loaded:\n  unexpected in the file",
     ),
-    wider: (
+    wider_encoder: (
         TransferError,
         r"does not fit the network; nothing was loaded:\n  other shape: (.|\n)*\.\.\. and \d+ more",
     ),
@@ -151,16 +153,16 @@ REFUSED: dict[Callable, tuple[type, str]] = {
 
 
 @pytest.mark.parametrize("weights", REFUSED, ids=lambda weights: weights.__name__)
-def test_a_training_does_not_start_from(place, weights):
+def test_a_training_does_not_start_from(run_folder, weights):
     """The network, where there is one by then, is that of a random start, bit by bit; the plans
     claim nothing.
     """
-    trainer = made_trainer("SwinSSLTrainer", weights(place))
+    trainer = synthetic_trainer("SwinSSLTrainer", weights(run_folder))
     torch.manual_seed(0)
     kind, message = REFUSED[weights]
     with pytest.raises(kind, match=message):
         trainer.initialize()
-    assert not (place / "executed").exists()
+    assert not (run_folder / "executed").exists()
     if trainer.network is not None:
         torch.manual_seed(0)
         resolved = trainer.configuration_manager.configuration
@@ -173,21 +175,21 @@ def test_a_training_does_not_start_from(place, weights):
     assert "encoder tensors matched" not in Path(trainer.log_file).read_text()
 
 
-def test_the_malicious_file_would_do_its_work_elsewhere(place):
+def test_the_malicious_file_would_do_its_work_elsewhere(run_folder):
     """Or the test above would show nothing."""
-    malicious(place)
-    torch.load(place / checkpoint_choice.FINAL, weights_only=False)
-    assert (place / "executed").exists()
+    malicious(run_folder)
+    torch.load(run_folder / checkpoint_choice.FINAL, weights_only=False)
+    assert (run_folder / "executed").exists()
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_one_channel_is_inflated_to_any_number(place, channels):
-    pretrained(place)
+def test_one_channel_is_inflated_to_any_number(run_folder, channels):
+    pretrained(run_folder)
     names = {str(c): "CT" for c in range(channels)}
-    plans = made_plans(schemes=("CTNormalization",) * channels)
+    plans = synthetic_plans(schemes=("CTNormalization",) * channels)
     properties = plans["foreground_intensity_properties_per_channel"]
     properties |= {str(c): properties["0"] for c in range(channels)}
-    trainer = made_trainer(
+    trainer = synthetic_trainer(
         "SwinSSLTrainer", plans, dataset_json=DATASET_JSON | {"channel_names": names}
     )
     trainer.initialize()
@@ -196,12 +198,12 @@ def test_one_channel_is_inflated_to_any_number(place, channels):
     assert trainer.network.encoder.patch_embed.proj.weight.shape[1] == channels
 
 
-def test_the_labels_of_a_cascade_start_at_zero(place):
-    pretrained(place)
-    trainer = made_trainer("SwinSSLTrainer", made_plans(), "3d_cascade_fullres")
+def test_the_labels_of_a_cascade_start_at_zero(run_folder):
+    pretrained(run_folder)
+    trainer = synthetic_trainer("SwinSSLTrainer", synthetic_plans(), "3d_cascade_fullres")
     trainer.initialize()
     stem = trainer.network.encoder.patch_embed.proj.weight
-    given = checkpoint.load(place / checkpoint_choice.FINAL).weights[
+    given = checkpoint.load(run_folder / checkpoint_choice.FINAL).weights[
         "encoder.patch_embed.proj.weight"
     ]
     assert torch.equal(stem[:, :1], given)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from made_checkpoints import pretrained
-from made_plans import DATASET, nnunet_plans
 from safetensors.torch import load_file
+from synthetic_checkpoints import pretrained
+from synthetic_plans import DATASET, nnunet_plans
 
 import nnssl
 from nnssl import address, checkpoint, cli, files, finetune, weights

@@ -15,8 +15,8 @@ import browser
 import micro
 import numpy as np
 import pytest
-from made_scans import ct_array, write_volume
 from PIL import Image
+from synthetic_scans import ct_array, write_volume
 
 from nnssl import cli, files
 from nnssl.data.plan import Plan, case_id
@@ -142,8 +142,8 @@ def test_the_patient_is_shown_upright(orientation, turned):
     axes = {"z": 0, "y": 1, "x": 2}
     volume = np.flip(volume, [axes[letter] for letter in turned])
     planes = Planes(volume.max(0), volume.max(1), volume.max(2), (1.0, 1.0, 1.0))
-    made = picture(planes, np.ones(4), orientation, (0.0, 1.0))
-    shown = np.asarray(Image.open(io.BytesIO(made)))
+    png = picture(planes, np.ones(4), orientation, (0.0, 1.0))
+    shown = np.asarray(Image.open(io.BytesIO(png)))
     for number in range(3):
         box = shown[:, number * BOX : (number + 1) * BOX]
         assert box[5, 5] == 255, number

@@ -35,8 +35,8 @@ def test_classes_default_to_all_rotations(dims, classes, expected):
 @pytest.mark.parametrize("dims", [2, 3])
 def test_the_view_is_the_cube_turned_as_the_label_says(dims):
     method = micro.method("rotation", spatial_dims=dims, blur=0.0, window_jitter=0.0)
-    made = micro.SyntheticCrops((16,) * dims)
-    regions = torch.stack([made[index]["crop"] for index in range(40)])
+    crops = micro.SyntheticCrops((16,) * dims)
+    regions = torch.stack([crops[index]["crop"] for index in range(40)])
     views = method.views(regions, [generator_for(0, index) for index in range(40)])
     for region, image, turn in zip(regions, views["image"], views["turn"].tolist(), strict=True):
         assert torch.equal(image, rotate(region, method.rotations[turn]))

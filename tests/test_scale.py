@@ -44,12 +44,12 @@ def counted() -> Iterator[Counter[str]]:
     """Calls of Python and of C, and files opened, while the block lasts."""
     count: Counter[str] = Counter()
 
-    def note(_: object, event: str, __: object) -> None:
+    def count_event(_: object, event: str, __: object) -> None:
         if event in ("call", "c_call"):
             count["calls"] += 1
 
     OPENED.append(0)
-    sys.setprofile(note)
+    sys.setprofile(count_event)
     try:
         yield count
     finally:
@@ -73,16 +73,18 @@ def counts(tmp_path_factory) -> dict[int, dict[str, Counter]]:
     sys.addaudithook(_hook)
     found: dict[int, dict[str, Counter]] = {}
     for scans in (FEW, MANY):
-        made = scale.Made(tmp_path_factory.mktemp("made"), scans)
+        collection = scale.Made(tmp_path_factory.mktemp("made"), scans)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setenv(PREPROCESSED, str(made.top / "preprocessed"))
-            patch.setenv(RESULTS, str(made.top / "results"))
+            patch.setenv(PREPROCESSED, str(collection.top / "preprocessed"))
+            patch.setenv(RESULTS, str(collection.top / "results"))
             name = plan_module.case_id
-            patch.setattr(plan_module, "case_id", lambda *of, name=name: Id(name(*of)))
+            patch.setattr(
+                plan_module, "case_id", lambda *arguments, name=name: Id(name(*arguments))
+            )
             patch.setattr(Run, "save", plainly(Run.save))
-            scale.make_raw(made)
+            scale.make_raw(collection)
             found[scans] = {}
-            for stage, work in scale.stages(made):
+            for stage, work in scale.stages(collection):
                 with counted() as count:
                     work()
                 found[scans][stage] = count
@@ -138,8 +140,8 @@ def folder(tmp_path) -> Path:
 
 
 def test_what_the_index_knows_is_looked_at_by_size_and_name(folder):
-    note = (folder / "a.json").stat().st_size
-    known = {"a": [5, note], "b": [5, note]}
+    size = (folder / "a.json").stat().st_size
+    known = {"a": [5, size], "b": [5, size]}
     assert read_json(folder / INDEX) == {"fingerprint": "f", "bytes": known}
     with counted() as count:
         done = Done(folder, "f")

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK
-from made_scans import ct_array, straight, write_series, write_volume
+from synthetic_scans import ct_array, straight, write_series, write_volume
 
 from nnssl.data import survey as survey_module
 from nnssl.data.dicom import series_in

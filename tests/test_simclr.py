@@ -27,8 +27,8 @@ def test_the_order_of_the_views_and_of_the_scans_does_not_matter():
     micro.steps(method, 2, crop=micro.CROP)
     views = micro.views(method, batch=3)
     loss = method(views).losses["total"]
-    turned = {"image": views["image"].flip(0, 1), "scan": views["scan"].flip(0)}
-    torch.testing.assert_close(method(turned).losses["total"], loss)
+    reversed_views = {"image": views["image"].flip(0, 1), "scan": views["scan"].flip(0)}
+    torch.testing.assert_close(method(reversed_views).losses["total"], loss)
 
 
 def test_crops_of_one_scan_are_no_negatives():

@@ -37,8 +37,8 @@ def test_the_loss_is_the_mean_error_over_hidden_voxels(dims):
     error, count = 0.0, 0
     for scan, *block in itertools.product(range(2), *(range(2),) * dims):
         if views["masked"][(scan, *block)]:
-            place = (scan, 0, *(slice(16 * b, 16 * b + 16) for b in block))
-            error += float((predicted[place] - views["image"][place]).abs().sum())
+            voxels = (scan, 0, *(slice(16 * b, 16 * b + 16) for b in block))
+            error += float((predicted[voxels] - views["image"][voxels]).abs().sum())
             count += 16**dims
     assert 0 < count < views["image"].numel()
     assert loss == pytest.approx(error / count, rel=1e-5)
@@ -66,11 +66,13 @@ def test_what_is_hidden_does_not_reach_the_encoder(settings):
         others, again = method._predict(
             {**views, "image": views["image"].masked_fill(hidden, 100.0)}
         )
-        seen, _ = method._predict({**views, "image": views["image"].masked_fill(~hidden, 100.0)})
+        unmasked, _ = method._predict(
+            {**views, "image": views["image"].masked_fill(~hidden, 100.0)}
+        )
     read = [(a, b) for a, b in zip(maps, others, strict=True) if a is not None]  # by the decoder
     assert len(read) >= len(predicted)
     assert all(torch.equal(a, b) for a, b in [*read, *zip(predicted, again, strict=True)])
-    assert not torch.equal(maps[-1], seen[-1])
+    assert not torch.equal(maps[-1], unmasked[-1])
 
 
 def test_each_decoded_map_answers_for_itself():
@@ -79,8 +81,8 @@ def test_each_decoded_map_answers_for_itself():
     views = micro.views(method, crop=CROP)
     _, predicted = method._predict(views)
     assert len(predicted) == len(method.decoder.decoders) == 3
-    told = [*(views["image"] for _ in predicted[:-1]), predicted[-1]]
-    masked_l1(told, views["image"], covered(views["masked"], 8)).backward()
+    outputs = [*(views["image"] for _ in predicted[:-1]), predicted[-1]]
+    masked_l1(outputs, views["image"], covered(views["masked"], 8)).backward()
     assert all(p.grad.abs().sum() > 0 for p in method.student.stages[3].blocks.parameters())
 
 

@@ -52,11 +52,11 @@ def test_smit_segments_the_parcels_of_its_first_view():
     views = micro.prepare_views(method, samples)
     first = views["image"][0]
     corners = (views["offset"][0] - views["start"]).tolist()
-    cut = [
+    parcels = [
         sample["parcels"][tuple(slice(c, c + s) for c, s in zip(corner, CROP, strict=True))]
         for sample, corner in zip(samples, corners, strict=True)
     ]
-    expected, _ = method.segmenter.loss(method.student.encoder(first), first, torch.stack(cut))
+    expected, _ = method.segmenter.loss(method.student.encoder(first), first, torch.stack(parcels))
     losses = method(views).losses
     torch.testing.assert_close(losses["parcels"], expected)
     others = sum(

@@ -30,34 +30,34 @@ def study(tmp_path, subject=SUBJECT, **changes):
     )
 
 
-def append(tmp_path, made):
-    return splits.append(tmp_path / "splits_final.json", made, made.tasks[0], LABELS)
+def append(tmp_path, design):
+    return splits.append(tmp_path / "splits_final.json", design, design.tasks[0], LABELS)
 
 
 def test_nested_stratified_and_the_same_validation(tmp_path):
-    made = study(tmp_path)
-    found = append(tmp_path, made)
-    for seed in made.seeds:
-        chain = [set(found[budget, seed].train) for budget in made.budgets]
+    small_study = study(tmp_path)
+    found = append(tmp_path, small_study)
+    for seed in small_study.seeds:
+        chain = [set(found[budget, seed].train) for budget in small_study.budgets]
         assert all(smaller < larger for smaller, larger in pairwise(chain))
         assert [len(cases) for cases in chain[:3]] == [2, 6, 12]
         assert all(
             {1, 2, 3} <= frozenset().union(*(LABELS[case] for case in cases)) for cases in chain
         )
     assert len({split.val for split in found.values()}) == 1
-    assert len({found[6, seed].train for seed in made.seeds}) == 3  # seeds draw other cases
+    assert len({found[6, seed].train for seed in small_study.seeds}) == 3  # seeds draw other cases
 
 
 def test_the_rest_is_what_the_largest_budget_leaves(tmp_path):
     task = SMALL["tasks"][0] | {"subject": SUBJECT, "validate": "rest"}
-    made = study(tmp_path, tasks=[task], budgets=[2, 6, 12])
-    found = append(tmp_path, made)
-    for seed in made.seeds:
+    small_study = study(tmp_path, tasks=[task], budgets=[2, 6, 12])
+    found = append(tmp_path, small_study)
+    for seed in small_study.seeds:
         largest = set(found[12, seed].train)
         assert set(found[2, seed].train) < set(found[6, seed].train) < largest
-        assert {found[budget, seed].val for budget in made.budgets} == {found[12, seed].val}
+        assert {found[budget, seed].val for budget in small_study.budgets} == {found[12, seed].val}
         assert set(found[12, seed].val) == set(CASES) - largest
-    assert len({found[12, seed].val for seed in made.seeds}) == 3
+    assert len({found[12, seed].val for seed in small_study.seeds}) == 3
     with pytest.raises(SplitError, match="leaves none to validate on"):
         append(tmp_path, study(tmp_path, tasks=[task], budgets=[30]))
 
@@ -81,12 +81,12 @@ def test_existing_folds_are_never_changed_and_a_second_time_adds_nothing(tmp_pat
     path = tmp_path / "splits_final.json"
     theirs = [{"train": CASES[:20], "val": CASES[20:]}, {"val": CASES[:9], "train": CASES[9:]}]
     path.write_text(json.dumps(theirs))
-    made = study(tmp_path)
-    found = append(tmp_path, made)
+    small_study = study(tmp_path)
+    found = append(tmp_path, small_study)
     once = path.read_bytes()
     assert json.loads(once)[:2] == theirs
     assert [split.fold for split in found.values()] == list(range(2, 14))
-    assert append(tmp_path, made) == found
+    assert append(tmp_path, small_study) == found
     assert path.read_bytes() == once
     more = append(tmp_path, study(tmp_path, budgets=[2, 4, 6, 12, "all"]))
     assert {key: more[key] for key in found} == found

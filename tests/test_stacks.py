@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from made_scans import AXIAL, ct_array, straight, write_series
+from synthetic_scans import AXIAL, ct_array, straight, write_series
 
 from nnssl.data.dicom import series_in
 from nnssl.data.refusals import UnusableScanError

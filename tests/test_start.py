@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from made_checkpoints import pretrained
 from micro import ENCODER
+from synthetic_checkpoints import pretrained
 
 from nnssl import checkpoint
 from nnssl.encoder.swin import Swin
@@ -16,10 +16,10 @@ from nnssl.train import start
 
 def test_the_encoder_is_that_of_the_checkpoint(tmp_path):
     path = pretrained(tmp_path, seed=3)
-    made, header = start.encoder("smit", path, 3, 0.2, checkpointing=False)
-    assert made.config == replace(ENCODER, drop_path=0.2)
+    encoder, header = start.encoder("smit", path, 3, 0.2, checkpointing=False)
+    assert encoder.config == replace(ENCODER, drop_path=0.2)
     saved = checkpoint.load(path)
-    for name, tensor in made.state_dict().items():
+    for name, tensor in encoder.state_dict().items():
         if name != "mask_token":
             torch.testing.assert_close(tensor, saved.weights[f"encoder.{name}"])
     assert header["start"]["sha256"] == saved.sha256
@@ -29,8 +29,8 @@ def test_weights_without_a_mask_token_do(tmp_path):
     content = torch.load(pretrained(tmp_path), weights_only=True)
     del content["network_weights"]["encoder.mask_token"]
     checkpoint.write(tmp_path / "foreign.pth", content)
-    made, _ = start.encoder("smit", tmp_path / "foreign.pth", 3, 0.0, checkpointing=False)
-    assert "mask_token" in dict(made.named_parameters())
+    encoder, _ = start.encoder("smit", tmp_path / "foreign.pth", 3, 0.0, checkpointing=False)
+    assert "mask_token" in dict(encoder.named_parameters())
 
 
 def test_other_dimensions_are_refused(tmp_path):
@@ -41,6 +41,6 @@ def test_other_dimensions_are_refused(tmp_path):
 
 
 def test_without_one_it_is_the_preset():
-    made, header = start.encoder("tiny", None, 2, 0.1, checkpointing=False)
-    assert isinstance(made, Swin)
-    assert (made.config.spatial_dims, made.config.drop_path, header) == (2, 0.1, {})
+    encoder, header = start.encoder("tiny", None, 2, 0.1, checkpointing=False)
+    assert isinstance(encoder, Swin)
+    assert (encoder.config.spatial_dims, encoder.config.drop_path, header) == (2, 0.1, {})

@@ -9,9 +9,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from made_checkpoints import pretrained
-from made_plans import nnunet_plans
 from micro import ENCODER
+from synthetic_checkpoints import pretrained
+from synthetic_plans import nnunet_plans
 
 from nnssl import checkpoint, finetune
 from nnssl.cpu import upsampling

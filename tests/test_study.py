@@ -10,9 +10,9 @@ import commands
 import pytest
 import torch
 import yaml
-from made_checkpoints import pretrained
-from made_study import ARMS, TASKS, study
 from micro import ENCODER
+from synthetic_checkpoints import pretrained
+from synthetic_study import ARMS, TASKS, study
 
 from nnssl import checkpoint, files
 from nnssl.commands import CommandError
@@ -85,13 +85,13 @@ def test_every_start_has_its_commands(tmp_path, dataset):
             "after": "imagenet",
         },
     ]
-    made = study(
+    small_study = study(
         tmp_path, arms=arms, recipe={"epochs": 3, "mirror": False, "trainer": "SwinFrozenTrainer"}
     )
-    starts = pretrainings(made)
-    folder = made.folder / "starts"
-    assert list(starts) == ["byol", "imagenet", "labels", "after"]
-    (command,) = starts["byol"].commands
+    jobs_by_start = pretrainings(small_study)
+    folder = small_study.folder / "starts"
+    assert list(jobs_by_start) == ["byol", "imagenet", "labels", "after"]
+    (command,) = jobs_by_start["byol"].commands
     assert command[:9] == [
         "nnssl_pretrain",
         "-m",
@@ -121,10 +121,12 @@ def test_every_start_has_its_commands(tmp_path, dataset):
         str(tmp_path / "swin.pth"),
         str(folder / "imagenet/weights/checkpoint_final.pth"),
     )
-    assert starts["imagenet"].commands == [["nnssl_convert", weights, "-o", converted, "--rgb"]]
-    (command,) = starts["after"].commands
+    assert jobs_by_start["imagenet"].commands == [
+        ["nnssl_convert", weights, "-o", converted, "--rgb"]
+    ]
+    (command,) = jobs_by_start["after"].commands
     assert command[3:7] == ["-i", str(tmp_path / "scans"), "--from", converted]
-    plan, train, export = starts["labels"].commands
+    plan, train, export = jobs_by_start["labels"].commands
     assert plan[:3] + plan[-5:] == [
         "nnssl_plan",
         "-d",
@@ -136,16 +138,22 @@ def test_every_start_has_its_commands(tmp_path, dataset):
         "--no-mirror",
     ]
     assert train[:5] == ["nnUNetv2_train", DATASET, "2d", "all", "-tr"]
-    assert starts["labels"].trains.name == "fold_all"
+    assert jobs_by_start["labels"].trains.name == "fold_all"
     longer = pretrainings(study(tmp_path, arms=arms, recipe={"epochs": 9}))
-    changed = [name for name in starts if starts[name].fingerprint != longer[name].fingerprint]
+    changed = [
+        name
+        for name in jobs_by_start
+        if jobs_by_start[name].fingerprint != longer[name].fingerprint
+    ]
     assert changed == ["labels"]  # the only one that a recipe trains
     assert export[1:3] == ["-m", "nnssl.study.execution.supervised"]
-    plans = {arm.name: plan_command(made, number) for number, arm in enumerate(made.arms)}
+    plans = {
+        arm.name: plan_command(small_study, number) for number, arm in enumerate(small_study.arms)
+    }
     assert plans["nnunet"] is None
     assert plans["smit"][5:9] == ["--name", "small-organs-smit", "-c", str(tmp_path / "smit.pth")]
     assert plans["scratch"][7:9] == plans["smit"][7:9]  # same encoder and intensities
-    trainers = {one.arm.name: one.trainer for one in runs.all_runs(made)}
+    trainers = {one.arm.name: one.trainer for one in runs.all_runs(small_study)}
     assert (trainers["scratch"], trainers["smit"]) == ("SwinScratchTrainer", "SwinFrozenTrainer")
     assert trainers["nnunet"] == "DefaultNetworkTrainer"
 
@@ -156,8 +164,8 @@ def test_a_random_start_is_like_the_arm_it_names_or_a_preset(tmp_path, dataset):
         ({"like": "other"}, ["-c", str(tmp_path / "other.pth")]),
         ({"encoder": "tiny"}, ["-a", "tiny"]),
     ):
-        made = study(tmp_path, arms=[ARMS[0] | scratch, ARMS[1], other])
-        assert plan_command(made, 0)[7:9] == expected
+        small_study = study(tmp_path, arms=[ARMS[0] | scratch, ARMS[1], other])
+        assert plan_command(small_study, 0)[7:9] == expected
 
 
 def test_only_what_is_missing_is_preprocessed(tmp_path, dataset):
@@ -187,8 +195,8 @@ def test_only_what_is_missing_is_preprocessed(tmp_path, dataset):
 
 
 def test_a_task_may_stand_on_other_plans_of_nnunets(tmp_path, dataset):
-    made = study(tmp_path, tasks=[TASKS[0] | {"dataset": 902, "plans": "coarse"}])
-    assert datasets.wanted(made)[0] == (Dataset("902"), "3d_fullres", "coarse")
+    small_study = study(tmp_path, tasks=[TASKS[0] | {"dataset": 902, "plans": "coarse"}])
+    assert datasets.wanted(small_study)[0] == (Dataset("902"), "3d_fullres", "coarse")
     with pytest.raises(
         StudyError, match="nnUNetv2_plan_experiment -d 902 -overwrite_plans_name coarse"
     ):
@@ -199,29 +207,31 @@ def test_a_task_may_stand_on_other_plans_of_nnunets(tmp_path, dataset):
     )
     (command,) = Dataset("902").commands("3d_fullres", "coarse")
     assert command[:5] == ["nnUNetv2_preprocess", "-d", "902", "-plans_name", "coarse"]
-    assert plan_command(made, 1)[3:5] == ["-p", "coarse"]
+    assert plan_command(small_study, 1)[3:5] == ["-p", "coarse"]
 
 
 def test_a_dataset_may_be_named(tmp_path, dataset):
     (command,) = Dataset(DATASET).commands("3d_fullres")
     assert command[1:3] == ["-d", "902"]  # nnU-Net's command takes nothing else
-    made = study(tmp_path, tasks=[TASKS[0] | {"dataset": DATASET}])
-    assert plan_command(made, 1)[:3] == ["nnssl_plan", "-d", "902"]
+    small_study = study(tmp_path, tasks=[TASKS[0] | {"dataset": DATASET}])
+    assert plan_command(small_study, 1)[:3] == ["nnssl_plan", "-d", "902"]
 
 
 def test_a_random_starts_encoder_makes_it_another_training(tmp_path):
     split = splits.Split(5, ["a"], ["b"])
     prints = set()
     for encoder in ("tiny", "smit"):
-        made = study(tmp_path, arms=[ARMS[0] | {"encoder": encoder}])
-        about = fine_tuning.job(runs.all_runs(made)[0], DATASET, split, plans={})
+        small_study = study(tmp_path, arms=[ARMS[0] | {"encoder": encoder}])
+        about = fine_tuning.job(runs.all_runs(small_study)[0], DATASET, split, plans={})
         prints.add(about.fingerprint)
     assert len(prints) == 2
 
 
 def test_an_arm_may_have_only_some_of_the_budgets(tmp_path, dataset):
-    made = study(tmp_path, budgets=[1, 2], seeds=[0], arms=[ARMS[0], ARMS[1] | {"budgets": [2]}])
-    assert [(one.arm.name, one.budget) for one in runs.all_runs(made)] == [
+    small_study = study(
+        tmp_path, budgets=[1, 2], seeds=[0], arms=[ARMS[0], ARMS[1] | {"budgets": [2]}]
+    )
+    assert [(one.arm.name, one.budget) for one in runs.all_runs(small_study)] == [
         ("scratch", 1),
         ("scratch", 2),
         ("smit", 2),
@@ -347,9 +357,9 @@ def test_end_to_end_killed_in_the_middle(nnunet_env, tmp_path, monkeypatch, caps
         assert commands.command("nnssl_study", *arguments) == 0
         return capsys.readouterr().out
 
-    told = command("run", str(path), "--dry-run")
-    assert "$ nnUNetv2_plan_and_preprocess -d 902 -c 3d_fullres" in told
-    assert "Runs: 2, done 0, to do 2" in told
+    printed = command("run", str(path), "--dry-run")
+    assert "$ nnUNetv2_plan_and_preprocess -d 902 -c 3d_fullres" in printed
+    assert "Runs: 2, done 0, to do 2" in printed
     assert not (tmp_path / "study").exists()
 
     def one_after_the_other(folders, print_fn):

@@ -27,9 +27,9 @@ def test_smoothing_is_nnunets(tmp_path):
 def test_a_curve_counts_hours_and_bridges_epochs_without_a_dice():
     dice = [None, 0.4, None, 0.4]
     rows = [EpochRow(run="a", epoch=e, dice=d, seconds=1800) for e, d in enumerate(dice)]
-    made = Curve.of(rows)
-    assert made.hours.tolist() == [0.5, 1.0, 1.5, 2.0]
-    assert made.dice == pytest.approx(curves.smooth([0.0, 0.4, 0.4, 0.4]))
+    curve = Curve.of(rows)
+    assert curve.hours.tolist() == [0.5, 1.0, 1.5, 2.0]
+    assert curve.dice == pytest.approx(curves.smooth([0.0, 0.4, 0.4, 0.4]))
 
 
 def test_twice_as_fast_is_half_the_epochs():

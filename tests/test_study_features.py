@@ -10,8 +10,8 @@ from math import prod
 import numpy as np
 import pytest
 import torch
-from made_checkpoints import pretrained as write_pretrained
-from made_plans import nnunet_plans
+from synthetic_checkpoints import pretrained as write_pretrained
+from synthetic_plans import nnunet_plans
 
 from nnssl.encoder.swin import Swin, SwinConfig
 from nnssl.finetune.architecture import architecture
@@ -29,14 +29,14 @@ STRIDES = [(2,) * 3, (2,) * 3, (2,) * 3, (4,) * 3, (4,) * 3, (8,) * 3, (8,) * 3,
 def network(seed: int = 0, axes: list[int] | None = None, **config) -> SwinUNETR:
     torch.manual_seed(seed)
     encoder = SwinConfig(**{**asdict(CONFIG), **config})
-    made = SwinUNETR(1, 3, encoder=encoder.to_dict(), decoder="light", axes=axes)
-    for name, parameter in made.named_parameters():
+    net = SwinUNETR(1, 3, encoder=encoder.to_dict(), decoder="light", axes=axes)
+    for name, parameter in net.named_parameters():
         if "weight" in name and parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.3)  # far from the identity that a Swin starts as
-    return made.eval()
+    return net.eval()
 
 
-def made_crops(count: int = 3, size: tuple[int, ...] = (32, 32, 32)) -> list[torch.Tensor]:
+def synthetic_crops(count: int = 3, size: tuple[int, ...] = (32, 32, 32)) -> list[torch.Tensor]:
     return [
         torch.randn(1, 1, *size, generator=torch.Generator().manual_seed(seed))
         for seed in range(count)
@@ -46,12 +46,12 @@ def made_crops(count: int = 3, size: tuple[int, ...] = (32, 32, 32)) -> list[tor
 def test_the_tokens_that_are_read_are_those_of_the_places():
     """A voxel can change only what is near: a changed corner shows in the corner's token of every
     layer, or not at all in the far corner's of the first ones."""
-    made, crop = network(), made_crops(1)[0]
-    places = torch.tensor([[0, 0, 0], [31, 31, 31]])
-    layers = Layers(made)
-    before = layers.read(crop, places)
+    net, crop = network(), synthetic_crops(1)[0]
+    positions = torch.tensor([[0, 0, 0], [31, 31, 31]])
+    layers = Layers(net)
+    before = layers.read(crop, positions)
     crop[..., 0, 0, 0] += 5
-    after = layers.read(crop, places)
+    after = layers.read(crop, positions)
     assert layers.names == [
         "patch embedding",
         "stage 1 block 1",
@@ -70,38 +70,44 @@ def test_the_tokens_that_are_read_are_those_of_the_places():
 @pytest.mark.parametrize("size", [(32, 32, 32), (30, 20, 36)])
 def test_a_stages_last_block_is_the_encoders_map(size):
     """`forward` gives every stage's output as a map, layer-normalised, in raster order."""
-    made, crop = network(), made_crops(1, size)[0]
+    net, crop = network(), synthetic_crops(1, size)[0]
     generator = torch.Generator().manual_seed(0)
-    places = features.draw_places(size, (4, 4, 4), generator)
-    found = dict(zip(Layers(made).names, Layers(made).read(crop, places), strict=True))
+    positions = features.draw_places(size, (4, 4, 4), generator)
+    found = dict(zip(Layers(net).names, Layers(net).read(crop, positions), strict=True))
     with torch.no_grad():
-        maps = made.encoder(crop)
+        maps = net.encoder(crop)
     for stage, depth in enumerate(CONFIG.depths):
         tokens = found[f"stage {stage + 1} block {depth}"]
-        where = (places // 2 ** (stage + 1)).T
+        where = (positions // 2 ** (stage + 1)).T
         expected = maps[stage][0][:, where[0], where[1], where[2]].T
         normalised = torch.nn.functional.layer_norm(tokens, tokens.shape[-1:])
         assert torch.allclose(normalised, expected, atol=1e-4)
 
 
 def test_places_lie_in_different_tokens_and_inside():
-    places = features.draw_places((20, 33, 16), (16, 16, 16), torch.Generator().manual_seed(0))
-    assert len({tuple(cell) for cell in (places // 16).tolist()}) == len(places) == 2 * 3 * 1
-    assert (places < torch.tensor([20, 33, 16])).all()
+    positions = features.draw_places((20, 33, 16), (16, 16, 16), torch.Generator().manual_seed(0))
+    assert len({tuple(cell) for cell in (positions // 16).tolist()}) == len(positions) == 2 * 3 * 1
+    assert (positions < torch.tensor([20, 33, 16])).all()
     assert len(features.draw_places((96, 96, 96), (8, 8, 8), torch.Generator())) == features.PLACES
 
 
 def test_an_encoder_is_like_itself_and_less_like_another():
     one, other = network(0), network(1)
     row = features.cka_row(
-        "t", "a pretrained", one, "a 2", copy.deepcopy(one), made_crops(4, (48, 48, 32)), seed=0
+        "t",
+        "a pretrained",
+        one,
+        "a 2",
+        copy.deepcopy(one),
+        synthetic_crops(4, (48, 48, 32)),
+        seed=0,
     )
     diagonal = np.diag(np.array(row.values))
     assert diagonal == pytest.approx(1, abs=1e-4)
     assert row.rows == row.columns == Layers(one).names
     assert row.volumes == 4
     less = features.cka_row(
-        "t", "a pretrained", one, "b 2", other, made_crops(4, (48, 48, 32)), seed=0
+        "t", "a pretrained", one, "b 2", other, synthetic_crops(4, (48, 48, 32)), seed=0
     )
     assert np.diag(np.array(less.values)).mean() < 0.9
     json.dumps(less.to_json(), allow_nan=False)
@@ -109,7 +115,9 @@ def test_an_encoder_is_like_itself_and_less_like_another():
 
 def test_a_crop_too_small_for_cka_is_refused():
     with pytest.raises(ValueError, match=r"has 1 token.*use a larger patch"):
-        features.cka_row("t", "a", network(), "b", network(), made_crops(1, (16, 16, 16)), seed=0)
+        features.cka_row(
+            "t", "a", network(), "b", network(), synthetic_crops(1, (16, 16, 16)), seed=0
+        )
 
 
 def test_cka_keeps_no_volume():
@@ -120,7 +128,7 @@ def test_cka_keeps_no_volume():
 
     def one_by_one():
         for number in range(5):
-            crop = made_crops(number + 1)[-1]
+            crop = synthetic_crops(number + 1)[-1]
             references.append(weakref.ref(crop))
             yield crop
             del crop
@@ -130,9 +138,9 @@ def test_cka_keeps_no_volume():
     assert row.volumes == 5
 
 
-def silence(made: SwinUNETR) -> None:
+def silence(net: SwinUNETR) -> None:
     """Attention that is the same for all tokens."""
-    for stage in made.encoder.stages:
+    for stage in net.encoder.stages:
         for block in stage.blocks:
             for parameter in (
                 *block.attn.qkv.parameters(),
@@ -142,16 +150,16 @@ def silence(made: SwinUNETR) -> None:
 
 
 def measured(
-    made: SwinUNETR, size: tuple[int, ...], spacing=(3.0, 1.0, 1.0)
+    net: SwinUNETR, size: tuple[int, ...], spacing=(3.0, 1.0, 1.0)
 ) -> dict[tuple[str, int], AttentionRow]:
-    rows = features.attention_rows("t", "a", 2, 0, made, spacing, made_crops(1, size))
+    rows = features.attention_rows("t", "a", 2, 0, net, spacing, synthetic_crops(1, size))
     return {(row.layer, row.head): row for row in rows}
 
 
 def test_even_attention_has_the_windows_mean_distance():
-    made = network()
-    silence(made)
-    rows = measured(made, (32, 32, 32))
+    net = network()
+    silence(net)
+    rows = measured(net, (32, 32, 32))
     steps = np.array(list(np.ndindex(2, 2, 2)))
     unit = np.linalg.norm((steps[:, None] - steps[None]) * [3.0, 1.0, 1.0], axis=-1).mean()
     for stage, heads in enumerate(CONFIG.heads[:3]):
@@ -165,9 +173,9 @@ def test_even_attention_has_the_windows_mean_distance():
 @pytest.mark.parametrize("size", [(32, 32, 32), (28, 24, 20)])
 def test_shifted_windows_and_padding_as_counted_one_by_one(size):
     """The second block of stage 1: windows shifted by one, cut at the border of the grid."""
-    made = network()
-    silence(made)
-    rows = measured(made, size)
+    net = network()
+    silence(net)
+    rows = measured(net, size)
     grid = [n // 2 for n in size]
     # of every token, the tokens along the axis in its window: pairs after the first one
     by_axis = []
@@ -175,24 +183,24 @@ def test_shifted_windows_and_padding_as_counted_one_by_one(size):
         window = [(i + 1) // 2 for i in range(n)] if n > 2 else [0] * n
         by_axis.append([[j for j in range(n) if window[j] == window[i]] for i in range(n)])
     far = []
-    for place in np.ndindex(*grid):
+    for position in np.ndindex(*grid):
         others = (
-            np.array(np.meshgrid(*(by_axis[a][place[a]] for a in range(3)), indexing="ij"))
+            np.array(np.meshgrid(*(by_axis[a][position[a]] for a in range(3)), indexing="ij"))
             .reshape(3, -1)
             .T
         )
-        far.append(np.linalg.norm((others - place) * np.array([6.0, 2.0, 2.0]), axis=1).mean())
+        far.append(np.linalg.norm((others - position) * np.array([6.0, 2.0, 2.0]), axis=1).mean())
     assert rows[("stage 1 block 2", 1)].mm == pytest.approx(np.mean(far), abs=1e-3)
 
 
 def test_attention_to_oneself_has_no_distance_and_to_the_other_end_has_it_all():
-    made = network()
-    silence(made)
-    table = made.encoder.stages[0].blocks[0].attn.relative_position_bias_table
+    net = network()
+    silence(net)
+    table = net.encoder.stages[0].blocks[0].attn.relative_position_bias_table
     with torch.no_grad():
         table[(len(table) - 1) // 2] = 50.0  # offset 0
-    assert measured(made, (32, 32, 32))[("stage 1 block 1", 1)].mm == pytest.approx(0, abs=1e-3)
-    silence(made)
+    assert measured(net, (32, 32, 32))[("stage 1 block 1", 1)].mm == pytest.approx(0, abs=1e-3)
+    silence(net)
     with torch.no_grad():
         # offsets (-1, -1, -1) and (1, 1, 1): two of a window's eight tokens find their other end
         table[[0, -1]] = 50.0
@@ -200,23 +208,23 @@ def test_attention_to_oneself_has_no_distance_and_to_the_other_end_has_it_all():
     steps = np.array(list(np.ndindex(2, 2, 2)))
     even = np.linalg.norm((steps[:, None] - steps[None]) * [6.0, 2.0, 2.0], axis=-1).mean(axis=1)
     expected = diagonal / 4 + others * even.mean()
-    assert measured(made, (32, 32, 32))[("stage 1 block 1", 1)].mm == pytest.approx(
+    assert measured(net, (32, 32, 32))[("stage 1 block 1", 1)].mm == pytest.approx(
         expected, abs=1e-2
     )
 
 
 def test_the_weights_are_those_that_the_encoder_uses():
-    made = network().encoder
-    block, seen = made.stages[0].blocks[1], {}
+    encoder = network().encoder
+    block, recorded = encoder.stages[0].blocks[1], {}
     block.attn.register_forward_hook(
-        lambda module, inputs, output: seen.update(inputs=inputs, output=output)
+        lambda module, inputs, output: recorded.update(inputs=inputs, output=output)
     )
     with torch.no_grad():
-        made(made_crops(1)[0])
-        x, cut, relative = seen["inputs"]
-        windows = x.view(-1, prod(cut.size), x.shape[-1])
+        encoder(synthetic_crops(1)[0])
+        x, partition, relative = recorded["inputs"]
+        windows = x.view(-1, prod(partition.size), x.shape[-1])
         by_head = attention_distance.weights(
-            block.attn, windows, relative, cut.mask.patterns[cut.mask.which]
+            block.attn, windows, relative, partition.mask.patterns[partition.mask.which]
         )
         values = (
             block.attn.qkv(windows)
@@ -225,43 +233,47 @@ def test_the_weights_are_those_that_the_encoder_uses():
             .transpose(1, 2)
         )
         joined = block.attn.proj((by_head @ values).transpose(1, 2).flatten(2))
-    assert torch.allclose(joined.view(seen["output"].shape), seen["output"], atol=1e-4)
+    assert torch.allclose(joined.view(recorded["output"].shape), recorded["output"], atol=1e-4)
 
 
 def test_spacing_follows_the_axes_of_the_encoder():
     """nnU-Net gives (x, z, y) with its spacing; the encoder sees (z, y, x)."""
-    straight, turned = network(), network(axes=[2, 0, 1])
-    crop = made_crops(1, (32, 24, 28))[0]
-    forth = features.attention_rows("t", "a", 2, 0, straight, (3.0, 1.0, 2.0), [crop])
+    straight, permuted = network(), network(axes=[2, 0, 1])
+    crop = synthetic_crops(1, (32, 24, 28))[0]
+    expected = features.attention_rows("t", "a", 2, 0, straight, (3.0, 1.0, 2.0), [crop])
     moved = crop.permute(0, 1, *(2 + axis for axis in (2, 0, 1)))
-    assert features.attention_rows("t", "a", 2, 0, turned, (2.0, 3.0, 1.0), [moved]) == forth
+    assert features.attention_rows("t", "a", 2, 0, permuted, (2.0, 3.0, 1.0), [moved]) == expected
 
 
 def test_two_dimensions():
-    made = network(spatial_dims=2)
-    rows = features.attention_rows("t", "a", "all", 0, made, (1.5, 1.5), made_crops(2, (64, 64)))
-    assert {row.layer for row in rows} == set(Layers(made).names[1:])
+    net = network(spatial_dims=2)
+    rows = features.attention_rows(
+        "t", "a", "all", 0, net, (1.5, 1.5), synthetic_crops(2, (64, 64))
+    )
+    assert {row.layer for row in rows} == set(Layers(net).names[1:])
     row = features.cka_row(
-        "t", "a", made, "b", network(1, spatial_dims=2), made_crops(2, (64, 64)), seed=0
+        "t", "a", net, "b", network(1, spatial_dims=2), synthetic_crops(2, (64, 64)), seed=0
     )
     assert np.isfinite(np.array(row.values)).all()
 
 
 def test_hooks_are_taken_away():
-    made = network().encoder
-    with pytest.raises(RuntimeError, match="stop"), AttentionDistance(made, (1.0, 1.0, 1.0)):
+    encoder = network().encoder
+    with pytest.raises(RuntimeError, match="stop"), AttentionDistance(encoder, (1.0, 1.0, 1.0)):
         raise RuntimeError("stop")
-    assert not any(module._forward_pre_hooks or module._forward_hooks for module in made.modules())
+    assert not any(
+        module._forward_pre_hooks or module._forward_hooks for module in encoder.modules()
+    )
 
 
-def fold_of_nnunet(folder, made: SwinUNETR, entry: dict):
+def fold_of_nnunet(folder, net: SwinUNETR, entry: dict):
     """checkpoint_final.pth with what nnU-Net's trainer saves and we read."""
     plans = nnunet_plans()
     plans["configurations"]["3d_fullres"]["architecture"] = entry
     arguments = {"plans": plans, "configuration": "3d_fullres", "fold": 0, "dataset_json": {}}
     folder.mkdir()
     torch.save(
-        {"network_weights": made.state_dict(), "init_args": arguments},
+        {"network_weights": net.state_dict(), "init_args": arguments},
         folder / "checkpoint_final.pth",
     )
     return folder
@@ -272,16 +284,16 @@ def test_a_fold_of_nnunet_and_the_checkpoint_it_started_from(tmp_path):
     hu = HUPolicy(-900.0, 1100.0, -40.0, 310.0)
     entry = architecture(plans, plans["configurations"]["3d_fullres"], CONFIG, "light", hu)
     torch.manual_seed(0)
-    made = SwinUNETR(1, 4, True, **entry["arch_kwargs"])
-    read = features.finetuned(fold_of_nnunet(tmp_path / "fold_0", made, entry))
+    net = SwinUNETR(1, 4, True, **entry["arch_kwargs"])
+    read = features.finetuned(fold_of_nnunet(tmp_path / "fold_0", net, entry))
     assert not read.training
     assert {name: t.tolist() for name, t in read.encoder.intensity.state_dict().items()} == {
-        name: t.tolist() for name, t in made.encoder.intensity.state_dict().items()
+        name: t.tolist() for name, t in net.encoder.intensity.state_dict().items()
     }
-    crop = made_crops(1)[0]
-    made.eval()
-    made.decoder.deep_supervision = False
-    assert torch.equal(read(crop), made(crop))
+    crop = synthetic_crops(1)[0]
+    net.eval()
+    net.decoder.deep_supervision = False
+    assert torch.equal(read(crop), net(crop))
     path = write_pretrained(tmp_path, CONFIG, seed=5)
     before = features.pretrained(path, like=read)
     torch.manual_seed(5)
@@ -309,11 +321,11 @@ def test_crops_of_preprocessed_cases(tmp_path):
         labels = np.zeros((1, 20, 30, 24), np.int8)
         labels[0, 18, 2, 3] = 1
         nnUNetDatasetBlosc2.save_case(data, labels, {}, str(tmp_path / name))
-    made = list(features.crops(tmp_path, ["a", "b"], (16, 16, 32), count=3))
-    assert [tuple(crop.shape) for crop in made] == [(1, 1, 16, 16, 32)] * 3
+    crops = list(features.crops(tmp_path, ["a", "b"], (16, 16, 32), count=3))
+    assert [tuple(crop.shape) for crop in crops] == [(1, 1, 16, 16, 32)] * 3
     whole = torch.tensor(np.random.default_rng(0).normal(size=(1, 20, 30, 24)).astype(np.float32))
-    assert torch.equal(made[0][0, ..., :24], whole[:, 4:20, 0:16])
-    assert torch.equal(made[0], made[2])
-    assert not made[0][..., 24:].any()
+    assert torch.equal(crops[0][0, ..., :24], whole[:, 4:20, 0:16])
+    assert torch.equal(crops[0], crops[2])
+    assert not crops[0][..., 24:].any()
     (flat,) = features.crops(tmp_path, ["b"], (16, 16), count=1)
     assert flat.shape == (1, 1, 16, 16)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from made_study import ARMS, TASKS, finished, study
-from made_trainers import DATASET_JSON, batch, made_plans, made_trainer, train_epoch
+from synthetic_study import ARMS, TASKS, finished, study
+from synthetic_trainers import DATASET_JSON, batch, synthetic_plans, synthetic_trainer, train_epoch
 
 from nnssl import files, hook
 from nnssl.finetune.architecture import RECIPE
@@ -58,9 +58,9 @@ def planned(folder: Path, name: str) -> None:
 
 
 def test_nnunets_residual_encoder_is_planned_by_its_own_planner(tmp_path, dataset, monkeypatch):
-    made = study(tmp_path, arms=[*ARMS, RESENC], recipe={"epochs": 4, "iterations": 10})
+    small_study = study(tmp_path, arms=[*ARMS, RESENC], recipe={"epochs": 4, "iterations": 10})
     residual = (Dataset("902"), "3d_fullres", "nnUNetResEncUNetMPlans")
-    assert residual in datasets.wanted(made)
+    assert residual in datasets.wanted(small_study)
     typed = []
 
     def execute(command, _):
@@ -68,11 +68,11 @@ def test_nnunets_residual_encoder_is_planned_by_its_own_planner(tmp_path, datase
         planned(dataset, "nnUNetResEncUNetMPlans")
 
     monkeypatch.setattr(shell, "execute", execute)
-    datasets.preprocess(made, shell.Foreground(tmp_path, print))
+    datasets.preprocess(small_study, shell.Foreground(tmp_path, print))
     # alone, since the data are those of nnU-Net's own plans
     assert typed == [["nnUNetv2_plan_experiment", "-d", "902", "-pl", "nnUNetPlannerResEncM"]]
-    (task,) = made.tasks
-    plans = Plans(ArmOnTask(made, task, made.arms[-1]))
+    (task,) = small_study.tasks
+    plans = Plans(ArmOnTask(small_study, task, small_study.arms[-1]))
     written = plans.provide(shell.Foreground(tmp_path, print))
     assert plans.path.name == "small-organs-resenc.json"
     assert (written[RECIPE]["epochs"], written[RECIPE]["iterations"]) == (4, 10)
@@ -83,14 +83,14 @@ def test_nnunets_residual_encoder_is_planned_by_its_own_planner(tmp_path, datase
 def test_another_networks_plans_make_another_training(tmp_path):
     split, prints = splits.Split(5, ["a"], ["b"]), set()
     for arm in (RESENC, RESENC | {"plans": "nnUNetResEncUNetLPlans"}, RESENC | {"plans": None}):
-        made = study(tmp_path, arms=[ARMS[0], arm])
-        about = fine_tuning.job(runs.all_runs(made)[1], DATASET, split, plans={})
+        small_study = study(tmp_path, arms=[ARMS[0], arm])
+        about = fine_tuning.job(runs.all_runs(small_study)[1], DATASET, split, plans={})
         prints.add(about.fingerprint)
     assert len(prints) == 3
 
 
 def test_a_residual_encoder_trains_as_long_as_the_recipe_says(nnunet_env, one_thread):
-    plans = made_plans({"epochs": 3, "iterations": 2})
+    plans = synthetic_plans({"epochs": 3, "iterations": 2})
     module = "dynamic_network_architectures.architectures.unet"
     plans["configurations"]["3d_fullres"]["architecture"] = {
         "network_class_name": f"{module}.ResidualEncoderUNet",
@@ -104,7 +104,7 @@ def test_a_residual_encoder_trains_as_long_as_the_recipe_says(nnunet_env, one_th
         },
         "_kw_requires_import": ["conv_op", "norm_op", "nonlin"],
     }  # fmt: skip
-    trainer = made_trainer("DefaultNetworkTrainer", plans)
+    trainer = synthetic_trainer("DefaultNetworkTrainer", plans)
     trainer.initialize()
     trainer.set_deep_supervision_enabled(trainer.enable_deep_supervision)
     assert type(trainer.network).__name__ == "ResidualEncoderUNet"
@@ -113,7 +113,9 @@ def test_a_residual_encoder_trains_as_long_as_the_recipe_says(nnunet_env, one_th
 
 
 def primus(**recipe):
-    trainer = made_trainer("DefaultPrimusSTrainer", made_plans({"iterations": 1, **recipe}))
+    trainer = synthetic_trainer(
+        "DefaultPrimusSTrainer", synthetic_plans({"iterations": 1, **recipe})
+    )
     trainer.initialize()
     return trainer
 
@@ -144,12 +146,12 @@ def test_primus_trains_as_long_as_the_recipe_says_and_goes_on_where_it_stopped(
 
 
 def test_primus_gets_patches_of_whole_cubes_and_none_in_2d(nnunet_env):
-    plans = made_plans()
+    plans = synthetic_plans()
     plans["configurations"]["3d_fullres"]["patch_size"] = [20, 48, 36]
-    trainer = made_trainer("DefaultPrimusMTrainer", plans)
+    trainer = synthetic_trainer("DefaultPrimusMTrainer", plans)
     assert list(trainer.configuration_manager.patch_size) == [24, 48, 40]
     with pytest.raises(ValueError, match="Primus is a 3D network, and 2d has"):
-        made_trainer("DefaultPrimusMTrainer", made_plans(), "2d")
+        synthetic_trainer("DefaultPrimusMTrainer", synthetic_plans(), "2d")
 
 
 # -- elsewhere
@@ -157,8 +159,8 @@ def test_primus_gets_patches_of_whole_cubes_and_none_in_2d(nnunet_env):
 
 def ready(folder: Path, **arm) -> tuple[runs.StudyRun, FineTuningJob]:
     """The run of an arm that is trained elsewhere, and its job."""
-    made = study(folder, arms=[ARMS[0], MAE | arm])
-    one = runs.all_runs(made)[1]
+    small_study = study(folder, arms=[ARMS[0], MAE | arm])
+    one = runs.all_runs(small_study)[1]
     about = fine_tuning.job(one, DATASET, splits.Split(5, ["a"], ["b", "c"]), plans={})
     one.begin(about)
     return one, about
@@ -228,21 +230,21 @@ def test_results_on_other_cases_are_refused(tmp_path, dataset):
 
 
 def test_plans_that_upstream_has_not_made_yet_are_named_before_anything_runs(tmp_path, dataset):
-    made = study(tmp_path, arms=[ARMS[0], MAE])
+    small_study = study(tmp_path, arms=[ARMS[0], MAE])
     message = "no plans ptPlans__mae, .*there are: nnUNetPlans. .*preprocess_like_nnssl -d 902 -n"
     with pytest.raises(StudyError, match=message):
-        requirements.check_inputs(made)
+        requirements.check_inputs(small_study)
     planned(dataset, "ptPlans__mae")
-    requirements.check_inputs(made)
-    assert datasets.wanted(made) == [(Dataset("902"), "3d_fullres", "nnUNetPlans")]
+    requirements.check_inputs(small_study)
+    assert datasets.wanted(small_study) == [(Dataset("902"), "3d_fullres", "nnUNetPlans")]
 
 
 def test_one_table_of_the_report_holds_all_networks(tmp_path):
-    made = study(tmp_path, arms=[*ARMS, RESENC, PRIMUS, MAE], seeds=[0, 1], tasks=TASKS)
-    for number, one in enumerate(runs.all_runs(made)):
+    small_study = study(tmp_path, arms=[*ARMS, RESENC, PRIMUS, MAE], seeds=[0, 1], tasks=TASKS)
+    for number, one in enumerate(runs.all_runs(small_study)):
         finished(one, dice=0.7 + number / 100)
-    collect.collect(made)
-    page = write.write(made.results, tmp_path / "report").read_text(encoding="utf-8")
+    collect.collect(small_study)
+    page = write.write(small_study.results, tmp_path / "report").read_text(encoding="utf-8")
     scores = (tmp_path / "report" / "tables" / "scores.csv").read_text().splitlines()
     assert [line.split(",")[2] for line in scores[1:]] == [
         "scratch", "smit", "resenc", "primus", "mae"

@@ -10,10 +10,10 @@ import time
 from pathlib import Path
 
 import browser
-import made_results
 import numpy as np
 import pytest
-from made_results import case_row, run_row
+import synthetic_results
+from synthetic_results import case_row, run_row
 
 from nnssl import cli, files
 from nnssl.study.report import efficiency, feature_reuse, scores, write
@@ -40,7 +40,7 @@ def by_hand() -> list[dict]:
     """Two arms, one budget, two seeds, two cases, two labels; one label is in neither prediction
     nor truth.
     """
-    made = []
+    records = []
     for arm, seed, dice in (
         ("scratch", 0, {"a": (0.4, 0.6), "b": (0.8, None)}),
         ("scratch", 1, {"a": (0.2, 0.4), "b": (0.6, None)}),
@@ -48,10 +48,10 @@ def by_hand() -> list[dict]:
         ("smit", 1, {"a": (0.6, 0.6), "b": (0.9, None)}),
     ):
         run = f"t__{arm}__2__{seed}"
-        made.append(run_row(run, "t", arm, 2, seed, cases=2))
+        records.append(run_row(run, "t", arm, 2, seed, cases=2))
         for case, values in dice.items():
-            made += [case_row(run, case, f"label {n}", value) for n, value in enumerate(values)]
-    return made
+            records += [case_row(run, case, f"label {n}", value) for n, value in enumerate(values)]
+    return records
 
 
 def test_scores_by_hand():
@@ -80,7 +80,7 @@ def test_subjects_are_one_observation():
 
 
 def test_correction_is_over_all_comparisons_of_a_measure():
-    compared = scores.compare_with_scratch(Results(made_results.rows(reuse_too=False)))
+    compared = scores.compare_with_scratch(Results(synthetic_results.rows(reuse_too=False)))
     for measure in ("dice", "hd95"):
         family = [c for c in compared if c.measure == measure]
         assert len(family) == 2 * 4 * 4
@@ -94,9 +94,9 @@ def test_correction_is_over_all_comparisons_of_a_measure():
 
 
 def test_ranks_are_over_tasks_and_of_complete_arms():
-    rows = made_results.rows(reuse_too=False)
+    rows = synthetic_results.rows(reuse_too=False)
     ranking = scores.rank(Results(rows))
-    assert ranking.arms == list(made_results.ARMS)
+    assert ranking.arms == list(synthetic_results.ARMS)
     assert dict(zip(ranking.arms, ranking.overall.means, strict=True)) == {
         "smit": 1, "simmim": 2, "dino": 3, "scratch": 4, "rotation": 5,
     }  # fmt: skip
@@ -110,7 +110,7 @@ def test_ranks_are_over_tasks_and_of_complete_arms():
 
 
 def test_the_drop_to_another_modality():
-    results = Results(made_results.rows(reuse_too=False))
+    results = Results(synthetic_results.rows(reuse_too=False))
     rows = {(row[0], row[2]): row for row in efficiency.modality(results).rows}
     smit, scratch = rows[("smit", "2")], rows[("scratch", "2")]
     assert smit[1] == "CT to MR"
@@ -127,7 +127,7 @@ def test_the_drop_to_another_modality():
 
 
 def test_without_modalities_there_is_no_such_section(tmp_path):
-    rows = made_results.rows(**SMALL, tasks={"organs": "CT"})
+    rows = synthetic_results.rows(**SMALL, tasks={"organs": "CT"})
     page = written(tmp_path, rows).read_text(encoding="utf-8")
     assert "Modalities" not in page
     assert not (tmp_path / "report" / "tables" / "modality.csv").exists()
@@ -154,7 +154,7 @@ def test_heat_maps_are_means_over_the_seeds():
 
 def test_any_order_and_any_repetition_of_rows_gives_the_same_files(tmp_path):
     """A study that was killed and started again writes rows once more, and in another order."""
-    rows = made_results.rows(**SMALL)
+    rows = synthetic_results.rows(**SMALL)
     again = [*rows, *rows[:200]]
     random.Random(0).shuffle(again)
     failed = {
@@ -165,22 +165,22 @@ def test_any_order_and_any_repetition_of_rows_gives_the_same_files(tmp_path):
     for folder, content in ((tmp_path / "a", rows), (tmp_path / "b", [failed, *again])):
         folder.mkdir()
         written(folder, content)
-    made = [
+    written_files = [
         sorted(p.relative_to(tmp_path / n) for p in (tmp_path / n / "report").rglob("*.*"))
         for n in ("a", "b")
     ]
-    assert made[0] == made[1]
-    assert len([path for path in made[0] if path.suffix == ".svg"]) >= 8
+    assert written_files[0] == written_files[1]
+    assert len([path for path in written_files[0] if path.suffix == ".svg"]) >= 8
     differing = [
         path
-        for path in made[0]
+        for path in written_files[0]
         if (tmp_path / "a" / path).read_bytes() != (tmp_path / "b" / path).read_bytes()
     ]
     assert differing == []
 
 
 def test_a_row_cut_short_by_a_kill_is_left_out(tmp_path):
-    written(tmp_path, made_results.rows(**SMALL))
+    written(tmp_path, synthetic_results.rows(**SMALL))
     before = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
     with (tmp_path / "results.jsonl").open("a") as file:
         file.write('{"kind": "case", "run": "organs__scr')
@@ -189,7 +189,7 @@ def test_a_row_cut_short_by_a_kill_is_left_out(tmp_path):
 
 
 def test_what_is_missing_is_said_first(tmp_path):
-    rows = made_results.rows(**SMALL, tasks={"organs": "CT"})
+    rows = synthetic_results.rows(**SMALL, tasks={"organs": "CT"})
     for row in rows:
         if row["kind"] == "run" and row["run"] == "organs__smit__2__1":
             row.update(state="failed", reason="CUDA out of memory <twice>")
@@ -214,12 +214,12 @@ def test_without_a_run_there_is_nothing_to_report(tmp_path):
 
 
 def test_to_be_as_good_as_a_scratch_that_learnt_nothing_takes_no_time_and_is_not_told():
-    rows = made_results.rows(**SMALL | {"tasks": {"organs": "CT"}})
-    told = {row[1] for row in efficiency.speed(Results(rows)).rows}
+    rows = synthetic_results.rows(**SMALL | {"tasks": {"organs": "CT"}})
+    before = {row[1] for row in efficiency.speed(Results(rows)).rows}
     for row in rows:
         if row["kind"] == "epoch" and "__scratch__2__" in row["run"]:
             row["dice"] = 0.0
-    assert (told, {row[1] for row in efficiency.speed(Results(rows)).rows}) == (
+    assert (before, {row[1] for row in efficiency.speed(Results(rows)).rows}) == (
         {"2", "all"},
         {"all"},
     )
@@ -276,7 +276,7 @@ def test_tables_as_csv(tmp_path):
 
 def test_five_hundred_runs_in_time(tmp_path):
     """The issue's 30 s are meant for an idle core; of a shared one only the time on it counts."""
-    rows = made_results.rows(
+    rows = synthetic_results.rows(
         budgets=(2, 3, 5, 7, 10, 15, 20, 30, 40, "all"), seeds=5, cases=10, epochs=50
     )
     assert sum(row["kind"] == "run" for row in rows) == 500
@@ -287,7 +287,7 @@ def test_five_hundred_runs_in_time(tmp_path):
 
 
 def test_the_page_asks_for_nothing_from_elsewhere(tmp_path):
-    page = written(tmp_path, made_results.rows(**SMALL)).read_text(encoding="utf-8")
+    page = written(tmp_path, synthetic_results.rows(**SMALL)).read_text(encoding="utf-8")
     assert set(re.findall(r"""(?:src|href)="(data:image/svg|#)?""", page)) == {
         "data:image/svg",
         "#",
@@ -299,7 +299,7 @@ def test_the_page_asks_for_nothing_from_elsewhere(tmp_path):
 def test_no_name_becomes_a_part_of_the_page(tmp_path):
     """Names come from datasets, folders and checkpoints of other people."""
     bad = "<script>alert(1)</script>"
-    rows = made_results.rows(**SMALL, tasks={"organs": bad})
+    rows = synthetic_results.rows(**SMALL, tasks={"organs": bad})
     for row in rows:
         if row["kind"] == "study":
             row |= {"name": bad, "description": {"name": f'</pre>{bad}" onload="x'}}
@@ -336,7 +336,7 @@ ASK = """
 
 @browser.needed
 def test_in_a_browser_tables_sort_and_figures_are_readable_at_a_laptops_width(tmp_path):
-    page = written(tmp_path, made_results.rows(**SMALL))
+    page = written(tmp_path, synthetic_results.rows(**SMALL))
     answer = browser.ask(page, tmp_path, script=ASK)
     assert len(answer["before"]) == 8
     assert answer["up"] == sorted(answer["before"], key=lambda text: float(text.split()[0]))

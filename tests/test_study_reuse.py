@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from made_checkpoints import pretrained as write_pretrained
-from made_plans import DATASET, nnunet_plans
-from made_study import ARMS, fine_tuning
-from made_study import study as described
+from synthetic_checkpoints import pretrained as write_pretrained
+from synthetic_plans import DATASET, nnunet_plans
+from synthetic_study import ARMS, fine_tuning
+from synthetic_study import study as described
 
 from nnssl import files
 from nnssl.encoder.swin import SwinConfig
@@ -49,7 +49,7 @@ def study(nnunet_env, tmp_path) -> Study:
         nnUNetDatasetBlosc2.save_case(image, (image > 1).astype(np.int8), {}, str(stored / case))
     files.write_json(data / "splits_final.json", [{"train": ["c"], "val": ["a", "b"]}] * 3)
     arms = [*ARMS, {"name": "nnunet", "start": "default"}]
-    made = described(
+    small_study = described(
         tmp_path, arms=arms, tasks=[{"name": "t", "dataset": DATASET}], budgets=[2, "all"]
     )
     for arm, trainer in TRAINERS.items():
@@ -62,17 +62,17 @@ def study(nnunet_env, tmp_path) -> Study:
             own["pretrain_info"] = {"checkpoint_path": str(write_pretrained(tmp_path, CONFIG))}
         files.write_json(data / f"p-{arm}.json", own)
         for fold, budget in ((1, 2), (2, "all")):
-            finished(made.folder, arm, trainer, budget, fold, own)
-    made.results.write_text("")
-    return made
+            finished(small_study.folder, arm, trainer, budget, fold, own)
+    small_study.results.write_text("")
+    return small_study
 
 
 def finished(
     folder: Path, arm: str, trainer: str, budget: int | str, fold: int, plans: dict
 ) -> None:
     name = f"t__{arm}__{budget}__0"
-    place = {"dataset": DATASET, "fold": fold, "trainer": trainer, "plans": f"p-{arm}"}
-    job = fine_tuning(run=name, task="t", arm=arm, budget=budget, **place)
+    common = {"dataset": DATASET, "fold": fold, "trainer": trainer, "plans": f"p-{arm}"}
+    job = fine_tuning(run=name, task="t", arm=arm, budget=budget, **common)
     jobs.write_job(folder / "runs" / name, job)
     files.write_json(folder / "runs" / name / jobs.OUTCOME, {"state": "done", "reason": None})
     model = job.training.folder

@@ -54,8 +54,8 @@ def test_cases_of_one_subject_are_drawn_together():
     subjects = [name for name in NAMES[:10] for _ in range(2)]
     once = statistics.replicates(values, NAMES[:10])
     assert np.allclose(statistics.replicates(doubled, subjects), once)
-    apart = statistics.replicates(doubled, NAMES[:20])
-    assert apart.std() < 0.8 * once.std()
+    independent = statistics.replicates(doubled, NAMES[:20])
+    assert independent.std() < 0.8 * once.std()
 
 
 def test_cases_without_a_value_are_left_out():
@@ -112,9 +112,9 @@ def test_holm_is_the_closed_test_of_bonferronis(seed):
             min(1.0, len(others) * min(p_values[i] for i in others))
             for size in range(1, 6)
             for others in combinations(range(5), size)
-            if place in others
+            if index in others
         )
-        for place in range(5)
+        for index in range(5)
     ]
     assert statistics.holm(p_values) == pytest.approx(closed)
 

@@ -25,10 +25,10 @@ SHAPE = (4, 5, 6)
 @pytest.fixture
 def looked(monkeypatch) -> list[str]:
     """The scans that were looked at, and those whose answers were opened, in `opened`."""
-    seen: list[str] = []
+    inspected: list[str] = []
 
-    def look(found: Found, *_) -> ScanReport:
-        seen.append(Path(found.path).name)
+    def inspect(found: Found, *_) -> ScanReport:
+        inspected.append(Path(found.path).name)
         return ScanReport(
             found.path,
             found.series,
@@ -40,8 +40,8 @@ def looked(monkeypatch) -> list[str]:
             "histogram",
         )
 
-    monkeypatch.setattr(survey_module, "inspect_scan", look)
-    return seen
+    monkeypatch.setattr(survey_module, "inspect_scan", inspect)
+    return inspected
 
 
 @pytest.fixture

@@ -37,17 +37,17 @@ def test_boxes_keep_to_the_share_and_to_the_edge(dims):
     for seed in range(200):
         boxes = draw_cutout(0.3, 0.25, dims, generator(seed))
         start, side = boxes.unbind(dim=2)
-        real = side[:, 0] > 0
+        nonempty = side[:, 0] > 0
         fraction = 0.3 * float(torch.rand((), generator=generator(seed)))
         fractions.append(float(side.prod(dim=1).sum()))
         assert fraction - 0.25**dims < fractions[-1] <= fraction + 1e-6, (
             "there is no room for one more"
         )
-        assert bool((side[real] >= 0.125).all())
-        assert bool((side[real] <= 0.25).all())
+        assert bool((side[nonempty] >= 0.125).all())
+        assert bool((side[nonempty] <= 0.25).all())
         assert float(start.min()) >= 0
         assert float((start + side).max()) <= 1
-        assert bool((real[1:] <= real[:-1]).all()), "empty ones come last"
+        assert bool((nonempty[1:] <= nonempty[:-1]).all()), "empty ones come last"
     assert min(fractions) < 0.05
     assert max(fractions) > 0.25
 
@@ -57,12 +57,12 @@ def test_covered_voxels_are_those_of_a_loop(size):
     boxes = torch.stack([draw_cutout(0.3, 0.25, len(size), generator(seed)) for seed in range(3)])
     got = covered(boxes, size)
     expected = torch.zeros(3, *size, dtype=torch.bool)
-    places = torch.cartesian_prod(*[torch.arange(s) for s in size])
-    middles = (places + 0.5) / torch.tensor(size)
+    positions = torch.cartesian_prod(*[torch.arange(s) for s in size])
+    middles = (positions + 0.5) / torch.tensor(size)
     for image, some in zip(expected, boxes, strict=True):
         for start, side in some.transpose(1, 2):
             inside = ((middles >= start) & (middles < start + side)).all(dim=1)
-            image[tuple(places[inside].T)] = True
+            image[tuple(positions[inside].T)] = True
     assert torch.equal(got, expected)
     assert 0.05 < float(got.float().mean()) < 0.3
     assert torch.equal(got[1:2], covered(boxes[1:2], size))
@@ -111,11 +111,11 @@ def test_swapped_blocks_come_from_the_scan_before_and_never_from_the_same_scan(m
     views = micro.views(method, batch=4, crop=CROP)
     image, swapped = views["image"], views["swapped"]
     views["scan"] = torch.tensor([7, 3, 3, 5])
-    seen = method._seen(views)
+    inputs = method._seen(views)
     for scan, (before, from_another) in enumerate([(3, True), (0, True), (1, False), (2, True)]):
         source = image[:, before] if from_another else views["noisy"][:, scan]
         assert torch.equal(
-            seen[:, scan], torch.where(swapped[:, scan], source, views["noisy"][:, scan])
+            inputs[:, scan], torch.where(swapped[:, scan], source, views["noisy"][:, scan])
         )
 
 

@@ -255,16 +255,16 @@ def test_accumulation_gives_what_one_large_batch_gives(tmp_path):
     ("world", "accumulate", "start"), [(1, 1, 0), (2, 1, 0), (2, 3, 2), (4, 1, 1)]
 )
 def test_every_sample_of_a_step_goes_to_one_process(monkeypatch, world, accumulate, start):
-    seen = {step: [] for step in range(start, 4)}
+    by_step = {step: [] for step in range(start, 4)}
     for rank in range(world):
         monkeypatch.setattr(dist, "world_size", lambda: world)
         monkeypatch.setattr(dist, "rank", lambda rank=rank: rank)
         micro_batches = batches.MicroBatches(start, steps=4, batch_size=12, accumulate=accumulate)
-        listed = list(micro_batches)
-        assert len(listed) == len(micro_batches) == (4 - start) * accumulate
-        for number, part in enumerate(listed):
-            seen[start + number // accumulate] += part
-    assert {step: sorted(samples) for step, samples in seen.items()} == {
+        batch_list = list(micro_batches)
+        assert len(batch_list) == len(micro_batches) == (4 - start) * accumulate
+        for number, part in enumerate(batch_list):
+            by_step[start + number // accumulate] += part
+    assert {step: sorted(samples) for step, samples in by_step.items()} == {
         step: list(range(12 * step, 12 * (step + 1))) for step in range(start, 4)
     }
 
@@ -276,12 +276,12 @@ def test_a_batch_that_cannot_be_shared_is_refused(monkeypatch):
 
 
 def test_readers_do_not_change_the_order():
-    made = micro.SyntheticCrops((8, 8, 8))
+    crops = micro.SyntheticCrops((8, 8, 8))
     order = []
     for workers in (0, 2):
         sampler = batches.MicroBatches(1, 5, batch_size=2, accumulate=1)
         order.append(
-            [b["index"].tolist() for b in batches.loader(made, sampler, workers, pin_memory=False)]
+            [b["index"].tolist() for b in batches.loader(crops, sampler, workers, pin_memory=False)]
         )
     assert order[0] == order[1] == [[2, 3], [4, 5], [6, 7], [8, 9]]
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 import torch.distributed as td
 import torch.multiprocessing as mp
-from made_checkpoints import pretrained
-from made_trainers import batch, made_plans, made_trainer, train_epoch
 from micro import ENCODER
+from synthetic_checkpoints import pretrained
+from synthetic_trainers import batch, synthetic_plans, synthetic_trainer, train_epoch
 
 from nnssl import checkpoint, finetune
 from nnssl.finetune import checkpoint_choice
@@ -42,7 +42,9 @@ def ready(nnunet_env, monkeypatch, tmp_path):
 
     def make(name: str, seed: int = 0, **recipe):
         torch.manual_seed(seed)  # decoders and factors start at random
-        trainer = made_trainer(name, made_plans({"drop_path": 0.5, "iterations": 2, **recipe}))
+        trainer = synthetic_trainer(
+            name, synthetic_plans({"drop_path": 0.5, "iterations": 2, **recipe})
+        )
         trainer.initialize()
         trainer.set_deep_supervision_enabled(trainer.enable_deep_supervision)
         return trainer
@@ -198,7 +200,7 @@ def test_a_training_begins_with_the_moments_of_its_own_patches_and_goes_on_with_
             norm(each).mean((0, 2, 3, 4)), torch.zeros(each.shape[1]), atol=1e-4, rtol=0
         )
     first.save_checkpoint(str(tmp_path / "saved.pth"))
-    resumed = made_trainer("SwinSSLTrainer", made_plans({"epochs": 2}))
+    resumed = synthetic_trainer("SwinSSLTrainer", synthetic_plans({"epochs": 2}))
     resumed.load_checkpoint(str(tmp_path / "saved.pth"))
     resumed.on_train_start()
     assert len(list(resumed.dataloader_train)) == 20
@@ -243,13 +245,15 @@ def test_every_part_has_groups_of_its_own(layer_decay):
     )
     groups = finetune.parameter_groups(network, Recipe(layer_decay=layer_decay))
     part = {id(p): group["part"] for group in groups for p in group["params"]}
-    of = {name: part[id(parameter)] for name, parameter in network.named_parameters()}
-    assert {p for name, p in of.items() if name.startswith("decoder")} == {0}
+    group_of = {name: part[id(parameter)] for name, parameter in network.named_parameters()}
+    assert {p for name, p in group_of.items() if name.startswith("decoder")} == {0}
     for stage in (1, 2, 3, 4):
-        assert {p for name, p in of.items() if f"layers{stage}.0.blocks" in name} == {5 - stage}
-        merge = {p for name, p in of.items() if f"layers{stage}.0.downsample" in name}
+        assert {p for name, p in group_of.items() if f"layers{stage}.0.blocks" in name} == {
+            5 - stage
+        }
+        merge = {p for name, p in group_of.items() if f"layers{stage}.0.downsample" in name}
         assert merge == {max(1, 4 - stage)}
-    assert {p for name, p in of.items() if "patch_embed" in name} == {5}
+    assert {p for name, p in group_of.items() if "patch_embed" in name} == {5}
 
 
 # -- two processes ---------------------------------------------------------------------
@@ -277,7 +281,9 @@ def as_rank(rank: int, folder: Path) -> None:
 
 def two_steps(name: str, deep_supervision: bool, rank: int, control: bool = False) -> dict | str:
     """What learnt, and its weights after two steps; or the error of DDP."""
-    trainer = made_trainer(name, made_plans({"epochs": 10, "unfreeze_every": 1, "drop_path": 0.5}))
+    trainer = synthetic_trainer(
+        name, synthetic_plans({"epochs": 10, "unfreeze_every": 1, "drop_path": 0.5})
+    )
     trainer.device, trainer.grad_scaler = torch.device("cpu"), None  # nnU-Net's DDP knows GPUs only
     trainer.enable_deep_supervision = deep_supervision
     trainer.initialize()

@@ -12,8 +12,8 @@ import micro
 import numpy as np
 import pytest
 import torch
-from made_plans import nnunet_plans
-from made_scans import write_volume
+from synthetic_plans import nnunet_plans
+from synthetic_scans import write_volume
 
 from nnssl import checkpoint, files, finetune
 from nnssl.data.plan import Plan

@@ -285,9 +285,9 @@ def matrix(rotation) -> torch.Tensor:
     dims = len(rotation[0])
     axes = torch.meshgrid(*[torch.tensor([-1, 0, 1])] * dims, indexing="ij")
     # [dims 3 ...]: the old coordinates of what is now at each place
-    turned = rotate(torch.stack(axes), rotation)
+    rotated = rotate(torch.stack(axes), rotation)
     ends = [tuple(2 if a == axis else 1 for a in range(dims)) for axis in range(dims)]
-    return torch.stack([turned[(slice(None), *end)] for end in ends], dim=1)
+    return torch.stack([rotated[(slice(None), *end)] for end in ends], dim=1)
 
 
 @pytest.mark.parametrize(("dims", "classes"), [(2, 4), (3, 4), (3, 10), (3, 24)])
@@ -368,9 +368,9 @@ def test_blur_is_a_gaussian_along_each_axis():
     point = torch.zeros(2, 1, 21, 21)
     point[:, :, 10, 10] = 1
     got = blur(point, torch.tensor([[1.5, 0.0], [0.7, 1.2]]))
-    places = torch.arange(21) - 10.0
+    positions = torch.arange(21) - 10.0
     for image, stds in zip(got[:, 0], ((1.5, 1e-6), (0.7, 1.2)), strict=True):
-        kernels = [torch.exp(-0.5 * (places / std) ** 2) for std in stds]
+        kernels = [torch.exp(-0.5 * (positions / std) ** 2) for std in stds]
         wanted = torch.outer(kernels[0] / kernels[0].sum(), kernels[1] / kernels[1].sum())
         torch.testing.assert_close(image, wanted)
     flat = torch.full((1, 1, 9, 9, 9), 3.0)
@@ -433,9 +433,9 @@ def test_two_views_are_flipped_parts_where_intensities_are_left_out(monkeypatch)
     region = randn(1, 1, 8, 8)
     views = two_views(region, [generator(3)], (6, 6))
     parts = [region[0, 0, y : y + 6, x : x + 6] for y in range(3) for x in range(3)]
-    turned = [part.flip(axes) for part in parts for axes in ([], [0], [1], [0, 1])]
+    flipped = [part.flip(axes) for part in parts for axes in ([], [0], [1], [0, 1])]
     for view in views[:, 0, 0]:
-        assert sum(torch.equal(view, part) for part in turned) == 1
+        assert sum(torch.equal(view, part) for part in flipped) == 1
 
 
 # -- windows ---------------------------------------------------------------------------
@@ -475,8 +475,8 @@ def test_a_window_uses_up_the_same_chance_whether_it_happens_or_not():
 @pytest.mark.parametrize("dims", [2, 3])
 def test_the_views_of_a_scan_do_not_depend_on_its_batch(name, dims):
     method = micro.method(name, spatial_dims=dims)
-    made = micro.SyntheticCrops(method.region((32,) * dims))
-    regions = torch.stack([made[index]["crop"] for index in range(4)])
+    crops = micro.SyntheticCrops(method.region((32,) * dims))
+    regions = torch.stack([crops[index]["crop"] for index in range(4)])
 
     def views(indices: list[int]) -> dict:
         return method.views(regions[indices], [generator_for(7, index) for index in indices])
@@ -491,16 +491,16 @@ def test_the_views_of_a_scan_do_not_depend_on_its_batch(name, dims):
 
 def test_smits_views_are_parts_of_the_region():
     method = micro.method(mask_block=8, window_jitter=0.0)
-    made = micro.SyntheticCrops(method.region((16, 32, 16)))
-    assert made.shape == (21, 42, 21)
-    region = made[0]["crop"]
+    crops = micro.SyntheticCrops(method.region((16, 32, 16)))
+    assert crops.shape == (21, 42, 21)
+    region = crops[0]["crop"]
     views = method.views(region[None], [generator_for(0, 0)])
     assert views["image"].shape == (2, 1, 1, 16, 32, 16)
     assert views["masked"].shape == (2, 1, 2, 4, 2)
     assert views["masked"].flatten(2).sum(dim=2).tolist() == [[12], [12]]  # ceil(0.7 * 16)
-    places = region.unfold(1, 16, 1).unfold(2, 32, 1).unfold(3, 16, 1)
+    windows = region.unfold(1, 16, 1).unfold(2, 32, 1).unfold(3, 16, 1)
     for image in views["image"][:, 0, 0]:
-        found = (places[0] == image).flatten(3).all(dim=3)
+        found = (windows[0] == image).flatten(3).all(dim=3)
         assert int(found.sum()) == 1
     assert not torch.equal(views["masked"][0], views["masked"][1])
 
@@ -519,15 +519,15 @@ def placed(region: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor, torch.T
     starts = torch.tensor(
         [[3 + axis for axis in range(dims)], [-((region[0] - 20) // 2), *[4] * (dims - 1)]]
     )
-    made = torch.full((2, 1, *region), AIR)
-    for image, start, size in zip(made, starts.tolist(), sizes.tolist(), strict=True):
+    regions = torch.full((2, 1, *region), AIR)
+    for image, start, size in zip(regions, starts.tolist(), sizes.tolist(), strict=True):
         low = [max(0, -s) for s in start]
         high = [min(r, n - s) for r, n, s in zip(region, size, start, strict=True)]
         inner = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
         image[(0, *inner)] = scan_of(size)[
             tuple(slice(s + a, s + b) for s, a, b in zip(start, low, high, strict=True))
         ]
-    return made, starts, sizes
+    return regions, starts, sizes
 
 
 def scan_of(size: list[int]) -> torch.Tensor:

@@ -106,14 +106,14 @@ def by_loop(twin: SwinTransformer, token: Tensor, x: Tensor, visible: Visible) -
         itertools.product(*(range(s // n) for s, n in zip(x.shape[2:], visible.side, strict=True)))
     )
     for sample, numbers in enumerate(visible.blocks.tolist()):
-        for place in (blocks[number] for number in numbers):
-            voxels = [slice(p * n, p * n + n) for p, n in zip(place, visible.side, strict=True)]
+        for position in (blocks[number] for number in numbers):
+            voxels = [slice(p * n, p * n + n) for p, n in zip(position, visible.side, strict=True)]
             part = twin.patch_embed(x[(slice(sample, sample + 1), slice(None), *voxels)])
             for layer in layers[:first]:
                 part = layer(part)
             cells = [
                 slice(p * n // stride, (p + 1) * n // stride)
-                for p, n in zip(place, visible.side, strict=True)
+                for p, n in zip(position, visible.side, strict=True)
             ]
             tokens[(sample, slice(None), *cells)] = part[0]
     before = []

@@ -55,8 +55,8 @@ def test_what_is_not_visible_reaches_no_student(name: str) -> None:
     views = micro.views(method, crop=CROP)
     shown = []
     for value in (0.0, 100.0):
-        seen = method.show(views)["seen" if name == "simmim" else "student sees"]
-        other = seen.nan_to_num(nan=value).view(views["image"].shape)
+        visible = method.show(views)["seen" if name == "simmim" else "student sees"]
+        other = visible.nan_to_num(nan=value).view(views["image"].shape)
         maps = (
             method._predict({**views, "image": other})[0]
             if name == "simmim"

@@ -19,10 +19,10 @@ from nnssl.train.run import Run, RunConfig
 
 
 def run_on(device: torch.device, name: str, settings: dict, dims: int = 3, **options) -> Run:
-    made = micro.method(name, spatial_dims=dims, **settings)
-    crops = micro.SyntheticCrops(made.region((32,) * dims))
+    method = micro.method(name, spatial_dims=dims, **settings)
+    crops = micro.SyntheticCrops(method.region((32,) * dims))
     config = RunConfig(**{"steps": 6, "batch_size": 4, "workers": 0, "bf16": True, **options})
-    return Run(made, crops, config, Path(), micro.header(name), device)
+    return Run(method, crops, config, Path(), micro.header(name), device)
 
 
 CASES = [
@@ -42,7 +42,7 @@ CASES = [
 def test_a_step_waits_for_nothing(name: str, settings: dict) -> None:
     """Views, losses, gradients, clipping, optimiser, teacher and running means, in bf16."""
     with lent() as device:
-        run, host, seen = run_on(device, name, settings), HostPart(device), []
+        run, host, recorded = run_on(device, name, settings), HostPart(device), []
         for number in range(4):  # the first one makes what is made once
             first = 4 * number
             batch = default_collate([run.crops[first + i] | {"index": first + i} for i in range(4)])
@@ -53,7 +53,7 @@ def test_a_step_waits_for_nothing(name: str, settings: dict) -> None:
                 with host.recorded(captured=number > 1):
                     _, (monitored,) = run.backward([views], 1)
                     run.update()
-                seen.append(waits.operations)
+                recorded.append(waits.operations)
                 run.monitors.note(monitored)
             assert number == 0 or waits.found == {}
             if number > 1:
@@ -61,8 +61,10 @@ def test_a_step_waits_for_nothing(name: str, settings: dict) -> None:
     assert run.step == 4
     # and behind the views it does the same with the same shapes and numbers, whatever the views,
     # on the device alone: a CUDA graph can hold it
-    assert seen[2] == seen[3]
-    assert {place for _, given, _ in seen[3] for place, shape in given if shape} == {"meta"}
+    assert recorded[2] == recorded[3]
+    assert {
+        device_type for _, given, _ in recorded[3] for device_type, shape in given if shape
+    } == {"meta"}
 
 
 @pytest.mark.parametrize(

@@ -31,12 +31,12 @@ def attention_by_pairs(
     q, k, v = attention.qkv(x).unflatten(-1, (3, heads, d)).unbind(-3)
     out = torch.empty(*grid, heads, d)
 
-    def home(place: tuple[int, ...]) -> list[int]:
-        return [(p - s) // min(window, g) for p, s, g in zip(place, shift, grid, strict=True)]
+    def home(position: tuple[int, ...]) -> list[int]:
+        return [(p - s) // min(window, g) for p, s, g in zip(position, shift, grid, strict=True)]
 
-    places = list(itertools.product(*map(range, grid)))
-    for i in places:
-        others = [j for j in places if home(j) == home(i)]
+    positions = list(itertools.product(*map(range, grid)))
+    for i in positions:
+        others = [j for j in positions if home(j) == home(i)]
         rows = [0] * len(others)
         for axis in range(len(grid)):
             rows = [r * (2 * window - 1) + i[axis] - j[axis] + window - 1
@@ -70,16 +70,16 @@ def test_exact_windows_equal_a_loop_over_pairs(
     attention = blocks.WindowAttention(24, 2, window, len(grid), qkv_bias=True)
     torch.nn.init.normal_(attention.relative_position_bias_table)
     windows = stage_windows(grid, window, "exact", CPU)
-    cut = windows.shifted if shifted else windows.plain
+    partition = windows.shifted if shifted else windows.plain
     x = torch.randn(2, *grid, 24)
-    tokens = blocks.to_slots(x.flatten(1, -2)[:, cut.tokens], cut, pads_are_zero=False)
+    tokens = blocks.to_slots(x.flatten(1, -2)[:, partition.tokens], partition, pads_are_zero=False)
     rows = attention.relative_position_bias_table[windows.relative]
-    bias = rows.unflatten(0, (math.prod(cut.size),) * 2).permute(2, 0, 1)
-    got = blocks.from_slots(attention(tokens, cut, bias), cut)
+    bias = rows.unflatten(0, (math.prod(partition.size),) * 2).permute(2, 0, 1)
+    got = blocks.from_slots(attention(tokens, partition, bias), partition)
     for sample in range(2):
         expected = attention_by_pairs(attention, x[sample], window, shifted)
         torch.testing.assert_close(
-            got[sample], expected.flatten(0, -2)[cut.tokens], rtol=1e-5, atol=1e-5
+            got[sample], expected.flatten(0, -2)[partition.tokens], rtol=1e-5, atol=1e-5
         )
 
 

@@ -132,9 +132,9 @@ def _is_safe(url: str) -> bool:
 def _known(path: Path) -> dict:
     """What was noted of an earlier download that is still whole; else nothing."""
     with suppress(OSError, ValueError):
-        note = files.read_json(path.parent / NOTE)
-        if path.stat().st_size == note["bytes"]:
-            return note
+        record = files.read_json(path.parent / NOTE)
+        if path.stat().st_size == record["bytes"]:
+            return record
     return {}
 
 

@@ -32,10 +32,10 @@ class Accounting(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor) and tensor.device.type == self.device:
-                self._note(tensor.untyped_storage())
+                self._record(tensor.untyped_storage())
         return result
 
-    def _note(self, storage: torch.UntypedStorage) -> None:
+    def _record(self, storage: torch.UntypedStorage) -> None:
         if storage in self._known or not storage.nbytes():
             return
         size = -(-storage.nbytes() // BLOCK) * BLOCK

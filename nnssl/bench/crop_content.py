@@ -97,8 +97,8 @@ def _body_fraction(voxels: Tensor, air: float) -> float:
 def _constant_windows(images: Tensor) -> float:
     """The fraction of the windows of [n *size] that hold one value only."""
     whole = [slice(size // WINDOW * WINDOW) for size in images.shape[1:]]
-    cut = images[(slice(None), *whole)][:, None]
-    return 1 - float(varied_blocks(cut, (WINDOW,) * len(whole)).float().mean())
+    trimmed = images[(slice(None), *whole)][:, None]
+    return 1 - float(varied_blocks(trimmed, (WINDOW,) * len(whole)).float().mean())
 
 
 def _overlap(views: dict[str, Tensor], crop: Shape) -> float:
@@ -106,8 +106,8 @@ def _overlap(views: dict[str, Tensor], crop: Shape) -> float:
     if len(views.get("offset", ())) != 2:
         return float("nan")
     one, other = views["offset"]
-    apart = (one - other).abs() / torch.tensor(crop)
-    return float((1 - apart).clamp(min=0).prod(dim=1).mean())
+    shift = (one - other).abs() / torch.tensor(crop)
+    return float((1 - shift).clamp(min=0).prod(dim=1).mean())
 
 
 def parse_crop_options(argv: list[str] | None) -> argparse.Namespace:

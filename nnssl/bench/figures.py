@@ -185,8 +185,8 @@ def _exact_part(whole: Tensor, image: Tensor) -> Frame | None:
 def _candidates(whole: Tensor, image: Tensor) -> list[list[int]]:
     """The corners in `whole` at which the first row of `image` lies."""
     first = image[(0,) * (image.ndim - 1)]
-    starts = (s - n + 1 for s, n in zip(whole.shape, image.shape, strict=True))
-    *others, _ = starts
+    counts = (s - n + 1 for s, n in zip(whole.shape, image.shape, strict=True))
+    *others, _ = counts
     rows = whole[tuple(slice(start) for start in others)]
     return (rows.unfold(-1, len(first), 1) == first).all(dim=-1).nonzero().tolist()
 

@@ -62,7 +62,7 @@ class Count(TorchDispatchMode):
         self.views = self.casts = self.copies = self.bytes = self.flops = 0
 
     def __enter__(self) -> Count:
-        self._before, Kernel.note = Kernel.note, staticmethod(self._note)
+        self._before, Kernel.note = Kernel.note, staticmethod(self._record)
         return super().__enter__()
 
     def __exit__(
@@ -100,10 +100,10 @@ class Count(TorchDispatchMode):
         elif not all(x.is_meta or x.ndim == 0 for x in given):
             self.copies += 1
         else:
-            self._note(name, tensors)
+            self._record(name, tensors)
             self.casts += name in COPIES and len({x.dtype for x in tensors}) > 1
 
-    def _note(self, name: str, tensors: tuple[Tensor, ...]) -> None:
+    def _record(self, name: str, tensors: tuple[Tensor, ...]) -> None:
         self.kernels[name] += 1
         self.bytes += sum(x.numel() * x.element_size() for x in tensors)
         if name.startswith("window attention"):

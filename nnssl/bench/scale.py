@@ -77,17 +77,17 @@ class WithoutVoxels(Stored):
 # -- the collection --------------------------------------------------------------------------------
 
 
-def make_raw(made: Made) -> None:
+def make_raw(collection: Made) -> None:
     """Files that are found as scans, and an answer of the survey for each."""
-    (made.folder / "survey").mkdir(parents=True)
+    (collection.folder / "survey").mkdir(parents=True)
     histogram = _histogram()
-    for number in range(made.scans):
-        path = made.raw / f"{number // A_FOLDER:04d}" / f"ct_{number:07d}.nii.gz"
+    for number in range(collection.scans):
+        path = collection.raw / f"{number // A_FOLDER:04d}" / f"ct_{number:07d}.nii.gz"
         if number % A_FOLDER == 0:
             path.parent.mkdir(parents=True)
         path.touch()
         answer = json.dumps(_answer(path, histogram))
-        line_file(Found(str(path)), made.folder).write_text(answer)
+        line_file(Found(str(path)), collection.folder).write_text(answer)
 
 
 def _histogram() -> str:
@@ -107,18 +107,18 @@ def _answer(path: Path, histogram: str) -> dict:
     return {"signature": signature, "line": asdict(line)}
 
 
-def make_notes(made: Made, plan: Plan) -> None:
+def make_notes(collection: Made, plan: Plan) -> None:
     """Notes as of preprocessed scans, and files of no voxels: each the first of LINKS."""
     shape = resampled_shape(SHAPE, SPACING, plan.spacing)
     blocks = ceil_div(shape, [BLOCK] * len(shape))
     body = pack(np.random.default_rng(0).integers(100, 256, blocks).astype(np.uint8))
     for first in range(0, len(plan.cases), LINKS):
         case, *others = plan.cases[first : first + LINKS]
-        (made.folder / f"{case.id}.b2nd").touch()
-        (made.folder / f"{case.id}.json").write_text(
+        (collection.folder / f"{case.id}.b2nd").touch()
+        (collection.folder / f"{case.id}.json").write_text(
             json.dumps(_case_note(case, plan, shape, body))
         )
-        _link(made.folder, case, others)
+        _link(collection.folder, case, others)
 
 
 def _link(folder: Path, first: Case, others: list[Case]) -> None:
@@ -143,16 +143,16 @@ def _case_note(case: Case, plan: Plan, shape: tuple[int, ...], body: str) -> dic
 # -- what is done with it --------------------------------------------------------------------------
 
 
-def stages(made: Made) -> Iterator[tuple[str, Callable[[], object]]]:
+def stages(collection: Made) -> Iterator[tuple[str, Callable[[], object]]]:
     """Name and call of each piece of work, in order; what is made between them is no part of it."""
-    work = ScaleWork(made)
+    work = ScaleWork(collection)
     yield "find the scans", work.find
     yield "survey, all answers known, with report", work.survey
     yield "plan", work.decide
-    make_notes(made, work.plan)
-    start = partial(prepare, NAME, made.folder, num_processes=0)
-    yield "first start, with -i", partial(start, [made.raw])
-    yield "later start, with -i", partial(start, [made.raw])
+    make_notes(collection, work.plan)
+    start = partial(prepare, NAME, collection.folder, num_processes=0)
+    yield "first start, with -i", partial(start, [collection.raw])
+    yield "later start, with -i", partial(start, [collection.raw])
     yield "later start, --name alone", start
     yield "size of it all, for --cache", work.least_bytes
     yield "build the run", partial(work.build, resume=False)
@@ -171,8 +171,8 @@ class ScaleWork:
     run: Run
     crops: Crops
 
-    def __init__(self, made: Made) -> None:
-        self.made = made
+    def __init__(self, collection: Made) -> None:
+        self.made = collection
         self.options = Options(
             "simmim", name=NAME, preset="tiny", crop=(32, 32), batch_size=BATCH, steps=2,
             workers=0, device="cpu", num_processes=0, cache="off",
@@ -206,8 +206,8 @@ class ScaleWork:
     def order(self) -> None:
         crops = self.crops = Crops(self.made.folder, self.plan, (32, 32, 32))
         crops.source = WithoutVoxels(self.made.folder)
-        seen = set(map(crops._scan, _epoch(self.made.scans)))
-        assert len(seen) == self.made.scans
+        drawn = set(map(crops._scan, _epoch(self.made.scans)))
+        assert len(drawn) == self.made.scans
 
     def places(self) -> None:
         for index in range(PLACES):
@@ -237,12 +237,12 @@ def parse_collection_options(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse_collection_options(argv)
     with tempfile.TemporaryDirectory(dir=args.folder) as top:
-        made = Made(Path(top), args.scans)
+        collection = Made(Path(top), args.scans)
         os.environ |= {PREPROCESSED: f"{top}/preprocessed", RESULTS: f"{top}/results"}
-        make_raw(made)
+        make_raw(collection)
         print(f"{args.scans} synthetic scans\n")
         print(markdown.header(("stage", "s", "CPU s", "us per scan", "peak MiB")))
-        for name, work in stages(made):
+        for name, work in stages(collection):
             print(markdown.row([name, *_costs(work, args.scans)]), flush=True)
 
 

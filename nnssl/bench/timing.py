@@ -111,10 +111,10 @@ def _peak_on_cpu(call: Callable[[], object]) -> int:
 
 def events(profile: torch.profiler.profile) -> list:
     """What a profile has seen, once it is over."""
-    seen = profile.profiler and profile.profiler.kineto_results
-    if seen is None:
+    results = profile.profiler and profile.profiler.kineto_results
+    if results is None:
         raise RuntimeError("the profiler has seen nothing")
-    return seen.events()
+    return results.events()
 
 
 def comparison_table(costs: Rounds, base: str, memory: Mapping[str, int] | None = None) -> str:

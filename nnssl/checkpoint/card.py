@@ -52,11 +52,11 @@ def publish(
     whose the scans were.
     """
     text = about and about.read_text(encoding="utf-8")
-    with _whole_folder(folder) as made:
-        write_safe(made / MODEL, content)
-        loaded = load(made / MODEL)  # the card is of the file, as whoever takes it reads it
-        files.write_json(made / CONFIG, _hub_config(loaded, content))
-        with files.atomic(made / CARD) as temporary:
+    with _whole_folder(folder) as staging:
+        write_safe(staging / MODEL, content)
+        loaded = load(staging / MODEL)  # the card is of the file, as whoever takes it reads it
+        files.write_json(staging / CONFIG, _hub_config(loaded, content))
+        with files.atomic(staging / CARD) as temporary:
             temporary.write_text(card(loaded, licence, text, _named(folder)), encoding="utf-8")
 
 
@@ -64,13 +64,13 @@ def publish(
 def _whole_folder(folder: Path) -> Iterator[Path]:
     """Yield a temporary folder; on success it becomes `folder`, on error it is removed."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=files.TEMPORARY, dir=folder.parent))
+    staging = Path(tempfile.mkdtemp(prefix=files.TEMPORARY, dir=folder.parent))
     try:
-        yield made
-        made.chmod(0o755)  # mkdtemp lets only its owner in
-        made.rename(folder)
+        yield staging
+        staging.chmod(0o755)  # mkdtemp lets only its owner in
+        staging.rename(folder)
     finally:
-        shutil.rmtree(made, ignore_errors=True)
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _hub_config(loaded: Checkpoint, content: dict) -> dict:

@@ -114,8 +114,8 @@ def _is_torch(archive: zipfile.ZipFile, size: int) -> bool:
     """Whether the records are as PyTorch writes them: stored, one after another, each name once."""
     records = archive.infolist()
     stored = all(record.compress_type == zipfile.ZIP_STORED for record in records)
-    apart = sum(record.file_size for record in records) <= size
-    return stored and apart and len({record.filename for record in records}) == len(records)
+    disjoint = sum(record.file_size for record in records) <= size
+    return stored and disjoint and len({record.filename for record in records}) == len(records)
 
 
 Order = Literal["<", ">", "=", "|"]  # of bytes, as numpy's

@@ -81,5 +81,5 @@ class ConvertRequest:
     @property
     def about_others(self) -> list[str]:
         """The fields given that say something of third-party weights."""
-        apart = {"file", "output", "hub", "half", "licence", "about"}
-        return [f.name for f in fields(self) if f.name not in apart and getattr(self, f.name)]
+        excluded = {"file", "output", "hub", "half", "licence", "about"}
+        return [f.name for f in fields(self) if f.name not in excluded and getattr(self, f.name)]

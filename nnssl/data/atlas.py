@@ -56,8 +56,8 @@ def template_of(shapes: Sequence[Shape]) -> int:
     others show.
     """
     sizes = np.array(shapes, dtype=float)
-    apart = np.abs(sizes - np.percentile(sizes, 80, axis=0)).sum(axis=1)
-    return int(apart.argmin())
+    distances = np.abs(sizes - np.percentile(sizes, 80, axis=0)).sum(axis=1)
+    return int(distances.argmin())
 
 
 def hounsfield(voxels: np.ndarray, hu: HUPolicy | None) -> np.ndarray:

@@ -169,8 +169,8 @@ class Crops(torch.utils.data.Dataset):
     def cut(self, batch: dict) -> dict:
         """The batch, whose crops are cut late, with "crop" [B 1 *shape], and "parcels"."""
         corners = zip(batch["scan"].tolist(), batch["corner"].tolist(), strict=True)
-        cut = [self._read(self.cases[scan], np.array(corner)) for scan, corner in corners]
-        return {**batch, **{key: torch.stack([one[key] for one in cut]) for key in cut[0]}}
+        crops = [self._read(self.cases[scan], np.array(corner)) for scan, corner in corners]
+        return {**batch, **{key: torch.stack([one[key] for one in crops]) for key in crops[0]}}
 
     def _scan(self, index: int) -> int:
         """The index in `cases` of the scan of sample `index`."""

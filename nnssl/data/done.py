@@ -82,9 +82,9 @@ def is_done(case_id: str, fingerprint: str, folder: Path) -> bool:
 
     A note that is damaged, or of another form, counts as none: the case is stored again.
     """
-    note, array = _files_of(case_id, folder)
+    note_file, array = _files_of(case_id, folder)
     try:
-        properties = read_json(note)
+        properties = read_json(note_file)
         size = os.stat(array).st_size  # noqa: PTH116
     except (FileNotFoundError, ValueError):
         return False
@@ -92,8 +92,9 @@ def is_done(case_id: str, fingerprint: str, folder: Path) -> bool:
         return False
     if properties["fingerprint"] != fingerprint:
         raise ValueError(
-            f"{note} was made with plan {properties['fingerprint']}, this plan is {fingerprint}; "
-            f"files of two plans are not mixed: delete {folder}, or choose another name"
+            f"{note_file} was made with plan {properties['fingerprint']}, this plan is "
+            f"{fingerprint}; files of two plans are not mixed: delete {folder}, or choose "
+            "another name"
         )
     return properties["bytes"] == size
 
@@ -112,8 +113,8 @@ def _is_note(properties: object) -> bool:
         return False
 
 
-def _is_body_whole(note: dict) -> bool:
+def _is_body_whole(properties: dict) -> bool:
     """Whether it has a number for each block of the scan."""
-    shape = note["shape"]
-    blocks = ceil_div(shape, [note["body_block"]] * len(shape))
-    return len(blocks) == 3 and len(unpack(note["body"])) == math.prod(blocks)
+    shape = properties["shape"]
+    blocks = ceil_div(shape, [properties["body_block"]] * len(shape))
+    return len(blocks) == 3 and len(unpack(properties["body"])) == math.prod(blocks)

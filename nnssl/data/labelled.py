@@ -172,9 +172,9 @@ def _is_done(case: LabelledCase, plan_fingerprint: str, folder: Path) -> bool:
     again.
     """
     try:
-        note = read_json(inside(folder, f"{case.id}.json"))
+        properties = read_json(inside(folder, f"{case.id}.json"))
         whole = {"fingerprint": _fingerprint(case, plan_fingerprint), "bytes": _bytes(case, folder)}
-        return note == {**note, **whole}
+        return properties == {**properties, **whole}
     except (FileNotFoundError, ValueError):
         return False
 

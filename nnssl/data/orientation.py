@@ -79,9 +79,9 @@ def describe_mixture(names: Iterable[str]) -> str:
     counts = Counter(filter(None, names))
     if len(counts) < 2:
         return ""
-    listed = ", ".join(f"{name} {number}" for name, number in counts.most_common())
+    summary = ", ".join(f"{name} {number}" for name, number in counts.most_common())
     return (
-        f"scans are stored in {len(counts)} orientations (directions of x, y and z): {listed}. "
+        f"scans are stored in {len(counts)} orientations (directions of x, y and z): {summary}. "
         f"Axes in another order are brought to {UNIFIED}, axes that run the other way stay, as in "
         "nnU-Net; report.csv names that of each"
     )
@@ -126,14 +126,14 @@ def _reordered(scan: Scan, direction: np.ndarray) -> Scan:
     )
 
     change = ornt_transform(turns(direction), axcodes2ornt(UNIFIED))
-    turned = apply_orientation(scan.voxels.transpose(), change)
+    reordered = apply_orientation(scan.voxels.transpose(), change)
     affine = scan.affine
     if affine is not None:
         affine = affine @ inv_ornt_aff(change, scan.voxels.shape[::-1])
     note = f"axes reordered from {scan.orientation} to {UNIFIED}"
     return replace(
         scan,
-        voxels=np.ascontiguousarray(turned.transpose()),
+        voxels=np.ascontiguousarray(reordered.transpose()),
         spacing=_permuted(scan.spacing, change),
         note="; ".join(filter(None, [scan.note, note])),
         affine=affine,

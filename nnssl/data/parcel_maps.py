@@ -91,13 +91,13 @@ def make(
     registered = _register(stored, work, num_processes)
     registered.require(needed, inside(folder, FAILED), made_for)
     centres = cluster(np.concatenate(list(registered.rows.values())), classes)
-    made = registered.without(_label_all(registered, work, centres, num_processes))
-    write_json(inside(folder, NOTE), {**made_for, **made.note(centres)})
-    if made.left_out:
-        left_out = f"{len(made.left_out)} of {len(stored)} scans are left out"
+    labelled = registered.without(_label_all(registered, work, centres, num_processes))
+    write_json(inside(folder, NOTE), {**made_for, **labelled.note(centres)})
+    if labelled.left_out:
+        left_out = f"{len(labelled.left_out)} of {len(stored)} scans are left out"
         print_fn(f"parcels: {left_out}, see {folder / NOTE}")
-    _require_enough_scans(needed, made.cases, made.left_out)
-    return made.cases
+    _require_enough_scans(needed, labelled.cases, labelled.left_out)
+    return labelled.cases
 
 
 def _check_classes(classes: int) -> None:
@@ -160,7 +160,7 @@ def _register(stored: Sequence[str], work: _Work, num_processes: int) -> _Regist
 def _template(stored: Sequence[str], folder: Path) -> str:
     """The scan that the others are registered to."""
     notes = (read_json(inside(folder, f"{case}.json")) for case in stored)
-    return stored[atlas.template_of([tuple(note["shape"]) for note in notes])]
+    return stored[atlas.template_of([tuple(properties["shape"]) for properties in notes])]
 
 
 def _label_all(
@@ -185,17 +185,17 @@ def are_made(folder: Path, plan: Plan, classes: int) -> bool:
 
 def cases_with_parcels(folder: Path, plan: Plan) -> list[str]:
     """The ids of the plan's scans that have parcels. Raises OSError where none were made."""
-    made = set(read_json(inside(folder, NOTE))["cases"])
-    return [case.id for case in plan.cases if case.id in made]
+    with_parcels = set(read_json(inside(folder, NOTE))["cases"])
+    return [case.id for case in plan.cases if case.id in with_parcels]
 
 
 def identity(folder: Path) -> str:
     """What a run must find again to continue: of parcels made otherwise the numbers mean other
     places. Raises OSError where none were made.
     """
-    note = read_json(inside(folder, NOTE))
-    which = fingerprint([note["template"], note["centres"]])
-    return f"{note['classes']} classes of {len(note['cases'])} scans ({which})"
+    metadata = read_json(inside(folder, NOTE))
+    which = fingerprint([metadata["template"], metadata["centres"]])
+    return f"{metadata['classes']} classes of {len(metadata['cases'])} scans ({which})"
 
 
 def _register_and_sample(case: str, work: _Work, template: str) -> tuple[atlas.Affine, np.ndarray]:
@@ -237,10 +237,10 @@ def _ready(folder: Path, made_for: dict, cases: Sequence[str] | None) -> list[st
     """The scans that have parcels, where these were made for the same scans, plan and number of
     classes; of a run that continues with `cases`, where all of them have some.
     """
-    note = _read_note(inside(folder, NOTE))
-    if note is None or not _holds(note, made_for, cases):
+    metadata = _read_note(inside(folder, NOTE))
+    if metadata is None or not _holds(metadata, made_for, cases):
         return None
-    return note["cases"] if _are_there(folder, note["cases"]) else None
+    return metadata["cases"] if _are_there(folder, metadata["cases"]) else None
 
 
 def _are_there(folder: Path, cases: Sequence[str]) -> bool:
@@ -249,10 +249,12 @@ def _are_there(folder: Path, cases: Sequence[str]) -> bool:
     return all(case + PARCELS in names for case in cases)
 
 
-def _holds(note: dict, made_for: dict, cases: Sequence[str] | None) -> bool:
-    """Whether `note` was made for the same; other scans do not matter where it has all `cases`."""
-    differing = {name for name, value in made_for.items() if note.get(name) != value}
-    if cases and set(cases) <= set(note.get("cases", ())):
+def _holds(metadata: dict, made_for: dict, cases: Sequence[str] | None) -> bool:
+    """Whether `metadata` was made for the same; other scans do not matter where it has all of
+    `cases`.
+    """
+    differing = {name for name, value in made_for.items() if metadata.get(name) != value}
+    if cases and set(cases) <= set(metadata.get("cases", ())):
         differing -= {"stored"}
     return not differing
 
@@ -260,10 +262,10 @@ def _holds(note: dict, made_for: dict, cases: Sequence[str] | None) -> bool:
 def _read_note(path: Path) -> dict | None:
     """None where there is none, or a damaged one."""
     try:
-        note = read_json(path)
+        metadata = read_json(path)
     except (OSError, ValueError):
         return None
-    return note if isinstance(note, dict) else None
+    return metadata if isinstance(metadata, dict) else None
 
 
 def _made_for(folder: Path, plan: Plan, classes: int, cases: Sequence[str] | None) -> dict:
@@ -275,10 +277,11 @@ def _made_for(folder: Path, plan: Plan, classes: int, cases: Sequence[str] | Non
 
 def _require_not_failed(folder: Path, made_for: dict, needed: int) -> None:
     """Raises TooFewRegistered where the same scans were tried before; classes do not matter."""
-    note = _read_note(inside(folder, FAILED)) or {}
-    same = all(note.get(name) == made_for[name] for name in ("format", "plan", "stored"))
-    if same and isinstance(note.get("cases"), list) and isinstance(note.get("left_out"), dict):
-        _require_enough_scans(needed, note["cases"], note["left_out"])
+    metadata = _read_note(inside(folder, FAILED)) or {}
+    same = all(metadata.get(name) == made_for[name] for name in ("format", "plan", "stored"))
+    cases, left_out = metadata.get("cases"), metadata.get("left_out")
+    if same and isinstance(cases, list) and isinstance(left_out, dict):
+        _require_enough_scans(needed, cases, left_out)
 
 
 def _require_enough_scans(needed: int, cases: Sequence[str], failed: dict[str, str]) -> None:

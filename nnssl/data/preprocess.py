@@ -123,7 +123,7 @@ def preprocess_case(case: Case, plan: Plan, fingerprint: str, folder: Path) -> N
     del voxels  # the scan itself is not kept while nnU-Net resamples
     path = inside(folder, f"{case.id}.b2nd")
     store(network_input(standardised, spacing, plan), path, plan.crop)
-    note = {
+    properties = {
         "fingerprint": fingerprint,
         **_state(path),
         "shape": list(shape),
@@ -131,7 +131,7 @@ def preprocess_case(case: Case, plan: Plan, fingerprint: str, folder: Path) -> N
         **_origin(case),
         **_packed(body),
     }
-    write_json(inside(folder, f"{case.id}.json"), note)
+    write_json(inside(folder, f"{case.id}.json"), properties)
     _failure_file(case, folder).unlink(missing_ok=True)
 
 

@@ -112,9 +112,9 @@ class Demo:
 
     def stages(self) -> list[ChainStage]:
         """The chain, in order."""
-        made = ("scans", RAW)
+        outputs = ("scans", RAW)
         return [
-            ChainStage("phantoms", "making CT-like phantoms", self._make_phantoms, made),
+            ChainStage("phantoms", "making CT-like phantoms", self._make_phantoms, outputs),
             # resumes by itself
             ChainStage("pretrain", "pretraining with SMIT, without labels", [self._pretrain()], ()),
             ChainStage("plan", "planning by nnU-Net", self._plan(), (f"{PREPROCESSED}/{NAME}",)),
@@ -125,13 +125,13 @@ class Demo:
     def _train_stage(self, start: str) -> ChainStage:
         trainer = TRAINERS[start]
         title = f"training {start}: fold 0 of {self.size.labelled} labelled phantoms"
-        made = f"{RESULTS}/{NAME}/{trainer}__{PLANS}__{CONFIGURATION}"
-        return ChainStage(f"train {start}", title, [self._train(trainer)], (made,))
+        output = f"{RESULTS}/{NAME}/{trainer}__{PLANS}__{CONFIGURATION}"
+        return ChainStage(f"train {start}", title, [self._train(trainer)], (output,))
 
     def _predict_stage(self, start: str) -> ChainStage:
         title = f"segmenting {self.size.unseen} unseen phantoms, trained {start}"
-        made = str(self.predictions(start).relative_to(self.folder))
-        return ChainStage(f"predict {start}", title, [self._predict(start)], (made,))
+        output = str(self.predictions(start).relative_to(self.folder))
+        return ChainStage(f"predict {start}", title, [self._predict(start)], (output,))
 
     def _make_phantoms(self) -> None:
         size = self.size
@@ -171,7 +171,7 @@ class Demo:
         return [*command, "-device", self.device]
 
     def _predict(self, start: str) -> Command:
-        places = ["-i", str(self.raw / "imagesTs"), "-o", str(self.predictions(start))]
+        folders = ["-i", str(self.raw / "imagesTs"), "-o", str(self.predictions(start))]
         model = ["-c", CONFIGURATION, "-f", "0", "-p", PLANS, "-tr", TRAINERS[start]]
         speed = ["-device", self.device, "--disable_tta", "-npp", "0", "-nps", "0"]
-        return ["nnUNetv2_predict", "-d", DATASET, *places, *model, *speed]
+        return ["nnUNetv2_predict", "-d", DATASET, *folders, *model, *speed]

@@ -77,9 +77,9 @@ def same_group(features: np.ndarray, groups: list[str]) -> float:
     """Fraction of scans whose nearest neighbour is of their group, as a mean over groups of two or
     more scans.
     """
-    of, first = np.array(groups), nearest(features, 1)[:, 0]
+    labels, first = np.array(groups), nearest(features, 1)[:, 0]
     several = sorted(name for name, scans in Counter(groups).items() if scans > 1)
-    hits = [float((of[first[of == name]] == name).mean()) for name in several]
+    hits = [float((labels[first[labels == name]] == name).mean()) for name in several]
     return float(np.mean(hits)) if hits else 0.0
 
 
@@ -155,8 +155,8 @@ def _projection(table: FeatureTable, groups: list[str], stage: int) -> Figure:
 
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     colours = _colours(groups)
-    places = _projected(standardised(table.stages[stage]))
-    for axes, (name, points) in zip(figure.subplots(1, 2), places.items(), strict=True):
+    projections = _projected(standardised(table.stages[stage]))
+    for axes, (name, points) in zip(figure.subplots(1, 2), projections.items(), strict=True):
         for group in groups:
             _scatter(axes, table, group, points, colours[group])
         axes.set_title(f"{name}, stage{stage}", fontsize=9)

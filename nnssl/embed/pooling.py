@@ -208,9 +208,9 @@ def _regions(prepared: Prepared) -> tuple[tuple[int, ...], list[np.ndarray]]:
     return labels, [body, *(prepared.labels == label for label in labels)]
 
 
-def _labels_present(of: np.ndarray | None) -> tuple[int, ...]:
+def _labels_present(labels: np.ndarray | None) -> tuple[int, ...]:
     """Those that occur, without 0."""
-    return () if of is None else tuple(int(label) for label in np.unique(of) if label != 0)
+    return () if labels is None else tuple(int(label) for label in np.unique(labels) if label != 0)
 
 
 def _voxel_counts(regions: list[np.ndarray], strides: tuple[Shape, ...]) -> list[Tensor]:
@@ -259,13 +259,13 @@ def _tents(
 
 def _tents_along(starts: list[int], length: int, size: int, step: int) -> dict[int, Tensor]:
     total = torch.zeros(-(-length // step))
-    places, tents = {}, {}
+    slices, tents = {}, {}
     for start in starts:
         count = -(-(min(length, start + size) - start) // step)
-        places[start] = slice(start // step, start // step + count)
+        slices[start] = slice(start // step, start // step + count)
         tents[start] = _tent(count)
-        total[places[start]] += tents[start]
-    return {start: tent / total[places[start]] for start, tent in tents.items()}
+        total[slices[start]] += tents[start]
+    return {start: tent / total[slices[start]] for start, tent in tents.items()}
 
 
 def _tent(count: int) -> Tensor:

@@ -135,14 +135,14 @@ def resampled_affine(
     return affine @ step
 
 
-def read_labels(path: Path, like: Scan) -> np.ndarray:
-    """int32 [Z Y X] of a label file on the grid of `like`. Raises UnusableScanError for another
+def read_labels(path: Path, scan: Scan) -> np.ndarray:
+    """int32 [Z Y X] of a label file on the grid of `scan`. Raises UnusableScanError for another
     one.
     """
     labels = read_volume(path).voxels
-    if labels.shape != like.voxels.shape:
+    if labels.shape != scan.voxels.shape:
         raise UnusableScanError(
-            f"its labels {path} have shape {labels.shape}, the scan {like.voxels.shape}"
+            f"its labels {path} have shape {labels.shape}, the scan {scan.voxels.shape}"
         )
     whole = np.rint(labels)
     if not np.array_equal(whole, labels):

@@ -71,8 +71,8 @@ class Encoder(nn.Module):
             scan = self._read(scan)
         return prepare_scan(scan, grid_plan(grid_spacing(self.spacing, scan.spacing), self.hu))
 
-    def _read(self, place: Path | str | Found) -> Scan:
-        found = place if isinstance(place, Found) else found_at(place)
+    def _read(self, source: Path | str | Found) -> Scan:
+        found = source if isinstance(source, Found) else found_at(source)
         return checked(found, in_hu=self.hu is not None)
 
     def batch(self, image: Tensor) -> Tensor:

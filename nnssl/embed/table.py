@@ -97,11 +97,11 @@ def is_done(folder: Path, row: ScanRow, signature: str) -> bool:
 def write_finished_scans(folder: Path, rows: Sequence[ScanRow], has_labels: bool) -> FeatureTable:
     """The tables of the scans that are done, in the order of `rows`."""
     done = [(row, one) for row in rows if (one := kept(folder, row)) is not None]
-    made = _feature_table([row for row, _ in done], [one for _, one in done])
-    _write_features(folder, done, made.stages)
+    features = _feature_table([row for row, _ in done], [one for _, one in done])
+    _write_features(folder, done, features.stages)
     if has_labels:
         _write_labels(folder, done)
-    return made
+    return features
 
 
 def _feature_table(rows: list[ScanRow], arrays: list[Arrays]) -> FeatureTable:

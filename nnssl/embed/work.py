@@ -79,12 +79,12 @@ def embed(options: EmbedOptions, print_fn: PrintFn = print) -> Path:
     return work.folder / f"{table.FEATURES}.npz"
 
 
-def _draw(work: EmbedWork, made: table.FeatureTable) -> None:
+def _draw(work: EmbedWork, features: table.FeatureTable) -> None:
     """The pictures, where they are wanted."""
     if picture := work.options.picture:
         from nnssl.embed import neighbours
 
-        neighbours.draw_pictures(made, work.folder, picture == "thumbnails", work.print_fn)
+        neighbours.draw_pictures(features, work.folder, picture == "thumbnails", work.print_fn)
 
 
 def _embed(work: EmbedWork, scans: list[Found]) -> table.FeatureTable:
@@ -95,12 +95,14 @@ def _embed(work: EmbedWork, scans: list[Found]) -> table.FeatureTable:
         raise nothing_usable(lines, work.options.sources)
     tasks = _tasks(kept, work.options.sources, work.masks, settings)
     failed = _encode(work, tasks)
-    made = _write_tables(work, tasks, failed)
+    features = _write_tables(work, tasks, failed)
     out, report = len(lines) - len(tasks), work.folder / "report.csv"
-    work.print_fn(f"{len(made.id)} scans embedded, {out} left out ({report}), {len(failed)} failed")
+    work.print_fn(
+        f"{len(features.id)} scans embedded, {out} left out ({report}), {len(failed)} failed"
+    )
     _tell_failures(work, tasks, failed)
-    _tell_tables(work, made)
-    return made
+    _tell_tables(work, features)
+    return features
 
 
 def _write_tables(
@@ -139,8 +141,8 @@ def _tasks(
 
 def _task(line: ScanReport, row: ScanRow, masks: Masks | None, settings: str) -> EmbedTask:
     labels = None if masks is None else mask_of(line.found, masks)
-    seen = [settings, line.path, line.series, line.shape, line.spacing, line.percentiles]
-    signature = files.fingerprint(seen + (_identity(labels) if labels else []))
+    inputs = [settings, line.path, line.series, line.shape, line.spacing, line.percentiles]
+    signature = files.fingerprint(inputs + (_identity(labels) if labels else []))
     return EmbedTask(row, line.found, labels, signature)
 
 
@@ -246,13 +248,13 @@ def _too_large(encoder: Encoder, scan: Prepared) -> RuntimeError:
 def _tell_failures(work: EmbedWork, tasks: Sequence[EmbedTask], failed: dict[str, str]) -> None:
     for scan, reason in list(failed.items())[:10]:
         work.print_fn(f"  {scan}: {reason}")
-    bare = [task.row.id for task in tasks if task.labels is None]
-    if work.has_labels and bare:
-        work.print_fn(f"  {len(bare)} without a mask of their name, such as {bare[0]}")
+    unlabelled = [task.row.id for task in tasks if task.labels is None]
+    if work.has_labels and unlabelled:
+        work.print_fn(f"  {len(unlabelled)} without a mask of their name, such as {unlabelled[0]}")
 
 
-def _tell_tables(work: EmbedWork, made: table.FeatureTable) -> None:
-    widths = " ".join(str(stage.shape[1]) for stage in made.stages)
+def _tell_tables(work: EmbedWork, features: table.FeatureTable) -> None:
+    widths = " ".join(str(stage.shape[1]) for stage in features.stages)
     path = work.folder / table.FEATURES
     work.print_fn(
         f"{path}.npz, {path}.csv: one row per scan; stage0 to stage4 with {widths} numbers"

@@ -38,10 +38,10 @@ class Mask:
     @classmethod
     def of(cls, regions: Tensor, which: Tensor, hidden: float) -> Mask:
         """From regions [P n] and which [nW]."""
-        apart = regions[:, :, None] != regions[:, None, :]
+        masked = regions[:, :, None] != regions[:, None, :]
         order = which.argsort(stable=True)
         return cls(
-            patterns=torch.zeros(apart.shape).masked_fill_(apart, hidden),
+            patterns=torch.zeros(masked.shape).masked_fill_(masked, hidden),
             which=which,
             regions=regions.to(torch.int32),
             hidden=hidden,

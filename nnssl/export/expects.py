@@ -100,9 +100,9 @@ def _channel_name(dataset: dict, number: int) -> str | None:
 
 def _ct(model: Trained, number: int) -> dict:
     """The numbers of nnU-Net's CTNormalization of a channel."""
-    seen = model.plans.plans["foreground_intensity_properties_per_channel"][str(number)]
-    ends = [seen.get("percentile_00_5"), seen.get("percentile_99_5")]
-    return {"clip": ends, "subtract": seen["mean"], "divide_by": seen["std"]}
+    statistics = model.plans.plans["foreground_intensity_properties_per_channel"][str(number)]
+    ends = [statistics.get("percentile_00_5"), statistics.get("percentile_99_5")]
+    return {"clip": ends, "subtract": statistics["mean"], "divide_by": statistics["std"]}
 
 
 def _label_channels(model: Trained) -> dict:

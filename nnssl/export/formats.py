@@ -126,12 +126,12 @@ def _require_one_file(program: ExportedProgram) -> None:
 
 def _save_onnx(program: ExportedProgram, path: Path) -> None:
     _require_one_file(program)
-    made = torch.onnx.export(
+    onnx_program = torch.onnx.export(
         program, dynamo=True, input_names=[INPUT], output_names=[OUTPUT], verbose=False
     )
-    if made is None:
+    if onnx_program is None:
         raise ExportError("PyTorch gave no ONNX program: leave onnx out of --formats")
-    made.save(path, external_data=False)
+    onnx_program.save(path, external_data=False)
 
 
 def _read_onnx(path: Path) -> Callable[[Tensor], Tensor]:

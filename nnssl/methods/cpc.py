@@ -127,11 +127,12 @@ class CPC(Method):
             for offset in self._draw_offsets(size, cube, generator):
                 cubes.append(cut(region, offset, cube))
                 intensities.append(draw_intensity(generator, self.ranges))
-        seen = apply_intensity(torch.stack(cubes), intensities).unflatten(0, (len(regions), -1))
+        augmented = apply_intensity(torch.stack(cubes), intensities)
+        augmented = augmented.unflatten(0, (len(regions), -1))
         walk = torch.stack(walks)  # [B steps lines]
         scan = torch.arange(len(walk))[:, None, None]
-        rows = to_device((scan * seen.shape[1] + walk).flatten(), seen.device)
-        return {"cubes": seen.flatten(0, 1).index_select(0, rows).unflatten(0, walk.shape)}
+        rows = to_device((scan * augmented.shape[1] + walk).flatten(), augmented.device)
+        return {"cubes": augmented.flatten(0, 1).index_select(0, rows).unflatten(0, walk.shape)}
 
     def _draw_offsets(
         self, region: Shape, cube: Shape, generator: torch.Generator
@@ -145,16 +146,16 @@ class CPC(Method):
 
     def loss(self, views: dict[str, Tensor]) -> Step:
         cubes = views["cubes"]
-        seen = pooled(self.student(cubes.flatten(0, 2), wanted=LAST)[-1])
-        z = self.projector(seen).unflatten(0, cubes.shape[:3])
+        features = pooled(self.student(cubes.flatten(0, 2), wanted=LAST)[-1])
+        z = self.projector(features).unflatten(0, cubes.shape[:3])
         losses, right = {}, []
         for ahead, predicted in enumerate(self._predict(z), start=1):
             loss, accuracy = self._contrast(predicted[:, :-ahead], z[:, ahead:])
             losses[f"ahead_{ahead}"] = loss
             right.append(accuracy)
         losses["total"] = torch.stack(list(losses.values())).mean()
-        seen = seen.detach().unflatten(0, cubes.shape[:3])
-        middle = seen[:, cubes.shape[1] // 2, cubes.shape[2] // 2]
+        features = features.detach().unflatten(0, cubes.shape[:3])
+        middle = features[:, cubes.shape[1] // 2, cubes.shape[2] // 2]
         return Step(losses, {"embedding": middle, "accuracy": torch.stack(right).mean()})
 
     def show(self, views: dict[str, Tensor]) -> dict[str, Float[Tensor, "batch 1 *_"]]:

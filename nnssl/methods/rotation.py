@@ -98,10 +98,10 @@ class Rotation(Method):
             windows.append(draw_window(self.config.window_jitter, generator, self.ranges))
             turns.append(int(torch.randint(len(self.rotations), (), generator=generator)))
             stds.append(torch.rand(regions.ndim - 2, generator=generator) * self.config.blur)
-        seen = blur(apply_windows(regions, windows), torch.stack(stds))
-        pairs = zip(seen, turns, strict=True)
-        turned = torch.stack([rotate(cube, self.rotations[turn]) for cube, turn in pairs])
-        return {"image": turned, "turn": to_device(torch.tensor(turns), regions.device)}
+        blurred = blur(apply_windows(regions, windows), torch.stack(stds))
+        pairs = zip(blurred, turns, strict=True)
+        rotated = torch.stack([rotate(cube, self.rotations[turn]) for cube, turn in pairs])
+        return {"image": rotated, "turn": to_device(torch.tensor(turns), regions.device)}
 
     def loss(self, views: dict[str, Tensor]) -> Step:
         embedding, logits = self._classify(views["image"])

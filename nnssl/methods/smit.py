@@ -210,8 +210,8 @@ class SMIT(DistillationMethod):
             pairs.append([draw_offset(size, crop, generator, own) for _ in range(2)])
         offsets = [pair[view] for view in range(2) for pair in pairs]
         shown = [*apply_windows(regions, windows)] * 2
-        cuts = [cut(region, offset, crop) for region, offset in zip(shown, offsets, strict=True)]
-        return torch.stack(cuts), to_device(torch.tensor(offsets), regions.device)
+        crops = [cut(region, offset, crop) for region, offset in zip(shown, offsets, strict=True)]
+        return torch.stack(crops), to_device(torch.tensor(offsets), regions.device)
 
     def loss(self, views: dict[str, Tensor]) -> Step:
         config = self.config

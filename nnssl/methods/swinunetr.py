@@ -211,10 +211,10 @@ class SwinUNETRPretext(Method):
         return Step(losses, monitored)
 
     def show(self, views: dict[str, Tensor]) -> dict[str, Float[Tensor, "batch 1 *_"]]:
-        image, seen = views["image"].flatten(0, 1), self._seen(views).flatten(0, 1)
-        last = self.student(seen, wanted=LAST)[-1]
+        image, student_input = views["image"].flatten(0, 1), self._seen(views).flatten(0, 1)
+        last = self.student(student_input, wanted=LAST)[-1]
         predicted = self.decoder(last, image.shape[2:]).float()
-        return {"turned": image, "seen": seen, "predicted": predicted}
+        return {"turned": image, "seen": student_input, "predicted": predicted}
 
     def _seen(self, views: dict[str, Tensor]) -> Tensor:
         """What the encoder sees [2 B 1 *crop]: in some blocks the scan before it in the batch,

@@ -41,10 +41,10 @@ def masked_l1(
 
 
 def accuracy_of(
-    logits: Float[Tensor, "rows classes"], answers: Int[Tensor, " rows"]
+    logits: Float[Tensor, "rows classes"], targets: Int[Tensor, " rows"]
 ) -> Float[Tensor, ""]:
     """The fraction of rows whose answer has the largest logit, without gradient."""
-    return (logits.detach().argmax(dim=1) == answers).float().mean()
+    return (logits.detach().argmax(dim=1) == targets).float().mean()
 
 
 def soft_cross_entropy(

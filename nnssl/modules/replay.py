@@ -2,7 +2,7 @@
 
 A step that is captured (`nnssl.train.graph`) is replayed with the numbers with which it was
 captured. So while a `HostPart` records, each number that differs from step to step is a scalar on
-the device, always at the same place, into which `again` writes the host's new one before a replay.
+the device, always in the same slot, into which `again` writes the host's new one before a replay.
 Otherwise a number is a number.
 """
 
@@ -18,13 +18,13 @@ _recording: HostPart | None = None
 
 
 class HostPart:
-    """The host's actions of a step in their order, and the places of its numbers."""
+    """The host's actions of a step in their order, and the slots of its numbers."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._actions: list[Callable[[], object]] = []
-        self._places: list[Tensor] = []
-        self._asked = 0  # numbers of the step so far
+        self._slots: list[Tensor] = []
+        self._used = 0  # numbers of the step so far
         self._captured = False
 
     @contextmanager
@@ -32,10 +32,10 @@ class HostPart:
         """Inside, what `happen` and `number` are given is noted for `again`.
 
         captured: the device does nothing yet, so the host does not either. A step that is not
-        captured must have been recorded before: the places are made there.
+        captured must have been recorded before: the slots are made there.
         """
         global _recording
-        self._actions, self._asked, self._captured = [], 0, captured
+        self._actions, self._used, self._captured = [], 0, captured
         _recording = self
         try:
             yield
@@ -52,24 +52,24 @@ class HostPart:
         if not self._captured:
             action()
 
-    def place(self, of: Callable[[], float]) -> Tensor:
-        place = self._next_place()
-        self.note(lambda: place.fill_(of()))
-        return place
+    def place(self, compute: Callable[[], float]) -> Tensor:
+        slot = self._next_slot()
+        self.note(lambda: slot.fill_(compute()))
+        return slot
 
-    def _next_place(self) -> Tensor:
+    def _next_slot(self) -> Tensor:
         """Of the step's next number; made where there is none yet."""
-        if self._asked == len(self._places):
+        if self._used == len(self._slots):
             if self._captured:
                 raise RuntimeError("this step asks for a number that the one before did not need")
-            self._places.append(torch.zeros((), device=self.device))
-        self._asked += 1
-        return self._places[self._asked - 1]
+            self._slots.append(torch.zeros((), device=self.device))
+        self._used += 1
+        return self._slots[self._used - 1]
 
 
-def number(of: Callable[[], float]) -> float | Tensor:
-    """What `of` returns; in a step that is recorded, a scalar on the device that holds it."""
-    return of() if _recording is None else _recording.place(of)
+def number(compute: Callable[[], float]) -> float | Tensor:
+    """What `compute` returns; in a step that is recorded, a scalar on the device that holds it."""
+    return compute() if _recording is None else _recording.place(compute)
 
 
 def happen(action: Callable[[], object]) -> None:

@@ -31,9 +31,9 @@ def write_folder(
 
 
 def _write_unlabelled(folder: Path, seed: int, shape: Shape | None) -> Path:
-    made = phantom(seed, shape)
+    scan = phantom(seed, shape)
     path = folder / f"phantom_{seed:04d}.nii.gz"
-    write_scan(path, made.hu, made.spacing)
+    write_scan(path, scan.hu, scan.spacing)
     return path
 
 
@@ -66,7 +66,7 @@ def _description(cases: int) -> dict:
 
 def _write_case(folder: Path, part: str, seed: int, shape: Shape | None) -> None:
     """Image and labels of one case; `part`: Tr or Ts, as nnU-Net's folders end."""
-    made = phantom(seed, shape)
+    scan = phantom(seed, shape)
     case = f"phantom_{seed:04d}"
-    write_scan(folder / f"images{part}" / f"{case}_0000.nii.gz", made.hu, made.spacing)
-    write_scan(folder / f"labels{part}" / f"{case}.nii.gz", made.labels, made.spacing)
+    write_scan(folder / f"images{part}" / f"{case}_0000.nii.gz", scan.hu, scan.spacing)
+    write_scan(folder / f"labels{part}" / f"{case}.nii.gz", scan.labels, scan.spacing)

@@ -23,13 +23,13 @@ def hu_panel(histograms: list[np.ndarray], policy: HUPolicy) -> str:
 
     histograms: of each scan, in bins of STEP HU from HISTOGRAM[0].
     """
-    made = drawing.figure(*PANEL)
-    axes = made.subplots()
+    figure = drawing.figure(*PANEL)
+    axes = figure.subplots()
     _draw_fractions(axes, _percent(histograms))
     _draw_map(axes.twinx(), policy)
     axes.legend(fontsize=8, loc="center right")
     axes.set_title(f"HU of the body, {len(histograms)} scans", fontsize=10)
-    return drawing.svg(made)
+    return drawing.svg(figure)
 
 
 def _percent(histograms: list[np.ndarray]) -> np.ndarray:
@@ -62,10 +62,10 @@ def _draw_axes(axes: Axes, values: np.ndarray) -> None:
 
 def axes_panel(what: str, values: np.ndarray) -> str:
     """SVG of the distribution of `values` [scans 3], in mm."""
-    made = drawing.figure(*PANEL)
-    axes = made.subplots()
+    figure = drawing.figure(*PANEL)
+    axes = figure.subplots()
     _draw_axes(axes, values)
     axes.set(xlabel=f"{what} (mm), as stored", ylabel="scans")
     axes.legend(fontsize=8)
     axes.set_title(f"{what.capitalize()} by axis", fontsize=10)
-    return drawing.svg(made)
+    return drawing.svg(figure)

@@ -18,9 +18,9 @@ from nnssl.report.charts import STEP
 REPORT, PLAN = "report.json", "plan.json"
 
 
-def _failure_reason(case: Case, note: Path) -> str:
+def _failure_reason(case: Case, path: Path) -> str:
     """Its reason, without the scan's name and folders."""
-    reason = files.read_json(note)["reason"]
+    reason = files.read_json(path)["reason"]
     return left_out.reason({"path": case.source, "reason": reason})
 
 
@@ -85,5 +85,5 @@ class Collection:
         """Whether a case is preprocessed: "stored", "not yet", or why it failed."""
         if (self.folder / f"{case.id}.json").is_file():
             return "stored"
-        note = self.folder / f"{case.id}.failed.json"
-        return f"failed: {_failure_reason(case, note)}" if note.is_file() else "not yet"
+        path = self.folder / f"{case.id}.failed.json"
+        return f"failed: {_failure_reason(case, path)}" if path.is_file() else "not yet"

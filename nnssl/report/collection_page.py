@@ -167,8 +167,8 @@ def _note_of_rows(cases: int) -> str:
 
 def _case_cells(line: dict, case: Case, state: str, percentiles: list[str]) -> list[Cell]:
     """line: the survey's; percentiles: names of its columns."""
-    seen = [line.get(name) for name in percentiles]
-    return [*_sizes(case), line.get("orientation", ""), *seen, state, line.get("note", "")]
+    values = [line.get(name) for name in percentiles]
+    return [*_sizes(case), line.get("orientation", ""), *values, state, line.get("note", "")]
 
 
 def _sizes(case: Case) -> list[Cell]:
@@ -186,8 +186,8 @@ def _tiles(collection: Collection, states: dict[str, str], most: int) -> Tiles:
 
 def _spread(cases: list[Case], most: int) -> list[Case]:
     """At most so many, evenly over the list."""
-    places = np.linspace(0, len(cases) - 1, min(most, len(cases))).round().astype(int)
-    return [cases[place] for place in places]
+    indices = np.linspace(0, len(cases) - 1, min(most, len(cases))).round().astype(int)
+    return [cases[index] for index in indices]
 
 
 def _case_tile(collection: Collection, plan: Plan, case: Case) -> Tile:
@@ -197,8 +197,8 @@ def _case_tile(collection: Collection, plan: Plan, case: Case) -> Tile:
     counts = _shown_counts(collection.histogram(case))
     if counts is None:
         counts = np.histogram(planes.voxels, 112, limits)[0]
-    made, words = picture(planes, counts, orientation, limits), _tile_caption(case, orientation)
-    return Tile(case.id, f"three planes and histogram of {case.id}", made, words)
+    image, words = picture(planes, counts, orientation, limits), _tile_caption(case, orientation)
+    return Tile(case.id, f"three planes and histogram of {case.id}", image, words)
 
 
 def _tile_caption(case: Case, orientation: str) -> str:

@@ -59,8 +59,8 @@ def tables(lines: list[dict]) -> list[Table]:
     """How many were left out for each kind of reason, and each of them."""
     each: list[list[Cell]] = [[line_id(line), reason(line)] for line in lines]
     where = "The scan's path stands in report.csv, in the line with the same reason."
-    listed = Table("", "Each scan that was left out", where, ["scan", "reason"], each)
-    return [_reasons_table(lines), listed]
+    scans_table = Table("", "Each scan that was left out", where, ["scan", "reason"], each)
+    return [_reasons_table(lines), scans_table]
 
 
 def _reasons_table(lines: list[dict]) -> Table:

@@ -200,9 +200,9 @@ _LEADS = {
 
 
 def _panel(run: Pretraining, keys: list[str], title: str) -> Tile:
-    made = drawing.figure(*PANEL)
-    pictures.draw_panel(made.subplots(), run.rows, keys, title, POINTS)
-    return Tile("", f"{title} by step", drawing.svg(made))
+    figure = drawing.figure(*PANEL)
+    pictures.draw_panel(figure.subplots(), run.rows, keys, title, POINTS)
+    return Tile("", f"{title} by step", drawing.svg(figure))
 
 
 def _course(run: Pretraining, keys: list[str], title: str) -> Table:

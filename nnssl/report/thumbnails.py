@@ -72,7 +72,7 @@ def picture(
 
 
 def _flipped(plane: np.ndarray, flips: tuple[bool, bool]) -> np.ndarray:
-    return np.flip(plane, tuple(axis for axis, turned in enumerate(flips) if turned))
+    return np.flip(plane, tuple(axis for axis, flipped in enumerate(flips) if flipped))
 
 
 def bars(counts: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ STEPS = {
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
+    study_parser = argparse.ArgumentParser(
         prog="nnssl_study",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Compares pretrained starts with a random one, on tasks, with budgets of "
@@ -27,19 +27,21 @@ def parser() -> argparse.ArgumentParser:
         "description says. Every run is a training by nnU-Net; needs its three variables.\n\n"
         "steps:\n" + "\n".join(f"  {step:10}{text}" for step, text in STEPS.items()),
     )
-    made.add_argument("step", choices=STEPS, metavar="STEP", help=f"one of {', '.join(STEPS)}")
-    made.add_argument(
+    study_parser.add_argument(
+        "step", choices=STEPS, metavar="STEP", help=f"one of {', '.join(STEPS)}"
+    )
+    study_parser.add_argument(
         "description",
         metavar="STUDY.YAML",
         type=Path,
         help="the description; for report, a results.jsonl does too",
     )
-    _add_run(made.add_argument_group("run"))
-    features = made.add_argument_group("features")
+    _add_run(study_parser.add_argument_group("run"))
+    features = study_parser.add_argument_group("features")
     features.add_argument(
         "--volumes", metavar="N", type=int, default=50, help="crops each; default: %(default)s"
     )
-    return made
+    return study_parser
 
 
 def _add_run(group: argparse._ArgumentGroup) -> None:
@@ -75,8 +77,8 @@ def _run_study(args: argparse.Namespace) -> None:
 
     described = load_study(args.description)
     check.check_settings(described)
-    beside = executor.beside(described.device, args.parallel)
-    _say(estimate.describe_study(described, beside))
+    parallel = executor.beside(described.device, args.parallel)
+    _say(estimate.describe_study(described, parallel))
     if not args.dry_run:
         _do_what_is_missing(described, args)
 

@@ -81,10 +81,10 @@ class TensorBoard:
 
 def _wandb_id(run: Run) -> tuple[str, bool]:
     """The id of `run`, kept in its folder, and whether it was there already."""
-    note = run.folder / NOTE
-    resumed = note.is_file() and run.step > 0
-    name = files.read_json(note)["id"] if resumed else secrets.token_hex(4)
-    files.write_json(note, {"id": name})
+    path = run.folder / NOTE
+    resumed = path.is_file() and run.step > 0
+    name = files.read_json(path)["id"] if resumed else secrets.token_hex(4)
+    files.write_json(path, {"id": name})
     return name, resumed
 
 

@@ -89,8 +89,9 @@ def _memories(choice: str, device: torch.device) -> Iterator[_Memory]:
     """Those to try, in this order."""
     automatic = ["gpu", "ram"] if device.type == "cuda" else ["ram"]
     for name in automatic if choice == "auto" else [choice]:
-        of = device if name == "gpu" else torch.device("cpu")
-        yield _Memory(name, of, free_bytes(of), _fraction(name, choice, device))
+        memory_device = device if name == "gpu" else torch.device("cpu")
+        fraction = _fraction(name, choice, device)
+        yield _Memory(name, memory_device, free_bytes(memory_device), fraction)
 
 
 def require_supported(choice: str, device: torch.device) -> None:

@@ -66,7 +66,7 @@ def saved_bytes(model: nn.Module, views: dict, device: torch.device, bf16: bool)
     precision, kept = Precision(model, device, torch.bfloat16 if bf16 else None), {}
     own = _storages(model)
 
-    def note(tensor: torch.Tensor) -> torch.Tensor:
+    def record(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             kept[storage.data_ptr()] = storage.nbytes()
@@ -75,7 +75,7 @@ def saved_bytes(model: nn.Module, views: dict, device: torch.device, bf16: bool)
     with precision.weights():
         own |= _storages(model)
         with (
-            torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
+            torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor),
             precision.autocast(),
         ):
             result = model(views)

@@ -93,14 +93,14 @@ def _chosen(
     if reason := _unsuitable(given, dimensions(options), plan, folder, config.classes):
         return Choice(WEIGHT, 0.0, f"no parcels: {reason}")
     try:
-        made = parcel_maps.make(
+        registered = parcel_maps.make(
             folder, plan, config.classes, options.num_processes, print_fn, least=REGISTERED
         )
     except parcel_maps.TooFewRegistered as error:
         return Choice(WEIGHT, 0.0, f"no parcels: {error}")
     reason = (
-        f"{len(made)} of {len(parcel_maps.preprocessed(folder, plan))} scans could be registered "
-        "to one another; parcels of such scans have raised the Dice of few labels"
+        f"{len(registered)} of {len(parcel_maps.preprocessed(folder, plan))} scans could be "
+        "registered to one another; parcels of such scans have raised the Dice of few labels"
     )
     return Choice(WEIGHT, 1.0, reason)
 

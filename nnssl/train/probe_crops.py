@@ -36,12 +36,13 @@ class LabelledCrops:
 
     def __init__(self, folder: Path, size: Shape) -> None:
         self.folder, self.size = folder, size
-        note = read_json(folder / NOTE)
-        self.dataset, self.padding, self.cases = note["dataset"], note["padding"], note["cases"]
-        self.names = ["background", *note["labels"]]
-        values = (0, *note["labels"].values())
+        metadata = read_json(folder / NOTE)
+        self.dataset, self.padding = metadata["dataset"], metadata["padding"]
+        self.cases = metadata["cases"]
+        self.names = ["background", *metadata["labels"]]
+        values = (0, *metadata["labels"].values())
         self._class_of_value = {value: number for number, value in enumerate(values)}
-        self._ignored = {NOTHING, note["ignore"]} - {None}
+        self._ignored = {NOTHING, metadata["ignore"]} - {None}
         self._box = np.array((1,) * (3 - len(size)) + size)
 
     def image(self, crop: Crop) -> np.ndarray:

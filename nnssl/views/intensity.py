@@ -56,8 +56,8 @@ class Ranges:
             hu = BODY
         ends = np.array([*LOWS, *HIGHS])
         lowest, low, high, highest = hu.normalise(ends).tolist()
-        seen = ends.clip(hu.low, hu.high)
-        unit = (highest - lowest) / float(seen[-1] - seen[0])
+        clipped = ends.clip(hu.low, hu.high)
+        unit = (highest - lowest) / float(clipped[-1] - clipped[0])
         return cls(
             (lowest, low),
             (high, highest),

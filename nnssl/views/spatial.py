@@ -251,8 +251,8 @@ def _about_one_axis(dims: int) -> list[Rotation]:
     """None, then 1 to 3 turns about each axis."""
     still: Rotation = (tuple(range(dims)), ())
     planes = [(0, 1)] if dims == 2 else [(1, 2), (0, 2), (0, 1)]
-    turned = [_quarter_turns(dims, plane, turns) for plane in planes for turns in (1, 2, 3)]
-    return [still, *turned]
+    quarter_turns = [_quarter_turns(dims, plane, turns) for plane in planes for turns in (1, 2, 3)]
+    return [still, *quarter_turns]
 
 
 def _permutations_with_flips(dims: int) -> list[Rotation]:

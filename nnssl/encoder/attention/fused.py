@@ -33,21 +33,21 @@ def attention(
     """
     if mask is None:
         return torch.cat(_calls(qkv, bias))
-    order, back = _by_pattern(mask, len(qkv))
+    order, inverse = _by_pattern(mask, len(qkv))
     samples = len(qkv) // len(mask.which)
-    groups = _Permute.apply(qkv, order, back).split([count * samples for count in mask.counts])
+    groups = _Permute.apply(qkv, order, inverse).split([count * samples for count in mask.counts])
     outputs = []
     for group, pattern in zip(groups, mask.patterns, strict=True):
         outputs += _calls(group, bias + pattern)
-    return _Permute.apply(torch.cat(outputs), back, order)
+    return _Permute.apply(torch.cat(outputs), inverse, order)
 
 
 def _by_pattern(mask: Mask, windows: int) -> tuple[Tensor, Tensor]:
     """[W] the windows of all samples sorted by the pattern of their mask, and the inverse."""
     samples = torch.arange(windows // len(mask.which), device=mask.order.device)
     order = (mask.order[:, None] + samples * len(mask.which)).flatten()
-    back = (mask.rank * len(samples) + samples[:, None]).flatten()
-    return order, back
+    inverse = (mask.rank * len(samples) + samples[:, None]).flatten()
+    return order, inverse
 
 
 def _calls(qkv: Tensor, bias: Tensor) -> list[Tensor]:

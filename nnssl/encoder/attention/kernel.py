@@ -31,8 +31,8 @@ def _probabilities(
     if MASKED:
         pattern = tl.load(WHICH + window % per_sample)
         region = tl.load(REGIONS + pattern * N + slot, mask=slot < N, other=-1)
-        apart = (region[:, None] != region[None, :]) & (slot[:, None] < N)
-        scores = tl.where(apart, scores + hidden, scores)
+        masked = (region[:, None] != region[None, :]) & (slot[:, None] < N)
+        scores = tl.where(masked, scores + hidden, scores)
     exponentials = tl.exp(scores - tl.max(scores, 1)[:, None])
     return exponentials / tl.sum(exponentials, 1)[:, None]
 
@@ -55,20 +55,20 @@ def forward(
     # neighbours work on the same windows, whose heads lie side by side in memory
     head = tl.program_id(0)
     slot, channel = tl.arange(0, BN), tl.arange(0, BD)
-    real = (slot[:, None] < N) & (channel[None, :] < D)
+    valid = (slot[:, None] < N) & (channel[None, :] < D)
     bias = _bias(BIAS, head, slot, N)
     for window in range(tl.program_id(1), windows, tl.num_programs(1)):
         token = tl.cast(window, tl.int64) * N + slot[:, None]
         at = token * (3 * H * D) + head * D + channel[None, :]
-        q = tl.load(QKV + at, mask=real, other=0.0)
-        k = tl.load(QKV + at + H * D, mask=real, other=0.0)
-        v = tl.load(QKV + at + 2 * H * D, mask=real, other=0.0)
+        q = tl.load(QKV + at, mask=valid, other=0.0)
+        k = tl.load(QKV + at + H * D, mask=valid, other=0.0)
+        v = tl.load(QKV + at + 2 * H * D, mask=valid, other=0.0)
         p = _probabilities(
             q, k, bias, WHICH, REGIONS, window, per_sample, scale, hidden, slot, N, MASKED
         )
         out = tl.dot(p.to(v.dtype), v, input_precision="ieee")
         to = token * (H * D) + head * D + channel[None, :]
-        tl.store(OUT + to, out.to(OUT.dtype.element_ty), mask=real)
+        tl.store(OUT + to, out.to(OUT.dtype.element_ty), mask=valid)
 
 
 @triton.jit(do_not_specialize=["windows", "per_sample", "rows"])
@@ -83,7 +83,7 @@ def backward(
     """
     head = tl.program_id(0)
     slot, channel = tl.arange(0, BN), tl.arange(0, BD)
-    real = (slot[:, None] < N) & (channel[None, :] < D)
+    valid = (slot[:, None] < N) & (channel[None, :] < D)
     bias = _bias(BIAS, head, slot, N)
     total = tl.zeros([BN, BN], tl.float32)
     of_q = tl.zeros([BD], tl.float32)
@@ -92,23 +92,23 @@ def backward(
     for window in range(tl.program_id(1), windows, tl.num_programs(1)):
         token = tl.cast(window, tl.int64) * N + slot[:, None]
         at = token * (3 * H * D) + head * D + channel[None, :]
-        q = tl.load(QKV + at, mask=real, other=0.0)
-        k = tl.load(QKV + at + H * D, mask=real, other=0.0)
-        v = tl.load(QKV + at + 2 * H * D, mask=real, other=0.0)
-        dout = tl.load(DOUT + token * (H * D) + head * D + channel[None, :], mask=real, other=0.0)
+        q = tl.load(QKV + at, mask=valid, other=0.0)
+        k = tl.load(QKV + at + H * D, mask=valid, other=0.0)
+        v = tl.load(QKV + at + 2 * H * D, mask=valid, other=0.0)
+        dout = tl.load(DOUT + token * (H * D) + head * D + channel[None, :], mask=valid, other=0.0)
         p = _probabilities(
             q, k, bias, WHICH, REGIONS, window, per_sample, scale, hidden, slot, N, MASKED
         )
         dv = tl.dot(tl.trans(p.to(dout.dtype)), dout, input_precision="ieee")
-        tl.store(DQKV + at + 2 * H * D, dv.to(DQKV.dtype.element_ty), mask=real)
+        tl.store(DQKV + at + 2 * H * D, dv.to(DQKV.dtype.element_ty), mask=valid)
         dp = tl.dot(dout, tl.trans(v), input_precision="ieee")
         dscores = p * (dp - tl.sum(p * dp, 1)[:, None])
         total += dscores
         low = dscores.to(q.dtype)
         dq = tl.dot(low, k, input_precision="ieee") * scale
-        tl.store(DQKV + at, dq.to(DQKV.dtype.element_ty), mask=real)
+        tl.store(DQKV + at, dq.to(DQKV.dtype.element_ty), mask=valid)
         dk = tl.dot(tl.trans(low), q, input_precision="ieee") * scale
-        tl.store(DQKV + at + H * D, dk.to(DQKV.dtype.element_ty), mask=real)
+        tl.store(DQKV + at + H * D, dk.to(DQKV.dtype.element_ty), mask=valid)
         if SUMMED:
             of_q += tl.sum(dq, 0)
             of_k += tl.sum(dk, 0)

@@ -169,5 +169,5 @@ def _leaves(tensors: list[Tensor]) -> list[Tensor]:
 def _all(outputs: Outputs, leaves: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
     """The outputs, and the gradients of the leaves."""
     outs = [out for out in outputs if out is not None]
-    back = torch.autograd.grad(outs, leaves, gradients)
-    return [*(out.detach() for out in outs), *back]
+    leaf_gradients = torch.autograd.grad(outs, leaves, gradients)
+    return [*(out.detach() for out in outs), *leaf_gradients]

@@ -41,25 +41,25 @@ def forward(
     channel = tl.arange(0, BC)
     for tile in range(tl.program_id(0), tl.cdiv(rows, BR), tl.num_programs(0)):
         row, inside, sample, source = _tile_rows(ORDER, tile * BR, tokens, rows, BR, MOVES)
-        real = inside[:, None] & (channel[None, :] < C)
+        valid = inside[:, None] & (channel[None, :] < C)
         at = source[:, None] * C + channel[None, :]
         to = tl.cast(row, tl.int64)[:, None] * C + channel[None, :]
-        x = tl.load(X + at, mask=real, other=0.0).to(tl.float32)
+        x = tl.load(X + at, mask=valid, other=0.0).to(tl.float32)
         if ADDS:
-            branch = tl.load(BRANCH + at, mask=real, other=0.0).to(tl.float32)
+            branch = tl.load(BRANCH + at, mask=valid, other=0.0).to(tl.float32)
             if DROPS:
                 kept = tl.load(KEPT + sample, mask=inside, other=0.0).to(tl.float32)
                 branch = branch * kept[:, None]
             x = (x + branch).to(SUM.dtype.element_ty).to(tl.float32)
-        tl.store(SUM + to, x.to(SUM.dtype.element_ty), mask=real)
+        tl.store(SUM + to, x.to(SUM.dtype.element_ty), mask=valid)
         if NORMS:
             mean = tl.sum(x, 1) / C
-            apart = tl.where(real, x - mean[:, None], 0.0)
-            rstd = 1 / tl.sqrt(tl.sum(apart * apart, 1) / C + eps)
+            centred = tl.where(valid, x - mean[:, None], 0.0)
+            rstd = 1 / tl.sqrt(tl.sum(centred * centred, 1) / C + eps)
             scale = tl.load(SCALE + channel, mask=channel < C, other=0.0).to(tl.float32)
             offset = tl.load(OFFSET + channel, mask=channel < C, other=0.0).to(tl.float32)
-            out = apart * rstd[:, None] * scale[None, :] + offset[None, :]
-            tl.store(OUT + to, out.to(OUT.dtype.element_ty), mask=real)
+            out = centred * rstd[:, None] * scale[None, :] + offset[None, :]
+            tl.store(OUT + to, out.to(OUT.dtype.element_ty), mask=valid)
             tl.store(MEAN + row, mean, mask=inside)
             tl.store(RSTD + row, rstd, mask=inside)
 
@@ -80,31 +80,31 @@ def backward(
     of_branch = tl.zeros([BC], tl.float32)
     for tile in range(tl.program_id(0), tl.cdiv(rows, BR), tl.num_programs(0)):
         row, inside, sample, source = _tile_rows(ORDER, tile * BR, tokens, rows, BR, MOVES)
-        real = inside[:, None] & (channel[None, :] < C)
+        valid = inside[:, None] & (channel[None, :] < C)
         at = source[:, None] * C + channel[None, :]
         to = tl.cast(row, tl.int64)[:, None] * C + channel[None, :]
         total = tl.zeros([BR, BC], tl.float32)
         if FLOWS:
-            total = tl.load(DSUM + to, mask=real, other=0.0).to(tl.float32)
+            total = tl.load(DSUM + to, mask=valid, other=0.0).to(tl.float32)
         if NORMS:
-            x = tl.load(SUM + to, mask=real, other=0.0).to(tl.float32)
+            x = tl.load(SUM + to, mask=valid, other=0.0).to(tl.float32)
             mean = tl.load(MEAN + row, mask=inside, other=0.0)
             rstd = tl.load(RSTD + row, mask=inside, other=0.0)
             scale = tl.load(SCALE + channel, mask=channel < C, other=0.0).to(tl.float32)
-            normed = tl.where(real, (x - mean[:, None]) * rstd[:, None], 0.0)
-            dout = tl.load(DOUT + to, mask=real, other=0.0).to(tl.float32)
+            normed = tl.where(valid, (x - mean[:, None]) * rstd[:, None], 0.0)
+            dout = tl.load(DOUT + to, mask=valid, other=0.0).to(tl.float32)
             of_scale += tl.sum(dout * normed, 0)
             of_offset += tl.sum(dout, 0)
             dnormed = dout * scale[None, :]
             along = tl.sum(dnormed * normed, 1) / C
-            apart = dnormed - (tl.sum(dnormed, 1) / C)[:, None] - normed * along[:, None]
-            total += tl.where(real, apart * rstd[:, None], 0.0)
-        tl.store(DX + at, total.to(DX.dtype.element_ty), mask=real)
+            unscaled = dnormed - (tl.sum(dnormed, 1) / C)[:, None] - normed * along[:, None]
+            total += tl.where(valid, unscaled * rstd[:, None], 0.0)
+        tl.store(DX + at, total.to(DX.dtype.element_ty), mask=valid)
         if ADDS:
             if DROPS:
                 kept = tl.load(KEPT + sample, mask=inside, other=0.0).to(tl.float32)
                 total = total * kept[:, None]
-                tl.store(DBRANCH + at, total.to(DBRANCH.dtype.element_ty), mask=real)
+                tl.store(DBRANCH + at, total.to(DBRANCH.dtype.element_ty), mask=valid)
             of_branch += tl.sum(total, 0)
     part = PARTS + tl.program_id(0) * 3 * C + channel
     tl.store(part, of_scale, mask=channel < C)
@@ -121,13 +121,13 @@ def gelu_backward(
     total = tl.zeros([BC], tl.float32)
     for tile in range(tl.program_id(0), tl.cdiv(rows, BR), tl.num_programs(0)):
         row = tile * BR + tl.arange(0, BR)
-        real = (row[:, None] < rows) & (channel[None, :] < C)
+        valid = (row[:, None] < rows) & (channel[None, :] < C)
         at = tl.cast(row, tl.int64)[:, None] * C + channel[None, :]
-        x = tl.load(X + at, mask=real, other=0.0).to(tl.float32)
-        dout = tl.load(DOUT + at, mask=real, other=0.0).to(tl.float32)
+        x = tl.load(X + at, mask=valid, other=0.0).to(tl.float32)
+        dout = tl.load(DOUT + at, mask=valid, other=0.0).to(tl.float32)
         below = 0.5 * (1 + tl.erf(x * 0.7071067811865476))
         density = 0.3989422804014327 * tl.exp(-0.5 * x * x)
         dx = dout * (below + x * density)
-        tl.store(DX + at, dx.to(DX.dtype.element_ty), mask=real)
+        tl.store(DX + at, dx.to(DX.dtype.element_ty), mask=valid)
         total += tl.sum(dx, 0)
     tl.store(PARTS + tl.program_id(0) * C + channel, total, mask=channel < C)

@@ -243,16 +243,16 @@ def labels_of(preprocessed: Path) -> dict[str, frozenset]:
     preprocessed: the configuration's folder. Raises FileNotFoundError where nothing is
     preprocessed.
     """
-    notes = sorted(preprocessed.glob("*.pkl"))
-    if not notes:
+    paths = sorted(preprocessed.glob("*.pkl"))
+    if not paths:
         raise FileNotFoundError(
             f"no preprocessed case in {preprocessed}; let nnU-Net preprocess first"
         )
-    return {note.stem: frozenset(_occurring(pickle.loads(note.read_bytes()))) for note in notes}
+    return {path.stem: frozenset(_occurring(pickle.loads(path.read_bytes()))) for path in paths}
 
 
-def _occurring(note: Mapping) -> Iterator[Hashable]:
-    for label, voxels in note["class_locations"].items():
+def _occurring(properties: Mapping) -> Iterator[Hashable]:
+    for label, voxels in properties["class_locations"].items():
         if len(voxels):
             yield label if isinstance(label, (int, tuple)) else str(label)
 

@@ -62,7 +62,7 @@ class Plans:
     @property
     def is_noted(self) -> bool:
         """Whether the study has made them before, be they up to date or not."""
-        return self._note.is_file()
+        return self._record.is_file()
 
     def provide(self, here: Foreground) -> dict:
         """Their content, up to date from now on."""
@@ -70,7 +70,7 @@ class Plans:
             self.write_default()
         elif self.command and not self._is_up_to_date():
             here.run([self.command], f"plans-{self.pair.plans}")
-            files.write_json(self._note, self._mark())
+            files.write_json(self._record, self._mark())
         return files.read_json(self.path)
 
     def write_default(self) -> None:
@@ -89,12 +89,12 @@ class Plans:
         return Recipe.chosen(options.fields_from(heeded, Recipe))
 
     @property
-    def _note(self) -> Path:
+    def _record(self) -> Path:
         return self.pair.study.folder / "plans" / f"{self.pair.plans}.json"
 
     def _is_up_to_date(self) -> bool:
         there = self.path.is_file() and self.is_noted
-        return there and files.read_json(self._note) == self._mark()
+        return there and files.read_json(self._record) == self._mark()
 
     def _mark(self) -> dict[str, str]:
         """Changes with the command, the checkpoint, and nnU-Net's plans."""

@@ -37,19 +37,19 @@ def chosen(kind: str, study: Study, parallel: int | None) -> Executor:
     return local(places(study.device, parallel))
 
 
-def local(places: Sequence[Place]) -> Executor:
-    """One job at a time in each of `places`."""
-    return lambda folders, print_fn: _Local(places, print_fn).do_all(folders)
+def local(slots: Sequence[Place]) -> Executor:
+    """One job at a time in each of `slots`."""
+    return lambda folders, print_fn: _Local(slots, print_fn).do_all(folders)
 
 
 class _Local:
-    """The free places and the processes of one call."""
+    """The free slots and the processes of one call."""
 
-    def __init__(self, places: Sequence[Place], print_fn: PrintFn) -> None:
-        self.print_fn, self.count = print_fn, len(places)
+    def __init__(self, slots: Sequence[Place], print_fn: PrintFn) -> None:
+        self.print_fn, self.count = print_fn, len(slots)
         self.free: queue.Queue[Place] = queue.Queue()
-        for place in places:
-            self.free.put(place)
+        for slot in slots:
+            self.free.put(slot)
         self.processes: set[subprocess.Popen] = set()
         self.stopping = False
 
@@ -66,27 +66,27 @@ class _Local:
                 raise
 
     def _do(self, folder: Path) -> None:
-        place = self.free.get()
+        slot = self.free.get()
         try:
             for attempt in range(1, ATTEMPTS + 1):
-                status = self._process(folder, place)
+                status = self._process(folder, slot)
                 silent = f"the process ended with status {status}"
                 if self.stopping or is_over(folder, attempt, silent, self.print_fn):
                     return
         finally:
-            self.free.put(place)
+            self.free.put(slot)
 
-    def _process(self, folder: Path, place: Place) -> int:
+    def _process(self, folder: Path, slot: Place) -> int:
         """One attempt; the status with which it ended."""
         jobs.forget_failure(folder)
-        process = self._start(folder, place)
+        process = self._start(folder, slot)
         status = process.wait()
         self.processes.discard(process)
         return status
 
-    def _start(self, folder: Path, place: Place) -> subprocess.Popen:
+    def _start(self, folder: Path, slot: Place) -> subprocess.Popen:
         command = [sys.executable, "-m", "nnssl.study.execution.job", str(folder)]
-        process = subprocess.Popen(command, env={**os.environ, **place})
+        process = subprocess.Popen(command, env={**os.environ, **slot})
         self.processes.add(process)
         if self.stopping:  # before this one could be seen
             process.terminate()

@@ -63,8 +63,8 @@ class NnunetTraining:
         return Path(os.environ[RESULTS], self.dataset, model, f"fold_{self.fold}")
 
     def command(self, device: str, program: str = NNUNET) -> Command:
-        place = [program, self.dataset, self.configuration, str(self.fold)]
-        return [*place, "-tr", self.trainer, "-p", self.plans, "-device", device]
+        arguments = [program, self.dataset, self.configuration, str(self.fold)]
+        return [*arguments, "-tr", self.trainer, "-p", self.plans, "-device", device]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,8 +128,8 @@ class FineTuningJob:
         return NnunetTraining(self.dataset, self.configuration, self.fold, self.trainer, self.plans)
 
     def to_json(self) -> dict:
-        apart = () if self.elsewhere is not None else ("elsewhere", "val")
-        return {key: value for key, value in asdict(self).items() if key not in apart}
+        omitted = () if self.elsewhere is not None else ("elsewhere", "val")
+        return {key: value for key, value in asdict(self).items() if key not in omitted}
 
     @classmethod
     def from_json(cls, content: dict) -> FineTuningJob:

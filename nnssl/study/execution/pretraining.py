@@ -90,18 +90,20 @@ def _begun(starts: list[Start]) -> list[Start]:
     return starts
 
 
-def commands_of(start: Start, made: Path) -> list[Command]:
-    """What makes the checkpoint `made`."""
-    return _COMMANDS[start.arm.start](start, made)
+def commands_of(start: Start, checkpoint: Path) -> list[Command]:
+    """What makes the `checkpoint`."""
+    return _COMMANDS[start.arm.start](start, checkpoint)
 
 
-def _pretrain(start: Start, made: Path) -> list[Command]:
+def _pretrain(start: Start, checkpoint: Path) -> list[Command]:
     arm, study = start.arm, start.study
     before = [Start(study, other).checkpoint for other in study.arms if other.name == arm.after]
     encoder = [arm.encoder] if arm.encoder else []
     data = _flag_arguments({"-i": arm.scans, "-d": arm.datasets, "-a": encoder, "--from": before})
-    place = ["-device", study.device, "-o", str(made.parent)]
-    return [["nnssl_pretrain", "-m", str(arm.method), *data, *place, *flags(arm.options), "--c"]]
+    run_flags = ["-device", study.device, "-o", str(checkpoint.parent)]
+    return [
+        ["nnssl_pretrain", "-m", str(arm.method), *data, *run_flags, *flags(arm.options), "--c"]
+    ]
 
 
 def _flag_arguments(flagged: Mapping[str, Sequence[str | Path]]) -> list[str]:
@@ -109,9 +111,9 @@ def _flag_arguments(flagged: Mapping[str, Sequence[str | Path]]) -> list[str]:
     return [str(word) for flag, words in flagged.items() if words for word in (flag, *words)]
 
 
-def _convert(start: Start, made: Path) -> list[Command]:
+def _convert(start: Start, checkpoint: Path) -> list[Command]:
     arm = start.arm
-    return [["nnssl_convert", str(arm.weights), "-o", str(made), *flags(arm.options)]]
+    return [["nnssl_convert", str(arm.weights), "-o", str(checkpoint), *flags(arm.options)]]
 
 
 def _supervised_training(start: Start) -> NnunetTraining:
@@ -121,7 +123,7 @@ def _supervised_training(start: Start) -> NnunetTraining:
     return NnunetTraining(name, configuration, "all", "SwinScratchTrainer", plans)
 
 
-def _supervise(start: Start, made: Path) -> list[Command]:
+def _supervise(start: Start, checkpoint: Path) -> list[Command]:
     training, arm = _supervised_training(start), start.arm
     plan = nnssl_plan(Dataset(labelled(arm)[0]), training.plans)
     export = [sys.executable, "-m", "nnssl.study.execution.supervised"]
@@ -129,7 +131,7 @@ def _supervise(start: Start, made: Path) -> list[Command]:
         [*plan, "-a", arm.encoder or PRESET, *recipe_flags(start.recipe)],
         # nnU-Net starts again where there is nothing to continue
         [*training.command(start.study.device), "--c"],
-        [*export, str(training.folder), str(made)],
+        [*export, str(training.folder), str(checkpoint)],
     ]
 
 

@@ -58,10 +58,10 @@ def environment() -> dict[str, str]:
     """The caller's, without a checkpoint that no plans name, and with our trainers where nnU-Net
     looks.
     """
-    made = {**DEFAULTS, **os.environ}
-    made.pop("nnssl_checkpoint", None)
-    made[hook.VARIABLE] = hook.with_ours(made.get(hook.VARIABLE, ""))
-    return made
+    variables = {**DEFAULTS, **os.environ}
+    variables.pop("nnssl_checkpoint", None)
+    variables[hook.VARIABLE] = hook.with_ours(variables.get(hook.VARIABLE, ""))
+    return variables
 
 
 def others_environment() -> dict[str, str]:

@@ -83,8 +83,8 @@ class _Job:
     attempt: int = field(init=False, default=1)
 
     def __post_init__(self) -> None:
-        note = self.folder / NUMBER
-        if note.is_file() and in_queue(earlier := files.read_json(note)["job"]):
+        number_file = self.folder / NUMBER
+        if number_file.is_file() and in_queue(earlier := files.read_json(number_file)["job"]):
             self.number = earlier
             self.print_fn(f"  {self.folder.name}: job {earlier}, handed in earlier")
         else:

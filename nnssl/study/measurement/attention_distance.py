@@ -28,8 +28,8 @@ def distances(size: Shape, token: Spacing) -> Tensor:
     next, by axis.
     """
     steps = [torch.arange(slots) * mm for slots, mm in zip(size, token, strict=True)]
-    places = torch.cartesian_prod(*steps).view(-1, len(size)).double()
-    return torch.cdist(places, places)
+    centres = torch.cartesian_prod(*steps).view(-1, len(size)).double()
+    return torch.cdist(centres, centres)
 
 
 def weights(
@@ -75,15 +75,15 @@ class AttentionDistance:
     def __init__(self, encoder: Swin, spacing: Spacing) -> None:
         self.encoder = encoder
         self.seen = [
-            _Seen(f"stage {number + 1} block {place + 1}", _token(encoder, spacing, number),
+            _BlockSums(f"stage {number + 1} block {index + 1}", _token(encoder, spacing, number),
                   torch.zeros(block.attn.heads, dtype=torch.double))
-            for number, place, block in blocks_of(encoder)
+            for number, index, block in blocks_of(encoder)
         ]  # fmt: skip
         self._hooks: list[RemovableHandle] = []
 
     def __enter__(self) -> AttentionDistance:
-        for (*_, block), seen in zip(blocks_of(self.encoder), self.seen, strict=True):
-            self._hooks.append(block.attn.register_forward_pre_hook(seen.add))
+        for (*_, block), sums in zip(blocks_of(self.encoder), self.seen, strict=True):
+            self._hooks.append(block.attn.register_forward_pre_hook(sums.add))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -92,11 +92,11 @@ class AttentionDistance:
 
     def rows(self) -> list[HeadDistance]:
         """Of every head."""
-        return [row for seen in self.seen for row in seen.rows()]
+        return [row for sums in self.seen for row in sums.rows()]
 
 
 @dataclass
-class _Seen:
+class _BlockSums:
     """A block's sums over its queries so far. token: mm from one token to the next, by axis; sums:
     [heads] mm, float64; uniform: mm, of even attention.
     """
@@ -122,29 +122,29 @@ class _Seen:
     @torch.no_grad()
     def add(self, module: WindowAttention, arguments: tuple) -> None:
         """Hears what the block is given, before it is computed."""
-        x, cut, bias = arguments
-        mm = distances(cut.size, self.token).to(x)
+        x, partition, bias = arguments
+        mm = distances(partition.size, self.token).to(x)
         windows = x.reshape(-1, len(mm), x.shape[-1])
-        real = _real(cut, windows, len(x))
+        occupied = _occupied(partition, windows, len(x))
         parts = torch.arange(len(windows), device=x.device)
         for part in parts.split(max(1, PART // (module.heads * mm.numel()))):
-            mask = _mask_of(part, cut)
-            self._add(weights(module, windows[part], bias, mask), mask, mm, real[part])
-        self.queries += int(real.sum())
+            mask = _mask_of(part, partition)
+            self._add(weights(module, windows[part], bias, mask), mask, mm, occupied[part])
+        self.queries += int(occupied.sum())
 
-    def _add(self, seen: Tensor, mask: Tensor | None, mm: Tensor, real: Tensor) -> None:
-        far = torch.einsum("whqk,qk->whq", seen, mm)  # w windows, h heads, q queries, k keys
-        self.sums += torch.einsum("whq,wq->h", far, real).double().cpu()
+    def _add(self, attention: Tensor, mask: Tensor | None, mm: Tensor, occupied: Tensor) -> None:
+        far = torch.einsum("whqk,qk->whq", attention, mm)  # w windows, h heads, q queries, k keys
+        self.sums += torch.einsum("whq,wq->h", far, occupied).double().cpu()
         even = mm.new_ones(1, *mm.shape) if mask is None else (mask > -1).to(mm)
-        self.uniform += float(((even * mm).sum(-1) / even.sum(-1) * real).sum())
+        self.uniform += float(((even * mm).sum(-1) / even.sum(-1) * occupied).sum())
 
 
 def blocks_of(encoder: Swin) -> list[tuple[int, int, Block]]:
-    """With the stage of each and its place there, from 0."""
+    """With the stage of each and its index there, from 0."""
     every = [
         (n, m, b) for n, stage in enumerate(encoder.stages) for m, b in enumerate(stage.blocks)
     ]
-    return [(stage, place, block) for stage, place, block in every if isinstance(block, Block)]
+    return [(stage, index, block) for stage, index, block in every if isinstance(block, Block)]
 
 
 def strides(encoder: Swin, stage: int) -> Shape:
@@ -157,15 +157,15 @@ def _token(encoder: Swin, spacing: Spacing, stage: int) -> Spacing:
     return tuple(mm * n for mm, n in zip(spacing, strides(encoder, stage), strict=True))
 
 
-def _real(cut: WindowPartition, windows: Tensor, samples: int) -> Tensor:
+def _occupied(partition: WindowPartition, windows: Tensor, samples: int) -> Tensor:
     """[W n] 1 for slots that hold a token, 0 for those that fill a window up."""
-    if cut.occupied is None:
+    if partition.occupied is None:
         return windows.new_ones(windows.shape[:2])
-    return cut.occupied.view(-1, windows.shape[1]).repeat(samples, 1)
+    return partition.occupied.view(-1, windows.shape[1]).repeat(samples, 1)
 
 
-def _mask_of(part: Tensor, cut: WindowPartition) -> Tensor | None:
+def _mask_of(part: Tensor, partition: WindowPartition) -> Tensor | None:
     """[len(part) n n] of the windows `part`, which count on from sample to sample."""
-    if cut.mask is None:
+    if partition.mask is None:
         return None
-    return cut.mask.patterns[cut.mask.which[part % len(cut.mask.which)]]
+    return partition.mask.patterns[partition.mask.which[part % len(partition.mask.which)]]

@@ -20,9 +20,9 @@ LEAST = 4  # examples of a minibatch that the estimator is defined for
 
 def grams(features: list[Tensor]) -> Tensor:
     """L features [n C_i] to linear Gram matrices [L n n] without their diagonals, float64."""
-    made = torch.stack([x.double() @ x.double().T for x in features])
-    made.diagonal(dim1=1, dim2=2).zero_()
-    return made
+    matrices = torch.stack([x.double() @ x.double().T for x in features])
+    matrices.diagonal(dim1=1, dim2=2).zero_()
+    return matrices
 
 
 def hsic(first: Tensor, second: Tensor) -> Tensor:

@@ -104,8 +104,12 @@ def crops(
 
 def _labelled(labels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """A labelled voxel; the middle of a scan without any."""
-    places = np.argwhere(labels > 0)
-    return places[generator.integers(len(places))] if len(places) else np.array(labels.shape) // 2
+    positions = np.argwhere(labels > 0)
+    return (
+        positions[generator.integers(len(positions))]
+        if len(positions)
+        else np.array(labels.shape) // 2
+    )
 
 
 def _cut(data: np.ndarray, centre: np.ndarray, patch: Shape) -> np.ndarray:
@@ -118,14 +122,14 @@ def _cut(data: np.ndarray, centre: np.ndarray, patch: Shape) -> np.ndarray:
     return out.reshape(len(data), *patch)
 
 
-def _span(place: int, length: int, whole: int) -> tuple[int, int]:
+def _span(centre: int, length: int, whole: int) -> tuple[int, int]:
     """Where a cut of `length` begins on an axis, and how much of it lies inside."""
-    start = np.clip(place - length // 2, 0, max(0, whole - length))
+    start = np.clip(centre - length // 2, 0, max(0, whole - length))
     return start, min(length, whole - start)
 
 
 class Layers:
-    """Reads an encoder's layers at places of a crop: after the patch embedding and after every
+    """Reads an encoder's layers at positions of a crop: after the patch embedding and after every
     block.
 
     names: "patch embedding", "stage 1 block 1", ...
@@ -134,7 +138,7 @@ class Layers:
     def __init__(self, network: SwinUNETR) -> None:
         self.network = network
         self.blocks = blocks_of(network.encoder)
-        blocks = [f"stage {number + 1} block {place + 1}" for number, place, _ in self.blocks]
+        blocks = [f"stage {number + 1} block {index + 1}" for number, index, _ in self.blocks]
         self.names = ["patch embedding", *blocks]
 
     @property
@@ -143,11 +147,11 @@ class Layers:
         return strides(self.network.encoder, 3)
 
     @torch.inference_mode()
-    def read(self, crop: Tensor, places: Tensor) -> list[Tensor]:
-        """crop [1 C *patch]; places [n dims], in voxels of the encoder's axes; a list of [n
+    def read(self, crop: Tensor, positions: Tensor) -> list[Tensor]:
+        """crop [1 C *patch]; positions [n dims], in voxels of the encoder's axes; a list of [n
         channels].
         """
-        reading = _Reading(self.network.encoder, places)
+        reading = _Reading(self.network.encoder, positions)
         with ExitStack() as hooks:
             for hook in self._hooked(reading):
                 hooks.callback(hook.remove)
@@ -192,8 +196,8 @@ class _Reading:
 
 def as_seen(network: SwinUNETR, crop: Tensor) -> Tensor:
     """What the network's encoder gets to see of a crop in nnU-Net's axes and intensities."""
-    seen = crop.permute(network.to_file_axes)
-    return network.encoder.get_submodule("intensity")(seen)
+    permuted = crop.permute(network.to_file_axes)
+    return network.encoder.get_submodule("intensity")(permuted)
 
 
 def draw_places(spatial: Shape, stride: Shape, generator: torch.Generator) -> Tensor:
@@ -205,11 +209,11 @@ def draw_places(spatial: Shape, stride: Shape, generator: torch.Generator) -> Te
     return corner + (torch.rand(corner.shape, generator=generator) * room).long()
 
 
-def raster(places: Tensor, grid: Shape, stride: Shape) -> Tensor:
-    """[n] index of the token in which each place lies."""
-    index = torch.zeros(len(places), dtype=torch.long)
+def raster(positions: Tensor, grid: Shape, stride: Shape) -> Tensor:
+    """[n] index of the token in which each position lies."""
+    index = torch.zeros(len(positions), dtype=torch.long)
     for axis, (size, step) in enumerate(zip(grid, stride, strict=True)):
-        index = index * size + places[:, axis] // step
+        index = index * size + positions[:, axis] // step
     return index
 
 
@@ -243,12 +247,12 @@ def cka_row(
 def _cka(
     one: Layers, two: Layers, crops: Iterable[Tensor], generator: torch.Generator
 ) -> MinibatchCKA:
-    """generator: of the places, in tokens of the coarser last stage."""
+    """generator: of the positions, in tokens of the coarser last stage."""
     measured = MinibatchCKA()
     stride = tuple(map(max, one.stride, two.stride))
     for crop in crops:
-        places = _places(tuple(as_seen(one.network, crop).shape[2:]), stride, generator)
-        measured.add(one.read(crop, places), two.read(crop, places))
+        positions = _positions(tuple(as_seen(one.network, crop).shape[2:]), stride, generator)
+        measured.add(one.read(crop, positions), two.read(crop, positions))
     return measured
 
 
@@ -256,14 +260,14 @@ def _rounded(values: Tensor) -> list[list[float | None]]:
     return [[round(v, 5) if v == v else None for v in line] for line in values.tolist()]
 
 
-def _places(spatial: Shape, stride: Shape, generator: torch.Generator) -> Tensor:
-    places = draw_places(spatial, stride, generator)
-    if len(places) < LEAST:
+def _positions(spatial: Shape, stride: Shape, generator: torch.Generator) -> Tensor:
+    positions = draw_places(spatial, stride, generator)
+    if len(positions) < LEAST:
         raise ValueError(
-            f"a crop of {spatial} voxels has {len(places)} token(s) of {stride} voxels, CKA "
+            f"a crop of {spatial} voxels has {len(positions)} token(s) of {stride} voxels, CKA "
             f"needs {LEAST} or more; use a larger patch"
         )
-    return places
+    return positions
 
 
 @torch.inference_mode()
@@ -283,5 +287,5 @@ def attention_rows(
     with AttentionDistance(network.encoder, by_axis) as watch:
         for crop in crops:
             network.encoder(as_seen(network, crop))
-    of = {"task": task, "arm": arm, "budget": budget, "seed": seed}
-    return [AttentionRow(**of, **head.rounded._asdict()) for head in watch.rows()]
+    run_fields = {"task": task, "arm": arm, "budget": budget, "seed": seed}
+    return [AttentionRow(**run_fields, **head.rounded._asdict()) for head in watch.rows()]

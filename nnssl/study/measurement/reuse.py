@@ -155,8 +155,8 @@ class ReuseComparison:
     def _attention_rows(self, networks: list[tuple[Budget, SwinUNETR]]) -> Iterator[Row]:
         job, spacing = self.job, self.configuration["spacing"]
         for budget, network in networks:
-            of = (job.task, job.arm, budget, job.seed)
-            yield from features.attention_rows(*of, network, spacing, self._crops())
+            run_fields = (job.task, job.arm, budget, job.seed)
+            yield from features.attention_rows(*run_fields, network, spacing, self._crops())
 
     def _networks(self) -> list[tuple[Budget, SwinUNETR]]:
         found = [features.finetuned(job.training.folder) for job in self.jobs]

@@ -23,7 +23,9 @@ def of_log(run: str, log: Mapping[str, Sequence[float]]) -> list[EpochRow]:
     """log: nnU-Net's, an entry per epoch, of which a killed training may have begun one more."""
     names = ("mean_fg_dice", "train_losses", "val_losses")
     columns = [log[name] for name in (*names, "epoch_start_timestamps", "epoch_end_timestamps")]
-    return [_epoch_row(run, epoch, *of) for epoch, of in enumerate(zip(*columns, strict=False))]
+    return [
+        _epoch_row(run, epoch, *values) for epoch, values in enumerate(zip(*columns, strict=False))
+    ]
 
 
 def _epoch_row(

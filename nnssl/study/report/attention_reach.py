@@ -38,9 +38,11 @@ class Reach:
     @property
     def rows(self) -> list[list[Cell]]:
         """Of the table, by layer."""
-        of = (self.group.task, str(self.group.budget), self.group.arm)
+        group_cells = (self.group.task, str(self.group.budget), self.group.arm)
         by_layer = zip(self.mm.index, self.mm.to_numpy(), self.uniform, strict=True)
-        return [[*of, layer, *_mean_and_ends(mm), float(even)] for layer, mm, even in by_layer]
+        return [
+            [*group_cells, layer, *_mean_and_ends(mm), float(even)] for layer, mm, even in by_layer
+        ]
 
 
 def _mean_and_ends(mm: np.ndarray) -> list[float]:
@@ -92,22 +94,22 @@ DISTANCES = Table(
 )
 
 
-def distances(made: list[Reach]) -> Table:
-    return DISTANCES.of(row for reach in made for row in reach.rows)
+def distances(measured: list[Reach]) -> Table:
+    return DISTANCES.of(row for reach in measured for row in reach.rows)
 
 
-def plots(made: list[Reach], results: Results, task: str) -> list[Figure]:
+def plots(measured: list[Reach], results: Results, task: str) -> list[Figure]:
     """Figures of up to nine panels, one an arm and budget: a point a head along the layers."""
-    here = [reach for reach in made if reach.group.task == task]
+    here = [reach for reach in measured if reach.group.task == task]
     top = max((reach.farthest for reach in here), default=0.0)
     return [_attention_plot(part, results, top) for part in panels_by_figure(here)]
 
 
 def _attention_plot(here: list[Reach], results: Results, top: float) -> Figure:
     drawn, grid = drawing.panels(len(here))
-    look = drawing.style(results.arms)
+    styles = drawing.style(results.arms)
     for axes, reach in zip(grid, here, strict=True):
-        _plot_heads(axes, reach, look.get(reach.group.arm, {}).get("color"))
+        _plot_heads(axes, reach, styles.get(reach.group.arm, {}).get("color"))
         _even_attention(axes, reach)
         _name_stages(axes, reach)
         axes.set_title(f"{reach.group.arm}, {reach.group.budget}", fontsize=10)

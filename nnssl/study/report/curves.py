@@ -153,8 +153,8 @@ def _rising(points: list[Point]) -> list[Point]:
     """Those with a better Dice than all before them."""
     return [
         (cases, dice)
-        for place, (cases, dice) in enumerate(points)
-        if all(dice > less for _, less in points[:place])
+        for index, (cases, dice) in enumerate(points)
+        if all(dice > less for _, less in points[:index])
     ]
 
 

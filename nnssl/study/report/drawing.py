@@ -37,12 +37,12 @@ SCRATCH = {"color": GREY, "marker": "s"}
 def style(arms: Sequence[str]) -> dict[str, dict[str, str]]:
     """Colour and marker of each arm; scratch is grey."""
     others = [arm for arm in arms if arm != BASELINE]
-    look = {arm: _style_of(place) for place, arm in enumerate(others)}
-    return {BASELINE: SCRATCH, **look}
+    styles = {arm: _style_of(index) for index, arm in enumerate(others)}
+    return {BASELINE: SCRATCH, **styles}
 
 
-def _style_of(place: int) -> dict[str, str]:
-    return {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)]}
+def _style_of(index: int) -> dict[str, str]:
+    return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
 
 
 def figure(width: float, height: float) -> Figure:
@@ -55,14 +55,14 @@ def panels(count: int, height: float = 2.9, across: int = ACROSS) -> tuple[Figur
     """A figure and the axes of `count` panels, `across` in a row."""
     across = min(across, count)
     rows = -(-count // across)
-    made = figure(WIDTH * (0.6 if across == 1 else 1), height * rows + 0.5)
-    grid = made.subplots(rows, across, squeeze=False)
+    fig = figure(WIDTH * (0.6 if across == 1 else 1), height * rows + 0.5)
+    grid = fig.subplots(rows, across, squeeze=False)
     shown, spare = list(grid.flat[:count]), grid.flat[count:]
     for axes in spare:
         axes.set_visible(False)
     for axes in shown:
         _open_frame(axes)
-    return made, shown
+    return fig, shown
 
 
 def _open_frame(axes: Axes) -> None:
@@ -78,23 +78,23 @@ def label(axes: Axes, title: str, across: str, upwards: str, size: int = 10) -> 
     axes.set_ylabel(upwards, fontsize=9)
 
 
-def legend(made: Figure, handles: dict) -> None:
+def legend(fig: Figure, handles: dict) -> None:
     """One for the whole figure, below it, in as many rows as its width asks for."""
     entry = 0.6 + 0.075 * max(map(len, handles))  # inches: a line, and letters of 9 points
-    made.legend(
+    fig.legend(
         handles.values(),
         handles.keys(),
         loc="outside lower center",
-        ncols=max(1, min(6, len(handles), int(made.get_figwidth() / entry))),
+        ncols=max(1, min(6, len(handles), int(fig.get_figwidth() / entry))),
         fontsize=9,
     )
 
 
-def svg(made: Figure) -> str:
+def svg(fig: Figure) -> str:
     """The figure as SVG, the same text for the same figure."""
     from matplotlib import rc_context
 
     out = io.StringIO()
     with rc_context({"svg.hashsalt": "nnssl", "svg.fonttype": "none", "font.size": 9}):
-        made.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+        fig.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     return out.getvalue()

@@ -56,8 +56,8 @@ SPEED = Table(
 
 
 def speed(results: Results) -> Table:
-    places = product(results.tasks, results.budgets)
-    return SPEED.of(row for place in places for row in _speed(results, *place))
+    pairs = product(results.tasks, results.budgets)
+    return SPEED.of(row for pair in pairs for row in _speed(results, *pair))
 
 
 def _speed(results: Results, task: str, budget: Budget) -> Iterator[list[Cell]]:
@@ -114,8 +114,8 @@ LABELS_SAVED = Table(
 
 
 def labels_saved(results: Results) -> Table:
-    places = product(results.tasks, results.arms)
-    return LABELS_SAVED.of(row for place in places for row in _saved(results, *place))
+    pairs = product(results.tasks, results.arms)
+    return LABELS_SAVED.of(row for pair in pairs for row in _saved(results, *pair))
 
 
 def _saved(results: Results, task: str, arm: str) -> Iterator[list[Cell]]:
@@ -149,8 +149,8 @@ GAP = Table(
 
 def gap(results: Results) -> Table:
     """Few-shot against many-shot: of each arm, its largest budget less its smallest."""
-    places = product(results.tasks, results.arms)
-    every = [results.groups(task, arm) for task, arm in places]
+    pairs = product(results.tasks, results.arms)
+    every = [results.groups(task, arm) for task, arm in pairs]
     return GAP.of(_gap(results, groups[0], groups[-1]) for groups in every if len(groups) > 1)
 
 

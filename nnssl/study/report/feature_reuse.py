@@ -98,10 +98,10 @@ LAYERS = Table(
 )
 
 
-def similarity(made: list[Pair]) -> Table:
+def similarity(encoder_pairs: list[Pair]) -> Table:
     """By stage: the mean over its blocks of the CKA with the same block."""
-    stages = dict.fromkeys(stage_of(name) for pair in made for name in pair.values.index)
-    return SIMILARITY.wider(stages, (_by_stage(pair, stages) for pair in made))
+    stages = dict.fromkeys(stage_of(name) for pair in encoder_pairs for name in pair.values.index)
+    return SIMILARITY.wider(stages, (_by_stage(pair, stages) for pair in encoder_pairs))
 
 
 def _by_stage(pair: Pair, stages: Iterable[str]) -> list[Cell]:
@@ -115,9 +115,9 @@ def _mean_of_stage(by_layer: dict[str, float], stage: str) -> float | None:
     return float(np.mean(values)) if values else None
 
 
-def layers(made: list[Pair]) -> Table:
+def layers(encoder_pairs: list[Pair]) -> Table:
     """Every value of every heat map."""
-    return LAYERS.of(row for pair in made for row in pair.rows)
+    return LAYERS.of(row for pair in encoder_pairs for row in pair.rows)
 
 
 def stage_of(layer: str) -> str:
@@ -125,9 +125,11 @@ def stage_of(layer: str) -> str:
     return layer.split(" block ")[0]
 
 
-def heat_maps(made: list[Pair], task: str) -> list[Figure]:
+def heat_maps(encoder_pairs: list[Pair], task: str) -> list[Figure]:
     """Figures of up to nine maps of a task's pairs; lines part the stages."""
-    return list(map(_heat_maps, panels_by_figure([pair for pair in made if pair.task == task])))
+    return list(
+        map(_heat_maps, panels_by_figure([pair for pair in encoder_pairs if pair.task == task]))
+    )
 
 
 def panels_by_figure(panels: list) -> list[list]:
@@ -136,10 +138,10 @@ def panels_by_figure(panels: list) -> list[list]:
 
 
 def _heat_maps(shown: list[Pair]) -> Figure:
-    made, grid = drawing.panels(len(shown), height=3.3)
+    figure, grid = drawing.panels(len(shown), height=3.3)
     images = [_heat_map(axes, pair) for axes, pair in zip(grid, shown, strict=True)]
-    made.colorbar(images[-1], ax=grid, shrink=0.6, label="CKA")
-    return made
+    figure.colorbar(images[-1], ax=grid, shrink=0.6, label="CKA")
+    return figure
 
 
 def _heat_map(axes: Axes, pair: Pair) -> AxesImage:
@@ -165,9 +167,9 @@ def _part_stages(names: list[str], ticks: Callable, line: Callable) -> None:
 
 def stages_of(layers: Sequence[str]) -> tuple[list[str], list[int]]:
     """The stages of some layers, one after the other, and where each begins."""
-    of = [stage_of(name) for name in layers]
-    starts = [n for n, stage in enumerate(of) if n == 0 or stage != of[n - 1]]
-    return [of[n] for n in starts], starts
+    stages = [stage_of(name) for name in layers]
+    starts = [n for n, stage in enumerate(stages) if n == 0 or stage != stages[n - 1]]
+    return [stages[n] for n in starts], starts
 
 
 def _stage_tick_label(stage: str) -> str:
@@ -176,8 +178,8 @@ def _stage_tick_label(stage: str) -> str:
 
 def places(results: Results, task: str, arm: str) -> tuple:
     """Where both stand in the description."""
-    return _place(results.tasks, task), _place(results.arms, arm)
+    return _position(results.tasks, task), _position(results.arms, arm)
 
 
-def _place(names: list[str], name: str) -> tuple[int, str]:
+def _position(names: list[str], name: str) -> tuple[int, str]:
     return (names.index(name), "") if name in names else (len(names), name)

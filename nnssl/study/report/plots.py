@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 def against_cases(results: Results) -> Figure | None:
     """Dice against the number of labelled cases, a panel per task, with the intervals."""
-    made, grid = drawing.panels(len(results.tasks))
+    figure, grid = drawing.panels(len(results.tasks))
     handles: dict[str, ErrorbarContainer] = {}
     for axes, task in zip(grid, results.tasks, strict=True):
         handles |= _against_cases(axes, results, task)
     if not handles:
         return None
-    drawing.legend(made, handles)
-    return made
+    drawing.legend(figure, handles)
+    return figure
 
 
 def _against_cases(axes: Axes, results: Results, task: str) -> dict[str, ErrorbarContainer]:
@@ -55,7 +55,7 @@ def _errorbar(axes: Axes, results: Results, groups: list[Group]) -> ErrorbarCont
     """Of one arm, side by side with the others'."""
     intervals = [results.scores(group, "dice").interval for group in groups]
     arm = groups[0].arm
-    look = drawing.style(results.arms)[arm]
+    style = drawing.style(results.arms)[arm]
     return axes.errorbar(
         np.array([results.cases_of(group) for group in groups]) * _aside(results, arm),
         [i.mean for i in intervals],
@@ -63,8 +63,8 @@ def _errorbar(axes: Axes, results: Results, groups: list[Group]) -> ErrorbarCont
         capsize=2,
         lw=1.4,
         ms=5,
-        color=look["color"],
-        marker=look["marker"],
+        color=style["color"],
+        marker=style["marker"],
     )
 
 
@@ -87,10 +87,10 @@ def differences(made_comparisons: list[Comparison], results: Results) -> Figure 
     shown = _dice_by_task(made_comparisons, results.tasks)
     if not shown:
         return None
-    made, grid = drawing.panels(len(shown), height=0.9 + 0.2 * max(map(len, shown)))
+    figure, grid = drawing.panels(len(shown), height=0.9 + 0.2 * max(map(len, shown)))
     for axes, here in zip(grid, shown, strict=True):
         _differences(axes, here, drawing.style(results.arms))
-    return made
+    return figure
 
 
 def _dice_by_task(comparisons: list[Comparison], tasks: list[str]) -> list[list[Comparison]]:
@@ -100,10 +100,10 @@ def _dice_by_task(comparisons: list[Comparison], tasks: list[str]) -> list[list[
     return [found for found in by_task if found]
 
 
-def _differences(axes: Axes, here: list[Comparison], look: dict[str, dict[str, str]]) -> None:
+def _differences(axes: Axes, here: list[Comparison], styles: dict[str, dict[str, str]]) -> None:
     """Of one task."""
-    for place, comparison in enumerate(here):
-        _difference(axes, comparison, place, look)
+    for row, comparison in enumerate(here):
+        _difference(axes, comparison, row, styles)
     axes.axvline(0, color=drawing.GREY, lw=0.8)
     axes.set_yticks(range(len(here)), [f"{c.group.arm}, {c.group.budget}" for c in here])
     axes.set_ylim(len(here) - 0.5, -0.5)  # the first on top, none on the frame
@@ -111,11 +111,13 @@ def _differences(axes: Axes, here: list[Comparison], look: dict[str, dict[str, s
     axes.set_xlabel("Dice minus scratch's", fontsize=9)
 
 
-def _difference(axes: Axes, made: Comparison, place: int, look: dict[str, dict[str, str]]) -> None:
-    colour, difference = look[made.group.arm]["color"], made.difference
-    axes.plot([difference.low, difference.high], [place, place], color=colour, lw=1.6)
-    face, marker = colour if made.differs else "white", look[made.group.arm]["marker"]
-    axes.plot(difference.mean, place, marker=marker, mec=colour, mfc=face, ms=6)
+def _difference(
+    axes: Axes, comparison: Comparison, row: int, styles: dict[str, dict[str, str]]
+) -> None:
+    colour, difference = styles[comparison.group.arm]["color"], comparison.difference
+    axes.plot([difference.low, difference.high], [row, row], color=colour, lw=1.6)
+    face, marker = colour if comparison.differs else "white", styles[comparison.group.arm]["marker"]
+    axes.plot(difference.mean, row, marker=marker, mec=colour, mfc=face, ms=6)
 
 
 def critical_difference(ranking: Ranking, results: Results) -> Figure | None:
@@ -124,8 +126,8 @@ def critical_difference(ranking: Ranking, results: Results) -> Figure | None:
     if count < 2 or not overall.blocks:
         return None
     half, depth = -(-count // 2), 0.6 + 0.35 * len(overall.groups)
-    made = drawing.figure(drawing.WIDTH * 0.75, 1.2 + 0.3 * half + 0.15 * len(overall.groups))
-    axes = made.subplots()
+    figure = drawing.figure(drawing.WIDTH * 0.75, 1.2 + 0.3 * half + 0.15 * len(overall.groups))
+    axes = figure.subplots()
     _arms(axes, ranking, drawing.style(results.arms), depth)
     _bars(axes, overall)
     if overall.is_tested:
@@ -133,7 +135,7 @@ def critical_difference(ranking: Ranking, results: Results) -> Figure | None:
     _ranks_axis(axes, count)
     axes.set(xlim=(-1.2, count + 2.2), ylim=(depth + 0.8 * half, -1.6))
     axes.axis("off")
-    return made
+    return figure
 
 
 def _bars(axes: Axes, ranks: Ranks) -> None:
@@ -154,14 +156,14 @@ def _rank(axes: Axes, rank: int) -> None:
     axes.text(rank, -0.25, str(rank), ha="center", va="bottom", fontsize=9)
 
 
-def _arms(axes: Axes, ranking: Ranking, look: dict[str, dict[str, str]], depth: float) -> None:
+def _arms(axes: Axes, ranking: Ranking, styles: dict[str, dict[str, str]], depth: float) -> None:
     """Their names, the better half on the left."""
     order = np.argsort(ranking.overall.means, kind="stable")
     half = -(-len(order) // 2)
-    for place, number in enumerate(order):
-        arm, rank, left = ranking.arms[number], ranking.overall.means[number], place < half
-        level = depth + (place if left else len(order) - 1 - place) * 0.8
-        side, colour = 0.6 if left else len(order) + 0.4, look[arm]["color"]
+    for position, number in enumerate(order):
+        arm, rank, left = ranking.arms[number], ranking.overall.means[number], position < half
+        level = depth + (position if left else len(order) - 1 - position) * 0.8
+        side, colour = 0.6 if left else len(order) + 0.4, styles[arm]["color"]
         axes.plot([rank, rank, side], [0, level, level], color=colour, lw=1.2)
         text = f" {arm}  {rank:.2f} " if left else f" {rank:.2f}  {arm} "
         ha = "right" if left else "left"
@@ -181,7 +183,7 @@ def training(results: Results, task: str) -> Figure | None:
     chosen = _ends_and_middle([b for b in results.budgets if _curves(results, task, b)])
     if not chosen:
         return None
-    made, grid = drawing.panels(len(chosen))
+    figure, grid = drawing.panels(len(chosen))
     handles: dict[str, Artist] = {}
     for axes, budget in zip(grid, chosen, strict=True):
         handles |= _plot_training_curves(
@@ -189,23 +191,23 @@ def training(results: Results, task: str) -> Figure | None:
         )
         drawing.label(axes, f"{task}, budget {budget}", "epoch", "validation Dice, smoothed")
         axes.xaxis.get_major_locator().set_params(integer=True)
-    drawing.legend(made, handles)
-    return made
+    drawing.legend(figure, handles)
+    return figure
 
 
 def _ends_and_middle(budgets: list[Budget]) -> list[Budget]:
     """The fewest, a middle one and the most, each once."""
     last = len(budgets) - 1
-    return [b for place, b in enumerate(budgets) if place in (0, len(budgets) // 2, last)]
+    return [b for index, b in enumerate(budgets) if index in (0, len(budgets) // 2, last)]
 
 
 def _plot_training_curves(
-    axes: Axes, curves: dict[str, list[Curve]], look: dict[str, dict[str, str]]
+    axes: Axes, curves: dict[str, list[Curve]], styles: dict[str, dict[str, str]]
 ) -> dict[str, Artist]:
     """The line of each arm."""
     lines = {}
     for arm, found in curves.items():
-        lines[arm] = _band(axes, found, look[arm]["color"])
+        lines[arm] = _band(axes, found, styles[arm]["color"])
         if arm == BASELINE:
             _targets(axes, found)
     return lines
@@ -243,5 +245,5 @@ def _targets(axes: Axes, scratch: list[Curve]) -> None:
 def _target(axes: Axes, dice: float, text: str, across: float) -> None:
     """across: where the text begins, as a fraction of the panel; side by side, none is hidden."""
     axes.axhline(dice, color=drawing.GREY, lw=0.7, ls=":")
-    place = axes.get_yaxis_transform()
-    axes.text(across, dice, text, transform=place, fontsize=7, color=drawing.GREY, va="bottom")
+    transform = axes.get_yaxis_transform()
+    axes.text(across, dice, text, transform=transform, fontsize=7, color=drawing.GREY, va="bottom")

@@ -190,14 +190,14 @@ class Results:
     def _groups(self) -> dict[Group, list[RunRow]]:
         """By task, arm, budget and seed; of two runs with all of them equal the last one counts."""
         found: dict[Group, dict[int, RunRow]] = {}
-        for run in sorted(self.runs.values(), key=self._place):
+        for run in sorted(self.runs.values(), key=self._sort_key):
             if run.state == "done":
                 found.setdefault(Group.of(run), {})[run.seed] = run
         return {group: list(by_seed.values()) for group, by_seed in found.items()}
 
-    def _place(self, run: RunRow) -> tuple:
-        places = self.tasks.index(run.task), self.arms.index(run.arm)
-        return (*places, by_size(run.budget), run.seed)
+    def _sort_key(self, run: RunRow) -> tuple:
+        indices = self.tasks.index(run.task), self.arms.index(run.arm)
+        return (*indices, by_size(run.budget), run.seed)
 
 
 @dataclass(frozen=True)

@@ -184,8 +184,8 @@ COMPARISONS = Table(
 )
 
 
-def comparisons(made: list[Comparison]) -> Table:
-    return COMPARISONS.of(comparison.cells for comparison in made)
+def comparisons(compared: list[Comparison]) -> Table:
+    return COMPARISONS.of(comparison.cells for comparison in compared)
 
 
 @dataclass(frozen=True)
@@ -207,7 +207,7 @@ def rank(results: Results) -> Ranking:
     tasks, budgets, arms = _comparable(~np.isnan(dice), results.arms)
     cube, common = dice[np.ix_(tasks, budgets, arms)], list(compress(results.budgets, budgets))
     ranked, left_out = (list(compress(results.arms, which)) for which in (arms, ~arms))
-    by_budget = {budget: statistics.ranks(cube[:, place]) for place, budget in enumerate(common)}
+    by_budget = {budget: statistics.ranks(cube[:, index]) for index, budget in enumerate(common)}
     overall = statistics.ranks(cube.mean(axis=1) if common else np.zeros((0, 0)))
     return Ranking(ranked, left_out, common, overall, by_budget)
 
@@ -225,8 +225,8 @@ def _comparable(there: np.ndarray, arms: list[str]) -> tuple[np.ndarray, np.ndar
 def _dice(results: Results) -> np.ndarray:
     """[tasks budgets arms], NaN where there is none."""
     shape = len(results.tasks), len(results.budgets), len(results.arms)
-    places = product(results.tasks, results.budgets, results.arms)
-    means = [results.scores(Group(t, arm, b), "dice").mean for t, b, arm in places]
+    combinations = product(results.tasks, results.budgets, results.arms)
+    means = [results.scores(Group(t, arm, b), "dice").mean for t, b, arm in combinations]
     return np.array(means, dtype=float).reshape(shape)
 
 

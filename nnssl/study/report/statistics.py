@@ -143,10 +143,10 @@ def holm(p_values: list[float]) -> list[float]:
     NaN, a comparison that could not be made, stays NaN and does not count.
     """
     adjusted, largest = [float("nan")] * len(p_values), 0.0
-    order = sorted((p, place) for place, p in enumerate(p_values) if p == p)
-    for rank, (p, place) in enumerate(order):
+    order = sorted((p, index) for index, p in enumerate(p_values) if p == p)
+    for rank, (p, index) in enumerate(order):
         largest = max(largest, min(1.0, (len(order) - rank) * p))
-        adjusted[place] = largest
+        adjusted[index] = largest
     return adjusted
 
 

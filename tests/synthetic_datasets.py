@@ -14,7 +14,7 @@ PROPERTIES = {"mean": 80.0, "std": 150.0, "min": -1000.0, "max": 2000.0, "median
               "percentile_00_5": -950.0, "percentile_99_5": 1300.0}  # fmt: skip
 
 
-def made_dataset(
+def synthetic_dataset(
     folders: dict[str, Path],
     shape: tuple[int, int, int],
     spacing: tuple[float, float, float],

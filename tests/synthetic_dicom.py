@@ -23,7 +23,7 @@ def element(tag: int, kind: str, value: bytes | str) -> bytes:
     return head + length + value
 
 
-def short(tag: int, value: int) -> bytes:
+def unsigned_short(tag: int, value: int) -> bytes:
     return element(tag, "US", struct.pack("<H", value))
 
 
@@ -62,16 +62,16 @@ def write_frames(
         ),
         *(element(0x0020000D, "UI", "1.2.3"), element(0x0020000E, "UI", "1.2.3.4")),
         *(
-            short(0x00280002, 1),
+            unsigned_short(0x00280002, 1),
             element(0x00280004, "CS", "MONOCHROME2"),
             element(0x00280008, "IS", str(len(hu))),
         ),
-        *(short(0x00280010, hu.shape[1]), short(0x00280011, hu.shape[2])),
+        *(unsigned_short(0x00280010, hu.shape[1]), unsigned_short(0x00280011, hu.shape[2])),
         *(
-            short(0x00280100, 16),
-            short(0x00280101, 16),
-            short(0x00280102, 15),
-            short(0x00280103, 0),
+            unsigned_short(0x00280100, 16),
+            unsigned_short(0x00280101, 16),
+            unsigned_short(0x00280102, 15),
+            unsigned_short(0x00280103, 0),
         ),
         sequence(0x52009229, shared),
         sequence(0x52009230, *plane),

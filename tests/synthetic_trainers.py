@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 import torch
-from made_plans import DATASET, nnunet_plans
+from synthetic_plans import DATASET, nnunet_plans
 
 from nnssl import files, finetune
 from nnssl.finetune.architecture import RECIPE
@@ -46,8 +46,10 @@ def trainer_class(name: str) -> type:
     return next(getattr(module, name) for module in modules if hasattr(module, name))
 
 
-def made_plans(recipe: dict | None = None, schemes: tuple[str, ...] = ("CTNormalization",)) -> dict:
-    """Plans of nnU-Net's own with small patches, for `made_trainer`."""
+def synthetic_plans(
+    recipe: dict | None = None, schemes: tuple[str, ...] = ("CTNormalization",)
+) -> dict:
+    """Plans of nnU-Net's own with small patches, for `synthetic_trainer`."""
     plans = nnunet_plans(schemes) | {"label_manager": "LabelManager", RECIPE: recipe or {}}
     for name in ("3d_fullres", "2d"):
         patch = plans["configurations"][name]["patch_size"]
@@ -58,7 +60,7 @@ def made_plans(recipe: dict | None = None, schemes: tuple[str, ...] = ("CTNormal
     return plans
 
 
-def made_trainer(
+def synthetic_trainer(
     name: str, plans: dict, configuration: str = "3d_fullres", dataset_json: dict | None = None
 ):
     """As `nnUNetv2_train` makes it, not yet initialised. $nnUNet_preprocessed and $nnUNet_results

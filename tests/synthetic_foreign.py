@@ -70,10 +70,10 @@ def model_swinvit(network: nn.Module) -> dict:
     tensors = {
         name.replace("linear", "fc"): tensor for name, tensor in network.state_dict().items()
     }
-    beside = heads(["norm", "rotation_head", "contrastive_head", "conv.0"])
+    others = heads(["norm", "rotation_head", "contrastive_head", "conv.0"])
     return {
         "epoch": 100,
-        "state_dict": prefixed("module.", tensors | beside),
+        "state_dict": prefixed("module.", tensors | others),
         "optimizer": {"state": {}},
     }
 
@@ -94,18 +94,18 @@ def ssl_pretrained(network: nn.Module) -> dict:
 
 def voco(network: nn.Module) -> dict:
     """VoCo_B_SSL_head.pt."""
-    beside = heads(["module.backbone.encoder1.layer.conv1.conv", "module.student.layer1.0"])
-    return {"state_dict": prefixed("module.backbone.swinViT.", network.state_dict()) | beside}
+    others = heads(["module.backbone.encoder1.layer.conv1.conv", "module.student.layer1.0"])
+    return {"state_dict": prefixed("module.backbone.swinViT.", network.state_dict()) | others}
 
 
 def suprem(network: nn.Module) -> dict:
     """supervised_suprem_swinunetr_2100.pth."""
-    beside = {
+    others = {
         "module.organ_embedding": torch.zeros(3),
         **heads(["module.backbone.decoder1.conv", "module.GAP.0"]),
     }
     return {
-        "net": prefixed("module.backbone.swinViT.", network.state_dict()) | beside,
+        "net": prefixed("module.backbone.swinViT.", network.state_dict()) | others,
         "epoch": 2100,
     }
 

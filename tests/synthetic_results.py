@@ -38,7 +38,7 @@ def rows(
         ],
         "tasks": [{"name": task, "modality": modality} for task, modality in tasks.items()],
     }
-    made = [
+    records = [
         {
             "kind": "study",
             "name": "made",
@@ -60,21 +60,28 @@ def rows(
                 level = 0.5 + 0.09 * np.log(trained) + gain
                 for number in range(seeds):
                     run = f"{task}__{arm}__{budget}__{number}"
-                    made.append(run_row(run, task, arm, budget, number, trained, epochs))
+                    records.append(run_row(run, task, arm, budget, number, trained, epochs))
                     dice = np.clip(level + hard + generator.normal(0, 0.02, size=hard.shape), 0, 1)
-                    made += _cases(run, dice)
-                    made += _epochs(run, level, epochs, 4 if arm == "scratch" else 2, generator)
-    return made + (reuse(tuple(tasks), arms, budgets, seeds, generator) if reuse_too else [])
+                    records += _cases(run, dice)
+                    records += _epochs(run, level, epochs, 4 if arm == "scratch" else 2, generator)
+    return records + (reuse(tuple(tasks), arms, budgets, seeds, generator) if reuse_too else [])
 
 
 def run_row(
     run: str, task: str, arm: str, budget: int | str, seed: int, cases: int = 5, epochs: int = 20
 ) -> dict:
     known = {"configuration": "3d_fullres", "trainer": "SwinSSLTrainer", "plans": f"nnssl_{arm}"}
-    place = {"run": run, "task": task, "arm": arm, "budget": budget, "cases": cases, "seed": seed}
+    identity = {
+        "run": run,
+        "task": task,
+        "arm": arm,
+        "budget": budget,
+        "cases": cases,
+        "seed": seed,
+    }
     return {
         "kind": "run",
-        **place,
+        **identity,
         **known,
         "state": "done",
         "hours": 0.5,
@@ -122,7 +129,7 @@ def _epochs(
 
 
 def reuse(tasks, arms, budgets, seeds: int, generator: np.random.Generator) -> list[dict]:
-    made = []
+    records = []
     for task in tasks:
         for arm in arms[1:]:
             for number in range(seeds):
@@ -135,7 +142,7 @@ def reuse(tasks, arms, budgets, seeds: int, generator: np.random.Generator) -> l
                         "second": second,
                         "seed": number,
                     }
-                    made.append(
+                    records.append(
                         {
                             **row,
                             "rows": LAYERS,
@@ -144,16 +151,16 @@ def reuse(tasks, arms, budgets, seeds: int, generator: np.random.Generator) -> l
                             "volumes": 50,
                         }
                     )
-                of = {
+                common = {
                     "kind": "attention",
                     "task": task,
                     "arm": arm,
                     "budget": budgets[0],
                     "seed": number,
                 }
-                made += [
+                records += [
                     {
-                        **of,
+                        **common,
                         "layer": layer,
                         "head": head,
                         "mm": float(generator.uniform(5, 9)),
@@ -162,4 +169,4 @@ def reuse(tasks, arms, budgets, seeds: int, generator: np.random.Generator) -> l
                     for layer in LAYERS[1:]
                     for head in (1, 2)
                 ]
-    return made
+    return records
