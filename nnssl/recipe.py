@@ -27,14 +27,14 @@ class Recipe:
     """The numbers of a fine-tuning; None: derived from the others, as the properties say."""
 
     epochs: int = option(1000, metavar="N", check=at_least(1))  # nnU-Net's own, as the next two
-    iterations: int = option(250, "an epoch", metavar="N", check=at_least(1))
+    iterations: int = option(250, "per epoch", metavar="N", check=at_least(1))
     val_iterations: int = option(
-        50, "an epoch; default: a fifth of --iterations", metavar="N", check=at_least(1)
+        50, "per epoch; default: a fifth of --iterations", metavar="N", check=at_least(1)
     )
     foreground: float = option(
         0.33,
         "of the patches drawn around a labelled voxel; default: nnU-Net's %(default)s",
-        metavar="SHARE",
+        metavar="FRACTION",
         check=FRACTION,
     )
     mirror: bool = option(

@@ -592,7 +592,7 @@ def test_the_batch_size_that_fits(monkeypatch, scans, expected):
     )
     fixed = 3 * sum(4 * p.numel() for p in method.parameters() if p.requires_grad)
     monkeypatch.setattr(
-        capacity, "free_bytes", lambda _: int((fixed + scans * needed) / capacity.SHARE) + 8
+        capacity, "free_bytes", lambda _: int((fixed + scans * needed) / capacity.FRACTION) + 8
     )
     before = {k: _copy(v) for k, v in method.state_dict().items()}
     assert capacity.fitting_batch_size(method, micro.CROP, micro.CPU, bf16=False) == expected

@@ -169,13 +169,20 @@ def _end_readers(stream: Iterator, readers: list) -> None:
     never.
     """
     with signals.handled(_deaf, CHILD):
-        deadline = threading.Timer(PATIENCE, _kill, [readers])  # one may hang in a read
+        deadline = threading.Timer(PATIENCE, _send_kill, [readers])  # one may hang in a read
         deadline.daemon = True
         deadline.start()
         with suppress(RuntimeError):  # that a reader was killed
             stream._shutdown_workers()  # pyright: ignore[reportAttributeAccessIssue] of its class
         deadline.cancel()
+        deadline.join()
         _kill(readers)
+
+
+def _send_kill(readers: list) -> None:
+    """Waits for none: where two threads wait for a process, one of them does not see its end."""
+    for reader in readers:
+        reader.kill()
 
 
 def _kill(readers: list) -> None:

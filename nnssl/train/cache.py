@@ -21,7 +21,7 @@ from nnssl.train.capacity import free_bytes
 from nnssl.types import PrintFn
 
 CHOICES = ("auto", "ram", "gpu", "off")
-# Of the free memory, what `auto` takes at most: training needs the rest (capacity.SHARE).
+# Of the free memory, what `auto` takes at most: training needs the rest (capacity.FRACTION).
 AUTO = {"gpu": 0.25, "ram": 0.5}
 AUTO_ON_CPU = 0.25  # for "ram", where training takes the same memory
 BY_NAME = 0.8  # of the free memory, what is taken at most where it is chosen by name

@@ -15,7 +15,7 @@ from nnssl.train.precision import Precision
 from nnssl.types import Shape
 
 # of the free memory; the rest is for gradients in flight, the optimiser and fragmentation
-SHARE = 0.6
+FRACTION = 0.6
 # scans per process; more costs time and gains little (SMIT: 6 a GPU)
 MOST = {"cpu": 8, "cuda": 32, "mps": 8}
 
@@ -53,7 +53,7 @@ def fitting_batch_size(method: Method, crop: Shape, device: torch.device, bf16: 
     needed = saved_bytes(method, trial(method, crop, device), device, bf16)
     method.skipped_step()
     # a gradient and AdamW's two moments
-    free = SHARE * free_bytes(device) - 3 * _trained_bytes(method)
+    free = FRACTION * free_bytes(device) - 3 * _trained_bytes(method)
     return int(max(1, min(MOST[device.type], free // needed)))
 
 

@@ -190,7 +190,7 @@ def training(results: Results, task: str) -> Figure | None:
             axes, _curves(results, task, budget), drawing.style(results.arms)
         )
         drawing.label(axes, f"{task}, budget {budget}", "epoch", "validation Dice, smoothed")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.locator_params(axis="x", integer=True)
     drawing.legend(figure, handles)
     return figure
 
