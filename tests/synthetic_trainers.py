@@ -5,6 +5,7 @@ name alone.
 from __future__ import annotations
 
 import os
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -14,6 +15,15 @@ from nnssl import files, finetune
 from nnssl.finetune.architecture import RECIPE
 from nnssl.plans.derive import PREPROCESSED
 
+MODULES = (
+    "nnssl_default_network",
+    "nnssl_default_primus",
+    "nnssl_swin_frozen",
+    "nnssl_swin_gradual",
+    "nnssl_swin_lora",
+    "nnssl_swin_scratch",
+    "nnssl_swin_ssl",
+)
 PATCH = (16, 16, 16)
 DATASET_JSON = {
     "channel_names": {"0": "CT"},
@@ -24,25 +34,7 @@ DATASET_JSON = {
 
 
 def trainer_class(name: str) -> type:
-    from nnssl.trainers import (
-        nnssl_default_network,
-        nnssl_default_primus,
-        nnssl_swin_frozen,
-        nnssl_swin_gradual,
-        nnssl_swin_lora,
-        nnssl_swin_scratch,
-        nnssl_swin_ssl,
-    )
-
-    modules = (
-        nnssl_default_network,
-        nnssl_default_primus,
-        nnssl_swin_frozen,
-        nnssl_swin_gradual,
-        nnssl_swin_lora,
-        nnssl_swin_scratch,
-        nnssl_swin_ssl,
-    )
+    modules = [import_module(f"nnssl.trainers.{module}") for module in MODULES]
     return next(getattr(module, name) for module in modules if hasattr(module, name))
 
 

@@ -339,9 +339,11 @@ def test_a_probe_changes_nothing_of_a_run(tmp_path, stored, quiet):
     assert same(plain.method.state_dict(), probed.method.state_dict())
     assert probed.method.training
     assert not probed.method.teacher.training
-    told = rows(tmp_path / "probed")
-    assert ["probe_dice" in row for row in told] == [False, True] * 3
-    without_probe = [{k: v for k, v in row.items() if not k.startswith("probe_")} for row in told]
+    probed_rows = rows(tmp_path / "probed")
+    assert ["probe_dice" in row for row in probed_rows] == [False, True] * 3
+    without_probe = [
+        {k: v for k, v in row.items() if not k.startswith("probe_")} for row in probed_rows
+    ]
     assert without_probe == rows(tmp_path / "plain")
 
 

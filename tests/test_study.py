@@ -9,7 +9,6 @@ from pathlib import Path
 import commands
 import pytest
 import torch
-import yaml
 from micro import ENCODER
 from synthetic_checkpoints import pretrained
 from synthetic_study import ARMS, TASKS, study
@@ -338,16 +337,8 @@ def test_end_to_end_killed_in_the_middle(nnunet_env, tmp_path, monkeypatch, caps
         "mirror": False,
     }
     pretrained(tmp_path).rename(tmp_path / "smit.pth")
-    content = {
-        "name": "small",
-        "arms": ARMS,
-        "tasks": TASKS,
-        "budgets": [2],
-        "device": "cpu",
-        "recipe": recipe,
-    }
+    study(tmp_path, recipe=recipe)
     path = tmp_path / "study.yaml"
-    path.write_text(yaml.safe_dump(content))
 
     # The study's handler of SIGTERM, which a forked worker of nnU-Net's would inherit, keeps it
     # from ending.

@@ -140,7 +140,7 @@ def _signatures(
 
 @uncollected()
 def _with_rules(signatures: Mapping[Found, list], rules: list) -> dict[Found, list]:
-    """A line that was kept by other rules is made again."""
+    """Each signature behind the rules, so that a line which was kept by others does not match."""
     return {scan: [*rules, *signature] for scan, signature in signatures.items()}
 
 

@@ -123,7 +123,7 @@ def _stop(*_: object) -> None:
 
 
 def encoder_of(options: EmbedOptions, print_fn: PrintFn) -> Encoder:
-    """The one that is named, or that a training would start from; then `print_fn` tells which"""
+    """The one that is named, or that a training would start from: then `print_fn` gets its name."""
     given = {"checkpoint_path": str(options.checkpoint)} if options.checkpoint else {}
     choice = checkpoint_choice.choose(given, "nnssl_embed -c")
     if choice.default and choice.sha256:

@@ -30,7 +30,8 @@ def collect(study: Study) -> dict[str, str]:
     now = _study_row(study)
     of_runs = {run.name: rows_of(run) for run in runs.all_runs(study)}
     before = files.read_json_lines(study.results) if study.results.exists() else []
-    same = (row for row in before if row.get("description") == now["description"])
+    of_study = (row for row in before if row["kind"] == StudyRow.KIND)
+    same = (row for row in of_study if row["description"] == now["description"])
     others = [row for row in before if row["kind"] not in OURS]
     rows = [next(same, now), *chain.from_iterable(of_runs.values()), *others]
     files.write_json_lines(study.results, rows)
