@@ -5,6 +5,7 @@ loses no other.
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -38,7 +39,31 @@ def test_a_dry_run_writes_a_table_and_its_numbers(out, part: str) -> None:
         assert found["ms"] > 0
         assert found["scans_per_second"] == pytest.approx(1000 * found["scans"] / found["ms"])
         assert found["tflops"] > 0
-        assert found["waits"] is found["idle"] is found["of_peak"] is None  # of a GPU only
+        of_a_gpu = ("waits", "waits_at", "idle", "kernels", "of_peak")
+        assert all(found[key] is None for key in of_a_gpu)
+
+
+def test_settings_reach_the_methods_that_know_them(out) -> None:
+    gpu.main(["--device", "cpu", "--quick", "--only", "pretraining, sim", "--set", "w_parcels=1"])
+    assert "w_parcels=1" in (out / "gpu.md").read_text().splitlines()[0]
+    result = json.loads((out / "gpu.json").read_text())
+    assert result["machine"]["settings"][-1] == "w_parcels=1"
+    assert not any("failed" in found for found in result["parts"].values())
+
+
+def test_a_graph_needs_a_gpu(capsys) -> None:
+    with pytest.raises(SystemExit):
+        gpu.main(["--device", "cpu", "--graph"])
+    assert "--device cuda" in capsys.readouterr().err
+
+
+def test_kernels_of_one_name_are_summed() -> None:
+    def kernel(name: str, nanoseconds: int) -> SimpleNamespace:
+        return SimpleNamespace(name=lambda: name, duration_ns=lambda: nanoseconds)
+
+    long = "cutlass" * 40
+    found = throughput.kernel_ms([kernel(long, 1000), kernel("gemm", 2000), kernel("gemm", 500)])
+    assert list(found.items()) == [("gemm", 2.5e-3), (long[: throughput.NAME], 1e-3)]
 
 
 def test_every_method_decoder_and_rival_is_a_part() -> None:

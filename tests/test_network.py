@@ -21,6 +21,7 @@ from nnssl.finetune import moments
 from nnssl.finetune.architecture import NETWORK_CLASS, intensity_map
 from nnssl.hu import HUPolicy
 from nnssl.network.decoders import DECODERS, UpBlock
+from nnssl.network.layers import aligned_linear
 from nnssl.network.norm_act import SLOPE, norm_act, norm_of
 from nnssl.network.swin_unetr import Intensity, SwinUNETR, output_sizes
 
@@ -461,3 +462,19 @@ def test_axes_turn_the_image_back_to_file_order():
         torch.testing.assert_close(got, expected.permute(0, 1, 3, 4, 2))
     with pytest.raises(ValueError, match="axes must be an order"):
         SwinUNETR(1, 2, encoder=encoder(), axes=[0, 0, 1])
+
+
+@pytest.mark.parametrize("outputs", [3, 8, 65])
+def test_outputs_that_only_fill_up_a_row_change_nothing(outputs: int):
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, 4, 16)
+    weight = torch.randn(outputs, 16, requires_grad=True)
+    bias = torch.randn(outputs, requires_grad=True)
+    to_out = torch.randn(2, 5, 4, outputs)
+    found = []
+    for product in (F.linear, aligned_linear):
+        out = product(x, weight, bias)
+        found.append([out, *torch.autograd.grad(out, (weight, bias), to_out)])
+    for expected, got in zip(*found, strict=True):
+        torch.testing.assert_close(got, expected)
+    torch.testing.assert_close(aligned_linear(x, weight), F.linear(x, weight))

@@ -2,6 +2,7 @@
 GPU does it use?
 
     python -m nnssl.bench.gpu [--minutes 10] [--preset smit] [--crop 96 96 96] [--batch-size 8]
+    python -m nnssl.bench.gpu --graph --set w_parcels=1 --only smit
     python -m nnssl.bench.gpu --device cpu --quick         a dry run of every part in seconds
 
 Needs PyTorch, NumPy and this package; rivals are measured where they are installed. Writes gpu.md
@@ -44,7 +45,7 @@ def pretraining(name: str, sizes: BenchSizes, device: torch.device, seconds: flo
     """A step of method `name` through the engine's own `Run`, on noise; fewer scans where the
     memory ends.
     """
-    flops = operations(_pretraining_step(name, sizes, 2, device)) / 2
+    flops = operations(_pretraining_step(name, replace(sizes, graph=False), 2, device)) / 2
     return _fitting(
         lambda scans: _pretraining_step(name, sizes, scans, device),
         sizes.batch,
@@ -56,12 +57,12 @@ def pretraining(name: str, sizes: BenchSizes, device: torch.device, seconds: flo
 
 def _pretraining_step(
     name: str, sizes: BenchSizes, scans: int, device: torch.device
-) -> Callable[[], None]:
+) -> Callable[[], object]:
     torch.manual_seed(0)
     method = _pretraining_method(name, sizes)
     region = method.region(sizes.crop)
     samples = [_noise(region, number) for number in range(scans)]
-    return steps.step_of(method, name, samples, device)
+    return steps.step_of(method, name, samples, device, sizes.graph)
 
 
 def _pretraining_method(name: str, sizes: BenchSizes) -> Method:
@@ -90,7 +91,7 @@ def tuning(
 ) -> dict:
     """A fine-tuning step, not compiled, in bf16 on a GPU."""
 
-    def step(patches: int) -> Callable[[], None]:
+    def step(patches: int) -> Callable[[], object]:
         torch.manual_seed(0)
         image = torch.randn(patches, 1, *sizes.patch, device=device)
         return finetuning.supervised_step(build().to(device), image, ours, compiled=False)
@@ -100,7 +101,7 @@ def tuning(
 
 
 def _fitting(
-    make: Callable[[int], Callable[[], None]],
+    make: Callable[[int], Callable[[], object]],
     most: int,
     device: torch.device,
     seconds: float,
@@ -188,6 +189,8 @@ def machine(sizes: BenchSizes, device: torch.device) -> dict:
         "cpus": os.cpu_count(),
         "preset": sizes.preset,
         "crop": sizes.crop,
+        "settings": sizes.settings,
+        "graph": sizes.graph,
     }
 
 
@@ -209,17 +212,29 @@ def parse_device_options(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--only", default="", metavar="TEXT", help="the parts whose names contain TEXT, as: smit"
     )
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="of the methods that have the field, as: w_parcels=1",
+    )
+    parser.add_argument(
+        "--graph", action="store_true", help="pretraining steps replayed as CUDA graphs"
+    )
     args = parser.parse_args(argv)
+    if args.graph and args.device == "cpu":
+        parser.error("--graph needs --device cuda: a CUDA graph is of an NVIDIA GPU")
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("PyTorch sees no NVIDIA GPU; a dry run without one is: --device cpu --quick")
     return args
 
 
 def sizes_of(args: argparse.Namespace) -> BenchSizes:
-    if args.quick:
-        return TINY
     crop = tuple(args.crop)
-    return BenchSizes(args.preset, preset(args.preset), crop, crop, args.batch_size)
+    sizes = BenchSizes(args.preset, preset(args.preset), crop, crop, args.batch_size)
+    sizes = TINY if args.quick else sizes
+    return replace(sizes, settings=(*sizes.settings, *args.set), graph=args.graph)
 
 
 def run_parts(

@@ -58,7 +58,9 @@ class GPUReport:
 
 def _machine_line(machine: dict) -> str:
     crop = "x".join(map(str, machine["crop"]))
-    return f"{machine['device']}, torch {machine['torch']}, preset {machine['preset']}, {crop}"
+    options = [*machine.get("settings", ()), *["as CUDA graphs"] * machine.get("graph", False)]
+    words = [machine["device"], f"torch {machine['torch']}", f"preset {machine['preset']}", crop]
+    return ", ".join([*words, *options])
 
 
 def _timing_cells(row: dict) -> list[str]:

@@ -59,7 +59,7 @@ def parse_variant(variant: str) -> tuple[type[Method], MethodConfig]:
 
 def step_of(
     variant: str, encoder: str, scans: list[Tensor], crop: Shape, device: torch.device
-) -> Callable[[], None]:
+) -> Callable[[], object]:
     """One training step of a `parse_variant` method on the middles of `scans`."""
     torch.manual_seed(0)
     method = _variant_method(variant, encoder, len(crop))
@@ -112,7 +112,7 @@ def main(argv: list[str] | None = None) -> None:
     print(comparison_table(costs, BASE, memory))
 
 
-def _calls(args: argparse.Namespace) -> dict[str, Callable[[], None]]:
+def _calls(args: argparse.Namespace) -> dict[str, Callable[[], object]]:
     """A step of BASE and of each method that is asked for, on the same scans."""
     device, crop = torch.device(args.device), tuple(args.crop)
     names = list(dict.fromkeys([BASE, *args.methods]))

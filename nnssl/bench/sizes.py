@@ -21,6 +21,7 @@ class BenchSizes:
     batch: int
     patches: int = 2
     settings: tuple[str, ...] = ()  # of the methods that know them
+    graph: bool = False  # pretraining steps replayed as CUDA graphs
 
 
 TINY = BenchSizes(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from nnssl.methods import Method
+from nnssl.train.graph import WARM_UP, StepGraph
 from nnssl.train.precision import half_precision
 from nnssl.train.run import Run, RunConfig
 
@@ -28,18 +30,38 @@ def sample(crop: Tensor, number: int) -> dict:
 
 
 def step_of(
-    method: Method, name: str, samples: Sequence[dict], device: torch.device
-) -> Callable[[], None]:
-    """Gradients and update of one batch of `samples`, in bf16 where the device is good at it."""
+    method: Method,
+    name: str,
+    samples: Sequence[dict],
+    device: torch.device,
+    graph: bool = False,
+) -> Callable[[], object]:
+    """Gradients and update of one batch of `samples`, in bf16 where the device is good at it.
+
+    graph: replayed as one CUDA graph. Raises RuntimeError where it cannot be captured.
+    """
     batch = default_collate(list(samples))
     if device.type == "cuda":
         batch = {key: value.pin_memory() for key, value in batch.items()}
     bf16 = half_precision(device) == torch.bfloat16
-    config = RunConfig(10_000, len(samples), bf16=bf16)
+    config = RunConfig(10_000, len(samples), bf16=bf16, graph=graph)
     run = Run(method, list(samples), config, Path(), {"method": name}, device)
+
+    if graph:
+        return partial(_captured(run, batch).step, [batch])
 
     def step() -> None:
         run.gradients([batch])
         run.update()
 
     return step
+
+
+def _captured(run: Run, batch: dict) -> StepGraph:
+    """With the step already captured."""
+    graph = StepGraph(run, print)
+    for _ in range(WARM_UP + 1):
+        graph.step([batch])
+    if graph.failed:
+        raise RuntimeError("the step could not be captured as a CUDA graph")
+    return graph

@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
     from torch._C._autograd import _KinetoEvent
 
 Found = TypeVar("Found")
+
+TRACED = 3  # steps
+MOST, NAME = 12, 120  # kernels that are named, and characters of a name
 
 
 def step_costs(
@@ -48,7 +53,12 @@ def step_costs(
 
 
 def _traced(step: Callable[[], object], device: torch.device) -> dict:
-    return {"waits": _or_none(waits, step, device), "idle": _or_none(idle, step, device)}
+    places = _or_none(waits, step, device)
+    return {
+        "waits": None if places is None else len(places),
+        "waits_at": places,
+        **(_or_none(trace, step, device) or {"idle": None, "kernels": None}),
+    }
 
 
 def _timed(step: Callable[[], object], count: int, device: torch.device) -> tuple[float, float]:
@@ -85,13 +95,14 @@ def _or_none(
         return None
 
 
-def waits(step: Callable[[], object], device: torch.device) -> int:
-    """How often PyTorch makes the host wait for the GPU in a step."""
+def waits(step: Callable[[], object], device: torch.device) -> list[str]:
+    """Where PyTorch makes the host wait for the GPU in a step: files with the line."""
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         with _warning_of_waits():
             step()
-    return sum("synchroniz" in str(warning.message) for warning in said)
+    waited = [warning for warning in said if "synchroniz" in str(warning.message)]
+    return [f"{warning.filename}:{warning.lineno}" for warning in waited]
 
 
 @contextmanager
@@ -105,16 +116,25 @@ def _warning_of_waits() -> Iterator[None]:
         torch.cuda.set_sync_debug_mode(before)
 
 
-def idle(step: Callable[[], object], device: torch.device) -> float:
-    """The fraction of three steps in which no kernel ran, while they were traced."""
+def trace(step: Callable[[], object], device: torch.device) -> dict:
+    """Of three steps: the fraction of the time in which no kernel ran, and the kernels that took
+    the most, {name: ms per step}.
+    """
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         wait_for(device)
-        each, _ = _timed(step, 3, device)
-    return max(0.0, 1 - _busy_seconds(profile) / (3 * each))
+        each, _ = _timed(step, TRACED, device)
+    taken = kernel_ms(filter(_is_kernel, events(profile)))
+    busy = sum(taken.values()) / (1e3 * TRACED)
+    most = {name: ms / TRACED for name, ms in islice(taken.items(), MOST)}
+    return {"idle": max(0.0, 1 - busy / each), "kernels": most}
 
 
-def _busy_seconds(profile: torch.profiler.profile) -> float:
-    return sum(event.duration_ns() for event in events(profile) if _is_kernel(event)) / 1e9
+def kernel_ms(kernels: Iterable[_KinetoEvent]) -> dict[str, float]:
+    """By name, over all calls, those that took the most first."""
+    taken: Counter[str] = Counter()
+    for kernel in kernels:
+        taken[kernel.name()[:NAME]] += kernel.duration_ns()
+    return {name: nanoseconds / 1e6 for name, nanoseconds in taken.most_common()}
 
 
 def _is_kernel(event: _KinetoEvent) -> bool:

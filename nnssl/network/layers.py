@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from nnssl.types import Shape
 
+# A GPU's matrix units take rows of bf16 and fp16 whose length is a multiple of 16 bytes.
+ALIGNED = 8
+
 
 def conv(dims: int, inputs: int, outputs: int) -> nn.Conv2d | nn.Conv3d:
     """3^d, same size out as in."""
@@ -27,7 +30,17 @@ class Pointwise(nn.Linear):
 
 def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """[B C *spatial] and [outputs C] to [B outputs *spatial]."""
-    return F.linear(x.movedim(1, -1), weight, bias).movedim(-1, 1)
+    product = aligned_linear if x.is_cuda else F.linear
+    return product(x.movedim(1, -1), weight, bias).movedim(-1, 1)
+
+
+def aligned_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`F.linear`, computed with outputs that are never used, up to a multiple of `ALIGNED`."""
+    if not (spare := -len(weight) % ALIGNED):
+        return F.linear(x, weight, bias)
+    weight = F.pad(weight, (0, 0, 0, spare))
+    bias = None if bias is None else F.pad(bias, (0, spare))
+    return F.linear(x, weight, bias)[..., :-spare]
 
 
 def upsampling(step: Shape, inputs: int, outputs: int) -> nn.ConvTranspose2d | nn.ConvTranspose3d:

@@ -8,7 +8,6 @@ import math
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnssl.encoder.swin import ALL, PATCH, Swin
@@ -77,8 +76,14 @@ class ParcelDecoder(PretrainedDecoder):
 
 
 def _cross_entropy(logits: Tensor, parcels: Tensor) -> Tensor:
-    """At the size of the logits [B classes *s]."""
-    return F.cross_entropy(logits.float(), at_size(parcels, logits.shape[2:]))
+    """At the size of the logits [B classes *s], the mean over all voxels.
+
+    `F.cross_entropy` would turn the logits around, whose classes lie side by side and which are the
+    largest tensors of a step: a fifth of its time on a CPU.
+    """
+    log_p = logits.movedim(1, -1).log_softmax(dim=-1, dtype=torch.float32)
+    right = at_size(parcels, logits.shape[2:]).long().unsqueeze(-1)
+    return -log_p.gather(-1, right).mean()
 
 
 def _accuracy_in_body(logits: Tensor, parcels: Tensor) -> Tensor:
