@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nnssl import conflict, hook
+from nnssl import conflict, trainer_path
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 conflict.refuse()
-hook.add_trainers()
-if _repository := hook.source_checkout():
+trainer_path.add_trainers()
+if _repository := trainer_path.source_checkout():
     # so that nnssl.trainers and nnssl.plans are found beside nnssl/, as in setup.py
     __path__.append(_repository)
 

@@ -79,7 +79,7 @@ def inspect() -> int:
     """nnssl_inspect: what is in a checkpoint, or the line that lets nnU-Net find our trainers."""
     args = parsers.inspect_parser().parse_args()
     if args.nnunet_env:
-        from nnssl.hook import trainers_folder
+        from nnssl.trainer_path import trainers_folder
 
         print(f'export nnUNet_extTrainer="{trainers_folder()}"')
         return 0

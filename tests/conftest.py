@@ -20,7 +20,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 
 import pytest  # noqa: E402
 
-from nnssl import hook  # noqa: E402
+from nnssl import trainer_path  # noqa: E402
 
 NNUNET_FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -53,7 +53,7 @@ def nnunet_env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Pat
     for name, folder in folders.items():
         folder.mkdir()
         monkeypatch.setenv(name, str(folder))
-    monkeypatch.setenv(hook.VARIABLE, hook.trainers_folder())
+    monkeypatch.setenv(trainer_path.VARIABLE, trainer_path.trainers_folder())
     return folders
 
 

@@ -241,12 +241,12 @@ def test_the_variable_may_be_an_address(weights, monkeypatch):
 
 
 def test_the_doctor_fetches_nothing(server, monkeypatch):
-    from nnssl.doctor import finds
+    from nnssl.doctor import discovery
 
     where = f"hf://{REPO}/a.pth"
     monkeypatch.setenv("nnssl_checkpoint", where)
     plans = {"pretrain_info": {"checkpoint_path": where, "sha256": "12"}}
-    found = [finds._default(), finds._judge(Path("D/x.json"), plans)]
+    found = [discovery._default(), discovery._judge(Path("D/x.json"), plans)]
     assert all("fetched where it is used" in finding.says for finding in found)
     assert server.requested == []
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from synthetic_trainers import trainer_class
 
-from nnssl.doctor.finds import TRAINERS
+from nnssl.doctor.discovery import TRAINERS
 from nnssl.encoder.swin import Swin
 from nnssl.methods import METHODS
 

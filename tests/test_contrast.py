@@ -156,7 +156,7 @@ def test_one_query_against_a_queue_is_lightlys_memory_bank(temperature):
     from lightly.loss import NTXentLoss
 
     oracle, queue = NTXentLoss(temperature, memory_bank_size=(8, 6)), Queue(8, 6)
-    queue.note(oracle.memory_bank.bank[:, None], torch.arange(8))
+    queue.accumulate(oracle.memory_bank.bank[:, None], torch.arange(8))
     queue.update()
     for step in range(12):  # beyond one turn of the ring
         query, key = pair(1, 6, seed=10 * step)
@@ -164,7 +164,7 @@ def test_one_query_against_a_queue_is_lightlys_memory_bank(temperature):
             query.requires_grad_(), key, temperature, torch.tensor([100 + step]), queue
         )
         torch.testing.assert_close(got, oracle(query, key), rtol=1e-4, atol=1e-5)
-        queue.note(key[:, None], torch.tensor([100 + step]))
+        queue.accumulate(key[:, None], torch.tensor([100 + step]))
         queue.update()
         torch.testing.assert_close(queue.keys, oracle.memory_bank.bank)
 
@@ -198,27 +198,27 @@ def test_everything_is_computed_in_fp32():
 
 def test_a_queue_is_a_ring_that_moves_once_a_step():
     queue, rows, scans = Queue(5, 2), torch.arange(1.0, 15).view(7, 1, 2), torch.arange(7)
-    queue.note(rows[:2], scans[:2])
+    queue.accumulate(rows[:2], scans[:2])
     assert queue.scans.tolist() == [EMPTY] * 5
-    queue.note(rows[2:4], scans[2:4])  # another part of the same step
+    queue.accumulate(rows[2:4], scans[2:4])  # another part of the same step
     update_all(queue)
     assert queue.scans.tolist() == [0, 1, 2, 3, EMPTY]
     torch.testing.assert_close(queue.keys[:4], F.normalize(rows[:4, 0], dim=1))
-    queue.note(rows[4:], scans[4:])
+    queue.accumulate(rows[4:], scans[4:])
     discard_all(queue)
     update_all(queue)
     assert int(queue.position) == 4
-    queue.note(rows[4:], scans[4:])
+    queue.accumulate(rows[4:], scans[4:])
     queue.update()
     assert queue.scans.tolist() == [5, 6, 2, 3, 4]
-    queue.note(rows, scans)  # more than fits: the last ones stay
+    queue.accumulate(rows, scans)  # more than fits: the last ones stay
     queue.update()
     assert sorted(queue.scans.tolist()) == [2, 3, 4, 5, 6]
 
 
 def test_both_views_of_a_scan_are_kept_with_its_number():
     queue, keys = Queue(6, 3), randn(2, 2, 3)
-    queue.note(keys, torch.tensor([4, 9]))
+    queue.accumulate(keys, torch.tensor([4, 9]))
     queue.update()
     assert queue.scans.tolist() == [4, 4, 9, 9, EMPTY, EMPTY]
     torch.testing.assert_close(queue.keys[:4], F.normalize(keys.flatten(0, 1), dim=1))
@@ -227,7 +227,7 @@ def test_both_views_of_a_scan_are_kept_with_its_number():
 def test_a_bad_batch_does_not_stay_in_the_queue():
     queue = filled(4, 3, [1, 2])
     before = {name: value.clone() for name, value in queue.state_dict().items()}
-    queue.note(torch.tensor([[[1.0, math.nan, 0.0]]]), torch.tensor([3]))
+    queue.accumulate(torch.tensor([[[1.0, math.nan, 0.0]]]), torch.tensor([3]))
     queue.update()
     assert all(torch.equal(value, before[name]) for name, value in queue.state_dict().items())
 
@@ -241,7 +241,7 @@ def test_an_empty_queue_changes_nothing_and_a_loaded_one_goes_on():
     queue, other = filled(4, 6, [5, 6, 7]), Queue(4, 6)
     other.load_state_dict(queue.state_dict())
     for part in (queue, other):
-        part.note(randn(2, 1, 6), torch.tensor([8, 9]))
+        part.accumulate(randn(2, 1, 6), torch.tensor([8, 9]))
         part.update()
     assert other.scans.tolist() == queue.scans.tolist() == [9, 6, 7, 8]
     assert torch.equal(queue.keys, other.keys)
@@ -287,7 +287,7 @@ def shared_step(kind: str, first, second, scans) -> dict[str, torch.Tensor]:
     loss.backward()
     for part in range(2):  # two parts of a step, as with accumulation
         rows = slice(part * len(first) // 2, (part + 1) * len(first) // 2)
-        queue.note(torch.stack([first[rows], second[rows]], dim=1), scans[rows])
+        queue.accumulate(torch.stack([first[rows], second[rows]], dim=1), scans[rows])
     queue.update()
     found = {
         "loss": dist.all_reduce_mean(loss.detach()),
@@ -335,12 +335,14 @@ def test_gathering_costs_nothing_in_one_process():
 
 def test_a_step_that_does_not_count_moves_no_running_state():
     """Whether it counts is a tensor: nobody may have to look at it."""
-    parts = nn.ModuleList([Queue(4, 3), RunningMean(3, 0.9, prompt=True), Teacher(nn.Linear(3, 3))])
+    parts = nn.ModuleList(
+        [Queue(4, 3), RunningMean(3, 0.9, plain_start=True), Teacher(nn.Linear(3, 3))]
+    )
     student = nn.Linear(3, 3)
     states = []
     for counts in (None, torch.tensor(False), torch.tensor(True)):
-        parts[0].note(torch.randn(1, 2, 3), torch.tensor([1]))
-        parts[1].note(torch.randn(5, 3))
+        parts[0].accumulate(torch.randn(1, 2, 3), torch.tensor([1]))
+        parts[1].accumulate(torch.randn(5, 3))
         decide(parts, counts)
         update_all(parts)
         parts[2].update(student, 0.1)

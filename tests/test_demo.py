@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nnssl import cli, commands, hook
+from nnssl import cli, commands, trainer_path
 from nnssl.commands import CommandError
 from nnssl.demo import result, stages
 from nnssl.demo.chain import QUICK, TRAINERS, ChainStage, Demo
@@ -172,7 +172,7 @@ def run_the_notebook(finished: Path, monkeypatch) -> None:
     ipython.get_ipython = lambda: None  # matplotlib asks whether there is a shell
     monkeypatch.setitem(sys.modules, "IPython", ipython)
     monkeypatch.setitem(sys.modules, "IPython.display", display)
-    monkeypatch.setenv(hook.VARIABLE, hook.trainers_folder())
+    monkeypatch.setenv(trainer_path.VARIABLE, trainer_path.trainers_folder())
     monkeypatch.chdir(finished.parent)
     kernel: dict = {"__name__": "__main__"}
     for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]:

@@ -14,7 +14,7 @@ import torch
 from synthetic_checkpoints import pretrained
 from synthetic_plans import DATASET, nnunet_plans
 
-from nnssl import cli, files, finetune, hook
+from nnssl import cli, files, finetune, trainer_path
 from nnssl.doctor import finding, machine
 from nnssl.finetune import checkpoint_choice
 from nnssl.finetune.architecture import INFO, RECIPE
@@ -32,7 +32,7 @@ def sound(nnunet_env, monkeypatch, tmp_path) -> dict[str, Path]:
     # containers differ, and it is not what is broken here
     monkeypatch.setattr(machine, "LEAST_SHARED", 0)
     # as a shell with the variable has it
-    monkeypatch.setattr(hook, "BEFORE", hook.trainers_folder())
+    monkeypatch.setattr(trainer_path, "BEFORE", trainer_path.trainers_folder())
     named = pretrained(tmp_path / "named")
     plans = nnunet_plans() | {INFO: {"checkpoint_path": str(named)}}
     finetune.resolve_architecture(plans, "3d_fullres", random_start=False)
@@ -91,24 +91,25 @@ def unwritable_folder(sound, patch):
 
 
 def variable_names_the_repository(sound, patch):
-    patch.setenv(hook.VARIABLE, str(REPOSITORY))
+    patch.setenv(trainer_path.VARIABLE, str(REPOSITORY))
 
 
 def variable_names_nothing(sound, patch):
     patch.setenv(
-        hook.VARIABLE, os.pathsep.join([str(sound["tmp"] / "gone"), hook.trainers_folder()])
+        trainer_path.VARIABLE,
+        os.pathsep.join([str(sound["tmp"] / "gone"), trainer_path.trainers_folder()]),
     )
 
 
 def variable_is_unset(sound, patch):
-    patch.delenv(hook.VARIABLE)
+    patch.delenv(trainer_path.VARIABLE)
 
 
 def only_this_package_names_the_trainers(sound, patch):
     """An editable install, or one into a folder of PYTHONPATH: importing nnssl is what set the
     variable.
     """
-    patch.setattr(hook, "BEFORE", None)
+    patch.setattr(trainer_path, "BEFORE", None)
 
 
 def installed(sound, patch, name, found):
@@ -131,7 +132,8 @@ def trainers_of_the_user_are_broken(sound, patch):
     (sound["tmp"] / "broken").mkdir()
     (sound["tmp"] / "broken" / "users_trainer.py").write_text("import no_such_module_anywhere\n")
     patch.setenv(
-        hook.VARIABLE, os.pathsep.join([str(sound["tmp"] / "broken"), hook.trainers_folder()])
+        trainer_path.VARIABLE,
+        os.pathsep.join([str(sound["tmp"] / "broken"), trainer_path.trainers_folder()]),
     )
 
 
@@ -307,7 +309,7 @@ def test_another_copy_that_nnunet_finds_is_no_fault(sound, monkeypatch, capsys):
     other = sound["tmp"] / "site-packages" / "nnssl" / "trainers"
     other.mkdir(parents=True)
     (other / "nnssl_swin_ssl.py").touch()
-    monkeypatch.setattr(hook, "BEFORE", str(other))
+    monkeypatch.setattr(trainer_path, "BEFORE", str(other))
     code, said = diagnosis(monkeypatch, capsys)
     assert code == 0
     assert f"nnU-Net's commands take those of another copy: {other}" in said

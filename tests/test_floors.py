@@ -20,7 +20,7 @@ FLOORS = (
         "dist",
         "host_memory",
         "conflict",
-        "hook",
+        "trainer_path",
         "commands",
         "signals",
         "sockets",

@@ -71,8 +71,8 @@ def test_places_are_the_jobs_environment(tmp_path):
     )
     executor.local([{"GPU": "3"}])([folder], print)
     assert (folder / "made").read_text() == "3"
-    assert executor.places("cpu", None) == [{}]
-    assert executor.places("cpu", 2) == [{}, {}]
+    assert executor.device_slots("cpu", None) == [{}]
+    assert executor.device_slots("cpu", 2) == [{}, {}]
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_each_gpu_has_a_run_of_its_own(monkeypatch, gpus, visible, parallel, exp
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert executor.places("cuda", parallel) == [
+    assert executor.device_slots("cuda", parallel) == [
         {"CUDA_VISIBLE_DEVICES": name} for name in expected
     ]
 
@@ -97,7 +97,7 @@ def test_each_gpu_has_a_run_of_its_own(monkeypatch, gpus, visible, parallel, exp
 def test_without_a_gpu_the_description_must_say_cpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with pytest.raises(StudyError, match="write device: cpu"):
-        executor.places("cuda", None)
+        executor.device_slots("cuda", None)
 
 
 @pytest.mark.slow

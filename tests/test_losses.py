@@ -372,13 +372,13 @@ def test_running_moments_of_parts_are_those_of_the_whole():
 @pytest.mark.parametrize("counts", [(4, 4), (1, 7), (0, 8), (5, 0, 3)])
 def test_every_row_of_a_step_weighs_the_same_in_a_running_mean(counts):
     rows, whole, parts = randn(8, 4), RunningMean(4, 0.9), RunningMean(4, 0.9)
-    whole.note(rows)
+    whole.accumulate(rows)
     for part in rows.split(counts):
-        parts.note(part)
+        parts.accumulate(part)
     whole.update()
     parts.update()
     torch.testing.assert_close(parts.value, whole.value)
-    parts.note(rows[:0])
+    parts.accumulate(rows[:0])
     before = parts.value.clone()
     parts.update()  # a step without a row moves nothing
     assert torch.equal(parts.value, before)

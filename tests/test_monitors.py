@@ -84,14 +84,14 @@ def test_the_last_embeddings_are_kept(monkeypatch):
     watch = Monitors()
     assert watch.read({}) == {}
     for step in range(4):
-        watch.note({"embedding": torch.full((2, 3), float(step), requires_grad=False)})
+        watch.record({"embedding": torch.full((2, 3), float(step), requires_grad=False)})
     assert watch.embeddings[:, 0].tolist() == [1, 2, 2, 3, 3]
 
 
 def test_a_network_that_moves_does_not_hide_that_all_crops_look_alike_to_it():
     watch = Monitors()
     for direction in randn(20, 6):  # equal embeddings in each step, others in the next
-        watch.note({"embedding": direction.expand(monitors.RECENT, 6)})
+        watch.record({"embedding": direction.expand(monitors.RECENT, 6)})
     row = watch.read({})
     assert row["embedding_std"] == pytest.approx(0, abs=1e-6)
     assert row["rankme"] > 3
@@ -103,16 +103,16 @@ def test_a_batch_that_overflowed_is_left_out(bad):
     watch = Monitors()
     embedding = randn(4, 3)
     embedding[1, 2] = bad
-    watch.note({"embedding": embedding})
+    watch.record({"embedding": embedding})
     assert torch.equal(watch.embeddings, embedding[[0, 2, 3]])
     assert all(math.isfinite(value) for value in watch.read({}).values())
-    watch.note({"embedding": torch.full((2, 3), bad)})
+    watch.record({"embedding": torch.full((2, 3), bad)})
     assert len(watch.embeddings) == 3
 
 
 def test_names_of_the_numbers():
     watch = Monitors()
-    watch.note({"embedding": randn(4, 3)})
+    watch.record({"embedding": randn(4, 3)})
     row = watch.read({"embedding": randn(4, 3), "teacher_patch": torch.eye(3)})
     assert set(row) == {"embedding_std", "rankme", "entropy_patch", "spread_patch", "used_patch"}
 
@@ -146,7 +146,7 @@ def test_a_reading_that_is_well_ends_the_count():
 
 def test_state_survives_a_resume():
     first, second = Monitors(), Monitors()
-    first.note({"embedding": randn(4, 3)})
+    first.record({"embedding": randn(4, 3)})
     first.alarms({"embedding_std": 0.0})
     second.load_state_dict(first.state_dict())
     assert torch.equal(first.embeddings, second.embeddings)

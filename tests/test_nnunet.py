@@ -17,7 +17,7 @@ from commands import command
 from micro import ENCODER
 from synthetic_checkpoints import pretrained
 
-from nnssl import files, hook
+from nnssl import files, trainer_path
 from nnssl.finetune import checkpoint_choice
 from nnssl.finetune.architecture import BASE, INFO, RECIPE
 from nnssl.plans.derive import PlansRequest, derive
@@ -63,7 +63,7 @@ def folders(tmp_path_factory):
 def set_variables(patch: pytest.MonkeyPatch, folders: dict[str, Path]) -> None:
     for name, folder in folders.items():
         patch.setenv(name, str(folder))
-    patch.setenv(hook.VARIABLE, hook.trainers_folder())
+    patch.setenv(trainer_path.VARIABLE, trainer_path.trainers_folder())
 
 
 @pytest.fixture(autouse=True)
@@ -175,7 +175,12 @@ def predicted_elsewhere(
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(checkpoint_choice.RESULTS, str(results))
         command("nnUNetv2_install_pretrained_model_from_zip", model)
-    left_out = ("nnUNet_raw", "nnUNet_preprocessed", hook.VARIABLE, checkpoint_choice.VARIABLE)
+    left_out = (
+        "nnUNet_raw",
+        "nnUNet_preprocessed",
+        trainer_path.VARIABLE,
+        checkpoint_choice.VARIABLE,
+    )
     environment = {name: value for name, value in os.environ.items() if name not in left_out}
     environment |= {
         checkpoint_choice.RESULTS: str(results),

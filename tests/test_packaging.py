@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 import nnssl
-from nnssl import hook, weights
+from nnssl import trainer_path, weights
 from nnssl.__main__ import COMMANDS
 from nnssl.checkpoint.card import CONFIG
 
@@ -153,7 +153,7 @@ def target(wheel, tmp_path_factory) -> Path:
 
 def said(program: str, *arguments: str, where: Path, **variables: str) -> str:
     """What `program` prints with `variables` and none of the user's."""
-    kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", hook.VARIABLE)}
+    kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", trainer_path.VARIABLE)}
     done = subprocess.run(
         [program, *arguments],
         env=kept | variables,
@@ -166,7 +166,7 @@ def said(program: str, *arguments: str, where: Path, **variables: str) -> str:
 
 
 # what this environment's own start-up file may have named comes first
-SHOW = f"import os; print(os.environ.get({hook.VARIABLE!r}, '').split(os.pathsep)[-1])"
+SHOW = f"import os; print(os.environ.get({trainer_path.VARIABLE!r}, '').split(os.pathsep)[-1])"
 
 
 def test_in_a_target_folder_no_start_up_file_is_read_but_importing_sets_the_variable(
@@ -190,14 +190,16 @@ def test_what_a_kernel_or_slicer_starts_after_the_import_inherits_it(target, tmp
 def test_the_line_that_the_command_prints_is_enough_for_programs_without_our_import(
     target, tmp_path
 ):
-    line = f'eval "$({sys.executable} -m nnssl inspect --nnunet-env)"; echo "${hook.VARIABLE}"'
+    line = (
+        f'eval "$({sys.executable} -m nnssl inspect --nnunet-env)"; echo "${trainer_path.VARIABLE}"'
+    )
     found = said("sh", "-c", line, where=tmp_path, PYTHONPATH=str(target))
     assert found == str(target / "nnssl" / "trainers")
 
 
 LOOK = f"""
 import os
-os.environ.pop("{hook.VARIABLE}", None)
+os.environ.pop("{trainer_path.VARIABLE}", None)
 import nnssl
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 found = recursive_find_trainer_class_by_name("SwinFrozenTrainer")

@@ -47,7 +47,7 @@ def test_an_affine_map_is_found_again():
     found = atlas.register(voxels, moved, SPACING)
     body = np.argwhere(moved > -500)[::500]
     truth = (body * scale + shift) * SPACING
-    positions = found.places(moved.shape, SPACING)[tuple(body.T)][:, ::-1]
+    positions = found.template_positions(moved.shape, SPACING)[tuple(body.T)][:, ::-1]
     assert np.linalg.norm(positions - truth, axis=1).mean() < 8.0
 
 

@@ -139,7 +139,7 @@ def probed_run(folder: Path) -> dict:
 def uneven_mean(parts: list[torch.Tensor]) -> torch.Tensor:
     mean = RunningMean(4, momentum=0.0)
     for rows in parts:
-        mean.note(rows)
+        mean.accumulate(rows)
     mean.update()
     return mean.value
 

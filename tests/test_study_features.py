@@ -72,7 +72,7 @@ def test_a_stages_last_block_is_the_encoders_map(size):
     """`forward` gives every stage's output as a map, layer-normalised, in raster order."""
     net, crop = network(), synthetic_crops(1, size)[0]
     generator = torch.Generator().manual_seed(0)
-    positions = features.draw_places(size, (4, 4, 4), generator)
+    positions = features.draw_positions(size, (4, 4, 4), generator)
     found = dict(zip(Layers(net).names, Layers(net).read(crop, positions), strict=True))
     with torch.no_grad():
         maps = net.encoder(crop)
@@ -85,10 +85,15 @@ def test_a_stages_last_block_is_the_encoders_map(size):
 
 
 def test_places_lie_in_different_tokens_and_inside():
-    positions = features.draw_places((20, 33, 16), (16, 16, 16), torch.Generator().manual_seed(0))
+    positions = features.draw_positions(
+        (20, 33, 16), (16, 16, 16), torch.Generator().manual_seed(0)
+    )
     assert len({tuple(cell) for cell in (positions // 16).tolist()}) == len(positions) == 2 * 3 * 1
     assert (positions < torch.tensor([20, 33, 16])).all()
-    assert len(features.draw_places((96, 96, 96), (8, 8, 8), torch.Generator())) == features.PLACES
+    assert (
+        len(features.draw_positions((96, 96, 96), (8, 8, 8), torch.Generator()))
+        == features.POSITIONS
+    )
 
 
 def test_an_encoder_is_like_itself_and_less_like_another():

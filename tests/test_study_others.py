@@ -13,7 +13,7 @@ import torch
 from synthetic_study import ARMS, TASKS, finished, study
 from synthetic_trainers import DATASET_JSON, batch, synthetic_plans, synthetic_trainer, train_epoch
 
-from nnssl import files, hook
+from nnssl import files, trainer_path
 from nnssl.finetune.architecture import RECIPE
 from nnssl.study.design import splits
 from nnssl.study.execution import (
@@ -172,7 +172,7 @@ def program(folder: Path, cases: tuple[str, ...] = ("b", "c")) -> Path:
     path.write_text(
         f"#!{sys._base_executable}\n"
         "import json, os, pathlib, sys\n"
-        f"assert {hook.VARIABLE!r} not in os.environ and 'PYTHONPATH' not in os.environ\n"
+        f"assert {trainer_path.VARIABLE!r} not in os.environ and 'PYTHONPATH' not in os.environ\n"
         "dataset, configuration, fold, _, trainer, _, plans, *_ = sys.argv[1:]\n"
         "top = pathlib.Path(os.environ['nnUNet_results'], dataset,\n"
         "    f'{trainer}__{plans}__{configuration}')\n"

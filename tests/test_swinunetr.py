@@ -111,7 +111,7 @@ def test_swapped_blocks_come_from_the_scan_before_and_never_from_the_same_scan(m
     views = micro.views(method, batch=4, crop=CROP)
     image, swapped = views["image"], views["swapped"]
     views["scan"] = torch.tensor([7, 3, 3, 5])
-    inputs = method._seen(views)
+    inputs = method._student_input(views)
     for scan, (before, from_another) in enumerate([(3, True), (0, True), (1, False), (2, True)]):
         source = image[:, before] if from_another else views["noisy"][:, scan]
         assert torch.equal(
@@ -121,7 +121,7 @@ def test_swapped_blocks_come_from_the_scan_before_and_never_from_the_same_scan(m
 
 def test_a_batch_of_one_scan_swaps_nothing(method):
     views = micro.views(method, batch=1, crop=CROP)
-    assert torch.equal(method._seen(views), views["noisy"])
+    assert torch.equal(method._student_input(views), views["noisy"])
 
 
 def test_a_crop_whose_slices_are_not_square_is_refused_with_one_that_works():
@@ -171,7 +171,7 @@ def test_the_terms_by_hand(method):
     views = micro.views(method, batch=3)
     out = method(views)
     image, turn = views["image"].flatten(0, 1), views["turn"].flatten()
-    last = method.student(method._seen(views).flatten(0, 1))[-1]
+    last = method.student(method._student_input(views).flatten(0, 1))[-1]
     pooled = last.flatten(2).mean(dim=2)
     logits = method.rotation_head(pooled)
     rotation = sum(-F.log_softmax(row, dim=0)[k] for row, k in zip(logits, turn, strict=True)) / 6
@@ -191,7 +191,7 @@ def test_the_contrast_is_monais(method, batch):
     from monai.losses import ContrastiveLoss
 
     views = micro.views(method, batch=batch)
-    last = method.student(method._seen(views).flatten(0, 1))[-1]
+    last = method.student(method._student_input(views).flatten(0, 1))[-1]
     first, second = method.contrast_head(last.flatten(2).mean(dim=2)).chunk(2)
     expected = ContrastiveLoss(temperature=0.5)(first, second)
     torch.testing.assert_close(method(views).losses["contrast"], expected, rtol=1e-5, atol=1e-6)
@@ -208,7 +208,7 @@ def test_token0_reads_tokens_0_and_1():
         lambda module, args: heard.update(contrast=args[0])
     )
     method(views)
-    tokens = method.student(method._seen(views).flatten(0, 1))[-1].flatten(2)
+    tokens = method.student(method._student_input(views).flatten(0, 1))[-1].flatten(2)
     assert torch.equal(heard["rotation"], tokens[:, :, 0])
     assert torch.equal(heard["contrast"], tokens[:, :, 1])
     with pytest.raises(ValueError, match="token0 reads two tokens, the crop gives one"):

@@ -440,7 +440,7 @@ def test_a_collapse_that_lasts_is_said_once_and_loudly(tmp_path):
     written = []
     for step in range(1, PATIENCE + 4):
         run.step = step
-        run.monitors.note(monitored)
+        run.monitors.record(monitored)
         result = StepResult({"total": torch.ones(())}, monitored, torch.ones(()), rate=1e-4)
         written.append(log.row(result, seconds=1.0, waited=0.0, rejected=0))
     (warning,) = warnings(said)

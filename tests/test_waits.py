@@ -54,7 +54,7 @@ def test_a_step_waits_for_nothing(name: str, settings: dict) -> None:
                     _, (monitored,) = run.backward([views], 1)
                     run.update()
                 recorded.append(waits.operations)
-                run.monitors.note(monitored)
+                run.monitors.record(monitored)
             assert number == 0 or waits.found == {}
             if number > 1:
                 host.again()

@@ -55,7 +55,7 @@ def fetch(url: str, largest: int) -> Path:
     (`offline`), the file of an earlier download is taken; in the first case with a warning.
     """
     _require_safe_url(url)
-    path = _place(url)
+    path = _cached_path(url)
     known = _known(path)
     if offline():
         _require_earlier(url, known)
@@ -96,7 +96,7 @@ def _require_earlier(url: str, known: dict) -> None:
         )
 
 
-def _place(url: str) -> Path:
+def _cached_path(url: str) -> Path:
     """Where the file of `url` is kept."""
     return cache() / files.fingerprint(url) / _file_name(url)
 

@@ -36,7 +36,7 @@ class Affine:
     matrix: tuple[tuple[float, ...], ...]
     offset: tuple[float, ...]
 
-    def places(self, shape: Shape, spacing: Spacing) -> np.ndarray:
+    def template_positions(self, shape: Shape, spacing: Spacing) -> np.ndarray:
         """Where each voxel of a scan [Z Y X] lies in the template, in mm: float32 [Z Y X 3], (x, y,
         z).
         """

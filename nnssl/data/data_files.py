@@ -30,7 +30,7 @@ def data_files(header: Path, named: str, following: Iterator[str]) -> tuple[Path
     names = _data_file_names(named, following)
     if not 0 < len(names) <= MOST_FILES:
         raise unreadable(f"its header names {len(names)} data files")
-    return tuple(_beside(header, name) for name in names)
+    return tuple(_inside_folder(header, name) for name in names)
 
 
 def _data_file_names(named: str, following: Iterator[str]) -> list[str]:
@@ -58,7 +58,7 @@ def _checked_words(named: str) -> list[str]:
     return words
 
 
-def _beside(header: Path, name: str) -> Path:
+def _inside_folder(header: Path, name: str) -> Path:
     """A file of the header's own folder, or of one in it."""
     if _may_lead_out(name):
         raise unreadable(

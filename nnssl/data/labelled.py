@@ -105,7 +105,7 @@ def _labelled_cases(raw: RawDataset) -> Iterator[LabelledCase]:
 
 
 def _there(dataset: Path, raw: RawDataset) -> str:
-    if raw.listed:
+    if raw.is_listed:
         return f"{len(raw.training)} cases listed in dataset.json"
     ending = raw.content["file_ending"]
     files = list((dataset / "labelsTr").glob(f"*{ending}"))

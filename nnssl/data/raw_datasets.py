@@ -71,7 +71,7 @@ class RawDataset:
     reader: str
     training: tuple[RawCase, ...]
     test: tuple[RawCase, ...]
-    listed: bool  # in dataset.json, rather than in imagesTr and labelsTr
+    is_listed: bool  # in dataset.json, rather than in imagesTr and labelsTr
 
 
 def open_raw(dataset: Path) -> RawDataset:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from nnssl import hook, phantoms
+from nnssl import phantoms, trainer_path
 from nnssl.types import PREPROCESSED, RAW, RESULTS
 
 DATASET, NAME, PLANS, CONFIGURATION = "901", "Dataset901_Phantoms", "nnsslDemoPlans", "3d_fullres"
@@ -65,7 +65,7 @@ def _seeds(first: int, count: int) -> range:
 
 def _are_known(trainers: str) -> bool:
     """Whether nnU-Net looks for trainers in that folder already."""
-    return trainers in os.environ.get(hook.VARIABLE, "").split(os.pathsep)
+    return trainers in os.environ.get(trainer_path.VARIABLE, "").split(os.pathsep)
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,8 @@ class Demo:
         known already.
         """
         own = {name: str(self.folder / name) for name in (RAW, PREPROCESSED, RESULTS)}
-        trainers = hook.trainers_folder()
-        return own if _are_known(trainers) else {**own, hook.VARIABLE: trainers}
+        trainers = trainer_path.trainers_folder()
+        return own if _are_known(trainers) else {**own, trainer_path.VARIABLE: trainers}
 
     @property
     def processes(self) -> dict[str, str]:

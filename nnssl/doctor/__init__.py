@@ -32,12 +32,12 @@ def examine() -> Report:
 
 def _by_packages() -> dict[str, list[Finding]]:
     """The sections that need torch and nnU-Net, which are imported only now."""
-    from nnssl.doctor import finds, machine
+    from nnssl.doctor import discovery, machine
 
     return {
         "Machine": machine.machine(),
-        "Trainers that nnU-Net finds": finds.trainers(),
-        "Checkpoints that a training starts from": finds.checkpoints(),
+        "Trainers that nnU-Net finds": discovery.trainers(),
+        "Checkpoints that a training starts from": discovery.checkpoints(),
     }
 
 

@@ -9,17 +9,17 @@ import site
 import sys
 from pathlib import Path
 
-from nnssl import hook
+from nnssl import trainer_path
 
 
 def installation() -> str:
     """In words; where Python reads no start-up file of ours, why."""
-    if repository := hook.source_checkout():
+    if repository := trainer_path.source_checkout():
         return (
             f"run from the sources in {repository} (an editable install, or the folder itself), "
             "which have no start-up file"
         )
-    folder = Path(hook.trainers_folder()).parents[1]
+    folder = Path(trainer_path.trainers_folder()).parents[1]
     if folder in site_folders():
         return f"installed in {folder}"
     return (
@@ -32,17 +32,17 @@ def way() -> str:
     """By what nnU-Net's commands find them, where they do."""
     if (file := start_up_file()) is not None:
         return f"the start-up file {file}"
-    return f"the variable {hook.VARIABLE}, which the shell or the program above sets"
+    return f"the variable {trainer_path.VARIABLE}, which the shell or the program above sets"
 
 
 def start_up_file() -> Path | None:
     """The one that Python reads and that names our folder."""
-    there = (folder / hook.START_UP for folder in site_folders() if _holds_ours(folder))
+    there = (folder / trainer_path.START_UP for folder in site_folders() if _holds_ours(folder))
     return next(filter(Path.is_file, there), None)
 
 
 def _holds_ours(folder: Path) -> bool:
-    return Path(hook.trainers_folder()).is_relative_to(folder / "nnssl")
+    return Path(trainer_path.trainers_folder()).is_relative_to(folder / "nnssl")
 
 
 def other_copies(before: str) -> list[str]:
@@ -56,7 +56,7 @@ def named_in(value: str) -> list[str]:
 
 
 def _is_other_copy(folder: str) -> bool:
-    return folder != hook.trainers_folder() and Path(folder, "nnssl_swin_ssl.py").is_file()
+    return folder != trainer_path.trainers_folder() and Path(folder, "nnssl_swin_ssl.py").is_file()
 
 
 def site_folders() -> list[Path]:

@@ -131,12 +131,12 @@ def coarse_tokens(
     rows = _numbers_in_batch(visible.blocks, prod(blocks))
     kind = encoder.patch_embed.proj.weight.dtype
     x = x.to(kind) if kind in HALF else x
-    parts = _apart(x.movedim(1, -1), blocks).flatten(0, 1).index_select(0, rows)
+    parts = _split_into_blocks(x.movedim(1, -1), blocks).flatten(0, 1).index_select(0, rows)
     tokens = _computed(encoder, parts.movedim(-1, 1))
     shape = tokens.shape[1:]
     # The rows are distinct, so the gradient is a plain selection: no sum whose order could vary.
     token = encoder.mask_token.to(tokens.dtype).expand(len(x) * prod(blocks), *shape)
-    return _together(token.index_copy(0, rows, tokens).view(len(x), *blocks, *shape))
+    return _join_blocks(token.index_copy(0, rows, tokens).view(len(x), *blocks, *shape))
 
 
 def _numbers_in_batch(blocks: Tensor, count: int) -> Tensor:
@@ -154,7 +154,7 @@ def _computed(encoder: Swin, parts: Tensor) -> Tensor:
     return tokens
 
 
-def _apart(x: Tensor, blocks: Shape) -> Tensor:
+def _split_into_blocks(x: Tensor, blocks: Shape) -> Tensor:
     """[B *size C] to [B count *side C], the blocks in raster order."""
     dims = len(blocks)
     side = floor_div(x.shape[1:-1], blocks)
@@ -163,7 +163,7 @@ def _apart(x: Tensor, blocks: Shape) -> Tensor:
     return x.reshape(len(x), *split, x.shape[-1]).permute(order).flatten(1, dims)
 
 
-def _together(x: Tensor) -> Tensor:
+def _join_blocks(x: Tensor) -> Tensor:
     """[B *blocks *side C] to [B *(blocks * side) C]."""
     dims = (x.ndim - 2) // 2
     order = [0, *(a for d in range(dims) for a in (1 + d, 1 + dims + d)), 2 * dims + 1]

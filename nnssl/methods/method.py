@@ -173,7 +173,7 @@ class Method(nn.Module, ABC):
         Adds "scan" [B], "start" and "size" [B dims]; "offset" [views B dims], where `views` gives
         it, is from here on each view's first voxel in the scan.
         """
-        starts, sizes = _places(regions, starts, sizes)
+        starts, sizes = _scan_extents(regions, starts, sizes)
         within = inside(tuple(regions.shape[2:]), starts, sizes)
         views = self.views(regions, generators, within)
         starts, sizes = (to_device(part, regions.device) for part in (starts, sizes))
@@ -215,7 +215,9 @@ class Method(nn.Module, ABC):
         """
 
 
-def _places(regions: Tensor, starts: Tensor | None, sizes: Tensor | None) -> tuple[Tensor, Tensor]:
+def _scan_extents(
+    regions: Tensor, starts: Tensor | None, sizes: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """`starts` and `sizes` of `prepare_views` on the CPU; None: of whole scans."""
     region = torch.tensor(regions.shape[2:])
     starts = torch.zeros(len(regions), len(region), dtype=torch.long) if starts is None else starts

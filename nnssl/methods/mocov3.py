@@ -95,7 +95,7 @@ class MoCoV3(PairMethod):
         first, accuracy1 = self._contrast(q1, k2, scans)
         second, accuracy2 = self._contrast(q2, k1, scans)
         if self.queue is not None:
-            self.queue.note(torch.stack([k1, k2], dim=1), scans)
+            self.queue.accumulate(torch.stack([k1, k2], dim=1), scans)
         monitored = {"embedding": pooled.detach(), "accuracy": (accuracy1 + accuracy2) / 2}
         return Step({"total": first + second}, monitored)
 

@@ -79,5 +79,5 @@ class SimCLR(PairMethod):
         first, second = projected.chunk(2)
         total, accuracy = nt_xent(first, second, self.config.temperature, views["scan"], self.queue)
         if self.queue is not None:
-            self.queue.note(torch.stack([first, second], dim=1), views["scan"])
+            self.queue.accumulate(torch.stack([first, second], dim=1), views["scan"])
         return Step({"total": total}, {"embedding": pooled.detach(), "accuracy": accuracy})

@@ -155,8 +155,8 @@ class SwinUNETRPretext(Method):
         within: Int[Tensor, "batch dims 2"] | None = None,
     ) -> dict[str, Tensor]:
         """{"image" [2 B 1 *crop]: turned; "noisy": the same with blocks of noise; "swapped" Bool [2
-        B 1 *crop]: what another scan will cover (see `_seen`); "turn" [2 B]}; `regions` [B 1
-        *crop].
+        B 1 *crop]: what another scan will cover (see `_student_input`); "turn" [2 B]}; `regions`
+        [B 1 *crop].
         """
         c, size = self.config, tuple(regions.shape[2:])
         windows = [draw_window(c.window_jitter, generator, self.ranges) for generator in generators]
@@ -193,7 +193,7 @@ class SwinUNETRPretext(Method):
 
     def loss(self, views: dict[str, Tensor]) -> Step:
         c, image, turn = self.config, views["image"].flatten(0, 1), views["turn"].flatten()
-        last = self.student(self._seen(views).flatten(0, 1), wanted=LAST)[-1]
+        last = self.student(self._student_input(views).flatten(0, 1), wanted=LAST)[-1]
         logits = self.rotation_head(self._read(last, 0)).float()
         first, second = self.contrast_head(self._read(last, 1)).chunk(2)
         contrast, found = nt_xent(first, second, c.temperature, views["scan"])
@@ -211,12 +211,15 @@ class SwinUNETRPretext(Method):
         return Step(losses, monitored)
 
     def show(self, views: dict[str, Tensor]) -> dict[str, Float[Tensor, "batch 1 *_"]]:
-        image, student_input = views["image"].flatten(0, 1), self._seen(views).flatten(0, 1)
+        image, student_input = (
+            views["image"].flatten(0, 1),
+            self._student_input(views).flatten(0, 1),
+        )
         last = self.student(student_input, wanted=LAST)[-1]
         predicted = self.decoder(last, image.shape[2:]).float()
         return {"turned": image, "seen": student_input, "predicted": predicted}
 
-    def _seen(self, views: dict[str, Tensor]) -> Tensor:
+    def _student_input(self, views: dict[str, Tensor]) -> Tensor:
         """What the encoder sees [2 B 1 *crop]: in some blocks the scan before it in the batch,
         where it is another.
 

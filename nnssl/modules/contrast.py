@@ -44,13 +44,15 @@ class Queue(Running):
         self.register_buffer("position", torch.zeros((), dtype=torch.long))
 
     @torch.no_grad()
-    def note(self, keys: Float[Tensor, "batch views dim"], scans: Int[Tensor, " batch"]) -> None:
+    def accumulate(
+        self, keys: Float[Tensor, "batch views dim"], scans: Int[Tensor, " batch"]
+    ) -> None:
         """`keys` [B views d], any length; `scans` [B]. Every note of a step has the same size."""
         keys = F.normalize(keys.detach().float(), dim=-1)
-        self._noted.append((keys, scans[:, None].expand(keys.shape[:2])))
+        self._pending.append((keys, scans[:, None].expand(keys.shape[:2])))
 
-    def _move(self, noted: list[tuple[Tensor, Tensor]]) -> None:
-        keys, scans = (_in_order(torch.stack(parts)) for parts in zip(*noted, strict=True))
+    def _update_from(self, pending: list[tuple[Tensor, Tensor]]) -> None:
+        keys, scans = (_in_order(torch.stack(parts)) for parts in zip(*pending, strict=True))
         # a batch that overflowed must not stay for the whole length of the queue
         good = keys.isfinite().all()
         if self.counts is not None:
@@ -149,7 +151,7 @@ def _unlike(rows: Tensor) -> Tensor:
 
 
 def _in_order(parts: Tensor) -> Tensor:
-    """What each process noted, [parts B views ...], as rows [parts * processes * B * views ...],
+    """What each process pending, [parts B views ...], as rows [parts * processes * B * views ...],
     samples in order.
     """
     every = dist.all_gather(parts[None])  # [processes parts B views ...]

@@ -102,5 +102,5 @@ class Centre(RunningMean):
         the logits, or those of which `counts` [N] is 1.
         """
         logits = logits.float()
-        self.note(logits, counts)
+        self.accumulate(logits, counts)
         return F.softmax((logits - self.value) / temperature, dim=-1)

@@ -47,14 +47,14 @@ class HostPart:
         for action in self._actions:
             action()
 
-    def note(self, action: Callable[[], object]) -> None:
+    def record(self, action: Callable[[], object]) -> None:
         self._actions.append(action)
         if not self._captured:
             action()
 
-    def place(self, compute: Callable[[], float]) -> Tensor:
+    def device_scalar(self, compute: Callable[[], float]) -> Tensor:
         slot = self._next_slot()
-        self.note(lambda: slot.fill_(compute()))
+        self.record(lambda: slot.fill_(compute()))
         return slot
 
     def _next_slot(self) -> Tensor:
@@ -69,7 +69,7 @@ class HostPart:
 
 def number(compute: Callable[[], float]) -> float | Tensor:
     """What `compute` returns; in a step that is recorded, a scalar on the device that holds it."""
-    return compute() if _recording is None else _recording.place(compute)
+    return compute() if _recording is None else _recording.device_scalar(compute)
 
 
 def happen(action: Callable[[], object]) -> None:
@@ -77,4 +77,4 @@ def happen(action: Callable[[], object]) -> None:
     if _recording is None:
         action()
     else:
-        _recording.note(action)
+        _recording.record(action)

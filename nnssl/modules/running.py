@@ -42,19 +42,19 @@ class Running(Stepped):
 
     def __init__(self) -> None:
         super().__init__()
-        self._noted: list = []
+        self._pending: list = []
 
     @torch.no_grad()
     def update(self) -> None:
-        noted, self._noted = self._noted, []
-        if noted:
-            self._move(noted)
+        pending, self._pending = self._pending, []
+        if pending:
+            self._update_from(pending)
 
     def discard(self) -> None:
-        """Forget what was noted since the last update: the step was skipped."""
-        self._noted.clear()
+        """Forget what was pending since the last update: the step was skipped."""
+        self._pending.clear()
 
-    def _move(self, noted: list) -> None:
+    def _update_from(self, pending: list) -> None:
         raise NotImplementedError
 
 
@@ -62,23 +62,23 @@ class RunningMean(Running):
     """A running mean of rows. Each row of a step weighs the same, whichever process or part of the
     batch it is of.
 
-    With `prompt`, the first updates are plain averages, so that the mean is right at once instead
-    of after 1 / (1 - momentum) steps.
+    With `plain_start`, the first updates are plain averages, so that the mean is right at once
+    instead of after 1 / (1 - momentum) steps.
     """
 
     value: Tensor
     updates: Tensor
 
     def __init__(
-        self, size: int, momentum: float, prompt: bool = False, start: Tensor | None = None
+        self, size: int, momentum: float, plain_start: bool = False, start: Tensor | None = None
     ) -> None:
         super().__init__()
-        self.momentum, self.prompt = momentum, prompt
+        self.momentum, self.plain_start = momentum, plain_start
         self.register_buffer("value", torch.zeros(size) if start is None else start)
         self.register_buffer("updates", torch.zeros((), dtype=torch.long))
 
     @torch.no_grad()
-    def note(
+    def accumulate(
         self, rows: Float[Tensor, "rows size"], counts: Float[Tensor, " rows"] | None = None
     ) -> None:
         """`rows` [N size]; N may be 0 and may differ between processes. `counts` [N]: 1 for a row
@@ -86,14 +86,14 @@ class RunningMean(Running):
         """
         rows = rows.detach().float()
         number = _row_count(len(rows), rows.device) if counts is None else counts.sum(0, True)
-        self._noted.append(torch.cat([_weighted_sum(rows, counts), number]))
+        self._pending.append(torch.cat([_weighted_sum(rows, counts), number]))
 
-    def note_sum(self, total: Tensor) -> None:
+    def accumulate_sum(self, total: Tensor) -> None:
         """[size + 1]: the sum of rows, and behind it their number."""
-        self._noted.append(total)
+        self._pending.append(total)
 
-    def _move(self, noted: list[Tensor]) -> None:
-        _take([self], dist.all_reduce_mean(_total(noted)))
+    def _update_from(self, pending: list[Tensor]) -> None:
+        _take([self], dist.all_reduce_mean(_total(pending)))
 
 
 def _weighted_sum(rows: Tensor, counts: Tensor | None) -> Tensor:
@@ -118,33 +118,34 @@ def _ones(rows: int, device: torch.device) -> Tensor:
         return torch.ones(rows, 1, device=device)
 
 
-def _total(noted: list[Tensor]) -> Tensor:
-    return noted[0] if len(noted) == 1 else torch.stack(noted).sum(dim=0)
+def _total(pending: list[Tensor]) -> Tensor:
+    return pending[0] if len(pending) == 1 else torch.stack(pending).sum(dim=0)
 
 
 class _Layout(NamedTuple):
     """Where the means lie in the vector of all sums, each with its number of rows behind it.
 
     means: [S] the mean that each entry is of; last: [S] the index of that mean's number of rows.
-    slowest: [M] each mean's own fraction of a step; prompt: [M] 1 where the first steps count more.
+    slowest: [M] each mean's own fraction of a step; plain_start: [M] 1 where the first steps count
+    more.
     """
 
     means: Tensor
     last: Tensor
     slowest: Tensor
-    prompt: Tensor
+    plain_start: Tensor
 
 
 @lru_cache(maxsize=64)
 def _layout(kinds: tuple[tuple[int, float, bool], ...], device: torch.device) -> _Layout:
-    """Of means of so many (size, momentum, prompt)."""
+    """Of means of so many (size, momentum, plain_start)."""
     with torch.inference_mode(False):
         sizes = torch.tensor([size + 1 for size, _, _ in kinds])
         means = torch.arange(len(kinds)).repeat_interleave(sizes)
         last = (sizes.cumsum(0) - 1)[means]
         slowest = torch.tensor([1 - momentum for _, momentum, _ in kinds])
-        prompt = torch.tensor([float(prompt) for _, _, prompt in kinds])
-        return _Layout(*(part.to(device) for part in (means, last, slowest, prompt)))
+        plain_start = torch.tensor([float(plain_start) for _, _, plain_start in kinds])
+        return _Layout(*(part.to(device) for part in (means, last, slowest, plain_start)))
 
 
 def _take(parts: list[RunningMean], totals: Tensor) -> None:
@@ -152,14 +153,14 @@ def _take(parts: list[RunningMean], totals: Tensor) -> None:
 
     All at once: there are many and they are small.
     """
-    kinds = tuple((len(part.value), part.momentum, part.prompt) for part in parts)
+    kinds = tuple((len(part.value), part.momentum, part.plain_start) for part in parts)
     layout = _layout(kinds, totals.device)
     new = totals / totals[layout.last]
     good = _finite(new, layout)
     if parts[0].counts is not None:
         good = good & parts[0].counts
     updates = torch.stack([part.updates for part in parts])
-    weight = torch.maximum(layout.slowest, layout.prompt / (updates + 1))
+    weight = torch.maximum(layout.slowest, layout.plain_start / (updates + 1))
     old = torch.cat([x for part in parts for x in (part.value, part.value[:1])])
     new = torch.where(good[layout.means], old.lerp(new, weight[layout.means]), old)
     values = [part[:-1] for part in new.split([size + 1 for size, _, _ in kinds])]
@@ -179,9 +180,9 @@ def update_all(module: nn.Module) -> None:
     message to the others.
     """
     parts = [part for part in module.modules() if isinstance(part, Running)]
-    means = [part for part in parts if isinstance(part, RunningMean) and part._noted]
+    means = [part for part in parts if isinstance(part, RunningMean) and part._pending]
     if means:
-        totals = torch.cat([_total(part._noted) for part in means])
+        totals = torch.cat([_total(part._pending) for part in means])
         for part in means:
             part.discard()
         _take(means, dist.all_reduce_mean(totals))
@@ -190,7 +191,7 @@ def update_all(module: nn.Module) -> None:
 
 
 def discard_all(module: nn.Module) -> None:
-    """Forget what every running state inside `module` has noted since the last step."""
+    """Forget what every running state inside `module` has pending since the last step."""
     for part in module.modules():
         if isinstance(part, Running):
             part.discard()
@@ -208,7 +209,10 @@ class Standardise(nn.Module):
         super().__init__()
         self.size, self.eps = size, eps
         self.moments = RunningMean(
-            2 * size, momentum, prompt=True, start=torch.cat([torch.zeros(size), torch.ones(size)])
+            2 * size,
+            momentum,
+            plain_start=True,
+            start=torch.cat([torch.zeros(size), torch.ones(size)]),
         )
 
     def forward(
@@ -218,7 +222,7 @@ class Standardise(nn.Module):
         x = x.float()
         with torch.no_grad():  # the ones give the number of rows
             rows = torch.cat([x, x * x, _ones(len(x), x.device)], dim=-1)
-            self.moments.note_sum(_weighted_sum(rows, counts))
+            self.moments.accumulate_sum(_weighted_sum(rows, counts))
         mean, square = self.moments.value.split(self.size)
         variance = torch.addcmul(square, mean, mean, value=-1).clamp(min=0)
         return F.batch_norm(x, mean, variance, eps=self.eps)

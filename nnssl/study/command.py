@@ -77,7 +77,7 @@ def _run_study(args: argparse.Namespace) -> None:
 
     described = load_study(args.description)
     check.check_settings(described)
-    parallel = executor.beside(described.device, args.parallel)
+    parallel = executor.parallel_runs(described.device, args.parallel)
     _say(estimate.describe_study(described, parallel))
     if not args.dry_run:
         _do_what_is_missing(described, args)

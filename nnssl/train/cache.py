@@ -38,7 +38,7 @@ def hold(crops: Crops, plan: Plan, choice: str, device: torch.device, print_fn: 
     """
     require_supported(choice, device)
     if choice == "off":
-        return print_fn("cache: off, as asked; crops are read from the disk")
+        return print_fn("cache: off, as --cache says; crops are read from the disk")
     expected, reasons = least_bytes(crops, plan), []
     found: HeldVolumes | None = None
     for memory in _memories(choice, device):

@@ -96,7 +96,9 @@ class StepGraph:
         replay()
         losses, monitored, norm = self._result
         # the next replay overwrites what this one has left
-        run.monitors.note({n: value.clone() for n, value in monitored.items() if n == "embedding"})
+        run.monitors.record(
+            {n: value.clone() for n, value in monitored.items() if n == "embedding"}
+        )
         return StepResult(losses, monitored, norm, rate)
 
     def _as_it_comes(self, micro_batches: list[dict]) -> StepResult:

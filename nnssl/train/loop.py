@@ -57,7 +57,7 @@ def train(run: Run, print_fn: PrintFn = print) -> Path:
             logged = run.step % config.log_every == 0 or run.step == config.steps or run.probes()
             # Between two looks the host does not wait for the device.
             looked = logged or run.step % PATIENCE == 0
-            failing = looked and _look(run, result.losses, clock.steps, print_fn)
+            failing = looked and _check_skipped(run, result.losses, clock.steps, print_fn)
             if logged and not failing:
                 row = _write_row(log, result, clock, parts)
                 bar.set_postfix(_postfix(row), refresh=False)
@@ -198,7 +198,7 @@ class _SinceSave:
         return float(dist.all_reduce_mean(seconds)) > SAVE_SECONDS
 
 
-def _look(run: Run, losses: dict[str, Tensor], steps: int, print_fn: PrintFn) -> bool:
+def _check_skipped(run: Run, losses: dict[str, Tensor], steps: int, print_fn: PrintFn) -> bool:
     """Whether the last step was skipped; warns once, and of what was skipped in the `steps` since
     the last look.
     """

@@ -99,24 +99,24 @@ class Monitors:
 
     def __init__(self) -> None:
         self._kept = torch.empty(0)
-        self._noted: list[Tensor] = []  # of the steps since, still on the device
+        self._recorded: list[Tensor] = []  # of the steps since, still on the device
         self.lasting = dict.fromkeys(ADVICE, 0)
 
-    def note(self, monitored: dict[str, Tensor]) -> None:
+    def record(self, monitored: dict[str, Tensor]) -> None:
         """Every step: remember the embeddings of all processes, without waiting for them."""
         if "embedding" in monitored:
-            self._noted.append(dist.all_gather(monitored["embedding"].detach().float()))
-            while sum(map(len, self._noted[1:])) >= WINDOW:
-                self._noted.pop(0)
+            self._recorded.append(dist.all_gather(monitored["embedding"].detach().float()))
+            while sum(map(len, self._recorded[1:])) >= WINDOW:
+                self._recorded.pop(0)
 
     @property
     def embeddings(self) -> Tensor:
         """[up to WINDOW d] the last ones, on the CPU; those of a batch that overflowed are left
         out.
         """
-        if self._noted:
-            latest = _finite_rows(torch.cat(self._noted).cpu())
-            self._noted.clear()
+        if self._recorded:
+            latest = _finite_rows(torch.cat(self._recorded).cpu())
+            self._recorded.clear()
             kept = self._kept if self._kept.numel() else latest[:0]
             self._kept = torch.cat([kept, latest])[-WINDOW:]
         return self._kept
@@ -147,4 +147,4 @@ class Monitors:
 
     def load_state_dict(self, state: dict) -> None:
         self._kept, self.lasting = state["embeddings"], state["lasting"]
-        self._noted.clear()
+        self._recorded.clear()

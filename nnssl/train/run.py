@@ -87,7 +87,7 @@ class Run:
         views = (self.prepare_views(batch) for batch in micro_batches)
         losses, monitored = self.backward(views, len(micro_batches))
         for part in monitored:
-            self.monitors.note(part)
+            self.monitors.record(part)
         return losses, monitored[-1]
 
     def begin_step(self) -> None:

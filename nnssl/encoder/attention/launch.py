@@ -119,10 +119,10 @@ def _attend_back(
     regions: Tensor | None,
     hidden: float,
 ) -> tuple[Tensor, Tensor]:
-    return _back(gradient, qkv, bias, which, regions, hidden)[:2]
+    return _backward(gradient, qkv, bias, which, regions, hidden)[:2]
 
 
-def _back(
+def _backward(
     gradient: Tensor,
     qkv: Tensor,
     bias: Tensor,
@@ -184,7 +184,7 @@ class _Attention(torch.autograd.Function):
         ctx: _Context, gradient: Tensor
     ) -> tuple[Tensor, Tensor, None, None, None, Tensor | None]:
         qkv, bias, which, regions = ctx.saved_tensors
-        to_qkv, to_bias, sums = _back(gradient, qkv, bias, which, regions, ctx.hidden, ctx.rows)
+        to_qkv, to_bias, sums = _backward(gradient, qkv, bias, which, regions, ctx.hidden, ctx.rows)
         return to_qkv, to_bias, None, None, None, sums
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 from pathlib import Path
 
-from nnssl import hook, options
+from nnssl import options, trainer_path
 from nnssl.convert.request import ConvertRequest
 from nnssl.encoder.presets import preset
 from nnssl.network.decoders import DECODERS
@@ -133,7 +133,7 @@ def _other_length(name: str) -> ValueError:
 
 def _ours() -> dict[str, list[str]]:
     """Our trainers, each with what it is made of; read and not imported, which takes seconds."""
-    folder = Path(hook.trainers_folder())
+    folder = Path(trainer_path.trainers_folder())
     text = "\n".join(path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.py")))
     found = re.findall(r"^class (\w+)\((.*)\):", text, re.MULTILINE)
     return {name: bases.split(", ") for name, bases in found}
@@ -157,7 +157,7 @@ def _others_ancestors(name: str) -> set[str]:
     except RuntimeError as error:
         raise ValueError(
             f"nnU-Net finds no trainer {name}; ours: {', '.join(_ours())}; of your own: name their "
-            f"folder in {hook.VARIABLE}"
+            f"folder in {trainer_path.VARIABLE}"
         ) from error
 
 

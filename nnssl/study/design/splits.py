@@ -95,7 +95,7 @@ def _on_a_fold(
     """As `wanted`, for one seed: validated on a fold of nnU-Net's."""
     fold = _nnunet_fold(folds, task, seed if study.by_fold else task.fold)
     val = tuple(fold["val"])
-    pool = apart(fold["train"], val, task.subject)
+    pool = without_validation_subjects(fold["train"], val, task.subject)
     order = nested_order(pool, labels, task.subject, f"{task.name} {seed}")
     return {
         (budget, seed): (take(order, budget, labels, task.name), val) for budget in study.budgets
@@ -121,7 +121,9 @@ def _on_the_rest(study: Study, task: Task, labels: Labels, seed: int) -> dict[Ke
     return {(budget, seed): (train, val) for budget, train in trained.items()}
 
 
-def apart(train: Sequence[str], val: Sequence[str], subject: str | None) -> list[str]:
+def without_validation_subjects(
+    train: Sequence[str], val: Sequence[str], subject: str | None
+) -> list[str]:
     """`train` without the cases of subjects that are in `val`."""
     validated = {subject_of(case, subject) for case in val}
     return [case for case in train if subject_of(case, subject) not in validated]

@@ -25,7 +25,7 @@ from nnssl.types import PrintFn
 ATTEMPTS = 2
 
 Executor = Callable[[Sequence[Path], PrintFn], None]
-Place = Mapping[str, str]  # environment variables, such as CUDA_VISIBLE_DEVICES
+Slot = Mapping[str, str]  # environment variables, such as CUDA_VISIBLE_DEVICES
 
 
 def chosen(kind: str, study: Study, parallel: int | None) -> Executor:
@@ -34,10 +34,10 @@ def chosen(kind: str, study: Study, parallel: int | None) -> Executor:
         from nnssl.study.execution.slurm import slurm
 
         return slurm(study.folder / "slurm", study.slurm)
-    return local(places(study.device, parallel))
+    return local(device_slots(study.device, parallel))
 
 
-def local(slots: Sequence[Place]) -> Executor:
+def local(slots: Sequence[Slot]) -> Executor:
     """One job at a time in each of `slots`."""
     return lambda folders, print_fn: _Local(slots, print_fn).do_all(folders)
 
@@ -45,9 +45,9 @@ def local(slots: Sequence[Place]) -> Executor:
 class _Local:
     """The free slots and the processes of one call."""
 
-    def __init__(self, slots: Sequence[Place], print_fn: PrintFn) -> None:
+    def __init__(self, slots: Sequence[Slot], print_fn: PrintFn) -> None:
         self.print_fn, self.count = print_fn, len(slots)
-        self.free: queue.Queue[Place] = queue.Queue()
+        self.free: queue.Queue[Slot] = queue.Queue()
         for slot in slots:
             self.free.put(slot)
         self.processes: set[subprocess.Popen] = set()
@@ -76,7 +76,7 @@ class _Local:
         finally:
             self.free.put(slot)
 
-    def _process(self, folder: Path, slot: Place) -> int:
+    def _process(self, folder: Path, slot: Slot) -> int:
         """One attempt; the status with which it ended."""
         jobs.forget_failure(folder)
         process = self._start(folder, slot)
@@ -84,7 +84,7 @@ class _Local:
         self.processes.discard(process)
         return status
 
-    def _start(self, folder: Path, slot: Place) -> subprocess.Popen:
+    def _start(self, folder: Path, slot: Slot) -> subprocess.Popen:
         command = [sys.executable, "-m", "nnssl.study.execution.job", str(folder)]
         process = subprocess.Popen(command, env={**os.environ, **slot})
         self.processes.add(process)
@@ -116,12 +116,12 @@ def _told(folder: Path, outcome: Outcome, last: bool) -> str:
 # Where runs go beside each other
 
 
-def places(device: str, parallel: int | None) -> list[Place]:
+def device_slots(device: str, parallel: int | None) -> list[Slot]:
     """By default each GPU has one run, and a CPU one in all."""
     if device != "cuda":
-        return [{}] * beside(device, parallel)
+        return [{}] * parallel_runs(device, parallel)
     gpus = itertools.cycle(_visible_gpus())
-    return [{"CUDA_VISIBLE_DEVICES": next(gpus)} for _ in range(beside(device, parallel))]
+    return [{"CUDA_VISIBLE_DEVICES": next(gpus)} for _ in range(parallel_runs(device, parallel))]
 
 
 def _visible_gpus() -> list[str]:
@@ -138,7 +138,7 @@ def _visible_gpus() -> list[str]:
     return named.split(",")[:gpus] if named else list(map(str, range(gpus)))
 
 
-def beside(device: str, parallel: int | None) -> int:
+def parallel_runs(device: str, parallel: int | None) -> int:
     """How many runs are done beside each other; also where there is no GPU, such as to say the
     cost.
     """

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nnssl import hook
+from nnssl import trainer_path
 from nnssl.commands import Command, CommandError, run_logged, tail
 from nnssl.types import PrintFn
 
@@ -60,7 +60,9 @@ def environment() -> dict[str, str]:
     """
     variables = {**DEFAULTS, **os.environ}
     variables.pop("nnssl_checkpoint", None)
-    variables[hook.VARIABLE] = hook.with_ours(variables.get(hook.VARIABLE, ""))
+    variables[trainer_path.VARIABLE] = trainer_path.with_ours(
+        variables.get(trainer_path.VARIABLE, "")
+    )
     return variables
 
 
@@ -68,5 +70,5 @@ def others_environment() -> dict[str, str]:
     """For the programs of another environment, which must see neither our trainers nor our package:
     MIC-DKFZ's is imported by the same name.
     """
-    ours = (hook.VARIABLE, "PYTHONPATH", "VIRTUAL_ENV")
+    ours = (trainer_path.VARIABLE, "PYTHONPATH", "VIRTUAL_ENV")
     return {name: value for name, value in environment().items() if name not in ours}

@@ -2,8 +2,8 @@
 attention distance.
 
 Both networks of a comparison see a crop through the intensity map of the fine-tuned one, so that an
-encoder is compared and not its input. Examples of CKA are places in a scan: all layers are read at
-the same ones, at most one in a token of the last stage. A crop is a minibatch.
+encoder is compared and not its input. Examples of CKA are positions in a scan: all layers are read
+at the same ones, at most one in a token of the last stage. A crop is a minibatch.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from nnssl.study.measurement.cka import LEAST, MinibatchCKA
 from nnssl.study.rows import AttentionRow, Budget, CkaRow
 from nnssl.types import FINAL, Shape, Spacing
 
-PLACES = 128  # examples of a minibatch, where the last stage has so many tokens
+POSITIONS = 128  # examples of a minibatch, where the last stage has so many tokens
 
 
 def finetuned(fold: Path | str) -> SwinUNETR:
@@ -172,7 +172,7 @@ class _Reading:
     """What is read of one crop. found: layer to [n channels]; grids: tokens by axis of a stage."""
 
     encoder: Swin
-    places: Tensor
+    positions: Tensor
     found: dict[int, Tensor] = field(default_factory=dict)
     grids: dict[int, Shape] = field(default_factory=dict)
 
@@ -181,8 +181,8 @@ class _Reading:
         self.found[0] = tokens[0].flatten(0, -2)[self._raster(0)]
 
     def _raster(self, number: int) -> Tensor:
-        """[n] where the places lie among the tokens of a stage."""
-        return raster(self.places, self.grids[number], strides(self.encoder, number))
+        """[n] where the positions lie among the tokens of a stage."""
+        return raster(self.positions, self.grids[number], strides(self.encoder, number))
 
     def entered(self, number: int, _: nn.Module, inputs: tuple) -> None:
         self.grids[number] = tuple(inputs[0].shape[1:-1])
@@ -200,10 +200,12 @@ def as_seen(network: SwinUNETR, crop: Tensor) -> Tensor:
     return network.encoder.get_submodule("intensity")(permuted)
 
 
-def draw_places(spatial: Shape, stride: Shape, generator: torch.Generator) -> Tensor:
-    """[n dims] voxels, n at most PLACES: in different tokens of that stride, anywhere in each."""
+def draw_positions(spatial: Shape, stride: Shape, generator: torch.Generator) -> Tensor:
+    """[n dims] voxels, n at most POSITIONS: in different tokens of that stride, anywhere in
+    each.
+    """
     grid = ceil_div(spatial, stride)
-    cells = torch.randperm(int(np.prod(grid)), generator=generator)[:PLACES]
+    cells = torch.randperm(int(np.prod(grid)), generator=generator)[:POSITIONS]
     corner = torch.stack(torch.unravel_index(cells, grid), dim=1) * torch.tensor(stride)
     room = torch.minimum(torch.tensor(stride), torch.tensor(spatial) - corner)
     return corner + (torch.rand(corner.shape, generator=generator) * room).long()
@@ -226,7 +228,7 @@ def cka_row(
     crops: Iterable[Tensor],
     seed: int,
 ) -> CkaRow:
-    """CKA of all layers of two networks, over the crops; `seed` also draws the places.
+    """CKA of all layers of two networks, over the crops; `seed` also draws the positions.
 
     Raises ValueError where a crop has too few tokens in the last stage to be a minibatch.
     """
@@ -261,7 +263,7 @@ def _rounded(values: Tensor) -> list[list[float | None]]:
 
 
 def _positions(spatial: Shape, stride: Shape, generator: torch.Generator) -> Tensor:
-    positions = draw_places(spatial, stride, generator)
+    positions = draw_positions(spatial, stride, generator)
     if len(positions) < LEAST:
         raise ValueError(
             f"a crop of {spatial} voxels has {len(positions)} token(s) of {stride} voxels, CKA "

@@ -10,7 +10,11 @@ import numpy as np
 import pandas as pd
 
 from nnssl.study.report import drawing
-from nnssl.study.report.feature_reuse import panels_by_figure, places, stages_of
+from nnssl.study.report.feature_reuse import (
+    panels_by_figure,
+    positions_in_description,
+    stages_of,
+)
 from nnssl.study.report.results import Group, Results
 from nnssl.study.report.tables import Cell, Table
 from nnssl.study.rows import AttentionRow, grouped
@@ -60,7 +64,7 @@ def reaches(results: Results) -> list[Reach]:
 def _group_sort_key(results: Results, groups: Iterable[Group]) -> Callable[[Group], tuple]:
     budgets = [*results.budgets, *(group.budget for group in groups)]
     return lambda group: (
-        *places(results, group.task, group.arm),
+        *positions_in_description(results, group.task, group.arm),
         budgets.index(group.budget),
     )
 

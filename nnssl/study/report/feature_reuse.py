@@ -75,7 +75,12 @@ def _pair_sort_key(results: Results, pair: Pair) -> tuple:
     goes first.
     """
     arm, _, budget = pair.first.rpartition(" ")
-    return (*places(results, pair.task, arm), budget != "pretrained", pair.first, pair.second)
+    return (
+        *positions_in_description(results, pair.task, arm),
+        budget != "pretrained",
+        pair.first,
+        pair.second,
+    )
 
 
 SIMILARITY = Table(
@@ -176,7 +181,7 @@ def _stage_tick_label(stage: str) -> str:
     return stage.removeprefix("stage ") if stage.startswith("stage ") else "patch"
 
 
-def places(results: Results, task: str, arm: str) -> tuple:
+def positions_in_description(results: Results, task: str, arm: str) -> tuple:
     """Where both stand in the description."""
     return _position(results.tasks, task), _position(results.arms, arm)
 

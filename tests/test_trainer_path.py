@@ -7,16 +7,19 @@ import subprocess
 import sys
 from pathlib import Path
 
-from nnssl import hook
+from nnssl import trainer_path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def test_our_folder_is_added_once_behind_the_users(monkeypatch, tmp_path):
-    monkeypatch.setenv(hook.VARIABLE, str(tmp_path))
-    hook.add_trainers(), hook.add_trainers()
-    assert os.environ[hook.VARIABLE].split(os.pathsep) == [str(tmp_path), hook.trainers_folder()]
-    assert (Path(hook.trainers_folder()) / "nnssl_swin_ssl.py").is_file()
+    monkeypatch.setenv(trainer_path.VARIABLE, str(tmp_path))
+    trainer_path.add_trainers(), trainer_path.add_trainers()
+    assert os.environ[trainer_path.VARIABLE].split(os.pathsep) == [
+        str(tmp_path),
+        trainer_path.trainers_folder(),
+    ]
+    assert (Path(trainer_path.trainers_folder()) / "nnssl_swin_ssl.py").is_file()
 
 
 def start_up(folder: Path, code: str) -> subprocess.CompletedProcess:
@@ -28,7 +31,9 @@ def start_up(folder: Path, code: str) -> subprocess.CompletedProcess:
         f"import os, site, sys; sys.path.append({str(folder)!r}); "
         f"site.addsitedir({str(folder)!r})\n{code}"
     )
-    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", hook.VARIABLE)}
+    environment = {
+        k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", trainer_path.VARIABLE)
+    }
     command = [sys.executable, "-I", "-S", "-W", "error", "-c", lines]
     return subprocess.run(
         command, capture_output=True, encoding="utf-8", env=environment, cwd=folder
@@ -37,7 +42,7 @@ def start_up(folder: Path, code: str) -> subprocess.CompletedProcess:
 
 def test_the_start_up_file_adds_the_folder_of_a_wheel_and_imports_nothing_heavy(tmp_path):
     (tmp_path / "nnssl" / "trainers").mkdir(parents=True)
-    for name in ("__init__.py", "hook.py", "conflict.py"):
+    for name in ("__init__.py", "trainer_path.py", "conflict.py"):
         (tmp_path / "nnssl" / name).write_text((REPOSITORY / "nnssl" / name).read_text())
     twice = f"site.addsitedir({str(tmp_path)!r})"
     code = (
@@ -65,7 +70,7 @@ print(recursive_find_trainer_class_by_name("SwinScratchTrainer").__name__)
 
 def test_importing_the_package_is_enough_in_a_running_kernel(tmp_path):
     """U4: no start-up file is read from PYTHONPATH, where `pip install --target` puts packages."""
-    environment = {k: v for k, v in os.environ.items() if k != hook.VARIABLE} | {
+    environment = {k: v for k, v in os.environ.items() if k != trainer_path.VARIABLE} | {
         "PYTHONPATH": str(REPOSITORY)
     }
     command = [sys.executable, "-c", NOTEBOOK]
@@ -76,10 +81,10 @@ def test_importing_the_package_is_enough_in_a_running_kernel(tmp_path):
 
 
 def test_importing_keeps_what_the_user_has_named(tmp_path):
-    environment = os.environ | {hook.VARIABLE: str(tmp_path), "PYTHONPATH": str(REPOSITORY)}
+    environment = os.environ | {trainer_path.VARIABLE: str(tmp_path), "PYTHONPATH": str(REPOSITORY)}
     code = (
         "import nnssl, os; "
-        f"print(os.environ['{hook.VARIABLE}'])\nprint(nnssl.hook.trainers_folder())"
+        f"print(os.environ['{trainer_path.VARIABLE}'])\nprint(nnssl.trainer_path.trainers_folder())"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],

@@ -9,7 +9,7 @@ from functools import lru_cache
 from io import StringIO
 from pathlib import Path
 
-from nnssl import address, checkpoint, files, hook
+from nnssl import address, checkpoint, files, trainer_path
 from nnssl.doctor import ways
 from nnssl.doctor.finding import Finding, first_line, note, ok, wrong
 from nnssl.finetune import checkpoint_choice
@@ -25,7 +25,7 @@ TRAINERS = (
     "SwinGradualTrainer",
     "SwinLoRATrainer",
 )
-FIND_OURS = f'export {hook.VARIABLE}="{hook.trainers_folder()}"'
+FIND_OURS = f'export {trainer_path.VARIABLE}="{trainer_path.trainers_folder()}"'
 NOT_PLANS = ("dataset.json", "dataset_fingerprint.json", "splits_final.json")
 SETUP = "setup.py"
 OTHER_PLANS = "plans that name no checkpoint"
@@ -33,7 +33,7 @@ OTHER_PLANS = "plans that name no checkpoint"
 
 def trainers() -> list[Finding]:
     """By nnU-Net's own search, unless it would import what must not be imported."""
-    value = os.environ.get(hook.VARIABLE, "")
+    value = os.environ.get(trainer_path.VARIABLE, "")
     named = map(Path, ways.named_in(value))
     if misleading := [finding for folder in named for finding in _misleading(folder)]:
         return misleading
@@ -48,7 +48,7 @@ def trainers() -> list[Finding]:
 
 def _not_found(name: str, value: str, error: BaseException) -> Finding:
     """`value`: of the variable."""
-    where = f"{hook.VARIABLE}={value}" if value else f"{hook.VARIABLE} is not set"
+    where = f"{trainer_path.VARIABLE}={value}" if value else f"{trainer_path.VARIABLE} is not set"
     says = f"nnU-Net does not find -tr {name}; {where}\n{first_line(error)[:200]}"
     return wrong(says, FIND_OURS)
 
@@ -56,8 +56,8 @@ def _not_found(name: str, value: str, error: BaseException) -> Finding:
 def _found(classes: list[type]) -> Finding:
     """Where the trainers are, and whether nnU-Net's own commands find them as well."""
     says = f"-tr {', '.join(TRAINERS)} in {', '.join(sorted(map(_folder_of, classes)))}"
-    before = hook.BEFORE or ""
-    if hook.trainers_folder() in before.split(os.pathsep):
+    before = trainer_path.BEFORE or ""
+    if trainer_path.trainers_folder() in before.split(os.pathsep):
         return ok(f"{says}, by {ways.way()}")
     return _only_here(says, before)
 
@@ -77,13 +77,14 @@ def _only_here(says: str, before: str) -> Finding:
         copy = "nnU-Net's commands take those of another copy"
         return note(f"{says}\nand {copy}: {', '.join(others)}", FIND_OURS)
     return wrong(
-        f"{says}\nand {hook.VARIABLE} is not set to them, so that nnU-Net's commands do not",
+        f"{says}\nand {trainer_path.VARIABLE} is not set to them, so that nnU-Net's commands do "
+        "not",
         FIND_OURS,
     )
 
 
 def _misleading(folder: Path) -> Iterator[Finding]:
-    names = f"{hook.VARIABLE} names {folder}, which"
+    names = f"{trainer_path.VARIABLE} names {folder}, which"
     if not folder.is_dir():
         yield wrong(f"{names} is no folder: nnU-Net passes over it silently", FIND_OURS)
     if (folder / SETUP).is_file():
