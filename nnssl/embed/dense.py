@@ -28,7 +28,7 @@ def stage_of(encoder: Encoder, stride: int) -> int:
     return known.index(stride)
 
 
-def place(folder: Path, row: ScanRow, nifti: bool) -> Path:
+def map_path(folder: Path, row: ScanRow, nifti: bool) -> Path:
     return files.inside(folder / FOLDER, row.case + ENDING[nifti])
 
 
@@ -46,7 +46,7 @@ def write_feature_map(
     The affine takes token indices (x, y, z) to mm; where the file's place is unknown, its origin is
     zero.
     """
-    path, stride = place(folder, row, nifti), encoder.strides[number]
+    path, stride = map_path(folder, row, nifti), encoder.strides[number]
     affine = _affine(encoder, scan, stride)
     if nifti:
         _write_nifti(path, features, affine)

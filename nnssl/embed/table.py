@@ -54,7 +54,7 @@ class FeatureTable:
     thumbnails: list[np.ndarray]
 
 
-def place(folder: Path, row: ScanRow) -> Path:
+def row_path(folder: Path, row: ScanRow) -> Path:
     return files.inside(folder / SCANS, f"{row.case}.npz")
 
 
@@ -64,7 +64,7 @@ def keep(
     """Write one scan. about: `shape` and `spacing` as they were in the file."""
     own = {name: np.array(about[name]) for name in ("shape", "spacing")}
     mark = {"signature": np.array(signature)}
-    write_npz(place(folder, row), {**mark, **own, **_arrays(pooled), "thumbnail": small})
+    write_npz(row_path(folder, row), {**mark, **own, **_arrays(pooled), "thumbnail": small})
 
 
 def _arrays(pooled: Pooled) -> dict[str, np.ndarray]:
@@ -79,7 +79,7 @@ def _arrays(pooled: Pooled) -> dict[str, np.ndarray]:
 def kept(folder: Path, row: ScanRow) -> Arrays | None:
     """What `keep` wrote; None where it is not there, or not whole."""
     try:
-        with place(folder, row).open("rb") as file, np.load(file, allow_pickle=False) as stored:
+        with row_path(folder, row).open("rb") as file, np.load(file, allow_pickle=False) as stored:
             return dict(stored)
     except (OSError, ValueError, KeyError, EOFError):
         return None

@@ -206,7 +206,7 @@ def _write_dense(
 
 
 def _is_done(folder: Path, task: EmbedTask, options: EmbedOptions) -> bool:
-    if options.dense and not dense.place(folder, task.row, options.nifti).exists():
+    if options.dense and not dense.map_path(folder, task.row, options.nifti).exists():
         return False
     return table.is_done(folder, task.row, task.signature)
 
