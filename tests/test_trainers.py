@@ -13,6 +13,7 @@ import torch
 import torch.distributed as td
 import torch.multiprocessing as mp
 from micro import ENCODER
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from synthetic_checkpoints import pretrained
 from synthetic_trainers import batch, synthetic_plans, synthetic_trainer, train_epoch
 
@@ -337,3 +338,15 @@ def test_a_parameter_without_gradient_would_be_noticed(found):
     assert all(
         "parameters that were not used in producing loss" in part["control"] for part in found
     )
+
+
+def test_a_training_has_its_products_from_onednn(ready, monkeypatch):
+    found = []
+    for name in ("run_training", "perform_actual_validation"):
+        record = lambda *_: found.append(torch.get_float32_matmul_precision())  # noqa: E731
+        monkeypatch.setattr(nnUNetTrainer, name, record)
+    trainer = ready("SwinSSLTrainer")
+    trainer.run_training()
+    trainer.perform_actual_validation()
+    assert found == ["medium", "medium"]
+    assert torch.get_float32_matmul_precision() == "highest"

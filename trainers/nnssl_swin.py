@@ -12,6 +12,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
 from nnssl import finetune
+from nnssl.cpu.products import by_onednn
 from nnssl.finetune import resume
 from nnssl.finetune.architecture import INFO
 from nnssl.finetune.pretrained_weights import Watch
@@ -154,9 +155,14 @@ class SwinTrainer(DefaultNetworkTrainer):
         if not validated:
             self.average.restore()
 
+    def run_training(self) -> None:
+        with by_onednn(self.device):
+            super().run_training()
+
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         self.average.use()
-        super().perform_actual_validation(save_probabilities)
+        with by_onednn(self.device):
+            super().perform_actual_validation(save_probabilities)
 
     def _get_deep_supervision_scales(self) -> list[list[float]] | None:
         if not self.enable_deep_supervision:

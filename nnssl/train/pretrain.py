@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from nnssl import dist, files, signals
+from nnssl.cpu.products import by_onednn
 from nnssl.host_memory import keep_freed_memory
 from nnssl.train import before, boards, cache, distributed, parcels_choice
 from nnssl.train.build import build_run, method_class
@@ -50,8 +51,9 @@ def _pretrain(
     chosen = distributed.rank_zero_first(
         lambda: parcels_choice.choose(options, plan, folder, earlier, print_fn)
     )
-    run = build_run(options, plan, folder, device, earlier, chosen, print_fn)
-    train(run, print_fn)
+    with by_onednn(device, exact=options.fp32):
+        run = build_run(options, plan, folder, device, earlier, chosen, print_fn)
+        train(run, print_fn)
     final = run.folder / FINAL
     print_fn(f"finished: {final}\nlook at it with: nnssl_inspect {final}")
     return final

@@ -141,7 +141,7 @@ class Options:
         "default: %(default)s",
         choices=("auto", "ram", "gpu", "off"),
     )
-    fp32: bool = option(False, "no bf16 on the GPU")
+    fp32: bool = option(False, "no bf16: neither on a GPU nor in a CPU's products")
     compile: bool = option(False, "torch.compile the encoders")
     graph: bool = option(False, "replay each step as one CUDA graph; never changes it")
     checkpointing: bool = option(False, "recompute activations: less memory, more time")

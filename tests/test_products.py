@@ -1,0 +1,56 @@
+"""oneDNN computes the products of a CPU's training, and only while it lasts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from nnssl.cpu.products import by_onednn
+from nnssl.train import pretrain
+from nnssl.train.pretrain import Options
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("device", "exact", "inside"),
+    [(CPU, False, "medium"), (CPU, True, "highest"), (torch.device("cuda"), False, "highest")],
+)
+def test_it_is_told_so_inside_alone(device: torch.device, exact: bool, inside: str) -> None:
+    @by_onednn(device, exact)
+    def fails() -> None:
+        assert torch.get_float32_matmul_precision() == inside
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        fails()
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_products_stay_right() -> None:
+    torch.manual_seed(0)
+    a, b = torch.randn(300, 48), torch.randn(48, 65)
+    with by_onednn(CPU):
+        found = a @ b
+    exact = a.double() @ b.double()
+    assert (found - exact).norm() / exact.norm() < 1e-2  # with AMX the factors are bf16
+
+
+@pytest.mark.parametrize(("fp32", "expected"), [(False, "medium"), (True, "highest")])
+def test_a_pretraining_uses_it_unless_fp32_is_asked_for(
+    monkeypatch, nnunet_env, tmp_path, fp32: bool, expected: str
+) -> None:
+    found = []
+    options = Options("simmim", sources=(tmp_path,), name="made", device="cpu", fp32=fp32)
+    for name in ("prepare_scans", "results_folder", "build_run"):
+        monkeypatch.setattr(pretrain, name, lambda *_: tmp_path)
+    monkeypatch.setattr(pretrain.before, "of", lambda *_: None)
+    monkeypatch.setattr(pretrain.parcels_choice, "choose", lambda *_: ())
+    monkeypatch.setattr(pretrain, "keep_freed_memory", lambda: False)
+    monkeypatch.setattr(
+        pretrain, "train", lambda *_: found.append(torch.get_float32_matmul_precision())
+    )
+    with pytest.raises(AttributeError, match="folder"):  # of the run, which is none here
+        pretrain.pretrain(options, print)
+    assert found == [expected]
+    assert torch.get_float32_matmul_precision() == "highest"
