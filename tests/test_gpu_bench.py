@@ -5,6 +5,8 @@ loses no other.
 from __future__ import annotations
 
 import json
+import warnings
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -55,6 +57,16 @@ def test_a_graph_needs_a_gpu(capsys) -> None:
     with pytest.raises(SystemExit):
         gpu.main(["--device", "cpu", "--graph"])
     assert "--device cuda" in capsys.readouterr().err
+
+
+def test_only_waits_are_counted_as_waits(monkeypatch) -> None:
+    def step() -> None:
+        warnings.warn("Synchronization debug mode is a prototype feature", stacklevel=1)
+        warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+
+    monkeypatch.setattr(throughput, "_warning_of_waits", nullcontext)
+    (place,) = throughput.waits(step, CPU)
+    assert place == f"{__file__}:{step.__code__.co_firstlineno + 2}"
 
 
 def test_kernels_of_one_name_are_summed() -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 Found = TypeVar("Found")
 
+WAITED = "called a synchronizing CUDA operation"  # PyTorch's words
 TRACED = 3  # steps
 MOST, NAME = 12, 120  # kernels that are named, and characters of a name
 
@@ -101,7 +102,7 @@ def waits(step: Callable[[], object], device: torch.device) -> list[str]:
         warnings.simplefilter("always")
         with _warning_of_waits():
             step()
-    waited = [warning for warning in said if "synchroniz" in str(warning.message)]
+    waited = [warning for warning in said if WAITED in str(warning.message)]
     return [f"{warning.filename}:{warning.lineno}" for warning in waited]
 
 
