@@ -152,6 +152,9 @@ def test_the_loss_is_a_weighted_cross_entropy():
     ]
     expected = sum(0.5**level * term for level, term in enumerate(naive)) / 1.875
     torch.testing.assert_close(out.losses["total"], expected)
+    body = views["parcels"] > 0
+    right = (outputs[0].argmax(dim=1) == views["parcels"])[body]
+    torch.testing.assert_close(out.monitored["accuracy"], right.float().mean())
 
 
 def test_labels_of_an_odd_size_are_every_second_one():

@@ -68,27 +68,31 @@ class ParcelDecoder(PretrainedDecoder):
 
         maps: the encoder's five; image [B C *size]; parcels int [B *size].
         """
-        outputs = self(maps, image)
-        weights = [0.5**level for level in range(len(outputs))]  # nnU-Net's, for coarser outputs
-        terms = (_cross_entropy(logits, parcels) for logits in outputs)
-        first, *others = (weight * term for weight, term in zip(weights, terms, strict=True))
-        return sum(others, first) / sum(weights), _accuracy_in_body(outputs[0].detach(), parcels)
+        log_p = [_log_probabilities(logits) for logits in self(maps, image)]
+        own = [_of_parcels(each, parcels) for each in log_p]
+        weights = [0.5**level for level in range(len(own))]  # nnU-Net's, for coarser outputs
+        first, *others = (-weight * each.mean() for weight, each in zip(weights, own, strict=True))
+        right = own[0].detach() == log_p[0].detach().amax(dim=-1)
+        return sum(others, first) / sum(weights), _fraction_in_body(right, parcels)
 
 
-def _cross_entropy(logits: Tensor, parcels: Tensor) -> Tensor:
-    """At the size of the logits [B classes *s], the mean over all voxels.
+def _log_probabilities(logits: Tensor) -> Tensor:
+    """[B classes *s] to [B *s classes], the classes of a voxel side by side.
 
-    `F.cross_entropy` would turn the logits around, whose classes lie side by side and which are the
-    largest tensors of a step: a fifth of its time on a CPU.
+    `F.cross_entropy` would turn the logits around, which lie so already and are the largest tensors
+    of a step: a fifth of its time on a CPU.
     """
-    log_p = logits.movedim(1, -1).log_softmax(dim=-1, dtype=torch.float32)
-    right = at_size(parcels, logits.shape[2:]).long().unsqueeze(-1)
-    return -log_p.gather(-1, right).mean()
+    return logits.movedim(1, -1).log_softmax(dim=-1, dtype=torch.float32)
 
 
-def _accuracy_in_body(logits: Tensor, parcels: Tensor) -> Tensor:
-    """The fraction of the voxels of some parcel that are predicted right."""
-    right = (logits.argmax(dim=1) == parcels).float()
+def _of_parcels(log_p: Tensor, parcels: Tensor) -> Tensor:
+    """[B *s]: of [B *s classes] those of each voxel's own parcel."""
+    own = at_size(parcels, log_p.shape[1:-1])
+    return log_p.gather(-1, own.unsqueeze(-1)).squeeze(-1)
+
+
+def _fraction_in_body(right: Tensor, parcels: Tensor) -> Tensor:
+    """Of the voxels of some parcel, the fraction that is `right`."""
     body = (parcels > 0).float()
     return (right * body).sum() / body.sum().clamp(min=1)
 
