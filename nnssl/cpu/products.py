@@ -2,9 +2,9 @@
 
 On processors with AVX-512 that are not Intel's, oneDNN computes them about twice as fast: MKL does
 not use AVX-512 there. PyTorch gives them to oneDNN where it is told that they need not be exact
-(`torch.set_float32_matmul_precision("medium")`). With AVX-512 they are as exact as before. Where the
-processor has units for bf16 (AMX, some ARM), oneDNN rounds the factors to it and adds up in fp32,
-as a GPU does, which is faster again. On other processors nothing changes.
+(`torch.set_float32_matmul_precision("medium")`). With AVX-512 they are as exact as before. Where
+the processor has units for bf16 (AMX, some ARM), oneDNN rounds the factors to it and adds up in
+fp32, as a GPU does, which is faster again. On other processors nothing changes.
 """
 
 from __future__ import annotations
