@@ -1,4 +1,5 @@
-"""Files that are whole or absent: atomic writes, JSON, hashes, names that stay in their folder."""
+"""Files that are complete or absent: atomic writes, JSON, hashes, names that stay in their
+folder."""
 
 from __future__ import annotations
 
@@ -32,7 +33,7 @@ _SORTED = json.JSONEncoder(sort_keys=True)
 
 
 class NoRoomError(OSError):
-    """The disk or the quota is full, or the disk is read-only: nothing can be written there."""
+    """The disk or quota is full, or the disk is read-only: nothing can be written there."""
 
 
 class LockedError(RuntimeError):
@@ -94,8 +95,8 @@ def _no_room(error: Exception, path: Path) -> NoRoomError | None:
         return None
     return NoRoomError(
         f"{path} cannot be written: {_cause(number, free)}. Free some space for {path.parent}, or "
-        "choose another disk (nnUNet_preprocessed, nnUNet_results, -o); what was written before is "
-        "whole"
+        "choose another disk (nnUNet_preprocessed, nnUNet_results, -o); files written before are "
+        "complete"
     )
 
 
@@ -227,8 +228,8 @@ def read_json_lines(path: Path | str) -> list[dict]:
             rows.append(row)
         elif number != numbered[-1][0]:
             raise ValueError(
-                f"{path}, line {number} is damaged: {line[:60]!r} is not one row of JSON. Put an "
-                "older copy of the file back, or take that line out"
+                f"{path}, line {number} is damaged: {line[:60]!r} is not one JSON object. Restore "
+                "an older copy of the file, or delete that line"
             )
     return rows
 

@@ -1,4 +1,4 @@
-"""Where multiprocessing puts its sockets, whose paths are short."""
+"""Give multiprocessing a short folder for its sockets, whose paths are limited in length."""
 
 from __future__ import annotations
 

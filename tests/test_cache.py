@@ -176,7 +176,7 @@ def chosen(stored, monkeypatch, requested: str, device=CPU, host=100 * GB, gpu=8
         ("auto", CUDA, 1 << 19, 1 << 19, "disk", "free GPU memory; 1 MB are more than 50%"),
         ("ram", CUDA, 100 * GB, 80 * GB, "cpu", "within 80% of 100.0 GB"),
         ("gpu", CUDA, 0, 80 * GB, "cuda", "within 80% of 80.0 GB"),
-        ("off", CUDA, 100 * GB, 80 * GB, "disk", "cache: off, as --cache says"),
+        ("off", CUDA, 100 * GB, 80 * GB, "disk", "cache: off, as set by --cache"),
     ],
 )
 def test_what_fits_is_held_and_one_line_says_why(

@@ -103,5 +103,5 @@ def test_the_command_says_which_and_the_collection_is_named_after_them(nnunet_en
 
 def test_channels_are_those_of_datasets(nnunet_env, tmp_path):
     options = Options("smit", sources=(tmp_path,), channels=(1,))
-    with pytest.raises(ValueError, match="in a folder of -i every file is a scan by itself"):
+    with pytest.raises(ValueError, match="in a folder of -i every file is a separate scan"):
         prepared_scans.prepare_scans(options, "x", tmp_path, print)

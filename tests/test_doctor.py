@@ -316,5 +316,5 @@ def test_another_copy_that_nnunet_finds_is_no_fault(sound, monkeypatch, capsys):
 
 
 def test_what_is_wrong_needs_a_remedy():
-    with pytest.raises(ValueError, match="needs the line that fixes it"):
+    with pytest.raises(ValueError, match="needs the command that fixes it"):
         finding.wrong("broken", "")

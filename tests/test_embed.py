@@ -201,13 +201,13 @@ def test_other_settings_are_not_mixed(embedded):
 
 def test_a_stop_exits_with_75_and_leaves_whole_files(weights, scans, tmp_path, monkeypatch, capsys):
     def stop(*_):
-        raise work.signals.Interrupted("stopped; the same line continues where it was")
+        raise work.signals.Interrupted("stopped; the same command continues from there")
 
     monkeypatch.setattr(pooling, "pool", stop)
     line = ["nnssl_embed", "-c", weights, "-i", scans, "-o", tmp_path / "out", "-np", 0]
     monkeypatch.setattr(sys, "argv", list(map(str, line)))
     assert cli.embed() == 75
-    assert "the same line continues" in capsys.readouterr().err
+    assert "the same command continues" in capsys.readouterr().err
     assert not list((tmp_path / "out").rglob(f"{files.TEMPORARY}*"))
 
 
@@ -246,7 +246,7 @@ def test_means_by_label(weights, encoder, scans, tmp_path):
     [
         ({"dense": 5}, "have strides of 2, 4, 8, 16, 32 voxels"),
         ({"masks": "none"}, "no folder of masks at none"),
-        ({"sources": ["none"]}, "no such folder: none"),
+        ({"sources": ["none"]}, "folder none does not exist"),
         ({"checkpoint": "none.pth"}, "no file at none.pth"),
     ],
 )

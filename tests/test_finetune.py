@@ -75,9 +75,7 @@ def test_the_warm_up_is_counted_in_iterations_in_short_trainings_too(epochs, ite
 
 def test_older_plans_count_the_warm_up_in_epochs():
     assert Recipe.of({RECIPE: {"warmup_epochs": 1.5, "iterations": 40}}).warmup == 60
-    with pytest.raises(
-        ValueError, match="warmup_iterations and warmup_epochs, of which one is enough"
-    ):
+    with pytest.raises(ValueError, match="warmup_iterations and warmup_epochs together"):
         Recipe(warmup_epochs=1, warmup_iterations=50)
 
 

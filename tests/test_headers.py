@@ -59,9 +59,9 @@ NIFTI_LIES = {
     "voxels nowhere": ({"vox_offset": np.nan}, "begin at byte nan"),
     "unknown type": ({"datatype": 77}, "unknown voxel type 77"),
     "negative size": ({"dim": [3, 16, -24, 28, 1, 1, 1, 1]}, "gives the size"),
-    "spacing 0": ({"pixdim": [1, 0, 0, 0, 0, 0, 0, 0], **NO_AXES}, "says no spacing"),
-    "spacing NaN": ({"pixdim": [1, np.nan, 1, 1, 0, 0, 0, 0], **NO_AXES}, "says no spacing"),
-    "two spacings": ({"pixdim": [1, 1, 1, 3, 0, 0, 0, 0]}, "says two spacings"),
+    "spacing 0": ({"pixdim": [1, 0, 0, 0, 0, 0, 0, 0], **NO_AXES}, "has no usable spacing"),
+    "spacing NaN": ({"pixdim": [1, np.nan, 1, 1, 0, 0, 0, 0], **NO_AXES}, "has no usable spacing"),
+    "two spacings": ({"pixdim": [1, 1, 1, 3, 0, 0, 0, 0]}, "gives two different spacings"),
 }
 
 
@@ -115,7 +115,7 @@ TEXT_LIES = {
         "not KEY = VALUE",
     ),
     "a pattern upwards": (".mha", META + "ElementDataFile = ../%03d.raw 1 16 1\n", ELSEWHERE),
-    "a pipe": (".mhd", META + "ElementDataFile = pipe.raw\n", "is not there"),
+    "a pipe": (".mhd", META + "ElementDataFile = pipe.raw\n", "does not exist"),
     "a size": (".mha", META.replace("28 24 16", "2800 2400 1600") + LOCAL, "cut short"),
     "no size": (".mha", META.replace("28 24 16", "28 24") + LOCAL, "3 finite numbers"),
     "no spacing in MHA": (
@@ -230,7 +230,7 @@ def test_dicom_without_voxels_or_spacing_is_refused(tmp_path):
     }
     assert "cut short" in found["rows"]
     assert "cut short" in found["cut"]
-    assert "says no spacing" in found["negative"]
+    assert "has no usable spacing" in found["negative"]
 
 
 @pytest.mark.parametrize("codec", ["JPEG2000", "JPEG", "RLE", ""])

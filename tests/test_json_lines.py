@@ -30,7 +30,7 @@ def test_a_damaged_line_before_the_last_is_named(tmp_path, damaged):
     path = tmp_path / "results.jsonl"
     text = "\n".join([*LINES[:2], damaged, *LINES[3:]]) + "\n"
     path.write_bytes(text.encode(errors="surrogateescape"))
-    with pytest.raises(ValueError, match=r"results.jsonl, line 3 is damaged.*take that line out"):
+    with pytest.raises(ValueError, match=r"results.jsonl, line 3 is damaged.*delete that line"):
         files.read_json_lines(path)
     with pytest.raises(ValueError, match="line 3 is damaged"):
         Results.read(path)

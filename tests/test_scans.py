@@ -142,8 +142,8 @@ def test_masked_air_and_metal_and_padding_are_still_ct(tmp_path):
 
 
 @pytest.mark.parametrize("spacing", [(3.0, 2.0, 0.001), (200.0, 1.0, 1.0)])
-def test_absurd_spacing_is_refused(tmp_path, spacing):
-    assert "absurd spacing" in reason(write_volume(tmp_path / "a.nrrd", ct_array(), spacing))
+def test_implausible_spacing_is_refused(tmp_path, spacing):
+    assert "implausible spacing" in reason(write_volume(tmp_path / "a.nrrd", ct_array(), spacing))
 
 
 def test_several_components_and_four_dimensions_are_refused(tmp_path):

@@ -261,6 +261,6 @@ def _why_not_cached(wanted: HubFile, offline: bool) -> str:
             f"it on a machine with a connection: hf download {wanted.repo} {wanted.file}"
         )
     return (
-        "is not in the cache, and Hugging Face does not answer: check the connection "
-        "(HTTPS_PROXY, HF_ENDPOINT) and type the same line again"
+        "is not in the cache, and Hugging Face does not respond: check the connection "
+        "(HTTPS_PROXY, HF_ENDPOINT) and type the same command again"
     )

@@ -81,7 +81,7 @@ def fetch(url: str, largest: int) -> Path:
         if not known:
             raise WebError(
                 f"{url} cannot be downloaded: {reason}. Check the connection (HTTPS_PROXY) and "
-                "type the same line again"
+                "type the same command again"
             ) from error
         _warn_of_earlier(url, reason)
     return path
@@ -153,7 +153,9 @@ def _store(response: HTTPResponse, url: str, path: Path, largest: int) -> None:
         got = _copy(response, temporary, bar, largest)
         _check_size(url, got, largest)
         if size is not None and got != size:
-            raise WebError(f"{url} broke off after {got} of {size} bytes; type the same line again")
+            raise WebError(
+                f"{url} broke off after {got} of {size} bytes; type the same command again"
+            )
     files.write_json(
         path.parent / NOTE, {"url": url, "bytes": got, **_version_headers(response.headers)}
     )

@@ -67,7 +67,7 @@ def import_libraries() -> None:
 
 @dataclass
 class Trial:
-    """nnU-Net's folders below `folder`, and the same line typed there again and again.
+    """nnU-Net's folders below `folder`, and the same command typed there again and again.
 
     raw: the folder of scans.
     """
@@ -129,7 +129,7 @@ class Trial:
         """The line typed once more, undisturbed, must end well."""
         status = self.wait(self.start(*more, prelude=prelude))
         if status:
-            raise Lost(f"the same line ended with {status}: {self.said()[-500:]}")
+            raise Lost(f"the same command ended with {status}: {self.said()[-500:]}")
 
     def said(self) -> str:
         """What the last run has printed."""

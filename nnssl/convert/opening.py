@@ -54,7 +54,7 @@ def tensors_in(content: object, path: Path) -> dict[str, Tensor]:
 def _without_tensors(content: object, path: Path) -> ForeignError:
     shown = list(content)[:10] if isinstance(content, dict) else type(content).__name__
     return ForeignError(
-        f"{path} holds no tensors by name, but {shown!s:.300}; looked for them at the top and "
+        f"{path} holds no tensors by name, but {shown!s:.300}; searched for them at the top and "
         f"under {', '.join(WRAPPERS)}"
     )
 

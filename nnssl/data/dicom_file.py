@@ -73,8 +73,8 @@ class Image(Elements):
 
 
 def read_image(path: Path | str) -> Image:
-    """Raises UnusableScanError for what is no DICOM image or is cut short, and OSError when the
-    disk does not answer.
+    """Raises UnusableScanError for a file that is not a DICOM image or is truncated, and OSError
+    when the disk does not respond.
     """
     with Path(path).open("rb") as file:
         size = file.seek(0, 2)
@@ -83,7 +83,9 @@ def read_image(path: Path | str) -> Image:
         except (struct.error, ValueError, RecursionError) as error:
             if isinstance(error, UnusableScanError):
                 raise
-            raise UnusableScanError(f"it is no DICOM image, or damaged ({error})") from error
+            raise UnusableScanError(
+                f"it is not a DICOM image, or it is damaged ({error})"
+            ) from error
 
 
 class _Reader:
@@ -196,7 +198,9 @@ class _Reader:
             if tag == SEQUENCE_END:
                 return
             if tag != ITEM:
-                raise UnusableScanError("it is damaged: a sequence holds something else than items")
+                raise UnusableScanError(
+                    "it is damaged: a sequence holds something other than items"
+                )
             item = Elements()
             item_end = end if length == UNDEFINED else self._within(length, end)
             self._elements(item, item_end, depth + 1)

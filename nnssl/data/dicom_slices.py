@@ -50,7 +50,7 @@ class Slice:
 
 def read_slices(paths: Sequence[Path]) -> Iterator[Slice]:
     """One per frame; a file that cannot be read is a slice with an error. PassingError when the
-    disk does not answer.
+    disk does not respond.
     """
     for path in paths:
         try:

@@ -1,4 +1,4 @@
-"""The stacks that the slices of a DICOM folder make, and which of them are no scan."""
+"""Group the slices of a DICOM folder into stacks, and reject stacks that are not scans."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def _check_pixel(pixel: tuple[float, ...]) -> None:
     """Refuse a slice that does not say how large its pixels are, in mm."""
     if not pixel or min(pixel) <= 0:
         raise UnusableScanError(
-            f"says no spacing: PixelSpacing {pixel or 'is absent or no two numbers'}"
+            f"has no usable spacing: PixelSpacing {pixel or 'is absent or not two numbers'}"
         )
 
 

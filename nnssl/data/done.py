@@ -92,9 +92,9 @@ def is_done(case_id: str, fingerprint: str, folder: Path) -> bool:
         return False
     if properties["fingerprint"] != fingerprint:
         raise ValueError(
-            f"{note_file} was made with plan {properties['fingerprint']}, this plan is "
-            f"{fingerprint}; files of two plans are not mixed: delete {folder}, or choose "
-            "another name"
+            f"{note_file} was written by plan {properties['fingerprint']}, this plan is "
+            f"{fingerprint}; files of two plans are never mixed: delete {folder}, or choose "
+            "another --name"
         )
     return properties["bytes"] == size
 

@@ -44,7 +44,7 @@ def lines(file: BinaryIO) -> Iterator[str]:
     """Raises UnusableScanError for what is no text, or longer than any header."""
     while line := file.readline(LONGEST_LINE + 1):
         if len(line) > LONGEST_LINE or file.tell() > LONGEST_HEADER or b"\0" in line:
-            raise unreadable("its header is no text, or longer than any header")
+            raise unreadable("its header is not text, or is longer than any valid header")
         yield line.decode("latin-1").strip("\r\n")
 
 

@@ -154,7 +154,7 @@ def _dtype(header: Nifti1Header) -> np.dtype:
 def _check_pixdim(header: Nifti1Header) -> None:
     spacing = np.abs(header["pixdim"][1:4].astype(float))
     if not (np.isfinite(spacing).all() and spacing.all()):
-        raise UnusableScanError(f"says no spacing: pixdim {spacing.tolist()}")
+        raise UnusableScanError(f"has no usable spacing: pixdim {spacing.tolist()}")
     if int(header["sform_code"]) > 0:
         _check_same(spacing, _sform_spacing(header))
 
@@ -168,7 +168,7 @@ def _check_same(pixdim: np.ndarray, sform: np.ndarray) -> None:
     """The spacing by either."""
     if not np.allclose(pixdim, sform, rtol=SAME_SPACING):
         raise UnusableScanError(
-            f"says two spacings: {pixdim.round(4).tolist()} (pixdim) and "
+            f"gives two different spacings: {pixdim.round(4).tolist()} (pixdim) and "
             f"{sform.round(4).tolist()} (sform) mm"
         )
 

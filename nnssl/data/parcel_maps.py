@@ -37,7 +37,7 @@ FEWEST = 2  # scans
 
 
 class TooFewRegistered(ValueError):
-    """Too few scans could be registered to one another for parcels to be made."""
+    """Too few scans could be registered to one another to create parcels."""
 
 
 @dataclass(frozen=True)

@@ -117,8 +117,8 @@ class Plan:
             return cls._checked(path, read_json(path))
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(
-                f"{path} is not a plan, or a damaged one ({type(error).__name__}: {error}); put an "
-                "older copy back, or delete it: with the same -i or -d it is made again"
+                f"{path} is not a valid plan ({type(error).__name__}: {error}); restore an older "
+                "copy, or delete it: the same -i or -d creates it again"
             ) from error
 
     @classmethod
@@ -127,9 +127,9 @@ class Plan:
         plan = cls._from_dict(content)
         if plan.fingerprint != content["fingerprint"]:
             raise ValueError(
-                f"{path} was changed after it was written (fingerprint {content['fingerprint']}, "
-                f"content {plan.fingerprint}); delete its folder, or use --spacing and --crop with "
-                "a new name"
+                f"{path} was edited after it was written (fingerprint {content['fingerprint']}, "
+                f"content {plan.fingerprint}); delete its folder, or use --spacing and --crop "
+                "with a new --name"
             )
         return plan
 
@@ -150,8 +150,8 @@ class Plan:
 def _check_version(path: Path | str, version: object) -> None:
     if version != FORMAT_VERSION:
         raise ValueError(
-            f"{path} has plan format {version}, this program reads {FORMAT_VERSION}; delete "
-            "its folder and run nnssl_pretrain again"
+            f"{path} has plan format {version}, this version of nnssl reads {FORMAT_VERSION}; "
+            "delete its folder and run nnssl_pretrain again"
         )
 
 

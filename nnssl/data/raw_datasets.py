@@ -57,7 +57,8 @@ class RawCase:
             return self.images[number]
         raise ValueError(
             f"case {self.id} has {len(self.images)} file(s), and channel {number} was asked for: "
-            "channels in one file cannot be taken apart. Leave out --channels, for the first one"
+            "channels stored in one file cannot be separated. Leave out --channels to use the "
+            "first one"
         )
 
 
@@ -90,7 +91,7 @@ def read_content(dataset: Path) -> dict:
     """dataset.json. Raises FileNotFoundError when there is none."""
     if not (dataset / "dataset.json").is_file():
         raise FileNotFoundError(
-            f"{dataset} holds no dataset.json, so it is not an nnU-Net raw dataset"
+            f"{dataset} has no dataset.json, so it is not an nnU-Net raw dataset"
         )
     return {"file_ending": ".nii.gz", **read_json(dataset / "dataset.json")}
 

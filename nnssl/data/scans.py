@@ -96,7 +96,9 @@ def find_scans(
 def _existing_folder(folder: Path | str) -> Path:
     path = Path(folder).absolute()
     if not path.exists():
-        raise FileNotFoundError(f"no such folder: {folder}; give a folder that holds {LOOKED_FOR}")
+        raise FileNotFoundError(
+            f"folder {folder} does not exist; give a folder that holds {LOOKED_FOR}"
+        )
     return path
 
 
@@ -204,7 +206,7 @@ def not_read(found: Found) -> str:
             f"{len(_label_file_names(found.path))}"
         )
     if found.series == CLOSED:
-        return "is a folder that cannot be listed: permission denied, or the disk does not answer"
+        return "is a folder that cannot be listed: permission denied, or the disk does not respond"
     return (
         f"links that lead nowhere: {len(_lost(found.path))} (with DataLad or git-annex, get the "
         "files first: git annex get .)"
@@ -265,7 +267,7 @@ def check_stored(found: Found, in_hu: bool, cache: Path | None = None) -> None:
     """Read the files of a scan to their end, before any reader does. Costs as much as reading it.
 
     UnusableScanError when they are broken, or cannot be CT (with in_hu); PassingError when the disk
-    does not answer.
+    does not respond.
     """
     if found.series and not found.reader:
         require_modality(found.path, found.series, in_hu, cache)

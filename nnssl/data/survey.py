@@ -76,7 +76,7 @@ def survey(
     inspected = {scan: signatures[scan] for scan in new if scan not in failed}
     known |= _kept_lines(inspected, folder)
     lost = inspected.keys() - known.keys()
-    failed |= dict.fromkeys(lost, "its line of the survey cannot be read back")
+    failed |= dict.fromkeys(lost, "its survey entry cannot be read back")
     lines = _all_lines(known, failed)
     if not (index.says(known, failed) and _is_reported(folder)):
         write_report(lines, folder, in_hu)
@@ -223,16 +223,16 @@ def body_histogram(hu: np.ndarray) -> np.ndarray:
 
 
 def nothing_usable(lines: Sequence[ScanReport], sources: Sequence) -> ValueError:
-    """The error for a collection without a usable scan: what was looked for, where, and what was
+    """The error for a collection without a usable scan: what was searched for, where, and what was
     found.
     """
     where = ", ".join(map(str, sources))
     if not lines:
         return ValueError(
-            f"no scans in {where}: looked for {LOOKED_FOR} at any depth and found none"
+            f"no scans in {where}: searched for {LOOKED_FOR} at any depth and found none"
         )
     return ValueError(
-        f"none of the {len(lines)} scans found in {where} can be used; looked for {LOOKED_FOR}. "
+        f"none of the {len(lines)} scans found in {where} can be used; searched for {LOOKED_FOR}. "
         f"Left out:\n{_left_out_text(lines[:10])}"
     )
 

@@ -1,4 +1,5 @@
-"""Run a function over many items in several processes, whatever happens to one of them."""
+"""Run a function over many items in several processes; one failing item or process does not stop
+the rest."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ class Finding:
 
     def __post_init__(self) -> None:
         if self.is_wrong and not self.remedy:
-            raise ValueError(f"what is wrong needs the line that fixes it: {self.says}")
+            raise ValueError(f"a wrong finding needs the command that fixes it: {self.says}")
 
     @property
     def is_wrong(self) -> bool:

@@ -35,7 +35,7 @@ class EmbedOptions:
 
     sources: Sequence[Path] = option(**FOLDERS)
     output: Path = option(
-        help="a new folder, or one of the same line before", flag="-o", metavar="FOLDER"
+        help="a new folder, or one of the same command before", flag="-o", metavar="FOLDER"
     )
     checkpoint: Path | str | None = option(  # None: as the trainers choose
         None,

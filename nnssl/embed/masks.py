@@ -22,7 +22,7 @@ def find_label_files(folder: Path) -> Masks:
     for path in _volumes(folder):
         found.setdefault(stem(path.name), []).append(path)
     if not found:
-        raise ValueError(f"no masks in {folder}: looked for {', '.join(VOLUME_ENDINGS)}")
+        raise ValueError(f"no masks in {folder}: searched for {', '.join(VOLUME_ENDINGS)}")
     return found
 
 

@@ -1,4 +1,4 @@
-"""`nnssl_embed`: features of all scans of some folders. The same line continues after a stop."""
+"""`nnssl_embed`: features of all scans of some folders. The same command continues after a stop."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def _survey_reports(work: EmbedWork, scans: list[Found]) -> list[ScanReport]:
 
 
 def _stop(*_: object) -> None:
-    raise signals.Interrupted("stopped; the same line continues where it was")
+    raise signals.Interrupted("stopped; the same command continues from there")
 
 
 def encoder_of(options: EmbedOptions, print_fn: PrintFn) -> Encoder:

@@ -47,8 +47,8 @@ class CheckpointChoice:
 def choose(info: Mapping, source: str = "the plans") -> CheckpointChoice:
     """The checkpoint to start from. Addresses are fetched.
 
-    info:  the plans' `pretrain_info`, or what takes its part; `source` is its name in messages. A
-           file that is no longer where it says is looked for by its hash.
+    info: the plans' `pretrain_info`, or what takes its part; `source` is its name in messages. A
+    file that is no longer at its recorded path is searched for by its hash.
     Raises NoCheckpointError where a named file is missing, or several are found and none is named;
     AddressError where one cannot be fetched, or released weights are not what was released.
     """

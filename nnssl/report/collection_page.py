@@ -124,7 +124,7 @@ def _orientations(collection: Collection) -> list[tuple[str, int]]:
 def _preprocessing_notes(states: dict[str, str]) -> Iterator[str]:
     counts = Counter(state.partition(":")[0] for state in states.values())
     if waiting := counts["not yet"]:
-        yield f"{waiting} scans are not preprocessed yet; the same line continues"
+        yield f"{waiting} scans are not preprocessed yet; the same command continues"
     if failed := counts["failed"]:
         yield f"{failed} scans could not be preprocessed; the next run tries again"
 

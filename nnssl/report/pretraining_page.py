@@ -146,7 +146,7 @@ def _look_at(run: Pretraining, scans: Collection | None) -> Iterator[str]:
     """What a user should know of it."""
     yield from (f"step {row['step']}: {row['alarm']}" for row in run.rows if row.get("alarm"))
     if not run.is_finished:
-        yield "it is not finished: it runs, or was stopped and continues by the same line with --c"
+        yield "it is not finished: it still runs, or it was stopped (the same command with --c continues)"
     yield from _waiting_note(run)
     if scans is not None and scans.left_out:
         yield f"{len(scans.left_out)} of {len(scans.lines)} scans were left out of it"

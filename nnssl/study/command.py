@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 STEPS = {
     "init": "write a commented description",
-    "run": "do what is missing, in order; the cost is printed first. Stopped, the same line "
+    "run": "do what is missing, in order; the cost is printed first. Stopped, the same command "
     "continues",
     "features": "CKA and attention distance of the finished runs' encoders, for the report",
     "report": "tables, plots and one page on what is there; also of a results.jsonl alone",

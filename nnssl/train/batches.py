@@ -30,10 +30,10 @@ CHILD = (signal.SIGCHLD,) if hasattr(signal, "SIGCHLD") else ()
 TO_SEE = 5.0  # seconds within which the end of a reader that ends, or was killed, is seen
 PATIENCE = 2.0  # seconds that a reader may take to end by itself
 WHEN_GONE = (
-    "A process that reads crops is gone. Killed: memory is short, fewer --workers or a smaller "
-    "--batch-size need less. Bus error or shared memory: /dev/shm is too small, in a container "
-    "docker run --shm-size=8g. --workers 0 does without such processes. The same line with --c "
-    "continues from the last save"
+    "A process that reads crops has ended. If it was killed, memory ran out: use fewer --workers "
+    "or a smaller --batch-size. If it was a bus error or a shared-memory error, /dev/shm is too "
+    "small: in a container, docker run --shm-size=8g. --workers 0 runs without such processes. "
+    "The same command with --c continues from the last save"
 )
 
 
@@ -48,7 +48,7 @@ def mixed_seed(*parts: object) -> int:
 
 
 def generator_for(seed: int, index: int) -> torch.Generator:
-    """The source of chance for the views of sample `index`."""
+    """The random generator for the views of sample `index`."""
     return torch.Generator().manual_seed(mixed_seed(seed, "views", index))
 
 
@@ -78,9 +78,8 @@ def _require_shared(batch_size: int, accumulate: int) -> None:
     parts = dist.world_size() * accumulate
     if batch_size % parts:
         raise ValueError(
-            f"a total batch of {batch_size} cannot be shared by {dist.world_size()} processes "
-            f"x {accumulate} accumulated parts; choose a --batch-size that is a multiple of "
-            f"{parts}"
+            f"a total batch of {batch_size} cannot be divided among {dist.world_size()} processes "
+            f"x {accumulate} accumulated parts; choose a --batch-size that is a multiple of {parts}"
         )
 
 

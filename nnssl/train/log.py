@@ -132,10 +132,10 @@ class Log:
             return
         self.paced, total = True, step * left
         shorter = SHORTER if total > HOUR else ""
-        self.print_fn(f"\n{step:.2g} s per step: {duration(total)} to go{shorter}")
+        self.print_fn(f"\n{step:.2g} s per step: {duration(total)} left{shorter}")
 
     def draw(self) -> None:
-        """progress.png, and views.png: what the method looks at and predicts."""
+        """progress.png, and views.png: the method's inputs and predictions."""
         if not dist.is_main():
             return
         run = self.run

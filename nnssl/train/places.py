@@ -24,13 +24,13 @@ def data_folder(options: Options) -> tuple[str, Path]:
     name = options.name or _collection_name(_source_names(options), root)
     if not _is_name(name):
         raise ValueError(
-            f"{name!r} cannot name a collection; give it a name with --name, such as --name my_ct"
+            f"{name!r} is not a valid collection name; give one with --name, such as --name my_ct"
         )
     return name, root / name
 
 
 def _is_name(name: str) -> bool:
-    """Whether it is that of a folder right in another one, and not of a hidden one."""
+    """Whether it names a visible folder directly inside another one."""
     return bool(name) and name == Path(name).name and not name.startswith(".")
 
 
@@ -79,7 +79,7 @@ def dimensions(options: Options) -> int:
     if given not in (2, 3) or (options.dims or given) != given:
         raise ValueError(
             f"--crop {' '.join(map(str, options.crop or ()))} has {given} numbers, but --dims is "
-            f"{options.dims or 3}; a crop is Z Y X in 3D, Y X in 2D"
+            f"{options.dims or 3}; give Z Y X in 3D, Y X in 2D"
         )
     return given
 

@@ -91,7 +91,7 @@ class Run:
         return losses, monitored[-1]
 
     def begin_step(self) -> None:
-        """What of a step is the host's alone: no gradient is left, and chance is the step's own."""
+        """The host's part of a step: clear gradients and seed the step's own random generator."""
         self.optimizer.zero_grad(set_to_none=True)
         torch.manual_seed(batches.mixed_seed(self.config.seed, "step", self.step, dist.rank()))
 

@@ -160,7 +160,7 @@ def _check_consistency(study: Study) -> None:
 
 
 def _check_names(study: Study) -> None:
-    """That none is there twice."""
+    """Check that none occurs twice."""
     values.require_once("arm", [arm.name for arm in study.arms])
     values.require_once("task", [task.name for task in study.tasks])
     values.require_once("budget", list(study.budgets))

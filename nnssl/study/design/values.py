@@ -156,7 +156,7 @@ def require_said(entry: Mapping, needed: Iterable[Option], at: Place) -> None:
 
 
 def require_once(what: str, values: list) -> None:
-    """Raises DescriptionError where a value is there twice."""
+    """Raises DescriptionError where a value occurs twice."""
     seen = set()
     if doubled := sorted({str(value) for value in values if value in seen or seen.add(value)}):
         raise DescriptionError(f"named twice as {what}: {', '.join(doubled[:10])}")

@@ -124,7 +124,7 @@ def _by_hand(job: FineTuningJob) -> str:
     return (
         f"not trained yet; in the environment of its trainer: {command} (of upstream's own "
         f"programs the one that trains {job.trainer}, with nnU-Net's folders of this study; then "
-        "the same line of nnssl_study collects it)"
+        "the same command of nnssl_study collects it)"
     )
 
 

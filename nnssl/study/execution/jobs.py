@@ -179,7 +179,7 @@ def _require_whole(folder: Path, kind: type[Job], content: dict) -> None:
     required = [f.name for f in fields(kind) if f.default is MISSING]
     if lacking := [name for name in required if name not in content]:
         raise ValueError(
-            f"{folder / JOB} lacks {', '.join(lacking)}; remove {folder}, and the same line of "
+            f"{folder / JOB} lacks {', '.join(lacking)}; remove {folder}, and the same command of "
             "nnssl_study writes it again"
         )
 

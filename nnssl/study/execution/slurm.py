@@ -118,7 +118,7 @@ def in_queue(number: str) -> bool:
     done = subprocess.run([*SQUEUE, number], capture_output=True, text=True)
     if done.returncode and "Invalid job id" not in done.stderr:
         raise StudyError(
-            f"squeue does not answer: {done.stderr.strip()}; the jobs continue, the same line "
+            f"squeue does not respond: {done.stderr.strip()}; the jobs continue, the same command "
             "waits for them"
         )
     return done.stdout.strip() not in GONE
