@@ -32,7 +32,7 @@ def _short_folder() -> str:
             return folder
     raise OSError(
         f"the path of the temporary folder {tempfile.tempdir} is too long for sockets, and no "
-        "shorter one can be written to; type: export TMPDIR=/a/short/folder"
+        "shorter one is writable; type: export TMPDIR=/a/short/folder"
     )
 
 

@@ -248,7 +248,7 @@ def test_a_run_goes_on_with_its_scans_and_may_become_longer(
     said = trains(resume=True, steps=3, update=True)
     assert "the run continues with its original 2 scans; the collection now has 4" in said
     assert "steps: was 2, now 3" in said
-    assert "from step 2 on as in a run of 3 steps" in said
+    assert "schedules follow those of a run of 3 steps" in said
     content = checkpoint.read(run_folder(nnunet_env) / LATEST)
     assert content["training_state"]["step"] == content["header"]["run"]["steps"] == 3
     assert len(content["training_state"]["cases"]) == content["header"]["plan"]["cases"] == 2
@@ -270,9 +270,7 @@ def test_a_checkpoint_that_knows_only_their_number_goes_on_with_those_stored_fir
     checkpoint.write(path, content)
     # sorts before the others
     write_volume(tmp_path / "raw" / "patient 0" / "a.nii.gz", ct_array(SHAPE, 9))
-    assert "3 scans that it is on; the collection has 4" in trains(
-        resume=True, steps=3, update=True
-    )
+    assert "original 3 scans; the collection now has 4" in trains(resume=True, steps=3, update=True)
     assert checkpoint.read(path)["training_state"]["cases"] == began
     data = nnunet_env["nnUNet_preprocessed"] / "nnssl" / "made"
     shutil.rmtree(tmp_path / "raw" / "patient 2")

@@ -64,8 +64,8 @@ def test_smit_of_some_scans_has_parcels(makes, scans):
 @pytest.mark.parametrize(
     ("options", "plan", "reason"),
     [
-        (smit(dims=2), plan_of(50), "of slices"),
-        (smit(crop=(32, 32)), plan_of(50), "of slices"),
+        (smit(dims=2), plan_of(50), "trains on slices"),
+        (smit(crop=(32, 32)), plan_of(50), "trains on slices"),
         (smit(), plan_of(50, hu=None), "computed from HU, which these scans do not have"),
         (smit("decoder=light"), plan_of(50), "decoder=light pretrains a decoder already"),
         (smit("export=teacher"), plan_of(50), "export=teacher is set"),
@@ -163,7 +163,7 @@ def test_who_asks_for_parcels_hears_why_there_are_none(raw, tmp_path, monkeypatc
 
     monkeypatch.setattr(atlas, "register", register)
     plan = prepare("made", tmp_path, [raw], spacing=SPACING, num_processes=0)
-    message = r"0 of 3 scans could be .*, 2 are needed .*shows nothing.*: choose another method"
+    message = r"0 of 3 scans could be .*, 2 are needed .*has no structure.*: choose another method"
     with pytest.raises(ValueError, match=message):
         choose(smit("w_parcels=1"), plan, tmp_path)
 

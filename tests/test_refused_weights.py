@@ -142,7 +142,7 @@ REFUSED: dict[Callable, tuple[type, str]] = {
     ),
     of_two_channels: (
         TransferError,
-        r"pretrained on 2 channels, this image has 1; nothing was loaded",
+        r"pretrained on 2 channels, but this image has 1; nothing was loaded",
     ),
     another_than_planned: (OriginError, r"has changed since (.|\n)*nnssl_plan -d DATASET -c "),
     someone_elses: (

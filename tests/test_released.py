@@ -121,7 +121,7 @@ def test_a_weight_beyond_half_precision_is_refused(tmp_path):
     content = checkpoint.read(pretrained(tmp_path))
     name = next(iter(content["network_weights"]))
     content["network_weights"][name].fill_(1e6)
-    with pytest.raises(checkpoint.CheckpointError, match=rf"{name} holds a number beyond half"):
+    with pytest.raises(checkpoint.CheckpointError, match=rf"{name} holds a value outside half"):
         checkpoint.halved(content)
 
 
@@ -269,7 +269,7 @@ def test_plans_without_a_name_carry_and_describe_them(nnunet_env):
     path = derive.derive(request)
     assert files.read_json(path)[INFO]["checkpoint_path"] == GIVEN.name
     said = derive.describe_plans(path, request)
-    assert f"released with nnssl-swin as {GIVEN.name}" in said
+    assert f"shipped with nnssl-swin as {GIVEN.name}" in said
     assert "decoder light (pretrained)" in said
 
 

@@ -131,7 +131,7 @@ def test_fewer_thumbnails_are_spread_over_the_collection(collection):
 
 def test_a_collection_without_a_plan_has_a_page(collection, tmp_path):
     (tmp_path / "report.json").write_bytes((collection / "report.json").read_bytes())
-    assert "no scan can be used" in text_of(write_page(tmp_path))
+    assert "no scan is usable" in text_of(write_page(tmp_path))
 
 
 @pytest.mark.parametrize(("orientation", "turned"), [("LPS", ""), ("RAS", "yx"), ("LPI", "z")])

@@ -54,7 +54,7 @@ def test_finds_at_any_depth_once_and_passes_over_hidden_files(tmp_path):
 
 def test_an_absent_folder_is_an_error_that_names_it(tmp_path):
     with pytest.raises(
-        FileNotFoundError, match=r"absent; give a folder that holds .*\.nrrd.*DICOM"
+        FileNotFoundError, match=r"absent does not exist; give a folder that holds .*\.nrrd.*DICOM"
     ):
         find_scans([tmp_path / "absent"])
 

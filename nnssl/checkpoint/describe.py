@@ -1,4 +1,4 @@
-"""What `nnssl_inspect` prints of a checkpoint. What is not known of one is said to be unknown."""
+"""What `nnssl_inspect` prints of a checkpoint. Missing facts are printed as unknown."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def describe_crop(crop: list) -> str:
 
 def describe_hu(hu: HUPolicy | None) -> str:
     if hu is None:
-        return "none: images pass as nnU-Net normalises them"
+        return "none: images keep nnU-Net's normalisation"
     return hu.describe()
 
 

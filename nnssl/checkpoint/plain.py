@@ -16,7 +16,7 @@ GLOBAL = re.compile(r"GLOBAL ([\w.]+)")  # how it names a class or function that
 
 
 class CheckpointError(ValueError):
-    """The file is not a checkpoint of ours, is damaged, or holds what must not become weights."""
+    """The file is not a checkpoint of this package, is damaged, or holds invalid weights."""
 
 
 def read_plain(path: Path) -> object:
@@ -36,19 +36,19 @@ def _unreadable(path: Path, error: Exception) -> CheckpointError:
     """The error that says what PyTorch's reader has met in a file."""
     if refused := GLOBAL.search(str(error)):
         return CheckpointError(
-            f"{path} cannot be read as a checkpoint: it holds more than tensors and plain "
-            f"values, namely {refused[1]}, which would have to be executed. Ask who made it "
-            "for a file of tensors alone: torch.save(model.state_dict(), FILE)"
+            f"{path} cannot be read as a checkpoint: it holds more than tensors and plain values, "
+            f"namely {refused[1]}, which would have to be executed. Ask its author for a file of "
+            "tensors only: torch.save(model.state_dict(), FILE)"
         )
     return CheckpointError(
         f"{path} cannot be read as a checkpoint: it is truncated, damaged, or holds more than "
-        f"tensors and plain values ({type(error).__name__}). Copy it again from where it was "
-        "made"
+        f"tensors and plain values ({type(error).__name__}). Copy it again from its "
+        "source"
     )
 
 
 def why_no_weights(tensor: object) -> str | None:
-    """Why something is no tensor of weights; None for a dense, floating, finite one."""
+    """Why something is not a tensor of weights; None for a dense, floating, finite one."""
     if not isinstance(tensor, Tensor):
         return f"is a {type(tensor).__name__}, not a tensor"
     if not _is_dense_floating(tensor):
@@ -82,13 +82,13 @@ def _check_archive(path: Path) -> None:
     is_torch, damaged = _tested(path)
     if not is_torch:
         raise CheckpointError(
-            f"{path} cannot be read as a checkpoint: PyTorch did not write it, for its records are "
+            f"{path} cannot be read as a checkpoint: PyTorch did not write it: its records are "
             "compressed, overlap or share a name. Save it again with torch.save"
         )
     if damaged is not None:
         raise CheckpointError(
-            f"{path} cannot be read as a checkpoint: it is damaged, the checksum of "
-            f"{printable(damaged)} is another. Copy it again from where it was made"
+            f"{path} cannot be read as a checkpoint: it is damaged: the checksum of "
+            f"{printable(damaged)} does not match. Copy it again from its source"
         )
 
 
@@ -106,7 +106,7 @@ def _tested(path: Path) -> tuple[bool, str | None]:
     except Exception as error:  # as above
         raise CheckpointError(
             f"{path} cannot be read as a checkpoint: it is truncated or damaged "
-            f"({printable(error)}). Copy it again from where it was made"
+            f"({printable(error)}). Copy it again from its source"
         ) from error
 
 

@@ -120,10 +120,10 @@ def _inflate(
 def _require_inflatable(checkpoint: Checkpoint, given: int, images: int) -> None:
     if given not in (1, images):
         raise TransferError(
-            f"{checkpoint.path} was pretrained on {given} channels, this image has {images}; "
-            "nothing was loaded. A first layer for one channel is inflated to any number of them, "
-            "one for several fits only as many. Pretrain on one channel, as nnssl_pretrain does, "
-            "convert without --rgb, or train from a random start: -tr SwinScratchTrainer"
+            f"{checkpoint.path} was pretrained on {given} channels, but this image has {images}; "
+            "nothing was loaded. A first layer for one channel is inflated to any number; one for "
+            "several channels fits only that number. Pretrain on one channel, as nnssl_pretrain "
+            "does, convert without --rgb, or train from a random start: -tr SwinScratchTrainer"
         )
 
 

@@ -1,4 +1,4 @@
-"""model.json: what an exported network expects of an image, and what its logits mean."""
+"""model.json: input requirements of an exported network, and the meaning of its logits."""
 
 from __future__ import annotations
 
