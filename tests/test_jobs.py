@@ -59,7 +59,7 @@ def test_a_failure_is_tried_once_more_and_the_others_go_on(tmp_path):
     assert [count_starts(folder) for folder in (good, bad, shaky)] == [1, 2, 2]
     assert "ended with status 1" in jobs.outcome(bad).reason
     assert "the cause" in jobs.outcome(bad).reason
-    assert sum("tried once more" in line for line in said) == 2
+    assert sum("retrying once" in line for line in said) == 2
     execute([good, bad], said.append)
     # a new call tries what failed again, and nothing that is done
     assert (count_starts(good), count_starts(bad)) == (1, 4)
@@ -330,7 +330,7 @@ def test_what_another_study_trained_is_not_counted(tmp_path, monkeypatch):
     (fold / "checkpoint_latest.pth").touch()
     begun.begin(fine_tuning())
     with pytest.raises(
-        StudyError, match=r"fold_5 holds a training that this study did not begin.*another name"
+        StudyError, match=r"fold_5 holds a training that this study did not start.*another name"
     ):
         another.begin(fine_tuning())
 
@@ -394,12 +394,12 @@ def test_the_cost_is_told_from_runs_alike(tmp_path):
     small_study = study(tmp_path, seeds=[0, 1, 2], recipe={"epochs": 20})
     every = runs.all_runs(small_study)
     assert estimate.cost(every, every, 1).startswith(
-        "Cost: 120 epochs in all. How long one takes is not known"
+        "Cost: 120 epochs in all. The time per epoch is known only"
     )
     finished(every[0], hours=0.5)  # of scratch: 10 epochs, so that 20 take an hour
     finished(every[1], hours=1.0)  # of smit: 20 take two
     text = estimate.cost(every, every[2:], 2)
-    assert "80 epochs to do, about 6.0 hours of training, 3.0 with 2 beside each other" in text
+    assert "80 epochs to do, about 6.0 hours of training, 3.0 with 2 in parallel" in text
     assert "2 run(s) done, which took 1.5 hours" in text
 
 

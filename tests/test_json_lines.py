@@ -49,7 +49,10 @@ def test_blank_lines_are_no_damage(tmp_path):
             {"kind": "run", "run": "a"},
             "row 1 of the results, a run, lacks task, arm, budget, seed, state",
         ),
-        ({"kind": "case", "run": ["a"], "case": "b", "label": "c"}, "has a list or mapping as run"),
+        (
+            {"kind": "case", "run": ["a"], "case": "b", "label": "c"},
+            "has a list or mapping for run",
+        ),
     ],
 )
 def test_a_row_that_cannot_be_a_studys_is_named(row, message):

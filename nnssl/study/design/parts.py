@@ -49,7 +49,7 @@ def budget_of(entry: object, at: Place) -> Budget:
         return ALL
     budget = values.count(entry, at.inside(f"a budget (a number of cases, or {ALL})"))
     if not budget:
-        raise DescriptionError(f"{at}: a budget of 0 cases trains nothing")
+        raise DescriptionError(f"{at}: a budget must have at least 1 case, got 0")
     return budget
 
 
@@ -174,7 +174,7 @@ def _check_keys(entry: Mapping, start: str, at: Place) -> None:
 def _require_scans(entry: Mapping, at: Place) -> None:
     if not (entry.get("scans") or entry.get("datasets")):
         raise DescriptionError(
-            f"{at} must say on what to pretrain: scans (folders) or datasets (nnU-Net's)"
+            f"{at} has no data to pretrain on: give scans (folders) or datasets (nnU-Net's)"
         )
 
 
@@ -190,9 +190,7 @@ def task_of(given: object, at: Place) -> Task:
 
 def _check_validation(task: Task, at: Place) -> None:
     if task.validate == REST and task.fold:
-        raise DescriptionError(
-            f"{at}: validate: {REST} is instead of a fold; leave out one of them"
-        )
+        raise DescriptionError(f"{at}: validate: {REST} replaces a fold; leave one of them out")
 
 
 def settings(part: Arm | Task) -> dict:

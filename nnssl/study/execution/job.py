@@ -63,7 +63,7 @@ def run_pretraining(job: PretrainingJob, folder: Path, lock: int) -> None:
     for command in job.commands:
         shell.execute(command, folder / jobs.LOG, lock)
     if not job.makes.is_file():
-        raise CommandError(f"all commands ended well, but there is no {job.makes}")
+        raise CommandError(f"all commands succeeded, but {job.makes} does not exist")
 
 
 def _clear(job: PretrainingJob) -> None:
@@ -122,7 +122,7 @@ def _by_hand(job: FineTuningJob) -> str:
     """What to type."""
     command = shlex.join(job.training.command(job.device, BY_HAND))
     return (
-        f"not trained yet; in the environment of its trainer: {command} (of upstream's own "
+        f"not trained yet; in the environment of its trainer, type: {command} (of upstream's own "
         f"programs the one that trains {job.trainer}, with nnU-Net's folders of this study; then "
         "the same command of nnssl_study collects it)"
     )
@@ -143,17 +143,15 @@ def _require_same_cases(fold: Path, wanted: list[str]) -> None:
 
 def _other_cases(found: set[str], own: set[str]) -> str:
     return (
-        f"was validated on other cases than this study's: {len(found - own)} of "
-        f"{len(found)} are not its, {len(own - found)} of its are missing. It was trained "
-        "with another splits_final.json: remove that fold and train it again"
+        f"was not validated on this study's cases: {len(found - own)} of {len(found)} do not "
+        f"belong to it, {len(own - found)} of its cases are missing. It was trained with another "
+        "splits_final.json: remove that fold and train it again"
     )
 
 
 def _require_validated(fold: Path) -> None:
     if not validated(fold):
-        raise CommandError(
-            f"nnU-Net ended well, but there is no whole validation/summary.json in {fold}"
-        )
+        raise CommandError(f"nnU-Net succeeded, but {fold} has no complete validation/summary.json")
 
 
 def validated(fold: Path) -> bool:
