@@ -106,7 +106,7 @@ def test_more_than_was_said_is_not_taken(server, monkeypatch):
         ),
         ("hf://owner", "is not the address of a file"),
         ("hf://owner/repo/../../secret", "leads out of the repository"),
-        ("https://example.org/a.pth#sha256=12", "64 digits"),
+        ("https://example.org/a.pth#sha256=12", "64 hexadecimal digits"),
     ],
 )
 def test_what_is_no_address_is_refused_without_asking_anybody(where, message):
@@ -118,7 +118,7 @@ def test_a_pinned_file_must_be_the_one(server):
     where = server.put("/a.pth", b"content")
     right = files.sha256(address.local(where))
     assert address.local(f"{where}#sha256={right}").read_bytes() == b"content"
-    with pytest.raises(address.AddressError, match="it has changed"):
+    with pytest.raises(address.AddressError, match="the file has changed"):
         address.local(f"{where}#sha256={'0' * 64}")
 
 

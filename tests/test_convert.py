@@ -229,9 +229,9 @@ def test_files_of_safetensors_and_half_precision(tmp_path):
 
 
 def test_every_source_is_documented():
-    page = (
-        Path(__file__).resolve().parents[1] / "documentation" / "foreign_weights.md"
-    ).read_text()
+    page = (Path(__file__).resolve().parents[1] / "documentation" / "foreign_weights.md").read_text(
+        encoding="utf-8"
+    )
     assert [source.name for source in sources.SOURCES if f"`{source.name}`" not in page] == []
 
 
@@ -276,7 +276,7 @@ REFUSED = {
     "Swin V2": (
         lambda c: {"layers.0.blocks.0.attn.logit_scale": torch.zeros(3)},
         (),
-        r"has no Swin encoder of a known layout: .* it looks like a Swin V2",
+        r"no Swin encoder of a known layout: it looks like a Swin V2",
     ),
     "a ViT": (
         lambda c: {"pos_embed": torch.zeros(3), "blocks.0.w": torch.zeros(3)},

@@ -240,7 +240,7 @@ BREAKAGES = {
     planned_checkpoint_is_truncated: ("-p smitA: ", NEW_PLANS),
     recipe_of_another_version: ("unknown key(s)", NEW_PLANS),
     plans_cut_short: ("smitA.json cannot be read", "rm "),
-    little_shared_memory: ("of shared memory: too little", "docker run --shm-size=8g"),
+    little_shared_memory: ("of shared memory: too small", "docker run --shm-size=8g"),
 }
 
 

@@ -94,7 +94,7 @@ def test_a_dicom_folder_is_a_scan(encoder, tmp_path):
 @pytest.mark.parametrize(
     ("scan", "spacing", "message"),
     [
-        (np.zeros((4, 4, 4)), None, r"come with spacing=\(z, y, x\) in mm"),
+        (np.zeros((4, 4, 4)), None, r"with spacing=\(z, y, x\) in mm"),
         ("scan.nii.gz", (1, 1, 1), "a file has its own spacing"),
     ],
 )
@@ -106,7 +106,7 @@ def test_wrong_calls_are_explained(encoder, scan, spacing, message):
 def test_what_is_no_scan_is_refused_with_its_name(encoder, scans, tmp_path):
     with pytest.raises(ValueError, match=r"broken.nii.gz .*"):
         encoder.preprocess(scans / "head" / "broken.nii.gz")
-    with pytest.raises(FileNotFoundError, match="no scan at"):
+    with pytest.raises(FileNotFoundError, match="none.nii.gz does not exist"):
         encoder.preprocess(tmp_path / "none.nii.gz")
 
 

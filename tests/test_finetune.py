@@ -292,7 +292,7 @@ def test_a_3d_checkpoint_does_not_start_a_2d_network(nnunet_env, monkeypatch, tm
     plans = nnunet_plans()
     finetune.resolve_architecture(plans, "2d", random_start=False)
     network = finetune.build_network(finetune.resolve(plans, "2d"), 1, 3, deep_supervision=False)
-    with pytest.raises(OriginError, match="pretrained in 3D, this configuration is 2D"):
+    with pytest.raises(OriginError, match="pretrained in 3D, but this configuration is 2D"):
         finetune.load_named_checkpoint(network, plans)
 
 

@@ -138,7 +138,7 @@ REFUSED: dict[Callable, tuple[type, str]] = {
     ),
     in_2d: (
         OriginError,
-        r"was pretrained in 2D, this configuration is 3D(.|\n)*SwinScratchTrainer",
+        r"was pretrained in 2D, but this configuration is 3D(.|\n)*SwinScratchTrainer",
     ),
     of_two_channels: (
         TransferError,

@@ -163,7 +163,7 @@ def test_both_starts_have_the_same_network_by_default(nnunet_env):
         finetune.resolve_architecture(plans, "3d_fullres", random_start)
     assert twins[0] == twins[1]
     (line,) = finetune.random_start(twins[0])
-    assert f"as in {GIVEN.name}, whose weights are not loaded" in line
+    assert f"as in {GIVEN.name}, without its weights" in line
 
 
 def test_a_checkpoint_of_ones_own_comes_first(nnunet_env, monkeypatch, tmp_path):
@@ -223,7 +223,7 @@ def test_what_is_not_as_released_is_refused(copied, nnunet_env, damage):
         lambda: values.weights(copied.name, values.Place("arm a")),
     ):
         with pytest.raises(
-            ValueError, match=rf"released weights {GIVEN.name} are {says}(.|\n)*again"
+            ValueError, match=rf"released weights {GIVEN.name} are {says}(.|\n)*Reinstall"
         ):
             use()
 

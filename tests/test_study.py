@@ -298,7 +298,7 @@ def test_a_supervised_encoder_of_mapped_intensities_is_refused(tmp_path):
         "network_weights": SwinUNETR(1, 2, encoder=ENCODER.to_dict()).state_dict(),
     }
     torch.save(content, tmp_path / "checkpoint_final.pth")
-    with pytest.raises(ValueError, match="make its plans without a checkpoint"):
+    with pytest.raises(ValueError, match="create its plans without a checkpoint"):
         supervised.export_encoder(tmp_path, tmp_path / "out.pth")
 
 

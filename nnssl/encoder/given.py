@@ -81,7 +81,7 @@ def _numbers_by_shape(shapes: Sequence[Alike]) -> dict[Alike, list[int]]:
 
 
 def blocks_of(stage: Stage) -> Sequence[Block]:
-    """What a ModuleList does not say."""
+    """The element type that ModuleList does not declare."""
     return cast("Sequence[Block]", stage.blocks)
 
 

@@ -204,7 +204,7 @@ class Probe:
         if not any(scored):
             raise ValueError(
                 f"the probe on {self.dataset} has no label that occurs both in the cases it is "
-                f"fitted on,  {self.cases[HALF]},, and in those it is tested on, "
+                f"fitted on, {self.cases[HALF]}, and in those it is tested on, "
                 f"{self.cases[REST]}; use more cases (--probe-cases)"
             )
         return scored
