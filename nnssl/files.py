@@ -216,7 +216,7 @@ def write_json_lines(path: Path | str, rows: list[dict]) -> None:
 
 
 def read_json_lines(path: Path | str) -> list[dict]:
-    """All rows; a last line cut short by a kill is left out, and so are blank lines.
+    """All rows; a last line truncated by a kill is left out, and so are blank lines.
 
     Raises ValueError, naming file and line, where an earlier line is damaged: what follows it would
     be lost.

@@ -106,7 +106,7 @@ def test_wrong_calls_are_explained(encoder, scan, spacing, message):
 def test_what_is_no_scan_is_refused_with_its_name(encoder, scans, tmp_path):
     with pytest.raises(ValueError, match=r"broken.nii.gz .*"):
         encoder.preprocess(scans / "head" / "broken.nii.gz")
-    with pytest.raises(FileNotFoundError, match="none.nii.gz does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"none\.nii\.gz does not exist"):
         encoder.preprocess(tmp_path / "none.nii.gz")
 
 

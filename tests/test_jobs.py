@@ -221,7 +221,7 @@ def test_results_are_the_runs_rows_and_say_what_is_missing(tmp_path):
     collect.collect(small_study)
     assert small_study.results.read_bytes() == once
 
-    # a row of `nnssl_study features`, and one that a kill cut short
+    # a row of `nnssl_study features`, and one that a kill truncated
     with small_study.results.open("a") as file:
         file.write(json.dumps({"kind": "cka", "task": "organs"}) + '\n{"kind": "ru')
     finished(second)
@@ -312,7 +312,7 @@ def test_a_finished_start_is_not_made_again_for_another_device(tmp_path):
 def test_a_start_drops_a_training_checkpoint_that_was_cut_short(tmp_path):
     fold, start = tmp_path / "fold_all", tmp_path / "start"
     fold.mkdir()
-    (fold / "checkpoint_latest.pth").write_bytes(b"PK cut short")
+    (fold / "checkpoint_latest.pth").write_bytes(b"PK truncated")
     program(start, noting(start))
     jobs.write_job(start, replace(jobs.read_job(start), trains=fold))
     assert job.do(start)["state"] == "done"

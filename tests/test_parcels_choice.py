@@ -202,7 +202,7 @@ def test_a_run_says_what_it_chose_and_goes_on_with_it(
 ):
     monkeypatch.setattr(parcels_choice, "REGISTERED", 0.5)
     said = pretrains("classes=6")
-    assert "parcels: 3 scans are registered to one of them" in said
+    assert "parcels: 3 scans are being registered to one of them" in said
     assert "w_parcels=1.0: 2 of 3 scans could be registered" in said
     folder = nnunet_env["nnUNet_results"] / "nnssl" / "made" / "smit__tiny"
     header = checkpoint.read(folder / LATEST)["header"]

@@ -196,7 +196,7 @@ def test_preparing_again_repeats_nothing_and_a_changed_file_is_read_again(
             )
         labelled.prepare_labelled(labelled.find_labelled(raw, 4), tmp_path / "stored", plan, 0)
     assert done == ["case_0", "case_1", "case_1"]
-    (tmp_path / "stored" / "case_0.b2nd").write_bytes(b"cut short")
+    (tmp_path / "stored" / "case_0.b2nd").write_bytes(b"truncated")
     labelled.prepare_labelled(labelled.find_labelled(raw, 4), tmp_path / "stored", plan, 0)
     assert done[3:] == ["case_0"]
 

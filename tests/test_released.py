@@ -207,7 +207,7 @@ def test_a_study_names_them(tmp_path):
     assert values.weights(GIVEN.name, values.Place("arm a: checkpoint", tmp_path)) == own
 
 
-@pytest.mark.parametrize("damage", ["changed", "cut short", "missing"])
+@pytest.mark.parametrize("damage", ["changed", "truncated", "missing"])
 def test_what_is_not_as_released_is_refused(copied, nnunet_env, damage):
     whole = copied.file.read_bytes()
     copied.file.unlink()

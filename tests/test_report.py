@@ -70,7 +70,7 @@ def test_a_collections_page_shows_its_scans_and_why_others_are_left_out(collecti
     for case in Plan.load(collection / "plan.json").cases:
         assert f"three planes and histogram of {case.id}" in text
     assert text.count("is not in HU: ") >= 2
-    assert "is cut short" in text or "cannot be read" in text
+    assert "is truncated" in text or "cannot be read" in text
     shown = pngs(page)
     assert [image.shape for image in shown] == [(BOX, 4 * BOX)] * 5
     assert all(image[:, : 3 * BOX].std() > 20 for image in shown)
@@ -89,7 +89,7 @@ def test_no_path_of_a_scan_reaches_the_page(collection):
         "cannot be read: File /data/Muster_Erika_1950/ct 1.nii.gz is no image",
         "cannot be read now: no such file (/elsewhere/Muster_Erika/a.dcm); the next run retries",
         "ct 1.nii.gz has no spacing",
-        "the first: Muster_Erika-001.dcm is cut short",
+        "the first: Muster_Erika-001.dcm is truncated",
     ],
 )
 def test_reasons_name_no_file(reason):

@@ -1,4 +1,4 @@
-"""A fine-tuning continues though its last checkpoint was cut short."""
+"""A fine-tuning continues though its last checkpoint was truncated."""
 
 from __future__ import annotations
 

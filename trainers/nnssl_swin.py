@@ -136,7 +136,7 @@ class SwinTrainer(DefaultNetworkTrainer):
             finetune.calibrate_norms(network, self._images(finetune.PATCHES))
 
     def _images(self, patches: int) -> Iterator[torch.Tensor]:
-        """Batches of at least so many patches in all, as the training loads them."""
+        """Batches of at least this many patches in total, as the training loads them."""
         for _ in range(-(-patches // self.batch_size)):
             yield next(self.dataloader_train)["data"].to(self.device)
 

@@ -99,7 +99,7 @@ def reader_killed(trial: Trial, chance: random.Random, whole: Undisturbed) -> in
 
 
 def _require_reader_named(trial: Trial, status: int) -> None:
-    if status and "A process that reads crops is gone" not in trial.said():
+    if status and "A process that reads crops has ended" not in trial.said():
         raise Lost(f"it ended with {status} and did not say why: {trial.said()[-500:]}")
 
 

@@ -136,7 +136,7 @@ class Trial:
         return self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
 
     def rows(self) -> list[dict]:
-        """The log; a last line may be cut short."""
+        """The log; a last line may be truncated."""
         try:
             lines = (self.results / "log.jsonl").read_text(encoding="utf-8").splitlines()
         except OSError:
@@ -173,7 +173,7 @@ def _kill_all(run: int) -> None:
 
 
 def _log_row(line: str) -> dict | None:
-    """Of a log; None of a line that was cut short."""
+    """Of a log; None of a line that was truncated."""
     try:
         return json.loads(line)
     except json.JSONDecodeError:

@@ -1,6 +1,6 @@
 """NIfTI, checked before ITK reads it.
 
-ITK fills the rest of a file that is cut short with 0, and reads 0 where a voxel is NaN or infinite.
+ITK fills the missing rest of a truncated file with 0, and reads 0 where a voxel is NaN or infinite.
 In HU that is water, so neither would be noticed later. It takes 1 mm where there is no spacing, and
 allocates what a header says.
 """
@@ -74,7 +74,7 @@ def _check_length(promised: Header, size: int, most: int) -> None:
     needed = promised.offset + promised.bytes
     if needed > most * size:
         raise unreadable(
-            f"it is cut short, {size} bytes cannot hold the {needed} that its header promises"
+            f"it is truncated, {size} bytes cannot hold the {needed} that its header promises"
         )
 
 
@@ -174,14 +174,14 @@ def _check_same(pixdim: np.ndarray, sform: np.ndarray) -> None:
 
 
 def check_nifti(path: Path | str) -> None:
-    """Read the file once, a block at a time. UnusableScanError when it is cut short, damaged, NaN
+    """Read the file once, a block at a time. UnusableScanError when it is truncated, damaged, NaN
     or infinite.
     """
     header = read_nifti_header(path)
     with passing_errors(), _damage():
         count = _count_bytes(Path(path), header)
     if count < header.bytes:
-        raise unreadable(f"it is cut short, {count} of {header.bytes} bytes of voxels are there")
+        raise unreadable(f"it is truncated, {count} of {header.bytes} bytes of voxels are there")
 
 
 def _voxel_blocks(path: Path, offset: int) -> Iterator[bytes]:

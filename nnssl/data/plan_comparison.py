@@ -42,7 +42,7 @@ class PlanComparison:
         return (now.shape, now.spacing) != (before.shape, before.spacing)
 
     def describe(self) -> str:
-        """In words; nothing where there is no difference."""
+        """In words; empty without a difference."""
         counts = {
             "new": len(self.new),
             "gone (their preprocessed files stay in use)": self.gone,

@@ -1,4 +1,4 @@
-"""From raw scans to crops in one call that can be repeated: survey, plan, preprocess."""
+"""From raw scans to crops in one repeatable call: survey, plan, preprocess."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def _say_failed(failed: dict[str, str], plan: Plan) -> None:
 
 
 def _plan_and_moved_scans(request: _Request) -> tuple[Plan, dict[str, str]]:
-    """The plan, and where those of its scans are now that have moved."""
+    """The plan, and the new locations of its scans that have moved."""
     if request.searched:
         return _plan_from_survey(request)
     if request.update:
@@ -155,7 +155,7 @@ def _plan_and_moved_scans(request: _Request) -> tuple[Plan, dict[str, str]]:
 
 
 def _plan_from_survey(request: _Request) -> tuple[Plan, dict[str, str]]:
-    """The plan of the scans that are there now, saved; and where those are that have moved."""
+    """The plan of the current scans, saved; and the new locations of those that have moved."""
     pattern = patterns.checked_globs(request.pattern)
     old = Plan.load(request.plan_file) if request.plan_file.exists() else None
     if old is not None:
@@ -187,7 +187,7 @@ def _adopted(old: Plan, scans: Sequence[Found], request: _Request) -> dict[str, 
 
 
 def _usable(scans: Sequence[Found], request: _Request, is_new: bool) -> list[ScanReport]:
-    """The survey's lines of what is kept. Raises ValueError where that is nothing."""
+    """The survey's lines of the scans that are kept. Raises ValueError if none is."""
     lines = survey(scans, request.folder, *request.workers, request.in_hu, histograms=is_new)
     kept = [line for line in lines if line.kept]
     if not kept:
@@ -201,7 +201,7 @@ def _usable(scans: Sequence[Found], request: _Request, is_new: bool) -> list[Sca
 def _kept_plan(
     old: Plan, kept: Sequence[ScanReport], moved: dict[str, str], request: _Request
 ) -> Plan:
-    """The plan that is there, with the new scans where `update` asks for them; says what differs.
+    """The existing plan, with the new scans if `update` is set; prints the differences.
 
     Raises ValueError when no scan of the plan is among those that are there now.
     """
@@ -241,7 +241,7 @@ def _updated(old: Plan, compared: PlanComparison, request: _Request) -> Plan:
 
 
 def _say_differences(compared: PlanComparison, request: _Request) -> None:
-    """Between the plan and the scans that are there now, where there are any."""
+    """Print the differences between the plan and the current scans, if any."""
     if not (differences := compared.describe()):
         return
     cure = "; --update adds the new ones" if compared.new and not request.update else ""

@@ -56,7 +56,7 @@ class RawCase:
         if number < len(self.images):
             return self.images[number]
         raise ValueError(
-            f"case {self.id} has {len(self.images)} file(s), and channel {number} was asked for: "
+            f"case {self.id} has {len(self.images)} file(s), but channel {number} was requested: "
             "channels stored in one file cannot be separated. Leave out --channels to use the "
             "first one"
         )
@@ -212,7 +212,8 @@ def _harmless(image: Path) -> bool:
 
 
 def series_of(image: Path, reader: str) -> str:
-    """What to say of an image beside its path: nothing where our own reading gives the same.
+    """The reader to record for an image beside its path: empty where our own reading gives the
+    same.
 
     A scan that is found in a dataset and in a folder is one scan then.
     """

@@ -199,7 +199,7 @@ def _last_word(name: str) -> str:
 
 
 def not_read(found: Found) -> str:
-    """Why nothing is read for a line of the report that is one of NOT_READ."""
+    """The reason for a line of the report that is one of NOT_READ."""
     if found.series == LABELS:
         return (
             "files named as labels (by folder, or the last word of the name), not read: "
@@ -214,8 +214,8 @@ def not_read(found: Found) -> str:
 
 
 def _first_time(path: Path | str, seen: set) -> bool:
-    """False for what was seen before under another name, for broken links, and for what is no file
-    or folder.
+    """False for paths seen before under another name, for broken links, and for anything but files
+    and folders.
     """
     try:
         status = os.stat(path)  # noqa: PTH116 - called for every scan of the collection
@@ -240,7 +240,8 @@ def _of_dataset(dataset: Path, channels: Sequence[int] | None) -> Iterator[Found
 
 
 def read_found(found: Found, cache: Path | None = None) -> Scan:
-    """One scan, in memory. Raises UnusableScanError for what cannot be read or is no volume.
+    """One scan, in memory. Raises UnusableScanError for files that cannot be read or are not
+    volumes.
 
     `cache`: folder where the series that were found in DICOM folders before are kept.
     """

@@ -1,5 +1,5 @@
-"""The geometry of a stack of slices: their order, whether they make a straight and even grid, and
-one if they do not.
+"""The geometry of a stack of slices: their order, whether they make a straight and even grid, and a
+resampled one if they do not.
 
 Everything is measured on ImagePositionPatient and ImageOrientationPatient. What other tags say
 (GantryDetectorTilt, SliceThickness, InstanceNumber) is often wrong after anonymisation and is

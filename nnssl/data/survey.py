@@ -1,5 +1,4 @@
-"""The survey: what was found, what is left out and why, and what the plan needs to know of each
-scan.
+"""The survey: the scans found, those left out with reasons, and the facts that the plan needs.
 
 Each scan's line is kept (`survey_lines`), so that no scan is read twice.
 """
@@ -57,8 +56,8 @@ def survey(
     report.
 
     in_hu: the scans are CT, and what is not in HU is left out.
-    histograms: somebody will read them (`body_histograms`), so that each kept line is opened. Else
-        the index of the lines will do.
+    histograms: they will be read (`body_histograms`), so each kept line is opened. Else the index
+    of the lines will do.
 
     With several parts each looks at its own part first, then at what the others have not done yet:
     no part waits for another, and each ends with the whole survey. The lines come without their
@@ -189,7 +188,7 @@ def _inspect_and_keep(item: tuple[Found, list], folder: Path, in_hu: bool) -> No
 
 
 def inspect_scan(found: Found, cache: Path | None = None, in_hu: bool = True) -> ScanReport:
-    """Read one scan and say what it is, or why it is left out.
+    """Read one scan and return its line: its properties, or why it is left out.
 
     Raises PassingError and MemoryError when that cannot be known now.
     """

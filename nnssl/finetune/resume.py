@@ -11,8 +11,8 @@ BEST = "checkpoint_best.pth"
 
 
 def whole(checkpoint: dict | str, print_fn: PrintFn) -> dict | str:
-    """What to load in the place of `checkpoint`, a path or its content: itself, or the best one of
-    its folder where it is cut short, which is logged. Raises ValueError where there is none.
+    """The checkpoint to load instead of `checkpoint`, a path or its content: itself, or the best
+    one of its folder where it is truncated, which is logged. Raises ValueError where there is none.
     """
     if (
         isinstance(checkpoint, dict)

@@ -185,7 +185,7 @@ def _tiles(collection: Collection, states: dict[str, str], most: int) -> Tiles:
 
 
 def _spread(cases: list[Case], most: int) -> list[Case]:
-    """At most so many, evenly over the list."""
+    """At most `most` of them, evenly over the list."""
     indices = np.linspace(0, len(cases) - 1, min(most, len(cases))).round().astype(int)
     return [cases[index] for index in indices]
 

@@ -158,12 +158,12 @@ def validated(fold: Path) -> bool:
     """nnU-Net writes the summary last."""
     try:
         return bool(files.read_json(fold / "validation" / "summary.json"))
-    except (OSError, ValueError):  # none, or cut short by a kill
+    except (OSError, ValueError):  # none, or truncated by a kill
         return False
 
 
 def drop_cut_short(fold: Path) -> None:
-    """Remove the checkpoints that a kill or a full disk cut short, or nnU-Net would stumble over
+    """Remove the checkpoints that a kill or a full disk truncated, or nnU-Net would stumble over
     them.
     """
     for name in CHECKPOINTS:

@@ -27,8 +27,8 @@ class Interval:
 
 @dataclass(frozen=True)
 class Test:
-    """A paired comparison. `better`, `worse`: subjects. `smallest`: the least p that so many
-    subjects can give.
+    """A paired comparison. `better`, `worse`: subjects. `smallest`: the least p possible with this
+    number of subjects.
     """
 
     n: int
