@@ -79,7 +79,7 @@ def _terminate_process(process: subprocess.Popen) -> None:
 
 
 def _end_group(process: subprocess.Popen) -> None:
-    """End what is left of a command and its helpers, also what is deaf to SIGTERM."""
+    """End the remaining processes of a command, including those that ignore SIGTERM."""
     with suppress(ProcessLookupError, PermissionError):  # none is left, or (macOS) only dead ones
         _signal_group(process, signal.SIGTERM, TO_END)
         _signal_group(process, signal.SIGKILL, 0.0)

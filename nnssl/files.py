@@ -45,8 +45,9 @@ def atomic(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success move it there, on error remove it.
 
     The temporary keeps the suffixes of `path`, since writers such as blosc2 and matplotlib look at
-    them. What is moved is on the disk: after a power cut the old file is there, or the new one.
-    Raises NoRoomError, which names the file and the folder, where the disk is full or read-only.
+    them. The data are flushed before the move: after a power cut either the old file exists or the
+    new one. Raises NoRoomError, which names the file and the folder, where the disk is full or
+    read-only.
     """
     path, temporary = Path(path), None
     try:
@@ -101,7 +102,7 @@ def _no_room(error: Exception, path: Path) -> NoRoomError | None:
 
 
 def _error_number(error: Exception) -> int | None:
-    """Its errno. What libraries say of a refused write has none; it was too large."""
+    """Its errno. Library errors for a refused write have none; the file was too large then."""
     number = getattr(error, "errno", None)
     return errno.EFBIG if number is None and _largest_file() is not None else number
 
@@ -275,7 +276,7 @@ def _file_blocks(path: Path | str) -> Iterator[bytes]:
 
 
 def names_in(folder: Path | str) -> set[str]:
-    """What is in `folder`, by one listing; nothing where there is no such folder."""
+    """The entries of `folder`, by one listing; none if the folder does not exist."""
     try:
         with os.scandir(folder) as entries:
             return {entry.name for entry in entries}

@@ -43,11 +43,12 @@ _thread = threading.local()
 
 
 class Interrupted(BaseException):
-    """The run was asked to stop; `--c` continues. Like KeyboardInterrupt no `except Exception`."""
+    """The run was asked to stop; `--c` continues. Like KeyboardInterrupt, not caught by `except
+    Exception`."""
 
 
 def how_ended(exitcode: int | None) -> str:
-    """Of a process that has ended: the signal's name, and what such an end mostly means."""
+    """For a process that has ended: the signal's name and its usual cause."""
     if exitcode is None or exitcode >= 0:
         return f"ended with status {exitcode}" if exitcode else "ended"
     name = _signal_name(-exitcode)

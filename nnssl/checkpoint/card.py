@@ -1,8 +1,8 @@
-"""A folder for Hugging Face: the weights, their configuration, and a card that says what they are.
+"""A folder for Hugging Face: the weights, their configuration, and a model card.
 
 model.safetensors   the whole checkpoint (`safe`): nothing else is needed to use it
 config.json         what the card and other programs read: encoder, data, input, citation
-README.md           the model card; what is not known is said to be unknown
+README.md the model card; missing facts are stated as unknown
 """
 
 from __future__ import annotations

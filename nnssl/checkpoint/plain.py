@@ -20,7 +20,7 @@ class CheckpointError(ValueError):
 
 
 def read_plain(path: Path) -> object:
-    """What a file of PyTorch holds, if that is tensors and plain values alone.
+    """The content of a PyTorch file, if it is tensors and plain values only.
 
     Numbers of numpy become Python's. Raises CheckpointError.
     """
@@ -33,7 +33,7 @@ def read_plain(path: Path) -> object:
 
 
 def _unreadable(path: Path, error: Exception) -> CheckpointError:
-    """The error that says what PyTorch's reader has met in a file."""
+    """The error for a file that PyTorch's reader refused."""
     if refused := GLOBAL.search(str(error)):
         return CheckpointError(
             f"{path} cannot be read as a checkpoint: it holds more than tensors and plain values, "
@@ -67,7 +67,7 @@ def _is_dense_floating(tensor: Tensor) -> bool:
 
 
 def printable(text: object) -> str:
-    """On one line, with what a terminal would obey instead of showing it written out."""
+    """On one line, with control characters escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
@@ -75,7 +75,8 @@ def _check_archive(path: Path) -> None:
     """Raises CheckpointError for a damaged archive, or one that PyTorch did not write.
 
     PyTorch's reader compares no checksum, so that a flipped bit would be a wrong weight. PyTorch
-    compresses nothing, so nothing has to be unpacked here: what is compressed may be a bomb.
+    compresses nothing, so nothing has to be unpacked here: a compressed record may be a
+    decompression bomb.
     """
     if not _is_archive(path):
         return  # PyTorch before 1.6, or no file of it: its reader will tell

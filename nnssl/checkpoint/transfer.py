@@ -1,4 +1,4 @@
-"""A checkpoint's weights into an encoder: every tensor or none, each difference explained."""
+"""Load a checkpoint's weights into an encoder: every tensor or none, each difference explained."""
 
 from __future__ import annotations
 
@@ -63,7 +63,8 @@ def _weights_of(encoder: Swin) -> dict[str, Tensor]:
 def _without_pretraining_only(
     given: dict[str, Tensor], wanted: Mapping[str, Tensor]
 ) -> dict[str, str]:
-    """Take from `given`, in place, what only a pretraining has; the reason of each by its name."""
+    """Remove from `given`, in place, the tensors that only a pretraining has; the reason of each by
+    its name."""
     unused = PRETRAINING_ONLY.keys() & (given.keys() - wanted.keys())
     for name in unused:
         del given[name]

@@ -103,9 +103,10 @@ def _affine_on(shape: Shape, scan: Scan) -> np.ndarray | None:
 
 
 def outlined(tissue: np.ndarray) -> np.ndarray:
-    """bool [Z Y X]: tissue, and what it encloses in its slice: lungs and bowel are of the body.
+    """bool [Z Y X]: tissue and everything it encloses in its slice, so lungs and bowel belong to
+    the body.
 
-    Tissue is what is above BODY_HU; in scans that are not CT, above their mean.
+    Tissue is above BODY_HU; in scans that are not CT, above their mean.
     """
     from scipy.ndimage import binary_fill_holes
 

@@ -51,7 +51,8 @@ class Encoder(nn.Module):
         return self.encoder(x)
 
     def preprocess(self, scan: Path | str | np.ndarray, spacing: Spacing | None = None) -> Tensor:
-        """What `forward` takes, float32 on the CPU: [1 1 Z Y X], in 2D a batch of slices [Z 1 Y X].
+        """The input of `forward`, float32 on the CPU: [1 1 Z Y X], in 2D a batch of slices [Z 1 Y
+        X].
 
         scan: a volume file, a folder of one DICOM series, or voxels [Z Y X] in HU with their
         `spacing` in mm (z, y, x). Raises FileNotFoundError and UnusableScanError, by the same rules

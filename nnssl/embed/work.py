@@ -43,7 +43,8 @@ class EmbedTask:
 
 @dataclass(frozen=True)
 class EmbedWork:
-    """What all scans share. number: of the map that is wanted in full; masks: files by name."""
+    """Settings shared by all scans. number: of the map that is wanted in full; masks: files by
+    name."""
 
     encoder: Encoder
     options: EmbedOptions
@@ -147,7 +148,7 @@ def _task(line: ScanReport, row: ScanRow, masks: Masks | None, settings: str) ->
 
 
 def _identity(file: Path) -> list:
-    """What tells a file from a changed one."""
+    """The signature of a file, which changes with the file."""
     status = file.stat()
     return [str(file), status.st_size, status.st_mtime_ns]
 

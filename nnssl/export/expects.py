@@ -124,7 +124,7 @@ def _regions(manager: LabelManager) -> dict:
 
 
 def _pretrained(plans: dict) -> dict:
-    """What is known of the weights that the fine-tuning began with."""
+    """The recorded facts on the weights that the fine-tuning started from."""
     pretrained = plans.get(INFO, {})
     names = ("method", "sha256", "citations")
     return {name: pretrained[name] for name in names if name in pretrained}

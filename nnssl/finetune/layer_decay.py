@@ -117,7 +117,7 @@ def optimise(
     """AdamW and its schedule; the gradient is clipped to `recipe.clip` as a part of each step.
 
     A hook clips, because nnU-Net's own `train_step` clips to a fixed 12, which the hook then
-    undercuts. What has the learning rate 0 does not count.
+    undercuts. Parameters with learning rate 0 are excluded.
     """
     groups = parameter_groups(network, recipe, pretrained)
     fused = device.type in ("cpu", "cuda")

@@ -2,9 +2,9 @@
 training.
 
 nnU-Net's `load_pretrained_weights` copies every tensor but the heads, also the intensity map, which
-belongs to a dataset and is not learnt; what does not fit fails an assertion without a cure. It
-tells neither trainer nor network that it is at work, and nnU-Net is not patched. So two hooks of
-PyTorch watch a network that starts again:
+belongs to a dataset and is not learnt; a mismatch fails an assertion without a remedy. It tells
+neither trainer nor network that it is at work, and nnU-Net is not patched. So two hooks of PyTorch
+watch a network that starts again:
 
     state_dict       the loader's first look at the network: the file in its hands is compared
     load_state_dict  the dataset's own intensity map stays, whatever the file says
@@ -49,7 +49,7 @@ class Watch:
         ]
 
     def end(self) -> None:
-        """What is loaded from now on is a model of its own, its intensity map included."""
+        """From now on, loaded weights are a complete model, including its intensity map."""
         for hook in self.hooks:
             hook.remove()
 
@@ -119,7 +119,8 @@ def _require_same_channels(file: str, saved: Mapping, ours: Shapes, theirs: Shap
 
 
 def _require_our_network(file: str, saved: Mapping) -> None:
-    """Raises PretrainedWeightsError for a pretraining, or a labelled training of another one."""
+    """Raises PretrainedWeightsError for a pretraining checkpoint, or a training of another
+    network."""
     if PRETRAINING in saved:
         raise PretrainedWeightsError(
             f"{file} is the checkpoint of a pretraining, not of a labelled training: leave out "
@@ -137,7 +138,7 @@ def _require_our_network(file: str, saved: Mapping) -> None:
 
 
 def _compared_shapes(weights: Mapping[str, Tensor]) -> Shapes:
-    """By name, of what has to be the same in two trainings."""
+    """The settings, by name, that must agree in two trainings."""
     return {name: tuple(tensor.shape) for name, tensor in weights.items() if _is_compared(name)}
 
 

@@ -1,4 +1,4 @@
-"""Which scan goes where: every random number of a run is a function of (seed, sample), never of the
+"""Distribution of scans: every random number of a run is a function of (seed, sample), never of the
 process.
 
 Sample number i of the run is the same crop, with the same views, whether one process or eight are
@@ -84,7 +84,7 @@ def _require_shared(batch_size: int, accumulate: int) -> None:
 
 
 class Samples(Protocol):
-    """What a run is trained on: `nnssl.data.crops.Crops`, or synthetic samples."""
+    """The training data of a run: `nnssl.data.crops.Crops`, or synthetic samples."""
 
     def __len__(self) -> int: ...
 
@@ -117,8 +117,8 @@ def loader(crops: Samples, batches: MicroBatches, workers: int, pin_memory: bool
 def reading(
     crops: Samples, batches: MicroBatches, workers: int, pin_memory: bool
 ) -> Iterator[Iterator[dict]]:
-    """The batches of `loader`; its readers have ended when the block is left, whatever keeps what
-    alive.
+    """The batches of `loader`; its readers have ended when the block is left, whatever still refers
+    to it.
 
     Raises ReaderError within seconds when a reader is killed or cannot hand over what it has read.
     """

@@ -1,4 +1,4 @@
-"""Whether a run holds its collection in memory: on the GPU, in the host's RAM, or not.
+"""Whether a run holds its collection in memory, and where: on the GPU, in host RAM, or not at all.
 
 A matter of speed alone: the crops are the same bit for bit, so a run that continues may choose
 again.
@@ -95,7 +95,7 @@ def _memories(choice: str, device: torch.device) -> Iterator[_Memory]:
 
 
 def require_supported(choice: str, device: torch.device) -> None:
-    """Raise ValueError for what cannot be on this device."""
+    """Raise ValueError for a choice that is impossible on this device."""
     if choice not in CHOICES:
         raise ValueError(f"unknown --cache {choice}; known: {', '.join(CHOICES)}")
     if choice == "gpu" and device.type != "cuda":

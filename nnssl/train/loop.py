@@ -83,7 +83,7 @@ def _step_bar(run: Run) -> tqdm:
 
 
 def _write_row(log: Log, result: StepResult, clock: _Clock, parts: list[dict]) -> dict:
-    """The row of the log for this step, and what follows from it: the best encoder, the pace."""
+    """Log this step, save the best encoder, and print the speed."""
     timed = clock.read()
     row = log.row(result, rejected=_rejected(parts), **timed)
     log.run.keep_best(row)
@@ -97,7 +97,7 @@ def _rejected(parts: list[dict]) -> int:
 
 
 def _postfix(row: dict) -> dict[str, str]:
-    """What the progress bar shows of a row."""
+    """The values of a row in the progress bar."""
     shown = {"loss": f"{row['total']:.4f}"}
     if "of_peak" in row:
         shown["of peak"] = f"{row['of_peak']:.1%}"

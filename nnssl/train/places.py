@@ -1,4 +1,4 @@
-"""Where a pretraining reads and writes: nnU-Net's folders, names of collection and run."""
+"""The folders of a pretraining: nnU-Net's folders, names of collection and run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a run that is to continue is the one that was begun."""
+"""Check that a run to be continued is the one that was started."""
 
 from __future__ import annotations
 
