@@ -77,7 +77,8 @@ def _require_method_and_scans(parser: argparse.ArgumentParser, args: argparse.Na
 @_console_command
 def inspect() -> int:
     """nnssl_inspect: what is in a checkpoint, or the shell line that lets nnU-Net find our
-    trainers."""
+    trainers.
+    """
     args = parsers.inspect_parser().parse_args()
     if args.nnunet_env:
         from nnssl.trainer_path import trainers_folder
@@ -200,7 +201,8 @@ def report() -> int:
 
 def _leave(*_: object) -> None:
     """While libraries are being imported nothing has started yet, so a signal just ends the
-    process."""
+    process.
+    """
     os.write(2, b"\nstopped before anything was done; the same command starts it again\n")
     os._exit(EXIT_INTERRUPTED)
 

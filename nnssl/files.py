@@ -1,5 +1,4 @@
-"""Files that are complete or absent: atomic writes, JSON, hashes, names that stay in their
-folder."""
+"""Complete or absent files: atomic writes, JSON, hashes, names that stay in their folder."""
 
 from __future__ import annotations
 
@@ -45,9 +44,8 @@ def atomic(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success move it there, on error remove it.
 
     The temporary keeps the suffixes of `path`, since writers such as blosc2 and matplotlib look at
-    them. The data are flushed before the move: after a power cut either the old file exists or the
-    new one. Raises NoRoomError, which names the file and the folder, where the disk is full or
-    read-only.
+    them. It is flushed before the move: after a power cut the old file exists, or the new one.
+    Raises NoRoomError, which names the file and the folder, where the disk is full or read-only.
     """
     path, temporary = Path(path), None
     try:

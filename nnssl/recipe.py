@@ -167,7 +167,8 @@ class Recipe:
     @property
     def average(self) -> float:
         """What the average of the weights keeps in a step: by default it is over the last twentieth
-        of the training, at least 100 iterations and at most 1000."""
+        of the training, at least 100 iterations and at most 1000.
+        """
         return 1 - 1 / min(1000, max(100, self.total / 20)) if self.ema is None else self.ema
 
     def encoder_scale(self, pretrained: bool) -> float:

@@ -44,7 +44,8 @@ _thread = threading.local()
 
 class Interrupted(BaseException):
     """The run was asked to stop; `--c` continues. Like KeyboardInterrupt, not caught by `except
-    Exception`."""
+    Exception`.
+    """
 
 
 def how_ended(exitcode: int | None) -> str:

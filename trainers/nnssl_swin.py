@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 class SwinTrainer(DefaultNetworkTrainer):
     """The base class: a trainer defines the initial weights by `start`, and may have another
-    `schedule`."""
+    `schedule`.
+    """
 
     # nnU-Net declares these as None, which they are before they are needed
     num_input_channels: int

@@ -64,7 +64,8 @@ def _without_pretraining_only(
     given: dict[str, Tensor], wanted: Mapping[str, Tensor]
 ) -> dict[str, str]:
     """Remove from `given`, in place, the tensors that only a pretraining has; the reason of each by
-    its name."""
+    its name.
+    """
     unused = PRETRAINING_ONLY.keys() & (given.keys() - wanted.keys())
     for name in unused:
         del given[name]

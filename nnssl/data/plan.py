@@ -83,7 +83,8 @@ class Plan:
 
     def _content(self) -> dict:
         """The fields that determine the stored files: without the cases that were added, and the
-        pattern."""
+        pattern.
+        """
         content = {field.name: getattr(self, field.name) for field in fields(self)}
         content["cases"] = [vars(case) for case in self._at_first]
         content["hu"] = self.hu and self.hu.to_dict()

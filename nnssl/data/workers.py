@@ -1,5 +1,6 @@
 """Run a function over many items in several processes; one failing item or process does not stop
-the rest."""
+the rest.
+"""
 
 from __future__ import annotations
 

@@ -44,7 +44,8 @@ class EmbedTask:
 @dataclass(frozen=True)
 class EmbedWork:
     """Settings shared by all scans. number: of the map that is wanted in full; masks: files by
-    name."""
+    name.
+    """
 
     encoder: Encoder
     options: EmbedOptions

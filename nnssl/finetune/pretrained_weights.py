@@ -120,7 +120,8 @@ def _require_same_channels(file: str, saved: Mapping, ours: Shapes, theirs: Shap
 
 def _require_our_network(file: str, saved: Mapping) -> None:
     """Raises PretrainedWeightsError for a pretraining checkpoint, or a training of another
-    network."""
+    network.
+    """
     if PRETRAINING in saved:
         raise PretrainedWeightsError(
             f"{file} is the checkpoint of a pretraining, not of a labelled training: leave out "

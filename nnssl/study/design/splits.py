@@ -151,7 +151,8 @@ def nested_order(
 ) -> list[tuple[str, ...]]:
     """The subjects of `pool`, each as its cases, so that any prefix is a subset: shuffled by
     `seed`, and before the others come as few as cover all labels (greedily: the first of those that
-    add most)."""
+    add most).
+    """
     shuffled = list(grouped(sorted(pool), lambda case: subject_of(case, subject)).values())
     random.Random(seed).shuffle(shuffled)
     first = _cover(shuffled, labels)

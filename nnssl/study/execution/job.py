@@ -31,7 +31,8 @@ CHECKPOINTS = (FINAL, "checkpoint_latest.pth", "checkpoint_best.pth")
 
 def do(folder: Path | str) -> dict[str, str | None]:
     """Do the job; its outcome, {"state": "done" | "failed", "reason"}, is written as well. Only
-    exceptions that no command caused leave it."""
+    exceptions that no command caused leave it.
+    """
     folder = Path(folder)
     with _folder_lock(folder) as lock:
         outcome = jobs.outcome(folder)

@@ -1,5 +1,6 @@
 """Savings by pretraining: epochs and hours, labels, and the gain that carries over to another
-modality."""
+modality.
+"""
 
 from __future__ import annotations
 
