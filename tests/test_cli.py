@@ -130,7 +130,7 @@ def test_wrong_usage_is_explained(call, arguments, message):
         (["-m", "smit", "-i", "/no/such/folder"], "/no/such/folder"),
         (["-m", "smit", "-d", "999"], "-d 999: expected one folder Dataset999_* in"),
         (["-m", "smit", "-d", "Dataset001_Not"], "found 0; there is: Dataset007_There"),
-        (["-m", "smit", "-i", "x", "--name", "../escape"], "'../escape' cannot name a collection"),
+        (["-m", "smit", "-i", "x", "--name", "../escape"], "is not a valid collection name"),
         (
             ["-m", "smit", "-i", "x", "--probe", "999"],
             "--probe 999: expected one folder Dataset999_* in",
@@ -141,7 +141,7 @@ def test_wrong_usage_is_explained(call, arguments, message):
         ),
         (
             ["-m", "smit", "-i", "x", "--dims", "2", "--crop", "32", "32", "32"],
-            "--crop 32 32 32 has 3 numbers, but --dims is 2; a crop is Z Y X in 3D, Y X in 2D",
+            "--crop 32 32 32 has 3 numbers, but --dims is 2; give Z Y X in 3D, Y X in 2D",
         ),
         (
             ["-m", "smit", "-i", "x", "--dims", "3", "--crop", "32", "32"],
@@ -398,5 +398,5 @@ def test_a_signal_in_the_preparation_ends_with_75_and_no_traceback(
     code, _, err = call("pretrain", "-m", "smit", "-i", tmp_path, "-device", "cpu")
     assert (code, err) == (
         75,
-        "\nstopped; the same command with --c continues where it was\n",
+        "\nstopped; the same command with --c continues from there\n",
     )

@@ -183,7 +183,7 @@ def running(pid: int) -> bool:
 def test_a_start_that_makes_nothing_has_failed(tmp_path):
     folder = program(tmp_path / "one", "pass")
     assert job.do(folder)["state"] == "failed"
-    assert "there is no" in jobs.outcome(folder).reason
+    assert "does not exist" in jobs.outcome(folder).reason
 
 
 def test_checkpoints_cut_short_are_not_continued_from(tmp_path):

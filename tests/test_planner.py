@@ -206,7 +206,7 @@ def test_the_commands_plan_preprocess_and_say_what_to_type(nnunet_env, monkeypat
         ({"spacing": (1.0, 1.0)}, "three positive numbers"),
         ({"spacing": "pretraining"}, "needs a checkpoint"),
         ({"base": "nnUNetPlans", "gpu_memory_target": 24.0}, "leave out -p"),
-        ({"gpu_memory_target": 0.0}, "in GB and positive"),
+        ({"gpu_memory_target": 0.0}, "must be positive, in GB"),
         ({"name": "nnUNetPlans"}, "would overwrite nnU-Net's own plans"),
         ({}, "raw dataset .* does not exist, but planning needs it"),
     ],

@@ -230,7 +230,7 @@ def test_what_is_not_as_released_is_refused(copied, nnunet_env, damage):
 
 def test_an_unknown_name_lists_the_names(nnunet_env):
     with pytest.raises(
-        checkpoint_choice.NoCheckpointError, match=f"in place of a path: {GIVEN.name}"
+        checkpoint_choice.NoCheckpointError, match=f"instead of a path: {GIVEN.name}"
     ):
         checkpoint_choice.choose({"checkpoint_path": "smit_huge"})
     with pytest.raises(FileNotFoundError, match=GIVEN.name):

@@ -146,5 +146,5 @@ def test_labels_come_from_nnunets_notes(tmp_path):
             pickle.dumps({"class_locations": {1: voxels, (1, 2): [0]}})
         )
     assert splits.labels_of(tmp_path) == {"a": {1, (1, 2)}, "b": {(1, 2)}}
-    with pytest.raises(FileNotFoundError, match="preprocess first"):
+    with pytest.raises(FileNotFoundError, match="preprocessing first"):
         splits.labels_of(tmp_path / "none")

@@ -188,7 +188,7 @@ def test_only_what_is_missing_is_preprocessed(tmp_path, dataset):
         (folder / "gt_segmentations" / f"{number}.nii.gz").touch()
     assert Dataset("902").commands("3d_fullres") == []
     with pytest.raises(
-        StudyError, match="no configuration 2d; its nnUNetPlans has 3d_fullres, cascade"
+        StudyError, match="no configuration 2d; nnUNetPlans has 3d_fullres, cascade"
     ):
         Dataset("902").commands("2d")
 

@@ -192,7 +192,7 @@ def test_what_is_trained_by_hand_says_what_to_type_and_is_collected(tmp_path, da
     outcome = job.do(one.folder)
     assert outcome["state"] == "failed"
     line = "nnUNetv2_train_pretrained Dataset902_Phantoms 3d_fullres 5 -tr PretrainedTrainer"
-    assert f"in the environment of its trainer: {line} -p ptPlans__mae" in outcome["reason"]
+    assert f"in the environment of its trainer, type: {line} -p ptPlans__mae" in outcome["reason"]
     words = about.training.command("cpu", str(program(tmp_path)))
     monkeypatch.setattr(shell, "environment", lambda: {"nnUNet_results": str(results_of())})
     shell.execute(words, tmp_path / "by_hand.txt")
