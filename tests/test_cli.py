@@ -129,7 +129,7 @@ def test_wrong_usage_is_explained(call, arguments, message):
         ),
         (["-m", "smit", "-i", "/no/such/folder"], "/no/such/folder"),
         (["-m", "smit", "-d", "999"], "-d 999: expected one folder Dataset999_* in"),
-        (["-m", "smit", "-d", "Dataset001_Not"], "found 0; there is: Dataset007_There"),
+        (["-m", "smit", "-d", "Dataset001_Not"], "found 0; available: Dataset007_There"),
         (["-m", "smit", "-i", "x", "--name", "../escape"], "is not a valid collection name"),
         (
             ["-m", "smit", "-i", "x", "--probe", "999"],

@@ -94,7 +94,7 @@ def raw_dataset(identifier: str, flag: str = "-d") -> Path:
     if len(found) != 1:
         raise ValueError(
             f"{flag} {identifier}: expected one folder {wanted} in {raw}, found {len(found)}; "
-            f"there is: {_datasets(raw)}"
+            f"available: {_datasets(raw)}"
         )
     return found[0]
 

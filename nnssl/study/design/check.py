@@ -66,7 +66,7 @@ def _check_arm(study: Study, arm: Arm) -> None:
 
 @contextmanager
 def _said_of(what: str) -> Iterator[None]:
-    """An error of a command's becomes one of the description, which says whose it is."""
+    """Turn a command's error into a description error that names the entry."""
     try:
         yield
     except (ValueError, TypeError) as error:
@@ -107,7 +107,7 @@ def _check_trainers(study: Study, arm: Arm) -> None:
 
 
 def _check_trainer(arm: Arm, task: Task, name: str) -> None:
-    """That nnU-Net will find it, and that it trains as long as the recipe says."""
+    """Check that nnU-Net will find it, and that it follows the recipe's length."""
     ancestors = _ancestors(name)
     if arm.start == "default" and not _heeds_the_recipe(ancestors):
         raise _other_length(name)

@@ -162,7 +162,7 @@ def _name(entry: Mapping, at: Place) -> str:
 
 
 def _check_keys(entry: Mapping, start: str, at: Place) -> None:
-    """That an arm says what its start needs, and nothing that its start does not know."""
+    """Check that an arm has the fields that its start needs, and no others."""
     needed, optional = NEEDS[start]
     allowed = {*OF_EVERY_ARM, *needed, *optional}
     values.require_known(entry, [key for key in ARM if key in allowed], at)
@@ -194,7 +194,7 @@ def _check_validation(task: Task, at: Place) -> None:
 
 
 def settings(part: Arm | Task) -> dict:
-    """What an arm or a task says, JSON-able, its defaults left out: for fingerprints."""
+    """The fields of an arm or a task, JSON-able, without defaults: for fingerprints."""
     said = asdict(part)
     defaults = {f.name: f.default if f.default is not MISSING else {} for f in fields(part)}
     return {key: value if isinstance(value, (int, float, dict)) else str(value)

@@ -1,5 +1,5 @@
-"""One job, `python -m nnssl.study.execution.job FOLDER`: what folder/job.json says, to its end, in
-a process of its own.
+"""One job, `python -m nnssl.study.execution.job FOLDER`: run the job of folder/job.json to its end,
+in its own process.
 
 Two kinds. A fine-tuning: nnUNetv2_train (it continues where it was killed), then the rows of
 results. A pretraining: commands that make a checkpoint. A second process on the same job waits for
