@@ -166,7 +166,7 @@ def test_slices_of_mri_are_learnt_from_and_fine_tuned_as_nnunet_normalises_them(
     )
     loaded = checkpoint.load(pretrain.pretrain(options, lambda _: None))
     assert loaded.hu is None
-    assert "as nnU-Net normalises" in checkpoint.describe(loaded)
+    assert "keep nnU-Net's normalisation" in checkpoint.describe(loaded)
     assert intensity_map(["ZScoreNormalization"], {}, loaded.hu) is None
 
 
